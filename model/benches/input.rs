@@ -1,4 +1,4 @@
-//! From a conversation to a batch on a device, and a checkpoint's index: `cargo bench -p reel-model --bench input`.
+//! Benchmarks of encoding, packing and loading on the host: `cargo bench -p reel-model --bench input`.
 
 use std::hint::black_box;
 use std::path::Path;
@@ -16,18 +16,18 @@ use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_runtime::{DType, Device};
 use serde_json::{Value, json};
 
-/// A film of 16 frames of 224 x 420 in patches.
-const FILM: GridThw = [8, 16, 30];
-/// Words of a long question.
+/// The grid of a video of 16 frames of 224 x 420 pixels.
+const VIDEO: GridThw = [8, 16, 30];
+/// The number of words of a long question.
 const WORDS: usize = 4000;
 
-/// A tiny model's folder in which the decoder has as many tensors as that of the 7B model.
+/// Writes a tiny model folder whose decoder has as many tensors as the 7B model.
 fn folder(location: &Path) {
     let options = InitOptions { preset: Preset::Tiny, layers: Some(28), vocab: None, dtype: None, seed: 0 };
     init(&options, location).expect("a model folder");
 }
 
-/// A question of many words about a film.
+/// A long question about a video.
 fn messages() -> Value {
     let words = ["which", "way", "does", "the", "ball", "roll", "after", "12.5", "seconds?", "Left,", "right\n"];
     let text: Vec<&str> = words.iter().cycle().take(WORDS).copied().collect();
@@ -37,9 +37,9 @@ fn messages() -> Value {
     ])
 }
 
-/// Ids of a text with a film in it.
+/// Token ids of a text with a video in it.
 fn ids(config: &ModelConfig, text: usize) -> Vec<TokenId> {
-    let pads = FILM.iter().product::<usize>() / config.vision.merge_unit();
+    let pads = VIDEO.iter().product::<usize>() / config.vision.merge_unit();
     let mut ids = vec![1; text];
     ids.push(config.tokens.vision_start);
     ids.extend(vec![config.tokens.video; pads]);
@@ -76,9 +76,9 @@ fn texts(criterion: &mut Criterion, bundle: &Bundle) {
 
 fn positions(criterion: &mut Criterion, config: &ModelConfig) {
     let ids = ids(config, 3000);
-    let films = [FILM; 1];
+    let films = [VIDEO; 1];
     let grids = Grids { video_grid_thw: &films, ..Grids::default() };
-    let mut group = criterion.benchmark_group("a film of 960 tokens");
+    let mut group = criterion.benchmark_group("a video of 960 tokens");
     group.bench_function("M-RoPE positions with 6000 tokens of text", |b| {
         b.iter(|| rope_index(config, black_box(&ids), grids, "bench").expect("positions"));
     });
@@ -94,10 +94,10 @@ fn positions(criterion: &mut Criterion, config: &ModelConfig) {
 fn batches(criterion: &mut Criterion, config: &ModelConfig) {
     let device = Device::cpu(1);
     let ids = ids(config, 512);
-    let films = [FILM];
+    let films = [VIDEO];
     let rope = rope_index(config, &ids, Grids { video_grid_thw: &films, ..Grids::default() }, "bench");
     let rope = rope.expect("positions");
-    let patches = FILM.iter().product::<usize>();
+    let patches = VIDEO.iter().product::<usize>();
     let patch = config.vision.temporal_patch_size * config.vision.patch_size.pow(2) * 3;
     let pixels = vec![0.5; patches * patch];
     let sequence = Sequence {
@@ -109,7 +109,7 @@ fn batches(criterion: &mut Criterion, config: &ModelConfig) {
     };
     let mut group = criterion.benchmark_group("a batch");
     group.throughput(Throughput::Elements(4 * ids.len() as u64));
-    group.bench_function("four rows with a film each", |b| {
+    group.bench_function("four rows with a video each", |b| {
         b.iter(|| Batch::new(&device, config, black_box(&[sequence; 4]), "bench").expect("a batch"));
     });
     group.finish();

@@ -1,6 +1,6 @@
-//! Whole conversations, media and all, against transformers' processor (tests/golden/model).
+//! Compares encoded conversations with transformers' processor (tests/golden/model).
 //!
-//! Without the usual harness, because films are decoded by this very program, run again as a worker.
+//! Has no test harness, because this program also runs as the worker process that decodes videos.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -23,10 +23,10 @@ fn main() -> ExitCode {
         println!("ok   {}", case.file_name().unwrap().to_string_lossy());
     }
     let film = cases.iter().find(|case| case.ends_with("video_mp4")).unwrap();
-    the_rate_can_be_left_out(film);
-    a_pad_too_many_is_refused(film);
-    bytes_of_a_film_do_as_well_as_its_file(film);
-    println!("ok   rates, pads and films in memory");
+    second_per_grid_is_optional(film);
+    rejects_an_extra_pad_token(film);
+    video_in_memory_equals_video_file(film);
+    println!("ok   rates, pad tokens and videos in memory");
     ExitCode::SUCCESS
 }
 
@@ -52,7 +52,7 @@ fn equals_the_processor(case: &Path) {
     for (got, want) in got.second_per_grid_ts.iter().zip(&want.second_per_grid_ts) {
         assert!((got - want).abs() <= 1e-5 * want);
     }
-    // Tolerances in levels; a level is 1 / (255 · std), and the smallest std is 0.26.
+    // Tolerances in steps of a u8 value; a step is 1 / (255 · std), and the smallest std is 0.26.
     let level = 1.0 / (255.0 * 0.26);
     let tolerances = &about["tolerances"];
     let largest = tolerances["pixel_max_levels"].as_f64().map_or(f32::INFINITY, |x| x as f32) * level;
@@ -69,7 +69,7 @@ fn equals_the_processor(case: &Path) {
     }
 }
 
-fn the_rate_can_be_left_out(case: &Path) {
+fn second_per_grid_is_optional(case: &Path) {
     let bundle = Bundle::open(&case.join("model")).unwrap();
     let conversation = Conversation::open(&case.join("messages.json"), None).unwrap();
     let options = MediaOptions { second_per_grid: SecondPerGrid::One, ..MediaOptions::default() };
@@ -82,31 +82,35 @@ fn the_rate_can_be_left_out(case: &Path) {
     assert_eq!(encode(&bundle, &conversation, &fewer).unwrap().frame_indices.len(), 4, "a flag wins over the part");
 }
 
-fn a_pad_too_many_is_refused(case: &Path) {
+fn rejects_an_extra_pad_token(case: &Path) {
     let bundle = Bundle::open(&case.join("model")).unwrap();
     let mut conversation = Conversation::open(&case.join("messages.json"), None).unwrap();
     let said = |conversation: &Conversation| encode(&bundle, conversation, &MediaOptions::default());
     let question = Conversation::question(Vec::new(), "what is <|video_pad|>?");
     let alone = said(&question).unwrap();
     let pad = bundle.config.tokens.video;
-    assert_eq!(alone.input_ids.iter().filter(|&&id| id == pad).count(), 1, "without media a typed pad stays one id");
+    assert_eq!(
+        alone.input_ids.iter().filter(|&&id| id == pad).count(),
+        1,
+        "without media a pad token in the text stays one id"
+    );
     conversation.messages.extend(question.messages);
     let error = said(&conversation).unwrap_err().to_string();
     assert!(error.contains("the prompt has 2 <|video_pad|> tokens but the messages have 1 videos"), "{error}");
 }
 
-fn bytes_of_a_film_do_as_well_as_its_file(case: &Path) {
+fn video_in_memory_equals_video_file(case: &Path) {
     use base64::Engine;
     let bundle = Bundle::open(&case.join("model")).unwrap();
-    let film = |source: MediaSource| {
+    let video = |source: MediaSource| {
         let source = VideoSource::File(source);
         let part = VideoPart { source, overrides: Default::default(), location: "p".to_string() };
         encode(&bundle, &Conversation::question(vec![ContentPart::Video(part)], "?"), &MediaOptions::default())
     };
     let path = case.join("media/clip.mp4");
     let base64 = base64::engine::general_purpose::STANDARD.encode(std::fs::read(&path).unwrap());
-    let data = film(MediaSource::Data(format!("data:video/mp4;base64,{base64}"))).unwrap();
-    assert_eq!(data, film(MediaSource::Path(path)).unwrap());
-    let error = film(MediaSource::Data("data:video/mp4;base64,AAAA".to_string())).unwrap_err().to_string();
+    let data = video(MediaSource::Data(format!("data:video/mp4;base64,{base64}"))).unwrap();
+    assert_eq!(data, video(MediaSource::Path(path)).unwrap());
+    let error = video(MediaSource::Data("data:video/mp4;base64,AAAA".to_string())).unwrap_err().to_string();
     assert!(error.starts_with("data: URI: ") && !error.contains(&*std::env::temp_dir().to_string_lossy()), "{error}");
 }

@@ -1,4 +1,4 @@
-//! The forward pass against what transformers computed (tests/golden/model), in f32 and bf16, packed and cached.
+//! Compares the forward pass with transformers (tests/golden/model): f32 and bf16, packed and with the KV cache.
 
 use std::path::{Path, PathBuf};
 
@@ -69,7 +69,7 @@ fn relative(got: &[f32], want: &[f32]) -> f64 {
     (sum(&|g, w| (g - w) * (g - w)) / sum(&|_, w| w * w)).sqrt()
 }
 
-/// Logits `[S, V]` of a packed pass.
+/// Logits `[S, V]` of a packed forward pass.
 fn packed(case: &Case, device: &Device, dtype: DType) -> Vec<f32> {
     let model = Qwen25Vl::open(device, &case.files, &case.config, dtype).unwrap();
     let cx = Cx::inference(device, dtype);
@@ -79,7 +79,7 @@ fn packed(case: &Case, device: &Device, dtype: DType) -> Vec<f32> {
 }
 
 #[test]
-fn logits_are_those_of_transformers() {
+fn logits_equal_transformers() {
     for folder in cases() {
         let case = Case::open(&folder);
         let vocab = case.config.text.vocab_size;
@@ -96,7 +96,7 @@ fn logits_are_those_of_transformers() {
 }
 
 #[test]
-fn threads_neighbours_and_the_cache_do_not_change_a_bit() {
+fn bits_do_not_depend_on_threads_batch_or_cache() {
     for folder in cases() {
         let case = Case::open(&folder);
         for dtype in [DType::F32, DType::BF16] {
@@ -108,7 +108,7 @@ fn threads_neighbours_and_the_cache_do_not_change_a_bit() {
             let model = Qwen25Vl::open(&device, &case.files, &case.config, dtype).unwrap();
             let cx = Cx::inference(&device, dtype);
 
-            // In a batch, behind and before others.
+            // In a batch, after and before other sequences.
             let text: Vec<u32> = case.tokens.input_ids.iter().copied().filter(|id| *id < 200).take(70).collect();
             let at: Vec<i64> = (0..text.len() as i64).collect();
             let other = Sequence { input_ids: &text, position_ids: [&at, &at, &at], ..Sequence::default() };
@@ -121,7 +121,7 @@ fn threads_neighbours_and_the_cache_do_not_change_a_bit() {
                 assert!(got == want, "{} {dtype}: in a batch", case.name);
             }
 
-            // Prompt up to the last vision token at once, then token by token.
+            // With the KV cache: the prompt up to the last vision token, then one token at a time.
             let pads = [case.config.tokens.image, case.config.tokens.video];
             let first = case.tokens.input_ids.iter().rposition(|id| pads.contains(id)).map_or(1, |i| i + 1);
             let cache = KvCache::new(&device, &case.config.text, dtype, s.div_ceil(KvPages::BLOCK)).unwrap();

@@ -1,4 +1,4 @@
-//! Decoded frames as levels against their pixels as values: the two entries of the vision tower.
+//! Compares decoded u8 frames with normalised pixel values as input of the vision tower.
 
 use std::path::Path;
 
@@ -17,14 +17,14 @@ fn folder() -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/train/model_a")
 }
 
-/// Noise of `[t, h, w]` patches, with an odd number of frames where `odd`.
+/// Random frames of `[t, h, w]` patches; `odd`: with an odd number of frames.
 fn noise([t, h, w]: [usize; 3], odd: bool, p: &PatchProcessor, seed: u64) -> FrameBuf {
     let (frames, height, width) = (t * p.temporal_patch_size - usize::from(odd), h * p.patch_size, w * p.patch_size);
     let level = |i: usize| ((i as u64 ^ seed).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8;
     FrameBuf { data: (0..frames * height * width * 3).map(level).collect(), frames, height, width }
 }
 
-/// A picture and films of these grids, then a word.
+/// An input with an optional image, videos of these grids, and one text token.
 fn tokens(config: &ModelConfig, picture: bool, films: &[[usize; 3]], odd: bool, seed: u64) -> ModelInput {
     let vision = &config.vision;
     let processor = PatchProcessor {
@@ -60,13 +60,13 @@ fn tokens(config: &ModelConfig, picture: bool, films: &[[usize; 3]], odd: bool, 
     tokens
 }
 
-/// The same with its pixels as values.
+/// The input with pixel values instead of frames.
 fn as_values(tokens: &ModelInput) -> ModelInput {
     let [pictures, films] = tokens.pixels().unwrap().map(|p| p.map(|p| p.into_owned()));
     ModelInput { frames: MediaFrames::default(), pixel_values: pictures, pixel_values_videos: films, ..tokens.clone() }
 }
 
-/// Hidden states of a batch, and the gradient of the patch embedding.
+/// The hidden states of a batch, and the gradient of the patch embedding weight.
 fn pass(dtype: DType, all: &[&ModelInput]) -> (Vec<f32>, Vec<f32>) {
     const NAME: &str = "visual.patch_embed.proj.weight";
     let (config, files) = (ModelConfig::open(&folder()).unwrap(), Checkpoint::open(&folder()).unwrap());
@@ -97,7 +97,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(8))]
 
     #[test]
-    fn levels_give_the_bits_of_values(
+    fn frames_equal_pixel_values(
         picture: bool,
         films in prop::collection::vec([1usize..3, 1usize..4, 1usize..4], 1..3),
         odd: bool,
@@ -108,19 +108,18 @@ proptest! {
         let values = as_values(&levels);
         for dtype in [DType::F32, DType::BF16] {
             let ((got, d_got), (want, d_want)) = (pass(dtype, &[&levels]), pass(dtype, &[&values]));
-            // Forward a patch's sum depends on its own pixels alone; the gradient's sums go over the patches in another
-            // order.
+            // Forward, the sum of a patch depends on its pixels only. The gradient sums over patches in another order.
             prop_assert!(got == want, "{dtype}");
             let off = distance(&d_got, &d_want);
             prop_assert!(off <= 1e-5, "{dtype}: gradients differ by {off:.2e}");
-            // A sequence of each kind in one batch.
+            // One sequence with frames and one with pixel values in a batch.
             prop_assert!(pass(dtype, &[&levels, &values]).0[..got.len()] == got[..], "{dtype}: beside values");
         }
     }
 }
 
 #[test]
-fn frames_of_other_grids_are_refused() {
+fn rejects_frames_that_contradict_the_grids() {
     let config = ModelConfig::open(&folder()).unwrap();
     let good = tokens(&config, true, &[[1, 2, 2]], false, 1);
     let said = |tokens: &ModelInput| {

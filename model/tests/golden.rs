@@ -1,4 +1,4 @@
-//! Positions, windows and tokens against transformers (tests/golden/chat, tests/golden/tokenizer).
+//! Compares positions, window order and token ids with transformers (tests/golden/chat, tests/golden/tokenizer).
 
 use std::path::Path;
 

@@ -1,5 +1,5 @@
-//! `adapter_config.json` in the format of PEFT. Fields that change the results of an adapter are applied or rejected. Other fields (how it was
-//! initialised and trained) are ignored.
+//! `adapter_config.json` in the format of PEFT. Fields that change the results of an adapter are applied or rejected.
+//! Other fields (how it was initialised and trained) are ignored.
 
 use std::path::Path;
 use std::{fs, io};
@@ -67,7 +67,9 @@ impl AdapterConfig {
         match serde_json::from_str(&text) {
             Ok(Value::Object(fields)) => Self::parse(&location, &fields),
             Ok(_) => Err(ModelError::config(location, "is not a JSON object", "restore the file of the adapter")),
-            Err(e) => Err(ModelError::config(location, format!("is not JSON ({e})"), "restore the file of the adapter")),
+            Err(e) => {
+                Err(ModelError::config(location, format!("is not JSON ({e})"), "restore the file of the adapter"))
+            }
         }
     }
 
@@ -112,7 +114,11 @@ impl AdapterConfig {
         let rslora = fields.get("use_rslora").is_some_and(is_set);
         let by = if rslora { (r as f64).sqrt() } else { r as f64 };
         if !((alpha / by) as f32).is_finite() {
-            return refuse("lora_alpha", format!("is {alpha}, outside the range of f32"), "restore the file of the adapter");
+            return refuse(
+                "lora_alpha",
+                format!("is {alpha}, outside the range of f32"),
+                "restore the file of the adapter",
+            );
         }
         let base = fields.get("base_model_name_or_path").and_then(Value::as_str).filter(|base| !base.is_empty());
         Ok(Self { base: base.map(str::to_string), r, scale: alpha / by })
@@ -133,8 +139,9 @@ fn shown(value: Option<&Value>) -> String {
     value.map_or("missing".to_string(), Value::to_string)
 }
 
-/// The adapter_config.json of an adapter that this program trained. Has only fields that old versions of PEFT know, except
-/// `exclude_modules`, which is needed where names alone would match the vision tower too (old versions ignore it and add zero matrices there).
+/// The adapter_config.json of an adapter that this program trained. Has only fields that old versions of PEFT know,
+/// except `exclude_modules`, which is needed where names alone would match the vision tower too (old versions ignore it
+/// and add zero matrices there).
 pub(super) fn json(spec: &LoraSpec, base: &str) -> Value {
     let alpha = match spec.alpha.fract() == 0.0 && spec.alpha.abs() < 1e15 {
         true => json!(spec.alpha as i64),

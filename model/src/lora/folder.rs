@@ -1,5 +1,6 @@
-//! Reads and writes an adapter folder in the format of PEFT: `adapter_config.json`, and `adapter_model.safetensors` with two matrices a
-//! layer, `base_model.model.LAYER.lora_A.weight` `[r, in]` and `base_model.model.LAYER.lora_B.weight` `[out, r]`.
+//! Reads and writes an adapter folder in the format of PEFT: `adapter_config.json`, and `adapter_model.safetensors`
+//! with two matrices a layer, `base_model.model.LAYER.lora_A.weight` `[r, in]` and
+//! `base_model.model.LAYER.lora_B.weight` `[out, r]`.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -169,8 +170,9 @@ pub struct AdapterFolder<'a> {
     pub naming: Naming,
 }
 
-/// Writes an adapter folder like PEFT and TRL: the adapter, and the files of tokenizer and processor. `tensors` have parameter names
-/// (`LAYER.lora_A.weight`); `fill` writes the bytes of one tensor and is called once for each, in order.
+/// Writes an adapter folder like PEFT and TRL: the adapter, and the files of tokenizer and processor. `tensors` have
+/// parameter names (`LAYER.lora_A.weight`); `fill` writes the bytes of one tensor and is called once for each, in
+/// order.
 pub fn save(
     out: &Path,
     folder: AdapterFolder,

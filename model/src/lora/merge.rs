@@ -25,8 +25,8 @@ pub struct Merged {
     pub bytes: u64,
 }
 
-/// Merges `adapter` into the model folder `base` and writes the model folder `out`, which must not exist or be empty. Weights keep dtype and
-/// name; all other files at the top of `base` are copied. `out` appears when it is complete.
+/// Merges `adapter` into the model folder `base` and writes the model folder `out`, which must not exist or be empty.
+/// Weights keep dtype and name; all other files at the top of `base` are copied. `out` appears when it is complete.
 ///
 /// # Errors
 /// An adapter that does not belong to the model; a folder that cannot be read or written.

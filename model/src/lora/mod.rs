@@ -1,9 +1,10 @@
-//! LoRA adapters (Hu et al. 2021): a layer with frozen weight W `[out, in]` gets two small matrices, A `[r, in]` and B `[out, r]`, and computes
-//! `W x + b + scale · B A x`. Adapter folders have the format of PEFT (`adapter_config.json`, `adapter_model.safetensors`), which PEFT can
-//! load, and adapters of PEFT can be loaded here.
+//! LoRA adapters (Hu et al. 2021): a layer with frozen weight W `[out, in]` gets two small matrices, A `[r, in]` and B
+//! `[out, r]`, and computes `W x + b + scale · B A x`. Adapter folders have the format of PEFT (`adapter_config.json`,
+//! `adapter_model.safetensors`), which PEFT can load, and adapters of PEFT can be loaded here.
 //!
-//! A and B have the dtype of activations, like other trained weights. In bf16 the optimizer keeps their f32 master weights, and rollouts,
-//! training and the saved file have equal bits. The base weights are read in place where their dtype allows.
+//! A and B have the dtype of activations, like other trained weights. In bf16 the optimizer keeps their f32 master
+//! weights, and rollouts, training and the saved file have equal bits. The base weights are read in place where their
+//! dtype allows.
 
 mod config;
 mod folder;
@@ -121,8 +122,8 @@ pub struct UnknownTarget {
 /// The source of the matrices of an adapter.
 #[derive(Clone, Copy, Debug)]
 pub enum AdapterSource<'a> {
-    /// A new adapter: A is uniform within ±1/√in (Kaiming with a = √5, the default of PEFT), B is zero. A is a function of the seed and the
-    /// layer name.
+    /// A new adapter: A is uniform within ±1/√in (Kaiming with a = √5, the default of PEFT), B is zero. A is a function
+    /// of the seed and the layer name.
     New(&'a [LinearLayer], &'a LoraSpec, u64),
     /// Uninitialised memory of the right size, for the dry device.
     Nothing(&'a [LinearLayer], &'a LoraSpec),
@@ -175,8 +176,8 @@ fn uniform(seed: u64, name: &str, n: usize, bound: f32) -> Vec<f32> {
 }
 
 impl Qwen25Vl {
-    /// Returns the model with an adapter, which replaces any other adapter. If `trained`, its matrices are parameters named
-    /// `LAYER.lora_A.weight` and `LAYER.lora_B.weight`.
+    /// Returns the model with an adapter, which replaces any other adapter. If `trained`, its matrices are parameters
+    /// named `LAYER.lora_A.weight` and `LAYER.lora_B.weight`.
     ///
     /// # Errors
     /// Out of memory; a matrix of an unsupported dtype.

@@ -1,4 +1,5 @@
-//! Compares adapters with results of PEFT (tests/golden/lora), with finite differences of the loss, and with merged weights.
+//! Compares adapters with results of PEFT (tests/golden/lora), with finite differences of the loss, and with merged
+//! weights.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -6,101 +6,101 @@ use std::path::Path;
 use crate::config::fields::Fields;
 use crate::error::{ModelError, Result};
 
-/// Both towers.
+/// The config of a SigLIP model.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SiglipConfig {
-    /// Texts.
+    /// The text tower.
     pub text: SiglipTextConfig,
-    /// Pictures.
+    /// The vision tower.
     pub vision: SiglipVisionConfig,
 }
 
-/// The text tower's shape. Lengths in elements.
+/// The sizes of the text tower, in elements.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SiglipTextConfig {
-    /// Rows of the token embedding.
+    /// The number of rows of the token embedding.
     pub vocab_size: usize,
-    /// Tokens of every text (64 in all published folders): longer ones are cut, shorter ones padded.
+    /// The number of tokens of every text (64 in all published models). Longer texts are cut, shorter ones padded.
     pub positions: usize,
-    /// Width of an embedding; equals the vision tower's hidden size.
+    /// The width of an embedding; equals the hidden size of the vision tower.
     pub projection_size: usize,
-    /// The layers.
+    /// The sizes of the layers.
     pub encoder: EncoderConfig,
 }
 
-/// The vision tower's shape. Lengths in elements, but `image_size` and `patch_size` in pixels.
+/// The sizes of the vision tower, in elements; `image_size` and `patch_size` are in pixels.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SiglipVisionConfig {
-    /// Sides of the square that every picture is resized to.
+    /// The side of the square that every image is resized to.
     pub image_size: usize,
-    /// Sides of a patch. What is left of the square beyond whole patches is not seen.
+    /// The side of a patch. Pixels beyond whole patches are ignored.
     pub patch_size: usize,
-    /// The layers.
+    /// The sizes of the layers.
     pub encoder: EncoderConfig,
 }
 
-/// What the layers of both towers are made of.
+/// The sizes of the layers of a tower.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EncoderConfig {
-    /// Width of the residual stream (C).
+    /// The width of the residual (C).
     pub hidden_size: usize,
-    /// Width of the MLP.
+    /// The width of the MLP.
     pub intermediate_size: usize,
-    /// Layers.
+    /// The number of layers.
     pub layers: usize,
-    /// Heads; divides the width.
+    /// The number of heads; divides the width.
     pub heads: usize,
-    /// Epsilon of every layer norm.
+    /// The epsilon of all layer norms.
     pub eps: f32,
 }
 
 impl SiglipVisionConfig {
-    /// Patches along each side.
+    /// The number of patches along each side.
     pub fn side(&self) -> usize {
         self.image_size / self.patch_size
     }
 
-    /// Patches of a picture.
+    /// The number of patches of an image.
     pub fn patches(&self) -> usize {
         self.side() * self.side()
     }
 
-    /// Values of a patch.
+    /// The number of values of a patch.
     pub fn patch_dim(&self) -> usize {
         3 * self.patch_size * self.patch_size
     }
 }
 
 impl EncoderConfig {
-    /// Elements of a head.
+    /// The number of elements of a head.
     pub fn head_dim(&self) -> usize {
         self.hidden_size / self.heads
     }
 }
 
 const HELP: &str = "use the config.json that was published with these weights";
-const KIND: &str = "give a SigLIP folder such as google/siglip-so400m-patch14-384";
+const KIND: &str = "use a SigLIP model such as google/siglip-so400m-patch14-384";
 
-/// A config with more is a slip of the pen.
+/// The largest accepted number of layers; a larger one is an error in the file.
 const MAX_LAYERS: usize = 4096;
-/// The same of a picture's side: all published ones are below 600 pixels.
-const LARGEST_SIDE: usize = 8192;
+/// The largest accepted side of an image, in pixels; all published ones are below 600.
+const MAX_SIDE: usize = 8192;
 
 impl SiglipConfig {
     /// Reads `config.json` of a folder.
     ///
     /// # Errors
-    /// A file that cannot be read; those of [`SiglipConfig::parse`].
+    /// The file cannot be read; the errors of [`SiglipConfig::parse`].
     pub fn open(folder: &Path) -> Result<Self> {
         let path = folder.join("config.json");
         let text = std::fs::read_to_string(&path).map_err(|e| ModelError::read(&path, e))?;
         Self::parse(&path.display().to_string(), &text)
     }
 
-    /// Reads the text of a config.json; `file` names it in errors.
+    /// Parses the text of a config.json; `file` names it in errors.
     ///
     /// # Errors
-    /// A key of the wrong kind; another model, or a shape that is not computed here.
+    /// A key of the wrong type; another model; unsupported sizes.
     pub fn parse(file: &str, text: &str) -> Result<Self> {
         let root = Fields::parse(file, text, HELP)?;
         match root.opt_str("model_type")? {
@@ -110,13 +110,13 @@ impl SiglipConfig {
         }
         if root.has("quantization_config") {
             let what = "quantised weights are not supported";
-            return Err(root.fault("quantization_config", what, "use the unquantised folder of this model"));
+            return Err(root.fault("quantization_config", what, "use the unquantised model"));
         }
         let vision = vision(&Section { fields: root.child("vision_config")?, root: &root, name: "vision_config" })?;
         let text = text_tower(&Section { fields: root.child("text_config")?, root: &root, name: "text_config" })?;
         if text.projection_size != vision.encoder.hidden_size {
             let what = format!(
-                "is {}, but pictures become {} numbers (vision_config.hidden_size)",
+                "is {}, but images become {} numbers (vision_config.hidden_size)",
                 text.projection_size, vision.encoder.hidden_size
             );
             return Err(root.error("text_config.projection_size", what));
@@ -125,7 +125,7 @@ impl SiglipConfig {
     }
 }
 
-/// The object of one tower; absent, it has defaults only.
+/// The JSON object of one tower. If it is absent, all values are defaults.
 struct Section<'a> {
     fields: Option<Fields>,
     root: &'a Fields,
@@ -145,7 +145,7 @@ impl Section<'_> {
         self.fields.as_ref().map_or(Ok(None), |fields| fields.opt_count(key))
     }
 
-    /// At most `most`.
+    /// A whole number from 1 to `most`.
     fn count_to(&self, key: &str, default: usize, most: usize) -> Result<usize> {
         let found = self.fields.as_ref().map_or(Ok(None), |fields| fields.opt_count_to(key, most));
         Ok(found?.unwrap_or(default))
@@ -166,7 +166,7 @@ impl Section<'_> {
         let act = self.fields.as_ref().map_or(Ok(None), |fields| fields.opt_str("hidden_act"))?;
         match act {
             None | Some("gelu_pytorch_tanh") => Ok(config),
-            Some(other) => Err(self.error("hidden_act", format!("is `{other}`; only gelu_pytorch_tanh is computed"))),
+            Some(other) => Err(self.error("hidden_act", format!("is `{other}`; only gelu_pytorch_tanh is supported"))),
         }
     }
 
@@ -180,7 +180,7 @@ impl Section<'_> {
 
 fn vision(section: &Section) -> Result<SiglipVisionConfig> {
     let config = SiglipVisionConfig {
-        image_size: section.count_to("image_size", 224, LARGEST_SIDE)?,
+        image_size: section.count_to("image_size", 224, MAX_SIDE)?,
         patch_size: section.count("patch_size", 16)?,
         encoder: section.encoder()?,
     };
@@ -190,11 +190,13 @@ fn vision(section: &Section) -> Result<SiglipVisionConfig> {
     }
     let channels = section.count("num_channels", 3)?;
     if channels != 3 {
-        return Err(section.error("num_channels", format!("is {channels}; pictures have 3")));
+        return Err(section.error("num_channels", format!("is {channels}; images have 3")));
     }
     let head = section.fields.as_ref().map_or(Ok(None), |fields| fields.opt_bool("vision_use_head"))?;
     if head == Some(false) {
-        return Err(section.error("vision_use_head", "is false; the pooling head is needed".to_string()));
+        return Err(
+            section.error("vision_use_head", "is false; only models with a pooling head are supported".to_string())
+        );
     }
     Ok(config)
 }
@@ -214,7 +216,7 @@ mod tests {
     use super::*;
     use serde_json::{Value, json};
 
-    /// The published so400m-patch14-384.
+    /// The config of the published so400m-patch14-384.
     fn published() -> Value {
         let tower = |kind: &str| {
             json!({"hidden_size": 1152, "intermediate_size": 4304, "model_type": kind, "num_attention_heads": 16,

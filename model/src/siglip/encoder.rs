@@ -1,6 +1,6 @@
-//! What both towers are made of: layers that norm first, then attend or widen, and add to the stream.
+//! The transformer layers of both SigLIP towers: pre-norm attention and MLP, each added to the residual.
 //!
-//! `S` tokens of all sequences, packed; `C` the tower's width.
+//! `S` tokens of all packed sequences, `C` the width of the tower.
 
 use reel_runtime::ops::{self, CuSeqlens};
 use reel_runtime::{Cx, Tensor};
@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::linear::Linear;
 use crate::weights::WeightLoader;
 
-/// `(x − mean) · rsqrt(var + eps) · weight + bias`
+/// LayerNorm: `(x − mean) · rsqrt(var + eps) · weight + bias`.
 #[derive(Clone, Debug)]
 pub(super) struct Norm {
     weight: Tensor, // [C]
@@ -32,7 +32,7 @@ impl Norm {
     }
 }
 
-/// `fc2(gelu_tanh(fc1(x)))`
+/// The MLP: `fc2(gelu_tanh(fc1(x)))`.
 #[derive(Clone, Debug)]
 pub(super) struct Mlp {
     fc1: Linear,
@@ -97,7 +97,7 @@ impl Encoder {
         })
     }
 
-    /// `[S, C]` through all layers; every token sees all tokens of its sequence, padding too.
+    /// Runs all layers on x `[S, C]`. Every token attends to all tokens of its sequence, including padding.
     pub(super) fn forward(&self, cx: &Cx, mut x: Tensor, seqs: &CuSeqlens) -> Result<Tensor> {
         for layer in &self.layers {
             x = ops::add(cx, &x, &self.attend(cx, layer, &x, seqs)?)?;

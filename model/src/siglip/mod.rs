@@ -1,12 +1,12 @@
-//! SigLIP: texts and pictures as vectors of length 1 whose products say how well they agree. It judges, and is never
-//! trained.
+//! SigLIP: embeds texts and images as vectors of length 1, whose dot product is their similarity. It is the reward
+//! model of the semantic reward and is never trained.
 //!
-//! A folder is read as transformers writes it (`SiglipModel`: config.json, *.safetensors, tokenizer.json,
+//! Reads model folders of transformers (`SiglipModel`: config.json, *.safetensors, tokenizer.json,
 //! preprocessor_config.json). Source of the model: arXiv 2303.15343 and transformers' `modeling_siglip.py`.
 
 pub mod config;
 mod encoder;
-mod picture;
+mod image;
 mod tensors;
 #[cfg(test)]
 mod tests;
@@ -25,18 +25,18 @@ use crate::error::{ModelError, Result};
 use crate::weights::{WeightLoader, WeightSource};
 
 pub use config::SiglipConfig;
-pub use picture::SiglipProcessor;
+pub use image::SiglipProcessor;
 pub use tensors::{expected_tensors, is_optional};
 pub use text::SiglipText;
 pub use tokenizer::SiglipTokenizer;
 pub use vision::SiglipVision;
 
-/// Tokens, or patches, that go through a tower at once: what bounds the memory of activations.
-const AT_ONCE: usize = 4096;
+/// The largest number of tokens or patches in one pass of a tower, which limits the memory of activations.
+const MAX_TOKENS_PER_PASS: usize = 4096;
 
-/// A folder's model on a device.
+/// A SigLIP model on a device.
 pub struct Siglip {
-    /// Its shape.
+    /// The sizes of both towers.
     pub config: SiglipConfig,
     folder: PathBuf,
     tokenizer: SiglipTokenizer,
@@ -54,10 +54,10 @@ impl std::fmt::Debug for Siglip {
 }
 
 impl Siglip {
-    /// Opens a folder; computes in `dtype` (f32 or bf16).
+    /// Loads a model folder; activations have dtype `dtype` (f32 or bf16).
     ///
     /// # Errors
-    /// A file that is missing, damaged or of another model; out of memory.
+    /// A file is missing, damaged or of another model; out of memory.
     pub fn open(device: &Device, folder: &Path, dtype: DType) -> Result<Siglip> {
         let config = SiglipConfig::open(folder)?;
         let tokenizer = SiglipTokenizer::open(folder, config.text.vocab_size, config.text.positions)?;
@@ -77,17 +77,17 @@ impl Siglip {
         })
     }
 
-    /// Pictures that go through the vision tower at once.
-    pub fn pictures_at_once(&self) -> usize {
-        (AT_ONCE / self.config.vision.patches()).max(1)
+    /// The number of images in one pass of the vision tower.
+    pub fn images_per_pass(&self) -> usize {
+        (MAX_TOKENS_PER_PASS / self.config.vision.patches()).max(1)
     }
 
-    /// An embedding of length 1 for each text.
+    /// Computes an embedding of length 1 for each text.
     ///
     /// # Errors
-    /// Weights that give no numbers; what the tokenizer or the device reports.
+    /// Embeddings that are not finite; an error of the tokenizer or the device.
     pub fn embed_texts(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>> {
-        let at_once = (AT_ONCE / self.config.text.positions).max(1);
+        let at_once = (MAX_TOKENS_PER_PASS / self.config.text.positions).max(1);
         let mut all = Vec::with_capacity(texts.len());
         for texts in texts.chunks(at_once) {
             let ids = texts.iter().map(|text| self.tokenizer.encode(text)).collect::<Result<Vec<_>>>()?;
@@ -96,33 +96,33 @@ impl Siglip {
         Ok(all)
     }
 
-    /// An embedding of length 1 for each frame of each view, in order. `negative`: the model is shown `(256 - v) % 256`
-    /// of every byte.
+    /// Computes an embedding of length 1 for each frame of each view, in order. With `negative`, the model sees `(256 -
+    /// v) % 256` of every byte.
     ///
     /// # Errors
-    /// A frame that cannot be resized; weights that give no numbers; what the device reports.
+    /// A frame that cannot be resized; embeddings that are not finite; a device error.
     pub fn embed_frames(&self, frames: &[FrameView<'_>], negative: bool) -> Result<Vec<Vec<f32>>> {
         let one = |frame, (height, width)| Ok(FrameView::new(frame, 1, height, width)?);
         let frames = frames.iter().flat_map(|view| view.iter().map(|frame| one(frame, view.size())));
         let frames = frames.collect::<Result<Vec<_>>>()?;
         let seen = self.processor.seen();
         let mut all = Vec::with_capacity(frames.len());
-        for some in frames.chunks(self.pictures_at_once()) {
+        for some in frames.chunks(self.images_per_pass()) {
             let squares =
                 some.par_iter().map(|frame| self.processor.square(*frame, negative)).collect::<Result<Vec<_>>>()?;
             let size = [some.len(), seen, seen];
-            let pictures = ops::DeviceFrames::new(&self.device, &squares.concat(), size, &self.processor.patching())?;
-            all.extend(self.vectors(&self.vision.forward(&self.cx(), &pictures)?)?);
+            let images = ops::DeviceFrames::new(&self.device, &squares.concat(), size, &self.processor.patching())?;
+            all.extend(self.vectors(&self.vision.forward(&self.cx(), &images)?)?);
         }
         Ok(all)
     }
 
-    /// Computes without gradients.
+    /// The context of a forward pass.
     fn cx(&self) -> Cx {
         Cx::inference(&self.device, self.dtype)
     }
 
-    /// The rows of `[T, E]` on the host.
+    /// Copies the rows of `[T, E]` to the host.
     fn vectors(&self, x: &Tensor) -> Result<Vec<Vec<f32>>> {
         let flat = x.to_f32()?;
         if flat.iter().any(|x| !x.is_finite()) {

@@ -1,10 +1,10 @@
-//! The tensors that a SigLIP folder holds, with their shapes, in the order of transformers' modules.
+//! The names and shapes of all tensors of a SigLIP model.
 
 use super::config::{EncoderConfig, SiglipConfig};
 
 type List = Vec<(String, Vec<usize>)>;
 
-/// Every tensor with its shape. The last two, of the training loss, are not needed here ([`is_optional`]).
+/// The name and the shape of every tensor. The last two belong to the training loss and are optional ([`is_optional`]).
 pub fn expected_tensors(config: &SiglipConfig) -> List {
     let mut list = List::new();
     let (text, vision) = (&config.text, &config.vision);
@@ -32,7 +32,7 @@ pub fn expected_tensors(config: &SiglipConfig) -> List {
     list
 }
 
-/// Whether embeddings can do without a tensor.
+/// Whether a tensor is not needed for embeddings.
 pub fn is_optional(name: &str) -> bool {
     matches!(name, "logit_scale" | "logit_bias")
 }

@@ -1,4 +1,4 @@
-//! A folder of made-up weights against what transformers gives (tests/golden/siglip), on every device, and damaged
+//! Compares a model with generated weights with transformers (tests/golden/siglip), on every device; and tests damaged
 //! folders.
 
 use std::fs;
@@ -38,15 +38,15 @@ fn expected(name: &str) -> Vec<f32> {
     all.tensor(name).unwrap().data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
 }
 
-/// The distance of vectors of length 1 from those expected, as a root mean square.
+/// The root mean square distance of vectors from the expected ones.
 fn off(got: &[Vec<f32>], want: &[f32]) -> f32 {
     let (rows, got) = (got.len(), got.concat());
     assert_eq!(got.len(), want.len());
     (got.iter().zip(want).map(|(g, w)| (g - w) * (g - w)).sum::<f32>() / rows as f32).sqrt()
 }
 
-/// The dtypes, and how far off texts and pictures may be (f32: less than 1e-4 in any number, whichever it is). These
-/// weights make much of little: in f64, rounding them alone to bf16 moves texts by 0.12.
+/// Dtype, tolerance of text embeddings, tolerance of image embeddings. These weights amplify rounding: in f64, rounding
+/// the weights alone to bf16 moves text embeddings by 0.12.
 const LIMITS: [(DType, f32, f32); 2] = [(DType::F32, 2e-5, 2e-6), (DType::BF16, 0.25, 0.03)];
 
 fn open(device: &Device, dtype: DType) -> Siglip {
@@ -59,7 +59,7 @@ fn embed(model: &Siglip, pictures: &[RgbImage]) -> Vec<Vec<f32>> {
 }
 
 #[test]
-fn embeddings_are_those_of_transformers() {
+fn embeddings_equal_transformers() {
     let (texts, pictures) = (texts(), pictures());
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
     for (dtype, text_limit, picture_limit) in LIMITS {
@@ -75,7 +75,7 @@ fn embeddings_are_those_of_transformers() {
 }
 
 #[test]
-fn the_simulator_gives_the_same() {
+fn sim_equals_transformers() {
     let Some(()) = compile::for_test() else { return };
     let device = Device::sim(SimOptions { threads: 1, ..SimOptions::default() }).unwrap();
     let (texts, pictures) = (texts(), pictures());
@@ -93,7 +93,7 @@ fn the_simulator_gives_the_same() {
 }
 
 #[test]
-fn neighbours_and_threads_change_no_bit() {
+fn bits_do_not_depend_on_batch_or_threads() {
     let (texts, pictures) = (texts(), pictures());
     for dtype in [DType::F32, DType::BF16] {
         let model = open(&Device::cpu(1), dtype);
@@ -106,7 +106,7 @@ fn neighbours_and_threads_change_no_bit() {
 }
 
 #[test]
-fn ids_are_those_of_the_reference_tokenizer() {
+fn ids_equal_the_reference_tokenizer() {
     let bytes = fs::read(golden("expected.safetensors")).unwrap();
     let all = SafeTensors::deserialize(&bytes).unwrap();
     let want = all.tensor("input_ids").unwrap();
@@ -128,7 +128,7 @@ fn ids_are_those_of_the_reference_tokenizer() {
 }
 
 #[test]
-fn pixels_are_those_of_the_image_processor() {
+fn pixels_equal_the_image_processor() {
     let model = open(&Device::cpu(1), DType::F32);
     let (size, seen) = (64, model.processor.seen());
     assert_eq!(seen, 56);
@@ -137,7 +137,7 @@ fn pixels_are_those_of_the_image_processor() {
         for negative in [false, true] {
             let mut picture = picture.clone();
             if negative {
-                // Shown the negative of the negative, which is the picture.
+                // The negative of the negative is the image itself.
                 picture.data.iter_mut().for_each(|v| *v = ((256 - u32::from(*v)) % 256) as u8);
             }
             let got = model.processor.square(picture.view().unwrap(), negative).unwrap();
@@ -153,7 +153,7 @@ fn pixels_are_those_of_the_image_processor() {
 }
 
 #[test]
-fn a_dry_run_counts_what_a_run_does() {
+fn dry_device_counts_equal_cpu_counts() {
     let (dry, cpu) = (Device::dry(Kernels::Cpu), Device::cpu(1));
     let names = |device: &Device| {
         device.profiler().count(true);
@@ -178,7 +178,7 @@ fn so400m_fits_and_takes_little() {
     let json = format!(r#"{{"model_type": "siglip", "text_config": {text}, "vision_config": {vision}}}"#);
     let config = SiglipConfig::parse("c", &json).unwrap();
     let parameters: usize = expected_tensors(&config).iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
-    // 878 M, as published.
+    // 878 M parameters, as published.
     assert_eq!(parameters / 1_000_000, 877);
     for (kernels, dtype, stored) in [
         (Kernels::Cpu, DType::F32, StoredDType::F32),
@@ -199,7 +199,7 @@ fn so400m_fits_and_takes_little() {
             ops::DeviceFrames::new(device, &vec![0; at_once * seen * seen * 3], size, &processor.patching()).unwrap();
         assert_eq!(vision.forward(&cx, &pictures).unwrap().shape(), [5, 1152]);
         let flops: f64 = device.profiler().totals().unwrap().values().map(|t| t.cost.flops).sum();
-        // Two operations a weight and patch, and the attention's.
+        // Two operations for each weight and patch, and those of attention.
         let expected = 5.0 * 729.0 * 2.0 * (414e6 + 27.0 * 2.0 * 729.0 * 1152.0);
         assert!((flops / expected - 1.0).abs() < 0.03, "{flops:.3e} operations, {expected:.3e} expected");
         assert_eq!(text.forward(&cx, &[1; 8 * 64]).unwrap().shape(), [8, 1152]);
@@ -209,7 +209,7 @@ fn so400m_fits_and_takes_little() {
     }
 }
 
-/// A copy of the golden folder with one file changed.
+/// A copy of the golden folder in which one file is changed.
 fn changed(file: &str, change: impl FnOnce(Vec<u8>) -> Option<Vec<u8>>) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     for entry in fs::read_dir(golden("model")).unwrap() {
@@ -230,7 +230,7 @@ fn refused(folder: &Path) -> String {
     error
 }
 
-/// The golden weights in a file without one tensor, or with it in another shape.
+/// The golden weights without one tensor, or with that tensor in another shape.
 fn with_tensor(name: &str, shape: Option<Vec<usize>>) -> impl FnOnce(Vec<u8>) -> Option<Vec<u8>> {
     let name = name.to_string();
     move |bytes| {
@@ -245,7 +245,7 @@ fn with_tensor(name: &str, shape: Option<Vec<usize>>) -> impl FnOnce(Vec<u8>) ->
 }
 
 #[test]
-fn a_damaged_folder_is_refused_by_name() {
+fn errors_name_the_damaged_file() {
     for file in ["config.json", "tokenizer.json", "model.safetensors"] {
         let missing = refused(changed(file, |_| None).path());
         assert!(missing.contains(file) || file == "model.safetensors", "{missing}");
@@ -262,7 +262,7 @@ fn a_damaged_folder_is_refused_by_name() {
     }
     let wide = refused(changed(weights, with_tensor("text_model.head.weight", Some(vec![24, 96]))).path());
     assert!(wide.contains("text_model.head.weight: has shape [24, 96], expected [48, 48]"), "{wide}");
-    // The loss's two numbers are not needed.
+    // The two scalars of the training loss are optional.
     let plain = changed(weights, with_tensor("logit_bias", None));
     Siglip::open(&Device::cpu(1), plain.path(), DType::F32).unwrap();
 
@@ -277,7 +277,12 @@ fn a_damaged_folder_is_refused_by_name() {
         ("config.json", "\"siglip\"", "\"siglip2\"", "model_type: is `siglip2`"),
         ("tokenizer.json", "\"Unigram\"", "\"BPE\"", "tokenizer.json: is not a"),
         ("tokenizer.json", "\"unk_id\": 2", "\"unk_id\": null", "tokenizer.json: has no unknown token"),
-        ("tokenizer.json", "\"unk_id\": 2", "\"unk_id\": 5", "tokenizer.json: does not make `<unk>`"),
+        (
+            "tokenizer.json",
+            "\"unk_id\": 2",
+            "\"unk_id\": 5",
+            "tokenizer.json: does not encode an unknown character as `<unk>`",
+        ),
         ("preprocessor_config.json", "\"height\": 64", "\"height\": 384", "size.height: is 384"),
         ("preprocessor_config.json", "\"resample\": 3", "\"resample\": 2", "resample: is 2"),
         ("preprocessor_config.json", "\"do_normalize\": true", "\"do_normalize\": false", "do_normalize: is false"),
@@ -285,14 +290,14 @@ fn a_damaged_folder_is_refused_by_name() {
         let error = refused(edit(file, from, to).path());
         assert!(error.contains(want), "{file} {to}: {error}");
     }
-    // Without a file of its own the published numbers hold, which are the golden folder's.
+    // Without a preprocessor_config.json the published settings apply, which the golden folder has.
     let standard = changed("preprocessor_config.json", |_| None);
     let model = Siglip::open(&Device::cpu(1), standard.path(), DType::F32).unwrap();
     assert_eq!(model.processor, open(&Device::cpu(1), DType::F32).processor);
 }
 
 #[test]
-fn weights_that_give_no_numbers_are_an_error() {
+fn rejects_weights_with_non_finite_embeddings() {
     let nan = |bytes: Vec<u8>| {
         let all = SafeTensors::deserialize(&bytes).unwrap();
         let at = all.tensor("text_model.head.bias").unwrap().data().as_ptr() as usize - bytes.as_ptr() as usize;

@@ -1,6 +1,6 @@
-//! SigLIP's text tower: tokens and their positions, layers without any mask, and a head on the last position.
+//! The text tower of SigLIP: token and position embeddings, layers without a mask, and a head on the last position.
 //!
-//! `T` texts of `L` tokens each, `C` the tower's width, `E` that of an embedding.
+//! `T` texts of `L` tokens each, `C` the width of the tower, `E` the width of an embedding.
 
 use reel_runtime::ops::{self, CuSeqlens};
 use reel_runtime::{Cx, Tensor};
@@ -26,11 +26,11 @@ impl SiglipText {
     /// Loads the tensors `text_model.*`.
     ///
     /// # Errors
-    /// Those of [`WeightLoader::load`].
+    /// A tensor is missing or has another shape; out of memory.
     pub fn load(from: &WeightLoader, config: &SiglipTextConfig) -> Result<SiglipText> {
         let (v, l, c) = (config.vocab_size, config.positions, config.encoder.hidden_size);
         let name = |part: &str| format!("text_model.embeddings.{part}.weight");
-        // As one long vector it is held in the dtype of activations, which adding it wants.
+        // A vector is loaded in the dtype of activations, which `position_add` needs.
         let positions = from.load(&name("position_embedding"), &[l, c], &[l * c])?;
         Ok(SiglipText {
             tokens: from.load(&name("token_embedding"), &[v, c], &[v, c])?,
@@ -42,14 +42,14 @@ impl SiglipText {
         })
     }
 
-    /// Embeddings `[T, E]` of length 1 of texts of exactly L ids, padding included.
+    /// Computes embeddings `[T, E]` of length 1 for texts of exactly L ids, including padding.
     ///
     /// # Errors
-    /// A number of ids that is no multiple of L; those of the ops.
+    /// A number of ids that is not a multiple of L; out of memory; a device error.
     pub fn forward(&self, cx: &Cx, ids: &[i32]) -> Result<Tensor> {
         let (texts, rest) = (ids.len() / self.length, ids.len() % self.length);
         if texts == 0 || rest != 0 {
-            let what = format!("{} ids are no texts of {} each", ids.len(), self.length);
+            let what = format!("{} ids are not a multiple of {}", ids.len(), self.length);
             return Err(ModelError::inputs("siglip: ids", what, "pad every text to that length"));
         }
         let device = cx.device();
@@ -59,7 +59,7 @@ impl SiglipText {
         let seqs = CuSeqlens::from_lengths(device, &vec![self.length; texts])?;
         let x = self.encoder.forward(cx, x, &seqs)?;
         let last: Vec<i32> = (1..=texts).map(|t| (t * self.length - 1) as i32).collect();
-        // A norm looks at its own row alone, so the other rows need none.
+        // LayerNorm is computed row by row, so only the last position of each text is normalised.
         let x = ops::gather_rows(cx, &x, &Tensor::from_i32(device, &[texts], &last)?)?;
         let x = self.head.forward(cx, &self.norm.forward(cx, &x)?)?;
         Ok(ops::normalise(cx, &x)?)

@@ -1,9 +1,9 @@
-//! Text to ids as transformers' `SiglipTokenizer` does it, by a folder's `tokenizer.json`, whose model is
-//! sentencepiece's unigram.
+//! The tokenizer of SigLIP, like transformers' `SiglipTokenizer`: a sentencepiece unigram model, read from
+//! `tokenizer.json`.
 //!
-//! Lower case, no ASCII punctuation, single spaces; a space before the text; pieces. `</s>` and `<unk>` that stand in a
-//! text are those tokens, and what follows one has no space before it. All texts have the same length: cut so that the
-//! last token is `</s>`, or padded with `</s>`.
+//! A text is converted to lower case without ASCII punctuation and with single spaces, gets a leading space, and is
+//! split into pieces. `</s>` and `<unk>` in a text become those tokens; the text after one gets no leading space. All
+//! texts have the same length: they are cut so that the last token is `</s>`, or padded with `</s>`.
 
 use std::path::Path;
 
@@ -12,14 +12,14 @@ use tokenizers::{Model as _, ModelWrapper, NormalizedString, Normalizer as _};
 use crate::error::{ModelError, Result};
 
 const END: &str = "</s>";
-/// Tokens that a text may spell out.
+/// Special tokens that can occur in a text.
 const SPECIAL: [&str; 2] = [END, "<unk>"];
-/// What sentencepiece writes for a space.
+/// The character that represents a space in sentencepiece.
 const SPACE: char = '▁';
 
 const HELP: &str = "use the tokenizer.json that was published with these weights";
 
-/// A folder's tokenizer.
+/// The tokenizer of a SigLIP folder.
 pub struct SiglipTokenizer {
     inner: tokenizers::Tokenizer,
     special: [i32; 2], // of SPECIAL
@@ -38,17 +38,17 @@ impl SiglipTokenizer {
     /// Reads `tokenizer.json` of a folder, for texts of `length` tokens and an embedding table of `vocab_size` rows.
     ///
     /// # Errors
-    /// A file that cannot be read; those of [`SiglipTokenizer::parse`].
+    /// The file cannot be read; the errors of [`SiglipTokenizer::parse`].
     pub fn open(folder: &Path, vocab_size: usize, length: usize) -> Result<Self> {
         let path = folder.join("tokenizer.json");
         let bytes = std::fs::read(&path).map_err(|e| ModelError::read(&path, e))?;
         Self::parse(&path.display().to_string(), &bytes, vocab_size, length)
     }
 
-    /// Reads the content of a tokenizer.json; `location` names it in errors.
+    /// Parses the content of a tokenizer.json; `location` names it in errors.
     ///
     /// # Errors
-    /// Another kind of tokenizer; no `</s>` or `<unk>`; an id outside the table.
+    /// Another kind of tokenizer; no `</s>` or `<unk>` token; an id outside the embedding table.
     pub fn parse(location: &str, bytes: &[u8], vocab_size: usize, length: usize) -> Result<Self> {
         let fault = |what: String| ModelError::tokenizer(location, what, HELP);
         let inner = tokenizers::Tokenizer::from_bytes(bytes)
@@ -68,26 +68,26 @@ impl SiglipTokenizer {
             id.ok_or_else(|| fault(format!("has no token `{token}`")))
         };
         let special = [id(SPECIAL[0])?, id(SPECIAL[1])?];
-        // Without an `unk_id` it would fail at the first character that no piece has, in the middle of a run.
+        // Without an `unk_id` the tokenizer would fail at the first unknown character, in the middle of a run.
         let nothing =
             inner.get_model().tokenize("\u{10fffd}").map_err(|e| fault(format!("has no unknown token ({e})")))?;
         if nothing.iter().any(|token| token.id as i32 != special[1]) {
-            return Err(fault(format!("does not make `{}` of what no piece has", SPECIAL[1])));
+            return Err(fault(format!("does not encode an unknown character as `{}`", SPECIAL[1])));
         }
         let bracket_is_unknown = inner.token_to_id(">").is_none();
         Ok(Self { special, bracket_is_unknown, length, location: location.to_string(), inner })
     }
 
-    /// The ids of a text, as many as every text has.
+    /// Encodes a text to ids of the fixed length.
     ///
     /// # Errors
-    /// What the tokenizer's own model refuses.
+    /// An error of the tokenizer library.
     pub fn encode(&self, text: &str) -> Result<Vec<i32>> {
         let spaced = |c: char| if c == SPACE { ' ' } else { c };
         let lower: String = text.chars().map(spaced).flat_map(char::to_lowercase).collect();
         let mut ids = Vec::with_capacity(self.length);
         let (mut rest, mut first) = (lower.as_str(), true);
-        // What comes after as many ids as a text has changes nothing.
+        // Text beyond the fixed length has no effect.
         while ids.len() < self.length {
             let next = SPECIAL.iter().enumerate().filter_map(|(i, s)| Some((rest.find(s)?, i))).min();
             self.pieces(&rest[..next.map_or(rest.len(), |(at, _)| at)], first, &mut ids)?;
@@ -100,7 +100,7 @@ impl SiglipTokenizer {
         Ok(ids)
     }
 
-    /// The pieces of a stretch of text without special tokens; the first stretch has a space before it.
+    /// Encodes a segment of text without special tokens. The first segment gets a leading space.
     fn pieces(&self, text: &str, first: bool, ids: &mut Vec<i32>) -> Result<()> {
         let fault = |e: &dyn std::fmt::Display| {
             ModelError::tokenizer(&self.location, format!("cannot encode a text of {} bytes ({e})", text.len()), HELP)
@@ -111,7 +111,7 @@ impl SiglipTokenizer {
         }
         let mut spaced = String::from(if first { " " } else { "" });
         for c in plain.get().chars().map(|c| if c == SPACE { ' ' } else { c }) {
-            // Sentencepiece knows no second space in a row.
+            // Sentencepiece removes repeated spaces.
             if !(c == ' ' && spaced.ends_with(' ')) {
                 spaced.push(c);
             }
@@ -119,8 +119,8 @@ impl SiglipTokenizer {
         let pieces = spaced.trim_end_matches(' ').replace(' ', "▁");
         if !pieces.is_empty() {
             let tokens = self.inner.get_model().tokenize(&pieces).map_err(|e| fault(&e))?;
-            // The reference encodes such a stretch behind the characters `<unk>` and drops theirs: unknown ones at its
-            // start are one piece with a `>` that is unknown too, and go with it.
+            // The reference encodes such a segment after the characters `<unk>` and removes their pieces. Unknown
+            // characters at its start form one piece with the `>`, which is unknown too, and are removed with it.
             let unknown_first = tokens.first().is_some_and(|token| token.id as i32 == self.special[1]);
             let lost = !first && self.bracket_is_unknown && unknown_first;
             ids.extend(tokens.iter().skip(usize::from(lost)).map(|token| token.id as i32));
@@ -129,13 +129,13 @@ impl SiglipTokenizer {
     }
 }
 
-/// Without ASCII punctuation, with one space for any white space, and none at the ends.
+/// Removes ASCII punctuation, replaces white space by single spaces, and trims.
 fn canonical(text: &str) -> String {
     let kept: String = text.chars().filter(|c| !c.is_ascii_punctuation()).collect();
     kept.split(is_python_space).filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ")
 }
 
-/// White space as Python has it.
+/// Whether Python counts a character as white space.
 fn is_python_space(c: char) -> bool {
     c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
 }

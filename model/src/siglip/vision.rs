@@ -1,6 +1,6 @@
-//! SigLIP's vision tower: patches of a square picture, layers over them, and one learned query that pools them.
+//! The vision tower of SigLIP: patch and position embeddings, layers, and attention pooling with one learned query.
 //!
-//! `T` pictures, `P` patches of each, `C` the tower's width.
+//! `T` images of `P` patches each, `C` the width of the tower.
 
 use reel_runtime::ops::{self, CuSeqlens, DeviceFrames};
 use reel_runtime::{Cx, Tensor};
@@ -27,12 +27,12 @@ impl SiglipVision {
     /// Loads the tensors `vision_model.*`.
     ///
     /// # Errors
-    /// Those of [`WeightLoader::load`].
+    /// A tensor is missing or has another shape; out of memory.
     pub fn load(from: &WeightLoader, config: &SiglipVisionConfig) -> Result<SiglipVision> {
         let (c, p, side) = (config.encoder.hidden_size, config.patches(), config.patch_size);
         let name = |part: &str| format!("vision_model.embeddings.{part}");
         let stored = [c, 3, side, side];
-        // As one long vector it is held in the dtype of activations, which adding it wants.
+        // A vector is loaded in the dtype of activations, which `position_add` needs.
         let positions = from.load(&name("position_embedding.weight"), &[p, c], &[p * c])?;
         Ok(SiglipVision {
             patch_weight: from.load(&name("patch_embedding.weight"), &stored, &[c, config.patch_dim()])?,
@@ -45,14 +45,14 @@ impl SiglipVision {
         })
     }
 
-    /// Embeddings `[T, C]` of length 1.
+    /// Computes embeddings `[T, C]` of length 1.
     ///
     /// # Errors
-    /// Pictures of another number of patches; those of the ops.
-    pub fn forward(&self, cx: &Cx, pictures: &DeviceFrames) -> Result<Tensor> {
-        let x = ops::patch_embedding(cx, std::slice::from_ref(pictures), &self.patch_weight, Some(&self.patch_bias))?;
+    /// Images with another number of patches; out of memory; a device error.
+    pub fn forward(&self, cx: &Cx, images: &DeviceFrames) -> Result<Tensor> {
+        let x = ops::patch_embedding(cx, std::slice::from_ref(images), &self.patch_weight, Some(&self.patch_bias))?;
         let x = ops::position_add(cx, &x, &self.positions)?;
-        let lengths = vec![self.patches; pictures.patches() / self.patches];
+        let lengths = vec![self.patches; images.patches() / self.patches];
         let seqs = CuSeqlens::from_lengths(cx.device(), &lengths)?;
         let x = self.encoder.forward(cx, x, &seqs)?;
         let pooled = self.head.forward(cx, &self.post_norm.forward(cx, &x)?, &seqs)?;
@@ -60,7 +60,7 @@ impl SiglipVision {
     }
 }
 
-/// Attention pooling: the probe asks all patches of a picture, then an MLP adds to what it got.
+/// Attention pooling: a learned query attends to all patches of an image, followed by an MLP with a residual.
 #[derive(Clone, Debug)]
 struct Head {
     probe: Tensor,     // [1, C]
@@ -89,7 +89,7 @@ impl Head {
         })
     }
 
-    /// `[T P, C]` to `[T, C]`.
+    /// Pools x `[T P, C]` to `[T, C]`.
     fn forward(&self, cx: &Cx, x: &Tensor, seqs: &CuSeqlens) -> Result<Tensor> {
         let q = self.project(cx, 0, &self.probe)?.reshape(&[self.heads, self.head_dim])?;
         let o = ops::pool_attention(cx, &q, &self.project(cx, 1, x)?, &self.project(cx, 2, x)?, seqs)?;
@@ -98,7 +98,7 @@ impl Head {
         Ok(ops::add(cx, &x, &more)?)
     }
 
-    /// Rows of `x` as queries (0), keys (1) or values (2): `[rows, heads, D]`.
+    /// Projects rows of `x` to queries (0), keys (1) or values (2): `[rows, heads, D]`.
     fn project(&self, cx: &Cx, which: usize, x: &Tensor) -> Result<Tensor> {
         let c = self.heads * self.head_dim;
         let (weight, bias) = (self.in_weight.rows(which * c, c)?, self.in_bias.rows(which * c, c)?);

@@ -90,7 +90,7 @@ impl SiglipScorer {
         frames: impl Iterator<Item = Result<Frame<'a>, ModelError>>,
         negative: bool,
     ) -> Result<Vec<Vector>, ModelError> {
-        let at_once = self.model.pictures_at_once();
+        let at_once = self.model.images_per_pass();
         let (mut keys, mut known) = (Vec::new(), HashMap::new());
         let mut waiting: Vec<(u128, Frame)> = Vec::new();
         for frame in frames {

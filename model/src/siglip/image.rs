@@ -1,5 +1,4 @@
-//! Pictures as SigLIP sees them: a square by Pillow's bicubic, cut to whole patches; and the numbers of its image
-//! processor.
+//! The image processor of SigLIP: resizes images to a square by Pillow's bicubic filter and crops it to whole patches.
 
 use std::path::Path;
 
@@ -13,7 +12,7 @@ use crate::error::{ModelError, Result};
 
 const HELP: &str = "use the preprocessor_config.json that was published with these weights";
 
-/// The image processor's numbers; without a file those of all published folders.
+/// The settings of the image processor. The defaults are those of all published models.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SiglipProcessor {
     rescale: f64,
@@ -24,10 +23,10 @@ pub struct SiglipProcessor {
 }
 
 impl SiglipProcessor {
-    /// Reads `preprocessor_config.json` of a folder, where there is one, and holds it against the tower.
+    /// Reads `preprocessor_config.json` of a folder, if it exists, and checks it against the vision tower.
     ///
     /// # Errors
-    /// A key of the wrong kind, or one that asks for what is not computed here.
+    /// A key of the wrong type, or with an unsupported value.
     pub fn open(folder: &Path, config: &SiglipVisionConfig) -> Result<Self> {
         let path = folder.join("preprocessor_config.json");
         match std::fs::read_to_string(&path) {
@@ -37,12 +36,12 @@ impl SiglipProcessor {
         }
     }
 
-    /// `(x / 255 - 0.5) / 0.5`.
+    /// The published settings, `(x / 255 - 0.5) / 0.5`.
     pub fn new(config: &SiglipVisionConfig) -> Self {
         Self { rescale: 1.0 / 255.0, mean: [0.5; 3], std: [0.5; 3], size: config.image_size, patch: config.patch_size }
     }
 
-    /// Reads the text of a preprocessor_config.json; `file` names it in errors.
+    /// Parses the text of a preprocessor_config.json; `file` names it in errors.
     ///
     /// # Errors
     /// As [`SiglipProcessor::open`].
@@ -51,11 +50,11 @@ impl SiglipProcessor {
         let standard = Self::new(config);
         for key in ["do_resize", "do_rescale", "do_normalize"] {
             if fields.opt_bool(key)? == Some(false) {
-                return Err(fields.error(key, "is false; SigLIP's pictures are resized, rescaled and normalised"));
+                return Err(fields.error(key, "is false; only true is supported"));
             }
         }
         if let Some(filter) = fields.opt_index("resample")?.filter(|&filter| filter != 3) {
-            return Err(fields.error("resample", format!("is {filter}; only 3 (bicubic) is computed")));
+            return Err(fields.error("resample", format!("is {filter}; only 3 (bicubic) is supported")));
         }
         if let Some(size) = fields.child("size")? {
             for key in ["height", "width"] {
@@ -74,17 +73,18 @@ impl SiglipProcessor {
         Ok(Self { rescale, mean, std, ..standard })
     }
 
-    /// How levels become patches.
+    /// How u8 frames are normalised and cut into patches.
     pub(super) fn patching(&self) -> Patching {
         Patching { rescale: self.rescale, mean: self.mean, std: self.std, patch: self.patch, temporal: 1, merge: 1 }
     }
 
-    /// Sides of what is seen of the square, in pixels.
+    /// The side of the cropped square, in pixels.
     pub(super) fn seen(&self) -> usize {
         self.size / self.patch * self.patch
     }
 
-    /// What is seen of one frame, u8 `[seen, seen, 3]`. `negative`: of `(256 - v) % 256` of every byte.
+    /// The resized and cropped square of a frame, u8 `[seen, seen, 3]`. With `negative`, from `(256 - v) % 256` of
+    /// every byte.
     ///
     /// # Errors
     /// A frame that cannot be resized.
@@ -101,7 +101,7 @@ impl SiglipProcessor {
     }
 }
 
-/// A number for each channel; 0.5 where the key is missing.
+/// One number for each channel; 0.5 if the key is missing.
 fn three(fields: &Fields, key: &str) -> Result<[f32; 3]> {
     let Some(numbers) = fields.opt_f64s(key)? else { return Ok([0.5; 3]) };
     match numbers[..] {
