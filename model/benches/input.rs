@@ -33,7 +33,7 @@ fn messages() -> Value {
     let text: Vec<&str> = words.iter().cycle().take(WORDS).copied().collect();
     json!([
         {"role": "system", "content": "You are a helpful assistant."},
-        {"role": "user", "content": [{"type": "video", "video": "film.mp4"}, {"type": "text", "text": text.join(" ")}]},
+        {"role": "user", "content": [{"type": "video", "video": "video.mp4"}, {"type": "text", "text": text.join(" ")}]},
     ])
 }
 
@@ -76,16 +76,16 @@ fn texts(criterion: &mut Criterion, bundle: &Bundle) {
 
 fn positions(criterion: &mut Criterion, config: &ModelConfig) {
     let ids = ids(config, 3000);
-    let films = [VIDEO; 1];
-    let grids = Grids { video_grid_thw: &films, ..Grids::default() };
+    let videos = [VIDEO; 1];
+    let grids = Grids { video_grid_thw: &videos, ..Grids::default() };
     let mut group = criterion.benchmark_group("a video of 960 tokens");
     group.bench_function("M-RoPE positions with 6000 tokens of text", |b| {
         b.iter(|| rope_index(config, black_box(&ids), grids, "bench").expect("positions"));
     });
     group.bench_function("windows and their positions", |b| {
         b.iter(|| {
-            let windows = Windows::plan(black_box(&films), &config.vision);
-            windowed_positions(&films, &config.vision, &windows)
+            let windows = Windows::plan(black_box(&videos), &config.vision);
+            windowed_positions(&videos, &config.vision, &windows)
         });
     });
     group.finish();
@@ -94,8 +94,8 @@ fn positions(criterion: &mut Criterion, config: &ModelConfig) {
 fn batches(criterion: &mut Criterion, config: &ModelConfig) {
     let device = Device::cpu(1);
     let ids = ids(config, 512);
-    let films = [VIDEO];
-    let rope = rope_index(config, &ids, Grids { video_grid_thw: &films, ..Grids::default() }, "bench");
+    let videos = [VIDEO];
+    let rope = rope_index(config, &ids, Grids { video_grid_thw: &videos, ..Grids::default() }, "bench");
     let rope = rope.expect("positions");
     let patches = VIDEO.iter().product::<usize>();
     let patch = config.vision.temporal_patch_size * config.vision.patch_size.pow(2) * 3;
@@ -104,7 +104,7 @@ fn batches(criterion: &mut Criterion, config: &ModelConfig) {
         input_ids: &ids,
         position_ids: std::array::from_fn(|axis| &rope.position_ids[axis][..]),
         pixel_values_videos: &pixels,
-        video_grid_thw: &films,
+        video_grid_thw: &videos,
         ..Sequence::default()
     };
     let mut group = criterion.benchmark_group("a batch");

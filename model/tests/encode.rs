@@ -22,10 +22,10 @@ fn main() -> ExitCode {
         equals_the_processor(case);
         println!("ok   {}", case.file_name().unwrap().to_string_lossy());
     }
-    let film = cases.iter().find(|case| case.ends_with("video_mp4")).unwrap();
-    second_per_grid_is_optional(film);
-    rejects_an_extra_pad_token(film);
-    video_in_memory_equals_video_file(film);
+    let video = cases.iter().find(|case| case.ends_with("video_mp4")).unwrap();
+    second_per_grid_is_optional(video);
+    rejects_an_extra_pad_token(video);
+    video_in_memory_equals_video_file(video);
     println!("ok   rates, pad tokens and videos in memory");
     ExitCode::SUCCESS
 }

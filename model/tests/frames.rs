@@ -25,7 +25,7 @@ fn noise([t, h, w]: [usize; 3], odd: bool, p: &PatchProcessor, seed: u64) -> Fra
 }
 
 /// An input with an optional image, videos of these grids, and one text token.
-fn tokens(config: &ModelConfig, picture: bool, films: &[[usize; 3]], odd: bool, seed: u64) -> ModelInput {
+fn tokens(config: &ModelConfig, image: bool, videos: &[[usize; 3]], odd: bool, seed: u64) -> ModelInput {
     let vision = &config.vision;
     let processor = PatchProcessor {
         patch_size: vision.patch_size,
@@ -33,15 +33,15 @@ fn tokens(config: &ModelConfig, picture: bool, films: &[[usize; 3]], odd: bool, 
         merge_size: vision.spatial_merge_size,
         ..PatchProcessor::default()
     };
-    let grids: Vec<[usize; 3]> = films.iter().map(|&[t, h, w]| [t, 2 * h, 2 * w]).collect();
+    let grids: Vec<[usize; 3]> = videos.iter().map(|&[t, h, w]| [t, 2 * h, 2 * w]).collect();
     let still = [1, 4, 2];
     let mut tokens = ModelInput {
         frames: MediaFrames {
-            images: if picture { vec![noise(still, true, &processor, seed + 1)] } else { Vec::new() },
+            images: if image { vec![noise(still, true, &processor, seed + 1)] } else { Vec::new() },
             videos: grids.iter().map(|&grid| noise(grid, odd, &processor, seed)).collect(),
             processor,
         },
-        image_grid_thw: if picture { vec![still] } else { Vec::new() },
+        image_grid_thw: if image { vec![still] } else { Vec::new() },
         second_per_grid_ts: vec![1.0; grids.len()],
         video_grid_thw: grids,
         ..ModelInput::default()
@@ -62,8 +62,8 @@ fn tokens(config: &ModelConfig, picture: bool, films: &[[usize; 3]], odd: bool, 
 
 /// The input with pixel values instead of frames.
 fn as_values(tokens: &ModelInput) -> ModelInput {
-    let [pictures, films] = tokens.pixels().unwrap().map(|p| p.map(|p| p.into_owned()));
-    ModelInput { frames: MediaFrames::default(), pixel_values: pictures, pixel_values_videos: films, ..tokens.clone() }
+    let [images, videos] = tokens.pixels().unwrap().map(|p| p.map(|p| p.into_owned()));
+    ModelInput { frames: MediaFrames::default(), pixel_values: images, pixel_values_videos: videos, ..tokens.clone() }
 }
 
 /// The hidden states of a batch, and the gradient of the patch embedding weight.
@@ -98,13 +98,13 @@ proptest! {
 
     #[test]
     fn frames_equal_pixel_values(
-        picture: bool,
-        films in prop::collection::vec([1usize..3, 1usize..4, 1usize..4], 1..3),
+        image: bool,
+        videos in prop::collection::vec([1usize..3, 1usize..4, 1usize..4], 1..3),
         odd: bool,
         seed in 0u64..1000,
     ) {
         let config = ModelConfig::open(&folder()).unwrap();
-        let levels = tokens(&config, picture, &films, odd, seed);
+        let levels = tokens(&config, image, &videos, odd, seed);
         let values = as_values(&levels);
         for dtype in [DType::F32, DType::BF16] {
             let ((got, d_got), (want, d_want)) = (pass(dtype, &[&levels]), pass(dtype, &[&values]));
@@ -122,19 +122,19 @@ proptest! {
 fn rejects_frames_that_contradict_the_grids() {
     let config = ModelConfig::open(&folder()).unwrap();
     let good = tokens(&config, true, &[[1, 2, 2]], false, 1);
-    let said = |tokens: &ModelInput| {
+    let error_of = |tokens: &ModelInput| {
         let made = Batch::new(&Device::cpu(1), &config, &[tokens.sequence()], "here");
         made.map(|_| ()).unwrap_err().to_string()
     };
     let mut other = good.clone();
     other.video_grid_thw = vec![[1, 8, 2]];
-    let e = said(&other);
+    let e = error_of(&other);
     assert!(e.starts_with("here: pixel_values_videos: frames of [[1, 4, 4]] patches"), "{e}");
     let mut missing = good.clone();
     missing.frames.videos.clear();
-    let e = said(&missing);
+    let e = error_of(&missing);
     assert!(e.starts_with("here: pixel_values_videos: 0 values"), "{e}");
     let mut ragged = good;
     ragged.frames.images[0].height -= 1;
-    assert!(said(&ragged).contains("exactly frames x height x width x 3 bytes"), "{}", said(&ragged));
+    assert!(error_of(&ragged).contains("exactly frames x height x width x 3 bytes"), "{}", error_of(&ragged));
 }

@@ -285,7 +285,7 @@ fn copy(dir: &Path) -> PathBuf {
 }
 
 /// The error of merging an adapter with one config field changed.
-fn refusal(change: impl FnOnce(&mut Value, &Path)) -> String {
+fn merge_error(change: impl FnOnce(&mut Value, &Path)) -> String {
     let dir = tempfile::tempdir().unwrap();
     let folder = copy(dir.path());
     let path = folder.join(ADAPTER_CONFIG);
@@ -293,10 +293,10 @@ fn refusal(change: impl FnOnce(&mut Value, &Path)) -> String {
     change(&mut config, &folder);
     fs::write(&path, config.to_string()).unwrap();
     let out = dir.path().join("out");
-    let said = merge(&base(), &folder, &out, &Device::cpu(1)).unwrap_err().to_string();
-    assert!(!out.exists() && fs::read_dir(dir.path()).unwrap().count() == 1, "something is left: {said}");
-    assert!(!said.contains('\n') && said.contains("; "), "{said}");
-    said
+    let error = merge(&base(), &folder, &out, &Device::cpu(1)).unwrap_err().to_string();
+    assert!(!out.exists() && fs::read_dir(dir.path()).unwrap().count() == 1, "files are left over: {error}");
+    assert!(!error.contains('\n') && error.contains("; "), "{error}");
+    error
 }
 
 #[test]
@@ -317,21 +317,21 @@ fn rejects_other_adapters_than_plain_lora() {
         ("target_parameters", json!(["x"]), "outside of linear layers"),
     ];
     for (field, value, words) in cases {
-        let said = refusal(|config, _| config[field] = value.clone());
-        assert!(said.contains(&format!("{ADAPTER_CONFIG}: {field}: ")) && said.contains(words), "{field}: {said}");
+        let error = merge_error(|config, _| config[field] = value.clone());
+        assert!(error.contains(&format!("{ADAPTER_CONFIG}: {field}: ")) && error.contains(words), "{field}: {error}");
     }
 }
 
 #[test]
 fn rejects_adapters_of_other_models() {
-    let said = refusal(|config, _| config["r"] = json!(4));
-    assert!(said.contains(".weight: has shape [3, ") && said.contains("by the model and r = 4; "), "{said}");
-    let said = refusal(|_, folder| {
+    let error = merge_error(|config, _| config["r"] = json!(4));
+    assert!(error.contains(".weight: has shape [3, ") && error.contains("by the model and r = 4; "), "{error}");
+    let error = merge_error(|_, folder| {
         let path = folder.join(ADAPTER_WEIGHTS);
         let bytes = fs::read(&path).unwrap();
         fs::write(&path, &bytes[..bytes.len() - 9]).unwrap();
     });
-    assert!(said.contains("it is cut off; "), "{said}");
+    assert!(error.contains("it is cut off; "), "{error}");
     let write = |folder: &Path, name: &str, shape: Vec<usize>, value: f32| {
         let tensors = [TensorSpec { name: name.into(), dtype: crate::checkpoint::StoredDType::F32, shape }];
         write_file(&folder.join(ADAPTER_WEIGHTS), str::to_string, &tensors, |spec, to| {
@@ -358,13 +358,13 @@ fn rejects_adapters_of_other_models() {
         ("base_model.model.model.embed_tokens.lora_embedding_A", [3, 64], 0.0, "is not a matrix of a LoRA adapter"),
         ("model.layers.0.mlp.up_proj.weight", [3, 64], 0.0, "is not a matrix of a LoRA adapter"),
     ] {
-        let said = refusal(|_, folder| write(folder, name, shape.to_vec(), value));
-        assert!(said.contains(name) && said.contains(words), "{name}: {said}");
+        let error = merge_error(|_, folder| write(folder, name, shape.to_vec(), value));
+        assert!(error.contains(name) && error.contains(words), "{name}: {error}");
     }
-    let said = refusal(|_, folder| {
+    let error = merge_error(|_, folder| {
         fs::rename(folder.join(ADAPTER_WEIGHTS), folder.join("adapter_model.bin")).unwrap();
     });
-    assert!(said.contains("is a pickle file"), "{said}");
+    assert!(error.contains("is a pickle file"), "{error}");
     let none = Adapter::open(&base()).unwrap_err().to_string();
     assert!(none.contains("model_a: is not an adapter"), "{none}");
 }
@@ -396,7 +396,7 @@ fn rejects_a_merge_outside_the_dtype_range() {
     let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
     config["lora_alpha"] = json!(1e9);
     fs::write(&path, config.to_string()).unwrap();
-    let said = merge(&base_f16, &adapter, &dir.path().join("out"), &device).unwrap_err().to_string();
-    assert!(said.contains(": is outside the range of F16 after the merge; "), "{said}");
+    let error = merge(&base_f16, &adapter, &dir.path().join("out"), &device).unwrap_err().to_string();
+    assert!(error.contains(": is outside the range of F16 after the merge; "), "{error}");
     assert!(!dir.path().join("out").exists());
 }

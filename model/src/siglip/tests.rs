@@ -28,7 +28,7 @@ fn texts() -> Vec<String> {
     strings(&json("index.json")["texts"])
 }
 
-fn pictures() -> Vec<RgbImage> {
+fn images() -> Vec<RgbImage> {
     strings(&json("index.json")["pictures"]).iter().map(|file| image::open(&golden(file)).unwrap()).collect()
 }
 
@@ -53,24 +53,21 @@ fn open(device: &Device, dtype: DType) -> Siglip {
     Siglip::open(device, &golden("model"), dtype).unwrap()
 }
 
-fn embed(model: &Siglip, pictures: &[RgbImage]) -> Vec<Vec<f32>> {
-    let views: Vec<FrameView> = pictures.iter().map(|p| p.view().unwrap()).collect();
+fn embed(model: &Siglip, images: &[RgbImage]) -> Vec<Vec<f32>> {
+    let views: Vec<FrameView> = images.iter().map(|p| p.view().unwrap()).collect();
     model.embed_frames(&views, false).unwrap()
 }
 
 #[test]
 fn embeddings_equal_transformers() {
-    let (texts, pictures) = (texts(), pictures());
+    let (texts, images) = (texts(), images());
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
-    for (dtype, text_limit, picture_limit) in LIMITS {
+    for (dtype, text_limit, image_limit) in LIMITS {
         let model = open(&Device::cpu(2), dtype);
         let text = off(&model.embed_texts(&texts).unwrap(), &expected("text_embeds"));
-        let picture = off(&embed(&model, &pictures), &expected("image_embeds"));
-        println!("{dtype}: texts {text:.1e}, pictures {picture:.1e}");
-        assert!(
-            text <= text_limit && picture <= picture_limit,
-            "{dtype}: texts off by {text:.1e}, pictures by {picture:.1e}"
-        );
+        let image = off(&embed(&model, &images), &expected("image_embeds"));
+        println!("{dtype}: texts {text:.1e}, images {image:.1e}");
+        assert!(text <= text_limit && image <= image_limit, "{dtype}: texts off by {text:.1e}, images by {image:.1e}");
     }
 }
 
@@ -78,30 +75,30 @@ fn embeddings_equal_transformers() {
 fn sim_equals_transformers() {
     let Some(()) = compile::for_test() else { return };
     let device = Device::sim(SimOptions { threads: 1, ..SimOptions::default() }).unwrap();
-    let (texts, pictures) = (texts(), pictures());
+    let (texts, images) = (texts(), images());
     let width = 48;
-    for (dtype, text_limit, picture_limit) in LIMITS {
+    for (dtype, text_limit, image_limit) in LIMITS {
         let model = open(&device, dtype);
         let text = off(&model.embed_texts(&[&texts[2]]).unwrap(), &expected("text_embeds")[2 * width..3 * width]);
-        let picture = off(&embed(&model, &pictures[..2]), &expected("image_embeds")[..2 * width]);
-        println!("{dtype}: text {text:.1e}, pictures {picture:.1e}");
-        assert!(
-            text <= text_limit && picture <= picture_limit,
-            "{dtype}: text off by {text:.1e}, pictures by {picture:.1e}"
-        );
+        let image = off(&embed(&model, &images[..2]), &expected("image_embeds")[..2 * width]);
+        println!("{dtype}: text {text:.1e}, images {image:.1e}");
+        assert!(text <= text_limit && image <= image_limit, "{dtype}: text off by {text:.1e}, images by {image:.1e}");
     }
 }
 
 #[test]
 fn bits_do_not_depend_on_batch_or_threads() {
-    let (texts, pictures) = (texts(), pictures());
+    let (texts, images) = (texts(), images());
     for dtype in [DType::F32, DType::BF16] {
         let model = open(&Device::cpu(1), dtype);
-        let alone: Vec<_> = pictures.iter().flat_map(|p| embed(&model, std::slice::from_ref(p))).collect();
-        let said: Vec<_> = texts.iter().flat_map(|t| model.embed_texts(&[t]).unwrap()).collect();
+        let alone: Vec<_> = images.iter().flat_map(|p| embed(&model, std::slice::from_ref(p))).collect();
+        let texts_alone: Vec<_> = texts.iter().flat_map(|t| model.embed_texts(&[t]).unwrap()).collect();
         let model = open(&Device::cpu(3), dtype);
-        assert!(embed(&model, &pictures) == alone, "{dtype}");
-        assert!(model.embed_texts(&texts.iter().map(String::as_str).collect::<Vec<_>>()).unwrap() == said, "{dtype}");
+        assert!(embed(&model, &images) == alone, "{dtype}");
+        assert!(
+            model.embed_texts(&texts.iter().map(String::as_str).collect::<Vec<_>>()).unwrap() == texts_alone,
+            "{dtype}"
+        );
     }
 }
 
@@ -133,20 +130,20 @@ fn pixels_equal_the_image_processor() {
     let (size, seen) = (64, model.processor.seen());
     assert_eq!(seen, 56);
     let want = expected("pixel_values");
-    for (n, picture) in pictures()[..2].iter().enumerate() {
+    for (n, image) in images()[..2].iter().enumerate() {
         for negative in [false, true] {
-            let mut picture = picture.clone();
+            let mut image = image.clone();
             if negative {
                 // The negative of the negative is the image itself.
-                picture.data.iter_mut().for_each(|v| *v = ((256 - u32::from(*v)) % 256) as u8);
+                image.data.iter_mut().for_each(|v| *v = ((256 - u32::from(*v)) % 256) as u8);
             }
-            let got = model.processor.square(picture.view().unwrap(), negative).unwrap();
+            let got = model.processor.square(image.view().unwrap(), negative).unwrap();
             assert_eq!(got.len(), 3 * seen * seen);
             for (i, &level) in got.iter().enumerate() {
                 let (row, column, channel) = (i / 3 / seen, i / 3 % seen, i % 3);
                 let want = want[((n * 3 + channel) * size + row) * size + column];
                 let got = (f32::from(level) / 255.0 - 0.5) / 0.5;
-                assert!((got - want).abs() < 1e-6, "picture {n} at {row}, {column}: {got}, want {want}");
+                assert!((got - want).abs() < 1e-6, "image {n} at {row}, {column}: {got}, want {want}");
             }
         }
     }
@@ -159,7 +156,7 @@ fn dry_device_counts_equal_cpu_counts() {
         device.profiler().count(true);
         let model = open(device, DType::F32);
         model.embed_texts(&["a ball", "rolls"]).unwrap();
-        embed(&model, &pictures());
+        embed(&model, &images());
         let totals = device.profiler().totals().unwrap();
         totals.iter().map(|(name, t)| (name.to_string(), t.launches, t.cost.flops)).collect::<Vec<_>>()
     };
@@ -195,9 +192,9 @@ fn so400m_fits_and_takes_little() {
         let (cx, at_once, seen) = (Cx::inference(device, dtype), AT_ONCE / config.vision.patches(), processor.seen());
         assert_eq!((at_once, seen), (5, 378));
         let size = [at_once, seen, seen];
-        let pictures =
+        let images =
             ops::DeviceFrames::new(device, &vec![0; at_once * seen * seen * 3], size, &processor.patching()).unwrap();
-        assert_eq!(vision.forward(&cx, &pictures).unwrap().shape(), [5, 1152]);
+        assert_eq!(vision.forward(&cx, &images).unwrap().shape(), [5, 1152]);
         let flops: f64 = device.profiler().totals().unwrap().values().map(|t| t.cost.flops).sum();
         // Two operations for each weight and patch, and those of attention.
         let expected = 5.0 * 729.0 * 2.0 * (414e6 + 27.0 * 2.0 * 729.0 * 1152.0);

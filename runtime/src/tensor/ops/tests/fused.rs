@@ -173,7 +173,7 @@ fn text_and_vision_tokens(device: &Device, text: usize, vision: usize, hidden: u
 
 /// Compares patch embedding in one kernel with patch embedding through stored pixels, which a weight of another dtype
 /// uses.
-fn frames(device: &Device, films: &[[usize; 3]], [patch, merge, embed]: [usize; 3], seed: u32) {
+fn frames(device: &Device, videos: &[[usize; 3]], [patch, merge, embed]: [usize; 3], seed: u32) {
     let patching =
         Patching { rescale: 1.0 / 255.0, mean: [0.48, 0.46, 0.41], std: [0.27, 0.26, 0.28], patch, temporal: 2, merge };
     let side = patch * merge;
@@ -184,7 +184,7 @@ fn frames(device: &Device, films: &[[usize; 3]], [patch, merge, embed]: [usize; 
                 numbers(3 * size.iter().product::<usize>(), seed).iter().map(|x| (x * 127.5 + 127.6) as u8).collect();
             DeviceFrames::new(cx.device(), &levels, size, &patching)
         };
-        films.iter().map(one).collect()
+        videos.iter().map(one).collect()
     };
     let row = 3 * 2 * patch * patch;
     // The weights are exact in both dtypes.
@@ -192,7 +192,7 @@ fn frames(device: &Device, films: &[[usize; 3]], [patch, merge, embed]: [usize; 
         numbers(embed * row, seed).iter().map(|&x| <half::bf16 as Element>::from_f32(x).to_f32()).collect();
     let weight = |cx: &Cx, dtype| Tensor::from_f32(cx.device(), &[embed, row], dtype, &values, Category::Weights);
     for (dtype, other) in [(DType::F32, DType::BF16), (DType::BF16, DType::F32)] {
-        let what = format!("patch_embedding {} {dtype} {films:?}", device.name());
+        let what = format!("patch_embedding {} {dtype} {videos:?}", device.name());
         let cx = Cx::inference(device, dtype);
         let of =
             |w| patch_embedding(&cx, &put(&cx).unwrap(), &weight(&cx, w).unwrap(), None).unwrap().to_f32().unwrap();
@@ -309,11 +309,11 @@ proptest! {
 
     #[test]
     fn patch_embedding_equals_a_product_with_pixels(
-        films in prop::collection::vec([0usize..4, 1usize..4, 1usize..4], 1..3),
+        videos in prop::collection::vec([0usize..4, 1usize..4, 1usize..4], 1..3),
         sizes in [1usize..5, 1usize..3, 1usize..20],
         seed in 1u32..1000,
     ) {
-        frames(&Device::cpu(2), &films, sizes, seed);
+        frames(&Device::cpu(2), &videos, sizes, seed);
     }
 
     #[test]

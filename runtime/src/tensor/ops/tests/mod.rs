@@ -39,7 +39,7 @@ fn index(cx: &Cx, ids: &[i32]) -> Result<Tensor> {
 }
 
 /// A video with an odd number of frames, and an image.
-fn films(cx: &Cx) -> Result<Vec<DeviceFrames>> {
+fn videos(cx: &Cx) -> Result<Vec<DeviceFrames>> {
     let patching = Patching {
         rescale: 1.0 / 255.0,
         mean: [0.5, 0.4, 0.3],
@@ -127,8 +127,8 @@ fn cases() -> Vec<Case> {
             lora_linear(cx, &x[0], &w, None, &lora)
         }),
         case("normalise", &[&[4, 6]], |cx, x| normalise(cx, &x[0])),
-        case("patch_embedding", &[&[3, 24]], |cx, x| patch_embedding(cx, &films(cx)?, &x[0], None)),
-        case("patch_embedding", &[&[3, 24], &[3]], |cx, x| patch_embedding(cx, &films(cx)?, &x[0], Some(&x[1]))),
+        case("patch_embedding", &[&[3, 24]], |cx, x| patch_embedding(cx, &videos(cx)?, &x[0], None)),
+        case("patch_embedding", &[&[3, 24], &[3]], |cx, x| patch_embedding(cx, &videos(cx)?, &x[0], Some(&x[1]))),
         case("patch_merge", &[&[4, 10], &[10]], |cx, x| {
             patch_merge(cx, &x[0], &index(cx, &[2, 0, 3, 1])?, &x[1], 1e-6, 2)
         }),
