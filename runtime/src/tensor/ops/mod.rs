@@ -15,7 +15,7 @@ mod linear;
 mod linear_log_prob;
 mod loss;
 mod norm;
-mod patches;
+mod patch_embedding;
 mod rotary;
 mod rows;
 mod sampling;
@@ -36,7 +36,7 @@ pub use linear_log_prob::{
 };
 pub use loss::{log_prob, weighted_sum};
 pub use norm::{patch_merge, rms_norm, rms_norm_add, rms_norm_branch};
-pub use patches::{DeviceFrames, Patching, patch_embedding};
+pub use patch_embedding::{DeviceFrames, Patching, patch_embedding};
 pub use rotary::{RotaryFrequencies, RotaryTable, rotary, rotary_table};
 pub use rows::{gather_rows, split_columns};
 pub use sampling::{History, SampledTokens, SamplingTable, SlotSampling, sample};
