@@ -28,7 +28,7 @@ fn agent() -> ureq::Agent {
 }
 
 /// Downloads a small text. The error is a clause that completes a message.
-pub(super) fn text(address: &str, token: Option<&str>) -> Result<String, String> {
+pub(super) fn download_text(address: &str, token: Option<&str>) -> Result<String, String> {
     let mut request = agent().get(address);
     if let Some(token) = token {
         request = request.header("Authorization", format!("Bearer {token}"));
@@ -38,7 +38,7 @@ pub(super) fn text(address: &str, token: Option<&str>) -> Result<String, String>
 }
 
 /// Downloads a file to `target`. Continues an earlier attempt; the file gets its final name when it is complete.
-pub(super) fn file(
+pub(super) fn download_file(
     address: &str,
     token: Option<&str>,
     target: &Path,

@@ -103,7 +103,7 @@ impl Hub {
         fs::create_dir_all(&snapshot).map_err(|e| ModelError::write(&snapshot, e))?;
         for file in files.iter().filter(|file| is_wanted(file)) {
             let address = format!("{}/{id}/resolve/{commit}/{file}", self.endpoint);
-            download::file(&address, self.token.as_deref(), &snapshot.join(file), file, progress)?;
+            download::download_file(&address, self.token.as_deref(), &snapshot.join(file), file, progress)?;
         }
         let refs = store.join("refs");
         fs::create_dir_all(&refs).map_err(|e| ModelError::write(&refs, e))?;
@@ -121,7 +121,7 @@ impl Hub {
     /// The commit of branch `main`, and its files.
     fn listing(&self, id: &str) -> Result<(String, Vec<String>)> {
         let address = format!("{}/api/models/{id}/revision/main", self.endpoint);
-        let text = download::text(&address, self.token.as_deref()).map_err(|what| {
+        let text = download::download_text(&address, self.token.as_deref()).map_err(|what| {
             let what = format!("is not a folder, is not in the hub cache {}, and {what}", self.cache.display());
             let help = "check the name and the network, or give a model folder; set HF_TOKEN for a gated model";
             ModelError::hub(id, what, help)

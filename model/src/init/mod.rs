@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use crate::checkpoint::{Naming, StoredDType, expected_tensors};
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
-use crate::save::{SHARD_BYTES, TensorSpec, Unfinished, write_weights, write_whole};
+use crate::save::{SHARD_BYTES, TemporaryPaths, TensorSpec, write_weights, write_whole};
 
 pub(crate) use bpe::{SmallTokenizer, small_tokenizer};
 pub use presets::Preset;
@@ -66,7 +66,7 @@ pub fn init(options: &InitOptions, out: &Path) -> Result<InitReport> {
     let tensors: Vec<TensorSpec> =
         expected_tensors(&parsed).into_iter().map(|(name, shape)| TensorSpec { name, dtype, shape }).collect();
     write_folder(&small_files(&config, &tokenizer), &tensors, out, |spec, file| {
-        weights::write_random(spec, weights::filling(&spec.name, &spec.shape, &parsed), options.seed, file)
+        weights::write_random(spec, weights::initializer(&spec.name, &spec.shape, &parsed), options.seed, file)
     })
 }
 
@@ -98,7 +98,7 @@ fn write_folder(
 ) -> Result<InitReport> {
     let is_new = make_empty(out)?;
     let paths = files.iter().map(|(name, _)| out.join(name)).chain([out.join("model.safetensors")]);
-    let _unfinished = Unfinished::new(paths.chain(is_new.then(|| out.to_path_buf())));
+    let _unfinished = TemporaryPaths::new(paths.chain(is_new.then(|| out.to_path_buf())));
     let small = || files.iter().try_for_each(|(name, text)| write_whole(&out.join(name), text.as_bytes()));
     let large = || write_weights(out, Naming::Classic, tensors, SHARD_BYTES, fill);
     if let Err(error) = small().and_then(|()| large()) {

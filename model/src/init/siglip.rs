@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::weights::{self, Filling};
+use super::weights::{self, Initializer};
 use super::{InitReport, write_folder};
 use crate::checkpoint::StoredDType;
 use crate::error::Result;
@@ -31,7 +31,7 @@ pub fn init_siglip(dtype: StoredDType, seed: u64, out: &Path) -> Result<InitRepo
         ("tokenizer_config.json", pretty(tokenizer_config())),
     ];
     write_folder(&files, &tensors, out, |spec, file| {
-        weights::write_random(spec, filling(&spec.name, &spec.shape), seed, file)
+        weights::write_random(spec, initializer(&spec.name, &spec.shape), seed, file)
     })
 }
 
@@ -58,20 +58,22 @@ fn preprocessor(config: &SiglipConfig) -> Value {
 
 /// Biases are 0, norms 1, tables and the probe about 1; matrices keep the scale of their input. Scale and bias of the
 /// loss have the initial values of the paper (ln 10, -10).
-fn filling(name: &str, shape: &[usize]) -> Filling {
+fn initializer(name: &str, shape: &[usize]) -> Initializer {
     let inputs = shape.last().map_or(1.0, |&n| n as f32);
     match name {
-        "logit_scale" => Filling::Constant(std::f32::consts::LN_10),
-        "logit_bias" => Filling::Constant(-10.0),
-        _ if name.ends_with("bias") => Filling::Constant(0.0),
-        _ if shape.len() == 1 => Filling::Constant(1.0),
+        "logit_scale" => Initializer::Constant(std::f32::consts::LN_10),
+        "logit_bias" => Initializer::Constant(-10.0),
+        _ if name.ends_with("bias") => Initializer::Constant(0.0),
+        _ if shape.len() == 1 => Initializer::Constant(1.0),
         _ if name.ends_with("patch_embedding.weight") => {
-            Filling::Normal(0.9 / (shape[1..].iter().product::<usize>() as f32).sqrt())
+            Initializer::Normal(0.9 / (shape[1..].iter().product::<usize>() as f32).sqrt())
         }
-        _ if name.contains("embedding.weight") || name.ends_with("probe") => Filling::Normal(1.0),
+        _ if name.contains("embedding.weight") || name.ends_with("probe") => Initializer::Normal(1.0),
         // Large weights give sharp attention; uniform attention to a short text would see mostly padding.
-        _ if name.ends_with("q_proj.weight") || name.ends_with("k_proj.weight") => Filling::Normal(2.5 / inputs.sqrt()),
-        _ => Filling::Normal(0.9 / inputs.sqrt()),
+        _ if name.ends_with("q_proj.weight") || name.ends_with("k_proj.weight") => {
+            Initializer::Normal(2.5 / inputs.sqrt())
+        }
+        _ => Initializer::Normal(0.9 / inputs.sqrt()),
     }
 }
 

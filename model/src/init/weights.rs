@@ -15,7 +15,7 @@ const CHUNK: usize = 1 << 23;
 
 /// The values of a tensor.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) enum Filling {
+pub(super) enum Initializer {
     /// This number in every element.
     Constant(f32),
     /// Normal numbers with this standard deviation.
@@ -25,19 +25,19 @@ pub(super) enum Filling {
 /// Biases are 0, norms 1. Weights keep the scale of their input (0.9/√inputs, which is the usual 0.02 at a width of
 /// 2048). Layers that add to the residual have smaller weights the more of them there are. The output projection is so
 /// small that all tokens are nearly equally likely.
-pub(super) fn filling(name: &str, shape: &[usize], config: &ModelConfig) -> Filling {
+pub(super) fn initializer(name: &str, shape: &[usize], config: &ModelConfig) -> Initializer {
     if name.ends_with(".bias") {
-        return Filling::Constant(0.0);
+        return Initializer::Constant(0.0);
     }
     if shape.len() == 1 {
-        return Filling::Constant(1.0);
+        return Initializer::Constant(1.0);
     }
     let inputs: usize = shape[1..].iter().product();
     let plain = 0.9 / (inputs as f32).sqrt();
     let layers = if name.starts_with("visual.") { config.vision.depth } else { config.text.num_hidden_layers };
     let adds =
         name.ends_with("o_proj.weight") || name.ends_with("attn.proj.weight") || name.ends_with("down_proj.weight");
-    Filling::Normal(match name {
+    Initializer::Normal(match name {
         "model.embed_tokens.weight" if !config.tie_word_embeddings => 0.02,
         "model.embed_tokens.weight" | "lm_head.weight" => 0.25 / (inputs as f32).sqrt(),
         _ if adds => plain / (2.0 * layers.max(1) as f32).sqrt(),
@@ -46,14 +46,19 @@ pub(super) fn filling(name: &str, shape: &[usize], config: &ModelConfig) -> Fill
 }
 
 /// Writes one tensor, with at most one chunk of it in memory.
-pub(super) fn write_random(spec: &TensorSpec, filling: Filling, seed: u64, out: &mut dyn Write) -> io::Result<()> {
+pub(super) fn write_random(
+    spec: &TensorSpec,
+    initializer: Initializer,
+    seed: u64,
+    out: &mut dyn Write,
+) -> io::Result<()> {
     let length: usize = spec.shape.iter().product();
     let stream = fnv1a(&spec.name);
     let mut bytes = Vec::new();
     for first in (0..length).step_by(CHUNK) {
         let elements = CHUNK.min(length - first);
         bytes.resize(elements * spec.dtype.size(), 0);
-        fill(&mut bytes, spec.dtype, filling, |block| normals(seed, stream, block), first / LANE);
+        fill(&mut bytes, spec.dtype, initializer, |block| normals(seed, stream, block), first / LANE);
         out.write_all(&bytes)?;
     }
     Ok(())
@@ -62,16 +67,16 @@ pub(super) fn write_random(spec: &TensorSpec, filling: Filling, seed: u64, out: 
 fn fill(
     bytes: &mut [u8],
     dtype: StoredDType,
-    filling: Filling,
+    initializer: Initializer,
     normals: impl Fn(u64) -> [f32; LANE] + Sync,
     first_block: usize,
 ) {
     let size = dtype.size();
     bytes.par_chunks_mut(LANE * size * 4096).enumerate().for_each(|(part, bytes)| {
         for (i, lane) in bytes.chunks_mut(LANE * size).enumerate() {
-            let values = match filling {
-                Filling::Constant(value) => [value; LANE],
-                Filling::Normal(scale) => normals((first_block + part * 4096 + i) as u64).map(|x| x * scale),
+            let values = match initializer {
+                Initializer::Constant(value) => [value; LANE],
+                Initializer::Normal(scale) => normals((first_block + part * 4096 + i) as u64).map(|x| x * scale),
             };
             for (bytes, value) in lane.chunks_exact_mut(size).zip(values) {
                 match dtype {

@@ -36,7 +36,7 @@ pub struct Adapter {
 
 /// The matrices of a layer, in f32.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Pair {
+pub(super) struct LoraMatrices {
     pub(super) r: usize,
     pub(super) inner: usize,
     pub(super) out: usize,
@@ -124,10 +124,10 @@ impl Adapter {
     }
 
     /// The matrices of a layer, if it has any. [`Adapter::check`] must have succeeded.
-    pub(super) fn pair(&self, layer: &str) -> Result<Option<Pair>> {
+    pub(super) fn matrices(&self, layer: &str) -> Result<Option<LoraMatrices>> {
         let Some([Some(down), Some(up)]) = self.layers.get(layer) else { return Ok(None) };
         let (&[r, inner], &[out, _]) = (&down.shape[..], &up.shape[..]) else { return Ok(None) };
-        Ok(Some(Pair { r, inner, out, down: self.values(down)?, up: self.values(up)? }))
+        Ok(Some(LoraMatrices { r, inner, out, down: self.values(down)?, up: self.values(up)? }))
     }
 
     fn values(&self, stored: &Stored) -> Result<Vec<f32>> {

@@ -9,11 +9,11 @@ use half::{bf16, f16};
 use reel_runtime::{Category, Cx, DType, Device, Tensor, ops};
 
 use super::Adapter;
-use super::folder::Pair;
+use super::folder::LoraMatrices;
 use crate::checkpoint::{Checkpoint, StoredDType, TensorView};
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
-use crate::save::{SHARD_BYTES, TensorSpec, Unfinished, write_weights};
+use crate::save::{SHARD_BYTES, TemporaryPaths, TensorSpec, write_weights};
 use crate::weights::widen;
 
 /// The result of a merge.
@@ -65,7 +65,7 @@ pub fn merge(base: &Path, adapter: &Path, out: &Path, device: &Device) -> Result
 /// The merged weight as stored bytes.
 fn merged<'a>(cx: &Cx, adapter: &Adapter, name: &str, view: TensorView<'a>) -> Result<Cow<'a, [u8]>> {
     let layer = name.strip_suffix(".weight").unwrap_or_default();
-    let (Some(pair), Some(mut weight)) = (adapter.pair(layer)?, widen(view.dtype, view.bytes)) else {
+    let (Some(pair), Some(mut weight)) = (adapter.matrices(layer)?, widen(view.dtype, view.bytes)) else {
         return Ok(Cow::Borrowed(view.bytes));
     };
     let change = change(cx, &pair, adapter.scale())?;
@@ -81,8 +81,8 @@ fn merged<'a>(cx: &Cx, adapter: &Adapter, name: &str, view: TensorView<'a>) -> R
 }
 
 /// The update of a weight: `scale · B A`, `[out, inner]`.
-fn change(cx: &Cx, pair: &Pair, scale: f32) -> Result<Vec<f32>> {
-    let Pair { r, inner, out, .. } = *pair;
+fn change(cx: &Cx, pair: &LoraMatrices, scale: f32) -> Result<Vec<f32>> {
+    let LoraMatrices { r, inner, out, .. } = *pair;
     let columns: Vec<f32> = (0..inner * r).map(|i| pair.down[i % r * inner + i / r]).collect();
     let put = |shape: [usize; 2], x: &[f32]| Tensor::from_f32(cx.device(), &shape, DType::F32, x, Category::Workspace);
     let product = ops::matmul(cx, &put([out, r], &pair.up)?, &put([inner, r], &columns)?, DType::F32)?;
@@ -118,7 +118,7 @@ fn copy_others(base: &Path, out: &Path) -> Result<()> {
 /// A folder with a temporary hidden name beside its final one. If dropped before it is renamed, it is removed.
 struct Draft {
     path: std::path::PathBuf,
-    _unfinished: Unfinished,
+    _unfinished: TemporaryPaths,
 }
 
 impl Draft {
@@ -134,7 +134,7 @@ impl Draft {
             Err(e) => return Err(ModelError::read(out, e)),
         }
         let path = out.with_file_name(format!(".{}.{}.part", name.to_string_lossy(), std::process::id()));
-        let unfinished = Unfinished::new([path.clone()]);
+        let unfinished = TemporaryPaths::new([path.clone()]);
         fs::create_dir_all(&path).map_err(|e| ModelError::write(out, e))?;
         Ok(Draft { path, _unfinished: unfinished })
     }

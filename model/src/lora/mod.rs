@@ -155,7 +155,7 @@ impl AdapterSource<'_> {
                 }),
                 None => None,
             },
-            AdapterSource::Files(adapter) => match adapter.pair(name)? {
+            AdapterSource::Files(adapter) => match adapter.matrices(name)? {
                 Some(pair) => Some(Lora {
                     down: put([pair.r, pair.inner], &pair.down)?,
                     up: put([pair.out, pair.r], &pair.up)?,

@@ -111,7 +111,7 @@ fn weights_are_the_formula(merged: &Path, adapter: &Path) {
     };
     for name in before.names() {
         let (old, new) = (values(&before, name), values(&after, name));
-        let Some(pair) = adapter.pair(name.strip_suffix(".weight").unwrap_or_default()).unwrap() else {
+        let Some(pair) = adapter.matrices(name.strip_suffix(".weight").unwrap_or_default()).unwrap() else {
             assert_eq!(old, new, "{name}");
             continue;
         };
@@ -261,7 +261,7 @@ fn saved_adapter_reads_back_equal() {
         let folder = AdapterFolder { spec: &spec, base: "/models/base", source: &base(), naming };
         save(dir.path(), folder, &tensors, |spec, to| {
             let (layer, part) = spec.name.strip_suffix(".weight").unwrap().rsplit_once('.').unwrap();
-            let pair = adapter.pair(layer).unwrap().unwrap();
+            let pair = adapter.matrices(layer).unwrap().unwrap();
             to.write_all(bytemuck::cast_slice(if part == "lora_A" { &pair.down } else { &pair.up }))
         })
         .unwrap();
@@ -269,7 +269,7 @@ fn saved_adapter_reads_back_equal() {
         again.check(&config()).unwrap();
         assert_eq!((again.base(), again.scale()), (Some("/models/base"), 5.0 / 3.0));
         assert_eq!(again.layers().collect::<Vec<_>>(), names);
-        assert!(names.iter().all(|name| again.pair(name).unwrap() == adapter.pair(name).unwrap()));
+        assert!(names.iter().all(|name| again.matrices(name).unwrap() == adapter.matrices(name).unwrap()));
         assert!(dir.path().join("tokenizer.json").is_file() && !dir.path().join("config.json").exists());
     }
 }

@@ -30,9 +30,9 @@ pub fn remove_unfinished() {
 
 /// Registers paths that are removed if the program is interrupted; dropped when they are complete.
 #[derive(Debug)]
-pub(crate) struct Unfinished(Vec<PathBuf>);
+pub(crate) struct TemporaryPaths(Vec<PathBuf>);
 
-impl Unfinished {
+impl TemporaryPaths {
     pub(crate) fn new(paths: impl IntoIterator<Item = PathBuf>) -> Self {
         let paths: Vec<PathBuf> = paths.into_iter().collect();
         unfinished().extend(paths.iter().cloned());
@@ -40,7 +40,7 @@ impl Unfinished {
     }
 }
 
-impl Drop for Unfinished {
+impl Drop for TemporaryPaths {
     fn drop(&mut self) {
         let mut all = unfinished();
         self.0.iter().for_each(|path| {
@@ -58,7 +58,7 @@ pub struct AtomicFile {
     /// `None` if the target is written directly.
     temporary: Option<PathBuf>,
     writer: Option<BufWriter<File>>,
-    _unfinished: Unfinished,
+    _unfinished: TemporaryPaths,
 }
 
 impl AtomicFile {
@@ -66,16 +66,16 @@ impl AtomicFile {
     pub fn create(target: &Path) -> Result<Self> {
         if is_stream(target) {
             let file = File::options().write(true).open(target).map_err(|e| ModelError::write(target, e))?;
-            return Ok(Self::new(target, None, file, Unfinished::new([])));
+            return Ok(Self::new(target, None, file, TemporaryPaths::new([])));
         }
         let name = target.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let temporary = target.with_file_name(format!(".{name}.{}.part", std::process::id()));
-        let unfinished = Unfinished::new([temporary.clone()]);
+        let unfinished = TemporaryPaths::new([temporary.clone()]);
         let file = File::create(&temporary).map_err(|e| ModelError::write(target, e))?;
         Ok(Self::new(target, Some(temporary), file, unfinished))
     }
 
-    fn new(target: &Path, temporary: Option<PathBuf>, file: File, unfinished: Unfinished) -> Self {
+    fn new(target: &Path, temporary: Option<PathBuf>, file: File, unfinished: TemporaryPaths) -> Self {
         let writer = Some(BufWriter::with_capacity(1 << 20, file));
         Self { target: target.to_path_buf(), temporary, writer, _unfinished: unfinished }
     }

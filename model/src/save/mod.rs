@@ -9,7 +9,7 @@ mod tensors;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use atomic::Unfinished;
+pub(crate) use atomic::TemporaryPaths;
 pub use atomic::{AtomicFile, remove_unfinished};
 pub use hub_folder::{HubFolder, SHARD_BYTES, hub_folder, write_weights};
 pub(crate) use hub_folder::{copy_companions, same_folder, write_file, write_whole};

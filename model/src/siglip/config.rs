@@ -56,13 +56,13 @@ pub struct EncoderConfig {
 
 impl SiglipVisionConfig {
     /// The number of patches along each side.
-    pub fn side(&self) -> usize {
+    pub fn patches_per_side(&self) -> usize {
         self.image_size / self.patch_size
     }
 
     /// The number of patches of an image.
-    pub fn patches(&self) -> usize {
-        self.side() * self.side()
+    pub fn patch_count(&self) -> usize {
+        self.patches_per_side() * self.patches_per_side()
     }
 
     /// The number of values of a patch.
@@ -236,10 +236,13 @@ mod tests {
     fn missing_keys_have_the_class_defaults() {
         let so400m = parse(&published()).unwrap();
         assert_eq!((so400m.text.vocab_size, so400m.text.positions, so400m.text.projection_size), (32_000, 64, 1152));
-        assert_eq!((so400m.vision.side(), so400m.vision.patches(), so400m.vision.encoder.head_dim()), (27, 729, 72));
+        assert_eq!(
+            (so400m.vision.patches_per_side(), so400m.vision.patch_count(), so400m.vision.encoder.head_dim()),
+            (27, 729, 72)
+        );
         assert_eq!((so400m.text.encoder.layers, so400m.text.encoder.eps), (27, 1e-6));
         let base = parse(&json!({"model_type": "siglip"})).unwrap();
-        assert_eq!((base.vision.image_size, base.vision.patch_size, base.vision.patches()), (224, 16, 196));
+        assert_eq!((base.vision.image_size, base.vision.patch_size, base.vision.patch_count()), (224, 16, 196));
         let encoder = EncoderConfig { hidden_size: 768, intermediate_size: 3072, layers: 12, heads: 12, eps: 1e-6 };
         assert_eq!((&base.vision.encoder, &base.text.encoder), (&encoder, &encoder));
     }

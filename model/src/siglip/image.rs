@@ -79,7 +79,7 @@ impl SiglipProcessor {
     }
 
     /// The side of the cropped square, in pixels.
-    pub(super) fn seen(&self) -> usize {
+    pub(super) fn cropped_side(&self) -> usize {
         self.size / self.patch * self.patch
     }
 
@@ -96,7 +96,7 @@ impl SiglipProcessor {
         } else {
             pillow_bicubic(frame, (self.size, self.size))?
         };
-        let seen = self.seen();
+        let seen = self.cropped_side();
         Ok(square.data.chunks_exact(3 * self.size).take(seen).flat_map(|row| &row[..3 * seen]).copied().collect())
     }
 }

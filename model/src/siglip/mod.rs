@@ -79,7 +79,7 @@ impl Siglip {
 
     /// The number of images in one pass of the vision tower.
     pub fn images_per_pass(&self) -> usize {
-        (MAX_TOKENS_PER_PASS / self.config.vision.patches()).max(1)
+        (MAX_TOKENS_PER_PASS / self.config.vision.patch_count()).max(1)
     }
 
     /// Computes an embedding of length 1 for each text.
@@ -105,7 +105,7 @@ impl Siglip {
         let one = |frame, (height, width)| Ok(FrameView::new(frame, 1, height, width)?);
         let frames = frames.iter().flat_map(|view| view.iter().map(|frame| one(frame, view.size())));
         let frames = frames.collect::<Result<Vec<_>>>()?;
-        let seen = self.processor.seen();
+        let seen = self.processor.cropped_side();
         let mut all = Vec::with_capacity(frames.len());
         for some in frames.chunks(self.images_per_pass()) {
             let squares =

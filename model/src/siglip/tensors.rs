@@ -18,7 +18,7 @@ pub fn expected_tensors(config: &SiglipConfig) -> List {
     let (c, patch) = (vision.encoder.hidden_size, vision.patch_size);
     add(&mut list, "vision_model.embeddings.patch_embedding.weight", &[c, 3, patch, patch]);
     add(&mut list, "vision_model.embeddings.patch_embedding.bias", &[c]);
-    add(&mut list, "vision_model.embeddings.position_embedding.weight", &[vision.patches(), c]);
+    add(&mut list, "vision_model.embeddings.position_embedding.weight", &[vision.patch_count(), c]);
     encoder(&mut list, "vision_model", &vision.encoder);
     norm(&mut list, "vision_model.post_layernorm", c);
     add(&mut list, "vision_model.head.probe", &[1, 1, c]);

@@ -127,7 +127,7 @@ fn ids_equal_the_reference_tokenizer() {
 #[test]
 fn pixels_equal_the_image_processor() {
     let model = open(&Device::cpu(1), DType::F32);
-    let (size, seen) = (64, model.processor.seen());
+    let (size, seen) = (64, model.processor.cropped_side());
     assert_eq!(seen, 56);
     let want = expected("pixel_values");
     for (n, image) in images()[..2].iter().enumerate() {
@@ -189,7 +189,8 @@ fn so400m_fits_and_takes_little() {
         let weights = device.memory().current;
         device.profiler().count(true);
         let processor = SiglipProcessor::new(&config.vision);
-        let (cx, at_once, seen) = (Cx::inference(device, dtype), AT_ONCE / config.vision.patches(), processor.seen());
+        let (cx, at_once, seen) =
+            (Cx::inference(device, dtype), MAX_TOKENS_PER_PASS / config.vision.patch_count(), processor.cropped_side());
         assert_eq!((at_once, seen), (5, 378));
         let size = [at_once, seen, seen];
         let images =

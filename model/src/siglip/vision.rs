@@ -29,7 +29,7 @@ impl SiglipVision {
     /// # Errors
     /// A tensor is missing or has another shape; out of memory.
     pub fn load(from: &WeightLoader, config: &SiglipVisionConfig) -> Result<SiglipVision> {
-        let (c, p, side) = (config.encoder.hidden_size, config.patches(), config.patch_size);
+        let (c, p, side) = (config.encoder.hidden_size, config.patch_count(), config.patch_size);
         let name = |part: &str| format!("vision_model.embeddings.{part}");
         let stored = [c, 3, side, side];
         // A vector is loaded in the dtype of activations, which `position_add` needs.
@@ -52,7 +52,7 @@ impl SiglipVision {
     pub fn forward(&self, cx: &Cx, images: &DeviceFrames) -> Result<Tensor> {
         let x = ops::patch_embedding(cx, std::slice::from_ref(images), &self.patch_weight, Some(&self.patch_bias))?;
         let x = ops::position_add(cx, &x, &self.positions)?;
-        let lengths = vec![self.patches; images.patches() / self.patches];
+        let lengths = vec![self.patches; images.patch_count() / self.patches];
         let seqs = CuSeqlens::from_lengths(cx.device(), &lengths)?;
         let x = self.encoder.forward(cx, x, &seqs)?;
         let pooled = self.head.forward(cx, &self.post_norm.forward(cx, &x)?, &seqs)?;

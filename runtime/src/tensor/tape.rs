@@ -113,8 +113,8 @@ impl Backward<'_> {
         self.dys[0].take().expect("a backward rule takes dy once")
     }
 
-    /// The gradients of both outputs of an op recorded by [`super::cx::Cx::record_two`]; at least one is present.
-    pub fn take_two(&mut self) -> (Option<Tensor>, Option<Tensor>) {
+    /// The gradients of both outputs of an op recorded by [`super::cx::Cx::record_pair`]; at least one is present.
+    pub fn take_dy_pair(&mut self) -> (Option<Tensor>, Option<Tensor>) {
         let mut dys = std::mem::take(&mut self.dys).into_iter();
         (dys.next().flatten(), dys.next().flatten())
     }

@@ -2,7 +2,7 @@
 //! file.
 //!
 //! Letters of shapes: `S` tokens of all packed sequences, `N` patches, `H` hidden size, `V` vocabulary, `D` head_dim. A
-//! test compares the backward rule of every op in [`ALL`] with finite differences. [`super::cx`] shows what an op looks
+//! test compares the backward rule of every op in [`OPS_WITH_BACKWARD`] with finite differences. [`super::cx`] shows what an op looks
 //! like.
 
 mod activation;
@@ -48,7 +48,7 @@ use crate::error::{Result, shape_error};
 use reel_kernels::DType;
 
 /// The names of all ops with a backward rule.
-pub const ALL: [&str; 24] = [
+pub const OPS_WITH_BACKWARD: [&str; 24] = [
     "add",
     "attention",
     "embedding",

@@ -132,8 +132,8 @@ pub fn rms_norm_add(cx: &Cx, x: &Tensor, residual: &Tensor, w: &Tensor, eps: f32
     };
     cx.launch(&kernel::fwd(x.dtype(), &p))?;
     let (kx, kr, kw, ks) = (x.clone(), residual.clone(), w.clone(), sum.clone());
-    Ok(cx.record_two(OP, &[x, residual, w], (sum, y), move |bw| {
-        let (d_sum, dy) = bw.take_two();
+    Ok(cx.record_pair(OP, &[x, residual, w], (sum, y), move |bw| {
+        let (d_sum, dy) = bw.take_dy_pair();
         let Some(rstd) = &rstd else { return Ok(()) };
         let Some(dx) = sizes.backward(bw, (&ks, &kw, rstd), dy, d_sum)? else { return Ok(()) };
         bw.add(&kx, dx.clone())?;
@@ -154,8 +154,8 @@ pub fn rms_norm_branch(cx: &Cx, x: &Tensor, w: &Tensor, eps: f32) -> Result<(Ten
     let rstd = sizes.rstd(cx, &[x, w])?;
     sizes.forward(cx, x, w, &y, &rstd)?;
     let (kx, kw) = (x.clone(), w.clone());
-    Ok(cx.record_two(OP, &[x, w], (x.detach(), y), move |bw| {
-        let (d_x, dy) = bw.take_two();
+    Ok(cx.record_pair(OP, &[x, w], (x.detach(), y), move |bw| {
+        let (d_x, dy) = bw.take_dy_pair();
         let Some(rstd) = &rstd else { return Ok(()) };
         match sizes.backward(bw, (&kx, &kw, rstd), dy, d_x)? {
             Some(dx) => bw.add(&kx, dx),

@@ -85,7 +85,7 @@ impl DeviceFrames {
     }
 
     /// The number of patches.
-    pub fn patches(&self) -> usize {
+    pub fn patch_count(&self) -> usize {
         self.pixels.patches()
     }
 }
@@ -111,14 +111,14 @@ pub fn patch_embedding(cx: &Cx, frames: &[DeviceFrames], w: &Tensor, b: Option<&
         want_shape(OP, "bias", b, &[embed], "the rows of the weight")?;
         want_dtype(OP, "bias", b, dtype)?;
     }
-    let n: usize = frames.iter().map(DeviceFrames::patches).sum();
+    let n: usize = frames.iter().map(DeviceFrames::patch_count).sum();
     let (columns, y) = (super::size(OP, embed)?, cx.empty(&[n, embed], dtype)?);
     for (f, start) in frames.iter().zip(starts(frames)) {
         let p = kernel::FwdParams {
             frames: f.levels.addr(),
             weight: w.addr(),
             bias: b.map_or(Addr::NULL, Tensor::addr),
-            y: y.rows(start, f.patches())?.addr(),
+            y: y.rows(start, f.patch_count())?.addr(),
             pixels: f.pixels,
             embed: columns,
             reserved: 0,
@@ -140,7 +140,7 @@ pub fn patch_embedding(cx: &Cx, frames: &[DeviceFrames], w: &Tensor, b: Option<&
         for (f, start) in frames.iter().zip(starts(&frames)) {
             let p = kernel::DwParams {
                 frames: f.levels.addr(),
-                dy: dy.rows(start, f.patches())?.addr(),
+                dy: dy.rows(start, f.patch_count())?.addr(),
                 dw: dw.addr(),
                 pixels: f.pixels,
                 embed: columns,
@@ -156,17 +156,17 @@ pub fn patch_embedding(cx: &Cx, frames: &[DeviceFrames], w: &Tensor, b: Option<&
 fn starts(frames: &[DeviceFrames]) -> impl Iterator<Item = usize> {
     frames.iter().scan(0, |next, f| {
         let start = *next;
-        *next += f.patches();
+        *next += f.patch_count();
         Some(start)
     })
 }
 
 /// The normalised pixels of all patches, `[N, row]`.
 fn cut(cx: &Cx, frames: &[DeviceFrames], row: usize) -> Result<Tensor> {
-    let n: usize = frames.iter().map(DeviceFrames::patches).sum();
+    let n: usize = frames.iter().map(DeviceFrames::patch_count).sum();
     let all = cx.empty(&[n, row], cx.dtype())?;
     for (f, start) in frames.iter().zip(starts(frames)) {
-        let to = all.rows(start, f.patches())?;
+        let to = all.rows(start, f.patch_count())?;
         cx.launch(&patches::cut(cx.dtype(), &f.pixels.cut(f.levels.addr(), to.addr())))?;
     }
     Ok(all)

@@ -198,7 +198,7 @@ fn gradients(device: &Device, c: &Case, values: &[Vec<f32>]) -> BTreeMap<String,
 fn every_backward_rule_equals_finite_differences() {
     let device = Device::cpu(2);
     let names: std::collections::BTreeSet<&str> = cases().iter().map(|c| c.op).collect();
-    assert_eq!(names.into_iter().collect::<Vec<_>>(), ALL, "an op without a case");
+    assert_eq!(names.into_iter().collect::<Vec<_>>(), OPS_WITH_BACKWARD, "an op without a case");
     for c in cases() {
         let values: Vec<Vec<f32>> =
             c.shapes.iter().enumerate().map(|(i, s)| numbers(s.iter().product(), i as u32 + 1)).collect();
