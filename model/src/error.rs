@@ -86,7 +86,7 @@ impl ModelError {
             | Self::Inputs(d)
             | Self::Hub(d)
             | Self::Io(d) => d,
-            Self::Media(e) => Diagnostic::new("", e.to_string(), ""),
+            Self::Media(e) => e.diagnostic().clone(),
             Self::Runtime(e) => Diagnostic::new("", e.to_string(), ""),
         }
     }
