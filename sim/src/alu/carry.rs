@@ -1,4 +1,5 @@
-//! CarryArithmetic-precision integer arithmetic, which reads and writes the carry flag: `add.cc`, `addc`, `sub.cc`, `subc`, `mad.cc`, `madc`.
+//! Extended-precision integer arithmetic, which reads and writes the carry flag: `add.cc`, `addc`, `sub.cc`, `subc`,
+//! `mad.cc`, `madc`.
 //!
 //! Source: PTX ISA 9.0, chapter 9.7.2.
 
@@ -7,12 +8,13 @@ use super::integer::{low_bits_mask, sign_or_zero_extend};
 use super::lanes::{set_predicate, set_undefined};
 use crate::regs::{Registers, Slot};
 
-/// CarryArithmetic-precision arithmetic.
+/// The operations that have a carry flag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CarryArithmetic {
     /// `a + b`
     Add,
-    /// `a − b` as `a + ¬b + 1`: the carry is 0 where there is a borrow, which `addc` after `sub.cc` can see, as on an H200.
+    /// `a − b`, computed as `a + ¬b + 1`: the carry is 0 on a borrow. `addc` after `sub.cc` shows this; an H200 does
+    /// the same.
     Sub,
     /// The low half of `a · b`, plus `c`.
     MadLow,
@@ -20,21 +22,21 @@ pub enum CarryArithmetic {
     MadHigh,
 }
 
-/// `add.cc`, `addc` and the like.
+/// A decoded instruction with carry, such as `add.cc` or `addc`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CarryOp {
     pub op: CarryArithmetic,
-    /// 32 or 64.
+    /// Width in bits: 32 or 64.
     pub bits: u8,
     pub signed: bool,
-    /// Reads the carry.
+    /// True if the carry flag is an input.
     pub input: bool,
-    /// Writes the carry.
+    /// True if the carry flag is an output.
     pub output: bool,
 }
 
 impl CarryOp {
-    /// Executes for the lanes of `mask`.
+    /// Executes the instruction for the lanes of `mask`.
     pub fn run(self, r: &mut Registers, s: &OperandSlots, mask: u32) {
         let sources = if matches!(self.op, CarryArithmetic::MadLow | CarryArithmetic::MadHigh) { 3 } else { 2 };
         let mut u = s.src[..sources].iter().fold(0, |u, &slot| u | r.undefined[slot as usize]);
@@ -63,7 +65,7 @@ impl CarryOp {
         }
     }
 
-    /// The result and the carry out of it.
+    /// Returns one lane's result and its carry out.
     fn lane(self, a: u64, b: u64, c: u64, carry: u128) -> (u64, bool) {
         let low_bits_mask = low_bits_mask(self.bits as u32) as u128;
         let wide = |x: u64| sign_or_zero_extend(x, self.bits as u32, self.signed);

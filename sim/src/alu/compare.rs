@@ -10,7 +10,7 @@ use super::lanes::{LaneValue, lanes_where, set_predicate, set_undefined, undefin
 use super::scalar::{ScalarFlags, ScalarOp};
 use crate::regs::{Registers, Slot};
 
-/// How a comparison is made of `a < b`, `a ≤ b` and `a = b`.
+/// The primitive relation that a comparison is computed from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Relation {
     /// `a < b`
@@ -19,16 +19,16 @@ pub enum Relation {
     LessEqual,
     /// `a = b`
     Equal,
-    /// Both are numbers, and `a ≠ b`.
+    /// Neither operand is NaN, and `a ≠ b`.
     Unequal,
-    /// Both are numbers.
+    /// Neither operand is NaN.
     Numbers,
 }
 
-/// What a predicate result is combined with.
+/// How a comparison's result is combined with a source predicate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Combine {
-    /// Nothing.
+    /// Not combined.
     None,
     /// `.and`
     And,
@@ -38,24 +38,25 @@ pub enum Combine {
     Xor,
 }
 
-/// A comparison: `(b, a)` if `swap`, negated if `invert`, then combined with the predicate in `src[2]`.
+/// A decoded comparison. The relation is applied to `(b, a)` if `swap`, negated if `invert`, then combined with
+/// predicate `src[2]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Comparison {
     pub relation: Relation,
     pub swap: bool,
     pub invert: bool,
     pub combine: Combine,
-    /// The combining predicate is negated.
+    /// True if the source predicate is negated.
     pub not: bool,
-    /// There is a second destination: the combination with the comparison negated.
+    /// True if a second destination receives the combination with the negated comparison (`p|q`).
     pub pair: bool,
 }
 
 impl Comparison {
-    /// Writes the destinations, given the lanes in which the relation holds.
+    /// Writes the destination predicates, given the lanes in which the relation holds.
     #[inline(always)]
     pub fn finish(self, r: &mut Registers, s: &OperandSlots, mask: u32, holds: u32) {
-        // Both before either is written: a destination may be the combining predicate.
+        // Compute both results before writing: a destination may also be the source predicate.
         let (p, u) = self.combined(r, s, holds);
         if self.pair {
             let (q, _) = self.combined(r, s, !holds);
@@ -64,7 +65,7 @@ impl Comparison {
         set_predicate(r, s.dst[0], p, mask, u);
     }
 
-    /// Inverted and combined as asked, and where that is undefined.
+    /// Applies `invert` and the combination to `holds`. Returns the result and the lanes in which it is undefined.
     #[inline(always)]
     pub fn combined(self, r: &Registers, s: &OperandSlots, holds: u32) -> (u32, u32) {
         let x = holds ^ 0u32.wrapping_sub(self.invert as u32);
@@ -86,7 +87,8 @@ impl Comparison {
         if self.swap { (s.src[1], s.src[0]) } else { (s.src[0], s.src[1]) }
     }
 
-    /// `flip` is added to both operands before they are compared as signed numbers.
+    /// Compares as signed integers after `flip` is XORed into both operands; flipping the sign bit makes it an unsigned
+    /// comparison.
     #[inline(always)]
     pub fn run32(self, r: &mut Registers, s: &OperandSlots, mask: u32, flip: u32) {
         let (a, b) = self.operands(s);
@@ -124,7 +126,7 @@ impl Comparison {
     }
 }
 
-/// `selp`: undefined where the predicate or the chosen source is.
+/// Executes `selp`. A lane is undefined where the predicate or the selected source is undefined.
 #[inline(always)]
 pub fn select<A: LaneValue>(r: &mut Registers, s: &OperandSlots, m: u32) {
     let p = r.predicates[s.src[2] as usize];
@@ -139,25 +141,25 @@ pub fn select<A: LaneValue>(r: &mut Registers, s: &OperandSlots, m: u32) {
     set_undefined(r, s.dst[0], m, u);
 }
 
-/// What `set` writes for true.
+/// The value that `set` writes for true.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SetResult {
     pub truth: u32,
-    /// Halves compared one by one; else one comparison.
+    /// True if packed halves are compared one by one.
     pub halves: bool,
 }
 
-/// The lanes in which a function gives 1.
+/// Returns the lanes in which a comparison function returns 1.
 pub fn lanes_that_hold(cold: &ScalarOp, r: &Registers, s: &OperandSlots, mask: u32) -> u32 {
     lane_bits(&cold.results(r, s, mask).0)
 }
 
-/// Bit 0 of each lane.
+/// Collects bit 0 of each lane into a mask.
 pub fn lane_bits(lanes: &[u64; 32]) -> u32 {
     (0..32).fold(0, |m, i| m | ((lanes[i] & 1) as u32) << i)
 }
 
-/// The kinds of numbers of `testp`.
+/// Classifies an f32 or f64 for `testp`.
 fn category(f: ScalarFlags, a: u64) -> std::num::FpCategory {
     if f.bits == 64 { f64::from_bits(a).classify() } else { f32::from_bits(a as u32).classify() }
 }
@@ -178,7 +180,7 @@ pub fn is_nan(f: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
     (category(f, a) == std::num::FpCategory::Nan) as u64
 }
 
-/// Zeros count as normal.
+/// `testp.normal`; zeros count as normal numbers.
 pub fn is_normal(f: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
     matches!(category(f, a), std::num::FpCategory::Normal | std::num::FpCategory::Zero) as u64
 }
@@ -187,8 +189,8 @@ pub fn is_subnormal(f: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
     (category(f, a) == std::num::FpCategory::Subnormal) as u64
 }
 
-/// How two numbers of the flags' format are ordered: bit 0 less, 1 equal, 2 greater, 3 unordered; `wide` is the mask of
-/// those that make the comparison hold.
+/// Compares two floats. `f.wide` is the mask of orderings for which the comparison holds: bit 0 less, 1 equal, 2
+/// greater, 3 unordered (a NaN).
 pub fn compare_floats(f: ScalarFlags, a: u64, b: u64, _: u64, _: u64) -> u64 {
     let x = |a: u64| match f.bits {
         64 => f64::from_bits(a),
@@ -198,18 +200,18 @@ pub fn compare_floats(f: ScalarFlags, a: u64, b: u64, _: u64, _: u64) -> u64 {
     (f.wide & ordering_bit(x(a).partial_cmp(&x(b))) != 0) as u64
 }
 
-/// The lower and, if `sat`, the upper halves compared.
+/// Compares the lower halves or, if `sat`, the upper halves of two packed registers.
 pub fn compare_half(f: ScalarFlags, a: u64, b: u64, c: u64, d: u64) -> u64 {
     let shift = if f.sat { 16 } else { 0 };
     compare_floats(f, a >> shift & 0xffff, b >> shift & 0xffff, c, d)
 }
 
-/// Whether two numbers are in one of the orders of `wide`, as in [`super::compare::compare_floats`].
+/// Compares two integers; `f.wide` is the mask of orderings for which the comparison holds, as in [`compare_floats`].
 pub fn compare_integers(f: ScalarFlags, a: u64, b: u64, _: u64, _: u64) -> u64 {
     (f.wide & ordering_bit(integer_value(f, a).partial_cmp(&integer_value(f, b))) != 0) as u64
 }
 
-/// The bit of an ordering, as [`compare`] has them.
+/// Returns the bit that stands for an ordering in the masks of [`compare_floats`].
 pub fn ordering_bit(of: Option<std::cmp::Ordering>) -> u8 {
     match of {
         Some(std::cmp::Ordering::Less) => 1,
@@ -219,7 +221,7 @@ pub fn ordering_bit(of: Option<std::cmp::Ordering>) -> u8 {
     }
 }
 
-/// `slct`: `a` if `c` ≥ 0, else `b`; a NaN chooses `b`. `variant`: `c` is an f32.
+/// `slct`: returns `a` if `c` ≥ 0, else `b`; a NaN selects `b`. `variant`: `c` is an f32 instead of an s32.
 pub fn slct(f: ScalarFlags, a: u64, b: u64, c: u64, _: u64) -> u64 {
     let first = if f.variant { f32_math::f32_input(c as u32, f.ftz) >= 0.0 } else { c as u32 as i32 >= 0 };
     if first { a } else { b }

@@ -1,6 +1,4 @@
-//! `cvt` between any two types.
-//!
-//! Source: PTX ISA 9.0, chapter 9.7.9.21.
+//! `cvt` between any two number formats, as [`ScalarFunction`](super::scalar::ScalarFunction)s.
 
 use super::f32_math::{self, flush};
 use super::integer::{clamp_to_type, low_bits_mask, sign_or_zero_extend};
@@ -9,12 +7,12 @@ use super::soft_float::{
     BF16, E4M3, E5M2, ExactFloat, F16, F32, F64, FloatFormat, RoundingMode, TF32, decode_float, encode_float,
 };
 
-/// A source or destination of a conversion.
+/// The number format of a conversion's source or destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NumberFormat {
-    /// Bits, and whether it is signed.
+    /// Integer: bits, and whether it is signed.
     Int(u32, bool),
-    /// A format.
+    /// Floating-point format.
     Float(FloatFormat),
 }
 
@@ -35,12 +33,13 @@ const NUMBER_FORMATS: [NumberFormat; 14] = [
     NumberFormat::Float(E4M3),
 ];
 
-/// The number of a kind, for [`ScalarFlags::bits`] (source) and the low half of [`ScalarFlags::wide`] (destination).
+/// Returns the index of a format in [`NUMBER_FORMATS`], for [`ScalarFlags::bits`] (source) and the low half of
+/// [`ScalarFlags::wide`] (destination).
 pub fn index(kind: NumberFormat) -> Option<u8> {
     NUMBER_FORMATS.iter().position(|k| *k == kind).map(|i| i as u8)
 }
 
-/// To an integral value, as the mode says.
+/// Rounds to an integral value.
 fn integral(x: f64, mode: RoundingMode) -> f64 {
     match mode {
         RoundingMode::Nearest => x.round_ties_even(),
@@ -51,8 +50,9 @@ fn integral(x: f64, mode: RoundingMode) -> f64 {
     }
 }
 
-/// One number to another. Of the flags: `bits` and the low four bits of `wide` are kinds, the upper four of `wide` the bytes
-/// of the destination's register, `variant` an integer rounding (`.rni` …), `strict` is `.satfinite`.
+/// `cvt` of one number. Flags: `bits` and the low four bits of `wide` are indices of the source and destination
+/// formats, the upper four bits of `wide` the bytes of the destination register, `variant` an integer rounding (`.rni`
+/// …), `strict` `.satfinite`.
 pub fn cvt(f: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
     let (from, to) = (NUMBER_FORMATS[f.bits as usize], NUMBER_FORMATS[f.wide as usize & 15]);
     let register = (f.wide as u32 >> 4) * 8;
@@ -68,7 +68,7 @@ pub fn cvt(f: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
                 let zero = format != F64 && to != 64;
                 if zero { 0 } else { sign_or_zero_extend(1 << (to - 1), to, signed) }
             } else {
-                // The cast saturates far outside any type.
+                // The cast to i128 saturates far outside of any PTX integer type.
                 clamp_to_type(integral(x, f.rounding) as i128, to, signed)
             };
             x as u64 & low_bits_mask(register)
@@ -84,7 +84,7 @@ pub fn cvt(f: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
             nan_to_tf32(f, a)
         }
         (NumberFormat::Float(format), NumberFormat::Float(to)) => {
-            // An H200 does not flush what becomes an f16, whatever `.ftz` says.
+            // An H200 does not flush a result that becomes an f16, even with `.ftz`.
             let x = source(ScalarFlags { ftz: f.ftz && to != F16, ..f }, a, format);
             let x = if f.variant { integral(x, f.rounding) } else { x };
             to_float(f, x, to)
@@ -92,13 +92,13 @@ pub fn cvt(f: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
     }
 }
 
-/// `.rna` cuts a NaN like a number, as an H200 does: one whose upper bits are zero becomes infinite.
+/// `.rna` truncates a NaN like a number, as an H200 does: a NaN whose upper bits are zero becomes infinite.
 fn nan_to_tf32(f: ScalarFlags, a: u64) -> u64 {
     let cut = a & 0xffff_e000;
     if f32_math::is_nan(cut as u32) || !f.strict { cut } else { cut - 0x2000 }
 }
 
-/// The value of a source, an f32's subnormals round_and_flush if `.ftz`.
+/// Returns the value of the source; subnormal f32 are flushed if `.ftz`.
 fn source(f: ScalarFlags, a: u64, format: FloatFormat) -> f64 {
     let a = if format == F32 { flush(a as u32, f.ftz) as u64 } else { a };
     match format {
@@ -123,7 +123,8 @@ fn to_float(f: ScalarFlags, x: f64, to: FloatFormat) -> u64 {
     }
 }
 
-/// Two f32 to a pair of 16 bits, the first upper; the low half of `wide` is the destination's kind.
+/// Converts two f32 to a packed pair of 16-bit floats, the first in the upper half; the low half of `wide` is the
+/// format's index.
 pub fn pair(f: ScalarFlags, a: u64, b: u64, _: u64, _: u64) -> u64 {
     let NumberFormat::Float(to) = NUMBER_FORMATS[f.wide as usize & 15] else { return 0 };
     to_float(f, source(f, b, F32), to) | to_float(f, source(f, a, F32), to) << 16
@@ -133,19 +134,19 @@ fn fp8(f: ScalarFlags) -> FloatFormat {
     if f.variant { E5M2 } else { E4M3 }
 }
 
-/// Two f32 to a pair of fp8, the first upper; `variant` is e5m2.
+/// Converts two f32 to a packed pair of fp8, the first in the upper byte; `variant` is e5m2.
 pub fn fp8_pair(f: ScalarFlags, a: u64, b: u64, _: u64, _: u64) -> u64 {
     let f = ScalarFlags { strict: true, ..f };
     to_float(f, source(f, b, F32), fp8(f)) | to_float(f, source(f, a, F32), fp8(f)) << 8
 }
 
-/// A pair of f16 to one of fp8.
+/// Converts a packed pair of f16 to a packed pair of fp8.
 pub fn fp8_from_halves(f: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
     let f = ScalarFlags { strict: true, ..f };
     to_float(f, decode_float(a & 0xffff, F16), fp8(f)) | to_float(f, decode_float(a >> 16, F16), fp8(f)) << 8
 }
 
-/// A pair of fp8 to one of f16; exact.
+/// Converts a packed pair of fp8 to a packed pair of f16; exact.
 pub fn halves_from_fp8(f: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
     to_float(f, decode_float(a & 0xff, fp8(f)), F16) | to_float(f, decode_float(a >> 8 & 0xff, fp8(f)), F16) << 16
 }

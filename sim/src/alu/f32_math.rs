@@ -1,32 +1,33 @@
-//! f32 arithmetic lane by lane: flushing of subnormals, NVIDIA's canonical NaN, minimum and maximum, 2^x.
+//! f32 arithmetic of one lane: flushing of subnormals, NVIDIA's canonical NaN, minimum and maximum, 2^x, conversions.
 //!
-//! Source: PTX ISA 9.0, chapter 9.7.3 (floating-point instructions).
+//! Every function is branch-free and inlined, so that loops over lanes vectorise. Source: PTX ISA 9.0, chapter 9.7.3.
 
-/// The NaN that f32 arithmetic makes; payloads are not preserved.
+/// Bits of the NaN that every f32 operation produces; payloads are not preserved.
 pub const CANONICAL_NAN: u32 = 0x7fff_ffff;
 
-/// Sign-preserving zero in place of a subnormal, if `ftz`.
+/// Replaces a subnormal by zero of the same sign if `ftz`.
 #[inline(always)]
 pub fn flush(x: u32, ftz: bool) -> u32 {
     if ftz && x & 0x7f80_0000 == 0 { x & 0x8000_0000 } else { x }
 }
 
-/// The f32 with these bits, subnormals round_and_flush if `ftz`.
+/// Returns the f32 with bits `x`; subnormals are flushed if `ftz`.
 #[inline(always)]
 pub fn f32_input(x: u32, ftz: bool) -> f32 {
     f32::from_bits(flush(x, ftz))
 }
 
-/// The bits of a result: any NaN becomes the canonical one, subnormals are round_and_flush if `ftz`.
+/// Returns the bits of a result: any NaN becomes the canonical NaN, subnormals are flushed if `ftz`.
 #[inline(always)]
 pub fn f32_output(x: f32, ftz: bool) -> u32 {
     let bits = flush(x.to_bits(), ftz);
     if bits & 0x7fff_ffff > 0x7f80_0000 { CANONICAL_NAN } else { bits }
 }
 
-/// An exact result (or one rounded to round_to_odd_if_tiny) as an f32 to nearest, round_and_flush as `.ftz` does it on an H200: where it is below the smallest
-/// normal number when it is rounded to 24 bits whatever its exponent. A quotient of f32_math is far enough from every other number that
-/// its f64 will do.
+/// Rounds an f64 that is exact, or rounded to odd, to the nearest f32 and flushes it as `.ftz` does on an H200.
+///
+/// The result is flushed if it is below the smallest normal number after rounding to 24 bits with unlimited exponent
+/// range. The f64 of a quotient of two f32s is precise enough for this test.
 #[inline(always)]
 pub fn round_and_flush(x: f64) -> f32 {
     const LEAST: f64 = f32::MIN_POSITIVE as f64;
@@ -34,25 +35,26 @@ pub fn round_and_flush(x: f64) -> f32 {
     if x.abs() < LEAST - LEAST / 33_554_432.0 { 0f32.copysign(y) } else { y }
 }
 
-/// `.sat`: clamped to [0, 1], NaN becomes +0.
+/// `.sat`: clamps to [0, 1]; NaN becomes +0.
 #[inline(always)]
 pub fn saturate(x: f32) -> f32 {
     let x = if x > 0.0 { x } else { 0.0 };
     if x < 1.0 { x } else { 1.0 }
 }
 
-/// Whether these bits are a NaN.
+/// Returns true if the bits are a NaN.
 #[inline(always)]
 pub fn is_nan(x: u32) -> bool {
     x & 0x7fff_ffff > 0x7f80_0000
 }
 
-/// The smaller (or larger, if `MAX`) of two: one NaN gives the other operand, two give the canonical NaN; −0 < +0.
+/// Returns the smaller number, or the larger one if `MAX`. One NaN gives the other operand, two give the canonical NaN;
+/// −0 < +0.
 #[inline(always)]
 pub fn min_or_max<const MAX: bool>(a: u32, b: u32) -> u32 {
     let (x, y) = (f32::from_bits(a), f32::from_bits(b));
     let first = if MAX { x > y } else { x < y };
-    // Equal ones differ at most in the sign of zero.
+    // Equal numbers differ at most in the sign of zero.
     let tie = if MAX { a & b } else { a | b };
     let z = if first { a } else { b };
     let z = if x == y { tie } else { z };
@@ -60,10 +62,10 @@ pub fn min_or_max<const MAX: bool>(a: u32, b: u32) -> u32 {
     if is_nan(z) { CANONICAL_NAN } else { z }
 }
 
-/// 2^x within 1 ulp; subnormal results are made (the caller flushes).
+/// Returns 2^x within 1 ulp. Subnormal results are not flushed; the caller does that.
 #[inline(always)]
 pub fn exp2(x: f32) -> f32 {
-    // Beyond these the result is infinite or rounds to zero; NaN passes through the lop3_polynomial.
+    // Beyond these bounds the result is infinite or rounds to zero; a NaN passes through the polynomial.
     let x = if x > 129.0 { 129.0 } else { x };
     let x = if x < -152.0 { -152.0 } else { x };
     // Adding 1.5 · 2^23 rounds to the nearest integer, which then lies in the low bits.
@@ -87,26 +89,26 @@ fn power_of_two(n: i32) -> f32 {
     f32::from_bits(((n + 127) as u32) << 23)
 }
 
-/// The bf16 nearest to an f32, ties to even; NaN is 0x7fff.
+/// Rounds an f32 to the nearest bf16, ties to even; NaN gives 0x7fff.
 #[inline(always)]
 pub fn f32_to_bf16(x: u32) -> u32 {
     let rounded = x.wrapping_add(0x7fff + (x >> 16 & 1)) >> 16;
     if is_nan(x) { 0x7fff } else { rounded }
 }
 
-/// Truncated to a signed integer: out of range to the nearest end, NaN to 0.
+/// Truncates to a signed integer; out-of-range values are clamped, NaN gives 0.
 #[inline(always)]
 pub fn f32_to_s32(x: f32) -> u32 {
     truncate(x, -2_147_483_648.0, 2_147_483_647.0)
 }
 
-/// Truncated to an unsigned integer: out of range to the nearest end, NaN to 0.
+/// Truncates to an unsigned integer; out-of-range values are clamped, NaN gives 0.
 #[inline(always)]
 pub fn f32_to_u32(x: f32) -> u32 {
     truncate(x, 0.0, 4_294_967_295.0)
 }
 
-/// Rust's own saturating cast is the same, but does not vectorise.
+/// Equals Rust's saturating cast, which does not vectorise.
 #[inline(always)]
 fn truncate(x: f32, least: f64, most: f64) -> u32 {
     let x = x as f64;
@@ -117,19 +119,19 @@ fn truncate(x: f32, least: f64, most: f64) -> u32 {
     (y.trunc() + 6_755_399_441_055_744.0).to_bits() as u32
 }
 
-/// The f16 nearest to an f32, ties to even; NaN is 0x7fff.
+/// Rounds an f32 to the nearest f16, ties to even; NaN gives 0x7fff.
 #[inline(always)]
 pub fn f32_to_f16(x: u32) -> u32 {
     let (sign, a) = (x >> 16 & 0x8000, x & 0x7fff_ffff);
     let normal = a.wrapping_sub(112 << 23).wrapping_add(0xfff + (a >> 13 & 1)) >> 13;
-    // Adding 1/2, whose last place is f16's smallest subnormal, rounds to a multiple of it.
+    // Adding 1/2 rounds to a multiple of f16's smallest subnormal, which is the last place of 1/2 in f32.
     let small = (f32::from_bits(a) + 0.5).to_bits().wrapping_sub(0.5f32.to_bits());
     let y = if a < 0x3880_0000 { small } else { normal };
     let y = if a >= 0x4780_0000 { 0x7c00 } else { y };
     if is_nan(x) { 0x7fff } else { sign | y }
 }
 
-/// The f32 of an f16; any NaN becomes the canonical one.
+/// Converts an f16 to f32; any NaN becomes the canonical NaN.
 #[inline(always)]
 pub fn f16_to_f32(x: u32) -> u32 {
     let (sign, a) = ((x & 0x8000) << 16, x & 0x7fff);

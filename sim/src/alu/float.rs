@@ -1,13 +1,15 @@
-//! f32 and f64 rounded_arithmetic with any rounding mode, `.ftz` and `.sat`, as [`ScalarFunction`](super::scalar::ScalarFunction)s.
+//! f32 and f64 arithmetic with any rounding mode, `.ftz` and `.sat`, as
+//! [`ScalarFunction`](super::scalar::ScalarFunction)s.
 //!
-//! Rounding to nearest uses the processor's own rounded_arithmetic; the other modes round an exact result ([`super::soft_float`]).
+//! Rounding to nearest uses the processor's own arithmetic; the other modes round an exact result
+//! ([`super::soft_float`]).
 //! Source: PTX ISA 9.0, chapter 9.7.3.
 
 use super::f32_math::{self, flush};
 use super::scalar::ScalarFlags;
 use super::soft_float::{ExactFloat, F32, F64, FloatFormat, RoundingMode, add_round_to_odd};
 
-/// FloatArithmetic that rounds.
+/// Arithmetic operations that round their result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FloatArithmetic {
     /// `a + b`
@@ -26,7 +28,8 @@ pub enum FloatArithmetic {
     Sqrt,
 }
 
-/// The result to nearest in the format of `native`, or the exact one rounded as the mode says where it is finite.
+/// Returns `native`, the processor's result, for rounding to nearest and for operands that are not finite; otherwise
+/// the exact result rounded in mode `mode`.
 fn rounded_arithmetic(
     op: FloatArithmetic,
     mode: RoundingMode,
@@ -56,7 +59,7 @@ fn rounded_arithmetic(
     if !exact.is_zero() {
         return exact.round(format, mode);
     }
-    // A sum that cancels is +0, rounding down −0; like signs keep theirs.
+    // A sum that cancels is +0, or −0 when rounding down; two zeros of one sign keep that sign.
     let negative = match terms {
         Some((s, t)) if s != t => mode == RoundingMode::Down,
         Some((s, _)) => s,
@@ -95,8 +98,8 @@ arithmetic_functions! {
     sqrt_f32 sqrt_f64 Sqrt |a, _b, _c| a.sqrt();
 }
 
-/// Whether `.ftz` flushes the result `x` (exact, or rounded to round_to_odd_if_tiny): it is below the smallest normal number when it is rounded to the
-/// format's precision whatever its exponent. So an H200 has it.
+/// Returns true if `.ftz` flushes the result `x`, which is exact or rounded to odd: `x` is below the smallest normal
+/// number after rounding to the format's precision with unlimited exponent range (measured on an H200).
 pub fn is_tiny_after_rounding(format: FloatFormat, mode: RoundingMode, x: f64) -> bool {
     let away = match mode {
         RoundingMode::Up => x > 0.0,
@@ -111,24 +114,25 @@ pub fn is_tiny_after_rounding(format: FloatFormat, mode: RoundingMode, x: f64) -
     }
 }
 
-/// What [`is_tiny_after_rounding`] asks for, of a result that rounds to the smallest normal f32: a product is exact, a quotient far from all other numbers.
+/// Returns the value that [`is_tiny_after_rounding`] needs for a result that rounds to the smallest normal f32. An f64
+/// holds a product exactly, and a quotient of two f32s is far enough from every other f32.
 fn round_to_odd_if_tiny(op: FloatArithmetic, a: f64, b: f64, c: f64) -> f64 {
     match op {
         FloatArithmetic::Mul => a * b,
         FloatArithmetic::Fma => add_round_to_odd(a * b, c),
         FloatArithmetic::Div => a / b,
-        // Small sums are exact; reciprocals and roots are not as small.
+        // Small sums are exact; reciprocals and square roots never are this small.
         _ => f64::from(f32::MIN_POSITIVE),
     }
 }
 
-/// Saturation and flushing of an f32 result.
+/// Applies `.sat` and `.ftz` to the bits of an f32 result.
 fn saturate_and_flush(f: ScalarFlags, bits: u32) -> u64 {
     let bits = if f.sat { f32_math::saturate(f32::from_bits(bits)).to_bits() } else { bits };
     flush(bits, f.ftz) as u64
 }
 
-/// The sign of the first on the magnitude of the second.
+/// `copysign`: the sign of `a` on the magnitude of `b`.
 pub fn copysign(f: ScalarFlags, a: u64, b: u64, _: u64, _: u64) -> u64 {
     let sign = 1 << (f.bits - 1);
     a & sign | b & (sign - 1)

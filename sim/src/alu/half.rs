@@ -12,7 +12,7 @@ use super::soft_float::{BF16, F16, FloatFormat, add_round_to_odd, encode_float};
 use crate::regs::Registers;
 use crate::simd::dispatch;
 
-/// `add`, `sub`, `mul` or `fma` of one or two halves.
+/// `add`, `sub`, `mul` or `fma` without modifiers, of one half or of a packed pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HalfOp {
     pub op: FloatArithmetic,
@@ -21,7 +21,8 @@ pub struct HalfOp {
 }
 
 impl HalfOp {
-    /// Executes for the lanes of `mask`. Operations of two operands read the second again as the third.
+    /// Executes the instruction for the lanes of `mask`. With two operands, the second operand is also read as the
+    /// third.
     pub fn run(self, r: &mut Registers, s: &OperandSlots, mask: u32) {
         let mut s = *s;
         if self.op != FloatArithmetic::Fma {
@@ -58,7 +59,8 @@ impl HalfOp {
     }
 }
 
-/// The bits of the f32 to which an f64 rounds to round_to_odd_if_tiny; a further rounding to half precision is then as of the f64.
+/// Rounds an f64 to odd and returns the f32's bits. Rounding that f32 to half precision then equals rounding the f64
+/// itself.
 #[inline(always)]
 fn f64_to_f32_round_to_odd(x: f64) -> u32 {
     let near = x as f32;
@@ -71,12 +73,12 @@ pub fn pair(a: u64, b: u64, c: u64, g: impl Fn(u64, u64, u64) -> u64) -> u64 {
     g(a & 0xffff, b & 0xffff, c & 0xffff) | g(a >> 16, b >> 16, c >> 16) << 16
 }
 
-/// The format of a half-precision operand; `variant` is bf16.
+/// Returns the format of a half-precision operand: bf16 if `variant`, else f16.
 pub fn half_format(f: ScalarFlags) -> FloatFormat {
     if f.variant { BF16 } else { F16 }
 }
 
-/// A half-precision operand; `variant` is bf16.
+/// Returns the value of a half-precision operand: bf16 if `variant`, else f16.
 pub fn half(f: ScalarFlags, x: u64) -> f64 {
     let value =
         if f.variant { f32::from_bits((x as u32) << 16) } else { f32::from_bits(f32_math::f16_to_f32(x as u32)) }
@@ -84,7 +86,7 @@ pub fn half(f: ScalarFlags, x: u64) -> f64 {
     if f.ftz && value.abs() < 2f64.powi(half_format(f).least) { 0f64.copysign(value) } else { value }
 }
 
-/// A half-precision result, rounded to nearest from one rounded to round_to_odd_if_tiny.
+/// Rounds a result, which was rounded to odd before, to half precision, with `.sat`, `.relu` and `.ftz`.
 fn half_result(f: ScalarFlags, x: f64) -> u64 {
     let x = match (f.sat, f.relu) {
         (true, _) => {
@@ -123,7 +125,7 @@ half_functions! {
     tanh_half tanh_halves |a, _b, _c| a.tanh();
 }
 
-/// Flips the sign; `.ftz` flushes. NaN becomes the canonical one, as on an H200.
+/// `neg`: flips the sign, flushes with `.ftz`; any NaN becomes the canonical NaN, as on an H200.
 pub fn neg_half(f: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
     if is_nan_half(f, a) { half_format(f).nan } else { flush_half(f, a) ^ 0x8000 }
 }

@@ -4,29 +4,29 @@
 
 use super::scalar::ScalarFlags;
 
-/// The integer that these bits are in the flags' type.
+/// Returns the integer that the bits `x` represent in the flags' type.
 pub fn integer_value(f: ScalarFlags, x: u64) -> i128 {
     sign_or_zero_extend(x, f.bits as u32, f.signed)
 }
 
-/// The low `bits` as a signed or unsigned number.
+/// Returns the low `bits` of `x` as a signed or unsigned number.
 pub fn sign_or_zero_extend(x: u64, bits: u32, signed: bool) -> i128 {
     let unused = 64 - bits;
     if signed { ((x << unused) as i64 >> unused) as i128 } else { (x << unused >> unused) as i128 }
 }
 
-/// The bits of a number, modulo the flags' width; clamped to the type first if `.sat`.
+/// Returns the bits of a number modulo the flags' width; with `.sat`, clamps to the type's range first.
 pub fn wrap_or_saturate(f: ScalarFlags, x: i128) -> u64 {
     let x = if f.sat { clamp_to_type(x, f.bits as u32, f.signed) } else { x };
     x as u64 & low_bits_mask(f.bits as u32)
 }
 
-/// The nearest number of a type.
+/// Clamps a number to the range of a type.
 pub fn clamp_to_type(x: i128, bits: u32, signed: bool) -> i128 {
     if signed { x.clamp(-(1 << (bits - 1)), (1 << (bits - 1)) - 1) } else { x.clamp(0, (1 << bits) - 1) }
 }
 
-/// The low `n` bits set, `n` from 1 to 64.
+/// Returns a mask of the low `n` bits, `n` from 1 to 64.
 pub fn low_bits_mask(n: u32) -> u64 {
     u64::MAX >> (64 - n)
 }
@@ -39,12 +39,12 @@ pub fn sub(f: ScalarFlags, a: u64, b: u64, _: u64, _: u64) -> u64 {
     wrap_or_saturate(f, integer_value(f, a) - integer_value(f, b))
 }
 
-/// The product; unsigned low_bits_mask of 64 bits fill all 128.
+/// Returns the product; products of unsigned 64-bit numbers use all 128 bits.
 fn product(f: ScalarFlags, a: u64, b: u64) -> i128 {
     integer_value(f, a).wrapping_mul(integer_value(f, b))
 }
 
-/// The upper half of the product, as a number.
+/// Returns the upper half of the product.
 fn high(f: ScalarFlags, a: u64, b: u64) -> i128 {
     let p = product(f, a, b);
     if f.signed { p >> f.bits } else { (p as u128 >> f.bits) as i128 }
@@ -62,17 +62,17 @@ pub fn mad_high(f: ScalarFlags, a: u64, b: u64, c: u64, _: u64) -> u64 {
     wrap_or_saturate(f, high(f, a, b) + integer_value(f, c))
 }
 
-/// Of 16-bit sources.
+/// 16-bit sources, 32-bit result.
 pub fn mul_wide(f: ScalarFlags, a: u64, b: u64, _: u64, _: u64) -> u64 {
     product(f, a, b) as u32 as u64
 }
 
-/// Of 16-bit sources.
+/// 16-bit sources, 32-bit result.
 pub fn mad_wide(f: ScalarFlags, a: u64, b: u64, c: u64, _: u64) -> u64 {
     product(f, a, b).wrapping_add(c as i128) as u32 as u64
 }
 
-/// The product of the low 24 bits; bits 16 to 47 of it if `variant` (`.hi`), else the low 32.
+/// Returns the product of the low 24 bits: bits 16 to 47 of it if `variant` (`.hi`), else all of it.
 fn product24(f: ScalarFlags, a: u64, b: u64) -> i128 {
     let p = sign_or_zero_extend(a, 24, f.signed) * sign_or_zero_extend(b, 24, f.signed);
     if f.variant { p >> 16 } else { p }
@@ -86,12 +86,12 @@ pub fn mad24(f: ScalarFlags, a: u64, b: u64, c: u64, _: u64) -> u64 {
     wrap_or_saturate(f, product24(f, a, b) + integer_value(f, c))
 }
 
-/// Division by zero is left open by the source: all low_bits_mask here.
+/// `div`. The PTX ISA does not define division by zero; here it gives all ones.
 pub fn div(f: ScalarFlags, a: u64, b: u64, _: u64, _: u64) -> u64 {
     wrap_or_saturate(f, integer_value(f, a).checked_div(integer_value(f, b)).unwrap_or(-1))
 }
 
-/// The remainder of a division by zero is all low_bits_mask, too.
+/// `rem`. The remainder of a division by zero is all ones.
 pub fn rem(f: ScalarFlags, a: u64, b: u64, _: u64, _: u64) -> u64 {
     wrap_or_saturate(f, integer_value(f, a).checked_rem(integer_value(f, b)).unwrap_or(-1))
 }
@@ -108,14 +108,14 @@ pub fn sad(f: ScalarFlags, a: u64, b: u64, c: u64, _: u64) -> u64 {
     wrap_or_saturate(f, integer_value(f, c) + (integer_value(f, a) - integer_value(f, b)).abs())
 }
 
-/// The smaller, or the larger if `variant`; not below zero if `.relu`.
+/// `min`, or `max` if `variant`; with `.relu` not below zero.
 pub fn min_or_max(f: ScalarFlags, a: u64, b: u64, _: u64, _: u64) -> u64 {
     let (a, b) = (integer_value(f, a), integer_value(f, b));
     let x = if f.variant { a.max(b) } else { a.min(b) };
     wrap_or_saturate(f, if f.relu { x.max(0) } else { x })
 }
 
-/// Both halves of a 32-bit register, each by `g` as 16 bits.
+/// Applies `g` to the lower and to the upper 16 bits of a 32-bit register.
 fn halves(f: ScalarFlags, a: u64, b: u64, g: fn(ScalarFlags, u64, u64, u64, u64) -> u64) -> u64 {
     g(f, a & 0xffff, b & 0xffff, 0, 0) | g(f, a >> 16, b >> 16, 0, 0) << 16
 }
@@ -128,14 +128,14 @@ pub fn add_pair(f: ScalarFlags, a: u64, b: u64, _: u64, _: u64) -> u64 {
     halves(f, a, b, add)
 }
 
-/// Four products of bytes added to `c`; `a` is signed if `signed`, `b` if `variant`.
+/// `dp4a`: adds four products of bytes to `c`; `a` is signed if `signed`, `b` if `variant`.
 pub fn dp4a(f: ScalarFlags, a: u64, b: u64, c: u64, _: u64) -> u64 {
     let byte = |x: u64, i: u32, signed| sign_or_zero_extend(x >> (8 * i), 8, signed);
     let sum: i128 = (0..4).map(|i| byte(a, i, f.signed) * byte(b, i, f.variant)).sum();
     (sum + c as i128) as u32 as u64
 }
 
-/// Two products of `a`'s halves with two bytes of `b` (the upper two if `sat`, `.hi`), added to `c`.
+/// `dp2a`: adds two products of `a`'s halves with bytes of `b` (the upper two if `sat`, `.hi`) to `c`.
 pub fn dp2a(f: ScalarFlags, a: u64, b: u64, c: u64, _: u64) -> u64 {
     let b = if f.sat { b >> 16 } else { b };
     let term =
@@ -143,7 +143,8 @@ pub fn dp2a(f: ScalarFlags, a: u64, b: u64, c: u64, _: u64) -> u64 {
     (term(0) + term(1) + c as i128) as u32 as u64
 }
 
-/// The absolute sum_of_absolute_differences of elements of `bits` each, summed and added to `c`; `b` is signed if `variant`.
+/// `vabsdiff2`/`vabsdiff4` with `.add`: adds the absolute differences of elements of `bits` bits to `c`; `b` is signed
+/// if `variant`.
 pub fn sum_of_absolute_differences(f: ScalarFlags, a: u64, b: u64, c: u64, _: u64) -> u64 {
     let bits = f.bits as u32;
     let element = |x: u64, i: u32, signed| sign_or_zero_extend(x >> (bits * i), bits, signed);
@@ -151,7 +152,7 @@ pub fn sum_of_absolute_differences(f: ScalarFlags, a: u64, b: u64, c: u64, _: u6
     (sum + c as i128) as u32 as u64
 }
 
-/// `cvt.pack` of signed words to `bits`: `b` lowest, then `a`, then the low bits of `c`.
+/// `cvt.pack`: clamps two signed words to `bits` bits and packs them, `b` lowest, then `a`, then the low bits of `c`.
 pub fn cvt_pack(f: ScalarFlags, a: u64, b: u64, c: u64, _: u64) -> u64 {
     let one = |x: u64| {
         clamp_to_type(sign_or_zero_extend(x, 32, true), f.bits as u32, f.signed) as u64 & low_bits_mask(f.bits as u32)

@@ -1,15 +1,16 @@
-//! Loops over the 32 lanes of a warp: load rows, compute all lanes, blend by mask, carry undefinedness along.
+//! Loops over the 32 lanes of a warp: load rows, compute all lanes, write the lanes of a mask, propagate undefined
+//! values.
 
 use super::OperandSlots;
 use crate::regs::{Registers, Row, Slot};
 
-/// What a register holds in one lane: `u32` (one row) or `u64` (two rows).
+/// The value of a register in one lane: `u32` (one row) or `u64` (two rows).
 pub trait LaneValue: Copy + 'static {
     /// Zero.
     const ZERO: Self;
-    /// All lanes of the register at `slot`.
+    /// Loads all lanes of the register at `slot`.
     fn load(r: &Registers, slot: Slot) -> [Self; 32];
-    /// Replaces the lanes of `mask`.
+    /// Stores the lanes of `mask`.
     fn store(r: &mut Registers, slot: Slot, value: &[Self; 32], mask: u32);
 }
 
@@ -42,14 +43,14 @@ impl LaneValue for u64 {
     }
 }
 
-/// Marks the lanes of `mask` of the register at `slot` as undefined where `undefined` says so, else as defined.
+/// Sets the undefined bits of the register at `slot` to `undefined` in the lanes of `mask`.
 #[inline(always)]
 pub fn set_undefined(r: &mut Registers, slot: Slot, mask: u32, undefined: u32) {
     let u = &mut r.undefined[slot as usize];
     *u = *u & !mask | undefined & mask;
 }
 
-/// Replaces the lanes of `mask` of a predicate and of its undefinedness.
+/// Writes the lanes of `mask` of a predicate and of its undefined bits.
 #[inline(always)]
 pub fn set_predicate(r: &mut Registers, slot: Slot, value: u32, mask: u32, undefined: u32) {
     let p = &mut r.predicates[slot as usize];
@@ -58,7 +59,7 @@ pub fn set_predicate(r: &mut Registers, slot: Slot, value: u32, mask: u32, undef
     *u = *u & !mask | undefined & mask;
 }
 
-/// Lanes in which one of the first `N` sources is undefined.
+/// Returns the lanes in which one of the first `N` sources is undefined.
 #[inline(always)]
 pub fn undefined_lanes<const N: usize>(r: &Registers, s: &OperandSlots) -> u32 {
     let mut u = 0;
@@ -117,7 +118,7 @@ pub fn map3<D: LaneValue, A: LaneValue, B: LaneValue, C: LaneValue>(
     set_undefined(r, s.dst[0], mask, u);
 }
 
-/// The lanes in which `f(src0, src1)` holds.
+/// Returns the lanes in which `f(src0, src1)` is true.
 #[inline(always)]
 pub fn lanes_where<A: LaneValue>(r: &Registers, a: Slot, b: Slot, f: impl Fn(A, A) -> bool) -> u32 {
     let (a, b) = (A::load(r, a), A::load(r, b));

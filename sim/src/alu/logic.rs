@@ -1,6 +1,7 @@
-//! PredicateLogic, shifts, bit fields and byte permutation: `and`, `lop3`, `shl`, `shf`, `bfe`, `bfi`, `popc`, `prmt` and their relatives.
+//! Logic, shifts, bit fields and byte permutation: `and`, `lop3`, `shl`, `shf`, `bfe`, `bfi`, `popc`, `prmt` and
+//! related instructions.
 //!
-//! The functions whose last four parameters are `u64` are [`ScalarFunction`](super::scalar::ScalarFunction)s.
+//! Functions that take flags and four `u64` are [`ScalarFunction`](super::scalar::ScalarFunction)s.
 //! Source: PTX ISA 9.0, chapters 9.7.1 (bit operations) and 9.7.8 (logic and shift).
 
 use super::OperandSlots;
@@ -9,7 +10,7 @@ use super::lanes::{map3, set_predicate};
 use super::scalar::ScalarFlags;
 use crate::regs::Registers;
 
-/// PredicateLogic on predicates.
+/// Logic operations on predicates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PredicateLogic {
     /// `a & b`
@@ -41,14 +42,15 @@ pub fn predicates(r: &mut Registers, s: &OperandSlots, m: u32, logic: PredicateL
     set_predicate(r, s.dst[0], value, m, u);
 }
 
-/// Any function of three bits is a lop3_polynomial over GF(2): eight lop3_coefficients, found from the table once a warp.
+/// `lop3`. Any function of three bits is a polynomial over GF(2) with eight coefficients, which are computed from the
+/// table once per warp.
 #[inline(always)]
 pub fn lop3(r: &mut Registers, s: &OperandSlots, m: u32) {
     let k = lop3_coefficients(r.rows[s.src[3] as usize].0[0]);
     map3(r, s, m, |a: u32, b: u32, c: u32| lop3_polynomial(&k, a, b, c));
 }
 
-/// The result of `lop3` in all lanes.
+/// Returns the result of `lop3` in all lanes.
 pub fn lop3_value(r: &Registers, s: &OperandSlots) -> [u32; 32] {
     let k = lop3_coefficients(r.rows[s.src[3] as usize].0[0]);
     let [a, b, c] = [0, 1, 2].map(|i| r.get(s.src[i]));
@@ -60,8 +62,8 @@ fn lop3_polynomial(&[one, c1, b1, bc, a1, ac, ab, abc]: &[u32; 8], a: u32, b: u3
     one ^ a & a1 ^ b & (b1 ^ a & ab) ^ c & (c1 ^ a & ac ^ b & (bc ^ a & abc))
 }
 
-/// Coefficients (all low_bits_mask or zero) of the products of a (bit 2 of the index), b (bit 1) and c (bit 0): the Möbius transform
-/// of the table.
+/// Returns the coefficients (all ones or zero) of the products of a (bit 2 of the index), b (bit 1) and c (bit 0): the
+/// Möbius transform of the 8-bit table.
 #[inline(always)]
 fn lop3_coefficients(table: u32) -> [u32; 8] {
     let t = table ^ (table & 0x55) << 1;
@@ -70,7 +72,7 @@ fn lop3_coefficients(table: u32) -> [u32; 8] {
     std::array::from_fn(|i| 0u32.wrapping_sub(t >> i & 1))
 }
 
-/// `prmt` in its default mode, fast where all lanes share the selector.
+/// `prmt` in its default mode, with a fast path for a selector that all lanes share.
 #[inline(always)]
 pub fn prmt(r: &mut Registers, s: &OperandSlots, m: u32) {
     let selectors = r.get(s.src[2]);
@@ -98,7 +100,8 @@ pub fn prmt(r: &mut Registers, s: &OperandSlots, m: u32) {
     });
 }
 
-/// `prmt` of one lane: each nibble of the selector picks a byte of `b:a`, its top bit the byte's sign instead.
+/// `prmt` of one lane: each nibble of the selector picks a byte of `b:a`; with the nibble's top bit set, it picks the
+/// byte's sign.
 #[inline(always)]
 fn permute(a: u32, b: u32, selector: u32) -> u32 {
     let bytes = a as u64 | (b as u64) << 32;
@@ -116,7 +119,7 @@ pub fn not(f: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
     !a & low_bits_mask(f.bits as u32)
 }
 
-/// 1 for zero, else 0.
+/// `cnot`: 1 for zero, else 0.
 pub fn cnot(_: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
     (a == 0) as u64
 }
@@ -141,7 +144,8 @@ pub fn brev(f: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
     a.reverse_bits() >> (64 - f.bits)
 }
 
-/// The highest bit that differs from the sign; how far from the top if `variant` (`.shiftamt`); all low_bits_mask if there is none.
+/// `bfind`: index of the highest bit that differs from the sign; with `variant` (`.shiftamt`), its distance from the
+/// top bit; all ones if there is none.
 pub fn bfind(f: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
     let x = if f.signed && integer_value(f, a) < 0 { !a & low_bits_mask(f.bits as u32) } else { a };
     match x.checked_ilog2() {
@@ -151,13 +155,15 @@ pub fn bfind(f: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
     }
 }
 
-/// Of 64 bits. All bits of `pos` and `len` count, on an H200 too; those of 32 bits take the low eight.
+/// `bfe` of 64 bits. All bits of `pos` and `len` count, as measured on an H200; the 32-bit form uses only the low eight
+/// bits.
 pub fn bfe64(f: ScalarFlags, a: u64, pos: u64, len: u64, _: u64) -> u64 {
     let x = integer_value(f, a) >> pos.min(64);
     if len == 0 { 0 } else { sign_or_zero_extend(x as u64, len.min(64) as u32, f.signed) as u64 }
 }
 
-/// The low `len` bits of `a` put into `b` at `pos`, of which all bits count where there are 64, else the low eight.
+/// `bfi`: inserts the low `len` bits of `a` into `b` at `pos`. All bits of `pos` and `len` count in the 64-bit form,
+/// the low eight in the 32-bit form.
 pub fn bfi(f: ScalarFlags, a: u64, b: u64, pos: u64, len: u64) -> u64 {
     let (pos, len) = if f.bits == 64 { (pos, len) } else { (pos & 0xff, len & 0xff) };
     if len == 0 || pos >= f.bits as u64 {
@@ -167,7 +173,7 @@ pub fn bfi(f: ScalarFlags, a: u64, b: u64, pos: u64, len: u64) -> u64 {
     b & !field | a << pos & field
 }
 
-/// Funnel shift of `b:a`: left if `variant`, by at most 32 if `sat` (`.clamp`), else modulo 32 (`.wrap`).
+/// `shf`: funnel shift of `b:a`; left if `variant`, by at most 32 if `sat` (`.clamp`), else modulo 32 (`.wrap`).
 pub fn shf(f: ScalarFlags, a: u64, b: u64, by: u64, _: u64) -> u64 {
     let by = if f.sat { by.min(32) } else { by & 31 };
     let both = a | b << 32;
@@ -175,7 +181,7 @@ pub fn shf(f: ScalarFlags, a: u64, b: u64, by: u64, _: u64) -> u64 {
     shifted & 0xffff_ffff
 }
 
-/// The position of the `offset`-th set bit from `base`, upwards or downwards.
+/// `fns`: position of the `offset`-th set bit from `base`, upwards for positive and downwards for negative offsets.
 pub fn fns(_: ScalarFlags, mask: u64, base: u64, offset: u64, _: u64) -> u64 {
     let set = |at: &i64| mask >> at & 1 != 0;
     let (base, offset) = ((base & 0xffff_ffff) as i64, offset as u32 as i32);
@@ -188,19 +194,19 @@ pub fn fns(_: ScalarFlags, mask: u64, base: u64, offset: u64, _: u64) -> u64 {
     found.map_or(u32::MAX as u64, |at| at as u64)
 }
 
-/// `b` low_bits_mask from bit `a` on; both modulo 32 unless `sat` (`.clamp`).
+/// `bmsk`: `b` ones from bit `a` on; both modulo 32 unless `sat` (`.clamp`).
 pub fn bmsk(f: ScalarFlags, a: u64, b: u64, _: u64, _: u64) -> u64 {
     let (a, b) = if f.sat { (a.min(32), b.min(32)) } else { (a & 31, b & 31) };
     ((1u64 << b) - 1) << a & 0xffff_ffff
 }
 
-/// The low `b` bits extended; `b` modulo 32 unless `sat` (`.clamp`).
+/// `szext`: sign- or zero-extends the low `b` bits; `b` is taken modulo 32 unless `sat` (`.clamp`).
 pub fn szext(f: ScalarFlags, a: u64, b: u64, _: u64, _: u64) -> u64 {
     let b = if f.sat { b.min(32) } else { b & 31 };
     if b == 0 { 0 } else { sign_or_zero_extend(a, b as u32, f.signed) as u32 as u64 }
 }
 
-/// `prmt` with a mode: `byte(i, n)` says which byte of `b:a` goes to byte `i` for selector `n`.
+/// `prmt` with a mode: `byte(i, n)` returns which byte of `b:a` goes to byte `i` for selector `n`.
 fn permute_by_mode(a: u64, b: u64, selector: u64, byte: fn(u64, u64) -> u64) -> u64 {
     let (all, n) = (a | b << 32, selector & 3);
     (0..4).map(|i| (all >> (8 * byte(i, n)) & 0xff) << (8 * i)).sum()

@@ -15,7 +15,8 @@ fn format_of(f: ScalarFlags) -> FloatFormat {
     }
 }
 
-/// The smaller of two numbers in a format's bits, or the larger; see the module's source for NaN and signed zeros.
+/// Returns the bits of the smaller number, or of the larger one if `larger`, in format `format`. −0 is below +0; a NaN
+/// loses unless `.NaN` is given.
 fn min_or_max(f: ScalarFlags, format: FloatFormat, larger: bool, a: u64, b: u64) -> u64 {
     let (sign, infinity) = (1u64 << format.sign, format.largest + 1);
     let clean = |x: u64| {
@@ -38,7 +39,7 @@ fn min_or_max(f: ScalarFlags, format: FloatFormat, larger: bool, a: u64, b: u64)
     if f.sat && !nan(x) { x | signs } else { x }
 }
 
-/// Of the flags `strict` is `.NaN`, `sat` is `.xorsign.abs`, `variant` is bf16.
+/// `min` of two numbers. Flags: `strict` is `.NaN`, `sat` is `.xorsign.abs`, `variant` is bf16.
 pub fn min(f: ScalarFlags, a: u64, b: u64, _: u64, _: u64) -> u64 {
     min_or_max(f, format_of(f), false, a, b)
 }
@@ -55,7 +56,7 @@ pub fn max3(f: ScalarFlags, a: u64, b: u64, c: u64, _: u64) -> u64 {
     three(f, true, a, b, c)
 }
 
-/// Of three f32; `variant` is `.abs`, of every operand.
+/// `min` or `max` of three f32; `variant` applies `.abs` to every operand.
 fn three(f: ScalarFlags, larger: bool, a: u64, b: u64, c: u64) -> u64 {
     let [a, b, c] = [a, b, c].map(|x| if f.variant { x & 0x7fff_ffff } else { x });
     min_or_max(f, F32, larger, min_or_max(f, F32, larger, a, b), c)

@@ -1,7 +1,10 @@
-//! Instructions that compute registers from registers, lane by lane: integer, logic, floating-point, conversion, moves.
+//! The arithmetic unit: instructions that compute registers from registers (integer, logic, floating point, conversion,
+//! moves).
 //!
-//! [`decode`] turns an opcode and its operands into an [`AluOp`] and says which registers it wants; [`AluOp::run`] executes
-//! it for a warp. Source: PTX ISA 9.0, chapter 9.7.
+//! [`decode`] turns an opcode and its operands into an [`AluOp`] and lists the registers that it needs; [`AluOp::run`]
+//! executes
+//! it for the 32 lanes of a warp. [`op`] holds the dispatch tables, one file per instruction class the instructions.
+//! Source: PTX ISA 9.0, chapter 9.7.
 
 mod carry;
 mod compare;
@@ -24,21 +27,21 @@ use crate::ptx::ast::Type;
 use crate::regs::{Registers, Slot};
 pub use decode::decode;
 
-/// What kind of register an operand is.
+/// Register file layout of an operand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RegisterClass {
-    /// A mask in [`Registers::predicates`].
+    /// One bit per lane in [`Registers::predicates`].
     Pred,
-    /// One row; 8- and 16-bit values have zero upper bits.
+    /// One row of 32 lanes × 32 bits; 8- and 16-bit values have zero upper bits.
     B32,
-    /// Two rows.
+    /// Two rows: 64 bits per lane.
     B64,
-    /// Four rows.
+    /// Four rows: 128 bits per lane.
     B128,
 }
 
 impl RegisterClass {
-    /// The kind of register that holds a value of this type.
+    /// Returns the register class that holds a value of type `ty`.
     pub fn of(ty: Type) -> RegisterClass {
         match ty.bits() {
             1 => RegisterClass::Pred,
@@ -49,45 +52,49 @@ impl RegisterClass {
     }
 }
 
-/// What an instruction expects of an operand.
+/// The register class and element type that an instruction needs for one operand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OperandType {
-    /// The kind of register.
+    /// The register class.
     pub class: RegisterClass,
-    /// The element type: an immediate becomes a constant register of it (integers truncated to its width with zero upper
-    /// bits, float literals converted to it).
+    /// The element type. An immediate becomes a constant register of this type: integers are truncated to its width
+    /// with zero upper bits, float literals are converted.
     pub ty: Type,
 }
 
-/// The operands of a decoded instruction, flattened: a vector's elements and both of `p|q` count one each, in order.
+/// Types of a decoded instruction's operands, flattened: every element of a vector and both halves of `p|q` count as
+/// one operand.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct OperandTypes {
-    /// Destinations (those of the first written operand). For `_` give a register of the class that nobody reads.
+    /// Destinations (the first written operand). For `_`, pass a register of the class that no instruction reads.
     pub dst: Vec<OperandType>,
-    /// Sources: the other written operands. A negation (`!p`) is known to the [`AluOp`].
+    /// Sources (all other written operands). The [`AluOp`] itself knows about a negated predicate `!p`.
     pub src: Vec<OperandType>,
-    /// The instruction reads or writes the carry flag: [`OperandSlots::carry`] is a predicate.
+    /// True if the instruction reads or writes the carry flag; [`OperandSlots::carry`] then names its predicate.
     pub carry: bool,
 }
 
-/// Where the operands are: rows, or predicates for operands of [`RegisterClass::Pred`]. Unused ones are any number.
+/// Register indices of the operands: first rows, or predicate indices for [`RegisterClass::Pred`]. Unused entries are
+/// ignored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct OperandSlots {
-    /// As [`OperandTypes::dst`].
+    /// One index per entry of [`OperandTypes::dst`].
     pub dst: [Slot; 4],
-    /// As [`OperandTypes::src`].
+    /// One index per entry of [`OperandTypes::src`].
     pub src: [Slot; 5],
-    /// The predicate that holds the carry flag.
+    /// The predicate index of the carry flag.
     pub carry: Slot,
 }
 
-/// A decoded instruction.
+/// A decoded arithmetic instruction.
 #[derive(Clone, Copy, Debug)]
 pub struct AluOp(op::Op);
 
 impl AluOp {
-    /// Executes for the lanes of `mask`, undefinedness included: a result is undefined where a source is. OperandSlots must be
-    /// within the registers, as [`OperandTypes`] asked, else it panics.
+    /// Executes the instruction for the lanes of `mask`. A result lane is undefined if a source lane is undefined.
+    ///
+    /// # Panics
+    /// Panics if a slot is outside of the registers or not of the class that [`OperandTypes`] names.
     #[inline(always)]
     pub fn run(&self, r: &mut Registers, s: &OperandSlots, mask: u32) {
         self.0.run(r, s, mask);

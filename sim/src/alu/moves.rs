@@ -7,14 +7,14 @@ use super::integer::low_bits_mask;
 use super::lanes::{LaneValue, set_undefined};
 use crate::regs::{Registers, Slot};
 
-/// `mov` between a register and a vector of narrower low_bits_mask.
+/// `mov` that packs narrower registers into one register, or unpacks one register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VectorMove {
-    /// Into one register, else out of one.
+    /// True to pack into one register, false to unpack.
     pub pack: bool,
-    /// Bits of an element.
+    /// Bits of one element.
     pub bits: u8,
-    /// How many.
+    /// Number of elements.
     pub count: u8,
 }
 
@@ -34,7 +34,7 @@ pub fn unpack<A: LaneValue>(r: &mut Registers, s: &OperandSlots, m: u32, f: impl
 }
 
 impl VectorMove {
-    /// Executes for the lanes of `mask`.
+    /// Executes the move for the lanes of `mask`.
     pub fn run(self, r: &mut Registers, s: &OperandSlots, mask: u32) {
         let (bits, count) = (self.bits as u32, self.count as usize);
         let whole = bits * count as u32;
@@ -77,7 +77,7 @@ fn store(r: &mut Registers, slot: Slot, value: &[u128; 32], bits: u32, mask: u32
     }
 }
 
-/// Four rows as 32 lanes of 128 bits.
+/// Reads four rows as 32 lanes of 128 bits.
 pub fn get128(r: &Registers, slot: Slot) -> [u128; 32] {
     let lanes: &[u128] = bytemuck::cast_slice(&r.rows[slot as usize..slot as usize + 4]);
     std::array::from_fn(|i| lanes[i])

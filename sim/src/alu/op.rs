@@ -1,8 +1,10 @@
-//! The decoded instructions of the arithmetic unit and how a warp executes them.
+//! Dispatch tables of the arithmetic unit: every decoded instruction and how a warp executes it.
 //!
-//! There are two tables for speed: [`Op::run`] is inlined into the interpreter's loop and holds the frequent instructions,
-//! [`OutOfLineOp::run`] holds all others behind one call, so that the loop's code stays small. The instructions themselves are in the files by
-//! class ([`super::int`], [`super::logic`], [`super::compare`], [`super::float`], [`super::half`], …).
+//! There are two tables for speed. [`Op::run`] is inlined into the interpreter's loop and holds the frequent
+//! instructions;
+//! [`OutOfLineOp::run`] holds all others behind one call, which keeps the loop's machine code small. The instructions
+//! themselves are in
+//! files by class: [`super::integer`], [`super::logic`], [`super::compare`], [`super::float`], [`super::half`], …
 
 use super::carry::CarryOp;
 use super::compare::{Combine, Comparison, SetResult, lane_bits, lanes_that_hold, select};
@@ -16,7 +18,7 @@ use super::soft_float::add_round_to_odd;
 use super::{OperandSlots, RegisterClass};
 use crate::regs::Registers;
 
-/// A decoded operation. `bool` payloads of f32 operations are `.ftz`.
+/// A decoded instruction. The `bool` of an f32 instruction is `.ftz`.
 #[derive(Clone, Copy, Debug)]
 pub enum Op {
     Mov32,
@@ -107,12 +109,12 @@ pub enum Op {
     Pack64,
     Unpack32,
     Unpack64,
-    /// Everything else.
+    /// An instruction of the table that is not inlined.
     OutOfLine(OutOfLineOp),
 }
 
 impl Op {
-    /// Executes for the lanes of `mask`.
+    /// Executes the instruction for the lanes of `mask`.
     #[inline(always)]
     pub fn run(&self, r: &mut Registers, s: &OperandSlots, m: u32) {
         match *self {
@@ -170,7 +172,7 @@ impl Op {
             Op::FmaFtzF32 => float3(r, s, m, true, |a, b, c| {
                 f32_math::round_and_flush(add_round_to_odd(a as f64 * b as f64, c as f64))
             }),
-            // A loop each: a choice inside would be made in every lane.
+            // One loop for each case: a branch inside the loop would be taken in every lane and prevent vectorisation.
             Op::MinF32(false) => map2(r, s, m, f32_math::min_or_max::<false>),
             Op::MaxF32(false) => map2(r, s, m, f32_math::min_or_max::<true>),
             Op::MinF32(true) => {
@@ -224,7 +226,7 @@ impl Op {
             }),
             Op::BfeS32 => map3(r, s, m, |a: u32, pos: u32, len: u32| {
                 let (pos, len) = (pos & 0xff, len & 0xff);
-                // Bits above the field, and those past the end of `a`, are copies of the field's top bit.
+                // Bits above the field and bits past the end of `a` are copies of the field's top bit.
                 let x = (a as i32 >> if pos < 31 { pos } else { 31 }) as u32;
                 let drop = 32u32.saturating_sub(len);
                 let kept = ((x << (drop & 31)) as i32 >> (drop & 31)) as u32;
@@ -249,30 +251,30 @@ fn float3(r: &mut Registers, s: &OperandSlots, m: u32, ftz: bool, f: impl Fn(f32
     map3(r, s, m, |a: u32, b: u32, c: u32| f32_output(f(f32_input(a, ftz), f32_input(b, ftz), f32_input(c, ftz)), ftz));
 }
 
-/// A seldom executed operation.
+/// An instruction that is executed through one call instead of being inlined.
 #[derive(Clone, Copy, Debug)]
 pub enum OutOfLineOp {
-    /// A scalar function.
+    /// A scalar function and the register class of its destination.
     Scalar(ScalarOp, RegisterClass),
-    /// `setp` by a scalar function.
+    /// `setp` whose comparison is a scalar function.
     Setp(Comparison, ScalarOp),
-    /// `setp` of two halves: a predicate each.
+    /// `setp` of packed halves: one predicate for the lower and one for the upper half.
     SetpHalves(Comparison, ScalarOp, ScalarOp),
-    /// `set`, by functions of the lower and the upper half (or of the whole: the first).
+    /// `set`: comparison functions of the lower half (or of the whole value) and of the upper half.
     Set(Comparison, ScalarOp, ScalarOp, SetResult),
-    /// `slct`: the class of what is chosen, and the choosing function.
+    /// `slct`: the selecting function and the register class of the selected values.
     Slct(ScalarOp, RegisterClass),
     Carry(CarryOp),
     Vector(VectorMove),
     Mov128,
-    /// Plain arithmetic on halves.
+    /// f16 or bf16 arithmetic without modifiers.
     Half(HalfOp),
-    /// `lop3` with a predicate: result not zero, combined.
+    /// `lop3` that also writes the predicate `result != 0`, combined with a source predicate.
     Lop3(Combine, bool),
 }
 
 impl OutOfLineOp {
-    /// Executes for the lanes of `mask`.
+    /// Executes the instruction for the lanes of `mask`.
     #[inline(never)]
     pub fn run(&self, r: &mut Registers, s: &OperandSlots, mask: u32) {
         match self {
@@ -296,7 +298,7 @@ impl OutOfLineOp {
                 set_undefined(r, s.dst[0], mask, u);
             }
             OutOfLineOp::Slct(cold, class) => {
-                // Undefined only by what was chosen and by what chose.
+                // The result is undefined only where the selected source or the selecting source is undefined.
                 let (u, c) = ([0, 1].map(|i| r.undefined[s.src[i] as usize]), r.undefined[s.src[2] as usize]);
                 let first = lane_bits(&cold.chosen(r, s, mask));
                 cold.run(r, s, mask, *class);

@@ -1,7 +1,8 @@
-//! ScalarFunction operations: instructions that are one function of bits, called lane by lane through a function pointer.
+//! Scalar instructions: one function of bits, called lane by lane through a function pointer.
 //!
-//! Most forms of PTX instructions are executed too seldom to deserve a loop of their own. [`ScalarOp`] holds the function and
-//! its flags; [`super::op::Op`] has the loops for the frequent ones.
+//! Most forms of PTX instructions are executed too rarely to need a vectorised loop of their own. A [`ScalarOp`] holds
+//! such a
+//! form's function and flags; [`super::op::Op`] holds the loops of the frequent instructions.
 
 use super::OperandSlots;
 use super::RegisterClass;
@@ -10,16 +11,16 @@ use super::soft_float::RoundingMode;
 use crate::ptx::ast::Type;
 use crate::regs::Registers;
 
-/// What modifiers say to a [`ScalarFunction`].
+/// The modifiers of an instruction, as seen by its [`ScalarFunction`].
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ScalarFlags {
-    /// Rounding.
+    /// Rounding mode (`.rn`, `.rz`, …).
     pub rounding: RoundingMode,
-    /// Bits of the type; of packed types, of an element.
+    /// Bits of the instruction's type; for packed types, bits of one element.
     pub bits: u8,
-    /// A second width where one is needed: that of a conversion's destination register.
+    /// A second number that the function needs: a conversion's destination format, a comparison's mask of orderings.
     pub wide: u8,
-    /// The type is signed.
+    /// True for a signed integer type.
     pub signed: bool,
     /// `.ftz`
     pub ftz: bool,
@@ -29,26 +30,27 @@ pub struct ScalarFlags {
     pub relu: bool,
     /// `.NaN`, or `.satfinite` of conversions.
     pub strict: bool,
-    /// `.xorsign.abs`; `.abs` of three operands; another choice of the instruction's own.
+    /// A variant whose meaning each function documents: bf16 instead of f16, `max` instead of `min`, `.hi` instead of
+    /// `.lo`, …
     pub variant: bool,
 }
 
-/// A function of up to four sources, as zero-extended bits; the result's upper bits are cut off.
+/// A function of up to four sources, given as zero-extended bits. The caller keeps only the low bits of the result.
 pub type ScalarFunction = fn(ScalarFlags, u64, u64, u64, u64) -> u64;
 
-/// A scalar function with what it needs.
+/// A scalar function with its flags and the widths of its sources.
 #[derive(Clone, Copy, Debug)]
 pub struct ScalarOp {
     function: ScalarFunction,
     flags: ScalarFlags,
-    /// How many sources.
+    /// Number of sources.
     sources: u8,
-    /// A bit for each source in a 64-bit register.
+    /// Bit i is set if source i is a 64-bit register.
     wide: u8,
 }
 
 impl ScalarOp {
-    /// For sources of these types.
+    /// Creates the operation for sources of the types `src`.
     pub fn new(function: ScalarFunction, flags: ScalarFlags, src: &[Type]) -> ScalarOp {
         let wide = src
             .iter()
@@ -57,7 +59,8 @@ impl ScalarOp {
         ScalarOp { function, flags, sources: src.len() as u8, wide }
     }
 
-    /// The results in the lanes of `mask`, zero in others, and where they are undefined.
+    /// Returns the results in the lanes of `mask` (zero in other lanes), and a mask of the lanes in which a source is
+    /// undefined.
     pub fn results(&self, r: &Registers, s: &OperandSlots, mask: u32) -> ([u64; 32], u32) {
         let mut undefined = 0;
         let mut sources = [[0; 32]; 4];
@@ -74,7 +77,8 @@ impl ScalarOp {
         (out, undefined)
     }
 
-    /// What it gives with 1 and 0 as its first two sources: which of them it chooses.
+    /// Evaluates the function with 1 and 0 as its first two sources, which tells which of the two it selects in each
+    /// lane.
     pub fn chosen(&self, r: &Registers, s: &OperandSlots, mask: u32) -> [u64; 32] {
         let c = r.get(s.src[2]);
         let mut out = [0; 32];
@@ -84,7 +88,7 @@ impl ScalarOp {
         out
     }
 
-    /// Writes a register of this class.
+    /// Executes the function and writes a destination of class `to`.
     pub fn run(&self, r: &mut Registers, s: &OperandSlots, mask: u32, to: RegisterClass) {
         let (out, undefined) = self.results(r, s, mask);
         match to {
@@ -99,7 +103,7 @@ impl ScalarOp {
     }
 }
 
-/// ScalarFlags with a type's width and signedness.
+/// Returns flags with the width and signedness of type `ty`.
 pub fn type_flags(ty: Type) -> ScalarFlags {
     let signed = matches!(ty, Type::S8 | Type::S16 | Type::S32 | Type::S64);
     ScalarFlags { bits: ty.bits() as u8, signed, ..ScalarFlags::default() }

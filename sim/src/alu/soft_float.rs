@@ -1,8 +1,9 @@
-//! Exact results of arithmetic as wide integers, and their rounding to any format in any mode.
+//! Software floating point: exact results of arithmetic as wide integers, and their rounding to any format in any mode.
 //!
-//! The directed roundings and the encode_float formats come from here; f32 and f64 to nearest are the processor's.
+//! Used for the directed rounding modes and for the narrow formats; f32 and f64 arithmetic to nearest runs on the
+//! processor.
 
-/// How a result that lies between two representable numbers is rounded.
+/// Rounding modes of PTX.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum RoundingMode {
     /// `.rn`: to the nearest, ties to even.
@@ -27,7 +28,7 @@ pub struct FloatFormat {
     pub least: i32,
     /// Bits of the largest finite number.
     pub largest: u64,
-    /// Position of the sign bit.
+    /// Index of the sign bit.
     pub sign: u32,
     /// Bits of the canonical NaN.
     pub nan: u64,
@@ -43,14 +44,14 @@ pub const F32: FloatFormat =
 pub const F16: FloatFormat = FloatFormat { precision: 11, least: -14, largest: 0x7bff, sign: 15, nan: 0x7fff };
 /// bfloat16.
 pub const BF16: FloatFormat = FloatFormat { precision: 8, least: -126, largest: 0x7f7f, sign: 15, nan: 0x7fff };
-/// The upper 19 bits of an f32; to be shifted left by 13.
+/// tf32: the upper 19 bits of an f32. Shift the encoding left by 13 for the register's bits.
 pub const TF32: FloatFormat = FloatFormat { precision: 11, least: -126, largest: 0x3fbff, sign: 18, nan: 0x3ffff };
-/// 4 exponent bits, 3 of significand, no infinity.
+/// fp8 E4M3: 4 exponent bits, 3 mantissa bits, no infinity.
 pub const E4M3: FloatFormat = FloatFormat { precision: 4, least: -6, largest: 0x7e, sign: 7, nan: 0x7f };
-/// 5 exponent bits, 2 of significand.
+/// fp8 E5M2: 5 exponent bits, 2 mantissa bits.
 pub const E5M2: FloatFormat = FloatFormat { precision: 3, least: -14, largest: 0x7b, sign: 7, nan: 0x7f };
 
-/// `±mantissa · 2^exponent`, plus less than one unit of the mantissa away from zero if `sticky`.
+/// `±mantissa · 2^exponent`. `sticky` marks a further non-zero part of less than one unit of the mantissa.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ExactFloat {
     pub negative: bool,
@@ -60,7 +61,7 @@ pub struct ExactFloat {
 }
 
 impl ExactFloat {
-    /// A finite number.
+    /// Converts a finite f64.
     pub fn new(x: f64) -> ExactFloat {
         let bits = x.to_bits();
         let (field, fraction) = ((bits >> 52 & 0x7ff) as i32, bits & ((1 << 52) - 1));
@@ -69,27 +70,27 @@ impl ExactFloat {
         ExactFloat { negative: x.is_sign_negative(), mantissa: (fraction | hidden) as u128, exponent, sticky: false }
     }
 
-    /// An integer.
+    /// Converts an integer.
     pub fn integer(x: i128) -> ExactFloat {
         ExactFloat { negative: x < 0, mantissa: x.unsigned_abs(), exponent: 0, sticky: false }
     }
 
-    /// The value is exactly zero.
+    /// Returns true if the value is exactly zero.
     pub fn is_zero(self) -> bool {
         self.mantissa == 0 && !self.sticky
     }
 
-    /// The same value with `bits` significant bits of mantissa (at most 127); nothing is lost upwards.
+    /// Scales the mantissa to `bits` significant bits (at most 127) without changing the value.
     fn normalised(self, bits: u32) -> ExactFloat {
         let shift = bits as i32 - (128 - self.mantissa.leading_zeros() as i32);
         self.shifted(shift)
     }
 
-    /// The mantissa shifted left (negative: right, the lost bits made sticky).
+    /// Shifts the mantissa left; a negative `shift` shifts right and collects the lost bits in `sticky`.
     fn shifted(self, shift: i32) -> ExactFloat {
         let mut w = ExactFloat { exponent: self.exponent - shift, ..self };
         if shift >= 0 {
-            // Only a zero is ever shifted by more bits than there are.
+            // Only zero is shifted by more bits than the mantissa has.
             w.mantissa = self.mantissa.checked_shl(shift as u32).unwrap_or(0);
         } else {
             let right = -shift as u32;
@@ -99,7 +100,7 @@ impl ExactFloat {
         w
     }
 
-    /// The product of two numbers of at most 64 bits each.
+    /// Returns the product of two numbers of at most 64 bits each.
     pub fn times(self, other: ExactFloat) -> ExactFloat {
         ExactFloat {
             negative: self.negative != other.negative,
@@ -109,7 +110,8 @@ impl ExactFloat {
         }
     }
 
-    /// The sum of two numbers, neither sticky; exact, or far more bits than any format keeps and sticky.
+    /// Returns the sum of two numbers that are not sticky. It is exact, or sticky with far more bits than any format
+    /// keeps.
     pub fn plus(self, other: ExactFloat) -> ExactFloat {
         if other.mantissa == 0 {
             return self;
@@ -123,13 +125,14 @@ impl ExactFloat {
         let mantissa = if big.negative == small.negative {
             big.mantissa + small.mantissa
         } else {
-            // What is sticky in the subtrahend makes the difference smaller: one less, and sticky above that.
+            // A sticky part of the subtrahend makes the difference smaller: subtract one more unit, and the remainder
+            // above it is sticky.
             big.mantissa - small.mantissa - small.sticky as u128
         };
         ExactFloat { mantissa, sticky: small.sticky, ..big }
     }
 
-    /// The quotient of two non-zero numbers of at most 53 bits each.
+    /// Returns the quotient of two non-zero numbers of at most 53 bits each.
     pub fn over(self, other: ExactFloat) -> ExactFloat {
         let (a, b) = (self.normalised(120), other.normalised(53));
         ExactFloat {
@@ -140,7 +143,7 @@ impl ExactFloat {
         }
     }
 
-    /// The square root of a positive number of at most 53 bits.
+    /// Returns the square root of a positive number of at most 53 bits.
     pub fn sqrt(self) -> ExactFloat {
         let a = self.normalised(124);
         let a = if a.exponent % 2 == 0 { a } else { a.shifted(1) };
@@ -148,13 +151,14 @@ impl ExactFloat {
         ExactFloat { negative: false, mantissa: root, exponent: a.exponent / 2, sticky: root * root != a.mantissa }
     }
 
-    /// The bits of this value in `format`; overflow is infinity or the largest number, as the mode says.
+    /// Rounds to `format` and returns the bits; overflow gives infinity or the largest finite number, depending on the
+    /// mode.
     pub fn round(self, format: FloatFormat, mode: RoundingMode) -> u64 {
         let sign = (self.negative as u64) << format.sign;
         let digits = format.precision as i32 - 1;
         let top = self.exponent + 127 - self.mantissa.leading_zeros() as i32;
         let unit = if self.mantissa == 0 { format.least - digits } else { top.max(format.least) - digits };
-        // Two guard bits below the unit: a half, and anything less.
+        // Two guard bits below the unit: one half, and anything smaller.
         let w = self.shifted(self.exponent - (unit - 1));
         let (kept, half, rest) = (w.mantissa as u64 >> 1, w.mantissa & 1 != 0, w.sticky);
         let up = match mode {
@@ -164,7 +168,7 @@ impl ExactFloat {
             RoundingMode::Down => self.negative && (half || rest),
             RoundingMode::Up => !self.negative && (half || rest),
         };
-        // A carry out of the significand flows into the exponent, as it should.
+        // A carry out of the significand increments the exponent field, which is the correct result.
         let bits = kept + up as u64 + (((unit - (format.least - digits)) as u64) << digits);
         if bits <= format.largest {
             return sign | bits;
@@ -179,7 +183,7 @@ impl ExactFloat {
     }
 }
 
-/// The bits of any f64 in `format`: rounded, NaN made canonical, infinity kept.
+/// Rounds any f64 to `format` and returns the bits; NaN becomes canonical, infinity stays.
 pub fn encode_float(x: f64, format: FloatFormat, mode: RoundingMode) -> u64 {
     if x.is_nan() {
         format.nan
@@ -204,13 +208,14 @@ pub fn decode_float(bits: u64, format: FloatFormat) -> f64 {
     if bits >> format.sign & 1 != 0 { -value } else { value }
 }
 
-/// `a + b` in f64, rounded to round_to_odd_if_tiny: a further rounding to at most 51 bits is then as of the exact sum.
+/// Returns `a + b` in f64, rounded to odd. Rounding that to at most 51 bits equals rounding the exact sum.
 #[inline(always)]
 pub fn add_round_to_odd(a: f64, b: f64) -> f64 {
     let sum = a + b;
     let tail = sum - a;
     let error = (a - (sum - tail)) + (b - tail);
-    // The exact sum lies between an even one and its round_to_odd_if_tiny neighbour on the error's side. Infinity and NaN make the error NaN.
+    // The exact sum lies between an even number and its odd neighbour in the error's direction. For infinity and NaN
+    // the error is NaN.
     let away = if (error > 0.0) == (sum > 0.0) { 1 } else { u64::MAX };
     let round_to_odd_if_tiny = sum.to_bits().wrapping_add(away);
     let inexact = (error < 0.0) | (error > 0.0);

@@ -1,4 +1,4 @@
-//! Comparison, selection, tests.
+//! Decoding of `setp`, `set`, `selp`, `slct` and `testp`.
 
 use super::{Decoded, InstructionForm, is_float};
 use crate::alu::RegisterClass;
@@ -9,8 +9,8 @@ use crate::ptx::ast::Type::{
     self, B16, B32, B64, BF16, BF16x2, F16, F16x2, F32, F64, Pred, S16, S32, S64, U16, U32, U64,
 };
 
-/// A comparison operator: how it is made of the relations, and the orders in which it holds (bit 0 less, 1 equal,
-/// 2 greater, 3 unordered).
+/// A comparison operator: the primitive relation with `swap` and `invert`, and the mask of orderings for which it holds
+/// (bit 0 less, 1 equal, 2 greater, 3 unordered).
 type Operator = (Relation, bool, bool, u8);
 
 const FLOAT: [(&str, Operator); 14] = [
@@ -93,8 +93,8 @@ impl InstructionForm<'_> {
         f.cold(test, type_flags(ty), Pred, &[ty])
     }
 
-    /// Removes `.ftz`, the operator and the combination; the scalar functions of the whole or the lower half, and of the
-    /// upper half.
+    /// Parses `.ftz`, the operator and the combination. Also returns the scalar functions of the whole value (or lower
+    /// half) and of the upper half.
     fn comparison(&mut self, ty: Type) -> Option<(Comparison, bool, [ScalarOp; 2])> {
         let ftz = self.take("ftz");
         let all = match ty {
@@ -126,7 +126,7 @@ impl InstructionForm<'_> {
         let mut f = self.clone();
         let ty = f.take_type()?;
         let (compare, ftz, [low, high]) = f.comparison(ty)?;
-        // The functions compare as asked; only the inline_conversion ones need swapping and inverting.
+        // The scalar functions evaluate the operator directly; only the inlined comparisons swap and invert.
         let whole = Comparison { swap: false, invert: false, ..compare };
         let op = match ty {
             S32 => Op::SetpS32(compare),

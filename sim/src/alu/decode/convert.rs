@@ -1,4 +1,4 @@
-//! Conversions.
+//! Decoding of `cvt`.
 
 use super::{Decoded, InstructionForm};
 use crate::alu::RegisterClass;
@@ -10,7 +10,7 @@ use crate::alu::soft_float::{BF16 as BFLOAT, F16 as HALF, F32 as SINGLE, F64 as 
 use crate::ptx::ast::Operand;
 use crate::ptx::ast::Type::{self, B16, B32, BF16, BF16x2, F16, F16x2, F32, F64, S8, S16, S32, S64, U8, U16, U32, U64};
 
-/// Roundings: the mode, and whether it is to an integer.
+/// Rounding modifiers: the mode, and whether it rounds to an integer.
 const ROUNDINGS: [(&str, (RoundingMode, bool)); 9] = [
     ("rn", (RoundingMode::Nearest, false)),
     ("rz", (RoundingMode::Zero, false)),
@@ -60,7 +60,7 @@ impl InstructionForm<'_> {
         }
     }
 
-    /// One number to another.
+    /// Conversion of one number.
     fn scalar(
         &self,
         to: Type,
@@ -75,7 +75,8 @@ impl InstructionForm<'_> {
         let (source, target) = (kind(from)?, kind(to)?);
         let (from_float, to_float) =
             (matches!(source, NumberFormat::Float(_)), matches!(target, NumberFormat::Float(_)));
-        // An integer rounding where an integer, or one of the same format, comes of a number; a rounding where bits are lost.
+        // PTX requires an integer rounding for float to integer (and allows it for one float format), and a rounding
+        // mode wherever bits may be lost.
         let valid = match (from_float, to_float, rounding) {
             (true, false, Some((mode, integer))) => integer && mode != RoundingMode::Away,
             (true, false, None) => false,
@@ -90,7 +91,8 @@ impl InstructionForm<'_> {
         if !valid || (flags.relu || flags.strict) && !half || flags.ftz && from != F32 && to != F32 {
             return None;
         }
-        // A destination register wider than its type is sign- or zero-extended to; a wider source is cut.
+        // A destination register wider than its type receives the sign- or zero-extended result; a wider source
+        // register is truncated.
         let register = self.register(0, to);
         let (register, bytes) = (register, register.bits() / 8);
         let wide = index(target)? | (bytes as u8) << 4;
@@ -104,7 +106,7 @@ impl InstructionForm<'_> {
         Some((op, super::OperandTypes { dst: typed(operands.dst, to), src: typed(operands.src, from), carry: false }))
     }
 
-    /// The type of a written operand's register, if it is wider than the instruction's type.
+    /// Returns the type of operand `i`'s register if it is wider than the instruction's type `ty`, else `ty`.
     fn register(&self, i: usize, ty: Type) -> Type {
         match self.operands.get(i) {
             Some(Operand::Register(r)) => {
@@ -114,7 +116,7 @@ impl InstructionForm<'_> {
         }
     }
 
-    /// Conversions worth a loop of their own.
+    /// Conversions that have an inlined loop.
     fn inline_conversion(
         &self,
         to: Type,
@@ -154,7 +156,7 @@ impl InstructionForm<'_> {
         })
     }
 
-    /// Two f32 to a pair.
+    /// Conversion of two f32 to a packed pair.
     fn pair(&self, to: &str, rounding: (RoundingMode, bool), flags: ScalarFlags, plain: bool) -> Decoded {
         let to = Type::named(to)?;
         if plain && rounding == (RoundingMode::Nearest, false) {
@@ -176,7 +178,7 @@ impl InstructionForm<'_> {
         self.cold(convert::cvt, ScalarFlags { bits, wide, ..flags }, B32, &[F32])
     }
 
-    /// Pairs of e4m3 and e5m2.
+    /// Conversions to and from packed pairs of e4m3 and e5m2.
     fn fp8(&self, to: &str, from: &str, rounding: Option<(RoundingMode, bool)>, flags: ScalarFlags) -> Decoded {
         if rounding != Some((RoundingMode::Nearest, false)) || flags.sat || flags.ftz {
             return None;
@@ -194,7 +196,7 @@ impl InstructionForm<'_> {
         }
     }
 
-    /// `cvt.pack`: integers clamped and packed.
+    /// `cvt.pack`: two integers are clamped and packed.
     fn pack(&self) -> Decoded {
         let mut f = self.clone();
         if !f.take("pack") || !f.take("sat") {

@@ -1,4 +1,4 @@
-//! Floating-point arithmetic of all precisions.
+//! Decoding of floating-point arithmetic: f32, f64, f16, bf16 and packed halves.
 
 use super::{Decoded, InstructionForm};
 use crate::alu::float::{self, FloatArithmetic};
@@ -51,7 +51,7 @@ impl InstructionForm<'_> {
         if nearest { self.finish(op, &[F32], src) } else { self.cold(function, flags, F32, src) }
     }
 
-    /// f32 without a rounding: signs and approximations.
+    /// f32 instructions without a rounding mode: sign changes and approximations.
     fn approximate(
         &self,
         ftz: bool,
@@ -124,7 +124,8 @@ impl InstructionForm<'_> {
             "tanh" => (half::tanh_half, half::tanh_halves, 1),
             _ => return None,
         };
-        // What each may carry; bf16 knows no saturation, and flushes only in ex2 (where it always does).
+        // The modifiers that each instruction allows. bf16 has no `.sat`, and has `.ftz` only in `ex2`, where it is
+        // mandatory.
         let transcendental = matches!(self.base, "ex2" | "tanh");
         let arithmetic = sources > 1;
         let allowed = approx == transcendental
@@ -179,7 +180,7 @@ impl InstructionForm<'_> {
     }
 }
 
-/// Element width, and bf16 as `variant`.
+/// Returns flags with the element's width; `variant` is bf16.
 fn flags(ty: Type) -> ScalarFlags {
     let bits = if matches!(ty, F16x2 | BF16x2) { 16 } else { ty.bits() as u8 };
     ScalarFlags { bits, variant: matches!(ty, BF16 | BF16x2), ..ScalarFlags::default() }

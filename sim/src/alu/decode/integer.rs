@@ -1,4 +1,4 @@
-//! Integer arithmetic.
+//! Decoding of integer arithmetic and bit operations.
 
 use super::{Decoded, InstructionForm};
 use crate::alu::scalar::{ScalarFlags, ScalarFunction, type_flags};
@@ -62,7 +62,7 @@ impl InstructionForm<'_> {
         f.finish(op, &[ty], &[ty; 2])
     }
 
-    /// `s16x2` and `u16x2`.
+    /// Arithmetic on packed `s16x2` and `u16x2`.
     fn pairs(&self) -> Decoded {
         let mut f = self.clone();
         let signed = f.take_any(&[("s16x2", true), ("u16x2", false)])?;
@@ -126,7 +126,7 @@ impl InstructionForm<'_> {
         f.cold(function, flags, to, &src)
     }
 
-    /// Counting, finding, extracting and inserting bits.
+    /// Instructions that count, find, extract and insert bits.
     fn bits(&self) -> Decoded {
         let mut f = self.clone();
         let base = f.base;
@@ -169,7 +169,8 @@ impl InstructionForm<'_> {
         f.cold(if high.is_some() { integer::dp2a } else { integer::dp4a }, flags, to, &[a, b, to])
     }
 
-    /// The sum of absolute sum_of_absolute_differences of bytes or halves (`.add`; the forms that merge lanes are not known).
+    /// Sums of absolute differences of bytes or halves. Only the `.add` forms are supported, not those that merge
+    /// lanes.
     fn sum_of_absolute_differences(&self) -> Decoded {
         let mut f = self.clone();
         let add = f.take("add");
@@ -182,7 +183,7 @@ impl InstructionForm<'_> {
         f.cold(integer::sum_of_absolute_differences, flags, d, &[a, b, d])
     }
 
-    /// Additions, subtractions and products with a carry in or out.
+    /// Additions, subtractions and products that read or write the carry flag.
     fn extended(&self) -> Decoded {
         let mut f = self.clone();
         let output = f.take("cc");

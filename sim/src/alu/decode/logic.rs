@@ -1,4 +1,4 @@
-//! Moves, logic and shifts.
+//! Decoding of moves, logic and shifts.
 
 use super::{Decoded, InstructionForm};
 use crate::alu::compare::Combine;

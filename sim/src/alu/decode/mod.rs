@@ -1,4 +1,4 @@
-//! From a dotted opcode and its operands to an [`AluOp`].
+//! Decodes a dotted opcode and its operands to an [`AluOp`].
 
 mod compare;
 mod convert;
@@ -11,10 +11,11 @@ use super::scalar::{ScalarFlags, ScalarFunction, ScalarOp};
 use super::{AluOp, OperandType, OperandTypes, RegisterClass};
 use crate::ptx::ast::{Operand, Register, RegisterDecl, Type};
 
-/// Decodes an instruction. `registers` are those of the function (a conversion extends to its register's width).
+/// Decodes an arithmetic instruction. `registers` are the function's registers, because a conversion extends to the
+/// width of its register.
 ///
-/// `None`: not an instruction of this module, or a form of one that it does not know. The caller turns special registers
-/// and symbols (`mov.u32 %r1, %tid.x`) into registers first; here they count as one source each.
+/// Returns `None` for an instruction, or a form, that is not supported. The caller first replaces special registers and
+/// symbols (`mov.u32 %r1, %tid.x`) by registers; here each counts as one source.
 pub fn decode(opcode: &str, operands: &[Operand], registers: &[RegisterDecl]) -> Option<(AluOp, OperandTypes)> {
     let mut tokens = opcode.split('.');
     let base = tokens.next()?;
@@ -31,7 +32,7 @@ pub fn decode(opcode: &str, operands: &[Operand], registers: &[RegisterDecl]) ->
 
 pub(super) type Decoded = Option<(AluOp, OperandTypes)>;
 
-/// An instruction as written: its name, the modifiers and types after it, and its operands.
+/// An instruction as written: name, the modifiers and types after it, and operands.
 #[derive(Clone)]
 pub(super) struct InstructionForm<'a> {
     pub base: &'a str,
@@ -40,12 +41,12 @@ pub(super) struct InstructionForm<'a> {
     pub registers: &'a [RegisterDecl],
 }
 
-/// Whether a type is a floating-point one.
+/// Returns true for floating-point types.
 pub(super) fn is_float(ty: Type) -> bool {
     matches!(ty, Type::F16 | Type::F16x2 | Type::BF16 | Type::BF16x2 | Type::F32 | Type::F64)
 }
 
-/// How many operands a written one is when flattened.
+/// Returns the number of flattened operands that one written operand stands for.
 fn count(operand: &Operand) -> usize {
     match operand {
         Operand::Vector(v) => v.len(),
@@ -55,13 +56,13 @@ fn count(operand: &Operand) -> usize {
 }
 
 impl<'a> InstructionForm<'a> {
-    /// Removes a modifier; whether it was there.
+    /// Removes a modifier; returns true if it was present.
     pub fn take(&mut self, modifier: &str) -> bool {
         let at = self.tokens.iter().position(|t| *t == modifier);
         at.map(|i| self.tokens.remove(i)).is_some()
     }
 
-    /// Removes the first of these modifiers that is there.
+    /// Removes the first of these modifiers that is present and returns its value.
     pub fn take_any<T: Copy>(&mut self, choices: &[(&str, T)]) -> Option<T> {
         choices.iter().find(|(name, _)| self.take(name)).map(|(_, value)| *value)
     }
@@ -73,13 +74,13 @@ impl<'a> InstructionForm<'a> {
         Some(ty)
     }
 
-    /// OperandTypes flattened: of the first written, of the others.
+    /// Numbers of flattened operands: destinations (the first written operand), and sources.
     pub fn counts(&self) -> (usize, usize) {
         let mut counts = self.operands.iter().map(count);
         (counts.next().unwrap_or(0), counts.sum())
     }
 
-    /// The decoded instruction, if every modifier was understood and the operands are as many as expected.
+    /// Returns the decoded instruction if every modifier was consumed and the number of operands matches.
     pub fn finish(&self, op: Op, dst: &[Type], src: &[Type]) -> Decoded {
         if !self.tokens.is_empty() || self.counts() != (dst.len(), src.len()) {
             return None;
@@ -89,12 +90,12 @@ impl<'a> InstructionForm<'a> {
         Some((AluOp(op), OperandTypes { dst: expect(dst), src: expect(src), carry: false }))
     }
 
-    /// The written operand `i` is a negated predicate.
+    /// Returns true if written operand `i` is a negated predicate.
     fn negated(&self, i: usize) -> bool {
         matches!(self.operands.get(i), Some(Operand::Not(_)))
     }
 
-    /// A scalar function of sources of these types.
+    /// Returns the instruction as a scalar function with sources of the types `src`.
     fn cold(&self, function: ScalarFunction, flags: ScalarFlags, dst: Type, src: &[Type]) -> Decoded {
         self.finish(
             Op::OutOfLine(OutOfLineOp::Scalar(ScalarOp::new(function, flags, src), RegisterClass::of(dst))),
@@ -103,12 +104,12 @@ impl<'a> InstructionForm<'a> {
         )
     }
 
-    /// The last token is a floating-point type.
+    /// Returns true if the last token is a floating-point type.
     fn is_float(&self) -> bool {
         self.tokens.last().and_then(|t| Type::named(t)).is_some_and(is_float)
     }
 
-    /// The declared type of a register.
+    /// Returns the declared type of a register.
     pub fn declared(&self, register: Register) -> Option<Type> {
         Some(self.registers.get(register as usize)?.ty)
     }

@@ -1,10 +1,10 @@
-//! FloatArithmetic with the carry flag against 96-bit integers.
+//! Arithmetic with the carry flag against 96-bit integers.
 
 use super::{Random, plain};
 use crate::alu::{OperandSlots, decode};
 use crate::regs::{Registers, Row};
 
-/// Runs a sequence of instructions on 32-bit registers 0.. of one warp; the carry is predicate 0.
+/// Runs instructions on the 32-bit registers of one warp, numbered from 0; predicate 0 is the carry flag.
 fn sequence(program: &[(&str, u32, &[u32])], rows: &[[u32; 32]]) -> Registers {
     let mut r = Registers {
         rows: rows.iter().map(|x| Row(*x)).collect(),
@@ -24,7 +24,7 @@ fn sequence(program: &[(&str, u32, &[u32])], rows: &[[u32; 32]]) -> Registers {
 }
 
 #[test]
-fn carries_make_wide_arithmetic() {
+fn carry_chains_match_96_bit_arithmetic() {
     let mut random = Random(3);
     for _ in 0..200 {
         let mut rows = [[0u32; 32]; 12];
@@ -38,7 +38,7 @@ fn carries_make_wide_arithmetic() {
         let sum = sequence(&[("add.cc.u32", 6, &[0, 3]), ("addc.cc.u32", 7, &[1, 4]), ("addc.u32", 8, &[2, 5])], &rows);
         let difference =
             sequence(&[("sub.cc.s32", 6, &[0, 3]), ("subc.cc.s32", 7, &[1, 4]), ("subc.s32", 8, &[2, 5])], &rows);
-        // 64-bit product of registers 0 and 3 added to 5:4:3, then the carry on.
+        // 64-bit product of registers 0 and 1 added to registers 5:4:3, with the carry propagated.
         let fused = sequence(
             &[("mad.lo.cc.u32", 6, &[0, 1, 3]), ("madc.hi.cc.u32", 7, &[0, 1, 4]), ("addc.u32", 8, &[9, 5])],
             &rows,

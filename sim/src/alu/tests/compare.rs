@@ -6,7 +6,7 @@ use crate::ptx::ast::Operand;
 use crate::regs::{Registers, Row};
 
 #[test]
-fn comparisons_combine_and_pair() {
+fn setp_combines_with_a_predicate_and_writes_both_destinations() {
     let pair = |n: usize| {
         let mut o = vec![Operand::Pair(Box::new(Operand::Register(0)), Box::new(Operand::Register(1)))];
         o.extend(plain(n));
@@ -69,7 +69,7 @@ fn float_comparisons_with_nan_are_false_unless_unordered() {
 }
 
 #[test]
-fn extremes_of_floats() {
+fn float_min_max_handle_nan_and_signed_zero() {
     let pick = |a: f32, b: f32, max: bool| match (a.is_nan(), b.is_nan()) {
         (true, true) => 0x7fff_ffff,
         (true, false) => b.to_bits(),
@@ -104,7 +104,7 @@ fn extremes_of_floats() {
 }
 
 #[test]
-fn predicates_of_halves_and_doubles() {
+fn comparisons_of_halves_doubles_and_16_bit_integers_match_rust() {
     let pair = [vec![Operand::Pair(Box::new(Operand::Register(0)), Box::new(Operand::Register(1)))], plain(3)].concat();
     check_with("setp.lt.or.f16x2", &pair, &[], &mut |r, _| r.edgy(), |s| {
         let one = |i: u32| {
@@ -137,7 +137,7 @@ fn predicates_of_halves_and_doubles() {
 }
 
 #[test]
-fn selection_is_undefined_only_by_what_it_chose() {
+fn selection_is_undefined_only_where_the_selected_source_is() {
     for (opcode, chooser) in [("selp.b32", None), ("slct.b32.s32", Some(()))] {
         let (op, _) = decode(opcode, &plain(4), &[]).expect(opcode);
         let mut r = Registers {

@@ -4,8 +4,8 @@ use super::{Random, check, check_with, low, number, plain};
 use crate::ptx::ast::{Operand, RegisterDecl, Type};
 
 #[test]
-fn the_nearest_bf16() {
-    // Of the two neighbours the nearer one, of two equally near the even one.
+fn cvt_to_bf16_rounds_to_nearest_even() {
+    // Take the nearer of the two neighbours, or the even one in case of a tie.
     let nearest = |x: u64| {
         let x = x as u32;
         if f32::from_bits(x).is_nan() {
@@ -28,7 +28,7 @@ fn the_nearest_bf16() {
 }
 
 #[test]
-fn conversions_between_integers_extend_truncate_or_clamp() {
+fn integer_conversions_extend_truncate_or_clamp() {
     let widths = [8u32, 16, 32, 64];
     let name = |bits: u32, signed: bool| format!("{}{bits}", if signed { 's' } else { 'u' });
     for (from, from_signed) in widths.iter().flat_map(|b| [(*b, false), (*b, true)]) {
@@ -42,7 +42,7 @@ fn conversions_between_integers_extend_truncate_or_clamp() {
             check(&opcode, 1, |s| low(value(s).clamp(least, most), to));
         }
     }
-    // In registers wider than the type: the source is cut, the destination extended.
+    // With registers wider than the type, the source is truncated and the destination extended.
     let registers = [Type::B32, Type::B64].map(|ty| RegisterDecl { name: String::new(), ty });
     let wide = [Operand::Register(1), Operand::Register(0)];
     check_with("cvt.s8.s16", &wide, &registers, &mut |r, _| r.next(), |s| vec![number(s[0], 8, true) as u64]);
@@ -52,7 +52,7 @@ fn conversions_between_integers_extend_truncate_or_clamp() {
 }
 
 #[test]
-fn conversions_of_floats_to_integers_round_clamp_and_know_nan() {
+fn float_to_integer_conversions_round_clamp_and_handle_nan() {
     type Rounding = (&'static str, fn(f64) -> f64);
     let round: [Rounding; 4] =
         [("rni", f64::round_ties_even), ("rzi", f64::trunc), ("rmi", f64::floor), ("rpi", f64::ceil)];
@@ -96,7 +96,7 @@ fn conversions_of_floats_to_integers_round_clamp_and_know_nan() {
 }
 
 #[test]
-fn conversions_to_f32_and_f64() {
+fn conversions_to_floats_match_rust() {
     check("cvt.rn.f32.s64", 1, |s| (s[0] as i64 as f32).to_bits() as u64);
     check("cvt.rn.f32.u64", 1, |s| (s[0] as f32).to_bits() as u64);
     check("cvt.rn.f64.s64", 1, |s| (s[0] as i64 as f64).to_bits());

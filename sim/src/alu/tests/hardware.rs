@@ -1,25 +1,25 @@
-//! Results that an H200 was seen to have where the documentation is silent, or says less (`benches/src/instructions`).
+//! Results measured on an H200 where the PTX ISA is silent or less precise (`benches/src/instructions`).
 
 use super::{plain, run};
 use crate::alu::{OperandSlots, decode};
 use crate::regs::{Registers, Row};
 
-/// The result of an instruction on the same sources in every lane.
+/// Returns the result of an instruction with equal sources in every lane.
 fn result(opcode: &str, sources: &[u64]) -> u64 {
     let ran = run(opcode, &plain(1 + sources.len()), &[], &mut |i| sources[i]);
     ran.results[0][0]
 }
 
 #[test]
-fn results_of_an_h200() {
+fn results_match_an_h200() {
     let seen: &[(&str, &[u64], u64)] = &[
-        // Places and lengths beyond eight bits are taken whole, of 64 bits only.
+        // The 64-bit forms use all bits of position and length, not only the low eight.
         ("bfe.u64", &[0x1a0c_989f_f85c_f9fd, 0xcd43_c910, 0x1b], 0),
         ("bfe.s64", &[0x3220_2104_e3cc_7669, 0x7145_2b29, 0x46], 0),
         ("bfi.b64", &[0x80_7fff_ff01_80ff, 0x92a3_4047_af28_4f00, 0x100, 0x23], 0x92a3_4047_af28_4f00),
         ("testp.normal.f32", &[0x8000_0000], 1),
         ("testp.normal.f64", &[0], 1),
-        // Flushed for being is_tiny_after_rounding when rounded to the format's precision whatever the exponent.
+        // Flushed: below the smallest normal number after rounding with unlimited exponent range.
         ("mul.ftz.f32", &[0x3f7f_ffff, 0x80_0000], 0),
         ("mul.rm.ftz.f32", &[0xbf7f_ffff, 0x80_0000], 0x8000_0000),
         ("mul.rp.ftz.sat.f32", &[0x80_0000, 0x3f7f_ffff], 0),
@@ -27,11 +27,11 @@ fn results_of_an_h200() {
         ("mul.ftz.f16", &[0x3bff, 0x8400], 0x8000),
         ("mul.rn.ftz.f16", &[0x3bff, 0x8400], 0x8000),
         ("mul.ftz.f16x2", &[0xbbff, 0x8400], 0),
-        // Subnormal sources of an f16 are not round_and_flush.
+        // Subnormal f32 sources of an f16 result are not flushed.
         ("cvt.rm.ftz.f16.f32", &[0x8000_002a], 0x8001),
         ("cvt.rp.ftz.f16.f32", &[0x7_8ad2], 1),
         ("cvt.rp.ftz.sat.f16.f32", &[0x6ce], 1),
-        // A NaN is cut as numbers are.
+        // A NaN is truncated like a number.
         ("cvt.rna.tf32.f32", &[0xff80_0001], 0xff80_0000),
         ("cvt.rna.satfinite.tf32.f32", &[0x7f80_0001], 0x7f7f_e000),
         ("neg.f16", &[0x7e01], 0x7fff),
@@ -45,7 +45,8 @@ fn results_of_an_h200() {
 
 #[test]
 fn results_that_round_up_to_the_smallest_normal_number_are_kept() {
-    // 2^-126 · (1 - 2^-26): to nearest and upwards it is normal at 24 bits, towards zero and downwards not.
+    // 2^-126 · (1 − 2^-26) rounds to a normal number at 24 bits to nearest and upwards, but not towards zero or
+    // downwards.
     let (a, b, c) = (0x80_0000u64, 0xb280_0000u64, 0x80_0000u64);
     assert_eq!(result("fma.rn.ftz.f32", &[a, b, c]), 0x80_0000);
     assert_eq!(result("fma.rp.ftz.f32", &[a, b, c]), 0x80_0000);
@@ -55,7 +56,7 @@ fn results_that_round_up_to_the_smallest_normal_number_are_kept() {
 }
 
 #[test]
-fn the_borrow_is_the_absence_of_a_carry() {
+fn borrow_clears_the_carry_flag() {
     let sequence = |first: &str, second: &str, rows: [u32; 4]| {
         let mut r = Registers {
             rows: rows.iter().chain(&[0, 0]).map(|x| Row([*x; 32])).collect(),

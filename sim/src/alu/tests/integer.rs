@@ -24,7 +24,7 @@ fn integer_arithmetic_is_modulo_two_to_the_width() {
 }
 
 #[test]
-fn integers_of_every_width() {
+fn integer_arithmetic_matches_128_bit_arithmetic_at_every_width() {
     for (name, bits, signed) in [
         ("u16", 16, false),
         ("s16", 16, true),
@@ -42,7 +42,7 @@ fn integers_of_every_width() {
         two("mul.lo", &|a, b| a.wrapping_mul(b));
         two("min", &|a, b| if a < b { a } else { b });
         two("max", &|a, b| if a > b { a } else { b });
-        // Towards zero; by zero all ones.
+        // Division rounds towards zero; division by zero gives all ones.
         two("div", &|a, b| if b == 0 { -1 } else { a / b });
         two("rem", &|a, b| if b == 0 { -1 } else { a - a / b * b });
         if bits < 64 {
@@ -53,7 +53,7 @@ fn integers_of_every_width() {
         }
         check(&format!("mad.lo.{name}"), 3, |s| low(n(s[0]).wrapping_mul(n(s[1])).wrapping_add(n(s[2])), bits));
         check(&format!("mad.hi.{name}"), 3, |s| {
-            // Schoolbook on 32-bit digits, for 64 bits too.
+            // Schoolbook multiplication with 32-bit digits, which also works for 64 bits.
             let (a, b) = (n(s[0]), n(s[1]));
             let (a1, a0, b1, b0) = (a >> 32, a & 0xffff_ffff, b >> 32, b & 0xffff_ffff);
             let high64 = a1 * b1 + ((a1 * b0 + ((a0 * b0) >> 32) + a0 * b1) >> 32);
@@ -89,7 +89,7 @@ fn integers_of_every_width() {
 }
 
 #[test]
-fn dot_products_of_bytes() {
+fn dp4a_and_dp2a_match_their_definition() {
     for (a, b) in [("s32", "s32"), ("u32", "u32"), ("s32", "u32"), ("u32", "s32")] {
         let byte = |x: u64, i: u32, ty: &str| number(x >> (8 * i), 8, ty == "s32");
         check(&format!("dp4a.{a}.{b}"), 3, |s| {

@@ -56,7 +56,7 @@ fn lop3_and_prmt_follow_their_definitions() {
 }
 
 #[test]
-fn bits_are_counted_found_and_moved() {
+fn bit_instructions_match_bit_by_bit_definitions() {
     let bit = |x: u64, i: u64| x >> i & 1;
     for b in [32u64, 64] {
         check(&format!("popc.b{b}"), 1, |s| (0..b).map(|i| bit(s[0], i)).sum());
@@ -125,7 +125,7 @@ fn bits_are_counted_found_and_moved() {
 
 #[test]
 fn permutations_by_mode_follow_the_table() {
-    // For selectors 0 to 3: the bytes from the most significant down.
+    // For selectors 0 to 3: source bytes of the result, most significant byte first.
     let table = [
         ("f4e", [[3, 2, 1, 0], [4, 3, 2, 1], [5, 4, 3, 2], [6, 5, 4, 3]]),
         ("b4e", [[5, 6, 7, 0], [6, 7, 0, 1], [7, 0, 1, 2], [0, 1, 2, 3]]),

@@ -1,4 +1,4 @@
-//! Tests of the instructions against independent definitions.
+//! Tests of arithmetic instructions against independent definitions.
 
 mod carry;
 mod compare;
@@ -15,7 +15,7 @@ use super::{OperandSlots, RegisterClass, decode};
 use crate::ptx::ast::{Operand, RegisterDecl};
 use crate::regs::{Registers, Row};
 
-/// A small generator of test data: xorshift64*.
+/// Random number generator for test data: xorshift64*.
 pub struct Random(pub u64);
 
 impl Random {
@@ -26,7 +26,7 @@ impl Random {
         self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
 
-    /// Uniform bits, or something near an edge: few bits set, sign bits, all ones, exponents of floats.
+    /// Returns uniform random bits, or a value near an edge: few bits set, sign bits, all ones, exponents of floats.
     pub fn edgy(&mut self) -> u64 {
         let x = self.next();
         let small = self.next() % 70;
@@ -45,14 +45,16 @@ impl Random {
     }
 }
 
-/// Sources and results of one instruction on a warp, lane by lane as 64 bits (a predicate is 0 or 1).
+/// Sources and results of one instruction on a warp, 64 bits per lane (a predicate is 0 or 1).
 pub struct Ran {
     pub sources: Vec<[u64; 32]>,
     pub results: Vec<[u64; 32]>,
 }
 
-/// Runs an opcode with `shape` operands on given sources. Checks on the way that a partial mask leaves the other lanes alone
-/// and that an undefined lane of any source makes the result undefined in that lane alone (`selp` apart).
+/// Runs an instruction on the given sources.
+///
+/// Also checks that a partial mask leaves the other lanes unchanged, and that an undefined lane of any source makes the
+/// result undefined in exactly that lane (except for selections).
 pub fn run(
     opcode: &str,
     operands: &[Operand],
@@ -97,7 +99,7 @@ pub fn run(
         }
     }
     if !opcode.starts_with("selp") && !opcode.starts_with("slct") {
-        // The table of `lop3` is an immediate, always defined.
+        // The table operand of `lop3` is an immediate and always defined.
         let registers = if opcode.starts_with("lop3") { 3 } else { wants.src.len() };
         for (i, want) in wants.src[..registers].iter().enumerate() {
             let mut r = before.clone();
@@ -131,17 +133,18 @@ fn get(r: &Registers, class: RegisterClass, slot: u32) -> [u64; 32] {
     }
 }
 
-/// `n` plain operands.
+/// Returns `n` register operands.
 pub fn plain(n: usize) -> Vec<Operand> {
     vec![Operand::Register(0); n]
 }
 
-/// Runs an opcode with one destination and `sources` plain sources on edgy data a few dozen times, against `expected`.
+/// Compares an instruction with one destination and `sources` register sources with `expected`, on random edge-case
+/// data.
 pub fn check(opcode: &str, sources: usize, expected: impl Fn(&[u64]) -> u64) {
     check_with(opcode, &plain(1 + sources), &[], &mut |random, _| random.edgy(), |s| vec![expected(s)]);
 }
 
-/// The same with any operands, data and several results.
+/// Compares an instruction with any operands, sources and number of results with `expected`.
 pub fn check_with(
     opcode: &str,
     operands: &[Operand],
@@ -160,18 +163,18 @@ pub fn check_with(
     }
 }
 
-/// The low `bits` as a number.
+/// Returns the low `bits` of `x` as a signed or unsigned number.
 pub fn number(x: u64, bits: u32, signed: bool) -> i128 {
     let x = x as i128 & ((1 << bits) - 1);
     if signed && x >> (bits - 1) != 0 { x - (1 << bits) } else { x }
 }
 
-/// The low `bits` of a number.
+/// Returns the low `bits` of a number.
 pub fn low(x: i128, bits: u32) -> u64 {
     (x & ((1 << bits) - 1)) as u64
 }
 
-/// The low 32 bits as a signed number.
+/// Returns the low 32 bits as a signed number.
 pub fn signed(x: u64) -> i64 {
     x as u32 as i32 as i64
 }

@@ -19,7 +19,7 @@ fn vectors_are_packed_and_unpacked_with_the_first_lowest() {
             (0..n).map(|i| s[0] >> (bits * i) & ((1 << bits) - 1)).collect()
         });
     }
-    // Two 64-bit registers through one of 128.
+    // Packs two 64-bit registers into a 128-bit register and unpacks them.
     let mut r = Registers { rows: vec![Row([0; 32]); 12], undefined: vec![0; 12], ..Registers::default() };
     for (slot, salt) in [(0, 3u64), (2, 5)] {
         r.set64(slot, &std::array::from_fn(|i| (i as u64 + salt) << 40 | salt), u32::MAX);

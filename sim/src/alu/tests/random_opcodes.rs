@@ -1,4 +1,4 @@
-//! Decoding of random opcodes.
+//! Decodes and executes random opcodes, which must not panic.
 
 use super::{Random, plain};
 use crate::alu::{OperandSlots, decode};
@@ -6,7 +6,7 @@ use crate::ptx::ast::Operand;
 use crate::regs::{Registers, Row};
 
 #[test]
-fn no_text_makes_it_panic() {
+fn random_opcodes_never_panic() {
     let words = "mov add sub mul mad fma div rem min max abs neg not and or xor shl shr shf lop3 prmt setp set selp slct testp cvt \
                  pack popc clz bfe bfi bfind brev fns bmsk szext dp4a dp2a addc subc madc mul24 mad24 sad copysign rcp sqrt rsqrt ex2 lg2 \
                  sin cos tanh lo hi wide rn rz rm rp rna rni rzi ftz sat relu satfinite approx full NaN xorsign abs cc l r wrap \
@@ -19,7 +19,7 @@ fn no_text_makes_it_panic() {
     let random_length = |r: &mut Random| r.next() % 4;
     let mut known = 0;
     for _ in 0..400_000 {
-        // A name, modifiers, types; now and then anything anywhere.
+        // A name, modifiers and a type; sometimes any word in any position.
         let mut word = |from: usize, to: usize| {
             let (from, to) = if random.next().is_multiple_of(16) { (0, words.len()) } else { (from, to) };
             words[from + random.next() as usize % (to - from)]

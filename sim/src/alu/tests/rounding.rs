@@ -24,7 +24,7 @@ fn searched(all: &[(f64, u64)], x: f64, mode: RoundingMode) -> Option<u64> {
         return None;
     }
     let (down, up) = (all[at - 1], all[at.min(all.len() - 1)]);
-    let sign_of_zero = |bits: u64| if bits == 0 && x < 0.0 { bits_of_sign(all) } else { bits };
+    let sign_of_zero = |bits: u64| if bits == 0 && x < 0.0 { sign_mask(all) } else { bits };
     if down.0 == x {
         return Some(down.1);
     }
@@ -55,7 +55,7 @@ fn searched(all: &[(f64, u64)], x: f64, mode: RoundingMode) -> Option<u64> {
 }
 
 /// The top bit of the most negative value.
-fn bits_of_sign(all: &[(f64, u64)]) -> u64 {
+fn sign_mask(all: &[(f64, u64)]) -> u64 {
     1 << (63 - all[0].1.leading_zeros())
 }
 
@@ -81,7 +81,7 @@ fn narrow_formats_round_to_the_right_neighbour() {
 }
 
 #[test]
-fn overflow_goes_where_the_mode_says() {
+fn overflow_depends_on_the_rounding_mode() {
     let beyond = [(F16, 65520.0), (BF16, 3.4e38), (F32, 3.5e38)];
     for (format, x) in beyond {
         let (infinity, largest, sign) = (format.largest + 1, format.largest, 1 << format.sign);
@@ -96,7 +96,7 @@ fn overflow_goes_where_the_mode_says() {
 }
 
 #[test]
-fn to_nearest_is_the_processors_own() {
+fn soft_float_to_nearest_equals_the_processor() {
     let mut random = Random(11);
     for _ in 0..200_000 {
         let [a, b, c] = [0; 3].map(|_| f32::from_bits(random.edgy() as u32));
@@ -214,7 +214,7 @@ fn half_arithmetic_rounds_once() {
 }
 
 #[test]
-fn eight_bits_there_and_back() {
+fn fp8_round_trips() {
     for (name, format) in [("e4m3x2", E4M3), ("e5m2x2", E5M2)] {
         let halves = format!("cvt.rn.f16x2.{name}");
         check(&halves, 1, |s| {

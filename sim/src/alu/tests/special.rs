@@ -6,7 +6,7 @@ use super::{Random, plain, run};
 fn approximations_are_within_their_documented_errors() {
     let float = |x: u64| f32::from_bits(x as u32);
     let mut random = Random(17);
-    // Relative or absolute bounds from the source's text, for arguments in its range.
+    // Relative or absolute error bounds from the PTX ISA, for arguments in the documented range.
     type Case = (&'static str, fn(f64) -> f64, fn(f64) -> bool, f64, bool);
     let cases: [Case; 7] = [
         ("ex2.approx.f32", f64::exp2, |x| x.abs() < 125.0, 2.0f64.powi(-22), true),
