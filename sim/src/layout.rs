@@ -1,5 +1,21 @@
 //! Where the state spaces lie in the 64-bit generic address space, and how shared addresses name blocks of a cluster.
 
+/// The state space that an instruction names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum AddressWindow {
+    Generic,
+    Global,
+    Const,
+    Shared,
+    SharedCluster,
+    Local,
+    /// The kernel's own parameters.
+    KernelParam,
+    /// `.param` variables of a call, or a function's formal parameters: bytes of the frame.
+    FrameParam,
+}
+
 /// Generic address of shared address 0.
 pub const SHARED: u64 = 0x0100_0000_0000;
 /// Generic address of local address 0.
@@ -32,8 +48,7 @@ pub fn split_cluster_address(address: u32) -> (Option<u32>, u32) {
 }
 
 /// The window that a generic address points into; `None`: global memory.
-pub fn window(address: u64) -> Option<crate::program::op::AddressWindow> {
-    use crate::program::op::AddressWindow;
+pub fn window(address: u64) -> Option<AddressWindow> {
     match address & !(WINDOW - 1) {
         SHARED => Some(AddressWindow::Shared),
         LOCAL => Some(AddressWindow::Local),

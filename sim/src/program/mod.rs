@@ -1,13 +1,13 @@
 //! A module made ready to run: per kernel the functions it reaches, registers as rows, variables at addresses.
 
-mod bulk;
-pub mod decode;
+mod decode;
+mod kernel;
 pub mod op;
 mod operands;
 mod rows;
+mod symbols;
 pub mod uses;
 mod volatile;
-mod wmma;
 
 use crate::ptx::ast::{Module, ParseError, SourceLocation};
 use crate::regs::{Row, Slot};
@@ -187,7 +187,7 @@ impl Program {
 
     /// Of a parsed (or changed) module.
     pub fn from_module(module: Module) -> Result<Program, ProgramError> {
-        let variables = decode::module_variables(&module)?;
+        let variables = symbols::module_variables(&module)?;
         Ok(Program { module, variables })
     }
 
@@ -198,7 +198,7 @@ impl Program {
 
     /// A kernel, decoded with all that it reaches.
     pub fn kernel(&self, name: &str) -> Result<Kernel, ProgramError> {
-        decode::kernel(self, name)
+        kernel::decode_kernel(self, name)
     }
 
     /// The place in the source of an instruction.

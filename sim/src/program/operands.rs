@@ -1,7 +1,8 @@
 //! OperandResolver to rows: registers, immediates, special registers and addresses of variables.
 
-use super::decode::{GRID_WORKSPACE, GROUP_SCRATCH, Layout, signed_type, type_bits};
 use super::op::{AddressOperand, AddressWindow, CallArgument};
+use super::rows::rows_of;
+use super::symbols::{GRID_WORKSPACE, GROUP_SCRATCH, Layout};
 use super::{FixedRegister, FunctionCode, ProgramError, Relocation};
 use crate::ptx::ast::{AddressBase, Function, Operand, Type};
 use crate::regs::{Row, Slot};
@@ -23,15 +24,6 @@ pub struct OperandResolver<'a> {
     local_offsets: HashMap<String, u32>,
     param_offsets: HashMap<String, (u32, u32)>,
     line: u32,
-}
-
-/// Rows of a register of this type.
-pub fn rows_of(ty: Type) -> u8 {
-    match type_bits(ty) {
-        0..=32 => 1,
-        64 => 2,
-        _ => 4,
-    }
 }
 
 impl<'a> OperandResolver<'a> {
@@ -132,7 +124,7 @@ impl<'a> OperandResolver<'a> {
 
     /// Whether a register operand is 64 bits wide.
     pub fn is_wide(&self, operand: &Operand) -> bool {
-        self.register_type(operand).is_some_and(|t| type_bits(t) == 64)
+        self.register_type(operand).is_some_and(|t| t.bits() == 64)
     }
 
     /// A row that holds `value` in every lane; `rows` 1, 2 or 4.
@@ -263,7 +255,7 @@ impl<'a> OperandResolver<'a> {
         };
         match base {
             AddressBase::Register(r) => {
-                let wide = type_bits(self.function.registers[*r as usize].ty) == 64;
+                let wide = self.function.registers[*r as usize].ty.bits() == 64;
                 // A kernel's `.param` address in a register is that of one of its own parameters.
                 let own = window == AddressWindow::FrameParam && self.function.kernel;
                 let window = if own { AddressWindow::KernelParam } else { window };
@@ -392,15 +384,12 @@ fn truncate(value: i64, ty: Type) -> u128 {
         Type::F32 => u128::from((value as f32).to_bits()),
         Type::F64 => u128::from((value as f64).to_bits()),
         Type::B128 => value as i128 as u128,
-        _ => {
-            let _ = signed_type(ty);
-            match type_bits(ty) {
-                8 => u128::from(value as u8),
-                16 => u128::from(value as u16),
-                32 => u128::from(value as u32),
-                _ => u128::from(value as u64),
-            }
-        }
+        _ => match ty.bits() {
+            8 => u128::from(value as u8),
+            16 => u128::from(value as u16),
+            32 => u128::from(value as u32),
+            _ => u128::from(value as u64),
+        },
     }
 }
 
@@ -410,7 +399,7 @@ fn float_bits(value: f64, bits32: Option<u32>, ty: Type) -> u128 {
         Type::F16 => u128::from(half::f16::from_f64(value).to_bits()),
         Type::BF16 => u128::from(half::bf16::from_f64(value).to_bits()),
         Type::F64 => u128::from(value.to_bits()),
-        _ => match (bits32, type_bits(ty)) {
+        _ => match (bits32, ty.bits()) {
             (Some(bits), _) => u128::from(bits),
             (None, 64) => u128::from(value.to_bits()),
             (None, _) => u128::from((value as f32).to_bits()),

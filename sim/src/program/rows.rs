@@ -4,10 +4,18 @@
 //! Only registers whose every use comes after an unguarded write in the same block share, so that "never written" is still
 //! told from "written": whoever reads such a register reads its own value, in every lane, whatever other lanes do meanwhile.
 
-use super::operands::rows_of;
 use super::uses::{destinations, is_copy, registers};
 use crate::ptx::ast::{Function, Operand, Type};
 use std::collections::HashMap;
+
+/// Rows of a register of this type.
+pub fn rows_of(ty: Type) -> u8 {
+    match ty.bits() {
+        0..=32 => 1,
+        64 => 2,
+        _ => 4,
+    }
+}
 
 /// What is known of a register.
 #[derive(Clone, Copy, Debug, PartialEq)]

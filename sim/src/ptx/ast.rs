@@ -92,6 +92,11 @@ impl Type {
         })
     }
 
+    /// Returns true for signed integers, whose loads extend the sign.
+    pub fn is_signed(self) -> bool {
+        matches!(self, Type::S8 | Type::S16 | Type::S32 | Type::S64)
+    }
+
     /// Bits of a value; predicates have 1.
     pub fn bits(self) -> u32 {
         match self {

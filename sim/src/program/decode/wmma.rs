@@ -1,10 +1,10 @@
 //! `wmma`: fragments loaded, multiplied and stored, as transfers of their registers and products of tiles.
 
-use super::ProgramError;
-use super::decode::Decoder;
-use super::op::{AddressOperand, LoadStore, Op, Wmma, WmmaTransfer};
+use super::Decoder;
 use crate::matrix::wmma::{Fragment, MatrixRole, WmmaOp, WmmaShape};
 use crate::order::AccessStrength;
+use crate::program::ProgramError;
+use crate::program::op::{AddressOperand, LoadStore, Op, Wmma, WmmaTransfer};
 use crate::ptx::ast::{Instruction, Operand, Type};
 
 impl Decoder<'_> {

@@ -1,8 +1,8 @@
 //! BulkCopy and tensor copies: the many shapes of `cp.async.bulk` and `cp.reduce.async.bulk`.
 
-use super::ProgramError;
-use super::decode::{Decoder, parse_type};
-use super::op::*;
+use super::Decoder;
+use crate::program::ProgramError;
+use crate::program::op::*;
 use crate::ptx::ast::{Instruction, Operand, Type};
 use crate::tensor_map::{ReduceOp, Reduction};
 
@@ -77,7 +77,7 @@ pub(super) fn decode(d: &mut Decoder, i: &Instruction, parts: &[&str]) -> Result
         if tensor {
             ReduceOp::parse(op).map(BulkReduction::Mapped)
         } else {
-            let ty = parts.iter().rev().find(|p| parse_type(p).is_some()).copied().unwrap_or("");
+            let ty = parts.iter().rev().find(|p| Type::named(p).is_some()).copied().unwrap_or("");
             match Reduction::bulk(op, has("noftz"), ty, to != AddressWindow::Global) {
                 Some(r) => Some(BulkReduction::Typed(r)),
                 None => return Ok(Op::Unsupported(i.opcode.as_str().into())),

@@ -1,0 +1,85 @@
+//! Decoding of `atom` and `red`.
+
+use super::{Decoded, Decoder};
+use crate::order::MemorySemantics;
+use crate::program::op::*;
+use crate::ptx::ast::{Instruction, Operand, Type};
+
+impl Decoder<'_> {
+    pub(super) fn atomic(&mut self, i: &Instruction, parts: &[&str]) -> Decoded {
+        let is_atom = parts[0] == "atom";
+        let ty = match parts.iter().rev().find_map(|p| Type::named(p)) {
+            Some(Type::B16 | Type::U16 | Type::S16) => AtomicType::B16,
+            Some(Type::B32) => AtomicType::B32,
+            Some(Type::B64) => AtomicType::B64,
+            Some(Type::B128) => AtomicType::B128,
+            Some(Type::U32) => AtomicType::U32,
+            Some(Type::S32) => AtomicType::S32,
+            Some(Type::U64) => AtomicType::U64,
+            Some(Type::S64) => AtomicType::S64,
+            Some(Type::F32) => AtomicType::F32,
+            Some(Type::F64) => AtomicType::F64,
+            Some(Type::F16) => AtomicType::F16,
+            Some(Type::BF16) => AtomicType::BF16,
+            Some(Type::F16x2) => AtomicType::F16x2,
+            Some(Type::BF16x2) => AtomicType::BF16x2,
+            _ => return Err(self.o.error("no type of an atomic")),
+        };
+        let op = parts.iter().find_map(|p| atomic_op(p)).ok_or_else(|| self.o.error("no operation of an atomic"))?;
+        let (mut semantics, scope) = self.semantics(parts);
+        if semantics.is_none() {
+            semantics = Some(MemorySemantics::Relaxed);
+        }
+        let at = usize::from(is_atom);
+        let window = self.window(parts)?;
+        let (addr, window) = self.o.address(&i.operands[at], window)?;
+        let register_type = match ty.size() {
+            2 => Type::B16,
+            4 => Type::B32,
+            8 => Type::B64,
+            _ => Type::B128,
+        };
+        let value_type = match ty {
+            AtomicType::F32 => Type::F32,
+            AtomicType::F64 => Type::F64,
+            _ => register_type,
+        };
+        let elements = |o: &Operand| match o {
+            Operand::Vector(list) => list.clone(),
+            one => vec![one.clone()],
+        };
+        let mut dst = Vec::new();
+        if is_atom {
+            for o in elements(&i.operands[0]) {
+                dst.push(self.o.destination(&o)?);
+            }
+        }
+        let mut a = Vec::new();
+        for o in elements(i.operands.get(at + 1).ok_or_else(|| self.o.error("an operand is missing"))?) {
+            a.push(self.o.source(&o, value_type)?);
+        }
+        let b = match (op, i.operands.get(at + 2)) {
+            (AtomicOp::Cas, Some(o)) => Some(self.o.source(o, value_type)?),
+            (AtomicOp::Cas, None) => return Err(self.o.error("cas needs two operands")),
+            _ => None,
+        };
+        Ok(Op::Atomic(Box::new(Atomic { window, addr, op, ty, dst, a, b, semantics, scope })))
+    }
+}
+
+/// The operation that a dotted part names.
+pub(super) fn atomic_op(part: &str) -> Option<AtomicOp> {
+    Some(match part {
+        "add" => AtomicOp::Add,
+        "min" => AtomicOp::Min,
+        "max" => AtomicOp::Max,
+        "inc" => AtomicOp::Inc,
+        "dec" => AtomicOp::Dec,
+        "and" => AtomicOp::And,
+        "or" => AtomicOp::Or,
+        "xor" => AtomicOp::Xor,
+        "exch" => AtomicOp::Exch,
+        "cas" => AtomicOp::Cas,
+        _ => return None,
+    })
+}

@@ -1,0 +1,61 @@
+//! The instruction class under which the counters report an instruction.
+
+use crate::program::op::{AddressWindow, InstructionClass, Op, WarpOpKind};
+
+/// The class that counters put an instruction in.
+pub(super) fn instruction_class(opcode: &str, op: &Op) -> InstructionClass {
+    match op {
+        Op::Alu { .. } => alu_class(opcode),
+        Op::Load(t) | Op::Store(t) => match t.window {
+            AddressWindow::Generic | AddressWindow::Global => InstructionClass::Global,
+            AddressWindow::Shared | AddressWindow::SharedCluster => InstructionClass::Shared,
+            AddressWindow::Local => InstructionClass::Local,
+            _ => InstructionClass::Constant,
+        },
+        Op::Atomic(_) => InstructionClass::Atomic,
+        Op::Branch { .. } | Op::BranchIndexed { .. } | Op::Call(_) | Op::Ret | Op::Exit | Op::Trap => {
+            InstructionClass::Control
+        }
+        Op::Warp(w) if matches!(w.kind, WarpOpKind::Sync) => InstructionClass::Barrier,
+        Op::Warp(_) => InstructionClass::Shuffle,
+        Op::Barrier(_) | Op::ClusterArrive { .. } | Op::ClusterWait { .. } | Op::Fence(_) | Op::Mbarrier(_) => {
+            InstructionClass::Barrier
+        }
+        Op::CpAsync(_)
+        | Op::CpAsyncCommit
+        | Op::CpAsyncWait { .. }
+        | Op::BulkCopy(_)
+        | Op::BulkCommit
+        | Op::BulkWait { .. }
+        | Op::StAsync { .. } => InstructionClass::Async,
+        Op::MatrixTransfer(_) => InstructionClass::Shared,
+        Op::WmmaTransfer(t) => match t.transfers.first().map(|t| t.window) {
+            Some(AddressWindow::Shared) => InstructionClass::Shared,
+            _ => InstructionClass::Global,
+        },
+        Op::Mma(_) | Op::Wmma(_) | Op::Wgmma(_) | Op::WgmmaFence | Op::WgmmaCommit | Op::WgmmaWait { .. } => {
+            InstructionClass::Matrix
+        }
+        _ => InstructionClass::Other,
+    }
+}
+
+fn alu_class(opcode: &str) -> InstructionClass {
+    let base = opcode.split('.').next().unwrap_or("");
+    let last = opcode.rsplit('.').next().unwrap_or("");
+    match base {
+        "mov" => InstructionClass::Move,
+        "cvt" => InstructionClass::Convert,
+        "setp" | "selp" | "set" | "slct" => InstructionClass::Predicate,
+        "ex2" | "lg2" | "rcp" | "rsqrt" | "sqrt" | "sin" | "cos" | "tanh" | "div" if last.starts_with('f') => {
+            InstructionClass::Special
+        }
+        _ => match last {
+            "f32" => InstructionClass::Float,
+            "f64" => InstructionClass::Double,
+            "f16" | "f16x2" | "bf16" | "bf16x2" => InstructionClass::Half,
+            "pred" => InstructionClass::Predicate,
+            _ => InstructionClass::Integer,
+        },
+    }
+}

@@ -1,0 +1,89 @@
+//! Decoding of indexed branches, calls, and reads of special registers that change while a warp runs.
+
+use super::{Decoded, Decoder};
+use crate::program::ProgramError;
+use crate::program::op::*;
+use crate::program::rows::rows_of;
+use crate::ptx::ast::{Function, Instruction, Operand, Type};
+
+impl Decoder<'_> {
+    pub(super) fn branch_indexed(&mut self, i: &Instruction) -> Decoded {
+        match &i.operands[..] {
+            [index, Operand::Labels(targets)] => {
+                let index = self.o.source(index, Type::B32)?;
+                Ok(Op::BranchIndexed { index, targets: targets.clone().into() })
+            }
+            _ => Err(self.o.error("an index and a list of labels are needed")),
+        }
+    }
+
+    pub(super) fn call(&mut self, i: &Instruction) -> Decoded {
+        let mut lists = i.operands.iter().filter_map(|o| match o {
+            Operand::List(list) => Some(list),
+            _ => None,
+        });
+        let first_is_list = matches!(i.operands.first(), Some(Operand::List(_)));
+        let returns = if first_is_list { lists.next().cloned().unwrap_or_default() } else { Vec::new() };
+        let args = lists.next().cloned().unwrap_or_default();
+        let callee = i.operands.iter().find(|o| !matches!(o, Operand::List(_)));
+        let target = match callee {
+            Some(Operand::Symbol(name, _)) => self.target(name),
+            Some(r @ Operand::Register(_)) => CallTarget::Indirect(self.o.source(r, Type::B64)?),
+            _ => return Err(self.o.error("nobody to call")),
+        };
+        let mut list = |operands: &[Operand]| -> Result<Vec<CallArgument>, ProgramError> {
+            operands.iter().map(|o| self.argument(o)).collect()
+        };
+        let (args, returns) = (list(&args)?, list(&returns)?);
+        Ok(Op::Call(Box::new(Call { target, args, returns })))
+    }
+
+    pub(super) fn target(&mut self, name: &str) -> CallTarget {
+        let functions = &self.program.module.functions;
+        let index = functions.iter().position(|f: &Function| f.name == name && !f.declaration);
+        if let Some(place) = index.and_then(|i| self.reached.iter().position(|&r| r == i)) {
+            return CallTarget::Function(place as u32);
+        }
+        match name {
+            "vprintf" => CallTarget::Vprintf,
+            "__assertfail" => CallTarget::AssertFail,
+            "malloc" => CallTarget::Malloc,
+            "free" => CallTarget::Free,
+            _ => {
+                self.unknown.push(name.into());
+                CallTarget::Unknown(self.unknown.len() as u32 - 1)
+            }
+        }
+    }
+
+    pub(super) fn argument(&mut self, operand: &Operand) -> Result<CallArgument, ProgramError> {
+        if let Operand::Symbol(name, 0) = operand
+            && let Some((offset, size)) = self.o.param_variable(name)
+        {
+            return Ok(CallArgument::Bytes { offset, size });
+        }
+        match self.o.register_type(operand) {
+            Some(Type::Pred) => Ok(CallArgument::Predicate(self.o.predicate(operand)?.0)),
+            Some(ty) => Ok(CallArgument::Row { slot: self.o.source(operand, ty)?, rows: rows_of(ty) }),
+            None => Ok(CallArgument::Row { slot: self.o.source(operand, Type::B64)?, rows: 2 }),
+        }
+    }
+
+    pub(super) fn special(&mut self, i: &Instruction) -> Decoded {
+        let Operand::Special(name) = &i.operands[1] else { return self.alu(i) };
+        let which = match name.as_str() {
+            "clock" => VaryingRegister::Clock,
+            "clock_hi" => VaryingRegister::ClockHi,
+            "clock64" => VaryingRegister::Clock64,
+            "globaltimer" => VaryingRegister::Globaltimer,
+            "globaltimer_lo" => VaryingRegister::GlobaltimerLo,
+            "globaltimer_hi" => VaryingRegister::GlobaltimerHi,
+            "is_explicit_cluster" => {
+                let (dst, _) = self.o.predicate(&i.operands[0])?;
+                return Ok(Op::ReadSpecial { dst, which: VaryingRegister::ExplicitCluster });
+            }
+            _ => return self.alu(i),
+        };
+        Ok(Op::ReadSpecial { dst: self.o.register(&i.operands[0])?, which })
+    }
+}

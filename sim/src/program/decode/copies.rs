@@ -1,0 +1,133 @@
+//! Decoding of `cp.async`, `st.async`, `red.async` and `tensormap`; `cp.async.bulk` is in [`super::bulk`].
+
+use super::atomics::atomic_op;
+use super::{Decoded, Decoder, bulk};
+use crate::order::AccessStrength;
+use crate::program::op::*;
+use crate::ptx::ast::{Instruction, Operand, Type};
+use crate::tensor_map::Reduction;
+
+impl Decoder<'_> {
+    pub(super) fn cp(&mut self, i: &Instruction, parts: &[&str]) -> Decoded {
+        let has = |p: &str| parts.contains(&p);
+        let o = &i.operands;
+        let immediate = |d: &Self| match o.first() {
+            Some(Operand::Integer(n)) if (0..=u32::MAX as i64).contains(n) => Ok(*n as u32),
+            _ => Err(d.o.error("an immediate count is needed")),
+        };
+        if has("bulk") {
+            if has("commit_group") {
+                return Ok(Op::BulkCommit);
+            }
+            if has("wait_group") {
+                return Ok(Op::BulkWait { groups: immediate(self)?, read: has("read") });
+            }
+            return bulk::decode(self, i, parts);
+        }
+        if !has("async") {
+            return Ok(Op::Unsupported(i.opcode.as_str().into()));
+        }
+        if has("mbarrier") {
+            let window = self.window(parts)?;
+            let (addr, window) = self.o.address(&o[0], window)?;
+            let kind = MbarrierKind::CpAsyncArrive { noinc: has("noinc") };
+            return Ok(Op::Mbarrier(Box::new(Mbarrier {
+                addr,
+                window,
+                kind,
+                ordered: true,
+                scope: AccessStrength::Cta,
+            })));
+        }
+        if has("commit_group") {
+            return Ok(Op::CpAsyncCommit);
+        }
+        if has("wait_group") {
+            return Ok(Op::CpAsyncWait { groups: Some(immediate(self)?) });
+        }
+        if has("wait_all") {
+            return Ok(Op::CpAsyncWait { groups: None });
+        }
+        let (dst, _) = self.o.address(&o[0], AddressWindow::Shared)?;
+        let (src, window) = self.o.address(&o[1], AddressWindow::Global)?;
+        let Some(Operand::Integer(size @ (4 | 8 | 16))) = o.get(2) else {
+            return Err(self.o.error("the size must be 4, 8 or 16"));
+        };
+        let (mut src_size, mut ignore) = (None, None);
+        match o.get(3) {
+            None => {}
+            Some(x) if matches!(self.o.register_type(x), Some(Type::Pred)) || matches!(x, Operand::Not(_)) => {
+                ignore = Some(self.o.predicate(x)?);
+            }
+            // With a cache hint alone, the fourth operand is the 64-bit policy.
+            Some(x) if self.o.is_wide(x) && o.len() == 4 => {}
+            Some(x) => src_size = Some(self.o.source(x, Type::B32)?),
+        }
+        Ok(Op::CpAsync(Box::new(CpAsync { dst, src, window, size: *size as u8, src_size, ignore })))
+    }
+
+    pub(super) fn st_async(&mut self, i: &Instruction, parts: &[&str], reduce: bool) -> Decoded {
+        let o = &i.operands;
+        let ty = parts.iter().rev().find_map(|p| Type::named(p)).ok_or_else(|| self.o.error("no type"))?;
+        if o.len() < 3 {
+            return Ok(Op::Unsupported(i.opcode.as_str().into()));
+        }
+        let (addr, _) = self.o.address(&o[0], AddressWindow::SharedCluster)?;
+        let (mbarrier, _) = self.o.address(&o[2], AddressWindow::SharedCluster)?;
+        let list: Vec<Operand> = match &o[1] {
+            Operand::Vector(list) => list.clone(),
+            one => vec![one.clone()],
+        };
+        let mut regs = Vec::new();
+        for x in &list {
+            regs.push(self.o.source(x, ty)?);
+        }
+        let reduce = if reduce {
+            let op = parts.iter().find(|p| atomic_op(p).is_some()).copied().unwrap_or("");
+            match Reduction::bulk(op, false, parts[parts.len() - 1], true) {
+                Some(r) => Some(r),
+                None => return Ok(Op::Unsupported(i.opcode.as_str().into())),
+            }
+        } else {
+            None
+        };
+        Ok(Op::StAsync { addr, width: (ty.bits() / 8) as u8, regs, mbarrier, reduce })
+    }
+
+    pub(super) fn tensormap(&mut self, i: &Instruction, parts: &[&str]) -> Decoded {
+        let o = &i.operands;
+        let has = |p: &str| parts.contains(&p);
+        if has("replace") {
+            const FIELDS: [&str; 10] = [
+                "global_address",
+                "rank",
+                "box_dim",
+                "global_dim",
+                "global_stride",
+                "element_stride",
+                "elemtype",
+                "interleave_layout",
+                "swizzle_mode",
+                "fill_mode",
+            ];
+            let field = FIELDS.into_iter().find(|f| has(f)).ok_or_else(|| self.o.error("no field"))?;
+            let window = self.window(parts)?;
+            let (addr, window) = self.o.address(&o[0], window)?;
+            let wide = has("b64");
+            let ty = if wide { Type::B64 } else { Type::B32 };
+            let (ordinal, value) = match &o[1..] {
+                [Operand::Integer(n), value] => (*n as u32, value),
+                [value] => (0, value),
+                _ => return Err(self.o.error("operands do not fit")),
+            };
+            let value = self.o.source(value, ty)?;
+            return Ok(Op::TensorMapReplace { addr, window, field, ordinal, value, wide });
+        }
+        if has("cp_fenceproxy") {
+            let (dst, _) = self.o.address(&o[0], AddressWindow::Global)?;
+            let (src, _) = self.o.address(&o[1], AddressWindow::Shared)?;
+            return Ok(Op::TensorMapCopyFence { dst, src });
+        }
+        Ok(Op::Unsupported(i.opcode.as_str().into()))
+    }
+}

@@ -1,0 +1,94 @@
+//! Decoding of `ldmatrix`, `stmatrix`, `mma` and `wgmma`; `wmma` is in [`super::wmma`].
+
+use super::{Decoded, Decoder, flatten};
+use crate::matrix::mma::{Accumulator, Element, MmaOp, Product};
+use crate::matrix::wgmma::WgmmaOp;
+use crate::program::op::*;
+use crate::ptx::ast::{Instruction, Operand, Type};
+
+impl Decoder<'_> {
+    pub(super) fn matrix_transfer(&mut self, i: &Instruction, parts: &[&str]) -> Decoded {
+        let store = parts[0] == "stmatrix";
+        if !parts.contains(&"m8n8") || !parts.contains(&"b16") {
+            return Ok(Op::Unsupported(i.opcode.as_str().into()));
+        }
+        let (address, data) = if store { (0, 1) } else { (1, 0) };
+        let window = self.window(parts)?;
+        let (addr, window) = self.o.address(&i.operands[address], window)?;
+        let mut flat = Vec::new();
+        flatten(&i.operands[data..=data], &mut flat);
+        let regs = flat.iter().map(|o| self.o.source(o, Type::B32)).collect::<Result<_, _>>()?;
+        let trans = parts.contains(&"trans");
+        Ok(Op::MatrixTransfer(Box::new(MatrixTransfer { store, addr, window, trans, regs })))
+    }
+
+    pub(super) fn mma(&mut self, i: &Instruction) -> Decoded {
+        let Some(op) = MmaOp::decode(&i.opcode) else { return Ok(Op::Unsupported(i.opcode.as_str().into())) };
+        let [d, a, b, c] = &i.operands[..] else { return Err(self.o.error("four operands are needed")) };
+        let width = if op.a == Element::F64 { Type::F64 } else { Type::B32 };
+        let sum = match op.accumulator {
+            Accumulator::F64 => Type::F64,
+            Accumulator::F32 => Type::F32,
+            _ => Type::B32,
+        };
+        let mut mma = Mma {
+            op,
+            d: self.row_list(d, sum)?,
+            a: self.row_list(a, width)?,
+            b: self.row_list(b, width)?,
+            c: self.row_list(c, sum)?,
+            common: None,
+        };
+        let want = op.registers();
+        if [mma.a.len(), mma.b.len(), mma.c.len(), mma.d.len()] != [want.a, want.b, want.c, want.c] {
+            return Err(self.o.error("the number of registers does not fit the instruction"));
+        }
+        if op.is_common() {
+            mma.common = Product::new(&mma.a, &mma.b, &mma.c, &mma.d);
+        }
+        Ok(Op::Mma(Box::new(mma)))
+    }
+
+    pub(super) fn wgmma(&mut self, i: &Instruction, parts: &[&str]) -> Decoded {
+        let has = |p: &str| parts.contains(&p);
+        if has("fence") {
+            return Ok(Op::WgmmaFence);
+        }
+        if has("commit_group") {
+            return Ok(Op::WgmmaCommit);
+        }
+        if has("wait_group") {
+            return match i.operands.first() {
+                Some(Operand::Integer(n)) => Ok(Op::WgmmaWait { groups: *n as u32 }),
+                _ => Err(self.o.error("an immediate count is needed")),
+            };
+        }
+        let o = &i.operands;
+        if o.len() < 4 {
+            return Ok(Op::Unsupported(i.opcode.as_str().into()));
+        }
+        let immediates: Vec<i64> = o[4..]
+            .iter()
+            .filter_map(|x| match x {
+                Operand::Integer(n) => Some(*n),
+                _ => None,
+            })
+            .collect();
+        let from_registers = matches!(o[1], Operand::Vector(_));
+        let Some(op) = WgmmaOp::decode(&i.opcode, from_registers, &immediates) else {
+            return Ok(Op::Unsupported(i.opcode.as_str().into()));
+        };
+        let d = self.row_list(&o[0], Type::B32)?;
+        let (a, a_desc) = if from_registers {
+            (self.row_list(&o[1], Type::B32)?, None)
+        } else {
+            (Vec::new(), Some(self.o.source(&o[1], Type::B64)?))
+        };
+        let b_desc = self.o.source(&o[2], Type::B64)?;
+        let scale_d = self.o.predicate(&o[3])?;
+        if d.len() != op.d_registers() || from_registers && a.len() != 4 {
+            return Err(self.o.error("the number of registers does not fit the instruction"));
+        }
+        Ok(Op::Wgmma(Box::new(Wgmma { op, d, a, a_desc, b_desc, scale_d })))
+    }
+}

@@ -1,0 +1,92 @@
+//! Decoding of loads, stores, prefetches and address conversions.
+
+use super::{Decoded, Decoder};
+use crate::program::op::*;
+use crate::program::rows::rows_of;
+use crate::ptx::ast::{AddressBase, Instruction, Operand, Type};
+
+impl Decoder<'_> {
+    pub(super) fn transfer(&mut self, i: &Instruction, parts: &[&str], store: bool) -> Decoded {
+        let ty = parts.iter().rev().find_map(|p| Type::named(p)).ok_or_else(|| self.o.error("no type"))?;
+        let (address, data) = if store { (0, 1) } else { (1, 0) };
+        let operands = &i.operands;
+        if operands.len() < 2 {
+            return Err(self.o.error("two operands are needed"));
+        }
+        let named = self.window(parts)?;
+        let (addr, mut window) = self.o.address(&operands[address], named)?;
+        if named == AddressWindow::Const || named == AddressWindow::Generic && window == AddressWindow::Global {
+            window = named;
+        }
+        // In a kernel only names are variables of calls; addresses in registers are its own parameters.
+        if window == AddressWindow::FrameParam
+            && self.o.function.kernel
+            && matches!(operands[address], Operand::Address(AddressBase::Register(_), _))
+        {
+            window = AddressWindow::KernelParam;
+        }
+        let list: Vec<Operand> = match &operands[data] {
+            Operand::Vector(list) => list.clone(),
+            one => vec![one.clone()],
+        };
+        let vector = parts.iter().any(|p| matches!(*p, "v2" | "v4" | "v8"));
+        if vector != matches!(operands[data], Operand::Vector(_)) {
+            return Err(self.o.error("the vector's size does not fit the instruction"));
+        }
+        let mut regs = Vec::new();
+        let mut register_rows = rows_of(ty);
+        for o in &list {
+            if store {
+                // Narrow types may come in wider registers.
+                regs.push(Some(self.o.source(o, ty)?));
+                if let Some(t) = self.o.register_type(o) {
+                    register_rows = rows_of(t);
+                }
+            } else {
+                regs.push(self.o.destination(o)?);
+                if let Some(t) = self.o.register_type(o) {
+                    register_rows = rows_of(t);
+                }
+            }
+        }
+        let (mut semantics, scope) = self.semantics(parts);
+        if self.volatile_is_data && window == AddressWindow::Shared && parts.contains(&"volatile") {
+            semantics = None;
+        }
+        let transfer = LoadStore {
+            window,
+            addr,
+            width: (ty.bits() / 8) as u8,
+            signed: ty.is_signed(),
+            regs,
+            register_rows,
+            semantics,
+            scope,
+        };
+        Ok(if store { Op::Store(Box::new(transfer)) } else { Op::Load(Box::new(transfer)) })
+    }
+
+    pub(super) fn prefetch(&mut self, i: &Instruction, parts: &[&str]) -> Decoded {
+        let window = self.window(parts)?;
+        let operand = i.operands.first().ok_or_else(|| self.o.error("an address is needed"))?;
+        let (addr, window) = self.o.address(operand, window)?;
+        Ok(Op::Prefetch { addr, window })
+    }
+
+    pub(super) fn cvta(&mut self, i: &Instruction, parts: &[&str]) -> Decoded {
+        let to = parts.contains(&"to");
+        let wide = parts.contains(&"u64");
+        let ty = if wide { Type::B64 } else { Type::B32 };
+        let mut window = self.window(parts)?;
+        if window == AddressWindow::FrameParam {
+            window = AddressWindow::KernelParam;
+        }
+        Ok(Op::Cvta {
+            dst: self.o.register(&i.operands[0])?,
+            src: self.o.source(&i.operands[1], ty)?,
+            wide,
+            window,
+            to,
+        })
+    }
+}

@@ -1,0 +1,275 @@
+//! Decodes a function's PTX instructions to [`Op`]s: the operand resolver and the dispatch by opcode are here, the instruction classes in
+//! the files below. Source of the forms: PTX ISA 9.0, chapter 9.7.
+
+mod atomics;
+mod bulk;
+mod class;
+mod control;
+mod copies;
+mod matrix;
+mod memory;
+mod sync;
+mod warp;
+mod wmma;
+
+use super::op::*;
+use super::operands::OperandResolver;
+use super::rows::rows_of;
+use super::symbols::Layout;
+use super::{FunctionCode, Program, ProgramError};
+use crate::alu;
+use crate::order::{AccessStrength, MemorySemantics};
+use crate::ptx::ast::{Instruction, Operand, Type};
+use std::collections::HashMap;
+
+pub(super) fn decode_function(
+    program: &Program,
+    index: usize,
+    reached: &[usize],
+    layout: &Layout,
+    unknown: &mut Vec<String>,
+) -> Result<FunctionCode, ProgramError> {
+    let function = &program.module.functions[index];
+    let reconvergence = crate::ptx::cfg::reconvergence(function);
+    let mut decoder = Decoder {
+        o: OperandResolver::new(function, layout),
+        program,
+        reached,
+        unknown,
+        carry: None,
+        sinks: HashMap::new(),
+        volatile_is_data: super::volatile::is_data(function),
+    };
+    for (i, instruction) in function.body.iter().enumerate() {
+        decoder.o.at_line(instruction.line);
+        let guard = instruction.guard.map(|(r, negated)| (decoder.o.guard(r), negated));
+        // An operand that cannot be resolved makes the instruction unsupported, which counts only if it is executed.
+        let op = match decoder.op(instruction) {
+            Ok(op) => op,
+            Err(ProgramError::Operand { what, .. }) => {
+                Op::Unsupported(format!("{} ({what})", instruction.opcode).into_boxed_str())
+            }
+            Err(other) => return Err(other),
+        };
+        let class = class::instruction_class(&instruction.opcode, &op);
+        decoder.o.code.instrs.push(DecodedInstruction { guard, op, class, reconverge: reconvergence[i] });
+        decoder.o.code.lines.push((instruction.line, instruction.location));
+        decoder.o.code.opcodes.push(instruction.opcode.as_str().into());
+    }
+    // Falling off the end is returning.
+    decoder.o.code.instrs.push(DecodedInstruction {
+        guard: None,
+        op: Op::Ret,
+        class: InstructionClass::Control,
+        reconverge: None,
+    });
+    let last = decoder.o.code.lines.last().copied().unwrap_or((0, None));
+    decoder.o.code.lines.push(last);
+    decoder.o.code.opcodes.push("ret".into());
+    let watch = super::uses::watches(function, &decoder.o.code.instrs, |r| decoder.o.guard(r));
+    decoder.o.code.wgmma_uses = watch;
+    Ok(decoder.o.code)
+}
+
+/// Decodes one function.
+pub(super) struct Decoder<'a> {
+    pub(super) o: OperandResolver<'a>,
+    program: &'a Program,
+    reached: &'a [usize],
+    unknown: &'a mut Vec<String>,
+    carry: Option<u32>,
+    /// Rows that `_` destinations write: (rows → slot), predicates under 0.
+    sinks: HashMap<u8, u32>,
+    /// `volatile` accesses of shared memory count as weak ones.
+    volatile_is_data: bool,
+}
+
+type Decoded = Result<Op, ProgramError>;
+
+impl Decoder<'_> {
+    fn op(&mut self, i: &Instruction) -> Decoded {
+        let parts: Vec<&str> = i.opcode.split('.').collect();
+        let has = |p: &str| parts.contains(&p);
+        match parts[0] {
+            "ld" | "ldu" => self.transfer(i, &parts, false),
+            "st" if has("async") => self.st_async(i, &parts, false),
+            "st" => self.transfer(i, &parts, true),
+            "red" if has("async") => self.st_async(i, &parts, true),
+            "atom" | "red" => self.atomic(i, &parts),
+            "bra" => match &i.operands[..] {
+                [Operand::Label(target)] => Ok(Op::Branch { target: *target }),
+                _ => Err(self.o.error("a label is needed")),
+            },
+            "brx" => self.branch_indexed(i),
+            "call" => self.call(i),
+            "ret" => Ok(Op::Ret),
+            "exit" => Ok(Op::Exit),
+            "trap" => Ok(Op::Trap),
+            "nanosleep" => Ok(Op::Yield),
+            "brkpt" | "pmevent" | "applypriority" | "discard" => Ok(Op::Nop),
+            "prefetch" | "prefetchu" => self.prefetch(i, &parts),
+            "createpolicy" => Ok(Op::CreatePolicy { dst: self.o.register(&i.operands[0])? }),
+            "cvta" => self.cvta(i, &parts),
+            "isspacep" => {
+                let (dst, _) = self.o.predicate(&i.operands[0])?;
+                let src = self.o.source(&i.operands[1], Type::B64)?;
+                Ok(Op::Isspacep { dst, src, window: self.window(&parts)? })
+            }
+            "mapa" => {
+                let wide = has("u64");
+                let ty = if wide { Type::B64 } else { Type::B32 };
+                Ok(Op::Mapa {
+                    dst: self.o.register(&i.operands[0])?,
+                    src: self.o.source(&i.operands[1], ty)?,
+                    rank: self.o.source(&i.operands[2], Type::B32)?,
+                    wide,
+                    generic: !has("shared::cluster"),
+                })
+            }
+            "getctarank" => {
+                let wide = has("u64");
+                let ty = if wide { Type::B64 } else { Type::B32 };
+                Ok(Op::GetCtaRank {
+                    dst: self.o.register(&i.operands[0])?,
+                    src: self.o.source(&i.operands[1], ty)?,
+                    wide,
+                    generic: !has("shared::cluster"),
+                })
+            }
+            "mov" if i.operands.len() == 2 && matches!(i.operands[1], Operand::Special(_)) => self.special(i),
+            "shfl" | "vote" | "match" | "redux" | "elect" | "activemask" => self.warp_op(i, &parts),
+            "bar" | "barrier" => self.barrier(i, &parts),
+            "membar" | "fence" => Self::fence(&parts),
+            "mbarrier" => self.mbarrier(i, &parts),
+            "cp" => self.cp(i, &parts),
+            "tensormap" => self.tensormap(i, &parts),
+            "ldmatrix" | "stmatrix" => self.matrix_transfer(i, &parts),
+            "movmatrix" => Ok(Op::MovMatrix {
+                dst: self.o.register(&i.operands[0])?,
+                src: self.o.source(&i.operands[1], Type::B32)?,
+            }),
+            "mma" => self.mma(i),
+            "wmma" => self.wmma(i, &parts),
+            "wgmma" => self.wgmma(i, &parts),
+            "setmaxnreg" => match &i.operands[..] {
+                [Operand::Integer(count)] => Ok(Op::SetMaxNReg { count: *count as u32, increase: has("inc") }),
+                _ => Err(self.o.error("a count is needed")),
+            },
+            "griddepcontrol" => Ok(if has("wait") { Op::GridDepWait } else { Op::GridDepLaunch }),
+            "alloca" => Ok(Op::Alloca {
+                dst: self.o.register(&i.operands[0])?,
+                size: self.o.source(&i.operands[1], Type::B64)?,
+            }),
+            _ => self.alu(i),
+        }
+    }
+
+    fn alu(&mut self, i: &Instruction) -> Decoded {
+        let Some((op, shape)) = alu::decode(&i.opcode, &i.operands, &self.o.function.registers) else {
+            return Ok(Op::Unsupported(i.opcode.as_str().into()));
+        };
+        let mut slots = alu::OperandSlots::default();
+        let mut flat = Vec::new();
+        let (dst, src) = i.operands.split_at(1);
+        flatten(dst, &mut flat);
+        if flat.len() != shape.dst.len() || flat.len() > slots.dst.len() {
+            return Err(self.o.error("the destination does not fit the instruction"));
+        }
+        for (n, (operand, expect)) in flat.iter().zip(&shape.dst).enumerate() {
+            slots.dst[n] = match (expect.class, operand) {
+                (alu::RegisterClass::Pred, Operand::Sink) => self.sink(0),
+                (alu::RegisterClass::Pred, o) => self.o.predicate(o)?.0,
+                (_, Operand::Sink) => self.sink(rows_of(expect.ty)),
+                (_, o) => self.o.register(o)?,
+            };
+        }
+        flat.clear();
+        flatten(src, &mut flat);
+        if flat.len() != shape.src.len() || flat.len() > slots.src.len() {
+            return Err(self.o.error("the number of operands does not fit the instruction"));
+        }
+        for (n, (operand, expect)) in flat.iter().zip(&shape.src).enumerate() {
+            slots.src[n] = match expect.class {
+                alu::RegisterClass::Pred => self.o.predicate(operand)?.0,
+                _ => self.o.source(operand, expect.ty)?,
+            };
+        }
+        if shape.carry {
+            let code = &mut self.o.code;
+            slots.carry = *self.carry.get_or_insert_with(|| {
+                code.predicates += 1;
+                code.predicate_template.push(0);
+                code.predicates - 1
+            });
+        }
+        Ok(Op::Alu { op, slots: Box::new(slots) })
+    }
+
+    /// A row, or with 0 a predicate, that nobody reads.
+    pub(in crate::program) fn sink(&mut self, rows: u8) -> u32 {
+        let code = &mut self.o.code;
+        *self.sinks.entry(rows).or_insert_with(|| {
+            if rows == 0 {
+                code.predicates += 1;
+                code.predicate_template.push(0);
+                code.predicates - 1
+            } else {
+                let slot = code.template.len() as u32;
+                code.template.extend(std::iter::repeat_n(crate::regs::Row([0; 32]), rows as usize));
+                slot
+            }
+        })
+    }
+
+    pub(in crate::program) fn window(&self, parts: &[&str]) -> Result<AddressWindow, ProgramError> {
+        for p in parts {
+            match *p {
+                "global" => return Ok(AddressWindow::Global),
+                "const" => return Ok(AddressWindow::Const),
+                "shared" | "shared::cta" => return Ok(AddressWindow::Shared),
+                "shared::cluster" => return Ok(AddressWindow::SharedCluster),
+                "local" => return Ok(AddressWindow::Local),
+                "param" | "param::entry" | "param::func" => return Ok(AddressWindow::FrameParam),
+                _ => {}
+            }
+        }
+        Ok(AddressWindow::Generic)
+    }
+
+    pub(super) fn semantics(&self, parts: &[&str]) -> (Option<MemorySemantics>, AccessStrength) {
+        let mut semantics = None;
+        let mut scope = AccessStrength::Gpu;
+        for p in parts {
+            match *p {
+                "relaxed" => semantics = Some(MemorySemantics::Relaxed),
+                "acquire" => semantics = Some(MemorySemantics::Acquire),
+                "release" => semantics = Some(MemorySemantics::Release),
+                "acq_rel" => semantics = Some(MemorySemantics::AcqRel),
+                "volatile" | "mmio" => semantics = Some(MemorySemantics::Relaxed),
+                "cta" => scope = AccessStrength::Cta,
+                "cluster" => scope = AccessStrength::Cluster,
+                _ => {}
+            }
+        }
+        (semantics, scope)
+    }
+
+    pub(in crate::program) fn row_list(&mut self, operand: &Operand, ty: Type) -> Result<Vec<u32>, ProgramError> {
+        let mut flat = Vec::new();
+        flatten(std::slice::from_ref(operand), &mut flat);
+        flat.iter().map(|o| self.o.source(o, ty)).collect()
+    }
+}
+
+fn flatten(operands: &[Operand], out: &mut Vec<Operand>) {
+    for o in operands {
+        match o {
+            Operand::Vector(list) => flatten(list, out),
+            Operand::Pair(a, b) => {
+                flatten(std::slice::from_ref(a), out);
+                flatten(std::slice::from_ref(b), out);
+            }
+            one => out.push(one.clone()),
+        }
+    }
+}

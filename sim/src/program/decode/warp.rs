@@ -1,0 +1,79 @@
+//! Decoding of `shfl`, `vote`, `match`, `redux`, `elect` and `activemask`.
+
+use super::atomics::atomic_op;
+use super::{Decoded, Decoder};
+use crate::program::op::*;
+use crate::ptx::ast::{Instruction, Operand, Type};
+
+impl Decoder<'_> {
+    pub(super) fn warp_op(&mut self, i: &Instruction, parts: &[&str]) -> Decoded {
+        let o = &i.operands;
+        if parts[0] == "activemask" {
+            return Ok(Op::ReadSpecial { dst: self.o.register(&o[0])?, which: VaryingRegister::Activemask });
+        }
+        if !parts.contains(&"sync") {
+            return Ok(Op::Unsupported(i.opcode.as_str().into()));
+        }
+        let (first, second) = match &o[0] {
+            Operand::Pair(a, b) => ((**a).clone(), Some((**b).clone())),
+            one => (one.clone(), None),
+        };
+        let members = self.o.source(o.last().unwrap_or(&Operand::Integer(-1)), Type::B32)?;
+        let mut dst_pred = match &second {
+            Some(Operand::Sink) | None => None,
+            Some(p) => Some(self.o.predicate(p)?.0),
+        };
+        let mut dst = None;
+        let kind = match parts[0] {
+            "shfl" => {
+                dst = self.o.destination(&first)?;
+                let mode = match parts {
+                    p if p.contains(&"idx") => ShuffleMode::Idx,
+                    p if p.contains(&"up") => ShuffleMode::Up,
+                    p if p.contains(&"down") => ShuffleMode::Down,
+                    _ => ShuffleMode::Bfly,
+                };
+                WarpOpKind::Shfl {
+                    mode,
+                    a: self.o.source(&o[1], Type::B32)?,
+                    b: self.o.source(&o[2], Type::B32)?,
+                    c: self.o.source(&o[3], Type::B32)?,
+                }
+            }
+            "vote" => {
+                let mode = match parts {
+                    p if p.contains(&"all") => VoteMode::All,
+                    p if p.contains(&"any") => VoteMode::Any,
+                    p if p.contains(&"uni") => VoteMode::Uni,
+                    _ => VoteMode::Ballot,
+                };
+                if mode == VoteMode::Ballot {
+                    dst = self.o.destination(&first)?;
+                } else {
+                    dst_pred = Some(self.o.predicate(&first)?.0);
+                }
+                let (p, negated) = self.o.predicate(&o[1])?;
+                WarpOpKind::Vote { mode, p, negated }
+            }
+            "match" => {
+                dst = self.o.destination(&first)?;
+                let wide = parts.contains(&"b64");
+                let a = self.o.source(&o[1], if wide { Type::B64 } else { Type::B32 })?;
+                WarpOpKind::Match { all: parts.contains(&"all"), wide, a }
+            }
+            "redux" => {
+                dst = self.o.destination(&first)?;
+                let op = parts.iter().find_map(|p| atomic_op(p)).ok_or_else(|| self.o.error("no operation"))?;
+                if parts.contains(&"f32") {
+                    return Ok(Op::Unsupported(i.opcode.as_str().into()));
+                }
+                WarpOpKind::Redux { op, signed: parts.contains(&"s32"), a: self.o.source(&o[1], Type::B32)? }
+            }
+            _ => {
+                dst = self.o.destination(&first)?;
+                WarpOpKind::Elect
+            }
+        };
+        Ok(Op::Warp(Box::new(WarpOp { kind, dst, dst_pred, members })))
+    }
+}

@@ -1,0 +1,76 @@
+//! Instruction classes, by which the counters group executed instructions.
+
+/// Classes of instructions that the counters keep apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[allow(missing_docs)]
+pub enum InstructionClass {
+    Integer,
+    Float,
+    Half,
+    Double,
+    Special,
+    Convert,
+    Move,
+    Predicate,
+    Control,
+    Global,
+    Shared,
+    Local,
+    Constant,
+    Atomic,
+    Shuffle,
+    Barrier,
+    Async,
+    Matrix,
+    Other,
+}
+
+impl InstructionClass {
+    /// All of them, in the order of reports.
+    pub const ALL: [InstructionClass; 19] = [
+        InstructionClass::Integer,
+        InstructionClass::Float,
+        InstructionClass::Half,
+        InstructionClass::Double,
+        InstructionClass::Special,
+        InstructionClass::Convert,
+        InstructionClass::Move,
+        InstructionClass::Predicate,
+        InstructionClass::Control,
+        InstructionClass::Global,
+        InstructionClass::Shared,
+        InstructionClass::Local,
+        InstructionClass::Constant,
+        InstructionClass::Atomic,
+        InstructionClass::Shuffle,
+        InstructionClass::Barrier,
+        InstructionClass::Async,
+        InstructionClass::Matrix,
+        InstructionClass::Other,
+    ];
+
+    /// The name in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            InstructionClass::Integer => "integer",
+            InstructionClass::Float => "float",
+            InstructionClass::Half => "half",
+            InstructionClass::Double => "double",
+            InstructionClass::Special => "special",
+            InstructionClass::Convert => "convert",
+            InstructionClass::Move => "move",
+            InstructionClass::Predicate => "predicate",
+            InstructionClass::Control => "control",
+            InstructionClass::Global => "global",
+            InstructionClass::Shared => "shared",
+            InstructionClass::Local => "local",
+            InstructionClass::Constant => "constant",
+            InstructionClass::Atomic => "atomic",
+            InstructionClass::Shuffle => "shuffle",
+            InstructionClass::Barrier => "barrier",
+            InstructionClass::Async => "async",
+            InstructionClass::Matrix => "matrix",
+            InstructionClass::Other => "other",
+        }
+    }
+}

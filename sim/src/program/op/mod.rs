@@ -1,0 +1,194 @@
+//! Decoded instructions, which the interpreter executes.
+//!
+//! Operands are rows of the frame's [`Registers`](crate::regs::Registers). Immediates and fixed special registers have rows of their
+//! own, so that every source operand is read in the same way. Operand types are in one file per instruction class.
+
+mod class;
+mod control;
+mod copies;
+mod matrix;
+mod memory;
+mod sync;
+mod warp;
+
+pub use class::InstructionClass;
+pub use control::{Call, CallArgument, CallTarget, VaryingRegister};
+pub use copies::{BulkCopy, BulkCopyKind, BulkReduction, CpAsync};
+pub use matrix::{MatrixTransfer, Mma, Wgmma, Wmma, WmmaTransfer};
+pub use memory::{AddressOperand, AddressWindow, Atomic, AtomicOp, AtomicType, LoadStore};
+pub use sync::{Barrier, BarrierKind, Fence, Mbarrier, MbarrierKind};
+pub use warp::{ShuffleMode, VoteMode, WarpOp, WarpOpKind};
+
+use crate::alu::{AluOp, OperandSlots};
+use crate::regs::Slot;
+use crate::tensor_map::Reduction;
+
+/// An instruction ready to run.
+#[derive(Clone, Debug)]
+pub struct DecodedInstruction {
+    /// Index of the guarding predicate and whether it is negated.
+    pub guard: Option<(u32, bool)>,
+    /// What it does.
+    pub op: Op,
+    /// For the counters.
+    pub class: InstructionClass,
+    /// Where the lanes of a diverging branch meet again.
+    pub reconverge: Option<u32>,
+}
+
+/// What an instruction does.
+#[derive(Clone, Debug)]
+#[allow(missing_docs)]
+pub enum Op {
+    Alu {
+        op: AluOp,
+        slots: Box<OperandSlots>,
+    },
+    Load(Box<LoadStore>),
+    Store(Box<LoadStore>),
+    Atomic(Box<Atomic>),
+    /// Generic ↔ window: adds or subtracts the window's base. `to`: generic to window.
+    Cvta {
+        dst: Slot,
+        src: Slot,
+        wide: bool,
+        window: AddressWindow,
+        to: bool,
+    },
+    Isspacep {
+        dst: u32,
+        src: Slot,
+        window: AddressWindow,
+    },
+    Mapa {
+        dst: Slot,
+        src: Slot,
+        rank: Slot,
+        wide: bool,
+        generic: bool,
+    },
+    GetCtaRank {
+        dst: Slot,
+        src: Slot,
+        wide: bool,
+        generic: bool,
+    },
+    Branch {
+        target: u32,
+    },
+    BranchIndexed {
+        index: Slot,
+        targets: Box<[u32]>,
+    },
+    Call(Box<Call>),
+    Ret,
+    Exit,
+    Trap,
+    /// `nanosleep`, `brkpt`, prefetches, hints: no effect on data.
+    Nop,
+    /// `nanosleep`: lets others go first.
+    Yield,
+    Prefetch {
+        addr: AddressOperand,
+        window: AddressWindow,
+    },
+    CreatePolicy {
+        dst: Slot,
+    },
+    ReadSpecial {
+        dst: Slot,
+        which: VaryingRegister,
+    },
+    Warp(Box<WarpOp>),
+    Barrier(Box<Barrier>),
+    ClusterArrive {
+        release: bool,
+        aligned: bool,
+    },
+    ClusterWait {
+        aligned: bool,
+    },
+    Fence(Fence),
+    Mbarrier(Box<Mbarrier>),
+    CpAsync(Box<CpAsync>),
+    CpAsyncCommit,
+    CpAsyncWait {
+        groups: Option<u32>,
+    },
+    BulkCopy(Box<BulkCopy>),
+    BulkCommit,
+    BulkWait {
+        groups: u32,
+        read: bool,
+    },
+    StAsync {
+        addr: AddressOperand,
+        width: u8,
+        regs: Vec<Slot>,
+        mbarrier: AddressOperand,
+        reduce: Option<Reduction>,
+    },
+    TensorMapReplace {
+        addr: AddressOperand,
+        window: AddressWindow,
+        field: &'static str,
+        ordinal: u32,
+        value: Slot,
+        wide: bool,
+    },
+    TensorMapCopyFence {
+        dst: AddressOperand,
+        src: AddressOperand,
+    },
+    MatrixTransfer(Box<MatrixTransfer>),
+    MovMatrix {
+        dst: Slot,
+        src: Slot,
+    },
+    Mma(Box<Mma>),
+    Wmma(Box<Wmma>),
+    WmmaTransfer(Box<WmmaTransfer>),
+    Wgmma(Box<Wgmma>),
+    WgmmaFence,
+    WgmmaCommit,
+    WgmmaWait {
+        groups: u32,
+    },
+    SetMaxNReg {
+        count: u32,
+        increase: bool,
+    },
+    GridDepWait,
+    GridDepLaunch,
+    Alloca {
+        dst: Slot,
+        size: Slot,
+    },
+    /// An instruction that is not known; reported when executed.
+    Unsupported(Box<str>),
+}
+
+impl Op {
+    /// Whether lanes may have to wait at the instruction, or must execute it together.
+    pub fn may_wait(&self) -> bool {
+        matches!(
+            self,
+            Op::Warp(_)
+                | Op::Barrier(_)
+                | Op::ClusterArrive { .. }
+                | Op::ClusterWait { .. }
+                | Op::Mbarrier(_)
+                | Op::MatrixTransfer(_)
+                | Op::MovMatrix { .. }
+                | Op::Mma(_)
+                | Op::Wmma(_)
+                | Op::WmmaTransfer(_)
+                | Op::Wgmma(_)
+                | Op::WgmmaFence
+                | Op::WgmmaCommit
+                | Op::WgmmaWait { .. }
+                | Op::SetMaxNReg { .. }
+                | Op::GridDepWait
+        )
+    }
+}

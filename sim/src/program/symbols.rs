@@ -1,0 +1,156 @@
+//! Addresses of a module's names: where variables, shared memory, functions and kernel parameters lie.
+
+use super::{ModuleVariable, ProgramError};
+use crate::layout;
+use crate::ptx::ast::{AddressBase, Function, Module, Operand, StateSpace, Variable};
+use std::collections::HashMap;
+
+/// Where names lie.
+#[derive(Debug, Default)]
+pub struct Layout {
+    /// Shared variables that the kernel reaches: address in the block's shared window.
+    pub shared: HashMap<String, u32>,
+    /// `.global` and `.const` variables.
+    pub module: HashMap<String, u64>,
+    /// Functions.
+    pub functions: HashMap<String, u64>,
+    /// The kernel's parameters: offset and size.
+    pub params: HashMap<String, (u32, u32)>,
+}
+
+/// The variable for what `%envreg1` and `%envreg2` point to: the driver's workspace of a cooperative launch, by which
+/// cooperative groups make grid-wide barriers (a size, and a barrier that starts at zero).
+pub(super) const GRID_WORKSPACE: &str = "%grid_workspace";
+/// The part of shared memory that `%reserved_smem_offset_1` points to: scratch of cooperative groups of several warps.
+pub(super) const GROUP_SCRATCH: &str = "%group_scratch";
+/// Its bytes. The barriers come first and start at zero.
+const GROUP_SCRATCH_BYTES: u32 = 288;
+
+/// Addresses and bytes of the module's `.global` and `.const` variables.
+pub fn module_variables(module: &Module) -> Result<Vec<ModuleVariable>, ProgramError> {
+    let mut at = layout::MODULE + 256;
+    let mut out: Vec<ModuleVariable> = Vec::new();
+    let placed: Vec<&Variable> =
+        module.variables.iter().filter(|v| matches!(v.space, StateSpace::Global | StateSpace::Const)).collect();
+    for v in &placed {
+        at = at.next_multiple_of(v.align.max(16) as u64);
+        let mut bytes = v.init.clone();
+        bytes.resize(v.size as usize, 0);
+        out.push(ModuleVariable { name: v.name.clone(), address: at, bytes, constant: v.space == StateSpace::Const });
+        // Far from the next, so that indices past the end do not hit it.
+        at += v.size + (1 << 20);
+    }
+    if module.functions.iter().any(|f| names_special(f, "envreg1")) {
+        let bytes = [8u32.to_le_bytes(), 0u32.to_le_bytes()].concat();
+        let address = at.next_multiple_of(256);
+        out.push(ModuleVariable { name: GRID_WORKSPACE.into(), address, bytes, constant: false });
+    }
+    for (i, v) in placed.iter().enumerate() {
+        for r in &v.relocations {
+            let function = module.functions.iter().position(|f| f.name == r.symbol);
+            let address = match (out.iter().find(|o| o.name == r.symbol), function) {
+                (Some(o), _) => o.address,
+                (None, Some(f)) => function_address(f),
+                (None, None) => {
+                    let what = format!("{}: its initialiser names {}, which is not declared", v.name, r.symbol);
+                    return Err(ProgramError::Operand { line: 0, what });
+                }
+            };
+            let value = (address.wrapping_add_signed(r.addend) >> r.shift).to_le_bytes();
+            let width = r.width.min(8) as usize;
+            if let Some(slot) = out[i].bytes.get_mut(r.at as usize..r.at as usize + width) {
+                slot.copy_from_slice(&value[..width]);
+            }
+        }
+    }
+    Ok(out)
+}
+
+/// Whether an instruction of the function reads this special register.
+fn names_special(function: &Function, name: &str) -> bool {
+    let names = |o: &Operand| matches!(o, Operand::Special(special) if special == name);
+    function.body.iter().any(|i| i.operands.iter().any(names))
+}
+
+pub(super) fn function_address(index: usize) -> u64 {
+    layout::FUNCTION + 16 * (index as u64 + 1)
+}
+
+/// A kernel's shared variables.
+#[derive(Default)]
+pub(super) struct SharedLayout {
+    /// Bytes of the static ones without gaps.
+    pub bytes: u32,
+    /// Where each static one starts and ends.
+    pub variables: Vec<(u32, u32)>,
+    /// Where the dynamic ones start.
+    pub dynamic: u32,
+    /// Scratch of cooperative groups.
+    pub scratch: Option<(u32, u32)>,
+}
+
+/// Gives the shared variables that the functions name their addresses.
+pub(super) fn place_shared(module: &Module, reached: &[usize], layout: &mut Layout) -> SharedLayout {
+    let mut named = std::collections::HashSet::new();
+    for &f in reached {
+        for i in &module.functions[f].body {
+            for o in &i.operands {
+                match o {
+                    Operand::Symbol(name, _)
+                    | Operand::Address(AddressBase::Symbol(name), _)
+                    | Operand::TensorAddress(AddressBase::Symbol(name), _, _) => {
+                        named.insert(name.as_str());
+                    }
+                    Operand::Vector(list) => list.iter().for_each(|o| {
+                        if let Operand::Symbol(name, _) = o {
+                            named.insert(name.as_str());
+                        }
+                    }),
+                    _ => {}
+                }
+            }
+        }
+    }
+    let locals = reached.iter().flat_map(|&f| &module.functions[f].variables);
+    let all: Vec<&Variable> = module
+        .variables
+        .iter()
+        .chain(locals)
+        .filter(|v| v.space == StateSpace::Shared && named.contains(v.name.as_str()))
+        .collect();
+    let mut placed = SharedLayout::default();
+    let statics = || all.iter().filter(|v| v.size > 0);
+    // Gaps, so that an index past the end of one does not hit the next. A KiB each: addresses keep their banks and their place
+    // in the patterns of swizzles. None where descriptors of 18-bit addresses would no longer reach.
+    let natural: u32 = statics().map(|v| v.size as u32 + v.align).sum();
+    let gap = if natural + 1024 * all.len() as u32 <= 16 << 10 { 1024 } else { 0 };
+    let mut at = layout::SHARED_START;
+    for (i, v) in statics().enumerate() {
+        placed.bytes = placed.bytes.next_multiple_of(v.align.max(1));
+        at = layout::SHARED_START + placed.bytes + gap * i as u32;
+        layout.shared.insert(v.name.clone(), at);
+        placed.variables.push((at, at + v.size as u32));
+        placed.bytes += v.size as u32;
+        at += v.size as u32;
+    }
+    at += gap;
+    // Not part of what the kernel declares: the system's own.
+    if reached.iter().any(|&f| names_special(&module.functions[f], "reserved_smem_offset_1")) {
+        let start = at.next_multiple_of(16);
+        at = start + GROUP_SCRATCH_BYTES;
+        layout.shared.insert(GROUP_SCRATCH.into(), start);
+        placed.variables.push((start, at));
+        placed.scratch = Some((start, at));
+        at += gap;
+    }
+    let align = all.iter().filter(|v| v.size == 0).map(|v| v.align).max().unwrap_or(16).max(16);
+    // The driver promises no more than the declared alignment; 1024 here, so that kernels which count on the whole pattern of a
+    // 128-byte swizzle run as they do in practice.
+    let dynamic =
+        if all.iter().any(|v| v.size == 0) { at.next_multiple_of(align.max(1024)) } else { at.next_multiple_of(align) };
+    for v in all.iter().filter(|v| v.size == 0) {
+        layout.shared.insert(v.name.clone(), dynamic);
+    }
+    placed.dynamic = dynamic;
+    placed
+}
