@@ -512,7 +512,7 @@ impl Machine<'_> {
         }
     }
 
-    /// The lanes' own copies are done, and they clock it.
+    /// The lanes have observed the completion of their own copies.
     fn finish_parts(&mut self, block: &mut Block, warp: &Warp, own: u32, parts: &mut Vec<Part>, lanes: u32) {
         for part in parts.iter_mut() {
             let here = part.lanes & lanes;

@@ -243,7 +243,7 @@ impl Machine<'_> {
         };
         let count = instrs.iter().enumerate().take_while(alike).count();
         let products = instrs[..count].iter().filter_map(|instr| match &instr.op {
-            Op::Mma(m) => m.common.as_ref(),
+            Op::Mma(m) => m.batched.as_ref(),
             _ => None,
         });
         for (n, p) in products.clone().enumerate() {

@@ -301,7 +301,7 @@ pub struct Machine<'a> {
     /// The bytes that operands of wgmma are, in shared memory of any of the blocks: offset and how many.
     operand_runs: HashMap<crate::matrix::wgmma::SharedOperand, Vec<(u64, u64)>>,
     sums: Vec<crate::matrix::Lanes>,
-    fragments: crate::matrix::mma::Fragments,
+    fragments: crate::matrix::mma::FragmentCache,
     pool_grew: bool,
     /// Start and end of each shared variable and of dynamic shared memory, in a block's shared memory.
     shared_variables: Vec<(u64, u64)>,

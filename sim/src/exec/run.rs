@@ -154,7 +154,7 @@ impl<'a> Machine<'a> {
                             break 'frames;
                         }
                     }
-                    Op::Mma(m) if mask == u32::MAX && m.common.is_some() => {
+                    Op::Mma(m) if mask == u32::MAX && m.batched.is_some() => {
                         // All lanes are here. Those that follow run in the same turn anyway, unless it ends before.
                         fragment.gathered = false;
                         let most = (budget - used + 1).min(fragment.join_pc.wrapping_sub(pc)) as usize;

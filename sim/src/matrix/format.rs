@@ -1,17 +1,17 @@
-//! Element formats of the multiplicands and their exact values.
+//! Element formats of matrix operands and accumulators, and their exact values.
 
-/// Type of a multiplicand's elements.
+/// Element type of A and B.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Element {
     /// `.f64`
     F64,
-    /// `.tf32`: a 32-bit register of which the upper 19 bits count.
+    /// `.tf32`: a 32-bit register of which only the upper 19 bits count.
     Tf32,
     /// `.bf16`
     Bf16,
     /// `.f16`
     F16,
-    /// `.e4m3`: 8 bits, bias 7, no infinity, NaN is 0x7f and 0xff.
+    /// `.e4m3`: 8 bits, exponent bias 7, no infinity, NaN is 0x7f and 0xff.
     E4m3,
     /// `.e5m2`: 8 bits, the upper half of an f16.
     E5m2,
@@ -28,7 +28,7 @@ pub enum Element {
 }
 
 impl Element {
-    /// Decodes the qualifier without its dot.
+    /// Parses a type qualifier without its dot.
     pub fn parse(text: &str) -> Option<Self> {
         Some(match text {
             "f64" => Self::F64,
@@ -46,7 +46,7 @@ impl Element {
         })
     }
 
-    /// Bits of an element in a register or in memory (32 for tf32).
+    /// Returns the bits of an element in a register or in memory (32 for tf32).
     pub fn bits(self) -> u32 {
         match self {
             Self::F64 => 64,
@@ -58,19 +58,32 @@ impl Element {
         }
     }
 
-    /// `.e4m3` or `.e5m2`
+    /// Returns true for `.e4m3` and `.e5m2`.
     pub fn is_fp8(self) -> bool {
         matches!(self, Self::E4m3 | Self::E5m2)
     }
 
-    /// An integer of 8 or 4 bits.
+    /// Returns true for integers of 8 or 4 bits.
     pub fn is_integer(self) -> bool {
         matches!(self, Self::S8 | Self::U8 | Self::S4 | Self::U4)
     }
 }
 
-/// The `E` elements packed in each of `L` words, element by element, as floats. Types without exact f32 values (f64) and
-/// bits have their own functions.
+/// Type of C and D.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Accumulator {
+    /// `.f16`: two values a register.
+    F16,
+    /// `.f32`
+    F32,
+    /// `.s32`
+    S32,
+    /// `.f64`
+    F64,
+}
+
+/// Converts the `E` elements packed in each of `L` words to f32, element by element. f64 and single bits have functions
+/// of their own.
 #[inline(always)]
 pub(super) fn unpack<const E: usize, const L: usize>(element: Element, words: &[u32; L], out: &mut [[f32; L]; E]) {
     match element {
@@ -125,10 +138,10 @@ fn each<const E: usize, const L: usize>(words: &[u32; L], out: &mut [[f32; L]; E
     }
 }
 
-/// An f16's value; branch-free, so that it vectorises.
+/// Converts f16 bits to f32; branch-free, so that it vectorises.
 #[inline(always)]
 pub(super) fn f16_value(bits: u32) -> f32 {
-    // The exponent's bias differs by 112; the product renormalises subnormals.
+    // The exponent biases differ by 112; multiplying by 2^112 also normalises subnormals.
     let scaled = f32::from_bits((bits & 0x7fff) << 13) * f32::from_bits(0x7780_0000);
     let special = if bits & 0x7c00 == 0x7c00 { 0x7f80_0000 } else { 0 };
     f32::from_bits(scaled.to_bits() | special | (bits & 0x8000) << 16)
@@ -141,16 +154,16 @@ fn e4m3_value(bits: u32) -> f32 {
     f32::from_bits(scaled.to_bits() | special | (bits & 0x80) << 24)
 }
 
-/// An f32 rounded to f16 (nearest even); branch-free.
+/// Rounds an f32 to f16 (nearest even) and returns its bits; branch-free.
 #[inline(always)]
 pub(super) fn f16_bits(value: f32) -> u32 {
     let (magnitude, sign) = (value.to_bits() & 0x7fff_ffff, value.to_bits() >> 16 & 0x8000);
-    // Adding half of the last place that stays, less one when that place is even, carries as rounding does.
+    // Adding half of the last kept place, less one if that place is even, carries exactly as rounding does.
     let normal = (magnitude + 0xfff + (magnitude >> 13 & 1)).wrapping_sub(112 << 23) >> 13;
-    // Below 2^-14 the places are multiples of 2^-24: adding 0.5 aligns them to an f32's last ones.
+    // Below 2^-14, results are multiples of 2^-24: adding 0.5 aligns them with the last place of an f32.
     let subnormal = (f32::from_bits(magnitude) + 0.5).to_bits().wrapping_sub(0x3f00_0000);
     let finite = if magnitude < 113 << 23 { subnormal } else { normal };
-    // From 65520 on, infinity; NaN stays a quiet NaN.
+    // From 65520 on the result is infinity; NaN stays a quiet NaN.
     let bits = if magnitude >= 0x477f_f000 { 0x7c00 } else { finite };
     let bits = if magnitude > 0x7f80_0000 { 0x7e00 } else { bits };
     bits | sign
@@ -161,7 +174,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_f16() {
+    fn every_f16_converts_to_its_value() {
         for bits in 0..=0xffffu32 {
             let want = half::f16::from_bits(bits as u16).to_f32();
             let got = f16_value(bits);
@@ -170,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn rounding_to_f16() {
+    fn f16_rounding_matches_the_half_crate() {
         let check = |value: f32| {
             let (want, got) = (half::f16::from_f32(value), half::f16::from_bits(f16_bits(value) as u16));
             assert!(want.to_bits() == got.to_bits() || want.is_nan() && got.is_nan(), "{value:e}: {got:?}");
@@ -193,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn every_fp8() {
+    fn every_fp8_converts_to_its_value() {
         for bits in 0..256u32 {
             let sign = if bits & 0x80 == 0 { 1.0 } else { -1.0 };
             let value = |exponent: u32, mantissa: u32, width: i32, bias: i32| {
@@ -221,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn packing_order_and_signs() {
+    fn packed_elements_unpack_in_order_with_their_sign() {
         assert_eq!(values(Element::S8, 0x80ff_017f), [127.0, 1.0, -1.0, -128.0]);
         assert_eq!(values(Element::U8, 0x80ff_017f), [127.0, 1.0, 255.0, 128.0]);
         assert_eq!(values(Element::S4, 0x8f10_7a95), [5, -7, -6, 7, 0, 1, -1, -8].map(|value: i32| value as f32));

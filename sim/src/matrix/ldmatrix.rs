@@ -1,8 +1,9 @@
-//! `ldmatrix`, `stmatrix` and `movmatrix`: 8×8 matrices of 16-bit elements between rows in shared memory and fragments.
+//! `ldmatrix`, `stmatrix` and `movmatrix`: 8×8 matrices of 16-bit elements between rows in shared memory and register
+//! fragments.
 //!
-//! Source: PTX ISA, "Warp-level matrix load/store/transpose instruction". Row `r` of matrix `j` is at the address that
-//! lane `8j + r` gives, 16 bytes, 16-byte aligned. Lane `l` holds of each matrix row `l/4`, columns `2(l%4)` and the next
-//! (transposed: column `l/4`, rows `2(l%4)` and the next), the lower in the low half.
+//! Source: PTX ISA, "Warp-level matrix load/store/transpose instruction". Row `r` of matrix `j` is at the address of
+//! lane `8j + r`, 16 bytes long and 16-byte aligned. Lane `l` holds, of each matrix, row `l/4`, columns `2(l%4)` and
+//! the next one (transposed: column `l/4`, rows `2(l%4)` and the next one), the lower in the low half.
 
 use super::Lanes;
 
@@ -14,15 +15,16 @@ pub const ROW_BYTES: u32 = 16;
 pub struct MatrixMove {
     /// `stmatrix`
     pub store: bool,
-    /// Matrices, 1, 2 or 4: so many registers a lane, and lanes `0..8 * count` give addresses.
+    /// Number of matrices: 1, 2 or 4. Each lane holds one register per matrix, and lanes `0..8 * count` supply
+    /// addresses.
     pub count: u8,
     /// `.trans`
     pub transpose: bool,
 }
 
 impl MatrixMove {
-    /// Decodes `ldmatrix.sync.aligned.m8n8.{x1,x2,x4}{.trans}{.shared{::cta}}.b16` and the same of `stmatrix`. `None` for
-    /// anything else, so for the shapes of sm_100.
+    /// Parses `ldmatrix.sync.aligned.m8n8.{x1,x2,x4}{.trans}{.shared{::cta}}.b16` and the same forms of `stmatrix`.
+    /// Returns `None` for other forms, including those of sm_100.
     pub fn parse(opcode: &str) -> Option<Self> {
         let mut parts = opcode.split('.');
         let store = match parts.next()? {
@@ -49,16 +51,13 @@ impl MatrixMove {
         (rest.next() == Some("b16") && rest.next().is_none()).then_some(Self { store, count, transpose })
     }
 
-    /// Rows, which is the number of lanes whose addresses count.
+    /// Returns the number of rows, which is the number of lanes whose addresses count.
     pub fn rows(&self) -> usize {
         8 * self.count as usize
     }
 }
 
-/// `ldmatrix`: `rows` is [8·n] rows in the order of the lanes that give their addresses; fills n registers.
-///
-/// # Panics
-/// Unless `rows.len() == 8 * registers.len()`.
+/// `ldmatrix`: fills one register per 8 rows. `rows` are in the order of the lanes that supply their addresses.
 #[inline(always)]
 pub fn load(rows: &[[u8; 16]], transpose: bool, registers: &mut [Lanes]) {
     assert_eq!(rows.len(), 8 * registers.len(), "eight rows a matrix");
@@ -69,7 +68,7 @@ pub fn load(rows: &[[u8; 16]], transpose: bool, registers: &mut [Lanes]) {
     }
 }
 
-/// Makes a register of a matrix whose rows, as they lie in memory, it holds one after the other.
+/// Converts 8 matrix rows, stored one after the other in `register`, to the register of the fragment.
 #[inline(always)]
 pub fn arrange(register: &mut Lanes, transpose: bool) {
     for word in register.iter_mut() {
@@ -94,10 +93,10 @@ pub fn store(registers: &[Lanes], transpose: bool, rows: &mut [[u8; 16]]) {
     }
 }
 
-/// `movmatrix.sync.aligned.m8n8.trans.b16`: the fragment of the transposed matrix.
+/// `movmatrix.sync.aligned.m8n8.trans.b16`: returns the fragment of the transposed matrix.
 #[inline(always)]
 pub fn transposed(fragment: &Lanes) -> Lanes {
-    // Rows of eight, interleaved three times with the row four further on.
+    // Interleaving row i with row i + 4, three times, transposes an 8×8 matrix.
     let mut rows = [[0u16; 8]; 8];
     for (row, words) in rows.iter_mut().zip(fragment.chunks_exact(4)) {
         for (pair, word) in row.chunks_exact_mut(2).zip(words) {
@@ -171,14 +170,14 @@ mod tests {
     }
 
     #[test]
-    fn transposing_twice_is_nothing() {
+    fn transposing_twice_is_the_identity() {
         let fragment: Lanes = std::array::from_fn(|lane| (lane as u32).wrapping_mul(0x9e37_79b9));
         assert_ne!(transposed(&fragment), fragment);
         assert_eq!(transposed(&transposed(&fragment)), fragment);
     }
 
     #[test]
-    fn opcodes() {
+    fn parses_only_supported_opcodes() {
         let parsed = |text| MatrixMove::parse(text);
         assert_eq!(
             parsed("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16"),

@@ -1,13 +1,15 @@
-//! Matrix instructions as pure functions of registers and bytes: which lane holds what, and the arithmetic.
+//! Matrix instructions as pure functions of registers and bytes: which lane holds which element, and the arithmetic.
 //!
-//! Nothing here knows of memory, clocks or orders; the interpreter fetches, checks and stores.
+//! Nothing here depends on memory, clocks or interleavings; the interpreter loads operands, checks accesses and stores
+//! results.
 
 mod format;
+mod fragments;
 pub mod ldmatrix;
 pub mod mma;
 mod simd;
 pub mod wgmma;
 pub mod wmma;
 
-/// A 32-bit register of a warp: one word a lane.
+/// A 32-bit register of a warp: one word per lane.
 pub type Lanes = [u32; 32];

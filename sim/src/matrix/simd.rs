@@ -1,55 +1,57 @@
-//! Vectors of a warp's lanes with AVX-512, or AVX2 and FMA, where the machine has them. Results do not depend on it:
-//! multiply-add is fused in any case.
+//! Vector operations on a warp's lanes, with AVX-512 or AVX2 and FMA where the CPU has them. Results do not depend on
+//! the CPU: multiply-add is fused in any case.
 //!
-//! Fragments hold a matrix in *quads*: four lanes are a row's (or column's) four places. A vector is two or four quads.
+//! Fragments store a matrix in *quads*: four lanes hold four elements of a row (or column). A vector is two or four
+//! quads.
 
 use super::{Lanes, ldmatrix};
 
-/// Operations on vectors of quads of floats.
-pub(super) trait Vector: Copy {
-    /// A vector.
+/// Operations on vectors of quads of f32.
+pub(super) trait LaneVector: Copy {
+    /// The vector type.
     type F: Copy;
 
-    /// Quads of a vector: 2 or 4.
+    /// Quads per vector: 2 or 4.
     const QUADS: usize;
 
-    /// The `n`-th vector of a register's lanes.
+    /// Loads the `n`-th vector of a register's lanes.
     fn load(self, lanes: &[f32; 32], n: usize) -> Self::F;
 
-    /// The inverse of `load`.
+    /// Stores the `n`-th vector of a register's lanes.
     fn store(self, values: Self::F, lanes: &mut [f32; 32], n: usize);
 
-    /// The same quad again and again.
+    /// Repeats one quad.
     fn repeat(self, quad: &[f32; 4]) -> Self::F;
 
-    /// Of each quad its `T`-th value, four times.
+    /// Broadcasts the `T`-th value of each quad within the quad.
     fn spread<const T: usize>(self, values: Self::F) -> Self::F;
 
-    /// `a · b + sum`, rounded once.
+    /// Returns `a · b + sum`, rounded once.
     fn multiply_add(self, a: Self::F, b: Self::F, sum: Self::F) -> Self::F;
 
-    /// The lower and the upper bf16 of each lane.
+    /// Converts the lower and the upper bf16 of each lane.
     #[inline(always)]
     fn bf16(self, words: &Lanes) -> [[f32; 32]; 2] {
         [words.map(|word| f32::from_bits(word << 16)), words.map(|word| f32::from_bits(word & 0xffff_0000))]
     }
 
-    /// [`ldmatrix::transposed`].
+    /// Transposes a fragment, as [`ldmatrix::transposed`].
     #[inline(always)]
     fn transposed(self, fragment: &Lanes) -> Lanes {
         ldmatrix::transposed(fragment)
     }
 }
 
-/// A computation over any kind of vector.
-pub(super) trait Kernel {
-    /// `run` is to be `#[inline(always)]`, and so is what it calls: then it is compiled for the vectors at hand.
-    fn run<V: Vector>(self, vector: V);
+/// A computation that is generic over the vector type.
+pub(super) trait VectorKernel {
+    /// Implement `run`, and everything it calls, as `#[inline(always)]`: only then is it compiled for the selected
+    /// vector instructions.
+    fn run<V: LaneVector>(self, vector: V);
 }
 
-/// Runs it with the best vectors of this machine.
+/// Runs the kernel with the best vector instructions of this CPU.
 #[inline(always)]
-pub(super) fn dispatch(kernel: impl Kernel) {
+pub(super) fn dispatch(kernel: impl VectorKernel) {
     #[cfg(target_arch = "x86_64")]
     {
         if let Some(vector) = pulp::x86::V4::try_new() {
@@ -62,11 +64,11 @@ pub(super) fn dispatch(kernel: impl Kernel) {
     kernel.run(Plain);
 }
 
-/// Arrays, as the compiler makes of them what it can.
+/// Portable vectors: arrays that the compiler vectorises as it can.
 #[derive(Clone, Copy)]
 struct Plain;
 
-impl Vector for Plain {
+impl LaneVector for Plain {
     type F = [f32; 8];
     const QUADS: usize = 2;
 
@@ -115,7 +117,7 @@ struct On<V, K> {
 }
 
 #[cfg(target_arch = "x86_64")]
-impl<V: Vector, K: Kernel> pulp::NullaryFnOnce for On<V, K> {
+impl<V: LaneVector, K: VectorKernel> pulp::NullaryFnOnce for On<V, K> {
     type Output = ();
 
     #[inline(always)]
@@ -125,7 +127,7 @@ impl<V: Vector, K: Kernel> pulp::NullaryFnOnce for On<V, K> {
 }
 
 #[cfg(target_arch = "x86_64")]
-impl Vector for pulp::x86::V3 {
+impl LaneVector for pulp::x86::V3 {
     type F = pulp::f32x8;
     const QUADS: usize = 2;
 
@@ -167,7 +169,7 @@ impl Vector for pulp::x86::V3 {
         let eights: [[u32; 8]; 4] = bytemuck::cast(*words);
         let upper = self.avx._mm256_set1_epi32(0xffff_0000_u32 as i32);
         let mut values = [[[0f32; 8]; 2]; 4];
-        // No map: its closure would be compiled for the baseline.
+        // Do not use `map`: its closure would be compiled for the baseline instruction set.
         for (eight, values) in eights.into_iter().zip(&mut values) {
             let eight = pulp::cast(eight);
             values[0] = pulp::cast(self.avx2._mm256_slli_epi32::<16>(eight));
@@ -179,7 +181,7 @@ impl Vector for pulp::x86::V3 {
 }
 
 #[cfg(target_arch = "x86_64")]
-impl Vector for pulp::x86::V4 {
+impl LaneVector for pulp::x86::V4 {
     type F = pulp::f32x16;
     const QUADS: usize = 4;
 
@@ -244,7 +246,7 @@ impl Vector for pulp::x86::V4 {
     }
 }
 
-/// Of a matrix of 8×8 elements, row by row: where each element of the transposed one is.
+/// For an 8×8 matrix stored row by row: the source index of each element of the transposed matrix.
 #[cfg(target_arch = "x86_64")]
 static TRANSPOSED: [[u16; 32]; 2] = {
     let mut from = [[0; 32]; 2];
@@ -260,7 +262,7 @@ static TRANSPOSED: [[u16; 32]; 2] = {
 mod tests {
     use super::*;
 
-    /// Sums of products of `a`'s second values of quads with a quad, from `sum`.
+    /// Computes `sum + spread(a) · quad`.
     struct Probe<'a> {
         a: &'a [f32; 32],
         quad: &'a [f32; 4],
@@ -268,9 +270,9 @@ mod tests {
         out: &'a mut [f32; 32],
     }
 
-    impl Kernel for Probe<'_> {
+    impl VectorKernel for Probe<'_> {
         #[inline(always)]
-        fn run<V: Vector>(self, v: V) {
+        fn run<V: LaneVector>(self, v: V) {
             for n in 0..8 / V::QUADS {
                 let a = v.spread::<1>(v.load(self.a, n));
                 v.store(v.multiply_add(a, v.repeat(self.quad), v.load(self.sum, n)), self.out, n);
@@ -280,15 +282,15 @@ mod tests {
 
     struct Transposition<'a>(&'a Lanes, &'a mut Lanes);
 
-    impl Kernel for Transposition<'_> {
+    impl VectorKernel for Transposition<'_> {
         #[inline(always)]
-        fn run<V: Vector>(self, v: V) {
+        fn run<V: LaneVector>(self, v: V) {
             *self.1 = v.transposed(self.0);
         }
     }
 
     #[test]
-    fn every_kind_transposes() {
+    fn every_vector_type_transposes() {
         let fragment: Lanes = std::array::from_fn(|i| (0x1_0001 * 2 * i + 0x1_0000) as u32);
         let mut out = [0; 32];
         dispatch(Transposition(&fragment, &mut out));
@@ -298,15 +300,15 @@ mod tests {
 
     struct Halves<'a>(&'a Lanes, &'a mut [[f32; 32]; 2]);
 
-    impl Kernel for Halves<'_> {
+    impl VectorKernel for Halves<'_> {
         #[inline(always)]
-        fn run<V: Vector>(self, v: V) {
+        fn run<V: LaneVector>(self, v: V) {
             *self.1 = v.bf16(self.0);
         }
     }
 
     #[test]
-    fn every_kind_takes_halves_apart() {
+    fn every_vector_type_splits_bf16_pairs() {
         let words: Lanes = std::array::from_fn(|i| 0x3f80_4000 + 0x3_0005 * i as u32);
         let mut out = [[0.0; 32]; 2];
         dispatch(Halves(&words, &mut out));
@@ -314,9 +316,9 @@ mod tests {
         assert_eq!(out, [words.map(value), words.map(|word| value(word >> 16))]);
     }
 
-    /// With one rounding the low part of the product survives its difference.
+    /// With a fused multiply-add, the low part of the product survives the cancellation.
     #[test]
-    fn every_kind_fuses_and_spreads_alike() {
+    fn every_vector_type_fuses_and_spreads_alike() {
         let a: [f32; 32] = std::array::from_fn(|i| 1.0 + (i + 1) as f32 * f32::EPSILON);
         let quad: [f32; 4] = std::array::from_fn(|i| 1.0 + (7 * i + 3) as f32 * f32::EPSILON);
         let sum: [f32; 32] = std::array::from_fn(|i| -(a[i / 4 * 4 + 1] * quad[i % 4]));

@@ -1,9 +1,9 @@
-//! Changing an instruction in a function's body.
+//! Edits an instruction in a function's body.
 
 use super::Mutation;
 use crate::ptx::ast::{Function, Instruction, Operand, Register, RegisterDecl, Type};
 
-/// Makes the change; an instruction that does not allow it stays.
+/// Applies a mutation; an instruction that does not allow it stays unchanged.
 pub fn apply(function: &mut Function, at: usize, change: Mutation) {
     match change {
         Mutation::Delete => delete(&mut function.body[at]),
@@ -33,26 +33,28 @@ pub fn apply(function: &mut Function, at: usize, change: Mutation) {
     }
 }
 
-/// Which operand of a barrier is its number of threads.
+/// Returns the index of a barrier's operand that is its number of threads.
 pub fn count_operand(i: &Instruction) -> Option<usize> {
     let parts: Vec<&str> = i.opcode.split('.').collect();
     if !matches!(parts[0], "bar" | "barrier") || parts.contains(&"cluster") || parts.contains(&"warp") {
         return None;
     }
     if parts.contains(&"red") {
-        // Destination, barrier, and, if four, the count before the predicate.
+        // Destination, barrier and, with four operands, the count before the predicate.
         return (i.operands.len() == 4).then_some(2);
     }
     (i.operands.len() == 2).then_some(1)
 }
 
-/// `try_wait.parity` takes the parity after the address; a time limit may follow.
+/// Returns the index of the parity operand of `try_wait.parity`: it follows the address, and a time limit may follow
+/// it.
 fn parity_operand(i: &Instruction) -> usize {
     let address = i.operands.iter().position(|o| matches!(o, Operand::Address(..)));
     address.map_or(i.operands.len() - 1, |a| (a + 1).min(i.operands.len() - 1))
 }
 
-/// Leaves an instruction without effect, except that what it writes is defined: a wait succeeds, a barrier's reduction sees this thread only.
+/// Removes an instruction's effect, but defines what it writes: a wait succeeds at once, a barrier's reduction sees
+/// this thread only.
 fn delete(i: &mut Instruction) {
     let parts: Vec<&str> = i.opcode.split('.').collect();
     let (opcode, operands) = match (parts[0], i.operands.as_slice()) {
@@ -74,7 +76,7 @@ fn delete(i: &mut Instruction) {
         ("bar" | "barrier", [Operand::Register(dst), .., Operand::Not(p)]) if parts.contains(&"red") => {
             ("not.pred", vec![Operand::Register(*dst), Operand::Register(*p)])
         }
-        // A breakpoint does nothing when nobody debugs.
+        // `brkpt` has no effect without a debugger.
         _ => {
             i.guard = None;
             ("brkpt", Vec::new())
@@ -84,7 +86,7 @@ fn delete(i: &mut Instruction) {
     i.operands = operands;
 }
 
-/// Combines an operand with a constant: an integer at once, a register by an instruction before.
+/// Combines an operand with a constant: an integer directly, a register by an extra instruction before.
 fn adjust(function: &mut Function, at: usize, operand: usize, opcode: &str, by: i64) {
     match function.body[at].operands[operand].clone() {
         Operand::Integer(n) => {
@@ -109,7 +111,7 @@ fn adjust(function: &mut Function, at: usize, operand: usize, opcode: &str, by: 
     }
 }
 
-/// Puts an instruction before the one at `at`; a jump to that one comes to the new one.
+/// Inserts an instruction before `at`; jumps to `at` reach the new instruction.
 fn insert(function: &mut Function, at: usize, instruction: Instruction) {
     let moved = |index: &mut u32| *index += u32::from(*index as usize > at);
     for i in &mut function.body {

@@ -1,6 +1,8 @@
-//! Mutants: copies of a module with one synchronisation instruction changed, to see whether anything notices.
+//! Mutation testing of synchronisation: makes copies of a module with one synchronisation instruction changed, to see
+//! whether a check reports them.
 //!
-//! A mutant that no case reports is either redundant synchronisation or a bug that the cases, or the simulator, would miss.
+//! A mutant without a finding is either redundant synchronisation, or a bug that the test cases or the simulator would
+//! miss.
 
 mod edit;
 
@@ -9,20 +11,20 @@ use crate::program::{Kernel, Program, ProgramError};
 use crate::ptx::ast::{Function, Instruction, Module};
 use std::fmt;
 
-/// What is changed.
+/// How an instruction is changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Mutation {
-    /// The instruction is gone; what it would have written is as if it had succeeded at once.
+    /// The instruction is deleted; its results are as if it had succeeded at once.
     Delete,
-    /// `wait_group N` waits for one group fewer.
+    /// `wait_group N` becomes `N + 1`: it waits for one group fewer.
     OneGroupMore,
-    /// A wait is for the other phase.
+    /// A wait's phase parity is flipped.
     FlipParity,
-    /// This is added to `expect_tx`'s bytes.
+    /// The number is added to the bytes of `expect_tx`.
     ExpectTx(i32),
-    /// `.gpu` is `.cta`.
+    /// `.gpu` becomes `.cta`.
     NarrowScope,
-    /// This is added to a barrier's number of threads.
+    /// The number is added to a barrier's thread count.
     Count(i32),
 }
 
@@ -39,18 +41,18 @@ impl fmt::Display for Mutation {
     }
 }
 
-/// A change of one instruction.
+/// One mutant: the change of one instruction.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mutant {
     /// Index into [`Module::functions`].
     pub function: usize,
-    /// Index into its body.
+    /// Index into the function's body.
     pub instruction: usize,
-    /// What is changed.
+    /// The change.
     pub change: Mutation,
     /// The instruction's line in the PTX text.
     pub line: u32,
-    /// Its opcode.
+    /// The instruction's opcode.
     pub opcode: String,
 }
 
@@ -60,23 +62,23 @@ impl fmt::Display for Mutant {
     }
 }
 
-/// What came of a mutant.
+/// The result of running a mutant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MutantResult {
     /// The mutant.
     pub mutant: Mutant,
-    /// The finding that killed it; `None`: it survived.
+    /// The kind of the finding that killed the mutant; `None` if it survived.
     pub killed_by: Option<FindingKind>,
 }
 
-/// Every mutant of a module.
+/// Returns every mutant of a module.
 pub fn mutants(module: &Module) -> Vec<Mutant> {
     let bodies = module.functions.iter().enumerate();
     bodies.flat_map(|(function, f)| of_function(function, f)).collect()
 }
 
-/// Those mutants of a kernel and of what it calls whose instruction `executed` says a warp executed, by its kernel-wide number: what no case
-/// reaches cannot be judged.
+/// Returns the mutants of a kernel and its callees whose instruction was executed, according to `executed` (by
+/// kernel-wide instruction number). A mutant that no case reaches proves nothing.
 pub fn reached_mutants(program: &Program, kernel: &Kernel, executed: impl Fn(u32) -> bool) -> Vec<Mutant> {
     let module = &program.module;
     let of_code = |name: &str| module.functions.iter().position(|f| f.name == name && !f.declaration);
@@ -89,7 +91,7 @@ pub fn reached_mutants(program: &Program, kernel: &Kernel, executed: impl Fn(u32
     out
 }
 
-/// The program with the mutant's change.
+/// Returns the program with the mutant's change.
 pub fn apply(program: &Program, mutant: &Mutant) -> Result<Program, ProgramError> {
     let mut module = program.module.clone();
     if let Some(function) = module.functions.get_mut(mutant.function) {
@@ -98,7 +100,7 @@ pub fn apply(program: &Program, mutant: &Mutant) -> Result<Program, ProgramError
     Program::from_module(module)
 }
 
-/// Judges mutants: `judge` runs a program's cases and gives the kind of a finding, if there is one.
+/// Runs mutants: `judge` runs a program's test cases and returns the kind of the first finding, if any.
 pub fn run_mutants<E: From<ProgramError>>(
     program: &Program,
     mutants: &[Mutant],
@@ -120,7 +122,7 @@ fn of_function(function: usize, f: &Function) -> Vec<Mutant> {
     out
 }
 
-/// The changes that an instruction allows.
+/// Returns the mutations that an instruction allows.
 fn changes(i: &Instruction) -> Vec<Mutation> {
     let parts: Vec<&str> = i.opcode.split('.').collect();
     let has = |part: &str| parts.contains(&part);

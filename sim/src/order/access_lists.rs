@@ -1,5 +1,8 @@
-//! Older accesses of a cell that its last write and its last reader do not stand for, as shared lists: cells with the same
-//! history have the same list.
+//! Lists of older accesses that a cell's last write and last reader do not stand for. Cells with equal history share a
+//! list.
+//!
+//! A list is immutable and singly linked, newest access first: pushing creates one node, and equal pushes return the
+//! list that was created before.
 
 use super::{AccessStamp, AccessStrength, FIRST_OP_KEY, OwnerKey};
 
@@ -8,14 +11,15 @@ use super::{AccessStamp, AccessStrength, FIRST_OP_KEY, OwnerKey};
 pub(super) struct AccessRecord {
     pub key: OwnerKey,
     pub stamp: AccessStamp,
-    /// Lanes, turned by [`AccessStamp::turn`] in lists, as they are elsewhere.
+    /// The lanes. In lists, the mask is rotated by [`AccessStamp::turn`]; elsewhere it is not.
     pub mask: u32,
     pub pc: u32,
     pub write: bool,
 }
 
 impl AccessRecord {
-    /// Whether whatever is unordered with (and conflicts with) `old` is so with this one too, if `old` happens before it.
+    /// Returns true if this access can replace `old`, which happens before it: every access that races with `old` also
+    /// races with this one.
     pub(super) fn subsumes(&self, old: &AccessRecord) -> bool {
         let (mine, theirs) = (self.stamp.strength(), old.stamp.strength());
         let same_block = self.key < FIRST_OP_KEY && old.key < FIRST_OP_KEY && self.key >> 6 == old.key >> 6;
@@ -29,13 +33,14 @@ impl AccessRecord {
         mix(mix(mix(list as u64, self.key, self.stamp.0), self.mask, self.pc), self.write as u32, 0)
     }
 
-    /// Whether `old` is by the same lanes, earlier in their program order, and this one stands for it.
+    /// Returns true if `old` is by a subset of the same lanes, earlier in program order, and this access can replace
+    /// it.
     fn replaces(&self, old: &AccessRecord) -> bool {
         let earlier = self.key == old.key && old.stamp.epoch() <= self.stamp.epoch();
         earlier && self.stamp.turns_alike(old.stamp) && old.mask & !self.mask == 0 && self.subsumes(old)
     }
 
-    /// Whether both are of one warp in one epoch, alike in all but their lanes.
+    /// Returns true if both are accesses of one warp in one epoch that differ only in their lanes.
     fn joins(&self, old: &AccessRecord) -> bool {
         (self.key, self.stamp, self.write, self.pc) == (old.key, old.stamp, old.write, old.pc)
     }
@@ -54,40 +59,42 @@ struct Node {
     depth: u32,
     has_write: bool,
     has_read: bool,
-    /// All are strong at `.gpu` and by threads.
+    /// True if all accesses are strong at `.gpu` scope and made by threads.
     all_gpu: bool,
-    /// Not all are of one block's threads.
+    /// True if the accesses are of threads of more than one block.
     across_blocks: bool,
 }
 
-/// A list: the index of its first node and one, or 0 for the empty list.
+/// A list: the index of its first node plus one, or 0 for the empty list.
 pub(super) type ListId = u32;
 
-/// Lists longer than this lose their oldest accesses: a race with those may be missed, none is invented.
+/// Maximum length of a list. Longer lists lose their oldest accesses, so that a race with those may be missed; no false
+/// race is reported.
 const MAX_DEPTH: u32 = 4096;
-/// How far [`AccessLists::push`] looks for entries that the new one stands for: past a block's warps in a list of one block.
+/// How many entries [`AccessLists::push`] searches for ones that the new entry replaces: more than a block's warps, in
+/// a list of one block.
 const LOOK: usize = 80;
 const LOOK_ACROSS_BLOCKS: usize = 12;
-/// Most pushes remembered: few, so that they are at hand.
+/// Maximum number of cached pushes; small, so that the cache stays in the processor's cache.
 const MEMO: usize = 1 << 11;
-/// Nodes before the first [`AccessLists::is_full`]; few in tests, so that they collect.
+/// Nodes before the first garbage collection; few in tests, so that they collect.
 const FIRST_LIMIT: usize = if cfg!(test) { 64 } else { 1 << 20 };
 
-/// What came of a push.
+/// A cached push: what was pushed onto which list, and the resulting list.
 #[derive(Clone, Copy, Debug)]
 struct Pushed {
-    /// Compared first: the entry was just put together, and is slow to be loaded as a whole.
+    /// Compared first: comparing the hash avoids loading the whole record.
     hash: u64,
     of: ListId,
     entry: AccessRecord,
     new: ListId,
 }
 
-/// All lists of a shadow.
+/// All access lists of one shadow memory.
 #[derive(Clone, Debug)]
 pub(super) struct AccessLists {
     nodes: Vec<Node>,
-    /// The last lists pushed, by a hash of what was pushed onto what; 0 where there is none.
+    /// Recent pushes, indexed by a hash of the list and the record; `new` is 0 in an unused entry.
     cache: Vec<Pushed>,
     limit: usize,
 }
@@ -99,7 +106,7 @@ impl Default for AccessLists {
 }
 
 impl AccessLists {
-    /// The entries of a list, newest first, masks as in lists.
+    /// Returns the entries of a list, newest first, with rotated masks.
     pub(super) fn entries(&self, list: ListId) -> impl Iterator<Item = &AccessRecord> {
         let mut at = list;
         std::iter::from_fn(move || {
@@ -118,15 +125,16 @@ impl AccessLists {
         list != 0 && self.nodes[list as usize - 1].has_read
     }
 
-    /// Whether all entries are strong at `.gpu` scope and not by operations.
+    /// Returns true if all entries are strong at `.gpu` scope and not made by asynchronous operations.
     pub(super) fn all_gpu(&self, list: ListId) -> bool {
         list == 0 || self.nodes[list as usize - 1].all_gpu
     }
 
-    /// `list` with `entry` (its mask turned) in front, without entries it stands for.
+    /// Returns `list` with `entry` (its mask rotated) in front, without the entries that it replaces.
     #[inline]
     pub(super) fn push(&mut self, list: ListId, entry: &AccessRecord) -> ListId {
-        // One part of an operation seldom comes again, but where a check has it at hand.
+        // Pushes of asynchronous operations onto the empty list rarely repeat; the access check caches its own last
+        // push.
         if list == 0 && entry.key >= FIRST_OP_KEY {
             return self.cons(0, *entry);
         }
@@ -175,7 +183,7 @@ impl AccessLists {
         self.cons(new, merged)
     }
 
-    /// `list` without the entries that `drop` names.
+    /// Returns `list` without the entries for which `drop` is true.
     pub(super) fn without(&mut self, list: ListId, drop: impl Fn(&AccessRecord) -> bool) -> ListId {
         let kept: Vec<AccessRecord> = self.entries(list).filter(|entry| !drop(entry)).copied().collect();
         if kept.len() == self.entries(list).count() {
@@ -200,13 +208,13 @@ impl AccessLists {
         self.nodes.len() as ListId
     }
 
-    /// Whether it is time to [`collect`](AccessLists::collect).
+    /// Returns true if [`collect`](AccessLists::collect) should run.
     #[inline(always)]
     pub(super) fn is_full(&self) -> bool {
         self.nodes.len() > self.limit
     }
 
-    /// Keeps only the lists that `lists` hold, and renames them there.
+    /// Garbage collection: keeps only the nodes that `lists` reach, and updates the ids in `lists`.
     pub(super) fn collect<'a>(&mut self, lists: impl Iterator<Item = &'a mut ListId>) {
         let lists: Vec<&mut ListId> = lists.filter(|list| **list != 0).collect();
         let mut live = vec![false; self.nodes.len() + 1];

@@ -1,29 +1,30 @@
-//! What is remembered of each few bytes, made chunk by chunk.
+//! Cells of shadow memory: the last accesses of every few bytes, allocated in chunks.
 
 use super::access_lists::{AccessRecord, ListId};
-use super::transition_cache::caches_disabled;
+use super::caches_disabled;
 use super::{AccessStamp, NO_AGENT, OwnerKey};
 use std::ops::Range;
 
-/// Bytes of an allocation whose cells are made together, when first touched.
+/// Bytes of an allocation whose cells are created together, at the first access.
 pub(super) const CHUNK: u64 = 1 << CHUNK_SHIFT;
 pub(super) const CHUNK_SHIFT: u32 = 12;
-/// Cells have at most 128 bytes, what copies take from a row: as long as nothing narrower touches the chunk.
+/// Log2 of a cell's bytes at first: 128 bytes, the width of a row of a copy. A narrower access splits the chunk's
+/// cells.
 const COARSEST: u32 = 7;
-/// Cells of what a lane accesses at most at once: 16 bytes.
+/// Log2 of the most bytes that a lane accesses at once: 16.
 pub(super) const LANE_SHIFT: u32 = 4;
 
-/// The accesses to some bytes that count: 32 bytes.
+/// The last write, the last reads and a list of older accesses of some bytes. 32 bytes in size.
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C, align(32))]
 pub(super) struct Cell {
-    /// Agent of the last write, or a key of an operation and a lane; [`NO_AGENT`].
+    /// Agent of the last write (or owner key and lane of an asynchronous operation); [`NO_AGENT`] if there is none.
     pub writer: u32,
     pub write: AccessStamp,
     pub write_pc: u32,
-    /// Accesses beside these.
+    /// List of older accesses that `writer` and `reader` do not stand for.
     pub older: ListId,
-    /// Warp (or operation) of the last reads, or [`NO_AGENT`].
+    /// Warp or operation of the last reads; [`NO_AGENT`] if there is none.
     pub reader: OwnerKey,
     pub read: AccessStamp,
     pub readers: u32,
@@ -42,7 +43,7 @@ impl Cell {
         older: 0,
     };
 
-    /// The cell `lanes` lanes' 16 bytes further on, of accesses that each lane made to its own 16 bytes in a row.
+    /// Returns the cell that lies `lanes` × 16 bytes further on, where each lane accessed its own 16 bytes of a row.
     pub(super) fn turned(&self, lanes: u32) -> Cell {
         let mut cell = *self;
         if cell.writer != NO_AGENT && cell.write.wide() == LANE_SHIFT {
@@ -66,10 +67,10 @@ impl Cell {
 
 #[derive(Clone, Debug)]
 pub(super) struct Chunk {
-    /// Log2 of a cell's bytes.
+    /// Log2 of the bytes of a cell.
     pub shift: u32,
-    /// Cells stand for accesses of several lanes in a row: their first 16 bytes are as they say, the next ones are
-    /// [turned](Cell::turned).
+    /// True if a cell stands for consecutive 16-byte accesses of several lanes: its first 16 bytes are as stored, the
+    /// following ones are [turned](Cell::turned).
     pub turned: bool,
     pub cells: Vec<Cell>,
 }
@@ -79,7 +80,7 @@ impl Chunk {
         Chunk { shift, turned: false, cells: vec![Cell::FRESH; (CHUNK >> shift) as usize] }
     }
 
-    /// Splits cells down to `1 << shift` bytes.
+    /// Splits the cells into cells of `1 << shift` bytes.
     #[cold]
     pub(super) fn refine(&mut self, shift: u32) {
         let (parts, turned) = (1u32 << (self.shift - shift), self.turned);
@@ -90,16 +91,17 @@ impl Chunk {
     }
 }
 
-/// Which bytes of a chunk were written.
+/// Which bytes of a chunk are initialised.
 #[derive(Clone, Debug)]
 pub(super) enum Init {
     All,
-    /// A bit a byte, and how many are missing; empty: none was written.
+    /// One bit per byte, and the number of missing bytes; an empty vector means that no byte is initialised.
     Some(Vec<u64>, u32),
 }
 
 impl Init {
-    /// Whether the `bytes` (up to 64, not across a multiple of 64) at `at` of the chunk were all written.
+    /// Returns true if all bytes of `bits`, from offset `at` of the chunk on (not across a multiple of 64), are
+    /// initialised.
     #[inline(always)]
     pub(super) fn has(&self, at: u64, bits: u64) -> bool {
         match self {
@@ -127,7 +129,7 @@ impl Init {
     }
 }
 
-/// Calls `f` with `range` cut at multiples of 64: where a part starts, and a bit for each of its bytes.
+/// Calls `f` for each part of `range` between multiples of 64, with the part's start and a bit for each of its bytes.
 pub(super) fn each_word(range: Range<u64>, mut f: impl FnMut(u64, u64)) {
     let mut start = range.start;
     while start < range.end {
@@ -137,7 +139,7 @@ pub(super) fn each_word(range: Range<u64>, mut f: impl FnMut(u64, u64)) {
     }
 }
 
-/// The chunk in `place`, made if it is not there yet, with cells of at most `1 << finest` bytes.
+/// Returns the chunk in `place`, created if needed, with cells of at most `1 << finest` bytes.
 #[inline(always)]
 pub(super) fn chunk<'a>(place: &'a mut Option<Chunk>, spare: &mut Vec<Chunk>, finest: u32) -> &'a mut Chunk {
     let chunk = place.get_or_insert_with(|| new_chunk(spare, finest));
@@ -147,7 +149,7 @@ pub(super) fn chunk<'a>(place: &'a mut Option<Chunk>, spare: &mut Vec<Chunk>, fi
     chunk
 }
 
-/// [`chunk`] for an access that is not one of lanes in a row: with cells that are the same all over.
+/// [`chunk`] for an access that is not made of consecutive lanes: its cells must not be turned.
 #[inline(always)]
 pub(super) fn even_chunk<'a>(place: &'a mut Option<Chunk>, spare: &mut Vec<Chunk>, finest: u32) -> &'a mut Chunk {
     let turned = place.as_ref().is_some_and(|chunk| chunk.turned);

@@ -1,9 +1,12 @@
-//! What happens before a point of a thread, as epochs a warp.
+//! Vector clocks: for each agent, the last epoch that happens before a point of a thread.
+//!
+//! A clock stores one epoch per warp plus a mask of lanes, because the lanes of a warp usually share an epoch. Clocks
+//! of other blocks are in a persistent tree, so that cloning a clock is O(1) and joining costs only the differences.
 
 use super::{Agent, LANES, MemorySpace, OwnerKey};
 use std::rc::Rc;
 
-/// The lanes of one warp known to a higher (or lower) epoch than most of it.
+/// Lanes of a warp whose epoch differs from the warp's common one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct LaneException {
     warp: u8,
@@ -11,21 +14,21 @@ struct LaneException {
     epoch: u32,
 }
 
-/// What is known of one block: for each warp an epoch and the lanes known up to it, a few lanes known up to another, and
-/// virtual agents' epochs. Epoch 0 is "nothing".
+/// The clock entries of one block: for each warp an epoch and the lanes that have it, exceptions for other lanes, and
+/// the epochs of virtual agents. Epoch 0 means that nothing happens before.
 #[derive(Clone, Debug, Default)]
 pub(super) struct BlockClock {
     epoch: [u32; LANES],
     mask: [u32; LANES],
-    /// Warps that have entries in `extra`.
+    /// Bit mask of the warps that have entries in `extra`.
     uneven: u32,
     extra: Vec<LaneException>,
-    /// Sorted by agent's index less 1024.
+    /// Index (less 1024) and epoch of each virtual agent, sorted by index.
     virtuals: Vec<(u16, u32)>,
 }
 
 impl BlockClock {
-    /// The lanes of `warp` known at least up to `epoch`.
+    /// Returns the lanes of `warp` whose epoch is at least `epoch`.
     #[inline(always)]
     fn known_mask(&self, warp: usize, epoch: u32) -> u32 {
         let even = if self.epoch[warp] >= epoch { self.mask[warp] } else { 0 };
@@ -42,7 +45,7 @@ impl BlockClock {
         self.virtuals.binary_search_by_key(&index, |v| v.0).map_or(0, |at| self.virtuals[at].1)
     }
 
-    /// Of the 32 virtual agents from `first` on, those known at least up to `epoch`.
+    /// Returns, of the 32 virtual agents from `first` on, those whose epoch is at least `epoch`.
     fn virtual_mask(&self, first: u16, epoch: u32) -> u32 {
         if epoch == 0 {
             return u32::MAX;
@@ -52,7 +55,7 @@ impl BlockClock {
         near.filter(|v| v.1 >= epoch).fold(0, |mask, v| mask | 1 << (v.0 - first))
     }
 
-    /// Each lane's epoch.
+    /// Returns the epoch of each lane of `warp`.
     fn lanes(&self, warp: usize) -> [u32; LANES] {
         let mut lanes = [0; LANES];
         let mut raise = |mask: u32, epoch: u32| {
@@ -92,7 +95,7 @@ impl BlockClock {
         (self.epoch[warp], self.mask[warp]) = (epoch, mask);
     }
 
-    /// `mask`'s lanes of `warp` become known up to `epoch` at least.
+    /// Raises the epoch of the lanes `mask` of `warp` to at least `epoch`.
     fn learn(&mut self, warp: usize, mask: u32, epoch: u32) {
         if self.uneven >> warp & 1 == 0 {
             let (known, lanes) = (self.epoch[warp], self.mask[warp]);
@@ -120,7 +123,7 @@ impl BlockClock {
         }
     }
 
-    /// Whether all that `other` knows is known here.
+    /// Returns true if every epoch of `other` is at most the epoch here.
     fn covers(&self, other: &BlockClock) -> bool {
         (0..LANES).all(|warp| self.covers_warp(other, warp))
             && other.virtuals.iter().all(|&(index, epoch)| self.virtual_epoch(index) >= epoch)
@@ -154,7 +157,7 @@ impl BlockClock {
     }
 }
 
-/// Replaces `mine` by the join of both; keeps one of the two where it covers the other, so that equal knowledge is shared.
+/// Joins two block clocks; keeps one of the two objects if it covers the other, so that equal clocks stay shared.
 fn join_blocks(mine: &mut Rc<BlockClock>, theirs: &Rc<BlockClock>) {
     if Rc::ptr_eq(mine, theirs) || mine.covers(theirs) {
         return;
@@ -166,12 +169,12 @@ fn join_blocks(mine: &mut Rc<BlockClock>, theirs: &Rc<BlockClock>) {
     }
 }
 
-/// Bits of a block's index that one level of the map takes.
+/// Bits of a block index per level of the tree.
 const FAN: u32 = 4;
-/// Levels below the root.
+/// Levels below the tree's root.
 const DEPTH: u32 = 4;
 
-/// A persistent map from blocks to what is known of them: cloned in O(1), changed in O(depth), joined in O(differences).
+/// A persistent map from blocks to block clocks: cloning is O(1), a change O(depth), joining O(differences).
 #[derive(Clone, Debug)]
 enum BlockTree {
     Leaf(Rc<BlockClock>),
@@ -196,7 +199,7 @@ impl BlockTree {
         }
     }
 
-    /// Joins `clock` of `block` into a node of `level`.
+    /// Joins the clock of `block` into a node of `level`.
     fn learn(&mut self, block: u32, level: u32, clock: &Rc<BlockClock>) {
         match self {
             BlockTree::Leaf(mine) => join_blocks(mine, clock),
@@ -260,7 +263,7 @@ fn same(a: &Option<Rc<BlockTree>>, b: &Option<Rc<BlockTree>>) -> bool {
     }
 }
 
-/// Epochs known of the own block and of others.
+/// Clock entries of the own block and of other blocks.
 #[derive(Clone, Debug, Default)]
 pub(super) struct ClockEpochs {
     own: Rc<BlockClock>,
@@ -336,42 +339,43 @@ impl ClockEpochs {
     }
 }
 
-/// What happens before a point: up to which epoch each agent's accesses do, and up to which its generic writes have also
-/// been made visible to the async proxy, in shared and in global memory. Cheap to clone.
+/// A vector clock: for each agent, the last epoch whose accesses happen before a point of a thread, and the last epoch
+/// whose generic writes are also visible to the async proxy, in shared and in global memory. Cheap to clone.
 ///
-/// A thread's own accesses are known to it without standing here; [`WarpClocks::release`](super::WarpClocks::release) adds them.
+/// A thread's own accesses are not in its clock; [`WarpClocks::release`](super::WarpClocks::release) adds them.
 #[derive(Clone, Debug)]
 pub struct VectorClock {
     pub(super) block: u32,
     seen: ClockEpochs,
-    /// Always a part of `seen`; none when nobody on the path has fenced.
+    /// Epochs whose writes are visible to the async proxy, by space; never above `seen`. `None` if no thread on the
+    /// path executed a proxy fence.
     fenced: [Option<ClockEpochs>; 2],
 }
 
 impl VectorClock {
-    /// Nothing but the host, seen from `block`.
+    /// Returns the clock of `block` at the start of a launch: only the host's accesses happen before.
     pub fn empty(block: u32) -> VectorClock {
         VectorClock { block, seen: ClockEpochs::default(), fenced: [None, None] }
     }
 
-    /// Whether `agent`'s accesses up to `epoch` happen before.
+    /// Returns true if `agent`'s accesses up to `epoch` happen before.
     pub fn knows(&self, agent: Agent, epoch: u32) -> bool {
         agent == Agent::HOST || self.known_mask(agent.0 >> 5, epoch) >> (agent.0 & 31) & 1 != 0
     }
 
-    /// Whether `agent`'s generic writes to `space` up to `epoch` are visible to the async proxy.
+    /// Returns true if `agent`'s generic writes to `space` up to `epoch` are visible to the async proxy.
     pub fn is_visible_to_async_proxy(&self, space: MemorySpace, agent: Agent, epoch: u32) -> bool {
         agent == Agent::HOST || self.fenced_mask(space, agent.0 >> 5, epoch) >> (agent.0 & 31) & 1 != 0
     }
 
-    /// Adds: `agent`'s accesses up to `epoch` happen before.
+    /// Records that `agent`'s accesses up to `epoch` happen before.
     pub fn learn(&mut self, agent: Agent, epoch: u32) {
         if agent != Agent::HOST {
             self.learn_mask(agent.0 >> 5, 1 << (agent.0 & 31), epoch);
         }
     }
 
-    /// Adds all that `other` knows, also when `other` was learned in another block.
+    /// Takes the maximum with `other`, which may be a clock of another block.
     pub fn join(&mut self, other: &VectorClock) {
         self.seen.join(self.block, &other.seen, other.block);
         for (mine, theirs) in self.fenced.iter_mut().zip(&other.fenced) {
@@ -381,7 +385,7 @@ impl VectorClock {
         }
     }
 
-    /// `fence.proxy.async`: all that is known is made visible to the async proxy too, in the spaces given.
+    /// `fence.proxy.async`: makes everything that happens before visible to the async proxy in the given spaces.
     pub fn fence_proxy(&mut self, shared: bool, global: bool) {
         for (fenced, wanted) in self.fenced.iter_mut().zip([shared, global]) {
             if wanted {
@@ -390,7 +394,7 @@ impl VectorClock {
         }
     }
 
-    /// The lanes of `key`'s warp known up to `epoch`.
+    /// Returns the lanes of warp `key` whose epoch is at least `epoch`.
     #[inline(always)]
     pub(super) fn known_mask(&self, key: OwnerKey, epoch: u32) -> u32 {
         self.seen.known_mask(self.block, key, epoch)
@@ -408,7 +412,7 @@ impl VectorClock {
         self.fenced[space].get_or_insert_with(ClockEpochs::default).learn(self.block, key, mask, epoch);
     }
 
-    /// Whether both are the same object; equal knowledge may be told apart.
+    /// Returns true if both clocks are the same object. Equal clocks in different objects count as different.
     pub(super) fn same(&self, other: &VectorClock) -> bool {
         let fenced = |a: &Option<ClockEpochs>, b: &Option<ClockEpochs>| match (a, b) {
             (Some(a), Some(b)) => a.same(b),

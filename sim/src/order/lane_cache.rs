@@ -1,28 +1,28 @@
-//! What an access of a warp's lanes made of the last cells, whichever of a warp's lanes wrote these: two at hand, compared
-//! as quickly as can be.
+//! Cache of the last two cell transitions of an access by a warp's lanes, which ignores the writer's lane. Optimised
+//! for a fast comparison.
 
 use super::access_check::AccessCheck;
 use super::access_lists::AccessLists;
+use super::caches_disabled;
 use super::cell::Cell;
-use super::transition_cache::caches_disabled;
 
-/// Cells before and after the access; of one instruction.
+/// Cells before and after the access, of one instruction.
 pub(super) struct LaneCache {
-    /// Word by word, so that one is compared with all.
+    /// The cells before, transposed word by word, so that one cell is compared with all entries at once.
     before: [[u64; ENTRIES]; 4],
     after: [[u64; 4]; ENTRIES],
-    /// The one to be replaced next.
+    /// The entry that is replaced next.
     next: usize,
 }
 
 const ENTRIES: usize = 2;
 
-/// What two cells have to agree in: all but the writer's lane and place. (Without a fault these do not count.)
+/// The bits that must agree between two cells: all but the writer's lane and `pc`, which matter only in a conflict.
 const COUNTS: [u64; 4] = {
     let all = u32::MAX;
     let (writer, write, reader, read) = if cfg!(target_endian = "little") { (0, 32, 0, 32) } else { (32, 0, 32, 0) };
     let first = ((all & !31) as u64) << writer | (all as u64) << write;
-    // Beside the place of the write are the older accesses.
+    // The word of the write's `pc` also holds the list of older accesses.
     let second = (all as u64) << read;
     [first, second, (all as u64) << reader | (all as u64) << read, u64::MAX]
 };
@@ -33,7 +33,7 @@ impl LaneCache {
         LaneCache { before: [[u64::MAX; ENTRIES]; 4], after: [[0; 4]; ENTRIES], next: 0 }
     }
 
-    /// Which is like the cell. Both are compared: which of the two it is cannot be foreseen.
+    /// Returns the entry that equals the cell. Compares both entries, because the branch could not be predicted.
     #[inline(always)]
     fn find(&self, cell: &Cell) -> Option<usize> {
         let cell: &[u64; 4] = bytemuck::cast_ref(cell);
@@ -59,8 +59,8 @@ impl LaneCache {
         }
     }
 
-    /// All lanes have read the cell: makes of it what [`AccessCheck::check_cell_all_lanes`] made of one like it. False, and nothing done, if
-    /// there was none.
+    /// Applies the cached transition of [`AccessCheck::check_cell_all_lanes`] to an equal cell; returns false, and does
+    /// nothing, if there is none.
     #[inline(always)]
     pub(super) fn recall_read(&mut self, cell: &mut Cell) -> bool {
         let Some(at) = self.find(cell) else { return false };
@@ -68,7 +68,7 @@ impl LaneCache {
         true
     }
 
-    /// All but the write.
+    /// Copies everything but the write.
     #[inline(always)]
     fn apply_read(&self, cell: &mut Cell, after: [u64; 4]) {
         cell.older = bytemuck::cast::<[u64; 4], Cell>(after).older;
@@ -76,7 +76,8 @@ impl LaneCache {
         (words[2], words[3]) = (after[2], after[3]);
     }
 
-    /// Which is like the cell but for its write. A reading minds that only where it is not known.
+    /// Returns the entry that equals the cell except for its write. A read depends on the write only if the write is
+    /// not ordered.
     fn find_read(&self, cell: &Cell) -> Option<usize> {
         let cell: &[u64; 4] = bytemuck::cast_ref(cell);
         let differ = |at: usize| {
@@ -86,7 +87,7 @@ impl LaneCache {
         (0..ENTRIES).find(|&at| differ(at) == 0)
     }
 
-    /// [`AccessCheck::check_cell_all_lanes`], to be recalled.
+    /// [`AccessCheck::check_cell_all_lanes`], whose transition is cached.
     #[inline(never)]
     pub(super) fn read(
         &mut self,
@@ -109,7 +110,7 @@ impl LaneCache {
         }
     }
 
-    /// [`AccessCheck::check_cell`] of an operation's lane that writes.
+    /// [`AccessCheck::check_cell`] for a lane of an asynchronous operation that writes.
     #[inline(always)]
     pub(super) fn write(
         &mut self,
@@ -144,7 +145,7 @@ mod tests {
     use crate::order::AccessStamp;
 
     #[test]
-    fn all_but_the_writers_lane_and_place_counts() {
+    fn lookup_ignores_only_the_writers_lane_and_pc() {
         let cell = Cell { writer: 0x1240, older: 7, reader: 9, readers: 5, ..Cell::FRESH };
         let mut seen = LaneCache::new();
         assert_eq!(seen.find(&Cell::FRESH), None);

@@ -1,4 +1,4 @@
-//! Reads that all lanes of a warp make together (`ldmatrix`).
+//! Checks of `ldmatrix`, where all lanes of a warp read together.
 
 use super::access_check::{AccessCheck, UnattributedConflict};
 use super::cell::{CHUNK, CHUNK_SHIFT, LANE_SHIFT, chunk};
@@ -6,8 +6,8 @@ use super::lane_cache::LaneCache;
 use super::{AccessKind, AccessStamp, AccessStrength, CheckContext, Conflict, LANES, ShadowMemory, WarpClocks};
 
 impl ShadowMemory {
-    /// All lanes of `warp` together read rows of 16 bytes at the offsets of `rows`: like [`ShadowMemory::access`] by the lanes that
-    /// give the addresses, but every lane reads every row. At most one conflict a row.
+    /// Checks that all lanes of `warp` together read the 16-byte rows at the offsets of the lanes `rows`, like
+    /// [`ShadowMemory::access`] by those lanes, except that every lane reads every row. At most one conflict per row.
     #[inline(always)]
     pub fn read_matrix_rows(
         &mut self,

@@ -1,16 +1,31 @@
-//! Order between threads and what it forbids: clocks that say which accesses happen before a point of a thread
-//! ([`VectorClock`], [`WarpClocks`], [`SyncLocations`]), the asynchronous operations whose completion has to be observed ([`AsyncOps`]), and
-//! shadow memory that holds each access against them ([`ShadowMemory`]).
+//! The happens-before check: decides for every memory access whether it is ordered after the earlier accesses to the
+//! bytes.
 //!
-//! Who acts is an [`Agent`]: a thread, or something that completes work in a block (a phase of an mbarrier). Every *warp*
-//! counts epochs; an access is stamped with its lane's agent and the warp's epoch, and each operation that releases (or
-//! fences) ends the epoch. So "thread t is known up to epoch e" says exactly which of t's accesses happen before here.
-//! Rules are those of the PTX ISA's chapter "Memory Consistency Model" and of "Asynchronous operations" and proxies there.
+//! Three parts work together: vector clocks ([`VectorClock`], [`WarpClocks`], [`SyncLocations`]) hold what happens
+//! before a point of a thread; [`AsyncOps`] holds which threads have observed the completion of an asynchronous
+//! operation; [`ShadowMemory`] stores the last accesses of every few bytes and compares each new access with them.
+//!
+//! Every *warp* counts epochs, and each release or fence ends an epoch. An access is stamped with its lane's [`Agent`]
+//! and the warp's epoch. A clock maps each agent to the last epoch that happens before:
+//!
+//! ```text
+//! access(agent a, epoch e)  happens before  point p   iff   clock(p)[a] >= e
+//!
+//! warp 0: epoch 1   st [x]           x: writer (warp 0, epoch 1)
+//!         bar.sync  release: clock = {warp 0: 1}, epoch becomes 2
+//! warp 1: bar.sync  acquire: clock = {warp 0: 1}
+//!         ld [x]    writer's epoch 1 <= clock[warp 0] = 1: ordered, no finding
+//!         st [y]    y was read by warp 0 in epoch 2 > 1: a race
+//! ```
+//!
+//! The rules are those of the PTX ISA's chapter "Memory Consistency Model", including asynchronous operations and
+//! proxies.
 
 mod access_check;
 mod access_lists;
 mod cell;
 mod clock;
+mod conflict;
 mod lane_cache;
 mod matrix_rows;
 mod ops;
@@ -23,66 +38,67 @@ mod warp;
 mod wgmma_operand;
 
 pub use clock::VectorClock;
+pub use conflict::{AccessKind, CheckContext, Conflict, ConflictKind, EarlierAccess};
 pub use ops::{AsyncOpId, AsyncOpKind, AsyncOps};
-pub use shadow::{AccessKind, CheckContext, Conflict, ConflictKind, EarlierAccess, ShadowMemory};
+pub use shadow::ShadowMemory;
 pub use sync::{MemorySemantics, SyncLocations};
 pub use warp::{FenceHandoff, WarpClocks, barrier};
 pub use wgmma_operand::OperandWriters;
 
-/// Blocks that can be told apart: indices below this.
+/// Number of blocks that agents can name: block indices are below this.
 pub const MAX_BLOCKS: u32 = 1 << 20;
 
 /// Lanes of a warp.
 const LANES: usize = 32;
 
-/// Who acts: `block << 11 | index`; an index below 1024 is a thread of the block (linear), the others are virtual agents
-/// (an mbarrier's phases, say).
+/// The owner of an access, encoded as `block << 11 | index`. An index below 1024 is a thread of the block (its linear
+/// index); other indices are virtual agents, such as the phases of an mbarrier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Agent(pub u32);
 
 impl Agent {
-    /// The host and everything before the launch: ordered before every access.
+    /// The host and everything before the launch, which happens before every access.
     pub const HOST: Agent = Agent(u32::MAX);
 
-    /// Thread `thread` (linear index, below 1024) of `block`.
+    /// Returns the agent of thread `thread` (linear index, below 1024) of `block`.
     pub fn thread(block: u32, thread: u32) -> Agent {
         debug_assert!(block < MAX_BLOCKS && thread < 1024);
         Agent(block << 11 | thread)
     }
 
-    /// The `index`-th (below 1024) virtual agent of `block`.
+    /// Returns virtual agent `index` (below 1024) of `block`.
     pub fn virtual_agent(block: u32, index: u32) -> Agent {
         debug_assert!(block < MAX_BLOCKS && index < 1024);
         Agent(block << 11 | 1024 | index)
     }
 
-    /// The block it belongs to.
+    /// Returns the agent's block.
     pub fn block(self) -> u32 {
         self.0 >> 11
     }
 
-    /// Its thread's linear index in the block; none for virtual agents and the host.
+    /// Returns the thread's linear index in its block; `None` for virtual agents and the host.
     pub fn thread_index(self) -> Option<u32> {
         (self.0 & 1024 == 0).then_some(self.0 & 1023)
     }
 }
 
-/// How strong an access is and for whom: weak, or strong (relaxed, acquire, release, volatile, atomic) at a scope.
-/// `.sys` counts as [`AccessStrength::Gpu`]: there is one device.
+/// Strength and scope of an access in the PTX memory model: weak, or strong (relaxed, acquire, release, volatile,
+/// atomic) at a scope. `.sys` counts as [`AccessStrength::Gpu`], because one device is simulated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum AccessStrength {
-    /// Ordinary accesses.
+    /// Weak: ordinary loads and stores.
     Weak = 0,
-    /// Strong, `.cta`.
+    /// Strong at `.cta` scope.
     Cta = 1,
-    /// Strong, `.cluster`.
+    /// Strong at `.cluster` scope.
     Cluster = 2,
-    /// Strong, `.gpu` and `.sys`.
+    /// Strong at `.gpu` or `.sys` scope.
     Gpu = 3,
 }
 
-/// Which memory an allocation or a fence is about.
+/// The memory that an allocation or a fence belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum MemorySpace {
     /// A block's shared memory.
@@ -91,7 +107,7 @@ pub enum MemorySpace {
     Global = 1,
 }
 
-/// Which blocks form a cluster: a grid's and a cluster's extents in blocks, x first.
+/// Which blocks form a cluster: the extents of the grid and of a cluster in blocks, x first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClusterLayout {
     /// Blocks of the grid along x, y, z.
@@ -101,44 +117,44 @@ pub struct ClusterLayout {
 }
 
 impl ClusterLayout {
-    /// No clusters: every block is alone.
+    /// No clusters: every block is a cluster of its own.
     pub const NONE: ClusterLayout = ClusterLayout { grid: [u32::MAX, 1, 1], cluster: [1, 1, 1] };
 
-    /// The least scope that holds both blocks (linear indices).
+    /// Returns the smallest scope that contains both blocks (linear indices).
     pub fn common_scope(&self, a: u32, b: u32) -> AccessStrength {
         if a == b {
             AccessStrength::Cta
-        } else if self.cluster != [1, 1, 1] && self.of(a) == self.of(b) {
+        } else if self.cluster != [1, 1, 1] && self.cluster_of(a) == self.cluster_of(b) {
             AccessStrength::Cluster
         } else {
             AccessStrength::Gpu
         }
     }
 
-    fn of(&self, block: u32) -> [u32; 3] {
+    fn cluster_of(&self, block: u32) -> [u32; 3] {
         let [nx, ny, _] = self.grid.map(|n| n.max(1));
         let at = [block % nx, block / nx % ny, block / nx / ny];
         [0, 1, 2].map(|i| at[i] / self.cluster[i].max(1))
     }
 }
 
-/// A warp's (or an operation's) name in cells: an agent's without the lane.
+/// The owner of an access without its lane: a warp (agent >> 5), 32 virtual agents, or an asynchronous operation.
 type OwnerKey = u32;
 
-/// Keys at and above this name asynchronous operations.
+/// Owner keys from this value on are asynchronous operations.
 const FIRST_OP_KEY: OwnerKey = 1 << 26;
 
-/// No writer, no reader, or the host.
+/// Marks a cell without a writer or reader, and the host.
 const NO_AGENT: u32 = u32::MAX;
 
-/// When and how an access was made: epoch, log2 of the bytes a lane covered (or [`AccessStamp::RANGE`]), whether it was atomic,
-/// strength. Epochs have 26 bits.
+/// Packed description of an access: epoch (26 bits), log2 of the bytes per lane (or [`AccessStamp::RANGE`]), whether it
+/// is atomic, strength.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(transparent)]
 struct AccessStamp(u32);
 
 impl AccessStamp {
-    /// The width of an operation's range that is no lane's 1 to 16 bytes.
+    /// Width code of an asynchronous operation's byte range, which is not the 1 to 16 bytes of one lane.
     const RANGE: u32 = 7;
 
     fn new(epoch: u32, wide: u32, atomic: bool, strength: AccessStrength) -> AccessStamp {
@@ -158,8 +174,24 @@ impl AccessStamp {
     fn strength(self) -> AccessStrength {
         [AccessStrength::Weak, AccessStrength::Cta, AccessStrength::Cluster, AccessStrength::Gpu][(self.0 & 3) as usize]
     }
-    /// By how many lanes masks at `offset` are turned, so that neighbours of a coalesced access have the same mask.
+    /// Returns by how many lanes masks at `offset` are rotated in lists, so that neighbouring cells of a coalesced
+    /// access have equal masks.
     fn turn(self, offset: u64) -> u32 {
         if self.wide() == AccessStamp::RANGE { 0 } else { (offset >> self.wide()) as u32 & 31 }
     }
+}
+
+#[cfg(test)]
+thread_local! {
+    /// Set by tests to disable all caches, to check that results do not depend on them.
+    static CACHES_DISABLED: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
+/// Returns true if a test has disabled the caches.
+#[inline(always)]
+fn caches_disabled() -> bool {
+    #[cfg(test)]
+    return CACHES_DISABLED.get();
+    #[cfg(not(test))]
+    false
 }

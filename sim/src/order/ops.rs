@@ -1,9 +1,22 @@
-//! Asynchronous operations: who started them, through which proxy they reach memory, and who has observed their end.
+//! Asynchronous operations: who started them, through which proxy they access memory, and who has observed their
+//! completion.
+//!
+//! Rule: an access to bytes that an operation reads or writes is ordered after the operation only if the accessing
+//! thread has observed its completion, directly or through synchronisation with a thread that did. For example:
+//!
+//! ```text
+//! thread 0: cp.async [s]; cp.async.commit_group; cp.async.wait_group 0   thread 0 observes its own part
+//!           ld [s]                                                        ordered
+//! thread 1: ld [s]                                                        "not waited for": a bar.sync must come between
+//! ```
+//!
+//! `cp.async` and `wgmma` are observed by `wait_group`, bulk and tensor loads by a wait on their mbarrier, stores by
+//! `bulk.wait_group`.
 
 use super::{Agent, FIRST_OP_KEY, MemorySpace, OwnerKey, VectorClock, WarpClocks};
 use std::collections::HashMap;
 
-/// An asynchronous operation.
+/// The id of an asynchronous operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct AsyncOpId(u32);
 
@@ -17,41 +30,43 @@ impl AsyncOpId {
     }
 }
 
-/// What an operation is; says its proxy.
+/// The kind of an asynchronous operation, which determines its proxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum AsyncOpKind {
-    /// `cp.async`: the generic proxy.
+    /// `cp.async`: through the generic proxy.
     CpAsync,
-    /// `cp.async.bulk` without a tensor map: the async proxy, as those below.
+    /// `cp.async.bulk` without a tensor map: through the async proxy.
     BulkCopy,
-    /// `cp.async.bulk.tensor`.
+    /// `cp.async.bulk.tensor`: through the async proxy.
     TensorCopy,
-    /// `cp.reduce.async.bulk`, tensor or not.
+    /// `cp.reduce.async.bulk`, with or without a tensor map: through the async proxy.
     Reduce,
-    /// `st.async` and `red.async`: the generic proxy.
+    /// `st.async` and `red.async`: through the generic proxy.
     StAsync,
-    /// Operands of `wgmma.mma_async` in shared memory.
+    /// Reads of `wgmma.mma_async` operands in shared memory: through the async proxy.
     Wgmma,
 }
 
 impl AsyncOpKind {
-    /// Whether it reaches memory through the async proxy.
+    /// Returns true if the operation accesses memory through the async proxy.
     pub fn is_async_proxy(self) -> bool {
         !matches!(self, AsyncOpKind::CpAsync | AsyncOpKind::StAsync)
     }
 }
 
-/// From where an operation's end is seen: by `key`'s lanes at `epoch`, for `lanes` of the operation.
+/// An observation of completion: the lanes of `key`, from `epoch` on, know that the parts `lanes` of the operation are
+/// complete.
 #[derive(Clone, Debug)]
 struct Observation {
     lanes: u32,
     key: OwnerKey,
     epoch: u32,
-    /// The agent's lane for all of `lanes`; none: each lane resolves itself; [`ANY_LANE`]: any lane all of them.
+    /// The observing lane for all of `lanes`; `None`: each lane observes its own part; [`ANY_LANE`]: any lane observes
+    /// all of them.
     by: Option<u8>,
 }
 
-/// Every lane of the key sees all of the operation's lanes.
+/// Every lane of the observing warp observes all parts of the operation.
 const ANY_LANE: u8 = 32;
 
 #[derive(Clone, Debug)]
@@ -59,9 +74,9 @@ struct Op {
     kind: AsyncOpKind,
     issuer: OwnerKey,
     pc: u32,
-    /// Lanes that started it.
+    /// Lanes that take part in the operation.
     lanes: u32,
-    /// Lanes with a resolution.
+    /// Lanes whose part has been observed.
     observed: u32,
     first: Option<Observation>,
     more: Vec<Observation>,
@@ -75,13 +90,13 @@ pub struct AsyncOps {
 }
 
 impl AsyncOps {
-    /// None yet.
+    /// Creates an empty table.
     pub fn new() -> AsyncOps {
         AsyncOps::default()
     }
 
-    /// An operation that `lanes` of `warp` start at `pc`. One operation may stand for all lanes and for several instructions
-    /// that complete together (the `cp.async`s between two commits): lanes are told apart.
+    /// Starts an operation of `lanes` of `warp` at `pc`. One operation may stand for all lanes and for several
+    /// instructions that complete together (the `cp.async`s between two commits); its lanes are tracked separately.
     pub fn start(&mut self, kind: AsyncOpKind, warp: &WarpClocks, lanes: u32, pc: u32) -> AsyncOpId {
         let id = AsyncOpId(self.all.len() as u32);
         let (first, more) = (None, Vec::new());
@@ -90,61 +105,61 @@ impl AsyncOps {
         id
     }
 
-    /// More lanes take part in `op`.
+    /// Adds lanes to the operation.
     pub fn add_lanes(&mut self, op: AsyncOpId, lanes: u32) {
         self.all[op.0 as usize].lanes |= lanes;
     }
 
-    /// What it is.
+    /// Returns the operation's kind.
     pub fn kind(&self, op: AsyncOpId) -> AsyncOpKind {
         self.all[op.0 as usize].kind
     }
 
-    /// Where it was started, as given to [`start`](AsyncOps::start).
+    /// Returns the `pc` at which the operation was started.
     pub fn pc(&self, op: AsyncOpId) -> u32 {
         self.all[op.0 as usize].pc
     }
 
-    /// Who started it: its first lane's agent.
+    /// Returns the agent that started the operation: its first lane.
     pub fn issuer(&self, op: AsyncOpId) -> Agent {
         let op = &self.all[op.0 as usize];
         Agent(op.issuer << 5 | op.lanes.trailing_zeros() & 31)
     }
 
-    /// All of `op` is complete as seen from `agent` at `epoch`: the thread that waited, or an mbarrier and its phase.
-    /// Several may see it.
+    /// Records that `agent` observes, at `epoch`, the completion of all of `op`: a thread that waited, or an mbarrier
+    /// with its phase. Several agents may observe one operation.
     pub fn mark_observed(&mut self, op: AsyncOpId, agent: Agent, epoch: u32) {
         let by = Some((agent.0 & 31) as u8);
         let op = &mut self.all[op.0 as usize];
         op.add(Observation { lanes: u32::MAX, key: agent.0 >> 5, epoch, by });
     }
 
-    /// The parts of `lanes` in `op` are complete as seen from `agent` at `epoch`.
+    /// Records that `agent` observes, at `epoch`, the completion of the parts `lanes` of `op`.
     pub fn mark_part_observed(&mut self, op: AsyncOpId, lanes: u32, agent: Agent, epoch: u32) {
         let by = Some((agent.0 & 31) as u8);
         self.all[op.0 as usize].add(Observation { lanes, key: agent.0 >> 5, epoch, by });
     }
 
-    /// `lanes` of `warp` waited each for its own part of `op` (`cp.async.wait_group`, `wgmma.wait_group`): each lane
-    /// sees its own part complete from now on.
+    /// Records that each of `lanes` of `warp` waited for its own part of `op` (`cp.async.wait_group`).
     pub fn mark_observed_by_lanes(&mut self, op: AsyncOpId, warp: &WarpClocks, lanes: u32) {
         let op = &mut self.all[op.0 as usize];
         op.add(Observation { lanes, key: warp.key(), epoch: warp.epoch(), by: None });
     }
 
-    /// Each of `warp`'s lanes sees all of `op` complete from now on (`wgmma.wait_group`, by any warp of the group).
+    /// Records that every lane of `warp` observes the completion of all of `op` (`wgmma.wait_group`, by any warp of the
+    /// warpgroup).
     pub fn mark_observed_by_warp(&mut self, op: AsyncOpId, warp: &WarpClocks) {
         let (key, epoch, by) = (warp.key(), warp.epoch(), Some(ANY_LANE));
         self.all[op.0 as usize].add(Observation { lanes: u32::MAX, key, epoch, by });
     }
 
-    /// Whether every lane's part of `op` was seen complete by somebody.
+    /// Returns true if the completion of every lane's part has been observed by some agent.
     pub fn is_observed(&self, op: AsyncOpId) -> bool {
         let op = &self.all[op.0 as usize];
         op.lanes & !op.observed == 0
     }
 
-    /// The operations started by threads of `block` that nobody has seen complete; those complete are forgotten here.
+    /// Returns the operations of `block` whose completion no agent has observed, and forgets the observed ones.
     pub fn pending(&mut self, block: u32) -> Vec<AsyncOpId> {
         let mut open = self.open.remove(&block).unwrap_or_default();
         open.retain(|&op| !self.is_observed(op));
@@ -154,12 +169,12 @@ impl AsyncOps {
         open
     }
 
-    /// The lanes of the operation `key` whose end is in `clock`.
+    /// Returns the lanes of operation `key` whose completion is in `clock`.
     pub(super) fn known_mask(&self, key: OwnerKey, clock: &VectorClock) -> u32 {
         self.known(key, |key, epoch| clock.known_mask(key, epoch))
     }
 
-    /// The same for `lane` of `warp`, which also knows what it waited for itself.
+    /// Returns the lanes of operation `key` whose completion is in `clock` or was observed by `lane` of `warp` itself.
     pub(super) fn known_to_lane(&self, key: OwnerKey, warp: &WarpClocks, lane: u32, clock: &VectorClock) -> u32 {
         self.known(key, |key, epoch| {
             let own = if key == warp.key() && warp.epoch() >= epoch { 1 << lane } else { 0 };
@@ -167,13 +182,14 @@ impl AsyncOps {
         })
     }
 
-    /// Whether lanes of the warp `waiter` have seen any of the operation `key` complete by themselves.
+    /// Returns true if a lane of warp `waiter` observed a part of operation `key` itself.
     pub(super) fn was_waited_for_by(&self, key: OwnerKey, waiter: OwnerKey) -> bool {
         let op = &self.all[AsyncOpId::of_key(key).0 as usize];
         op.first.iter().chain(&op.more).any(|end| end.key == waiter)
     }
 
-    /// The lanes of the operation `key` whose (generic) writes `lane` of `warp` knows to be visible to the async proxy.
+    /// Returns the lanes of operation `key` whose generic writes are visible to the async proxy, as far as `lane` of
+    /// `warp` knows.
     pub(super) fn fenced_mask(
         &self,
         key: OwnerKey,

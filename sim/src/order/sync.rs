@@ -1,9 +1,16 @@
-//! Release and acquire patterns on memory locations, as the PTX ISA's memory consistency model pairs them.
+//! Release and acquire patterns on memory locations, as the PTX memory consistency model pairs them.
+//!
+//! ```text
+//! st.release [flag]  (or fence; st.relaxed [flag])   attaches the thread's clock to the location `flag`
+//! ld.acquire [flag]  (or ld.relaxed [flag]; fence)   joins the attached clock, if it reads that value
+//! ```
+//!
+//! Both accesses must be morally strong: each one's scope includes the other's thread.
 
 use super::{AccessStrength, Agent, ClusterLayout, VectorClock, WarpClocks};
 use std::collections::HashMap;
 
-/// The semantics of a strong access. Volatile is relaxed at `.sys`.
+/// Memory semantics of a strong access. `.volatile` counts as relaxed at `.sys`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum MemorySemantics {
     /// `.relaxed`, `.volatile`.
@@ -25,8 +32,7 @@ impl MemorySemantics {
     }
 }
 
-/// What a release pattern left in a location, for those who read its value; block and scope are those of the pattern's
-/// first operation (the release or the fence).
+/// A clock that a release pattern attached to a location; block and scope are those of the release or fence.
 #[derive(Clone, Debug)]
 struct Released {
     block: u32,
@@ -34,34 +40,34 @@ struct Released {
     clock: VectorClock,
 }
 
-/// A location's released values.
+/// The clocks attached to a location.
 #[derive(Clone, Debug)]
 struct Location {
-    /// All that a read of the present value observes; one entry a scope, below `.gpu` also one a block.
+    /// Everything that a read of the current value acquires: one entry per scope, and below `.gpu` also per block.
     all: Vec<Released>,
-    /// What the last releasing thread alone put there: that goes on through its own later writes.
+    /// The part that the last releasing thread attached itself, which survives its own later writes.
     last: Vec<Released>,
     by: Agent,
-    /// Block and scope of the last write: a read that is not morally strong with it observes nothing.
+    /// Block and scope of the last write; a read that is not morally strong with it acquires nothing.
     write: (u32, AccessStrength),
 }
 
-/// The locations of a launch that carry released values. The caller tells each strong access, in the order in which they
-/// are performed; a read observes the last write. Locations are named by any number that tells them apart.
+/// The locations of a launch with attached clocks. The caller reports every strong access in execution order; a read
+/// observes the last write. Locations are identified by unique numbers.
 #[derive(Clone, Debug, Default)]
 pub struct SyncLocations {
     locations: HashMap<u64, Location>,
 }
 
 impl SyncLocations {
-    /// None yet.
+    /// Creates an empty table.
     pub fn new() -> SyncLocations {
         SyncLocations::default()
     }
 
-    /// `lane` writes `address` strongly at `scope`. A read-modify-write (`rmw`; tell its reading part first, by
-    /// [`on_strong_read`](SyncLocations::on_strong_read)) goes on with what others released there, another write ends it but for
-    /// the same thread's.
+    /// Reports that `lane` writes `address` strongly at `scope`. A read-modify-write (`rmw`; report its read first, by
+    /// [`on_strong_read`](SyncLocations::on_strong_read)) keeps the clocks that others attached; another write removes
+    /// them, except those of its own thread.
     #[expect(clippy::too_many_arguments, reason = "an access has this many properties")]
     pub fn on_strong_write(
         &mut self,
@@ -113,20 +119,20 @@ impl SyncLocations {
         }
     }
 
-    /// A weak write to `address`: later reads observe no release.
+    /// Reports a weak write: later reads acquire nothing.
     pub fn on_weak_write(&mut self, address: u64) {
         if !self.locations.is_empty() {
             self.locations.remove(&address);
         }
     }
 
-    /// Whether no location carries anything: weak writes need not be told then.
+    /// Returns true if no location has a clock; weak writes need not be reported then.
     pub fn is_empty(&self) -> bool {
         self.locations.is_empty()
     }
 
-    /// `lane` reads `address` strongly at `scope` (also the reading part of a read-modify-write, before its write). What was
-    /// released there is acquired now (`sem` acquires) or by the lane's next fence.
+    /// Reports that `lane` reads `address` strongly at `scope` (for a read-modify-write, before its write). The
+    /// attached clocks are acquired now if `sem` acquires, else by the lane's next fence.
     pub fn on_strong_read(
         &mut self,
         address: u64,
@@ -157,19 +163,19 @@ impl SyncLocations {
 }
 
 impl Location {
-    /// What an access of `block` at `scope` observes; none when it is not morally strong with the last write.
+    /// Returns what an access of `block` at `scope` observes; `None` if it is not morally strong with the last write.
     fn linked(&self, block: u32, scope: AccessStrength, clusters: &ClusterLayout) -> Option<&[Released]> {
         let (by, write) = self.write;
         (scope.min(write) >= clusters.common_scope(by, block)).then_some(&self.all)
     }
 
-    /// A write that is no read-modify-write: only its own thread's releases go on.
+    /// A write that is not a read-modify-write keeps only its own thread's releases.
     fn overwrite(&mut self, by: Agent) {
         self.all = if self.by == by { self.last.clone() } else { Vec::new() };
     }
 }
 
-/// Releases that the same threads can acquire are kept as one.
+/// Adds a release; joins it with one that the same threads can acquire.
 fn add(released: &mut Vec<Released>, new: &Released) {
     let alike =
         |old: &&mut Released| old.scope == new.scope && (new.scope == AccessStrength::Gpu || old.block == new.block);

@@ -1,40 +1,26 @@
-//! What an access made of the last cells: cells that were alike before it are alike after it.
+//! Cache of cell transitions: an access changes equal cells in the same way, so the result for a cell can be reused.
 
 use super::access_check::AccessCheck;
 use super::access_lists::AccessLists;
+use super::caches_disabled;
 use super::cell::Cell;
 
-/// Cells at hand.
+/// Number of cached transitions.
 const SIZE: usize = 8;
 
-/// Cells before and after one access; of lanes that clock the same, of one instruction.
+/// Cells before and after one access, of one instruction and of lanes with equal clocks.
 pub(super) struct TransitionCache {
     before: [[u64; 4]; SIZE],
     after: [Cell; SIZE],
 }
 
-#[cfg(test)]
-thread_local! {
-    /// Nothing is remembered: for tests that it makes no difference.
-    pub(super) static CACHES_DISABLED: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
-}
-
-/// Whether a test wants nothing to be remembered.
-#[inline(always)]
-pub(super) fn caches_disabled() -> bool {
-    #[cfg(test)]
-    return CACHES_DISABLED.get();
-    #[cfg(not(test))]
-    false
-}
-
 impl TransitionCache {
     pub(super) fn new() -> TransitionCache {
-        // No cell with its lane taken off, and no cell in use, has all bits set.
+        // No cell in use has all bits set, with or without its writer's lane.
         TransitionCache { before: [[u64::MAX; 4]; SIZE], after: [Cell::FRESH; SIZE] }
     }
 
-    /// A cell's bits without its writer's lane.
+    /// Returns a cell's bits without its writer's lane.
     #[inline(always)]
     fn any_lane(cell: &Cell) -> [u64; 4] {
         let [first, rest @ ..]: [u64; 4] = bytemuck::cast(*cell);
@@ -42,7 +28,7 @@ impl TransitionCache {
         [first & !lane, rest[0], rest[1], rest[2]]
     }
 
-    /// Compared as numbers: what was just written in other widths is slow to be compared as bytes.
+    /// Compares word by word; comparing bytes that were just written with another width is slow.
     #[inline(always)]
     fn is(&self, at: usize, bits: &[u64; 4]) -> bool {
         let before = &self.before[at];
@@ -54,7 +40,7 @@ impl TransitionCache {
         (cell.writer >> 5 ^ cell.reader ^ cell.older) as usize % SIZE
     }
 
-    /// [`AccessCheck::check_cell`] of an operation's lane that reads.
+    /// [`AccessCheck::check_cell`] for a lane of an asynchronous operation that reads.
     #[inline(always)]
     pub(super) fn check_read(
         &mut self,
@@ -77,7 +63,7 @@ impl TransitionCache {
         }
     }
 
-    /// [`AccessCheck::check_cell_async`], always for the same lane.
+    /// [`AccessCheck::check_cell_async`]; one cache is always used for the same lane.
     #[inline(always)]
     pub(super) fn check_cell_async<const WRITES: bool>(
         &mut self,
@@ -97,7 +83,7 @@ impl TransitionCache {
         }
     }
 
-    /// Makes of the cell what was made of one like it, its writer's lane included.
+    /// Applies the cached transition of an equal cell (including its writer's lane); returns false if there is none.
     #[inline(always)]
     pub(super) fn recall(&self, cell: &mut Cell) -> bool {
         let at = TransitionCache::slot(cell);

@@ -1,15 +1,16 @@
-//! A warp's place in the order: its epoch and what each of its lanes knows.
+//! The clocks of a warp's lanes, its epoch, its fences, and what its strong reads have observed but no fence has
+//! acquired yet.
 
 use super::{AccessStrength, Agent, LANES, OwnerKey, VectorClock};
 
-/// Lanes that clock the same.
+/// Lanes that share a clock.
 #[derive(Clone, Debug)]
 struct Part {
     mask: u32,
     clock: VectorClock,
 }
 
-/// A memory fence that lanes have executed: what a later strong write of theirs releases.
+/// A memory fence that lanes executed: their later strong writes release the clock of this point.
 #[derive(Clone, Debug)]
 struct Fence {
     mask: u32,
@@ -18,7 +19,7 @@ struct Fence {
     epoch: u32,
 }
 
-/// What a strong read observed and a later fence of at least `scope` acquires.
+/// A clock that a strong read observed; a later fence of at least `scope` acquires it.
 #[derive(Clone, Debug)]
 struct Pending {
     mask: u32,
@@ -26,7 +27,7 @@ struct Pending {
     clock: VectorClock,
 }
 
-/// What lanes hand on at a barrier, by scope: see [`WarpClocks::fence_handoff`].
+/// The fences and observed clocks that lanes pass on at a barrier, by scope; see [`WarpClocks::fence_handoff`].
 #[derive(Clone, Debug, Default)]
 pub struct FenceHandoff {
     fences: Vec<(AccessStrength, VectorClock)>,
@@ -34,7 +35,7 @@ pub struct FenceHandoff {
 }
 
 impl FenceHandoff {
-    /// Adds another's.
+    /// Joins another handoff.
     pub fn join(&mut self, other: &FenceHandoff) {
         other.fences.iter().for_each(|(scope, clock)| add_scoped(&mut self.fences, *scope, clock));
         other.observed.iter().for_each(|(scope, clock)| add_scoped(&mut self.observed, *scope, clock));
@@ -48,17 +49,17 @@ fn add_scoped(list: &mut Vec<(AccessStrength, VectorClock)>, scope: AccessStreng
     }
 }
 
-/// The order of one warp's lanes. Lanes of a warp are not ordered among each other unless [`sync`](WarpClocks::sync) or
-/// something stronger orders them; a lane knows its own earlier accesses.
+/// The clocks of one warp's lanes. Lanes of a warp are not ordered with each other unless [`sync`](WarpClocks::sync) or
+/// something stronger orders them; each lane knows its own earlier accesses.
 #[derive(Clone, Debug)]
 pub struct WarpClocks {
     block: u32,
     key: OwnerKey,
     epoch: u32,
-    /// Lanes that exist.
+    /// Lanes that exist in this warp.
     lanes: u32,
     parts: Vec<Part>,
-    /// Up to which epoch each lane's own writes were fenced for the async proxy, by space.
+    /// For each space and lane, the epoch up to which the lane's own writes are visible to the async proxy.
     own_fenced: [[u32; LANES]; 2],
     has_fenced: [bool; 2],
     fences: Vec<Fence>,
@@ -66,8 +67,8 @@ pub struct WarpClocks {
 }
 
 impl WarpClocks {
-    /// Warp `warp` (below 32) of `block` with the lanes of `lanes`, at its start, when it knows `clock`
-    /// ([`VectorClock::empty`] but for a dependent launch).
+    /// Creates the clocks of warp `warp` (below 32) of `block` with the lanes `lanes`. `clock` is
+    /// [`VectorClock::empty`] unless the launch depends on an earlier one.
     pub fn new(block: u32, warp: u32, lanes: u32, clock: VectorClock) -> WarpClocks {
         let parts = vec![Part { mask: u32::MAX, clock }];
         let (key, epoch) = (block << 6 | warp, 1);
@@ -85,28 +86,29 @@ impl WarpClocks {
         }
     }
 
-    /// The epoch that accesses made now are stamped with.
+    /// Returns the current epoch, which stamps accesses.
     pub fn epoch(&self) -> u32 {
         self.epoch
     }
 
-    /// The block's linear index.
+    /// Returns the block's linear index.
     pub fn block(&self) -> u32 {
         self.block
     }
 
-    /// The agent of a lane.
+    /// Returns the agent of a lane.
     pub fn agent(&self, lane: u32) -> Agent {
         Agent(self.key << 5 | lane & 31)
     }
 
-    /// What `lane` knows, without its own accesses.
+    /// Returns the clock of `lane`, without its own accesses.
     pub fn clock(&self, lane: u32) -> &VectorClock {
         let of_lane = self.parts.iter().find(|part| part.mask >> (lane & 31) & 1 != 0);
         &of_lane.unwrap_or(&self.parts[0]).clock
     }
 
-    /// Whether `lane` knows the generic writes of `agent` up to `epoch` to be visible to the async proxy.
+    /// Returns true if the generic writes of `agent` up to `epoch` are visible to the async proxy, as far as `lane`
+    /// knows.
     pub fn is_fenced(&self, lane: u32, space: super::MemorySpace, agent: Agent, epoch: u32) -> bool {
         let own = agent == self.agent(lane) && self.own_fenced[space as usize][lane as usize & 31] >= epoch;
         own || self.clock(lane).is_visible_to_async_proxy(space, agent, epoch)
@@ -116,19 +118,19 @@ impl WarpClocks {
         self.key
     }
 
-    /// Lanes and what they clock; the masks are disjoint and cover all 32 lanes.
+    /// Returns the groups of lanes that share a clock; their masks are disjoint and cover all 32 lanes.
     #[inline(always)]
     pub(super) fn parts(&self) -> impl Iterator<Item = (u32, &VectorClock)> {
         self.parts.iter().map(|part| (part.mask, &part.clock))
     }
 
-    /// Up to which epoch `lane`'s own writes are visible to the async proxy.
+    /// Returns the epoch up to which `lane`'s own writes are visible to the async proxy.
     pub(super) fn own_fenced(&self, space: super::MemorySpace, lane: u32) -> u32 {
         self.own_fenced[space as usize][lane as usize]
     }
 
-    /// Ends the epoch of `lanes` and says what they clock together, their own accesses up to now included: what a barrier, an
-    /// mbarrier's arrival or a releasing write passes on.
+    /// Release: ends the epoch and returns the joined clock of `lanes`, including their own accesses so far. A barrier,
+    /// an mbarrier arrival or a releasing write passes it on.
     pub fn release(&mut self, lanes: u32) -> VectorClock {
         let mut clock = self.part_of(lanes).unwrap_or_else(|| VectorClock::empty(self.block));
         let parts = self.parts.iter().filter(|part| part.mask & lanes != 0).skip(1);
@@ -138,7 +140,7 @@ impl WarpClocks {
         clock
     }
 
-    /// Adds the accesses of `lanes` up to `epoch`, and those of their own writes that they fenced.
+    /// Adds the accesses of `lanes` up to `epoch`, and those of their own writes that are visible to the async proxy.
     fn add_own(&self, clock: &mut VectorClock, lanes: u32, epoch: u32) {
         clock.learn_mask(self.key, self.all_or(lanes), epoch);
         for space in 0..2 {
@@ -162,18 +164,18 @@ impl WarpClocks {
         }
     }
 
-    /// All 32 where all that exist are meant.
+    /// Returns all 32 lanes if `lanes` contains every lane that exists.
     fn all_or(&self, lanes: u32) -> u32 {
         if lanes & self.lanes == self.lanes { u32::MAX } else { lanes }
     }
 
-    /// `lanes` get to clock `clock`.
+    /// Acquire: joins `clock` into the clocks of `lanes`.
     pub fn acquire(&mut self, lanes: u32, clock: &VectorClock) {
         let lanes = self.all_or(lanes);
         self.change(lanes, |mine| mine.join(clock));
     }
 
-    /// `bar.warp.sync`: every lane of `lanes` gets to clock what all of them did and clock.
+    /// `bar.warp.sync`: every lane of `lanes` acquires what all of them released.
     pub fn sync(&mut self, lanes: u32) {
         let handoff = self.fence_handoff(lanes);
         let clock = self.release(lanes);
@@ -181,10 +183,11 @@ impl WarpClocks {
         self.accept_handoff(lanes, &handoff);
     }
 
-    /// What `lanes` hand on at a barrier beside what they clock: their fences, and what they observed. By the letter of the
-    /// memory model a fence counts for its own thread's accesses; but what a thread fenced before a barrier is visible to
-    /// whom a thread behind the barrier tells of it, and programs rely on it (each thread fences, the block meets, one
-    /// thread sets the flag; and the same backwards).
+    /// Returns the fences and observed clocks that `lanes` pass on at a barrier.
+    ///
+    /// In the PTX memory model a fence orders only its own thread's accesses. Programs, however, rely on fences before
+    /// a barrier: each thread fences, the block synchronises, one thread sets the flag (and the reverse for reading a
+    /// flag). The simulator accepts this pattern.
     pub fn fence_handoff(&self, lanes: u32) -> FenceHandoff {
         let mut handoff = FenceHandoff::default();
         for fence in self.fences.iter().filter(|fence| fence.mask & lanes != 0) {
@@ -200,11 +203,12 @@ impl WarpClocks {
         handoff
     }
 
-    /// `lanes` get what others [handoff on](WarpClocks::fence_handoff); to be told after they acquired what those clock.
+    /// Gives `lanes` what others [passed on](WarpClocks::fence_handoff). Call it after `lanes` acquired the clocks of
+    /// the others.
     pub fn accept_handoff(&mut self, lanes: u32, handoff: &FenceHandoff) {
         let lanes = self.all_or(lanes);
         for (scope, clock) in &handoff.fences {
-            // Epoch 0: none of their own accesses.
+            // Epoch 0 stands for no own accesses.
             match self.fences.iter_mut().find(|f| f.epoch == 0 && f.mask == lanes && f.scope == *scope) {
                 Some(fence) => fence.clock.join(clock),
                 None => self.fences.push(Fence { mask: lanes, scope: *scope, clock: clock.clone(), epoch: 0 }),
@@ -218,8 +222,8 @@ impl WarpClocks {
         }
     }
 
-    /// `fence.proxy.async` by `lanes`, for the spaces given: their own writes and all writes known to them become visible to
-    /// the async proxy.
+    /// `fence.proxy.async` by `lanes`, in the given spaces: makes their own writes, and all writes in their clocks,
+    /// visible to the async proxy.
     pub fn fence_proxy(&mut self, lanes: u32, shared: bool, global: bool) {
         let lanes = self.all_or(lanes);
         for (space, wanted) in [shared, global].into_iter().enumerate() {
@@ -234,8 +238,8 @@ impl WarpClocks {
         self.epoch += 1;
     }
 
-    /// `fence.acq_rel`, `fence.sc` or `membar` of `scope` by `lanes`: what they observed by strong reads is acquired, and
-    /// their next strong writes release what they did and clock now.
+    /// `fence.acq_rel`, `fence.sc` or `membar` of `scope` by `lanes`: acquires what their strong reads observed; their
+    /// next strong writes release the present clock.
     pub fn fence(&mut self, lanes: u32, scope: AccessStrength) {
         let lanes = self.all_or(lanes);
         for pending in std::mem::take(&mut self.pending) {
@@ -258,12 +262,12 @@ impl WarpClocks {
         self.epoch += 1;
     }
 
-    /// Whether any lane has a fence that its strong writes release.
+    /// Returns true if a lane has executed a fence that its strong writes release.
     pub(super) fn has_fences(&self) -> bool {
         !self.fences.is_empty()
     }
 
-    /// What `lane`'s fences let a strong write release, with each fence's scope.
+    /// Returns the clocks that a strong write of `lane` releases because of its fences, with each fence's scope.
     pub(super) fn fenced(&self, lane: u32) -> Vec<(AccessStrength, VectorClock)> {
         let of_lane = self.fences.iter().filter(|fence| fence.mask >> lane & 1 != 0);
         let whole = |fence: &Fence| {
@@ -276,7 +280,7 @@ impl WarpClocks {
         of_lane.map(whole).collect()
     }
 
-    /// `lane` observed `clock` by a strong read; a later fence of at least `scope` acquires it.
+    /// Records that `lane` observed `clock` by a strong read; a later fence of at least `scope` acquires it.
     pub(super) fn observe(&mut self, lane: u32, scope: AccessStrength, clock: &VectorClock) {
         match self.pending.iter_mut().find(|pending| pending.scope == scope && pending.clock.same(clock)) {
             Some(pending) => pending.mask |= 1 << lane,
@@ -284,7 +288,8 @@ impl WarpClocks {
         }
     }
 
-    /// Changes what `lanes` clock; splits parts that only some of them share and merges those that end up the same.
+    /// Changes the clocks of `lanes`: splits groups of which only some lanes change, and merges groups that end up with
+    /// the same clock.
     fn change(&mut self, lanes: u32, change: impl Fn(&mut VectorClock)) {
         for at in 0..self.parts.len() {
             let part = &mut self.parts[at];
@@ -324,8 +329,8 @@ impl WarpClocks {
     }
 }
 
-/// A barrier of a block: each participant's `lanes` release, and its waiting lanes (the third; a part of the second) acquire
-/// what all released. `bar.arrive` is a participant of which no lane waits.
+/// Executes a barrier. Each participant is a warp, its arriving lanes, and its waiting lanes (a subset). All arriving
+/// lanes release; the waiting lanes acquire what all released. For `bar.arrive` no lane waits.
 pub fn barrier(participants: &mut [(&mut WarpClocks, u32, u32)]) {
     let Some(first) = participants.iter().find_map(|(warp, lanes, _)| warp.part_of(*lanes)) else { return };
     let mut all = first.clone();
@@ -344,7 +349,7 @@ impl WarpClocks {
         self.parts.iter().find(|part| part.mask & lanes != 0).map(|part| part.clock.clone())
     }
 
-    /// [`release`](WarpClocks::release) joined into `all`, which knows what `first` does.
+    /// [`release`](WarpClocks::release) joined into `all`, which already contains `first`.
     fn release_into(&mut self, lanes: u32, first: &VectorClock, all: &mut VectorClock) {
         let differ = self.parts.iter().filter(|part| part.mask & lanes != 0 && !part.clock.same(first));
         differ.for_each(|part| all.join(&part.clock));
@@ -352,7 +357,7 @@ impl WarpClocks {
         self.epoch += 1;
     }
 
-    /// [`acquire`](WarpClocks::acquire) of what covers all that `lanes` clock.
+    /// [`acquire`](WarpClocks::acquire) of a clock that covers the clocks of `lanes`.
     fn acquire_all(&mut self, lanes: u32, all: &VectorClock) {
         let lanes = self.all_or(lanes);
         if all.block != self.block {

@@ -1,4 +1,6 @@
-//! The operands of a warpgroup's product: many bytes, written by few, read by four warps at once.
+//! Checks of wgmma operands in shared memory: many bytes, written by few warps, read by four warps at once.
+//!
+//! The first warp of a warpgroup checks all bytes and collects their writers; the other warps only check those writers.
 
 use super::access_check::{AccessCheck, UnattributedConflict};
 use super::access_lists::AccessRecord;
@@ -6,13 +8,14 @@ use super::cell::{CHUNK, CHUNK_SHIFT, Init, even_chunk};
 use super::transition_cache::TransitionCache;
 use super::{AccessStamp, AccessStrength, AsyncOpId, CheckContext, Conflict, NO_AGENT, ShadowMemory, WarpClocks};
 
-/// Who wrote the bytes of an operand, and where the first of each lie.
+/// The writers of an operand's bytes, each with the first offset that it wrote.
 #[derive(Clone, Debug, Default)]
 pub struct OperandWriters(Vec<(AccessRecord, u64)>);
 
 impl ShadowMemory {
-    /// The operation `op`, issued by `lane` of `warp`, will read `runs` (offset and bytes, multiples of 4): as
-    /// [`ShadowMemory::async_read`] of each, but at most one conflict a writer. Adds who wrote them to `writers`.
+    /// Checks that operation `op`, issued by `lane` of `warp`, may read `runs` (offset and bytes, multiples of 4), like
+    /// [`ShadowMemory::async_read`] of each run, but reports at most one conflict per writer. Adds the writers to
+    /// `writers`.
     #[expect(clippy::too_many_arguments, reason = "an access has this many properties")]
     pub fn read_wgmma_operand(
         &mut self,
@@ -45,7 +48,7 @@ impl ShadowMemory {
                 let first = ((start & (CHUNK - 1)) >> chunk.shift) as usize;
                 let count = ((end - start) >> chunk.shift) as usize;
                 for (step, cell) in chunk.cells[first..first + count].iter_mut().enumerate() {
-                    // Who wrote it stands in `writers` then.
+                    // The writer of an equal cell is already in `writers`.
                     if cache.recall(cell) {
                         continue;
                     }
@@ -88,7 +91,7 @@ impl ShadowMemory {
         self.recheck_wgmma_operand(writers, op, warp, lane, pc, cx, out);
     }
 
-    /// Another warp takes part in the same reading: whether it too knows the writers. At most one conflict a writer.
+    /// Checks that another warp of the same wgmma also knows the writers. Reports at most one conflict per writer.
     #[expect(clippy::too_many_arguments, reason = "an access has this many properties")]
     pub fn recheck_wgmma_operand(
         &self,
@@ -110,7 +113,7 @@ impl ShadowMemory {
 }
 
 impl OperandWriters {
-    /// Adds a write; the index of what stands for it.
+    /// Adds a write and returns the index of the entry that stands for it.
     fn add(&mut self, entry: AccessRecord, offset: u64) -> usize {
         let same = |old: &AccessRecord| (old.key, old.stamp, old.pc) == (entry.key, entry.stamp, entry.pc);
         match self.0.iter().rposition(|(old, _)| same(old)) {

@@ -6,7 +6,10 @@ use super::{Kernel, Program, ProgramError};
 use crate::ptx::ast::{Module, Operand};
 use std::collections::HashMap;
 
-/// Decodes a kernel and what it reaches.
+/// Decodes the kernel `name` and every function that it reaches.
+///
+/// # Errors
+/// Returns [`ProgramError::NoKernel`] if the module does not define the kernel.
 pub(super) fn decode_kernel(program: &Program, name: &str) -> Result<Kernel, ProgramError> {
     let module = &program.module;
     let entry = module.functions.iter().position(|f| f.kernel && !f.declaration && f.name == name);
@@ -62,7 +65,7 @@ pub(super) fn decode_kernel(program: &Program, name: &str) -> Result<Kernel, Pro
     Ok(kernel)
 }
 
-/// The functions that `entry` reaches by name, itself first.
+/// Returns the indices of the functions that `entry` reaches by name, `entry` first.
 fn reach(module: &Module, entry: usize) -> Vec<usize> {
     let defined: HashMap<&str, usize> = module
         .functions
@@ -80,7 +83,7 @@ fn reach(module: &Module, entry: usize) -> Vec<usize> {
             reached.push(i);
         }
     };
-    // A table of function pointers reaches what it names.
+    // A table of function pointers reaches every function that it names.
     for v in &module.variables {
         v.relocations.iter().for_each(|r| add(&r.symbol, &mut reached));
     }

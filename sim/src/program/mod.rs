@@ -1,4 +1,8 @@
-//! A module made ready to run: per kernel the functions it reaches, registers as rows, variables at addresses.
+//! A PTX module prepared for execution: the functions that each kernel reaches, their registers as rows, variables at
+//! addresses.
+//!
+//! [`Program::parse`] reads PTX text, [`Program::kernel`] decodes one kernel. [`op`] defines the decoded instructions,
+//! `decode` produces them.
 
 mod decode;
 mod kernel;
@@ -13,47 +17,48 @@ use crate::ptx::ast::{Module, ParseError, SourceLocation};
 use crate::regs::{Row, Slot};
 use op::DecodedInstruction;
 
-/// A parsed module.
+/// A parsed PTX module with addresses for its variables.
 #[derive(Clone, Debug)]
 pub struct Program {
     /// The syntax tree.
     pub module: Module,
-    /// `.global` and `.const` variables: name, address, bytes, initial bytes, constant.
+    /// The `.global` and `.const` variables.
     pub variables: Vec<ModuleVariable>,
 }
 
-/// A variable of the module in memory.
+/// A module-scope variable in memory.
 #[derive(Clone, Debug)]
 pub struct ModuleVariable {
-    /// Its name.
+    /// The variable's name.
     pub name: String,
-    /// Its address.
+    /// The variable's address.
     pub address: u64,
-    /// Its bytes at the start.
+    /// The variable's initial bytes.
     pub bytes: Vec<u8>,
-    /// `.const`: may not be written.
+    /// True for `.const`, which must not be written.
     pub constant: bool,
 }
 
-/// A kernel and the functions that it reaches.
+/// A decoded kernel and the functions that it reaches.
 #[derive(Clone, Debug)]
 pub struct Kernel {
-    /// Its symbol.
+    /// The function's symbol.
     pub name: String,
-    /// Function 0 is the kernel.
+    /// The functions; function 0 is the kernel itself.
     pub functions: Vec<FunctionCode>,
-    /// Bytes of its parameters.
+    /// Bytes of the kernel's parameters.
     pub param_bytes: u32,
-    /// Offset and size of each parameter.
+    /// Byte offset and size of each parameter.
     pub params: Vec<(u32, u32)>,
-    /// Static shared memory in bytes, as a multiprocessor would lay it out, without gaps.
+    /// Static shared memory in bytes, without the gaps that the simulator inserts.
     pub static_shared: u32,
-    /// Where dynamic shared memory begins.
+    /// Shared address of the first byte of dynamic shared memory.
     pub dynamic_shared: u32,
-    /// Addresses at which each static shared variable starts and ends, ascending. There are gaps between them, so that
-    /// accesses beyond one are told from accesses to the next.
+    /// Start and end address of each static shared variable, ascending. The gaps between them separate accesses past
+    /// the end of one variable from accesses to the next.
     pub shared_variables: Vec<(u32, u32)>,
-    /// The scratch of cooperative groups of several warps, one of these: zero when a block starts.
+    /// Start and end of the scratch of cooperative groups of several warps, which is one of the shared variables and
+    /// starts as zero in every block.
     pub group_scratch: Option<(u32, u32)>,
     /// `.maxntid`
     pub max_threads: Option<[u32; 3]>,
@@ -65,13 +70,13 @@ pub struct Kernel {
     pub cluster: Option<[u32; 3]>,
     /// `.maxnreg`
     pub max_registers: Option<u32>,
-    /// Names of functions that are declared and not defined.
+    /// Names of functions that are declared but not defined.
     pub unknown: Vec<String>,
-    /// Whether anything in it needs the order of asynchronous operations.
+    /// The architecture of `.target`, for example 90 for `sm_90a`.
     pub target: u32,
 }
 
-/// A special register that stays the same for a warp's whole life: filled in when its frame is made.
+/// A special register that is constant during a warp's life; its value is filled in when a frame is created.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs)]
 pub enum FixedRegister {
@@ -102,7 +107,7 @@ pub enum FixedRegister {
     Zero,
 }
 
-/// Rows that a new frame gets beside the constants.
+/// A value that a new frame needs besides its constants, because it depends on the warp.
 #[derive(Clone, Copy, Debug)]
 #[allow(missing_docs)]
 pub enum Relocation {
@@ -111,62 +116,62 @@ pub enum Relocation {
         which: FixedRegister,
         wide: bool,
     },
-    /// Local address of a `.local` variable: the frame's base plus this.
+    /// The address of a `.local` variable: the frame's base plus `offset`.
     Local {
         slot: Slot,
         offset: u32,
     },
 }
 
-/// A function's code.
+/// The decoded code of a function.
 #[derive(Clone, Debug, Default)]
 pub struct FunctionCode {
-    /// Its symbol.
+    /// The function's symbol.
     pub name: String,
-    /// The instructions.
+    /// The decoded instructions.
     pub instrs: Vec<DecodedInstruction>,
-    /// Index of the first instruction in the kernel-wide numbering that counters and findings use.
+    /// Index of the first instruction in the kernel-wide numbering (`pc`) that counters and findings use.
     pub first: u32,
-    /// For each instruction its line in the PTX text and its place in the source.
+    /// For each instruction, its line in the PTX text and its index into [`Module::source_locations`].
     pub lines: Vec<(u32, Option<u32>)>,
-    /// The text of each instruction's opcode.
+    /// The opcode text of each instruction.
     pub opcodes: Vec<Box<str>>,
-    /// Rows of a new frame: zero, constants filled in.
+    /// Initial rows of a frame, with the constants filled in.
     pub template: Vec<Row>,
-    /// Rows below this are registers: undefined at first.
+    /// Rows below this index are registers, which start undefined.
     pub register_rows: u32,
-    /// Predicates of a frame.
+    /// Number of predicates in a frame.
     pub predicates: u32,
-    /// Predicates below this are undefined at first; the values of all.
+    /// Initial values of all predicates.
     pub predicate_template: Vec<u32>,
-    /// Predicates below this are registers.
+    /// Predicates below this index are registers, which start undefined.
     pub register_predicates: u32,
-    /// Special registers and local addresses.
+    /// Special registers and addresses of local variables, which are filled in per warp.
     pub relocations: Vec<Relocation>,
     /// Bytes of `.local` variables.
     pub local_bytes: u32,
     /// Bytes of `.param` variables and formal parameters.
     pub param_bytes: u32,
-    /// What each instruction touches of wgmma's registers; empty without wgmma.
+    /// For each instruction, the wgmma registers that it reads and writes; empty in a function without wgmma.
     pub wgmma_uses: Vec<uses::WgmmaRegisterUse>,
-    /// Formal parameters.
+    /// The function's formal parameters.
     pub formals: Vec<op::CallArgument>,
-    /// Formal return values.
+    /// The function's formal return values.
     pub returns: Vec<op::CallArgument>,
 }
 
-/// Why a program cannot be made ready.
+/// Why a program cannot be prepared for execution.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ProgramError {
-    /// The text is not PTX.
+    /// The text is not valid PTX.
     #[error("{0}")]
     Parse(#[from] ParseError),
-    /// There is no such kernel.
+    /// The module has no kernel of this name.
     #[error("{name}: no such kernel; the module has {kernels}")]
     NoKernel {
-        /// What was asked for.
+        /// The requested name.
         name: String,
-        /// What there is.
+        /// The names of the module's kernels.
         kernels: String,
     },
     /// An operand does not fit its instruction.
@@ -185,37 +190,37 @@ impl Program {
         Program::from_module(crate::ptx::parse(text)?)
     }
 
-    /// Of a parsed (or changed) module.
+    /// Prepares a parsed (or mutated) module.
     pub fn from_module(module: Module) -> Result<Program, ProgramError> {
         let variables = symbols::module_variables(&module)?;
         Ok(Program { module, variables })
     }
 
-    /// The names of the kernels in the module.
+    /// Returns the names of the kernels in the module.
     pub fn kernels(&self) -> Vec<&str> {
         self.module.functions.iter().filter(|f| f.kernel && !f.declaration).map(|f| f.name.as_str()).collect()
     }
 
-    /// A kernel, decoded with all that it reaches.
+    /// Decodes a kernel and every function that it reaches.
     pub fn kernel(&self, name: &str) -> Result<Kernel, ProgramError> {
         kernel::decode_kernel(self, name)
     }
 
-    /// The place in the source of an instruction.
+    /// Returns the CUDA source location with this index.
     pub fn source_location(&self, index: u32) -> &SourceLocation {
         &self.module.source_locations[index as usize]
     }
 }
 
 impl Kernel {
-    /// The function and the offset of an instruction given by its kernel-wide number.
+    /// Returns the function and the offset within it of the instruction with kernel-wide number `pc`.
     pub fn locate(&self, pc: u32) -> (&FunctionCode, usize) {
         let i = self.functions.partition_point(|f| f.first <= pc).saturating_sub(1);
         let code = &self.functions[i];
         (code, (pc - code.first) as usize)
     }
 
-    /// Instructions of all functions.
+    /// Returns the number of instructions of all functions.
     pub fn instructions(&self) -> usize {
         self.functions.last().map_or(0, |f| f.first as usize + f.instrs.len())
     }

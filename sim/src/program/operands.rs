@@ -1,4 +1,4 @@
-//! OperandResolver to rows: registers, immediates, special registers and addresses of variables.
+//! Resolves PTX operands to rows and predicates: registers, immediates, special registers and addresses of variables.
 
 use super::op::{AddressOperand, AddressWindow, CallArgument};
 use super::rows::rows_of;
@@ -8,14 +8,14 @@ use crate::ptx::ast::{AddressBase, Function, Operand, Type};
 use crate::regs::{Row, Slot};
 use std::collections::HashMap;
 
-/// Turns the operands of one function into rows.
+/// Resolves the operands of one function and collects the constants of its frame.
 pub struct OperandResolver<'a> {
     /// The function.
     pub function: &'a Function,
-    /// What is being built.
+    /// The code that is being built.
     pub code: FunctionCode,
     layout: &'a Layout,
-    /// Row, or predicate, of each register.
+    /// First row (or predicate index) of each register.
     registers: Vec<u32>,
     constants: HashMap<(u128, u8), Slot>,
     constant_predicates: HashMap<bool, u32>,
@@ -27,7 +27,7 @@ pub struct OperandResolver<'a> {
 }
 
 impl<'a> OperandResolver<'a> {
-    /// Gives every register its row and every local variable its offset.
+    /// Assigns rows to registers and offsets to local variables and parameters.
     pub fn new(function: &'a Function, layout: &'a Layout) -> OperandResolver<'a> {
         let mut code = FunctionCode { name: function.name.clone(), ..FunctionCode::default() };
         let (mut registers, rows) = super::rows::assign(function);
@@ -104,17 +104,17 @@ impl<'a> OperandResolver<'a> {
         self.code.param_bytes = param;
     }
 
-    /// Names the line in errors.
+    /// Sets the PTX line that errors name.
     pub fn at_line(&mut self, line: u32) {
         self.line = line;
     }
 
-    /// An error at the current line.
+    /// Returns an error at the current line.
     pub fn error(&self, what: impl Into<String>) -> ProgramError {
         ProgramError::Operand { line: self.line, what: what.into() }
     }
 
-    /// The type of a register operand.
+    /// Returns the type of a register operand, `None` for other operands.
     pub fn register_type(&self, operand: &Operand) -> Option<Type> {
         match operand {
             Operand::Register(r) => Some(self.function.registers[*r as usize].ty),
@@ -122,12 +122,12 @@ impl<'a> OperandResolver<'a> {
         }
     }
 
-    /// Whether a register operand is 64 bits wide.
+    /// Returns true for a 64-bit register operand.
     pub fn is_wide(&self, operand: &Operand) -> bool {
         self.register_type(operand).is_some_and(|t| t.bits() == 64)
     }
 
-    /// A row that holds `value` in every lane; `rows` 1, 2 or 4.
+    /// Returns the first row of a constant that holds `value` in every lane; `rows` is 1, 2 or 4.
     pub fn constant(&mut self, value: u128, rows: u8) -> Slot {
         if let Some(&slot) = self.constants.get(&(value, rows)) {
             return slot;
@@ -150,7 +150,7 @@ impl<'a> OperandResolver<'a> {
         slot
     }
 
-    /// The predicate that is always `value`.
+    /// Returns a predicate that is `value` in every lane.
     pub fn constant_predicate(&mut self, value: bool) -> u32 {
         if let Some(&p) = self.constant_predicates.get(&value) {
             return p;
@@ -162,7 +162,7 @@ impl<'a> OperandResolver<'a> {
         p
     }
 
-    /// The row of a special register that never changes.
+    /// Returns the first row of a special register that never changes.
     pub fn fixed(&mut self, which: FixedRegister, wide: bool) -> Slot {
         if let Some(&slot) = self.fixed.get(&(which, wide)) {
             return slot;
@@ -179,7 +179,7 @@ impl<'a> OperandResolver<'a> {
         slot
     }
 
-    /// The row of a source operand read as `ty`.
+    /// Returns the first row of a source operand that is read as type `ty`.
     pub fn source(&mut self, operand: &Operand, ty: Type) -> Result<Slot, ProgramError> {
         let rows = rows_of(ty);
         match operand {
@@ -206,7 +206,7 @@ impl<'a> OperandResolver<'a> {
         }
     }
 
-    /// The row of a destination; `None` for `_`.
+    /// Returns the first row of a destination; `None` for `_`.
     pub fn destination(&mut self, operand: &Operand) -> Result<Option<Slot>, ProgramError> {
         match operand {
             Operand::Register(r) if self.function.registers[*r as usize].ty != Type::Pred => {
@@ -217,12 +217,12 @@ impl<'a> OperandResolver<'a> {
         }
     }
 
-    /// The row of a destination that must be there.
+    /// Returns the first row of a destination; `_` is an error.
     pub fn register(&mut self, operand: &Operand) -> Result<Slot, ProgramError> {
         self.destination(operand)?.ok_or_else(|| self.error("a register is needed, not _"))
     }
 
-    /// A predicate and whether it is negated.
+    /// Returns the index of a predicate operand, and whether it is negated.
     pub fn predicate(&mut self, operand: &Operand) -> Result<(u32, bool), ProgramError> {
         match operand {
             Operand::Register(r) if self.function.registers[*r as usize].ty == Type::Pred => {
@@ -236,12 +236,12 @@ impl<'a> OperandResolver<'a> {
         }
     }
 
-    /// The index of a predicate register.
+    /// Returns the index of a guard's predicate register.
     pub fn guard(&self, register: u32) -> u32 {
         self.registers[register as usize]
     }
 
-    /// An address operand and, for symbols, the window that the symbol lies in.
+    /// Resolves an address operand. For a symbol, the returned window is the one in which the symbol lies.
     pub fn address(
         &mut self,
         operand: &Operand,
@@ -256,7 +256,7 @@ impl<'a> OperandResolver<'a> {
         match base {
             AddressBase::Register(r) => {
                 let wide = self.function.registers[*r as usize].ty.bits() == 64;
-                // A kernel's `.param` address in a register is that of one of its own parameters.
+                // In a kernel, a `.param` address in a register points to the kernel's own parameters.
                 let own = window == AddressWindow::FrameParam && self.function.kernel;
                 let window = if own { AddressWindow::KernelParam } else { window };
                 Ok((AddressOperand { base: Some(self.registers[*r as usize]), wide, offset }, window))
@@ -278,7 +278,7 @@ impl<'a> OperandResolver<'a> {
         }
     }
 
-    /// Address within its window of a variable or parameter.
+    /// Returns the address, within its window, of a variable or parameter, and the window.
     fn locate(&self, name: &str) -> Option<(i64, AddressWindow)> {
         if let Some(&(offset, _)) = self.param_offsets.get(name) {
             return Some((offset as i64, AddressWindow::FrameParam));
@@ -297,7 +297,7 @@ impl<'a> OperandResolver<'a> {
         self.layout.functions.get(name).map(|&a| (a as i64, AddressWindow::Global))
     }
 
-    /// Offset and size of a `.param` variable of this function.
+    /// Returns offset and size of a `.param` variable of this function.
     pub fn param_variable(&self, name: &str) -> Option<(u32, u32)> {
         self.param_offsets.get(name).copied()
     }
@@ -327,7 +327,7 @@ impl<'a> OperandResolver<'a> {
             Some((base, c)) => (base, ["x", "y", "z", "w"].iter().position(|x| *x == c).unwrap_or(3) as u8),
             None => (name, 0),
         };
-        // What the driver provides for cooperative groups.
+        // Registers by which the driver hands cooperative groups their memory.
         let rows = if wide { 2 } else { 1 };
         match base {
             "envreg1" | "envreg2" => {
@@ -378,7 +378,7 @@ impl<'a> OperandResolver<'a> {
     }
 }
 
-/// An integer literal as `ty` holds it; a float type takes the bits of the number.
+/// Returns the bits of an integer literal in type `ty`; a float type takes the bits of the converted number.
 fn truncate(value: i64, ty: Type) -> u128 {
     match ty {
         Type::F32 => u128::from((value as f32).to_bits()),
@@ -393,7 +393,7 @@ fn truncate(value: i64, ty: Type) -> u128 {
     }
 }
 
-/// A float literal as `ty` holds it: untyped types take the bits.
+/// Returns the bits of a float literal in type `ty`; untyped types take the literal's own bits.
 fn float_bits(value: f64, bits32: Option<u32>, ty: Type) -> u128 {
     match ty {
         Type::F16 => u128::from(half::f16::from_f64(value).to_bits()),

@@ -1,14 +1,14 @@
-//! Which rows of a frame each register has. Compilers name a register for nearly every value, thousands in all; those that
-//! live within one basic block take turns, so that a warp's registers stay in the processor's caches.
+//! Assigns rows of the frame to registers. Compilers use a new register for nearly every value, thousands per function;
+//! registers that live within one basic block share rows, so that a warp's registers fit into the processor's caches.
 //!
-//! Only registers whose every use comes after an unguarded write in the same block share, so that "never written" is still
-//! told from "written": whoever reads such a register reads its own value, in every lane, whatever other lanes do meanwhile.
+//! A register shares rows only if an unguarded write precedes every use in the same block. Reads of registers that were
+//! never written are therefore still detected, and each register keeps its value in every lane until its last use.
 
 use super::uses::{destinations, is_copy, registers};
 use crate::ptx::ast::{Function, Operand, Type};
 use std::collections::HashMap;
 
-/// Rows of a register of this type.
+/// Returns the number of rows of a register of type `ty`.
 pub fn rows_of(ty: Type) -> u8 {
     match ty.bits() {
         0..=32 => 1,
@@ -17,18 +17,18 @@ pub fn rows_of(ty: Type) -> u8 {
     }
 }
 
-/// What is known of a register.
+/// The range of instructions in which a register is used.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Life {
-    /// It has not occurred.
+    /// Not used so far.
     Unseen,
-    /// It occurs in this block only, between these instructions.
+    /// Used in one basic block only, from instruction `first` to `last`.
     Within { block: usize, first: usize, last: usize },
-    /// It has rows of its own.
+    /// Must not share its rows.
     Own,
 }
 
-/// The first row of each register (0 for predicates), and how many rows there are.
+/// Returns the first row of each register (0 for predicates) and the total number of rows.
 pub(super) fn assign(function: &Function) -> (Vec<u32>, u32) {
     let lives = lives(function);
     let width = |r: usize| rows_of(function.registers[r].ty);
@@ -54,7 +54,7 @@ pub(super) fn assign(function: &Function) -> (Vec<u32>, u32) {
             let last_freed = free.get_mut(&width(r)).and_then(Vec::pop);
             rows[r] = last_freed.unwrap_or_else(|| fresh(width(r)));
         }
-        // Only now: what an instruction writes lies apart from what it reads.
+        // Free the rows after the allocation, so that an instruction's destination never overlaps its sources.
         end.iter().for_each(|&r| free.entry(width(r)).or_default().push(rows[r]));
     }
     (rows, total)
@@ -76,7 +76,7 @@ fn lives(function: &Function) -> Vec<Life> {
         let mut addresses = Vec::new();
         i.operands[written..].iter().for_each(|o| registers(function, o, &mut reads, &mut addresses));
         reads.append(&mut addresses);
-        // What other frames or products in flight know by its row keeps it.
+        // Registers that calls or asynchronous wgmma access by row keep their rows.
         let named = i.opcode.starts_with("call")
             || wgmma && (i.opcode.starts_with("wgmma.") || is_copy(function, i))
             || i.operands.iter().any(|o| matches!(o, Operand::Component(..)));
@@ -92,7 +92,7 @@ fn lives(function: &Function) -> Vec<Life> {
     lives
 }
 
-/// Whether each instruction begins a basic block.
+/// For each instruction, returns true if it begins a basic block.
 fn leaders(function: &Function) -> Vec<bool> {
     let mut leads = vec![false; function.body.len() + 1];
     leads[0] = true;
@@ -123,7 +123,7 @@ mod tests {
         crate::ptx::parse(&text).expect("it parses").functions.remove(0)
     }
 
-    /// Rows of %r1 to %r4.
+    /// Returns the rows of %r1 to %r4.
     fn rows(body: &str) -> [u32; 4] {
         let function = function(body);
         let (rows, _) = assign(&function);
@@ -134,21 +134,21 @@ mod tests {
     }
 
     #[test]
-    fn registers_of_one_block_take_turns() {
+    fn registers_of_one_block_share_rows() {
         let [a, b, c, d] =
             rows("mov.b32 %r1, 1;\nadd.s32 %r2, %r1, %r1;\nadd.s32 %r3, %r2, %r2;\nadd.s32 %r4, %r3, %r3;");
         assert!(a != b && b != c && a == c && b == d);
     }
 
     #[test]
-    fn those_that_may_be_undefined_or_go_on_do_not() {
+    fn registers_that_may_be_undefined_or_leave_the_block_do_not_share_rows() {
         let distinct = |body: &str| {
             let mut all = rows(body).to_vec();
             all.sort_unstable();
             all.dedup();
             assert_eq!(all.len(), 4, "{body}");
         };
-        // Guarded first writes, reads before writes, uses in another block, and a loop.
+        // A guarded first write, a read before the write, a use in another block, a loop.
         distinct("@%p1 mov.b32 %r1, 1;\nadd.s32 %r2, %r1, 1;\n@%p1 mov.b32 %r3, 1;\n@%p1 mov.b32 %r4, %r3;");
         distinct("add.s32 %r1, %r1, 1;\nadd.s32 %r2, %r2, 1;\nadd.s32 %r3, %r3, 1;\nadd.s32 %r4, %r4, 1;");
         distinct(
@@ -160,9 +160,10 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever straight code with labels in it: no two registers whose values are both still to be read share a row.
+        /// In random straight-line code with labels, two registers that both hold a value still to be read never share
+        /// a row.
         #[test]
-        fn no_row_holds_two_values(code in prop::collection::vec((0u32..9, 0u32..9, 0u32..5, 0u32..5, 0u32..8), 1..40)) {
+        fn no_row_holds_two_live_values(code in prop::collection::vec((0u32..9, 0u32..9, 0u32..5, 0u32..5, 0u32..8), 1..40)) {
             let mut body = String::new();
             for (n, (to, from, wide, other, what)) in code.iter().enumerate() {
                 body += &match what {
@@ -176,7 +177,7 @@ mod tests {
             }
             let function = function(&body);
             let (rows, total) = assign(&function);
-            // Who wrote each row last, along the code without its branches taken.
+            // The register that wrote each row last, when no branch is taken.
             let mut holds: Vec<Option<u32>> = vec![None; total as usize];
             for i in &function.body {
                 let (mut reads, mut writes, mut none) = (Vec::new(), Vec::new(), Vec::new());

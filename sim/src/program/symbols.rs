@@ -5,28 +5,28 @@ use crate::layout;
 use crate::ptx::ast::{AddressBase, Function, Module, Operand, StateSpace, Variable};
 use std::collections::HashMap;
 
-/// Where names lie.
+/// Addresses of the names that a kernel can use.
 #[derive(Debug, Default)]
 pub struct Layout {
-    /// Shared variables that the kernel reaches: address in the block's shared window.
+    /// Shared variables of the kernel: address in the block's shared window.
     pub shared: HashMap<String, u32>,
-    /// `.global` and `.const` variables.
+    /// Addresses of `.global` and `.const` variables.
     pub module: HashMap<String, u64>,
-    /// Functions.
+    /// Addresses of functions.
     pub functions: HashMap<String, u64>,
-    /// The kernel's parameters: offset and size.
+    /// The kernel's parameters: byte offset and size.
     pub params: HashMap<String, (u32, u32)>,
 }
 
-/// The variable for what `%envreg1` and `%envreg2` point to: the driver's workspace of a cooperative launch, by which
-/// cooperative groups make grid-wide barriers (a size, and a barrier that starts at zero).
+/// Name of the variable to which `%envreg1` and `%envreg2` point: the driver's workspace of a cooperative launch,
+/// through which cooperative groups synchronise the grid (a size, and a barrier that starts at zero).
 pub(super) const GRID_WORKSPACE: &str = "%grid_workspace";
-/// The part of shared memory that `%reserved_smem_offset_1` points to: scratch of cooperative groups of several warps.
+/// Name of the shared memory to which `%reserved_smem_offset_1` points: scratch of cooperative groups of several warps.
 pub(super) const GROUP_SCRATCH: &str = "%group_scratch";
-/// Its bytes. The barriers come first and start at zero.
+/// Bytes of [`GROUP_SCRATCH`]. The barriers come first and start at zero.
 const GROUP_SCRATCH_BYTES: u32 = 288;
 
-/// Addresses and bytes of the module's `.global` and `.const` variables.
+/// Assigns addresses to the module's `.global` and `.const` variables and computes their initial bytes.
 pub fn module_variables(module: &Module) -> Result<Vec<ModuleVariable>, ProgramError> {
     let mut at = layout::MODULE + 256;
     let mut out: Vec<ModuleVariable> = Vec::new();
@@ -37,7 +37,7 @@ pub fn module_variables(module: &Module) -> Result<Vec<ModuleVariable>, ProgramE
         let mut bytes = v.init.clone();
         bytes.resize(v.size as usize, 0);
         out.push(ModuleVariable { name: v.name.clone(), address: at, bytes, constant: v.space == StateSpace::Const });
-        // Far from the next, so that indices past the end do not hit it.
+        // Leave a gap of 1 MiB, so that an index past the end does not hit the next variable.
         at += v.size + (1 << 20);
     }
     if module.functions.iter().any(|f| names_special(f, "envreg1")) {
@@ -66,7 +66,7 @@ pub fn module_variables(module: &Module) -> Result<Vec<ModuleVariable>, ProgramE
     Ok(out)
 }
 
-/// Whether an instruction of the function reads this special register.
+/// Returns true if an instruction of the function reads the special register `name`.
 fn names_special(function: &Function, name: &str) -> bool {
     let names = |o: &Operand| matches!(o, Operand::Special(special) if special == name);
     function.body.iter().any(|i| i.operands.iter().any(names))
@@ -76,20 +76,20 @@ pub(super) fn function_address(index: usize) -> u64 {
     layout::FUNCTION + 16 * (index as u64 + 1)
 }
 
-/// A kernel's shared variables.
+/// Addresses of a kernel's shared variables.
 #[derive(Default)]
 pub(super) struct SharedLayout {
-    /// Bytes of the static ones without gaps.
+    /// Bytes of the static variables, without gaps.
     pub bytes: u32,
-    /// Where each static one starts and ends.
+    /// Start and end of each static variable.
     pub variables: Vec<(u32, u32)>,
-    /// Where the dynamic ones start.
+    /// Start of dynamic shared memory.
     pub dynamic: u32,
-    /// Scratch of cooperative groups.
+    /// Start and end of the scratch of cooperative groups.
     pub scratch: Option<(u32, u32)>,
 }
 
-/// Gives the shared variables that the functions name their addresses.
+/// Assigns addresses to the shared variables that the reached functions name.
 pub(super) fn place_shared(module: &Module, reached: &[usize], layout: &mut Layout) -> SharedLayout {
     let mut named = std::collections::HashSet::new();
     for &f in reached {
@@ -120,8 +120,9 @@ pub(super) fn place_shared(module: &Module, reached: &[usize], layout: &mut Layo
         .collect();
     let mut placed = SharedLayout::default();
     let statics = || all.iter().filter(|v| v.size > 0);
-    // Gaps, so that an index past the end of one does not hit the next. A KiB each: addresses keep their banks and their place
-    // in the patterns of swizzles. None where descriptors of 18-bit addresses would no longer reach.
+    // Leave 1 KiB between variables, so that an index past the end does not hit the next one, while addresses keep
+    // their banks and their position in swizzle patterns. Leave no gap where 18-bit wgmma descriptors could not reach
+    // the end any more.
     let natural: u32 = statics().map(|v| v.size as u32 + v.align).sum();
     let gap = if natural + 1024 * all.len() as u32 <= 16 << 10 { 1024 } else { 0 };
     let mut at = layout::SHARED_START;
@@ -134,7 +135,7 @@ pub(super) fn place_shared(module: &Module, reached: &[usize], layout: &mut Layo
         at += v.size as u32;
     }
     at += gap;
-    // Not part of what the kernel declares: the system's own.
+    // System memory, which is not part of the kernel's declared shared memory.
     if reached.iter().any(|&f| names_special(&module.functions[f], "reserved_smem_offset_1")) {
         let start = at.next_multiple_of(16);
         at = start + GROUP_SCRATCH_BYTES;
@@ -144,8 +145,8 @@ pub(super) fn place_shared(module: &Module, reached: &[usize], layout: &mut Layo
         at += gap;
     }
     let align = all.iter().filter(|v| v.size == 0).map(|v| v.align).max().unwrap_or(16).max(16);
-    // The driver promises no more than the declared alignment; 1024 here, so that kernels which count on the whole pattern of a
-    // 128-byte swizzle run as they do in practice.
+    // The driver promises only the declared alignment. Use at least 1024 bytes, because kernels that rely on the whole
+    // pattern of a 128-byte swizzle work in practice.
     let dynamic =
         if all.iter().any(|v| v.size == 0) { at.next_multiple_of(align.max(1024)) } else { at.next_multiple_of(align) };
     for v in all.iter().filter(|v| v.size == 0) {

@@ -1,31 +1,31 @@
-//! Which registers of wgmma (accumulators, and A from registers) each instruction touches: wgmma works on them
-//! asynchronously, so that other instructions have to keep away.
+//! Finds the wgmma registers (accumulators, and A from registers) that each instruction reads or writes. wgmma accesses
+//! them asynchronously, so other instructions must not touch them before `wgmma.wait_group`.
 
 use super::op::{DecodedInstruction, Op};
 use crate::ptx::ast::{AddressBase, Function, Instruction, Operand, Type};
 use crate::regs::Slot;
 use std::collections::HashSet;
 
-/// What an instruction does with the registers that some wgmma of the function uses; empty for most.
+/// The wgmma registers that one instruction reads and writes; empty for most instructions.
 #[derive(Clone, Debug, Default)]
 pub struct WgmmaRegisterUse {
-    /// Registers read.
+    /// First rows of the registers read.
     pub reads: Box<[Slot]>,
-    /// Registers written.
+    /// First rows of the registers written.
     pub writes: Box<[Slot]>,
-    /// It only moves a register or a constant: compilers rename accumulators so.
+    /// True if the instruction only moves a register or a constant; compilers rename accumulators this way.
     pub copies: bool,
 }
 
 impl WgmmaRegisterUse {
-    /// Whether it touches none.
+    /// Returns true if the instruction touches no wgmma register.
     #[inline(always)]
     pub fn is_empty(&self) -> bool {
         self.reads.is_empty() && self.writes.is_empty()
     }
 }
 
-/// For each instruction of a function what it touches; nothing at all for a function without wgmma.
+/// Returns the wgmma register use of each instruction; empty for a function without wgmma.
 pub(super) fn watches(
     function: &Function,
     instrs: &[DecodedInstruction],
@@ -49,7 +49,7 @@ pub(super) fn watches(
             _ => None,
         })
         .collect();
-    // Copies of accumulators, and what accumulators are copies of.
+    // Add the copies of accumulators and the registers from which accumulators are copied.
     loop {
         let before = watched.len();
         for (to, from) in &moves {
@@ -79,7 +79,7 @@ pub(super) fn watches(
     out
 }
 
-/// How many of the first operands are destinations.
+/// Returns how many of the first operands are destinations.
 pub(super) fn destinations(i: &Instruction) -> usize {
     let base = i.opcode.split('.').next().unwrap_or("");
     match base {
@@ -93,7 +93,7 @@ pub(super) fn destinations(i: &Instruction) -> usize {
     }
 }
 
-/// A move between 32-bit registers, or of a constant into one.
+/// Returns true for a move between 32-bit registers, or of a constant into one.
 pub(super) fn is_copy(function: &Function, i: &Instruction) -> bool {
     let narrow = |o: &Operand| match o {
         Operand::Register(r) => {
@@ -108,7 +108,7 @@ pub(super) fn is_copy(function: &Function, i: &Instruction) -> bool {
     i.opcode.starts_with("mov.") && i.operands.len() == 2 && i.operands.iter().all(narrow)
 }
 
-/// The registers of an operand; those of its addresses go to `addresses`.
+/// Collects the registers of an operand in `out`, and those of its addresses in `addresses`.
 pub(super) fn registers(function: &Function, operand: &Operand, out: &mut Vec<u32>, addresses: &mut Vec<u32>) {
     match operand {
         Operand::Register(r) if function.registers[*r as usize].ty != Type::Pred => out.push(*r),

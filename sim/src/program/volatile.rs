@@ -1,14 +1,16 @@
-//! Whether the `volatile` accesses of shared memory in a function are flags or data.
+//! Decides whether the `volatile` accesses of a function to shared memory are flags (synchronisation) or data.
 //!
-//! The PTX ISA gives `volatile` the order of `.relaxed.sys`, so that two such accesses are never a data race by its memory
-//! model. Yet reductions and scans in the old style declare their *data* so and need barriers all the same, which racecheck tools
-//! report as well. What is a flag decides something: a branch depends on it. Where nothing does, it is data.
+//! The PTX ISA gives `volatile` the order of `.relaxed.sys`, so two such accesses are never a data race in its memory
+//! model. Old-style reductions and scans, however, declare their *data* `volatile` and still need barriers, which
+//! racecheck tools report too. A loaded flag influences control flow: a branch depends on it. If no branch depends on
+//! the loaded values, they are data.
 
 use crate::ptx::ast::{Function, Instruction, Operand};
 use std::collections::HashSet;
 
-/// Whether all that the function reads from shared memory by strong loads is only data, so that `volatile` orders nothing there.
-/// A function that calls others, or does atomic operations that may be on shared memory, is taken to use flags.
+/// Returns true if no branch depends on a value that the function loads from shared memory by a strong load; `volatile`
+/// then orders nothing. A function that calls others, or that may perform atomics on shared memory, is assumed to use
+/// flags.
 pub(super) fn is_data(function: &Function) -> bool {
     let part = |i: &Instruction, p: &str| i.opcode.split('.').any(|q| q == p);
     let shared = |i: &Instruction| part(i, "shared") || part(i, "shared::cta");
@@ -25,7 +27,7 @@ pub(super) fn is_data(function: &Function) -> bool {
         return false;
     }
     let strong = |i: &Instruction| ["volatile", "relaxed", "acquire"].iter().any(|s| part(i, s)) && !elsewhere(i);
-    // Registers that depend on what such a load read.
+    // Registers that depend on a value read by such a load.
     let mut tainted: HashSet<u32> = HashSet::new();
     loop {
         let before = tainted.len();
@@ -48,7 +50,7 @@ pub(super) fn is_data(function: &Function) -> bool {
     }
 }
 
-/// The registers whose values an operand is, predicates too; not those of an address.
+/// Collects the registers (and predicates) whose values an operand reads, without registers of addresses.
 fn values(operand: &Operand, out: &mut Vec<u32>) {
     match operand {
         Operand::Register(r) | Operand::Not(r) | Operand::Component(r, _) => out.push(*r),

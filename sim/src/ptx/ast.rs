@@ -1,11 +1,11 @@
-//! What the parser makes of a PTX module: names resolved to indices, scopes flattened, opcodes still text.
+//! The syntax tree of a PTX module: names are resolved to indices, scopes are flattened, opcodes are still text.
 //!
 //! Source: PTX ISA 9.0, chapters 4 (syntax), 5 (state spaces, types, variables), 7 (functions) and 11 (directives).
 
-/// A register, numbered within its function: index into [`Function::registers`].
+/// Index of a register in [`Function::registers`].
 pub type Register = u32;
 
-/// A module, one translation unit of PTX.
+/// A PTX module (one translation unit).
 #[derive(Clone, Debug, Default)]
 pub struct Module {
     /// `.version`, for example (9, 0).
@@ -16,10 +16,10 @@ pub struct Module {
     pub files: Vec<(u32, String)>,
     /// Variables at module scope (`.global`, `.const`, `.shared`; `extern .shared x[]` has `count` 0).
     pub variables: Vec<Variable>,
-    /// Functions with and without a body (`vprintf`, `__assertfail` come without); each name once, its definition if there
-    /// is one.
+    /// Functions with and without a body (`vprintf` and `__assertfail` have none). Each name occurs once; a definition
+    /// replaces declarations.
     pub functions: Vec<Function>,
-    /// Places in the CUDA source, for [`Instruction::location`].
+    /// CUDA source locations, indexed by [`Instruction::location`].
     pub source_locations: Vec<SourceLocation>,
 }
 
@@ -65,7 +65,7 @@ pub enum Type {
 }
 
 impl Type {
-    /// The type of this name, without its dot.
+    /// Parses a type name without its dot.
     pub fn named(name: &str) -> Option<Type> {
         Some(match name {
             "pred" => Type::Pred,
@@ -97,7 +97,7 @@ impl Type {
         matches!(self, Type::S8 | Type::S16 | Type::S32 | Type::S64)
     }
 
-    /// Bits of a value; predicates have 1.
+    /// Returns the bits of a value; a predicate has 1.
     pub fn bits(self) -> u32 {
         match self {
             Type::Pred => 1,
@@ -113,65 +113,66 @@ impl Type {
 /// A variable in memory.
 #[derive(Clone, Debug)]
 pub struct Variable {
-    /// Unique within the module for module-scope variables, within the function for others (scopes are flattened by
-    /// renaming).
+    /// The name; unique within the module for module-scope variables, within the function for others (scopes are
+    /// flattened by renaming).
     pub name: String,
-    /// Where it lives.
+    /// The state space.
     pub space: StateSpace,
     /// Alignment in bytes.
     pub align: u32,
     /// Size in bytes; 0 for `extern … x[]`.
     pub size: u64,
-    /// Initial bytes (shorter than `size`: the rest is zero for `.global` and `.const`); empty when there is none.
+    /// Initial bytes; the rest of a `.global` or `.const` variable is zero. Empty without an initialiser.
     pub init: Vec<u8>,
-    /// Addresses in the initialiser: at byte offset, of which symbol, plus what, generic or not.
+    /// Addresses of symbols that the initialiser contains.
     pub relocations: Vec<AddressInitializer>,
-    /// `.extern` and defined nowhere in the module: memory of another module, or dynamic shared memory when `size` is 0.
+    /// True for `.extern` without a definition in the module: memory of another module, or dynamic shared memory if
+    /// `size` is 0.
     pub external: bool,
 }
 
-/// An address inside an initialiser.
+/// The address of a symbol inside an initialiser.
 #[derive(Clone, Debug)]
 pub struct AddressInitializer {
     /// Byte offset in the variable.
     pub at: u64,
-    /// Symbol whose address goes there, little endian.
+    /// The symbol whose address is stored, little endian.
     pub symbol: String,
-    /// How many bytes of the address are stored: 8, or fewer in an array of smaller elements.
+    /// Bytes of the address that are stored: 8, or fewer in an array of smaller elements.
     pub width: u8,
-    /// The address is shifted right by this many bits first: `0xFF00(symbol)` stores bits 8 to 16 (mask operator of section 5.4.4).
+    /// Right shift of the address in bits: `0xFF00(symbol)` stores bits 8 to 16 (mask operator of section 5.4.4).
     pub shift: u8,
-    /// Added to it.
+    /// Added to the address.
     pub addend: i64,
-    /// `generic(symbol)`.
+    /// True for `generic(symbol)`.
     pub generic: bool,
 }
 
 /// A formal parameter or return value.
 #[derive(Clone, Debug)]
 pub struct Param {
-    /// Its name.
+    /// The parameter's name.
     pub name: String,
     /// Size in bytes.
     pub size: u32,
     /// Alignment in bytes.
     pub align: u32,
-    /// A `.reg` parameter: the register; else it is in `.param` space.
+    /// The register of a `.reg` parameter; `None` for one in `.param` space.
     pub register: Option<Register>,
 }
 
 /// A kernel (`.entry`) or function (`.func`).
 #[derive(Clone, Debug, Default)]
 pub struct Function {
-    /// Its symbol.
+    /// The function's symbol.
     pub name: String,
     /// `.entry`
     pub kernel: bool,
-    /// Without a body: declared here, defined nowhere in the module.
+    /// True if the module declares the function without defining it.
     pub declaration: bool,
     /// `.noreturn`
     pub noreturn: bool,
-    /// Those calls in [`Self::body`] (indices, ascending) after which nothing runs, since what they call is `.noreturn`.
+    /// Indices (ascending) of the calls in [`Self::body`] that do not return, because the callee is `.noreturn`.
     pub noreturn_calls: Vec<u32>,
     /// Formal return values.
     pub returns: Vec<Param>,
@@ -189,9 +190,9 @@ pub struct Function {
     pub cluster: Option<[u32; 3]>,
     /// `.explicitcluster`
     pub explicit_cluster: bool,
-    /// All registers, of all scopes, with their types.
+    /// All registers of all scopes, with their types.
     pub registers: Vec<RegisterDecl>,
-    /// `.local`, `.shared` and `.param` variables declared inside, of all scopes.
+    /// `.local`, `.shared` and `.param` variables declared inside the function, of all scopes.
     pub variables: Vec<Variable>,
     /// The instructions in order.
     pub body: Vec<Instruction>,
@@ -200,22 +201,22 @@ pub struct Function {
 /// A declared register.
 #[derive(Clone, Debug)]
 pub struct RegisterDecl {
-    /// Its name as written (`%r17`, `%v.x` for a component of a vector register); may repeat between scopes.
+    /// The name as written (`%r17`, or `%v.x` for a component of a vector register); may repeat between scopes.
     pub name: String,
-    /// Its type.
+    /// The register's type.
     pub ty: Type,
 }
 
 /// An instruction.
 #[derive(Clone, Debug)]
 pub struct Instruction {
-    /// `@p` or `@!p`: the register and whether it is negated.
+    /// The guard `@p` or `@!p`: the register, and whether it is negated.
     pub guard: Option<(Register, bool)>,
-    /// The dotted opcode as written, for example `ld.global.nc.v4.f32`; for `call` with `.uni` and so on as well.
+    /// The dotted opcode as written, for example `ld.global.nc.v4.f32`; for `call`, including `.uni` and so on.
     pub opcode: String,
-    /// The operands in the order written, destination first. Those of `call` are always a [`Operand::List`] of return
-    /// values (empty when there is none), the function (a symbol or a register), a list of arguments and, where written,
-    /// the symbol of a `.callprototype` or the list of symbols of `.calltargets`.
+    /// The operands as written, destination first. Operands of `call` are always an [`Operand::List`] of return values
+    /// (empty without any), the function (a symbol or a register), a list of arguments and, if written, the symbol of a
+    /// `.callprototype` or the list of symbols of `.calltargets`.
     pub operands: Vec<Operand>,
     /// Index into [`Module::source_locations`]; `None` before the first `.loc` or without line information.
     pub location: Option<u32>,
@@ -228,11 +229,11 @@ pub struct Instruction {
 pub enum Operand {
     /// A register.
     Register(Register),
-    /// `!%p`, in the combining operand of `setp` and the like.
+    /// `!%p`: a negated predicate, as in the combining operand of `setp`.
     Not(Register),
-    /// A special register with its component, for example `tid.x`, `laneid`, `clock64`, `cluster_ctarank`; without the `%`.
+    /// A special register with its component, without the `%`: `tid.x`, `laneid`, `clock64`, `cluster_ctarank`.
     Special(String),
-    /// An integer literal (also `WARP_SZ`, `true`, `false` and folded constant expressions), as 64 bits.
+    /// An integer literal (also `WARP_SZ`, `true`, `false` and constant expressions), as 64 bits.
     Integer(i64),
     /// `0f3F800000`: the bits of an f32.
     Float32(u32),
@@ -242,8 +243,8 @@ pub enum Operand {
     Symbol(String, i64),
     /// `[base + offset]`.
     Address(AddressBase, i64),
-    /// `[map, {c0, c1}]` of tensor instructions: the coordinates. What else follows in the brackets (`[texture, sampler,
-    /// {…}]`) comes as it is written, with the vector as a vector.
+    /// `[map, {c0, c1}]` of tensor instructions: the map and its coordinates. Other bracketed lists (`[texture,
+    /// sampler, {…}]`) are stored as written, with the vector as a vector.
     TensorAddress(AddressBase, i64, Vec<Operand>),
     /// `{a, b, c, d}`.
     Vector(Vec<Operand>),
@@ -257,8 +258,8 @@ pub enum Operand {
     Labels(Vec<u32>),
     /// The parenthesised lists of a `call`: return values, or arguments.
     List(Vec<Operand>),
-    /// `%v.x`-style component `0..4` of a vector register. The parser declares a register for each component instead, and
-    /// resolves `%v.x` to it and `%v` to their [`Operand::Vector`].
+    /// Component `0..4` of a vector register. The parser does not produce it: it declares a register per component, and
+    /// resolves `%v.x` to that register and `%v` to an [`Operand::Vector`].
     Component(Register, u8),
 }
 
@@ -273,16 +274,17 @@ pub enum AddressBase {
     Absolute,
 }
 
-/// A place in CUDA source, from `.loc`.
+/// A CUDA source location from `.loc`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct SourceLocation {
     /// The number of the file, as in [`Module::files`].
     pub file: u32,
-    /// Its line, from 1.
+    /// The line, from 1.
     pub line: u32,
-    /// Its column.
+    /// The column.
     pub column: u32,
-    /// The place this one was inlined at (`inlined_at` of `.loc`), and the inlined function's name where `.loc` names it.
+    /// The location at which this one was inlined (`inlined_at` of `.loc`), and the inlined function's name if `.loc`
+    /// has it.
     pub inlined_at: Option<(Box<SourceLocation>, String)>,
 }
 
@@ -294,4 +296,15 @@ pub struct ParseError {
     pub line: u32,
     /// What is wrong.
     pub what: String,
+}
+
+/// Returns true for `bra` and `brx`.
+pub(super) fn is_branch(opcode: &str) -> bool {
+    let base = opcode.split('.').next();
+    matches!(base, Some("bra" | "brx"))
+}
+
+/// Returns true for `call`.
+pub(super) fn is_call(opcode: &str) -> bool {
+    opcode == "call" || opcode.starts_with("call.")
 }

@@ -1,9 +1,9 @@
-//! Immediate dominators, by Cooper, Harvey and Kennedy, "A Simple, Fast Dominance Algorithm" (2001).
+//! Immediate dominators of a graph, by Cooper, Harvey and Kennedy, "A Simple, Fast Dominance Algorithm" (2001).
 
-/// A node's index. Nodes that the root does not reach have no order and no dominator.
+/// Index of a node. Nodes that the root does not reach have neither order nor dominator.
 pub(super) type Node = usize;
 
-/// A directed graph by its edges, both ways.
+/// A directed graph with its edges in both directions.
 #[derive(Clone, Default)]
 pub(super) struct Graph {
     pub successors: Vec<Vec<Node>>,
@@ -15,7 +15,7 @@ impl Graph {
         Graph { successors: vec![Vec::new(); nodes], predecessors: vec![Vec::new(); nodes] }
     }
 
-    /// Adds an edge, once.
+    /// Adds an edge; adding it again has no effect.
     pub fn connect(&mut self, from: Node, to: Node) {
         if !self.successors[from].contains(&to) {
             self.successors[from].push(to);
@@ -27,11 +27,11 @@ impl Graph {
         Graph { successors: self.predecessors, predecessors: self.successors }
     }
 
-    /// Reverse postorder of the nodes that `root` reaches.
+    /// Returns the nodes that `root` reaches, in reverse postorder.
     pub fn reverse_postorder(&self, root: Node) -> Vec<Node> {
         let mut order = Vec::new();
         let mut seen = vec![false; self.successors.len()];
-        // Each entry: a node and how many of its successors are done.
+        // Each entry: a node, and how many of its successors have been visited.
         let mut stack = vec![(root, 0)];
         seen[root] = true;
         while let Some((node, done)) = stack.last_mut() {
@@ -52,7 +52,7 @@ impl Graph {
         order
     }
 
-    /// Immediate dominators from `root`: itself for the root, `None` for nodes it does not reach.
+    /// Returns the immediate dominator of each node: the root for itself, `None` for nodes that `root` does not reach.
     pub fn dominators(&self, root: Node) -> Vec<Option<Node>> {
         let order = self.reverse_postorder(root);
         let mut rank = vec![usize::MAX; self.successors.len()];
@@ -75,10 +75,10 @@ impl Graph {
     }
 }
 
-/// The nearest dominator of both.
+/// Returns the nearest common dominator of two nodes.
 fn common(dominators: &[Option<Node>], rank: &[usize], mut a: Node, mut b: Node) -> Node {
     while a != b {
-        // The one further from the root moves up; a node with a rank has a dominator by the time it is asked for.
+        // The node further from the root moves up; every node with a rank has a dominator at this point.
         let later = if rank[a] > rank[b] { &mut a } else { &mut b };
         *later = dominators[*later].unwrap_or(*later);
     }

@@ -1,22 +1,11 @@
-//! Constant expressions (PTX ISA, section 4.6): literals folded to 64 bits as the text is read.
+//! Constant expressions (PTX ISA, section 4.6), evaluated to 64 bits while parsing.
 
-use super::lexer::{Cursor, Result};
+use super::lexer::{Cursor, Literal, Result};
 
-/// A constant.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Value {
-    /// 64 bits, and whether they are unsigned.
-    Integer(i64, bool),
-    /// The bits of `0f…`.
-    Float32(u32),
-    /// `0d…` or a decimal literal.
-    Float64(f64),
-}
-
-/// Parentheses and signs may nest this deep.
+/// Maximum nesting depth of parentheses and signs.
 const DEPTH: u32 = 64;
 
-/// Binary operators by precedence, the loosest first; of those with a common beginning the longer first.
+/// Binary operators by precedence, lowest first; operators with a common prefix have the longer one first.
 const LEVELS: [&[&str]; 10] = [
     &["||"],
     &["&&"],
@@ -31,30 +20,30 @@ const LEVELS: [&[&str]; 10] = [
 ];
 
 impl Cursor<'_> {
-    /// A whole constant expression, with `? :`.
-    pub fn expression(&mut self) -> Result<Value> {
+    /// Parses a whole constant expression, including `? :`.
+    pub fn expression(&mut self) -> Result<Literal> {
         self.conditional(DEPTH)
     }
 
-    /// A literal with its signs, or an expression in parentheses: all that may follow `+` in an address.
-    pub fn term(&mut self) -> Result<Value> {
+    /// Parses a literal with signs, or an expression in parentheses: what may follow `+` in an address.
+    pub fn term(&mut self) -> Result<Literal> {
         self.unary(DEPTH)
     }
 
-    /// [`Self::expression`], which has to be an integer.
+    /// Parses a constant expression that must be an integer.
     pub fn integer_expression(&mut self) -> Result<i64> {
         let value = self.expression()?;
         self.as_integer(value)
     }
 
-    pub fn as_integer(&self, value: Value) -> Result<i64> {
+    pub fn as_integer(&self, value: Literal) -> Result<i64> {
         match value {
-            Value::Integer(bits, _) => Ok(bits),
+            Literal::Integer(bits, _) => Ok(bits),
             _ => Err(self.error("a floating-point constant where an integer is needed")),
         }
     }
 
-    fn conditional(&mut self, depth: u32) -> Result<Value> {
+    fn conditional(&mut self, depth: u32) -> Result<Literal> {
         let depth = self.deeper(depth)?;
         let condition = self.binary(0, depth)?;
         if !self.eat(b'?') {
@@ -70,7 +59,7 @@ impl Cursor<'_> {
         depth.checked_sub(1).ok_or_else(|| self.error("a constant expression nests too deeply"))
     }
 
-    fn binary(&mut self, level: usize, depth: u32) -> Result<Value> {
+    fn binary(&mut self, level: usize, depth: u32) -> Result<Literal> {
         let Some(operators) = LEVELS.get(level) else { return self.unary(depth) };
         let mut left = self.binary(level + 1, depth)?;
         while let Some(operator) = self.binary_operator(operators) {
@@ -92,22 +81,22 @@ impl Cursor<'_> {
         Some(found)
     }
 
-    fn unary(&mut self, depth: u32) -> Result<Value> {
+    fn unary(&mut self, depth: u32) -> Result<Literal> {
         let depth = self.deeper(depth)?;
         match self.peek() {
             b'+' if self.eat(b'+') => self.unary(depth),
             b'-' if self.eat(b'-') => Ok(match self.unary(depth)? {
-                Value::Integer(value, unsigned) => Value::Integer(value.wrapping_neg(), unsigned),
-                Value::Float32(bits) => Value::Float32(bits ^ 1 << 31),
-                Value::Float64(value) => Value::Float64(-value),
+                Literal::Integer(value, unsigned) => Literal::Integer(value.wrapping_neg(), unsigned),
+                Literal::Float32(bits) => Literal::Float32(bits ^ 1 << 31),
+                Literal::Float64(value) => Literal::Float64(-value),
             }),
             b'!' if self.eat(b'!') => {
                 let value = self.unary(depth)?;
-                Ok(Value::Integer(i64::from(self.as_integer(value)? == 0), false))
+                Ok(Literal::Integer(i64::from(self.as_integer(value)? == 0), false))
             }
             b'~' if self.eat(b'~') => {
                 let value = self.unary(depth)?;
-                Ok(Value::Integer(!self.as_integer(value)?, matches!(value, Value::Integer(_, true))))
+                Ok(Literal::Integer(!self.as_integer(value)?, matches!(value, Literal::Integer(_, true))))
             }
             b'(' if self.eat(b'(') => self.parenthesised(depth),
             b'0'..=b'9' => self.number(),
@@ -116,13 +105,13 @@ impl Cursor<'_> {
         }
     }
 
-    /// After `(`: a cast `(.s64)`, `(.u64)` and its operand, or an expression and `)`.
-    fn parenthesised(&mut self, depth: u32) -> Result<Value> {
+    /// Parses, after `(`, a cast (`.s64`, `.u64`) and its operand, or an expression and `)`.
+    fn parenthesised(&mut self, depth: u32) -> Result<Literal> {
         let value = match self.directive() {
             Some(cast @ ("s64" | "u64")) => {
                 self.expect(b')')?;
                 let value = self.unary(depth)?;
-                return Ok(Value::Integer(self.as_integer(value)?, cast == "u64"));
+                return Ok(Literal::Integer(self.as_integer(value)?, cast == "u64"));
             }
             Some(_) => return Err(self.error("only (.s64) and (.u64) are casts")),
             None => self.conditional(depth)?,
@@ -131,21 +120,21 @@ impl Cursor<'_> {
         Ok(value)
     }
 
-    fn named(&mut self) -> Result<Value> {
+    fn named(&mut self) -> Result<Literal> {
         let start = *self;
         if self.at_identifier() && self.identifier()? == "WARP_SZ" {
-            return Ok(Value::Integer(32, false));
+            return Ok(Literal::Integer(32, false));
         }
         *self = start;
         Err(self.expected("a constant"))
     }
 
-    fn apply(&self, operator: &str, left: Value, right: Value) -> Result<Value> {
+    fn apply(&self, operator: &str, left: Literal, right: Literal) -> Result<Literal> {
         match (left, right) {
-            (Value::Integer(a, a_unsigned), Value::Integer(b, b_unsigned)) => {
+            (Literal::Integer(a, a_unsigned), Literal::Integer(b, b_unsigned)) => {
                 self.apply_integers(operator, a, b, a_unsigned, b_unsigned)
             }
-            (Value::Float64(a), Value::Float64(b)) => Ok(Value::Float64(match operator {
+            (Literal::Float64(a), Literal::Float64(b)) => Ok(Literal::Float64(match operator {
                 "+" => a + b,
                 "-" => a - b,
                 "*" => a * b,
@@ -156,12 +145,12 @@ impl Cursor<'_> {
         }
     }
 
-    fn apply_integers(&self, operator: &str, a: i64, b: i64, a_unsigned: bool, b_unsigned: bool) -> Result<Value> {
-        // As in C: unsigned if either is; a shift has its left operand's type.
+    fn apply_integers(&self, operator: &str, a: i64, b: i64, a_unsigned: bool, b_unsigned: bool) -> Result<Literal> {
+        // As in C, the result is unsigned if either operand is; a shift has the type of its left operand.
         let unsigned = a_unsigned || b_unsigned;
         let (ua, ub) = (a as u64, b as u64);
         let less = if unsigned { ua < ub } else { a < b };
-        let truth = |value: bool| Ok(Value::Integer(i64::from(value), false));
+        let truth = |value: bool| Ok(Literal::Integer(i64::from(value), false));
         let bits = match operator {
             "||" => return truth(a != 0 || b != 0),
             "&&" => return truth(a != 0 && b != 0),
@@ -171,9 +160,9 @@ impl Cursor<'_> {
             ">=" => return truth(!less),
             ">" => return truth(!less && a != b),
             "<=" => return truth(less || a == b),
-            "<<" => return Ok(Value::Integer(if ub < 64 { a << b } else { 0 }, a_unsigned)),
-            ">>" if a_unsigned => return Ok(Value::Integer(if ub < 64 { (ua >> ub) as i64 } else { 0 }, true)),
-            ">>" => return Ok(Value::Integer(a >> ub.min(63), false)),
+            "<<" => return Ok(Literal::Integer(if ub < 64 { a << b } else { 0 }, a_unsigned)),
+            ">>" if a_unsigned => return Ok(Literal::Integer(if ub < 64 { (ua >> ub) as i64 } else { 0 }, true)),
+            ">>" => return Ok(Literal::Integer(a >> ub.min(63), false)),
             "|" => a | b,
             "^" => a ^ b,
             "&" => a & b,
@@ -186,6 +175,6 @@ impl Cursor<'_> {
             "%" if unsigned => (ua % ub) as i64,
             _ => a.wrapping_rem(b),
         };
-        Ok(Value::Integer(bits, unsigned))
+        Ok(Literal::Integer(bits, unsigned))
     }
 }

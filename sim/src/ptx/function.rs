@@ -1,12 +1,12 @@
-//! Functions' bodies: scopes, declarations, labels, instructions.
+//! Parsing of function bodies: scopes, declarations, labels, instructions.
 
-use super::ast::{Instruction, Operand, Param, ParseError, Register, StateSpace, Type};
+use super::ast::{Instruction, Operand, Param, ParseError, Register, StateSpace, Type, is_branch, is_call};
 use super::lexer::Result;
-use super::operand::Unknown;
-use super::parser::{Parser, REGISTERS, is_call};
-use super::scope::{Entry, Label, Pending, Scope};
+use super::operand::UndeclaredName;
+use super::parser::{MAX_REGISTERS, Parser};
+use super::scope::{Label, NamedEntity, PendingLabel, Scope};
 
-/// Scopes may nest this deep.
+/// Maximum nesting depth of scopes.
 const DEPTH: usize = 256;
 
 type Formal<'a> = (&'a str, Param, Type);
@@ -14,12 +14,12 @@ type Formal<'a> = (&'a str, Param, Type);
 impl<'a> Parser<'a> {
     pub(super) fn function_body(&mut self, returns: Vec<Formal<'a>>, params: Vec<Formal<'a>>) -> Result<()> {
         self.cursor.expect(b'{')?;
-        // Parameters have a scope of their own, which the body's names may hide.
+        // Parameters have a scope of their own, whose names the body may hide.
         self.scopes.stack.push(Scope::default());
         self.function.returns = self.formals(returns)?;
         self.function.params = self.formals(params)?;
         self.scopes.stack.push(Scope::default());
-        self.debug.start_function();
+        self.line_info.start_function();
         while self.scopes.stack.len() > 1 {
             self.statement()?;
         }
@@ -30,11 +30,11 @@ impl<'a> Parser<'a> {
     fn formals(&mut self, formals: Vec<Formal<'a>>) -> Result<Vec<Param>> {
         let declare = |(name, mut param, ty): Formal<'a>| {
             let entry = match param.register {
-                None => Entry::Param,
+                None => NamedEntity::Param,
                 Some(_) => {
                     let register = self.new_register(name.to_owned(), ty)?;
                     param.register = Some(register);
-                    Entry::Register(register)
+                    NamedEntity::Register(register)
                 }
             };
             self.declare(name, entry)?;
@@ -43,7 +43,7 @@ impl<'a> Parser<'a> {
         formals.into_iter().map(declare).collect()
     }
 
-    fn declare(&mut self, name: &'a str, entry: Entry) -> Result<()> {
+    fn declare(&mut self, name: &'a str, entry: NamedEntity) -> Result<()> {
         match self.scopes.declare(name, entry) {
             true => Ok(()),
             false => Err(self.cursor.error(format!("{name} is declared twice"))),
@@ -70,7 +70,8 @@ impl<'a> Parser<'a> {
         Ok(())
     }
 
-    /// Ties what waits for a label to the labels of this scope; the rest waits on, outside.
+    /// Closes a scope: resolves postponed operands to the labels of this scope and passes the others to the outer
+    /// scope.
     fn close_scope(&mut self) -> Result<()> {
         self.cursor.expect(b'}')?;
         let Some(mut scope) = self.scopes.stack.pop() else { return Ok(()) };
@@ -84,8 +85,8 @@ impl<'a> Parser<'a> {
         Ok(())
     }
 
-    /// Puts what a label stands for where it is waited for; labels of a list wait on, each for itself.
-    fn tie(&mut self, pending: &Pending<'a>, label: &Label<'a>, open: &mut Vec<Pending<'a>>) -> Result<()> {
+    /// Resolves a postponed operand to a label. The labels of a `.branchtargets` list are postponed one by one.
+    fn tie(&mut self, pending: &PendingLabel<'a>, label: &Label<'a>, open: &mut Vec<PendingLabel<'a>>) -> Result<()> {
         let operand = &mut self.function.body[pending.instruction].operands[pending.operand];
         match (label, pending.slot, operand) {
             (Label::Position(position), Some(slot), Operand::Labels(positions)) => positions[slot] = *position,
@@ -93,7 +94,7 @@ impl<'a> Parser<'a> {
             (Label::Branches(names), None, operand) => {
                 *operand = Operand::Labels(vec![0; names.len()]);
                 let each = names.iter().enumerate();
-                open.extend(each.map(|(slot, &name)| Pending { name, slot: Some(slot), ..*pending }));
+                open.extend(each.map(|(slot, &name)| PendingLabel { name, slot: Some(slot), ..*pending }));
             }
             (Label::Calls(names), None, operand) => {
                 *operand = Operand::List(names.iter().map(|name| Operand::Symbol((*name).to_owned(), 0)).collect());
@@ -107,9 +108,9 @@ impl<'a> Parser<'a> {
         Ok(())
     }
 
-    /// Names that are no labels have to be symbols of the module, unless a branch wants them.
-    fn settle_symbols(&mut self, pending: &[Pending<'a>]) -> Result<()> {
-        for &Pending { name, instruction, line, .. } in pending {
+    /// Names that are no labels must be symbols of the module, except in branches and calls.
+    fn settle_symbols(&mut self, pending: &[PendingLabel<'a>]) -> Result<()> {
+        for &PendingLabel { name, instruction, line, .. } in pending {
             let opcode = &self.function.body[instruction].opcode;
             if is_branch(opcode) || is_call(opcode) {
                 return Err(ParseError { line, what: format!("{name} is not declared in {}", self.function.name) });
@@ -140,7 +141,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// `.reg .b32 %r<20>, %x;`, `.reg .v4 .f32 %v;`
+    /// Parses `.reg .b32 %r<20>, %x;` or `.reg .v4 .f32 %v;`.
     fn registers(&mut self) -> Result<()> {
         let declarator = self.declarator()?;
         loop {
@@ -157,9 +158,9 @@ impl<'a> Parser<'a> {
         }
     }
 
-    fn register(&mut self, name: &str, ty: Type, vector: u8) -> Result<Entry> {
+    fn register(&mut self, name: &str, ty: Type, vector: u8) -> Result<NamedEntity> {
         if vector == 1 {
-            return Ok(Entry::Register(self.new_register(name.to_owned(), ty)?));
+            return Ok(NamedEntity::Register(self.new_register(name.to_owned(), ty)?));
         }
         let first = self.function.registers.len() as Register;
         for component in 0..usize::from(vector) {
@@ -167,14 +168,14 @@ impl<'a> Parser<'a> {
             let suffix = suffix.ok_or_else(|| self.cursor.error("a vector register has at most 4 components"))?;
             self.new_register(format!("{name}.{suffix}"), ty)?;
         }
-        Ok(Entry::VectorRegister(first, vector))
+        Ok(NamedEntity::VectorRegister(first, vector))
     }
 
-    /// From behind `%r<`: registers `%r0` to `%r(count-1)`.
+    /// Parses the rest of `%r<count>`, which declares `%r0` to `%r(count-1)`.
     fn register_range(&mut self, prefix: &'a str, ty: Type, vector: u8) -> Result<()> {
         let count = self.cursor.count()?;
         self.cursor.expect(b'>')?;
-        if count > REGISTERS as u64 {
+        if count > MAX_REGISTERS as u64 {
             return Err(self.cursor.error(format!("{count} registers {prefix}")));
         }
         let first = self.function.registers.len() as Register;
@@ -192,11 +193,11 @@ impl<'a> Parser<'a> {
             let index = self.function.variables.len();
             let repeats = self.scopes.lookup(name).is_some() || self.symbols.contains_key(name);
             if repeats || !self.scopes.note_variable(name) {
-                // No identifier has a dot.
+                // Identifiers contain no dot, so the new name is unique.
                 variable.name = format!("{name}.{index}");
             }
             self.function.variables.push(variable);
-            self.declare(name, Entry::Variable(index))?;
+            self.declare(name, NamedEntity::Variable(index))?;
         }
         Ok(())
     }
@@ -206,7 +207,7 @@ impl<'a> Parser<'a> {
         self.cursor.expect(b'@')?;
         let negated = self.cursor.eat(b'!');
         let name = self.cursor.identifier()?;
-        let Some(Entry::Register(register)) = self.scopes.lookup(name) else {
+        let Some(NamedEntity::Register(register)) = self.scopes.lookup(name) else {
             return Err(self.cursor.error(format!("register {name} is not declared")));
         };
         let head = self.cursor.identifier()?;
@@ -230,7 +231,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// What stands behind `label:`.
+    /// Parses what follows `label:`.
     fn label(&mut self) -> Result<Label<'a>> {
         let before = self.cursor;
         match self.cursor.directive() {
@@ -253,14 +254,14 @@ impl<'a> Parser<'a> {
         Ok(names)
     }
 
-    /// From behind the first name of its opcode.
+    /// Parses an instruction after the first name of its opcode.
     fn instruction(&mut self, guard: Option<(Register, bool)>, head: &str, line: u32) -> Result<()> {
         let opcode = self.cursor.opcode(head);
         let operands = match is_call(&opcode) {
             true => self.call_operands(line)?,
             false => self.operands(is_branch(&opcode), line)?,
         };
-        let location = self.debug.location();
+        let location = self.line_info.location();
         self.function.body.push(Instruction { guard, opcode, operands, location, line });
         Ok(())
     }
@@ -300,8 +301,8 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// A branch's operand: a register (the index of `brx.idx`) or a label, never a symbol of the module.
-    fn branch_operand(&mut self) -> Result<(Operand, Unknown<'a>)> {
+    /// Parses a branch's operand: a register (the index of `brx.idx`) or a label, never a symbol of the module.
+    fn branch_operand(&mut self) -> Result<(Operand, UndeclaredName<'a>)> {
         let before = self.cursor;
         let name = self.cursor.identifier()?;
         if self.scopes.lookup(name).is_some() || name.starts_with('%') {
@@ -311,13 +312,13 @@ impl<'a> Parser<'a> {
         Ok((Operand::Symbol(name.to_owned(), 0), Some(name)))
     }
 
-    fn wait_for(&mut self, unknown: Unknown<'a>, operand: usize, line: u32) {
+    fn wait_for(&mut self, unknown: UndeclaredName<'a>, operand: usize, line: u32) {
         if let Some(name) = unknown {
-            self.scopes.wait(Pending { name, instruction: self.function.body.len(), operand, slot: None, line });
+            self.scopes.wait(PendingLabel { name, instruction: self.function.body.len(), operand, slot: None, line });
         }
     }
 
-    /// `(returns), function, (arguments), prototype;`, all but the function optional.
+    /// Parses `(returns), function, (arguments), prototype;`, of which only the function is mandatory.
     fn call_operands(&mut self, line: u32) -> Result<Vec<Operand>> {
         let mut returns = Operand::List(Vec::new());
         if self.cursor.peek() == b'(' {
@@ -340,9 +341,4 @@ impl<'a> Parser<'a> {
         self.cursor.expect(b';')?;
         Ok(operands)
     }
-}
-
-pub(super) fn is_branch(opcode: &str) -> bool {
-    let base = opcode.split('.').next();
-    matches!(base, Some("bra" | "brx"))
 }

@@ -1,18 +1,29 @@
 //! A cursor over PTX text: white space, comments, identifiers, directives, literals (PTX ISA, chapter 4).
 
 use super::ast::ParseError;
-use super::expression::Value;
 
 pub(super) type Result<T> = std::result::Result<T, ParseError>;
 
-/// A position in the text. Everything it steps over is ASCII or ends at an ASCII byte, so it always stands on a character.
+/// The value of a literal or constant expression.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Literal {
+    /// 64 bits, and whether they are unsigned.
+    Integer(i64, bool),
+    /// The bits of `0f…`.
+    Float32(u32),
+    /// `0d…` or a decimal literal.
+    Float64(f64),
+}
+
+/// A position in the text. The cursor steps over ASCII only, or up to an ASCII byte, so it always stands on a character
+/// boundary.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Cursor<'a> {
     text: &'a str,
     position: usize,
     /// The line of `position`, from 1.
     pub line: u32,
-    /// The line of a `/*` that is never closed.
+    /// The line of an unclosed `/*`.
     pub open_comment: Option<u32>,
 }
 
@@ -21,7 +32,7 @@ impl<'a> Cursor<'a> {
         Cursor { text, position: 0, line: 1, open_comment: None }
     }
 
-    /// The byte `ahead` of the position, 0 at the end.
+    /// Returns the byte `ahead` bytes after the position, 0 at the end.
     pub fn byte(&self, ahead: usize) -> u8 {
         self.text.as_bytes().get(self.position + ahead).copied().unwrap_or(0)
     }
@@ -67,19 +78,19 @@ impl<'a> Cursor<'a> {
         self.advance_to(end);
     }
 
-    /// Moves on, counting the lines between.
+    /// Moves to `end` and counts the lines in between.
     fn advance_to(&mut self, end: usize) {
         self.line += self.text.as_bytes()[self.position..end].iter().filter(|&&b| b == b'\n').count() as u32;
         self.position = end;
     }
 
-    /// The next byte that is not space, 0 at the end; stays before it.
+    /// Skips white space and returns the next byte without consuming it; 0 at the end.
     pub fn peek(&mut self) -> u8 {
         self.skip_space();
         self.byte(0)
     }
 
-    /// Steps over the ASCII byte that was just peeked at, or over one character.
+    /// Consumes one character.
     pub fn step(&mut self) {
         self.position += self.text[self.position..].chars().next().map_or(0, char::len_utf8);
     }
@@ -90,7 +101,7 @@ impl<'a> Cursor<'a> {
         found
     }
 
-    /// Eats an operator of several bytes.
+    /// Consumes an operator of several bytes; returns true if it was there.
     pub fn eat_text(&mut self, text: &str) -> bool {
         self.skip_space();
         let found = self.text[self.position..].starts_with(text);
@@ -109,7 +120,7 @@ impl<'a> Cursor<'a> {
         ParseError { line: self.line, what: what.into() }
     }
 
-    /// An error that names what was expected and what stands here instead.
+    /// Returns an error that names what was expected and what was found.
     pub fn expected(&mut self, what: &str) -> ParseError {
         self.skip_space();
         let rest = &self.text[self.position..];
@@ -127,7 +138,7 @@ impl<'a> Cursor<'a> {
         first.is_ascii_alphabetic() || matches!(first, b'_' | b'$' | b'%') && !self.at_percent_operator()
     }
 
-    /// A `%` with no name after it is the remainder operator.
+    /// A `%` without a name after it is the remainder operator.
     fn at_percent_operator(&self) -> bool {
         self.byte(0) == b'%' && !is_name_byte(self.byte(1))
     }
@@ -139,7 +150,7 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// The text from here over `skip` bytes and on while `accept` holds.
+    /// Returns the text from here over `skip` bytes and on while `accept` holds.
     fn take_while_from(&mut self, skip: usize, accept: impl Fn(u8) -> bool) -> &'a str {
         let start = self.position;
         let rest = &self.text.as_bytes()[start + skip..];
@@ -148,7 +159,7 @@ impl<'a> Cursor<'a> {
         &self.text[start..start + length]
     }
 
-    /// A directive or a suffix after a dot, without the dot: `reg`, `v4`, `target`.
+    /// Parses a directive, or a suffix after a dot, and returns it without the dot: `reg`, `v4`, `target`.
     pub fn directive(&mut self) -> Option<&'a str> {
         if self.peek() != b'.' || !is_name_byte(self.byte(1)) {
             return None;
@@ -157,7 +168,7 @@ impl<'a> Cursor<'a> {
         Some(self.take_while_from(0, is_name_byte))
     }
 
-    /// A `.x` that stands right behind a name.
+    /// Parses a `.x` directly after a name.
     pub fn suffix(&mut self) -> Option<&'a str> {
         if self.byte(0) != b'.' || !self.byte(1).is_ascii_alphabetic() {
             return None;
@@ -166,14 +177,15 @@ impl<'a> Cursor<'a> {
         Some(self.take_while_from(0, is_name_byte))
     }
 
-    /// The rest of a dotted opcode, with `::` inside, after its first name.
+    /// Parses the rest of a dotted opcode, with `::` inside, after its first name.
     pub fn opcode(&mut self, head: &str) -> String {
         let mut opcode = head.to_owned();
         loop {
             let adjacent = self.dotted_part();
             opcode.push_str(adjacent);
             if adjacent.is_empty() {
-                // Modifiers may stand apart from the opcode (`ld .global .f32`); no operand begins with a dot and a letter.
+                // Modifiers may be separated from the opcode (`ld .global .f32`); no operand begins with a dot and a
+                // letter.
                 self.skip_space();
                 if self.byte(0) != b'.' || !self.byte(1).is_ascii_alphabetic() {
                     return opcode;
@@ -182,7 +194,7 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// `.global.L2::128B`: empty when no dot and name follow at once.
+    /// Parses `.global.L2::128B`; empty if no dot and name follow directly.
     fn dotted_part(&mut self) -> &'a str {
         let bytes = self.text.as_bytes();
         let (start, mut end) = (self.position, self.position);
@@ -205,7 +217,7 @@ impl<'a> Cursor<'a> {
         &self.text[start..end]
     }
 
-    /// A string in double quotes, as written between them.
+    /// Parses a string in double quotes, without unescaping.
     pub fn string(&mut self) -> Result<&'a str> {
         self.expect(b'"')?;
         let start = self.position;
@@ -222,7 +234,7 @@ impl<'a> Cursor<'a> {
         Ok(&self.text[start..end])
     }
 
-    /// The text up to `byte`, which is eaten too; comments are not looked for.
+    /// Returns the text up to `byte` and consumes both; does not recognise comments.
     pub fn skip_past(&mut self, byte: u8) -> Result<&'a str> {
         let start = self.position;
         let rest = &self.text.as_bytes()[start..];
@@ -232,10 +244,10 @@ impl<'a> Cursor<'a> {
         Ok(&self.text[start..start + length])
     }
 
-    /// A plain number such as an index or a count.
+    /// Parses a plain number such as an index or a count.
     pub fn count(&mut self) -> Result<u64> {
         match self.peek().is_ascii_digit().then(|| self.number()).transpose()? {
-            Some(Value::Integer(value, _)) if value >= 0 => Ok(value as u64),
+            Some(Literal::Integer(value, _)) if value >= 0 => Ok(value as u64),
             _ => Err(self.expected("a count")),
         }
     }
@@ -246,7 +258,7 @@ impl<'a> Cursor<'a> {
         u32::try_from(count).map_err(|_| self.error(format!("{count} does not fit 32 bits")))
     }
 
-    /// `9.0` of `.version`.
+    /// Parses the number of `.version`, for example `9.0`.
     pub fn version(&mut self) -> Result<(u32, u32)> {
         self.skip_space();
         let text = self.take_while_from(0, |b| b.is_ascii_digit() || b == b'.');
@@ -254,15 +266,17 @@ impl<'a> Cursor<'a> {
         parsed.ok_or_else(|| self.expected("a version such as 9.0"))
     }
 
-    /// A literal; the cursor stands on a digit (PTX ISA, section 4.5).
-    pub fn number(&mut self) -> Result<Value> {
+    /// Parses a literal; the cursor must be at a digit (PTX ISA, section 4.5).
+    pub fn number(&mut self) -> Result<Literal> {
         self.skip_space();
         let start = *self;
         let word = self.take_while_from(0, is_name_byte);
         let literal = match word.as_bytes() {
-            [b'0', b'f' | b'F', ..] if word.len() == 10 => u32::from_str_radix(&word[2..], 16).ok().map(Value::Float32),
+            [b'0', b'f' | b'F', ..] if word.len() == 10 => {
+                u32::from_str_radix(&word[2..], 16).ok().map(Literal::Float32)
+            }
             [b'0', b'd' | b'D', ..] if word.len() == 18 => {
-                u64::from_str_radix(&word[2..], 16).ok().map(|bits| Value::Float64(f64::from_bits(bits)))
+                u64::from_str_radix(&word[2..], 16).ok().map(|bits| Literal::Float64(f64::from_bits(bits)))
             }
             [b'0', b'x' | b'X', ..] => integer(&word[2..], 16),
             [b'0', b'b' | b'B', ..] => integer(&word[2..], 2),
@@ -276,7 +290,7 @@ impl<'a> Cursor<'a> {
         literal.ok_or_else(|| start.error(format!("`{word}` is not a number")))
     }
 
-    fn decimal_float(&mut self) -> Result<Value> {
+    fn decimal_float(&mut self) -> Result<Literal> {
         let line = *self;
         let bytes = self.text.as_bytes();
         let start = self.position;
@@ -291,7 +305,7 @@ impl<'a> Cursor<'a> {
         let rest = bytes.get(self.position).is_some_and(|&b| is_name_byte(b));
         let text = &self.text[start..self.position];
         let value = text.parse::<f64>().ok().filter(|_| !rest);
-        value.map(Value::Float64).ok_or_else(|| line.error(format!("`{text}` is not a number")))
+        value.map(Literal::Float64).ok_or_else(|| line.error(format!("`{text}` is not a number")))
     }
 }
 
@@ -299,9 +313,9 @@ fn is_name_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'$')
 }
 
-fn integer(digits: &str, radix: u32) -> Option<Value> {
+fn integer(digits: &str, radix: u32) -> Option<Literal> {
     let bare = digits.strip_suffix('U');
     let value = u64::from_str_radix(bare.unwrap_or(digits), radix).ok()?;
-    // A literal is signed where it fits, unsigned where it does not or is marked so.
-    Some(Value::Integer(value as i64, bare.is_some() || value > i64::MAX as u64))
+    // A literal is signed if it fits, unsigned if it does not or has the suffix `U`.
+    Some(Literal::Integer(value as i64, bare.is_some() || value > i64::MAX as u64))
 }

@@ -1,4 +1,7 @@
-//! PTX text to an abstract syntax tree with resolved names.
+//! Parses PTX text into a syntax tree with resolved names ([`ast`]), and analyses control flow ([`cfg`]).
+//!
+//! The parser is one struct, [`parser`], whose methods are in a file per part of the grammar: module, functions,
+//! variables, operands, debug information.
 
 pub mod ast;
 pub mod cfg;
@@ -7,6 +10,7 @@ mod dominators;
 mod expression;
 mod function;
 mod lexer;
+mod line_info;
 mod operand;
 pub mod parser;
 mod scope;

@@ -1,20 +1,20 @@
-//! Operands (PTX ISA, chapter 6).
+//! Parsing of operands (PTX ISA, chapter 6).
 
 use super::ast::{AddressBase, Operand};
-use super::expression::Value;
-use super::lexer::Result;
+use super::lexer::{Literal, Result};
 use super::parser::Parser;
-use super::scope::Entry;
+use super::scope::NamedEntity;
 
-/// Vectors and lists may nest this deep.
+/// Maximum nesting depth of vectors and lists.
 const DEPTH: u32 = 4;
 
 /// A name that is neither declared so far nor special.
-pub(super) type Unknown<'a> = Option<&'a str>;
+pub(super) type UndeclaredName<'a> = Option<&'a str>;
 
 impl<'a> Parser<'a> {
-    /// An operand; with it a name that may be a label or a function further down, where the operand is just that.
-    pub(super) fn operand(&mut self) -> Result<(Operand, Unknown<'a>)> {
+    /// Parses an operand. If it is a single undeclared name, also returns the name: it may be a label or function that
+    /// follows.
+    pub(super) fn operand(&mut self) -> Result<(Operand, UndeclaredName<'a>)> {
         let (first, unknown) = self.single(DEPTH)?;
         if matches!(first, Operand::Register(_) | Operand::Sink) && self.cursor.eat(b'|') {
             let (second, _) = self.single(DEPTH)?;
@@ -26,7 +26,7 @@ impl<'a> Parser<'a> {
         Ok((first, unknown))
     }
 
-    /// An operand inside another: its unknown names can only be symbols.
+    /// Parses an operand inside another one; its undeclared names can only be symbols.
     fn inner(&mut self, depth: u32) -> Result<Operand> {
         let line = self.cursor.line;
         let (operand, unknown) = self.single(depth)?;
@@ -34,7 +34,7 @@ impl<'a> Parser<'a> {
         Ok(operand)
     }
 
-    fn single(&mut self, depth: u32) -> Result<(Operand, Unknown<'a>)> {
+    fn single(&mut self, depth: u32) -> Result<(Operand, UndeclaredName<'a>)> {
         let depth = depth.checked_sub(1).ok_or_else(|| self.cursor.error("operands nest too deeply"))?;
         let operand = match self.cursor.peek() {
             b'{' => Operand::Vector(self.sequence(b'{', b'}', depth)?),
@@ -57,7 +57,7 @@ impl<'a> Parser<'a> {
         ahead.eat(b'!') && ahead.at_identifier()
     }
 
-    /// Operands between brackets of a kind, separated by commas.
+    /// Parses comma-separated operands between brackets.
     pub(super) fn sequence(&mut self, open: u8, close: u8, depth: u32) -> Result<Vec<Operand>> {
         self.cursor.expect(open)?;
         let mut operands = Vec::new();
@@ -74,22 +74,22 @@ impl<'a> Parser<'a> {
         Ok(operands)
     }
 
-    /// The list of a call.
+    /// Parses an argument or return list of a call.
     pub(super) fn list(&mut self) -> Result<Operand> {
         Ok(Operand::List(self.sequence(b'(', b')', DEPTH)?))
     }
 
-    fn named(&mut self) -> Result<(Operand, Unknown<'a>)> {
+    fn named(&mut self) -> Result<(Operand, UndeclaredName<'a>)> {
         let before = self.cursor;
         let name = self.cursor.identifier()?;
         let operand = match self.scopes.lookup(name) {
-            Some(Entry::Register(register)) => Operand::Register(register),
-            Some(Entry::VectorRegister(first, count)) => self.vector_register(name, first, count)?,
-            Some(Entry::Variable(index)) => {
+            Some(NamedEntity::Register(register)) => Operand::Register(register),
+            Some(NamedEntity::VectorRegister(first, count)) => self.vector_register(name, first, count)?,
+            Some(NamedEntity::Variable(index)) => {
                 let name = self.function.variables[index].name.clone();
                 Operand::Symbol(name, self.offset()?)
             }
-            Some(Entry::Param) => Operand::Symbol(name.to_owned(), self.offset()?),
+            Some(NamedEntity::Param) => Operand::Symbol(name.to_owned(), self.offset()?),
             None if name == "_" => Operand::Sink,
             None if name == "true" => Operand::Integer(1),
             None if name == "false" => Operand::Integer(0),
@@ -107,7 +107,7 @@ impl<'a> Parser<'a> {
         Ok((operand, None))
     }
 
-    /// `%v` or `%v.x`.
+    /// Parses the rest of `%v` or `%v.x`.
     fn vector_register(&mut self, name: &str, first: u32, count: u8) -> Result<Operand> {
         let component = match self.cursor.suffix() {
             None => return Ok(Operand::Vector((first..first + u32::from(count)).map(Operand::Register).collect())),
@@ -134,7 +134,7 @@ impl<'a> Parser<'a> {
         }))
     }
 
-    /// What may follow a symbol or the base of an address: `+16`, `+-8`, `-8`; 0 when nothing does.
+    /// Parses the offset after a symbol or base address: `+16`, `+-8`, `-8`; 0 without one.
     pub(super) fn offset(&mut self) -> Result<i64> {
         let mut offset = 0i64;
         loop {
@@ -150,7 +150,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// `[base + offset]`, or with more behind it: `[map, {c0, c1}]`.
+    /// Parses `[base + offset]`, or `[map, {c0, c1}]`.
     fn address(&mut self, depth: u32) -> Result<Operand> {
         self.cursor.expect(b'[')?;
         let (base, offset) = self.base()?;
@@ -183,15 +183,15 @@ impl<'a> Parser<'a> {
     }
 }
 
-fn constant(value: Value) -> Operand {
+fn constant(value: Literal) -> Operand {
     match value {
-        Value::Integer(value, _) => Operand::Integer(value),
-        Value::Float32(bits) => Operand::Float32(bits),
-        Value::Float64(value) => Operand::Float64(value.to_bits()),
+        Literal::Integer(value, _) => Operand::Integer(value),
+        Literal::Float32(bits) => Operand::Float32(bits),
+        Literal::Float64(value) => Operand::Float64(value.to_bits()),
     }
 }
 
-/// Special registers (PTX ISA, chapter 10), without the `%` and without a component.
+/// Returns true for a special register (PTX ISA, chapter 10), without `%` and component.
 fn is_special(name: &str) -> bool {
     const NAMES: [&str; 37] = [
         "tid",

@@ -1,23 +1,24 @@
-//! The module level of PTX: functions' heads, variables, `.file`, `.section`, `.alias` (PTX ISA, chapters 5, 7 and 11).
+//! Parsing of PTX at module level: function heads, variables, `.file`, `.section`, `.alias` (PTX ISA, chapters 5, 7 and
+//! 11).
 
 use std::collections::HashMap;
 
-use super::ast::{Function, Module, Operand, ParseError, StateSpace, Type, Variable};
-use super::debug::Debug;
+use super::ast::{Function, Module, Operand, ParseError, StateSpace, Type, Variable, is_call};
 use super::lexer::{Cursor, Result};
+use super::line_info::LineInfo;
 use super::scope::Scopes;
 
-/// A function's registers may be this many.
-pub(super) const REGISTERS: usize = 1 << 20;
+/// Maximum number of registers of a function.
+pub(super) const MAX_REGISTERS: usize = 1 << 20;
 
-/// Reads a module of PTX, as nvcc and NVRTC emit it or written by hand.
+/// Parses a PTX module, as written by nvcc, NVRTC or by hand.
 ///
 /// # Errors
-/// The first thing that is not PTX's syntax, or a name that is not declared, with its line. Instructions are not looked
-/// into: an unknown opcode is none of the parser's business.
+/// Returns the first syntax error, or a name that is not declared, with its line. Opcodes are not checked: an unknown
+/// opcode is not an error here.
 pub fn parse(text: &str) -> std::result::Result<Module, ParseError> {
     let mut parser = Parser {
-        // NVRTC counts the closing NUL as a part of its text.
+        // NVRTC includes the closing NUL in its text.
         cursor: Cursor::new(text.trim_end_matches('\0')),
         ..Parser::default()
     };
@@ -25,7 +26,7 @@ pub fn parse(text: &str) -> std::result::Result<Module, ParseError> {
     Ok(parser.module)
 }
 
-/// What a name at module scope is.
+/// The meaning of a name at module scope.
 #[derive(Clone, Copy)]
 pub(super) enum Symbol {
     /// Index into the module's functions.
@@ -34,18 +35,18 @@ pub(super) enum Symbol {
     Variable(usize),
 }
 
-/// The text, how far it is read, and what was made of it.
+/// The parser: the text, the position in it, and the tree so far.
 #[derive(Default)]
 pub(super) struct Parser<'a> {
     pub cursor: Cursor<'a>,
     pub module: Module,
     /// All names at module scope so far.
     pub symbols: HashMap<&'a str, Symbol>,
-    /// Names used before they were declared at module scope, with their lines.
+    /// Names that were used before their declaration at module scope, with their lines.
     pub uses: Vec<(&'a str, u32)>,
     aliases: Vec<(&'a str, &'a str, u32)>,
-    pub debug: Debug<'a>,
-    /// The function that is being read, and its scopes.
+    pub line_info: LineInfo<'a>,
+    /// The function that is being parsed, and its scopes.
     pub function: Function,
     pub scopes: Scopes<'a>,
 }
@@ -63,7 +64,7 @@ impl<'a> Parser<'a> {
         }
         self.resolve_aliases()?;
         self.check_uses()?;
-        self.debug.name_inlined(&mut self.module.source_locations);
+        self.line_info.name_inlined(&mut self.module.source_locations);
         self.mark_noreturn_calls();
         Ok(())
     }
@@ -103,7 +104,7 @@ impl<'a> Parser<'a> {
     fn target(&mut self) -> Result<()> {
         let name = self.cursor.identifier()?;
         self.module.target = name.to_owned();
-        // `debug`, `texmode_independent` and the like change nothing here.
+        // Options such as `debug` and `texmode_independent` have no effect here.
         while self.cursor.eat(b',') {
             self.cursor.identifier()?;
         }
@@ -134,7 +135,7 @@ impl<'a> Parser<'a> {
         self.cursor.expect(b';')
     }
 
-    /// `.const` may name a bank, `.const[2]`, of which there is but one.
+    /// Parses `.const` variables; the bank in `.const[2]` is ignored.
     fn constant_variables(&mut self, external: bool) -> Result<()> {
         if self.cursor.eat(b'[') {
             self.cursor.count()?;
@@ -159,14 +160,14 @@ impl<'a> Parser<'a> {
         Ok(())
     }
 
-    /// A definition replaces `.extern` declarations; of several of these the first stays.
+    /// A definition replaces `.extern` declarations; of several declarations the first stays.
     fn redeclare(&mut self, index: usize, variable: Variable) {
         if !variable.external {
             self.module.variables[index] = variable;
         }
     }
 
-    /// A function or kernel from behind `.func` or `.entry`.
+    /// Parses a function or kernel, after `.func` or `.entry`.
     fn function(&mut self, kernel: bool) -> Result<()> {
         self.function = Function { kernel, ..Function::default() };
         self.scopes = Scopes::default();
@@ -207,7 +208,7 @@ impl<'a> Parser<'a> {
         self.attribute()
     }
 
-    /// Where the function goes in the module: its name is known from here on, to its own body too.
+    /// Returns the function's index in the module. From here on its name is declared, also inside its own body.
     fn function_index(&mut self, name: &'a str, defined: bool, line: u32) -> Result<usize> {
         match self.symbols.get(name) {
             Some(&Symbol::Function(index)) if !defined || self.module.functions[index].declaration => Ok(index),
@@ -225,7 +226,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// What may stand between a function's parameters and its body (PTX ISA, section 11.4).
+    /// Parses the directives between a function's parameters and its body (PTX ISA, section 11.4).
     fn function_directives(&mut self) -> Result<()> {
         while let Some(word) = self.cursor.directive() {
             match word {
@@ -299,17 +300,13 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// Declares a register; `name` is what it is called in errors and listings.
+    /// Adds a register; `name` is used in errors and listings.
     pub(super) fn new_register(&mut self, name: String, ty: Type) -> Result<u32> {
         let number = self.function.registers.len();
-        if number >= REGISTERS {
-            return Err(self.cursor.error(format!("{} has more than {REGISTERS} registers", self.function.name)));
+        if number >= MAX_REGISTERS {
+            return Err(self.cursor.error(format!("{} has more than {MAX_REGISTERS} registers", self.function.name)));
         }
         self.function.registers.push(super::ast::RegisterDecl { name, ty });
         Ok(number as u32)
     }
-}
-
-pub(super) fn is_call(opcode: &str) -> bool {
-    opcode == "call" || opcode.starts_with("call.")
 }

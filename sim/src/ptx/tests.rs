@@ -11,13 +11,13 @@ fn module(text: &str) -> Module {
     parse(&format!("{HEAD}{text}")).unwrap()
 }
 
-/// The error's line after the head, and its text.
+/// Parses a text with an error; returns the error's line after the head, and its message.
 fn error(text: &str) -> (u32, String) {
     let error = parse(&format!("{HEAD}{text}")).unwrap_err();
     (error.line - 3, error.what)
 }
 
-/// A kernel with the given body.
+/// Parses a kernel with the given body.
 fn kernel(body: &str) -> Function {
     let text = format!(
         ".visible .entry k(.param .u64 k_param_0) {{\n.reg .pred %p<4>;\n.reg .b32 %r<8>;\n.reg .b64 %rd<8>;\n{body}\n}}\n"
@@ -31,7 +31,7 @@ fn kernel_error(body: &str) -> (u32, String) {
     (line - 1, what)
 }
 
-/// The operands of a kernel's last instruction.
+/// Returns the operands of a kernel's last instruction.
 fn operands(instruction: &str) -> Vec<Operand> {
     kernel(instruction).body.pop().unwrap().operands
 }
@@ -41,7 +41,7 @@ fn name(function: &Function, register: Register) -> &str {
 }
 
 #[test]
-fn module_head() {
+fn parses_the_module_head() {
     let module = parse(
         "// x\n/* y\n */ .version 8.7\n.target sm_90a, debug\n.address_size 64\n.file 1 \"a b\\\".cu\", 3, 4\0\0",
     )
@@ -54,7 +54,7 @@ fn module_head() {
 }
 
 #[test]
-fn variables_and_initialisers() {
+fn parses_variables_and_initialisers() {
     let module = module(
         ".global .align 1 .b8 $str[5] = {37, 0x64, 012, 0b1};\n\
          .visible .const .v4 .f32 v[2] = {{1.5, 0f40000000, -1, 2e0}, {0, 1, 2, 3}};\n\
@@ -90,7 +90,7 @@ fn variables_and_initialisers() {
 }
 
 #[test]
-fn wrong_variables_are_errors() {
+fn rejects_invalid_variables() {
     assert_eq!(error("\n.global .u32 a[2] = {1, 2, 3};"), (2, "a has only 2 elements here".to_owned()));
     assert_eq!(error(".global .u32 a;\n.global .u32 a;"), (2, "a is declared twice".to_owned()));
     assert_eq!(error(".global .u64 a[2] = {1,\n nothing};"), (2, "nothing is not declared".to_owned()));
@@ -106,7 +106,7 @@ fn wrong_variables_are_errors() {
 }
 
 #[test]
-fn functions_and_their_directives() {
+fn parses_functions_and_their_directives() {
     let module = module(
         ".extern .func (.param .b32 r) f (.param .b64 a, .param .align 8 .b8 b[24]);\n\
          .extern .func die() .noreturn;\n.weak .func (.reg .u32 %out) g(.reg .u32 %in, .reg .pred %p) { .reg .u32 %t; add.u32 %out, %in, 1; ret; }\n\
@@ -163,7 +163,7 @@ fn registers_of_nested_scopes_shadow() {
 }
 
 #[test]
-fn variables_of_scopes_get_names_of_their_own() {
+fn scoped_variables_get_unique_names() {
     let text = ".global .u32 g;\n.entry k() { .shared .u32 g; .local .align 16 .b8 depot[28]; .reg .u64 %a;\n\
                 { .param .b64 p0; st.param.b64 [p0+0], %a; }\n{ .param .b64 p0; st.param.b64 [p0], %a; mov.u64 %a, g+4; } mov.u64 %a, depot; }";
     let module = module(text);
@@ -203,7 +203,7 @@ fn labels_belong_to_their_scope() {
 }
 
 #[test]
-fn calls() {
+fn parses_calls() {
     let f = ".func (.param .b32 r) f (.param .b32 a) { ret; }\n.func n() { ret; }\n";
     let text = format!(
         "{f}.entry k() {{ .reg .b64 %rd1; .reg .b32 %r<2>; {{ .param .b32 a; .param .b32 r; call.uni (r), f, (a); }}\n\
@@ -226,7 +226,7 @@ fn calls() {
 }
 
 #[test]
-fn every_kind_of_operand() {
+fn parses_every_kind_of_operand() {
     let register = |n: u32| Operand::Register(n);
     // %p0 is register 0, %r0 4, %rd0 12.
     assert_eq!(
@@ -336,7 +336,7 @@ fn constant_expressions_have_precedence() {
 }
 
 #[test]
-fn printed_expressions_keep_their_value() {
+fn random_expressions_have_the_value_of_the_reference() {
     let mut random = random(7);
     for _ in 0..500 {
         let (text, value) = expression(&mut random, 4);
@@ -344,7 +344,7 @@ fn printed_expressions_keep_their_value() {
     }
 }
 
-/// A random expression, fully parenthesised, and its value.
+/// A random, fully parenthesised expression, and its value.
 fn expression(random: &mut impl FnMut(u64) -> u64, depth: u32) -> (String, i64) {
     if depth == 0 {
         let value = random(1 << 20) as i64;
@@ -365,7 +365,7 @@ fn expression(random: &mut impl FnMut(u64) -> u64, depth: u32) -> (String, i64) 
     (format!("({left} {operator} {right})"), value)
 }
 
-/// Numbers below a bound, by xorshift.
+/// Random numbers below a bound (xorshift).
 fn random(seed: u64) -> impl FnMut(u64) -> u64 {
     let mut state = seed | 0x9e37_79b9_7f4a_7c15;
     move |below| {
@@ -377,7 +377,7 @@ fn random(seed: u64) -> impl FnMut(u64) -> u64 {
 }
 
 #[test]
-fn places_name_the_inlining() {
+fn source_locations_have_the_inlining_chain() {
     let module = module(
         ".entry k() { ret; .loc 1 30 5\nret; .loc 2 10 1, function_name $L__info_string0, inlined_at 1 30 5\nret;\n\
          .loc 3 7 2, function_name $L__info_string0+2, inlined_at 2 10 1\nret; .loc 1 30 5\nret; }\n\
@@ -407,7 +407,7 @@ fn inlining_into_itself_ends() {
 }
 
 #[test]
-fn what_nvcc_makes_of_functions_and_tables() {
+fn parses_nvcc_output_with_functions_and_tables() {
     let module = parse(FUNCTIONS).unwrap();
     let names: Vec<_> = module.functions.iter().map(|f| (&f.name[..], f.declaration)).collect();
     assert!(
@@ -441,7 +441,7 @@ fn what_nvcc_makes_of_functions_and_tables() {
 }
 
 #[test]
-fn what_nvcc_makes_of_hopper_instructions() {
+fn parses_nvcc_output_with_hopper_instructions() {
     let module = parse(HOPPER).unwrap();
     let tensor = module.functions.iter().find(|f| f.name.contains("tensor")).unwrap();
     assert_eq!((tensor.cluster, tensor.explicit_cluster, tensor.params[0].size), (Some([2, 1, 1]), true, 128));
@@ -453,15 +453,16 @@ fn what_nvcc_makes_of_hopper_instructions() {
 }
 
 #[test]
-fn what_nvcc_makes_for_a_debugger() {
+fn parses_nvcc_output_with_debug_information() {
     let module = parse(DEBUG).unwrap();
     assert_eq!(module.target, "sm_80");
     assert!(module.functions.iter().all(|f| !f.declaration) && module.functions.len() == 2);
 }
 
-/// Cut, doubled, overwritten: whatever becomes of a text is parsed or refused, and what is parsed has its meeting places.
+/// Truncated, duplicated and overwritten text is parsed or rejected without a panic; parsed text has reconvergence
+/// points.
 #[test]
-fn no_text_makes_it_panic() {
+fn damaged_text_never_panics() {
     let small = "{ .reg .pred P; W: @P bra D; brx.idx %r1, T; T: .branchtargets W, D; D: } call (%r1), %rd1, (1, %r2), T; \
                  setp.ne.s32 %p1|_, 0x1F, (2+3*4); ld.v4.u32 {%r1,_}, [%rd1+-8]; .loc 1 2 3, function_name a, inlined_at 1 2 3\n";
     let whole = format!(

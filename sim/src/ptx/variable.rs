@@ -1,22 +1,21 @@
-//! Declarations of variables and parameters, and initialisers (PTX ISA, sections 5.4 and 5.5).
+//! Parsing of variable and parameter declarations and of initialisers (PTX ISA, sections 5.4 and 5.5).
 
 use super::ast::{AddressInitializer, Param, StateSpace, Type, Variable};
-use super::expression::Value;
-use super::lexer::Result;
+use super::lexer::{Literal, Result};
 use super::parser::Parser;
 
-/// A variable with an initialiser may not be larger, in bytes: its bytes are held.
+/// Maximum size of an initialised variable in bytes, because its bytes are stored.
 const LARGEST_INITIALISED: u64 = 1 << 28;
-/// No variable may be larger, in bytes.
+/// Maximum size of a variable in bytes.
 const LARGEST: u64 = 1 << 48;
-/// An array's dimensions.
+/// Maximum number of an array's dimensions.
 const DIMENSIONS: usize = 16;
 
-/// All of a declaration before the name.
+/// The part of a declaration before the name.
 #[derive(Clone, Copy)]
 pub(super) struct Declarator {
     pub ty: Type,
-    /// Elements of `.v2`, `.v4`; 1 without.
+    /// Elements of `.v2`, `.v4`; 1 for scalars.
     pub vector: u8,
     align: Option<u32>,
 }
@@ -31,14 +30,14 @@ impl Declarator {
     }
 }
 
-/// The name, and the dimensions behind it; a dimension left empty is 0.
+/// The name and the dimensions after it; an empty dimension is 0.
 struct Declared<'a> {
     name: &'a str,
     dimensions: Vec<u64>,
 }
 
 impl<'a> Parser<'a> {
-    /// `.align`, `.v4`, attributes and the type, in any order, up to the name.
+    /// Parses `.align`, `.v4`, attributes and the type, in any order, up to the name.
     pub(super) fn declarator(&mut self) -> Result<Declarator> {
         let (mut ty, mut vector, mut align) = (None, 1, None);
         while let Some(word) = self.cursor.directive() {
@@ -68,7 +67,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// `.attribute(.managed)`, `.attribute(.unified(1, 2))`.
+    /// Skips `.attribute(.managed)`, `.attribute(.unified(1, 2))`.
     pub(super) fn attribute(&mut self) -> Result<()> {
         self.cursor.expect(b'(')?;
         let mut depth = 1;
@@ -84,7 +83,7 @@ impl<'a> Parser<'a> {
         Ok(())
     }
 
-    /// `.ptr .global .align 16`: what a pointer parameter points to.
+    /// Skips `.ptr .global .align 16`: what a pointer parameter points to.
     fn pointer_attributes(&mut self) -> Result<()> {
         loop {
             let before = self.cursor;
@@ -126,7 +125,7 @@ impl<'a> Parser<'a> {
         size.ok_or_else(|| self.cursor.error(format!("{} is too large", declared.name)))
     }
 
-    /// The rest of a declaration after its state space, with the `;`: names and variables.
+    /// Parses the rest of a declaration after its state space, including the `;`.
     pub(super) fn variables(&mut self, space: StateSpace, external: bool) -> Result<Vec<(&'a str, Variable)>> {
         let declarator = self.declarator()?;
         let mut variables = Vec::new();
@@ -153,7 +152,7 @@ impl<'a> Parser<'a> {
         Ok(variables)
     }
 
-    /// A parenthesised list of formal parameters; empty when there is no parenthesis.
+    /// Parses a parenthesised list of formal parameters; empty without a parenthesis.
     pub(super) fn params(&mut self) -> Result<Vec<(&'a str, Param, Type)>> {
         let mut params = Vec::new();
         if !self.cursor.eat(b'(') || self.cursor.eat(b')') {
@@ -183,7 +182,7 @@ impl<'a> Parser<'a> {
             name: declared.name.to_owned(),
             size,
             align: declarator.align(),
-            // The number is given when the function's registers are declared.
+            // The register's index is assigned when the function's registers are declared.
             register: in_register.then_some(0),
         };
         Ok((declared.name, param, declarator.ty))
@@ -199,7 +198,7 @@ impl<'a> Parser<'a> {
             return Err(self.cursor.error(format!("{} is too large for an initialiser", declared.name)));
         }
         if dimensions.is_empty() {
-            // A scalar may stand in braces.
+            // A scalar may be written in braces.
             let braces = self.cursor.eat(b'{');
             self.element(declarator.ty, 0, variable)?;
             return if braces { self.cursor.expect(b'}') } else { Ok(()) };
@@ -212,7 +211,7 @@ impl<'a> Parser<'a> {
         Ok(())
     }
 
-    /// `{a, b, …}` for an array at byte `base`; returns how many elements of its first dimension were given.
+    /// Parses `{a, b, …}` for an array at byte `base`; returns the number of elements of its first dimension.
     fn braces(&mut self, ty: Type, dimensions: &[u64], base: u64, variable: &mut Variable) -> Result<u64> {
         self.cursor.expect(b'{')?;
         let stride = dimensions[1..].iter().product::<u64>() * u64::from(size_of_type(ty));
@@ -240,7 +239,7 @@ impl<'a> Parser<'a> {
         Ok(count)
     }
 
-    /// One scalar of an initialiser: a constant or an address.
+    /// Parses one scalar of an initialiser: a constant or an address.
     fn element(&mut self, ty: Type, at: u64, variable: &mut Variable) -> Result<()> {
         let width = size_of_type(ty) as usize;
         let end = at as usize + width;
@@ -251,7 +250,7 @@ impl<'a> Parser<'a> {
             return self.relocation(at, width, 0, variable);
         }
         let value = self.cursor.expression()?;
-        if let (Value::Integer(mask, _), true) = (value, self.cursor.eat(b'(')) {
+        if let (Literal::Integer(mask, _), true) = (value, self.cursor.eat(b'(')) {
             let shift = (mask as u64).trailing_zeros();
             if mask == 0 || !shift.is_multiple_of(8) || (mask as u64) >> shift != 0xff {
                 return Err(self.cursor.error(format!("{mask:#x} is not the mask of one byte of an address")));
@@ -264,7 +263,7 @@ impl<'a> Parser<'a> {
         Ok(())
     }
 
-    /// `symbol`, `symbol+8`, `generic(symbol)+8`.
+    /// Parses `symbol`, `symbol+8` or `generic(symbol)+8`.
     fn relocation(&mut self, at: u64, width: usize, shift: u8, variable: &mut Variable) -> Result<()> {
         let line = self.cursor.line;
         let mut symbol = self.cursor.identifier()?;
@@ -282,15 +281,15 @@ impl<'a> Parser<'a> {
         Ok(())
     }
 
-    fn constant_bytes(&self, ty: Type, value: Value) -> Result<[u8; 16]> {
+    fn constant_bytes(&self, ty: Type, value: Literal) -> Result<[u8; 16]> {
         let bits = match (ty, value) {
-            (Type::F32, Value::Integer(value, _)) => u64::from((value as f32).to_bits()),
-            (Type::F64, Value::Integer(value, _)) => (value as f64).to_bits(),
-            (_, Value::Integer(value, _)) => value as u64,
-            (Type::F32 | Type::B32 | Type::U32 | Type::S32, Value::Float32(bits)) => u64::from(bits),
-            (Type::F64, Value::Float32(bits)) => f64::from(f32::from_bits(bits)).to_bits(),
-            (Type::F32 | Type::B32, Value::Float64(value)) => u64::from((value as f32).to_bits()),
-            (Type::F64 | Type::B64 | Type::U64 | Type::S64, Value::Float64(value)) => value.to_bits(),
+            (Type::F32, Literal::Integer(value, _)) => u64::from((value as f32).to_bits()),
+            (Type::F64, Literal::Integer(value, _)) => (value as f64).to_bits(),
+            (_, Literal::Integer(value, _)) => value as u64,
+            (Type::F32 | Type::B32 | Type::U32 | Type::S32, Literal::Float32(bits)) => u64::from(bits),
+            (Type::F64, Literal::Float32(bits)) => f64::from(f32::from_bits(bits)).to_bits(),
+            (Type::F32 | Type::B32, Literal::Float64(value)) => u64::from((value as f32).to_bits()),
+            (Type::F64 | Type::B64 | Type::U64 | Type::S64, Literal::Float64(value)) => value.to_bits(),
             _ => return Err(self.cursor.error("a floating-point constant for a variable of another type")),
         };
         let mut bytes = [0; 16];
@@ -299,7 +298,7 @@ impl<'a> Parser<'a> {
     }
 }
 
-/// Bytes that a type takes in memory (a predicate has none; it counts as one).
+/// Returns the bytes of a type in memory; a predicate counts as one.
 pub(super) fn size_of_type(ty: Type) -> u32 {
     ty.bits().div_ceil(8)
 }

@@ -1,20 +1,20 @@
-//! Boxes of a tiled tensor map: which bytes of global memory go to or come from which bytes of shared memory.
+//! Boxes of a tiled tensor map: which bytes of global memory are copied to or from which bytes of shared memory.
 //!
-//! In shared memory the box lies dense, dimension 0 innermost, from a 128-byte aligned address. With a swizzle whose span
-//! is wider than the box's rows, a row still takes the whole span (CUDA programming guide: shared memory has to accommodate
-//! the full swizzle width); the bytes between are not touched.
+//! In shared memory the box is dense, dimension 0 innermost, from a 128-byte aligned address on. With a swizzle whose
+//! span is wider than the box's rows, a row still occupies the whole span (CUDA programming guide: shared memory has to
+//! accommodate the full swizzle width); the bytes in between are not accessed.
 
 use super::{DataType, Interleave, InvalidTensorMap, MAX_RANK, Swizzle, TensorMap};
 
-/// A piece of a copy: contiguous in shared and in global memory.
+/// A part of a copy that is contiguous in shared and in global memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BoxRun {
-    /// Global address; `None` for elements outside of the tensor: a load fills them with [`TensorMap::fill`], a store or
-    /// reduction leaves them out.
+    /// Global address; `None` for elements outside of the tensor, which a load fills with [`TensorMap::fill`] and a
+    /// store or reduction skips.
     pub global: Option<u64>,
-    /// Absolute shared address (after the swizzle for [`BoxCopy::for_each_run`]).
+    /// Shared address; after the swizzle in [`BoxCopy::for_each_run`].
     pub shared: u32,
-    /// Bytes; a multiple of the element's size.
+    /// Bytes, a multiple of the element's size.
     pub bytes: u32,
 }
 
@@ -27,9 +27,12 @@ pub struct BoxCopy<'a> {
 }
 
 impl TensorMap {
-    /// The copy of the box at `coordinates` (as many as dimensions, innermost first, may be negative or beyond) to or from
-    /// the absolute shared address `shared`. The map must be valid. Interleaved maps and types that convert on the way
-    /// (flushing f32, tf32) are errors.
+    /// Returns the copy of the box at `coordinates` (one per dimension, innermost first; negative and too large ones
+    /// are allowed) to or from the shared address `shared`. The map must be valid.
+    ///
+    /// # Errors
+    /// Returns an error for a wrong number of coordinates, a shared address that is not a multiple of 128, interleaved
+    /// maps, and types that convert elements (flushing f32, tf32).
     pub fn box_at(&self, coordinates: &[i32], shared: u32) -> Result<BoxCopy<'_>, InvalidTensorMap> {
         if coordinates.len() != self.rank as usize {
             let what = format!("number {}, the map's rank is {}", coordinates.len(), self.rank);
@@ -53,36 +56,36 @@ impl TensorMap {
 }
 
 impl BoxCopy<'_> {
-    /// Bytes of the box: what a load credits to its mbarrier.
+    /// Returns the bytes of the box, which a load credits to its mbarrier.
     pub fn bytes(&self) -> u32 {
         self.map.box_bytes()
     }
 
-    /// Bytes from one row of the box to the next in shared memory.
+    /// Returns the bytes from one row of the box to the next in shared memory.
     #[inline]
     fn pitch(&self) -> u32 {
         self.map.swizzle.span().unwrap_or(0).max(self.map.row_bytes())
     }
 
-    /// Bytes of shared memory from its address on that the box spreads over. Larger than [`Self::bytes`] when the rows are
-    /// narrower than the swizzle's span; else every byte of them is touched.
+    /// Returns the bytes of shared memory over which the box extends; more than [`Self::bytes`] if the rows are
+    /// narrower than the swizzle's span.
     pub fn shared_bytes(&self) -> u32 {
         self.bytes() / self.map.row_bytes().max(1) * self.pitch()
     }
 
-    /// Whether the box touches every byte of [`Self::shared_bytes`].
+    /// Returns true if the box accesses every byte of [`Self::shared_bytes`].
     pub fn is_dense(&self) -> bool {
         self.pitch() == self.map.row_bytes()
     }
 
-    /// Every row of the box in pieces inside and outside of the tensor; `shared` is before the swizzle. For range checks of
-    /// the global side.
+    /// Calls `each` with every row of the box, split into parts inside and outside of the tensor; shared addresses are
+    /// before the swizzle. Used for range checks of the global side.
     #[inline(always)]
     pub fn for_each_row(&self, mut each: impl FnMut(BoxRun)) {
         let map = self.map;
         let element = map.data_type.bytes();
         let row_bytes = map.row_bytes();
-        // Elements of a row: [0, left) and [right, width) are outside.
+        // Elements [0, left) and [right, width) of a row are outside of the tensor.
         let width = map.box_dims[0] as i64;
         let left = (-self.coordinates[0]).clamp(0, width);
         let right = (map.dims[0] as i64 - self.coordinates[0]).clamp(left, width);
@@ -127,7 +130,8 @@ impl BoxCopy<'_> {
         }
     }
 
-    /// Every piece of the copy, with final shared addresses: at most 16 bytes each under a swizzle, else whole rows.
+    /// Calls `each` with every part of the copy, with final shared addresses: parts of up to 16 bytes with a swizzle,
+    /// else whole rows.
     #[inline(always)]
     pub fn for_each_run(&self, mut each: impl FnMut(BoxRun)) {
         let swizzle = self.map.swizzle;
@@ -146,7 +150,7 @@ impl BoxCopy<'_> {
         });
     }
 
-    /// [`Self::for_each_run`], collected.
+    /// Returns all parts of [`Self::for_each_run`].
     pub fn runs(&self) -> Vec<BoxRun> {
         let mut runs = Vec::new();
         self.for_each_run(|run| runs.push(run));

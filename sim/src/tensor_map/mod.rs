@@ -1,26 +1,27 @@
-//! Tensor maps: what `cuTensorMapEncodeTiled` is told, checked by its rules, and the geometry of boxes.
+//! Tensor maps: the arguments of `cuTensorMapEncodeTiled` with the driver's rules, and the geometry of boxes.
 //!
 //! Sources: CUDA driver API, "Tensor Map Object Management"; PTX ISA, "Tensors" (tiled mode, swizzling, out-of-boundary
-//! access) and `tensormap.replace`; CUDA programming guide, "TMA swizzle". Im2col maps and the modes of sm_100 are left out.
+//! access) and `tensormap.replace`; CUDA programming guide, "TMA swizzle". Im2col maps and the modes of sm_100 are not
+//! supported.
 
-mod blob;
 mod boxes;
+mod encoding;
 mod reduce;
 #[cfg(test)]
 mod tests;
 
-pub use blob::{ENCODED_MAP_BYTES, EncodedMap, MapField, is_tensor_map, replace};
 pub use boxes::{BoxCopy, BoxRun};
+pub use encoding::{ENCODED_MAP_BYTES, EncodedMap, MapField, is_tensor_map, replace};
 pub use reduce::{ReduceOp, ReduceType, Reduction};
 
-/// Dimensions a tensor map has at most.
+/// Maximum number of dimensions of a tensor map.
 pub const MAX_RANK: usize = 5;
 
-/// Why a tensor map or its use is refused.
+/// Why a tensor map, or a copy with it, is rejected.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("tensor map: {field} {what}")]
 pub struct InvalidTensorMap {
-    /// The argument of `cuTensorMapEncodeTiled` (or of the copy) at fault, for example `globalStrides[0]`.
+    /// The faulty argument of `cuTensorMapEncodeTiled` or of the copy, for example `globalStrides[0]`.
     pub field: String,
     /// What is wrong with it.
     pub what: String,
@@ -32,7 +33,7 @@ impl InvalidTensorMap {
     }
 }
 
-/// Element types, in the order of `CUtensorMapDataType`.
+/// Element types in the order of `CUtensorMapDataType`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs)]
 pub enum DataType {
@@ -52,7 +53,7 @@ pub enum DataType {
 }
 
 impl DataType {
-    /// All, in the driver's order.
+    /// All types, in the driver's order.
     pub const ALL: [Self; 13] = [
         Self::U8,
         Self::U16,
@@ -69,12 +70,12 @@ impl DataType {
         Self::Tf32Ftz,
     ];
 
-    /// From the value of `CUtensorMapDataType`.
+    /// Converts a value of `CUtensorMapDataType`.
     pub fn from_driver(value: u32) -> Option<Self> {
         Self::ALL.get(value as usize).copied()
     }
 
-    /// Bytes of an element.
+    /// Returns the bytes of an element.
     #[inline]
     pub fn bytes(self) -> u32 {
         match self {
@@ -85,7 +86,7 @@ impl DataType {
         }
     }
 
-    /// A floating-point type.
+    /// Returns true for floating-point types.
     pub fn is_float(self) -> bool {
         !matches!(self, Self::U8 | Self::U16 | Self::U32 | Self::I32 | Self::U64 | Self::I64)
     }
@@ -100,7 +101,7 @@ pub enum Interleave {
     B32,
 }
 
-/// `CUtensorMapSwizzle` as sm_90 has it: 16-byte units of a row of 32, 64 or 128 bytes change places by row.
+/// `CUtensorMapSwizzle` of sm_90: permutes the 16-byte units of a row of 32, 64 or 128 bytes, depending on the row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs)]
 pub enum Swizzle {
@@ -111,7 +112,7 @@ pub enum Swizzle {
 }
 
 impl Swizzle {
-    /// Bytes of a pattern's row; `None` without swizzle.
+    /// Returns the bytes of a pattern's row; `None` without swizzle.
     #[inline]
     pub fn span(self) -> Option<u32> {
         match self {
@@ -122,8 +123,8 @@ impl Swizzle {
         }
     }
 
-    /// Where the byte of this (absolute) shared address really lies: address bits 4.. are changed by bits 7.., 1, 2 or 3 of
-    /// them. The same for tensor copies and for wgmma's operands.
+    /// Returns the physical shared address of a byte: address bits 4 and up are XORed with bits 7 and up, of which 1, 2
+    /// or 3 are used. Tensor copies and wgmma operands use the same function.
     #[inline(always)]
     pub fn apply(self, address: u32) -> u32 {
         let mask = match self {
@@ -136,7 +137,7 @@ impl Swizzle {
     }
 }
 
-/// `CUtensorMapL2promotion`; it changes no result.
+/// `CUtensorMapL2promotion`, which changes no result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs)]
 pub enum L2Promotion {
@@ -151,12 +152,12 @@ pub enum L2Promotion {
 pub enum OobFill {
     /// Zeros.
     Zero,
-    /// NaN, which a multiply-add of the copy's consumer may take as zero.
+    /// NaN, which a multiply-add of the consumer may treat as zero.
     NanRequestZeroFma,
 }
 
-/// A tiled tensor map: the arguments of `cuTensorMapEncodeTiled`. Innermost dimension first; entries from `rank` on are
-/// not read.
+/// A tiled tensor map: the arguments of `cuTensorMapEncodeTiled`, innermost dimension first; entries from `rank` on are
+/// ignored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TensorMap {
     /// `tensorDataType`
@@ -165,11 +166,11 @@ pub struct TensorMap {
     pub rank: u32,
     /// `globalAddress`
     pub address: u64,
-    /// `globalDim`, elements.
+    /// `globalDim`, in elements.
     pub dims: [u64; MAX_RANK],
-    /// `globalStrides`, bytes: entry i is of dimension i + 1.
+    /// `globalStrides`, in bytes; entry i belongs to dimension i + 1.
     pub strides: [u64; MAX_RANK - 1],
-    /// `boxDim`, elements.
+    /// `boxDim`, in elements.
     pub box_dims: [u32; MAX_RANK],
     /// `elementStrides`
     pub element_strides: [u32; MAX_RANK],
@@ -184,8 +185,8 @@ pub struct TensorMap {
 }
 
 impl TensorMap {
-    /// A map without interleave, element strides, promotion and NaN fill: what kernels commonly use. `strides` has one
-    /// entry fewer than `dims`. It is valid or an error.
+    /// Creates and validates a map without interleave, element strides, L2 promotion and NaN fill, as kernels commonly
+    /// use. `strides` has one entry fewer than `dims`.
     pub fn tiled(
         data_type: DataType,
         address: u64,
@@ -225,7 +226,7 @@ impl TensorMap {
         Ok(map)
     }
 
-    /// The driver's rules.
+    /// Checks the rules that the driver applies.
     pub fn validate(&self) -> Result<(), InvalidTensorMap> {
         let least = if self.interleave == Interleave::None { 1 } else { 3 };
         if !(least..=MAX_RANK as u32).contains(&self.rank) {
@@ -267,7 +268,7 @@ impl TensorMap {
         self.validate_inner()
     }
 
-    /// The rules on the innermost dimension of the box, and on modes.
+    /// Checks the rules for the box's innermost dimension and for combinations of modes.
     fn validate_inner(&self) -> Result<(), InvalidTensorMap> {
         let inner = self.row_bytes();
         if self.interleave == Interleave::None {
@@ -288,26 +289,26 @@ impl TensorMap {
         Ok(())
     }
 
-    /// Bytes of the box along dimension 0.
+    /// Returns the bytes of the box along dimension 0.
     #[inline]
     fn row_bytes(&self) -> u32 {
         self.box_dims[0].saturating_mul(self.data_type.bytes())
     }
 
-    /// Elements of the box along dimension `i` in shared memory.
+    /// Returns the elements of the box along dimension `i` in shared memory.
     #[inline]
     fn box_extent(&self, i: usize) -> u32 {
-        // Without interleave the first element stride is not used.
+        // Without interleave, the first element stride is ignored.
         if i == 0 { self.box_dims[0] } else { self.box_dims[i].div_ceil(self.element_strides[i].max(1)) }
     }
 
-    /// Bytes that a load credits to its mbarrier, also when parts of the box are out of bounds.
+    /// Returns the bytes that a load credits to its mbarrier, including parts of the box that are out of bounds.
     pub fn box_bytes(&self) -> u32 {
         let rows = (1..self.rank as usize).map(|i| self.box_extent(i)).fold(1, u32::saturating_mul);
         self.row_bytes().saturating_mul(rows)
     }
 
-    /// Sixteen bytes of what out-of-bounds elements read as.
+    /// Returns sixteen bytes of the value that out-of-bounds elements are filled with.
     pub fn fill(&self) -> [u8; 16] {
         let mut out = [0; 16];
         if self.oob_fill == OobFill::NanRequestZeroFma {

@@ -1,13 +1,13 @@
-//! Element-wise reductions of bulk and tensor copies (`cp.reduce.async.bulk`, `.tensor`).
+//! Element-wise reductions of bulk and tensor copies (`cp.reduce.async.bulk`, with and without `.tensor`).
 //!
-//! Source: PTX ISA, `cp.reduce.async.bulk` and `cp.reduce.async.bulk.tensor`: which operations a type has, flushing of f32,
-//! `inc` and `dec` as in `atom`.
+//! Source: PTX ISA, `cp.reduce.async.bulk` and `cp.reduce.async.bulk.tensor`: the operations of each type, flushing of
+//! f32; `inc` and `dec` are as in `atom`.
 
 use half::{bf16, f16};
 
 use super::DataType;
 
-/// The operation.
+/// A reduction's operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs)]
 pub enum ReduceOp {
@@ -22,7 +22,7 @@ pub enum ReduceOp {
 }
 
 impl ReduceOp {
-    /// Decodes the qualifier without its dot.
+    /// Parses the qualifier without its dot.
     pub fn parse(text: &str) -> Option<Self> {
         Some(match text {
             "add" => Self::Add,
@@ -38,7 +38,7 @@ impl ReduceOp {
     }
 }
 
-/// The type of the elements.
+/// A reduction's element type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs)]
 pub enum ReduceType {
@@ -50,15 +50,15 @@ pub enum ReduceType {
     B64,
     U64,
     S64,
-    /// Subnormals kept.
+    /// f32 with subnormals.
     F32,
-    /// Subnormal operands and results become zeros of their sign.
+    /// f32 whose subnormal operands and results become zeros of equal sign.
     F32Ftz,
     F64,
 }
 
 impl ReduceType {
-    /// Bytes of an element.
+    /// Returns the bytes of an element.
     pub fn bytes(self) -> usize {
         match self {
             Self::F16 | Self::Bf16 => 2,
@@ -68,7 +68,7 @@ impl ReduceType {
     }
 }
 
-/// An operation on elements of a type, one that exists.
+/// A valid combination of operation and element type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Reduction {
     op: ReduceOp,
@@ -76,15 +76,15 @@ pub struct Reduction {
 }
 
 impl Reduction {
-    /// Of `cp.reduce.async.bulk…{OP}{.noftz}.{TYPE}`, the qualifiers without dots. With `to_shared` the fewer forms whose
-    /// destination is `.shared::cluster`. `None` when PTX has no such form.
+    /// Returns the reduction of `cp.reduce.async.bulk…{OP}{.noftz}.{TYPE}`; qualifiers are given without dots. With
+    /// `to_shared`, only the forms whose destination is `.shared::cluster` exist. `None` if PTX has no such form.
     pub fn bulk(op: &str, noftz: bool, ty: &str, to_shared: bool) -> Option<Self> {
         use ReduceOp::*;
         let op = ReduceOp::parse(op)?;
         let minimum = matches!(op, Min | Max);
         let bitwise = matches!(op, And | Or | Xor);
         let (ty, exists, shared) = match ty {
-            // The halves' addition has only the form that keeps subnormals.
+            // Half-precision addition exists only in the form that keeps subnormals.
             "f16" => (ReduceType::F16, op == Add && noftz || minimum && !noftz, false),
             "bf16" => (ReduceType::Bf16, op == Add && noftz || minimum && !noftz, false),
             "b32" => (ReduceType::B32, bitwise, true),
@@ -101,7 +101,8 @@ impl Reduction {
         (exists && (half || !noftz) && (shared || !to_shared)).then_some(Self { op, ty })
     }
 
-    /// Of `cp.reduce.async.bulk.tensor…{OP}` on a map's type. `None` where the type has no such operation.
+    /// Returns the reduction of `cp.reduce.async.bulk.tensor…{OP}` on a map's element type; `None` if the type has no
+    /// such operation.
     pub fn tensor(op: ReduceOp, data_type: DataType) -> Option<Self> {
         use ReduceOp::*;
         let bitwise = matches!(op, And | Or | Xor);
@@ -121,13 +122,13 @@ impl Reduction {
         exists.then_some(Self { op, ty })
     }
 
-    /// Bytes of an element.
+    /// Returns the bytes of an element.
     pub fn element_bytes(&self) -> usize {
         self.ty.bytes()
     }
 
-    /// `destination = op(destination, source)`, element by element. What does not fill an element at the end of the shorter
-    /// one stays as it is.
+    /// Computes `destination = op(destination, source)` element by element. A partial element at the end of the shorter
+    /// slice is not changed.
     pub fn apply(&self, destination: &mut [u8], source: &[u8]) {
         let op = self.op;
         match self.ty {
@@ -190,9 +191,9 @@ fn each<const N: usize>(destination: &mut [u8], source: &[u8], value: impl Fn([u
     }
 }
 
-/// Sum, or the smaller or larger number (of a number and a NaN the number).
+/// Returns the sum, or the smaller or larger number; of a number and a NaN, the number.
 fn float(op: ReduceOp, a: f32, b: f32) -> f32 {
-    // f32's own min and max leave the order of zeros open.
+    // Rust's `min` and `max` leave the order of −0 and +0 open.
     let zeros = a == 0.0 && b == 0.0;
     match op {
         ReduceOp::Min if zeros => {
@@ -226,7 +227,7 @@ fn unsigned(op: ReduceOp, a: u64, b: u64) -> u64 {
         ReduceOp::And => a & b,
         ReduceOp::Or => a | b,
         ReduceOp::Xor => a ^ b,
-        // `inc` and `dec` exist for u32 only, whose caller has them.
+        // `inc` and `dec` exist for u32 only, which the caller handles.
         ReduceOp::Add | ReduceOp::Inc | ReduceOp::Dec => a.wrapping_add(b),
     }
 }

@@ -17,7 +17,7 @@ fn matrix(swizzle: Swizzle) -> TensorMap {
 }
 
 #[test]
-fn rules_name_their_field() {
+fn validation_errors_name_the_field() {
     let good = matrix(Swizzle::B128);
     let broken = |change: fn(&mut TensorMap), field: &str| {
         let mut map = good;
@@ -57,7 +57,7 @@ fn rules_name_their_field() {
 }
 
 #[test]
-fn lists_of_wrong_length() {
+fn rejects_lists_of_wrong_length() {
     let field = |dims: &[u64], strides: &[u64], boxes: &[u32]| {
         TensorMap::tiled(DataType::F32, 0, dims, strides, boxes, Swizzle::None).unwrap_err().field
     };
@@ -68,7 +68,7 @@ fn lists_of_wrong_length() {
 }
 
 #[test]
-fn blobs_come_back() {
+fn encoded_maps_round_trip() {
     let mut map = matrix(Swizzle::B64);
     map.box_dims[0] = 32;
     map.l2_promotion = L2Promotion::B256;
@@ -87,7 +87,7 @@ fn blobs_come_back() {
 }
 
 #[test]
-fn fields_are_replaced() {
+fn replaces_fields() {
     let mut blob = matrix(Swizzle::None).encode().unwrap();
     let mut set = |field: &str, ordinal, value| {
         let field = MapField::parse(field).unwrap();
@@ -112,9 +112,9 @@ fn fields_are_replaced() {
     assert_eq!(TensorMap::decode(&blob).unwrap(), want);
 }
 
-/// PTX numbers the types otherwise than the driver from 8 on (LLVM's `TensormapElemType` agrees).
+/// From 8 on, PTX numbers the types differently from the driver (LLVM's `TensormapElemType` agrees).
 #[test]
-fn element_types_of_ptx() {
+fn ptx_element_type_numbers() {
     use DataType::*;
     let order = [U8, U16, U32, I32, U64, I64, F16, F32, F32Ftz, F64, Bf16, Tf32, Tf32Ftz];
     let map = TensorMap::tiled(U8, 0, &[64], &[], &[16], Swizzle::None).unwrap();
@@ -126,7 +126,7 @@ fn element_types_of_ptx() {
 }
 
 #[test]
-fn bad_replacements() {
+fn rejects_invalid_replacements() {
     let good = matrix(Swizzle::None).encode().unwrap();
     let field = |field, ordinal, value| {
         let mut blob = good;
@@ -148,9 +148,9 @@ fn bad_replacements() {
     assert_eq!(field(MapField::FillMode, 0, 2), "oobFill");
 }
 
-/// The swizzle as the programming guide writes it: unit x of row y goes to unit ((y + offset) % rows) ^ x.
+/// The swizzle as in the programming guide: unit x of row y moves to unit ((y + offset) % rows) ^ x.
 #[test]
-fn swizzle_is_the_guides_formula() {
+fn swizzle_matches_the_programming_guide() {
     for base in (0..4096).step_by(128) {
         for byte in 0..1024 {
             let address = base + byte;
@@ -165,7 +165,7 @@ fn swizzle_is_the_guides_formula() {
     }
 }
 
-/// Elements one by one, straight from the definition.
+/// The reference: elements one by one, directly from the definition.
 fn naive(map: &TensorMap, coordinates: &[i32], shared: u32) -> Vec<BoxRun> {
     let rank = map.rank as usize;
     let element = map.data_type.bytes();
@@ -207,7 +207,7 @@ fn by_element(runs: &[BoxRun], element: u32) -> Vec<BoxRun> {
 }
 
 #[test]
-fn boxes_of_random_maps() {
+fn boxes_of_random_maps_match_the_reference() {
     let mut random = Random(0xfeed_beef_1234_5679);
     let mut partly_outside = 0;
     for _ in 0..3000 {
@@ -239,7 +239,7 @@ fn boxes_of_random_maps() {
         assert_eq!(copy.bytes(), want.len() as u32 * element);
         let outside = want.iter().filter(|run| run.global.is_none()).count();
         partly_outside += (outside > 0 && outside < want.len()) as u32;
-        // The box keeps to its part of shared memory, each byte once, and to all of it when dense.
+        // The box accesses only its part of shared memory, each byte at most once, and every byte if it is dense.
         let mut touched = vec![0u8; copy.shared_bytes() as usize];
         for run in &runs {
             for at in run.shared..run.shared + run.bytes {
@@ -253,7 +253,7 @@ fn boxes_of_random_maps() {
 }
 
 #[test]
-fn coordinates_at_the_ends_of_i32() {
+fn extreme_coordinates_match_the_reference() {
     let map = TensorMap::tiled(DataType::F64, 0, &[1 << 32, 1 << 32], &[16], &[2, 256], Swizzle::None).unwrap();
     for coordinates in [[i32::MIN, i32::MIN], [i32::MAX, i32::MAX], [i32::MIN, 0], [-1, i32::MAX]] {
         let runs = map.box_at(&coordinates, 0).unwrap().runs();
@@ -262,7 +262,7 @@ fn coordinates_at_the_ends_of_i32() {
 }
 
 #[test]
-fn what_a_copy_refuses() {
+fn rejects_unsupported_copies() {
     let map = matrix(Swizzle::B128);
     assert_eq!(map.box_at(&[0], 0).unwrap_err().field, "coordinates");
     assert_eq!(map.box_at(&[0, 0], 64).unwrap_err().field, "shared address");
@@ -276,7 +276,7 @@ fn what_a_copy_refuses() {
 }
 
 #[test]
-fn fills() {
+fn nan_fill_is_a_nan_of_the_type() {
     let mut map = matrix(Swizzle::None);
     assert_eq!(map.fill(), [0; 16]);
     map.oob_fill = OobFill::NanRequestZeroFma;
@@ -300,9 +300,9 @@ mod reductions {
         out
     }
 
-    /// The forms that the assembler takes: to global memory, and of these to shared memory.
+    /// The forms that the assembler accepts: to global memory, and of these to shared memory.
     #[test]
-    fn forms() {
+    fn supports_the_forms_of_the_assembler() {
         let global = "f16 add.noftz min max;bf16 add.noftz min max;b32 and or xor;u32 add min max inc dec;s32 add min max;\
                       b64 and or xor;u64 add min max;s64 min max;f32 add;f64 add";
         let shared = "b32 and or xor;u32 add min max inc dec;s32 add min max;u64 add";
@@ -326,7 +326,7 @@ mod reductions {
     }
 
     #[test]
-    fn integers() {
+    fn integer_reductions() {
         let u = |op, a: u32, b: u32| u32::from_le_bytes(run(op, false, "u32", a.to_le_bytes(), b.to_le_bytes()));
         assert_eq!(u("add", u32::MAX, 3), 2);
         assert_eq!(u("min", 0x8000_0000, 1), 1);
@@ -342,7 +342,7 @@ mod reductions {
     }
 
     #[test]
-    fn floats() {
+    fn float_reductions() {
         let f = |a: f32, b: f32| f32::from_le_bytes(run("add", false, "f32", a.to_le_bytes(), b.to_le_bytes()));
         assert_eq!(f(1.5, -0.25), 1.25);
         let tiny = f32::from_bits(1);
@@ -367,7 +367,7 @@ mod reductions {
     }
 
     #[test]
-    fn tensors_by_type() {
+    fn tensor_reductions_depend_on_the_element_type() {
         assert!(Reduction::tensor(ReduceOp::Add, DataType::U8).is_none());
         assert!(Reduction::tensor(ReduceOp::Min, DataType::F32).is_none());
         assert!(Reduction::tensor(ReduceOp::Inc, DataType::I32).is_none());
@@ -375,7 +375,7 @@ mod reductions {
     }
 
     #[test]
-    fn several_elements_and_a_remainder() {
+    fn leaves_a_partial_element_unchanged() {
         let mut out = [1u32, 2, 3].map(u32::to_le_bytes).as_flattened()[..11].to_vec();
         let source = [10u32, 20, 30].map(u32::to_le_bytes);
         Reduction::bulk("add", false, "u32", false).unwrap().apply(&mut out, source.as_flattened());

@@ -1,12 +1,14 @@
-//! Products of `mma.sync` one after the other: what several of them share of A and B is converted once.
+//! Consecutive `mma.sync` products: fragments of A and B that several products share are converted to floats only once.
 
-use super::super::Lanes;
-use super::super::simd::{Kernel, Vector, dispatch};
-use super::{Accumulator, Columns, Element, MmaOp, columns_of, expand};
+use super::op::MmaOp;
+use crate::matrix::Lanes;
+use crate::matrix::format::{Accumulator, Element};
+use crate::matrix::fragments::{Columns, expand_a_columns, register_to_b_rows};
+use crate::matrix::simd::{LaneVector, VectorKernel, dispatch};
 
-/// The registers of one product, by their indices.
+/// Indices of the registers of one product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Product {
+pub struct MmaRegisters {
     /// A
     pub a: [u32; 4],
     /// B
@@ -17,16 +19,21 @@ pub struct Product {
     pub d: [u32; 4],
 }
 
-impl Product {
-    /// Of an instruction's lists of registers, if they are as many as [`MmaOp::is_common`] says.
+impl MmaRegisters {
+    /// Creates it from an instruction's register lists, if they have the lengths of [`MmaOp::is_m16n8k16_half`].
     #[inline(always)]
-    pub fn new(a: &[u32], b: &[u32], c: &[u32], d: &[u32]) -> Option<Product> {
-        Some(Product { a: a.try_into().ok()?, b: b.try_into().ok()?, c: c.try_into().ok()?, d: d.try_into().ok()? })
+    pub fn new(a: &[u32], b: &[u32], c: &[u32], d: &[u32]) -> Option<MmaRegisters> {
+        Some(MmaRegisters {
+            a: a.try_into().ok()?,
+            b: b.try_into().ok()?,
+            c: c.try_into().ok()?,
+            d: d.try_into().ok()?,
+        })
     }
 }
 
-impl Product {
-    /// Whether it reads one of these registers.
+impl MmaRegisters {
+    /// Returns true if the product reads one of these registers.
     #[inline(always)]
     fn reads(&self, registers: &[u32; 4]) -> bool {
         let any = |all: &[u32], of: u32| all.iter().fold(false, |any, register| any | (*register == of));
@@ -35,9 +42,10 @@ impl Product {
 }
 
 impl MmaOp {
-    /// Whether it is what nearly all kernels use and [`Fragments::run`] takes: m16n8k16 of bf16 or f16, summed in f32.
+    /// Returns true for the form that most kernels use and that [`FragmentCache::run`] supports: m16n8k16 of bf16 or
+    /// f16 with f32 accumulators.
     #[inline(always)]
-    pub fn is_common(&self) -> bool {
+    pub fn is_m16n8k16_half(&self) -> bool {
         let half = matches!(self.a, Element::Bf16 | Element::F16);
         half && (self.m, self.k, self.accumulator) == (16, 16, Accumulator::F32)
     }
@@ -46,33 +54,33 @@ impl MmaOp {
 /// Columns of A and rows of B.
 const K: usize = 16;
 
-/// Fragments of A and of B that are kept: a warp's tile is often four by four products, or four by eight.
+/// Number of cached fragments of A and of B: a warp's tile is often four by four or four by eight products.
 const KEPT_A: usize = 4;
 const KEPT_B: usize = 8;
 
-/// No registers.
+/// Marks an unused cache entry.
 const NONE: u32 = u32::MAX;
 
-/// The one NaN that results are.
+/// The NaN that every NaN result becomes.
 const NAN: f32 = f32::from_bits(0x7fff_ffff);
 
-/// Rows of B: of each row its even columns and its odd ones.
+/// Rows of B: of each row its even columns and its odd columns.
 type Rows = [[[f32; 4]; K]; 2];
 
-/// Converted fragments; to be reused from one sequence of products to the next.
+/// Cache of converted fragments; reuse it from one sequence of products to the next to save the allocation.
 #[derive(Clone, Debug)]
-pub struct Fragments {
+pub struct FragmentCache {
     a: Box<[Columns<K>; KEPT_A]>,
     b: Box<[Rows; KEPT_B]>,
-    /// The registers that they were converted from.
+    /// The registers that the fragments were converted from.
     of_a: [[u32; 4]; KEPT_A],
     of_b: [[u32; 2]; KEPT_B],
-    /// Which to overwrite next.
+    /// The entries that are overwritten next.
     next_a: usize,
     next_b: usize,
 }
 
-impl Default for Fragments {
+impl Default for FragmentCache {
     fn default() -> Self {
         Self {
             a: Box::new([Columns::ZERO; KEPT_A]),
@@ -85,48 +93,46 @@ impl Default for Fragments {
     }
 }
 
-impl Fragments {
-    /// D = A·B + C of one product after the other, all of them `op`, which [is common](MmaOp::is_common). The same bits come
-    /// out as of [`MmaOp::run`] for each, but that every NaN is 0x7fffffff.
-    ///
-    /// # Panics
-    /// When a product names a register that is not there.
-    pub fn run<'p>(&mut self, op: &MmaOp, registers: &mut [Lanes], products: impl Iterator<Item = &'p Product>) {
+impl FragmentCache {
+    /// Computes D = A·B + C of one product after the other, all of form `op`, which [must be
+    /// supported](MmaOp::is_m16n8k16_half). The bits equal those of [`MmaOp::run`] for each product, except that every
+    /// NaN is 0x7fffffff.
+    pub fn run<'p>(&mut self, op: &MmaOp, registers: &mut [Lanes], products: impl Iterator<Item = &'p MmaRegisters>) {
         self.forget();
-        dispatch(Run { fragments: self, op, registers, products });
+        dispatch(SequenceKernel { fragments: self, op, registers, products });
     }
 
     fn forget(&mut self) {
         (self.of_a, self.of_b) = ([[NONE; 4]; KEPT_A], [[NONE; 2]; KEPT_B]);
     }
 
-    /// Whether a fragment was converted from one of these registers.
+    /// Returns true if a cached fragment was converted from one of these registers.
     #[inline(always)]
     fn is_of(&self, registers: &[u32; 4]) -> bool {
         let (a, b) = (self.of_a.as_flattened(), self.of_b.as_flattened());
-        // No short cuts: a few wide comparisons.
+        // No early exit: a few wide comparisons are faster.
         registers.iter().fold(false, |any, register| {
             let in_a = a.iter().fold(false, |any, of| any | (of == register));
             b.iter().fold(any | in_a, |any, of| any | (of == register))
         })
     }
 
-    /// Where the fragment of A is.
+    /// Returns the index of the converted fragment of A.
     #[inline(always)]
-    fn find_a<V: Vector>(&mut self, v: V, op: &MmaOp, registers: &[Lanes], a: [u32; 4]) -> usize {
+    fn find_a<V: LaneVector>(&mut self, v: V, op: &MmaOp, registers: &[Lanes], a: [u32; 4]) -> usize {
         if let Some(at) = self.of_a.iter().position(|of| *of == a) {
             return at;
         }
         let at = self.next_a;
         self.next_a = (at + 1) % KEPT_A;
         self.of_a[at] = a;
-        expand::<V, 2, K>(v, op.a, a.map(|register| &registers[register as usize]), false, &mut self.a[at]);
+        expand_a_columns::<V, 2, K>(v, op.a, a.map(|register| &registers[register as usize]), false, &mut self.a[at]);
         at
     }
 
-    /// Where the fragment of B is.
+    /// Returns the index of the converted fragment of B.
     #[inline(always)]
-    fn find_b<V: Vector>(&mut self, v: V, op: &MmaOp, registers: &[Lanes], b: [u32; 2]) -> usize {
+    fn find_b<V: LaneVector>(&mut self, v: V, op: &MmaOp, registers: &[Lanes], b: [u32; 2]) -> usize {
         if let Some(at) = self.of_b.iter().position(|of| *of == b) {
             return at;
         }
@@ -137,23 +143,23 @@ impl Fragments {
         for (r, register) in b.iter().enumerate() {
             let range = 8 * r..8 * (r + 1);
             let halves = [&mut even[range.clone()], &mut odd[range]];
-            columns_of::<V, 2>(v, op.b, &registers[*register as usize], halves);
+            register_to_b_rows::<V, 2>(v, op.b, &registers[*register as usize], halves);
         }
         at
     }
 }
 
-/// A call of [`Fragments::run`], compiled for the widest vectors.
-struct Run<'a, I> {
-    fragments: &'a mut Fragments,
+/// A call of [`FragmentCache::run`] as a [`VectorKernel`].
+struct SequenceKernel<'a, I> {
+    fragments: &'a mut FragmentCache,
     op: &'a MmaOp,
     registers: &'a mut [Lanes],
     products: I,
 }
 
-impl<'p, I: Iterator<Item = &'p Product>> Kernel for Run<'_, I> {
+impl<'p, I: Iterator<Item = &'p MmaRegisters>> VectorKernel for SequenceKernel<'_, I> {
     #[inline(always)]
-    fn run<V: Vector>(self, v: V) {
+    fn run<V: LaneVector>(self, v: V) {
         let Self { fragments, op, registers, mut products } = self;
         let mut following = products.next();
         while let Some(product) = following {
@@ -162,7 +168,7 @@ impl<'p, I: Iterator<Item = &'p Product>> Kernel for Run<'_, I> {
             let b = fragments.find_b(v, op, registers, product.b);
             if V::QUADS != 4 {
                 let (a, b) = (&fragments.a[a], &fragments.b[b]);
-                // All of C is read before any of D is written.
+                // Read all of C before writing any of D.
                 let [upper] = sums::<V, 1, 1, 4>(v, a, [b], registers, [&product.c], 0);
                 let [lower] = sums::<V, 1, 1, 4>(v, a, [b], registers, [&product.c], 1);
                 store(v, &upper, registers, &product.d, 0);
@@ -172,9 +178,9 @@ impl<'p, I: Iterator<Item = &'p Product>> Kernel for Run<'_, I> {
                 && !next.reads(&product.d)
             {
                 following = products.next();
-                // Two with the same A: its columns are loaded once.
+                // Two products with the same A: load its columns once.
                 let other = fragments.find_b(v, op, registers, next.b);
-                // It may have taken the first one's place, which then goes to the place after.
+                // The second fragment may have replaced the first one's entry; look up the first one again.
                 let b = fragments.find_b(v, op, registers, product.b);
                 let (a, b) = (&fragments.a[a], [&fragments.b[b], &fragments.b[other]]);
                 let [first, second] = sums::<V, 2, 2, 2>(v, a, b, registers, [&product.c, &next.c], 0);
@@ -195,12 +201,12 @@ impl<'p, I: Iterator<Item = &'p Product>> Kernel for Run<'_, I> {
     }
 }
 
-/// Of `H` times eight rows of D, from those on, the even columns and the odd ones, in `N` vectors each.
+/// Sums of `H` × eight rows of D: the even and the odd columns, `N` vectors each.
 type Sums<F, const H: usize, const N: usize> = [[[F; N]; 2]; H];
 
-/// A·B + C of `G` products with the same A.
+/// Computes A·B + C of `G` products with the same A.
 #[inline(always)]
-fn sums<V: Vector, const G: usize, const H: usize, const N: usize>(
+fn sums<V: LaneVector, const G: usize, const H: usize, const N: usize>(
     v: V,
     a: &Columns<K>,
     b: [&Rows; G],
@@ -223,7 +229,7 @@ fn sums<V: Vector, const G: usize, const H: usize, const N: usize>(
 }
 
 #[inline(always)]
-fn store<V: Vector, const H: usize, const N: usize>(
+fn store<V: LaneVector, const H: usize, const N: usize>(
     v: V,
     sums: &Sums<V::F, H, N>,
     registers: &mut [Lanes],
@@ -236,7 +242,8 @@ fn store<V: Vector, const H: usize, const N: usize>(
             for (n, sum) in sums.iter().enumerate() {
                 v.store(*sum, d, n);
             }
-            // Which operand's NaN a multiply-add hands on hangs on how it was compiled, and a product has several forms here.
+            // Which operand's NaN a multiply-add returns depends on how it was compiled, and products have several code
+            // paths here.
             for value in d.iter_mut() {
                 *value = if value.is_nan() { NAN } else { *value };
             }
@@ -244,9 +251,9 @@ fn store<V: Vector, const H: usize, const N: usize>(
     }
 }
 
-/// `sums` with all products added. By value, so that they stay in registers.
+/// Adds all products to `sums`. Passes `sums` by value, so that they stay in CPU registers.
 #[inline(always)]
-fn summed<V: Vector, const G: usize, const H: usize, const N: usize>(
+fn summed<V: LaneVector, const G: usize, const H: usize, const N: usize>(
     v: V,
     a: &Columns<K>,
     b: [&Rows; G],
@@ -276,38 +283,38 @@ mod tests {
 
     const REGISTERS: u32 = 40;
 
-    fn product() -> impl Strategy<Value = Product> {
+    fn product() -> impl Strategy<Value = MmaRegisters> {
         let register = || 0..REGISTERS;
         let four = move || [register(), register(), register(), register()];
-        (four(), [register(), register()], four(), four()).prop_map(|(a, b, c, d)| Product { a, b, c, d })
+        (four(), [register(), register()], four(), four()).prop_map(|(a, b, c, d)| MmaRegisters { a, b, c, d })
     }
 
-    /// Few fragments, so that they come again, and anything as the rest.
-    fn products() -> impl Strategy<Value = Vec<Product>> {
+    /// Few distinct fragments, so that they repeat, and arbitrary other registers.
+    fn products() -> impl Strategy<Value = Vec<MmaRegisters>> {
         (prop::collection::vec(product(), 1..4), prop::collection::vec((0usize..4, 0usize..4, product()), 1..24))
             .prop_map(|(few, all)| {
                 let of = |which: usize| few[which % few.len()];
-                all.into_iter().map(|(a, b, p)| Product { a: of(a / 3).a, b: of(b).b, ..p }).collect()
+                all.into_iter().map(|(a, b, p)| MmaRegisters { a: of(a / 3).a, b: of(b).b, ..p }).collect()
             })
     }
 
     proptest! {
-        /// Also where a product overwrites what it or a later one reads.
+        /// Includes products that overwrite what they or later products read.
         #[test]
-        fn a_sequence_is_its_products(
+        fn sequence_equals_single_products(
             products in products(),
             bf16 in any::<bool>(),
             words in prop::collection::vec(any::<u32>(), 32 * REGISTERS as usize),
         ) {
             let element = if bf16 { "bf16" } else { "f16" };
             let op = MmaOp::decode(&format!("mma.sync.aligned.m16n8k16.row.col.f32.{element}.{element}.f32")).expect("a form");
-            prop_assert!(op.is_common());
-            // Exponents near 1, so that sums round and seldom overflow.
+            prop_assert!(op.is_m16n8k16_half());
+            // Exponents near 1, so that sums round and rarely overflow.
             let tame = |word: u32| if bf16 { word & 0xc0ff_c0ff | 0x3f00_3f00 } else { word & 0xafff_afff | 0x3000_3000 };
             let mut registers: Vec<Lanes> =
                 words.chunks_exact(32).map(|row| std::array::from_fn(|lane| tame(row[lane]))).collect();
             let mut wanted = registers.clone();
-            Fragments::default().run(&op, &mut registers, products.iter());
+            FragmentCache::default().run(&op, &mut registers, products.iter());
             for p in &products {
                 let row = |r: &u32| wanted[*r as usize];
                 let (a, b, c) = (p.a.each_ref().map(row), p.b.each_ref().map(row), p.c.each_ref().map(row));

@@ -1,11 +1,14 @@
-//! Every form against a naive f64 product over the fragment tables as the PTX ISA writes them, form by form.
+//! Compares every form with a naive f64 product that uses the PTX ISA's fragment tables, form by form.
 
-// Places are read as the tables write them, by row and column.
+// Indexing by row and column, as in the tables.
 #![allow(clippy::needless_range_loop)]
 
 use super::*;
+use crate::matrix::Lanes;
+use crate::matrix::format::unpack;
+use crate::ptx::ast::Type;
 
-/// Every dense form's opcode.
+/// Returns the opcode of every dense form.
 fn forms() -> Vec<String> {
     let mut forms = Vec::new();
     for k in [8, 16] {
@@ -63,7 +66,7 @@ impl Random {
     }
 }
 
-/// (row, column) of A's element `i`, as the ISA's section for each shape and type says.
+/// Returns (row, column) of A's element `i`, from the ISA's section for each shape and type.
 fn a_place(op: &MmaOp, lane: usize, i: usize) -> (usize, usize) {
     let (g, t) = (lane / 4, lane % 4);
     let low = |yes: bool| if yes { g } else { g + 8 };
@@ -86,7 +89,7 @@ fn a_place(op: &MmaOp, lane: usize, i: usize) -> (usize, usize) {
     }
 }
 
-/// (row, column) of B's element `i`.
+/// Returns (row, column) of B's element `i`.
 fn b_place(op: &MmaOp, lane: usize, i: usize) -> (usize, usize) {
     let (g, t) = (lane / 4, lane % 4);
     let row = match op.a.bits() {
@@ -99,7 +102,7 @@ fn b_place(op: &MmaOp, lane: usize, i: usize) -> (usize, usize) {
     (row, g)
 }
 
-/// The bits of element `i` of a lane.
+/// Returns the bits of element `i` of a lane.
 fn element_bits(rows: &[Lanes], bits: usize, lane: usize, i: usize) -> u64 {
     if bits == 64 {
         let words = rows[2 * i..2 * i + 2].as_flattened();
@@ -129,12 +132,12 @@ fn value(element: Element, bits: u64) -> f64 {
     }
 }
 
-/// Finite bits of moderate size, so that the naive sum is accurate and its rounding unambiguous.
+/// Returns finite bits of moderate size, so that the naive sum is accurate and its rounding unambiguous.
 fn random_element(element: Element, random: &mut Random) -> u64 {
     let small = (random.next() % 33) as f32 / 4.0 - 4.0;
     match element {
         Element::F64 => (small as f64 + random.next() as f64 * 1e-12).to_bits(),
-        // The low bits must be ignored.
+        // The low bits of tf32 must be ignored.
         Element::Tf32 => (small.to_bits() | random.next() & 0x1fff) as u64,
         Element::Bf16 => half::bf16::from_f32(small).to_bits() as u64,
         Element::F16 => half::f16::from_f32(small).to_bits() as u64,
@@ -177,7 +180,7 @@ fn naive_matrix(op: &MmaOp, rows: &[Lanes], is_a: bool) -> Vec<Vec<f64>> {
     out
 }
 
-/// C's or D's value at (row, column).
+/// Returns C's or D's value at (row, column).
 fn accumulator_at(op: &MmaOp, rows: &[Lanes], row: usize, column: usize) -> f64 {
     let lane = 4 * (row % 8) + column / 2;
     let i = 2 * (row / 8) + column % 2;
@@ -190,7 +193,7 @@ fn accumulator_at(op: &MmaOp, rows: &[Lanes], row: usize, column: usize) -> f64 
 }
 
 #[test]
-fn every_form_is_the_naive_product() {
+fn every_form_equals_the_naive_product() {
     let mut random = Random(0x1234_5678_9abc_def1);
     for opcode in forms() {
         let op = MmaOp::decode(&opcode).unwrap_or_else(|| panic!("{opcode} is a form"));
@@ -230,7 +233,7 @@ fn every_form_is_the_naive_product() {
 }
 
 #[test]
-fn small_integers_are_exact() {
+fn products_of_small_integers_are_exact() {
     // Multiples of 1/4 up to 4: sums of 16 products fit f32's 24 bits.
     let mut random = Random(77);
     let op = MmaOp::decode("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32").unwrap();
@@ -248,7 +251,7 @@ fn small_integers_are_exact() {
 }
 
 #[test]
-fn registers_and_flops() {
+fn register_counts_and_flops_match_the_isa() {
     let counts = |text| {
         let op = MmaOp::decode(text).unwrap();
         (op.registers(), op.flops())
@@ -268,7 +271,7 @@ fn registers_and_flops() {
 }
 
 #[test]
-fn what_is_not_a_form() {
+fn rejects_forms_that_do_not_exist() {
     for text in [
         "mma.sync.aligned.m16n8k16.row.col.f16.bf16.bf16.f16",
         "mma.sync.aligned.m16n8k16.row.row.f32.bf16.bf16.f32",

@@ -1,31 +1,36 @@
-//! Shared-memory descriptors of wgmma: where an operand's 16-byte units lie.
+//! Shared-memory descriptors of wgmma: the addresses of an operand's 16-byte units.
 //!
-//! Source: PTX ISA, "Asynchronous warpgroup level matrix instructions", strides, canonical layouts and matrix descriptor.
-//! An instruction's step along k is always 32 bytes of elements, so two units of a K-major row. With S the swizzle's span,
-//! W = S / 16 its units and s, L, D the start, leading and stride byte offsets, unit addresses before the swizzle are
+//! Source: PTX ISA, "Asynchronous warpgroup level matrix instructions", strides, canonical layouts and matrix
+//! descriptor. One instruction reads 32 bytes of elements along k, so two units of a K-major row. With S the swizzle's
+//! span, W = S / 16 its units, and s, L, D the start, leading and stride byte offsets, the unit addresses before the
+//! swizzle are
 //! - K-major, swizzled (row mn, unit u): `s + (mn % 8)·S + (mn / 8)·D + 16·u`;
-//! - K-major, none: `s + (mn % 8)·16 + (mn / 8)·D + u·L`;
-//! - MN-major, swizzled (16-bit elements; row k, unit v of eight along mn): `s + 16·(v % W) + (v / W)·L + (k % 8)·S + (k / 8)·D`;
-//! - MN-major, none: `s + (k % 8)·16 + (k / 8)·L + v·D`.
+//! - K-major, no swizzle: `s + (mn % 8)·16 + (mn / 8)·D + u·L`;
+//! - MN-major, swizzled (16-bit elements; row k, unit v of eight elements along mn): `s + 16·(v % W) + (v / W)·L + (k %
+//!   8)·S + (k / 8)·D`;
+//! - MN-major, no swizzle: `s + (k % 8)·16 + (k / 8)·L + v·D`.
+//!
+//! Example: K-major with a 128-byte swizzle, s = 1024 and D = 1024: row 9 unit 1 is at 1024 + 1·128 + 1·1024 + 16,
+//! before the swizzle.
 
 use crate::tensor_map::Swizzle;
 
-/// Why a descriptor is refused.
+/// Why a descriptor is rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DescriptorError {
-    /// Bits that belong to no field.
+    /// Bits outside of all fields are set.
     #[error("wgmma descriptor {bits:#018x}: bits outside of its fields are set")]
     Reserved {
         /// The descriptor.
         bits: u64,
     },
-    /// A base offset other than 0.
+    /// The base offset is not 0.
     #[error("wgmma descriptor: base offset {base_offset} is not simulated (align the tile to its swizzle pattern)")]
     BaseOffset {
         /// The field.
         base_offset: u32,
     },
-    /// The swizzle's pattern does not begin on its boundary, and the base offset is 0.
+    /// The tile does not begin on a boundary of the swizzle's pattern, while the base offset is 0.
     #[error(
         "wgmma descriptor: start {start:#x} is in row {row} of a {span}-byte swizzle's pattern of {pattern} bytes; with base \
          offset 0 the tile has to begin on a multiple of {pattern}"
@@ -33,37 +38,37 @@ pub enum DescriptorError {
     Pattern {
         /// Start address.
         start: u32,
-        /// Row of the pattern that it falls into.
+        /// Row of the pattern in which the start address lies.
         row: u32,
-        /// The swizzle's bytes.
+        /// Span of the swizzle in bytes.
         span: u32,
-        /// Bytes after which the pattern repeats.
+        /// Bytes after which the swizzle pattern repeats.
         pattern: u32,
     },
-    /// The instruction would read on beyond the pattern's row that it starts in.
+    /// The instruction reads past the end of the pattern row in which it starts.
     #[error(
         "wgmma descriptor: start {start:#x} leaves {left} bytes of a {span}-byte swizzle's row, the instruction reads {bytes}"
     )]
     Row {
         /// Start address.
         start: u32,
-        /// Bytes of the row from there on.
+        /// Bytes of the row from the start address on.
         left: u32,
-        /// The swizzle's bytes.
+        /// Span of the swizzle in bytes.
         span: u32,
-        /// Bytes that a row has to have.
+        /// Bytes of a row that the instruction reads.
         bytes: u32,
     },
-    /// A read outside of the shared memory.
+    /// The instruction reads outside of shared memory.
     #[error("wgmma descriptor: reads {bytes} bytes at shared address {address:#x}, outside of {first:#x}..{end:#x}")]
     Range {
-        /// Where.
+        /// Address of the read.
         address: u32,
-        /// How many.
+        /// Bytes read.
         bytes: u32,
-        /// Where shared memory begins.
+        /// First address of shared memory.
         first: u32,
-        /// Where it ends.
+        /// End address of shared memory.
         end: u32,
     },
 }
@@ -77,15 +82,15 @@ pub struct Descriptor {
     pub leading: u32,
     /// Stride dimension byte offset, a multiple of 16.
     pub stride: u32,
-    /// The layout.
+    /// The swizzle.
     pub swizzle: Swizzle,
 }
 
 impl Descriptor {
-    /// Bits of all fields: addresses of 14 bits at 0, 16 and 32, base offset at 49, layout at 62.
+    /// Bits of all fields: 14-bit addresses at bits 0, 16 and 32, the base offset at 49, the layout at 62.
     pub(super) const FIELDS: u64 = 0x3fff | 0x3fff << 16 | 0x3fff << 32 | 7 << 49 | 3 << 62;
 
-    /// Reads the 64 bits.
+    /// Decodes the 64 bits of a descriptor.
     pub fn decode(bits: u64) -> Result<Self, DescriptorError> {
         if bits & !Self::FIELDS != 0 {
             return Err(DescriptorError::Reserved { bits });
@@ -104,7 +109,7 @@ impl Descriptor {
         Ok(Self { start: field(0), leading: field(16), stride: field(32), swizzle })
     }
 
-    /// The 64 bits.
+    /// Encodes the descriptor in 64 bits.
     pub fn encode(&self) -> u64 {
         let field = |value: u32| (value as u64 & 0x3_ffff) >> 4;
         let layout: u64 = match self.swizzle {
@@ -117,21 +122,21 @@ impl Descriptor {
     }
 }
 
-/// Rows of 16-bit elements along k that an instruction reads, MN-major.
+/// Rows of 16-bit elements along k that an MN-major instruction reads.
 const K_ROWS: u32 = 16;
 
 /// One operand of one instruction in shared memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SharedOperand {
     descriptor: Descriptor,
-    /// The transposed form: contiguous along m or n, 16-bit elements.
+    /// True for the transposed form: 16-bit elements, contiguous along m or n.
     mn_major: bool,
     /// Rows of A (64) or columns of B.
     extent: u32,
 }
 
 impl SharedOperand {
-    /// The operand with this descriptor; `extent` is 64 for A, N for B (a multiple of 8).
+    /// Creates the operand with this descriptor; `extent` is 64 for A, N for B (a multiple of 8).
     pub fn new(bits: u64, mn_major: bool, extent: u32) -> Result<Self, DescriptorError> {
         let descriptor = Descriptor::decode(bits)?;
         let start = descriptor.start;
@@ -149,25 +154,25 @@ impl SharedOperand {
         Ok(Self { descriptor, mn_major, extent })
     }
 
-    /// Contiguous along m or n.
+    /// Returns true if elements are contiguous along m or n.
     pub fn is_mn_major(&self) -> bool {
         self.mn_major
     }
 
-    /// Rows of A or columns of B.
+    /// Returns the rows of A or columns of B.
     pub fn extent(&self) -> u32 {
         self.extent
     }
 
-    /// Absolute shared address of a 16-byte unit. K-major: `line` is the row m or n, `unit` 0 or 1 along k. MN-major: `line`
-    /// is k in 0..16, `unit` counts eight elements along m or n.
+    /// Returns the shared address of a 16-byte unit. K-major: `line` is the row m or n, `unit` is 0 or 1 along k.
+    /// MN-major: `line` is k in 0..16, `unit` counts groups of eight elements along m or n.
     #[inline(always)]
     pub fn unit(&self, line: u32, unit: u32) -> u32 {
         let pitch = self.descriptor.swizzle.span().unwrap_or(16);
         self.descriptor.swizzle.apply(self.eight(line / 8, unit) + line % 8 * pitch)
     }
 
-    /// Where a unit of the first of eight lines would lie without a swizzle.
+    /// Returns the address, before the swizzle, of a unit of the first of eight lines.
     #[inline(always)]
     fn eight(&self, eight: u32, unit: u32) -> u32 {
         let Descriptor { start, leading, stride, swizzle } = self.descriptor;
@@ -191,8 +196,8 @@ impl SharedOperand {
         )
     }
 
-    /// The bytes that the instruction reads, as (absolute shared address, length), neighbours joined; no byte twice unless
-    /// the offsets make parts overlap.
+    /// Calls `each` with (shared address, bytes) for all bytes that the instruction reads, with neighbours joined. No
+    /// byte occurs twice unless the offsets make parts overlap.
     pub fn for_each_run(&self, mut each: impl FnMut(u32, u32)) {
         let (mut at, mut bytes) = (0, 0);
         let mut add = |address: u32, length: u32| {
@@ -228,7 +233,7 @@ impl SharedOperand {
                 let (units, all) = (span / 16, self.extent / 8);
                 for first in (0..all).step_by(units as usize) {
                     for line in 0..K_ROWS {
-                        // A whole row of the pattern is read, in whatever order.
+                        // A whole row of the pattern is read; the order within it does not matter.
                         if first + units <= all {
                             add(self.unit(line, first) & !(span - 1), span);
                             continue;
@@ -252,14 +257,14 @@ impl SharedOperand {
         }
     }
 
-    /// [`Self::for_each_run`], collected.
+    /// Returns all runs of [`Self::for_each_run`].
     pub fn runs(&self) -> Vec<(u32, u32)> {
         let mut runs = Vec::new();
         self.for_each_run(|address, bytes| runs.push((address, bytes)));
         runs
     }
 
-    /// Whether all that is read lies in the shared memory `first..end`.
+    /// Checks that all bytes read lie in the shared memory `first..end`.
     pub fn check_range(&self, first: u32, end: u32) -> Result<(), DescriptorError> {
         let mut outside = None;
         self.for_each_run(|address, bytes| {

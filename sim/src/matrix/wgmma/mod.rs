@@ -1,12 +1,13 @@
 //! `wgmma.mma_async`: decoding, fragments, and the product of a warpgroup.
 //!
-//! Source: PTX ISA, "Asynchronous warpgroup level matrix instructions", register fragments. D is 64×N over four warps; a
-//! warp w has rows 16w to 16w + 15, in each eight columns as the D of `mma`'s m16n8: register 4j + i (j counts eights, two
-//! values a register with f16: 2j + i / 2) of lane (g, t) is row `16w + g + 8(i >> 1)`, column `8j + 2t + (i & 1)`. A from
-//! registers is `mma`'s A of m16 with k of 32 bytes.
+//! Source: PTX ISA, "Asynchronous warpgroup level matrix instructions", register fragments. D is 64×N over four warps.
+//! Warp w has rows 16w to 16w + 15, in each eight columns like the D of `mma`'s m16n8: register 4j + i (j counts groups
+//! of eight columns; f16 has two values per register: 2j + i / 2) of lane (g, t) is row `16w + g + 8(i >> 1)`, column
+//! `8j + 2t + (i & 1)`. A from registers is `mma`'s A of m16 with 32 bytes of k.
 //!
-//! Order and rounding of the hardware's sums are not specified; here: products exact, sums ascending in k with one rounding
-//! to f32 a step, f16 accumulators rounded once an instruction, integers exact.
+//! The order and rounding of the hardware's sums are not specified. Here products are exact, sums are formed in
+//! ascending k with one rounding to f32 per step, f16 accumulators are rounded once per instruction, and integers are
+//! exact.
 
 mod descriptor;
 #[cfg(test)]
@@ -15,20 +16,20 @@ mod tests;
 pub use descriptor::{Descriptor, DescriptorError, SharedOperand};
 
 use super::Lanes;
-pub use super::mma::{Accumulator, Element};
-use super::mma::{Columns, columns_of, expand, load, store};
-use super::simd::{Kernel, Vector, dispatch};
+pub use super::format::{Accumulator, Element};
+use super::fragments::{Columns, expand_a_columns, load_accumulators, register_to_b_rows, store_accumulators};
+use super::simd::{LaneVector, VectorKernel, dispatch};
 
 /// Rows of A and D.
 pub const M: usize = 64;
 
-/// The largest N.
+/// Largest N.
 const MAX_N: usize = 256;
 
-/// The largest k.
+/// Largest k.
 const MAX_K: usize = 32;
 
-/// A decoded dense `wgmma.mma_async`.
+/// A decoded dense `wgmma.mma_async` form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct WgmmaOp {
     /// Columns of B and D.
@@ -41,9 +42,9 @@ pub struct WgmmaOp {
     pub accumulator: Accumulator,
     /// `.satfinite`: s32 sums clamp instead of wrapping.
     pub saturate: bool,
-    /// A comes from registers, not by a descriptor.
+    /// True if A comes from registers, not from shared memory.
     pub a_in_registers: bool,
-    /// Exactly one of the immediates scales by -1: D = D - A·B.
+    /// True if exactly one of the immediates scales by −1: D = D − A·B.
     pub negate: bool,
     /// `imm-trans-a`: A in shared memory is M-major.
     pub transpose_a: bool,
@@ -52,9 +53,9 @@ pub struct WgmmaOp {
 }
 
 impl WgmmaOp {
-    /// Decodes `wgmma.mma_async.sync.aligned.SHAPE{.satfinite}.D.A.B` with the immediates behind scale-d in their order:
-    /// scales of A and B (not of integers), then with 16-bit elements transposes of A (not from registers) and B. `None` for
-    /// what is no dense form, for `.b1`, and for immediates that the form does not have.
+    /// Parses `wgmma.mma_async.sync.aligned.SHAPE{.satfinite}.D.A.B` and the immediates after scale-d in order: scales
+    /// of A and B (not for integers), then for 16-bit elements the transposes of A (not from registers) and B. Returns
+    /// `None` for sparse forms, for `.b1`, and for immediates that the form does not have.
     pub fn decode(opcode: &str, a_in_registers: bool, immediates: &[i64]) -> Option<Self> {
         let op = Self::parse(opcode)?;
         let (scales, transposes) = immediates.split_at_checked(if op.a.is_integer() { 0 } else { 2 })?;
@@ -75,7 +76,7 @@ impl WgmmaOp {
         })
     }
 
-    /// What the opcode says.
+    /// Parses the opcode without the immediates.
     fn parse(opcode: &str) -> Option<Self> {
         let rest = opcode.strip_prefix("wgmma.mma_async.sync.aligned.m64n")?;
         let (shape, rest) = rest.split_once('.')?;
@@ -118,58 +119,52 @@ impl WgmmaOp {
         (form && n.is_multiple_of(8) && (8..=256).contains(&n) && k == op.k()).then_some(op)
     }
 
-    /// Columns of A and rows of B: 32 bytes of elements.
+    /// Returns the columns of A and rows of B: 32 bytes of elements.
     #[inline]
     pub fn k(&self) -> u32 {
         256 / self.a.bits()
     }
 
-    /// Registers a lane of D.
+    /// Returns the registers of D per lane.
     pub fn d_registers(&self) -> usize {
         self.n as usize / if self.accumulator == Accumulator::F16 { 4 } else { 2 }
     }
 
-    /// Where A lies, by its descriptor.
+    /// Returns A in shared memory, from its descriptor.
     pub fn operand_a(&self, descriptor: u64) -> Result<SharedOperand, DescriptorError> {
         SharedOperand::new(descriptor, self.transpose_a, M as u32)
     }
 
-    /// Where B lies, by its descriptor.
+    /// Returns B in shared memory, from its descriptor.
     pub fn operand_b(&self, descriptor: u64) -> Result<SharedOperand, DescriptorError> {
         SharedOperand::new(descriptor, self.transpose_b, self.n as u32)
     }
 
-    /// Operations of a warpgroup, two a multiply-add.
+    /// Returns the operations of the warpgroup: two per multiply-add.
     pub fn flops(&self) -> u64 {
         2 * M as u64 * self.n as u64 * self.k() as u64
     }
 
-    /// D = ±A·B + D for the rows of one warp (0..4) of the warpgroup: `d` are its registers of D. Without `scale_d`, D is
-    /// A·B and what it held is not read.
-    ///
-    /// # Panics
-    /// When `d` has fewer than [`Self::d_registers`] rows or `warp` is above 3.
+    /// Computes D = ±A·B + D for the rows of one warp (0..4) of the warpgroup; `d` are its registers of D. Without
+    /// `scale_d`, D = ±A·B and the old D is not read.
     pub fn run(&self, tiles: &WgmmaTiles, warp: usize, scale_d: bool, d: &mut [Lanes]) {
         let slots: [u32; MAX_N / 2] = std::array::from_fn(|i| i as u32);
         self.run_in(tiles, warp, scale_d, d, &slots);
     }
 
-    /// [`Self::run`] with D in those of `registers` that `slots` names.
-    ///
-    /// # Panics
-    /// When there are fewer slots than [`Self::d_registers`] or no such registers, or `warp` is above 3.
+    /// [`Self::run`] with D in the `registers` that `slots` names.
     pub fn run_in(&self, tiles: &WgmmaTiles, warp: usize, scale_d: bool, registers: &mut [Lanes], slots: &[u32]) {
         let slots = &slots[..self.d_registers()];
-        dispatch(Run { op: self, tiles, warp, scale_d, registers, slots });
+        dispatch(ProductKernel { op: self, tiles, warp, scale_d, registers, slots });
     }
 }
 
-/// The operands of one instruction; to be reused from one to the next.
+/// The converted operands of one instruction; reuse it from one instruction to the next to save the allocation.
 #[derive(Clone, Debug)]
 pub struct WgmmaTiles {
-    /// A's registers of each warp, as `mma` has them: register r is eight rows (r & 1) by 16 bytes of k (r >> 1).
+    /// A's registers of each warp in `mma`'s layout: register r holds eight rows (r & 1) of 16 bytes of k (r >> 1).
     a: [[Lanes; 4]; M / 16],
-    /// B's values, `[n / 8][2][k][4]`: of each eight columns the even ones, then the odd ones.
+    /// B's values, `[n / 8][2][k][4]`: for each eight columns the even ones, then the odd ones.
     b: Vec<Group>,
 }
 
@@ -183,26 +178,23 @@ impl Default for WgmmaTiles {
 }
 
 impl WgmmaTiles {
-    /// Reads A from shared memory: `fetch` gives the 16 bytes at an absolute shared address.
+    /// Reads A from shared memory; `fetch` returns the 16 bytes at a shared address.
     pub fn read_a(&mut self, _op: &WgmmaOp, operand: &SharedOperand, fetch: impl Fn(u32) -> [u8; 16]) {
         dispatch(ReadA { a: &mut self.a, operand, fetch });
     }
 
-    /// Takes A's rows of one warp (0..4) from its four registers.
-    ///
-    /// # Panics
-    /// When there are not four registers or `warp` is above 3.
+    /// Sets A's rows of one warp (0..4) from its four registers.
     pub fn set_a(&mut self, _op: &WgmmaOp, warp: usize, registers: &[Lanes]) {
         self.a[warp].copy_from_slice(registers);
     }
 
-    /// Reads B from shared memory: `fetch` gives the 16 bytes at an absolute shared address.
+    /// Reads B from shared memory; `fetch` returns the 16 bytes at a shared address.
     pub fn read_b(&mut self, op: &WgmmaOp, operand: &SharedOperand, fetch: impl Fn(u32) -> [u8; 16]) {
         dispatch(ReadB { element: op.b, b: &mut self.b, operand, fetch });
     }
 }
 
-/// Eight lines' units as a register: a line's words are a quad.
+/// Reads one unit of eight lines as a register: the four words of a line are a quad.
 #[inline(always)]
 fn matrix(operand: &SharedOperand, line: u32, unit: u32, fetch: &impl Fn(u32) -> [u8; 16]) -> Lanes {
     let mut out = [[0u8; 16]; 8];
@@ -213,22 +205,22 @@ fn matrix(operand: &SharedOperand, line: u32, unit: u32, fetch: &impl Fn(u32) ->
     lanes.map(u32::from_le)
 }
 
-/// A call of [`WgmmaTiles::read_a`], compiled for the widest vectors.
+/// A call of [`WgmmaTiles::read_a`] as a [`VectorKernel`].
 struct ReadA<'a, F> {
     a: &'a mut [[Lanes; 4]; M / 16],
     operand: &'a SharedOperand,
     fetch: F,
 }
 
-impl<F: Fn(u32) -> [u8; 16]> Kernel for ReadA<'_, F> {
+impl<F: Fn(u32) -> [u8; 16]> VectorKernel for ReadA<'_, F> {
     #[inline(always)]
-    fn run<V: Vector>(self, v: V) {
+    fn run<V: LaneVector>(self, v: V) {
         let Self { a, operand, fetch } = self;
         for (warp, registers) in a.iter_mut().enumerate() {
             for (r, register) in registers.iter_mut().enumerate() {
                 let (eight, unit) = (2 * warp as u32 + (r as u32 & 1), r as u32 >> 1);
                 *register = if operand.is_mn_major() {
-                    // Lines are of k, eight of them to a unit of the other kind.
+                    // Lines run along k; eight of them form one unit of the other orientation.
                     v.transposed(&matrix(operand, 8 * unit, eight, &fetch))
                 } else {
                     matrix(operand, 8 * eight, unit, &fetch)
@@ -238,7 +230,7 @@ impl<F: Fn(u32) -> [u8; 16]> Kernel for ReadA<'_, F> {
     }
 }
 
-/// A call of [`WgmmaTiles::read_b`], compiled for the widest vectors.
+/// A call of [`WgmmaTiles::read_b`] as a [`VectorKernel`].
 struct ReadB<'a, F> {
     element: Element,
     b: &'a mut [Group],
@@ -248,7 +240,7 @@ struct ReadB<'a, F> {
 
 impl<F: Fn(u32) -> [u8; 16]> ReadB<'_, F> {
     #[inline(always)]
-    fn units<V: Vector, const E: usize>(self, v: V) {
+    fn units<V: LaneVector, const E: usize>(self, v: V) {
         let Self { element, b, operand, fetch } = self;
         for (group, [even, odd]) in b[..operand.extent() as usize / 8].iter_mut().enumerate() {
             for unit in 0..2 {
@@ -258,15 +250,15 @@ impl<F: Fn(u32) -> [u8; 16]> ReadB<'_, F> {
                     matrix(operand, 8 * group as u32, unit, &fetch)
                 };
                 let range = 4 * E * unit as usize..4 * E * (unit as usize + 1);
-                columns_of::<V, E>(v, element, &words, [&mut even[range.clone()], &mut odd[range]]);
+                register_to_b_rows::<V, E>(v, element, &words, [&mut even[range.clone()], &mut odd[range]]);
             }
         }
     }
 }
 
-impl<F: Fn(u32) -> [u8; 16]> Kernel for ReadB<'_, F> {
+impl<F: Fn(u32) -> [u8; 16]> VectorKernel for ReadB<'_, F> {
     #[inline(always)]
-    fn run<V: Vector>(self, v: V) {
+    fn run<V: LaneVector>(self, v: V) {
         match self.element.bits() {
             8 => self.units::<V, 4>(v),
             16 => self.units::<V, 2>(v),
@@ -275,27 +267,27 @@ impl<F: Fn(u32) -> [u8; 16]> Kernel for ReadB<'_, F> {
     }
 }
 
-/// A call of [`WgmmaOp::run`], compiled for the widest vectors.
-struct Run<'a> {
+/// A call of [`WgmmaOp::run`] as a [`VectorKernel`].
+struct ProductKernel<'a> {
     op: &'a WgmmaOp,
     tiles: &'a WgmmaTiles,
     warp: usize,
     scale_d: bool,
     registers: &'a mut [Lanes],
-    /// Where D's are.
+    /// The registers of D.
     slots: &'a [u32],
 }
 
-impl Kernel for Run<'_> {
+impl VectorKernel for ProductKernel<'_> {
     #[inline(always)]
-    fn run<V: Vector>(mut self, v: V) {
+    fn run<V: LaneVector>(mut self, v: V) {
         let mut columns = Columns::<MAX_K>::ZERO;
         let (element, negate) = (self.op.a, self.op.negate);
         let registers = self.tiles.a[self.warp].each_ref();
         match element.bits() {
-            8 => expand::<V, 4, MAX_K>(v, element, registers, negate, &mut columns),
-            16 => expand::<V, 2, MAX_K>(v, element, registers, negate, &mut columns),
-            _ => expand::<V, 1, MAX_K>(v, element, registers, negate, &mut columns),
+            8 => expand_a_columns::<V, 4, MAX_K>(v, element, registers, negate, &mut columns),
+            16 => expand_a_columns::<V, 2, MAX_K>(v, element, registers, negate, &mut columns),
+            _ => expand_a_columns::<V, 1, MAX_K>(v, element, registers, negate, &mut columns),
         }
         let (a, k) = (&columns.0, self.op.k() as usize);
         let b = &self.tiles.b;
@@ -317,21 +309,21 @@ impl Kernel for Run<'_> {
     }
 }
 
-/// `H` times eight rows by `G` groups of eight columns, from those on; `N` vectors a register.
+/// Computes `H` × eight rows by `G` × eight columns of D, from `(half, group)` on, with `N` vectors per register.
 #[inline(always)]
-fn block<V: Vector, const G: usize, const H: usize, const N: usize>(
+fn block<V: LaneVector, const G: usize, const H: usize, const N: usize>(
     v: V,
-    run: &mut Run<'_>,
+    run: &mut ProductKernel<'_>,
     a: &[[[f32; 32]; 2]],
     b: &[Group],
     (half, group): (usize, usize),
 ) {
-    let Run { op, scale_d, slots, ref mut registers, .. } = *run;
+    let ProductKernel { op, scale_d, slots, ref mut registers, .. } = *run;
     let mut sums = [[[[v.repeat(&[0.0; 4]); N]; 2]; H]; G];
     if scale_d {
         for (g, sums) in sums.iter_mut().enumerate() {
             for (h, sums) in sums.iter_mut().enumerate() {
-                let before = load(
+                let before = load_accumulators(
                     op.accumulator,
                     #[inline(always)]
                     |register| &registers[slots[register] as usize],
@@ -360,7 +352,7 @@ fn block<V: Vector, const G: usize, const H: usize, const N: usize>(
                 Accumulator::S32 if scale_d => [0, 1].map(|i| registers[slots[4 * group + 2 * half + i] as usize]),
                 _ => [[0; 32]; 2],
             };
-            store(
+            store_accumulators(
                 op.accumulator,
                 op.saturate,
                 #[inline(always)]
@@ -373,9 +365,9 @@ fn block<V: Vector, const G: usize, const H: usize, const N: usize>(
     }
 }
 
-/// `sums` with all products added. By value, so that they stay in registers.
+/// Adds all products to `sums`. Passes `sums` by value, so that they stay in CPU registers.
 #[inline(always)]
-fn summed<V: Vector, const G: usize, const H: usize, const N: usize>(
+fn summed<V: LaneVector, const G: usize, const H: usize, const N: usize>(
     v: V,
     a: &[[[f32; 32]; 2]],
     b: &[Group],
@@ -399,7 +391,7 @@ fn summed<V: Vector, const G: usize, const H: usize, const N: usize>(
     sums
 }
 
-/// Row and column of D that value `i` of a lane is; a register holds one value, with f16 two.
+/// Returns row and column of D of a lane's value `i`; a register holds one value, with f16 two.
 pub fn d_element_position(warp: usize, lane: usize, i: usize) -> (usize, usize) {
     (16 * warp + lane / 4 + 8 * (i >> 1 & 1), 8 * (i >> 2) + 2 * (lane % 4) + (i & 1))
 }

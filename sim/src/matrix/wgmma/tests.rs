@@ -1,6 +1,6 @@
-//! Against a naive f64 product, with operands laid out by the byte formulas of the descriptors and by tensor copies.
+//! Compares wgmma with a naive f64 product; operands are laid out by the descriptors' formulas and by tensor copies.
 
-// Matrices are read as formulas write them, by row and column.
+// Indexing by row and column, as in the formulas.
 #![allow(clippy::needless_range_loop)]
 
 use super::*;
@@ -19,7 +19,7 @@ impl Random {
     }
 }
 
-/// The bits and value of a small number in each format.
+/// Returns bits and value of a small random number in each format.
 fn number(element: Element, random: &mut Random) -> (u32, f64) {
     let small = (random.next() % 17) as i32 - 8;
     let quarter = small as f32 / 4.0;
@@ -28,7 +28,7 @@ fn number(element: Element, random: &mut Random) -> (u32, f64) {
         Element::F16 => (half::f16::from_f32(quarter).to_bits() as u32, quarter as f64),
         Element::Tf32 => (quarter.to_bits() | random.next() & 0x1fff, quarter as f64),
         Element::E5m2 => {
-            // Two bits of mantissa: 1 to 4 quarters and signs.
+            // Two bits of mantissa: 1 to 4 quarters, with signs.
             let value = (random.next() % 9) as f32 / 2.0 - 2.0;
             (half::f16::from_f32(value).to_bits() as u32 >> 8, value as f64)
         }
@@ -65,8 +65,8 @@ fn random_matrix(element: Element, extent: usize, k: usize, random: &mut Random)
     matrix
 }
 
-/// The byte formulas, element by element (the swizzle as an exclusive or of address bits), for tiles that lie at `start`
-/// with these offsets.
+/// Writes a tile at `start` with these offsets by the descriptor formulas, element by element (the swizzle as an
+/// exclusive or of address bits).
 fn byte_address(d: &Descriptor, mn_major: bool, bytes: u32, mn: u32, k: u32) -> u32 {
     let per_unit = 16 / bytes;
     let (span, bits) = match d.swizzle {
@@ -98,7 +98,7 @@ fn put(shared: &mut [u8], d: &Descriptor, mn_major: bool, element: Element, matr
     }
 }
 
-/// Offsets of a tile of `extent` that lies alone, with some room between its parts.
+/// Returns offsets of a single tile of `extent`, with gaps between its parts.
 fn layout(start: u32, swizzle: Swizzle, mn_major: bool, extent: u32) -> Descriptor {
     let (leading, stride) = match (swizzle.span(), mn_major) {
         (Some(span), false) => (16, 8 * span),
@@ -143,7 +143,7 @@ fn check(op: &WgmmaOp, a: &Matrix, b: &Matrix, c: &[Vec<Lanes>], d: &[Vec<Lanes>
         for column in 0..op.n as usize {
             let product: f64 = (0..op.k() as usize).map(|k| a.values[row][k] * b.values[column][k]).sum();
             let exact = sign * product + if scale_d { d_value(op, c, row, column) } else { 0.0 };
-            // All sums here are exact in f32 and s32; in f16 rounded once.
+            // All sums are exact in f32 and s32; in f16 they are rounded once.
             let want = if op.accumulator == Accumulator::F16 { half::f16::from_f64(exact).to_f64() } else { exact };
             let got = d_value(op, d, row, column);
             assert!(got == want, "{op:?} at ({row}, {column}): {got} for {want}");
@@ -183,7 +183,7 @@ fn parse(n: usize, types: &str) -> Option<WgmmaOp> {
 }
 
 #[test]
-fn every_type_layout_and_width() {
+fn every_type_layout_and_width_equals_the_naive_product() {
     let mut random = Random(0x0123_4567_89ab_cdef);
     let mut tiles = WgmmaTiles::default();
     for types in types() {
@@ -218,7 +218,7 @@ fn every_type_layout_and_width() {
 }
 
 #[test]
-fn a_from_registers() {
+fn a_from_registers_equals_a_from_shared_memory() {
     let mut random = Random(99);
     for types in types() {
         let op = parse(32, &types).unwrap();
@@ -230,7 +230,7 @@ fn a_from_registers() {
             let mut registers = [[0u32; 32]; 4];
             for lane in 0..32 {
                 for i in 0..4 * per {
-                    // The ISA's fragment: low rows in registers 0 and 2, the second half of k in 2 and 3.
+                    // The ISA's fragment: low rows in registers 0 and 2, the second half of k in registers 2 and 3.
                     let register = i / per;
                     let row = 16 * warp + lane / 4 + if register & 1 == 0 { 0 } else { 8 };
                     let column = per * (lane % 4) + i % per + if register < 2 { 0 } else { 4 * per };
@@ -249,9 +249,9 @@ fn a_from_registers() {
     }
 }
 
-/// The accumulator of S, packed in pairs, is the A fragment of the next product: no shuffle.
+/// The accumulator of one product, packed in pairs, is the A fragment of the next product without a shuffle.
 #[test]
-fn accumulators_are_the_next_a() {
+fn packed_accumulators_are_the_next_a_fragment() {
     for warp in 0..4 {
         for lane in 0..32 {
             for i in 0..8 {
@@ -264,10 +264,10 @@ fn accumulators_are_the_next_a() {
     }
 }
 
-/// A tile that a tensor copy brought, read through descriptors: K-major with steps along k inside the pattern's row and to
-/// the next column of patterns, and MN-major with steps of two pattern heights.
+/// A tile written by a tensor copy and read through descriptors: K-major with steps along k inside the pattern's row
+/// and to the next column of patterns, and MN-major with steps of two pattern heights.
 #[test]
-fn a_tensor_copys_tile() {
+fn reads_tiles_of_tensor_copies() {
     let mut random = Random(4242);
     for swizzle in [Swizzle::B32, Swizzle::B64, Swizzle::B128] {
         let span = swizzle.span().unwrap();
@@ -297,7 +297,7 @@ fn a_tensor_copys_tile() {
         }
         let op = parse(64, "k16.f32.bf16.bf16").unwrap();
         let mut tiles = WgmmaTiles::default();
-        // K-major: A is rows 0..64, B rows 64..128, k runs along the columns.
+        // K-major: A is rows 0..64, B is rows 64..128; k runs along the columns.
         for step in 0..8 {
             let start = |base: u32| {
                 let byte = 32 * step;
@@ -322,7 +322,7 @@ fn a_tensor_copys_tile() {
             let d = run_all(&op, &tiles, &c, true, false);
             check(&op, &part(0), &part(64), &c, &d, true, 1.0);
         }
-        // MN-major: B is [k][n] with k along rows 64.., n along columns 0..128.
+        // MN-major: B is [k][n]; k runs along rows 64.., n along columns 0..128.
         let op = parse(128, "k16.f32.bf16.bf16").unwrap();
         for step in 0..4u32 {
             let start = 32 * 1024 + step * 2 * 8 * span;
@@ -346,7 +346,7 @@ fn a_tensor_copys_tile() {
 }
 
 #[test]
-fn runs_are_the_bytes_of_the_formulas() {
+fn runs_cover_the_bytes_of_the_formulas() {
     for swizzle in SWIZZLES {
         for mn_major in [false, true] {
             for extent in [8, 16, 24, 64, 72, 256] {
@@ -373,7 +373,7 @@ fn runs_are_the_bytes_of_the_formulas() {
 }
 
 #[test]
-fn dense_tiles_are_few_runs() {
+fn dense_tiles_have_few_runs() {
     let runs = |swizzle, mn_major| {
         let mut descriptor = layout(8192, swizzle, mn_major, 64);
         if swizzle == Swizzle::None && !mn_major {
@@ -384,13 +384,13 @@ fn dense_tiles_are_few_runs() {
     assert_eq!(runs(Swizzle::B128, true), [(8192, 2048)]);
     assert_eq!(runs(Swizzle::B32, false), [(8192, 2048)]);
     assert_eq!(runs(Swizzle::None, false), [(8192, 2048)]);
-    // 32 bytes of each row; where two rows touch they are joined.
+    // 32 bytes of each row; adjacent rows are joined.
     let thin = runs(Swizzle::B128, false);
     assert!(thin.len() <= 64 && thin.iter().map(|(_, bytes)| bytes).sum::<u32>() == 2048);
 }
 
 #[test]
-fn bad_descriptors() {
+fn rejects_invalid_descriptors() {
     let good = Descriptor { start: 4096, leading: 16, stride: 1024, swizzle: Swizzle::B128 };
     assert_eq!(Descriptor::decode(good.encode()).unwrap(), good);
     let error = |descriptor: Descriptor, mn_major, extent| {
@@ -426,7 +426,7 @@ fn bad_descriptors() {
 }
 
 #[test]
-fn forms() {
+fn decodes_existing_forms_only() {
     let op = parse(128, "k16.f32.bf16.bf16").unwrap();
     assert_eq!((op.k(), op.d_registers(), op.flops()), (16, 64, 2 * 64 * 128 * 16));
     let op = parse(256, "k32.s32.u8.s8").unwrap();
@@ -454,7 +454,7 @@ fn forms() {
 }
 
 #[test]
-fn immediates() {
+fn decodes_immediates() {
     let decode = |types: &str, registers, immediates: &[i64]| {
         WgmmaOp::decode(&format!("wgmma.mma_async.sync.aligned.m64n64{types}"), registers, immediates)
     };

@@ -1,17 +1,17 @@
-//! `wmma`: which lane holds what of a matrix in memory, and the product of whole fragments.
+//! `wmma`: which lane holds which element of a matrix in memory, and the product of whole fragments.
 //!
-//! The PTX ISA leaves open which element of a matrix a register of a fragment holds. Here a fragment is a row of
-//! [`mma`](super::mma) tiles of eight columns (or, of a 32-row matrix, a column of tiles of 16 rows), as tensor cores since
-//! sm_75 have them; `m8n32k16` is the transpose of `m32n8k16`. A fragment of f16 multiplicands always has eight registers:
-//! those that its elements do not fill repeat the first.
+//! The PTX ISA does not specify which element a register of a fragment holds. Here a fragment is a row of
+//! [`mma`](super::mma) tiles of eight columns (for a 32-row matrix, a column of tiles of 16 rows), as on tensor cores
+//! since sm_75; `m8n32k16` is the transpose of `m32n8k16`. A fragment of f16 operands always has eight registers: those
+//! beyond its elements repeat the first ones.
 //!
 //! Source: PTX ISA 9.0, "Matrix fragments for wmma" and "Matrix storage for wmma".
 
 use super::Lanes;
-use super::format::{f16_bits, f16_value};
-use super::mma::{Accumulator, BitOp, Element, MmaOp};
+use super::format::{Accumulator, Element, f16_bits, f16_value};
+use super::mma::{BitOp, MmaOp};
 
-/// A matrix of a product.
+/// The role of a matrix in D = A·B + C.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MatrixRole {
     /// m × k
@@ -22,7 +22,7 @@ pub enum MatrixRole {
     C,
 }
 
-/// A shape, as tiles of `mma`.
+/// The shape of a `wmma` instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WmmaShape {
     /// Rows of A.
@@ -34,7 +34,7 @@ pub struct WmmaShape {
 }
 
 impl WmmaShape {
-    /// Decodes `m16n16k16` and its like.
+    /// Parses a shape such as `m16n16k16`.
     pub fn parse(text: &str) -> Option<Self> {
         let (m, n, k) = match text {
             "m16n16k16" => (16, 16, 16),
@@ -49,7 +49,7 @@ impl WmmaShape {
         Some(Self { m, n, k })
     }
 
-    /// Whether multiplicands of the type have this shape.
+    /// Returns true if operands of this type exist in this shape.
     fn takes(self, element: Element) -> bool {
         let k = match element {
             Element::F16 | Element::Bf16 | Element::S8 | Element::U8 => 16,
@@ -62,7 +62,7 @@ impl WmmaShape {
         self.k == k
     }
 
-    /// Rows and columns of a matrix.
+    /// Returns the rows and columns of a matrix.
     fn extent(self, operand: MatrixRole) -> (usize, usize) {
         let (m, n, k) = (self.m as usize, self.n as usize, self.k as usize);
         match operand {
@@ -72,33 +72,34 @@ impl WmmaShape {
         }
     }
 
-    /// Computed as its transpose.
+    /// Returns true for the shape that is computed as its transpose.
     fn transposed(self) -> bool {
         self.n == 32
     }
 
-    /// Rows of a tile.
+    /// Returns the rows of one tile.
     fn tile_rows(self) -> usize {
         if self.m == 8 && !self.transposed() { 8 } else { 16 }
     }
 }
 
-/// The elements of a fragment in memory.
+/// A fragment: which elements of a matrix each lane's registers hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fragment {
     shape: WmmaShape,
     operand: MatrixRole,
     bits: u32,
-    /// 32-bit registers of tf32 and f32, 64-bit ones of f64, else packed.
+    /// Elements per register; tf32 and f32 have one per 32-bit register, f64 one per 64-bit register, others are
+    /// packed.
     per_register: usize,
-    /// Registers that differ.
+    /// Number of registers with different elements.
     distinct: usize,
-    /// Registers of the instruction.
+    /// Number of registers in the instruction.
     registers: usize,
 }
 
 impl Fragment {
-    /// The fragment of a matrix whose elements have the type of this name. `None` where there is no such form.
+    /// Creates the fragment of a matrix with elements of type `ty`; `None` if there is no such form.
     pub fn new(shape: WmmaShape, operand: MatrixRole, ty: &str) -> Option<Self> {
         let (bits, exists) = match (operand, ty) {
             (MatrixRole::C, "f16") => (16, shape.k == 16),
@@ -119,27 +120,27 @@ impl Fragment {
         exists.then_some(Self { shape, operand, bits, per_register, distinct, registers })
     }
 
-    /// Registers of the instruction.
+    /// Number of registers in the instruction.
     pub fn registers(&self) -> usize {
         self.registers
     }
 
-    /// The first of these registers: the others repeat them in turn.
+    /// Returns the number of registers with different elements: the others repeat them in turn.
     pub fn distinct(&self) -> usize {
         self.distinct
     }
 
-    /// Elements of a register.
+    /// Returns the elements per register.
     pub fn per_register(&self) -> usize {
         self.per_register
     }
 
-    /// Bits of an element.
+    /// Returns the bits of an element.
     pub fn bits(&self) -> u32 {
         self.bits
     }
 
-    /// Whether the elements of a register lie side by side in memory.
+    /// Returns true if the elements of a register are contiguous in memory.
     pub fn packed(&self, column_major: bool) -> bool {
         let along_rows = match self.operand {
             MatrixRole::A => true,
@@ -149,19 +150,19 @@ impl Fragment {
         self.per_register == 1 || along_rows != column_major
     }
 
-    /// Elements from one row (column-major: column) to the next where no stride is given.
+    /// Returns the number of elements from one row (column-major: column) to the next if no stride is given.
     pub fn default_stride(&self, column_major: bool) -> u32 {
         let (rows, columns) = self.shape.extent(self.operand);
         if column_major { rows as u32 } else { columns as u32 }
     }
 
-    /// Bytes of which the start of every row (column) has to be a multiple: those of a lane's fragment as the PTX ISA has it,
-    /// but no more than 16, which is what CUDA's `ldm` asks for and all that the hardware needs.
+    /// Returns the alignment in bytes of every row (column): the size of a lane's fragment, as the PTX ISA requires,
+    /// but at most 16, which is what CUDA's `ldm` and the hardware require.
     pub fn alignment(&self) -> u64 {
         (self.registers as u64 * self.bits.max(32) as u64 / 8).min(16)
     }
 
-    /// Row and column of an element of a register of a lane.
+    /// Returns row and column of an element of a lane's register.
     pub fn element_position(&self, register: usize, element: usize, lane: usize) -> (usize, usize) {
         let (g, t, e) = (lane / 4, lane % 4, self.per_register);
         let (mut operand, transposed) = (self.operand, self.shape.transposed());
@@ -201,15 +202,15 @@ impl Fragment {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WmmaOp {
     shape: WmmaShape,
-    /// A tile's product.
+    /// The product of one tile.
     tile: MmaOp,
-    /// Fragments of A, B, C and D.
+    /// The fragments of A, B, C and D.
     pub fragments: [Fragment; 4],
 }
 
 impl WmmaOp {
-    /// Decodes `wmma.mma{.OP.popc}.sync.aligned.LAYOUT.LAYOUT.SHAPE.TYPES{.rn}{.satfinite}`; of f16 products only D's and C's
-    /// types are given. `None` for what does not exist, directed rounding of f64, and `.satfinite` of f16.
+    /// Parses `wmma.mma{.OP.popc}.sync.aligned.LAYOUT.LAYOUT.SHAPE.TYPES{.rn}{.satfinite}`; f16 forms name only the
+    /// types of D and C. Returns `None` for forms that do not exist, directed rounding of f64, and `.satfinite` of f16.
     pub fn decode(opcode: &str) -> Option<Self> {
         let rest = opcode.strip_prefix("wmma.mma.")?;
         let (bit_op, rest) = match rest.split_once(".popc.") {
@@ -245,7 +246,7 @@ impl WmmaOp {
             Some("satfinite") => element.is_integer(),
             Some(rounding) => rounding == "rn" && element == Element::F64,
         };
-        // Sub-byte matrices and those of f64 have one orientation; the others any.
+        // Sub-byte matrices have one layout only; the others allow any.
         let oriented = !matches!(element, Element::S4 | Element::U4 | Element::B1) || layouts == ["row", "col"];
         let fits = exists && suffix_fits && oriented && element == other && shape.takes(element);
         if !fits || (element == Element::B1) != bit_op.is_some() {
@@ -262,20 +263,17 @@ impl WmmaOp {
         Some(Self { shape, tile, fragments })
     }
 
-    /// Operations, two a multiply-add.
+    /// Returns the operations: two per multiply-add.
     pub fn flops(&self) -> u64 {
         2 * self.shape.m as u64 * self.shape.n as u64 * self.shape.k as u64
     }
 
-    /// Rows of 32 words in a register: 2 for f64, else 1.
+    /// Returns the rows of 32 words per register: 2 for f64, else 1.
     pub fn rows_per_register(&self) -> usize {
         self.tile.rows_per_register()
     }
 
-    /// D = A·B + C. Operands as rows of words, [`Fragment::distinct`] registers of each.
-    ///
-    /// # Panics
-    /// When an operand has fewer rows than that.
+    /// Computes D = A·B + C. Operands are rows of words, [`Fragment::distinct`] registers each.
     pub fn run(&self, a: &[&Lanes], b: &[&Lanes], c: &[&Lanes]) -> Vec<Lanes> {
         let [.., before, after] = &self.fragments;
         let wide_sum = self.tile.accumulator == Accumulator::F32;
@@ -294,7 +292,7 @@ impl WmmaOp {
         let (of_a, of_b, of_c) = (rows * counts.a, rows * counts.b, rows * counts.c);
         let mut d = vec![[0; 32]; c.len()];
         for (tile, (c, d)) in c.chunks_exact(of_c).zip(d.chunks_exact_mut(of_c)).enumerate() {
-            // One of the two has a single tile.
+            // One of A and B has a single tile.
             let (down, right) = if a.len() > of_a { (tile, 0) } else { (0, tile) };
             self.tile.run(&a[of_a * down..][..of_a], &b[of_b * right..][..of_b], c, d);
         }
@@ -302,13 +300,13 @@ impl WmmaOp {
     }
 }
 
-/// Rows of f32 from rows of two f16.
+/// Converts rows of two f16 per word to rows of f32.
 fn unpacked(rows: &[&Lanes]) -> Vec<Lanes> {
     let half = |row: &Lanes, shift: u32| row.map(|word| f16_value(word >> shift & 0xffff).to_bits());
     rows.iter().flat_map(|row| [half(row, 0), half(row, 16)]).collect()
 }
 
-/// The inverse of [`unpacked`], rounded.
+/// Converts rows of f32 to rows of two f16 per word, rounded.
 fn packed(rows: &[Lanes]) -> Vec<Lanes> {
     let bits = |word: u32| f16_bits(f32::from_bits(word));
     rows.chunks_exact(2).map(|pair| std::array::from_fn(|l| bits(pair[0][l]) | bits(pair[1][l]) << 16)).collect()

@@ -3,7 +3,7 @@ use std::collections::HashMap;
 
 const SHAPES: [&str; 3] = ["m16n16k16", "m32n8k16", "m8n32k16"];
 
-/// Every form's opcode.
+/// Returns the opcode of every form.
 fn forms() -> Vec<String> {
     let mut forms = Vec::new();
     for layouts in ["row.col", "row.row", "col.col", "col.row"] {
@@ -22,12 +22,12 @@ fn forms() -> Vec<String> {
     forms
 }
 
-/// A matrix of small integers, which every format holds.
+/// Returns a matrix of small integers, which every format represents exactly.
 fn matrix(rows: usize, columns: usize, seed: usize) -> Vec<Vec<i64>> {
     (0..rows).map(|r| (0..columns).map(|c| ((r * 7 + c * 3 + seed * r * c) % 4) as i64).collect()).collect()
 }
 
-/// An integer in the format of this name.
+/// Returns the bits of an integer in the format of this name.
 fn encode(ty: &str, value: i64) -> u64 {
     match ty {
         "f16" => half::f16::from_f64(value as f64).to_bits() as u64,
@@ -38,7 +38,7 @@ fn encode(ty: &str, value: i64) -> u64 {
     }
 }
 
-/// A matrix as a fragment holds it.
+/// Returns a matrix as the registers of a fragment.
 fn gather(fragment: &Fragment, ty: &str, matrix: &[Vec<i64>]) -> Vec<Lanes> {
     let rows = if fragment.bits() == 64 { 2 } else { 1 };
     let mut out = vec![[0u32; 32]; rows * fragment.distinct()];
@@ -85,7 +85,7 @@ fn products_of_integers_are_exact_in_every_form() {
 }
 
 #[test]
-fn bits_are_counted() {
+fn bit_products_count_bits() {
     for (op, count) in [("xor", 128), ("and", 0)] {
         let op = WmmaOp::decode(&format!("wmma.mma.{op}.popc.sync.aligned.row.col.m8n8k128.s32.b1.b1.s32")).unwrap();
         let d = op.run(&[&[u32::MAX; 32]], &[&[0; 32]], &[&[5; 32], &[7; 32]]);
@@ -94,7 +94,7 @@ fn bits_are_counted() {
 }
 
 #[test]
-fn a_fragment_holds_every_element_once() {
+fn fragment_holds_every_element_once() {
     let forms = SHAPES.iter().flat_map(|s| ["f16", "bf16", "s8", "u8"].map(|ty| (*s, ty)));
     let forms = forms.chain([("m16n16k8", "tf32"), ("m8n8k4", "f64"), ("m8n8k32", "s4"), ("m8n8k128", "b1")]);
     for (shape, ty) in forms {
@@ -134,7 +134,7 @@ fn a_fragment_holds_every_element_once() {
 }
 
 #[test]
-fn what_does_not_exist_is_not_decoded() {
+fn rejects_forms_that_do_not_exist() {
     for opcode in [
         "wmma.mma.sync.aligned.row.col.m16n16k8.f32.bf16.bf16.f32",
         "wmma.mma.sync.aligned.row.col.m16n16k16.f32.bf16.f16.f32",

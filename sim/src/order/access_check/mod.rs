@@ -1,17 +1,21 @@
-//! One access of lanes that clock the same, held against cell after cell.
+//! Checks one access, of lanes that share a clock, against one cell after another.
+//!
+//! [`AccessCheck::check_cell`] is the fast path: it uses cached answers about writers, readers and lists.
+//! [`AccessCheck::read`] and [`AccessCheck::write`] are the complete rules; `ordering.rs` has the comparison with one
+//! earlier access.
 
 use super::access_lists::{AccessLists, AccessRecord, ListId};
 use super::cell::Cell;
-use super::shadow::{CheckContext, Conflict, ConflictKind, EarlierAccess};
+use super::conflict::{CheckContext, Conflict, ConflictKind, EarlierAccess};
 use super::{
     AccessStamp, AccessStrength, Agent, AsyncOpId, FIRST_OP_KEY, MemorySpace, NO_AGENT, OwnerKey, VectorClock,
     WarpClocks,
 };
 
-mod conflicts;
+mod ordering;
 mod row_reads;
 
-/// A conflict whose lane is yet to be named.
+/// A conflict of an access whose lane is filled in later.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct UnattributedConflict {
     kind: ConflictKind,
@@ -32,7 +36,7 @@ impl UnattributedConflict {
     }
 }
 
-/// Which lanes of a warp (or operation) are known at an epoch: the last answer.
+/// A cached answer: the lanes of an owner that are ordered before the access, for one stamp.
 #[derive(Clone, Copy)]
 pub(super) struct KnownLanes {
     key: OwnerKey,
@@ -49,7 +53,7 @@ impl KnownLanes {
     }
 }
 
-/// Whether one of the answers covers the access; it becomes the first.
+/// Returns true if one of the answers covers the access, and moves it to the front.
 #[inline(always)]
 fn known_by(answers: &mut [KnownLanes; 2], key: OwnerKey, stamp: AccessStamp, mask: u32) -> bool {
     if answers[0].covers(key, stamp, mask) {
@@ -62,38 +66,38 @@ fn known_by(answers: &mut [KnownLanes; 2], key: OwnerKey, stamp: AccessStamp, ma
     second
 }
 
-/// Which of the answers is about this.
+/// Returns the index of the answer for this owner and stamp.
 fn answer(answers: &[KnownLanes; 2], key: OwnerKey, stamp: AccessStamp) -> Option<usize> {
     answers.iter().position(|answer| answer.key == key && answer.stamp == stamp)
 }
 
-/// One access of lanes that clock the same, walking over cells.
+/// One access, of lanes that share a clock, on its way over cells.
 pub(super) struct AccessCheck<'a> {
     space: MemorySpace,
     warp: &'a WarpClocks,
     clock: &'a VectorClock,
     cx: &'a CheckContext<'a>,
-    /// What the access is recorded as: the warp or the operation.
+    /// The owner that the access is recorded for: the warp or the operation.
     key: OwnerKey,
     stamp: AccessStamp,
     pc: u32,
-    /// It goes through the async proxy.
+    /// True if the access goes through the async proxy.
     is_async: bool,
-    /// It is weak and not through the async proxy.
+    /// True if the access is weak and not through the async proxy.
     is_plain: bool,
-    /// The last two answers of each kind, the last one first.
+    /// The last two answers about writers and about readers, the latest first.
     of_writer: [KnownLanes; 2],
     of_reader: [KnownLanes; 2],
-    /// Lists all of whose entries are known whatever the lane, the last one first.
+    /// The last two lists whose entries are all ordered before every lane, the latest first.
     known_lists: [ListId; 2],
-    /// The last list made, of what.
+    /// The last push: list, record, resulting list.
     pushed: (ListId, AccessRecord, ListId),
-    /// Async proxy: the last write that was in order, and the last reader that had no fence.
+    /// For the async proxy: the last write without conflict, and the last reader without a fence.
     good: AccessRecord,
     looked_at: (OwnerKey, AccessStamp),
-    /// The last readers of whom no lane knows any.
+    /// The last readers of which no lane is ordered before the access.
     strangers: (OwnerKey, AccessStamp),
-    /// The first thing wrong with the lane's access.
+    /// The first conflict of the lane's access.
     pub fault: Option<UnattributedConflict>,
 }
 
@@ -133,7 +137,8 @@ impl<'a> AccessCheck<'a> {
         }
     }
 
-    /// `lane` accesses the cell at `offset`.
+    /// Checks and records the access of `lane` to the cell at `offset`; falls back to
+    /// [`check_cell_slow`](Self::check_cell_slow).
     #[inline(always)]
     pub(super) fn check_cell<const WRITES: bool>(
         &mut self,
@@ -164,7 +169,7 @@ impl<'a> AccessCheck<'a> {
         }
     }
 
-    /// The operation accesses the cell at `offset`, issued by `lane`.
+    /// Checks and records the access of an asynchronous operation, issued by `lane`, to the cell at `offset`.
     #[inline(always)]
     pub(super) fn check_cell_async<const WRITES: bool>(
         &mut self,
@@ -199,7 +204,8 @@ impl<'a> AccessCheck<'a> {
         (cell.reader, cell.read, cell.readers, cell.read_pc) = (self.key, self.stamp, 1 << lane, self.pc);
     }
 
-    /// All lanes read the cell at `offset`, whose address `lane` gives; all clock the same, and access weakly.
+    /// Checks and records that all lanes, which share a clock, read the cell at `offset` weakly; `lane` supplies the
+    /// address.
     #[inline(always)]
     pub(super) fn check_cell_all_lanes(&mut self, cell: &mut Cell, offset: u64, lane: u32, lists: &mut AccessLists) {
         let write_known = self.was_known_writer(cell) || !self.is_async && self.knows_writer(cell, lane);
@@ -215,8 +221,8 @@ impl<'a> AccessCheck<'a> {
         (cell.reader, cell.read, cell.readers, cell.read_pc) = (self.key, self.stamp, u32::MAX, self.pc);
     }
 
-    /// After a step without a fault: whether any other lane would have made the same of a cell like `old`, whichever lane wrote
-    /// that, at any offset.
+    /// After a check without conflict: returns true if any other lane would have changed a cell like `old` in the same
+    /// way, for any writing lane and any offset.
     pub(super) fn for_any_lane(&self, old: &Cell, writes: bool) -> bool {
         let all = |answers: &[KnownLanes; 2], key, stamp| {
             answer(answers, key, stamp).is_some_and(|at| answers[at].known == u32::MAX)
@@ -232,39 +238,40 @@ impl<'a> AccessCheck<'a> {
             && all(&self.of_writer, old.writer >> 5, old.write)
     }
 
-    /// After a step of `lane` without a fault: whether the same would have come of a cell like `old` at any other offset.
+    /// After a check of `lane` without conflict: returns true if a cell like `old` at any other offset would have
+    /// changed in the same way.
     pub(super) fn for_any_offset(&self, old: &Cell, writes: bool, lane: u32) -> bool {
         let weak = self.stamp.strength() == AccessStrength::Weak;
         let same =
             weak && self.fault.is_none() && self.known_lists.contains(&old.older) && !AccessCheck::readers_turn(old);
-        // A read that lacks a fence is a fault now and then only.
+        // A read without a proxy fence is reported only once, so its result must not be cached.
         let fenced = !writes || old.reader >= FIRST_OP_KEY || !self.is_async || self.is_fenced(&old.read_entry(), lane);
         same && fenced
     }
 
-    /// Whether the cell's readers have another mask in lists than in the cell.
+    /// Returns true if the readers' mask in lists differs from the mask in the cell.
     pub(super) fn readers_turn(cell: &Cell) -> bool {
         cell.reader != NO_AGENT && cell.readers != u32::MAX && cell.read.wide() != AccessStamp::RANGE
     }
 
-    /// Whether the access is by who read the cell last.
+    /// Returns true if the access's owner read the cell last.
     pub(super) fn is_reader(&self, cell: &Cell) -> bool {
         cell.reader == self.key
     }
 
-    /// Whether an answer that is at hand says that the cell's writer is known.
+    /// Returns true if a cached answer says that the cell's write is ordered before.
     #[inline(always)]
     fn was_known_writer(&mut self, cell: &Cell) -> bool {
         known_by(&mut self.of_writer, cell.writer >> 5, cell.write, 1 << (cell.writer & 31))
     }
 
-    /// Whether an answer that is at hand says that the cell's readers are known.
+    /// Returns true if a cached answer says that the cell's reads are ordered before.
     #[inline(always)]
     fn was_known_reader(&mut self, cell: &Cell) -> bool {
         known_by(&mut self.of_reader, cell.reader, cell.read, cell.readers)
     }
 
-    /// Whether the list is one of those of which all is known.
+    /// Returns true if the list is cached as wholly ordered before.
     #[inline(always)]
     fn was_known_list(&mut self, list: ListId) -> bool {
         if self.known_lists[0] == list {
@@ -283,7 +290,7 @@ impl<'a> AccessCheck<'a> {
         }
     }
 
-    /// Whether a weak read minds nothing in the list, because nothing in it writes.
+    /// Returns true if the list has no write, so that a weak read cannot conflict with it.
     fn is_clean_list(&mut self, list: ListId, lists: &AccessLists) -> bool {
         let clean = !lists.has_write(list);
         if clean {
@@ -303,14 +310,14 @@ impl<'a> AccessCheck<'a> {
     ) {
         let found = if writes { self.write(cell, offset, lane, lists) } else { self.read(cell, offset, lane, lists) };
         if let Some(found) = found {
-            // A read that lacks a fence is the least of faults.
+            // A missing proxy fence after a read is the least severe conflict; another one replaces it.
             if self.fault.is_none_or(|fault| fault.kind == ConflictKind::ProxyRead) {
                 self.fault = Some(found);
             }
         }
     }
 
-    /// Hands on what is wrong with `lane`'s access.
+    /// Moves the conflict of `lane`'s access to `out`.
     #[inline(always)]
     pub(super) fn report(&mut self, lane: u32, out: &mut Vec<Conflict>) {
         if self.fault.is_some() {
@@ -318,7 +325,7 @@ impl<'a> AccessCheck<'a> {
         }
     }
 
-    /// `lane` reads the cell at `offset`.
+    /// Complete rules for a read by `lane` of the cell at `offset`.
     pub(super) fn read(
         &mut self,
         cell: &mut Cell,
@@ -344,7 +351,7 @@ impl<'a> AccessCheck<'a> {
         fault
     }
 
-    /// `lane` writes the cell at `offset`.
+    /// Complete rules for a write by `lane` to the cell at `offset`.
     pub(super) fn write(
         &mut self,
         cell: &mut Cell,
@@ -388,7 +395,7 @@ impl<'a> AccessCheck<'a> {
         fault
     }
 
-    /// Moves what a strong write does not stand for to the older accesses.
+    /// Moves the accesses that a strong write cannot replace to the older accesses.
     #[cold]
     pub(super) fn keep_older(
         &mut self,
@@ -407,7 +414,8 @@ impl<'a> AccessCheck<'a> {
         }
     }
 
-    /// Makes way for a new reader of the cell.
+    /// Makes room for a new reader: keeps the present readers in the list of older accesses unless the new reader
+    /// replaces them.
     pub(super) fn displace_reader(&mut self, cell: &mut Cell, offset: u64, lane: u32, lists: &mut AccessLists) {
         if cell.reader == NO_AGENT {
             return;
@@ -439,7 +447,7 @@ impl<'a> AccessCheck<'a> {
         self.push_new(list, &entry, lists)
     }
 
-    /// Whether the cell's reader is what was last pushed onto its list.
+    /// Returns true if the cell's reader is the record that was last pushed onto its list.
     #[inline(always)]
     pub(super) fn was_pushed(&self, cell: &Cell, offset: u64) -> bool {
         let (of, pushed, _) = &self.pushed;
@@ -450,7 +458,7 @@ impl<'a> AccessCheck<'a> {
             && !pushed.write
     }
 
-    /// (By reference: what was just put together is slow to be copied.)
+    /// Takes the record by reference, because copying a record that was just assembled is slow.
     #[inline(always)]
     fn push_new(&mut self, list: ListId, entry: &AccessRecord, lists: &mut AccessLists) -> ListId {
         let (ops, clock) = (self.cx.ops, self.clock);
@@ -485,7 +493,8 @@ impl<'a> AccessCheck<'a> {
             || self.may_know_more(cell.reader) && self.knows_exactly(cell.reader, cell.read, cell.readers, lane)
     }
 
-    /// Whether a lane may clock more of `key` than stands in what it knows: its own accesses, and what it waited for.
+    /// Returns true if a lane may know more about `key` than its clock says: its own accesses, and operations it waited
+    /// for.
     pub(super) fn may_know_more(&self, key: OwnerKey) -> bool {
         key == self.warp.key() || key >= FIRST_OP_KEY
     }
@@ -501,7 +510,7 @@ impl<'a> AccessCheck<'a> {
         KnownLanes { key, stamp, known }
     }
 
-    /// With what `lane` itself did.
+    /// Like the cached answer, but includes the accesses of `lane` itself.
     pub(super) fn knows_exactly(&self, key: OwnerKey, stamp: AccessStamp, mask: u32, lane: u32) -> bool {
         let own = if key == self.key || key == self.warp.key() { 1 << lane } else { 0 };
         let known = if key < FIRST_OP_KEY {

@@ -1,4 +1,4 @@
-//! Lanes of an operation that read 16 bytes each, one after the other, as one access to one cell.
+//! Checks consecutive 16-byte reads of several lanes of an operation as one access to one cell.
 
 use super::super::access_lists::AccessLists;
 use super::super::cell::Cell;
@@ -6,8 +6,9 @@ use super::super::{FIRST_OP_KEY, NO_AGENT};
 use super::{AccessCheck, answer};
 
 impl AccessCheck<'_> {
-    /// `count` lanes from `lane` on read the cell at `offset`, a row of their bytes. True where [`AccessCheck::check_cell`] of each with its
-    /// own 16 bytes (a cell that is [turned](Cell::turned)) makes the same of them and finds nothing wrong; else nothing is done.
+    /// Checks that `count` lanes from `lane` on read the cell at `offset`, one row of bytes. Returns true if
+    /// [`AccessCheck::check_cell`] of each lane's own 16 bytes (a [turned](Cell::turned) cell) would have the same
+    /// effect and find no conflict; otherwise does nothing.
     pub(in crate::order) fn check_row(
         &mut self,
         cell: &mut Cell,
@@ -35,7 +36,7 @@ impl AccessCheck<'_> {
         true
     }
 
-    /// Whether the last write is known, whichever lane made it and whichever asks.
+    /// Returns true if the last write is ordered before the access, for every writing lane and every accessing lane.
     pub(in crate::order) fn all_know_writer(&mut self, cell: &Cell) -> bool {
         let (key, stamp) = (cell.writer >> 5, cell.write);
         if answer(&self.of_writer, key, stamp).is_none() {
@@ -44,7 +45,8 @@ impl AccessCheck<'_> {
         answer(&self.of_writer, key, stamp).is_some_and(|at| self.of_writer[at].known == u32::MAX)
     }
 
-    /// Whether each lane of a row knows who read its part of the cell; none if only some do.
+    /// Returns whether each lane of a row is ordered after the last readers of its part of the cell; `None` if the
+    /// lanes differ.
     fn row_knows_reader(&mut self, cell: &Cell, lane: u32, count: u32) -> Option<bool> {
         let (key, stamp) = (cell.reader, cell.read);
         if self.strangers == (key, stamp) {

@@ -1,89 +1,31 @@
-//! ShadowMemory memory: for each few bytes of an allocation the accesses that a later one has to be ordered after.
+//! Shadow memory: for each few bytes of an allocation, the earlier accesses that a new access must be ordered after.
+//!
+//! ```text
+//! read by agent a:   conflict unless a's clock includes cell.writer (and every write in cell.older)
+//!                    then: if the last readers are not ordered before a, push them onto cell.older; cell.reader = a
+//! write by agent a:  conflict unless a's clock includes cell.writer, cell.readers and all of cell.older
+//!                    then: cell = { writer: a }, no readers, older = []
+//! ```
+//!
+//! Replacing ordered accesses is safe: whatever races with them also races with the access that replaced them. Strong
+//! accesses keep more history, because two strong accesses do not race with each other. [`AccessCheck`] implements the
+//! rules for one cell; this file walks over the cells of an access.
 
 use super::access_check::{AccessCheck, UnattributedConflict};
 use super::access_lists::AccessLists;
 use super::cell::{CHUNK, CHUNK_SHIFT, Cell, Chunk, Init, chunk, each_word, even_chunk};
+use super::conflict::{AccessKind, CheckContext, Conflict};
 use super::lane_cache::LaneCache;
 use super::transition_cache::TransitionCache;
 use super::{
-    AccessStamp, AccessStrength, Agent, AsyncOpId, AsyncOps, ClusterLayout, FIRST_OP_KEY, LANES, MemorySpace, NO_AGENT,
-    OwnerKey, WarpClocks,
+    AccessStamp, AccessStrength, AsyncOpId, AsyncOps, FIRST_OP_KEY, LANES, MemorySpace, NO_AGENT, OwnerKey, WarpClocks,
 };
 use std::ops::Range;
 
 mod prefetch;
 mod row_reads;
 
-/// What an access does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum AccessKind {
-    /// Loads.
-    Read,
-    /// Stores.
-    Write,
-    /// Reads, modifies and writes in one.
-    Atomic,
-}
-
-/// The earlier access of a conflict.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum EarlierAccess {
-    /// There is none.
-    None,
-    /// A load.
-    Read,
-    /// A store.
-    Write,
-    /// An atomic read-modify-write.
-    Atomic,
-    /// An asynchronous operation.
-    Async(AsyncOpId),
-}
-
-/// What is wrong with an access.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum ConflictKind {
-    /// It reads bytes that nobody wrote.
-    Uninitialized,
-    /// It is not ordered after an earlier one, and one of them writes. `two_stores`: both are plain stores, and nobody
-    /// read in between, so that equal values do no harm.
-    Race {
-        /// Both only store, unread in between.
-        two_stores: bool,
-    },
-    /// The end of this operation has not been observed by the accessing thread.
-    NotWaited(AsyncOpId),
-    /// An async-proxy access to bytes whose generic write is ordered before it but not made visible by `fence.proxy.async`.
-    Proxy,
-    /// The async proxy overwrites bytes that were read, in order, through the generic proxy, without a proxy fence.
-    ProxyRead,
-}
-
-/// A finding about one access of one lane.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Conflict {
-    /// What is wrong.
-    pub kind: ConflictKind,
-    /// Offset in the allocation, in bytes, of the cell where it is: bytes (at most 128) that were always accessed together.
-    pub offset: u64,
-    /// The accessing (or issuing) lane.
-    pub lane: u32,
-    /// Who made the earlier access ([`Agent::HOST`] when there is none), and where (its `pc`).
-    pub earlier: (Agent, u32),
-    /// What the earlier access is.
-    pub earlier_kind: EarlierAccess,
-}
-
-/// What checks need to clock beside the warp.
-#[derive(Clone, Copy, Debug)]
-pub struct CheckContext<'a> {
-    /// The launch's asynchronous operations.
-    pub ops: &'a AsyncOps,
-    /// Which blocks form clusters.
-    pub clusters: &'a ClusterLayout,
-}
-
-/// The shadow of one allocation: a global buffer, or a block's shared memory.
+/// The shadow memory of one allocation: a global buffer, or a block's shared memory.
 #[derive(Clone, Debug)]
 pub struct ShadowMemory {
     pub(super) space: MemorySpace,
@@ -94,7 +36,7 @@ pub struct ShadowMemory {
 }
 
 impl ShadowMemory {
-    /// For `bytes` bytes in `space`; `initialized` says whether the host wrote them all.
+    /// Creates the shadow of `bytes` bytes in `space`; `initialized` says whether the host wrote all of them.
     pub fn new(space: MemorySpace, bytes: u64, initialized: bool) -> ShadowMemory {
         let chunks = bytes.div_ceil(CHUNK) as usize;
         let init = vec![ShadowMemory::init(initialized); chunks];
@@ -105,13 +47,14 @@ impl ShadowMemory {
         if initialized { Init::All } else { Init::Some(Vec::new(), CHUNK as u32) }
     }
 
-    /// As new, for another block's shared memory of the same size.
+    /// Resets to a new shadow, for another block's shared memory of the same size.
     pub fn reset(&mut self, initialized: bool) {
         self.settle();
         self.init.fill(ShadowMemory::init(initialized));
     }
 
-    /// Everything up to now happens before everything later (a launch's end); what was written stays written.
+    /// Forgets all accesses, because they happen before everything later (the end of a launch). Initialised bytes stay
+    /// initialised.
     pub fn settle(&mut self) {
         self.spare.extend(self.chunks.iter_mut().filter_map(Option::take));
         self.lists = AccessLists::default();
@@ -122,15 +65,15 @@ impl ShadowMemory {
         each_word(range, |at, bits| self.init[(at >> CHUNK_SHIFT) as usize].set(at & (CHUNK - 1), bits));
     }
 
-    /// Whether every byte of `range` was written.
+    /// Returns true if every byte of `range` is initialised.
     pub fn is_initialized(&self, range: Range<u64>) -> bool {
         let mut all = true;
         each_word(range, |at, bits| all &= self.init[(at >> CHUNK_SHIFT) as usize].has(at & (CHUNK - 1), bits));
         all
     }
 
-    /// `lanes` of `warp` each access `bytes` (1, 2, 4, 8 or 16) at their offset, which the caller has found in bounds and
-    /// aligned. Adds at most one conflict a lane to `out`; the access counts as made all the same.
+    /// Checks and records an access of `bytes` bytes (1, 2, 4, 8 or 16) by each of `lanes` at its offset, which must be
+    /// in bounds and aligned. Adds at most one conflict per lane to `out`; a conflicting access is recorded too.
     #[expect(clippy::too_many_arguments, reason = "an access has this many properties")]
     pub fn access(
         &mut self,
@@ -149,7 +92,8 @@ impl ShadowMemory {
         self.walk_as(access, &lanes, cx, out);
     }
 
-    /// The same for `lanes` of an operation (`cp.async`), each for its own bytes: to be told when it is issued.
+    /// Checks and records accesses of `lanes` of an asynchronous operation (`cp.async`), each to its own bytes. Call it
+    /// when the operation is issued.
     #[expect(clippy::too_many_arguments, reason = "an access has this many properties")]
     pub fn async_lanes(
         &mut self,
@@ -233,7 +177,8 @@ impl ShadowMemory {
         }
     }
 
-    /// All lanes, where they access a row of bytes one after the other in one chunk; false (and nothing done) otherwise.
+    /// Handles an access in which all 32 lanes access consecutive bytes of one chunk; returns false, and does nothing,
+    /// for other accesses.
     #[inline(always)]
     fn walk_row<const READS: bool, const WRITES: bool>(
         &mut self,
@@ -313,7 +258,7 @@ impl ShadowMemory {
         }
     }
 
-    /// [`access`](ShadowMemory::access) that reads.
+    /// [`access`](ShadowMemory::access) for a load.
     #[expect(clippy::too_many_arguments, reason = "an access has this many properties")]
     pub fn read(
         &mut self,
@@ -329,7 +274,7 @@ impl ShadowMemory {
         self.access(AccessKind::Read, warp, lanes, offsets, bytes, strength, pc, cx, out);
     }
 
-    /// [`access`](ShadowMemory::access) that writes.
+    /// [`access`](ShadowMemory::access) for a store.
     #[expect(clippy::too_many_arguments, reason = "an access has this many properties")]
     pub fn write(
         &mut self,
@@ -345,7 +290,7 @@ impl ShadowMemory {
         self.access(AccessKind::Write, warp, lanes, offsets, bytes, strength, pc, cx, out);
     }
 
-    /// [`access`](ShadowMemory::access) that reads and writes in one.
+    /// [`access`](ShadowMemory::access) for an atomic read-modify-write.
     #[expect(clippy::too_many_arguments, reason = "an access has this many properties")]
     pub fn atomic(
         &mut self,
@@ -361,8 +306,8 @@ impl ShadowMemory {
         self.access(AccessKind::Atomic, warp, lanes, offsets, bytes, strength, pc, cx, out);
     }
 
-    /// The operation `op`, issued by `lane` of `warp`, will read the `runs` (offset and bytes): to be told when it is issued.
-    /// Adds at most one conflict a run.
+    /// Checks and records that operation `op`, issued by `lane` of `warp`, reads the `runs` (offset and bytes). Call it
+    /// when the operation is issued. Adds at most one conflict per run.
     #[expect(clippy::too_many_arguments, reason = "an access has this many properties")]
     pub fn async_read(
         &mut self,
@@ -377,8 +322,8 @@ impl ShadowMemory {
         self.async_runs::<false>(runs, op, warp, lane, AccessStrength::Weak, pc, cx, out);
     }
 
-    /// The operation `op`, issued by `lane` of `warp`, will write the `runs` (with `strength`, other than weak for
-    /// reductions): to be told when it is issued. Adds at most one conflict a run.
+    /// Checks and records that operation `op`, issued by `lane` of `warp`, writes the `runs` with `strength` (not weak
+    /// for reductions). Call it when the operation is issued. Adds at most one conflict per run.
     #[expect(clippy::too_many_arguments, reason = "an access has this many properties")]
     pub fn async_write(
         &mut self,
@@ -458,7 +403,8 @@ impl ShadowMemory {
         }
     }
 
-    /// An operation without a seen end that reads or writes bytes of `range`, and where: for checks at a block's exit.
+    /// Returns an operation with unobserved completion that reads or writes bytes of `range`, and the offset: for the
+    /// check at a block's exit.
     pub fn pending(&self, range: Range<u64>, ops: &AsyncOps) -> Option<(AsyncOpId, u64)> {
         let mut start = range.start;
         while start < range.end {
@@ -489,7 +435,7 @@ impl ShadowMemory {
         here.or_else(|| self.lists.entries(cell.older).find_map(|entry| open(entry.key)))
     }
 
-    /// Drops lists that no cell has any more, when there are many.
+    /// Collects access lists that no cell uses any more, when there are many.
     #[inline(always)]
     pub(super) fn make_room(&mut self) {
         if self.lists.is_full() {
@@ -499,7 +445,7 @@ impl ShadowMemory {
     }
 }
 
-/// Runs whose cells are fetched at once.
+/// Number of runs whose cells are prefetched together.
 const FETCHED: usize = 8;
 
 /// An access of a warp's lanes.
@@ -508,7 +454,7 @@ struct Lanes<'a> {
     lanes: u32,
     offsets: &'a [u64; LANES],
     bytes: u32,
-    /// What it is recorded as: the warp or an operation.
+    /// The owner that the access is recorded for: the warp or an operation.
     key: OwnerKey,
     stamp: AccessStamp,
     pc: u32,

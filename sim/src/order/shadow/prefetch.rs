@@ -1,11 +1,11 @@
-//! Cells ahead of their turn: their loads overlap then, where a check after the other would wait for each.
+//! Prefetches cells before they are checked, so that their cache misses overlap.
 
 use super::super::LANES;
 use super::super::cell::{CHUNK, CHUNK_SHIFT};
 use super::ShadowMemory;
 
 impl ShadowMemory {
-    /// Looks at the cells where the first lanes' accesses begin, as far as the last of the `lanes`.
+    /// Loads the first cell of each lane's access, up to the last of `lanes`.
     #[inline(always)]
     pub(in crate::order) fn fetch(&self, lanes: u32, offsets: &[u64; LANES]) {
         let mut seen = 0;
@@ -19,7 +19,7 @@ impl ShadowMemory {
         std::hint::black_box(seen);
     }
 
-    /// As [`ShadowMemory::fetch`], for runs of not too many bytes.
+    /// Loads cells of `runs` that are not too long.
     pub(super) fn fetch_runs(&self, runs: &[(u64, u64)]) {
         let mut seen = 0;
         for &(start, bytes) in runs.iter().filter(|run| run.1 <= CHUNK / 16) {

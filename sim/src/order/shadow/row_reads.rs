@@ -1,14 +1,14 @@
-//! Reads of an operation's lanes that lie in a row, four or eight lanes at a time: one cell for all of them.
+//! Checks of asynchronous reads in which four or eight consecutive lanes read one row: one cell stands for all of them.
 
 use super::super::LANES;
 use super::super::access_check::AccessCheck;
+use super::super::caches_disabled;
 use super::super::cell::{CHUNK, CHUNK_SHIFT, Init, LANE_SHIFT, chunk};
-use super::super::transition_cache::caches_disabled;
 use super::{Lanes, ShadowMemory};
 
 impl ShadowMemory {
-    /// All lanes read 16 bytes each, as [`ShadowMemory::async_lanes`]: those of which several in a row read cells of as many bytes,
-    /// and with which nothing is wrong. The lanes that are left to be looked at one by one.
+    /// Handles reads of 16 bytes per lane, as in [`ShadowMemory::async_lanes`], for groups of consecutive lanes without
+    /// a conflict. Returns the lanes that must be checked one by one.
     pub(super) fn read_rows_of_lanes(&mut self, access: &Lanes, check: &mut AccessCheck) -> u32 {
         let offsets = access.offsets;
         let Some(count) = [8, 4].into_iter().find(|&count| in_rows(offsets, count)).filter(|_| !caches_disabled())
@@ -38,7 +38,7 @@ impl ShadowMemory {
         left
     }
 
-    /// Loads the groups' cells, all at once.
+    /// Loads the cells of all groups at once.
     fn fetch_starts(&self, offsets: &[u64; LANES], count: usize) {
         let cell = |offset: &u64| {
             let chunk = self.chunks.get((offset >> CHUNK_SHIFT) as usize)?.as_ref()?;
@@ -49,7 +49,7 @@ impl ShadowMemory {
     }
 }
 
-/// Whether each `count` lanes read one aligned row.
+/// Returns true if each group of `count` lanes reads one aligned row.
 #[inline(always)]
 fn in_rows(offsets: &[u64; LANES], count: usize) -> bool {
     let wrong = |group: &[u64]| {

@@ -1,9 +1,9 @@
-//! Happens-before the long way: every event is a node that holds the set of its ancestors.
+//! A reference happens-before relation: a graph in which every event holds the set of its ancestors.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 pub type Node = usize;
-/// Block, warp, lane.
+/// A thread: block, warp, lane.
 pub type Thread = (u32, u32, u32);
 
 #[derive(Default)]
@@ -21,7 +21,7 @@ impl Graph {
         self.ancestors.len() - 1
     }
 
-    /// The thread's next event, after its last one and `before`.
+    /// Adds the thread's next event, after its previous one and after the events `before`.
     pub fn event(&mut self, thread: Thread, before: &[Node]) -> Node {
         let mut all = before.to_vec();
         all.extend(self.now.get(&thread));
@@ -39,7 +39,7 @@ impl Graph {
         self.proxy_fences.push((node, spaces));
     }
 
-    /// Whether a proxy fence for `space` stands between.
+    /// Returns true if a proxy fence for `space` lies between the two events.
     pub fn fenced_between(&self, a: Node, b: Node, space: usize) -> bool {
         let between =
             |&(node, spaces): &(Node, [bool; 2])| spaces[space] && self.before(a, node) && self.before(node, b);

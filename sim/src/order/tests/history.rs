@@ -1,4 +1,4 @@
-//! Random small histories, judged by both.
+//! Random small histories, checked by the shadow memory and by the reference graph.
 
 use super::graph::{Graph, Node, Thread};
 use crate::order::*;
@@ -7,15 +7,15 @@ use std::collections::{BTreeMap, BTreeSet};
 const CLUSTERS: ClusterLayout = ClusterLayout { grid: [3, 1, 1], cluster: [2, 1, 1] };
 const BLOCKS: u32 = 3;
 const WARPS: u32 = 2;
-/// Lanes that exist, as a mask.
+/// Mask of the lanes that exist.
 const ALL: u32 = 0b111;
 const BYTES: u64 = 32;
 const SCOPES: [AccessStrength; 3] = [AccessStrength::Cta, AccessStrength::Cluster, AccessStrength::Gpu];
 
-/// A raw step: which kind, by whom, and numbers that the kind makes something of.
+/// A random step: its kind, its thread, and numbers that the kind interprets.
 type Step = (u8, u8, u8, [u8; 4]);
 
-/// An access as the judge of the long way remembers it.
+/// An access as the reference graph stores it.
 #[derive(Debug)]
 struct Past {
     node: Node,
@@ -23,11 +23,11 @@ struct Past {
     writes: bool,
     strength: AccessStrength,
     bytes: (u64, u64),
-    /// The operation and lane it belongs to.
+    /// The asynchronous operation and lane to which it belongs.
     op: Option<(AsyncOpId, u32)>,
 }
 
-/// A strong write to a location.
+/// A strong write to a synchronisation location.
 struct Put {
     thread: Thread,
     node: Node,
@@ -53,12 +53,12 @@ struct World {
     open: Vec<(AsyncOpId, usize, u32)>,
     puts: BTreeMap<u64, Vec<Put>>,
     fences: BTreeMap<Thread, Vec<(Node, AccessStrength)>>,
-    /// Strong reads: what they observed, first nodes with scope and block.
+    /// Clocks observed by strong reads: first nodes with scope and block.
     observed: BTreeMap<Thread, Vec<(Node, AccessStrength, u32)>>,
-    /// Which accesses this history prefers.
+    /// The kind of accesses that this history prefers.
     taste: u8,
     conflicts: usize,
-    /// Accesses found ordered after a conflicting one.
+    /// Number of accesses that were found ordered after a conflicting one.
     ordered: usize,
 }
 
@@ -121,7 +121,7 @@ impl World {
         }
     }
 
-    /// Judged bytes are few by now: all starts over, as at a launch's end.
+    /// Few bytes are still checked: start over, as at the end of a launch.
     fn settle(&mut self) {
         self.shadow.settle();
         self.past.clear();
@@ -237,8 +237,8 @@ impl World {
         }
     }
 
-    /// First nodes of the release patterns that a read of `address` observes and acquires at once; the others are noted for
-    /// later fences.
+    /// Returns the first nodes of the release patterns that a read of `address` acquires at once; the others are kept
+    /// for later fences.
     fn observe(&mut self, thread: Thread, address: u64, acquires: bool, scope: AccessStrength) -> Vec<Node> {
         let puts = self.puts.entry(address).or_default();
         let (mut at, mut reader) = (puts.len(), (thread.0, scope));
@@ -291,7 +291,8 @@ impl World {
         self.open.push((op, w, lanes));
     }
 
-    /// The end of an operation: its lanes wait, or a virtual agent sees it for whoever acquires the token.
+    /// The completion of an operation: its lanes wait, or a virtual agent observes it on behalf of every thread that
+    /// acquires the token.
     fn end_op(&mut self, n: [u8; 4]) {
         if self.open.is_empty() {
             return;
@@ -313,7 +314,7 @@ impl World {
         clock.learn(agent, self.phase);
         let before: Vec<Node> = Self::each(lanes).map(|lane| self.graph.event(Self::thread(w, lane), &[])).collect();
         let node = self.graph.node(&before);
-        // Who knows a phase knows those before it: as of an mbarrier.
+        // A thread that has observed a phase has also observed the earlier ones, as with an mbarrier.
         let mut earlier: Vec<Node> = self.tokens[token].iter().map(|t| t.1).collect();
         earlier.push(node);
         let node = self.graph.node(&earlier);
@@ -350,7 +351,7 @@ impl World {
         }
     }
 
-    /// By taste: anything, mostly reads, mostly strong accesses, weak ones only, reads of one place, operations and fences.
+    /// The mix of accesses: any, mostly reads, mostly strong, weak only, reads of one address, operations and fences.
     fn choose(&self, n: [u8; 4]) -> (AccessKind, AccessStrength) {
         let anything = [AccessKind::Read, AccessKind::Write, AccessKind::Read, AccessKind::Write, AccessKind::Atomic];
         let reads = [AccessKind::Read, AccessKind::Read, AccessKind::Read, AccessKind::Read, AccessKind::Write];
@@ -376,7 +377,7 @@ impl World {
         (access, strength)
     }
 
-    /// Whether the shadow's verdict on `mine` is one that the graph gives; then `mine` is past.
+    /// Checks that the shadow's result for `mine` is one that the graph allows, then records `mine`.
     fn compare(&mut self, mine: Past, reads: bool, found: Option<&Conflict>) {
         let touched: BTreeSet<u64> = (mine.bytes.0..mine.bytes.1).collect();
         if touched.is_disjoint(&self.spoiled) {
@@ -385,7 +386,7 @@ impl World {
                 kinds.insert("uninitialized");
             }
             kinds.extend(self.past.iter().filter_map(|old| self.judge(&mine, old)));
-            // Reads that lack a fence are the least of faults, which the graph does not clock.
+            // The graph does not model reads without a proxy fence, the least severe conflict.
             let found = found.filter(|conflict| conflict.kind != ConflictKind::ProxyRead);
             let kind = found.map(|conflict| match conflict.kind {
                 ConflictKind::Uninitialized => "uninitialized",
@@ -411,7 +412,7 @@ impl World {
         self.past.push(mine);
     }
 
-    /// Whether the two need an order.
+    /// Returns true if the two accesses must be ordered.
     fn meets(mine: &Past, old: &Past) -> bool {
         let apart = mine.bytes.1 <= old.bytes.0 || old.bytes.1 <= mine.bytes.0;
         !apart && (mine.writes || old.writes) && (mine.op.is_none() || mine.op != old.op)
@@ -438,7 +439,7 @@ impl World {
     }
 }
 
-/// `count` random bytes' worth of a step.
+/// Generates the raw numbers of `count` random steps.
 fn random_step(random: &mut impl FnMut() -> u64) -> Step {
     let bytes = random().to_le_bytes();
     (bytes[0], bytes[1], bytes[2], [bytes[3], bytes[4], bytes[5], bytes[6]])
@@ -459,9 +460,9 @@ fn run(seed: u64, steps: usize) -> (usize, usize) {
     (world.conflicts, world.ordered)
 }
 
-/// Histories that end early come first, so that a failure shows short.
+/// Short histories come first, so that a failure is reported for a short one.
 #[test]
-fn verdicts_are_those_of_the_graph() {
+fn shadow_memory_agrees_with_the_reference_graph() {
     let (mut conflicts, mut ordered) = (0, 0);
     for seed in 0..4000 {
         let (c, o) = run(seed, 10 + seed as usize / 40);

@@ -1,11 +1,11 @@
-//! Lists of older accesses lose only what a later access of the same lanes stands for.
+//! Access lists drop only entries that a later access of the same lanes replaces.
 
 use crate::order::access_lists::{AccessLists, AccessRecord};
 use crate::order::{AccessStamp, AccessStrength};
 use std::collections::HashMap;
 
 #[test]
-fn a_list_keeps_every_lanes_last_access_and_stays_short() {
+fn list_keeps_the_last_access_of_every_lane_and_stays_short() {
     let mut state = 88172645463325252u64;
     let mut random = move |below: u64| {
         state ^= state << 13;

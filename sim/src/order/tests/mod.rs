@@ -1,8 +1,8 @@
-//! The clocks and the shadow against a graph of events whose ancestors are enumerated, and rule by rule.
+//! Tests of clocks and shadow memory: against a graph of events with enumerated ancestors, and rule by rule.
 
+mod caches;
 mod graph;
 mod history;
 mod lists;
-mod memos;
 mod rows;
 mod rules;

@@ -1,10 +1,10 @@
-//! Whole rows are checked at once: as if lane by lane.
+//! Checks of whole rows equal checks lane by lane.
 
 use crate::order::*;
 
 const CLUSTERS: ClusterLayout = ClusterLayout::NONE;
 
-/// Two shadows told the same, one by whole warps, one by two halves.
+/// Two shadow memories with the same accesses: one by whole warps, one by halves of warps.
 struct Twins {
     warps: Vec<WarpClocks>,
     ops: AsyncOps,
@@ -52,7 +52,7 @@ impl Twins {
 }
 
 #[test]
-fn rows_are_as_lanes() {
+fn whole_row_checks_equal_lane_checks() {
     let (mut conflicts, mut clean) = (0, 0);
     for seed in 1..150u64 {
         let warps = (0..4).map(|w| WarpClocks::new(w / 2, w % 2, u32::MAX, VectorClock::empty(w / 2))).collect();

@@ -1,4 +1,4 @@
-//! One test a rule.
+//! One test per ordering rule.
 
 use crate::order::*;
 
@@ -6,7 +6,7 @@ const CLUSTERS: ClusterLayout = ClusterLayout { grid: [4, 1, 1], cluster: [2, 1,
 const ALL: u32 = u32::MAX;
 const RACE: ConflictKind = ConflictKind::Race { two_stores: false };
 
-/// Warps 0 and 1 of blocks 0 to 3 before one allocation.
+/// Warps 0 and 1 of blocks 0 to 3, and one allocation.
 struct Stage {
     warps: Vec<WarpClocks>,
     ops: AsyncOps,
@@ -86,7 +86,7 @@ fn lanes_of_a_warp_are_ordered_by_syncwarp_only() {
 }
 
 #[test]
-fn a_barrier_orders_and_an_arrival_only_releases() {
+fn barrier_orders_and_arrive_only_releases() {
     let mut s = Stage::new(true);
     assert_eq!(s.write(0, 0, 0), None);
     assert_eq!(s.write(1, 0, 4), None);
@@ -99,7 +99,7 @@ fn a_barrier_orders_and_an_arrival_only_releases() {
 }
 
 #[test]
-fn lanes_that_exited_take_no_part_in_a_barrier() {
+fn exited_lanes_take_no_part_in_a_barrier() {
     let mut s = Stage::new(true);
     assert_eq!(s.write(0, 0, 0), None);
     assert_eq!(s.write(0, 1, 4), None);
@@ -110,7 +110,7 @@ fn lanes_that_exited_take_no_part_in_a_barrier() {
 }
 
 #[test]
-fn a_barrier_in_a_warp_of_few_threads_is_whole() {
+fn barrier_of_a_partial_warp_covers_all_lanes() {
     let mut few = WarpClocks::new(0, 1, 0b111, VectorClock::empty(0));
     let mut all = WarpClocks::new(0, 0, ALL, VectorClock::empty(0));
     barrier(&mut [(&mut few, 0b111, 0b111), (&mut all, ALL, ALL)]);
@@ -119,7 +119,7 @@ fn a_barrier_in_a_warp_of_few_threads_is_whole() {
 }
 
 #[test]
-fn reading_what_nobody_wrote() {
+fn reports_reads_of_uninitialised_bytes() {
     let mut s = Stage::new(false);
     assert_eq!(s.read(0, 0, 0), Some(ConflictKind::Uninitialized));
     assert_eq!(s.act(AccessKind::Write, 0, 0, 8, 2, AccessStrength::Weak), None);
@@ -133,7 +133,7 @@ fn reading_what_nobody_wrote() {
 }
 
 #[test]
-fn two_stores_are_told_unless_read_in_between() {
+fn marks_races_between_two_stores_unless_read_in_between() {
     let mut s = Stage::new(true);
     let two = Some(ConflictKind::Race { two_stores: true });
     assert_eq!((s.write(0, 0, 0), s.write(0, 1, 0)), (None, two));
@@ -142,7 +142,7 @@ fn two_stores_are_told_unless_read_in_between() {
 }
 
 #[test]
-fn strong_accesses_need_a_scope_that_holds_both() {
+fn strong_accesses_need_a_scope_that_includes_both_threads() {
     for (other, least) in [(1, AccessStrength::Cta), (2, AccessStrength::Cluster), (4, AccessStrength::Gpu)] {
         for scope in [AccessStrength::Cta, AccessStrength::Cluster, AccessStrength::Gpu] {
             let mut s = Stage::new(true);
@@ -154,17 +154,17 @@ fn strong_accesses_need_a_scope_that_holds_both() {
 }
 
 #[test]
-fn what_stands_behind_a_strong_access_still_counts() {
+fn accesses_before_a_strong_access_still_conflict() {
     let mut s = Stage::new(true);
-    // Zeroed by a store, added to by the same thread, then by one that did not wait for the store.
+    // Stored to, added to by the same thread, then by a thread that did not wait for the store.
     assert_eq!(s.write(0, 0, 0), None);
     assert_eq!(s.atomic(0, 0, 0, AccessStrength::Gpu), None);
     assert_eq!(s.atomic(1, 0, 0, AccessStrength::Gpu), Some(RACE));
-    // Read by a thread that knows only the last of two atomics.
+    // Read by a thread whose clock includes only the last of two atomics.
     assert_eq!(s.atomic(2, 0, 64, AccessStrength::Gpu), None);
     assert_eq!(s.atomic(3, 5, 64, AccessStrength::Gpu), None);
     assert_eq!(s.read(3, 5, 64), Some(RACE));
-    // Many readers, the first of whom is not ordered before the write.
+    // Many readers, of which the first is not ordered before the write.
     assert_eq!((s.read(0, 1, 128), s.read(0, 2, 128), s.read(1, 2, 128), s.read(0, 7, 128)), (None, None, None, None));
     s.warps[0].sync(!2);
     let clock = s.warps[1].release(ALL);
@@ -173,7 +173,7 @@ fn what_stands_behind_a_strong_access_still_counts() {
 }
 
 #[test]
-fn neighbouring_bytes_are_apart() {
+fn neighbouring_bytes_do_not_conflict() {
     let mut s = Stage::new(true);
     for byte in 0..8 {
         assert_eq!(s.act(AccessKind::Write, byte % 2, byte as u32, byte as u64, 1, AccessStrength::Weak), None);
@@ -184,7 +184,7 @@ fn neighbouring_bytes_are_apart() {
 }
 
 #[test]
-fn cp_async_is_seen_by_its_thread_after_waiting_and_by_others_after_a_barrier() {
+fn cp_async_is_observed_by_waiting_and_by_others_after_a_barrier() {
     let mut s = Stage::new(false);
     let (op, verdict) = s.start(AsyncOpKind::CpAsync, false, 0, 0);
     assert_eq!(verdict, None);
@@ -199,7 +199,7 @@ fn cp_async_is_seen_by_its_thread_after_waiting_and_by_others_after_a_barrier() 
 }
 
 #[test]
-fn an_mbarriers_phase_shows_the_copy_to_who_acquires_it() {
+fn mbarrier_phase_makes_the_copy_visible_to_threads_that_acquire_it() {
     let mut s = Stage::new(false);
     let (op, _) = s.start(AsyncOpKind::TensorCopy, false, 0, 0);
     let phase = Agent::virtual_agent(0, 3);
@@ -212,8 +212,8 @@ fn an_mbarriers_phase_shows_the_copy_to_who_acquires_it() {
 }
 
 #[test]
-fn a_generic_write_needs_a_proxy_fence_before_an_async_read() {
-    // Fence in the writer, in the issuer, too early, of the other space.
+fn generic_write_needs_a_proxy_fence_before_an_async_read() {
+    // A fence in the writer, in the issuer, too early, and for the other space.
     let cases: [(u32, bool); 4] = [(0, true), (1, true), (2, false), (3, false)];
     for (place, fine) in cases {
         let mut s = Stage::new(true);
@@ -250,7 +250,7 @@ fn only_copies_through_the_generic_proxy_need_a_fence() {
 }
 
 #[test]
-fn the_source_of_a_pending_operation_is_left_alone() {
+fn source_of_a_pending_operation_must_not_be_written() {
     let mut s = Stage::new(true);
     let (op, verdict) = s.start(AsyncOpKind::BulkCopy, true, 0, 0);
     assert_eq!(verdict, None);
@@ -290,14 +290,14 @@ fn bulk_reductions_do_not_race_with_each_other() {
 }
 
 #[test]
-fn a_launchs_end_orders_all() {
+fn end_of_a_launch_orders_everything() {
     let mut s = Stage::new(true);
     assert_eq!(s.write(0, 0, 0), None);
     s.shadow.settle();
     assert_eq!(s.write(6, 0, 0), None);
 }
 
-/// Warp 0 writes data and a flag, warp `reader` reads both: is the data ordered?
+/// Warp 0 writes data and a flag, warp `reader` reads both: returns true if the data is ordered.
 fn passed(
     reader: usize,
     write: impl Fn(&mut SyncLocations, &mut WarpClocks),
@@ -314,7 +314,7 @@ fn passed(
 }
 
 #[test]
-fn patterns_of_release_and_acquire() {
+fn release_and_acquire_patterns_order_accesses() {
     use AccessStrength::{Cluster, Cta, Gpu};
     use MemorySemantics::{AcqRel, Acquire, Relaxed, Release};
     let put = |sem, scope| {
@@ -356,7 +356,7 @@ fn patterns_of_release_and_acquire() {
 }
 
 #[test]
-fn a_release_goes_on_through_atomics_and_ends_at_a_store() {
+fn release_survives_atomics_and_ends_at_a_store() {
     for (rmw, fine) in [(true, true), (false, false)] {
         let mut s = Stage::new(true);
         let mut vars = SyncLocations::new();
@@ -372,7 +372,7 @@ fn a_release_goes_on_through_atomics_and_ends_at_a_store() {
 }
 
 #[test]
-fn knowledge_of_other_blocks_passes_through_third_ones() {
+fn clocks_of_other_blocks_pass_through_third_blocks() {
     let mut s = Stage::new(true);
     assert_eq!(s.write(0, 0, 0), None);
     let first = s.warps[0].release(ALL);

@@ -67,7 +67,7 @@ impl Decoder<'_> {
     }
 }
 
-/// The operation that a dotted part names.
+/// Returns the atomic operation that a part of the opcode names.
 pub(super) fn atomic_op(part: &str) -> Option<AtomicOp> {
     Some(match part {
         "add" => AtomicOp::Add,

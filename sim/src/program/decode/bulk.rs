@@ -1,4 +1,4 @@
-//! BulkCopy and tensor copies: the many shapes of `cp.async.bulk` and `cp.reduce.async.bulk`.
+//! Decoding of bulk and tensor copies: the forms of `cp.async.bulk` and `cp.reduce.async.bulk`.
 
 use super::Decoder;
 use crate::program::ProgramError;
@@ -6,7 +6,7 @@ use crate::program::op::*;
 use crate::ptx::ast::{Instruction, Operand, Type};
 use crate::tensor_map::{ReduceOp, Reduction};
 
-/// Decodes one; forms that are not known (im2col, gather) are unsupported.
+/// Decodes a bulk copy. Forms that are not supported (im2col, gather) become [`Op::Unsupported`].
 pub(super) fn decode(d: &mut Decoder, i: &Instruction, parts: &[&str]) -> Result<Op, ProgramError> {
     let has = |p: &str| parts.contains(&p);
     if parts.iter().any(|p| p.starts_with("im2col") || p.contains("gather") || p.contains("scatter") || *p == "cp_mask")
@@ -44,7 +44,7 @@ pub(super) fn decode(d: &mut Decoder, i: &Instruction, parts: &[&str]) -> Result
         (false, _, _) => BulkCopyKind::SharedToShared,
         _ => return Ok(Op::Unsupported(i.opcode.as_str().into())),
     };
-    // The tensor side is a map in generic address space.
+    // The tensor operand is a tensor map in the generic address space.
     let side = |w: AddressWindow, is_tensor: bool| if is_tensor { AddressWindow::Generic } else { w };
     let (dst, dst_window) = d.o.address(first(d, o, 0)?, side(to, kind == BulkCopyKind::TensorStore))?;
     let (src, src_window) = d.o.address(first(d, o, 1)?, side(from, kind == BulkCopyKind::TensorLoad))?;

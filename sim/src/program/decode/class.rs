@@ -2,7 +2,7 @@
 
 use crate::program::op::{AddressWindow, InstructionClass, Op, WarpOpKind};
 
-/// The class that counters put an instruction in.
+/// Returns the instruction class of a decoded instruction.
 pub(super) fn instruction_class(opcode: &str, op: &Op) -> InstructionClass {
     match op {
         Op::Alu { .. } => alu_class(opcode),

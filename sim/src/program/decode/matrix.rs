@@ -1,7 +1,7 @@
 //! Decoding of `ldmatrix`, `stmatrix`, `mma` and `wgmma`; `wmma` is in [`super::wmma`].
 
 use super::{Decoded, Decoder, flatten};
-use crate::matrix::mma::{Accumulator, Element, MmaOp, Product};
+use crate::matrix::mma::{Accumulator, Element, MmaOp, MmaRegisters};
 use crate::matrix::wgmma::WgmmaOp;
 use crate::program::op::*;
 use crate::ptx::ast::{Instruction, Operand, Type};
@@ -37,14 +37,14 @@ impl Decoder<'_> {
             a: self.row_list(a, width)?,
             b: self.row_list(b, width)?,
             c: self.row_list(c, sum)?,
-            common: None,
+            batched: None,
         };
         let want = op.registers();
         if [mma.a.len(), mma.b.len(), mma.c.len(), mma.d.len()] != [want.a, want.b, want.c, want.c] {
             return Err(self.o.error("the number of registers does not fit the instruction"));
         }
-        if op.is_common() {
-            mma.common = Product::new(&mma.a, &mma.b, &mma.c, &mma.d);
+        if op.is_m16n8k16_half() {
+            mma.batched = MmaRegisters::new(&mma.a, &mma.b, &mma.c, &mma.d);
         }
         Ok(Op::Mma(Box::new(mma)))
     }

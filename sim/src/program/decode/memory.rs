@@ -18,7 +18,8 @@ impl Decoder<'_> {
         if named == AddressWindow::Const || named == AddressWindow::Generic && window == AddressWindow::Global {
             window = named;
         }
-        // In a kernel only names are variables of calls; addresses in registers are its own parameters.
+        // In a kernel, only names refer to variables of calls; an address in a register refers to the kernel's own
+        // parameters.
         if window == AddressWindow::FrameParam
             && self.o.function.kernel
             && matches!(operands[address], Operand::Address(AddressBase::Register(_), _))
@@ -37,7 +38,7 @@ impl Decoder<'_> {
         let mut register_rows = rows_of(ty);
         for o in &list {
             if store {
-                // Narrow types may come in wider registers.
+                // Narrow types may be stored from wider registers.
                 regs.push(Some(self.o.source(o, ty)?));
                 if let Some(t) = self.o.register_type(o) {
                     register_rows = rows_of(t);

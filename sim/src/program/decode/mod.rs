@@ -1,5 +1,5 @@
-//! Decodes a function's PTX instructions to [`Op`]s: the operand resolver and the dispatch by opcode are here, the instruction classes in
-//! the files below. Source of the forms: PTX ISA 9.0, chapter 9.7.
+//! Decodes a function's PTX instructions to [`Op`]s. This file dispatches by opcode; the files below decode one
+//! instruction class each. Source of the forms: PTX ISA 9.0, chapter 9.7.
 
 mod atomics;
 mod bulk;
@@ -43,7 +43,8 @@ pub(super) fn decode_function(
     for (i, instruction) in function.body.iter().enumerate() {
         decoder.o.at_line(instruction.line);
         let guard = instruction.guard.map(|(r, negated)| (decoder.o.guard(r), negated));
-        // An operand that cannot be resolved makes the instruction unsupported, which counts only if it is executed.
+        // An operand that cannot be resolved makes the instruction unsupported, which is reported only if it is
+        // executed.
         let op = match decoder.op(instruction) {
             Ok(op) => op,
             Err(ProgramError::Operand { what, .. }) => {
@@ -56,7 +57,7 @@ pub(super) fn decode_function(
         decoder.o.code.lines.push((instruction.line, instruction.location));
         decoder.o.code.opcodes.push(instruction.opcode.as_str().into());
     }
-    // Falling off the end is returning.
+    // Reaching the end of the body returns.
     decoder.o.code.instrs.push(DecodedInstruction {
         guard: None,
         op: Op::Ret,
@@ -71,16 +72,16 @@ pub(super) fn decode_function(
     Ok(decoder.o.code)
 }
 
-/// Decodes one function.
+/// Decodes the instructions of one function.
 pub(super) struct Decoder<'a> {
     pub(super) o: OperandResolver<'a>,
     program: &'a Program,
     reached: &'a [usize],
     unknown: &'a mut Vec<String>,
     carry: Option<u32>,
-    /// Rows that `_` destinations write: (rows → slot), predicates under 0.
+    /// First rows that `_` destinations write, by number of rows; the predicate is under 0.
     sinks: HashMap<u8, u32>,
-    /// `volatile` accesses of shared memory count as weak ones.
+    /// True if `volatile` accesses of shared memory count as weak ones.
     volatile_is_data: bool,
 }
 
@@ -205,7 +206,7 @@ impl Decoder<'_> {
         Ok(Op::Alu { op, slots: Box::new(slots) })
     }
 
-    /// A row, or with 0 a predicate, that nobody reads.
+    /// Returns a row (or, for 0 rows, a predicate) that no instruction reads.
     pub(in crate::program) fn sink(&mut self, rows: u8) -> u32 {
         let code = &mut self.o.code;
         *self.sinks.entry(rows).or_insert_with(|| {

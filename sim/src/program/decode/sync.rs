@@ -94,7 +94,7 @@ impl Decoder<'_> {
             let operand = self.o.source(&o[2], if parity { b32 } else { Type::B64 })?;
             (MbarrierKind::Wait { dst, operand, parity, blocking: has("try_wait") }, 1)
         } else if has("arrive") || has("arrive_drop") {
-            // `_`, a state, or nothing before the address; then a count or the bytes expected.
+            // `_`, a state or nothing precedes the address; a count or the expected bytes may follow it.
             let at = o.iter().position(|x| matches!(x, Operand::Address(..))).unwrap_or(0);
             let state = if at == 1 { self.o.destination(&o[0])? } else { None };
             let tail = match o.get(at + 1) {

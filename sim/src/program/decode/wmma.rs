@@ -1,4 +1,4 @@
-//! `wmma`: fragments loaded, multiplied and stored, as transfers of their registers and products of tiles.
+//! Decoding of `wmma`: loads and stores become transfers of the fragment's registers, products become tiles of `mma`.
 
 use super::Decoder;
 use crate::matrix::wmma::{Fragment, MatrixRole, WmmaOp, WmmaShape};
@@ -8,7 +8,7 @@ use crate::program::op::{AddressOperand, LoadStore, Op, Wmma, WmmaTransfer};
 use crate::ptx::ast::{Instruction, Operand, Type};
 
 impl Decoder<'_> {
-    /// `wmma.load`, `wmma.store` and `wmma.mma`. Source: PTX ISA 9.0, 9.7.14.3.
+    /// Decodes `wmma.load`, `wmma.store` and `wmma.mma`. Source: PTX ISA 9.0, 9.7.14.3.
     pub(super) fn wmma(&mut self, i: &Instruction, parts: &[&str]) -> Result<Op, ProgramError> {
         match parts.get(1) {
             Some(&"mma") => self.wmma_mma(i),
@@ -49,7 +49,7 @@ impl Decoder<'_> {
                 _ => return None,
             };
             let fragment = Fragment::new(WmmaShape::parse(shape)?, matrix, ty)?;
-            // Elements below a byte have to lie side by side.
+            // Elements below one byte must lie side by side in memory.
             (fragment.bits() >= 8 || fragment.packed(column_major)).then_some((fragment, column_major))
         };
         let Some((fragment, column_major)) = form() else {

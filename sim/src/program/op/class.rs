@@ -1,6 +1,6 @@
 //! Instruction classes, by which the counters group executed instructions.
 
-/// Classes of instructions that the counters keep apart.
+/// The classes into which the counters group executed instructions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs)]
 pub enum InstructionClass {
@@ -26,7 +26,7 @@ pub enum InstructionClass {
 }
 
 impl InstructionClass {
-    /// All of them, in the order of reports.
+    /// All classes, in the order of reports.
     pub const ALL: [InstructionClass; 19] = [
         InstructionClass::Integer,
         InstructionClass::Float,
@@ -49,7 +49,7 @@ impl InstructionClass {
         InstructionClass::Other,
     ];
 
-    /// The name in reports.
+    /// Returns the name that reports print.
     pub fn name(self) -> &'static str {
         match self {
             InstructionClass::Integer => "integer",

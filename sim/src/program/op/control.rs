@@ -2,7 +2,7 @@
 
 use crate::regs::Slot;
 
-/// Special registers that change while a warp runs.
+/// A special register whose value changes while a warp runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum VaryingRegister {
@@ -17,18 +17,18 @@ pub enum VaryingRegister {
     ExplicitCluster,
 }
 
-/// A call.
+/// A function call.
 #[derive(Clone, Debug)]
 pub struct Call {
-    /// Whom.
+    /// The callee.
     pub target: CallTarget,
-    /// Arguments: frame bytes `(offset, size)` or a register with its rows.
+    /// The arguments.
     pub args: Vec<CallArgument>,
-    /// Return values, likewise.
+    /// The return values.
     pub returns: Vec<CallArgument>,
 }
 
-/// Whom a [`Call`] calls.
+/// The callee of a [`Call`].
 #[derive(Clone, Copy, Debug)]
 #[allow(missing_docs)]
 pub enum CallTarget {
@@ -38,11 +38,12 @@ pub enum CallTarget {
     AssertFail,
     Malloc,
     Free,
-    /// Declared, nowhere defined, not known: index into the names.
+    /// A function that is declared but not defined and not built in: index into
+    /// [`Kernel::unknown`](crate::program::Kernel::unknown).
     Unknown(u32),
 }
 
-/// How a value passes between frames.
+/// How a value is passed between frames: as bytes of the frame, as a register's rows, or as a predicate.
 #[derive(Clone, Copy, Debug)]
 #[allow(missing_docs)]
 pub enum CallArgument {

@@ -4,54 +4,54 @@ use super::{AddressOperand, AddressWindow};
 use crate::regs::Slot;
 use crate::tensor_map::{ReduceOp, Reduction};
 
-/// `cp.async` of 4, 8 or 16 bytes.
+/// A `cp.async` of 4, 8 or 16 bytes.
 #[derive(Clone, Debug)]
 pub struct CpAsync {
-    /// Shared destination.
+    /// The destination in shared memory.
     pub dst: AddressOperand,
-    /// Global source.
+    /// The source in global memory.
     pub src: AddressOperand,
     /// The source window: global or generic.
     pub window: AddressWindow,
-    /// 4, 8 or 16.
+    /// Bytes to copy: 4, 8 or 16.
     pub size: u8,
-    /// Bytes taken of the source; the rest is zero.
+    /// Bytes to read from the source; the rest is filled with zeros.
     pub src_size: Option<Slot>,
-    /// The ignore-src predicate and its negation.
+    /// The ignore-src predicate, and whether it is negated.
     pub ignore: Option<(u32, bool)>,
 }
 
-/// BulkCopy and tensor copies.
+/// A bulk or tensor copy.
 #[derive(Clone, Debug)]
 pub struct BulkCopy {
-    /// Which way.
+    /// The direction.
     pub kind: BulkCopyKind,
-    /// Destination (or, for prefetches, the source).
+    /// The destination (for prefetches, the source).
     pub dst: AddressOperand,
     /// The destination's window.
     pub dst_window: AddressWindow,
-    /// Source.
+    /// The source.
     pub src: AddressOperand,
     /// The source's window.
     pub src_window: AddressWindow,
-    /// Non-tensor copies: bytes.
+    /// Number of bytes; `None` for tensor copies.
     pub size: Option<Slot>,
-    /// Tensor copies: coordinates, innermost first.
+    /// Coordinates of a tensor copy, innermost first.
     pub coords: Vec<Slot>,
-    /// Completion through an mbarrier, else through the thread's bulk group.
+    /// The mbarrier that the copy completes on; `None` for completion through the thread's bulk group.
     pub mbarrier: Option<AddressOperand>,
     /// CTA mask of a multicast.
     pub multicast: Option<Slot>,
-    /// Reduction.
+    /// The reduction, if the copy combines with the destination.
     pub reduce: Option<BulkReduction>,
 }
 
-/// How a bulk copy combines.
+/// Where a bulk reduction takes its element type from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BulkReduction {
-    /// With the type of the instruction.
+    /// The instruction names the type.
     Typed(Reduction),
-    /// With the type of the tensor map.
+    /// The tensor map has the type.
     Mapped(ReduceOp),
 }
 
@@ -69,7 +69,7 @@ pub enum BulkCopyKind {
     TensorLoad,
     /// tensor, shared → global
     TensorStore,
-    /// to L2 only
+    /// global → L2 only
     Prefetch,
     TensorPrefetch,
 }

@@ -1,7 +1,7 @@
 //! Operands of matrix instructions.
 
 use super::{AddressOperand, AddressWindow, LoadStore};
-use crate::matrix::mma::{MmaOp, Product};
+use crate::matrix::mma::{MmaOp, MmaRegisters};
 use crate::matrix::wgmma::WgmmaOp;
 use crate::matrix::wmma::{Fragment, WmmaOp};
 use crate::regs::Slot;
@@ -9,88 +9,88 @@ use crate::regs::Slot;
 /// `ldmatrix`, `stmatrix`.
 #[derive(Clone, Debug)]
 pub struct MatrixTransfer {
-    /// Load or store.
+    /// True for a store, false for a load.
     pub store: bool,
-    /// The address each lane supplies.
+    /// The address: one per lane for `ldmatrix`/`stmatrix`, the first element for `wmma`.
     pub addr: AddressOperand,
-    /// Its window.
+    /// The state space of the address.
     pub window: AddressWindow,
     /// `.trans`
     pub trans: bool,
-    /// One register a matrix.
+    /// The registers of the fragment.
     pub regs: Vec<Slot>,
 }
 
-/// A matrix product of a warp.
+/// `mma.sync`: a matrix product of one warp.
 #[derive(Clone, Debug)]
 pub struct Mma {
-    /// Which.
+    /// The decoded form.
     pub op: MmaOp,
-    /// Registers.
+    /// Registers of D.
     pub d: Vec<Slot>,
-    /// Registers.
+    /// Registers of A.
     pub a: Vec<Slot>,
-    /// Registers.
+    /// Registers of B.
     pub b: Vec<Slot>,
-    /// Registers.
+    /// Registers of C.
     pub c: Vec<Slot>,
-    /// The registers of a [common](MmaOp::is_common) one.
-    pub common: Option<Product>,
+    /// The registers, if the form [can be batched](MmaOp::is_m16n8k16_half).
+    pub batched: Option<MmaRegisters>,
 }
 
 /// `wmma.load`, `wmma.store`
 #[derive(Clone, Debug)]
 pub struct WmmaTransfer {
-    /// Load or store.
+    /// True for a store, false for a load.
     pub store: bool,
-    /// The matrix's first element.
+    /// The address: one per lane for `ldmatrix`/`stmatrix`, the first element for `wmma`.
     pub addr: AddressOperand,
-    /// Elements from one row (column) to the next, if given.
+    /// Elements from one row (or column) to the next, if given.
     pub stride: Option<Slot>,
-    /// Which lane holds what.
+    /// Which lane holds which element.
     pub fragment: Fragment,
-    /// Columns, not rows, lie side by side.
+    /// True if columns, not rows, are contiguous in memory.
     pub column_major: bool,
-    /// The elements of a register lie side by side.
+    /// True if the elements of a register are contiguous in memory.
     pub packed: bool,
-    /// Registers.
+    /// The registers of the fragment.
     pub regs: Vec<Slot>,
-    /// Where the lanes' addresses go, two rows.
+    /// Two rows for the lanes' addresses.
     pub at: Slot,
-    /// Where one element of each lane goes when it moves by itself.
+    /// The row of one element per lane, when elements move one by one.
     pub element: Slot,
-    /// From `at` to each register, or to `element`.
+    /// The transfers between memory at `at` and each register, or `element`.
     pub transfers: Vec<LoadStore>,
 }
 
 /// `wmma.mma`
 #[derive(Clone, Debug)]
 pub struct Wmma {
-    /// Which.
+    /// The decoded form.
     pub op: WmmaOp,
-    /// Registers.
+    /// Registers of D.
     pub d: Vec<Slot>,
-    /// Registers.
+    /// Registers of A.
     pub a: Vec<Slot>,
-    /// Registers.
+    /// Registers of B.
     pub b: Vec<Slot>,
-    /// Registers.
+    /// Registers of C.
     pub c: Vec<Slot>,
 }
 
-/// A matrix product of a warpgroup.
+/// `wgmma.mma_async`: a matrix product of a warpgroup of four warps.
 #[derive(Clone, Debug)]
 pub struct Wgmma {
-    /// Which.
+    /// The decoded form.
     pub op: WgmmaOp,
-    /// Accumulators, in and out.
+    /// Registers of D.
     pub d: Vec<Slot>,
-    /// A in registers, or empty.
+    /// Registers of A; empty if A is in shared memory.
     pub a: Vec<Slot>,
-    /// A's descriptor otherwise.
+    /// The descriptor of A in shared memory.
     pub a_desc: Option<Slot>,
-    /// B's descriptor.
+    /// The descriptor of B in shared memory.
     pub b_desc: Slot,
-    /// The scale-d predicate: false means D = A·B.
+    /// The scale-d predicate and its negation: false computes D = A·B, true D = A·B + D.
     pub scale_d: (u32, bool),
 }

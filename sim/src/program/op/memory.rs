@@ -7,36 +7,36 @@ use crate::regs::Slot;
 /// An address operand.
 #[derive(Clone, Copy, Debug)]
 pub struct AddressOperand {
-    /// The row that holds the base; `None`: `offset` is all.
+    /// First row of the base register; `None` if `offset` is the whole address.
     pub base: Option<Slot>,
-    /// The base is a 64-bit register.
+    /// True if the base is a 64-bit register.
     pub wide: bool,
-    /// Added to it.
+    /// Bytes added to the base.
     pub offset: i64,
 }
 
-/// `ld` and `st`.
+/// A load or store (`ld`, `st`).
 #[derive(Clone, Debug)]
 pub struct LoadStore {
-    /// Where.
+    /// The state space that the instruction names.
     pub window: AddressWindow,
     /// The address.
     pub addr: AddressOperand,
-    /// Bytes of an element: 1, 2, 4, 8 or 16.
+    /// Bytes of one element: 1, 2, 4, 8 or 16.
     pub width: u8,
-    /// Loads: sign-extend into the register.
+    /// True if a load sign-extends into the register.
     pub signed: bool,
-    /// Registers, first element first; `None` is `_`.
+    /// First rows of the registers, first element first; `None` is `_`.
     pub regs: Vec<Option<Slot>>,
-    /// Rows of each register.
+    /// Number of rows of each register.
     pub register_rows: u8,
-    /// `None`: a weak access.
+    /// Memory semantics; `None` for a weak access.
     pub semantics: Option<MemorySemantics>,
-    /// The scope of a strong one.
+    /// Scope of a strong access.
     pub scope: AccessStrength,
 }
 
-/// What an atomic does.
+/// The operation of an atomic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum AtomicOp {
@@ -52,7 +52,7 @@ pub enum AtomicOp {
     Cas,
 }
 
-/// The type of an atomic.
+/// The operand type of an atomic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum AtomicType {
@@ -73,7 +73,7 @@ pub enum AtomicType {
 }
 
 impl AtomicType {
-    /// Bytes.
+    /// Returns the bytes of one element.
     pub fn size(self) -> u32 {
         match self {
             AtomicType::B16 | AtomicType::F16 | AtomicType::BF16 => 2,
@@ -84,25 +84,25 @@ impl AtomicType {
     }
 }
 
-/// `atom` and `red`.
+/// An atomic operation (`atom`, `red`).
 #[derive(Clone, Debug)]
 pub struct Atomic {
-    /// Where.
+    /// The state space that the instruction names.
     pub window: AddressWindow,
     /// The address.
     pub addr: AddressOperand,
-    /// What.
+    /// The operation.
     pub op: AtomicOp,
-    /// Of which type.
+    /// The operand type.
     pub ty: AtomicType,
-    /// Old values go there, one register an element; empty for `red`.
+    /// Registers for the old values, one per element; empty for `red`.
     pub dst: Vec<Option<Slot>>,
-    /// The operand, one register an element; for `cas` the comparand.
+    /// The operand, one register per element; for `cas` the value to compare with.
     pub a: Vec<Slot>,
-    /// `cas`: the new value.
+    /// The new value of `cas`.
     pub b: Option<Slot>,
-    /// `None`: a weak access.
+    /// Memory semantics; `None` for a weak access.
     pub semantics: Option<MemorySemantics>,
-    /// The scope of a strong one.
+    /// Scope of a strong access.
     pub scope: AccessStrength,
 }

@@ -23,20 +23,20 @@ use crate::alu::{AluOp, OperandSlots};
 use crate::regs::Slot;
 use crate::tensor_map::Reduction;
 
-/// An instruction ready to run.
+/// A decoded instruction.
 #[derive(Clone, Debug)]
 pub struct DecodedInstruction {
-    /// Index of the guarding predicate and whether it is negated.
+    /// Index of the guard predicate, and whether it is negated.
     pub guard: Option<(u32, bool)>,
-    /// What it does.
+    /// The operation.
     pub op: Op,
-    /// For the counters.
+    /// The class under which counters report the instruction.
     pub class: InstructionClass,
-    /// Where the lanes of a diverging branch meet again.
+    /// Index of the instruction where the lanes of a diverging branch reconverge.
     pub reconverge: Option<u32>,
 }
 
-/// What an instruction does.
+/// The operation of an instruction with its operands.
 #[derive(Clone, Debug)]
 #[allow(missing_docs)]
 pub enum Op {
@@ -47,7 +47,7 @@ pub enum Op {
     Load(Box<LoadStore>),
     Store(Box<LoadStore>),
     Atomic(Box<Atomic>),
-    /// Generic ↔ window: adds or subtracts the window's base. `to`: generic to window.
+    /// Converts between a generic address and an address in `window`; `to` means from generic to `window`.
     Cvta {
         dst: Slot,
         src: Slot,
@@ -84,9 +84,9 @@ pub enum Op {
     Ret,
     Exit,
     Trap,
-    /// `nanosleep`, `brkpt`, prefetches, hints: no effect on data.
+    /// `brkpt`, hints and the like, which have no effect on data.
     Nop,
-    /// `nanosleep`: lets others go first.
+    /// `nanosleep`: lets other warps run first.
     Yield,
     Prefetch {
         addr: AddressOperand,
@@ -164,12 +164,12 @@ pub enum Op {
         dst: Slot,
         size: Slot,
     },
-    /// An instruction that is not known; reported when executed.
+    /// An instruction that the simulator does not support; it is reported when it is executed.
     Unsupported(Box<str>),
 }
 
 impl Op {
-    /// Whether lanes may have to wait at the instruction, or must execute it together.
+    /// Returns true if lanes may have to wait at the instruction or must execute it together.
     pub fn may_wait(&self) -> bool {
         matches!(
             self,

@@ -4,26 +4,26 @@ use super::{AddressOperand, AddressWindow};
 use crate::order::AccessStrength;
 use crate::regs::Slot;
 
-/// `barrier` and `bar`.
+/// A block barrier (`barrier`, `bar`).
 #[derive(Clone, Debug)]
 pub struct Barrier {
-    /// Which of the 16.
+    /// Index of the barrier, 0 to 15.
     pub id: Slot,
-    /// Participating threads, if given.
+    /// Number of participating threads, if given.
     pub count: Option<Slot>,
-    /// What the instruction does there.
+    /// What the instruction does at the barrier.
     pub kind: BarrierKind,
-    /// All threads of the warp must execute it together.
+    /// True if all threads of the warp must execute it together.
     pub aligned: bool,
 }
 
-/// What a barrier instruction does.
+/// The forms of a barrier instruction.
 #[derive(Clone, Copy, Debug)]
 #[allow(missing_docs)]
 pub enum BarrierKind {
     Sync,
     Arrive,
-    /// Counts the true predicates.
+    /// Counts the threads whose predicate is true.
     Popc {
         dst: Slot,
         p: u32,
@@ -41,18 +41,18 @@ pub enum BarrierKind {
     },
 }
 
-/// `mbarrier` operations.
+/// An `mbarrier` operation.
 #[derive(Clone, Debug)]
 pub struct Mbarrier {
-    /// The object.
+    /// Address of the mbarrier object.
     pub addr: AddressOperand,
-    /// Shared or generic or shared::cluster.
+    /// The state space: shared, shared::cluster or generic.
     pub window: AddressWindow,
-    /// What.
+    /// The operation.
     pub kind: MbarrierKind,
-    /// `.release`/`.acquire` (the default) or `.relaxed`.
+    /// True for `.release`/`.acquire` (the default), false for `.relaxed`.
     pub ordered: bool,
-    /// Scope of the order.
+    /// Scope of the ordering.
     pub scope: AccessStrength,
 }
 
@@ -77,7 +77,7 @@ pub enum MbarrierKind {
     CompleteTx {
         bytes: Slot,
     },
-    /// test_wait / try_wait on a state or a parity.
+    /// `test_wait` or `try_wait` on a state or a phase parity.
     Wait {
         dst: u32,
         operand: Slot,
@@ -94,7 +94,7 @@ pub enum MbarrierKind {
     },
 }
 
-/// Fences.
+/// The kinds of fences.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum Fence {
@@ -104,8 +104,8 @@ pub enum Fence {
     ProxyAsync { shared: bool, global: bool },
     /// `fence.mbarrier_init`
     MbarrierInit,
-    /// `fence.proxy.alias`, `fence.proxy.tensormap` and others that order what is not modelled apart.
+    /// `fence.proxy.alias` and other fences whose ordering the simulator does not model separately.
     Other,
-    /// `fence.proxy.tensormap::generic.acquire` and its release twin.
+    /// `fence.proxy.tensormap::generic.acquire` and `.release`.
     TensorMap,
 }

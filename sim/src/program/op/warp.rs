@@ -13,20 +13,20 @@ pub enum ShuffleMode {
     Bfly,
 }
 
-/// Instructions in which the lanes of a mask exchange registers.
+/// An instruction in which the lanes of a mask exchange registers.
 #[derive(Clone, Debug)]
 pub struct WarpOp {
-    /// Which.
+    /// The operation.
     pub kind: WarpOpKind,
-    /// 32-bit or (`match`) 64-bit destination.
+    /// The destination register: 32 bits, or 64 bits for `match`.
     pub dst: Option<Slot>,
-    /// Predicate destination.
+    /// The predicate destination.
     pub dst_pred: Option<u32>,
-    /// The member mask.
+    /// The mask of participating lanes.
     pub members: Slot,
 }
 
-/// The kinds of [`WarpOp`].
+/// The operations of a [`WarpOp`].
 #[derive(Clone, Debug)]
 #[allow(missing_docs)]
 pub enum WarpOpKind {
@@ -36,7 +36,7 @@ pub enum WarpOpKind {
         b: Slot,
         c: Slot,
     },
-    /// all, any, uni: a predicate; ballot: a mask.
+    /// `all`, `any` and `uni` write a predicate, `ballot` a mask.
     Vote {
         mode: VoteMode,
         p: u32,

@@ -1,17 +1,27 @@
-//! Control flow: where each instruction may go on, and where lanes that part at a branch meet again.
+//! Control flow: the successors of each instruction, and where the lanes of a diverged warp reconverge.
+//!
+//! ```text
+//! reconvergence(function):
+//!     blocks = basic blocks with edges
+//!     edges  = blocks.edges without ways that only end early (aborts, bare returns, code that ends)
+//!     put back the best excluded edges until every loop can be left
+//!     for each diverging branch: reconverge at the immediate post-dominator of its block in edges
+//!
+//! if (c) { if (d) return; x(); } y();     branch on c reconverges at y; branch on d reconverges at x,
+//!                                         because the early return does not count as a way
+//! ```
 
-use super::ast::{Function, Instruction, Operand};
+use super::ast::{Function, Instruction, Operand, is_branch};
 use super::dominators::{Graph, Node};
-use super::function::is_branch;
 
-/// The instructions that may follow the instruction `index` of a function: indices into its body, or the body's length
-/// for its end. Empty after `ret`, `exit`, `trap` and calls that do not return; a guard adds the next instruction.
+/// Returns the instructions that may follow instruction `index`: indices into the body, or the body's length for its
+/// end. Empty after `ret`, `exit`, `trap` and calls that do not return; a guard adds the next instruction.
 pub fn successors(function: &Function, index: u32) -> Vec<u32> {
     let Some(instruction) = function.body.get(index as usize) else { return Vec::new() };
-    let mut next = match kind(function, index, instruction) {
-        Kind::Plain => return vec![index + 1],
-        Kind::Branch => targets(instruction),
-        Kind::Return | Kind::Abort => Vec::new(),
+    let mut next = match control_kind(function, index, instruction) {
+        ControlKind::Plain => return vec![index + 1],
+        ControlKind::Branch => targets(instruction),
+        ControlKind::Return | ControlKind::Abort => Vec::new(),
     };
     if instruction.guard.is_some() && !next.contains(&(index + 1)) {
         next.push(index + 1);
@@ -19,60 +29,61 @@ pub fn successors(function: &Function, index: u32) -> Vec<u32> {
     next
 }
 
-/// For each instruction at which lanes of a warp may part (a guarded `bra`, a `brx.idx`), the instruction where they meet
-/// again: the immediate post-dominator of the branch; `None` for all other instructions and where there is no such place.
+/// For each instruction at which the lanes of a warp may diverge (a guarded `bra`, a `brx.idx`), returns the
+/// instruction where they reconverge: the immediate post-dominator of the branch. `None` for all other instructions,
+/// and if there is no such point.
 ///
-/// Code that only ends does not count as a way that has to come by, or every early `return` and failed assertion would put
-/// off the meeting to the function's end:
-/// - a way that is bound for a `trap` or a call that does not return is left out where there is another;
-/// - a way to a bare `ret` or `exit` (return values may be stored before it) is left out where there is another: lanes that
-///   return do so at once, even if the `ret` is one that all share;
-/// - so is a way to code that ends with no part of it being reached from elsewhere, where another way goes on to code that
-///   is.
+/// Ways on which code only ends are not counted; otherwise every early `return` and failed assertion would move the
+/// reconvergence point to the end of the function:
+/// - a way that leads to a `trap` or a call that does not return is excluded if there is another way;
+/// - a way to a bare `ret` or `exit` (which may store return values first) is excluded if there is another way:
+///   returning lanes return at once, even at a `ret` that all lanes share;
+/// - a way into code that ends, and that is entered from nowhere else, is excluded if another way continues with shared
+///   code.
 ///
-/// After a branch of which one way is left the place is the start of that way: the others are run to their end first. A loop
-/// that could not be left any more keeps a way out, by preference the one to code with barriers and the like, then the one to
-/// the most code. Where this leaves nothing common,
-/// as after `if (c) { a; return; } else { b; return; }`, a shared `ret` is the place, if there is one.
+/// If one way remains after a branch, the reconvergence point is the start of that way: the other lanes run to their
+/// end first. A loop that could no longer be left gets one way out back, preferably the one to code with barriers, else
+/// the one to the most code. If no common point remains, as after `if (c) { a; return; } else { b; return; }`, a shared
+/// `ret` is the point, if there is one.
 ///
-/// This is where lanes meet in good order. It is no promise that they arrive: whoever waits there must not keep other lanes
-/// from going on.
+/// Lanes normally meet at this point, but nothing guarantees that all arrive: waiting lanes must not stop other lanes
+/// from running.
 pub fn reconvergence(function: &Function) -> Vec<Option<u32>> {
-    let mut places = vec![None; function.body.len()];
+    let mut reconverge = vec![None; function.body.len()];
     if function.body.is_empty() {
-        return places;
+        return reconverge;
     }
     let blocks = Blocks::new(function);
-    let early = Ways::early_ends_left_out(&blocks).post_dominators(&blocks);
-    let shared = Ways::aborts_left_out(&blocks).post_dominators(&blocks);
+    let early = CountedEdges::without_early_ends(&blocks).post_dominators(&blocks);
+    let shared = CountedEdges::without_aborts(&blocks).post_dominators(&blocks);
     for block in 0..blocks.count() {
         let last = blocks.end_of(block) - 1;
         let instruction = &function.body[last];
         if is_branch(&instruction.opcode) && (instruction.guard.is_some() || instruction.opcode.starts_with("brx")) {
-            places[last] = early[block].or(shared[block]).map(|place| blocks.starts[place] as u32);
+            reconverge[last] = early[block].or(shared[block]).map(|node| blocks.starts[node] as u32);
         }
     }
-    places
+    reconverge
 }
 
-/// What an instruction does to control.
+/// The effect of an instruction on control flow.
 #[derive(Clone, Copy, PartialEq)]
-enum Kind {
+enum ControlKind {
     Plain,
     Branch,
-    /// `ret`, `exit`
+    /// `ret` and `exit`.
     Return,
-    /// `trap`, a call that does not return
+    /// `trap`, or a call that does not return.
     Abort,
 }
 
-fn kind(function: &Function, index: u32, instruction: &Instruction) -> Kind {
+fn control_kind(function: &Function, index: u32, instruction: &Instruction) -> ControlKind {
     match instruction.opcode.split('.').next().unwrap_or_default() {
-        "bra" | "brx" => Kind::Branch,
-        "ret" | "exit" => Kind::Return,
-        "trap" => Kind::Abort,
-        "call" if function.noreturn_calls.binary_search(&index).is_ok() => Kind::Abort,
-        _ => Kind::Plain,
+        "bra" | "brx" => ControlKind::Branch,
+        "ret" | "exit" => ControlKind::Return,
+        "trap" => ControlKind::Abort,
+        "call" if function.noreturn_calls.binary_search(&index).is_ok() => ControlKind::Abort,
+        _ => ControlKind::Plain,
     }
 }
 
@@ -90,23 +101,24 @@ fn targets(instruction: &Instruction) -> Vec<u32> {
     targets
 }
 
-/// How a block ends.
+/// How a basic block ends.
 #[derive(Clone, Copy, PartialEq)]
-enum End {
+enum BlockEnd {
     GoesOn,
     Returns,
     Aborts,
 }
 
-/// Basic blocks; the last one is the empty block behind the body, which returns.
+/// Basic blocks. The last one is the empty block after the body, which returns.
 struct Blocks {
-    /// The first instruction of each.
+    /// The first instruction of each block.
     starts: Vec<usize>,
     graph: Graph,
-    ends: Vec<End>,
-    /// A bare `ret` or `exit`, return values apart.
+    ends: Vec<BlockEnd>,
+    /// True for a block with only a `ret` or `exit`, apart from storing return values.
     bare: Vec<bool>,
-    /// Instructions of each, where one that wants its whole warp weighs more than any code without.
+    /// Number of instructions of each block; an instruction that needs the whole warp counts more than any code without
+    /// one.
     weights: Vec<usize>,
 }
 
@@ -133,7 +145,7 @@ impl Blocks {
         }
         let mut blocks = Blocks {
             graph: Graph::new(starts.len()),
-            ends: vec![End::GoesOn; starts.len()],
+            ends: vec![BlockEnd::GoesOn; starts.len()],
             bare: vec![false; starts.len()],
             weights: vec![0; starts.len()],
             starts,
@@ -142,12 +154,12 @@ impl Blocks {
             blocks.connect(function, block, &follow, &block_at);
         }
         let behind = blocks.count();
-        blocks.ends[behind] = End::Returns;
+        blocks.ends[behind] = BlockEnd::Returns;
         blocks.bare[behind] = true;
         blocks
     }
 
-    /// The number of blocks with instructions.
+    /// Returns the number of blocks with instructions.
     fn count(&self) -> usize {
         self.starts.len() - 1
     }
@@ -164,14 +176,14 @@ impl Blocks {
             self.graph.connect(block, block_at[(target as usize).min(block_at.len() - 1)]);
         }
         if follow[last].is_empty() {
-            let aborts = kind(function, last as u32, &function.body[last]) == Kind::Abort;
-            self.ends[block] = if aborts { End::Aborts } else { End::Returns };
+            let aborts = control_kind(function, last as u32, &function.body[last]) == ControlKind::Abort;
+            self.ends[block] = if aborts { BlockEnd::Aborts } else { BlockEnd::Returns };
             let before = &function.body[start..last];
             self.bare[block] = !aborts && before.iter().all(|instruction| instruction.opcode.starts_with("st.param"));
         }
     }
 
-    /// Blocks from which `ends` of some kind can be reached.
+    /// Returns the blocks from which a block with property `wanted` can be reached.
     fn reaching(&self, wanted: impl Fn(Node) -> bool) -> Vec<bool> {
         let mut reach = vec![false; self.starts.len()];
         for block in 0..self.starts.len() {
@@ -182,22 +194,22 @@ impl Blocks {
         reach
     }
 
-    /// Blocks that can only abort.
-    fn doomed(&self) -> Vec<bool> {
-        let aborts = self.reaching(|block| self.ends[block] == End::Aborts);
-        let returns = self.reaching(|block| self.ends[block] == End::Returns);
+    /// Returns the blocks from which only aborts can be reached.
+    fn abort_only(&self) -> Vec<bool> {
+        let aborts = self.reaching(|block| self.ends[block] == BlockEnd::Aborts);
+        let returns = self.reaching(|block| self.ends[block] == BlockEnd::Returns);
         aborts.iter().zip(&returns).map(|(&aborts, &returns)| aborts && !returns).collect()
     }
 }
 
-/// See [`Blocks::weights`].
+/// Returns an instruction's share of [`Blocks::weights`].
 fn weight(instruction: &Instruction) -> usize {
     let opcode = &instruction.opcode;
     let together = opcode.starts_with("bar") || opcode.contains(".sync") || opcode.contains(".aligned");
     if together { 1 << 24 } else { 1 }
 }
 
-/// Marks a node and all that lead to it.
+/// Marks a node and all nodes that lead to it.
 fn spread(graph: &Graph, reach: &mut [bool], node: Node) {
     let mut open = vec![node];
     while let Some(node) = open.pop() {
@@ -207,47 +219,47 @@ fn spread(graph: &Graph, reach: &mut [bool], node: Node) {
     }
 }
 
-/// A way that was left out and may be put back: the better ones come first in order.
+/// An excluded edge that may be put back; the better ones sort first.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct LeftOut {
-    /// 0 code that ends, 1 a bare return, 2 code that aborts.
+struct ExcludedEdge {
+    /// 0: code that ends; 1: a bare return; 2: code that aborts.
     tier: u8,
-    /// Weightier code first.
+    /// Heavier code sorts first.
     weight: std::cmp::Reverse<usize>,
     from: Node,
-    /// `None` for an end of its own.
+    /// `None` if the block ends.
     to: Option<Node>,
 }
 
-/// The edges that count for where lanes meet.
-struct Ways {
+/// The edges that count for reconvergence.
+struct CountedEdges {
     graph: Graph,
-    /// Blocks from which a way leads to the end directly.
+    /// Blocks that may end directly.
     ends: Vec<bool>,
 }
 
-impl Ways {
-    /// All but those that are bound to abort.
-    fn aborts_left_out(blocks: &Blocks) -> Self {
-        let doomed = blocks.doomed();
-        Ways::without(blocks, |from, to| {
-            let out = doomed[to] && !doomed[from];
+impl CountedEdges {
+    /// All edges except those that can only abort.
+    fn without_aborts(blocks: &Blocks) -> Self {
+        let abort_only = blocks.abort_only();
+        CountedEdges::without(blocks, |from, to| {
+            let out = abort_only[to] && !abort_only[from];
             (Some(to), out.then_some((2, 0)))
         })
     }
 
-    /// Those of [`reconvergence`]'s rules. Ways to bare returns become ends of their own.
-    fn early_ends_left_out(blocks: &Blocks) -> Self {
-        let doomed = blocks.doomed();
-        let enclosed = Enclosed::new(blocks);
+    /// The edges that remain by the rules of [`reconvergence`]. Edges to bare returns become ends of the block.
+    fn without_early_ends(blocks: &Blocks) -> Self {
+        let abort_only = blocks.abort_only();
+        let enclosed = EnclosedCode::new(blocks);
         let goes_on =
-            |from: Node, to: Node| !doomed[to] && !blocks.bare[to] && enclosed.weight_behind(from, to).is_none();
-        let more_than_bare = |to: Node| !doomed[to] && !blocks.bare[to];
-        Ways::without(blocks, |from, to| {
+            |from: Node, to: Node| !abort_only[to] && !blocks.bare[to] && enclosed.weight_behind(from, to).is_none();
+        let more_than_bare = |to: Node| !abort_only[to] && !blocks.bare[to];
+        CountedEdges::without(blocks, |from, to| {
             let others = &blocks.graph.successors[from];
             let end = (!blocks.bare[to]).then_some(to);
-            if doomed[to] {
-                return (end, (!doomed[from]).then_some((2, 0)));
+            if abort_only[to] {
+                return (end, (!abort_only[from]).then_some((2, 0)));
             }
             if blocks.bare[to] {
                 return (end, others.iter().any(|&other| more_than_bare(other)).then_some((1, 0)));
@@ -258,23 +270,27 @@ impl Ways {
         })
     }
 
-    /// `judge` says of each edge where it leads (`None`: to an end of its own), and the tier and weight if it is left out.
-    fn without(blocks: &Blocks, judge: impl Fn(Node, Node) -> (Option<Node>, Option<(u8, usize)>)) -> Self {
+    /// `exclude` returns, for each edge, its target (`None`: the block ends), and tier and weight if the edge is
+    /// excluded.
+    fn without(blocks: &Blocks, exclude: impl Fn(Node, Node) -> (Option<Node>, Option<(u8, usize)>)) -> Self {
         let nodes = blocks.starts.len();
-        let mut ways = Ways { graph: Graph::new(nodes), ends: blocks.ends.iter().map(|&e| e != End::GoesOn).collect() };
-        let mut left_out = Vec::new();
+        let mut ways = CountedEdges {
+            graph: Graph::new(nodes),
+            ends: blocks.ends.iter().map(|&e| e != BlockEnd::GoesOn).collect(),
+        };
+        let mut excluded = Vec::new();
         for from in 0..nodes {
             for &to in &blocks.graph.successors[from] {
-                match judge(from, to) {
+                match exclude(from, to) {
                     (to, None) => ways.add(from, to),
                     (to, Some((tier, weight))) => {
-                        left_out.push(LeftOut { tier, weight: std::cmp::Reverse(weight), from, to });
+                        excluded.push(ExcludedEdge { tier, weight: std::cmp::Reverse(weight), from, to });
                     }
                 }
             }
         }
-        left_out.sort_unstable();
-        ways.put_back(&left_out);
+        excluded.sort_unstable();
+        ways.put_back(&excluded);
         ways
     }
 
@@ -285,15 +301,15 @@ impl Ways {
         }
     }
 
-    /// Puts ways back, the best first, until no loop that could be left is without a way out.
-    fn put_back(&mut self, left_out: &[LeftOut]) {
+    /// Puts excluded edges back, the best first, until every loop that could be left has a way out.
+    fn put_back(&mut self, excluded: &[ExcludedEdge]) {
         let mut reach = vec![false; self.ends.len()];
         for block in 0..self.ends.len() {
             if self.ends[block] {
                 spread(&self.graph, &mut reach, block);
             }
         }
-        for way in left_out {
+        for way in excluded {
             if !reach[way.from] && self.is_caught(way.from) {
                 self.add(way.from, way.to);
                 spread(&self.graph, &mut reach, way.from);
@@ -301,7 +317,8 @@ impl Ways {
         }
     }
 
-    /// Whether all ways from a block come back to it: it is in a loop that is never left, not only on the way to one.
+    /// Returns true if all ways from a block lead back to it: the block is in a loop that is never left, not merely on
+    /// the way to one.
     fn is_caught(&self, block: Node) -> bool {
         let mut back = vec![false; self.ends.len()];
         spread(&self.graph, &mut back, block);
@@ -318,13 +335,13 @@ impl Ways {
         true
     }
 
-    /// Immediate post-dominators of the blocks.
+    /// Returns the immediate post-dominators of the blocks.
     fn post_dominators(self, blocks: &Blocks) -> Vec<Option<Node>> {
         let heads = self.endless_loops(&blocks.graph.reverse_postorder(0));
         let count = self.ends.len();
         let end = count + heads.len();
         let mut graph = Graph::new(end + 1);
-        // The head of an endless loop is entered through a node that also leads to the end.
+        // The head of an endless loop is entered through an extra node that also leads to the end.
         let mut entrance: Vec<Node> = (0..count).collect();
         heads.iter().enumerate().for_each(|(index, &head)| entrance[head] = count + index);
         for from in 0..count {
@@ -342,7 +359,7 @@ impl Ways {
         (0..count).map(|block| dominators[block].and_then(block_of)).collect()
     }
 
-    /// Heads of loops without an end: enough of them that each block reaches an end or one of them.
+    /// Returns heads of endless loops, enough of them that each block reaches an end or one of them.
     fn endless_loops(&self, order: &[Node]) -> Vec<Node> {
         let mut reach = vec![false; self.ends.len()];
         (0..self.ends.len()).filter(|&block| self.ends[block]).for_each(|block| spread(&self.graph, &mut reach, block));
@@ -360,17 +377,17 @@ impl Ways {
     }
 }
 
-/// Code that ends without any part of it being reached but through its first block. Bare returns are not looked at: each way
-/// to one has its own.
-struct Enclosed {
+/// Code that ends and is entered only through its first block. Bare returns are ignored: each way to one has its own
+/// copy.
+struct EnclosedCode {
     dominators: Vec<Option<Node>>,
-    /// The weight of each block and those it dominates; `None` where an edge leaves them.
+    /// The weight of each block with all blocks that it dominates; `None` if an edge leaves them.
     weights: Vec<Option<usize>>,
-    /// Blocks that are entered from their dominator alone, loops back apart.
+    /// True for blocks that are entered only from their dominator, apart from back edges.
     one_way_in: Vec<bool>,
 }
 
-impl Enclosed {
+impl EnclosedCode {
     fn new(blocks: &Blocks) -> Self {
         let nodes = blocks.starts.len();
         let dominators = blocks.graph.dominators(0);
@@ -383,8 +400,8 @@ impl Enclosed {
             }
             below == above
         };
-        // An edge leaves the code of every block from its source up to, but without, the dominator of its target (the target
-        // itself where it loops back): counted as +1 below and -1 above, summed up the tree.
+        // An edge leaves the code of every block from its source up to, but excluding, the dominator of its target (the
+        // target itself for a back edge). Count +1 at the source and −1 at the stop, and sum up the dominator tree.
         let mut leaving = vec![0i64; nodes];
         let mut one_way_in = vec![true; nodes];
         for &from in &order {
@@ -403,12 +420,12 @@ impl Enclosed {
             total[above] += total[block];
         }
         let weights = (0..nodes).map(|block| (leaving[block] == 0).then_some(total[block])).collect();
-        Enclosed { dominators, weights, one_way_in }
+        EnclosedCode { dominators, weights, one_way_in }
     }
 
-    /// The weight of the enclosed code that the edge leads into, if it does.
+    /// Returns the weight of the enclosed code that the edge enters, if it enters such code.
     fn weight_behind(&self, from: Node, to: Node) -> Option<usize> {
-        // The root counts as its own dominator.
+        // The root is its own dominator.
         let entrance = from != to && self.one_way_in[to] && self.dominators[to] == Some(from);
         self.weights[to].filter(|_| entrance)
     }

@@ -1,7 +1,7 @@
 use super::*;
 use crate::ptx::parse;
 
-/// A kernel with the given body; registers `%p0..%p9`, `%r0..%r9`.
+/// Parses a kernel with the given body; registers `%p0..%p9`, `%r0..%r9`.
 fn function(body: &str) -> Function {
     let text = format!(
         ".version 9.0\n.target sm_80\n.address_size 64\n.visible .entry k() {{\n.reg .pred %p<10>;\n.reg .b32 %r<10>;\n{body}\n}}"
@@ -10,50 +10,50 @@ fn function(body: &str) -> Function {
     module.functions.pop().unwrap()
 }
 
-/// The reconvergence places of the branches in order, each as the `mov.u32 %rN, K` marker's K that stands there, -1 for a
-/// `ret` or the end, -2 for none.
-fn places(body: &str) -> Vec<i64> {
+/// Returns the reconvergence points of the branches in order: the K of the marker `mov.u32 %rN, K` at the point, -1 for
+/// a `ret` or the end, -2 for none.
+fn reconvergence_markers(body: &str) -> Vec<i64> {
     let function = function(body);
-    let places = reconvergence(&function);
-    assert_eq!(places.len(), function.body.len());
+    let points = reconvergence(&function);
+    assert_eq!(points.len(), function.body.len());
     let marker = |place: u32| match function.body.get(place as usize).map(|i| (&i.opcode[..], &i.operands[..])) {
         Some(("mov.u32", [_, Operand::Integer(marker)])) => *marker,
         None | Some(("ret", _)) => -1,
         other => panic!("no marker at {place}: {other:?}"),
     };
-    let branches = function.body.iter().zip(&places).filter(|(i, _)| is_branch(&i.opcode));
+    let branches = function.body.iter().zip(&points).filter(|(i, _)| is_branch(&i.opcode));
     let parting = branches.filter(|(i, _)| i.guard.is_some() || i.opcode.starts_with("brx"));
     parting.map(|(_, place)| place.map_or(-2, marker)).collect()
 }
 
 #[test]
-fn both_sides_of_an_if_meet_behind_it() {
+fn both_sides_of_an_if_reconverge_after_it() {
     let body = "@%p0 bra A; mov.u32 %r0, 1; bra B; A: mov.u32 %r0, 2; B: mov.u32 %r0, 3; ret;";
-    assert_eq!(places(body), [3]);
+    assert_eq!(reconvergence_markers(body), [3]);
 }
 
 #[test]
-fn an_early_return_keeps_the_outer_meeting_place() {
-    // if (c1) { if (c2) return; x } y; return: with a shared and with its own ret.
+fn early_return_does_not_move_the_reconvergence_point() {
+    // if (c1) { if (c2) return; x } y; return: with a shared `ret` and with its own.
     let shared = "@%p0 bra Y; @%p1 bra END; mov.u32 %r0, 1; Y: mov.u32 %r0, 2; END: ret;";
-    assert_eq!(places(shared), [2, 1]);
+    assert_eq!(reconvergence_markers(shared), [2, 1]);
     let own = "@%p0 bra Y; @%p1 bra X; ret; X: mov.u32 %r0, 1; Y: mov.u32 %r0, 2; ret;";
-    assert_eq!(places(own), [2, 1]);
+    assert_eq!(reconvergence_markers(own), [2, 1]);
     let code = "@%p0 bra Y; @%p1 bra X; mov.u32 %r1, 9; ret; X: mov.u32 %r0, 1; Y: mov.u32 %r0, 2; ret;";
-    assert_eq!(places(code), [2, 1]);
+    assert_eq!(reconvergence_markers(code), [2, 1]);
 }
 
 #[test]
-fn an_abort_does_not_destroy_the_meeting_place() {
+fn abort_does_not_move_the_reconvergence_point() {
     let trap = "@%p0 bra Y; @%p1 bra X; trap; X: mov.u32 %r0, 1; Y: mov.u32 %r0, 2; ret;";
-    assert_eq!(places(trap), [2, 1]);
-    // One block for two failures, of which no branch is the only way in.
+    assert_eq!(reconvergence_markers(trap), [2, 1]);
+    // One block for two failures, which has more than one way in.
     let shared = "@%p1 bra BAD; mov.u32 %r0, 1; @%p0 bra B; mov.u32 %r0, 2; @%p2 bra BAD; mov.u32 %r0, 3; \
                   B: mov.u32 %r0, 4; bra END; BAD: mov.u32 %r0, 5; trap; END: mov.u32 %r0, 6; ret;";
-    assert_eq!(places(shared), [1, 4, 3]);
-    // In the body of a loop, and nothing else to leave it but the way behind it.
+    assert_eq!(reconvergence_markers(shared), [1, 4, 3]);
+    // In the body of a loop whose only other exit is the code after it.
     let looped = "L: mov.u32 %r0, 1; @%p0 bra OK; trap; OK: mov.u32 %r0, 2; @%p1 bra L; mov.u32 %r0, 3; ret;";
-    assert_eq!(places(looped), [2, 3]);
+    assert_eq!(reconvergence_markers(looped), [2, 3]);
 }
 
 #[test]
@@ -68,73 +68,73 @@ fn calls_that_do_not_return_abort() {
 }
 
 #[test]
-fn sides_that_both_end() {
-    assert_eq!(places("@%p0 bra A; mov.u32 %r0, 1; ret; A: mov.u32 %r0, 2; ret;"), [-2]);
-    // They fall to one ret.
+fn branches_whose_sides_both_end() {
+    assert_eq!(reconvergence_markers("@%p0 bra A; mov.u32 %r0, 1; ret; A: mov.u32 %r0, 2; ret;"), [-2]);
+    // Both sides fall through to one `ret`.
     let shared = "@%p0 bra A; mov.u32 %r0, 1; bra END; A: mov.u32 %r0, 2; END: ret;";
-    assert_eq!(places(shared), [-1]);
-    // A ret behind code that is common is no early return.
+    assert_eq!(reconvergence_markers(shared), [-1]);
+    // A `ret` after common code is no early return.
     let common = "@%p0 bra A; mov.u32 %r0, 1; A: mov.u32 %r0, 2; ret;";
-    assert_eq!(places(common), [2]);
-    // The classic guard: lanes out of range leave at once.
-    assert_eq!(places("@%p0 bra END; mov.u32 %r0, 1; bar.sync 0; END: ret;"), [1]);
-    // To the end of a body without a ret.
-    assert_eq!(places("@%p0 bra END; mov.u32 %r0, 1; bar.sync 0; END:"), [1]);
-    assert_eq!(places("@%p0 bra A; mov.u32 %r0, 1; bra END; A: mov.u32 %r0, 2; END:"), [-1]);
+    assert_eq!(reconvergence_markers(common), [2]);
+    // The common guard: lanes out of range return at once.
+    assert_eq!(reconvergence_markers("@%p0 bra END; mov.u32 %r0, 1; bar.sync 0; END: ret;"), [1]);
+    // To the end of a body without a `ret`.
+    assert_eq!(reconvergence_markers("@%p0 bra END; mov.u32 %r0, 1; bar.sync 0; END:"), [1]);
+    assert_eq!(reconvergence_markers("@%p0 bra A; mov.u32 %r0, 1; bra END; A: mov.u32 %r0, 2; END:"), [-1]);
 }
 
 #[test]
-fn loops_meet_at_their_exit() {
-    assert_eq!(places("L: mov.u32 %r0, 1; @%p0 bra L; mov.u32 %r0, 2; ret;"), [2]);
-    assert_eq!(places("L: mov.u32 %r0, 1; @%p0 bra L; ret;"), [-1]);
+fn loops_reconverge_at_their_exit() {
+    assert_eq!(reconvergence_markers("L: mov.u32 %r0, 1; @%p0 bra L; mov.u32 %r0, 2; ret;"), [2]);
+    assert_eq!(reconvergence_markers("L: mov.u32 %r0, 1; @%p0 bra L; ret;"), [-1]);
     let condition_first = "H: @%p0 bra X; mov.u32 %r0, 1; bra H; X: mov.u32 %r0, 2; ret;";
-    assert_eq!(places(condition_first), [2]);
-    // A break and a continue.
+    assert_eq!(reconvergence_markers(condition_first), [2]);
+    // A `break` and a `continue`.
     let both = "H: mov.u32 %r0, 1; @%p0 bra X; mov.u32 %r0, 2; @%p1 bra C; mov.u32 %r0, 3; C: mov.u32 %r0, 4; \
                 @%p2 bra H; X: mov.u32 %r0, 5; ret;";
-    assert_eq!(places(both), [5, 4, 5]);
-    // An early return from within, bare and with code of its own: the way behind the loop is its exit.
+    assert_eq!(reconvergence_markers(both), [5, 4, 5]);
+    // An early return from inside, bare and with code: the way after the loop is its exit.
     let bare = "H: mov.u32 %r0, 1; @%p0 bra END; mov.u32 %r0, 2; @%p2 bra H; mov.u32 %r0, 3; END: ret;";
-    assert_eq!(places(bare), [2, 3]);
+    assert_eq!(reconvergence_markers(bare), [2, 3]);
     let code = "H: mov.u32 %r0, 1; @%p0 bra R; mov.u32 %r0, 2; @%p2 bra H; mov.u32 %r0, 3; bar.sync 0; ret; \
                 R: mov.u32 %r0, 4; ret;";
-    assert_eq!(places(code), [2, 3]);
-    // A loop that ends in the ret does not bring back the early return before it.
+    assert_eq!(reconvergence_markers(code), [2, 3]);
+    // A loop that ends in the `ret` does not restore the early return before it.
     let before = "@%p0 bra Y; @%p1 bra X; mov.u32 %r1, 9; bra END; X: mov.u32 %r0, 1; Y: mov.u32 %r0, 2; \
                   L: mov.u32 %r0, 3; @%p2 bra END; bra L; END: ret;";
-    assert_eq!(places(before), [2, 1, -1]);
+    assert_eq!(reconvergence_markers(before), [2, 1, -1]);
     // Nested.
     let nested = "A: mov.u32 %r0, 1; B: mov.u32 %r0, 2; @%p0 bra B; mov.u32 %r0, 3; @%p1 bra A; mov.u32 %r0, 4; ret;";
-    assert_eq!(places(nested), [3, 4]);
+    assert_eq!(reconvergence_markers(nested), [3, 4]);
 }
 
 #[test]
-fn endless_loops() {
-    assert_eq!(places("L: bra L;"), []);
+fn endless_loops_have_reconvergence_points() {
+    assert_eq!(reconvergence_markers("L: bra L;"), []);
     assert_eq!(reconvergence(&function("L: @%p0 bra L; bra L;")), [Some(0), None]);
     let with_if = "L: mov.u32 %r0, 1; @%p0 bra M; mov.u32 %r0, 2; M: mov.u32 %r0, 3; bra L;";
-    assert_eq!(places(with_if), [3]);
+    assert_eq!(reconvergence_markers(with_if), [3]);
     let with_continue = "L: mov.u32 %r0, 1; @%p0 bra L; mov.u32 %r0, 2; bra L;";
-    assert_eq!(places(with_continue), [1]);
+    assert_eq!(reconvergence_markers(with_continue), [1]);
     let left_by_return =
         "L: mov.u32 %r0, 1; @%p0 bra M; mov.u32 %r0, 2; M: mov.u32 %r0, 3; @%p1 bra END; bra L; END: ret;";
-    assert_eq!(places(left_by_return), [3, -1]);
+    assert_eq!(reconvergence_markers(left_by_return), [3, -1]);
     let behind_a_branch = "@%p0 bra L; mov.u32 %r0, 1; ret; L: mov.u32 %r0, 2; bra L;";
-    assert_eq!(places(behind_a_branch).len(), 1);
+    assert_eq!(reconvergence_markers(behind_a_branch).len(), 1);
 }
 
 #[test]
-fn a_spin_with_scoped_labels_meets_behind_it() {
+fn spin_loop_with_scoped_labels_reconverges_after_it() {
     let spin = "{ .reg .pred P; W: mbarrier.try_wait.parity.shared::cta.b64 P, [%r1], %r2; @P bra D; bra W; D: }\n";
     let body = format!("{spin} mov.u32 %r0, 1; {spin} mov.u32 %r0, 2; ret;");
-    assert_eq!(places(&body), [1, 2]);
+    assert_eq!(reconvergence_markers(&body), [1, 2]);
 }
 
 #[test]
-fn switches() {
+fn switches_reconverge_after_all_cases() {
     let body = "T: .branchtargets A, B, C, A; @%p0 bra D; brx.idx %r0, T; A: mov.u32 %r0, 1; bra E; B: mov.u32 %r0, 2; \
                 C: mov.u32 %r0, 3; bra E; D: mov.u32 %r0, 4; E: mov.u32 %r0, 5; ret;";
-    assert_eq!(places(body), [5, 5]);
+    assert_eq!(reconvergence_markers(body), [5, 5]);
     let function = function(body);
     assert_eq!(successors(&function, 1), [2, 4, 5]);
     assert_eq!(successors(&function, 0), [7, 1]);
@@ -142,9 +142,9 @@ fn switches() {
     assert_eq!(successors(&function, 100), []);
 }
 
-/// Random programs: wherever two ways from a branch have all to come by its place, unless they end before.
+/// Random programs: every reconvergence point can be reached from its branch.
 #[test]
-fn lanes_that_do_not_end_early_come_by_their_place() {
+fn reconvergence_points_are_reachable_from_their_branch() {
     let mut state = 0x9e37_79b9_7f4a_7c15u64;
     let mut random = |below: u64| {
         state ^= state << 13;
@@ -176,33 +176,33 @@ fn lanes_that_do_not_end_early_come_by_their_place() {
     }
 }
 
-/// Structured programs with early ends in any place: each `if` meets at its join, each loop behind it.
+/// Structured programs with early returns anywhere: each `if` reconverges at its join, each loop after it.
 #[test]
-fn structured_programs_meet_where_their_structure_says() {
+fn structured_programs_reconverge_at_their_joins() {
     for seed in 1..400 {
         let mut program =
             Structured { state: seed * 0x9e37_79b9, labels: 0, text: String::new(), meetings: Vec::new() };
         program.statements(4);
         program.text += "END: ret;";
         let function = function(&program.text);
-        let places = reconvergence(&function);
+        let points = reconvergence(&function);
         let barrier = |number: u32| {
             let wanted = [Operand::Integer(i64::from(number))];
             function.body.iter().position(|i| i.opcode == "bar.sync" && i.operands == wanted).unwrap()
         };
         for (at, number) in program.meetings {
             let (branch, meeting) = (barrier(at) + 1, barrier(number));
-            assert_eq!(places[branch], Some(meeting as u32), "barrier {at}: {}", program.text);
+            assert_eq!(points[branch], Some(meeting as u32), "barrier {at}: {}", program.text);
         }
     }
 }
 
-/// Writes a program; barriers with numbers of their own mark places.
+/// Generates a program; numbered barriers mark positions.
 struct Structured {
     state: u64,
     labels: u32,
     text: String,
-    /// Barriers before branches and where those have to meet.
+    /// Barriers before branches, and the barriers where those must reconverge.
     meetings: Vec<(u32, u32)>,
 }
 

@@ -1,10 +1,14 @@
-//! Products of f64 and of bits, row by row.
+//! Products of f64 and of single bits, row by row.
 
-use super::{BitOp, Lanes, MAX_A, MmaOp};
+use super::op::{BitOp, MmaOp};
+use crate::matrix::Lanes;
 
-/// Counts of bits: a register is one element.
+/// Registers of A per lane, at most.
+const MAX_A: usize = 4;
+
+/// Computes D = popc(A op B) + C; a register counts as one element.
 #[inline(always)]
-pub(super) fn bits(op: &MmaOp, a: &[&Lanes], b: &[&Lanes], c: &[&Lanes], d: &mut [Lanes]) {
+pub(super) fn bit_product(op: &MmaOp, a: &[&Lanes], b: &[&Lanes], c: &[&Lanes], d: &mut [Lanes]) {
     let (m, words) = (op.m as usize, op.k as usize / 32);
     let mut columns = [[0u32; 8]; 8];
     for (r, register) in b[..words / 4].iter().enumerate() {
@@ -38,7 +42,7 @@ fn count(bits: u32, sum: u32) -> u32 {
 }
 
 #[inline(always)]
-pub(super) fn double(op: &MmaOp, a: &[&Lanes], b: &[&Lanes], c: &[&Lanes], d: &mut [Lanes]) {
+pub(super) fn f64_product(op: &MmaOp, a: &[&Lanes], b: &[&Lanes], c: &[&Lanes], d: &mut [Lanes]) {
     let (m, k) = (op.m as usize, op.k as usize);
     let mut unpacked = [[0f64; 32]; 8];
     for (r, out) in unpacked[..m * k / 32].iter_mut().enumerate() {
@@ -78,7 +82,7 @@ fn fused_f64(a: f64, b: f64, sum: f64) -> f64 {
     a.mul_add(b, sum)
 }
 
-/// A 64-bit register's lanes.
+/// Returns the lanes of a 64-bit register.
 #[inline(always)]
 fn wide(rows: &[&Lanes]) -> [f64; 32] {
     let mut out = [0.0; 32];
@@ -90,16 +94,16 @@ fn wide(rows: &[&Lanes]) -> [f64; 32] {
     out
 }
 
-// Rows of B are kept with the even columns first (slot s is column 2(s % 4) + s / 4): then a row is two quads, those by
-// which D's even and odd registers are multiplied.
+// Rows of B are stored with the even columns first (slot s is column 2(s % 4) + s / 4). A row then consists of the two
+// quads that D's even and odd registers are multiplied with.
 
-/// The column at a slot of a row of D or B.
+/// Returns the column at a slot of a row of D or B.
 #[inline(always)]
 fn column(slot: usize) -> usize {
     2 * (slot % 4) + slot / 4
 }
 
-/// Of each quad its thread `t`: a row of B, in slots.
+/// Returns the values of thread `t` of each quad, which are a row of B in slot order.
 #[inline(always)]
 fn quad_thread(register: &Lanes, t: usize) -> [u32; 8] {
     let mut out = [0; 8];
@@ -109,21 +113,21 @@ fn quad_thread(register: &Lanes, t: usize) -> [u32; 8] {
     out
 }
 
-/// The four lanes that hold a row of an accumulator (modulo 8).
+/// Returns the four lanes that hold a row of an accumulator (modulo 8).
 #[inline(always)]
 fn quad(register: &Lanes, row: usize) -> [u32; 4] {
     let quads: &[[u32; 4]; 8] = bytemuck::cast_ref(register);
     quads[row % 8]
 }
 
-/// The same lanes, to write.
+/// Returns the four lanes that hold a row of an accumulator (modulo 8), for writing.
 #[inline(always)]
 fn quad_mut(register: &mut Lanes, row: usize) -> &mut [u32; 4] {
     let quads: &mut [[u32; 4]; 8] = bytemuck::cast_mut(register);
     &mut quads[row % 8]
 }
 
-/// Eight rows of D at a time, ascending k, one element a register: `a[r][lane]` is of A's register r, `b` the rows of B.
+/// Computes eight rows of D at a time in ascending k; `a[r][lane]` is A's register r, `b` are the rows of B.
 #[inline(always)]
 fn product<T: Copy>(a: &[[T; 32]], b: &[[T; 8]], sums: &mut [[T; 8]], step: impl Fn(T, T, T) -> T) {
     let halves = sums.len() / 8;

@@ -1,13 +1,13 @@
-//! What is remembered of cells that were alike makes no difference: against shadows that remember nothing.
+//! Cached transitions do not change results: shadow memory with caches is compared with shadow memory without.
 
-use crate::order::transition_cache::CACHES_DISABLED;
+use crate::order::CACHES_DISABLED;
 use crate::order::*;
 
 const CLUSTERS: ClusterLayout = ClusterLayout::NONE;
 const ALL: u32 = u32::MAX;
 const BYTES: u64 = 16384;
 
-/// Two shadows told the same, one of which remembers.
+/// Two shadow memories with the same accesses, one of which uses its caches.
 struct Twins {
     warps: Vec<WarpClocks>,
     ops: AsyncOps,
@@ -24,7 +24,7 @@ impl Twins {
         (self.state >> 20) % below
     }
 
-    /// Rows of 16 bytes as tiles have them: some lines of some units, in some order.
+    /// Rows of 16 bytes as in tiles: some lines of some units, in some order.
     fn rows(&mut self) -> [u64; 32] {
         let (pitch, units) = (64 << self.random(3), 1 << self.random(3));
         let (start, swizzle) = (self.random(8) * 1024, self.random(2) * (units - 1));
@@ -100,7 +100,7 @@ impl Twins {
         op
     }
 
-    /// Operations end, warps meet, writes become visible to the async proxy.
+    /// Completes operations, synchronises warps and makes writes visible to the async proxy.
     fn order(&mut self) {
         if self.random(4) != 0 {
             for (op, w) in std::mem::take(&mut self.open) {
@@ -120,7 +120,7 @@ impl Twins {
         }
     }
 
-    /// Lanes copy from rows of four or eight lanes' bytes.
+    /// Lanes copy from rows that four or eight lanes share.
     fn copy_rows(&mut self) {
         let (w, pc, units) = (self.random(8) as usize, self.random(6) as u32, 4 << self.random(2));
         let (pitch, start) = (128 << self.random(3), self.random(4) * 4096);
@@ -132,7 +132,7 @@ impl Twins {
         });
     }
 
-    /// Whoever knows nothing conflicts with all that is recorded.
+    /// A thread with an empty clock conflicts with every recorded access.
     fn meet_a_stranger(&mut self) {
         self.warps.push(WarpClocks::new(1, 0, ALL, VectorClock::empty(1)));
         for start in (0..BYTES).step_by(512) {
@@ -146,9 +146,9 @@ impl Twins {
     }
 }
 
-/// Rows that lanes copy from together are told from each other when somebody looks closer.
+/// Reads that were recorded for a whole row are told apart when a narrower access follows.
 #[test]
-fn rows_of_lanes_are_as_good_as_lanes() {
+fn row_checks_equal_checks_lane_by_lane() {
     let (mut turned, mut conflicts) = (0, 0);
     for seed in 1..400u64 {
         let warps = (0..8).map(|w| WarpClocks::new(0, w, ALL, VectorClock::empty(0))).collect();
@@ -173,7 +173,7 @@ fn rows_of_lanes_are_as_good_as_lanes() {
 }
 
 #[test]
-fn remembering_makes_no_difference() {
+fn caches_do_not_change_results() {
     let (mut conflicts, mut clean) = (0, 0);
     for seed in 1..400u64 {
         let warps = (0..8).map(|w| WarpClocks::new(0, w, ALL, VectorClock::empty(0))).collect();

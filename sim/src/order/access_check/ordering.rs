@@ -1,13 +1,13 @@
-//! What is wrong between an access and an earlier one.
+//! The ordering rules: decides whether an access conflicts with an earlier one.
 
 use super::super::access_lists::{AccessLists, AccessRecord, ListId};
 use super::super::cell::Cell;
-use super::super::shadow::{ConflictKind, EarlierAccess};
+use super::super::conflict::{ConflictKind, EarlierAccess};
 use super::super::{AccessStrength, Agent, AsyncOpId, AsyncOpKind, FIRST_OP_KEY, LANES};
 use super::{AccessCheck, UnattributedConflict};
 
 impl AccessCheck<'_> {
-    /// [`AccessCheck::find_conflict`] of the cell's last write.
+    /// [`AccessCheck::find_conflict`] with the cell's last write.
     pub(super) fn find_write_conflict(
         &mut self,
         cell: &Cell,
@@ -27,7 +27,11 @@ impl AccessCheck<'_> {
         fault
     }
 
-    /// What is wrong between `lane`'s access and an earlier one, its mask not turned.
+    /// Returns the conflict of `lane`'s access with an earlier one, whose mask is not rotated:
+    ///
+    /// 1. if a lane of the earlier access is not in the clock: `NotWaited` for an operation, else `Race` (unless both
+    ///    are morally strong);
+    /// 2. else, if the access goes through the async proxy and the earlier generic write has no proxy fence: `Proxy`.
     #[cold]
     pub(in crate::order) fn find_conflict(
         &self,
@@ -71,7 +75,7 @@ impl AccessCheck<'_> {
         None
     }
 
-    /// Whether both accesses are strong and each one's scope includes the other's thread.
+    /// Returns true if both accesses are strong and each one's scope includes the other's thread (morally strong).
     pub(super) fn strong_enough(&self, old: &AccessRecord) -> bool {
         let (mine, theirs) = (self.stamp.strength(), old.stamp.strength());
         if mine.min(theirs) == AccessStrength::Weak {
@@ -94,7 +98,7 @@ impl AccessCheck<'_> {
             let known = self.clock.fenced_mask(self.space, old.key, epoch) | (own as u32) << lane;
             return old.mask & !known == 0;
         }
-        // Completion through an mbarrier makes asynchronous stores visible to whoever waits for it.
+        // Completion on an mbarrier makes asynchronous stores visible to every thread that waits for it.
         let kind = self.cx.ops.kind(AsyncOpId::of_key(old.key));
         kind.is_async_proxy() || kind == AsyncOpKind::StAsync || {
             let known = self.cx.ops.fenced_mask(old.key, self.warp, lane, self.clock, self.space);
@@ -125,7 +129,7 @@ impl AccessCheck<'_> {
                 return Some(fault);
             }
         }
-        // Writes have to be visible to the async proxy as well.
+        // For the async proxy, earlier writes must be visible as well, so the list is not wholly known.
         if writes && wholly_known && !(self.is_async && lists.has_write(list)) {
             self.add_known_list(list);
         }

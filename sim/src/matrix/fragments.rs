@@ -1,0 +1,144 @@
+//! Conversion between the registers of a warp's matrix fragments and floats: the layout that `mma` and `wgmma` share.
+
+use super::Lanes;
+use super::format::{Accumulator, Element, f16_bits, unpack};
+use super::simd::LaneVector;
+
+/// Converts a register to its `E` elements per lane.
+#[inline(always)]
+pub(super) fn register_values<V: LaneVector, const E: usize>(
+    v: V,
+    element: Element,
+    register: &Lanes,
+) -> [[f32; 32]; E] {
+    let mut values = [[0f32; 32]; E];
+    if E == 2 && element == Element::Bf16 {
+        [values[0], values[E - 1]] = v.bf16(register);
+    } else {
+        unpack(element, register, &mut values);
+    }
+    values
+}
+
+/// `K` columns of A, expanded: each value of a row is repeated for the four lanes that hold that row of D.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+pub(super) struct Columns<const K: usize>(pub(super) [[[f32; 32]; 2]; K]);
+
+impl<const K: usize> Columns<K> {
+    pub(super) const ZERO: Self = Self([[[0.0; 32]; 2]; K]);
+}
+
+/// Fills the columns from A's registers with `E` elements per lane: register r holds eight rows (r & 1) of 4E columns
+/// (r >> 1).
+#[inline(always)]
+pub(super) fn expand_a_columns<V: LaneVector, const E: usize, const K: usize>(
+    v: V,
+    element: Element,
+    registers: [&Lanes; 4],
+    negate: bool,
+    out: &mut Columns<K>,
+) {
+    for (r, register) in registers.into_iter().enumerate() {
+        let mut values: [[f32; 32]; E] = register_values(v, element, register);
+        for (j, values) in values.iter_mut().enumerate() {
+            if negate {
+                *values = values.map(|value| -value);
+            }
+            let first = 4 * E * (r >> 1) + j;
+            for n in 0..8 / V::QUADS {
+                let all = v.load(values, n);
+                v.store(v.spread::<0>(all), &mut out.0[first][r & 1], n);
+                v.store(v.spread::<1>(all), &mut out.0[first + E][r & 1], n);
+                v.store(v.spread::<2>(all), &mut out.0[first + 2 * E][r & 1], n);
+                v.store(v.spread::<3>(all), &mut out.0[first + 3 * E][r & 1], n);
+            }
+        }
+    }
+}
+
+/// Converts one register of B to rows of B: of each row the even columns, and the odd columns.
+#[inline(always)]
+pub(super) fn register_to_b_rows<V: LaneVector, const E: usize>(
+    v: V,
+    element: Element,
+    register: &Lanes,
+    [even, odd]: [&mut [[f32; 4]]; 2],
+) {
+    if E == 2 {
+        let values: [[f32; 32]; E] = register_values(v, element, &v.transposed(register));
+        even[..8].as_flattened_mut().copy_from_slice(&values[0]);
+        odd[..8].as_flattened_mut().copy_from_slice(&values[E - 1]);
+        return;
+    }
+    let values: [[f32; 32]; E] = register_values(v, element, register);
+    for t in 0..4 {
+        for (j, values) in values.iter().enumerate() {
+            let at = t * E + j;
+            even[at] = [values[t], values[8 + t], values[16 + t], values[24 + t]];
+            odd[at] = [values[4 + t], values[12 + t], values[20 + t], values[28 + t]];
+        }
+    }
+}
+
+/// Converts eight rows of an accumulator (`half` of 16) in the `group`-th eight columns to floats: the even columns and
+/// the odd columns. Integers give zeros: their products sum exactly in f32 but the accumulator does not fit, so it is
+/// added at the end.
+#[inline(always)]
+pub(super) fn load_accumulators<'a>(
+    accumulator: Accumulator,
+    register: impl Fn(usize) -> &'a Lanes,
+    group: usize,
+    half: usize,
+) -> [[f32; 32]; 2] {
+    let mut values = [[0f32; 32]; 2];
+    match accumulator {
+        Accumulator::F16 => unpack(Element::F16, register(2 * group + half), &mut values),
+        Accumulator::F32 => {
+            let first = 4 * group + 2 * half;
+            values = [bytemuck::cast(*register(first)), bytemuck::cast(*register(first + 1))];
+        }
+        Accumulator::S32 | Accumulator::F64 => (),
+    }
+    values
+}
+
+/// The inverse of [`load_accumulators`]: calls `put` with each register of D. Integer sums are added to `before`, the
+/// registers' old values.
+#[inline(always)]
+pub(super) fn store_accumulators(
+    accumulator: Accumulator,
+    saturate: bool,
+    mut put: impl FnMut(usize, Lanes),
+    (group, half): (usize, usize),
+    sums: &[[f32; 32]; 2],
+    before: &[Lanes; 2],
+) {
+    let first = 4 * group + 2 * half;
+    match accumulator {
+        Accumulator::F16 => {
+            let ([even, odd], mut out) = (sums, [0; 32]);
+            for ((out, even), odd) in out.iter_mut().zip(even).zip(odd) {
+                *out = f16_bits(*even) | f16_bits(*odd) << 16;
+            }
+            put(2 * group + half, out);
+        }
+        Accumulator::S32 => {
+            for (register, (sums, before)) in sums.iter().zip(before).enumerate() {
+                let mut out = [0; 32];
+                for ((out, sum), c) in out.iter_mut().zip(sums).zip(before) {
+                    // Sums are below 2^22 in magnitude, so in this sum the last place is 1.
+                    let sum = (sum + 12_582_912.0).to_bits().wrapping_sub(0x4b40_0000) as i32;
+                    let c = *c as i32;
+                    *out = if saturate { c.saturating_add(sum) } else { c.wrapping_add(sum) } as u32;
+                }
+                put(first + register, out);
+            }
+        }
+        Accumulator::F32 | Accumulator::F64 => {
+            let [even, odd] = sums;
+            put(first, bytemuck::cast(*even));
+            put(first + 1, bytemuck::cast(*odd));
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! Decoding of `mma.sync` opcodes.
+
+use crate::matrix::format::{Accumulator, Element};
+use crate::ptx::ast::Type;
+
+/// How `.b1` operands are combined before their bits are counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum BitOp {
+    /// `.xor.popc`
+    Xor,
+    /// `.and.popc`
+    And,
+}
+
+/// A decoded dense `mma.sync` form.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct MmaOp {
+    /// Rows of A and D: 8 or 16. D always has 8 columns.
+    pub m: u8,
+    /// Columns of A and rows of B.
+    pub k: u16,
+    /// Elements of A.
+    pub a: Element,
+    /// Elements of B.
+    pub b: Element,
+    /// Type of C and D.
+    pub accumulator: Accumulator,
+    /// `.satfinite`: s32 sums clamp instead of wrapping.
+    pub saturate: bool,
+    /// The bit operation of a `.b1` form.
+    pub bit_op: Option<BitOp>,
+}
+
+/// Registers per lane of each operand; 64-bit registers for f64, else 32-bit registers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RegisterCounts {
+    /// A
+    pub a: usize,
+    /// B
+    pub b: usize,
+    /// C and also D
+    pub c: usize,
+}
+
+impl MmaOp {
+    /// Parses `mma.sync.aligned.SHAPE.row.col{.rn}{.satfinite}.D.A.B.C{.xor.popc|.and.popc}`. Returns `None` for sparse
+    /// forms, forms that sm_80 to sm_90 do not have, directed rounding of f64, and the m8n8k4 of f16.
+    pub fn decode(opcode: &str) -> Option<Self> {
+        let rest = opcode.strip_prefix("mma.sync.aligned.")?;
+        let (shape, rest) = rest.split_once('.')?;
+        let mut types: Vec<&str> = rest.strip_prefix("row.col.")?.split('.').collect();
+        let bit_op = match types.as_slice() {
+            [.., "xor", "popc"] => Some(BitOp::Xor),
+            [.., "and", "popc"] => Some(BitOp::And),
+            _ => None,
+        };
+        types.truncate(types.len() - if bit_op.is_some() { 2 } else { 0 });
+        let prefix = if types.len() == 5 { Some(types.remove(0)) } else { None };
+        let [d, a, b, c] = types[..] else { return None };
+        if d != c {
+            return None;
+        }
+        let (a, b) = (Element::parse(a)?, Element::parse(b)?);
+        let accumulator = match d {
+            "f16" => Accumulator::F16,
+            "f32" => Accumulator::F32,
+            "s32" => Accumulator::S32,
+            "f64" => Accumulator::F64,
+            _ => return None,
+        };
+        match prefix {
+            None => (),
+            Some("rn") if a == Element::F64 => (),
+            Some("satfinite") if a.is_integer() => (),
+            Some(_) => return None,
+        }
+        let (m, k) = match shape.split_once("n8k")? {
+            ("m8", k) => (8, k.parse().ok()?),
+            ("m16", k) => (16, k.parse().ok()?),
+            _ => return None,
+        };
+        let op = Self { m, k, a, b, accumulator, saturate: prefix == Some("satfinite"), bit_op };
+        op.exists().then_some(op)
+    }
+
+    /// Returns true if the instruction has this combination of shape and types.
+    fn exists(&self) -> bool {
+        let same = self.a == self.b;
+        let float = matches!(self.accumulator, Accumulator::F32 | Accumulator::F16);
+        let single = self.accumulator == Accumulator::F32;
+        let integer = self.accumulator == Accumulator::S32;
+        let shape = (self.m, self.k);
+        let form = match self.a {
+            Element::F64 => {
+                same && self.accumulator == Accumulator::F64 && matches!(shape, (8, 4) | (16, 4) | (16, 8) | (16, 16))
+            }
+            Element::Tf32 => same && single && matches!(shape, (16, 4) | (16, 8)),
+            Element::Bf16 => same && single && matches!(shape, (16, 8) | (16, 16)),
+            Element::F16 => same && float && matches!(shape, (16, 8) | (16, 16)),
+            Element::E4m3 | Element::E5m2 => self.b.is_fp8() && float && matches!(shape, (16, 16) | (16, 32)),
+            Element::S8 | Element::U8 => {
+                self.b.is_integer() && self.b.bits() == 8 && integer && matches!(shape, (8, 16) | (16, 16) | (16, 32))
+            }
+            Element::S4 | Element::U4 => {
+                self.b.is_integer() && self.b.bits() == 4 && integer && matches!(shape, (8, 32) | (16, 32) | (16, 64))
+            }
+            Element::B1 => same && integer && matches!(shape, (8, 128) | (16, 128) | (16, 256)),
+        };
+        form && (self.a == Element::B1) == self.bit_op.is_some()
+    }
+
+    /// Returns the first architecture with this form: 80 (or earlier), 89 or 90.
+    pub fn first_sm(&self) -> u32 {
+        match self.a {
+            Element::F64 if self.m == 16 => 90,
+            Element::E4m3 | Element::E5m2 => 89,
+            _ => 80,
+        }
+    }
+
+    /// Returns the registers per lane of each operand.
+    pub fn registers(&self) -> RegisterCounts {
+        let (m, k) = (self.m as usize, self.k as usize);
+        let width = if self.a == Element::F64 { 64 } else { 32 };
+        let count = |elements: usize, bits: u32| elements * bits as usize / width / 32;
+        let c = match self.accumulator {
+            Accumulator::F16 => m * 8 / 64,
+            _ => m * 8 / 32,
+        };
+        RegisterCounts { a: count(m * k, self.a.bits()), b: count(8 * k, self.b.bits()), c }
+    }
+
+    /// Returns the register types of D, A, B and C; packed elements are `.b32`.
+    pub fn register_types(&self) -> [Type; 4] {
+        let c = match self.accumulator {
+            Accumulator::F16 => Type::B32,
+            Accumulator::F32 => Type::F32,
+            Accumulator::S32 => Type::S32,
+            Accumulator::F64 => Type::F64,
+        };
+        let a = if self.a == Element::F64 { Type::F64 } else { Type::B32 };
+        [c, a, a, c]
+    }
+
+    /// Returns the rows of 32 words per register: 2 for f64, else 1.
+    pub fn rows_per_register(&self) -> usize {
+        if self.a == Element::F64 { 2 } else { 1 }
+    }
+
+    /// Returns the floating-point (or integer) operations: two per multiply-add.
+    pub fn flops(&self) -> u64 {
+        2 * self.m as u64 * 8 * self.k as u64
+    }
+}

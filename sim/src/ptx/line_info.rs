@@ -1,0 +1,101 @@
+//! Line information: the CUDA source locations of `.loc`, and the function names in `.debug_str` (PTX ISA, section 11.5).
+
+use std::collections::HashMap;
+
+use super::ast::SourceLocation;
+
+/// Maximum inlining depth; a deeper location keeps its outermost links.
+const DEPTH: u32 = 128;
+
+pub(super) type LineTriple = (u32, u32, u32);
+
+/// A location as in `.loc`: file, line and column, and, if inlined, the function's name and the index of the location
+/// where it is inlined.
+type Key<'a> = (LineTriple, Option<(InlinedName<'a>, u32)>);
+
+/// A symbol of `.debug_str` and an offset from it, which name an inlined function.
+pub(super) type InlinedName<'a> = (&'a str, i64);
+
+/// The line information read so far.
+#[derive(Default)]
+pub(super) struct LineInfo<'a> {
+    location: Option<u32>,
+    /// Index of each location in the module's list.
+    known: HashMap<Key<'a>, u32>,
+    /// Inlining depth of each location in the module's list.
+    depths: Vec<u32>,
+    /// For each location in the module's list, the name of the inlined function.
+    names: Vec<Option<InlinedName<'a>>>,
+    /// The latest location of the current function with a given file, line and column, which `inlined_at` refers to.
+    latest: HashMap<LineTriple, u32>,
+    pub strings: Vec<u8>,
+    pub labels: HashMap<&'a str, usize>,
+}
+
+impl<'a> LineInfo<'a> {
+    pub fn start_function(&mut self) {
+        self.location = None;
+        self.latest.clear();
+    }
+
+    /// Returns the index of the current location.
+    pub fn location(&self) -> Option<u32> {
+        self.location
+    }
+
+    pub fn enter(
+        &mut self,
+        locations: &mut Vec<SourceLocation>,
+        triple: LineTriple,
+        inlined: Option<(InlinedName<'a>, LineTriple)>,
+    ) {
+        let link = inlined.map(|(name, at)| {
+            let latest = self.latest.get(&at).copied();
+            // A location that is inlined at itself, or too deep, ends the chain.
+            let outer = latest.filter(|&outer| at != triple && self.depths[outer as usize] < DEPTH);
+            (name, outer.unwrap_or_else(|| self.intern(locations, (at, None))))
+        });
+        let index = self.intern(locations, (triple, link));
+        self.latest.insert(triple, index);
+        self.location = Some(index);
+    }
+
+    fn intern(&mut self, locations: &mut Vec<SourceLocation>, key: Key<'a>) -> u32 {
+        let next = locations.len() as u32;
+        let index = *self.known.entry(key).or_insert(next);
+        if index == next {
+            let ((file, line, column), link) = key;
+            let inlined_at = link.map(|(name, outer)| (Box::new(locations[outer as usize].clone()), written(name)));
+            locations.push(SourceLocation { file, line, column, inlined_at });
+            self.depths.push(link.map_or(0, |(_, outer)| self.depths[outer as usize] + 1));
+            self.names.push(link.map(|(name, _)| name));
+        }
+        index
+    }
+
+    /// Replaces symbols of `.debug_str`, which comes last in the text, by function names.
+    pub fn name_inlined(&self, locations: &mut [SourceLocation]) {
+        let names: HashMap<String, String> = self.names.iter().flatten().filter_map(|name| self.string(name)).collect();
+        for location in locations {
+            let mut next = location.inlined_at.as_mut();
+            while let Some((outer, name)) = next {
+                if let Some(function) = names.get(name) {
+                    name.clone_from(function);
+                }
+                next = outer.inlined_at.as_mut();
+            }
+        }
+    }
+
+    fn string(&self, &name: &InlinedName<'a>) -> Option<(String, String)> {
+        let (symbol, offset) = name;
+        let start = self.labels.get(symbol)?.checked_add_signed(offset as isize)?;
+        let bytes = self.strings.get(start..)?.split(|&b| b == 0).next()?;
+        Some((written(name), String::from_utf8_lossy(bytes).into_owned()))
+    }
+}
+
+/// Returns the placeholder for a function's name until the strings are read; it remains if there are none.
+fn written((symbol, offset): InlinedName) -> String {
+    if offset == 0 { symbol.to_owned() } else { format!("{symbol}{offset:+}") }
+}
