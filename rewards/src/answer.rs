@@ -4,11 +4,11 @@ use crate::python_text::strip;
 
 /// The answer in `<answer>` tags without surrounding white space; "" if there is none.
 pub fn extract_answer(text: &str) -> &str {
-    strip(between(text, "<answer>", "</answer>").unwrap_or_default())
+    strip(text_between(text, "<answer>", "</answer>").unwrap_or_default())
 }
 
 /// The text between the first `open` and the next `close`.
-pub(crate) fn between<'a>(text: &'a str, open: &str, close: &str) -> Option<&'a str> {
+pub(crate) fn text_between<'a>(text: &'a str, open: &str, close: &str) -> Option<&'a str> {
     let (_, rest) = text.split_once(open)?;
     Some(rest.split_once(close)?.0)
 }

@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 
 use crate::Result;
-use crate::answer::between;
+use crate::answer::text_between;
 use crate::python_text::is_space;
 
 /// A model that compares texts with images.
@@ -22,7 +22,7 @@ pub trait SemanticModel {
 /// without tags), without its first sentence, which ends at the first full stop. A text without a full stop is used
 /// whole.
 pub fn reasoning_text(completion: &str) -> &str {
-    let thought = between(completion, "<think>", "</think>").unwrap_or(completion);
+    let thought = text_between(completion, "<think>", "</think>").unwrap_or(completion);
     thought.split_once('.').map_or(thought, |(_, rest)| rest.trim_start_matches(is_space))
 }
 

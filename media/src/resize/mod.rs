@@ -19,14 +19,14 @@ mod tests;
 use rayon::prelude::*;
 
 pub use sizes::{
-    FACTOR, ImagePixelLimits, MAX_PIXELS, MAX_RATIO, MIN_PIXELS, RequestedSize, VideoPixelLimits,
-    processor_smart_resize, smart_resize,
+    DEFAULT_MAX_PIXELS, DEFAULT_MIN_PIXELS, ImagePixelLimits, MAX_ASPECT_RATIO, RequestedSize, SIZE_FACTOR,
+    VideoPixelLimits, processor_smart_resize, smart_resize,
 };
 
 use crate::frames::{FrameBuf, FrameView, MAX_IMAGE_PIXELS};
 use crate::{MediaError, Result};
-use passes::{Fixed, Float};
-use taps::Taps;
+use passes::{FixedPoint, FloatingPoint};
+use taps::FilterTaps;
 
 /// Images with a longer side are refused, because the workspace of a pass grows with it.
 const MAX_SOURCE_SIDE: usize = 1 << 20;
@@ -37,16 +37,16 @@ const MAX_SOURCE_SIDE: usize = 1 << 20;
 /// # Errors
 /// A side of 0, a frame of more than [`MAX_IMAGE_PIXELS`], a source side above 2^20 pixels, or too little memory.
 pub fn pillow_bicubic(frames: FrameView<'_>, size: (usize, usize)) -> Result<FrameBuf> {
-    resample(frames, size, taps::pillow, |from, horizontal, vertical, to| {
+    resample(frames, size, taps::pillow_taps, |from, horizontal, vertical, to| {
         let (height, width) = frames.size();
         if pillow_resizes_columns_first((height, width), (vertical.len(), horizontal.len())) {
             let mut middle = vec![0u8; vertical.len() * width * 3];
-            passes::down_columns::<Fixed, u8, u8>(from, width * 3, vertical, &mut middle);
-            passes::along_rows::<Fixed, u8, u8>(&middle, width, horizontal, to);
+            passes::down_columns::<FixedPoint, u8, u8>(from, width * 3, vertical, &mut middle);
+            passes::along_rows::<FixedPoint, u8, u8>(&middle, width, horizontal, to);
         } else {
             let mut middle = vec![0u8; height * horizontal.len() * 3];
-            passes::along_rows::<Fixed, u8, u8>(from, width, horizontal, &mut middle);
-            passes::down_columns::<Fixed, u8, u8>(&middle, horizontal.len() * 3, vertical, to);
+            passes::along_rows::<FixedPoint, u8, u8>(from, width, horizontal, &mut middle);
+            passes::down_columns::<FixedPoint, u8, u8>(&middle, horizontal.len() * 3, vertical, to);
         }
     })
 }
@@ -66,11 +66,11 @@ fn pillow_resizes_columns_first(from: (usize, usize), to: (usize, usize)) -> boo
 /// # Errors
 /// A side of 0, a frame of more than [`MAX_IMAGE_PIXELS`], a source side above 2^20 pixels, or too little memory.
 pub fn torch_bicubic(frames: FrameView<'_>, size: (usize, usize)) -> Result<FrameBuf> {
-    resample(frames, size, taps::torch, |from, horizontal, vertical, to| {
+    resample(frames, size, taps::torch_taps, |from, horizontal, vertical, to| {
         let (height, width) = frames.size();
         let mut middle = vec![0f32; height * horizontal.len() * 3];
-        passes::along_rows::<Float, u8, f32>(from, width, horizontal, &mut middle);
-        passes::down_columns::<Float, f32, u8>(&middle, horizontal.len() * 3, vertical, to);
+        passes::along_rows::<FloatingPoint, u8, f32>(from, width, horizontal, &mut middle);
+        passes::down_columns::<FloatingPoint, f32, u8>(&middle, horizontal.len() * 3, vertical, to);
     })
 }
 
@@ -78,8 +78,8 @@ pub fn torch_bicubic(frames: FrameView<'_>, size: (usize, usize)) -> Result<Fram
 fn resample<W: Copy + Send + Sync>(
     frames: FrameView<'_>,
     (height, width): (usize, usize),
-    taps: fn(usize, usize) -> Taps<W>,
-    resize: impl Fn(&[u8], &Taps<W>, &Taps<W>, &mut [u8]) + Sync,
+    taps: fn(usize, usize) -> FilterTaps<W>,
+    resize: impl Fn(&[u8], &FilterTaps<W>, &FilterTaps<W>, &mut [u8]) + Sync,
 ) -> Result<FrameBuf> {
     let (from_height, from_width) = frames.size();
     let refuse = |what: &str, help: &str| {

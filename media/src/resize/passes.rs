@@ -5,7 +5,7 @@
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::taps::{PRECISION_BITS, Taps};
+use super::taps::{FilterTaps, PRECISION_BITS};
 
 /// Rows that [`along_rows`] processes together: each SIMD lane holds the same column of another row.
 const LANES: usize = 16;
@@ -13,7 +13,7 @@ const LANES: usize = 16;
 const COLUMNS: usize = 64;
 const CHANNELS: usize = 3;
 
-/// The number format in which a weighted sum is computed: [`Fixed`] or [`Float`].
+/// The number format in which a weighted sum is computed: [`FixedPoint`] or [`FloatingPoint`].
 pub(super) trait Arithmetic {
     /// Type of accumulators and weights.
     type Lane: Copy + Send + Sync;
@@ -23,16 +23,16 @@ pub(super) trait Arithmetic {
 }
 
 /// Conversion of a sample in memory to an accumulator and back.
-pub(super) trait Sample<A: Arithmetic>: Copy + Default + Send + Sync {
+pub(super) trait PixelSample<A: Arithmetic>: Copy + Default + Send + Sync {
     fn load(self) -> A::Lane;
     fn store(sum: A::Lane) -> Self;
 }
 
 /// Pillow's arithmetic: i32 with [`PRECISION_BITS`] fractional bits. `START` is one half, so that the final shift
 /// rounds.
-pub(super) struct Fixed;
+pub(super) struct FixedPoint;
 
-impl Arithmetic for Fixed {
+impl Arithmetic for FixedPoint {
     type Lane = i32;
     const START: i32 = 1 << (PRECISION_BITS - 1);
 
@@ -42,7 +42,7 @@ impl Arithmetic for Fixed {
     }
 }
 
-impl Sample<Fixed> for u8 {
+impl PixelSample<FixedPoint> for u8 {
     #[inline(always)]
     fn load(self) -> i32 {
         i32::from(self)
@@ -54,9 +54,9 @@ impl Sample<Fixed> for u8 {
 }
 
 /// PyTorch's arithmetic: f32 with fused multiply-add.
-pub(super) struct Float;
+pub(super) struct FloatingPoint;
 
-impl Arithmetic for Float {
+impl Arithmetic for FloatingPoint {
     type Lane = f32;
     const START: f32 = 0.0;
 
@@ -66,7 +66,7 @@ impl Arithmetic for Float {
     }
 }
 
-impl Sample<Float> for u8 {
+impl PixelSample<FloatingPoint> for u8 {
     #[inline(always)]
     fn load(self) -> f32 {
         f32::from(self)
@@ -77,7 +77,7 @@ impl Sample<Float> for u8 {
     }
 }
 
-impl Sample<Float> for f32 {
+impl PixelSample<FloatingPoint> for f32 {
     #[inline(always)]
     fn load(self) -> f32 {
         self
@@ -89,10 +89,10 @@ impl Sample<Float> for f32 {
 }
 
 /// Resizes each row of `source` `[H, width, 3]` into `target` `[H, taps.len(), 3]`.
-pub(super) fn along_rows<A: Arithmetic, I: Sample<A>, O: Sample<A>>(
+pub(super) fn along_rows<A: Arithmetic, I: PixelSample<A>, O: PixelSample<A>>(
     source: &[I],
     width: usize,
-    taps: &Taps<A::Lane>,
+    taps: &FilterTaps<A::Lane>,
     target: &mut [O],
 ) {
     let (source_row, target_row) = (width * CHANNELS, taps.len() * CHANNELS);
@@ -111,11 +111,11 @@ struct Rows<'a, A: Arithmetic, I, O> {
     from: &'a [I],
     /// Workspace `[W * 3][LANES]`: the source rows, transposed so that a lane is a row.
     transposed: &'a mut [[A::Lane; LANES]],
-    taps: &'a Taps<A::Lane>,
+    taps: &'a FilterTaps<A::Lane>,
     to: &'a mut [O],
 }
 
-impl<A: Arithmetic, I: Sample<A>, O: Sample<A>> WithSimd for Rows<'_, A, I, O> {
+impl<A: Arithmetic, I: PixelSample<A>, O: PixelSample<A>> WithSimd for Rows<'_, A, I, O> {
     type Output = ();
 
     #[inline(always)]
@@ -148,10 +148,10 @@ impl<A: Arithmetic, I: Sample<A>, O: Sample<A>> WithSimd for Rows<'_, A, I, O> {
 }
 
 /// Resizes each column of `source` `[H, row]` into `target` `[taps.len(), row]`, where `row` is W * 3 samples.
-pub(super) fn down_columns<A: Arithmetic, I: Sample<A>, O: Sample<A>>(
+pub(super) fn down_columns<A: Arithmetic, I: PixelSample<A>, O: PixelSample<A>>(
     source: &[I],
     row: usize,
-    taps: &Taps<A::Lane>,
+    taps: &FilterTaps<A::Lane>,
     target: &mut [O],
 ) {
     let arch = pulp::Arch::new();
@@ -168,7 +168,7 @@ struct Columns<'a, A: Arithmetic, I, O> {
     to: &'a mut [O],
 }
 
-impl<A: Arithmetic, I: Sample<A>, O: Sample<A>> WithSimd for Columns<'_, A, I, O> {
+impl<A: Arithmetic, I: PixelSample<A>, O: PixelSample<A>> WithSimd for Columns<'_, A, I, O> {
     type Output = ();
 
     #[inline(always)]

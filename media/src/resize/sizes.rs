@@ -12,13 +12,13 @@ use crate::profile::{MediaOverrides, MediaProfile};
 use crate::{MediaError, Result};
 
 /// Images whose longer side exceeds this multiple of the shorter one are refused, as in qwen-vl-utils and transformers.
-pub const MAX_RATIO: u64 = 200;
+pub const MAX_ASPECT_RATIO: u64 = 200;
 /// Each resized side is a multiple of this many pixels: patch side 14 × merge size 2.
-pub const FACTOR: usize = 28;
+pub const SIZE_FACTOR: usize = 28;
 /// Default minimum area of an image in pixels (qwen-vl-utils).
-pub const MIN_PIXELS: u64 = 4 * 28 * 28;
+pub const DEFAULT_MIN_PIXELS: u64 = 4 * 28 * 28;
 /// Default maximum area of an image in pixels (qwen-vl-utils).
-pub const MAX_PIXELS: u64 = 16384 * 28 * 28;
+pub const DEFAULT_MAX_PIXELS: u64 = 16384 * 28 * 28;
 /// Frames that share one temporal patch; the pixel budget of a video counts pairs.
 const FRAME_FACTOR: f64 = 2.0;
 /// Longer sides are refused, because f64 would no longer give the results of Python's unbounded integers.
@@ -52,7 +52,7 @@ impl RequestedSize {
     }
 
     fn size(&self) -> Result<(usize, usize)> {
-        smart_resize(self.height, self.width, FACTOR, self.min_pixels, self.max_pixels as f64)
+        smart_resize(self.height, self.width, SIZE_FACTOR, self.min_pixels, self.max_pixels as f64)
     }
 }
 
@@ -69,7 +69,7 @@ pub struct ImagePixelLimits {
 
 impl Default for ImagePixelLimits {
     fn default() -> Self {
-        Self { min_pixels: MIN_PIXELS, max_pixels: MAX_PIXELS, resized: None }
+        Self { min_pixels: DEFAULT_MIN_PIXELS, max_pixels: DEFAULT_MAX_PIXELS, resized: None }
     }
 }
 
@@ -88,7 +88,7 @@ impl ImagePixelLimits {
     pub fn size(&self, height: usize, width: usize) -> Result<(usize, usize)> {
         match self.resized {
             Some(wanted) => wanted.size(),
-            None => smart_resize(height, width, FACTOR, self.min_pixels, self.max_pixels as f64),
+            None => smart_resize(height, width, SIZE_FACTOR, self.min_pixels, self.max_pixels as f64),
         }
     }
 }
@@ -134,7 +134,7 @@ impl VideoPixelLimits {
         let floor = (self.min_pixels as f64 * 1.05).trunc();
         let limit = share.min(self.video_max_pixels as f64).max(floor);
         let max_pixels = self.max_pixels.map_or(limit, |key| limit.min(key as f64));
-        smart_resize(height, width, FACTOR, self.min_pixels, max_pixels)
+        smart_resize(height, width, SIZE_FACTOR, self.min_pixels, max_pixels)
     }
 }
 
@@ -145,7 +145,7 @@ impl VideoPixelLimits {
 /// later.
 ///
 /// # Errors
-/// A side of 0 or above 2^26, a ratio of sides above [`MAX_RATIO`], a `factor` of 0, or `max_pixels` below 1.
+/// A side of 0 or above 2^26, a ratio of sides above [`MAX_ASPECT_RATIO`], a `factor` of 0, or `max_pixels` below 1.
 pub fn smart_resize(
     height: usize,
     width: usize,
@@ -196,9 +196,9 @@ fn check(height: usize, width: usize, factor: usize, max_pixels: f64) -> Result<
         return refuse(format!("{height} x {width} has a side longer than {MAX_SIDE} pixels"), "correct the sides");
     }
     let ratio = height.max(width) as f64 / height.min(width) as f64;
-    if ratio > MAX_RATIO as f64 {
+    if ratio > MAX_ASPECT_RATIO as f64 {
         return refuse(
-            format!("{height} x {width} has a ratio of sides of {ratio:.1}, above {MAX_RATIO}"),
+            format!("{height} x {width} has a ratio of sides of {ratio:.1}, above {MAX_ASPECT_RATIO}"),
             "crop it, or set resized_height and resized_width",
         );
     }

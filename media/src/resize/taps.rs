@@ -8,8 +8,8 @@
 //! weights = bicubic((j + 0.5 - center) / stretch) for j in first..end, divided by their sum
 //! ```
 //! Example, 4 samples to 2: output sample 0 has center 1 and support 4, so it takes samples 0 to 3 with the weights
-//! 0.459, 0.459, 0.120 and -0.037. [`pillow`] computes this in f64 and rounds weights to fixed point; [`torch`]
-//! computes it in f32.
+//! 0.459, 0.459, 0.120 and -0.037. [`pillow_taps`] computes this in f64 and rounds weights to fixed point;
+//! [`torch_taps`] computes it in f32.
 
 /// Half the width of the bicubic filter, in output samples.
 const SUPPORT: f64 = 2.0;
@@ -18,12 +18,12 @@ pub(super) const PRECISION_BITS: u32 = 32 - 8 - 2;
 
 /// The taps of one axis. With `(first, weights) = taps.at(i)`, output sample `i` is the sum of `weights[j] *
 /// source[first + j]`.
-pub(super) struct Taps<W> {
+pub(super) struct FilterTaps<W> {
     spans: Vec<(usize, std::ops::Range<usize>)>,
     weights: Vec<W>,
 }
 
-impl<W: Copy> Taps<W> {
+impl<W: Copy> FilterTaps<W> {
     fn new() -> Self {
         Self { spans: Vec::new(), weights: Vec::new() }
     }
@@ -49,11 +49,11 @@ impl<W: Copy> Taps<W> {
 /// Pillow's taps for resizing `source` to `target` samples: weights in f64, normalised, then rounded to
 /// [`PRECISION_BITS`] fractional bits (half away from zero). Source: Pillow `Resample.c`, `precompute_coeffs` and
 /// `normalize_coeffs_8bpc`.
-pub(super) fn pillow(source: usize, target: usize) -> Taps<i32> {
+pub(super) fn pillow_taps(source: usize, target: usize) -> FilterTaps<i32> {
     let scale = source as f64 / target as f64;
     let stretch = scale.max(1.0);
     let support = SUPPORT * stretch;
-    let mut taps = Taps::new();
+    let mut taps = FilterTaps::new();
     for i in 0..target {
         let center = (i as f64 + 0.5) * scale;
         let first = (center - support + 0.5).max(0.0) as usize;
@@ -86,12 +86,12 @@ fn bicubic_f64(x: f64) -> f64 {
 
 /// PyTorch's taps for resizing `source` to `target` samples, bit for bit those of its CPU kernel
 /// (`upsample_bicubic2d_aa`, torch 2.7): f32, with fused multiply-add in the filter polynomial.
-pub(super) fn torch(source: usize, target: usize) -> Taps<f32> {
+pub(super) fn torch_taps(source: usize, target: usize) -> FilterTaps<f32> {
     let scale = source as f32 / target as f32;
     let stretch = scale.max(1.0);
     let support = SUPPORT as f32 * stretch;
     let inverse = 1.0 / stretch;
-    let mut taps = Taps::new();
+    let mut taps = FilterTaps::new();
     for i in 0..target {
         let center = (f64::from(scale) * (i as f64 + 0.5)) as f32;
         // torch rounds center ± support to f32 before it adds 0.5; this decides whether a sample at the edge is a tap.

@@ -20,7 +20,7 @@ use super::convert::RgbConverter;
 use super::demux::VideoFile;
 use super::error::ffmpeg_error;
 use super::packets::PacketSource;
-use super::plan::{Run, has_unique_times, key_before, plan_runs};
+use super::plan::{PacketRun, has_unique_times, key_frame_before, plan_runs};
 use crate::video::types::DecodeLimits;
 use crate::{MediaError, Result};
 
@@ -35,7 +35,7 @@ type Slots<'m> = HashMap<u64, &'m mut [u8]>;
 
 /// A run of packets with the output memory of its frames.
 struct Job<'m> {
-    run: Run,
+    run: PacketRun,
     slots: Slots<'m>,
 }
 
@@ -189,7 +189,7 @@ impl<'f> DecodeLane<'f> {
         } else {
             let (start, end) = (job.run.start, job.run.end);
             let packets = &self.video.packets;
-            let earlier = start.checked_sub(1).map_or(0, |p| key_before(packets, p, packets[p].pts));
+            let earlier = start.checked_sub(1).map_or(0, |p| key_frame_before(packets, p, packets[p].pts));
             let later = (end + MAX_OUTPUT_DELAY).min(packets.len().saturating_sub(1));
             let attempts = [(start, end, self.can_skip_unreferenced), (earlier, later, false), (0, later, false)];
             for (start, end, skip_unreferenced) in attempts {

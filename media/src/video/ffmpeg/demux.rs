@@ -39,12 +39,12 @@ pub(super) struct PacketInfo {
 }
 
 /// Codec parameters of the video stream: a deep copy that is only read.
-pub(super) struct Parameters(ffmpeg::codec::Parameters);
+pub(super) struct CodecParameters(ffmpeg::codec::Parameters);
 
 // SAFETY: the parameters own their memory and nothing writes to it after `describe`, so threads may read it.
-unsafe impl Sync for Parameters {}
+unsafe impl Sync for CodecParameters {}
 
-impl Parameters {
+impl CodecParameters {
     pub(super) fn id(&self) -> ffmpeg::codec::Id {
         self.0.id()
     }
@@ -58,7 +58,7 @@ impl Parameters {
 /// A video as its container describes it.
 pub(super) struct VideoFile {
     pub path: PathBuf,
-    pub parameters: Parameters,
+    pub parameters: CodecParameters,
     pub time_base: ffmpeg::Rational,
     /// Coded `(height, width)` in pixels, before any rotation.
     pub coded_size: (usize, usize),
@@ -75,7 +75,7 @@ pub(super) struct VideoFile {
 impl VideoFile {
     /// Reads the whole container. Keeps the compressed data of its packets if it has at most `max_kept_bytes`.
     pub(super) fn read(path: &Path, max_kept_bytes: u64) -> Result<Self> {
-        let (mut input, stream) = open(path)?;
+        let (mut input, stream) = open_container(path)?;
         let mut video = describe(path, &input, stream)?;
         let mut data = Some(Vec::new());
         let mut bytes = 0u64;
@@ -155,7 +155,7 @@ impl VideoFile {
 }
 
 /// Opens a container and finds its best video stream; returns the stream's index.
-pub(super) fn open(path: &Path) -> Result<(Input, usize)> {
+pub(super) fn open_container(path: &Path) -> Result<(Input, usize)> {
     ffmpeg::log::set_level(ffmpeg::log::Level::Quiet);
     let metadata = std::fs::metadata(path).map_err(|e| MediaError::cannot_read(path, &e))?;
     if metadata.is_dir() {
@@ -224,7 +224,7 @@ fn describe(path: &Path, input: &Input, index: usize) -> Result<VideoFile> {
     Ok(VideoFile {
         path: path.to_owned(),
         has_one_layer: has_one_layer(&parameters),
-        parameters: Parameters(parameters),
+        parameters: CodecParameters(parameters),
         time_base: stream.time_base(),
         coded_size,
         rotation: matrix.map_or_else(Rotation::default, |m| Rotation::from_matrix(&m)),

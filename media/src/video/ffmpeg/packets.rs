@@ -8,7 +8,7 @@ use ffmpeg_next as ffmpeg;
 use ffmpeg::ffi;
 use ffmpeg::format::context::Input;
 
-use super::demux::{PacketInfo, VideoFile, open, packet_info};
+use super::demux::{PacketInfo, VideoFile, open_container, packet_info};
 use crate::{MediaError, Result};
 
 /// Distance in packets up to which reading on is assumed to be cheaper than seeking.
@@ -31,12 +31,12 @@ struct Reader {
 }
 
 /// A packet in memory, or one read from the file.
-pub(super) enum Fetched<'f> {
+pub(super) enum FetchedPacket<'f> {
     Kept(&'f ffmpeg::Packet),
     Read(ffmpeg::Packet),
 }
 
-impl Fetched<'_> {
+impl FetchedPacket<'_> {
     pub(super) fn get(&self) -> &ffmpeg::Packet {
         match self {
             Self::Kept(packet) => packet,
@@ -51,22 +51,22 @@ impl<'f> PacketSource<'f> {
     }
 
     /// The packet with this index in decoding order.
-    pub(super) fn packet(&mut self, index: usize) -> Result<Fetched<'f>> {
+    pub(super) fn packet(&mut self, index: usize) -> Result<FetchedPacket<'f>> {
         if let Some(data) = &self.video.data {
-            return data.get(index).map(Fetched::Kept).ok_or_else(|| file_changed(&self.video.path));
+            return data.get(index).map(FetchedPacket::Kept).ok_or_else(|| file_changed(&self.video.path));
         }
         let reader = match self.reader.take() {
             Some(reader) if (reader.next..reader.next + MAX_READ_AHEAD).contains(&index) => reader,
             Some(reader) => reader.seek(self.video, index)?,
             None => Reader::open(&self.video.path)?.seek(self.video, index)?,
         };
-        self.reader.insert(reader).read_to(self.video, index).map(Fetched::Read)
+        self.reader.insert(reader).read_to(self.video, index).map(FetchedPacket::Read)
     }
 }
 
 impl Reader {
     fn open(path: &Path) -> Result<Self> {
-        let (input, stream) = open(path)?;
+        let (input, stream) = open_container(path)?;
         Ok(Self { input, stream, next: 0, peeked: None })
     }
 

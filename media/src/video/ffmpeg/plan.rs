@@ -19,7 +19,7 @@ pub(super) struct TargetFrame {
 
 /// A run of packets, `start..=end` in decoding order, whose decoding gives the frames `targets`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Run {
+pub(super) struct PacketRun {
     pub start: usize,
     pub end: usize,
     pub targets: Vec<TargetFrame>,
@@ -36,10 +36,10 @@ pub(super) fn has_unique_times(packets: &[PacketInfo]) -> bool {
 ///
 /// `seekable`: key flags are reliable and times identify frames. Otherwise one run decodes from the first packet and
 /// counts.
-pub(super) fn plan_runs(packets: &[PacketInfo], frames: &[u64], seekable: bool) -> Vec<Run> {
+pub(super) fn plan_runs(packets: &[PacketInfo], frames: &[u64], seekable: bool) -> Vec<PacketRun> {
     if !seekable {
         let targets = frames.iter().map(|&frame| TargetFrame { frame, pts: None, packet: 0 }).collect();
-        return vec![Run { start: 0, end: packets.len().saturating_sub(1), targets }];
+        return vec![PacketRun { start: 0, end: packets.len().saturating_sub(1), targets }];
     }
     let mut display_order: Vec<usize> = (0..packets.len()).filter(|&i| !packets[i].hidden).collect();
     display_order.sort_by_key(|&i| packets[i].pts);
@@ -48,9 +48,9 @@ pub(super) fn plan_runs(packets: &[PacketInfo], frames: &[u64], seekable: bool) 
         Some(TargetFrame { frame, pts: packets[packet].pts, packet })
     });
     let mut spans: Vec<(usize, TargetFrame)> =
-        targets.map(|target| (key_before(packets, target.packet, target.pts), target)).collect();
+        targets.map(|target| (key_frame_before(packets, target.packet, target.pts), target)).collect();
     spans.sort_by_key(|(start, target)| (*start, target.packet));
-    let mut runs: Vec<Run> = Vec::new();
+    let mut runs: Vec<PacketRun> = Vec::new();
     for (start, target) in spans {
         match runs.last_mut() {
             // Also true where a run reaches past the next key frame, for frames that are displayed before it.
@@ -58,14 +58,14 @@ pub(super) fn plan_runs(packets: &[PacketInfo], frames: &[u64], seekable: bool) 
                 last.end = last.end.max(target.packet);
                 last.targets.push(target);
             }
-            _ => runs.push(Run { start, end: target.packet, targets: vec![target] }),
+            _ => runs.push(PacketRun { start, end: target.packet, targets: vec![target] }),
         }
     }
     runs
 }
 
 /// The last key frame at or before `packet` that is displayed no later than `pts`; packet 0 if there is none.
-pub(super) fn key_before(packets: &[PacketInfo], packet: usize, pts: Option<i64>) -> usize {
+pub(super) fn key_frame_before(packets: &[PacketInfo], packet: usize, pts: Option<i64>) -> usize {
     (0..=packet).rev().find(|&k| packets[k].key && packets[k].pts.is_some() && packets[k].pts <= pts).unwrap_or(0)
 }
 
