@@ -4,7 +4,7 @@
 
 use std::error::Error;
 
-use reel_runtime::optim::{AdamW, Hyper, Moments};
+use reel_runtime::optim::{AdamW, AdamWParams, Moments};
 use reel_runtime::{Category, Cx, DType, Device, Grads, Tensor, ops};
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -27,7 +27,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         let loss = ops::weighted_sum(&cx, &error.reshape(&[4])?, &tensor(&[4], &weights)?)?;
         cx.backward(&loss, 1.0, &mut grads)?;
         let clip = optimizer.clip(&device, &grads, 10.0)?; // [gradient norm, factor]
-        let rate = Hyper { learning_rate: 0.05, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0 };
+        let rate = AdamWParams { learning_rate: 0.05, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0 };
         optimizer.step(&grads, &clip, |_| rate)?;
         if step % 100 == 0 {
             println!("step {step}: loss {:.6}, W {:?}", loss.to_f32()?[0], w.to_f32()?);

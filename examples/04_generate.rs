@@ -34,9 +34,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         rope_delta: prompt.rope_delta,
         sampling: SamplingParams { temperature: 1.0, seed: 7, ..SamplingParams::default() },
         max_new_tokens: 12,
-        eos: bundle.stop_ids(),
+        eos_token_ids: bundle.stop_ids(),
         min_new_tokens: 0,
-        stops: (0..3).map(|_| StopCondition::none()).collect(),
+        stop_conditions: (0..3).map(|_| StopCondition::none()).collect(),
     };
     let (completions, timing) = engine.generate(vec![request], |_| {})?;
     for completion in &completions {

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use clap::Args;
-use reel_engine::{Completion, Engine, GenerationRequest, SamplingParams, StopCondition, TextSource};
+use reel_engine::{Completion, Detokenizer, Engine, GenerationRequest, SamplingParams, StopCondition};
 use reel_measure::trace;
 use reel_model::config::GenerationConfig;
 use reel_model::input::encode::Bundle;
@@ -148,32 +148,38 @@ impl GenerateArgs {
     ) -> Result<(Vec<Completion>, Timing)> {
         let stop = || match &self.sampling.stop[..] {
             [] => StopCondition::none(),
-            strings => StopCondition::at(strings, Box::new(TokenText::new(&prompt.bundle))),
+            strings => StopCondition::strings(strings, Box::new(TokenText::new(&prompt.bundle))),
         };
         let request = GenerationRequest {
             prompt: prompt.tokens.sequence(),
             rope_delta: prompt.tokens.rope_delta,
             sampling: self.sampling.params(&prompt.bundle.generation, common.seed()),
             max_new_tokens: self.sampling.max_new_tokens,
-            eos: prompt.bundle.stop_ids(),
+            eos_token_ids: prompt.bundle.stop_ids(),
             min_new_tokens: 0,
-            stops: (0..self.n).map(|_| stop()).collect(),
+            stop_conditions: (0..self.n).map(|_| stop()).collect(),
         };
         let flag = interrupt::stop_flag();
-        let engine = Engine::new(&model.weights, &model.cx)?.stop_when(&flag);
+        let engine = Engine::new(&model.weights, &model.cx)?.interrupt_flag(&flag);
         let begun = Instant::now();
         let (completions, t) = engine.generate(vec![request], |t| on_token(t.id))?;
-        trace::record_span("prefill", begun, t.prefill, json!({"tokens": prompt.tokens.len()}));
-        trace::record_span("decode", begun + std::time::Duration::from_secs_f64(t.prefill), t.decode, json!({}));
+        trace::record_span("prefill", begun, t.prefill_seconds, json!({"tokens": prompt.tokens.len()}));
+        trace::record_span(
+            "decode",
+            begun + std::time::Duration::from_secs_f64(t.prefill_seconds),
+            t.decode_seconds,
+            json!({}),
+        );
         let generated: usize = completions.iter().map(|c| c.ids.len()).sum();
         let timing = Timing {
             preprocess: prompt.seconds,
             load: model.load_seconds,
-            prefill: t.prefill,
-            decode: t.decode,
-            prefill_tokens_per_second: prompt.tokens.len() as f64 / t.prefill.max(1e-9),
+            prefill: t.prefill_seconds,
+            decode: t.decode_seconds,
+            prefill_tokens_per_second: prompt.tokens.len() as f64 / t.prefill_seconds.max(1e-9),
             // The first token of each completion is sampled from the logits of the prefill.
-            decode_tokens_per_second: (generated - completions.len().min(generated)) as f64 / t.decode.max(1e-9),
+            decode_tokens_per_second: (generated - completions.len().min(generated)) as f64
+                / t.decode_seconds.max(1e-9),
         };
         Ok((completions, timing))
     }
@@ -181,7 +187,7 @@ impl GenerateArgs {
     /// The text of a completion, up to a stop string.
     fn text(&self, bundle: &Bundle, ids: &[u32]) -> String {
         let mut text = bundle.tokenizer.decode(ids, true);
-        if let Some(at) = StopCondition::cut(&text, &self.sampling.stop) {
+        if let Some(at) = StopCondition::first_match(&text, &self.sampling.stop) {
             text.truncate(at);
         }
         text
@@ -241,7 +247,7 @@ impl<'a> Printer<'a> {
         }
         self.held.push_str(piece);
         let mut printable = self.held.len() - self.stop_prefix_len();
-        if let Some(at) = StopCondition::cut(&self.held, self.stops) {
+        if let Some(at) = StopCondition::first_match(&self.held, self.stops) {
             (printable, self.done) = (at, true);
         }
         if printable > 0 {
@@ -284,7 +290,7 @@ impl TokenText {
     }
 }
 
-impl TextSource for TokenText {
+impl Detokenizer for TokenText {
     fn push(&mut self, id: u32) -> String {
         if let Some(Some(bytes)) = self.pieces.get(id as usize) {
             self.pending.extend(bytes);

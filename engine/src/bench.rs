@@ -1,4 +1,4 @@
-//! Timed passes of a model: loading and the tokenizer stay outside.
+//! Times prefill and decode of a loaded model for `reel bench`. Loading the model and the tokenizer are not part of the times.
 
 use std::collections::VecDeque;
 use std::time::Instant;
@@ -10,33 +10,43 @@ use reel_model::text::KvCache;
 use reel_runtime::ops::{KvPages, Slot, SlotSampling};
 use reel_runtime::{Cx, Tensor};
 
-use crate::decode::{Capacity, Decode};
+use crate::block_allocator::BlockAllocator;
 use crate::error::Result;
-use crate::kv_blocks::BlockAllocator;
+use crate::running_batch::{Capacity, RunningBatch};
 
-/// A text of `tokens` ids and its positions; which ids does not matter to the time.
-fn text(tokens: usize) -> (Vec<TokenId>, Vec<i64>) {
+/// Decode steps before the timed ones: the first compiles kernels, the second captures the step.
+const WARM_UP_STEPS: usize = 2;
+
+/// `tokens` ids and their positions. The time does not depend on which ids they are.
+fn arbitrary_prompt(tokens: usize) -> (Vec<TokenId>, Vec<i64>) {
     ((0..tokens as u32).map(|i| (i * 37) % 97).collect(), (0..tokens as i64).collect())
 }
 
-/// Seconds of each of `rounds` passes over `batch` sequences of `tokens` tokens, up to the logits of each one's last.
+/// Block tables of `sequences` sequences of `blocks` blocks each, without shared blocks.
+fn block_tables(sequences: usize, blocks: usize) -> Vec<Vec<i32>> {
+    (0..sequences).map(|i| ((i * blocks) as i32..((i + 1) * blocks) as i32).collect()).collect()
+}
+
+/// Times `rounds` forward passes over `batch` prompts of `tokens` tokens, with the logits of each prompt's last token. Returns the
+/// seconds of each pass.
 ///
 /// # Errors
-/// Those of the model.
+/// The device is out of memory or reports a failed launch.
 pub fn prefill(model: &Qwen25Vl, cx: &Cx, tokens: usize, batch: usize, rounds: usize) -> Result<Vec<f64>> {
-    let (ids, at) = text(tokens);
-    let prompt = Sequence { input_ids: &ids, position_ids: [&at, &at, &at], ..Sequence::default() };
-    let need = BlockAllocator::needed(tokens);
-    let held: Vec<Vec<i32>> = (0..batch).map(|b| ((b * need) as i32..((b + 1) * need) as i32).collect()).collect();
-    let lengths: Vec<(usize, usize, &[i32])> = held.iter().map(|h| (0, tokens, &h[..])).collect();
-    let cache = KvCache::new(cx.device(), &model.config.text, cx.dtype(), need * batch)?;
+    let (ids, positions) = arbitrary_prompt(tokens);
+    let prompt =
+        Sequence { input_ids: &ids, position_ids: [&positions, &positions, &positions], ..Sequence::default() };
+    let blocks = BlockAllocator::blocks_for(tokens);
+    let tables = block_tables(batch, blocks);
+    let lengths: Vec<(usize, usize, &[i32])> = tables.iter().map(|table| (0, tokens, &table[..])).collect();
+    let cache = KvCache::new(cx.device(), &model.config.text, cx.dtype(), blocks * batch)?;
     (0..rounds)
         .map(|_| {
             let start = Instant::now();
             let packed = Batch::new(cx.device(), &model.config, &vec![prompt; batch], "bench")?;
             let pages = KvPages::new(cx.device(), &lengths)?;
-            let hidden =
-                model.forward(cx, &packed, ForwardOptions { cache: Some((&cache, &pages)), ..Default::default() })?;
+            let options = ForwardOptions { cache: Some((&cache, &pages)), ..Default::default() };
+            let hidden = model.forward(cx, &packed, options)?;
             for last in (1..=batch).map(|b| b * tokens - 1) {
                 model.logits(cx, &hidden.rows(last, 1)?)?.to_f32()?;
             }
@@ -45,24 +55,22 @@ pub fn prefill(model: &Qwen25Vl, cx: &Cx, tokens: usize, batch: usize, rounds: u
         .collect()
 }
 
-/// Steps before the measured ones: the first makes kernels and products ready, the second is recorded.
-const WARM: usize = 2;
-
-/// Seconds of each of `rounds` steps that add one sampled token to each of `batch` sequences, which hold `context` tokens at first: the
-/// engine's own steps, recorded, and asked for ahead of the last one's tokens where the device runs behind the host. Two steps before
-/// them are neither timed nor part of the device's profile.
+/// Times `rounds` decode steps over `batch` sequences, which have `context` tokens at first. The steps are those of the engine: captured,
+/// and enqueued ahead of the last step's tokens on an asynchronous device. Returns the seconds of each step. Two steps of warm-up are
+/// neither timed nor part of the device's profile.
 ///
 /// # Errors
-/// Those of the model.
+/// The device is out of memory or reports a failed launch.
 pub fn decode(model: &Qwen25Vl, cx: &Cx, context: usize, batch: usize, rounds: usize) -> Result<Vec<f64>> {
-    let (device, limit) = (cx.device(), context + WARM + rounds + 1);
-    let need = BlockAllocator::needed(limit);
-    let room = Capacity { rows: batch, width: need, history: 0, blocks: need * batch, banned_tokens: 0 };
-    let mut decode = Decode::new(model, cx, &Tensor::from_i32(device, &[0], &[])?, room, true)?;
-    // Keys that nobody computed must be numbers at least.
-    decode.cache().clear()?;
-    let held: Vec<Vec<i32>> = (0..batch).map(|b| ((b * need) as i32..((b + 1) * need) as i32).collect()).collect();
-    let seat = |blocks| Slot {
+    let (device, limit) = (cx.device(), context + WARM_UP_STEPS + rounds + 1);
+    let blocks = BlockAllocator::blocks_for(limit);
+    let capacity =
+        Capacity { slots: batch, blocks_per_slot: blocks, history: 0, blocks: blocks * batch, banned_tokens: 0 };
+    let mut running = RunningBatch::new(model, cx, &Tensor::from_i32(device, &[0], &[])?, capacity, true)?;
+    // The context is not computed, but its keys must be finite numbers.
+    running.cache().clear()?;
+    let tables = block_tables(batch, blocks);
+    let slot = |blocks| Slot {
         id: 1,
         position: context as i32,
         keys: context + 1,
@@ -71,23 +79,23 @@ pub fn decode(model: &Qwen25Vl, cx: &Cx, context: usize, batch: usize, rounds: u
         draw: context as i32 + 1,
         history: &[],
     };
-    let sampling = |b: usize| SlotSampling { temperature: 1.0, seed: b as u64, ..SlotSampling::default() };
-    let (seats, choices): (Vec<Slot>, Vec<SlotSampling>) =
-        held.iter().enumerate().map(|(b, blocks)| (seat(&blocks[..]), sampling(b))).unzip();
-    decode.seat(0, &seats, &choices)?;
-    let bucket = decode.bucket(batch);
-    for _ in 0..WARM {
-        decode.step(bucket)?.wait()?;
+    let sampling = |i: usize| SlotSampling { temperature: 1.0, seed: i as u64, ..SlotSampling::default() };
+    let (slots, samplings): (Vec<Slot>, Vec<SlotSampling>) =
+        tables.iter().enumerate().map(|(i, table)| (slot(&table[..]), sampling(i))).unzip();
+    running.assign(0, &slots, &samplings)?;
+    let batch_size = running.batch_size(batch);
+    for _ in 0..WARM_UP_STEPS {
+        running.step(batch_size)?.wait()?;
     }
     device.profiler().clear();
-    let ahead = usize::from(device.is_async());
-    let (mut asked, mut seconds, mut last) = (VecDeque::new(), Vec::with_capacity(rounds), Instant::now());
-    for round in 0..rounds + ahead {
+    let lookahead = usize::from(device.is_async());
+    let (mut in_flight, mut seconds, mut last) = (VecDeque::new(), Vec::with_capacity(rounds), Instant::now());
+    for round in 0..rounds + lookahead {
         if round < rounds {
-            asked.push_back(decode.step(bucket)?);
+            in_flight.push_back(running.step(batch_size)?);
         }
-        if round >= ahead
-            && let Some(step) = asked.pop_front()
+        if round >= lookahead
+            && let Some(step) = in_flight.pop_front()
         {
             step.wait()?;
             seconds.push(last.elapsed().as_secs_f64());

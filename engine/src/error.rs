@@ -1,4 +1,6 @@
-//! What can go wrong while generating.
+//! The error type of the engine.
+
+use reel_diagnostic::Diagnostic;
 
 /// An error of the engine.
 #[derive(Debug, thiserror::Error)]
@@ -9,26 +11,21 @@ pub enum EngineError {
     /// The device or an op.
     #[error(transparent)]
     Runtime(#[from] reel_runtime::RuntimeError),
-    /// A request that can't be served.
-    #[error("{field}: {what}")]
-    Request {
-        /// The option.
-        field: &'static str,
-        /// What is wrong and what to do.
-        what: String,
-    },
-    /// The logits of a row are not numbers.
+    /// A request with a field that is not valid, or with more sequences than the KV cache holds.
+    #[error("{0}")]
+    Request(Diagnostic),
+    /// The logits of a sequence are not numbers.
     #[error(
-        "logits: not a number at generated token {step} of completion {row}; the weights are damaged, or the dtype overflows: try --dtype f32"
+        "logits: not a number at generated token {token} of completion {completion}; the weights are damaged, or the dtype overflows: try --dtype f32"
     )]
     NotANumber {
-        /// Which completion.
-        row: usize,
-        /// Which of its tokens, from 0.
-        step: usize,
+        /// The index of the completion in its request.
+        completion: usize,
+        /// The index of the generated token.
+        token: usize,
     },
-    /// The caller asked to stop.
-    #[error("interrupted: generation was stopped before it was done; run it again to finish it")]
+    /// The caller's interrupt flag was set.
+    #[error("interrupted: generation was stopped before it was complete; run the command again")]
     Interrupted,
 }
 

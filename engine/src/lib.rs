@@ -1,16 +1,23 @@
-//! Prompts in, completions out: one engine for rollouts, evaluation and the command line.
+//! Generates completions for prompts: one engine for rollouts, evaluation and the command line.
+//!
+//! Requests go in, completions come out: [`Engine::generate`]. Its loop `schedule → run → postprocess` is in `engine.rs`. The scheduler
+//! (`scheduler.rs`) decides which sequence holds which decode slot and KV blocks; the running batch (`running_batch.rs`) holds what the
+//! device needs for a decode step.
 
 pub mod bench;
-mod decode;
+mod block_allocator;
 mod engine;
 mod error;
-mod kv_blocks;
-mod running;
+mod prefill;
+mod request;
+mod running_batch;
 mod sampler;
 mod scheduler;
+mod sequence;
 mod stop;
 
-pub use engine::{Completion, Engine, FinishReason, GenerationRequest, Timing, TokenEvent};
+pub use engine::Engine;
 pub use error::{EngineError, Result};
+pub use request::{Completion, FinishReason, GenerationRequest, GenerationTiming, TokenEvent};
 pub use sampler::SamplingParams;
-pub use stop::{StopCondition, TextSource};
+pub use stop::{Detokenizer, StopCondition};

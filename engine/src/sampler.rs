@@ -1,22 +1,24 @@
-//! How the next token of each completion is chosen.
+//! Sampling parameters of a request, and the sampling of the first token, whose logits come from the prefill.
 
+use reel_diagnostic::Diagnostic;
 use reel_runtime::ops::{self, SampledTokens, SamplingTable, SlotSampling};
 use reel_runtime::{Cx, Tensor};
 
 use crate::error::{EngineError, Result};
+use crate::sequence::SequenceState;
 
-/// Choice of tokens for one completion; the names and meanings are those of transformers' generation_config.json.
+/// How the tokens of a completion are sampled. Names and meanings are those of transformers' generation_config.json.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SamplingParams {
-    /// 0: always the likeliest token.
+    /// Divides the logits. 0 is greedy decoding: always the most likely token.
     pub temperature: f32,
-    /// Keeps the likeliest tokens up to this share of the probability; 1: all.
+    /// Samples from the most likely tokens whose probabilities add up to `top_p`; 1 keeps all.
     pub top_p: f32,
-    /// Keeps this many of the likeliest tokens; 0: all.
+    /// Samples from the `top_k` most likely tokens; 0 keeps all.
     pub top_k: u32,
-    /// Above 1: makes tokens that already occurred (in the prompt too) less likely.
+    /// Above 1: makes tokens of the prompt and of the completion so far less likely.
     pub repetition_penalty: f32,
-    /// With the place of the token, decides every draw: the same seed gives the same completion in any batch.
+    /// The random number of a token depends on the seed and the token's index only, so a completion is the same in any batch.
     pub seed: u64,
 }
 
@@ -27,43 +29,29 @@ impl Default for SamplingParams {
 }
 
 impl SamplingParams {
-    /// Refuses numbers without a meaning.
+    /// Refuses values that are out of range.
     ///
     /// # Errors
-    /// Names the option.
-    pub fn check(&self) -> Result<()> {
-        let bad = |field, what: String| Err(EngineError::Request { field, what });
+    /// [`EngineError::Request`], which names the parameter.
+    pub fn validate(&self) -> Result<()> {
+        let invalid =
+            |name: &str, what: String, help: &str| Err(EngineError::Request(Diagnostic::new(name, what, help)));
         if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
-            return bad(
-                "temperature",
-                format!("{} is not a number from 0 up; 0 takes the likeliest token", self.temperature),
-            );
+            let what = format!("{} is not a number from 0 up", self.temperature);
+            return invalid("temperature", what, "0 takes the most likely token");
         }
         if !(self.top_p > 0.0 && self.top_p <= 1.0) {
-            return bad("top-p", format!("{} is not in (0, 1]; 1 keeps all tokens", self.top_p));
+            return invalid("top-p", format!("{} is not in (0, 1]", self.top_p), "1 keeps all tokens");
         }
         if !(self.repetition_penalty > 0.0 && self.repetition_penalty.is_finite()) {
-            return bad("repetition-penalty", format!("{} is not above 0; 1 has no effect", self.repetition_penalty));
+            let what = format!("{} is not above 0", self.repetition_penalty);
+            return invalid("repetition-penalty", what, "1 has no effect");
         }
         Ok(())
     }
-}
 
-/// One row to choose a token for.
-#[derive(Debug)]
-pub(crate) struct Row<'a> {
-    pub(crate) sampling: SamplingParams,
-    /// Which token of its sequence is chosen: the counter of the draw.
-    pub(crate) position: usize,
-    /// Every id so far, the prompt's too.
-    pub(crate) history: &'a [i32],
-    /// Tokens that it must not be.
-    pub(crate) banned_tokens: &'a [u32],
-}
-
-impl SamplingParams {
-    /// As the device takes it, with `bias` on some tokens.
-    pub(crate) fn choice<'b>(&self, bias: &'b [(i32, f32)]) -> SlotSampling<'b> {
+    /// The parameters as the sampling kernel takes them, with `bias` added to the logits of some tokens.
+    pub(crate) fn with_bias<'b>(&self, bias: &'b [(i32, f32)]) -> SlotSampling<'b> {
         SlotSampling {
             bias,
             temperature: self.temperature,
@@ -76,29 +64,29 @@ impl SamplingParams {
     }
 }
 
-/// The bias that keeps these tokens from being drawn.
+/// A bias of −∞ for each of these ids, which bans them.
 pub(crate) fn banned_tokens(ids: &[u32]) -> Vec<(i32, f32)> {
     ids.iter().map(|&id| (id as i32, f32::NEG_INFINITY)).collect()
 }
 
-/// Tokens for rows of logits `[R, V]`, with their log-probabilities.
-pub(crate) fn choose(cx: &Cx, logits: &Tensor, rows: &[Row], suppressed: &Tensor) -> Result<(Vec<i32>, Vec<f32>)> {
-    let (device, n) = (cx.device(), rows.len());
-    let choices = SamplingTable::new(device, n, rows.iter().map(|r| r.banned_tokens.len()).max().unwrap_or(0), None)?;
-    let biases: Vec<Vec<(i32, f32)>> = rows.iter().map(|r| banned_tokens(r.banned_tokens)).collect();
-    choices.set(0, &rows.iter().zip(&biases).map(|(r, bias)| r.sampling.choice(bias)).collect::<Vec<_>>())?;
-    let i32s = |f: &dyn Fn(&Row) -> i32| Tensor::from_i32(device, &[n], &rows.iter().map(f).collect::<Vec<_>>());
-    // Histories travel only where a penalty needs them.
-    let seen = |r: &Row| if r.sampling.repetition_penalty == 1.0 { 0 } else { r.history.len() };
-    let width = rows.iter().map(seen).max().unwrap_or(0);
-    let mut history = vec![0i32; n * width];
-    for (to, r) in history.chunks_exact_mut(width.max(1)).zip(rows) {
-        to[..seen(r)].copy_from_slice(&r.history[..seen(r)]);
-    }
-    let history = (Tensor::from_i32(device, &[n, width], &history)?, i32s(&|r| seen(r) as i32)?);
-    let draws = i32s(&|r| r.position as i32)?;
-    let chosen = SampledTokens::new(device, n, false, 0)?;
-    let known = (width > 0).then_some((&history.0, &history.1));
-    ops::sample(cx, logits, &choices, &draws, known, suppressed, &chosen)?;
-    Ok((chosen.ids.to_i32()?, chosen.log_prob.to_f32()?))
+/// Samples the next token of a sequence from logits `[1, V]`, never one of `suppressed` (i32 `[n]`). Returns the token and its
+/// log-probability.
+pub(crate) fn sample_token(
+    cx: &Cx,
+    logits: &Tensor,
+    sequence: &SequenceState,
+    suppressed: &Tensor,
+) -> Result<(i32, f32)> {
+    let device = cx.device();
+    let banned = sequence.banned_eos();
+    let sampling = SamplingTable::new(device, 1, banned.len(), None)?;
+    sampling.set(0, &[sequence.sampling().with_bias(&banned)])?;
+    let ids = sequence.penalty_history();
+    let history = Tensor::from_i32(device, &[1, ids.len()], ids)?;
+    let history_len = Tensor::from_i32(device, &[1], &[ids.len() as i32])?;
+    let sample_number = Tensor::from_i32(device, &[1], &[sequence.next_sample()])?;
+    let sampled = SampledTokens::new(device, 1, false, 0)?;
+    let history = (!ids.is_empty()).then_some((&history, &history_len));
+    ops::sample(cx, logits, &sampling, &sample_number, history, suppressed, &sampled)?;
+    Ok((sampled.ids.to_i32()?[0], sampled.log_prob.to_f32()?[0]))
 }

@@ -1,80 +1,135 @@
-//! Which completion has which row of the decode steps, and steps that were asked for and not read yet.
+//! Decides which sequence holds which decode slot and which KV blocks. It never touches the device.
 //!
-//! A completion's end is noticed when its token is read, up to a step late where the device runs behind the host: what was computed for it
-//! beyond is dropped. Nothing else depends on how far the host is ahead.
+//! A sequence is waiting, then holds a slot, then is finished. On an asynchronous device the host enqueues further steps before it has
+//! read a sequence's last token. Tokens that such steps compute for a sequence that has ended meanwhile are dropped, so completions do
+//! not depend on the lookahead.
 
 use std::collections::VecDeque;
 
-use crate::decode::{Decode, PendingStep};
+use crate::block_allocator::BlockAllocator;
 use crate::error::Result;
+use crate::request::{Completion, TokenEvent};
+use crate::sequence::SequenceState;
 
-/// Rows, steps under way, and how far the host may be ahead.
+/// All sequences of a call of the engine, the decode slots, and the blocks of the KV cache.
 pub(crate) struct Scheduler {
-    /// The completion of each row.
-    rows: Vec<Option<usize>>,
-    /// Steps that were asked for, oldest first, with the completion of each of their rows.
-    under_way: VecDeque<(Vec<Option<usize>>, PendingStep)>,
-    ahead: usize,
+    sequences: Vec<SequenceState>,
+    /// Unfinished sequences without a slot, in order of arrival.
+    waiting: VecDeque<usize>,
+    /// The sequence of each slot.
+    slots: Vec<Option<usize>>,
+    blocks: BlockAllocator,
 }
 
 impl Scheduler {
-    /// `rows` empty rows; steps are read when more than `ahead` are under way.
-    pub(crate) fn new(rows: usize, ahead: usize) -> Scheduler {
-        Scheduler { rows: vec![None; rows], under_way: VecDeque::new(), ahead }
+    /// A scheduler of `slots` empty slots.
+    pub(crate) fn new(slots: usize, blocks: BlockAllocator) -> Scheduler {
+        Scheduler { sequences: Vec::new(), waiting: VecDeque::new(), slots: vec![None; slots], blocks }
     }
 
-    /// The first row that nobody has.
-    pub(crate) fn free(&self) -> Option<usize> {
-        self.rows.iter().position(Option::is_none)
+    pub(crate) fn blocks(&mut self) -> &mut BlockAllocator {
+        &mut self.blocks
     }
 
-    pub(crate) fn take(&mut self, row: usize, completion: usize) {
-        self.rows[row] = Some(completion);
+    /// Adds a prefilled sequence. It waits for a slot, unless its first token has ended it.
+    pub(crate) fn add(&mut self, mut sequence: SequenceState) {
+        if sequence.is_finished() {
+            self.blocks.release(&mut sequence.block_table);
+        } else {
+            self.waiting.push_back(self.sequences.len());
+        }
+        self.sequences.push(sequence);
     }
 
-    /// Frees the row of a completion, and names it.
-    pub(crate) fn leave(&mut self, completion: usize) -> Option<usize> {
-        let row = self.rows.iter().position(|r| *r == Some(completion))?;
-        self.rows[row] = None;
-        Some(row)
+    /// Assigns waiting sequences to free slots. Returns the slots that got a sequence.
+    pub(crate) fn schedule(&mut self) -> Vec<usize> {
+        let mut assigned = Vec::new();
+        for (slot, holder) in self.slots.iter_mut().enumerate().filter(|(_, holder)| holder.is_none()) {
+            let Some(sequence) = self.waiting.pop_front() else { break };
+            *holder = Some(sequence);
+            assigned.push(slot);
+        }
+        assigned
     }
 
-    /// Completions that have a row, with it.
-    pub(crate) fn taken(&self) -> impl DoubleEndedIterator<Item = (usize, usize)> + '_ {
-        self.rows.iter().enumerate().filter_map(|(row, c)| Some((row, (*c)?)))
+    /// The sequence that holds `slot`.
+    pub(crate) fn sequence(&self, slot: usize) -> Option<&SequenceState> {
+        self.slots[slot].map(|sequence| &self.sequences[sequence])
     }
 
-    /// Rows up to the last that somebody has.
-    pub(crate) fn used(&self) -> usize {
-        self.taken().next_back().map_or(0, |(row, _)| row + 1)
+    /// The slots that are held, in order, with their sequences.
+    pub(crate) fn running(&self) -> impl DoubleEndedIterator<Item = (usize, &SequenceState)> {
+        (0..self.slots.len()).filter_map(|slot| Some((slot, self.sequence(slot)?)))
     }
 
-    /// Steps under way that will bring a token of this completion.
-    pub(crate) fn coming(&self, completion: usize) -> usize {
-        self.under_way.iter().filter(|(rows, _)| rows.contains(&Some(completion))).count()
+    /// The number of slots up to the last one that is held.
+    pub(crate) fn used_slots(&self) -> usize {
+        self.running().next_back().map_or(0, |(slot, _)| slot + 1)
     }
 
-    /// Whether a step must be read before another is asked for.
-    pub(crate) fn is_far_ahead(&self) -> bool {
-        self.under_way.len() > self.ahead
+    pub(crate) fn has_waiting(&self) -> bool {
+        !self.waiting.is_empty()
     }
 
-    /// Asks for a step of all rows in use. `wants` says whose tokens will be taken.
-    pub(crate) fn ask(&mut self, decode: &mut Decode, wants: impl Fn(usize) -> bool) -> Result<()> {
-        let bucket = decode.bucket(self.used());
-        let asked = decode.step(bucket)?;
-        let mut rows = self.rows.clone();
-        rows.resize(bucket, None);
-        rows.iter_mut().for_each(|row| *row = row.filter(|&c| wants(c)));
-        self.under_way.push_back((rows, asked));
-        Ok(())
+    /// Counts a step over the first `batch_size` slots as in flight. Returns, for each slot, the sequence that gets the step's token.
+    pub(crate) fn start_step(&mut self, batch_size: usize) -> Vec<Option<usize>> {
+        let mut receivers = self.slots.clone();
+        receivers.resize(batch_size, None);
+        for receiver in &mut receivers {
+            *receiver = receiver.filter(|&sequence| self.sequences[sequence].needs_token());
+            if let Some(sequence) = *receiver {
+                self.sequences[sequence].in_flight += 1;
+            }
+        }
+        receivers
     }
 
-    /// Waits for the oldest step: (completion, token, its log-probability) of each row. None where there is no step.
-    pub(crate) fn read(&mut self) -> Result<Option<Vec<(usize, i32, f32)>>> {
-        let Some((rows, asked)) = self.under_way.pop_front() else { return Ok(None) };
-        let (ids, log_probs) = asked.wait()?;
-        let tokens = rows.iter().zip(ids).zip(log_probs).filter_map(|((c, id), lp)| Some(((*c)?, id, lp)));
-        Ok(Some(tokens.collect()))
+    /// Gives the tokens of a finished step to their sequences, and releases blocks and slots of sequences that end. Returns the slots that
+    /// are free now.
+    ///
+    /// # Errors
+    /// `EngineError::NotANumber`, where logits were NaN.
+    pub(crate) fn postprocess(
+        &mut self,
+        receivers: &[Option<usize>],
+        ids: &[i32],
+        log_probs: &[f32],
+        on_token: &mut dyn FnMut(TokenEvent),
+    ) -> Result<Vec<usize>> {
+        let mut freed = Vec::new();
+        for (slot, receiver) in receivers.iter().enumerate() {
+            let Some(index) = *receiver else { continue };
+            let sequence = &mut self.sequences[index];
+            sequence.in_flight -= 1;
+            if sequence.is_finished() {
+                continue; // The step was enqueued before the sequence's end was known.
+            }
+            sequence.push_token(ids[slot], log_probs[slot], on_token)?;
+            if sequence.is_finished() {
+                self.blocks.release(&mut sequence.block_table);
+                self.slots[slot] = None;
+                freed.push(slot);
+            }
+        }
+        Ok(freed)
+    }
+
+    /// Moves sequences from the last slots to free slots before them, so that steps need fewer rows. Returns the moves `(from, to)`. No
+    /// step may be in flight: its tokens would reach the wrong sequences.
+    pub(crate) fn compact(&mut self) -> Vec<(usize, usize)> {
+        let mut moves = Vec::new();
+        while let (Some(to), Some(from)) =
+            (self.slots.iter().position(Option::is_none), self.slots.iter().rposition(Option::is_some))
+            && to < from
+        {
+            self.slots.swap(from, to);
+            moves.push((from, to));
+        }
+        moves
+    }
+
+    /// The completions of all sequences, in the order in which they were added.
+    pub(crate) fn into_completions(self) -> Vec<Completion> {
+        self.sequences.into_iter().map(SequenceState::into_completion).collect()
     }
 }

@@ -1,16 +1,16 @@
-//! When a completion ends: at an end token, at a stop string, or at its limit.
+//! Stop strings: watches the text of a completion, because a stop string may span several tokens.
 
-/// Turns ids into text piece by piece: the tokenizer's streaming decoder.
-pub trait TextSource {
-    /// The text that `id` adds, which may be none until a character is whole.
+/// Decodes ids to text one by one: the tokenizer's streaming decoder.
+pub trait Detokenizer {
+    /// The text that `id` adds. It is empty while the bytes of a character are incomplete.
     fn push(&mut self, id: u32) -> String;
 }
 
-/// Watches the text of one completion for stop strings.
+/// The stop strings of one completion, and its text so far.
 pub struct StopCondition {
     strings: Vec<String>,
     text: String,
-    source: Option<Box<dyn TextSource>>,
+    detokenizer: Option<Box<dyn Detokenizer>>,
 }
 
 impl std::fmt::Debug for StopCondition {
@@ -20,25 +20,26 @@ impl std::fmt::Debug for StopCondition {
 }
 
 impl StopCondition {
-    /// Never stops by text.
+    /// No stop strings: only an end token or the limit of tokens ends the completion.
     pub fn none() -> StopCondition {
-        StopCondition { strings: Vec::new(), text: String::new(), source: None }
+        StopCondition { strings: Vec::new(), text: String::new(), detokenizer: None }
     }
 
-    /// Stops when one of `strings` appears in the text that `source` makes of the ids. Empty strings are left out.
-    pub fn at(strings: &[String], source: Box<dyn TextSource>) -> StopCondition {
+    /// Stops when one of `strings` appears in the text that `detokenizer` makes of the ids. Empty strings are ignored.
+    pub fn strings(strings: &[String], detokenizer: Box<dyn Detokenizer>) -> StopCondition {
         let strings: Vec<String> = strings.iter().filter(|s| !s.is_empty()).cloned().collect();
-        StopCondition { source: if strings.is_empty() { None } else { Some(source) }, strings, text: String::new() }
+        let detokenizer = if strings.is_empty() { None } else { Some(detokenizer) };
+        StopCondition { detokenizer, strings, text: String::new() }
     }
 
-    /// Takes the next id; true when a stop string is complete.
+    /// Appends an id. Returns whether the text contains a stop string now.
     pub fn push(&mut self, id: u32) -> bool {
-        let Some(source) = &mut self.source else { return false };
-        let piece = source.push(id);
+        let Some(detokenizer) = &mut self.detokenizer else { return false };
+        let piece = detokenizer.push(id);
         if piece.is_empty() {
             return false;
         }
-        // A new match ends in the new piece, so it begins at most one longest string before it.
+        // A new match ends in the new piece, so it begins at most the length of the longest string before the piece.
         let longest = self.strings.iter().map(String::len).max().unwrap_or(0);
         let mut from = self.text.len().saturating_sub(longest);
         while !self.text.is_char_boundary(from) {
@@ -48,8 +49,8 @@ impl StopCondition {
         self.strings.iter().any(|s| self.text[from..].contains(s.as_str()))
     }
 
-    /// Where the first stop string begins in `text`.
-    pub fn cut(text: &str, strings: &[String]) -> Option<usize> {
+    /// The byte offset of the first stop string in `text`.
+    pub fn first_match(text: &str, strings: &[String]) -> Option<usize> {
         strings.iter().filter(|s| !s.is_empty()).filter_map(|s| text.find(s.as_str())).min()
     }
 }
@@ -58,8 +59,9 @@ impl StopCondition {
 mod tests {
     use super::*;
 
-    struct Letters;
-    impl TextSource for Letters {
+    /// Each id is one Unicode character.
+    struct Characters;
+    impl Detokenizer for Characters {
         fn push(&mut self, id: u32) -> String {
             char::from_u32(id).map(String::from).unwrap_or_default()
         }
@@ -67,12 +69,12 @@ mod tests {
 
     fn ends_at(strings: &[&str], text: &str) -> Option<usize> {
         let strings: Vec<String> = strings.iter().map(|s| s.to_string()).collect();
-        let mut stop = StopCondition::at(&strings, Box::new(Letters));
+        let mut stop = StopCondition::strings(&strings, Box::new(Characters));
         text.chars().position(|c| stop.push(c as u32))
     }
 
     #[test]
-    fn finds_strings_across_tokens() {
+    fn finds_stop_strings_that_span_tokens() {
         assert_eq!(ends_at(&["lo w"], "hello world"), Some(6));
         assert_eq!(ends_at(&["xyz", "or"], "hello world"), Some(8));
         assert_eq!(ends_at(&["é→"], "ab é é→ c"), Some(6));
@@ -81,8 +83,8 @@ mod tests {
     }
 
     #[test]
-    fn cuts_before_the_first() {
-        assert_eq!(StopCondition::cut("one two three", &["three".into(), "two".into()]), Some(4));
-        assert_eq!(StopCondition::cut("one", &["".into()]), None);
+    fn first_match_is_the_earliest_of_all_strings() {
+        assert_eq!(StopCondition::first_match("one two three", &["three".into(), "two".into()]), Some(4));
+        assert_eq!(StopCondition::first_match("one", &["".into()]), None);
     }
 }

@@ -50,9 +50,9 @@ fn run(engine: &Engine, asks: &[Ask], eos: &[u32]) -> Vec<Completion> {
         rope_delta: 3,
         sampling: a.sampling,
         max_new_tokens: a.tokens,
-        eos,
+        eos_token_ids: eos,
         min_new_tokens: a.min,
-        stops: (0..a.n).map(|_| StopCondition::none()).collect(),
+        stop_conditions: (0..a.n).map(|_| StopCondition::none()).collect(),
     });
     engine.generate(requests.collect(), |_| {}).unwrap().0
 }
@@ -82,7 +82,7 @@ fn ways_of(model: &Qwen25Vl, device: &Device, dtype: DType, asks: &[Ask], ways: 
     let cx = Cx::inference(device, dtype);
     let engine = || Engine::new(model, &cx).unwrap();
     let eos = ends(&run(&engine(), asks, &[]));
-    let want = run(&engine().without_recordings().lookahead(0), asks, &eos);
+    let want = run(&engine().without_captured_graphs().lookahead(0), asks, &eos);
     assert!(want.iter().any(|c| c.finish_reason == FinishReason::Stop), "none ends early");
     assert!(want.iter().any(|c| c.finish_reason == FinishReason::Length), "none ends late");
     for c in &want {
@@ -90,15 +90,15 @@ fn ways_of(model: &Qwen25Vl, device: &Device, dtype: DType, asks: &[Ask], ways: 
         assert!(early.iter().all(|id| !eos.contains(id)), "{:?} has an end among its first {}", c.ids, early.len());
     }
     for &(rows, ahead) in ways {
-        let engine = engine().rows_at_most(rows).lookahead(ahead);
+        let engine = engine().max_slots(rows).lookahead(ahead);
         assert_eq!(run(&engine, asks, &eos), want, "{device:?} {dtype}: {rows} rows, {ahead} steps ahead");
-        assert!(engine.recordings_made() > 0);
+        assert!(engine.captures() > 0);
         // A number of rows that came once only is recorded when it comes again; then everything is there.
         assert_eq!(run(&engine, asks, &eos), want, "{device:?} {dtype}: the same again");
-        let made = engine.recordings_made();
+        let made = engine.captures();
         assert_eq!(run(&engine, asks, &eos), want, "{device:?} {dtype}: and again");
         if device.name() != "cpu" {
-            assert_eq!(engine.recordings_made(), made, "{rows} rows, {ahead} steps ahead");
+            assert_eq!(engine.captures(), made, "{rows} rows, {ahead} steps ahead");
         }
     }
     want

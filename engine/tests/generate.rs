@@ -48,9 +48,9 @@ impl Case {
             rope_delta: self.tokens.rope_delta,
             sampling,
             max_new_tokens,
-            eos: &self.eos,
+            eos_token_ids: &self.eos,
             min_new_tokens: 0,
-            stops: (0..n).map(|_| StopCondition::none()).collect(),
+            stop_conditions: (0..n).map(|_| StopCondition::none()).collect(),
         }
     }
 
@@ -180,9 +180,9 @@ fn limits_and_refusals() {
         SamplingParams { repetition_penalty: 0.0, ..SAMPLED },
     ] {
         let e = engine.generate(vec![case.request(bad, 3, 1)], |_| {});
-        assert!(matches!(e, Err(EngineError::Request { .. })), "{bad:?}");
+        assert!(matches!(e, Err(EngineError::Request(_))), "{bad:?}");
     }
     let flag = AtomicBool::new(true);
-    let engine = Engine::new(&model, &cx).unwrap().stop_when(&flag);
+    let engine = Engine::new(&model, &cx).unwrap().interrupt_flag(&flag);
     assert!(matches!(engine.generate(vec![case.request(SAMPLED, 3, 1)], |_| {}), Err(EngineError::Interrupted)));
 }

@@ -55,7 +55,7 @@ impl Ceilings {
         const COPY: usize = 1 << 30;
         const ROUNDS: usize = 10;
         let best = |launch: &Launch| -> Result<f64> {
-            let times = (0..ROUNDS).map(|_| Ok(device.time(launch)?)).collect::<Result<Vec<f64>>>()?;
+            let times = (0..ROUNDS).map(|_| Ok(device.time_launch(launch)?)).collect::<Result<Vec<f64>>>()?;
             Ok(times.into_iter().fold(f64::INFINITY, f64::min))
         };
         let bytes = {

@@ -109,7 +109,7 @@ pub fn time(
         let cx = Cx::training(device, dtype);
         let mut log_probs = None;
         overwrite(run as f32)?;
-        let forward_seconds = device.time_all(|| {
+        let forward_seconds = device.time_launches(|| {
             log_probs = Some(ops::linear_log_prob_by(&cx, &hidden, &weight, &targets, 1.0, [backend, backend])?);
             Ok::<(), MeasureError>(())
         })?;
@@ -120,7 +120,7 @@ pub fn time(
         }
         grads.clear();
         overwrite(run as f32)?;
-        let backward_seconds = device.time_all(|| cx.backward(&sum, 1.0, &mut grads))?;
+        let backward_seconds = device.time_launches(|| cx.backward(&sum, 1.0, &mut grads))?;
         if run >= 2 {
             forward.push(forward_seconds);
             backward.push(backward_seconds);

@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::time::Instant;
 
 use reel_kernels::{Cost, DType};
-use reel_runtime::device::Event;
+use reel_runtime::device::LaunchEvent;
 use serde_json::{Value, json};
 
 use crate::ceilings::Ceilings;
@@ -28,9 +28,9 @@ pub struct PartTime {
 }
 
 /// The parts of launches that are sorted by start time; empty if no launch belongs to a named part.
-pub fn part_times(events: &[Event], ceilings: &Ceilings, dtype: DType) -> Vec<PartTime> {
+pub fn part_times(events: &[LaunchEvent], ceilings: &Ceilings, dtype: DType) -> Vec<PartTime> {
     let mut parts: Vec<PartTime> = Vec::new();
-    let stretches: Vec<&[Event]> = events.chunk_by(|a, b| a.part == b.part).collect();
+    let stretches: Vec<&[LaunchEvent]> = events.chunk_by(|a, b| a.part == b.part).collect();
     for (i, stretch) in stretches.iter().enumerate() {
         let Some((first, last)) = stretch.first().zip(stretch.last()) else { continue };
         let span = |until: Instant| until.saturating_duration_since(first.start).as_secs_f64();
@@ -110,7 +110,7 @@ mod tests {
     #[test]
     fn stretches_of_a_part_are_summed() {
         let begun = Instant::now();
-        let event = |part, ms, seconds| Event {
+        let event = |part, ms, seconds| LaunchEvent {
             name: "matmul_fwd",
             part,
             cost: Cost { flops: 1e6, bytes: 1.0 },

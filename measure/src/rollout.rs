@@ -38,8 +38,8 @@ pub fn time_rollout(model: &Qwen25Vl, cx: &Cx, shape: RolloutShape) -> Result<f6
         max_new_tokens: shape.tokens,
         min_new_tokens: 0,
         // No end token: all rounds do the same work.
-        eos: &[],
-        stops: (0..shape.completions).map(|_| StopCondition::none()).collect(),
+        eos_token_ids: &[],
+        stop_conditions: (0..shape.completions).map(|_| StopCondition::none()).collect(),
     };
     let profile = cx.device().profiler();
     profile.part("prefill");

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use reel_kernels::DType;
 use reel_runtime::Device;
-use reel_runtime::device::{Event, MemorySample};
+use reel_runtime::device::{LaunchEvent, MemorySample};
 use serde_json::{Map, Value, json};
 
 use crate::ceilings::{Ceilings, WorkFloor};
@@ -75,7 +75,7 @@ pub fn time_rounds(
     profile.record(false);
     let (totals, events) = (profile.totals()?, profile.events()?);
     let begun = events.first().map_or_else(Instant::now, |e| e.start);
-    let end = |e: &Event| Some(e.start + Duration::try_from_secs_f64(e.seconds).ok()?);
+    let end = |e: &LaunchEvent| Some(e.start + Duration::try_from_secs_f64(e.seconds).ok()?);
     let ended = events.last().and_then(end).unwrap_or(begun);
     Ok(MeasuredRounds {
         samples,
@@ -202,7 +202,9 @@ pub fn summary(measured: &MeasuredRounds, result: &Value) -> String {
 
 /// The library that computes matrix products, with a hash of its algorithms; null if reel's own kernels compute them.
 pub fn product_library(device: &Device) -> Value {
-    device.products().map_or(Value::Null, |p| json!({"library": p.name, "algorithms": p.algorithms, "hash": p.hash}))
+    device
+        .matmul_library()
+        .map_or(Value::Null, |p| json!({"library": p.name, "algorithms": p.algorithms, "hash": p.hash}))
 }
 
 /// Name and driver of the device.

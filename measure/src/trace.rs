@@ -12,7 +12,7 @@ use reel_diagnostic::Diagnostic;
 use reel_kernels::DType;
 use reel_model::save::AtomicFile;
 use reel_runtime::Device;
-use reel_runtime::device::{CATEGORIES, Event, MemorySample, range};
+use reel_runtime::device::{CATEGORIES, LaunchEvent, MemorySample, nvtx_range};
 use serde_json::{Map, Value, json};
 
 use crate::ceilings::Ceilings;
@@ -45,7 +45,7 @@ pub fn start_trace(to: &Path) {
 
 /// Runs `work` as a named span of the trace.
 pub fn span<T>(name: &str, work: impl FnOnce() -> T) -> T {
-    let _range = range(name);
+    let _range = nvtx_range(name);
     let begun = Instant::now();
     let result = work();
     record_span(name, begun, begun.elapsed().as_secs_f64(), Value::Null);
@@ -119,7 +119,7 @@ impl Log {
         Ok(json!({"traceEvents": events, "displayTimeUnit": "ms", "otherData": about}))
     }
 
-    fn launch(&self, e: &Event, ceilings: Option<&Ceilings>, dtype: DType) -> Value {
+    fn launch(&self, e: &LaunchEvent, ceilings: Option<&Ceilings>, dtype: DType) -> Value {
         let share = ceilings.map(|c| c.floor_seconds(e.name, e.cost, dtype) / e.seconds).filter(|s| s.is_finite());
         let mut args = json!({"flops": e.cost.flops, "bytes": e.cost.bytes, "share_of_ceiling": share});
         if !e.part.is_empty() {

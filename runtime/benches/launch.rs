@@ -1,7 +1,8 @@
-//! What the host does for a launch: `cargo bench -p reel-runtime --bench launch`.
+//! Measures the host's time for one launch: `cargo bench -p reel-runtime --bench launch`.
 //!
-//! `dry` is the way down to a device that does nothing. `cuda` goes on: the plan, the checks against the GPU's limits, and a driver that
-//! only takes note (the fake one, which then runs the launches untimed). What NVIDIA's driver does for a launch comes on top on a GPU.
+//! On `dry`, that is the time from the op to the device, which does nothing. On `cuda` with the fake driver, it also includes the launch
+//! plan and the checks against the GPU's limits; the fake driver runs the launches later, outside the measured time. On a real GPU, the
+//! time of NVIDIA's driver is added.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,8 +13,8 @@ use reel_kernels::cuda::fake::Fake;
 use reel_kernels::{Arch, compile};
 use reel_runtime::{Category, Cx, DType, Device, Kernels, Tensor, ops};
 
-/// Launches between two waits.
-const LAUNCHES: u64 = 64;
+/// Launches between two calls of `synchronize`.
+const LAUNCHES_PER_SYNC: u64 = 64;
 
 fn main() {
     let mut criterion = Criterion::default().configure_from_args();
@@ -22,7 +23,7 @@ fn main() {
         let gpu = Gpu::with(Arc::new(Fake::new(Arch::H100, 256 << 20))).expect("a fake GPU");
         devices.push(("cuda, fake driver", Device::on_gpu(gpu).expect("a device")));
     }
-    // As in work that nobody watches.
+    // The profiler is off, as in normal runs.
     devices.iter().for_each(|(_, device)| device.profiler().count(false));
     let mut group = criterion.benchmark_group("host time of a launch");
     for (name, device) in &devices {
@@ -32,24 +33,24 @@ fn main() {
         };
         let (x, w) = (one(&[1.0, 2.0, 3.0, 4.0]), one(&[1.0; 4]).reshape(&[4]).expect("a row"));
         group.bench_function(BenchmarkId::new("add: memory, parameters, launch", name), |b| {
-            b.iter_custom(|n| each(device, n, || drop(ops::add(&cx, &x, &x).expect("a sum"))));
+            b.iter_custom(|n| host_time(device, n, || drop(ops::add(&cx, &x, &x).expect("a sum"))));
         });
         group.bench_function(BenchmarkId::new("rms_norm", name), |b| {
-            b.iter_custom(|n| each(device, n, || drop(ops::rms_norm(&cx, &x, &w, 1e-6).expect("a norm"))));
+            b.iter_custom(|n| host_time(device, n, || drop(ops::rms_norm(&cx, &x, &w, 1e-6).expect("a norm"))));
         });
     }
     group.finish();
     criterion.final_summary();
 }
 
-/// The time of `n` calls, without that of waiting for them now and then.
-fn each(device: &Device, n: u64, mut call: impl FnMut()) -> Duration {
-    let mut spent = Duration::ZERO;
-    for first in (0..n).step_by(LAUNCHES as usize) {
-        let begun = Instant::now();
-        (first..n.min(first + LAUNCHES)).for_each(|_| call());
-        spent += begun.elapsed();
+/// The host time of `n` calls, without the time of waiting for the device.
+fn host_time(device: &Device, n: u64, mut call: impl FnMut()) -> Duration {
+    let mut total = Duration::ZERO;
+    for first in (0..n).step_by(LAUNCHES_PER_SYNC as usize) {
+        let start = Instant::now();
+        (first..n.min(first + LAUNCHES_PER_SYNC)).for_each(|_| call());
+        total += start.elapsed();
         device.synchronize().expect("a device that works");
     }
-    spent
+    total
 }

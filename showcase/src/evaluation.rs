@@ -148,9 +148,9 @@ impl Evaluation {
                     rope_delta: q.rope_delta,
                     sampling: SamplingParams::default(),
                     max_new_tokens: MAX_ANSWER_TOKENS,
-                    eos: self.bundle.stop_ids(),
+                    eos_token_ids: self.bundle.stop_ids(),
                     min_new_tokens: 0,
-                    stops: vec![StopCondition::none()],
+                    stop_conditions: vec![StopCondition::none()],
                 });
                 let (completions, _) = engine.generate(requests.collect(), |_| {})?;
                 answers.extend(completions.iter().map(|c| self.bundle.tokenizer.decode(&c.ids, true)));

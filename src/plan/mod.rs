@@ -145,7 +145,7 @@ impl Sizes {
         let cpu = self.gpu.is_none() && common.device()? == common::DeviceName::Cpu;
         Ok(match cpu {
             true => Device::dry(Kernels::Cpu),
-            false => Device::dry_of(Kernels::Cuda, self.machine(common)?.compute_capability),
+            false => Device::dry_with_capability(Kernels::Cuda, self.machine(common)?.compute_capability),
         })
     }
 
@@ -353,9 +353,9 @@ fn generate_on(
         rope_delta: 0,
         sampling: SamplingParams::default(),
         max_new_tokens: new,
-        eos: &[],
+        eos_token_ids: &[],
         min_new_tokens: 0,
-        stops: (0..n).map(|_| StopCondition::none()).collect(),
+        stop_conditions: (0..n).map(|_| StopCondition::none()).collect(),
     };
     Engine::new(weights, &Cx::inference(device, dtype))?.generate(vec![request], |_| {})?;
     Ok(())

@@ -1,21 +1,21 @@
-//! A piece of device memory that is given back when the last user drops it.
+//! An owned piece of device memory, which is freed when it is dropped.
 
 use std::sync::Arc;
 
-use super::captured_graph::Private;
+use super::captured_graph::GraphMemory;
 use super::{Category, Device, Download, MappedFile};
 use crate::error::Result;
 
-/// Device memory, or a part of a mapped file.
+/// An owned piece of device memory, or a part of a mapped file.
 pub struct Buffer {
     device: Device,
     addr: u64,
     bytes: usize,
     category: Category,
-    /// Keeps a mapped file open; its memory is not ours to free.
+    /// Keeps the mapped file open, if the buffer is a part of one. Its memory must not be freed.
     file: Option<Arc<MappedFile>>,
-    /// The recording whose memory this is.
-    home: Option<Arc<Private>>,
+    /// The memory of a captured graph, if the buffer was allocated during its capture.
+    graph: Option<Arc<GraphMemory>>,
 }
 
 impl std::fmt::Debug for Buffer {
@@ -26,44 +26,50 @@ impl std::fmt::Debug for Buffer {
 
 impl Buffer {
     pub(super) fn owned(device: Device, addr: u64, bytes: usize, category: Category) -> Buffer {
-        Buffer { device, addr, bytes, category, file: None, home: None }
+        Buffer { device, addr, bytes, category, file: None, graph: None }
     }
 
     pub(super) fn mapped(device: Device, addr: u64, bytes: usize, file: Arc<MappedFile>) -> Buffer {
-        Buffer { device, addr, bytes, category: Category::Weights, file: Some(file), home: None }
+        Buffer { device, addr, bytes, category: Category::Weights, file: Some(file), graph: None }
     }
 
-    pub(super) fn recorded(device: Device, addr: u64, bytes: usize, category: Category, home: Arc<Private>) -> Buffer {
-        Buffer { device, addr, bytes, category, file: None, home: Some(home) }
+    pub(super) fn in_graph(
+        device: Device,
+        addr: u64,
+        bytes: usize,
+        category: Category,
+        graph: Arc<GraphMemory>,
+    ) -> Buffer {
+        Buffer { device, addr, bytes, category, file: None, graph: Some(graph) }
     }
 
-    /// The device that it belongs to.
+    /// The device of the memory.
     pub fn device(&self) -> &Device {
         &self.device
     }
 
-    /// Its first address on the device.
+    /// The device address of the first byte.
     pub fn addr(&self) -> u64 {
         self.addr
     }
 
-    /// Its size.
+    /// The size in bytes.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Whether it may be written: not when it is a mapped file.
+    /// Whether the buffer may be written. A mapped file may not.
     pub fn is_writable(&self) -> bool {
         self.file.is_none()
     }
 
-    /// Copies from the host to `offset`.
+    /// Copies bytes of the host to `offset`.
     ///
     /// # Errors
-    /// What the device reports.
+    /// The device is capturing a graph, or an earlier launch failed.
     ///
     /// # Panics
-    /// Beyond the buffer, or into a mapped file.
+    /// The range is beyond the buffer's end, or the buffer is a mapped file.
     pub fn upload(&self, offset: usize, from: &[u8]) -> Result<()> {
         assert!(
             self.is_writable() && offset + from.len() <= self.bytes,
@@ -73,33 +79,33 @@ impl Buffer {
         if from.is_empty() {
             return Ok(());
         }
-        self.device.not_recording("copying from the host")?;
+        self.device.refuse_during_capture("copying from the host")?;
         self.device.0.backend.upload(self.addr + offset as u64, from)
     }
 
-    /// Copies to the host from `offset`.
+    /// Copies bytes from `offset` to the host.
     ///
     /// # Errors
-    /// What the device reports: bytes that nobody wrote, where it can tell.
+    /// The device is capturing a graph, or an earlier launch failed. Device `sim` also refuses bytes that were never written.
     ///
     /// # Panics
-    /// Beyond the buffer.
+    /// The range is beyond the buffer's end.
     pub fn download(&self, offset: usize, to: &mut [u8]) -> Result<()> {
         assert!(offset + to.len() <= self.bytes, "download of {} bytes at {offset} from {self:?}", to.len());
         if to.is_empty() {
             return Ok(());
         }
-        self.device.not_recording("copying to the host")?;
+        self.device.refuse_during_capture("copying to the host")?;
         self.device.0.backend.download(self.addr + offset as u64, to)
     }
 
-    /// Asks for a copy to the host of `bytes` from `offset`, as they are when what was launched so far is done.
+    /// Enqueues a copy of `bytes` bytes from `offset` to the host, behind the launches so far.
     ///
     /// # Errors
-    /// What the device reports.
+    /// The device is capturing a graph, or an earlier launch failed.
     ///
     /// # Panics
-    /// Beyond the buffer.
+    /// The range is beyond the buffer's end.
     pub fn download_async(&self, offset: usize, bytes: usize) -> Result<Download> {
         assert!(offset + bytes <= self.bytes, "download of {bytes} bytes at {offset} from {self:?}");
         Download::new(&self.device, self.addr + offset as u64, bytes)
@@ -108,8 +114,8 @@ impl Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        if let Some(home) = &self.home {
-            return home.give(self.addr, self.bytes);
+        if let Some(graph) = &self.graph {
+            return graph.give(self.addr, self.bytes);
         }
         self.device.0.memory.sub(self.category, self.bytes);
         let backend = &self.device.0.backend;

@@ -1,4 +1,4 @@
-//! The host's processor: launches run each kernel's cpu code on a team of threads.
+//! Device `cpu`: launches run the Rust kernels on a thread team (`reel_kernels::Team`).
 #![allow(unsafe_code)]
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
@@ -13,14 +13,15 @@ use crate::error::Result;
 
 const ALIGN: usize = 64;
 
-/// Blocks from this size on are mapped by themselves, on large pages.
+/// Blocks of at least this many bytes get a mapping of their own on huge pages.
 const HUGE_PAGE: usize = 2 << 20;
 
-/// Small pages; a multiple of every page size that Linux has on processors of ours.
+/// A multiple of every base page size that Linux uses on x86-64 and arm64.
 #[cfg(target_os = "linux")]
 const PAGE: usize = 64 << 10;
 
-/// Freed blocks that are kept for the next allocation of about their size: fresh pages cost more than small kernels do.
+/// Freed blocks are kept for later allocations of about the same size up to this many bytes. Page faults of fresh memory would cost more
+/// than small kernels.
 const KEEP_BYTES: usize = 1 << 30;
 
 pub(super) struct Cpu {
@@ -31,7 +32,7 @@ pub(super) struct Cpu {
 #[derive(Default)]
 struct FreeBlocks {
     by_size: BTreeMap<usize, Vec<u64>>,
-    /// True sizes of live blocks that are larger than what was asked.
+    /// Real sizes of live blocks that are larger than the allocation that they serve.
     sizes: std::collections::HashMap<u64, usize>,
     bytes: usize,
 }
@@ -103,7 +104,7 @@ impl Backend for Cpu {
             blocks.bytes += size;
             blocks.by_size.entry(size).or_default().push(addr);
         } else {
-            release(addr, size);
+            free_to_system(addr, size);
         }
     }
 
@@ -114,18 +115,18 @@ impl Backend for Cpu {
         Ok(())
     }
 
-    /// A thread takes a whole list: launches inside of a task of the team do not leave its thread.
-    fn launch_lists(&self, lists: &[&[Launch]]) -> Result<()> {
+    /// Each thread runs whole lists. A launch inside a task of the team runs on that task's thread only.
+    fn launch_parallel(&self, lists: &[&[Launch]]) -> Result<()> {
         self.team.run(lists.len(), |i| {
             for launch in lists[i] {
-                // SAFETY: as for `launch`; lists do not use what another writes.
+                // SAFETY: addresses come from live tensors, as in `launch`; no list uses memory that another list writes.
                 unsafe { run_on_cpu(launch, &self.team) };
             }
         });
         Ok(())
     }
 
-    /// The processor's name as Linux has it.
+    /// The processor's name from /proc/cpuinfo.
     fn hardware(&self) -> Hardware {
         let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let line = info.lines().find(|l| l.starts_with("model name"));
@@ -146,8 +147,8 @@ impl Backend for Cpu {
     }
 }
 
-/// Fresh zero pages, large ones where the system has them: small pages cost a fault each at their first touch, which is
-/// more than many kernels take to fill them.
+/// Maps zeroed memory, on huge pages if the system has them. With small pages, each first access is a page fault, which takes longer than
+/// many kernels take to fill the page.
 #[cfg(target_os = "linux")]
 fn map_zeros(size: usize) -> Option<u64> {
     let (read_write, anonymous) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
@@ -157,7 +158,7 @@ fn map_zeros(size: usize) -> Option<u64> {
     if base == libc::MAP_FAILED {
         return None;
     }
-    // What lies before the first large page, and behind the block, goes back.
+    // Unmaps the part before the first huge page and the part behind the block.
     let start = (base as usize).next_multiple_of(HUGE_PAGE);
     let (before, end) = (start - base as usize, start + size.next_multiple_of(PAGE));
     // SAFETY: both ranges are whole pages of the mapping above, outside of the block; advice changes no contents.
@@ -178,7 +179,7 @@ fn map_zeros(size: usize) -> Option<u64> {
     (!p.is_null()).then_some(p as u64)
 }
 
-fn release(addr: u64, size: usize) {
+fn free_to_system(addr: u64, size: usize) {
     #[cfg(target_os = "linux")]
     if size >= HUGE_PAGE {
         // SAFETY: mapped in `map_zeros` with this size.
@@ -194,7 +195,7 @@ fn release(addr: u64, size: usize) {
 impl Drop for Cpu {
     fn drop(&mut self) {
         for (size, list) in std::mem::take(&mut self.blocks().by_size) {
-            list.into_iter().for_each(|addr| release(addr, size));
+            list.into_iter().for_each(|addr| free_to_system(addr, size));
         }
     }
 }
@@ -204,7 +205,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn blocks_are_zero_at_first_aligned_and_used_again() {
+    fn blocks_are_aligned_zeroed_and_reused() {
         for bytes in [1, 64, 1000, HUGE_PAGE - 64, HUGE_PAGE, HUGE_PAGE + 1, 5 * HUGE_PAGE + 777] {
             let cpu = Cpu::new(1);
             let addr = cpu.alloc(bytes).unwrap();
@@ -214,13 +215,13 @@ mod tests {
             assert!(out.iter().all(|b| *b == 0), "{bytes}");
             cpu.upload(addr, &vec![7u8; bytes]).unwrap();
             cpu.free(addr, bytes);
-            assert_eq!(cpu.alloc(bytes), Some(addr), "{bytes}: a freed block is taken again");
+            assert_eq!(cpu.alloc(bytes), Some(addr), "{bytes}: a freed block is used again");
             cpu.free(addr, bytes);
         }
     }
 
     #[test]
-    fn impossible_sizes_are_refused() {
+    fn refuses_impossible_sizes() {
         let cpu = Cpu::new(1);
         assert_eq!(cpu.alloc(usize::MAX), None);
         assert_eq!(cpu.alloc(1 << 55), None);

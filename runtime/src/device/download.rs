@@ -1,21 +1,27 @@
-//! Copies to the host that are asked for now and waited for later.
+//! Asynchronous downloads: copies to the host that are enqueued now and waited for later.
+//!
+//! ```text
+//! let a = tensor.download_async()   enqueued behind the launches so far; later launches may overwrite the tensor
+//! launch(...)                       the device works on while the copy is in flight
+//! a.wait()                          the values as they were when the download was enqueued
+//! ```
 
 use super::Device;
 use crate::error::Result;
 
-/// Where the bytes of a copy are.
+/// The state of an enqueued copy.
 pub(super) enum PendingCopy {
-    /// With the host.
-    Here(Vec<u8>),
-    /// On their way, under the backend's handle.
-    Coming(u64),
+    /// The copy is done: a synchronous device copies at once.
+    Ready(Vec<u8>),
+    /// The copy is in flight under a handle of the backend.
+    InFlight(u64),
 }
 
-/// Bytes that the host will have when what was launched so far is done.
+/// An enqueued copy of device memory to the host.
 pub struct Download {
     device: Device,
     bytes: usize,
-    pending: Option<PendingCopy>,
+    copy: Option<PendingCopy>,
 }
 
 impl std::fmt::Debug for Download {
@@ -26,28 +32,28 @@ impl std::fmt::Debug for Download {
 
 impl Download {
     pub(super) fn new(device: &Device, from: u64, bytes: usize) -> Result<Download> {
-        device.not_recording("copying to the host")?;
-        let pending = match bytes {
-            0 => PendingCopy::Here(Vec::new()),
+        device.refuse_during_capture("copying to the host")?;
+        let copy = match bytes {
+            0 => PendingCopy::Ready(Vec::new()),
             _ => device.0.backend.download_async(from, bytes)?,
         };
-        Ok(Download { device: device.clone(), bytes, pending: Some(pending) })
+        Ok(Download { device: device.clone(), bytes, copy: Some(copy) })
     }
 
-    /// Waits for the bytes, as elements of `T`.
+    /// Waits for the copy and returns it as elements of `T`.
     ///
     /// # Errors
-    /// What the device reports.
+    /// A launch before the copy failed.
     ///
     /// # Panics
-    /// When the bytes are not whole elements.
+    /// The number of bytes is not a multiple of the size of `T`.
     pub fn wait<T: bytemuck::Pod>(mut self) -> Result<Vec<T>> {
         let mut out = vec![T::zeroed(); self.bytes / size_of::<T>()];
         let to: &mut [u8] = bytemuck::cast_slice_mut(&mut out);
         assert_eq!(to.len(), self.bytes, "whole elements");
-        match self.pending.take() {
-            Some(PendingCopy::Here(bytes)) => to.copy_from_slice(&bytes),
-            Some(PendingCopy::Coming(handle)) => self.device.0.backend.land(handle, to)?,
+        match self.copy.take() {
+            Some(PendingCopy::Ready(bytes)) => to.copy_from_slice(&bytes),
+            Some(PendingCopy::InFlight(handle)) => self.device.0.backend.finish_copy(handle, to)?,
             None => {}
         }
         Ok(out)
@@ -56,8 +62,8 @@ impl Download {
 
 impl Drop for Download {
     fn drop(&mut self) {
-        if let Some(PendingCopy::Coming(handle)) = self.pending.take() {
-            self.device.0.backend.forget(handle);
+        if let Some(PendingCopy::InFlight(handle)) = self.copy.take() {
+            self.device.0.backend.discard_copy(handle);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The device that computes nothing: addresses are numbers, launches are counted by the device's profile.
+//! Device `dry`, which computes nothing: an allocation gives the next unused address, and the profiler counts launches.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

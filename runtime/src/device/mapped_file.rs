@@ -1,8 +1,7 @@
-//! A file as memory: weights are read in place, paged in by the system as they are touched, and shared between processes.
+//! Memory-mapped files: weights are read in place. The system loads pages when they are first read and shares them between processes.
 //!
-//! Caution: the kernel answers a touch of a page beyond the file's end with SIGBUS, which ends the process. So a file that is
-//! mapped must not be cut short or rewritten in place while a program runs on it; writers of this project never do (they
-//! write aside and rename, which leaves the old content in place for those who have it mapped).
+//! Caution: reading a page beyond the end of the file raises SIGBUS, which ends the process. So a mapped file must not be truncated or
+//! rewritten in place. This project writes a file under another name and renames it, which keeps the old content for existing mappings.
 #![allow(unsafe_code)]
 
 use std::fs::File;
@@ -12,21 +11,21 @@ use std::sync::Arc;
 
 use memmap2::{Advice, Mmap};
 
-/// A whole file, mapped for reading. Cheap to share; unmapped when the last holder drops it.
+/// A whole file, mapped for reading. It is unmapped when the last `Arc` is dropped.
 #[derive(Debug)]
 pub struct MappedFile {
     map: Mmap,
     path: PathBuf,
 }
 
-/// How a file's pages are going to be used.
+/// How a mapped file will be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
-    /// From front to back: read far ahead.
+    /// From start to end: the system reads far ahead.
     Sequential,
-    /// Here and there: read only what is touched.
+    /// At random offsets: the system reads single pages.
     Random,
-    /// All of it, soon: start reading now.
+    /// Completely and soon: the system starts reading now.
     WillNeed,
 }
 
@@ -34,18 +33,18 @@ impl MappedFile {
     /// Maps the whole of `path`, which must be a regular file.
     pub fn open(path: impl AsRef<Path>) -> io::Result<Arc<Self>> {
         let path = path.as_ref().to_path_buf();
-        // Before it is opened: opening a pipe that nobody writes to would wait for ever.
+        // Checked before opening, because opening a pipe without a writer would block forever.
         if !std::fs::metadata(&path)?.is_file() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
         }
         let file = File::open(&path)?;
-        // SAFETY: the mapping is private to this value and only read. The one thing that Rust cannot rule out is that another
-        // process changes the file while it is mapped; see the caution at the top of this file.
+        // SAFETY: the mapping is private to this value and only read. Another process could still change the file while it is
+        // mapped; see the caution at the top of this file.
         let map = unsafe { Mmap::map(&file)? };
         Ok(Arc::new(Self { map, path }))
     }
 
-    /// The file's bytes. Page-aligned at the start (where the file is not empty).
+    /// The file's bytes. The first byte is page-aligned, unless the file is empty.
     pub fn as_bytes(&self) -> &[u8] {
         &self.map
     }
@@ -60,12 +59,12 @@ impl MappedFile {
         self.map.is_empty()
     }
 
-    /// Where the file is, as it was opened.
+    /// The path as it was given to [`Self::open`].
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Tells the system how the pages will be used. A hint: it never fails a program.
+    /// Tells the system how the file will be read. It is a hint, so errors are ignored.
     pub fn advise(&self, access: Access) {
         let advice = match access {
             Access::Sequential => Advice::Sequential,
@@ -81,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn gives_the_bytes_and_outlives_a_rename_over_it() {
+    fn mapping_keeps_old_content_after_file_is_replaced() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a");
         std::fs::write(&path, [7u8; 10_000]).unwrap();
@@ -94,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_file_is_empty_and_folders_and_pipes_are_refused() {
+    fn accepts_empty_file_and_refuses_folders_and_pipes() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("none"), []).unwrap();
         assert!(MappedFile::open(folder.path().join("none")).unwrap().is_empty());

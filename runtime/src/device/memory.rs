@@ -1,28 +1,28 @@
-//! Counts the bytes of live buffers by what they are for. The count is the same on every device.
+//! Counts the bytes of live buffers by category. The counts are the same on every device.
 
 use std::sync::Mutex;
 use std::time::Instant;
 
-/// What a buffer is for.
+/// What a buffer is used for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Category {
     /// Parameters.
     Weights,
     /// Gradients of parameters.
     Gradients,
-    /// Moments and low halves of master copies.
+    /// Moments of the optimizer, and the low 16 bits of the f32 master weights.
     Optimizer,
-    /// Results of ops, and gradients of them.
+    /// Outputs of ops, and their gradients.
     Activations,
-    /// Keys and values of sequences being generated.
+    /// The KV cache: keys and values of sequences that are being generated.
     KvCache,
-    /// Ids, positions, pixels, offsets.
+    /// Inputs of the model: ids, positions, pixels, offsets.
     Inputs,
-    /// Scratch of a single op.
+    /// Temporary memory of a single op.
     Workspace,
 }
 
-/// Every category, in the order of reports.
+/// All memory categories, in the order of reports.
 pub const CATEGORIES: [Category; 7] = [
     Category::Weights,
     Category::Gradients,
@@ -34,7 +34,7 @@ pub const CATEGORIES: [Category; 7] = [
 ];
 
 impl Category {
-    /// The name in reports.
+    /// The category's name in reports.
     pub const fn name(self) -> &'static str {
         match self {
             Category::Weights => "weights",
@@ -47,11 +47,11 @@ impl Category {
         }
     }
 
-    /// What makes it smaller, by the options' names.
+    /// Command-line options that reduce this memory.
     pub const fn advice(self) -> &'static str {
         match self {
-            Category::Weights | Category::Gradients => "take --dtype bf16, or a smaller model",
-            Category::Optimizer => "take --optim adamw-bf16 or adamw-8bit",
+            Category::Weights | Category::Gradients => "use --dtype bf16, or a smaller model",
+            Category::Optimizer => "use --optim adamw-bf16 or adamw-8bit",
             Category::KvCache => "generate fewer completions at a time, or shorter ones",
             Category::Activations | Category::Inputs | Category::Workspace => {
                 "lower --max-length, the batch or --max-pixels"
@@ -60,23 +60,23 @@ impl Category {
     }
 }
 
-/// Bytes in use.
+/// Bytes of device memory in use.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MemoryUse {
-    /// Now.
+    /// Bytes in use now.
     pub current: usize,
-    /// At the highest since the last reset.
+    /// The highest number of bytes in use since the last reset.
     pub peak: usize,
-    /// By category now, in the order of reports.
+    /// Bytes in use now by category, in the order of reports.
     pub now: Vec<(&'static str, usize)>,
-    /// By category at that highest moment, in the order of reports.
+    /// Bytes by category at the moment of the peak, in the order of reports.
     pub at_peak: Vec<(&'static str, usize)>,
 }
 
-/// Bytes in use at a moment.
+/// Bytes of device memory in use at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemorySample {
-    /// The moment.
+    /// The time of the sample.
     pub at: Instant,
     /// Bytes by category, in the order of [`CATEGORIES`].
     pub bytes: [usize; CATEGORIES.len()],
@@ -120,7 +120,7 @@ impl Memory {
         c.sample();
     }
 
-    /// Whether every change is kept with its time; what is in use when that begins is the first sample.
+    /// Turns the timeline of memory on or off. The first sample is what is in use when it is turned on.
     pub(super) fn record(&self, on: bool) {
         let mut c = self.lock();
         let begins = on && !c.recording;
@@ -134,7 +134,7 @@ impl Memory {
         self.lock().samples.clone()
     }
 
-    pub(super) fn forget_samples(&self) {
+    pub(super) fn clear_samples(&self) {
         self.lock().samples.clear();
     }
 

@@ -1,4 +1,6 @@
-//! Where tensors live and launches run: `cpu` executes, `cuda` on a GPU, `sim` simulates the CUDA kernels, `dry` only counts. All of the crate's `unsafe` is below here.
+//! Devices: they allocate memory and run launches. `cpu` runs the Rust kernels, `cuda` runs the CUDA kernels on a GPU, `sim` runs the CUDA
+//! kernels on the simulator, and `dry` only counts bytes and operations. [`Device`] is the public handle; each device implements
+//! [`Backend`]. All `unsafe` code of this crate is in this folder.
 
 pub mod buffer;
 mod captured_graph;
@@ -6,6 +8,7 @@ mod cpu;
 mod cuda;
 mod download;
 mod dry;
+mod graph_cache;
 pub mod mapped_file;
 mod memory;
 mod nvtx;
@@ -21,157 +24,159 @@ use reel_kernels::cuda::Gpu;
 pub use buffer::Buffer;
 pub use captured_graph::CapturedGraph;
 pub use download::Download;
+pub use graph_cache::GraphCache;
 pub use mapped_file::MappedFile;
 pub use memory::{CATEGORIES, Category, MemorySample, MemoryUse};
-pub use nvtx::{Range, range};
-pub use profiler::{Event, OpTotals, Profiler};
+pub use nvtx::{NvtxRange, nvtx_range};
+pub use profiler::{LaunchEvent, OpTotals, Profiler};
 pub use sim::SimOptions;
 
 use crate::error::{Result, RuntimeError};
-use captured_graph::Recorder;
+use captured_graph::Capture;
 use download::PendingCopy;
 use memory::Memory;
-use profiler::{Collected, Timed, Wanted};
+use profiler::{ProfileData, ProfileMode, TimedLaunch};
 
-/// The two ways in which a launch is carried out. They need different workspaces.
+/// Which implementation of the kernels a device runs. The two need different workspaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kernels {
-    /// The processor's code.
+    /// The Rust code for the CPU.
     Cpu,
-    /// The CUDA source, on a GPU or simulated.
+    /// The CUDA source, on a GPU or on the simulator.
     Cuda,
 }
 
-/// The machine behind a device, in its own words.
+/// The processor or GPU behind a device, as the system names it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Hardware {
-    /// What computes, as `NVIDIA H200`.
+    /// The model name, for example `NVIDIA H200`.
     pub name: String,
-    /// Where a GPU sits on the bus, as `0000:1B:00.0`, which other tools know it by.
+    /// The PCI bus id of a GPU, for example `0000:1B:00.0`. nvidia-smi shows the same id.
     pub bus_id: Option<String>,
-    /// The CUDA version of a GPU's driver, as `13.0`.
+    /// The CUDA version that a GPU's driver supports, for example `13.0`.
     pub driver: Option<String>,
 }
 
-/// The library that a device leaves plain matrix products to.
+/// The library that computes matrix products on a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ProductLibrary {
-    /// Its name and version, as `cuBLASLt 13.1.0`.
+pub struct MatmulLibrary {
+    /// Name and version, for example `cuBLASLt 13.1.0`.
     pub name: String,
-    /// Shapes of products that were asked for so far; each has an algorithm.
+    /// The number of product shapes so far. The library has chosen an algorithm for each.
     pub algorithms: usize,
-    /// A fingerprint of these shapes with their algorithms. Where it and the library agree, so do the products' bits on GPUs of one kind.
+    /// A hash of these shapes and their algorithms. If hash and library are equal on two GPUs of one model, products have equal bits.
     pub hash: String,
 }
 
-/// What a device must be able to do. Addresses are the device's own; a launch's addresses come from its `alloc`.
+/// The operations that a device implements. Addresses are device addresses; the addresses in a launch come from `alloc`.
 trait Backend: Send + Sync {
     fn name(&self) -> &'static str;
     fn threads(&self) -> usize;
     fn kernels(&self) -> Kernels;
-    /// Of the GPU, as 90; 0 where there is none.
+    /// The compute capability of the GPU, for example 90; 0 if the device has no GPU.
     fn compute_capability(&self) -> u32 {
         0
     }
-    /// Memory of at least `bytes` (> 0), 64-byte aligned, contents unspecified; `None` when there is no room.
+    /// Allocates at least `bytes` (> 0) bytes, 64-byte aligned, with unspecified contents. `None` if the device is out of memory.
     fn alloc(&self, bytes: usize) -> Option<u64>;
     fn free(&self, addr: u64, bytes: usize);
     fn launch(&self, launch: &Launch) -> Result<()>;
-    /// Lists of launches, none of which uses what another list writes.
-    fn launch_lists(&self, lists: &[&[Launch]]) -> Result<()> {
+    /// Runs lists of launches that may run in parallel: no list uses memory that another one writes.
+    fn launch_parallel(&self, lists: &[&[Launch]]) -> Result<()> {
         lists.iter().flat_map(|list| list.iter()).try_for_each(|launch| self.launch(launch))
     }
-    /// A launch, waited for, and the seconds that it took.
-    fn launch_waited(&self, launch: &Launch) -> Result<f64> {
+    /// Runs a launch and waits for it. Returns its duration in seconds.
+    fn launch_and_wait(&self, launch: &Launch) -> Result<f64> {
         let start = Instant::now();
         self.launch(launch)?;
         Ok(start.elapsed().as_secs_f64())
     }
-    /// Seconds between the begin and the end of what `f` asks for, which is waited for.
-    fn between(&self, f: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
+    /// Waits for everything that `f` enqueues. Returns the seconds from the begin of the first launch to the end of the last one.
+    fn measure_seconds(&self, f: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
         let start = Instant::now();
         f()?;
         self.synchronize()?;
         Ok(start.elapsed().as_secs_f64())
     }
-    /// A launch whose time is wanted, and the launches whose times are known by now: this one where a launch is over when it returns.
-    fn launch_timed(&self, launch: &Launch, wanted: Wanted) -> Result<Vec<Timed>> {
+    /// Runs a launch for the profiler. Returns the launches whose times are known by now: on a synchronous device this launch, on an
+    /// asynchronous one earlier launches.
+    fn launch_timed(&self, launch: &Launch, mode: ProfileMode) -> Result<Vec<TimedLaunch>> {
         let start = Instant::now();
-        let seconds = self.launch_waited(launch)?;
-        Ok(vec![wanted.timed(launch.name(), launch.cost(), start, seconds)])
+        let seconds = self.launch_and_wait(launch)?;
+        Ok(vec![mode.timed(launch.name(), launch.cost(), start, seconds)])
     }
-    /// Waits for the launches whose times were wanted and are not known yet.
-    fn timed(&self) -> Result<Vec<Timed>> {
+    /// Waits for the profiled launches whose times are not known yet, and returns them.
+    fn collect_timings(&self) -> Result<Vec<TimedLaunch>> {
         Ok(Vec::new())
     }
-    /// Waits until everything that was asked for is done.
+    /// Waits until all enqueued launches and copies are done.
     fn synchronize(&self) -> Result<()> {
         Ok(())
     }
-    /// What computes.
+    /// The processor or GPU behind the device.
     fn hardware(&self) -> Hardware {
         Hardware { name: self.name().into(), ..Hardware::default() }
     }
-    /// Whom products are left to, once one was asked for.
-    fn products(&self) -> Option<ProductLibrary> {
+    /// The library that computes matrix products; `None` before the first product, and if the kernels of this project compute them.
+    fn matmul_library(&self) -> Option<MatmulLibrary> {
         None
     }
     fn upload(&self, to: u64, from: &[u8]) -> Result<()>;
     fn download(&self, from: u64, to: &mut [u8]) -> Result<()>;
-    /// Memory with the contents of a mapped file's part (> 0 bytes), which lives longer: in place where the device can.
+    /// Gives the device access to a part (> 0 bytes) of a mapped file, in place if possible, else as a copy. The file outlives it.
     fn map(&self, part: &[u8]) -> Result<Option<u64>> {
         Ok(Some(part.as_ptr() as u64))
     }
-    /// The end of what `map` gave.
+    /// Ends the access that `map` gave.
     fn unmap(&self, _addr: u64, _bytes: usize) {}
-    /// Whether launches run behind the host, which may go on asking for more.
+    /// Whether launches return before the work is done.
     fn is_async(&self) -> bool {
         false
     }
-    /// A copy to the host of what the launches so far compute, to be waited for by `land` or given up by `forget`.
+    /// Enqueues a copy to the host behind the launches so far. `finish_copy` waits for it, `discard_copy` gives it up.
     fn download_async(&self, from: u64, bytes: usize) -> Result<PendingCopy> {
         let mut to = vec![0; bytes];
         self.download(from, &mut to)?;
-        Ok(PendingCopy::Here(to))
+        Ok(PendingCopy::Ready(to))
     }
-    /// Waits for a copy that is `PendingCopy::Coming`.
-    fn land(&self, _handle: u64, _to: &mut [u8]) -> Result<()> {
+    /// Waits for a copy that is `PendingCopy::InFlight` and writes its bytes to `to`.
+    fn finish_copy(&self, _handle: u64, _to: &mut [u8]) -> Result<()> {
         Ok(())
     }
-    /// Gives such a copy up.
-    fn forget(&self, _handle: u64) {}
-    /// Makes ready what a launch needs that will be recorded.
-    fn prepare(&self, _launch: &Launch) -> Result<()> {
+    /// Gives up a copy that is `PendingCopy::InFlight`.
+    fn discard_copy(&self, _handle: u64) {}
+    /// Prepares a launch that will be captured: compiles its kernel or chooses its matmul algorithm, and allocates its workspace.
+    fn prepare_capture(&self, _launch: &Launch) -> Result<()> {
         Ok(())
     }
-    /// From now on `take_recorded` is given launches; false: this device has no form of its own for recordings.
-    fn begin_recording(&self) -> Result<bool> {
+    /// Begins a native capture, as a CUDA graph. False if the device has no native graphs: then the list of launches is the graph.
+    fn begin_capture(&self) -> Result<bool> {
         Ok(false)
     }
-    /// Takes a launch into the device's own form of a recording.
-    fn take_recorded(&self, _launch: &Launch) -> Result<()> {
+    /// Adds a launch to the native capture.
+    fn capture_launch(&self, _launch: &Launch) -> Result<()> {
         Ok(())
     }
-    /// The recording, where `begin_recording` said true.
-    fn end_recording(&self) -> Result<u64> {
+    /// Ends the native capture and returns the handle of the graph. Called only if `begin_capture` returned true.
+    fn end_capture(&self) -> Result<u64> {
         Ok(0)
     }
-    /// Asks for all launches of a recording.
-    fn replay(&self, _handle: u64) -> Result<()> {
+    /// Enqueues all launches of a native graph.
+    fn replay_graph(&self, _handle: u64) -> Result<()> {
         Ok(())
     }
-    /// The end of a recording.
-    fn end_replays(&self, _handle: u64) {}
+    /// Destroys a native graph.
+    fn destroy_graph(&self, _handle: u64) {}
 }
 
 struct Inner {
     backend: Box<dyn Backend>,
     memory: Memory,
-    profile: Collected,
-    recorder: Mutex<Option<Recorder>>,
+    profile: ProfileData,
+    capture: Mutex<Option<Capture>>,
 }
 
-/// A handle to a device; clones share it.
+/// A handle to a device. Clones refer to the same device.
 #[derive(Clone)]
 pub struct Device(Arc<Inner>);
 
@@ -186,54 +191,54 @@ impl Device {
         Device(Arc::new(Inner {
             backend: Box::new(backend),
             memory: Memory::default(),
-            profile: Collected::default(),
-            recorder: Mutex::default(),
+            profile: ProfileData::default(),
+            capture: Mutex::default(),
         }))
     }
 
-    /// The host's processor with `threads` threads; 0 takes all that there are. Results do not depend on the number.
+    /// The CPU of the host with `threads` threads; 0 uses all hardware threads. Results do not depend on the number of threads.
     pub fn cpu(threads: usize) -> Device {
         Device::new(cpu::Cpu::new(threads))
     }
 
-    /// A device without memory that counts allocations, operations and bytes of a device with these kernels, and computes nothing:
-    /// reads give zeros. The GPU is one of compute capability 9.0.
+    /// A device that computes nothing: it counts allocations, operations and bytes like a device with these kernels. Downloads give zeros.
+    /// For CUDA kernels, the GPU has compute capability 9.0.
     pub fn dry(kernels: Kernels) -> Device {
-        Device::dry_of(kernels, if kernels == Kernels::Cpu { 0 } else { 90 })
+        Device::dry_with_capability(kernels, if kernels == Kernels::Cpu { 0 } else { 90 })
     }
 
-    /// [`Self::dry`] in place of this device, with what its ops depend on.
+    /// A [`Self::dry`] device with the kernels and the compute capability of this device.
     pub fn dry_like(&self) -> Device {
-        Device::dry_of(self.kernels(), self.compute_capability())
+        Device::dry_with_capability(self.kernels(), self.compute_capability())
     }
 
-    /// [`Self::dry`] for a GPU of this compute capability, as 80; 0 for the processor.
-    pub fn dry_of(kernels: Kernels, compute_capability: u32) -> Device {
+    /// A [`Self::dry`] device for a GPU of this compute capability, for example 80; 0 for the CPU.
+    pub fn dry_with_capability(kernels: Kernels, compute_capability: u32) -> Device {
         let device = Device::new(dry::Dry::new(kernels, compute_capability));
         device.profiler().count(true);
         device
     }
 
-    /// A device that runs the CUDA kernels on the simulator and fails on whatever it finds wrong with them: slow, and without a GPU.
+    /// A device that runs the CUDA kernels on the simulator, without a GPU. A launch with a finding (a race, an invalid access) fails.
     ///
     /// # Errors
-    /// NVRTC, which compiles the kernels, is not there.
+    /// NVRTC, which compiles the kernels, is not installed.
     pub fn sim(options: SimOptions) -> Result<Device> {
         Ok(Device::new(sim::Sim::new(options)?))
     }
 
-    /// NVIDIA's GPU of this number. Kernels are compiled at their first use and cached on disk.
+    /// The NVIDIA GPU with this ordinal. A kernel is compiled at its first use and cached on disk.
     ///
     /// # Errors
-    /// No driver, one too old, or no such GPU.
+    /// The driver is missing or too old, or there is no GPU with this ordinal.
     pub fn cuda(ordinal: usize) -> Result<Device> {
-        Device::on_gpu(Gpu::open(ordinal).map_err(cuda::told)?)
+        Device::on_gpu(Gpu::open(ordinal).map_err(cuda::device_error)?)
     }
 
-    /// The GPU of any driver, as one for tests.
+    /// The GPU of a given driver; tests pass the fake one.
     ///
     /// # Errors
-    /// What the driver says.
+    /// The driver cannot reserve address space.
     pub fn on_gpu(gpu: Gpu) -> Result<Device> {
         Ok(Device::new(cuda::Cuda::new(gpu)?))
     }
@@ -243,51 +248,60 @@ impl Device {
         self.0.backend.name()
     }
 
-    /// Whose kernels it runs, or counts.
+    /// Which kernels the device runs, or counts on device `dry`.
     pub fn kernels(&self) -> Kernels {
         self.0.backend.kernels()
     }
 
-    /// The compute capability of its GPU, or of the one that it stands for, as 90; 0 for the processor.
+    /// The compute capability of the GPU that runs, simulates or plans launches, for example 90; 0 for the CPU.
     pub fn compute_capability(&self) -> u32 {
         self.0.backend.compute_capability()
     }
 
-    /// Whether this device computes nothing.
+    /// Whether this is a [`Self::dry`] device, which computes nothing.
     pub fn is_dry(&self) -> bool {
         self.name() == "dry"
     }
 
-    /// Whether launches run behind the host, so that it gains by asking for the next before it has read the last one's results.
+    /// Whether launches return before the work is done. Then it is faster to enqueue further steps before reading a step's result.
     pub fn is_async(&self) -> bool {
         self.0.backend.is_async()
     }
 
-    /// Threads that a launch may use.
+    /// The number of rows that a decode step of `rows` sequences computes, at most `max_rows`. A GPU rounds up to a power of two, so that
+    /// few captured graphs serve all batch sizes; the cpu computes no unused row.
+    pub fn decode_batch_size(&self, rows: usize, max_rows: usize) -> usize {
+        match self.kernels() {
+            Kernels::Cuda => rows.next_power_of_two().min(max_rows),
+            Kernels::Cpu => rows,
+        }
+    }
+
+    /// The number of CPU threads that a launch may use.
     pub fn threads(&self) -> usize {
         self.0.backend.threads()
     }
 
-    /// Memory for `bytes`, contents unspecified.
+    /// Allocates `bytes` bytes with unspecified contents.
     ///
     /// # Errors
     /// [`RuntimeError::OutOfMemory`].
     pub fn alloc(&self, bytes: usize, category: Category) -> Result<Buffer> {
         if bytes > 0
-            && let Some(recorded) = self.alloc_recorded(bytes, category)
+            && let Some(recorded) = self.alloc_captured(bytes, category)
         {
-            return recorded.map(|(addr, home)| Buffer::recorded(self.clone(), addr, bytes, category, home));
+            return recorded.map(|(addr, home)| Buffer::in_graph(self.clone(), addr, bytes, category, home));
         }
         let addr = if bytes == 0 { Some(0) } else { self.0.backend.alloc(bytes) };
-        let addr = addr.ok_or_else(|| self.no_room(bytes, category))?;
+        let addr = addr.ok_or_else(|| self.out_of_memory(bytes, category))?;
         self.0.memory.add(category, bytes);
         Ok(Buffer::owned(self.clone(), addr, bytes, category))
     }
 
-    /// The bytes `offset .. offset + len` of a mapped file as a buffer, read in place where the device can, else copied.
+    /// A buffer of the bytes `offset .. offset + len` of a mapped file, read in place if the device can, else copied.
     ///
     /// # Errors
-    /// A range beyond the file, or [`RuntimeError::OutOfMemory`] where a copy is needed.
+    /// The range is beyond the file's end, or there is no memory for a copy.
     pub fn map(&self, file: &Arc<MappedFile>, offset: usize, len: usize) -> Result<Buffer> {
         let bytes = file.as_bytes();
         let part = offset.checked_add(len).and_then(|end| bytes.get(offset..end));
@@ -298,89 +312,89 @@ impl Device {
             ))
         })?;
         let addr = if len == 0 { Some(0) } else { self.0.backend.map(part)? };
-        let addr = addr.ok_or_else(|| self.no_room(len, Category::Weights))?;
+        let addr = addr.ok_or_else(|| self.out_of_memory(len, Category::Weights))?;
         self.0.memory.add(Category::Weights, len);
         Ok(Buffer::mapped(self.clone(), addr, len, file.clone()))
     }
 
-    fn no_room(&self, bytes: usize, category: Category) -> RuntimeError {
+    fn out_of_memory(&self, bytes: usize, category: Category) -> RuntimeError {
         let held = self.0.memory.usage().now;
         RuntimeError::OutOfMemory { bytes, category: category.name(), held, advice: category.advice() }
     }
 
-    /// Executes a launch; later launches see what it wrote. Inside of [`Device::record`] it is recorded instead.
+    /// Runs a launch; later launches see what it wrote. Inside [`Device::capture`], the launch is captured and does not run.
     ///
     /// # Errors
-    /// What the device reports.
+    /// The kernel cannot be compiled or launched, or an earlier launch failed.
     pub fn launch(&self, launch: &Launch) -> Result<()> {
-        if self.recorded(launch)? {
+        if self.capture_if_active(launch)? {
             return Ok(());
         }
-        let _range = range(launch.name());
+        let _range = nvtx_range(launch.name());
         let profile = &self.0.profile;
         if !profile.active() {
             return self.0.backend.launch(launch);
         }
-        let known = self.0.backend.launch_timed(launch, profile.wanted())?;
-        profile.add(known);
+        let timed = self.0.backend.launch_timed(launch, profile.mode())?;
+        profile.add(timed);
         Ok(())
     }
 
-    /// Waits until everything that was asked for is done.
+    /// Waits until all enqueued launches and copies are done.
     ///
     /// # Errors
-    /// What the device reports: a launch that went wrong.
+    /// A launch failed.
     pub fn synchronize(&self) -> Result<()> {
         self.0.backend.synchronize()
     }
 
-    /// The machine behind it.
+    /// The processor or GPU behind the device.
     pub fn hardware(&self) -> Hardware {
         self.0.backend.hardware()
     }
 
-    /// The library that computes matrix products, on cuda once there was one; none where they are ours.
-    pub fn products(&self) -> Option<ProductLibrary> {
-        self.0.backend.products()
+    /// The library that computes matrix products; `None` before the first product, and if the kernels of this project compute them.
+    pub fn matmul_library(&self) -> Option<MatmulLibrary> {
+        self.0.backend.matmul_library()
     }
 
-    /// Executes a launch and waits for it; the seconds that it took, by the device's own clock.
+    /// Runs a launch and waits for it. Returns its duration in seconds by the device's clock.
     ///
     /// # Errors
-    /// What the device reports.
-    pub fn time(&self, launch: &Launch) -> Result<f64> {
-        self.not_recording("timing a launch")?;
-        self.0.backend.launch_waited(launch)
+    /// The launch fails, or the device is capturing a graph.
+    pub fn time_launch(&self, launch: &Launch) -> Result<f64> {
+        self.refuse_during_capture("timing a launch")?;
+        self.0.backend.launch_and_wait(launch)
     }
 
-    /// Does what `f` asks of this device and waits for it; the seconds from its begin to its end, by the device's own clock.
+    /// Calls `f` and waits for everything that it enqueues on this device. Returns the duration in seconds by the device's clock.
     ///
     /// # Errors
-    /// What `f` reports; what the device reports.
-    pub fn time_all<E: From<RuntimeError>>(
+    /// `f` or a launch fails, or the device is capturing a graph.
+    pub fn time_launches<E: From<RuntimeError>>(
         &self,
         mut f: impl FnMut() -> std::result::Result<(), E>,
     ) -> std::result::Result<f64, E> {
-        self.not_recording("timing")?;
+        self.refuse_during_capture("timing")?;
         let mut failed = None;
-        let seconds = self.0.backend.between(&mut || {
+        let seconds = self.0.backend.measure_seconds(&mut || {
             failed = f().err();
             Ok(())
         });
         failed.map_or(seconds.map_err(E::from), Err)
     }
 
-    /// Memory held now and at the highest, by category.
+    /// Bytes in use now and at the peak, by category.
     pub fn memory(&self) -> MemoryUse {
         self.0.memory.usage()
     }
 
-    /// Starts a new highest mark from what is held now.
+    /// Sets the peak to the bytes that are in use now.
     pub fn reset_peak(&self) {
         self.0.memory.reset_peak();
     }
 
-    /// What launches cost and took, once [`Profiler::count`] or [`Profiler::record`] was switched on.
+    /// Costs and times of launches, collected while [`Profiler::count`] or [`Profiler::record`] is on.
     pub fn profiler(&self) -> Profiler<'_> {
         Profiler(self)
     }

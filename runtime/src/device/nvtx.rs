@@ -1,18 +1,18 @@
-//! Names for stretches of the host's time that NVIDIA's Nsight shows, by NVTX: every launch is one. Without the feature `nvtx` they
-//! are nothing, and where no tool looks they cost next to nothing.
+//! NVTX ranges: named spans of host time that NVIDIA Nsight shows. Every launch is one. Without the feature `nvtx` they are empty, and
+//! without a profiling tool they cost almost nothing.
 
-/// A stretch that ends when this is dropped, on the thread that began it.
-pub struct Range {
+/// A named span of host time, which ends when this is dropped on the thread that began it.
+pub struct NvtxRange {
     #[cfg(feature = "nvtx")]
     _range: nvtx::LocalRange,
 }
 
-/// Begins a stretch.
+/// Begins a named span of host time.
 #[must_use]
-pub fn range(name: &str) -> Range {
+pub fn nvtx_range(name: &str) -> NvtxRange {
     #[cfg(not(feature = "nvtx"))]
     let _ = name;
-    Range {
+    NvtxRange {
         #[cfg(feature = "nvtx")]
         _range: nvtx::LocalRange::new(std::ffi::CString::new(name).unwrap_or_default()),
     }

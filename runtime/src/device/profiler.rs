@@ -1,4 +1,7 @@
-//! What launches cost, and where the time went.
+//! The profiler of a device: operations, bytes and time of each launch, and memory in use over time.
+//!
+//! `cpu`, `sim` and `dry` finish a launch before they return, so its time is measured on the host. `cuda` records an event before and after
+//! each launch (see `cuda/timeline.rs`), so the profiler does not make the host wait.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -13,153 +16,151 @@ use crate::error::Result;
 const COUNT: u8 = 1;
 const RECORD: u8 = 2;
 
-/// Totals of one kernel.
+/// The launches of one kernel, added up.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct OpTotals {
-    /// Launches.
+    /// Number of launches.
     pub launches: u64,
-    /// Operations and bytes, from the kernels' own cost.
+    /// Operations and bytes, from the kernel's cost function.
     pub cost: Cost,
-    /// Time inside launches.
+    /// Seconds inside launches.
     pub seconds: f64,
 }
 
-/// One launch on the time line.
+/// One launch on the timeline.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Event {
-    /// The kernel.
+pub struct LaunchEvent {
+    /// The kernel's name.
     pub name: &'static str,
-    /// The part of the work that it belongs to, see [`Profiler::part`].
+    /// The part of the work that enqueued the launch, see [`Profiler::part`].
     pub part: &'static str,
-    /// Operations and bytes, from the kernel's own cost.
+    /// Operations and bytes, from the kernel's cost function.
     pub cost: Cost,
-    /// When it began: by the host's clock, or by the device's own, moved to the host's (see [`Profiler`]).
+    /// When the launch began, on the host's clock.
     pub start: Instant,
-    /// Seconds that it took.
+    /// Duration in seconds.
     pub seconds: f64,
 }
 
-/// Collects costs and times of a device's launches while switched on, and how much memory is in use.
+/// Collects the costs and times of a device's launches while it is on, and the bytes in use.
 ///
-/// `cpu`, `sim` and `dry` carry a launch out before they return: their times are the host's. `cuda` has an event before and one behind
-/// each launch in its stream, and nobody waits for them before the profile is read, so the GPU stays as far behind the host as it would
-/// be without. Times between events are the GPU's own, to half a microsecond; where they lie on the host's clock comes from one event
-/// that the host waited for before the first launch, so all are late by the time of that wait, some 10 microseconds.
+/// On `cuda`, durations come from the GPU's clock, with a resolution of half a microsecond. Start times are converted to the host's clock
+/// by one event that the host waited for, so they are late by the time of that wait, about 10 microseconds.
 #[derive(Clone, Copy)]
 pub struct Profiler<'a>(pub(super) &'a Device);
 
 impl Profiler<'_> {
-    /// Switches the totals on or off.
+    /// Turns the totals by kernel on or off.
     pub fn count(&self, on: bool) {
         self.collected().switch(COUNT, on);
     }
 
-    /// Switches the time lines of launches and memory on or off.
+    /// Turns the timelines of launches and memory on or off.
     pub fn record(&self, on: bool) {
         self.collected().switch(RECORD, on);
         self.0.0.memory.record(on);
     }
 
-    /// From now on launches are asked for by this part of the work, as `forward`; at first by none, which is "".
+    /// Labels the launches from now on with a part of the work, for example `forward`. At first the label is empty.
     pub fn part(&self, name: &'static str) {
         *self.collected().part() = name;
     }
 
-    /// Forgets what was collected; waits for the launches.
+    /// Waits for the launches and deletes everything that was collected.
     pub fn clear(&self) {
-        // A launch that went wrong fails every later call of the device, so its error is not lost.
+        // The error of a failed launch is not lost: every later call of the device reports it.
         let _ = self.read();
         let mut s = self.collected().lock();
         s.totals.clear();
         s.events.clear();
-        self.0.0.memory.forget_samples();
+        self.0.0.memory.clear_samples();
     }
 
-    /// Totals by kernel name; waits for the launches.
+    /// Waits for the launches and returns the totals by kernel name.
     ///
     /// # Errors
-    /// What the device reports: a launch that went wrong.
+    /// A launch failed.
     pub fn totals(&self) -> Result<BTreeMap<&'static str, OpTotals>> {
         self.read()?;
         Ok(self.collected().lock().totals.clone())
     }
 
-    /// The time line in the order of its starts; waits for the launches.
+    /// Waits for the launches and returns the timeline, ordered by start time.
     ///
     /// # Errors
-    /// What the device reports: a launch that went wrong.
-    pub fn events(&self) -> Result<Vec<Event>> {
+    /// A launch failed.
+    pub fn events(&self) -> Result<Vec<LaunchEvent>> {
         self.read()?;
         let mut events = self.collected().lock().events.clone();
         events.sort_by_key(|e| e.start);
         Ok(events)
     }
 
-    /// Bytes in use after each allocation and each release while recording, in order.
+    /// Bytes in use after each allocation and each release while [`Self::record`] was on, in order.
     pub fn memory(&self) -> Vec<MemorySample> {
         self.0.0.memory.samples()
     }
 
-    fn collected(&self) -> &Collected {
+    fn collected(&self) -> &ProfileData {
         &self.0.0.profile
     }
 
     fn read(&self) -> Result<()> {
-        let known = self.0.0.backend.timed()?;
+        let known = self.0.0.backend.collect_timings()?;
         self.collected().add(known);
         Ok(())
     }
 }
 
-/// Which of totals and time line a launch goes into, and the part of the work that asks for it.
+/// What the profiler collects about a launch (totals, timeline or both), and the launch's part of the work.
 #[derive(Clone, Copy)]
-pub(super) struct Wanted {
+pub(super) struct ProfileMode {
     mode: u8,
     part: &'static str,
 }
 
-impl Wanted {
-    /// A launch that was wanted, with its time.
-    pub(super) fn timed(self, name: &'static str, cost: Cost, start: Instant, seconds: f64) -> Timed {
-        Timed { wanted: self, event: Event { name, part: self.part, cost, start, seconds } }
+impl ProfileMode {
+    /// A profiled launch with its time.
+    pub(super) fn timed(self, name: &'static str, cost: Cost, start: Instant, seconds: f64) -> TimedLaunch {
+        TimedLaunch { mode: self, event: LaunchEvent { name, part: self.part, cost, start, seconds } }
     }
 }
 
-/// A launch whose time is known.
-pub(super) struct Timed {
-    wanted: Wanted,
-    pub event: Event,
+/// A profiled launch whose time is known.
+pub(super) struct TimedLaunch {
+    mode: ProfileMode,
+    pub event: LaunchEvent,
 }
 
 #[derive(Default)]
 struct State {
     totals: BTreeMap<&'static str, OpTotals>,
-    events: Vec<Event>,
+    events: Vec<LaunchEvent>,
 }
 
-/// What was collected of a device.
+/// Everything that the profiler of a device has collected.
 #[derive(Default)]
-pub(super) struct Collected {
+pub(super) struct ProfileData {
     mode: AtomicU8,
     part: Mutex<&'static str>,
     state: Mutex<State>,
 }
 
-impl Collected {
-    /// Whether anything is collected.
+impl ProfileData {
+    /// Whether the profiler is on.
     pub(super) fn active(&self) -> bool {
         self.mode.load(Ordering::Relaxed) != 0
     }
 
-    /// What is collected now, for the launches that are asked for now: times may come when it is something else.
-    pub(super) fn wanted(&self) -> Wanted {
-        Wanted { mode: self.mode.load(Ordering::Relaxed), part: *self.part() }
+    /// What the profiler collects at the moment. A launch keeps this value, because its time may become known after a change.
+    pub(super) fn mode(&self) -> ProfileMode {
+        ProfileMode { mode: self.mode.load(Ordering::Relaxed), part: *self.part() }
     }
 
-    /// Launches whose times became known.
-    pub(super) fn add(&self, known: Vec<Timed>) {
+    /// Adds launches whose times have become known.
+    pub(super) fn add(&self, known: Vec<TimedLaunch>) {
         let mut s = self.lock();
-        for Timed { wanted: Wanted { mode, .. }, event } in known {
+        for TimedLaunch { mode: ProfileMode { mode, .. }, event } in known {
             if mode & COUNT != 0 {
                 let t = s.totals.entry(event.name).or_default();
                 t.launches += 1;

@@ -1,5 +1,5 @@
-//! The CUDA kernels without a GPU: each launch is compiled, interpreted and checked by the simulator, in buffers that know which of
-//! their bytes were written. Matrix products, which no kernel of ours computes on cuda, run on the processor over the same bytes.
+//! Device `sim`: the CUDA kernels without a GPU. Each launch is compiled to PTX and run by the simulator, which checks every access and knows
+//! which bytes were written. Matrix products, which cuBLASLt computes on a GPU, run on the CPU over the same memory.
 #![allow(unsafe_code)]
 
 use std::sync::Mutex;
@@ -18,11 +18,11 @@ use crate::error::{Result, RuntimeError};
 pub struct SimOptions {
     /// The GPU whose limits kernels are planned for; they are compiled for its compute capability.
     pub arch: Arch,
-    /// Runs of each launch, at least 1, in different orders of warps; their results must agree to the last bit.
+    /// How often each launch runs, at least once, each time with another order of warps. The results must be equal to the bit.
     pub interleavings: u32,
-    /// Of those orders.
+    /// The seed of the orders of warps.
     pub seed: u64,
-    /// Threads for matrix products; 0 takes all that there are.
+    /// CPU threads for matrix products; 0 uses all hardware threads.
     pub threads: usize,
 }
 
@@ -52,7 +52,7 @@ impl Sim {
         self.memory.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// Runs a kernel on its own buffers only, so that one that strays into another op's is found.
+    /// Runs a kernel with access to the buffers of its own arguments only, so that an access to another op's buffer is found.
     fn kernel(&self, launch: &KernelLaunch) -> Result<()> {
         let mut memory = self.memory();
         let mut part = memory.take(addresses(launch));
@@ -62,7 +62,7 @@ impl Sim {
     }
 
     fn interleave(&self, launch: &KernelLaunch, memory: &mut SimMemory) -> Result<()> {
-        // Launches differ too, so that one pass of a model sees many orders.
+        // The order of warps also depends on the launch number, so that one pass of a model covers many orders.
         let first = self.launches.fetch_add(1, Ordering::Relaxed);
         let runs = u64::from(self.options.interleavings.max(1));
         let before = (runs > 1).then(|| memory.clone());
@@ -72,7 +72,9 @@ impl Sim {
             self.run(launch, &mut other, first.wrapping_add(i))?;
             if let Some(what) = difference(memory, &other) {
                 let name = launch.kernel.name;
-                return Err(RuntimeError::Device(format!("{name}: {what}; a barrier or an atomic's order is missing")));
+                return Err(RuntimeError::Device(format!(
+                    "{name}: {what}; a barrier is missing, or an atomic's order matters"
+                )));
             }
         }
         Ok(())
@@ -88,18 +90,18 @@ impl Sim {
             ..ExecOptions::default()
         };
         let staged = simulate::run(launch, &self.options.arch, memory, &options);
-        judge(launch, &staged.map_err(|e| RuntimeError::Device(e.to_string()))?)
+        check_findings(launch, &staged.map_err(|e| RuntimeError::Device(e.to_string()))?)
     }
 }
 
-/// The addresses among a launch's parameters.
+/// The device addresses in a launch's parameters.
 fn addresses(launch: &KernelLaunch) -> impl Iterator<Item = u64> + '_ {
     let fields = launch.kernel.fields.iter().filter(|f| f.address);
     fields.filter_map(|f| Some(bytemuck::pod_read_unaligned(launch.params.get(f.offset..f.offset + 8)?)))
 }
 
-/// The first finding as an error: kernel, place in its source, kind and message.
-fn judge(launch: &KernelLaunch, staged: &[Staged]) -> Result<()> {
+/// Returns the first finding as an error: kernel, location in its source, kind and message.
+fn check_findings(launch: &KernelLaunch, staged: &[Staged]) -> Result<()> {
     let mut findings = staged.iter().flat_map(|s| s.findings.iter().map(move |f| (s.stage.symbol, f)));
     let Some((symbol, f)) = findings.next() else { return Ok(()) };
     let name = launch.kernel.name;
@@ -118,7 +120,7 @@ fn judge(launch: &KernelLaunch, staged: &[Staged]) -> Result<()> {
     )))
 }
 
-/// Where two runs of a launch left different bytes.
+/// Describes the first byte that differs after two runs of a launch.
 fn difference(a: &SimMemory, b: &SimMemory) -> Option<String> {
     a.iter().zip(b.iter()).find_map(|(a, b)| {
         let at = a.data.iter().zip(&b.data).position(|(a, b)| a != b)?;
@@ -152,7 +154,7 @@ impl Backend for Sim {
         self.memory().free(addr);
     }
 
-    /// A copy that kernels may not write: simulated buffers own their bytes.
+    /// A read-only copy, because simulated buffers own their bytes.
     fn map(&self, part: &[u8]) -> Result<Option<u64>> {
         let mut memory = self.memory();
         let Some(addr) = memory.try_alloc_uninitialized(part.len()) else { return Ok(None) };
@@ -232,7 +234,7 @@ mod tests {
     fn fails<T: std::fmt::Debug>(result: Result<T>, words: &[&str]) {
         let e = result.unwrap_err().to_string();
         assert!(words.iter().all(|w| e.contains(w)), "{words:?} in {e}");
-        assert!(e.contains("; "), "no cure: {e}");
+        assert!(e.contains("; "), "no advice: {e}");
     }
 
     #[test]
@@ -252,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_that_nobody_wrote_are_never_read() {
+    fn refuses_reads_of_unwritten_bytes() {
         let Some(d) = device(1) else { return };
         let fresh = |shape: &[usize]| Tensor::empty(&d, shape, DType::F32, Category::Activations).unwrap();
         fails(fresh(&[3]).to_f32(), &["host reads byte 0 of 12, which nobody wrote"]);
@@ -265,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_writes_outside_of_the_operands_of_a_launch() {
+    fn refuses_writes_outside_the_operands_of_a_launch() {
         let Some(d) = device(1) else { return };
         let (x, other) = (numbers(&d, &[2], &[1.0, 2.0]), numbers(&d, &[2], &[3.0, 4.0]));
         let params = FillParams { dst: x.addr(), count: 3, value: 7.0, reserved: 0 };
@@ -278,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn mapped_files_are_read_and_not_written() {
+    fn mapped_files_are_read_only() {
         let Some(d) = device(1) else { return };
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), bytemuck::cast_slice::<f32, u8>(&[0.0, 1.0, 2.0])).unwrap();

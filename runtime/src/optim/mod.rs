@@ -1,7 +1,7 @@
-//! The optimizer: AdamW over named parameters, clipping by the global norm, and learning-rate schedules.
+//! The optimizer: AdamW on named parameters, gradient clipping by the global norm, and learning-rate schedules.
 
 mod adamw;
 mod schedule;
 
-pub use adamw::{AdamW, Hyper, Moments, ParameterState};
+pub use adamw::{AdamW, AdamWParams, Moments, ParameterState};
 pub use schedule::{Schedule, ScheduleKind};

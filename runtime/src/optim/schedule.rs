@@ -1,33 +1,33 @@
-//! Learning rate of each step, as transformers' schedulers have it.
+//! Learning-rate schedules with the curves of transformers' schedulers.
 
-/// The shape of the curve after warmup.
+/// The shape of the learning-rate curve after warmup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ScheduleKind {
-    /// Straight down to 0.
+    /// Linear decay to 0.
     Linear,
-    /// Half a cosine down to 0.
+    /// Decay to 0 along half a cosine.
     Cosine,
-    /// The full rate from the first step on; warmup is ignored, as in transformers.
+    /// The full learning rate from the first step on. Warmup is ignored, as in transformers.
     Constant,
-    /// The full rate after warmup.
+    /// The full learning rate after warmup.
     ConstantWithWarmup,
 }
 
-/// Rates over a run.
+/// The learning rate of every step of a run.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Schedule {
-    /// The curve.
+    /// The shape of the curve.
     pub kind: ScheduleKind,
-    /// The full rate.
+    /// The learning rate at the end of warmup.
     pub learning_rate: f64,
-    /// Steps of linear warmup from 0.
+    /// The number of warmup steps, in which the rate rises linearly from 0.
     pub warmup_steps: u64,
-    /// Steps of the run.
+    /// The number of steps of the run.
     pub max_steps: u64,
 }
 
 impl Schedule {
-    /// The rate that step `step` (from 1) uses.
+    /// The learning rate of step `step`, counted from 1.
     pub fn rate(&self, step: u64) -> f64 {
         let (done, warmup) = (step.saturating_sub(1) as f64, self.warmup_steps as f64);
         if self.kind == ScheduleKind::Constant {
@@ -56,7 +56,7 @@ mod tests {
     }
 
     #[test]
-    fn curves() {
+    fn rates_follow_the_formulas() {
         assert_eq!(rates(ScheduleKind::Linear, 0), [1.0, 0.75, 0.5, 0.25, 0.0]);
         assert_eq!(rates(ScheduleKind::Linear, 2), [0.0, 0.5, 1.0, 0.5, 0.0]);
         assert_eq!(rates(ScheduleKind::Constant, 2), [1.0; 5]);
@@ -68,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn warmup_as_long_as_the_run_does_not_divide_by_zero() {
+    fn rates_are_finite_when_warmup_is_as_long_as_the_run() {
         assert!(rates(ScheduleKind::Cosine, 4).iter().chain(&rates(ScheduleKind::Linear, 9)).all(|r| r.is_finite()));
     }
 }

@@ -68,7 +68,7 @@ impl<'a> Sampler<'a> {
         for (i, tokens) in shuffled.iter().enumerate() {
             requests.extend(tokens.as_ref().map(|tokens| request(tokens, group / 2, i, Draw::Shuffled)));
         }
-        let (mut made, all) = (0, requests.iter().map(|r| r.stops.len()).sum::<usize>());
+        let (mut made, all) = (0, requests.iter().map(|r| r.stop_conditions.len()).sum::<usize>());
         let (completions, _) = self.engine.generate(requests, |_| {
             made += 1;
             if made == all {
@@ -94,7 +94,7 @@ impl<'a> Sampler<'a> {
 
     /// Gives back what drawing keeps on the device: training needs the memory, and a run that goes on from here has the same peak.
     pub(crate) fn release(&self) {
-        self.engine.release();
+        self.engine.release_memory();
     }
 
     fn request<'b>(&'b self, tokens: &'b ModelInput, completions: usize, seed: u64) -> GenerationRequest<'b> {
@@ -111,8 +111,8 @@ impl<'a> Sampler<'a> {
             },
             max_new_tokens: o.max_completion_length,
             min_new_tokens: o.min_completion_length,
-            eos: &self.ends,
-            stops: (0..completions).map(|_| StopCondition::none()).collect(),
+            eos_token_ids: &self.ends,
+            stop_conditions: (0..completions).map(|_| StopCondition::none()).collect(),
         }
     }
 

@@ -61,7 +61,7 @@ const MAX_ROUNDS: u64 = 10;
 impl<'a> RolloutWorker<'a> {
     pub(crate) fn new(setup: &GrpoSetup<'a>, prompts: Arc<PromptSource>, trainer: &Trainer) -> Result<Self> {
         let cx = Cx::inference(&trainer.device, trainer.dtype);
-        let engine = Engine::new(&trainer.model, &cx)?.stop_when(setup.stop);
+        let engine = Engine::new(&trainer.model, &cx)?.interrupt_flag(setup.stop);
         Ok(Self {
             sampler: Sampler::new(engine, setup.options, prompts.stop_ids(), setup.seed),
             options: setup.options,

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use reel_model::input::MediaOptions;
-use reel_runtime::device::ProductLibrary;
+use reel_runtime::device::MatmulLibrary;
 use reel_runtime::{DType, Device};
 use serde_json::{Value, json};
 
@@ -218,7 +218,7 @@ struct Run<'a, W: TrainLoop<'a>> {
     saved: u64,
     saver: CheckpointWriter,
     /// What run.json says of the products' library.
-    products: Option<ProductLibrary>,
+    products: Option<MatmulLibrary>,
 }
 
 impl<'a, W: TrainLoop<'a>> Run<'a, W> {
@@ -276,7 +276,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         output::write_run(&options.out, &run)?;
         let watch = Reporters::begin(options, home, state.step, &run)?;
         best::write(&options.out, state.rewards.best, state.step, state.steps)?;
-        let products = setup.device.products();
+        let products = setup.device.matmul_library();
         let progress = Progress::new(setup.quiet, state.steps, state.step, options.logging_steps);
         if let RunStart::From(folder) = &start {
             progress.note(&format!("going on after step {} of {}, from {}", state.step, state.steps, folder.display()));
@@ -422,7 +422,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
     /// Writes run.json again where products of other shapes were asked for since: after the first step, with each checkpoint and at the
     /// end. Which algorithms there are is known only then.
     fn write_products(&mut self) -> Result<()> {
-        let now = self.trainer.device.products();
+        let now = self.trainer.device.matmul_library();
         if now != self.products {
             output::write_run(&self.setup.options.out, &run_json(&self.setup, &self.state, &self.lengths))?;
             self.products = now;
@@ -476,7 +476,7 @@ fn decoding_threads() -> usize {
 fn run_json<O: TrainingOptions>(setup: &RunSetup<O>, state: &RunState, lengths: &[PlannedLength]) -> Value {
     let hardware = setup.device.hardware();
     let products =
-        setup.device.products().map(|p| json!({"library": p.name, "algorithms": p.algorithms, "hash": p.hash}));
+        setup.device.matmul_library().map(|p| json!({"library": p.name, "algorithms": p.algorithms, "hash": p.hash}));
     json!({
         "command": O::COMMAND,
         "version": env!("CARGO_PKG_VERSION"),

@@ -1,7 +1,7 @@
 //! The numbers of a run: which rate and decay each parameter has in each step.
 
 use reel_model::lora::LoraSpec;
-use reel_runtime::optim::{Hyper, Moments, Schedule, ScheduleKind};
+use reel_runtime::optim::{AdamWParams, Moments, Schedule, ScheduleKind};
 
 use crate::options::{LrScheduler, RunOptions};
 
@@ -81,7 +81,7 @@ impl Hyperparameters {
     }
 
     /// The numbers of a parameter in a step.
-    pub fn for_parameter(&self, name: &str, step: u64) -> Hyper {
+    pub fn for_parameter(&self, name: &str, step: u64) -> AdamWParams {
         let peak = if name.starts_with("visual.merger.") {
             self.merger
         } else if name.starts_with("visual.") {
@@ -89,7 +89,7 @@ impl Hyperparameters {
         } else {
             self.schedule.learning_rate
         };
-        Hyper {
+        AdamWParams {
             learning_rate: Schedule { learning_rate: peak, ..self.schedule }.rate(step),
             beta1: self.betas[0],
             beta2: self.betas[1],

@@ -1,7 +1,14 @@
-//! Launches that are recorded once and asked for again as one: a CUDA graph on cuda, the list of launches elsewhere.
+//! Captured graphs: a sequence of launches that is captured once and replayed as one, as a CUDA graph on `cuda`, as a list elsewhere.
 //!
-//! Recorded launches keep their addresses, so a recording keeps the memory that was allocated while it was made, and nothing else is ever
-//! put there. Nothing that changes from one replay to the next may be in a launch's parameters: it has to lie in device memory.
+//! ```text
+//! capture(f):
+//!     first pass    call f without running its launches: allocate the memory it needs, compile kernels, choose matmul algorithms
+//!     second pass   call f again: its allocations get the same memory, its launches are captured
+//! replay(graph):    enqueue all captured launches; on cuda that is one call of the driver
+//! ```
+//!
+//! Captured launches keep their parameters and addresses. So a graph owns the memory that was allocated during its capture, and no other
+//! tensor is placed there. A value that changes between replays must lie in device memory, not in a launch's parameters.
 
 use std::any::Any;
 use std::collections::{BTreeMap, HashMap};
@@ -14,13 +21,13 @@ use reel_kernels::{Cost, Launch};
 use super::{Category, Device};
 use crate::error::{Result, RuntimeError};
 
-/// Recorded launches; [`Device::replay`] asks for them.
+/// Captured launches, which [`Device::replay`] enqueues again.
 pub struct CapturedGraph {
-    /// The device's own form, where it has one. Before the memory that it uses.
-    native: Option<Native>,
+    /// The native graph, on a device that has one. Dropped before the memory that it uses.
+    native: Option<NativeGraph>,
     launches: Vec<Launch>,
-    memory: Arc<Private>,
-    /// What else the launches use.
+    memory: Arc<GraphMemory>,
+    /// Owners of other memory that the launches use: weights, caches, state.
     _keep: Box<dyn Any + Send + Sync>,
 }
 
@@ -31,56 +38,57 @@ impl std::fmt::Debug for CapturedGraph {
 }
 
 impl CapturedGraph {
-    /// Launches of one replay.
+    /// The number of launches of one replay.
     pub fn launches(&self) -> usize {
         self.launches.len()
     }
 
-    /// What one replay costs, as its launches declare it.
+    /// The operations and bytes of one replay, from the cost functions of its kernels.
     pub fn cost(&self) -> Cost {
         let sum = |f: fn(&Cost) -> f64| self.launches.iter().map(|launch| f(&launch.cost())).sum();
         Cost { flops: sum(|c| c.flops), bytes: sum(|c| c.bytes) }
     }
 
-    /// Bytes of device memory that it keeps.
+    /// Bytes of device memory that the graph owns.
     pub fn bytes(&self) -> usize {
         self.memory.bytes()
     }
 }
 
-/// A backend's form of a recording.
-struct Native {
+/// A backend's handle of a native graph; dropping it destroys the graph.
+struct NativeGraph {
     device: Device,
     handle: u64,
 }
 
-impl Drop for Native {
+impl Drop for NativeGraph {
     fn drop(&mut self) {
-        self.device.0.backend.end_replays(self.handle);
+        self.device.0.backend.destroy_graph(self.handle);
     }
 }
 
-/// The memory of a recording: blocks that are given back are taken again by allocations of the same size, and leave with the recording.
-pub(super) struct Private {
-    /// Tells it from others.
+/// The memory of a graph. During capture, a freed block is used again for an allocation of the same size. All blocks are freed with the
+/// graph.
+pub(super) struct GraphMemory {
+    /// Unique in the process; for debug output.
     id: u64,
     device: Device,
-    blocks: Mutex<Blocks>,
+    blocks: Mutex<GraphBlocks>,
 }
 
 #[derive(Default)]
-struct Blocks {
+struct GraphBlocks {
     all: Vec<(u64, usize, Category)>,
     free: HashMap<usize, Vec<u64>>,
 }
 
-impl Private {
-    fn new(device: &Device) -> Private {
+impl GraphMemory {
+    fn new(device: &Device) -> GraphMemory {
         static NEXT: AtomicU64 = AtomicU64::new(0);
-        Private { id: NEXT.fetch_add(1, Ordering::Relaxed), device: device.clone(), blocks: Mutex::default() }
+        GraphMemory { id: NEXT.fetch_add(1, Ordering::Relaxed), device: device.clone(), blocks: Mutex::default() }
     }
 
-    fn blocks(&self) -> MutexGuard<'_, Blocks> {
+    fn blocks(&self) -> MutexGuard<'_, GraphBlocks> {
         self.blocks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -88,29 +96,29 @@ impl Private {
         self.blocks().all.iter().map(|b| b.1).sum()
     }
 
-    /// The last block of this size that was given back.
+    /// The last freed block of this size.
     fn take(&self, bytes: usize) -> Option<u64> {
         self.blocks().free.get_mut(&bytes)?.pop()
     }
 
-    /// A new block of the device joins.
+    /// Adds a newly allocated block.
     fn add(&self, at: u64, bytes: usize, category: Category) {
         self.blocks().all.push((at, bytes, category));
     }
 
-    /// A block is free again, for this recording.
+    /// Frees a block for later allocations of the same capture.
     pub fn give(&self, at: u64, bytes: usize) {
         self.blocks().free.entry(bytes).or_default().push(at);
     }
 }
 
-impl std::fmt::Debug for Private {
+impl std::fmt::Debug for GraphMemory {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "memory of recording {}", self.id)
+        write!(f, "memory of captured graph {}", self.id)
     }
 }
 
-impl Drop for Private {
+impl Drop for GraphMemory {
     fn drop(&mut self) {
         for (at, bytes, category) in std::mem::take(&mut self.blocks().all) {
             self.device.0.memory.sub(category, bytes);
@@ -119,176 +127,188 @@ impl Drop for Private {
     }
 }
 
-/// A recording under way on a device.
-pub(super) struct Recorder {
+/// A capture in progress on a device.
+pub(super) struct Capture {
     thread: ThreadId,
-    memory: Arc<Private>,
-    /// The first pass finds out what memory is needed and makes launches ready; the second records them.
+    memory: Arc<GraphMemory>,
+    /// False in the first pass, which allocates memory and prepares launches; true in the second pass, which captures them.
     second: bool,
     launches: Vec<Launch>,
 }
 
-/// Ends a recording however the closure ends.
-struct Pass<'a>(&'a Device);
+/// Ends a pass of a capture when dropped, also after an error or a panic.
+struct CapturePass<'a>(&'a Device);
 
-impl Pass<'_> {
+impl CapturePass<'_> {
     fn end(&self) -> Vec<Launch> {
-        self.0.recorder().take().map_or_else(Vec::new, |r| r.launches)
+        self.0.current_capture().take().map_or_else(Vec::new, |r| r.launches)
     }
 }
 
-impl Drop for Pass<'_> {
+impl Drop for CapturePass<'_> {
     fn drop(&mut self) {
         self.end();
     }
 }
 
 impl Device {
-    /// Records the launches of `f` without running them. `f` is called twice and must ask for the same each time; it may not copy from or to
-    /// the host. `keep` is whatever else the launches use and must live as long: weights, caches, state.
+    /// Captures the launches of `f` without running them. `f` is called twice and must allocate and launch the same both times; it must not
+    /// copy from or to the host. `keep` owns the other memory that the launches use: weights, caches, state.
     ///
     /// # Errors
-    /// What `f` reports; a copy or a second recording inside of it; what the device reports.
-    pub fn record<E: From<RuntimeError>>(
+    /// `f` fails, copies from or to the host, or captures another graph; the device is out of memory.
+    pub fn capture<E: From<RuntimeError>>(
         &self,
         keep: impl Any + Send + Sync,
         f: impl Fn() -> std::result::Result<(), E>,
     ) -> std::result::Result<CapturedGraph, E> {
-        let memory = Arc::new(Private::new(self));
+        let memory = Arc::new(GraphMemory::new(self));
         let first = self.pass(&memory, false)?;
         f()?;
         first.end();
         let second = self.pass(&memory, true)?;
-        let native = self.0.backend.begin_recording()?;
+        let native = self.0.backend.begin_capture()?;
         let done = f();
-        // The end comes in any case: a stream that goes on recording is of no use to anybody.
-        let handle = if native { Some(self.0.backend.end_recording()) } else { None };
+        // Ends the native capture also after an error: a stream that is still capturing refuses all other work.
+        let handle = if native { Some(self.0.backend.end_capture()) } else { None };
         let launches = second.end();
         let native = match (done, handle) {
             (Err(e), Some(Ok(handle))) => {
-                self.0.backend.end_replays(handle);
+                self.0.backend.destroy_graph(handle);
                 return Err(e);
             }
             (Err(e), _) => return Err(e),
-            (Ok(()), handle) => handle.transpose()?.map(|handle| Native { device: self.clone(), handle }),
+            (Ok(()), handle) => handle.transpose()?.map(|handle| NativeGraph { device: self.clone(), handle }),
         };
         Ok(CapturedGraph { native, launches, memory, _keep: Box::new(keep) })
     }
 
-    /// Asks for the launches of a recording of this device again, in order.
+    /// Enqueues the launches of a captured graph, in order.
     ///
     /// # Errors
-    /// A recording of another device; what the device reports.
-    pub fn replay(&self, recording: &CapturedGraph) -> Result<()> {
-        if !Arc::ptr_eq(&self.0, &recording.memory.device.0) {
-            return Err(RuntimeError::Device("a recording is replayed on the device that it was made on".into()));
+    /// The graph belongs to another device; a launch fails.
+    pub fn replay(&self, graph: &CapturedGraph) -> Result<()> {
+        if !Arc::ptr_eq(&self.0, &graph.memory.device.0) {
+            return Err(RuntimeError::Device(
+                "captured graph: belongs to another device; replay it on the device that captured it".into(),
+            ));
         }
-        match &recording.native {
-            // A profile wants the time of each launch.
-            Some(native) if !self.0.profile.active() => self.0.backend.replay(native.handle),
-            _ => recording.launches.iter().try_for_each(|launch| self.launch(launch)),
+        match &graph.native {
+            // The profiler needs the time of each launch, which a native graph does not give.
+            Some(native) if !self.0.profile.active() => self.0.backend.replay_graph(native.handle),
+            _ => graph.launches.iter().try_for_each(|launch| self.launch(launch)),
         }
     }
 
-    /// [`replay`](Self::replay) of several recordings, none of which uses what another writes: on the cpu a thread takes one from its first
-    /// launch to its last, elsewhere they follow each other.
+    /// Replays several captured graphs, none of which uses memory that another one writes. On `cpu`, each thread replays a whole graph;
+    /// other devices replay the graphs one after the other.
     ///
     /// # Errors
-    /// As for one.
-    pub fn replay_together(&self, recordings: &[CapturedGraph]) -> Result<()> {
-        let ours = recordings.iter().all(|r| Arc::ptr_eq(&self.0, &r.memory.device.0) && r.native.is_none());
-        if !ours || recordings.len() < 2 || self.0.profile.active() {
-            return recordings.iter().try_for_each(|r| self.replay(r));
+    /// A graph belongs to another device; a launch fails.
+    pub fn replay_parallel(&self, graphs: &[CapturedGraph]) -> Result<()> {
+        let ours = graphs.iter().all(|r| Arc::ptr_eq(&self.0, &r.memory.device.0) && r.native.is_none());
+        if !ours || graphs.len() < 2 || self.0.profile.active() {
+            return graphs.iter().try_for_each(|r| self.replay(r));
         }
-        let lists: Vec<&[Launch]> = recordings.iter().map(|r| &r.launches[..]).collect();
-        self.0.backend.launch_lists(&lists)
+        let lists: Vec<&[Launch]> = graphs.iter().map(|r| &r.launches[..]).collect();
+        self.0.backend.launch_parallel(&lists)
     }
 
-    fn recorder(&self) -> MutexGuard<'_, Option<Recorder>> {
-        self.0.recorder.lock().unwrap_or_else(PoisonError::into_inner)
+    fn current_capture(&self) -> MutexGuard<'_, Option<Capture>> {
+        self.0.capture.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn pass(&self, memory: &Arc<Private>, second: bool) -> Result<Pass<'_>> {
-        let mut recorder = self.recorder();
-        if recorder.is_some() {
-            return Err(RuntimeError::Device("a recording is under way already; end it first".into()));
+    fn pass(&self, memory: &Arc<GraphMemory>, second: bool) -> Result<CapturePass<'_>> {
+        let mut capture = self.current_capture();
+        if capture.is_some() {
+            return Err(RuntimeError::Device(
+                "capture: another capture is in progress on this device; end it first".into(),
+            ));
         }
         let thread = thread::current().id();
-        *recorder = Some(Recorder { thread, memory: memory.clone(), second, launches: Vec::new() });
-        Ok(Pass(self))
+        *capture = Some(Capture { thread, memory: memory.clone(), second, launches: Vec::new() });
+        Ok(CapturePass(self))
     }
 
-    /// A block for an allocation inside of a recording, and the memory that it belongs to.
-    pub(super) fn alloc_recorded(&self, bytes: usize, category: Category) -> Option<Result<(u64, Arc<Private>)>> {
+    /// A block for an allocation during a capture, and the graph memory that owns it. `None` if this thread captures nothing.
+    pub(super) fn alloc_captured(&self, bytes: usize, category: Category) -> Option<Result<(u64, Arc<GraphMemory>)>> {
         let (memory, second) = {
-            let recorder = self.recorder();
-            let r = recorder.as_ref().filter(|r| r.thread == thread::current().id())?;
+            let capture = self.current_capture();
+            let r = capture.as_ref().filter(|r| r.thread == thread::current().id())?;
             (r.memory.clone(), r.second)
         };
         if let Some(at) = memory.take(bytes) {
             return Some(Ok((at, memory)));
         }
         if second {
-            let what = format!("recording: {bytes} bytes of {} that its first pass did not need", category.name());
+            let what = format!(
+                "capture: allocates {bytes} bytes of {} that its first pass did not; make both passes the same",
+                category.name()
+            );
             return Some(Err(RuntimeError::Device(what)));
         }
-        let Some(at) = self.0.backend.alloc(bytes) else { return Some(Err(self.no_room(bytes, category))) };
+        let Some(at) = self.0.backend.alloc(bytes) else { return Some(Err(self.out_of_memory(bytes, category))) };
         self.0.memory.add(category, bytes);
         memory.add(at, bytes, category);
         Some(Ok((at, memory)))
     }
 
-    /// Takes a launch into the recording under way; false: there is none, the launch is to run.
-    pub(super) fn recorded(&self, launch: &Launch) -> Result<bool> {
-        let mut recorder = self.recorder();
-        let Some(r) = recorder.as_mut() else { return Ok(false) };
+    /// Adds a launch to the capture in progress. False if there is none: the launch must run.
+    pub(super) fn capture_if_active(&self, launch: &Launch) -> Result<bool> {
+        let mut capture = self.current_capture();
+        let Some(r) = capture.as_mut() else { return Ok(false) };
         if r.thread != thread::current().id() {
-            return Err(RuntimeError::Device(format!("{}: launched while another thread records", launch.name())));
+            return Err(RuntimeError::Device(format!(
+                "{}: launched while another thread captures a graph; wait until the capture has ended",
+                launch.name()
+            )));
         }
         if r.second {
             r.launches.push(launch.clone());
-            self.0.backend.take_recorded(launch)?;
+            self.0.backend.capture_launch(launch)?;
         } else {
-            self.0.backend.prepare(launch)?;
+            self.0.backend.prepare_capture(launch)?;
         }
         Ok(true)
     }
 
-    /// Refuses what a recording cannot hold.
-    pub(super) fn not_recording(&self, what: &str) -> Result<()> {
-        match self.recorder().as_ref() {
+    /// Refuses an operation that a captured graph cannot hold.
+    pub(super) fn refuse_during_capture(&self, what: &str) -> Result<()> {
+        match self.current_capture().as_ref() {
             None => Ok(()),
-            Some(_) => Err(RuntimeError::Device(format!("{what} inside of a recording, which holds launches only"))),
+            Some(_) => Err(RuntimeError::Device(format!(
+                "capture: {what} is not possible here; a captured graph holds launches only"
+            ))),
         }
     }
 }
 
-/// What a backend that records keeps of its recordings, by handle.
-pub(super) struct Kept<T> {
+/// A backend's native graphs by handle.
+pub(super) struct HandleTable<T> {
     next: u64,
     by_handle: BTreeMap<u64, T>,
 }
 
-impl<T> Default for Kept<T> {
-    fn default() -> Kept<T> {
-        Kept { next: 0, by_handle: BTreeMap::new() }
+impl<T> Default for HandleTable<T> {
+    fn default() -> HandleTable<T> {
+        HandleTable { next: 0, by_handle: BTreeMap::new() }
     }
 }
 
-impl<T> Kept<T> {
-    /// A handle for it.
-    pub fn keep(&mut self, what: T) -> u64 {
+impl<T> HandleTable<T> {
+    /// Stores a value and returns its handle.
+    pub fn insert(&mut self, value: T) -> u64 {
         self.next += 1;
-        self.by_handle.insert(self.next, what);
+        self.by_handle.insert(self.next, value);
         self.next
     }
 
-    /// What the handle names.
+    /// The value of a handle.
     pub fn get(&self, handle: u64) -> Option<&T> {
         self.by_handle.get(&handle)
     }
 
-    /// What the handle named, no longer kept.
+    /// Removes and returns the value of a handle.
     pub fn remove(&mut self, handle: u64) -> Option<T> {
         self.by_handle.remove(&handle)
     }

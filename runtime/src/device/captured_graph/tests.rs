@@ -1,4 +1,4 @@
-//! Recordings on every device that computes; on cuda by a driver that checks.
+//! Tests of captured graphs on cpu, sim, and cuda with the fake driver, which checks the driver's rules.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use super::*;
 use crate::device::SimOptions;
 use crate::tensor::Tensor;
 
-/// The cpu, the simulator, and a GPU on a driver that checks.
+/// Devices cpu, sim, and cuda with the fake driver.
 fn devices() -> Vec<(Device, Option<Fake>)> {
     let mut all = vec![(Device::cpu(2), None)];
     if compile::for_test().is_some() {
@@ -32,7 +32,7 @@ fn room(device: &Device, count: usize) -> Result<Tensor> {
     Tensor::empty(device, &[count], DType::F32, Category::Activations)
 }
 
-/// `y = a + b` by way of a sum that is put somewhere else first, so that blocks are given back and taken again.
+/// `y = a + steps · b` through temporary sums, so that memory is freed and allocated again.
 fn sums(device: &Device, a: &Tensor, b: &Tensor, y: &Tensor, steps: usize) -> Result<()> {
     let add = |a: &Tensor, b: &Tensor, y: &Tensor| {
         let params = AddParams { a: a.addr(), b: b.addr(), y: y.addr(), count: a.count() as u64 };
@@ -55,26 +55,26 @@ fn fails<T: std::fmt::Debug>(result: Result<T>, words: &str) {
 }
 
 #[test]
-fn a_replay_reads_what_is_there_then_and_keeps_its_memory_to_itself() {
+fn replay_reads_current_memory_and_does_not_share_its_own() {
     for (d, fake) in devices() {
         let (a, b, y) = (numbers(&d, &[1.0, 2.0, 3.0]), numbers(&d, &[0.5; 3]), numbers(&d, &[0.0; 3]));
-        let recording = d.record((a.clone(), b.clone(), y.clone()), || sums(&d, &a, &b, &y, 4)).unwrap();
-        assert_eq!(recording.launches(), 5, "{d:?}");
-        // A sum and its successor are there at the same time, and no third.
-        assert_eq!(recording.bytes(), 2 * 12);
-        assert_eq!(y.to_f32().unwrap(), [0.0; 3], "{d:?}: nothing ran yet");
-        // Tensors of these sizes that come and go, and one that stays.
+        let graph = d.capture((a.clone(), b.clone(), y.clone()), || sums(&d, &a, &b, &y, 4)).unwrap();
+        assert_eq!(graph.launches(), 5, "{d:?}");
+        // Two sums are alive at the same time, never three.
+        assert_eq!(graph.bytes(), 2 * 12);
+        assert_eq!(y.to_f32().unwrap(), [0.0; 3], "{d:?}: capturing runs no launch");
+        // Other tensors of these sizes, freed and live, must not share memory with the graph.
         let before = numbers(&d, &[7.0; 3]);
         drop(room(&d, 3).unwrap());
         for step in 0..3 {
             a.write(&[step as f32; 3]).unwrap();
-            d.replay(&recording).unwrap();
+            d.replay(&graph).unwrap();
             let between = numbers(&d, &[9.0; 3]);
-            d.replay(&recording).unwrap();
+            d.replay(&graph).unwrap();
             assert_eq!(y.to_f32().unwrap(), [step as f32 + 2.5; 3], "{d:?}");
             assert_eq!((before.to_f32().unwrap(), between.to_f32().unwrap()), (vec![7.0; 3], vec![9.0; 3]));
         }
-        drop((recording, a, b, y, before));
+        drop((graph, a, b, y, before));
         assert_eq!(d.memory().current, 0, "{d:?}");
         drop(d);
         if let Some(fake) = fake {
@@ -84,18 +84,18 @@ fn a_replay_reads_what_is_there_then_and_keeps_its_memory_to_itself() {
 }
 
 #[test]
-fn recordings_side_by_side_do_what_each_does() {
+fn parallel_replay_equals_replay_one_by_one() {
     for (d, _) in devices() {
         let lane = |i: usize| (numbers(&d, &[i as f32; 3]), numbers(&d, &[0.5; 3]), numbers(&d, &[0.0; 3]));
         let lanes: Vec<_> = (0..3).map(lane).collect();
         let record = |(a, b, y): &(Tensor, Tensor, Tensor)| {
-            d.record((a.clone(), b.clone(), y.clone()), || sums(&d, a, b, y, 4)).unwrap()
+            d.capture((a.clone(), b.clone(), y.clone()), || sums(&d, a, b, y, 4)).unwrap()
         };
-        let recordings: Vec<CapturedGraph> = lanes.iter().map(record).collect();
-        assert!(recordings[0].cost().bytes > 0.0);
+        let graphs: Vec<CapturedGraph> = lanes.iter().map(record).collect();
+        assert!(graphs[0].cost().bytes > 0.0);
         for step in 0..50 {
             lanes.iter().enumerate().for_each(|(i, l)| l.0.write(&[(step * i) as f32; 3]).unwrap());
-            d.replay_together(&recordings).unwrap();
+            d.replay_parallel(&graphs).unwrap();
             for (i, (_, _, y)) in lanes.iter().enumerate() {
                 assert_eq!(y.to_f32().unwrap(), [(step * i) as f32 + 2.5; 3], "{d:?}");
             }
@@ -103,53 +103,55 @@ fn recordings_side_by_side_do_what_each_does() {
     }
 }
 
-/// What changes between replays has to lie in memory: a parameter stays what it was.
 #[test]
-fn a_value_among_the_parameters_stays_what_it_was() {
+fn launch_parameters_keep_their_captured_values() {
     for (d, _) in devices() {
         let (y, value) = (numbers(&d, &[0.0; 3]), std::cell::Cell::new(2.0));
         let fill = || {
             let params = FillParams { dst: y.addr(), count: 3, value: value.get(), reserved: 0 };
             d.launch(&elementwise::fill(DType::F32, &params))
         };
-        let recording = d.record(y.clone(), fill).unwrap();
+        let graph = d.capture(y.clone(), fill).unwrap();
         value.set(5.0);
-        d.replay(&recording).unwrap();
+        d.replay(&graph).unwrap();
         assert_eq!(y.to_f32().unwrap(), [2.0; 3], "{d:?}");
     }
 }
 
 #[test]
-fn what_a_recording_cannot_hold_is_refused_and_leaves_the_device_as_it_was() {
+fn refused_operations_in_a_capture_leave_the_device_usable() {
     for (d, fake) in devices() {
         let (a, y) = (numbers(&d, &[1.0; 3]), numbers(&d, &[0.0; 3]));
-        fails(d.record((), || a.write(&[1.0f32; 3])), "copying from the host inside of a recording");
-        fails(d.record((), || a.to_f32().map(|_| ())), "copying to the host inside of a recording");
-        fails(d.record((), || a.download_async().map(|_| ())), "copying to the host inside of a recording");
+        fails(d.capture((), || a.write(&[1.0f32; 3])), "copying from the host is not possible here");
+        fails(d.capture((), || a.to_f32().map(|_| ())), "copying to the host is not possible here");
+        fails(d.capture((), || a.download_async().map(|_| ())), "copying to the host is not possible here");
         let timed = || {
             let params = FillParams { dst: y.addr(), count: 3, value: 1.0, reserved: 0 };
-            d.time(&elementwise::fill(DType::F32, &params)).map(|_| ())
+            d.time_launch(&elementwise::fill(DType::F32, &params)).map(|_| ())
         };
-        fails(d.record((), timed), "timing a launch inside of a recording");
-        fails(d.record((), || d.record((), || Ok::<(), RuntimeError>(())).map(|_| ())), "is under way already");
+        fails(d.capture((), timed), "timing a launch is not possible here");
+        fails(
+            d.capture((), || d.capture((), || Ok::<(), RuntimeError>(())).map(|_| ())),
+            "another capture is in progress",
+        );
         let times = std::cell::Cell::new(0);
         let grows = || {
             times.set(times.get() + 1);
             room(&d, 3 * times.get()).map(|_| ())
         };
-        fails(d.record((), grows), "that its first pass did not need");
+        fails(d.capture((), grows), "that its first pass did not");
         let elsewhere = || {
             let params = FillParams { dst: y.addr(), count: 3, value: 1.0, reserved: 0 };
             let launch = elementwise::fill(DType::F32, &params);
             std::thread::scope(|scope| scope.spawn(|| d.launch(&launch)).join().expect("no panic"))
         };
-        fails(d.record((), elsewhere), "while another thread records");
-        // All of that left nothing behind.
+        fails(d.capture((), elsewhere), "while another thread captures a graph");
+        // The device still works after all these errors.
         sums(&d, &a, &a, &y, 1).unwrap();
         assert_eq!(y.to_f32().unwrap(), [3.0; 3], "{d:?}");
-        let recording = d.record((), || sums(&d, &a, &a, &y, 2)).unwrap();
-        fails(Device::cpu(1).replay(&recording), "on the device that it was made on");
-        drop((recording, a, y));
+        let graph = d.capture((), || sums(&d, &a, &a, &y, 2)).unwrap();
+        fails(Device::cpu(1).replay(&graph), "belongs to another device");
+        drop((graph, a, y));
         assert_eq!(d.memory().current, 0, "{d:?}");
         drop(d);
         if let Some(fake) = fake {
@@ -158,9 +160,9 @@ fn what_a_recording_cannot_hold_is_refused_and_leaves_the_device_as_it_was() {
     }
 }
 
-/// An f32 product with a bf16 weight needs room of its own on cuda, which lasts as long as the recording.
+/// On cuda, a product of f32 and bf16 needs a buffer for the widened operand, which the graph owns.
 #[test]
-fn products_of_two_types_are_recorded() {
+fn product_of_f32_and_bf16_can_be_captured() {
     for (d, fake) in devices() {
         let x = numbers(&d, &[1.0, 2.0, 3.0, 4.0]);
         let w =
@@ -170,59 +172,58 @@ fn products_of_two_types_are_recorded() {
         let (a, b, c) = (operand(&x), operand(&w), y.addr());
         let product =
             Matmul { m: 2, n: 3, k: 2, a, b, c, c_dtype: DType::F32, bias: Addr::NULL, accumulate: false, scale: 1.0 };
-        let recording = d.record((x.clone(), w.clone(), y.clone()), || d.launch(&Launch::Matmul(product))).unwrap();
+        let graph = d.capture((x.clone(), w.clone(), y.clone()), || d.launch(&Launch::Matmul(product))).unwrap();
         let others: Vec<Tensor> = (0..4).map(|_| numbers(&d, &[5.0; 6])).collect();
-        d.replay(&recording).unwrap();
+        d.replay(&graph).unwrap();
         x.write(&[2.0f32, 4.0, 6.0, 8.0]).unwrap();
-        d.replay(&recording).unwrap();
+        d.replay(&graph).unwrap();
         assert_eq!(y.to_f32().unwrap(), [4.0, 5.0, 2.0, 10.0, 14.0, 2.0], "{d:?}");
         assert!(others.iter().all(|t| t.to_f32().unwrap() == [5.0; 6]), "{d:?}");
-        drop((recording, x, w, y, others, d));
+        drop((graph, x, w, y, others, d));
         if let Some(fake) = fake {
             assert_eq!((fake.left_open(), fake.violations()), (0, Vec::new()));
         }
     }
 }
 
-/// A profile sees each launch of a replay.
 #[test]
-fn a_profile_counts_what_is_replayed() {
+fn profiler_counts_each_launch_of_a_replay() {
     for (d, _) in devices() {
         let (a, y) = (numbers(&d, &[1.0; 3]), numbers(&d, &[0.0; 3]));
-        let recording = d.record((a.clone(), y.clone()), || sums(&d, &a, &a, &y, 2)).unwrap();
+        let graph = d.capture((a.clone(), y.clone()), || sums(&d, &a, &a, &y, 2)).unwrap();
         d.profiler().count(true);
-        d.replay(&recording).unwrap();
-        d.replay(&recording).unwrap();
+        d.replay(&graph).unwrap();
+        d.replay(&graph).unwrap();
         assert_eq!(d.profiler().totals().unwrap()["add_f32"].launches, 6, "{d:?}");
         assert_eq!(y.to_f32().unwrap(), [4.0; 3], "{d:?}");
     }
 }
 
 #[test]
-fn downloads_bring_what_was_there_when_they_were_asked_for() {
+fn downloads_return_values_as_of_their_enqueueing() {
     for (d, fake) in devices() {
         let (a, y) = (numbers(&d, &[1.0; 3]), numbers(&d, &[0.0; 3]));
-        let recording = d.record((a.clone(), y.clone()), || sums(&d, &a, &a, &y, 1)).unwrap();
-        let mut coming = Vec::new();
+        let graph = d.capture((a.clone(), y.clone()), || sums(&d, &a, &a, &y, 1)).unwrap();
+        let mut pending = Vec::new();
         for step in 0..40 {
             a.write(&[step as f32; 3]).unwrap();
-            d.replay(&recording).unwrap();
-            coming.push(y.download_async().unwrap());
-            // Some are waited for late, some in another order, some never.
+            d.replay(&graph).unwrap();
+            pending.push(y.download_async().unwrap());
+            // Some downloads are waited for late, some out of order, some are dropped.
             if step % 3 == 2 {
-                let second = coming.remove(coming.len() - 2);
+                let second = pending.remove(pending.len() - 2);
                 assert_eq!(second.wait::<f32>().unwrap(), [3.0 * (step - 1) as f32; 3], "{d:?}");
-                drop(coming.pop());
+                drop(pending.pop());
             }
         }
-        for (i, download) in coming.into_iter().enumerate() {
+        for (i, download) in pending.into_iter().enumerate() {
             assert_eq!(download.wait::<f32>().unwrap(), [9.0 * i as f32; 3], "{d:?}");
         }
-        // More than a piece has room for.
+        // More bytes than a slot of the copy ring holds.
         let large = numbers(&d, &vec![2.0; 40_000]);
         assert_eq!(large.download_async().unwrap().wait::<f32>().unwrap(), vec![2.0; 40_000]);
         assert!(large.rows(0, 0).unwrap().download_async().unwrap().wait::<f32>().unwrap().is_empty());
-        drop((recording, a, y, large, d));
+        drop((graph, a, y, large, d));
         if let Some(fake) = fake {
             assert_eq!((fake.left_open(), fake.violations()), (0, Vec::new()));
         }

@@ -1,4 +1,10 @@
-//! Small copies to the host that nobody waits for yet: a piece of page-locked memory and an event each, used again.
+//! The ring of asynchronous downloads: small copies to the host that are enqueued now and waited for later.
+//!
+//! ```text
+//! start:    take a free slot of page-locked memory (or allocate one), enqueue the copy into it, record the slot's event behind it
+//! finish:   wait for the slot's event, copy the slot's bytes out, free the slot
+//! discard:  free the slot without waiting; the next copy into it runs behind the old one on the same stream
+//! ```
 #![allow(unsafe_code)]
 
 use std::sync::Arc;
@@ -6,85 +12,85 @@ use std::sync::Arc;
 use reel_kernels::cuda::driver::{Event, Stream};
 use reel_kernels::cuda::{CudaError, Driver};
 
-/// Bytes of a piece: the tokens and log-probabilities of a step have room many times over.
-pub(super) const PIECE: usize = 64 << 10;
+/// Bytes of a slot: many times the tokens and log-probabilities of a decode step.
+pub(super) const MAX_ASYNC_COPY_BYTES: usize = 64 << 10;
 
-/// Pieces, each free or under a copy that somebody will wait for.
+/// Slots of page-locked memory. A slot is free or in use by a copy.
 pub(super) struct CopyRing {
     driver: Arc<dyn Driver>,
     stream: Stream,
-    pieces: Vec<Piece>,
+    slots: Vec<RingSlot>,
 }
 
-struct Piece {
+struct RingSlot {
     memory: *mut u8,
     event: Event,
-    taken: bool,
+    in_use: bool,
 }
 
-// SAFETY: the memory is this value's own.
+// SAFETY: only this value uses the memory.
 unsafe impl Send for CopyRing {}
 
 impl CopyRing {
     pub fn new(driver: Arc<dyn Driver>, stream: Stream) -> CopyRing {
-        CopyRing { driver, stream, pieces: Vec::new() }
+        CopyRing { driver, stream, slots: Vec::new() }
     }
 
-    /// Asks for a copy of at most [`PIECE`] bytes behind what was asked of the stream; a handle to wait for it by.
+    /// Enqueues a copy of at most [`MAX_ASYNC_COPY_BYTES`] bytes on the stream. Returns the handle of the copy.
     ///
     /// # Safety
-    /// The range is live memory of the GPU.
+    /// The range must be live GPU memory.
     pub unsafe fn start(&mut self, from: u64, bytes: usize) -> Result<u64, CudaError> {
-        debug_assert!(bytes <= PIECE);
-        let at = match self.pieces.iter().position(|p| !p.taken) {
+        debug_assert!(bytes <= MAX_ASYNC_COPY_BYTES);
+        let at = match self.slots.iter().position(|p| !p.in_use) {
             Some(at) => at,
             None => {
-                let memory = self.driver.alloc_host(PIECE)?;
+                let memory = self.driver.alloc_host(MAX_ASYNC_COPY_BYTES)?;
                 // SAFETY: nothing uses the memory yet.
                 let event = self.driver.event().inspect_err(|_| unsafe { self.driver.free_host(memory) })?;
-                self.pieces.push(Piece { memory, event, taken: false });
-                self.pieces.len() - 1
+                self.slots.push(RingSlot { memory, event, in_use: false });
+                self.slots.len() - 1
             }
         };
-        let piece = &mut self.pieces[at];
-        // A piece that was given up may have its copy before it still; this one comes behind it on the same stream.
-        // SAFETY: the caller's promise; the piece has room and stays until the event is reached.
+        let slot = &mut self.slots[at];
+        // The earlier copy into a discarded slot may still be in flight; this copy runs behind it on the same stream.
+        // SAFETY: the caller guarantees the range; the slot is large enough and is not reused before the event is reached.
         unsafe {
-            self.driver.copy_out(piece.memory, from, bytes, self.stream)?;
-            self.driver.record(piece.event, self.stream)?;
+            self.driver.copy_out(slot.memory, from, bytes, self.stream)?;
+            self.driver.record(slot.event, self.stream)?;
         }
-        piece.taken = true;
+        slot.in_use = true;
         Ok(at as u64)
     }
 
-    /// Waits for a copy and takes its bytes; the piece is free whatever comes of it.
+    /// Waits for a copy and copies its bytes to `to`. The slot is free afterwards, also after an error.
     pub fn finish(&mut self, handle: u64, to: &mut [u8]) -> Result<(), CudaError> {
-        let piece = &mut self.pieces[handle as usize];
-        piece.taken = false;
+        let slot = &mut self.slots[handle as usize];
+        slot.in_use = false;
         // SAFETY: the event was recorded behind the copy; the bytes are read after it was reached.
         unsafe {
-            self.driver.wait(piece.event)?;
-            std::ptr::copy_nonoverlapping(piece.memory, to.as_mut_ptr(), to.len().min(PIECE));
+            self.driver.wait(slot.event)?;
+            std::ptr::copy_nonoverlapping(slot.memory, to.as_mut_ptr(), to.len().min(MAX_ASYNC_COPY_BYTES));
         }
         Ok(())
     }
 
-    /// Nobody waits for the copy any more.
-    pub fn forget(&mut self, handle: u64) {
-        self.pieces[handle as usize].taken = false;
+    /// Frees the slot of a copy whose bytes are not needed.
+    pub fn discard_copy(&mut self, handle: u64) {
+        self.slots[handle as usize].in_use = false;
     }
 }
 
 impl Drop for CopyRing {
     fn drop(&mut self) {
-        // SAFETY: after the wait no copy uses the memory. After a failed kernel the wait fails too, which nobody can help.
+        // SAFETY: after the wait no copy uses the memory. After a failed kernel the wait fails too, and there is nothing left to wait for.
         unsafe {
-            if !self.pieces.is_empty() {
+            if !self.slots.is_empty() {
                 let _ = self.driver.synchronize(self.stream);
             }
-            for piece in self.pieces.drain(..) {
-                self.driver.end_event(piece.event);
-                self.driver.free_host(piece.memory);
+            for slot in self.slots.drain(..) {
+                self.driver.end_event(slot.event);
+                self.driver.free_host(slot.memory);
             }
         }
     }

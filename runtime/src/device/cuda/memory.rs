@@ -1,4 +1,5 @@
-//! The GPU's memory: one range of addresses as long as the GPU has bytes, which memory is put behind as it is needed.
+//! The GPU's memory pool. It reserves one address range as long as the GPU's memory, and maps physical memory to the range as it is needed.
+//! `reel_kernels::cuda::arena` decides where in the range a block lies.
 #![allow(unsafe_code)]
 
 use std::sync::Arc;
@@ -7,7 +8,7 @@ use reel_kernels::cuda::arena::Arena;
 use reel_kernels::cuda::driver::Backing;
 use reel_kernels::cuda::{CudaError, Driver};
 
-/// What the range grows by at least, where there is room: a step's small blocks then cost no call of the driver each.
+/// The range grows by at least this many bytes if the GPU has them, so that small blocks do not need a driver call each.
 const GROWTH: usize = 64 << 20;
 
 pub(super) struct Pool {
@@ -26,28 +27,28 @@ impl Pool {
         Ok(Pool { driver, base, span, arena: Arena::new(), backings: Vec::new() })
     }
 
-    /// The address of a block of `bytes`; None where the GPU has no room.
-    pub fn take(&mut self, bytes: usize) -> Option<u64> {
-        let lacks = self.arena.lacks(bytes)?;
-        if lacks > 0 && !self.grow(lacks.max(GROWTH)) && !self.grow(lacks) {
+    /// Allocates a block of `bytes` bytes and returns its address. None if the GPU is out of memory.
+    pub fn alloc(&mut self, bytes: usize) -> Option<u64> {
+        let missing = self.arena.lacks(bytes)?;
+        if missing > 0 && !self.grow(missing.max(GROWTH)) && !self.grow(missing) {
             return None;
         }
         self.arena.take(bytes).map(|start| self.base + start as u64)
     }
 
-    pub fn give(&mut self, at: u64) {
-        let given = self.arena.give((at - self.base) as usize);
-        debug_assert!(given, "{at:#x} is no block");
+    pub fn free(&mut self, at: u64) {
+        let was_allocated = self.arena.give((at - self.base) as usize);
+        debug_assert!(was_allocated, "{at:#x} is not an allocated block");
     }
 
-    /// Puts memory behind the next `bytes` of the range; false where the GPU has none.
+    /// Maps physical memory to the next `bytes` bytes of the range. False if the GPU is out of memory.
     fn grow(&mut self, bytes: usize) -> bool {
         let Some(bytes) = bytes.checked_next_multiple_of(self.driver.granularity()) else { return false };
         if bytes > self.span - self.arena.end() {
             return false;
         }
         let at = self.base + self.arena.end() as u64;
-        // SAFETY: the range is reserved, and nothing lies behind this part of it.
+        // SAFETY: the range is reserved, and no memory is mapped to this part of it.
         match unsafe { self.driver.back(at, bytes) } {
             Ok(backing) => {
                 self.backings.push((at, bytes, backing));
@@ -61,7 +62,7 @@ impl Pool {
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        // SAFETY: the device waited for its work, and its buffers keep it alive.
+        // SAFETY: the device has waited for its work, and it outlives all of its buffers.
         unsafe {
             for (at, bytes, backing) in self.backings.drain(..) {
                 self.driver.unback(at, bytes, backing);

@@ -1,4 +1,7 @@
-//! A GPU: launches go to one stream, memory is cut from one growing range, weights are copied in once.
+//! Device `cuda`: all launches go to one stream; memory comes from one pool (`memory.rs`); weights are copied to the GPU once.
+//!
+//! One stream means one order: a block that is freed while launches still use it can be given to the next tensor at once, because launches
+//! on that tensor run later.
 #![allow(unsafe_code)]
 
 mod copy_ring;
@@ -14,167 +17,169 @@ use reel_kernels::elementwise::{self, CastParams};
 use reel_kernels::matmul::Matmul;
 use reel_kernels::{Addr, DType, Launch};
 
-use self::copy_ring::{CopyRing, PIECE};
+use self::copy_ring::{CopyRing, MAX_ASYNC_COPY_BYTES};
 use self::memory::Pool;
-use self::staging::{Loader, Staging};
-use self::timeline::{PAIRS, Timeline};
-use super::captured_graph::Kept;
+use self::staging::{ParallelUploader, Staging};
+use self::timeline::{MAX_IN_FLIGHT, Timeline};
+use super::captured_graph::HandleTable;
 use super::download::PendingCopy;
-use super::profiler::{Timed, Wanted};
-use super::{Backend, Hardware, Kernels, ProductLibrary};
+use super::profiler::{ProfileMode, TimedLaunch};
+use super::{Backend, Hardware, Kernels, MatmulLibrary};
 use crate::error::{Result, RuntimeError};
 
-/// From this many bytes on, a copy to the GPU takes several threads and streams.
-const LARGE: usize = 32 << 20;
+/// Uploads of at least this many bytes use several threads and streams.
+const MULTI_STREAM_BYTES: usize = 32 << 20;
 
-// Fields are dropped in this order: what uses the GPU before the GPU.
+// Fields are dropped in this order: the GPU last, because the others use it.
 pub(super) struct Cuda {
-    recordings: Mutex<Recordings>,
+    graphs: Mutex<Graphs>,
     copy_ring: Mutex<CopyRing>,
-    products: OnceLock<Products>,
+    cublas: OnceLock<Cublas>,
     staging: Mutex<Option<Staging>>,
-    loader: Mutex<Option<Loader>>,
-    /// Launches whose times are wanted; made by the first.
+    uploader: Mutex<Option<ParallelUploader>>,
+    /// The events of profiled launches; created by the first one.
     timeline: Mutex<Option<Timeline>>,
     pool: Mutex<Pool>,
     gpu: Gpu,
 }
 
-/// Recordings, and what the one under way has asked for.
+/// The captured graphs, and the state of a capture in progress.
 #[derive(Default)]
-struct Recordings {
-    kept: Kept<(Recorded, Option<(u64, usize)>)>,
-    /// Room for a widened operand: its address and size. Products are on one stream, so one room serves all of a recording.
-    room: Option<(u64, usize)>,
-    under_way: bool,
+struct Graphs {
+    native: HandleTable<(Recorded, Option<(u64, usize)>)>,
+    /// Address and size of the buffer for widened operands in the capture in progress. Products run one after the other, so all products of
+    /// a graph share one buffer.
+    widened_operand: Option<(u64, usize)>,
+    capturing: bool,
 }
 
-/// cuBLASLt and its workspace in the pool; opened by the first product.
-struct Products {
+/// cuBLASLt with its workspace; opened by the first matrix product.
+struct Cublas {
     blas: Box<dyn Blas>,
     workspace: u64,
 }
 
 impl Cuda {
-    /// On an opened GPU.
+    /// A device on an opened GPU.
     pub(super) fn new(gpu: Gpu) -> Result<Cuda> {
-        let pool = Mutex::new(Pool::new(gpu.driver().clone()).map_err(told)?);
+        let pool = Mutex::new(Pool::new(gpu.driver().clone()).map_err(device_error)?);
         let copy_ring = Mutex::new(CopyRing::new(gpu.driver().clone(), gpu.stream()));
         Ok(Cuda {
-            recordings: Mutex::default(),
+            graphs: Mutex::default(),
             copy_ring,
-            products: OnceLock::new(),
+            cublas: OnceLock::new(),
             staging: Mutex::default(),
-            loader: Mutex::default(),
+            uploader: Mutex::default(),
             timeline: Mutex::default(),
             pool,
             gpu,
         })
     }
 
-    fn opened(&self) -> Result<&Products> {
-        if let Some(products) = self.products.get() {
-            return Ok(products);
+    fn cublas(&self) -> Result<&Cublas> {
+        if let Some(cublas) = self.cublas.get() {
+            return Ok(cublas);
         }
-        let blas = self.gpu.driver().blas().map_err(told)?;
-        let workspace = self.alloc(WORKSPACE).ok_or_else(|| told(CudaError::OutOfMemory { bytes: WORKSPACE }))?;
-        Ok(self.products.get_or_init(|| Products { blas, workspace }))
+        let blas = self.gpu.driver().blas().map_err(device_error)?;
+        let workspace =
+            self.alloc(WORKSPACE).ok_or_else(|| device_error(CudaError::OutOfMemory { bytes: WORKSPACE }))?;
+        Ok(self.cublas.get_or_init(|| Cublas { blas, workspace }))
     }
 
-    fn product(&self, product: &Matmul) -> Result<()> {
+    fn launch_matmul(&self, product: &Matmul) -> Result<()> {
         if product.m == 0 || product.n == 0 || (product.k == 0 && product.accumulate && product.bias.is_null()) {
             return Ok(());
         }
         if product.k == 0 && product.bias.is_null() {
             let bytes = product.m * product.n * product.c_dtype.size();
             // SAFETY: the result lies in live memory of this device.
-            return unsafe { self.gpu.driver().fill(product.c.0, 0, bytes, self.gpu.stream()) }.map_err(told);
+            return unsafe { self.gpu.driver().fill(product.c.0, 0, bytes, self.gpu.stream()) }.map_err(device_error);
         }
         if product.a.dtype != product.b.dtype {
-            return self.widened(product);
+            return self.launch_mixed_matmul(product);
         }
-        let Products { blas, workspace } = self.opened()?;
+        let Cublas { blas, workspace } = self.cublas()?;
         // SAFETY: addresses in a launch come from live tensors of this device, whose shapes the op that made it checked.
-        unsafe { blas.product(product, *workspace, self.gpu.stream()) }.map_err(told)
+        unsafe { blas.product(product, *workspace, self.gpu.stream()) }.map_err(device_error)
     }
 
-    /// A product of an f32 and a bf16 operand, as of f32 activations with weights stored in bf16: the latter is widened first, which
-    /// changes no value.
-    fn widened(&self, product: &Matmul) -> Result<()> {
+    /// Computes a product of an f32 and a bf16 operand, for example f32 activations and bf16 weights. cuBLASLt needs equal types, so the bf16
+    /// operand is cast to f32 first, which is exact.
+    fn launch_mixed_matmul(&self, product: &Matmul) -> Result<()> {
         let bytes = widened_bytes(product);
-        // A recording has room of its own, made ready before: its addresses last.
-        let recorded = Some(lock(&self.recordings)).filter(|r| r.under_way).and_then(|r| r.room);
-        if let Some((room, _)) = recorded.filter(|(_, size)| *size >= bytes) {
-            let (cast, wide) = widening(product, room);
-            return self.launch(&cast).and_then(|()| self.product(&wide));
+        // During a capture, uses the graph's own buffer, because its address must stay valid for every replay.
+        let recorded = Some(lock(&self.graphs)).filter(|r| r.capturing).and_then(|r| r.widened_operand);
+        if let Some((buffer, _)) = recorded.filter(|(_, size)| *size >= bytes) {
+            let (cast, wide) = widening(product, buffer);
+            return self.launch(&cast).and_then(|()| self.launch_matmul(&wide));
         }
-        let room = self.room(bytes)?;
-        let (cast, wide) = widening(product, room);
-        let done = self.launch(&cast).and_then(|()| self.product(&wide));
-        self.free(room, bytes);
+        let buffer = self.alloc_or_error(bytes)?;
+        let (cast, wide) = widening(product, buffer);
+        let done = self.launch(&cast).and_then(|()| self.launch_matmul(&wide));
+        self.free(buffer, bytes);
         done
     }
 
-    fn room(&self, bytes: usize) -> Result<u64> {
-        self.alloc(bytes).ok_or_else(|| told(CudaError::OutOfMemory { bytes }))
+    fn alloc_or_error(&self, bytes: usize) -> Result<u64> {
+        self.alloc(bytes).ok_or_else(|| device_error(CudaError::OutOfMemory { bytes }))
     }
 
-    /// Makes ready what a product needs in a recording.
-    fn prepare_product(&self, product: &Matmul) -> Result<()> {
-        self.opened()?;
+    /// Chooses the algorithm and allocates the buffer for a product that will be captured.
+    fn prepare_matmul(&self, product: &Matmul) -> Result<()> {
+        self.cublas()?;
         if product.a.dtype == product.b.dtype {
             return Ok(());
         }
-        let (bytes, mut recordings) = (widened_bytes(product), lock(&self.recordings));
-        if recordings.room.is_none_or(|(_, size)| size < bytes) {
-            if let Some((old, size)) = recordings.room.take() {
+        let (bytes, mut graphs) = (widened_bytes(product), lock(&self.graphs));
+        if graphs.widened_operand.is_none_or(|(_, size)| size < bytes) {
+            if let Some((old, size)) = graphs.widened_operand.take() {
                 self.free(old, size);
             }
-            recordings.room = Some((self.room(bytes)?, bytes));
+            graphs.widened_operand = Some((self.alloc_or_error(bytes)?, bytes));
         }
-        let Some((room, _)) = recordings.room else { return Ok(()) };
-        drop(recordings);
-        self.prepare(&widening(product, room).0)
+        let Some((buffer, _)) = graphs.widened_operand else { return Ok(()) };
+        drop(graphs);
+        self.prepare_capture(&widening(product, buffer).0)
     }
 
-    /// What stages small copies, made by the first.
-    fn staged<T>(&self, f: impl FnOnce(&mut Staging) -> std::result::Result<T, CudaError>) -> Result<T> {
+    /// Calls `f` with the staging buffers, which the first call allocates.
+    fn with_staging<T>(&self, f: impl FnOnce(&mut Staging) -> std::result::Result<T, CudaError>) -> Result<T> {
         let mut staging = lock(&self.staging);
         if staging.is_none() {
-            *staging = Some(Staging::new(self.gpu.driver().clone(), self.gpu.stream()).map_err(told)?);
+            *staging = Some(Staging::new(self.gpu.driver().clone(), self.gpu.stream()).map_err(device_error)?);
         }
-        f(staging.as_mut().expect("it was just made")).map_err(told)
+        f(staging.as_mut().expect("it was just made")).map_err(device_error)
     }
 
-    fn load(&self, to: u64, from: &[u8]) -> Result<()> {
-        if from.len() < LARGE {
+    fn upload_bytes(&self, to: u64, from: &[u8]) -> Result<()> {
+        if from.len() < MULTI_STREAM_BYTES {
             // SAFETY: the caller's range is live memory of this device.
-            return self.staged(|s| unsafe { s.copy_in(to, from) });
+            return self.with_staging(|s| unsafe { s.copy_in(to, from) });
         }
-        let mut loader = lock(&self.loader);
-        if loader.is_none() {
-            *loader = Some(Loader::new(self.gpu.driver().clone()).map_err(told)?);
+        let mut uploader = lock(&self.uploader);
+        if uploader.is_none() {
+            *uploader = Some(ParallelUploader::new(self.gpu.driver().clone()).map_err(device_error)?);
         }
-        let loader = loader.as_mut().expect("it was just made");
-        // SAFETY: as above.
-        unsafe { loader.copy_in(to, from, self.gpu.stream()) }.map_err(told)
+        let uploader = uploader.as_mut().expect("it was just made");
+        // SAFETY: the caller's range is live memory of this device.
+        unsafe { uploader.copy_in(to, from, self.gpu.stream()) }.map_err(device_error)
     }
 }
 
-/// Bytes of a product's bf16 operand in f32.
+/// The size in bytes of a product's bf16 operand after the cast to f32.
 fn widened_bytes(product: &Matmul) -> usize {
     let rows = if product.a.dtype == DType::F32 { product.n } else { product.m };
     rows * product.k * DType::F32.size()
 }
 
-/// The cast of a product's bf16 operand into `room`, and the product with it there.
-fn widening(product: &Matmul, room: u64) -> (Launch, Matmul) {
+/// Returns the launch that casts a product's bf16 operand to f32 into `buffer`, and the product with that operand.
+fn widening(product: &Matmul, buffer: u64) -> (Launch, Matmul) {
     let mut wide = *product;
     let (narrow, rows) =
         if product.a.dtype == DType::F32 { (&mut wide.b, product.n) } else { (&mut wide.a, product.m) };
-    let params = CastParams { src: narrow.addr, dst: Addr(room), count: (rows * product.k) as u64 };
+    let params = CastParams { src: narrow.addr, dst: Addr(buffer), count: (rows * product.k) as u64 };
     let cast = elementwise::cast(narrow.dtype, DType::F32, &params);
-    (narrow.addr, narrow.dtype) = (Addr(room), DType::F32);
+    (narrow.addr, narrow.dtype) = (Addr(buffer), DType::F32);
     (cast, wide)
 }
 
@@ -182,8 +187,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|e| e.into_inner())
 }
 
-/// As an error of this crate.
-pub(super) fn told(e: CudaError) -> RuntimeError {
+/// A driver's error as an error of this crate.
+pub(super) fn device_error(e: CudaError) -> RuntimeError {
     RuntimeError::Device(e.to_string())
 }
 
@@ -205,51 +210,52 @@ impl Backend for Cuda {
     }
 
     fn alloc(&self, bytes: usize) -> Option<u64> {
-        lock(&self.pool).take(bytes)
+        lock(&self.pool).alloc(bytes)
     }
 
-    /// Launches that still use the block come before whatever is done with its next owner: they are on one stream.
+    /// Launches that still use the block run before launches on its next owner, because all are on one stream.
     fn free(&self, addr: u64, _bytes: usize) {
-        lock(&self.pool).give(addr);
+        lock(&self.pool).free(addr);
     }
 
     fn launch(&self, launch: &Launch) -> Result<()> {
         match launch {
             // SAFETY: addresses in a launch come from live tensors of this device, whose shapes the op that made it checked; a
-            // block that is freed before the launch has run is only used again behind it.
-            Launch::Kernel(kernel) => unsafe { self.gpu.launch(kernel.kernel, &kernel.params) }.map_err(told),
-            Launch::Matmul(product) => self.product(product),
+            // block that is freed before the launch has run is only reused by later launches.
+            Launch::Kernel(kernel) => unsafe { self.gpu.launch(kernel.kernel, &kernel.params) }.map_err(device_error),
+            Launch::Matmul(product) => self.launch_matmul(product),
         }
     }
 
-    fn launch_waited(&self, launch: &Launch) -> Result<f64> {
-        self.between(&mut || self.launch(launch))
+    fn launch_and_wait(&self, launch: &Launch) -> Result<f64> {
+        self.measure_seconds(&mut || self.launch(launch))
     }
 
-    fn between(&self, f: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
-        let mut asked = Ok(());
+    fn measure_seconds(&self, f: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
+        let mut result = Ok(());
         let seconds = self.gpu.timed(|| {
-            asked = f();
+            result = f();
             Ok(())
         });
-        asked.and_then(|()| seconds.map_err(told))
+        result.and_then(|()| seconds.map_err(device_error))
     }
 
-    fn launch_timed(&self, launch: &Launch, wanted: Wanted) -> Result<Vec<Timed>> {
+    fn launch_timed(&self, launch: &Launch, mode: ProfileMode) -> Result<Vec<TimedLaunch>> {
         let mut timeline = lock(&self.timeline);
         if timeline.is_none() {
-            *timeline = Some(Timeline::new(self.gpu.driver().clone(), self.gpu.stream(), PAIRS).map_err(told)?);
+            *timeline =
+                Some(Timeline::new(self.gpu.driver().clone(), self.gpu.stream(), MAX_IN_FLIGHT).map_err(device_error)?);
         }
         let timeline = timeline.as_mut().expect("it was just made");
-        timeline.launch(launch, wanted, || self.launch(launch))
+        timeline.launch(launch, mode, || self.launch(launch))
     }
 
-    fn timed(&self) -> Result<Vec<Timed>> {
-        lock(&self.timeline).as_mut().map_or(Ok(Vec::new()), |t| t.read().map_err(told))
+    fn collect_timings(&self) -> Result<Vec<TimedLaunch>> {
+        lock(&self.timeline).as_mut().map_or(Ok(Vec::new()), |t| t.read().map_err(device_error))
     }
 
     fn synchronize(&self) -> Result<()> {
-        self.gpu.synchronize().map_err(told)
+        self.gpu.synchronize().map_err(device_error)
     }
 
     fn hardware(&self) -> Hardware {
@@ -259,25 +265,25 @@ impl Backend for Cuda {
         Hardware { name: self.gpu.name().into(), bus_id: driver.bus_id(), driver: Some(version) }
     }
 
-    fn products(&self) -> Option<ProductLibrary> {
-        let blas = &self.products.get()?.blas;
+    fn matmul_library(&self) -> Option<MatmulLibrary> {
+        let blas = &self.cublas.get()?.blas;
         let Algorithms { count, hash } = blas.algorithms();
-        Some(ProductLibrary { name: blas.version(), algorithms: count, hash: format!("{hash:016x}") })
+        Some(MatmulLibrary { name: blas.version(), algorithms: count, hash: format!("{hash:016x}") })
     }
 
     fn upload(&self, to: u64, from: &[u8]) -> Result<()> {
-        self.load(to, from)
+        self.upload_bytes(to, from)
     }
 
     fn download(&self, from: u64, to: &mut [u8]) -> Result<()> {
         // SAFETY: `Buffer::download` checked the range.
-        self.staged(|s| unsafe { s.copy_out(to, from) })
+        self.with_staging(|s| unsafe { s.copy_out(to, from) })
     }
 
-    /// A copy: kernels read weights hundreds of times faster there.
+    /// Copies the part to the GPU: kernels read GPU memory hundreds of times faster than host memory.
     fn map(&self, part: &[u8]) -> Result<Option<u64>> {
         let Some(addr) = self.alloc(part.len()) else { return Ok(None) };
-        self.load(addr, part).inspect_err(|_| self.free(addr, part.len()))?;
+        self.upload_bytes(addr, part).inspect_err(|_| self.free(addr, part.len()))?;
         Ok(Some(addr))
     }
 
@@ -290,49 +296,49 @@ impl Backend for Cuda {
     }
 
     fn download_async(&self, from: u64, bytes: usize) -> Result<PendingCopy> {
-        if bytes > PIECE {
+        if bytes > MAX_ASYNC_COPY_BYTES {
             let mut to = vec![0; bytes];
             self.download(from, &mut to)?;
-            return Ok(PendingCopy::Here(to));
+            return Ok(PendingCopy::Ready(to));
         }
-        // SAFETY: `Buffer::download_async` checked the range; its next owner's launches come behind the copy.
-        unsafe { lock(&self.copy_ring).start(from, bytes) }.map(PendingCopy::Coming).map_err(told)
+        // SAFETY: `Buffer::download_async` checked the range; launches of its next owner run after the copy.
+        unsafe { lock(&self.copy_ring).start(from, bytes) }.map(PendingCopy::InFlight).map_err(device_error)
     }
 
-    fn land(&self, handle: u64, to: &mut [u8]) -> Result<()> {
-        lock(&self.copy_ring).finish(handle, to).map_err(told)
+    fn finish_copy(&self, handle: u64, to: &mut [u8]) -> Result<()> {
+        lock(&self.copy_ring).finish(handle, to).map_err(device_error)
     }
 
-    fn forget(&self, handle: u64) {
-        lock(&self.copy_ring).forget(handle);
+    fn discard_copy(&self, handle: u64) {
+        lock(&self.copy_ring).discard_copy(handle);
     }
 
-    fn prepare(&self, launch: &Launch) -> Result<()> {
+    fn prepare_capture(&self, launch: &Launch) -> Result<()> {
         match launch {
-            Launch::Kernel(kernel) => self.gpu.prepare(kernel.kernel, &kernel.params).map_err(told),
-            Launch::Matmul(product) => self.prepare_product(product),
+            Launch::Kernel(kernel) => self.gpu.prepare(kernel.kernel, &kernel.params).map_err(device_error),
+            Launch::Matmul(product) => self.prepare_matmul(product),
         }
     }
 
-    fn begin_recording(&self) -> Result<bool> {
-        self.gpu.begin_recording().map_err(told)?;
-        lock(&self.recordings).under_way = true;
+    fn begin_capture(&self) -> Result<bool> {
+        self.gpu.begin_recording().map_err(device_error)?;
+        lock(&self.graphs).capturing = true;
         Ok(true)
     }
 
-    fn take_recorded(&self, launch: &Launch) -> Result<()> {
+    fn capture_launch(&self, launch: &Launch) -> Result<()> {
         self.launch(launch)
     }
 
-    fn end_recording(&self) -> Result<u64> {
-        let recorded = self.gpu.end_recording().map_err(told);
-        let mut recordings = lock(&self.recordings);
-        recordings.under_way = false;
-        let room = recordings.room.take();
+    fn end_capture(&self) -> Result<u64> {
+        let recorded = self.gpu.end_recording().map_err(device_error);
+        let mut graphs = lock(&self.graphs);
+        graphs.capturing = false;
+        let buffer = graphs.widened_operand.take();
         match recorded {
-            Ok(recorded) => Ok(recordings.kept.keep((recorded, room))),
+            Ok(recorded) => Ok(graphs.native.insert((recorded, buffer))),
             Err(e) => {
-                if let Some((at, bytes)) = room {
+                if let Some((at, bytes)) = buffer {
                     self.free(at, bytes);
                 }
                 Err(e)
@@ -340,20 +346,20 @@ impl Backend for Cuda {
         }
     }
 
-    fn replay(&self, handle: u64) -> Result<()> {
-        let recordings = lock(&self.recordings);
-        let Some((recorded, _)) = recordings.kept.get(handle) else {
-            return Err(RuntimeError::Device("a recording that has ended is replayed".into()));
+    fn replay_graph(&self, handle: u64) -> Result<()> {
+        let graphs = lock(&self.graphs);
+        let Some((recorded, _)) = graphs.native.get(handle) else {
+            return Err(RuntimeError::Device("captured graph: it was destroyed; capture it again".into()));
         };
-        // SAFETY: a recording keeps the memory of its launches, and its maker gave it what else they use to keep.
-        unsafe { self.gpu.replay(recorded) }.map_err(told)
+        // SAFETY: a captured graph owns the memory of its launches, or the owners of that memory.
+        unsafe { self.gpu.replay(recorded) }.map_err(device_error)
     }
 
-    fn end_replays(&self, handle: u64) {
-        let ended = lock(&self.recordings).kept.remove(handle);
-        let Some((recorded, room)) = ended else { return };
+    fn destroy_graph(&self, handle: u64) {
+        let ended = lock(&self.graphs).native.remove(handle);
+        let Some((recorded, buffer)) = ended else { return };
         drop(recorded);
-        if let Some((at, bytes)) = room {
+        if let Some((at, bytes)) = buffer {
             self.free(at, bytes);
         }
     }
@@ -361,7 +367,7 @@ impl Backend for Cuda {
 
 impl Drop for Cuda {
     fn drop(&mut self) {
-        // Nothing may be under way when memory goes. After a failed kernel the wait fails too, which nobody can help.
+        // No work may be in flight when memory is freed. After a failed kernel the wait fails too, and no work is left.
         let _ = self.gpu.synchronize();
     }
 }

@@ -1,5 +1,5 @@
-//! Copies between the host and the GPU through page-locked memory: the only kind that the bus reads at full speed, and that a copy may
-//! use after its call has returned.
+//! Copies between the host and the GPU through page-locked (pinned) memory. Only pinned memory reaches the full speed of the PCIe bus and
+//! can be used by a copy that is still in flight.
 #![allow(unsafe_code)]
 
 use std::sync::Arc;
@@ -7,40 +7,40 @@ use std::sync::Arc;
 use reel_kernels::cuda::driver::{Event, Stream};
 use reel_kernels::cuda::{CudaError, Driver};
 
-/// Bytes of a slot.
-const SLOT: usize = 1 << 20;
-/// Slots for small copies: how far the host may be ahead.
-const SLOTS: usize = 16;
-/// Threads of a large copy: each fills a slot while another is read; eight read the page cache faster than a PCIe 5 bus takes it.
-const LOADERS: usize = 8;
-/// Slots and bytes of each.
-const LOADER_SLOTS: usize = 2;
-const LOADER_SLOT: usize = 4 << 20;
+/// Bytes of a staging slot for small copies.
+const STAGING_SLOT_BYTES: usize = 1 << 20;
+/// Slots for small copies: how many copies can be in flight before the host waits.
+const STAGING_SLOTS: usize = 16;
+/// Threads of a large upload. Each fills one slot while the GPU reads another; eight threads read the page cache faster than PCIe 5 transfers.
+const UPLOAD_THREADS: usize = 8;
+/// Slots of each upload thread; the next constant is the bytes of one slot.
+const UPLOAD_SLOTS: usize = 2;
+const UPLOAD_SLOT_BYTES: usize = 4 << 20;
 
-/// Page-locked memory that copies of one stream pass through.
-struct Slots {
+/// A ring of pinned slots for the copies of one stream.
+struct StagingRing {
     driver: Arc<dyn Driver>,
     stream: Stream,
-    /// One block for all.
+    /// One block of pinned memory for all slots.
     memory: *mut u8,
     size: usize,
-    /// When the copies that use a slot are over.
+    /// For each slot, the event behind the last copy that uses it.
     events: Vec<Event>,
-    /// Whether a slot's event was recorded.
+    /// For each slot, whether its event was recorded.
     used: Vec<bool>,
     current: usize,
-    /// Bytes of the current slot that were given out.
+    /// Used bytes of the current slot.
     filled: usize,
 }
 
-// SAFETY: the memory is this value's own.
-unsafe impl Send for Slots {}
+// SAFETY: only this value uses the memory.
+unsafe impl Send for StagingRing {}
 
-impl Slots {
-    fn new(driver: Arc<dyn Driver>, stream: Stream, count: usize, size: usize) -> Result<Slots, CudaError> {
+impl StagingRing {
+    fn new(driver: Arc<dyn Driver>, stream: Stream, count: usize, size: usize) -> Result<StagingRing, CudaError> {
         let memory = driver.alloc_host(count * size)?;
         let (events, used) = (Vec::new(), vec![false; count]);
-        let mut slots = Slots { driver, stream, memory, size, events, used, current: 0, filled: 0 };
+        let mut slots = StagingRing { driver, stream, memory, size, events, used, current: 0, filled: 0 };
         for _ in 0..count {
             slots.events.push(slots.driver.event()?);
         }
@@ -52,7 +52,7 @@ impl Slots {
         unsafe { self.memory.add(slot * self.size + offset) }
     }
 
-    /// Ends the current slot and waits until the next one is free.
+    /// Records the event of the current slot, then waits until the next slot is free.
     fn advance(&mut self) -> Result<(), CudaError> {
         // SAFETY: events and stream are live.
         unsafe { self.driver.record(self.events[self.current], self.stream)? }
@@ -60,16 +60,16 @@ impl Slots {
         self.current = (self.current + 1) % self.events.len();
         self.filled = 0;
         if self.used[self.current] {
-            // SAFETY: as above.
+            // SAFETY: the event is live.
             unsafe { self.driver.wait(self.events[self.current])? }
         }
         Ok(())
     }
 
-    /// Copies to the GPU; the host's bytes have been read when this returns.
+    /// Enqueues copies to the GPU. When this returns, the host's bytes have been read and may change.
     ///
     /// # Safety
-    /// The range is live memory of the GPU.
+    /// The range must be live GPU memory.
     unsafe fn copy_in(&mut self, mut to: u64, mut from: &[u8]) -> Result<(), CudaError> {
         while !from.is_empty() {
             if self.filled == self.size {
@@ -77,12 +77,12 @@ impl Slots {
             }
             let (part, rest) = from.split_at(from.len().min(self.size - self.filled));
             let staged = self.at(self.current, self.filled);
-            // SAFETY: the slot has room, and no copy uses it; the slot stays until its event is reached.
+            // SAFETY: the slot is large enough and no copy uses it; it is not reused before its event is reached.
             unsafe {
                 std::ptr::copy_nonoverlapping(part.as_ptr(), staged, part.len());
                 self.driver.copy_in(to, staged, part.len(), self.stream)?;
             }
-            // The next piece begins on a cache line, so that the bus reads whole ones.
+            // The next part begins at a cache line, so that the bus reads whole lines.
             self.filled = (self.filled + part.len()).next_multiple_of(64).min(self.size);
             (to, from) = (to + part.len() as u64, rest);
         }
@@ -90,9 +90,9 @@ impl Slots {
     }
 }
 
-impl Drop for Slots {
+impl Drop for StagingRing {
     fn drop(&mut self) {
-        // SAFETY: after the wait no copy uses the memory. After a failed kernel the wait fails too, which nobody can help.
+        // SAFETY: after the wait no copy uses the memory. After a failed kernel the wait fails too, and no copy is left.
         unsafe {
             let _ = self.driver.synchronize(self.stream);
             self.events.iter().for_each(|e| self.driver.end_event(*e));
@@ -101,30 +101,30 @@ impl Drop for Slots {
     }
 }
 
-/// Copies on the device's stream.
-pub(super) struct Staging(Slots);
+/// Small copies on the device's stream.
+pub(super) struct Staging(StagingRing);
 
 impl Staging {
     pub fn new(driver: Arc<dyn Driver>, stream: Stream) -> Result<Staging, CudaError> {
-        Ok(Staging(Slots::new(driver, stream, SLOTS, SLOT)?))
+        Ok(Staging(StagingRing::new(driver, stream, STAGING_SLOTS, STAGING_SLOT_BYTES)?))
     }
 
-    /// Copies to the GPU in stream order; the host's bytes have been read when this returns.
+    /// Enqueues a copy to the GPU in stream order. When this returns, the host's bytes have been read and may change.
     ///
     /// # Safety
-    /// The range is live memory of the GPU.
+    /// The range must be live GPU memory.
     pub unsafe fn copy_in(&mut self, to: u64, from: &[u8]) -> Result<(), CudaError> {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees the range.
         unsafe { self.0.copy_in(to, from) }
     }
 
-    /// Copies to the host what the stream has computed by then.
+    /// Copies to the host, after the work that is enqueued on the stream.
     ///
     /// # Safety
-    /// The range is live memory of the GPU.
+    /// The range must be live GPU memory.
     pub unsafe fn copy_out(&mut self, to: &mut [u8], from: u64) -> Result<(), CudaError> {
         let slots = &mut self.0;
-        // A slot of its own for each piece; a piece is taken out when as many are under way as there are slots but one.
+        // Each part gets a slot of its own. When all slots but one are in flight, the oldest part is copied out.
         let mut pieces = to.chunks_mut(slots.size).enumerate();
         let mut waiting = std::collections::VecDeque::new();
         loop {
@@ -133,7 +133,7 @@ impl Staging {
                     slots.advance()?;
                 }
                 let (slot, at) = (slots.current, slots.at(slots.current, 0));
-                // SAFETY: the caller's promise; no copy uses the slot, which stays until its event is reached.
+                // SAFETY: the caller guarantees the range; no copy uses the slot, and it is not reused before its event is reached.
                 unsafe { slots.driver.copy_out(at, from + (i * slots.size) as u64, piece.len(), slots.stream)? }
                 slots.filled = slots.size;
                 slots.advance()?;
@@ -152,44 +152,45 @@ impl Staging {
     }
 }
 
-/// Copies of weights: threads that read the host's bytes, each with a stream.
-pub(super) struct Loader {
+/// Large uploads, such as weights: several threads read the host's bytes, each with a stream of its own.
+pub(super) struct ParallelUploader {
     driver: Arc<dyn Driver>,
-    lanes: Vec<Slots>,
-    /// What orders the lanes' streams and the device's.
+    lanes: Vec<StagingRing>,
+    /// Orders the threads' streams and the device's stream.
     ready: Event,
 }
 
-impl Loader {
-    pub fn new(driver: Arc<dyn Driver>) -> Result<Loader, CudaError> {
-        let threads = std::thread::available_parallelism().map_or(1, |n| n.get()).min(LOADERS);
+impl ParallelUploader {
+    pub fn new(driver: Arc<dyn Driver>) -> Result<ParallelUploader, CudaError> {
+        let threads = std::thread::available_parallelism().map_or(1, |n| n.get()).min(UPLOAD_THREADS);
         let ready = driver.event()?;
-        let mut loader = Loader { driver, lanes: Vec::new(), ready };
+        let mut uploader = ParallelUploader { driver, lanes: Vec::new(), ready };
         for _ in 0..threads {
-            let stream = loader.driver.stream()?;
-            let slots = Slots::new(loader.driver.clone(), stream, LOADER_SLOTS, LOADER_SLOT);
-            // SAFETY: nothing was asked of the stream.
-            loader.lanes.push(slots.inspect_err(|_| unsafe { loader.driver.end_stream(stream) })?);
+            let stream = uploader.driver.stream()?;
+            let slots = StagingRing::new(uploader.driver.clone(), stream, UPLOAD_SLOTS, UPLOAD_SLOT_BYTES);
+            // SAFETY: no work was enqueued on the stream.
+            uploader.lanes.push(slots.inspect_err(|_| unsafe { uploader.driver.end_stream(stream) })?);
         }
-        Ok(loader)
+        Ok(uploader)
     }
 
-    /// Copies to the GPU, behind what was asked of `stream` and before what will be; the host's bytes have been read when this returns.
+    /// Copies to the GPU, after the work that is enqueued on `stream` and before later work. When this returns, the host's bytes have been
+    /// read and may change.
     ///
     /// # Safety
-    /// The range is live memory of the GPU.
+    /// The range must be live GPU memory.
     pub unsafe fn copy_in(&mut self, to: u64, from: &[u8], stream: Stream) -> Result<(), CudaError> {
         let driver = &self.driver;
         // SAFETY: event and streams are live.
         unsafe { driver.record(self.ready, stream)? }
-        let share = from.len().div_ceil(self.lanes.len()).next_multiple_of(LOADER_SLOT);
+        let share = from.len().div_ceil(self.lanes.len()).next_multiple_of(UPLOAD_SLOT_BYTES);
         let ready = self.ready;
         let copied: Result<Vec<()>, CudaError> = std::thread::scope(|scope| {
             let jobs: Vec<_> = (self.lanes.iter_mut().zip(from.chunks(share)).enumerate())
                 .map(|(i, (lane, part))| {
                     let to = to + (i * share) as u64;
                     scope.spawn(move || {
-                        // SAFETY: event and stream are live; the caller's promise for the range.
+                        // SAFETY: event and stream are live; the caller guarantees the range.
                         unsafe {
                             lane.driver.stream_wait(lane.stream, ready)?;
                             lane.copy_in(to, part)
@@ -201,7 +202,7 @@ impl Loader {
         });
         copied?;
         for lane in &self.lanes {
-            // SAFETY: as above. Recording the event anew does not change what the waits before it wait for.
+            // SAFETY: event and streams are live. Recording the event again does not change the waits that were enqueued before.
             unsafe {
                 driver.record(self.ready, lane.stream)?;
                 driver.stream_wait(stream, self.ready)?;
@@ -211,7 +212,7 @@ impl Loader {
     }
 }
 
-impl Drop for Loader {
+impl Drop for ParallelUploader {
     fn drop(&mut self) {
         for slots in self.lanes.drain(..) {
             let stream = slots.stream;
@@ -219,7 +220,7 @@ impl Drop for Loader {
             // SAFETY: the slots waited for the stream.
             unsafe { self.driver.end_stream(stream) }
         }
-        // SAFETY: nothing waits for it any more.
+        // SAFETY: no stream waits for the event any more.
         unsafe { self.driver.end_event(self.ready) }
     }
 }

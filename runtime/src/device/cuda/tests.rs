@@ -1,4 +1,4 @@
-//! The device's host side, on a driver that checks.
+//! Tests of device `cuda` on the fake driver, which checks the driver's rules.
 
 use std::sync::Arc;
 
@@ -40,25 +40,25 @@ pub(super) fn product(a: &Tensor, b: &Tensor, c: &Tensor) -> Matmul {
 }
 
 #[test]
-fn kernels_and_products_compute_and_everything_is_given_back() {
+fn kernels_and_products_compute_and_free_all_memory() {
     let Some(()) = compile::for_test() else { return };
     let (fake, d) = device(128 << 20);
-    assert_eq!(d.products(), None);
+    assert_eq!(d.matmul_library(), None);
     let x = numbers(&d, &[2, 3], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
     let y = Tensor::empty(&d, &[2, 3], DType::F32, Category::Activations).unwrap();
     let params = AddParams { a: x.addr(), b: x.addr(), y: y.addr(), count: 6 };
     d.launch(&elementwise::add(DType::F32, &params)).unwrap();
-    assert_eq!(fake.launches(), 0, "nobody waited yet");
+    assert_eq!(fake.launches(), 0, "the host has not waited yet");
     let c = Tensor::empty(&d, &[2, 2], DType::F32, Category::Activations).unwrap();
     d.launch(&Launch::Matmul(product(&x, &y, &c))).unwrap();
     assert_eq!(c.to_f32().unwrap(), [28.0, 64.0, 64.0, 154.0]);
-    // The library, and a fingerprint that a product of another shape changes and the same product does not.
-    let first = d.products().unwrap();
+    // A product of another shape changes the hash of the algorithms; the same product again does not.
+    let first = d.matmul_library().unwrap();
     assert_eq!((first.name.as_str(), first.algorithms, first.hash.len()), ("fake products 1.0.0", 1, 16));
     d.launch(&Launch::Matmul(product(&x, &y, &c))).unwrap();
-    assert_eq!(d.products().unwrap(), first);
+    assert_eq!(d.matmul_library().unwrap(), first);
     d.launch(&Launch::Matmul(Matmul { m: 1, ..product(&x, &y, &c) })).unwrap();
-    let second = d.products().unwrap();
+    let second = d.matmul_library().unwrap();
     assert!(second.algorithms == 2 && second.hash != first.hash, "{second:?}");
     d.synchronize().unwrap();
     assert_eq!(fake.launches(), 4);
@@ -69,7 +69,7 @@ fn kernels_and_products_compute_and_everything_is_given_back() {
 }
 
 #[test]
-fn products_over_nothing_are_zero_or_what_was_there() {
+fn product_with_k_0_is_zero_or_keeps_the_accumulator() {
     let (fake, d) = device(128 << 20);
     let (a, b) = (numbers(&d, &[2, 1], &[1.0; 2]), numbers(&d, &[2, 1], &[1.0; 2]));
     let c = numbers(&d, &[2, 2], &[3.0; 4]);
@@ -82,7 +82,7 @@ fn products_over_nothing_are_zero_or_what_was_there() {
 }
 
 #[test]
-fn a_kernel_that_strays_is_an_error_of_one_line() {
+fn out_of_bounds_kernel_is_an_error_of_one_line() {
     let Some(()) = compile::for_test() else { return };
     let (_fake, d) = device(1 << 20);
     let x = numbers(&d, &[4], &[1.0; 4]);
@@ -93,7 +93,7 @@ fn a_kernel_that_strays_is_an_error_of_one_line() {
 }
 
 #[test]
-fn a_full_gpu_is_an_error_that_says_what_to_lower() {
+fn out_of_memory_error_names_options_to_lower() {
     let (fake, d) = device(1 << 20);
     let first = d.alloc(1 << 19, Category::Activations).unwrap();
     let e = d.alloc(1 << 20, Category::Activations).unwrap_err().to_string();
@@ -102,11 +102,8 @@ fn a_full_gpu_is_an_error_that_says_what_to_lower() {
         "{e}"
     );
     let e = d.alloc(1 << 20, Category::Optimizer).unwrap_err().to_string();
-    assert!(
-        e.contains("cannot allocate 1.0 MiB for optimizer") && e.contains("--optim adamw-bf16 or adamw-8bit"),
-        "{e}"
-    );
-    // What is given back is found again, though it was not the last.
+    assert!(e.contains("cannot allocate 1.0 MiB for optimizer") && e.contains("--optim adamw-bf16 or adamw-8bit"), "{e}");
+    // A freed block is reused, even if it was not the last one.
     let second = d.alloc(1 << 18, Category::Activations).unwrap();
     drop(first);
     drop(d.alloc(1 << 19, Category::Activations).unwrap());
@@ -115,10 +112,10 @@ fn a_full_gpu_is_an_error_that_says_what_to_lower() {
 }
 
 #[test]
-fn mapped_files_are_copied_whole() {
+fn mapped_files_are_copied_completely() {
     let (fake, d) = device(128 << 20);
-    // Beyond `LARGE`, and no multiple of a slot.
-    let bytes: Vec<u8> = (0..LARGE + (5 << 20) + 12).map(|i| (i * i % 251) as u8).collect();
+    // Larger than `MULTI_STREAM_BYTES`, and not a multiple of a staging slot.
+    let bytes: Vec<u8> = (0..MULTI_STREAM_BYTES + (5 << 20) + 12).map(|i| (i * i % 251) as u8).collect();
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), &bytes).unwrap();
     let mapped: Arc<MappedFile> = MappedFile::open(file.path()).unwrap();
@@ -131,7 +128,7 @@ fn mapped_files_are_copied_whole() {
 }
 
 #[test]
-fn the_second_step_asks_the_driver_for_nothing() {
+fn repeated_step_needs_no_driver_call() {
     let (fake, d) = device(1 << 30);
     let step = || {
         let sizes = [300 << 10, 40 << 20, 7, 90 << 20, 1 << 20];
@@ -144,9 +141,9 @@ fn the_second_step_asks_the_driver_for_nothing() {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
-    /// Whatever is written in whatever pieces comes back, though copies are carried out as late as they may be.
+    /// Uploads in any pieces are downloaded unchanged, although the fake driver runs copies as late as CUDA allows.
     #[test]
-    fn what_is_uploaded_comes_back(
+    fn downloads_return_uploaded_bytes(
         pieces in prop::collection::vec((0usize..3_000_000, 1usize..2_500_000, any::<u8>()), 1..12)
     ) {
         let (fake, d) = device(64 << 20);
@@ -157,7 +154,7 @@ proptest! {
             let mut bytes: Vec<u8> = (0..len).map(|i| (i as u8).wrapping_mul(31) ^ seed).collect();
             buffer.upload(at, &bytes).unwrap();
             want[at..at + len].copy_from_slice(&bytes);
-            // The host's bytes have been read: changing them changes nothing.
+            // The upload has read the host's bytes, so changing them now has no effect.
             bytes.fill(0);
         }
         let mut back = vec![1u8; want.len()];

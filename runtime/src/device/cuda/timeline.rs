@@ -1,152 +1,170 @@
-//! Times of launches by the GPU's own clock, without waiting for any: an event before and one behind each, read in bulk.
+//! The timeline of profiled launches: times by the GPU's clock, without making the host wait for each launch.
+//!
+//! ```text
+//! anchor:     an event that the host waits for; host time of this event = now
+//! launch:     record event, enqueue launch, record event
+//! read:       wait for the last event; for each launch
+//!                 start    = host time of the anchor + elapsed(anchor, first event)
+//!                 duration = elapsed(first event, second event)
+//!             the last event becomes the new anchor, because the driver's times are exact for short spans only
+//! ```
 #![allow(unsafe_code)]
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use reel_kernels::cuda::driver::{Event as Mark, Stream};
+use reel_kernels::cuda::driver::{Event as CudaEvent, Stream};
 use reel_kernels::cuda::{CudaError, Driver};
 use reel_kernels::{Cost, Launch};
 
-use super::told;
-use crate::device::profiler::{Timed, Wanted};
+use super::device_error;
+use crate::device::profiler::{ProfileMode, TimedLaunch};
 use crate::error::Result;
 
-/// Launches of a device that may be under way with their events. When there are as many, the older half is read: the GPU is working on
-/// the younger one meanwhile, so it does not stand still for it.
-pub(super) const PAIRS: usize = 4096;
+/// The largest number of profiled launches in flight. When it is reached, the older half is read while the GPU works on the newer half.
+pub(super) const MAX_IN_FLIGHT: usize = 4096;
 
-/// An event that the host waited for ties the GPU's clock to the host's. Clocks drift apart by some microseconds a second, so it is tied
-/// anew when nothing is under way after this long.
-const TIE: Duration = Duration::from_secs(10);
+/// The anchor is set again after this time, as soon as no launch is in flight: the clocks of GPU and host drift apart by some microseconds
+/// in a second.
+const ANCHOR_LIFETIME: Duration = Duration::from_secs(10);
 
-/// A launch that is under way.
-struct Asked {
+/// A profiled launch in flight.
+struct TimedPair {
     name: &'static str,
     cost: Cost,
-    wanted: Wanted,
-    /// Before it and behind it.
-    marks: [Mark; 2],
+    mode: ProfileMode,
+    /// The events before and after the launch.
+    events: [CudaEvent; 2],
 }
 
-/// The launches of one stream whose times are wanted.
+/// The profiled launches of one stream.
 pub(super) struct Timeline {
     driver: Arc<dyn Driver>,
     stream: Stream,
-    /// A mark that was reached, and when that was by the host's clock.
-    tie: (Mark, Instant),
-    tied: Instant,
-    free: Vec<[Mark; 2]>,
-    asked: VecDeque<Asked>,
-    /// Launches that may be under way with their marks.
-    pairs: usize,
+    /// An event that was reached, and its time by the host's clock.
+    anchor: (CudaEvent, Instant),
+    anchored_at: Instant,
+    free: Vec<[CudaEvent; 2]>,
+    in_flight: VecDeque<TimedPair>,
+    /// The largest number of launches in flight.
+    max_in_flight: usize,
 }
 
 impl Timeline {
-    /// With at most `pairs` (> 1) launches under way. Waits once, for the tie.
-    pub fn new(driver: Arc<dyn Driver>, stream: Stream, pairs: usize) -> std::result::Result<Timeline, CudaError> {
-        let mark = driver.event()?;
+    /// A timeline with at most `max_in_flight` (> 1) launches in flight. Waits once, for the anchor.
+    pub fn new(
+        driver: Arc<dyn Driver>,
+        stream: Stream,
+        max_in_flight: usize,
+    ) -> std::result::Result<Timeline, CudaError> {
+        let event = driver.event()?;
         let now = Instant::now();
-        let (free, asked) = (Vec::new(), VecDeque::new());
-        let mut timeline = Timeline { driver, stream, tie: (mark, now), tied: now, free, asked, pairs };
-        timeline.tie()?;
+        let (free, in_flight) = (Vec::new(), VecDeque::new());
+        let mut timeline =
+            Timeline { driver, stream, anchor: (event, now), anchored_at: now, free, in_flight, max_in_flight };
+        timeline.set_anchor()?;
         Ok(timeline)
     }
 
-    fn tie(&mut self) -> std::result::Result<(), CudaError> {
+    fn set_anchor(&mut self) -> std::result::Result<(), CudaError> {
         // SAFETY: event and stream are live.
         unsafe {
-            // What is still under way would be waited for too, and be taken for the time between the mark and the host.
+            // Without this wait, work in flight would delay the event and shift the anchor's host time.
             self.driver.synchronize(self.stream)?;
-            self.driver.record(self.tie.0, self.stream)?;
-            self.driver.wait(self.tie.0)?;
+            self.driver.record(self.anchor.0, self.stream)?;
+            self.driver.wait(self.anchor.0)?;
         }
-        self.tied = Instant::now();
-        self.tie.1 = self.tied;
+        self.anchored_at = Instant::now();
+        self.anchor.1 = self.anchored_at;
         Ok(())
     }
 
-    /// Asks for a launch between two marks; the launches whose times are known by now.
-    pub fn launch(&mut self, launch: &Launch, wanted: Wanted, ask: impl FnOnce() -> Result<()>) -> Result<Vec<Timed>> {
-        if self.asked.is_empty() && self.tied.elapsed() > TIE {
-            self.tie().map_err(told)?;
+    /// Enqueues a launch between two events. Returns earlier launches whose times are known by now.
+    pub fn launch(
+        &mut self,
+        launch: &Launch,
+        mode: ProfileMode,
+        enqueue: impl FnOnce() -> Result<()>,
+    ) -> Result<Vec<TimedLaunch>> {
+        if self.in_flight.is_empty() && self.anchored_at.elapsed() > ANCHOR_LIFETIME {
+            self.set_anchor().map_err(device_error)?;
         }
-        let full = self.asked.len() == self.pairs;
-        let known = if full { self.read_oldest(self.pairs / 2).map_err(told)? } else { Vec::new() };
-        let marks = self.marks().map_err(told)?;
-        if let Err(e) = self.between(marks, ask) {
-            self.free.push(marks);
+        let full = self.in_flight.len() == self.max_in_flight;
+        let timed = if full { self.read_oldest(self.max_in_flight / 2).map_err(device_error)? } else { Vec::new() };
+        let events = self.events().map_err(device_error)?;
+        if let Err(e) = self.enqueue_between(events, enqueue) {
+            self.free.push(events);
             return Err(e);
         }
-        self.asked.push_back(Asked { name: launch.name(), cost: launch.cost(), wanted, marks });
-        Ok(known)
+        self.in_flight.push_back(TimedPair { name: launch.name(), cost: launch.cost(), mode, events });
+        Ok(timed)
     }
 
-    fn between(&self, [before, behind]: [Mark; 2], ask: impl FnOnce() -> Result<()>) -> Result<()> {
+    fn enqueue_between(&self, [before, after]: [CudaEvent; 2], enqueue: impl FnOnce() -> Result<()>) -> Result<()> {
         // SAFETY: events and stream are live.
         unsafe {
-            self.driver.record(before, self.stream).map_err(told)?;
-            ask()?;
-            self.driver.record(behind, self.stream).map_err(told)
+            self.driver.record(before, self.stream).map_err(device_error)?;
+            enqueue()?;
+            self.driver.record(after, self.stream).map_err(device_error)
         }
     }
 
-    /// A pair that nobody uses.
-    fn marks(&mut self) -> std::result::Result<[Mark; 2], CudaError> {
-        if let Some(marks) = self.free.pop() {
-            return Ok(marks);
+    /// A free pair of events, newly created if there is none.
+    fn events(&mut self) -> std::result::Result<[CudaEvent; 2], CudaError> {
+        if let Some(events) = self.free.pop() {
+            return Ok(events);
         }
         let before = self.driver.event()?;
         // SAFETY: the event was not recorded.
-        let behind = self.driver.event().inspect_err(|_| unsafe { self.driver.end_event(before) })?;
-        Ok([before, behind])
+        let after = self.driver.event().inspect_err(|_| unsafe { self.driver.end_event(before) })?;
+        Ok([before, after])
     }
 
-    /// Waits for all launches.
-    pub fn read(&mut self) -> std::result::Result<Vec<Timed>, CudaError> {
-        self.read_oldest(self.asked.len())
+    /// Waits for all launches in flight and returns them.
+    pub fn read(&mut self) -> std::result::Result<Vec<TimedLaunch>, CudaError> {
+        self.read_oldest(self.in_flight.len())
     }
 
-    fn read_oldest(&mut self, count: usize) -> std::result::Result<Vec<Timed>, CudaError> {
-        let Some(last) = count.checked_sub(1).and_then(|i| self.asked.get(i)) else { return Ok(Vec::new()) };
+    fn read_oldest(&mut self, count: usize) -> std::result::Result<Vec<TimedLaunch>, CudaError> {
+        let Some(last) = count.checked_sub(1).and_then(|i| self.in_flight.get(i)) else { return Ok(Vec::new()) };
         // SAFETY: the event is live.
-        unsafe { self.driver.wait(last.marks[1])? }
-        // Spans are 32-bit numbers of milliseconds: short ones are exact, so each read begins where the last one ended.
-        let known: std::result::Result<Vec<Timed>, CudaError> =
-            self.asked.iter().take(count).map(|asked| self.time(asked)).collect();
-        let known = known?;
-        // SAFETY: both were reached.
-        let span = unsafe { self.driver.elapsed(self.tie.0, last.marks[1])? };
-        self.tie.1 += positive(span);
-        self.free.extend(self.asked.drain(..count).map(|a| a.marks));
-        if let Some(marks) = self.free.last_mut() {
-            std::mem::swap(&mut marks[1], &mut self.tie.0);
+        unsafe { self.driver.wait(last.events[1])? }
+        // The driver returns milliseconds as f32, which is exact for short spans only, so each read moves the anchor.
+        let timed: std::result::Result<Vec<TimedLaunch>, CudaError> =
+            self.in_flight.iter().take(count).map(|pair| self.time(pair)).collect();
+        let timed = timed?;
+        // SAFETY: both events were reached.
+        let span = unsafe { self.driver.elapsed(self.anchor.0, last.events[1])? };
+        self.anchor.1 += positive(span);
+        self.free.extend(self.in_flight.drain(..count).map(|pair| pair.events));
+        if let Some(events) = self.free.last_mut() {
+            std::mem::swap(&mut events[1], &mut self.anchor.0);
         }
-        Ok(known)
+        Ok(timed)
     }
 
-    fn time(&self, asked: &Asked) -> std::result::Result<Timed, CudaError> {
-        let [before, behind] = asked.marks;
+    fn time(&self, pair: &TimedPair) -> std::result::Result<TimedLaunch, CudaError> {
+        let [before, after] = pair.events;
         // SAFETY: the events are live.
         let (since, seconds) =
-            unsafe { (self.driver.elapsed(self.tie.0, before)?, self.driver.elapsed(before, behind)?) };
-        let start = self.tie.1 + positive(since);
-        Ok(asked.wanted.timed(asked.name, asked.cost, start, seconds))
+            unsafe { (self.driver.elapsed(self.anchor.0, before)?, self.driver.elapsed(before, after)?) };
+        let start = self.anchor.1 + positive(since);
+        Ok(pair.mode.timed(pair.name, pair.cost, start, seconds))
     }
 }
 
-/// Marks lie behind the tie in their stream; what rounding may make negative is nothing.
+/// A duration in seconds; a negative value, which only rounding can cause, becomes zero.
 fn positive(seconds: f64) -> Duration {
     Duration::try_from_secs_f64(seconds).unwrap_or_default()
 }
 
 impl Drop for Timeline {
     fn drop(&mut self) {
-        let pairs = self.free.drain(..).chain(self.asked.drain(..).map(|a| a.marks));
-        for mark in pairs.flatten().chain([self.tie.0]) {
-            // SAFETY: each is ours and ended once; the driver keeps one that is still to be reached until then.
-            unsafe { self.driver.end_event(mark) }
+        let pairs = self.free.drain(..).chain(self.in_flight.drain(..).map(|pair| pair.events));
+        for event in pairs.flatten().chain([self.anchor.0]) {
+            // SAFETY: each event is destroyed once; the driver keeps an event that is not reached yet until it is.
+            unsafe { self.driver.end_event(event) }
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Times of launches, on a driver that carries work out as late as it may and refuses events that were not reached.
+//! Tests of the timeline on the fake driver, which runs work as late as CUDA allows and refuses events that were not reached.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use reel_kernels::{Arch, compile};
 
 use super::tests::{device, numbers, product};
 use super::*;
-use crate::device::profiler::Collected;
+use crate::device::profiler::ProfileData;
 use crate::device::{Category, Device};
 use crate::tensor::Tensor;
 
@@ -24,7 +24,7 @@ fn add(x: &Tensor) -> Launch {
 }
 
 #[test]
-fn nobody_waits_for_a_launch_that_is_timed() {
+fn profiled_launches_do_not_make_the_host_wait() {
     let Some(()) = compile::for_test() else { return };
     let (fake, d) = device(1 << 20);
     let x = numbers(&d, &[4], &[1.0; 4]);
@@ -32,12 +32,12 @@ fn nobody_waits_for_a_launch_that_is_timed() {
     for _ in 0..3 {
         d.launch(&fill(&x)).unwrap();
     }
-    assert_eq!(fake.launches(), 0, "launches were waited for");
-    // What was wanted when a launch was asked for counts, not what is wanted when its time is known.
+    assert_eq!(fake.launches(), 0, "the host waited for a launch");
+    // The profiler's mode at the time of the launch counts, not its mode when the time becomes known.
     d.profiler().count(false);
     d.launch(&add(&x)).unwrap();
     let totals = d.profiler().totals().unwrap();
-    assert_eq!(fake.launches(), 3, "only what is timed is waited for");
+    assert_eq!(fake.launches(), 3, "only profiled launches are waited for");
     assert_eq!(totals.keys().copied().collect::<Vec<_>>(), ["fill_f32"]);
     let cost = fill(&x).cost();
     assert_eq!((totals["fill_f32"].launches, totals["fill_f32"].cost.bytes), (3, 3.0 * cost.bytes));
@@ -50,7 +50,7 @@ fn nobody_waits_for_a_launch_that_is_timed() {
 }
 
 #[test]
-fn a_launch_that_goes_wrong_shows_when_the_profile_is_read() {
+fn reading_the_profile_reports_a_failed_launch() {
     let Some(()) = compile::for_test() else { return };
     let (_fake, d) = device(1 << 20);
     let x = numbers(&d, &[4], &[1.0; 4]);
@@ -63,12 +63,12 @@ fn a_launch_that_goes_wrong_shows_when_the_profile_is_read() {
 }
 
 #[test]
-fn a_launch_that_cannot_be_asked_for_leaves_the_others_timed() {
+fn refused_launch_leaves_times_of_the_others() {
     let (fake, d) = device(64 << 20);
     let (a, b, c) = (numbers(&d, &[2, 3], &[1.0; 6]), numbers(&d, &[2, 3], &[1.0; 6]), numbers(&d, &[2, 2], &[0.0; 4]));
     d.profiler().record(true);
     let good = Launch::Matmul(product(&a, &b, &c));
-    // An address that no memory lies behind: the library refuses it.
+    // An address without memory, which the library refuses.
     let bad = Launch::Matmul(Matmul { c: Addr(8), ..product(&a, &b, &c) });
     d.launch(&good).unwrap();
     d.launch(&bad).unwrap_err();
@@ -80,7 +80,7 @@ fn a_launch_that_cannot_be_asked_for_leaves_the_others_timed() {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
-    /// However many are under way and whenever they are read: each launch has one span, in the order of the stream, none overlapping.
+    /// Each launch has one span, in stream order and without overlap, for any limit of launches in flight and any moments of reading.
     #[test]
     fn spans_follow_the_stream(pairs in 2usize..9, asked in prop::collection::vec((any::<bool>(), 0u8..6), 1..40)) {
         let Some(()) = compile::for_test() else { return Ok(()) };
@@ -90,12 +90,12 @@ proptest! {
         let device: Device = Device::on_gpu(gpu).unwrap();
         let x = Tensor::from_f32(&device, &[4], DType::F32, &[1.0; 4], Category::Inputs).unwrap();
         let mut timeline = Timeline::new(driver, stream, pairs).unwrap();
-        let collected = Collected::default();
+        let collected = ProfileData::default();
         let (mut known, mut names) = (Vec::new(), Vec::new());
         for (which, read) in asked {
             let launch = if which { fill(&x) } else { add(&x) };
             names.push(launch.name());
-            known.extend(timeline.launch(&launch, collected.wanted(), || device.launch(&launch)).unwrap());
+            known.extend(timeline.launch(&launch, collected.mode(), || device.launch(&launch)).unwrap());
             if read == 0 {
                 known.extend(timeline.read().unwrap());
             }
@@ -108,7 +108,7 @@ proptest! {
             prop_assert!(first.seconds > 0.0);
             // Host times are whole nanoseconds.
             let gap = (second.start - first.start).as_secs_f64() - first.seconds;
-            prop_assert!(gap > -3e-9, "{} s before the launch ahead ended", -gap);
+            prop_assert!(gap > -3e-9, "begins {} s before the earlier launch ended", -gap);
         }
         drop((timeline, x, device));
         prop_assert_eq!((fake.left_open(), fake.violations()), (0, Vec::new()));

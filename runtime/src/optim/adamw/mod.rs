@@ -1,5 +1,7 @@
-//! AdamW over named parameters. The moments are f32, or smaller and rounded stochastically; bf16 weights have an exact f32
-//! master, held as the weights' own bits plus 16 low bits a weight. A parameter without a gradient in a step is left alone, its own step count too.
+//! AdamW on named parameters (Loshchilov and Hutter, "Decoupled Weight Decay Regularization").
+//!
+//! Moments are f32, or bf16 or 8-bit with stochastic rounding. A bf16 weight has an exact f32 master weight: its own 16 bits and 16 low
+//! bits that the optimizer keeps. A parameter without a gradient in a step does not change, and neither does its step count.
 
 use std::collections::BTreeMap;
 
@@ -10,9 +12,9 @@ use crate::error::{Result, shape_error};
 use crate::tensor::Tensor;
 use crate::tensor::tape::{Grads, zero};
 
-/// The numbers of a step for one parameter.
+/// The hyperparameters of one parameter in one step.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Hyper {
+pub struct AdamWParams {
     /// Learning rate.
     pub learning_rate: f64,
     /// β₁.
@@ -25,15 +27,16 @@ pub struct Hyper {
     pub weight_decay: f64,
 }
 
-/// How the moments are held. Small ones are rounded stochastically, so that steps below their spacing count on average.
+/// The storage type of the moments. Bf16 and 8-bit moments are rounded stochastically, so that updates smaller than their spacing count on
+/// average.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Moments {
-    /// f32: 8 bytes a weight.
+    /// f32: 8 bytes for both moments of a weight.
     #[default]
     F32,
-    /// bf16: 4 bytes a weight.
+    /// bf16: 4 bytes for both moments of a weight.
     Bf16,
-    /// 8-bit codes with two f32 scales for every [`kernel::BLOCK`] weights: 2.03 bytes a weight.
+    /// 8-bit codes with two f32 scales for each block of [`kernel::BLOCK`] weights: 2.03 bytes for both moments of a weight.
     Int8,
 }
 
@@ -47,22 +50,22 @@ impl Moments {
     }
 }
 
-/// What the optimizer keeps for one parameter.
+/// The optimizer state of one parameter.
 #[derive(Clone, Debug)]
 pub struct ParameterState {
     /// First moment, of the parameter's shape: f32, bf16, or signed 8-bit codes (as U8).
     pub m: Tensor,
     /// Second moment, of the parameter's shape: f32, bf16, or unsigned 8-bit codes.
     pub v: Tensor,
-    /// f32 `[ceil(n / BLOCK), 2]`: the scales of m and v in each block of codes; with 8-bit moments.
+    /// f32 `[ceil(n / BLOCK), 2]`: for 8-bit moments, the scales of m and v in each block of codes.
     pub scales: Option<Tensor>,
-    /// Low 16 bits of the master copy (two's complement), where the parameter is bf16.
+    /// For a bf16 parameter, the low 16 bits of the f32 master weights (two's complement).
     pub low: Option<Tensor>,
-    /// Steps that this parameter has taken.
+    /// The number of steps in which this parameter had a gradient.
     pub steps: u64,
 }
 
-/// The optimizer.
+/// The AdamW optimizer with the state of all parameters.
 #[derive(Debug, Default)]
 pub struct AdamW {
     moments: Moments,
@@ -71,15 +74,17 @@ pub struct AdamW {
 }
 
 impl AdamW {
-    /// For these parameters, with moments of 0 and a master copy equal to the weights. Draws for the rounding of small moments
-    /// depend on `seed`, the parameter's place in the order of names, its step and the weight's place.
+    /// An optimizer of these parameters, with zero moments and master weights equal to the weights. The random numbers of stochastic rounding
+    /// depend on `seed`, the parameter's index in the order of names, its step count, and the weight's index.
     ///
     /// # Errors
-    /// Out of memory; a tensor that is no parameter.
+    /// The device is out of memory, or a tensor is not a parameter.
     pub fn new(parameters: &[Tensor], moments: Moments, seed: u64) -> Result<AdamW> {
         let mut all = BTreeMap::new();
         for p in parameters {
-            let name = p.parameter().ok_or_else(|| shape_error("adamw", "given a tensor that is no parameter"))?;
+            let name = p.parameter().ok_or_else(|| {
+                shape_error("adamw", "got a tensor that is not a parameter; make it one with into_parameter")
+            })?;
             let like = |dtype| Tensor::empty(p.device(), p.shape(), dtype, Category::Optimizer);
             let (m, v) = (like(moments.dtype())?, like(moments.dtype())?);
             let scales = match moments {
@@ -100,12 +105,12 @@ impl AdamW {
         Ok(AdamW { moments, seed, parameters: all })
     }
 
-    /// Every parameter with its state, in the order of names.
+    /// All parameters with their optimizer states, in the order of names.
     pub fn states(&self) -> impl Iterator<Item = (&str, &Tensor, &ParameterState)> {
         self.parameters.iter().map(|(name, (p, s))| (name.as_str(), p, s))
     }
 
-    /// The same, to set the step counts of a resumed run (moments are written in place through [`Tensor::write`]).
+    /// All parameters with mutable optimizer states, to set the step counts of a resumed run. Moments are written with [`Tensor::write`].
     pub fn states_mut(&mut self) -> impl Iterator<Item = (&str, &Tensor, &mut ParameterState)> {
         self.parameters.iter_mut().map(|(name, (p, s))| (name.as_str(), &*p, s))
     }
@@ -117,7 +122,7 @@ impl AdamW {
     pub fn clip(&self, device: &Device, grads: &Grads, max_norm: f32) -> Result<Tensor> {
         let counts: Vec<usize> = grads.iter().map(|(_, g)| reduce::parts(g.count())).collect();
         let total: usize = counts.iter().sum();
-        // f64 partial sums, as two f32 places each.
+        // Each f64 partial sum takes two f32 elements.
         let partials = Tensor::empty(device, &[total, 2], DType::F32, Category::Workspace)?;
         let mut at = 0;
         for ((_, g), n) in grads.iter().zip(&counts) {
@@ -138,12 +143,13 @@ impl AdamW {
         Ok(out)
     }
 
-    /// One step with the gradients of `grads` times the factor in `clip`; `hyper` gives each parameter's numbers.
+    /// Updates all parameters once, with the gradients times the clipping factor in `clip` (see [`Self::clip`]). `hyper` gives the
+    /// hyperparameters of a parameter by its name.
     ///
     /// # Errors
-    /// What the device reports.
-    pub fn step(&mut self, grads: &Grads, clip: &Tensor, hyper: impl Fn(&str) -> Hyper) -> Result<()> {
-        for (place, (name, (p, state))) in (0u64..).zip(&mut self.parameters) {
+    /// A launch fails.
+    pub fn step(&mut self, grads: &Grads, clip: &Tensor, hyper: impl Fn(&str) -> AdamWParams) -> Result<()> {
+        for (index, (name, (p, state))) in (0u64..).zip(&mut self.parameters) {
             let Some(g) = grads.get(name) else { continue };
             state.steps += 1;
             let h = hyper(name);
@@ -168,7 +174,7 @@ impl AdamW {
                 clip,
                 n,
                 seed: self.seed,
-                stream: stream(state.steps, place),
+                stream: rounding_stream(state.steps, index),
                 ..scalars.small_params()
             };
             p.device().launch(&match self.moments {
@@ -184,15 +190,15 @@ impl AdamW {
 }
 
 impl AdamW {
-    /// A hash of the bits of each parameter, in the order of names; computed where they lie, so that numbers travel and weights do not.
+    /// A hash of the bits of each parameter, in the order of names. It is computed on the device, so that weights are not downloaded.
     ///
     /// # Errors
-    /// Out of memory; what the device reports.
+    /// The device is out of memory, or a launch fails.
     pub fn fingerprints(&self) -> Result<Vec<(&str, u64)>> {
         let Some((_, (first, _))) = self.parameters.first_key_value() else { return Ok(Vec::new()) };
         let device = first.device();
         let counts: Vec<usize> = self.parameters.values().map(|(p, _)| fingerprint::sums(p.bytes())).collect();
-        // u64 as two i32.
+        // Each u64 sum takes two i32 elements.
         let sums = Tensor::empty(device, &[counts.iter().sum(), 2], DType::I32, Category::Workspace)?;
         let mut at = 0;
         for ((p, _), count) in self.parameters.values().zip(&counts) {
@@ -208,9 +214,10 @@ impl AdamW {
     }
 }
 
-/// The stream of draws of a parameter's step. The highest bit keeps it from those that sampling uses with the same seed.
-fn stream(step: u64, place: u64) -> u64 {
-    (1 << 63) | (step << 24) | place
+/// The Philox stream of a parameter's stochastic rounding in one step. The highest bit separates it from the streams that sampling uses
+/// with the same seed.
+fn rounding_stream(step: u64, parameter: u64) -> u64 {
+    (1 << 63) | (step << 24) | parameter
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Each way of holding the moments against f32 moments, on cpu and on sim.
+//! Tests of AdamW with bf16 and 8-bit moments against f32 moments, on cpu and sim.
 
 use super::*;
 use crate::tensor::cx::Cx;
@@ -6,9 +6,10 @@ use crate::tensor::ops;
 use proptest::prelude::*;
 
 const ALL: [Moments; 3] = [Moments::F32, Moments::Bf16, Moments::Int8];
-const HYPER: Hyper = Hyper { learning_rate: 1e-2, beta1: 0.9, beta2: 0.99, epsilon: 1e-8, weight_decay: 0.1 };
+const HYPER: AdamWParams =
+    AdamWParams { learning_rate: 1e-2, beta1: 0.9, beta2: 0.99, epsilon: 1e-8, weight_decay: 0.1 };
 
-/// Seeded numbers from -1 to 1.
+/// Pseudo-random numbers from -1 to 1.
 fn numbers(n: usize, seed: u64) -> Vec<f32> {
     (0..n as u64)
         .map(|i| {
@@ -18,7 +19,8 @@ fn numbers(n: usize, seed: u64) -> Vec<f32> {
         .collect()
 }
 
-/// Two parameters of `n` and 3 weights after `steps` steps down a bowl that is steeper for some weights; and the optimizer.
+/// Optimizes two parameters, of `n` and of 3 weights, for `steps` steps on a linear loss with new random slopes in each
+/// step. Returns the weights and the optimizer.
 fn run(device: &Device, dtype: DType, moments: Moments, seed: u64, n: usize, steps: u64) -> (Vec<f32>, AdamW) {
     let parameter = |name: &str, n: usize| {
         let t = Tensor::from_f32(device, &[n], dtype, &numbers(n, 5), Category::Weights).unwrap();
@@ -50,7 +52,7 @@ fn ones(device: &Device, dtype: DType) -> Tensor {
     Tensor::from_f32(device, &[1, 1], dtype, &[1.0], Category::Inputs).unwrap()
 }
 
-/// `[1, n]` as f32 `[n]`; the gradient goes back in x's dtype.
+/// Reshapes `[1, n]` to `[n]` and casts it to f32. The gradient is in the dtype of x.
 fn as_f32(cx: &Cx, x: &Tensor) -> Tensor {
     let flat = x.reshape(&[x.count()]).unwrap();
     if x.dtype() == DType::F32 {
@@ -73,8 +75,8 @@ fn bits(optimizer: &AdamW) -> Vec<Vec<u8>> {
     optimizer.states().flat_map(|(_, _, s)| of(s)).collect()
 }
 
-/// Distance of two sets of weights, in learning rates a weight.
-fn apart(a: &[f32], b: &[f32]) -> f64 {
+/// The mean distance of two weight vectors, divided by the learning rate.
+fn distance_in_learning_rates(a: &[f32], b: &[f32]) -> f64 {
     assert!(a.iter().chain(b).all(|x| x.is_finite()));
     let off: f64 = a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum();
     (off / a.len() as f64).sqrt() / HYPER.learning_rate
@@ -84,15 +86,15 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(16))]
 
     #[test]
-    fn small_moments_follow_those_of_f32(n in 1usize..900, seed: u64) {
+    fn small_moments_stay_close_to_f32_moments(n in 1usize..900, seed: u64) {
         let device = Device::cpu(2);
         for dtype in [DType::F32, DType::BF16] {
             let (want, _) = run(&device, dtype, Moments::F32, 0, n, 6);
-            // A weight of bf16 is shown to within 2^-9 of itself, at most 0.2 learning rates; 8-bit codes are coarse where a block
-            // holds moments far below its largest.
+            // Tolerances: reading a bf16 weight rounds it by 2^-9, at most 0.2 learning rates; 8-bit codes are coarse for moments far
+            // below the largest of their block.
             for (moments, limit) in [(Moments::Bf16, 0.3), (Moments::Int8, 1.0)] {
                 let (got, _) = run(&device, dtype, moments, seed, n, 6);
-                let off = apart(&got, &want);
+                let off = distance_in_learning_rates(&got, &want);
                 prop_assert!(off <= limit, "{moments:?} {dtype} n = {n}: {off:.3} learning rates apart");
             }
         }
@@ -100,47 +102,49 @@ proptest! {
 }
 
 #[test]
-fn draws_follow_the_seed_and_nothing_else() {
+fn stochastic_rounding_depends_on_the_seed_only() {
     for moments in [Moments::Bf16, Moments::Int8] {
         for dtype in [DType::F32, DType::BF16] {
-            let of = |threads: usize, seed: u64| bits(&run(&Device::cpu(threads), dtype, moments, seed, 700, 3).1);
-            assert_eq!(of(1, 3), of(3, 3), "{moments:?} {dtype}");
-            assert_ne!(of(1, 3), of(1, 4), "{moments:?} {dtype}");
+            let state_bits =
+                |threads: usize, seed: u64| bits(&run(&Device::cpu(threads), dtype, moments, seed, 700, 3).1);
+            assert_eq!(state_bits(1, 3), state_bits(3, 3), "{moments:?} {dtype}");
+            assert_ne!(state_bits(1, 3), state_bits(1, 4), "{moments:?} {dtype}");
         }
     }
-    let streams: std::collections::BTreeSet<u64> = (0..50).flat_map(|s| (0..50).map(move |p| stream(s, p))).collect();
+    let streams: std::collections::BTreeSet<u64> =
+        (0..50).flat_map(|s| (0..50).map(move |p| rounding_stream(s, p))).collect();
     assert_eq!(streams.len(), 2500);
 }
 
 #[test]
-fn sim_keeps_the_state_of_cpu() {
+fn optimizer_on_sim_is_close_to_cpu() {
     let Some(()) = reel_kernels::compile::for_test() else { return };
     let sim = Device::sim(crate::SimOptions { threads: 1, ..Default::default() }).unwrap();
     for moments in ALL {
         for (dtype, n) in [(DType::F32, 1), (DType::BF16, 257), (DType::F32, 515)] {
             let (got, want) = [&sim, &Device::cpu(1)].map(|d| run(d, dtype, moments, 9, n, 2).0).into();
-            let off = apart(&got, &want);
+            let off = distance_in_learning_rates(&got, &want);
             assert!(off <= 0.02, "{moments:?} {dtype} n = {n}: {off:.3} learning rates apart");
         }
     }
 }
 
 #[test]
-fn memory_is_what_each_kind_says() {
+fn optimizer_memory_matches_the_documented_bytes() {
     for (moments, bytes) in [(Moments::F32, 8 * 1000), (Moments::Bf16, 4 * 1000), (Moments::Int8, 2 * 1000 + 4 * 8)] {
         for (dtype, low) in [(DType::F32, 0), (DType::BF16, 2 * 1000)] {
             let device = Device::cpu(1);
             let p = Tensor::empty(&device, &[10, 100], dtype, Category::Weights).unwrap();
             let before = device.memory().current;
-            let kept = AdamW::new(&[p.into_parameter("p").unwrap()], moments, 0).unwrap();
+            let optimizer = AdamW::new(&[p.into_parameter("p").unwrap()], moments, 0).unwrap();
             assert_eq!(device.memory().current - before, bytes + low, "{moments:?} {dtype}");
-            drop(kept);
+            drop(optimizer);
         }
     }
 }
 
 #[test]
-fn no_weights_are_no_fault() {
+fn accepts_a_parameter_without_weights() {
     for moments in ALL {
         let (weights, optimizer) = run(&Device::cpu(1), DType::BF16, moments, 0, 0, 2);
         assert!(weights.len() == 3 && optimizer.states().all(|(_, _, s)| s.steps == 2));

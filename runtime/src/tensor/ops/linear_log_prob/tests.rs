@@ -170,7 +170,7 @@ fn floor(profile: Profiler) -> f64 {
 #[test]
 fn backend_of_each_device() {
     let backend = |device: &Device, dtype| lm_head_backend(device, dtype, dtype);
-    let gpu = |compute_capability| Device::dry_of(Kernels::Cuda, compute_capability);
+    let gpu = |compute_capability| Device::dry_with_capability(Kernels::Cuda, compute_capability);
     for (compute_capability, bf16) in [(80, Fused), (86, Fused), (89, Fused), (90, Products), (100, Products)] {
         assert_eq!(backend(&gpu(compute_capability), DType::BF16), bf16, "{compute_capability}");
         assert_eq!(backend(&gpu(compute_capability), DType::F32), Fused, "{compute_capability}");

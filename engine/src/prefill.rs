@@ -1,0 +1,48 @@
+//! Prefill: the forward pass over a prompt, which fills its KV blocks and gives the logits of the first token.
+
+use reel_kernels::elementwise;
+use reel_model::batch::{Batch, Sequence};
+use reel_model::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
+use reel_model::text::KvCache;
+use reel_runtime::ops::KvPages;
+use reel_runtime::{Cx, Tensor};
+
+use crate::block_allocator::BlockAllocator;
+use crate::error::Result;
+
+/// Computes a prompt once for all of its completions. `tables` are their block tables (see [`BlockAllocator::allocate_group`]). The
+/// prompt's keys and values go to the blocks of the first table; the half-filled last block is copied to the others. Returns the logits
+/// `[1, V]` of the token after the prompt.
+pub(crate) fn prefill(
+    model: &Qwen25Vl,
+    cx: &Cx,
+    cache: &KvCache,
+    prompt: &Sequence,
+    tables: &[Vec<i32>],
+) -> Result<Tensor> {
+    let tokens = prompt.input_ids.len();
+    let blocks = &tables[0][..BlockAllocator::blocks_for(tokens)];
+    let batch = Batch::new(cx.device(), &model.config, &[*prompt], "prompt")?;
+    let pages = KvPages::new(cx.device(), &[(0, tokens, blocks)])?;
+    let options = ForwardOptions { cache: Some((cache, &pages)), ..Default::default() };
+    let last_hidden = model.forward(cx, &batch, options)?.rows(tokens - 1, 1)?;
+    let logits = model.logits(cx, &last_hidden)?;
+    let (full_blocks, rest) = (tokens / KvPages::BLOCK, tokens % KvPages::BLOCK);
+    if rest > 0 {
+        for table in &tables[1..] {
+            copy_block(cx, cache, blocks[full_blocks], table[full_blocks], rest)?;
+        }
+    }
+    Ok(logits)
+}
+
+/// Copies the keys and values of the first `tokens` tokens of a KV block. The rest of the block is not initialised, so it is not read.
+fn copy_block(cx: &Cx, cache: &KvCache, from: i32, to: i32, tokens: usize) -> Result<()> {
+    for tensor in cache.tensors() {
+        let (src, dst) = (tensor.rows(from as usize, 1)?, tensor.rows(to as usize, 1)?);
+        let bytes = (src.bytes() / KvPages::BLOCK * tokens) as u64;
+        let params = elementwise::CopyParams { src: src.addr(), dst: dst.addr(), bytes };
+        cx.launch(&elementwise::copy(&params))?;
+    }
+    Ok(())
+}
