@@ -102,7 +102,10 @@ fn out_of_memory_error_names_options_to_lower() {
         "{e}"
     );
     let e = d.alloc(1 << 20, Category::Optimizer).unwrap_err().to_string();
-    assert!(e.contains("cannot allocate 1.0 MiB for optimizer") && e.contains("--optim adamw-bf16 or adamw-8bit"), "{e}");
+    assert!(
+        e.contains("cannot allocate 1.0 MiB for optimizer") && e.contains("--optim adamw-bf16 or adamw-8bit"),
+        "{e}"
+    );
     // A freed block is reused, even if it was not the last one.
     let second = d.alloc(1 << 18, Category::Activations).unwrap();
     drop(first);
