@@ -42,7 +42,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     for completion in &completions {
         println!("{:?}", bundle.tokenizer.decode(&completion.ids, true));
     }
-    println!("prefill {:.1} ms, decode {:.1} ms", 1e3 * timing.prefill, 1e3 * timing.decode);
+    println!("prefill {:.1} ms, decode {:.1} ms", 1e3 * timing.prefill_seconds, 1e3 * timing.decode_seconds);
     assert_eq!(completions.len(), 3);
     Ok(())
 }
