@@ -18,7 +18,7 @@ pub struct Shape {
 }
 
 impl Shape {
-    /// Of a product.
+    /// The shape of a product.
     pub fn of(p: &Matmul) -> Shape {
         Shape {
             sizes: [p.m, p.n, p.k],

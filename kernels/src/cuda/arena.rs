@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 /// algorithm of cuBLASLt.
 pub const ALIGN: usize = 256;
 
-/// Places in `0 .. end`.
+/// The free and allocated blocks of the range `0 .. end`.
 #[derive(Debug, Default)]
 pub struct Arena {
     end: usize,
@@ -28,7 +28,7 @@ pub struct Arena {
 }
 
 impl Arena {
-    /// With no room yet.
+    /// An empty range.
     pub fn new() -> Arena {
         Arena::default()
     }

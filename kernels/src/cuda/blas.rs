@@ -10,7 +10,7 @@ use crate::matmul::Matmul;
 /// Bytes of workspace for matrix products: NVIDIA's recommendation for Hopper.
 pub const WORKSPACE: usize = 32 << 20;
 
-/// Matrix products of one GPU.
+/// A library for matrix products on one GPU.
 pub trait Blas: Send + Sync {
     /// Returns the library's name and version, such as `cuBLASLt 13.1.0`.
     fn version(&self) -> String;

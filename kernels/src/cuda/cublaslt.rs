@@ -60,7 +60,7 @@ const PREFERENCE_ALIGNMENT_A: c_int = 5;
 /// Reduction scheme: partial sums, if there are any, are kept in f32 in the workspace.
 const REDUCTION_COMPUTE_TYPE: u32 = 2;
 
-/// cuBLASLt.
+/// The loaded cuBLASLt library with a handle for one GPU.
 pub struct CublasLt {
     functions: Functions,
     handle: Handle,
@@ -202,7 +202,7 @@ impl CublasLt {
         Ok(CublasLt { functions, handle, known: Mutex::default(), path })
     }
 
-    /// The library's file.
+    /// The path of the loaded library.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -220,7 +220,7 @@ impl CublasLt {
             // SAFETY: the library copies the value, which has the attribute's size.
             check(unsafe { set(of, which, value.as_ptr().cast(), value.len()) })
         };
-        // Row-major [rows, columns] is column-major [columns, rows].
+        // A row-major matrix [rows, columns] is a column-major matrix [columns, rows].
         let (types, [m, n, k]) = (shape.types.map(data_type), shape.sizes.map(|d| d as u64));
         let stored =
             |rows: u64, columns: u64, transposed: bool| if transposed { (columns, rows) } else { (rows, columns) };

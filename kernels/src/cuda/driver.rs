@@ -16,7 +16,7 @@ use reel_sim::tensor_map::TensorMap;
 /// an asynchronous copy lives until the copy is done.
 #[allow(clippy::missing_safety_doc)]
 pub trait Driver: Send + Sync {
-    /// What it is.
+    /// The properties of the GPU.
     fn properties(&self) -> &Properties;
     /// Returns the PCI bus id, such as `0000:1B:00.0`, if known.
     fn bus_id(&self) -> Option<String> {
@@ -36,19 +36,19 @@ pub trait Driver: Send + Sync {
     fn reserve(&self, bytes: usize) -> Result<u64, CudaError>;
     /// Maps memory behind a part of a reserved range.
     unsafe fn back(&self, at: u64, bytes: usize) -> Result<Backing, CudaError>;
-    /// Takes it away again.
+    /// Unmaps the physical memory of a part of a reserved range, and frees it.
     unsafe fn unback(&self, at: u64, bytes: usize, backing: Backing);
     /// Releases a reserved range that has no memory behind it.
     unsafe fn release(&self, at: u64, bytes: usize);
 
     /// Allocates `bytes` (> 0) of page-locked host memory, which copies run at full speed from.
     fn alloc_host(&self, bytes: usize) -> Result<*mut u8, CudaError>;
-    /// Gives it back.
+    /// Frees page-locked host memory.
     unsafe fn free_host(&self, at: *mut u8);
 
-    /// A new stream.
+    /// Creates a stream.
     fn stream(&self) -> Result<Stream, CudaError>;
-    /// Ends a stream.
+    /// Destroys a stream.
     unsafe fn end_stream(&self, stream: Stream);
     /// Waits until all work of the stream is done. Reports kernels that faulted.
     unsafe fn synchronize(&self, stream: Stream) -> Result<(), CudaError>;
@@ -58,12 +58,12 @@ pub trait Driver: Send + Sync {
     unsafe fn copy_out(&self, to: *mut u8, from: u64, bytes: usize, stream: Stream) -> Result<(), CudaError>;
     /// Enqueues a copy within the GPU; the ranges do not overlap.
     unsafe fn copy(&self, to: u64, from: u64, bytes: usize, stream: Stream) -> Result<(), CudaError>;
-    /// Sets bytes, in stream order.
+    /// Enqueues setting every byte of a range to one value.
     unsafe fn fill(&self, at: u64, byte: u8, bytes: usize, stream: Stream) -> Result<(), CudaError>;
 
-    /// A new event.
+    /// Creates an event.
     fn event(&self) -> Result<Event, CudaError>;
-    /// Ends an event.
+    /// Destroys an event.
     unsafe fn end_event(&self, event: Event);
     /// Records the event: it completes when the stream's work so far is done.
     unsafe fn record(&self, event: Event, stream: Stream) -> Result<(), CudaError>;
@@ -85,7 +85,7 @@ pub trait Driver: Send + Sync {
     unsafe fn unload(&self, module: Module);
     /// Returns a function of a module by its symbol.
     unsafe fn function(&self, module: Module, symbol: &str) -> Result<Function, CudaError>;
-    /// What the driver says of it.
+    /// The attributes of a function.
     unsafe fn facts(&self, function: Function) -> Result<FunctionFacts, CudaError>;
     /// Allows launches of the function to use this much dynamic shared memory; required above 48 KiB including static
     /// shared memory.
@@ -109,13 +109,13 @@ pub trait Driver: Send + Sync {
 
     /// Begins a capture: later work of the stream is recorded and does not run.
     unsafe fn begin_capture(&self, stream: Stream) -> Result<(), CudaError>;
-    /// Ends the recording.
+    /// Ends stream capture and returns the graph.
     unsafe fn end_capture(&self, stream: Stream) -> Result<Graph, CudaError>;
-    /// Asks for what was recorded.
+    /// Enqueues a captured graph on a stream.
     unsafe fn launch_graph(&self, graph: Graph, stream: Stream) -> Result<(), CudaError>;
     /// Destroys a graph that is not running.
     unsafe fn end_graph(&self, graph: Graph);
 
-    /// Matrix products of this GPU.
+    /// Opens the library for matrix products on this GPU.
     fn blas(&self) -> Result<Box<dyn Blas>, CudaError>;
 }

@@ -16,58 +16,58 @@ pub enum CudaError {
         version(*.needs)
     )]
     OldDriver {
-        /// Its CUDA version times 1000.
+        /// The CUDA version of the driver times 1000.
         has: u32,
-        /// The oldest that will do.
+        /// The oldest supported CUDA version times 1000.
         needs: u32,
     },
-    /// A driver, but no such GPU.
+    /// The machine has no GPU with this ordinal.
     #[error("cuda: there is no GPU {0} ({1} found); choose another, or --device cpu or --device sim")]
     NoGpu(usize, usize),
-    /// The GPU's memory is full.
+    /// The GPU is out of memory.
     #[error("cuda: out of memory: no room for {bytes} bytes")]
     OutOfMemory {
-        /// What was asked.
+        /// The size of the allocation.
         bytes: usize,
     },
     /// A call of the driver failed.
     #[error("cuda: {call}: {what}")]
     Call {
-        /// What was being done.
+        /// The call and its arguments.
         call: String,
         /// The driver's name of the failure.
         what: String,
     },
-    /// A launch that cannot be.
+    /// A launch exceeds a limit of the GPU.
     #[error("{symbol}: {why}; its plan is wrong for this GPU")]
     Launch {
-        /// The kernel.
+        /// The kernel's symbol.
         symbol: &'static str,
-        /// Which limit it breaks.
+        /// The limit that it exceeds.
         why: String,
     },
-    /// A tensor map that cannot be.
+    /// A tensor map with invalid fields.
     #[error(transparent)]
     Map(#[from] TensorMapError),
     /// A matrix product that the library cannot compute.
     #[error("{product}: {why}")]
     Product {
-        /// Name and shape.
+        /// Name and shape of the product.
         product: String,
-        /// Why.
+        /// Why it cannot be computed.
         why: String,
     },
-    /// No cuBLASLt.
+    /// cuBLASLt is not installed.
     #[error(
         "cuda: cuBLASLt not found: no libcublasLt.so.13; install CUDA 13 or the wheel nvidia-cublas, or set CUDA_HOME (`reel doctor` has more)"
     )]
     NoBlas,
-    /// The source does not compile.
+    /// A kernel does not compile.
     #[error(transparent)]
     Compile(#[from] CompileError),
 }
 
-/// `13000` as `13.0`.
+/// A CUDA version number as text: 13000 gives `13.0`.
 fn version(number: u32) -> String {
     format!("{}.{}", number / 1000, number % 1000 / 10)
 }

@@ -10,14 +10,14 @@ use crate::launch::{Arch, Kernel, Source, Stage};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-/// An open GPU.
+/// An opened GPU with its loaded kernels and one stream.
 pub struct Gpu {
     pub(super) driver: Arc<dyn Driver>,
     pub(super) stream: Stream,
     modules: Mutex<HashMap<&'static str, Loaded>>,
 }
 
-/// A translation unit on the GPU.
+/// A loaded translation unit.
 struct Loaded {
     module: Module,
     functions: HashMap<&'static str, Known>,
@@ -39,7 +39,7 @@ pub struct Foreign<'a> {
     function: Function,
 }
 
-/// Bytes on a GPU, freed when dropped.
+/// Memory on a GPU, which is freed when dropped.
 pub struct Buffer {
     driver: Arc<dyn Driver>,
     at: u64,
@@ -52,13 +52,13 @@ impl Gpu {
         Gpu::with(Arc::new(Nvidia::open(ordinal)?))
     }
 
-    /// The GPU of this driver.
+    /// The GPU of a given driver.
     pub fn with(driver: Arc<dyn Driver>) -> Result<Gpu, CudaError> {
         let stream = driver.stream()?;
         Ok(Gpu { driver, stream, modules: Mutex::default() })
     }
 
-    /// Its driver.
+    /// The driver of the GPU.
     pub fn driver(&self) -> &Arc<dyn Driver> {
         &self.driver
     }
@@ -73,7 +73,7 @@ impl Gpu {
         &self.driver.properties().name
     }
 
-    /// What plans may depend on.
+    /// The architecture, which launch plans depend on.
     pub fn arch(&self) -> Arch {
         self.driver.properties().arch
     }
@@ -100,7 +100,7 @@ impl Gpu {
         if bytes.is_empty() {
             return Ok(());
         }
-        // The driver's plain copy may return before the bytes are there, and other streams than its own do not wait for it.
+        // The driver's synchronous copy may return before the bytes arrive, and other streams do not wait for it.
         // SAFETY: the range lies in the buffer, and the host's bytes live until the wait is over.
         unsafe { self.driver.copy_in(buffer.at + offset as u64, bytes.as_ptr(), bytes.len(), self.stream)? }
         self.synchronize()
@@ -120,7 +120,7 @@ impl Gpu {
         self.synchronize()
     }
 
-    /// Sets every byte of the buffer, in stream order.
+    /// Enqueues setting every byte of the buffer to one value.
     pub fn fill(&self, buffer: &Buffer, byte: u8) -> Result<(), CudaError> {
         // SAFETY: the buffer owns the range.
         unsafe { self.driver.fill(buffer.at, byte, buffer.bytes, self.stream) }
@@ -154,7 +154,7 @@ impl Gpu {
 
     /// Waits until all enqueued work is done. Reports kernels that faulted.
     pub fn synchronize(&self) -> Result<(), CudaError> {
-        // SAFETY: the stream is ours.
+        // SAFETY: the stream belongs to this GPU.
         unsafe { self.driver.synchronize(self.stream) }
     }
 
@@ -201,7 +201,7 @@ impl Gpu {
         let module = self.driver.load("PTX", Image { cubin: &[], ptx })?;
         // SAFETY: the module is loaded.
         let function = unsafe { self.driver.function(module, entry) };
-        // SAFETY: none of its functions ran.
+        // SAFETY: none of the module's functions was launched.
         let function = function.inspect_err(|_| unsafe { self.driver.unload(module) })?;
         Ok(Foreign { gpu: self, module, function })
     }
@@ -252,7 +252,7 @@ impl Gpu {
     /// [`Gpu::synchronize`].
     pub unsafe fn launch(&self, kernel: &'static Kernel, params: &[u8]) -> Result<(), CudaError> {
         for stage in (kernel.plan)(params, &self.arch()) {
-            // SAFETY: the caller's promise.
+            // SAFETY: guaranteed by the caller.
             unsafe { self.launch_stage(kernel.source, &stage, params)? }
         }
         Ok(())
@@ -288,14 +288,14 @@ impl Gpu {
         let events = [self.driver.event()?, self.driver.event()?];
         let seconds = self.between(events, f);
         for event in events {
-            // SAFETY: events are ours and ended once.
+            // SAFETY: each event was created above and is destroyed once.
             unsafe { self.driver.end_event(event) }
         }
         seconds
     }
 
     fn between(&self, [start, end]: [Event; 2], f: impl FnOnce() -> Result<(), CudaError>) -> Result<f64, CudaError> {
-        // SAFETY: events and stream are ours.
+        // SAFETY: events and stream are live.
         unsafe {
             self.driver.record(start, self.stream)?;
             f()?;
@@ -326,7 +326,7 @@ impl Foreign<'_> {
         arguments: &[&[u8]],
     ) -> Result<(), CudaError> {
         let config = Config { grid, block, cluster: [1; 3], shared, cooperative: false, programmatic: false };
-        // SAFETY: the caller's promise.
+        // SAFETY: guaranteed by the caller.
         unsafe { self.gpu.driver.launch(self.function, &config, arguments, self.gpu.stream) }
     }
 }
@@ -360,12 +360,12 @@ impl Buffer {
         self.at
     }
 
-    /// How many bytes it has.
+    /// The size in bytes.
     pub fn len(&self) -> usize {
         self.bytes
     }
 
-    /// Whether it has none.
+    /// Whether the buffer has no bytes.
     pub fn is_empty(&self) -> bool {
         self.bytes == 0
     }

@@ -18,7 +18,7 @@ use std::mem::MaybeUninit;
 /// The oldest driver that loads code of this toolkit: that of CUDA 13.0.
 const OLDEST: u32 = 13_000;
 
-/// The primary context of one GPU.
+/// The driver with the primary context of one GPU.
 pub struct Nvidia {
     properties: Properties,
     device: sys::CUdevice,
@@ -31,7 +31,7 @@ unsafe impl Send for Nvidia {}
 // SAFETY: as above; the driver's calls are thread-safe.
 unsafe impl Sync for Nvidia {}
 
-/// Names the call that failed.
+/// Converts the driver's error of a call.
 fn named<T>(call: impl Into<String>, result: Result<T, driver::DriverError>) -> Result<T, CudaError> {
     result.map_err(|e| {
         let text = e.error_string().ok().map(|s| s.to_string_lossy().into_owned());
@@ -44,7 +44,7 @@ fn named<T>(call: impl Into<String>, result: Result<T, driver::DriverError>) -> 
     })
 }
 
-/// As [`named`], but running out of memory is an error of its own.
+/// Converts the driver's error of an allocating call; out of memory becomes [`CudaError::OutOfMemory`].
 fn memory<T>(bytes: usize, call: &str, result: Result<T, driver::DriverError>) -> Result<T, CudaError> {
     match result {
         Err(e) if e.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => Err(CudaError::OutOfMemory { bytes }),
@@ -129,7 +129,7 @@ impl Nvidia {
         Ok(Properties { name, arch, limits, memory: bytes as u64, version })
     }
 
-    /// Makes the context current on this thread.
+    /// Makes the GPU's context current on this thread.
     fn current(&self) -> Result<(), CudaError> {
         thread_local! { static CURRENT: Cell<usize> = const { Cell::new(0) } }
         let context = self.context as usize;
@@ -141,7 +141,7 @@ impl Nvidia {
         Ok(())
     }
 
-    /// A call on this thread.
+    /// Calls `f` with the GPU's context current on this thread.
     fn call<T>(&self, what: &str, f: impl FnOnce() -> Result<T, driver::DriverError>) -> Result<T, CudaError> {
         self.current()?;
         named(what, f())
@@ -162,7 +162,7 @@ impl Nvidia {
 }
 
 impl Properties {
-    /// Before the driver was asked.
+    /// Fields before the driver fills them in.
     fn unknown(version: u32) -> Properties {
         let arch = Arch { sm: 0, shared_per_block: 0, multiprocessors: 0 };
         Properties { name: String::new(), arch, limits: Limits::of(0, 0), memory: 0, version }
@@ -448,7 +448,7 @@ impl Driver for Nvidia {
             attrs: attributes.as_mut_ptr(),
             numAttrs: attributes.len() as u32,
         };
-        // The driver copies the arguments before it returns.
+        // The driver copies the arguments before the call returns, so they need not live longer.
         let call = || unsafe {
             sys::cuLaunchKernelEx(&config, function.raw(), arguments.as_mut_ptr(), std::ptr::null_mut()).result()
         };

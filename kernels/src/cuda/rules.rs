@@ -92,7 +92,7 @@ fn product(sizes: [u32; 3]) -> u64 {
     sizes.iter().map(|&n| u64::from(n)).fold(1, u64::saturating_mul)
 }
 
-/// `90` as `9.0`.
+/// A compute capability as text: 90 gives `9.0`.
 fn dotted(sm: u32) -> String {
     format!("{}.{}", sm / 10, sm % 10)
 }

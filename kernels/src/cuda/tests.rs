@@ -30,7 +30,7 @@ const PTX: &str = "
     ret;
 }";
 
-/// One thread.
+/// A launch configuration of one thread.
 const ONE: Config =
     Config { grid: [1; 3], block: [1; 3], cluster: [1; 3], shared: 0, cooperative: false, programmatic: false };
 
@@ -125,7 +125,7 @@ fn the_driver_keeps_its_rules() {
         let (address, value) = (at.to_le_bytes(), 7u32.to_le_bytes());
         let arguments: [&[u8]; 2] = [&address, &value];
 
-        // Attributes come first.
+        // The function's limits must be raised before the launch.
         fails(fake.launch(function, &config, &arguments, stream), "did not ask for");
         fails(fake.allow_shared(function, 228 << 10), "CUDA_ERROR_INVALID_VALUE");
         fake.allow_shared(function, 64 << 10).unwrap();
@@ -251,7 +251,7 @@ fn times_are_of_events_that_were_reached() {
         let span = fake.elapsed(start, end).unwrap();
         assert!(span > 0.0);
         assert_eq!(fake.elapsed(end, start).unwrap(), -span);
-        // A new record forgets the old one.
+        // A new record replaces the old one.
         fake.record(start, stream).unwrap();
         fails(fake.elapsed(start, end), "CUDA_ERROR_NOT_READY");
     }
@@ -356,7 +356,7 @@ fn copying(waits: bool) -> String {
     )
 }
 
-/// A launch that may begin before the one before it has ended must wait before it reads what that one writes.
+/// A programmatic dependent launch must wait before it reads what the previous launch writes.
 #[test]
 fn an_early_start_needs_its_wait() {
     for waits in [true, false] {
@@ -385,7 +385,7 @@ fn an_early_start_needs_its_wait() {
     }
 }
 
-/// Blocks that wait for each other must all be resident.
+/// A cooperative grid is refused if its blocks cannot all be resident.
 #[test]
 fn a_cooperative_launch_fits_the_gpu() {
     let Some(()) = compile::for_test() else { return };

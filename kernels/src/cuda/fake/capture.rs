@@ -4,17 +4,17 @@
 
 use std::thread::{self, ThreadId};
 
-/// A capture under way, in thread-local mode.
+/// A stream capture in progress, in thread-local mode.
 pub(super) struct Capture<T> {
     ops: Vec<T>,
-    /// Who began it.
+    /// The thread that began the capture.
     thread: ThreadId,
     /// True after a prohibited call: the capture accepts nothing more, and its end gives no graph.
     invalid: bool,
 }
 
 impl<T> Capture<T> {
-    /// Begun by this thread.
+    /// A capture that this thread begins.
     pub fn begin() -> Capture<T> {
         Capture { ops: Vec::new(), thread: thread::current().id(), invalid: false }
     }
@@ -25,7 +25,7 @@ impl<T> Capture<T> {
         self.thread == thread::current().id()
     }
 
-    /// After a prohibited call.
+    /// Invalidates the capture after a prohibited call.
     pub fn invalidate(&mut self) {
         self.invalid = true;
     }

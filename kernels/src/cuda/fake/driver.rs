@@ -37,7 +37,7 @@ impl Driver for Fake {
         Ok(at)
     }
 
-    // cuMemFree: waits for all work; an address that alloc did not give is CUDA_ERROR_INVALID_VALUE.
+    // cuMemFree: waits for all work; an address that `alloc` did not return is CUDA_ERROR_INVALID_VALUE.
     unsafe fn free(&self, at: u64) {
         let mut s = self.0.state();
         self.0.run_all(&mut s);
@@ -148,7 +148,7 @@ impl Driver for Fake {
         }
     }
 
-    // cuStreamSynchronize: not of a stream that is being captured, by whatever thread.
+    // cuStreamSynchronize: refused for a stream that is being captured, from any thread.
     unsafe fn synchronize(&self, stream: Stream) -> Result<(), CudaError> {
         let mut s = self.0.uncaptured("running what was launched")?;
         if let Some(capture) = s.streams.get_mut(&stream.0).and_then(|q| q.recording.as_mut()) {
@@ -275,7 +275,7 @@ impl Driver for Fake {
         Ok(Module(handle))
     }
 
-    // cuModuleUnload: nothing of it may run.
+    // cuModuleUnload: none of the module's functions may be running.
     unsafe fn unload(&self, module: Module) {
         let mut s = self.0.state();
         let mine =
@@ -386,7 +386,7 @@ impl Driver for Fake {
         s.ask(call, stream, Op::Launch(Asked { function: function.0, config: *config, params }))
     }
 
-    // cuStreamBeginCapture: not of a stream that is being captured, nor of the legacy stream.
+    // cuStreamBeginCapture: refused for a stream that is being captured, and for the legacy stream.
     unsafe fn begin_capture(&self, stream: Stream) -> Result<(), CudaError> {
         let call = "beginning a graph";
         let mut s = self.0.sound(call)?;
@@ -422,7 +422,7 @@ impl Driver for Fake {
         ops.into_iter().chain([Op::Launched(graph.0)]).try_for_each(|op| s.ask(call, stream, op))
     }
 
-    // cuGraphExecDestroy: none of its launches may be under way.
+    // cuGraphExecDestroy: none of the graph's launches may be in flight.
     unsafe fn end_graph(&self, graph: Graph) {
         let mut s = self.0.state();
         let runs = |q: &Queue| q.asked.iter().any(|op| matches!(op, Op::Launched(g) if *g == graph.0));

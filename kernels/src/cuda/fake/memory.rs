@@ -1,4 +1,4 @@
-//! Queries of the fake driver's state: which memory is backed, and which work a stream has been asked to do.
+//! Queries of the fake driver's state: which address ranges have memory, and which work is on a stream.
 
 use super::capture::Capture;
 use super::{Op, Queue, State, failed};

@@ -42,7 +42,7 @@ struct Inner {
     state: Mutex<State>,
 }
 
-/// Something asked of a stream.
+/// One item of work on a stream.
 #[derive(Clone, Debug)]
 enum Op {
     CopyIn {
@@ -69,11 +69,11 @@ enum Op {
     Product(Matmul),
     Record(u64),
     Wait(u64),
-    /// The last of a graph's launch.
+    /// The end of a launched graph.
     Launched(usize),
 }
 
-/// A launch as it was asked for.
+/// An enqueued launch.
 #[derive(Clone, Debug)]
 struct Asked {
     function: usize,
@@ -87,7 +87,7 @@ struct Queue {
     recording: Option<Capture<Op>>,
 }
 
-/// The last record of an event.
+/// The latest record of an event on a stream.
 #[derive(Clone, Copy)]
 struct Recorded {
     ticket: u64,
@@ -109,16 +109,16 @@ struct Known {
 #[derive(Default)]
 struct State {
     memory: SimMemory,
-    /// What `alloc` gave.
+    /// Allocations: address and size.
     allocated: BTreeMap<u64, usize>,
-    /// Reserved ranges.
+    /// Reserved address ranges.
     reserved: BTreeMap<u64, usize>,
-    /// Backed parts of them.
+    /// Parts of reserved ranges with mapped memory.
     backed: BTreeMap<u64, (usize, u64)>,
     host: BTreeMap<usize, Vec<u64>>,
     streams: BTreeMap<usize, Queue>,
     events: BTreeMap<usize, Option<Recorded>>,
-    /// When records were reached.
+    /// The times at which records were reached.
     reached: HashMap<u64, f64>,
     modules: BTreeMap<usize, Loaded>,
     functions: BTreeMap<usize, Known>,
@@ -126,7 +126,7 @@ struct State {
     handles: usize,
     clock: f64,
     launches: u64,
-    /// Why nothing works any more.
+    /// The error of a faulted kernel, which every later call reports.
     faulted: Option<String>,
     violations: Vec<String>,
 }

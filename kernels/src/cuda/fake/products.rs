@@ -10,7 +10,7 @@ use crate::matmul::Matmul;
 use std::collections::HashSet;
 use std::sync::Mutex;
 
-/// Products by the cpu's code.
+/// Matrix products by the CPU's code.
 pub(super) struct FakeBlas {
     fake: Fake,
     known: Mutex<HashSet<Shape>>,
@@ -27,7 +27,7 @@ impl Blas for FakeBlas {
         "fake products 1.0.0".into()
     }
 
-    /// One algorithm for all.
+    /// All shapes have the same algorithm.
     fn algorithms(&self) -> Algorithms {
         let known = self.known.lock().unwrap_or_else(|e| e.into_inner());
         Algorithms::of(known.iter().map(|shape| (*shape, [0; 8])))
