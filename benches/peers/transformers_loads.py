@@ -86,7 +86,7 @@ def check_ids(report, binary, folder, tokenizer, tmp):
     report.line("ids", ok, f"{len(texts)} strings" if ok else f"{len(got)} lines; first difference {wrong[:1]}")
 
 
-def picture(seed, height=84, width=112):
+def random_image(seed, height=84, width=112):
     rng = np.random.RandomState(seed)
     y, x = np.mgrid[0:height, 0:width]
     base = np.stack([x * 2 % 256, y * 3 % 256, (x + y + 20 * seed) % 256], -1)
@@ -99,7 +99,7 @@ def conversations(tmp):
     files = []
     for i in range(6):
         files.append(str(tmp / f"{i}.png"))
-        Image.fromarray(picture(i)).save(files[-1])
+        Image.fromarray(random_image(i)).save(files[-1])
     image = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": [
         {"type": "text", "text": "Look:"}, {"type": "image", "image": files[0]}, {"type": "text", "text": "What is it?"}]}]
     video = [{"role": "user", "content": [{"type": "video", "video": files, "fps": 3.0}, {"type": "text", "text": "How many shapes?"}]}]
