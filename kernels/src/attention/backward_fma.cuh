@@ -1,10 +1,10 @@
-// Gradient of 64 queries, and of 64 keys and values, on CUDA cores, everything f32: for f32 and for heads of any size.
+// Gradients of 64 queries, and of 64 keys and values, on CUDA cores, all in f32: for f32 tensors and for any head_dim.
 #pragma once
 
 #include "attention/forward_fma.cuh"
 #include "attention/visits.cuh"
 
-// Shared memory: two tiles that products read, weights and their gradients.
+// Shared memory holds two tiles that products read, the weights p and their gradients ds.
 constexpr int BACKWARD_FMA_BYTES = 4 * FMA_TILE * 4;
 
 using FmaTiles = float[FMA_PARTS][4][4];
@@ -20,7 +20,8 @@ __device__ __forceinline__ void clear(FmaTiles& c) {
   }
 }
 
-// c = rows a_first .. of a times rows b_first .. of b, over the head. `tiles`: two, in nobody's use after a barrier.
+// c = rows of a from a_first on times rows of b from b_first on, over the head. `tiles` are two tiles that no thread uses after the
+// next barrier.
 template <class T, class A, class B>
 __device__ __forceinline__ void multiply_heads(float (&c)[4][4], float* tiles, const T* a, const A& a_rows, int a_first,
                                                int a_end, const T* b, const B& b_rows, int b_first, int b_end,
@@ -39,8 +40,8 @@ __device__ __forceinline__ void multiply_heads(float (&c)[4][4], float* tiles, c
   }
 }
 
-// The gradient, not yet scaled, of queries 0 .. count, columns from `column` on (a multiple of 128). lse and delta: of rows
-// 4y + i, lse in units of log2. `shared`: BACKWARD_FMA_BYTES. Otherwise as `attend_fma`.
+// The gradients of queries 0 .. count before the factor `scale`, columns from `column` on (a multiple of 128). lse (times log2 e) and
+// delta are those of the thread's rows 4y + i. `shared` has BACKWARD_FMA_BYTES. The other arguments are those of `attend`.
 template <class T, class Queries, class Keys, class Limit>
 __device__ __forceinline__ void query_gradients_fma(FmaTiles& dq, float* shared, const T* q, const T* d_o,
                                                     const Queries& queries, int count, const T* k, const T* v,
@@ -77,8 +78,8 @@ __device__ __forceinline__ void query_gradients_fma(FmaTiles& dq, float* shared,
   }
 }
 
-// The gradients of keys 0 .. count (at most 64), dk not yet scaled, columns from `column` on, over all visits in order,
-// which have been started.
+// The gradients of keys 0 .. count (at most 64), dk before the factor `scale`, columns from `column` on, over all visits in order.
+// visits.start has been called.
 template <class T, class P, class Keys>
 __device__ __forceinline__ void key_gradients_fma(FmaTiles& dk, FmaTiles& dv, float* shared, const P& p, const Keys& keys,
                                                   int count, int kv_head, Visits<FMA_ROWS>& visits, int column) {
@@ -128,7 +129,7 @@ __device__ __forceinline__ void key_gradients_fma(FmaTiles& dk, FmaTiles& dv, fl
   }
 }
 
-// delta[i] = d_o_i . o_i of rows 0 .. rows, a row of head_dim elements for 16 neighbouring threads.
+// delta[i] = d_o_i . o_i for rows 0 .. rows of head_dim elements; 16 neighbouring threads compute a row.
 template <class T>
 __device__ __forceinline__ void row_products(float* delta, const T* d_o, const T* o, u64 rows, int head_dim) {
   const u64 row = blockIdx.x * static_cast<u64>(FMA_THREADS / 16) + threadIdx.x / 16;

@@ -1,18 +1,22 @@
-// Gradients of a tile of keys and values on tensor cores, and in the same pass what the tile adds to those of the queries
-// that see it: 5 products. KEYS / 16 warps. Queries pass by in tiles of 64 (visits.cuh); with 16 keys a warp,
-//   p = 2^(s * factor - lse * log2 e) and ds = p (dp - delta) for s = k q^T, dp = v d_o^T; dv += p d_o; ds to shared memory;
-//   barrier; dk += ds q; and with 16 queries and some columns a warp, dq += ds^T k.
+// Gradients of a tile of keys and values on tensor cores, with KEYS / 16 warps, and in the same pass the tile's contribution to dq of
+// the queries that see it (the relay of dq, see sm80.cu): 5 matrix products.
 //
-// A query's sum over keys goes from tile to tile of keys, ascending, in f32 and in the accumulators themselves: so it is the
-// sum that one block would make that took all keys in order (backward_mma.cuh). What is handed on lies in memory; whose turn
-// it is, in one number for each head and tile of queries: how many tiles of keys have added theirs. The last one rounds.
+//   for each visit (a tile of 64 queries, visits.cuh):
+//     16 keys a warp:     s = k q^T; dp = v d_o^T; p = 2^(s * factor - lse * log2 e); ds = p (dp - delta); dv += p d_o
+//     ds to shared memory; barrier
+//     16 keys a warp:     dk += ds q
+//     16 queries a warp:  dq += ds^T k     (some of the columns)
+//
+// The sum of a query passes from key tile to key tile in ascending order, in f32 and as the start value of the accumulators. So it has
+// the bits of one block that takes all keys in order (backward_mma.cuh). The sums are in the workspace, with one turn counter for each
+// head and query tile: how many key tiles have added their part. The last key tile rounds and writes dq.
 #pragma once
 
 #include "attention/backward_mma.cuh"
 #include "attention/visits.cuh"
 
-// Where things lie in shared memory: the keys, their values, two tiles of queries, one of their outputs' gradients, ds as
-// [key][query], two rows of lse and delta.
+// Offsets in shared memory, in bytes: keys, values, two tiles of queries, one tile of d_o, ds as [key][query], and two buffers of lse
+// and delta.
 template <int HEAD_DIM, int KEYS>
 struct KeyTiles {
   using T = Tile<HEAD_DIM>;
@@ -22,20 +26,20 @@ struct KeyTiles {
   static constexpr int VALUES_BYTES = 2 * TILE_ROWS * 4;
 };
 
-// Sums of queries on their way from one tile of keys to the next.
+// The partial sums of dq that pass from one key tile to the next.
 struct Relay {
-  float* sums;  // [tokens, heads, head_dim], columns in an order of their own: see `Carried`
-  u32* turns;   // [tokens, heads]: of the first row of a tile of queries
+  float* sums;  // [tokens, heads, head_dim], columns in the order of `Carried`
+  u32* turns;   // [tokens, heads]: the turn counter is that of the first row of a query tile
 };
 
-// In the workspace. Found anew where it is needed: registers are short.
+// The relay in the workspace. Its addresses are computed at each use, because registers are scarce.
 template <class P>
 __device__ __forceinline__ Relay relay(const P& p) {
   float* const sums = global<float>(p.workspace);
   return {sums, reinterpret_cast<u32*>(sums + static_cast<u64>(p.tokens) * p.heads * p.head_dim)};
 }
 
-// Waits until `turn` tiles of keys have added theirs. What they wrote is seen here, and by others after a barrier.
+// Waits until `turn` key tiles have added their part. Their stores are visible to this thread then, and to the block after a barrier.
 __device__ __forceinline__ void wait_for_turn(const u32* turns, int turn) {
   u32 now;
   do {
@@ -43,13 +47,13 @@ __device__ __forceinline__ void wait_for_turn(const u32* turns, int turn) {
   } while (now != static_cast<u32>(turn));
 }
 
-// One more has. After a barrier that follows the stores.
+// Announces that `turn` key tiles have added their part. A barrier must separate it from the block's stores.
 __device__ __forceinline__ void pass_turn(u32* turns, int turn) {
   asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(turns), "r"(turn) : "memory");
 }
 
-// TILES * 8 columns of 16 queries' sums. In memory, two neighbouring fragments' elements of a thread are neighbours.
-// L2 only: another block wrote them.
+// Sums of 16 queries, TILES * 8 columns. In memory the elements that a thread has of two neighbouring fragments are neighbours. Loads
+// bypass L1 (.cg), because another block wrote the sums.
 template <int TILES>
 struct Carried {
   float c[TILES][4];
@@ -61,7 +65,7 @@ struct Carried {
       for (int i = 0; i < 4; ++i) c[n][i] = 0.0f;
     }
   }
-  // Row g of the queries lies at `row`, row g + 8 `eight` elements further on; `low`, `high`: they exist.
+  // Row g of the queries is at `row`, row g + 8 is `eight` elements further on; `low` and `high` say whether they exist.
   __device__ __forceinline__ void load(const float* row, u64 eight, bool low, bool high) {
     clear();
     const int t = threadIdx.x % 4;
@@ -103,7 +107,7 @@ struct Carried {
       }
     }
   }
-  // Times `factor`, rounded to bf16, in the order of the columns.
+  // Writes the sums times `factor`, rounded to bf16, in the order of the columns.
   __device__ __forceinline__ void round(bf16* row, u64 eight, bool low, bool high, float factor) const {
     const int t = threadIdx.x % 4;
 #pragma unroll
@@ -112,7 +116,7 @@ struct Carried {
       const bool exists = h == 0 ? low : high;
 #pragma unroll
       for (int n = 0; n + 1 < TILES; n += 2) {
-        // Neighbours exchange a half, so that one has four columns of the first fragment, the other of the second.
+        // Neighbouring lanes exchange halves, so that one has four columns of the first fragment, the other four of the second.
         const u32 first = pack_bf16(c[n][2 * h] * factor, c[n][2 * h + 1] * factor);
         const u32 second = pack_bf16(c[n + 1][2 * h] * factor, c[n + 1][2 * h + 1] * factor);
         const u32 other = shuffle_xor(t % 2 == 0 ? second : first, 1);
@@ -127,9 +131,9 @@ struct Carried {
   }
 };
 
-// A tile of queries for one warp's 16 keys: dv, and ds to rows `key` on of the tile at `slopes`. MASK: key r of the warp is
-// seen by queries from from[r / 8] on, the first key by those from 16 * begin on: what no key sees, 16 queries at a time, is
-// left unwritten. `logs`: lse, then delta.
+// Adds a tile of queries to dv of one warp's 16 keys, and stores ds to rows `key` .. `key` + 16 of the tile at `slopes`. With MASK the
+// queries from from[r / 8] on see key r of the warp, and those from 16 * begin on see any; ds of earlier groups of 16 queries is not
+// written. `logs` holds lse, then delta.
 template <int HEAD_DIM, bool MASK>
 __device__ __forceinline__ void value_gradient(float (&dv)[HEAD_DIM / 8][4], u32 k, u32 v, u32 q, u32 d_o, u32 d_o_trans,
                                                char* slopes, const float* logs, float factor, int key,
@@ -167,7 +171,7 @@ __device__ __forceinline__ void value_gradient(float (&dv)[HEAD_DIM / 8][4], u32
   }
 }
 
-// dk += ds q: a warp's 16 keys, `slopes` its own lane of theirs; of the queries, those from 16 * begin on (SOME).
+// dk += ds q for a warp's 16 keys. `slopes` is left_lane of their rows of ds. With SOME only the queries from 16 * begin on.
 template <int HEAD_DIM, bool SOME>
 __device__ __forceinline__ void key_gradient(float (&dk)[HEAD_DIM / 8][4], u32 slopes, u32 q_trans, int begin) {
 #pragma unroll
@@ -179,8 +183,8 @@ __device__ __forceinline__ void key_gradient(float (&dk)[HEAD_DIM / 8][4], u32 s
   }
 }
 
-// One warp's share of a tile of queries: 16 queries from `row` on, TILES * 8 columns from tile `tile` on, over the first
-// 16 * steps keys. `slopes`: right_lane of ds. Between asking for the sum so far and needing it, `meanwhile` is done.
+// One warp's part of dq of a query tile: 16 queries from `row` on, TILES * 8 columns from 8 * `tile` on, over the first 16 * steps keys.
+// `slopes` is right_lane of ds. `meanwhile` runs between the load of the sum so far and its first use.
 template <int HEAD_DIM, int KEYS, int TILES, class P, class F>
 __device__ __forceinline__ void add_to_queries(const P& p, const Visit& here, int turn, u32 slopes,
                                                u32 k_trans, int row, int tile, int steps, const F& meanwhile) {
@@ -207,9 +211,10 @@ __device__ __forceinline__ void add_to_queries(const P& p, const Visit& here, in
   else dq.store(relay(p).sums + at, eight, low, high);
 }
 
-// The gradients of up to KEYS keys, dk not yet scaled: over all visits in order, which have been started. `keys.head(r)`:
-// where key r's head begins; `kv_head` and the visits are in shared memory. RELAY: also what they add to the queries; then all visits are of their own sequence.
-// `shared`: KeyTiles, which nobody reads any more when this returns.
+// The gradients of up to KEYS keys, dk before the factor `scale`, over all visits in order; visits.start has been called.
+// `keys.head(r)` is the index of the first element of key r's head; `kv_head` and the visits are in shared memory. With RELAY also the
+// gradients of the queries; then all visits are of the keys' own sequence. `shared` is laid out as KeyTiles; no thread reads it any more
+// when this returns.
 template <int HEAD_DIM, int KEYS, bool RELAY, class P, class Keys>
 __device__ __forceinline__ void key_gradients(float (&dk)[HEAD_DIM / 8][4], float (&dv)[HEAD_DIM / 8][4], char* shared,
                                               const P& p, const Keys& keys, const int& kv_head, Visits<KEYS>& visits) {
@@ -230,7 +235,7 @@ __device__ __forceinline__ void key_gradients(float (&dk)[HEAD_DIM / 8][4], floa
       cp_async_4(tiles + values_at(n) + threadIdx.x * 4, source + (valid ? visit.value(r) : 0), valid ? 4 : 0);
     }
   };
-  // After copy_q: what both copy is waited for at once.
+  // Called after copy_q: one commit group covers both copies.
   const auto copy_d_o = [&](int n) {
     copy_rows<HEAD_DIM, TILE_ROWS, THREADS>(tiles + At::D_O, global<const bf16>(p.d_o), visits[n].queries(), 0,
                                             visits[n].count);
@@ -254,8 +259,9 @@ __device__ __forceinline__ void key_gradients(float (&dk)[HEAD_DIM / 8][4], floa
 #pragma unroll 1
   for (int n = 0;; ++n) {
     cp_async_wait<0>();
-    __syncthreads();  // The queries have arrived, nobody reads those before or ds any more, and sums have been stored.
-    // What takes as long as a product is done by threads of three warps, early.
+    // The queries have arrived, no thread reads the tile before or ds any more, and the sums have been stored.
+    __syncthreads();
+    // Passing the turn, waiting for it and finding visits take as long as a product: threads of three warps start them early.
     const int turn = visits.keys.begin / KEYS;
     if (RELAY && n > 0 && threadIdx.x == 32 && turn < visits[n - 1].last) {
       pass_turn(relay(p).turns + visits[n - 1].row, turn + 1);
@@ -278,7 +284,7 @@ __device__ __forceinline__ void key_gradients(float (&dk)[HEAD_DIM / 8][4], floa
       value_gradient<HEAD_DIM, true>(dv, k_lane, v_lane, right + q_at(n), right + At::D_O, left + At::D_O,
                                      shared + At::SLOPES, logs, factor, row, from, begin);
     }
-    __syncthreads();  // ds is complete, nobody reads d_o any more, and it is this tile's turn.
+    __syncthreads();  // ds is complete, no thread reads d_o any more, and it is this tile's turn.
     if (visits[n + 1].count > 0) copy_d_o(n + 1);
     const auto keys_gain = [&] {
       const u32 slopes = left_lane<TILE_ROWS>(tiles + At::SLOPES) + row * (TILE_ROWS * 2);

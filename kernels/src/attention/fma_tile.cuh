@@ -1,7 +1,7 @@
-// Tiles of 64 x 64 f32 in shared memory and products of them on CUDA cores, 256 threads: for f32, and for heads of any size.
+// Tiles of 64 x 64 f32 in shared memory and products of them on CUDA cores with 256 threads: for f32, and for any head_dim.
 //
-// Thread (y, x) = (threadIdx.x / 16, threadIdx.x % 16) has 4 x 4 results. Products are summed one after the other in the
-// order of the index that goes away.
+// Thread (y, x) = (threadIdx.x / 16, threadIdx.x % 16) computes 4 x 4 results. A result is one sum in ascending order of the inner
+// index.
 #pragma once
 
 #include "cuh/base.cuh"
@@ -9,12 +9,12 @@
 constexpr int FMA_THREADS = 256;
 constexpr int FMA_ROWS = 64;
 constexpr int FMA_COLUMNS = 64;
-// Four floats more: rows 1 apart and rows 4 apart lie in different banks for 16-byte accesses.
+// Four floats more than a row, so that rows 1 apart and rows 4 apart are in different banks for 16-byte accesses.
 constexpr int FMA_PITCH = FMA_COLUMNS + 4;
 constexpr int FMA_TILE = FMA_ROWS * FMA_PITCH;
 
-// Columns column .. column + 64 of rows first .. first + 64, widened; zeros from row `end` and from column `head_dim` on, which
-// are not read.
+// Fills a tile with columns column .. column + 64 of rows first .. first + 64, widened to f32. Rows from `end` on and columns from
+// `head_dim` on become zeros and are not read.
 template <class T, class Rows>
 __device__ __forceinline__ void fill_tile(float* tile, const T* tensor, const Rows& rows, int first, int end, int column,
                                           int head_dim) {
@@ -28,7 +28,7 @@ __device__ __forceinline__ void fill_tile(float* tile, const T* tensor, const Ro
   }
 }
 
-// c[i][j] += row 4y + i of a times row x + 16j of b, over the first `columns` columns (rounded up to 4: zeros beyond).
+// c[i][j] += row 4y + i of a times row x + 16j of b, over the first `columns` columns, rounded up to 4 (the tile has zeros there).
 __device__ __forceinline__ void multiply_columns(float (&c)[4][4], const float* a, const float* b, int columns) {
   a += threadIdx.x / 16 * 4 * FMA_PITCH;
   b += threadIdx.x % 16 * FMA_PITCH;
@@ -50,7 +50,7 @@ __device__ __forceinline__ void multiply_columns(float (&c)[4][4], const float* 
   }
 }
 
-// c[i][j] += row 4y + i of a times column 4x + j of b, over the first `rows` rows of b (rounded up to 4: zeros in a beyond).
+// c[i][j] += row 4y + i of a times column 4x + j of b, over the first `rows` rows of b, rounded up to 4 (a has zeros there).
 __device__ __forceinline__ void multiply_tiles(float (&c)[4][4], const float* a, const float* b, int rows) {
   a += threadIdx.x / 16 * 4 * FMA_PITCH;
   b += threadIdx.x % 16 * 4;
@@ -89,7 +89,7 @@ __device__ __forceinline__ void multiply_tiles_trans(float (&c)[4][4], const flo
   }
 }
 
-// Element (4y + i, x + 16j) of a tile, as multiply_columns leaves them.
+// Stores c[i][j], as multiply_columns leaves it, as element (4y + i, x + 16j) of a tile.
 __device__ __forceinline__ void keep(float* tile, const float (&c)[4][4]) {
   tile += threadIdx.x / 16 * 4 * FMA_PITCH + threadIdx.x % 16;
 #pragma unroll

@@ -1,15 +1,16 @@
-// Forward pass of 64 queries over a range of key blocks on CUDA cores, everything f32: for f32 and for heads of any size.
+// Forward pass of 64 queries over a range of key blocks on CUDA cores, all in f32: for f32 tensors and for any head_dim.
 #pragma once
 
 #include "attention/fma_tile.cuh"
 #include "cuh/online_softmax.cuh"
 
-// A block writes 128 columns of the output; the queries' first 128 stay in shared memory, beside keys or values and weights.
+// A block of threads writes 128 columns of the output. Shared memory holds 128 columns of the queries, a tile of keys or values, and
+// the weights.
 constexpr int FMA_PARTS = 2;
 constexpr int FMA_PART_COLUMNS = FMA_PARTS * FMA_COLUMNS;
 constexpr int FORWARD_FMA_BYTES = (FMA_PARTS + 2) * FMA_TILE * 4;
 
-// Rows 4y + i at the end: sums complete, outputs (columns 64 part + 4x ..) not yet divided.
+// State of a thread's rows 4y + i: softmax statistics and outputs (columns 64 part + 4x ..) that are not divided by the sum yet.
 struct AttendedFma {
   SoftmaxRow row[4];
   float o[FMA_PARTS][4][4];
@@ -40,8 +41,8 @@ __device__ __forceinline__ void end_segment(AttendedFma& total, AttendedFma& par
   }
 }
 
-// As `attend` of forward_mma.cuh, for the output's columns from `column` on (a multiple of 128). `shared`:
-// FORWARD_FMA_BYTES.
+// The counterpart of `attend` in forward_mma.cuh, which describes the arguments; for the output's columns from `column` on, a multiple
+// of 128. `shared` has FORWARD_FMA_BYTES.
 template <class T, class Queries, class Keys, class Limit>
 __device__ __forceinline__ void attend_fma(AttendedFma& total, float* shared, const T* q, const Queries& queries, int count,
                                            const T* k, const T* v, const Keys& keys, int keys_end, const Limit& limit,
@@ -74,7 +75,7 @@ __device__ __forceinline__ void attend_fma(AttendedFma& total, float* shared, co
     float rescale[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      // Rows beyond `count` see what the last one sees; they are not stored.
+      // Rows beyond `count` count as the last row; they are not stored.
       const int visible = limit(min(row + i, count - 1)) - first;
 #pragma unroll
       for (int j = 0; j < 4; ++j) {

@@ -1,26 +1,27 @@
 // Forward pass of 64 queries over a range of key blocks on tensor cores: 4 warps of 16 queries each.
 //
-// HEAD_DIM: columns of queries and keys; COLUMNS: of values and output. They are the same, but where the head is long.
+// HEAD_DIM is the number of columns of queries and keys, COLUMNS that of values and output. They differ only for head_dim > 128, where
+// a block of threads computes 64 columns of the output.
 #pragma once
 
 #include "attention/tile.cuh"
 #include "cuh/online_softmax.cuh"
 
-// Shared memory: the queries, then keys and values, twice where the head is not long.
+// Shared memory holds the queries, then STAGES buffers for keys and values.
 template <int HEAD_DIM>
 constexpr int STAGES = HEAD_DIM > 128 ? 1 : 2;
 template <int HEAD_DIM, int COLUMNS>
 constexpr int STAGE_BYTES = Tile<HEAD_DIM>::BYTES + Tile<COLUMNS>::BYTES;
 
-// Two rows of a thread (g and g + 8 of its warp's 16) at the end: sums complete, outputs not yet divided.
+// State of a thread's two rows, g and g + 8 of its warp's 16: softmax statistics and outputs that are not divided by the sum yet.
 template <int COLUMNS>
 struct Attended {
   SoftmaxRow row[2];
   float o[COLUMNS / 8][4];
 };
 
-// One block of keys for one warp; q, k and v: where this lane's fragments begin. MASK: rows of the warp see different keys of
-// it, row r the first limit[r / 8], the last one `visible`.
+// Adds one block of keys for one warp. q, k and v are the addresses of this lane's fragments. With MASK the rows of the warp see
+// different keys of the block: row r the first limit[r / 8] keys, the warp's last row the first `visible`.
 template <int HEAD_DIM, int COLUMNS, bool MASK>
 __device__ __forceinline__ void take_keys(Attended<COLUMNS>& part, u32 q, u32 k, u32 v, float factor,
                                           const int (&limit)[2], int visible, int head_dim) {
@@ -91,9 +92,9 @@ __device__ __forceinline__ void end_segment(Attended<COLUMNS>& total, Attended<C
   }
 }
 
-// Queries 0 .. count (at most 64; `queries.head(r)` where r's head begins) over key blocks begin .. end, of which keys from
-// `keys_end` on are not read. Query r sees keys 0 .. limit(r), not decreasing, at most keys_end. `shared`: aligned to 512;
-// the queries' part of it is each warp's own when this returns.
+// Attention of queries 0 .. count (at most 64) over key blocks begin .. end; keys from `keys_end` on are not read. `queries.head(r)` is
+// the index of the first element of query r's head. Query r sees the keys below limit(r), which does not decrease and is at most
+// keys_end. `shared` is aligned to 512 bytes; when this returns, each warp may reuse its own rows of the queries' tile.
 template <int HEAD_DIM, int COLUMNS, bool PADDED, class Queries, class Keys, class Limit>
 __device__ __forceinline__ void attend(Attended<COLUMNS>& total, char* shared, const bf16* q, const Queries& queries,
                                        int count, const bf16* k, const bf16* v, const Keys& keys, int keys_end,
@@ -116,7 +117,7 @@ __device__ __forceinline__ void attend(Attended<COLUMNS>& total, char* shared, c
   copy_rows<HEAD_DIM, PADDED>(tiles, shared, q, queries, 0, count, head_dim, 0);
   if (STAGES<HEAD_DIM> > 1) copy_block(begin);
 
-  // Rows beyond `count` see what the last one sees; they are not stored.
+  // Rows beyond `count` count as the last row; they are not stored.
   const int last = count - 1;
   const int fewest = limit(min(row, last)), most = limit(min(row + 15, last));
   const u32 left = left_lane<HEAD_DIM>(tiles), right = right_lane<HEAD_DIM>(tiles);
@@ -127,11 +128,11 @@ __device__ __forceinline__ void attend(Attended<COLUMNS>& total, char* shared, c
 #pragma unroll 1
   for (int block = begin; block < end; ++block) {
     if (STAGES<HEAD_DIM> == 1) {
-      __syncthreads();  // Nobody reads the block before any more.
+      __syncthreads();  // No thread reads the block before any more.
       copy_block(block);
     }
     cp_async_wait<0>();
-    __syncthreads();  // The block has arrived, and nobody reads the one before any more.
+    __syncthreads();  // The block has arrived, and no thread reads the block before it any more.
     if (STAGES<HEAD_DIM> > 1 && block + 1 < end) copy_block(block + 1);
     const int first = block * BLOCK_KEYS;
     const u32 k_lane = right + stage(block), v_lane = trans + stage(block);

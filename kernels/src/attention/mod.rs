@@ -1,38 +1,57 @@
-//! Softmax attention over packed sequences of any lengths, and its gradient: training and the vision tower.
+//! Softmax attention over a packed batch, and its gradient. Training and the vision tower use it.
 //!
-//! For every sequence, head and query `i`, over the keys `j` of the same sequence (`j <= i` when causal):
-//! `s_j = scale * q_i . k_j`, `p_j = e^(s_j - lse_i)` with `lse_i = ln sum_j e^(s_j)`, `o_i = sum_j p_j v_j`. Head `h`
-//! uses key head `h / (heads / kv_heads)`. A sequence may have a prefix: a range of other sequences' tokens whose keys come
-//! before its own and are seen by all its queries, as when completions share a prompt; then `j` counts from there.
+//! For each sequence, head and query `i`, over the keys `j` of the sequence (`j <= i` if causal):
+//! `s_j = scale * q_i . k_j`, `p_j = e^(s_j - lse_i)` with `lse_i = ln sum_j e^(s_j)`, `o_i = sum_j p_j v_j`. Query head `h` uses key
+//! head `h / (heads / kv_heads)`.
 //!
 //! Gradient: `delta_i = d_o_i . o_i`, `dv_j = sum_i p_ij d_o_i`, `ds_ij = p_ij (d_o_i . v_j - delta_i)`,
-//! `dq_i = scale * sum_j ds_ij k_j`, `dk_j = scale * sum_i ds_ij q_i`; key heads sum over the heads that use them, and keys of
-//! a prefix over the sequences that have it, in ascending order.
+//! `dq_i = scale * sum_j ds_ij k_j`, `dk_j = scale * sum_i ds_ij q_i`. A key head sums over the query heads that use it.
 //!
-//! Shapes: q, o `[tokens, heads, head_dim]`, k, v `[tokens, kv_heads, head_dim]`, f32 or bf16; sequence `n` is the tokens
-//! `cu_seqlens[n] .. cu_seqlens[n + 1]` (it may be empty). Tokens in no sequence are left unwritten.
+//! Shapes: q, o `[tokens, heads, head_dim]`, k, v `[tokens, kv_heads, head_dim]`, f32 or bf16. Sequence `n` is the tokens
+//! `cu_seqlens[n] .. cu_seqlens[n + 1]` and may be empty. Outputs of tokens outside every sequence are not written. In CUDA `scale`
+//! must be positive.
 //!
-//! Numerics: everything between load and store is f32, the probabilities too. Keys are taken in blocks of 64 counted from
-//! the first key of the sequence (of its prefix, where it has one), with a running maximum; every 512 keys a fresh sum begins
-//! and is merged in order. A row never touches a key that it may not see. So its bits depend on its own query and its own
-//! keys alone, not on the other rows, sequences or threads, and [`crate::paged_attention`], which runs the same code, gives
-//! the same bits.
+//! # Shared prefix
+//! A sequence may have a prefix: a range of other sequences' tokens whose keys come before its own. All its queries see all keys of the
+//! prefix. Example, a GRPO group with a prompt of 3 tokens and two completions of 2 tokens each:
 //!
-//! In CUDA the order is the same, and so is that the paged kernel agrees; the scale must be positive. bf16 on tensor cores
-//! (the forward pass for heads of up to 256, the backward pass for heads of 64, 72, 80 and 128) rounds to bf16 the
-//! probabilities, relative to the largest score so far, where they multiply `v`, and in the backward pass `p` and
-//! `p (d_o . v - delta)` where they multiply `d_o`, `q` and `k`. Values of a key that a query does not see, but that a later
-//! query of the same 16 does, are multiplied by 0 (departure 2 in `sm80.cu`). In one order whichever way they are computed:
-//! `dq` sums over keys ascending; `dk` and `dv` over sequences ascending, tiles of 64 queries descending, heads ascending.
+//! ```text
+//! tokens      P P P A A B B          cu_seqlens = [0, 3, 5, 7]
+//! prefix      (0,0) (0,3) (0,3)      first token and number of tokens, for each sequence
+//! keys of A's second query: P P P A A          keys of B's second query: P P P B B
+//! ```
 //!
-//! In f32 scores, sums of exponentials and outputs round at every addition, `2^x` is good to 2 units in the last place
-//! (`ex2.approx.ftz.f32`), and delta, `d_o . v - delta`, its product with p and the gradients' sums round at every step. Sums
-//! over the head and the keys cannot be within 2.5 times one rounding: up to 20 times for o, 300 for gradients, in which
-//! `d_o . v` and delta cancel, and more where scores are large and the softmax saturates. bf16 is within 2.5 times one rounding.
+//! The gradients of the prompt's keys sum over the three sequences in ascending order.
 //!
-//! Bound: f32 multiply-adds (cpu; f32 in CUDA) or matrix products (bf16 in CUDA); `4 * head_dim` operations a pair (query head,
-//! key) forward, `10 * head_dim` backward. CUDA does these on tensor cores with a workspace and without prefixes, else
-//! `14 * head_dim`. With the workspace `dq`'s sums go from block to block of 128 keys (or 64) through L2, 8 bytes an element each.
+//! # Order of summation
+//! ```text
+//! for each query row:
+//!   total = empty
+//!   for each segment of 512 keys, counted from the first key (of the prefix, if there is one):
+//!     row = empty
+//!     for each block of 64 keys: row = online_softmax(row, block)      # running maximum, sum of exponentials, output
+//!     total = merge(total, row)
+//!   o = total.output / total.sum
+//! ```
+//!
+//! A row never reads a key that it may not see. So its bits depend on its own query and keys alone, not on other rows, sequences or
+//! threads, and [`crate::paged_attention`], which runs the same code, gives the same bits. The gradients have a fixed order too: `dq`
+//! sums over keys in ascending order; `dk` and `dv` sum over sequences ascending, tiles of 64 queries descending, heads ascending.
+//!
+//! # Numerics
+//! Everything between load and store is f32, the probabilities too, with one exception: bf16 on tensor cores (forward for head_dim up
+//! to 256; backward for 64, 72, 80 and 128) rounds the factors of matrix products to bf16. These are, forward, the probabilities
+//! relative to the largest score so far, and, backward, `p` and `p (d_o . v - delta)`. There, a key that a query does not see but a
+//! later query of the same 16 rows does is multiplied by 0 (departure 2 in `sm80.cu`).
+//!
+//! In f32 every addition rounds; `2^x` is good to 2 units in the last place (`ex2.approx.ftz.f32`). Tolerance: f32 up to 20 times one
+//! rounding for o and 300 for gradients, in which `d_o . v` and delta cancel, and more where scores are large and the softmax
+//! saturates; bf16 2.5 times.
+//!
+//! # Bound
+//! f32 multiply-adds (cpu; f32 in CUDA) or matrix products (bf16 in CUDA): `4 * head_dim` operations a pair of query and key forward,
+//! `10 * head_dim` backward. On tensor cores the backward pass needs a workspace for that and no prefix, else it does `14 * head_dim`.
+//! With the workspace the sums of `dq` pass from key block to key block (128 or 64 keys) through L2, 8 bytes an element each time.
 
 pub(crate) mod check;
 pub(crate) mod cpu;
@@ -54,12 +73,11 @@ params! {
         pub v: Addr,
         /// `[tokens, heads, head_dim]`, written.
         pub o: Addr,
-        /// f32 `[tokens, heads]`, written: the logarithm of each row's sum of exponentials; may be absent.
+        /// f32 `[tokens, heads]`, written: the natural logarithm of each row's sum of exponentials; may be null.
         pub lse: Addr,
-        /// i32 `[seqs + 1]`: where each sequence begins, not decreasing, from 0 up to at most `tokens`.
+        /// i32 `[seqs + 1]`: first token of each sequence and the end of the last; not decreasing, from 0 to at most `tokens`.
         pub cu_seqlens: Addr,
-        /// i32 `[seqs, 2]`: first token and number of the tokens whose keys come before the sequence's own, all of them in
-        /// sequences; may be absent (none).
+        /// i32 `[seqs, 2]`: first token and number of tokens of each sequence's prefix, all of them in sequences; null: no prefixes.
         pub prefix: Addr,
         /// Tokens of all sequences.
         pub tokens: u32,
@@ -71,7 +89,7 @@ params! {
         pub kv_heads: u32,
         /// Elements of a head.
         pub head_dim: u32,
-        /// 1: a query sees the keys up to its own position; 0: all of its sequence.
+        /// 1: a query sees the keys up to its own position; 0: all keys of its sequence.
         pub causal: u32,
         /// Factor of the scores; positive.
         pub scale: f32,
@@ -103,12 +121,12 @@ params! {
         pub dv: Addr,
         /// f32 `[tokens, heads]`, workspace.
         pub delta: Addr,
-        /// Workspace of [`workspace`] bytes from a multiple of 16 on; without it the matrix products are seven. The cpu needs none.
+        /// [`workspace`] bytes, aligned to 16, with which the backward pass takes five matrix products instead of seven; may be null.
+        /// Device `cpu` does not use it.
         pub workspace: Addr,
-        /// i32 `[seqs + 1]`: where each sequence begins, not decreasing, from 0 up to at most `tokens`.
+        /// i32 `[seqs + 1]`: first token of each sequence and the end of the last; not decreasing, from 0 to at most `tokens`.
         pub cu_seqlens: Addr,
-        /// i32 `[seqs, 2]`: first token and number of the tokens whose keys come before the sequence's own, all of them in
-        /// sequences; may be absent (none).
+        /// i32 `[seqs, 2]`: first token and number of tokens of each sequence's prefix, all of them in sequences; null: no prefixes.
         pub prefix: Addr,
         /// Tokens of all sequences.
         pub tokens: u32,
@@ -120,7 +138,7 @@ params! {
         pub kv_heads: u32,
         /// Elements of a head.
         pub head_dim: u32,
-        /// 1: a query sees the keys up to its own position; 0: all of its sequence.
+        /// 1: a query sees the keys up to its own position; 0: all keys of its sequence.
         pub causal: u32,
         /// Factor of the scores; positive.
         pub scale: f32,
@@ -130,7 +148,7 @@ params! {
 }
 
 impl BwdParams {
-    /// The forward launch that this is the gradient of.
+    /// The parameters of the forward launch whose gradient this is.
     pub(crate) fn forward(&self) -> FwdParams {
         let BwdParams { q, k, v, o, lse, cu_seqlens, prefix, .. } = *self;
         let BwdParams { tokens, seqs, heads, kv_heads, head_dim, causal, scale, max_seqlen, .. } = *self;
@@ -168,8 +186,8 @@ kernel!(pub FWD_BF16, "attention_fwd_bf16", FwdParams, cpu::fwd::<half::bf16>, &
 kernel!(pub BWD_F32, "attention_bwd_f32", BwdParams, cpu::bwd::<f32>, &SOURCE, plan::bwd_f32);
 kernel!(pub BWD_BF16, "attention_bwd_bf16", BwdParams, cpu::bwd::<half::bf16>, &SOURCE, plan::bwd_bf16);
 
-/// The forward launch. `dtype` is that of q, k, v and o, F32 or BF16; `pairs` is the number of (query, key) pairs of one
-/// head, see [`pairs`].
+/// The forward launch. `dtype` is the type of q, k, v and o, F32 or BF16; `pairs` is the number of (query, key) pairs of one head,
+/// see [`pairs`].
 pub fn fwd(dtype: DType, params: &FwdParams, pairs: f64) -> Launch {
     let kernel = if dtype == DType::F32 { &FWD_F32 } else { &FWD_BF16 };
     let (tokens, heads, kv_heads) = (params.tokens as f64, params.heads as f64, params.kv_heads as f64);
@@ -179,9 +197,9 @@ pub fn fwd(dtype: DType, params: &FwdParams, pairs: f64) -> Launch {
     Launch::kernel(kernel, params, Cost { flops: 4.0 * d * heads * pairs, bytes })
 }
 
-/// Bytes of the workspace with which the backward kernel does five matrix products instead of seven: an f32 for each element
-/// of dq, whose sums go from one block of keys to the next, and whose turn it is. 0 where it would not be used: in f32, for
-/// heads that are not for tensor cores, and with prefixes.
+/// Bytes of the workspace with which the backward kernel takes five matrix products instead of seven: an f32 for each element of dq,
+/// whose partial sums pass from one block of keys to the next, and a turn counter for each row. Returns 0 if the kernel would not use
+/// it: in f32, for a head_dim without a tensor-core kernel, and with prefixes.
 pub fn workspace(dtype: DType, p: &BwdParams) -> usize {
     if dtype != DType::BF16 || !plan::on_tensor_cores(p.head_dim) || !p.prefix.is_null() {
         return 0;
@@ -189,8 +207,8 @@ pub fn workspace(dtype: DType, p: &BwdParams) -> usize {
     4 * p.tokens as usize * p.heads as usize * (p.head_dim as usize + 1)
 }
 
-/// The backward launch. `dtype` is that of q, k, v, o and their gradients, F32 or BF16; `pairs` as for [`fwd`]. A workspace
-/// counts as written and read once: where sums do not stay in the L2 cache on their way, that is what must reach memory.
+/// The backward launch. `dtype` is the type of q, k, v, o and their gradients, F32 or BF16; `pairs` is the number of (query, key) pairs
+/// of one head. The cost counts the workspace as written and read once, which is the traffic if its sums do not stay in L2.
 pub fn bwd(dtype: DType, params: &BwdParams, pairs: f64) -> Launch {
     let kernel = if dtype == DType::F32 { &BWD_F32 } else { &BWD_BF16 };
     let (tokens, heads, kv_heads) = (params.tokens as f64, params.heads as f64, params.kv_heads as f64);
@@ -200,12 +218,12 @@ pub fn bwd(dtype: DType, params: &BwdParams, pairs: f64) -> Launch {
     Launch::kernel(kernel, params, Cost { flops: 10.0 * d * heads * pairs, bytes })
 }
 
-/// The (query, key) pairs that sequences of these lengths need for one head.
+/// The number of (query, key) pairs of one head for sequences of these lengths.
 pub fn pairs(lengths: impl IntoIterator<Item = usize>, causal: bool) -> f64 {
     lengths.into_iter().map(|n| n as f64).map(|n| if causal { n * (n + 1.0) / 2.0 } else { n * n }).sum()
 }
 
-/// A size that tests and benches share.
+/// A batch of sequences that checks and benches share.
 #[derive(Clone, Debug)]
 pub struct Case {
     /// Length of each sequence.
@@ -220,7 +238,7 @@ pub struct Case {
     pub causal: bool,
     /// Spread of the queries; at 20 the softmax saturates, at 0 all scores are equal.
     pub spread: f32,
-    /// First token and number of those whose keys come before each sequence's own; empty: none.
+    /// First token and number of tokens of each sequence's prefix; empty: no prefixes.
     pub prefix: Vec<(usize, usize)>,
 }
 
@@ -230,7 +248,7 @@ impl Case {
         self.lengths[..n].iter().sum()
     }
 
-    /// The tokens whose keys sequence `n` has, in order.
+    /// The tokens whose keys sequence `n` sees, in order: its prefix, then its own.
     pub fn keys(&self, n: usize) -> Vec<usize> {
         let (first, count) = self.prefix.get(n).copied().unwrap_or((0, 0));
         (first..first + count).chain(self.first(n)..self.first(n) + self.lengths[n]).collect()
@@ -248,7 +266,7 @@ impl Case {
     }
 }
 
-/// Sizes that tests and benches share: lengths around the block sizes, shared key heads, dimensions off the vector width.
+/// Batches that checks and benches share: lengths around the block sizes, shared key heads, head_dims off the vector width.
 pub fn cases() -> Vec<Case> {
     let case = |lengths: &[usize], (heads, kv_heads), head_dim, causal, spread| Case {
         lengths: lengths.to_vec(),
@@ -261,7 +279,7 @@ pub fn cases() -> Vec<Case> {
     };
     let group =
         Case { prefix: vec![(0, 0), (0, 70), (0, 70), (0, 70)], ..case(&[70, 9, 65, 1], (4, 2), 64, true, 1.0) };
-    // So many sequences, most of them empty, that there may be enough blocks for those of 128 keys in the backward pass.
+    // Many sequences, most of them empty, so that the plan of the backward pass sees enough blocks to choose tiles of 128 keys.
     let many = |lengths: &[usize], heads, head_dim, causal, spread| {
         case(&[&[0; 120], lengths, &[0; 90]].concat(), heads, head_dim, causal, spread)
     };

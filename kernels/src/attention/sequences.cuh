@@ -1,29 +1,29 @@
-// Packed sequences: which tile of which sequence a block does, and where its rows lie.
+// Packed sequences: which tile of which sequence a block of threads computes, and the addresses of its rows.
 #pragma once
 
 #include "cuh/base.cuh"
 
 // Rows of one head in a packed tensor.
 struct PackedRows {
-  u64 first;   // where row 0's head begins, in elements
-  u64 stride;  // from a row to the next
+  u64 first;   // index of the first element of row 0's head
+  u64 stride;  // elements from a row to the next
 
   __device__ __forceinline__ u64 head(int row) const { return first + row * stride; }
 };
 
-// Keys of one sequence: those of a prefix that it shares, then its own.
+// Keys of one sequence: the keys of its shared prefix, then its own.
 struct PackedKeys {
-  u64 prefix, own;  // where key 0 would begin in either, in elements
+  u64 prefix, own;  // index of the first element of key 0, if all keys were in the prefix or all were the sequence's own
   u64 stride;
   int prefix_keys;
 
   __device__ __forceinline__ u64 head(int key) const { return (key < prefix_keys ? prefix : own) + key * stride; }
 };
 
-// How many keys each query of one head sees.
+// Number of keys that each query of a tile sees.
 struct CausalLimit {
-  int first;  // keys that query 0 sees
-  int step;   // 1, or 0 when every query sees all
+  int first;  // number of keys that query 0 sees
+  int step;   // 1 if causal; 0 if every query sees all keys
 
   __device__ __forceinline__ int operator()(int query) const { return first + step * query; }
 };
@@ -32,7 +32,7 @@ struct TokenRange {
   int first, count;
 };
 
-// The tokens whose keys come before those of a sequence. P has prefix.
+// The tokens of a sequence's prefix; empty if there is none.
 template <class P>
 __device__ __forceinline__ TokenRange prefix_of(const P& p, int sequence) {
   if (p.prefix == 0) return {0, 0};
@@ -40,25 +40,25 @@ __device__ __forceinline__ TokenRange prefix_of(const P& p, int sequence) {
   return {prefix[0], prefix[1]};
 }
 
-// A tile of a sequence.
-struct Place {
+// A tile of rows of one sequence.
+struct SequenceTile {
   int sequence;
-  int first, length;  // the sequence's first token, and how many it has
-  int begin, count;   // the tile's rows within the sequence; count is at most 0 where there is no tile
+  int first, length;  // first token and number of tokens of the sequence
+  int begin, count;   // first row of the tile within the sequence, and its rows; count <= 0 if there is no such tile
 };
 
-// An upper bound on the tiles of ROWS rows of all sequences: either each has those of the longest, or none wastes more
-// than one. The host's grid is this times heads.
+// An upper bound on the number of tiles of ROWS rows: the smaller of (a) the longest sequence's tiles for each sequence and (b) all
+// tokens packed, with one incomplete tile for each sequence. The host's grid is this times the number of heads (plan.rs: slots).
 template <int ROWS>
 __device__ __forceinline__ u64 tile_slots(u64 tokens, u64 seqs, u64 max_seqlen) {
   const u64 even = seqs * ceil_div<u64>(max_seqlen, ROWS), packed = (tokens + (ROWS - 1) * seqs) / ROWS;
   return even < packed ? even : packed;
 }
 
-// The tile of slot `slot`. Slots of a sequence are neighbours.
+// The tile with number `slot`. The tiles of a sequence have neighbouring numbers.
 template <int ROWS>
 __device__ __forceinline__ void find_tile(const int* cu_seqlens, u32 tokens, u32 seqs, u32 max_seqlen, u64 slot,
-                                          Place& place) {
+                                          SequenceTile& range) {
   const u64 even = seqs * static_cast<u64>(ceil_div<u32>(max_seqlen, ROWS));
   u64 sequence, tile;
   if (even == tile_slots<ROWS>(tokens, seqs, max_seqlen)) {
@@ -66,8 +66,8 @@ __device__ __forceinline__ void find_tile(const int* cu_seqlens, u32 tokens, u32
     sequence = slot / tiles;
     tile = slot % tiles;
   } else {
-    // Sequence n has the slots from (cu_seqlens[n] + (ROWS - 1) n) / ROWS on: enough, since floor(a + b) >= floor(a) +
-    // floor(b). The last n that begins at or before `slot`:
+    // Sequence n owns the slots from (cu_seqlens[n] + (ROWS - 1) n) / ROWS on. These are enough for its tiles, because
+    // floor(a + b) >= floor(a) + floor(b). The binary search finds the last n whose first slot is at or before `slot`.
     u32 low = 0, high = seqs;
     while (high - low > 1) {
       const u32 middle = (low + high) / 2;
@@ -78,9 +78,9 @@ __device__ __forceinline__ void find_tile(const int* cu_seqlens, u32 tokens, u32
     sequence = low;
     tile = slot - (static_cast<u64>(cu_seqlens[low]) + (ROWS - 1) * static_cast<u64>(low)) / ROWS;
   }
-  place.sequence = static_cast<int>(sequence);
-  place.first = cu_seqlens[sequence];
-  place.length = cu_seqlens[sequence + 1] - place.first;
-  place.begin = static_cast<int>(tile) * ROWS;
-  place.count = min(ROWS, place.length - place.begin);
+  range.sequence = static_cast<int>(sequence);
+  range.first = cu_seqlens[sequence];
+  range.length = cu_seqlens[sequence + 1] - range.first;
+  range.begin = static_cast<int>(tile) * ROWS;
+  range.count = min(ROWS, range.length - range.begin);
 }

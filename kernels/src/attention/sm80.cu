@@ -1,48 +1,55 @@
-// Attention over packed sequences, and its gradient; formula, shapes and parameters: mod.rs.
+// Attention over packed sequences, and its gradient; formula, shapes, limits, order of summation and tolerances: mod.rs.
 //
-// Tiles. A block does 64 queries of one head, or 64 keys of one key head; 128 in the backward pass on tensor cores, where
-// that still makes enough blocks (plan.rs). bf16: a warp a 16 rows, m16n8k16 products (forward_mma.cuh, backward_keys.cuh), for
-// heads of 64, 72, 80 and 128 compiled to size, others of up to 256 padded with zeros. f32, longer heads, and the gradient of
-// the other bf16 heads: 4 x 4 results a thread with fused multiply-adds (…_fma.cuh).
-// Order. Keys ascend from the sequence's (or its prefix's) first key in blocks of 64; 8 blocks are a segment that starts from
-// nothing, segments are merged in order (cuh/online_softmax.cuh, which the paged kernel has in common). Nothing is added by
-// atomics: a query's gradient sums over keys ascending, 16 at a time; a key's over sequences ascending, query tiles
-// descending, heads of the group ascending (visits.cuh). So no row's bits depend on other rows, sequences, heads or the grid.
-// Numerics. Scores, maxima, sums, outputs and gradients accumulate in f32; 2^x has a relative error of 2^-22.
-//   Rounded to bf16, in bf16 on tensor cores: forward p = 2^(s - largest so far) where it multiplies v (its sum takes the
-//   unrounded one); backward p and ds = p (dp - delta) where they multiply d_o, q and k. Then one rounding of each output.
-//   scale is positive.
-//
-// Grid (x). Tiles: an upper bound from tokens, sequences and the longest sequence; blocks beyond end at once, and a
-// sequence's tiles are found by binary search (sequences.cuh). Queries: key heads outermost, then tiles from the last, which
-// has the most keys, on, then the heads of the group. Keys: tiles from the first on, which has the most queries, key heads
-// innermost.
-//
-//   forward:   for each block of keys (copied while the one before is worked on):
-//                s = q k^T; mask; p, top, sum, o = take(s); o += p v; every 8 blocks: total = merge(total, segment)
-//              o = total / sum; lse = ln(sum) + top
+//   forward:   for each block of 64 keys (copied while the block before it is computed):
+//                s = q k^T; mask; p, row_max, sum, o = online_softmax(s); o += p v
+//                every 8 blocks: total = merge(total, segment)
+//              o = total.o / total.sum; lse = ln(total.sum) + total.max
 //   backward:  delta = d_o . o; turn[..] = 0
-//              keys:    for each visit: s = k q^T, dp = v d_o^T; p = e^(s - lse), ds = p (dp - delta); dv += p d_o;
-//                         wait until turn[queries] is this tile's number; dk += ds q; dq = sums[queries] + ds^T k;
-//                         sums[queries] = dq, turn[queries] += 1; or, where no later tile of keys is seen, dq is written
-//              With a prefix, without a workspace, or on CUDA cores, dq is left out of it, and there are also
-//              queries: for each block of keys: s = q k^T, dp = d_o v^T; dq += ds k
+//              a block of threads for each tile of keys, over the query tiles that see it ("visits"):
+//                s = k q^T; dp = v d_o^T; p = e^(s - lse); ds = p (dp - delta); dv += p d_o; dk += ds q
+//                wait until turn[query tile] == number of this key tile              (the relay, see below)
+//                dq = sums[query tile] + ds^T k
+//                if a later key tile is seen: sums[query tile] = dq; turn[query tile] += 1; else write dq
+//              with a prefix, without a workspace, or on CUDA cores there is no relay; a further stage computes dq:
+//                for each block of keys: s = q k^T; dp = d_o v^T; ds = p (dp - delta); dq += ds k
 //
-// Turns. A block waits for the tile of keys before its own, of the same key head and sequence: a block with a smaller number,
-// which a GPU starts earlier. So of the blocks at work that with the smallest number waits for none, and all come to an end.
-// It waits at the first visit, hardly later: all tiles visit queries from the last on, every head of a tile before the next,
-// so that those of a sequence keep in step, each a visit and a hand-over (stores, release, acquire) behind the one before; when
-// causal, later tiles have fewer visits and drop out at the end, where nobody waits for them. The longest chain is the visits of
-// a first tile: for 8192 tokens and 7 heads a key head 896 of 128 keys and 64 queries, where with 4 key heads each of 132
-// multiprocessors has 882 to do.
+// Tiles. A block of threads computes 64 queries of one head, or 64 keys of one key head (128 keys in the backward pass on tensor
+// cores if that still makes enough blocks, see plan.rs). bf16 uses m16n8k16 products, 16 rows a warp (forward_mma.cuh,
+// backward_keys.cuh): head_dim 64, 72, 80 and 128 are compiled to size, others up to 256 are padded with zeros. f32, longer heads and
+// the gradients of other bf16 head_dims use fused multiply-adds, 4 x 4 results a thread (*_fma.cuh).
 //
-// Departures. (1) With a prefix scores and dp are computed twice, 7 products for 5: a prefix may lie anywhere, also behind
-// the tokens that have it, and then tiles would wait for blocks that come later. (2) In a tile that the diagonal crosses,
-// products go over 16 keys at a time, those that 16 rows see: a key after a query but before the last of the 16 has p = 0, so
-// a value there that is not finite makes the row NaN. Keys after the tile's last are not read, nor those of other sequences.
-// (3) CUDA cores take whole diagonal blocks. (4) Rows that are no multiple of 16 bytes are read and written element by element.
-// Bound. Matrix products (bf16), multiply-adds (f32). A warp does 14 operations for a byte that it reads of shared memory; a
-// visit of 128 keys does 106 for a byte of queries and their sums that it moves to and from L2, one of 64 keys 53.
+// Order of gradients. No atomics: dq sums over keys ascending, 16 at a time; dk and dv sum over sequences ascending, query tiles
+// descending, heads of the group ascending (visits.cuh). So no row's bits depend on other rows, sequences, heads or the grid.
+//
+// Numerics. Scores, maxima, sums, outputs and gradients accumulate in f32; 2^x has a relative error of 2^-22. bf16 on tensor cores
+// rounds to bf16: forward p = 2^(s - maximum so far) as a factor of v (the sum of p takes the unrounded value); backward p and ds as
+// factors of d_o, q and k. Each output rounds once.
+//
+// Grid (x). The number of tiles is an upper bound from tokens, sequences and the longest sequence; blocks beyond the last tile return
+// at once, and a binary search finds the sequence of a tile (sequences.cuh). Query tiles: key heads outermost, then tiles from the
+// last, which has the most keys, to the first, then the heads of the group. Key tiles: from the first, which has the most queries, to
+// the last, key heads innermost.
+//
+// The relay of dq. The sum of a query tile passes from key tile to key tile in ascending order, so that it has the bits of one block
+// that takes all keys in order. Example with three key tiles (0, 1, 2) and one query tile that sees all of them:
+//   block 0: turn is 0: sums = ds0^T k0;        turn = 1
+//   block 1: waits for turn 1: sums += ds1^T k1; turn = 2
+//   block 2: waits for turn 2: writes dq = sums + ds2^T k2
+// No deadlock: a block waits only for the key tile before its own, of the same key head and sequence. That block has a smaller number,
+// and a GPU starts blocks in order, so the running block with the smallest number never waits. Waits are short after the first visit:
+// all blocks visit query tiles from the last to the first and every head of a tile before the next tile, so the blocks of a sequence
+// run in step, each one visit and one hand-over (store, release, acquire) behind the block before it. If causal, later key tiles have
+// fewer visits and finish first, when no block waits for them any more. The longest chain is the visits of a first tile: for 8192
+// tokens and 7 query heads a key head, 896 visits of 128 keys and 64 queries; with 4 key heads each of 132 multiprocessors has 882.
+//
+// Departures. (1) With a prefix, scores and dp are computed twice, 7 products instead of 5: a prefix may lie behind the tokens that
+// use it, and then a tile would wait for blocks with larger numbers. (2) In a tile that the diagonal crosses, products go over 16 keys
+// at a time: a key after a query but before the last of those 16 has p = 0, so a value there that is not finite makes the row NaN.
+// Keys after the tile's last key and keys of other sequences are not read. (3) On CUDA cores whole diagonal blocks are computed.
+// (4) Rows that are not a multiple of 16 bytes are read and written element by element.
+//
+// Bound. Matrix products (bf16), multiply-adds (f32). A warp does 14 operations for a byte that it reads of shared memory; a visit of
+// 128 keys does 106 operations for a byte of queries and sums that it moves to and from L2, a visit of 64 keys 53.
 #include "attention/backward_fma.cuh"
 #include "attention/backward_keys.cuh"
 #include "attention/backward_mma.cuh"
@@ -50,15 +57,15 @@
 #include "attention/forward_mma.cuh"
 #include "attention/sequences.cuh"
 
-// The query tile and head of a block. It lies in shared memory, for registers are short where it is needed again.
+// The query tile and head of a block of threads. It is kept in shared memory because registers are scarce where it is used last.
 struct QueryTile {
-  Place place;
+  SequenceTile range;
   int head, kv_head;
-  int part;  // which columns of the output
+  int part;  // which range of columns of the output
 };
 
-// Whether the block has something to do. Key heads outermost, so that the blocks at work share few keys; then the last tiles,
-// which are the longest when causal, first; the parts of a row innermost. Only thread 0 looks.
+// Finds the block's query tile; returns false if there is none. Key heads are outermost, so that running blocks share few keys; then
+// tiles from the last, which is the longest if causal; the parts of a row are innermost. Only thread 0 searches.
 template <int ROWS, class P>
 __device__ __forceinline__ bool query_tile(const P& p, u32 parts, QueryTile& tile) {
   if (threadIdx.x == 0) {
@@ -69,39 +76,39 @@ __device__ __forceinline__ bool query_tile(const P& p, u32 parts, QueryTile& til
     tile.kv_head = static_cast<int>(block / (slots * group));
     tile.head = tile.kv_head * group + static_cast<int>(in_group % group);
     find_tile<ROWS>(global<const int>(p.cu_seqlens), p.tokens, p.seqs, p.max_seqlen, slots - 1 - in_group / group,
-                    tile.place);
+                    tile.range);
   }
   __syncthreads();
-  return tile.place.count > 0;
+  return tile.range.count > 0;
 }
 
-// What the forward pass of a tile reads, besides its queries.
+// The keys that a query tile reads.
 struct KeyRange {
   PackedKeys keys;
   CausalLimit limit;
-  int end;  // keys that the tile's last query sees
+  int end;  // number of keys that the tile's last query sees
 
   template <class P>
-  __device__ __forceinline__ KeyRange(const P& p, const Place& place, int kv_head) {
+  __device__ __forceinline__ KeyRange(const P& p, const SequenceTile& range, int kv_head) {
     const u64 row = static_cast<u64>(p.kv_heads) * p.head_dim, head = kv_head * p.head_dim;
-    const TokenRange prefix = prefix_of(p, place.sequence);
-    keys = {prefix.first * row + head, place.first * row + head - prefix.count * row, row, prefix.count};
-    limit = {prefix.count + (p.causal ? place.begin + 1 : place.length), p.causal ? 1 : 0};
-    end = limit(place.count - 1);
+    const TokenRange prefix = prefix_of(p, range.sequence);
+    keys = {prefix.first * row + head, range.first * row + head - prefix.count * row, row, prefix.count};
+    limit = {prefix.count + (p.causal ? range.begin + 1 : range.length), p.causal ? 1 : 0};
+    end = limit(range.count - 1);
   }
 };
 
-// The rows of a tile's head in q, o and their gradients.
+// The rows of a query tile in q, o and their gradients.
 template <class P>
 __device__ __forceinline__ PackedRows query_rows(const P& p, const QueryTile& tile) {
   const u64 row = static_cast<u64>(p.heads) * p.head_dim;
-  return {(static_cast<u64>(tile.place.first) + tile.place.begin) * row + tile.head * p.head_dim, row};
+  return {(static_cast<u64>(tile.range.first) + tile.range.begin) * row + tile.head * p.head_dim, row};
 }
 
-// Where a tile's values of f32 [tokens, heads] begin.
+// Index of a query tile's first value in an f32 [tokens, heads] array.
 template <class P>
 __device__ __forceinline__ u64 row_values(const P& p, const QueryTile& tile) {
-  return (static_cast<u64>(tile.place.first) + tile.place.begin) * p.heads + tile.head;
+  return (static_cast<u64>(tile.range.first) + tile.range.begin) * p.heads + tile.head;
 }
 
 template <int HEAD_DIM, int COLUMNS, bool PADDED>
@@ -114,12 +121,12 @@ __device__ __forceinline__ void forward_mma(FwdParams p) {
   const int column = PADDED ? tile.part * COLUMNS : 0;
   Attended<COLUMNS> out;
   {
-    const KeyRange range(p, tile.place, tile.kv_head);
-    attend<HEAD_DIM, COLUMNS, PADDED>(out, shared, global<const bf16>(p.q), query_rows(p, tile), tile.place.count,
+    const KeyRange range(p, tile.range, tile.kv_head);
+    attend<HEAD_DIM, COLUMNS, PADDED>(out, shared, global<const bf16>(p.q), query_rows(p, tile), tile.range.count,
                                       global<const bf16>(p.k), global<const bf16>(p.v), range.keys, range.end,
                                       range.limit, 0, ceil_div(range.end, BLOCK_KEYS), p.scale * LOG2_E, head_dim, column);
   }
-  const int row = threadIdx.x / 32 * 16, g = threadIdx.x % 32 / 4, count = tile.place.count;
+  const int row = threadIdx.x / 32 * 16, g = threadIdx.x % 32 / 4, count = tile.range.count;
   __syncwarp();
   store_rows<HEAD_DIM, COLUMNS, PADDED>(global<bf16>(p.o), query_rows(p, tile), count, shared, row, out.o,
                                         inverse_sum(out.row[0]), inverse_sum(out.row[1]), head_dim, column);
@@ -142,12 +149,12 @@ __device__ __forceinline__ void forward_fma(const FwdParams& p) {
   const int column = tile.part * FMA_PART_COLUMNS;
   AttendedFma out;
   {
-    const KeyRange range(p, tile.place, tile.kv_head);
-    attend_fma(out, tiles, global<const T>(p.q), query_rows(p, tile), tile.place.count, global<const T>(p.k),
+    const KeyRange range(p, tile.range, tile.kv_head);
+    attend_fma(out, tiles, global<const T>(p.q), query_rows(p, tile), tile.range.count, global<const T>(p.k),
                global<const T>(p.v), range.keys, range.end, range.limit, 0, ceil_div(range.end, BLOCK_KEYS),
                p.scale * LOG2_E, head_dim, column);
   }
-  const int row = threadIdx.x / 16 * 4, count = tile.place.count;
+  const int row = threadIdx.x / 16 * 4, count = tile.range.count;
   float factor[4];
 #pragma unroll
   for (int i = 0; i < 4; ++i) factor[i] = inverse_sum(out.row[i]);
@@ -173,51 +180,51 @@ __device__ __forceinline__ void query_gradients_mma(BwdParams p) {
   const int row = threadIdx.x / 32 * 16, g = threadIdx.x % 32 / 4;
   float dq[HEAD_DIM / 8][4];
   {
-    const KeyRange range(p, tile.place, tile.kv_head);
+    const KeyRange range(p, tile.range, tile.kv_head);
     float lse[2], delta[2];
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const u64 at = row_values(p, tile) + static_cast<u64>(min(row + g + 8 * h, tile.place.count - 1)) * p.heads;
+      const u64 at = row_values(p, tile) + static_cast<u64>(min(row + g + 8 * h, tile.range.count - 1)) * p.heads;
       lse[h] = global<const float>(p.lse)[at] * LOG2_E;
       delta[h] = global<const float>(p.delta)[at];
     }
     query_gradients<HEAD_DIM>(dq, shared, global<const bf16>(p.q), global<const bf16>(p.d_o), query_rows(p, tile),
-                              tile.place.count, global<const bf16>(p.k), global<const bf16>(p.v), range.keys, range.end,
+                              tile.range.count, global<const bf16>(p.k), global<const bf16>(p.v), range.keys, range.end,
                               range.limit, p.scale * LOG2_E, lse, delta);
   }
   __syncwarp();
-  store_rows<HEAD_DIM, HEAD_DIM, false>(global<bf16>(p.dq), query_rows(p, tile), tile.place.count, shared, row, dq, p.scale,
+  store_rows<HEAD_DIM, HEAD_DIM, false>(global<bf16>(p.dq), query_rows(p, tile), tile.range.count, shared, row, dq, p.scale,
                                         p.scale, HEAD_DIM, 0);
 }
 
-// The key tile and head of a block.
+// The key tile and key head of a block of threads.
 struct KeyTile {
-  Place place;
+  SequenceTile range;
   int kv_head, part;
 };
 
-// Whether the block has something to do; if so its visits are started. Tiles in order: when causal, the first are seen by
-// the most queries. Key heads innermost, so that the longest tiles of all heads begin together.
+// Finds the block's key tile and its first visits; returns false if there is none. Tiles are in ascending order: if causal, the most
+// queries see the first. Key heads are innermost, so that the longest tiles of all heads start together.
 template <int ROWS>
 __device__ __forceinline__ bool key_tile(const BwdParams& p, u32 parts, KeyTile& tile, Visits<ROWS>& visits) {
   if (threadIdx.x == 0) {
     const u32 block = blockIdx.x / parts;
     tile.part = static_cast<int>(blockIdx.x % parts);
     tile.kv_head = static_cast<int>(block % p.kv_heads);
-    find_tile<ROWS>(global<const int>(p.cu_seqlens), p.tokens, p.seqs, p.max_seqlen, block / p.kv_heads, tile.place);
-    if (tile.place.count > 0) visits.start(p, tile.place, tile.kv_head);
+    find_tile<ROWS>(global<const int>(p.cu_seqlens), p.tokens, p.seqs, p.max_seqlen, block / p.kv_heads, tile.range);
+    if (tile.range.count > 0) visits.start(p, tile.range, tile.kv_head);
   }
   __syncthreads();
-  return tile.place.count > 0;
+  return tile.range.count > 0;
 }
 
-// The rows of a tile's head in k, v and their gradients.
+// The rows of a key tile in k, v and their gradients.
 __device__ __forceinline__ PackedRows key_rows(const BwdParams& p, const KeyTile& tile) {
   const u64 row = static_cast<u64>(p.kv_heads) * p.head_dim;
-  return {(static_cast<u64>(tile.place.first) + tile.place.begin) * row + tile.kv_head * p.head_dim, row};
+  return {(static_cast<u64>(tile.range.first) + tile.range.begin) * row + tile.kv_head * p.head_dim, row};
 }
 
-// Gradients of KEYS keys; RELAY: and of queries, which then have no prefix.
+// Gradients of KEYS keys; with RELAY (no prefixes) also the gradients of the queries.
 template <int HEAD_DIM, int KEYS, bool RELAY>
 __device__ __forceinline__ void key_gradients_mma(BwdParams p) {
   extern __shared__ __align__(512) char shared[];
@@ -227,7 +234,7 @@ __device__ __forceinline__ void key_gradients_mma(BwdParams p) {
   if (!key_tile<KEYS>(p, 1, tile, visits)) return;
   float dk[HEAD_DIM / 8][4], dv[HEAD_DIM / 8][4];
   key_gradients<HEAD_DIM, KEYS, RELAY>(dk, dv, shared, p, key_rows(p, tile), tile.kv_head, visits);
-  const int row = threadIdx.x / 32 * 16, count = tile.place.count;
+  const int row = threadIdx.x / 32 * 16, count = tile.range.count;
   store_rows<HEAD_DIM, HEAD_DIM, false>(global<bf16>(p.dk), key_rows(p, tile), count, shared, row, dk, p.scale, p.scale,
                                         HEAD_DIM, 0);
   store_rows<HEAD_DIM, HEAD_DIM, false>(global<bf16>(p.dv), key_rows(p, tile), count, shared + KeyTiles<HEAD_DIM, KEYS>::V,
@@ -243,22 +250,22 @@ __device__ __forceinline__ void query_gradients_fma(const BwdParams& p) {
   const int column = tile.part * FMA_PART_COLUMNS, row = threadIdx.x / 16 * 4;
   FmaTiles dq;
   {
-    const KeyRange range(p, tile.place, tile.kv_head);
+    const KeyRange range(p, tile.range, tile.kv_head);
     float lse[4], delta[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const u64 at = row_values(p, tile) + static_cast<u64>(min(row + i, tile.place.count - 1)) * p.heads;
+      const u64 at = row_values(p, tile) + static_cast<u64>(min(row + i, tile.range.count - 1)) * p.heads;
       lse[i] = global<const float>(p.lse)[at] * LOG2_E;
       delta[i] = global<const float>(p.delta)[at];
     }
-    query_gradients_fma(dq, tiles, global<const T>(p.q), global<const T>(p.d_o), query_rows(p, tile), tile.place.count,
+    query_gradients_fma(dq, tiles, global<const T>(p.q), global<const T>(p.d_o), query_rows(p, tile), tile.range.count,
                         global<const T>(p.k), global<const T>(p.v), range.keys, range.end, range.limit, p.scale * LOG2_E,
                         lse, delta, head_dim, column);
   }
   const float factor[4] = {p.scale, p.scale, p.scale, p.scale};
 #pragma unroll
   for (int n = 0; n < FMA_PARTS; ++n) {
-    write_tile(global<T>(p.dq), query_rows(p, tile), tile.place.count, column + n * FMA_COLUMNS, head_dim, dq[n], factor);
+    write_tile(global<T>(p.dq), query_rows(p, tile), tile.range.count, column + n * FMA_COLUMNS, head_dim, dq[n], factor);
   }
 }
 
@@ -271,17 +278,17 @@ __device__ __forceinline__ void key_gradients_fma(const BwdParams& p) {
   if (!key_tile<FMA_ROWS>(p, ceil_div(head_dim, FMA_PART_COLUMNS), tile, visits)) return;
   const int column = tile.part * FMA_PART_COLUMNS;
   FmaTiles dk, dv;
-  key_gradients_fma<T>(dk, dv, tiles, p, key_rows(p, tile), tile.place.count, tile.kv_head, visits, column);
+  key_gradients_fma<T>(dk, dv, tiles, p, key_rows(p, tile), tile.range.count, tile.kv_head, visits, column);
   const float factor[4] = {p.scale, p.scale, p.scale, p.scale}, one[4] = {1.0f, 1.0f, 1.0f, 1.0f};
 #pragma unroll
   for (int n = 0; n < FMA_PARTS; ++n) {
     const int at = column + n * FMA_COLUMNS;
-    write_tile(global<T>(p.dk), key_rows(p, tile), tile.place.count, at, head_dim, dk[n], factor);
-    write_tile(global<T>(p.dv), key_rows(p, tile), tile.place.count, at, head_dim, dv[n], one);
+    write_tile(global<T>(p.dk), key_rows(p, tile), tile.range.count, at, head_dim, dk[n], factor);
+    write_tile(global<T>(p.dv), key_rows(p, tile), tile.range.count, at, head_dim, dv[n], one);
   }
 }
 
-// Rows of tokens in no sequence have no output. RELAY: nobody has had a turn yet.
+// delta of all rows of tokens in sequences; with RELAY also sets the turn counters to 0.
 template <class T, bool RELAY>
 __device__ __forceinline__ void row_products(const BwdParams& p) {
   const u64 rows = static_cast<u64>(global<const int>(p.cu_seqlens)[p.seqs]) * p.heads;

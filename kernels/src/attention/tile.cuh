@@ -1,8 +1,8 @@
-// 64 rows (of keys in the backward pass also 128) of HEAD_DIM bf16 in shared memory, so that ldmatrix has no bank conflict.
-// Units are chunks of 16 bytes.
+// Tiles in shared memory: 64 rows (in the backward pass also 128 keys) of HEAD_DIM bf16, laid out so that ldmatrix has no bank
+// conflict, with copies from global memory and products of them. The unit of the layout is a chunk of 16 bytes.
 //
-// PADDED: a tile holds columns `column` .. `column` + HEAD_DIM of heads of `head_dim`, any number, and zeros beyond; else
-// those are HEAD_DIM and 0.
+// PADDED: the tile holds columns `column` .. `column` + HEAD_DIM of heads with any `head_dim`, and zeros beyond it. Otherwise head_dim
+// is HEAD_DIM and column is 0.
 #pragma once
 
 #include "cuh/base.cuh"
@@ -12,21 +12,20 @@
 constexpr int TILE_ROWS = 64;
 constexpr int MMA_THREADS = 128;
 
-// Eight rows' chunks of one column must lie in eight different places modulo 8: where a row is 8 or 16 chunks long, the
-// chunk's number is XORed with the row's; else rows are an odd number of chunks apart. Shared memory begins at a multiple of
-// 512, a longest row.
+// For ldmatrix without bank conflicts the chunks of eight neighbouring rows in one column must differ in their address modulo 8 chunks.
+// If a row has 8, 16 or 32 chunks, the chunk number is XORed with the row number; otherwise rows are an odd number of chunks apart.
+// Shared memory begins at a multiple of 512 bytes, the longest row.
 template <int HEAD_DIM>
 struct Tile {
   static_assert(HEAD_DIM % 8 == 0 && HEAD_DIM <= 256, "a tile's head");
   static constexpr int CHUNKS = HEAD_DIM / 8;
-  static constexpr int STEPS = (HEAD_DIM + 15) / 16;  // of a product over the head
+  static constexpr int STEPS = (HEAD_DIM + 15) / 16;  // 16-column steps of a product over the head
   static constexpr bool XOR = HEAD_DIM % 64 == 0;
   static constexpr int PITCH = XOR ? CHUNKS : 2 * STEPS + 1;
   static constexpr int BYTES = TILE_ROWS * PITCH * 16;
 
-  // The row and chunk that item `at` of ROWS rows' chunks is, so that eight neighbouring items lie in eight different places:
-  // first eight chunks of every row, then what rows have beyond those, one of eight neighbouring rows, or two of every
-  // other one of eight.
+  // Row and chunk of item `at` when threads copy all chunks of ROWS rows, numbered so that eight neighbouring items have no bank
+  // conflict: first the multiples of eight chunks of every row, then the one or two chunks that rows have beyond them.
   template <int ROWS>
   __device__ static __forceinline__ void item(int at, int& row, int& chunk) {
     constexpr int WHOLE = CHUNKS / 8 * 8, EXTRA = CHUNKS % 8;
@@ -44,20 +43,20 @@ struct Tile {
     }
   }
 
-  // Offset in bytes of a chunk.
+  // Offset of a chunk in bytes.
   __device__ static __forceinline__ u32 offset(int row, int chunk) {
     return static_cast<u32>(row * PITCH + (XOR ? chunk ^ (row & 7) : chunk)) * 16;
   }
 };
 
-// threadIdx.x, read anew: what follows from it is not kept in registers from one copy to the next.
+// threadIdx.x, read again, so that the compiler does not keep values computed from it in registers between copies.
 __device__ __forceinline__ int thread_again() {
   int x;
   asm volatile("mov.u32 %0, %%tid.x;" : "=r"(x));
   return x;
 }
 
-// Zeros in the columns that a product over the head takes beyond HEAD_DIM (8 of them, or none); copies leave them alone.
+// Writes zeros to the columns beyond HEAD_DIM that a product over the head reads (8 or none). Copies do not touch them.
 template <int HEAD_DIM, int ROWS = TILE_ROWS, int THREADS = MMA_THREADS>
 __device__ __forceinline__ void clear_padding(char* tile) {
   if constexpr (HEAD_DIM % 16 != 0) {
@@ -67,8 +66,8 @@ __device__ __forceinline__ void clear_padding(char* tile) {
   }
 }
 
-// Starts copying rows first .. first + ROWS of a tensor; those from `end` on become zeros and are not read. `rows.head(r)`:
-// where row r's head begins, in elements.
+// Starts to copy rows first .. first + ROWS of a tensor; rows from `end` on become zeros and are not read. `rows.head(r)` is the
+// index of the first element of row r's head.
 template <int HEAD_DIM, bool PADDED, int ROWS = TILE_ROWS, int THREADS = MMA_THREADS, class Rows>
 __device__ __forceinline__ void copy_rows(u32 tile, char* memory, const bf16* tensor, const Rows& rows, int first, int end,
                                           int head_dim, int column) {
@@ -100,7 +99,7 @@ __device__ __forceinline__ void copy_rows(u32 tile, const bf16* tensor, const Ro
   copy_rows<HEAD_DIM, false, ROWS, THREADS>(tile, nullptr, tensor, rows, first, end, HEAD_DIM, 0);
 }
 
-// Where a lane's rows of a tile's fragments begin, in shared memory. Rows and steps are added to it by `fragment`.
+// Shared-memory address from which a lane reads its part of a left or right operand at row 0; `fragment` adds rows and chunks.
 template <int HEAD_DIM>
 __device__ __forceinline__ u32 left_lane(u32 tile) {
   const int lane = thread_again() % 32;
@@ -112,28 +111,28 @@ __device__ __forceinline__ u32 right_lane(u32 tile) {
   return tile + Tile<HEAD_DIM>::offset(lane % 8 + lane / 16 * 8, lane / 8 % 2);
 }
 
-// `row` rows (a multiple of 8) and `chunk` chunks (even, where the tile is XORed) further on.
+// The address `row` rows (a multiple of 8) and `chunk` chunks (even if the tile is XORed) further on.
 template <int HEAD_DIM>
 __device__ __forceinline__ u32 fragment(u32 lane, int row, int chunk) {
   using T = Tile<HEAD_DIM>;
   return (T::XOR ? lane ^ static_cast<u32>(chunk * 16) : lane + chunk * 16) + row * (T::PITCH * 16);
 }
 
-// Rows row .. row + 16, columns of step `step` over the head, as the left operand. `lane`: left_lane.
+// Loads rows row .. row + 16, the 16 columns of step `step`, as the left operand. `lane` is left_lane.
 template <int HEAD_DIM>
 __device__ __forceinline__ void left_fragment(u32 (&a)[4], u32 lane, int row, int step) {
   ldmatrix_x4(a, fragment<HEAD_DIM>(lane, row, 2 * step));
 }
 
-// 16 rows as the right operand's columns, 16 columns as what is summed over: for rows 0-7 b[0], b[1], for 8-15 b[2], b[3].
-// `lane`: right_lane.
+// Loads 16 rows as columns of the right operand, for a product over 16 columns of the head: rows 0-7 are b[0], b[1], rows 8-15 b[2],
+// b[3]. `lane` is right_lane.
 template <int HEAD_DIM>
 __device__ __forceinline__ void right_fragment(u32 (&b)[4], u32 lane, int row, int step) {
   ldmatrix_x4(b, fragment<HEAD_DIM>(lane, row, 2 * step));
 }
 
-// c += a times rows row .. row + 16 of a tile, over TILES * 8 of the head's columns, those from chunk `chunk` on (even, where
-// the tile is XORed). `lane`: left_lane.
+// c += a times rows row .. row + 16 of a tile, for TILES * 8 columns of the head from chunk `chunk` on (even if the tile is XORed).
+// `lane` is left_lane.
 template <int HEAD_DIM, int TILES>
 __device__ __forceinline__ void multiply_rows(float (&c)[TILES][4], const u32 (&a)[4], u32 lane, int row, int chunk = 0) {
 #pragma unroll
@@ -150,7 +149,7 @@ __device__ __forceinline__ void multiply_rows(float (&c)[TILES][4], const u32 (&
   }
 }
 
-// Two neighbouring 16 x 8 fragments of f32 as the left operand of a product over their 16 columns, rounded to bf16.
+// Packs two neighbouring 16 x 8 fragments of f32, rounded to bf16, as the left operand of a product over their 16 columns.
 __device__ __forceinline__ void as_left(u32 (&a)[4], const float (&low)[4], const float (&high)[4]) {
   a[0] = pack_bf16(low[0], low[1]);
   a[1] = pack_bf16(low[2], low[3]);
@@ -158,9 +157,9 @@ __device__ __forceinline__ void as_left(u32 (&a)[4], const float (&low)[4], cons
   a[3] = pack_bf16(high[2], high[3]);
 }
 
-// Writes COLUMNS columns of a warp's 16 rows, times two factors (rows g and g + 8), rounded to bf16: through its own 16
-// rows of a tile that no other warp uses any more, nor another lane: a barrier of the warp must have come. Rows from `end` on
-// are not written.
+// Writes COLUMNS columns of a warp's 16 rows, times a factor for row g and one for row g + 8, rounded to bf16. They pass through the
+// warp's own 16 rows of a tile, which no other warp may use any more; the warp must have passed a barrier. Rows from `end` on are not
+// written.
 template <int HEAD_DIM, int COLUMNS, bool PADDED, class Rows>
 __device__ __forceinline__ void store_rows(bf16* tensor, const Rows& rows, int end, char* tile, int row,
                                            const float (&c)[COLUMNS / 8][4], float low, float high, int head_dim,

@@ -1,23 +1,27 @@
-// Who sees a tile of keys: the query tiles of its own sequence and of those that have some of it in their prefix, in a fixed
-// order: sequences ascending (a sequence's prefix before its own keys), tiles descending, heads of the group ascending. So all
-// tiles of keys of a sequence begin with the same queries and keep in step, also when causal, where they end with others.
+// Visits: the query tiles that see a tile of keys, in a fixed order.
+//
+//   for each sequence, ascending, that sees some of the keys (first in its prefix, then as its own):
+//     for each tile of 64 queries, from the last to the first that sees any of the keys:
+//       for each query head of the key head's group, ascending: one visit
+//
+// All key tiles of a sequence therefore begin with the same queries and run in step. If causal, they end with different ones.
 #pragma once
 
 #include "attention/sequences.cuh"
 
-// A tile of queries of one head that sees keys of the tile.
+// One visit: a tile of queries of one head that sees some keys of the key tile.
 struct Visit {
-  u64 row;            // the first query's head, counted in heads: token * heads + head
+  u64 row;            // index of the first query's head: token * heads + head
   u32 heads, head_dim;
-  int count;          // queries; 0 after the last visit
-  int begin, end;     // keys of the tile that may be seen
-  int offset;         // key r is seen by queries from r + offset on
-  int last;           // number of the last tile of their own keys that the queries see
+  int count;          // number of queries; 0 after the last visit
+  int begin, end;     // the range of the tile's keys that the queries may see
+  int offset;         // queries from r + offset on see key r
+  int last;           // number of the last key tile of their own sequence that the queries see
 
   __device__ __forceinline__ PackedRows queries() const {
     return {row * head_dim, static_cast<u64>(heads) * head_dim};
   }
-  // Where query r's values of f32 [tokens, heads] lie.
+  // Index of query r's value in an f32 [tokens, heads] array.
   __device__ __forceinline__ u64 value(int r) const { return row + static_cast<u64>(r) * heads; }
 
   // The first query of the tile that sees key r; 64 if none does.
@@ -30,39 +34,38 @@ struct Visit {
   __device__ __forceinline__ bool all_see(int r, int s) const { return r >= begin && s <= end && s - 1 + offset <= 0; }
 };
 
-// The visits to a tile of KEYS keys (at most), in shared memory: one thread looks two ahead.
+// The visits of a tile of at most KEYS keys, in shared memory; one thread finds them two ahead of their use.
 template <int KEYS>
 struct Visits {
   Visit slots[4];
-  Place keys;
-  // What is found next: which sequence's queries, whether they see the keys as their own or in their prefix, first query of the
-  // tile, head within the group.
+  SequenceTile keys;
+  // State of the search for the next visit: the sequence, whether it sees the keys as its own (1) or in its prefix (0), the first
+  // query of the tile, the head within the group.
   int sequence, own, tile, head;
-  int first, length;  // that sequence's
+  int first, length;  // first token and number of tokens of that sequence
 
   __device__ __forceinline__ const Visit& operator[](int i) const { return slots[i % 4]; }
 
-  // Finds visits 0 and 1, in thread 0. A barrier must follow. P has cu_seqlens, seqs, prefix, heads, kv_heads, head_dim and
-  // causal.
+  // Finds visits 0 and 1, in thread 0. A barrier must follow. P is BwdParams.
   template <class P>
-  __device__ __forceinline__ void start(const P& p, const Place& place, int kv_head) {
+  __device__ __forceinline__ void start(const P& p, const SequenceTile& range, int kv_head) {
     if (threadIdx.x != 0) return;
-    keys = place;
-    sequence = p.prefix == 0 ? place.sequence : 0;
+    keys = range;
+    sequence = p.prefix == 0 ? range.sequence : 0;
     own = p.prefix == 0;
     head = 0;
     enter(p);
     find(p, 0, kv_head);
     find(p, 1, kv_head);
   }
-  // Finds visit i + 2, while others read visits i and i + 1. A barrier must follow before it is read.
+  // Finds visit i + 2 while other threads read visits i and i + 1. A barrier must follow before visit i + 2 is read.
   template <class P>
   __device__ __forceinline__ void look_ahead(const P& p, int i, int kv_head) {
     if (threadIdx.x == 64) find(p, i + 2, kv_head);
   }
 
  private:
-  // The sequence's first token, length and last tile of queries, which is below 0 where it has none.
+  // Looks up the first token, the length and the last query tile of a sequence; the tile is negative for an empty sequence.
   template <class P>
   __device__ __forceinline__ void enter(const P& p) {
     if (sequence >= static_cast<int>(p.seqs)) return;
@@ -98,12 +101,12 @@ struct Visits {
         }
         return;
       }
-      // Done with this sequence's queries; its own keys come after those in its prefix.
+      // All queries of this sequence are done; a sequence sees the keys first in its prefix, then as its own.
       if (!own && sequence == keys.sequence) {
         own = 1;
       } else {
         own = 0;
-        // Without prefixes nobody else sees the keys.
+        // Without prefixes no other sequence sees the keys.
         sequence = p.prefix == 0 ? static_cast<int>(p.seqs) : sequence + 1;
       }
       enter(p);

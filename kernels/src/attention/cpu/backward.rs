@@ -1,7 +1,7 @@
-//! The gradient, from probabilities computed again.
+//! Gradient of attention; probabilities are computed again from q, k and the log-sum-exp.
 //!
-//! Two kinds of task share nothing that they write: one holds a block of 64 keys and goes over the rows that see it, in
-//! chunks of 64 and in order, for dk and dv; the other holds 64 rows and goes over their keys for dq.
+//! Two kinds of tasks write different arrays: one ([`Keys`]) has a block of 64 keys and loops over the rows that see it, in chunks of 64
+//! in ascending order, for dk and dv; the other ([`Queries`]) has 64 rows and loops over their keys for dq.
 #![allow(unsafe_code)]
 #![allow(unsafe_op_in_unsafe_fn)]
 
@@ -16,7 +16,7 @@ pub const ROWS: usize = 64;
 /// Rows of a task that computes deltas.
 pub const DELTA_ROWS: usize = 256;
 
-/// `delta = d_o . o` of some rows.
+/// Computes `delta = d_o . o` of some rows.
 pub struct Deltas<T> {
     o: *const T,
     d_o: *const T,
@@ -58,9 +58,9 @@ impl<T: Element> Work for Deltas<T> {
 
 /// One sequence and key head of a backward launch.
 pub struct Gradient<'a, T> {
-    /// `o`, `lse` and so on as the forward pass has them; nothing is written through it.
+    /// The arrays of the forward pass; nothing is written through its pointers.
     sequence: Sequence<'a, T>,
-    /// The sequence's own keys and values, without those of a prefix.
+    /// The sequence's own keys and values, without its prefix.
     k: *const T,
     v: *const T,
     d_o: *const T,
@@ -72,7 +72,7 @@ pub struct Gradient<'a, T> {
 }
 
 impl<'a, T> Gradient<'a, T> {
-    /// The sequence of which the forward pass is `sequence`, whose first token is `first`, for one key head.
+    /// The backward arrays of a sequence whose forward arrays are `sequence` and whose first token is `first`, for one key head.
     pub fn new(p: &BwdParams, sequence: Sequence<'a, T>, first: usize, kv_head: usize, scratch: *mut f32) -> Self {
         let head = first * sequence.heads + kv_head * sequence.group();
         let row = |address: u64| (address as *mut T).wrapping_add(head * sequence.head_dim);
@@ -94,34 +94,34 @@ impl<'a, T> Gradient<'a, T> {
 
 /// The queries of one sequence that see some of a block's keys.
 pub struct Visit<'a, T> {
-    /// The sequence, with its queries.
+    /// The sequence of the queries.
     pub gradient: Gradient<'a, T>,
-    /// The first key of the block that it sees.
+    /// First key of the block that the sequence sees.
     pub first: usize,
-    /// How many it sees.
+    /// Number of keys of the block that it sees.
     pub keys: usize,
-    /// Which of the sequence's keys the first one is.
+    /// Index of that first key among the sequence's keys.
     pub start: usize,
 }
 
-/// Elements of working memory of a task.
+/// Number of elements of working memory that a task needs.
 pub const fn scratch_len(head_dim: usize) -> usize {
     7 * KEYS * round_up(head_dim) + 2 * ROWS * KEYS
 }
 
-/// Working memory; `d` is the head dimension in whole vectors.
+/// Working memory of a task; `d` is head_dim rounded up to whole vectors.
 struct Scratch {
-    /// `[d, KEYS]`
+    /// Transposed keys, `[d, KEYS]`.
     k_t: *mut f32,
-    /// `[d, KEYS]`
+    /// Transposed values, `[d, KEYS]`.
     v_t: *mut f32,
-    /// `[KEYS, d]`
+    /// Keys, `[KEYS, d]`.
     k: *mut f32,
-    /// `[ROWS, d]`
+    /// Queries, `[ROWS, d]`.
     q: *mut f32,
-    /// `[ROWS, d]`
+    /// Gradients of the output, `[ROWS, d]`.
     d_o: *mut f32,
-    /// Sums, `[64, d]` each.
+    /// Gradients being summed, `[64, d]` each.
     sums: [*mut f32; 2],
     /// Probabilities, `[ROWS, KEYS]`.
     p: *mut f32,
@@ -145,14 +145,14 @@ impl Scratch {
     }
 }
 
-/// Factors of sums that are only added to.
+/// The factor 1 for every row, for products that only add to their result.
 static ONES: [f32; 64] = [1.0; 64];
 
-/// dk and dv of the sequence's own keys from the given one on, by all that see them, in order.
+/// Computes dk and dv of a block of the sequence's own keys, from the given key on, over all visits in order.
 pub struct Keys<'a, T>(pub &'a Gradient<'a, T>, pub usize, pub &'a [Visit<'a, T>]);
 
 /// # Safety
-/// The gradient's addresses cover its sequence, its scratch has [`scratch_len`] elements.
+/// The gradient's addresses cover its sequence; its scratch has [`scratch_len`] elements.
 impl<T: Element> Work for Keys<'_, T> {
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
@@ -200,11 +200,11 @@ impl<T: Element> Work for Keys<'_, T> {
     }
 }
 
-/// dq of the rows from the given one on.
+/// Computes dq of 64 rows from the given row on.
 pub struct Queries<'a, T>(pub &'a Gradient<'a, T>, pub usize);
 
 /// # Safety
-/// As for [`Keys`].
+/// The gradient's addresses cover its sequence; its scratch has [`scratch_len`] elements.
 impl<T: Element> Work for Queries<'_, T> {
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
@@ -245,7 +245,7 @@ impl<T: Element> Work for Queries<'_, T> {
             });
         }
         for r in 0..rows {
-            store_row(dq.add(r * padded), d, g.dq.add(s.place(row + r) * d));
+            store_row(dq.add(r * padded), d, g.dq.add(s.head_index(row + r) * d));
         }
     }
 }
@@ -267,7 +267,7 @@ unsafe fn load_rows<V: Vector, T: Element>(g: &Gradient<'_, T>, row: usize, rows
     let s = &g.sequence;
     let (d, padded) = (s.head_dim, round_up(s.head_dim));
     for r in 0..rows {
-        let at = s.place(row + r) * d;
+        let at = s.head_index(row + r) * d;
         for (from, to) in [(s.q, scratch.q), (g.d_o, scratch.d_o)] {
             let to = to.add(r * padded);
             load_row(from.add(at), d, to);
@@ -278,7 +278,7 @@ unsafe fn load_rows<V: Vector, T: Element>(g: &Gradient<'_, T>, row: usize, rows
     }
 }
 
-/// Probabilities and gradients of the scores of some rows and keys; zero where a row does not see a key.
+/// Computes the probabilities and the gradients of the scores of some rows and keys; both are zero where a row does not see a key.
 #[inline(always)]
 unsafe fn scores<V: Vector, T: Element>(
     g: &Gradient<'_, T>,
@@ -309,8 +309,8 @@ unsafe fn scores<V: Vector, T: Element>(
     }
     let (scale, zero) = (V::splat(s.scale), V::splat(0.0));
     for r in 0..rows {
-        let place = s.place(row + r);
-        let (lse, delta) = (V::splat(s.lse.add(place).read()), V::splat(g.delta.add(place).read()));
+        let head = s.head_index(row + r);
+        let (lse, delta) = (V::splat(s.lse.add(head).read()), V::splat(g.delta.add(head).read()));
         let limit = s.limit(row + r).saturating_sub(start).min(keys);
         for c in (0..cols * LANES).step_by(LANES) {
             let (p, ds) = (scratch.p.add(r * KEYS + c), scratch.ds.add(r * KEYS + c));

@@ -1,9 +1,15 @@
-//! A tile of query rows of one key head against the keys of their sequence.
+//! Forward attention of a tile of query rows of one key head over the keys of their sequence.
 //!
-//! The rows of a tile are (position, head of the group) pairs: all heads that share a key head use its keys together.
-//! Keys go by in blocks of 64 from the first key of the sequence, and 8 blocks make a segment. A segment begins with
-//! empty sums; the sums of the segments are merged in order. That is the order of every row's arithmetic, whatever the
-//! tile, and it lets a decode step give the segments of one long sequence to different threads.
+//! The rows of a tile are pairs (position, head of the group): all query heads that share a key head use its keys together. The order of
+//! each row's arithmetic does not depend on the tile:
+//!
+//! ```text
+//! for each segment of 512 keys:                                # decoding gives segments of one sequence to different threads
+//!   part = empty
+//!   for each block of 64 keys: scores = q k^T; part = online softmax of (part, scores); part.o += p v
+//!   total = merge(total, part)
+//! o = total.o / total.sum; lse = total.max + ln(total.sum)
+//! ```
 #![allow(unsafe_code)]
 #![allow(unsafe_op_in_unsafe_fn)]
 
@@ -12,34 +18,34 @@ use super::product::Product;
 use super::vector::{LANES, Vector, Work};
 use crate::{DType, Element};
 
-/// Keys of a block: also those of a block of the paged cache.
+/// Keys of a block; equals the block size of the paged cache.
 pub const KEYS: usize = 64;
 /// Keys of a segment.
 pub const SEGMENT: usize = 8 * KEYS;
 /// Query rows of a tile.
 pub const TILE: usize = 128;
-/// Rows whose scores are held at a time: enough that reading a block of keys and values again is little work.
+/// Rows whose scores are held at a time: enough to make the repeated reads of a block of keys and values cheap.
 const ROWS: usize = 32;
-/// With so few rows, as in decoding, keys are turned in registers and not kept: a block is used once.
+/// Up to this many rows, as in decoding, keys are transposed in registers and not stored, because a block is used once.
 const FEW: usize = 4;
 
-/// One sequence as one key head sees it.
+/// The arrays of one sequence for one key head.
 pub struct Sequence<'a, T> {
-    /// The first new token's query in the first head of the group.
+    /// Query of the first new token in the first head of the group.
     pub q: *const T,
-    /// Likewise for the output.
+    /// Output of the first new token in the first head of the group.
     pub o: *mut T,
-    /// Likewise for the log-sum-exp; may be null.
+    /// Log-sum-exp of the first new token in the first head of the group; may be null.
     pub lse: *mut f32,
-    /// This head's keys.
+    /// Keys of the key head.
     pub k: *const T,
-    /// This head's values.
+    /// Values of the key head.
     pub v: *const T,
-    /// Pages of the cache and the keys of one, a multiple of [`LANES`]; absent: the keys lie in one run.
+    /// Block table of a paged cache and the tokens of a page, a multiple of [`LANES`]; None if the keys are contiguous.
     pub table: Option<(&'a [i32], usize)>,
-    /// New tokens.
+    /// Number of new tokens.
     pub queries: usize,
-    /// Keys, the new tokens' own included.
+    /// Number of keys, including those of the new tokens.
     pub keys: usize,
     /// Whether a query sees only the keys up to its own.
     pub causal: bool,
@@ -50,49 +56,49 @@ pub struct Sequence<'a, T> {
 }
 
 impl<T> Sequence<'_, T> {
-    /// Query heads of the key head.
+    /// Number of query heads that use the key head.
     pub fn group(&self) -> usize {
         self.heads / self.kv_heads
     }
 
-    /// Query rows.
+    /// Number of query rows.
     pub fn rows(&self) -> usize {
         self.queries * self.group()
     }
 
-    /// How many keys row `row` sees.
+    /// Number of keys that row `row` sees.
     pub fn limit(&self, row: usize) -> usize {
         if self.causal { self.keys - self.queries + row / self.group() + 1 } else { self.keys }
     }
 
-    /// The first row that sees key `key`.
+    /// First row that sees key `key`.
     pub fn first_row(&self, key: usize) -> usize {
         if self.causal { (key + self.queries).saturating_sub(self.keys) * self.group() } else { 0 }
     }
 
-    /// Where a row lies in `q` and `o`, in heads.
-    pub fn place(&self, row: usize) -> usize {
+    /// Index of a row's head in `q` and `o`, relative to their start.
+    pub fn head_index(&self, row: usize) -> usize {
         row / self.group() * self.heads + row % self.group()
     }
 
-    /// Where key `key`, a multiple of [`LANES`], begins in `k` and `v`, in elements; so many follow each other.
+    /// Index of the first element of key `key`, a multiple of [`LANES`], in `k` and `v`; the next [`LANES`] keys are contiguous.
     pub fn key(&self, key: usize) -> usize {
         let slot = self.table.map_or(key, |(table, page)| table[key / page] as usize * page + key % page);
         slot * self.key_stride()
     }
 
-    /// From one key to the next, in elements.
+    /// Elements from one key to the next.
     pub fn key_stride(&self) -> usize {
         self.kv_heads * self.head_dim
     }
 
-    /// Whether the keys of a block follow each other.
+    /// Whether the keys of a block are contiguous.
     fn runs(&self) -> bool {
         self.table.is_none_or(|(_, page)| page.is_multiple_of(KEYS))
     }
 }
 
-/// Some rows of a sequence.
+/// A range of rows of a sequence.
 pub struct Tile<'a, T> {
     pub sequence: &'a Sequence<'a, T>,
     pub first: usize,
@@ -100,34 +106,34 @@ pub struct Tile<'a, T> {
 }
 
 impl<T> Tile<'_, T> {
-    /// Keys that the last row, which sees the most, sees.
+    /// Number of keys that the last row sees, which sees the most.
     pub fn keys(&self) -> usize {
         self.sequence.limit(self.first + self.rows - 1)
     }
 
-    /// Segments of these keys.
+    /// Number of segments of these keys.
     pub fn segments(&self) -> usize {
         self.keys().div_ceil(SEGMENT)
     }
 }
 
-/// `n` up to whole vectors.
+/// Rounds `n` up to whole vectors.
 pub const fn round_up(n: usize) -> usize {
     n.next_multiple_of(LANES)
 }
 
-/// The sums of a tile: for each row an output not yet divided, sixteen partial sums of exponentials, and a maximum.
+/// State of a tile's online softmax: for each row an output that is not divided yet, sixteen partial sums of exponentials, a maximum.
 #[derive(Clone, Copy)]
 pub struct State {
     o: *mut f32,
     sums: *mut f32,
-    top: *mut f32,
+    row_max: *mut f32,
 }
 
 impl State {
-    /// Elements that the state of `rows` rows takes.
+    /// Number of elements of the state of `rows` rows.
     pub const fn len(rows: usize, head_dim: usize) -> usize {
-        // Maxima are read `ROWS` at a time from any row on.
+        // Maxima are read `ROWS` at a time from any row.
         rows * (round_up(head_dim) + LANES) + round_up(rows) + ROWS
     }
 
@@ -137,7 +143,7 @@ impl State {
     /// There are [`State::len`] elements at `p`.
     pub unsafe fn at(p: *mut f32, rows: usize, head_dim: usize) -> State {
         let sums = p.add(rows * round_up(head_dim));
-        State { o: p, sums, top: sums.add(rows * LANES) }
+        State { o: p, sums, row_max: sums.add(rows * LANES) }
     }
 }
 
@@ -154,7 +160,7 @@ struct Scratch {
     rest: *mut f32,
 }
 
-/// Elements of working memory that a tile takes.
+/// Number of elements of working memory that a tile needs.
 pub const fn scratch_len(rows: usize, head_dim: usize) -> usize {
     round_up(rows * head_dim) + 2 * KEYS * round_up(head_dim) + ROWS * KEYS + 2 * State::len(rows, head_dim)
 }
@@ -168,11 +174,11 @@ impl Scratch {
     }
 }
 
-/// A tile from queries to output.
+/// Computes a whole tile, from queries to output.
 pub struct Whole<'a, T>(pub &'a Tile<'a, T>, pub *mut f32);
 
 /// # Safety
-/// The sequence's pointers cover it, its tables its keys, and the scratch has [`scratch_len`] elements.
+/// The sequence's pointers cover its rows and keys, its block table covers its keys, and the scratch has [`scratch_len`] elements.
 impl<T: Element> Work for Whole<'_, T> {
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
@@ -192,7 +198,7 @@ impl<T: Element> Work for Whole<'_, T> {
     }
 }
 
-/// One segment of a tile, its sums left for [`Combine`].
+/// Computes one segment of a tile and leaves its state for [`Combine`].
 pub struct Part<'a, T> {
     pub tile: &'a Tile<'a, T>,
     pub index: usize,
@@ -201,7 +207,7 @@ pub struct Part<'a, T> {
 }
 
 /// # Safety
-/// As for [`Whole`]; the state has [`State::len`] elements.
+/// The conditions of [`Whole`]; the state has [`State::len`] elements.
 impl<T: Element> Work for Part<'_, T> {
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
@@ -214,7 +220,7 @@ impl<T: Element> Work for Part<'_, T> {
     }
 }
 
-/// The segments of a tile, which lie one after the other, to its output.
+/// Merges the states of a tile's segments, which are contiguous, and writes the output.
 pub struct Combine<'a, T>(pub &'a Tile<'a, T>, pub *mut f32);
 
 /// # Safety
@@ -233,8 +239,8 @@ impl<T: Element> Work for Combine<'_, T> {
     }
 }
 
-/// Asks for the block of keys and values from `start` on, if the tile needs it: a head's rows lie far apart, which the
-/// machine does not foresee by itself.
+/// Prefetches the block of keys and values from `start` on, if the tile needs it. The rows of a head are far apart, so hardware
+/// prefetchers do not find them.
 #[inline(always)]
 unsafe fn prefetch<V: Vector, T: Element>(tile: &Tile<'_, T>, start: usize) {
     let s = tile.sequence;
@@ -254,11 +260,11 @@ unsafe fn prefetch<V: Vector, T: Element>(tile: &Tile<'_, T>, start: usize) {
 unsafe fn load_queries<T: Element>(tile: &Tile<'_, T>, scratch: &Scratch) {
     let d = tile.sequence.head_dim;
     for r in 0..tile.rows {
-        load_row(tile.sequence.q.add(tile.sequence.place(tile.first + r) * d), d, scratch.q.add(r * d));
+        load_row(tile.sequence.q.add(tile.sequence.head_index(tile.first + r) * d), d, scratch.q.add(r * d));
     }
 }
 
-/// Widens a row.
+/// Widens a row to f32.
 #[inline(always)]
 pub unsafe fn load_row<T: Element>(from: *const T, len: usize, to: *mut f32) {
     for c in 0..len {
@@ -266,7 +272,7 @@ pub unsafe fn load_row<T: Element>(from: *const T, len: usize, to: *mut f32) {
     }
 }
 
-/// Rounds a row.
+/// Rounds a row to T and stores it.
 #[inline(always)]
 pub unsafe fn store_row<T: Element>(from: *const f32, len: usize, to: *mut T) {
     for c in 0..len {
@@ -274,8 +280,7 @@ pub unsafe fn store_row<T: Element>(from: *const f32, len: usize, to: *mut T) {
     }
 }
 
-/// `rows` rows of `d` elements that lie `stride` apart become rows of whole vectors, `[rows, round_up(d)]`, with zeros at
-/// the end.
+/// Copies `rows` rows of `d` elements, `stride` elements apart, to f32 rows of whole vectors, `[rows, round_up(d)]`, with zeros at the end.
 #[inline(always)]
 pub unsafe fn load_padded<V: Vector, T: Element>(from: *const T, stride: usize, rows: usize, d: usize, to: *mut f32) {
     for j in 0..rows {
@@ -286,8 +291,8 @@ pub unsafe fn load_padded<V: Vector, T: Element>(from: *const T, stride: usize, 
     }
 }
 
-/// `rows` rows (at most 64) of `d` elements that lie `stride` apart become the columns of `[d, KEYS]`; columns beyond
-/// them may hold anything.
+/// Transposes `rows` rows (at most 64) of `d` elements, `stride` elements apart, into columns of `[d, KEYS]`. Further columns are
+/// undefined.
 #[inline(always)]
 pub unsafe fn load_transposed<V: Vector, T: Element>(
     from: *const T,
@@ -314,7 +319,7 @@ pub unsafe fn load_transposed<V: Vector, T: Element>(
     }
 }
 
-/// The sums over the keys of segment `index`, for all rows that see any of them.
+/// Computes the state over the keys of segment `index` for all rows that see any of them.
 #[inline(always)]
 unsafe fn segment<V: Vector, T: Element>(tile: &Tile<'_, T>, index: usize, state: State, scratch: &Scratch) {
     let s = tile.sequence;
@@ -323,7 +328,7 @@ unsafe fn segment<V: Vector, T: Element>(tile: &Tile<'_, T>, index: usize, state
         V::splat(0.0).store(state.o.add(c));
     }
     for c in (0..round_up(tile.rows) + ROWS).step_by(LANES) {
-        V::splat(f32::NEG_INFINITY).store(state.top.add(c));
+        V::splat(f32::NEG_INFINITY).store(state.row_max.add(c));
     }
     for start in (index * SEGMENT..tile.keys().min((index + 1) * SEGMENT)).step_by(KEYS) {
         let keys = KEYS.min(tile.keys() - start);
@@ -383,7 +388,7 @@ unsafe fn segment<V: Vector, T: Element>(tile: &Tile<'_, T>, index: usize, state
     }
 }
 
-/// The values of a block and what lies between two of them: where they are, if whole vectors of f32 can be read there, else a copy.
+/// Address and row stride of a block's values in f32: in place if whole vectors can be read there, else of a copy.
 #[inline(always)]
 unsafe fn values<V: Vector, T: Element>(
     s: &Sequence<'_, T>,
@@ -402,50 +407,50 @@ unsafe fn values<V: Vector, T: Element>(
     (copy, padded)
 }
 
-/// Turns the products of some rows into probabilities against their new maximum; the factors by which the new maximum
-/// shrinks what was summed before.
+/// Turns the products q k^T of some rows into probabilities relative to their new maxima. Returns the factors that rescale what was
+/// summed with the old maxima.
 #[inline(always)]
 unsafe fn softmax<V: Vector>(limits: &[usize], scale: f32, state: State, row: usize, scores: *mut f32) -> [f32; ROWS] {
-    let mut tops = [f32::NEG_INFINITY; ROWS];
+    let mut row_maxes = [f32::NEG_INFINITY; ROWS];
     let scale = V::splat(scale);
     for (r, &limit) in limits.iter().enumerate() {
         let line = scores.add(r * KEYS);
-        let mut top = V::splat(f32::NEG_INFINITY);
+        let mut row_max = V::splat(f32::NEG_INFINITY);
         if limit == KEYS {
             for c in 0..KEYS / LANES {
                 let x = V::load(line.add(c * LANES)).mul(scale);
                 x.store(line.add(c * LANES));
-                top = x.max(top);
+                row_max = x.max(row_max);
             }
         } else {
             for c in (0..limit).step_by(LANES) {
                 let x = V::load(line.add(c)).mul(scale).keep(limit - c, V::splat(f32::NEG_INFINITY));
                 x.store(line.add(c));
-                top = x.max(top);
+                row_max = x.max(row_max);
             }
         }
-        let (before, now) = (state.top.add(row + r).read(), top.max_lane());
-        tops[r] = if now > before { now } else { before };
+        let (before, now) = (state.row_max.add(row + r).read(), row_max.max_lane());
+        row_maxes[r] = if now > before { now } else { before };
     }
     let mut alpha = [0.0; ROWS];
     for r in (0..ROWS).step_by(LANES) {
-        let x = V::load(state.top.add(row + r)).sub(V::load(tops.as_ptr().add(r)));
+        let x = V::load(state.row_max.add(row + r)).sub(V::load(row_maxes.as_ptr().add(r)));
         x.exp().store(alpha.as_mut_ptr().add(r));
     }
     for (r, &limit) in limits.iter().enumerate() {
-        state.top.add(row + r).write(tops[r]);
+        state.row_max.add(row + r).write(row_maxes[r]);
         let line = scores.add(r * KEYS);
-        let top = V::splat(tops[r]);
+        let row_max = V::splat(row_maxes[r]);
         let mut p = [V::splat(0.0); KEYS / LANES];
         if limit == KEYS {
             for (c, p) in p.iter_mut().enumerate() {
-                *p = V::load(line.add(c * LANES)).sub(top).exp();
+                *p = V::load(line.add(c * LANES)).sub(row_max).exp();
                 p.store(line.add(c * LANES));
             }
         } else {
             for (c, p) in p.iter_mut().enumerate() {
                 if c * LANES < limit {
-                    *p = V::load(line.add(c * LANES)).sub(top).exp();
+                    *p = V::load(line.add(c * LANES)).sub(row_max).exp();
                     p.store(line.add(c * LANES));
                 }
             }
@@ -457,16 +462,16 @@ unsafe fn softmax<V: Vector>(limits: &[usize], scale: f32, state: State, row: us
     alpha
 }
 
-/// Adds the sums of segment `index` to those of the segments before it.
+/// Merges the state of segment `index` into the total of the segments before it.
 #[inline(always)]
 unsafe fn merge<V: Vector, T>(tile: &Tile<'_, T>, index: usize, total: State, part: State) {
     let padded = round_up(tile.sequence.head_dim);
     let first = tile.sequence.first_row(index * SEGMENT).saturating_sub(tile.first);
     for row in first..tile.rows {
-        let (a, b) = (total.top.add(row).read(), part.top.add(row).read());
-        let top = if b > a { b } else { a };
-        total.top.add(row).write(top);
-        let (a, b) = (V::splat(a - top).exp(), V::splat(b - top).exp());
+        let (a, b) = (total.row_max.add(row).read(), part.row_max.add(row).read());
+        let row_max = if b > a { b } else { a };
+        total.row_max.add(row).write(row_max);
+        let (a, b) = (V::splat(a - row_max).exp(), V::splat(b - row_max).exp());
         for c in (0..padded).step_by(LANES) {
             let (x, y) = (total.o.add(row * padded + c), part.o.add(row * padded + c));
             V::load(x).mul_add(a, V::load(y).mul(b)).store(x);
@@ -476,7 +481,7 @@ unsafe fn merge<V: Vector, T>(tile: &Tile<'_, T>, index: usize, total: State, pa
     }
 }
 
-/// Divides and stores.
+/// Divides the outputs by their sums and stores them.
 #[inline(always)]
 unsafe fn finish<V: Vector, T: Element>(tile: &Tile<'_, T>, state: State) {
     let s = tile.sequence;
@@ -487,11 +492,11 @@ unsafe fn finish<V: Vector, T: Element>(tile: &Tile<'_, T>, state: State) {
         for c in (0..padded).step_by(LANES) {
             V::load(line.add(c)).div(V::splat(sum)).store(line.add(c));
         }
-        let place = s.place(tile.first + row);
-        store_row(line, d, s.o.add(place * d));
+        let head = s.head_index(tile.first + row);
+        store_row(line, d, s.o.add(head * d));
         if !s.lse.is_null() {
-            let lse = state.top.add(row).read() as f64 + (sum as f64).ln();
-            s.lse.add(place).write(lse as f32);
+            let lse = state.row_max.add(row).read() as f64 + (sum as f64).ln();
+            s.lse.add(head).write(lse as f32);
         }
     }
 }

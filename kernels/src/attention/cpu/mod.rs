@@ -1,4 +1,8 @@
-//! Tiles of rows and blocks of keys as tasks.
+//! Attention on device `cpu`: splits a launch into tasks for the thread team.
+//!
+//! Forward, a task is a tile of query rows of one key head ([`forward`]); with few tiles, as in decoding, a task is one segment of 512
+//! keys of a tile, and a second pass merges the segments. Backward, a task is a block of 64 keys or a chunk of 64 query rows
+//! ([`backward`]). All products are [`product`], written once for every instruction set of [`vector`].
 #![allow(unsafe_code)]
 
 mod backward;
@@ -19,13 +23,13 @@ use std::ptr::null_mut;
 use std::sync::OnceLock;
 use vector::{LANES, dispatch};
 
-/// A cache line, so that vectors do not straddle two.
+/// A cache line: the unit of working memory, so that no vector straddles two lines.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 struct Line([f32; LANES]);
 
 thread_local! {
-    /// Working memory that a thread keeps from task to task.
+    /// Working memory that a thread keeps between tasks.
     static SCRATCH: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -39,7 +43,7 @@ fn with_scratch(len: usize, f: impl FnOnce(*mut f32)) {
     });
 }
 
-/// An address that tasks write through, each at places of its own.
+/// The start of an array in which each task writes a range of its own.
 #[derive(Clone, Copy)]
 struct Shared(*mut f32);
 
@@ -49,16 +53,16 @@ unsafe impl Send for Shared {}
 unsafe impl Sync for Shared {}
 
 impl Shared {
-    /// `offset` elements further on.
+    /// The address `offset` elements further on.
     fn at(self, offset: usize) -> *mut f32 {
         self.0.wrapping_add(offset)
     }
 }
 
-/// Runs the rows of `seqs` sequences as `sequence(index, key head)` describes them.
+/// Computes the outputs of `seqs` sequences; `sequence(index, key head)` describes each of them.
 ///
 /// # Safety
-/// The machine has `isa`; the pointers of every sequence cover it, and no two sequences' outputs overlap.
+/// The machine supports `isa`; the pointers of every sequence cover its rows and keys; outputs of sequences do not overlap.
 pub(crate) unsafe fn rows<'a, T: Element>(
     isa: Isa,
     team: &Team,
@@ -67,7 +71,7 @@ pub(crate) unsafe fn rows<'a, T: Element>(
     sequence: impl Fn(usize, usize) -> Sequence<'a, T> + Sync,
 ) {
     let rows: Vec<usize> = (0..seqs).map(|seq| sequence(seq, 0).rows()).collect();
-    // A tile loads its keys for itself, so large ones are better, as long as every thread has some.
+    // Every tile loads its keys again, so large tiles are better as long as every thread gets some.
     let (mut height, all) = (TILE, rows.iter().sum::<usize>() * kv_heads);
     while height > TILE / 8 && all / height < 4 * team.threads() {
         height /= 2;
@@ -76,12 +80,12 @@ pub(crate) unsafe fn rows<'a, T: Element>(
     for (seq, rows) in rows.into_iter().enumerate() {
         tiles.extend((0..rows).step_by(height).map(|first| (seq, first, height.min(rows - first))));
     }
-    // The last tiles of a causal sequence are the longest: they go first.
+    // The last tiles of a causal sequence are the longest: they run first, so that no thread ends late.
     tiles.reverse();
     let tasks = tiles.len() * kv_heads;
     let mut parts = Vec::new();
     if team.threads() > 1 && tasks < 2 * team.threads() {
-        // Few tiles, as in decoding: their segments become tasks.
+        // With few tiles, as in decoding, each segment of a tile becomes a task.
         let mut offset = 0;
         for task in 0..tasks {
             let (seq, first, rows) = tiles[task / kv_heads];
@@ -138,23 +142,23 @@ pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
     unsafe { fwd_on::<T>(isa(), p, team) }
 }
 
-/// [`fwd`] on a given instruction set.
+/// Runs [`fwd`] on a given instruction set.
 ///
 /// # Safety
-/// The machine has `isa`; the addresses cover what [`FwdParams`] says.
+/// The machine supports `isa`; the addresses cover what [`FwdParams`] says.
 pub unsafe fn fwd_on<T: Element>(isa: Isa, p: &FwdParams, team: &Team) {
     // SAFETY: the caller's promise.
     let packed = unsafe { Packed::<T>::new(p, team) };
-    // SAFETY: the caller's promise; `packed` has looked at the ranges.
+    // SAFETY: the caller's promise; `Packed::new` has checked the ranges.
     unsafe { rows(isa, team, p.seqs as usize, p.kv_heads as usize, |seq, kv_head| packed.sequence(seq, kv_head)) }
 }
 
 /// The sequences of a launch.
 struct Packed<'a, T> {
     p: &'a FwdParams,
-    /// First token and tokens of each sequence, and of its prefix.
+    /// First token and number of tokens of each sequence, and of its prefix.
     ranges: Vec<[(usize, usize); 2]>,
-    /// Keys and values of the sequences with a prefix, that prefix first.
+    /// Copies of the keys and values of sequences with a prefix: the prefix's, then their own.
     joined: Vec<OnceLock<[Vec<T>; 2]>>,
 }
 
@@ -192,7 +196,7 @@ impl<'a, T: Element> Packed<'a, T> {
         Packed { p, ranges, joined }
     }
 
-    /// Sequence `seq` as key head `kv_head` sees it.
+    /// The arrays of sequence `seq` for key head `kv_head`.
     fn sequence(&self, seq: usize, kv_head: usize) -> Sequence<'_, T> {
         let p = self.p;
         let (heads, kv_heads, d) = (p.heads as usize, p.kv_heads as usize, p.head_dim as usize);
@@ -220,8 +224,8 @@ impl<'a, T: Element> Packed<'a, T> {
         }
     }
 
-    /// Who sees keys start .. start + [`KEYS`] of sequence `seq`: (sequence, first of these keys, keys, the first one's
-    /// place among the sequence's), in order.
+    /// The sequences that see keys start .. start + [`KEYS`] of sequence `seq`, in ascending order, each as (sequence, first of these
+    /// keys that it sees, number of keys, index of that first key among the sequence's keys).
     fn visits(&self, seq: usize, start: usize) -> Vec<(usize, usize, usize, usize)> {
         let [(first, len), _] = self.ranges[seq];
         let (token, keys) = (first + start, KEYS.min(len - start));
@@ -246,16 +250,16 @@ pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
     unsafe { bwd_on::<T>(isa(), p, team) }
 }
 
-/// [`bwd`] on a given instruction set.
+/// Runs [`bwd`] on a given instruction set.
 ///
 /// # Safety
-/// The machine has `isa`; the addresses cover what [`BwdParams`] says.
+/// The machine supports `isa`; the addresses cover what [`BwdParams`] says.
 pub unsafe fn bwd_on<T: Element>(isa: Isa, p: &BwdParams, team: &Team) {
     let (seqs, kv_heads) = (p.seqs as usize, p.kv_heads as usize);
     let forward = p.forward();
     // SAFETY: the caller's promise.
     let packed = unsafe { Packed::<T>::new(&forward, team) };
-    // Tokens in no sequence have no output.
+    // Tokens outside every sequence have no output.
     let rows = packed.ranges.last().map_or(0, |r| r[0].0 + r[0].1) * p.heads as usize;
     team.run(rows.div_ceil(backward::DELTA_ROWS), |task| {
         let first = task * backward::DELTA_ROWS;
@@ -263,7 +267,7 @@ pub unsafe fn bwd_on<T: Element>(isa: Isa, p: &BwdParams, team: &Team) {
         // SAFETY: the caller's promise; the rows of tasks do not overlap.
         unsafe { dispatch(isa, Deltas::<T>::new(p, first, rows)) }
     });
-    // Both halves of the gradient in one go: (sequence, first key or row, whether queries).
+    // Tasks of both kinds run together: (sequence, first key or query row, whether it is a task of queries).
     let group = p.heads as usize / kv_heads;
     let mut items = Vec::new();
     for seq in 0..seqs {

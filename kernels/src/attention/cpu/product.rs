@@ -1,44 +1,43 @@
-//! The one small matrix product that all of attention is made of.
+//! The small matrix product that computes scores, outputs and gradients of attention.
 #![allow(unsafe_code)]
 #![allow(unsafe_op_in_unsafe_fn)]
-// Indices over arrays of a constant size: that is what the compiler unrolls into registers.
+// The compiler keeps arrays of constant size in registers only if loops index them.
 #![allow(clippy::needless_range_loop)]
 
 use super::vector::{LANES, Vector, Work};
 
-/// `c = a b`, or `c = c * alpha + a b` row by row; the sum over the inner index begins at 0 and goes up one step at a
-/// time, whatever the tiling.
+/// A product `c = a b`, or `c = c * alpha + a b` with a factor for each row. The sum over the inner index starts at 0 and ascends one
+/// step at a time, whatever the tiling, so bits do not depend on the instruction set's tile.
 pub struct Product {
-    /// Rows of `a` and `c`.
+    /// Number of rows of `a` and `c`.
     pub rows: usize,
     /// Element `(r, k)` of `a` is at `r * a_row + k * a_inner`.
     pub a: *const f32,
     pub a_row: usize,
     pub a_inner: usize,
-    /// The inner dimension, where `limits` is absent.
+    /// The inner dimension, if `limits` is null.
     pub inner: usize,
-    /// Or one inner dimension for each row, not decreasing; beyond it neither `a` nor `b` is used for that row.
+    /// An inner dimension for each row, not decreasing; beyond it neither `a` nor `b` is read for that row.
     pub limits: *const usize,
-    /// Row `k` of `b` is `16 * cols` elements at `k * b_row`.
+    /// Row `k` of `b` has `16 * cols` elements from `k * b_row` on.
     pub b: *const f32,
     pub b_row: usize,
     /// Vectors in a row of `b` and `c`.
     pub cols: usize,
     pub c: *mut f32,
     pub c_row: usize,
-    /// One factor for each row of `c`; absent: `c` is overwritten.
+    /// One factor for each row of `c`; if null, `c` is overwritten.
     pub alpha: *const f32,
 }
 
 /// # Safety
-/// All that the product names is there: `rows` rows of `a`, `c`, `limits` and `alpha`, and as many of `b` as the inner
-/// dimension says.
+/// The pointers cover `rows` rows of `a`, `c`, `limits` and `alpha`, and as many rows of `b` as the inner dimension.
 impl Work for &Product {
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
         let mut col = 0;
         while col < self.cols {
-            // Shares of about equal width: 6 vectors are better done as 3 + 3 than as 5 + 1.
+            // Panels of about equal width: 6 vectors are faster as 3 + 3 than as 5 + 1.
             let left = self.cols - col;
             let width = left.div_ceil(left.div_ceil(V::COLS));
             match width {
@@ -91,7 +90,7 @@ unsafe fn tile<V: Vector, const R: usize, const C: usize>(p: &Product, row: usiz
         a = a.add(p.a_inner);
         b = b.add(p.b_row);
     }
-    // The few steps that only the later rows go on to.
+    // The steps beyond the first row's limit, for the later rows only.
     for k in common..limit(R - 1) {
         for r in 1..R {
             if k < limit(r) {

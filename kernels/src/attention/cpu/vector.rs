@@ -1,8 +1,8 @@
-//! Sixteen f32 lanes on each instruction set, and the entry that compiles a piece of work for one of them.
+//! A vector of sixteen f32 lanes on each instruction set, and [`dispatch`], which runs code that was compiled for one of them.
 //!
-//! Every operation is lane by lane and rounds once, so what a lane computes does not depend on its neighbours.
+//! Operations work lane by lane and round once, so a lane's result does not depend on its neighbours.
 #![allow(unsafe_code)]
-// Everything here is unsafe for the one reason that the trait names.
+// All functions are unsafe for the reason that `Vector` documents.
 #![allow(unsafe_op_in_unsafe_fn)]
 
 use super::product::Product;
@@ -11,27 +11,26 @@ use crate::{DType, Element};
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 
-/// Lanes of a vector.
+/// Number of lanes of a vector.
 pub const LANES: usize = crate::simd::LANES;
 
-/// Sixteen f32.
+/// Sixteen f32 lanes.
 ///
 /// # Safety
-/// Each function needs a machine with the implementing type's instruction set and, where it takes a pointer, sixteen
-/// elements (or `count` of them) behind it.
+/// The machine supports the implementing type's instruction set. A pointer argument covers sixteen elements, or `count` of them.
 pub trait Vector: Copy {
-    /// Rows of the largest tile of a product that the registers hold.
+    /// Rows of the largest product tile that fits into the registers.
     const ROWS: usize;
-    /// Vectors in a row of that tile.
+    /// Vectors in a row of the largest product tile.
     const COLS: usize;
-    /// Rows of a tile of at most two vectors: enough sums to hide what an addition takes.
+    /// Rows of a product tile of at most two vectors: enough independent sums to hide the latency of an addition.
     const TALL: usize;
 
     unsafe fn splat(x: f32) -> Self;
     unsafe fn load(p: *const f32) -> Self;
-    /// The first `count` (at most 16) elements at `p`, widened; zero in the other lanes.
+    /// Loads the first `count` (at most 16) elements at `p`, widened; the other lanes are zero.
     unsafe fn load_part<T: Element>(p: *const T, count: usize) -> Self;
-    /// Asks for the cache line at `p`, if the machine can.
+    /// Prefetches the cache line at `p`, if the instruction set can.
     unsafe fn prefetch<T>(p: *const T);
     unsafe fn store(self, p: *mut f32);
     unsafe fn add(self, b: Self) -> Self;
@@ -41,31 +40,31 @@ pub trait Vector: Copy {
     unsafe fn max(self, b: Self) -> Self;
     /// `self * b + c`
     unsafe fn mul_add(self, b: Self, c: Self) -> Self;
-    /// The first `count` lanes of `self`, `other` in the rest.
+    /// Takes the first `count` lanes of `self` and the rest of `other`.
     unsafe fn keep(self, count: usize, other: Self) -> Self;
-    /// `e^x` to about an ulp for x up to 88; 0 below -105.
+    /// `e^x` to about one unit in the last place for x up to 88; 0 below -105.
     unsafe fn exp(self) -> Self;
     unsafe fn max_lane(self) -> f32;
     unsafe fn sum(self) -> f32;
-    /// Rows become columns.
+    /// Transposes a 16 x 16 square.
     unsafe fn transpose(rows: [Self; LANES]) -> [Self; LANES];
-    /// Runs a product, compiled once for this type.
+    /// Runs a product that is compiled for this vector type.
     unsafe fn product(p: &Product);
 }
 
-/// Something to be compiled for each vector type.
+/// Code that is compiled for each vector type.
 pub trait Work {
-    /// Does it.
+    /// Runs the code with vectors of type `V`.
     ///
     /// # Safety
-    /// What `V` asks, and what the work's maker promised.
+    /// The machine supports the instruction set of `V`; the implementing type documents further conditions.
     unsafe fn run<V: Vector>(self);
 }
 
 /// Runs `work` with the vectors of `isa`.
 ///
 /// # Safety
-/// The machine has `isa`; and what the work asks.
+/// The machine supports `isa`, and the conditions of the work hold.
 pub unsafe fn dispatch<W: Work>(isa: Isa, work: W) {
     match isa {
         #[cfg(target_arch = "x86_64")]
@@ -95,7 +94,7 @@ const LN2_HI: f32 = 0.693_359_4;
 const LN2_LO: f32 = -2.121_944_4e-4;
 const EXP: [f32; 6] = [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5e-1];
 
-/// Any machine.
+/// Portable vectors for any machine.
 #[derive(Clone, Copy)]
 pub struct Plain([f32; LANES]);
 
@@ -123,7 +122,7 @@ impl Vector for Plain {
     unsafe fn load_part<T: Element>(p: *const T, count: usize) -> Self {
         let mut lanes = [0.0; LANES];
         if count == LANES {
-            // The usual case, with a length that the compiler knows.
+            // The common case, with a length that the compiler knows.
             for (i, lane) in lanes.iter_mut().enumerate() {
                 *lane = p.add(i).read().to_f32();
             }
@@ -162,7 +161,7 @@ impl Vector for Plain {
     }
     #[inline(always)]
     unsafe fn mul_add(self, b: Self, c: Self) -> Self {
-        // Two roundings: a fused one would be a library call here.
+        // Multiplies and adds with two roundings, because a fused multiply-add would be a library call on this target.
         Plain(std::array::from_fn(|i| self.0[i] * b.0[i] + c.0[i]))
     }
     #[inline(always)]
@@ -190,7 +189,7 @@ impl Vector for Plain {
     }
 }
 
-/// AVX2 and FMA.
+/// Vectors of AVX2 and FMA: two registers of eight lanes.
 #[cfg(target_arch = "x86_64")]
 #[derive(Clone, Copy)]
 pub struct Avx2(__m256, __m256);
@@ -205,7 +204,7 @@ impl Avx2 {
     }
     #[inline(always)]
     unsafe fn exp8(x: __m256) -> __m256 {
-        // A NaN is the second operand of both, which is the one that these return then.
+        // max returns its second operand if one is NaN, so the operand order passes a NaN on.
         let x = _mm256_min_ps(_mm256_set1_ps(HIGH), _mm256_max_ps(_mm256_set1_ps(LOW), x));
         let n = _mm256_mul_ps(x, _mm256_set1_ps(std::f32::consts::LOG2_E));
         let n = _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(n);
@@ -216,7 +215,7 @@ impl Avx2 {
             p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(*c));
         }
         let y = _mm256_add_ps(_mm256_fmadd_ps(_mm256_mul_ps(p, r), r, r), _mm256_set1_ps(1.0));
-        // 2^n in two halves: one exponent can't hold -159.
+        // 2^n as a product of two powers, because one f32 exponent cannot hold -159.
         let n = _mm256_cvtps_epi32(n);
         let half = _mm256_srai_epi32::<1>(n);
         let bias = _mm256_set1_epi32(127);
@@ -321,7 +320,7 @@ impl Vector for Avx2 {
     }
 }
 
-/// AVX-512.
+/// Vectors of AVX-512: one register of sixteen lanes.
 #[cfg(target_arch = "x86_64")]
 #[derive(Clone, Copy)]
 pub struct Avx512(__m512);
@@ -391,7 +390,7 @@ impl Vector for Avx512 {
     }
     #[inline(always)]
     unsafe fn exp(self) -> Self {
-        // A NaN is the second operand, which is the one that this returns then.
+        // max returns its second operand if one is NaN, so the operand order passes a NaN on.
         let x = _mm512_max_ps(_mm512_set1_ps(LOW), self.0);
         let n = _mm512_mul_ps(x, _mm512_set1_ps(std::f32::consts::LOG2_E));
         let n = _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(n);
@@ -423,7 +422,7 @@ impl Vector for Avx512 {
             a[i] = _mm512_unpacklo_ps(r[i].0, r[i + 1].0);
             a[i + 1] = _mm512_unpackhi_ps(r[i].0, r[i + 1].0);
         }
-        // Of four rows, b[i + k] gets the columns k, 4 + k, 8 + k and 12 + k, one in each quarter.
+        // Of four rows, b[i + k] gets columns k, 4 + k, 8 + k and 12 + k, one in each quarter of the register.
         for i in (0..LANES).step_by(4) {
             for k in 0..2 {
                 let (x, y) = (_mm512_castps_pd(a[i + k]), _mm512_castps_pd(a[i + k + 2]));
