@@ -1,4 +1,4 @@
-//! Generation against transformers' greedy answers (tests/golden/model), and what must not change it: batch, threads, neighbours.
+//! Greedy completions equal those of transformers (tests/golden/model), and completions do not depend on the batch or on threads.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -65,7 +65,7 @@ const SAMPLED: SamplingParams =
     SamplingParams { temperature: 1.0, top_p: 0.95, top_k: 50, repetition_penalty: 1.1, seed: 7 };
 
 #[test]
-fn greedy_answers_are_those_of_transformers() {
+fn greedy_completions_equal_transformers() {
     let mut seen = 0;
     for folder in std::fs::read_dir(golden()).unwrap().map(|e| e.unwrap().path()) {
         let case = open(&folder);
@@ -80,7 +80,7 @@ fn greedy_answers_are_those_of_transformers() {
 }
 
 #[test]
-fn a_completion_is_the_same_alone_in_a_batch_and_on_any_number_of_threads() {
+fn completions_do_not_depend_on_batch_or_threads() {
     let case = open(&golden().join("mixed_stop"));
     let other = SamplingParams { seed: 99, ..SAMPLED };
     let alone = case.run(&Device::cpu(1), vec![case.request(SAMPLED, 70, 1)]);
@@ -100,22 +100,22 @@ fn a_completion_is_the_same_alone_in_a_batch_and_on_any_number_of_threads() {
 }
 
 #[test]
-fn completions_of_one_prompt_differ_and_repeat_with_the_seed() {
+fn completions_of_a_prompt_follow_their_seeds() {
     let case = open(&golden().join("mixed_stop"));
     let make = || case.run(&Device::cpu(2), vec![case.request(SAMPLED, 12, 4)]);
     let first = make();
     assert_eq!(first, make());
     assert!((1..4).any(|i| first[i].ids != first[0].ids));
-    // Completion i draws with the seed plus i.
+    // Completion i samples with the seed plus i.
     let second = case.run(&Device::cpu(2), vec![case.request(SamplingParams { seed: 8, ..SAMPLED }, 12, 1)]);
     assert_eq!(second[0].ids, first[1].ids);
     let media = [case.config.tokens.image, case.config.tokens.video, case.config.tokens.vision_start];
     assert!(first.iter().flat_map(|c| &c.ids).all(|id| !media.contains(id)));
 }
 
-/// Blocks that a prompt fills are shared; what lies behind them is each completion's own.
+/// Completions share the KV blocks that the prompt fills; each has its own copy of the last, half-filled block.
 #[test]
-fn completions_of_a_long_prompt_are_those_of_each_alone() {
+fn shared_prompt_blocks_do_not_change_completions() {
     let case = open(&golden().join("mixed_stop"));
     let device = Device::cpu(2);
     for length in [63usize, 64, 65, 150] {
@@ -133,7 +133,7 @@ fn completions_of_a_long_prompt_are_those_of_each_alone() {
 }
 
 #[test]
-fn log_probabilities_are_those_of_a_packed_pass() {
+fn log_probs_equal_a_packed_forward_pass() {
     let case = open(&golden().join("mixed_stop"));
     let got = case.run(
         &Device::cpu(2),
@@ -164,7 +164,7 @@ fn log_probabilities_are_those_of_a_packed_pass() {
 }
 
 #[test]
-fn limits_and_refusals() {
+fn refuses_invalid_parameters_and_stops_when_interrupted() {
     let case = open(&golden().join("text_multiturn"));
     let device = Device::cpu(1);
     let none = case.run(&device, vec![case.request(SamplingParams::default(), 0, 1)]);

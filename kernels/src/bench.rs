@@ -57,7 +57,7 @@ fn each_run(gpu: &Gpu, runs: usize, mut ask: impl FnMut() -> Result<(), CudaErro
     let mut seconds = Vec::new();
     for run in 0..runs + 2 {
         gpu.fill(&flush, run as u8)?;
-        let time = gpu.timed(&mut ask)?;
+        let time = gpu.time(&mut ask)?;
         if run >= 2 {
             seconds.push(time);
         }
@@ -189,7 +189,7 @@ pub fn copy_seconds(gpu: &Gpu, bytes: usize, runs: usize) -> Result<f64, CudaErr
     gpu.fill(&from, 1)?;
     let mut least = f64::INFINITY;
     for _ in 0..runs + 1 {
-        least = least.min(gpu.timed(|| gpu.copy(&from, &to))?);
+        least = least.min(gpu.time(|| gpu.copy(&from, &to))?);
     }
     Ok(least)
 }

@@ -1,13 +1,13 @@
 //! Allocates blocks within one growing address range: where buffers of a GPU lie.
 //!
 //! ```text
-//! take(bytes): cut the block from the smallest free range that holds it (the lowest of several)
-//! give(start): the range is free again and is joined with free neighbours
+//! alloc(bytes): cut the block from the smallest free range that holds it (the lowest of several)
+//! free(start):  the range is free again and is joined with free neighbours
+//! grow(bytes):  a free range is added at the end; the caller has mapped memory there
 //! ```
 //!
-//! So a step that takes the same blocks in the same order gets the same addresses, and asks the driver for nothing
-//! after the first step. All work is ordered on one stream, so a range can be taken again as soon as it was given
-//! back.
+//! So a step that allocates the same blocks in the same order gets the same offsets, and needs no driver call after the
+//! first step. All work runs on one stream, so a range can be allocated again as soon as it was freed.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -23,8 +23,8 @@ pub struct Arena {
     free: BTreeMap<usize, usize>,
     /// Free ranges as (length, start), to find the smallest one.
     by_length: BTreeSet<(usize, usize)>,
-    /// Taken blocks: start → length.
-    taken: BTreeMap<usize, usize>,
+    /// Allocated blocks: start → length.
+    allocated: BTreeMap<usize, usize>,
 }
 
 impl Arena {
@@ -38,9 +38,9 @@ impl Arena {
         self.end
     }
 
-    /// Returns the bytes of all taken blocks, rounded up to [`ALIGN`].
-    pub fn taken(&self) -> usize {
-        self.taken.values().sum()
+    /// Returns the bytes of all allocated blocks, rounded up to [`ALIGN`].
+    pub fn allocated_bytes(&self) -> usize {
+        self.allocated.values().sum()
     }
 
     /// Extends the range by `bytes` at its end.
@@ -51,11 +51,11 @@ impl Arena {
         assert!(bytes.is_multiple_of(ALIGN), "{bytes}");
         let start = self.end;
         self.end += bytes;
-        self.insert(start, bytes);
+        self.insert_free(start, bytes);
     }
 
-    /// Returns by how much the range must grow before `take(bytes)` succeeds; `None` if there is room.
-    pub fn lacks(&self, bytes: usize) -> Option<usize> {
+    /// Returns by how much the range must grow before `alloc(bytes)` succeeds; `None` if there is room.
+    pub fn missing_bytes(&self, bytes: usize) -> Option<usize> {
         let size = rounded(bytes)?;
         if self.by_length.range((size, 0)..).next().is_some() {
             return Some(0);
@@ -64,45 +64,45 @@ impl Arena {
         size.checked_sub(behind.map_or(0, |(_, length)| *length))
     }
 
-    /// Takes a block of `bytes` and returns its start; `None` if there is no room.
-    pub fn take(&mut self, bytes: usize) -> Option<usize> {
+    /// Allocates a block of `bytes` bytes and returns its start; `None` if no free range is large enough.
+    pub fn alloc(&mut self, bytes: usize) -> Option<usize> {
         let size = rounded(bytes)?;
         let &(length, start) = self.by_length.range((size, 0)..).next()?;
-        self.remove(start, length);
+        self.remove_free(start, length);
         if length > size {
-            self.insert(start + size, length - size);
+            self.insert_free(start + size, length - size);
         }
-        self.taken.insert(start, size);
+        self.allocated.insert(start, size);
         Some(start)
     }
 
-    /// Gives back the block at `start`; false if there is none.
-    pub fn give(&mut self, start: usize) -> bool {
-        let Some(length) = self.taken.remove(&start) else { return false };
-        self.insert(start, length);
+    /// Frees the block at `start`; false if there is none.
+    pub fn free(&mut self, start: usize) -> bool {
+        let Some(length) = self.allocated.remove(&start) else { return false };
+        self.insert_free(start, length);
         true
     }
 
     /// Adds a free range and joins it with its free neighbours.
-    fn insert(&mut self, mut start: usize, mut length: usize) {
+    fn insert_free(&mut self, mut start: usize, mut length: usize) {
         if length == 0 {
             return;
         }
         if let Some((&before, &len)) = self.free.range(..start).next_back()
             && before + len == start
         {
-            self.remove(before, len);
+            self.remove_free(before, len);
             (start, length) = (before, len + length);
         }
         if let Some(&len) = self.free.get(&(start + length)) {
-            self.remove(start + length, len);
+            self.remove_free(start + length, len);
             length += len;
         }
         self.free.insert(start, length);
         self.by_length.insert((length, start));
     }
 
-    fn remove(&mut self, start: usize, length: usize) {
+    fn remove_free(&mut self, start: usize, length: usize) {
         self.free.remove(&start);
         self.by_length.remove(&(length, start));
     }
@@ -117,31 +117,31 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Takes a block and grows the arena if needed, as a device does.
-    fn take(arena: &mut Arena, bytes: usize) -> usize {
-        arena.grow(arena.lacks(bytes).unwrap());
-        arena.take(bytes).expect("room was made")
+    /// Grows the arena if needed and allocates a block, as a device does.
+    fn grow_and_alloc(arena: &mut Arena, bytes: usize) -> usize {
+        arena.grow(arena.missing_bytes(bytes).unwrap());
+        arena.alloc(bytes).expect("the arena has grown")
     }
 
     #[test]
-    fn impossible_sizes_are_refused() {
+    fn refuses_impossible_sizes() {
         let mut arena = Arena::new();
-        assert_eq!(arena.take(1), None);
-        assert_eq!((arena.lacks(usize::MAX), arena.take(usize::MAX)), (None, None));
-        assert!(!arena.give(0));
+        assert_eq!(arena.alloc(1), None);
+        assert_eq!((arena.missing_bytes(usize::MAX), arena.alloc(usize::MAX)), (None, None));
+        assert!(!arena.free(0));
     }
 
     #[test]
-    fn an_end_that_is_free_counts() {
+    fn free_range_at_the_end_reduces_growth() {
         let mut arena = Arena::new();
-        let first = take(&mut arena, 1000);
-        assert!(arena.give(first));
-        assert_eq!(arena.lacks(4096), Some(4096 - 1024));
+        let first = grow_and_alloc(&mut arena, 1000);
+        assert!(arena.free(first));
+        assert_eq!(arena.missing_bytes(4096), Some(4096 - 1024));
     }
 
     proptest! {
         #[test]
-        fn blocks_never_overlap_and_all_room_comes_back(
+        fn blocks_never_overlap_and_all_bytes_become_free(
             steps in prop::collection::vec((1usize..5000, any::<prop::sample::Index>(), any::<bool>()), 1..200)
         ) {
             let mut arena = Arena::new();
@@ -149,27 +149,27 @@ mod tests {
             for (bytes, which, give) in steps {
                 if give && !live.is_empty() {
                     let (start, _) = live.swap_remove(which.index(live.len()));
-                    prop_assert!(arena.give(start) && !arena.give(start));
+                    prop_assert!(arena.free(start) && !arena.free(start));
                 } else {
-                    let start = take(&mut arena, bytes);
+                    let start = grow_and_alloc(&mut arena, bytes);
                     prop_assert!(start.is_multiple_of(ALIGN) && start + bytes <= arena.end());
                     prop_assert!(live.iter().all(|&(s, b)| s + b <= start || start + bytes <= s));
                     live.push((start, bytes));
                 }
-                prop_assert!(arena.taken() >= live.iter().map(|(_, b)| b).sum::<usize>());
+                prop_assert!(arena.allocated_bytes() >= live.iter().map(|(_, b)| b).sum::<usize>());
             }
-            live.iter().for_each(|(start, _)| assert!(arena.give(*start)));
+            live.iter().for_each(|(start, _)| assert!(arena.free(*start)));
             prop_assert_eq!(arena.free.clone().into_iter().collect::<Vec<_>>(), vec![(0, arena.end())]);
             prop_assert_eq!(arena.by_length.len(), 1);
         }
 
         /// A repeated step gets the addresses of the first one, without growing.
         #[test]
-        fn a_repeated_step_repeats_its_places(sizes in prop::collection::vec(1usize..100_000, 1..40)) {
+        fn repeated_step_gets_the_same_offsets(sizes in prop::collection::vec(1usize..100_000, 1..40)) {
             let mut arena = Arena::new();
             let step = |arena: &mut Arena| -> Vec<usize> {
-                let starts: Vec<usize> = sizes.iter().map(|&b| take(arena, b)).collect();
-                starts.iter().rev().for_each(|&s| assert!(arena.give(s)));
+                let starts: Vec<usize> = sizes.iter().map(|&b| grow_and_alloc(arena, b)).collect();
+                starts.iter().rev().for_each(|&s| assert!(arena.free(s)));
                 starts
             };
             step(&mut arena);

@@ -6,7 +6,7 @@
 use super::blas::Blas;
 use super::error::CudaError;
 pub use super::types::{
-    Backing, Config, Event, Function, FunctionFacts, Graph, Image, Limits, Module, Properties, Stream,
+    Config, Event, Function, FunctionAttributes, Graph, Image, Limits, Module, PhysicalMemory, Properties, Stream,
 };
 use reel_sim::tensor_map::TensorMap;
 
@@ -35,9 +35,9 @@ pub trait Driver: Send + Sync {
     /// Reserves an address range without memory behind it.
     fn reserve(&self, bytes: usize) -> Result<u64, CudaError>;
     /// Maps memory behind a part of a reserved range.
-    unsafe fn back(&self, at: u64, bytes: usize) -> Result<Backing, CudaError>;
+    unsafe fn map_memory(&self, at: u64, bytes: usize) -> Result<PhysicalMemory, CudaError>;
     /// Unmaps the physical memory of a part of a reserved range, and frees it.
-    unsafe fn unback(&self, at: u64, bytes: usize, backing: Backing);
+    unsafe fn unmap_memory(&self, at: u64, bytes: usize, backing: PhysicalMemory);
     /// Releases a reserved range that has no memory behind it.
     unsafe fn release(&self, at: u64, bytes: usize);
 
@@ -49,7 +49,7 @@ pub trait Driver: Send + Sync {
     /// Creates a stream.
     fn stream(&self) -> Result<Stream, CudaError>;
     /// Destroys a stream.
-    unsafe fn end_stream(&self, stream: Stream);
+    unsafe fn destroy_stream(&self, stream: Stream);
     /// Waits until all work of the stream is done. Reports kernels that faulted.
     unsafe fn synchronize(&self, stream: Stream) -> Result<(), CudaError>;
     /// Enqueues a copy of host bytes to the GPU.
@@ -64,7 +64,7 @@ pub trait Driver: Send + Sync {
     /// Creates an event.
     fn event(&self) -> Result<Event, CudaError>;
     /// Destroys an event.
-    unsafe fn end_event(&self, event: Event);
+    unsafe fn destroy_event(&self, event: Event);
     /// Records the event: it completes when the stream's work so far is done.
     unsafe fn record(&self, event: Event, stream: Stream) -> Result<(), CudaError>;
     /// Blocks the host until the event completes.
@@ -76,7 +76,7 @@ pub trait Driver: Send + Sync {
 
     /// Tells whether this driver needs PTX compiled on this machine, with line information, instead of machine code
     /// built into the binary.
-    fn wants_ptx(&self) -> bool {
+    fn needs_ptx(&self) -> bool {
         false
     }
     /// Loads a compiled unit; `name` appears in messages.
@@ -86,7 +86,7 @@ pub trait Driver: Send + Sync {
     /// Returns a function of a module by its symbol.
     unsafe fn function(&self, module: Module, symbol: &str) -> Result<Function, CudaError>;
     /// The attributes of a function.
-    unsafe fn facts(&self, function: Function) -> Result<FunctionFacts, CudaError>;
+    unsafe fn function_attributes(&self, function: Function) -> Result<FunctionAttributes, CudaError>;
     /// Allows launches of the function to use this much dynamic shared memory; required above 48 KiB including static
     /// shared memory.
     unsafe fn allow_shared(&self, function: Function, bytes: u32) -> Result<(), CudaError>;
@@ -114,7 +114,7 @@ pub trait Driver: Send + Sync {
     /// Enqueues a captured graph on a stream.
     unsafe fn launch_graph(&self, graph: Graph, stream: Stream) -> Result<(), CudaError>;
     /// Destroys a graph that is not running.
-    unsafe fn end_graph(&self, graph: Graph);
+    unsafe fn destroy_graph(&self, graph: Graph);
 
     /// Opens the library for matrix products on this GPU.
     fn blas(&self) -> Result<Box<dyn Blas>, CudaError>;

@@ -1,6 +1,6 @@
 //! A GPU: its memory, its kernels, their launches and times. All work is ordered on one stream.
 
-use super::driver::{Config, Driver, Event, Function, FunctionFacts, Image, Module, Stream};
+use super::driver::{Config, Driver, Event, Function, FunctionAttributes, Image, Module, Stream};
 use super::error::CudaError;
 use super::nvidia::Nvidia;
 use super::rules;
@@ -20,20 +20,20 @@ pub struct Gpu {
 /// A loaded translation unit.
 struct Loaded {
     module: Module,
-    functions: HashMap<&'static str, Known>,
+    functions: HashMap<&'static str, LoadedFunction>,
 }
 
 /// A loaded function with its properties and the attributes set so far.
 #[derive(Clone, Copy)]
-struct Known {
+struct LoadedFunction {
     function: Function,
-    facts: FunctionFacts,
+    attributes: FunctionAttributes,
     shared: u32,
     large_clusters: bool,
 }
 
 /// A function of a user's PTX; unloaded when dropped.
-pub struct Foreign<'a> {
+pub struct PtxFunction<'a> {
     gpu: &'a Gpu,
     module: Module,
     function: Function,
@@ -183,7 +183,7 @@ impl Gpu {
 
     fn load_code(&self, source: &'static Source) -> Result<Module, CudaError> {
         let sm = self.sm();
-        let builtin = if self.driver.wants_ptx() { None } else { builtin::code(source, &sm) };
+        let builtin = if self.driver.needs_ptx() { None } else { builtin::code(source, &sm) };
         if let Some(Code::Cubin(cubin)) = &builtin {
             return self.driver.load(source.name, Image { cubin, ptx: "" });
         }
@@ -197,13 +197,13 @@ impl Gpu {
     }
 
     /// Loads a user's PTX text and returns its function of this name.
-    pub fn load_ptx(&self, ptx: &str, entry: &str) -> Result<Foreign<'_>, CudaError> {
+    pub fn load_ptx(&self, ptx: &str, entry: &str) -> Result<PtxFunction<'_>, CudaError> {
         let module = self.driver.load("PTX", Image { cubin: &[], ptx })?;
         // SAFETY: the module is loaded.
         let function = unsafe { self.driver.function(module, entry) };
         // SAFETY: none of the module's functions was launched.
         let function = function.inspect_err(|_| unsafe { self.driver.unload(module) })?;
-        Ok(Foreign { gpu: self, module, function })
+        Ok(PtxFunction { gpu: self, module, function })
     }
 
     /// Returns the function of a stage, checked and ready for the launch.
@@ -216,33 +216,35 @@ impl Gpu {
         self.load(source)?;
         let mut modules = self.modules();
         let loaded = modules.get_mut(source.name).expect("it was just loaded");
-        let known = match loaded.functions.get_mut(stage.symbol) {
-            Some(known) => known,
+        let function_state = match loaded.functions.get_mut(stage.symbol) {
+            Some(function_state) => function_state,
             None => {
                 // SAFETY: the module is loaded.
-                let known = unsafe {
+                let function_state = unsafe {
                     let function = self.driver.function(loaded.module, stage.symbol)?;
-                    let facts = self.driver.facts(function)?;
-                    Known { function, facts, shared: 0, large_clusters: false }
+                    let attributes = self.driver.function_attributes(function)?;
+                    LoadedFunction { function, attributes, shared: 0, large_clusters: false }
                 };
-                loaded.functions.entry(stage.symbol).or_insert(known)
+                loaded.functions.entry(stage.symbol).or_insert(function_state)
             }
         };
         let limits = &self.driver.properties().limits;
-        if let Some(why) = rules::broken(&config(stage), &known.facts, limits, parameters) {
+        if let Some(why) = rules::exceeded_limit(&config(stage), &function_state.attributes, limits, parameters) {
             return Err(CudaError::Launch { symbol: stage.symbol, why });
         }
-        if stage.shared + known.facts.static_shared > rules::SHARED_WITHOUT_ASKING && stage.shared > known.shared {
+        if stage.shared + function_state.attributes.static_shared > rules::SHARED_WITHOUT_ASKING
+            && stage.shared > function_state.shared
+        {
             // SAFETY: the function belongs to a loaded module.
-            unsafe { self.driver.allow_shared(known.function, stage.shared)? }
-            known.shared = stage.shared;
+            unsafe { self.driver.allow_shared(function_state.function, stage.shared)? }
+            function_state.shared = stage.shared;
         }
-        if stage.cluster.iter().product::<u32>() > rules::PORTABLE_CLUSTER && !known.large_clusters {
+        if stage.cluster.iter().product::<u32>() > rules::PORTABLE_CLUSTER && !function_state.large_clusters {
             // SAFETY: the function belongs to a loaded module.
-            unsafe { self.driver.allow_large_clusters(known.function)? }
-            known.large_clusters = true;
+            unsafe { self.driver.allow_large_clusters(function_state.function)? }
+            function_state.large_clusters = true;
         }
-        Ok(known.function)
+        Ok(function_state.function)
     }
 
     /// Enqueues the launches of a call in order.
@@ -268,7 +270,7 @@ impl Gpu {
             // SAFETY: the function belongs to a loaded module.
             let resident = unsafe { self.driver.resident(function, stage.block.iter().product(), stage.shared)? };
             let all = resident * self.arch().multiprocessors;
-            if let Some(why) = rules::too_many_to_be_resident(stage.grid, all) {
+            if let Some(why) = rules::exceeds_residency(stage.grid, all) {
                 return Err(CudaError::Launch { symbol: stage.symbol, why });
             }
         }
@@ -284,17 +286,21 @@ impl Gpu {
     }
 
     /// Returns the seconds that the work enqueued by `f` takes, by the GPU's own clock.
-    pub fn timed(&self, f: impl FnOnce() -> Result<(), CudaError>) -> Result<f64, CudaError> {
+    pub fn time(&self, f: impl FnOnce() -> Result<(), CudaError>) -> Result<f64, CudaError> {
         let events = [self.driver.event()?, self.driver.event()?];
-        let seconds = self.between(events, f);
+        let seconds = self.time_between(events, f);
         for event in events {
             // SAFETY: each event was created above and is destroyed once.
-            unsafe { self.driver.end_event(event) }
+            unsafe { self.driver.destroy_event(event) }
         }
         seconds
     }
 
-    fn between(&self, [start, end]: [Event; 2], f: impl FnOnce() -> Result<(), CudaError>) -> Result<f64, CudaError> {
+    fn time_between(
+        &self,
+        [start, end]: [Event; 2],
+        f: impl FnOnce() -> Result<(), CudaError>,
+    ) -> Result<f64, CudaError> {
         // SAFETY: events and stream are live.
         unsafe {
             self.driver.record(start, self.stream)?;
@@ -312,7 +318,7 @@ fn config(stage: &Stage) -> Config {
     Config { grid, block, cluster, shared, cooperative, programmatic }
 }
 
-impl Foreign<'_> {
+impl PtxFunction<'_> {
     /// Enqueues a launch of `grid` blocks of `block` threads.
     ///
     /// # Safety
@@ -331,7 +337,7 @@ impl Foreign<'_> {
     }
 }
 
-impl Drop for Foreign<'_> {
+impl Drop for PtxFunction<'_> {
     fn drop(&mut self) {
         // SAFETY: nothing uses the module after the wait.
         unsafe {
@@ -349,7 +355,7 @@ impl Drop for Gpu {
             for loaded in self.modules().values() {
                 self.driver.unload(loaded.module);
             }
-            self.driver.end_stream(self.stream);
+            self.driver.destroy_stream(self.stream);
         }
     }
 }

@@ -11,7 +11,7 @@ use crate::launch::Kernel;
 use std::sync::Arc;
 
 /// Captured launches; destroyed when dropped.
-pub struct Recorded {
+pub struct GpuGraph {
     driver: Arc<dyn Driver>,
     stream: Stream,
     graph: Graph,
@@ -33,19 +33,19 @@ impl Gpu {
     ///
     /// # Errors
     /// The driver's error.
-    pub fn begin_recording(&self) -> Result<(), CudaError> {
+    pub fn begin_capture(&self) -> Result<(), CudaError> {
         // SAFETY: the stream is ours.
         unsafe { self.driver.begin_capture(self.stream) }
     }
 
-    /// Ends the capture and returns the launches since [`Gpu::begin_recording`] of this thread.
+    /// Ends the capture and returns the launches since [`Gpu::begin_capture`] of this thread.
     ///
     /// # Errors
     /// The driver's error, for example because a call during the capture waited or allocated.
-    pub fn end_recording(&self) -> Result<Recorded, CudaError> {
+    pub fn end_capture(&self) -> Result<GpuGraph, CudaError> {
         // SAFETY: the stream is ours.
         let graph = unsafe { self.driver.end_capture(self.stream)? };
-        Ok(Recorded { driver: self.driver.clone(), stream: self.stream, graph })
+        Ok(GpuGraph { driver: self.driver.clone(), stream: self.stream, graph })
     }
 
     /// Enqueues the captured launches again, in order.
@@ -55,18 +55,18 @@ impl Gpu {
     ///
     /// # Errors
     /// The driver's error.
-    pub unsafe fn replay(&self, recorded: &Recorded) -> Result<(), CudaError> {
+    pub unsafe fn replay(&self, recorded: &GpuGraph) -> Result<(), CudaError> {
         // SAFETY: the graph is live; the caller vouches for the addresses in it.
         unsafe { self.driver.launch_graph(recorded.graph, self.stream) }
     }
 }
 
-impl Drop for Recorded {
+impl Drop for GpuGraph {
     fn drop(&mut self) {
         // SAFETY: after the wait none of its launches runs. After a failed kernel the wait fails too, which nobody can help.
         unsafe {
             let _ = self.driver.synchronize(self.stream);
-            self.driver.end_graph(self.graph);
+            self.driver.destroy_graph(self.graph);
         }
     }
 }

@@ -25,6 +25,6 @@ mod tests;
 pub use algorithms::Algorithms;
 pub use driver::Driver;
 pub use error::CudaError;
-pub use gpu::{Buffer, Foreign, Gpu};
-pub use graph::Recorded;
+pub use gpu::{Buffer, Gpu, PtxFunction};
+pub use graph::GpuGraph;
 pub use nvidia::Nvidia;

@@ -4,7 +4,8 @@
 use super::blas::Blas;
 use super::cublaslt::CublasLt;
 use super::driver::{
-    Backing, Config, Driver, Event, Function, FunctionFacts, Graph, Image, Limits, Module, Properties, Stream,
+    Config, Driver, Event, Function, FunctionAttributes, Graph, Image, Limits, Module, PhysicalMemory, Properties,
+    Stream,
 };
 use super::error::CudaError;
 use crate::launch::Arch;
@@ -227,7 +228,7 @@ impl Driver for Nvidia {
         Ok(at)
     }
 
-    unsafe fn back(&self, at: u64, bytes: usize) -> Result<Backing, CudaError> {
+    unsafe fn map_memory(&self, at: u64, bytes: usize) -> Result<PhysicalMemory, CudaError> {
         self.current()?;
         let mut handle = 0;
         memory(bytes, "allocating", unsafe { sys::cuMemCreate(&mut handle, bytes, &self.memory_kind(), 0) }.result())?;
@@ -245,10 +246,10 @@ impl Driver for Nvidia {
             }
             return Err(e);
         }
-        Ok(Backing(handle))
+        Ok(PhysicalMemory(handle))
     }
 
-    unsafe fn unback(&self, at: u64, bytes: usize, backing: Backing) {
+    unsafe fn unmap_memory(&self, at: u64, bytes: usize, backing: PhysicalMemory) {
         let _ = self.call("unmapping", || unsafe {
             sys::cuMemUnmap(at, bytes).result()?;
             sys::cuMemRelease(backing.0).result()
@@ -275,7 +276,7 @@ impl Driver for Nvidia {
         made.map(|s| Stream(s as usize))
     }
 
-    unsafe fn end_stream(&self, stream: Stream) {
+    unsafe fn destroy_stream(&self, stream: Stream) {
         let _ = self.call("ending a stream", || unsafe { driver::stream::destroy(stream.raw()) });
     }
 
@@ -306,7 +307,7 @@ impl Driver for Nvidia {
         made.map(|e| Event(e as usize))
     }
 
-    unsafe fn end_event(&self, event: Event) {
+    unsafe fn destroy_event(&self, event: Event) {
         let _ = self.call("ending an event", || unsafe { driver::event::destroy(event.raw()) });
     }
 
@@ -351,13 +352,13 @@ impl Driver for Nvidia {
         found.map(|f| Function(f as usize))
     }
 
-    unsafe fn facts(&self, function: Function) -> Result<FunctionFacts, CudaError> {
+    unsafe fn function_attributes(&self, function: Function) -> Result<FunctionAttributes, CudaError> {
         use sys::CUfunction_attribute_enum as A;
         let attribute = |which| {
             let ask = || unsafe { driver::function::get_function_attribute(function.raw(), which) };
             self.call("asking for a function's attribute", ask).map(|v| v as u32)
         };
-        Ok(FunctionFacts {
+        Ok(FunctionAttributes {
             threads: attribute(A::CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK)?,
             static_shared: attribute(A::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES)?,
             registers: attribute(A::CU_FUNC_ATTRIBUTE_NUM_REGS)?,
@@ -474,7 +475,7 @@ impl Driver for Nvidia {
         self.call("launching a graph", || unsafe { driver::graph::launch(graph.0 as sys::CUgraphExec, stream.raw()) })
     }
 
-    unsafe fn end_graph(&self, graph: Graph) {
+    unsafe fn destroy_graph(&self, graph: Graph) {
         let _ = self.call("ending a graph", || unsafe { driver::graph::exec_destroy(graph.0 as sys::CUgraphExec) });
     }
 

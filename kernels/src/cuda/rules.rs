@@ -4,7 +4,7 @@
 //! Source: CUDA C++ Programming Guide 13.0, "Technical Specifications per Compute Capability" and "Thread Block
 //! Clusters"; Driver API manual, cuLaunchKernelEx, cuFuncSetAttribute and cuTensorMapEncodeTiled.
 
-use super::types::{Config, FunctionFacts, Limits};
+use super::types::{Config, FunctionAttributes, Limits};
 
 /// Bytes of static and dynamic shared memory that a function may use without setting an attribute.
 pub const SHARED_WITHOUT_ASKING: u32 = 48 << 10;
@@ -18,7 +18,12 @@ pub const PARAMETERS: usize = 4096;
 const REGISTER_UNIT: u32 = 256;
 
 /// Returns why a launch is impossible, with the limit; `None` if it is possible.
-pub fn broken(config: &Config, facts: &FunctionFacts, limits: &Limits, parameters: usize) -> Option<String> {
+pub fn exceeded_limit(
+    config: &Config,
+    attributes: &FunctionAttributes,
+    limits: &Limits,
+    parameters: usize,
+) -> Option<String> {
     let Config { grid, block, cluster, shared, programmatic, .. } = *config;
     for (what, sizes, most) in [("blocks", grid, limits.grid), ("threads of a block", block, limits.block)] {
         for (i, axis) in ["x", "y", "z"].iter().enumerate() {
@@ -34,18 +39,18 @@ pub fn broken(config: &Config, facts: &FunctionFacts, limits: &Limits, parameter
     if threads > u64::from(limits.threads) {
         return Some(format!("{threads} threads of a block, where the GPU has at most {}", limits.threads));
     }
-    if threads > u64::from(facts.threads) {
-        return Some(format!("{threads} threads of a block, where the kernel was compiled for {}", facts.threads));
+    if threads > u64::from(attributes.threads) {
+        return Some(format!("{threads} threads of a block, where the kernel was compiled for {}", attributes.threads));
     }
-    let registers = registers_of(threads as u32, facts.registers);
+    let registers = registers_of(threads as u32, attributes.registers);
     if registers > limits.registers {
         return Some(format!("{registers} registers of a block, where the GPU has {}", limits.registers));
     }
-    let all = u64::from(facts.static_shared) + u64::from(shared);
+    let all = u64::from(attributes.static_shared) + u64::from(shared);
     if all > u64::from(limits.shared) {
         return Some(format!(
             "{shared} bytes of dynamic and {} of static shared memory, where a block has at most {}",
-            facts.static_shared, limits.shared
+            attributes.static_shared, limits.shared
         ));
     }
     if parameters > PARAMETERS {
@@ -61,7 +66,7 @@ pub fn broken(config: &Config, facts: &FunctionFacts, limits: &Limits, parameter
 }
 
 /// Returns why a cooperative launch is impossible on a GPU that holds `resident` blocks; `None` if it is possible.
-pub fn too_many_to_be_resident(grid: [u32; 3], resident: u32) -> Option<String> {
+pub fn exceeds_residency(grid: [u32; 3], resident: u32) -> Option<String> {
     let blocks = product(grid);
     (blocks > u64::from(resident))
         .then(|| format!("{blocks} blocks that wait for each other, where the GPU holds {resident} at a time"))
@@ -103,7 +108,7 @@ mod tests {
     use proptest::prelude::*;
 
     const H100: Limits = Limits::of(90, 227 << 10);
-    const FACTS: FunctionFacts = FunctionFacts { threads: 256, static_shared: 1024, registers: 64 };
+    const FACTS: FunctionAttributes = FunctionAttributes { threads: 256, static_shared: 1024, registers: 64 };
     const FINE: Config = Config {
         grid: [8, 1, 1],
         block: [256, 1, 1],
@@ -115,13 +120,13 @@ mod tests {
 
     #[track_caller]
     fn says(config: Config, limits: Limits, words: &str) {
-        let why = broken(&config, &FACTS, &limits, 64).expect("a launch that cannot be");
+        let why = exceeded_limit(&config, &FACTS, &limits, 64).expect("a launch that cannot be");
         assert!(why.contains(words), "{why}");
     }
 
     #[test]
     fn every_limit_is_named() {
-        assert_eq!(broken(&FINE, &FACTS, &H100, 64), None);
+        assert_eq!(exceeded_limit(&FINE, &FACTS, &H100, 64), None);
         says(Config { grid: [0, 1, 1], ..FINE }, H100, "no blocks in x");
         says(Config { grid: [1, 65_536, 1], ..FINE }, H100, "65536 blocks in y, where the GPU has at most 65535");
         says(Config { grid: [1 << 31, 1, 1], ..FINE }, H100, "at most 2147483647");
@@ -135,15 +140,15 @@ mod tests {
         );
         says(Config { cluster: [2, 1, 1], ..FINE }, Limits::of(80, 163 << 10), "compute capability 8.0 has not");
         says(Config { programmatic: true, ..FINE }, Limits::of(89, 99 << 10), "compute capability 8.9 has not");
-        assert_eq!(broken(&Config { programmatic: true, ..FINE }, &FACTS, &H100, 64), None);
-        assert_eq!(too_many_to_be_resident([4, 2, 1], 8), None);
-        assert!(too_many_to_be_resident([3, 3, 1], 8).is_some_and(|w| w.contains("9 blocks")));
+        assert_eq!(exceeded_limit(&Config { programmatic: true, ..FINE }, &FACTS, &H100, 64), None);
+        assert_eq!(exceeds_residency([4, 2, 1], 8), None);
+        assert!(exceeds_residency([3, 3, 1], 8).is_some_and(|w| w.contains("9 blocks")));
         says(Config { cluster: [32, 1, 1], grid: [32, 1, 1], ..FINE }, H100, "a cluster of 32 blocks");
         says(Config { cluster: [3, 1, 1], ..FINE }, H100, "8 blocks in x, no multiple of the cluster's 3");
-        assert_eq!(broken(&Config { cluster: [8, 1, 1], ..FINE }, &FACTS, &H100, 64), None);
-        assert!(broken(&FINE, &FACTS, &H100, 4097).is_some_and(|w| w.contains("4097 bytes of parameters")));
-        let hungry = FunctionFacts { registers: 255, threads: 1024, ..FACTS };
-        let why = broken(&Config { block: [288, 1, 1], ..FINE }, &hungry, &H100, 64);
+        assert_eq!(exceeded_limit(&Config { cluster: [8, 1, 1], ..FINE }, &FACTS, &H100, 64), None);
+        assert!(exceeded_limit(&FINE, &FACTS, &H100, 4097).is_some_and(|w| w.contains("4097 bytes of parameters")));
+        let hungry = FunctionAttributes { registers: 255, threads: 1024, ..FACTS };
+        let why = exceeded_limit(&Config { block: [288, 1, 1], ..FINE }, &hungry, &H100, 64);
         assert!(why.is_some_and(|w| w.contains("73728 registers")));
     }
 
@@ -152,10 +157,10 @@ mod tests {
         #[test]
         fn less_is_never_worse(x in 1u32..2048, y in 1u32..64, shared in 0u32..300_000, blocks in 1u32..100_000) {
             let config = Config { grid: [blocks, y, 1], block: [x, y, 1], shared, ..FINE };
-            let facts = FunctionFacts { threads: 1024, ..FACTS };
-            if broken(&config, &facts, &H100, 64).is_none() {
+            let attributes = FunctionAttributes { threads: 1024, ..FACTS };
+            if exceeded_limit(&config, &attributes, &H100, 64).is_none() {
                 let less = Config { grid: [blocks.div_ceil(2), y, 1], block: [x.div_ceil(2), y, 1], shared: shared / 2, ..config };
-                prop_assert_eq!(broken(&less, &facts, &H100, 64), None);
+                prop_assert_eq!(exceeded_limit(&less, &attributes, &H100, 64), None);
             }
         }
     }

@@ -51,24 +51,24 @@ fn fill(at: u64, count: u64) -> FillParams {
 }
 
 #[test]
-fn a_call_runs_and_leaves_nothing_behind() {
+fn launch_runs_and_frees_everything() {
     let Some(()) = compile::for_test() else { return };
     let (fake, gpu) = open(Arch::A100);
     let buffer = gpu.alloc(16).unwrap();
     let Launch::Kernel(launch) = elementwise::fill(DType::F32, &fill(buffer.address(), 4)) else { return };
     // SAFETY: the buffer has four f32.
-    let seconds = gpu.timed(|| unsafe { gpu.launch(launch.kernel, &launch.params) }).unwrap();
+    let seconds = gpu.time(|| unsafe { gpu.launch(launch.kernel, &launch.params) }).unwrap();
     assert!(seconds > 0.0);
     let mut back = [0f32; 4];
     gpu.download(&buffer, 0, bytemuck::cast_slice_mut(&mut back)).unwrap();
     assert_eq!(back, [2.5; 4]);
     drop((buffer, gpu));
-    assert_eq!((fake.left_open(), fake.violations()), (0, Vec::new()));
+    assert_eq!((fake.open_handles(), fake.violations()), (0, Vec::new()));
 }
 
 /// Each mistake in a plan is reported before the driver is called.
 #[test]
-fn a_launch_that_cannot_be_is_caught_before_the_driver() {
+fn launch_beyond_a_limit_is_refused_before_the_driver() {
     let Some(()) = compile::for_test() else { return };
     for (arch, wrong, words) in [
         (Arch::A100, Stage { block: [2048, 1, 1], ..Stage::linear("fill_f32", 1, 1) }, "2048 threads of a block in x"),
@@ -99,7 +99,7 @@ fn a_launch_that_cannot_be_is_caught_before_the_driver() {
 }
 
 #[test]
-fn a_fault_fails_everything_after_it() {
+fn faulting_kernel_fails_every_later_call() {
     let Some(()) = compile::for_test() else { return };
     let (_fake, gpu) = open(Arch::A100);
     let buffer = gpu.alloc(16).unwrap();
@@ -111,7 +111,7 @@ fn a_fault_fails_everything_after_it() {
 }
 
 #[test]
-fn the_driver_keeps_its_rules() {
+fn fake_driver_enforces_documented_rules() {
     let fake = Fake::new(Arch::H100, 4 * MIB);
     let config = Config { shared: 64 << 10, ..ONE };
     // SAFETY: handles are live but where a test says otherwise; host memory outlives every copy.
@@ -120,7 +120,7 @@ fn the_driver_keeps_its_rules() {
         let module = fake.load("through", Image { cubin: &[], ptx: PTX }).unwrap();
         let function = fake.function(module, "through").unwrap();
         fails(fake.function(module, "other"), "CUDA_ERROR_NOT_FOUND");
-        assert_eq!(fake.facts(function).unwrap().threads, 64);
+        assert_eq!(fake.function_attributes(function).unwrap().threads, 64);
         let at = fake.alloc(4).unwrap();
         let (address, value) = (at.to_le_bytes(), 7u32.to_le_bytes());
         let arguments: [&[u8]; 2] = [&address, &value];
@@ -162,7 +162,7 @@ fn the_driver_keeps_its_rules() {
         fake.record(event, other).unwrap();
         fake.copy_out((&raw mut back).cast(), at, 4, stream).unwrap();
         fake.synchronize(stream).unwrap();
-        assert_eq!(back, 7, "nobody waited");
+        assert_eq!(back, 7, "the host did not wait");
         fake.stream_wait(stream, event).unwrap();
         fake.copy_out((&raw mut back).cast(), at, 4, stream).unwrap();
         fake.synchronize(stream).unwrap();
@@ -171,14 +171,14 @@ fn the_driver_keeps_its_rules() {
         // Mapped memory: whole units, once, inside a reservation, and at most as much as there is.
         let unit = fake.granularity();
         let base = fake.reserve(4 * MIB as usize).unwrap();
-        fails(fake.back(base, unit - 1), "CUDA_ERROR_INVALID_VALUE");
-        fails(fake.back(base + 4 * MIB, unit), "CUDA_ERROR_INVALID_VALUE");
-        assert!(matches!(fake.back(base, 4 * MIB as usize), Err(CudaError::OutOfMemory { .. })));
-        let backing = fake.back(base, unit).unwrap();
-        fails(fake.back(base, unit), "CUDA_ERROR_INVALID_VALUE");
+        fails(fake.map_memory(base, unit - 1), "CUDA_ERROR_INVALID_VALUE");
+        fails(fake.map_memory(base + 4 * MIB, unit), "CUDA_ERROR_INVALID_VALUE");
+        assert!(matches!(fake.map_memory(base, 4 * MIB as usize), Err(CudaError::OutOfMemory { .. })));
+        let backing = fake.map_memory(base, unit).unwrap();
+        fails(fake.map_memory(base, unit), "CUDA_ERROR_INVALID_VALUE");
         fails(fake.fill(base + unit as u64 - 1, 0, 2, stream), "CUDA_ERROR_INVALID_VALUE");
         fake.fill(base, 0, unit, stream).unwrap();
-        fake.unback(base, unit, backing);
+        fake.unmap_memory(base, unit, backing);
         assert_eq!(fake.violations().len(), 2, "unmapped under a fill");
         fake.release(base, 4 * MIB as usize);
 
@@ -192,7 +192,7 @@ fn the_driver_keeps_its_rules() {
 
 /// Each prohibited call fails, and with it the capture; other threads may continue.
 #[test]
-fn a_capture_keeps_its_rules() {
+fn fake_driver_enforces_capture_rules() {
     let fake = Fake::new(Arch::H100, 4 * MIB);
     // SAFETY: handles are live; nothing is run.
     unsafe {
@@ -229,13 +229,13 @@ fn a_capture_keeps_its_rules() {
         assert_eq!(fake.violations().len(), 1, "what runs beside the capture is no part of it");
         let graph = fake.end_capture(stream).unwrap();
         fake.launch_graph(graph, stream).unwrap();
-        fake.end_graph(graph);
+        fake.destroy_graph(graph);
         assert_eq!(fake.violations().len(), 2, "the graph was to run still");
     }
 }
 
 #[test]
-fn times_are_of_events_that_were_reached() {
+fn elapsed_needs_reached_events() {
     let fake = Fake::new(Arch::H100, MIB);
     // SAFETY: handles are live.
     unsafe {
@@ -258,7 +258,7 @@ fn times_are_of_events_that_were_reached() {
 }
 
 #[test]
-fn versions_and_counts_read_well() {
+fn messages_format_versions_and_counts() {
     let old = CudaError::OldDriver { has: 12_080, needs: 13_000 }.to_string();
     assert!(old.contains("of CUDA 12.8, and needs to be of 13.0 or newer"), "{old}");
     let none = CudaError::NoGpu(3, 1).to_string();
@@ -313,7 +313,7 @@ LOOP:
 
 /// The kernel reads the tensor map that its plan describes.
 #[test]
-fn a_tensor_map_reaches_the_kernel() {
+fn tensor_map_reaches_the_kernel() {
     let (fake, gpu) = open(Arch::H100);
     let (from, to) = (gpu.alloc(64 * 8 * 4).unwrap(), gpu.alloc(1024).unwrap());
     let numbers: Vec<f32> = (0..512).map(|i| i as f32).collect();
@@ -358,7 +358,7 @@ fn copying(waits: bool) -> String {
 
 /// A programmatic dependent launch must wait before it reads what the previous launch writes.
 #[test]
-fn an_early_start_needs_its_wait() {
+fn programmatic_launch_needs_its_wait() {
     for waits in [true, false] {
         let (fake, gpu) = open(Arch::H100);
         let buffers = [0; 3].map(|_| gpu.alloc(4).unwrap());
@@ -387,7 +387,7 @@ fn an_early_start_needs_its_wait() {
 
 /// A cooperative grid is refused if its blocks cannot all be resident.
 #[test]
-fn a_cooperative_launch_fits_the_gpu() {
+fn cooperative_grid_must_be_resident() {
     let Some(()) = compile::for_test() else { return };
     let (fake, gpu) = open(Arch::A100);
     let buffer = gpu.alloc(1 << 20).unwrap();

@@ -39,7 +39,7 @@ pub struct Graph(pub usize);
 
 /// Physical memory that is mapped to an address range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Backing(pub u64);
+pub struct PhysicalMemory(pub u64);
 
 /// A compiled translation unit: machine code for this GPU, and its PTX.
 #[derive(Clone, Copy, Debug)]
@@ -52,7 +52,7 @@ pub struct Image<'a> {
 
 /// The attributes of a kernel function, from the driver.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct FunctionFacts {
+pub struct FunctionAttributes {
     /// The largest number of threads of a block, from the function's registers and launch bounds.
     pub threads: u32,
     /// Bytes of static shared memory.

@@ -2,12 +2,14 @@
 
 use super::capture::Capture;
 use super::products::FakeBlas;
-use super::{Asked, Fake, GRANULARITY, Known, Loaded, Op, Queue, Recorded, failed, invalid};
+use super::{EnqueuedLaunch, EventRecord, Fake, GRANULARITY, Loaded, LoadedFunction, Op, Queue, failed, invalid};
 use crate::cuda::blas::Blas;
 use crate::cuda::driver::Driver;
 use crate::cuda::error::CudaError;
 use crate::cuda::rules;
-use crate::cuda::types::{Backing, Config, Event, Function, FunctionFacts, Graph, Image, Module, Properties, Stream};
+use crate::cuda::types::{
+    Config, Event, Function, FunctionAttributes, Graph, Image, Module, PhysicalMemory, Properties, Stream,
+};
 use reel_sim::program::Program;
 use reel_sim::tensor_map::TensorMap;
 use std::sync::Arc;
@@ -63,7 +65,7 @@ impl Driver for Fake {
     }
 
     // cuMemCreate, cuMemMap: multiples of the granularity, within one reservation, where nothing is mapped.
-    unsafe fn back(&self, at: u64, bytes: usize) -> Result<Backing, CudaError> {
+    unsafe fn map_memory(&self, at: u64, bytes: usize) -> Result<PhysicalMemory, CudaError> {
         let mut s = self.0.uncaptured("mapping")?;
         let end = at + bytes as u64;
         let within = s.reserved.range(..=at).next_back().filter(|(r, b)| end <= *r + **b as u64);
@@ -79,11 +81,11 @@ impl Driver for Fake {
         }
         let handle = s.handle() as u64;
         s.backed.insert(at, (bytes, handle));
-        Ok(Backing(handle))
+        Ok(PhysicalMemory(handle))
     }
 
     // cuMemUnmap: the whole of a mapping, and no work that uses it may be under way.
-    unsafe fn unback(&self, at: u64, bytes: usize, backing: Backing) {
+    unsafe fn unmap_memory(&self, at: u64, bytes: usize, backing: PhysicalMemory) {
         let mut s = self.0.state();
         if s.busy() && s.faulted.is_none() {
             s.violation(format!("unmapping {at:#x} while work is under way"));
@@ -123,7 +125,7 @@ impl Driver for Fake {
             }
             _ => false,
         };
-        let used = s.host.get(&(at as usize)).map(|w| s.streams.values().any(|q| q.asked.iter().any(|op| uses(op, w))));
+        let used = s.host.get(&(at as usize)).map(|w| s.streams.values().any(|q| q.work.iter().any(|op| uses(op, w))));
         match used {
             None => s.violation("freeing host memory that was not page-locked".into()),
             Some(true) if s.faulted.is_none() => s.violation("freeing host memory that a copy still uses".into()),
@@ -140,7 +142,7 @@ impl Driver for Fake {
     }
 
     // cuStreamDestroy: the stream's work still runs.
-    unsafe fn end_stream(&self, stream: Stream) {
+    unsafe fn destroy_stream(&self, stream: Stream) {
         let mut s = self.0.state();
         self.0.run(&mut s, stream.0, None);
         if s.streams.remove(&stream.0).is_none() {
@@ -151,7 +153,7 @@ impl Driver for Fake {
     // cuStreamSynchronize: refused for a stream that is being captured, from any thread.
     unsafe fn synchronize(&self, stream: Stream) -> Result<(), CudaError> {
         let mut s = self.0.uncaptured("running what was launched")?;
-        if let Some(capture) = s.streams.get_mut(&stream.0).and_then(|q| q.recording.as_mut()) {
+        if let Some(capture) = s.streams.get_mut(&stream.0).and_then(|q| q.capture.as_mut()) {
             capture.invalidate();
             return Err(failed("running what was launched", "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"));
         }
@@ -205,7 +207,7 @@ impl Driver for Fake {
         Ok(Event(handle))
     }
 
-    unsafe fn end_event(&self, event: Event) {
+    unsafe fn destroy_event(&self, event: Event) {
         let mut s = self.0.state();
         if s.events.remove(&event.0).is_none() {
             s.violation("ending an event that is none".into());
@@ -216,9 +218,9 @@ impl Driver for Fake {
         let call = "recording an event";
         let mut s = self.0.sound(call)?;
         let ticket = s.handle() as u64;
-        let captured = s.streams.get(&stream.0).is_some_and(|q| q.recording.is_some());
+        let captured = s.streams.get(&stream.0).is_some_and(|q| q.capture.is_some());
         let slot = s.events.get_mut(&event.0).ok_or_else(|| failed(call, "CUDA_ERROR_INVALID_HANDLE"))?;
-        *slot = Some(Recorded { ticket, stream: stream.0, captured });
+        *slot = Some(EventRecord { ticket, stream: stream.0, captured });
         s.ask(call, stream, Op::Record(ticket))
     }
 
@@ -227,7 +229,7 @@ impl Driver for Fake {
         let call = "running what was launched";
         let mut s = self.0.sound(call)?;
         let recorded = *s.events.get(&event.0).ok_or_else(|| failed(call, "CUDA_ERROR_INVALID_HANDLE"))?;
-        let Some(Recorded { ticket, stream, captured }) = recorded else { return Ok(()) };
+        let Some(EventRecord { ticket, stream, captured }) = recorded else { return Ok(()) };
         if captured {
             return Err(failed(call, "CUDA_ERROR_CAPTURED_EVENT"));
         }
@@ -241,8 +243,8 @@ impl Driver for Fake {
         let call = "waiting for an event";
         let mut s = self.0.sound(call)?;
         let recorded = *s.events.get(&event.0).ok_or_else(|| failed(call, "CUDA_ERROR_INVALID_HANDLE"))?;
-        let Some(Recorded { ticket, captured, .. }) = recorded else { return Ok(()) };
-        if captured != s.streams.get(&stream.0).is_some_and(|q| q.recording.is_some()) {
+        let Some(EventRecord { ticket, captured, .. }) = recorded else { return Ok(()) };
+        if captured != s.streams.get(&stream.0).is_some_and(|q| q.capture.is_some()) {
             return Err(failed(call, "CUDA_ERROR_STREAM_CAPTURE_ISOLATION"));
         }
         s.ask(call, stream, Op::Wait(ticket))
@@ -262,7 +264,7 @@ impl Driver for Fake {
     }
 
     // The simulator runs PTX, and reports source lines of its findings.
-    fn wants_ptx(&self) -> bool {
+    fn needs_ptx(&self) -> bool {
         true
     }
 
@@ -280,7 +282,7 @@ impl Driver for Fake {
         let mut s = self.0.state();
         let mine =
             |op: &Op| matches!(op, Op::Launch(l) if s.functions.get(&l.function).is_some_and(|f| f.module == module.0));
-        let used = s.streams.values().any(|q| q.asked.iter().any(mine));
+        let used = s.streams.values().any(|q| q.work.iter().any(mine));
         if used && s.faulted.is_none() {
             s.violation("unloading a module while its functions run".into());
         }
@@ -296,18 +298,18 @@ impl Driver for Fake {
             s.modules.get(&module.0).ok_or_else(|| failed(symbol, "CUDA_ERROR_INVALID_HANDLE"))?.program.clone();
         let kernel = program.kernel(symbol).map_err(|e| failed(symbol, &format!("CUDA_ERROR_NOT_FOUND ({e})")))?;
         let handle = s.handle();
-        let known = Known { module: module.0, kernel: Arc::new(kernel), shared: 0, large_clusters: false };
+        let known = LoadedFunction { module: module.0, kernel: Arc::new(kernel), shared: 0, large_clusters: false };
         s.functions.insert(handle, known);
         Ok(Function(handle))
     }
 
-    unsafe fn facts(&self, function: Function) -> Result<FunctionFacts, CudaError> {
+    unsafe fn function_attributes(&self, function: Function) -> Result<FunctionAttributes, CudaError> {
         let call = "asking for a function's attribute";
         let s = self.0.sound(call)?;
         let known = s.functions.get(&function.0).ok_or_else(|| failed(call, "CUDA_ERROR_INVALID_HANDLE"))?;
         let threads = known.kernel.max_threads.or(known.kernel.required_threads).map_or(1024, |t| t.iter().product());
         // Only ptxas knows the register count, and it does not run here.
-        Ok(FunctionFacts { threads, static_shared: known.kernel.static_shared, registers: 0 })
+        Ok(FunctionAttributes { threads, static_shared: known.kernel.static_shared, registers: 0 })
     }
 
     // cuFuncSetAttribute: static and dynamic shared memory together at most what a block may have.
@@ -352,7 +354,7 @@ impl Driver for Fake {
         stream: Stream,
     ) -> Result<(), CudaError> {
         let call = "launching";
-        let facts = unsafe { self.facts(function)? };
+        let attributes = unsafe { self.function_attributes(function)? };
         let mut s = self.0.sound(call)?;
         let known = s.functions.get(&function.0).ok_or_else(|| failed(call, "CUDA_ERROR_INVALID_HANDLE"))?;
         let sizes: Vec<usize> = arguments.iter().map(|a| a.len()).collect();
@@ -362,10 +364,10 @@ impl Driver for Fake {
             return Err(invalid(call));
         }
         let total = sizes.iter().sum();
-        if let Some(why) = rules::broken(config, &facts, &self.0.properties.limits, total) {
+        if let Some(why) = rules::exceeded_limit(config, &attributes, &self.0.properties.limits, total) {
             return Err(failed(call, &format!("CUDA_ERROR_INVALID_VALUE ({why})")));
         }
-        let all = config.shared + facts.static_shared;
+        let all = config.shared + attributes.static_shared;
         if all > rules::SHARED_WITHOUT_ASKING && config.shared > known.shared {
             return Err(failed(call, "CUDA_ERROR_INVALID_VALUE (shared memory that the function did not ask for)"));
         }
@@ -375,7 +377,7 @@ impl Driver for Fake {
         if config.cooperative {
             let (threads, shared) = (config.block.iter().product(), config.shared);
             let resident = self.0.resident(&known.kernel, threads, shared) * self.0.properties.arch.multiprocessors;
-            if rules::too_many_to_be_resident(config.grid, resident).is_some() {
+            if rules::exceeds_residency(config.grid, resident).is_some() {
                 return Err(failed(call, "CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE"));
             }
         }
@@ -383,7 +385,7 @@ impl Driver for Fake {
         for (argument, (offset, _)) in arguments.iter().zip(&known.kernel.params) {
             params[*offset as usize..*offset as usize + argument.len()].copy_from_slice(argument);
         }
-        s.ask(call, stream, Op::Launch(Asked { function: function.0, config: *config, params }))
+        s.ask(call, stream, Op::Launch(EnqueuedLaunch { function: function.0, config: *config, params }))
     }
 
     // cuStreamBeginCapture: refused for a stream that is being captured, and for the legacy stream.
@@ -391,10 +393,10 @@ impl Driver for Fake {
         let call = "beginning a graph";
         let mut s = self.0.sound(call)?;
         let queue = s.streams.get_mut(&stream.0).ok_or_else(|| failed(call, "CUDA_ERROR_INVALID_HANDLE"))?;
-        if queue.recording.is_some() {
+        if queue.capture.is_some() {
             return Err(failed(call, "CUDA_ERROR_ILLEGAL_STATE"));
         }
-        queue.recording = Some(Capture::begin());
+        queue.capture = Some(Capture::begin());
         Ok(())
     }
 
@@ -403,9 +405,9 @@ impl Driver for Fake {
         let call = "ending a graph";
         let mut s = self.0.sound(call)?;
         let queue = s.streams.get_mut(&stream.0).ok_or_else(|| failed(call, "CUDA_ERROR_INVALID_HANDLE"))?;
-        let capture = queue.recording.take().ok_or_else(|| failed(call, "CUDA_ERROR_ILLEGAL_STATE"))?;
+        let capture = queue.capture.take().ok_or_else(|| failed(call, "CUDA_ERROR_ILLEGAL_STATE"))?;
         if !capture.is_mine() {
-            queue.recording = Some(capture);
+            queue.capture = Some(capture);
             return Err(failed(call, "CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD"));
         }
         let ops = capture.end().map_err(|code| failed(call, code))?;
@@ -423,9 +425,9 @@ impl Driver for Fake {
     }
 
     // cuGraphExecDestroy: none of the graph's launches may be in flight.
-    unsafe fn end_graph(&self, graph: Graph) {
+    unsafe fn destroy_graph(&self, graph: Graph) {
         let mut s = self.0.state();
-        let runs = |q: &Queue| q.asked.iter().any(|op| matches!(op, Op::Launched(g) if *g == graph.0));
+        let runs = |q: &Queue| q.work.iter().any(|op| matches!(op, Op::Launched(g) if *g == graph.0));
         if s.streams.values().any(runs) && s.faulted.is_none() {
             s.violation("ending a graph that runs".into());
         }

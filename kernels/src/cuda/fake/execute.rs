@@ -1,7 +1,7 @@
 //! Runs the work enqueued on a stream of the fake driver: copies on the simulator's memory, launches on the
 //! simulator, products by the CPU's code.
 
-use super::{Asked, Inner, Op, Queue, State, TICK};
+use super::{EnqueuedLaunch, Inner, Op, Queue, State, TICK};
 use crate::simulate;
 use reel_sim::exec::{self, CompletionTiming, ExecOptions};
 use reel_sim::program::{Kernel, Program};
@@ -11,7 +11,7 @@ impl Inner {
     /// Runs the work of a stream, up to the recorded event `until` if one is given.
     pub(super) fn run(&self, state: &mut State, stream: usize, until: Option<u64>) {
         while state.faulted.is_none() && until.is_none_or(|t| !state.reached.contains_key(&t)) {
-            let Some(op) = state.streams.get_mut(&stream).and_then(|q| q.asked.pop_front()) else { return };
+            let Some(op) = state.streams.get_mut(&stream).and_then(|q| q.work.pop_front()) else { return };
             state.clock += TICK;
             if let Err(why) = self.execute(state, stream, &op) {
                 state.faulted = Some(why);
@@ -75,8 +75,8 @@ impl Inner {
                 state.reached.insert(ticket, now);
             }
             Op::Wait(ticket) => {
-                let asked = |q: &Queue| q.asked.iter().any(|op| matches!(op, Op::Record(t) if *t == ticket));
-                if let Some(other) = state.streams.iter().find(|(_, q)| asked(q)).map(|(s, _)| *s) {
+                let work = |q: &Queue| q.work.iter().any(|op| matches!(op, Op::Record(t) if *t == ticket));
+                if let Some(other) = state.streams.iter().find(|(_, q)| work(q)).map(|(s, _)| *s) {
                     self.run(state, other, Some(ticket));
                 }
             }
@@ -87,13 +87,13 @@ impl Inner {
     /// Runs a kernel, together with the next launch of its stream if that may begin before this one has ended
     /// (programmatic dependent launch). The simulator runs pairs: of a longer chain, the third launch begins when the
     /// second has ended.
-    pub(super) fn kernel(&self, state: &mut State, stream: usize, launch: &Asked) -> Result<(), String> {
+    pub(super) fn kernel(&self, state: &mut State, stream: usize, launch: &EnqueuedLaunch) -> Result<(), String> {
         const MOMENTS: [CompletionTiming; 3] =
             [CompletionTiming::Latest, CompletionTiming::Earliest, CompletionTiming::Random];
-        let next = state.streams.get_mut(&stream).map(|q| &mut q.asked);
+        let next = state.streams.get_mut(&stream).map(|q| &mut q.work);
         let early = |op: &Op| matches!(op, Op::Launch(next) if next.config.programmatic);
         let dependent = match next {
-            Some(asked) if asked.front().is_some_and(early) => asked.pop_front(),
+            Some(work) if work.front().is_some_and(early) => work.pop_front(),
             _ => None,
         };
         let options = ExecOptions {
@@ -145,16 +145,16 @@ impl Ready {
 
 impl State {
     /// A launch with its code.
-    fn ready(&self, asked: &Asked) -> Result<Ready, String> {
+    fn ready(&self, work: &EnqueuedLaunch) -> Result<Ready, String> {
         let known =
-            self.functions.get(&asked.function).ok_or("CUDA_ERROR_INVALID_HANDLE (a function that was unloaded)")?;
+            self.functions.get(&work.function).ok_or("CUDA_ERROR_INVALID_HANDLE (a function that was unloaded)")?;
         let module = self.modules.get(&known.module).ok_or("CUDA_ERROR_INVALID_HANDLE (a module that was unloaded)")?;
         let launch = exec::LaunchConfig {
-            grid: asked.config.grid,
-            block: asked.config.block,
-            cluster: asked.config.cluster,
-            dynamic_shared: asked.config.shared,
-            params: asked.params.clone(),
+            grid: work.config.grid,
+            block: work.config.block,
+            cluster: work.config.cluster,
+            dynamic_shared: work.config.shared,
+            params: work.params.clone(),
         };
         Ok(Ready { program: module.program.clone(), kernel: known.kernel.clone(), launch })
     }

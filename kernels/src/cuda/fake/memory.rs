@@ -34,18 +34,18 @@ impl State {
     pub(super) fn ask(&mut self, call: &str, stream: Stream, op: Op) -> Result<(), CudaError> {
         // The legacy stream waits for all others, which a capture does not allow.
         if stream.0 == 0 {
-            let captures = self.streams.values_mut().filter_map(|q| q.recording.as_mut());
+            let captures = self.streams.values_mut().filter_map(|q| q.capture.as_mut());
             let prohibited = captures.map(Capture::invalidate).count() > 0;
             let code = if prohibited { "CUDA_ERROR_STREAM_CAPTURE_IMPLICIT" } else { "CUDA_ERROR_INVALID_HANDLE" };
             return Err(failed(call, code));
         }
         // Work outside of the capture would run now and never again, even if the graph depends on it.
-        let outside = |(&s, q): (&usize, &Queue)| s != stream.0 && q.recording.as_ref().is_some_and(Capture::is_mine);
+        let outside = |(&s, q): (&usize, &Queue)| s != stream.0 && q.capture.as_ref().is_some_and(Capture::is_mine);
         let elsewhere = self.streams.iter().any(outside);
         let queue = self.streams.get_mut(&stream.0).ok_or_else(|| failed(call, "CUDA_ERROR_INVALID_HANDLE"))?;
-        match &mut queue.recording {
+        match &mut queue.capture {
             Some(capture) => return capture.take(op).map_err(|code| failed(call, code)),
-            None => queue.asked.push_back(op),
+            None => queue.work.push_back(op),
         }
         if elsewhere {
             self.violation(format!("{call} on a stream that is no part of the capture under way"));
@@ -54,7 +54,7 @@ impl State {
     }
 
     pub(super) fn busy(&self) -> bool {
-        self.streams.values().any(|q| !q.asked.is_empty())
+        self.streams.values().any(|q| !q.work.is_empty())
     }
 
     pub(super) fn violation(&mut self, what: String) {

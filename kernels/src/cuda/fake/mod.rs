@@ -65,7 +65,7 @@ enum Op {
         byte: u8,
         bytes: usize,
     },
-    Launch(Asked),
+    Launch(EnqueuedLaunch),
     Product(Matmul),
     Record(u64),
     Wait(u64),
@@ -75,7 +75,7 @@ enum Op {
 
 /// An enqueued launch.
 #[derive(Clone, Debug)]
-struct Asked {
+struct EnqueuedLaunch {
     function: usize,
     config: Config,
     params: Vec<u8>,
@@ -83,13 +83,13 @@ struct Asked {
 
 #[derive(Default)]
 struct Queue {
-    asked: VecDeque<Op>,
-    recording: Option<Capture<Op>>,
+    work: VecDeque<Op>,
+    capture: Option<Capture<Op>>,
 }
 
 /// The latest record of an event on a stream.
 #[derive(Clone, Copy)]
-struct Recorded {
+struct EventRecord {
     ticket: u64,
     stream: usize,
     captured: bool,
@@ -99,7 +99,7 @@ struct Loaded {
     program: Arc<Program>,
 }
 
-struct Known {
+struct LoadedFunction {
     module: usize,
     kernel: Arc<Kernel>,
     shared: u32,
@@ -117,11 +117,11 @@ struct State {
     backed: BTreeMap<u64, (usize, u64)>,
     host: BTreeMap<usize, Vec<u64>>,
     streams: BTreeMap<usize, Queue>,
-    events: BTreeMap<usize, Option<Recorded>>,
+    events: BTreeMap<usize, Option<EventRecord>>,
     /// The times at which records were reached.
     reached: HashMap<u64, f64>,
     modules: BTreeMap<usize, Loaded>,
-    functions: BTreeMap<usize, Known>,
+    functions: BTreeMap<usize, LoadedFunction>,
     graphs: BTreeMap<usize, Vec<Op>>,
     handles: usize,
     clock: f64,
@@ -151,13 +151,13 @@ impl Fake {
     }
 
     /// Returns the bytes of allocated GPU memory.
-    pub fn held(&self) -> u64 {
+    pub fn bytes_in_use(&self) -> u64 {
         self.0.state().held()
     }
 
     /// Returns the number of resources that were created and not destroyed: streams, events, modules, graphs,
     /// allocations, page-locked host memory.
-    pub fn left_open(&self) -> usize {
+    pub fn open_handles(&self) -> usize {
         let s = self.0.state();
         let handles = s.streams.len() + s.events.len() + s.modules.len() + s.graphs.len();
         handles + s.allocated.len() + s.reserved.len() + s.backed.len() + s.host.len()
@@ -182,7 +182,7 @@ impl Inner {
     /// wait are refused (cuThreadExchangeStreamCaptureMode: "potentially unsafe API calls") and end the capture.
     fn uncaptured(&self, call: &str) -> Result<MutexGuard<'_, State>, CudaError> {
         let mut state = self.sound(call)?;
-        let mut captures = state.streams.values_mut().filter_map(|q| q.recording.as_mut()).filter(|c| c.is_mine());
+        let mut captures = state.streams.values_mut().filter_map(|q| q.capture.as_mut()).filter(|c| c.is_mine());
         let prohibited = captures.by_ref().map(Capture::invalidate).count() > 0;
         if prohibited { Err(failed(call, "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED")) } else { Ok(state) }
     }

@@ -89,7 +89,7 @@ impl Drop for CopyRing {
                 let _ = self.driver.synchronize(self.stream);
             }
             for slot in self.slots.drain(..) {
-                self.driver.end_event(slot.event);
+                self.driver.destroy_event(slot.event);
                 self.driver.free_host(slot.memory);
             }
         }

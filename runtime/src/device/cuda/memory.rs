@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use reel_kernels::cuda::arena::Arena;
-use reel_kernels::cuda::driver::Backing;
+use reel_kernels::cuda::driver::PhysicalMemory;
 use reel_kernels::cuda::{CudaError, Driver};
 
 /// The range grows by at least this many bytes if the GPU has them, so that small blocks do not need a driver call each.
@@ -16,7 +16,7 @@ pub(super) struct Pool {
     base: u64,
     span: usize,
     arena: Arena,
-    backings: Vec<(u64, usize, Backing)>,
+    backings: Vec<(u64, usize, PhysicalMemory)>,
 }
 
 impl Pool {
@@ -29,15 +29,15 @@ impl Pool {
 
     /// Allocates a block of `bytes` bytes and returns its address. None if the GPU is out of memory.
     pub fn alloc(&mut self, bytes: usize) -> Option<u64> {
-        let missing = self.arena.lacks(bytes)?;
+        let missing = self.arena.missing_bytes(bytes)?;
         if missing > 0 && !self.grow(missing.max(GROWTH)) && !self.grow(missing) {
             return None;
         }
-        self.arena.take(bytes).map(|start| self.base + start as u64)
+        self.arena.alloc(bytes).map(|start| self.base + start as u64)
     }
 
     pub fn free(&mut self, at: u64) {
-        let was_allocated = self.arena.give((at - self.base) as usize);
+        let was_allocated = self.arena.free((at - self.base) as usize);
         debug_assert!(was_allocated, "{at:#x} is not an allocated block");
     }
 
@@ -49,7 +49,7 @@ impl Pool {
         }
         let at = self.base + self.arena.end() as u64;
         // SAFETY: the range is reserved, and no memory is mapped to this part of it.
-        match unsafe { self.driver.back(at, bytes) } {
+        match unsafe { self.driver.map_memory(at, bytes) } {
             Ok(backing) => {
                 self.backings.push((at, bytes, backing));
                 self.arena.grow(bytes);
@@ -65,7 +65,7 @@ impl Drop for Pool {
         // SAFETY: the device has waited for its work, and it outlives all of its buffers.
         unsafe {
             for (at, bytes, backing) in self.backings.drain(..) {
-                self.driver.unback(at, bytes, backing);
+                self.driver.unmap_memory(at, bytes, backing);
             }
             self.driver.release(self.base, self.span);
         }

@@ -12,7 +12,7 @@ mod timeline;
 use std::sync::{Mutex, MutexGuard, OnceLock};
 
 use reel_kernels::cuda::blas::{Blas, WORKSPACE};
-use reel_kernels::cuda::{Algorithms, CudaError, Gpu, Recorded};
+use reel_kernels::cuda::{Algorithms, CudaError, Gpu, GpuGraph};
 use reel_kernels::elementwise::{self, CastParams};
 use reel_kernels::matmul::Matmul;
 use reel_kernels::{Addr, DType, Launch};
@@ -46,7 +46,7 @@ pub(super) struct Cuda {
 /// The captured graphs, and the state of a capture in progress.
 #[derive(Default)]
 struct Graphs {
-    native: HandleTable<(Recorded, Option<(u64, usize)>)>,
+    native: HandleTable<(GpuGraph, Option<(u64, usize)>)>,
     /// Address and size of the buffer for widened operands in the capture in progress. Products run one after the other, so all products of
     /// a graph share one buffer.
     widened_operand: Option<(u64, usize)>,
@@ -233,7 +233,7 @@ impl Backend for Cuda {
 
     fn measure_seconds(&self, f: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
         let mut result = Ok(());
-        let seconds = self.gpu.timed(|| {
+        let seconds = self.gpu.time(|| {
             result = f();
             Ok(())
         });
@@ -321,7 +321,7 @@ impl Backend for Cuda {
     }
 
     fn begin_capture(&self) -> Result<bool> {
-        self.gpu.begin_recording().map_err(device_error)?;
+        self.gpu.begin_capture().map_err(device_error)?;
         lock(&self.graphs).capturing = true;
         Ok(true)
     }
@@ -331,7 +331,7 @@ impl Backend for Cuda {
     }
 
     fn end_capture(&self) -> Result<u64> {
-        let recorded = self.gpu.end_recording().map_err(device_error);
+        let recorded = self.gpu.end_capture().map_err(device_error);
         let mut graphs = lock(&self.graphs);
         graphs.capturing = false;
         let buffer = graphs.widened_operand.take();

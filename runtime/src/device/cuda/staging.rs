@@ -95,7 +95,7 @@ impl Drop for StagingRing {
         // SAFETY: after the wait no copy uses the memory. After a failed kernel the wait fails too, and no copy is left.
         unsafe {
             let _ = self.driver.synchronize(self.stream);
-            self.events.iter().for_each(|e| self.driver.end_event(*e));
+            self.events.iter().for_each(|e| self.driver.destroy_event(*e));
             self.driver.free_host(self.memory);
         }
     }
@@ -169,7 +169,7 @@ impl ParallelUploader {
             let stream = uploader.driver.stream()?;
             let slots = StagingRing::new(uploader.driver.clone(), stream, UPLOAD_SLOTS, UPLOAD_SLOT_BYTES);
             // SAFETY: no work was enqueued on the stream.
-            uploader.lanes.push(slots.inspect_err(|_| unsafe { uploader.driver.end_stream(stream) })?);
+            uploader.lanes.push(slots.inspect_err(|_| unsafe { uploader.driver.destroy_stream(stream) })?);
         }
         Ok(uploader)
     }
@@ -218,9 +218,9 @@ impl Drop for ParallelUploader {
             let stream = slots.stream;
             drop(slots);
             // SAFETY: the slots waited for the stream.
-            unsafe { self.driver.end_stream(stream) }
+            unsafe { self.driver.destroy_stream(stream) }
         }
         // SAFETY: no stream waits for the event any more.
-        unsafe { self.driver.end_event(self.ready) }
+        unsafe { self.driver.destroy_event(self.ready) }
     }
 }

@@ -65,7 +65,7 @@ fn kernels_and_products_compute_and_free_all_memory() {
     drop((x, y, c));
     assert_eq!(d.memory().current, 0);
     drop(d);
-    assert_eq!((fake.left_open(), fake.violations()), (0, Vec::new()));
+    assert_eq!((fake.open_handles(), fake.violations()), (0, Vec::new()));
 }
 
 #[test]
@@ -111,7 +111,7 @@ fn out_of_memory_error_names_options_to_lower() {
     drop(first);
     drop(d.alloc(1 << 19, Category::Activations).unwrap());
     drop((second, d));
-    assert_eq!((fake.left_open(), fake.violations()), (0, Vec::new()));
+    assert_eq!((fake.open_handles(), fake.violations()), (0, Vec::new()));
 }
 
 #[test]
@@ -127,7 +127,7 @@ fn mapped_files_are_copied_completely() {
     whole.download(0, &mut back).unwrap();
     assert!(back == bytes[4..]);
     drop((whole, d));
-    assert_eq!((fake.left_open(), fake.violations()), (0, Vec::new()));
+    assert_eq!((fake.open_handles(), fake.violations()), (0, Vec::new()));
 }
 
 #[test]
@@ -138,8 +138,8 @@ fn repeated_step_needs_no_driver_call() {
         let kept: Vec<Buffer> = sizes.iter().map(|&n| d.alloc(n, Category::Activations).unwrap()).collect();
         kept.iter().map(Buffer::addr).collect::<Vec<_>>()
     };
-    let (first, held) = (step(), fake.held());
-    assert_eq!((step(), fake.held()), (first, held));
+    let (first, held) = (step(), fake.bytes_in_use());
+    assert_eq!((step(), fake.bytes_in_use()), (first, held));
 }
 
 proptest! {
@@ -164,6 +164,6 @@ proptest! {
         buffer.download(0, &mut back).unwrap();
         prop_assert!(back == want);
         drop((buffer, d));
-        prop_assert_eq!((fake.left_open(), fake.violations()), (0, Vec::new()));
+        prop_assert_eq!((fake.open_handles(), fake.violations()), (0, Vec::new()));
     }
 }

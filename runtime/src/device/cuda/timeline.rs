@@ -117,7 +117,7 @@ impl Timeline {
         }
         let before = self.driver.event()?;
         // SAFETY: the event was not recorded.
-        let after = self.driver.event().inspect_err(|_| unsafe { self.driver.end_event(before) })?;
+        let after = self.driver.event().inspect_err(|_| unsafe { self.driver.destroy_event(before) })?;
         Ok([before, after])
     }
 
@@ -164,7 +164,7 @@ impl Drop for Timeline {
         let pairs = self.free.drain(..).chain(self.in_flight.drain(..).map(|pair| pair.events));
         for event in pairs.flatten().chain([self.anchor.0]) {
             // SAFETY: each event is destroyed once; the driver keeps an event that is not reached yet until it is.
-            unsafe { self.driver.end_event(event) }
+            unsafe { self.driver.destroy_event(event) }
         }
     }
 }
