@@ -1,0 +1,302 @@
+//! `cp.async.bulk` (bulk copies and tensor copies), their groups, and `st.async`.
+
+use super::effects::apply;
+use super::{AsyncEngine, completes_at_issue};
+use crate::exec::context::{Flow, InstructionContext, lanes_of};
+use crate::exec::grid::GridState;
+use crate::exec::memory_system::MemorySystem;
+use crate::exec::operands::{addresses, undefined_address, undefined_registers};
+use crate::exec::state::copies::{BulkGroup, BulkStore, CompletionSignal, CopyEffect, CopyPiece, InFlight};
+use crate::exec::state::location::Location;
+use crate::exec::state::warp::Warp;
+use crate::finding::FindingKind;
+use crate::layout;
+use crate::order::{AccessStrength, AsyncOpId, AsyncOpKind};
+use crate::program::op::{AddressOperand, AddressWindow, BulkCopy, BulkCopyKind, BulkReduction};
+use crate::tensor_map::Reduction;
+
+/// A bulk copy as one lane issues it.
+pub(super) struct BulkRequest {
+    /// The lane.
+    pub lane: u32,
+    /// Destination address; of a tensor store, the address of the tensor map.
+    pub to: u64,
+    /// Source address; of a tensor load, the address of the tensor map.
+    pub from: u64,
+    /// Bytes of a copy without a tensor map.
+    pub size: u32,
+    /// Coordinates of the box of a tensor copy, innermost dimension first.
+    pub coordinates: Vec<i32>,
+    /// Address of the mbarrier that is credited.
+    pub mbarrier: Option<u64>,
+    /// Ranks of the destination blocks of a multicast; one `None` for the block that the address names.
+    pub ranks: Vec<Option<u32>>,
+}
+
+/// Operands of `st.async` and `red.async`.
+pub struct AsyncStore<'o> {
+    /// Destination.
+    pub to: &'o AddressOperand,
+    /// The mbarrier that is credited.
+    pub mbarrier: &'o AddressOperand,
+    /// Bytes a register: 4 or 8.
+    pub width: u8,
+    /// Registers to store.
+    pub values: &'o [u32],
+    /// Reduction with the bytes at the destination.
+    pub reduce: Option<Reduction>,
+}
+
+impl AsyncEngine {
+    /// Executes a bulk or tensor copy, lane by lane.
+    pub fn bulk(&mut self, cx: &mut InstructionContext, memory: &mut MemorySystem, b: &BulkCopy) -> Flow {
+        let regs = cx.regs();
+        let (to, from) = (addresses(regs, &b.dst), addresses(regs, &b.src));
+        let mbarriers = b.mbarrier.map(|m| addresses(regs, &m));
+        let sizes = b.size.map(|s| regs.get(s));
+        let multicast = b.multicast.map(|m| regs.get(m));
+        let coordinates: Vec<[u32; 32]> = b.coords.iter().map(|&c| regs.get(c)).collect();
+        let undefined = undefined_address(regs, &b.dst)
+            | undefined_address(regs, &b.src)
+            | undefined_registers(regs, b.size.iter().chain(&b.multicast).chain(&b.coords))
+            | b.mbarrier.map_or(0, |m| undefined_address(regs, &m));
+        cx.drop_undefined_addresses(undefined);
+        for lane in lanes_of(cx.mask) {
+            let l = lane as usize;
+            let request = BulkRequest {
+                lane,
+                to: to[l],
+                from: from[l],
+                size: sizes.map_or(0, |s| s[l]),
+                coordinates: coordinates.iter().map(|c| c[l] as i32).collect(),
+                mbarrier: mbarriers.map(|m| m[l]),
+                ranks: multicast_ranks(multicast.map(|m| m[l] as u16)),
+            };
+            match b.kind {
+                BulkCopyKind::Prefetch | BulkCopyKind::TensorPrefetch => {}
+                BulkCopyKind::Load | BulkCopyKind::SharedToShared => self.bulk_load(cx, memory, b, &request),
+                BulkCopyKind::TensorLoad => self.tensor_load(cx, memory, &request),
+                BulkCopyKind::Store => self.bulk_store(cx, memory, b, &request),
+                BulkCopyKind::TensorStore => self.tensor_store(cx, memory, b, &request),
+            }
+        }
+        cx.fragment.backward_branches = 0;
+        Flow::Next
+    }
+
+    /// Issues a bulk copy to shared memory, of one block or of several (multicast).
+    fn bulk_load(&mut self, cx: &mut InstructionContext, memory: &mut MemorySystem, b: &BulkCopy, r: &BulkRequest) {
+        if !check_alignment(cx, r) {
+            return;
+        }
+        let (lane, bytes) = (r.lane, r.size as u64);
+        let Some(source) = memory.locate_bytes(cx, lane, b.src_window, r.from, bytes) else { return };
+        let Some(mbarriers) = self.mbarriers_to_credit(cx, memory, lane, r.mbarrier, &r.ranks) else { return };
+        let (kind, strength) = match b.reduce {
+            Some(_) => (AsyncOpKind::Reduce, AccessStrength::Gpu),
+            None => (AsyncOpKind::BulkCopy, AccessStrength::Weak),
+        };
+        let op = memory.ops.start(kind, &cx.warp.order, 1 << lane, cx.pc);
+        memory.check_async_runs(cx, (op, lane), source.0, &[(source.1, bytes)], None);
+        if matches!(source.0, Location::Global(_)) {
+            count_global_bytes(cx, bytes, false);
+        }
+        let mut pieces = Vec::new();
+        for rank in &r.ranks {
+            let to = shared_address(r.to, *rank);
+            let target = memory.locate_bytes(cx, lane, AddressWindow::SharedCluster, to, bytes);
+            let Some((location, offset)) = target else { return };
+            memory.check_async_runs(cx, (op, lane), location, &[(offset, bytes)], Some(strength));
+            pieces.push(CopyPiece { to: location, to_offset: offset, from: Some(source), bytes: r.size });
+        }
+        let effect = CopyEffect { pieces, reduce: typed_reduction(b), ..CopyEffect::default() };
+        let signal = CompletionSignal::Credit(mbarriers.into_iter().map(|at| (at, r.size)).collect());
+        self.start(cx.grid, memory, InFlight { op: Some(op), effect, signal });
+    }
+
+    /// Issues a bulk copy from shared to global memory.
+    fn bulk_store(&mut self, cx: &mut InstructionContext, memory: &mut MemorySystem, b: &BulkCopy, r: &BulkRequest) {
+        if !check_alignment(cx, r) {
+            return;
+        }
+        let (lane, bytes) = (r.lane, r.size as u64);
+        let Some(source) = memory.locate_bytes(cx, lane, b.src_window, r.from, bytes) else { return };
+        let target = memory.locate_bytes(cx, lane, b.dst_window, r.to, bytes);
+        let Some((location, offset)) = target else { return };
+        let reduce = typed_reduction(b);
+        let (kind, strength) = match reduce {
+            Some(_) => (AsyncOpKind::Reduce, AccessStrength::Gpu),
+            None => (AsyncOpKind::BulkCopy, AccessStrength::Weak),
+        };
+        let reading = memory.ops.start(kind, &cx.warp.order, 1 << lane, cx.pc);
+        let writing = memory.ops.start(kind, &cx.warp.order, 1 << lane, cx.pc);
+        memory.check_async_runs(cx, (reading, lane), source.0, &[(source.1, bytes)], None);
+        memory.check_async_runs(cx, (writing, lane), location, &[(offset, bytes)], Some(strength));
+        count_global_bytes(cx, bytes, true);
+        let pieces = vec![CopyPiece { to: location, to_offset: offset, from: Some(source), bytes: r.size }];
+        let effect = CopyEffect { pieces, reduce, ..CopyEffect::default() };
+        add_store(cx, memory, lane, (reading, writing), effect);
+    }
+
+    /// Executes `st.async` or `red.async`: stores registers and credits an mbarrier, lane by lane.
+    pub fn async_store(&mut self, cx: &mut InstructionContext, memory: &mut MemorySystem, s: &AsyncStore) -> Flow {
+        let regs = cx.regs();
+        let (to, mbarriers) = (addresses(regs, s.to), addresses(regs, s.mbarrier));
+        let undefined = undefined_address(regs, s.to) | undefined_address(regs, s.mbarrier);
+        cx.drop_undefined_addresses(undefined);
+        let bytes = s.width as u32 * s.values.len() as u32;
+        for lane in lanes_of(cx.mask) {
+            let l = lane as usize;
+            let credited = self.mbarriers_to_credit(cx, memory, lane, Some(mbarriers[l]), &[None]);
+            let Some(credited) = credited else { continue };
+            let target = memory.locate_bytes(cx, lane, AddressWindow::SharedCluster, to[l], bytes as u64);
+            let Some((location, offset)) = target else { continue };
+            let regs = cx.regs();
+            let mut data = Vec::new();
+            for &slot in s.values {
+                if s.width == 8 {
+                    data.extend_from_slice(&regs.get64(slot)[l].to_le_bytes());
+                } else {
+                    data.extend_from_slice(&regs.get(slot)[l].to_le_bytes());
+                }
+            }
+            let op = memory.ops.start(AsyncOpKind::StAsync, &cx.warp.order, 1 << lane, cx.pc);
+            let strength = if s.reduce.is_some() { AccessStrength::Gpu } else { AccessStrength::Weak };
+            memory.check_async_runs(cx, (op, lane), location, &[(offset, bytes as u64)], Some(strength));
+            let pieces = vec![CopyPiece { to: location, to_offset: offset, from: None, bytes: 0 }];
+            let effect = CopyEffect { pieces, reduce: s.reduce, bytes: Some(data), ..CopyEffect::default() };
+            let signal = CompletionSignal::Credit(credited.into_iter().map(|at| (at, bytes)).collect());
+            self.start(cx.grid, memory, InFlight { op: Some(op), effect, signal });
+        }
+        Flow::Next
+    }
+}
+
+/// Adds a store to the lane's open bulk group, as the operations `reading` its source and `writing` its destination.
+pub(super) fn add_store(
+    cx: &mut InstructionContext,
+    memory: &mut MemorySystem,
+    lane: u32,
+    (reading, writing): (AsyncOpId, AsyncOpId),
+    effect: CopyEffect,
+) {
+    let mut effect = Some(effect);
+    if completes_at_issue(cx.grid, 3)
+        && let Some(effect) = effect.take()
+    {
+        apply(cx.grid, memory, &effect);
+    }
+    let store = BulkStore { reading, writing, effect };
+    let groups = &mut cx.warp.copies.bulk;
+    match groups.iter_mut().find(|g| g.lane == lane && !g.committed) {
+        Some(group) => group.stores.push(store),
+        None => groups.push(BulkGroup { lane, stores: vec![store], committed: false, read: false }),
+    }
+}
+
+/// Executes `cp.async.bulk.commit_group`.
+pub fn bulk_commit(cx: &mut InstructionContext) -> Flow {
+    let groups = &mut cx.warp.copies.bulk;
+    for lane in lanes_of(cx.mask) {
+        match groups.iter_mut().find(|g| g.lane == lane && !g.committed) {
+            Some(group) => group.committed = true,
+            None => groups.push(BulkGroup { lane, stores: Vec::new(), committed: true, read: false }),
+        }
+    }
+    Flow::Next
+}
+
+/// Executes `cp.async.bulk.wait_group`: all but the last `groups` committed groups are complete, or with `read` have been
+/// read.
+pub fn bulk_wait(cx: &mut InstructionContext, memory: &mut MemorySystem, groups: u32, read: bool) -> Flow {
+    let mut all = std::mem::take(&mut cx.warp.copies.bulk);
+    for lane in lanes_of(cx.mask) {
+        let committed: Vec<usize> = (0..all.len()).filter(|&i| all[i].lane == lane && all[i].committed).collect();
+        let done = committed.len().saturating_sub(groups as usize);
+        for &i in &committed[..done] {
+            for store in &mut all[i].stores {
+                if let Some(effect) = store.effect.take() {
+                    apply(cx.grid, memory, &effect);
+                }
+                memory.ops.mark_observed_by_lanes(store.reading, &cx.warp.order, 1 << lane);
+                if !read {
+                    memory.ops.mark_observed_by_lanes(store.writing, &cx.warp.order, 1 << lane);
+                }
+            }
+            all[i].read = true;
+            if !read {
+                all[i].stores.clear();
+            }
+        }
+    }
+    // Complete groups are dropped; groups that were only read stay for a later full wait.
+    all.retain(|g| !(g.committed && g.read && g.stores.is_empty()));
+    cx.warp.copies.bulk = all;
+    Flow::Next
+}
+
+/// Ends the bulk stores of a warp that exits: reports those whose source may not have been read, and lets all take effect.
+pub fn end_bulk_stores(grid: &mut GridState, memory: &mut MemorySystem, warp: &mut Warp) {
+    for group in std::mem::take(&mut warp.copies.bulk) {
+        for store in group.stores {
+            if !group.read {
+                let site = grid.site(warp.slot, warp.index, group.lane, memory.ops.pc(store.reading));
+                grid.reporter.report(FindingKind::AsyncNotWaited, site, || {
+                    "a bulk store's shared source may be unread when the thread exits: no wait_group follows".into()
+                });
+            }
+            if let Some(effect) = store.effect {
+                apply(grid, memory, &effect);
+            }
+        }
+    }
+}
+
+/// Checks size and alignment of a copy without a tensor map.
+fn check_alignment(cx: &mut InstructionContext, r: &BulkRequest) -> bool {
+    let size = r.size;
+    if !size.is_multiple_of(16) || size == 0 {
+        cx.report(FindingKind::Misaligned, r.lane, || {
+            format!("a bulk copy of {size} bytes; it must be a multiple of 16")
+        });
+        return false;
+    }
+    if let Some(address) = [r.to, r.from].into_iter().find(|address| address % 16 != 0) {
+        cx.report(FindingKind::Misaligned, r.lane, || {
+            format!("a bulk copy at address {address:#x}, which is not a multiple of 16")
+        });
+        return false;
+    }
+    true
+}
+
+/// Adds bytes of a copy to or from global memory to the instruction's counts.
+pub(super) fn count_global_bytes(cx: &mut InstructionContext, bytes: u64, write: bool) {
+    let counts = cx.grid.reporter.counts(cx.pc);
+    if write {
+        counts.global_written += bytes;
+    } else {
+        counts.global_read += bytes;
+    }
+    counts.sectors += bytes.div_ceil(32);
+}
+
+/// The ranks that a multicast mask names; one `None` without a multicast.
+fn multicast_ranks(mask: Option<u16>) -> Vec<Option<u32>> {
+    match mask {
+        None => vec![None],
+        Some(mask) => (0..16).filter(|r| mask >> r & 1 != 0).map(Some).collect(),
+    }
+}
+
+/// A shared address in the block of a rank; the address itself without a rank.
+pub(super) fn shared_address(address: u64, rank: Option<u32>) -> u64 {
+    rank.map_or(address, |r| layout::cluster_address(address as u32, r) as u64)
+}
+
+fn typed_reduction(b: &BulkCopy) -> Option<Reduction> {
+    match b.reduce {
+        Some(BulkReduction::Typed(reduction)) => Some(reduction),
+        _ => None,
+    }
+}

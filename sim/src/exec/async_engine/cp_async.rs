@@ -1,0 +1,315 @@
+//! `cp.async`: copies of 4, 8 or 16 bytes a lane to shared memory, their groups, and arrivals at mbarriers behind them.
+
+use super::effects::{apply, move_row};
+use super::{AsyncEngine, completes_at_issue};
+use crate::exec::context::{Flow, InstructionContext, lanes_of};
+use crate::exec::grid::GridState;
+use crate::exec::memory_system::{AccessRequest, MemorySystem};
+use crate::exec::operands::{addresses, lanes_where, undefined_address};
+use crate::exec::state::copies::{CompletionSignal, CopyEffect, CopyGroup, CopyPart, CopyRow, InFlight, WarpCopies};
+use crate::exec::state::location::LaneGroup;
+use crate::exec::state::mbarrier::MbarrierLocation;
+use crate::exec::state::warp::Warp;
+use crate::finding::FindingKind;
+use crate::order::{AccessKind, AsyncOpId, AsyncOpKind};
+use crate::program::op::{AddressWindow, CpAsync};
+
+impl AsyncEngine {
+    /// Executes `cp.async`.
+    pub fn cp_async(&mut self, cx: &mut InstructionContext, memory: &mut MemorySystem, c: &CpAsync) -> Flow {
+        let regs = cx.regs();
+        let (dst, src) = (addresses(regs, &c.dst), addresses(regs, &c.src));
+        let undefined = undefined_address(regs, &c.dst) | undefined_address(regs, &c.src);
+        let sizes = c.src_size.map(|s| regs.get(s));
+        let ignore =
+            c.ignore.map_or(0, |(p, negated)| regs.predicates[p as usize] ^ if negated { u32::MAX } else { 0 });
+        cx.drop_undefined_addresses(undefined);
+        let (mask, size) = (cx.mask, c.size as u32);
+        let read_bytes = |lane: usize| {
+            if ignore >> lane & 1 != 0 { 0 } else { sizes.map_or(size, |s| s[lane].min(size)) }
+        };
+        if let Some(s) = sizes
+            && let Some(lane) = lanes_of(mask).find(|&lane| s[lane as usize] > size)
+        {
+            cx.report(FindingKind::OutOfBounds, lane, || {
+                format!("cp.async: src-size {} is above {size}", s[lane as usize])
+            });
+        }
+        let (mut to, mut from) = std::mem::take(&mut self.copy_groups);
+        to.clear();
+        from.clear();
+        let request = AccessRequest { window: AddressWindow::Shared, addresses: &dst, lanes: mask, bytes: size as u64 };
+        memory.locate(cx, request, &mut to);
+        // Lanes that read no bytes do not touch their source.
+        let (mut reading, mut partial) = (mask, false);
+        if sizes.is_some() || ignore != 0 {
+            reading = lanes_where(mask, |l| read_bytes(l) > 0);
+            partial = lanes_of(reading).any(|l| read_bytes(l as usize) < size);
+        }
+        if partial {
+            for lane in lanes_of(reading) {
+                let (address, bytes) = (src[lane as usize], read_bytes(lane as usize));
+                locate_partial(cx, memory, c, lane, address, bytes, &mut from);
+            }
+        } else {
+            let request = AccessRequest { window: c.window, addresses: &src, lanes: reading, bytes: size as u64 };
+            memory.locate(cx, request, &mut from);
+        }
+        cx.fragment.backward_branches = 0;
+        let op = open_operation(cx, memory);
+        let now = completes_at_issue(cx.grid, 3);
+        for group in &from {
+            memory.count_traffic(cx.grid.reporter.counts(cx.pc), group, size, false);
+            if partial {
+                for lane in lanes_of(group.lanes) {
+                    let run = (group.offsets[lane as usize], read_bytes(lane as usize) as u64);
+                    memory.check_async_runs(cx, (op, lane), group.location, &[run], None);
+                }
+            } else {
+                check_lanes(cx, memory, op, AccessKind::Read, group, size);
+            }
+        }
+        for group in &to {
+            memory.count_traffic(cx.grid.reporter.counts(cx.pc), group, size, true);
+            check_lanes(cx, memory, op, AccessKind::Write, group, size);
+            // One row for each source; lanes that read no bytes form a row with any source.
+            let mut left = group.lanes;
+            for source in from.iter().map(Some).chain([None]) {
+                let lanes = source.map_or(left, |s| s.lanes & left);
+                left &= !lanes;
+                if lanes == 0 {
+                    continue;
+                }
+                let row = CopyRow {
+                    lanes,
+                    to: group.location,
+                    to_offsets: group.offsets,
+                    from: source.map_or(group.location, |s| s.location),
+                    from_offsets: source.map_or([0; 32], |s| s.offsets),
+                    read_bytes: std::array::from_fn(|l| if source.is_some() { read_bytes(l) as u8 } else { 0 }),
+                    size: c.size,
+                };
+                if now {
+                    move_row(&mut cx.grid.blocks, memory, &row, lanes);
+                    cx.grid.changed();
+                } else if let Some(part) = cx.warp.copies.open.last_mut() {
+                    part.rows.push(row);
+                }
+            }
+        }
+        self.copy_groups = (to, from);
+        Flow::Next
+    }
+
+    /// Executes `cp.async.wait_group` (with the number of groups that may stay incomplete) or `cp.async.wait_all` (`None`).
+    pub fn cp_async_wait(
+        &mut self,
+        cx: &mut InstructionContext,
+        memory: &mut MemorySystem,
+        groups: Option<u32>,
+    ) -> Flow {
+        self.complete_arrivals(cx, memory);
+        let (mask, keep) = (cx.mask, groups.unwrap_or(0));
+        let mut newer = [0u32; 32];
+        let mut all = std::mem::take(&mut cx.warp.copies.groups);
+        for group in all.iter_mut().rev() {
+            let mut done = 0u32;
+            for lane in lanes_of(group.lanes) {
+                if newer[lane as usize] >= keep && mask >> lane & 1 != 0 {
+                    done |= 1 << lane;
+                }
+                newer[lane as usize] += 1;
+            }
+            if done != 0 {
+                complete_parts(cx, memory, &mut group.parts, done);
+                group.lanes &= !done;
+            }
+        }
+        all.retain(|g| g.lanes != 0);
+        cx.warp.copies.groups = all;
+        if groups.is_none() {
+            // wait_all covers copies that are not committed, too.
+            let mut open = std::mem::take(&mut cx.warp.copies.open);
+            complete_parts(cx, memory, &mut open, mask);
+            open.retain(|p| p.lanes != 0);
+            cx.warp.copies.open = open;
+        }
+        Flow::Next
+    }
+
+    /// Completes the copies of these lanes that `cp.async.mbarrier.arrive` took along, which a wait covers as well.
+    fn complete_arrivals(&mut self, cx: &mut InstructionContext, memory: &mut MemorySystem) {
+        let (this_slot, this_warp, mask) = (cx.warp.slot, cx.warp.index, cx.mask);
+        let mine = |operation: &InFlight| match operation.signal {
+            CompletionSignal::Arrive { warp, slot, lanes, .. } => {
+                warp == this_warp && slot == this_slot && mask & lanes != 0
+            }
+            CompletionSignal::Credit(_) => false,
+        };
+        while let Some(index) = self.in_flight.iter().position(mine) {
+            self.complete_at(cx.grid, memory, index);
+        }
+    }
+
+    /// Executes `cp.async.mbarrier.arrive`: each of `lanes` arrives once its copies so far are complete. With `no_increment`
+    /// these arrivals are among the expected ones, without it they come on top.
+    pub(super) fn cp_async_arrive(
+        &mut self,
+        cx: &mut InstructionContext,
+        memory: &mut MemorySystem,
+        at: MbarrierLocation,
+        no_increment: bool,
+        lanes: u32,
+    ) {
+        if !no_increment && let Some(object) = cx.grid.blocks.mbarrier(at) {
+            object.pending += lanes.count_ones();
+        }
+        let site = cx.site(lanes.trailing_zeros());
+        let WarpCopies { open, groups, .. } = &mut cx.warp.copies;
+        // The copies so far move with this operation; later ones belong to another.
+        let mut rows = Vec::new();
+        let mut ops = Vec::new();
+        for part in open.iter_mut().chain(groups.iter_mut().flat_map(|g| g.parts.iter_mut())) {
+            if part.lanes & lanes == 0 {
+                continue;
+            }
+            ops.push((part.op, part.lanes & lanes));
+            for row in part.rows.iter_mut().filter(|row| row.lanes & lanes != 0) {
+                rows.push(CopyRow { lanes: row.lanes & lanes, ..row.clone() });
+                row.lanes &= !lanes;
+            }
+            part.rows.retain(|row| row.lanes != 0);
+        }
+        // Closes the open parts, so that later copies start a new operation, but still commit with these. Old parts are
+        // dropped because kernels that only arrive never commit.
+        if let Some(op) = open.last().map(|p| p.op) {
+            open.retain(|p| p.lanes != 0);
+            if open.len() > 16 && open[0].rows.is_empty() {
+                open.remove(0);
+            }
+            open.push(CopyPart { op, lanes: 0, rows: Vec::new() });
+        }
+        let effect = CopyEffect { rows, ..CopyEffect::default() };
+        let (warp, slot) = (cx.warp.index, cx.warp.slot);
+        let signal = CompletionSignal::Arrive { warp, slot, lanes, ops, at, site };
+        self.start(cx.grid, memory, InFlight { op: None, effect, signal });
+    }
+}
+
+/// Executes `cp.async.commit_group`.
+pub fn cp_async_commit(cx: &mut InstructionContext) -> Flow {
+    let (mask, copies) = (cx.mask, &mut cx.warp.copies);
+    let mut parts = Vec::new();
+    // Copies of lanes that do not commit stay open.
+    for part in std::mem::take(&mut copies.open) {
+        if part.lanes & mask == part.lanes {
+            parts.push(part);
+        } else {
+            let mut committed = part.clone();
+            let mut rest = part;
+            committed.keep(mask);
+            rest.keep(!mask);
+            if committed.lanes != 0 {
+                parts.push(committed);
+            }
+            copies.open.push(rest);
+        }
+    }
+    copies.groups.push_back(CopyGroup { lanes: mask, parts });
+    Flow::Next
+}
+
+/// Lets the copies of a warp that exits take effect, before the block's memory is gone. Copies that no thread waited for
+/// complete all the same.
+pub fn end_copies(grid: &mut GridState, memory: &mut MemorySystem, warp: &mut Warp) {
+    let mut left: Vec<CopyPart> = std::mem::take(&mut warp.copies.open);
+    left.extend(std::mem::take(&mut warp.copies.groups).into_iter().flat_map(|g| g.parts));
+    for part in left.into_iter().filter(|part| !part.rows.is_empty()) {
+        apply(grid, memory, &CopyEffect { rows: part.rows, ..CopyEffect::default() });
+    }
+}
+
+/// Checks the accesses of a group's lanes by a `cp.async`.
+fn check_lanes(
+    cx: &mut InstructionContext,
+    memory: &mut MemorySystem,
+    op: AsyncOpId,
+    access: AccessKind,
+    group: &LaneGroup,
+    size: u32,
+) {
+    let pc = cx.pc;
+    memory.check_shadow(cx, group.location, access, 0, |shadow, warp, order, found| {
+        shadow.async_lanes(access, op, warp, group.lanes, &group.offsets, size, pc, order, found);
+    });
+}
+
+/// Locates one lane's source of which only `bytes` bytes are read: only those must be in bounds, but the alignment is that of
+/// the full size.
+fn locate_partial(
+    cx: &mut InstructionContext,
+    memory: &mut MemorySystem,
+    c: &CpAsync,
+    lane: u32,
+    address: u64,
+    bytes: u32,
+    groups: &mut Vec<LaneGroup>,
+) {
+    let mut found = Vec::new();
+    let mut locate = |at: u64, found: &mut Vec<LaneGroup>| {
+        found.clear();
+        let mut addresses = [0; 32];
+        addresses[lane as usize] = at;
+        let request = AccessRequest { window: c.window, addresses: &addresses, lanes: 1 << lane, bytes: 1 };
+        memory.locate(cx, request, found);
+    };
+    // The last byte first: it must be in the same buffer as the first.
+    locate(address + bytes as u64 - 1, &mut found);
+    if found.is_empty() {
+        return;
+    }
+    locate(address, &mut found);
+    let size = c.size;
+    if !address.is_multiple_of(size as u64) {
+        cx.report_at(FindingKind::Misaligned, lane, ("global", address), || {
+            format!("cp.async of {size} bytes from {address:#x}, which is not a multiple of {size}")
+        });
+        return;
+    }
+    groups.append(&mut found);
+}
+
+/// The operation that stands for the warp's `cp.async`s since the last commit; starts one if there is none.
+fn open_operation(cx: &mut InstructionContext, memory: &mut MemorySystem) -> AsyncOpId {
+    if let Some(part) = cx.warp.copies.open.last_mut()
+        && part.lanes != 0
+    {
+        part.lanes |= cx.mask;
+        memory.ops.add_lanes(part.op, cx.mask);
+        return part.op;
+    }
+    let op = memory.ops.start(AsyncOpKind::CpAsync, &cx.warp.order, cx.mask, cx.pc);
+    cx.warp.copies.open.push(CopyPart { op, lanes: cx.mask, rows: Vec::new() });
+    op
+}
+
+/// Completes the copies of `lanes`, which wait for them and know it from then on.
+fn complete_parts(cx: &mut InstructionContext, memory: &mut MemorySystem, parts: &mut Vec<CopyPart>, lanes: u32) {
+    for part in parts.iter_mut() {
+        let waiting = part.lanes & lanes;
+        if waiting == 0 {
+            continue;
+        }
+        if !part.rows.is_empty() {
+            cx.grid.changed();
+        }
+        for row in &mut part.rows {
+            move_row(&mut cx.grid.blocks, memory, row, waiting);
+            row.lanes &= !waiting;
+        }
+        part.rows.retain(|row| row.lanes != 0);
+        memory.ops.mark_observed_by_lanes(part.op, &cx.warp.order, waiting);
+        part.lanes &= !waiting;
+    }
+    parts.retain(|p| p.lanes != 0);
+}

@@ -1,0 +1,97 @@
+//! Moves the bytes of asynchronous copies when they take effect.
+
+use crate::exec::grid::GridState;
+use crate::exec::memory_system::MemorySystem;
+use crate::exec::state::block::BlockTable;
+use crate::exec::state::copies::{BoxLoad, CopyEffect, CopyRow};
+use crate::layout::SHARED_START;
+use crate::memory::{Allocation, SimMemory};
+
+/// Moves the bytes of an operation.
+pub fn apply(grid: &mut GridState, memory: &mut MemorySystem, effect: &CopyEffect) {
+    for row in &effect.rows {
+        move_row(&mut grid.blocks, memory, row, row.lanes);
+    }
+    for load in &effect.boxes {
+        if let Some(block) = grid.blocks.get_mut(load.slot) {
+            move_box(&memory.buffers, load, &mut block.shared);
+        }
+    }
+    let mut buffer = Vec::new();
+    for piece in &effect.pieces {
+        buffer.clear();
+        if let Some(bytes) = &effect.bytes {
+            buffer.extend_from_slice(bytes);
+        } else if let Some((location, offset)) = piece.from {
+            let (data, from) = (memory.data(&grid.blocks, location), offset as usize);
+            buffer.extend_from_slice(data.get(from..from + piece.bytes as usize).unwrap_or(&[]));
+        }
+        let data = memory.data_mut(&mut grid.blocks, piece.to);
+        let at = piece.to_offset as usize;
+        if let Some(target) = data.get_mut(at..at + buffer.len()) {
+            match &effect.reduce {
+                Some(reduction) => reduction.apply(target, &buffer),
+                None => target.copy_from_slice(&buffer),
+            }
+        }
+    }
+    grid.changed();
+}
+
+/// Moves the bytes of these lanes of a `cp.async`.
+pub fn move_row(blocks: &mut BlockTable, memory: &mut MemorySystem, row: &CopyRow, lanes: u32) {
+    let size = row.size as usize;
+    let mut bytes = [[0u8; 16]; 32];
+    let source = memory.data(blocks, row.from);
+    let mut left = row.lanes & lanes;
+    while left != 0 {
+        let lane = left.trailing_zeros() as usize;
+        left &= left - 1;
+        let (from, read) = (row.from_offsets[lane] as usize, row.read_bytes[lane] as usize);
+        if read == 16 {
+            // The usual case: a copy of constant length compiles to one move instead of a call.
+            bytes[lane].copy_from_slice(&source[from..from + 16]);
+        } else {
+            bytes[lane][..read].copy_from_slice(&source[from..from + read]);
+        }
+    }
+    let target = memory.data_mut(blocks, row.to);
+    let mut left = row.lanes & lanes;
+    while left != 0 {
+        let lane = left.trailing_zeros() as usize;
+        left &= left - 1;
+        let at = row.to_offsets[lane] as usize;
+        if size == 16 {
+            target[at..at + 16].copy_from_slice(&bytes[lane]);
+        } else {
+            target[at..at + size].copy_from_slice(&bytes[lane][..size]);
+        }
+    }
+}
+
+/// Copies a box of a tensor to shared memory. Elements outside of the tensor get the fill value of its map.
+fn move_box(buffers: &SimMemory, load: &BoxLoad, shared: &mut [u8]) {
+    let Ok(copy) = load.map.box_at(&load.coordinates, load.shared) else { return };
+    let fill = load.map.fill();
+    let mut buffer: Option<&Allocation> = None;
+    copy.for_each_run(|run| {
+        let (at, bytes) = ((run.shared - SHARED_START) as usize, run.bytes as usize);
+        let Some(target) = shared.get_mut(at..at + bytes) else { return };
+        match run.global {
+            None => target.iter_mut().enumerate().for_each(|(i, byte)| *byte = fill[i % 16]),
+            Some(address) => {
+                if buffer.is_none_or(|b| address.wrapping_sub(b.base) >= b.data.len() as u64) {
+                    buffer = buffers.find(address).map(|index| buffers.get(index));
+                }
+                let Some(source) = buffer else { return };
+                let from = (address - source.base) as usize;
+                let Some(source) = source.data.get(from..from + bytes) else { return };
+                // The usual case: a copy of constant length compiles to one move instead of a call.
+                match (<&mut [u8; 16]>::try_from(&mut *target), <&[u8; 16]>::try_from(source)) {
+                    (Ok(target), Ok(source)) => *target = *source,
+                    _ => target.copy_from_slice(source),
+                }
+            }
+        }
+    });
+}

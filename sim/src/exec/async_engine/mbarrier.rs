@@ -1,0 +1,336 @@
+//! mbarriers: the instructions `mbarrier.*` and the transitions of mbarrier objects. PTX ISA, "Parallel synchronization:
+//! mbarrier". The pseudo-code of the phases is in [`super`].
+
+use super::AsyncEngine;
+use super::mbarrier_access::{locate_mbarrier, use_mbarrier};
+use crate::exec::context::{Flow, InstructionContext, lanes_of};
+use crate::exec::grid::GridState;
+use crate::exec::memory_system::MemorySystem;
+use crate::exec::operands::{addresses, lanes_where, set_predicate, undefined_address};
+use crate::exec::state::mbarrier::{MbarrierLocation, MbarrierObject, join_clock};
+use crate::exec::state::warp::FragmentState;
+use crate::finding::{FindingKind, Site};
+use crate::order::{AccessKind, Agent, VectorClock};
+use crate::program::op::{Mbarrier, MbarrierKind};
+
+/// The largest count of arrivals and of bytes of a phase.
+const MAX_COUNT: u32 = (1 << 20) - 1;
+
+impl AsyncEngine {
+    /// Executes an mbarrier instruction.
+    pub fn mbarrier(&mut self, cx: &mut InstructionContext, memory: &mut MemorySystem, m: &Mbarrier) -> Flow {
+        if let MbarrierKind::PendingCount { dst, state } = m.kind {
+            let states = cx.regs().get64(state);
+            cx.set(dst, &states.map(|s| (s >> 32) as u32));
+            return Flow::Next;
+        }
+        let regs = cx.regs();
+        let (at, undefined) = (addresses(regs, &m.addr), undefined_address(regs, &m.addr));
+        cx.drop_undefined_addresses(undefined);
+        match m.kind {
+            MbarrierKind::Wait { .. } => return self.mbarrier_wait(cx, memory, m, &at),
+            MbarrierKind::CpAsyncArrive { noinc } => {
+                let mut left = cx.mask;
+                while left != 0 {
+                    let lane = left.trailing_zeros();
+                    let same = lanes_where(left, |l| at[l] == at[lane as usize]);
+                    left &= !same;
+                    let Some(object) = locate_mbarrier(cx, lane, m.window, at[lane as usize]) else { continue };
+                    if use_mbarrier(cx, memory, lane, object, "arrived at") {
+                        self.cp_async_arrive(cx, memory, object, noinc, same);
+                    }
+                }
+            }
+            MbarrierKind::Arrive { .. } => self.mbarrier_arrive(cx, memory, m, &at),
+            _ => {
+                for lane in lanes_of(cx.mask) {
+                    if let Some(object) = locate_mbarrier(cx, lane, m.window, at[lane as usize]) {
+                        self.mbarrier_update(cx, memory, m, lane, object);
+                    }
+                }
+            }
+        }
+        cx.grid.changed();
+        Flow::Next
+    }
+
+    /// Executes `init`, `inval`, `expect_tx` or `complete_tx` in one lane.
+    fn mbarrier_update(
+        &mut self,
+        cx: &mut InstructionContext,
+        memory: &mut MemorySystem,
+        m: &Mbarrier,
+        lane: u32,
+        at: MbarrierLocation,
+    ) {
+        match m.kind {
+            MbarrierKind::Init { count } => {
+                let count = cx.regs().get(count)[lane as usize];
+                mbarrier_init(cx, memory, lane, at, count);
+            }
+            MbarrierKind::Inval => {
+                if use_mbarrier(cx, memory, lane, at, "invalidated")
+                    && let Some(block) = cx.grid.blocks.get_mut(at.slot)
+                {
+                    block.mbarriers.remove(&at.address);
+                }
+            }
+            MbarrierKind::ExpectTx { bytes } => {
+                let bytes = cx.regs().get(bytes)[lane as usize];
+                if use_mbarrier(cx, memory, lane, at, "given bytes to expect") {
+                    let site = cx.site(lane);
+                    expect_bytes(cx.grid, at, bytes, site);
+                }
+            }
+            MbarrierKind::CompleteTx { bytes } => {
+                let bytes = cx.regs().get(bytes)[lane as usize];
+                if use_mbarrier(cx, memory, lane, at, "credited") {
+                    let site = cx.site(lane);
+                    self.credit(cx.grid, at, bytes, Some(site));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Executes `mbarrier.arrive` in the lanes of the mask.
+    fn mbarrier_arrive(
+        &mut self,
+        cx: &mut InstructionContext,
+        memory: &mut MemorySystem,
+        m: &Mbarrier,
+        addresses: &[u64; 32],
+    ) {
+        let MbarrierKind::Arrive { state, count, expect, drop, no_complete } = m.kind else { return };
+        let mask = cx.mask;
+        let mut released: Option<(MbarrierLocation, VectorClock)> = None;
+        for lane in lanes_of(mask) {
+            let l = lane as usize;
+            let Some(at) = locate_mbarrier(cx, lane, m.window, addresses[l]) else { continue };
+            let count = count.map_or(1, |c| cx.regs().get(c)[l]);
+            let expect = expect.map(|e| cx.regs().get(e)[l]);
+            let set_state = |cx: &mut InstructionContext, token: u64| {
+                if let Some(dst) = state {
+                    let regs = cx.regs_mut();
+                    regs.set64(dst, &[token; 32], 1 << lane);
+                    regs.undefined[dst as usize] &= !(1 << lane);
+                }
+            };
+            if !use_mbarrier(cx, memory, lane, at, "arrived at") {
+                // The missing object was reported; a wait on the state that the arrival returns is not another defect.
+                set_state(cx, 0);
+                continue;
+            }
+            // Lanes that arrive at the same object release together, in one epoch.
+            let clock = match &released {
+                _ if !m.ordered => None,
+                Some((to, clock)) if *to == at => Some(clock.clone()),
+                _ => {
+                    let clock = cx.warp.order.release(lanes_where(mask, |k| addresses[k] == addresses[l]));
+                    released = Some((at, clock.clone()));
+                    Some(clock)
+                }
+            };
+            let site = cx.site(lane);
+            if let Some(bytes) = expect {
+                expect_bytes(cx.grid, at, bytes, site);
+            }
+            if let Some(object) = cx.grid.blocks.mbarrier(at) {
+                let token = object.phase as u64 | (object.pending as u64) << 32;
+                if drop {
+                    object.expected = object.expected.saturating_sub(count);
+                }
+                set_state(cx, token);
+            }
+            let completed = self.arrive(cx.grid, at, count, clock, site);
+            if completed && no_complete {
+                cx.report(FindingKind::Mbarrier, lane, || "an arrive with .noComplete completes the phase".into());
+            }
+            cx.fragment.backward_branches = 0;
+        }
+    }
+
+    /// Executes `test_wait` or `try_wait`.
+    fn mbarrier_wait(
+        &mut self,
+        cx: &mut InstructionContext,
+        memory: &mut MemorySystem,
+        m: &Mbarrier,
+        addresses: &[u64; 32],
+    ) -> Flow {
+        let MbarrierKind::Wait { dst, operand, parity, blocking } = m.kind else { return Flow::Next };
+        let regs = cx.regs();
+        let operands: [u64; 32] = if parity { regs.get(operand).map(u64::from) } else { regs.get64(operand) };
+        let undefined = regs.undefined[operand as usize] & cx.mask;
+        if undefined != 0 {
+            cx.report(FindingKind::Uninitialized, undefined.trailing_zeros(), || {
+                "an mbarrier wait on an undefined register".into()
+            });
+        }
+        let mut done = 0u32;
+        let mut blocked = None;
+        let mut left = cx.mask;
+        while left != 0 {
+            let lane = left.trailing_zeros();
+            let l = lane as usize;
+            let same = lanes_where(left, |k| addresses[k] == addresses[l] && operands[k] == operands[l]);
+            left &= !same;
+            let Some(at) = locate_mbarrier(cx, lane, m.window, addresses[l]) else {
+                done |= same;
+                continue;
+            };
+            if at.slot != cx.warp.slot {
+                cx.report(FindingKind::Mbarrier, lane, || "a wait on an mbarrier of another block".into());
+            }
+            if !use_mbarrier(cx, memory, lane, at, "waited for") {
+                done |= same;
+                continue;
+            }
+            if parity && operands[l] > 1 {
+                let value = operands[l];
+                cx.report(FindingKind::Mbarrier, lane, || format!("a wait on parity {value}; it is 0 or 1"));
+            }
+            let Some(object) = cx.grid.blocks.mbarrier(at) else { continue };
+            let phase = object.phase;
+            // A state names the phase it was returned in. A parity is that of the current phase or of the one before.
+            let over = if parity { phase as u64 & 1 != operands[l] & 1 } else { phase != operands[l] as u32 };
+            if over {
+                done |= same;
+                if m.ordered && phase > 0 {
+                    let (agent, released) = (object.agent, object.released.clone());
+                    let mut clock = released.unwrap_or_else(|| VectorClock::empty(cx.block().index));
+                    clock.learn(agent, phase);
+                    cx.warp.order.acquire(same, &clock);
+                }
+            } else {
+                blocked = Some((at, phase));
+            }
+        }
+        if let (true, 0, Some((at, phase)), false) = (blocking, done, blocked, cx.fragment.gathered) {
+            cx.fragment.state = FragmentState::Mbarrier { slot: at.slot, address: at.address, phase };
+            return Flow::Stop;
+        }
+        cx.fragment.gathered = false;
+        let mask = cx.mask;
+        set_predicate(cx.regs_mut(), dst, done, mask);
+        Flow::Next
+    }
+
+    /// Counts `count` arrivals with the vector clock of the threads that arrive; returns whether they completed the phase.
+    pub(super) fn arrive(
+        &mut self,
+        grid: &mut GridState,
+        at: MbarrierLocation,
+        count: u32,
+        clock: Option<VectorClock>,
+        site: Site,
+    ) -> bool {
+        let Some(object) = grid.blocks.mbarrier(at) else { return false };
+        let (pending, expected) = (object.pending, object.expected);
+        object.pending = pending.saturating_sub(count);
+        if let Some(clock) = clock {
+            join_clock(&mut object.clock, clock);
+        }
+        if count > pending {
+            let memory = Some(("shared", at.address as u64));
+            grid.reporter.report_with(FindingKind::Mbarrier, site, None, memory, || {
+                format!("{count} arrivals at an mbarrier that misses {pending} of {expected} in this phase")
+            });
+        }
+        self.complete_phase(grid, at)
+    }
+
+    /// Counts `bytes` bytes that the copy at `site` delivered; returns whether they completed the phase.
+    pub(super) fn credit(
+        &mut self,
+        grid: &mut GridState,
+        at: MbarrierLocation,
+        bytes: u32,
+        site: Option<Site>,
+    ) -> bool {
+        let Some(object) = grid.blocks.mbarrier(at) else { return false };
+        object.pending_bytes -= bytes as i64;
+        object.credited = site;
+        // Before the last arrival more bytes may still be expected, after it no more.
+        let (excess, pending) = (-object.pending_bytes, object.pending);
+        if let (Some(site), 0, true) = (site, pending, excess > 0) {
+            let memory = Some(("shared", at.address as u64));
+            grid.reporter.report_with(FindingKind::Mbarrier, site, None, memory, || {
+                format!("copies credit an mbarrier with {excess} bytes more than its phase expects")
+            });
+        }
+        self.complete_phase(grid, at)
+    }
+
+    fn complete_phase(&mut self, grid: &mut GridState, at: MbarrierLocation) -> bool {
+        let Some(object) = grid.blocks.mbarrier(at) else { return false };
+        if !object.complete_phase() {
+            return false;
+        }
+        self.completed_mbarriers.push(at);
+        grid.changed();
+        true
+    }
+}
+
+/// Executes `mbarrier.init` in one lane.
+fn mbarrier_init(cx: &mut InstructionContext, memory: &mut MemorySystem, lane: u32, at: MbarrierLocation, count: u32) {
+    let address = ("shared", at.address as u64);
+    if count == 0 || count > MAX_COUNT {
+        cx.report_at(FindingKind::Mbarrier, lane, address, || {
+            format!("an mbarrier initialised for {count} arrivals; 1 to {MAX_COUNT} are possible")
+        });
+    }
+    if at.slot != cx.warp.slot {
+        cx.report(FindingKind::Mbarrier, lane, || "an mbarrier of another block is initialised".into());
+        return;
+    }
+    if cx.block().mbarriers.contains_key(&at.address) {
+        cx.report_at(FindingKind::Mbarrier, lane, address, || {
+            "an mbarrier is initialised again without mbarrier.inval".into()
+        });
+    }
+    let init = (cx.warp.order.agent(lane), cx.warp.order.epoch());
+    let block = cx.block_mut();
+    let agent = Agent::virtual_agent(block.index, block.virtual_agents);
+    block.virtual_agents = (block.virtual_agents + 1).min(1023);
+    let object = MbarrierObject {
+        expected: count,
+        pending: count,
+        pending_bytes: 0,
+        phase: 0,
+        agent,
+        clock: None,
+        released: None,
+        init,
+        credited: None,
+    };
+    block.mbarriers.insert(at.address, object);
+    memory.check_mbarrier_access(cx, lane, at, AccessKind::Write);
+}
+
+/// Adds to the bytes that the current phase expects.
+fn expect_bytes(grid: &mut GridState, at: MbarrierLocation, bytes: u32, site: Site) {
+    let Some(object) = grid.blocks.mbarrier(at) else { return };
+    object.pending_bytes += bytes as i64;
+    let expected = object.pending_bytes;
+    if expected > MAX_COUNT as i64 || bytes > MAX_COUNT {
+        grid.reporter.report_with(FindingKind::Mbarrier, site, None, Some(("shared", at.address as u64)), || {
+            format!("an mbarrier expects {expected} bytes in a phase; at most {MAX_COUNT} are possible")
+        });
+    }
+}
+
+/// Reports mbarriers of a block that exits to which copies delivered bytes that no phase expected.
+pub(super) fn report_excess_bytes(grid: &mut GridState, slot: u32) {
+    let Some(block) = grid.blocks.get(slot) else { return };
+    for (&address, object) in block.mbarriers.iter().filter(|(_, object)| object.pending_bytes < 0) {
+        let Some(site) = object.credited else { continue };
+        let excess = -object.pending_bytes;
+        grid.reporter.report_with(FindingKind::Mbarrier, site, None, Some(("shared", address as u64)), || {
+            format!(
+                "copies credit an mbarrier with {excess} bytes that no phase of it expects: the phase before was over too early"
+            )
+        });
+    }
+}

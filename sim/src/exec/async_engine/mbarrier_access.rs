@@ -1,0 +1,120 @@
+//! Access to mbarrier objects: from an address to the object, and checks that it exists and is visible to its user.
+
+use super::AsyncEngine;
+use crate::exec::context::InstructionContext;
+use crate::exec::memory_system::MemorySystem;
+use crate::exec::state::mbarrier::MbarrierLocation;
+use crate::finding::FindingKind;
+use crate::layout;
+use crate::order::{AccessKind, MemorySpace};
+use crate::program::op::AddressWindow;
+
+/// The location of the mbarrier that a lane names. Reports addresses that cannot hold one.
+pub fn locate_mbarrier(
+    cx: &mut InstructionContext,
+    lane: u32,
+    window: AddressWindow,
+    address: u64,
+) -> Option<MbarrierLocation> {
+    let shared = match window {
+        AddressWindow::Generic if layout::window(address) == Some(AddressWindow::Shared) => address - layout::SHARED,
+        AddressWindow::Generic => {
+            cx.report(FindingKind::OutOfBounds, lane, || {
+                format!("an mbarrier at {address:#x}, outside of shared memory")
+            });
+            return None;
+        }
+        _ => address,
+    } as u32;
+    let (rank, offset) = layout::split_cluster_address(shared);
+    let slot = match rank {
+        None => Some(cx.warp.slot),
+        Some(r) => cx.block().cluster.get(r as usize).copied(),
+    };
+    let rank = rank.unwrap_or(0);
+    let Some(slot) = slot else {
+        cx.report_at(FindingKind::OutOfBounds, lane, ("shared", shared as u64), || {
+            format!("an mbarrier of block rank {rank}, which the cluster does not have")
+        });
+        return None;
+    };
+    let at = ("shared", offset as u64);
+    if slot != cx.warp.slot && cx.grid.blocks.get(slot).is_none_or(|b| b.ended) {
+        cx.report_at(FindingKind::OutOfBounds, lane, at, || {
+            format!("an mbarrier of block rank {rank}, which has exited")
+        });
+        return None;
+    }
+    if offset % 8 != 0 {
+        cx.report_at(FindingKind::Misaligned, lane, at, || {
+            format!("an mbarrier at shared address {offset:#x}, which is not a multiple of 8")
+        });
+        return None;
+    }
+    let end = layout::SHARED_START as usize + cx.block().shared.len();
+    if offset < layout::SHARED_START || offset as usize + 8 > end {
+        cx.report_at(FindingKind::OutOfBounds, lane, at, || {
+            format!("an mbarrier at shared address {offset:#x}, outside of the block's shared memory")
+        });
+        return None;
+    }
+    Some(MbarrierLocation { slot, address: offset })
+}
+
+/// Checks that an object exists and that its initialisation is ordered before its use; returns whether it exists. `verb`
+/// says in the message how the object is used.
+pub fn use_mbarrier(
+    cx: &mut InstructionContext,
+    memory: &mut MemorySystem,
+    lane: u32,
+    at: MbarrierLocation,
+    verb: &str,
+) -> bool {
+    let address = at.address;
+    if cx.grid.blocks.mbarrier(at).is_none() {
+        cx.report_at(FindingKind::Mbarrier, lane, ("shared", address as u64), || {
+            format!("an mbarrier at {address:#x} is {verb} before mbarrier.init or after mbarrier.inval")
+        });
+        return false;
+    }
+    memory.check_mbarrier_access(cx, lane, at, AccessKind::Atomic);
+    true
+}
+
+impl AsyncEngine {
+    /// The mbarriers that a copy credits: the one at `address`, or the one of each destination block. `None` if one of them
+    /// does not exist.
+    pub(super) fn mbarriers_to_credit(
+        &mut self,
+        cx: &mut InstructionContext,
+        memory: &mut MemorySystem,
+        lane: u32,
+        address: Option<u64>,
+        ranks: &[Option<u32>],
+    ) -> Option<Vec<MbarrierLocation>> {
+        let address = address?;
+        let mut mbarriers = Vec::new();
+        for rank in ranks {
+            let address = rank.map_or(address, |r| layout::cluster_address(address as u32, r) as u64);
+            let at = locate_mbarrier(cx, lane, AddressWindow::SharedCluster, address)?;
+            if !use_mbarrier(cx, memory, lane, at, "given to a copy") {
+                return None;
+            }
+            self.note_unfenced_init(cx, lane, at);
+            mbarriers.push(at);
+        }
+        Some(mbarriers)
+    }
+
+    /// Notes an mbarrier whose initialisation was not made visible to the async proxy before a copy uses it.
+    fn note_unfenced_init(&mut self, cx: &mut InstructionContext, lane: u32, at: MbarrierLocation) {
+        let Some((agent, epoch)) = cx.grid.blocks.mbarrier(at).map(|object| object.init) else { return };
+        let order = &cx.warp.order;
+        if !order.is_fenced(lane, MemorySpace::Shared, agent, epoch) && !self.init_fences.contains(&agent.0) {
+            cx.grid.reporter.note(
+                cx.pc,
+                "a copy completes on an mbarrier whose initialisation no fence.mbarrier_init or fence.proxy.async made visible",
+            );
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! Tensor copies: boxes of a tensor that a tensor map describes, between global and shared memory.
+
+use super::AsyncEngine;
+use super::bulk::{BulkRequest, add_store, count_global_bytes, shared_address};
+use crate::exec::context::InstructionContext;
+use crate::exec::memory_system::MemorySystem;
+use crate::exec::state::copies::{BoxLoad, CompletionSignal, CopyEffect, CopyPiece, InFlight};
+use crate::exec::state::location::Location;
+use crate::finding::FindingKind;
+use crate::layout;
+use crate::order::{AccessStrength, AsyncOpId, AsyncOpKind};
+use crate::program::op::{AddressWindow, BulkCopy, BulkReduction};
+use crate::tensor_map::{EncodedMap, Reduction, TensorMap};
+
+/// A box between a tensor in global memory and shared memory.
+struct BoxCopy<'b> {
+    map: &'b TensorMap,
+    coordinates: &'b [i32],
+    /// Shared address of the box.
+    shared: u64,
+    lane: u32,
+    /// The operation that reads the source.
+    reading: AsyncOpId,
+    /// The operation that writes the destination; a load has one operation for both.
+    writing: AsyncOpId,
+    /// Whether the box goes to shared memory.
+    load: bool,
+    /// The strength of the writes to global memory.
+    strength: AccessStrength,
+}
+
+impl AsyncEngine {
+    /// Issues a tensor load to the shared memory of one block or of several (multicast).
+    pub(super) fn tensor_load(&mut self, cx: &mut InstructionContext, memory: &mut MemorySystem, r: &BulkRequest) {
+        let lane = r.lane;
+        let Some(map) = tensor_map_at(cx, memory, lane, r.from) else { return };
+        let Some(mbarriers) = self.mbarriers_to_credit(cx, memory, lane, r.mbarrier, &r.ranks) else { return };
+        let op = memory.ops.start(AsyncOpKind::TensorCopy, &cx.warp.order, 1 << lane, cx.pc);
+        let mut boxes = Vec::with_capacity(r.ranks.len());
+        let mut bytes = 0;
+        for rank in &r.ranks {
+            let shared = shared_address(r.to, *rank);
+            let copy = BoxCopy {
+                map: &map,
+                coordinates: &r.coordinates,
+                shared,
+                lane,
+                reading: op,
+                writing: op,
+                load: true,
+                strength: AccessStrength::Weak,
+            };
+            let Some((Location::Shared(slot), _, n)) = self.check_box(cx, memory, &copy) else { return };
+            let shared = layout::split_cluster_address(shared as u32).1;
+            boxes.push(BoxLoad { map, coordinates: r.coordinates.clone(), shared, slot });
+            bytes = n;
+        }
+        let signal = CompletionSignal::Credit(mbarriers.into_iter().map(|at| (at, bytes)).collect());
+        let effect = CopyEffect { boxes, ..CopyEffect::default() };
+        self.start(cx.grid, memory, InFlight { op: Some(op), effect, signal });
+    }
+
+    /// Issues a tensor store or reduction from shared memory.
+    pub(super) fn tensor_store(
+        &mut self,
+        cx: &mut InstructionContext,
+        memory: &mut MemorySystem,
+        b: &BulkCopy,
+        r: &BulkRequest,
+    ) {
+        let lane = r.lane;
+        let Some(map) = tensor_map_at(cx, memory, lane, r.to) else { return };
+        let reduce = match b.reduce {
+            Some(BulkReduction::Mapped(op)) => match Reduction::tensor(op, map.data_type) {
+                Some(reduction) => Some(reduction),
+                None => {
+                    cx.report(FindingKind::Unsupported, lane, || {
+                        format!("a reduction that {:?} does not have", map.data_type)
+                    });
+                    return;
+                }
+            },
+            _ => None,
+        };
+        let (kind, strength) = match reduce {
+            Some(_) => (AsyncOpKind::Reduce, AccessStrength::Gpu),
+            None => (AsyncOpKind::TensorCopy, AccessStrength::Weak),
+        };
+        let reading = memory.ops.start(kind, &cx.warp.order, 1 << lane, cx.pc);
+        let writing = memory.ops.start(kind, &cx.warp.order, 1 << lane, cx.pc);
+        let coordinates = &r.coordinates[..];
+        let copy = BoxCopy { map: &map, coordinates, shared: r.from, lane, reading, writing, load: false, strength };
+        let Some((location, base, _)) = self.check_box(cx, memory, &copy) else { return };
+        let start = layout::split_cluster_address(r.from as u32).1;
+        let pieces = store_pieces(memory, &copy, start, location, base);
+        let effect = CopyEffect { pieces, reduce, ..CopyEffect::default() };
+        add_store(cx, memory, lane, (reading, writing), effect);
+    }
+
+    /// Checks both sides of a box and counts its bytes. Returns where the box lies in shared memory and its size in bytes.
+    fn check_box(
+        &mut self,
+        cx: &mut InstructionContext,
+        memory: &mut MemorySystem,
+        b: &BoxCopy,
+    ) -> Option<(Location, u64, u32)> {
+        let (_, offset) = layout::split_cluster_address(b.shared as u32);
+        let copy = match b.map.box_at(b.coordinates, offset) {
+            Ok(copy) => copy,
+            Err(e) => {
+                let aligned = e.field != "shared address";
+                let kind = if aligned { FindingKind::Unsupported } else { FindingKind::Misaligned };
+                cx.report_at(kind, b.lane, ("shared", offset as u64), || e.to_string());
+                return None;
+            }
+        };
+        let spread = copy.shared_bytes() as u64;
+        let (location, base) = memory.locate_bytes(cx, b.lane, AddressWindow::SharedCluster, b.shared, spread)?;
+        // The shared side of a load is the whole box. A store does not read elements that lie outside of the tensor.
+        let mut runs = std::mem::take(&mut self.runs);
+        runs.clear();
+        let mut whole = copy.is_dense();
+        if whole && !b.load {
+            copy.for_each_row(|r| whole &= r.global.is_some());
+        }
+        if whole {
+            runs.push((base, spread));
+        } else {
+            copy.for_each_run(|r| {
+                if b.load || r.global.is_some() {
+                    runs.push((base + (r.shared - offset) as u64, r.bytes as u64));
+                }
+            });
+        }
+        let (shared_op, shared_write, global_op, global_write) = match b.load {
+            true => (b.writing, Some(AccessStrength::Weak), b.reading, None),
+            false => (b.reading, None, b.writing, Some(b.strength)),
+        };
+        memory.check_async_runs(cx, (shared_op, b.lane), location, &runs, shared_write);
+        // The global side, row by row; consecutive rows in the same buffer are checked together.
+        let mut rows = std::mem::take(&mut self.box_rows);
+        rows.clear();
+        copy.for_each_row(|r| rows.extend(r.global.map(|g| (g, r.bytes))));
+        runs.clear();
+        let (mut bytes, mut buffer) = (0, None);
+        let mut in_bounds = true;
+        for &(address, n) in &rows {
+            let Some((row_buffer, at)) = memory.locate_global_bytes(cx, b.lane, address, n as u64) else {
+                in_bounds = false;
+                break;
+            };
+            if let Some(before) = buffer.replace(row_buffer)
+                && before != row_buffer
+            {
+                memory.check_async_runs(cx, (global_op, b.lane), before, &runs, global_write);
+                runs.clear();
+            }
+            runs.push((at, n as u64));
+            bytes += n as u64;
+        }
+        if let Some(buffer) = buffer.filter(|_| in_bounds) {
+            memory.check_async_runs(cx, (global_op, b.lane), buffer, &runs, global_write);
+        }
+        (self.runs, self.box_rows) = (runs, rows);
+        if !in_bounds {
+            return None;
+        }
+        count_global_bytes(cx, bytes, !b.load);
+        Some((location, base, copy.bytes()))
+    }
+}
+
+/// The pieces of a box that is stored. Its first byte lies at `base` in `location`, at shared address `start`.
+fn store_pieces(memory: &mut MemorySystem, b: &BoxCopy, start: u32, location: Location, base: u64) -> Vec<CopyPiece> {
+    let mut pieces = Vec::new();
+    let Ok(copy) = b.map.box_at(b.coordinates, start) else { return pieces };
+    copy.for_each_run(|run| {
+        let Some(address) = run.global else { return };
+        let Some(index) = memory.find_buffer(address) else { return };
+        let to_offset = address - memory.buffers.get(index).base;
+        let from = Some((location, base + (run.shared - start) as u64));
+        pieces.push(CopyPiece { to: Location::Global(index), to_offset, from, bytes: run.bytes });
+    });
+    pieces
+}
+
+/// Reads and decodes the tensor map at an address.
+fn tensor_map_at(cx: &mut InstructionContext, memory: &mut MemorySystem, lane: u32, address: u64) -> Option<TensorMap> {
+    if !address.is_multiple_of(64) {
+        cx.report(FindingKind::Misaligned, lane, || {
+            format!("a tensor map at {address:#x}, which is not a multiple of 64")
+        });
+        return None;
+    }
+    let bytes: Option<Vec<u8>> = match layout::window(address) {
+        Some(AddressWindow::KernelParam) => {
+            let from = (address - layout::PARAM) as usize;
+            cx.grid.context.launch.params.get(from..from + 128).map(|b| b.to_vec())
+        }
+        Some(AddressWindow::Local) => None,
+        _ => {
+            let found = memory.locate_bytes(cx, lane, AddressWindow::Generic, address, 128);
+            found.map(|(at, offset)| memory.data(&cx.grid.blocks, at)[offset as usize..offset as usize + 128].to_vec())
+        }
+    };
+    let Some(blob): Option<EncodedMap> = bytes.and_then(|b| b.try_into().ok()) else {
+        cx.report(FindingKind::OutOfBounds, lane, || format!("no tensor map can be read at {address:#x}"));
+        return None;
+    };
+    match TensorMap::decode(&blob) {
+        Ok(map) => Some(map),
+        Err(e) => {
+            cx.report(FindingKind::OutOfBounds, lane, || e.to_string());
+            None
+        }
+    }
+}

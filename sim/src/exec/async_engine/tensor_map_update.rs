@@ -1,0 +1,99 @@
+//! Instructions that change tensor maps: `tensormap.replace`, and the fence that copies a map to global memory.
+
+use crate::exec::context::{Flow, InstructionContext, lanes_of};
+use crate::exec::memory_system::MemorySystem;
+use crate::exec::operands::addresses;
+use crate::exec::state::location::{LaneGroup, Location};
+use crate::finding::FindingKind;
+use crate::order::{AccessKind, AccessStrength};
+use crate::program::op::{AddressOperand, AddressWindow};
+use crate::tensor_map::{self, EncodedMap, MapField};
+
+/// Bytes of a tensor map.
+const MAP_BYTES: usize = 128;
+
+/// Operands of `tensormap.replace`.
+pub struct TensorMapReplace<'o> {
+    /// Address of the map.
+    pub map: &'o AddressOperand,
+    /// State space of the address.
+    pub window: AddressWindow,
+    /// Name of the field.
+    pub field: &'o str,
+    /// Dimension, for fields that have one a dimension.
+    pub ordinal: u32,
+    /// Register with the new value.
+    pub value: u32,
+    /// Whether the register has 64 bits.
+    pub wide: bool,
+}
+
+/// Executes `tensormap.replace`, lane by lane.
+pub fn tensormap_replace(cx: &mut InstructionContext, memory: &mut MemorySystem, r: &TensorMapReplace) -> Flow {
+    let regs = cx.regs();
+    let at = addresses(regs, r.map);
+    let values: [u64; 32] = if r.wide { regs.get64(r.value) } else { regs.get(r.value).map(u64::from) };
+    for lane in lanes_of(cx.mask) {
+        let found = memory.locate_bytes(cx, lane, r.window, at[lane as usize], MAP_BYTES as u64);
+        let Some((location, offset)) = found else { continue };
+        let data = memory.data_mut(&mut cx.grid.blocks, location);
+        let bytes = &mut data[offset as usize..offset as usize + MAP_BYTES];
+        let mut blob: EncodedMap = [0; MAP_BYTES];
+        blob.copy_from_slice(bytes);
+        let result = match MapField::parse(r.field) {
+            Some(field) => {
+                tensor_map::replace(&mut blob, field, r.ordinal, values[lane as usize]).map_err(|e| e.to_string())
+            }
+            None => Err(format!("tensormap.replace: no field {}", r.field)),
+        };
+        match result {
+            Ok(()) => bytes.copy_from_slice(&blob),
+            Err(e) => cx.report(FindingKind::OutOfBounds, lane, || e),
+        }
+        check_map_access(cx, memory, lane, (location, offset), AccessKind::Write);
+    }
+    cx.grid.changed();
+    Flow::Next
+}
+
+/// Executes `tensormap.cp_fenceproxy`: copies a map from shared to global memory and releases it to the tensor proxy.
+pub fn tensormap_copy(
+    cx: &mut InstructionContext,
+    memory: &mut MemorySystem,
+    dst: &AddressOperand,
+    src: &AddressOperand,
+) -> Flow {
+    if !cx.gather(u32::MAX) {
+        return Flow::Stop;
+    }
+    let (lane, mask) = (cx.first_lane(), cx.mask);
+    let (to, from) = (addresses(cx.regs(), dst)[lane as usize], addresses(cx.regs(), src)[lane as usize]);
+    let source = memory.locate_bytes(cx, lane, AddressWindow::Shared, from, MAP_BYTES as u64);
+    let Some((source, source_offset)) = source else { return Flow::Next };
+    let target = memory.locate_bytes(cx, lane, AddressWindow::Global, to, MAP_BYTES as u64);
+    let Some((target, target_offset)) = target else { return Flow::Next };
+    check_map_access(cx, memory, lane, (source, source_offset), AccessKind::Read);
+    check_map_access(cx, memory, lane, (target, target_offset), AccessKind::Write);
+    let bytes = memory.data(&cx.grid.blocks, source)[source_offset as usize..][..MAP_BYTES].to_vec();
+    let data = memory.data_mut(&mut cx.grid.blocks, target);
+    data[target_offset as usize..][..MAP_BYTES].copy_from_slice(&bytes);
+    cx.warp.order.fence_proxy(mask, true, true);
+    cx.warp.order.fence(mask, AccessStrength::Gpu);
+    cx.grid.changed();
+    Flow::Next
+}
+
+/// Checks one lane's access to the bytes of a map, as ordinary accesses of 16 bytes.
+fn check_map_access(
+    cx: &mut InstructionContext,
+    memory: &mut MemorySystem,
+    lane: u32,
+    (location, offset): (Location, u64),
+    access: AccessKind,
+) {
+    for part in (0..MAP_BYTES as u64).step_by(16) {
+        let (lanes, offsets) = (1 << lane, [offset + part; 32]);
+        let group = LaneGroup { location, lanes, offsets, consecutive: false };
+        memory.check(cx, access, &group, 16, AccessStrength::Weak, 0);
+    }
+}

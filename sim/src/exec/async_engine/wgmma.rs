@@ -1,0 +1,262 @@
+//! `wgmma.mma_async` and its fence, commit and wait: products of the four warps of a warpgroup.
+//!
+//! ```text
+//! issue:   each of the four warps issues the product; shadow memory notes the operands that it reads in shared memory
+//! compute: once all four have issued it and those before it are computed (at the latest when a warp waits for it)
+//! wait:    wgmma.wait_group makes the product complete for the whole warpgroup: any of its warps may then hand the
+//!          memory of the operands on
+//! ```
+//!
+//! PTX ISA, "Asynchronous warpgroup level matrix instructions".
+
+use super::wgmma_registers::check_registers_at_issue;
+use super::{AsyncEngine, completes_at_issue};
+use crate::exec::context::{Flow, InstructionContext};
+use crate::exec::grid::GridState;
+use crate::exec::memory_system::MemorySystem;
+use crate::exec::operands::undefined_registers;
+use crate::exec::state::location::Location;
+use crate::exec::state::warp::FragmentState;
+use crate::exec::state::wgmma::{ALL_WARPS, IssuedProduct, Warpgroup, WarpgroupProduct};
+use crate::finding::FindingKind;
+use crate::layout;
+use crate::matrix::wgmma::{DescriptorError, SharedOperand};
+use crate::order::{AccessKind, AsyncOpKind, OperandWriters};
+use crate::program::op::Wgmma;
+
+impl AsyncEngine {
+    /// Executes `wgmma.mma_async`: one warp's part of a product.
+    pub fn wgmma(&mut self, cx: &mut InstructionContext, memory: &mut MemorySystem, w: &Wgmma) -> Flow {
+        if !cx.gather(u32::MAX) {
+            return Flow::Stop;
+        }
+        let (group, quarter) = ((cx.warp.index / 4) as usize, cx.warp.index % 4);
+        let (lane, mask, pc) = (cx.first_lane(), cx.mask, cx.pc);
+        let warps = cx.block().warps.len();
+        if group * 4 + 4 > warps {
+            let n = warps - group * 4;
+            cx.report(FindingKind::Wgmma, lane, || format!("wgmma in a warpgroup of {n} warps; it takes four"));
+            return Flow::Next;
+        }
+        if quarter == 0 {
+            cx.grid.reporter.counts(pc).matrix_flops += w.op.flops();
+        }
+        check_registers_at_issue(cx, w);
+        let first = lane as usize;
+        let regs = cx.regs();
+        let differs = |values: &[u64; 32]| (0..32).any(|l| mask >> l & 1 != 0 && values[l] != values[first]);
+        let (a_desc, b_desc) = (w.a_desc.map(|s| regs.get64(s)), regs.get64(w.b_desc));
+        let undefined_desc = undefined_registers(regs, w.a_desc.iter().chain([&w.b_desc])) & mask != 0;
+        let bad_desc = undefined_desc || a_desc.as_ref().is_some_and(differs) || differs(&b_desc);
+        let descriptors = (a_desc.map(|a| a[first]), b_desc[first]);
+        let (p, negated) = w.scale_d;
+        let scale_d = (regs.predicates[p as usize] >> first & 1 != 0) != negated;
+        let undefined_inputs =
+            undefined_registers(regs, &w.a) & mask != 0 || scale_d && undefined_registers(regs, &w.d) & mask != 0;
+        let a_rows = (!w.a.is_empty()).then(|| Box::new(std::array::from_fn(|i| regs.get(w.a[i]))));
+        if bad_desc {
+            cx.report(FindingKind::Wgmma, lane, || "a wgmma descriptor differs between lanes or is undefined".into());
+        }
+        let number = cx.warp.wgmma.next_product();
+        let block = cx.block_mut();
+        block.warpgroups.resize_with(warps / 4, Warpgroup::default);
+        let index = (number - block.warpgroups[group].first) as usize;
+        let begun = block.warpgroups[group].products.get(index);
+        let begun = begun.filter(|p| p.descriptors == descriptors && p.pc == pc).map(|p| (p.a, p.b));
+        cx.fragment.backward_branches = 0;
+        let operands = match begun {
+            Some(operands) => Ok(operands),
+            None => self.decode_operands(cx.block().shared.len(), w, descriptors),
+        };
+        let (a, b) = match operands {
+            Ok(operands) => operands,
+            Err(e) => {
+                cx.report(FindingKind::Wgmma, lane, || e.to_string());
+                return Flow::Next;
+            }
+        };
+        if undefined_inputs {
+            cx.report(FindingKind::Uninitialized, lane, || "wgmma reads undefined registers".into());
+        }
+        let products = &mut cx.grid.blocks[cx.warp.slot].warpgroups[group].products;
+        if index == products.len() {
+            let op = memory.ops.start(AsyncOpKind::Wgmma, &cx.warp.order, mask, pc);
+            let writers = OperandWriters::default();
+            let (issued, waited, computed) = (0, 0, false);
+            products.push_back(WarpgroupProduct { pc, op, descriptors, a, b, writers, issued, waited, computed });
+        }
+        let product = &mut products[index];
+        product.issued |= 1 << quarter;
+        let (other, differs, complete) = (product.pc, product.descriptors != descriptors, product.issued == ALL_WARPS);
+        if other != pc {
+            let (line, site) = (cx.grid.context.line(other), cx.site(lane));
+            cx.grid.reporter.report_with(FindingKind::Wgmma, site, Some(other), None, || {
+                format!("a warp executes this wgmma while others of its warpgroup execute the one at line {line}")
+            });
+        } else if differs {
+            cx.report(FindingKind::Wgmma, lane, || {
+                "a wgmma descriptor differs between the warps of the warpgroup".into()
+            });
+        }
+        self.check_operands(cx, memory, (group, index), (a, b));
+        let function = cx.warp.frame(cx.fragment.frame).function;
+        // The accumulators count as defined from here on; until the product is complete no instruction may access them.
+        let regs = cx.regs_mut();
+        w.d.iter().for_each(|&s| regs.undefined[s as usize] &= !mask);
+        cx.warp.wgmma.issued.push_back(IssuedProduct {
+            function,
+            index: pc - cx.grid.context.kernel.functions[function as usize].first,
+            pc,
+            frame: cx.fragment.frame,
+            mask,
+            scale_d,
+            a: a_rows,
+            copies: Vec::new(),
+        });
+        if complete {
+            cx.grid.changed();
+            cx.block_mut().wgmma_issued = true;
+            if completes_at_issue(cx.grid, 2) {
+                self.compute_products(cx.grid, cx.warp, number + 1);
+            }
+        }
+        Flow::Next
+    }
+
+    /// Decodes the operands of these descriptors and checks that they lie in the block's shared memory.
+    fn decode_operands(
+        &mut self,
+        shared_bytes: usize,
+        w: &Wgmma,
+        descriptors: (Option<u64>, u64),
+    ) -> Result<(Option<SharedOperand>, SharedOperand), DescriptorError> {
+        let a = descriptors.0.map(|bits| w.op.operand_a(bits)).transpose()?;
+        let b = w.op.operand_b(descriptors.1)?;
+        let (start, end) = (layout::SHARED_START, layout::SHARED_START + shared_bytes as u32);
+        for operand in a.iter().chain(Some(&b)) {
+            if self.operand_runs.contains_key(operand) {
+                continue;
+            }
+            operand.check_range(start, end)?;
+            let mut runs = Vec::new();
+            operand.for_each_run(|at, n| runs.push(((at - start) as u64, n as u64)));
+            self.operand_runs.insert(*operand, runs);
+        }
+        Ok((a, b))
+    }
+
+    /// Checks that this warp's issue of a product is ordered after the writes of its operands.
+    fn check_operands(
+        &mut self,
+        cx: &mut InstructionContext,
+        memory: &mut MemorySystem,
+        (group, index): (usize, usize),
+        (a, b): (Option<SharedOperand>, SharedOperand),
+    ) {
+        if cx.grid.context.options.count_only {
+            return;
+        }
+        let (lane, pc, slot) = (cx.first_lane(), cx.pc, cx.warp.slot);
+        let product = &mut cx.block_mut().warpgroups[group].products[index];
+        // The first warp finds the writers of all bytes; the others check only those writers.
+        let known = (a, b) == (product.a, product.b) && product.issued.count_ones() > 1;
+        let (op, mut writers) = (product.op, std::mem::take(&mut product.writers));
+        let mut runs = std::mem::take(&mut self.runs);
+        runs.clear();
+        if !known {
+            for operand in a.iter().chain(Some(&b)) {
+                runs.extend_from_slice(self.operand_runs.get(operand).map_or(&[], Vec::as_slice));
+            }
+        }
+        memory.check_shadow(cx, Location::Shared(slot), AccessKind::Read, 0, |shadow, warp, order, found| {
+            if known {
+                shadow.recheck_wgmma_operand(&writers, op, warp, lane, pc, order, found);
+            } else {
+                shadow.read_wgmma_operand(&runs, op, warp, lane, pc, order, &mut writers, found);
+            }
+        });
+        self.runs = runs;
+        cx.block_mut().warpgroups[group].products[index].writers = writers;
+    }
+
+    /// Executes `wgmma.wait_group`: all but the last `groups` committed groups are complete.
+    pub fn wgmma_wait(&mut self, cx: &mut InstructionContext, memory: &mut MemorySystem, groups: u32) -> Flow {
+        if !cx.gather(u32::MAX) {
+            return Flow::Stop;
+        }
+        let state = &cx.warp.wgmma;
+        let over = state.groups.len().saturating_sub(groups as usize);
+        let Some(&end) = over.checked_sub(1).and_then(|last| state.groups.get(last)) else { return Flow::Next };
+        let (group, from) = ((cx.warp.index / 4) as usize, state.waited);
+        let range = |here: &Warpgroup| (from - here.first) as usize..(end - here.first) as usize;
+        if let Some(here) = cx.block().warpgroups.get(group)
+            && here.products.range(range(here)).any(|p| p.issued != ALL_WARPS)
+        {
+            cx.fragment.gathered = true;
+            cx.fragment.state = FragmentState::Wgmma;
+            return Flow::Stop;
+        }
+        self.compute_products(cx.grid, cx.warp, end);
+        if let Some(here) = cx.grid.blocks[cx.warp.slot].warpgroups.get_mut(group) {
+            for product in here.products.range_mut(range(here)) {
+                product.waited |= 1 << (cx.warp.index % 4);
+                memory.ops.mark_observed_by_warp(product.op, &cx.warp.order);
+            }
+            while here.products.front().is_some_and(|p| p.waited == ALL_WARPS) {
+                here.products.pop_front();
+                here.first += 1;
+            }
+        }
+        let state = &mut cx.warp.wgmma;
+        state.groups.drain(..over);
+        state.issued.drain(..(end - from) as usize);
+        state.waited = end;
+        Flow::Next
+    }
+}
+
+/// Executes `wgmma.fence`.
+pub fn wgmma_fence(cx: &mut InstructionContext) -> Flow {
+    if !cx.gather(u32::MAX) {
+        return Flow::Stop;
+    }
+    cx.warp.wgmma.fence();
+    Flow::Next
+}
+
+/// Executes `wgmma.commit_group`.
+pub fn wgmma_commit(cx: &mut InstructionContext) -> Flow {
+    if !cx.gather(u32::MAX) {
+        return Flow::Stop;
+    }
+    cx.warp.wgmma.commit();
+    Flow::Next
+}
+
+/// Reports products that some warps of their warpgroup never issued, and `setmaxnreg`s that some never executed, in a block
+/// that ends or is stuck.
+pub fn report_missing_warps(grid: &mut GridState, slot: u32) {
+    let Some(block) = grid.blocks.get_mut(slot) else { return };
+    let warpgroups = std::mem::take(&mut block.warpgroups);
+    let lists: Vec<Vec<u32>> = block.warps.iter().flatten().map(|w| w.setmaxnreg.clone()).collect();
+    for (group, here) in warpgroups.into_iter().enumerate() {
+        for p in here.products.iter().filter(|p| p.issued != ALL_WARPS) {
+            let (issued, missing): (Vec<usize>, Vec<usize>) =
+                (4 * group..4 * group + 4).partition(|warp| p.issued >> (warp % 4) & 1 != 0);
+            let site = grid.site(slot, issued.first().map_or(0, |&warp| warp as u32), 0, p.pc);
+            grid.reporter.report(FindingKind::Wgmma, site, || {
+                format!("warps {missing:?} of the warpgroup do not execute this wgmma")
+            });
+        }
+    }
+    for (group, four) in lists.chunks(4).enumerate() {
+        let longest = four.iter().max_by_key(|l| l.len()).expect("a chunk is not empty");
+        if let Some(other) = four.iter().find(|l| *l != longest) {
+            let at = longest.iter().zip(other).position(|(a, b)| a != b).unwrap_or(other.len());
+            let site = grid.site(slot, 4 * group as u32, 0, longest[at]);
+            grid.reporter.report(FindingKind::Setmaxnreg, site, || {
+                "setmaxnreg is not executed by all four warps of the warpgroup".into()
+            });
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! Computes wgmma products: reads the operands once and writes the accumulators of all four warps.
+
+use super::AsyncEngine;
+use super::wgmma_registers::product_instruction;
+use crate::exec::grid::GridState;
+use crate::exec::state::warp::Warp;
+use crate::exec::state::wgmma::ALL_WARPS;
+use crate::layout;
+use crate::matrix::Lanes;
+use crate::matrix::wgmma::SharedOperand;
+
+impl AsyncEngine {
+    /// Computes the products of the warp's warpgroup below number `end` that are not computed yet. Products take effect in
+    /// order: the first one that a warp has not issued ends the list.
+    pub(super) fn compute_products(&mut self, grid: &mut GridState, warp: &mut Warp, end: u64) {
+        let group = (warp.index / 4) as usize;
+        let Some(here) = grid.blocks[warp.slot].warpgroups.get(group) else { return };
+        let first = here.first;
+        let count = (end.saturating_sub(first) as usize).min(here.products.len());
+        for index in 0..count {
+            let product = &mut grid.blocks[warp.slot].warpgroups[group].products[index];
+            if product.computed {
+                continue;
+            }
+            if product.issued != ALL_WARPS {
+                return;
+            }
+            product.computed = true;
+            let (a, b) = (product.a, product.b);
+            self.compute(grid, warp, first + index as u64, a, b);
+        }
+    }
+
+    /// Computes product `number` for the four warps. The running warp is not in its block, so it is passed separately.
+    fn compute(
+        &mut self,
+        grid: &mut GridState,
+        warp: &mut Warp,
+        number: u64,
+        a: Option<SharedOperand>,
+        b: SharedOperand,
+    ) {
+        let mut tiles = self.tiles.take().unwrap_or_default();
+        let mut sums = std::mem::take(&mut self.sums);
+        let mut read = false;
+        let context = grid.context;
+        let block = &mut grid.blocks[warp.slot];
+        let shared = &block.shared;
+        for quarter in 0..4u32 {
+            let index = warp.index & !3 | quarter;
+            let member = if index == warp.index {
+                &mut *warp
+            } else {
+                match &mut block.warps[index as usize] {
+                    Some(other) => &mut **other,
+                    None => continue,
+                }
+            };
+            let Some(at) = number.checked_sub(member.wgmma.waited) else { continue };
+            let Some(issued) = member.wgmma.issued.get(at as usize) else { continue };
+            let w = product_instruction(&context, issued);
+            let frame = member.frames.get_mut(issued.frame as usize).and_then(|f| f.as_mut());
+            let Some(regs) = frame.map(|frame| &mut frame.regs) else { continue };
+            if !context.options.count_only {
+                let fetch = |at: u32| -> [u8; 16] {
+                    let from = (at - layout::SHARED_START) as usize;
+                    shared[from..from + 16].try_into().expect("16 bytes")
+                };
+                if !read {
+                    if let Some(a) = &a {
+                        tiles.read_a(&w.op, a, fetch);
+                    }
+                    tiles.read_b(&w.op, &b, fetch);
+                    read = true;
+                }
+                if let Some(rows) = &issued.a {
+                    tiles.set_a(&w.op, quarter as usize, &rows[..]);
+                }
+                if issued.mask == u32::MAX {
+                    let registers: &mut [Lanes] = bytemuck::cast_slice_mut(&mut regs.rows);
+                    w.op.run_in(&tiles, quarter as usize, issued.scale_d, registers, &w.d);
+                } else {
+                    sums.resize(w.d.len(), [0; 32]);
+                    sums.iter_mut().zip(&w.d).for_each(|(sum, &s)| *sum = regs.get(s));
+                    w.op.run(&tiles, quarter as usize, issued.scale_d, &mut sums);
+                    for (&s, value) in w.d.iter().zip(&sums) {
+                        regs.set(s, value, issued.mask);
+                    }
+                }
+                for (to, from) in &issued.copies {
+                    let value = regs.get(*from);
+                    regs.set(*to, &value, issued.mask);
+                }
+            }
+            for s in w.d.iter().chain(issued.copies.iter().map(|c| &c.0)) {
+                regs.undefined[*s as usize] &= !issued.mask;
+            }
+        }
+        self.tiles = Some(tiles);
+        self.sums = sums;
+    }
+}

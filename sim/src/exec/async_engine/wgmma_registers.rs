@@ -1,0 +1,144 @@
+//! Registers of wgmma: no ordinary instruction may access an accumulator or write a register of A between the product's
+//! issue and the wait for it.
+
+use crate::exec::context::InstructionContext;
+use crate::exec::grid::{GridContext, GridState};
+use crate::exec::state::warp::Warp;
+use crate::exec::state::wgmma::{IssuedProduct, WarpWgmma};
+use crate::finding::FindingKind;
+use crate::program::op::{Op, Wgmma};
+use crate::program::uses::WgmmaRegisterUse;
+
+/// An access to a register of a product that is not complete: the product's instruction, the register's role, and the verb
+/// of the message.
+type Hazard = (u32, &'static str, &'static str);
+
+/// The wgmma instruction that issued a product.
+pub(super) fn product_instruction<'a>(context: &GridContext<'a>, issued: &IssuedProduct) -> &'a Wgmma {
+    match &context.kernel.functions[issued.function as usize].instrs[issued.index as usize].op {
+        Op::Wgmma(w) => w,
+        _ => unreachable!("only a wgmma issues a product"),
+    }
+}
+
+/// Reports hazards at the issue of a wgmma: registers accessed since the last fence, or in use by another product.
+pub(super) fn check_registers_at_issue(cx: &mut InstructionContext, w: &Wgmma) {
+    let (lane, context) = (cx.first_lane(), cx.grid.context);
+    let site = cx.site(lane);
+    let state = &cx.warp.wgmma;
+    let reporter = &mut cx.grid.reporter;
+    if !state.fenced {
+        reporter.report(FindingKind::Wgmma, site, || "wgmma without any wgmma.fence before it".into());
+    } else if state.any_touched && w.a.iter().chain(&w.d).any(|&s| state.is_touched(s)) {
+        reporter.report(FindingKind::Wgmma, site, || {
+            "wgmma on registers that were accessed since the last wgmma.fence".into()
+        });
+    }
+    if !state.late.is_empty() && w.a.iter().chain(&w.d).any(|s| state.late.contains(s)) {
+        reporter.note(site.pc, "registers of this wgmma are accessed between its wgmma.fence and it");
+    }
+    let issued = state.issued.iter().enumerate();
+    for (n, issued) in issued.filter(|(_, issued)| issued.frame == cx.fragment.frame) {
+        let other = product_instruction(&context, issued);
+        let unfenced = state.waited + n as u64 >= state.fence_at;
+        let shape = |w: &Wgmma| (w.op.n, w.op.accumulator);
+        let other_shape = || shape(w) != shape(other) && w.d.iter().any(|s| other.d.contains(s));
+        if w.a.iter().any(|s| other.d.contains(s)) || unfenced && other_shape() {
+            let line = context.line(issued.pc);
+            reporter.report_with(FindingKind::Wgmma, site, Some(issued.pc), None, || {
+                format!(
+                    "wgmma on accumulators of the wgmma at line {line}, which is not waited for and of another shape"
+                )
+            });
+        }
+    }
+}
+
+/// Records that an ordinary instruction accesses the registers `watch`, which wgmma uses too, and reports hazards.
+#[cold]
+#[inline(never)]
+pub fn access_wgmma_registers(
+    grid: &mut GridState,
+    warp: &mut Warp,
+    frame: u32,
+    watch: &WgmmaRegisterUse,
+    mask: u32,
+    pc: u32,
+) {
+    let context = grid.context;
+    let state = &mut warp.wgmma;
+    let mut hazard = None;
+    if watch.copies && !watch.writes.is_empty() {
+        hazard = move_register(&context, state, frame, watch.reads.first().copied(), watch.writes[0]);
+    } else {
+        for &s in &watch.reads {
+            state.touch(s, true);
+            let in_use = |p: &&IssuedProduct| {
+                product_instruction(&context, p).d.contains(&s) || p.copies.iter().any(|c| c.0 == s)
+            };
+            let product = state.issued.iter().filter(|p| p.frame == frame).find(in_use);
+            hazard = hazard.or(product.map(|p| (p.pc, "an accumulator", "read")));
+        }
+        for &s in &watch.writes {
+            state.touch(s, true);
+            hazard = hazard.or(overwrite_register(&context, state, frame, s));
+        }
+    }
+    if let Some((other, register, verb)) = hazard {
+        let site = grid.site(warp.slot, warp.index, mask.trailing_zeros(), pc);
+        let line = context.line(other);
+        grid.reporter.report_with(FindingKind::Wgmma, site, Some(other), None, || {
+            format!("{register} of the wgmma at line {line} is {verb} before wgmma.wait_group covers it")
+        });
+    }
+}
+
+/// Records a write to a register; returns the product that must not see it.
+fn overwrite_register(context: &GridContext, state: &mut WarpWgmma, frame: u32, register: u32) -> Option<Hazard> {
+    let mut hazard = None;
+    for p in state.issued.iter_mut().filter(|p| p.frame == frame) {
+        let w = product_instruction(context, p);
+        if w.d.contains(&register) {
+            hazard = hazard.or(Some((p.pc, "an accumulator", "written")));
+        } else if w.a.contains(&register) {
+            hazard = hazard.or(Some((p.pc, "a register of A", "written")));
+        }
+        p.copies.retain(|c| c.0 != register);
+    }
+    hazard
+}
+
+/// Records a move between registers. The compiler renames accumulators of incomplete products by moves, so such a move is no
+/// hazard: the result is moved along when the product is computed.
+fn move_register(
+    context: &GridContext,
+    state: &mut WarpWgmma,
+    frame: u32,
+    from: Option<u32>,
+    to: u32,
+) -> Option<Hazard> {
+    if let Some(from) = from {
+        state.touch(to, state.is_touched(from));
+    }
+    let accumulator_of = |p: &IssuedProduct| {
+        let from = from?;
+        let copied = p.copies.iter().find(|c| c.0 == from).map(|c| c.1);
+        copied.or_else(|| product_instruction(context, p).d.contains(&from).then_some(from))
+    };
+    let newest = (0..state.issued.len())
+        .rev()
+        .find(|&i| state.issued[i].frame == frame && accumulator_of(&state.issued[i]).is_some());
+    let Some(newest) = newest else { return overwrite_register(context, state, frame, to) };
+    let accumulator = accumulator_of(&state.issued[newest])?;
+    let mut hazard = None;
+    for p in state.issued.iter_mut().filter(|p| p.frame == frame) {
+        p.copies.retain(|c| c.0 != to);
+        if product_instruction(context, p).a.contains(&to) {
+            hazard = Some((p.pc, "a register of A", "written"));
+        }
+    }
+    if to != accumulator {
+        state.issued[newest].copies.push((to, accumulator));
+    }
+    hazard
+}

@@ -1,0 +1,141 @@
+//! The context of one instruction: the lanes that execute it and the grid that it acts on. Every instruction handler takes
+//! one instead of a list of arguments.
+
+use super::grid::GridState;
+use super::state::block::Block;
+use super::state::warp::{Fragment, FragmentState, Warp};
+use crate::finding::{FindingKind, Site};
+use crate::regs::Registers;
+
+/// What the interpreter does after an instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flow {
+    /// Continue with the next instruction.
+    Next,
+    /// Continue at the fragment's `pc`, which the instruction has set.
+    Jumped,
+    /// Leave the fragment: it waits (its state says for what) or has no lanes left.
+    Stop,
+}
+
+/// One instruction as a fragment of a warp executes it.
+pub struct InstructionContext<'i, 'a> {
+    /// The running grid. It holds the warp's block, but not the warp, which is out of its block while it runs.
+    pub grid: &'i mut GridState<'a>,
+    /// The warp.
+    pub warp: &'i mut Warp,
+    /// The fragment of the warp that executes the instruction.
+    pub fragment: &'i mut Fragment,
+    /// Lanes that execute the instruction: those of the fragment whose guard is true.
+    pub mask: u32,
+    /// Index of the instruction in the kernel.
+    pub pc: u32,
+}
+
+impl InstructionContext<'_, '_> {
+    /// The block of the warp.
+    #[inline]
+    pub fn block(&self) -> &Block {
+        &self.grid.blocks[self.warp.slot]
+    }
+
+    /// The block of the warp, to be changed.
+    #[inline]
+    pub fn block_mut(&mut self) -> &mut Block {
+        &mut self.grid.blocks[self.warp.slot]
+    }
+
+    /// The registers of the fragment's frame.
+    #[inline(always)]
+    pub fn regs(&self) -> &Registers {
+        self.warp.regs(self.fragment.frame)
+    }
+
+    /// The registers of the fragment's frame, to be changed.
+    #[inline(always)]
+    pub fn regs_mut(&mut self) -> &mut Registers {
+        self.warp.regs_mut(self.fragment.frame)
+    }
+
+    /// The lowest lane that executes the instruction.
+    #[inline]
+    pub fn first_lane(&self) -> u32 {
+        self.mask.trailing_zeros()
+    }
+
+    /// The site of a lane at this instruction.
+    pub fn site(&self, lane: u32) -> Site {
+        self.grid.site(self.warp.slot, self.warp.index, lane, self.pc)
+    }
+
+    /// Reports a defect of a lane at this instruction.
+    pub fn report(&mut self, kind: FindingKind, lane: u32, message: impl FnOnce() -> String) {
+        let site = self.site(lane);
+        self.grid.reporter.report(kind, site, message);
+    }
+
+    /// Reports a defect of a lane at this instruction at an address in a state space.
+    pub fn report_at(
+        &mut self,
+        kind: FindingKind,
+        lane: u32,
+        (space, address): (&'static str, u64),
+        message: impl FnOnce() -> String,
+    ) {
+        let site = self.site(lane);
+        self.grid.reporter.report_with(kind, site, None, Some((space, address)), message);
+    }
+
+    /// Removes the lanes `undefined` from the mask and reports them: their address depends on an undefined register.
+    pub fn drop_undefined_addresses(&mut self, undefined: u32) {
+        let undefined = undefined & self.mask;
+        if undefined != 0 {
+            self.report(FindingKind::Uninitialized, undefined.trailing_zeros(), || {
+                "an address depends on an undefined register".into()
+            });
+            self.mask &= !undefined;
+        }
+    }
+
+    /// Makes the fragment wait until the lanes `members` stand together at this instruction; returns whether they do.
+    pub fn gather(&mut self, members: u32) -> bool {
+        if self.fragment.gathered {
+            self.fragment.gathered = false;
+            return true;
+        }
+        if members & self.warp.live & !self.mask == 0 {
+            return true;
+        }
+        self.fragment.state = FragmentState::Gather { members, same_instruction: true };
+        false
+    }
+
+    /// Records a change of memory by this fragment, which shows that it does not wait in a loop.
+    #[inline]
+    pub fn changed_memory(&mut self) {
+        self.grid.changed();
+        self.fragment.backward_branches = 0;
+    }
+
+    /// Sets the lanes of the mask in a 32-bit register.
+    pub fn set(&mut self, register: u32, values: &[u32; 32]) {
+        let mask = self.mask;
+        let regs = self.regs_mut();
+        regs.set(register, values, mask);
+        regs.undefined[register as usize] &= !mask;
+    }
+
+    /// Sets the lanes of the mask in a 64-bit register.
+    pub fn set64(&mut self, register: u32, values: &[u64; 32]) {
+        let mask = self.mask;
+        let regs = self.regs_mut();
+        regs.set64(register, values, mask);
+        regs.undefined[register as usize] &= !mask;
+    }
+}
+
+/// The lanes of a mask in ascending order.
+#[inline]
+pub fn lanes_of(mask: u32) -> impl Iterator<Item = u32> {
+    (0..32).filter(move |lane| mask >> lane & 1 != 0)
+}

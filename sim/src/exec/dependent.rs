@@ -1,0 +1,68 @@
+//! Programmatic dependent launch: a secondary grid that may start before its primary grid has ended. PTX ISA,
+//! "griddepcontrol".
+//!
+//! What a thread of the secondary grid does before `griddepcontrol.wait` is not ordered after the primary grid. The simulator
+//! runs that part first and the primary grid afterwards, so that race checks of the primary grid find every conflict:
+//!
+//! ```text
+//! run the secondary grid until its resident blocks wait at griddepcontrol.wait (or end)
+//! run the primary grid on the same memory; conflicts with the secondary grid are the secondary grid's findings
+//! wake the secondary grid and run it to its end
+//! ```
+
+use super::launch::{ExecOptions, LaunchError, SimLaunch, SimOutcome, check_launch, map_variables};
+use super::machine::Machine;
+use super::reporter::DependentGrid;
+use crate::finding::Findings;
+use crate::memory::SimMemory;
+use crate::order::MAX_BLOCKS;
+
+/// Runs `primary`, and `secondary` as its dependent launch. Accesses of `secondary` before its `griddepcontrol.wait` that
+/// conflict with `primary` are races. A kernel without that instruction does not wait. Returns the outcomes of the two grids.
+///
+/// # Errors
+/// A launch that is outside of the limits of its kernel or of the GPU.
+pub fn run_pair(
+    primary: SimLaunch,
+    secondary: SimLaunch,
+    memory: &mut SimMemory,
+    options: &ExecOptions,
+) -> Result<(SimOutcome, SimOutcome), LaunchError> {
+    check_launch(primary.kernel, primary.launch, options)?;
+    check_launch(secondary.kernel, secondary.launch, options)?;
+    map_variables(primary.program, memory);
+    map_variables(secondary.program, memory);
+    let blocks = |launch: SimLaunch| launch.launch.grid.iter().product::<u32>();
+    // A multiple of the secondary grid's blocks, so that blocks of a cluster keep their numbers modulo the grid.
+    let first_block = blocks(primary).next_multiple_of(blocks(secondary));
+    let end = first_block + blocks(secondary);
+    if end > MAX_BLOCKS {
+        let problem = format!("{end} blocks of both grids are more than can be simulated");
+        return Err(LaunchError::Invalid { what: "grid", problem });
+    }
+    let mut late = Machine::new(secondary, std::mem::take(memory), options, first_block);
+    late.interpreter.grid.primary_runs = true;
+    late.run();
+    let buffers = std::mem::take(&mut late.interpreter.memory.buffers);
+    let mut early = Machine::new(primary, buffers, options, 0);
+    let findings = Findings::default();
+    early.interpreter.grid.reporter.dependent = Some(DependentGrid { launch: secondary, first_block, findings });
+    // Shadow memory names asynchronous operations of both grids, so both need the same list of them.
+    let memories = (&mut early.interpreter.memory, &mut late.interpreter.memory);
+    std::mem::swap(&mut memories.0.ops, &mut memories.1.ops);
+    std::mem::swap(&mut memories.0.sync_vars, &mut memories.1.sync_vars);
+    early.run();
+    std::mem::swap(&mut early.interpreter.memory.ops, &mut late.interpreter.memory.ops);
+    if let Some(dependent) = early.interpreter.grid.reporter.dependent.take() {
+        late.interpreter.grid.reporter.merge_findings(dependent.findings);
+    }
+    let (outcome, mut buffers) = early.finish();
+    buffers.end_launch();
+    late.interpreter.memory.buffers = buffers;
+    late.scheduler.primary_ended(&mut late.interpreter.grid);
+    late.run();
+    let (dependent, back) = late.finish();
+    *memory = back;
+    memory.end_launch();
+    Ok((outcome, dependent))
+}

@@ -1,0 +1,79 @@
+//! Instructions on addresses: `cvta`, `isspacep`, `mapa`, `getctarank`, `alloca`.
+
+use crate::exec::context::{Flow, InstructionContext};
+use crate::exec::operands::{lanes_where, set_predicate, set_undefined};
+use crate::layout;
+use crate::program::op::AddressWindow;
+
+/// Executes `cvta`: an address in a state space from or, with `to`, to a generic address.
+pub fn cvta(cx: &mut InstructionContext, (dst, src): (u32, u32), wide: bool, window: AddressWindow, to: bool) -> Flow {
+    let base = match window {
+        AddressWindow::Shared | AddressWindow::SharedCluster => layout::SHARED,
+        AddressWindow::Local => layout::LOCAL,
+        AddressWindow::KernelParam | AddressWindow::FrameParam => layout::PARAM,
+        _ => 0,
+    };
+    let mask = cx.mask;
+    let regs = cx.regs_mut();
+    let undefined = regs.undefined[src as usize] & mask;
+    if wide {
+        let a = regs.get64(src);
+        let out = if to { a.map(|a| a.wrapping_sub(base)) } else { a.map(|a| a.wrapping_add(base)) };
+        regs.set64(dst, &out, mask);
+    } else {
+        let a = regs.get(src);
+        regs.set(dst, &a, mask);
+    }
+    set_undefined(regs, dst, undefined, mask);
+    Flow::Next
+}
+
+/// Executes `isspacep`: whether a generic address lies in a state space.
+pub fn isspacep(cx: &mut InstructionContext, dst: u32, src: u32, window: AddressWindow) -> Flow {
+    let (rank, mask) = (cx.block().rank, cx.mask);
+    let addresses = cx.regs().get64(src);
+    let inside = |l: usize| {
+        let found = layout::window(addresses[l]).unwrap_or(AddressWindow::Global);
+        let own = || layout::split_cluster_address(addresses[l] as u32).0.is_none_or(|r| r == rank);
+        match window {
+            AddressWindow::SharedCluster => found == AddressWindow::Shared,
+            AddressWindow::Shared => found == AddressWindow::Shared && own(),
+            AddressWindow::FrameParam => found == AddressWindow::KernelParam,
+            window => found == window,
+        }
+    };
+    set_predicate(cx.regs_mut(), dst, lanes_where(u32::MAX, inside), mask);
+    Flow::Next
+}
+
+/// Executes `mapa`: the shared address in the block of another rank.
+pub fn mapa(cx: &mut InstructionContext, (dst, src): (u32, u32), rank: u32, wide: bool, generic: bool) -> Flow {
+    let regs = cx.regs();
+    let ranks = regs.get(rank);
+    if wide {
+        let a = regs.get64(src);
+        let base = if generic { layout::SHARED } else { 0 };
+        let mapped = |l: usize| base + layout::cluster_address(a[l] as u32, ranks[l]) as u64;
+        cx.set64(dst, &std::array::from_fn(mapped));
+    } else {
+        let a = regs.get(src);
+        cx.set(dst, &std::array::from_fn(|l| layout::cluster_address(a[l], ranks[l])));
+    }
+    Flow::Next
+}
+
+/// Executes `getctarank`: the rank of the block that a shared address lies in.
+pub fn cta_rank(cx: &mut InstructionContext, dst: u32, src: u32, wide: bool) -> Flow {
+    let (rank, regs) = (cx.block().rank, cx.regs());
+    let addresses: [u32; 32] = if wide { regs.get64(src).map(|a| a as u32) } else { regs.get(src) };
+    cx.set(dst, &addresses.map(|a| layout::split_cluster_address(a).0.unwrap_or(rank)));
+    Flow::Next
+}
+
+/// Executes `alloca`: grows the stack of local memory.
+pub fn alloca(cx: &mut InstructionContext, dst: u32, size: u32) -> Flow {
+    let bytes = cx.regs().get64(size)[cx.first_lane() as usize] as u32;
+    let base = cx.warp.grow_local(bytes);
+    cx.set64(dst, &[base as u64; 32]);
+    Flow::Next
+}

@@ -1,0 +1,182 @@
+//! Control flow of a fragment: indexed branches, calls, returns and exits.
+
+use super::frames::{copy_argument, enter_function};
+use super::host;
+use crate::exec::context::{Flow, InstructionContext};
+use crate::exec::memory_system::MemorySystem;
+use crate::exec::operands::lanes_where;
+use crate::exec::state::warp::{Join, NO_JOIN};
+use crate::finding::FindingKind;
+use crate::layout;
+use crate::program::op::{Call, CallTarget, Op};
+
+/// Executes `brx.idx`: a branch to one of `targets` by the value of a register. The lanes meet again at `reconverge`.
+pub fn branch_indexed(cx: &mut InstructionContext, index: u32, targets: &[u32], reconverge: Option<u32>) -> Flow {
+    let values = cx.regs().get(index);
+    let here = cx.fragment.pc;
+    let mut left = cx.mask;
+    let mut groups: Vec<(u32, u32)> = Vec::new();
+    while left != 0 {
+        let value = values[left.trailing_zeros() as usize];
+        let same = lanes_where(left, |l| values[l] == value);
+        left &= !same;
+        match targets.get(value as usize) {
+            Some(&target) => groups.push((target, same)),
+            None => {
+                let n = targets.len();
+                cx.report(FindingKind::OutOfBounds, same.trailing_zeros(), || {
+                    format!("brx.idx: index {value} of {n} targets")
+                });
+                groups.push((here + 1, same));
+            }
+        }
+    }
+    if cx.mask != cx.fragment.mask {
+        groups.push((here + 1, cx.fragment.mask & !cx.mask));
+    }
+    let Some((target, last)) = groups.pop() else { return Flow::Next };
+    for (target, same) in groups {
+        let rest = cx.fragment.mask & !same;
+        let mut part = cx.warp.split(cx.fragment, same, target, here, reconverge);
+        // The group that jumps becomes a fragment of its own; the rest is split further.
+        std::mem::swap(cx.fragment, &mut part);
+        cx.warp.fragments.push(part);
+        debug_assert_eq!(cx.fragment.mask, rest);
+    }
+    debug_assert_eq!(cx.fragment.mask, last);
+    cx.fragment.pc = target;
+    Flow::Jumped
+}
+
+/// Executes `call`.
+pub fn call(cx: &mut InstructionContext, memory: &mut MemorySystem, call: &Call) -> Flow {
+    let function = match call.target {
+        CallTarget::Function(f) => f,
+        CallTarget::Indirect(slot) => match indirect_target(cx, slot) {
+            Ok(f) => f,
+            Err(flow) => return flow,
+        },
+        CallTarget::Vprintf => return host::vprintf(cx, memory, call),
+        CallTarget::AssertFail => return host::assert_fail(cx, memory, call),
+        CallTarget::Malloc => return host::malloc(cx, memory, call),
+        CallTarget::Free => return host::free(cx, memory, call),
+        CallTarget::Unknown(name) => {
+            let name = &cx.grid.context.kernel.unknown[name as usize];
+            cx.report(FindingKind::Unsupported, cx.first_lane(), || {
+                format!("call of {name}, which is declared and not defined")
+            });
+            return Flow::Next;
+        }
+    };
+    let (parent, next, mask, all) = (cx.fragment.frame, cx.fragment.pc + 1, cx.mask, cx.fragment.mask);
+    // All lanes of the call meet again behind it.
+    let join = Join { pc: next, frame: parent, expected: all, arrived: 0, parent: cx.fragment.join };
+    let mut rest = *cx.fragment;
+    let join = cx.warp.push_join(join);
+    let block = &cx.grid.blocks[cx.warp.slot];
+    let frame = enter_function(&cx.grid.context, block, cx.warp, function, Some((parent, next)), mask);
+    let callee = &cx.grid.context.kernel.functions[function as usize];
+    for (from, to) in call.args.iter().zip(&callee.formals) {
+        copy_argument(cx.warp, (parent, *from), (frame, *to), mask);
+    }
+    if mask != all {
+        (rest.mask, rest.pc, rest.join, rest.join_pc) = (all & !mask, next, join, next);
+        cx.warp.fragments.push(rest);
+    }
+    cx.fragment.mask = mask;
+    cx.fragment.frame = frame;
+    cx.fragment.pc = 0;
+    cx.fragment.join = join;
+    cx.fragment.join_pc = NO_JOIN;
+    Flow::Jumped
+}
+
+/// The function that an indirect call calls. Lanes with another target than the lowest one are split off and execute the call
+/// again. `Err` is what the interpreter does instead of the call.
+fn indirect_target(cx: &mut InstructionContext, slot: u32) -> Result<u32, Flow> {
+    let regs = cx.regs();
+    let (address, undefined, mask) = (regs.get64(slot), regs.undefined[slot as usize], cx.mask);
+    cx.drop_undefined_addresses(undefined);
+    if cx.mask != mask {
+        return Err(Flow::Next);
+    }
+    let first = address[cx.first_lane() as usize];
+    let same = lanes_where(mask, |l| address[l] == first);
+    if same != cx.fragment.mask {
+        let here = cx.fragment.pc;
+        let other = cx.warp.split(cx.fragment, same, here, here, Some(here + 1));
+        cx.warp.fragments.push(other);
+        return Err(Flow::Jumped);
+    }
+    function_at(cx, first).ok_or_else(|| {
+        cx.report(FindingKind::OutOfBounds, cx.first_lane(), || format!("call of {first:#x}, where no function is"));
+        Flow::Next
+    })
+}
+
+/// The function at an address, as an index in the kernel's functions.
+fn function_at(cx: &InstructionContext, address: u64) -> Option<u32> {
+    let context = &cx.grid.context;
+    let index = address.checked_sub(layout::FUNCTION + 16)? / 16;
+    let name = &context.program.module.functions.get(index as usize)?.name;
+    context.kernel.functions.iter().position(|f| f.name == *name).map(|i| i as u32)
+}
+
+/// Executes `ret`: returns from a function, or exits from the kernel.
+pub fn ret(cx: &mut InstructionContext) -> Flow {
+    let (mask, index) = (cx.mask, cx.fragment.frame);
+    let frame = cx.warp.frame(index);
+    let Some((parent, return_pc)) = frame.parent else { return exit(cx) };
+    let function = frame.function;
+    frame.lanes &= !mask;
+    let empty = frame.lanes == 0;
+    let functions = &cx.grid.context.kernel.functions;
+    // The call is the instruction before the return address.
+    let caller = &functions[cx.warp.frame(parent).function as usize];
+    if let Op::Call(call) = &caller.instrs[return_pc as usize - 1].op {
+        for (to, from) in call.returns.iter().zip(&functions[function as usize].returns) {
+            copy_argument(cx.warp, (index, *from), (parent, *to), mask);
+        }
+    }
+    if empty {
+        let base = cx.warp.frame(index).local_base;
+        cx.warp.frames[index as usize] = None;
+        if cx.warp.frames.iter().flatten().all(|f| f.local_base <= base) {
+            cx.warp.local_top = base;
+        }
+    }
+    let fragment = &mut *cx.fragment;
+    if mask != fragment.mask {
+        let mut other = *fragment;
+        other.mask = fragment.mask & !mask;
+        other.pc += 1;
+        cx.warp.fragments.push(other);
+    }
+    fragment.mask = mask;
+    fragment.frame = parent;
+    fragment.pc = return_pc;
+    // The fragment leaves the joins of the frame it returns from.
+    while fragment.join != NO_JOIN && cx.warp.joins[fragment.join as usize].frame == index {
+        let join = fragment.join;
+        let to = cx.warp.joins[join as usize].parent;
+        cx.warp.leave_joins(mask, join, to);
+        fragment.join = to;
+    }
+    fragment.join_pc = cx.warp.join_pc(fragment.join, parent);
+    cx.warp.complete_joins();
+    Flow::Jumped
+}
+
+/// Executes `exit`: the lanes leave the kernel.
+pub fn exit(cx: &mut InstructionContext) -> Flow {
+    let mask = cx.mask;
+    cx.warp.live &= !mask;
+    cx.block_mut().live -= mask.count_ones();
+    cx.warp.leave_joins(mask, cx.fragment.join, NO_JOIN);
+    cx.grid.changed();
+    cx.fragment.mask &= !mask;
+    cx.fragment.pc += 1;
+    cx.warp.complete_joins();
+    cx.warp.complete_gatherings();
+    if cx.fragment.mask == 0 { Flow::Stop } else { Flow::Jumped }
+}

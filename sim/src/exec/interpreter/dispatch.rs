@@ -1,0 +1,100 @@
+//! Sends each instruction to the function that executes it.
+
+use super::{Interpreter, address, control, matrix, special, warp_exchange};
+use crate::exec::async_engine::{
+    AsyncStore, TensorMapReplace, bulk_commit, bulk_wait, cp_async_commit, tensormap_copy, tensormap_replace,
+    wgmma_commit, wgmma_fence,
+};
+use crate::exec::context::{Flow, InstructionContext};
+use crate::exec::state::warp::{Fragment, FragmentState, Warp};
+use crate::exec::sync::{block_barrier, cluster_barrier};
+use crate::finding::FindingKind;
+use crate::program::op::{DecodedInstruction, Op};
+
+impl Interpreter<'_> {
+    /// Executes an instruction other than lane arithmetic and branches, in the lanes of `mask`.
+    pub(super) fn execute(
+        &mut self,
+        warp: &mut Warp,
+        fragment: &mut Fragment,
+        instr: &DecodedInstruction,
+        mask: u32,
+        pc: u32,
+    ) -> Flow {
+        let (memory, engine) = (&mut self.memory, &mut self.async_engine);
+        let cx = &mut InstructionContext { grid: &mut self.grid, warp, fragment, mask, pc };
+        match &instr.op {
+            Op::Alu { .. } | Op::Branch { .. } => unreachable!("run_fragment executes these"),
+            Op::Load(t) => memory.load(cx, t),
+            Op::Store(t) => memory.store(cx, t),
+            Op::Atomic(a) => memory.atomic(cx, a),
+            Op::BranchIndexed { index, targets } => control::branch_indexed(cx, *index, targets, instr.reconverge),
+            Op::Call(call) => control::call(cx, memory, call),
+            Op::Ret => control::ret(cx),
+            Op::Exit => control::exit(cx),
+            Op::Trap => {
+                cx.report(FindingKind::Trap, cx.first_lane(), || "trap: the kernel would be aborted".into());
+                control::exit(cx)
+            }
+            Op::Nop | Op::GridDepLaunch | Op::Prefetch { .. } => Flow::Next,
+            Op::Yield => {
+                cx.fragment.pc += 1;
+                cx.warp.yielded = true;
+                cx.grid.progress.waits += 1;
+                Flow::Stop
+            }
+            Op::CreatePolicy { dst } => {
+                cx.set64(*dst, &[0x1000_0000_0000_0000; 32]);
+                Flow::Next
+            }
+            Op::ReadSpecial { dst, which } => special::read_special(cx, *dst, *which),
+            Op::Cvta { dst, src, wide, window, to } => address::cvta(cx, (*dst, *src), *wide, *window, *to),
+            Op::Isspacep { dst, src, window } => address::isspacep(cx, *dst, *src, *window),
+            Op::Mapa { dst, src, rank, wide, generic } => address::mapa(cx, (*dst, *src), *rank, *wide, *generic),
+            Op::GetCtaRank { dst, src, wide, .. } => address::cta_rank(cx, *dst, *src, *wide),
+            Op::Alloca { dst, size } => address::alloca(cx, *dst, *size),
+            Op::Warp(w) => warp_exchange::warp_op(cx, w),
+            Op::Barrier(b) => block_barrier::barrier(cx, b),
+            Op::ClusterArrive { release, aligned } => cluster_barrier::cluster_arrive(cx, *release, *aligned),
+            Op::ClusterWait { aligned } => cluster_barrier::cluster_wait(cx, *aligned),
+            Op::Fence(f) => engine.fence(cx, *f),
+            Op::Mbarrier(m) => engine.mbarrier(cx, memory, m),
+            Op::CpAsync(c) => engine.cp_async(cx, memory, c),
+            Op::CpAsyncCommit => cp_async_commit(cx),
+            Op::CpAsyncWait { groups } => engine.cp_async_wait(cx, memory, *groups),
+            Op::BulkCopy(b) => engine.bulk(cx, memory, b),
+            Op::BulkCommit => bulk_commit(cx),
+            Op::BulkWait { groups, read } => bulk_wait(cx, memory, *groups, *read),
+            Op::StAsync { addr, width, regs, mbarrier, reduce } => {
+                let (width, reduce) = (*width, *reduce);
+                engine.async_store(cx, memory, &AsyncStore { to: addr, mbarrier, width, values: regs, reduce })
+            }
+            Op::TensorMapReplace { addr, window, field, ordinal, value, wide } => {
+                let (window, ordinal, value, wide) = (*window, *ordinal, *value, *wide);
+                tensormap_replace(cx, memory, &TensorMapReplace { map: addr, window, field, ordinal, value, wide })
+            }
+            Op::TensorMapCopyFence { dst, src } => tensormap_copy(cx, memory, dst, src),
+            Op::MatrixTransfer(t) => memory.matrix_transfer(cx, t),
+            Op::MovMatrix { dst, src } => matrix::movmatrix(cx, *dst, *src),
+            Op::Mma(m) => matrix::mma(cx, m),
+            Op::Wmma(m) => matrix::wmma_mma(cx, m),
+            Op::WmmaTransfer(t) => memory.wmma_transfer(cx, t),
+            Op::Wgmma(w) => engine.wgmma(cx, memory, w),
+            Op::WgmmaFence => wgmma_fence(cx),
+            Op::WgmmaCommit => wgmma_commit(cx),
+            Op::WgmmaWait { groups } => engine.wgmma_wait(cx, memory, *groups),
+            Op::SetMaxNReg { count, increase } => special::set_max_registers(cx, *count, *increase),
+            Op::GridDepWait if cx.grid.primary_runs => {
+                cx.fragment.state = FragmentState::GridDependency;
+                Flow::Stop
+            }
+            Op::GridDepWait => Flow::Next,
+            Op::Unsupported(what) => {
+                cx.report(FindingKind::Unsupported, cx.first_lane(), || {
+                    format!("{what}: the simulator does not know this instruction")
+                });
+                Flow::Next
+            }
+        }
+    }
+}

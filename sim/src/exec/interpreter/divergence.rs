@@ -1,0 +1,54 @@
+//! What happens when no fragment of a warp can run: joins and gatherings are completed or given up.
+
+use super::Interpreter;
+use crate::exec::state::warp::{FragmentState, Warp};
+use crate::finding::FindingKind;
+
+impl Interpreter<'_> {
+    /// Completes joins and gatherings of a warp without a ready fragment, or gives them up where the missing lanes will not
+    /// come. Returns whether a fragment can run now.
+    pub(super) fn unblock_warp(&mut self, warp: &mut Warp) -> bool {
+        warp.complete_joins();
+        warp.complete_gatherings();
+        if warp.is_ready() {
+            return true;
+        }
+        let waits_in_warp = |state| matches!(state, FragmentState::AtJoin | FragmentState::Gather { .. });
+        // Lanes that wait for other warps may still come.
+        if warp.fragments.is_empty() || warp.fragments.iter().any(|f| !waits_in_warp(f.state)) {
+            return false;
+        }
+        // Lanes gather at an instruction that the others, which wait at a join behind it or gather elsewhere, do not reach.
+        let whole = |state| matches!(state, FragmentState::Gather { same_instruction: true, .. });
+        if let Some(i) = warp.fragments.iter().position(|f| whole(f.state)) {
+            self.report_divergence(warp, i);
+            let fragment = &mut warp.fragments[i];
+            fragment.state = FragmentState::Ready;
+            fragment.gathered = true;
+            return true;
+        }
+        warp.give_up_joins()
+    }
+
+    fn report_divergence(&mut self, warp: &mut Warp, i: usize) {
+        let fragment = warp.fragments[i];
+        let function = warp.frame(fragment.frame).function;
+        let code = &self.grid.context.kernel.functions[function as usize];
+        let FragmentState::Gather { members, .. } = fragment.state else { return };
+        let missing = members & warp.live & !fragment.mask;
+        let (lane, pc) = (fragment.mask.trailing_zeros(), code.first + fragment.pc);
+        let opcode = &code.opcodes[fragment.pc as usize];
+        let kind = match opcode.split('.').next() {
+            Some("wgmma") => FindingKind::Wgmma,
+            Some("setmaxnreg") => FindingKind::Setmaxnreg,
+            _ => FindingKind::Barrier,
+        };
+        let site = self.grid.site(warp.slot, warp.index, lane, pc);
+        self.grid.reporter.report(kind, site, || {
+            let warp = warp.index;
+            format!(
+                "{opcode} in divergent code: lanes {missing:#010x} of warp {warp} do not execute it with the others"
+            )
+        });
+    }
+}

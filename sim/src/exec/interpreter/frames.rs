@@ -1,0 +1,100 @@
+//! Function activations: frames with their registers, and the arguments that calls copy between them.
+
+use super::special::fixed_special;
+use crate::exec::context::lanes_of;
+use crate::exec::grid::GridContext;
+use crate::exec::operands::set_predicate;
+use crate::exec::state::block::Block;
+use crate::exec::state::warp::{Frame, Warp, new_registers};
+use crate::program::Relocation;
+use crate::program::op::CallArgument;
+
+/// Adds a frame for a function that `lanes` of a warp enter. `parent` is the caller's frame and the return address.
+/// Returns the index of the frame.
+pub fn enter_function(
+    context: &GridContext,
+    block: &Block,
+    warp: &mut Warp,
+    function: u32,
+    parent: Option<(u32, u32)>,
+    lanes: u32,
+) -> u32 {
+    let code = &context.kernel.functions[function as usize];
+    let local_base = warp.grow_local(code.local_bytes);
+    let mut regs = new_registers(code);
+    for relocation in &code.relocations {
+        match *relocation {
+            Relocation::Special { slot, which, wide } => {
+                let value = |l| fixed_special(context, block, warp.index, which, l as u32);
+                let values: [u32; 32] = std::array::from_fn(value);
+                if wide {
+                    regs.set64(slot, &values.map(u64::from), u32::MAX);
+                } else {
+                    regs.set(slot, &values, u32::MAX);
+                }
+            }
+            Relocation::Local { slot, offset } => {
+                regs.set64(slot, &[(local_base + offset) as u64; 32], u32::MAX);
+            }
+        }
+    }
+    let params = vec![0; code.param_bytes as usize * 32];
+    warp.push_frame(Frame { function, regs, params, local_base, parent, lanes })
+}
+
+/// Copies an argument or a return value between frames, for the lanes of `mask`.
+pub fn copy_argument(
+    warp: &mut Warp,
+    (from_frame, from): (u32, CallArgument),
+    (to_frame, to): (u32, CallArgument),
+    mask: u32,
+) {
+    for lane in lanes_of(mask).map(|lane| lane as usize) {
+        let bytes = read_argument(warp, from_frame, from, lane);
+        write_argument(warp, to_frame, to, lane, &bytes);
+    }
+}
+
+/// The bytes of an argument in one lane.
+pub fn read_argument(warp: &mut Warp, frame: u32, arg: CallArgument, lane: usize) -> Vec<u8> {
+    let frame = warp.frame(frame);
+    match arg {
+        CallArgument::Bytes { offset, size } => {
+            let stride = frame.params.len() / 32;
+            frame.params[lane * stride + offset as usize..][..size as usize].to_vec()
+        }
+        CallArgument::Row { slot, rows: 1 } => frame.regs.rows[slot as usize].0[lane].to_le_bytes().to_vec(),
+        CallArgument::Row { slot, .. } => frame.regs.get64(slot)[lane].to_le_bytes().to_vec(),
+        CallArgument::Predicate(p) => vec![(frame.regs.predicates[p as usize] >> lane & 1) as u8],
+    }
+}
+
+/// Sets an argument in one lane.
+pub fn write_argument(warp: &mut Warp, frame: u32, arg: CallArgument, lane: usize, bytes: &[u8]) {
+    let frame = warp.frame(frame);
+    let word = |n: usize| {
+        let mut buffer = [0u8; 8];
+        let n = n.min(bytes.len());
+        buffer[..n].copy_from_slice(&bytes[..n]);
+        u64::from_le_bytes(buffer)
+    };
+    match arg {
+        CallArgument::Bytes { offset, size } => {
+            let stride = frame.params.len() / 32;
+            let n = bytes.len().min(size as usize);
+            frame.params[lane * stride + offset as usize..][..n].copy_from_slice(&bytes[..n]);
+        }
+        CallArgument::Row { slot, rows: 1 } => {
+            frame.regs.set(slot, &[word(4) as u32; 32], 1 << lane);
+            frame.regs.undefined[slot as usize] &= !(1 << lane);
+        }
+        CallArgument::Row { slot, .. } => {
+            frame.regs.set64(slot, &[word(8); 32], 1 << lane);
+            frame.regs.undefined[slot as usize] &= !(1 << lane);
+        }
+        CallArgument::Predicate(p) => {
+            let value = if bytes.first() == Some(&1) { u32::MAX } else { 0 };
+            set_predicate(&mut frame.regs, p, value, 1 << lane);
+        }
+    }
+}

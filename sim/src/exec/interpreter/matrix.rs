@@ -1,0 +1,149 @@
+//! Matrix products of a warp on registers: `mma`, `wmma.mma`, and `movmatrix`.
+
+use crate::exec::context::{Flow, InstructionContext};
+use crate::exec::operands::{set_undefined, undefined_registers};
+use crate::exec::reporter::Reporter;
+use crate::matrix::Lanes;
+use crate::matrix::ldmatrix;
+use crate::matrix::mma::{Fragments, MmaOp};
+use crate::program::op::{DecodedInstruction, Mma, Op, Wmma};
+use crate::regs::Registers;
+
+/// Computes `mma` instructions; keeps scratch space between them.
+#[derive(Debug, Default)]
+pub struct MatrixUnit {
+    fragments: Fragments,
+}
+
+impl MatrixUnit {
+    /// Executes consecutive `mma`s of all lanes, as far as `instrs` continue with the same operation. Returns how many. The
+    /// caller has counted the first as executed; `pc` is its kernel-wide index.
+    #[inline(never)]
+    pub fn mma_sequence(
+        &mut self,
+        reporter: &mut Reporter,
+        count_only: bool,
+        regs: &mut Registers,
+        op: MmaOp,
+        instrs: &[DecodedInstruction],
+        pc: u32,
+    ) -> u32 {
+        // A guarded instruction ends the sequence, except the first, whose guard the caller has evaluated.
+        let alike = |(n, instr): &(usize, &DecodedInstruction)| match &instr.op {
+            Op::Mma(m) => m.op == op && (*n == 0 || instr.guard.is_none()),
+            _ => false,
+        };
+        let count = instrs.iter().enumerate().take_while(alike).count();
+        let products = instrs[..count].iter().filter_map(|instr| match &instr.op {
+            Op::Mma(m) => m.common.as_ref(),
+            _ => None,
+        });
+        for (n, p) in products.clone().enumerate() {
+            let counts = reporter.counts(pc + n as u32);
+            let again = u64::from(n > 0);
+            counts.warps += again;
+            counts.threads += 32 * again;
+            counts.matrix_flops += op.flops();
+            let undefined = undefined_registers(regs, p.a.iter().chain(&p.b).chain(&p.c));
+            let spoiled = if undefined != 0 { u32::MAX } else { 0 };
+            p.d.iter().for_each(|&s| regs.undefined[s as usize] = spoiled);
+        }
+        if !count_only {
+            self.fragments.run(&op, bytemuck::cast_slice_mut(&mut regs.rows), products);
+        }
+        count as u32
+    }
+}
+
+/// Executes one `mma`, by all or some of the lanes.
+pub fn mma(cx: &mut InstructionContext, m: &Mma) -> Flow {
+    if !cx.gather(u32::MAX) {
+        return Flow::Stop;
+    }
+    let (mask, count_only) = (cx.mask, cx.grid.context.options.count_only);
+    cx.grid.reporter.counts(cx.pc).matrix_flops += m.op.flops();
+    let regs = cx.regs_mut();
+    let undefined = undefined_registers(regs, m.a.iter().chain(&m.b).chain(&m.c)) & mask;
+    if !count_only {
+        let row = |s: u32| &regs.rows[s as usize].0;
+        match (&m.a[..], &m.b[..], &m.c[..], m.op.rows_per_register()) {
+            (&[a0, a1, a2, a3], &[b0, b1], &[c0, c1, c2, c3], 1) => {
+                let (a, b) = ([row(a0), row(a1), row(a2), row(a3)], [row(b0), row(b1)]);
+                let c = [row(c0), row(c1), row(c2), row(c3)];
+                let mut d = [[0; 32]; 4];
+                m.op.run(&a, &b, &c, &mut d);
+                if mask == u32::MAX {
+                    m.d.iter().zip(&d).for_each(|(&s, d)| regs.rows[s as usize].0 = *d);
+                } else {
+                    m.d.iter().zip(&d).for_each(|(&s, d)| regs.set(s, d, mask));
+                }
+            }
+            _ => mma_of_any_shape(m, regs, mask),
+        }
+    }
+    spoil(regs, &m.d, undefined, mask);
+    Flow::Next
+}
+
+/// Executes `wmma.mma`.
+pub fn wmma_mma(cx: &mut InstructionContext, m: &Wmma) -> Flow {
+    if !cx.gather(u32::MAX) {
+        return Flow::Stop;
+    }
+    let (mask, count_only) = (cx.mask, cx.grid.context.options.count_only);
+    cx.grid.reporter.counts(cx.pc).matrix_flops += m.op.flops();
+    let regs = cx.regs_mut();
+    let undefined = undefined_registers(regs, m.a.iter().chain(&m.b).chain(&m.c)) & mask;
+    if !count_only {
+        let rows = m.op.rows_per_register();
+        let [a, b, c, _] = m.op.fragments.map(|f| f.distinct());
+        let [a, b, c] = [&m.a[..a], &m.b[..b], &m.c[..c]].map(|slots| register_rows(regs, slots, rows));
+        let d = m.op.run(&a, &b, &c);
+        for (d, &slot) in d.chunks_exact(rows).zip(&m.d) {
+            d.iter().enumerate().for_each(|(row, d)| regs.rows[slot as usize + row].0 = *d);
+        }
+    }
+    spoil(regs, &m.d, undefined, mask);
+    Flow::Next
+}
+
+/// Executes `movmatrix`: transposes an 8 × 8 matrix.
+pub fn movmatrix(cx: &mut InstructionContext, dst: u32, src: u32) -> Flow {
+    if !cx.gather(u32::MAX) {
+        return Flow::Stop;
+    }
+    let mask = cx.mask;
+    let regs = cx.regs_mut();
+    let value = ldmatrix::transposed(&regs.get(src));
+    let undefined = regs.undefined[src as usize] & mask;
+    regs.set(dst, &value, mask);
+    spoil(regs, &[dst], undefined, mask);
+    Flow::Next
+}
+
+/// Marks all results as undefined if any input is. Exact tracking would mark only the row or column of the element.
+fn spoil(regs: &mut Registers, results: &[u32], undefined: u32, mask: u32) {
+    let spoiled = if undefined != 0 { mask } else { 0 };
+    results.iter().for_each(|&slot| set_undefined(regs, slot, spoiled, mask));
+}
+
+/// D = A·B + C with any number of registers, also 64-bit ones.
+fn mma_of_any_shape(m: &Mma, regs: &mut Registers, mask: u32) {
+    let rows = m.op.rows_per_register();
+    let [a, b, c] = [&m.a[..], &m.b[..], &m.c[..]].map(|slots| register_rows(regs, slots, rows));
+    let mut d = vec![[0; 32]; c.len()];
+    m.op.run(&a, &b, &c, &mut d);
+    for (d, &s) in d.chunks_exact(rows).zip(&m.d) {
+        if rows == 1 {
+            regs.set(s, &d[0], mask);
+        } else {
+            (0..rows).for_each(|r| regs.rows[s as usize + r].0 = d[r]);
+        }
+    }
+}
+
+/// The rows of registers of `rows` rows each.
+fn register_rows<'r>(regs: &'r Registers, slots: &[u32], rows: usize) -> Vec<&'r Lanes> {
+    let rows_of = |&slot: &u32| regs.rows[slot as usize..slot as usize + rows].iter().map(|row| &row.0);
+    slots.iter().flat_map(rows_of).collect()
+}

@@ -1,0 +1,111 @@
+//! Special registers, and `setmaxnreg`, which moves registers between the warps of a block.
+
+use crate::exec::context::{Flow, InstructionContext};
+use crate::exec::grid::GridContext;
+use crate::exec::operands::set_predicate;
+use crate::exec::state::block::Block;
+use crate::exec::state::warp::FragmentState;
+use crate::finding::FindingKind;
+use crate::layout::SHARED_START;
+use crate::program::FixedRegister;
+use crate::program::op::VaryingRegister;
+
+/// Executes a read of a special register that changes while the warp runs.
+pub fn read_special(cx: &mut InstructionContext, dst: u32, which: VaryingRegister) -> Flow {
+    let clock = cx.warp.clock;
+    // The simulator has no clock of its own: an instruction takes 2 ns.
+    let nanoseconds = cx.grid.progress.executed * 2;
+    match which {
+        VaryingRegister::Clock => cx.set(dst, &[clock as u32; 32]),
+        VaryingRegister::ClockHi => cx.set(dst, &[(clock >> 32) as u32; 32]),
+        VaryingRegister::Clock64 => cx.set64(dst, &[clock; 32]),
+        VaryingRegister::Globaltimer => cx.set64(dst, &[nanoseconds; 32]),
+        VaryingRegister::GlobaltimerLo => cx.set(dst, &[nanoseconds as u32; 32]),
+        VaryingRegister::GlobaltimerHi => cx.set(dst, &[(nanoseconds >> 32) as u32; 32]),
+        VaryingRegister::Activemask => cx.set(dst, &[cx.mask; 32]),
+        VaryingRegister::ExplicitCluster => {
+            let value = if cx.grid.context.cluster == [1, 1, 1] { 0 } else { u32::MAX };
+            let mask = cx.mask;
+            set_predicate(cx.regs_mut(), dst, value, mask);
+        }
+    }
+    Flow::Next
+}
+
+/// The value of a special register that stays the same while the warp runs.
+pub fn fixed_special(context: &GridContext, block: &Block, warp: u32, which: FixedRegister, lane: u32) -> u32 {
+    let launch = context.launch;
+    let component = |v: [u32; 3], c: u8| v.get(c as usize).copied().unwrap_or(0);
+    let per_cluster = |v: [u32; 3]| -> [u32; 3] { std::array::from_fn(|i| v[i] / context.cluster[i]) };
+    match which {
+        FixedRegister::Tid(c) => component(crate::exec::grid::coordinates(warp * 32 + lane, launch.block), c),
+        FixedRegister::Ntid(c) => component(launch.block, c),
+        FixedRegister::Ctaid(c) => component(block.coordinates, c),
+        FixedRegister::Nctaid(c) => component(launch.grid, c),
+        FixedRegister::ClusterId(c) => component(per_cluster(block.coordinates), c),
+        FixedRegister::NclusterId(c) => component(per_cluster(launch.grid), c),
+        FixedRegister::ClusterCtaid(c) => component([0, 1, 2].map(|i| block.coordinates[i] % context.cluster[i]), c),
+        FixedRegister::ClusterNctaid(c) => component(context.cluster, c),
+        FixedRegister::ClusterCtarank => block.rank,
+        FixedRegister::ClusterNctarank => context.cluster_blocks(),
+        FixedRegister::LaneId => lane,
+        FixedRegister::WarpId => warp,
+        FixedRegister::NwarpId => launch.block.iter().product::<u32>().div_ceil(32),
+        FixedRegister::SmId => block.index % context.options.gpu.multiprocessors,
+        FixedRegister::NsmId => context.options.gpu.multiprocessors,
+        FixedRegister::GridId => 1,
+        FixedRegister::LanemaskEq => 1 << lane,
+        FixedRegister::LanemaskLt => (1 << lane) - 1,
+        FixedRegister::LanemaskLe => ((1u32 << lane) - 1) | 1 << lane,
+        FixedRegister::LanemaskGt => !(((1u32 << lane) - 1) | 1 << lane),
+        FixedRegister::LanemaskGe => !((1u32 << lane) - 1),
+        FixedRegister::DynamicSmem => launch.dynamic_shared,
+        FixedRegister::TotalSmem => context.kernel.static_shared + launch.dynamic_shared,
+        FixedRegister::ReservedSmem(end) => end as u32 * SHARED_START,
+        FixedRegister::Zero => 0,
+    }
+}
+
+/// Executes `setmaxnreg`: gives registers to the block's pool, or takes them and waits until the pool has enough.
+pub fn set_max_registers(cx: &mut InstructionContext, count: u32, increase: bool) -> Flow {
+    if !cx.gather(u32::MAX) {
+        return Flow::Stop;
+    }
+    let lane = cx.first_lane();
+    if !(24..=256).contains(&count) || !count.is_multiple_of(8) {
+        cx.report(FindingKind::Setmaxnreg, lane, || {
+            format!("setmaxnreg {count}: 24 to 256 in steps of 8 are possible")
+        });
+        return Flow::Next;
+    }
+    let now = cx.warp.max_registers;
+    if increase && count < now || !increase && count > now {
+        cx.report(FindingKind::Setmaxnreg, lane, || {
+            let direction = if increase { "inc" } else { "dec" };
+            format!("setmaxnreg.{direction} to {count}, but the warp has {now} registers a thread")
+        });
+        return Flow::Next;
+    }
+    let kernel = cx.grid.context.kernel;
+    if kernel.max_threads.is_none() && kernel.max_registers.is_none() && kernel.required_threads.is_none() {
+        cx.grid.reporter.note(cx.pc, "ptxas ignores setmaxnreg in a kernel without launch bounds");
+    }
+    if increase {
+        let need = (count - now) * 32;
+        if cx.block().register_pool < need {
+            cx.fragment.gathered = true;
+            cx.fragment.state = FragmentState::Registers;
+            return Flow::Stop;
+        }
+        cx.fragment.gathered = false;
+        cx.block_mut().register_pool -= need;
+    } else {
+        let block = cx.block_mut();
+        block.register_pool += (now - count) * 32;
+        block.pool_grew = true;
+    }
+    cx.warp.max_registers = count;
+    cx.warp.setmaxnreg.push(cx.pc);
+    cx.grid.changed();
+    Flow::Next
+}

@@ -1,0 +1,171 @@
+//! Instructions in which the lanes of a warp exchange registers: `shfl`, `vote`, `match`, `redux`, `elect`; and
+//! `bar.warp.sync`, the only one of them that orders memory.
+
+use crate::exec::context::{Flow, InstructionContext, lanes_of};
+use crate::exec::operands::{lanes_where, set_predicate, set_undefined};
+use crate::exec::state::warp::FragmentState;
+use crate::finding::FindingKind;
+use crate::program::op::{AtomicOp, ShuffleMode, VoteMode, WarpOp, WarpOpKind};
+use crate::regs::Registers;
+
+/// Executes a `.sync` instruction of a warp.
+pub fn warp_op(cx: &mut InstructionContext, w: &WarpOp) -> Flow {
+    let members_row = cx.regs().get(w.members);
+    let members = members_row[cx.first_lane() as usize];
+    let same = lanes_where(cx.mask, |l| members_row[l] == members);
+    if same != cx.mask {
+        // Lanes that name different members execute the instruction one group after the other.
+        let here = cx.fragment.pc;
+        let other = cx.warp.split(cx.fragment, same, here, here, Some(here + 1));
+        cx.warp.fragments.push(other);
+        return Flow::Jumped;
+    }
+    let outside = cx.mask & !members;
+    if outside != 0 {
+        cx.report(FindingKind::Barrier, outside.trailing_zeros(), || {
+            format!("a thread executes a .sync instruction whose member mask {members:#010x} leaves it out")
+        });
+    }
+    if matches!(w.kind, WarpOpKind::Sync) {
+        return warp_sync(cx, members);
+    }
+    if !cx.gather(members) {
+        return Flow::Stop;
+    }
+    let mask = cx.mask;
+    exchange(cx.regs_mut(), w, mask);
+    Flow::Next
+}
+
+/// Executes `bar.warp.sync`.
+fn warp_sync(cx: &mut InstructionContext, members: u32) -> Flow {
+    if cx.fragment.gathered {
+        // The vector clocks were joined when the last lane arrived.
+        cx.fragment.gathered = false;
+        return Flow::Next;
+    }
+    if members & cx.warp.live & !cx.mask == 0 {
+        cx.warp.order.sync(cx.mask);
+        return Flow::Next;
+    }
+    cx.fragment.state = FragmentState::Gather { members, same_instruction: false };
+    Flow::Stop
+}
+
+/// Executes the exchange of registers among the lanes of `mask`. A result that depends on an undefined register is undefined.
+fn exchange(regs: &mut Registers, w: &WarpOp, mask: u32) {
+    match w.kind {
+        WarpOpKind::Sync => {}
+        WarpOpKind::Shfl { mode, a, b, c } => {
+            let (values, undefined) = (regs.get(a), regs.undefined[a as usize]);
+            let (index, clamp) = (regs.get(b), regs.get(c));
+            let mut out = [0u32; 32];
+            let (mut valid, mut bad, mut inactive) = (0u32, 0u32, 0u32);
+            for lane in lanes_of(mask).map(|lane| lane as usize) {
+                let (source, inside) = shuffle_source(mode, lane as u32, index[lane], clamp[lane]);
+                let source = if inside { source } else { lane as u32 };
+                valid |= u32::from(inside) << lane;
+                out[lane] = values[source as usize & 31];
+                bad |= (undefined >> (source & 31) & 1) << lane;
+                if mask >> (source & 31) & 1 == 0 {
+                    // The value of a source lane that does not take part is undefined.
+                    inactive |= 1 << lane;
+                }
+            }
+            if let Some(dst) = w.dst {
+                regs.set(dst, &out, mask);
+                set_undefined(regs, dst, bad | inactive, mask);
+            }
+            if let Some(p) = w.dst_pred {
+                set_predicate(regs, p, valid, mask);
+            }
+        }
+        WarpOpKind::Vote { mode, p, negated } => {
+            let value = regs.predicates[p as usize] ^ if negated { u32::MAX } else { 0 };
+            let undefined = regs.undefined_predicates[p as usize] & mask;
+            let votes = value & mask;
+            let yes = match mode {
+                VoteMode::All => votes == mask,
+                VoteMode::Any => votes != 0,
+                VoteMode::Uni => votes == 0 || votes == mask,
+                VoteMode::Ballot => false,
+            };
+            let unknown = if undefined != 0 { mask } else { 0 };
+            if let Some(dst) = w.dst {
+                regs.set(dst, &[votes; 32], mask);
+                set_undefined(regs, dst, unknown, mask);
+            }
+            if let Some(q) = w.dst_pred {
+                set_predicate(regs, q, if yes { u32::MAX } else { 0 }, mask);
+                regs.undefined_predicates[q as usize] |= unknown;
+            }
+        }
+        WarpOpKind::Match { all, wide, a } => {
+            let values: [u64; 32] = if wide { regs.get64(a) } else { regs.get(a).map(u64::from) };
+            let same = |lane: usize| lanes_where(mask, |l| values[l] == values[lane]);
+            let mut out = [0u32; 32];
+            let mut all_equal = true;
+            for lane in lanes_of(mask).map(|lane| lane as usize) {
+                out[lane] = same(lane);
+                all_equal &= out[lane] == mask;
+            }
+            if all {
+                out = [if all_equal { mask } else { 0 }; 32];
+            }
+            let unknown = if regs.undefined[a as usize] & mask != 0 { mask } else { 0 };
+            if let Some(dst) = w.dst {
+                regs.set(dst, &out, mask);
+                set_undefined(regs, dst, unknown, mask);
+            }
+            if let Some(p) = w.dst_pred {
+                set_predicate(regs, p, if all_equal { u32::MAX } else { 0 }, mask);
+            }
+        }
+        WarpOpKind::Redux { op, signed, a } => {
+            let values = regs.get(a);
+            let result = lanes_of(mask).map(|l| values[l as usize]).reduce(|x, y| match (op, signed) {
+                (AtomicOp::Add, _) => x.wrapping_add(y),
+                (AtomicOp::Min, true) => (x as i32).min(y as i32) as u32,
+                (AtomicOp::Max, true) => (x as i32).max(y as i32) as u32,
+                (AtomicOp::Min, false) => x.min(y),
+                (AtomicOp::Max, false) => x.max(y),
+                (AtomicOp::And, _) => x & y,
+                (AtomicOp::Or, _) => x | y,
+                _ => x ^ y,
+            });
+            let unknown = if regs.undefined[a as usize] & mask != 0 { mask } else { 0 };
+            if let Some(dst) = w.dst {
+                regs.set(dst, &[result.unwrap_or(0); 32], mask);
+                set_undefined(regs, dst, unknown, mask);
+            }
+        }
+        WarpOpKind::Elect => {
+            let leader = mask.trailing_zeros();
+            if let Some(dst) = w.dst {
+                regs.set(dst, &[leader; 32], mask);
+                regs.undefined[dst as usize] &= !mask;
+            }
+            if let Some(p) = w.dst_pred {
+                set_predicate(regs, p, 1 << leader, mask);
+            }
+        }
+    }
+}
+/// The lane that a lane of `shfl` reads, and whether it lies inside the segment. PTX ISA, `shfl.sync`.
+fn shuffle_source(mode: ShuffleMode, lane: u32, b: u32, c: u32) -> (u32, bool) {
+    let (b, segment, clamp) = (b & 31, c >> 8 & 31, c & 31);
+    let max = lane & segment | clamp & !segment;
+    let min = lane & segment;
+    match mode {
+        ShuffleMode::Up => {
+            let j = lane as i32 - b as i32;
+            (j as u32, j >= max as i32)
+        }
+        ShuffleMode::Down => (lane + b, lane + b <= max),
+        ShuffleMode::Bfly => (lane ^ b, lane ^ b <= max),
+        ShuffleMode::Idx => {
+            let j = min | b & !segment;
+            (j, j <= max)
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! What a simulated launch consists of: sizes and parameters, options of the run, its outcome, and the checks that refuse
+//! a launch that a GPU would refuse too.
+
+use super::gpu::GpuSpec;
+use crate::counters::Counters;
+use crate::finding::Findings;
+use crate::memory::SimMemory;
+use crate::program::{Kernel, Program};
+
+/// When asynchronous operations (bulk copies, `cp.async`, wgmma) take effect, within what their rules allow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CompletionTiming {
+    /// As late as allowed: when a thread waits for the operation and no other warp can run.
+    #[default]
+    Latest,
+    /// At the instruction that issues the operation.
+    Earliest,
+    /// At seeded random moments in between.
+    Random,
+}
+
+/// Grid, block and cluster sizes, dynamic shared memory and parameters of a kernel launch.
+#[derive(Clone, Debug)]
+pub struct LaunchConfig {
+    /// Blocks along x, y and z.
+    pub grid: [u32; 3],
+    /// Threads of a block along x, y and z.
+    pub block: [u32; 3],
+    /// Blocks of a cluster along x, y and z; all 1 without clusters.
+    pub cluster: [u32; 3],
+    /// Bytes of dynamic shared memory a block.
+    pub dynamic_shared: u32,
+    /// The bytes of the kernel's parameters, laid out as the kernel declares them.
+    pub params: Vec<u8>,
+}
+
+/// A kernel with the configuration of its launch.
+#[derive(Clone, Copy, Debug)]
+pub struct SimLaunch<'a> {
+    /// The module that defines the kernel.
+    pub program: &'a Program,
+    /// The kernel.
+    pub kernel: &'a Kernel,
+    /// Sizes and parameters.
+    pub launch: &'a LaunchConfig,
+}
+
+/// Options of one simulated run.
+#[derive(Clone, Debug)]
+pub struct ExecOptions {
+    /// The GPU whose limits apply.
+    pub gpu: GpuSpec,
+    /// Seed of the interleaving: the same seed gives the same order of warps.
+    pub seed: u64,
+    /// When asynchronous operations take effect.
+    pub completion: CompletionTiming,
+    /// Counts instructions and traffic only: no race checks, no matrix products.
+    pub count_only: bool,
+    /// Reports a finding, not only a note, where an ordered asynchronous copy overwrites bytes that were read through the
+    /// generic proxy without a proxy fence.
+    pub strict_proxy: bool,
+    /// Registers a thread as ptxas reports them, for the number of resident blocks; `None` if unknown.
+    pub registers: Option<u32>,
+    /// Warp instructions without any change in memory after which the run counts as a deadlock.
+    pub patience: u64,
+    /// Ends the run soon after its first finding, for callers that need only the verdict.
+    pub until_finding: bool,
+}
+
+impl Default for ExecOptions {
+    fn default() -> ExecOptions {
+        ExecOptions {
+            gpu: GpuSpec::H100,
+            seed: 0,
+            completion: CompletionTiming::Latest,
+            count_only: false,
+            strict_proxy: false,
+            registers: None,
+            patience: 50_000_000,
+            until_finding: false,
+        }
+    }
+}
+
+/// The outcome of a run. The results are in the buffers of the [`SimMemory`] that the run was given.
+#[derive(Clone, Debug, Default)]
+pub struct SimOutcome {
+    /// Defects.
+    pub findings: Findings,
+    /// Remarks that are no defects.
+    pub notes: Vec<String>,
+    /// Instructions, bytes and bank conflicts by instruction.
+    pub counters: Counters,
+    /// What the kernel wrote with `printf`.
+    pub printed: String,
+}
+
+/// Why a launch is refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LaunchError {
+    /// A size of the launch is outside of the limits of the kernel or the GPU.
+    #[error("{what}: {problem}")]
+    Invalid {
+        /// The argument: `grid`, `block`, `cluster`, `smem` or `arguments`.
+        what: &'static str,
+        /// The value and its limit.
+        problem: String,
+    },
+}
+
+/// Checks a launch against the limits of the kernel and of the GPU.
+pub(super) fn check_launch(kernel: &Kernel, launch: &LaunchConfig, options: &ExecOptions) -> Result<(), LaunchError> {
+    let invalid = |what, problem: String| Err(LaunchError::Invalid { what, problem });
+    let threads = launch.block.iter().map(|&n| n as u64).product::<u64>();
+    let blocks = launch.grid.iter().map(|&n| n as u64).product::<u64>();
+    if threads == 0 || threads > 1024 || launch.block[2] > 64 {
+        return invalid("block", format!("{:?} is not 1 to 1024 threads with z at most 64", launch.block));
+    }
+    if blocks == 0 || launch.grid[0] > i32::MAX as u32 || launch.grid[1] > 65535 || launch.grid[2] > 65535 {
+        return invalid("grid", format!("{:?} is not within 1 to 2147483647 × 65535 × 65535", launch.grid));
+    }
+    let max_blocks = crate::order::MAX_BLOCKS;
+    if blocks > max_blocks as u64 {
+        return invalid("grid", format!("{blocks} blocks are more than the {max_blocks} that can be simulated"));
+    }
+    if let Some(required) = kernel.required_threads
+        && required.map(|n| n.max(1)) != launch.block
+    {
+        return invalid("block", format!("{:?}, but the kernel requires {required:?}", launch.block));
+    }
+    if let Some(max) = kernel.max_threads
+        && max.iter().map(|&n| n.max(1) as u64).product::<u64>() < threads
+    {
+        return invalid("block", format!("{threads} threads, but the kernel allows {max:?}"));
+    }
+    if let Some(cluster) = kernel.cluster
+        && cluster.map(|n| n.max(1)) != launch.cluster
+        && launch.cluster != [1, 1, 1]
+    {
+        return invalid("cluster", format!("{:?}, but the kernel requires {cluster:?}", launch.cluster));
+    }
+    let cluster = cluster_size(kernel, launch);
+    if (0..3).any(|i| cluster[i] == 0 || !launch.grid[i].is_multiple_of(cluster[i])) {
+        return invalid("cluster", format!("{cluster:?} does not divide the grid {:?}", launch.grid));
+    }
+    if cluster.iter().product::<u32>() > 16 || cluster != [1, 1, 1] && options.gpu.sm < 90 {
+        return invalid("cluster", format!("{cluster:?}: at most 16 blocks, and from sm_90 on"));
+    }
+    let shared = kernel.static_shared.next_multiple_of(16) + launch.dynamic_shared;
+    let (limit, gpu) = (options.gpu.shared_per_block, options.gpu.name);
+    if shared > limit {
+        return invalid("smem", format!("{shared} bytes with the static ones; {gpu} has {limit} a block"));
+    }
+    let (bytes, want) = (launch.params.len(), kernel.param_bytes);
+    if bytes != want as usize {
+        return invalid("arguments", format!("{bytes} bytes, but the kernel's parameters take {want}"));
+    }
+    Ok(())
+}
+
+/// Blocks of a cluster along x, y and z: those of the launch, else those that the kernel declares.
+pub(super) fn cluster_size(kernel: &Kernel, launch: &LaunchConfig) -> [u32; 3] {
+    if launch.cluster == [1, 1, 1] { kernel.cluster.unwrap_or([1, 1, 1]).map(|n| n.max(1)) } else { launch.cluster }
+}
+
+/// Maps the variables of a module that are not mapped yet.
+pub(super) fn map_variables(program: &Program, memory: &mut SimMemory) {
+    for v in &program.variables {
+        if memory.find(v.address).is_none() && !v.bytes.is_empty() {
+            memory.map_variable(v.address, v.bytes.clone(), v.constant);
+        }
+    }
+}

@@ -1,0 +1,37 @@
+//! The machine that runs one grid: an interpreter for its warps and a scheduler that chooses among them.
+
+use super::grid::{GridContext, GridState};
+use super::interpreter::Interpreter;
+use super::launch::{ExecOptions, SimLaunch, SimOutcome};
+use super::memory_system::MemorySystem;
+use super::scheduler::Scheduler;
+use crate::memory::SimMemory;
+
+/// A running grid.
+#[derive(Debug)]
+pub struct Machine<'a> {
+    /// Executes instructions.
+    pub interpreter: Interpreter<'a>,
+    /// Chooses the next warp.
+    pub scheduler: Scheduler,
+}
+
+impl<'a> Machine<'a> {
+    /// A grid of which no block has started. Its blocks are numbered from `first_block` on.
+    pub fn new(launch: SimLaunch<'a>, buffers: SimMemory, options: &'a ExecOptions, first_block: u32) -> Machine<'a> {
+        let context = GridContext::new(launch, options, first_block);
+        let mut grid = GridState::new(context);
+        let scheduler = Scheduler::new(&mut grid);
+        Machine { interpreter: Interpreter::new(grid, MemorySystem::new(buffers, &context)), scheduler }
+    }
+
+    /// Runs the grid until its blocks have ended, wait for a primary grid, or are stuck.
+    pub fn run(&mut self) {
+        self.scheduler.run(&mut self.interpreter);
+    }
+
+    /// The outcome, and the buffers with the results.
+    pub fn finish(self) -> (SimOutcome, SimMemory) {
+        (self.interpreter.grid.reporter.into_outcome(), self.interpreter.memory.buffers)
+    }
+}

@@ -1,0 +1,117 @@
+//! `atom` and `red`: each lane reads, combines and writes in one indivisible step.
+
+use super::combine::{combine, flush_subnormal};
+use super::{AccessRequest, MemorySystem};
+use crate::exec::context::{Flow, InstructionContext, lanes_of};
+use crate::exec::operands::{addresses, undefined_address, undefined_registers};
+use crate::exec::state::location::{LaneGroup, Location};
+use crate::finding::FindingKind;
+use crate::order::{AccessKind, MemorySemantics};
+use crate::program::op::{Atomic, AtomicOp, AtomicType};
+use crate::regs::Registers;
+
+impl MemorySystem {
+    /// Executes an atomic operation.
+    pub fn atomic(&mut self, cx: &mut InstructionContext, a: &Atomic) -> Flow {
+        let (regs, wanted) = (cx.regs(), cx.mask);
+        let at = addresses(regs, &a.addr);
+        let undefined = undefined_address(regs, &a.addr);
+        let undefined_data = undefined_registers(regs, a.a.iter().chain(&a.b)) & wanted;
+        cx.drop_undefined_addresses(undefined);
+        cx.grid.progress.waits += 1;
+        if undefined_data & cx.mask != 0 {
+            cx.report(FindingKind::Uninitialized, (undefined_data & cx.mask).trailing_zeros(), || {
+                "an atomic with an undefined register".into()
+            });
+        }
+        let bytes = a.ty.size() * a.a.len() as u32;
+        let mut groups = Vec::new();
+        let request = AccessRequest { window: a.window, addresses: &at, lanes: cx.mask, bytes: bytes as u64 };
+        let elsewhere = self.locate(cx, request, &mut groups);
+        if elsewhere != 0 {
+            cx.report(FindingKind::OutOfBounds, elsewhere.trailing_zeros(), || {
+                "an atomic outside of global and shared memory".into()
+            });
+        }
+        for group in &groups {
+            self.atomic_group(cx, a, group, bytes);
+        }
+        let regs = cx.regs_mut();
+        a.dst.iter().flatten().for_each(|&d| regs.undefined[d as usize] &= !wanted);
+        Flow::Next
+    }
+
+    fn atomic_group(&mut self, cx: &mut InstructionContext, a: &Atomic, group: &LaneGroup, bytes: u32) {
+        self.count_traffic(cx.grid.reporter.counts(cx.pc), group, bytes, true);
+        if !self.is_writable(group.location) {
+            let lane = group.lanes.trailing_zeros();
+            cx.report(FindingKind::OutOfBounds, lane, || "an atomic on constant memory".into());
+            return;
+        }
+        self.check(cx, AccessKind::Atomic, group, bytes, a.scope, 0);
+        self.check_mbarrier_overwrite(cx, group, bytes);
+        let semantics = a.semantics.unwrap_or(MemorySemantics::Relaxed);
+        let observes = !self.sync_vars.is_empty();
+        // PTX leaves the order of the lanes of an atomic open; the simulator takes them in ascending order.
+        for lane in lanes_of(group.lanes) {
+            let key = self.sync_key(cx, group, lane);
+            if observes {
+                let order = &mut cx.warp.order;
+                self.sync_vars.on_strong_read(key, order, lane, semantics, a.scope, &self.clusters);
+            }
+            if self.atomic_lane(cx, a, group, lane as usize) {
+                cx.changed_memory();
+            }
+            self.sync_vars.on_strong_write(key, &mut cx.warp.order, lane, semantics, a.scope, true, &self.clusters);
+        }
+    }
+
+    /// Executes the atomic in one lane; returns whether memory changed.
+    fn atomic_lane(&mut self, cx: &mut InstructionContext, a: &Atomic, group: &LaneGroup, lane: usize) -> bool {
+        let size = a.ty.size() as usize;
+        let mut changed = false;
+        for (n, &slot) in a.a.iter().enumerate() {
+            let regs = cx.warp.regs_mut(cx.fragment.frame);
+            let operand = operand(regs, slot, size, lane);
+            let new = a.b.map_or(0, |b| self::operand(regs, b, size, lane));
+            let from = group.offsets[lane] + (n * size) as u64;
+            let data = self.data_mut(&mut cx.grid.blocks, group.location);
+            let bytes = &mut data[from as usize..from as usize + size];
+            let mut buffer = [0u8; 16];
+            buffer[..size].copy_from_slice(bytes);
+            let old = u128::from_le_bytes(buffer);
+            let result = if a.op == AtomicOp::Cas {
+                let mask = if size == 16 { u128::MAX } else { (1 << (8 * size)) - 1 };
+                if old & mask == operand & mask { new } else { old }
+            } else if a.ty == AtomicType::F32 && a.op == AtomicOp::Add && matches!(group.location, Location::Global(_))
+            {
+                // f32 additions flush subnormals to zero in global memory, not in shared memory.
+                let flushed = |bits: u128| flush_subnormal(bits as u32) as u128;
+                flushed(combine(a.op, a.ty, flushed(old), flushed(operand)))
+            } else {
+                combine(a.op, a.ty, old, operand)
+            };
+            let result = result.to_le_bytes();
+            changed |= bytes != &result[..size];
+            bytes.copy_from_slice(&result[..size]);
+            if let Some(Some(dst)) = a.dst.get(n) {
+                let slot = *dst as usize;
+                match size {
+                    16 => bytemuck::cast_slice_mut::<_, u128>(&mut regs.rows[slot..slot + 4])[lane] = old,
+                    8 => regs.set64(*dst, &[old as u64; 32], 1 << lane),
+                    _ => regs.set(*dst, &[old as u32; 32], 1 << lane),
+                }
+            }
+        }
+        changed
+    }
+}
+
+/// The value of one lane of a register that holds operands of `size` bytes.
+fn operand(regs: &Registers, slot: u32, size: usize, lane: usize) -> u128 {
+    match size {
+        16 => bytemuck::cast_slice::<_, u128>(&regs.rows[slot as usize..slot as usize + 4])[lane],
+        8 => regs.get64(slot)[lane] as u128,
+        _ => regs.rows[slot as usize].0[lane] as u128,
+    }
+}

@@ -1,0 +1,212 @@
+//! Race checks: holds each access against shadow memory and hands the conflicts to the reporter; orders strong accesses
+//! through the synchronisation variables.
+
+use super::MemorySystem;
+use crate::exec::context::{InstructionContext, lanes_of};
+use crate::exec::reporter::MemoryConflict;
+use crate::exec::state::block::BlockTable;
+use crate::exec::state::location::{LaneGroup, Location};
+use crate::exec::state::mbarrier::MbarrierLocation;
+use crate::finding::FindingKind;
+use crate::layout::SHARED_START;
+use crate::memory::SimMemory;
+use crate::order::{AccessKind, AccessStrength, AsyncOpId, CheckContext, Conflict, ShadowMemory, WarpClocks};
+use crate::program::op::LoadStore;
+
+impl MemorySystem {
+    /// Runs `check` on the shadow of a location and reports the conflicts that it finds. `same_value` is the mask of lanes
+    /// whose store leaves memory as it was. Does nothing where the run only counts.
+    #[inline(always)]
+    pub fn check_shadow(
+        &mut self,
+        cx: &mut InstructionContext,
+        location: Location,
+        access: AccessKind,
+        same_value: u32,
+        check: impl FnOnce(&mut ShadowMemory, &WarpClocks, &CheckContext, &mut Vec<Conflict>),
+    ) {
+        if cx.grid.context.options.count_only {
+            return;
+        }
+        let mut found = std::mem::take(&mut self.conflicts);
+        found.clear();
+        let order = CheckContext { ops: &self.ops, clusters: &self.clusters };
+        if let Some(shadow) = shadow_of(&mut self.buffers, &mut cx.grid.blocks, location) {
+            check(shadow, &cx.warp.order, &order, &mut found);
+        }
+        if !found.is_empty() {
+            self.report_conflicts(cx, location, access, &found, same_value);
+        }
+        self.conflicts = found;
+    }
+
+    /// Checks an access of a group's lanes, `bytes` bytes each.
+    pub fn check(
+        &mut self,
+        cx: &mut InstructionContext,
+        access: AccessKind,
+        group: &LaneGroup,
+        bytes: u32,
+        strength: AccessStrength,
+        same_value: u32,
+    ) {
+        let pc = cx.pc;
+        self.check_shadow(cx, group.location, access, same_value, |shadow, warp, order, found| {
+            shadow.access(access, warp, group.lanes, &group.offsets, bytes, strength, pc, order, found);
+        });
+    }
+
+    /// Checks an access of the asynchronous operation `op`, issued by `lane`, to runs of bytes (offset and length). `write`
+    /// is the strength of a write; `None` is a read.
+    pub fn check_async_runs(
+        &mut self,
+        cx: &mut InstructionContext,
+        (op, lane): (AsyncOpId, u32),
+        location: Location,
+        runs: &[(u64, u64)],
+        write: Option<AccessStrength>,
+    ) {
+        if runs.iter().all(|run| run.1 == 0) {
+            return;
+        }
+        let pc = cx.pc;
+        let access = if write.is_some() { AccessKind::Write } else { AccessKind::Read };
+        self.check_shadow(cx, location, access, 0, |shadow, warp, order, found| match write {
+            None => shadow.async_read(runs, op, warp, lane, pc, order, found),
+            Some(strength) => shadow.async_write(runs, op, warp, lane, strength, pc, order, found),
+        });
+    }
+
+    /// Checks that an operation of `lane` on an mbarrier is ordered after earlier accesses to its 8 bytes, such as its
+    /// initialisation.
+    pub fn check_mbarrier_access(
+        &mut self,
+        cx: &mut InstructionContext,
+        lane: u32,
+        at: MbarrierLocation,
+        access: AccessKind,
+    ) {
+        if cx.grid.context.options.count_only {
+            return;
+        }
+        let Some(block) = cx.grid.blocks.get_mut(at.slot) else { return };
+        let mut found = std::mem::take(&mut self.conflicts);
+        found.clear();
+        let strength = if access == AccessKind::Write { AccessStrength::Weak } else { AccessStrength::Cluster };
+        let order = CheckContext { ops: &self.ops, clusters: &self.clusters };
+        let offsets = [(at.address - SHARED_START) as u64; 32];
+        let warp = &cx.warp.order;
+        block.shadow.access(access, warp, 1 << lane, &offsets, 8, strength, cx.pc, &order, &mut found);
+        if let Some(conflict) = found.first() {
+            let other = conflict.earlier.1;
+            let (site, line) = (cx.site(lane), cx.grid.context.line(other));
+            let memory = Some(("shared", at.address as u64));
+            cx.grid.reporter.report_with(FindingKind::Mbarrier, site, Some(other), memory, || {
+                format!(
+                    "the use of an mbarrier is not ordered after the access to its bytes at line {line}, for example its initialisation"
+                )
+            });
+        }
+        self.conflicts = found;
+    }
+
+    #[cold]
+    fn report_conflicts(
+        &mut self,
+        cx: &mut InstructionContext,
+        location: Location,
+        access: AccessKind,
+        found: &[Conflict],
+        same_value: u32,
+    ) {
+        // Shared scratch memory of cooperative groups, whose accesses the CUDA library orders by a shuffle.
+        let scratch = cx.grid.context.kernel.group_scratch.filter(|_| matches!(location, Location::Shared(_)));
+        for conflict in found {
+            let address = match location {
+                Location::Global(index) => self.buffers.get(index).base + conflict.offset,
+                Location::Shared(_) => conflict.offset + SHARED_START as u64,
+            };
+            if scratch.is_some_and(|(start, end)| (start as u64..end as u64).contains(&address)) {
+                continue;
+            }
+            let same_value = same_value >> conflict.lane & 1 != 0;
+            let (site, space) = (cx.site(conflict.lane), location.space());
+            let conflict = MemoryConflict { site, access, space, address, conflict, same_value };
+            cx.grid.reporter.report_conflict(&conflict, &self.ops);
+        }
+    }
+
+    /// Reports an ordinary store or atomic that overwrites an mbarrier object of the block.
+    pub fn check_mbarrier_overwrite(&self, cx: &mut InstructionContext, group: &LaneGroup, bytes: u32) {
+        let Location::Shared(slot) = group.location else { return };
+        if slot != cx.warp.slot || cx.block().mbarriers.is_empty() {
+            return;
+        }
+        for lane in lanes_of(group.lanes) {
+            let from = group.offsets[lane as usize] as u32 + SHARED_START;
+            let mut overlapping = cx.block().mbarriers.range(from.saturating_sub(7)..from + bytes);
+            if let Some((&at, _)) = overlapping.next() {
+                cx.report_at(FindingKind::Mbarrier, lane, ("shared", from as u64), || {
+                    format!("an ordinary access overwrites the mbarrier at {at:#x}, which was not invalidated")
+                });
+                return;
+            }
+        }
+    }
+
+    /// Lets the lanes of a strong load observe what was released at their addresses.
+    pub(super) fn acquire(&mut self, cx: &mut InstructionContext, group: &LaneGroup, t: &LoadStore) {
+        let Some(semantics) = t.semantics else { return };
+        if self.sync_vars.is_empty() {
+            return;
+        }
+        for lane in lanes_of(group.lanes) {
+            let key = self.sync_key(cx, group, lane);
+            self.sync_vars.on_strong_read(key, &mut cx.warp.order, lane, semantics, t.scope, &self.clusters);
+        }
+    }
+
+    /// Records the stores of a group: a strong store releases at its address, a weak one ends what was released there.
+    pub(super) fn release(&mut self, cx: &mut InstructionContext, group: &LaneGroup, t: &LoadStore) {
+        match t.semantics {
+            None if self.sync_vars.is_empty() => {}
+            None => {
+                for lane in lanes_of(group.lanes) {
+                    let key = self.sync_key(cx, group, lane);
+                    self.sync_vars.on_weak_write(key);
+                }
+            }
+            Some(semantics) => {
+                for lane in lanes_of(group.lanes) {
+                    let key = self.sync_key(cx, group, lane);
+                    let order = &mut cx.warp.order;
+                    self.sync_vars.on_strong_write(key, order, lane, semantics, t.scope, false, &self.clusters);
+                }
+            }
+        }
+    }
+
+    /// The number that names the location of a lane's access in [`crate::order::SyncLocations`].
+    pub(super) fn sync_key(&self, cx: &InstructionContext, group: &LaneGroup, lane: u32) -> u64 {
+        let offset = group.offsets[lane as usize];
+        match group.location {
+            Location::Global(index) => self.buffers.get(index).base + offset,
+            Location::Shared(slot) => {
+                let block = cx.grid.blocks.get(slot).map_or(cx.warp.order.block(), |block| block.index);
+                1 << 63 | (block as u64) << 32 | offset
+            }
+        }
+    }
+}
+
+/// The shadow of a location.
+fn shadow_of<'m>(
+    buffers: &'m mut SimMemory,
+    blocks: &'m mut BlockTable,
+    location: Location,
+) -> Option<&'m mut ShadowMemory> {
+    match location {
+        Location::Global(index) => Some(&mut buffers.get_mut(index).shadow),
+        Location::Shared(slot) => blocks.get_mut(slot).map(|block| &mut block.shadow),
+    }
+}

@@ -1,0 +1,101 @@
+//! `ld`: loads of a warp.
+
+use super::registers::{element, load_registers, set_lanes, set_zero};
+use super::{AccessRequest, MemorySystem};
+use crate::exec::context::{Flow, InstructionContext};
+use crate::exec::operands::{addresses, lanes_where, undefined_address};
+use crate::layout;
+use crate::order::{AccessKind, AccessStrength};
+use crate::program::op::{AddressWindow, LoadStore};
+
+impl MemorySystem {
+    /// Executes a load.
+    pub fn load(&mut self, cx: &mut InstructionContext, t: &LoadStore) -> Flow {
+        let regs = cx.regs();
+        let (at, undefined, wanted) = (addresses(regs, &t.addr), undefined_address(regs, &t.addr), cx.mask);
+        cx.drop_undefined_addresses(undefined);
+        let mask = cx.mask;
+        let bytes = t.width as u32 * t.regs.len() as u32;
+        match t.window {
+            AddressWindow::KernelParam => load_param(cx, t, &at, 0, mask),
+            AddressWindow::FrameParam => load_frame_param(cx, t, &at),
+            AddressWindow::Local => self.load_local(cx, t, &at, 0, mask),
+            window => {
+                let mut groups = std::mem::take(&mut self.groups);
+                groups.clear();
+                let request = AccessRequest { window, addresses: &at, lanes: mask, bytes: bytes as u64 };
+                let elsewhere = self.locate(cx, request, &mut groups);
+                let located = groups.iter().fold(elsewhere, |lanes, group| lanes | group.lanes);
+                if located != wanted {
+                    set_zero(cx.regs_mut(), t, wanted & !located);
+                }
+                cx.grid.progress.waits += t.semantics.is_some() as u64;
+                for group in &groups {
+                    if window != AddressWindow::Const {
+                        self.count_traffic(cx.grid.reporter.counts(cx.pc), group, bytes, false);
+                    }
+                    self.acquire(cx, group, t);
+                    self.check(cx, AccessKind::Read, group, bytes, strength(t), 0);
+                    let data = self.data(&cx.grid.blocks, group.location);
+                    load_registers(data, group, t, cx.warp.regs_mut(cx.fragment.frame));
+                }
+                self.groups = groups;
+                if elsewhere != 0 {
+                    self.load_elsewhere(cx, t, &at, elsewhere);
+                }
+            }
+        }
+        Flow::Next
+    }
+
+    /// Executes a generic load in the lanes whose address lies in local memory or among the kernel's parameters.
+    fn load_elsewhere(&mut self, cx: &mut InstructionContext, t: &LoadStore, at: &[u64; 32], lanes: u32) {
+        let local = lanes_where(lanes, |l| layout::window(at[l]) == Some(AddressWindow::Local));
+        if local != 0 {
+            self.load_local(cx, t, at, layout::LOCAL, local);
+        }
+        let param = lanes_where(lanes, |l| layout::window(at[l]) == Some(AddressWindow::KernelParam));
+        if param != 0 {
+            load_param(cx, t, at, layout::PARAM, param);
+        }
+    }
+}
+
+/// The strength of a load or store: weak, or strong at its scope.
+pub(super) fn strength(t: &LoadStore) -> AccessStrength {
+    if t.semantics.is_some() { t.scope } else { AccessStrength::Weak }
+}
+
+/// Loads from the kernel's parameters. `base` is the address of the first parameter.
+fn load_param(cx: &mut InstructionContext, t: &LoadStore, at: &[u64; 32], base: u64, lanes: u32) {
+    let params = &cx.grid.context.launch.params;
+    let regs = cx.warp.regs_mut(cx.fragment.frame);
+    for (n, slot) in t.regs.iter().enumerate() {
+        let Some(slot) = slot else { continue };
+        let offset = |l: usize| (at[l].wrapping_sub(base) as usize).wrapping_add(n * t.width as usize);
+        // The address is nearly always the same in all lanes.
+        let first = offset(lanes.trailing_zeros().min(31) as usize);
+        let uniform = (0..32).all(|l| lanes >> l & 1 == 0 || offset(l) == first);
+        let values = if uniform {
+            [element(params, first, t); 32]
+        } else {
+            std::array::from_fn(|l| if lanes >> l & 1 != 0 { element(params, offset(l), t) } else { 0 })
+        };
+        set_lanes(regs, *slot, t.register_rows, &values, lanes);
+    }
+}
+
+/// Loads from the `.param` space of the function: its arguments.
+fn load_frame_param(cx: &mut InstructionContext, t: &LoadStore, at: &[u64; 32]) {
+    let mask = cx.mask;
+    let frame = cx.warp.frame(cx.fragment.frame);
+    let stride = frame.params.len() / 32;
+    for (n, slot) in t.regs.iter().enumerate() {
+        let Some(slot) = slot else { continue };
+        let values = std::array::from_fn(|l| {
+            let offset = at[l] as usize + n * t.width as usize;
+            if offset + t.width as usize <= stride { element(&frame.params, l * stride + offset, t) } else { 0 }
+        });
+        set_lanes(&mut frame.regs, *slot, t.register_rows, &values, mask);
+    }
+}

@@ -1,0 +1,77 @@
+//! Loads and stores of local memory, which each lane has for itself.
+
+use super::MemorySystem;
+use super::registers::{element, lane_value, set_lanes};
+use crate::exec::context::{InstructionContext, lanes_of};
+use crate::finding::FindingKind;
+use crate::program::op::LoadStore;
+
+impl MemorySystem {
+    /// Loads from local memory. `base` is the address of local address 0.
+    pub(super) fn load_local(&self, cx: &mut InstructionContext, t: &LoadStore, at: &[u64; 32], base: u64, lanes: u32) {
+        let (bytes, width) = (t.width as usize * t.regs.len(), t.width as usize);
+        let mut values = vec![[0u128; 32]; t.regs.len()];
+        for lane in lanes_of(lanes) {
+            let offset = at[lane as usize].wrapping_sub(base) as usize;
+            let Some(start) = local_start(cx, lane, offset, bytes) else { continue };
+            if !cx.warp.local_init[start..start + bytes].iter().all(|&written| written) {
+                cx.report_at(FindingKind::Uninitialized, lane, ("local", offset as u64), || {
+                    format!("read of local memory at {offset:#x} that no instruction has written")
+                });
+            }
+            for (n, value) in values.iter_mut().enumerate() {
+                value[lane as usize] = element(&cx.warp.local, start + n * width, t);
+            }
+        }
+        for (slot, values) in t.regs.iter().zip(&values) {
+            if let Some(slot) = slot {
+                set_lanes(cx.regs_mut(), *slot, t.register_rows, values, lanes);
+            }
+        }
+    }
+
+    /// Stores to local memory. `base` is the address of local address 0; lanes of `undefined` store an undefined value.
+    pub(super) fn store_local(
+        &self,
+        cx: &mut InstructionContext,
+        t: &LoadStore,
+        at: &[u64; 32],
+        base: u64,
+        lanes: u32,
+        undefined: u32,
+    ) {
+        let (bytes, width) = (t.width as usize * t.regs.len(), t.width as usize);
+        for lane in lanes_of(lanes) {
+            let offset = at[lane as usize].wrapping_sub(base) as usize;
+            let Some(start) = local_start(cx, lane, offset, bytes) else { continue };
+            for (n, slot) in t.regs.iter().flatten().enumerate() {
+                let value = lane_value(cx.regs(), *slot, t.register_rows, lane as usize).to_le_bytes();
+                let from = start + n * width;
+                let old = &mut cx.warp.local[from..from + width];
+                // A loop that changes its own memory does not wait for other threads.
+                cx.fragment.backward_branches *= u32::from(*old == value[..width]);
+                old.copy_from_slice(&value[..width]);
+            }
+            cx.warp.local_init[start..start + bytes].fill(undefined >> lane & 1 == 0);
+        }
+    }
+}
+
+/// Where the `bytes` bytes at a lane's local offset begin in [`crate::exec::state::warp::Warp::local`]. Reports offsets that
+/// are misaligned or beyond the variables of the innermost function.
+fn local_start(cx: &mut InstructionContext, lane: u32, offset: usize, bytes: usize) -> Option<usize> {
+    let (stride, size) = (cx.warp.local_size as usize, cx.warp.local_top as usize);
+    if !offset.is_multiple_of(bytes) {
+        cx.report_at(FindingKind::Misaligned, lane, ("local", offset as u64), || {
+            format!("access of {bytes} bytes at local address {offset:#x}, which is not a multiple of {bytes}")
+        });
+        return None;
+    }
+    if offset.checked_add(bytes).is_none_or(|end| end > size) {
+        cx.report_at(FindingKind::OutOfBounds, lane, ("local", offset as u64), || {
+            format!("access of {bytes} bytes at offset {} of {size} bytes of local memory", offset as i64)
+        });
+        return None;
+    }
+    Some(lane as usize * stride + offset)
+}

@@ -1,0 +1,303 @@
+//! From addresses to locations: finds the buffer or shared memory of each lane's access and reports lanes that are out of
+//! bounds or misaligned.
+
+use super::MemorySystem;
+use crate::exec::context::{InstructionContext, lanes_of};
+use crate::exec::state::location::{LaneGroup, Location};
+use crate::finding::FindingKind;
+use crate::layout;
+use crate::program::op::AddressWindow;
+
+/// The addresses of an access, one a lane.
+#[derive(Clone, Copy)]
+pub struct AccessRequest<'r> {
+    /// The state space of the instruction; [`AddressWindow::Generic`] if each address tells its own.
+    pub window: AddressWindow,
+    /// The address of each lane.
+    pub addresses: &'r [u64; 32],
+    /// Mask of the lanes that access memory.
+    pub lanes: u32,
+    /// Bytes a lane, to which the addresses must be aligned.
+    pub bytes: u64,
+}
+
+impl MemorySystem {
+    /// Adds the lanes of an access to `groups`, by location. Lanes that are out of bounds or misaligned are reported and left
+    /// out. Returns the lanes whose address lies in memory that threads do not share: local memory and parameters.
+    pub fn locate(&mut self, cx: &mut InstructionContext, request: AccessRequest, groups: &mut Vec<LaneGroup>) -> u32 {
+        let mut left = request.lanes;
+        let mut elsewhere = 0;
+        while left != 0 {
+            let lane = left.trailing_zeros();
+            let window = match request.window {
+                AddressWindow::Generic => {
+                    layout::window(request.addresses[lane as usize]).unwrap_or(AddressWindow::Global)
+                }
+                window => window,
+            };
+            match window {
+                AddressWindow::Global | AddressWindow::Const | AddressWindow::Generic => {
+                    self.locate_global(cx, &request, &mut left, groups);
+                }
+                AddressWindow::Shared | AddressWindow::SharedCluster => {
+                    let base = if request.window == AddressWindow::Generic { layout::SHARED } else { 0 };
+                    self.locate_shared(cx, &request, base, &mut left, groups);
+                }
+                _ => {
+                    elsewhere |= 1 << lane;
+                    left &= left - 1;
+                }
+            }
+        }
+        elsewhere
+    }
+
+    /// Groups the lanes of `left` that access the same buffer as the lowest one, and removes them from `left`.
+    fn locate_global(
+        &mut self,
+        cx: &mut InstructionContext,
+        request: &AccessRequest,
+        left: &mut u32,
+        groups: &mut Vec<LaneGroup>,
+    ) {
+        let (addresses, bytes) = (request.addresses, request.bytes);
+        let first = addresses[left.trailing_zeros() as usize];
+        let Some(index) = self.find_buffer(first) else {
+            let lane = left.trailing_zeros();
+            *left &= *left - 1;
+            let near = self.buffers.describe(first);
+            cx.report_at(FindingKind::OutOfBounds, lane, ("global", first), || {
+                format!("access of {bytes} bytes at global address {first:#x}: {near}")
+            });
+            return;
+        };
+        let buffer = self.buffers.get(index);
+        let (base, len) = (buffer.base, buffer.data.len() as u64);
+        let location = Location::Global(index);
+        if *left == u32::MAX
+            && let Some(group) = LaneGroup::of_all_lanes(location, addresses, base, (0, len), bytes)
+        {
+            *left = 0;
+            groups.push(group);
+            return;
+        }
+        let mut group = LaneGroup::new(location, 0, [0; 32], bytes);
+        let mut bad = 0;
+        let mut all = *left;
+        while all != 0 {
+            let lane = all.trailing_zeros();
+            all &= all - 1;
+            let address = addresses[lane as usize];
+            let offset = address.wrapping_sub(base);
+            if offset >= len {
+                continue;
+            }
+            *left &= !(1 << lane);
+            if offset + bytes > len || address & (bytes - 1) != 0 {
+                bad |= 1 << lane;
+                continue;
+            }
+            group.lanes |= 1 << lane;
+            group.offsets[lane as usize] = offset;
+        }
+        if bad != 0 {
+            report_bad_lanes(cx, request, bad, "global", (base, len));
+        }
+        if group.lanes != 0 {
+            groups.push(group);
+        }
+    }
+
+    /// Groups the lanes of `left` that access the shared memory of the same block as the lowest one, and removes them from
+    /// `left`. `window_base` is the address of shared address 0.
+    fn locate_shared(
+        &mut self,
+        cx: &mut InstructionContext,
+        request: &AccessRequest,
+        window_base: u64,
+        left: &mut u32,
+        groups: &mut Vec<LaneGroup>,
+    ) {
+        let (addresses, bytes) = (request.addresses, request.bytes);
+        let lane = left.trailing_zeros();
+        let first = addresses[lane as usize].wrapping_sub(window_base) as u32;
+        let (rank, _) = layout::split_cluster_address(first);
+        let slot = match rank {
+            None => Some(cx.warp.slot),
+            Some(r) => cx.block().cluster.get(r as usize).copied(),
+        };
+        let Some((slot, target)) = slot.and_then(|slot| Some((slot, cx.grid.blocks.get(slot)?))) else {
+            *left &= *left - 1;
+            cx.report_at(FindingKind::OutOfBounds, lane, ("shared", first as u64), || {
+                format!("access to shared memory of block rank {}, which the cluster does not have", rank.unwrap_or(0))
+            });
+            return;
+        };
+        if slot != cx.warp.slot && target.ended {
+            cx.report_at(FindingKind::OutOfBounds, lane, ("shared", first as u64), || {
+                format!("access to shared memory of block rank {}, which has exited", rank.unwrap_or(0))
+            });
+        }
+        let len = cx.block().shared.len() as u64;
+        let start = layout::SHARED_START as u64;
+        // One variable has to hold all bytes of a lane's access.
+        let variables = &self.shared_variables;
+        let variable_at = |offset: u64| {
+            let next = variables.partition_point(|v| v.0 <= offset);
+            next.checked_sub(1).map_or((1, 0), |index| variables[index])
+        };
+        let location = Location::Shared(slot);
+        let mut variable = (1, 0);
+        if *left == u32::MAX && rank.is_none() {
+            variable = variable_at((first as u64).wrapping_sub(start));
+            let range = (variable.0, variable.1.min(len));
+            if let Some(group) = LaneGroup::of_all_lanes(location, addresses, window_base + start, range, bytes) {
+                *left = 0;
+                groups.push(group);
+                return;
+            }
+        }
+        let mut group = LaneGroup::new(location, 0, [0; 32], bytes);
+        let mut bad = 0;
+        let mut all = *left;
+        while all != 0 {
+            let lane = all.trailing_zeros();
+            all &= all - 1;
+            let address = addresses[lane as usize].wrapping_sub(window_base);
+            if address >> 32 == 0 {
+                let (r, offset) = layout::split_cluster_address(address as u32);
+                if r != rank {
+                    continue;
+                }
+                *left &= !(1 << lane);
+                let offset = (offset as u64).wrapping_sub(start);
+                if (offset < variable.0 || offset >= variable.1) && offset < len {
+                    variable = variable_at(offset);
+                }
+                if offset < len && offset >= variable.0 && offset + bytes <= variable.1 && address & (bytes - 1) == 0 {
+                    group.lanes |= 1 << lane;
+                    group.offsets[lane as usize] = offset;
+                    continue;
+                }
+            } else if layout::window(addresses[lane as usize]) != Some(AddressWindow::Shared) && window_base != 0 {
+                continue;
+            }
+            *left &= !(1 << lane);
+            bad |= 1 << lane;
+        }
+        if bad != 0 {
+            report_bad_lanes(cx, request, bad, "shared", (window_base + start, len));
+        }
+        if group.lanes != 0 {
+            groups.push(group);
+        }
+    }
+
+    /// Finds the location and offset of `bytes` bytes at one lane's address. Reports bytes out of bounds.
+    pub fn locate_bytes(
+        &mut self,
+        cx: &mut InstructionContext,
+        lane: u32,
+        window: AddressWindow,
+        address: u64,
+        bytes: u64,
+    ) -> Option<(Location, u64)> {
+        let mut groups: Vec<LaneGroup> = Vec::new();
+        let mut addresses = [0; 32];
+        addresses[lane as usize] = address;
+        self.locate(cx, AccessRequest { window, addresses: &addresses, lanes: 1 << lane, bytes: 1 }, &mut groups);
+        let group = groups.first()?;
+        let offset = group.offsets[lane as usize];
+        let len = match group.location {
+            Location::Global(index) => self.buffers.get(index).data.len() as u64,
+            Location::Shared(_) => cx.block().shared.len() as u64,
+        };
+        if offset + bytes > len {
+            let space = group.location.space();
+            cx.report_at(FindingKind::OutOfBounds, lane, (space, address), || {
+                format!("a copy of {bytes} bytes at offset {offset} of {len} bytes of {space} memory")
+            });
+            return None;
+        }
+        Some((group.location, offset))
+    }
+
+    /// Finds the buffer and offset of `bytes` bytes in global memory; fast if they lie in the buffer accessed last.
+    pub fn locate_global_bytes(
+        &mut self,
+        cx: &mut InstructionContext,
+        lane: u32,
+        address: u64,
+        bytes: u64,
+    ) -> Option<(Location, u64)> {
+        if self.buffers.holds(self.last_buffer, address) {
+            let buffer = self.buffers.get(self.last_buffer);
+            let offset = address - buffer.base;
+            if offset + bytes <= buffer.data.len() as u64 {
+                return Some((Location::Global(self.last_buffer), offset));
+            }
+        }
+        self.locate_bytes(cx, lane, AddressWindow::Global, address, bytes)
+    }
+
+    /// Index of the buffer that holds an address; fast for the buffer accessed last.
+    pub fn find_buffer(&mut self, address: u64) -> Option<usize> {
+        if !self.buffers.holds(self.last_buffer, address) {
+            self.last_buffer = self.buffers.find(address)?;
+        }
+        Some(self.last_buffer)
+    }
+
+    /// Marks the bytes of refused (misaligned) stores as written: their defect was reported, and a later read of those bytes
+    /// is not another one.
+    #[cold]
+    pub(super) fn initialize_refused(&mut self, cx: &mut InstructionContext, request: &AccessRequest) {
+        let bytes = request.bytes;
+        for lane in lanes_of(request.lanes) {
+            let address = request.addresses[lane as usize];
+            let generic = request.window == AddressWindow::Generic;
+            let window = if generic { layout::window(address) } else { Some(request.window) };
+            let (base, len, shadow) = if window == Some(AddressWindow::Shared) {
+                let block = cx.block_mut();
+                let base = layout::SHARED_START as u64 + if generic { layout::SHARED } else { 0 };
+                (base, block.shared.len() as u64, &mut block.shadow)
+            } else if let Some(index) = self.buffers.find(address) {
+                let buffer = self.buffers.get_mut(index);
+                (buffer.base, buffer.data.len() as u64, &mut buffer.shadow)
+            } else {
+                continue;
+            };
+            let start = address.wrapping_sub(base);
+            if start < len {
+                shadow.initialize(start..(start + bytes).min(len));
+            }
+        }
+    }
+}
+
+/// Reports lanes whose access is misaligned or reaches beyond its location of `len` bytes at address `base`.
+#[cold]
+fn report_bad_lanes(
+    cx: &mut InstructionContext,
+    request: &AccessRequest,
+    bad: u32,
+    space: &'static str,
+    (base, len): (u64, u64),
+) {
+    let bytes = request.bytes;
+    for lane in lanes_of(bad) {
+        let address = request.addresses[lane as usize];
+        if address & (bytes - 1) != 0 {
+            cx.report_at(FindingKind::Misaligned, lane, (space, address), || {
+                format!("access of {bytes} bytes at {space} address {address:#x}, which is not a multiple of {bytes}")
+            });
+        } else {
+            let offset = address.wrapping_sub(base) as i64;
+            let inside = (0..len as i64 - bytes as i64 + 1).contains(&offset);
+            let gap = if inside { ", which no variable holds" } else { "" };
+            cx.report_at(FindingKind::OutOfBounds, lane, (space, address), || {
+                format!("access of {bytes} bytes at offset {offset} of {len} bytes of {space} memory{gap}")
+            });
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! `ldmatrix` and `stmatrix`: 8 × 8 matrices between shared memory and the registers of a warp.
+
+use super::{AccessRequest, MemorySystem};
+use crate::counters;
+use crate::exec::context::{Flow, InstructionContext, lanes_of};
+use crate::exec::operands::{addresses, undefined_address};
+use crate::exec::state::location::{LaneGroup, Location};
+use crate::finding::FindingKind;
+use crate::layout;
+use crate::matrix::{Lanes, ldmatrix};
+use crate::order::{AccessKind, AccessStrength};
+use crate::program::op::{AddressWindow, MatrixTransfer};
+
+impl MemorySystem {
+    /// Executes `ldmatrix` or `stmatrix`.
+    pub fn matrix_transfer(&mut self, cx: &mut InstructionContext, t: &MatrixTransfer) -> Flow {
+        if !cx.gather(u32::MAX) {
+            return Flow::Stop;
+        }
+        if !t.store && cx.mask == u32::MAX {
+            let done = crate::simd::dispatch(
+                #[inline(always)]
+                || self.load_own_rows(cx, t),
+            );
+            if done {
+                return Flow::Next;
+            }
+        }
+        let count = t.regs.len();
+        let rows = 8 * count;
+        // One lane gives the address of each row.
+        let suppliers = u32::MAX >> (32 - rows);
+        let at = addresses(cx.regs(), &t.addr);
+        let undefined = undefined_address(cx.regs(), &t.addr) & suppliers;
+        if undefined != 0 {
+            cx.report(FindingKind::Uninitialized, undefined.trailing_zeros(), || {
+                "an address depends on an undefined register".into()
+            });
+        }
+        let mut groups = std::mem::take(&mut self.groups);
+        groups.clear();
+        let request = AccessRequest { window: t.window, addresses: &at, lanes: suppliers & !undefined, bytes: 16 };
+        match own_rows(cx, &request) {
+            Some(group) => groups.push(group),
+            None => {
+                self.locate(cx, request, &mut groups);
+            }
+        }
+        if t.store {
+            self.store_rows(cx, t, &groups);
+            cx.changed_memory();
+        } else {
+            self.load_rows(cx, t, &groups);
+        }
+        self.groups = groups;
+        Flow::Next
+    }
+
+    fn store_rows(&mut self, cx: &mut InstructionContext, t: &MatrixTransfer, groups: &[LaneGroup]) {
+        let mut bytes = [[0u8; 16]; 32];
+        let rows = 8 * t.regs.len();
+        let (regs, mask) = (cx.regs(), cx.mask);
+        let values: Vec<Lanes> = t.regs.iter().map(|&r| regs.get(r)).collect();
+        if t.regs.iter().any(|&r| regs.undefined[r as usize] & mask != 0) {
+            cx.report(FindingKind::Uninitialized, cx.first_lane(), || "stmatrix of an undefined register".into());
+        }
+        ldmatrix::store(&values, t.trans, &mut bytes[..rows]);
+        for group in groups {
+            self.count_traffic(cx.grid.reporter.counts(cx.pc), group, 16, true);
+            self.check(cx, AccessKind::Write, group, 16, AccessStrength::Weak, 0);
+            self.check_mbarrier_overwrite(cx, group, 16);
+            let data = self.data_mut(&mut cx.grid.blocks, group.location);
+            for lane in lanes_of(group.lanes).map(|lane| lane as usize) {
+                data[group.offsets[lane] as usize..][..16].copy_from_slice(&bytes[lane]);
+            }
+        }
+    }
+
+    fn load_rows(&mut self, cx: &mut InstructionContext, t: &MatrixTransfer, groups: &[LaneGroup]) {
+        let mut bytes = [[0u8; 16]; 32];
+        let (count, pc) = (t.regs.len(), cx.pc);
+        for group in groups {
+            self.count_traffic(cx.grid.reporter.counts(pc), group, 16, false);
+            self.check_shadow(cx, group.location, AccessKind::Read, 0, |shadow, warp, order, found| {
+                shadow.read_matrix_rows(warp, group.lanes, &group.offsets, pc, order, found);
+            });
+            let data = self.data(&cx.grid.blocks, group.location);
+            for lane in lanes_of(group.lanes).map(|lane| lane as usize) {
+                bytes[lane].copy_from_slice(&data[group.offsets[lane] as usize..][..16]);
+            }
+        }
+        let mut values = [[0u32; 32]; 4];
+        ldmatrix::load(&bytes[..8 * count], t.trans, &mut values[..count]);
+        for (slot, value) in t.regs.iter().zip(&values) {
+            cx.set(*slot, value);
+        }
+    }
+
+    /// Executes an `ldmatrix` of all lanes from the block's own shared memory. Returns false, with nothing done, where an
+    /// address is undefined, out of bounds, misaligned or in another window.
+    #[inline(always)]
+    fn load_own_rows(&mut self, cx: &mut InstructionContext, t: &MatrixTransfer) -> bool {
+        let (rows, frame, pc, slot) = (8 * t.regs.len(), cx.fragment.frame, cx.pc, cx.warp.slot);
+        let regs = cx.regs();
+        let (AddressWindow::Shared, false, Some(base), 0) =
+            (t.window, t.addr.wide, t.addr.base, undefined_address(regs, &t.addr))
+        else {
+            return false;
+        };
+        let plus = (t.addr.offset as u32).wrapping_sub(layout::SHARED_START);
+        let offsets = regs.rows[base as usize].0.map(|a| a.wrapping_add(plus));
+        let end = (cx.block().shared.len() as u32).saturating_sub(15);
+        if !offsets[..rows].iter().fold(true, |good, &o| good & (o < end) & (o % 16 == 0)) {
+            return false;
+        }
+        let lanes = u32::MAX >> (32 - rows);
+        let (passes, least) = counters::wavefronts(&offsets, lanes, 16);
+        let counts = cx.grid.reporter.counts(pc);
+        counts.shared_bytes += 16 * rows as u64;
+        counts.wavefronts += passes;
+        counts.wavefronts_least += least;
+        self.check_shadow(
+            cx,
+            Location::Shared(slot),
+            AccessKind::Read,
+            0,
+            #[inline(always)]
+            |shadow, warp, order, found| {
+                shadow.read_matrix_rows(warp, lanes, &offsets.map(u64::from), pc, order, found);
+            },
+        );
+        let shared = &cx.grid.blocks[slot].shared;
+        let regs = cx.warp.regs_mut(frame);
+        for (&slot, offsets) in t.regs.iter().zip(offsets.chunks_exact(8)) {
+            // The rows are copied straight into the register: rows collected elsewhere first would be slow to load again.
+            let matrix = &mut regs.rows[slot as usize].0;
+            let rows: &mut [[u8; 16]; 8] = bytemuck::cast_mut(matrix);
+            for (row, &from) in rows.iter_mut().zip(offsets) {
+                row.copy_from_slice(&shared[from as usize..from as usize + 16]);
+            }
+            ldmatrix::arrange(matrix, t.trans);
+            regs.undefined[slot as usize] = 0;
+        }
+        true
+    }
+}
+
+/// Groups rows at shared addresses that all lie in the block's own memory and are aligned.
+#[inline]
+fn own_rows(cx: &InstructionContext, request: &AccessRequest) -> Option<LaneGroup> {
+    if request.window != AddressWindow::Shared {
+        return None;
+    }
+    let end = (cx.block().shared.len() as u64).saturating_sub(15);
+    let (lanes, location) = (request.lanes, Location::Shared(cx.warp.slot));
+    let offsets = request.addresses.map(|a| a.wrapping_sub(layout::SHARED_START as u64));
+    let good = (0..32).all(|l| lanes >> l & 1 == 0 || offsets[l] < end && offsets[l].is_multiple_of(16));
+    good.then_some(LaneGroup { location, lanes, offsets, consecutive: false })
+}

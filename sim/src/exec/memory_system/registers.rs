@@ -1,0 +1,135 @@
+//! Moves values between bytes of memory and the registers of a warp.
+
+use crate::exec::context::lanes_of;
+use crate::exec::state::location::LaneGroup;
+use crate::program::op::LoadStore;
+use crate::regs::Registers;
+
+/// One element of memory as a register of `rows` rows holds it: sign-extended or zero-extended. Missing bytes are zero.
+#[inline(always)]
+pub fn element(data: &[u8], offset: usize, t: &LoadStore) -> u128 {
+    let width = t.width as usize;
+    let bytes = data.get(offset..offset + width).unwrap_or(&[]);
+    let mut buffer = [0u8; 16];
+    buffer[..bytes.len()].copy_from_slice(bytes);
+    let value = u128::from_le_bytes(buffer);
+    if t.signed && t.width < 8 {
+        let shift = 128 - t.width as u32 * 8;
+        let extended = ((value << shift) as i128 >> shift) as u128;
+        extended & if t.register_rows == 1 { u32::MAX as u128 } else { u64::MAX as u128 }
+    } else {
+        value
+    }
+}
+
+/// The value of one lane of a register of 1, 2 or 4 rows.
+pub fn lane_value(regs: &Registers, slot: u32, rows: u8, lane: usize) -> u128 {
+    match rows {
+        4 => {
+            let lanes: &[u128] = bytemuck::cast_slice(&regs.rows[slot as usize..slot as usize + 4]);
+            lanes[lane]
+        }
+        2 => {
+            let lanes: &[u64] = bytemuck::cast_slice(&regs.rows[slot as usize..slot as usize + 2]);
+            lanes[lane] as u128
+        }
+        _ => regs.rows[slot as usize].0[lane] as u128,
+    }
+}
+
+/// Sets the lanes of `mask` in a register of 1, 2 or 4 rows.
+pub fn set_lanes(regs: &mut Registers, slot: u32, rows: u8, values: &[u128; 32], mask: u32) {
+    match rows {
+        1 => regs.set(slot, &values.map(|v| v as u32), mask),
+        2 => regs.set64(slot, &values.map(|v| v as u64), mask),
+        _ => {
+            let lanes: &mut [u128] = bytemuck::cast_slice_mut(&mut regs.rows[slot as usize..slot as usize + 4]);
+            for lane in lanes_of(mask) {
+                lanes[lane as usize] = values[lane as usize];
+            }
+        }
+    }
+    regs.undefined[slot as usize] &= !mask;
+}
+
+/// Sets the registers of lanes whose load failed to zero, so that later uses are not reported as undefined again.
+#[cold]
+pub fn set_zero(regs: &mut Registers, t: &LoadStore, lanes: u32) {
+    t.regs.iter().flatten().for_each(|&slot| set_lanes(regs, slot, t.register_rows, &[0; 32], lanes));
+}
+
+/// Loads the registers of a group's lanes from memory.
+#[inline]
+pub fn load_registers(data: &[u8], group: &LaneGroup, t: &LoadStore, regs: &mut Registers) {
+    let width = t.width as usize;
+    for (n, slot) in t.regs.iter().enumerate() {
+        let Some(slot) = *slot else { continue };
+        let lanes = group.lanes;
+        if width == 4 && t.register_rows == 1 && group.consecutive {
+            let (from, step) = (group.offsets[0] as usize, 4 * t.regs.len());
+            let row = &mut regs.rows[slot as usize].0;
+            for (lane, bytes) in row.iter_mut().zip(data[from..from + 32 * step].chunks_exact(step)) {
+                *lane = u32::from_le_bytes([bytes[4 * n], bytes[4 * n + 1], bytes[4 * n + 2], bytes[4 * n + 3]]);
+            }
+            regs.undefined[slot as usize] = 0;
+        } else if width == 4 && t.register_rows == 1 {
+            let row = &mut regs.rows[slot as usize].0;
+            let mut left = lanes;
+            while left != 0 {
+                let lane = left.trailing_zeros() as usize;
+                left &= left - 1;
+                let at = group.offsets[lane] as usize + 4 * n;
+                row[lane] = u32::from_le_bytes([data[at], data[at + 1], data[at + 2], data[at + 3]]);
+            }
+            regs.undefined[slot as usize] &= !lanes;
+        } else {
+            let mut values = [0u128; 32];
+            for lane in lanes_of(lanes).map(|lane| lane as usize) {
+                values[lane] = element(data, group.offsets[lane] as usize + n * width, t);
+            }
+            set_lanes(regs, slot, t.register_rows, &values, lanes);
+        }
+    }
+}
+
+/// Stores the registers of a group's lanes to memory. Returns the lanes that left memory as it was, and whether any byte
+/// changed.
+#[inline]
+pub fn store_registers(data: &mut [u8], group: &LaneGroup, t: &LoadStore, regs: &Registers) -> (u32, bool) {
+    let width = t.width as usize;
+    let mut differs = 0u32;
+    for (n, slot) in t.regs.iter().flatten().enumerate() {
+        let mut left = group.lanes;
+        if width == 4 && t.register_rows == 1 && group.consecutive {
+            let (from, step) = (group.offsets[0] as usize, 4 * t.regs.len());
+            let row = &regs.rows[*slot as usize].0;
+            for (lane, bytes) in data[from..from + 32 * step].chunks_exact_mut(step).enumerate() {
+                let (new, old) = (row[lane].to_le_bytes(), &mut bytes[4 * n..4 * n + 4]);
+                differs |= u32::from(*old != new) << lane;
+                old.copy_from_slice(&new);
+            }
+        } else if width == 4 && t.register_rows == 1 {
+            let row = &regs.rows[*slot as usize].0;
+            while left != 0 {
+                let lane = left.trailing_zeros() as usize;
+                left &= left - 1;
+                let at = group.offsets[lane] as usize + 4 * n;
+                let new = row[lane].to_le_bytes();
+                let old = &mut data[at..at + 4];
+                differs |= u32::from(old != new) << lane;
+                old.copy_from_slice(&new);
+            }
+        } else {
+            while left != 0 {
+                let lane = left.trailing_zeros() as usize;
+                left &= left - 1;
+                let at = group.offsets[lane] as usize + width * n;
+                let new = lane_value(regs, *slot, t.register_rows, lane).to_le_bytes();
+                let old = &mut data[at..at + width];
+                differs |= u32::from(old != &new[..width]) << lane;
+                old.copy_from_slice(&new[..width]);
+            }
+        }
+    }
+    (group.lanes & !differs, differs != 0)
+}

@@ -1,0 +1,118 @@
+//! `st`: stores of a warp.
+
+use super::load::strength;
+use super::registers::{lane_value, store_registers};
+use super::{AccessRequest, MemorySystem};
+use crate::exec::context::{Flow, InstructionContext, lanes_of};
+use crate::exec::operands::{addresses, lanes_where, undefined_address, undefined_registers};
+use crate::exec::state::location::{LaneGroup, Location};
+use crate::finding::FindingKind;
+use crate::layout;
+use crate::order::AccessKind;
+use crate::program::op::{AddressWindow, LoadStore};
+
+impl MemorySystem {
+    /// Executes a store.
+    pub fn store(&mut self, cx: &mut InstructionContext, t: &LoadStore) -> Flow {
+        let regs = cx.regs();
+        let (at, undefined) = (addresses(regs, &t.addr), undefined_address(regs, &t.addr));
+        let undefined_data = undefined_registers(regs, t.regs.iter().flatten()) & cx.mask;
+        cx.drop_undefined_addresses(undefined);
+        let mask = cx.mask;
+        if undefined_data & mask != 0 && t.window != AddressWindow::Local && t.window != AddressWindow::FrameParam {
+            cx.report(FindingKind::Uninitialized, (undefined_data & mask).trailing_zeros(), || {
+                "a store of an undefined register".into()
+            });
+        }
+        match t.window {
+            AddressWindow::FrameParam => store_frame_param(cx, t, &at),
+            AddressWindow::Local => self.store_local(cx, t, &at, 0, mask, undefined_data),
+            AddressWindow::KernelParam | AddressWindow::Const => {
+                cx.report(FindingKind::OutOfBounds, cx.first_lane(), || "a store to memory that is read-only".into());
+            }
+            window => {
+                let bytes = t.width as u64 * t.regs.len() as u64;
+                let mut groups = std::mem::take(&mut self.groups);
+                groups.clear();
+                let request = AccessRequest { window, addresses: &at, lanes: mask, bytes };
+                let elsewhere = self.locate(cx, request, &mut groups);
+                let located = groups.iter().fold(elsewhere, |lanes, group| lanes | group.lanes);
+                if located != mask {
+                    self.initialize_refused(cx, &AccessRequest { lanes: mask & !located, ..request });
+                }
+                for group in &groups {
+                    self.store_group(cx, t, group, bytes as u32);
+                }
+                self.groups = groups;
+                if elsewhere != 0 {
+                    self.store_elsewhere(cx, t, &at, elsewhere, undefined_data);
+                }
+            }
+        }
+        Flow::Next
+    }
+
+    fn store_group(&mut self, cx: &mut InstructionContext, t: &LoadStore, group: &LaneGroup, bytes: u32) {
+        self.count_traffic(cx.grid.reporter.counts(cx.pc), group, bytes, true);
+        if !self.is_writable(group.location) {
+            let lane = group.lanes.trailing_zeros();
+            cx.report(FindingKind::OutOfBounds, lane, || "a store to constant memory".into());
+            return;
+        }
+        let data = self.data_mut(&mut cx.grid.blocks, group.location);
+        let (same_value, changed) = store_registers(data, group, t, cx.warp.regs(cx.fragment.frame));
+        if changed {
+            cx.changed_memory();
+        }
+        self.check_mbarrier_overwrite(cx, group, bytes);
+        self.check(cx, AccessKind::Write, group, bytes, strength(t), same_value);
+        self.release(cx, group, t);
+    }
+
+    /// Whether kernels may write to a location.
+    pub(super) fn is_writable(&self, location: Location) -> bool {
+        match location {
+            Location::Global(index) => self.buffers.get(index).writable,
+            Location::Shared(_) => true,
+        }
+    }
+
+    /// Executes a generic store in the lanes whose address lies in local memory or among the kernel's parameters.
+    fn store_elsewhere(
+        &mut self,
+        cx: &mut InstructionContext,
+        t: &LoadStore,
+        at: &[u64; 32],
+        lanes: u32,
+        undefined_data: u32,
+    ) {
+        let local = lanes_where(lanes, |l| layout::window(at[l]) == Some(AddressWindow::Local));
+        if local != 0 {
+            self.store_local(cx, t, at, layout::LOCAL, local, undefined_data);
+        }
+        if lanes & !local != 0 {
+            cx.report(FindingKind::OutOfBounds, (lanes & !local).trailing_zeros(), || {
+                "a store to the kernel's parameters".into()
+            });
+        }
+    }
+}
+
+/// Stores to the `.param` space of the function: arguments of a call. Bytes out of bounds are ignored.
+fn store_frame_param(cx: &mut InstructionContext, t: &LoadStore, at: &[u64; 32]) {
+    let mask = cx.mask;
+    let frame = cx.warp.frame(cx.fragment.frame);
+    let (stride, width) = (frame.params.len() / 32, t.width as usize);
+    for (n, slot) in t.regs.iter().flatten().enumerate() {
+        for lane in lanes_of(mask).map(|lane| lane as usize) {
+            let value = lane_value(&frame.regs, *slot, t.register_rows, lane).to_le_bytes();
+            let offset = at[lane] as usize + n * width;
+            let start = lane * stride + offset;
+            if let Some(bytes) = frame.params.get_mut(start..start + width)
+                && offset + width <= stride
+            {
+                bytes.copy_from_slice(&value[..width]);
+            }
+        }
+    }
+}

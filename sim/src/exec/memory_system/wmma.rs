@@ -1,0 +1,110 @@
+//! `wmma.load` and `wmma.store`: fragments of matrices between registers and memory.
+
+use super::MemorySystem;
+use crate::exec::context::{Flow, InstructionContext};
+use crate::exec::operands::{addresses, undefined_address};
+use crate::finding::FindingKind;
+use crate::program::op::WmmaTransfer;
+
+impl MemorySystem {
+    /// Executes `wmma.load` or `wmma.store`: every lane moves its own registers.
+    pub fn wmma_transfer(&mut self, cx: &mut InstructionContext, t: &WmmaTransfer) -> Flow {
+        if !cx.gather(u32::MAX) {
+            return Flow::Stop;
+        }
+        let (form, mask) = (&t.fragment, cx.mask);
+        let regs = cx.regs();
+        let base = addresses(regs, &t.addr);
+        let strides = t.stride.map_or([form.default_stride(t.column_major); 32], |slot| regs.get(slot));
+        let undefined = undefined_address(regs, &t.addr) | t.stride.map_or(0, |slot| regs.undefined[slot as usize]);
+        let defined = undefined & mask == 0;
+        let lane = cx.first_lane();
+        if !defined {
+            cx.report(FindingKind::Uninitialized, lane, || "an address depends on an undefined register".into());
+        }
+        // Alignment is reported once for the whole matrix, not for each of its elements.
+        let (start, step) = (base[lane as usize], strides[lane as usize] as u64 * form.bits() as u64);
+        let align = form.alignment();
+        let aligned = start.is_multiple_of(align) && step.is_multiple_of(8 * align);
+        if defined && !aligned {
+            let bytes = step / 8;
+            cx.report(FindingKind::Misaligned, lane, || {
+                format!(
+                    "a matrix at {start:#x} with {bytes} bytes from row to row: both have to be multiples of {align}"
+                )
+            });
+        }
+        if !defined || !aligned {
+            if !t.store {
+                let regs = cx.regs_mut();
+                t.regs.iter().for_each(|&slot| regs.undefined[slot as usize] &= !mask);
+            }
+            return Flow::Next;
+        }
+        for register in 0..form.distinct() {
+            let addresses_of = |element: usize| -> [u64; 32] {
+                std::array::from_fn(|l| {
+                    let (row, column) = form.element_position(register, element, l);
+                    let (line, along) = if t.column_major { (column, row) } else { (row, column) };
+                    let bits = (line as u64 * strides[l] as u64 + along as u64) * form.bits() as u64;
+                    base[l].wrapping_add(bits / 8)
+                })
+            };
+            if t.packed {
+                self.wmma_element(cx, t, register, &addresses_of(0));
+                continue;
+            }
+            self.wmma_unpacked(cx, t, t.regs[register], addresses_of);
+        }
+        if !t.store {
+            // Registers beyond the distinct ones repeat them.
+            for (&to, &from) in t.regs[form.distinct()..].iter().zip(t.regs[..form.distinct()].iter().cycle()) {
+                let value = cx.regs().get(from);
+                cx.set(to, &value);
+            }
+        }
+        Flow::Next
+    }
+
+    /// Moves a register whose elements are smaller than the register and not consecutive in memory, one at a time.
+    fn wmma_unpacked(
+        &mut self,
+        cx: &mut InstructionContext,
+        t: &WmmaTransfer,
+        slot: u32,
+        addresses_of: impl Fn(usize) -> [u64; 32],
+    ) {
+        let (form, mask) = (&t.fragment, cx.mask);
+        let mut word = if t.store { cx.regs().get(slot) } else { [0; 32] };
+        let undefined = cx.regs().undefined[slot as usize];
+        for element in 0..form.per_register() {
+            let shift = element as u32 * form.bits();
+            if t.store {
+                let low = u32::MAX >> (32 - form.bits());
+                let regs = cx.regs_mut();
+                regs.set(t.element, &word.map(|w| w >> shift & low), mask);
+                regs.undefined[t.element as usize] = undefined;
+            }
+            self.wmma_element(cx, t, 0, &addresses_of(element));
+            if !t.store {
+                let part = cx.regs().get(t.element);
+                word.iter_mut().zip(part).for_each(|(word, part)| *word |= part << shift);
+            }
+        }
+        if !t.store {
+            cx.set(slot, &word);
+        }
+    }
+
+    /// Executes the load or store number `transfer` of the instruction at these addresses.
+    fn wmma_element(&mut self, cx: &mut InstructionContext, t: &WmmaTransfer, transfer: usize, at: &[u64; 32]) {
+        let regs = cx.regs_mut();
+        regs.set64(t.at, at, u32::MAX);
+        regs.undefined[t.at as usize] = 0;
+        if t.store {
+            self.store(cx, &t.transfers[transfer]);
+        } else {
+            self.load(cx, &t.transfers[transfer]);
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! Turns conflicts that the shadow memory finds into findings and notes.
+
+use super::Reporter;
+use crate::exec::grid::coordinates;
+use crate::finding::{FindingKind, Site, source};
+use crate::order::{AccessKind, Agent, AsyncOpKind, AsyncOps, Conflict, ConflictKind, EarlierAccess};
+
+/// A conflict of an access with earlier accesses to the same bytes.
+pub struct MemoryConflict<'c> {
+    /// The lane and instruction of the access.
+    pub site: Site,
+    /// Whether the access reads, writes or both.
+    pub access: AccessKind,
+    /// The state space: `global` or `shared`.
+    pub space: &'static str,
+    /// Address of the first conflicting byte in its space.
+    pub address: u64,
+    /// What the shadow memory found.
+    pub conflict: &'c Conflict,
+    /// The access stored the value that memory held already.
+    pub same_value: bool,
+}
+
+impl Reporter<'_> {
+    /// Reports a conflict of an access. `ops` are the asynchronous operations of the launch.
+    pub fn report_conflict(&mut self, m: &MemoryConflict, ops: &AsyncOps) {
+        if self.report_dependent(m) {
+            return;
+        }
+        let (context, strict) = (self.context, self.context.options.strict_proxy);
+        let c = m.conflict;
+        let (site, space, address, memory) = (m.site, m.space, m.address, Some((m.space, m.address)));
+        let harmless_race = m.same_value && matches!(c.kind, ConflictKind::Race { two_stores: true });
+        // Repeated conflicts are counted before a message is formatted: a missing barrier conflicts at every access.
+        let cause = match c.kind {
+            _ if harmless_race => None,
+            ConflictKind::ProxyRead if !strict => None,
+            ConflictKind::Uninitialized => Some((FindingKind::Uninitialized, None)),
+            ConflictKind::Race { .. } => Some((FindingKind::Race, Some(c.earlier.1))),
+            ConflictKind::NotWaited(op) => Some((FindingKind::AsyncNotWaited, Some(ops.pc(op)))),
+            ConflictKind::ProxyRead | ConflictKind::Proxy => Some((FindingKind::AsyncProxy, Some(c.earlier.1))),
+        };
+        let Some((kind, other)) = cause else {
+            self.note_conflict(m);
+            return;
+        };
+        if self.findings.again(kind, site.pc, other) {
+            return;
+        }
+        let access = access_name(m.access);
+        let thread = || context.thread_name(c.earlier.0);
+        let line = other.map_or(0, |pc| context.line(pc));
+        self.report_with(kind, site, other, memory, || match c.kind {
+            ConflictKind::Uninitialized => {
+                format!("{access} of {space} memory at {address:#x} that nobody has written")
+            }
+            ConflictKind::Race { .. } => {
+                let (earlier, thread) = (earlier_access_name(c.earlier_kind), thread());
+                format!(
+                    "{access} of {space} memory at {address:#x} is not ordered after the {earlier} of {thread} at line {line}"
+                )
+            }
+            ConflictKind::NotWaited(op) => {
+                let operation = operation_name(ops.kind(op));
+                format!(
+                    "{access} of {space} memory at {address:#x} whose {operation} of line {line} this thread has not seen complete"
+                )
+            }
+            ConflictKind::ProxyRead => {
+                let thread = thread();
+                format!(
+                    "the async proxy overwrites {space} memory at {address:#x} that {thread} read through the generic proxy at line {line}, without fence.proxy.async in between"
+                )
+            }
+            ConflictKind::Proxy => {
+                let thread = thread();
+                format!(
+                    "the async proxy uses {space} memory at {address:#x} that {thread} wrote through the generic proxy at line {line}, without fence.proxy.async in between"
+                )
+            }
+        });
+    }
+
+    /// Adds a note for a conflict that is no defect: equal stores, or a read that the async proxy overwrites.
+    fn note_conflict(&mut self, m: &MemoryConflict) {
+        let space = m.space;
+        if let ConflictKind::Race { .. } = m.conflict.kind {
+            self.note(m.site.pc, &format!("threads store the same value to the same {space} address without order"));
+            return;
+        }
+        let other = self.context.line(m.conflict.earlier.1);
+        self.note(
+            m.site.pc,
+            &format!("the async proxy overwrites {space} memory that line {other} read, without fence.proxy.async"),
+        );
+    }
+
+    /// Reports a conflict with an access that the dependent grid made before `griddepcontrol.wait`: the dependent grid's
+    /// defect. Returns whether the conflict was one.
+    fn report_dependent(&mut self, m: &MemoryConflict) -> bool {
+        let context = self.context;
+        let Some(dependent) = &mut self.dependent else { return false };
+        let (agent, pc) = m.conflict.earlier;
+        if agent == Agent::HOST || agent.block() < dependent.first_block {
+            return false;
+        }
+        let launch = dependent.launch;
+        let site = Site {
+            pc,
+            block: coordinates(agent.block() - dependent.first_block, launch.launch.grid),
+            thread: coordinates(agent.thread_index().unwrap_or(0), launch.launch.block),
+        };
+        let (earlier, later, address) = (
+            match m.conflict.earlier_kind {
+                EarlierAccess::Read => "read",
+                EarlierAccess::Async(_) => "asynchronous access",
+                _ => "write",
+            },
+            access_name(m.access),
+            m.address,
+        );
+        let memory = Some(("global", address));
+        dependent.findings.report(launch.program, launch.kernel, FindingKind::Race, site, None, memory, || {
+            let (line, _) = source(context.program, context.kernel, m.site.pc);
+            format!(
+                "{earlier} of global memory at {address:#x} without griddepcontrol.wait before it: not ordered after the {later} at line {line} of the grid before"
+            )
+        });
+        true
+    }
+}
+
+fn access_name(access: AccessKind) -> &'static str {
+    match access {
+        AccessKind::Read => "read",
+        AccessKind::Write => "write",
+        AccessKind::Atomic => "atomic access",
+    }
+}
+
+fn earlier_access_name(other: EarlierAccess) -> &'static str {
+    match other {
+        EarlierAccess::None => "access",
+        EarlierAccess::Read => "read",
+        EarlierAccess::Write => "write",
+        EarlierAccess::Atomic => "atomic access",
+        EarlierAccess::Async(_) => "asynchronous access",
+    }
+}
+
+fn operation_name(kind: AsyncOpKind) -> &'static str {
+    match kind {
+        AsyncOpKind::CpAsync => "cp.async",
+        AsyncOpKind::BulkCopy => "bulk copy",
+        AsyncOpKind::TensorCopy => "tensor copy",
+        AsyncOpKind::Reduce => "bulk reduction",
+        AsyncOpKind::StAsync => "asynchronous store",
+        AsyncOpKind::Wgmma => "wgmma",
+    }
+}

@@ -1,0 +1,134 @@
+//! Starting clusters: assigns slots to blocks and creates their warps.
+
+use super::Scheduler;
+use crate::exec::gpu;
+use crate::exec::grid::{GridContext, GridState, coordinates};
+use crate::exec::interpreter::enter_function;
+use crate::exec::state::barrier::{BlockBarrier, ClusterBarrier};
+use crate::exec::state::block::{Block, BlockTable};
+use crate::exec::state::warp::{Fragment, FragmentState, NO_JOIN, Warp};
+use crate::layout::SHARED_START;
+use crate::order::{MemorySpace, ShadowMemory, VectorClock, WarpClocks};
+use std::collections::BTreeMap;
+
+impl Scheduler {
+    /// Starts the blocks of the next cluster; returns false if none is left.
+    pub(super) fn start_cluster(&mut self, grid: &mut GridState) -> bool {
+        let context = grid.context;
+        let counts: [u32; 3] = [0, 1, 2].map(|i| context.launch.grid[i] / context.cluster[i]);
+        if self.next_cluster as u64 >= counts.iter().map(|&n| n as u64).product() {
+            return false;
+        }
+        let cluster = coordinates(self.next_cluster, counts);
+        self.next_cluster += 1;
+        let size = context.cluster_blocks();
+        let slots: Vec<u32> = (0..size).map(|_| self.reserve_slot(&mut grid.blocks)).collect();
+        for (rank, &slot) in (0..).zip(&slots) {
+            let within = coordinates(rank, context.cluster);
+            let at = [0, 1, 2].map(|i| cluster[i] * context.cluster[i] + within[i]);
+            let block = new_block(&context, &mut grid.blocks, at, rank, slots.clone());
+            self.queued[slot as usize] = vec![false; block.warps.len()];
+            grid.blocks.fill(slot, block);
+        }
+        for &slot in &slots {
+            let warps = self.queued[slot as usize].len() as u32;
+            (0..warps).for_each(|w| self.enqueue(slot, w));
+        }
+        grid.reporter.counters.blocks += size as u64;
+        self.live_blocks += size;
+        true
+    }
+
+    /// Reserves a slot for a block.
+    fn reserve_slot(&mut self, blocks: &mut BlockTable) -> u32 {
+        let free = (0..blocks.len()).find(|&s| blocks.get(s).is_none() && self.queued[s as usize].is_empty());
+        let slot = free.unwrap_or_else(|| {
+            self.queued.push(Vec::new());
+            blocks.add_slot()
+        });
+        // A slot with a queue is taken, also before its block is there.
+        self.queued[slot as usize] = vec![false];
+        slot
+    }
+}
+
+/// Creates a block with its warps at the start of the kernel.
+fn new_block(context: &GridContext, blocks: &mut BlockTable, at: [u32; 3], rank: u32, cluster: Vec<u32>) -> Block {
+    let (kernel, launch) = (context.kernel, context.launch);
+    let [gx, gy, _] = launch.grid;
+    let index = context.first_block + at[0] + gx * (at[1] + gy * at[2]);
+    let shared_bytes = (kernel.dynamic_shared - SHARED_START + launch.dynamic_shared) as usize;
+    let (mut shared, mut shadow) = blocks.take_spare_memory().unwrap_or_else(|| {
+        (vec![0xa5; shared_bytes], ShadowMemory::new(MemorySpace::Shared, shared_bytes as u64, false))
+    });
+    if let Some((start, end)) = kernel.group_scratch {
+        let [start, end] = [start, end].map(|address| address - SHARED_START);
+        shared[start as usize..end as usize].fill(0);
+        shadow.initialize(start as u64..end as u64);
+    }
+    let threads = launch.block.iter().product::<u32>();
+    let (slot, warps) = (cluster[rank as usize], threads.div_ceil(32));
+    let mut block = Block {
+        index,
+        coordinates: at,
+        rank,
+        cluster,
+        shared,
+        shadow,
+        warps: Vec::new(),
+        barriers: vec![BlockBarrier::default(); 16],
+        mbarriers: BTreeMap::new(),
+        virtual_agents: 0,
+        live: threads,
+        warpgroups: Vec::new(),
+        register_pool: 0,
+        cluster_barrier: ClusterBarrier::default(),
+        ended: false,
+        pool_grew: false,
+        wgmma_issued: false,
+    };
+    let max_registers = gpu::entry_registers(kernel, threads, context.options);
+    for w in 0..warps {
+        let partial = w == warps - 1 && !threads.is_multiple_of(32);
+        let lanes = if partial { (1 << (threads % 32)) - 1 } else { u32::MAX };
+        let warp = new_warp(context, &block, (slot, w), lanes, max_registers);
+        block.warps.push(Some(Box::new(warp)));
+    }
+    block
+}
+
+/// Creates a warp whose lanes stand at the first instruction of the kernel.
+fn new_warp(context: &GridContext, block: &Block, (slot, index): (u32, u32), lanes: u32, max_registers: u32) -> Warp {
+    let mut warp = Warp {
+        index,
+        slot,
+        order: WarpClocks::new(block.index, index, lanes, VectorClock::empty(block.index)),
+        frames: Vec::new(),
+        fragments: Vec::new(),
+        joins: Vec::new(),
+        live: lanes,
+        local_size: 0,
+        local: Vec::new(),
+        local_init: Vec::new(),
+        local_top: 0,
+        copies: Default::default(),
+        wgmma: Default::default(),
+        max_registers,
+        setmaxnreg: Vec::new(),
+        clock: 0,
+        yielded: false,
+    };
+    enter_function(context, block, &mut warp, 0, None, lanes);
+    warp.fragments.push(Fragment {
+        pc: 0,
+        mask: lanes,
+        frame: 0,
+        join: NO_JOIN,
+        join_pc: NO_JOIN,
+        state: FragmentState::Ready,
+        gathered: false,
+        backward_branches: 0,
+        spin_hash: 0,
+    });
+    warp
+}

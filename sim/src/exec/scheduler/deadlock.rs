@@ -1,0 +1,173 @@
+//! Deadlocks: reports where the threads of a stuck run wait, as one finding, of a more specific kind where the cause is known.
+
+use crate::exec::async_engine::report_missing_warps;
+use crate::exec::grid::GridState;
+use crate::exec::state::block::Block;
+use crate::exec::state::mbarrier::MbarrierObject;
+use crate::exec::state::warp::{Fragment, FragmentState, Warp};
+use crate::finding::{FindingKind, Site};
+
+/// Waiting fragments that a finding lists at most.
+const MAX_LISTED: usize = 12;
+
+/// Why no thread can continue.
+enum StuckCause {
+    /// None of the others.
+    Unknown,
+    /// Some warps of a warpgroup of the block in this slot do not execute a wgmma.
+    MissingWarps(u32),
+    /// A resource that a fragment waits for will not come.
+    Resource(FindingKind, Site, String),
+}
+
+/// Reports that no thread can continue. Reports nothing if the cause has been reported.
+pub(super) fn report_deadlock(grid: &mut GridState) {
+    let causes = [
+        FindingKind::Barrier,
+        FindingKind::Mbarrier,
+        FindingKind::Setmaxnreg,
+        FindingKind::Trap,
+        FindingKind::Unsupported,
+    ];
+    if causes.iter().any(|&kind| grid.reporter.findings().has(kind)) || report_incomplete_barriers(grid) {
+        return;
+    }
+    let mut waits = Vec::new();
+    let mut first = None;
+    for (block, warp, fragment) in fragments(grid) {
+        let Some((site, line)) = wait_site(grid, block, warp, fragment) else { continue };
+        // A waiting loop is the least informative site.
+        let rank = u32::from(matches!(fragment.state, FragmentState::Ready | FragmentState::AtJoin));
+        if first.as_ref().is_none_or(|(r, _)| rank < *r) {
+            first = Some((rank, site));
+        }
+        if waits.len() < MAX_LISTED {
+            let (wait, [x, y, z]) = (describe_wait(block, warp, fragment.state), block.coordinates);
+            let (w, n) = (warp.index, fragment.mask.count_ones());
+            waits.push(format!("block ({x},{y},{z}) warp {w} ({n} lanes) {wait} at line {line}"));
+        }
+    }
+    let Some((_, site)) = first else { return };
+    let (kind, site, cause) = match stuck_cause(grid) {
+        StuckCause::MissingWarps(slot) => return report_missing_warps(grid, slot),
+        StuckCause::Resource(kind, site, cause) => (kind, site, cause),
+        StuckCause::Unknown => (FindingKind::Deadlock, site, String::new()),
+    };
+    let total: u64 = grid.context.launch.grid.iter().map(|&n| n as u64).product();
+    let rest = total - grid.reporter.counters.blocks;
+    grid.reporter.report(kind, site, || {
+        let rest = match rest {
+            0 => String::new(),
+            n => format!("; {n} more blocks of the grid cannot become resident until one ends"),
+        };
+        format!("{cause}no thread can continue: {}{rest}", waits.join("; "))
+    });
+}
+
+/// All fragments of the resident blocks.
+fn fragments<'g>(grid: &'g GridState) -> impl Iterator<Item = (&'g Block, &'g Warp, &'g Fragment)> {
+    grid.blocks.iter().flat_map(|block| {
+        let warps = block.warps.iter().flatten();
+        warps.flat_map(move |warp| warp.fragments.iter().map(move |fragment| (block, &**warp, fragment)))
+    })
+}
+
+/// The site and the source line at which a fragment waits.
+fn wait_site(grid: &GridState, block: &Block, warp: &Warp, fragment: &Fragment) -> Option<(Site, u32)> {
+    let frame = warp.frames.get(fragment.frame as usize)?.as_ref()?;
+    let code = &grid.context.kernel.functions[frame.function as usize];
+    // Fragments at a block barrier stand behind the instruction.
+    let at = match fragment.state {
+        FragmentState::BlockBarrier { .. } | FragmentState::ClusterBarrier { .. } => fragment.pc.saturating_sub(1),
+        _ => fragment.pc,
+    };
+    let pc = code.first + at.min(code.instrs.len() as u32 - 1);
+    let thread = warp.index * 32 + fragment.mask.trailing_zeros();
+    Some((grid.context.site(block.coordinates, thread, pc), grid.context.line(pc)))
+}
+
+/// Reports blocks all of whose live threads wait at one barrier with a thread count that they cannot reach: the count is
+/// wrong, or some threads skip the barrier. Returns whether there are any.
+fn report_incomplete_barriers(grid: &mut GridState) -> bool {
+    let mut found = Vec::new();
+    for block in grid.blocks.iter().filter(|b| b.live > 0) {
+        let fragments = || block.warps.iter().flatten().flat_map(|w| w.fragments.iter().map(move |f| (w, f)));
+        let Some((warp, first)) = fragments().next() else { continue };
+        let FragmentState::BlockBarrier { id } = first.state else { continue };
+        let barrier = &block.barriers[id as usize];
+        if barrier.expected.is_some() && fragments().all(|(_, f)| f.state == first.state) {
+            let arrivals = barrier.describe(block.live);
+            let thread = warp.index * 32 + first.mask.trailing_zeros();
+            let site = grid.context.site(block.coordinates, thread, barrier.pc);
+            found.push((site, format!("barrier {id}: {arrivals}, and no other thread is left to arrive")));
+        }
+    }
+    let any = !found.is_empty();
+    for (site, message) in found {
+        grid.reporter.report(FindingKind::Barrier, site, || message);
+    }
+    any
+}
+
+/// The cause of a deadlock, where one can be named.
+fn stuck_cause(grid: &GridState) -> StuckCause {
+    let mut short_of_bytes = None;
+    for (block, warp, fragment) in fragments(grid) {
+        let frame = warp.frames.get(fragment.frame as usize).and_then(|f| f.as_ref());
+        let Some(frame) = frame else { continue };
+        let pc = grid.context.kernel.functions[frame.function as usize].first + fragment.pc;
+        let thread = warp.index * 32 + fragment.mask.trailing_zeros();
+        let site = grid.context.site(block.coordinates, thread, pc);
+        let short = match fragment.state {
+            FragmentState::Wgmma => return StuckCause::MissingWarps(warp.slot),
+            FragmentState::Registers => {
+                let (now, left) = (warp.max_registers, block.register_pool);
+                let cause = format!(
+                    "setmaxnreg.inc waits for registers that no setmaxnreg.dec will free ({now} a thread now, {left} in the block's pool); "
+                );
+                return StuckCause::Resource(FindingKind::Setmaxnreg, site, cause);
+            }
+            FragmentState::Mbarrier { slot, address, .. } => {
+                let object = grid.blocks.get(slot).and_then(|b| b.mbarriers.get(&address));
+                object.map(|object| (address, object))
+            }
+            // The loop may consist of test_waits.
+            FragmentState::Spin { .. } | FragmentState::Ready => {
+                let mut objects = block.mbarriers.iter().map(|(&address, object)| (address, object));
+                objects.find(|(_, object)| object.is_short())
+            }
+            _ => None,
+        };
+        let is_short = |(_, object): &(u32, &MbarrierObject)| object.is_short();
+        if let Some((address, object)) = short.filter(is_short)
+            && short_of_bytes.is_none()
+        {
+            let state = object.describe();
+            let cause = format!("the mbarrier at shared address {address:#x} never completes its phase: {state}; ");
+            short_of_bytes = Some(StuckCause::Resource(FindingKind::Mbarrier, site, cause));
+        }
+    }
+    short_of_bytes.unwrap_or(StuckCause::Unknown)
+}
+
+/// Describes what a fragment waits for.
+fn describe_wait(block: &Block, warp: &Warp, state: FragmentState) -> String {
+    match state {
+        FragmentState::Ready => "runs without effect".into(),
+        FragmentState::AtJoin => "waits for its other lanes".into(),
+        FragmentState::Gather { members, .. } => format!("waits for lanes {:#010x}", members & warp.live),
+        FragmentState::BlockBarrier { id } => {
+            let arrivals = block.barriers[id as usize].describe(block.live);
+            format!("waits at barrier {id}, where {arrivals}")
+        }
+        FragmentState::ClusterBarrier { .. } => "waits at the cluster's barrier".into(),
+        FragmentState::Mbarrier { address, .. } => match block.mbarriers.get(&address) {
+            Some(o) => format!("waits for the mbarrier at shared address {address:#x}: {}", o.describe()),
+            None => format!("waits for an mbarrier at shared address {address:#x}"),
+        },
+        FragmentState::Spin { .. } => "spins in a loop that only other threads' writes can end".into(),
+        FragmentState::Registers => "waits for registers (setmaxnreg.inc)".into(),
+        FragmentState::Wgmma => "waits for a wgmma that not all four warps of its warpgroup execute".into(),
+        FragmentState::GridDependency => "waits for the grid before".into(),
+    }
+}

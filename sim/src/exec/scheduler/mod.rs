@@ -1,0 +1,271 @@
+//! The scheduler decides which warp runs next, when blocks become resident, and when a run is over or stuck.
+//!
+//! ```text
+//! loop:
+//!     start clusters of blocks while the GPU has room and few blocks are live
+//!     with random completion: now and then complete an asynchronous operation
+//!     no warp can run?  wake loops that wait for memory, else give up joins, else complete an operation,
+//!                       else start a cluster, else let a try_wait fail, else report a deadlock
+//!     pick a ready warp at random and run it for a random number of instructions (its turn)
+//!     settle its block: complete barriers, wake waiting warps, free blocks that have ended
+//!     nothing has changed for long?  wake everything that might continue; at last report a deadlock
+//! ```
+//!
+//! Every choice comes from the seeded generator of the grid, so a seed always gives the same interleaving.
+
+mod blocks;
+mod deadlock;
+mod wake;
+
+use super::gpu;
+use super::grid::GridState;
+use super::interpreter::Interpreter;
+use super::launch::CompletionTiming;
+use super::state::warp::FragmentState;
+use super::sync::block_barrier::complete_barriers;
+use super::sync::cluster_barrier::complete_cluster_barrier;
+use deadlock::report_deadlock;
+
+/// Warp instructions without a change after which everything that waits is woken once.
+const INSTRUCTIONS_BEFORE_STIR: u64 = 20_000;
+/// Warp instructions after which waiting loops look at memory again, if it changes all the time.
+const INSTRUCTIONS_BEFORE_SPIN_CHECK: u64 = 4096;
+/// How much longer loops that compute may go on without a change than loops that wait.
+const COMPUTE_PATIENCE: u64 = 40;
+
+/// The warps that can run, and the blocks that are to start.
+#[derive(Debug)]
+pub struct Scheduler {
+    /// Warps to choose from, as (slot, warp); some of them may have stopped waiting to run since they were added.
+    runnable: Vec<(u32, u32)>,
+    /// Whether each warp of each slot is in `runnable`. An empty list marks a free slot.
+    queued: Vec<Vec<bool>>,
+    /// The next cluster to start, in issue order.
+    next_cluster: u32,
+    /// Blocks that the GPU can hold at once.
+    resident_limit: u32,
+    /// Blocks that the scheduler keeps live at once; few, so that their warps interleave closely.
+    live_target: u32,
+    /// Blocks that have started and not ended.
+    live_blocks: u32,
+    /// The run has ended with a deadlock.
+    stuck: bool,
+    marks: ProgressMarks,
+}
+
+/// The counters of [`super::grid::Progress`] at earlier moments of a run.
+#[derive(Debug, Default)]
+struct ProgressMarks {
+    /// Changes at the last look.
+    changes: u64,
+    /// Instructions and waiting instructions at the last change.
+    executed_at_change: u64,
+    waits_at_change: u64,
+    /// Instructions when waiting loops were woken last, and when everything was.
+    spin_check: u64,
+    stir: u64,
+}
+
+impl Scheduler {
+    /// A scheduler for the blocks of a grid, none of which has started.
+    pub fn new(grid: &mut GridState) -> Scheduler {
+        let context = grid.context;
+        let window = if context.options.count_only { 1 } else { 1 + grid.rng.below(6) };
+        Scheduler {
+            runnable: Vec::new(),
+            queued: Vec::new(),
+            next_cluster: 0,
+            resident_limit: gpu::resident_blocks(context.kernel, context.launch, context.options),
+            live_target: window.max(context.cluster_blocks()),
+            live_blocks: 0,
+            stuck: false,
+            marks: ProgressMarks::default(),
+        }
+    }
+
+    /// Runs the grid until its blocks have ended, wait for a primary grid, or are stuck.
+    pub fn run(&mut self, interpreter: &mut Interpreter) {
+        let options = interpreter.grid.context.options;
+        let cluster_blocks = interpreter.grid.context.cluster_blocks();
+        let ProgressMarks { changes, executed_at_change, .. } = self.marks;
+        self.marks = ProgressMarks { changes, executed_at_change, ..ProgressMarks::default() };
+        // Long turns find other defects than short ones.
+        let turn = match options.seed % 4 {
+            0 => 512,
+            1 => 96,
+            2 => 24,
+            _ => 256,
+        };
+        loop {
+            while self.live_blocks < self.live_target
+                && self.live_blocks + cluster_blocks <= self.resident_limit.max(cluster_blocks)
+            {
+                if !self.start_cluster(&mut interpreter.grid) {
+                    break;
+                }
+            }
+            if options.completion == CompletionTiming::Random
+                && !interpreter.async_engine.is_idle()
+                && interpreter.grid.rng.below(4) == 0
+            {
+                interpreter.async_engine.complete_random(&mut interpreter.grid, &mut interpreter.memory);
+                self.wake_mbarriers(interpreter);
+            }
+            if self.runnable.is_empty() {
+                if self.stuck || !self.unblock(interpreter) {
+                    return;
+                }
+                continue;
+            }
+            let pick = interpreter.grid.rng.below(self.runnable.len() as u32) as usize;
+            let (slot, w) = self.runnable[pick];
+            if !is_ready(&interpreter.grid, slot, w) {
+                self.runnable.swap_remove(pick);
+                if let Some(queued) = self.queued.get_mut(slot as usize).and_then(|q| q.get_mut(w as usize)) {
+                    *queued = false;
+                }
+                continue;
+            }
+            let budget = 1 + interpreter.grid.rng.below(2 * turn);
+            interpreter.run_warp(slot, w, budget);
+            self.settle_block(interpreter, slot);
+            if options.until_finding && !interpreter.grid.reporter.findings().is_empty() {
+                return;
+            }
+            if self.is_out_of_patience(interpreter) {
+                self.stuck = true;
+                report_deadlock(&mut interpreter.grid);
+                return;
+            }
+        }
+    }
+
+    /// Lets a dependent grid continue behind `griddepcontrol.wait`, because its primary grid has ended.
+    pub fn primary_ended(&mut self, grid: &mut GridState) {
+        grid.primary_runs = false;
+        self.wake_grid_dependency(grid);
+    }
+
+    /// Compares progress with its marks. Wakes waiting loops now and then; returns whether the run counts as stuck.
+    fn is_out_of_patience(&mut self, interpreter: &mut Interpreter) -> bool {
+        let progress = interpreter.grid.progress;
+        let marks = &mut self.marks;
+        if progress.changes != marks.changes {
+            marks.changes = progress.changes;
+            marks.executed_at_change = progress.executed;
+            marks.waits_at_change = progress.waits;
+            marks.stir = progress.executed;
+            if progress.executed > marks.spin_check + INSTRUCTIONS_BEFORE_SPIN_CHECK {
+                marks.spin_check = progress.executed;
+                self.wake_spinners(&mut interpreter.grid);
+            }
+            return false;
+        }
+        if progress.executed - marks.stir <= INSTRUCTIONS_BEFORE_STIR {
+            return false;
+        }
+        marks.stir = progress.executed;
+        // Calculations may take long; loops that only look for a change may not.
+        let idle = progress.executed - marks.executed_at_change;
+        let waits = progress.waits - marks.waits_at_change > idle / 1000;
+        self.stir(interpreter);
+        let patience = interpreter.grid.context.options.patience;
+        idle > patience.saturating_mul(if waits { 1 } else { COMPUTE_PATIENCE })
+    }
+
+    /// Wakes everything that might continue. Used when many instructions changed nothing: loops may wait in ways that the
+    /// interpreter cannot tell from work, and this gives a chance to the threads that they wait for.
+    fn stir(&mut self, interpreter: &mut Interpreter) {
+        self.wake_spinners(&mut interpreter.grid);
+        self.give_up_joins(&mut interpreter.grid);
+        self.complete_operation(interpreter);
+        let cluster_blocks = interpreter.grid.context.cluster_blocks();
+        for _ in 0..=self.live_blocks / cluster_blocks {
+            if !self.has_room(cluster_blocks) || !self.start_cluster(&mut interpreter.grid) {
+                break;
+            }
+        }
+    }
+
+    /// Makes progress possible when no warp can run. Returns false if the run is over or stuck.
+    fn unblock(&mut self, interpreter: &mut Interpreter) -> bool {
+        if self.wake_spinners(&mut interpreter.grid)
+            || self.give_up_joins(&mut interpreter.grid)
+            || self.complete_operation(interpreter)
+        {
+            return true;
+        }
+        let grid = &mut interpreter.grid;
+        if self.has_room(grid.context.cluster_blocks()) && self.start_cluster(grid) {
+            return true;
+        }
+        if waits_for_primary(grid) {
+            return false;
+        }
+        if grid.blocks.iter().any(|block| block.live > 0) {
+            if self.fail_try_waits(grid) {
+                return true;
+            }
+            report_deadlock(grid);
+            self.stuck = true;
+        }
+        false
+    }
+
+    /// Whether the GPU can hold another cluster.
+    fn has_room(&self, cluster_blocks: u32) -> bool {
+        self.live_blocks + cluster_blocks <= self.resident_limit
+    }
+
+    /// Completes an asynchronous operation; returns whether there was one.
+    fn complete_operation(&mut self, interpreter: &mut Interpreter) -> bool {
+        let completed = interpreter.async_engine.complete_one(&mut interpreter.grid, &mut interpreter.memory);
+        if completed {
+            self.wake_mbarriers(interpreter);
+        }
+        completed
+    }
+
+    /// After a warp's turn: completes barriers, wakes warps, and frees the block if all its threads have exited.
+    fn settle_block(&mut self, interpreter: &mut Interpreter, slot: u32) {
+        let grid = &mut interpreter.grid;
+        for id in complete_barriers(grid, slot) {
+            self.wake_block_barrier(grid, slot, id);
+        }
+        complete_cluster_barrier(grid, slot);
+        self.wake_cluster_barrier(grid, slot);
+        self.wake_mbarriers(interpreter);
+        let grid = &mut interpreter.grid;
+        self.wake_register_pool_and_wgmma(grid, slot);
+        let Some(block) = grid.blocks.get_mut(slot) else { return };
+        if block.live > 0 || block.ended {
+            return;
+        }
+        block.ended = true;
+        self.live_blocks -= 1;
+        let cluster = block.cluster.clone();
+        interpreter.async_engine.end_block(&mut interpreter.grid, &mut interpreter.memory, slot);
+        self.wake_mbarriers(interpreter);
+        // Shared memory lives until all blocks of the cluster have ended, because the others may still access it.
+        let blocks = &mut interpreter.grid.blocks;
+        if cluster.iter().all(|&s| blocks.get(s).is_none_or(|block| block.ended)) {
+            for s in cluster {
+                blocks.remove(s);
+                self.queued[s as usize].clear();
+                self.runnable.retain(|r| r.0 != s);
+            }
+        }
+    }
+}
+
+/// Whether a fragment of a dependent grid waits for the end of its primary grid.
+fn waits_for_primary(grid: &GridState) -> bool {
+    let mut fragments = grid.blocks.iter().flat_map(|b| b.warps.iter().flatten()).flat_map(|w| &w.fragments);
+    grid.primary_runs && fragments.any(|f| f.state == FragmentState::GridDependency)
+}
+
+/// Whether a warp has a fragment that can run.
+fn is_ready(grid: &GridState, slot: u32, w: u32) -> bool {
+    let warps = grid.blocks.get(slot).map(|block| &block.warps);
+    warps.and_then(|warps| warps.get(w as usize)?.as_ref()).is_some_and(|warp| warp.is_ready())
+}

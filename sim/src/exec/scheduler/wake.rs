@@ -1,0 +1,139 @@
+//! Waking: makes waiting fragments ready and puts their warps among those to choose from.
+
+use super::Scheduler;
+use crate::exec::grid::GridState;
+use crate::exec::interpreter::Interpreter;
+use crate::exec::state::warp::{FragmentState, Warp};
+
+impl Scheduler {
+    /// Adds a warp to those to choose from.
+    pub(super) fn enqueue(&mut self, slot: u32, w: u32) {
+        if let Some(queued) = self.queued[slot as usize].get_mut(w as usize)
+            && !*queued
+        {
+            *queued = true;
+            self.runnable.push((slot, w));
+        }
+    }
+
+    /// Calls `wake` with each warp of a block and enqueues those for which it returns true. Returns whether any was.
+    fn wake_warps(&mut self, grid: &mut GridState, slot: u32, wake: impl Fn(&mut Warp) -> bool) -> bool {
+        let Some(block) = grid.blocks.get_mut(slot) else { return false };
+        let mut any = false;
+        for (w, warp) in block.warps.iter_mut().enumerate() {
+            if let Some(warp) = warp
+                && wake(warp)
+            {
+                self.enqueue(slot, w as u32);
+                any = true;
+            }
+        }
+        any
+    }
+
+    /// Makes the fragments of a block ready whose state fulfils `which`. Returns whether there were any.
+    fn wake_in_block(&mut self, grid: &mut GridState, slot: u32, which: impl Fn(&FragmentState) -> bool) -> bool {
+        self.wake_warps(grid, slot, |warp| {
+            let mut any = false;
+            for fragment in warp.fragments.iter_mut().filter(|f| which(&f.state)) {
+                fragment.state = FragmentState::Ready;
+                any = true;
+            }
+            any
+        })
+    }
+
+    /// Makes the fragments of all blocks ready whose state fulfils `which`. Returns whether there were any.
+    fn wake_everywhere(&mut self, grid: &mut GridState, which: impl Fn(&FragmentState) -> bool) -> bool {
+        let mut any = false;
+        for slot in 0..grid.blocks.len() {
+            any |= self.wake_in_block(grid, slot, &which);
+        }
+        any
+    }
+
+    /// Wakes loops that wait for a memory change, if memory has changed since they looked. Returns whether any did.
+    pub(super) fn wake_spinners(&mut self, grid: &mut GridState) -> bool {
+        let changes = grid.progress.changes;
+        self.wake_everywhere(grid, |state| matches!(state, FragmentState::Spin { progress: seen } if *seen != changes))
+    }
+
+    /// Wakes fragments at `griddepcontrol.wait`.
+    pub(super) fn wake_grid_dependency(&mut self, grid: &mut GridState) {
+        self.wake_everywhere(grid, |state| *state == FragmentState::GridDependency);
+    }
+
+    /// Wakes the fragments at a block barrier that is complete.
+    pub(super) fn wake_block_barrier(&mut self, grid: &mut GridState, slot: u32, id: u32) {
+        self.wake_in_block(grid, slot, |state| *state == FragmentState::BlockBarrier { id });
+    }
+
+    /// Wakes fragments that wait for a complete phase of the barrier of a block's cluster.
+    pub(super) fn wake_cluster_barrier(&mut self, grid: &mut GridState, slot: u32) {
+        let Some(block) = grid.blocks.get(slot) else { return };
+        let Some(owner) = grid.blocks.get(block.cluster_slot()) else { return };
+        let now = owner.cluster_barrier.phase;
+        if now == 0 {
+            return;
+        }
+        for s in block.cluster.clone() {
+            let over = |state: &FragmentState| matches!(state, FragmentState::ClusterBarrier { phase } if *phase < now);
+            self.wake_in_block(grid, s, over);
+        }
+    }
+
+    /// Wakes fragments that wait at mbarriers whose phase is over.
+    pub(super) fn wake_mbarriers(&mut self, interpreter: &mut Interpreter) {
+        for at in interpreter.async_engine.take_completed_mbarriers() {
+            let grid = &mut interpreter.grid;
+            let Some(now) = grid.blocks.mbarrier(at).map(|object| object.phase) else { continue };
+            self.wake_in_block(grid, at.slot, |state| {
+                matches!(state, FragmentState::Mbarrier { address, phase, .. } if *address == at.address && *phase != now)
+            });
+        }
+    }
+
+    /// Wakes fragments that wait for registers or for wgmma products, if a warp has freed or issued some in this turn.
+    pub(super) fn wake_register_pool_and_wgmma(&mut self, grid: &mut GridState, slot: u32) {
+        let Some(block) = grid.blocks.get_mut(slot) else { return };
+        let (pool_grew, wgmma_issued) = (std::mem::take(&mut block.pool_grew), std::mem::take(&mut block.wgmma_issued));
+        if pool_grew {
+            self.wake_in_block(grid, slot, |state| *state == FragmentState::Registers);
+        }
+        if wgmma_issued {
+            self.wake_in_block(grid, slot, |state| *state == FragmentState::Wgmma);
+        }
+    }
+
+    /// Lets lanes that wait at a join continue alone: the lanes that they wait for may wait for them. Returns whether any
+    /// waited.
+    pub(super) fn give_up_joins(&mut self, grid: &mut GridState) -> bool {
+        let mut any = false;
+        for slot in 0..grid.blocks.len() {
+            any |= self.wake_warps(grid, slot, Warp::give_up_joins);
+        }
+        any
+    }
+
+    /// Lets fragments that wait in a `try_wait` continue with the result false, which PTX allows at any time; once a change,
+    /// so that the loop around the instruction does not run for ever. Returns whether any waited.
+    pub(super) fn fail_try_waits(&mut self, grid: &mut GridState) -> bool {
+        let mark = grid.progress.changes.wrapping_mul(2) | 1;
+        let mut any = false;
+        for slot in 0..grid.blocks.len() {
+            any |= self.wake_warps(grid, slot, |warp| {
+                let mut woken = false;
+                for f in &mut warp.fragments {
+                    if matches!(f.state, FragmentState::Mbarrier { .. }) && f.spin_hash != mark {
+                        f.spin_hash = mark;
+                        f.gathered = true;
+                        f.state = FragmentState::Ready;
+                        woken = true;
+                    }
+                }
+                woken
+            });
+        }
+        any
+    }
+}

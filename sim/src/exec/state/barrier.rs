@@ -1,0 +1,71 @@
+//! State of the 16 barriers of a block (`bar`, `barrier`) and of the barrier of a cluster.
+
+use crate::order::{FenceHandoff, VectorClock};
+use crate::program::op::BarrierKind;
+use std::collections::BTreeMap;
+
+/// One of the 16 barriers of a block.
+#[derive(Clone, Debug, Default)]
+pub struct BlockBarrier {
+    /// Threads that have arrived. A warp that arrives with a thread count adds 32, its exited threads included.
+    pub arrived: u32,
+    /// The thread count that an arrival named; `None`: all live threads of the block.
+    pub expected: Option<u32>,
+    /// Lanes that have arrived, by warp.
+    pub lanes: BTreeMap<u32, u32>,
+    /// Joined vector clocks of the threads that have arrived.
+    pub clock: Option<VectorClock>,
+    /// Fences and observations of the threads that have arrived.
+    pub handoff: FenceHandoff,
+    /// `bar.red.popc`: true predicates so far.
+    pub popc: u32,
+    /// `bar.red.and`: whether all predicates so far are true.
+    pub all: bool,
+    /// `bar.red.or`: whether any predicate so far is true.
+    pub any: bool,
+    /// Registers that receive a reduction when the barrier completes: warp, frame, lanes, kind.
+    pub reductions: Vec<(u32, u32, u32, BarrierKind)>,
+    /// The instruction of the first arrival.
+    pub pc: u32,
+}
+
+impl BlockBarrier {
+    /// Describes the arrivals for messages. `live` is the number of live threads of the block.
+    pub fn describe(&self, live: u32) -> String {
+        let expected = self.expected.unwrap_or(live);
+        format!("{} of {expected} threads have arrived", self.arrived)
+    }
+
+    /// Whether enough threads have arrived. `live` is the number of live threads of the block.
+    pub fn is_complete(&self, live: u32) -> bool {
+        self.arrived >= self.expected.unwrap_or(live)
+    }
+}
+
+/// The barrier of a cluster, kept by the cluster's block of rank 0.
+#[derive(Clone, Debug, Default)]
+pub struct ClusterBarrier {
+    /// How often the barrier has completed.
+    pub phase: u64,
+    /// Threads that have arrived in the current phase.
+    pub arrived: u32,
+    /// Joined vector clocks of the threads that arrived with release.
+    pub clock: Option<VectorClock>,
+    /// The vector clock that the last complete phase released.
+    pub released: Option<VectorClock>,
+    /// Lanes that have arrived and the phase in which, by (slot, warp).
+    pub lanes: BTreeMap<(u32, u32), (u32, u64)>,
+}
+
+impl ClusterBarrier {
+    /// Completes the phase if all `live` threads of the cluster have arrived; returns whether it did.
+    pub fn complete(&mut self, live: u32) -> bool {
+        if self.arrived == 0 || self.arrived < live {
+            return false;
+        }
+        self.arrived = 0;
+        self.phase += 1;
+        self.released = self.clock.take();
+        true
+    }
+}

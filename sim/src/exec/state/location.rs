@@ -1,0 +1,72 @@
+//! Where bytes that threads share lie, and the lanes of an access grouped by it.
+
+/// A buffer in global memory or the shared memory of a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Location {
+    /// The global buffer with this index in [`crate::memory::SimMemory`].
+    Global(usize),
+    /// The shared memory of the block in this slot.
+    Shared(u32),
+}
+
+impl Location {
+    /// The name of the state space in findings.
+    pub fn space(self) -> &'static str {
+        match self {
+            Location::Global(_) => "global",
+            Location::Shared(_) => "shared",
+        }
+    }
+}
+
+/// The lanes of an access whose bytes lie in the same location.
+#[derive(Clone, Debug)]
+pub struct LaneGroup {
+    /// The buffer or shared memory that these lanes access.
+    pub location: Location,
+    /// Mask of the lanes.
+    pub lanes: u32,
+    /// Byte offset of each lane's access in the location.
+    pub offsets: [u64; 32],
+    /// Whether all 32 lanes access consecutive bytes in lane order, which has a fast path.
+    pub consecutive: bool,
+}
+
+impl LaneGroup {
+    /// Groups lanes whose accesses of `bytes` bytes each lie at `offsets`.
+    #[inline(always)]
+    pub fn new(location: Location, lanes: u32, offsets: [u64; 32], bytes: u64) -> LaneGroup {
+        let step = |all: bool, lane: usize| all & (offsets[lane] == offsets[0] + lane as u64 * bytes);
+        let consecutive = lanes == u32::MAX && (1..32).fold(true, step);
+        LaneGroup { location, lanes, offsets, consecutive }
+    }
+
+    /// Groups all 32 lanes if each access of `bytes` bytes is aligned and lies in `range` of the location that begins at
+    /// address `base`; `None` otherwise.
+    #[inline]
+    pub fn of_all_lanes(
+        location: Location,
+        addresses: &[u64; 32],
+        base: u64,
+        range: (u64, u64),
+        bytes: u64,
+    ) -> Option<LaneGroup> {
+        crate::simd::dispatch(
+            #[inline(always)]
+            || {
+                let offsets = offsets_within(addresses, base, range, bytes)?;
+                Some(LaneGroup::new(location, u32::MAX, offsets, bytes))
+            },
+        )
+    }
+}
+
+/// The offsets of all lanes from `base`, if each access of `bytes` bytes lies between `low` and `high` and is aligned.
+#[inline(always)]
+fn offsets_within(addresses: &[u64; 32], base: u64, (low, high): (u64, u64), bytes: u64) -> Option<[u64; 32]> {
+    let offsets = addresses.map(|a| a.wrapping_sub(base));
+    let last_start = high.checked_sub(low)?.checked_sub(bytes)?;
+    let inside = offsets.iter().fold(true, |all, o| all & (o.wrapping_sub(low) <= last_start));
+    let bits = addresses.iter().fold(0, |bits, a| bits | a);
+    (inside && bits & (bytes - 1) == 0).then_some(offsets)
+}

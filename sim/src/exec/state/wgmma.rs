@@ -1,0 +1,134 @@
+//! wgmma products that have been issued and not waited for: those of a warpgroup, and what each warp keeps of them.
+
+use crate::matrix::Lanes;
+use crate::matrix::wgmma::SharedOperand;
+use crate::order::{AsyncOpId, OperandWriters};
+use std::collections::VecDeque;
+
+/// The mask of all four warps of a warpgroup.
+pub const ALL_WARPS: u8 = 0b1111;
+
+/// The products of a warpgroup that some of its warps have not waited for, oldest first.
+#[derive(Debug, Default)]
+pub struct Warpgroup {
+    /// Number of the oldest product, counted from the start of the block.
+    pub first: u64,
+    /// The products.
+    pub products: VecDeque<WarpgroupProduct>,
+}
+
+/// One matrix product of a warpgroup.
+#[derive(Debug)]
+pub struct WarpgroupProduct {
+    /// The instruction.
+    pub pc: u32,
+    /// The asynchronous operation that reads the operands.
+    pub op: AsyncOpId,
+    /// Descriptors of A (`None` if A is in registers) and B as the first warp gave them.
+    pub descriptors: (Option<u64>, u64),
+    /// Operand A in shared memory; `None` if A is in registers.
+    pub a: Option<SharedOperand>,
+    /// Operand B in shared memory.
+    pub b: SharedOperand,
+    /// Writers of the operands' bytes.
+    pub writers: OperandWriters,
+    /// Mask of the warps that have issued the product.
+    pub issued: u8,
+    /// Mask of the warps that have waited for it.
+    pub waited: u8,
+    /// Whether the product has been computed.
+    pub computed: bool,
+}
+
+/// The wgmma products of one warp and the registers that they use.
+#[derive(Clone, Debug, Default)]
+pub struct WarpWgmma {
+    /// Products that the warp has waited for; the next one is the oldest in [`Self::issued`].
+    pub waited: u64,
+    /// Products that the warp has issued and not waited for, oldest first.
+    pub issued: VecDeque<IssuedProduct>,
+    /// Committed groups, oldest first, each as the number of the first product behind it.
+    pub groups: VecDeque<u64>,
+    /// Registers that ordinary instructions accessed since the last `wgmma.fence`, by row; grows as needed.
+    touched: Vec<bool>,
+    /// Whether any register was.
+    pub any_touched: bool,
+    /// Whether a `wgmma.fence` was executed at all.
+    pub fenced: bool,
+    /// Number of products issued before the last `wgmma.fence`.
+    pub fence_at: u64,
+    /// No group was committed since the last `wgmma.fence`. Accesses to registers here were likely before the fence in the
+    /// CUDA source and moved behind it by the compiler, which ptxas repairs: they make a note, not a finding.
+    after_fence: bool,
+    /// Registers accessed since the last `wgmma.fence` while [`Self::after_fence`] holds.
+    pub late: Vec<u32>,
+}
+
+/// What one warp keeps of a product that it issued.
+#[derive(Clone, Debug)]
+pub struct IssuedProduct {
+    /// The function, and the index of the instruction in it.
+    pub function: u32,
+    /// Index of the instruction in the function.
+    pub index: u32,
+    /// The instruction, kernel-wide.
+    pub pc: u32,
+    /// The frame whose registers hold the accumulators.
+    pub frame: u32,
+    /// Lanes that issued it.
+    pub mask: u32,
+    /// Whether the product is added to the accumulators' old values.
+    pub scale_d: bool,
+    /// The registers of operand A, if A is in registers.
+    pub a: Option<Box<[Lanes; 4]>>,
+    /// Registers to which the compiler moved an accumulator before the product was complete: (copy, accumulator).
+    pub copies: Vec<(u32, u32)>,
+}
+
+impl WarpWgmma {
+    /// Number of the next product that the warp issues.
+    pub fn next_product(&self) -> u64 {
+        self.waited + self.issued.len() as u64
+    }
+
+    /// Whether an ordinary instruction accessed the register since the last `wgmma.fence`.
+    pub fn is_touched(&self, register: u32) -> bool {
+        self.touched.get(register as usize).copied().unwrap_or(false)
+    }
+
+    /// Records whether an ordinary instruction accessed the register since the last `wgmma.fence`.
+    pub fn touch(&mut self, register: u32, touched: bool) {
+        if self.after_fence {
+            if touched && !self.late.contains(&register) {
+                self.late.push(register);
+            }
+            return;
+        }
+        if self.touched.len() <= register as usize {
+            if !touched {
+                return;
+            }
+            self.touched.resize(register as usize + 1, false);
+        }
+        self.touched[register as usize] = touched;
+        self.any_touched |= touched;
+    }
+
+    /// Executes `wgmma.fence`: earlier register accesses are ordered before later products.
+    pub fn fence(&mut self) {
+        self.fenced = true;
+        self.fence_at = self.next_product();
+        if std::mem::take(&mut self.any_touched) {
+            self.touched.fill(false);
+        }
+        self.after_fence = true;
+        self.late.clear();
+    }
+
+    /// Executes `wgmma.commit_group`.
+    pub fn commit(&mut self) {
+        self.groups.push_back(self.next_product());
+        self.after_fence = false;
+        self.late.clear();
+    }
+}

@@ -1,0 +1,133 @@
+//! `bar` and `barrier`: the 16 barriers of a block, with thread counts and reductions.
+
+use crate::exec::context::{Flow, InstructionContext};
+use crate::exec::grid::GridState;
+use crate::exec::operands::set_predicate;
+use crate::exec::state::mbarrier::join_clock;
+use crate::exec::state::warp::FragmentState;
+use crate::finding::FindingKind;
+use crate::program::op::{Barrier, BarrierKind};
+
+/// Executes `bar.sync`, `bar.arrive` or `bar.red`.
+pub fn barrier(cx: &mut InstructionContext, b: &Barrier) -> Flow {
+    if b.aligned && !cx.gather(u32::MAX) {
+        return Flow::Stop;
+    }
+    cx.fragment.gathered = false;
+    let (mask, lane, pc) = (cx.mask, cx.first_lane(), cx.pc);
+    let first = lane as usize;
+    let id = cx.regs().get(b.id)[first];
+    let count = b.count.map(|c| cx.regs().get(c)[first]);
+    if id > 15 {
+        cx.report(FindingKind::Barrier, lane, || format!("barrier {id}: there are 16, 0 to 15"));
+        return Flow::Next;
+    }
+    let total = cx.block().warps.len() as u32 * 32;
+    if let Some(n) = count
+        && (n == 0 || n % 32 != 0 || n > total)
+    {
+        cx.report(FindingKind::Barrier, lane, || {
+            format!("barrier {id}: a count of {n}; it must be a multiple of 32, at most the block's {total} threads")
+        });
+        if n == 0 || n > total {
+            return Flow::Next;
+        }
+    }
+    let site = cx.site(lane);
+    let reporter = &mut cx.grid.reporter;
+    let barrier = &mut cx.grid.blocks[cx.warp.slot].barriers[id as usize];
+    if barrier.arrived == 0 {
+        barrier.expected = count;
+        barrier.pc = pc;
+    } else if barrier.expected != count {
+        let name = |n: Option<u32>| n.map_or("all threads".to_string(), |n| format!("{n} threads"));
+        let (here, there) = (name(count), name(barrier.expected));
+        reporter.report_with(FindingKind::Barrier, site, Some(barrier.pc), None, || {
+            format!("barrier {id} is used for {here} here and for {there} by others at the same time")
+        });
+    }
+    let lanes = barrier.lanes.entry(cx.warp.index).or_insert(0);
+    if *lanes & mask != 0 {
+        reporter.report(FindingKind::Barrier, site, || {
+            format!("barrier {id}: a warp arrives a second time before the barrier is complete")
+        });
+    }
+    *lanes |= mask;
+    // With a thread count a whole warp counts as 32 threads, its exited threads included.
+    let whole_warp = b.count.is_some() && mask == cx.warp.live;
+    barrier.arrived += if whole_warp { 32 } else { mask.count_ones() };
+    barrier.handoff.join(&cx.warp.order.fence_handoff(mask));
+    join_clock(&mut barrier.clock, cx.warp.order.release(mask));
+    if let BarrierKind::Popc { p, negated, .. }
+    | BarrierKind::And { p, negated, .. }
+    | BarrierKind::Or { p, negated, .. } = b.kind
+    {
+        let regs = cx.warp.regs(cx.fragment.frame);
+        let value = regs.predicates[p as usize] ^ if negated { u32::MAX } else { 0 };
+        if barrier.reductions.is_empty() {
+            barrier.all = true;
+        }
+        barrier.popc += (value & mask).count_ones();
+        barrier.all &= !value & mask == 0;
+        barrier.any |= value & mask != 0;
+        barrier.reductions.push((cx.warp.index, cx.fragment.frame, mask, b.kind));
+    }
+    if matches!(b.kind, BarrierKind::Arrive) {
+        return Flow::Next;
+    }
+    cx.fragment.pc += 1;
+    cx.fragment.state = FragmentState::BlockBarrier { id };
+    Flow::Stop
+}
+
+/// Completes the barriers of a block at which enough threads have arrived: writes reductions and hands the vector clocks
+/// on. Returns the numbers of the barriers, whose waiting warps the scheduler wakes.
+pub fn complete_barriers(grid: &mut GridState, slot: u32) -> Vec<u32> {
+    let mut done = Vec::new();
+    let mut overfull = Vec::new();
+    let Some(block) = grid.blocks.get_mut(slot) else { return done };
+    for id in 0..16u32 {
+        let barrier = &block.barriers[id as usize];
+        if barrier.arrived == 0 || !barrier.is_complete(block.live) {
+            continue;
+        }
+        let barrier = std::mem::take(&mut block.barriers[id as usize]);
+        if let Some(expected) = barrier.expected.filter(|&n| barrier.arrived > n) {
+            overfull.push((id, barrier.pc, barrier.arrived, expected));
+        }
+        for (w, frame, lanes, kind) in &barrier.reductions {
+            let Some(warp) = &mut block.warps[*w as usize] else { continue };
+            let Some(frame) = &mut warp.frames[*frame as usize] else { continue };
+            let mask = |value: bool| if value { u32::MAX } else { 0 };
+            match *kind {
+                BarrierKind::Popc { dst, .. } => {
+                    frame.regs.set(dst, &[barrier.popc; 32], *lanes);
+                    frame.regs.undefined[dst as usize] &= !lanes;
+                }
+                BarrierKind::And { dst, .. } => set_predicate(&mut frame.regs, dst, mask(barrier.all), *lanes),
+                BarrierKind::Or { dst, .. } => set_predicate(&mut frame.regs, dst, mask(barrier.any), *lanes),
+                _ => {}
+            }
+        }
+        if let Some(clock) = &barrier.clock {
+            let waiting = FragmentState::BlockBarrier { id };
+            for warp in block.warps.iter_mut().flatten() {
+                let lanes = warp.fragments.iter().filter(|f| f.state == waiting).fold(0, |mask, f| mask | f.mask);
+                if lanes != 0 {
+                    warp.order.acquire(lanes, clock);
+                    warp.order.accept_handoff(lanes, &barrier.handoff);
+                }
+            }
+        }
+        done.push(id);
+    }
+    for (id, pc, arrived, expected) in overfull {
+        let site = grid.site(slot, 0, 0, pc);
+        grid.reporter.report(FindingKind::Barrier, site, || {
+            format!("barrier {id}: {arrived} threads arrive where {expected} are expected")
+        });
+    }
+    grid.reporter.counters.barriers += done.len() as u64;
+    grid.progress.changes += done.len() as u64;
+    done
+}

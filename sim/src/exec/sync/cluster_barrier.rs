@@ -1,0 +1,79 @@
+//! `barrier.cluster`: arrival at and wait for the barrier of a cluster.
+
+use crate::exec::context::{Flow, InstructionContext};
+use crate::exec::grid::GridState;
+use crate::exec::state::mbarrier::join_clock;
+use crate::exec::state::warp::FragmentState;
+use crate::finding::FindingKind;
+
+/// Executes `barrier.cluster.arrive`; with `release`, later waits see the writes before it.
+pub fn cluster_arrive(cx: &mut InstructionContext, release: bool, aligned: bool) -> Flow {
+    if aligned && !cx.gather(u32::MAX) {
+        return Flow::Stop;
+    }
+    cx.fragment.gathered = false;
+    let mask = cx.mask;
+    let clock = release.then(|| cx.warp.order.release(mask));
+    let cluster_slot = cx.block().cluster_slot();
+    let Some(owner) = cx.grid.blocks.get_mut(cluster_slot) else { return Flow::Next };
+    let barrier = &mut owner.cluster_barrier;
+    let phase = barrier.phase;
+    let entry = barrier.lanes.entry((cx.warp.slot, cx.warp.index)).or_insert((0, phase));
+    let twice = entry.1 == phase && entry.0 & mask != 0;
+    if entry.1 != phase {
+        *entry = (0, phase);
+    }
+    entry.0 |= mask;
+    barrier.arrived += mask.count_ones();
+    if let Some(clock) = clock {
+        join_clock(&mut barrier.clock, clock);
+    }
+    if twice {
+        cx.report(FindingKind::Barrier, cx.first_lane(), || {
+            "barrier.cluster.arrive: a thread arrives a second time before it has waited".into()
+        });
+    }
+    complete_cluster_barrier(cx.grid, cx.warp.slot);
+    Flow::Next
+}
+
+/// Executes `barrier.cluster.wait`.
+pub fn cluster_wait(cx: &mut InstructionContext, aligned: bool) -> Flow {
+    if aligned && !cx.gather(u32::MAX) {
+        return Flow::Stop;
+    }
+    complete_cluster_barrier(cx.grid, cx.warp.slot);
+    let cluster_slot = cx.block().cluster_slot();
+    let Some(owner) = cx.grid.blocks.get(cluster_slot) else { return Flow::Next };
+    let barrier = &owner.cluster_barrier;
+    let arrived = barrier.lanes.get(&(cx.warp.slot, cx.warp.index)).copied();
+    let (lanes, phase) = arrived.unwrap_or((0, 0));
+    if lanes & cx.mask != cx.mask {
+        cx.fragment.gathered = false;
+        cx.report(FindingKind::Barrier, cx.first_lane(), || "barrier.cluster.wait without an arrive before it".into());
+        return Flow::Next;
+    }
+    if barrier.phase > phase {
+        cx.fragment.gathered = false;
+        if let Some(clock) = &barrier.released {
+            cx.warp.order.acquire(cx.mask, clock);
+        }
+        return Flow::Next;
+    }
+    // The fragment waits before the instruction and executes it again.
+    cx.fragment.gathered = true;
+    cx.fragment.state = FragmentState::ClusterBarrier { phase };
+    Flow::Stop
+}
+
+/// Completes the phase of the barrier of a block's cluster when every live thread of the cluster has arrived.
+pub fn complete_cluster_barrier(grid: &mut GridState, slot: u32) {
+    let Some(block) = grid.blocks.get(slot) else { return };
+    let live = block.cluster.iter().filter_map(|&s| grid.blocks.get(s)).map(|block| block.live).sum();
+    let cluster_slot = block.cluster_slot();
+    let Some(owner) = grid.blocks.get_mut(cluster_slot) else { return };
+    if owner.cluster_barrier.complete(live) {
+        grid.reporter.counters.barriers += 1;
+        grid.changed();
+    }
+}
