@@ -1,61 +1,61 @@
-//! Counts per instruction of what a run did.
+//! Counters of a run by instruction: executions, bytes of memory, sectors, and passes through shared-memory banks.
 
-/// Counts of one instruction.
+/// What was counted for one instruction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct InstructionCounts {
-    /// Times a warp executed it.
+    /// Executions by a warp.
     pub warps: u64,
-    /// Threads that did.
+    /// Executions by a thread.
     pub threads: u64,
     /// Floating-point operations of matrix products.
     pub matrix_flops: u64,
-    /// Bytes asked of global memory, reads.
+    /// Bytes that threads read from global memory, repeated reads included.
     pub global_read: u64,
-    /// Bytes written to global memory.
+    /// Bytes that threads wrote to global memory.
     pub global_written: u64,
-    /// 32-byte sectors of global memory touched, an access at a time.
+    /// 32-byte sectors of global memory that the accesses touch, counted for each warp access.
     pub sectors: u64,
-    /// Bytes asked of shared memory.
+    /// Bytes that threads read from or wrote to shared memory.
     pub shared_bytes: u64,
-    /// Passes through shared memory that the accesses took.
+    /// Wavefronts: passes through the 32 banks of shared memory that the accesses took.
     pub wavefronts: u64,
-    /// Passes that the bytes asked need at least.
+    /// Wavefronts that the accesses would take without bank conflicts.
     pub wavefronts_least: u64,
 }
 
 impl InstructionCounts {
-    /// Adds another's counts.
-    pub fn add(&mut self, o: &InstructionCounts) {
-        self.warps += o.warps;
-        self.threads += o.threads;
-        self.matrix_flops += o.matrix_flops;
-        self.global_read += o.global_read;
-        self.global_written += o.global_written;
-        self.sectors += o.sectors;
-        self.shared_bytes += o.shared_bytes;
-        self.wavefronts += o.wavefronts;
-        self.wavefronts_least += o.wavefronts_least;
+    /// Adds the counts of `other`.
+    pub fn add(&mut self, other: &InstructionCounts) {
+        self.warps += other.warps;
+        self.threads += other.threads;
+        self.matrix_flops += other.matrix_flops;
+        self.global_read += other.global_read;
+        self.global_written += other.global_written;
+        self.sectors += other.sectors;
+        self.shared_bytes += other.shared_bytes;
+        self.wavefronts += other.wavefronts;
+        self.wavefronts_least += other.wavefronts_least;
     }
 }
 
-/// Counts of all instructions of a kernel.
+/// What was counted for a launch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// By kernel-wide instruction number.
+    /// Counts by kernel-wide index of the instruction.
     pub by_instruction: Vec<InstructionCounts>,
-    /// Block, named and cluster barriers completed.
+    /// Completed barriers of blocks and clusters.
     pub barriers: u64,
-    /// Blocks that ran.
+    /// Blocks that have started.
     pub blocks: u64,
 }
 
 impl Counters {
-    /// For a kernel of `instructions`.
+    /// Zero counts for a kernel of `instructions` instructions.
     pub fn new(instructions: usize) -> Counters {
         Counters { by_instruction: vec![InstructionCounts::default(); instructions], barriers: 0, blocks: 0 }
     }
 
-    /// The sum over instructions.
+    /// The sum of the counts of all instructions.
     pub fn total(&self) -> InstructionCounts {
         let mut sum = InstructionCounts::default();
         self.by_instruction.iter().for_each(|c| sum.add(c));
@@ -63,13 +63,13 @@ impl Counters {
     }
 }
 
-/// 32-byte sectors that the accesses of `lanes` to `bytes` bytes each touch.
+/// Counts the 32-byte sectors that `lanes` touch with accesses of `bytes` bytes each.
 #[inline(always)]
 pub fn sectors(addresses: &[u64; 32], lanes: u32, bytes: u32) -> u64 {
     if lanes == 0 {
         return 0;
     }
-    // Usual: ascending addresses, one after the other.
+    // The usual case: consecutive addresses in lane order.
     if lanes == u32::MAX {
         let first = addresses[0];
         if (1..32).all(|l| addresses[l] == first + l as u64 * bytes as u64) {
@@ -106,7 +106,8 @@ pub fn sectors(addresses: &[u64; 32], lanes: u32, bytes: u32) -> u64 {
     1 + list.windows(2).filter(|w| w[0] != w[1]).count() as u64
 }
 
-/// [`sectors`] of all lanes, where each is within one and none is before the last one's.
+/// Counts the sectors of all 32 lanes if every access lies within one sector and the sectors do not descend from lane
+/// to lane; `None` otherwise.
 #[inline(always)]
 fn ascending(addresses: &[u64; 32], bytes: u32) -> Option<u64> {
     let unaligned = addresses.iter().fold(0, |bits, address| bits | address) & (bytes as u64 - 1);
@@ -119,8 +120,8 @@ fn ascending(addresses: &[u64; 32], bytes: u32) -> Option<u64> {
     (!descends).then(|| 1 + pairs().fold(0, |count, (last, next)| count + u64::from(last != next)))
 }
 
-/// Passes through the 32 banks that a shared access takes, and the least for the bytes asked. 8-byte accesses go by half
-/// warps, 16-byte ones by quarters; lanes that ask for the same word share it.
+/// Counts the wavefronts of a shared-memory access, and those it would take without bank conflicts. Accesses of 8 bytes
+/// go through the banks by half warps, those of 16 bytes by quarters; lanes that access the same word share it.
 #[inline(always)]
 pub fn wavefronts(addresses: &[u32; 32], lanes: u32, bytes: u32) -> (u64, u64) {
     if lanes == 0 {
@@ -138,16 +139,16 @@ pub fn wavefronts(addresses: &[u32; 32], lanes: u32, bytes: u32) -> (u64, u64) {
             continue;
         }
         let members = &addresses[first..first + group];
-        let (passes, words) = quads(members, part, bytes).unwrap_or_else(|| passes(members, part, bytes));
+        let (passes, words) = conflict_free_quads(members, part, bytes).unwrap_or_else(|| passes(members, part, bytes));
         total += passes;
         least += words.div_ceil(32).max(1);
     }
     (total, least)
 }
 
-/// The same for 16 bytes a lane where no two lanes ask for the same four banks.
+/// Passes and words of eight lanes with 16 bytes each if no two lanes access the same four banks; `None` otherwise.
 #[inline(always)]
-fn quads(addresses: &[u32], lanes: u32, bytes: u32) -> Option<(u64, u64)> {
+fn conflict_free_quads(addresses: &[u32], lanes: u32, bytes: u32) -> Option<(u64, u64)> {
     if bytes != 16 || addresses.len() != 8 || lanes != 0xff {
         return None;
     }
@@ -155,30 +156,30 @@ fn quads(addresses: &[u32], lanes: u32, bytes: u32) -> Option<(u64, u64)> {
     (seen == 0xff).then_some((1, 32))
 }
 
-/// Passes of one group and the distinct words it asks for.
+/// Passes that a group of lanes takes, and the distinct words that it accesses.
 #[inline(never)]
 fn passes(addresses: &[u32], lanes: u32, bytes: u32) -> (u64, u64) {
     let per_lane = bytes.div_ceil(4).max(1);
     // At most 32 words: 32 lanes with one, 16 with two, 8 with four.
     let mut words = [0u32; 32];
     let mut n = 0;
-    let mut in_a_row = true;
+    let mut consecutive = true;
     let mut left = lanes;
     while left != 0 {
         let first = addresses[left.trailing_zeros() as usize] / 4;
         left &= left - 1;
         for w in 0..per_lane {
-            in_a_row &= n == 0 || words[n - 1] + 1 == first + w;
+            consecutive &= n == 0 || words[n - 1] + 1 == first + w;
             words[n] = first + w;
             n += 1;
         }
     }
-    // Up to 32 words one after the other are in as many banks.
-    if in_a_row {
+    // Up to 32 consecutive words lie in different banks.
+    if consecutive {
         return (1, n as u64);
     }
     let words = &mut words[..n];
-    // So are words of which no two are in the same one.
+    // Words of which no two lie in the same bank take one pass, too.
     let taken = words.iter().fold(0u32, |taken, word| taken | 1 << (word % 32));
     if taken.count_ones() as usize == n {
         return (1, n as u64);
@@ -201,7 +202,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sectors_are_counted_once() {
+    fn counts_each_sector_once() {
         let row = |f: &dyn Fn(u64) -> u64| std::array::from_fn(|l| f(l as u64));
         assert_eq!(sectors(&row(&|l| 4 * l), u32::MAX, 4), 4);
         assert_eq!(sectors(&row(&|l| 16 + 4 * l), u32::MAX, 4), 5);
@@ -214,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn bank_conflicts_are_counted() {
+    fn counts_bank_conflicts() {
         let row = |f: &dyn Fn(u32) -> u32| std::array::from_fn(|l| f(l as u32));
         assert_eq!(wavefronts(&row(&|l| 4 * l), u32::MAX, 4), (1, 1));
         assert_eq!(wavefronts(&row(&|_| 4), u32::MAX, 4), (1, 1));

@@ -1,5 +1,9 @@
-//! Runs PTX on the CPU, a warp at a time, and finds what GPU programmers fear: races, missing fences, deadlocks, reads of
-//! bytes that nobody wrote, accesses out of bounds.
+//! A GPU simulator: runs PTX on the CPU, one warp at a time, and reports races, missing fences, deadlocks, reads of
+//! uninitialised memory, and accesses out of bounds.
+//!
+//! A [`program::Program`] (parsed PTX), a [`exec::LaunchConfig`] and a [`memory::SimMemory`] (buffers) go in; findings,
+//! notes and counters come out. Start with [`check::check_kernel`], which runs a kernel under several interleavings;
+//! [`exec::run`] runs it once.
 
 pub mod alu;
 pub mod check;
@@ -21,7 +25,7 @@ pub mod simd;
 pub mod tensor_map;
 pub mod value;
 
-/// The README's example runs.
+/// Runs the README's example as a test.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;

@@ -1,96 +1,97 @@
-//! Global memory: buffers at addresses, each with its shadow.
+//! Global memory: buffers at addresses, each with the shadow memory that race checks use.
 
 use crate::layout;
 use crate::order::{MemorySpace, ShadowMemory};
 
-/// Between buffers: what a signed 32-bit index of 8-byte elements reaches.
-const FAR: u64 = 16 << 30;
-/// Beyond this address there is less room between buffers, so that addresses stay within 47 bits.
-const FAR_APART_BELOW: u64 = 1 << 46;
+/// Bytes between buffers: as far as a signed 32-bit index of 8-byte elements reaches, so that a bad index hits no
+/// buffer.
+const BUFFER_GAP_BYTES: u64 = 16 << 30;
+/// Above this address the gaps between buffers are small, so that addresses stay within 47 bits.
+const LARGE_GAPS_END: u64 = 1 << 46;
 
-/// A buffer.
+/// A buffer in global memory.
 #[derive(Clone, Debug)]
 pub struct Allocation {
-    /// Address of its first byte.
+    /// Address of the first byte.
     pub base: u64,
-    /// Its bytes.
+    /// The bytes.
     pub data: Vec<u8>,
-    /// Who touched them.
+    /// Writers and readers of each byte.
     pub shadow: ShadowMemory,
-    /// Whether kernels may write there.
+    /// Whether kernels may write to the buffer.
     pub writable: bool,
 }
 
-/// Why the host cannot read bytes.
+/// Why the host cannot read bytes of a buffer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ReadError {
-    /// They are not all in one buffer.
+    /// The bytes are not all in one buffer.
     #[error("reads outside of every buffer: {0}")]
     OutOfBounds(String),
-    /// Nobody wrote them.
-    #[error("reads byte {byte} of {of}, which nobody wrote")]
+    /// Neither the host nor a kernel has written the bytes.
+    #[error("reads byte {byte} of {of}, which was never written")]
     Uninitialized {
-        /// The first such byte, from the first one read.
+        /// Offset of the first unwritten byte from the first byte read.
         byte: u64,
-        /// Bytes read.
+        /// Number of bytes read.
         of: u64,
     },
 }
 
-/// The buffers that kernels see.
+/// The global memory of a simulated GPU: the buffers that kernels see.
 #[derive(Clone, Debug, Default)]
 pub struct SimMemory {
-    /// By address.
+    /// The buffers in the order of their addresses.
     allocations: Vec<Allocation>,
     next: u64,
 }
 
 impl SimMemory {
-    /// None yet.
+    /// A memory without buffers.
     pub fn new() -> SimMemory {
         SimMemory { allocations: Vec::new(), next: layout::HEAP }
     }
 
-    /// A new buffer with these bytes, aligned to 256; its address.
+    /// Adds a buffer with these bytes, aligned to 256 bytes, and returns its address.
     pub fn alloc(&mut self, data: Vec<u8>) -> u64 {
-        let base = self.place(data.len() as u64);
+        let base = self.reserve_address(data.len() as u64);
         self.insert(base, data, true);
         base
     }
 
-    /// A new buffer of `bytes` that nobody has written.
+    /// Adds a buffer of `bytes` bytes that count as unwritten and returns its address.
     pub fn alloc_uninitialized(&mut self, bytes: usize) -> u64 {
-        let base = self.place(bytes as u64);
+        let base = self.reserve_address(bytes as u64);
         self.insert(base, vec![0xa5; bytes], false);
         base
     }
 
-    /// An address for `bytes` bytes, so far from the last buffer that a 32-bit index past its end does not hit this one.
-    fn place(&mut self, bytes: u64) -> u64 {
+    /// Reserves an address for `bytes` bytes behind the last buffer and its gap.
+    fn reserve_address(&mut self, bytes: u64) -> u64 {
         let base = self.next;
-        let gap = if base < FAR_APART_BELOW { FAR } else { 4096 };
+        let gap = if base < LARGE_GAPS_END { BUFFER_GAP_BYTES } else { 4096 };
         self.next = (base + bytes + gap).next_multiple_of(4096);
         base
     }
 
-    /// As [`SimMemory::alloc_uninitialized`], but `None` where this machine has no room.
+    /// Adds a buffer like [`SimMemory::alloc_uninitialized`]; returns `None` if the host has not enough memory.
     pub fn try_alloc_uninitialized(&mut self, bytes: usize) -> Option<u64> {
         let mut data = Vec::new();
         data.try_reserve_exact(bytes).ok()?;
         data.resize(bytes, 0xa5);
-        let base = self.place(bytes as u64);
+        let base = self.reserve_address(bytes as u64);
         self.insert(base, data, false);
         Some(base)
     }
 
-    /// From now on no kernel may write to this buffer.
+    /// Forbids kernels to write to the buffer at `base` from now on.
     pub fn protect(&mut self, base: u64) {
         if let Some(a) = self.find(base).and_then(|i| self.allocations.get_mut(i)) {
             a.writable = false;
         }
     }
 
-    /// Takes the buffers that hold any of `addresses` out, into a memory of their own. Addresses in no buffer are passed over.
+    /// Moves the buffers that hold any of `addresses` into a memory of their own. Addresses in no buffer are ignored.
     pub fn take(&mut self, addresses: impl IntoIterator<Item = u64>) -> SimMemory {
         let mut part = SimMemory { allocations: Vec::new(), next: self.next };
         for address in addresses {
@@ -101,19 +102,20 @@ impl SimMemory {
         part
     }
 
-    /// Puts buffers back that [`SimMemory::take`] gave. Variables of modules that were mapped beside them in between are dropped.
+    /// Puts back the buffers that [`SimMemory::take`] returned. Module variables that were mapped meanwhile are
+    /// dropped.
     pub fn give(&mut self, part: SimMemory) {
         part.allocations.into_iter().filter(|a| a.base >= layout::HEAP).for_each(|a| self.put(a));
     }
 
-    /// A buffer at an address of the caller's choice. Whatever overlapped it is gone.
+    /// Adds a buffer at an address of the caller's choice and removes buffers that overlap it.
     pub fn map(&mut self, base: u64, data: Vec<u8>, initialized: bool) {
         let end = base + data.len() as u64;
         self.allocations.retain(|a| a.base >= end || a.base + a.data.len() as u64 <= base);
         self.insert(base, data, initialized);
     }
 
-    /// Adds the constants and variables of a module.
+    /// Adds a constant or a variable of a module.
     pub(crate) fn map_variable(&mut self, base: u64, data: Vec<u8>, constant: bool) {
         self.insert(base, data, true);
         if let Some(a) = self.find(base).and_then(|i| self.allocations.get_mut(i)) {
@@ -131,18 +133,19 @@ impl SimMemory {
         self.allocations.insert(at, allocation);
     }
 
-    /// Frees a buffer.
+    /// Frees the buffer at `base`.
     pub fn free(&mut self, base: u64) {
         self.allocations.retain(|a| a.base != base);
     }
 
-    /// The bytes of a buffer.
+    /// The bytes of the buffer at `base`.
     pub fn bytes(&self, base: u64) -> Option<&[u8]> {
         let i = self.allocations.binary_search_by_key(&base, |a| a.base).ok()?;
         Some(&self.allocations[i].data)
     }
 
-    /// Overwrites a buffer's bytes from the host, at `address` anywhere in it; false if that is outside.
+    /// Writes bytes from the host at `address`, anywhere in a buffer. Returns false, and writes nothing, if they do not
+    /// fit.
     pub fn write(&mut self, address: u64, bytes: &[u8]) -> bool {
         let Some(i) = self.find(address) else { return false };
         let a = &mut self.allocations[i];
@@ -153,10 +156,10 @@ impl SimMemory {
         true
     }
 
-    /// `bytes` bytes at `address`, anywhere in a buffer, as the host reads them.
+    /// Reads `bytes` bytes at `address`, anywhere in a buffer, for the host.
     ///
     /// # Errors
-    /// Bytes outside of the buffer, or that nobody wrote.
+    /// Bytes that are outside of the buffer or unwritten.
     pub fn read(&self, address: u64, bytes: usize) -> Result<&[u8], ReadError> {
         let outside = || ReadError::OutOfBounds(format!("{bytes} bytes at {address:#x}: {}", self.describe(address)));
         let a = self.find(address).map(|i| &self.allocations[i]).ok_or_else(outside)?;
@@ -164,7 +167,7 @@ impl SimMemory {
         let data = at.checked_add(bytes).and_then(|end| a.data.get(at..end)).ok_or_else(outside)?;
         let written = |n: usize| a.shadow.is_initialized(at as u64..(at + n) as u64);
         if !written(bytes) {
-            // The longest prefix that was written.
+            // Bisects for the longest prefix that was written.
             let (mut good, mut bad) = (0, bytes);
             while bad - good > 1 {
                 let half = good + (bad - good) / 2;
@@ -175,7 +178,7 @@ impl SimMemory {
         Ok(data)
     }
 
-    /// The buffer that holds `address`.
+    /// Index of the buffer that holds `address`.
     #[inline]
     pub fn find(&self, address: u64) -> Option<usize> {
         let i = self.allocations.partition_point(|a| a.base <= address).checked_sub(1)?;
@@ -183,48 +186,48 @@ impl SimMemory {
         (address - a.base < a.data.len() as u64).then_some(i)
     }
 
-    /// Whether the `index`-th buffer holds `address`.
+    /// Whether the buffer with this index holds `address`.
     #[inline]
     pub fn holds(&self, index: usize, address: u64) -> bool {
         self.allocations.get(index).is_some_and(|a| address.wrapping_sub(a.base) < a.data.len() as u64)
     }
 
-    /// The `index`-th buffer.
+    /// The buffer with this index.
     #[inline]
     pub fn get(&self, index: usize) -> &Allocation {
         &self.allocations[index]
     }
 
-    /// The `index`-th buffer.
+    /// The buffer with this index, to be changed.
     #[inline]
     pub fn get_mut(&mut self, index: usize) -> &mut Allocation {
         &mut self.allocations[index]
     }
 
-    /// All buffers, by address.
+    /// All buffers in the order of their addresses.
     pub fn iter(&self) -> impl Iterator<Item = &Allocation> {
         self.allocations.iter()
     }
 
-    /// A kernel has ended: all that it did is ordered before what comes.
+    /// Orders everything that a kernel did before everything later, because the kernel has ended.
     pub fn end_launch(&mut self) {
         self.allocations.iter_mut().for_each(|a| a.shadow.settle());
     }
 
-    /// The nearest buffer to a wild address, in words.
+    /// Describes where the nearest buffer to an address outside of all buffers lies.
     pub(crate) fn describe(&self, address: u64) -> String {
         let near = self.allocations.iter().min_by_key(|a| {
             let end = a.base + a.data.len() as u64;
             if address < a.base { a.base - address } else { address.saturating_sub(end) }
         });
         match near {
-            None => "there is no buffer at all".into(),
+            None => "there is no buffer".into(),
             Some(a) => {
                 let end = a.base + a.data.len() as u64;
                 let (n, len) = (self.allocations.iter().position(|b| b.base == a.base).unwrap_or(0), a.data.len());
-                if address >= end && address - end < FAR {
+                if address >= end && address - end < BUFFER_GAP_BYTES {
                     format!("{} bytes past the end of buffer {n} of {len} bytes", address - end)
-                } else if address < a.base && a.base - address < FAR {
+                } else if address < a.base && a.base - address < BUFFER_GAP_BYTES {
                     format!("{} bytes before buffer {n} of {len} bytes", a.base - address)
                 } else {
                     "no buffer is near".into()
@@ -239,7 +242,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_host_reads_what_was_written_and_nothing_else() {
+    fn host_reads_written_bytes_only() {
         let mut memory = SimMemory::new();
         let at = memory.alloc_uninitialized(10_000);
         for n in [0, 1, 63, 64, 4095, 4096, 4097, 9_999] {
@@ -254,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn buffers_are_taken_out_and_put_back() {
+    fn taken_buffers_can_be_put_back() {
         let mut memory = SimMemory::new();
         let at: Vec<u64> = (0..4).map(|i| memory.alloc(vec![i; 100])).collect();
         let mut part = memory.take([at[2] + 50, at[0], at[2], at[1] + 100]);
@@ -269,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn impossible_sizes_are_refused() {
+    fn refuses_impossible_sizes() {
         assert_eq!(SimMemory::new().try_alloc_uninitialized(usize::MAX), None);
         assert_eq!(SimMemory::new().try_alloc_uninitialized(1 << 60), None);
     }

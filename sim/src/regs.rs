@@ -1,26 +1,27 @@
-//! Registers of a warp: a row of 32 lanes each, predicates as masks, and which lanes were never written.
+//! Registers of a warp: one row of 32 lanes each, predicates as lane masks, and which lanes are undefined.
 
-/// 32 lanes of 32 bits. 64-bit registers take two rows in a row (64 lanes' bits as `[u64; 32]`), 128-bit ones four.
+/// 32 lanes of 32 bits. A 64-bit register takes two consecutive rows, read as `[u64; 32]`; a 128-bit register takes
+/// four.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C, align(64))]
 pub struct Row(pub [u32; 32]);
 
-/// Values of 64 bits, lane by lane.
+/// 64-bit values, one a lane.
 pub type Row64 = [u64; 32];
 
-/// Index of a register's first row.
+/// Index of the first row of a register.
 pub type Slot = u32;
 
 /// The registers of one warp.
 #[derive(Clone, Debug, Default)]
 pub struct Registers {
-    /// Rows; narrow registers (8 and 16 bits) use the low bits of a lane, the rest is zero.
+    /// Rows of all registers. Registers of 8 and 16 bits use the low bits of a lane; the other bits are zero.
     pub rows: Vec<Row>,
-    /// For the first row of each register: the lanes whose value was never defined.
+    /// Mask of the lanes in which a register is undefined, by the register's first row.
     pub undefined: Vec<u32>,
-    /// Predicates, a bit a lane.
+    /// Predicates, one bit a lane.
     pub predicates: Vec<u32>,
-    /// The lanes in which a predicate was never defined.
+    /// Mask of the lanes in which a predicate is undefined.
     pub undefined_predicates: Vec<u32>,
 }
 

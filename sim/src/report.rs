@@ -1,4 +1,4 @@
-//! What a run's counters say by source line and in total.
+//! Sums the counters of a run by source line and in total.
 
 use std::collections::BTreeMap;
 
@@ -7,83 +7,83 @@ use crate::finding::{self, SourceLine};
 use crate::program::op::InstructionClass;
 use crate::program::{Kernel, Program};
 
-/// Warps and threads that executed instructions of a class.
+/// Executions of the instructions of a class.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ExecutedCounts {
-    /// Times a warp did.
+    /// Executions by a warp.
     pub warps: u64,
-    /// Times a thread did.
+    /// Executions by a thread.
     pub threads: u64,
 }
 
-/// Counts of a line, or of everything.
+/// The counters of a source line or of a whole launch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CountSummary {
-    /// The sums over instructions.
+    /// The sums of the counters of the instructions.
     pub count: InstructionCounts,
     /// By class, in the order of [`InstructionClass::ALL`].
     by_class: [ExecutedCounts; InstructionClass::ALL.len()],
 }
 
 impl CountSummary {
-    /// Instructions of a class.
+    /// Executions of the instructions of a class.
     pub fn of_class(&self, class: InstructionClass) -> ExecutedCounts {
-        self.by_class[position(class)]
+        self.by_class[class_index(class)]
     }
 
-    /// The classes that were executed.
+    /// The classes of which instructions were executed.
     pub fn classes(&self) -> impl Iterator<Item = (InstructionClass, ExecutedCounts)> {
         InstructionClass::ALL.into_iter().zip(self.by_class).filter(|(_, e)| e.warps > 0)
     }
 
-    /// Bytes asked of global memory to the bytes of the sectors that they lie in, at most 1 unless lanes ask for the same bytes; `None` without
-    /// such an access.
+    /// Bytes that threads read or wrote in global memory, divided by the bytes of the sectors that hold them. At most 1
+    /// unless lanes access the same bytes; `None` without an access to global memory.
     pub fn sector_efficiency(&self) -> Option<f64> {
         let bytes = self.count.global_read + self.count.global_written;
         (self.count.sectors > 0).then(|| bytes as f64 / (32 * self.count.sectors) as f64)
     }
 
-    /// Passes through shared memory above the least for the bytes asked: what bank conflicts cost.
-    pub fn conflicts(&self) -> u64 {
+    /// Extra passes through shared memory that bank conflicts cost.
+    pub fn bank_conflicts(&self) -> u64 {
         self.count.wavefronts.saturating_sub(self.count.wavefronts_least)
     }
 
     fn add(&mut self, class: InstructionClass, count: &InstructionCounts) {
         self.count.add(count);
-        let of = &mut self.by_class[position(class)];
+        let of = &mut self.by_class[class_index(class)];
         of.warps += count.warps;
         of.threads += count.threads;
     }
 }
 
-fn position(class: InstructionClass) -> usize {
+fn class_index(class: InstructionClass) -> usize {
     InstructionClass::ALL.iter().position(|c| *c == class).unwrap_or(InstructionClass::ALL.len() - 1)
 }
 
-/// Counts of a source line.
+/// The counters of a source line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LineCounts {
-    /// Where it is.
+    /// The source line.
     pub origin: SourceLine,
-    /// What was counted.
+    /// The counters of its instructions.
     pub counted: CountSummary,
 }
 
-/// The counts of a launch.
+/// The counters of a launch, in total and by source line.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CountReport {
-    /// Everything.
+    /// The whole launch.
     pub total: CountSummary,
-    /// By line, in the order of lines.
+    /// Each source line that was executed, in the order of lines.
     pub lines: Vec<LineCounts>,
-    /// Block, named and cluster barriers completed.
+    /// Completed barriers of blocks and clusters.
     pub barriers: u64,
-    /// Blocks that ran.
+    /// Blocks that have started.
     pub blocks: u64,
 }
 
 impl CountReport {
-    /// Sorts counters by line.
+    /// Sums the counters of a launch by source line.
     pub fn new(program: &Program, kernel: &Kernel, counters: &Counters) -> CountReport {
         let mut total = CountSummary::default();
         let mut lines: BTreeMap<SourceLine, CountSummary> = BTreeMap::new();
@@ -91,13 +91,13 @@ impl CountReport {
             let (code, i) = kernel.locate(pc as u32);
             let Some(instr) = code.instrs.get(i) else { continue };
             total.add(instr.class, count);
-            lines.entry(finding::origin(program, kernel, pc as u32)).or_default().add(instr.class, count);
+            lines.entry(finding::source_line(program, kernel, pc as u32)).or_default().add(instr.class, count);
         }
         let lines = lines.into_iter().map(|(origin, counted)| LineCounts { origin, counted }).collect();
         CountReport { total, lines, barriers: counters.barriers, blocks: counters.blocks }
     }
 
-    /// The `n` lines that most warp instructions were executed for, most first.
+    /// The `n` source lines with the most executed warp instructions, in descending order.
     pub fn busiest(&self, n: usize) -> Vec<&LineCounts> {
         let mut lines: Vec<&LineCounts> = self.lines.iter().collect();
         lines.sort_by_key(|l| std::cmp::Reverse(l.counted.count.warps));
@@ -112,7 +112,7 @@ mod tests {
     use crate::exec::{self, ExecOptions, LaunchConfig};
     use crate::memory::SimMemory;
 
-    /// Lines 1 to 3 of `k.cu`; line 2 calls a function of `k.cuh` that was inlined.
+    /// A kernel with the lines 1 to 3 of `k.cu`; line 2 contains an inlined call of a function in `k.cuh`.
     const LOCATED: &str = "
 .version 9.0
 .target sm_80
@@ -154,13 +154,13 @@ $name:
     }
 
     #[test]
-    fn counts_go_to_the_line_of_the_main_file() {
+    fn inlined_instructions_count_for_the_line_of_the_main_file() {
         let r = report(LOCATED);
         let lines: Vec<(u32, u64)> = r.lines.iter().map(|l| (l.origin.line, l.counted.count.warps)).collect();
         assert_eq!(lines, [(1, 8), (2, 4), (3, 4)]);
         assert!(r.lines.iter().all(|l| l.origin.cuda && l.origin.file.is_none()));
         let load = &r.lines[1].counted;
-        // 32 lanes ask for every other word.
+        // 32 lanes read every other word, so half of each sector.
         assert_eq!((load.count.global_read, load.count.sectors), (2 * 128, 2 * 8));
         assert_eq!(load.sector_efficiency(), Some(0.5));
         assert_eq!(load.of_class(InstructionClass::Float), ExecutedCounts { warps: 2, threads: 64 });
@@ -172,7 +172,7 @@ $name:
     }
 
     #[test]
-    fn without_line_information_lines_are_of_the_ptx() {
+    fn ptx_lines_are_used_without_line_information() {
         let bare: String = LOCATED.lines().filter(|l| !l.contains(".loc")).map(|l| format!("{l}\n")).collect();
         let r = report(&bare);
         assert!(r.lines.iter().all(|l| !l.origin.cuda));

@@ -1,32 +1,33 @@
-//! A model of the least time that a launch takes on a GPU, from what was counted.
+//! A roofline model: the least time that a launch takes on a GPU, estimated from the counters of a simulated run.
 //!
-//! Each bound is a count divided by a rate of the data sheet or of the programming guide's table of arithmetic throughput; the estimate is
-//! the largest of them. It is a model, not a measurement: it knows nothing of latency, of L2, of the machine code that ptxas makes of the
-//! PTX, of the tail of the last wave. All bytes asked of global memory count as bytes of DRAM, each time they are asked for.
+//! Each bound is a count divided by a rate from the data sheet or from the programming guide's table of arithmetic
+//! throughput; the estimate is the largest bound. The model ignores latency, the L2 cache, the machine code that ptxas
+//! makes of the PTX, and the partly filled last wave of blocks. Every access to global memory counts as DRAM traffic,
+//! also repeated ones.
 
 use crate::counters::Counters;
 use crate::exec::GpuSpec;
 use crate::program::Kernel;
 use crate::program::op::InstructionClass;
 
-/// The GPUs of an estimate.
+/// The GPUs that reports estimate for.
 pub const GPUS: [GpuSpec; 3] = [GpuSpec::A100, GpuSpec::H100, GpuSpec::H200];
 
-/// Warp instructions that a multiprocessor's schedulers issue a clock.
-const ISSUE: f64 = 4.0;
-/// Special functions (`ex2`, `rcp`, …) that a multiprocessor computes a clock, in threads.
-const SPECIAL: f64 = 16.0;
-/// Passes through shared memory a clock and multiprocessor, of 32 banks of 4 bytes.
-const SHARED: f64 = 1.0;
+/// Warp instructions that a multiprocessor issues per clock.
+const ISSUED_WARPS_PER_CLOCK: f64 = 4.0;
+/// Threads whose special function (`ex2`, `rcp`, …) a multiprocessor computes per clock.
+const SPECIAL_THREADS_PER_CLOCK: f64 = 16.0;
+/// Passes through the 32 banks of shared memory that a multiprocessor makes per clock.
+const WAVEFRONTS_PER_CLOCK: f64 = 1.0;
 
-/// How a number came about.
+/// How a number in a report was obtained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Basis {
-    /// By counting what was executed.
+    /// Counted while the simulator executed the kernel.
     Counted,
-    /// By a model from counted numbers.
+    /// Computed by a model from counted numbers.
     Modelled,
-    /// By a clock on a real machine.
+    /// Measured by a clock on real hardware.
     Measured,
 }
 
@@ -41,28 +42,28 @@ impl Basis {
     }
 }
 
-/// The least time that one part of a GPU takes; modelled.
+/// The modelled least time that one resource of a GPU needs for a launch.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RooflineBound {
     /// `tensor`, `f32`, `special`, `issue`, `shared` or `dram`.
     pub name: &'static str,
-    /// Seconds.
+    /// Time in seconds.
     pub seconds: f64,
 }
 
-/// The least times of a launch on a GPU; modelled.
+/// The modelled least times of a launch on a GPU, by resource.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Roofline {
-    /// The GPU.
+    /// The GPU that the model is for.
     pub gpu: GpuSpec,
     /// Multiprocessors that the launch has blocks for.
     pub multiprocessors: u32,
-    /// Of each part, always in the same order.
+    /// One bound a resource, always in the same order.
     pub bounds: [RooflineBound; 6],
 }
 
 impl Roofline {
-    /// From the counts of a launch.
+    /// Computes the bounds from the counters of a launch.
     pub fn new(gpu: GpuSpec, kernel: &Kernel, counters: &Counters) -> Roofline {
         let multiprocessors = counters.blocks.clamp(1, gpu.multiprocessors as u64) as u32;
         let share = multiprocessors as f64 / gpu.multiprocessors as f64;
@@ -86,22 +87,22 @@ impl Roofline {
             bound("tensor", tensor / (gpu.bf16_flops * share)),
             // The data sheet counts a multiply-add as two operations.
             bound("f32", float / (gpu.f32_flops / 2.0 * share)),
-            bound("special", special / (SPECIAL * clocks)),
-            bound("issue", total.warps as f64 / (ISSUE * clocks)),
-            bound("shared", total.wavefronts as f64 / (SHARED * clocks)),
+            bound("special", special / (SPECIAL_THREADS_PER_CLOCK * clocks)),
+            bound("issue", total.warps as f64 / (ISSUED_WARPS_PER_CLOCK * clocks)),
+            bound("shared", total.wavefronts as f64 / (WAVEFRONTS_PER_CLOCK * clocks)),
             bound("dram", bytes / gpu.bandwidth),
         ];
         Roofline { gpu, multiprocessors, bounds }
     }
 
-    /// The bound that is largest: what limits the launch.
+    /// The largest bound, which limits the launch.
     pub fn limit(&self) -> RooflineBound {
         let first = self.bounds[0];
         self.bounds.into_iter().fold(first, |a, b| if b.seconds > a.seconds { b } else { a })
     }
 }
 
-/// Throughput of a matrix instruction in units of that for bf16 and f16. Source: the data sheets' dense rates.
+/// Throughput of a matrix instruction relative to that for bf16 and f16. Source: the dense rates of the data sheets.
 fn tensor_rate(opcode: &str) -> f64 {
     let has = |ty: &str| opcode.split('.').any(|part| part == ty);
     if has("f64") {
@@ -150,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn counts_over_rates() {
+    fn bound_is_count_divided_by_rate() {
         let r = of(GpuSpec::H200, |c| {
             c.by_instruction[1].warps = 1;
             c.by_instruction[1].global_read = 4_800_000_000_000;
@@ -184,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn tensor_types_have_their_rates() {
+    fn tensor_rate_depends_on_element_type() {
         assert_eq!(tensor_rate("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"), 1.0);
         assert_eq!(tensor_rate("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32"), 0.5);
         assert_eq!(tensor_rate("wgmma.mma_async.sync.aligned.m64n8k32.f32.e4m3.e4m3"), 2.0);

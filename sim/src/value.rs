@@ -1,8 +1,8 @@
-//! Types of buffers' elements: their names, how values become bytes, and what buffers are filled with.
+//! Element types of buffers: names, conversion between values and bytes, and generated contents (0, 1, 2, …; normal).
 
 use crate::alu::soft_float::{BF16, E4M3, F16, RoundingMode, decode_float, encode_float};
 
-/// Type of an element.
+/// The type of a buffer's elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs)]
 pub enum ElementType {
@@ -58,12 +58,12 @@ impl ElementType {
         }
     }
 
-    /// The type of this name.
+    /// The type with this name.
     pub fn named(name: &str) -> Option<ElementType> {
         ElementType::ALL.into_iter().find(|t| t.name() == name)
     }
 
-    /// Bytes of an element.
+    /// Size of an element in bytes.
     pub fn bytes(self) -> usize {
         match self {
             ElementType::U8 | ElementType::I8 | ElementType::E4m3 => 1,
@@ -73,8 +73,8 @@ impl ElementType {
         }
     }
 
-    /// Appends the element nearest to `value`: integers are rounded to the nearest (ties to even) and kept in their range, e4m3 stays
-    /// finite.
+    /// Appends the element nearest to `value` to `to`. Integers are rounded to the nearest (ties to even) and saturate;
+    /// e4m3 saturates to its largest finite value.
     pub fn push(self, value: f64, to: &mut Vec<u8>) {
         let whole = value.round_ties_even();
         match self {
@@ -94,7 +94,7 @@ impl ElementType {
         }
     }
 
-    /// The element that `bytes` (of [`Self::bytes`]) hold, in words. Floats print so that they can be told from their neighbours.
+    /// Formats the element in `bytes` as decimal text, with enough digits to distinguish it from its neighbours.
     pub fn show(self, bytes: &[u8]) -> String {
         let mut wide = [0; 8];
         wide[..bytes.len().min(8)].copy_from_slice(&bytes[..bytes.len().min(8)]);
@@ -113,7 +113,7 @@ impl ElementType {
         }
     }
 
-    /// `count` elements 0, 1, 2, …, each as near as the type comes to it; integers wrap round.
+    /// The bytes of `count` elements 0, 1, 2, …, rounded to the type; integers wrap around.
     pub fn arange(self, count: usize) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(count * self.bytes());
         for i in 0..count as u64 {
@@ -127,7 +127,8 @@ impl ElementType {
         bytes
     }
 
-    /// `count` normally distributed elements (mean 0, deviation 1) of a seed; integers are rounded, and kept in their range.
+    /// The bytes of `count` normally distributed elements (mean 0, standard deviation 1) from a seed. Integers are
+    /// rounded and saturate.
     pub fn normal(self, count: usize, seed: u64) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(count * self.bytes());
         let mut next = normals(seed);
@@ -136,7 +137,7 @@ impl ElementType {
     }
 }
 
-/// Normally distributed numbers: splitmix64 and the polar method of Marsaglia.
+/// A generator of normally distributed numbers: splitmix64 and Marsaglia's polar method.
 fn normals(seed: u64) -> impl FnMut() -> f64 {
     let mut state = seed;
     let mut uniform = move || {
@@ -167,7 +168,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_and_widths_agree() {
+    fn every_type_round_trips_its_name_and_size() {
         for t in ElementType::ALL {
             assert_eq!(ElementType::named(t.name()), Some(t));
             assert_eq!(t.arange(3).len(), 3 * t.bytes());
@@ -177,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn values_are_rounded_to_the_nearest_and_kept_in_range() {
+    fn push_rounds_to_nearest_and_saturates() {
         let of = |t: ElementType, v: f64| {
             let mut bytes = Vec::new();
             t.push(v, &mut bytes);
@@ -195,14 +196,14 @@ mod tests {
     }
 
     #[test]
-    fn normal_numbers_have_their_moments_and_their_seed() {
+    fn normal_numbers_have_the_expected_moments_and_depend_on_the_seed() {
         let of = |seed| -> Vec<f64> {
             let bytes = ElementType::F64.normal(1 << 16, seed);
             bytes.chunks_exact(8).map(|c| f64::from_le_bytes(c.try_into().expect("eight bytes"))).collect()
         };
         let x = of(7);
         let n = x.len() as f64;
-        // Five deviations of each estimate: 1/√n, √(2/n), √(15/n), √(96/n).
+        // Tolerance: five standard deviations of each estimate, which are 1/√n, √(2/n), √(15/n), √(96/n).
         for (power, mean, spread) in [(1, 0.0, 1.0f64), (2, 1.0, 2.0), (3, 0.0, 15.0), (4, 3.0, 96.0)] {
             let moment = x.iter().map(|v| v.powi(power)).sum::<f64>() / n;
             assert!((moment - mean).abs() < 5.0 * (spread / n).sqrt(), "moment {power}: {moment}");

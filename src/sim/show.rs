@@ -128,7 +128,7 @@ impl Shown<'_> {
             row("global sectors", format!("{}, {:.0} % of their bytes asked for", c.sectors, 100.0 * efficiency));
         }
         if c.wavefronts > 0 {
-            row("shared wavefronts", format!("{}, {} above the least", c.wavefronts, counts.total.conflicts()));
+            row("shared wavefronts", format!("{}, {} above the least", c.wavefronts, counts.total.bank_conflicts()));
         }
         let busiest = counts.busiest(BUSIEST);
         if busiest.is_empty() {
@@ -155,7 +155,7 @@ impl Shown<'_> {
                 bytes,
                 c.sectors,
                 c.wavefronts,
-                line.counted.conflicts(),
+                line.counted.bank_conflicts(),
                 quote.map(|q| q.chars().take(60).collect::<String>()).unwrap_or_default(),
             );
         }
@@ -218,7 +218,7 @@ fn counted_json(counted: &CountSummary) -> Map<String, Value> {
         "shared_bytes": c.shared_bytes,
         "shared_wavefronts": c.wavefronts,
         "shared_wavefronts_least": c.wavefronts_least,
-        "bank_conflicts": counted.conflicts(),
+        "bank_conflicts": counted.bank_conflicts(),
     });
     match fields {
         Value::Object(fields) => fields,

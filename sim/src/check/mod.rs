@@ -1,5 +1,8 @@
-//! A case under many interleavings: every run with an order of its own and asynchronous operations that end at other moments. What the
-//! runs find is put together, and their results must agree.
+//! Checks kernels under several interleavings.
+//!
+//! Each interleaving runs the same launches on a copy of the same memory, with another seed and another completion
+//! timing of asynchronous operations. The report merges the findings of all runs and notes buffers whose results differ
+//! between runs.
 
 use std::collections::BTreeSet;
 use std::sync::Mutex;
@@ -12,32 +15,32 @@ use crate::memory::SimMemory;
 use crate::program::{Kernel, Program};
 use crate::value::ElementType;
 
-/// What a buffer is called and holds, for messages.
+/// The name and element type of a buffer, for messages.
 #[derive(Clone, Debug)]
 pub struct NamedBuffer {
-    /// Its first byte's address, as [`SimMemory::alloc`] gave it.
+    /// Address of the first byte, as [`SimMemory::alloc`] returned it.
     pub address: u64,
-    /// For example `arg2`.
+    /// Name in messages, for example `arg2`.
     pub name: String,
-    /// Of its elements.
+    /// Type of the elements.
     pub dtype: ElementType,
 }
 
-/// How to check.
+/// How to check a kernel.
 #[derive(Clone, Debug)]
 pub struct CheckPlan {
-    /// Runs, at least 1.
+    /// Number of runs, at least 1.
     pub interleavings: u32,
-    /// Threads of this machine to run them on; the result is the same for any number.
+    /// Host threads that share the runs. The report is the same for any number.
     pub threads: usize,
-    /// Of every run; its seed is the seed of all seeds, its completion that of the first run.
+    /// Options of every run. The seeds of the runs come from `options.seed`; the first run has `options.completion`.
     pub options: ExecOptions,
-    /// Names for messages; other buffers are called by number.
+    /// Names of buffers in messages; other buffers are named by number.
     pub buffers: Vec<NamedBuffer>,
 }
 
 impl Default for CheckPlan {
-    /// Eight interleavings on all processors.
+    /// Eight interleavings on all processors of the host.
     fn default() -> CheckPlan {
         CheckPlan {
             interleavings: 8,
@@ -48,38 +51,44 @@ impl Default for CheckPlan {
     }
 }
 
-/// What a check has found.
+/// The result of a check.
 #[derive(Clone, Debug)]
 pub struct CheckReport {
-    /// Mistakes by stage: those of all runs, the same causes counted together.
+    /// Defects of all runs, by launch. Findings with the same cause are merged.
     pub findings: Vec<Vec<Finding>>,
-    /// What is worth knowing and no mistake, of all runs, and where their results differ.
+    /// Remarks of all runs that are no defects, and buffers whose results differ between runs.
     pub notes: Vec<String>,
-    /// Counts by stage, of the first run.
+    /// Counters of the first run, by launch.
     pub counters: Vec<Counters>,
-    /// What the first run printed.
+    /// Text that the first run printed.
     pub printed: String,
     /// Memory after the first run.
     pub memory: SimMemory,
-    /// Runs.
+    /// Number of runs.
     pub interleavings: u32,
 }
 
 impl CheckReport {
-    /// Whether no run found anything.
+    /// Whether no run has a finding.
     pub fn ok(&self) -> bool {
         self.findings.iter().all(Vec::is_empty)
     }
 }
 
-/// Runs the stages on clones of `memory`, once an interleaving.
-pub fn check(stages: &[SimLaunch], memory: &SimMemory, plan: &CheckPlan) -> Result<CheckReport, LaunchError> {
+/// Runs the launches one after the other, on a clone of `memory` for each interleaving.
+///
+/// # Errors
+/// A launch that is outside of the limits of its kernel or of the GPU.
+pub fn check(launches: &[SimLaunch], memory: &SimMemory, plan: &CheckPlan) -> Result<CheckReport, LaunchError> {
     check_with(memory, plan, |memory, options| {
-        stages.iter().map(|s| exec::run(s.program, s.kernel, s.launch, memory, options)).collect()
+        launches.iter().map(|s| exec::run(s.program, s.kernel, s.launch, memory, options)).collect()
     })
 }
 
-/// One kernel instead of stages.
+/// Checks a single launch.
+///
+/// # Errors
+/// A launch that is outside of the limits of the kernel or of the GPU.
 pub fn check_kernel(
     program: &Program,
     kernel: &Kernel,
@@ -90,8 +99,11 @@ pub fn check_kernel(
     check(&[SimLaunch { program, kernel, launch }], memory, plan)
 }
 
-/// Calls `run` on clones of `memory`, once an interleaving. It launches whatever the case needs with the options it is given, the same
-/// number of launches each time, and gives an outcome a launch. An error is that of the first run that had one.
+/// Calls `run` once for each interleaving, with a clone of `memory` and the options of the interleaving. `run` returns
+/// one outcome for each launch that it makes, always the same number.
+///
+/// # Errors
+/// The error of the first interleaving for which `run` fails.
 pub fn check_with<E: Send>(
     memory: &SimMemory,
     plan: &CheckPlan,
@@ -108,7 +120,7 @@ pub fn check_with<E: Send>(
             }
             let mut own = memory.clone();
             let outcome = run(&mut own, &options_of(plan, i));
-            runs_done.lock().expect("no run panics while it holds the lock").put(i, outcome, own, &bases, plan);
+            runs_done.lock().expect("no run panics while it holds the lock").add_run(i, outcome, own, &bases, plan);
         };
         (1..plan.threads.min(runs)).for_each(|_| drop(scope.spawn(work)));
         work();
@@ -116,7 +128,8 @@ pub fn check_with<E: Send>(
     runs_done.into_inner().expect("no run panics while it holds the lock").report()
 }
 
-/// The options of the `i`-th run: seeds that differ in all bits and, one by one, in the low ones; the three completions in turn.
+/// The options of run `i`: a seed that depends on all bits of the plan's seed and counts up in its low bits, which
+/// select turn lengths; and the three completion timings in turn.
 fn options_of(plan: &CheckPlan, i: usize) -> ExecOptions {
     const IN_TURN: [CompletionTiming; 3] =
         [CompletionTiming::Latest, CompletionTiming::Earliest, CompletionTiming::Random];
@@ -125,13 +138,14 @@ fn options_of(plan: &CheckPlan, i: usize) -> ExecOptions {
     ExecOptions { seed, completion: IN_TURN[(first + i) % 3], ..plan.options.clone() }
 }
 
-/// The runs that are over.
+/// The results of the runs so far.
 struct Runs<E> {
     outcomes: Vec<Option<Result<Vec<SimOutcome>, E>>>,
-    /// The first run's memory, and memories that wait to be compared with it.
+    /// Memory after the first run.
     first: Option<SimMemory>,
+    /// Memories of runs that ended before the first one did, to be compared with its memory.
     waiting: Vec<(usize, SimMemory)>,
-    /// For each differing buffer the first run that differs, and how.
+    /// For each buffer the first run whose bytes differ, and a description of the difference.
     differences: Vec<Option<(usize, String)>>,
 }
 
@@ -140,8 +154,8 @@ impl<E> Runs<E> {
         Runs { outcomes: (0..runs).map(|_| None).collect(), first: None, waiting: Vec::new(), differences: Vec::new() }
     }
 
-    /// Takes the result of the `i`-th run. Its memory is let go as soon as it has been compared.
-    fn put(
+    /// Adds the result of run `i`. Memories are dropped as soon as they have been compared.
+    fn add_run(
         &mut self,
         i: usize,
         outcome: Result<Vec<SimOutcome>, E>,
@@ -174,9 +188,9 @@ impl<E> Runs<E> {
         let (mut counters, mut printed) = (Vec::new(), String::new());
         let mut notes = BTreeSet::new();
         for (i, outcomes) in self.outcomes.into_iter().flatten().enumerate() {
-            for (stage, outcome) in outcomes?.into_iter().enumerate() {
-                findings.resize(findings.len().max(stage + 1), Findings::default());
-                findings[stage].merge(outcome.findings);
+            for (launch, outcome) in outcomes?.into_iter().enumerate() {
+                findings.resize(findings.len().max(launch + 1), Findings::default());
+                findings[launch].merge(outcome.findings);
                 notes.extend(outcome.notes);
                 if i == 0 {
                     counters.push(outcome.counters);
@@ -191,7 +205,7 @@ impl<E> Runs<E> {
     }
 }
 
-/// How the buffer at `base`, the `n`-th, differs between two runs.
+/// Describes how buffer number `n`, at address `base`, differs between two runs; `None` if it does not.
 fn difference(base: u64, n: usize, first: &SimMemory, other: &SimMemory, plan: &CheckPlan) -> Option<String> {
     let (a, b) = (first.bytes(base)?, other.bytes(base)?);
     let at = a.iter().zip(b).position(|(a, b)| a != b)?;

@@ -3,7 +3,7 @@ use crate::finding::FindingKind;
 
 const HEAD: &str = ".version 9.0\n.target sm_80\n.address_size 64\n";
 
-/// Each thread adds to one counter, and stores what it had been before at its own place.
+/// A kernel whose threads each increment one counter and store the old value at their own index.
 const TICKETS: &str = "
 .visible .entry tickets(.param .u64 out, .param .u64 counter) {
     .reg .b32 %r<6>; .reg .b64 %rd<6>;
@@ -20,7 +20,7 @@ const TICKETS: &str = "
     ret;
 }";
 
-/// Every thread stores its number at the same place.
+/// A kernel whose threads all store their index at the same address.
 const RACE: &str = "
 .visible .entry race(.param .u64 out) {
     .reg .b32 %r<3>; .reg .b64 %rd<3>;
@@ -30,7 +30,7 @@ const RACE: &str = "
     ret;
 }";
 
-/// Every thread doubles its element.
+/// A kernel whose threads each double their element.
 const DOUBLE: &str = "
 .visible .entry double(.param .u64 x) {
     .reg .b32 %r<4>; .reg .b64 %rd<4>;
@@ -58,7 +58,7 @@ fn plan(interleavings: u32, threads: usize, seed: u64) -> CheckPlan {
 }
 
 #[test]
-fn results_that_depend_on_the_order_are_named() {
+fn notes_buffers_that_depend_on_the_interleaving() {
     let program = program(TICKETS);
     let kernel = program.kernel("tickets").unwrap();
     let mut memory = SimMemory::new();
@@ -69,7 +69,7 @@ fn results_that_depend_on_the_order_are_named() {
     let report = check_kernel(&program, &kernel, &launch(4, 64, &[out, counter]), &memory, &plan).unwrap();
     assert!(report.ok(), "{:?}", report.findings);
     assert_eq!(report.memory.bytes(counter).unwrap(), 256u32.to_le_bytes());
-    // The counter itself does not differ.
+    // The final value of the counter does not depend on the interleaving.
     assert_eq!(report.notes.len(), 1, "{:?}", report.notes);
     let note = &report.notes[0];
     assert!(note.starts_with("results depend on the interleaving: tickets[") && note.contains("(u32) is "), "{note}");
@@ -77,7 +77,7 @@ fn results_that_depend_on_the_order_are_named() {
 }
 
 #[test]
-fn nothing_depends_on_threads() {
+fn report_does_not_depend_on_the_number_of_host_threads() {
     let (racy, tickets) = (program(RACE), program(TICKETS));
     let (race, ticket) = (racy.kernel("race").unwrap(), tickets.kernel("tickets").unwrap());
     let mut memory = SimMemory::new();
@@ -103,7 +103,7 @@ fn nothing_depends_on_threads() {
 }
 
 #[test]
-fn occurrences_add_up_and_stages_follow_each_other() {
+fn occurrences_add_up_and_launches_run_in_order() {
     let (racy, double) = (program(RACE), program(DOUBLE));
     let race = racy.kernel("race").unwrap();
     let mut memory = SimMemory::new();
@@ -125,7 +125,7 @@ fn occurrences_add_up_and_stages_follow_each_other() {
 }
 
 #[test]
-fn runs_differ_in_seed_and_completion() {
+fn runs_differ_in_seed_and_completion_timing() {
     let plan = plan(6, 1, 5);
     let all: Vec<ExecOptions> = (0..6).map(|i| options_of(&plan, i)).collect();
     let seeds: BTreeSet<u64> = all.iter().map(|o| o.seed).collect();
@@ -138,7 +138,7 @@ fn runs_differ_in_seed_and_completion() {
 }
 
 #[test]
-fn a_bad_launch_is_refused_once() {
+fn invalid_launch_is_an_error() {
     let double = program(DOUBLE);
     let kernel = double.kernel("double").unwrap();
     let e = check_kernel(&double, &kernel, &launch(1, 2000, &[0]), &SimMemory::new(), &plan(4, 2, 0)).unwrap_err();

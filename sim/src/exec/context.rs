@@ -1,5 +1,5 @@
-//! The context of one instruction: the lanes that execute it and the grid that it acts on. Every instruction handler takes
-//! one instead of a list of arguments.
+//! The context of one instruction: the lanes that execute it and the grid that it acts on. Every instruction handler
+//! takes one instead of a list of arguments.
 
 use super::grid::GridState;
 use super::state::block::Block;

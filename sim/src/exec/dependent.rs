@@ -1,8 +1,9 @@
 //! Programmatic dependent launch: a secondary grid that may start before its primary grid has ended. PTX ISA,
 //! "griddepcontrol".
 //!
-//! What a thread of the secondary grid does before `griddepcontrol.wait` is not ordered after the primary grid. The simulator
-//! runs that part first and the primary grid afterwards, so that race checks of the primary grid find every conflict:
+//! What a thread of the secondary grid does before `griddepcontrol.wait` is not ordered after the primary grid. The
+//! simulator runs that part first and the primary grid afterwards, so that race checks of the primary grid find every
+//! conflict:
 //!
 //! ```text
 //! run the secondary grid until its resident blocks wait at griddepcontrol.wait (or end)
@@ -17,8 +18,9 @@ use crate::finding::Findings;
 use crate::memory::SimMemory;
 use crate::order::MAX_BLOCKS;
 
-/// Runs `primary`, and `secondary` as its dependent launch. Accesses of `secondary` before its `griddepcontrol.wait` that
-/// conflict with `primary` are races. A kernel without that instruction does not wait. Returns the outcomes of the two grids.
+/// Runs `primary`, and `secondary` as its dependent launch. Accesses of `secondary` before its `griddepcontrol.wait`
+/// that conflict with `primary` are races. A kernel without that instruction does not wait. Returns the outcomes of the
+/// two grids.
 ///
 /// # Errors
 /// A launch that is outside of the limits of its kernel or of the GPU.

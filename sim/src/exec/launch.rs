@@ -1,5 +1,5 @@
-//! What a simulated launch consists of: sizes and parameters, options of the run, its outcome, and the checks that refuse
-//! a launch that a GPU would refuse too.
+//! What a simulated launch consists of: sizes and parameters, options of the run, its outcome, and the checks that
+//! refuse a launch that a GPU would refuse too.
 
 use super::gpu::GpuSpec;
 use crate::counters::Counters;
@@ -56,8 +56,8 @@ pub struct ExecOptions {
     pub completion: CompletionTiming,
     /// Counts instructions and traffic only: no race checks, no matrix products.
     pub count_only: bool,
-    /// Reports a finding, not only a note, where an ordered asynchronous copy overwrites bytes that were read through the
-    /// generic proxy without a proxy fence.
+    /// Reports a finding, not only a note, where an ordered asynchronous copy overwrites bytes that were read through
+    /// the generic proxy without a proxy fence.
     pub strict_proxy: bool,
     /// Registers a thread as ptxas reports them, for the number of resident blocks; `None` if unknown.
     pub registers: Option<u32>,

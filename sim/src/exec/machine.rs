@@ -1,6 +1,7 @@
 //! The machine that runs one grid: an interpreter for its warps and a scheduler that chooses among them.
 
-use super::grid::{GridContext, GridState};
+use super::grid::GridState;
+use super::grid_context::GridContext;
 use super::interpreter::Interpreter;
 use super::launch::{ExecOptions, SimLaunch, SimOutcome};
 use super::memory_system::MemorySystem;

@@ -18,20 +18,23 @@ mod context;
 mod dependent;
 mod gpu;
 mod grid;
+mod grid_context;
 mod interpreter;
 mod launch;
 mod machine;
 mod memory_system;
 mod operands;
 mod reporter;
+mod residency;
 mod rng;
 mod scheduler;
 mod state;
 mod sync;
 
 pub use dependent::run_pair;
-pub use gpu::{GpuSpec, resident_blocks};
+pub use gpu::GpuSpec;
 pub use launch::{CompletionTiming, ExecOptions, LaunchConfig, LaunchError, SimLaunch, SimOutcome};
+pub use residency::resident_blocks;
 pub use rng::SeededRng;
 
 use crate::memory::SimMemory;

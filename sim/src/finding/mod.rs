@@ -1,4 +1,8 @@
-//! What a run found wrong: one finding a cause, with the place, the thread and how often.
+//! Findings: the defects that a run reports, one for each cause, with source line, thread, and number of occurrences.
+//!
+//! Occurrences are merged in two steps. While a run reports, occurrences with the same kind and source lines become one
+//! finding. At the end, findings about pairs of instructions that lack the same barrier or wait become one (see
+//! `segments`).
 
 use crate::program::{Kernel, Program};
 use crate::ptx::ast::{Function, SourceLocation};
@@ -6,39 +10,39 @@ use std::collections::{HashMap, HashSet};
 
 mod segments;
 
-/// What kind of mistake it is.
+/// The kind of a defect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum FindingKind {
-    /// An access outside every allocation.
+    /// An access outside of every buffer, or beyond a shared variable.
     OutOfBounds,
     /// An address that is not a multiple of the access's size.
     Misaligned,
-    /// A load of bytes that nobody wrote, or an undefined register in an address, a branch or a store.
+    /// A load of unwritten bytes, or an undefined register in an address, a branch or a store.
     Uninitialized,
-    /// Two accesses, one a write, without order between them.
+    /// Two accesses to the same bytes, at least one a write, that no synchronisation orders.
     Race,
-    /// An access to bytes of an asynchronous operation whose completion the thread has not observed.
+    /// An access to bytes of an asynchronous operation that the thread has not waited for.
     AsyncNotWaited,
-    /// A generic write reaches the async proxy without a proxy fence.
+    /// An ordinary write and an asynchronous operation on the same bytes without a proxy fence between them.
     AsyncProxy,
-    /// Register or ordering hazard of wgmma, or a bad descriptor.
+    /// A register or ordering hazard of wgmma, or an invalid descriptor.
     Wgmma,
     /// Misuse of an mbarrier.
     Mbarrier,
     /// A divergent barrier or one with a wrong count.
     Barrier,
-    /// Nobody can go on.
+    /// No thread can continue.
     Deadlock,
     /// Misuse of `setmaxnreg`.
     Setmaxnreg,
-    /// `trap`, a failed assertion.
+    /// `trap`, or a failed assertion.
     Trap,
-    /// An instruction that the simulator does not know was executed.
+    /// The kernel executed an instruction that the simulator does not know.
     Unsupported,
 }
 
 impl FindingKind {
-    /// All of them.
+    /// All kinds.
     pub const ALL: [FindingKind; 13] = [
         FindingKind::OutOfBounds,
         FindingKind::Misaligned,
@@ -55,7 +59,7 @@ impl FindingKind {
         FindingKind::Unsupported,
     ];
 
-    /// The name in reports.
+    /// The name of the kind in reports.
     pub fn name(self) -> &'static str {
         match self {
             FindingKind::OutOfBounds => "out-of-bounds",
@@ -75,69 +79,71 @@ impl FindingKind {
     }
 }
 
-/// A mistake.
+/// A defect of a kernel.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Finding {
-    /// Its kind.
+    /// The kind of the defect.
     pub kind: FindingKind,
-    /// One sentence, with the chain of inlined calls.
+    /// One sentence, with the chain of inlined calls that led to the instruction.
     pub message: String,
-    /// Line of the CUDA source in the main file where there is line information, else of the PTX text.
+    /// Line in the main CUDA file if the PTX has line information, otherwise in the PTX text.
     pub line: u32,
-    /// The block of the first occurrence.
+    /// Block of the first occurrence.
     pub block: [u32; 3],
-    /// Its thread.
+    /// Thread of the first occurrence, in its block.
     pub thread: [u32; 3],
-    /// `global`, `shared`, … where memory is concerned.
+    /// The state space of the address: `global`, `shared` or `local`.
     pub space: Option<&'static str>,
-    /// The address, within its space.
+    /// The address of the first occurrence in its state space.
     pub address: Option<u64>,
-    /// Occurrences.
+    /// Number of occurrences.
     pub count: u64,
 }
 
-/// Where something happened.
+/// A thread at an instruction.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Site {
-    /// The instruction, kernel-wide.
+    /// Index of the instruction in the kernel.
     pub pc: u32,
-    /// The block.
+    /// Coordinates of the block.
     pub block: [u32; 3],
-    /// The thread in its block.
+    /// Coordinates of the thread in its block.
     pub thread: [u32; 3],
 }
 
-/// What tells causes apart: kind, instruction, the other instruction.
+/// A cause: the kind, and the lines of the two instructions in ascending order (`u32::MAX` if there is only one).
 type Cause = (FindingKind, u32, u32);
 
-/// Findings of a run, by cause.
+/// The findings of a run, one for each cause.
 #[derive(Clone, Debug, Default)]
 pub struct Findings {
     list: Vec<Finding>,
-    places: HashMap<Cause, usize>,
-    /// Where the findings of pairs of instructions went: their lines need not be looked up again.
+    /// Index in `list` of the finding of each cause.
+    by_cause: HashMap<Cause, usize>,
+    /// Index in `list` of the finding of each pair of instructions, which saves looking up their lines again.
     known: HashMap<(FindingKind, u32, Option<u32>), usize>,
-    /// For each of the list: what it lacks a barrier or a wait between, and the two lines.
+    /// For each finding in `list` the gap that it is about, if it is about two instructions.
     gaps: Vec<Option<Gap>>,
-    /// The segments of the kernel that was last asked for.
+    /// Name and segments of the kernel that was reported last.
     segments: Option<Box<(String, Vec<u32>)>>,
 }
 
-/// Findings whose gaps have a segment in common, of the same kind and space, have one cause: the barrier, fence or wait that
-/// is missing where it ends.
+/// Two instructions between which a barrier, fence or wait is missing. Gaps of the same kind and state space that share
+/// a segment have one cause: the synchronisation that is missing at the end of that segment.
 #[derive(Clone, Debug, PartialEq)]
 struct Gap {
     kind: FindingKind,
     space: Option<&'static str>,
     kernel: String,
-    /// The segments of the two instructions.
+    /// Segments of the two instructions.
     segments: [u32; 2],
-    /// Their lines.
+    /// Source lines of the two instructions.
     lines: [u32; 2],
 }
 
 impl Findings {
-    /// Reports a mistake at `site`; `other` is the other instruction of a race. The message is made once a cause.
+    /// Reports a defect at `site`. `other` is the other instruction of a race, `memory` the state space and address.
+    /// `message` is called only for the first occurrence of a cause.
     #[expect(clippy::too_many_arguments, reason = "a finding has this many properties")]
     pub fn report(
         &mut self,
@@ -150,19 +156,19 @@ impl Findings {
         message: impl FnOnce() -> String,
     ) {
         let pair = (kind, site.pc, other);
-        if self.again(kind, site.pc, other) {
+        if self.count_again(kind, site.pc, other) {
             return;
         }
-        let (line, chain) = source(program, kernel, site.pc);
-        let other_line = other.map_or(u32::MAX, |pc| source(program, kernel, pc).0);
+        let (line, chain) = line_and_inlining(program, kernel, site.pc);
+        let other_line = other.map_or(u32::MAX, |pc| line_and_inlining(program, kernel, pc).0);
         let cause = (kind, line.min(other_line), line.max(other_line));
-        if let Some(&at) = self.places.get(&cause) {
+        if let Some(&at) = self.by_cause.get(&cause) {
             self.known.insert(pair, at);
             self.list[at].count += 1;
             return;
         }
         self.known.insert(pair, self.list.len());
-        self.places.insert(cause, self.list.len());
+        self.by_cause.insert(cause, self.list.len());
         let gap =
             other.and_then(|other| self.gap(kernel, kind, [site.pc, other], [line, other_line], memory.map(|m| m.0)));
         self.gaps.push(gap);
@@ -180,15 +186,15 @@ impl Findings {
         });
     }
 
-    /// Counts a mistake of these instructions once more, if it was reported before.
-    pub fn again(&mut self, kind: FindingKind, pc: u32, other: Option<u32>) -> bool {
+    /// Counts another occurrence of a defect if the same instructions were reported before; returns whether they were.
+    pub fn count_again(&mut self, kind: FindingKind, pc: u32, other: Option<u32>) -> bool {
         let Some(&at) = self.known.get(&(kind, pc, other)) else { return false };
         self.list[at].count += 1;
         true
     }
 
-    /// What a finding about two instructions lacks. Races in global memory stay apart: between blocks there are no barriers, so
-    /// that all would be one.
+    /// The gap of a finding about two instructions. Races in global memory have none: no barrier separates blocks, so
+    /// all of them would share one cause.
     fn gap(
         &mut self,
         kernel: &Kernel,
@@ -203,51 +209,51 @@ impl Findings {
             _ => return None,
         }
         if self.segments.as_ref().is_none_or(|of| of.0 != kernel.name) {
-            self.segments = Some(Box::new((kernel.name.clone(), segments::of(kernel))));
+            self.segments = Some(Box::new((kernel.name.clone(), segments::segment_numbers(kernel))));
         }
         let segments = &self.segments.as_ref()?.1;
         let [here, there] = pcs.map(|pc| segments.get(pc as usize).copied());
-        // An operation that nobody waits for is one cause, whoever comes across it.
+        // An operation that no thread waits for is one cause, whichever instructions access its bytes.
         let here = if matches!(kind, FindingKind::AsyncNotWaited | FindingKind::Wgmma) { there } else { here };
         Some(Gap { kind, space, kernel: kernel.name.clone(), segments: [here?, there?], lines })
     }
 
-    /// How many causes were found.
+    /// Number of causes.
     pub fn len(&self) -> usize {
         self.list.len()
     }
 
-    /// Whether nothing was found.
+    /// Whether there are no findings.
     pub fn is_empty(&self) -> bool {
         self.list.is_empty()
     }
 
-    /// Whether a finding of this kind is there.
+    /// Whether there is a finding of this kind.
     pub fn has(&self, kind: FindingKind) -> bool {
         self.list.iter().any(|f| f.kind == kind)
     }
 
-    /// The findings by line, one a cause: where a store races with a load, another order of the same threads loads what nobody has
-    /// written yet, and that is the race once more.
+    /// The findings in the order of their lines, one for each cause. A load of unwritten bytes at a line that has a
+    /// race is dropped: in another interleaving the racing store comes first, so both have one cause.
     pub fn into_list(self) -> Vec<Finding> {
-        let races = self.places.keys().filter(|(kind, ..)| *kind == FindingKind::Race);
+        let races = self.by_cause.keys().filter(|(kind, ..)| *kind == FindingKind::Race);
         let raced: HashSet<u32> = races.flat_map(|&(_, a, b)| [a, b]).collect();
-        let mut list = grouped(self.list, &self.gaps);
+        let mut list = merge_by_gap(self.list, &self.gaps);
         list.retain(|f| f.kind != FindingKind::Uninitialized || f.address.is_none() || !raced.contains(&f.line));
         list.sort_by_key(|f| (f.line, f.kind));
         list
     }
 
-    /// Adds another run's findings; the same causes count together.
+    /// Adds the findings of another run. Occurrences of the same cause are added up.
     pub fn merge(&mut self, other: Findings) {
-        let mut causes: Vec<(Cause, usize)> = other.places.into_iter().collect();
+        let mut causes: Vec<(Cause, usize)> = other.by_cause.into_iter().collect();
         causes.sort_by_key(|c| c.1);
         for (cause, at) in causes {
             let finding = other.list[at].clone();
-            match self.places.get(&cause) {
+            match self.by_cause.get(&cause) {
                 Some(&mine) => self.list[mine].count += finding.count,
                 None => {
-                    self.places.insert(cause, self.list.len());
+                    self.by_cause.insert(cause, self.list.len());
                     self.list.push(finding);
                     self.gaps.push(other.gaps[at].clone());
                 }
@@ -256,9 +262,9 @@ impl Findings {
     }
 }
 
-/// Findings with one cause as one: the first, which names the others' lines.
-fn grouped(list: Vec<Finding>, gaps: &[Option<Gap>]) -> Vec<Finding> {
-    // Of each group its segments, and where in `out` its finding is.
+/// Merges findings whose gaps share a segment into the first of them, whose message then names the lines of the others.
+fn merge_by_gap(list: Vec<Finding>, gaps: &[Option<Gap>]) -> Vec<Finding> {
+    // Each group: its first gap, its segments, and the index of its finding in `out`.
     let mut groups: Vec<(Gap, HashSet<u32>, usize)> = Vec::new();
     let mut out: Vec<(Finding, Vec<[u32; 2]>)> = Vec::new();
     for (finding, gap) in list.into_iter().zip(gaps) {
@@ -280,7 +286,7 @@ fn grouped(list: Vec<Finding>, gaps: &[Option<Gap>]) -> Vec<Finding> {
         let at = groups[first].2;
         out[at].0.count += finding.count;
         out[at].1.push(gap.lines);
-        // A finding between two groups makes them one.
+        // A finding with segments of two groups merges them.
         for n in joined.into_iter().rev() {
             let (of, segments, from) = groups.remove(n);
             groups[first].1.extend(segments);
@@ -299,33 +305,34 @@ fn grouped(list: Vec<Finding>, gaps: &[Option<Gap>]) -> Vec<Finding> {
             let named: Vec<String> = lines.iter().take(8).map(|[a, b]| format!("{a} and {b}")).collect();
             if !named.is_empty() {
                 let more = if lines.len() > 8 { format!(" and {} more pairs", lines.len() - 8) } else { String::new() };
-                finding.message += &format!("; likewise lines {}{more}", named.join(", "));
+                finding.message += &format!("; the same cause at lines {}{more}", named.join(", "));
             }
             finding
         })
         .collect()
 }
 
-/// The line that an instruction is counted and reported for.
+/// The source line for which an instruction is counted and reported.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SourceLine {
-    /// The name of the CUDA file, without folders, where that is not the main one.
+    /// Name of the CUDA file without folders; `None` for the main file.
     pub file: Option<String>,
-    /// From 1; 0 where nothing is known.
+    /// Line number from 1; 0 if unknown.
     pub line: u32,
-    /// A line of CUDA, else of the PTX text.
+    /// Whether it is a line of CUDA source; otherwise it is a line of the PTX text.
     pub cuda: bool,
 }
 
-/// The line of an instruction: the innermost one in the main CUDA file, else the innermost, else that of the PTX text.
-pub fn origin(program: &Program, kernel: &Kernel, pc: u32) -> SourceLine {
+/// The source line of an instruction: the innermost inlined line in the main CUDA file, otherwise the innermost line,
+/// otherwise the line of the PTX text.
+pub fn source_line(program: &Program, kernel: &Kernel, pc: u32) -> SourceLine {
     let (code, i) = kernel.locate(pc);
     let Some(&(ptx_line, place)) = code.lines.get(i) else { return SourceLine { file: None, line: 0, cuda: false } };
     let Some(place) = place.map(|p| program.source_location(p)) else {
         return SourceLine { file: None, line: ptx_line, cuda: false };
     };
     let main = main_file(program, &kernel.name);
-    match chain_of(place).find(|p| Some(p.file) == main && p.line > 0) {
+    match inlining_chain(place).find(|p| Some(p.file) == main && p.line > 0) {
         Some(p) => SourceLine { file: None, line: p.line, cuda: true },
         None if place.line > 0 => {
             SourceLine { file: Some(file_name(program, place.file).into()), line: place.line, cuda: true }
@@ -334,12 +341,12 @@ pub fn origin(program: &Program, kernel: &Kernel, pc: u32) -> SourceLine {
     }
 }
 
-/// The line to name for an instruction, and the chain of inlined calls and other files as text.
-pub fn source(program: &Program, kernel: &Kernel, pc: u32) -> (u32, String) {
+/// The line that a finding names for an instruction, and the chain of inlined calls and other files as text.
+pub fn line_and_inlining(program: &Program, kernel: &Kernel, pc: u32) -> (u32, String) {
     let (code, i) = kernel.locate(pc);
-    let mut origin = origin(program, kernel, pc);
+    let mut origin = source_line(program, kernel, pc);
     if origin.file.is_some() {
-        // A line of a header says nothing beside the main file's name: that of the PTX text then.
+        // Findings name no file, so a line of a header would be mistaken for one of the main file.
         origin.line = code.lines.get(i).map_or(0, |l| l.0);
     }
     let Some(place) = code.lines.get(i).and_then(|l| l.1).map(|p| program.source_location(p)) else {
@@ -348,7 +355,7 @@ pub fn source(program: &Program, kernel: &Kernel, pc: u32) -> (u32, String) {
     let main = main_file(program, &kernel.name);
     let mut chain = String::new();
     let mut named = false;
-    for p in chain_of(place) {
+    for p in inlining_chain(place) {
         if !named && Some(p.file) == main && p.line > 0 {
             named = true;
         } else {
@@ -361,19 +368,19 @@ pub fn source(program: &Program, kernel: &Kernel, pc: u32) -> (u32, String) {
     (origin.line, chain)
 }
 
-/// A place and those it was inlined at, innermost first.
-fn chain_of(place: &SourceLocation) -> impl Iterator<Item = &SourceLocation> {
+/// A source location and the locations where it was inlined, innermost first.
+fn inlining_chain(place: &SourceLocation) -> impl Iterator<Item = &SourceLocation> {
     std::iter::successors(Some(place), |p| p.inlined_at.as_ref().map(|(outer, _)| outer.as_ref()))
 }
 
-/// The name of the main CUDA file of a kernel as the PTX has it; `None` without line information.
+/// The path of a kernel's main CUDA file as the PTX records it; `None` without line information.
 pub fn main_file_name<'p>(program: &'p Program, kernel: &str) -> Option<&'p str> {
     let main = main_file(program, kernel)?;
     program.module.files.iter().find(|f| f.0 == main).map(|f| f.1.as_str())
 }
 
-/// The file that was compiled, which PTX does not say: a kernel's own lines name it, unless the kernel stands in a header. So
-/// it is this kernel's file, or else that of another kernel, the first that is no header.
+/// The file that was compiled, which PTX does not record. It is the file of the kernel's own lines; if that is a
+/// header, the file of the first other kernel that is not in a header.
 fn main_file(program: &Program, kernel: &str) -> Option<u32> {
     let defined = || program.module.functions.iter().filter(|f| f.kernel && !f.declaration);
     let own = defined().find(|f| f.name == kernel).and_then(|f| own_file(program, f));
@@ -381,7 +388,7 @@ fn main_file(program: &Program, kernel: &str) -> Option<u32> {
     own.filter(compiled).or_else(|| defined().filter_map(|f| own_file(program, f)).find(compiled)).or(own)
 }
 
-/// The file of a kernel's first line that is not inlined from elsewhere.
+/// The file of a kernel's first line that is not inlined from another function.
 fn own_file(program: &Program, kernel: &Function) -> Option<u32> {
     kernel.body.iter().find_map(|i| {
         let mut place = program.module.source_locations.get(i.location? as usize)?;

@@ -1,19 +1,23 @@
-//! Segments of a kernel: instructions between which no thread synchronises with others. Accesses of two segments that are not
-//! ordered lack one barrier, however many instructions they are.
+//! Segments of a kernel: sets of instructions between which no thread synchronises with others.
+//!
+//! All unordered accesses between two segments lack the same barrier, so they count as one defect, however many
+//! instructions are involved. A data-flow analysis over the control-flow graph finds the segments: the segment of an
+//! instruction is the set of synchronising instructions that may be the last ones before it.
 
 use crate::order::MemorySemantics;
 use crate::program::op::{MbarrierKind, Op, WarpOpKind};
 use crate::program::{FunctionCode, Kernel};
 use std::collections::HashMap;
 
-/// The segment of every instruction of the kernel: which synchronising instructions may be the last ones before it.
-pub(super) fn of(kernel: &Kernel) -> Vec<u32> {
+/// Numbers the segment of every instruction of a kernel.
+pub(super) fn segment_numbers(kernel: &Kernel) -> Vec<u32> {
     let mut names = HashMap::new();
-    kernel.functions.iter().flat_map(|code| of_function(code, &mut names)).collect()
+    kernel.functions.iter().flat_map(|code| function_segments(code, &mut names)).collect()
 }
 
-fn of_function(code: &FunctionCode, names: &mut HashMap<Vec<u32>, u32>) -> Vec<u32> {
-    // Sets of synchronising instructions, sorted, each once. A function's start counts as one.
+/// Numbers the segment of every instruction of a function. `names` holds the number of each set seen so far.
+fn function_segments(code: &FunctionCode, names: &mut HashMap<Vec<u32>, u32>) -> Vec<u32> {
+    // Sorted sets of synchronising instructions, each stored once. The start of a function counts as one.
     let mut members: Vec<Vec<u32>> = Vec::new();
     let mut known: HashMap<Vec<u32>, usize> = HashMap::new();
     let mut add = |set: Vec<u32>, members: &mut Vec<Vec<u32>>| {
@@ -64,7 +68,7 @@ fn of_function(code: &FunctionCode, names: &mut HashMap<Vec<u32>, u32>) -> Vec<u
         .collect()
 }
 
-/// Whether threads may order themselves with others here. A call may hold such an instruction.
+/// Whether an instruction may order the thread with other threads. A call may contain such an instruction.
 fn synchronises(op: &Op) -> bool {
     match op {
         Op::Barrier(_) | Op::ClusterArrive { .. } | Op::ClusterWait { .. } | Op::Call(_) => true,
@@ -76,6 +80,7 @@ fn synchronises(op: &Op) -> bool {
     }
 }
 
+/// The instructions that may follow instruction `at` of a function.
 fn successors(code: &FunctionCode, at: usize) -> Vec<usize> {
     let instr = &code.instrs[at];
     let targets: Vec<usize> = match &instr.op {

@@ -1,7 +1,7 @@
 //! `cp.async.bulk` (bulk copies and tensor copies), their groups, and `st.async`.
 
 use super::effects::apply;
-use super::{AsyncEngine, completes_at_issue};
+use super::engine::{AsyncEngine, completes_at_issue};
 use crate::exec::context::{Flow, InstructionContext, lanes_of};
 use crate::exec::grid::GridState;
 use crate::exec::memory_system::MemorySystem;
@@ -206,8 +206,8 @@ pub fn bulk_commit(cx: &mut InstructionContext) -> Flow {
     Flow::Next
 }
 
-/// Executes `cp.async.bulk.wait_group`: all but the last `groups` committed groups are complete, or with `read` have been
-/// read.
+/// Executes `cp.async.bulk.wait_group`: all but the last `groups` committed groups are complete, or with `read` have
+/// been read.
 pub fn bulk_wait(cx: &mut InstructionContext, memory: &mut MemorySystem, groups: u32, read: bool) -> Flow {
     let mut all = std::mem::take(&mut cx.warp.copies.bulk);
     for lane in lanes_of(cx.mask) {
@@ -235,7 +235,8 @@ pub fn bulk_wait(cx: &mut InstructionContext, memory: &mut MemorySystem, groups:
     Flow::Next
 }
 
-/// Ends the bulk stores of a warp that exits: reports those whose source may not have been read, and lets all take effect.
+/// Ends the bulk stores of a warp that exits: reports those whose source may not have been read, and lets all take
+/// effect.
 pub fn end_bulk_stores(grid: &mut GridState, memory: &mut MemorySystem, warp: &mut Warp) {
     for group in std::mem::take(&mut warp.copies.bulk) {
         for store in group.stores {

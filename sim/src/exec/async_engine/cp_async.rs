@@ -1,7 +1,7 @@
 //! `cp.async`: copies of 4, 8 or 16 bytes a lane to shared memory, their groups, and arrivals at mbarriers behind them.
 
 use super::effects::{apply, move_row};
-use super::{AsyncEngine, completes_at_issue};
+use super::engine::{AsyncEngine, completes_at_issue};
 use crate::exec::context::{Flow, InstructionContext, lanes_of};
 use crate::exec::grid::GridState;
 use crate::exec::memory_system::{AccessRequest, MemorySystem};
@@ -72,7 +72,7 @@ impl AsyncEngine {
         for group in &to {
             memory.count_traffic(cx.grid.reporter.counts(cx.pc), group, size, true);
             check_lanes(cx, memory, op, AccessKind::Write, group, size);
-            // One row for each source; lanes that read no bytes form a row with any source.
+            // One row for each source location. Lanes that read no bytes can be in a row with any source.
             let mut left = group.lanes;
             for source in from.iter().map(Some).chain([None]) {
                 let lanes = source.map_or(left, |s| s.lanes & left);
@@ -101,7 +101,8 @@ impl AsyncEngine {
         Flow::Next
     }
 
-    /// Executes `cp.async.wait_group` (with the number of groups that may stay incomplete) or `cp.async.wait_all` (`None`).
+    /// Executes `cp.async.wait_group` (with the number of groups that may stay incomplete) or `cp.async.wait_all`
+    /// (`None`).
     pub fn cp_async_wait(
         &mut self,
         cx: &mut InstructionContext,
@@ -151,8 +152,8 @@ impl AsyncEngine {
         }
     }
 
-    /// Executes `cp.async.mbarrier.arrive`: each of `lanes` arrives once its copies so far are complete. With `no_increment`
-    /// these arrivals are among the expected ones, without it they come on top.
+    /// Executes `cp.async.mbarrier.arrive`: each of `lanes` arrives once its copies so far are complete. With
+    /// `no_increment` these arrivals are among the expected ones, without it they come on top.
     pub(super) fn cp_async_arrive(
         &mut self,
         cx: &mut InstructionContext,
@@ -166,7 +167,7 @@ impl AsyncEngine {
         }
         let site = cx.site(lanes.trailing_zeros());
         let WarpCopies { open, groups, .. } = &mut cx.warp.copies;
-        // The copies so far move with this operation; later ones belong to another.
+        // The copies issued so far move with this operation; copies issued later belong to another operation.
         let mut rows = Vec::new();
         let mut ops = Vec::new();
         for part in open.iter_mut().chain(groups.iter_mut().flat_map(|g| g.parts.iter_mut())) {
@@ -219,8 +220,8 @@ pub fn cp_async_commit(cx: &mut InstructionContext) -> Flow {
     Flow::Next
 }
 
-/// Lets the copies of a warp that exits take effect, before the block's memory is gone. Copies that no thread waited for
-/// complete all the same.
+/// Lets the copies of a warp that exits take effect, before the block's memory is gone. Copies that no thread waited
+/// for complete, too.
 pub fn end_copies(grid: &mut GridState, memory: &mut MemorySystem, warp: &mut Warp) {
     let mut left: Vec<CopyPart> = std::mem::take(&mut warp.copies.open);
     left.extend(std::mem::take(&mut warp.copies.groups).into_iter().flat_map(|g| g.parts));
@@ -244,8 +245,8 @@ fn check_lanes(
     });
 }
 
-/// Locates one lane's source of which only `bytes` bytes are read: only those must be in bounds, but the alignment is that of
-/// the full size.
+/// Locates one lane's source of which only `bytes` bytes are read: only those must be in bounds, but the alignment is
+/// that of the full size.
 fn locate_partial(
     cx: &mut InstructionContext,
     memory: &mut MemorySystem,

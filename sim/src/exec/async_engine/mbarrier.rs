@@ -1,7 +1,7 @@
-//! mbarriers: the instructions `mbarrier.*` and the transitions of mbarrier objects. PTX ISA, "Parallel synchronization:
-//! mbarrier". The pseudo-code of the phases is in [`super`].
+//! mbarriers: the instructions `mbarrier.*` and the transitions of mbarrier objects. PTX ISA, "Parallel
+//! synchronization: mbarrier". The pseudo-code of the phases is in [`super`].
 
-use super::AsyncEngine;
+use super::engine::AsyncEngine;
 use super::mbarrier_access::{locate_mbarrier, use_mbarrier};
 use crate::exec::context::{Flow, InstructionContext, lanes_of};
 use crate::exec::grid::GridState;
@@ -216,7 +216,8 @@ impl AsyncEngine {
         Flow::Next
     }
 
-    /// Counts `count` arrivals with the vector clock of the threads that arrive; returns whether they completed the phase.
+    /// Counts `count` arrivals with the vector clock of the threads that arrive; returns whether they completed the
+    /// phase.
     pub(super) fn arrive(
         &mut self,
         grid: &mut GridState,

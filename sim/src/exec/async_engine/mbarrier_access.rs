@@ -1,6 +1,6 @@
 //! Access to mbarrier objects: from an address to the object, and checks that it exists and is visible to its user.
 
-use super::AsyncEngine;
+use super::engine::AsyncEngine;
 use crate::exec::context::InstructionContext;
 use crate::exec::memory_system::MemorySystem;
 use crate::exec::state::mbarrier::MbarrierLocation;
@@ -61,8 +61,8 @@ pub fn locate_mbarrier(
     Some(MbarrierLocation { slot, address: offset })
 }
 
-/// Checks that an object exists and that its initialisation is ordered before its use; returns whether it exists. `verb`
-/// says in the message how the object is used.
+/// Checks that an object exists and that its initialisation is ordered before its use; returns whether it exists.
+/// `verb` says in the message how the object is used.
 pub fn use_mbarrier(
     cx: &mut InstructionContext,
     memory: &mut MemorySystem,
@@ -82,8 +82,8 @@ pub fn use_mbarrier(
 }
 
 impl AsyncEngine {
-    /// The mbarriers that a copy credits: the one at `address`, or the one of each destination block. `None` if one of them
-    /// does not exist.
+    /// The mbarriers that a copy credits: the one at `address`, or the one of each destination block. `None` if one of
+    /// them does not exist.
     pub(super) fn mbarriers_to_credit(
         &mut self,
         cx: &mut InstructionContext,

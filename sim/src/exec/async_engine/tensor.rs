@@ -1,7 +1,7 @@
 //! Tensor copies: boxes of a tensor that a tensor map describes, between global and shared memory.
 
-use super::AsyncEngine;
 use super::bulk::{BulkRequest, add_store, count_global_bytes, shared_address};
+use super::engine::AsyncEngine;
 use crate::exec::context::InstructionContext;
 use crate::exec::memory_system::MemorySystem;
 use crate::exec::state::copies::{BoxLoad, CompletionSignal, CopyEffect, CopyPiece, InFlight};
@@ -97,7 +97,8 @@ impl AsyncEngine {
         add_store(cx, memory, lane, (reading, writing), effect);
     }
 
-    /// Checks both sides of a box and counts its bytes. Returns where the box lies in shared memory and its size in bytes.
+    /// Checks both sides of a box and counts its bytes. Returns where the box lies in shared memory and its size in
+    /// bytes.
     fn check_box(
         &mut self,
         cx: &mut InstructionContext,

@@ -9,8 +9,8 @@
 //!
 //! PTX ISA, "Asynchronous warpgroup level matrix instructions".
 
+use super::engine::{AsyncEngine, completes_at_issue};
 use super::wgmma_registers::check_registers_at_issue;
-use super::{AsyncEngine, completes_at_issue};
 use crate::exec::context::{Flow, InstructionContext};
 use crate::exec::grid::GridState;
 use crate::exec::memory_system::MemorySystem;
@@ -100,7 +100,8 @@ impl AsyncEngine {
         }
         self.check_operands(cx, memory, (group, index), (a, b));
         let function = cx.warp.frame(cx.fragment.frame).function;
-        // The accumulators count as defined from here on; until the product is complete no instruction may access them.
+        // The accumulators count as defined from here on. Accesses before the product is complete are reported as
+        // hazards.
         let regs = cx.regs_mut();
         w.d.iter().for_each(|&s| regs.undefined[s as usize] &= !mask);
         cx.warp.wgmma.issued.push_back(IssuedProduct {
@@ -233,8 +234,8 @@ pub fn wgmma_commit(cx: &mut InstructionContext) -> Flow {
     Flow::Next
 }
 
-/// Reports products that some warps of their warpgroup never issued, and `setmaxnreg`s that some never executed, in a block
-/// that ends or is stuck.
+/// Reports products that some warps of their warpgroup never issued, and `setmaxnreg`s that some never executed, in a
+/// block that ends or is stuck.
 pub fn report_missing_warps(grid: &mut GridState, slot: u32) {
     let Some(block) = grid.blocks.get_mut(slot) else { return };
     let warpgroups = std::mem::take(&mut block.warpgroups);

@@ -1,6 +1,6 @@
 //! Computes wgmma products: reads the operands once and writes the accumulators of all four warps.
 
-use super::AsyncEngine;
+use super::engine::AsyncEngine;
 use super::wgmma_registers::product_instruction;
 use crate::exec::grid::GridState;
 use crate::exec::state::warp::Warp;
@@ -10,8 +10,8 @@ use crate::matrix::Lanes;
 use crate::matrix::wgmma::SharedOperand;
 
 impl AsyncEngine {
-    /// Computes the products of the warp's warpgroup below number `end` that are not computed yet. Products take effect in
-    /// order: the first one that a warp has not issued ends the list.
+    /// Computes the products of the warp's warpgroup below number `end` that are not computed yet. Products take effect
+    /// in order: the first one that a warp has not issued ends the list.
     pub(super) fn compute_products(&mut self, grid: &mut GridState, warp: &mut Warp, end: u64) {
         let group = (warp.index / 4) as usize;
         let Some(here) = grid.blocks[warp.slot].warpgroups.get(group) else { return };

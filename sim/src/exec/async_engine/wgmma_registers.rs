@@ -2,15 +2,16 @@
 //! issue and the wait for it.
 
 use crate::exec::context::InstructionContext;
-use crate::exec::grid::{GridContext, GridState};
+use crate::exec::grid::GridState;
+use crate::exec::grid_context::GridContext;
 use crate::exec::state::warp::Warp;
 use crate::exec::state::wgmma::{IssuedProduct, WarpWgmma};
 use crate::finding::FindingKind;
 use crate::program::op::{Op, Wgmma};
 use crate::program::uses::WgmmaRegisterUse;
 
-/// An access to a register of a product that is not complete: the product's instruction, the register's role, and the verb
-/// of the message.
+/// An access to a register of a product that is not complete: the product's instruction, the register's role, and the
+/// verb of the message.
 type Hazard = (u32, &'static str, &'static str);
 
 /// The wgmma instruction that issued a product.
@@ -108,8 +109,8 @@ fn overwrite_register(context: &GridContext, state: &mut WarpWgmma, frame: u32, 
     hazard
 }
 
-/// Records a move between registers. The compiler renames accumulators of incomplete products by moves, so such a move is no
-/// hazard: the result is moved along when the product is computed.
+/// Records a move between registers. The compiler renames accumulators of incomplete products by moves, so such a move
+/// is no hazard: the result is moved along when the product is computed.
 fn move_register(
     context: &GridContext,
     state: &mut WarpWgmma,

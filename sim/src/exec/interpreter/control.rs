@@ -69,7 +69,7 @@ pub fn call(cx: &mut InstructionContext, memory: &mut MemorySystem, call: &Call)
         }
     };
     let (parent, next, mask, all) = (cx.fragment.frame, cx.fragment.pc + 1, cx.mask, cx.fragment.mask);
-    // All lanes of the call meet again behind it.
+    // All lanes that execute the call reconverge at the instruction after it.
     let join = Join { pc: next, frame: parent, expected: all, arrived: 0, parent: cx.fragment.join };
     let mut rest = *cx.fragment;
     let join = cx.warp.push_join(join);
@@ -91,8 +91,8 @@ pub fn call(cx: &mut InstructionContext, memory: &mut MemorySystem, call: &Call)
     Flow::Jumped
 }
 
-/// The function that an indirect call calls. Lanes with another target than the lowest one are split off and execute the call
-/// again. `Err` is what the interpreter does instead of the call.
+/// The function that an indirect call calls. Lanes with another target than the lowest one are split off and execute
+/// the call again. `Err` is what the interpreter does instead of the call.
 fn indirect_target(cx: &mut InstructionContext, slot: u32) -> Result<u32, Flow> {
     let regs = cx.regs();
     let (address, undefined, mask) = (regs.get64(slot), regs.undefined[slot as usize], cx.mask);
@@ -131,7 +131,7 @@ pub fn ret(cx: &mut InstructionContext) -> Flow {
     frame.lanes &= !mask;
     let empty = frame.lanes == 0;
     let functions = &cx.grid.context.kernel.functions;
-    // The call is the instruction before the return address.
+    // The call instruction is the one before the return address.
     let caller = &functions[cx.warp.frame(parent).function as usize];
     if let Op::Call(call) = &caller.instrs[return_pc as usize - 1].op {
         for (to, from) in call.returns.iter().zip(&functions[function as usize].returns) {

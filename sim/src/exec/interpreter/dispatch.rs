@@ -1,6 +1,7 @@
 //! Sends each instruction to the function that executes it.
 
-use super::{Interpreter, address, control, matrix, special, warp_exchange};
+use super::warp_turn::Interpreter;
+use super::{address, control, matrix, special, warp_exchange};
 use crate::exec::async_engine::{
     AsyncStore, TensorMapReplace, bulk_commit, bulk_wait, cp_async_commit, tensormap_copy, tensormap_replace,
     wgmma_commit, wgmma_fence,

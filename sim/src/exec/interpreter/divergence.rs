@@ -1,12 +1,12 @@
 //! What happens when no fragment of a warp can run: joins and gatherings are completed or given up.
 
-use super::Interpreter;
+use super::warp_turn::Interpreter;
 use crate::exec::state::warp::{FragmentState, Warp};
 use crate::finding::FindingKind;
 
 impl Interpreter<'_> {
-    /// Completes joins and gatherings of a warp without a ready fragment, or gives them up where the missing lanes will not
-    /// come. Returns whether a fragment can run now.
+    /// Completes joins and gatherings of a warp without a ready fragment, or gives them up where the missing lanes will
+    /// not come. Returns whether a fragment can run now.
     pub(super) fn unblock_warp(&mut self, warp: &mut Warp) -> bool {
         warp.complete_joins();
         warp.complete_gatherings();
@@ -14,11 +14,12 @@ impl Interpreter<'_> {
             return true;
         }
         let waits_in_warp = |state| matches!(state, FragmentState::AtJoin | FragmentState::Gather { .. });
-        // Lanes that wait for other warps may still come.
+        // Lanes that wait for other warps may still reach the join or the gathering.
         if warp.fragments.is_empty() || warp.fragments.iter().any(|f| !waits_in_warp(f.state)) {
             return false;
         }
-        // Lanes gather at an instruction that the others, which wait at a join behind it or gather elsewhere, do not reach.
+        // Lanes gather at an instruction that the others, which wait at a join behind it or gather elsewhere, do not
+        // reach.
         let whole = |state| matches!(state, FragmentState::Gather { same_instruction: true, .. });
         if let Some(i) = warp.fragments.iter().position(|f| whole(f.state)) {
             self.report_divergence(warp, i);

@@ -2,7 +2,7 @@
 
 use super::special::fixed_special;
 use crate::exec::context::lanes_of;
-use crate::exec::grid::GridContext;
+use crate::exec::grid_context::GridContext;
 use crate::exec::operands::set_predicate;
 use crate::exec::state::block::Block;
 use crate::exec::state::warp::{Frame, Warp, new_registers};

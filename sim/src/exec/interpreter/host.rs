@@ -66,8 +66,8 @@ pub fn free(cx: &mut InstructionContext, memory: &mut MemorySystem, call: &Call)
     Flow::Next
 }
 
-/// Formats text as C's `printf` does. `args` are laid out as `vprintf` gets them: 8 bytes for doubles, pointers and long
-/// integers, 4 bytes for others, each aligned to its size. `string` reads the C string at an address.
+/// Formats text as C's `printf` does. `args` are laid out as `vprintf` gets them: 8 bytes for doubles, pointers and
+/// long integers, 4 bytes for others, each aligned to its size. `string` reads the C string at an address.
 fn format_printf(format: &str, args: &[u8], string: impl Fn(u64) -> String) -> String {
     let mut out = String::new();
     let mut at = 0usize;

@@ -5,19 +5,19 @@ use crate::exec::operands::{set_undefined, undefined_registers};
 use crate::exec::reporter::Reporter;
 use crate::matrix::Lanes;
 use crate::matrix::ldmatrix;
-use crate::matrix::mma::{Fragments, MmaOp};
+use crate::matrix::mma::{FragmentCache, MmaOp};
 use crate::program::op::{DecodedInstruction, Mma, Op, Wmma};
 use crate::regs::Registers;
 
 /// Computes `mma` instructions; keeps scratch space between them.
 #[derive(Debug, Default)]
 pub struct MatrixUnit {
-    fragments: Fragments,
+    fragments: FragmentCache,
 }
 
 impl MatrixUnit {
-    /// Executes consecutive `mma`s of all lanes, as far as `instrs` continue with the same operation. Returns how many. The
-    /// caller has counted the first as executed; `pc` is its kernel-wide index.
+    /// Executes consecutive `mma`s of all lanes, as far as `instrs` continue with the same operation. Returns how many.
+    /// The caller has counted the first as executed; `pc` is its kernel-wide index.
     #[inline(never)]
     pub fn mma_sequence(
         &mut self,
@@ -35,7 +35,7 @@ impl MatrixUnit {
         };
         let count = instrs.iter().enumerate().take_while(alike).count();
         let products = instrs[..count].iter().filter_map(|instr| match &instr.op {
-            Op::Mma(m) => m.common.as_ref(),
+            Op::Mma(m) => m.batched.as_ref(),
             _ => None,
         });
         for (n, p) in products.clone().enumerate() {

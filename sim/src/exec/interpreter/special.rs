@@ -1,7 +1,7 @@
 //! Special registers, and `setmaxnreg`, which moves registers between the warps of a block.
 
 use crate::exec::context::{Flow, InstructionContext};
-use crate::exec::grid::GridContext;
+use crate::exec::grid_context::GridContext;
 use crate::exec::operands::set_predicate;
 use crate::exec::state::block::Block;
 use crate::exec::state::warp::FragmentState;
@@ -38,7 +38,7 @@ pub fn fixed_special(context: &GridContext, block: &Block, warp: u32, which: Fix
     let component = |v: [u32; 3], c: u8| v.get(c as usize).copied().unwrap_or(0);
     let per_cluster = |v: [u32; 3]| -> [u32; 3] { std::array::from_fn(|i| v[i] / context.cluster[i]) };
     match which {
-        FixedRegister::Tid(c) => component(crate::exec::grid::coordinates(warp * 32 + lane, launch.block), c),
+        FixedRegister::Tid(c) => component(crate::exec::grid_context::coordinates(warp * 32 + lane, launch.block), c),
         FixedRegister::Ntid(c) => component(launch.block, c),
         FixedRegister::Ctaid(c) => component(block.coordinates, c),
         FixedRegister::Nctaid(c) => component(launch.grid, c),

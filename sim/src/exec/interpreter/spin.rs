@@ -1,6 +1,6 @@
 //! Detection of loops that wait: a loop whose registers and memory do not change can be ended only by another thread.
 
-use super::Interpreter;
+use super::warp_turn::Interpreter;
 use crate::exec::state::warp::{Fragment, FragmentState};
 use crate::regs::Registers;
 

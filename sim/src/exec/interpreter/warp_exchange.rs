@@ -52,7 +52,8 @@ fn warp_sync(cx: &mut InstructionContext, members: u32) -> Flow {
     Flow::Stop
 }
 
-/// Executes the exchange of registers among the lanes of `mask`. A result that depends on an undefined register is undefined.
+/// Executes the exchange of registers among the lanes of `mask`. A result that depends on an undefined register is
+/// undefined.
 fn exchange(regs: &mut Registers, w: &WarpOp, mask: u32) {
     match w.kind {
         WarpOpKind::Sync => {}

@@ -1,7 +1,8 @@
 //! `atom` and `red`: each lane reads, combines and writes in one indivisible step.
 
 use super::combine::{combine, flush_subnormal};
-use super::{AccessRequest, MemorySystem};
+use super::locate::AccessRequest;
+use super::system::MemorySystem;
 use crate::exec::context::{Flow, InstructionContext, lanes_of};
 use crate::exec::operands::{addresses, undefined_address, undefined_registers};
 use crate::exec::state::location::{LaneGroup, Location};

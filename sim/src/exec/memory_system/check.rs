@@ -1,9 +1,9 @@
 //! Race checks: holds each access against shadow memory and hands the conflicts to the reporter; orders strong accesses
 //! through the synchronisation variables.
 
-use super::MemorySystem;
+use super::system::MemorySystem;
 use crate::exec::context::{InstructionContext, lanes_of};
-use crate::exec::reporter::MemoryConflict;
+use crate::exec::reporter::conflicts::MemoryConflict;
 use crate::exec::state::block::BlockTable;
 use crate::exec::state::location::{LaneGroup, Location};
 use crate::exec::state::mbarrier::MbarrierLocation;
@@ -14,8 +14,8 @@ use crate::order::{AccessKind, AccessStrength, AsyncOpId, CheckContext, Conflict
 use crate::program::op::LoadStore;
 
 impl MemorySystem {
-    /// Runs `check` on the shadow of a location and reports the conflicts that it finds. `same_value` is the mask of lanes
-    /// whose store leaves memory as it was. Does nothing where the run only counts.
+    /// Runs `check` on the shadow of a location and reports the conflicts that it finds. `same_value` is the mask of
+    /// lanes whose store leaves memory as it was. Does nothing where the run only counts.
     #[inline(always)]
     pub fn check_shadow(
         &mut self,
@@ -56,8 +56,8 @@ impl MemorySystem {
         });
     }
 
-    /// Checks an access of the asynchronous operation `op`, issued by `lane`, to runs of bytes (offset and length). `write`
-    /// is the strength of a write; `None` is a read.
+    /// Checks an access of the asynchronous operation `op`, issued by `lane`, to runs of bytes (offset and length).
+    /// `write` is the strength of a write; `None` is a read.
     pub fn check_async_runs(
         &mut self,
         cx: &mut InstructionContext,

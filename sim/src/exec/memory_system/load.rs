@@ -1,7 +1,8 @@
 //! `ld`: loads of a warp.
 
+use super::locate::AccessRequest;
 use super::registers::{element, load_registers, set_lanes, set_zero};
-use super::{AccessRequest, MemorySystem};
+use super::system::MemorySystem;
 use crate::exec::context::{Flow, InstructionContext};
 use crate::exec::operands::{addresses, lanes_where, undefined_address};
 use crate::layout;

@@ -1,7 +1,7 @@
 //! Loads and stores of local memory, which each lane has for itself.
 
-use super::MemorySystem;
 use super::registers::{element, lane_value, set_lanes};
+use super::system::MemorySystem;
 use crate::exec::context::{InstructionContext, lanes_of};
 use crate::finding::FindingKind;
 use crate::program::op::LoadStore;
@@ -57,8 +57,8 @@ impl MemorySystem {
     }
 }
 
-/// Where the `bytes` bytes at a lane's local offset begin in [`crate::exec::state::warp::Warp::local`]. Reports offsets that
-/// are misaligned or beyond the variables of the innermost function.
+/// Where the `bytes` bytes at a lane's local offset begin in [`crate::exec::state::warp::Warp::local`]. Reports offsets
+/// that are misaligned or beyond the variables of the innermost function.
 fn local_start(cx: &mut InstructionContext, lane: u32, offset: usize, bytes: usize) -> Option<usize> {
     let (stride, size) = (cx.warp.local_size as usize, cx.warp.local_top as usize);
     if !offset.is_multiple_of(bytes) {

@@ -1,7 +1,7 @@
-//! From addresses to locations: finds the buffer or shared memory of each lane's access and reports lanes that are out of
-//! bounds or misaligned.
+//! From addresses to locations: finds the buffer or shared memory of each lane's access and reports lanes that are out
+//! of bounds or misaligned.
 
-use super::MemorySystem;
+use super::system::MemorySystem;
 use crate::exec::context::{InstructionContext, lanes_of};
 use crate::exec::state::location::{LaneGroup, Location};
 use crate::finding::FindingKind;
@@ -22,8 +22,9 @@ pub struct AccessRequest<'r> {
 }
 
 impl MemorySystem {
-    /// Adds the lanes of an access to `groups`, by location. Lanes that are out of bounds or misaligned are reported and left
-    /// out. Returns the lanes whose address lies in memory that threads do not share: local memory and parameters.
+    /// Adds the lanes of an access to `groups`, by location. Lanes that are out of bounds or misaligned are reported
+    /// and left out. Returns the lanes whose address lies in memory that threads do not share: local memory and
+    /// parameters.
     pub fn locate(&mut self, cx: &mut InstructionContext, request: AccessRequest, groups: &mut Vec<LaneGroup>) -> u32 {
         let mut left = request.lanes;
         let mut elsewhere = 0;
@@ -108,8 +109,8 @@ impl MemorySystem {
         }
     }
 
-    /// Groups the lanes of `left` that access the shared memory of the same block as the lowest one, and removes them from
-    /// `left`. `window_base` is the address of shared address 0.
+    /// Groups the lanes of `left` that access the shared memory of the same block as the lowest one, and removes them
+    /// from `left`. `window_base` is the address of shared address 0.
     fn locate_shared(
         &mut self,
         cx: &mut InstructionContext,
@@ -248,8 +249,8 @@ impl MemorySystem {
         Some(self.last_buffer)
     }
 
-    /// Marks the bytes of refused (misaligned) stores as written: their defect was reported, and a later read of those bytes
-    /// is not another one.
+    /// Marks the bytes of refused (misaligned) stores as written: their defect was reported, and a later read of those
+    /// bytes is not another one.
     #[cold]
     pub(super) fn initialize_refused(&mut self, cx: &mut InstructionContext, request: &AccessRequest) {
         let bytes = request.bytes;

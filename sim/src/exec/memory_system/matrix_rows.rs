@@ -1,6 +1,7 @@
 //! `ldmatrix` and `stmatrix`: 8 × 8 matrices between shared memory and the registers of a warp.
 
-use super::{AccessRequest, MemorySystem};
+use super::locate::AccessRequest;
+use super::system::MemorySystem;
 use crate::counters;
 use crate::exec::context::{Flow, InstructionContext, lanes_of};
 use crate::exec::operands::{addresses, undefined_address};
@@ -96,8 +97,8 @@ impl MemorySystem {
         }
     }
 
-    /// Executes an `ldmatrix` of all lanes from the block's own shared memory. Returns false, with nothing done, where an
-    /// address is undefined, out of bounds, misaligned or in another window.
+    /// Executes an `ldmatrix` of all lanes from the block's own shared memory. Returns false, with nothing done, where
+    /// an address is undefined, out of bounds, misaligned or in another window.
     #[inline(always)]
     fn load_own_rows(&mut self, cx: &mut InstructionContext, t: &MatrixTransfer) -> bool {
         let (rows, frame, pc, slot) = (8 * t.regs.len(), cx.fragment.frame, cx.pc, cx.warp.slot);
@@ -132,7 +133,8 @@ impl MemorySystem {
         let shared = &cx.grid.blocks[slot].shared;
         let regs = cx.warp.regs_mut(frame);
         for (&slot, offsets) in t.regs.iter().zip(offsets.chunks_exact(8)) {
-            // The rows are copied straight into the register: rows collected elsewhere first would be slow to load again.
+            // The rows are copied straight into the register: rows collected elsewhere first would be slow to load
+            // again.
             let matrix = &mut regs.rows[slot as usize].0;
             let rows: &mut [[u8; 16]; 8] = bytemuck::cast_mut(matrix);
             for (row, &from) in rows.iter_mut().zip(offsets) {

@@ -92,8 +92,8 @@ pub fn load_registers(data: &[u8], group: &LaneGroup, t: &LoadStore, regs: &mut 
     }
 }
 
-/// Stores the registers of a group's lanes to memory. Returns the lanes that left memory as it was, and whether any byte
-/// changed.
+/// Stores the registers of a group's lanes to memory. Returns the lanes that left memory as it was, and whether any
+/// byte changed.
 #[inline]
 pub fn store_registers(data: &mut [u8], group: &LaneGroup, t: &LoadStore, regs: &Registers) -> (u32, bool) {
     let width = t.width as usize;

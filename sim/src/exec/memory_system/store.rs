@@ -1,8 +1,9 @@
 //! `st`: stores of a warp.
 
 use super::load::strength;
+use super::locate::AccessRequest;
 use super::registers::{lane_value, store_registers};
-use super::{AccessRequest, MemorySystem};
+use super::system::MemorySystem;
 use crate::exec::context::{Flow, InstructionContext, lanes_of};
 use crate::exec::operands::{addresses, lanes_where, undefined_address, undefined_registers};
 use crate::exec::state::location::{LaneGroup, Location};

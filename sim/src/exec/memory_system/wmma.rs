@@ -1,6 +1,6 @@
 //! `wmma.load` and `wmma.store`: fragments of matrices between registers and memory.
 
-use super::MemorySystem;
+use super::system::MemorySystem;
 use crate::exec::context::{Flow, InstructionContext};
 use crate::exec::operands::{addresses, undefined_address};
 use crate::finding::FindingKind;
@@ -57,7 +57,7 @@ impl MemorySystem {
             self.wmma_unpacked(cx, t, t.regs[register], addresses_of);
         }
         if !t.store {
-            // Registers beyond the distinct ones repeat them.
+            // The remaining registers of the fragment repeat the distinct ones.
             for (&to, &from) in t.regs[form.distinct()..].iter().zip(t.regs[..form.distinct()].iter().cycle()) {
                 let value = cx.regs().get(from);
                 cx.set(to, &value);

@@ -1,8 +1,8 @@
 //! Turns conflicts that the shadow memory finds into findings and notes.
 
 use super::Reporter;
-use crate::exec::grid::coordinates;
-use crate::finding::{FindingKind, Site, source};
+use crate::exec::grid_context::coordinates;
+use crate::finding::{FindingKind, Site, line_and_inlining};
 use crate::order::{AccessKind, Agent, AsyncOpKind, AsyncOps, Conflict, ConflictKind, EarlierAccess};
 
 /// A conflict of an access with earlier accesses to the same bytes.
@@ -44,7 +44,7 @@ impl Reporter<'_> {
             self.note_conflict(m);
             return;
         };
-        if self.findings.again(kind, site.pc, other) {
+        if self.findings.count_again(kind, site.pc, other) {
             return;
         }
         let access = access_name(m.access);
@@ -52,7 +52,7 @@ impl Reporter<'_> {
         let line = other.map_or(0, |pc| context.line(pc));
         self.report_with(kind, site, other, memory, || match c.kind {
             ConflictKind::Uninitialized => {
-                format!("{access} of {space} memory at {address:#x} that nobody has written")
+                format!("{access} of {space} memory at {address:#x} that no thread has written")
             }
             ConflictKind::Race { .. } => {
                 let (earlier, thread) = (earlier_access_name(c.earlier_kind), thread());
@@ -63,7 +63,7 @@ impl Reporter<'_> {
             ConflictKind::NotWaited(op) => {
                 let operation = operation_name(ops.kind(op));
                 format!(
-                    "{access} of {space} memory at {address:#x} whose {operation} of line {line} this thread has not seen complete"
+                    "{access} of {space} memory at {address:#x} while the {operation} of line {line} may still use it: this thread has not waited for it"
                 )
             }
             ConflictKind::ProxyRead => {
@@ -85,7 +85,10 @@ impl Reporter<'_> {
     fn note_conflict(&mut self, m: &MemoryConflict) {
         let space = m.space;
         if let ConflictKind::Race { .. } = m.conflict.kind {
-            self.note(m.site.pc, &format!("threads store the same value to the same {space} address without order"));
+            self.note(
+                m.site.pc,
+                &format!("several threads store one value to one {space} address without synchronisation"),
+            );
             return;
         }
         let other = self.context.line(m.conflict.earlier.1);
@@ -95,8 +98,8 @@ impl Reporter<'_> {
         );
     }
 
-    /// Reports a conflict with an access that the dependent grid made before `griddepcontrol.wait`: the dependent grid's
-    /// defect. Returns whether the conflict was one.
+    /// Reports a conflict with an access that the dependent grid made before `griddepcontrol.wait`: the dependent
+    /// grid's defect. Returns whether the conflict was one.
     fn report_dependent(&mut self, m: &MemoryConflict) -> bool {
         let context = self.context;
         let Some(dependent) = &mut self.dependent else { return false };
@@ -121,7 +124,7 @@ impl Reporter<'_> {
         );
         let memory = Some(("global", address));
         dependent.findings.report(launch.program, launch.kernel, FindingKind::Race, site, None, memory, || {
-            let (line, _) = source(context.program, context.kernel, m.site.pc);
+            let (line, _) = line_and_inlining(context.program, context.kernel, m.site.pc);
             format!(
                 "{earlier} of global memory at {address:#x} without griddepcontrol.wait before it: not ordered after the {later} at line {line} of the grid before"
             )

@@ -1,10 +1,8 @@
 //! The reporter collects what a run says about the kernel: findings, notes, counters, and what the kernel prints.
 
-mod conflicts;
+pub mod conflicts;
 
-pub use conflicts::MemoryConflict;
-
-use super::grid::GridContext;
+use super::grid_context::GridContext;
 use super::launch::{SimLaunch, SimOutcome};
 use crate::counters::{Counters, InstructionCounts};
 use crate::finding::{FindingKind, Findings, Site};
@@ -17,7 +15,7 @@ const MAX_PRINTED_BYTES: usize = 1 << 20;
 #[derive(Debug)]
 pub struct Reporter<'a> {
     context: GridContext<'a>,
-    findings: Findings,
+    pub(super) findings: Findings,
     notes: BTreeSet<String>,
     /// Instructions, bytes and barriers.
     pub counters: Counters,

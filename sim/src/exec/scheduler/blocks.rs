@@ -1,9 +1,10 @@
 //! Starting clusters: assigns slots to blocks and creates their warps.
 
 use super::Scheduler;
-use crate::exec::gpu;
-use crate::exec::grid::{GridContext, GridState, coordinates};
+use crate::exec::grid::GridState;
+use crate::exec::grid_context::{GridContext, coordinates};
 use crate::exec::interpreter::enter_function;
+use crate::exec::residency;
 use crate::exec::state::barrier::{BlockBarrier, ClusterBarrier};
 use crate::exec::state::block::{Block, BlockTable};
 use crate::exec::state::warp::{Fragment, FragmentState, NO_JOIN, Warp};
@@ -87,7 +88,7 @@ fn new_block(context: &GridContext, blocks: &mut BlockTable, at: [u32; 3], rank:
         pool_grew: false,
         wgmma_issued: false,
     };
-    let max_registers = gpu::entry_registers(kernel, threads, context.options);
+    let max_registers = residency::entry_registers(kernel, threads, context.options);
     for w in 0..warps {
         let partial = w == warps - 1 && !threads.is_multiple_of(32);
         let lanes = if partial { (1 << (threads % 32)) - 1 } else { u32::MAX };

@@ -1,4 +1,5 @@
-//! Deadlocks: reports where the threads of a stuck run wait, as one finding, of a more specific kind where the cause is known.
+//! Deadlocks: reports where the threads of a stuck run wait, as one finding, of a more specific kind where the cause is
+//! known.
 
 use crate::exec::async_engine::report_missing_warps;
 use crate::exec::grid::GridState;
@@ -12,7 +13,7 @@ const MAX_LISTED: usize = 12;
 
 /// Why no thread can continue.
 enum StuckCause {
-    /// None of the others.
+    /// No specific cause can be named.
     Unknown,
     /// Some warps of a warpgroup of the block in this slot do not execute a wgmma.
     MissingWarps(u32),
@@ -36,7 +37,7 @@ pub(super) fn report_deadlock(grid: &mut GridState) {
     let mut first = None;
     for (block, warp, fragment) in fragments(grid) {
         let Some((site, line)) = wait_site(grid, block, warp, fragment) else { continue };
-        // A waiting loop is the least informative site.
+        // A loop that waits is the least informative site for the finding.
         let rank = u32::from(matches!(fragment.state, FragmentState::Ready | FragmentState::AtJoin));
         if first.as_ref().is_none_or(|(r, _)| rank < *r) {
             first = Some((rank, site));
@@ -86,8 +87,8 @@ fn wait_site(grid: &GridState, block: &Block, warp: &Warp, fragment: &Fragment) 
     Some((grid.context.site(block.coordinates, thread, pc), grid.context.line(pc)))
 }
 
-/// Reports blocks all of whose live threads wait at one barrier with a thread count that they cannot reach: the count is
-/// wrong, or some threads skip the barrier. Returns whether there are any.
+/// Reports blocks all of whose live threads wait at one barrier with a thread count that they cannot reach: the count
+/// is wrong, or some threads skip the barrier. Returns whether there are any.
 fn report_incomplete_barriers(grid: &mut GridState) -> bool {
     let mut found = Vec::new();
     for block in grid.blocks.iter().filter(|b| b.live > 0) {
@@ -131,7 +132,7 @@ fn stuck_cause(grid: &GridState) -> StuckCause {
                 let object = grid.blocks.get(slot).and_then(|b| b.mbarriers.get(&address));
                 object.map(|object| (address, object))
             }
-            // The loop may consist of test_waits.
+            // The fragment may run a loop of mbarrier test_waits.
             FragmentState::Spin { .. } | FragmentState::Ready => {
                 let mut objects = block.mbarriers.iter().map(|(&address, object)| (address, object));
                 objects.find(|(_, object)| object.is_short())

@@ -17,10 +17,10 @@ mod blocks;
 mod deadlock;
 mod wake;
 
-use super::gpu;
 use super::grid::GridState;
 use super::interpreter::Interpreter;
 use super::launch::CompletionTiming;
+use super::residency;
 use super::state::warp::FragmentState;
 use super::sync::block_barrier::complete_barriers;
 use super::sync::cluster_barrier::complete_cluster_barrier;
@@ -30,13 +30,13 @@ use deadlock::report_deadlock;
 const INSTRUCTIONS_BEFORE_STIR: u64 = 20_000;
 /// Warp instructions after which waiting loops look at memory again, if it changes all the time.
 const INSTRUCTIONS_BEFORE_SPIN_CHECK: u64 = 4096;
-/// How much longer loops that compute may go on without a change than loops that wait.
+/// Factor by which loops that compute may run longer without a change than loops that wait.
 const COMPUTE_PATIENCE: u64 = 40;
 
 /// The warps that can run, and the blocks that are to start.
 #[derive(Debug)]
 pub struct Scheduler {
-    /// Warps to choose from, as (slot, warp); some of them may have stopped waiting to run since they were added.
+    /// Warps to choose from, as (slot, warp). Some may have begun to wait since they were added; they are skipped.
     runnable: Vec<(u32, u32)>,
     /// Whether each warp of each slot is in `runnable`. An empty list marks a free slot.
     queued: Vec<Vec<bool>>,
@@ -75,7 +75,7 @@ impl Scheduler {
             runnable: Vec::new(),
             queued: Vec::new(),
             next_cluster: 0,
-            resident_limit: gpu::resident_blocks(context.kernel, context.launch, context.options),
+            resident_limit: residency::resident_blocks(context.kernel, context.launch, context.options),
             live_target: window.max(context.cluster_blocks()),
             live_blocks: 0,
             stuck: false,
@@ -173,8 +173,8 @@ impl Scheduler {
         idle > patience.saturating_mul(if waits { 1 } else { COMPUTE_PATIENCE })
     }
 
-    /// Wakes everything that might continue. Used when many instructions changed nothing: loops may wait in ways that the
-    /// interpreter cannot tell from work, and this gives a chance to the threads that they wait for.
+    /// Wakes everything that might continue. Used when many instructions changed nothing: loops may wait in ways that
+    /// the interpreter cannot tell from work, and this gives a chance to the threads that they wait for.
     fn stir(&mut self, interpreter: &mut Interpreter) {
         self.wake_spinners(&mut interpreter.grid);
         self.give_up_joins(&mut interpreter.grid);

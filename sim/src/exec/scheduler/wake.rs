@@ -105,8 +105,8 @@ impl Scheduler {
         }
     }
 
-    /// Lets lanes that wait at a join continue alone: the lanes that they wait for may wait for them. Returns whether any
-    /// waited.
+    /// Lets lanes that wait at a join continue alone: the lanes that they wait for may wait for them. Returns whether
+    /// any waited.
     pub(super) fn give_up_joins(&mut self, grid: &mut GridState) -> bool {
         let mut any = false;
         for slot in 0..grid.blocks.len() {
@@ -115,8 +115,8 @@ impl Scheduler {
         any
     }
 
-    /// Lets fragments that wait in a `try_wait` continue with the result false, which PTX allows at any time; once a change,
-    /// so that the loop around the instruction does not run for ever. Returns whether any waited.
+    /// Lets fragments that wait in a `try_wait` continue with the result false, which PTX allows at any time; once a
+    /// change, so that the loop around the instruction does not run for ever. Returns whether any waited.
     pub(super) fn fail_try_waits(&mut self, grid: &mut GridState) -> bool {
         let mark = grid.progress.changes.wrapping_mul(2) | 1;
         let mut any = false;

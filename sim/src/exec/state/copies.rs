@@ -73,8 +73,8 @@ pub struct CopyEffect {
 pub enum CompletionSignal {
     /// Delivers bytes to mbarriers: one, or one a destination block of a multicast.
     Credit(Vec<(MbarrierLocation, u32)>),
-    /// `cp.async.mbarrier.arrive`: each of `lanes` of the warp arrives once its earlier `cp.async`s (`ops` with their lanes)
-    /// are complete.
+    /// `cp.async.mbarrier.arrive`: each of `lanes` of the warp arrives once its earlier `cp.async`s (`ops` with their
+    /// lanes) are complete.
     Arrive { warp: u32, slot: u32, lanes: u32, ops: Vec<(AsyncOpId, u32)>, at: MbarrierLocation, site: Site },
 }
 

@@ -41,8 +41,8 @@ impl LaneGroup {
         LaneGroup { location, lanes, offsets, consecutive }
     }
 
-    /// Groups all 32 lanes if each access of `bytes` bytes is aligned and lies in `range` of the location that begins at
-    /// address `base`; `None` otherwise.
+    /// Groups all 32 lanes if each access of `bytes` bytes is aligned and lies in `range` of the location that begins
+    /// at address `base`; `None` otherwise.
     #[inline]
     pub fn of_all_lanes(
         location: Location,

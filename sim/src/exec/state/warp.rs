@@ -47,17 +47,18 @@ pub enum FragmentState {
     Ready,
     /// Waits at its join until the sibling fragments arrive.
     AtJoin,
-    /// Waits at an instruction that needs the lanes `members` together. `same_instruction` is false for `bar.warp.sync`,
-    /// at which lanes may stand in different places of the code.
+    /// Waits at an instruction that needs the lanes `members` together. `same_instruction` is false for
+    /// `bar.warp.sync`, at which lanes may stand in different places of the code.
     Gather { members: u32, same_instruction: bool },
     /// Waits at the block barrier `id` (0 to 15).
     BlockBarrier { id: u32 },
     /// Waits at `barrier.cluster.wait` until phase `phase` of the cluster barrier is complete.
     ClusterBarrier { phase: u64 },
-    /// Waits after a `try_wait` that was false, until the mbarrier at shared address `address` of the block in `slot` leaves
-    /// phase `phase`.
+    /// Waits after a `try_wait` that was false, until the mbarrier at shared address `address` of the block in `slot`
+    /// leaves phase `phase`.
     Mbarrier { slot: u32, address: u32, phase: u32 },
-    /// Waits in a loop that only a memory change can end; `progress` is the number of changes when the loop last looked.
+    /// Waits in a loop that only a memory change can end; `progress` is the number of changes when the loop last
+    /// looked.
     Spin { progress: u64 },
     /// Waits at `setmaxnreg.inc` for registers in the block's pool.
     Registers,
@@ -183,7 +184,7 @@ impl Warp {
 
     /// Adds a join and returns its index.
     pub fn push_join(&mut self, join: Join) -> u32 {
-        // A join that is over leaves a free entry.
+        // Reuses the entry of a join that is over.
         match self.joins.iter().position(|j| j.expected == 0) {
             Some(i) => {
                 self.joins[i] = join;
@@ -204,8 +205,9 @@ impl Warp {
         }
     }
 
-    /// Splits a fragment in two at a branch. `fragment` keeps the lanes `taken` and goes to `target`; the returned fragment
-    /// has the other lanes and goes to `next`. Both meet again at the instruction `reconverge`, if there is one.
+    /// Splits a fragment in two at a branch. `fragment` keeps the lanes `taken` and goes to `target`; the returned
+    /// fragment has the other lanes and goes to `next`. Both meet again at the instruction `reconverge`, if there is
+    /// one.
     pub fn split(
         &mut self,
         fragment: &mut Fragment,
@@ -241,7 +243,8 @@ impl Warp {
         fragment.state = FragmentState::AtJoin;
     }
 
-    /// Grows every lane's local memory by `bytes` bytes that count as unwritten. Returns where they begin, a multiple of 16.
+    /// Grows every lane's local memory by `bytes` bytes that count as unwritten. Returns where they begin, a multiple
+    /// of 16.
     pub fn grow_local(&mut self, bytes: u32) -> u32 {
         let base = self.local_top.next_multiple_of(16);
         self.local_top = base + bytes;
@@ -334,8 +337,8 @@ impl Warp {
         }
     }
 
-    /// Merges fragments that gather at the same instruction and makes complete gatherings ready; returns whether anything
-    /// changed.
+    /// Merges fragments that gather at the same instruction and makes complete gatherings ready; returns whether
+    /// anything changed.
     pub fn complete_gatherings(&mut self) -> bool {
         let mut progress = false;
         let mut i = 0;

@@ -57,8 +57,8 @@ pub struct WarpWgmma {
     pub fenced: bool,
     /// Number of products issued before the last `wgmma.fence`.
     pub fence_at: u64,
-    /// No group was committed since the last `wgmma.fence`. Accesses to registers here were likely before the fence in the
-    /// CUDA source and moved behind it by the compiler, which ptxas repairs: they make a note, not a finding.
+    /// No group was committed since the last `wgmma.fence`. Accesses to registers here were likely before the fence in
+    /// the CUDA source and moved behind it by the compiler, which ptxas repairs: they make a note, not a finding.
     after_fence: bool,
     /// Registers accessed since the last `wgmma.fence` while [`Self::after_fence`] holds.
     pub late: Vec<u32>,

@@ -43,7 +43,7 @@ pub fn barrier(cx: &mut InstructionContext, b: &Barrier) -> Flow {
         let name = |n: Option<u32>| n.map_or("all threads".to_string(), |n| format!("{n} threads"));
         let (here, there) = (name(count), name(barrier.expected));
         reporter.report_with(FindingKind::Barrier, site, Some(barrier.pc), None, || {
-            format!("barrier {id} is used for {here} here and for {there} by others at the same time")
+            format!("barrier {id} is used with {here} here and with {there} by other threads at the same time")
         });
     }
     let lanes = barrier.lanes.entry(cx.warp.index).or_insert(0);
@@ -80,8 +80,8 @@ pub fn barrier(cx: &mut InstructionContext, b: &Barrier) -> Flow {
     Flow::Stop
 }
 
-/// Completes the barriers of a block at which enough threads have arrived: writes reductions and hands the vector clocks
-/// on. Returns the numbers of the barriers, whose waiting warps the scheduler wakes.
+/// Completes the barriers of a block at which enough threads have arrived: writes reductions and hands the vector
+/// clocks on. Returns the numbers of the barriers, whose waiting warps the scheduler wakes.
 pub fn complete_barriers(grid: &mut GridState, slot: u32) -> Vec<u32> {
     let mut done = Vec::new();
     let mut overfull = Vec::new();

@@ -60,7 +60,7 @@ pub fn cluster_wait(cx: &mut InstructionContext, aligned: bool) -> Flow {
         }
         return Flow::Next;
     }
-    // The fragment waits before the instruction and executes it again.
+    // The fragment waits before the instruction and executes it again when it is woken.
     cx.fragment.gathered = true;
     cx.fragment.state = FragmentState::ClusterBarrier { phase };
     Flow::Stop

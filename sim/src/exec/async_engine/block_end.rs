@@ -1,0 +1,45 @@
+//! What happens to asynchronous operations when a warp or a block ends.
+
+use super::bulk::end_bulk_stores;
+use super::cp_async::end_copies;
+use super::engine::AsyncEngine;
+use super::mbarrier::report_excess_bytes;
+use super::wgmma::report_missing_warps;
+use crate::exec::grid::GridState;
+use crate::exec::memory_system::MemorySystem;
+use crate::exec::state::copies::{CompletionSignal, InFlight};
+use crate::exec::state::warp::Warp;
+use crate::finding::FindingKind;
+
+impl AsyncEngine {
+    /// Ends the copies of a warp whose threads have all exited. They take effect; bulk stores that no thread waited for
+    /// are reported.
+    pub fn end_warp(&mut self, grid: &mut GridState, memory: &mut MemorySystem, warp: &mut Warp) {
+        end_copies(grid, memory, warp);
+        end_bulk_stores(grid, memory, warp);
+    }
+
+    /// Ends the asynchronous operations of a block whose threads have all exited: completes the copies in flight that
+    /// use its shared memory, and reports those copies, products and mbarrier bytes that no thread waited for.
+    pub fn end_block(&mut self, grid: &mut GridState, memory: &mut MemorySystem, slot: u32) {
+        while let Some(index) = self.in_flight.iter().position(|operation| operation.touches(slot)) {
+            report_unfinished(grid, memory, slot, &self.in_flight[index]);
+            self.complete_at(grid, memory, index);
+        }
+        report_missing_warps(grid, slot);
+        report_excess_bytes(grid, slot);
+    }
+}
+
+/// Reports a copy that writes or reads shared memory of a block that exits.
+fn report_unfinished(grid: &mut GridState, memory: &MemorySystem, slot: u32, operation: &InFlight) {
+    let (Some(op), CompletionSignal::Credit(_)) = (operation.op, &operation.signal) else { return };
+    let site = grid.context.site_of_agent(memory.ops.issuer(op), memory.ops.pc(op));
+    let rank = grid.blocks.get(slot).map_or(0, |block| block.rank);
+    grid.reporter.report(FindingKind::AsyncNotWaited, site, || {
+        let verb = if operation.writes(slot) { "write" } else { "read" };
+        format!(
+            "a copy may still {verb} shared memory of its block (rank {rank} in the cluster) when that exits: no thread waited for it"
+        )
+    });
+}

@@ -1,0 +1,125 @@
+//! The asynchronous engine itself: the operations in flight, their completion, and fences.
+
+use super::effects::apply;
+use crate::exec::context::{Flow, InstructionContext, lanes_of};
+use crate::exec::grid::GridState;
+use crate::exec::launch::CompletionTiming;
+use crate::exec::memory_system::MemorySystem;
+use crate::exec::state::copies::{CompletionSignal, InFlight};
+use crate::exec::state::location::LaneGroup;
+use crate::exec::state::mbarrier::MbarrierLocation;
+use crate::matrix::Lanes;
+use crate::matrix::wgmma::{SharedOperand, WgmmaTiles};
+use crate::program::op::Fence;
+use std::collections::{HashMap, HashSet, VecDeque};
+
+/// Asynchronous operations in flight, and the state that their instructions share.
+#[derive(Debug, Default)]
+pub struct AsyncEngine {
+    /// Operations that have been issued and signal their completion by an mbarrier.
+    pub(super) in_flight: VecDeque<InFlight>,
+    /// mbarriers whose phase has completed and whose waiting warps have not been woken.
+    pub(super) completed_mbarriers: Vec<MbarrierLocation>,
+    /// Threads that executed `fence.mbarrier_init`, as agent numbers.
+    pub(super) init_fences: HashSet<u32>,
+    /// Byte runs (offset and length) in shared memory of each wgmma operand seen so far.
+    pub(super) operand_runs: HashMap<SharedOperand, Vec<(u64, u64)>>,
+    /// Scratch space of wgmma: operands as tiles, and accumulators.
+    pub(super) tiles: Option<Box<WgmmaTiles>>,
+    pub(super) sums: Vec<Lanes>,
+    /// Scratch space of `cp.async`: destinations and sources by location.
+    pub(super) copy_groups: (Vec<LaneGroup>, Vec<LaneGroup>),
+    /// Scratch space of tensor copies: byte runs (offset and length), and rows of a box (address and length).
+    pub(super) runs: Vec<(u64, u64)>,
+    pub(super) box_rows: Vec<(u64, u32)>,
+}
+
+impl AsyncEngine {
+    /// Whether no operation is in flight.
+    pub fn is_idle(&self) -> bool {
+        self.in_flight.is_empty()
+    }
+
+    /// The mbarriers whose phase has completed since the last call.
+    pub fn take_completed_mbarriers(&mut self) -> Vec<MbarrierLocation> {
+        std::mem::take(&mut self.completed_mbarriers)
+    }
+
+    /// Puts an operation in flight, or completes it where operations complete as early as possible.
+    pub(super) fn start(&mut self, grid: &mut GridState, memory: &mut MemorySystem, operation: InFlight) {
+        if grid.context.options.completion == CompletionTiming::Earliest {
+            self.complete(grid, memory, operation);
+        } else {
+            self.in_flight.push_back(operation);
+        }
+    }
+
+    /// Lets an operation take effect and signals its completion.
+    pub(super) fn complete(&mut self, grid: &mut GridState, memory: &mut MemorySystem, operation: InFlight) {
+        apply(grid, memory, &operation.effect);
+        match operation.signal {
+            CompletionSignal::Credit(credits) => {
+                for (at, bytes) in credits {
+                    if let (Some(op), Some(o)) = (operation.op, grid.blocks.mbarrier(at)) {
+                        memory.ops.mark_observed(op, o.agent, o.phase + 1);
+                    }
+                    let ops = &memory.ops;
+                    let site = operation.op.map(|op| grid.context.site_of_agent(ops.issuer(op), ops.pc(op)));
+                    self.credit(grid, at, bytes, site);
+                }
+            }
+            CompletionSignal::Arrive { lanes, ops, at, site, .. } => {
+                if let Some(o) = grid.blocks.mbarrier(at) {
+                    ops.iter().for_each(|&(op, lanes)| memory.ops.mark_part_observed(op, lanes, o.agent, o.phase + 1));
+                }
+                self.arrive(grid, at, lanes.count_ones(), None, site);
+            }
+        }
+    }
+
+    /// Completes an operation in flight because no warp can run: the oldest, or with some seeds a random one. Returns
+    /// whether there was one.
+    pub fn complete_one(&mut self, grid: &mut GridState, memory: &mut MemorySystem) -> bool {
+        if self.in_flight.is_empty() {
+            return false;
+        }
+        if grid.context.options.seed & 8 != 0 {
+            return self.complete_random(grid, memory);
+        }
+        self.complete_at(grid, memory, 0)
+    }
+
+    /// Completes a random operation in flight; returns whether there was one.
+    pub fn complete_random(&mut self, grid: &mut GridState, memory: &mut MemorySystem) -> bool {
+        let pick = grid.rng.below(self.in_flight.len() as u32) as usize;
+        self.complete_at(grid, memory, pick)
+    }
+
+    pub(super) fn complete_at(&mut self, grid: &mut GridState, memory: &mut MemorySystem, index: usize) -> bool {
+        let Some(operation) = self.in_flight.remove(index) else { return false };
+        self.complete(grid, memory, operation);
+        true
+    }
+
+    /// Executes a fence.
+    pub fn fence(&mut self, cx: &mut InstructionContext, fence: Fence) -> Flow {
+        let (mask, order) = (cx.mask, &mut cx.warp.order);
+        match fence {
+            Fence::Memory { scope } => order.fence(mask, scope),
+            Fence::ProxyAsync { shared, global } => order.fence_proxy(mask, shared, global),
+            Fence::MbarrierInit => self.init_fences.extend(lanes_of(mask).map(|lane| order.agent(lane).0)),
+            Fence::TensorMap => order.fence_proxy(mask, true, true),
+            Fence::Other => {}
+        }
+        Flow::Next
+    }
+}
+
+/// Whether an operation with a choice of moments takes effect at its issue; one time in `one_in` for random completion.
+pub(super) fn completes_at_issue(grid: &mut GridState, one_in: u32) -> bool {
+    match grid.context.options.completion {
+        CompletionTiming::Earliest => true,
+        CompletionTiming::Latest => false,
+        CompletionTiming::Random => grid.rng.below(one_in) == 0,
+    }
+}

@@ -1,0 +1,219 @@
+//! The turn of a warp: picks its fragments and executes their instructions.
+
+use super::matrix::MatrixUnit;
+use crate::exec::async_engine::{AsyncEngine, access_wgmma_registers};
+use crate::exec::context::Flow;
+use crate::exec::grid::GridState;
+use crate::exec::memory_system::MemorySystem;
+use crate::exec::state::warp::{Fragment, FragmentState, Frame, Warp};
+use crate::finding::FindingKind;
+use crate::program::op::{DecodedInstruction, Op};
+
+/// The parts of the machine that execute instructions.
+#[derive(Debug)]
+pub struct Interpreter<'a> {
+    /// The launch, the resident blocks and the reporter.
+    pub grid: GridState<'a>,
+    /// Memory and race checks.
+    pub memory: MemorySystem,
+    /// Asynchronous copies, mbarriers and wgmma.
+    pub async_engine: AsyncEngine,
+    matrix: MatrixUnit,
+}
+
+impl<'a> Interpreter<'a> {
+    /// An interpreter without resident blocks.
+    pub fn new(grid: GridState<'a>, memory: MemorySystem) -> Interpreter<'a> {
+        Interpreter { grid, memory, async_engine: AsyncEngine::default(), matrix: MatrixUnit::default() }
+    }
+
+    /// Runs warp `w` of the block in `slot` for about `budget` instructions.
+    pub fn run_warp(&mut self, slot: u32, w: u32, budget: u32) {
+        let Some(block) = self.grid.blocks.get_mut(slot) else { return };
+        let Some(mut warp) = block.warps[w as usize].take() else { return };
+        let mut left = budget;
+        while left > 0 {
+            let ready = warp.fragments.iter().filter(|f| f.state == FragmentState::Ready).count() as u32;
+            if ready == 0 {
+                if !self.unblock_warp(&mut warp) {
+                    break;
+                }
+                continue;
+            }
+            let pick = if ready == 1 { 0 } else { self.grid.rng.below(ready) };
+            let mut indices = (0..warp.fragments.len()).filter(|&i| warp.fragments[i].state == FragmentState::Ready);
+            let Some(i) = indices.nth(pick as usize) else { break };
+            let mut fragment = warp.fragments.swap_remove(i);
+            // Several ready fragments take short turns, so that none starves the others.
+            let turn = if ready == 1 { left } else { left.min(1 + self.grid.rng.below(64)) };
+            let used = crate::simd::dispatch(
+                #[inline(always)]
+                || self.run_fragment(&mut warp, &mut fragment, turn),
+            );
+            left = left.saturating_sub(used.max(1));
+            if std::mem::take(&mut warp.yielded) {
+                left = 0;
+            }
+            if fragment.mask != 0 {
+                warp.fragments.push(fragment);
+            }
+            if fragment.state == FragmentState::AtJoin || fragment.mask == 0 {
+                warp.complete_joins();
+            }
+            if matches!(fragment.state, FragmentState::Gather { .. }) || fragment.mask == 0 {
+                warp.complete_gatherings();
+            }
+        }
+        if warp.live == 0 {
+            self.async_engine.end_warp(&mut self.grid, &mut self.memory, &mut warp);
+        }
+        self.grid.blocks[slot].warps[w as usize] = Some(warp);
+    }
+
+    /// Executes up to `budget` instructions of a fragment; returns how many.
+    #[inline(always)]
+    fn run_fragment(&mut self, warp: &mut Warp, fragment: &mut Fragment, budget: u32) -> u32 {
+        let kernel = self.grid.context.kernel;
+        let (mut used, mut clocked) = (0, 0);
+        'frames: while used < budget && fragment.mask != 0 && fragment.state == FragmentState::Ready {
+            let frame_index = fragment.frame as usize;
+            // The frame is out of the warp while scalar instructions run, which saves a look-up for each of them.
+            let mut frame = warp.frames[frame_index].take().expect("a fragment's frame lives");
+            let code = &kernel.functions[frame.function as usize];
+            while used < budget {
+                let pc = fragment.pc;
+                if pc == fragment.join_pc {
+                    warp.arrive_at_join(fragment);
+                    break;
+                }
+                let instr: &DecodedInstruction = &code.instrs[pc as usize];
+                used += 1;
+                let mask = match instr.guard {
+                    None => fragment.mask,
+                    Some((p, negated)) => {
+                        let value = frame.regs.predicates[p as usize];
+                        fragment.mask & if negated { !value } else { value }
+                    }
+                };
+                let kernel_pc = code.first + pc;
+                if let Some((p, _)) = instr.guard
+                    && frame.regs.undefined_predicates[p as usize] & fragment.mask != 0
+                {
+                    self.report_undefined_guard(warp, &mut frame, instr, p, fragment.mask, kernel_pc);
+                }
+                if mask == 0 && !matches!(instr.op, Op::Branch { .. }) {
+                    fragment.pc += 1;
+                    continue;
+                }
+                if mask != fragment.mask && instr.op.may_wait() {
+                    // Lanes whose guard is false continue behind the instruction and wait there for the others.
+                    let rest = warp.split(fragment, mask, pc, pc + 1, Some(pc + 1));
+                    warp.fragments.push(rest);
+                }
+                let counts = self.grid.reporter.counts(kernel_pc);
+                counts.warps += 1;
+                counts.threads += mask.count_ones() as u64;
+                if let Some(watch) = code.wgmma_uses.get(pc as usize)
+                    && !watch.is_empty()
+                {
+                    access_wgmma_registers(&mut self.grid, warp, frame_index as u32, watch, mask, kernel_pc);
+                }
+                match &instr.op {
+                    Op::Alu { op, slots } => {
+                        op.run(&mut frame.regs, slots, mask);
+                        fragment.pc = pc + 1;
+                    }
+                    Op::Branch { target } => {
+                        let target = *target;
+                        if mask == fragment.mask {
+                            fragment.pc = target;
+                            if target <= pc && self.backward_branch(fragment, &frame.regs) {
+                                break;
+                            }
+                        } else if mask == 0 {
+                            fragment.pc = pc + 1;
+                        } else {
+                            let other = warp.split(fragment, mask, target, pc + 1, instr.reconverge);
+                            // Which side runs first is part of the interleaving.
+                            if self.grid.rng.draw() & 1 == 0 {
+                                warp.fragments.push(other);
+                            } else {
+                                warp.fragments.push(*fragment);
+                                *fragment = other;
+                            }
+                            if target <= pc && self.backward_branch(fragment, &frame.regs) {
+                                break;
+                            }
+                            used += 1;
+                            warp.frames[frame_index] = Some(frame);
+                            break 'frames;
+                        }
+                    }
+                    Op::Mma(m) if mask == u32::MAX && m.batched.is_some() => {
+                        // All lanes are here, so the `mma`s that follow in this turn run together with this one.
+                        fragment.gathered = false;
+                        let limit = (budget - used + 1).min(fragment.join_pc.wrapping_sub(pc)) as usize;
+                        let limit =
+                            if code.wgmma_uses.is_empty() { limit.min(code.instrs.len() - pc as usize) } else { 1 };
+                        let instrs = &code.instrs[pc as usize..pc as usize + limit];
+                        let (reporter, count_only) = (&mut self.grid.reporter, self.grid.context.options.count_only);
+                        let regs = &mut frame.regs;
+                        let count = self.matrix.mma_sequence(reporter, count_only, regs, m.op, instrs, kernel_pc);
+                        used += count - 1;
+                        fragment.pc = pc + count;
+                    }
+                    _ => {
+                        warp.frames[frame_index] = Some(frame);
+                        warp.clock += (used - clocked) as u64;
+                        clocked = used;
+                        match self.execute(warp, fragment, instr, mask, kernel_pc) {
+                            Flow::Next => fragment.pc = pc + 1,
+                            Flow::Jumped => {}
+                            Flow::Stop => {
+                                if fragment.pc == pc && fragment.state != FragmentState::Ready {
+                                    // The fragment waits before the instruction, which has not executed yet.
+                                    let counts = self.grid.reporter.counts(kernel_pc);
+                                    counts.warps -= 1;
+                                    counts.threads -= mask.count_ones() as u64;
+                                }
+                                break 'frames;
+                            }
+                        }
+                        if fragment.frame as usize != frame_index {
+                            continue 'frames;
+                        }
+                        frame = warp.frames[frame_index].take().expect("a fragment's frame lives");
+                    }
+                }
+            }
+            warp.frames[frame_index] = Some(frame);
+        }
+        warp.clock += (used - clocked) as u64;
+        self.grid.progress.executed += used as u64;
+        used
+    }
+
+    /// Reports a guard that is undefined in some lanes, unless the instruction only computes.
+    #[cold]
+    fn report_undefined_guard(
+        &mut self,
+        warp: &Warp,
+        frame: &mut Frame,
+        instr: &DecodedInstruction,
+        p: u32,
+        mask: u32,
+        pc: u32,
+    ) {
+        let lanes = frame.regs.undefined_predicates[p as usize] & mask;
+        let consequence = match instr.op {
+            Op::Alu { .. } => return,
+            Op::Branch { .. } => "a branch depends",
+            _ => "whether the instruction is executed depends",
+        };
+        let site = self.grid.site(warp.slot, warp.index, lanes.trailing_zeros(), pc);
+        self.grid
+            .reporter
+            .report(FindingKind::Uninitialized, site, || format!("{consequence} on an undefined register"));
+        frame.regs.undefined_predicates[p as usize] &= !lanes;
+    }
+}

@@ -1,0 +1,137 @@
+//! The memory system itself: global buffers, the device heap, access to bytes, and traffic counts.
+
+use crate::counters;
+use crate::exec::grid_context::GridContext;
+use crate::exec::state::block::BlockTable;
+use crate::exec::state::location::{LaneGroup, Location};
+use crate::layout::SHARED_START;
+use crate::memory::SimMemory;
+use crate::order::{AsyncOps, ClusterLayout, Conflict, SyncLocations};
+
+/// The memory of a running grid and the order of accesses to it.
+#[derive(Debug)]
+pub struct MemorySystem {
+    /// Global buffers.
+    pub buffers: SimMemory,
+    /// Asynchronous operations of the launch.
+    pub ops: AsyncOps,
+    /// Locations that strong accesses have released to.
+    pub sync_vars: SyncLocations,
+    pub(super) clusters: ClusterLayout,
+    /// Index of the buffer that was accessed last.
+    pub(super) last_buffer: usize,
+    /// Addresses that `malloc` returned and that were not freed.
+    heap: Vec<u64>,
+    /// Start and end of each shared variable and of dynamic shared memory, as offsets in a block's shared memory.
+    pub(super) shared_variables: Vec<(u64, u64)>,
+    /// Scratch space of [`MemorySystem::check_shadow`], kept to avoid an allocation an access.
+    pub(super) conflicts: Vec<Conflict>,
+    /// Scratch space of loads and stores.
+    pub(super) groups: Vec<LaneGroup>,
+}
+
+impl MemorySystem {
+    /// The memory system of a launch on these buffers.
+    pub fn new(buffers: SimMemory, context: &GridContext) -> MemorySystem {
+        let kernel = context.kernel;
+        let dynamic = (kernel.dynamic_shared, kernel.dynamic_shared + context.launch.dynamic_shared);
+        let variables = kernel.shared_variables.iter().copied().chain([dynamic]).filter(|v| v.0 < v.1);
+        MemorySystem {
+            buffers,
+            ops: AsyncOps::new(),
+            sync_vars: SyncLocations::new(),
+            clusters: ClusterLayout { grid: context.launch.grid, cluster: context.cluster },
+            last_buffer: 0,
+            heap: Vec::new(),
+            shared_variables: variables.map(|v| ((v.0 - SHARED_START) as u64, (v.1 - SHARED_START) as u64)).collect(),
+            conflicts: Vec::new(),
+            groups: Vec::new(),
+        }
+    }
+
+    /// The bytes of a location; none if the block is gone.
+    pub fn data<'m>(&'m self, blocks: &'m BlockTable, location: Location) -> &'m [u8] {
+        match location {
+            Location::Global(index) => &self.buffers.get(index).data,
+            Location::Shared(slot) => blocks.get(slot).map_or(&[], |block| &block.shared),
+        }
+    }
+
+    /// The bytes of a location, to be changed; none if the block is gone.
+    pub fn data_mut<'m>(&'m mut self, blocks: &'m mut BlockTable, location: Location) -> &'m mut [u8] {
+        match location {
+            Location::Global(index) => &mut self.buffers.get_mut(index).data,
+            Location::Shared(slot) => blocks.get_mut(slot).map_or(&mut [], |block| &mut block.shared),
+        }
+    }
+
+    /// Allocates memory on the device heap; returns its address, or 0 where `malloc` fails.
+    pub fn malloc(&mut self, bytes: u64) -> u64 {
+        // CUDA gives the device heap 8 MiB unless the host asks for more.
+        if bytes == 0 || bytes > 8 << 20 {
+            return 0;
+        }
+        let address = self.buffers.alloc_uninitialized(bytes as usize);
+        self.heap.push(address);
+        self.last_buffer = usize::MAX;
+        address
+    }
+
+    /// Frees memory of the device heap. Other addresses are ignored.
+    pub fn free(&mut self, address: u64) {
+        if self.heap.contains(&address) {
+            self.heap.retain(|&h| h != address);
+            self.buffers.free(address);
+        }
+        self.last_buffer = usize::MAX;
+    }
+
+    /// The text of a C string in global memory.
+    pub fn string_at(&self, address: u64) -> String {
+        let mut out = Vec::new();
+        if let Some(index) = self.buffers.find(address) {
+            let buffer = self.buffers.get(index);
+            out.extend(buffer.data[(address - buffer.base) as usize..].iter().take_while(|&&byte| byte != 0));
+        }
+        String::from_utf8_lossy(&out).into_owned()
+    }
+
+    /// Adds the traffic of an access of `bytes` bytes a lane to an instruction's counts.
+    pub fn count_traffic(&self, counts: &mut counters::InstructionCounts, group: &LaneGroup, bytes: u32, write: bool) {
+        let lanes = group.lanes;
+        let asked = lanes.count_ones() as u64 * bytes as u64;
+        match group.location {
+            Location::Global(index) => {
+                let base = self.buffers.get(index).base;
+                let sectors = if group.consecutive {
+                    let first = base + group.offsets[0];
+                    (first + asked - 1) / 32 - first / 32 + 1
+                } else {
+                    crate::simd::dispatch(
+                        #[inline(always)]
+                        || counters::sectors(&group.offsets.map(|o| o.wrapping_add(base)), lanes, bytes),
+                    )
+                };
+                if write {
+                    counts.global_written += asked;
+                } else {
+                    counts.global_read += asked;
+                }
+                counts.sectors += sectors;
+            }
+            Location::Shared(_) => {
+                let (passes, least) = if group.consecutive && bytes <= 4 {
+                    (1, 1)
+                } else {
+                    crate::simd::dispatch(
+                        #[inline(always)]
+                        || counters::wavefronts(&group.offsets.map(|o| o as u32), lanes, bytes),
+                    )
+                };
+                counts.shared_bytes += asked;
+                counts.wavefronts += passes;
+                counts.wavefronts_least += least;
+            }
+        }
+    }
+}
