@@ -5,6 +5,7 @@ use std::io;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
+use reel_diagnostic::Diagnostic;
 use reel_measure::MeasureError;
 
 /// An error in the command line: exit code 2.
@@ -23,7 +24,7 @@ pub fn failed(
     what: impl std::fmt::Display,
     help: impl std::fmt::Display,
 ) -> anyhow::Error {
-    anyhow::anyhow!("{location}: {what}; {help}")
+    Diagnostic::new(location.to_string(), what.to_string(), help.to_string()).into()
 }
 
 /// Installs a panic hook that reports a panic, which is always a defect of reel, in one line with its source location.

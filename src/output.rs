@@ -4,6 +4,7 @@ use std::io::{self, IsTerminal, Write};
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use reel_diagnostic::Diagnostic;
 use reel_model::save::AtomicFile;
 use serde::Serialize;
 
@@ -33,39 +34,29 @@ pub fn stderr_is_terminal() -> bool {
 /// Writes a whole file; on an error the earlier content stays.
 pub fn write_file(to: &Path, bytes: &[u8]) -> Result<()> {
     let mut draft = AtomicFile::create(to)?;
-    draft.write_all(bytes).map_err(|e| not_written(to, e))?;
+    draft.write_all(bytes).map_err(|e| cannot_write(to, e))?;
     Ok(draft.commit()?)
 }
 
 /// The error of a file that could not be written.
-pub fn not_written(path: &Path, e: io::Error) -> anyhow::Error {
-    let (what, help) = match e.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            ("the disk is full".to_string(), "free some space or write elsewhere")
-        }
-        _ => (e.to_string(), "check the folder and its disk"),
-    };
-    let message = format!("{}: cannot be written: {what}; {help}", path.display());
+pub fn cannot_write(path: &Path, e: io::Error) -> anyhow::Error {
+    let message = Diagnostic::cannot_write(path, &e);
     anyhow::Error::from(e).context(message)
 }
 
 /// The error of a file that could not be read.
-pub fn not_read(path: &Path, e: io::Error) -> anyhow::Error {
-    let message = match e.kind() {
-        io::ErrorKind::NotFound => format!("{}: no such file; check the path", path.display()),
-        io::ErrorKind::IsADirectory => format!("{}: is a folder; give a file", path.display()),
-        _ => format!("{}: cannot be read: {e}; check the path and its permissions", path.display()),
-    };
+pub fn cannot_read(path: &Path, e: io::Error) -> anyhow::Error {
+    let message = Diagnostic::cannot_read(path, &e);
     anyhow::Error::from(e).context(message)
 }
 
 /// Reads a whole file that the user named. Refuses pipes and devices, which may never end.
 pub fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
-    let facts = std::fs::metadata(path).map_err(|e| not_read(path, e))?;
+    let facts = std::fs::metadata(path).map_err(|e| cannot_read(path, e))?;
     if !facts.is_file() && !facts.is_dir() {
         anyhow::bail!("{}: is not a regular file; copy its content to a file", path.display());
     }
-    std::fs::read(path).map_err(|e| not_read(path, e))
+    std::fs::read(path).map_err(|e| cannot_read(path, e))
 }
 
 #[cfg(test)]

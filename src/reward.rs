@@ -101,5 +101,5 @@ fn open(folder: &Path, common: &Common) -> Result<SiglipScorer> {
 
 fn write(draft: &mut AtomicFile, to: &Path, scores: &Scores, single: bool) -> Result<()> {
     let line = if single { serde_json::to_string(&scores.single())? } else { serde_json::to_string(scores)? };
-    writeln!(draft, "{line}").map_err(|e| output::not_written(to, e))
+    writeln!(draft, "{line}").map_err(|e| output::cannot_write(to, e))
 }

@@ -153,7 +153,7 @@ impl<'a> TensorWriter<'a> {
     }
 
     fn bytes(&mut self, bytes: &[u8]) -> Result<()> {
-        self.file.write_all(bytes).map_err(|e| output::not_written(self.to, e))
+        self.file.write_all(bytes).map_err(|e| output::cannot_write(self.to, e))
     }
 
     fn commit(self) -> Result<()> {

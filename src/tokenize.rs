@@ -34,7 +34,7 @@ impl TokenizeArgs {
         let (name, lines): (_, Box<dyn BufRead>) = if self.file == Path::new("-") {
             ("stdin".to_string(), Box::new(io::stdin().lock()))
         } else {
-            let file = File::open(&self.file).map_err(|e| output::not_read(&self.file, e))?;
+            let file = File::open(&self.file).map_err(|e| output::cannot_read(&self.file, e))?;
             (self.file.display().to_string(), Box::new(BufReader::new(file)))
         };
         let mut out = BufWriter::new(io::stdout().lock());
