@@ -1,16 +1,16 @@
-//! Comparisons that can fail: NaN and infinity first, then relative L2 and the largest difference, with coordinates; or the
-//! error that a kernel's documented roundings make.
+//! Comparisons of results with f64 formulas: [`close`] by relative L2 distance and largest difference, [`rounded`] by the error that the
+//! kernel's documented roundings make. Both first compare NaN and infinities.
 
 use crate::{DType, Element};
 use half::bf16;
 
-/// Checks `got` against `want`: non-finite values must be at the same places and equal, the relative L2 distance at most
-/// `rel_l2`, and no element further off than `max_abs`.
+/// Checks `got` against `want`: values that are not finite must be equal, the relative L2 distance at most `rel_l2`, and the largest
+/// difference at most `max_abs`.
 ///
 /// # Errors
-/// Says the first place that is wrong with both values, or which bound was passed by how much.
+/// The first element that differs, with both values, or the bound that was exceeded and by how much.
 pub fn close(name: &str, got: &[f32], want: &[f64], rel_l2: f64, max_abs: f64) -> Result<(), String> {
-    same_places(name, got, want)?;
+    check_non_finite(name, got, want)?;
     let (mut diff2, mut want2, mut worst, mut at) = (0.0, 0.0, 0.0, 0);
     for (i, (&g, &w)) in got.iter().zip(want).enumerate().filter(|(_, (g, _))| g.is_finite()) {
         let d = (g as f64 - w).abs();
@@ -33,8 +33,8 @@ pub fn close(name: &str, got: &[f32], want: &[f64], rel_l2: f64, max_abs: f64) -
     Ok(())
 }
 
-/// As many elements, and non-finite values at the same places and equal.
-fn same_places(name: &str, got: &[f32], want: &[f64]) -> Result<(), String> {
+/// Checks the number of elements and that values that are not finite are equal.
+fn check_non_finite(name: &str, got: &[f32], want: &[f64]) -> Result<(), String> {
     if got.len() != want.len() {
         return Err(format!("{name}: {} elements, want {}", got.len(), want.len()));
     }
@@ -47,19 +47,19 @@ fn same_places(name: &str, got: &[f32], want: &[f64]) -> Result<(), String> {
     Ok(())
 }
 
-/// What an error may be as a multiple of that of one rounding, unless a kernel's text says why it is more.
+/// Default tolerance as a multiple of the error of one rounding; a kernel that needs more documents why.
 pub const OF_ONE: f64 = 2.5;
 
-/// Checks that the error of `got`, stored as `dtype`, is that of the kernel's documented roundings and not much more than that
-/// of one. Errors are relative L2 distances from `exact`, the f64 formula.
+/// Checks that the error of `got`, stored as `dtype`, is explained by the kernel's documented roundings and not much larger than one
+/// rounding. Errors are relative L2 distances from `exact`, the f64 formula.
 ///
-/// `with_roundings` is the formula with the kernel's roundings, the one at the store left out: the error may be 1.2 times its
-/// error, and `of_one` times ([`OF_ONE`]) that of `exact` rounded once. In bf16 a millionth is free besides: what f32 sums and
-/// exponentials add that are not documented one by one. Of few numbers, or of many of which a few make up the norm, an error is
-/// a matter of luck: the bounds are wider by six standard deviations of that (in bf16 by one and by three).
+/// `with_roundings` is the formula with the kernel's roundings, without the one at the store. Two bounds must hold: 1.2 times the error of
+/// `with_roundings`, and `of_one` times ([`OF_ONE`]) the error of `exact` rounded once. In bf16 1e-6 is added for f32 sums and exponentials
+/// whose roundings are not modelled one by one. If few elements make up the norm, an error varies from case to case; the bounds are
+/// wider by six standard deviations of that (in bf16 by one and by three).
 ///
 /// # Errors
-/// Says the first place where one of the two is not finite, or which bound was passed by how much.
+/// The first element where only one value is finite, or the bound that was exceeded and by how much.
 pub fn rounded(
     name: &str,
     dtype: DType,
@@ -71,17 +71,17 @@ pub fn rounded(
     let round = |&x: &f64| if dtype == DType::BF16 { <bf16 as Element>::from_f32(x as f32).to_f32() } else { x as f32 };
     let stored = |x: &[f64]| x.iter().map(round).collect::<Vec<f32>>();
     let (documented, once) = (stored(with_roundings), stored(exact));
-    same_places(name, got, exact)?;
-    same_places(&format!("{name}, with roundings"), &documented, exact)?;
+    check_non_finite(name, got, exact)?;
+    check_non_finite(&format!("{name}, with roundings"), &documented, exact)?;
     let finite = || exact.iter().enumerate().filter(|(_, x)| x.is_finite());
     let norm2: f64 = finite().map(|(_, x)| x * x).sum();
     let scale = if norm2 > 0.0 { norm2.sqrt() } else { 1.0 };
     let distance = |y: &[f32]| finite().map(|(i, x)| ((y[i] as f64 - x) / scale).powi(2)).sum::<f64>().sqrt();
     let (error, documented, once) = (distance(got), distance(&documented), distance(&once));
-    // One over the root of how many numbers of one size would vary as much.
+    // 1 / sqrt(n) if n elements of equal size made up the norm; larger if few elements dominate.
     let luck = finite().map(|(_, x)| (x / scale).powi(4)).sum::<f64>().sqrt();
     for (what, bound, times) in [("the documented roundings", documented, 1.2), ("one rounding", once, of_one)] {
-        // The documented roundings of bf16 are the kernel's own, number by number, but for a few between two values.
+        // In bf16 the documented roundings give the kernel's value except for the few numbers halfway between two values.
         let (deviations, unit) = match (dtype, times > 1.2) {
             (DType::BF16, false) => (1.0, 0.0),
             (DType::BF16, true) => (3.0, 2f64.powi(-9)),
@@ -104,10 +104,10 @@ pub fn rounded(
     Ok(())
 }
 
-/// [`rounded`], as an assertion.
+/// Asserts [`rounded`].
 ///
 /// # Panics
-/// When the error is larger than allowed.
+/// If the error is larger than allowed.
 #[track_caller]
 pub fn assert_rounded(name: &str, dtype: DType, got: &[f32], with_roundings: &[f64], exact: &[f64], of_one: f64) {
     if let Err(e) = rounded(name, dtype, got, with_roundings, exact, of_one) {
@@ -115,10 +115,10 @@ pub fn assert_rounded(name: &str, dtype: DType, got: &[f32], with_roundings: &[f
     }
 }
 
-/// [`close`], as an assertion.
+/// Asserts [`close`].
 ///
 /// # Panics
-/// When the two differ by more than allowed.
+/// If the two differ by more than allowed.
 #[track_caller]
 pub fn assert_close(name: &str, got: &[f32], want: &[f64], rel_l2: f64, max_abs: f64) {
     if let Err(e) = close(name, got, want, rel_l2, max_abs) {
@@ -132,7 +132,7 @@ mod tests {
     use crate::DType::{BF16, F32};
 
     #[test]
-    fn fails_where_it_should() {
+    fn close_rejects_nan_infinity_and_large_differences() {
         let want = [1.0, 2.0, 3.0];
         assert!(close("x", &[1.0, 2.0, 3.0], &want, 0.0, 0.0).is_ok());
         assert!(close("x", &[1.0, 2.0], &want, 1.0, 1.0).is_err());
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_is_held_to_roundings() {
+    fn rounded_rejects_undocumented_and_excessive_errors() {
         let exact: Vec<f64> = (0..1000).map(|i| 1.0 + i as f64 / 700.1).collect();
         let off = |by: f64| exact.iter().map(|x| (x * (1.0 + by)) as f32).collect::<Vec<f32>>();
         let of = |got: &[f32], with: &[f64]| rounded("x", F32, got, with, &exact, OF_ONE);

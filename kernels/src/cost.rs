@@ -1,4 +1,4 @@
-//! What a launch must do at the least: the floor that measured times are divided by.
+//! The least work of a launch, in operations and bytes; from it follows the least time, which measured times are compared with.
 
 /// Arithmetic and memory traffic of one launch, each operand read or written once.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

@@ -1,19 +1,19 @@
-//! The element types of tensors, and how each becomes an f32 and back.
+//! Element types of tensors, and their conversions to and from f32.
 
 use half::bf16;
 
-/// Type of a tensor's elements.
+/// The element type of a tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DType {
     /// IEEE 754 binary32.
     F32,
-    /// The upper half of an f32: 8 exponent bits, 7 mantissa bits.
+    /// bfloat16, the upper half of an f32: 8 exponent bits, 7 mantissa bits.
     BF16,
     /// Signed 32-bit integer: token ids, positions, offsets.
     I32,
     /// Unsigned 16-bit integer: the low halves of a split f32 master copy.
     U16,
-    /// Unsigned byte: levels of frames, codes of 8-bit moments (of either sign).
+    /// Unsigned byte: pixel values of frames, codes of 8-bit optimizer moments.
     U8,
 }
 
@@ -47,11 +47,11 @@ impl std::fmt::Display for DType {
 
 /// A floating-point element: stored in its own width, computed in f32.
 pub trait Element: bytemuck::Pod + Send + Sync + 'static {
-    /// The tag of this type.
+    /// The [`DType`] of this type.
     const DTYPE: DType;
-    /// Widened exactly.
+    /// Widens exactly to f32.
     fn to_f32(self) -> f32;
-    /// Rounded to the nearest value, ties to even; NaN stays NaN.
+    /// Rounds to the nearest value, ties to even; NaN stays NaN.
     fn from_f32(x: f32) -> Self;
 }
 
@@ -75,7 +75,7 @@ impl Element for bf16 {
     }
     #[inline(always)]
     fn from_f32(x: f32) -> bf16 {
-        // Branch-free, so that loops over it become vector code.
+        // Without branches, so that loops over it become vector code.
         let bits = x.to_bits();
         let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
         let quiet = (bits >> 16) | 0x40;
@@ -90,7 +90,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn bf16_rounding_is_that_of_the_half_crate(bits: u32) {
+        fn bf16_rounding_equals_the_half_crate(bits: u32) {
             let x = f32::from_bits(bits);
             let (ours, theirs) = (<bf16 as Element>::from_f32(x), bf16::from_f32(x));
             prop_assert!(ours.to_bits() == theirs.to_bits() || (ours.is_nan() && theirs.is_nan()));

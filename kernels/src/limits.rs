@@ -1,5 +1,5 @@
-//! What this processor can do at best: multiply-adds from registers and bytes from memory. Measured times are divided by
-//! what these limits would allow.
+//! Measured limits of this processor: multiply-adds from registers and bytes from memory per second. Benchmarks compare times with the
+//! least time that these limits allow.
 #![allow(unsafe_code)]
 
 use std::hint::black_box;
@@ -8,16 +8,16 @@ use std::time::Instant;
 use crate::simd::{Isa, isa};
 use crate::{DType, Team};
 
-/// Vector accumulators that run side by side: enough to hide the latency of a multiply-add (four steps, two at a time), few
-/// enough that a compiler keeps all of them in 16 registers.
+/// Independent vector accumulators: enough to hide the latency of a multiply-add (four cycles, two issued per cycle), few enough to stay in
+/// 16 registers.
 const CHAINS: usize = 12;
-/// Multiply-adds of each chain in one timing: some milliseconds, beside which waking a thread is nothing.
+/// Multiply-adds of each accumulator in one timing: some milliseconds, so that waking a thread does not count.
 const STEPS: usize = 1_000_000;
-/// Bytes that are read: more than any cache holds.
+/// Bytes read in one timing: more than any cache holds.
 const MEMORY: usize = 256 << 20;
 
-/// Operations a second of matrix products at best, all threads together: a multiply-add counts two. bf16 counts products
-/// of pairs where the processor has them, else f32.
+/// Measures the floating-point operations per second of all threads together; a multiply-add counts two. For bf16 it measures the bf16 dot
+/// product if the processor has it, else f32.
 pub fn operations_per_second(dtype: DType, team: &Team) -> f64 {
     let bf16 = dtype == DType::BF16 && isa() == Isa::Avx512Bf16;
     let lanes = match isa() {
@@ -29,7 +29,7 @@ pub fn operations_per_second(dtype: DType, team: &Team) -> f64 {
     best(8, || at_once(team, |_| multiply_add(bf16)), operations)
 }
 
-/// Bytes a second that all threads together read from memory at best.
+/// Measures the bytes per second that all threads together read from memory.
 pub fn bytes_per_second(team: &Team) -> f64 {
     let data: Vec<u32> = (0..MEMORY as u32 / 4).collect();
     let part = data.len() / 256;
@@ -41,7 +41,7 @@ pub fn bytes_per_second(team: &Team) -> f64 {
     best(5, read, MEMORY as f64)
 }
 
-/// One task on each thread: a thread that has one waits until all have, else the first awake would take two.
+/// Runs one task on each thread. A barrier makes each thread wait for the others, so that the first one awake does not take two tasks.
 fn at_once(team: &Team, task: impl Fn(usize) + Sync) {
     let together = std::sync::Barrier::new(team.threads());
     team.run(team.threads(), |i| {
@@ -50,7 +50,7 @@ fn at_once(team: &Team, task: impl Fn(usize) + Sync) {
     });
 }
 
-/// The highest rate of some calls.
+/// The highest rate among repeated calls.
 fn best(calls: usize, call: impl Fn(), amount: f64) -> f64 {
     let seconds = (0..calls).map(|_| {
         let start = Instant::now();
@@ -157,7 +157,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn limits_are_those_of_a_processor() {
+    fn limits_are_plausible() {
         let team = Team::new(1);
         for dtype in [DType::F32, DType::BF16] {
             let rate = operations_per_second(dtype, &team);

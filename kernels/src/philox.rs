@@ -1,11 +1,11 @@
 //! Philox4x32-10, the counter-based generator of Salmon, Moraes, Dror and Shaw ("Parallel random numbers: as easy as
-//! 1, 2, 3", SC 2011): a bijection of a 128-bit counter under a 64-bit key. A draw depends on its place alone, so any
-//! of them can be had again in any order.
+//! 1, 2, 3", SC 2011): a bijection of a 128-bit counter under a 64-bit key. A draw depends on its counter alone, so draws
+//! can be repeated in any order.
 //!
 //! Layout here: key = the seed (low word, high word); counter = the index (low, high), then the stream (low, high). A
-//! stream is one use of randomness (sampling, one parameter's rounding); an index is the place within it.
+//! stream is one use of random numbers (sampling, the rounding of one parameter); the index counts within a stream.
 
-/// The ten rounds.
+/// Applies the ten rounds.
 pub const fn philox4x32_10(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
     let ([mut a, mut b, mut c, mut d], [mut k0, mut k1]) = (counter, key);
     let mut round = 0;
@@ -18,25 +18,25 @@ pub const fn philox4x32_10(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
     [a, b, c, d]
 }
 
-/// The four words at `index` of `stream`.
+/// The four random words at `index` of `stream`.
 pub fn words(seed: u64, stream: u64, index: u64) -> [u32; 4] {
     let halves = |x: u64| [x as u32, (x >> 32) as u32];
     let ([i0, i1], [s0, s1]) = (halves(index), halves(stream));
     philox4x32_10([i0, i1, s0, s1], halves(seed))
 }
 
-/// Uniform in [0, 1), a multiple of 2⁻²⁴: the upper bits of the first word.
+/// A number uniform in [0, 1), a multiple of 2⁻²⁴: the upper bits of the first word.
 pub fn uniform(seed: u64, stream: u64, index: u64) -> f32 {
     (words(seed, stream, index)[0] >> 8) as f32 * (1.0 / (1 << 24) as f32)
 }
 
-/// Uniform in [0, 1), a multiple of 2⁻⁵³: the upper bits of the first two words (the first is the higher).
+/// A number uniform in [0, 1), a multiple of 2⁻⁵³: the upper bits of the first two words (the first is the higher).
 pub fn uniform_f64(seed: u64, stream: u64, index: u64) -> f64 {
     let [hi, lo, ..] = words(seed, stream, index);
     (((hi as u64) << 32 | lo as u64) >> 11) as f64 * (1.0 / (1u64 << 53) as f64)
 }
 
-/// Standard normal, by the cosine of Box and Muller from the first two words.
+/// A standard normal number, by the cosine of Box and Muller from the first two words.
 pub fn normal(seed: u64, stream: u64, index: u64) -> f32 {
     let [a, b, ..] = words(seed, stream, index);
     let unit = 1.0 / (1u64 << 32) as f64;

@@ -1,22 +1,22 @@
-//! Choice of the instruction set at run time, and a macro that compiles a function once for each.
+//! Chooses the instruction set at run time; [`simd_fn!`](crate::simd_fn) compiles a function once for each.
 #![allow(unsafe_code)]
 
 use std::sync::OnceLock;
 
-/// Instruction sets that cpu code is compiled for. Sums may be ordered differently between two of them, never within one.
+/// Instruction sets that the code of device `cpu` is compiled for. The order of a sum may differ between two of them, never within one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Isa {
-    /// What every machine of the target has.
+    /// The baseline of the target.
     Plain,
     /// AVX2 and FMA.
     Avx2,
     /// AVX-512 F, BW, VL, DQ.
     Avx512,
-    /// The same with the bf16 dot product.
+    /// AVX-512 F, BW, VL, DQ and the bf16 dot product.
     Avx512Bf16,
 }
 
-/// The best set of this machine.
+/// The best instruction set of this machine.
 pub fn isa() -> Isa {
     static ISA: OnceLock<Isa> = OnceLock::new();
     *ISA.get_or_init(detect)
@@ -45,7 +45,7 @@ fn detect() -> Isa {
 
 /// Compiles a function for each instruction set and calls the best one:
 /// `simd_fn! { pub fn double<T: Element>(x: &mut [T]) { … } }`. Write the body as plain loops over arrays that a compiler
-/// turns into vector code; sums need explicit lanes (`[f32; 16]`), since their order is never changed for you.
+/// turns into vector code; sums need explicit lanes (`[f32; 16]`), because a compiler does not reorder f32 sums.
 #[macro_export]
 macro_rules! simd_fn {
     ($(#[$meta:meta])* $vis:vis fn $name:ident $(<$($t:ident : $bound:path),+>)? ($($arg:ident : $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
@@ -77,10 +77,10 @@ macro_rules! simd_fn {
     };
 }
 
-/// Lanes of the vectors that sums are kept in.
+/// Number of lanes of the vectors that hold partial sums.
 pub const LANES: usize = 16;
 
-/// The sum of 16 lanes, always by the same tree.
+/// The sum of 16 lanes, always added in the same tree.
 #[inline(always)]
 pub fn sum_lanes(mut lanes: [f32; LANES]) -> f32 {
     for width in [8, 4, 2, 1] {
@@ -96,8 +96,8 @@ pub fn sum_lanes(mut lanes: [f32; LANES]) -> f32 {
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
     let clamped = x.clamp(-87.336_54, 88.722_84);
-    // Adding 1.5 · 2²³ rounds to the nearest integer and leaves that integer in the low bits, from where it is read: a
-    // conversion by `as` checks its range, which costs more than the polynomial.
+    // Adding 1.5 · 2²³ rounds to the nearest integer and leaves it in the low bits. A conversion by `as` would check its range, which costs
+    // more than the polynomial.
     let shifted = clamped * std::f32::consts::LOG2_E + 12_582_912.0;
     let integer = (shifted.to_bits() as i32).wrapping_sub(12_582_912.0f32.to_bits() as i32);
     let n = shifted - 12_582_912.0;
@@ -110,7 +110,7 @@ pub fn exp(x: f32) -> f32 {
     p = p.mul_add_fast(r, 1.666_666_5e-1);
     p = p.mul_add_fast(r, 5e-1);
     let y = p.mul_add_fast(r * r, r) + 1.0;
-    // 2^n in two halves: n may be 128, which a single exponent can't hold.
+    // 2^n as a product of two powers: n may be 128, which one exponent cannot hold.
     let half = integer >> 1;
     let a = f32::from_bits((half.wrapping_add(127) as u32) << 23);
     let b = f32::from_bits((integer.wrapping_sub(half).wrapping_add(127) as u32) << 23);
@@ -120,7 +120,7 @@ pub fn exp(x: f32) -> f32 {
     if x.is_nan() { x } else { y }
 }
 
-/// A multiply-add that is one rounding where the target has it and never a library call.
+/// A multiply-add: fused (one rounding) if the target has the instruction, never a library call.
 trait MulAddFast {
     fn mul_add_fast(self, a: f32, b: f32) -> f32;
 }

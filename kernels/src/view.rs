@@ -1,12 +1,12 @@
-//! Typed views of the addresses in a kernel's parameters, for cpu code.
+//! Typed views of the addresses in a kernel's parameters, for the code of device `cpu`.
 #![allow(unsafe_code)]
 
 use crate::Addr;
 
-/// `len` elements at `addr`, read-only.
+/// The `len` elements at `addr`, read-only.
 ///
 /// # Safety
-/// `addr` is a host address of `len` initialised, aligned elements that nobody writes while the view lives.
+/// `addr` is a host address of `len` initialised, aligned elements that nothing writes while the view lives.
 pub unsafe fn slice<'a, T>(addr: Addr, len: usize) -> &'a [T] {
     if len == 0 {
         return &[];
@@ -15,7 +15,7 @@ pub unsafe fn slice<'a, T>(addr: Addr, len: usize) -> &'a [T] {
     unsafe { std::slice::from_raw_parts(addr.0 as *const T, len) }
 }
 
-/// A writable array that several threads fill at places of their own.
+/// A writable array in which each thread fills ranges of its own.
 #[derive(Clone, Copy)]
 pub struct Out<T> {
     base: *mut T,
@@ -24,11 +24,11 @@ pub struct Out<T> {
 
 // SAFETY: the only way in is `part`, whose caller promises that parts of different threads do not overlap.
 unsafe impl<T: Send> Send for Out<T> {}
-// SAFETY: as above.
+// SAFETY: `part` is the only access, and its caller promises disjoint parts.
 unsafe impl<T: Send> Sync for Out<T> {}
 
 impl<T> Out<T> {
-    /// `len` elements at `addr`.
+    /// The array of `len` elements at `addr`.
     ///
     /// # Safety
     /// `addr` is a host address of `len` aligned elements that only users of this view touch while it lives.
@@ -42,7 +42,7 @@ impl<T> Out<T> {
     /// No other live part overlaps this one.
     ///
     /// # Panics
-    /// When the part goes beyond the array.
+    /// If the part exceeds the array.
     #[allow(clippy::mut_from_ref)]
     pub unsafe fn part(&self, start: usize, len: usize) -> &mut [T] {
         assert!(start + len <= self.len, "part {start}..{} of an array of {}", start + len, self.len);

@@ -20,7 +20,7 @@ mod tests {
     use std::fs;
     use std::path::Path;
 
-    /// The names that `kernel!(pub X, "name", …)` declares in a module's text; none where a macro of the module's own does.
+    /// The names that `kernel!(pub X, "name", …)` declares in the text of a module; none if the module wraps `kernel!` in its own macro.
     fn declared(module: &str) -> BTreeSet<&str> {
         let calls = module.split("kernel!(").skip(1).filter(|rest| !rest.starts_with("pub $"));
         calls.filter_map(|rest| rest.split('"').nth(1)).collect()
@@ -54,13 +54,13 @@ mod tests {
     }
 
     #[test]
-    fn every_plan_is_one_that_a_gpu_takes() {
+    fn every_plan_stays_within_the_limits_of_each_gpu() {
         for example in FOLDERS.iter().flat_map(Folder::examples) {
             let KernelLaunch { kernel, params, cost } = &example.launch;
             assert!(cost.bytes > 0.0 && cost.bytes.is_finite() && cost.flops.is_finite(), "{}", kernel.name);
             for arch in [Arch::A100, Arch::SM86, Arch::SM89, Arch::H100] {
                 let stages = (kernel.plan)(params, &arch);
-                // A plan may choose among variants, whose names begin with the kernel's, and end with launches that kernels share.
+                // The first symbol is a variant of the kernel; later stages may be shared by several kernels.
                 assert!(
                     stages.first().is_some_and(|s| s.symbol.starts_with(kernel.name)),
                     "{}: {stages:?}",

@@ -1,28 +1,28 @@
-//! Plain matrix products at a size that matters: no kernels of ours on a GPU, but timed like them.
+//! Example matrix products of a linear layer. On a GPU a library computes them, but they are timed like kernels.
 
 use crate::Addr;
 use crate::dtype::DType::{self, BF16, F32};
 use crate::folder::{HIDDEN, INTERMEDIATE, PLACEHOLDER, SizeError, Sizes, TOKENS};
 use crate::matmul::{Matmul, Operand};
 
-/// A product: no address in it is real.
+/// An example product; its addresses are placeholders.
 #[derive(Clone, Debug)]
 pub struct Product {
-    /// Use and type: `matmul_dw_bf16`.
+    /// Use and element type: `matmul_dw_bf16`.
     pub name: &'static str,
-    /// The sizes of the linear layer in words.
+    /// The sizes of the linear layer as text.
     pub size: String,
-    /// Of the operands.
+    /// Element type of the operands.
     pub dtype: DType,
     /// The call.
     pub product: Matmul,
 }
 
-/// The products of a linear layer `[m, k]` by `[n, k]`, forward and both of its gradient, in both types: as the operands lie in
-/// training, with the gradient of the weight added to what is there in f32. Sizes: m, n, k.
+/// The three products of a linear layer with input `[m, k]` and weight `[n, k]` (forward, gradient of the input, gradient of the weight) in
+/// both element types, with the layouts of training. The gradient of the weight is added to an f32 array. Sizes: m, n, k.
 ///
 /// # Errors
-/// A size that they cannot be made with.
+/// An unknown size, or one that the products do not support.
 pub fn products(sizes: &Sizes) -> Result<Vec<Product>, SizeError> {
     let usual = Sizes::default();
     all(&usual);

@@ -1,11 +1,11 @@
-//! Some rows a task.
+//! Copy of columns on device `cpu`; a task is a few rows.
 #![allow(unsafe_code)]
 
 use super::CopyParams;
 use crate::Team;
 use crate::view::{Out, slice};
 
-/// Elements of one task, about.
+/// Approximate number of elements of a task.
 const TASK: usize = 16 * 1024;
 
 /// # Safety

@@ -1,6 +1,6 @@
-//! The definition, element by element.
+//! The definition of the column copy, element by element.
 
-/// dst after the copy; the shape is (rows, width, src_cols, src_start, dst_cols, dst_start).
+/// Returns dst after the copy; `shape` is (rows, width, src_cols, src_start, dst_cols, dst_start).
 pub fn copy(src: &[f32], dst: &[f32], [_, width, src_cols, src_start, dst_cols, dst_start]: [usize; 6]) -> Vec<f32> {
     let source = |i: usize| {
         let (row, column) = (i / dst_cols, i % dst_cols);

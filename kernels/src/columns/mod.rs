@@ -1,5 +1,6 @@
-//! A block of columns copied between two matrices: splits a fused qkv, joins its gradient.
-//! `dst[r, dst_start + c] = src[r, src_start + c]` for `r < rows`, `c < width`; the rest of dst is left alone.
+//! Copies a range of columns from one matrix to another: splits a fused qkv projection, joins its gradient.
+//!
+//! `dst[r, dst_start + c] = src[r, src_start + c]` for `r < rows`, `c < width`; the other elements of dst do not change.
 //!
 //! Shapes: src `[rows, src_cols]`, dst `[rows, dst_cols]`, `src_start + width ≤ src_cols`, `dst_start + width ≤ dst_cols`,
 //! any element type of 2 or 4 bytes, no overlap. Bound: memory.
@@ -19,17 +20,17 @@ params! {
         pub src: Addr,
         /// `[rows, dst_cols]`, written at the columns `dst_start .. dst_start + width`.
         pub dst: Addr,
-        /// Rows of both.
+        /// Rows of both matrices.
         pub rows: u32,
-        /// Columns copied.
+        /// Number of columns to copy.
         pub width: u32,
-        /// Columns of the source.
+        /// Columns of src.
         pub src_cols: u32,
-        /// First column read.
+        /// First column to read.
         pub src_start: u32,
-        /// Columns of the destination.
+        /// Columns of dst.
         pub dst_cols: u32,
-        /// First column written.
+        /// First column to write.
         pub dst_start: u32,
     }
 }

@@ -1,7 +1,7 @@
-// A block of columns copied between two matrices: dst[r, dst_start + c] = src[r, src_start + c].
+// Copies a range of columns between two matrices: dst[r, dst_start + c] = src[r, src_start + c].
 //
-// Shapes and limits: mod.rs; width < 2^31. Numerics: bits are moved as they are.
-// Grid: rows.cuh; 16 bytes an access where both matrices' rows and both first columns are multiples of that.
+// Shapes and limits: mod.rs; width < 2^31. Numerics: bits are copied.
+// Grid: rows.cuh; 16 bytes an access if the rows and the first columns of both matrices are multiples of 16 bytes.
 // Bound: memory.
 
 #include "cuh/rows.cuh"

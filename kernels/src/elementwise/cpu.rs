@@ -1,4 +1,4 @@
-//! Blocks of elements, one a task.
+//! Element-by-element operations on device `cpu`; a task is a block of elements.
 #![allow(unsafe_code)]
 
 use super::{AccumulateParams, AddParams, CastParams, CopyParams, FillParams, MulScalarParams};
@@ -6,12 +6,12 @@ use crate::view::{Out, slice};
 use crate::{Element, Team, simd_fn};
 use half::f16;
 
-/// Elements of one task.
+/// Number of elements of a task.
 const BLOCK: usize = 16 * 1024;
 
-/// What a cast reads: element types, and f16.
+/// The source types of a cast: the element types, and f16.
 pub trait Source: bytemuck::Pod + Send + Sync + 'static {
-    /// Widened exactly.
+    /// Widens exactly to f32.
     fn widen(self) -> f32;
 }
 
@@ -30,8 +30,8 @@ impl Source for half::bf16 {
 }
 
 impl Source for f16 {
-    /// By bits and without branches, so that loops become vector code: shifted into place, exponent and mantissa read as
-    /// a float are 2⁻¹¹² of the value (subnormals too, since f32 has room for them), which a product corrects.
+    /// Works on bits without branches, so that loops become vector code. The shifted exponent and mantissa read as f32 are 2⁻¹¹² times the
+    /// value, also for subnormals, and a product corrects that.
     #[inline(always)]
     fn widen(self) -> f32 {
         let bits = self.to_bits() as u32;
@@ -75,7 +75,7 @@ simd_fn! {
     }
 }
 
-/// Calls `block(start, part of out)` for each block of `n` elements.
+/// Calls `block(start, part of out)` for each block of the `n` elements, on the team's threads.
 fn blocks<T: Send>(team: &Team, n: usize, out: Out<T>, block: impl Fn(usize, &mut [T]) + Sync) {
     team.run(n.div_ceil(BLOCK), |task| {
         let (start, len) = (task * BLOCK, BLOCK.min(n - task * BLOCK));

@@ -1,6 +1,6 @@
-//! The definitions, in f64; bits where bits are the point.
+//! The definitions of the element-by-element operations, in f64.
 
-/// `a + b`
+/// The sum `a + b`.
 pub fn add(a: &[f64], b: &[f64]) -> Vec<f64> {
     a.iter().zip(b).map(|(a, b)| a + b).collect()
 }

@@ -1,7 +1,7 @@
-//! Element-by-element odds and ends: add, accumulate, cast, fill, multiply by a scalar that a kernel computed, copy.
+//! Element-by-element operations: add, accumulate, cast, fill, multiply by a scalar in device memory, copy.
 //!
-//! All `[count]`; outputs may not overlap inputs. Numerics: arithmetic in f32, one operation and one rounding at the store.
-//! Casts round to nearest, ties to even; f16 (IEEE binary16) is only ever read. Bound: memory.
+//! All arrays are `[count]`; outputs may not overlap inputs. Numerics: arithmetic in f32, one operation and one rounding at the store.
+//! Casts round to nearest, ties to even; f16 (IEEE binary16) is read but never written. Bound: memory.
 
 pub(crate) mod check;
 mod cpu;
@@ -14,7 +14,7 @@ use crate::{Addr, Cost, DType, Launch, cuh, kernel, params};
 use half::{bf16, f16};
 
 params! {
-    /// `y = a + b`
+    /// Parameters of `y = a + b`.
     pub struct AddParams {
         /// `[count]`
         pub a: Addr,
@@ -22,41 +22,41 @@ params! {
         pub b: Addr,
         /// `[count]`, written.
         pub y: Addr,
-        /// Elements.
+        /// Number of elements.
         pub count: u64,
     }
 }
 
 params! {
-    /// `dst += src`
+    /// Parameters of `dst += src`.
     pub struct AccumulateParams {
         /// `[count]`
         pub src: Addr,
         /// `[count]`, added to.
         pub dst: Addr,
-        /// Elements.
+        /// Number of elements.
         pub count: u64,
     }
 }
 
 params! {
-    /// `dst = src` in another element type.
+    /// Parameters of a cast, `dst = src` in another element type.
     pub struct CastParams {
         /// `[count]`
         pub src: Addr,
         /// `[count]`, written.
         pub dst: Addr,
-        /// Elements.
+        /// Number of elements.
         pub count: u64,
     }
 }
 
 params! {
-    /// `dst = value` everywhere.
+    /// Parameters of a fill, `dst = value`.
     pub struct FillParams {
         /// `[count]`, written.
         pub dst: Addr,
-        /// Elements.
+        /// Number of elements.
         pub count: u64,
         /// The value, rounded to the element type.
         pub value: f32,
@@ -66,7 +66,7 @@ params! {
 }
 
 params! {
-    /// `y = x · scalar`, all f32.
+    /// Parameters of `y = x · scalar`, all f32.
     pub struct MulScalarParams {
         /// `[count]`
         pub x: Addr,
@@ -74,24 +74,24 @@ params! {
         pub scalar: Addr,
         /// `[count]`, written.
         pub y: Addr,
-        /// Elements.
+        /// Number of elements.
         pub count: u64,
     }
 }
 
 params! {
-    /// A copy of bytes.
+    /// Parameters of a copy of bytes.
     pub struct CopyParams {
         /// `[bytes]`
         pub src: Addr,
         /// `[bytes]`, written.
         pub dst: Addr,
-        /// How many.
+        /// Number of bytes.
         pub bytes: u64,
     }
 }
 
-/// Bytes that a block of the copy kernel moves.
+/// Bytes that a block of threads of the copy kernel copies.
 const COPY_BLOCK: u64 = 32 * 1024;
 
 kernel_folder! {
@@ -114,17 +114,17 @@ kernel!(pub FILL_BF16, "fill_bf16", FillParams, cpu::fill::<bf16>, &SOURCE, |p, 
 kernel!(pub MUL_SCALAR, "mul_scalar_f32", MulScalarParams, cpu::mul_scalar, &SOURCE, |p, _| cuh::map("mul_scalar_f32", p.count));
 kernel!(pub COPY, "copy", CopyParams, cpu::copy, &SOURCE, |p, _| cuh::blocks("copy", p.bytes.div_ceil(COPY_BLOCK), 256));
 
-/// `y = a + b`; `dtype` is that of every operand, F32 or BF16.
+/// The launch of `y = a + b`; `dtype` is the type of every operand, F32 or BF16.
 pub fn add(dtype: DType, params: &AddParams) -> Launch {
     let n = params.count as f64;
     let cost = Cost { flops: n, bytes: 3.0 * n * dtype.size() as f64 };
     Launch::kernel(by_dtype(dtype, &ADD_F32, &ADD_BF16), params, cost)
 }
 
-/// `dst += src` for (src, dst) of (F32, F32), (BF16, BF16) or (BF16, F32).
+/// The launch of `dst += src` for (src, dst) of (F32, F32), (BF16, BF16) or (BF16, F32).
 ///
 /// # Panics
-/// For other pairs: a mistake in the caller.
+/// For other pairs of types, which is a mistake in the caller.
 pub fn accumulate(src: DType, dst: DType, params: &AccumulateParams) -> Launch {
     let kernel = match (src, dst) {
         (DType::F32, DType::F32) => &ACCUMULATE_F32_F32,
@@ -136,10 +136,10 @@ pub fn accumulate(src: DType, dst: DType, params: &AccumulateParams) -> Launch {
     Launch::kernel(kernel, params, Cost { flops: n, bytes: n * (src.size() + 2 * dst.size()) as f64 })
 }
 
-/// `dst = src`: F32 to BF16, BF16 to F32, or a plain copy between equal types.
+/// The launch of `dst = src`: F32 to BF16, BF16 to F32, or a plain copy between equal types.
 ///
 /// # Panics
-/// For other pairs: a mistake in the caller.
+/// For other pairs of types, which is a mistake in the caller.
 pub fn cast(src: DType, dst: DType, params: &CastParams) -> Launch {
     if src == dst {
         let bytes = params.count * src.size() as u64;
@@ -153,25 +153,25 @@ pub fn cast(src: DType, dst: DType, params: &CastParams) -> Launch {
     Launch::kernel(kernel, params, Cost { flops: 0.0, bytes: params.count as f64 * (src.size() + dst.size()) as f64 })
 }
 
-/// `dst = src` from f16 (IEEE binary16) to F32 or BF16.
+/// The launch of `dst = src` from f16 (IEEE binary16) to F32 or BF16.
 pub fn cast_f16(dst: DType, params: &CastParams) -> Launch {
     let kernel = by_dtype(dst, &CAST_F16_F32, &CAST_F16_BF16);
     Launch::kernel(kernel, params, Cost { flops: 0.0, bytes: params.count as f64 * (2 + dst.size()) as f64 })
 }
 
-/// `dst = value`; F32 or BF16.
+/// The launch of `dst = value`; `dtype` is F32 or BF16.
 pub fn fill(dtype: DType, params: &FillParams) -> Launch {
     let cost = Cost { flops: 0.0, bytes: params.count as f64 * dtype.size() as f64 };
     Launch::kernel(by_dtype(dtype, &FILL_F32, &FILL_BF16), params, cost)
 }
 
-/// `y = x · scalar[0]`, f32.
+/// The launch of `y = x · scalar[0]`, f32.
 pub fn mul_scalar(params: &MulScalarParams) -> Launch {
     let n = params.count as f64;
     Launch::kernel(&MUL_SCALAR, params, Cost { flops: n, bytes: 8.0 * n })
 }
 
-/// A copy of bytes.
+/// The launch of a copy of bytes.
 pub fn copy(params: &CopyParams) -> Launch {
     Launch::kernel(&COPY, params, Cost { flops: 0.0, bytes: 2.0 * params.bytes as f64 })
 }

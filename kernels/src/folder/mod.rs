@@ -1,6 +1,6 @@
 //! What a kernel folder registers about itself: source, headers, checks and example calls.
 //!
-//! [`kernel_folder`] in a folder's `mod.rs` makes one [`Folder`]; `lib.rs` lists them. Example calls use the sizes of Qwen2.5-VL-7B: a
+//! `kernel_folder!` in a folder's `mod.rs` makes one [`Folder`]; `lib.rs` lists them. Example calls use the sizes of Qwen2.5-VL-7B: a
 //! sequence of 8192 tokens, or a decode step of 16 sequences with 8192 keys each. [`Sizes`] replaces some of them.
 
 mod sizes;

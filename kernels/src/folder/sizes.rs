@@ -1,42 +1,42 @@
-//! Sizes of one's own for the catalogue's calls: `tokens=4096`, `head_dim=64`.
+//! Sizes for example calls from the command line: `tokens=4096`, `head_dim=64`. They replace the defaults of the examples.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
-/// What a call's sizes are: those given, else the catalogue's.
+/// The sizes of example calls: given values, and defaults for the rest.
 #[derive(Debug, Default)]
 pub struct Sizes {
     given: BTreeMap<String, u64>,
-    /// Keys that were asked for, in their order, with what they are.
+    /// The keys that example calls have asked for, in order, with their values.
     asked: RefCell<Vec<(&'static str, u64)>>,
 }
 
-/// A size that a call cannot have.
+/// A size that an example call cannot have.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{key} {what}; {cure}")]
+#[error("{key} {what}; {help}")]
 pub struct SizeError {
-    /// Which one.
+    /// The key of the size.
     pub key: String,
     /// What is wrong.
     pub what: String,
     /// What to give instead.
-    pub cure: String,
+    pub help: String,
 }
 
 impl SizeError {
-    /// `key` `what`; `cure`.
-    pub fn new(key: &str, what: impl Into<String>, cure: impl Into<String>) -> SizeError {
-        SizeError { key: key.into(), what: what.into(), cure: cure.into() }
+    /// An error that prints as "`key` `what`; `help`".
+    pub fn new(key: &str, what: impl Into<String>, help: impl Into<String>) -> SizeError {
+        SizeError { key: key.into(), what: what.into(), help: help.into() }
     }
 }
 
-/// The largest size: kernels count in 32 bits.
-const MOST: u64 = 1 << 31;
-/// The largest number of elements, which are counted in 64.
-const MOST_ELEMENTS: u64 = 1 << 40;
+/// The largest size, because kernels count in 32 bits.
+const MAX_SIZE: u64 = 1 << 31;
+/// The largest number of elements, which kernels count in 64 bits.
+const MAX_ELEMENTS: u64 = 1 << 40;
 
 impl Sizes {
-    /// Of `(key, value)` pairs.
+    /// Sizes from `(key, value)` pairs.
     ///
     /// # Errors
     /// A key that is given twice.
@@ -50,22 +50,22 @@ impl Sizes {
         Ok(sizes)
     }
 
-    /// Whether any was given.
+    /// Whether any size was given.
     pub fn any(&self) -> bool {
         !self.given.is_empty()
     }
 
-    /// The size of this key in the calls that were made with these sizes; 0 where none asked for it.
+    /// The value of a key in the calls that were made with these sizes; 0 if no call asked for it.
     pub fn known(&self, key: &str) -> u64 {
         self.asked.borrow().iter().find(|(known, _)| *known == key).map_or(0, |(_, value)| *value)
     }
 
-    /// The size of this key.
+    /// The value of a key, or its default.
     pub(crate) fn get(&self, key: &'static str, usual: u32) -> u32 {
-        self.count(key, usual.into()).min(MOST) as u32
+        self.count(key, usual.into()).min(MAX_SIZE) as u32
     }
 
-    /// The number of elements of this key.
+    /// The value of a key that is a number of elements, or its default.
     pub(crate) fn count(&self, key: &'static str, usual: u64) -> u64 {
         let value = self.given.get(key).copied().unwrap_or(usual);
         let mut asked = self.asked.borrow_mut();
@@ -75,43 +75,43 @@ impl Sizes {
         value
     }
 
-    /// Keys and values that the calls asked for: `tokens=4096 heads=28`.
+    /// The keys and values that calls have asked for, as text: `tokens=4096 heads=28`.
     pub(crate) fn words(&self) -> String {
         self.asked.borrow().iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(" ")
     }
 
-    /// Whether what was given is what the calls that were made with `usual` asked for, and such as kernels take.
-    pub(crate) fn check(&self, folder: &str, usual: &Sizes) -> Result<(), SizeError> {
-        let asked = usual.asked.borrow();
+    /// Checks that every given key is one that the calls made with `defaults` asked for, and that kernels support its value.
+    pub(crate) fn check(&self, folder: &str, defaults: &Sizes) -> Result<(), SizeError> {
+        let asked = defaults.asked.borrow();
         let keys: Vec<&str> = asked.iter().map(|(key, _)| *key).collect();
         for (key, &value) in &self.given {
             if !keys.contains(&key.as_str()) {
-                let cure = match keys.is_empty() {
-                    true => "its size is that of `reel kernels list`".to_string(),
+                let help = match keys.is_empty() {
+                    true => "its example has a fixed size".to_string(),
                     false => format!("it has {}", keys.join(", ")),
                 };
-                return Err(SizeError::new(key, format!("is no size of {folder}"), cure));
+                return Err(SizeError::new(key, format!("is no size of {folder}"), help));
             }
-            let most = if key == "count" { MOST_ELEMENTS } else { MOST - 1 };
-            if !(1..=most).contains(&value) && key != "causal" {
-                return Err(SizeError::new(key, format!("is {value}"), format!("give 1 to {most}")));
+            let max = if key == "count" { MAX_ELEMENTS } else { MAX_SIZE - 1 };
+            if !(1..=max).contains(&value) && key != "causal" {
+                return Err(SizeError::new(key, format!("is {value}"), format!("give 1 to {max}")));
             }
         }
-        let of = |key: &str| {
-            let usual = asked.iter().find(|(known, _)| *known == key).map(|(_, value)| *value);
-            self.given.get(key).copied().or(usual)
+        let value_of = |key: &str| {
+            let default = asked.iter().find(|(known, _)| *known == key).map(|(_, value)| *value);
+            self.given.get(key).copied().or(default)
         };
-        if let Some(causal) = of("causal").filter(|c| *c > 1) {
-            return Err(SizeError::new("causal", format!("is {causal}"), "give 1 for causal order, 0 for none"));
+        if let Some(causal) = value_of("causal").filter(|c| *c > 1) {
+            return Err(SizeError::new("causal", format!("is {causal}"), "give 1 (causal) or 0 (not causal)"));
         }
-        if let (Some(heads), Some(kv_heads)) = (of("heads"), of("kv_heads"))
+        if let (Some(heads), Some(kv_heads)) = (value_of("heads"), value_of("kv_heads"))
             && heads % kv_heads.max(1) != 0
         {
-            let what = format!("is {heads}, no multiple of kv_heads, which is {kv_heads}");
-            return Err(SizeError::new("heads", what, "give whole groups"));
+            let what = format!("is {heads}, which is not a multiple of kv_heads = {kv_heads}");
+            return Err(SizeError::new("heads", what, "give a multiple"));
         }
-        match of("head_dim").filter(|d| *d > 256) {
-            Some(d) => Err(SizeError::new("head_dim", format!("is {d}"), "give 1 to 256, which kernels are made for")),
+        match value_of("head_dim").filter(|d| *d > 256) {
+            Some(d) => Err(SizeError::new("head_dim", format!("is {d}"), "give 1 to 256, which kernels support")),
             None => Ok(()),
         }
     }
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn without_sizes_calls_are_the_catalogues() {
+    fn without_sizes_examples_are_the_defaults() {
         for folder in FOLDERS {
             let (usual, own) = (folder.examples(), folder.examples_with_sizes(&Sizes::default()).unwrap());
             assert_eq!(usual.len(), own.len());
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_is_refused_by_name() {
+    fn rejects_unknown_and_invalid_sizes() {
         let of = |name: &str, given: &[(&str, u64)]| {
             folder(name).unwrap().examples_with_sizes(&sizes(given)).unwrap_err().to_string()
         };
@@ -149,17 +149,17 @@ mod tests {
         );
         assert!(of("attention", &[("tokens", 0)]).contains("tokens is 0; give 1 to"));
         assert!(of("attention", &[("tokens", 1 << 31)]).contains("tokens is 2147483648"));
-        assert!(of("attention", &[("heads", 27)]).contains("no multiple of kv_heads, which is 4"));
+        assert!(of("attention", &[("heads", 27)]).contains("not a multiple of kv_heads = 4"));
         assert!(of("paged_attention", &[("kv_heads", 0)]).contains("kv_heads is 0"));
         assert!(of("attention", &[("head_dim", 257)]).contains("give 1 to 256"));
         assert!(of("attention", &[("causal", 2)]).contains("causal is 2"));
-        assert!(of("rope", &[("tokens", 5)]).contains("its size is that of"));
+        assert!(of("rope", &[("tokens", 5)]).contains("fixed size"));
         assert!(products(&sizes(&[("m", 0)])).unwrap_err().to_string().contains("m is 0"));
         assert!(Sizes::new([("m".to_string(), 1), ("m".to_string(), 2)]).unwrap_err().to_string().contains("twice"));
     }
 
     #[test]
-    fn products_are_those_of_a_layer() {
+    fn products_have_the_shapes_of_a_linear_layer() {
         let all = products(&sizes(&[("m", 5), ("n", 3), ("k", 7)])).unwrap();
         let bf16: Vec<_> = all.iter().filter(|p| p.name.ends_with("bf16")).collect();
         let shapes: Vec<_> = bf16.iter().map(|p| (p.product.name(), p.product.m, p.product.n, p.product.k)).collect();
@@ -168,7 +168,7 @@ mod tests {
     }
 
     proptest! {
-        /// A size is that of the cost and of the words, and gives plans that a GPU takes.
+        /// Given sizes determine the cost and the text, and plans stay within the limits of a GPU.
         #[test]
         fn sizes_reach_the_calls(
             tokens in 1u64..5000, groups in 1u64..5, kv_heads in 1u64..5, head_dim in 1u64..257, causal in 0u64..2,

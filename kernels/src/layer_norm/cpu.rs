@@ -1,4 +1,4 @@
-//! Layer normalisation of one row, sums in 16 lanes. The loops over rows are [`norm_rows`]'.
+//! Layer normalisation of one row on device `cpu`, with sums in 16 lanes. [`norm_rows`] has the loops over rows.
 #![allow(unsafe_code)]
 
 use super::{BwdParams, FwdParams};
@@ -24,7 +24,7 @@ simd_fn! {
 }
 
 simd_fn! {
-    /// `Σ (x − mean)²`
+    /// The sum of squares `Σ (x − mean)²`.
     fn squares<T: Element>(x: &[T], mean: f32) -> f32 {
         let mut lanes = [0.0f32; LANES];
         let (whole, rest) = x.as_chunks::<LANES>();
@@ -51,7 +51,7 @@ simd_fn! {
 }
 
 simd_fn! {
-    /// `Σ g` and `Σ g · n`
+    /// The sums `Σ g` and `Σ g · n`.
     fn dots<T: Element>(x: &[T], w: &[T], dy: &[T], mean: f32, rstd: f32) -> (f32, f32) {
         let mut lanes = [[0.0f32; LANES]; 2];
         let ((x, x_rest), (w, w_rest), (dy, dy_rest)) = (x.as_chunks::<LANES>(), w.as_chunks::<LANES>(), dy.as_chunks::<LANES>());

@@ -5,20 +5,19 @@
 //        dw += sum over rows of dy * n,  db += sum over rows of dy
 //
 // Shapes and limits: mod.rs; cols < 2^31.
-// Numerics: f32, rsqrt to 2^-22.9, the means' quotients to 2 ulp; y and dx round to T once. A row's sums are one accumulator a
-// thread over its columns in ascending order, then warp_sum, then warps in order: they depend on cols alone.
+// Numerics: f32, rsqrt to 2^-22.9, the means' quotients to 2 ulp; y and dx round to T once. A row's sums are one accumulator a thread over
+// its columns in ascending order, then warp_sum, then warps in order: their order depends on cols alone.
 //
-// Grid: as in rms_norm/sm80.cu: a group of threads owns a row at a time (held.cuh), a warp up to HELD * 32 columns, 256 threads up
-// to HELD * 256, beyond that 512 (the `_wide` symbols). Forward, and backward without dw, stride over the rows; backward with dw:
-// a block owns PART_ROWS rows, its groups equal runs of them, sums added in order into the block's two rows of `partial`; the
-// `_dw` stage adds up the parts.
+// Grid: a group of threads computes one row at a time (held.cuh): a warp for up to HELD * 32 columns, 256 threads for up to HELD * 256,
+// and 512 threads beyond that (the `_wide` symbols). Forward, and backward without dw, groups stride over the rows. Backward with dw, a
+// block owns PART_ROWS rows, and the `_dw` stage adds up the blocks' sums (norm_rows.cuh).
 //
 //   for each row of the group:
-//     x (and dy) of the row -> registers, 16 bytes a load; reduce (forward twice); write y or dx; add to dw's and db's registers
+//     x (and dy) of the row -> registers, 16 bytes a load; reduce (forward twice); write y or dx; add to the column sums in registers
 //
-// Departures: 1. w and b are read once a block where rows are multiples of 16 bytes and fit. 2. Columns beyond HELD * 512 are read
-// again, and their dw and db are summed in `partial` itself. 3. Rows that are not a multiple of 16 bytes go element by element, in
-// the same order of sums.
+// Departures: 1. w and b are read once a block if rows are multiples of 16 bytes and fit. 2. Columns beyond HELD * 512 are read again, and
+// their dw and db are summed in `partial` itself. 3. Rows that are not a multiple of 16 bytes are processed element by element, in the same
+// order of sums.
 // Bound: memory.
 
 #include "cuh/norm_rows.cuh"
@@ -65,7 +64,7 @@ __device__ __forceinline__ void forward(const FwdParams& p, float (&scratch)[2][
       unpack<T>(words, e);
 #pragma unroll
       for (int j = 0; j < V; ++j) {
-        // Places beyond the row hold zeros, which are not the mean.
+        // Elements beyond the row are zeros, whose distance from the mean must not count.
         const float d = at + j < cols ? e[j] - mean : 0.0f;
         square = fmaf(d, d, square);
       }
@@ -75,7 +74,7 @@ __device__ __forceinline__ void forward(const FwdParams& p, float (&scratch)[2][
     if constexpr (REST) {
       for_rest<T, THREADS>(cols, [&](u32 at) { add_square(load_words(x, at, cols, vector), at); });
     }
-    // The two sums take turns: before a thread writes to one again, all have passed the barrier of the other.
+    // The two scratch buffers alternate: before a thread writes to one again, all have passed the barrier of the other.
     const float rstd = rsqrtf(divide(group_sum<THREADS>(square, scratch[1]), count) + p.eps);
     if (threadIdx.x % THREADS == 0) {
       if (p.mean != 0) global<float>(p.mean)[row] = mean;
@@ -138,7 +137,7 @@ __device__ __forceinline__ void backward(const BwdParams& p, SharedSums<Pair>& s
       rstd = load_for_warp(global<const float>(p.rstd) + row);
     }
 
-    // Beyond the row dy is 0, and so is g.
+    // Beyond the row dy is 0, so g is 0 too.
     Pair sum{0.0f, 0.0f};
     float n[V], edy[V], ew[V];
     const auto take = [&](const Words<16>& x, const Words<16>& dy, const Words<16>& w) {
@@ -211,7 +210,7 @@ __device__ __forceinline__ void backward(const BwdParams& p, SharedSums<Pair>& s
 
   if constexpr (GROUPS > 1) {
     add_groups<THREADS>(dw, shared.sums);
-    // Until the first group has read the sums of dw.
+    // Waits until the first group has read the sums of dw.
     __syncthreads();
     add_groups<THREADS>(db, shared.sums);
     if (group > 0) return;
@@ -221,7 +220,7 @@ __device__ __forceinline__ void backward(const BwdParams& p, SharedSums<Pair>& s
   store_column_sums<T, THREADS>(partial_b, cols, whole, db);
 }
 
-// The parts' rows have dw's columns, then db's.
+// A row of `partial` has the columns of dw, then those of db.
 __device__ __forceinline__ void sum_all_parts(const BwdParams& p) {
   sum_parts(global<const float>(p.partial), p.rows, 2ull * p.cols, [&](u64 c, float sum) {
     if (c < p.cols) {

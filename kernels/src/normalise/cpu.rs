@@ -1,4 +1,4 @@
-//! Unit length of one row, sums in 16 lanes. The loops over rows are [`norm_rows`]'.
+//! L2 normalisation of one row on device `cpu`, with sums in 16 lanes. [`norm_rows`] has the loops over rows.
 #![allow(unsafe_code)]
 
 use super::{BwdParams, FwdParams};

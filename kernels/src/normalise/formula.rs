@@ -1,11 +1,11 @@
-//! The definition, in f64.
+//! The definition of L2 normalisation, in f64.
 
-/// `sqrt(Σ x²)`
+/// The norm `sqrt(Σ x²)` of a row.
 pub fn norm(x: &[f64]) -> f64 {
     x.iter().map(|x| x * x).sum::<f64>().sqrt()
 }
 
-/// `x / norm` of a row.
+/// The normalised row `x / norm`.
 pub fn fwd(x: &[f64]) -> Vec<f64> {
     let norm = norm(x);
     x.iter().map(|x| x / norm).collect()
@@ -18,7 +18,7 @@ pub fn bwd(x: &[f64], dy: &[f64]) -> Vec<f64> {
     n.iter().zip(dy).map(|(n, d)| (d - n * along) / norm).collect()
 }
 
-/// The same by central differences.
+/// The gradient of `sum(dy · fwd(x))` for a row, by central differences.
 #[cfg(test)]
 pub fn differences(x: &[f64], dy: &[f64]) -> Vec<f64> {
     let h = 1e-5 * norm(x);

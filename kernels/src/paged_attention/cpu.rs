@@ -1,4 +1,4 @@
-//! The packed kernel's rows, over keys that lie in the pages of a cache.
+//! Paged attention on device `cpu`: the rows of the packed kernel, over keys in the pages of a cache.
 #![allow(unsafe_code)]
 
 use super::Params;
@@ -18,10 +18,10 @@ pub unsafe fn fwd<T: Element>(p: &Params, team: &Team) {
     unsafe { fwd_on::<T>(isa(), p, team) }
 }
 
-/// [`fwd`] on a given instruction set.
+/// Runs [`fwd`] on a given instruction set.
 ///
 /// # Safety
-/// The machine has `isa`; the addresses cover what [`Params`] says.
+/// The machine supports `isa`; the addresses cover what [`Params`] says.
 pub unsafe fn fwd_on<T: Element>(isa: Isa, p: &Params, team: &Team) {
     let (heads, kv_heads, d) = (p.heads as usize, p.kv_heads as usize, p.head_dim as usize);
     let (tokens, seqs, max_blocks) = (p.tokens as usize, p.seqs as usize, p.max_blocks as usize);
@@ -40,7 +40,7 @@ pub unsafe fn fwd_on<T: Element>(isa: Isa, p: &Params, team: &Team) {
     for seq in (0..seqs).filter(|&seq| kv_lens[seq] == 0 && cu[seq] < cu[seq + 1]) {
         let (first, end) = (cu[seq] as usize, cu[seq + 1] as usize);
         assert!(end <= tokens, "cu_seqlens[{seq}] {first}..{end} of {tokens} tokens");
-        // SAFETY: nobody else has these rows yet.
+        // SAFETY: no other task has started.
         unsafe { o.part(first * heads * d, (end - first) * heads * d) }.fill(T::from_f32(0.0));
     }
     let sequence = |seq: usize, kv_head: usize| {

@@ -1,25 +1,27 @@
-//! Causal attention of new tokens over keys and values in the blocks of a paged cache: prefill, chunks and decode.
+//! Causal attention of new tokens over keys and values in a paged KV cache: prefill, chunked prefill and decode.
 //!
-//! Sequence `n` has the new tokens `cu_seqlens[n] .. cu_seqlens[n + 1]` and `kv_lens[n]` keys, these tokens' own
-//! included (see [`crate::kv_write`]); key `j` lies at place `j % page` of page `block_tables[n, j / page]`. New token
-//! `i` of `m` sees the keys `0 ..= kv_len - m + i`. The maths and its order are those of [`crate::attention`]. A sequence
-//! without keys is padding: its new token, at most one, gets zeros.
+//! Sequence `n` has the new tokens `cu_seqlens[n] .. cu_seqlens[n + 1]` and `kv_lens[n]` keys, including those of the new tokens (written
+//! by [`crate::kv_write`]). Key `j` is slot `j % page` of page `block_tables[n, j / page]`. New token `i` of `m` sees the keys
+//! `0 ..= kv_len - m + i`. Formula and order of summation are those of [`crate::attention`]. A sequence without keys is padding: its new
+//! token, at most one, gets zeros.
 //!
-//! Shapes: q, o `[tokens, heads, head_dim]`, caches `[pages, page, kv_heads, head_dim]`, all f32 or all bf16; head_dim up
-//! to 256 in CUDA.
+//! Shapes: q, o `[tokens, heads, head_dim]`, caches `[pages, page, kv_heads, head_dim]`, all f32 or all bf16; head_dim up to 256 in CUDA.
 //!
-//! Numerics: a row's keys ascend in blocks of 64, segments of 512 have sums of their own that are merged in order; so
-//! prefill, any chunking of it, decode, any batch and any page size agree bit for bit on one device, and on cpu with the
-//! packed forward, which is the same code. On cpu everything between load and store is f32. In CUDA f32 likewise (2^x by
-//! `ex2.approx`); in bf16 probabilities are rounded to bf16 for the product with V, and their sum is that of the
-//! unrounded ones; f32 may be off by 60 times one rounding, bf16 by 2.5, see [`crate::attention`].
-//! Parts of the cache that no sequence has reached yet are never read.
+//! # Segments
+//! A row's keys ascend in blocks of 64; 8 blocks are a segment of 512 keys with its own maximum, sum and output, and segments are merged
+//! in ascending order. Example with 1100 keys: segments 0..512, 512..1024, 1024..1100. Without a workspace one block of threads takes the
+//! segments one after the other. With a workspace each segment has its own block of threads, and a second launch merges them; this
+//! keeps a GPU busy when a few sequences decode. The bits are the same, and [`workspace`] says when it is faster.
 //!
-//! With a workspace ([`workspace`] says whether one helps) the segments of a row are worked on at the same time, and a
-//! second launch merges them: the same bits either way.
+//! # Numerics
+//! The order depends on the row's own keys only. So prefill, any chunking of it, decode, any batch and any page size agree bit for bit on
+//! one device, and on device `cpu` also with the packed forward pass, which is the same code. Device `cpu` computes in f32 between load
+//! and store. CUDA does too for f32 (2^x by `ex2.approx`); for bf16 the probabilities are rounded to bf16 for the product with V, and
+//! their sum is that of the unrounded ones. Tolerance: f32 60 times one rounding, bf16 2.5 times. Cache slots that no sequence has
+//! reached are never read.
 //!
-//! Bound: decode reads every key and value once (memory); prefill does `4 * head_dim` operations a pair (f32
-//! multiply-adds).
+//! # Bound
+//! Decode reads every key and value once (memory); prefill does `4 * head_dim` operations a pair of token and key (multiply-adds).
 
 pub(crate) mod check;
 mod cpu;
@@ -28,10 +30,10 @@ mod examples;
 use crate::folder::kernel_folder;
 use crate::{Addr, Arch, Cost, DType, Launch, Stage, kernel, params};
 
-/// Tokens of a page in the caches that the engine makes, and of a block of keys that a row takes at a time.
+/// Tokens of a page in the caches that the engine allocates; also the keys that a row processes at a time.
 pub const BLOCK: usize = 64;
 
-/// Keys whose sums are kept apart and then merged.
+/// Keys of a segment.
 const SEGMENT: u32 = 512;
 
 params! {
@@ -45,13 +47,13 @@ params! {
         pub v_cache: Addr,
         /// `[tokens, heads, head_dim]`, written.
         pub o: Addr,
-        /// i32 `[seqs + 1]`: where the new tokens of each sequence begin, not decreasing, from 0 up to at most `tokens`.
+        /// i32 `[seqs + 1]`: first new token of each sequence and the end of the last; not decreasing, from 0 to at most `tokens`.
         pub cu_seqlens: Addr,
-        /// i32 `[seqs]`: keys of each sequence, the new tokens included.
+        /// i32 `[seqs]`: number of keys of each sequence, including the new tokens.
         pub kv_lens: Addr,
-        /// i32 `[seqs, max_blocks]`: the pages of each sequence; those beyond its keys are not looked at.
+        /// i32 `[seqs, max_blocks]`: the pages of each sequence; entries beyond its keys are not read.
         pub block_tables: Addr,
-        /// Bytes as [`workspace`] says, for sums of segments; null: segments one after the other.
+        /// [`workspace`] bytes for the states of segments; null: one block of threads takes all segments of its rows.
         pub workspace: Addr,
         /// New tokens of all sequences.
         pub tokens: u32,
@@ -84,12 +86,12 @@ kernel_folder! {
 kernel!(pub FWD_F32, "paged_attention_fwd_f32", Params, cpu::fwd::<f32>, &SOURCE, plan_f32);
 kernel!(pub FWD_BF16, "paged_attention_fwd_bf16", Params, cpu::fwd::<half::bf16>, &SOURCE, plan_bf16);
 
-/// One way of running the kernel: head_dim at most, (whole, split) symbols, dynamic shared memory.
+/// A compiled variant: largest head_dim, symbols without and with a workspace, bytes of dynamic shared memory.
 type Variant = (u32, [&'static str; 2], u32);
 
 fn plan_bf16(p: &Params, _: &Arch) -> Vec<Stage> {
-    // Two stages (head_dim 256: one, of 64 columns of V) of 64 keys and values, an odd number of 16-byte units each; from 128 on
-    // the queries' fragments besides.
+    // Two buffers (head_dim 256: one, with 64 columns of V) of 64 keys and values, rows an odd number of 16-byte chunks apart; from
+    // head_dim 128 on also the queries' fragments.
     const VARIANTS: [Variant; 4] = [
         (64, ["paged_attention_fwd_bf16_64", "paged_attention_fwd_bf16_64_split"], 2 * 64 * 2 * 9 * 16),
         (80, ["paged_attention_fwd_bf16_80", "paged_attention_fwd_bf16_80_split"], 2 * 64 * 2 * 11 * 16),
@@ -120,15 +122,16 @@ fn plan_f32(p: &Params, _: &Arch) -> Vec<Stage> {
     plan(p, 16, &VARIANTS, "paged_attention_fwd_f32_combine", 1)
 }
 
-/// A block a tile of `rows` packed rows, key head and slice of the columns, with a workspace also a segment; then the
-/// combine stage.
+/// One block of threads for each tile of `rows` packed rows, key head and slice of the columns; with a workspace also for each segment,
+/// and then the combine stage.
 fn plan(p: &Params, rows: u32, variants: &[Variant], combine: &'static str, slices: u32) -> Vec<Stage> {
     if p.tokens == 0 || p.seqs == 0 {
         return Vec::new();
     }
-    // A mistake in the caller, which knows the model: an empty plan would leave the output unwritten.
+    // A larger head_dim is a mistake in the caller. An empty plan would leave the output unwritten.
     let found = variants.iter().find(|v| p.head_dim <= v.0);
-    let (_, symbols, shared) = found.unwrap_or_else(|| panic!("heads of {} on CUDA, 256 at most", p.head_dim));
+    let (_, symbols, shared) =
+        found.unwrap_or_else(|| panic!("paged_attention: head_dim is {}; CUDA kernels support up to 256", p.head_dim));
     let split = !p.workspace.is_null();
     let blocks = tiles(p, rows) * p.kv_heads * slices;
     let main = |symbol, blocks| Stage { shared: *shared, ..Stage::linear(symbol, blocks, 128) };
@@ -140,7 +143,7 @@ fn plan(p: &Params, rows: u32, variants: &[Variant], combine: &'static str, slic
     }
 }
 
-/// Tiles of `rows` packed rows, at most: every sequence may leave one of them incomplete.
+/// An upper bound on the tiles of `rows` packed rows: each sequence may leave one tile incomplete.
 fn tiles(p: &Params, rows: u32) -> u32 {
     (p.tokens as u64 * (p.heads / p.kv_heads) as u64 / rows as u64) as u32 + p.seqs
 }
@@ -149,8 +152,8 @@ fn segments(p: &Params) -> u32 {
     p.max_kv_len.div_ceil(SEGMENT)
 }
 
-/// Bytes of workspace that a GPU gains by, 0 where the rows alone keep it busy or have one segment: for each segment of
-/// each row its columns, maximum and sum in f32.
+/// Bytes of the workspace with which a GPU is faster: the output, maximum and sum of each segment of each row, in f32. Returns 0 if the
+/// rows alone keep the GPU busy or have one segment.
 pub fn workspace(p: &Params) -> usize {
     let (rows, segments) = (p.tokens as u64 * p.heads as u64, segments(p) as u64);
     if segments < 2 || rows * segments > 1 << 16 || tiles(p, 64) * p.kv_heads > 512 {
@@ -164,8 +167,8 @@ fn bytes_of_parts(p: &Params) -> usize {
     parts * (p.head_dim as usize).next_multiple_of(4) * 4 + parts * 8
 }
 
-/// The launch. `dtype` is that of q, o and the caches, F32 or BF16; `pairs` is the number of (new token, key) pairs of one
-/// head and `keys` the sum of `kv_lens`, see [`work`].
+/// The launch. `dtype` is the type of q, o and the caches, F32 or BF16; `pairs` is the number of (new token, key) pairs of one head and
+/// `keys` the sum of `kv_lens`; [`work`] computes both.
 pub fn fwd(dtype: DType, params: &Params, pairs: f64, keys: f64) -> Launch {
     let kernel = if dtype == DType::F32 { &FWD_F32 } else { &FWD_BF16 };
     let (heads, kv_heads, d) = (params.heads as f64, params.kv_heads as f64, params.head_dim as f64);
@@ -173,7 +176,7 @@ pub fn fwd(dtype: DType, params: &Params, pairs: f64, keys: f64) -> Launch {
     Launch::kernel(kernel, params, Cost { flops: 4.0 * d * heads * pairs, bytes })
 }
 
-/// The (new token, key) pairs of one head, and the keys, of sequences given as (new tokens, keys with the new tokens).
+/// The number of (new token, key) pairs of one head and the number of keys, for sequences of (new tokens, keys including them).
 pub fn work(sequences: impl IntoIterator<Item = (usize, usize)>) -> (f64, f64) {
     let (mut pairs, mut keys) = (0.0, 0.0);
     for (new, kv_len) in sequences {

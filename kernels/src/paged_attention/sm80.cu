@@ -1,25 +1,25 @@
-// Attention of new tokens over keys and values in the pages of a cache; formula and shapes: mod.rs.
+// Attention of new tokens over keys and values in the pages of a cache; formula, shapes, limits and segments: mod.rs.
 //
-// Rows. The query heads of one key head are packed: row r of a sequence is its new token r / group, head r % group of the
-// group. A tile is 64 rows (bf16; 16 a warp) or 16 rows (f32). A decoded token has one tile with few rows: warps without
-// rows only help to load.
-// Order. Keys ascend in blocks of 64 counted from the sequence's first key; 8 blocks are a segment, which has a sum of
-// its own; segments are merged in order. A row's bits depend on its query and the keys that it sees, not on the tile,
-// the split, the pages or the batch: what a row may not see has probability 0 or is not visited, which is the same sum.
-// Numerics. Scores, maxima and sums in f32. bf16: products of the tensor core; probabilities are rounded to bf16 for the
-// product with V, their sum is that of the unrounded ones. f32: fused multiply-adds. One rounding of the output.
+//   for each segment of 512 keys of the tile (with a workspace: only this block's segment)
+//     for each block of 64 keys: load K, V; S = Q K^T; mask; online softmax (cuh/online_softmax.cuh); O += P V
+//     without a workspace: total = merge(total, segment); with one: store O, maximum, sum
+//   o = total.O / total.sum                    with a workspace: by the combine stage, a warp a row
 //
-// Grid. x = tile, key head, slice of the columns (head_dim 256 in bf16: 64 each), and with a workspace also segment. Sequence s owns
-// the tiles from floor(cu_seqlens[s] * group / ROWS) + s on, at least as many as it needs: a binary search finds it.
+// Rows. The query heads of one key head are packed: row r of a sequence is its new token r / group, head r % group of the group. A tile
+// is 64 rows (bf16; 16 a warp) or 16 rows (f32). A decoded token has one tile with few rows; warps without rows help to load.
+// Order. Keys ascend in blocks of 64 counted from the sequence's first key; 8 blocks are a segment with a sum of its own; segments are
+// merged in order. A row's bits depend on its query and the keys that it sees, not on the tile, the split, the pages or the batch: a
+// key that the row does not see has probability 0 or is skipped, which gives the same sum.
+// Numerics. Scores, maxima and sums in f32. bf16: tensor-core products; probabilities are rounded to bf16 for the product with V, their
+// sum is that of the unrounded ones. f32: fused multiply-adds. The output rounds once.
 //
-//   for each segment of the tile (with a workspace: this block's one)
-//     for each block of 64 keys: load K, V; S = Q K^T; mask; rows take the block (cuh/online_softmax.cuh); O += P V
-//     without a workspace: total = merge(total, segment), else store O, m, l
-//   o = total / l                       with a workspace: by the combine stage, a warp a row
+// Grid. x = tile, key head, slice of the columns (64 columns for head_dim above 128 in bf16), and with a workspace also segment.
+// Sequence s owns the tiles from floor(cu_seqlens[s] * group / ROWS) + s on, at least as many as it needs; a binary search finds the
+// sequence of a tile.
 //
-// Departures. (1) A row in the same tile as a later row multiplies that row's own keys by probability 0, so a
-// value that is not finite there makes it NaN; keys beyond the tile's last are never read. (2) A head_dim that is no
-// multiple of 8 (bf16) is loaded element by element.
+// Departures. (1) A row in the same tile as a later row multiplies that row's own keys by probability 0, so a value there that is not
+// finite makes it NaN; keys beyond the tile's last key are never read. (2) A head_dim that is not a multiple of 8 (bf16) is loaded
+// element by element.
 // Bound. Decode: memory, K and V once. Prefill: matrix products.
 #include "cuh/base.cuh"
 #include "cuh/cp_async.cuh"
@@ -32,33 +32,33 @@ constexpr int SEGMENT = KEYS * SEGMENT_BLOCKS;
 
 extern __shared__ __align__(16) unsigned char shared[];
 
-// Some rows of one sequence under one key head, and the blocks of keys to take.
+// The rows and key blocks of a block of threads: some rows of one sequence and key head.
 struct Tile {
   int seq, first, rows;  // packed rows first .. first + rows
   int token;             // the sequence's first new token
-  int before;            // keys before the new tokens
+  int before;            // number of keys before the new tokens
   int group, kv_head, slice;
-  int begin, end;        // blocks of keys
-  int keys;              // keys that the last row sees
+  int begin, end;        // range of key blocks
+  int keys;              // number of keys that the last row sees
 
-  // Keys that a row of the tile sees; rows beyond the tile count as its last.
+  // Number of keys that a row of the tile sees; rows beyond the tile count as its last row.
   __device__ __forceinline__ int limit(int row) const {
     const int last = rows - 1;
     return before + (first + (row < last ? row : last)) / group + 1;
   }
-  // Where a row lies in q and o, in heads.
-  __device__ __forceinline__ u64 place(const Params& p, int row) const {
+  // Index of a row's head in q and o.
+  __device__ __forceinline__ u64 head_index(const Params& p, int row) const {
     const int packed = first + row;
     return static_cast<u64>(token + packed / group) * p.heads + kv_head * group + packed % group;
   }
 };
 
-// What an output is multiplied by at the end. A row of padding saw no key: its output is zero and stays it.
+// The final factor of an output. A padding row has seen no key: its output is zero and stays zero.
 __device__ __forceinline__ float inverse_or_zero(SoftmaxRow total) {
   return total.sum == 0.0f ? 0.0f : inverse_sum(total);
 }
 
-// What this block works on; false: nothing.
+// Finds the rows and keys of this block of threads; returns false if there are none.
 template <int ROWS, int SLICES>
 __device__ __forceinline__ bool find_tile(const Params& p, Tile& t) {
   u32 block = blockIdx.x;
@@ -70,7 +70,7 @@ __device__ __forceinline__ bool find_tile(const Params& p, Tile& t) {
   t.kv_head = block % p.kv_heads;
   t.group = p.heads / p.kv_heads;
   const int* cu = global<const int>(p.cu_seqlens);
-  // The last tiles of a prompt see the most keys: they go first.
+  // The last tiles of a prompt see the most keys, so they run first.
   const int tiles = static_cast<int>(static_cast<u64>(p.tokens) * t.group / ROWS) + p.seqs;
   const int tile = tiles - 1 - static_cast<int>(block / p.kv_heads);
   int low = 0, high = p.seqs;
@@ -101,11 +101,11 @@ __device__ __forceinline__ bool find_tile(const Params& p, Tile& t) {
   return true;
 }
 
-// Where the keys of a block lie in the caches, in keys: lane l holds those of keys l and l + 32.
+// Cache slots of a block's keys: lane l holds the slots of keys l and l + 32.
 struct Slots {
   u32 low, high;
 
-  // That of a key, for all lanes of the warp at the same time.
+  // The slot of a key; all lanes of the warp must call it together.
   __device__ __forceinline__ u32 of(int key) const {
     const u32 a = __shfl_sync(0xffffffffu, low, key % 32), b = __shfl_sync(0xffffffffu, high, key % 32);
     return key < 32 ? a : b;
@@ -121,35 +121,35 @@ __device__ __forceinline__ Slots find_slots(const Params& p, const Tile& t, int 
   return {slot(key), slot(key + 32)};
 }
 
-// Begins to copy columns column .. column + COLUMNS of the block of keys from `start` on to shared memory, [KEYS][PITCH];
-// keys from t.keys on and columns from head_dim on become 0.
+// Starts to copy columns column .. column + COLUMNS of the block of keys from `start` on to shared memory, [KEYS][PITCH]. Keys from
+// t.keys on and columns from head_dim on become 0.
 template <int COLUMNS, int PITCH, class T>
 __device__ __forceinline__ void load_block(const Params& p, const Tile& t, const T* cache, const Slots& slots, int start,
                                            int column, T* to) {
   constexpr int UNIT = 16 / sizeof(T), UNITS = COLUMNS / UNIT;
   static_assert(KEYS * UNITS % THREADS == 0, "all lanes of a warp do the same number of copies");
   const int d = p.head_dim;
-  auto place = [&](int row) { return (static_cast<u64>(slots.of(row)) * p.kv_heads + t.kv_head) * d + column; };
+  auto element = [&](int row) { return (static_cast<u64>(slots.of(row)) * p.kv_heads + t.kv_head) * d + column; };
   if (d % UNIT == 0) {
 #pragma unroll 1
     for (int at = threadIdx.x; at < KEYS * UNITS; at += THREADS) {
       const int row = at / UNITS, c = at % UNITS * UNIT;
       const bool valid = start + row < t.keys && column + c < d;
-      const u64 from = place(row) + c;
+      const u64 from = element(row) + c;
       cp_async_16(shared_address(to + row * PITCH + c), valid ? cache + from : cache, valid ? 16 : 0);
     }
     return;
   }
   for (int at = threadIdx.x; at < KEYS * COLUMNS; at += THREADS) {
     const int row = at / COLUMNS, c = at % COLUMNS;
-    const u64 from = place(row) + c;
+    const u64 from = element(row) + c;
     T x = from_f32<T>(0.0f);
     if (start + row < t.keys && column + c < d) x = cache[from];
     to[row * PITCH + c] = x;
   }
 }
 
-// Where a row's part of a segment lies: columns, and beside all of them (maximum, sum).
+// The state of a row's segment in the workspace: its output, and (maximum, sum) in an array behind all outputs.
 struct Part {
   float* columns;
   float2* stats;
@@ -161,13 +161,14 @@ __device__ __forceinline__ Part part_of(const Params& p, u64 row, u32 segment) {
   return {base + index * width, reinterpret_cast<float2*>(base + all * width) + index};
 }
 
-// ---- bf16: a warp takes 16 rows, 64 keys at a time ----
+// ---- bf16: 16 rows a warp, 64 keys at a time ----
 
-// D: head_dim rounded up; V: columns of the output that a block makes; SPLIT: one segment, stored for the combine stage.
+// D: head_dim rounded up; V: columns of the output that a block of threads computes; SPLIT: computes one segment and stores its state
+// for the combine stage.
 template <int D, int V, int STAGES, bool SPLIT>
 __device__ __forceinline__ void forward_bf16(const Params& p) {
   constexpr int ROWS = 64, SLICES = D / V;
-  constexpr int K_PITCH = (D / 8 | 1) * 8, V_PITCH = (V / 8 | 1) * 8;  // an odd number of 16-byte units: no conflicts
+  constexpr int K_PITCH = (D / 8 | 1) * 8, V_PITCH = (V / 8 | 1) * 8;  // an odd number of 16-byte chunks: no bank conflicts
   constexpr bool KEEP_Q = SPLIT ? D <= 128 : D <= 80;
   Tile t;
   if (!find_tile<ROWS, SLICES>(p, t)) return;
@@ -177,7 +178,7 @@ __device__ __forceinline__ void forward_bf16(const Params& p) {
   const bf16* v_cache = global<const bf16>(p.v_cache);
   const int column = t.slice * V, d = p.head_dim;
   const int lane = threadIdx.x % 32, g = lane / 4, c2 = lane % 4 * 2;
-  const int row = threadIdx.x / 32 * 16;  // the warp's first
+  const int row = threadIdx.x / 32 * 16;  // the warp's first row
   const bool has_rows = row < t.rows;
   const float factor = p.scale * LOG2_E;
 
@@ -188,9 +189,9 @@ __device__ __forceinline__ void forward_bf16(const Params& p) {
   const bf16* q[2];
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
-    q[h] = global<const bf16>(p.q) + t.place(p, rows[h] < t.rows ? rows[h] : t.rows - 1) * d;
+    q[h] = global<const bf16>(p.q) + t.head_index(p, rows[h] < t.rows ? rows[h] : t.rows - 1) * d;
   }
-  // Fragment of the columns 16 step .. 16 step + 16 of the warp's queries.
+  // Loads the fragment of columns 16 step .. 16 step + 16 of the warp's queries.
   auto load_q = [&](int step, u32(&a)[4]) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -209,10 +210,10 @@ __device__ __forceinline__ void forward_bf16(const Params& p) {
     const int stage = STAGES == 1 ? 0 : block % STAGES;
     load_block<D, K_PITCH>(p, t, k_cache, slots, block * KEYS, 0, k_stage + stage * KEYS * K_PITCH);
     load_block<V, V_PITCH>(p, t, v_cache, slots, block * KEYS, column, v_stage + stage * KEYS * V_PITCH);
-    slots = find_slots(p, t, (block + 1) * KEYS);  // they are there by the time that they are needed
+    slots = find_slots(p, t, (block + 1) * KEYS);  // loaded early: the next block needs them
   };
 
-  // Where registers do not suffice, each thread puts its fragments in shared memory; it alone reads them again.
+  // With too few registers each thread keeps its fragments in shared memory; no other thread reads them.
   u32 q_fragment[KEEP_Q ? D / 16 : 1][4];
   u32* q_kept = reinterpret_cast<u32*>(v_stage + STAGES * KEYS * V_PITCH) + threadIdx.x;
   if (has_rows) {
@@ -248,12 +249,12 @@ __device__ __forceinline__ void forward_bf16(const Params& p) {
     }
     for (int block = segment; block < segment_end; ++block) {
       if (STAGES == 1) {
-        __syncthreads();  // all are done with the block before
+        __syncthreads();  // all threads are done with the block before
         load_keys(block);
         cp_async_commit();
       }
       cp_async_wait<0>();
-      __syncthreads();  // this block is there for all, and all are done with the one before
+      __syncthreads();  // this block has arrived, and all threads are done with the one before
       if (STAGES > 1 && block + 1 < t.end) {
         load_keys(block + 1);
         cp_async_commit();
@@ -318,13 +319,13 @@ __device__ __forceinline__ void forward_bf16(const Params& p) {
         }
       }
     }
-    // The segment's sum, and its way into the total.
+    // Completes the segment's sum, then merges it into the total or stores it.
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       sums[h].sum = row_sum<4>(sums[h].sum);
       if (SPLIT) {
         if (rows[h] < t.rows && segment * KEYS < limits[h]) {
-          const Part part = part_of(p, t.place(p, rows[h]), segment / SEGMENT_BLOCKS);
+          const Part part = part_of(p, t.head_index(p, rows[h]), segment / SEGMENT_BLOCKS);
           if (c2 == 0 && t.slice == 0) *part.stats = make_float2(sums[h].top, sums[h].sum);
 #pragma unroll
           for (int n = 0; n < V / 8; ++n) {
@@ -346,7 +347,7 @@ __device__ __forceinline__ void forward_bf16(const Params& p) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       if (rows[h] >= t.rows) continue;
-      bf16* to = global<bf16>(p.o) + t.place(p, rows[h]) * d;
+      bf16* to = global<bf16>(p.o) + t.head_index(p, rows[h]) * d;
       const float inverse = inverse_or_zero(total_row[h]);
 #pragma unroll
       for (int n = 0; n < (SPLIT ? 1 : V / 8); ++n) {
@@ -363,13 +364,13 @@ __device__ __forceinline__ void forward_bf16(const Params& p) {
   }
 }
 
-// ---- f32: 16 rows a block; a thread takes two rows, four keys 16 apart, then four columns in 64 ----
+// ---- f32: 16 rows a block of threads; a thread has two rows and four keys 16 apart, then four of 64 columns ----
 
-// N: 64-column groups of a head; SHARE: K and V take turns in one buffer.
+// N: number of 64-column groups of a head; SHARE: K and V use one buffer in turn.
 template <int N, bool SHARE, bool SPLIT>
 __device__ __forceinline__ void forward_f32(const Params& p) {
-  constexpr int ROWS = 16, D = N * 64, PITCH = D + 4;  // an odd number of 16-byte units
-  constexpr int P_PITCH = 72;                          // rows two apart lie 16 banks apart
+  constexpr int ROWS = 16, D = N * 64, PITCH = D + 4;  // an odd number of 16-byte chunks
+  constexpr int P_PITCH = 72;                          // rows two apart are 16 banks apart
   Tile t;
   if (!find_tile<ROWS, 1>(p, t)) return;
   float* q = reinterpret_cast<float*>(shared);
@@ -388,7 +389,7 @@ __device__ __forceinline__ void forward_f32(const Params& p) {
   for (int at = threadIdx.x; at < ROWS * D; at += THREADS) {
     const int row = at / D, column = at % D;
     float value = 0.0f;
-    if (row < t.rows && column < d) value = global<const float>(p.q)[t.place(p, row) * d + column];
+    if (row < t.rows && column < d) value = global<const float>(p.q)[t.head_index(p, row) * d + column];
     q[row * PITCH + column] = value;
   }
   SoftmaxRow total_row[2] = {empty_row(), empty_row()};
@@ -425,7 +426,7 @@ __device__ __forceinline__ void forward_f32(const Params& p) {
         cp_async_commit();
       }
       cp_async_wait<SHARE ? 0 : 1>();
-      __syncthreads();  // K is there for all
+      __syncthreads();  // K has arrived
       float rescale[2] = {1.0f, 1.0f};
       if (sees) {
         float s[2][4];
@@ -461,7 +462,7 @@ __device__ __forceinline__ void forward_f32(const Params& p) {
           for (int j = 0; j < 4; ++j) probabilities[(y + r) * P_PITCH + x + 16 * j] = s[r][j];
         }
       }
-      __syncthreads();  // all are done with K
+      __syncthreads();  // all threads are done with K
       if (SHARE) {
         load_block<D, PITCH>(p, t, v_cache, slots, start, 0, v);
       } else if (block + 1 < t.end) {
@@ -469,7 +470,7 @@ __device__ __forceinline__ void forward_f32(const Params& p) {
       }
       cp_async_commit();
       cp_async_wait<SHARE ? 0 : 1>();
-      __syncthreads();  // V is there for all
+      __syncthreads();  // V has arrived
       if (sees) {
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
@@ -499,7 +500,7 @@ __device__ __forceinline__ void forward_f32(const Params& p) {
           }
         }
       }
-      __syncthreads();  // all are done with V
+      __syncthreads();  // all threads are done with V
       if (SHARE && block + 1 < t.end) {
         load_block<D, PITCH>(p, t, k_cache, next, start + KEYS, 0, k);
         cp_async_commit();
@@ -511,7 +512,7 @@ __device__ __forceinline__ void forward_f32(const Params& p) {
       sums[r].sum = row_sum<16>(sums[r].sum);
       if (SPLIT) {
         if (y + r < t.rows && segment * KEYS < limits[r]) {
-          const Part part = part_of(p, t.place(p, y + r), segment / SEGMENT_BLOCKS);
+          const Part part = part_of(p, t.head_index(p, y + r), segment / SEGMENT_BLOCKS);
           if (x == 0) *part.stats = make_float2(sums[r].top, sums[r].sum);
 #pragma unroll
           for (int n = 0; n < N; ++n) {
@@ -532,7 +533,7 @@ __device__ __forceinline__ void forward_f32(const Params& p) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       if (y + r >= t.rows) continue;
-      float* to = global<float>(p.o) + t.place(p, y + r) * d;
+      float* to = global<float>(p.o) + t.head_index(p, y + r) * d;
       const float inverse = inverse_or_zero(total_row[r]);
 #pragma unroll
       for (int n = 0; n < (SPLIT ? 1 : N); ++n) {
@@ -545,7 +546,7 @@ __device__ __forceinline__ void forward_f32(const Params& p) {
   }
 }
 
-// ---- the segments of a row to its output: a warp a row ----
+// ---- combine stage: merges the segments of a row and writes its output, a warp a row ----
 
 template <class T>
 __device__ __forceinline__ void combine(const Params& p) {
@@ -562,7 +563,7 @@ __device__ __forceinline__ void combine(const Params& p) {
       high = middle;
     }
   }
-  if (token >= cu[low + 1]) return;  // in no sequence
+  if (token >= cu[low + 1]) return;  // the token is in no sequence
   const int limit = global<const int>(p.kv_lens)[low] - (cu[low + 1] - token) + 1;
   const int segments = ceil_div(limit, SEGMENT);
   SoftmaxRow total_row = empty_row();

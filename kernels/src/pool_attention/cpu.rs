@@ -1,4 +1,4 @@
-//! A picture's head a task.
+//! Attention pooling on device `cpu`; a task is one head of one image.
 #![allow(unsafe_code)]
 
 use super::{BwdParams, FwdParams};
@@ -43,35 +43,35 @@ fn widened<T: Element>(x: &[T]) -> Vec<f32> {
     x.iter().map(|x| x.to_f32()).collect()
 }
 
-/// The tokens of a picture.
-fn tokens_of(cu_seqlens: &[i32], picture: usize, tokens: usize) -> Range<usize> {
-    let (first, end) = (cu_seqlens[picture] as usize, cu_seqlens[picture + 1] as usize);
-    assert!(first <= end && end <= tokens, "cu_seqlens[{picture}] {first}..{end} of {tokens} tokens");
+/// The range of an image's tokens.
+fn tokens_of(cu_seqlens: &[i32], image: usize, tokens: usize) -> Range<usize> {
+    let (first, end) = (cu_seqlens[image] as usize, cu_seqlens[image + 1] as usize);
+    assert!(first <= end && end <= tokens, "cu_seqlens[{image}] {first}..{end} of {tokens} tokens");
     first..end
 }
 
 /// # Safety
-/// `[pictures + 1]` i32 are at the address.
-unsafe fn starts<'a>(cu_seqlens: Addr, pictures: u32) -> &'a [i32] {
+/// The address covers i32 `[images + 1]`.
+unsafe fn starts<'a>(cu_seqlens: Addr, images: u32) -> &'a [i32] {
     // SAFETY: the caller's promise.
-    unsafe { slice::<i32>(cu_seqlens, pictures as usize + 1) }
+    unsafe { slice::<i32>(cu_seqlens, images as usize + 1) }
 }
 
 /// # Safety
 /// The addresses cover what [`FwdParams`] says.
 pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
-    let (tokens, pictures, heads, d) = (p.tokens as usize, p.pictures as usize, p.heads as usize, p.head_dim as usize);
+    let (tokens, images, heads, d) = (p.tokens as usize, p.images as usize, p.heads as usize, p.head_dim as usize);
     let row = heads * d;
     // SAFETY: the caller's promise.
     let (q, k, v) = unsafe { (slice::<T>(p.q, row), slice::<T>(p.k, tokens * row), slice::<T>(p.v, tokens * row)) };
     // SAFETY: the caller's promise.
-    let (cu, o) = unsafe { (starts(p.cu_seqlens, p.pictures), Out::<T>::new(p.o, pictures * row)) };
+    let (cu, o) = unsafe { (starts(p.cu_seqlens, p.images), Out::<T>::new(p.o, images * row)) };
     // SAFETY: the caller's promise; no elements if there is no address.
-    let lse = unsafe { Out::<f32>::new(p.lse, if p.lse.is_null() { 0 } else { pictures * heads }) };
-    team.run(pictures * heads, |task| {
-        let (picture, head) = (task / heads, task % heads);
+    let lse = unsafe { Out::<f32>::new(p.lse, if p.lse.is_null() { 0 } else { images * heads }) };
+    team.run(images * heads, |task| {
+        let (image, head) = (task / heads, task % heads);
         let q = widened(&q[head * d..][..d]);
-        let tokens = tokens_of(cu, picture, tokens);
+        let tokens = tokens_of(cu, image, tokens);
         let at = |token: usize| token * row + head * d..token * row + head * d + d;
         let scores: Vec<f32> = tokens.clone().map(|t| p.scale * dot(&q, &k[at(t)])).collect();
         let top = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
@@ -82,7 +82,7 @@ pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
             add(weight, &v[at(t)], &mut pooled);
         }
         let factor = if scores.is_empty() { 0.0 } else { 1.0 / sum };
-        // SAFETY: heads of pictures do not overlap.
+        // SAFETY: heads of images do not overlap.
         store(factor, &pooled, unsafe { o.part(task * d, d) });
         if !p.lse.is_null() {
             // SAFETY: as above.
@@ -95,26 +95,26 @@ pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
 /// # Safety
 /// The addresses cover what [`BwdParams`] says.
 pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
-    let (tokens, pictures, heads, d) = (p.tokens as usize, p.pictures as usize, p.heads as usize, p.head_dim as usize);
+    let (tokens, images, heads, d) = (p.tokens as usize, p.images as usize, p.heads as usize, p.head_dim as usize);
     let row = heads * d;
     // SAFETY: the caller's promise.
     let (q, k, v) = unsafe { (slice::<T>(p.q, row), slice::<T>(p.k, tokens * row), slice::<T>(p.v, tokens * row)) };
     // SAFETY: the caller's promise.
-    let (o, d_o) = unsafe { (slice::<T>(p.o, pictures * row), slice::<T>(p.d_o, pictures * row)) };
+    let (o, d_o) = unsafe { (slice::<T>(p.o, images * row), slice::<T>(p.d_o, images * row)) };
     // SAFETY: the caller's promise.
-    let (cu, lse) = unsafe { (starts(p.cu_seqlens, p.pictures), slice::<f32>(p.lse, pictures * heads)) };
+    let (cu, lse) = unsafe { (starts(p.cu_seqlens, p.images), slice::<f32>(p.lse, images * heads)) };
     // SAFETY: the caller's promise.
     let (dk, dv) = unsafe { (Out::<T>::new(p.dk, tokens * row), Out::<T>::new(p.dv, tokens * row)) };
     // SAFETY: the caller's promise.
-    let (dq, partial) = unsafe { (Out::<T>::new(p.dq, row), Out::<f32>::new(p.partial, pictures * row)) };
-    team.run(pictures * heads, |task| {
-        let (picture, head) = (task / heads, task % heads);
+    let (dq, partial) = unsafe { (Out::<T>::new(p.dq, row), Out::<f32>::new(p.partial, images * row)) };
+    team.run(images * heads, |task| {
+        let (image, head) = (task / heads, task % heads);
         let (q, d_o) = (widened(&q[head * d..][..d]), widened(&d_o[task * d..][..d]));
         let delta = dot(&d_o, &o[task * d..][..d]);
-        // SAFETY: heads of pictures do not overlap.
+        // SAFETY: heads of images do not overlap.
         let dq = unsafe { partial.part(task * d, d) };
         dq.fill(0.0);
-        for t in tokens_of(cu, picture, tokens) {
+        for t in tokens_of(cu, image, tokens) {
             let at = t * row + head * d;
             let (k, v) = (&k[at..at + d], &v[at..at + d]);
             let weight = exp(p.scale * dot(&q, k) - lse[task]);
@@ -126,12 +126,12 @@ pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
             store(weight, &d_o, dv);
         }
     });
-    // SAFETY: the caller's promise; the shares are written, nobody writes them any more.
-    let partial = unsafe { slice::<f32>(p.partial, pictures * row) };
+    // SAFETY: the caller's promise; the shares are written, nothing writes them any more.
+    let partial = unsafe { slice::<f32>(p.partial, images * row) };
     team.run(heads, |head| {
         let mut sum = vec![0.0; d];
-        for picture in 0..pictures {
-            add(1.0, &partial[picture * row + head * d..][..d], &mut sum);
+        for image in 0..images {
+            add(1.0, &partial[image * row + head * d..][..d], &mut sum);
         }
         // SAFETY: heads do not overlap.
         store(1.0, &sum, unsafe { dq.part(head * d, d) });

@@ -6,7 +6,7 @@ use bytemuck::Zeroable;
 
 /// Example calls, each with its size in words.
 pub(crate) fn examples(_: &Sizes) -> Calls {
-    let (tokens, pictures, heads, head_dim, scale) = (16 * 729, 16, 16, 72, 1.0);
+    let (tokens, images, heads, head_dim, scale) = (16 * 729, 16, 16, 72, 1.0);
     let fwd = pool_attention::FwdParams {
         q: PLACEHOLDER,
         k: PLACEHOLDER,
@@ -15,7 +15,7 @@ pub(crate) fn examples(_: &Sizes) -> Calls {
         o: PLACEHOLDER,
         lse: PLACEHOLDER,
         tokens,
-        pictures,
+        images,
         heads,
         head_dim,
         scale,
@@ -34,7 +34,7 @@ pub(crate) fn examples(_: &Sizes) -> Calls {
         dv: PLACEHOLDER,
         partial: PLACEHOLDER,
         tokens,
-        pictures,
+        images,
         heads,
         head_dim,
         scale,

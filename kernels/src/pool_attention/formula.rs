@@ -1,6 +1,6 @@
-//! The definition of one picture's head, in f64.
+//! The definition of attention pooling for one head of one image, in f64.
 
-/// The sizes of what follows: keys are `[n, d]`.
+/// The operands of one head: q `[d]`, k and v `[n, d]`.
 #[derive(Clone, Debug)]
 pub struct Head {
     pub q: Vec<f64>,
@@ -9,16 +9,16 @@ pub struct Head {
     pub scale: f64,
 }
 
-/// o and lse.
+/// Output and log-sum-exp.
 pub fn fwd(h: &Head) -> (Vec<f64>, f64) {
     let d = h.q.len();
     let score = |k: &[f64]| h.scale * h.q.iter().zip(k).map(|(q, k)| q * k).sum::<f64>();
     let scores: Vec<f64> = h.k.chunks_exact(d).map(score).collect();
-    let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let row_max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     if scores.is_empty() {
         return (vec![0.0; d], f64::NEG_INFINITY);
     }
-    let lse = top + scores.iter().map(|s| (s - top).exp()).sum::<f64>().ln();
+    let lse = row_max + scores.iter().map(|s| (s - row_max).exp()).sum::<f64>().ln();
     let mut o = vec![0.0; d];
     for (s, v) in scores.iter().zip(h.v.chunks_exact(d)) {
         for (o, v) in o.iter_mut().zip(v) {
@@ -28,8 +28,8 @@ pub fn fwd(h: &Head) -> (Vec<f64>, f64) {
     (o, lse)
 }
 
-/// The gradients of `sum(d_o · o)` for q, k and v, by central differences. `delta` is `d_o · o` as computed from a rounded
-/// o: where it is off by e, every `ds_j` is off by `−p_j e`, which is what a loss `−e · lse` besides would give.
+/// The gradients of `sum(d_o · o)` for q, k and v, by central differences. `delta` is `d_o · o` computed from a rounded o. An error e of
+/// delta changes every `ds_j` by `−p_j e`, which is the gradient of an additional loss `−e · lse`.
 pub fn bwd(h: &Head, d_o: &[f64], delta: f64) -> [Vec<f64>; 3] {
     let dot = |o: &[f64]| o.iter().zip(d_o).map(|(o, d)| o * d).sum::<f64>();
     let e = delta - dot(&fwd(h).0);

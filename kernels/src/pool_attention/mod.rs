@@ -1,17 +1,17 @@
-//! Attention pooling: one learned query attends to all tokens of a picture, as SigLIP's head does with its probe. For
-//! each picture (tokens `cu_seqlens[n] .. cu_seqlens[n + 1]`) and head: `s_j = scale · q · k_j`, `lse = ln Σ_j e^s_j`,
+//! Attention pooling: one learned query (SigLIP's probe) attends to all tokens of an image. For
+//! each image (tokens `cu_seqlens[n] .. cu_seqlens[n + 1]`) and head: `s_j = scale · q · k_j`, `lse = ln Σ_j e^s_j`,
 //! `p_j = e^(s_j − lse)`, `o = Σ_j p_j v_j`. Gradient, with `δ = d_o · o` and `ds_j = scale · p_j (d_o · v_j − δ)`:
-//! `dv_j = p_j d_o`, `dk_j = ds_j q`, `dq = Σ ds_j k_j` over the tokens of all pictures.
+//! `dv_j = p_j d_o`, `dk_j = ds_j q`, `dq = Σ ds_j k_j` over the tokens of all images.
 //!
-//! Shapes: q, dq T `[heads, head_dim]`, k, v, dk, dv T `[tokens, heads, head_dim]`, o, d_o T `[pictures, heads,
-//! head_dim]`, lse f32 `[pictures, heads]`, cu_seqlens i32 `[pictures + 1]` from 0 up to `tokens`, not decreasing; T
-//! f32 or bf16, head_dim up to 128 in CUDA, scale positive. A picture without tokens gives zeros and an lse of minus
+//! Shapes: q, dq T `[heads, head_dim]`, k, v, dk, dv T `[tokens, heads, head_dim]`, o, d_o T `[images, heads,
+//! head_dim]`, lse f32 `[images, heads]`, cu_seqlens i32 `[images + 1]` from 0 up to `tokens`, not decreasing; T
+//! f32 or bf16, head_dim up to 128 in CUDA, scale positive. An image without tokens gives zeros and an lse of minus
 //! infinity, and no gradient.
 //!
-//! Numerics: everything between load and store is f32, in CUDA 2^x by `ex2.approx`; o, dk, dv and dq round to T once; δ
-//! is that of the rounded o. Keys ascend; in CUDA in blocks of 64, each of which rescales what is there, and a thread
-//! sums every so many keys (as head_dim allows), backward every 32nd; these sums meet at the end, pictures' shares of
-//! dq after that, ascending. A picture's bits do not depend on the others.
+//! Numerics: f32 between load and store, in CUDA 2^x by `ex2.approx`; o, dk, dv and dq round to T once; δ is computed from the rounded
+//! o. Order: keys ascend. In CUDA forward they come in blocks of 64, each of which rescales the sums so far, and a thread sums every
+//! GROUPS-th key of a block; backward a thread sums every 32nd key. The threads' sums are added at the end, then the images'
+//! contributions to dq in ascending order. An image's bits do not depend on the other images.
 //! Bound: memory; keys and values are read once, and their gradients written once.
 
 pub(crate) mod check;
@@ -32,16 +32,16 @@ params! {
         pub k: Addr,
         /// T `[tokens, heads, head_dim]`
         pub v: Addr,
-        /// i32 `[pictures + 1]`: where the tokens of each picture begin.
+        /// i32 `[images + 1]`: first token of each image and the end of the last.
         pub cu_seqlens: Addr,
-        /// T `[pictures, heads, head_dim]`, written.
+        /// T `[images, heads, head_dim]`, written.
         pub o: Addr,
-        /// f32 `[pictures, heads]`, written unless null.
+        /// f32 `[images, heads]`, written unless null.
         pub lse: Addr,
-        /// Tokens of all pictures.
+        /// Tokens of all images.
         pub tokens: u32,
-        /// Pictures.
-        pub pictures: u32,
+        /// Images.
+        pub images: u32,
         /// Heads.
         pub heads: u32,
         /// Elements of a head.
@@ -62,13 +62,13 @@ params! {
         pub k: Addr,
         /// T `[tokens, heads, head_dim]`
         pub v: Addr,
-        /// i32 `[pictures + 1]`: where the tokens of each picture begin.
+        /// i32 `[images + 1]`: first token of each image and the end of the last.
         pub cu_seqlens: Addr,
-        /// T `[pictures, heads, head_dim]`, from the forward kernel.
+        /// T `[images, heads, head_dim]`, from the forward kernel.
         pub o: Addr,
-        /// f32 `[pictures, heads]`, from the forward kernel.
+        /// f32 `[images, heads]`, from the forward kernel.
         pub lse: Addr,
-        /// T `[pictures, heads, head_dim]`
+        /// T `[images, heads, head_dim]`
         pub d_o: Addr,
         /// T `[heads, head_dim]`, written.
         pub dq: Addr,
@@ -76,12 +76,12 @@ params! {
         pub dk: Addr,
         /// T `[tokens, heads, head_dim]`, written.
         pub dv: Addr,
-        /// f32 `[pictures, heads, head_dim]`, workspace: the pictures' shares of dq.
+        /// f32 `[images, heads, head_dim]`, workspace: each image's contribution to dq.
         pub partial: Addr,
-        /// Tokens of all pictures.
+        /// Tokens of all images.
         pub tokens: u32,
-        /// Pictures.
-        pub pictures: u32,
+        /// Images.
+        pub images: u32,
         /// Heads.
         pub heads: u32,
         /// Elements of a head.
@@ -99,10 +99,10 @@ kernel_folder! {
 }
 
 kernel!(pub FWD_F32, "pool_attention_fwd_f32", FwdParams, cpu::fwd::<f32>, &SOURCE, |p, _| {
-    per_head("pool_attention_fwd_f32", p.pictures, p.heads, p.head_dim)
+    per_head("pool_attention_fwd_f32", p.images, p.heads, p.head_dim)
 });
 kernel!(pub FWD_BF16, "pool_attention_fwd_bf16", FwdParams, cpu::fwd::<half::bf16>, &SOURCE, |p, _| {
-    per_head("pool_attention_fwd_bf16", p.pictures, p.heads, p.head_dim)
+    per_head("pool_attention_fwd_bf16", p.images, p.heads, p.head_dim)
 });
 kernel!(pub BWD_F32, "pool_attention_bwd_f32", BwdParams, cpu::bwd::<f32>, &SOURCE, |p, _| {
     stages_bwd(["pool_attention_bwd_f32", "pool_attention_bwd_f32_dq"], p)
@@ -117,16 +117,16 @@ const THREADS: u32 = 128;
 /// The largest head_dim that the CUDA is made for.
 const COLUMNS: u32 = 128;
 
-/// A block a picture and head.
-fn per_head(symbol: &'static str, pictures: u32, heads: u32, head_dim: u32) -> Vec<Stage> {
-    // A mistake in the caller, which knows the model: an empty plan would leave the output unwritten.
-    assert!(head_dim <= COLUMNS, "heads of {head_dim} on CUDA, {COLUMNS} at most");
-    cuh::blocks(symbol, if head_dim > 0 { u64::from(pictures) * u64::from(heads) } else { 0 }, THREADS)
+/// One block of threads for each image and head.
+fn per_head(symbol: &'static str, images: u32, heads: u32, head_dim: u32) -> Vec<Stage> {
+    // A larger head_dim is a mistake in the caller. An empty plan would leave the output unwritten.
+    assert!(head_dim <= COLUMNS, "pool_attention: head_dim is {head_dim}; CUDA kernels support up to {COLUMNS}");
+    cuh::blocks(symbol, if head_dim > 0 { u64::from(images) * u64::from(heads) } else { 0 }, THREADS)
 }
 
-/// A block a picture and head, then a thread an element of dq.
+/// One block of threads for each image and head, then one thread for each element of dq.
 fn stages_bwd([main, dq]: [&'static str; 2], p: &BwdParams) -> Vec<Stage> {
-    let mut stages = per_head(main, p.pictures, p.heads, p.head_dim);
+    let mut stages = per_head(main, p.images, p.heads, p.head_dim);
     stages.extend(cuh::blocks(dq, (u64::from(p.heads) * u64::from(p.head_dim)).div_ceil(THREADS.into()), THREADS));
     stages
 }
@@ -134,24 +134,24 @@ fn stages_bwd([main, dq]: [&'static str; 2], p: &BwdParams) -> Vec<Stage> {
 /// The forward launch; `dtype` is T, F32 or BF16.
 pub fn fwd(dtype: DType, p: &FwdParams) -> Launch {
     let (row, size) = (p.heads as f64 * p.head_dim as f64, dtype.size() as f64);
-    let (tokens, pictures) = (p.tokens as f64, p.pictures as f64);
-    let lse = if p.lse.is_null() { 0.0 } else { 4.0 * pictures * p.heads as f64 };
-    let cost = Cost { flops: 4.0 * tokens * row, bytes: (2.0 * tokens + pictures + 1.0) * row * size + lse };
+    let (tokens, images) = (p.tokens as f64, p.images as f64);
+    let lse = if p.lse.is_null() { 0.0 } else { 4.0 * images * p.heads as f64 };
+    let cost = Cost { flops: 4.0 * tokens * row, bytes: (2.0 * tokens + images + 1.0) * row * size + lse };
     Launch::kernel(by_dtype(dtype, &FWD_F32, &FWD_BF16), p, cost)
 }
 
 /// The backward launch; `dtype` is T, F32 or BF16.
 pub fn bwd(dtype: DType, p: &BwdParams) -> Launch {
     let (row, size) = (p.heads as f64 * p.head_dim as f64, dtype.size() as f64);
-    let (tokens, pictures) = (p.tokens as f64, p.pictures as f64);
-    let bytes = (4.0 * tokens + 2.0 * pictures + 2.0) * row * size + 4.0 * pictures * p.heads as f64;
+    let (tokens, images) = (p.tokens as f64, p.images as f64);
+    let bytes = (4.0 * tokens + 2.0 * images + 2.0) * row * size + 4.0 * images * p.heads as f64;
     Launch::kernel(by_dtype(dtype, &BWD_F32, &BWD_BF16), p, Cost { flops: 10.0 * tokens * row, bytes })
 }
 
 /// A shape that tests and benches share.
 #[derive(Clone, Debug)]
 pub struct Case {
-    /// Tokens of each picture.
+    /// Tokens of each image.
     pub lengths: Vec<usize>,
     /// Heads.
     pub heads: usize,

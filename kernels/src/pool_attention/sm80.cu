@@ -1,21 +1,20 @@
-// Attention pooling, one learned query over the tokens of each picture, and its gradient; formula and shapes: mod.rs.
+// Attention pooling, one learned query over the tokens of each image, and its gradient; formula, shapes and limits: mod.rs.
 //
 // Numerics. f32 between load and store, 2^x by ex2.approx; o, dk, dv and dq round once.
-// Order. A key's product with the query: a lane every fourth 16 bytes, then pairs of lanes. fwd: keys in blocks of 64, whose
-// weights are summed by a warp; a thread adds up the values of every GROUPS-th key of a block, GROUPS as head_dim allows; the
-// threads' sums are added in order at the end. bwd: a lane sums dq over every 32nd key; lanes in pairs, then warps, then
-// pictures in order.
+// Order. A key's product with the query: each of four lanes sums every fourth 16 bytes, then pairs of lanes. fwd: keys in blocks of 64,
+// whose weights a warp sums; a thread adds the values of every GROUPS-th key of a block (GROUPS depends on head_dim); the threads' sums
+// are added in order at the end. bwd: a lane sums dq over every 32nd key; then pairs of lanes, then warps, then images in order.
 //
-// Grid. fwd, bwd: a block of 128 threads a picture and head. dq: a thread an element.
+// Grid. fwd, bwd: a block of 128 threads for each image and head. dq: a thread for each element.
 //
 //   fwd: for each block of 64 keys:
 //          four lanes a key: score = q k; shared; barrier
-//          each warp, the same: raise the maximum, sum the weights        (cuh/online_softmax.cuh)
-//          a thread 16 bytes of every GROUPS-th value: o += weight v
+//          every warp computes the same: raise the maximum, sum the weights        (cuh/online_softmax.cuh)
+//          a thread takes 16 bytes of every GROUPS-th value: o += weight v
 //        o = sum of the threads' o / sum of weights
 //   bwd: delta = d_o o; for each 32 keys, four lanes a key: k, v; p, ds; store dv = p d_o, dk = ds q; dq += ds k
 //
-// Departures. Keys and values go from global memory to registers without a stop: each is used once.
+// Departures. Keys and values go from global memory straight to registers: each is used once.
 // Bound. Memory.
 #include "cuh/base.cuh"
 #include "cuh/online_softmax.cuh"
@@ -24,44 +23,44 @@
 constexpr int THREADS = 128;
 constexpr int WARPS = THREADS / 32;
 constexpr int KEYS = BLOCK_KEYS;
-// Lanes that share a key, and the most columns of a head.
+// Lanes that share a key, and the largest head_dim.
 constexpr int LANES = 4;
 constexpr int COLUMNS = 128;
-// 16-byte units of a key that a lane has.
+// Number of 16-byte units of a key that a lane has.
 template <class T>
 constexpr int UNITS = COLUMNS / (LANES * VECTOR<T>);
 
-// The tokens of this block's picture, and where its head begins in a token's row.
+// The image and head of this block: its tokens, and the head's first column in a token's row.
 struct Head {
-  u32 picture, first_token, tokens, column, row;
+  u32 image, first_token, tokens, column, row;
 
   template <class P>
   __device__ __forceinline__ explicit Head(const P& p) {
-    picture = blockIdx.x / p.heads;
-    const int* cu = global<const int>(p.cu_seqlens) + picture;
+    image = blockIdx.x / p.heads;
+    const int* cu = global<const int>(p.cu_seqlens) + image;
     first_token = cu[0];
     tokens = cu[1] - cu[0];
     column = blockIdx.x % p.heads * p.head_dim;
     row = p.heads * p.head_dim;
   }
   __device__ __forceinline__ u64 at(u32 token) const { return static_cast<u64>(first_token + token) * row + column; }
-  __device__ __forceinline__ u64 pooled() const { return static_cast<u64>(picture) * row + column; }
+  __device__ __forceinline__ u64 pooled() const { return static_cast<u64>(image) * row + column; }
 };
 
-// The columns of a head as numbers, zeros beyond its end; to be followed by a barrier.
+// Loads the columns of a head as f32, with zeros beyond head_dim; a barrier must follow.
 template <class T>
 __device__ __forceinline__ void load_columns(const T* from, u32 d, float (&to)[COLUMNS]) {
   static_assert(THREADS == COLUMNS, "a thread a column");
   to[threadIdx.x] = threadIdx.x < d ? to_f32(from[threadIdx.x]) : 0.0f;
 }
 
-// A lane's columns of unit i.
+// First column of a lane's unit i.
 template <class T>
 __device__ __forceinline__ u32 column_of(int i) {
   return (threadIdx.x % LANES + i * LANES) * VECTOR<T>;
 }
 
-// A lane's part of a key (or value), zeros where there is none.
+// A lane's part of a key or value, with zeros beyond head_dim.
 template <class T>
 struct Part {
   Words<16> unit[UNITS<T>];
@@ -70,7 +69,7 @@ struct Part {
 #pragma unroll
     for (int i = 0; i < UNITS<T>; ++i) unit[i] = load_words(from, column_of<T>(i), d, vector);
   }
-  // The product with `x` over all lanes of the key.
+  // The dot product with `x`, summed over the lanes of the key.
   __device__ __forceinline__ float dot(const float (&x)[COLUMNS]) const {
     float sum = 0.0f;
 #pragma unroll
@@ -90,7 +89,7 @@ __device__ __forceinline__ void forward(const FwdParams& p) {
   constexpr int V = VECTOR<T>;
   __shared__ alignas(16) float q[COLUMNS];
   __shared__ float scores[2][KEYS];
-  __shared__ alignas(16) float parts[V / 4][THREADS + 4][4];  // halves 16 banks apart
+  __shared__ alignas(16) float parts[V / 4][THREADS + 4][4];  // the two halves are 16 banks apart
   const Head head(p);
   const u32 d = p.head_dim, lane = threadIdx.x % 32;
   const bool vector = d % V == 0 && aligned16(p.k, p.v);
@@ -105,7 +104,7 @@ __device__ __forceinline__ void forward(const FwdParams& p) {
   float o[V];
 #pragma unroll
   for (int j = 0; j < V; ++j) o[j] = 0.0f;
-  // `scores` are two, so that one barrier a block is enough: a warp that is a block ahead writes to the others.
+  // Two buffers of scores, so that one barrier a block is enough: a warp that is a block ahead writes to the other buffer.
   for (u32 start = 0, parity = 0; start < head.tokens; start += KEYS, parity ^= 1) {
 #pragma unroll
     for (int round = 0; round < KEYS / (THREADS / LANES); ++round) {
@@ -164,7 +163,7 @@ __device__ __forceinline__ void backward(const BwdParams& p) {
   load_columns(global<const T>(p.q) + head.column, d, q);
   load_columns(global<const T>(p.d_o) + head.pooled(), d, d_o);
   const float o = threadIdx.x < d ? to_f32(global<const T>(p.o)[head.pooled() + threadIdx.x]) : 0.0f;
-  const float delta = block_sum<THREADS>(d_o[threadIdx.x] * o, scratch);  // its barrier shows all columns to all
+  const float delta = block_sum<THREADS>(d_o[threadIdx.x] * o, scratch);  // the barrier in block_sum makes all columns visible
   const float lse = global<const float>(p.lse)[blockIdx.x] * LOG2_E;
 
   float dq[UNITS<T>][V];
@@ -181,7 +180,7 @@ __device__ __forceinline__ void backward(const BwdParams& p) {
     Part<T> k, v;
     k.load(global<const T>(p.k) + at, columns, vector);
     v.load(global<const T>(p.v) + at, columns, vector);
-    const float score = k.dot(q), d_weight = v.dot(d_o);  // all lanes of the warp take part
+    const float score = k.dot(q), d_weight = v.dot(d_o);  // all lanes of the warp must take part
     const float weight = exp2_approx(__fmaf_rn(score, factor, -lse));
     const float ds = exists ? p.scale * weight * (d_weight - delta) : 0.0f;
 #pragma unroll
@@ -219,13 +218,13 @@ __device__ __forceinline__ void backward(const BwdParams& p) {
 }
 
 template <class T>
-__device__ __forceinline__ void sum_pictures(const BwdParams& p) {
+__device__ __forceinline__ void sum_images(const BwdParams& p) {
   const u32 row = p.heads * p.head_dim, c = blockIdx.x * THREADS + threadIdx.x;
   if (c >= row) return;
   float sum = 0.0f;
 #pragma unroll 4
-  for (u32 picture = 0; picture < p.pictures; ++picture) {
-    sum = __fadd_rn(sum, global<const float>(p.partial)[static_cast<u64>(picture) * row + c]);
+  for (u32 image = 0; image < p.images; ++image) {
+    sum = __fadd_rn(sum, global<const float>(p.partial)[static_cast<u64>(image) * row + c]);
   }
   global<T>(p.dq)[c] = from_f32<T>(sum);
 }
@@ -235,6 +234,6 @@ __device__ __forceinline__ void sum_pictures(const BwdParams& p) {
 #define KERNELS(T, NAME, BLOCKS)                                           \
   KERNEL(pool_attention_fwd_##NAME, FwdParams, 4, forward<T>)              \
   KERNEL(pool_attention_bwd_##NAME, BwdParams, BLOCKS, backward<T>)        \
-  KERNEL(pool_attention_bwd_##NAME##_dq, BwdParams, 4, sum_pictures<T>)
+  KERNEL(pool_attention_bwd_##NAME##_dq, BwdParams, 4, sum_images<T>)
 KERNELS(float, f32, 2)
 KERNELS(bf16, bf16, 3)

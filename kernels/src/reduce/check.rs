@@ -65,7 +65,7 @@ fn what_is_not_finite_stays_visible() {
             }
         }
     }
-    // Squares beyond f32 are no infinity.
+    // Squares larger than f32 can hold do not become infinite.
     let large = Data::new(F32, &[3e30, 4e30]);
     assert_eq!(norm_and_factor(&partials(F32, &large, 2, 1), 1.0)[0], 5e30);
     assert_eq!(norm_and_factor(&[], 1.0), [0.0, 1.0]);

@@ -1,11 +1,11 @@
-//! Parts of fixed length, each summed in eight f64 lanes.
+//! Sums to one number on device `cpu`: parts of fixed length, each summed in eight f64 lanes.
 #![allow(unsafe_code)]
 
 use super::{ClipParams, PART, SumSquaresParams, WeightedSumParams, parts};
 use crate::view::{Out, slice};
 use crate::{Element, Team, simd_fn};
 
-/// f64 sums kept side by side.
+/// Number of f64 sums kept side by side.
 const LANES: usize = 16;
 
 fn sum(lanes: [f64; LANES]) -> f64 {
@@ -46,7 +46,7 @@ simd_fn! {
     }
 }
 
-/// One task: what is summed like this is a number per token.
+/// The weighted sum, in one task: it has one number a token.
 ///
 /// # Safety
 /// The addresses cover what [`WeightedSumParams`] says.
@@ -83,6 +83,6 @@ pub unsafe fn clip(p: &ClipParams, _: &Team) {
     // SAFETY: the only part.
     let out = unsafe { out.part(0, 2) };
     out[0] = norm as f32;
-    // Not `min`, which would turn a NaN into 1.
+    // `min` would turn a NaN into 1.
     out[1] = if factor > 1.0 { 1.0 } else { factor as f32 };
 }

@@ -1,12 +1,12 @@
-// Sums to one number: a weighted sum, sums of squares by parts, and from those the norm and the factor that clips it.
+// Sums to one number: a weighted sum, sums of squares of parts, and from those the norm and the clip factor.
 //
 //   weighted_sum: out = sum of x * w             sum_squares: partial[i] = sum of x^2 over part i of PART elements
-//   clip: norm = sqrt(sum of partials), factor = min(1, max_norm / (norm + 1e-6)), NaN where the norm is
+//   clip: norm = sqrt(sum of partials), factor = min(1, max_norm / (norm + 1e-6)), NaN if the norm is
 //
-// Shapes and limits: mod.rs. Numerics: products and sums in f64 (a square of f32 is exact), the result rounded to f32 once. Each
-// thread sums what is its own in order, then warps, then warps in order: fixed by the length alone.
-// Grid: weighted_sum and clip one block; sum_squares a block a part.
-// Bound: memory; of one multiprocessor for the two with one block, which read a number a token or one for 64 Ki weights.
+// Shapes and limits: mod.rs. Numerics: products and sums in f64 (a square of f32 is exact), the result rounded to f32 once. Order:
+// each thread sums its elements, then the lanes of a warp, then the warps in order; it depends on the length alone.
+// Grid: weighted_sum and clip have one block; sum_squares has a block for each part.
+// Bound: memory; for the kernels with one block that of one multiprocessor, which reads one number a token or one for 64 Ki weights.
 
 #include "cuh/warp.cuh"
 
@@ -75,6 +75,6 @@ extern "C" __global__ void __launch_bounds__(ONE) clip(const __grid_constant__ C
   if (threadIdx.x > 0) return;
   const double norm = sqrt(sum), factor = static_cast<double>(p.max_norm) / (norm + 1e-6);
   global<float>(p.out)[0] = static_cast<float>(norm);
-  // Not fmin, which would turn a NaN into 1.
+  // fmin would turn a NaN into 1.
   global<float>(p.out)[1] = factor > 1.0 ? 1.0f : static_cast<float>(factor);
 }

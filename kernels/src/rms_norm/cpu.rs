@@ -1,5 +1,5 @@
-//! RMS normalisation of one row: the sum of squares in 32 lanes, the dot product of the gradient in 16. The loops over rows are
-//! [`norm_rows`]'.
+//! RMS normalisation of one row on device `cpu`: the sum of squares in 32 lanes, the dot product of the gradient in 16. [`norm_rows`] has
+//! the loops over rows.
 #![allow(unsafe_code)]
 
 use super::{BwdParams, FwdParams};

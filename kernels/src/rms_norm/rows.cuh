@@ -1,20 +1,20 @@
-// RMS normalisation of rows, and its gradient, for kernels that differ in where rows come from. What they compute, in which
-// order, and how rows are spread over blocks: rms_norm/sm80.cu.
+// RMS normalisation of rows, and its gradient, as templates over the parameter struct: rms_norm and the kernels that take their rows from
+// elsewhere use them. Formula, order of sums and grid: rms_norm/sm80.cu.
 #pragma once
 
 #include "cuh/norm_rows.cuh"
 
-// Whether a residual is added first (a specialisation says so).
+// Whether P has a residual that is added first; specialised for the structs that have one.
 template <class P>
 constexpr bool ADDS = false;
 
-// Where row i of y and dy lies in x and dx (an overload may say otherwise); to be asked by whole warps.
+// The row of x and dx that belongs to row `row` of y and dy; overloaded for kernels with an index. Whole warps must call it.
 template <class P>
 __device__ __forceinline__ u64 place_of(const P&, u64 row) {
   return row;
 }
 
-// T(x + residual), which is also stored.
+// Returns T(x + residual) and stores it.
 template <class T>
 __device__ __forceinline__ Words<16> add_and_store(const Words<16>& x, const Words<16>& residual, T* sum, u32 at, u32 cols,
                                                    bool vector) {
@@ -27,7 +27,7 @@ __device__ __forceinline__ Words<16> add_and_store(const Words<16>& x, const Wor
   return pack<T>(a);
 }
 
-// `scratch` is two, so that one barrier a row is enough: a thread that is a row ahead writes to the other.
+// `scratch` has two buffers, so that one barrier a row is enough: a thread that is a row ahead writes to the other buffer.
 template <class T, int BLOCK, int THREADS, bool vector, class P>
 __device__ __forceinline__ void forward(const P& p, float (&scratch)[2][BLOCK / 32]) {
   constexpr int V = VECTOR<T>;
@@ -111,7 +111,7 @@ __device__ __forceinline__ void forward(const P& p, float (&scratch)[2][BLOCK / 
 template <class T, int THREADS, bool vector, class P>
 __device__ __forceinline__ void backward(const P& p, SharedSums<float>& shared) {
   constexpr int V = VECTOR<T>, GROUPS = BWD_BLOCK / THREADS;
-  // With a third operand there are no registers left to hold the next row of two.
+  // With a third operand there are no registers left to load the next row ahead.
   constexpr bool REST = THREADS == WIDE, KEEP = vector && !REST, AHEAD = KEEP && sizeof(T) == 2 && !ADDS<P>;
   using Row = Held<T, THREADS>;
   const u32 cols = p.cols, group = threadIdx.x / THREADS;
@@ -222,7 +222,7 @@ __device__ __forceinline__ void sum_all_parts(const P& p) {
   sum_parts(global<const float>(p.partial), p.rows, p.cols, [&](u64 c, float sum) { global<float>(p.dw)[c] += sum; });
 }
 
-// Whether all rows start at a multiple of 16 bytes; `bases_aligned` has an overload for each parameter struct.
+// Whether all rows start at a multiple of 16 bytes; `bases_aligned` is overloaded for each parameter struct.
 template <class T, class P>
 __device__ __forceinline__ bool aligned(const P& p) {
   return p.cols % VECTOR<T> == 0 && bases_aligned(p);

@@ -23,14 +23,14 @@ fn make_table(positions: &[i32], inv_freq: &[f32], axis: &[i32], tokens: usize, 
     (cos, sin)
 }
 
-/// The distance in units in the last place of the f32 nearest to `want`.
+/// The distance of `got` from `want` in units in the last place of the nearest f32.
 fn ulps(got: f32, want: f64) -> f64 {
     let near = (want as f32).abs();
     let unit = f32::from_bits(near.to_bits() + 1) as f64 - near as f64;
     (got as f64 - want).abs() / unit
 }
 
-/// Tokens, frequencies, axes, bits of the positions, threads, seed.
+/// A random table: tokens, frequencies, axes, bits of the positions, threads, seed.
 type Table = (usize, usize, usize, u32, usize, u64);
 
 fn the_table_is_right_to_an_ulp() {
@@ -89,7 +89,7 @@ fn application_equals_the_formula_and_its_transpose() {
             };
             held(&name, &y, &sin.f64());
 
-            // The transpose is the turn by the negative angle.
+            // The transpose of a rotation is the rotation by the negative angle.
             let back = Data::output(dtype, count);
             turned(dtype, &x, back.addr(), (&cos, &sin), (tokens, heads, d), 1);
             let minus: Vec<f64> = sin.f64().iter().map(|s| -s).collect();

@@ -1,27 +1,27 @@
-//! A few tokens a task.
+//! RoPE on device `cpu`; a task is a few tokens.
 #![allow(unsafe_code)]
 
 use super::{ApplyParams, TableParams};
 use crate::view::{Out, slice};
 use crate::{Element, Team, simd_fn};
 
-/// Elements of a task, about.
+/// Approximate number of elements of a task.
 const PER_TASK: usize = 1 << 13;
-/// Largest angle of the fast reduction: below it, the multiple of pi/2 has at most 20 bits.
+/// Largest angle of the fast reduction; the multiple of pi/2 in it has at most 20 bits.
 const FAST: f32 = 1_000_000.0;
 
-// pi/2 in three parts; the first two have 33 bits, so their products with 20-bit integers are exact.
+// pi/2 as a sum of three parts. The first two have 33 bits, so their products with 20-bit integers are exact.
 const PIO2_1: f64 = f64::from_bits(0x3ff9_21fb_5440_0000);
 const PIO2_2: f64 = f64::from_bits(0x3dd0_b461_1a60_0000);
 const PIO2_3: f64 = f64::from_bits(0x3ba3_198a_2e03_7073);
 
 simd_fn! {
-    /// The cosine and sine of angles up to [`FAST`]: pi/2 is taken off in f64, then Taylor's series up to pi/4, which is
-    /// exact to far below half a unit of f32.
+    /// Cosine and sine of angles up to [`FAST`]: multiples of pi/2 are subtracted in f64, then a Taylor series up to pi/4 is exact to far
+    /// below half a unit in the last place of f32.
     fn cos_sin(angles: &[f32], cos: &mut [f32], sin: &mut [f32]) {
         for ((&a, cos), sin) in angles.iter().zip(cos).zip(sin) {
             let a = a as f64;
-            // Adding and taking off 1.5 * 2^52 rounds to the nearest integer, which the low bits of the sum hold.
+            // Adding and subtracting 1.5 * 2^52 rounds to the nearest integer; the low bits of the sum hold that integer.
             let shifted = a * std::f64::consts::FRAC_2_PI + 6_755_399_441_055_744.0;
             let quadrant = shifted.to_bits();
             let n = shifted - 6_755_399_441_055_744.0;
@@ -47,7 +47,7 @@ simd_fn! {
 }
 
 simd_fn! {
-    /// Turns the heads of one token.
+    /// Rotates the heads of one token.
     fn turn<T: Element>(heads: &mut [T], cos: &[f32], sin: &[f32], sign: f32) {
         for head in heads.chunks_exact_mut(2 * cos.len()) {
             let (a, b) = head.split_at_mut(cos.len());

@@ -1,6 +1,6 @@
-//! The definition, in f64.
+//! The definition of RoPE, in f64.
 
-/// The cosine and the sine of every angle; the angle itself is a product rounded to f32.
+/// Cosine and sine of every angle; an angle is a product rounded to f32.
 pub fn table(positions: &[i32], inv_freq: &[f32], axis: &[i32], tokens: usize) -> (Vec<f64>, Vec<f64>) {
     let mut angles = Vec::new();
     for t in 0..tokens {
@@ -11,7 +11,7 @@ pub fn table(positions: &[i32], inv_freq: &[f32], axis: &[i32], tokens: usize) -
     (angles.iter().map(|a| a.cos()).collect(), angles.iter().map(|a| a.sin()).collect())
 }
 
-/// Pairs `(i, i + head_dim / 2)` turned by the angles of their token; `round` is what happens to each product.
+/// Rotates the pairs `(i, i + head_dim / 2)` of each head by the angles of their token; `round` rounds each product.
 pub fn apply(x: &[f64], [cos, sin]: [&[f64]; 2], heads: usize, head_dim: usize, round: fn(f64) -> f64) -> Vec<f64> {
     let h = head_dim / 2;
     let mut y = vec![0.0; x.len()];

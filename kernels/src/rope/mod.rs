@@ -1,17 +1,17 @@
-//! Rotary position embedding: the table of angles, and its application to queries and keys.
+//! Rotary position embedding (RoPE): the table of cosines and sines, and the rotation of queries and keys.
 //!
-//! Table: `angle[t, f] = positions[axis[f], t] * inv_freq[f]`, rounded to f32 (as the reference implementations do), then
-//! its cosine and sine. With one axis this is the plain rotary embedding; three axes (time, height, width) with a fixed
-//! axis for each frequency make the multimodal one, two axes (height, width) that of the vision tower.
+//! Table: `angle[t, f] = positions[axis[f], t] * inv_freq[f]`, rounded to f32 as the reference implementations do, then its cosine and
+//! sine. With one axis this is plain RoPE; three axes (time, height, width), one for each frequency, make M-RoPE; two axes (height,
+//! width) make the vision tower's embedding.
 //!
-//! Application (rotate-half): with `h = head_dim / 2`, `y[i] = x[i] cos[i] - x[i + h] sin[i]` and
-//! `y[i + h] = x[i + h] cos[i] + x[i] sin[i]`. The transpose, which is the gradient, turns the other way.
+//! Rotation (rotate-half): with `h = head_dim / 2`, `y[i] = x[i] cos[i] - x[i + h] sin[i]` and
+//! `y[i + h] = x[i + h] cos[i] + x[i] sin[i]`. The gradient is the rotation by the negative angle (`inverse`).
 //!
-//! Shapes: positions `[axes, tokens]`, tables `[tokens, head_dim / 2]` in f32, x and y `[tokens, heads, head_dim]` in f32
-//! or bf16; y may be x. Numerics: the angle is reduced in f64, so cosine and sine are within one unit in the last place of
-//! f32 at any position; the application is f32, two products and their sum, with one rounding at the store.
-//! Bound: memory. In CUDA a thread turns up to ten heads with a cosine and a sine that it reads once; the table's threads, one for
-//! every frequency and eight tokens, ask L1 for each position again: 13 bytes an element of which 8 are written.
+//! Shapes: positions `[axes, tokens]`, tables `[tokens, head_dim / 2]` in f32, x and y `[tokens, heads, head_dim]` in f32 or bf16; y may be
+//! x. Numerics: the angle is reduced in f64, so cosine and sine are within one unit in the last place of f32 at any position; the
+//! rotation is f32, two products and their sum, with one rounding at the store.
+//! Bound: memory. In CUDA a thread rotates up to ten heads with a cosine and a sine that it reads once. The table has one thread for
+//! each frequency and eight tokens; its threads read each position again from L1: 13 bytes an element, 8 of them written.
 
 pub(crate) mod check;
 mod cpu;
@@ -28,7 +28,7 @@ params! {
         pub positions: Addr,
         /// f32 `[half]`
         pub inv_freq: Addr,
-        /// i32 `[half]`: which row of positions each frequency uses.
+        /// i32 `[half]`: the axis, a row of positions, of each frequency.
         pub axis: Addr,
         /// f32 `[tokens, half]`, written.
         pub cos: Addr,
@@ -36,13 +36,13 @@ params! {
         pub sin: Addr,
         /// Tokens.
         pub tokens: u32,
-        /// Frequencies: half a head.
+        /// Number of frequencies: head_dim / 2.
         pub half: u32,
     }
 }
 
 params! {
-    /// Parameters of the application.
+    /// Parameters of the rotation kernel.
     pub struct ApplyParams {
         /// `[tokens, heads, head_dim]`
         pub x: Addr,
@@ -58,7 +58,7 @@ params! {
         pub heads: u32,
         /// Elements of a head, even.
         pub head_dim: u32,
-        /// 1: turn the other way (the gradient).
+        /// 1: rotate by the negative angle, for the gradient; 0: forward.
         pub inverse: u32,
     }
 }
@@ -73,7 +73,7 @@ kernel!(pub TABLE, "rope_table_f32", TableParams, cpu::table, &SOURCE, |p, _| pl
 kernel!(pub APPLY_F32, "rope_apply_f32", ApplyParams, cpu::apply::<f32>, &SOURCE, |p, _| plan_apply("rope_apply_f32", p, 4));
 kernel!(pub APPLY_BF16, "rope_apply_bf16", ApplyParams, cpu::apply::<half::bf16>, &SOURCE, |p, _| plan_apply("rope_apply_bf16", p, 8));
 
-/// Tokens of a thread of the table kernel, and heads of a thread of the application, as in sm80.cu.
+/// Tokens of a thread of the table kernel, and heads of a thread of the rotation; equal to TOKENS and HEADS of sm80.cu.
 const TOKENS: u32 = 8;
 const HEADS: u32 = 10;
 
@@ -82,7 +82,7 @@ fn plan_table(p: &TableParams) -> Vec<Stage> {
     cuh::blocks("rope_table_f32", threads.div_ceil(256), 256)
 }
 
-/// `vector`: elements in 16 bytes.
+/// `vector` is the number of elements in 16 bytes.
 fn plan_apply(symbol: &'static str, p: &ApplyParams, vector: u32) -> Vec<Stage> {
     let half = p.head_dim / 2;
     let chunks = if half.is_multiple_of(vector) { half / vector } else { half };
@@ -96,7 +96,7 @@ pub fn table(params: &TableParams) -> Launch {
     Launch::kernel(&TABLE, params, Cost { flops: 40.0 * n, bytes: 8.0 * n })
 }
 
-/// The launch that turns; `dtype` is that of x and y, F32 or BF16.
+/// The launch that rotates; `dtype` is the type of x and y, F32 or BF16.
 pub fn apply(dtype: DType, params: &ApplyParams) -> Launch {
     let kernel = if dtype == DType::F32 { &APPLY_F32 } else { &APPLY_BF16 };
     let table = params.tokens as f64 * params.head_dim as f64;

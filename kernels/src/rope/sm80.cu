@@ -1,15 +1,15 @@
-// Rotary position embedding: the table of cosines and sines, and its application.
+// Rotary position embedding: the table of cosines and sines, and the rotation.
 //
 //   table: a = f32(positions[axis[f], t] * inv_freq[f]);  cos[t, f] = cos(a), sin[t, f] = sin(a)
-//   apply: y[i] = x[i] cos[i] - x[i + h] sin[i],  y[i + h] = x[i + h] cos[i] + x[i] sin[i];  the inverse turns by -sin
+//   apply: y[i] = x[i] cos[i] - x[i + h] sin[i],  y[i + h] = x[i + h] cos[i] + x[i] sin[i];  the inverse uses -sin
 //
-// Shapes and limits: mod.rs. Numerics: table: a as is; a - n pi/2 by two fused multiply-adds in f64, the first of them exact, with
-// pi/2 in two parts of 53 bits; Taylor's series up to pi/4 in f64; one rounding to f32. |a| < 2^51. Apply: f32, one rounding to T.
+// Shapes and limits: mod.rs. Numerics of the table: a - n pi/2 by two fused multiply-adds in f64, the first of them exact, with pi/2 in
+// two parts of 53 bits; Taylor series up to pi/4 in f64; one rounding to f32; |a| < 2^51. Rotation: f32, one rounding to T.
 //
-// Grid, table: a thread a frequency of TOKENS tokens, frequencies side by side.
-// Grid, apply: a thread a vector of one half of a head and its partner in the other half, of up to HEADS heads of a token, so that
-// cosine and sine are read once for all of them. It reads both before it writes both: y may be x.
-// Bound: memory; the table on GPUs with few f64 units: arithmetic.
+// Grid, table: a thread computes one frequency of TOKENS tokens; neighbouring threads have neighbouring frequencies.
+// Grid, apply: a thread rotates a 16-byte vector of one half of a head and its partner in the other half, for up to HEADS heads of a
+// token, so that it reads cosine and sine once. It reads both vectors before it writes them, because y may be x.
+// Bound: memory; for the table on GPUs with few f64 units, arithmetic.
 
 #include "cuh/base.cuh"
 
@@ -17,9 +17,9 @@ constexpr int THREADS = 256;
 constexpr int TOKENS = 8;
 constexpr int HEADS = 10;
 
-// The cosine and the sine of a.
+// Returns the cosine and the sine of a.
 __device__ __forceinline__ void cos_sin(double a, float& cosine, float& sine) {
-  // Adding and taking off 1.5 * 2^52 rounds to the nearest integer, which the low bits of the sum hold.
+  // Adding and subtracting 1.5 * 2^52 rounds to the nearest integer; the low bits of the sum hold that integer.
   const double shifted = fma(a, 0.63661977236758138, 6755399441055744.0);
   const long long quadrant = __double_as_longlong(shifted);
   const double n = shifted - 6755399441055744.0;
@@ -100,7 +100,7 @@ __device__ __forceinline__ void apply(const ApplyParams& p) {
   if (p.head_dim / 2 % V == 0 && aligned16(p.x, p.y, p.cos, p.sin)) {
     turn<V, T>(p, thread);
   } else {
-    // As many threads as there would be with vectors of one element, which the plan cannot know for odd addresses.
+    // Unaligned addresses need a thread for each element. The plan cannot know them, so the launched threads loop.
     const u64 step = static_cast<u64>(gridDim.x) * THREADS;
     const u64 all = static_cast<u64>(p.tokens) * ceil_div(p.heads, static_cast<u32>(HEADS)) * (p.head_dim / 2);
     for (u64 i = thread; i < all; i += step) turn<1, T>(p, i);

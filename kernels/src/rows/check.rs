@@ -4,7 +4,7 @@ use crate::checks::{Data, addr, checks, numbers, run};
 
 checks!(gathers_and_scatters);
 
-/// `m` different rows of `n` in a scattered order; the fourth is outside.
+/// `m` different row indices below `n` in shuffled order; the fourth is out of range.
 fn index(n: usize, m: usize) -> Vec<i32> {
     let step = (1..).map(|k| k * 2 + 1).find(|s| gcd(*s, n) == 1 && (n < 8 || s % n > 2)).unwrap_or(1);
     (0..m).map(|i| if i == 3 { n as i32 } else { ((i * step + 2) % n) as i32 }).collect()

@@ -1,4 +1,4 @@
-//! Some rows a task.
+//! Gather and scatter on device `cpu`; a task is a few rows.
 #![allow(unsafe_code)]
 
 use super::{GatherParams, ScatterParams};
@@ -34,7 +34,7 @@ pub unsafe fn gather<T: Copy + Default + Send + Sync>(p: &GatherParams, team: &T
 }
 
 /// # Safety
-/// The addresses cover what [`ScatterParams`] says, and no index occurs twice.
+/// The addresses cover what [`ScatterParams`] says, and each index occurs once.
 pub unsafe fn scatter<T: Copy + Send + Sync>(p: &ScatterParams, team: &Team) {
     let (m, cols, n) = (p.m as usize, p.cols as usize, p.n as usize);
     // SAFETY: the caller's promise.

@@ -1,12 +1,12 @@
-//! The definition, element by element.
+//! The definitions of gather and scatter, element by element.
 
-/// `y[i, c] = x[index[i], c]`, 0 for an index outside.
+/// Gather: `y[i, c] = x[index[i], c]`, 0 for an index out of range.
 pub fn gather(x: &[f32], index: &[i32], cols: usize) -> Vec<f32> {
     let at = |i: usize| usize::try_from(index[i / cols]).ok().map(|row| row * cols + i % cols);
     (0..index.len() * cols).map(|i| at(i).and_then(|at| x.get(at)).copied().unwrap_or(0.0)).collect()
 }
 
-/// `dst[r, c] = src[i, c]` where `index[i] = r`, else as it was.
+/// Scatter: `dst[r, c] = src[i, c]` if `index[i] = r`, otherwise unchanged.
 pub fn scatter(src: &[f32], index: &[i32], dst: &[f32], cols: usize) -> Vec<f32> {
     let from = |r: usize| index.iter().position(|&row| row == r as i32);
     (0..dst.len()).map(|i| from(i / cols).map_or(dst[i], |row| src[row * cols + i % cols])).collect()

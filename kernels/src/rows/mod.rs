@@ -1,8 +1,8 @@
-//! Rows picked by an index: gather `y[i] = x[index[i]]` and scatter `dst[index[i]] = src[i]` (only those rows change).
+//! Moves rows by an index: gather `y[i] = x[index[i]]` and scatter `dst[index[i]] = src[i]`, which leaves other rows unchanged.
 //!
 //! Shapes: x and dst `[n, cols]`, y and src `[m, cols]`, index i32 `[m]`; for scatter the indices are unique. Any element
-//! type of 2 or 4 bytes; bits are moved as they are. An index outside `0..n` gathers a row of zeros and scatters nothing
-//! on cpu: callers check before. Outputs may not overlap inputs. Bound: memory.
+//! type of 2 or 4 bytes; bits are copied. An index outside `0..n` gathers a row of zeros and scatters nothing; callers check
+//! indices before. Outputs may not overlap inputs. Bound: memory.
 
 pub(crate) mod check;
 mod cpu;
@@ -13,19 +13,19 @@ use crate::folder::kernel_folder;
 use crate::{Addr, Cost, DType, Kernel, Launch, cuh, kernel, params};
 
 params! {
-    /// Parameters of gather.
+    /// Parameters of the gather kernel.
     pub struct GatherParams {
         /// `[n, cols]`
         pub x: Addr,
-        /// i32 `[m]`
+        /// i32 `[m]`: row of x for each row of y.
         pub index: Addr,
         /// `[m, cols]`, written.
         pub y: Addr,
-        /// Rows picked.
+        /// Rows of y.
         pub m: u32,
         /// Elements of a row.
         pub cols: u32,
-        /// Rows to pick from.
+        /// Rows of x.
         pub n: u32,
         /// 0
         pub reserved: u32,
@@ -33,19 +33,19 @@ params! {
 }
 
 params! {
-    /// Parameters of scatter.
+    /// Parameters of the scatter kernel.
     pub struct ScatterParams {
         /// `[m, cols]`
         pub src: Addr,
-        /// i32 `[m]`, each at most once.
+        /// i32 `[m]`: row of dst for each row of src, without repetition.
         pub index: Addr,
-        /// `[n, cols]`, written at the rows of the index.
+        /// `[n, cols]`, written at the rows in `index`.
         pub dst: Addr,
-        /// Rows moved.
+        /// Rows of src.
         pub m: u32,
         /// Elements of a row.
         pub cols: u32,
-        /// Rows of the destination.
+        /// Rows of dst.
         pub n: u32,
         /// 0
         pub reserved: u32,

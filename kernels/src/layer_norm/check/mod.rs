@@ -14,13 +14,13 @@ checks!(
 
 const EPS: f32 = 1e-6;
 
-/// How many times the error of one rounding that of an f32 result may be, of rows whose mean is `far` times their spread from
-/// 0: mean and root are off by two units in their last place, and all of the row with them.
+/// Tolerance of f32 results, as a multiple of the error of one rounding, for rows whose mean is `far` times their spread from 0. Mean and
+/// root are off by two units in the last place, which moves the whole row.
 fn of_one(dtype: DType, far: f32) -> f64 {
     if dtype == F32 { OF_ONE_F32 * (1.0 + far as f64) } else { OF_ONE }
 }
 const OF_ONE_F32: f64 = 12.0;
-/// The same for a sum over rows in f32.
+/// Tolerance of a sum over rows in f32, as a multiple of the error of one rounding.
 const OF_ONE_SUM: f64 = 10.0;
 
 type Statistics = fn(&[f64], f64) -> (f64, f64);
@@ -34,7 +34,7 @@ fn around(count: usize, seed: u64, scale: f32, mean: f32) -> Vec<f32> {
     numbers(count, seed, scale).into_iter().map(|x| x + mean).collect()
 }
 
-/// y, mean and rstd.
+/// Runs the forward launch; returns y, mean and rstd.
 fn forward(dtype: DType, [x, w, b]: [&Data; 3], cols: usize, threads: usize) -> [Vec<f32>; 3] {
     let rows = x.values().len() / cols;
     let (y, mut mean, mut rstd) = (Data::output(dtype, rows * cols), vec![f32::NAN; rows], vec![f32::NAN; rows]);
@@ -54,7 +54,7 @@ fn forward(dtype: DType, [x, w, b]: [&Data; 3], cols: usize, threads: usize) -> 
     [y.values(), mean, rstd]
 }
 
-/// dx and what was added to dw and db that held 0.5.
+/// Runs the backward launch; returns dx, dw and db, of which dw and db held 0.5 before.
 fn backward(
     dtype: DType,
     [x, w, dy]: [&Data; 3],
@@ -107,7 +107,7 @@ fn equals_the_formula() {
             let [with, want] =
                 [formula::statistics_rounded, formula::statistics].map(|f: Statistics| statistics(f, &x, cols));
             let with_y = formula::fwd(&x, [&w, &b], &with, rounding::f32);
-            // Of one column only the bias is left: x − mean is 0.
+            // With one column x − mean is 0, so y is the bias.
             let want_y = formula::fwd(&x, [&w, &b], &want, exact);
             assert_rounded(&name, dtype, &y, &with_y, &want_y, of_one(dtype, (mean / scale).abs()));
             let column = |s: &[(f64, f64)], k: fn(&(f64, f64)) -> f64| s.iter().map(k).collect::<Vec<f64>>();

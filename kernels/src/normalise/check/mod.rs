@@ -10,7 +10,7 @@ checks!(
     threads_and_other_rows_change_nothing
 );
 
-/// In bf16 the rounding of the result is all that counts.
+/// Tolerance as a multiple of the error of one rounding; in bf16 the rounding of the result dominates.
 fn assert_normalised(name: &str, dtype: DType, got: &[f32], want: &[f64], tol: f64) {
     match dtype {
         BF16 => assert_rounded(name, dtype, got, want, want, OF_ONE),
@@ -18,7 +18,7 @@ fn assert_normalised(name: &str, dtype: DType, got: &[f32], want: &[f64], tol: f
     }
 }
 
-/// y and the norms.
+/// Runs the forward launch; returns y and the norms.
 fn forward(dtype: DType, x: &Data, cols: usize, threads: usize) -> (Vec<f32>, Vec<f32>) {
     let rows = x.values().len() / cols;
     let (y, mut norm) = (Data::output(dtype, rows * cols), vec![f32::NAN; rows]);
@@ -50,7 +50,7 @@ fn equals_the_formula() {
 }
 
 fn gradient_equals_the_formula() {
-    // Of one column nothing is left of dx but rounding errors: y is ±1 whatever x is.
+    // With one column y is ±1 whatever x is, so dx is only rounding errors.
     for (rows, cols, scale) in cases().into_iter().filter(|c| c.1 > 1) {
         for dtype in [F32, BF16] {
             let (x, dy) =

@@ -18,7 +18,7 @@ checks!(
     rows_of_padding_get_zeros_and_change_nobody,
 );
 
-/// Heads and sizes of a model.
+/// Heads, sizes and element type of a model, and the instruction set to use.
 #[derive(Clone, Copy, Debug)]
 struct Model {
     heads: usize,
@@ -42,7 +42,7 @@ impl Model {
     }
 }
 
-/// One sequence: its queries, keys and values as numbers.
+/// The queries, keys and values of one sequence.
 #[derive(Clone)]
 struct Tokens {
     q: Vec<f32>,
@@ -70,7 +70,7 @@ fn bits(data: &Data) -> Vec<u32> {
     data.values().iter().map(|x| x.to_bits()).collect()
 }
 
-/// The packed causal forward of sequences.
+/// Bits of the packed causal forward pass ([`attention`]) of sequences.
 fn packed(model: &Model, sequences: &[&Tokens], threads: usize) -> Vec<u32> {
     let data = |f: fn(&Tokens) -> &Vec<f32>| {
         Data::new(model.dtype, &sequences.iter().flat_map(|s| f(s).iter().copied()).collect::<Vec<_>>())
@@ -111,8 +111,8 @@ fn packed(model: &Model, sequences: &[&Tokens], threads: usize) -> Vec<u32> {
     bits(&o)
 }
 
-/// One launch over sequences given as (tokens, keys that are there, how many of those are new), in a cache with pages in
-/// a shuffled order and NaN wherever no key lies.
+/// Bits of one paged launch over sequences of (tokens, keys in the cache, how many of these are new), in a cache with pages in shuffled
+/// order and NaN in every slot without a key.
 fn paged(model: &Model, sequences: &[(&Tokens, usize, usize)], threads: usize, seed: usize) -> Vec<u32> {
     let (row, kv_row, page) = (model.row(), model.kv_row(), 16 << (seed % 5));
     let max_blocks = sequences.iter().map(|s| s.1.div_ceil(page)).max().unwrap_or(0) + seed % 2;
@@ -122,14 +122,14 @@ fn paged(model: &Model, sequences: &[(&Tokens, usize, usize)], threads: usize, s
     let mut q = Vec::new();
     for (n, &(tokens, keys, new)) in sequences.iter().enumerate() {
         for j in 0..keys {
-            // An odd number of blocks: twice the index, and something, goes over all of them.
+            // The number of blocks is odd, so twice the index plus a constant visits all of them.
             let block = (2 * (n * max_blocks + j / page) + seed) % blocks;
             tables[n * max_blocks + j / page] = block as i32;
             let at = (block * page + j % page) * kv_row;
             k[at..at + kv_row].copy_from_slice(&tokens.k[j * kv_row..(j + 1) * kv_row]);
             v[at..at + kv_row].copy_from_slice(&tokens.v[j * kv_row..(j + 1) * kv_row]);
         }
-        // A row of padding has a query and no key.
+        // A padding row has a query and no key.
         let first = keys.saturating_sub(new);
         q.extend_from_slice(&tokens.q[first * row..(first + new) * row]);
     }
@@ -179,10 +179,10 @@ fn values(bits: &[u32]) -> Vec<f32> {
     bits.iter().map(|&b| f32::from_bits(b)).collect()
 }
 
-/// How many times the error of one rounding that in f32 may be: sums over the head and the keys, of large scores.
+/// Tolerance in f32, as a multiple of the error of one rounding: sums over the head and the keys, of large scores.
 const OF_ONE_F32: f64 = 60.0;
 
-/// The rows of a sequence's last `new` tokens by the formula, with roundings and without.
+/// The formula's outputs of a sequence's last `new` tokens, with roundings and without.
 fn formulas(model: &Model, tokens: &Tokens, new: usize) -> [Vec<f64>; 2] {
     let case = Case {
         lengths: vec![tokens.len],
@@ -244,7 +244,7 @@ fn a_prompt_cut_anyhow_gives_the_same_bits() {
             let want = packed(&model, &[&me], 1);
             let prefill = paged(&model, &[(&other, 40, 1), (&me, len, len)], 1, 3);
             assert!(prefill[row..] == want, "{model:?}: prefill");
-            // A second chunk, with and without parts, with other pages.
+            // A second chunk, with and without a workspace, in other pages.
             let cut = len / 2 + 3;
             for seed in [4, 6] {
                 let chunk = paged(&model, &[(&me, len, len - cut), (&other, 9, 9)], 1, seed);

@@ -12,11 +12,11 @@ fn models() -> impl Strategy<Value = Model> {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(30))]
-    /// The packed forward alone on one thread is the measure; everything else must give its bits.
+    /// Every way to compute a sequence has the bits of its packed forward pass alone on one thread.
     #[test]
     fn packed_prefill_chunks_and_decode_agree_bit_for_bit(
         model in models(),
-        // Beyond 512 keys a second segment begins.
+        // Lengths above 512 keys have a second segment.
         len in prop::sample::select(vec![1usize, 17, 63, 64, 65, 130, 511, 512, 513, 600, 1090]),
         neighbours in prop::collection::vec(1usize..90, 0..3),
         chunk in 1usize..200,
@@ -28,18 +28,18 @@ proptest! {
         let row = model.row();
         let want = packed(&model, &[&me], 1);
 
-        // Packed after other sequences.
+        // In a packed batch, after other sequences.
         let mut all: Vec<&Tokens> = others.iter().collect();
         all.push(&me);
         let got = packed(&model, &all, threads);
         prop_assert!(got[got.len() - want.len()..] == want, "packed");
 
-        // The whole prompt at once, before other prompts.
+        // Prefill of the whole prompt, before other prompts.
         let mut prompts = vec![(&me, len, len)];
         prompts.extend(others.iter().map(|t| (t, t.len, t.len)));
         prop_assert!(paged(&model, &prompts, threads, seed)[..want.len()] == want, "prefill");
 
-        // In chunks, while others decode.
+        // Chunked prefill while other sequences decode.
         let mut end = 0;
         while end < len {
             let new = chunk.min(len - end);
@@ -50,7 +50,7 @@ proptest! {
             prop_assert!(got[..new * row] == want[(end - new) * row..end * row], "chunk up to {end}");
         }
 
-        // Token by token: all of a short sequence, the ends of blocks and segments of a long one.
+        // Decode token by token: all tokens of a short sequence; of a long one those at the ends of blocks and segments.
         for keys in (1..=len).filter(|k| len < 70 || *k == len || (k + 1) % BLOCK <= 2) {
             let got = paged(&model, &[(&me, keys, 1)], threads, seed);
             prop_assert!(got == want[(keys - 1) * row..keys * row], "decode with {keys} keys");
@@ -58,7 +58,7 @@ proptest! {
     }
 }
 
-/// The packed kernel is held to the formula; here a prompt of every case goes through the launch that a device runs.
+/// The paged launch of a prompt has the bits of the packed launch, which other checks compare with the formula.
 #[test]
 fn the_launch_equals_the_packed_one() {
     for dtype in [F32, BF16] {

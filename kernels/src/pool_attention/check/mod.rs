@@ -17,7 +17,7 @@ struct Given {
     dtype: DType,
 }
 
-/// Results of both directions.
+/// Results of the forward and the backward launch.
 struct Got {
     o: Vec<f32>,
     lse: Vec<f32>,
@@ -58,7 +58,7 @@ impl Given {
             o: o.addr(),
             lse: addr_mut(lse),
             tokens: self.cu_seqlens[self.cu_seqlens.len() - 1] as u32,
-            pictures: self.case.lengths.len() as u32,
+            images: self.case.lengths.len() as u32,
             heads: self.case.heads as u32,
             head_dim: self.case.head_dim as u32,
             scale: self.scale(),
@@ -67,15 +67,15 @@ impl Given {
     }
 
     fn run(&self, threads: usize) -> Got {
-        let (row, pictures, tokens) =
+        let (row, images, tokens) =
             (self.case.heads * self.case.head_dim, self.case.lengths.len(), self.k.values().len());
         let output = |count| Data::output(self.dtype, count);
-        let (o, mut lse) = (output(pictures * row), vec![f32::NAN; pictures * self.case.heads]);
+        let (o, mut lse) = (output(images * row), vec![f32::NAN; images * self.case.heads]);
         let forward = self.forward_params(&o, &mut lse);
         run(&fwd(self.dtype, &forward), threads);
         let (dq, dk, dv) = (output(row), output(tokens), output(tokens));
-        let mut partial = vec![f32::NAN; pictures * row];
-        let FwdParams { q, k, v, cu_seqlens, tokens, pictures, heads, head_dim, scale, reserved, .. } = forward;
+        let mut partial = vec![f32::NAN; images * row];
+        let FwdParams { q, k, v, cu_seqlens, tokens, images, heads, head_dim, scale, reserved, .. } = forward;
         let backward = BwdParams {
             q,
             k,
@@ -89,7 +89,7 @@ impl Given {
             dv: dv.addr(),
             partial: addr_mut(&mut partial),
             tokens,
-            pictures,
+            images,
             heads,
             head_dim,
             scale,
@@ -99,10 +99,10 @@ impl Given {
         Got { o: o.values(), lse, dq: dq.values(), dk: dk.values(), dv: dv.values() }
     }
 
-    /// The operands of a picture's head.
-    fn head(&self, picture: usize, head: usize) -> Head {
+    /// The operands of one head of an image.
+    fn head(&self, image: usize, head: usize) -> Head {
         let (d, row) = (self.case.head_dim, self.case.heads * self.case.head_dim);
-        let tokens = self.cu_seqlens[picture] as usize..self.cu_seqlens[picture + 1] as usize;
+        let tokens = self.cu_seqlens[image] as usize..self.cu_seqlens[image + 1] as usize;
         let of = |x: &Data| -> Vec<f64> {
             let x = x.f64();
             tokens.clone().flat_map(|t| x[t * row + head * d..][..d].to_vec()).collect()
@@ -110,11 +110,11 @@ impl Given {
         Head { q: self.q.f64()[head * d..][..d].to_vec(), k: of(&self.k), v: of(&self.v), scale: self.scale() as f64 }
     }
 
-    /// f(place in what is `[pictures, heads]`, picture, head) for all.
+    /// Calls f(index in an `[images, heads]` array, image, head) for every image and head.
     fn each(&self, mut f: impl FnMut(usize, usize, usize)) {
-        for picture in 0..self.case.lengths.len() {
+        for image in 0..self.case.lengths.len() {
             for head in 0..self.case.heads {
-                f(picture * self.case.heads + head, picture, head);
+                f(image * self.case.heads + head, image, head);
             }
         }
     }
@@ -126,8 +126,8 @@ fn equals_the_formula() {
             let given = Given::new(dtype, &case);
             let got = given.run(2);
             let (mut o, mut lse) = (Vec::new(), Vec::new());
-            given.each(|_, picture, head| {
-                let (pooled, sum) = formula::fwd(&given.head(picture, head));
+            given.each(|_, image, head| {
+                let (pooled, sum) = formula::fwd(&given.head(image, head));
                 o.extend(pooled);
                 lse.push(sum);
             });
@@ -140,8 +140,8 @@ fn equals_the_formula() {
                 got.lse.iter().copied().zip(lse).filter(|(_, want)| want.is_finite()).collect();
             let (values, want): (Vec<f32>, Vec<f64>) = finite.into_iter().unzip();
             assert_close(&format!("lse {dtype} {case:?}"), &values, &want, 3e-6, f64::MAX);
-            given.each(|at, picture, _| {
-                assert!(case.lengths[picture] > 0 || got.lse[at] == f32::NEG_INFINITY, "{dtype} {case:?}");
+            given.each(|at, image, _| {
+                assert!(case.lengths[image] > 0 || got.lse[at] == f32::NEG_INFINITY, "{dtype} {case:?}");
             });
         }
     }
@@ -155,19 +155,19 @@ fn gradients_equal_differences_of_the_formula() {
             let got = given.run(3);
             let (mut dq, mut dk, mut dv) = (vec![0.0; row], vec![0.0; got.dk.len()], vec![0.0; got.dk.len()]);
             let d_o = given.d_o.f64();
-            given.each(|at, picture, head| {
+            given.each(|at, image, head| {
                 let d_o = &d_o[at * d..][..d];
                 let delta = got.o[at * d..].iter().zip(d_o).map(|(&o, d)| o as f64 * d).sum();
-                let [q, k, v] = formula::bwd(&given.head(picture, head), d_o, delta);
+                let [q, k, v] = formula::bwd(&given.head(image, head), d_o, delta);
                 dq[head * d..].iter_mut().zip(&q).for_each(|(sum, q)| *sum += q);
-                let first = given.cu_seqlens[picture] as usize;
+                let first = given.cu_seqlens[image] as usize;
                 for (t, (k, v)) in k.chunks_exact(d).zip(v.chunks_exact(d)).enumerate() {
                     let at = (first + t) * row + head * d;
                     dk[at..at + d].copy_from_slice(k);
                     dv[at..at + d].copy_from_slice(v);
                 }
             });
-            // Where one weight is all but 1, nothing but the rounding errors of terms that cancel is left of dq and dk.
+            // If one weight is almost 1, the terms of dq and dk cancel and only rounding errors remain.
             let largest = |x: &Data| x.f64().iter().fold(0.0f64, |most, x| most.max(x.abs()));
             let term = largest(&given.v) * largest(&given.d_o) * d as f64 * largest(&given.k).max(largest(&given.q));
             for (name, got, want) in [("dq", &got.dq, &dq), ("dk", &got.dk, &dk)] {

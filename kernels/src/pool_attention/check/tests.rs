@@ -10,7 +10,7 @@ fn keys_and_values_are_read_once_and_without_bank_conflicts() {
             let (o, mut lse) = (Data::new(dtype, &vec![0.5; 144]), vec![1.0f32; 2]);
             let forward = given.forward_params(&o, &mut lse);
             let gradient = Data::output(dtype, 729 * 144);
-            let FwdParams { q, k, v, cu_seqlens, o, lse, tokens, pictures, heads, head_dim, scale, reserved } = forward;
+            let FwdParams { q, k, v, cu_seqlens, o, lse, tokens, images, heads, head_dim, scale, reserved } = forward;
             let (dq, d_o, mut partial) = (Data::output(dtype, 144), given.d_o.addr(), vec![f32::NAN; 144]);
             let backward = BwdParams {
                 q,
@@ -25,7 +25,7 @@ fn keys_and_values_are_read_once_and_without_bank_conflicts() {
                 dv: gradient.addr(),
                 partial: addr_mut(&mut partial),
                 tokens,
-                pictures,
+                images,
                 heads,
                 head_dim,
                 scale,

@@ -16,17 +16,17 @@ checks!(
 
 const EPS: f32 = 1e-6;
 
-/// How many times the error of one rounding that of an f32 result may be: a row's root is off by two units in its last
-/// place, and all of the row with it; of a gradient the part along x cancels.
+/// Tolerance of f32 results, as a multiple of the error of one rounding: a row's root is off by two units in its last place, which moves
+/// the whole row, and in a gradient the part along x cancels.
 const OF_ONE_F32: f64 = 12.0;
-/// The same for a sum over rows in f32.
+/// Tolerance of a sum over rows in f32, as a multiple of the error of one rounding.
 const OF_ONE_SUM: f64 = 10.0;
 
 fn of_one(dtype: DType) -> f64 {
     if dtype == F32 { OF_ONE_F32 } else { OF_ONE }
 }
 
-/// The rounding to a type.
+/// The rounding of an f64 to an element type.
 fn rounding(dtype: DType) -> fn(f64) -> f64 {
     if dtype == F32 { rounding::f32 } else { rounding::bf16 }
 }
@@ -35,7 +35,8 @@ fn each_row(f: fn(&[f64], f64) -> f64, x: &[f64], cols: usize) -> Vec<f64> {
     x.chunks_exact(cols).map(|x| f(x, EPS as f64)).collect()
 }
 
-/// The error of what a row's sum is a factor of: that of the sum is the whole row's, so in f32 that of few rows is a matter of luck.
+/// Asserts the error of results that a row's sum multiplies. The error of the sum moves the whole row, so with few rows in f32 the total
+/// error varies too much for a tight bound.
 fn assert_rows(name: &str, dtype: DType, rows: usize, got: &[f32], with: &[f64], want: &[f64]) {
     match (dtype, rows) {
         (F32, ..4) => assert_close(name, got, want, 1e-6, f64::MAX),
@@ -43,7 +44,7 @@ fn assert_rows(name: &str, dtype: DType, rows: usize, got: &[f32], with: &[f64],
     }
 }
 
-/// Holds y and rstd to the formula of rows of x.
+/// Asserts that y and rstd equal the formula for rows of x.
 fn assert_normed(name: &str, dtype: DType, [x, w]: [&Data; 2], y: &[f32], rstds: &[f32]) {
     let (x, w) = (x.f64(), w.f64());
     let [with, want] = [formula::rstd_rounded, formula::rstd].map(|f| each_row(f, &x, w.len()));
@@ -51,13 +52,13 @@ fn assert_normed(name: &str, dtype: DType, [x, w]: [&Data; 2], y: &[f32], rstds:
     let (with, want) = (formula::fwd(&x, &w, &with, rounding(dtype)), formula::fwd(&x, &w, &want, exact));
     assert_rows(name, dtype, rstds.len(), y, &with, &want);
     if dtype == BF16 {
-        // Without the inner rounding half of the elements would be others.
+        // Without the inner rounding half of the elements would differ.
         let others = with.iter().zip(y).filter(|(with, y)| rounding::bf16(**with) != **y as f64).count();
         assert!(others <= 1 + y.len() / 50, "{name}: {others} of {} elements", y.len());
     }
 }
 
-/// y and rstd.
+/// Runs the forward launch; returns y and rstd.
 fn forward(dtype: DType, x: &Data, w: &Data, rows: usize, cols: usize, threads: usize) -> (Vec<f32>, Vec<f32>) {
     let (y, mut rstd) = (Data::output(dtype, rows * cols), vec![f32::NAN; rows]);
     let params = FwdParams {
@@ -74,7 +75,7 @@ fn forward(dtype: DType, x: &Data, w: &Data, rows: usize, cols: usize, threads: 
     (y.values(), rstd)
 }
 
-/// dx and what was added to a dw that held 0.5.
+/// Runs the backward launch; returns dx and dw, which held 0.5 before.
 fn backward(dtype: DType, x: &Data, w: &Data, dy: &Data, rstd: &[f32], cols: usize, threads: usize) -> [Vec<f32>; 2] {
     let rows = rstd.len();
     let dx = Data::output(dtype, rows * cols);
@@ -120,7 +121,7 @@ fn gradient_equals_the_formula() {
             let [[with_dx, with_dw], [want_dx, want_dw]] =
                 [formula::bwd_rounded, formula::bwd].map(|f| f(&x.f64(), &w.f64(), &dy.f64(), &rstds));
             if cols == 1 {
-                // Nothing but rounding errors is left: y is ±w whatever x is.
+                // With one column y is ±w whatever x is, so dx is only rounding errors.
                 assert_close(&format!("dx {dtype} {rows}x1"), &dx, &want_dx, f64::MAX, 1e-6);
             } else {
                 assert_rows(&format!("dx {rows}x{cols}"), dtype, rows, &dx, &with_dx, &want_dx);
@@ -128,7 +129,7 @@ fn gradient_equals_the_formula() {
             let added = |d: Vec<f64>| d.iter().map(|d| d + 0.5).collect::<Vec<f64>>();
             let name = format!("dw {dtype} {rows}x{cols}");
             if rows * cols == 1 {
-                // What was there before may cancel it.
+                // The value 0.5 in dw may cancel the sum.
                 assert_close(&name, &dw, &added(want_dw), f64::MAX, 1e-6);
             } else {
                 assert_rounded(&name, F32, &dw, &added(with_dw), &added(want_dw), OF_ONE_SUM);
@@ -154,7 +155,7 @@ fn threads_and_other_rows_change_nothing() {
     }
 }
 
-/// The sum, y and rstd; the sum may be written over one of its terms.
+/// Runs the forward launch with a residual, whose sum may overwrite one of its terms; returns y and rstd.
 fn add_forward(dtype: DType, x: &Data, residual: &Data, w: &Data, sum: Addr, cols: usize) -> (Vec<f32>, Vec<f32>) {
     let rows = x.values().len() / cols;
     let (y, mut rstd) = (Data::output(dtype, rows * cols), vec![f32::NAN; rows]);
@@ -181,7 +182,7 @@ fn a_residual_is_added_before_the_norm() {
             let (x, residual, w) = (data(1), data(2), Data::new(dtype, &numbers(cols, 3, 1.0)));
             let sum = Data::output(dtype, rows * cols);
             let (y, rstd) = add_forward(dtype, &x, &residual, &w, sum.addr(), cols);
-            // The sum is a rounded f32 sum, so this is exact.
+            // The sum is an f32 sum rounded to the element type, so it must be exact.
             let want: Vec<f32> = x.values().iter().zip(residual.values()).map(|(x, r)| x + r).collect();
             assert_eq!(sum.values(), Data::new(dtype, &want).values());
             assert_normed(&format!("add {rows}x{cols}"), dtype, [&sum, &w], &y, &rstd);
