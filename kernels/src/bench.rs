@@ -1,9 +1,8 @@
-//! How long kernels take: the catalogue's calls on memory of a GPU, timed by its own clock, or on the processor's.
+//! Times of kernels: example calls run on GPU memory, timed by GPU events, or on the processor.
 //!
-//! Operands are not rotated: before each run 256 MiB elsewhere are written, more than any cache holds, so that every run finds its
-//! operands in memory and none in a cache. On a GPU that write lies in the stream ahead of the first event, and the host asks for the
-//! run while it is under way; what of it is still to be written back when the run begins counts against the run (as in Triton's and
-//! torch's usual way, and in the peers' scripts).
+//! Before each run 256 MiB of other memory are written, more than any cache holds, so that every run reads its operands from memory. On a
+//! GPU that write is in the stream before the first event, and the host launches the run meanwhile. Cache lines of that write that are
+//! still to be written back when the run begins count against the run, as in Triton's and PyTorch's benchmarks.
 #![allow(unsafe_code)]
 
 use crate::catalogue::Example;
@@ -14,29 +13,29 @@ use crate::matmul::Matmul;
 use crate::{Addr, Team, linear_log_prob, matmul, paged_attention};
 use std::time::Instant;
 
-/// The times of one call.
+/// The measured times of one call.
 #[derive(Clone, Debug)]
 pub struct Timed {
-    /// Seconds of each run, shortest first. Before each run the caches were overwritten.
+    /// Seconds of each run with cold caches, shortest first.
     pub seconds: Vec<f64>,
 }
 
 impl Timed {
-    /// The shortest.
+    /// The shortest time in seconds.
     pub fn least(&self) -> f64 {
         self.seconds.first().copied().unwrap_or(f64::NAN)
     }
 
-    /// The one in the middle.
+    /// The median time in seconds.
     pub fn median(&self) -> f64 {
         self.seconds.get(self.seconds.len() / 2).copied().unwrap_or(f64::NAN)
     }
 }
 
-/// More than any cache holds.
+/// Bytes that are written before a run to evict caches; more than any cache holds.
 const FLUSH: usize = 256 << 20;
 
-/// Times a call of the catalogue on a GPU: `runs` runs after two that do not count.
+/// Times an example call on a GPU: `runs` runs after two warm-up runs.
 pub fn time(gpu: &Gpu, example: &Example, runs: usize) -> Result<Timed, CudaError> {
     let mut buffers = Vec::new();
     let params = with_operands(&example.launch, |field| {
@@ -50,8 +49,7 @@ pub fn time(gpu: &Gpu, example: &Example, runs: usize) -> Result<Timed, CudaErro
     Ok(Timed { seconds })
 }
 
-/// Seconds of each of `runs` runs of what `ask` asks for, shortest first, after two that do not count. The cache is overwritten before
-/// each.
+/// Seconds of each of `runs` runs of what `ask` launches, shortest first, after two warm-up runs. Caches are overwritten before each run.
 fn each_run(gpu: &Gpu, runs: usize, mut ask: impl FnMut() -> Result<(), CudaError>) -> Result<Vec<f64>, CudaError> {
     let flush = gpu.alloc(FLUSH)?;
     let mut seconds = Vec::new();
@@ -66,22 +64,22 @@ fn each_run(gpu: &Gpu, runs: usize, mut ask: impl FnMut() -> Result<(), CudaErro
     Ok(seconds)
 }
 
-/// Bytes of a product's operands and result, in the order a, b, c.
+/// Bytes of a product's arrays a, b and c.
 fn of_product(p: &Matmul) -> [usize; 3] {
     [p.m * p.k * p.a.dtype.size(), p.n * p.k * p.b.dtype.size(), p.m * p.n * p.c_dtype.size()]
 }
 
-/// The product with operands at these addresses.
+/// The product with its arrays at these addresses.
 fn at(p: &Matmul, [a, b, c]: [u64; 3]) -> Matmul {
     let mut p = *p;
     (p.a.addr, p.b.addr, p.c) = (Addr(a), Addr(b), Addr(c));
     p
 }
 
-/// [`time`] of a product of the catalogue, by the GPU's library.
+/// Times an example product on a GPU, by cuBLASLt.
 ///
 /// # Errors
-/// What the library or the GPU says.
+/// An error of the library or of the GPU.
 pub fn time_product(gpu: &Gpu, blas: &dyn Blas, product: &Matmul, runs: usize) -> Result<Timed, CudaError> {
     let buffers = of_product(product).map(|bytes| normal_buffer(gpu, bytes.next_multiple_of(TILE)));
     let [a, b, c] = buffers;
@@ -92,12 +90,12 @@ pub fn time_product(gpu: &Gpu, blas: &dyn Blas, product: &Matmul, runs: usize) -
     Ok(Timed { seconds: each_run(gpu, runs, run)? })
 }
 
-/// Bytes that [`time_product`] and [`time_product_on_cpu`] take at most.
+/// An upper bound on the bytes that [`time_product`] and [`time_product_on_cpu`] allocate.
 pub fn bytes_of_product(product: &Matmul) -> f64 {
     product.cost().bytes + (FLUSH + WORKSPACE + 3 * TILE) as f64
 }
 
-/// [`time_on_cpu`] of a product of the catalogue.
+/// Times an example product on the processor.
 pub fn time_product_on_cpu(team: &Team, product: &Matmul, runs: usize) -> Timed {
     let tile = normal_tile();
     let mut buffers = of_product(product).map(|bytes| numbers_on_cpu(&tile, bytes));
@@ -106,13 +104,13 @@ pub fn time_product_on_cpu(team: &Team, product: &Matmul, runs: usize) -> Timed 
     Timed { seconds: each_run_on_cpu(runs, || unsafe { matmul::cpu::run(&product, team) }) }
 }
 
-/// Bytes that [`time`] and [`time_on_cpu`] take for a call at most.
+/// An upper bound on the bytes that [`time`] and [`time_on_cpu`] allocate for a call.
 pub fn bytes(example: &Example) -> f64 {
     let each = numbers(&example.launch);
     present(&example.launch).count() as f64 * each + FLUSH as f64
 }
 
-/// Times a call of the catalogue on the processor: `runs` runs after one that does not count.
+/// Times an example call on the processor: `runs` runs after one warm-up run.
 pub fn time_on_cpu(team: &Team, example: &Example, runs: usize) -> Timed {
     let tile = normal_tile();
     let mut buffers: Vec<Vec<Line>> = Vec::new();
@@ -136,7 +134,7 @@ pub fn time_on_cpu(team: &Team, example: &Example, runs: usize) -> Timed {
     Timed { seconds: each_run_on_cpu(runs, || unsafe { (example.launch.kernel.cpu)(&params, team) }) }
 }
 
-/// Seconds of each of `runs` runs, shortest first, after one that does not count. The caches are overwritten before each.
+/// Seconds of each of `runs` runs, shortest first, after one warm-up run. Caches are overwritten before each run.
 fn each_run_on_cpu(runs: usize, mut work: impl FnMut()) -> Vec<f64> {
     let mut flush = vec![0u8; FLUSH];
     let mut seconds = Vec::new();
@@ -153,7 +151,7 @@ fn each_run_on_cpu(runs: usize, mut work: impl FnMut()) -> Vec<f64> {
     seconds
 }
 
-/// `bytes` of numbers.
+/// Host memory of `bytes` bytes, filled with normally distributed numbers.
 fn numbers_on_cpu(tile: &[u8], bytes: usize) -> Vec<Line> {
     let mut buffer = vec![Line([0; 64]); bytes.div_ceil(64)];
     let all: &mut [u8] = bytemuck::cast_slice_mut(&mut buffer);
@@ -161,17 +159,17 @@ fn numbers_on_cpu(tile: &[u8], bytes: usize) -> Vec<Line> {
     buffer
 }
 
-/// Memory as tensors have it: 64-byte aligned.
+/// Memory aligned to 64 bytes, as that of tensors.
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C, align(64))]
 struct Line([u8; 64]);
 
-/// The operands that a call has.
+/// The address fields of a call that are not null.
 fn present(launch: &KernelLaunch) -> impl Iterator<Item = &'static Field> + '_ {
     launch.kernel.fields.iter().filter(|f| f.address && launch.params[f.offset..f.offset + 8] != [0; 8])
 }
 
-/// A call's parameters with real addresses.
+/// A call's parameters with addresses of allocated memory.
 fn with_operands<E>(
     launch: &KernelLaunch,
     mut address: impl FnMut(&'static Field) -> Result<u64, E>,
@@ -183,7 +181,7 @@ fn with_operands<E>(
     Ok(params)
 }
 
-/// Seconds of copying `bytes` from place to place on the GPU: the shortest of `runs`.
+/// Seconds of a copy of `bytes` bytes within GPU memory, the shortest of `runs` runs.
 pub fn copy_seconds(gpu: &Gpu, bytes: usize, runs: usize) -> Result<f64, CudaError> {
     let (from, to) = (gpu.alloc(bytes)?, gpu.alloc(bytes)?);
     gpu.fill(&from, 1)?;
@@ -194,8 +192,8 @@ pub fn copy_seconds(gpu: &Gpu, bytes: usize, runs: usize) -> Result<f64, CudaErr
     Ok(least)
 }
 
-/// Bytes of an operand, and what they are. A call never touches more of an operand than all its traffic, or than a whole vocabulary's
-/// rows where ids choose among them.
+/// Bytes of an operand, and its contents. A call never accesses more of an operand than its total traffic, or than all rows of the
+/// vocabulary if ids select rows.
 fn sized(launch: &KernelLaunch, field: &Field) -> (usize, Contents) {
     match contents(launch, field.name) {
         Contents::Words(words) => ((4 * words.len()).max(1 << 20), Contents::Words(words)),
@@ -203,19 +201,19 @@ fn sized(launch: &KernelLaunch, field: &Field) -> (usize, Contents) {
     }
 }
 
-/// Bytes of an operand of numbers.
+/// Bytes of an operand of floating-point numbers.
 fn numbers(launch: &KernelLaunch) -> f64 {
     let of = |name| scalar(launch, name).unwrap_or(0) as f64;
-    let rows_of_ids = of("vocab") * of("hidden") * 4.0;
+    let rows_of_ids = field("vocab") * field("hidden") * 4.0;
     launch.cost.bytes.max(rows_of_ids).max(workspace(launch) as f64).max((64 << 20) as f64)
 }
 
-/// Bytes of a workspace that does not count as traffic, so that it may be larger.
+/// Bytes of a workspace, which does not count as traffic and may therefore be larger.
 fn workspace(launch: &KernelLaunch) -> usize {
     let name = launch.kernel.name;
     if name.starts_with("linear_log_prob_fwd") {
         let of = |name| scalar(launch, name).unwrap_or(0) as usize;
-        linear_log_prob::workspace(of("rows"), of("vocab"))
+        linear_log_prob::workspace(field("rows"), field("vocab"))
     } else if name.starts_with("paged_attention") {
         paged_attention::workspace(&bytemuck::pod_read_unaligned(&launch.params))
     } else {
@@ -223,7 +221,7 @@ fn workspace(launch: &KernelLaunch) -> usize {
     }
 }
 
-/// A buffer for an operand, with contents of its kind.
+/// A GPU buffer for an operand, with suitable contents.
 fn operand(gpu: &Gpu, launch: &KernelLaunch, field: &Field) -> Result<Buffer, CudaError> {
     match sized(launch, field) {
         (bytes, Contents::Words(words)) => {
@@ -236,7 +234,7 @@ fn operand(gpu: &Gpu, launch: &KernelLaunch, field: &Field) -> Result<Buffer, Cu
     }
 }
 
-/// A buffer of numbers; `bytes` is a multiple of [`TILE`].
+/// A GPU buffer of normally distributed numbers; `bytes` is a multiple of [`TILE`].
 fn normal_buffer(gpu: &Gpu, bytes: usize) -> Result<Buffer, CudaError> {
     let buffer = gpu.alloc(bytes.max(TILE))?;
     gpu.upload(&buffer, 0, &normal_tile())?;
@@ -244,59 +242,59 @@ fn normal_buffer(gpu: &Gpu, bytes: usize) -> Result<Buffer, CudaError> {
     Ok(buffer)
 }
 
-/// What an operand holds.
+/// The contents of an operand.
 enum Contents {
-    /// Normally distributed numbers, whether they are read as bf16 or as f32.
+    /// Normally distributed numbers, both when read as bf16 and as f32.
     Numbers,
     /// 32-bit words: indices, lengths, settings.
     Words(Vec<u32>),
 }
 
-/// By the operand's name; sizes from the call's own fields.
+/// Chooses the contents by the operand's name, with sizes from the call's fields.
 fn contents(launch: &KernelLaunch, name: &str) -> Contents {
-    let of = |name: &str| scalar(launch, name).unwrap_or(0) as u32;
+    let field = |name: &str| scalar(launch, name).unwrap_or(0) as u32;
     let list = |count: u32, f: &dyn Fn(u32) -> u32| Contents::Words((0..count).map(f).collect());
     let product = |a: u32, b: u32| a.saturating_mul(b);
-    let rows = of("rows").max(of("tokens")).max(of("m"));
+    let rows = field("rows").max(field("tokens")).max(field("m"));
     match name {
         "cu_seqlens" => {
-            let (seqs, tokens) = match of("completions") {
-                0 => (of("seqs"), of("tokens")),
+            let (seqs, tokens) = match field("completions") {
+                0 => (field("seqs"), field("tokens")),
                 n => (n, n * 1024),
             };
             list(seqs + 1, &|i| (u64::from(i) * u64::from(tokens) / u64::from(seqs.max(1))) as u32)
         }
-        "kv_lens" => list(of("seqs"), &|_| of("max_kv_len")),
-        "block_tables" => list(product(of("seqs"), of("max_blocks")), &|i| i),
+        "kv_lens" => list(field("seqs"), &|_| field("max_kv_len")),
+        "block_tables" => list(product(field("seqs"), field("max_blocks")), &|i| i),
         "ids" | "targets" | "history" => {
-            let count = product(rows, of("history_cols").max(1));
-            list(count, &|i| i.wrapping_mul(7919) % of("vocab").max(1))
+            let count = product(rows, field("history_cols").max(1));
+            list(count, &|i| i.wrapping_mul(7919) % field("vocab").max(1))
         }
-        "index" => list(rows, &|i| (i * 257 + 3) % of("n").max(1)),
+        "index" => list(rows, &|i| (i * 257 + 3) % field("n").max(1)),
         "slots" => list(rows, &|i| i),
-        "pairs" => list(2 * of("count"), &|i| i),
+        "pairs" => list(2 * field("count"), &|i| i),
         "positions" => list(3 * rows, &|i| i % rows.max(1)),
-        "axis" => list(of("half"), &|i| i % 3),
-        "temperature" | "advantage" | "weight" if of("completions") + of("history_cols") > 0 => {
-            list(rows.max(of("completions")), &|_| 1f32.to_bits())
+        "axis" => list(field("half"), &|i| i % 3),
+        "temperature" | "advantage" | "weight" if field("completions") + field("history_cols") > 0 => {
+            list(rows.max(field("completions")), &|_| 1f32.to_bits())
         }
         "top_p" => list(rows, &|_| 0.95f32.to_bits()),
         "top_k" => list(rows, &|_| 50),
         "penalty" => list(rows, &|_| 1.05f32.to_bits()),
         "seed" => list(2 * rows, &|i| i),
         "position" => list(rows, &|i| i),
-        "history_len" => list(rows, &|_| of("history_cols")),
-        "suppressed" => list(of("suppressed_count"), &|i| i),
-        "counted" => list(of("completions"), &|_| 1024),
-        // About ln 8192: weights of attention that sum to about one.
-        "lse" => list(product(rows, of("heads").max(1)), &|_| 9.5f32.to_bits()),
-        // [norm, factor]
+        "history_len" => list(rows, &|_| field("history_cols")),
+        "suppressed" => list(field("suppressed_count"), &|i| i),
+        "counted" => list(field("completions"), &|_| 1024),
+        // About ln 8192, so that attention weights sum to about one.
+        "lse" => list(product(rows, field("heads").max(1)), &|_| 9.5f32.to_bits()),
+        // The norm and the clip factor.
         "clip" => list(2, &|_| 1f32.to_bits()),
         _ => Contents::Numbers,
     }
 }
 
-/// The value of a call's field of four or eight bytes that is no address.
+/// The value of a numeric field of a call.
 fn scalar(launch: &KernelLaunch, name: &str) -> Option<u64> {
     let field = launch.kernel.fields.iter().find(|f| f.name == name && !f.address)?;
     let at = &launch.params[field.offset..];
@@ -306,11 +304,11 @@ fn scalar(launch: &KernelLaunch, name: &str) -> Option<u64> {
     })
 }
 
-/// Bytes of numbers that repeat through an operand.
+/// Bytes of numbers that are repeated throughout an operand.
 const TILE: usize = 8 << 20;
 
-/// bf16 numbers from about N(0, 1). Two neighbours read as one f32 have the second one's sign and exponent, so they are such
-/// numbers too.
+/// bf16 numbers with about a standard normal distribution. Two neighbours read as one f32 have the sign and exponent of the second, so the
+/// f32 numbers have that distribution too.
 fn normal_tile() -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15u64;
     let mut next = || {
@@ -342,7 +340,7 @@ mod tests {
         }
     }
 
-    /// The processor's own code over the same operands.
+    /// The code of device `cpu` runs on operands made the same way.
     #[test]
     fn the_processor_is_timed_too() {
         let folder = crate::catalogue::folder("grpo_loss").unwrap();
@@ -355,7 +353,7 @@ mod tests {
         }
     }
 
-    /// Integers that say where to read or write must be right: every operand of an integer name has words.
+    /// Integers that select addresses must be valid: every operand with an integer name gets words.
     #[test]
     fn indices_stay_in_their_range() {
         for example in FOLDERS.iter().flat_map(|f| f.examples()) {

@@ -1,4 +1,4 @@
-//! Kernels on the simulator: a launch's CUDA is compiled to PTX, interpreted, and checked.
+//! Runs kernels on the simulator: compiles a launch's CUDA source to PTX, interprets it and reports findings.
 #![allow(unsafe_code)]
 
 use crate::compile::{self, CompileError};

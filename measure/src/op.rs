@@ -14,7 +14,7 @@ pub type OpTimer<'a> = Box<dyn FnOnce() -> Result<Vec<TimedKernel>> + 'a>;
 
 /// The error of a `--size KEY=VALUE` that an op does not take.
 pub fn bad_size(e: SizeError) -> MeasureError {
-    bad_option(&format!("--size {}", e.key), e.what, e.cure)
+    bad_option(&format!("--size {}", e.key), e.what, e.help)
 }
 
 /// What `name` stands for, `runs` runs each: the output layer, matrix products, or kernels of the catalogue.

@@ -1,4 +1,4 @@
-//! The host arrays that launches of checks name: where they lie, how long they are, what they hold.
+//! The host arrays of checks: their addresses, lengths and contents, which launches refer to by address.
 #![allow(unsafe_code)]
 
 use crate::Addr;
@@ -10,22 +10,22 @@ use std::collections::BTreeMap;
 /// One array of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Array {
-    /// Where it lies on the host.
+    /// Host address.
     pub at: u64,
-    /// Bytes.
+    /// Length in bytes.
     pub bytes: usize,
-    /// The type of its elements, for example `f32`.
+    /// Name of the element type, for example `f32`.
     pub element: &'static str,
-    /// A kernel may read it: an input, or what an earlier launch has written.
+    /// Whether a kernel may read it: an input, or an array that an earlier launch has written.
     pub written: bool,
 }
 
 thread_local! {
-    /// Arrays whose addresses were asked for, by address.
+    /// The arrays that checks on this thread have taken the address of, by address.
     static ARRAYS: RefCell<BTreeMap<u64, Array>> = const { RefCell::new(BTreeMap::new()) };
 }
 
-/// Remembers an array, and forgets what used to lie there.
+/// Registers an array and removes arrays that were at the same addresses before.
 pub fn register<T>(x: &[T], written: bool) -> Addr {
     let (at, bytes) = (x.as_ptr() as u64, size_of_val(x));
     ARRAYS.with_borrow_mut(|arrays| {
@@ -38,19 +38,19 @@ pub fn register<T>(x: &[T], written: bool) -> Addr {
     Addr(at)
 }
 
-/// The address of a slice; kernels may write to it, so the owner must be looked at only through [`super::Data`]'s methods.
+/// Registers a slice as an input and returns its address. If a kernel writes to it, the owner must be read through [`super::Data`].
 pub fn addr<T>(x: &[T]) -> Addr {
     register(x, true)
 }
 
-/// The address of a slice that a kernel writes.
+/// Registers a slice that a kernel writes and returns its address.
 pub fn addr_mut<T>(x: &mut [T]) -> Addr {
     let at = register(x, true);
     debug_assert_eq!(at.0, x.as_mut_ptr() as u64);
     at
 }
 
-/// Where an address field lies in a launch's parameters, and the array and the byte of it that it names.
+/// An address in a launch's parameters: offset of the field, the array that it points into, and the byte within that array.
 pub fn operands(launch: &KernelLaunch) -> Vec<(usize, Array, usize)> {
     let fields = launch.kernel.fields.iter().filter(|f| f.address);
     let of = |offset: usize| -> Option<(usize, Array, usize)> {
@@ -65,7 +65,7 @@ pub fn operands(launch: &KernelLaunch) -> Vec<(usize, Array, usize)> {
     fields.filter_map(|f| of(f.offset)).collect()
 }
 
-/// The arrays that a launch's parameters name, each once.
+/// The arrays that a launch's parameters point to, without repetition.
 pub fn arrays_of(launch: &KernelLaunch) -> Vec<Array> {
     let mut found: Vec<Array> = Vec::new();
     for (_, array, _) in operands(launch) {
@@ -77,14 +77,13 @@ pub fn arrays_of(launch: &KernelLaunch) -> Vec<Array> {
 }
 
 impl Array {
-    /// What it holds now.
+    /// The current contents.
     pub fn read(&self) -> Vec<u8> {
         // SAFETY: the check on this thread holds the arrays whose addresses it put into the parameters.
         unsafe { std::slice::from_raw_parts(self.at as *const u8, self.bytes) }.to_vec()
     }
 
-    /// Puts a kernel's result in its place. An input that stayed as it was is not touched: it may be a constant, which
-    /// cannot be written even with what it holds.
+    /// Writes a kernel's result to the host array. An unchanged input is not written, because it may be a constant in read-only memory.
     pub fn write(&self, bytes: &[u8]) {
         assert_eq!(bytes.len(), self.bytes);
         if self.read() != bytes {
@@ -95,7 +94,7 @@ impl Array {
     }
 }
 
-/// Memory of the simulator that holds these arrays at their host addresses.
+/// Simulator memory with these arrays at their host addresses.
 pub fn memory_of(arrays: &[Array]) -> SimMemory {
     let mut memory = SimMemory::new();
     for array in arrays {

@@ -1,10 +1,10 @@
-//! Seeded inputs, and arrays in either dtype with the addresses that launches name.
+//! Seeded inputs for checks, and arrays of f32 or bf16 whose addresses launches take.
 
 use super::arrays::register;
 use crate::{Addr, DType, Element};
 use half::bf16;
 
-/// Seeded numbers with a normal-like spread, an outlier of 20 now and then, and a negative zero.
+/// Seeded numbers with about a normal distribution, occasional outliers of 20, and a negative zero.
 pub fn numbers(count: usize, seed: u64, scale: f32) -> Vec<f32> {
     let seed = seed ^ super::seed().wrapping_mul(0xd134_2543_de82_ef95);
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
@@ -26,7 +26,7 @@ pub fn numbers(count: usize, seed: u64, scale: f32) -> Vec<f32> {
         .collect()
 }
 
-/// Values as stored in `dtype`, beside the exact values that the formula is given.
+/// An array of f32 or bf16 values, which are also available as the f64 input of a formula.
 pub struct Data {
     f32: Vec<f32>,
     bf16: Vec<bf16>,
@@ -35,19 +35,19 @@ pub struct Data {
 }
 
 impl Data {
-    /// `values` rounded to `dtype` (F32 or BF16).
+    /// Stores `values` rounded to `dtype` (F32 or BF16).
     pub fn new(dtype: DType, values: &[f32]) -> Data {
         let bf: Vec<bf16> = values.iter().map(|&x| <bf16 as Element>::from_f32(x)).collect();
         let f32 = if dtype == DType::F32 { values.to_vec() } else { bf.iter().map(|x| x.to_f32()).collect() };
         Data { f32, bf16: bf, dtype, output: false }
     }
 
-    /// An array of `count` elements to be written, full of NaN.
+    /// An output array of `count` elements, filled with NaN.
     pub fn output(dtype: DType, count: usize) -> Data {
         Data { output: true, ..Data::new(dtype, &vec![f32::NAN; count]) }
     }
 
-    /// Where the stored values lie.
+    /// Address of the stored values.
     pub fn addr(&self) -> Addr {
         match self.dtype {
             DType::F32 => register(&self.f32, self.is_written()),
@@ -55,17 +55,17 @@ impl Data {
         }
     }
 
-    /// Whether a kernel may read this: an input, or what an earlier launch has written.
+    /// Whether a kernel may read the array: an input, or written by an earlier launch.
     fn is_written(&self) -> bool {
         !self.output || self.values().iter().any(|x| !x.is_nan())
     }
 
-    /// The stored values, widened.
+    /// The stored values, widened to f32.
     pub fn f64(&self) -> Vec<f64> {
         self.values().iter().map(|&x| x as f64).collect()
     }
 
-    /// The stored values, widened.
+    /// The stored values, widened to f64.
     pub fn values(&self) -> Vec<f32> {
         match self.dtype {
             DType::F32 => self.f32.clone(),
@@ -74,18 +74,18 @@ impl Data {
     }
 }
 
-/// Random choices from a seed: what cases are generated from.
+/// A generator of random choices, for randomised cases.
 pub struct Picks {
     state: u64,
 }
 
 impl Picks {
-    /// The choices of a seed, and of the check's own.
+    /// Starts from a seed, combined with the seed of the check.
     pub fn new(seed: u64) -> Picks {
         Picks { state: seed ^ super::seed().wrapping_mul(0xd134_2543_de82_ef95) }
     }
 
-    /// Any number. The generator is SplitMix64 (Steele, Lea, Flood 2014).
+    /// A random u64, by SplitMix64 (Steele, Lea, Flood 2014).
     pub fn any(&mut self) -> u64 {
         self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let x = (self.state ^ self.state >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -93,14 +93,14 @@ impl Picks {
         x ^ x >> 31
     }
 
-    /// A number from `from` to `to`, `to` left out; small ones more often than even chances give them.
+    /// A random number from `from` (inclusive) to `to` (exclusive), with small numbers more likely.
     pub fn size(&mut self, from: usize, to: usize) -> usize {
         let span = (to - from) as u64;
         let span = if self.chance(0.25) { span.min(4) } else { span };
         from + (self.any() % span) as usize
     }
 
-    /// A number from 0 to 1, 1 left out.
+    /// A random number from 0 (inclusive) to 1 (exclusive).
     pub fn unit(&mut self) -> f32 {
         (self.any() >> 40) as f32 / (1u64 << 24) as f32
     }
@@ -110,12 +110,12 @@ impl Picks {
         self.unit() < probability
     }
 
-    /// One of these.
+    /// A random element of a slice.
     pub fn of<T: Copy>(&mut self, options: &[T]) -> T {
         options[(self.any() % options.len() as u64) as usize]
     }
 
-    /// A list of a length from `from` to `to`, `to` left out.
+    /// A list of random length from `from` (inclusive) to `to` (exclusive).
     pub fn list<T>(&mut self, from: usize, to: usize, mut item: impl FnMut(&mut Picks) -> T) -> Vec<T> {
         (0..self.size(from, to)).map(|_| item(self)).collect()
     }

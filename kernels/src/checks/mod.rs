@@ -1,7 +1,7 @@
-//! What kernels are held to: the same checks run as tests, by `reel kernels check --device sim`, and on a GPU.
+//! Checks of kernels against their formulas. The same checks run as tests, by `reel kernels check --device sim`, and on a GPU.
 //!
-//! A folder's `check.rs` has functions that make data, [`run`] launches and compare what they wrote with the formula; they
-//! panic where it differs, as tests do. [`checks!`] lists them; [`Check::run`] runs one on a device of choice.
+//! A folder's `check.rs` has functions that make data, [`run`] launches and compare the results with the formula; they panic if a result
+//! is wrong, as tests do. [`checks!`] lists them, and [`Check::run`] runs one on a device.
 #![allow(unsafe_code)]
 
 mod arrays;
@@ -29,77 +29,77 @@ use std::rc::Rc;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// One thing that a folder's kernels are held to.
+/// A check of a folder's kernels.
 #[derive(Clone, Copy, Debug)]
 pub struct Check {
-    /// Says what holds.
+    /// The name, which states the property that holds.
     pub name: &'static str,
-    /// It is about the CUDA code, not about the cpu's.
+    /// Whether the check applies to the CUDA code only.
     pub cuda_only: bool,
     body: fn(),
 }
 
 impl Check {
-    /// A check of this name; for [`checks!`].
+    /// Makes a check; used by [`checks!`].
     pub(crate) const fn new(name: &'static str, cuda_only: bool, body: fn()) -> Check {
         Check { name, cuda_only, body }
     }
 }
 
-/// What runs a launch.
+/// The device that runs the launches of a check.
 #[derive(Clone)]
 pub enum Device {
-    /// The kernel's cpu code.
+    /// The code of device `cpu`.
     Cpu,
-    /// Its CUDA on the simulator.
+    /// The CUDA code on the simulator.
     Sim,
-    /// Its CUDA on a GPU.
+    /// The CUDA code on a GPU.
     Gpu(Rc<Gpu>),
 }
 
-/// How a check is run.
+/// How to run a check.
 #[derive(Clone)]
 pub struct Setup {
-    /// What runs its launches.
+    /// The device that runs its launches.
     pub device: Device,
-    /// Which data and which orders of warps; 0 is what the tests take.
+    /// Seed of the data and of the interleavings; tests use 0.
     pub seed: u64,
-    /// Orders of warps and moments of asynchronous copies that the simulator tries; their results must agree.
+    /// Number of interleavings (orders of warps and completion times of asynchronous copies) that the simulator tries; results must agree.
     pub interleavings: u64,
-    /// Only launches of this kernel go to the device, the others to the cpu.
+    /// If given, only launches of this kernel run on the device; others run on the CPU.
     pub only: Option<String>,
-    /// On a GPU: also simulate each launch, and compare.
+    /// On a GPU, also simulates each launch and compares the results.
     pub compare: bool,
-    /// Keep the launches with what they were given.
+    /// Records the launches with their inputs.
     pub record: bool,
 }
 
 impl Setup {
-    /// As the tests run: eight interleavings, seed 0.
+    /// The setup of tests: eight interleavings, seed 0.
     pub fn new(device: Device) -> Setup {
         Setup { device, seed: 0, interleavings: 8, only: None, compare: false, record: false }
     }
 }
 
-/// What a check that held has done.
+/// Statistics of a check that passed.
 #[derive(Clone, Debug, Default)]
 pub struct Ran {
-    /// Launches of what was asked for.
+    /// Number of launches on the device.
     pub launches: usize,
-    /// From begin to end.
+    /// Duration of the check.
     pub time: Duration,
-    /// Differences between GPU and simulator, where they were asked for.
+    /// Differences between GPU and simulator, if the setup compares them.
     pub compared: Vec<Compared>,
-    /// The launches, where they were asked for.
+    /// The recorded launches, if the setup records them.
     pub recorded: Vec<Recorded>,
 }
 
 type Hook = Box<dyn Fn(&panic::PanicHookInfo<'_>) + Sync + Send>;
 
-/// How many checks run, and the panic hook that was there before the first of them.
+/// Number of running checks, and the panic hook that was installed before the first of them.
 static HOOK: Mutex<(usize, Option<Hook>)> = Mutex::new((0, None));
 
-/// As long as there is one, panics are not printed.
+/// While a value exists, panics are not printed.
 struct Quiet;
 
 impl Quiet {
@@ -126,7 +126,7 @@ impl Drop for Quiet {
     }
 }
 
-/// The state of the check on this thread.
+/// State of the check that runs on this thread.
 struct Running {
     setup: Setup,
     ran: Ran,
@@ -137,9 +137,9 @@ thread_local! {
 }
 
 impl Check {
-    /// Runs the check. An error is one line: what did not hold.
+    /// Runs the check. The error is one line that says what is wrong.
     ///
-    /// Panics are caught and not printed: while checks run, on any thread, the panic hook of the process says nothing.
+    /// Panics are caught and not printed: while a check runs on any thread, the panic hook of the process is disabled.
     pub fn run(&self, setup: &Setup) -> Result<Ran, String> {
         let quiet = Quiet::new();
         let start = Instant::now();
@@ -151,25 +151,26 @@ impl Check {
             Ok(()) => Ok(Ran { time: start.elapsed(), ..running.ran }),
             Err(panic) => {
                 let text = panic.downcast_ref::<String>().map(String::as_str);
-                let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("it panicked");
+                let text =
+                    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("panicked without a message");
                 Err(text.split('\n').map(str::trim).filter(|l| !l.is_empty()).collect::<Vec<_>>().join("; "))
             }
         }
     }
 }
 
-/// The seed of the check on this thread.
+/// Seed of the check that runs on this thread.
 pub(crate) fn seed() -> u64 {
     RUNNING.with_borrow(|r| r.setup.seed)
 }
 
-/// Whether launches of this check go to CUDA code, so that bodies take sizes that the simulator can bear.
+/// Whether launches of this check run CUDA code, for which checks choose sizes that the simulator finishes in time.
 pub(crate) fn is_cuda() -> bool {
     RUNNING.with_borrow(|r| !matches!(r.setup.device, Device::Cpu))
 }
 
-/// Runs a launch on the device of the check: on `threads` cpu threads; on the simulator under the check's interleavings,
-/// which must agree to the last bit and find nothing wrong; or on the GPU.
+/// Runs a launch on the device of the check: on `threads` CPU threads; on the simulator under the check's interleavings, which must agree
+/// bit for bit without findings; or on the GPU.
 pub(crate) fn run(launch: &Launch, threads: usize) {
     let (device, here) = RUNNING.with_borrow(|r| {
         let here = r.setup.only.as_deref().is_none_or(|only| launch.name() == only);
@@ -189,7 +190,7 @@ pub(crate) fn run(launch: &Launch, threads: usize) {
     }
 }
 
-/// [`run`] with one interleaving, for checks that compare the results of many launches with each other.
+/// Runs a launch with one interleaving, for checks that compare many launches with each other.
 pub(crate) fn run_once(launch: &Launch) {
     let set = |n| RUNNING.with_borrow_mut(|r| std::mem::replace(&mut r.setup.interleavings, n));
     let before = set(1);
@@ -197,7 +198,7 @@ pub(crate) fn run_once(launch: &Launch) {
     set(before);
 }
 
-/// Runs a test's body on the simulator, where NVRTC is found.
+/// Runs the body of a test on the simulator; skips it if there is no NVRTC.
 #[cfg(test)]
 pub(crate) fn on_sim(body: impl Fn()) {
     if crate::compile::for_test().is_some() {
@@ -207,11 +208,11 @@ pub(crate) fn on_sim(body: impl Fn()) {
     }
 }
 
-/// Lists a folder's checks, functions without arguments: `checks!(equals_the_formula, …)`. What follows `cuda:` is about the
-/// CUDA code alone. In tests each becomes `cpu::…` and `sim::…`.
+/// Declares a folder's checks, functions without arguments: `checks!(equals_the_formula, …)`. Checks after `cuda:` apply to the CUDA code
+/// only. In test builds each check becomes the tests `cpu::…` and `sim::…`.
 macro_rules! checks {
     ($($check:ident),* $(,)? $(; cuda: $($cuda:ident),* $(,)?)?) => {
-        /// What the kernels of this folder are held to.
+        /// The checks of the kernels of this folder.
         pub(crate) const CHECKS: &[$crate::checks::Check] = &[
             $($crate::checks::Check::new(stringify!($check), false, $check),)*
             $($($crate::checks::Check::new(stringify!($cuda), true, $cuda),)*)?

@@ -1,4 +1,5 @@
-//! Whether the checks notice when a kernel's synchronisation is changed: mutants of its PTX, run on what its checks launch.
+//! Mutation tests of synchronisation: changes one synchronisation instruction of a kernel's PTX and runs the launches of its checks on the
+//! simulator, which must report a finding.
 
 use super::on_sim::MOMENTS;
 use super::{Check, Device, Recorded, Setup};
@@ -11,17 +12,17 @@ use reel_sim::mutate::{self, Mutant};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, OnceLock};
 
-/// A launch of a check with what it costs to simulate.
+/// A recorded launch of a check with its cost of simulation.
 struct Case {
     recorded: Recorded,
-    /// Instructions of warps.
+    /// Number of warp instructions.
     cost: u64,
-    /// That the kernels as they are have no finding on it, once that is known.
+    /// Result of the unchanged kernel on this launch, once it is known: no finding, or the finding.
     clean: OnceLock<Result<(), String>>,
 }
 
 impl Case {
-    /// The first finding under any moment of asynchronous effects, in words.
+    /// The first finding under any completion time of asynchronous operations, as text.
     fn finding(&self, unit: &Unit) -> Result<Option<(FindingKind, String)>, String> {
         for seed in 0..MOMENTS.len() as u64 {
             let mut memory = self.recorded.memory();
@@ -36,7 +37,7 @@ impl Case {
     }
 }
 
-/// A folder's kernels with the launches of its checks.
+/// The kernels of a folder with the recorded launches of its checks.
 pub struct Subject {
     folder: &'static str,
     unit: Arc<Unit>,
@@ -44,34 +45,34 @@ pub struct Subject {
     targets: Vec<Target>,
 }
 
-/// A mutant, with the launches that execute what it changes.
+/// A mutant with the launches that execute the changed instruction.
 #[derive(Clone, Debug)]
 pub struct Target {
     /// The mutant.
     pub mutant: Mutant,
-    /// The function that is changed.
+    /// The changed function.
     pub function: String,
-    /// `file:line` of the instruction, then of what it was inlined into, and so on outwards.
+    /// `file:line` of the instruction, then of the calls that it was inlined through, from the inside out.
     pub places: Vec<String>,
-    /// Launches that execute it, cheapest first.
+    /// Indices of the launches that execute it, cheapest first.
     reached_by: Vec<usize>,
 }
 
-/// What came of a mutant.
+/// The result of running a mutant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// A finding killed it.
+    /// The simulator reported a finding.
     Killed(FindingKind),
-    /// No finding, and a comment at one of its places says why it is redundant.
+    /// No finding, and a comment at the source line says why the instruction is redundant.
     Redundant(String),
-    /// No finding.
+    /// No finding, and no comment that explains it.
     Survived,
-    /// No launch executes it.
+    /// No launch executes the instruction.
     Unreached,
 }
 
 impl Subject {
-    /// Runs the folder's checks once on the simulator, and keeps what they launch. An error is one line.
+    /// Runs the folder's checks once on the simulator and records their launches. An error is one line.
     pub fn of(folder: &'static Folder) -> Result<Subject, String> {
         let setup = Setup { interleavings: 1, record: true, ..Setup::new(Device::Sim) };
         let mut recorded = Vec::new();
@@ -92,7 +93,7 @@ impl Subject {
     }
 
     fn find_targets(&mut self, recorded: Vec<Recorded>) -> Result<(), SimulateError> {
-        // By function and instruction: the cases that execute it.
+        // For each function and instruction, the launches that execute it.
         let mut executed: BTreeMap<(String, usize), BTreeSet<usize>> = BTreeMap::new();
         for recorded in recorded {
             let (mut cost, number) = (0, self.cases.len());
@@ -121,8 +122,8 @@ impl Subject {
         Ok(())
     }
 
-    /// Runs a mutant on at most `launches` of the launches that reach it, from the cheapest to the dearest, under each moment of
-    /// asynchronous effects.
+    /// Runs a mutant on at most `launches` of the launches that reach it, from the cheapest to the most expensive, under each completion time
+    /// of asynchronous operations.
     pub fn judge(&self, target: &Target, launches: usize) -> Result<Verdict, String> {
         if target.reached_by.is_empty() {
             return Ok(Verdict::Unreached);
@@ -142,18 +143,17 @@ impl Subject {
         })
     }
 
-    /// That the kernels as they are have no finding on a launch, so that what kills a mutant is its change. The error is the
-    /// finding.
+    /// Checks that the unchanged kernels have no finding on a launch, so that a finding is due to the mutation. The error is the finding.
     fn check_unchanged(&self, case: &Case) -> Result<(), String> {
         match case.finding(&self.unit)? {
             None => Ok(()),
             Some((kind, message)) => {
-                Err(format!("{} has a finding unchanged: {}: {message}", self.folder, kind.name()))
+                Err(format!("{}: the unchanged kernel has a finding: {}: {message}", self.folder, kind.name()))
             }
         }
     }
 
-    /// What a comment `// redundant: …` on, or right before, one of the target's lines says.
+    /// The text of a comment `// redundant: …` on or right before one of the target's lines.
     fn reason(&self, target: &Target) -> Option<String> {
         target.places.iter().find_map(|place| {
             let (file, line) = place.rsplit_once(':')?;
@@ -166,19 +166,19 @@ impl Subject {
     }
 }
 
-/// What a check launches.
+/// Runs a check and returns its recorded launches.
 fn record(check: &Check, setup: &Setup) -> Result<Vec<Recorded>, String> {
     check.run(setup).map(|ran| ran.recorded).map_err(|e| format!("{}: {e}", check.name))
 }
 
 fn options(seed: u64) -> ExecOptions {
-    // A mutant may wait for ever: it is stuck much sooner than a kernel of somebody else's might be.
+    // A mutant may wait forever, so its step limit is much lower than the default.
     let completion = MOMENTS[seed as usize % MOMENTS.len()];
     let gpu = simulate::gpu(&Arch::A100);
     ExecOptions { gpu, seed, completion, patience: 200_000, until_finding: true, ..ExecOptions::default() }
 }
 
-/// At most `count` of these, evenly from the first to the last.
+/// At most `count` elements, evenly spaced from the first to the last.
 fn spread(all: &[usize], count: usize) -> Vec<usize> {
     if all.len() <= count {
         return all.to_vec();
@@ -197,7 +197,7 @@ fn places(module: &reel_sim::ptx::ast::Module, place: Option<u32>) -> Vec<String
     out
 }
 
-/// The text of a file that a folder's translation unit includes.
+/// The text of a source file of a folder's translation unit.
 fn text_of(folder: &str, file: &str) -> Option<&'static str> {
     let source = crate::catalogue::folder(folder)?.source;
     if file.ends_with("sm80.cu") {

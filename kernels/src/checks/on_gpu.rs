@@ -1,4 +1,4 @@
-//! Launches of checks on a GPU, and what differs there from the simulator.
+//! Runs launches of checks on a GPU, and compares their results with the simulator's.
 #![allow(unsafe_code)]
 
 use super::arrays::{Array, arrays_of, operands};
@@ -7,26 +7,25 @@ use crate::cuda::{Buffer, CudaError, Gpu};
 use crate::launch::KernelLaunch;
 use half::bf16;
 
-/// How far a launch's results on a GPU are from those on the simulator.
+/// The difference between a launch's results on a GPU and on the simulator.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Compared {
     /// The kernel.
     pub kernel: &'static str,
-    /// Elements of the arrays that it may have written.
+    /// Number of elements of the arrays that the launch may have written.
     pub elements: usize,
-    /// Those whose bits differ.
+    /// Number of elements whose bits differ.
     pub different: usize,
-    /// The largest relative L2 distance of an array; infinite where NaN or infinities are at other places, or where integers
-    /// differ.
+    /// The largest relative L2 distance of an array; infinite if NaN or infinities are at different indices or integers differ.
     pub distance: f64,
 }
 
-/// Bytes before and after each array that a kernel may not touch.
+/// Guard bytes before and after each array, which a kernel must not write.
 const GUARD: usize = 256;
-/// What guards hold, and arrays that nothing was written to: NaN in every float type.
+/// The byte of guards and of arrays that are not written yet: NaN in every float type.
 const PATTERN: u8 = 0xff;
 
-/// An array on the GPU at the same distance from a 256-byte boundary as on the host, between guards.
+/// A copy of an array on the GPU between guards, at the same distance from a 256-byte boundary as on the host.
 struct Placed {
     array: Array,
     buffer: Buffer,
@@ -44,10 +43,10 @@ impl Placed {
         Ok(Placed { array, buffer, start })
     }
 
-    /// What it holds.
+    /// Downloads the contents.
     ///
     /// # Panics
-    /// When a guard was overwritten.
+    /// If a guard was overwritten.
     fn result(&self, gpu: &Gpu, kernel: &str) -> Result<Vec<u8>, CudaError> {
         let mut all = vec![0; self.buffer.len()];
         gpu.download(&self.buffer, 0, &mut all)?;
@@ -66,7 +65,7 @@ impl Placed {
 /// Runs a launch on the GPU.
 ///
 /// # Panics
-/// When the GPU fails, or a kernel writes beside an array.
+/// If the GPU fails, or a kernel writes outside an array.
 pub fn run(gpu: &Gpu, launch: &KernelLaunch) {
     let arrays = arrays_of(launch);
     let (seed, compare) = RUNNING.with_borrow(|r| (r.setup.seed, r.setup.compare));
@@ -135,7 +134,7 @@ fn compare_all(kernel: &'static str, arrays: &[Array], got: &[Vec<u8>], want: &[
     all
 }
 
-/// Relative L2 distance; infinite where what is not finite differs.
+/// Relative L2 distance; infinite if values that are not finite differ.
 fn distance(got: &[f64], want: &[f64]) -> f64 {
     let (mut difference, mut size) = (0.0, 0.0);
     for (&g, &w) in got.iter().zip(want) {

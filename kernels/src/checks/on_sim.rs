@@ -1,4 +1,4 @@
-//! Launches of checks on the simulator.
+//! Runs launches of checks on the simulator.
 
 use super::RUNNING;
 use super::arrays::{Array, arrays_of, memory_of};
@@ -8,19 +8,19 @@ use reel_sim::counters::Counters;
 use reel_sim::exec::{CompletionTiming, ExecOptions};
 use reel_sim::memory::SimMemory;
 
-/// A launch with what its arrays held before it.
+/// A recorded launch with the contents of its arrays before it.
 #[derive(Clone, Debug)]
 pub struct Recorded {
     /// The call.
     pub launch: KernelLaunch,
-    /// Its arrays' addresses, bytes, and whether they count as written.
+    /// Its arrays: address, bytes, and whether a kernel may read them.
     pub arrays: Vec<(u64, Vec<u8>, bool)>,
-    /// What its stages did on an A100 under the first interleaving.
+    /// Symbol and counters of its stages on an A100 under the first interleaving.
     pub stages: Vec<(&'static str, Counters)>,
 }
 
 impl Recorded {
-    /// Memory with those arrays.
+    /// Simulator memory with the recorded arrays.
     pub fn memory(&self) -> SimMemory {
         let mut memory = SimMemory::new();
         for (at, bytes, written) in &self.arrays {
@@ -30,16 +30,16 @@ impl Recorded {
     }
 }
 
-/// The moments at which asynchronous copies take effect, in the order in which interleavings try them.
+/// The completion times of asynchronous copies, in the order in which interleavings try them.
 pub const MOMENTS: [CompletionTiming; 3] =
     [CompletionTiming::Latest, CompletionTiming::Earliest, CompletionTiming::Random];
 
-/// What each array holds after the launch under one interleaving.
+/// The contents of each array after the launch under one interleaving.
 pub fn results(launch: &KernelLaunch, arrays: &[Array], seed: u64) -> Vec<Vec<u8>> {
     staged_results(launch, arrays, seed).1
 }
 
-/// The stages of a launch under one interleaving, and what each array holds afterwards.
+/// The stages of a launch under one interleaving, and the contents of each array afterwards.
 fn staged_results(launch: &KernelLaunch, arrays: &[Array], seed: u64) -> (Vec<Staged>, Vec<Vec<u8>>) {
     let mut memory = memory_of(arrays);
     let completion = MOMENTS[seed as usize % 3];
@@ -62,7 +62,7 @@ fn nothing_found(launch: &KernelLaunch, staged: &[Staged], seed: u64) {
     }
 }
 
-/// Runs a launch on the simulator under orders of warps and moments of asynchronous copies that must agree.
+/// Runs a launch on the simulator under several interleavings, whose results must agree bit for bit.
 pub fn run(launch: &KernelLaunch) {
     let arrays = arrays_of(launch);
     let (seed, interleavings, record) =
@@ -86,7 +86,7 @@ pub fn run(launch: &KernelLaunch) {
     }
 }
 
-/// The stages of a launch on an A100, with nothing found; nothing is written back.
+/// The simulated stages of a launch on an A100; asserts that there are no findings and writes no results back.
 #[cfg(test)]
 pub fn staged(launch: &crate::Launch) -> Vec<Staged> {
     staged_on(launch, &Arch::A100)
@@ -102,13 +102,13 @@ fn staged_on(launch: &crate::Launch, arch: &Arch) -> Vec<Staged> {
     staged
 }
 
-/// What the stages of a launch count, added up.
+/// The counters of a launch on an A100, summed over its stages.
 #[cfg(test)]
 pub fn counted(launch: &crate::Launch) -> reel_sim::counters::InstructionCounts {
     counted_on(launch, &Arch::A100)
 }
 
-/// [`counted`] on another GPU, on which plans may differ.
+/// The counters of a launch on a given GPU, summed over its stages.
 #[cfg(test)]
 pub fn counted_on(launch: &crate::Launch, arch: &Arch) -> reel_sim::counters::InstructionCounts {
     let mut sum = reel_sim::counters::InstructionCounts::default();

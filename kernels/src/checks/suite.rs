@@ -1,20 +1,20 @@
-//! Runs of many checks: those of a kernel, a folder, or all.
+//! Runs the checks of a kernel, of a folder, or of all folders.
 
 use super::{Check, Ran, Setup};
 use crate::catalogue::{FOLDERS, Folder};
 
-/// What came of a check.
+/// The result of a check.
 #[derive(Clone, Debug)]
 pub struct Outcome {
-    /// The folder.
+    /// The name of the folder.
     pub folder: &'static str,
-    /// The check's name.
+    /// The name of the check.
     pub check: &'static str,
-    /// What it did, or what did not hold.
+    /// Its statistics, or what is wrong.
     pub result: Result<Ran, String>,
 }
 
-/// The checks of the folder of this name, or of the folder that holds the kernel of this name; all without one.
+/// The checks of the folder with this name, or of the folder with a kernel of this name; all checks without a name.
 pub fn select(name: Option<&str>) -> Vec<(&'static Folder, &'static Check)> {
     let wanted = |folder: &&Folder| match name {
         None => true,
@@ -23,8 +23,7 @@ pub fn select(name: Option<&str>) -> Vec<(&'static Folder, &'static Check)> {
     FOLDERS.iter().filter(wanted).flat_map(|f| f.checks.iter().map(move |c| (f, c))).collect()
 }
 
-/// Runs checks one after the other; `each` sees every outcome as it comes. What is about the cpu alone, or the CUDA code
-/// alone, is left out on the other device.
+/// Runs checks one after the other and calls `each` with every outcome. On device `cpu` checks of the CUDA code are skipped.
 pub fn run_all(
     checks: &[(&'static Folder, &'static Check)],
     setup: &Setup,

@@ -13,15 +13,15 @@ pub(crate) fn map(symbol: &'static str, count: u64) -> Vec<Stage> {
     blocks(symbol, count.div_ceil(MAP.1), MAP.0)
 }
 
-/// A launch of so many blocks in one dimension; none without blocks.
+/// A one-dimensional launch of `blocks` blocks; none if there are no blocks.
 pub(crate) fn blocks(symbol: &'static str, blocks: u64, threads: u32) -> Vec<Stage> {
-    // More blocks than a grid can have would need more elements than a device's memory holds.
+    // 2^31 blocks would need more elements than the memory of a device holds.
     let blocks = u32::try_from(blocks).expect("fewer blocks than 2^31");
     if blocks == 0 { Vec::new() } else { vec![Stage::linear(symbol, blocks, threads)] }
 }
 
-/// The launch of a kernel that moves rows (`rows.cuh`): a row of `cols` elements, of which `vector` are 16 bytes, by up to 256
-/// threads with four accesses each, more rows a block if they are narrow.
+/// The launch of a kernel that moves rows (`rows.cuh`) of `cols` elements; `vector` is the number of elements in 16 bytes. Up to 256 threads
+/// with four accesses each move a row; a block has several rows if they are narrow.
 pub(crate) fn rows(symbol: &'static str, rows: u64, cols: u64, vector: u64) -> Vec<Stage> {
     if cols == 0 {
         return Vec::new();
@@ -35,31 +35,31 @@ pub(crate) fn rows(symbol: &'static str, rows: u64, cols: u64, vector: u64) -> V
     stages
 }
 
-/// How rows of `cols` elements that are kept in registers (`held.cuh`) are spread over threads.
+/// How rows of `cols` elements that stay in registers (`held.cuh`) are distributed over threads.
 #[derive(Clone, Copy)]
 pub(crate) struct HeldRows {
     cols: u32,
-    /// Threads of a row.
+    /// Number of threads of a row.
     threads: u32,
 }
 
 impl HeldRows {
-    /// Elements of a row that a thread keeps (`HELD`).
+    /// Number of elements of a row that a thread keeps; equals `HELD` of `held.cuh`.
     const HELD: u32 = 16;
 
-    /// A row by a warp, by 256 threads, or by the 512 of a wide symbol's block.
+    /// Chooses a warp for a row, 256 threads, or the 512 threads of a `_wide` symbol's block.
     pub(crate) fn new(cols: u32) -> HeldRows {
         let fits = |threads: u32| cols <= Self::HELD * threads;
         HeldRows { cols, threads: [32, 256].into_iter().find(|&t| fits(t)).unwrap_or(512) }
     }
 
-    /// Of a usual and a wide symbol the one for these rows.
+    /// Returns the usual or the `_wide` symbol, whichever fits these rows.
     pub(crate) fn symbol(self, [usual, wide]: [&'static str; 2]) -> &'static str {
         if self.threads == 512 { wide } else { usual }
     }
 
-    /// Blocks of at least `block` threads that walk over all rows: enough to fill the GPU with `resident` blocks a
-    /// multiprocessor, so few that a block reads weights once for many rows.
+    /// A launch whose blocks, of at least `block` threads, stride over all rows. At most `resident` blocks a multiprocessor are launched, so
+    /// that a block reads the weights once for many rows.
     pub(crate) fn walk(
         self,
         symbols: [&'static str; 2],
@@ -76,7 +76,7 @@ impl HeldRows {
         blocks(self.symbol(symbols), u64::from(needed.min(arch.multiprocessors * resident)), block)
     }
 
-    /// A block of 512 threads a part of the rows, then a stage that adds up the parts' sums of `columns` columns.
+    /// A launch with a block of 512 threads for each part of the rows, and one that adds up the parts' sums of `columns` columns.
     pub(crate) fn parts(self, symbols: [&'static str; 2], sum: &'static str, parts: u64, columns: u64) -> Vec<Stage> {
         let mut stages = if self.cols == 0 { Vec::new() } else { blocks(self.symbol(symbols), parts, 512) };
         if !stages.is_empty() {

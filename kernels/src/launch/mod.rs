@@ -1,7 +1,8 @@
-//! A launch as plain data: which kernel, with which parameters, at what cost.
+//! A launch as plain data: which kernel, with which parameters, and the least work it must do. Devices execute it.
 //!
-//! [`params!`](crate::params) declares a kernel's parameters once: the Rust struct and, from the same fields, the C
-//! declaration that a CUDA compiler reads. [`kernel!`](crate::kernel) ties a symbol to its parameters and its cpu code.
+//! [`params!`](crate::params) declares a kernel's parameters once, as a Rust struct and as the C declaration that a CUDA compiler reads.
+//! [`kernel!`](crate::kernel) declares a [`Kernel`]: symbol, parameters, code for device `cpu`, CUDA source and plan. A plan turns a call
+//! into the CUDA launches ([`Stage`]) for a GPU.
 
 mod params;
 mod source;
@@ -14,15 +15,15 @@ pub use stage::{Arch, Stage, TensorMapError};
 use crate::matmul::Matmul;
 use crate::{Cost, DType, Team};
 
-/// A kernel: one name from source to profiler.
+/// A kernel; its name is the same in the source, in profiles and on the command line.
 pub struct Kernel {
     /// The symbol, for example `rms_norm_fwd_bf16`.
     pub name: &'static str,
-    /// Bytes of its parameter struct.
+    /// Size of its parameter struct in bytes.
     pub params_size: usize,
     /// The fields of its parameter struct.
     pub fields: &'static [Field],
-    /// What the cpu device runs.
+    /// The code of device `cpu`.
     ///
     /// # Safety
     /// The bytes are this kernel's parameter struct, and every address in it covers what the kernel documents.
@@ -39,10 +40,10 @@ impl std::fmt::Debug for Kernel {
     }
 }
 
-/// Of two kernels the one for `dtype`.
+/// Returns the kernel for `dtype`.
 ///
 /// # Panics
-/// For anything but F32 and BF16: a mistake in the caller, which no input can cause.
+/// For other types than F32 and BF16, which is a mistake in the caller.
 pub(crate) fn by_dtype(dtype: DType, f32: &'static Kernel, bf16: &'static Kernel) -> &'static Kernel {
     match dtype {
         DType::F32 => f32,
@@ -81,34 +82,34 @@ macro_rules! kernel {
     };
 }
 
-/// A launch of one of our kernels.
+/// A call of a kernel.
 #[derive(Clone, Debug)]
 pub struct KernelLaunch {
-    /// Which kernel.
+    /// The kernel.
     pub kernel: &'static Kernel,
     /// Its parameter struct as bytes.
     pub params: Box<[u8]>,
-    /// The least it must do.
+    /// The least work of the call.
     pub cost: Cost,
 }
 
-/// What a device executes.
+/// A unit of work for a device.
 #[derive(Clone, Debug)]
 pub enum Launch {
-    /// One of our kernels.
+    /// A call of a kernel.
     Kernel(KernelLaunch),
     /// A plain matrix product.
     Matmul(Matmul),
 }
 
 impl Launch {
-    /// A launch of `kernel` with `params`.
+    /// Makes a launch of `kernel` with `params`.
     pub fn kernel<P: Params>(kernel: &'static Kernel, params: &P, cost: Cost) -> Launch {
         debug_assert_eq!(kernel.params_size, size_of::<P>(), "{}", kernel.name);
         Launch::Kernel(KernelLaunch { kernel, params: bytemuck::bytes_of(params).into(), cost })
     }
 
-    /// The symbol that profiles and tests name.
+    /// The name of the kernel or product in profiles.
     pub fn name(&self) -> &'static str {
         match self {
             Launch::Kernel(k) => k.kernel.name,
@@ -116,7 +117,7 @@ impl Launch {
         }
     }
 
-    /// The least that this launch must do.
+    /// The least work of the launch.
     pub fn cost(&self) -> Cost {
         match self {
             Launch::Kernel(k) => k.cost,
@@ -125,7 +126,7 @@ impl Launch {
     }
 }
 
-/// Executes a launch on host memory.
+/// Executes a launch on host memory with the code of device `cpu`.
 ///
 /// # Safety
 /// Every address in the launch is a host address that covers what its kernel documents, and nothing else uses what it writes.

@@ -1,6 +1,6 @@
 //! Parameters of kernels: addresses, the structs that [`params!`](crate::params) declares, and their C declarations.
 
-/// An address in the memory of whatever device runs the launch; 0 is "absent".
+/// An address in the memory of the device that runs the launch; 0 stands for an absent operand.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(transparent)]
 pub struct Addr(pub u64);
@@ -14,7 +14,7 @@ impl Addr {
         self.0 == 0
     }
 
-    /// `bytes` further on.
+    /// The address `bytes` further on.
     pub const fn offset(self, bytes: usize) -> Addr {
         Addr(self.0 + bytes as u64)
     }
@@ -29,7 +29,7 @@ pub struct Field {
     pub c_type: &'static str,
     /// Its offset in bytes.
     pub offset: usize,
-    /// It is an [`Addr`].
+    /// Whether the field is an [`Addr`].
     pub address: bool,
 }
 
@@ -37,7 +37,7 @@ pub struct Field {
 pub trait CType {
     /// The name in CUDA C++.
     const NAME: &'static str;
-    /// Whether it is an address.
+    /// Whether the type is an address.
     const ADDRESS: bool = false;
 }
 impl CType for Addr {
@@ -57,15 +57,15 @@ impl CType for f32 {
     const NAME: &'static str = "float";
 }
 
-/// A tensor map's place in a parameter struct. It stays as it is in the call's parameters: a plan describes the map
-/// ([`Stage::tensor_maps`]), and the device that launches encodes it here. First in the struct, or after other maps: it is aligned to 64
-/// bytes (PTX ISA, "Tensor-map").
+/// Space for a tensor map in a parameter struct. It is empty in the call's parameters: a plan describes the map
+/// ([`Stage::tensor_maps`](super::Stage::tensor_maps)), and the device encodes it into this field when it launches. The field must come
+/// first in the struct or after other maps, because it is aligned to 64 bytes (PTX ISA, "Tensor-map").
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C, align(64))]
 pub struct TensorMapSlot([u8; 128]);
 
 impl TensorMapSlot {
-    /// One that no map was put in yet.
+    /// A slot without a map.
     pub const EMPTY: TensorMapSlot = TensorMapSlot([0; 128]);
 }
 
@@ -73,7 +73,7 @@ impl CType for TensorMapSlot {
     const NAME: &'static str = "TensorMapSlot";
 }
 
-/// What [`TensorMapSlot`] is in CUDA C++.
+/// The declaration of [`TensorMapSlot`] in CUDA C++.
 pub(super) const TENSOR_MAP_SLOT: &str = "struct alignas(64) TensorMapSlot { unsigned char bytes[128]; };\n";
 
 /// A parameter struct declared by [`params!`](crate::params).

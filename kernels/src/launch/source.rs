@@ -2,11 +2,11 @@
 
 use super::params::{CType, TENSOR_MAP_SLOT, TensorMapSlot};
 
-/// The CUDA source of one kernel folder: one translation unit, whatever the number of kernels in it.
+/// The CUDA source of one kernel folder: one translation unit with all kernels of the folder.
 pub struct Source {
     /// The folder's name, for example `rms_norm`.
     pub name: &'static str,
-    /// The plain rung, `sm80.cu`: runs on Ampere and everything later.
+    /// The text of `sm80.cu`, which runs on Ampere and later GPUs.
     pub sm80: &'static str,
     /// The C declarations of the parameter structs that the source uses.
     pub params: &'static [fn() -> String],
@@ -28,7 +28,7 @@ impl Source {
     /// The whole text that a CUDA compiler reads: parameter structs, then the source, whose `#include` lines name
     /// [`Source::available_headers`].
     pub fn text(&self) -> String {
-        // NVRTC has no builtin by the usual name; nvcc's own headers define the macro.
+        // NVRTC has no offsetof; nvcc's headers define the macro.
         let mut text = String::from(
             "#ifdef __CUDACC_RTC__\n#define offsetof(T, field) __INTADDR__(&(((T*)0)->field))\n\
              #elif !defined(offsetof)\n#define offsetof(T, field) __builtin_offsetof(T, field)\n#endif\n",

@@ -1,67 +1,67 @@
-//! Launches of single CUDA symbols: what a kernel's plan gives for a GPU, with the tensor maps that go into the parameters.
+//! Stages: the CUDA launches that a kernel's plan makes of a call on a GPU, and the encoding of their tensor maps into the parameters.
 
 use super::params::TensorMapSlot;
 use reel_sim::tensor_map::TensorMap;
 use std::borrow::Cow;
 
-/// What a plan may depend on of the GPU.
+/// The properties of a GPU that a plan may depend on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Arch {
-    /// Compute capability, 80, 86, 89 or 90.
+    /// Compute capability times ten: 80, 86, 89 or 90.
     pub sm: u32,
-    /// Bytes of shared memory that a block may have.
+    /// Largest shared memory of a block in bytes.
     pub shared_per_block: u32,
-    /// Streaming multiprocessors.
+    /// Number of streaming multiprocessors.
     pub multiprocessors: u32,
 }
 
 impl Arch {
     /// A100.
     pub const A100: Arch = Arch { sm: 80, shared_per_block: 163 << 10, multiprocessors: 108 };
-    /// RTX 3090 and its kind.
+    /// GPUs of compute capability 8.6, as RTX 3090.
     pub const SM86: Arch = Arch { sm: 86, shared_per_block: 99 << 10, multiprocessors: 82 };
-    /// RTX 4090, L40S and their kind.
+    /// GPUs of compute capability 8.9, as RTX 4090 and L40S.
     pub const SM89: Arch = Arch { sm: 89, shared_per_block: 99 << 10, multiprocessors: 128 };
     /// H100 and H200.
     pub const H100: Arch = Arch { sm: 90, shared_per_block: 227 << 10, multiprocessors: 132 };
 }
 
-/// A tensor map that a launch cannot have.
+/// A tensor map that cannot be encoded into a launch's parameters.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{symbol}: the tensor map at offset {offset} of the parameters: {why}; its plan is wrong")]
+#[error("{symbol}: the tensor map at offset {offset} of the parameters: {why}; correct the kernel's plan")]
 pub struct TensorMapError {
     /// The kernel.
     pub symbol: &'static str,
-    /// Bytes from the start of the parameters.
+    /// Offset of the map in the parameters, in bytes.
     pub offset: usize,
-    /// The rule.
+    /// The rule that it breaks.
     pub why: String,
 }
 
-/// One launch of one symbol with the call's parameter struct.
+/// One CUDA launch: a symbol with its grid, which takes the call's parameter struct.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stage {
     /// The `extern "C"` name.
     pub symbol: &'static str,
-    /// Blocks.
+    /// Number of blocks in x, y and z.
     pub grid: [u32; 3],
-    /// Threads of a block.
+    /// Threads of a block in x, y and z.
     pub block: [u32; 3],
-    /// Blocks of a cluster; all 1 without.
+    /// Blocks of a cluster in x, y and z; all 1 without clusters.
     pub cluster: [u32; 3],
     /// Dynamic shared memory in bytes.
     pub shared: u32,
-    /// All blocks are resident at once, so that they may wait for each other.
+    /// Cooperative launch: all blocks are resident at once, so that they may wait for each other.
     pub cooperative: bool,
-    /// Blocks may start before the launch before this one has ended: the kernel waits by `griddepcontrol.wait` before it touches
-    /// what that one wrote. From compute capability 9.0 on.
+    /// Programmatic dependent launch: blocks may start before the previous launch has ended, and the kernel executes
+    /// `griddepcontrol.wait` before it accesses what that launch wrote. Needs compute capability 9.0.
     pub programmatic: bool,
-    /// Tensor maps that the device puts into the parameters, each with the offset of its [`TensorMapSlot`].
+    /// Tensor maps that the device encodes into the parameters, each with the offset of its [`TensorMapSlot`] in bytes.
     pub tensor_maps: Vec<(usize, TensorMap)>,
 }
 
 impl Stage {
-    /// A launch of `blocks` × `threads` in one dimension, without dynamic shared memory.
+    /// A one-dimensional launch of `blocks` blocks of `threads` threads, without dynamic shared memory.
     pub const fn linear(symbol: &'static str, blocks: u32, threads: u32) -> Stage {
         Stage {
             symbol,
@@ -75,10 +75,10 @@ impl Stage {
         }
     }
 
-    /// The parameters with this stage's tensor maps in their places, each encoded by `encode`.
+    /// Returns the parameters with this stage's tensor maps in their slots, each encoded by `encode`.
     ///
     /// # Errors
-    /// A map that breaks a rule, or has no place in the parameters: field and rule.
+    /// A map that breaks a rule, or whose slot is not in the parameters.
     pub fn with_tensor_maps<'a, E>(
         &self,
         params: &'a [u8],
@@ -98,9 +98,9 @@ impl Stage {
             }
             map.validate().map_err(|e| bad(e.to_string()))?;
             let bytes = params.len();
-            let place = offset.checked_add(size_of::<TensorMapSlot>()).and_then(|end| out.get_mut(*offset..end));
-            let place = place.ok_or_else(|| bad(format!("beyond the {bytes} bytes of parameters")))?;
-            place.copy_from_slice(&encode(map)?);
+            let slot = offset.checked_add(size_of::<TensorMapSlot>()).and_then(|end| out.get_mut(*offset..end));
+            let slot = slot.ok_or_else(|| bad(format!("beyond the {bytes} bytes of parameters")))?;
+            slot.copy_from_slice(&encode(map)?);
         }
         Ok(Cow::Owned(out))
     }
@@ -132,13 +132,13 @@ mod tests {
     }
 
     #[test]
-    fn a_place_is_declared_for_c() {
+    fn a_tensor_map_slot_is_declared_for_c() {
         assert!(Mapped::c_declaration().contains("TensorMapSlot first;"));
         assert_eq!(Mapped::FIELDS[0].offset % align_of::<TensorMapSlot>(), 0);
     }
 
     #[test]
-    fn a_map_that_cannot_be_names_kernel_field_and_rule() {
+    fn an_invalid_tensor_map_names_kernel_offset_and_rule() {
         let good = map(1 << 12, 32).unwrap();
         let says = |result: Result<Vec<u8>, TensorMapError>, words: &str| {
             let e = result.unwrap_err().to_string();
@@ -153,9 +153,9 @@ mod tests {
     }
 
     proptest! {
-        /// The maps' places are written, and nothing else is.
+        /// Only the slots of the maps are written.
         #[test]
-        fn maps_go_to_their_places(place in 0usize..3, params in proptest::collection::vec(0u8..7, 320)) {
+        fn tensor_maps_are_written_to_their_slots(place in 0usize..3, params in proptest::collection::vec(0u8..7, 320)) {
             let out = placed(64 * place, map(1 << 12, 32).unwrap(), &params).unwrap();
             for (i, (new, old)) in out.iter().zip(&params).enumerate() {
                 prop_assert_eq!(*new, if i / 64 == place || i / 64 == place + 1 { 7 } else { *old });
