@@ -113,7 +113,7 @@ proptest! {
             let off = distance(&d_got, &d_want);
             prop_assert!(off <= 1e-5, "{dtype}: gradients differ by {off:.2e}");
             // One sequence with frames and one with pixel values in a batch.
-            prop_assert!(pass(dtype, &[&levels, &values]).0[..got.len()] == got[..], "{dtype}: beside values");
+            prop_assert!(pass(dtype, &[&levels, &values]).0[..got.len()] == got[..], "{dtype}: with values in the batch");
         }
     }
 }

@@ -104,7 +104,7 @@ impl PreprocessorConfig {
     }
 }
 
-/// The steps that this program always does; a processor without one of them would give other pixels.
+/// The steps that this program always does. A config without one of them would need other pixels and is rejected.
 fn check_steps(fields: &Fields) -> Result<()> {
     for key in ["do_resize", "do_rescale", "do_normalize", "do_convert_rgb"] {
         if fields.opt_bool(key)? == Some(false) {

@@ -255,7 +255,7 @@ mod tests {
                 let p = [got.position_ids[0][i], got.position_ids[1][i], got.position_ids[2][i]];
                 let is_media = id == config.tokens.image || id == config.tokens.video;
                 if !is_media {
-                    // text stands one beyond everything before it, in all three alike
+                    // A text token is one above all earlier positions, on all axes.
                     prop_assert_eq!(p, [most + 1; 3]);
                 }
                 most = most.max(p[0]).max(p[1]).max(p[2]);

@@ -29,11 +29,11 @@ pub(super) struct AdapterConfig {
 /// Fields that must be absent, null, false or empty, and their meaning otherwise.
 const UNSUPPORTED: [(&str, &str); 16] = [
     ("use_dora", "is DoRA, which also scales each row of the weight"),
-    ("modules_to_save", "says that whole modules were trained beside the adapter"),
-    ("rank_pattern", "gives layers ranks of their own"),
-    ("alpha_pattern", "gives layers scales of their own"),
+    ("modules_to_save", "says that whole modules were trained in addition to the adapter"),
+    ("rank_pattern", "sets ranks of single layers"),
+    ("alpha_pattern", "sets scales of single layers"),
     ("fan_in_fan_out", "says that weights are stored transposed"),
-    ("lora_bias", "gives the adapter biases"),
+    ("lora_bias", "adds biases to the adapter"),
     ("layer_replication", "says that layers are repeated"),
     ("trainable_token_indices", "says that rows of the embedding were trained"),
     ("target_parameters", "puts the adapter on parameters outside of linear layers"),

@@ -91,10 +91,9 @@ impl KvCache {
 /// Which keys and values the tokens of a forward pass attend to.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum AttentionContext<'a> {
-    /// Those of earlier tokens in the same packed sequence, and of the prefix that the sequence shares (training,
-    /// scoring).
+    /// Keys and values of earlier tokens in the same packed sequence, and of its shared prefix (training, scoring).
     Packed(&'a CuSeqlens),
-    /// Those in the KV cache, to which the new tokens are added first (generation).
+    /// Keys and values in the KV cache, to which the new tokens are added first (generation).
     Cached(&'a KvCache, &'a KvPages),
 }
 

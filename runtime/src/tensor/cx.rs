@@ -99,7 +99,8 @@ impl Cx {
         }
     }
 
-    /// [`Cx::record`] for an op with two outputs, each of which may or may not get a gradient ([`Backward::take_dy_pair`]).
+    /// [`Cx::record`] for an op with two outputs, each of which may or may not get a gradient
+    /// ([`Backward::take_dy_pair`]).
     pub fn record_pair(
         &self,
         name: &'static str,

@@ -2,8 +2,8 @@
 //! file.
 //!
 //! Letters of shapes: `S` tokens of all packed sequences, `N` patches, `H` hidden size, `V` vocabulary, `D` head_dim. A
-//! test compares the backward rule of every op in [`OPS_WITH_BACKWARD`] with finite differences. [`super::cx`] shows what an op looks
-//! like.
+//! test compares the backward rule of every op in [`OPS_WITH_BACKWARD`] with finite differences. [`super::cx`] shows
+//! what an op looks like.
 
 mod activation;
 mod add;
