@@ -269,11 +269,6 @@ impl Checkpoint {
         let what = format!("has tensors that the model of config.json does not have: {}{more}", shown.join(", "));
         Err(ModelError::weights(file.display().to_string(), what, "use the weights that belong to this config.json"))
     }
-
-    /// The size of all tensors in bytes.
-    pub fn total_bytes(&self) -> usize {
-        self.tensors.values().map(|entry| entry.end - entry.begin).sum()
-    }
 }
 
 /// Whether a tensor is one that old versions of transformers stored and that is computed instead.

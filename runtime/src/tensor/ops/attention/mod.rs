@@ -292,11 +292,6 @@ impl KvPages {
             slots: slots.clone(),
         }
     }
-
-    /// The new tokens of each sequence.
-    pub fn new_tokens(&self) -> &CuSeqlens {
-        &self.new
-    }
 }
 
 /// Writes the keys and values `[S, Hkv, D]` of the new tokens into the caches `[blocks, BLOCK, Hkv, D]`. Has no
