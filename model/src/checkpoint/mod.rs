@@ -142,7 +142,7 @@ impl Checkpoint {
     /// Maps and validates the weight files of a folder: `model.safetensors`, or the shards of
     /// `model.safetensors.index.json`, or all `*.safetensors` files.
     pub fn open(folder: &Path) -> Result<Self> {
-        let listing = shards::find(folder)?;
+        let listing = shards::find_weight_files(folder)?;
         let mut checkpoint = Self {
             folder: folder.to_path_buf(),
             shards: Vec::new(),
@@ -192,7 +192,7 @@ impl Checkpoint {
         Ok(())
     }
 
-    fn check_index(&self, listing: &shards::Listing) -> Result<()> {
+    fn check_index(&self, listing: &shards::WeightFiles) -> Result<()> {
         for (name, file) in &listing.promised {
             let classic = Naming::to_classic(name);
             if is_harmless(&classic) {

@@ -9,7 +9,7 @@ use super::COPY_AGAIN;
 use crate::error::{ModelError, Result};
 
 /// The weight files of a folder.
-pub(super) struct Listing {
+pub(super) struct WeightFiles {
     /// The files, in the order in which they are opened.
     pub(super) files: Vec<PathBuf>,
     /// The entries of the index: tensor name in the file, and the file.
@@ -17,10 +17,10 @@ pub(super) struct Listing {
 }
 
 /// `model.safetensors` takes precedence, as in transformers; then the index; then all `*.safetensors` files.
-pub(super) fn find(folder: &Path) -> Result<Listing> {
+pub(super) fn find_weight_files(folder: &Path) -> Result<WeightFiles> {
     let single = folder.join("model.safetensors");
     if single.exists() {
-        return Ok(Listing { files: vec![single], promised: Vec::new() });
+        return Ok(WeightFiles { files: vec![single], promised: Vec::new() });
     }
     let index = folder.join("model.safetensors.index.json");
     if index.exists() {
@@ -29,7 +29,7 @@ pub(super) fn find(folder: &Path) -> Result<Listing> {
     any(folder)
 }
 
-fn from_index(folder: &Path, index: &Path) -> Result<Listing> {
+fn from_index(folder: &Path, index: &Path) -> Result<WeightFiles> {
     let broken = |what: String| ModelError::weights(index.display().to_string(), what, COPY_AGAIN);
     let text = std::fs::read_to_string(index).map_err(|e| ModelError::read(index, e))?;
     let value: Value = serde_json::from_str(&text).map_err(|e| broken(format!("is not JSON ({e})")))?;
@@ -54,7 +54,7 @@ fn from_index(folder: &Path, index: &Path) -> Result<Listing> {
     if files.is_empty() {
         return Err(broken("has an empty `weight_map`".to_string()));
     }
-    Ok(Listing { files: files.into_values().collect(), promised })
+    Ok(WeightFiles { files: files.into_values().collect(), promised })
 }
 
 /// Whether a file name has no path, so that an index cannot refer to files outside its folder.
@@ -62,7 +62,7 @@ fn is_plain_name(file: &str) -> bool {
     !file.is_empty() && file != ".." && file != "." && !file.contains(['/', '\\', '\0'])
 }
 
-fn any(folder: &Path) -> Result<Listing> {
+fn any(folder: &Path) -> Result<WeightFiles> {
     let entries = std::fs::read_dir(folder).map_err(|e| ModelError::read(folder, e))?;
     let mut files = Vec::new();
     let mut other = false;
@@ -83,5 +83,5 @@ fn any(folder: &Path) -> Result<Listing> {
         return Err(ModelError::weights(folder.display().to_string(), what, help));
     }
     files.sort();
-    Ok(Listing { files, promised: Vec::new() })
+    Ok(WeightFiles { files, promised: Vec::new() })
 }
