@@ -5,7 +5,7 @@
 //! still to be written back when the run begins count against the run, as in Triton's and PyTorch's benchmarks.
 #![allow(unsafe_code)]
 
-use crate::catalogue::Example;
+use crate::catalogue::ExampleCall;
 use crate::cuda::blas::{Blas, WORKSPACE};
 use crate::cuda::{Buffer, CudaError, Gpu};
 use crate::launch::{Field, KernelLaunch};
@@ -15,12 +15,12 @@ use std::time::Instant;
 
 /// The measured times of one call.
 #[derive(Clone, Debug)]
-pub struct Timed {
+pub struct RunTimes {
     /// Seconds of each run with cold caches, shortest first.
     pub seconds: Vec<f64>,
 }
 
-impl Timed {
+impl RunTimes {
     /// The shortest time in seconds.
     pub fn least(&self) -> f64 {
         self.seconds.first().copied().unwrap_or(f64::NAN)
@@ -36,7 +36,7 @@ impl Timed {
 const FLUSH: usize = 256 << 20;
 
 /// Times an example call on a GPU: `runs` runs after two warm-up runs.
-pub fn time(gpu: &Gpu, example: &Example, runs: usize) -> Result<Timed, CudaError> {
+pub fn time(gpu: &Gpu, example: &ExampleCall, runs: usize) -> Result<RunTimes, CudaError> {
     let mut buffers = Vec::new();
     let params = with_operands(&example.launch, |field| {
         let buffer = operand(gpu, &example.launch, field)?;
@@ -46,7 +46,7 @@ pub fn time(gpu: &Gpu, example: &Example, runs: usize) -> Result<Timed, CudaErro
     })?;
     // SAFETY: every operand has a buffer of the GPU that covers it, see `sized`.
     let seconds = each_run(gpu, runs, || unsafe { gpu.launch(example.launch.kernel, &params) })?;
-    Ok(Timed { seconds })
+    Ok(RunTimes { seconds })
 }
 
 /// Seconds of each of `runs` runs of what `ask` launches, shortest first, after two warm-up runs. Caches are overwritten before each run.
@@ -80,14 +80,14 @@ fn at(p: &Matmul, [a, b, c]: [u64; 3]) -> Matmul {
 ///
 /// # Errors
 /// An error of the library or of the GPU.
-pub fn time_product(gpu: &Gpu, blas: &dyn Blas, product: &Matmul, runs: usize) -> Result<Timed, CudaError> {
+pub fn time_product(gpu: &Gpu, blas: &dyn Blas, product: &Matmul, runs: usize) -> Result<RunTimes, CudaError> {
     let buffers = of_product(product).map(|bytes| normal_buffer(gpu, bytes.next_multiple_of(TILE)));
     let [a, b, c] = buffers;
     let (a, b, c, workspace) = (a?, b?, c?, gpu.alloc(WORKSPACE)?);
     let product = at(product, [a.address(), b.address(), c.address()]);
     // SAFETY: operands and workspace are buffers of the GPU with the product's sizes.
     let run = || unsafe { blas.product(&product, workspace.address(), gpu.stream()) };
-    Ok(Timed { seconds: each_run(gpu, runs, run)? })
+    Ok(RunTimes { seconds: each_run(gpu, runs, run)? })
 }
 
 /// An upper bound on the bytes that [`time_product`] and [`time_product_on_cpu`] allocate.
@@ -96,22 +96,22 @@ pub fn bytes_of_product(product: &Matmul) -> f64 {
 }
 
 /// Times an example product on the processor.
-pub fn time_product_on_cpu(team: &Team, product: &Matmul, runs: usize) -> Timed {
+pub fn time_product_on_cpu(team: &Team, product: &Matmul, runs: usize) -> RunTimes {
     let tile = normal_tile();
     let mut buffers = of_product(product).map(|bytes| numbers_on_cpu(&tile, bytes));
     let product = at(product, buffers.each_mut().map(|b| b.as_mut_ptr() as u64));
     // SAFETY: the buffers have the product's sizes, and nothing else uses them.
-    Timed { seconds: each_run_on_cpu(runs, || unsafe { matmul::cpu::run(&product, team) }) }
+    RunTimes { seconds: each_run_on_cpu(runs, || unsafe { matmul::cpu::run(&product, team) }) }
 }
 
 /// An upper bound on the bytes that [`time`] and [`time_on_cpu`] allocate for a call.
-pub fn bytes(example: &Example) -> f64 {
+pub fn bytes(example: &ExampleCall) -> f64 {
     let each = numbers(&example.launch);
     present(&example.launch).count() as f64 * each + FLUSH as f64
 }
 
 /// Times an example call on the processor: `runs` runs after one warm-up run.
-pub fn time_on_cpu(team: &Team, example: &Example, runs: usize) -> Timed {
+pub fn time_on_cpu(team: &Team, example: &ExampleCall, runs: usize) -> RunTimes {
     let tile = normal_tile();
     let mut buffers: Vec<Vec<Line>> = Vec::new();
     let placed: Result<Vec<u8>, std::convert::Infallible> = with_operands(&example.launch, |field| {
@@ -131,7 +131,7 @@ pub fn time_on_cpu(team: &Team, example: &Example, runs: usize) -> Timed {
     });
     let Ok(params) = placed;
     // SAFETY: every operand has a buffer that covers it, see `sized`, and nothing else uses them.
-    Timed { seconds: each_run_on_cpu(runs, || unsafe { (example.launch.kernel.cpu)(&params, team) }) }
+    RunTimes { seconds: each_run_on_cpu(runs, || unsafe { (example.launch.kernel.cpu)(&params, team) }) }
 }
 
 /// Seconds of each of `runs` runs, shortest first, after one warm-up run. Caches are overwritten before each run.
@@ -203,7 +203,7 @@ fn sized(launch: &KernelLaunch, field: &Field) -> (usize, Contents) {
 
 /// Bytes of an operand of floating-point numbers.
 fn numbers(launch: &KernelLaunch) -> f64 {
-    let of = |name| scalar(launch, name).unwrap_or(0) as f64;
+    let field = |name| scalar(launch, name).unwrap_or(0) as f64;
     let rows_of_ids = field("vocab") * field("hidden") * 4.0;
     launch.cost.bytes.max(rows_of_ids).max(workspace(launch) as f64).max((64 << 20) as f64)
 }
@@ -212,7 +212,7 @@ fn numbers(launch: &KernelLaunch) -> f64 {
 fn workspace(launch: &KernelLaunch) -> usize {
     let name = launch.kernel.name;
     if name.starts_with("linear_log_prob_fwd") {
-        let of = |name| scalar(launch, name).unwrap_or(0) as usize;
+        let field = |name| scalar(launch, name).unwrap_or(0) as usize;
         linear_log_prob::workspace(field("rows"), field("vocab"))
     } else if name.starts_with("paged_attention") {
         paged_attention::workspace(&bytemuck::pod_read_unaligned(&launch.params))

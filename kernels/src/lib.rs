@@ -34,7 +34,7 @@ macro_rules! kernels {
         $(pub mod $name;)*
 
         /// Every kernel folder, in alphabetical order.
-        pub const FOLDERS: &[folder::Folder] = &[$($name::FOLDER),*];
+        pub const FOLDERS: &[folder::KernelFolder] = &[$($name::FOLDER),*];
     };
 }
 

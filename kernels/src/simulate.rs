@@ -46,7 +46,7 @@ pub enum SimulateError {
 
 /// What came of one stage of a launch.
 #[derive(Clone, Debug)]
-pub struct Staged {
+pub struct SimulatedStage {
     /// Which launch.
     pub stage: Stage,
     /// Mistakes.
@@ -58,20 +58,20 @@ pub struct Staged {
 }
 
 /// A parsed translation unit with its kernels, decoded as they are asked for.
-pub struct Unit {
+pub struct SimulatedUnit {
     program: Program,
     kernels: Mutex<HashMap<&'static str, Arc<program::Kernel>>>,
 }
 
-impl Unit {
+impl SimulatedUnit {
     /// Of a parsed program.
-    pub fn new(program: Program) -> Unit {
-        Unit { program, kernels: Mutex::default() }
+    pub fn new(program: Program) -> SimulatedUnit {
+        SimulatedUnit { program, kernels: Mutex::default() }
     }
 
     /// Of a source for an architecture; compiled and parsed once a process.
-    pub fn of_source(source: &'static crate::Source, sm: u32) -> Result<Arc<Unit>, SimulateError> {
-        type Units = Mutex<HashMap<(&'static str, u32), Arc<Unit>>>;
+    pub fn of_source(source: &'static crate::Source, sm: u32) -> Result<Arc<SimulatedUnit>, SimulateError> {
+        type Units = Mutex<HashMap<(&'static str, u32), Arc<SimulatedUnit>>>;
         static UNITS: OnceLock<Units> = OnceLock::new();
         let units = UNITS.get_or_init(Default::default);
         let key = (source.name, sm);
@@ -80,7 +80,7 @@ impl Unit {
         }
         let ptx = compile::ptx(source, &format!("sm_{sm}"))?;
         let program = Program::parse(&ptx).map_err(|error| SimulateError::Program { symbol: source.name, error })?;
-        let unit = Arc::new(Unit::new(program));
+        let unit = Arc::new(SimulatedUnit::new(program));
         units.lock().expect("no panic while it is held").insert(key, unit.clone());
         Ok(unit)
     }
@@ -110,7 +110,7 @@ impl Unit {
         arch: &Arch,
         memory: &mut SimMemory,
         options: &ExecOptions,
-    ) -> Result<Vec<Staged>, SimulateError> {
+    ) -> Result<Vec<SimulatedStage>, SimulateError> {
         let mut out = Vec::new();
         for stage in (launch.kernel.plan)(&launch.params, arch) {
             let symbol = stage.symbol;
@@ -126,7 +126,7 @@ impl Unit {
             };
             let outcome = exec::run(&self.program, &kernel, &grid, memory, options)
                 .map_err(|error| SimulateError::Launch { symbol, error })?;
-            out.push(Staged {
+            out.push(SimulatedStage {
                 stage,
                 findings: outcome.findings.into_list(),
                 notes: outcome.notes,
@@ -155,11 +155,11 @@ pub fn run(
     arch: &Arch,
     memory: &mut SimMemory,
     options: &ExecOptions,
-) -> Result<Vec<Staged>, SimulateError> {
+) -> Result<Vec<SimulatedStage>, SimulateError> {
     if (launch.kernel.plan)(&launch.params, arch).is_empty() {
         return Ok(Vec::new());
     }
-    Unit::of_source(launch.kernel.source, arch.sm)?.run(launch, arch, memory, options)
+    SimulatedUnit::of_source(launch.kernel.source, arch.sm)?.run(launch, arch, memory, options)
 }
 
 /// A plain matrix product on copies of its operands: host pointers to simulated memory would not be aligned, nor checked.

@@ -19,7 +19,7 @@ fn every_mutant_is_found_out() {
         return;
     }
     let subjects = on_all_threads(FOLDERS.len(), |i| {
-        Subject::of(&FOLDERS[i]).unwrap_or_else(|e| panic!("{}: {e}", FOLDERS[i].name))
+        Subject::new(&FOLDERS[i]).unwrap_or_else(|e| panic!("{}: {e}", FOLDERS[i].name))
     });
     let all: Vec<_> = subjects.iter().flat_map(|s| s.targets().iter().map(move |t| (s, t))).collect();
     assert!(all.len() > 400, "{} mutants", all.len());

@@ -1,12 +1,12 @@
 //! Looking up kernels of `reel_kernels`' catalogue by name.
 
 use reel_kernels::DType;
-use reel_kernels::catalogue::{Example, FOLDERS, Folder};
+use reel_kernels::catalogue::{ExampleCall, FOLDERS, KernelFolder};
 
 use crate::error::{Result, bad_option};
 
 /// Every kernel with its folder and an example call.
-pub fn all_kernels() -> impl Iterator<Item = (&'static Folder, Example)> {
+pub fn all_kernels() -> impl Iterator<Item = (&'static KernelFolder, ExampleCall)> {
     FOLDERS.iter().flat_map(|f| f.examples().into_iter().map(move |e| (f, e)))
 }
 
@@ -14,7 +14,7 @@ pub fn all_kernels() -> impl Iterator<Item = (&'static Folder, Example)> {
 ///
 /// # Errors
 /// There is no such kernel or folder; the error lists the folders.
-pub fn find_kernels(name: &str) -> Result<Vec<(&'static Folder, Example)>> {
+pub fn find_kernels(name: &str) -> Result<Vec<(&'static KernelFolder, ExampleCall)>> {
     let found: Vec<_> = all_kernels().filter(|(f, e)| f.name == name || e.launch.kernel.name == name).collect();
     if found.is_empty() {
         let folders: Vec<&str> = FOLDERS.iter().map(|f| f.name).collect();

@@ -1,7 +1,7 @@
 //! Timing the output layer with log-probabilities as training runs it, forward and backward, with either of its two
 //! backends.
 
-use reel_kernels::bench::Timed;
+use reel_kernels::bench::RunTimes;
 use reel_kernels::catalogue::{SizeError, Sizes, folder};
 use reel_kernels::elementwise::{self, FillParams};
 use reel_kernels::{Cost, DType};
@@ -136,7 +136,7 @@ pub fn time(
             size: shape.size.clone(),
             dtype,
             cost,
-            timed: Timed { seconds },
+            timed: RunTimes { seconds },
         }
     };
     Ok(vec![row(0, Cost { flops, bytes }, forward), row(1, backward_cost, backward)])

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use std::path::Path;
 
 use reel_diagnostic::Diagnostic;
-use reel_kernels::catalogue::{Example, Folder};
+use reel_kernels::catalogue::{ExampleCall, KernelFolder};
 use reel_kernels::{Arch, DType, compile};
 use reel_report::html::{self, escape};
 use serde_json::Value;
@@ -60,7 +60,7 @@ fn read_times(path: &Path) -> Result<BTreeMap<String, f64>> {
 }
 
 fn rows(machine: &MachineSpec, times: Option<&BTreeMap<String, f64>>) -> Vec<PageRow> {
-    let row = |(folder, example): (&'static Folder, Example)| {
+    let row = |(folder, example): (&'static KernelFolder, ExampleCall)| {
         let (kernel, cost) = (example.launch.kernel, example.launch.cost);
         let floor =
             machine.ceilings.floor_seconds(kernel.name, cost, dtype_of_kernel(kernel.name).unwrap_or(DType::F32));

@@ -2,8 +2,8 @@
 
 use std::sync::OnceLock;
 
-use reel_kernels::bench::{Timed, bytes, bytes_of_product, time, time_on_cpu, time_product, time_product_on_cpu};
-use reel_kernels::catalogue::{Example, Product};
+use reel_kernels::bench::{RunTimes, bytes, bytes_of_product, time, time_on_cpu, time_product, time_product_on_cpu};
+use reel_kernels::catalogue::{ExampleCall, ExampleProduct};
 use reel_kernels::cuda::blas::Blas;
 use reel_kernels::cuda::{Algorithms, Gpu};
 use reel_kernels::{Cost, DType, Team};
@@ -24,7 +24,7 @@ pub struct TimedKernel {
     /// Operations, and bytes that must be read and written.
     pub cost: Cost,
     /// Times of the runs.
-    pub timed: Timed,
+    pub timed: RunTimes,
 }
 
 /// The processor that kernels are timed on.
@@ -45,7 +45,7 @@ impl TimingDevice {
     ///
     /// # Errors
     /// The operands do not fit into memory, or a launch fails.
-    pub fn time(&self, example: &Example, runs: usize) -> Result<TimedKernel> {
+    pub fn time(&self, example: &ExampleCall, runs: usize) -> Result<TimedKernel> {
         let kernel = example.launch.kernel.name;
         self.check_memory(kernel, bytes(example))?;
         let timed = match self {
@@ -60,7 +60,7 @@ impl TimingDevice {
     ///
     /// # Errors
     /// The operands do not fit into memory, or a launch fails.
-    pub fn time_product(&self, p: &Product, runs: usize) -> Result<TimedKernel> {
+    pub fn time_product(&self, p: &ExampleProduct, runs: usize) -> Result<TimedKernel> {
         self.check_memory(p.name, bytes_of_product(&p.product))?;
         let timed = match self {
             TimingDevice::Gpu(gpu, blas) => {

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use clap::Args;
 use reel_kernels::bench::copy_seconds;
-use reel_kernels::catalogue::Example;
+use reel_kernels::catalogue::ExampleCall;
 use reel_measure::catalogue::{all_kernels, find_kernels};
 use reel_measure::timing::{TimedKernel, TimingDevice};
 use serde_json::{Value, json};
@@ -38,7 +38,7 @@ impl KernelsBenchArgs {
         }
         let gpu = gpu(name)?;
         let bandwidth = 2.0 * COPY as f64 / copy_seconds(&gpu, COPY, 10)?;
-        let examples: Vec<Example> = match &self.kernel {
+        let examples: Vec<ExampleCall> = match &self.kernel {
             Some(name) => find_kernels(name)?.into_iter().map(|(_, e)| e).collect(),
             None => all_kernels().map(|(_, e)| e).collect(),
         };

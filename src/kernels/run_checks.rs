@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use anyhow::Result;
-use reel_kernels::checks::suite::{Outcome, run_all, select};
-use reel_kernels::checks::{Compared, Device, Setup};
+use reel_kernels::checks::suite::{CheckOutcome, run_all, select};
+use reel_kernels::checks::{CheckDevice, CheckSetup, GpuComparison};
 use reel_kernels::compile;
 use reel_measure::catalogue::find_kernels;
 use serde_json::{Value, json};
@@ -24,12 +24,12 @@ pub fn run(common: &Common, kernel: Option<&str>, compare: bool) -> Result<()> {
         find_kernels(name)?;
     }
     let device = match common.device.as_deref() {
-        Some("cpu") => Device::Cpu,
+        Some("cpu") => CheckDevice::Cpu,
         Some("sim") => {
             compile::available()?;
-            Device::Sim
+            CheckDevice::Sim
         }
-        Some(name) if name == "cuda" || name.starts_with("cuda:") => Device::Gpu(Rc::new(gpu(name)?)),
+        Some(name) if name == "cuda" || name.starts_with("cuda:") => CheckDevice::Gpu(Rc::new(gpu(name)?)),
         other => {
             let name = other.unwrap_or_default();
             return Err(bad_usage(
@@ -39,13 +39,13 @@ pub fn run(common: &Common, kernel: Option<&str>, compare: bool) -> Result<()> {
             ));
         }
     };
-    if compare && !matches!(device, Device::Gpu(_)) {
+    if compare && !matches!(device, CheckDevice::Gpu(_)) {
         return Err(bad_usage("--compare", "compares a GPU with the simulator", "use --device cuda"));
     }
     let checks = select(kernel);
     let only = kernel.filter(|name| checks.iter().all(|(f, _)| f.name != *name)).map(str::to_string);
     let interleavings = common.interleavings.unwrap_or(INTERLEAVINGS).into();
-    let setup = Setup { seed: common.seed(), interleavings, compare, only, ..Setup::new(device) };
+    let setup = CheckSetup { seed: common.seed(), interleavings, compare, only, ..CheckSetup::new(device) };
     let mut print_error = None;
     let outcomes = run_all(&checks, &setup, |o| {
         if !common.json && print_error.is_none() {
@@ -56,7 +56,7 @@ pub fn run(common: &Common, kernel: Option<&str>, compare: bool) -> Result<()> {
         return Err(e);
     }
     let compared = compared(&outcomes);
-    let bad: Vec<&Outcome> = outcomes.iter().filter(|o| o.result.is_err()).collect();
+    let bad: Vec<&CheckOutcome> = outcomes.iter().filter(|o| o.result.is_err()).collect();
     if common.json {
         let checks: Vec<Value> = outcomes.iter().map(to_json).collect();
         let compared: Vec<Value> = compared.iter().map(|(k, c)| comparison(k, c)).collect();
@@ -88,7 +88,7 @@ pub fn run(common: &Common, kernel: Option<&str>, compare: bool) -> Result<()> {
     }
 }
 
-fn line(o: &Outcome) -> String {
+fn line(o: &CheckOutcome) -> String {
     match &o.result {
         Ok(ran) => format!(
             "{:16} {:70} {:5} launches {:8.2} s",
@@ -101,7 +101,7 @@ fn line(o: &Outcome) -> String {
     }
 }
 
-fn to_json(o: &Outcome) -> Value {
+fn to_json(o: &CheckOutcome) -> Value {
     match &o.result {
         Ok(ran) => json!({
             "folder": o.folder, "check": o.check, "ok": true, "launches": ran.launches, "seconds": ran.time.as_secs_f64(),
@@ -111,16 +111,16 @@ fn to_json(o: &Outcome) -> Value {
 }
 
 /// Differences between GPU and simulator, by kernel.
-fn compared(outcomes: &[Outcome]) -> BTreeMap<&'static str, Vec<&Compared>> {
-    let mut by_kernel: BTreeMap<&str, Vec<&Compared>> = BTreeMap::new();
+fn compared(outcomes: &[CheckOutcome]) -> BTreeMap<&'static str, Vec<&GpuComparison>> {
+    let mut by_kernel: BTreeMap<&str, Vec<&GpuComparison>> = BTreeMap::new();
     for c in outcomes.iter().filter_map(|o| o.result.as_ref().ok()).flat_map(|r| &r.compared) {
         by_kernel.entry(c.kernel).or_default().push(c);
     }
     by_kernel
 }
 
-fn comparison(kernel: &str, all: &[&Compared]) -> Value {
-    let sum = |of: fn(&Compared) -> usize| all.iter().map(|c| of(c)).sum::<usize>();
+fn comparison(kernel: &str, all: &[&GpuComparison]) -> Value {
+    let sum = |of: fn(&GpuComparison) -> usize| all.iter().map(|c| of(c)).sum::<usize>();
     json!({
         "kernel": kernel, "launches": all.len(), "elements": sum(|c| c.elements), "different": sum(|c| c.different),
         "relative_l2_at_most": all.iter().map(|c| c.distance).fold(0.0, f64::max),

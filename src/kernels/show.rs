@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use clap::Args;
-use reel_kernels::catalogue::{Example, Folder};
+use reel_kernels::catalogue::{ExampleCall, KernelFolder};
 use reel_kernels::compile::{self, ptxas::Resources};
 use reel_kernels::{Arch, Stage};
 use reel_measure::catalogue::{dtype_of_kernel, find_kernels};
@@ -53,7 +53,7 @@ impl KernelsShowArgs {
     }
 }
 
-fn print(example: &Example) -> Result<()> {
+fn print(example: &ExampleCall) -> Result<()> {
     let (cost, kernel) = (example.launch.cost, example.launch.kernel);
     output::line(format!("\n{}, {}:", kernel.name, example.size))?;
     let (planned, note) = plan(example);
@@ -87,7 +87,7 @@ fn print(example: &Example) -> Result<()> {
     Ok(())
 }
 
-fn to_json(folder: &Folder, example: &Example) -> Result<Value> {
+fn to_json(folder: &KernelFolder, example: &ExampleCall) -> Result<Value> {
     let (planned, note) = plan(example);
     let launches: Vec<Value> = planned
         .iter()
@@ -110,7 +110,7 @@ fn to_json(folder: &Folder, example: &Example) -> Result<Value> {
 }
 
 /// The launches of a kernel on each GPU, and a note if it was not compiled.
-fn plan(example: &Example) -> (Vec<Planned>, Option<String>) {
+fn plan(example: &ExampleCall) -> (Vec<Planned>, Option<String>) {
     let kernel = example.launch.kernel;
     let (mut planned, mut note) = (Vec::new(), None);
     for (gpu, arch, sm) in GPUS {
@@ -123,7 +123,7 @@ fn plan(example: &Example) -> (Vec<Planned>, Option<String>) {
     (planned, note)
 }
 
-fn floors(example: &Example) -> Result<Vec<Floor>> {
+fn floors(example: &ExampleCall) -> Result<Vec<Floor>> {
     let (name, cost) = (example.launch.kernel.name, example.launch.cost);
     let floor = |gpu: &'static str| {
         let rates = MachineSpec::gpu(gpu)?.ceilings;

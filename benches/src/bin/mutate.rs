@@ -65,7 +65,7 @@ fn main() -> ExitCode {
     let start = Instant::now();
     for folder in FOLDERS.iter().filter(|f| arguments.kernel.as_deref().is_none_or(|k| k == f.name)) {
         let start = Instant::now();
-        let subject = match Subject::of(folder) {
+        let subject = match Subject::new(folder) {
             Ok(subject) => subject,
             Err(e) => {
                 eprintln!("error: {}: {e}", folder.name);

@@ -3,11 +3,11 @@
 mod products;
 
 pub use crate::FOLDERS;
-pub use crate::folder::{Example, Folder, SizeError, Sizes};
-pub use products::{Product, products};
+pub use crate::folder::{ExampleCall, KernelFolder, SizeError, Sizes};
+pub use products::{ExampleProduct, products};
 
 /// The folder with this name.
-pub fn folder(name: &str) -> Option<&'static Folder> {
+pub fn folder(name: &str) -> Option<&'static KernelFolder> {
     FOLDERS.iter().find(|f| f.name == name)
 }
 
@@ -55,7 +55,7 @@ mod tests {
 
     #[test]
     fn every_plan_stays_within_the_limits_of_each_gpu() {
-        for example in FOLDERS.iter().flat_map(Folder::examples) {
+        for example in FOLDERS.iter().flat_map(KernelFolder::examples) {
             let KernelLaunch { kernel, params, cost } = &example.launch;
             assert!(cost.bytes > 0.0 && cost.bytes.is_finite() && cost.flops.is_finite(), "{}", kernel.name);
             for arch in [Arch::A100, Arch::SM86, Arch::SM89, Arch::H100] {

@@ -7,7 +7,7 @@ use crate::matmul::{Matmul, Operand};
 
 /// An example product; its addresses are placeholders.
 #[derive(Clone, Debug)]
-pub struct Product {
+pub struct ExampleProduct {
     /// Use and element type: `matmul_dw_bf16`.
     pub name: &'static str,
     /// The sizes of the linear layer as text.
@@ -23,14 +23,14 @@ pub struct Product {
 ///
 /// # Errors
 /// An unknown size, or one that the products do not support.
-pub fn products(sizes: &Sizes) -> Result<Vec<Product>, SizeError> {
+pub fn products(sizes: &Sizes) -> Result<Vec<ExampleProduct>, SizeError> {
     let usual = Sizes::default();
     all(&usual);
     sizes.check("matmul", &usual)?;
     Ok(all(sizes))
 }
 
-fn all(s: &Sizes) -> Vec<Product> {
+fn all(s: &Sizes) -> Vec<ExampleProduct> {
     let [m, n, k] = [s.get("m", TOKENS), s.get("n", INTERMEDIATE), s.get("k", HIDDEN)].map(|d| d as usize);
     let size = s.words();
     let of = |name, dtype, [m, n, k]: [usize; 3], [a, b]: [bool; 2], accumulate| {
@@ -38,7 +38,7 @@ fn all(s: &Sizes) -> Vec<Product> {
         let c_dtype = if accumulate { F32 } else { dtype };
         let (a, b) = (operand(a), operand(b));
         let product = Matmul { m, n, k, a, b, c: PLACEHOLDER, c_dtype, bias: Addr::NULL, accumulate, scale: 1.0 };
-        Product { name, size: size.clone(), dtype, product }
+        ExampleProduct { name, size: size.clone(), dtype, product }
     };
     let both = |[fwd, dx, dw]: [&'static str; 3], dtype| {
         [

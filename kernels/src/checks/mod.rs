@@ -16,8 +16,8 @@ pub(crate) mod traffic;
 
 pub(crate) use arrays::{addr, addr_mut};
 pub(crate) use data::{Data, Picks, numbers};
-pub use on_gpu::Compared;
-pub use on_sim::Recorded;
+pub use on_gpu::GpuComparison;
+pub use on_sim::RecordedLaunch;
 #[cfg(test)]
 pub(crate) use on_sim::{counted, counted_on, staged};
 
@@ -48,7 +48,7 @@ impl Check {
 
 /// The device that runs the launches of a check.
 #[derive(Clone)]
-pub enum Device {
+pub enum CheckDevice {
     /// The code of device `cpu`.
     Cpu,
     /// The CUDA code on the simulator.
@@ -59,9 +59,9 @@ pub enum Device {
 
 /// How to run a check.
 #[derive(Clone)]
-pub struct Setup {
+pub struct CheckSetup {
     /// The device that runs its launches.
-    pub device: Device,
+    pub device: CheckDevice,
     /// Seed of the data and of the interleavings; tests use 0.
     pub seed: u64,
     /// Number of interleavings (orders of warps and completion times of asynchronous copies) that the simulator tries; results must agree.
@@ -74,24 +74,24 @@ pub struct Setup {
     pub record: bool,
 }
 
-impl Setup {
+impl CheckSetup {
     /// The setup of tests: eight interleavings, seed 0.
-    pub fn new(device: Device) -> Setup {
-        Setup { device, seed: 0, interleavings: 8, only: None, compare: false, record: false }
+    pub fn new(device: CheckDevice) -> CheckSetup {
+        CheckSetup { device, seed: 0, interleavings: 8, only: None, compare: false, record: false }
     }
 }
 
 /// Statistics of a check that passed.
 #[derive(Clone, Debug, Default)]
-pub struct Ran {
+pub struct CheckRun {
     /// Number of launches on the device.
     pub launches: usize,
     /// Duration of the check.
     pub time: Duration,
     /// Differences between GPU and simulator, if the setup compares them.
-    pub compared: Vec<Compared>,
+    pub compared: Vec<GpuComparison>,
     /// The recorded launches, if the setup records them.
-    pub recorded: Vec<Recorded>,
+    pub recorded: Vec<RecordedLaunch>,
 }
 
 type Hook = Box<dyn Fn(&panic::PanicHookInfo<'_>) + Sync + Send>;
@@ -128,27 +128,27 @@ impl Drop for Quiet {
 
 /// State of the check that runs on this thread.
 struct Running {
-    setup: Setup,
-    ran: Ran,
+    setup: CheckSetup,
+    ran: CheckRun,
 }
 
 thread_local! {
-    static RUNNING: RefCell<Running> = RefCell::new(Running { setup: Setup::new(Device::Cpu), ran: Ran::default() });
+    static RUNNING: RefCell<Running> = RefCell::new(Running { setup: CheckSetup::new(CheckDevice::Cpu), ran: CheckRun::default() });
 }
 
 impl Check {
     /// Runs the check. The error is one line that says what is wrong.
     ///
     /// Panics are caught and not printed: while a check runs on any thread, the panic hook of the process is disabled.
-    pub fn run(&self, setup: &Setup) -> Result<Ran, String> {
+    pub fn run(&self, setup: &CheckSetup) -> Result<CheckRun, String> {
         let quiet = Quiet::new();
         let start = Instant::now();
-        let before = RUNNING.replace(Running { setup: setup.clone(), ran: Ran::default() });
+        let before = RUNNING.replace(Running { setup: setup.clone(), ran: CheckRun::default() });
         let result = panic::catch_unwind(AssertUnwindSafe(self.body));
         let running = RUNNING.replace(before);
         drop(quiet);
         match result {
-            Ok(()) => Ok(Ran { time: start.elapsed(), ..running.ran }),
+            Ok(()) => Ok(CheckRun { time: start.elapsed(), ..running.ran }),
             Err(panic) => {
                 let text = panic.downcast_ref::<String>().map(String::as_str);
                 let text =
@@ -166,7 +166,7 @@ pub(crate) fn seed() -> u64 {
 
 /// Whether launches of this check run CUDA code, for which checks choose sizes that the simulator finishes in time.
 pub(crate) fn is_cuda() -> bool {
-    RUNNING.with_borrow(|r| !matches!(r.setup.device, Device::Cpu))
+    RUNNING.with_borrow(|r| !matches!(r.setup.device, CheckDevice::Cpu))
 }
 
 /// Runs a launch on the device of the check: on `threads` CPU threads; on the simulator under the check's interleavings, which must agree
@@ -177,8 +177,8 @@ pub(crate) fn run(launch: &Launch, threads: usize) {
         (r.setup.device.clone(), here)
     });
     match (device, launch) {
-        (Device::Sim, Launch::Kernel(kernel)) if here => on_sim::run(kernel),
-        (Device::Gpu(gpu), Launch::Kernel(kernel)) if here => on_gpu::run(&gpu, kernel),
+        (CheckDevice::Sim, Launch::Kernel(kernel)) if here => on_sim::run(kernel),
+        (CheckDevice::Gpu(gpu), Launch::Kernel(kernel)) if here => on_gpu::run(&gpu, kernel),
         _ => {
             let team = Team::new(threads);
             // SAFETY: checks pass addresses of live arrays of the documented sizes.
@@ -202,7 +202,7 @@ pub(crate) fn run_once(launch: &Launch) {
 #[cfg(test)]
 pub(crate) fn on_sim(body: impl Fn()) {
     if crate::compile::for_test().is_some() {
-        let before = RUNNING.replace(Running { setup: Setup::new(Device::Sim), ran: Ran::default() });
+        let before = RUNNING.replace(Running { setup: CheckSetup::new(CheckDevice::Sim), ran: CheckRun::default() });
         body();
         RUNNING.replace(before);
     }

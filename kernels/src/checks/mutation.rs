@@ -2,10 +2,10 @@
 //! simulator, which must report a finding.
 
 use super::on_sim::MOMENTS;
-use super::{Check, Device, Recorded, Setup};
-use crate::catalogue::Folder;
+use super::{Check, CheckDevice, CheckSetup, RecordedLaunch};
+use crate::catalogue::KernelFolder;
 use crate::launch::Arch;
-use crate::simulate::{self, SimulateError, Unit};
+use crate::simulate::{self, SimulateError, SimulatedUnit};
 use reel_sim::exec::ExecOptions;
 use reel_sim::finding::FindingKind;
 use reel_sim::mutate::{self, Mutant};
@@ -14,7 +14,7 @@ use std::sync::{Arc, OnceLock};
 
 /// A recorded launch of a check with its cost of simulation.
 struct Case {
-    recorded: Recorded,
+    recorded: RecordedLaunch,
     /// Number of warp instructions.
     cost: u64,
     /// Result of the unchanged kernel on this launch, once it is known: no finding, or the finding.
@@ -23,7 +23,7 @@ struct Case {
 
 impl Case {
     /// The first finding under any completion time of asynchronous operations, as text.
-    fn finding(&self, unit: &Unit) -> Result<Option<(FindingKind, String)>, String> {
+    fn finding(&self, unit: &SimulatedUnit) -> Result<Option<(FindingKind, String)>, String> {
         for seed in 0..MOMENTS.len() as u64 {
             let mut memory = self.recorded.memory();
             let staged = unit.run(&self.recorded.launch, &Arch::A100, &mut memory, &options(seed));
@@ -40,7 +40,7 @@ impl Case {
 /// The kernels of a folder with the recorded launches of its checks.
 pub struct Subject {
     folder: &'static str,
-    unit: Arc<Unit>,
+    unit: Arc<SimulatedUnit>,
     cases: Vec<Case>,
     targets: Vec<Target>,
 }
@@ -73,15 +73,15 @@ pub enum Verdict {
 
 impl Subject {
     /// Runs the folder's checks once on the simulator and records their launches. An error is one line.
-    pub fn of(folder: &'static Folder) -> Result<Subject, String> {
-        let setup = Setup { interleavings: 1, record: true, ..Setup::new(Device::Sim) };
+    pub fn new(folder: &'static KernelFolder) -> Result<Subject, String> {
+        let setup = CheckSetup { interleavings: 1, record: true, ..CheckSetup::new(CheckDevice::Sim) };
         let mut recorded = Vec::new();
         for check in folder.checks {
             recorded.extend(record(check, &setup)?);
         }
         // Launches of another folder's kernels are tested with that folder.
         recorded.retain(|r| r.launch.kernel.source.name == folder.name);
-        let unit = Unit::of_source(folder.source, Arch::A100.sm).map_err(|e| e.to_string())?;
+        let unit = SimulatedUnit::of_source(folder.source, Arch::A100.sm).map_err(|e| e.to_string())?;
         let mut subject = Subject { folder: folder.name, unit, cases: Vec::new(), targets: Vec::new() };
         subject.find_targets(recorded).map_err(|e| e.to_string())?;
         Ok(subject)
@@ -92,7 +92,7 @@ impl Subject {
         &self.targets
     }
 
-    fn find_targets(&mut self, recorded: Vec<Recorded>) -> Result<(), SimulateError> {
+    fn find_targets(&mut self, recorded: Vec<RecordedLaunch>) -> Result<(), SimulateError> {
         // For each function and instruction, the launches that execute it.
         let mut executed: BTreeMap<(String, usize), BTreeSet<usize>> = BTreeMap::new();
         for recorded in recorded {
@@ -129,7 +129,7 @@ impl Subject {
             return Ok(Verdict::Unreached);
         }
         let program = mutate::apply(self.unit.program(), &target.mutant).map_err(|e| e.to_string())?;
-        let unit = Unit::new(program);
+        let unit = SimulatedUnit::new(program);
         for &number in &spread(&target.reached_by, launches) {
             let case = &self.cases[number];
             if let Some((kind, _)) = case.finding(&unit)? {
@@ -167,7 +167,7 @@ impl Subject {
 }
 
 /// Runs a check and returns its recorded launches.
-fn record(check: &Check, setup: &Setup) -> Result<Vec<Recorded>, String> {
+fn record(check: &Check, setup: &CheckSetup) -> Result<Vec<RecordedLaunch>, String> {
     check.run(setup).map(|ran| ran.recorded).map_err(|e| format!("{}: {e}", check.name))
 }
 

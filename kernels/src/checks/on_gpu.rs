@@ -9,7 +9,7 @@ use half::bf16;
 
 /// The difference between a launch's results on a GPU and on the simulator.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Compared {
+pub struct GpuComparison {
     /// The kernel.
     pub kernel: &'static str,
     /// Number of elements of the arrays that the launch may have written.
@@ -97,8 +97,8 @@ fn on_gpu(gpu: &Gpu, launch: &KernelLaunch, arrays: &[Array]) -> Result<Vec<Vec<
     placed.iter().map(|p| p.result(gpu, launch.kernel.name)).collect()
 }
 
-fn compare_all(kernel: &'static str, arrays: &[Array], got: &[Vec<u8>], want: &[Vec<u8>]) -> Compared {
-    let mut all = Compared { kernel, elements: 0, different: 0, distance: 0.0 };
+fn compare_all(kernel: &'static str, arrays: &[Array], got: &[Vec<u8>], want: &[Vec<u8>]) -> GpuComparison {
+    let mut all = GpuComparison { kernel, elements: 0, different: 0, distance: 0.0 };
     for ((array, got), want) in arrays.iter().zip(got).zip(want) {
         let before = array.read();
         if *got == before && *want == before {

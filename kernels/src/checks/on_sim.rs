@@ -3,14 +3,14 @@
 use super::RUNNING;
 use super::arrays::{Array, arrays_of, memory_of};
 use crate::launch::{Arch, KernelLaunch};
-use crate::simulate::{self, Staged};
+use crate::simulate::{self, SimulatedStage};
 use reel_sim::counters::Counters;
 use reel_sim::exec::{CompletionTiming, ExecOptions};
 use reel_sim::memory::SimMemory;
 
 /// A recorded launch with the contents of its arrays before it.
 #[derive(Clone, Debug)]
-pub struct Recorded {
+pub struct RecordedLaunch {
     /// The call.
     pub launch: KernelLaunch,
     /// Its arrays: address, bytes, and whether a kernel may read them.
@@ -19,7 +19,7 @@ pub struct Recorded {
     pub stages: Vec<(&'static str, Counters)>,
 }
 
-impl Recorded {
+impl RecordedLaunch {
     /// Simulator memory with the recorded arrays.
     pub fn memory(&self) -> SimMemory {
         let mut memory = SimMemory::new();
@@ -40,7 +40,7 @@ pub fn results(launch: &KernelLaunch, arrays: &[Array], seed: u64) -> Vec<Vec<u8
 }
 
 /// The stages of a launch under one interleaving, and the contents of each array afterwards.
-fn staged_results(launch: &KernelLaunch, arrays: &[Array], seed: u64) -> (Vec<Staged>, Vec<Vec<u8>>) {
+fn staged_results(launch: &KernelLaunch, arrays: &[Array], seed: u64) -> (Vec<SimulatedStage>, Vec<Vec<u8>>) {
     let mut memory = memory_of(arrays);
     let completion = MOMENTS[seed as usize % 3];
     let arch = if seed % 8 == 1 { Arch::H100 } else { Arch::A100 };
@@ -54,7 +54,7 @@ fn staged_results(launch: &KernelLaunch, arrays: &[Array], seed: u64) -> (Vec<St
     (staged, results)
 }
 
-fn nothing_found(launch: &KernelLaunch, staged: &[Staged], seed: u64) {
+fn nothing_found(launch: &KernelLaunch, staged: &[SimulatedStage], seed: u64) {
     for s in staged {
         let list: Vec<String> =
             s.findings.iter().map(|f| format!("line {}: {}: {}", f.line, f.kind.name(), f.message)).collect();
@@ -74,7 +74,7 @@ pub fn run(launch: &KernelLaunch) {
         if record && first.is_none() {
             let arrays = arrays.iter().map(|a| (a.at, a.read(), a.written)).collect();
             let stages = staged.into_iter().map(|s| (s.stage.symbol, s.counters)).collect();
-            RUNNING.with_borrow_mut(|r| r.ran.recorded.push(Recorded { launch: launch.clone(), arrays, stages }));
+            RUNNING.with_borrow_mut(|r| r.ran.recorded.push(RecordedLaunch { launch: launch.clone(), arrays, stages }));
         }
         match &first {
             None => first = Some(results),
@@ -88,12 +88,12 @@ pub fn run(launch: &KernelLaunch) {
 
 /// The simulated stages of a launch on an A100; asserts that there are no findings and writes no results back.
 #[cfg(test)]
-pub fn staged(launch: &crate::Launch) -> Vec<Staged> {
+pub fn staged(launch: &crate::Launch) -> Vec<SimulatedStage> {
     staged_on(launch, &Arch::A100)
 }
 
 #[cfg(test)]
-fn staged_on(launch: &crate::Launch, arch: &Arch) -> Vec<Staged> {
+fn staged_on(launch: &crate::Launch, arch: &Arch) -> Vec<SimulatedStage> {
     let crate::Launch::Kernel(launch) = launch else { return Vec::new() };
     let mut memory = memory_of(&arrays_of(launch));
     let options = ExecOptions { gpu: simulate::gpu(arch), ..ExecOptions::default() };

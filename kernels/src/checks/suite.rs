@@ -1,22 +1,22 @@
 //! Runs the checks of a kernel, of a folder, or of all folders.
 
-use super::{Check, Ran, Setup};
-use crate::catalogue::{FOLDERS, Folder};
+use super::{Check, CheckRun, CheckSetup};
+use crate::catalogue::{FOLDERS, KernelFolder};
 
 /// The result of a check.
 #[derive(Clone, Debug)]
-pub struct Outcome {
+pub struct CheckOutcome {
     /// The name of the folder.
     pub folder: &'static str,
     /// The name of the check.
     pub check: &'static str,
     /// Its statistics, or what is wrong.
-    pub result: Result<Ran, String>,
+    pub result: Result<CheckRun, String>,
 }
 
 /// The checks of the folder with this name, or of the folder with a kernel of this name; all checks without a name.
-pub fn select(name: Option<&str>) -> Vec<(&'static Folder, &'static Check)> {
-    let wanted = |folder: &&Folder| match name {
+pub fn select(name: Option<&str>) -> Vec<(&'static KernelFolder, &'static Check)> {
+    let wanted = |folder: &&KernelFolder| match name {
         None => true,
         Some(name) => folder.name == name || folder.examples().iter().any(|e| e.launch.kernel.name == name),
     };
@@ -25,14 +25,14 @@ pub fn select(name: Option<&str>) -> Vec<(&'static Folder, &'static Check)> {
 
 /// Runs checks one after the other and calls `each` with every outcome. On device `cpu` checks of the CUDA code are skipped.
 pub fn run_all(
-    checks: &[(&'static Folder, &'static Check)],
-    setup: &Setup,
-    mut each: impl FnMut(&Outcome),
-) -> Vec<Outcome> {
-    let on_cpu = matches!(setup.device, super::Device::Cpu);
+    checks: &[(&'static KernelFolder, &'static Check)],
+    setup: &CheckSetup,
+    mut each: impl FnMut(&CheckOutcome),
+) -> Vec<CheckOutcome> {
+    let on_cpu = matches!(setup.device, super::CheckDevice::Cpu);
     let mut outcomes = Vec::new();
     for (folder, check) in checks.iter().filter(|(_, c)| !(on_cpu && c.cuda_only)) {
-        let outcome = Outcome { folder: folder.name, check: check.name, result: check.run(setup) };
+        let outcome = CheckOutcome { folder: folder.name, check: check.name, result: check.run(setup) };
         each(&outcome);
         outcomes.push(outcome);
     }

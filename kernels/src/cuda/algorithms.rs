@@ -7,7 +7,7 @@ use twox_hash::XxHash3_64;
 
 /// The properties of a product that its algorithm depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Shape {
+pub struct ProductShape {
     pub(super) sizes: [usize; 3],
     pub(super) transposed: [bool; 2],
     pub(super) types: [DType; 3],
@@ -17,10 +17,10 @@ pub struct Shape {
     pub(super) alignment: [u32; 3],
 }
 
-impl Shape {
+impl ProductShape {
     /// The shape of a product.
-    pub fn of(p: &Matmul) -> Shape {
-        Shape {
+    pub fn new(p: &Matmul) -> ProductShape {
+        ProductShape {
             sizes: [p.m, p.n, p.k],
             transposed: [p.a.transposed, p.b.transposed],
             types: [p.a.dtype, p.b.dtype, p.c_dtype],
@@ -31,10 +31,11 @@ impl Shape {
     }
 }
 
-impl Shape {
+impl ProductShape {
     /// Returns the shape as stable text: `m=5 n=3 k=7 a=bf16 b=bf16t c=f32 bias=0 add=1 align=256,256,256`.
     pub fn words(&self) -> String {
-        let Shape { sizes: [m, n, k], transposed: [at, bt], types: [a, b, c], bias, accumulate, alignment } = *self;
+        let ProductShape { sizes: [m, n, k], transposed: [at, bt], types: [a, b, c], bias, accumulate, alignment } =
+            *self;
         let t = |transposed| if transposed { "t" } else { "" };
         let [of_a, of_b, of_c] = alignment;
         format!(
@@ -63,7 +64,7 @@ pub struct Algorithms {
 impl Algorithms {
     /// Summarises shapes and their algorithms: the words of `cublasLtMatmulAlgo_t`, which NVIDIA's manual allows to
     /// store and use again with the same version of the library.
-    pub fn of(chosen: impl IntoIterator<Item = (Shape, [u64; 8])>) -> Algorithms {
+    pub fn new(chosen: impl IntoIterator<Item = (ProductShape, [u64; 8])>) -> Algorithms {
         let mut lines: Vec<String> =
             chosen.into_iter().map(|(shape, algorithm)| format!("{} {algorithm:016x?}\n", shape.words())).collect();
         lines.sort_unstable();
@@ -77,9 +78,9 @@ mod tests {
     use crate::catalogue::{Sizes, products};
     use proptest::prelude::*;
 
-    fn shape(m: u64, n: u64, k: u64, which: usize) -> Shape {
+    fn shape(m: u64, n: u64, k: u64, which: usize) -> ProductShape {
         let sizes = [("m", m), ("n", n), ("k", k)].map(|(key, value)| (key.to_string(), value));
-        Shape::of(&products(&Sizes::new(sizes).unwrap()).unwrap()[which].product)
+        ProductShape::new(&products(&Sizes::new(sizes).unwrap()).unwrap()[which].product)
     }
 
     proptest! {
@@ -90,17 +91,17 @@ mod tests {
             changed in any::<prop::sample::Index>(), word in 0usize..8, bit in 0u32..64,
         ) {
             let all: Vec<_> = sizes.iter().map(|&(m, n, k, which, a)| (shape(m, n, k, which), [a; 8])).collect();
-            let same = Algorithms::of(all.iter().rev().copied());
-            prop_assert_eq!(Algorithms::of(all.iter().copied()), same.clone());
+            let same = Algorithms::new(all.iter().rev().copied());
+            prop_assert_eq!(Algorithms::new(all.iter().copied()), same.clone());
             let i = changed.index(all.len());
             let mut other = all.clone();
             other[i].1[word] ^= 1 << bit;
-            prop_assert_ne!(Algorithms::of(other).hash, same.hash);
+            prop_assert_ne!(Algorithms::new(other).hash, same.hash);
             let (m, n, k, which, _) = sizes[i];
             for moved in [shape(m + 50, n, k, which), shape(m, n, k, (which + 1) % 6)] {
                 let mut other = all.clone();
                 other[i].0 = moved;
-                prop_assert_ne!(Algorithms::of(other).hash, same.hash);
+                prop_assert_ne!(Algorithms::new(other).hash, same.hash);
             }
         }
     }

@@ -10,7 +10,7 @@
 //! of cublasLt.h and library_types.h.
 #![allow(unsafe_code)]
 
-use super::algorithms::{Algorithms, Shape};
+use super::algorithms::{Algorithms, ProductShape};
 use super::blas::{Blas, WORKSPACE, describe, refused};
 use super::error::CudaError;
 use super::types::Stream;
@@ -64,7 +64,7 @@ const REDUCTION_COMPUTE_TYPE: u32 = 2;
 pub struct CublasLt {
     functions: Functions,
     handle: Handle,
-    known: Mutex<HashMap<Shape, Prepared>>,
+    known: Mutex<HashMap<ProductShape, Prepared>>,
     path: PathBuf,
 }
 
@@ -208,7 +208,7 @@ impl CublasLt {
     }
 
     /// Creates descriptors and chooses the algorithm of a shape seen for the first time.
-    fn prepare(&self, p: &Matmul, shape: &Shape) -> Result<Prepared, CudaError> {
+    fn prepare(&self, p: &Matmul, shape: &ProductShape) -> Result<Prepared, CudaError> {
         let null = std::ptr::null_mut();
         let f = &self.functions;
         let mut parts = Parts { functions: f, desc: null, layouts: [null; 3], preference: null };
@@ -280,14 +280,14 @@ impl Blas for CublasLt {
 
     fn algorithms(&self) -> Algorithms {
         let known = self.known.lock().unwrap_or_else(|e| e.into_inner());
-        Algorithms::of(known.iter().map(|(shape, prepared)| (*shape, prepared.algorithm.0)))
+        Algorithms::new(known.iter().map(|(shape, prepared)| (*shape, prepared.algorithm.0)))
     }
 
     unsafe fn product(&self, p: &Matmul, workspace: u64, stream: Stream) -> Result<(), CudaError> {
         if let Some(why) = refused(p) {
             return Err(CudaError::Product { product: describe(p), why });
         }
-        let shape = Shape::of(p);
+        let shape = ProductShape::new(p);
         let mut known = self.known.lock().unwrap_or_else(|e| e.into_inner());
         let prepared = match known.entry(shape) {
             std::collections::hash_map::Entry::Occupied(found) => found.into_mut(),

@@ -166,7 +166,7 @@ impl Properties {
     /// Fields before the driver fills them in.
     fn unknown(version: u32) -> Properties {
         let arch = Arch { sm: 0, shared_per_block: 0, multiprocessors: 0 };
-        Properties { name: String::new(), arch, limits: Limits::of(0, 0), memory: 0, version }
+        Properties { name: String::new(), arch, limits: Limits::new(0, 0), memory: 0, version }
     }
 }
 

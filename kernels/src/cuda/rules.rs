@@ -107,7 +107,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const H100: Limits = Limits::of(90, 227 << 10);
+    const H100: Limits = Limits::new(90, 227 << 10);
     const FACTS: FunctionAttributes = FunctionAttributes { threads: 256, static_shared: 1024, registers: 64 };
     const FINE: Config = Config {
         grid: [8, 1, 1],
@@ -138,8 +138,8 @@ mod tests {
             H100,
             "1024 of static shared memory, where a block has at most 232448",
         );
-        says(Config { cluster: [2, 1, 1], ..FINE }, Limits::of(80, 163 << 10), "compute capability 8.0 has not");
-        says(Config { programmatic: true, ..FINE }, Limits::of(89, 99 << 10), "compute capability 8.9 has not");
+        says(Config { cluster: [2, 1, 1], ..FINE }, Limits::new(80, 163 << 10), "compute capability 8.0 has not");
+        says(Config { programmatic: true, ..FINE }, Limits::new(89, 99 << 10), "compute capability 8.9 has not");
         assert_eq!(exceeded_limit(&Config { programmatic: true, ..FINE }, &FACTS, &H100, 64), None);
         assert_eq!(exceeds_residency([4, 2, 1], 8), None);
         assert!(exceeds_residency([3, 3, 1], 8).is_some_and(|w| w.contains("9 blocks")));

@@ -97,7 +97,7 @@ pub struct Limits {
 
 impl Limits {
     /// The limits of GPUs from compute capability 8.0 to 9.0, which differ in shared memory only.
-    pub const fn of(sm: u32, shared: u32) -> Limits {
+    pub const fn new(sm: u32, shared: u32) -> Limits {
         let grid = [i32::MAX as u32, 65_535, 65_535];
         Limits { sm, grid, block: [1024, 1024, 64], threads: 1024, shared, registers: 65_536 }
     }

@@ -1,6 +1,6 @@
 //! What a kernel folder registers about itself: source, headers, checks and example calls.
 //!
-//! `kernel_folder!` in a folder's `mod.rs` makes one [`Folder`]; `lib.rs` lists them. Example calls use the sizes of Qwen2.5-VL-7B: a
+//! `kernel_folder!` in a folder's `mod.rs` makes one [`KernelFolder`]; `lib.rs` lists them. Example calls use the sizes of Qwen2.5-VL-7B: a
 //! sequence of 8192 tokens, or a decode step of 16 sequences with 8192 keys each. [`Sizes`] replaces some of them.
 
 mod sizes;
@@ -14,7 +14,7 @@ use crate::launch::{Addr, KernelLaunch, Launch, Source};
 pub use sizes::{SizeError, Sizes};
 
 /// A kernel folder with everything that is known about it.
-pub struct Folder {
+pub struct KernelFolder {
     /// The folder's name, for example `rms_norm`.
     pub name: &'static str,
     /// The text of its `mod.rs`.
@@ -23,7 +23,7 @@ pub struct Folder {
     pub source: &'static Source,
     /// The checks of its kernels.
     pub checks: &'static [Check],
-    /// Makes an example call of each kernel; see [`Folder::examples`].
+    /// Makes an example call of each kernel; see [`KernelFolder::examples`].
     pub calls: fn(&Sizes) -> Calls,
 }
 
@@ -32,14 +32,14 @@ pub type Calls = Vec<(&'static str, Launch)>;
 
 /// An example call of a kernel. Its addresses are placeholders, so it can be planned and counted but not run.
 #[derive(Clone, Debug)]
-pub struct Example {
+pub struct ExampleCall {
     /// The size in words.
     pub size: Cow<'static, str>,
     /// The call.
     pub launch: KernelLaunch,
 }
 
-impl Folder {
+impl KernelFolder {
     /// What the kernels compute: the documentation at the head of `mod.rs`.
     pub fn maths(&self) -> String {
         let lines = self.module.lines().map_while(|l| l.strip_prefix("//!"));
@@ -47,7 +47,7 @@ impl Folder {
     }
 
     /// An example call of each kernel of the folder.
-    pub fn examples(&self) -> Vec<Example> {
+    pub fn examples(&self) -> Vec<ExampleCall> {
         kernel_calls((self.calls)(&Sizes::default()), |size| size.into())
     }
 
@@ -55,7 +55,7 @@ impl Folder {
     ///
     /// # Errors
     /// A size that the folder's calls do not have, or a value that its kernels do not support.
-    pub fn examples_with_sizes(&self, sizes: &Sizes) -> Result<Vec<Example>, SizeError> {
+    pub fn examples_with_sizes(&self, sizes: &Sizes) -> Result<Vec<ExampleCall>, SizeError> {
         // `Sizes` records which sizes the calls ask for, so the calls are made once with the defaults, only to learn the names.
         let defaults = Sizes::default();
         (self.calls)(&defaults);
@@ -64,9 +64,9 @@ impl Folder {
     }
 }
 
-fn kernel_calls(calls: Calls, size: impl Fn(&'static str) -> Cow<'static, str>) -> Vec<Example> {
+fn kernel_calls(calls: Calls, size: impl Fn(&'static str) -> Cow<'static, str>) -> Vec<ExampleCall> {
     let kernel = |(words, launch)| match launch {
-        Launch::Kernel(launch) => Some(Example { size: size(words), launch }),
+        Launch::Kernel(launch) => Some(ExampleCall { size: size(words), launch }),
         Launch::Matmul(_) => None,
     };
     calls.into_iter().filter_map(kernel).collect()
@@ -116,7 +116,7 @@ macro_rules! kernel_folder {
         };
 
         /// Source, checks and example calls of this folder.
-        pub const FOLDER: $crate::folder::Folder = $crate::folder::Folder {
+        pub const FOLDER: $crate::folder::KernelFolder = $crate::folder::KernelFolder {
             name: $name,
             module: include_str!("mod.rs"),
             source: &SOURCE,

@@ -5,7 +5,7 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use reel_kernels::simulate::{self, Staged};
+use reel_kernels::simulate::{self, SimulatedStage};
 use reel_kernels::{Arch, KernelLaunch, Launch, Team, compile};
 use reel_sim::exec::{CompletionTiming, ExecOptions};
 use reel_sim::memory::SimMemory;
@@ -101,7 +101,7 @@ fn addresses(launch: &KernelLaunch) -> impl Iterator<Item = u64> + '_ {
 }
 
 /// Returns the first finding as an error: kernel, location in its source, kind and message.
-fn check_findings(launch: &KernelLaunch, staged: &[Staged]) -> Result<()> {
+fn check_findings(launch: &KernelLaunch, staged: &[SimulatedStage]) -> Result<()> {
     let mut findings = staged.iter().flat_map(|s| s.findings.iter().map(move |f| (s.stage.symbol, f)));
     let Some((symbol, f)) = findings.next() else { return Ok(()) };
     let name = launch.kernel.name;

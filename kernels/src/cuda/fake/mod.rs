@@ -134,7 +134,7 @@ struct State {
 impl Fake {
     /// A simulated GPU of this architecture with `memory` bytes.
     pub fn new(arch: Arch, memory: u64) -> Fake {
-        let limits = Limits::of(arch.sm, arch.shared_per_block);
+        let limits = Limits::new(arch.sm, arch.shared_per_block);
         let properties = Properties { name: "fake GPU".into(), arch, limits, memory, version: 13_000 };
         let state = State { memory: SimMemory::new(), handles: 1, ..State::default() };
         Fake(Arc::new(Inner { properties, team: Team::new(1), state: Mutex::new(state) }))

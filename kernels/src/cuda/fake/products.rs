@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use super::{Fake, Op};
-use crate::cuda::algorithms::{Algorithms, Shape};
+use crate::cuda::algorithms::{Algorithms, ProductShape};
 use crate::cuda::blas::{self, Blas, WORKSPACE};
 use crate::cuda::error::CudaError;
 use crate::cuda::types::Stream;
@@ -13,7 +13,7 @@ use std::sync::Mutex;
 /// Matrix products by the CPU's code.
 pub(super) struct FakeBlas {
     fake: Fake,
-    known: Mutex<HashSet<Shape>>,
+    known: Mutex<HashSet<ProductShape>>,
 }
 
 impl FakeBlas {
@@ -30,7 +30,7 @@ impl Blas for FakeBlas {
     /// All shapes have the same algorithm.
     fn algorithms(&self) -> Algorithms {
         let known = self.known.lock().unwrap_or_else(|e| e.into_inner());
-        Algorithms::of(known.iter().map(|shape| (*shape, [0; 8])))
+        Algorithms::new(known.iter().map(|shape| (*shape, [0; 8])))
     }
 
     // cublasLtMatmul: operands in device memory, aligned to their elements; a workspace of 16-byte alignment.
@@ -52,7 +52,7 @@ impl Blas for FakeBlas {
             let why = "cuBLASLt: CUBLAS_STATUS_INVALID_VALUE".into();
             return Err(CudaError::Product { product: blas::describe(p), why });
         }
-        self.known.lock().unwrap_or_else(|e| e.into_inner()).insert(Shape::of(p));
+        self.known.lock().unwrap_or_else(|e| e.into_inner()).insert(ProductShape::new(p));
         s.ask("launching a product", stream, Op::Product(*p))
     }
 }

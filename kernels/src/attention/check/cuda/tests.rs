@@ -1,7 +1,7 @@
 use super::*;
 use crate::attention::{BwdParams, FwdParams};
 use crate::checks::{numbers, on_sim, staged};
-use crate::simulate::{self, Staged};
+use crate::simulate::{self, SimulatedStage};
 use crate::{Arch, Launch};
 use reel_sim::exec::ExecOptions;
 use reel_sim::memory::SimMemory;
@@ -118,7 +118,7 @@ impl Backward {
     }
 
     /// Runs the launch, asserts no findings and no bank conflicts, and returns its stages and the gradients.
-    fn on(&self, arch: &Arch, params: &BwdParams, seed: u64) -> (Vec<Staged>, [Vec<u8>; 3]) {
+    fn on(&self, arch: &Arch, params: &BwdParams, seed: u64) -> (Vec<SimulatedStage>, [Vec<u8>; 3]) {
         let Launch::Kernel(launch) = bwd(BF16, params, 0.0) else { unreachable!("it is no product") };
         let given = [&self.given.q, &self.given.k, &self.given.v, &self.given.d_o, &self.forward[0]];
         let mut memory = SimMemory::new();
