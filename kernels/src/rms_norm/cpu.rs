@@ -1,5 +1,5 @@
-//! RMS normalisation of one row on device `cpu`: the sum of squares in 32 lanes, the dot product of the gradient in 16. [`norm_rows`] has
-//! the loops over rows.
+//! RMS normalisation of one row on device `cpu`: the sum of squares in 32 lanes, the dot product of the gradient in 16.
+//! [`norm_rows`] has the loops over rows.
 #![allow(unsafe_code)]
 
 use super::{BwdParams, FwdParams};
@@ -117,8 +117,8 @@ pub unsafe fn fwd_gathered<T: Element>(p: &FwdParams, index: Addr, team: &Team) 
 /// The addresses cover what [`FwdParams`] says.
 pub unsafe fn add_fwd<T: Element>(p: &FwdParams, team: &Team) {
     let (rows, cols) = (p.rows as usize, p.cols as usize);
-    // The sum may be written over x or over the residual; then that term is read through the sum alone, because two references to
-    // memory that is written would overlap.
+    // The sum may be written over x or over the residual; then that term is read through the sum alone, because two
+    // references to memory that is written would overlap.
     let (first, second) = if p.sum == p.residual { (p.residual, p.x) } else { (p.x, p.residual) };
     // SAFETY: the caller's promise.
     let (sum, second) = unsafe { (Out::<T>::new(p.sum, rows * cols), slice::<T>(second, rows * cols)) };
@@ -170,10 +170,12 @@ fn source_row(index: &[i32], row: usize) -> usize {
     index.get(row).map_or(row, |&from| from as usize)
 }
 
-/// The backward kernel, with `dx_row(x, w, dy, rstd, along_x, dx)` for the gradient of a row, and `index` as in [`bwd_scattered`].
+/// The backward kernel, with `dx_row(x, w, dy, rstd, along_x, dx)` for the gradient of a row, and `index` as in
+/// [`bwd_scattered`].
 ///
 /// # Safety
-/// The addresses cover what [`BwdParams`] says; `index` is null or a permutation; dx is initialised where `dx_row` reads it.
+/// The addresses cover what [`BwdParams`] says; `index` is null or a permutation; dx is initialised where `dx_row`
+/// reads it.
 unsafe fn bwd_rows<T: Element>(
     p: &BwdParams,
     index: Addr,
