@@ -26,7 +26,7 @@ pub struct Allocation {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ReadError {
     /// The bytes are not all in one buffer.
-    #[error("reads outside of every buffer: {0}")]
+    #[error("read outside of all buffers: {0}")]
     OutOfBounds(String),
     /// Neither the host nor a kernel has written the bytes.
     #[error("reads byte {byte} of {of}, which was never written")]

@@ -51,7 +51,7 @@ impl<'a> GridContext<'a> {
             return "the host".into();
         }
         let Some(block) = agent.block().checked_sub(self.first_block) else {
-            return "a thread of the grid before".into();
+            return "a thread of the primary grid".into();
         };
         let [bx, by, bz] = coordinates(block, self.launch.grid);
         match agent.thread_index() {

@@ -149,7 +149,10 @@ pub(super) fn check_launch(kernel: &Kernel, launch: &LaunchConfig, options: &Exe
     let shared = kernel.static_shared.next_multiple_of(16) + launch.dynamic_shared;
     let (limit, gpu) = (options.gpu.shared_per_block, options.gpu.name);
     if shared > limit {
-        return invalid("smem", format!("{shared} bytes with the static ones; {gpu} has {limit} a block"));
+        return invalid(
+            "smem",
+            format!("{shared} bytes of static and dynamic shared memory; a block on {gpu} has at most {limit}"),
+        );
     }
     let (bytes, want) = (launch.params.len(), kernel.param_bytes);
     if bytes != want as usize {

@@ -39,7 +39,7 @@ fn report_unfinished(grid: &mut GridState, memory: &MemorySystem, slot: u32, ope
     grid.reporter.report(FindingKind::AsyncNotWaited, site, || {
         let verb = if operation.writes(slot) { "write" } else { "read" };
         format!(
-            "a copy may still {verb} shared memory of its block (rank {rank} in the cluster) when that exits: no thread waited for it"
+            "a copy may still {verb} shared memory of a block (rank {rank} in the cluster) that exits: no thread waited for the copy"
         )
     });
 }

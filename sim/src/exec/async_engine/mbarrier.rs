@@ -164,7 +164,7 @@ impl AsyncEngine {
         let undefined = regs.undefined[operand as usize] & cx.mask;
         if undefined != 0 {
             cx.report(FindingKind::Uninitialized, undefined.trailing_zeros(), || {
-                "an mbarrier wait on an undefined register".into()
+                "an mbarrier wait whose phase or parity register is undefined".into()
             });
         }
         let mut done = 0u32;
@@ -235,7 +235,7 @@ impl AsyncEngine {
         if count > pending {
             let memory = Some(("shared", at.address as u64));
             grid.reporter.report_with(FindingKind::Mbarrier, site, None, memory, || {
-                format!("{count} arrivals at an mbarrier that misses {pending} of {expected} in this phase")
+                format!("{count} arrivals at an mbarrier whose phase expects only {pending} more of {expected}")
             });
         }
         self.complete_phase(grid, at)
@@ -330,7 +330,7 @@ pub(super) fn report_excess_bytes(grid: &mut GridState, slot: u32) {
         let excess = -object.pending_bytes;
         grid.reporter.report_with(FindingKind::Mbarrier, site, None, Some(("shared", address as u64)), || {
             format!(
-                "copies credit an mbarrier with {excess} bytes that no phase of it expects: the phase before was over too early"
+                "copies credit an mbarrier with {excess} bytes that no phase of it expects; an earlier phase completed too early"
             )
         });
     }

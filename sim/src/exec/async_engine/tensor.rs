@@ -75,7 +75,7 @@ impl AsyncEngine {
                 Some(reduction) => Some(reduction),
                 None => {
                     cx.report(FindingKind::Unsupported, lane, || {
-                        format!("a reduction that {:?} does not have", map.data_type)
+                        format!("elements of type {:?} do not support this reduction", map.data_type)
                     });
                     return;
                 }

@@ -35,7 +35,7 @@ impl AsyncEngine {
         let warps = cx.block().warps.len();
         if group * 4 + 4 > warps {
             let n = warps - group * 4;
-            cx.report(FindingKind::Wgmma, lane, || format!("wgmma in a warpgroup of {n} warps; it takes four"));
+            cx.report(FindingKind::Wgmma, lane, || format!("wgmma in a warpgroup of {n} warps; it needs four"));
             return Flow::Next;
         }
         if quarter == 0 {

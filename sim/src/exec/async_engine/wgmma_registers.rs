@@ -48,7 +48,7 @@ pub(super) fn check_registers_at_issue(cx: &mut InstructionContext, w: &Wgmma) {
             let line = context.line(issued.pc);
             reporter.report_with(FindingKind::Wgmma, site, Some(issued.pc), None, || {
                 format!(
-                    "wgmma on accumulators of the wgmma at line {line}, which is not waited for and of another shape"
+                    "wgmma uses accumulators of the wgmma at line {line}, which has another shape and has not been waited for"
                 )
             });
         }

@@ -208,7 +208,7 @@ impl<'a> Interpreter<'a> {
         let consequence = match instr.op {
             Op::Alu { .. } => return,
             Op::Branch { .. } => "a branch depends",
-            _ => "whether the instruction is executed depends",
+            _ => "the guard of an instruction depends",
         };
         let site = self.grid.site(warp.slot, warp.index, lanes.trailing_zeros(), pc);
         self.grid

@@ -22,7 +22,7 @@ impl MemorySystem {
         cx.grid.progress.waits += 1;
         if undefined_data & cx.mask != 0 {
             cx.report(FindingKind::Uninitialized, (undefined_data & cx.mask).trailing_zeros(), || {
-                "an atomic with an undefined register".into()
+                "an atomic operation with an undefined operand register".into()
             });
         }
         let bytes = a.ty.size() * a.a.len() as u32;

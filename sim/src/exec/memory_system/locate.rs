@@ -295,7 +295,7 @@ fn report_bad_lanes(
         } else {
             let offset = address.wrapping_sub(base) as i64;
             let inside = (0..len as i64 - bytes as i64 + 1).contains(&offset);
-            let gap = if inside { ", which no variable holds" } else { "" };
+            let gap = if inside { ", where no shared variable lies" } else { "" };
             cx.report_at(FindingKind::OutOfBounds, lane, (space, address), || {
                 format!("access of {bytes} bytes at offset {offset} of {len} bytes of {space} memory{gap}")
             });

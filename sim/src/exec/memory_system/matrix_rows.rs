@@ -63,7 +63,7 @@ impl MemorySystem {
         let (regs, mask) = (cx.regs(), cx.mask);
         let values: Vec<Lanes> = t.regs.iter().map(|&r| regs.get(r)).collect();
         if t.regs.iter().any(|&r| regs.undefined[r as usize] & mask != 0) {
-            cx.report(FindingKind::Uninitialized, cx.first_lane(), || "stmatrix of an undefined register".into());
+            cx.report(FindingKind::Uninitialized, cx.first_lane(), || "stmatrix stores an undefined register".into());
         }
         ldmatrix::store(&values, t.trans, &mut bytes[..rows]);
         for group in groups {

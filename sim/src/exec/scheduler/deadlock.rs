@@ -155,7 +155,7 @@ fn stuck_cause(grid: &GridState) -> StuckCause {
 fn describe_wait(block: &Block, warp: &Warp, state: FragmentState) -> String {
     match state {
         FragmentState::Ready => "runs without effect".into(),
-        FragmentState::AtJoin => "waits for its other lanes".into(),
+        FragmentState::AtJoin => "waits for other lanes of its warp to reconverge".into(),
         FragmentState::Gather { members, .. } => format!("waits for lanes {:#010x}", members & warp.live),
         FragmentState::BlockBarrier { id } => {
             let arrivals = block.barriers[id as usize].describe(block.live);
@@ -169,6 +169,6 @@ fn describe_wait(block: &Block, warp: &Warp, state: FragmentState) -> String {
         FragmentState::Spin { .. } => "spins in a loop that only other threads' writes can end".into(),
         FragmentState::Registers => "waits for registers (setmaxnreg.inc)".into(),
         FragmentState::Wgmma => "waits for a wgmma that not all four warps of its warpgroup execute".into(),
-        FragmentState::GridDependency => "waits for the grid before".into(),
+        FragmentState::GridDependency => "waits for the primary grid (griddepcontrol.wait)".into(),
     }
 }

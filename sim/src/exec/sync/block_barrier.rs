@@ -19,7 +19,9 @@ pub fn barrier(cx: &mut InstructionContext, b: &Barrier) -> Flow {
     let id = cx.regs().get(b.id)[first];
     let count = b.count.map(|c| cx.regs().get(c)[first]);
     if id > 15 {
-        cx.report(FindingKind::Barrier, lane, || format!("barrier {id}: there are 16, 0 to 15"));
+        cx.report(FindingKind::Barrier, lane, || {
+            format!("barrier {id} does not exist; a block has the barriers 0 to 15")
+        });
         return Flow::Next;
     }
     let total = cx.block().warps.len() as u32 * 32;
