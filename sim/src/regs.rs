@@ -6,7 +6,7 @@
 #[repr(C, align(64))]
 pub struct Row(pub [u32; 32]);
 
-/// 64-bit values, one a lane.
+/// 64-bit values, one per lane.
 pub type Row64 = [u64; 32];
 
 /// Index of the first row of a register.
@@ -19,7 +19,7 @@ pub struct Registers {
     pub rows: Vec<Row>,
     /// Mask of the lanes in which a register is undefined, by the register's first row.
     pub undefined: Vec<u32>,
-    /// Predicates, one bit a lane.
+    /// Predicates, one bit per lane.
     pub predicates: Vec<u32>,
     /// Mask of the lanes in which a predicate is undefined.
     pub undefined_predicates: Vec<u32>,

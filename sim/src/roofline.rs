@@ -58,7 +58,7 @@ pub struct Roofline {
     pub gpu: GpuSpec,
     /// Multiprocessors that the launch has blocks for.
     pub multiprocessors: u32,
-    /// One bound a resource, always in the same order.
+    /// One bound per resource, always in the same order.
     pub bounds: [RooflineBound; 6],
 }
 

@@ -28,7 +28,7 @@ pub struct LaunchConfig {
     pub block: [u32; 3],
     /// Blocks of a cluster along x, y and z; all 1 without clusters.
     pub cluster: [u32; 3],
-    /// Bytes of dynamic shared memory a block.
+    /// Bytes of dynamic shared memory per block.
     pub dynamic_shared: u32,
     /// The bytes of the kernel's parameters, laid out as the kernel declares them.
     pub params: Vec<u8>,
@@ -59,7 +59,7 @@ pub struct ExecOptions {
     /// Reports a finding, not only a note, where an ordered asynchronous copy overwrites bytes that were read through
     /// the generic proxy without a proxy fence.
     pub strict_proxy: bool,
-    /// Registers a thread as ptxas reports them, for the number of resident blocks; `None` if unknown.
+    /// Registers per thread as ptxas reports them, for the number of resident blocks; `None` if unknown.
     pub registers: Option<u32>,
     /// Warp instructions without any change in memory after which the run counts as a deadlock.
     pub patience: u64,

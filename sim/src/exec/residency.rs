@@ -3,8 +3,8 @@
 use super::launch::{ExecOptions, LaunchConfig};
 use crate::program::Kernel;
 
-/// Registers a thread starts with: the number ptxas reported, or what the launch bounds leave a thread (rounded down to
-/// a multiple of 8), at most 255.
+/// Registers a thread starts with: the number ptxas reported, or what the launch bounds leave a thread (rounded down
+/// to a multiple of 8), at most 255.
 pub fn entry_registers(kernel: &Kernel, threads: u32, options: &ExecOptions) -> u32 {
     if let Some(n) = options.registers.or(kernel.max_registers) {
         return n;

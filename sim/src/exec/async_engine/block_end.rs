@@ -1,4 +1,4 @@
-//! What happens to asynchronous operations when a warp or a block ends.
+//! Completes asynchronous operations when a warp or a block ends, and reports those that no thread waited for.
 
 use super::bulk::end_bulk_stores;
 use super::cp_async::end_copies;

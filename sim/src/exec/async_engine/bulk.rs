@@ -39,7 +39,7 @@ pub struct AsyncStore<'o> {
     pub to: &'o AddressOperand,
     /// The mbarrier that is credited.
     pub mbarrier: &'o AddressOperand,
-    /// Bytes a register: 4 or 8.
+    /// Bytes per register: 4 or 8.
     pub width: u8,
     /// Registers to store.
     pub values: &'o [u32],

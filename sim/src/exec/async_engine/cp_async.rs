@@ -1,4 +1,5 @@
-//! `cp.async`: copies of 4, 8 or 16 bytes a lane to shared memory, their groups, and arrivals at mbarriers behind them.
+//! `cp.async`: copies of 4, 8 or 16 bytes per lane to shared memory, their groups, and arrivals at mbarriers behind
+//! them.
 
 use super::effects::{apply, move_row};
 use super::engine::{AsyncEngine, completes_at_issue};

@@ -1,4 +1,4 @@
-//! The asynchronous engine itself: the operations in flight, their completion, and fences.
+//! The struct of the asynchronous engine: the operations in flight, their completion, and fences.
 
 use super::effects::apply;
 use crate::exec::context::{Flow, InstructionContext, lanes_of};

@@ -20,7 +20,7 @@ pub struct TensorMapReplace<'o> {
     pub window: AddressWindow,
     /// Name of the field.
     pub field: &'o str,
-    /// Dimension, for fields that have one a dimension.
+    /// Dimension, for fields that have one per dimension.
     pub ordinal: u32,
     /// Register with the new value.
     pub value: u32,

@@ -142,7 +142,7 @@ fn mma_of_any_shape(m: &Mma, regs: &mut Registers, mask: u32) {
     }
 }
 
-/// The rows of registers of `rows` rows each.
+/// The 32-lane rows of several registers, `rows` rows for each register.
 fn register_rows<'r>(regs: &'r Registers, slots: &[u32], rows: usize) -> Vec<&'r Lanes> {
     let rows_of = |&slot: &u32| regs.rows[slot as usize..slot as usize + rows].iter().map(|row| &row.0);
     slots.iter().flat_map(rows_of).collect()

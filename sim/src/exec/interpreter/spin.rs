@@ -8,7 +8,7 @@ use crate::regs::Registers;
 const BRANCHES_BEFORE_CHECK: u32 = 64;
 
 impl Interpreter<'_> {
-    /// Counts a backward branch. Returns whether the fragment waits in a loop: then its state says so.
+    /// Counts a backward branch. If the fragment only waits in a loop, sets its state to `Spin` and returns true.
     #[inline(always)]
     pub(super) fn backward_branch(&mut self, fragment: &mut Fragment, regs: &Registers) -> bool {
         fragment.backward_branches += 1;

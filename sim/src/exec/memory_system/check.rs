@@ -1,4 +1,4 @@
-//! Race checks: holds each access against shadow memory and hands the conflicts to the reporter; orders strong accesses
+//! Race checks: compares each access with shadow memory and passes conflicts to the reporter; orders strong accesses
 //! through the synchronisation variables.
 
 use super::system::MemorySystem;

@@ -8,7 +8,7 @@ use crate::finding::FindingKind;
 use crate::layout;
 use crate::program::op::AddressWindow;
 
-/// The addresses of an access, one a lane.
+/// The addresses of an access, one per lane.
 #[derive(Clone, Copy)]
 pub struct AccessRequest<'r> {
     /// The state space of the instruction; [`AddressWindow::Generic`] if each address tells its own.
@@ -17,7 +17,7 @@ pub struct AccessRequest<'r> {
     pub addresses: &'r [u64; 32],
     /// Mask of the lanes that access memory.
     pub lanes: u32,
-    /// Bytes a lane, to which the addresses must be aligned.
+    /// Bytes per lane, to which the addresses must be aligned.
     pub bytes: u64,
 }
 

@@ -1,4 +1,4 @@
-//! The memory system itself: global buffers, the device heap, access to bytes, and traffic counts.
+//! The struct of the memory system: global buffers, the device heap, access to bytes, and traffic counts.
 
 use crate::counters;
 use crate::exec::grid_context::GridContext;
@@ -24,7 +24,7 @@ pub struct MemorySystem {
     heap: Vec<u64>,
     /// Start and end of each shared variable and of dynamic shared memory, as offsets in a block's shared memory.
     pub(super) shared_variables: Vec<(u64, u64)>,
-    /// Scratch space of [`MemorySystem::check_shadow`], kept to avoid an allocation an access.
+    /// Scratch space of [`MemorySystem::check_shadow`], kept to avoid an allocation per access.
     pub(super) conflicts: Vec<Conflict>,
     /// Scratch space of loads and stores.
     pub(super) groups: Vec<LaneGroup>,
@@ -96,7 +96,7 @@ impl MemorySystem {
         String::from_utf8_lossy(&out).into_owned()
     }
 
-    /// Adds the traffic of an access of `bytes` bytes a lane to an instruction's counts.
+    /// Adds the traffic of an access of `bytes` bytes per lane to an instruction's counts.
     pub fn count_traffic(&self, counts: &mut counters::InstructionCounts, group: &LaneGroup, bytes: u32, write: bool) {
         let lanes = group.lanes;
         let asked = lanes.count_ones() as u64 * bytes as u64;

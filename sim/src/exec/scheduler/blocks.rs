@@ -47,7 +47,7 @@ impl Scheduler {
             self.queued.push(Vec::new());
             blocks.add_slot()
         });
-        // A slot with a queue is taken, also before its block is there.
+        // A queue that is not empty marks the slot as taken before its block exists.
         self.queued[slot as usize] = vec![false];
         slot
     }

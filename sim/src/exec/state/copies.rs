@@ -71,7 +71,7 @@ pub struct CopyEffect {
 /// How the completion of an operation becomes known.
 #[derive(Clone, Debug)]
 pub enum CompletionSignal {
-    /// Delivers bytes to mbarriers: one, or one a destination block of a multicast.
+    /// Credits bytes to an mbarrier, or for a multicast to one mbarrier per destination block.
     Credit(Vec<(MbarrierLocation, u32)>),
     /// `cp.async.mbarrier.arrive`: each of `lanes` of the warp arrives once its earlier `cp.async`s (`ops` with their
     /// lanes) are complete.

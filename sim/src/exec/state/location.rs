@@ -1,4 +1,5 @@
-//! Where bytes that threads share lie, and the lanes of an access grouped by it.
+//! Locations of memory that threads share (a global buffer, or the shared memory of a block), and the lanes of an
+//! access grouped by location.
 
 /// A buffer in global memory or the shared memory of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

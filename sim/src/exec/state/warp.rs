@@ -123,7 +123,7 @@ pub struct Warp {
     pub joins: Vec<Join>,
     /// Lanes that have not exited.
     pub live: u32,
-    /// Local memory in bytes a lane.
+    /// Local memory in bytes per lane.
     pub local_size: u32,
     /// The bytes of local memory, lane by lane.
     pub local: Vec<u8>,
@@ -135,7 +135,7 @@ pub struct Warp {
     pub copies: WarpCopies,
     /// wgmma groups and the registers that they use.
     pub wgmma: WarpWgmma,
-    /// Registers a thread may use, as set by `setmaxnreg`.
+    /// Registers that a thread may use, as set by `setmaxnreg`.
     pub max_registers: u32,
     /// The `setmaxnreg` instructions that the warp executed, in order.
     pub setmaxnreg: Vec<u32>,
