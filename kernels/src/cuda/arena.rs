@@ -38,11 +38,6 @@ impl Arena {
         self.end
     }
 
-    /// Returns the bytes of all allocated blocks, rounded up to [`ALIGN`].
-    pub fn allocated_bytes(&self) -> usize {
-        self.allocated.values().sum()
-    }
-
     /// Extends the range by `bytes` at its end.
     ///
     /// # Panics
@@ -156,7 +151,7 @@ mod tests {
                     prop_assert!(live.iter().all(|&(s, b)| s + b <= start || start + bytes <= s));
                     live.push((start, bytes));
                 }
-                prop_assert!(arena.allocated_bytes() >= live.iter().map(|(_, b)| b).sum::<usize>());
+                prop_assert!(arena.allocated.values().sum::<usize>() >= live.iter().map(|(_, b)| b).sum::<usize>());
             }
             live.iter().for_each(|(start, _)| assert!(arena.free(*start)));
             prop_assert_eq!(arena.free.clone().into_iter().collect::<Vec<_>>(), vec![(0, arena.end())]);

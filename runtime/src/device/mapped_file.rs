@@ -9,24 +9,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use memmap2::{Advice, Mmap};
+use memmap2::Mmap;
 
 /// A whole file, mapped for reading. It is unmapped when the last `Arc` is dropped.
 #[derive(Debug)]
 pub struct MappedFile {
     map: Mmap,
     path: PathBuf,
-}
-
-/// How a mapped file will be read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Access {
-    /// From start to end: the system reads far ahead.
-    Sequential,
-    /// At random offsets: the system reads single pages.
-    Random,
-    /// Completely and soon: the system starts reading now.
-    WillNeed,
 }
 
 impl MappedFile {
@@ -63,16 +52,6 @@ impl MappedFile {
     pub fn path(&self) -> &Path {
         &self.path
     }
-
-    /// Tells the system how the file will be read. It is a hint, so errors are ignored.
-    pub fn advise(&self, access: Access) {
-        let advice = match access {
-            Access::Sequential => Advice::Sequential,
-            Access::Random => Advice::Random,
-            Access::WillNeed => Advice::WillNeed,
-        };
-        let _ = self.map.advise(advice);
-    }
 }
 
 #[cfg(test)]
@@ -85,7 +64,6 @@ mod tests {
         let path = folder.path().join("a");
         std::fs::write(&path, [7u8; 10_000]).unwrap();
         let mapped = MappedFile::open(&path).unwrap();
-        mapped.advise(Access::WillNeed);
         std::fs::write(folder.path().join("b"), [8u8; 3]).unwrap();
         std::fs::rename(folder.path().join("b"), &path).unwrap();
         assert!(mapped.as_bytes() == [7u8; 10_000] && mapped.len() == 10_000);

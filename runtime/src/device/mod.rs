@@ -258,11 +258,6 @@ impl Device {
         self.0.backend.compute_capability()
     }
 
-    /// Whether this is a [`Self::dry`] device, which computes nothing.
-    pub fn is_dry(&self) -> bool {
-        self.name() == "dry"
-    }
-
     /// Whether launches return before the work is done. Then it is faster to enqueue further steps before reading a step's result.
     pub fn is_async(&self) -> bool {
         self.0.backend.is_async()
