@@ -1,4 +1,5 @@
-//! Times prefill and decode of a loaded model for `reel bench`. Loading the model and the tokenizer are not part of the times.
+//! Times prefill and decode of a loaded model for `reel bench`. Loading the model and the tokenizer are not part of the
+//! times.
 
 use std::collections::VecDeque;
 use std::time::Instant;
@@ -27,8 +28,8 @@ fn block_tables(sequences: usize, blocks: usize) -> Vec<Vec<i32>> {
     (0..sequences).map(|i| ((i * blocks) as i32..((i + 1) * blocks) as i32).collect()).collect()
 }
 
-/// Times `rounds` forward passes over `batch` prompts of `tokens` tokens, with the logits of each prompt's last token. Returns the
-/// seconds of each pass.
+/// Times `rounds` forward passes over `batch` prompts of `tokens` tokens, with the logits of each prompt's last token.
+/// Returns the seconds of each pass.
 ///
 /// # Errors
 /// The device is out of memory or reports a failed launch.
@@ -55,9 +56,9 @@ pub fn prefill(model: &Qwen25Vl, cx: &Cx, tokens: usize, batch: usize, rounds: u
         .collect()
 }
 
-/// Times `rounds` decode steps over `batch` sequences, which have `context` tokens at first. The steps are those of the engine: captured,
-/// and enqueued ahead of the last step's tokens on an asynchronous device. Returns the seconds of each step. Two steps of warm-up are
-/// neither timed nor part of the device's profile.
+/// Times `rounds` decode steps over `batch` sequences, which have `context` tokens at first. The steps are those of the
+/// engine: captured, and enqueued ahead of the last step's tokens on an asynchronous device. Returns the seconds of
+/// each step. Two steps of warm-up are neither timed nor part of the device's profile.
 ///
 /// # Errors
 /// The device is out of memory or reports a failed launch.

@@ -34,8 +34,9 @@ impl BlockAllocator {
         if sequences == 0 { 0 } else { shared + sequences * (BlockAllocator::blocks_for(max_tokens) - shared) }
     }
 
-    /// Allocates the block tables of `sequences` sequences with one prompt, for up to `max_tokens` tokens each, prompt included. None if
-    /// too few blocks are free. A sequence gets all its blocks at once, because the device moves to the next block without the host.
+    /// Allocates the block tables of `sequences` sequences with one prompt, for up to `max_tokens` tokens each, prompt
+    /// included. None if too few blocks are free. A sequence gets all its blocks at once, because the device moves to
+    /// the next block without the host.
     pub(crate) fn allocate_group(
         &mut self,
         sequences: usize,
@@ -58,7 +59,8 @@ impl BlockAllocator {
         Some(tables)
     }
 
-    /// Releases the blocks of a finished sequence and empties its table. A block is free when no other sequence holds it.
+    /// Releases the blocks of a finished sequence and empties its table. A block is free when no other sequence holds
+    /// it.
     pub(crate) fn release(&mut self, table: &mut Vec<i32>) {
         for block in table.drain(..).rev() {
             self.ref_counts[block as usize] -= 1;

@@ -1,4 +1,5 @@
-//! The engine: prefills prompts, then generates all completions together, one token for each running sequence in a step.
+//! The engine: prefills prompts, then generates all completions together, one token for each running sequence in a
+//! step.
 //!
 //! ```text
 //! generate(requests):
@@ -48,7 +49,8 @@ pub struct Engine<'a> {
 }
 
 impl<'a> Engine<'a> {
-    /// An engine that computes in the dtype of `cx`. It never samples ids that stand for media: vision start and end, image and video pad.
+    /// An engine that computes in the dtype of `cx`. It never samples ids that stand for media: vision start and end,
+    /// image and video pad.
     ///
     /// # Errors
     /// The device is out of memory.
@@ -68,20 +70,22 @@ impl<'a> Engine<'a> {
         })
     }
 
-    /// Limits how many sequences decode at the same time, at least one; the others wait. Completions do not depend on it.
+    /// Limits how many sequences decode at the same time, at least one; the others wait. Completions do not depend on
+    /// it.
     pub fn max_slots(mut self, slots: usize) -> Engine<'a> {
         self.max_slots = slots.max(1);
         self
     }
 
-    /// Sets how many further steps are enqueued before the tokens of the oldest one are read. By default 1 on an asynchronous device, else
-    /// 0. Completions do not depend on it.
+    /// Sets how many further steps are enqueued before the tokens of the oldest one are read. By default 1 on an
+    /// asynchronous device, else 0. Completions do not depend on it.
     pub fn lookahead(mut self, steps: usize) -> Engine<'a> {
         self.lookahead = steps;
         self
     }
 
-    /// Enqueues the launches of each step one by one instead of replaying captured graphs. Completions do not depend on it.
+    /// Enqueues the launches of each step one by one instead of replaying captured graphs. Completions do not depend on
+    /// it.
     pub fn without_captured_graphs(mut self) -> Engine<'a> {
         self.capture = false;
         self
@@ -103,7 +107,8 @@ impl<'a> Engine<'a> {
         *self.cached_batch() = None;
     }
 
-    /// Generates the completions of all requests, in the order of the requests. `on_token` is called with each token as it is generated.
+    /// Generates the completions of all requests, in the order of the requests. `on_token` is called with each token as
+    /// it is generated.
     ///
     /// # Errors
     /// An invalid request; out of memory; logits that are NaN; the interrupt flag is set.
@@ -251,7 +256,8 @@ impl Run<'_, '_> {
         Ok(())
     }
 
-    /// Waits for the oldest enqueued step and gives its tokens to their sequences. Returns false when no step is enqueued.
+    /// Waits for the oldest enqueued step and gives its tokens to their sequences. Returns false when no step is
+    /// enqueued.
     fn postprocess(&mut self) -> Result<bool> {
         let Some((receivers, step)) = self.in_flight.pop_front() else { return Ok(false) };
         let (ids, log_probs) = step.wait()?;

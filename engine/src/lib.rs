@@ -1,8 +1,8 @@
 //! Generates completions for prompts: one engine for rollouts, evaluation and the command line.
 //!
-//! Requests go in, completions come out: [`Engine::generate`]. Its loop `schedule → run → postprocess` is in `engine.rs`. The scheduler
-//! (`scheduler.rs`) decides which sequence holds which decode slot and KV blocks; the running batch (`running_batch.rs`) holds what the
-//! device needs for a decode step.
+//! Requests go in, completions come out: [`Engine::generate`]. Its loop `schedule → run → postprocess` is in
+//! `engine.rs`. The scheduler (`scheduler.rs`) decides which sequence holds which decode slot and KV blocks; the
+//! running batch (`running_batch.rs`) holds what the device needs for a decode step.
 
 pub mod bench;
 mod block_allocator;

@@ -23,7 +23,8 @@ pub struct GenerationRequest<'a> {
     pub eos_token_ids: &'a [TokenId],
     /// `eos_token_ids` are banned until a completion has this many tokens.
     pub min_new_tokens: usize,
-    /// One for each completion: their number is the number of completions of the prompt. Completion i samples with the seed plus i.
+    /// One for each completion: their number is the number of completions of the prompt. Completion i samples with the
+    /// seed plus i.
     pub stop_conditions: Vec<StopCondition>,
 }
 
@@ -71,8 +72,8 @@ pub struct Completion {
     pub index: usize,
     /// The generated ids, with the end token.
     pub ids: Vec<TokenId>,
-    /// For each id, `log softmax(logits / temperature)` over the whole vocabulary: top-p, top-k and penalties do not change it. At
-    /// temperature 0, `log softmax(logits)`.
+    /// For each id, `log softmax(logits / temperature)` over the whole vocabulary: top-p, top-k and penalties do not
+    /// change it. At temperature 0, `log softmax(logits)`.
     pub log_probs: Vec<f32>,
     /// Why the completion ended.
     pub finish_reason: FinishReason,

@@ -1,10 +1,10 @@
 //! The device's side of the running batch: KV cache, decode slots, sampling parameters, and the decode step over them.
 //!
-//! Everything that changes from step to step lies in device memory and is advanced there, so the host can enqueue the next step before
-//! it has read the tokens of the last one. The step is captured and replayed by `GraphCache`.
+//! Everything that changes from step to step lies in device memory and is advanced there, so the host can enqueue the
+//! next step before it has read the tokens of the last one. The step is captured and replayed by `GraphCache`.
 //!
 //! ```text
-//! step:  logits = decoder(ids, positions, block tables)    one token for each slot; appends its keys and values to the KV cache
+//! step:  logits = decoder(ids, positions, block tables)    one token for each slot; appends to the KV cache
 //!        sampled = sample(logits, sampling parameters)
 //!        advance: ids = sampled; positions += 1; lengths += 1
 //! ```
@@ -110,8 +110,8 @@ pub(crate) struct RunningBatch {
 }
 
 impl RunningBatch {
-    /// An empty batch of at least the given capacity. `suppressed` are ids that are never sampled. If `capture` is false, no step is
-    /// captured: the launches of each step are enqueued one by one.
+    /// An empty batch of at least the given capacity. `suppressed` are ids that are never sampled. If `capture` is
+    /// false, no step is captured: the launches of each step are enqueued one by one.
     pub(crate) fn new(
         model: &Qwen25Vl,
         cx: &Cx,

@@ -18,7 +18,8 @@ pub struct SamplingParams {
     pub top_k: u32,
     /// Above 1: makes tokens of the prompt and of the completion so far less likely.
     pub repetition_penalty: f32,
-    /// The random number of a token depends on the seed and the token's index only, so a completion is the same in any batch.
+    /// The random number of a token depends on the seed and the token's index only, so a completion is the same in any
+    /// batch.
     pub seed: u64,
 }
 
@@ -69,8 +70,8 @@ pub(crate) fn banned_tokens(ids: &[u32]) -> Vec<(i32, f32)> {
     ids.iter().map(|&id| (id as i32, f32::NEG_INFINITY)).collect()
 }
 
-/// Samples the next token of a sequence from logits `[1, V]`, never one of `suppressed` (i32 `[n]`). Returns the token and its
-/// log-probability.
+/// Samples the next token of a sequence from logits `[1, V]`, never one of `suppressed` (i32 `[n]`). Returns the token
+/// and its log-probability.
 pub(crate) fn sample_token(
     cx: &Cx,
     logits: &Tensor,

@@ -1,8 +1,8 @@
 //! Decides which sequence holds which decode slot and which KV blocks. It never touches the device.
 //!
-//! A sequence is waiting, then holds a slot, then is finished. On an asynchronous device the host enqueues further steps before it has
-//! read a sequence's last token. Tokens that such steps compute for a sequence that has ended meanwhile are dropped, so completions do
-//! not depend on the lookahead.
+//! A sequence is waiting, then holds a slot, then is finished. On an asynchronous device the host enqueues further
+//! steps before it has read a sequence's last token. Tokens that such steps compute for a sequence that has ended
+//! meanwhile are dropped, so completions do not depend on the lookahead.
 
 use std::collections::VecDeque;
 
@@ -71,7 +71,8 @@ impl Scheduler {
         !self.waiting.is_empty()
     }
 
-    /// Counts a step over the first `batch_size` slots as in flight. Returns, for each slot, the sequence that gets the step's token.
+    /// Counts a step over the first `batch_size` slots as in flight. Returns, for each slot, the sequence that gets the
+    /// step's token.
     pub(crate) fn start_step(&mut self, batch_size: usize) -> Vec<Option<usize>> {
         let mut receivers = self.slots.clone();
         receivers.resize(batch_size, None);
@@ -84,8 +85,8 @@ impl Scheduler {
         receivers
     }
 
-    /// Gives the tokens of a finished step to their sequences, and releases blocks and slots of sequences that end. Returns the slots that
-    /// are free now.
+    /// Gives the tokens of a finished step to their sequences, and releases blocks and slots of sequences that end.
+    /// Returns the slots that are free now.
     ///
     /// # Errors
     /// `EngineError::NotANumber`, where logits were NaN.
@@ -114,8 +115,8 @@ impl Scheduler {
         Ok(freed)
     }
 
-    /// Moves sequences from the last slots to free slots before them, so that steps need fewer rows. Returns the moves `(from, to)`. No
-    /// step may be in flight: its tokens would reach the wrong sequences.
+    /// Moves sequences from the last slots to free slots before them, so that steps need fewer rows. Returns the moves
+    /// `(from, to)`. No step may be in flight: its tokens would reach the wrong sequences.
     pub(crate) fn compact(&mut self) -> Vec<(usize, usize)> {
         let mut moves = Vec::new();
         while let (Some(to), Some(from)) =

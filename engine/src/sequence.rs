@@ -95,7 +95,8 @@ impl SequenceState {
         enqueued > 0 && enqueued == self.limits.min_new_tokens
     }
 
-    /// The ids so far, where the repetition penalty reads them; else none, so that they need not be copied to the device.
+    /// The ids so far, where the repetition penalty reads them; else none, so that they need not be copied to the
+    /// device.
     pub(crate) fn penalty_history(&self) -> &[i32] {
         if self.sampling.repetition_penalty == 1.0 { &[] } else { &self.ids }
     }
@@ -105,7 +106,8 @@ impl SequenceState {
         self.ids.len() as i32
     }
 
-    /// What a decode slot needs to continue the sequence. Its KV cache is complete except for the last token, which the next step writes.
+    /// What a decode slot needs to continue the sequence. Its KV cache is complete except for the last token, which the
+    /// next step writes.
     pub(crate) fn slot(&self) -> Slot<'_> {
         let keys = self.ids.len();
         Slot {

@@ -1,5 +1,5 @@
-//! Completions do not depend on captured graphs, the lookahead, the number of slots, the other sequences of the batch, or the device's
-//! driver.
+//! Completions do not depend on captured graphs, the lookahead, the number of slots, the other sequences of the batch,
+//! or the device's driver.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -88,7 +88,8 @@ fn open_and_compare_runs(
     compare_runs(&model(device, dtype), device, dtype, requests, variants)
 }
 
-/// Runs the requests once without graphs and lookahead, then with each variant (slots, lookahead), and checks that completions are equal.
+/// Runs the requests once without graphs and lookahead, then with each variant (slots, lookahead), and checks that
+/// completions are equal.
 fn compare_runs(
     model: &Qwen25Vl,
     device: &Device,

@@ -1,4 +1,5 @@
-//! Greedy completions equal those of transformers (tests/golden/model), and completions do not depend on the batch or on threads.
+//! Greedy completions equal those of transformers (tests/golden/model), and completions do not depend on the batch or
+//! on threads.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;

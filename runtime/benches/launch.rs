@@ -1,8 +1,8 @@
 //! Measures the host's time for one launch: `cargo bench -p reel-runtime --bench launch`.
 //!
-//! On `dry`, that is the time from the op to the device, which does nothing. On `cuda` with the fake driver, it also includes the launch
-//! plan and the checks against the GPU's limits; the fake driver runs the launches later, outside the measured time. On a real GPU, the
-//! time of NVIDIA's driver is added.
+//! On `dry`, that is the time from the op to the device, which does nothing. On `cuda` with the fake driver, it also
+//! includes the launch plan and the checks against the GPU's limits; the fake driver runs the launches later, outside
+//! the measured time. On a real GPU, the time of NVIDIA's driver is added.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -11,7 +11,7 @@ pub enum CudaError {
     NoDriver,
     /// The driver is too old for the kernels' machine code.
     #[error(
-        "cuda: the driver is of CUDA {}, and needs to be of {} or newer; update it, or choose --device cpu or --device sim",
+        "cuda: the driver supports CUDA {}, but {} or newer is needed; update it, or choose --device cpu or --device sim",
         version(*.has),
         version(*.needs)
     )]

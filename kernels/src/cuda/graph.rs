@@ -63,7 +63,8 @@ impl Gpu {
 
 impl Drop for GpuGraph {
     fn drop(&mut self) {
-        // SAFETY: after the wait none of its launches runs. After a failed kernel the wait fails too, which nobody can help.
+        // SAFETY: after the wait none of its launches runs. After a failed kernel the wait fails too, which nobody can
+        // help.
         unsafe {
             let _ = self.driver.synchronize(self.stream);
             self.driver.destroy_graph(self.graph);

@@ -392,7 +392,8 @@ impl Driver for Nvidia {
     fn encode(&self, map: &TensorMap) -> Result<[u8; 128], CudaError> {
         let mut out = sys::CUtensorMap { opaque: [0; 16] };
         let strides = map.strides;
-        // SAFETY: the arrays have an entry for each dimension that there may be; every enumeration has the driver's values.
+        // SAFETY: the arrays have an entry for each dimension that there may be; every enumeration has the driver's
+        // values.
         let encode = || unsafe {
             sys::cuTensorMapEncodeTiled(
                 &mut out,

@@ -86,7 +86,8 @@ impl Buffer {
     /// Copies bytes from `offset` to the host.
     ///
     /// # Errors
-    /// The device is capturing a graph, or an earlier launch failed. Device `sim` also refuses bytes that were never written.
+    /// The device is capturing a graph, or an earlier launch failed. Device `sim` also refuses bytes that were never
+    /// written.
     ///
     /// # Panics
     /// The range is beyond the buffer's end.

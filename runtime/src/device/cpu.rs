@@ -20,8 +20,8 @@ const HUGE_PAGE: usize = 2 << 20;
 #[cfg(target_os = "linux")]
 const PAGE: usize = 64 << 10;
 
-/// Freed blocks are kept for later allocations of about the same size up to this many bytes. Page faults of fresh memory would cost more
-/// than small kernels.
+/// Freed blocks are kept for later allocations of about the same size up to this many bytes. Page faults of fresh
+/// memory would cost more than small kernels.
 const KEEP_BYTES: usize = 1 << 30;
 
 pub(super) struct Cpu {
@@ -109,8 +109,8 @@ impl Backend for Cpu {
     }
 
     fn launch(&self, launch: &Launch) -> Result<()> {
-        // SAFETY: addresses in a launch come from live tensors of this device, whose shapes the op that made it checked;
-        // buffers that are written are not mapped files.
+        // SAFETY: addresses in a launch come from live tensors of this device, whose shapes the op that made it
+        // checked; buffers that are written are not mapped files.
         unsafe { run_on_cpu(launch, &self.team) };
         Ok(())
     }
@@ -119,7 +119,8 @@ impl Backend for Cpu {
     fn launch_parallel(&self, lists: &[&[Launch]]) -> Result<()> {
         self.team.run(lists.len(), |i| {
             for launch in lists[i] {
-                // SAFETY: addresses come from live tensors, as in `launch`; no list uses memory that another list writes.
+                // SAFETY: addresses come from live tensors, as in `launch`; no list uses memory that another list
+                // writes.
                 unsafe { run_on_cpu(launch, &self.team) };
             }
         });
@@ -147,8 +148,8 @@ impl Backend for Cpu {
     }
 }
 
-/// Maps zeroed memory, on huge pages if the system has them. With small pages, each first access is a page fault, which takes longer than
-/// many kernels take to fill the page.
+/// Maps zeroed memory, on huge pages if the system has them. With small pages, each first access is a page fault, which
+/// takes longer than many kernels take to fill the page.
 #[cfg(target_os = "linux")]
 fn map_zeros(size: usize) -> Option<u64> {
     let (read_write, anonymous) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);

@@ -1,23 +1,24 @@
-//! The captured graphs of one repeated step, such as a decode step: one entry for each number of rows that the step runs with.
+//! The captured graphs of one repeated step, such as a decode step: one entry for each number of rows that the step
+//! runs with.
 //!
 //! ```text
 //! run(rows):
-//!     first call with this number of rows    launch the step directly; this compiles kernels and chooses matmul algorithms
+//!     first call with this number of rows    launch the step directly: compiles kernels, chooses matmul algorithms
 //!     second call                            capture the step, then replay the graphs
 //!     later calls                            replay the graphs
 //! ```
 //!
-//! One graph holds the whole step, with one exception. On device `cpu`, if the launches of the step are too small to be worth sharing,
-//! the rows are split into one graph for each thread, and the threads meet only at the end of the step. The bits of a row do not depend
-//! on the thread that computes it.
+//! One graph holds the whole step, with one exception. On device `cpu`, if the launches of the step are too small to be
+//! worth sharing, the rows are split into one graph for each thread, and the threads meet only at the end of the step.
+//! The bits of a row do not depend on the thread that computes it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{CapturedGraph, Device, Kernels};
 use crate::error::RuntimeError;
 
-/// A step whose launches have at most this many operations and [`SPLIT_MAX_BYTES`] bytes on average is split by rows: handing such a
-/// launch to another thread takes about as long as computing it.
+/// A step whose launches have at most this many operations and [`SPLIT_MAX_BYTES`] bytes on average is split by rows:
+/// handing such a launch to another thread takes about as long as computing it.
 const SPLIT_MAX_FLOPS: f64 = 1e6;
 /// See [`SPLIT_MAX_FLOPS`].
 const SPLIT_MAX_BYTES: f64 = 256e3;
@@ -46,8 +47,8 @@ impl GraphCache {
         self.captures
     }
 
-    /// Runs the step over the first `rows` rows. `slice(first, count)` gives the state of a range of rows, which shares memory with the
-    /// whole state; `launch` launches the step for such a state, always with the same launches.
+    /// Runs the step over the first `rows` rows. `slice(first, count)` gives the state of a range of rows, which shares
+    /// memory with the whole state; `launch` launches the step for such a state, always with the same launches.
     ///
     /// # Errors
     /// The error of `slice`, `launch` or the device.
@@ -63,7 +64,8 @@ impl GraphCache {
     {
         if self.enabled && !self.graphs.contains_key(&rows) && self.warmed_up.contains(&rows) {
             if self.device.kernels() == Kernels::Cpu {
-                // There, row counts are not rounded: each one occurs for a while and does not return, and its graphs would keep memory.
+                // There, row counts are not rounded: each one occurs for a while and does not return, and its graphs
+                // would keep memory.
                 self.graphs.clear();
             }
             let graphs = self.capture(rows, &slice, &launch)?;

@@ -1,7 +1,9 @@
-//! Memory-mapped files: weights are read in place. The system loads pages when they are first read and shares them between processes.
+//! Memory-mapped files: weights are read in place. The system loads pages when they are first read and shares them
+//! between processes.
 //!
-//! Caution: reading a page beyond the end of the file raises SIGBUS, which ends the process. So a mapped file must not be truncated or
-//! rewritten in place. This project writes a file under another name and renames it, which keeps the old content for existing mappings.
+//! Caution: reading a page beyond the end of the file raises SIGBUS, which ends the process. So a mapped file must not
+//! be truncated or rewritten in place. This project writes a file under another name and renames it, which keeps the
+//! old content for existing mappings.
 #![allow(unsafe_code)]
 
 use std::fs::File;
@@ -27,8 +29,8 @@ impl MappedFile {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
         }
         let file = File::open(&path)?;
-        // SAFETY: the mapping is private to this value and only read. Another process could still change the file while it is
-        // mapped; see the caution at the top of this file.
+        // SAFETY: the mapping is private to this value and only read. Another process could still change the file while
+        // it is mapped; see the caution at the top of this file.
         let map = unsafe { Mmap::map(&file)? };
         Ok(Arc::new(Self { map, path }))
     }

@@ -1,6 +1,6 @@
-//! Devices: they allocate memory and run launches. `cpu` runs the Rust kernels, `cuda` runs the CUDA kernels on a GPU, `sim` runs the CUDA
-//! kernels on the simulator, and `dry` only counts bytes and operations. [`Device`] is the public handle; each device implements
-//! [`Backend`]. All `unsafe` code of this crate is in this folder.
+//! Devices: they allocate memory and run launches. `cpu` runs the Rust kernels, `cuda` runs the CUDA kernels on a GPU,
+//! `sim` runs the CUDA kernels on the simulator, and `dry` only counts bytes and operations. [`Device`] is the public
+//! handle; each device implements [`Backend`]. All `unsafe` code of this crate is in this folder.
 
 pub mod buffer;
 mod captured_graph;
@@ -64,11 +64,13 @@ pub struct MatmulLibrary {
     pub name: String,
     /// The number of product shapes so far. The library has chosen an algorithm for each.
     pub algorithms: usize,
-    /// A hash of these shapes and their algorithms. If hash and library are equal on two GPUs of one model, products have equal bits.
+    /// A hash of these shapes and their algorithms. If hash and library are equal on two GPUs of one model, products
+    /// have equal bits.
     pub hash: String,
 }
 
-/// The operations that a device implements. Addresses are device addresses; the addresses in a launch come from `alloc`.
+/// The operations that a device implements. Addresses are device addresses; the addresses in a launch come from
+/// `alloc`.
 trait Backend: Send + Sync {
     fn name(&self) -> &'static str;
     fn threads(&self) -> usize;
@@ -77,7 +79,8 @@ trait Backend: Send + Sync {
     fn compute_capability(&self) -> u32 {
         0
     }
-    /// Allocates at least `bytes` (> 0) bytes, 64-byte aligned, with unspecified contents. `None` if the device is out of memory.
+    /// Allocates at least `bytes` (> 0) bytes, 64-byte aligned, with unspecified contents. `None` if the device is out
+    /// of memory.
     fn alloc(&self, bytes: usize) -> Option<u64>;
     fn free(&self, addr: u64, bytes: usize);
     fn launch(&self, launch: &Launch) -> Result<()>;
@@ -91,15 +94,16 @@ trait Backend: Send + Sync {
         self.launch(launch)?;
         Ok(start.elapsed().as_secs_f64())
     }
-    /// Waits for everything that `f` enqueues. Returns the seconds from the begin of the first launch to the end of the last one.
+    /// Waits for everything that `f` enqueues. Returns the seconds from the begin of the first launch to the end of the
+    /// last one.
     fn measure_seconds(&self, f: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
         let start = Instant::now();
         f()?;
         self.synchronize()?;
         Ok(start.elapsed().as_secs_f64())
     }
-    /// Runs a launch for the profiler. Returns the launches whose times are known by now: on a synchronous device this launch, on an
-    /// asynchronous one earlier launches.
+    /// Runs a launch for the profiler. Returns the launches whose times are known by now: on a synchronous device this
+    /// launch, on an asynchronous one earlier launches.
     fn launch_timed(&self, launch: &Launch, mode: ProfileMode) -> Result<Vec<TimedLaunch>> {
         let start = Instant::now();
         let seconds = self.launch_and_wait(launch)?;
@@ -117,13 +121,15 @@ trait Backend: Send + Sync {
     fn hardware(&self) -> Hardware {
         Hardware { name: self.name().into(), ..Hardware::default() }
     }
-    /// The library that computes matrix products; `None` before the first product, and if the kernels of this project compute them.
+    /// The library that computes matrix products; `None` before the first product, and if the kernels of this project
+    /// compute them.
     fn matmul_library(&self) -> Option<MatmulLibrary> {
         None
     }
     fn upload(&self, to: u64, from: &[u8]) -> Result<()>;
     fn download(&self, from: u64, to: &mut [u8]) -> Result<()>;
-    /// Gives the device access to a part (> 0 bytes) of a mapped file, in place if possible, else as a copy. The file outlives it.
+    /// Gives the device access to a part (> 0 bytes) of a mapped file, in place if possible, else as a copy. The file
+    /// outlives it.
     fn map(&self, part: &[u8]) -> Result<Option<u64>> {
         Ok(Some(part.as_ptr() as u64))
     }
@@ -145,11 +151,13 @@ trait Backend: Send + Sync {
     }
     /// Gives up a copy that is `PendingCopy::InFlight`.
     fn discard_copy(&self, _handle: u64) {}
-    /// Prepares a launch that will be captured: compiles its kernel or chooses its matmul algorithm, and allocates its workspace.
+    /// Prepares a launch that will be captured: compiles its kernel or chooses its matmul algorithm, and allocates its
+    /// workspace.
     fn prepare_capture(&self, _launch: &Launch) -> Result<()> {
         Ok(())
     }
-    /// Begins a native capture, as a CUDA graph. False if the device has no native graphs: then the list of launches is the graph.
+    /// Begins a native capture, as a CUDA graph. False if the device has no native graphs: then the list of launches is
+    /// the graph.
     fn begin_capture(&self) -> Result<bool> {
         Ok(false)
     }
@@ -196,13 +204,14 @@ impl Device {
         }))
     }
 
-    /// The CPU of the host with `threads` threads; 0 uses all hardware threads. Results do not depend on the number of threads.
+    /// The CPU of the host with `threads` threads; 0 uses all hardware threads. Results do not depend on the number of
+    /// threads.
     pub fn cpu(threads: usize) -> Device {
         Device::new(cpu::Cpu::new(threads))
     }
 
-    /// A device that computes nothing: it counts allocations, operations and bytes like a device with these kernels. Downloads give zeros.
-    /// For CUDA kernels, the GPU has compute capability 9.0.
+    /// A device that computes nothing: it counts allocations, operations and bytes like a device with these kernels.
+    /// Downloads give zeros. For CUDA kernels, the GPU has compute capability 9.0.
     pub fn dry(kernels: Kernels) -> Device {
         Device::dry_with_capability(kernels, if kernels == Kernels::Cpu { 0 } else { 90 })
     }
@@ -219,7 +228,8 @@ impl Device {
         device
     }
 
-    /// A device that runs the CUDA kernels on the simulator, without a GPU. A launch with a finding (a race, an invalid access) fails.
+    /// A device that runs the CUDA kernels on the simulator, without a GPU. A launch with a finding (a race, an invalid
+    /// access) fails.
     ///
     /// # Errors
     /// NVRTC, which compiles the kernels, is not installed.
@@ -258,13 +268,14 @@ impl Device {
         self.0.backend.compute_capability()
     }
 
-    /// Whether launches return before the work is done. Then it is faster to enqueue further steps before reading a step's result.
+    /// Whether launches return before the work is done. Then it is faster to enqueue further steps before reading a
+    /// step's result.
     pub fn is_async(&self) -> bool {
         self.0.backend.is_async()
     }
 
-    /// The number of rows that a decode step of `rows` sequences computes, at most `max_rows`. A GPU rounds up to a power of two, so that
-    /// few captured graphs serve all batch sizes; the cpu computes no unused row.
+    /// The number of rows that a decode step of `rows` sequences computes, at most `max_rows`. A GPU rounds up to a
+    /// power of two, so that few captured graphs serve all batch sizes; the cpu computes no unused row.
     pub fn decode_batch_size(&self, rows: usize, max_rows: usize) -> usize {
         match self.kernels() {
             Kernels::Cuda => rows.next_power_of_two().min(max_rows),
@@ -317,7 +328,8 @@ impl Device {
         RuntimeError::OutOfMemory { bytes, category: category.name(), held, advice: category.advice() }
     }
 
-    /// Runs a launch; later launches see what it wrote. Inside [`Device::capture`], the launch is captured and does not run.
+    /// Runs a launch; later launches see what it wrote. Inside [`Device::capture`], the launch is captured and does not
+    /// run.
     ///
     /// # Errors
     /// The kernel cannot be compiled or launched, or an earlier launch failed.
@@ -348,7 +360,8 @@ impl Device {
         self.0.backend.hardware()
     }
 
-    /// The library that computes matrix products; `None` before the first product, and if the kernels of this project compute them.
+    /// The library that computes matrix products; `None` before the first product, and if the kernels of this project
+    /// compute them.
     pub fn matmul_library(&self) -> Option<MatmulLibrary> {
         self.0.backend.matmul_library()
     }
@@ -362,7 +375,8 @@ impl Device {
         self.0.backend.launch_and_wait(launch)
     }
 
-    /// Calls `f` and waits for everything that it enqueues on this device. Returns the duration in seconds by the device's clock.
+    /// Calls `f` and waits for everything that it enqueues on this device. Returns the duration in seconds by the
+    /// device's clock.
     ///
     /// # Errors
     /// `f` or a launch fails, or the device is capturing a graph.

@@ -1,5 +1,5 @@
-//! NVTX ranges: named spans of host time that NVIDIA Nsight shows. Every launch is one. Without the feature `nvtx` they are empty, and
-//! without a profiling tool they cost almost nothing.
+//! NVTX ranges: named spans of host time that NVIDIA Nsight shows. Every launch is one. Without the feature `nvtx` they
+//! are empty, and without a profiling tool they cost almost nothing.
 
 /// A named span of host time, which ends when this is dropped on the thread that began it.
 pub struct NvtxRange {

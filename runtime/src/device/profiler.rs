@@ -1,7 +1,7 @@
 //! The profiler of a device: operations, bytes and time of each launch, and memory in use over time.
 //!
-//! `cpu`, `sim` and `dry` finish a launch before they return, so its time is measured on the host. `cuda` records an event before and after
-//! each launch (see `cuda/timeline.rs`), so the profiler does not make the host wait.
+//! `cpu`, `sim` and `dry` finish a launch before they return, so its time is measured on the host. `cuda` records an
+//! event before and after each launch (see `cuda/timeline.rs`), so the profiler does not make the host wait.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -44,8 +44,9 @@ pub struct LaunchEvent {
 
 /// Collects the costs and times of a device's launches while it is on, and the bytes in use.
 ///
-/// On `cuda`, durations come from the GPU's clock, with a resolution of half a microsecond. Start times are converted to the host's clock
-/// by one event that the host waited for, so they are late by the time of that wait, about 10 microseconds.
+/// On `cuda`, durations come from the GPU's clock, with a resolution of half a microsecond. Start times are converted
+/// to the host's clock by one event that the host waited for, so they are late by the time of that wait, about 10
+/// microseconds.
 #[derive(Clone, Copy)]
 pub struct Profiler<'a>(pub(super) &'a Device);
 
@@ -152,7 +153,8 @@ impl ProfileData {
         self.mode.load(Ordering::Relaxed) != 0
     }
 
-    /// What the profiler collects at the moment. A launch keeps this value, because its time may become known after a change.
+    /// What the profiler collects at the moment. A launch keeps this value, because its time may become known after a
+    /// change.
     pub(super) fn mode(&self) -> ProfileMode {
         ProfileMode { mode: self.mode.load(Ordering::Relaxed), part: *self.part() }
     }

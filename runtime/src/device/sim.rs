@@ -1,5 +1,6 @@
-//! Device `sim`: the CUDA kernels without a GPU. Each launch is compiled to PTX and run by the simulator, which checks every access and knows
-//! which bytes were written. Matrix products, which cuBLASLt computes on a GPU, run on the CPU over the same memory.
+//! Device `sim`: the CUDA kernels without a GPU. Each launch is compiled to PTX and run by the simulator, which checks
+//! every access and knows which bytes were written. Matrix products, which cuBLASLt computes on a GPU, run on the CPU
+//! over the same memory.
 #![allow(unsafe_code)]
 
 use std::sync::Mutex;
@@ -18,7 +19,8 @@ use crate::error::{Result, RuntimeError};
 pub struct SimOptions {
     /// The GPU whose limits kernels are planned for; they are compiled for its compute capability.
     pub arch: Arch,
-    /// How often each launch runs, at least once, each time with another order of warps. The results must be equal to the bit.
+    /// How often each launch runs, at least once, each time with another order of warps. The results must be equal to
+    /// the bit.
     pub interleavings: u32,
     /// The seed of the orders of warps.
     pub seed: u64,
@@ -52,7 +54,8 @@ impl Sim {
         self.memory.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// Runs a kernel with access to the buffers of its own arguments only, so that an access to another op's buffer is found.
+    /// Runs a kernel with access to the buffers of its own arguments only, so that an access to another op's buffer is
+    /// found.
     fn kernel(&self, launch: &KernelLaunch) -> Result<()> {
         let mut memory = self.memory();
         let mut part = memory.take(addresses(launch));

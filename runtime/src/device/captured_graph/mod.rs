@@ -1,14 +1,16 @@
-//! Captured graphs: a sequence of launches that is captured once and replayed as one, as a CUDA graph on `cuda`, as a list elsewhere.
+//! Captured graphs: a sequence of launches that is captured once and replayed as one, as a CUDA graph on `cuda`, as a
+//! list elsewhere.
 //!
 //! ```text
 //! capture(f):
-//!     first pass    call f without running its launches: allocate the memory it needs, compile kernels, choose matmul algorithms
+//!     first pass    call f without running its launches: allocate memory, compile kernels, choose matmul algorithms
 //!     second pass   call f again: its allocations get the same memory, its launches are captured
 //! replay(graph):    enqueue all captured launches; on cuda that is one call of the driver
 //! ```
 //!
-//! Captured launches keep their parameters and addresses. So a graph owns the memory that was allocated during its capture, and no other
-//! tensor is placed there. A value that changes between replays must lie in device memory, not in a launch's parameters.
+//! Captured launches keep their parameters and addresses. So a graph owns the memory that was allocated during its
+//! capture, and no other tensor is placed there. A value that changes between replays must lie in device memory, not in
+//! a launch's parameters.
 
 use std::any::Any;
 use std::collections::{BTreeMap, HashMap};
@@ -67,8 +69,8 @@ impl Drop for NativeGraph {
     }
 }
 
-/// The memory of a graph. During capture, a freed block is used again for an allocation of the same size. All blocks are freed with the
-/// graph.
+/// The memory of a graph. During capture, a freed block is used again for an allocation of the same size. All blocks
+/// are freed with the graph.
 pub(super) struct GraphMemory {
     /// Unique in the process; for debug output.
     id: u64,
@@ -131,7 +133,8 @@ impl Drop for GraphMemory {
 pub(super) struct Capture {
     thread: ThreadId,
     memory: Arc<GraphMemory>,
-    /// False in the first pass, which allocates memory and prepares launches; true in the second pass, which captures them.
+    /// False in the first pass, which allocates memory and prepares launches; true in the second pass, which captures
+    /// them.
     second: bool,
     launches: Vec<Launch>,
 }
@@ -152,8 +155,9 @@ impl Drop for CapturePass<'_> {
 }
 
 impl Device {
-    /// Captures the launches of `f` without running them. `f` is called twice and must allocate and launch the same both times; it must not
-    /// copy from or to the host. `keep` owns the other memory that the launches use: weights, caches, state.
+    /// Captures the launches of `f` without running them. `f` is called twice and must allocate and launch the same
+    /// both times; it must not copy from or to the host. `keep` owns the other memory that the launches use: weights,
+    /// caches, state.
     ///
     /// # Errors
     /// `f` fails, copies from or to the host, or captures another graph; the device is out of memory.
@@ -200,8 +204,8 @@ impl Device {
         }
     }
 
-    /// Replays several captured graphs, none of which uses memory that another one writes. On `cpu`, each thread replays a whole graph;
-    /// other devices replay the graphs one after the other.
+    /// Replays several captured graphs, none of which uses memory that another one writes. On `cpu`, each thread
+    /// replays a whole graph; other devices replay the graphs one after the other.
     ///
     /// # Errors
     /// A graph belongs to another device; a launch fails.
@@ -230,7 +234,8 @@ impl Device {
         Ok(CapturePass(self))
     }
 
-    /// A block for an allocation during a capture, and the graph memory that owns it. `None` if this thread captures nothing.
+    /// A block for an allocation during a capture, and the graph memory that owns it. `None` if this thread captures
+    /// nothing.
     pub(super) fn alloc_captured(&self, bytes: usize, category: Category) -> Option<Result<(u64, Arc<GraphMemory>)>> {
         let (memory, second) = {
             let capture = self.current_capture();

@@ -1,7 +1,7 @@
 //! The ring of asynchronous downloads: small copies to the host that are enqueued now and waited for later.
 //!
 //! ```text
-//! start:    take a free slot of page-locked memory (or allocate one), enqueue the copy into it, record the slot's event behind it
+//! start:    take or allocate a free slot of page-locked memory, enqueue the copy into it, record the slot's event
 //! finish:   wait for the slot's event, copy the slot's bytes out, free the slot
 //! discard:  free the slot without waiting; the next copy into it runs behind the old one on the same stream
 //! ```
@@ -54,7 +54,8 @@ impl CopyRing {
         };
         let slot = &mut self.slots[at];
         // The earlier copy into a discarded slot may still be in flight; this copy runs behind it on the same stream.
-        // SAFETY: the caller guarantees the range; the slot is large enough and is not reused before the event is reached.
+        // SAFETY: the caller guarantees the range; the slot is large enough and is not reused before the event is
+        // reached.
         unsafe {
             self.driver.copy_out(slot.memory, from, bytes, self.stream)?;
             self.driver.record(slot.event, self.stream)?;
@@ -83,7 +84,8 @@ impl CopyRing {
 
 impl Drop for CopyRing {
     fn drop(&mut self) {
-        // SAFETY: after the wait no copy uses the memory. After a failed kernel the wait fails too, and there is nothing left to wait for.
+        // SAFETY: after the wait no copy uses the memory. After a failed kernel the wait fails too, and there is
+        // nothing left to wait for.
         unsafe {
             if !self.slots.is_empty() {
                 let _ = self.driver.synchronize(self.stream);

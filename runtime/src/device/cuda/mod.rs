@@ -1,7 +1,8 @@
-//! Device `cuda`: all launches go to one stream; memory comes from one pool (`memory.rs`); weights are copied to the GPU once.
+//! Device `cuda`: all launches go to one stream; memory comes from one pool (`memory.rs`); weights are copied to the
+//! GPU once.
 //!
-//! One stream means one order: a block that is freed while launches still use it can be given to the next tensor at once, because launches
-//! on that tensor run later.
+//! One stream means one order: a block that is freed while launches still use it can be given to the next tensor at
+//! once, because launches on that tensor run later.
 #![allow(unsafe_code)]
 
 mod copy_ring;
@@ -47,8 +48,8 @@ pub(super) struct Cuda {
 #[derive(Default)]
 struct Graphs {
     native: HandleTable<(GpuGraph, Option<(u64, usize)>)>,
-    /// Address and size of the buffer for widened operands in the capture in progress. Products run one after the other, so all products of
-    /// a graph share one buffer.
+    /// Address and size of the buffer for widened operands in the capture in progress. Products run one after the
+    /// other, so all products of a graph share one buffer.
     widened_operand: Option<(u64, usize)>,
     capturing: bool,
 }
@@ -99,12 +100,13 @@ impl Cuda {
             return self.launch_mixed_matmul(product);
         }
         let Cublas { blas, workspace } = self.cublas()?;
-        // SAFETY: addresses in a launch come from live tensors of this device, whose shapes the op that made it checked.
+        // SAFETY: addresses in a launch come from live tensors of this device, whose shapes the op that made it
+        // checked.
         unsafe { blas.product(product, *workspace, self.gpu.stream()) }.map_err(device_error)
     }
 
-    /// Computes a product of an f32 and a bf16 operand, for example f32 activations and bf16 weights. cuBLASLt needs equal types, so the bf16
-    /// operand is cast to f32 first, which is exact.
+    /// Computes a product of an f32 and a bf16 operand, for example f32 activations and bf16 weights. cuBLASLt needs
+    /// equal types, so the bf16 operand is cast to f32 first, which is exact.
     fn launch_mixed_matmul(&self, product: &Matmul) -> Result<()> {
         let bytes = widened_bytes(product);
         // During a capture, uses the graph's own buffer, because its address must stay valid for every replay.
@@ -220,8 +222,8 @@ impl Backend for Cuda {
 
     fn launch(&self, launch: &Launch) -> Result<()> {
         match launch {
-            // SAFETY: addresses in a launch come from live tensors of this device, whose shapes the op that made it checked; a
-            // block that is freed before the launch has run is only reused by later launches.
+            // SAFETY: addresses in a launch come from live tensors of this device, whose shapes the op that made it
+            // checked; a block that is freed before the launch has run is only reused by later launches.
             Launch::Kernel(kernel) => unsafe { self.gpu.launch(kernel.kernel, &kernel.params) }.map_err(device_error),
             Launch::Matmul(product) => self.launch_matmul(product),
         }

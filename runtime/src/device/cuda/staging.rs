@@ -1,5 +1,5 @@
-//! Copies between the host and the GPU through page-locked (pinned) memory. Only pinned memory reaches the full speed of the PCIe bus and
-//! can be used by a copy that is still in flight.
+//! Copies between the host and the GPU through page-locked (pinned) memory. Only pinned memory reaches the full speed
+//! of the PCIe bus and can be used by a copy that is still in flight.
 #![allow(unsafe_code)]
 
 use std::sync::Arc;
@@ -11,7 +11,8 @@ use reel_kernels::cuda::{CudaError, Driver};
 const STAGING_SLOT_BYTES: usize = 1 << 20;
 /// Slots for small copies: how many copies can be in flight before the host waits.
 const STAGING_SLOTS: usize = 16;
-/// Threads of a large upload. Each fills one slot while the GPU reads another; eight threads read the page cache faster than PCIe 5 transfers.
+/// Threads of a large upload. Each fills one slot while the GPU reads another; eight threads read the page cache faster
+/// than PCIe 5 transfers.
 const UPLOAD_THREADS: usize = 8;
 /// Slots of each upload thread; the next constant is the bytes of one slot.
 const UPLOAD_SLOTS: usize = 2;
@@ -92,7 +93,8 @@ impl StagingRing {
 
 impl Drop for StagingRing {
     fn drop(&mut self) {
-        // SAFETY: after the wait no copy uses the memory. After a failed kernel the wait fails too, and no copy is left.
+        // SAFETY: after the wait no copy uses the memory. After a failed kernel the wait fails too, and no copy is
+        // left.
         unsafe {
             let _ = self.driver.synchronize(self.stream);
             self.events.iter().for_each(|e| self.driver.destroy_event(*e));
@@ -133,7 +135,8 @@ impl Staging {
                     slots.advance()?;
                 }
                 let (slot, at) = (slots.current, slots.at(slots.current, 0));
-                // SAFETY: the caller guarantees the range; no copy uses the slot, and it is not reused before its event is reached.
+                // SAFETY: the caller guarantees the range; no copy uses the slot, and it is not reused before its event
+                // is reached.
                 unsafe { slots.driver.copy_out(at, from + (i * slots.size) as u64, piece.len(), slots.stream)? }
                 slots.filled = slots.size;
                 slots.advance()?;
@@ -174,8 +177,8 @@ impl ParallelUploader {
         Ok(uploader)
     }
 
-    /// Copies to the GPU, after the work that is enqueued on `stream` and before later work. When this returns, the host's bytes have been
-    /// read and may change.
+    /// Copies to the GPU, after the work that is enqueued on `stream` and before later work. When this returns, the
+    /// host's bytes have been read and may change.
     ///
     /// # Safety
     /// The range must be live GPU memory.
@@ -202,7 +205,8 @@ impl ParallelUploader {
         });
         copied?;
         for lane in &self.lanes {
-            // SAFETY: event and streams are live. Recording the event again does not change the waits that were enqueued before.
+            // SAFETY: event and streams are live. Recording the event again does not change the waits that were
+            // enqueued before.
             unsafe {
                 driver.record(self.ready, lane.stream)?;
                 driver.stream_wait(stream, self.ready)?;

@@ -22,11 +22,12 @@ use super::device_error;
 use crate::device::profiler::{ProfileMode, TimedLaunch};
 use crate::error::Result;
 
-/// The largest number of profiled launches in flight. When it is reached, the older half is read while the GPU works on the newer half.
+/// The largest number of profiled launches in flight. When it is reached, the older half is read while the GPU works on
+/// the newer half.
 pub(super) const MAX_IN_FLIGHT: usize = 4096;
 
-/// The anchor is set again after this time, as soon as no launch is in flight: the clocks of GPU and host drift apart by some microseconds
-/// in a second.
+/// The anchor is set again after this time, as soon as no launch is in flight: the clocks of GPU and host drift apart
+/// by some microseconds in a second.
 const ANCHOR_LIFETIME: Duration = Duration::from_secs(10);
 
 /// A profiled launch in flight.

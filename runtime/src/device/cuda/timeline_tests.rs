@@ -1,4 +1,5 @@
-//! Tests of the timeline on the fake driver, which runs work as late as CUDA allows and refuses events that were not reached.
+//! Tests of the timeline on the fake driver, which runs work as late as CUDA allows and refuses events that were not
+//! reached.
 
 use std::sync::Arc;
 
@@ -80,7 +81,8 @@ fn refused_launch_leaves_times_of_the_others() {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
-    /// Each launch has one span, in stream order and without overlap, for any limit of launches in flight and any moments of reading.
+    /// Each launch has one span, in stream order and without overlap, for any limit of launches in flight and any
+    /// moments of reading.
     #[test]
     fn spans_follow_the_stream(pairs in 2usize..9, asked in prop::collection::vec((any::<bool>(), 0u8..6), 1..40)) {
         let Some(()) = compile::for_test() else { return Ok(()) };

@@ -1,7 +1,8 @@
 //! AdamW on named parameters (Loshchilov and Hutter, "Decoupled Weight Decay Regularization").
 //!
-//! Moments are f32, or bf16 or 8-bit with stochastic rounding. A bf16 weight has an exact f32 master weight: its own 16 bits and 16 low
-//! bits that the optimizer keeps. A parameter without a gradient in a step does not change, and neither does its step count.
+//! Moments are f32, or bf16 or 8-bit with stochastic rounding. A bf16 weight has an exact f32 master weight: its own 16
+//! bits and 16 low bits that the optimizer keeps. A parameter without a gradient in a step does not change, and neither
+//! does its step count.
 
 use std::collections::BTreeMap;
 
@@ -27,8 +28,8 @@ pub struct AdamWParams {
     pub weight_decay: f64,
 }
 
-/// The storage type of the moments. Bf16 and 8-bit moments are rounded stochastically, so that updates smaller than their spacing count on
-/// average.
+/// The storage type of the moments. Bf16 and 8-bit moments are rounded stochastically, so that updates smaller than
+/// their spacing count on average.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Moments {
     /// f32: 8 bytes for both moments of a weight.
@@ -36,7 +37,8 @@ pub enum Moments {
     F32,
     /// bf16: 4 bytes for both moments of a weight.
     Bf16,
-    /// 8-bit codes with two f32 scales for each block of [`kernel::BLOCK`] weights: 2.03 bytes for both moments of a weight.
+    /// 8-bit codes with two f32 scales for each block of [`kernel::BLOCK`] weights: 2.03 bytes for both moments of a
+    /// weight.
     Int8,
 }
 
@@ -74,8 +76,9 @@ pub struct AdamW {
 }
 
 impl AdamW {
-    /// An optimizer of these parameters, with zero moments and master weights equal to the weights. The random numbers of stochastic rounding
-    /// depend on `seed`, the parameter's index in the order of names, its step count, and the weight's index.
+    /// An optimizer of these parameters, with zero moments and master weights equal to the weights. The random numbers
+    /// of stochastic rounding depend on `seed`, the parameter's index in the order of names, its step count, and the
+    /// weight's index.
     ///
     /// # Errors
     /// The device is out of memory, or a tensor is not a parameter.
@@ -110,12 +113,14 @@ impl AdamW {
         self.parameters.iter().map(|(name, (p, s))| (name.as_str(), p, s))
     }
 
-    /// All parameters with mutable optimizer states, to set the step counts of a resumed run. Moments are written with [`Tensor::write`].
+    /// All parameters with mutable optimizer states, to set the step counts of a resumed run. Moments are written with
+    /// [`Tensor::write`].
     pub fn states_mut(&mut self) -> impl Iterator<Item = (&str, &Tensor, &mut ParameterState)> {
         self.parameters.iter_mut().map(|(name, (p, s))| (name.as_str(), &*p, s))
     }
 
-    /// The L2 norm of all gradients, and the factor `min(1, max_norm / (norm + 1e-6))` that clips them: f32 `[2]` on the device.
+    /// The L2 norm of all gradients, and the factor `min(1, max_norm / (norm + 1e-6))` that clips them: f32 `[2]` on
+    /// the device.
     ///
     /// # Errors
     /// Out of memory.
@@ -143,8 +148,8 @@ impl AdamW {
         Ok(out)
     }
 
-    /// Updates all parameters once, with the gradients times the clipping factor in `clip` (see [`Self::clip`]). `hyper` gives the
-    /// hyperparameters of a parameter by its name.
+    /// Updates all parameters once, with the gradients times the clipping factor in `clip` (see [`Self::clip`]).
+    /// `hyper` gives the hyperparameters of a parameter by its name.
     ///
     /// # Errors
     /// A launch fails.
@@ -190,7 +195,8 @@ impl AdamW {
 }
 
 impl AdamW {
-    /// A hash of the bits of each parameter, in the order of names. It is computed on the device, so that weights are not downloaded.
+    /// A hash of the bits of each parameter, in the order of names. It is computed on the device, so that weights are
+    /// not downloaded.
     ///
     /// # Errors
     /// The device is out of memory, or a launch fails.
@@ -214,8 +220,8 @@ impl AdamW {
     }
 }
 
-/// The Philox stream of a parameter's stochastic rounding in one step. The highest bit separates it from the streams that sampling uses
-/// with the same seed.
+/// The Philox stream of a parameter's stochastic rounding in one step. The highest bit separates it from the streams
+/// that sampling uses with the same seed.
 fn rounding_stream(step: u64, parameter: u64) -> u64 {
     (1 << 63) | (step << 24) | parameter
 }
