@@ -1,6 +1,6 @@
 //! Devices: they allocate memory and run launches. `cpu` runs the Rust kernels, `cuda` runs the CUDA kernels on a GPU,
 //! `sim` runs the CUDA kernels on the simulator, and `dry` only counts bytes and operations. [`Device`] is the public
-//! handle; each device implements [`Backend`]. All `unsafe` code of this crate is in this folder.
+//! handle; each device implements `Backend`. All `unsafe` code of this crate is in this folder.
 
 pub mod buffer;
 mod captured_graph;
