@@ -77,7 +77,7 @@ pub struct EncodedPrompt {
 
 impl ModelFlags {
     /// The base model (folder or id) and the folder of the adapter, if there is one.
-    pub fn parts(&self) -> Result<(String, Option<PathBuf>)> {
+    pub fn base_and_adapter(&self) -> Result<(String, Option<PathBuf>)> {
         let folder = Path::new(&self.model);
         if !is_adapter(folder) {
             return Ok((self.model.clone(), self.adapter.clone()));

@@ -49,7 +49,7 @@ struct Scored {
 impl ScoreArgs {
     /// Runs the forward pass and writes the file.
     pub fn run(&self, common: &Common) -> Result<()> {
-        let (base, adapter) = self.model.parts()?;
+        let (base, adapter) = self.model.base_and_adapter()?;
         let (folder, tokens) = self.tokens(&base, common)?;
         let config = ModelConfig::open(&folder)?;
         let model = Model::open_with(&folder, adapter.as_deref(), &config, common)?;

@@ -79,7 +79,7 @@ impl LmHeadShape {
 ///
 /// # Errors
 /// The operands do not fit into memory, a launch fails, or the result is not finite.
-pub fn time(
+pub fn time_lm_head(
     device: &Device,
     backend: LmHeadBackend,
     shape: &LmHeadShape,

@@ -37,7 +37,7 @@ pub fn op_timers<'a>(
         let shape = lm_head::LmHeadShape::of(sizes).map_err(bad_size)?;
         for dtype in [DType::F32, DType::BF16].into_iter().filter(|t| wanted(Some(*t))) {
             let shape = shape.clone();
-            timers.push(Box::new(move || lm_head::time(device, backend, &shape, dtype, runs)));
+            timers.push(Box::new(move || lm_head::time_lm_head(device, backend, &shape, dtype, runs)));
         }
     } else if name.starts_with("matmul") {
         let all = products(sizes).map_err(bad_size)?;

@@ -75,7 +75,7 @@ pub fn set_ceilings(ceilings: Ceilings) {
     }
 }
 
-/// Writes the trace, if [`start`] was called: the file is complete or absent.
+/// Writes the trace, if [`start_trace`] was called: the file is complete or absent.
 ///
 /// # Errors
 /// The file cannot be written, or the device cannot be measured.

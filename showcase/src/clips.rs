@@ -99,7 +99,7 @@ impl Clip {
 }
 
 /// The text between the first `<answer>` and the `</answer>` after it, trimmed; empty if there is none.
-pub fn answer_of(text: &str) -> &str {
+pub fn extract_answer(text: &str) -> &str {
     let after = text.split_once("<answer>").map_or("", |(_, after)| after);
     after.split_once("</answer>").map_or("", |(answer, _)| answer.trim())
 }
@@ -393,10 +393,10 @@ mod tests {
     }
 
     #[test]
-    fn answer_of_reads_the_first_answer_tag() {
-        assert_eq!(answer_of("<think>It.</think><answer> red, blue </answer>"), "red, blue");
-        assert_eq!(answer_of("<answer>a</answer><answer>b</answer>"), "a");
-        assert_eq!(answer_of("no tags"), "");
-        assert_eq!(answer_of("<answer>cut"), "");
+    fn extract_answer_reads_the_first_answer_tag() {
+        assert_eq!(extract_answer("<think>It.</think><answer> red, blue </answer>"), "red, blue");
+        assert_eq!(extract_answer("<answer>a</answer><answer>b</answer>"), "a");
+        assert_eq!(extract_answer("no tags"), "");
+        assert_eq!(extract_answer("<answer>cut"), "");
     }
 }

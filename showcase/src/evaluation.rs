@@ -16,7 +16,7 @@ use reel_runtime::{Cx, DType, Device};
 use reel_train::rollout::shuffled;
 
 use crate::Result;
-use crate::clips::{Clip, ClipTask, answer_of};
+use crate::clips::{Clip, ClipTask, extract_answer};
 
 /// Maximum tokens of an answer; the correct completions are much shorter.
 const MAX_ANSWER_TOKENS: usize = 48;
@@ -38,7 +38,7 @@ impl Tally {
     /// Counts the correct ones among answers, each with its clip.
     pub fn count_correct<'a>(answers: impl Iterator<Item = (&'a Clip, &'a String)>) -> Self {
         answers.fold(Self::default(), |t, (clip, text)| Self {
-            correct: t.correct + usize::from(answer_of(text) == clip.answer),
+            correct: t.correct + usize::from(extract_answer(text) == clip.answer),
             total: t.total + 1,
         })
     }

@@ -13,7 +13,7 @@ use reel_report::chart::Chart;
 use reel_report::html::escape;
 
 use crate::Result;
-use crate::clips::{ClipTask, FRAMES, SIDE, answer_of};
+use crate::clips::{ClipTask, FRAMES, SIDE, extract_answer};
 use crate::evaluation::{Tally, standard_errors};
 use crate::pipeline::{DemoOutcome, GRPO_PAGE, STAGES};
 
@@ -195,7 +195,8 @@ fn gallery(page: &mut String, o: &DemoOutcome) -> Result<()> {
     let [before, sft, grpo] = &o.answers;
     let answers = before.ordered.iter().zip(&sft.ordered).zip(&grpo.ordered);
     for (clip, ((before, sft), grpo)) in o.clips.iter().zip(answers).take(SHOWN) {
-        let (class, verdict) = if answer_of(grpo) == clip.answer { ("right", "correct") } else { ("wrong", "wrong") };
+        let (class, verdict) =
+            if extract_answer(grpo) == clip.answer { ("right", "correct") } else { ("wrong", "wrong") };
         let _ = write!(page, "<article class=\"{class}\"><div class=\"strip\">");
         for frame in clip.frames.chunks_exact(SIDE * SIDE * 3).take(FRAMES) {
             let _ = write!(
