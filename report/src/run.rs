@@ -39,7 +39,7 @@ pub fn run_page(run: &Path) -> Result<String> {
 fn headline(first: &StepMetrics, last: &StepMetrics, about: &Value) -> String {
     let of = about["steps"].as_u64().map_or(String::new(), |n| format!(" of {n}"));
     let text = |name: &str| about[name].as_str().unwrap_or("?").to_string();
-    let reward = |m: &StepMetrics| m.more.get("reward").and_then(Value::as_f64);
+    let reward = |m: &StepMetrics| m.grpo.reward;
     let rewards = match (reward(first), reward(last)) {
         (Some(a), Some(b)) => format!(", reward {a:.3} → {b:.3}"),
         _ => String::new(),

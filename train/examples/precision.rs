@@ -141,7 +141,7 @@ fn train(way: &Way, model: &Path, data: &Path) -> std::result::Result<Curve, Box
         quiet: true,
         stop: &AtomicBool::new(false),
     })?;
-    let all: Vec<Sample> = (0..samples.rows()).map(|row| samples.sample(row)).collect::<Result<_>>()?;
+    let all: Vec<Sample> = (0..samples.row_count()).map(|row| samples.sample(row)).collect::<Result<_>>()?;
     let (held_out, learned) = all.split_at(HELD_OUT);
 
     let config = &samples.bundle.config;

@@ -77,7 +77,7 @@ pub(crate) fn metrics(out: &Path) -> Vec<StepMetrics> {
 /// The same without what depends on time.
 pub(crate) fn timeless(out: &Path) -> Vec<StepMetrics> {
     let timeless = |mut m: StepMetrics| {
-        m.more.retain(|name, _| !name.ends_with("_seconds"));
+        (m.grpo.rollout_seconds, m.grpo.train_seconds) = (None, None);
         StepMetrics { tokens_per_second: 0.0, step_seconds: 0.0, ..m }
     };
     metrics(out).into_iter().map(timeless).collect()

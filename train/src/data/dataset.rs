@@ -1,14 +1,15 @@
-//! A data file: JSON (a list of rows) or JSONL (a row a line), kept as text with the place of each row, so that a
-//! hundred thousand rows cost no more memory than the file.
+//! A data file: JSON (a list of rows) or JSONL (one row a line). It is kept as text with the byte range of each row and parsed row by row,
+//! so that 100 000 rows need no more memory than the file.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use reel_diagnostic::Diagnostic;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use crate::data::rows::{DataRow, Fault};
+use crate::data::rows::DataRow;
 use crate::run_folder::digest;
 use crate::{Result, TrainError};
 
@@ -17,15 +18,15 @@ use crate::{Result, TrainError};
 pub struct Dataset {
     path: PathBuf,
     text: String,
-    rows: Vec<Place>,
+    rows: Vec<RowPosition>,
 }
 
-/// Where a row stands in the text.
+/// The position of a row in the text.
 #[derive(Clone, Debug)]
-struct Place {
+struct RowPosition {
     bytes: Range<usize>,
     line: usize,
-    /// Its bytes were no UTF-8, and are not what the text has in their place.
+    /// The row has bytes that are not UTF-8; the text has replacement characters for them.
     damaged: bool,
 }
 
@@ -34,7 +35,7 @@ const SAVE_UTF8: &str = "save the file as UTF-8";
 const LISTS: &str = "write a JSON list of objects, or JSONL: one object a line";
 
 impl Dataset {
-    /// Reads a data file. Whether a row is JSON, and has the fields that a command needs, shows when it is read.
+    /// Reads a data file. Rows of a JSONL file are parsed and checked later, by [`Self::row`].
     pub fn open(path: &Path) -> Result<Self> {
         let bytes = std::fs::read(path).map_err(|e| TrainError::read(path, e))?;
         match String::from_utf8(bytes) {
@@ -43,14 +44,14 @@ impl Dataset {
         }
     }
 
-    /// The rows of a text; `path` names it in errors.
+    /// Finds the rows of a text. `path` is for error messages.
     pub fn parse(path: &Path, text: String) -> Result<Self> {
         let start = text.len() - text.trim_start_matches('\u{feff}').trim_start().len();
         let rows = if text[start..].starts_with('[') { list(path, &text, start)? } else { lines(&text, start) };
         Self::of_rows(path, text, rows)
     }
 
-    /// The rows of a file that is not UTF-8 throughout: of lines, those that are damaged cannot be read, the others can.
+    /// Finds the rows of a file that is not valid UTF-8. In a JSONL file only the damaged lines are unusable.
     fn parse_damaged(path: &Path, bytes: &[u8]) -> Result<Self> {
         let damaged: BTreeSet<usize> = (1..)
             .zip(bytes.split(|&b| b == b'\n'))
@@ -68,31 +69,31 @@ impl Dataset {
         Self::of_rows(path, text, rows)
     }
 
-    fn of_rows(path: &Path, text: String, rows: Vec<Place>) -> Result<Self> {
+    fn of_rows(path: &Path, text: String, rows: Vec<RowPosition>) -> Result<Self> {
         if rows.is_empty() {
             return Err(TrainError::data(path.display().to_string(), "has no rows", LISTS));
         }
         Ok(Self { path: path.to_path_buf(), text, rows })
     }
 
-    /// A result about row `index`, its fault named by file and line.
-    pub fn at<T>(&self, index: usize, result: Result<T, Fault>) -> Result<T> {
-        result.map_err(|fault| TrainError::data(fault.location(&self.location(index)), fault.what, fault.help))
+    /// Adds file and line of row `index` to a diagnostic about that row.
+    pub fn at<T>(&self, index: usize, result: Result<T, Diagnostic>) -> Result<T> {
+        result.map_err(|diagnostic| TrainError::Data(diagnostic.at(self.location(index))))
     }
 
-    /// How many rows there are; never 0.
+    /// Number of rows; never 0.
     pub fn len(&self) -> usize {
         self.rows.len()
     }
 
-    /// Whether there are no rows (there always are).
+    /// Always false: [`Self::open`] refuses files without rows.
     pub fn is_empty(&self) -> bool {
         self.rows.is_empty()
     }
 
-    /// Row `index`, counted from 0.
+    /// Parses row `index`, counted from 0.
     pub fn row(&self, index: usize) -> Result<DataRow> {
-        let Place { bytes, damaged, .. } = &self.rows[index];
+        let RowPosition { bytes, damaged, .. } = &self.rows[index];
         if *damaged {
             return Err(TrainError::data(self.location(index), NOT_UTF8, SAVE_UTF8));
         }
@@ -101,7 +102,7 @@ impl Dataset {
         self.at(index, DataRow::parse(value))
     }
 
-    /// File and line of row `index`, for messages.
+    /// `FILE:LINE` of row `index`, for messages.
     pub fn location(&self, index: usize) -> String {
         format!("{}:{}", self.path.display(), self.line(index))
     }
@@ -111,18 +112,18 @@ impl Dataset {
         self.rows[index].line
     }
 
-    /// The file.
+    /// The path of the data file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// A hash of the file's bytes.
+    /// Fingerprint of the file's bytes.
     pub fn hash(&self) -> String {
         digest::bytes(self.text.as_bytes())
     }
 }
 
-fn lines(text: &str, start: usize) -> Vec<Place> {
+fn lines(text: &str, start: usize) -> Vec<RowPosition> {
     let mut rows = Vec::new();
     let mut at = start;
     let first = 1 + text[..start].matches('\n').count();
@@ -130,14 +131,14 @@ fn lines(text: &str, start: usize) -> Vec<Place> {
         let row = piece.trim();
         if !row.is_empty() {
             let begin = at + (piece.len() - piece.trim_start().len());
-            rows.push(Place { bytes: begin..begin + row.len(), line, damaged: false });
+            rows.push(RowPosition { bytes: begin..begin + row.len(), line, damaged: false });
         }
         at += piece.len() + 1;
     }
     rows
 }
 
-fn list(path: &Path, text: &str, start: usize) -> Result<Vec<Place>> {
+fn list(path: &Path, text: &str, start: usize) -> Result<Vec<RowPosition>> {
     let found: Vec<&RawValue> = serde_json::from_str(&text[start..]).map_err(|e| {
         let line = e.line() + text[..start].matches('\n').count();
         TrainError::data(format!("{}:{line}", path.display()), format!("is not JSON: {e}"), LISTS)
@@ -149,7 +150,7 @@ fn list(path: &Path, text: &str, start: usize) -> Result<Vec<Place>> {
             let begin = raw.get().as_ptr() as usize - text.as_ptr() as usize;
             line += text[seen..begin].matches('\n').count();
             seen = begin;
-            Place { bytes: begin..begin + raw.get().len(), line, damaged: false }
+            RowPosition { bytes: begin..begin + raw.get().len(), line, damaged: false }
         })
         .collect())
 }
@@ -166,7 +167,7 @@ mod tests {
     const ROW: &str = r#"{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}"#;
 
     #[test]
-    fn rows_know_their_lines() {
+    fn rows_have_line_numbers() {
         let d = parse(&format!("\n{ROW}\n\n  {ROW}  \r\n")).unwrap();
         assert_eq!((d.len(), d.line(0), d.line(1)), (2, 2, 4));
         let d = parse(&format!(" [\n{ROW},\n\n{ROW}\n]\n")).unwrap();
@@ -175,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn malformed_files_are_refused_by_line() {
+    fn malformed_files_are_refused_with_the_line() {
         for (text, start) in [
             (String::new(), "d.jsonl: has no rows"),
             (" [ ] ".into(), "d.jsonl: has no rows"),
@@ -195,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_that_are_no_text_damage_their_line_alone() {
+    fn invalid_utf8_damages_one_line_only() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.jsonl");
         let bad = [b"{\"messages\": \"\xff".as_slice(), b"\"}"].concat();

@@ -1,10 +1,11 @@
-//! How long a run is, before it starts: its steps, and where the stream of rows ends.
+//! Counts the micro-batches of a run before it starts, and finds the rows that cannot be used.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rayon::prelude::*;
+use reel_diagnostic::Diagnostic;
 
 use crate::data::feed::{BatchFeed, BatchOptions, DataPosition, SampleSource, is_row_fault};
 use crate::data::order::Order;
@@ -12,30 +13,30 @@ use crate::data::quarantine::{RowCheck, ScanJournal};
 use crate::reporting::metrics::SkippedRow;
 use crate::{Result, TrainError};
 
-/// What looking at the rows told.
+/// The length of the stream of rows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StreamLength {
-    /// Batches up to the end of the stream; 0 where nobody wants to know.
+    /// Micro-batches up to the end of the stream; 0 if they were not to be counted.
     pub batches: u64,
-    /// Rows left out, in the file's order, where every row was looked at.
+    /// Unusable rows in file order, if every row was read.
     pub skipped: Vec<SkippedRow>,
 }
 
-/// Whether every row is looked at.
+/// Which rows are read with their media before the first step.
 #[derive(Debug)]
 pub enum RowScan<'a> {
-    /// None is: rows that cannot be used count as if they could.
+    /// None: unusable rows count as if they were usable.
     None,
-    /// Every one but these, which are known to be of no use.
+    /// All but these, which are known to be unusable.
     AllBut(&'a [SkippedRow]),
-    /// Every one that the journal does not have.
+    /// All that the journal does not list yet.
     Checking(ScanJournal),
 }
 
-/// Counts the batches of a stream if that is `wanted`. Looking at rows ends early where `stop` turns true.
+/// Scans the rows as `look` says, and counts micro-batches if `count` is set. Stops early when `stop` becomes true.
 pub fn measure<S: SampleSource>(
     batching: &BatchOptions,
-    wanted: bool,
+    count: bool,
     look: RowScan,
     source: &Arc<S>,
     order: &Order,
@@ -45,13 +46,13 @@ pub fn measure<S: SampleSource>(
         let batches = batching.end.map_or(0, |end| end.div_ceil(batching.rows as u64));
         return Ok(StreamLength { batches, skipped: Vec::new() });
     }
-    let (lengths, skipped) = look_at_every_row(batching, look, source, stop)?;
-    let batches = if wanted { count_batches(*batching, lengths, &skipped, order)? } else { 0 };
+    let (lengths, skipped) = scan_all_rows(batching, look, source, stop)?;
+    let batches = if count { count_batches(*batching, lengths, &skipped, order)? } else { 0 };
     Ok(StreamLength { batches, skipped })
 }
 
-/// Tokens of each row that can be used, and the others.
-fn look_at_every_row<S: SampleSource>(
+/// Token counts of the usable rows, and the list of the others.
+fn scan_all_rows<S: SampleSource>(
     batching: &BatchOptions,
     look: RowScan,
     source: &Arc<S>,
@@ -66,7 +67,7 @@ fn look_at_every_row<S: SampleSource>(
     let length = |row: usize| -> Result<usize> {
         let tokens = S::token_count(&source.sample(row)?);
         match batching.max_length {
-            Some(most) if tokens > most => Err(too_long(&source.location(row).0, tokens, batching.limit, most)),
+            Some(max) if tokens > max => Err(too_long(&source.location(row).0, tokens, batching.limit, max)),
             _ => Ok(tokens),
         }
     };
@@ -77,10 +78,14 @@ fn look_at_every_row<S: SampleSource>(
         }
         if stop.load(Ordering::Relaxed) {
             let help = match journal {
-                Some(_) => "run it again: rows that were looked at are not looked at again",
+                Some(_) => "run it again: it continues after the rows that were checked",
                 None => "start again",
             };
-            return Err(TrainError::Stopped { location: source.location(row).0, step: 0, help: help.to_string() });
+            return Err(TrainError::Stopped(Diagnostic::new(
+                source.location(row).0,
+                "stopped before the first step",
+                help,
+            )));
         }
         let looked = match length(row) {
             Ok(tokens) => Ok(tokens),
@@ -90,11 +95,11 @@ fn look_at_every_row<S: SampleSource>(
             Err(e) => return Err(e),
         };
         if let Some(journal) = &journal {
-            journal.add(row, &looked, source.rows())?;
+            journal.add(row, &looked, source.row_count())?;
         }
         Ok(looked)
     };
-    let all: Vec<Result<RowCheck>> = (0..source.rows()).into_par_iter().map(looked).collect();
+    let all: Vec<Result<RowCheck>> = (0..source.row_count()).into_par_iter().map(looked).collect();
     let (mut lengths, mut skipped) = (BTreeMap::new(), Vec::new());
     for (row, looked) in all.into_iter().enumerate() {
         match looked? {
@@ -107,7 +112,7 @@ fn look_at_every_row<S: SampleSource>(
     }
     match skipped.last() {
         Some(last) if lengths.is_empty() => Err(no_usable_row(&source.location(last.row).0, &last.reason)),
-        _ => Ok((Lengths { rows: source.rows(), tokens: lengths }, skipped)),
+        _ => Ok((Lengths { rows: source.row_count(), tokens: lengths }, skipped)),
     }
 }
 
@@ -121,23 +126,25 @@ fn count_batches(batching: BatchOptions, lengths: Lengths, skipped: &[SkippedRow
     Ok(count)
 }
 
-/// The error of a row beyond the limit.
-pub(crate) fn too_long(location: &str, tokens: usize, limit: &str, most: usize) -> TrainError {
+/// The error of a row with more tokens than the flag `limit` allows.
+pub(crate) fn too_long(location: &str, tokens: usize, limit: &str, max: usize) -> TrainError {
     TrainError::row(
         location,
-        format!("has {tokens} tokens, more than {limit} {most}"),
+        format!("has {tokens} tokens, more than {limit} {max}"),
         format!("raise {limit}, or remove the row"),
     )
 }
 
-/// The error of a file in which every row was left out.
+/// The error of a data file without a usable row. `reason` is the error of the row at `location`.
 pub(crate) fn no_usable_row(location: &str, reason: &str) -> TrainError {
-    let reason = reason.strip_prefix(&format!("{location}: ")).unwrap_or(reason);
-    let (what, help) = reason.rsplit_once("; ").unwrap_or((reason, "mend the rows"));
-    TrainError::data(location, format!("no row of the file can be used; of this one it is said: {what}"), help)
+    TrainError::data(
+        location,
+        "no row of the file can be used",
+        format!("fix the rows; the error of this one: {reason}"),
+    )
 }
 
-/// Rows of which only the length is known.
+/// Rows of which only the token count is known, for counting micro-batches.
 struct Lengths {
     rows: usize,
     tokens: BTreeMap<usize, usize>,
@@ -146,7 +153,7 @@ struct Lengths {
 impl SampleSource for Lengths {
     type Sample = usize;
 
-    fn rows(&self) -> usize {
+    fn row_count(&self) -> usize {
         self.rows
     }
 
@@ -198,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn epochs_give_as_many_steps_as_their_rows_fill() {
+    fn step_count_follows_from_epochs_and_rows() {
         let five = [Some(4); 5];
         assert_eq!(steps(&five, |_| ()).unwrap().steps, 3);
         assert_eq!(steps(&five, |o| o.num_train_epochs = 2.0).unwrap().steps, 5);
@@ -208,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn looking_at_every_row_finds_the_bad_ones_and_the_true_length() {
+    fn check_data_finds_unusable_rows_and_the_exact_length() {
         let rows = [Some(4), None, Some(9), Some(4)];
         assert_eq!(steps(&rows, |_| ()).unwrap(), Length { steps: 2, skipped: vec![] });
         let checked = |o: &mut SftOptions| (o.check_data, o.max_length) = (true, Some(8));
@@ -229,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn packed_rows_are_counted_by_their_lengths() {
+    fn packed_micro_batches_are_counted_by_token_counts() {
         let rows = [Some(4), Some(4), Some(3), Some(8), Some(1), Some(1)];
         let packed = |o: &mut SftOptions| (o.packing, o.max_length, o.gradient_accumulation_steps) = (true, Some(8), 1);
         // 4+4, 3, 8, 1+1

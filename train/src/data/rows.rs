@@ -1,82 +1,57 @@
-//! One row of training data in any of its three layouts, and the conversation that it stands for.
+//! Parses one row of training data in any of three layouts, and makes the conversation to train on.
 //!
 //! | layout | fields |
 //! |---|---|
 //! | chat | `messages`: chat messages |
-//! | prompt | `prompt`: chat messages up to the answer, or a text, with other columns beside it for rewards |
-//! | the recipes' | `problem`, `data_type`, `problem_type`, `options`, `process`, `solution`, `path` (VideoRFT's and Video-R1's data sets) |
+//! | prompt | `prompt`: chat messages up to the answer, or a text; other columns are for rewards |
+//! | problem | `problem`, `data_type`, `problem_type`, `options`, `process`, `solution`, `path` (VideoRFT's and Video-R1's data sets) |
 
+use reel_diagnostic::Diagnostic;
 use serde_json::{Map, Value, json};
 
 use crate::data::templates;
 use crate::options::Recipe;
-
-/// What is wrong with a row: the field where it is one, what is wrong with it, and the cure.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fault {
-    /// The field, or nothing where the whole row is wrong.
-    pub field: String,
-    /// What is wrong.
-    pub what: String,
-    /// What to do.
-    pub help: String,
-}
-
-impl Fault {
-    fn row(what: impl Into<String>, help: impl Into<String>) -> Self {
-        Self { field: String::new(), what: what.into(), help: help.into() }
-    }
-
-    fn field(field: impl Into<String>, what: impl Into<String>, help: impl Into<String>) -> Self {
-        Self { field: field.into(), what: what.into(), help: help.into() }
-    }
-
-    /// The place of the fault in a row that stands at `row`.
-    pub fn location(&self, row: &str) -> String {
-        if self.field.is_empty() { row.to_string() } else { format!("{row}: {}", self.field) }
-    }
-}
 
 /// A row of a data file.
 #[derive(Clone, Debug, PartialEq)]
 pub enum DataRow {
     /// A whole chat.
     Chat(Vec<Value>),
-    /// What an answer is to follow, for reinforcement learning.
+    /// A prompt to complete, for reinforcement learning.
     Prompt {
-        /// The chat, or the text.
-        asked: PromptContent,
+        /// The chat messages, or the text.
+        content: PromptContent,
         /// The other columns of the row.
         columns: Map<String, Value>,
     },
-    /// A problem of the recipes' data sets.
+    /// A problem of VideoRFT's or Video-R1's data sets.
     Problem {
-        /// What is asked.
+        /// The problem's fields.
         problem: Problem,
         /// All columns of the row.
         columns: Map<String, Value>,
     },
 }
 
-/// What an answer follows.
+/// The prompt of a row.
 #[derive(Clone, Debug, PartialEq)]
 pub enum PromptContent {
-    /// A chat, which the model's template puts into words.
+    /// Chat messages, which the chat template renders to text.
     Chat(Vec<Value>),
-    /// The words as they are, without the template, as TRL takes a `prompt` that is no list.
+    /// A text that is used without the chat template, as TRL does with a `prompt` that is not a list.
     Text(String),
 }
 
 impl PromptContent {
-    fn parse(prompt: Value) -> Result<Self, Fault> {
+    fn parse(prompt: Value) -> Result<Self, Diagnostic> {
         match prompt {
-            Value::String(text) if text.is_empty() => Err(Fault::field("prompt", "is empty", CHAT)),
+            Value::String(text) if text.is_empty() => Err(Diagnostic::new("prompt", "is empty", CHAT)),
             Value::String(text) => Ok(Self::Text(text)),
             other => chat("prompt", other).map(Self::Chat),
         }
     }
 
-    /// As a data file has it.
+    /// The JSON value of a data file.
     pub fn into_value(self) -> Value {
         match self {
             Self::Chat(messages) => Value::Array(messages),
@@ -90,68 +65,70 @@ impl PromptContent {
 pub struct Problem {
     /// The question.
     pub problem: String,
-    /// What it is about.
+    /// The medium of the problem.
     pub data_type: DataType,
-    /// The kind of answer that is wanted; one of the recipes' kinds.
+    /// The kind of answer, for example `multiple choice`.
     pub problem_type: String,
     /// The options of a multiple-choice question, each with its letter.
     pub options: Vec<String>,
-    /// The chain of thought, with its tags; not in rows for reinforcement learning.
+    /// The chain of thought in `<think>` tags; absent in rows for reinforcement learning.
     pub process: Option<String>,
-    /// The answer, with its tags.
+    /// The answer in `<answer>` tags.
     pub solution: String,
-    /// The file that it is about; empty for text.
+    /// The image or video file; empty for text problems.
     pub path: String,
 }
 
-/// What a problem is about.
+/// The medium of a problem.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DataType {
-    /// A picture.
+    /// An image.
     Image,
-    /// A film.
+    /// A video.
     Video,
-    /// Nothing but its text.
+    /// Text only.
     Text,
 }
 
 const LAYOUTS: &str = "give chat `messages`, or the fields problem, data_type, problem_type, process, solution, path";
 
 impl DataRow {
-    /// Reads a row and checks its fields.
-    pub fn parse(value: Value) -> Result<Self, Fault> {
-        let Value::Object(mut fields) = value else { return Err(Fault::row("is not an object", LAYOUTS)) };
+    /// Parses a row and checks its fields.
+    pub fn parse(value: Value) -> Result<Self, Diagnostic> {
+        let Value::Object(mut fields) = value else { return Err(Diagnostic::new("", "is not an object", LAYOUTS)) };
         if let Some(messages) = fields.shift_remove("messages") {
             return Ok(Self::Chat(chat("messages", messages)?));
         }
         if let Some(prompt) = fields.shift_remove("prompt") {
-            return Ok(Self::Prompt { asked: PromptContent::parse(prompt)?, columns: fields });
+            return Ok(Self::Prompt { content: PromptContent::parse(prompt)?, columns: fields });
         }
         if !fields.contains_key("problem") {
-            return Err(Fault::row("has no `messages`, `prompt` or `problem`", LAYOUTS));
+            return Err(Diagnostic::new("", "has no `messages`, `prompt` or `problem`", LAYOUTS));
         }
         Ok(Self::Problem { problem: Problem::parse(&fields)?, columns: fields })
     }
 
-    /// What an answer is to follow, and the columns that answers are judged by. Media paths stay relative to the media folder.
-    pub fn asked(&self, parity: Recipe) -> Result<(PromptContent, Map<String, Value>), Fault> {
+    /// The prompt to complete, and the columns from which completions are scored. Media paths stay relative to the media folder.
+    pub fn prompt(&self, parity: Recipe) -> Result<(PromptContent, Map<String, Value>), Diagnostic> {
         match self {
-            Self::Prompt { asked, columns } => Ok((asked.clone(), columns.clone())),
+            Self::Prompt { content, columns } => Ok((content.clone(), columns.clone())),
             Self::Problem { problem, columns } => {
                 Ok((PromptContent::Chat(vec![problem.question(parity)]), columns.clone()))
             }
-            Self::Chat(_) => Err(Fault::row(
-                "has whole `messages`, and answers are to be drawn",
+            Self::Chat(_) => Err(Diagnostic::new(
+                "",
+                "has whole `messages`, which leave nothing to complete",
                 "write the chat up to the answer as `prompt`, or use this file for supervised fine-tuning",
             )),
         }
     }
 
-    /// The whole conversation that supervised training sees. Media paths stay relative to the media folder.
-    pub fn supervised(&self, parity: Recipe) -> Result<Vec<Value>, Fault> {
+    /// The whole conversation for supervised fine-tuning. Media paths stay relative to the media folder.
+    pub fn supervised(&self, parity: Recipe) -> Result<Vec<Value>, Diagnostic> {
         match self {
             Self::Chat(messages) => Ok(messages.clone()),
-            Self::Prompt { .. } => Err(Fault::row(
+            Self::Prompt { .. } => Err(Diagnostic::new(
+                "",
                 "has a `prompt` without an answer to learn",
                 "write the whole chat as `messages`, or use this file for reinforcement learning",
             )),
@@ -162,37 +139,37 @@ impl DataRow {
 
 const CHAT: &str = "give a list of {\"role\", \"content\"} messages";
 
-/// A list of messages; what is inside each is checked where the chat is rendered, but its role is checked here.
-fn chat(field: &str, value: Value) -> Result<Vec<Value>, Fault> {
-    let Value::Array(messages) = value else { return Err(Fault::field(field, "is not a list", CHAT)) };
+/// Checks that a list of messages has roles and contents. The parts of a content are checked when the chat is rendered.
+fn chat(field: &str, value: Value) -> Result<Vec<Value>, Diagnostic> {
+    let Value::Array(messages) = value else { return Err(Diagnostic::new(field, "is not a list", CHAT)) };
     if messages.is_empty() {
-        return Err(Fault::field(field, "is empty", CHAT));
+        return Err(Diagnostic::new(field, "is empty", CHAT));
     }
     for (i, message) in messages.iter().enumerate() {
         let at = |key: &str| format!("{field}[{i}].{key}");
         if !message.get("role").is_some_and(Value::is_string) {
-            return Err(Fault::field(at("role"), "is missing or no text", CHAT));
+            return Err(Diagnostic::new(at("role"), "is missing or not text", CHAT));
         }
         if !message.get("content").is_some_and(|c| c.is_string() || c.is_array()) {
-            return Err(Fault::field(at("content"), "is missing, or neither text nor a list of parts", CHAT));
+            return Err(Diagnostic::new(at("content"), "is missing, or neither text nor a list of parts", CHAT));
         }
     }
     Ok(messages)
 }
 
 impl Problem {
-    fn parse(fields: &Map<String, Value>) -> Result<Self, Fault> {
+    fn parse(fields: &Map<String, Value>) -> Result<Self, Diagnostic> {
         let problem = text(fields, "problem")?;
         let data_type = match text(fields, "data_type")?.as_str() {
             "image" => DataType::Image,
             "video" => DataType::Video,
             "text" => DataType::Text,
-            other => return Err(Fault::field("data_type", format!("is `{other}`"), "use image, video or text")),
+            other => return Err(Diagnostic::new("data_type", format!("is `{other}`"), "use image, video or text")),
         };
         let problem_type = text(fields, "problem_type")?;
         if templates::answer_instruction(&problem_type).is_none() {
             let known: Vec<&str> = templates::problem_types().collect();
-            return Err(Fault::field(
+            return Err(Diagnostic::new(
                 "problem_type",
                 format!("is `{problem_type}`"),
                 format!("use one of {}", known.join(", ")),
@@ -212,9 +189,13 @@ impl Problem {
         })
     }
 
-    fn supervised(&self, parity: Recipe) -> Result<Vec<Value>, Fault> {
+    fn supervised(&self, parity: Recipe) -> Result<Vec<Value>, Diagnostic> {
         let Some(process) = self.process.as_deref() else {
-            return Err(Fault::field("process", "is missing", "give the chain of thought that leads to the solution"));
+            return Err(Diagnostic::new(
+                "process",
+                "is missing",
+                "give the chain of thought that leads to the solution",
+            ));
         };
         Ok(vec![
             json!({"role": "system", "content": [{"type": "text", "text": templates::system_message(parity)}]}),
@@ -237,22 +218,21 @@ impl Problem {
     }
 }
 
-/// The data sets write paths as `./DIR/FILE`, and their code puts the media folder in place of the dot. What follows the
-/// dot is relative to that folder for us.
+/// Removes a leading `./`. VideoRFT's data sets write paths as `./DIR/FILE`, where the dot stands for the media folder.
 fn media_path(path: &str) -> &str {
     path.strip_prefix("./").map_or(path, |rest| rest.trim_start_matches('/'))
 }
 
-fn text(fields: &Map<String, Value>, name: &str) -> Result<String, Fault> {
+fn text(fields: &Map<String, Value>, name: &str) -> Result<String, Diagnostic> {
     match fields.get(name) {
         Some(Value::String(text)) => Ok(text.clone()),
-        Some(_) => Err(Fault::field(name, "is not text", "write it as a JSON string")),
-        None => Err(Fault::field(name, "is missing", "add it, or remove the row")),
+        Some(_) => Err(Diagnostic::new(name, "is not text", "write it as a JSON string")),
+        None => Err(Diagnostic::new(name, "is missing", "add it, or remove the row")),
     }
 }
 
-fn options(fields: &Map<String, Value>) -> Result<Vec<String>, Fault> {
-    let wrong = || Fault::field("options", "is not a list of texts", "write each option as a JSON string");
+fn options(fields: &Map<String, Value>) -> Result<Vec<String>, Diagnostic> {
+    let wrong = || Diagnostic::new("options", "is not a list of texts", "write each option as a JSON string");
     match fields.get("options") {
         None | Some(Value::Null) => Ok(Vec::new()),
         Some(Value::Array(list)) => list.iter().map(|o| o.as_str().map(String::from).ok_or_else(wrong)).collect(),
@@ -294,13 +274,13 @@ mod tests {
             match turns {
                 Ok(turns) if field == "messages" => prop_assert_eq!(Value::from(turns), value),
                 Ok(turns) => prop_assert!(turns.len() == 3 && ["options", "process"].contains(&field) || value.is_string()),
-                Err(fault) if field == "prompt" => prop_assert!(fault.what.contains("answer") || fault.field.starts_with("prompt")),
-                Err(fault) => prop_assert!(fault.field.starts_with(field) && !fault.help.is_empty(), "{:?}", fault),
+                Err(fault) if field == "prompt" => prop_assert!(fault.what.contains("answer") || fault.location.starts_with("prompt")),
+                Err(fault) => prop_assert!(fault.location.starts_with(field) && !fault.help.is_empty(), "{:?}", fault),
             }
         }
     }
 
-    fn problem(change: impl FnOnce(&mut Map<String, Value>)) -> Result<DataRow, Fault> {
+    fn problem(change: impl FnOnce(&mut Map<String, Value>)) -> Result<DataRow, Diagnostic> {
         let row = json!({"problem_id": 1, "problem": "Which?", "data_type": "video", "problem_type": "multiple choice",
             "options": ["A. x", "B. y"], "process": "<think>t</think>", "solution": "<answer>A</answer>", "path": "./v/a.mp4"});
         let Value::Object(mut fields) = row else { unreachable!() };
@@ -309,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn a_problem_becomes_three_turns() {
+    fn problem_becomes_three_messages() {
         let turns = problem(|_| ()).unwrap().supervised(Recipe::Paper).unwrap();
         assert_eq!(turns.len(), 3);
         assert_eq!(turns[0]["role"], "system");
@@ -323,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn video_r1_has_its_own_system_message_and_shows_options_of_choices_only() {
+    fn video_r1_has_its_own_system_message_and_lists_options() {
         let turns = problem(|_| ()).unwrap().supervised(Recipe::VideoR1).unwrap();
         assert_eq!(turns[0]["content"][0]["text"], "You are a helpful assistant");
         assert!(turns[1]["content"][1]["text"].as_str().unwrap().starts_with("Which?Options:\nA. x\nB. y\n\nPlease"));
@@ -345,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_lose_the_dot_that_stands_for_the_media_folder() {
+    fn media_paths_lose_the_leading_dot() {
         for (path, want) in [
             ("./a/b.mp4", "a/b.mp4"),
             (".//a.png", "a.png"),
@@ -359,12 +339,12 @@ mod tests {
     }
 
     #[test]
-    fn each_missing_or_wrong_field_is_named() {
+    fn names_missing_and_wrong_fields() {
         for field in ["data_type", "problem_type", "solution", "path"] {
             let gone = problem(|f| drop(f.shift_remove(field))).unwrap_err();
-            assert_eq!((gone.field.as_str(), gone.what.as_str()), (field, "is missing"));
+            assert_eq!((gone.location.as_str(), gone.what.as_str()), (field, "is missing"));
             let wrong = problem(|f| drop(f.insert(field.into(), json!(3)))).unwrap_err();
-            assert_eq!((wrong.field.as_str(), wrong.what.as_str()), (field, "is not text"));
+            assert_eq!((wrong.location.as_str(), wrong.what.as_str()), (field, "is not text"));
         }
         assert_eq!(problem(|f| drop(f.insert("data_type".into(), json!("audio")))).unwrap_err().what, "is `audio`");
         assert!(
@@ -373,21 +353,21 @@ mod tests {
                 .help
                 .contains("multiple choice, numerical")
         );
-        assert_eq!(problem(|f| drop(f.insert("options".into(), json!([1])))).unwrap_err().field, "options");
+        assert_eq!(problem(|f| drop(f.insert("options".into(), json!([1])))).unwrap_err().location, "options");
         let row = problem(|f| drop(f.shift_remove("process"))).unwrap();
-        assert_eq!(row.supervised(Recipe::Paper).unwrap_err().field, "process");
+        assert_eq!(row.supervised(Recipe::Paper).unwrap_err().location, "process");
     }
 
     #[test]
-    fn chats_are_checked_as_far_as_their_roles() {
+    fn checks_roles_and_contents_of_messages() {
         let chat = |messages: Value| DataRow::parse(json!({ "messages": messages }));
         let good = json!([{"role": "user", "content": "hi"}, {"role": "assistant", "content": [{"type": "text", "text": "ho"}]}]);
         assert_eq!(chat(good.clone()).unwrap().supervised(Recipe::Paper).unwrap(), *good.as_array().unwrap());
-        assert_eq!(chat(json!("x")).unwrap_err().field, "messages");
+        assert_eq!(chat(json!("x")).unwrap_err().location, "messages");
         assert_eq!(chat(json!([])).unwrap_err().what, "is empty");
-        assert_eq!(chat(json!([{"content": "x"}])).unwrap_err().field, "messages[0].role");
+        assert_eq!(chat(json!([{"content": "x"}])).unwrap_err().location, "messages[0].role");
         assert_eq!(
-            chat(json!([{"role": "user", "content": "x"}, {"role": "user"}])).unwrap_err().field,
+            chat(json!([{"role": "user", "content": "x"}, {"role": "user"}])).unwrap_err().location,
             "messages[1].content"
         );
         let prompt = DataRow::parse(json!({"prompt": [{"role": "user", "content": "x"}], "solution": "4"})).unwrap();

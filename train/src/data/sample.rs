@@ -101,7 +101,7 @@ impl DataSource for SftSource {
 impl SampleSource for SftSource {
     type Sample = Sample;
 
-    fn rows(&self) -> usize {
+    fn row_count(&self) -> usize {
         self.data.len()
     }
 

@@ -177,7 +177,7 @@ impl GrpoOptions {
     }
 
     /// Whether there is a reward of the user's own.
-    pub fn has_own_reward(&self) -> bool {
+    pub fn has_custom_reward(&self) -> bool {
         self.reward_command.is_some() || self.reward_url.is_some()
     }
 
@@ -220,7 +220,7 @@ impl TrainingOptions for GrpoOptions {
         range("--reward-timeout", timeout, timeout > 0.0 && timeout < 1e9, "give a number of seconds above 0")?;
         let judged = self.temporal
             || self.siglip.is_some()
-            || self.has_own_reward()
+            || self.has_custom_reward()
             || self.reward_weights.is_some()
             || self.dynamic_sampling;
         check(

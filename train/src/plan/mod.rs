@@ -206,9 +206,9 @@ pub fn with_data(setup: &SftSetup, files: StoredDType) -> Result<Plan> {
     let options = setup.options;
     options.validate_values()?;
     let samples = Arc::new(sft::samples(setup)?);
-    let skipped: Vec<usize> = run::skipped_rows(options, &*samples)?.into_iter().map(|row| row.row).collect();
-    let rows = samples.rows();
-    let order = run::order(options.no_shuffle, rows, setup.seed);
+    let skipped: Vec<usize> = run::unusable_rows(options, &*samples)?.into_iter().map(|row| row.row).collect();
+    let rows = samples.row_count();
+    let order = run::row_order(options.no_shuffle, rows, setup.seed);
     let mut batching = Sft::batching(options, rows);
     let steps = match options.fixed_steps() {
         Some(steps) => steps.min(MAX_ROWS.div_ceil((batching.rows * options.gradient_accumulation_steps) as u64)),

@@ -1,5 +1,5 @@
-//! `metrics.jsonl`: a line a step, written as the step ends; and `skipped.jsonl`: a line for each row left out. A resumed
-//! run cuts both back to what its checkpoint knew, so that they become what an unbroken run would have written.
+//! The JSON Lines logs of a run. `metrics.jsonl` gets one line when a step ends, `skipped.jsonl` one line for each row that cannot be used.
+//! A resumed run first cuts both back to what its checkpoint recorded, so that they become what an uninterrupted run would have written.
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
@@ -7,63 +7,118 @@ use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use crate::{Result, TrainError};
 
-/// What is known of a step when it is done.
+/// The metrics of one finished step: one line of `metrics.jsonl`, with the keys in this order.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StepMetrics {
     /// The step, counted from 1.
     pub step: u64,
-    /// Mean of the micro-batches' losses.
+    /// Mean loss of the micro-batches.
     pub loss: f64,
     /// L2 norm of all gradients together, before clipping.
     pub grad_norm: f64,
-    /// The rate that the step used.
+    /// Learning rate of the decoder in this step.
     pub learning_rate: f64,
-    /// Tokens of all rows of the step, learned or not.
+    /// Tokens that went through the model for the gradients, learned or not.
     pub tokens: u64,
-    /// The same a second. A time field.
+    /// `tokens / step_seconds`. Depends on the clock.
     pub tokens_per_second: f64,
-    /// Seconds from the step's first row to its updated weights. A time field.
+    /// Seconds from the step's first row to its updated weights. Depends on the clock.
     pub step_seconds: f64,
-    /// The most bytes that the device held so far, counted by its buffers.
+    /// Peak of the bytes in the device's buffers since the run began.
     pub peak_bytes: u64,
     /// Fingerprint of the updated weights.
     pub hash: String,
-    /// What else the command tells of its steps.
+    /// The metrics that only GRPO has; all absent for supervised fine-tuning.
     #[serde(flatten)]
-    pub more: Map<String, Value>,
+    pub grpo: GrpoMetrics,
 }
 
-impl StepMetrics {
-    /// The numbers of the step that are drawn as curves, by name.
-    pub fn points(&self) -> Vec<(String, f64)> {
-        let own = [
-            ("loss", self.loss),
-            ("grad_norm", self.grad_norm),
-            ("learning_rate", self.learning_rate),
-            ("tokens_per_second", self.tokens_per_second),
-            ("peak_bytes", self.peak_bytes as f64),
-        ];
-        let more = self.more.iter().filter_map(|(name, value)| Some((name.as_str(), value.as_f64()?)));
-        own.into_iter().chain(more).map(|(name, value)| (format!("train/{name}"), value)).collect()
+/// What a GRPO step adds to the metrics of a step. A field that does not apply to the run is absent from the JSON line.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct GrpoMetrics {
+    /// Mean of each reward before its weight, by its name: `rewards/accuracy` in the JSON line is `("accuracy", mean)` here.
+    #[serde(flatten, with = "rewards_by_name")]
+    pub rewards: Vec<(String, f64)>,
+    /// Frames that SigLIP encoded for this step.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub frames_encoded: Option<u64>,
+    /// Groups of equal rewards that dynamic sampling left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dropped_groups: Option<u64>,
+    /// Seconds of sampling and scoring; 0 in further steps on the same completions. Depends on the clock.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rollout_seconds: Option<f64>,
+    /// Mean weighted reward of the completions that the step trains on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reward: Option<f64>,
+    /// Mean over groups of the standard deviation (n − 1) of their rewards.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reward_std: Option<f64>,
+    /// Mean of the k3 estimate of the KL divergence from the reference, over tokens.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kl: Option<f64>,
+    /// Mean tokens of a completion, the end token included.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub completion_length: Option<f64>,
+    /// Share of tokens whose importance ratio was clipped.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clip_ratio: Option<f64>,
+    /// Mean entropy of the next-token distribution in nats.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub entropy: Option<f64>,
+    /// Largest difference between a log-probability in sampling and in the training forward pass.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rollout_drift: Option<f64>,
+    /// Seconds of the forward and backward passes and the update. Depends on the clock.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub train_seconds: Option<f64>,
+}
+
+/// The keys `rewards/NAME` of a JSON line.
+mod rewards_by_name {
+    use serde::{Deserialize, Deserializer, Serializer};
+    use serde_json::{Map, Value};
+
+    const PREFIX: &str = "rewards/";
+
+    pub fn serialize<S: Serializer>(rewards: &[(String, f64)], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(rewards.iter().map(|(name, mean)| (format!("{PREFIX}{name}"), mean)))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<(String, f64)>, D::Error> {
+        let fields = Map::<String, Value>::deserialize(deserializer)?;
+        let reward = |(key, value): (&String, &Value)| Some((key.strip_prefix(PREFIX)?.to_string(), value.as_f64()?));
+        Ok(fields.iter().filter_map(reward).collect())
     }
 }
 
-/// A row that was left out.
+impl StepMetrics {
+    /// The points of the step for TensorBoard and Weights & Biases: every number of the line but `step`, `tokens` and `step_seconds`,
+    /// under `train/NAME`.
+    pub fn points(&self) -> Vec<(String, f64)> {
+        const NOT_SHOWN: [&str; 3] = ["step", "tokens", "step_seconds"];
+        let Ok(Value::Object(line)) = serde_json::to_value(self) else { return Vec::new() };
+        let shown = line.iter().filter(|(name, _)| !NOT_SHOWN.contains(&name.as_str()));
+        shown.filter_map(|(name, value)| Some((format!("train/{name}"), value.as_f64()?))).collect()
+    }
+}
+
+/// A row that could not be used: one line of `skipped.jsonl`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SkippedRow {
     /// The row, counted from 0.
     pub row: usize,
     /// Its line in the data file, counted from 1.
     pub line: usize,
-    /// Why it was left out.
+    /// The error of this row.
     pub reason: String,
 }
 
-/// A file of JSON lines that is only ever added to.
+/// A JSON Lines file that lines are appended to.
 #[derive(Debug)]
 pub struct JsonlLog {
     path: PathBuf,
@@ -71,14 +126,14 @@ pub struct JsonlLog {
 }
 
 impl JsonlLog {
-    /// A new file, in place of any that was there.
+    /// Creates the file, replacing an existing one.
     pub fn create(path: &Path) -> Result<Self> {
         let file = File::create(path).map_err(|e| TrainError::write(path, e))?;
         Ok(Self { path: path.to_path_buf(), file })
     }
 
-    /// Goes on after `lines`, which replace what is in the file. The file is replaced whole, so that it is never shorter
-    /// than either.
+    /// Replaces the file's content by `lines` and appends after them. The new file is complete before it replaces the old one, so that an
+    /// interruption loses no line.
     pub fn resume(path: &Path, lines: &[String]) -> Result<Self> {
         let part = path.with_extension("jsonl.part");
         let mut text = lines.join("\n");
@@ -94,7 +149,7 @@ impl JsonlLog {
         Ok(Self { path: path.to_path_buf(), file })
     }
 
-    /// Adds a line; it is in the system's hands when this returns.
+    /// Appends a line. It is written to the file, but not synced to the disk, when this returns.
     pub fn add(&mut self, record: &impl Serialize) -> Result<()> {
         let failed = |e| TrainError::write(&self.path, e);
         let mut line = serde_json::to_vec(record).map_err(|e| failed(e.into()))?;
@@ -102,14 +157,13 @@ impl JsonlLog {
         self.file.write_all(&line).map_err(failed)
     }
 
-    /// Waits until all lines are on the disk.
+    /// Waits until all lines are on the disk (fsync).
     pub fn sync(&self) -> Result<()> {
         self.file.sync_data().map_err(|e| TrainError::write(&self.path, e))
     }
 }
 
-/// The lines of a log that `keep` wants, up to the first that is damaged (a killed run may leave half a line). A file that
-/// is not there has none.
+/// Reads the lines of a log that `keep` selects, up to the first damaged one: a killed run may leave half a line. A missing file has no lines.
 pub fn read<T: DeserializeOwned>(path: &Path, keep: impl Fn(&T) -> bool) -> Result<Vec<String>> {
     let file = match File::open(path) {
         Ok(file) => file,
@@ -143,12 +197,12 @@ mod tests {
             step_seconds: 2.0,
             peak_bytes: 7,
             hash: "00".into(),
-            more: Map::new(),
+            grpo: GrpoMetrics::default(),
         }
     }
 
     #[test]
-    fn a_resumed_log_is_the_unbroken_one() {
+    fn resumed_log_equals_uninterrupted_log() {
         let dir = tempfile::tempdir().unwrap();
         let (whole, broken) = (dir.path().join("a.jsonl"), dir.path().join("b.jsonl"));
         let mut log = JsonlLog::create(&whole).unwrap();
@@ -168,14 +222,31 @@ mod tests {
     }
 
     #[test]
-    fn the_fields_are_the_contracts_in_order() {
+    fn json_keys_keep_their_order() {
         let text = serde_json::to_string(&line(1)).unwrap();
         let want = r#"{"step":1,"loss":1.5,"grad_norm":0.25,"learning_rate":1e-6,"tokens":10,"tokens_per_second":5.0,"step_seconds":2.0,"peak_bytes":7,"hash":"00"}"#;
         assert_eq!(text, want);
+        let grpo = GrpoMetrics {
+            rewards: vec![("format".into(), 0.5), ("accuracy".into(), 1.0)],
+            frames_encoded: Some(16),
+            rollout_seconds: Some(0.0),
+            reward: Some(1.5),
+            rollout_drift: Some(f64::from(0.1f32)),
+            train_seconds: Some(2.0),
+            ..GrpoMetrics::default()
+        };
+        let step = StepMetrics { grpo, ..line(1) };
+        let text = serde_json::to_string(&step).unwrap();
+        let end = r#","rewards/format":0.5,"rewards/accuracy":1.0,"frames_encoded":16,"rollout_seconds":0.0,"reward":1.5,"rollout_drift":0.10000000149011612,"train_seconds":2.0}"#;
+        assert_eq!(text, format!("{}{end}", want.trim_end_matches('}')));
+        assert_eq!(serde_json::from_str::<StepMetrics>(&text).unwrap(), step);
+        let names: Vec<String> = step.points().into_iter().map(|(name, _)| name).collect();
+        assert_eq!(names[..4], ["train/loss", "train/grad_norm", "train/learning_rate", "train/tokens_per_second"]);
+        assert_eq!(names[4..7], ["train/peak_bytes", "train/rewards/format", "train/rewards/accuracy"]);
     }
 
     #[test]
-    fn a_missing_log_is_empty_and_a_missing_folder_an_error() {
+    fn missing_log_is_empty_and_missing_folder_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
         assert!(read(&dir.path().join("x"), |_: &SkippedRow| true).unwrap().is_empty());
         let e = JsonlLog::create(&dir.path().join("no/x")).unwrap_err().to_string();

@@ -1,33 +1,31 @@
-//! What a run shows while it works: a bar on a terminal, plain lines elsewhere, nothing when asked to be quiet. All of
-//! it on stderr; stdout belongs to results.
+//! Progress of a run on stderr: a progress bar on a terminal, plain lines elsewhere, nothing with `--quiet`. stdout is for results.
 
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
-use serde_json::Value;
 
 use crate::reporting::metrics::StepMetrics;
 
-/// Shows the steps of a run.
+/// How the finished steps of a run are displayed.
 #[derive(Debug)]
 pub enum Progress {
-    /// Nothing.
+    /// `--quiet`: no output.
     Quiet,
-    /// A line every few steps.
+    /// Output is not a terminal: one line every `every` steps.
     Lines {
         /// Steps of the whole run.
         steps: u64,
-        /// A line every so many steps.
+        /// Steps between two lines.
         every: u64,
-        /// What tells how long the rest will take.
+        /// Estimates the remaining time.
         pace: Pace,
     },
-    /// A bar that moves.
+    /// Output is a terminal: a progress bar.
     Bar(ProgressBar),
 }
 
-/// Since when there are steps, to tell how long those that are left will take.
+/// Estimates the remaining time from the mean seconds per step since this process began.
 #[derive(Clone, Copy, Debug)]
 pub struct Pace {
     since: Instant,
@@ -35,7 +33,7 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// The time that the steps left will take after `elapsed`, at the mean pace so far.
+    /// Remaining time after `elapsed`, at step `step` of `steps`.
     fn left(&self, elapsed: Duration, step: u64, steps: u64) -> Duration {
         let made = step.saturating_sub(self.done).max(1) as f64;
         Duration::from_secs_f64(elapsed.as_secs_f64() / made * steps.saturating_sub(step) as f64)
@@ -43,7 +41,7 @@ impl Pace {
 }
 
 impl Progress {
-    /// A display of a run of `steps` that starts after step `done`.
+    /// Starts the display of a run of `steps` steps that continues after step `done`.
     pub fn new(quiet: bool, steps: u64, done: u64, every: u64) -> Self {
         if quiet {
             return Self::Quiet;
@@ -59,7 +57,7 @@ impl Progress {
         Self::Bar(bar)
     }
 
-    /// Shows a finished step.
+    /// Displays a finished step.
     pub fn step(&self, m: &StepMetrics) {
         match self {
             Self::Quiet => {}
@@ -76,7 +74,7 @@ impl Progress {
         }
     }
 
-    /// Says something between steps.
+    /// Prints a line of text between steps.
     pub fn note(&self, text: &str) {
         match self {
             Self::Quiet => {}
@@ -85,7 +83,7 @@ impl Progress {
         }
     }
 
-    /// Leaves the last state of the bar on the screen.
+    /// Stops the progress bar and leaves it on the screen.
     pub fn finish(&self) {
         if let Self::Bar(bar) = self {
             bar.abandon();
@@ -93,22 +91,21 @@ impl Progress {
     }
 }
 
-/// What is said of a step. Of one that learns from rewards: first these.
+/// One line about a step; GRPO puts reward, KL and completion length first.
 fn summary(m: &StepMetrics) -> String {
-    let told = |name: &str| m.more.get(name).and_then(Value::as_f64);
-    let mut said = Vec::new();
-    said.extend(told("reward").map(|x| format!("reward {x:.3}")));
-    said.extend(told("kl").map(|x| format!("kl {x:.2e}")));
-    said.extend(told("completion_length").map(|x| format!("length {x:.0}")));
-    said.push(format!("loss {:.4}", m.loss));
-    said.push(format!("grad {:.3}", m.grad_norm));
-    said.push(format!("lr {:.2e}", m.learning_rate));
-    said.push(format!("{:.0} tok/s", m.tokens_per_second));
-    said.push(bytes(m.peak_bytes));
-    said.join("  ")
+    let mut parts = Vec::new();
+    parts.extend(m.grpo.reward.map(|x| format!("reward {x:.3}")));
+    parts.extend(m.grpo.kl.map(|x| format!("kl {x:.2e}")));
+    parts.extend(m.grpo.completion_length.map(|x| format!("length {x:.0}")));
+    parts.push(format!("loss {:.4}", m.loss));
+    parts.push(format!("grad {:.3}", m.grad_norm));
+    parts.push(format!("lr {:.2e}", m.learning_rate));
+    parts.push(format!("{:.0} tok/s", m.tokens_per_second));
+    parts.push(bytes(m.peak_bytes));
+    parts.join("  ")
 }
 
-/// A time for people: `1h 02m`, `3m 05s`, `7s`.
+/// Formats a duration: `1h 02m`, `3m 05s`, `7s`.
 fn time(t: Duration) -> String {
     let seconds = t.as_secs_f64().round() as u64;
     match (seconds / 3600, seconds / 60 % 60, seconds % 60) {
@@ -118,7 +115,7 @@ fn time(t: Duration) -> String {
     }
 }
 
-/// A number of bytes for people: `1.5 GiB`.
+/// Formats a number of bytes: `1.5 GiB`.
 pub fn bytes(n: u64) -> String {
     let units = ["B", "KiB", "MiB", "GiB", "TiB"];
     let mut size = n as f64;
@@ -133,26 +130,27 @@ pub fn bytes(n: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::reporting::metrics::GrpoMetrics;
 
     #[test]
-    fn sizes_are_readable() {
+    fn formats_bytes_in_binary_units() {
         let said: Vec<String> = [0, 1023, 1536, 3 << 30, 5 << 50].into_iter().map(bytes).collect();
         assert_eq!(said, ["0 B", "1023 B", "1.5 KiB", "3.0 GiB", "5120.0 TiB"]);
     }
 
     #[test]
-    fn times_are_readable_and_those_left_follow_the_pace() {
+    fn formats_durations_and_estimates_the_remaining_time() {
         let said: Vec<String> = [0, 7, 185, 3720, 100_000].map(Duration::from_secs).map(time).into();
         assert_eq!(said, ["0s", "7s", "3m 05s", "1h 02m", "27h 46m"]);
         let pace = Pace { since: Instant::now(), done: 10 };
-        // Five steps in ten seconds, since the run went on after ten.
+        // The process did 5 steps in 10 seconds after it resumed at step 10.
         assert_eq!(pace.left(Duration::from_secs(10), 15, 40), Duration::from_secs(50));
         assert_eq!(pace.left(Duration::from_secs(10), 40, 40), Duration::ZERO);
     }
 
     #[test]
-    fn a_step_that_learns_from_rewards_says_them_first() {
-        let line = |more: Value| StepMetrics {
+    fn grpo_steps_show_reward_first() {
+        let line = |grpo: GrpoMetrics| StepMetrics {
             step: 1,
             loss: 0.5,
             grad_norm: 2.0,
@@ -162,11 +160,16 @@ mod tests {
             step_seconds: 2.0,
             peak_bytes: 1536,
             hash: String::new(),
-            more: more.as_object().cloned().unwrap_or_default(),
+            grpo,
         };
         let plain = "loss 0.5000  grad 2.000  lr 1.00e-6  5 tok/s  1.5 KiB";
-        assert_eq!(summary(&line(Value::Null)), plain);
-        let told = serde_json::json!({"reward": 1.25, "kl": 0.0125, "completion_length": 213.4});
-        assert_eq!(summary(&line(told)), format!("reward 1.250  kl 1.25e-2  length 213  {plain}"));
+        assert_eq!(summary(&line(GrpoMetrics::default())), plain);
+        let grpo = GrpoMetrics {
+            reward: Some(1.25),
+            kl: Some(0.0125),
+            completion_length: Some(213.4),
+            ..GrpoMetrics::default()
+        };
+        assert_eq!(summary(&line(grpo)), format!("reward 1.250  kl 1.25e-2  length 213  {plain}"));
     }
 }

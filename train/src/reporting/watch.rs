@@ -68,7 +68,7 @@ impl Reporters {
         // The client's own codes (`sdk/lib/exit_hooks.py`): 255 where it was interrupted.
         let code = match done {
             Ok(()) => 0,
-            Err(TrainError::Stopped { .. }) => 255,
+            Err(TrainError::Stopped(_)) => 255,
             Err(_) => 1,
         };
         self.wandb.take().map_or(Ok(()), |wandb| wandb.finish(code))

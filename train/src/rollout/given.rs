@@ -1,5 +1,5 @@
-//! Completions with rewards from a file, in place of drawing them: `{"row": R, "completions": [[ids], …], "rewards": [numbers]}` a line,
-//! R being the row of the data file, counted from 0, that they complete.
+//! The file of `--rollouts`: completions and rewards to train on instead of sampling. One JSON line a group,
+//! `{"row": R, "completions": [[ids], …], "rewards": [numbers]}`, where R is the row of the data file, counted from 0.
 
 use std::path::{Path, PathBuf};
 
@@ -10,30 +10,31 @@ use crate::options::GrpoOptions;
 use crate::run_folder::digest;
 use crate::{Result, TrainError};
 
-/// A group of completions as a line has it.
+/// One group of completions: a line of the file.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 pub(crate) struct RolloutLine {
-    /// The row of the data file.
+    /// The row of the data file, counted from 0.
     pub(crate) row: usize,
-    /// The ids of each completion.
-    pub(crate) completions: Vec<Vec<i32>>,
-    /// The reward of each.
+    /// The token ids of each completion.
+    pub(crate) completions: Vec<Vec<u32>>,
+    /// The reward of each completion.
     pub(crate) rewards: Vec<f32>,
 }
 
-/// A file of them.
+/// A checked file of groups.
 #[derive(Debug)]
 pub(crate) struct RolloutFile {
     path: PathBuf,
     hash: String,
-    /// With the number of each, counted from 1.
+    /// Each line with its number in the file, counted from 1.
     lines: Vec<(usize, RolloutLine)>,
 }
 
+/// The form of a line, for messages.
 const FORM: &str = "write {\"row\": 0, \"completions\": [[ids], …], \"rewards\": [numbers]} a line";
 
 impl RolloutFile {
-    /// Reads a file and holds each line against the options, the `rows` of the data and the vocabulary.
+    /// Reads a file and checks each line against the options, the number of data rows and the vocabulary.
     pub(crate) fn open(path: &Path, options: &GrpoOptions, rows: usize, config: &ModelConfig) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(|e| TrainError::read(path, e))?;
         let mut lines = Vec::new();
@@ -95,25 +96,25 @@ impl RolloutLine {
             return wrong("rewards", format!("have {bad}"), "give finite numbers".into());
         }
         let ids = || self.completions.iter().flatten();
-        if let Some(bad) = ids().find(|&&id| id < 0 || id as usize >= vocab) {
+        if let Some(bad) = ids().find(|&&id| id as usize >= vocab) {
             let what = format!("have id {bad}, which the vocabulary of {vocab} lacks");
             return wrong("completions", what, "use the tokenizer of this model".into());
         }
         let pads = [config.tokens.image, config.tokens.video];
-        if let Some(pad) = ids().find(|&&id| pads.contains(&(id as u32))) {
+        if let Some(pad) = ids().find(|&&id| pads.contains(&id)) {
             let what = format!("have id {pad}, the pad token of an image or video, and no media for it");
-            return wrong("completions", what, "take it out: such ids are never drawn".into());
+            return wrong("completions", what, "remove it: pad tokens are never sampled".into());
         }
-        let (longest, most) = (self.completions.iter().map(Vec::len).max().unwrap_or(0), options.max_completion_length);
-        if longest > most {
-            let what = format!("have {longest} tokens, more than --max-completion-length {most}");
-            return wrong("completions", what, "raise the limit, or cut them".into());
+        let (longest, max) = (self.completions.iter().map(Vec::len).max().unwrap_or(0), options.max_completion_length);
+        if longest > max {
+            let what = format!("have {longest} tokens, more than --max-completion-length {max}");
+            return wrong("completions", what, "raise the limit, or shorten them".into());
         }
         Ok(())
     }
 
-    /// Refuses a group in which nothing was said; its row can be left out.
-    pub(crate) fn check_ends(&self, location: &str) -> Result<()> {
-        if self.completions.iter().all(Vec::is_empty) { Err(TrainError::nothing_said(location)) } else { Ok(()) }
+    /// Refuses a group whose completions are all empty; the run skips its row.
+    pub(crate) fn check_not_empty(&self, location: &str) -> Result<()> {
+        if self.completions.iter().all(Vec::is_empty) { Err(TrainError::empty_completions(location)) } else { Ok(()) }
     }
 }

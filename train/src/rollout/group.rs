@@ -1,85 +1,86 @@
-//! Completions that are compared with each other, and the set of groups that steps are made on.
+//! Groups of completions as the loss sees them, and the set of groups that one or more steps train on.
+//!
+//! [`RolloutWorker`](super::worker::RolloutWorker) makes groups by sampling, [`groups_from_file`] from `--rollouts`;
+//! [`crate::step::grpo::step`] trains on a [`RolloutSet`].
 
 use std::path::Path;
 use std::sync::Arc;
 
 use reel_rewards::{ScaleRewards, group_advantages};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
 
 use super::prompts::{Prompt, PromptSource};
 use crate::options::GrpoOptions;
+use crate::reporting::metrics::GrpoMetrics;
 use crate::step::trainer::Preview;
 use crate::{Result, TrainError};
 
-/// The metric of how long drawing took: of the first step on a set alone.
-pub(crate) const SECONDS: &str = "rollout_seconds";
-
-/// One answer to a prompt.
+/// The tokens of one completion, and how many of them the loss counts.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Completion {
-    /// Its ids.
-    pub ids: Vec<i32>,
-    /// How many of the first ids are learned: up to and with the first end token, or all; none of a completion that does not count.
-    pub counted: usize,
-    /// The log-probability of each id under the weights that it was drawn from; empty where completions are given.
+pub struct CompletionTokens {
+    /// All token ids, the end token included.
+    pub ids: Vec<u32>,
+    /// The loss counts this many of the first tokens: up to and including the first end token; 0 for a completion that is masked.
+    #[serde(rename = "counted")]
+    pub learned_len: usize,
+    /// Log-probability of each token under the weights that sampled it; empty for completions of a `--rollouts` file.
     pub log_probs: Vec<f32>,
 }
 
-impl Completion {
-    /// A completion that ends at the first of `stop_ids`. One that ends nowhere counts whole, or not at all where truncated ones are masked.
-    pub fn new(ids: Vec<i32>, stop_ids: &[u32], mask_truncated: bool) -> Self {
-        let end = ids.iter().position(|&id| stop_ids.contains(&(id as u32)));
-        let counted = match end {
+impl CompletionTokens {
+    /// Counts the tokens up to the first of `stop_ids`. A completion without an end token counts whole, or not at all with
+    /// `mask_truncated`.
+    pub fn new(ids: Vec<u32>, log_probs: Vec<f32>, stop_ids: &[u32], mask_truncated: bool) -> Self {
+        let learned_len = match ids.iter().position(|id| stop_ids.contains(id)) {
             Some(end) => end + 1,
             None if mask_truncated => 0,
             None => ids.len(),
         };
-        Self { ids, counted, log_probs: Vec::new() }
+        Self { ids, learned_len, log_probs }
     }
 
-    /// The ids that are learned, T of them.
-    pub fn learned(&self) -> &[i32] {
-        &self.ids[..self.counted]
+    /// The tokens that the loss counts.
+    pub fn learned(&self) -> &[u32] {
+        &self.ids[..self.learned_len]
     }
 }
 
-/// The completions of one prompt.
+/// The completions of one prompt, whose rewards are compared with each other.
 #[derive(Clone, Debug)]
 pub struct Group {
-    /// What they complete.
+    /// The prompt.
     pub prompt: Arc<Prompt>,
-    /// The completions.
-    pub completions: Vec<Completion>,
-    /// What each was worth.
+    /// Its completions.
+    pub completions: Vec<CompletionTokens>,
+    /// The weighted reward of each completion.
     pub rewards: Vec<f32>,
-    /// How much better it was than the others.
+    /// The advantage of each completion: its reward relative to the group.
     pub advantages: Vec<f32>,
 }
 
-/// Groups that one or more steps are made on, and what is known of them from the first of these steps.
+/// Groups that `--num-iterations` steps train on, and the log-probabilities that the first of these steps computed.
 #[derive(Clone, Debug, Default)]
 pub struct RolloutSet {
     /// The groups.
     pub groups: Vec<Group>,
-    /// Steps that were made on it.
+    /// Steps already done on this set.
     pub uses: u64,
-    /// By micro-batch: log-probabilities of the learned tokens under the weights at the first use.
-    pub old: Vec<Vec<f32>>,
-    /// By micro-batch: those under the reference.
-    pub reference: Vec<Vec<f32>>,
-    /// What there is to tell of how it was drawn, for `metrics.jsonl`.
-    pub more: Map<String, Value>,
-    /// Some of it, until the first step on it.
+    /// By micro-batch, f32 `[L]`: log-probabilities of the learned tokens under the weights at the first step on this set.
+    pub old_log_probs: Vec<Vec<f32>>,
+    /// By micro-batch, f32 `[L]`: log-probabilities of the learned tokens under the reference weights.
+    pub ref_log_probs: Vec<Vec<f32>>,
+    /// Metrics of sampling and scoring.
+    pub metrics: GrpoMetrics,
+    /// A part of the rollouts for TensorBoard and Weights & Biases, until the first step on the set reports it.
     pub preview: Option<Preview>,
 }
 
 impl RolloutSet {
-    /// Groups that were not used yet. Their advantages are computed here.
+    /// A set of new groups. Computes their advantages.
     pub fn new(mut groups: Vec<Group>, scale: ScaleRewards) -> Self {
         let rewards: Vec<f32> = groups.iter().flat_map(|g| g.rewards.iter().copied()).collect();
-        let all = group_advantages(&rewards, groups.first().map_or(1, |g| g.rewards.len()), scale);
-        let mut rest = &all[..];
+        let advantages = group_advantages(&rewards, groups.first().map_or(1, |g| g.rewards.len()), scale);
+        let mut rest = &advantages[..];
         for group in &mut groups {
             let (own, others) = rest.split_at(group.rewards.len());
             (group.advantages, rest) = (own.to_vec(), others);
@@ -87,24 +88,23 @@ impl RolloutSet {
         Self { groups, ..Self::default() }
     }
 
-    /// Old and reference log-probabilities of micro-batch `i`, where they are known.
-    pub(crate) fn at(&self, i: usize) -> (Option<&[f32]>, Option<&[f32]>) {
-        // At the first use the old ones are those that are trained.
-        let old = if self.uses > 0 { self.old.get(i) } else { None };
-        (old.map(Vec::as_slice), self.reference.get(i).map(Vec::as_slice))
+    /// Old and reference log-probabilities of a micro-batch. The old ones are absent in the first step on the set, where they equal the
+    /// policy's; the reference ones are absent with `--beta 0`.
+    pub(crate) fn known_log_probs(&self, micro_batch: usize) -> (Option<&[f32]>, Option<&[f32]>) {
+        let old = if self.uses > 0 { self.old_log_probs.get(micro_batch) } else { None };
+        (old.map(Vec::as_slice), self.ref_log_probs.get(micro_batch).map(Vec::as_slice))
     }
 
-    /// The set of a checkpoint; its prompts are made again.
+    /// Reads the set of a checkpoint and tokenizes its prompts again.
     pub(crate) fn read(path: &Path, prompts: &PromptSource) -> Result<Self> {
         let damaged =
             |what: String| TrainError::output(path.display().to_string(), what, "resume from another checkpoint");
         let text = std::fs::read(path).map_err(|e| TrainError::read(path, e))?;
-        let stored: Stored =
-            serde_json::from_slice(&text).map_err(|e| damaged(format!("cannot be understood: {e}")))?;
+        let stored: StoredSet = serde_json::from_slice(&text).map_err(|e| damaged(format!("is not valid: {e}")))?;
         let mut groups = Vec::new();
         for g in stored.groups {
-            let whole = g.rewards.len() == g.completions.len() && g.advantages.len() == g.completions.len();
-            if !whole || g.row >= prompts.data_rows() || g.completions.iter().any(|c| c.counted > c.ids.len()) {
+            let complete = g.rewards.len() == g.completions.len() && g.advantages.len() == g.completions.len();
+            if !complete || g.row >= prompts.data_rows() || g.completions.iter().any(|c| c.learned_len > c.ids.len()) {
                 return Err(damaged(format!("has a group of row {} that does not fit the data", g.row)));
             }
             let prompt = Arc::new(prompts.prompt(g.row)?);
@@ -113,59 +113,63 @@ impl RolloutSet {
         Ok(Self {
             groups,
             uses: stored.uses,
-            old: stored.old,
-            reference: stored.reference,
-            more: stored.more,
+            old_log_probs: stored.old_log_probs,
+            ref_log_probs: stored.ref_log_probs,
+            metrics: stored.metrics,
             preview: None,
         })
     }
 
-    /// The text of the file that [`Self::read`] reads.
-    pub(crate) fn stored(&self) -> Result<Vec<u8>> {
+    /// The file content that [`Self::read`] reads.
+    pub(crate) fn to_json(&self) -> Result<Vec<u8>> {
         let groups = self.groups.iter().cloned().map(|g| StoredGroup {
             row: g.prompt.row,
             completions: g.completions,
             rewards: g.rewards,
             advantages: g.advantages,
         });
-        let stored = Stored {
+        let stored = StoredSet {
             uses: self.uses,
             groups: groups.collect(),
-            old: self.old.clone(),
-            reference: self.reference.clone(),
-            // The steps that follow draw nothing.
-            more: self.more.iter().filter(|(name, _)| *name != SECONDS).map(|(k, v)| (k.clone(), v.clone())).collect(),
+            old_log_probs: self.old_log_probs.clone(),
+            ref_log_probs: self.ref_log_probs.clone(),
+            // The steps after the checkpoint sample nothing.
+            metrics: GrpoMetrics { rollout_seconds: None, ..self.metrics.clone() },
         };
-        serde_json::to_vec(&stored).map_err(|e| TrainError::write(crate::run::grpo::SET, e.into()))
+        serde_json::to_vec(&stored).map_err(|e| TrainError::write(crate::run::grpo::SET_FILE, e.into()))
     }
 }
 
-/// A set as a checkpoint has it.
+/// A [`RolloutSet`] in a checkpoint. Prompts are stored as row numbers.
 #[derive(Serialize, Deserialize)]
-struct Stored {
+struct StoredSet {
     uses: u64,
     groups: Vec<StoredGroup>,
-    old: Vec<Vec<f32>>,
-    reference: Vec<Vec<f32>>,
-    more: Map<String, Value>,
+    #[serde(rename = "old")]
+    old_log_probs: Vec<Vec<f32>>,
+    #[serde(rename = "reference")]
+    ref_log_probs: Vec<Vec<f32>>,
+    #[serde(rename = "more")]
+    metrics: GrpoMetrics,
 }
 
+/// A [`Group`] in a checkpoint.
 #[derive(Serialize, Deserialize)]
 struct StoredGroup {
     row: usize,
-    completions: Vec<Completion>,
+    completions: Vec<CompletionTokens>,
     rewards: Vec<f32>,
     advantages: Vec<f32>,
 }
 
-/// The groups of prompts whose completions are given.
+/// Groups of the completions and rewards that a `--rollouts` file gives for each prompt.
 pub(crate) fn groups_from_file(options: &GrpoOptions, prompts: Vec<Prompt>, stop_ids: &[u32]) -> Vec<Group> {
     let group = |mut prompt: Prompt| {
         let line = prompt.given.take().unwrap_or_default();
-        let counts = |ids| Completion::new(ids, stop_ids, options.mask_truncated_completions);
+        let tokens = |ids| CompletionTokens::new(ids, Vec::new(), stop_ids, options.mask_truncated_completions);
         Group {
             prompt: Arc::new(prompt),
-            completions: line.completions.into_iter().map(counts).collect(),
+            completions: line.completions.into_iter().map(tokens).collect(),
             rewards: line.rewards,
             advantages: Vec::new(),
         }

@@ -10,7 +10,7 @@ pub(crate) mod scorer;
 pub mod siglip;
 pub(crate) mod worker;
 
-pub use group::{Completion, Group, RolloutSet};
+pub use group::{CompletionTokens, Group, RolloutSet};
 pub use prompts::{Prompt, PromptSource};
 pub use records::{ROLLOUTS, STRIPS};
 pub use sampler::shuffled;

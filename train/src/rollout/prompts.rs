@@ -1,4 +1,4 @@
-//! Rows that ask for completions, and files of completions that were made elsewhere.
+//! Prompts for GRPO: rows of a data file as model inputs, or the rows that a `--rollouts` file names.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use crate::run::grpo::GrpoSetup;
 use crate::run_folder::digest;
 use crate::{Result, TrainError};
 
-/// A prompt, ready to be completed.
+/// A prompt as model inputs, with what scoring its completions needs.
 #[derive(Clone, Debug)]
 pub struct Prompt {
     /// The row of the data file, counted from 0.
@@ -29,22 +29,22 @@ pub struct Prompt {
     pub location: String,
     /// The model's inputs, P tokens.
     pub tokens: ModelInput,
-    /// The chat that it is made of, or its text.
-    pub asked: Value,
-    /// The columns of the row that answers are judged by.
+    /// The `prompt` of the row: chat messages or a text.
+    pub content: Value,
+    /// The columns of the row, from which completions are scored: `solution`, `problem_type`, …
     pub columns: Map<String, Value>,
-    /// Completions that are given.
+    /// Completions and rewards of a `--rollouts` file.
     pub(crate) given: Option<RolloutLine>,
 }
 
 impl Prompt {
-    /// Whether its completions are.
+    /// Whether the completions come from a `--rollouts` file.
     pub(crate) fn is_given(&self) -> bool {
         self.given.is_some()
     }
 }
 
-/// Makes prompts of the rows of a data file, or of the lines of a file of completions.
+/// Makes prompts of the rows of a data file, or of the rows that the lines of a `--rollouts` file name.
 #[derive(Debug)]
 pub struct PromptSource {
     data: Dataset,
@@ -52,14 +52,14 @@ pub struct PromptSource {
     media: MediaOptions,
     media_root: PathBuf,
     parity: Recipe,
-    /// Whether the user brings a reward.
-    own: bool,
-    /// The lines that take the place of rows, where completions are given.
+    /// Whether the user gives a reward program of their own.
+    custom_reward: bool,
+    /// The `--rollouts` file, whose lines take the place of rows.
     given: Option<RolloutFile>,
 }
 
 impl PromptSource {
-    /// Opens the data file of a run, and its completions if there are any.
+    /// Opens the data file of a run and its `--rollouts` file, if any.
     pub(crate) fn open(setup: &GrpoSetup) -> Result<Self> {
         let options = setup.options;
         let bundle = Arc::new(Bundle::open(setup.model)?);
@@ -75,38 +75,38 @@ impl PromptSource {
             media: MediaOptions { second_per_grid, ..setup.media.clone() },
             media_root: options.media_root(),
             parity: options.parity,
-            own: options.has_own_reward(),
+            custom_reward: options.has_custom_reward(),
             given,
         })
     }
 
-    /// Ids of which any ends an answer.
+    /// Any of these token ids ends a completion.
     pub fn stop_ids(&self) -> &[u32] {
         self.bundle.stop_ids()
     }
 
-    /// The model's shape.
+    /// The model config.
     pub(crate) fn config(&self) -> &ModelConfig {
         &self.bundle.config
     }
 
-    /// Rows of the data file.
+    /// Number of rows of the data file.
     pub(crate) fn data_rows(&self) -> usize {
         self.data.len()
     }
 
-    /// What the tokens of a completion say, control tokens left out.
+    /// Decodes the tokens of a completion, without special tokens.
     pub(crate) fn text(&self, ids: &[u32]) -> String {
         self.bundle.tokenizer.decode(ids, true)
     }
 
-    /// What a row asks, and the columns that answers to it are judged by.
-    fn asked(&self, row: usize) -> Result<(PromptContent, Map<String, Value>)> {
-        let (asked, columns) = self.data.at(row, self.data.row(row)?.asked(self.parity))?;
+    /// The prompt of a row, and the columns from which its completions are scored.
+    fn content_and_columns(&self, row: usize) -> Result<(PromptContent, Map<String, Value>)> {
+        let (content, columns) = self.data.at(row, self.data.row(row)?.prompt(self.parity))?;
         if self.given.is_none() {
-            self.data.at(row, scorer::check(&columns, self.own))?;
+            self.data.at(row, scorer::check_columns(&columns, self.custom_reward))?;
         }
-        Ok((asked, columns))
+        Ok((content, columns))
     }
 
     fn conversation(&self, location: &str, messages: &[Value]) -> Result<Conversation> {
@@ -114,9 +114,9 @@ impl PromptSource {
             .map_err(|e| about_row(location, e))
     }
 
-    /// Looks at the fields of a row of the data file.
-    fn look_at(&self, row: usize) -> Result<()> {
-        match self.asked(row)?.0 {
+    /// Checks the fields of a row of the data file, without loading media.
+    fn validate_data_row(&self, row: usize) -> Result<()> {
+        match self.content_and_columns(row)?.0 {
             PromptContent::Chat(messages) => self.conversation(&self.data.location(row), &messages).map(drop),
             PromptContent::Text(_) => Ok(()),
         }
@@ -125,21 +125,21 @@ impl PromptSource {
     /// The prompt of a row of the data file.
     pub(crate) fn prompt(&self, row: usize) -> Result<Prompt> {
         let location = self.data.location(row);
-        let (asked, columns) = self.asked(row)?;
-        let tokens = match &asked {
+        let (content, columns) = self.content_and_columns(row)?;
+        let tokens = match &content {
             PromptContent::Chat(messages) => {
                 tokens_of(&self.bundle, &self.conversation(&location, messages)?, true, &self.media, &location)?
             }
             PromptContent::Text(text) => tokens_of_text(&self.bundle, text, LoadedMedia::default(), &location)?,
         };
-        Ok(Prompt { row, location, tokens, asked: asked.into_value(), columns, given: None })
+        Ok(Prompt { row, location, tokens, content: content.into_value(), columns, given: None })
     }
 }
 
 impl SampleSource for PromptSource {
     type Sample = Prompt;
 
-    fn rows(&self) -> usize {
+    fn row_count(&self) -> usize {
         self.given.as_ref().map_or(self.data.len(), RolloutFile::len)
     }
 
@@ -147,7 +147,7 @@ impl SampleSource for PromptSource {
         let Some(given) = &self.given else { return self.prompt(row) };
         let line = given.line(row);
         let mut prompt = self.prompt(line.row)?;
-        line.check_ends(&given.location(row))?;
+        line.check_not_empty(&given.location(row))?;
         prompt.given = Some(line.clone());
         Ok(prompt)
     }
@@ -173,16 +173,16 @@ impl DataSource for PromptSource {
     }
 
     fn validate_row(&self, row: usize) -> Result<()> {
-        let Some(given) = &self.given else { return self.look_at(row) };
+        let Some(given) = &self.given else { return self.validate_data_row(row) };
         let line = given.line(row);
-        line.check_ends(&given.location(row))?;
-        self.look_at(line.row)
+        line.check_not_empty(&given.location(row))?;
+        self.validate_data_row(line.row)
     }
 }
 
 impl TrainError {
-    /// A prompt whose completions have no token: nothing can be learned from it.
-    pub(crate) fn nothing_said(location: &str) -> Self {
+    /// A group whose completions have no tokens: nothing can be learned from it.
+    pub(crate) fn empty_completions(location: &str) -> Self {
         Self::row(location, "has completions without any token", "give completions with at least an end token")
     }
 }

@@ -1,51 +1,52 @@
-//! `OUT/rollouts/`: every completion that was drawn, with its rewards; a file a step, a line a group. A line is one that `--rollouts` takes.
+//! `OUT/rollouts/STEP.jsonl`: every sampled completion with its rewards, one line a group. `--rollouts` can train on these lines again.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::{fs, io};
 
+use reel_engine::Completion;
 use reel_media::strip::{Png, frame_strip};
 use reel_rewards::Scores;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::prompts::PromptSource;
-use super::worker::{Answer, Rollout};
+use super::worker::Rollout;
 use crate::options::GrpoOptions;
-use crate::rollout::group::{Completion, Group};
+use crate::rollout::group::{CompletionTokens, Group};
 use crate::run_folder::checkpoint::write_synced;
 use crate::{Result, TrainError};
 
-/// The folder in OUT.
+/// The folder of the recorded rollouts in OUT.
 pub const ROLLOUTS: &str = "rollouts";
 
-/// The folder in it with a picture of the first prompt of some steps.
+/// The folder below [`ROLLOUTS`] with a strip of frames of the first prompt of some steps.
 pub const STRIPS: &str = "strips";
-/// How many of them.
+/// Strips of frames that a run writes at most.
 const MAX_STRIPS: u64 = 24;
 
-/// Writes what was drawn.
+/// Writes the rollouts of each step to a file.
 pub(crate) struct RolloutRecorder {
     folder: PathBuf,
-    /// A strip of frames is kept every so many steps.
+    /// Steps between two strips of frames.
     every: u64,
-    /// The step at hand and its lines.
+    /// The current step, and its lines so far.
     step: u64,
     text: String,
-    /// The file that is being written meanwhile.
+    /// The file that a background thread is writing.
     writing: Option<(PathBuf, JoinHandle<io::Result<()>>)>,
 }
 
 impl Drop for RolloutRecorder {
     fn drop(&mut self) {
-        // Nothing is written behind the back of who comes next; an error is the caller's who did not ask for it.
-        let _ = self.settle();
+        // Waits for the thread. An error here cannot be returned; `wait` has reported earlier ones.
+        let _ = self.wait();
     }
 }
 
 impl RolloutRecorder {
-    /// Of a run of `steps`. The folder is made with the first record: a run that cannot begin leaves nothing.
+    /// A recorder for a run of `steps` steps. The folder is created with the first record, so that a run that fails to start leaves no files.
     pub(crate) fn new(out: &Path, steps: u64) -> Self {
         Self {
             folder: out.join(ROLLOUTS),
@@ -56,9 +57,9 @@ impl RolloutRecorder {
         }
     }
 
-    /// What a step's first prompt is about as one picture, in a file for `reel report`; only of some steps.
-    pub(crate) fn strip(&self, step: u64, drawn: &Rollout) -> Result<Option<Png>> {
-        let frames = &drawn.prompt.tokens.frames;
+    /// Writes a strip of frames of a step's first prompt for `reel report`. Returns `None` for prompts without media and most steps.
+    pub(crate) fn frame_strip(&self, step: u64, rollout: &Rollout) -> Result<Option<Png>> {
+        let frames = &rollout.prompt.tokens.frames;
         let Some(seen) = frames.videos.first().or(frames.images.first()) else { return Ok(None) };
         if !(step - 1).is_multiple_of(self.every) {
             return Ok(None);
@@ -69,13 +70,13 @@ impl RolloutRecorder {
         Ok(Some(strip))
     }
 
-    /// Adds the groups of a step. The step's file is replaced whole, so that it never ends in half a line; it is written while the caller
-    /// goes on, until [`settle`](Self::settle). `used` tells which are trained on.
+    /// Adds the groups of one round of a step. A background thread writes the step's file and then renames it, so that the file never ends
+    /// in half a line; [`wait`](Self::wait) waits for it. `used` says which groups the step trains on.
     pub(crate) fn add(
         &mut self,
         step: u64,
         round: u64,
-        drawn: &[Rollout],
+        rollouts: &[Rollout],
         scores: &[Scores],
         used: impl Fn(&Scores) -> bool,
     ) -> Result<()> {
@@ -83,11 +84,11 @@ impl RolloutRecorder {
             fs::create_dir_all(self.folder.join(STRIPS)).map_err(|e| TrainError::write(&self.folder, e))?;
             (self.step, self.text) = (step, String::new());
         }
-        for (drawn, scores) in drawn.iter().zip(scores) {
-            self.text.push_str(&line(step, drawn, scores, used(scores)).to_string());
+        for (rollout, scores) in rollouts.iter().zip(scores) {
+            self.text.push_str(&line(step, rollout, scores, used(scores)).to_string());
             self.text.push('\n');
         }
-        self.settle()?;
+        self.wait()?;
         let (path, text) = (file(&self.folder, step), self.text.clone().into_bytes());
         let to = path.clone();
         let write = move || {
@@ -100,45 +101,48 @@ impl RolloutRecorder {
         Ok(())
     }
 
-    /// Waits until what was added is on disk.
-    pub(crate) fn settle(&mut self) -> Result<()> {
+    /// Waits until the records added so far are on the disk.
+    pub(crate) fn wait(&mut self) -> Result<()> {
         let Some((path, writing)) = self.writing.take() else { return Ok(()) };
-        let done = writing.join().unwrap_or_else(|_| Err(io::Error::other("the thread that writes it has failed")));
+        let done = writing.join().unwrap_or_else(|_| Err(io::Error::other("the writing thread panicked")));
         done.map_err(|e| TrainError::write(&path, e))
     }
 }
 
-/// A line as far as it is trained on.
+/// The fields of a line that training needs.
 #[derive(Deserialize)]
 struct Recorded {
     row: usize,
-    completions: Vec<Vec<i32>>,
+    completions: Vec<Vec<u32>>,
     rewards: Vec<f32>,
     used: bool,
     log_probs: Vec<Vec<f32>>,
 }
 
-/// The groups that a run trained on from step `step`.
+/// Reads the groups that a run trained on in step `step`.
 pub(crate) fn read(folder: &Path, step: u64, options: &GrpoOptions, prompts: &PromptSource) -> Result<Vec<Group>> {
     let path = file(folder, step);
     let text = fs::read_to_string(&path).map_err(|e| TrainError::read(&path, e))?;
     let mut groups = Vec::new();
     for (number, line) in (1..).zip(text.lines()) {
         let damaged = |what: String| {
-            TrainError::output(format!("{}:{number}", path.display()), what, "give the OUT of a run as it was left")
+            TrainError::output(
+                format!("{}:{number}", path.display()),
+                what,
+                "give the unchanged output folder of a run",
+            )
         };
-        let r: Recorded = serde_json::from_str(line).map_err(|e| damaged(format!("is no record of a group: {e}")))?;
+        let r: Recorded =
+            serde_json::from_str(line).map_err(|e| damaged(format!("is not a record of a group: {e}")))?;
         if r.row >= prompts.data_rows() || r.completions.len() != r.rewards.len() {
             return Err(damaged("does not fit the data".into()));
         }
-        let completion = |(ids, log_probs)| {
-            let c = Completion::new(ids, prompts.stop_ids(), options.mask_truncated_completions);
-            Completion { log_probs, ..c }
-        };
+        let mask_truncated = options.mask_truncated_completions;
+        let tokens = |(ids, log_probs)| CompletionTokens::new(ids, log_probs, prompts.stop_ids(), mask_truncated);
         if r.used {
             groups.push(Group {
                 prompt: Arc::new(prompts.prompt(r.row)?),
-                completions: r.completions.into_iter().zip(r.log_probs).map(completion).collect(),
+                completions: r.completions.into_iter().zip(r.log_probs).map(tokens).collect(),
                 rewards: r.rewards,
                 advantages: Vec::new(),
             });
@@ -147,27 +151,28 @@ pub(crate) fn read(folder: &Path, step: u64, options: &GrpoOptions, prompts: &Pr
     Ok(groups)
 }
 
-/// The file of a step.
+/// The path of a step's file.
 pub(crate) fn file(folder: &Path, step: u64) -> PathBuf {
     folder.join(format!("{step:06}.jsonl"))
 }
 
-fn line(step: u64, drawn: &Rollout, scores: &Scores, used: bool) -> Value {
-    let each = |f: &dyn Fn(&Answer) -> Value| drawn.completions.iter().map(f).collect::<Vec<_>>();
+/// One line of a step's file. `reel report` and `--rollouts` read these keys.
+fn line(step: u64, rollout: &Rollout, scores: &Scores, used: bool) -> Value {
+    let each = |f: &dyn Fn(&Completion) -> Value| rollout.completions.iter().map(f).collect::<Vec<_>>();
     let mut line = Map::new();
     line.insert("step".into(), json!(step));
-    line.insert("row".into(), json!(drawn.prompt.row));
-    line.insert("prompt".into(), drawn.prompt.asked.clone());
-    line.insert("solution".into(), drawn.prompt.columns.get("solution").cloned().unwrap_or(Value::Null));
-    line.insert("completions".into(), json!(each(&|a| json!(a.ids))));
+    line.insert("row".into(), json!(rollout.prompt.row));
+    line.insert("prompt".into(), rollout.prompt.content.clone());
+    line.insert("solution".into(), rollout.prompt.columns.get("solution").cloned().unwrap_or(Value::Null));
+    line.insert("completions".into(), json!(each(&|c| json!(c.ids))));
     line.insert("rewards".into(), json!(scores.reward));
     line.insert("used".into(), json!(used));
     line.insert("scores".into(), json!(scores));
-    line.insert("texts".into(), json!(each(&|a| json!(a.text))));
-    line.insert("finish_reasons".into(), json!(each(&|a| json!(a.finish.name()))));
-    line.insert("log_probs".into(), json!(each(&|a| json!(a.log_probs))));
-    if !drawn.shuffled.is_empty() {
-        line.insert("shuffled_texts".into(), json!(drawn.shuffled.iter().map(|a| &a.text).collect::<Vec<_>>()));
+    line.insert("texts".into(), json!(rollout.texts));
+    line.insert("finish_reasons".into(), json!(each(&|c| json!(c.finish_reason.name()))));
+    line.insert("log_probs".into(), json!(each(&|c| json!(c.log_probs))));
+    if !rollout.shuffled_texts.is_empty() {
+        line.insert("shuffled_texts".into(), json!(rollout.shuffled_texts));
     }
     Value::Object(line)
 }

@@ -1,7 +1,7 @@
-//! Drawing completions of a step's prompts: what is asked of the engine.
+//! Samples the completions of a step's prompts with the generation engine.
 //!
-//! All completions of a step decode together, those to shuffled films too. Draws depend on the run's seed, the step, and the place of prompt and
-//! completion in it, so a step can be drawn again alone.
+//! All completions of a step decode in one batch, including those for shuffled videos. The random numbers of a completion follow from the
+//! run's seed, the step, the round and the index of prompt and completion, so that any step can be sampled again alone.
 
 use reel_engine::{Completion, Engine, GenerationRequest, SamplingParams, StopCondition};
 use reel_kernels::philox::philox4x32_10;
@@ -11,40 +11,40 @@ use reel_model::input::ModelInput;
 use crate::Result;
 use crate::options::GrpoOptions;
 
-/// Draws completions.
+/// The engine with the sampling options of the run.
 pub(crate) struct Sampler<'a> {
     engine: Engine<'a>,
     options: &'a GrpoOptions,
-    /// Ids of which any ends a completion.
-    ends: Vec<u32>,
+    /// Any of these token ids ends a completion.
+    stop_ids: Vec<u32>,
     seed: u64,
 }
 
-/// What was drawn for a prompt.
+/// The completions of one prompt.
 #[derive(Default)]
 pub(crate) struct SampledCompletions {
     pub(crate) completions: Vec<Completion>,
-    /// Answers to the films with their frames in another order.
+    /// Completions for the same videos with shuffled frames; empty without `--temporal`.
     pub(crate) shuffled: Vec<Completion>,
 }
 
-/// What the draws of a place are for.
+/// What random numbers are for; separates their Philox streams. The values are ASCII letters.
 #[derive(Clone, Copy)]
-enum Draw {
+enum RandomStream {
     Completions = 0x6772_706f,
     Shuffled = 0x7368_7566,
     Frames = 0x6672_616d,
 }
 
 impl<'a> Sampler<'a> {
-    pub(crate) fn new(engine: Engine<'a>, options: &'a GrpoOptions, ends: &[u32], seed: u64) -> Self {
-        Self { engine, options, ends: ends.to_vec(), seed }
+    pub(crate) fn new(engine: Engine<'a>, options: &'a GrpoOptions, stop_ids: &[u32], seed: u64) -> Self {
+        Self { engine, options, stop_ids: stop_ids.to_vec(), seed }
     }
 
-    /// Completes the prompts of round `round` of step `n`. `prefilled` is called when each completion has its first token.
+    /// Completes the prompts of round `round` of step `n`. Calls `prefilled` once, when every completion has its first token.
     ///
     /// # Errors
-    /// Those of [`Engine::generate`].
+    /// A prompt that does not fit the KV cache, logits that are not numbers, an interruption, or a device error.
     pub(crate) fn complete(
         &self,
         prompts: &[&ModelInput],
@@ -52,26 +52,27 @@ impl<'a> Sampler<'a> {
         round: u64,
         mut prefilled: impl FnMut(),
     ) -> Result<Vec<SampledCompletions>, reel_engine::EngineError> {
-        let location = |i: usize| (round << 32) + i as u64;
+        let prompt_index = |i: usize| (round << 32) + i as u64;
         let shuffle = |(i, tokens): (usize, &&ModelInput)| -> Option<ModelInput> {
             let wanted = self.options.temporal && !tokens.frames.videos.is_empty();
-            wanted.then(|| shuffled(tokens, self.seed_of(n, location(i), Draw::Frames)))
+            wanted.then(|| shuffled(tokens, self.seed_of(n, prompt_index(i), RandomStream::Frames)))
         };
         let shuffled: Vec<Option<ModelInput>> = prompts.iter().enumerate().map(shuffle).collect();
         let group = self.options.num_generations;
-        let request =
-            |tokens, completions, i, draw| self.request(tokens, completions, self.seed_of(n, location(i), draw));
+        let request = |tokens, completions, i, stream| {
+            self.request(tokens, completions, self.seed_of(n, prompt_index(i), stream))
+        };
         let mut requests = Vec::new();
         for (i, tokens) in prompts.iter().enumerate() {
-            requests.push(request(*tokens, group, i, Draw::Completions));
+            requests.push(request(*tokens, group, i, RandomStream::Completions));
         }
         for (i, tokens) in shuffled.iter().enumerate() {
-            requests.extend(tokens.as_ref().map(|tokens| request(tokens, group / 2, i, Draw::Shuffled)));
+            requests.extend(tokens.as_ref().map(|tokens| request(tokens, group / 2, i, RandomStream::Shuffled)));
         }
-        let (mut made, all) = (0, requests.iter().map(|r| r.stop_conditions.len()).sum::<usize>());
+        let (mut first_tokens, all) = (0, requests.iter().map(|r| r.stop_conditions.len()).sum::<usize>());
         let (completions, _) = self.engine.generate(requests, |_| {
-            made += 1;
-            if made == all {
+            first_tokens += 1;
+            if first_tokens == all {
                 prefilled();
             }
         })?;
@@ -80,19 +81,19 @@ impl<'a> Sampler<'a> {
             by_request.resize_with(by_request.len().max(c.request + 1), Vec::new);
             by_request[c.request].push(c);
         }
-        let mut answers = by_request.into_iter();
-        let mut next = || answers.next().unwrap_or_default();
-        let mut drawn: Vec<SampledCompletions> = prompts
+        let mut by_request = by_request.into_iter();
+        let mut next = || by_request.next().unwrap_or_default();
+        let mut sampled: Vec<SampledCompletions> = prompts
             .iter()
             .map(|_| SampledCompletions { completions: next(), ..SampledCompletions::default() })
             .collect();
-        for (drawn, _) in drawn.iter_mut().zip(&shuffled).filter(|(_, tokens)| tokens.is_some()) {
-            drawn.shuffled = next();
+        for (sampled, _) in sampled.iter_mut().zip(&shuffled).filter(|(_, tokens)| tokens.is_some()) {
+            sampled.shuffled = next();
         }
-        Ok(drawn)
+        Ok(sampled)
     }
 
-    /// Gives back what drawing keeps on the device: training needs the memory, and a run that goes on from here has the same peak.
+    /// Frees the device memory of generation (KV cache, captured graphs). Training needs it, and a resumed run has the same peak.
     pub(crate) fn release(&self) {
         self.engine.release_memory();
     }
@@ -111,23 +112,24 @@ impl<'a> Sampler<'a> {
             },
             max_new_tokens: o.max_completion_length,
             min_new_tokens: o.min_completion_length,
-            eos_token_ids: &self.ends,
+            eos_token_ids: &self.stop_ids,
             stop_conditions: (0..completions).map(|_| StopCondition::none()).collect(),
         }
     }
 
-    fn seed_of(&self, n: u64, location: u64, draw: Draw) -> u64 {
-        let counter = [location as u32, n as u32, (n >> 32) as u32 ^ (location >> 32) as u32, draw as u32];
+    /// The seed of the sampling of one prompt in step `n`.
+    fn seed_of(&self, n: u64, prompt_index: u64, stream: RandomStream) -> u64 {
+        let counter = [prompt_index as u32, n as u32, (n >> 32) as u32 ^ (prompt_index >> 32) as u32, stream as u32];
         let [a, b, ..] = philox4x32_10(counter, [self.seed as u32, (self.seed >> 32) as u32]);
         u64::from(a) | u64::from(b) << 32
     }
 }
 
-/// The same prompt with the frames of its films in an order that `seed` gives.
+/// Copies a prompt and shuffles the frames of each of its videos, in an order that follows from `seed`.
 pub fn shuffled(tokens: &ModelInput, seed: u64) -> ModelInput {
     let mut tokens = tokens.clone();
-    for (film, frames) in (0u32..).zip(&mut tokens.frames.videos) {
-        let order = permutation(frames.frames, seed, film);
+    for (video, frames) in (0u32..).zip(&mut tokens.frames.videos) {
+        let order = permutation(frames.frames, seed, video);
         let size = frames.height * frames.width * 3;
         let data = order.iter().flat_map(|&f| &frames.data[f * size..(f + 1) * size]).copied().collect();
         *frames = FrameBuf { data, ..*frames };
@@ -135,7 +137,7 @@ pub fn shuffled(tokens: &ModelInput, seed: u64) -> ModelInput {
     tokens
 }
 
-/// Fisher and Yates' shuffle of `0..n`.
+/// A random permutation of `0..n`: Fisher–Yates shuffle with Philox numbers.
 fn permutation(n: usize, seed: u64, stream: u32) -> Vec<usize> {
     let mut order: Vec<usize> = (0..n).collect();
     for i in (1..n).rev() {

@@ -1,37 +1,37 @@
-//! What drawn completions are worth.
+//! Scores completions: rule-based rewards, the semantic reward by SigLIP, temporal rewards and the user's own reward programs.
 
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use reel_diagnostic::Diagnostic;
 use reel_rewards::{self as rewards, CustomReward, ProblemType, RewardRules, Scores};
 use reel_runtime::{DType, Device};
 use serde_json::{Map, Value};
 
-use super::worker::{Answer, Rollout};
+use super::worker::Rollout;
 use crate::Result;
-use crate::data::rows::Fault;
 use crate::options::GrpoOptions;
 use crate::rollout::siglip::SiglipScorer;
 use crate::run::stop_if;
 
-/// Judges groups of completions.
+/// Scores groups of completions with the rewards of the options.
 pub(crate) struct CompletionScorer<'a> {
-    /// Turns true where the run is to end.
+    /// Becomes true when the run is interrupted.
     stop: &'a AtomicBool,
     rules: RewardRules,
-    own: Vec<CustomReward>,
-    /// What compares thoughts with frames.
+    custom: Vec<CustomReward>,
+    /// Compares the reasoning of a completion with the frames (`--siglip`).
     siglip: Option<SiglipScorer>,
 }
 
-/// What one of the user's own rewards gave.
-struct Own {
+/// The scores of one of the user's own rewards.
+struct CustomScores {
     name: &'static str,
     by_group: Vec<Vec<f32>>,
 }
 
 impl<'a> CompletionScorer<'a> {
-    /// `device` and `dtype`: where and in what SigLIP computes.
+    /// Loads the reward models. SigLIP computes on `device` in `dtype`.
     pub(crate) fn new(options: &GrpoOptions, device: &Device, dtype: DType, stop: &'a AtomicBool) -> Result<Self> {
         let timeout = Duration::from_secs_f64(options.reward_timeout);
         let command =
@@ -39,110 +39,101 @@ impl<'a> CompletionScorer<'a> {
         let url = options.reward_url.as_deref().map(|url| CustomReward::url(url, timeout)).transpose()?;
         let rules = RewardRules { recipe: options.parity, weights: options.weights()?, scale: options.scale_rewards };
         let siglip = options.siglip.as_deref().map(|dir| SiglipScorer::open(device, dir, dtype)).transpose()?;
-        Ok(Self { stop, rules, own: command.into_iter().chain(url).collect(), siglip })
+        Ok(Self { stop, rules, custom: command.into_iter().chain(url).collect(), siglip })
     }
 
     /// The scores of each group.
-    pub(crate) fn score(&mut self, drawn: &[Rollout]) -> Result<Vec<Scores>> {
-        let own = self.ask(drawn)?;
-        let semantic = drawn.iter().map(|d| self.agreement(d)).collect::<Result<Vec<_>>>()?;
-        let texts = |answers: &[Answer]| answers.iter().map(|a| a.text.clone()).collect::<Vec<_>>();
-        let group = |(i, d): (usize, &Rollout)| {
-            let (solution, kind) = truth(&d.prompt.columns);
+    pub(crate) fn score(&mut self, rollouts: &[Rollout]) -> Result<Vec<Scores>> {
+        let custom = self.custom_scores(rollouts)?;
+        let semantic = rollouts.iter().map(|r| self.semantic_rewards(r)).collect::<Result<Vec<_>>>()?;
+        let score = |(i, r): (usize, &Rollout)| {
+            let (solution, problem_type) = solution_and_type(&r.prompt.columns);
             let group = rewards::ScoringGroup {
-                problem_type: kind.and_then(|kind| ProblemType::parse(kind).ok()),
+                problem_type: problem_type.and_then(|name| ProblemType::parse(name).ok()),
                 solution: solution.map(String::from),
-                completions: texts(&d.completions),
-                lengths: d.completions.iter().map(|a| a.ids.len()).collect(),
-                shuffled: (!d.shuffled.is_empty()).then(|| texts(&d.shuffled)),
+                completions: r.texts.clone(),
+                lengths: r.completions.iter().map(|c| c.ids.len()).collect(),
+                shuffled: (!r.shuffled_texts.is_empty()).then(|| r.shuffled_texts.clone()),
                 semantic: semantic[i].clone(),
-                custom: own.iter().map(|own| (own.name.to_string(), own.by_group[i].clone())).collect(),
+                custom: custom.iter().map(|own| (own.name.to_string(), own.by_group[i].clone())).collect(),
             };
             group.score(&self.rules)
         };
-        Ok(drawn.iter().enumerate().map(group).collect())
+        Ok(rollouts.iter().enumerate().map(score).collect())
     }
 
-    /// Frames that SigLIP encoded so far, where it judges.
+    /// Frames that SigLIP has encoded so far; `None` without `--siglip`.
     pub(crate) fn frames_encoded(&self) -> Option<u64> {
         self.siglip.as_ref().map(SiglipScorer::frames_encoded)
     }
 
-    /// How well each completion's thoughts agree with the frames as the policy sees them; nothing without frames.
-    fn agreement(&mut self, drawn: &Rollout) -> Result<Option<Vec<f32>>> {
-        let frames = &drawn.prompt.tokens.frames;
+    /// How well the reasoning of each completion agrees with the frames that the policy sees; `None` for prompts without media.
+    fn semantic_rewards(&mut self, rollout: &Rollout) -> Result<Option<Vec<f32>>> {
+        let frames = &rollout.prompt.tokens.frames;
         let (seen, video) = match frames.videos.is_empty() {
             true => (&frames.images, false),
             false => (&frames.videos, true),
         };
         let Some(siglip) = self.siglip.as_mut().filter(|_| !seen.is_empty()) else { return Ok(None) };
-        let texts: Vec<&str> = drawn.completions.iter().map(|a| rewards::reasoning_text(&a.text)).collect();
+        let texts: Vec<&str> = rollout.texts.iter().map(|text| rewards::reasoning_text(text)).collect();
         let cosines = siglip.similarities_of(&texts, seen, self.rules.recipe.uses_negative_frames(video))?;
         Ok(Some(cosines.iter().map(|cosines| rewards::semantic_reward(cosines)).collect()))
     }
 
-    /// The user's own rewards.
-    fn ask(&mut self, drawn: &[Rollout]) -> Result<Vec<Own>> {
+    /// Sends one JSON row a completion to each of the user's own rewards.
+    fn custom_scores(&mut self, rollouts: &[Rollout]) -> Result<Vec<CustomScores>> {
         let mut rows = Vec::new();
-        for d in drawn.iter().filter(|_| !self.own.is_empty()) {
-            for answer in &d.completions {
-                let mut row = d.prompt.columns.clone();
-                row.insert("prompt".into(), d.prompt.asked.clone());
-                row.insert("completion".into(), Value::String(answer.text.clone()));
-                row.insert("completion_ids".into(), Value::from(answer.ids.clone()));
+        for r in rollouts.iter().filter(|_| !self.custom.is_empty()) {
+            for (completion, text) in r.completions.iter().zip(&r.texts) {
+                let mut row = r.prompt.columns.clone();
+                row.insert("prompt".into(), r.prompt.content.clone());
+                row.insert("completion".into(), Value::String(text.clone()));
+                row.insert("completion_ids".into(), Value::from(completion.ids.clone()));
                 rows.push(Value::Object(row));
             }
         }
         let mut all = Vec::new();
-        for own in &mut self.own {
-            // Where the run is to end, that is why there is no answer, or nobody's concern any more.
-            let flat = own.score_or_stop(&rows, self.stop).or_else(|e| stop_if(self.stop).and(Err(e.into())))?;
+        for custom in &mut self.custom {
+            // After an interruption the error is the interruption, not the missing reward.
+            let flat = custom.score_or_stop(&rows, self.stop).or_else(|e| stop_if(self.stop).and(Err(e.into())))?;
             let mut rest = flat.iter().map(|&r| r as f32);
-            let by_group = drawn.iter().map(|d| rest.by_ref().take(d.completions.len()).collect()).collect();
-            all.push(Own { name: own.name(), by_group });
+            let by_group = rollouts.iter().map(|r| rest.by_ref().take(r.completions.len()).collect()).collect();
+            all.push(CustomScores { name: custom.name(), by_group });
         }
         Ok(all)
     }
 }
 
-/// The solution and the kind of problem that a row has.
-fn truth(columns: &Map<String, Value>) -> (Option<&str>, Option<&str>) {
+/// The columns `solution` and `problem_type` of a row.
+fn solution_and_type(columns: &Map<String, Value>) -> (Option<&str>, Option<&str>) {
     let text = |name: &str| columns.get(name).and_then(Value::as_str);
     (text("solution"), text("problem_type"))
 }
 
-/// Whether answers to a row with these columns can be judged.
-pub(crate) fn check(columns: &Map<String, Value>, own: bool) -> Result<(), Fault> {
-    let fault =
-        |field: &str, what: &str, help: &str| Err(Fault { field: field.into(), what: what.into(), help: help.into() });
+/// Checks that completions of a row with these columns can be scored. With `custom` rewards no solution is needed.
+pub(crate) fn check_columns(columns: &Map<String, Value>, custom: bool) -> Result<(), Diagnostic> {
     for name in ["solution", "problem_type"] {
         if columns.get(name).is_some_and(|value| !value.is_string() && !value.is_null()) {
-            return fault(name, "is not text", "write it as a JSON string");
+            return Err(Diagnostic::new(name, "is not text", "write it as a JSON string"));
         }
     }
-    let (solution, kind) = truth(columns);
+    let (solution, problem_type) = solution_and_type(columns);
     let Some(solution) = solution else {
-        return if own {
-            Ok(())
-        } else {
-            fault(
-                "solution",
-                "is missing, and there is no reward of your own",
-                "add it, or give --reward-command or --reward-url",
-            )
-        };
+        let help = "add it, or give --reward-command or --reward-url";
+        let missing = Diagnostic::new("solution", "is missing, and there is no reward of your own", help);
+        return if custom { Ok(()) } else { Err(missing) };
     };
-    // Two texts without tags are equal to the rules, whatever they say.
+    // The accuracy reward compares the texts inside the tags: without tags every completion would match.
     if rewards::extract_answer(solution).is_empty() {
-        return fault("solution", "has no answer in <answer> tags", "write <answer>…</answer>");
+        return Err(Diagnostic::new("solution", "has no answer in <answer> tags", "write <answer>…</answer>"));
     }
-    match kind.map(ProblemType::parse) {
-        None => fault("problem_type", "is missing", "say what kind of answer is wanted, such as multiple choice"),
-        Some(Err(e)) => {
-            let text = e.to_string();
-            let (what, help) = text.split_once("; ").unwrap_or((&text, "see the rewards' kinds"));
-            fault("problem_type", what.trim_start_matches("problem_type: "), help)
+    let known = || ProblemType::ALL.map(ProblemType::name).join(", ");
+    match problem_type {
+        None => Err(Diagnostic::new("problem_type", "is missing", format!("use one of {}", known()))),
+        Some(name) if ProblemType::parse(name).is_err() => {
+            let what = format!("is `{name}`, which has no rule");
+            Err(Diagnostic::new("problem_type", what, format!("use one of {}", known())))
         }
-        Some(Ok(_)) => Ok(()),
+        Some(_) => Ok(()),
     }
 }

@@ -1,14 +1,23 @@
-//! Completions drawn from the weights as they are, and judged.
+//! Samples completions of a step's prompts with the current weights, scores them, records them and makes groups of them.
+//!
+//! ```text
+//! for each round, up to 10 with --dynamic-sampling, else 1:
+//!     prompts  = next rows of the data
+//!     rollouts = engine.generate(prompts × num_generations), decoded to text
+//!     scores   = rewards of each completion
+//!     record rollouts and scores in OUT/rollouts/STEP.jsonl
+//!     keep the groups whose rewards differ (all groups without --dynamic-sampling)
+//!     stop when there are enough groups
+//! ```
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
-use reel_engine::{self as engine, Engine, FinishReason};
+use reel_engine::{Completion, Engine, EngineError};
 use reel_model::input::ModelInput;
 use reel_rewards::{RewardError, Scores};
 use reel_runtime::Cx;
-use serde_json::{Map, Value, json};
 
 use super::prompts::{Prompt, PromptSource};
 use super::records::RolloutRecorder;
@@ -16,46 +25,41 @@ use super::sampler::Sampler;
 use super::scorer::CompletionScorer;
 use crate::data::feed::BatchFeed;
 use crate::options::GrpoOptions;
-use crate::rollout::group::{Completion, Group, SECONDS};
+use crate::reporting::metrics::GrpoMetrics;
+use crate::rollout::group::{CompletionTokens, Group};
 use crate::run::BatchCursor;
 use crate::run::grpo::GrpoSetup;
 use crate::step::trainer::{Preview, Trainer};
 use crate::{Result, TrainError};
 
-/// Draws completions.
+/// Samples and scores the completions of each step.
 pub(crate) struct RolloutWorker<'a> {
     sampler: Sampler<'a>,
     options: &'a GrpoOptions,
     prompts: Arc<PromptSource>,
     scorer: CompletionScorer<'a>,
-    records: RolloutRecorder,
+    recorder: RolloutRecorder,
     stop: &'a AtomicBool,
 }
 
-/// What was drawn for a prompt.
+/// A prompt with the completions that were sampled for it.
 pub(crate) struct Rollout {
     pub(crate) prompt: Prompt,
-    pub(crate) completions: Vec<Answer>,
-    /// Answers to the films with their frames in another order.
-    pub(crate) shuffled: Vec<Answer>,
+    pub(crate) completions: Vec<Completion>,
+    /// The text of each completion.
+    pub(crate) texts: Vec<String>,
+    /// Texts of completions for the same videos with shuffled frames; empty without `--temporal`.
+    pub(crate) shuffled_texts: Vec<String>,
 }
 
-/// A completion with its text.
-pub(crate) struct Answer {
-    pub(crate) ids: Vec<i32>,
-    pub(crate) log_probs: Vec<f32>,
-    pub(crate) text: String,
-    pub(crate) finish: FinishReason,
-}
-
-/// Groups to learn from, and what there is to tell of how they came about.
+/// The groups of one step and how they were sampled.
 pub(crate) struct RolloutBatch {
     pub(crate) groups: Vec<Group>,
-    pub(crate) more: Map<String, Value>,
+    pub(crate) metrics: GrpoMetrics,
     pub(crate) preview: Preview,
 }
 
-/// How often further rows are drawn for, where groups without differences are left out.
+/// Batches of rows that dynamic sampling tries for one step.
 const MAX_ROUNDS: u64 = 10;
 
 impl<'a> RolloutWorker<'a> {
@@ -66,43 +70,44 @@ impl<'a> RolloutWorker<'a> {
             sampler: Sampler::new(engine, setup.options, prompts.stop_ids(), setup.seed),
             options: setup.options,
             scorer: CompletionScorer::new(setup.options, &trainer.device, trainer.dtype, setup.stop)?,
-            records: RolloutRecorder::new(&setup.options.out, trainer.hyperparameters.schedule.max_steps),
+            recorder: RolloutRecorder::new(&setup.options.out, trainer.hyperparameters.schedule.max_steps),
             prompts,
             stop: setup.stop,
         })
     }
 
     /// Groups for step `n`, of the next rows; `None` at the end of the data.
-    pub(crate) fn next(
+    pub(crate) fn next_groups(
         &mut self,
         n: u64,
         feed: &mut BatchFeed<PromptSource>,
         cursor: &mut BatchCursor,
     ) -> Result<Option<RolloutBatch>> {
-        let (begun, encoded) = (Instant::now(), self.scorer.frames_encoded());
-        let (mut kept, mut all, mut dropped, mut ended) = (Vec::new(), Vec::new(), 0, false);
+        let (begun, encoded_before) = (Instant::now(), self.scorer.frames_encoded());
+        let dynamic = self.options.dynamic_sampling;
+        let is_kept = |scores: &Scores| !dynamic || scores.reward.windows(2).any(|pair| pair[0] != pair[1]);
+        let (mut kept, mut all_scores, mut dropped, mut data_ended) = (Vec::new(), Vec::new(), 0, false);
         let mut preview = Preview::default();
         for round in 0..MAX_ROUNDS {
             let Some(batch) = cursor.next_batch(feed, self.stop)? else {
-                ended = true;
+                data_ended = true;
                 break;
             };
-            let drawn = self.draw(batch.samples, n, round)?;
-            let scores = self.scorer.score(&drawn)?;
-            let dynamic = self.options.dynamic_sampling;
-            let useful = |scores: &Scores| !dynamic || scores.reward.windows(2).any(|pair| pair[0] != pair[1]);
-            self.records.add(n, round, &drawn, &scores, useful)?;
+            let rollouts = self.sample(batch.samples, n, round)?;
+            let scores = self.scorer.score(&rollouts)?;
+            self.recorder.add(n, round, &rollouts, &scores, is_kept)?;
             preview.rewards.extend(scores.iter().flat_map(|s| &s.reward));
-            if let (0, Some(drawn), Some(scores)) = (round, drawn.first(), scores.first()) {
-                (preview.text, preview.strip) = (page(drawn, scores), self.records.strip(n, drawn)?);
+            if let (0, Some(rollout), Some(scores)) = (round, rollouts.first(), scores.first()) {
+                preview.text = preview_text(rollout, scores);
+                preview.strip = self.recorder.frame_strip(n, rollout)?;
             }
-            for (drawn, scores) in drawn.into_iter().zip(scores) {
-                if useful(&scores) {
-                    kept.push(self.group(drawn, &scores));
+            for (rollout, scores) in rollouts.into_iter().zip(scores) {
+                if is_kept(&scores) {
+                    kept.push(self.group(rollout, &scores));
                 } else {
                     dropped += 1;
                 }
-                all.push(scores);
+                all_scores.push(scores);
             }
             if !dynamic || kept.len() >= self.options.groups_per_step() {
                 break;
@@ -110,65 +115,56 @@ impl<'a> RolloutWorker<'a> {
         }
         self.sampler.release();
         if kept.is_empty() {
-            // The data ended, maybe with rows that make no difference, or nothing that was drawn for ten steps' rows made any.
-            return if dropped == 0 || ended && n > 1 { Ok(None) } else { Err(nothing_to_learn(n, dropped)) };
+            // The data has ended, or all groups of all rounds had equal rewards.
+            return if dropped == 0 || data_ended && n > 1 { Ok(None) } else { Err(equal_rewards(n, dropped)) };
         }
         kept.truncate(self.options.groups_per_step());
-        let mut more = means(&all);
-        if let Some(frames) = self.scorer.frames_encoded() {
-            more.insert("frames_encoded".into(), json!(frames - encoded.unwrap_or(0)));
-        }
-        if self.options.dynamic_sampling {
-            more.insert("dropped_groups".into(), json!(dropped));
-        }
-        more.insert(SECONDS.into(), json!(begun.elapsed().as_secs_f64()));
-        Ok(Some(RolloutBatch { groups: kept, more, preview }))
+        let metrics = GrpoMetrics {
+            rewards: mean_rewards(&all_scores),
+            frames_encoded: self.scorer.frames_encoded().map(|frames| frames - encoded_before.unwrap_or(0)),
+            dropped_groups: dynamic.then_some(dropped),
+            rollout_seconds: Some(begun.elapsed().as_secs_f64()),
+            ..GrpoMetrics::default()
+        };
+        Ok(Some(RolloutBatch { groups: kept, metrics, preview }))
     }
 
-    /// Waits until the record of what was drawn is on disk.
-    pub(crate) fn settle(&mut self) -> Result<()> {
-        self.records.settle()
+    /// Waits until the records of the rollouts are on the disk.
+    pub(crate) fn wait_for_records(&mut self) -> Result<()> {
+        self.recorder.wait()
     }
 
-    fn group(&self, drawn: Rollout, scores: &Scores) -> Group {
+    fn group(&self, rollout: Rollout, scores: &Scores) -> Group {
         let (stop_ids, mask) = (self.prompts.stop_ids(), self.options.mask_truncated_completions);
-        let completion = |a: Answer| Completion { log_probs: a.log_probs, ..Completion::new(a.ids, stop_ids, mask) };
+        let tokens = |c: Completion| CompletionTokens::new(c.ids, c.log_probs, stop_ids, mask);
         Group {
-            prompt: Arc::new(drawn.prompt),
-            completions: drawn.completions.into_iter().map(completion).collect(),
+            prompt: Arc::new(rollout.prompt),
+            completions: rollout.completions.into_iter().map(tokens).collect(),
             rewards: scores.reward.clone(),
             advantages: Vec::new(),
         }
     }
 
-    /// Completes the prompts of a step.
-    fn draw(&self, prompts: Vec<Prompt>, n: u64, round: u64) -> Result<Vec<Rollout>> {
-        let tokens: Vec<&ModelInput> = prompts.iter().map(|prompt| &prompt.tokens).collect();
-        let drawn = self.sampler.complete(&tokens, n, round, || {}).map_err(|e| match e {
-            engine::EngineError::Interrupted => TrainError::interrupted(),
+    /// Samples completions of the prompts of round `round` of step `n`.
+    fn sample(&self, prompts: Vec<Prompt>, n: u64, round: u64) -> Result<Vec<Rollout>> {
+        let inputs: Vec<&ModelInput> = prompts.iter().map(|prompt| &prompt.tokens).collect();
+        let sampled = self.sampler.complete(&inputs, n, round, || {}).map_err(|e| match e {
+            EngineError::Interrupted => TrainError::interrupted(),
             e => e.into(),
         })?;
-        let answers = |all: Vec<engine::Completion>| all.into_iter().map(|c| self.answer(c)).collect();
-        let drawn = prompts.into_iter().zip(drawn).map(|(prompt, drawn)| Rollout {
+        let texts = |all: &[Completion]| all.iter().map(|c| self.prompts.text(&c.ids)).collect();
+        let rollouts = prompts.into_iter().zip(sampled).map(|(prompt, sampled)| Rollout {
             prompt,
-            completions: answers(drawn.completions),
-            shuffled: answers(drawn.shuffled),
+            texts: texts(&sampled.completions),
+            shuffled_texts: texts(&sampled.shuffled),
+            completions: sampled.completions,
         });
-        Ok(drawn.collect())
-    }
-
-    fn answer(&self, c: engine::Completion) -> Answer {
-        Answer {
-            text: self.prompts.text(&c.ids),
-            ids: c.ids.iter().map(|&id| id as i32).collect(),
-            log_probs: c.log_probs,
-            finish: c.finish_reason,
-        }
+        Ok(rollouts.collect())
     }
 }
 
-/// An error of the rewards, not of the command line: what was done before is kept.
-fn nothing_to_learn(step: u64, groups: usize) -> TrainError {
+/// All groups of a step have equal rewards, so that every advantage is 0. The run ends as with a failed reward: finished steps are saved.
+fn equal_rewards(step: u64, groups: u64) -> TrainError {
     TrainError::Reward(RewardError::custom(
         "--dynamic-sampling",
         format!("in step {step} the rewards within each of {groups} groups were all the same"),
@@ -176,19 +172,19 @@ fn nothing_to_learn(step: u64, groups: usize) -> TrainError {
     ))
 }
 
-/// A group as TensorBoard's text page shows it.
-fn page(drawn: &Rollout, scores: &Scores) -> String {
+/// A prompt's location with its completions and rewards, as Markdown.
+fn preview_text(rollout: &Rollout, scores: &Scores) -> String {
     let quoted = |text: &str| text.lines().map(|line| format!("    {line}\n")).collect::<String>();
-    let mut page = format!("{}\n\n", drawn.prompt.location);
-    for (i, answer) in drawn.completions.iter().enumerate() {
+    let mut page = format!("{}\n\n", rollout.prompt.location);
+    for (i, text) in rollout.texts.iter().enumerate() {
         let parts: Vec<String> = scores.components().map(|(name, values)| format!("{name} {}", values[i])).collect();
-        page += &format!("**{}** = {}\n\n{}\n", scores.reward[i], parts.join(" + "), quoted(&answer.text));
+        page += &format!("**{}** = {}\n\n{}\n", scores.reward[i], parts.join(" + "), quoted(text));
     }
     page
 }
 
-/// The mean of each reward over all completions that have it, under `rewards/<name>`.
-fn means(all: &[Scores]) -> Map<String, Value> {
+/// The mean of each reward over all completions that have it, by name.
+fn mean_rewards(all: &[Scores]) -> Vec<(String, f64)> {
     let mut sums: Vec<(String, f64, usize)> = Vec::new();
     for (name, values) in all.iter().flat_map(Scores::components) {
         let sum = values.iter().map(|&x| f64::from(x)).sum::<f64>();
@@ -197,5 +193,5 @@ fn means(all: &[Scores]) -> Map<String, Value> {
             None => sums.push((name.to_string(), sum, values.len())),
         }
     }
-    sums.into_iter().map(|(name, sum, n)| (format!("rewards/{name}"), json!(sum / n as f64))).collect()
+    sums.into_iter().map(|(name, sum, n)| (name, sum / n as f64)).collect()
 }

@@ -1,5 +1,5 @@
-//! A run of any command that trains: from options to a folder with the trained model. What is done in a step is the command's
-//! [`TrainLoop`]; what is around the steps is here: where to begin, checkpoints, logs, what is shown, how to stop.
+//! A training run, from options to a folder with the trained model. [`sft`] and [`grpo`] implement [`TrainLoop`], which says what a step
+//! does. This file does everything around the steps: fresh start or resume, checkpoints, logs, reports, interruption.
 
 pub mod grpo;
 pub mod replay;
@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use reel_diagnostic::Diagnostic;
 use reel_model::input::MediaOptions;
 use reel_runtime::device::MatmulLibrary;
 use reel_runtime::{DType, Device};
@@ -32,29 +33,29 @@ use crate::step::trainer::{StepResult, Trainer, fingerprint};
 use crate::{Result, TrainError};
 
 use validate::plan_length;
-pub(crate) use validate::skipped_rows;
+pub(crate) use validate::unusable_rows;
 pub use validate::{DataCheck, check};
 
-/// What a run is given beside its options.
+/// The inputs of a run.
 #[derive(Debug)]
 pub struct RunSetup<'a, O> {
-    /// The options.
+    /// The options of the command.
     pub options: &'a O,
-    /// The folder that `options.model` names.
+    /// The local folder of the model that `options.model` names.
     pub model: &'a Path,
-    /// Where to compute.
+    /// The device that computes.
     pub device: &'a Device,
     /// Dtype of weights and activations, F32 or BF16.
     pub dtype: DType,
-    /// Seed of the order of rows, and of everything that is drawn.
+    /// Seed of the row order and of all random numbers.
     pub seed: u64,
-    /// Frame and pixel limits, decoder. The time step of films follows `options.parity`.
+    /// Frame and pixel limits. Whether M-RoPE uses the seconds between frames follows from `options.parity`.
     pub media: &'a MediaOptions,
-    /// Every option as it was resolved, for `run.json`: an object.
+    /// The JSON object of all resolved options, for `run.json`.
     pub resolved: &'a Value,
-    /// Print nothing but errors.
+    /// Print only errors.
     pub quiet: bool,
-    /// Turns true when the run is to stop.
+    /// Becomes true when the run is to stop (Ctrl-C).
     pub stop: &'a AtomicBool,
 }
 
@@ -66,43 +67,43 @@ impl<O> Clone for RunSetup<'_, O> {
 
 impl<O> Copy for RunSetup<'_, O> {}
 
-/// What a run did.
+/// The result of a run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RunSummary {
     /// Steps of the whole run.
     pub steps: u64,
-    /// The step that this call started after.
+    /// The step of the checkpoint that this process resumed from; 0 for a fresh run.
     pub resumed_after: u64,
-    /// The last step's line of `metrics.jsonl`, if this call did any.
+    /// Metrics of the last step, if this process did any step.
     pub last: Option<StepMetrics>,
-    /// Rows left out.
+    /// Number of skipped rows.
     pub skipped: usize,
 }
 
-/// Rows that a run can recognise when it goes on.
+/// A data source that a resumed run can recognize.
 pub trait DataSource: SampleSource {
-    /// A hash of everything that the rows are read from, media aside.
+    /// Fingerprint of the data files, without media.
     fn hash(&self) -> String;
-    /// Looks at the fields of a row, not at its media.
+    /// Checks the fields of a row, without loading its media.
     fn validate_row(&self, row: usize) -> Result<()>;
 }
 
-/// What one command does in a step.
+/// What a training command (`sft` or `grpo`) does in a step.
 pub trait TrainLoop<'a>: Sized {
-    /// Its options.
+    /// The options of the command.
     type Options: TrainingOptions + 'a;
-    /// What its batches are made of.
+    /// The rows that its batches are made of.
     type DataSource: DataSource;
 
-    /// Opens its rows.
+    /// Opens the data.
     fn open_rows(setup: &RunSetup<'a, Self::Options>) -> Result<Self::DataSource>;
-    /// How rows are put together, of `rows` there are.
+    /// How micro-batches are made of `rows` rows.
     fn batching(options: &Self::Options, rows: usize) -> BatchOptions;
-    /// Steps that so many batches of rows make.
+    /// Number of steps that `batches` batches of rows give.
     fn step_count(options: &Self::Options, batches: u64) -> u64;
-    /// Whether every row has to be looked at before the first step.
+    /// Whether every row must be read with its media before the first step.
     fn must_scan_all_rows(options: &Self::Options) -> bool;
-    /// Gets ready, after the checkpoint in `from` if there is one.
+    /// Prepares the first step, resuming from the checkpoint in `from` if given.
     fn begin(
         setup: &RunSetup<'a, Self::Options>,
         rows: Arc<Self::DataSource>,
@@ -110,28 +111,28 @@ pub trait TrainLoop<'a>: Sized {
         trainer: &mut Trainer,
         from: Option<&Path>,
     ) -> Result<Self>;
-    /// Step `n`, counted from 1; `None` at the end of the data.
+    /// Does step `n`, counted from 1; `None` at the end of the data.
     fn step(&mut self, trainer: &mut Trainer, n: u64, cursor: &mut BatchCursor) -> Result<Option<StepResult>>;
-    /// What it needs to go on after the last step: files by their path in a checkpoint's folder.
-    fn save(&self) -> Result<Vec<(&'static str, Vec<u8>)>>;
+    /// Files that a checkpoint needs beside weights and optimizer: paths in the checkpoint folder, and contents.
+    fn resume_files(&self) -> Result<Vec<(&'static str, Vec<u8>)>>;
 }
 
-/// What a step used up.
+/// The rows that a step consumes.
 #[derive(Debug, Default)]
 pub struct BatchCursor {
-    /// How far in the data.
+    /// The position in the data after these rows.
     pub position: DataPosition,
-    /// Rows that it was made of.
+    /// Rows that the step trains on.
     pub rows: Vec<usize>,
-    /// Rows that were left out.
+    /// Rows that were skipped.
     pub skipped: Vec<SkippedRow>,
 }
 
 impl BatchCursor {
-    /// The next batch of `feed` that has any rows; `None` at the end of the data.
+    /// The next non-empty batch of `feed`; `None` at the end of the data.
     ///
     /// # Errors
-    /// [`TrainError::Stopped`] when `stop` turned true.
+    /// [`TrainError::Stopped`] when `stop` is true, or the error of a row in a strict run.
     pub fn next_batch<S: SampleSource>(
         &mut self,
         feed: &mut BatchFeed<S>,
@@ -150,7 +151,7 @@ impl BatchCursor {
     }
 }
 
-/// An error that ends the run where it was asked to stop; the run says where and how to go on.
+/// Returns [`TrainError::Stopped`] when the run was interrupted.
 pub(crate) fn stop_if(stop: &AtomicBool) -> Result<()> {
     match stop.load(Ordering::Relaxed) {
         true => Err(TrainError::interrupted()),
@@ -158,7 +159,7 @@ pub(crate) fn stop_if(stop: &AtomicBool) -> Result<()> {
     }
 }
 
-/// Runs to the end, or to the point where `setup.stop` turns true.
+/// Trains to the last step, or until `setup.stop` becomes true.
 pub fn run<'a, W: TrainLoop<'a>>(setup: &RunSetup<'a, W::Options>) -> Result<RunSummary> {
     setup.options.validate()?;
     let start = output::start(setup.options)?;
@@ -167,8 +168,8 @@ pub fn run<'a, W: TrainLoop<'a>>(setup: &RunSetup<'a, W::Options>) -> Result<Run
     let done = run.steps();
     run.progress.finish();
     let done = done.and_then(|()| run.write_model());
-    let told = run.watch.finish(&done);
-    done.and(told)?;
+    let reported = run.reporters.finish(&done);
+    done.and(reported)?;
     Ok(RunSummary {
         steps: run.state.steps,
         resumed_after: run.resumed_after,
@@ -177,7 +178,7 @@ pub fn run<'a, W: TrainLoop<'a>>(setup: &RunSetup<'a, W::Options>) -> Result<Run
     })
 }
 
-/// Does the steps up to `step` of a run that was planned for these lengths, and gives what they left on the device.
+/// Repeats the steps up to `step` of a run with these planned lengths. Returns the trainer with the resulting weights.
 pub(crate) fn replay_steps<'a, W: TrainLoop<'a>>(
     setup: &RunSetup<'a, W::Options>,
     step: u64,
@@ -197,14 +198,14 @@ pub(crate) fn replay_steps<'a, W: TrainLoop<'a>>(
     Ok(run.trainer)
 }
 
-/// A run at work.
+/// A run in progress.
 struct Run<'a, W: TrainLoop<'a>> {
     setup: RunSetup<'a, W::Options>,
     rows: Arc<W::DataSource>,
     trainer: Trainer,
     train_loop: W,
-    /// The model that the run started from; its files may be those of the checkpoint that it went on from.
-    origin: BaseModel,
+    /// The model that the run started from. After a resume, its weight files are those of the checkpoint.
+    base: BaseModel,
     state: RunState,
     lengths: Vec<PlannedLength>,
     resumed_after: u64,
@@ -212,50 +213,30 @@ struct Run<'a, W: TrainLoop<'a>> {
     metrics: JsonlLog,
     hashes: HashLog,
     skipped: JsonlLog,
-    watch: Reporters,
+    reporters: Reporters,
     progress: Progress,
-    /// The step of the checkpoint that was written or read last, to write none twice.
+    /// The step of the checkpoint that was written or read last; no step is written twice.
     saved: u64,
-    saver: CheckpointWriter,
-    /// What run.json says of the products' library.
+    writer: CheckpointWriter,
+    /// The matrix-product library and algorithms that run.json lists.
     products: Option<MatmulLibrary>,
 }
 
 impl<'a, W: TrainLoop<'a>> Run<'a, W> {
+    /// Prepares everything up to the first step. Nothing is written to OUT before the model, the data and the train loop are ready, so that
+    /// a run that fails to start leaves OUT as it was.
     fn begin(setup: &RunSetup<'a, W::Options>, start: RunStart, rows: Arc<W::DataSource>) -> Result<Self> {
         let options = setup.options;
-        let order = order(options.no_shuffle, rows.rows(), setup.seed);
-        let (state, found, from) = match &start {
-            RunStart::Fresh => {
-                let found = skipped_rows(options, &*rows)?;
-                let (steps, found) = plan_length::<W>(setup, &rows, &order, found)?;
-                if options.check_data && !setup.quiet {
-                    let list = options.quarantine_list();
-                    eprintln!("{} of {} rows cannot be used (see {})", found.len(), rows.rows(), list.display());
-                } else if let Some(first) = found.first().filter(|_| !setup.quiet) {
-                    eprintln!("{} of {} rows are left out; the first: {}", found.len(), rows.rows(), first.reason);
-                }
-                (resume::fresh(setup, &*rows, steps, &found)?, found, None)
-            }
-            RunStart::From(folder) => {
-                let longer = || {
-                    let found = skipped_rows(options, &*rows)?;
-                    Ok(plan_length::<W>(setup, &rows, &order, found)?.0)
-                };
-                let mut state = resume::continued(setup, &*rows, folder, longer)?;
-                state.rewards.keep_if_in(&options.out);
-                (state, Vec::new(), Some(folder.as_path()))
-            }
-        };
+        let order = row_order(options.no_shuffle, rows.row_count(), setup.seed);
+        let (state, found) = Self::initial_state(setup, &start, &rows, &order)?;
         let config = reel_model::config::ModelConfig::open(setup.model)?;
         let hyperparameters = Hyperparameters::new(options, state.steps).with_seed(setup.seed);
         let (mut trainer, files) =
-            Trainer::resume(setup.device, &config, setup.model, from, setup.dtype, hyperparameters)?;
-        let batching = W::batching(options, rows.rows());
+            Trainer::resume(setup.device, &config, setup.model, start.checkpoint(), setup.dtype, hyperparameters)?;
+        let batching = W::batching(options, rows.row_count());
         let (threads, window) = (decoding_threads(), 2 * batching.rows.max(2));
         let feed = BatchFeed::new(rows.clone(), order, batching, &state.position, threads, window);
-        // Before anything is written: where it cannot begin, OUT stays as it was.
-        let train_loop = W::begin(setup, rows.clone(), feed, &mut trainer, from)?;
+        let train_loop = W::begin(setup, rows.clone(), feed, &mut trainer, start.checkpoint())?;
         let (metrics, skipped) = match &start {
             RunStart::Fresh => output::fresh_logs(&options.out, setup.model, &found)?,
             RunStart::From(folder) => {
@@ -263,63 +244,83 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
                 output::resume_logs(&options.out, folder, state.step, state.position.skipped.len())?
             }
         };
-        let home = match &start {
-            RunStart::Fresh => options.out.as_path(),
-            RunStart::From(folder) => folder.parent().unwrap_or(Path::new("")),
-        };
+        let home = start.run_folder(&options.out);
         let hashes = HashLog::open(&options.out, home, state.step, trainer.optimizer.states().count())?;
-        let lengths = match from {
+        let lengths = match start.checkpoint() {
             None => vec![PlannedLength { after: 0, steps: state.steps }],
             Some(folder) => resume::lengths(folder, home, &state)?,
         };
         let run = run_json(setup, &state, &lengths);
         output::write_run(&options.out, &run)?;
-        let watch = Reporters::begin(options, home, state.step, &run)?;
+        let reporters = Reporters::begin(options, home, state.step, &run)?;
         best::write(&options.out, state.rewards.best, state.step, state.steps)?;
-        let products = setup.device.matmul_library();
         let progress = Progress::new(setup.quiet, state.steps, state.step, options.logging_steps);
         if let RunStart::From(folder) = &start {
-            progress.note(&format!("going on after step {} of {}, from {}", state.step, state.steps, folder.display()));
+            progress.note(&format!("resuming after step {} of {} from {}", state.step, state.steps, folder.display()));
         }
-        if let Some(folder) = watch.wandb() {
+        if let Some(folder) = reporters.wandb() {
             progress.note(&format!("Weights & Biases: upload with `wandb sync {}`", folder.display()));
         }
         Ok(Self {
             train_loop,
             setup: *setup,
             rows,
-            trainer,
-            origin: BaseModel {
+            base: BaseModel {
                 folder: setup.model.to_path_buf(),
                 files: Arc::new(files),
-                name: name_of(&options.model),
+                name: base_name(&options.model),
             },
-            saver: CheckpointWriter::default(),
+            writer: CheckpointWriter::default(),
             resumed_after: state.step,
             saved: state.step,
-            products,
+            products: setup.device.matmul_library(),
+            trainer,
             state,
             lengths,
             last: None,
             metrics,
             hashes,
             skipped,
-            watch,
+            reporters,
             progress,
         })
     }
 
-    /// Does the steps that are left.
+    /// The state before the first step of this process, and the unusable rows that a fresh run starts with.
+    fn initial_state(
+        setup: &RunSetup<'a, W::Options>,
+        start: &RunStart,
+        rows: &Arc<W::DataSource>,
+        order: &Order,
+    ) -> Result<(RunState, Vec<SkippedRow>)> {
+        let options = setup.options;
+        let measure = || plan_length::<W>(setup, rows, order, unusable_rows(options, &**rows)?);
+        let RunStart::From(folder) = start else {
+            let (steps, found) = measure()?;
+            if options.check_data && !setup.quiet {
+                let list = options.quarantine_list();
+                eprintln!("{} of {} rows cannot be used (see {})", found.len(), rows.row_count(), list.display());
+            } else if let Some(first) = found.first().filter(|_| !setup.quiet) {
+                eprintln!("{} of {} rows are left out; the first: {}", found.len(), rows.row_count(), first.reason);
+            }
+            return Ok((resume::fresh(setup, &**rows, steps, &found)?, found));
+        };
+        let mut state = resume::continued(setup, &**rows, folder, || Ok(measure()?.0))?;
+        state.rewards.keep_if_in(&options.out);
+        Ok((state, Vec::new()))
+    }
+
+    /// Does the remaining steps.
     fn steps(&mut self) -> Result<()> {
         while self.state.step < self.state.steps {
             match self.one_step() {
                 Ok(true) => {}
                 Ok(false) => break,
-                Err(TrainError::Stopped { .. }) => return Err(self.stopped()?),
-                // A reward is somebody else's program: what was done before it failed is kept.
+                Err(TrainError::Stopped(_)) => return Err(self.stopped()?),
+                // A reward program of the user failed: finished steps are saved.
                 Err(e @ TrainError::Reward(_)) => {
                     self.save()?;
-                    self.saver.wait()?;
+                    self.writer.wait()?;
                     return Err(e);
                 }
                 Err(e) => return Err(e),
@@ -328,21 +329,21 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         if self.setup.options.save_steps > 0 {
             self.save()?;
         }
-        self.saver.wait()?;
+        self.writer.wait()?;
         self.write_products()
     }
 
-    /// The model as it is now, in OUT.
+    /// Writes the trained model to OUT.
     fn write_model(&mut self) -> Result<()> {
-        self.saver.wait()?;
-        TrainedWeights::capture(&self.trainer, self.origin.clone(), false)?.write(&self.setup.options.out)
+        self.writer.wait()?;
+        TrainedWeights::capture(&self.trainer, self.base.clone(), false)?.write(&self.setup.options.out)
     }
 
-    /// One step with all that belongs to it; false at the end of the data.
+    /// Does one step with its logs, reports and checkpoint. Returns false at the end of the data.
     fn one_step(&mut self) -> Result<bool> {
         let begun = Instant::now();
         let n = self.state.step + 1;
-        self.saver.poll()?;
+        self.writer.poll()?;
         self.trainer.device.reset_peak();
         let mut cursor = BatchCursor { position: self.state.position.clone(), ..BatchCursor::default() };
         let result = self.train_loop.step(&mut self.trainer, n, &mut cursor)?;
@@ -356,7 +357,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         Ok(true)
     }
 
-    /// Writes down a step that is done.
+    /// Logs and reports a finished step, and writes a checkpoint if one is due.
     fn finish(&mut self, n: u64, mut result: StepResult, begun: Instant) -> Result<()> {
         let hashes = self.trainer.hashes()?;
         let hash = fingerprint(&hashes);
@@ -374,41 +375,41 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
             step_seconds,
             peak_bytes: self.state.peak_bytes,
             hash,
-            more: std::mem::take(&mut result.more),
+            grpo: std::mem::take(&mut result.grpo),
         };
         self.metrics.add(&line)?;
         self.progress.step(&line);
         self.state.rewards.add(&line);
         let options = self.setup.options;
         if n.is_multiple_of(options.logging_steps) || n == self.state.steps {
-            self.watch.step(&line, result.preview.as_ref())?;
+            self.reporters.step(&line, result.preview.as_ref())?;
         }
         self.last = Some(line);
         if self.products.is_none() {
             self.write_products()?;
         }
-        let turn = options.save_steps > 0 && (n.is_multiple_of(options.save_steps) || n == self.state.steps);
-        if !turn {
+        let is_due = options.save_steps > 0 && (n.is_multiple_of(options.save_steps) || n == self.state.steps);
+        if !is_due {
             return Ok(());
         }
         self.state.rewards.checkpoint(n);
         self.save()
     }
 
-    /// A checkpoint of the last finished step, unless there is one. It is written while the steps go on, where there is memory for a copy
-    /// of what it holds.
+    /// Writes a checkpoint of the last finished step, unless it exists. If host memory has room for a copy of weights and optimizer, a
+    /// background thread writes the copy while the next steps run.
     fn save(&mut self) -> Result<()> {
         if self.saved == self.state.step {
             return Ok(());
         }
-        // One copy at a time.
-        self.saver.wait()?;
+        // At most one copy exists at a time.
+        self.writer.wait()?;
         self.metrics.sync()?;
         self.skipped.sync()?;
         self.write_products()?;
         let copy = checkpoint::has_room_for(checkpoint::checkpoint_bytes(&self.trainer));
-        let (origin, state) = (self.origin.clone(), self.state.clone());
-        let snapshot = Snapshot::capture(&self.trainer, origin, state.clone(), self.train_loop.save()?, copy)?;
+        let (base, state) = (self.base.clone(), self.state.clone());
+        let snapshot = Snapshot::capture(&self.trainer, base, state.clone(), self.train_loop.resume_files()?, copy)?;
         self.saved = state.step;
         let (out, keep) = (self.setup.options.out.clone(), self.setup.options.save_total_limit);
         let job = move || {
@@ -416,11 +417,11 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
             best::write(&out, state.rewards.best, state.step, state.steps)?;
             checkpoint::prune(&out, keep, state.rewards.best.map(|best| best.step))
         };
-        if copy { self.saver.start(job) } else { job() }
+        if copy { self.writer.start(job) } else { job() }
     }
 
-    /// Writes run.json again where products of other shapes were asked for since: after the first step, with each checkpoint and at the
-    /// end. Which algorithms there are is known only then.
+    /// Writes run.json again if the device has chosen further matrix-product algorithms, which it does when a shape is first used. Called
+    /// after the first step, with each checkpoint and at the end.
     fn write_products(&mut self) -> Result<()> {
         let now = self.trainer.device.matmul_library();
         if now != self.products {
@@ -430,49 +431,50 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         Ok(())
     }
 
-    /// Leaves what can be resumed; the error says how.
+    /// Writes a checkpoint after an interruption. Returns the error that says how to resume.
     fn stopped(&mut self) -> Result<TrainError> {
         self.save()?;
-        self.saver.wait()?;
+        self.writer.wait()?;
         let help = if self.state.step == 0 {
-            "nothing was done; start again"
+            "no step was finished; start again"
         } else {
-            "go on with --resume-from-checkpoint last"
+            "resume with --resume-from-checkpoint last"
         };
         let location = format!("--out {}", self.setup.options.out.display());
-        Ok(TrainError::Stopped { location, step: self.state.step, help: help.to_string() })
+        Ok(TrainError::Stopped(Diagnostic::new(location, format!("stopped after step {}", self.state.step), help)))
     }
 
+    /// The error of a step whose loss or gradient norm is NaN or infinite.
     fn not_finite(&self, n: u64, result: &StepResult, rows: &[usize]) -> TrainError {
-        let places: Vec<String> = rows.iter().map(|&row| self.rows.location(row).0).collect();
-        let what = if result.loss.is_finite() { "the gradients' norm" } else { "the loss" };
-        let value = if result.loss.is_finite() { result.grad_norm } else { result.loss };
-        let help =
-            "lower --learning-rate or look at these rows; weights and checkpoints are as they were before this step";
-        TrainError::NotFinite {
-            step: n,
-            what: format!("{what} is {value}"),
-            rows: places.join(", "),
-            help: help.to_string(),
-        }
+        let locations: Vec<String> = rows.iter().map(|&row| self.rows.location(row).0).collect();
+        let (name, value) = match result.loss.is_finite() {
+            true => ("the gradients' norm", result.grad_norm),
+            false => ("the loss", result.loss),
+        };
+        TrainError::NotFinite(Diagnostic::new(
+            format!("step {n}"),
+            format!("{name} is {value} (rows {})", locations.join(", ")),
+            "lower --learning-rate or look at these rows; weights and checkpoints are as they were before this step",
+        ))
     }
 }
 
-/// A model as an adapter's config is to name it: a folder by its absolute path, so that it is found from anywhere; a hub id as it is.
-fn name_of(model: &str) -> String {
+/// The name of the base model in an adapter's config: the absolute path of a folder, or a hub id.
+fn base_name(model: &str) -> String {
     Path::new(model).canonicalize().map_or(model.to_string(), |path| path.display().to_string())
 }
 
-/// The order of rows.
-pub(crate) fn order(of_file: bool, rows: usize, seed: u64) -> Order {
+/// The order in which a run takes its rows.
+pub(crate) fn row_order(of_file: bool, rows: usize, seed: u64) -> Order {
     if of_file { Order::of_file(rows) } else { Order::shuffled(rows, seed) }
 }
 
-/// A quarter of the processors prepares rows; the rest computes.
+/// Threads that decode media: a quarter of the CPU cores, 1 to 8. The other cores compute.
 fn decoding_threads() -> usize {
     std::thread::available_parallelism().map_or(1, |n| (n.get() / 4).clamp(1, 8))
 }
 
+/// The content of `run.json`.
 fn run_json<O: TrainingOptions>(setup: &RunSetup<O>, state: &RunState, lengths: &[PlannedLength]) -> Value {
     let hardware = setup.device.hardware();
     let products =

@@ -1,4 +1,4 @@
-//! Looking at the rows before the first step: which are left out, and how long the run is.
+//! Checks of the data before the first step: which rows cannot be used, and how many steps the run has.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::{DataSource, RunSetup, TrainLoop, order};
+use super::{DataSource, RunSetup, TrainLoop, row_order};
 use crate::data::feed::SampleSource;
 use crate::data::length::{self, RowScan};
 use crate::data::order::Order;
@@ -16,53 +16,53 @@ use crate::reporting::metrics::SkippedRow;
 use crate::run_folder::resume;
 use crate::{Result, TrainError};
 
-/// What looking at every row told.
+/// The result of `--check-data`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DataCheck {
-    /// Rows.
+    /// Number of rows.
     pub rows: usize,
-    /// Those of them that cannot be used.
+    /// Number of rows that cannot be used.
     pub bad: usize,
-    /// The list of these.
+    /// The file that lists the unusable rows.
     pub list: PathBuf,
 }
 
-/// Looks at every row, its media too, and writes the list of those that cannot be used; trains nothing.
+/// Checks every row including its media and writes the list of unusable rows, without training.
 pub fn check<'a, W: TrainLoop<'a>>(setup: &RunSetup<'a, W::Options>) -> Result<DataCheck> {
     setup.options.validate()?;
     let rows = Arc::new(W::open_rows(setup)?);
-    let order = order(true, rows.rows(), setup.seed);
+    let order = row_order(true, rows.row_count(), setup.seed);
     let (_, bad) = plan_length::<W>(setup, &rows, &order, Vec::new())?;
-    Ok(DataCheck { rows: rows.rows(), bad: bad.len(), list: setup.options.quarantine_list() })
+    Ok(DataCheck { rows: rows.row_count(), bad: bad.len(), list: setup.options.quarantine_list() })
 }
 
-/// Rows that are left out before any is opened, in the file's order: those that the options list, and those whose fields are wrong; in a
-/// strict run the first of these is the error.
-pub(crate) fn skipped_rows<R: DataSource>(options: &RunOptions, rows: &R) -> Result<Vec<SkippedRow>> {
-    let line_of = |row| (row < rows.rows()).then(|| rows.location(row).1);
+/// The rows that cannot be used, known without loading media, in file order: those of the `--quarantine` list and those with wrong fields.
+/// In a strict run the first row with wrong fields is the error.
+pub(crate) fn unusable_rows<R: DataSource>(options: &RunOptions, rows: &R) -> Result<Vec<SkippedRow>> {
+    let line_of = |row| (row < rows.row_count()).then(|| rows.location(row).1);
     let mut found = match &options.quarantine {
         Some(list) if !options.check_data => quarantine::read(list, line_of)?,
         _ => Vec::new(),
     };
     let listed: BTreeSet<usize> = found.iter().map(|bad| bad.row).collect();
-    let all = || (0..rows.rows()).into_par_iter().filter(|row| !listed.contains(row));
-    let fault = |row| rows.validate_row(row).err().map(|e| (row, e));
+    let all = || (0..rows.row_count()).into_par_iter().filter(|row| !listed.contains(row));
+    let row_error = |row| rows.validate_row(row).err().map(|e| (row, e));
     let skipped = |(row, e): (usize, TrainError)| SkippedRow { row, line: rows.location(row).1, reason: e.to_string() };
     if options.strict {
-        return all().find_map_first(fault).map_or(Ok(found), |(_, e)| Err(e));
+        return all().find_map_first(row_error).map_or(Ok(found), |(_, e)| Err(e));
     }
-    found.extend(all().filter_map(fault).map(skipped).collect::<Vec<_>>());
+    found.extend(all().filter_map(row_error).map(skipped).collect::<Vec<_>>());
     found.sort_by_key(|bad| bad.row);
     match found.first() {
-        Some(first) if found.len() == rows.rows() => {
+        Some(first) if found.len() == rows.row_count() => {
             Err(length::no_usable_row(&rows.location(first.row).0, &first.reason))
         }
         _ => Ok(found),
     }
 }
 
-/// Steps of the run, from its data where the options do not say it, and the rows that are left out: `known` ones or, where every row
-/// is looked at, all that cannot be used.
+/// The number of steps, counted from the data unless `--max-steps` gives it, and the unusable rows: the `known` ones or, if every row is
+/// scanned, all.
 pub(super) fn plan_length<'a, W: TrainLoop<'a>>(
     setup: &RunSetup<'a, W::Options>,
     rows: &Arc<W::DataSource>,
@@ -70,13 +70,13 @@ pub(super) fn plan_length<'a, W: TrainLoop<'a>>(
     known: Vec<SkippedRow>,
 ) -> Result<(u64, Vec<SkippedRow>)> {
     let options = setup.options;
-    let batching = W::batching(options, rows.rows());
-    let asked = options.fixed_steps();
+    let batching = W::batching(options, rows.row_count());
+    let fixed = options.fixed_steps();
     let every = W::must_scan_all_rows(options);
     if every && !setup.quiet {
-        eprintln!("looking at {} rows", rows.rows());
+        eprintln!("checking {} rows", rows.row_count());
     }
-    let look = match every {
+    let scan = match every {
         true if options.check_data => {
             let list = options.quarantine_list();
             RowScan::Checking(ScanJournal::open(&list, &resume::scan(setup, &**rows)?, setup.quiet)?)
@@ -84,7 +84,7 @@ pub(super) fn plan_length<'a, W: TrainLoop<'a>>(
         true => RowScan::AllBut(&known),
         false => RowScan::None,
     };
-    let found = length::measure(&batching, asked.is_none(), look, rows, order, setup.stop)?;
+    let found = length::measure(&batching, fixed.is_none(), scan, rows, order, setup.stop)?;
     let skipped = if every { found.skipped } else { known };
-    Ok((asked.unwrap_or_else(|| W::step_count(options, found.batches)), skipped))
+    Ok((fixed.unwrap_or_else(|| W::step_count(options, found.batches)), skipped))
 }

@@ -1,6 +1,6 @@
-//! The checkpoint whose steps earned most: of those that are made every `--save-steps` steps and at the end, the one with the highest mean
-//! reward over the steps since the one before. `--save-total-limit` spares it, and `OUT/trainer_state.json` names it as transformers'
-//! Trainer does: `best_model_checkpoint`, `best_metric`, `best_global_step`.
+//! The best checkpoint: the one with the highest mean reward over the steps since the previous checkpoint. `--save-total-limit` never
+//! removes it, and `OUT/trainer_state.json` names it with the keys of transformers' Trainer: `best_model_checkpoint`, `best_metric`,
+//! `best_global_step`.
 
 use std::path::Path;
 
@@ -11,19 +11,19 @@ use crate::reporting::metrics::StepMetrics;
 use crate::run_folder::checkpoint::{self, write_synced};
 use crate::{Result, TrainError};
 
-/// The file in OUT.
+/// The name of the file in OUT.
 pub const TRAINER_STATE: &str = "trainer_state.json";
 
-/// A checkpoint with what its steps earned.
+/// A checkpoint with the mean reward of its steps.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BestCheckpoint {
-    /// Its step.
+    /// Step of the checkpoint.
     pub step: u64,
-    /// The mean reward over its steps.
+    /// Mean reward over the steps since the previous checkpoint.
     pub reward: f64,
 }
 
-/// The rewards since the last checkpoint, and the best of those before.
+/// Sums rewards since the last checkpoint and remembers the best checkpoint.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct RewardTracker {
     sum: f64,
@@ -33,14 +33,14 @@ pub struct RewardTracker {
 }
 
 impl RewardTracker {
-    /// Takes a step's reward, where it has one.
+    /// Adds the reward of a step, if it has one.
     pub fn add(&mut self, m: &StepMetrics) {
-        if let Some(reward) = m.more.get("reward").and_then(serde_json::Value::as_f64) {
+        if let Some(reward) = m.grpo.reward {
             (self.sum, self.steps) = (self.sum + reward, self.steps + 1);
         }
     }
 
-    /// A checkpoint is made of step `step`, when it is one's turn: it is the best if none earned as much before. Rewards count anew from here.
+    /// Records a scheduled checkpoint of step `step`. It becomes the best one if its mean reward is the highest so far.
     pub fn checkpoint(&mut self, step: u64) {
         if self.steps == 0 {
             return;
@@ -52,16 +52,13 @@ impl RewardTracker {
         (self.sum, self.steps) = (0.0, 0);
     }
 
-    /// Forgets a best checkpoint that is not in `out`: it lies in another folder, or was removed.
+    /// Forgets a best checkpoint that is not in `out`, for example because it was removed.
     pub fn keep_if_in(&mut self, out: &Path) {
         self.best = self.best.filter(|best| out.join(checkpoint::folder_name(best.step)).is_dir());
     }
 }
 
-/// Writes `OUT/trainer_state.json` of a run of `steps` after step `step`, if there is a best checkpoint.
-///
-/// # Errors
-/// What cannot be written.
+/// Writes `OUT/trainer_state.json` after step `step` of a run of `steps` steps, if there is a best checkpoint.
 pub fn write(out: &Path, best: Option<BestCheckpoint>, step: u64, steps: u64) -> Result<()> {
     let Some(best) = best else { return Ok(()) };
     let path = out.join(TRAINER_STATE);
@@ -81,6 +78,7 @@ pub fn write(out: &Path, best: Option<BestCheckpoint>, step: u64, steps: u64) ->
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::reporting::metrics::GrpoMetrics;
     use proptest::prelude::*;
 
     fn step(reward: f64) -> StepMetrics {
@@ -90,9 +88,9 @@ mod tests {
     }
 
     proptest! {
-        /// The best is the first of the intervals with the highest mean, also of a run that was stored and read in between.
+        /// The best checkpoint is the first interval with the highest mean, also when the tracker is stored and loaded in between.
         #[test]
-        fn the_best_is_the_first_highest_mean(
+        fn best_checkpoint_is_the_first_with_the_highest_mean(
             rewards in prop::collection::vec(-2i32..3, 1..40),
             every in 1usize..6,
             stored in 0usize..40,
@@ -120,10 +118,10 @@ mod tests {
     }
 
     #[test]
-    fn steps_without_a_reward_have_no_best() {
+    fn steps_without_rewards_have_no_best_checkpoint() {
         let mut all = RewardTracker::default();
         let mut plain = step(0.0);
-        plain.more.clear();
+        plain.grpo = GrpoMetrics::default();
         all.add(&plain);
         all.checkpoint(1);
         assert_eq!(all, RewardTracker::default());

@@ -1,5 +1,4 @@
-//! The folder that a run writes: refused when something is in it that the run would mix with, and cleared of an earlier run's
-//! files where that was asked for.
+//! The output folder of a run (OUT): refused if it has other files, cleared of an earlier run's files with `--overwrite`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -25,21 +24,36 @@ pub const SKIPPED: &str = "skipped.jsonl";
 /// `run.json` in OUT.
 pub const RUN: &str = "run.json";
 
-/// Where a run begins.
+/// Where a run starts.
 #[derive(Clone, Debug, PartialEq)]
 pub enum RunStart {
-    /// At the first step.
+    /// A fresh run starts at step 1.
     Fresh,
-    /// After the step of a checkpoint.
+    /// A resumed run continues after the step of this checkpoint folder.
     From(PathBuf),
 }
 
-/// Where the options say that the run begins. Looks, but changes nothing.
+impl RunStart {
+    /// The checkpoint of a resumed run.
+    pub fn checkpoint(&self) -> Option<&Path> {
+        match self {
+            Self::Fresh => None,
+            Self::From(folder) => Some(folder),
+        }
+    }
+
+    /// The folder with the logs to continue: that of the checkpoint's run, or `out` for a fresh run.
+    pub fn run_folder<'a>(&'a self, out: &'a Path) -> &'a Path {
+        self.checkpoint().map_or(out, |folder| folder.parent().unwrap_or(Path::new("")))
+    }
+}
+
+/// Decides from the options and the content of OUT where the run starts. Changes no file.
 pub fn start(options: &RunOptions) -> Result<RunStart> {
     let out = &options.out;
     let entries = match fs::read_dir(out) {
-        // What looking at the rows left is no run.
-        Ok(entries) => entries.filter(|entry| !entry.as_ref().is_ok_and(|entry| is_of_a_check(&entry.path()))).count(),
+        // Files of an earlier --check-data do not count.
+        Ok(entries) => entries.filter(|entry| !entry.as_ref().is_ok_and(|entry| is_check_file(&entry.path()))).count(),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => 0,
         Err(e) if e.kind() == std::io::ErrorKind::NotADirectory => {
             let what = "is a file, or lies below one";
@@ -50,16 +64,16 @@ pub fn start(options: &RunOptions) -> Result<RunStart> {
     match options.resume_from_checkpoint.as_deref() {
         Some("last") => match checkpoint::list(out)?.pop_last() {
             Some((_, path)) => Ok(RunStart::From(path)),
-            // A run that was stopped before its first checkpoint begins again.
+            // A run that was stopped before its first checkpoint starts again.
             None if entries == 0 || out.join(RUN).is_file() => Ok(RunStart::Fresh),
-            None => Err(not_empty(out, "holds no run to go on with", "give the OUT of the run, or an empty folder")),
+            None => Err(not_empty(out, "holds no run to resume", "give the OUT of the run, or an empty folder")),
         },
         Some(folder) if entries == 0 || options.overwrite || lies_in(Path::new(folder), out) => {
             Ok(RunStart::From(PathBuf::from(folder)))
         }
         Some(_) => Err(not_empty(
             out,
-            "holds something else than the run of that checkpoint",
+            "holds other files than the run of that checkpoint",
             "choose an empty folder, or give --overwrite",
         )),
         None if entries == 0 || options.overwrite => Ok(RunStart::Fresh),
@@ -71,14 +85,14 @@ pub fn start(options: &RunOptions) -> Result<RunStart> {
     }
 }
 
-fn is_of_a_check(path: &Path) -> bool {
+fn is_check_file(path: &Path) -> bool {
     path.file_name().is_some_and(|name| name == QUARANTINE || *name == *quarantine::journal_of(Path::new(QUARANTINE)))
 }
 
-/// Whether a checkpoint is one of the run in `out`.
+/// Whether the checkpoint folder lies in `out`.
 fn lies_in(checkpoint: &Path, out: &Path) -> bool {
     let real = |path: &Path| path.canonicalize().ok();
-    // A checkpoint that is not there is refused later, by its own name.
+    // A missing checkpoint is refused later, with its own error.
     real(checkpoint).is_none_or(|path| path.parent().map(Path::to_path_buf) == real(out))
 }
 
@@ -86,12 +100,12 @@ fn not_empty(out: &Path, what: &str, help: &str) -> TrainError {
     TrainError::output(format!("--out {}", out.display()), what, help)
 }
 
-/// Makes the folder, without the files of an earlier run. Refused when the model that is trained lies in it.
+/// Creates the folder or removes the files of an earlier run. Refuses a folder that contains the model to train.
 fn clear(out: &Path, model: &Path) -> Result<()> {
     fs::create_dir_all(out).map_err(|e| TrainError::write(out, e))?;
     let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
     if real(model).starts_with(real(out)) {
-        return Err(not_empty(out, "holds the model that is to be trained", "choose another folder"));
+        return Err(not_empty(out, "holds the model to train", "choose another folder"));
     }
     checkpoint::remove_partial(out)?;
     checkpoint::list(out)?.values().try_for_each(|path| checkpoint::remove(path))?;
@@ -116,8 +130,8 @@ fn clear(out: &Path, model: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The logs of a run that goes on after `step`, having skipped `skipped` rows. Lines come from the folder that the
-/// checkpoint lies in; another OUT is cleared of any other run.
+/// The logs `metrics.jsonl` and `skipped.jsonl` of a run that resumes after `step` with `skipped` skipped rows. Their lines are copied from
+/// the folder of the checkpoint's run. Another OUT is cleared of any earlier run.
 pub fn resume_logs(out: &Path, checkpoint: &Path, step: u64, skipped: usize) -> Result<(JsonlLog, JsonlLog)> {
     fs::create_dir_all(out).map_err(|e| TrainError::write(out, e))?;
     checkpoint::remove_partial(out)?;
@@ -139,7 +153,8 @@ pub fn resume_logs(out: &Path, checkpoint: &Path, step: u64, skipped: usize) -> 
     Ok((JsonlLog::resume(&out.join(METRICS), &done)?, JsonlLog::resume(&out.join(SKIPPED), &skipped_rows)?))
 }
 
-/// The logs of a new run in a folder cleared of any other, with the rows that are known to be left out.
+/// The logs `metrics.jsonl` and `skipped.jsonl` of a fresh run, in a folder cleared of any earlier run. `found` are the rows known to be
+/// unusable.
 pub fn fresh_logs(out: &Path, model: &Path, found: &[SkippedRow]) -> Result<(JsonlLog, JsonlLog)> {
     clear(out, model)?;
     let (metrics, mut skipped) = (JsonlLog::create(&out.join(METRICS))?, JsonlLog::create(&out.join(SKIPPED))?);
@@ -147,7 +162,7 @@ pub fn fresh_logs(out: &Path, model: &Path, found: &[SkippedRow]) -> Result<(Jso
     Ok((metrics, skipped))
 }
 
-/// `run.json`: every option as it was resolved, and what the run was made of.
+/// Writes `run.json`: every resolved option, the version, the device and the fingerprints of model and data.
 pub fn write_run(out: &Path, run: &Value) -> Result<()> {
     let path = out.join(RUN);
     let part = out.join(format!(".{RUN}.part"));
@@ -157,7 +172,7 @@ pub fn write_run(out: &Path, run: &Value) -> Result<()> {
     fs::rename(&part, &path).map_err(failed)
 }
 
-/// The fingerprint of the folder that a run starts from.
+/// The fingerprint of the model folder that a run starts from.
 pub fn model_hash(model: &Path) -> Result<String> {
     digest::folder(model)
 }
@@ -176,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_with_something_in_it_is_refused_unless_told() {
+    fn non_empty_folder_is_refused_without_overwrite() {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("out");
         assert_eq!(start(&options(&out)).unwrap(), RunStart::Fresh);
@@ -194,13 +209,13 @@ mod tests {
     }
 
     #[test]
-    fn the_last_checkpoint_is_the_one_of_the_most_steps_that_is_whole() {
+    fn last_resumes_the_newest_complete_checkpoint() {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path();
         let last = || RunOptions { resume_from_checkpoint: Some("last".into()), ..options(out) };
         assert_eq!(start(&last()).unwrap(), RunStart::Fresh);
         touch(out.join("x"));
-        assert!(start(&last()).unwrap_err().to_string().contains("holds no run to go on with"));
+        assert!(start(&last()).unwrap_err().to_string().contains("holds no run to resume"));
         touch(out.join(RUN));
         assert_eq!(start(&last()).unwrap(), RunStart::Fresh);
         for step in [2, 9, 10] {
@@ -216,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn clearing_takes_a_runs_files_and_leaves_the_rest() {
+    fn clearing_removes_only_the_files_of_a_run() {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("out");
         for name in [
@@ -239,6 +254,6 @@ mod tests {
         assert_eq!(left, ["notes.txt"]);
         touch(out.join("base/config.json"));
         let e = clear(&out, &out.join("base")).unwrap_err().to_string();
-        assert!(e.contains("holds the model that is to be trained"), "{e}");
+        assert!(e.contains("holds the model to train"), "{e}");
     }
 }

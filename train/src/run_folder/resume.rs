@@ -161,7 +161,7 @@ pub fn continued<O: TrainingOptions>(
     if rows.hash() != state.data_hash {
         return Err(refuse("--data", "is not the file, or no longer has the rows, of the run that wrote"));
     }
-    if let Some(row) = state.position.skipped.iter().find(|&&row| row >= rows.rows()) {
+    if let Some(row) = state.position.skipped.iter().find(|&&row| row >= rows.row_count()) {
         return Err(TrainError::output(
             folder.join(STATE).display().to_string(),
             format!("speaks of row {row}, which the data does not have"),

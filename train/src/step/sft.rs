@@ -1,4 +1,4 @@
-//! One step of supervised fine-tuning, whole: the page to read first.
+//! One step of supervised fine-tuning, on one page. [`grpo`](super::grpo) has the same shape with other data and another loss.
 
 use reel_runtime::{Cx, ops};
 
@@ -6,7 +6,7 @@ use crate::Result;
 use crate::data::sample::Sample;
 use crate::step::trainer::{MicroBatchInput, StepResult, Trainer};
 
-/// Step `n`, counted from 1, on the micro-batches that `next` gives; `None` when it gives none.
+/// Does step `n`, counted from 1, on the micro-batches that `next` returns. Returns `None` when `next` returns none.
 ///
 /// The loss of a micro-batch is the mean over its learned tokens, the loss of the step the mean over its micro-batches.
 pub fn step(
@@ -36,9 +36,10 @@ pub fn step(
         return Ok(None);
     }
     part("optimizer");
-    // Each was weighted as one of a full step; in a step of fewer, the last of a run, each weighs more.
+    // Each gradient was weighted as one of a full step. The last step of a run may have fewer micro-batches: `clip` scales them up.
     let clip = t.clip(t.hyperparameters.gradient_accumulation_steps as f32 / losses.len() as f32)?; // [norm, factor]
-    let result = StepResult::new(&losses, &clip, t.hyperparameters.learning_rate(n), tokens)?;
+    let loss = losses.iter().map(|&x| f64::from(x)).sum::<f64>() / losses.len() as f64;
+    let result = StepResult::new(loss, &clip, t.hyperparameters.learning_rate(n), tokens)?;
     if result.is_finite() {
         t.optimizer.step(&t.grads, &clip, |name| t.hyperparameters.for_parameter(name, n))?;
     }

@@ -1,4 +1,4 @@
-//! What a run holds on its device: the model, the gradients and the optimizer.
+//! What a run keeps on its device: the model, the gradients and the optimizer. [`sft`](super::sft) and [`grpo`](super::grpo) do steps with it.
 
 use std::path::Path;
 
@@ -11,73 +11,73 @@ use reel_model::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
 use reel_model::weights::{WeightLoader, WeightSource};
 use reel_runtime::optim::AdamW;
 use reel_runtime::{Category, DType, Device, Grads, Tensor};
-use serde_json::{Map, Value};
 
 use crate::data::sample::Sample;
+use crate::reporting::metrics::GrpoMetrics;
 use crate::run_folder::digest::Digest;
 use crate::step::hyperparameters::Hyperparameters;
 use crate::{Result, TrainError};
 
-/// The state of a run on a device.
+/// Model, gradients and optimizer of a run.
 #[derive(Debug)]
 pub struct Trainer {
-    /// Where it computes.
+    /// The device that computes.
     pub device: Device,
     /// Dtype of weights and activations.
     pub dtype: DType,
     /// The weights.
     pub model: Qwen25Vl,
-    /// The moments and, with bf16 weights, the lower halves of the master copy.
+    /// AdamW moments and, for bf16 weights, the low 16 bits of the master weights.
     pub optimizer: AdamW,
-    /// Gradients of the step at hand.
+    /// Gradients of the current step.
     pub grads: Grads,
-    /// Rates, decay, clipping.
+    /// Learning rates, weight decay, clipping.
     pub hyperparameters: Hyperparameters,
 }
 
-/// What a step gave.
+/// The result of a step.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StepResult {
-    /// Mean of the micro-batches' losses.
+    /// The loss of the step.
     pub loss: f64,
     /// L2 norm of all gradients together, before clipping.
     pub grad_norm: f64,
-    /// The decoder's rate.
+    /// Learning rate of the decoder.
     pub learning_rate: f64,
-    /// Tokens of all rows.
+    /// Tokens that went through the model for the gradients.
     pub tokens: usize,
-    /// What else there is to tell of the step, for `metrics.jsonl`.
-    pub more: Map<String, Value>,
-    /// What was drawn for it, for people to look at.
+    /// The metrics that only GRPO has.
+    pub grpo: GrpoMetrics,
+    /// A part of the step's rollouts for TensorBoard and Weights & Biases.
     pub preview: Option<Preview>,
 }
 
-/// Some of what a step was made of, for those who watch the run.
+/// A part of the rollouts of a step, for TensorBoard and Weights & Biases.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Preview {
     /// Rewards of all completions.
     pub rewards: Vec<f32>,
-    /// A prompt with its completions and what they were worth.
+    /// One prompt with its completions and their rewards, as Markdown.
     pub text: String,
-    /// The film or picture that the prompt is about.
+    /// Frames of the video, or the image, of that prompt.
     pub strip: Option<Png>,
 }
 
 impl StepResult {
-    pub(crate) fn new(losses: &[f32], clip: &Tensor, learning_rate: f64, tokens: usize) -> Result<Self> {
-        let loss = losses.iter().map(|&x| f64::from(x)).sum::<f64>() / losses.len() as f64;
+    /// `clip`: `[norm, factor]` of [`Trainer::clip`].
+    pub(crate) fn new(loss: f64, clip: &Tensor, learning_rate: f64, tokens: usize) -> Result<Self> {
         let grad_norm = clip.to_f32()?.first().copied().map_or(0.0, f64::from);
-        Ok(Self { loss, grad_norm, learning_rate, tokens, more: Map::new(), preview: None })
+        Ok(Self { loss, grad_norm, learning_rate, tokens, grpo: GrpoMetrics::default(), preview: None })
     }
 
-    /// Whether loss and gradients are numbers. If not, the weights were left alone.
+    /// Whether loss and gradient norm are finite. If not, the step did not update the weights.
     pub fn is_finite(&self) -> bool {
         self.loss.is_finite() && self.grad_norm.is_finite()
     }
 }
 
 impl Trainer {
-    /// Loads `weights` for training and makes room for everything that a step keeps. An adapter, where the recipe has one, is new.
+    /// Loads `weights` for training and allocates gradients and optimizer state. With LoRA the adapter is a new one.
     pub fn new(
         device: &Device,
         config: &ModelConfig,
@@ -85,11 +85,11 @@ impl Trainer {
         dtype: DType,
         hyperparameters: Hyperparameters,
     ) -> Result<Self> {
-        Self::after(device, config, weights, None, dtype, hyperparameters)
+        Self::build(device, config, weights, None, dtype, hyperparameters)
     }
 
-    /// [`Self::new`] with the adapter as it was left, where there is one.
-    fn after(
+    /// [`Self::new`], with the adapter of a checkpoint if one is given.
+    fn build(
         device: &Device,
         config: &ModelConfig,
         weights: WeightSource,
@@ -102,7 +102,7 @@ impl Trainer {
             Qwen25Vl::load(&WeightLoader { device, source: weights, dtype, trainable: &trainable }, config)?;
         if let Some(spec) = &hyperparameters.lora {
             let layers = spec.layers(config).map_err(|unknown| {
-                let what = format!("{} is no linear layer that could be trained here", unknown.target);
+                let what = format!("{} is not a linear layer of this model", unknown.target);
                 let help = format!("choose from {}, or give all-linear", unknown.known.join(", "));
                 TrainError::option("--lora-target-modules", what, help)
             })?;
@@ -121,7 +121,7 @@ impl Trainer {
         Ok(Self { device: device.clone(), dtype, model, optimizer, grads, hyperparameters })
     }
 
-    /// [`Self::new`] from the files of a folder.
+    /// [`Self::new`] from the weight files of a folder, which it returns too.
     pub fn open(
         device: &Device,
         config: &ModelConfig,
@@ -134,8 +134,7 @@ impl Trainer {
         Ok((Self::new(device, config, WeightSource::Files(&files), dtype, hyperparameters)?, files))
     }
 
-    /// Opens the model of a run, or goes on after a checkpoint: a whole model, or an adapter that stands beside `model`.
-    /// Gives the weight files that it was read from, too.
+    /// Opens the model of a run, or resumes from a checkpoint: a whole model, or an adapter on top of `model`. Returns the weight files too.
     pub fn resume(
         device: &Device,
         config: &ModelConfig,
@@ -151,8 +150,8 @@ impl Trainer {
         files.check(config)?;
         let adapter = Adapter::open(folder)?;
         adapter.check(config)?;
-        same_layers(folder, &adapter, spec, config)?;
-        let trainer = Self::after(device, config, WeightSource::Files(&files), Some(&adapter), dtype, hyperparameters)?;
+        check_adapter(folder, &adapter, spec, config)?;
+        let trainer = Self::build(device, config, WeightSource::Files(&files), Some(&adapter), dtype, hyperparameters)?;
         Ok((trainer, files))
     }
 
@@ -161,44 +160,38 @@ impl Trainer {
         ForwardOptions { checkpoint: self.hyperparameters.gradient_checkpointing, ..Default::default() }
     }
 
-    /// The gradients' norm, and the factor that the optimizer multiplies them by: f32 `[2]`. `weight` is what all gradients count.
+    /// Norm of all gradients and the factor that clips them to `max_grad_norm`: f32 `[2]`. All gradients are first scaled by `weight`.
     pub fn clip(&self, weight: f32) -> Result<Tensor> {
-        let most = self.hyperparameters.max_grad_norm as f32;
-        let clip = self.optimizer.clip(&self.device, &self.grads, most)?;
+        let max_norm = self.hyperparameters.max_grad_norm as f32;
+        let clip = self.optimizer.clip(&self.device, &self.grads, max_norm)?;
         if weight == 1.0 {
             return Ok(clip);
         }
         let norm = clip.to_f32()?.first().copied().unwrap_or(0.0) * weight;
-        let pair = [norm, weight * (most / (norm + 1e-6)).min(1.0)];
+        let pair = [norm, weight * (max_norm / (norm + 1e-6)).min(1.0)];
         Ok(Tensor::from_f32(&self.device, &[2], DType::F32, &pair, Category::Workspace)?)
     }
 
-    /// The hash of each trained tensor, in the order of their names.
-    ///
-    /// # Errors
-    /// What the device reports.
+    /// Name and hash of each trained tensor, sorted by name.
     pub fn hashes(&self) -> Result<Vec<(String, u64)>> {
         Ok(self.optimizer.fingerprints()?.into_iter().map(|(name, hash)| (name.to_string(), hash)).collect())
     }
 
-    /// Fingerprint of the trained weights, in the order of their names.
-    ///
-    /// # Errors
-    /// What the device reports.
+    /// One fingerprint of all trained weights.
     pub fn hash(&self) -> Result<String> {
         Ok(fingerprint(&self.hashes()?))
     }
 }
 
-/// One fingerprint of hashes by name.
+/// Combines named hashes into one fingerprint.
 pub fn fingerprint(hashes: &[(String, u64)]) -> String {
     let mut all = Digest::default();
     hashes.iter().for_each(|(name, hash)| all.add(name, *hash));
     all.finish()
 }
 
-/// Refuses a checkpoint whose adapter is not the run's: its options were compared, but its files may have been exchanged.
-fn same_layers(folder: &Path, adapter: &Adapter, spec: &LoraSpec, config: &ModelConfig) -> Result<()> {
+/// Refuses a checkpoint whose adapter has other layers or another scale than the options say: its files may have been replaced.
+fn check_adapter(folder: &Path, adapter: &Adapter, spec: &LoraSpec, config: &ModelConfig) -> Result<()> {
     let mut wanted: Vec<String> = spec.layers(config).unwrap_or_default().into_iter().map(|layer| layer.name).collect();
     wanted.sort();
     if adapter.layers().eq(wanted.iter().map(String::as_str)) && adapter.scale() == spec.scale() {
@@ -208,21 +201,21 @@ fn same_layers(folder: &Path, adapter: &Adapter, spec: &LoraSpec, config: &Model
     Err(TrainError::output(folder.display().to_string(), what, "resume from another checkpoint"))
 }
 
-/// A micro-batch on the device: S tokens, of which L are learned.
+/// A micro-batch of supervised fine-tuning on the device: S tokens, of which L are learned.
 #[derive(Debug)]
 pub struct MicroBatchInput {
-    /// The rows one after the other.
+    /// The packed batch.
     pub batch: Batch,
-    /// i32 `[L]`: positions whose next token is learned.
+    /// i32 `[L]`: indices of the tokens whose next token is learned.
     pub positions: Tensor,
-    /// i32 `[L]`: those next tokens.
+    /// i32 `[L]`: ids of these next tokens.
     pub targets: Tensor,
-    /// f32 `[L]`: −1/L each.
+    /// f32 `[L]`: −1/L each, so that the weighted sum of log-probabilities is the mean negative log-likelihood.
     pub weights: Tensor,
 }
 
 impl MicroBatchInput {
-    /// Packs the rows of a micro-batch.
+    /// Packs the samples of a micro-batch.
     pub fn new(t: &Trainer, samples: &[Sample]) -> Result<Self> {
         let sequences: Vec<Sequence> = samples.iter().map(Sample::sequence).collect();
         let targets = samples.iter().flat_map(|s| &s.targets).zip(0i32..).filter(|(target, _)| **target >= 0);

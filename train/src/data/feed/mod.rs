@@ -16,7 +16,7 @@ pub trait SampleSource: Send + Sync + 'static {
     /// What a row becomes.
     type Sample: Send + 'static;
     /// How many rows there are.
-    fn rows(&self) -> usize;
+    fn row_count(&self) -> usize;
     /// Prepares row `row`.
     fn sample(&self, row: usize) -> Result<Self::Sample>;
     /// Tokens of a sample.
@@ -27,7 +27,7 @@ pub trait SampleSource: Send + Sync + 'static {
 
 /// Whether an error concerns one row, so that the others can still be trained on.
 pub fn is_row_fault(e: &TrainError) -> bool {
-    matches!(e, TrainError::Row { .. } | TrainError::Data { .. })
+    matches!(e, TrainError::Row(_) | TrainError::Data(_))
 }
 
 /// How rows are put together.
@@ -154,7 +154,7 @@ impl<S: SampleSource> BatchFeed<S> {
     fn skip(&mut self, row: usize, e: &TrainError) -> Result<SkippedRow> {
         self.bad.insert(row);
         let (location, line) = self.ahead.location(row);
-        if self.bad.len() >= self.ahead.rows() {
+        if self.bad.len() >= self.ahead.row_count() {
             return Err(length::no_usable_row(&location, &e.to_string()));
         }
         Ok(SkippedRow { row, line, reason: e.to_string() })
@@ -205,8 +205,8 @@ impl<S: SampleSource> Prefetcher<S> {
         self.order.row(slot)
     }
 
-    fn rows(&self) -> usize {
-        self.shared.source.rows()
+    fn row_count(&self) -> usize {
+        self.shared.source.row_count()
     }
 
     fn location(&self, row: usize) -> (String, usize) {

@@ -6,7 +6,7 @@ struct DataSource(Vec<Option<usize>>);
 
 impl SampleSource for DataSource {
     type Sample = (usize, usize);
-    fn rows(&self) -> usize {
+    fn row_count(&self) -> usize {
         self.0.len()
     }
     fn sample(&self, row: usize) -> Result<Self::Sample> {

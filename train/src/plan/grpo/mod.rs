@@ -20,7 +20,7 @@ use crate::options::{GrpoOptions, TrainingOptions};
 use crate::rollout::group::groups_from_file;
 use crate::rollout::sampler::Sampler;
 use crate::rollout::siglip::SiglipScorer;
-use crate::rollout::{Completion, Group, Prompt, RolloutSet};
+use crate::rollout::{CompletionTokens, Group, Prompt, RolloutSet};
 use crate::run::grpo::{Grpo, GrpoSetup};
 use crate::run::{self, BatchCursor, TrainLoop};
 use crate::run_folder::checkpoint::checkpoint_bytes;
@@ -63,9 +63,9 @@ pub fn with_data(setup: &GrpoSetup, files: StoredDType) -> Result<Plan> {
     let options = setup.options;
     options.validate_values()?;
     let prompts = Arc::new(Grpo::open_rows(setup)?);
-    let skipped: Vec<usize> = run::skipped_rows(options, &*prompts)?.into_iter().map(|row| row.row).collect();
-    let rows = prompts.rows();
-    let order = run::order(options.no_shuffle, rows, setup.seed);
+    let skipped: Vec<usize> = run::unusable_rows(options, &*prompts)?.into_iter().map(|row| row.row).collect();
+    let rows = prompts.row_count();
+    let order = run::row_order(options.no_shuffle, rows, setup.seed);
     let mut batching = Grpo::batching(options, rows);
     let sets = MAX_ROWS.div_ceil(batching.rows as u64);
     let sets = options.fixed_steps().map_or(sets, |steps| sets.min(steps.div_ceil(options.num_iterations)));
@@ -202,7 +202,8 @@ impl<'a> Counter<'a> {
     /// Completions of the longest length that is allowed.
     fn group(&self, prompt: Prompt) -> Group {
         let longest = self.options.max_completion_length;
-        let completion = Completion { ids: vec![0; longest], counted: longest, log_probs: vec![0.0; longest] };
+        let completion =
+            CompletionTokens { ids: vec![0; longest], learned_len: longest, log_probs: vec![0.0; longest] };
         let n = self.options.num_generations;
         Group {
             prompt: Arc::new(prompt),
@@ -221,7 +222,7 @@ impl<'a> Counter<'a> {
 impl Prompt {
     /// A prompt of which only the size is known.
     fn of_size(tokens: reel_model::input::ModelInput) -> Self {
-        Self { row: 0, location: String::new(), tokens, asked: Value::Null, columns: Map::new(), given: None }
+        Self { row: 0, location: String::new(), tokens, content: Value::Null, columns: Map::new(), given: None }
     }
 }
 

@@ -3,6 +3,7 @@
 use std::fs;
 
 use super::*;
+use crate::reporting::metrics::GrpoMetrics;
 
 fn line(step: u64) -> StepMetrics {
     StepMetrics {
@@ -15,7 +16,7 @@ fn line(step: u64) -> StepMetrics {
         step_seconds: 2.0,
         peak_bytes: 7,
         hash: "00".into(),
-        more: Map::new(),
+        grpo: GrpoMetrics::default(),
     }
 }
 

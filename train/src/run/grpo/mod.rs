@@ -1,12 +1,13 @@
-//! Group-relative policy optimisation: groups of completions of one prompt, each learned by how much better it was than the others.
+//! `reel grpo`: group-relative policy optimization (GRPO). Each step samples a group of completions for every prompt, scores them, and
+//! trains on the advantage of each completion within its group.
 //!
-//! | stage | type out | where |
+//! | stage | output | file |
 //! |---|---|---|
-//! | row → prompt | `Prompt` | `prompts.rs` |
-//! | prompt → completions | `Rollout`; given: `Group` | `draws.rs`, `rollout.rs`; `given.rs` |
-//! | completions → rewards → advantages | `Scores`, `Group`, [`RolloutSet`] | `judge.rs`, `group.rs` |
-//! | groups → one packed row a micro-batch | `Packed` | `packed.rs` |
-//! | log-probabilities → loss, gradients, new weights | [`StepResult`] | `step.rs` |
+//! | row → prompt | `Prompt` | `rollout/prompts.rs` |
+//! | prompt → completions | `Rollout`; with `--rollouts`: `Group` | `rollout/sampler.rs`, `rollout/worker.rs`; `rollout/given.rs` |
+//! | completions → rewards → advantages | `Scores`, `Group`, [`RolloutSet`] | `rollout/scorer.rs`, `rollout/group.rs` |
+//! | groups → packed batch | `PackedGroups` | `step/packing.rs` |
+//! | log-probabilities → loss, gradients, update | [`StepResult`] | `step/grpo.rs` |
 
 #[cfg(test)]
 mod tests;
@@ -21,11 +22,10 @@ use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_model::text::TextDecoder;
 use reel_model::weights::{WeightLoader, WeightSource};
 
-use serde_json::Map;
-
 use crate::Result;
 use crate::data::feed::{BatchFeed, BatchOptions};
 use crate::options::GrpoOptions;
+use crate::reporting::metrics::GrpoMetrics;
 use crate::rollout::worker::RolloutWorker;
 use crate::rollout::{PromptSource, RolloutSet, group, records};
 use crate::run::replay::{self, ReplayReport};
@@ -36,12 +36,12 @@ use crate::step::trainer::{StepResult, Trainer};
 /// What a run is given.
 pub type GrpoSetup<'a> = run::RunSetup<'a, GrpoOptions>;
 
-/// Runs to the end, or to the point where `setup.stop` turns true.
+/// Trains to the last step, or until `setup.stop` becomes true.
 pub fn run(setup: &GrpoSetup) -> Result<RunSummary> {
     run::run::<Grpo>(setup)
 }
 
-/// Looks at every row and trains nothing.
+/// Checks every row of the data, including its media, without training.
 pub fn check(setup: &GrpoSetup) -> Result<DataCheck> {
     run::check::<Grpo>(setup)
 }
@@ -51,20 +51,20 @@ pub fn replay_step(setup: &GrpoSetup, recorded: &Path, step: u64, want: &str) ->
     replay::replay::<Grpo>(setup, recorded, step, want)
 }
 
-/// Where a checkpoint keeps the set of completions that is still in use.
-pub(crate) const SET: &str = "training/set.json";
+/// The file in a checkpoint with the rollout set that further steps train on.
+pub(crate) const SET_FILE: &str = "training/set.json";
 
-/// Groups of completions, and what they are compared with.
+/// The GRPO training loop.
 pub(crate) struct Grpo<'a> {
     options: &'a GrpoOptions,
     rows: Arc<PromptSource>,
     feed: BatchFeed<PromptSource>,
     stop: &'a AtomicBool,
-    /// The first weights, if the loss asks for the distance from them.
+    /// The initial weights, for the KL term; `None` with `--beta 0`.
     reference: Option<Qwen25Vl>,
-    /// What draws completions, where none are given.
-    rollout: Option<RolloutWorker<'a>>,
-    /// The completions at hand, with the steps that were made on them.
+    /// Samples completions; `None` with `--rollouts` and in a replay.
+    worker: Option<RolloutWorker<'a>>,
+    /// The groups that the next step trains on.
     set: Option<RolloutSet>,
 }
 
@@ -102,7 +102,7 @@ impl<'a> TrainLoop<'a> for Grpo<'a> {
         trainer: &mut Trainer,
         from: Option<&Path>,
     ) -> Result<Self> {
-        let set = match from.map(|folder| folder.join(SET)).filter(|path| path.exists()) {
+        let set = match from.map(|folder| folder.join(SET_FILE)).filter(|path| path.exists()) {
             Some(path) => Some(RolloutSet::read(&path, &rows)?),
             None => None,
         };
@@ -111,11 +111,11 @@ impl<'a> TrainLoop<'a> for Grpo<'a> {
             true => Some(first_weights(setup, trainer)?),
             false => None,
         };
-        let rollout = match (&setup.options.rollouts, &setup.options.recorded) {
+        let worker = match (&setup.options.rollouts, &setup.options.recorded) {
             (Some(_), _) | (_, Some(_)) => None,
             (None, None) => Some(RolloutWorker::new(setup, rows.clone(), trainer)?),
         };
-        Ok(Self { rollout, options: setup.options, rows, feed, stop: setup.stop, reference, set })
+        Ok(Self { worker, options: setup.options, rows, feed, stop: setup.stop, reference, set })
     }
 
     fn step(&mut self, trainer: &mut Trainer, n: u64, cursor: &mut BatchCursor) -> Result<Option<StepResult>> {
@@ -124,54 +124,56 @@ impl<'a> TrainLoop<'a> for Grpo<'a> {
         }
         let Some(set) = &mut self.set else { return Ok(None) };
         let result = step::step(trainer, self.options, self.reference.as_ref(), set, n)?;
-        self.rollout.as_mut().map_or(Ok(()), RolloutWorker::settle)?;
+        self.worker.as_mut().map_or(Ok(()), RolloutWorker::wait_for_records)?;
         Ok(Some(result))
     }
 
-    fn save(&self) -> Result<Vec<(&'static str, Vec<u8>)>> {
+    fn resume_files(&self) -> Result<Vec<(&'static str, Vec<u8>)>> {
         let unfinished = self.set.as_ref().filter(|set| set.uses < self.options.num_iterations);
-        unfinished.map(|set| Ok((SET, set.stored()?))).into_iter().collect()
+        unfinished.map(|set| Ok((SET_FILE, set.to_json()?))).into_iter().collect()
     }
 }
 
 impl Grpo<'_> {
-    /// The set that step `n` begins with; `None` at the end of the data.
+    /// A new set for step `n`; `None` at the end of the data.
     fn next_set(&mut self, n: u64, cursor: &mut BatchCursor) -> Result<Option<RolloutSet>> {
         if let Some(folder) = &self.options.recorded {
             let mut groups = records::read(folder, n, self.options, &self.rows)?;
-            // Before advantages are computed, as where they were drawn: those of the step may all count.
+            // With dynamic sampling the recorded step may have more groups than it trained on.
             groups.truncate(self.options.groups_per_step());
             return Ok(Some(RolloutSet::new(groups, self.options.scale_rewards)));
         }
-        let (groups, more, preview) = match &mut self.rollout {
-            Some(rollout) => match rollout.next(n, &mut self.feed, cursor)? {
-                Some(drawing) => (drawing.groups, drawing.more, Some(drawing.preview)),
+        let (groups, metrics, preview) = match &mut self.worker {
+            Some(worker) => match worker.next_groups(n, &mut self.feed, cursor)? {
+                Some(batch) => (batch.groups, batch.metrics, Some(batch.preview)),
                 None => return Ok(None),
             },
             None => match cursor.next_batch(&mut self.feed, self.stop)? {
-                Some(batch) => {
-                    (group::groups_from_file(self.options, batch.samples, self.rows.stop_ids()), Map::new(), None)
-                }
+                Some(batch) => (
+                    group::groups_from_file(self.options, batch.samples, self.rows.stop_ids()),
+                    GrpoMetrics::default(),
+                    None,
+                ),
                 None => return Ok(None),
             },
         };
-        Ok(Some(RolloutSet { more, preview, ..RolloutSet::new(groups, self.options.scale_rewards) }))
+        Ok(Some(RolloutSet { metrics, preview, ..RolloutSet::new(groups, self.options.scale_rewards) }))
     }
 }
 
-/// The weights that the run began with, read in place where their dtype allows.
+/// The reference model: the weights that the run started from.
 fn first_weights(setup: &GrpoSetup, trainer: &Trainer) -> Result<Qwen25Vl> {
     let files = Checkpoint::open(setup.model)?;
     reference(trainer, WeightSource::Files(&files))
 }
 
-/// The model that the loss keeps near: `weights`, which the run began with; where an adapter is trained, the model without it.
+/// The reference model of the KL term with `weights`, which the run started from. With LoRA it is the model without its adapter.
 pub(crate) fn reference(trainer: &Trainer, weights: WeightSource) -> Result<Qwen25Vl> {
     let (policy, config) = (&trainer.model, &trainer.model.config);
     let loader = WeightLoader { device: &trainer.device, source: weights, dtype: trainer.dtype, trainable: &|_| false };
     let mut reference = match (trainer.hyperparameters.lora.is_some(), policy.trains_vision()) {
         (true, _) => policy.without_adapter(),
-        // One tower, and one store of what it makes of media, serve both.
+        // A frozen vision tower and its feature cache are shared by policy and reference.
         (false, false) => Qwen25Vl { text: TextDecoder::load(&loader, config)?, ..policy.clone() },
         (false, true) => Qwen25Vl::load(&loader, config)?,
     };
@@ -179,14 +181,14 @@ pub(crate) fn reference(trainer: &Trainer, weights: WeightSource) -> Result<Qwen
     Ok(reference)
 }
 
-/// Bytes of vision tokens that are kept of a tower, in the host's memory.
+/// Host memory for the vision tokens that a feature cache keeps, in bytes.
 const MAX_FEATURES: usize = 256 << 20;
 
 fn features() -> Arc<FeatureCache> {
     Arc::new(FeatureCache::new(MAX_FEATURES))
 }
 
-/// What the policy's tower makes of media is kept where nothing of it is trained. Before anything shares the model.
+/// Gives the policy a feature cache if its vision tower is not trained. Must run before anything shares the model.
 pub(crate) fn keep_features(trainer: &mut Trainer) {
     trainer.model.features = (!trainer.model.trains_vision()).then(features);
 }

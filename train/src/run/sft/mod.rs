@@ -86,7 +86,7 @@ impl<'a> TrainLoop<'a> for Sft<'a> {
     }
 
     /// Nothing: its place in the data is the run's.
-    fn save(&self) -> Result<Vec<(&'static str, Vec<u8>)>> {
+    fn resume_files(&self) -> Result<Vec<(&'static str, Vec<u8>)>> {
         Ok(Vec::new())
     }
 }

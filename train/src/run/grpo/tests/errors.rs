@@ -65,7 +65,10 @@ fn given_completions_are_held_against_options_and_data() {
         (group(1).to_string(), "r.jsonl:2: row: is 1, but the data has 1 rows"),
         (with("completions", json!([[1], [2]])), "r.jsonl:2: completions: are 2, but --num-generations is 4"),
         (with("rewards", json!([1, 2])), "r.jsonl:2: rewards: are 2 for 4 completions"),
-        (with("completions", json!([[1], [2], [3], [-4]])), "r.jsonl:2: completions: have id -4"),
+        (
+            with("completions", json!([[1], [2], [3], [-4]])),
+            "r.jsonl:2: is not a group of completions: invalid value: integer `-4`",
+        ),
         (with("completions", json!([[1], [2], [3], [99999]])), "r.jsonl:2: completions: have id 99999"),
         (with("completions", json!([[1], [2], [3], [1, film, 2]])), "the pad token of an image or video"),
         (

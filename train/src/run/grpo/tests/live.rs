@@ -66,12 +66,12 @@ fn what_is_drawn_is_what_is_trained_to_the_bit() {
     let lines = metrics(&dir.path().join("out"));
     assert_eq!(lines.len(), 4);
     for line in &lines {
-        assert_eq!(line.more["rollout_drift"], json!(0.0), "step {}", line.step);
-        assert!(line.more["entropy"].as_f64().unwrap() > 0.5 && line.more["rewards/accuracy"].is_number());
-        assert!(line.more["completion_length"].as_f64().unwrap() > 0.0);
+        assert_eq!(line.grpo.rollout_drift, Some(0.0), "step {}", line.step);
+        assert!(line.grpo.entropy.unwrap() > 0.5 && line.grpo.rewards.iter().any(|(name, _)| name == "accuracy"));
+        assert!(line.grpo.completion_length.unwrap() > 0.0);
     }
     // Weights move, so the distance from the first ones grows.
-    assert!(lines[0].more["kl"] == json!(0.0) && lines[3].more["kl"].as_f64().unwrap() > 0.0);
+    assert!(lines[0].grpo.kl == Some(0.0) && lines[3].grpo.kl.unwrap() > 0.0);
 }
 
 #[test]
@@ -121,7 +121,7 @@ fn a_resumed_run_is_the_unbroken_one_also_between_two_steps_on_one_set() {
         assert_eq!(timeless(&whole), timeless(&broken), "{iterations} iterations, stopped after {first}");
         for line in metrics(&broken) {
             let drew = (line.step - 1).is_multiple_of(iterations);
-            assert_eq!(line.more["rollout_seconds"].as_f64() > Some(0.0), drew, "step {}", line.step);
+            assert_eq!(line.grpo.rollout_seconds > Some(0.0), drew, "step {}", line.step);
         }
         // The length of the run, which the checkpoints before the stop speak of, was another one then.
         for step in first + 1..=4 {
@@ -139,13 +139,13 @@ fn groups_without_differences_are_drawn_again_from_further_rows() {
     let command = "while read -r line; do case $line in *colour*) echo 1;; *) echo ${#line};; esac; done";
     let plain = live(dir.path(), "plain").with(|o| o.reward_command = Some(command.into()));
     plain.run().unwrap();
-    let zero = |m: &StepMetrics| m.more["reward_std"] == json!(0.0);
+    let zero = |m: &StepMetrics| m.grpo.reward_std == Some(0.0);
     assert!(metrics(&dir.path().join("plain")).iter().any(zero));
     let dynamic = live(dir.path(), "dynamic");
     dynamic.with(|o| (o.reward_command, o.dynamic_sampling) = (Some(command.into()), true)).run().unwrap();
     let lines = metrics(&dir.path().join("dynamic"));
     assert!(!lines.iter().any(zero), "{lines:?}");
-    assert!(lines.iter().any(|m| m.more["dropped_groups"].as_u64() > Some(0)));
+    assert!(lines.iter().any(|m| m.grpo.dropped_groups > Some(0)));
     let same = live(dir.path(), "same").with(|o| {
         (o.reward_command, o.dynamic_sampling) = (Some("while read -r line; do echo 1; done".into()), true);
     });
@@ -181,9 +181,9 @@ fn eight_completions_about_a_film_cost_one_encode_of_its_frames() {
     case.run().unwrap();
     let lines = metrics(&dir.path().join("out"));
     // Four frames; in the next steps they are known, those to shuffled frames are not judged.
-    let encoded: Vec<Option<u64>> = lines.iter().map(|m| m.more["frames_encoded"].as_u64()).collect();
+    let encoded: Vec<Option<u64>> = lines.iter().map(|m| m.grpo.frames_encoded).collect();
     assert_eq!(encoded, [Some(4), Some(0), Some(0)]);
-    assert!(lines.iter().all(|m| m.more.contains_key("rewards/semantic")), "{lines:?}");
+    assert!(lines.iter().all(|m| m.grpo.rewards.iter().any(|(name, _)| name == "semantic")), "{lines:?}");
     let e = super::live::case(dir.path(), "none", &film).with(|o| o.siglip = Some(dir.path().to_path_buf()));
     let e = e.run().unwrap_err().to_string();
     assert!(e.contains("config.json") && e.contains("; "), "{e}");
@@ -195,7 +195,7 @@ fn completions_can_have_a_fixed_length_and_truncated_ones_can_be_left_out() {
     let dir = tempfile::tempdir().unwrap();
     live(dir.path(), "fixed").with(|o| o.min_completion_length = 12).run().unwrap();
     for line in metrics(&dir.path().join("fixed")) {
-        assert_eq!(line.more["completion_length"], json!(12.0));
+        assert_eq!(line.grpo.completion_length, Some(12.0));
     }
     let masked = live(dir.path(), "masked").with(|o| {
         (o.min_completion_length, o.mask_truncated_completions, o.beta) = (12, true, 0.0);
@@ -236,7 +236,7 @@ fn the_simulator_draws_what_it_trains() {
     .unwrap();
     let lines = metrics(&dir.path().join("sim"));
     // The kernel that draws adds a row's exponentials up in another order than the one that trains.
-    let drift = lines[0].more["rollout_drift"].as_f64().unwrap();
+    let drift = lines[0].grpo.rollout_drift.unwrap();
     assert!(drift <= 1e-6, "{drift:e}");
 }
 

@@ -1,7 +1,7 @@
 //! One copy of a group's prompt instead of one a completion: the same loss and gradients, from fewer tokens.
 
 use super::*;
-use crate::rollout::{Completion, Group, Prompt};
+use crate::rollout::{CompletionTokens, Group, Prompt};
 use crate::step::packing::PackedGroups;
 use crate::testing::changes;
 use reel_model::config::ModelConfig;
@@ -85,11 +85,11 @@ fn tokens(prompt: usize, completions: &[usize], shared: bool) -> usize {
         row: 0,
         location: String::new(),
         tokens,
-        asked: Value::Null,
+        content: Value::Null,
         columns: serde_json::Map::new(),
         given: None,
     };
-    let completion = |&n: &usize| Completion::new(vec![2; n], &[], false);
+    let completion = |&n: &usize| CompletionTokens::new(vec![2; n], Vec::new(), &[], false);
     let group = Group {
         prompt: Arc::new(prompt),
         completions: completions.iter().map(completion).collect(),

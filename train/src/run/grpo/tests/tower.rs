@@ -95,5 +95,5 @@ fn the_references_tower_is_the_first_one_where_the_policys_is_trained() {
     });
     case.run().unwrap();
     let lines = metrics(&dir.path().join("out"));
-    assert!(lines[0].more["kl"] == json!(0.0) && lines[2].more["kl"].as_f64().unwrap() > 0.0, "{lines:?}");
+    assert!(lines[0].grpo.kl == Some(0.0) && lines[2].grpo.kl.unwrap() > 0.0, "{lines:?}");
 }

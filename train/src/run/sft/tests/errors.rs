@@ -79,7 +79,7 @@ fn looking_at_every_row_can_be_stopped() {
     let dir = tempfile::tempdir().unwrap();
     let case = on_rows(dir.path(), GOOD).with(|o| o.check_data = true);
     case.stop.store(true, Ordering::Relaxed);
-    assert!(said(&case).contains("rows.jsonl:1: stopped after step 0; run it again"));
+    assert!(said(&case).contains("rows.jsonl:1: stopped before the first step; run it again"));
     // The journal alone is left, and is no run: the next call begins.
     let left: Vec<_> = fs::read_dir(dir.path().join("out")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(left, ["quarantine.jsonl.journal"]);
@@ -177,5 +177,5 @@ fn a_used_folder_and_a_model_inside_it_are_refused() {
     case.with(|o| o.overwrite = true).run().unwrap();
     let model = dir.path().join("out").display().to_string();
     let e = said(&on_rows(dir.path(), GOOD).with(|o| (o.model, o.overwrite) = (model, true)));
-    assert!(e.contains("holds the model that is to be trained"), "{e}");
+    assert!(e.contains("holds the model to train"), "{e}");
 }

@@ -116,7 +116,7 @@ fn a_stop_request_leaves_what_can_be_resumed() {
     let asked = case(&stopped);
     asked.stop.store(true, Ordering::Relaxed);
     let e = asked.run().unwrap_err();
-    assert!(matches!(e, TrainError::Stopped { step: 0, .. }), "{e}");
+    assert!(matches!(e, TrainError::Stopped(_)) && e.to_string().contains("stopped after step 0; "), "{e}");
     // Asked to stop as soon as the first line of metrics is there: inside a later step, wherever that is.
     let running = case(&stopped).with(|o| (o.overwrite, o.save_steps) = (true, 100));
     let e = std::thread::scope(|scope| {
@@ -131,8 +131,7 @@ fn a_stop_request_leaves_what_can_be_resumed() {
     if let Err(e) = e {
         let said = e.to_string();
         assert!(said.contains("stopped after step ") && said.contains("--resume-from-checkpoint last"), "{said}");
-        let TrainError::Stopped { step, .. } = e else { panic!("{said}") };
-        assert!(stopped.join(format!("checkpoint-{step}")).is_dir());
+        assert!(matches!(e, TrainError::Stopped(_)) && checkpoint::list(&stopped).unwrap().len() == 1, "{said}");
         case(&stopped).with(|o| (o.resume_from_checkpoint, o.save_steps) = (Some("last".into()), 100)).run().unwrap();
     }
     assert_eq!(timeless(&whole), timeless(&stopped));
@@ -157,7 +156,7 @@ fn a_checkpoint_goes_on_in_another_folder() {
     fs::create_dir(&second).unwrap();
     fs::write(second.join(output::METRICS), "of another run").unwrap();
     let e = case(&second).with(from).run().unwrap_err().to_string();
-    assert!(e.contains("second: holds something else than the run of that checkpoint; "), "{e}");
+    assert!(e.contains("second: holds other files than the run of that checkpoint; "), "{e}");
     case(&second).with(from).with(|o| o.overwrite = true).run().unwrap();
     assert_eq!(timeless(&whole), timeless(&second));
     assert_same_files(&whole.join("checkpoint-4"), &second.join("checkpoint-4"));
