@@ -1,4 +1,5 @@
-//! `reel grpo` and `reel replay` through the binary: killed runs go on to the same bits, steps can be done again, bad input.
+//! `reel grpo` and `reel replay` through the binary: resume of killed runs, replay of steps, planned memory, invalid
+//! input.
 
 mod support;
 #[path = "support/tensors.rs"]
@@ -15,7 +16,7 @@ use serde_json::{Value, json};
 use support::{golden, reel, run, run_in, tiny_model};
 
 /// A folder with a tiny model and rows of text.
-fn workshop() -> tempfile::TempDir {
+fn training_folder() -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("a folder");
     tiny_model(folder.path());
     let row = |i: usize| {
@@ -28,7 +29,7 @@ fn workshop() -> tempfile::TempDir {
     folder
 }
 
-/// The command of a run whose completions are worth their lines' length.
+/// The arguments of a run that rewards each completion by the length of its JSON row.
 fn grpo(out: &str, more: &[&str]) -> Vec<String> {
     let own = "while read -r line; do echo ${#line}; done";
     let fixed = [
@@ -56,7 +57,7 @@ fn grpo(out: &str, more: &[&str]) -> Vec<String> {
     fixed.iter().chain(more).map(|s| s.to_string()).collect()
 }
 
-/// The lines of metrics.jsonl without what depends on the clock.
+/// The lines of metrics.jsonl without the fields that depend on the clock.
 fn timeless(out: &Path) -> Vec<Value> {
     let text = fs::read_to_string(out.join("metrics.jsonl")).expect("metrics.jsonl");
     let timeless = |line: &str| {
@@ -70,22 +71,22 @@ fn timeless(out: &Path) -> Vec<Value> {
 }
 
 #[test]
-fn steps_on_given_completions_are_the_references() {
+fn golden_grpo_steps_match_the_reference() {
     for case in support::entries(&golden("grpo")) {
         training::check(reel(), &format!("grpo/{case}"), &[]);
     }
 }
 
 #[test]
-fn a_run_that_is_killed_again_and_again_ends_with_the_weights_of_the_unbroken_one() {
-    let folder = workshop();
+fn repeatedly_killed_run_equals_uninterrupted_run() {
+    let folder = training_folder();
     let at = folder.path();
     let more = ["--max-steps", "30", "--num-iterations", "2", "--save-steps", "2", "--save-total-limit", "2"];
     let begun = Instant::now();
     run_in(at, grpo("whole", &more)).ok();
     let whole = begun.elapsed();
     let mut kills = 0;
-    // Moments spread over the run and over what a save takes.
+    // Kill times spread over the run and over the writing of checkpoints.
     for i in 0u32.. {
         let resumed = grpo("broken", &[&more[..], &["--resume-from-checkpoint", "last"]].concat());
         let mut child = reel().current_dir(at).args(resumed).stdout(Stdio::null()).spawn().expect("it starts");
@@ -101,7 +102,7 @@ fn a_run_that_is_killed_again_and_again_ends_with_the_weights_of_the_unbroken_on
         child.wait().expect("it ends");
         kills += 1;
     }
-    assert!(kills >= 3, "the run was over after {kills} kills");
+    assert!(kills >= 3, "the run ended after {kills} kills");
     let (whole, broken) = (at.join("whole"), at.join("broken"));
     assert_eq!(timeless(&whole), timeless(&broken));
     let weights = |out: &Path| fs::read(out.join("model.safetensors")).expect("weights");
@@ -118,7 +119,7 @@ fn a_run_that_is_killed_again_and_again_ends_with_the_weights_of_the_unbroken_on
     assert_eq!(rollouts(&whole), rollouts(&broken));
 }
 
-/// Folders of half-written checkpoints in OUT.
+/// The hidden folders of incomplete checkpoints in OUT.
 fn drafts(out: &Path) -> Vec<String> {
     let Ok(entries) = fs::read_dir(out) else { return Vec::new() };
     let names = entries.filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned()));
@@ -126,18 +127,18 @@ fn drafts(out: &Path) -> Vec<String> {
 }
 
 #[test]
-fn a_run_that_is_killed_while_checkpoints_are_written_loses_no_other() {
-    let folder = workshop();
+fn run_killed_while_writing_a_checkpoint_keeps_the_others() {
+    let folder = training_folder();
     let at = folder.path();
     let more = ["--max-steps", "24", "--num-iterations", "2", "--save-steps", "2", "--save-total-limit", "2"];
     run_in(at, grpo("whole", &more)).ok();
     let (whole, broken) = (at.join("whole"), at.join("broken"));
     let (mut kills, mut left) = (0, 0);
-    // At the first, the second or the third checkpoint that a life writes: some have to be finished.
+    // Kills the process while it writes its first, second or third checkpoint, so that some checkpoints complete.
     for life in 0..9 {
         let resumed = grpo("broken", &[&more[..], &["--resume-from-checkpoint", "last"]].concat());
         let mut child = reel().current_dir(at).args(resumed).stdout(Stdio::null()).spawn().expect("it starts");
-        // What the last life left is swept away at the start.
+        // The start of a run removes incomplete folders of earlier processes.
         let old = drafts(&broken);
         let (mut seen, begun) = (Vec::new(), Instant::now());
         while seen.len() <= life % 3 && child.try_wait().expect("a child").is_none() {
@@ -165,8 +166,8 @@ fn a_run_that_is_killed_while_checkpoints_are_written_loses_no_other() {
 }
 
 #[test]
-fn the_best_checkpoint_is_named_and_kept() {
-    let folder = workshop();
+fn best_checkpoint_is_named_and_kept() {
+    let folder = training_folder();
     let at = folder.path();
     run_in(at, grpo("out", &["--max-steps", "9", "--save-steps", "2", "--save-total-limit", "1"])).ok();
     let rewards: Vec<f64> =
@@ -189,8 +190,8 @@ fn the_best_checkpoint_is_named_and_kept() {
 }
 
 #[test]
-fn lines_tell_rewards_and_the_time_that_is_left() {
-    let folder = workshop();
+fn progress_lines_show_reward_and_remaining_time() {
+    let folder = training_folder();
     let args: Vec<String> = grpo("out", &["--max-steps", "2"]).into_iter().filter(|arg| arg != "--quiet").collect();
     let run = run_in(folder.path(), args);
     let line =
@@ -201,8 +202,8 @@ fn lines_tell_rewards_and_the_time_that_is_left() {
 }
 
 #[test]
-fn any_step_can_be_done_again_and_a_difference_is_named() {
-    let folder = workshop();
+fn replay_repeats_any_step_and_names_a_difference() {
+    let folder = training_folder();
     let at = folder.path();
     run_in(at, grpo("out", &["--max-steps", "5", "--save-steps", "3", "--num-iterations", "2"])).ok();
     let replay = |step: &str| run_in(at, ["replay", "out", "--step", step, "--json"]);
@@ -210,7 +211,7 @@ fn any_step_can_be_done_again_and_a_difference_is_named() {
         let said = replay(step).json();
         assert_eq!(said, json!({"step": step.parse::<u64>().unwrap(), "from": from, "same": true, "tensor": null}));
     }
-    // What the run drew is not what it drew.
+    // A changed record of the rollouts changes the replayed weights.
     let path = at.join("out/rollouts/000005.jsonl");
     let mut line: Value = serde_json::from_str(fs::read_to_string(&path).expect("rollouts").trim()).expect("JSON");
     line["rewards"] = json!([3.0, 2.0, 1.0, 0.0]);
@@ -226,10 +227,11 @@ fn any_step_can_be_done_again_and_a_difference_is_named() {
 }
 
 #[test]
-fn steps_that_left_groups_out_can_be_done_again_too() {
-    let folder = workshop();
+fn replay_repeats_steps_with_dynamic_sampling() {
+    let folder = training_folder();
     let at = folder.path();
-    // Three groups a step; those of four of the seven rows make no difference, so that a second draw brings more than are needed.
+    // Three groups per step. The groups of four of the seven rows have equal rewards, so that a second round gives more
+    // groups than needed.
     let own = "while read -r line; do case $line in *'is 1'*|*'is 3'*|*'is 4'*|*'is 6'*) echo 1;; *) echo ${#line};; esac; done";
     let more =
         ["--max-steps", "3", "--dynamic-sampling", "--scale-rewards", "batch", "--gradient-accumulation-steps", "3"];
@@ -243,10 +245,10 @@ fn steps_that_left_groups_out_can_be_done_again_too() {
 }
 
 #[test]
-fn steps_can_be_done_again_of_a_run_that_was_given_another_length() {
-    let folder = workshop();
+fn replay_follows_changed_run_lengths() {
+    let folder = training_folder();
     let at = folder.path();
-    // Rates that follow the length, in a warm-up and after it.
+    // The learning rates of warmup and decay depend on the planned length.
     let more = ["--save-steps", "3", "--warmup-ratio", "0.3", "--lr-scheduler-type", "cosine"];
     let run = |steps: &str, rest: &[&str]| {
         run_in(at, grpo("out", &[&["--max-steps", steps], &more[..], rest].concat())).ok().len()
@@ -261,7 +263,7 @@ fn steps_can_be_done_again_of_a_run_that_was_given_another_length() {
     for (step, from) in [("1", 0), ("4", 3), ("5", 4), ("6", 4), ("7", 6)] {
         again(step, from);
     }
-    // Through all lengths from the start.
+    // Replays through all planned lengths from the start.
     for n in ["3", "4", "6", "7"] {
         fs::remove_dir_all(at.join(format!("out/checkpoint-{n}"))).expect("removed");
     }
@@ -269,8 +271,8 @@ fn steps_can_be_done_again_of_a_run_that_was_given_another_length() {
 }
 
 #[test]
-fn a_step_of_fine_tuning_can_be_done_again_too() {
-    let folder = workshop();
+fn replay_repeats_sft_steps() {
+    let folder = training_folder();
     let at = folder.path();
     let row = json!({"messages": [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]});
     fs::write(at.join("chats.jsonl"), row.to_string()).expect("rows");
@@ -298,10 +300,10 @@ fn a_step_of_fine_tuning_can_be_done_again_too() {
 }
 
 #[test]
-fn the_report_shows_curves_and_rollouts_with_their_frames_and_stands_alone() {
-    let folder = workshop();
+fn report_is_one_page_with_curves_rollouts_and_frames() {
+    let folder = training_folder();
     let at = folder.path();
-    // Rows of the recipes' layout about films as lists of pictures, answers to shuffled frames among them.
+    // Rows in the recipes' layout with videos as lists of images, and T-GRPO.
     let frames: Vec<String> = (0..4)
         .map(|i| golden(&format!("grpo/grpo_clip_iter2/media/frames/{i:03}.png")).display().to_string())
         .collect();
@@ -334,9 +336,9 @@ fn the_report_shows_curves_and_rollouts_with_their_frames_and_stands_alone() {
 
 #[test]
 fn plan_and_run_agree_on_peak_bytes() {
-    let folder = workshop();
+    let folder = training_folder();
     let at = folder.path();
-    // Rows of one length: which of them a run begins with depends on its seed.
+    // Rows of equal length, because the seed decides which of them the run uses.
     let row = json!({"prompt": [{"role": "user", "content": "2 + 2?"}], "solution": "<answer>4</answer>", "problem_type": "numerical"});
     fs::write(at.join("rows.jsonl"), row.to_string()).expect("rows");
     for more in [&[][..], &["--beta", "0", "--optim", "adamw-bf16", "--dtype", "bf16"], &["--lora-r", "2"]] {
@@ -351,23 +353,23 @@ fn plan_and_run_agree_on_peak_bytes() {
 }
 
 #[test]
-fn the_published_model_whole_with_its_reference_fits_one_gpu_of_141_gb() {
+fn full_7b_training_with_reference_fits_one_141_gb_gpu() {
     let sizes = ["--tokens", "2048", "--vision-patches", "4096", "--gpu", "h200", "--json"];
     let plan = |more: &[&str]| run([&["plan", "grpo", "--preset", "7b"][..], &sizes, more].concat()).json();
     let small = plan(&["--optim", "adamw-bf16"]);
-    // 8.29e9 parameters: weights, their low halves, two moments and the reference at two bytes each, gradients at four.
+    // 8.29e9 parameters: weights, low bits, two moments and the reference at 2 bytes each, gradients at 4.
     let peak = small["peak_bytes"].as_f64().expect("a number");
     assert!((14.0 * 8.29e9..130e9).contains(&peak) && small["fits"] == true, "{peak}");
     for phase in ["prefill", "decode", "reference", "forward", "backward", "optimizer"] {
         assert!(small["phases"][phase].as_f64() > Some(0.0), "{phase}");
     }
-    // Weights, low halves, moments.
+    // Weights, low bits of the master weights, moments.
     assert!(
         small["checkpoint_bytes"].as_f64().is_some_and(|n| (n / 8.29e9 - 8.0).abs() < 0.01),
         "{}",
         small["checkpoint_bytes"]
     );
-    assert_eq!(plan(&[])["fits"], false, "with f32 moments it does not");
+    assert_eq!(plan(&[])["fits"], false, "does not fit with f32 moments");
     let mistake = |args: &[&str], words: &[&str]| {
         run([&["plan", "grpo"][..], args].concat()).refused(2, words);
     };
@@ -377,8 +379,8 @@ fn the_published_model_whole_with_its_reference_fits_one_gpu_of_141_gb() {
 }
 
 #[test]
-fn mistakes_are_refused_before_anything_is_written() {
-    let folder = workshop();
+fn invalid_options_are_refused_before_files_are_written() {
+    let folder = training_folder();
     let at = folder.path();
     for (more, words) in [
         (&["--num-generations", "1"][..], &["--num-generations: is 1", "give 2 or more"][..]),

@@ -1,4 +1,4 @@
-//! LoRA through the binary: PEFT's adapters, training one, going on, merging, using it, and bad input.
+//! LoRA through the binary: PEFT's adapters, training, resume, merge, generation, and invalid input.
 
 mod support;
 #[path = "support/tensors.rs"]
@@ -25,7 +25,7 @@ impl Place {
         self.dir.path().join(name).display().to_string()
     }
 
-    /// Logits for the inputs that PEFT was given.
+    /// Logits for the inputs of PEFT's golden values.
     fn score(&self, model: &[&str]) -> Vec<f64> {
         let (inputs, out) = (golden("lora/inputs.safetensors").display().to_string(), self.path("score.safetensors"));
         let args = ["score", "--dtype", "f32", "--inputs", &inputs, "--out", &out, "--quiet"];
@@ -51,7 +51,7 @@ fn metrics(out: &str) -> Vec<Value> {
 }
 
 #[test]
-fn pefts_adapter_scores_and_merges_as_peft_says() {
+fn peft_adapter_gives_pefts_logits_and_merge() {
     let p = Place::new();
     let want = read(&golden("lora/logits.safetensors"));
     for name in ["all_linear", "rslora"] {
@@ -66,7 +66,7 @@ fn pefts_adapter_scores_and_merges_as_peft_says() {
 }
 
 #[test]
-fn an_adapter_is_trained_used_and_merged() {
+fn adapter_is_trained_used_and_merged() {
     let p = Place::new();
     p.sft("whole", &["--lora-r", "4", "--max-steps", "4", "--gradient-accumulation-steps", "1"]).ok();
     let (whole, parts) = (p.path("whole"), p.path("parts"));
@@ -75,14 +75,14 @@ fn an_adapter_is_trained_used_and_merged() {
         assert!(names.iter().any(|n| n == name), "no {name} in {names:?}");
     }
     assert!(!names.iter().any(|n| n == "config.json" || n == "model.safetensors"), "{names:?}");
-    // The loss falls, and nothing but the seven of the decoder is there.
+    // The loss falls, and the adapter has only the decoder's seven kinds of layers.
     let losses: Vec<f64> = metrics(&whole).iter().map(|m| m["loss"].as_f64().expect("a loss")).collect();
     assert_eq!(losses.len(), 4);
     let matrices = read(&Path::new(&whole).join("adapter_model.safetensors"));
     assert_eq!(matrices.len(), 2 * 7 * 2);
     assert!(matrices.keys().all(|name| name.starts_with("base_model.model.model.layers.")), "{:?}", matrices.keys());
 
-    // Stopped and gone on with: the same bits.
+    // A resumed run has the same bits.
     let part = |steps: &str, more: &[&str]| {
         let args = ["--lora-r", "4", "--max-steps", steps, "--gradient-accumulation-steps", "1"];
         p.sft("parts", &[&args[..], more].concat()).ok().len()
@@ -99,12 +99,12 @@ fn an_adapter_is_trained_used_and_merged() {
     p.sft("parts", &[&other[..], &["--resume-from-checkpoint", "last"]].concat())
         .refused(2, &["--lora-r: is 8, but was 4"]);
 
-    // One step again, from the base and from a checkpoint.
+    // Replay of a step, from the base and from a checkpoint.
     for step in ["1", "3"] {
         assert_eq!(run(["replay", &whole, "--step", step, "--json"]).json()["same"], true, "step {step}");
     }
 
-    // By itself, beside its base, and merged: one model.
+    // The adapter folder, base plus adapter, and the merged model give the same result.
     let own = p.score(&["--model", &whole]);
     assert_eq!(own, p.score(&["--model", &p.base, "--adapter", &whole]));
     assert_ne!(own, p.score(&["--model", &p.base]));
@@ -119,7 +119,7 @@ fn an_adapter_is_trained_used_and_merged() {
 }
 
 #[test]
-fn rollouts_and_reference_know_the_adapter() {
+fn sampling_uses_the_adapter_and_the_reference_does_not() {
     let p = Place::new();
     let rows = p.path("rows.jsonl");
     let row = r#"{"prompt": [{"role": "user", "content": "2 + 2?"}], "problem_type": "numerical", "solution": "<answer>4</answer>"}"#;
@@ -130,14 +130,14 @@ fn rollouts_and_reference_know_the_adapter() {
         let more = ["--num-generations", "2", "--per-device-train-batch-size", "2", "--max-completion-length", "8"];
         let lora =
             ["--lora-r", "4", "--lora-target-modules", "all-linear", "--max-steps", "3", "--learning-rate", "0.05"];
-        // Every second completion is worth something, so that there is something to learn.
+        // Alternating rewards, so that advantages are not 0.
         let reward = ["--reward-command", "while read -r row; do i=$((i + 1)); echo $((i % 2)); done"];
         let accumulation = ["--gradient-accumulation-steps", "1"];
         run([&args[..], &more, &lora, &accumulation, &reward].concat()).ok();
         let lines = metrics(&out);
         assert_eq!(lines.len(), 3);
         let of = |i: usize, key: &str| lines[i][key].as_f64().unwrap_or_else(|| panic!("no {key} in {}", lines[i]));
-        // A new adapter is the base; one that has learned is not.
+        // With a new adapter the policy equals the base; after training it does not.
         assert_eq!(of(0, "kl"), 0.0, "{dtype}");
         for i in 0..3 {
             assert_eq!(of(i, "rollout_drift"), 0.0, "{dtype}, step {}", i + 1);
@@ -147,7 +147,7 @@ fn rollouts_and_reference_know_the_adapter() {
 }
 
 #[test]
-fn bad_input_is_one_line() {
+fn invalid_input_gives_one_line_errors() {
     let p = Place::new();
     let golden = golden("lora/all_linear").display().to_string();
     let (base, out) = (p.base.clone(), p.path("out"));
@@ -160,9 +160,9 @@ fn bad_input_is_one_line() {
     p.sft("x", &["--lora-r", "99999"]).refused(2, &["--lora-r: is 99999"]);
     p.sft("x", &["--lora-r", "4", "--lora-target-modules", "all-linear,q_proj"]).refused(2, &["all-linear and more"]);
     p.sft("x", &["--lora-r", "4", "--learning-rate-vision", "1"]).refused(2, &["leaves the vision tower"]);
-    assert!(!Path::new(&p.path("x")).exists(), "a refused run leaves nothing");
+    assert!(!Path::new(&p.path("x")).exists(), "a refused run leaves no files");
 
-    // An adapter where a model is expected, the other way round, and a model that it does not fit.
+    // An adapter instead of a model, a model instead of an adapter, and an adapter of another model.
     run(["sft", "--model", &golden, "--data", "d.json", "--out", &out]).refused(1, &["is an adapter, not a model"]);
     run(["merge", "--model", &base, "--adapter", &base, "--out", &out]).refused(1, &["is not an adapter"]);
     run(["merge", "--model", &golden, "--adapter", &golden, "--out", &out]).refused(1, &["is an adapter, not a model"]);

@@ -1,4 +1,5 @@
-//! `reel sft` and `reel plan` through the binary: the reference's steps, runs that are stopped and go on, bad data.
+//! `reel sft` and `reel plan` through the binary: golden steps, resume after interruptions, unusable rows, planned
+//! memory.
 
 mod support;
 #[path = "support/tensors.rs"]
@@ -15,7 +16,7 @@ use serde_json::Value;
 use support::{entries, golden, reel, run, run_in, tiny_model};
 use training::{check, metrics};
 
-/// Metrics without what depends on the clock.
+/// Metrics without the fields that depend on the clock.
 fn timeless(out: &Path) -> Vec<Value> {
     let mut lines = metrics(out);
     for line in lines.iter_mut().filter_map(Value::as_object_mut) {
@@ -45,8 +46,8 @@ fn sft_videorft_rows() {
     check(reel(), "train/sft_videorft_rows", &[]);
 }
 
-/// A tiny model and rows of text in a fresh folder.
-fn workshop(rows: usize) -> tempfile::TempDir {
+/// A fresh folder with a tiny model and rows of text.
+fn training_folder(rows: usize) -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("a folder");
     tiny_model(folder.path());
     let row = |i: usize| {
@@ -81,8 +82,8 @@ fn same_results(a: &Path, b: &Path, checkpoint: &str) {
 }
 
 #[test]
-fn the_same_seed_gives_the_same_bits_and_another_does_not() {
-    let w = workshop(7);
+fn results_depend_on_the_seed_only() {
+    let w = training_folder(7);
     for (out, seed) in [("a", "3"), ("b", "3"), ("c", "4")] {
         sft(w.path(), out, &["--max-steps", "6", "--seed", seed]).ok();
     }
@@ -91,8 +92,8 @@ fn the_same_seed_gives_the_same_bits_and_another_does_not() {
 }
 
 #[test]
-fn threads_change_no_bit_of_training() {
-    let w = workshop(5);
+fn thread_count_changes_no_bit() {
+    let w = training_folder(5);
     for (out, threads) in [("one", "1"), ("three", "3")] {
         sft(w.path(), out, &["--max-steps", "4", "--threads", threads, "--dtype", "bf16"]).ok();
     }
@@ -110,7 +111,7 @@ fn start_long(folder: &Path, out: &str) -> Child {
         .expect("the binary starts")
 }
 
-/// Waits until `metrics.jsonl` has some lines.
+/// Waits until `metrics.jsonl` has `steps` lines.
 fn wait_for_steps(out: &Path, steps: usize) {
     let begun = Instant::now();
     while fs::read_to_string(out.join("metrics.jsonl")).unwrap_or_default().lines().count() < steps {
@@ -124,13 +125,13 @@ fn signal(child: &Child, name: &str) {
 }
 
 #[test]
-fn a_run_that_was_stopped_goes_on_to_the_same_bits() {
-    let w = workshop(9);
+fn resumed_run_equals_uninterrupted_run() {
+    let w = training_folder(9);
     let straight = w.path().join("straight");
     let mut child = start_long(w.path(), "straight");
     assert!(child.wait().expect("it ends").success());
 
-    // Ctrl-C: stops cleanly, says how to go on.
+    // Ctrl-C: the run stops after a step and prints how to resume.
     let child = start_long(w.path(), "stopped");
     wait_for_steps(&w.path().join("stopped"), 20);
     signal(&child, "-INT");
@@ -139,7 +140,7 @@ fn a_run_that_was_stopped_goes_on_to_the_same_bits() {
     let last = done.stderr.lines().last().unwrap_or_default();
     assert!(last.starts_with("error: ") && last.contains("--resume-from-checkpoint last"), "{}", done.stderr);
 
-    // Killed outright, in the middle of whatever it was doing.
+    // SIGKILL at an arbitrary moment.
     let mut child = start_long(w.path(), "killed");
     wait_for_steps(&w.path().join("killed"), 120);
     child.kill().expect("killed");
@@ -153,8 +154,8 @@ fn a_run_that_was_stopped_goes_on_to_the_same_bits() {
 }
 
 #[test]
-fn a_folder_in_use_is_not_overwritten_by_accident() {
-    let w = workshop(2);
+fn non_empty_folder_needs_overwrite() {
+    let w = training_folder(2);
     sft(w.path(), "out", &["--max-steps", "1"]).ok();
     sft(w.path(), "out", &["--max-steps", "1"]).refused(1, &["out", "--overwrite"]);
     sft(w.path(), "out", &["--max-steps", "1", "--overwrite"]).ok();
@@ -162,8 +163,8 @@ fn a_folder_in_use_is_not_overwritten_by_accident() {
 }
 
 #[test]
-fn options_come_from_a_file_and_flags_win() {
-    let w = workshop(4);
+fn config_file_sets_options_and_flags_win() {
+    let w = training_folder(4);
     fs::write(w.path().join("c.toml"), "max-steps = 3\nlearning-rate = 0.5\nseed = 9\ndtype = \"bf16\"\n")
         .expect("written");
     sft(w.path(), "out", &["--config", "c.toml"]).ok();
@@ -185,8 +186,8 @@ fn options_come_from_a_file_and_flags_win() {
 }
 
 #[test]
-fn bad_rows_are_named() {
-    let w = workshop(2);
+fn errors_name_the_malformed_row() {
+    let w = training_folder(2);
     for (rows, words) in [
         ("{\"messages\": [{\"role\": \"user\"}]}\n", &["rows.jsonl:1"][..]),
         ("{\"problem\": \"x\", \"data_type\": \"video\"}\n", &["rows.jsonl:1"]),
@@ -202,12 +203,12 @@ fn bad_rows_are_named() {
 }
 
 #[test]
-fn rows_without_their_media_are_skipped_and_counted_or_stop_the_run() {
-    let w = workshop(3);
+fn rows_without_their_media_are_skipped_or_stop_a_strict_run() {
+    let w = training_folder(3);
     let good = fs::read_to_string(w.path().join("rows.jsonl")).expect("rows");
-    let film = "{\"messages\": [{\"role\": \"user\", \"content\": [{\"type\": \"video\", \"video\": \"gone.mp4\"}, {\"type\": \"text\", \
+    let video = "{\"messages\": [{\"role\": \"user\", \"content\": [{\"type\": \"video\", \"video\": \"gone.mp4\"}, {\"type\": \"text\", \
                 \"text\": \"?\"}]}, {\"role\": \"assistant\", \"content\": \"x\"}]}\n";
-    fs::write(w.path().join("rows.jsonl"), format!("{good}{film}")).expect("written");
+    fs::write(w.path().join("rows.jsonl"), format!("{good}{video}")).expect("written");
     let said = sft(w.path(), "out", &["--no-shuffle", "--num-train-epochs", "1", "--json"]).json();
     assert_eq!(said["skipped"], 1);
     let skipped = fs::read_to_string(w.path().join("out/skipped.jsonl")).expect("skipped.jsonl");
@@ -215,7 +216,7 @@ fn rows_without_their_media_are_skipped_and_counted_or_stop_the_run() {
     sft(w.path(), "strict", &["--no-shuffle", "--strict", "--quiet"]).refused(1, &["gone.mp4"]);
 }
 
-/// A row about a film or a picture.
+/// A row with a video or an image.
 fn about(kind: &str, path: &str) -> String {
     format!(
         "{{\"messages\": [{{\"role\": \"user\", \"content\": [{{\"type\": \"{kind}\", \"{kind}\": \"{path}\"}}, {{\"type\": \"text\", \
@@ -223,18 +224,18 @@ fn about(kind: &str, path: &str) -> String {
     )
 }
 
-/// A film and a picture of the project, in the workshop.
+/// Copies a video and an image of the golden cases to the folder.
 fn media(folder: &Path) {
-    let film = golden("train").join("sft_videorft_mp4/media/clip.mp4");
-    let picture = golden("grpo/grpo_clip_iter2/media/b.png");
-    for (from, to) in [(film, "good.mp4"), (picture, "good.png")] {
+    let video = golden("train").join("sft_videorft_mp4/media/clip.mp4");
+    let image = golden("grpo/grpo_clip_iter2/media/b.png");
+    for (from, to) in [(video, "good.mp4"), (image, "good.png")] {
         fs::copy(&from, folder.join(to)).unwrap_or_else(|e| panic!("{}: {e}", from.display()));
     }
 }
 
 #[test]
-fn checking_the_data_lists_what_cannot_be_opened_and_a_run_leaves_it_out() {
-    let w = workshop(2);
+fn check_data_lists_unusable_rows_and_a_run_skips_them() {
+    let w = training_folder(2);
     let at = w.path();
     media(at);
     let text = fs::read_to_string(at.join("rows.jsonl")).expect("rows");
@@ -272,25 +273,25 @@ fn checking_the_data_lists_what_cannot_be_opened_and_a_run_leaves_it_out() {
         assert!(row["reason"].as_str().is_some_and(|reason| reason.contains(path) && reason.contains("; ")), "{row}");
     }
     assert!(!at.join("q.jsonl.journal").exists());
-    // What is listed is not opened, even where it could be now.
+    // A listed row is skipped even if its file exists now.
     fs::copy(at.join("good.mp4"), at.join("gone.mp4")).expect("copied");
     let said = sft(at, "out", &["--quarantine", "q.jsonl", "--num-train-epochs", "1", "--json"]).json();
     assert_eq!(said["skipped"], 9);
     assert_eq!(fs::read_to_string(at.join("out/skipped.jsonl")).expect("skipped.jsonl"), list);
     sft(at, "strict", &["--quarantine", "q.jsonl", "--strict", "--max-steps", "2", "--quiet"]).ok();
-    // A check before a run writes its list into OUT; a list of other data is refused.
+    // A check before a run writes its list to OUT. A list of other data is refused.
     let said = sft(at, "checked", &["--check-data", "--max-steps", "1", "--json"]).json();
     assert_eq!(said["skipped"], 8);
     assert_eq!(fs::read_to_string(at.join("checked/quarantine.jsonl")).expect("the list").lines().count(), 8);
     fs::write(at.join("rows.jsonl"), &text).expect("written");
-    sft(at, "other", &["--quarantine", "q.jsonl"]).refused(2, &["--quarantine: q.jsonl:1: speaks of row 2 at line 3"]);
+    sft(at, "other", &["--quarantine", "q.jsonl"]).refused(2, &["--quarantine: q.jsonl:1: lists row 2 at line 3"]);
     let said = check(&["--quarantine", "q.jsonl", "--json"]).json();
     assert_eq!((&said["rows"], &said["bad"]), (&2.into(), &0.into()));
 }
 
 #[test]
-fn a_check_that_is_killed_goes_on_where_it_was() {
-    let w = workshop(1);
+fn killed_check_continues() {
+    let w = training_folder(1);
     let at = w.path();
     media(at);
     fs::write(at.join("cut.mp4"), b"").expect("written");
@@ -304,39 +305,39 @@ fn a_check_that_is_killed_goes_on_where_it_was() {
     };
     let mut child = check("broken.jsonl").spawn().expect("it starts");
     let journal = at.join("broken.jsonl.journal");
-    let looked = || fs::read_to_string(&journal).unwrap_or_default().lines().count().saturating_sub(1);
+    let checked = || fs::read_to_string(&journal).unwrap_or_default().lines().count().saturating_sub(1);
     let begun = Instant::now();
-    while looked() < 5 {
+    while checked() < 5 {
         assert!(begun.elapsed() < Duration::from_secs(120), "no 5 rows in two minutes");
         std::thread::sleep(Duration::from_millis(1));
     }
     child.kill().expect("killed");
     child.wait().expect("it ends");
-    let before = looked();
-    assert!(before < 40 && !at.join("broken.jsonl").exists(), "it was over before it was killed");
+    let before = checked();
+    assert!(before < 40 && !at.join("broken.jsonl").exists(), "the check ended before it was killed");
     let said = support::done(check("broken.jsonl").output().expect("it runs"));
-    let again = format!("{before} rows were looked at before");
-    let again_without_the_last = format!("{} rows were looked at before", before - 1);
+    let again = format!("{before} rows were checked before");
+    let again_without_the_last = format!("{} rows were checked before", before - 1);
     assert!(said.stderr.contains(&again) || said.stderr.contains(&again_without_the_last), "{}", said.stderr);
     let whole = support::done(check("whole.jsonl").output().expect("it runs"));
-    assert!(!whole.stderr.contains("were looked at before"), "{}", whole.stderr);
+    assert!(!whole.stderr.contains("were checked before"), "{}", whole.stderr);
     let list = |name: &str| fs::read_to_string(at.join(name)).expect("the list");
     assert_eq!(list("broken.jsonl"), list("whole.jsonl"));
     assert_eq!(list("whole.jsonl").lines().count(), 13);
 }
 
 #[test]
-fn a_loss_that_is_no_number_stops_the_run() {
-    let w = workshop(4);
+fn non_finite_loss_stops_the_run() {
+    let w = training_folder(4);
     let got = sft(w.path(), "out", &["--learning-rate", "1e30", "--max-steps", "20", "--quiet"]);
     got.refused(1, &["step", "rows.jsonl"]);
-    assert!(!w.path().join("out/model.safetensors").exists(), "weights that are no numbers were saved");
+    assert!(!w.path().join("out/model.safetensors").exists(), "non-finite weights were saved");
 }
 
-/// The same as a full disk to the program: a write that fails half way.
+/// A write that fails half way, as with a full disk.
 #[test]
-fn a_write_that_fails_leaves_the_last_checkpoint() {
-    let w = workshop(4);
+fn failed_write_keeps_the_last_checkpoint() {
+    let w = training_folder(4);
     let script = format!(
         "ulimit -f 1000; exec {} sft --model tiny --data rows.jsonl --out out --max-steps 4 --quiet",
         env!("CARGO_BIN_EXE_reel")
@@ -349,7 +350,7 @@ fn a_write_that_fails_leaves_the_last_checkpoint() {
 
 #[test]
 fn plan_and_run_agree_on_peak_bytes() {
-    let w = workshop(6);
+    let w = training_folder(6);
     for (dtype, checkpointing) in [("f32", "true"), ("f32", "false"), ("bf16", "true")] {
         let options = [
             "--dtype",
@@ -370,7 +371,7 @@ fn plan_and_run_agree_on_peak_bytes() {
 }
 
 #[test]
-fn plans_of_published_sizes_need_no_weights() {
+fn plan_of_a_preset_needs_no_weights() {
     for (preset, least) in [("3b", 3.7e9), ("7b", 8.2e9)] {
         let plan = run([
             "plan",
@@ -387,7 +388,7 @@ fn plans_of_published_sizes_need_no_weights() {
         ])
         .json();
         let number = |key: &str| plan.pointer(key).and_then(Value::as_f64).unwrap_or_else(|| panic!("no {key}"));
-        // bf16 weights, their low halves, f32 moments and f32 gradients: 16 bytes a parameter.
+        // bf16 weights, low bits of the master weights, f32 moments and f32 gradients: 16 bytes a parameter.
         assert!(number("/peak_bytes") > 16.0 * least && number("/memory/optimizer") > 10.0 * least, "{preset}");
         let parts: f64 = plan["memory"].as_object().expect("memory").values().filter_map(Value::as_f64).sum();
         assert_eq!(parts, number("/peak_bytes"));
@@ -396,10 +397,10 @@ fn plans_of_published_sizes_need_no_weights() {
                 .as_array()
                 .is_some_and(|ops| ops.len() > 10 && ops.iter().all(|o| o["seconds"].as_f64() > Some(0.0)))
         );
-        // Forward twice (checkpointing) and backward: at least 6 operations a parameter and token.
+        // Forward twice (gradient checkpointing) and backward: at least 6 operations per parameter and token.
         assert!(number("/flops") > 6.0 * 0.8 * least * 1024.0, "{preset}: {}", number("/flops"));
     }
-    let w = workshop(3);
+    let w = training_folder(3);
     let rows = w.path().join("rows.jsonl").display().to_string();
     let plan = run(["plan", "sft", "--preset", "3b", "--data", &rows, "--gpu", "h100", "--json"]).json();
     assert!(plan["tokens"].as_f64() > Some(60.0) && plan["fits"] == true, "{plan}");

@@ -1,4 +1,5 @@
-//! `--report-to wandb` through the binary: what the folder for `wandb sync` has is what metrics.jsonl says, read by a parser of this test's own.
+//! `--report-to wandb` through the binary: the folder for `wandb sync` has the numbers of metrics.jsonl, checked by an
+//! independent parser.
 
 mod support;
 
@@ -15,7 +16,7 @@ fn crc32(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(!0u32, |crc, &b| (0..8).fold(crc ^ u32::from(b), |c, _| bit(c)))
 }
 
-/// The records of a datastore: chunks of blocks of 32768 bytes behind a header of 7.
+/// The records of a `.wandb` file: chunks in blocks of 32768 bytes after a header of 7 bytes.
 fn records(path: &Path) -> Vec<Vec<u8>> {
     let file = fs::read(path).expect("a datastore");
     assert_eq!(file[..7], *b":W&B\xe1\xbe\x00");
@@ -38,7 +39,7 @@ fn records(path: &Path) -> Vec<Vec<u8>> {
     all
 }
 
-/// A message's fields: numbers as bytes of a u64, the rest as they are.
+/// The fields of a protobuf message: numbers as the bytes of a u64, others unchanged.
 fn fields(message: &[u8]) -> Vec<(u64, Vec<u8>)> {
     let mut at = 0;
     let varint = |at: &mut usize| {
@@ -81,15 +82,15 @@ fn number(message: &[u8], number: u64) -> u64 {
     field(message, number).map_or(0, |b| u64::from_le_bytes(b.try_into().expect("a number")))
 }
 
-/// Items of field 1: names in field `key`, values as JSON in field 16.
+/// The items in field 1: names in field `key`, JSON values in field 16.
 fn items(message: &[u8], key: u64) -> BTreeMap<String, Value> {
     let items = fields(message).into_iter().filter(|f| f.0 == 1).map(|f| f.1);
     items.map(|item| (text(&item, key), serde_json::from_str(&text(&item, 16)).expect("JSON"))).collect()
 }
 
-/// What a datastore says.
+/// The content of a `.wandb` file.
 #[derive(Debug, Default)]
-struct Told {
+struct WandbLog {
     id: String,
     project: String,
     name: String,
@@ -100,36 +101,36 @@ struct Told {
     exit: Option<u64>,
 }
 
-fn told(folder: &Path) -> Told {
-    let log = entries(folder).into_iter().find(|name| name.ends_with(".wandb")).expect("a datastore");
-    let mut told = Told::default();
-    for (i, record) in records(&folder.join(&log)).iter().enumerate() {
+fn parse_log(folder: &Path) -> WandbLog {
+    let file_name = entries(folder).into_iter().find(|name| name.ends_with(".wandb")).expect("a datastore");
+    let mut log = WandbLog::default();
+    for (i, record) in records(&folder.join(&file_name)).iter().enumerate() {
         assert_eq!(number(record, 1), i as u64 + 1);
         let (kind, body) = fields(record).remove(1);
         match kind {
             2 => {
-                told.steps.push(items(&body, 2));
-                assert_eq!(told.steps[told.steps.len() - 1]["_step"], number(&field(&body, 2).expect("a step"), 1));
+                log.steps.push(items(&body, 2));
+                assert_eq!(log.steps[log.steps.len() - 1]["_step"], number(&field(&body, 2).expect("a step"), 1));
             }
-            3 => told.summary.extend(items(&body, 2)),
-            6 => told.files.push(text(&field(&body, 1).expect("a file"), 1)),
+            3 => log.summary.extend(items(&body, 2)),
+            6 => log.files.push(text(&field(&body, 1).expect("a file"), 1)),
             17 => {
-                (told.id, told.project, told.name) = (text(&body, 1), text(&body, 3), text(&body, 8));
-                told.config = items(&field(&body, 4).expect("a config"), 1);
+                (log.id, log.project, log.name) = (text(&body, 1), text(&body, 3), text(&body, 8));
+                log.config = items(&field(&body, 4).expect("a config"), 1);
             }
-            18 => told.exit = Some(number(&body, 1)),
+            18 => log.exit = Some(number(&body, 1)),
             21 => assert_eq!(i, 0),
             other => panic!("a record of kind {other}"),
         }
     }
-    assert_eq!(log, format!("run-{}.wandb", told.id));
-    for path in &told.files {
+    assert_eq!(file_name, format!("run-{}.wandb", log.id));
+    for path in &log.files {
         assert!(folder.join("files").join(path).is_file(), "{path}");
     }
-    told
+    log
 }
 
-/// Runs in OUT/wandb, oldest first.
+/// The run folders in OUT/wandb, oldest first.
 fn runs(out: &Path) -> Vec<PathBuf> {
     entries(&out.join("wandb")).into_iter().map(|name| out.join("wandb").join(name)).collect()
 }
@@ -139,26 +140,26 @@ fn lines(out: &Path) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).expect("a line of JSON")).collect()
 }
 
-/// The steps are those of metrics.jsonl, every number of each.
+/// Asserts that the steps have every number of metrics.jsonl.
 #[track_caller]
-fn assert_is(told: &Told, lines: &[Value]) {
-    assert_eq!(told.steps.len(), lines.len());
-    for (step, line) in told.steps.iter().zip(lines) {
-        let untold = ["step", "tokens", "step_seconds"];
+fn assert_is(log: &WandbLog, lines: &[Value]) {
+    assert_eq!(log.steps.len(), lines.len());
+    for (step, line) in log.steps.iter().zip(lines) {
+        let not_reported = ["step", "tokens", "step_seconds"];
         let numbers =
-            line.as_object().expect("an object").iter().filter(|(k, v)| v.is_number() && !untold.contains(&k.as_str()));
+            line.as_object().expect("an object").iter().filter(|(k, v)| v.is_number() && !not_reported.contains(&k.as_str()));
         let want: BTreeMap<String, f64> =
             numbers.map(|(k, v)| (format!("train/{k}"), v.as_f64().expect("a number"))).collect();
         let got = step.iter().filter(|(k, _)| k.starts_with("train/"));
         assert_eq!(got.map(|(k, v)| (k.clone(), v.as_f64().expect("a number"))).collect::<BTreeMap<_, _>>(), want);
         assert_eq!(step["_step"], line["step"]);
     }
-    let last = told.steps.last().expect("a step");
-    assert!(last.iter().all(|(name, value)| told.summary[name] == *value));
+    let last = log.steps.last().expect("a step");
+    assert!(last.iter().all(|(name, value)| log.summary[name] == *value));
 }
 
 /// A folder with a tiny model and rows for `sft` and `grpo`.
-fn workshop() -> tempfile::TempDir {
+fn training_folder() -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("a folder");
     tiny_model(folder.path());
     let sft = json!({"messages": [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]});
@@ -172,7 +173,7 @@ fn workshop() -> tempfile::TempDir {
     folder
 }
 
-/// A run of a command, its weights apart from its seed's the same each time. No project comes from outside.
+/// Runs a training command without WANDB_PROJECT in its environment.
 fn train(at: &Path, command: &str, out: &str, more: &[&str]) -> Run {
     let grpo = ["--num-generations", "4", "--per-device-train-batch-size", "4", "--max-completion-length", "8"];
     let mut process = reel();
@@ -183,20 +184,20 @@ fn train(at: &Path, command: &str, out: &str, more: &[&str]) -> Run {
 }
 
 #[test]
-fn a_run_of_sft_is_told_as_metrics_has_it_and_nothing_else_changes() {
-    let folder = workshop();
+fn sft_run_is_logged_and_results_do_not_change() {
+    let folder = training_folder();
     let at = folder.path();
     let more = ["--max-steps", "5", "--report-to", "tensorboard", "--report-to", "wandb", "--wandb-project", "films"];
     train(at, "sft", "out", &more).ok();
     train(at, "sft", "plain", &["--max-steps", "5"]).ok();
-    let told = told(&runs(&at.join("out"))[0]);
-    assert_is(&told, &lines(&at.join("out")));
-    assert_eq!((told.project.as_str(), told.name.as_str(), told.exit), ("films", "out", Some(0)));
-    assert_eq!(told.files, ["wandb-metadata.json"]);
-    assert_eq!((&told.config["learning_rate"], &told.config["command"]), (&json!(1e-3), &json!("sft")));
+    let log = parse_log(&runs(&at.join("out"))[0]);
+    assert_is(&log, &lines(&at.join("out")));
+    assert_eq!((log.project.as_str(), log.name.as_str(), log.exit), ("films", "out", Some(0)));
+    assert_eq!(log.files, ["wandb-metadata.json"]);
+    assert_eq!((&log.config["learning_rate"], &log.config["command"]), (&json!(1e-3), &json!("sft")));
     let run: Value = serde_json::from_slice(&fs::read(at.join("out/run.json")).expect("run.json")).expect("JSON");
     for (name, value) in run["options"].as_object().expect("options") {
-        assert!(told.config[name] == *value || run.get(name).is_some(), "{name}");
+        assert!(log.config[name] == *value || run.get(name).is_some(), "{name}");
     }
     let events = |out: &str| entries(&at.join(out)).iter().filter(|name| name.starts_with("events.")).count();
     assert_eq!((events("out"), events("plain")), (1, 1));
@@ -210,23 +211,23 @@ fn a_run_of_sft_is_told_as_metrics_has_it_and_nothing_else_changes() {
 }
 
 #[test]
-fn a_run_of_grpo_that_goes_on_is_one_run_with_all_its_rollouts() {
-    let folder = workshop();
+fn resumed_grpo_run_is_one_wandb_run_with_all_previews() {
+    let folder = training_folder();
     let at = folder.path();
     let more = |steps| ["--max-steps", steps, "--save-steps", "2", "--report-to", "wandb", "--run-name", "a b"];
     train(at, "grpo", "out", &more("3")).ok();
-    let first = told(&runs(&at.join("out"))[0]);
+    let first = parse_log(&runs(&at.join("out"))[0]);
     assert_is(&first, &lines(&at.join("out")));
     train(at, "grpo", "out", &[&more("6")[..], &["--resume-from-checkpoint", "out/checkpoint-2"]].concat()).ok();
     let folders = runs(&at.join("out"));
-    let told = told(&folders[1]);
-    assert_is(&told, &lines(&at.join("out")));
+    let log = parse_log(&folders[1]);
+    assert_is(&log, &lines(&at.join("out")));
     assert_eq!(
-        (folders.len(), &told.id, told.name.as_str(), told.project.as_str()),
+        (folders.len(), &log.id, log.name.as_str(), log.project.as_str()),
         (2, &first.id, "a b", "uncategorized")
     );
-    assert!(folders[0].join(format!("run-{}.wandb.synced", told.id)).exists());
-    for (i, step) in told.steps.iter().enumerate() {
+    assert!(folders[0].join(format!("run-{}.wandb.synced", log.id)).exists());
+    for (i, step) in log.steps.iter().enumerate() {
         let (frames, pages) = (&step["rollouts/frames"], &step["rollouts/completions"]);
         let bytes = |value: &Value| {
             fs::read(folders[1].join("files").join(value["path"].as_str().expect("a path"))).expect("media")
@@ -237,30 +238,30 @@ fn a_run_of_grpo_that_goes_on_is_one_run_with_all_its_rollouts() {
         let counts = step["rollouts/rewards"]["values"].as_array().expect("a histogram");
         assert_eq!(counts.iter().filter_map(Value::as_u64).sum::<u64>(), 4, "step {}", i + 1);
     }
-    assert_eq!(told.files.len(), 1 + 2 * 6);
-    assert_eq!(first.steps[..2], told.steps[..2]);
-    // A new run in its place.
+    assert_eq!(log.files.len(), 1 + 2 * 6);
+    assert_eq!(first.steps[..2], log.steps[..2]);
+    // A new run replaces the earlier ones.
     train(at, "grpo", "out", &[&more("1")[..], &["--overwrite"]].concat()).ok();
     assert_eq!(runs(&at.join("out")).len(), 1);
 }
 
 #[test]
-fn a_project_comes_from_the_environment_and_thinned_steps_are_those_of_tensorboard() {
-    let folder = workshop();
+fn project_comes_from_the_environment_and_logging_steps_apply() {
+    let folder = training_folder();
     let at = folder.path();
     let mut process = reel();
     process.current_dir(at).env("WANDB_PROJECT", "from outside");
     let args = "sft --model tiny --data sft.jsonl --out out --quiet --max-steps 5 --logging-steps 2 --report-to wandb";
     done(process.args(args.split(' ')).output().expect("the binary starts")).ok();
-    let told = told(&runs(&at.join("out"))[0]);
-    assert_eq!(told.project, "from outside");
+    let log = parse_log(&runs(&at.join("out"))[0]);
+    assert_eq!(log.project, "from outside");
     let all = lines(&at.join("out"));
-    assert_is(&told, &[all[1].clone(), all[3].clone(), all[4].clone()]);
+    assert_is(&log, &[all[1].clone(), all[3].clone(), all[4].clone()]);
 }
 
 #[test]
-fn bad_input_is_refused() {
-    let folder = workshop();
+fn invalid_options_are_refused() {
+    let folder = training_folder();
     let at = folder.path();
     let bad = |more: &[&str], words: &[&str]| {
         train(at, "sft", "out", more).refused(2, words);

@@ -1,5 +1,6 @@
-//! What becomes of steps that are far smaller than the spacing of bf16 numbers: the same fine-tuning at a learning rate of 1e-6
-//! with f32 weights, with bf16 weights over their exact master (moments of f32, bf16 and 8 bits), and with bf16 weights alone.
+//! Compares ways of storing weights when updates are far smaller than the resolution of bf16: a fine-tuning at a
+//! learning rate of 1e-6 of 1e-6 with f32 weights, with bf16 weights over their exact master (moments of f32, bf16 and
+//! 8 bits), and with bf16 weights alone.
 //!
 //! `cargo run --release -p reel-train --example precision -- DIR` writes `DIR/precision.json` and `DIR/precision.svg`.
 
@@ -25,18 +26,18 @@ use reel_train::{Result, SftOptions};
 use serde_json::{Value, json};
 
 const STEPS: u64 = 3000;
-/// Steps between two looks at the rows that are not learned from.
+/// Steps between two evaluations on the held-out rows.
 const EVERY: u64 = 50;
 const ROWS: usize = 16;
 const HELD_OUT: usize = 64;
 const LEARNING_RATE: f64 = 1e-6;
 
-/// How weights and moments are held.
+/// How weights and moments are stored.
 struct Way {
     name: &'static str,
     dtype: DType,
     optim: Optim,
-    /// Whether the bits below bf16 are kept from step to step.
+    /// Whether the low 16 bits of the master weights are kept between steps.
     master: bool,
     colour: &'static str,
 }
@@ -67,13 +68,13 @@ const WAYS: [Way; 5] = [
     Way { name: "bf16 alone, f32 moments", dtype: DType::BF16, optim: Optim::Adamw, master: false, colour: "#d62728" },
 ];
 
-/// What came of a way.
+/// The result of one way of storing weights.
 struct Curve {
-    /// Loss on the rows held out, after each [`EVERY`] steps, and before the first.
+    /// Loss on the held-out rows before the first step and after every [`EVERY`] steps.
     loss: Vec<(u64, f64)>,
-    /// L2 norm of how far all weights went.
+    /// L2 norm of the change of all weights.
     distance: f64,
-    /// Share of weights that are not what they were.
+    /// Share of weights that changed.
     moved: f64,
 }
 
@@ -103,7 +104,7 @@ fn main() -> std::result::Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Sums in words: every pair of numbers below 24, in an order that mixes them.
+/// Additions as text: every pair of numbers below 24, in mixed order.
 fn rows() -> String {
     let pairs = (0..24 * 24).map(|i| i * 227 % (24 * 24)).map(|i| (i / 24, i % 24));
     let row = |(a, b): (usize, usize)| {
@@ -116,7 +117,7 @@ fn rows() -> String {
     pairs.map(row).collect::<Vec<_>>().join("\n")
 }
 
-/// Trains one way from the same weights on the same rows.
+/// Trains with one way of storing weights, from the same weights and on the same rows as the others.
 fn train(way: &Way, model: &Path, data: &Path) -> std::result::Result<Curve, Box<dyn Error>> {
     let run = RunOptions {
         model: model.display().to_string(),
@@ -168,7 +169,7 @@ fn train(way: &Way, model: &Path, data: &Path) -> std::result::Result<Curve, Box
     })
 }
 
-/// Leaves of the master what the weights themselves hold, so that each step begins from rounded weights.
+/// Clears the low bits of the master weights, so that each step starts from weights rounded to bf16.
 fn forget(state: &ParameterState) -> Result<()> {
     match &state.low {
         Some(low) => Ok(low.write(&vec![0u16; low.count()])?),
@@ -176,7 +177,7 @@ fn forget(state: &ParameterState) -> Result<()> {
     }
 }
 
-/// Mean loss of the learned tokens of rows.
+/// Mean loss over the learned tokens of rows.
 fn loss(t: &Trainer, rows: &[Sample]) -> Result<f64> {
     let packed = MicroBatchInput::new(t, rows)?;
     let cx = Cx::inference(&t.device, t.dtype);
@@ -186,7 +187,7 @@ fn loss(t: &Trainer, rows: &[Sample]) -> Result<f64> {
     Ok(-log_probs.iter().map(|&x| f64::from(x)).sum::<f64>() / log_probs.len() as f64)
 }
 
-/// All weights as the model reads them.
+/// All weights as f32.
 fn weights(t: &Trainer) -> Result<Vec<f32>> {
     let all = t.model.parameters().map(Tensor::to_f32).collect::<std::result::Result<Vec<_>, _>>()?;
     Ok(all.concat())
@@ -205,7 +206,7 @@ fn record(curves: &[Curve]) -> Value {
     })
 }
 
-/// The curves as a picture.
+/// The loss curves as an SVG image.
 fn chart(curves: &[Curve]) -> String {
     let (width, height, left, bottom) = (760.0, 340.0, 54.0, 30.0);
     let losses = || curves.iter().flat_map(|c| &c.loss).map(|p| p.1);

@@ -86,7 +86,8 @@ impl TrainError {
         })
     }
 
-    /// The stop flag was set. The training loop replaces this error by one that says after which step it stopped and how to resume.
+    /// The stop flag was set. The training loop replaces this error by one that says after which step it stopped and
+    /// how to resume.
     pub(crate) fn interrupted() -> Self {
         Self::Stopped(Diagnostic::new("", "interrupted", "start again"))
     }

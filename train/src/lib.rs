@@ -1,6 +1,7 @@
-//! Training: rows of a data file become packed micro-batches, their losses gradients, the gradients new weights and the
-//! weights a model folder. Everything that a run does follows from its options, its data and its seed, so that a run can
-//! be stopped at any point and goes on to the same bits.
+//! Training of Qwen2.5-VL: supervised fine-tuning ([`sft`]) and GRPO ([`grpo`]). Rows of a data file become packed
+//! micro-batches, these give a loss and gradients, and the updated weights become a model folder. A run is a function
+//! of its options, data and seed: it can be stopped at any point, and a resumed run has the bits of an uninterrupted
+//! one. Read `step/sft.rs` and `step/grpo.rs` first, then `run/mod.rs`.
 
 pub mod data;
 mod error;

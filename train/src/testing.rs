@@ -1,4 +1,4 @@
-//! What tests of whole runs share: golden cases, and folders compared with each other.
+//! Helpers for tests of whole runs: golden cases and comparison of output folders.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,12 +11,13 @@ use serde_json::{Map, Value};
 use crate::reporting::metrics::StepMetrics;
 use crate::run_folder::output;
 
-/// A folder of the project's golden training data.
+/// A folder below tests/golden/train.
 pub(crate) fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/train").join(name)
 }
 
-/// The changes of weights from the folder `model` to the folder `out` are those of a case's `expected.safetensors`, within `limits` by name.
+/// Asserts that the weight changes from `model` to `out` match a case's `expected.safetensors` within relative errors
+/// `limits` by weight name. within `limits` by name.
 pub(crate) fn assert_changes(
     name: &str,
     case: &Path,
@@ -49,8 +50,8 @@ pub(crate) fn assert_changes(
     }
 }
 
-/// What was added to each weight between the folders `model` and `out`, all names in order.
-pub(crate) fn changes(model: &Path, out: &Path) -> Vec<f64> {
+/// The change of each weight from the folder `model` to the folder `out`, sorted by name.
+pub(crate) fn weight_changes(model: &Path, out: &Path) -> Vec<f64> {
     let (before, after) = (Checkpoint::open(model).unwrap(), Checkpoint::open(out).unwrap());
     let config = reel_model::config::ModelConfig::open(model).unwrap();
     let values = |files: &Checkpoint, name: &str| {
@@ -74,7 +75,7 @@ pub(crate) fn metrics(out: &Path) -> Vec<StepMetrics> {
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-/// The same without what depends on time.
+/// The lines of metrics.jsonl without the fields that depend on the clock.
 pub(crate) fn timeless(out: &Path) -> Vec<StepMetrics> {
     let timeless = |mut m: StepMetrics| {
         (m.grpo.rollout_seconds, m.grpo.train_seconds) = (None, None);
@@ -83,7 +84,8 @@ pub(crate) fn timeless(out: &Path) -> Vec<StepMetrics> {
     metrics(out).into_iter().map(timeless).collect()
 }
 
-/// Every file below a folder with its bytes, but for metrics (compared without times), events, options, and what names the folder itself.
+/// All files below a folder with their bytes, without metrics (which have times), event files, run.json and
+/// trainer_state.json (which has paths). the folder itself.
 pub(crate) fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
     let mut found = Vec::new();
     let mut folders = vec![folder.to_path_buf()];
@@ -104,7 +106,7 @@ pub(crate) fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
     found
 }
 
-/// Fails with the name of the first file that differs.
+/// Asserts that two folders have equal files; names the first difference.
 pub(crate) fn assert_same_files(a: &Path, b: &Path) {
     let (a, b) = (files(a), files(b));
     let names = |f: &[(String, Vec<u8>)]| f.iter().map(|x| x.0.clone()).collect::<Vec<_>>();

@@ -1,5 +1,5 @@
-//! A data file: JSON (a list of rows) or JSONL (one row a line). It is kept as text with the byte range of each row and parsed row by row,
-//! so that 100 000 rows need no more memory than the file.
+//! A data file: JSON (a list of rows) or JSONL (one row a line). It is kept as text with the byte range of each row and
+//! parsed row by row, so that 100 000 rows need no more memory than the file.
 
 use std::collections::BTreeSet;
 use std::ops::Range;

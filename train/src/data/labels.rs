@@ -1,19 +1,19 @@
-//! Which tokens are learned. Rules: `assistant`, `text` and `videorft` (see [`LabelRule`]); what each means for the
-//! references is said at its function.
+//! Chooses the tokens that supervised fine-tuning learns, by one of the rules `assistant`, `text` and `videorft` (see
+//! [`LabelRule`]).
 
 use std::collections::BTreeSet;
 
 use crate::options::LabelRule;
 
-/// The ids that the rules speak of, and the text of tokens.
+/// What the rules need of a tokenizer.
 pub trait Vocabulary {
     /// The id of a special token, if the tokenizer has it.
     fn special(&self, token: &str) -> Option<u32>;
-    /// The text of some ids, special tokens included.
+    /// Decodes token ids, special tokens included.
     fn text(&self, ids: &[u32]) -> String;
 }
 
-/// A label rule with the ids of one tokenizer.
+/// A label rule for one tokenizer.
 #[derive(Clone, Debug)]
 pub struct Labels {
     rule: LabelRule,
@@ -22,11 +22,11 @@ pub struct Labels {
     hidden: BTreeSet<u32>,
 }
 
-/// What follows `<|im_start|>` where the assistant speaks.
+/// The header of an assistant message, after `<|im_start|>`.
 const ASSISTANT: &str = "assistant\n";
 
 impl Labels {
-    /// The rule for a tokenizer. The error names a special token that the rule needs and the tokenizer lacks.
+    /// Prepares a rule for a tokenizer. The error is the special token that the rule needs and the tokenizer lacks.
     pub fn new(rule: LabelRule, vocabulary: &impl Vocabulary) -> Result<Self, String> {
         let need = |token: &str| vocabulary.special(token).ok_or_else(|| token.to_string());
         let some = |token: &str| vocabulary.special(token);
@@ -35,7 +35,7 @@ impl Labels {
                 let (im_start, im_end) = (Some(need("<|im_start|>")?), Some(need("<|im_end|>")?));
                 return Ok(Self { rule, im_start, im_end, hidden: BTreeSet::new() });
             }
-            // Padding and every token that stands for or around media.
+            // Padding, and all tokens that stand for media or enclose them.
             LabelRule::Text => [
                 need("<|endoftext|>")?,
                 need("<|vision_start|>")?,
@@ -46,14 +46,13 @@ impl Labels {
             .into_iter()
             .chain(some("<|vision_pad|>"))
             .collect(),
-            // VideoRFT's script means to hide more, but does so only for another class of processor.
+            // VideoRFT's script excludes more ids, but only for another class of processor than Qwen2.5-VL's.
             LabelRule::Videorft => [need("<|endoftext|>")?, need("<|image_pad|>")?].into(),
         };
         Ok(Self { rule, im_start: None, im_end: None, hidden })
     }
 
-    /// For each position t of a row, the token t+1 if it is learned: `targets[t]` is its id, or -1. The last position has
-    /// nothing after it.
+    /// Next-token targets: `targets[t]` is token t + 1 if it is learned, else -1. The last position has no next token.
     pub fn targets(&self, ids: &[u32], vocabulary: &impl Vocabulary) -> Vec<i32> {
         let learned: Vec<bool> = match self.rule {
             LabelRule::Assistant => self.assistant(ids, vocabulary),
@@ -62,7 +61,7 @@ impl Labels {
         (0..ids.len()).map(|t| if t + 1 < ids.len() && learned[t + 1] { ids[t + 1] as i32 } else { -1 }).collect()
     }
 
-    /// The tokens after each `<|im_start|>assistant\n` up to and with the next `<|im_end|>`.
+    /// Marks the tokens after each `<|im_start|>assistant\n` up to and including the next `<|im_end|>`.
     fn assistant(&self, ids: &[u32], vocabulary: &impl Vocabulary) -> Vec<bool> {
         let mut learned = vec![false; ids.len()];
         let mut at = 0;
@@ -85,8 +84,8 @@ impl Labels {
         learned
     }
 
-    /// How many tokens spell `assistant\n` at the start of `ids`. A token that also holds the first characters of the
-    /// answer (a tokenizer may join newlines) belongs to the header.
+    /// Number of tokens that spell `assistant\n` at the start of `ids`. A token that also holds the first characters of
+    /// the answer (a tokenizer may join newlines) belongs to the header.
     fn header(&self, ids: &[u32], vocabulary: &impl Vocabulary) -> Option<usize> {
         for n in 1..=ids.len().min(ASSISTANT.len()) {
             let text = vocabulary.text(&ids[..n]);
@@ -106,7 +105,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Bytes are ids below 256; 256 is two newlines; specials follow.
+    /// A toy tokenizer: ids below 256 are bytes, 256 is two newlines, special tokens follow.
     struct Bytes;
     const SPECIALS: [&str; 8] = [
         "<|endoftext|>",
@@ -148,7 +147,7 @@ mod tests {
             .collect()
     }
 
-    /// The learned tokens as text, a `.` for each that is not.
+    /// The text of the learned tokens, with `.` for each other token.
     fn learned(rule: LabelRule, ids: &[u32]) -> String {
         let targets = Labels::new(rule, &Bytes).unwrap().targets(ids, &Bytes);
         assert_eq!(targets.len(), ids.len());
@@ -156,14 +155,14 @@ mod tests {
     }
 
     #[test]
-    fn the_assistant_learns_its_words_and_their_end() {
+    fn assistant_rule_learns_the_answer_and_its_end_token() {
         let text = "{user\nhi}\n{assistant\nyo}\n{user\nx}\n{assistant\nz}\n";
         let want = format!("{}yo<|im_end|>{}z<|im_end|>..", ".".repeat(20), ".".repeat(21));
         assert_eq!(learned(LabelRule::Assistant, &ids(text)), want);
     }
 
     #[test]
-    fn empty_unfinished_and_look_alike_turns() {
+    fn handles_empty_unfinished_and_similar_headers() {
         let rule = |text: &str| learned(LabelRule::Assistant, &ids(text)).replace('.', "");
         assert_eq!(rule("{assistant\n}"), "<|im_end|>");
         assert_eq!(rule("{assistant\nabc"), "abc");
@@ -177,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn the_other_rules_hide_padding_and_media() {
+    fn text_and_videorft_rules_exclude_padding_and_media() {
         let all: Vec<u32> = std::iter::once(65).chain(300..308).collect();
         assert_eq!(learned(LabelRule::Text, &all), ".<|im_start|><|im_end|>......");
         assert_eq!(
@@ -197,15 +196,15 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_special_token_is_named() {
+    fn names_the_missing_special_token() {
         assert_eq!(Labels::new(LabelRule::Assistant, &Bare).unwrap_err(), "<|im_end|>");
         assert_eq!(Labels::new(LabelRule::Text, &Bare).unwrap_err(), "<|endoftext|>");
     }
 
     proptest! {
-        /// The token walk agrees with a search in the text, for turns of any roles and contents.
+        /// The token-based rule agrees with a search in the text, for any roles and contents.
         #[test]
-        fn turns_agree_with_a_search_in_the_text(turns in prop::collection::vec(("(user|assistant|system|assistant2)", "[ab#]{0,5}"), 0..6)) {
+        fn learned_tokens_agree_with_a_text_search(turns in prop::collection::vec(("(user|assistant|system|assistant2)", "[ab#]{0,5}"), 0..6)) {
             let text: String = turns.iter().map(|(role, words)| format!("{{{role}\n{words}}}\n")).collect();
             let mut want = String::new();
             for (_, words) in turns.iter().filter(|(role, _)| role == "assistant") {
@@ -216,7 +215,7 @@ mod tests {
         }
 
         #[test]
-        fn a_target_is_always_the_next_token(row in prop::collection::vec(prop_oneof![0u32..257, 300u32..308], 0..40)) {
+        fn target_is_always_the_next_token(row in prop::collection::vec(prop_oneof![0u32..257, 300u32..308], 0..40)) {
             for rule in [LabelRule::Assistant, LabelRule::Text, LabelRule::Videorft] {
                 let targets = Labels::new(rule, &Bytes).unwrap().targets(&row, &Bytes);
                 for (t, &target) in targets.iter().enumerate() {

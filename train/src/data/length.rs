@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rayon::prelude::*;
 use reel_diagnostic::Diagnostic;
 
-use crate::data::feed::{BatchFeed, BatchOptions, DataPosition, SampleSource, is_row_fault};
+use crate::data::feed::{BatchFeed, BatchOptions, DataPosition, SampleSource, is_row_error};
 use crate::data::order::Order;
 use crate::data::quarantine::{RowCheck, ScanJournal};
 use crate::reporting::metrics::SkippedRow;
@@ -89,7 +89,7 @@ fn scan_all_rows<S: SampleSource>(
         }
         let looked = match length(row) {
             Ok(tokens) => Ok(tokens),
-            Err(e) if is_row_fault(&e) && !batching.strict => {
+            Err(e) if is_row_error(&e) && !batching.strict => {
                 Err(SkippedRow { row, line: source.location(row).1, reason: e.to_string() })
             }
             Err(e) => return Err(e),

@@ -1,35 +1,35 @@
-//! Which row comes when: an endless stream of row numbers, pass after pass, each pass in an order of its own that
-//! follows from seed and pass alone. Nothing is remembered, so any place in the stream can be found again.
+//! The order of rows: an endless stream of row numbers, one pass over the data after the other. The order of a pass is
+//! a function of the seed and the number of the pass, so that a resumed run finds its position again without stored
+//! state.
 
 use reel_kernels::philox::philox4x32_10;
 
-/// Philox's streams are kept apart by what they are for; this is the order of rows.
+/// Philox stream of the row order, "orde" in ASCII. Other uses of the seed have other streams.
 const STREAM: u32 = 0x6f72_6465;
 
-/// The order of `rows` rows.
+/// The stream of row numbers.
 #[derive(Clone, Debug)]
 pub struct Order {
     rows: usize,
-    /// `None` takes the file's order.
+    /// `None`: rows in file order.
     seed: Option<u64>,
-    /// The pass whose order is at hand.
+    /// The pass that `order` belongs to.
     pass: Option<u64>,
     order: Vec<u32>,
 }
 
 impl Order {
-    /// The file's order, again and again.
+    /// Every pass takes the rows in file order.
     pub fn of_file(rows: usize) -> Self {
         Self { rows, seed: None, pass: None, order: Vec::new() }
     }
 
-    /// An order of its own for each pass.
+    /// Every pass takes the rows in another random order.
     pub fn shuffled(rows: usize, seed: u64) -> Self {
         Self { seed: Some(seed), ..Self::of_file(rows) }
     }
 
-    /// The row at place `slot` of the stream, counted from 0. Places one after another cost nothing; a jump to another
-    /// pass makes that pass's order.
+    /// The row at index `slot` of the stream, counted from 0. The first row of a pass computes the order of that pass.
     pub fn row(&mut self, slot: u64) -> usize {
         let rows = self.rows as u64;
         let (pass, location) = (slot / rows, (slot % rows) as usize);
@@ -47,7 +47,7 @@ impl Order {
     }
 }
 
-/// The numbers below `n` in an order that follows from `seed` and `pass` (Fisher–Yates from the end, Philox).
+/// A random permutation of `0..n` for `seed` and `pass`: Fisher–Yates shuffle with Philox numbers.
 fn permutation(n: usize, seed: u64, pass: u64) -> Vec<u32> {
     let mut order: Vec<u32> = (0..n as u32).collect();
     for i in (1..n).rev() {
@@ -56,7 +56,7 @@ fn permutation(n: usize, seed: u64, pass: u64) -> Vec<u32> {
     order
 }
 
-/// A number below `n`, all equally likely but for 2^-64 · n.
+/// A random number below `n`. The bias is at most 2^-64 · n.
 fn below(n: u64, seed: u64, pass: u64, position: u64) -> u64 {
     let counter = [position as u32, (position >> 32) as u32 ^ STREAM, pass as u32, (pass >> 32) as u32];
     let [a, b, ..] = philox4x32_10(counter, [seed as u32, (seed >> 32) as u32]);
@@ -70,14 +70,14 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn the_files_order_begins_again_after_the_last() {
+    fn file_order_repeats_after_the_last_row() {
         let mut order = Order::of_file(3);
         assert_eq!((0..8).map(|i| order.row(i)).collect::<Vec<_>>(), [0, 1, 2, 0, 1, 2, 0, 1]);
         assert_eq!((order.pass(2), order.pass(3)), (0, 1));
     }
 
     #[test]
-    fn seeds_and_passes_have_orders_of_their_own() {
+    fn order_depends_on_seed_and_pass() {
         let one = permutation(50, 7, 0);
         assert_eq!(one, permutation(50, 7, 0));
         for other in
@@ -88,19 +88,19 @@ mod tests {
     }
 
     #[test]
-    fn every_order_of_three_comes_about_equally_often() {
+    fn all_orders_of_three_rows_are_equally_frequent() {
         let mut seen = std::collections::BTreeMap::new();
         for seed in 0..6000 {
             *seen.entry(permutation(3, seed, 1)).or_insert(0) += 1;
         }
-        // 1000 expected of each of six; 5 standard deviations are 145.
+        // Each of the 6 orders is expected 1000 times; 5 standard deviations are 145.
         assert_eq!(seen.len(), 6);
         assert!(seen.values().all(|n: &i32| (n - 1000).abs() < 145), "{seen:?}");
     }
 
     proptest! {
         #[test]
-        fn a_pass_has_each_row_once_and_any_place_is_found_again(rows in 1usize..200, seed: u64, pass in 0u64..1000) {
+        fn pass_has_each_row_once_and_random_access_agrees(rows in 1usize..200, seed: u64, pass in 0u64..1000) {
             let mut order = Order::shuffled(rows, seed);
             let first = pass * rows as u64;
             let stream: Vec<usize> = (first..first + rows as u64).map(|slot| order.row(slot)).collect();

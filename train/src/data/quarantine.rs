@@ -1,10 +1,11 @@
-//! Looking at every row before a run, its media opened: what was found so far stands in a journal, so that a scan that is stopped or killed
-//! goes on where it was, and in the end in a list of the rows that cannot be used, which later runs leave out unopened.
+//! The files of `--check-data`, which reads every row with its media before a run. A journal records each checked row,
+//! so that an interrupted check continues. At the end a list of the unusable rows is written, which later runs skip
+//! (`--quarantine`).
 //!
 //! | file | lines |
 //! |---|---|
-//! | the list | `{"row", "line", "reason"}`, those of `skipped.jsonl`, in the file's order; appears whole |
-//! | the journal, beside it, `NAME.journal` | first `{"scan"}`, which tells what was looked at how; then for each row in the order in which they were done `{"row", "tokens"}`, or a line of the list; removed when the list is there |
+//! | the list | `{"row", "line", "reason"}` in file order, as in `skipped.jsonl`; appears only when complete |
+//! | the journal `LIST.journal` | first `{"scan"}`, a fingerprint of data and options; then for each checked row `{"row", "tokens"}` or a line of the list; removed when the list is written |
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,13 +19,13 @@ use crate::reporting::metrics::{self, JsonlLog, SkippedRow};
 use crate::run_folder::checkpoint::write_synced;
 use crate::{Result, TrainError};
 
-/// The list in OUT, where no other is named.
+/// The list in OUT, unless `--quarantine` names another file.
 pub const QUARANTINE: &str = "quarantine.jsonl";
 
-/// What was found of a row: its tokens, or why it cannot be used.
+/// The result of checking a row: its token count, or why it cannot be used.
 pub type RowCheck = Result<usize, SkippedRow>;
 
-/// A line of a journal.
+/// A line of the journal.
 #[derive(Serialize, Deserialize)]
 #[serde(untagged)]
 enum JournalLine {
@@ -33,15 +34,15 @@ enum JournalLine {
     Good { row: usize, tokens: usize },
 }
 
-/// How often a scan tells how far it is.
-const TELL: Duration = Duration::from_secs(10);
+/// Time between two progress messages of a check.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(10);
 
-/// A scan under way.
+/// A check in progress.
 #[derive(Debug)]
 pub struct ScanJournal {
     list: PathBuf,
     path: PathBuf,
-    /// What an earlier scan of the same found.
+    /// Rows that an earlier, interrupted check has recorded.
     known: BTreeMap<usize, RowCheck>,
     state: Mutex<ScanState>,
     quiet: bool,
@@ -52,20 +53,20 @@ struct ScanState {
     log: JsonlLog,
     done: usize,
     bad: usize,
-    told: Instant,
+    last_message: Instant,
 }
 
-/// The journal of a list.
+/// The path of the journal that belongs to a list.
 pub fn journal_of(list: &Path) -> PathBuf {
     let name = list.file_name().unwrap_or_default().to_string_lossy();
     list.with_file_name(format!("{name}.journal"))
 }
 
 impl ScanJournal {
-    /// The journal beside `list`, gone on with where it is of the same `scan`, else a new one.
+    /// Continues the journal beside `list` if it has the fingerprint `scan`; otherwise starts a new one.
     ///
     /// # Errors
-    /// A folder that cannot be written.
+    /// The folder cannot be written.
     pub fn open(list: &Path, scan: &str, quiet: bool) -> Result<Self> {
         let path = journal_of(list);
         if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
@@ -75,7 +76,7 @@ impl ScanJournal {
         let head = serde_json::json!({"scan": scan}).to_string();
         let same = lines.first() == Some(&head);
         if !same && !lines.is_empty() && !quiet {
-            eprintln!("{}: is of other data or options; all rows are looked at again", path.display());
+            eprintln!("{}: was written for other data or options; all rows are checked again", path.display());
         }
         let lines = if same { lines } else { vec![head] };
         let mut known = BTreeMap::new();
@@ -87,45 +88,45 @@ impl ScanJournal {
             };
         }
         if !known.is_empty() && !quiet {
-            eprintln!("{} rows were looked at before (see {})", known.len(), path.display());
+            eprintln!("{} rows were checked before (see {})", known.len(), path.display());
         }
         let state = ScanState {
             log: JsonlLog::resume(&path, &lines)?,
             done: known.len(),
-            bad: known.values().filter(|looked| looked.is_err()).count(),
-            told: Instant::now(),
+            bad: known.values().filter(|checked| checked.is_err()).count(),
+            last_message: Instant::now(),
         };
         Ok(Self { list: list.to_path_buf(), path, known, state: Mutex::new(state), quiet })
     }
 
-    /// What is known of a row already.
+    /// The recorded result of a row.
     pub fn known(&self, row: usize) -> Option<&RowCheck> {
         self.known.get(&row)
     }
 
-    /// Writes down what was found of a row, of `rows` in all.
+    /// Records the result of a row, of `rows` rows in total.
     ///
     /// # Errors
-    /// A full disk.
-    pub fn add(&self, row: usize, looked: &RowCheck, rows: usize) -> Result<()> {
-        let line = match looked {
+    /// The journal cannot be written.
+    pub fn add(&self, row: usize, checked: &RowCheck, rows: usize) -> Result<()> {
+        let line = match checked {
             Ok(tokens) => JournalLine::Good { row, tokens: *tokens },
             Err(bad) => JournalLine::Bad(bad.clone()),
         };
         let mut state = self.lock();
         state.log.add(&line)?;
-        (state.done, state.bad) = (state.done + 1, state.bad + usize::from(looked.is_err()));
-        if state.told.elapsed() >= TELL && !self.quiet {
-            eprintln!("looked at {} of {rows} rows, {} cannot be used", state.done, state.bad);
-            state.told = Instant::now();
+        (state.done, state.bad) = (state.done + 1, state.bad + usize::from(checked.is_err()));
+        if state.last_message.elapsed() >= PROGRESS_INTERVAL && !self.quiet {
+            eprintln!("checked {} of {rows} rows, {} cannot be used", state.done, state.bad);
+            state.last_message = Instant::now();
         }
         Ok(())
     }
 
-    /// The scan is over: writes the list and removes the journal. Gives the list's path.
+    /// Ends the check: writes the list, removes the journal and returns the path of the list.
     ///
     /// # Errors
-    /// A full disk.
+    /// The list cannot be written.
     pub fn finish(self, bad: &[SkippedRow]) -> Result<PathBuf> {
         let failed = |e| TrainError::write(&self.list, e);
         let mut text = Vec::new();
@@ -145,10 +146,11 @@ impl ScanJournal {
     }
 }
 
-/// Reads a list. Its lines are held against the data: `line_of` gives the line in the data file of a row, if there is such a row.
+/// Reads a list and checks it against the data: `line_of` returns the line number of a row, or `None` if there is no
+/// such row.
 ///
 /// # Errors
-/// A file that cannot be read, or is of other data.
+/// The file cannot be read, or was written for other data.
 pub fn read(list: &Path, line_of: impl Fn(usize) -> Option<usize>) -> Result<Vec<SkippedRow>> {
     let text = fs::read_to_string(list).map_err(|e| TrainError::read(list, e))?;
     let mut found: BTreeMap<usize, SkippedRow> = BTreeMap::new();
@@ -160,11 +162,11 @@ pub fn read(list: &Path, line_of: impl Fn(usize) -> Option<usize>) -> Result<Vec
             Ok(row) => row,
             Err(e) => {
                 let help = "give a list that --check-data wrote, or a run's skipped.jsonl";
-                return wrong(format!("is no row to leave out: {e}"), help);
+                return wrong(format!("is not a list entry: {e}"), help);
             }
         };
         if line_of(row.row) != Some(row.line) {
-            let what = format!("speaks of row {} at line {}, which the data does not have", row.row, row.line);
+            let what = format!("lists row {} at line {}, which the data does not have", row.row, row.line);
             return wrong(what, "check the data again with --check-data");
         }
         found.entry(row.row).or_insert(row);
@@ -182,14 +184,15 @@ mod tests {
     }
 
     proptest! {
-        /// A journal that is cut anywhere gives the rows before the cut, and goes on to the list of the unbroken one.
+        /// A journal that is truncated anywhere keeps the rows before the cut, and the continued check writes the same
+        /// list.
         #[test]
-        fn a_scan_that_is_killed_goes_on(rows in prop::collection::vec(any::<bool>(), 1..20), share in 0.0f64..1.0) {
+        fn interrupted_check_continues(rows in prop::collection::vec(any::<bool>(), 1..20), share in 0.0f64..1.0) {
             let dir = tempfile::tempdir().unwrap();
             let list = dir.path().join("q.jsonl");
-            let looked = |row: usize| if rows[row] { Ok(row + 5) } else { Err(bad(row)) };
+            let checked = |row: usize| if rows[row] { Ok(row + 5) } else { Err(bad(row)) };
             let journal = ScanJournal::open(&list, "a", true).unwrap();
-            (0..rows.len()).rev().for_each(|row| journal.add(row, &looked(row), rows.len()).unwrap());
+            (0..rows.len()).rev().for_each(|row| journal.add(row, &checked(row), rows.len()).unwrap());
             drop(journal);
             let path = journal_of(&list);
             let bytes = fs::read(&path).unwrap();
@@ -197,16 +200,16 @@ mod tests {
             fs::write(&path, &bytes[..cut]).unwrap();
             let journal = ScanJournal::open(&list, "a", true).unwrap();
             let known: Vec<usize> = (0..rows.len()).filter(|&row| journal.known(row).is_some()).collect();
-            // A line counts once its end is there, or all of it but that.
+            // A line counts when it is complete, with or without its line break.
             let whole = bytes[..cut].iter().filter(|b| **b == b'\n').count();
             prop_assert!(known.len() + 1 == whole.max(1) || known.len() == whole, "{} of {whole}", known.len());
             for row in 0..rows.len() {
                 match journal.known(row) {
-                    Some(known) => prop_assert_eq!(known, &looked(row)),
-                    None => journal.add(row, &looked(row), rows.len()).unwrap(),
+                    Some(known) => prop_assert_eq!(known, &checked(row)),
+                    None => journal.add(row, &checked(row), rows.len()).unwrap(),
                 }
             }
-            let all: Vec<SkippedRow> = (0..rows.len()).filter_map(|row| looked(row).err()).collect();
+            let all: Vec<SkippedRow> = (0..rows.len()).filter_map(|row| checked(row).err()).collect();
             let written = journal.finish(&all).unwrap();
             prop_assert_eq!(read(&written, |row| Some(2 * row + 1)).unwrap(), all);
             prop_assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
@@ -214,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn a_journal_of_something_else_is_begun_anew() {
+    fn journal_of_other_data_is_replaced() {
         let dir = tempfile::tempdir().unwrap();
         let list = dir.path().join("sub/q.jsonl");
         ScanJournal::open(&list, "a", true).unwrap().add(3, &Ok(1), 9).unwrap();
@@ -224,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn lists_of_other_data_are_refused_by_line() {
+    fn list_of_other_data_is_refused_with_the_line() {
         let dir = tempfile::tempdir().unwrap();
         let list = dir.path().join("q.jsonl");
         let said = |text: &str| {
@@ -234,9 +237,9 @@ mod tests {
         let line = |row| serde_json::to_string(&bad(row)).unwrap();
         assert_eq!(said(&format!("{}\n\n{}\n{0}\n", line(2), line(0))).unwrap(), [bad(0), bad(2)]);
         for (text, want) in [
-            (format!("{}\n{}", line(1), line(7)), "q.jsonl:2: speaks of row 7 at line 15"),
-            (r#"{"row": 1, "line": 9, "reason": ""}"#.into(), "q.jsonl:1: speaks of row 1 at line 9"),
-            ("{\"row\": 1".into(), "q.jsonl:1: is no row to leave out"),
+            (format!("{}\n{}", line(1), line(7)), "q.jsonl:2: lists row 7 at line 15"),
+            (r#"{"row": 1, "line": 9, "reason": ""}"#.into(), "q.jsonl:1: lists row 1 at line 9"),
+            ("{\"row\": 1".into(), "q.jsonl:1: is not a list entry"),
         ] {
             let e = said(&text).unwrap_err();
             assert!(e.starts_with("--quarantine: ") && e.contains(want) && e.contains("; "), "{e}");

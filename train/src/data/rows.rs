@@ -108,7 +108,8 @@ impl DataRow {
         Ok(Self::Problem { problem: Problem::parse(&fields)?, columns: fields })
     }
 
-    /// The prompt to complete, and the columns from which completions are scored. Media paths stay relative to the media folder.
+    /// The prompt to complete, and the columns from which completions are scored. Media paths stay relative to the
+    /// media folder.
     pub fn prompt(&self, parity: Recipe) -> Result<(PromptContent, Map<String, Value>), Diagnostic> {
         match self {
             Self::Prompt { content, columns } => Ok((content.clone(), columns.clone())),

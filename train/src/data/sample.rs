@@ -1,4 +1,4 @@
-//! A row as the model learns from it: tokens with their media, and which tokens are learned.
+//! Supervised training samples: the token ids and media of a row, and the tokens to learn.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -19,45 +19,45 @@ use crate::options::Recipe;
 use crate::run::DataSource;
 use crate::{Result, TrainError};
 
-/// A row, ready to be packed.
+/// A row, ready for training.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Sample {
     /// The model's inputs, S tokens.
     pub tokens: ModelInput,
-    /// `[S]`: the token after each position where it is learned, else -1.
+    /// `[S]`: id of the next token where it is learned, else -1.
     pub targets: Vec<i32>,
 }
 
 impl Sample {
-    /// As the model packs it.
+    /// The sequence for a packed batch.
     pub fn sequence(&self) -> Sequence<'_> {
         self.tokens.sequence()
     }
 }
 
-/// Makes samples of the rows of a data file.
+/// Makes training samples of the rows of a data file.
 #[derive(Debug)]
 pub struct SftSource {
-    /// The rows.
+    /// The data file.
     pub data: Dataset,
-    /// Config, tokenizer, template.
+    /// Config, tokenizer and chat template of the model.
     pub bundle: Arc<Bundle>,
-    /// What is learned.
+    /// The rule that chooses the tokens to learn.
     pub labels: Labels,
-    /// Frame and pixel limits, decoder.
+    /// Frame and pixel limits.
     pub media: MediaOptions,
-    /// What relative paths of media are relative to.
+    /// The folder that relative media paths refer to.
     pub media_root: PathBuf,
-    /// Whose prompts.
+    /// Whose prompt templates to use.
     pub parity: Recipe,
-    /// Samples that were made before.
+    /// Samples of earlier epochs.
     pub kept: SampleCache,
 }
 
-/// Bytes of samples that are kept. Data that fit are read once, however many epochs go over them.
+/// Bytes of samples that the cache keeps. Data that fit are decoded once, however many epochs use them.
 const MAX_KEPT: usize = 256 << 20;
 
-/// Samples by row, until they are too many; those that came first stay.
+/// Samples by row. When the cache is full, no further samples are added.
 #[derive(Debug, Default)]
 pub struct SampleCache(Mutex<(HashMap<usize, Arc<Sample>>, usize)>);
 
@@ -79,7 +79,7 @@ impl SampleCache {
 }
 
 impl SftSource {
-    /// The conversation of a row.
+    /// Parses the conversation of a row.
     fn conversation(&self, row: usize) -> Result<Conversation> {
         let messages = self.data.at(row, self.data.row(row)?.supervised(self.parity))?;
         let location = self.data.location(row);
@@ -134,7 +134,7 @@ impl SampleSource for SftSource {
     }
 }
 
-/// The model's inputs of a row's conversation. Whatever is wrong with them is the row's fault.
+/// Renders a conversation to text, loads its media and tokenizes both. Errors concern the row.
 pub(crate) fn tokens_of(
     bundle: &Bundle,
     conversation: &Conversation,
@@ -147,18 +147,18 @@ pub(crate) fn tokens_of(
     tokens_of_text(bundle, &text, media, location)
 }
 
-/// The model's inputs of a text with its media. Whatever is wrong with them is the row's fault.
+/// Tokenizes a text with its media. Errors concern the row.
 pub(crate) fn tokens_of_text(bundle: &Bundle, text: &str, media: LoadedMedia, location: &str) -> Result<ModelInput> {
     let tokens = assemble(bundle, text, media, location).map_err(|e| about_row(location, e))?;
     let special = &bundle.config.tokens;
     for (pad, grids) in [(special.image, &tokens.image_grid_thw), (special.video, &tokens.video_grid_thw)] {
-        // With media of their kind they were counted.
+        // If media of this kind are present, `assemble` has matched the pad tokens with them.
         if grids.is_empty() && tokens.input_ids.contains(&pad) {
             let token = bundle.tokenizer.decode(&[pad], false);
             return Err(TrainError::row(
                 location,
                 format!("has {token} in a text, and no media for it"),
-                "take it out, or remove the row",
+                "remove it from the text, or remove the row",
             ));
         }
     }

@@ -1,4 +1,4 @@
-//! The texts of the two recipes around a question (`templates.toml`), and how they are put together.
+//! The prompt templates of VideoRFT and Video-R1 (`templates.toml`) and the messages made from them.
 
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use crate::options::Recipe;
 
-/// The texts, as the data file has them.
+/// The content of `templates.toml`.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 struct Texts {
@@ -24,11 +24,11 @@ struct Systems {
     video_r1: String,
 }
 
-/// The file is part of the program, and a test reads it: it parses.
+/// The file is compiled in; a test checks that it parses.
 static TEXTS: LazyLock<Texts> =
     LazyLock::new(|| toml::from_str(include_str!("templates.toml")).expect("templates.toml is part of the program"));
 
-/// The system message of supervised rows.
+/// The system message for supervised fine-tuning.
 pub fn system_message(parity: Recipe) -> &'static str {
     match parity {
         Recipe::VideoR1 => &TEXTS.system.video_r1,
@@ -36,19 +36,19 @@ pub fn system_message(parity: Recipe) -> &'static str {
     }
 }
 
-/// The kinds of problem that have a text of their own.
+/// The values of `problem_type` that have an answer instruction.
 pub fn problem_types() -> impl Iterator<Item = &'static str> {
     TEXTS.r#type.keys().map(String::as_str)
 }
 
-/// What follows the question for this `problem_type`; `None` for a type that the recipes do not know.
+/// The instruction after the question that describes the answer's form; `None` for an unknown `problem_type`.
 pub fn answer_instruction(problem_type: &str) -> Option<&'static str> {
     TEXTS.r#type.get(problem_type).map(String::as_str)
 }
 
-/// The user's text: the question in its template, then `type_text`. Under `video-r1` the options follow the problem, a
-/// line each; `options` is `None` for problems without a choice. A choice without options gets their heading all the same, as in
-/// Video-R1's code.
+/// The text of the user's message: the question in its template, then `answer_instruction`. `video-r1` lists the
+/// options after the problem, one a line; `options` is `None` for problems without options. An empty list still gets
+/// the heading, as in Video-R1's code.
 pub fn question(problem: &str, options: Option<&[String]>, type_text: &str, parity: Recipe) -> String {
     let mut asked = problem.to_string();
     if let Some(options) = options.filter(|_| parity == Recipe::VideoR1) {
@@ -66,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_question_stands_first_and_the_kind_last() {
+    fn question_comes_first_and_answer_instruction_last() {
         let kind = answer_instruction("numerical").unwrap();
         let text = question("How many?", None, kind, Recipe::Paper);
         assert!(text.starts_with("How many?\nPlease think about this question as if"), "{text}");
@@ -76,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn only_video_r1_appends_options() {
+    fn only_video_r1_lists_options() {
         let options = ["A. left".to_string(), "B. right".to_string()];
         let kind = answer_instruction("multiple choice").unwrap();
         let with = question("Where?", Some(&options), kind, Recipe::VideoR1);

@@ -1,4 +1,5 @@
-//! `--config FILE.toml`: any option of a command in a file, under the flag's name; a flag on the command line wins.
+//! `--config FILE.toml`: a file with any options of a command, under the names of their flags. Flags on the command
+//! line win.
 
 use std::path::Path;
 
@@ -8,18 +9,19 @@ use serde_json::{Map, Value};
 
 use crate::{Result, TrainError};
 
-/// How a run is started, where a file says it. It is no part of what the run is, so `run.json` does not record it.
+/// The start flags of a configuration file. They are not part of the run's options, so that `run.json` does not have
+/// them.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct StartFlags {
-    /// Replace what is in OUT.
+    /// Overwrite an earlier run in OUT.
     pub overwrite: bool,
-    /// Go on from this checkpoint, or from the `last` one.
+    /// Resume from this checkpoint folder, or from the `last` one.
     pub resume_from_checkpoint: Option<String>,
 }
 
 impl StartFlags {
-    /// What the file says of it.
+    /// Reads the start flags of a file.
     pub fn read(file: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(file).map_err(|e| TrainError::read(file, e))?;
         Self::parse(&file.display().to_string(), &text)
@@ -39,13 +41,13 @@ impl StartFlags {
     }
 }
 
-/// The fields of [`StartFlags`].
+/// The field names of [`StartFlags`].
 const START: [&str; 2] = ["overwrite", "resume_from_checkpoint"];
 
-/// `parsed` with the file's values in place of those that the command line left to their defaults.
+/// Replaces those options of `parsed` that the command line left to their defaults by the values of the file.
 ///
-/// `on_command_line` tells by an option's field name (`learning_rate`) whether its flag was given. Keys may be written
-/// with `-` or `_`. A key that `parsed` has no field for, or a value of the wrong kind, is an error that names it.
+/// `on_command_line` returns by field name (`learning_rate`) whether a flag was given. Keys may be written with `-` or
+/// `_`. An unknown key, or a value of the wrong type, is an error that names the key.
 pub fn apply<T: Serialize + DeserializeOwned>(
     parsed: &T,
     file: &Path,
@@ -74,14 +76,14 @@ fn merge<T: Serialize + DeserializeOwned>(
             return Err(TrainError::option(
                 format!("{file}: {key}"),
                 "names another file",
-                "write that file's options into this one",
+                "put that file's options into this one",
             ));
         }
         if !options.contains_key(&field) {
             return Err(TrainError::option(
                 format!("{file}: {key}"),
-                "is no option of this command",
-                "see --help for those there are",
+                "is not an option of this command",
+                "see --help for the options",
             ));
         }
         let value = json(file, value)?;
@@ -112,7 +114,7 @@ fn broken(file: &str, what: String) -> TrainError {
     TrainError::option(file, what, "report this as a defect")
 }
 
-/// Tries the one value alone, so that the error can name its key.
+/// Deserializes the options with only this value changed, so that the error can name its key.
 fn check_kind<T: DeserializeOwned>(
     options: &Map<String, Value>,
     file: &str,
@@ -127,7 +129,7 @@ fn check_kind<T: DeserializeOwned>(
         Err(e) => Err(TrainError::option(
             format!("{file}: {key}"),
             format!("{value} does not fit: {e}"),
-            "see --help for what it takes",
+            "see --help for its values",
         )),
     }
 }
@@ -143,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_sets_what_no_flag_does() {
+    fn file_sets_options_without_flags() {
         let text = "learning-rate = 0.25\nmax_steps = 9\nlabels = \"text\"\nno-shuffle = true\ndata = \"d.jsonl\"\n";
         let o = merged(text, &["learning_rate"]).unwrap();
         assert_eq!((o.learning_rate, o.max_steps, o.labels, o.no_shuffle), (0.5, Some(9), Some(LabelRule::Text), true));
@@ -152,17 +154,17 @@ mod tests {
     }
 
     #[test]
-    fn whole_numbers_serve_as_rates() {
+    fn integers_are_valid_rates() {
         assert_eq!(merged("weight-decay = 1", &[]).unwrap().weight_decay, 1.0);
     }
 
     #[test]
-    fn how_a_run_is_started_may_stand_in_the_file() {
+    fn file_may_contain_start_flags() {
         let text = "overwrite = true\nresume-from-checkpoint = \"last\"\nmax-steps = 3\n";
         let start = StartFlags { overwrite: true, resume_from_checkpoint: Some("last".into()) };
         assert_eq!(StartFlags::parse("c.toml", text).unwrap(), start);
         assert_eq!(StartFlags::parse("c.toml", "max-steps = 3").unwrap(), StartFlags::default());
-        // It does not become part of what the run is.
+        // Start flags do not become options of the run.
         let o = merged(text, &[]).unwrap();
         assert_eq!((o.max_steps, o.overwrite, o.resume_from_checkpoint.as_deref()), (Some(3), false, None));
         for (text, start) in [
@@ -175,13 +177,13 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_are_named() {
+    fn errors_name_the_key() {
         for (text, start) in [
-            ("learning-rat = 1.0", "c.toml: learning-rat: is no option"),
+            ("learning-rat = 1.0", "c.toml: learning-rat: is not an option"),
             ("config = \"d.toml\"", "c.toml: config: names another file"),
             ("max-steps = \"many\"", "c.toml: max-steps: \"many\" does not fit"),
             ("labels = \"all\"", "c.toml: labels: \"all\" does not fit"),
-            ("[sft]\nlabels = \"text\"", "c.toml: sft: is no option"),
+            ("[sft]\nlabels = \"text\"", "c.toml: sft: is not an option"),
             ("seed = 1\nlabels = ", "c.toml:2: is not TOML"),
         ] {
             let e = merged(text, &[]).unwrap_err();

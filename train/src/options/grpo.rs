@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::{RunOptions, TrainingOptions, check, range, run};
 use crate::Result;
 
-/// What kind of mean over tokens the loss is; `reel_kernels::grpo_loss` has the formulas.
+/// How the loss averages over tokens; `reel_kernels::grpo_loss` has the formulas.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[value(rename_all = "snake_case")]
@@ -26,7 +26,7 @@ pub enum LossType {
     Dapo,
 }
 
-/// What the importance ratio is a ratio of.
+/// The level of the importance ratio.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ImportanceSamplingLevel {
@@ -37,7 +37,7 @@ pub enum ImportanceSamplingLevel {
     Sequence,
 }
 
-/// Options of group-relative policy optimisation; those of any run are read as if they stood here.
+/// Options of GRPO, with the shared ones flattened.
 #[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 #[command(
@@ -48,7 +48,7 @@ pub enum ImportanceSamplingLevel {
     mut_arg("gradient_accumulation_steps", |a| a.default_value("1")),
 )]
 pub struct GrpoOptions {
-    /// Those of any run.
+    /// The options of every run.
     #[command(flatten)]
     #[serde(flatten)]
     pub run: RunOptions,
@@ -158,30 +158,30 @@ impl Default for GrpoOptions {
 }
 
 impl GrpoOptions {
-    /// Prompts of a step: a group of completions each.
+    /// Prompts per step, each with a group of completions.
     pub fn groups_per_step(&self) -> usize {
         self.per_device_train_batch_size * self.gradient_accumulation_steps / self.num_generations.max(1)
     }
 
-    /// Groups of a micro-batch.
+    /// Groups per micro-batch.
     pub fn groups_per_micro_batch(&self) -> usize {
         self.per_device_train_batch_size / self.num_generations.max(1)
     }
 
-    /// How much each reward counts.
+    /// The weight of each reward.
     ///
     /// # Errors
-    /// Names that are no reward's, weights that are no numbers.
+    /// A name that is not a reward, or a weight that is not a number.
     pub fn weights(&self) -> Result<RewardWeights> {
         Ok(self.reward_weights.as_deref().map(RewardWeights::parse).transpose()?.unwrap_or_default())
     }
 
-    /// Whether there is a reward of the user's own.
+    /// Whether the user gives a reward command or URL.
     pub fn has_custom_reward(&self) -> bool {
         self.reward_command.is_some() || self.reward_url.is_some()
     }
 
-    /// How far above 1 the importance ratio counts.
+    /// Clip range of the importance ratio above 1.
     pub fn epsilon_high(&self) -> f64 {
         self.epsilon_high.unwrap_or(self.epsilon)
     }
@@ -218,16 +218,16 @@ impl TrainingOptions for GrpoOptions {
         self.weights()?;
         let timeout = self.reward_timeout;
         range("--reward-timeout", timeout, timeout > 0.0 && timeout < 1e9, "give a number of seconds above 0")?;
-        let judged = self.temporal
+        let scores_completions = self.temporal
             || self.siglip.is_some()
             || self.has_custom_reward()
             || self.reward_weights.is_some()
             || self.dynamic_sampling;
         check(
-            self.rollouts.is_none() || !judged,
+            self.rollouts.is_none() || !scores_completions,
             "--rollouts",
-            "brings rewards, so that --temporal, --siglip, --reward-command, --reward-url, --reward-weights and --dynamic-sampling have nothing to do".into(),
-            "leave it or them out",
+            "gives rewards, so that --temporal, --siglip, --reward-command, --reward-url, --reward-weights and --dynamic-sampling have no effect".into(),
+            "remove it or them",
         )?;
         check(
             !self.temporal || self.parity.temporal_min_ratio().is_some(),
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn defaults_are_the_recipes() {
+    fn defaults_match_the_recipes() {
         let o = GrpoOptions::default();
         assert_eq!((o.learning_rate, o.lr_scheduler_type, o.weight_decay), (1e-6, LrScheduler::Cosine, 0.01));
         assert_eq!((o.max_grad_norm, o.num_generations, o.beta, o.loss_type), (5.0, 8, 0.04, LossType::Grpo));
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn batches_count_completions() {
+    fn batch_size_counts_completions() {
         let o = parse(&[
             "--num-generations",
             "4",
@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn senseless_values_are_refused_by_their_flag() {
+    fn invalid_values_are_refused_by_their_flag() {
         let refused: [(&str, &[&str]); 11] = [
             ("--temporal", &["--temporal", "--parity", "videorft"]),
             ("--num-generations", &["--num-generations", "1"]),
@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn options_survive_run_json() {
+    fn options_round_trip_through_run_json() {
         let o =
             parse(&["--loss-type", "dr_grpo", "--importance-sampling-level", "sequence", "--scale-rewards", "none"]);
         let text = serde_json::to_string(&o).unwrap();

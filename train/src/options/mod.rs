@@ -17,63 +17,63 @@ pub use sft::SftOptions;
 
 use crate::{Result, TrainError};
 
-/// Which tokens are learned.
+/// Which tokens supervised fine-tuning learns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum LabelRule {
-    /// What the assistant says, with the token that ends it.
+    /// The assistant's messages, each with its end token
     Assistant,
-    /// Everything but padding and vision tokens.
+    /// All tokens but padding and vision tokens
     Text,
-    /// Everything but padding and image tokens, as the references' code does.
+    /// All tokens but padding and image tokens, as in the references' code
     Videorft,
 }
 
-/// The shape of the learning rate over the run.
+/// The learning-rate schedule.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[value(rename_all = "snake_case")]
 pub enum LrScheduler {
-    /// From the full rate to 0 in a straight line, after the warmup.
+    /// Linear decay to 0 after the warmup
     #[default]
     Linear,
-    /// From the full rate to 0 along half a cosine, after the warmup.
+    /// Cosine decay to 0 after the warmup
     Cosine,
-    /// The full rate from the first step.
+    /// Constant from the first step
     Constant,
-    /// The full rate after the warmup.
+    /// Constant after the warmup
     ConstantWithWarmup,
 }
 
-/// How the optimiser keeps its state.
+/// How the optimizer stores its state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Optim {
-    /// f32 moments and an exact f32 master copy.
+    /// f32 moments, f32 master weights
     #[default]
     Adamw,
-    /// The same master copy, bf16 moments with stochastic rounding.
+    /// bf16 moments with stochastic rounding, f32 master weights
     AdamwBf16,
-    /// The same master copy, blockwise 8-bit moments.
+    /// Blockwise 8-bit moments, f32 master weights
     #[value(name = "adamw-8bit")]
     #[serde(rename = "adamw-8bit")]
     Adamw8bit,
 }
 
-/// Where the curves of a run are drawn.
+/// Where the metrics of a run are reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ReportTo {
-    /// TensorBoard's event files in OUT.
+    /// TensorBoard event files in OUT
     Tensorboard,
-    /// A run in OUT/wandb that `wandb sync` uploads.
+    /// A Weights & Biases run in OUT/wandb that `wandb sync` uploads
     Wandb,
-    /// Nowhere.
+    /// No reports
     None,
 }
 
 impl Optim {
-    /// How the moments are held.
+    /// How the optimizer stores its moments.
     pub fn moments(self) -> Moments {
         match self {
             Self::Adamw => Moments::F32,

@@ -1,4 +1,4 @@
-//! The options that every run has: what is trained on what, how fast, how long, and what is kept.
+//! The options that `sft` and `grpo` share: model, data, output folder, learning rates, length, checkpoints, reports.
 
 use std::ops::Deref;
 use std::path::PathBuf;
@@ -13,15 +13,15 @@ use crate::Result;
 use crate::data::quarantine::QUARANTINE;
 use reel_model::lora::{ALL_LINEAR, DECODER_LAYERS, LoraSpec};
 
-/// The options of a command that trains: those of any run, and its own.
+/// The options of a training command.
 pub trait TrainingOptions: Serialize + Deref<Target = RunOptions> {
-    /// The command.
+    /// The name of the command.
     const COMMAND: &'static str;
 
-    /// Refuses numbers that make no sense; the first one found, by its flag.
+    /// Checks the values of all options. The error names the first invalid one by its flag.
     fn validate_values(&self) -> Result<()>;
 
-    /// The options by name, those that were left open as they were resolved.
+    /// All options by name, with defaults resolved.
     fn resolved(&self) -> Map<String, Value> {
         match serde_json::to_value(self) {
             Ok(Value::Object(map)) => map,
@@ -29,22 +29,22 @@ pub trait TrainingOptions: Serialize + Deref<Target = RunOptions> {
         }
     }
 
-    /// Refuses what a run cannot begin with; the first one found, by its flag.
+    /// Checks that the required options are given and all values are valid.
     fn validate(&self) -> Result<()> {
         let given = |flag: &str, empty: bool, help: &str| check(!empty, flag, "is missing".into(), help);
-        given("--model", self.model.is_empty(), "give the folder to start from")?;
+        given("--model", self.model.is_empty(), "give the model folder to start from")?;
         given("--data", self.data.as_os_str().is_empty(), "give a JSON or JSONL file of rows")?;
-        given("--out", self.out.as_os_str().is_empty() && !self.only_checks(), "give the folder to write")?;
+        given("--out", self.out.as_os_str().is_empty() && !self.only_checks(), "give the output folder")?;
         let unnamed = self.only_checks() && self.quarantine.is_none();
         given("--quarantine", unnamed, "name the list of rows to write, or give --out to train after the check")?;
         self.validate_values()
     }
 }
 
-/// The highest rank of an adapter.
+/// Maximum rank of a LoRA adapter.
 const MAX_RANK: usize = 1 << 14;
 
-/// Options of any run. Rates are a step, lengths in tokens.
+/// Options of every training run.
 #[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 #[command(next_help_heading = "Training options")]
@@ -182,12 +182,12 @@ pub struct RunOptions {
     pub quarantine: Option<PathBuf>,
 }
 
-/// Paths that may be absent from the command line, since a configuration file may have them.
+/// Parses a path that may be empty, because a configuration file may give it.
 fn path_or_none() -> impl TypedValueParser<Value = PathBuf> {
     OsStringValueParser::new().map(PathBuf::from)
 }
 
-/// What an empty command line means.
+/// The options of an empty command line.
 pub(super) fn defaults<T: Args>() -> T {
     let matches = T::augment_args(clap::Command::new("options")).try_get_matches_from(["options"]);
     matches.and_then(|m| T::from_arg_matches(&m)).expect("every option has a default, as a test sees")
@@ -199,11 +199,11 @@ impl Default for RunOptions {
     }
 }
 
-/// Rows of a micro-batch, and micro-batches of a step, at most: what a step is made of is put together in memory.
+/// Maximum rows per micro-batch and micro-batches per step: all rows of a step are held in memory.
 const MAX_ROWS: usize = 1 << 16;
 
 impl RunOptions {
-    /// The folder that media paths are relative to.
+    /// The folder that media paths in the data are relative to.
     pub fn media_root(&self) -> PathBuf {
         match &self.media_root {
             Some(root) => root.clone(),
@@ -211,33 +211,33 @@ impl RunOptions {
         }
     }
 
-    /// Whether the run is to be shown there.
+    /// Whether `--report-to` names this reporter.
     pub fn reports_to(&self, location: ReportTo) -> bool {
         self.report_to.contains(&location)
     }
 
-    /// The project in Weights & Biases, as the client finds it: the option, the environment, or its own word for none.
+    /// The project in Weights & Biases, found as its client does: the option, the environment, or `uncategorized`.
     pub fn wandb_project(&self) -> String {
         let given = self.wandb_project.clone().or_else(|| std::env::var("WANDB_PROJECT").ok());
         given.filter(|name| !name.is_empty()).unwrap_or_else(|| "uncategorized".into())
     }
 
-    /// Whether rows are looked at and nothing is trained.
+    /// Whether the command only checks the data: `--check-data` without `--out`.
     pub fn only_checks(&self) -> bool {
         self.check_data && self.out.as_os_str().is_empty()
     }
 
-    /// The list of rows that cannot be used, which looking at every row writes.
+    /// The file with the unusable rows that `--check-data` writes.
     pub fn quarantine_list(&self) -> PathBuf {
         self.quarantine.clone().unwrap_or_else(|| self.out.join(QUARANTINE))
     }
 
-    /// Steps that were asked for outright; 0 and below mean "as many as the epochs need", as in TRL.
+    /// `--max-steps`; `None` if it is absent, 0 or negative, which means "as many as the epochs need" in TRL.
     pub fn fixed_steps(&self) -> Option<u64> {
         self.max_steps.and_then(|n| u64::try_from(n).ok()).filter(|&n| n > 0)
     }
 
-    /// The adapter that is trained in place of the weights, if one is.
+    /// The LoRA adapter to train, if any.
     pub fn lora_spec(&self) -> Option<LoraSpec> {
         let decoder = || DECODER_LAYERS.map(str::to_string).to_vec();
         (self.lora_r > 0).then(|| LoraSpec {
@@ -248,7 +248,7 @@ impl RunOptions {
         })
     }
 
-    /// Where the stream of rows ends, of a file of `rows`; `None` where the number of steps was asked for.
+    /// Number of rows of all epochs for a data file of `rows` rows; `None` with `--max-steps`.
     pub fn stream_end(&self, rows: usize) -> Option<u64> {
         match self.fixed_steps() {
             Some(_) => None,
@@ -256,12 +256,12 @@ impl RunOptions {
         }
     }
 
-    /// Steps of warmup in a run of `steps`.
+    /// Warmup steps in a run of `steps` steps.
     pub fn warmup_step_count(&self, steps: u64) -> u64 {
         if self.warmup_steps > 0 { self.warmup_steps } else { (self.warmup_ratio * steps as f64).ceil() as u64 }
     }
 
-    /// Refuses numbers that make no sense; the first one found, by its flag.
+    /// Checks the values of these options. The error names the first invalid one by its flag.
     pub fn validate_values(&self) -> Result<()> {
         let rate = |flag: &str, value: f64| range(flag, value, value >= 0.0, "give a number that is 0 or more");
         rate("--learning-rate", self.learning_rate)?;
@@ -309,7 +309,7 @@ impl RunOptions {
         if !self.reports_to(ReportTo::Wandb) {
             return Ok(());
         }
-        // What the client refuses (`wandb_settings.py`), while it can still be changed.
+        // The limits of the W&B client (`wandb_settings.py`).
         let project = self.wandb_project();
         let location = if self.wandb_project.is_some() { "--wandb-project" } else { "WANDB_PROJECT" };
         let fits = project.chars().count() <= 128 && !project.contains(['/', '\\', '#', '?', '%', ':']);
@@ -324,7 +324,7 @@ impl RunOptions {
             ("--lora-target-modules", self.lora_target_modules.is_some()),
         ];
         for (flag, given) in for_one {
-            check(r > 0 || !given, flag, "is for an adapter, and none is trained".into(), "give --lora-r too")?;
+            check(r > 0 || !given, flag, "is for LoRA, but --lora-r is 0".into(), "give --lora-r too")?;
         }
         let alpha = self.lora_alpha.unwrap_or(1.0);
         range("--lora-alpha", alpha, alpha > 0.0, "give a number above 0")?;

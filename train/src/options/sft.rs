@@ -9,12 +9,12 @@ use serde_json::{Map, Value, json};
 use super::{LabelRule, Recipe, RunOptions, TrainingOptions, check, run};
 use crate::Result;
 
-/// Options of supervised fine-tuning; those of any run are read as if they stood here.
+/// Options of supervised fine-tuning, with the shared ones flattened.
 #[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 #[command(next_help_heading = "SFT options")]
 pub struct SftOptions {
-    /// Those of any run.
+    /// The options of every run.
     #[command(flatten)]
     #[serde(flatten)]
     pub run: RunOptions,
@@ -51,7 +51,7 @@ impl Default for SftOptions {
 }
 
 impl SftOptions {
-    /// The label rule: the one that was asked for, or the one that `parity` means.
+    /// The label rule: `--labels`, or the default of `--parity`.
     pub fn label_rule(&self) -> LabelRule {
         self.labels.unwrap_or(match self.parity {
             Recipe::Paper => LabelRule::Assistant,

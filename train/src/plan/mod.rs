@@ -1,5 +1,5 @@
-//! What a run needs, before any machine for it is rented: the same steps on the dry device, which counts buffers and
-//! operations and computes nothing.
+//! `reel plan`: the memory and operations of a training run, before it runs. The real steps run on the dry device,
+//! which counts buffers and operations and computes nothing.
 
 pub mod grpo;
 
@@ -30,30 +30,31 @@ use crate::step::sft::step;
 use crate::step::trainer::Trainer;
 use crate::{Result, TrainError};
 
-/// What the steps of a run need.
+/// The result of a plan.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
-    /// The most bytes at any moment, and what they are for. The `peak_bytes` of a run's metrics is this number.
+    /// Peak bytes by category; their sum is the `peak_bytes` of a run's metrics.
     pub memory: MemoryUse,
-    /// Costs, over all the steps that were counted.
+    /// Operations of all counted steps, by phase.
     pub phases: PhaseCosts,
-    /// Steps that were counted.
+    /// Number of counted steps.
     pub steps: u64,
-    /// Tokens of these steps.
+    /// Tokens of the counted steps.
     pub tokens: u64,
-    /// Bytes of a checkpoint's weights and optimizer: on the disk, and of the host's memory where they are written while the steps go on.
+    /// Bytes of a checkpoint's weights and optimizer on the disk, and of their copy in host memory while a background
+    /// thread writes it. while the steps go on.
     pub checkpoint: u64,
 }
 
-/// Costs by op.
+/// Launches and costs by op name.
 pub type OpCosts = BTreeMap<&'static str, OpTotals>;
 
-/// Costs by stretch of the work, in the order in which they come.
+/// Costs by phase (forward, backward, prefill, …), in execution order.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct PhaseCosts(pub Vec<(&'static str, OpCosts)>);
 
 impl PhaseCosts {
-    fn of(&mut self, phase: &'static str) -> &mut OpCosts {
+    fn phase_mut(&mut self, phase: &'static str) -> &mut OpCosts {
         let at = self.0.iter().position(|(name, _)| *name == phase).unwrap_or_else(|| {
             self.0.push((phase, OpCosts::new()));
             self.0.len() - 1
@@ -61,9 +62,9 @@ impl PhaseCosts {
         &mut self.0[at].1
     }
 
-    /// Adds the totals of some work.
+    /// Adds costs to a phase.
     pub fn add(&mut self, phase: &'static str, ops: &OpCosts) {
-        let all = self.of(phase);
+        let all = self.phase_mut(phase);
         for (name, op) in ops {
             let total = all.entry(name).or_default();
             total.launches += op.launches;
@@ -71,15 +72,15 @@ impl PhaseCosts {
         }
     }
 
-    /// Adds a launch that is made `times` times.
+    /// Adds a launch that runs `times` times.
     fn add_launch(&mut self, phase: &'static str, op: &'static str, cost: Cost, times: u64) {
-        let total = self.of(phase).entry(op).or_default();
+        let total = self.phase_mut(phase).entry(op).or_default();
         total.launches += times;
         total.cost += Cost { flops: cost.flops * times as f64, bytes: cost.bytes * times as f64 };
     }
 }
 
-/// Takes the work in `before` out of the work in `all`, which began with it.
+/// Subtracts the costs in `before` from `all`, which includes them.
 pub fn subtract(all: &mut OpCosts, before: &OpCosts) {
     for (name, before) in before {
         if let Some(op) = all.get_mut(name) {
@@ -91,29 +92,29 @@ pub fn subtract(all: &mut OpCosts, before: &OpCosts) {
     all.retain(|_, op| op.launches > 0);
 }
 
-/// A row of which only the size is known.
+/// The size of a row: tokens and patches, without content.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RowShape {
-    /// All its tokens, those of media included.
+    /// Number of tokens, vision tokens included.
     pub tokens: usize,
-    /// Its films, in patches.
+    /// Patch grid `[t, h, w]` of each video.
     pub video_grid_thw: Vec<GridThw>,
 }
 
-/// A plan with data looks at no more rows than this: media have to be decoded to know their size.
+/// Maximum number of rows of a plan with data: their media must be decoded to know their size.
 const MAX_ROWS: u64 = 256;
 
-/// Tokens, and patches, of the longest row that can be planned: eight times what the model was made for.
-const MAX_ROW_TOKENS: usize = 1 << 20;
+/// Maximum tokens and patches of a planned row: eight times the model's context length.
+const MAX_ROW_SIZE: usize = 1 << 20;
 
 impl RowShape {
-    /// A row of `tokens` with one film of `patches` patches: eight pairs of frames as in the recipes' training where they divide
-    /// so, else one. Sides as equal as they can be.
+    /// A row of `tokens` tokens with one video of `patches` patches: 16 frames if the patches divide so, else 2, as
+    /// square as possible.
     pub fn new(tokens: usize, patches: usize, config: &ModelConfig) -> Result<Self> {
         for (option, n, least) in [("--tokens", tokens, 1), ("--vision-patches", patches, 0)] {
-            if !(least..=MAX_ROW_TOKENS).contains(&n) {
-                let what = format!("is {n}, which no row has");
-                return Err(TrainError::option(option, what, format!("give {least} to {MAX_ROW_TOKENS}")));
+            if !(least..=MAX_ROW_SIZE).contains(&n) {
+                let what = format!("is {n}, outside the possible sizes of a row");
+                return Err(TrainError::option(option, what, format!("give {least} to {MAX_ROW_SIZE}")));
             }
         }
         let unit = config.vision.merge_unit();
@@ -136,7 +137,7 @@ impl RowShape {
         Ok(Self { tokens, video_grid_thw: vec![[pairs, rows * side, squares / rows * side]] })
     }
 
-    /// Its films, black.
+    /// Black videos of this size.
     pub fn frames(&self, config: &ModelConfig) -> MediaFrames {
         let vision = &config.vision;
         let film = |&[t, h, w]: &GridThw| {
@@ -153,7 +154,7 @@ impl RowShape {
         MediaFrames { videos: self.video_grid_thw.iter().map(film).collect(), processor, ..MediaFrames::default() }
     }
 
-    /// A sample of this size with nothing in it; every token that is no medium's is learned.
+    /// A sample of this size; all tokens but the pad tokens are learned.
     fn sample(&self, config: &ModelConfig) -> Sample {
         let patches: usize = self.video_grid_thw.iter().map(|g| g.iter().product::<usize>()).sum();
         let pads = patches / config.vision.merge_unit();
@@ -172,14 +173,14 @@ impl RowShape {
     }
 }
 
-/// The dtype of a folder's weights, which need not be there: config.json says it too.
+/// The stored dtype of a folder's weights, from the weights or, if they are absent, from config.json.
 pub fn file_dtype(folder: &Path, config: &ModelConfig) -> StoredDType {
     let stored =
         Checkpoint::open(folder).ok().and_then(|files| files.get("model.embed_tokens.weight").map(|view| view.dtype));
     stored.or(config.dtype).unwrap_or(StoredDType::Bf16)
 }
 
-/// A step on rows of one size: as many as `options` put together. `device` is dry.
+/// Plans one step on rows of one size. `device` is dry.
 pub fn with_shape(
     options: &SftOptions,
     config: &ModelConfig,
@@ -201,7 +202,8 @@ pub fn with_shape(
     count(&mut trainer, 1, || Ok(Some(batch.clone())))
 }
 
-/// The steps of a run on its own data, or the first of them where there are many rows. Counted for the device of `setup`.
+/// Plans a run on its own data: all steps, or the first of them for a large file. Counted for the device of `setup`.
+/// `setup`.
 pub fn with_data(setup: &SftSetup, files: StoredDType) -> Result<Plan> {
     let options = setup.options;
     options.validate_values()?;
@@ -228,7 +230,7 @@ pub fn with_data(setup: &SftSetup, files: StoredDType) -> Result<Plan> {
     count(&mut trainer, steps, || Ok(cursor.next_batch(&mut feed, &never)?.map(|batch| batch.samples)))
 }
 
-/// Runs up to `steps` steps on the dry device.
+/// Runs up to `steps` steps on the dry device and collects the result.
 fn count(trainer: &mut Trainer, steps: u64, mut next: impl FnMut() -> Result<Option<Vec<Sample>>>) -> Result<Plan> {
     let device = trainer.device.clone();
     device.profiler().clear();

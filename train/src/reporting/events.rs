@@ -1,8 +1,8 @@
-//! TensorBoard's event files: records of length, data and a masked CRC-32C of each (the TFRecord format),
-//! the data being a small protobuf message (`tensorflow/core/util/event.proto`: wall_time 1, step 2, file_version 3,
-//! summary 5; `summary.proto`: value 1 with tag 1, simple_value 2, image 4 (height 1, width 2, colorspace 3, encoded_image_string 4),
-//! histo 5 (min 1, max 2, num 3, sum 4, sum_squares 5, bucket_limit 6, bucket 7), tensor 8 (dtype 1, tensor_shape 2, string_val 8),
-//! metadata 9 (plugin_data 1 with plugin_name 1)).
+//! Writes TensorBoard event files. A record is length, data and a masked CRC-32C of each (the TFRecord format); the
+//! data is a small protobuf message (`tensorflow/core/util/event.proto`: wall_time 1, step 2, file_version 3, summary
+//! 5; `summary.proto`: value 1 with tag 1, simple_value 2, image 4 (height 1, width 2, colorspace 3,
+//! encoded_image_string 4), histo 5 (min 1, max 2, num 3, sum 4, sum_squares 5, bucket_limit 6, bucket 7), tensor 8
+//! (dtype 1, tensor_shape 2, string_val 8), metadata 9 (plugin_data 1 with plugin_name 1)).
 
 use std::fs::File;
 use std::io::Write;
@@ -16,7 +16,7 @@ use crate::reporting::watch::{COMPLETIONS, FRAMES, Histogram, REWARDS};
 use crate::step::trainer::Preview;
 use crate::{Result, TrainError};
 
-/// An event file that is being written.
+/// An open event file.
 #[derive(Debug)]
 pub struct EventFile {
     path: PathBuf,
@@ -24,7 +24,7 @@ pub struct EventFile {
 }
 
 impl EventFile {
-    /// Begins a new file in `dir`, under a name that TensorBoard looks for. Each run of a folder has its own.
+    /// Creates an event file in `dir`, under a name that TensorBoard finds. Each process of a run has its own file.
     pub fn create(dir: &Path) -> Result<Self> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let name = format!("events.out.tfevents.{}.{:06}.{}", now.as_secs(), now.subsec_micros(), std::process::id());
@@ -35,12 +35,12 @@ impl EventFile {
         Ok(events)
     }
 
-    /// Adds the values of a step.
+    /// Adds the scalars of a step.
     pub fn scalars(&mut self, step: u64, values: &[(impl AsRef<str>, f64)]) -> Result<()> {
         self.record(&event(now(), step, &scalars(values)))
     }
 
-    /// Adds what was drawn for a step: a histogram of its rewards, a text, a picture.
+    /// Adds the preview of a step: a histogram of rewards, the text of completions, a strip of frames.
     pub fn preview(&mut self, step: u64, preview: &Preview) -> Result<()> {
         let mut summary = ProtoMessage::default();
         if !preview.rewards.is_empty() {
@@ -74,7 +74,7 @@ fn scalars(values: &[(impl AsRef<str>, f64)]) -> ProtoMessage {
     })
 }
 
-/// A value of a summary: its tag, and a message as one of its fields.
+/// A value of a summary: its tag, and a message in one of its fields.
 fn tagged(tag: &str, field: u32, message: ProtoMessage) -> ProtoMessage {
     ProtoMessage::default().bytes(1, tag).bytes(field, message)
 }
@@ -97,7 +97,7 @@ fn text(tag: &str, text: &str) -> ProtoMessage {
     tagged(tag, 8, tensor).bytes(9, ProtoMessage::default().bytes(1, plugin))
 }
 
-/// A PNG with three colours.
+/// An RGB image in PNG format.
 fn picture(png: &Png) -> ProtoMessage {
     ProtoMessage::default().varint(1, png.height as u64).varint(2, png.width as u64).varint(3, 3).bytes(4, &png.bytes)
 }
@@ -107,12 +107,13 @@ fn framed(message: &[u8]) -> Vec<u8> {
     [&length[..], &masked(&length), message, &masked(message)].concat()
 }
 
-/// The checksum as the format stores it: turned and shifted, so that a checksum of checksums is no fixed point.
+/// The masked checksum of the TFRecord format: rotated, plus a constant, because records may contain checksums
+/// themselves.
 fn masked(bytes: &[u8]) -> [u8; 4] {
     crc32c(bytes).rotate_right(15).wrapping_add(0xa282_ead8).to_le_bytes()
 }
 
-/// CRC-32C (Castagnoli), bit by bit: records have a hundred bytes.
+/// CRC-32C (Castagnoli), bit by bit. Records are about 100 bytes long, so that speed does not matter.
 fn crc32c(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(!0u32, |crc, &b| {
         (0..8).fold(crc ^ u32::from(b), |c, _| if c & 1 == 1 { c >> 1 ^ 0x82f6_3b78 } else { c >> 1 })
@@ -124,7 +125,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn checksums_are_castagnolis() {
+    fn crc32c_matches_the_rfc() {
         // RFC 3720, B.4, and the usual check value.
         assert_eq!(crc32c(b"123456789"), 0xe306_9283);
         assert_eq!(crc32c(&[0; 32]), 0x8a91_36aa);
@@ -132,8 +133,9 @@ mod tests {
     }
 
     #[test]
-    fn a_scalar_is_the_message_that_protobuf_writes() {
-        // What TensorFlow's Event(wall_time=1.0, step=300, summary=RunSummary(value=[Value(tag="loss", simple_value=0.5)])) serialises to.
+    fn scalar_event_matches_tensorflow_bytes() {
+        // The bytes of TensorFlow's Event(wall_time=1.0, step=300, summary=Summary(value=[Value(tag="loss",
+        // simple_value=0.5)])).
         let want = [
             &[0x09][..],
             &1.0f64.to_le_bytes(),
@@ -147,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_whole_records_from_its_first_byte() {
+    fn file_consists_of_complete_records() {
         let dir = tempfile::tempdir().unwrap();
         let mut events = EventFile::create(dir.path()).unwrap();
         events.scalars(1, &[("loss", 2.0), ("grad_norm", 1.0)]).unwrap();

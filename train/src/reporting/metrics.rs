@@ -1,5 +1,6 @@
-//! The JSON Lines logs of a run. `metrics.jsonl` gets one line when a step ends, `skipped.jsonl` one line for each row that cannot be used.
-//! A resumed run first cuts both back to what its checkpoint recorded, so that they become what an uninterrupted run would have written.
+//! The JSON Lines logs of a run. `metrics.jsonl` gets one line when a step ends, `skipped.jsonl` one line for each row
+//! that cannot be used. A resumed run first cuts both back to what its checkpoint recorded, so that they become what an
+//! uninterrupted run would have written.
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
@@ -40,7 +41,8 @@ pub struct StepMetrics {
 /// What a GRPO step adds to the metrics of a step. A field that does not apply to the run is absent from the JSON line.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct GrpoMetrics {
-    /// Mean of each reward before its weight, by its name: `rewards/accuracy` in the JSON line is `("accuracy", mean)` here.
+    /// Mean of each reward before its weight, by its name: `rewards/accuracy` in the JSON line is `("accuracy", mean)`
+    /// here.
     #[serde(flatten, with = "rewards_by_name")]
     pub rewards: Vec<(String, f64)>,
     /// Frames that SigLIP encoded for this step.
@@ -97,8 +99,8 @@ mod rewards_by_name {
 }
 
 impl StepMetrics {
-    /// The points of the step for TensorBoard and Weights & Biases: every number of the line but `step`, `tokens` and `step_seconds`,
-    /// under `train/NAME`.
+    /// The points of the step for TensorBoard and Weights & Biases: every number of the line but `step`, `tokens` and
+    /// `step_seconds`, under `train/NAME`.
     pub fn points(&self) -> Vec<(String, f64)> {
         const NOT_SHOWN: [&str; 3] = ["step", "tokens", "step_seconds"];
         let Ok(Value::Object(line)) = serde_json::to_value(self) else { return Vec::new() };
@@ -132,8 +134,8 @@ impl JsonlLog {
         Ok(Self { path: path.to_path_buf(), file })
     }
 
-    /// Replaces the file's content by `lines` and appends after them. The new file is complete before it replaces the old one, so that an
-    /// interruption loses no line.
+    /// Replaces the file's content by `lines` and appends after them. The new file is complete before it replaces the
+    /// old one, so that an interruption loses no line.
     pub fn resume(path: &Path, lines: &[String]) -> Result<Self> {
         let part = path.with_extension("jsonl.part");
         let mut text = lines.join("\n");
@@ -163,7 +165,8 @@ impl JsonlLog {
     }
 }
 
-/// Reads the lines of a log that `keep` selects, up to the first damaged one: a killed run may leave half a line. A missing file has no lines.
+/// Reads the lines of a log that `keep` selects, up to the first damaged one: a killed run may leave half a line. A
+/// missing file has no lines.
 pub fn read<T: DeserializeOwned>(path: &Path, keep: impl Fn(&T) -> bool) -> Result<Vec<String>> {
     let file = match File::open(path) {
         Ok(file) => file,

@@ -1,4 +1,5 @@
-//! Progress of a run on stderr: a progress bar on a terminal, plain lines elsewhere, nothing with `--quiet`. stdout is for results.
+//! Progress of a run on stderr: a progress bar on a terminal, plain lines elsewhere, nothing with `--quiet`. stdout is
+//! for results.
 
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};

@@ -1,12 +1,13 @@
-//! Protocol buffers' wire format, as much of it as logs for other programs need (protobuf.dev, "Encoding"): a message is its fields one after
-//! the other, each a varint of number and wire type (0 varint, 1 eight bytes, 2 a length and so many bytes, 5 four bytes), then the value.
+//! Writes and reads the part of the protobuf wire format that the event and W&B logs need (protobuf.dev, "Encoding"). A
+//! message is a list of fields, each a varint of field number and wire type (0 varint, 1 eight bytes, 2 length and
+//! bytes, 5 four bytes), then the value.
 
-/// A message that is put together field by field.
+/// A message, built field by field.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ProtoMessage(Vec<u8>);
 
 impl ProtoMessage {
-    /// Adds an integer that is not negative, a flag or a member of an enum.
+    /// Adds an unsigned integer, a bool or an enum value.
     pub fn varint(mut self, field: u32, n: u64) -> Self {
         self.tag(field, 0);
         varint(&mut self.0, n);
@@ -27,7 +28,7 @@ impl ProtoMessage {
         self
     }
 
-    /// Adds bytes, a text, a message, or numbers in their packed form.
+    /// Adds bytes, a string, a message, or packed numbers.
     pub fn bytes(mut self, field: u32, bytes: impl AsRef<[u8]>) -> Self {
         let bytes = bytes.as_ref();
         self.tag(field, 2);
@@ -55,7 +56,7 @@ fn varint(to: &mut Vec<u8>, mut n: u64) {
     to.push(n as u8);
 }
 
-/// The fields of a message that hold bytes, in order, up to the first that is damaged; numbers are passed over.
+/// The length-delimited fields of a message, in order, up to the first damaged one. Other fields are skipped.
 pub fn bytes_fields(message: &[u8]) -> impl Iterator<Item = (u32, &[u8])> {
     let mut rest = message;
     std::iter::from_fn(move || {
@@ -99,17 +100,18 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn fields_are_the_documentations() {
-        // protobuf.dev, "Encoding": field 1 = 150 is 08 96 01, field 2 = "testing" is 12 07 and the text; a field above 15 has a tag of two bytes.
+    fn fields_match_the_documentation() {
+        // protobuf.dev, "Encoding": field 1 = 150 is 08 96 01, field 2 = "testing" is 12 07 and the text; a field above
+        // 15 has a tag of two bytes.
         assert_eq!(ProtoMessage::default().varint(1, 150).as_ref(), [0x08, 0x96, 0x01]);
         assert_eq!(ProtoMessage::default().bytes(2, "testing").as_ref(), [&[0x12, 0x07][..], b"testing"].concat());
         assert_eq!(ProtoMessage::default().bytes(16, [9]).as_ref(), [0x82, 0x01, 0x01, 9]);
     }
 
     proptest! {
-        /// Fields of bytes come back, whatever numbers stand between them.
+        /// Length-delimited fields are read back, whatever fields lie between them.
         #[test]
-        fn bytes_are_read_back(all in prop::collection::vec((1u32..300, any::<u64>(), prop::collection::vec(any::<u8>(), 0..200)), 0..9)) {
+        fn length_delimited_fields_round_trip(all in prop::collection::vec((1u32..300, any::<u64>(), prop::collection::vec(any::<u8>(), 0..200)), 0..9)) {
             let message = all.iter().fold(ProtoMessage::default(), |m, (field, n, bytes)| {
                 m.varint(*field, *n).bytes(*field, bytes).double(7, 0.5).float(8, 0.5)
             });
@@ -117,9 +119,9 @@ mod tests {
             prop_assert_eq!(bytes_fields(message.as_ref()).collect::<Vec<_>>(), want);
         }
 
-        /// Nothing that is read makes it fail.
+        /// No input makes the reader panic.
         #[test]
-        fn damage_ends_the_reading(bytes in prop::collection::vec(any::<u8>(), 0..100)) {
+        fn damaged_message_ends_the_iteration(bytes in prop::collection::vec(any::<u8>(), 0..100)) {
             prop_assert!(bytes_fields(&bytes).map(|(_, value)| value.len()).sum::<usize>() <= bytes.len());
         }
     }

@@ -1,4 +1,5 @@
-//! What a run shows to those who watch it: curves, a histogram of rewards, texts and pictures of rollouts, wherever `--report-to` says.
+//! Sends the metrics and rollout previews of each step to the reporters that `--report-to` names: TensorBoard and
+//! Weights & Biases.
 
 use std::path::Path;
 
@@ -12,14 +13,14 @@ use crate::run_folder::output;
 use crate::step::trainer::Preview;
 use crate::{Result, TrainError};
 
-/// The name of the histogram of a step's rewards.
+/// Tag of the histogram of a step's rewards.
 pub const REWARDS: &str = "rollouts/rewards";
-/// The name of the text of a step's completions.
+/// Tag of the text of a step's completions.
 pub const COMPLETIONS: &str = "rollouts/completions";
-/// The name of the picture of a step's frames.
+/// Tag of the image with a step's frames.
 pub const FRAMES: &str = "rollouts/frames";
 
-/// Everything that the steps are shown in.
+/// The reporters of a run.
 #[derive(Debug)]
 pub struct Reporters {
     events: Option<EventFile>,
@@ -27,7 +28,7 @@ pub struct Reporters {
 }
 
 impl Reporters {
-    /// Begins after step `step`, whose checkpoint lies in the folder `home`. `run` is what run.json says.
+    /// Starts the reporters after step `step` of the run in the folder `home`. `run` is the content of run.json.
     pub fn begin(options: &RunOptions, home: &Path, step: u64, run: &Value) -> Result<Self> {
         let events = options.reports_to(ReportTo::Tensorboard).then(|| EventFile::create(&options.out)).transpose()?;
         if !options.reports_to(ReportTo::Wandb) {
@@ -48,12 +49,12 @@ impl Reporters {
         Ok(Self { events, wandb: Some(Wandb::begin(&begin)?) })
     }
 
-    /// The folder that `wandb sync` uploads, if there is one.
+    /// The folder that `wandb sync` uploads, with `--report-to wandb`.
     pub fn wandb(&self) -> Option<&Path> {
         self.wandb.as_ref().map(Wandb::folder)
     }
 
-    /// Shows a step.
+    /// Reports a step.
     pub fn step(&mut self, line: &StepMetrics, preview: Option<&Preview>) -> Result<()> {
         let points = line.points();
         if let Some(events) = &mut self.events {
@@ -63,9 +64,9 @@ impl Reporters {
         self.wandb.as_mut().map_or(Ok(()), |wandb| wandb.step(line.step, &points, preview))
     }
 
-    /// Says how the run ended.
+    /// Reports how the run ended.
     pub fn finish(&mut self, done: &Result<()>) -> Result<()> {
-        // The client's own codes (`sdk/lib/exit_hooks.py`): 255 where it was interrupted.
+        // Exit codes of the W&B client (`sdk/lib/exit_hooks.py`): 255 for an interrupted run.
         let code = match done {
             Ok(()) => 0,
             Err(TrainError::Stopped(_)) => 255,
@@ -75,21 +76,21 @@ impl Reporters {
     }
 }
 
-/// A histogram of thirty bins of equal width from the smallest value to the largest.
+/// A histogram with 30 bins of equal width from the smallest to the largest value.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Histogram {
     /// The smallest value.
     pub low: f64,
-    /// The largest.
+    /// The largest value.
     pub high: f64,
-    /// Where each bin ends; the first begins at `low`.
+    /// Upper limit of each bin; the first bin begins at `low`.
     pub limits: Vec<f64>,
-    /// Values in each bin.
+    /// Number of values in each bin.
     pub counts: Vec<u64>,
 }
 
 impl Histogram {
-    /// The histogram of one value at least.
+    /// The histogram of `values`, which must not be empty.
     pub fn new(values: &[f32]) -> Self {
         const BINS: usize = 30;
         let values: Vec<f64> = values.iter().map(|&v| f64::from(v)).collect();
@@ -109,9 +110,9 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
-        /// Every value is in a bin that it lies in, rounding aside.
+        /// Every value is counted in a bin whose limits contain it, up to rounding.
         #[test]
-        fn bins_hold_all_values(values in prop::collection::vec(-100f32..100.0, 1..60)) {
+        fn histogram_counts_every_value(values in prop::collection::vec(-100f32..100.0, 1..60)) {
             let bins = Histogram::new(&values);
             prop_assert_eq!(bins.counts.iter().sum::<u64>(), values.len() as u64);
             let mut below = 0;

@@ -20,7 +20,8 @@ use crate::{Result, TrainError};
 pub struct CompletionTokens {
     /// All token ids, the end token included.
     pub ids: Vec<u32>,
-    /// The loss counts this many of the first tokens: up to and including the first end token; 0 for a completion that is masked.
+    /// The loss counts this many of the first tokens: up to and including the first end token; 0 for a completion that
+    /// is masked.
     #[serde(rename = "counted")]
     pub learned_len: usize,
     /// Log-probability of each token under the weights that sampled it; empty for completions of a `--rollouts` file.
@@ -28,8 +29,8 @@ pub struct CompletionTokens {
 }
 
 impl CompletionTokens {
-    /// Counts the tokens up to the first of `stop_ids`. A completion without an end token counts whole, or not at all with
-    /// `mask_truncated`.
+    /// Counts the tokens up to the first of `stop_ids`. A completion without an end token counts whole, or not at all
+    /// with `mask_truncated`.
     pub fn new(ids: Vec<u32>, log_probs: Vec<f32>, stop_ids: &[u32], mask_truncated: bool) -> Self {
         let learned_len = match ids.iter().position(|id| stop_ids.contains(id)) {
             Some(end) => end + 1,
@@ -65,7 +66,8 @@ pub struct RolloutSet {
     pub groups: Vec<Group>,
     /// Steps already done on this set.
     pub uses: u64,
-    /// By micro-batch, f32 `[L]`: log-probabilities of the learned tokens under the weights at the first step on this set.
+    /// By micro-batch, f32 `[L]`: log-probabilities of the learned tokens under the weights at the first step on this
+    /// set.
     pub old_log_probs: Vec<Vec<f32>>,
     /// By micro-batch, f32 `[L]`: log-probabilities of the learned tokens under the reference weights.
     pub ref_log_probs: Vec<Vec<f32>>,
@@ -88,8 +90,8 @@ impl RolloutSet {
         Self { groups, ..Self::default() }
     }
 
-    /// Old and reference log-probabilities of a micro-batch. The old ones are absent in the first step on the set, where they equal the
-    /// policy's; the reference ones are absent with `--beta 0`.
+    /// Old and reference log-probabilities of a micro-batch. The old ones are absent in the first step on the set,
+    /// where they equal the policy's; the reference ones are absent with `--beta 0`.
     pub(crate) fn known_log_probs(&self, micro_batch: usize) -> (Option<&[f32]>, Option<&[f32]>) {
         let old = if self.uses > 0 { self.old_log_probs.get(micro_batch) } else { None };
         (old.map(Vec::as_slice), self.ref_log_probs.get(micro_batch).map(Vec::as_slice))

@@ -1,4 +1,5 @@
-//! `OUT/rollouts/STEP.jsonl`: every sampled completion with its rewards, one line a group. `--rollouts` can train on these lines again.
+//! `OUT/rollouts/STEP.jsonl`: every sampled completion with its rewards, one line a group. `--rollouts` can train on
+//! these lines again.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -46,7 +47,8 @@ impl Drop for RolloutRecorder {
 }
 
 impl RolloutRecorder {
-    /// A recorder for a run of `steps` steps. The folder is created with the first record, so that a run that fails to start leaves no files.
+    /// A recorder for a run of `steps` steps. The folder is created with the first record, so that a run that fails to
+    /// start leaves no files.
     pub(crate) fn new(out: &Path, steps: u64) -> Self {
         Self {
             folder: out.join(ROLLOUTS),
@@ -57,7 +59,8 @@ impl RolloutRecorder {
         }
     }
 
-    /// Writes a strip of frames of a step's first prompt for `reel report`. Returns `None` for prompts without media and most steps.
+    /// Writes a strip of frames of a step's first prompt for `reel report`. Returns `None` for prompts without media
+    /// and most steps.
     pub(crate) fn frame_strip(&self, step: u64, rollout: &Rollout) -> Result<Option<Png>> {
         let frames = &rollout.prompt.tokens.frames;
         let Some(seen) = frames.videos.first().or(frames.images.first()) else { return Ok(None) };
@@ -70,8 +73,9 @@ impl RolloutRecorder {
         Ok(Some(strip))
     }
 
-    /// Adds the groups of one round of a step. A background thread writes the step's file and then renames it, so that the file never ends
-    /// in half a line; [`wait`](Self::wait) waits for it. `used` says which groups the step trains on.
+    /// Adds the groups of one round of a step. A background thread writes the step's file and then renames it, so that
+    /// the file never ends in half a line; [`wait`](Self::wait) waits for it. `used` says which groups the step trains
+    /// on.
     pub(crate) fn add(
         &mut self,
         step: u64,

@@ -1,7 +1,8 @@
 //! Samples the completions of a step's prompts with the generation engine.
 //!
-//! All completions of a step decode in one batch, including those for shuffled videos. The random numbers of a completion follow from the
-//! run's seed, the step, the round and the index of prompt and completion, so that any step can be sampled again alone.
+//! All completions of a step decode in one batch, including those for shuffled videos. The random numbers of a
+//! completion follow from the run's seed, the step, the round and the index of prompt and completion, so that any step
+//! can be sampled again alone.
 
 use reel_engine::{Completion, Engine, GenerationRequest, SamplingParams, StopCondition};
 use reel_kernels::philox::philox4x32_10;
@@ -41,7 +42,8 @@ impl<'a> Sampler<'a> {
         Self { engine, options, stop_ids: stop_ids.to_vec(), seed }
     }
 
-    /// Completes the prompts of round `round` of step `n`. Calls `prefilled` once, when every completion has its first token.
+    /// Completes the prompts of round `round` of step `n`. Calls `prefilled` once, when every completion has its first
+    /// token.
     ///
     /// # Errors
     /// A prompt that does not fit the KV cache, logits that are not numbers, an interruption, or a device error.
@@ -93,7 +95,8 @@ impl<'a> Sampler<'a> {
         Ok(sampled)
     }
 
-    /// Frees the device memory of generation (KV cache, captured graphs). Training needs it, and a resumed run has the same peak.
+    /// Frees the device memory of generation (KV cache, captured graphs). Training needs it, and a resumed run has the
+    /// same peak.
     pub(crate) fn release(&self) {
         self.engine.release_memory();
     }

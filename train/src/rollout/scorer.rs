@@ -1,4 +1,5 @@
-//! Scores completions: rule-based rewards, the semantic reward by SigLIP, temporal rewards and the user's own reward programs.
+//! Scores completions: rule-based rewards, the semantic reward by SigLIP, temporal rewards and the user's own reward
+//! programs.
 
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -67,7 +68,8 @@ impl<'a> CompletionScorer<'a> {
         self.siglip.as_ref().map(SiglipScorer::frames_encoded)
     }
 
-    /// How well the reasoning of each completion agrees with the frames that the policy sees; `None` for prompts without media.
+    /// How well the reasoning of each completion agrees with the frames that the policy sees; `None` for prompts
+    /// without media.
     fn semantic_rewards(&mut self, rollout: &Rollout) -> Result<Option<Vec<f32>>> {
         let frames = &rollout.prompt.tokens.frames;
         let (seen, video) = match frames.videos.is_empty() {

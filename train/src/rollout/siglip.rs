@@ -1,5 +1,5 @@
-//! SigLIP as a judge: how well texts agree with frames. Each frame is encoded once, however many completions speak of it, and not
-//! again in the next calls.
+//! The SigLIP reward model: cosine similarities of texts and frames. Each frame is encoded once, however many
+//! completions are compared with it, and recent embeddings are kept for the next calls.
 
 use std::borrow::Cow;
 use std::collections::{HashMap, VecDeque};
@@ -14,13 +14,13 @@ use reel_rewards::{RewardError, SemanticModel};
 use reel_runtime::{DType, Device};
 use twox_hash::XxHash3_128;
 
-/// Frames whose embeddings are kept (so400m: 4.5 KiB each).
-const KEPT: usize = 1024;
+/// Number of frame embeddings that the cache keeps (so400m: 4.5 KiB each).
+const MAX_CACHED_FRAMES: usize = 1024;
 
-/// An embedding, shared between the cache and a call.
+/// An embedding, shared between the cache and callers.
 type Vector = Arc<[f32]>;
 
-/// A model with the embeddings of the frames that it saw last.
+/// A SigLIP model with a cache of frame embeddings.
 #[derive(Debug)]
 pub struct SiglipScorer {
     model: Siglip,
@@ -36,24 +36,24 @@ struct Frame<'a> {
 }
 
 impl SiglipScorer {
-    /// Opens a SigLIP folder; computes in `dtype`.
+    /// Loads a SigLIP folder; it computes in `dtype`.
     ///
     /// # Errors
-    /// Those of [`Siglip::open`].
+    /// The folder lacks files, or its weights do not fit its config.
     pub fn open(device: &Device, folder: &Path, dtype: DType) -> Result<Self, ModelError> {
         Ok(Self::new(Siglip::open(device, folder, dtype)?))
     }
 
-    /// A judge that has seen nothing yet.
+    /// A scorer with an empty cache.
     pub fn new(model: Siglip) -> Self {
         Self { model, cache: Cache::default(), encoded: 0 }
     }
 
-    /// Cosines of each text with each frame: one list a text, in the order of the frames of all films and pictures. With `negative`
-    /// the model is shown `(256 - v) % 256` of every byte.
+    /// Cosine similarity of each text with each frame: one list a text, in the order of the frames of all videos and
+    /// images. With `negative` every byte v of a frame is replaced by `(256 - v) % 256`, as in VideoRFT's code.
     ///
     /// # Errors
-    /// Frames whose data are not of their size; weights that give no numbers; what the device reports.
+    /// Frame data of the wrong size, embeddings that are not numbers, or a device error.
     pub fn similarities_of(
         &mut self,
         texts: &[&str],
@@ -68,7 +68,7 @@ impl SiglipScorer {
         self.similarities_with(texts, frames, negative)
     }
 
-    /// How many frames went through the model so far.
+    /// Number of frames encoded so far.
     pub fn frames_encoded(&self) -> u64 {
         self.encoded
     }
@@ -84,7 +84,8 @@ impl SiglipScorer {
         Ok(texts.iter().map(|text| pictures.iter().map(|picture| product(text, picture)).collect()).collect())
     }
 
-    /// The embedding of each frame. Only those that are not known are encoded, a few at a time, and no more than those few are held.
+    /// The embedding of each frame. Frames that are not in the cache are encoded in small batches.
+    /// few are held.
     fn embed<'a>(
         &mut self,
         frames: impl Iterator<Item = Result<Frame<'a>, ModelError>>,
@@ -131,7 +132,7 @@ impl SiglipScorer {
     }
 }
 
-/// Of picture files, which are opened one after the other.
+/// Similarities with image files, which are opened one after the other.
 impl SemanticModel for SiglipScorer {
     fn similarities(
         &mut self,
@@ -148,7 +149,8 @@ impl SemanticModel for SiglipScorer {
 }
 
 impl Frame<'_> {
-    /// The content as a number: equal for equal frames that are shown alike, and in practice for no others (XXH3, 128 bits).
+    /// The cache key of a frame: XXH3 (128 bits) of its bytes, size and negation. Different frames have different keys
+    /// in practice. bits).
     fn key(&self, negative: bool) -> u128 {
         let preview = [self.height as u64, self.width as u64, negative as u64].map(u64::to_le_bytes).concat();
         let seed = twox_hash::XxHash3_64::oneshot(&preview);
@@ -164,7 +166,7 @@ fn product(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
-/// Embeddings by content; the oldest goes first.
+/// Embeddings by cache key; the oldest is dropped first.
 #[derive(Debug, Default)]
 struct Cache {
     vectors: HashMap<u128, Vector>,
@@ -176,9 +178,9 @@ impl Cache {
         self.vectors.get(&key).cloned()
     }
 
-    /// `key` must be new.
+    /// Adds an embedding whose key is not in the cache.
     fn put(&mut self, key: u128, vector: Vector) {
-        if self.order.len() == KEPT
+        if self.order.len() == MAX_CACHED_FRAMES
             && let Some(oldest) = self.order.pop_front()
         {
             self.vectors.remove(&oldest);
@@ -202,14 +204,14 @@ mod tests {
         SiglipScorer::open(&Device::cpu(2), &golden("model"), DType::F32).unwrap()
     }
 
-    /// Frames that are all different.
+    /// A video of random-looking frames that all differ.
     fn film(frames: usize, height: usize, width: usize, seed: usize) -> FrameBuf {
         let level = |i: usize| ((i + seed * 7_919).wrapping_mul(2_654_435_761) >> 13) as u8;
         FrameBuf { data: (0..frames * height * width * 3).map(level).collect(), frames, height, width }
     }
 
     #[test]
-    fn eight_completions_about_a_film_cost_one_encode_of_its_frames() {
+    fn eight_completions_encode_each_frame_once() {
         let mut scorer = scorer();
         let texts: Vec<String> = (0..8).map(|i| format!("a red ball rolls {}", "slowly ".repeat(i))).collect();
         let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
@@ -218,7 +220,7 @@ mod tests {
         assert_eq!((first.len(), first[0].len(), scorer.frames_encoded()), (8, 16, 16));
         assert!(first.iter().flatten().all(|cos| (-1.0..=1.0).contains(cos)));
         assert!(first[0].windows(2).any(|w| w[0] != w[1]) && first[0] != first[7]);
-        // The same frames again, shuffled and among others: only the others are encoded.
+        // Frames seen before, shuffled and with new ones: only the new ones are encoded.
         let mut shuffled = films[0].clone();
         let frame = 40 * 60 * 3;
         shuffled.data.rotate_left(5 * frame);
@@ -226,7 +228,7 @@ mod tests {
         assert_eq!(scorer.frames_encoded(), 18);
         assert_eq!(again[0][..11], first[0][5..]);
         assert_eq!(again[0][11..16], first[0][..5]);
-        // Shown as negatives, or in another shape, they are other pictures.
+        // Negated frames and frames of another shape have other keys.
         let negative = scorer.similarities_of(&texts[..1], &films, true).unwrap();
         assert!(negative[0] != first[0]);
         let turned = FrameBuf { height: 60, width: 40, ..films[0].clone() };
@@ -237,7 +239,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(12))]
         #[test]
-        fn the_cache_and_neighbours_change_no_bit(picks in prop::collection::vec(0usize..6, 1..12), negative in any::<bool>()) {
+        fn cache_and_batching_change_no_bit(picks in prop::collection::vec(0usize..6, 1..12), negative in any::<bool>()) {
             let frames: Vec<FrameBuf> = picks.iter().map(|&i| film(1, 20 + i, 30, i)).collect();
             let texts = ["a ball", "the dog's bowl"];
             let mut together = scorer();
@@ -254,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn files_give_what_their_pixels_give() {
+    fn image_files_give_the_similarities_of_their_pixels() {
         let files: Vec<PathBuf> =
             ["v0_0", "v0_1", "v1_0", "v0_0"].iter().map(|f| golden(&format!("frames/{f}.png"))).collect();
         let frames: Vec<FrameBuf> = files
@@ -275,12 +277,12 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_embedding_goes_first() {
+    fn cache_drops_the_oldest_embedding() {
         let mut cache = Cache::default();
-        for key in 0..KEPT as u128 + 3 {
+        for key in 0..MAX_CACHED_FRAMES as u128 + 3 {
             cache.put(key, Vector::from([key as f32]));
         }
-        assert_eq!((cache.vectors.len(), cache.order.len()), (KEPT, KEPT));
-        assert!(cache.get(2).is_none() && cache.get(3).is_some() && cache.get(KEPT as u128 + 2).is_some());
+        assert_eq!((cache.vectors.len(), cache.order.len()), (MAX_CACHED_FRAMES, MAX_CACHED_FRAMES));
+        assert!(cache.get(2).is_none() && cache.get(3).is_some() && cache.get(MAX_CACHED_FRAMES as u128 + 2).is_some());
     }
 }

@@ -1,4 +1,5 @@
-//! Samples completions of a step's prompts with the current weights, scores them, records them and makes groups of them.
+//! Samples completions of a step's prompts with the current weights, scores them, records them and makes groups of
+//! them.
 //!
 //! ```text
 //! for each round, up to 10 with --dynamic-sampling, else 1:
@@ -163,7 +164,8 @@ impl<'a> RolloutWorker<'a> {
     }
 }
 
-/// All groups of a step have equal rewards, so that every advantage is 0. The run ends as with a failed reward: finished steps are saved.
+/// All groups of a step have equal rewards, so that every advantage is 0. The run ends as with a failed reward:
+/// finished steps are saved.
 fn equal_rewards(step: u64, groups: u64) -> TrainError {
     TrainError::Reward(RewardError::custom(
         "--dynamic-sampling",

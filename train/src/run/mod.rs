@@ -1,5 +1,6 @@
-//! A training run, from options to a folder with the trained model. [`sft`] and [`grpo`] implement [`TrainLoop`], which says what a step
-//! does. This file does everything around the steps: fresh start or resume, checkpoints, logs, reports, interruption.
+//! A training run, from options to a folder with the trained model. [`sft`] and [`grpo`] implement [`TrainLoop`], which
+//! says what a step does. This file does everything around the steps: fresh start or resume, checkpoints, logs,
+//! reports, interruption.
 
 pub mod grpo;
 pub mod replay;
@@ -223,8 +224,8 @@ struct Run<'a, W: TrainLoop<'a>> {
 }
 
 impl<'a, W: TrainLoop<'a>> Run<'a, W> {
-    /// Prepares everything up to the first step. Nothing is written to OUT before the model, the data and the train loop are ready, so that
-    /// a run that fails to start leaves OUT as it was.
+    /// Prepares everything up to the first step. Nothing is written to OUT before the model, the data and the train
+    /// loop are ready, so that a run that fails to start leaves OUT as it was.
     fn begin(setup: &RunSetup<'a, W::Options>, start: RunStart, rows: Arc<W::DataSource>) -> Result<Self> {
         let options = setup.options;
         let order = row_order(options.no_shuffle, rows.row_count(), setup.seed);
@@ -396,8 +397,8 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         self.save()
     }
 
-    /// Writes a checkpoint of the last finished step, unless it exists. If host memory has room for a copy of weights and optimizer, a
-    /// background thread writes the copy while the next steps run.
+    /// Writes a checkpoint of the last finished step, unless it exists. If host memory has room for a copy of weights
+    /// and optimizer, a background thread writes the copy while the next steps run.
     fn save(&mut self) -> Result<()> {
         if self.saved == self.state.step {
             return Ok(());
@@ -420,8 +421,8 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         if copy { self.writer.start(job) } else { job() }
     }
 
-    /// Writes run.json again if the device has chosen further matrix-product algorithms, which it does when a shape is first used. Called
-    /// after the first step, with each checkpoint and at the end.
+    /// Writes run.json again if the device has chosen further matrix-product algorithms, which it does when a shape is
+    /// first used. Called after the first step, with each checkpoint and at the end.
     fn write_products(&mut self) -> Result<()> {
         let now = self.trainer.device.matmul_library();
         if now != self.products {

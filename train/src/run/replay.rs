@@ -1,4 +1,4 @@
-//! Doing a step of a finished run again, and comparing the weights that it leaves with those that the run recorded.
+//! Repeats a step of a finished run and compares the resulting weights with the recorded hashes.
 
 use std::path::{Path, PathBuf};
 
@@ -12,42 +12,42 @@ use crate::run_folder::output;
 use crate::run_folder::resume::PlannedLength;
 use crate::{Result, TrainError};
 
-/// Where a step can be done again from.
+/// The checkpoint from which a step can be repeated.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ReplayStart {
-    /// The step of the checkpoint; 0: the run's own start.
+    /// The step of the checkpoint; 0: the start of the run.
     pub step: u64,
-    /// The nearest checkpoint before the step.
+    /// The nearest checkpoint before the step; `None`: the start of the run.
     pub checkpoint: Option<PathBuf>,
-    /// The fingerprint of all weights after the step, as the run recorded it.
+    /// The recorded fingerprint of all weights after the step.
     pub hash: String,
 }
 
-/// What doing a step again showed.
+/// The result of a replay.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReplayReport {
-    /// Whether all weights are the recorded ones.
+    /// Whether all weights have the recorded bits.
     pub same: bool,
-    /// The first tensor that is not, where the run recorded tensors.
+    /// The first tensor that differs, if the run recorded hashes of tensors.
     pub first: Option<String>,
 }
 
-/// Finds out where step `step` of the run in `out` can be done again from.
+/// Finds the nearest checkpoint from which step `step` of the run in `out` can be repeated.
 pub fn find_start(out: &Path, step: u64) -> Result<ReplayStart> {
     let log = out.join(output::METRICS);
     let lines = metrics::read(&log, |m: &StepMetrics| m.step == step)?;
     let recorded = lines.first().and_then(|line| serde_json::from_str::<StepMetrics>(line).ok());
     let Some(recorded) = recorded.filter(|_| step > 0) else {
         let done = metrics::read(&log, |_: &StepMetrics| true)?.len();
-        let help = if done == 0 { "give the OUT of a run".to_string() } else { format!("give 1 to {done}") };
+        let help = if done == 0 { "give the output folder of a run".to_string() } else { format!("give 1 to {done}") };
         return Err(TrainError::option("--step", format!("is {step}, which {} does not have", log.display()), help));
     };
     let nearest = checkpoint::list(out)?.range(..step).next_back().map(|(n, path)| (*n, path.clone()));
     Ok(ReplayStart { step: nearest.as_ref().map_or(0, |n| n.0), checkpoint: nearest.map(|n| n.1), hash: recorded.hash })
 }
 
-/// Runs up to `step` and compares with what the run in `recorded` left. `setup` is that run's, but for its own empty OUT, its checkpoint to go
-/// on from, and no checkpoints.
+/// Repeats the run up to `step` and compares the weights with those that the run in `recorded` left. `setup` has the
+/// options of that run, but an empty OUT of its own, the checkpoint to resume from, and no checkpoints to write.
 pub(crate) fn replay<'a, W: TrainLoop<'a>>(
     setup: &RunSetup<'a, W::Options>,
     recorded: &Path,
@@ -66,7 +66,7 @@ pub(crate) fn replay<'a, W: TrainLoop<'a>>(
     Ok(ReplayReport { same: false, first: first.map(|((name, _), _)| name.clone()) })
 }
 
-/// The options of a run as its `run.json` has them, for the command that it names.
+/// Reads command and options of a run from its `run.json`.
 pub fn recorded_options(out: &Path) -> Result<(String, Value)> {
     let mut run = read(out)?;
     match (run["command"].as_str().map(String::from), run["options"].take()) {
@@ -75,7 +75,7 @@ pub fn recorded_options(out: &Path) -> Result<(String, Value)> {
     }
 }
 
-/// `run.json` of a run.
+/// Reads `run.json` of a run.
 fn read(out: &Path) -> Result<Value> {
     let path = out.join(output::RUN);
     let text = std::fs::read(&path).map_err(|e| TrainError::read(&path, e))?;
@@ -83,5 +83,5 @@ fn read(out: &Path) -> Result<Value> {
 }
 
 fn damaged(path: &Path, what: String) -> TrainError {
-    TrainError::output(path.display().to_string(), what, "give the OUT of a run")
+    TrainError::output(path.display().to_string(), what, "give the output folder of a run")
 }

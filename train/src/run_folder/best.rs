@@ -1,6 +1,6 @@
-//! The best checkpoint: the one with the highest mean reward over the steps since the previous checkpoint. `--save-total-limit` never
-//! removes it, and `OUT/trainer_state.json` names it with the keys of transformers' Trainer: `best_model_checkpoint`, `best_metric`,
-//! `best_global_step`.
+//! The best checkpoint: the one with the highest mean reward over the steps since the previous checkpoint.
+//! `--save-total-limit` never removes it, and `OUT/trainer_state.json` names it with the keys of transformers' Trainer:
+//! `best_model_checkpoint`, `best_metric`, `best_global_step`.
 
 use std::path::Path;
 
@@ -88,7 +88,8 @@ mod tests {
     }
 
     proptest! {
-        /// The best checkpoint is the first interval with the highest mean, also when the tracker is stored and loaded in between.
+        /// The best checkpoint is the first interval with the highest mean, also when the tracker is stored and loaded
+        /// in between.
         #[test]
         fn best_checkpoint_is_the_first_with_the_highest_mean(
             rewards in prop::collection::vec(-2i32..3, 1..40),

@@ -1,5 +1,5 @@
-//! Short fingerprints of weights and files: XXH3, 16 hex digits. They tell runs apart; they are no protection against
-//! somebody who wants two things to look the same.
+//! Short fingerprints of weights and files: XXH3 in 16 hex digits. They detect changes, but do not protect against
+//! manipulation.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -11,15 +11,15 @@ use twox_hash::XxHash3_64;
 
 use crate::{Result, TrainError};
 
-/// Files and tensors are hashed in pieces of this many bytes, side by side.
+/// Files and tensors are hashed in pieces of this many bytes, in parallel.
 const PIECE: usize = 8 << 20;
 
-/// The fingerprint of some bytes.
+/// The fingerprint of bytes.
 pub fn bytes(data: &[u8]) -> String {
     hex(fold(data.par_chunks(PIECE).map(XxHash3_64::oneshot).collect()))
 }
 
-/// The fingerprint of what turns text and media into tokens: the small files of a model folder.
+/// The fingerprint of the files that decide how text and media become tokens: the small files of a model folder.
 pub fn config(folder: &Path) -> Result<String> {
     let names = [
         "config.json",
@@ -40,35 +40,35 @@ pub fn config(folder: &Path) -> Result<String> {
     Ok(all.finish())
 }
 
-/// A tensor's bytes, a mebibyte or a row at a time: a copy of a whole embedding table costs more than reading it.
+/// The bytes of a tensor in parts of 1 MiB or one row, so that no full copy of an embedding table is needed.
 pub fn parts(t: &Tensor) -> impl Iterator<Item = reel_runtime::Result<Vec<u8>>> + '_ {
     let total = t.shape().first().copied().unwrap_or(0);
     let rows = ((1 << 20) * total / t.bytes().max(1)).max(1);
-    // Rows inside the tensor are always to be had.
+    // The range lies inside the tensor, so that `rows` does not fail.
     (0..total)
         .step_by(rows)
         .filter_map(move |start| t.rows(start, rows.min(total - start)).ok())
         .map(|part| part.read_bytes())
 }
 
-/// The fingerprint of named pieces, taken one by one: names, contents and their order all count.
+/// A fingerprint of named pieces, added one by one: names, contents and their order count.
 #[derive(Debug, Default)]
 pub struct Digest(Vec<u64>);
 
 impl Digest {
-    /// Takes the next piece, whose contents have the hash `contents`.
+    /// Adds a piece. `contents` is the hash of its contents.
     pub fn add(&mut self, name: &str, contents: u64) {
         self.0.push(XxHash3_64::oneshot(name.as_bytes()));
         self.0.push(contents);
     }
 
-    /// The fingerprint of all of them.
+    /// The fingerprint of all pieces.
     pub fn finish(self) -> String {
         hex(fold(self.0))
     }
 }
 
-/// The fingerprint of a file's bytes; the same as [`bytes`] of them.
+/// The fingerprint of a file: equal to [`bytes`] of its contents.
 pub fn file(path: &Path) -> Result<String> {
     let failed = |e| TrainError::read(path, e);
     let file = File::open(path).map_err(failed)?;
@@ -82,7 +82,7 @@ pub fn file(path: &Path) -> Result<String> {
     Ok(hex(fold(pieces.collect::<std::io::Result<_>>().map_err(failed)?)))
 }
 
-/// The fingerprint of a model folder: every `*.safetensors` and `*.json` at its top, in the order of their names.
+/// The fingerprint of a model folder: of each `*.safetensors` and `*.json` file in it, sorted by name.
 pub fn folder(dir: &Path) -> Result<String> {
     let failed = |e| TrainError::read(dir, e);
     let mut files = Vec::new();
@@ -113,7 +113,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_has_the_hash_of_its_bytes() {
+    fn file_hash_equals_hash_of_its_bytes() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.json");
         for size in [0, 1, PIECE, PIECE + 17] {
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_of_a_tensor_are_its_bytes() {
+    fn tensor_parts_are_its_bytes() {
         let device = reel_runtime::Device::cpu(1);
         for shape in [&[3][..], &[1, 400_000], &[70_000, 13], &[0, 4]] {
             let data: Vec<i32> = (0..shape.iter().product::<usize>() as i32).collect();
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn names_order_and_contents_all_count() {
+    fn digest_depends_on_names_order_and_contents() {
         let one = named([("a", &[1u8, 2][..]), ("b", &[3])]);
         assert_eq!(one, named([("a", &[1u8, 2][..]), ("b", &[3])]));
         assert_eq!(one.len(), 16);
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_is_known_by_its_weights_and_settings() {
+    fn folder_hash_depends_on_weights_and_json_files() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("config.json"), "{}").unwrap();
         let before = folder(dir.path()).unwrap();

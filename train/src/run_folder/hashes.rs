@@ -1,5 +1,6 @@
-//! `OUT/hashes.bin`: for each step, 32 bits of the hash of every trained tensor, in the order of their names; little-endian, nothing else. What
-//! `metrics.jsonl` has as one fingerprint is here by tensor, so that the first that differs can be named.
+//! `OUT/hashes.bin`: for each step, the low 32 bits of the hash of every trained tensor, sorted by name, little-endian,
+//! without header. With it `reel replay` names the first tensor that differs; `metrics.jsonl` has only one fingerprint
+//! of all tensors.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -7,10 +8,10 @@ use std::path::{Path, PathBuf};
 
 use crate::{Result, TrainError};
 
-/// The file in OUT.
+/// The name of the file in OUT.
 pub const HASHES: &str = "hashes.bin";
 
-/// A file that is added to, step by step.
+/// The open file; each step appends its hashes.
 #[derive(Debug)]
 pub struct HashLog {
     path: PathBuf,
@@ -18,7 +19,8 @@ pub struct HashLog {
 }
 
 impl HashLog {
-    /// Begins after `step`, with the records up to there of the run in `home`, which may be `out` itself. What that run lacks is zeros.
+    /// Opens the file after `step`, with the records up to there of the run in `home`, which may be `out` itself.
+    /// Missing records become zeros.
     pub fn open(out: &Path, home: &Path, step: u64, tensors: usize) -> Result<Self> {
         let path = out.join(HASHES);
         let failed = |e| TrainError::write(&path, e);
@@ -35,19 +37,19 @@ impl HashLog {
         Ok(Self { file: OpenOptions::new().append(true).open(&path).map_err(failed)?, path })
     }
 
-    /// Adds the hashes of a step.
+    /// Appends the hashes of a step.
     pub fn add(&mut self, hashes: &[u64]) -> Result<()> {
         let bytes: Vec<u8> = hashes.iter().flat_map(|&h| low_bits(h).to_le_bytes()).collect();
         self.file.write_all(&bytes).map_err(|e| TrainError::write(&self.path, e))
     }
 }
 
-/// The part of a hash that is recorded.
+/// The recorded part of a hash.
 pub fn low_bits(hash: u64) -> u32 {
     hash as u32
 }
 
-/// The record of a step, counted from 1; `None` where there is none.
+/// Reads the hashes of a step, counted from 1; `None` if there are none.
 pub fn read(out: &Path, step: u64, tensors: usize) -> Result<Option<Vec<u32>>> {
     let path = out.join(HASHES);
     let mut file = match File::open(&path) {
@@ -63,7 +65,7 @@ pub fn read(out: &Path, step: u64, tensors: usize) -> Result<Option<Vec<u32>>> {
         Err(e) => return Err(TrainError::read(&path, e)),
     }
     let words: Vec<u32> = bytes.as_chunks().0.iter().map(|b| u32::from_le_bytes(*b)).collect();
-    // A run that did not record has zeros here.
+    // Steps without recorded hashes have zeros.
     Ok(words.iter().any(|&w| w != 0).then_some(words))
 }
 
@@ -72,7 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn records_are_found_again_and_cut_where_a_run_goes_on() {
+    fn resumed_run_truncates_and_continues_the_hashes() {
         let dir = tempfile::tempdir().unwrap();
         let mut log = HashLog::open(dir.path(), dir.path(), 0, 2).unwrap();
         (1..=3).for_each(|n| log.add(&[n << 40 | n, n + 10]).unwrap());

@@ -1,4 +1,5 @@
-//! The output folder of a run: its files, checkpoints, and what resuming from them needs. `docs/run.md` lists the files.
+//! The output folder of a run: its files, checkpoints, and what resuming from them needs. `docs/run.md` lists the
+//! files.
 
 pub mod best;
 pub mod checkpoint;

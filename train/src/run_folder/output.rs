@@ -1,4 +1,5 @@
-//! The output folder of a run (OUT): refused if it has other files, cleared of an earlier run's files with `--overwrite`.
+//! The output folder of a run (OUT): refused if it has other files, cleared of an earlier run's files with
+//! `--overwrite`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -130,8 +131,8 @@ fn clear(out: &Path, model: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The logs `metrics.jsonl` and `skipped.jsonl` of a run that resumes after `step` with `skipped` skipped rows. Their lines are copied from
-/// the folder of the checkpoint's run. Another OUT is cleared of any earlier run.
+/// The logs `metrics.jsonl` and `skipped.jsonl` of a run that resumes after `step` with `skipped` skipped rows. Their
+/// lines are copied from the folder of the checkpoint's run. Another OUT is cleared of any earlier run.
 pub fn resume_logs(out: &Path, checkpoint: &Path, step: u64, skipped: usize) -> Result<(JsonlLog, JsonlLog)> {
     fs::create_dir_all(out).map_err(|e| TrainError::write(out, e))?;
     checkpoint::remove_partial(out)?;
@@ -153,8 +154,8 @@ pub fn resume_logs(out: &Path, checkpoint: &Path, step: u64, skipped: usize) -> 
     Ok((JsonlLog::resume(&out.join(METRICS), &done)?, JsonlLog::resume(&out.join(SKIPPED), &skipped_rows)?))
 }
 
-/// The logs `metrics.jsonl` and `skipped.jsonl` of a fresh run, in a folder cleared of any earlier run. `found` are the rows known to be
-/// unusable.
+/// The logs `metrics.jsonl` and `skipped.jsonl` of a fresh run, in a folder cleared of any earlier run. `found` are the
+/// rows known to be unusable.
 pub fn fresh_logs(out: &Path, model: &Path, found: &[SkippedRow]) -> Result<(JsonlLog, JsonlLog)> {
     clear(out, model)?;
     let (metrics, mut skipped) = (JsonlLog::create(&out.join(METRICS))?, JsonlLog::create(&out.join(SKIPPED))?);

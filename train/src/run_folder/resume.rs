@@ -1,4 +1,4 @@
-//! Going on where a run stopped: what a checkpoint remembers of its run, and whether a command fits it.
+//! Resuming: the state that a checkpoint stores, and the check that the options, model and data of a command fit it.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -16,20 +16,21 @@ use crate::run_folder::digest;
 use crate::run_folder::output;
 use crate::{Result, TrainError};
 
-/// Where a checkpoint keeps its state.
+/// The file of the run state in a checkpoint.
 pub const STATE: &str = "training/state.json";
 
-/// How long a run was to be while it made the steps after one: a run that goes on may be given another length, and learning rates
-/// follow it.
+/// The planned length of a run from one step on. A resumed run may be given another length, which changes the learning
+/// rates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PlannedLength {
-    /// The step before the first one that it holds for.
+    /// The step after which this length holds.
     pub after: u64,
-    /// Steps of the whole run as planned then.
+    /// Planned number of steps of the whole run.
     pub steps: u64,
 }
 
-/// The lengths of a run that goes on with `state` from the checkpoint in `folder`, whose run's folder is `home`.
+/// The planned lengths of a run that resumes with `state` from the checkpoint in `folder`. `home` is the folder of that
+/// run.
 pub fn lengths(folder: &Path, home: &Path, state: &RunState) -> Result<Vec<PlannedLength>> {
     let run: Option<Value> = fs::read(home.join(output::RUN)).ok().and_then(|text| serde_json::from_slice(&text).ok());
     let known = run.and_then(|mut run| serde_json::from_value::<Vec<PlannedLength>>(run["lengths"].take()).ok());
@@ -44,39 +45,39 @@ pub fn lengths(folder: &Path, home: &Path, state: &RunState) -> Result<Vec<Plann
     Ok(lengths)
 }
 
-/// The length that held when step `n` was made.
+/// The planned length that held in step `n`.
 pub fn length_at(lengths: &[PlannedLength], n: u64) -> Option<u64> {
     lengths.iter().rfind(|length| length.after < n).map(|length| length.steps)
 }
 
-/// What `state.json` says.
+/// The content of `state.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunState {
-    /// Version of the program that wrote it.
+    /// Version of the program that wrote the checkpoint.
     pub version: String,
-    /// Steps done.
+    /// Finished steps.
     pub step: u64,
-    /// Steps of the whole run as planned.
+    /// Planned number of steps of the whole run.
     pub steps: u64,
-    /// How far in the data.
+    /// Position in the data.
     pub position: DataPosition,
-    /// The most bytes that the device held so far.
+    /// Peak of the bytes in the device's buffers.
     pub peak_bytes: u64,
     /// Fingerprint of the model that the run started from.
     pub model_hash: String,
     /// Fingerprint of the data file.
     pub data_hash: String,
-    /// The options that decide what is computed.
+    /// The options that influence results.
     pub options: Map<String, Value>,
-    /// Steps that each parameter has taken, where they differ from `step`.
+    /// Optimizer steps of each parameter that differ from `step`.
     pub parameter_steps: BTreeMap<String, u64>,
-    /// Rewards since the last checkpoint, and which checkpoint is the best.
+    /// Rewards since the last checkpoint, and the best checkpoint.
     #[serde(default)]
     pub rewards: RewardTracker,
 }
 
-/// Options that change no bit of the result, or that are compared by content instead of name.
-const FREE: [&str; 15] = [
+/// Options that influence no result, or that are compared by content instead of by name.
+const NOT_COMPARED: [&str; 15] = [
     "model",
     "data",
     "media_root",
@@ -94,13 +95,13 @@ const FREE: [&str; 15] = [
     "rollouts",
 ];
 
-/// Options that lengthen or shorten a run; what was done stays what it was.
-const LENGTH: [&str; 2] = ["num_train_epochs", "max_steps"];
+/// Options that change the length of a run. Finished steps stay valid.
+const LENGTH_OPTIONS: [&str; 2] = ["num_train_epochs", "max_steps"];
 
-/// The options that decide what is computed.
-fn deciding<O: TrainingOptions>(setup: &RunSetup<O>) -> Map<String, Value> {
+/// The options of a command that influence results.
+fn result_options<O: TrainingOptions>(setup: &RunSetup<O>) -> Map<String, Value> {
     let mut all = setup.options.resolved();
-    FREE.iter().for_each(|name| drop(all.shift_remove(*name)));
+    NOT_COMPARED.iter().for_each(|name| drop(all.shift_remove(*name)));
     all.insert("command".into(), json!(O::COMMAND));
     all.insert("seed".into(), json!(setup.seed));
     all.insert("dtype".into(), json!(setup.dtype.name()));
@@ -109,10 +110,11 @@ fn deciding<O: TrainingOptions>(setup: &RunSetup<O>) -> Map<String, Value> {
     all
 }
 
-/// What tells one way of looking at the rows from others: what is found of a row follows from it.
+/// The fingerprint of everything that decides how a row is checked: data, options and tokenizer. A journal continues
+/// only with an equal one.
 pub fn scan<O: TrainingOptions>(setup: &RunSetup<O>, rows: &impl DataSource) -> Result<String> {
     let all = json!([
-        deciding(setup),
+        result_options(setup),
         setup.options.strict,
         setup.options.media_root(),
         rows.hash(),
@@ -121,7 +123,7 @@ pub fn scan<O: TrainingOptions>(setup: &RunSetup<O>, rows: &impl DataSource) -> 
     Ok(digest::bytes(all.to_string().as_bytes()))
 }
 
-/// The state before the first step.
+/// The state of a fresh run.
 pub fn fresh<O: TrainingOptions>(
     setup: &RunSetup<O>,
     rows: &impl DataSource,
@@ -136,43 +138,46 @@ pub fn fresh<O: TrainingOptions>(
         peak_bytes: 0,
         model_hash: output::model_hash(setup.model)?,
         data_hash: rows.hash(),
-        options: deciding(setup),
+        options: result_options(setup),
         parameter_steps: BTreeMap::new(),
         rewards: RewardTracker::default(),
     })
 }
 
-/// The state of a checkpoint, once it is known that this command goes on with the same run.
-/// `longer` measures the run again where its length is another one now.
+/// Reads the state of a checkpoint and checks that this command continues the same run.
+/// `measure_steps` counts the steps again if the options change the length of the run.
 pub fn continued<O: TrainingOptions>(
     setup: &RunSetup<O>,
     rows: &impl DataSource,
     folder: &Path,
-    longer: impl FnOnce() -> Result<u64>,
+    measure_steps: impl FnOnce() -> Result<u64>,
 ) -> Result<RunState> {
     let mut state = read(folder)?;
     let refuse = |what: &str, why: &str| {
-        let help = "give what the run was started with, or start a new one in another --out";
+        let help = "give the value that the run was started with, or start a new run in another --out";
         TrainError::option(what, format!("{why} {}", folder.display()), help)
     };
     if output::model_hash(setup.model)? != state.model_hash {
-        return Err(refuse("--model", "is not the model that was trained up to"));
+        return Err(refuse("--model", "is not the model of the run that wrote"));
     }
     if rows.hash() != state.data_hash {
-        return Err(refuse("--data", "is not the file, or no longer has the rows, of the run that wrote"));
+        return Err(refuse(
+            "--data",
+            "is not the data file, or has other rows than the data file, of the run that wrote",
+        ));
     }
     if let Some(row) = state.position.skipped.iter().find(|&&row| row >= rows.row_count()) {
         return Err(TrainError::output(
             folder.join(STATE).display().to_string(),
-            format!("speaks of row {row}, which the data does not have"),
+            format!("lists row {row}, which the data does not have"),
             "resume from another checkpoint",
         ));
     }
-    let now = deciding(setup);
+    let now = result_options(setup);
     let differs = |name: &&String| now.get(*name) != state.options.get(*name);
     let mut different: Vec<&String> = now.keys().chain(state.options.keys()).filter(differs).collect();
-    let other_length = different.iter().any(|name| LENGTH.contains(&name.as_str()));
-    different.retain(|name| !LENGTH.contains(&name.as_str()));
+    let other_length = different.iter().any(|name| LENGTH_OPTIONS.contains(&name.as_str()));
+    different.retain(|name| !LENGTH_OPTIONS.contains(&name.as_str()));
     if different.iter().any(|name| *name == "command") {
         let was = state.options.get("command").and_then(Value::as_str).unwrap_or("another command");
         return Err(refuse("--resume-from-checkpoint", &format!("is of a run of {was}, not of {}:", O::COMMAND)));
@@ -183,7 +188,7 @@ pub fn continued<O: TrainingOptions>(
         return Err(refuse(&flag, &format!("is {}, but was {} in", value(&now), value(&state.options))));
     }
     if other_length {
-        state.steps = longer()?;
+        state.steps = measure_steps()?;
         state.options = now;
     }
     Ok(state)
@@ -195,16 +200,12 @@ pub fn read(folder: &Path) -> Result<RunState> {
     let bytes = fs::read(&path).map_err(|e| match e.kind() {
         io::ErrorKind::NotFound => TrainError::output(
             folder.display().to_string(),
-            "is no checkpoint of a run (it has no training/state.json)",
+            "is not a checkpoint of a run (it has no training/state.json)",
             "give an OUT/checkpoint-N folder, or `last`",
         ),
         _ => TrainError::read(&path, e),
     })?;
     serde_json::from_slice(&bytes).map_err(|e| {
-        TrainError::output(
-            path.display().to_string(),
-            format!("cannot be understood: {e}"),
-            "resume from another checkpoint",
-        )
+        TrainError::output(path.display().to_string(), format!("is not valid: {e}"), "resume from another checkpoint")
     })
 }

@@ -131,8 +131,8 @@ fn learned_lens(groups: &[Group]) -> impl Iterator<Item = usize> + '_ {
 
 /// The weight of each completion's sum over its learned tokens in the loss of the step.
 ///
-/// With micro-batches of C completions each, M of them in a step, T the tokens of a micro-batch and N those of the step, the weight of a
-/// completion of n learned tokens is
+/// With micro-batches of C completions each, M of them in a step, T the tokens of a micro-batch and N those of the
+/// step, the weight of a completion of n learned tokens is
 ///
 /// ```text
 /// grpo      1 / (n · C · M)           mean over the tokens of a completion, then over completions
@@ -141,7 +141,8 @@ fn learned_lens(groups: &[Group]) -> impl Iterator<Item = usize> + '_ {
 /// dapo      1 / N                     mean over the tokens of the step
 /// ```
 ///
-/// Example: C = 2 completions of 3 and 1 tokens, M = 1, max_length = 4. grpo: 1/6, 1/2; bnpo and dapo: 1/4 each; dr_grpo: 1/8 each.
+/// Example: C = 2 completions of 3 and 1 tokens, M = 1, max_length = 4. grpo: 1/6, 1/2; bnpo and dapo: 1/4 each;
+/// dr_grpo: 1/8 each.
 struct LossWeights {
     loss_type: LossType,
     /// Micro-batches of the step: M.
@@ -185,7 +186,8 @@ struct StepStats {
     clipped: Vec<f64>,
     entropy: Vec<f64>,
     tokens: usize,
-    /// Largest difference between a log-probability in sampling and in training; `None` for completions of a `--rollouts` file.
+    /// Largest difference between a log-probability in sampling and in training; `None` for completions of a
+    /// `--rollouts` file.
     drift: Option<f32>,
 }
 
@@ -206,7 +208,8 @@ impl StepStats {
         self.tokens += batch.tokens();
     }
 
-    /// Compares the log-probabilities `now` of the learned tokens, one completion after the other, with those of sampling.
+    /// Compares the log-probabilities `now` of the learned tokens, one completion after the other, with those of
+    /// sampling.
     fn add_drift(&mut self, groups: &[Group], now: &[f32]) {
         let sampled = groups.iter().flat_map(|g| &g.completions).filter(|c| !c.log_probs.is_empty());
         let sampled: Vec<f32> = sampled.flat_map(|c| &c.log_probs[..c.learned_len]).copied().collect();

@@ -1,28 +1,28 @@
-//! The numbers of a run: which rate and decay each parameter has in each step.
+//! The hyperparameters of a run: learning rate and weight decay of each parameter in each step, clipping, accumulation.
 
 use reel_model::lora::LoraSpec;
 use reel_runtime::optim::{AdamWParams, Moments, Schedule, ScheduleKind};
 
 use crate::options::{LrScheduler, RunOptions};
 
-/// What the steps of a run follow.
+/// The hyperparameters of a run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Hyperparameters {
-    /// The rate of the decoder over the run; other parts have a share of it.
+    /// Learning-rate schedule of the decoder. Vision tower and merger follow it with their own peak rates.
     pub schedule: Schedule,
-    /// Micro-batches of a step.
+    /// Micro-batches per step.
     pub gradient_accumulation_steps: usize,
-    /// Gradients are scaled down to this norm.
+    /// Gradients are clipped to this L2 norm.
     pub max_grad_norm: f64,
-    /// Keep layer inputs only and compute the rest again.
+    /// Gradient checkpointing: keep only layer inputs and recompute the rest in the backward pass.
     pub gradient_checkpointing: bool,
-    /// The vision tower and its merger stay as they are.
+    /// Do not train the vision tower and its merger.
     pub freeze_vision: bool,
-    /// The adapter that is trained in place of the weights, if one is.
+    /// The LoRA adapter that is trained instead of the weights.
     pub lora: Option<LoraSpec>,
-    /// How the optimizer holds its moments.
+    /// How the optimizer stores its moments.
     pub moments: Moments,
-    /// Of the draws that round small moments.
+    /// Seed of the stochastic rounding of bf16 moments.
     pub seed: u64,
     vision: f64,
     merger: f64,
@@ -33,7 +33,7 @@ pub struct Hyperparameters {
 }
 
 impl Hyperparameters {
-    /// The recipe of these options in a run of `steps`, with the seed 0.
+    /// The hyperparameters of these options in a run of `steps` steps, with seed 0.
     pub fn new(options: &RunOptions, steps: u64) -> Self {
         let kind = match options.lr_scheduler_type {
             LrScheduler::Linear => ScheduleKind::Linear,
@@ -65,22 +65,22 @@ impl Hyperparameters {
         }
     }
 
-    /// The same with another seed.
+    /// Replaces the seed.
     pub fn with_seed(self, seed: u64) -> Self {
         Self { seed, ..self }
     }
 
-    /// Whether a weight of the model, by its classic name, is trained. With an adapter none is.
+    /// Whether a model weight is trained, by its name in the original (pre-4.52) naming. With LoRA none is.
     pub fn is_trained(&self, name: &str) -> bool {
         self.lora.is_none() && !(self.freeze_vision && name.starts_with("visual."))
     }
 
-    /// The decoder's learning rate in step `step`, counted from 1.
+    /// Learning rate of the decoder in step `step`, counted from 1.
     pub fn learning_rate(&self, step: u64) -> f64 {
         self.schedule.rate(step)
     }
 
-    /// The numbers of a parameter in a step.
+    /// The AdamW hyperparameters of one parameter in step `step`.
     pub fn for_parameter(&self, name: &str, step: u64) -> AdamWParams {
         let peak = if name.starts_with("visual.merger.") {
             self.merger
@@ -94,13 +94,13 @@ impl Hyperparameters {
             beta1: self.betas[0],
             beta2: self.betas[1],
             epsilon: self.epsilon,
-            weight_decay: if self.decays(name) { self.weight_decay } else { 0.0 },
+            weight_decay: if self.has_weight_decay(name) { self.weight_decay } else { 0.0 },
         }
     }
 
-    /// transformers' Trainer spares names with bias, layernorm or rmsnorm in them, which does not catch every norm of this
-    /// model; `no_decay_norms` spares them all.
-    fn decays(&self, name: &str) -> bool {
+    /// Whether weight decay applies. transformers' Trainer excludes names with bias, layernorm or rmsnorm, which misses
+    /// some norms of this model; `no_decay_norms` excludes all norms.
+    fn has_weight_decay(&self, name: &str) -> bool {
         let name = name.to_lowercase();
         let spared = ["bias", "layernorm", "rmsnorm"].iter().any(|part| name.contains(part));
         let a_norm =
@@ -127,7 +127,7 @@ mod tests {
     ];
 
     #[test]
-    fn decay_spares_what_the_trainer_spares() {
+    fn weight_decay_excludes_the_names_that_the_trainer_excludes() {
         let decay = |hyperparameters: &Hyperparameters, name: &str| hyperparameters.for_parameter(name, 1).weight_decay;
         let plain = hyperparameters(|_| ());
         for name in [
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_have_rates_of_their_own_on_one_curve() {
+    fn vision_and_merger_have_their_own_peak_rates() {
         let hyperparameters = hyperparameters(|o| {
             o.learning_rate_vision = Some(0.5);
             o.learning_rate_merger = Some(2.0);
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn a_frozen_tower_takes_its_merger_along() {
+    fn freeze_vision_includes_the_merger() {
         let hyperparameters = hyperparameters(|o| o.freeze_vision = true);
         assert!(
             !hyperparameters.is_trained("visual.merger.mlp.0.weight")

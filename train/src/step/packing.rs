@@ -1,7 +1,8 @@
-//! Packs a micro-batch of groups into one batch, with the prompt of each group stored and computed once (a shared prefix).
+//! Packs a micro-batch of groups into one batch, with the prompt of each group stored and computed once (a shared
+//! prefix).
 //!
-//! Example: the prompt `a b c` with the completions `x y` and `z`. Each token predicts the next one, so the last token of a completion is
-//! not an input, and the last token of the prompt belongs to each completion:
+//! Example: the prompt `a b c` with the completions `x y` and `z`. Each token predicts the next one, so the last token
+//! of a completion is not an input, and the last token of the prompt belongs to each completion:
 //!
 //! ```text
 //! sequence   tokens   prefix     targets
@@ -10,8 +11,9 @@
 //! 2          c        0          z
 //! ```
 //!
-//! A group of G completions with a prompt of P tokens and T learned tokens each takes P − 1 + G·T tokens. Without the shared prefix
-//! (`--shared-prefix false`) each sequence repeats the prompt, `a b c x` and `a b c`: G·(P − 1) + G·T tokens.
+//! A group of G completions with a prompt of P tokens and T learned tokens each takes P − 1 + G·T tokens. Without the
+//! shared prefix (`--shared-prefix false`) each sequence repeats the prompt, `a b c x` and `a b c`: G·(P − 1) + G·T
+//! tokens.
 
 use reel_model::TokenId;
 use reel_model::batch::{Batch, Sequence};

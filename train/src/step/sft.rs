@@ -1,4 +1,5 @@
-//! One step of supervised fine-tuning, on one page. [`grpo`](super::grpo) has the same shape with other data and another loss.
+//! One step of supervised fine-tuning, on one page. [`grpo`](super::grpo) has the same shape with other data and
+//! another loss.
 
 use reel_runtime::{Cx, ops};
 
@@ -36,7 +37,8 @@ pub fn step(
         return Ok(None);
     }
     part("optimizer");
-    // Each gradient was weighted as one of a full step. The last step of a run may have fewer micro-batches: `clip` scales them up.
+    // Each gradient was weighted as one of a full step. The last step of a run may have fewer micro-batches: `clip`
+    // scales them up.
     let clip = t.clip(t.hyperparameters.gradient_accumulation_steps as f32 / losses.len() as f32)?; // [norm, factor]
     let loss = losses.iter().map(|&x| f64::from(x)).sum::<f64>() / losses.len() as f64;
     let result = StepResult::new(loss, &clip, t.hyperparameters.learning_rate(n), tokens)?;

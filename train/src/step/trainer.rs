@@ -1,4 +1,5 @@
-//! What a run keeps on its device: the model, the gradients and the optimizer. [`sft`](super::sft) and [`grpo`](super::grpo) do steps with it.
+//! What a run keeps on its device: the model, the gradients and the optimizer. [`sft`](super::sft) and
+//! [`grpo`](super::grpo) do steps with it.
 
 use std::path::Path;
 
@@ -134,7 +135,8 @@ impl Trainer {
         Ok((Self::new(device, config, WeightSource::Files(&files), dtype, hyperparameters)?, files))
     }
 
-    /// Opens the model of a run, or resumes from a checkpoint: a whole model, or an adapter on top of `model`. Returns the weight files too.
+    /// Opens the model of a run, or resumes from a checkpoint: a whole model, or an adapter on top of `model`. Returns
+    /// the weight files too.
     pub fn resume(
         device: &Device,
         config: &ModelConfig,
@@ -160,7 +162,8 @@ impl Trainer {
         ForwardOptions { checkpoint: self.hyperparameters.gradient_checkpointing, ..Default::default() }
     }
 
-    /// Norm of all gradients and the factor that clips them to `max_grad_norm`: f32 `[2]`. All gradients are first scaled by `weight`.
+    /// Norm of all gradients and the factor that clips them to `max_grad_norm`: f32 `[2]`. All gradients are first
+    /// scaled by `weight`.
     pub fn clip(&self, weight: f32) -> Result<Tensor> {
         let max_norm = self.hyperparameters.max_grad_norm as f32;
         let clip = self.optimizer.clip(&self.device, &self.grads, max_norm)?;
@@ -190,7 +193,8 @@ pub fn fingerprint(hashes: &[(String, u64)]) -> String {
     all.finish()
 }
 
-/// Refuses a checkpoint whose adapter has other layers or another scale than the options say: its files may have been replaced.
+/// Refuses a checkpoint whose adapter has other layers or another scale than the options say: its files may have been
+/// replaced.
 fn check_adapter(folder: &Path, adapter: &Adapter, spec: &LoraSpec, config: &ModelConfig) -> Result<()> {
     let mut wanted: Vec<String> = spec.layers(config).unwrap_or_default().into_iter().map(|layer| layer.name).collect();
     wanted.sort();

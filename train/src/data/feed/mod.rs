@@ -1,5 +1,5 @@
-//! Micro-batches from rows: which rows go together, which are left out, and how far into the data that is. Rows are
-//! prepared ahead on other threads; what comes out depends on the rows alone, not on the threads.
+//! Makes micro-batches of rows: chooses which rows go together, skips unusable ones, and tracks the position in the
+//! data. Threads prepare rows ahead of time. The micro-batches depend on the rows alone, not on the number of threads.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -11,73 +11,73 @@ use crate::data::order::Order;
 use crate::reporting::metrics::SkippedRow;
 use crate::{Result, TrainError};
 
-/// Makes samples of rows. An error that [`is_row_fault`] is about that row alone: it may be left out.
+/// Makes samples of rows. An error for which [`is_row_error`] is true concerns one row, which can be skipped.
 pub trait SampleSource: Send + Sync + 'static {
-    /// What a row becomes.
+    /// A row as the training step takes it.
     type Sample: Send + 'static;
-    /// How many rows there are.
+    /// Number of rows.
     fn row_count(&self) -> usize;
-    /// Prepares row `row`.
+    /// Prepares row `row`, counted from 0: tokenizes its text and loads its media.
     fn sample(&self, row: usize) -> Result<Self::Sample>;
-    /// Tokens of a sample.
+    /// Number of tokens of a sample.
     fn token_count(sample: &Self::Sample) -> usize;
-    /// File and line of a row.
+    /// `FILE:LINE` of a row for messages, and the line alone.
     fn location(&self, row: usize) -> (String, usize);
 }
 
-/// Whether an error concerns one row, so that the others can still be trained on.
-pub fn is_row_fault(e: &TrainError) -> bool {
+/// Whether an error concerns one row, so that the run can skip it.
+pub fn is_row_error(e: &TrainError) -> bool {
     matches!(e, TrainError::Row(_) | TrainError::Data(_))
 }
 
-/// How rows are put together.
+/// How rows are grouped into micro-batches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BatchOptions {
-    /// Rows of a micro-batch; with packing as many as fit.
+    /// Rows per micro-batch; ignored with packing.
     pub rows: usize,
-    /// Fill micro-batches up to `max_length` tokens instead.
+    /// Fill each micro-batch with rows up to `max_length` tokens.
     pub packing: bool,
-    /// The most tokens of a row, and with packing of a micro-batch.
+    /// Maximum tokens of a row and, with packing, of a micro-batch.
     pub max_length: Option<usize>,
-    /// The flag that sets it, for messages.
+    /// The flag that sets `max_length`, for messages.
     pub limit: &'static str,
-    /// Where the stream of rows ends; `None`: nowhere.
+    /// Number of rows after which the stream ends, over all epochs; `None`: it never ends.
     pub end: Option<u64>,
-    /// A row that cannot be used is an error.
+    /// Fail at the first unusable row instead of skipping it.
     pub strict: bool,
 }
 
-/// How far a run is in its data.
+/// The position of a run in its data, as a checkpoint stores it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DataPosition {
-    /// The next place in the stream of rows.
+    /// Index of the next row in the stream of rows of all epochs.
     pub slot: u64,
-    /// Rows found unusable so far, in the order in which they were found. They are not tried again.
+    /// Unusable rows found so far, in the order in which they were found. They are not tried again.
     pub skipped: Vec<usize>,
 }
 
-/// Rows whose loss is one mean. The last of a run may have none, when what was left of the data cannot be used.
+/// The rows of one micro-batch. It is empty if the last rows of the data cannot be used.
 #[derive(Debug)]
 pub struct MicroBatch<S> {
     /// The rows, counted from 0.
     pub rows: Vec<usize>,
-    /// What they became.
+    /// The samples made of these rows.
     pub samples: Vec<S>,
-    /// Rows found unusable on the way.
+    /// Unusable rows found while this batch was made.
     pub skipped: Vec<SkippedRow>,
-    /// The place in the stream after this.
+    /// Index in the stream after this batch.
     pub slot: u64,
 }
 
 impl DataPosition {
-    /// The position after a micro-batch.
+    /// Moves the position behind a micro-batch.
     pub fn advance<S>(&mut self, batch: &MicroBatch<S>) {
         self.slot = batch.slot;
         self.skipped.extend(batch.skipped.iter().map(|s| s.row));
     }
 }
 
-/// The micro-batches of a run, one after the other.
+/// Iterates over the micro-batches of a run.
 pub struct BatchFeed<S: SampleSource> {
     ahead: Prefetcher<S>,
     batching: BatchOptions,
@@ -86,7 +86,7 @@ pub struct BatchFeed<S: SampleSource> {
 }
 
 impl<S: SampleSource> BatchFeed<S> {
-    /// The micro-batches from `from` on. `threads` prepare up to `window` rows ahead.
+    /// Starts at position `from`. `threads` threads prepare up to `window` rows ahead.
     pub fn new(
         source: Arc<S>,
         order: Order,
@@ -110,12 +110,12 @@ impl<S: SampleSource> BatchFeed<S> {
                 slot += 1;
                 continue;
             }
-            match self.ahead.get(slot).and_then(|s| self.fitting(row, s)) {
-                Err(e) if is_row_fault(&e) && !self.batching.strict => batch.skipped.push(self.skip(row, &e)?),
+            match self.ahead.get(slot).and_then(|s| self.check_length(row, s)) {
+                Err(e) if is_row_error(&e) && !self.batching.strict => batch.skipped.push(self.skip(row, &e)?),
                 Err(e) => return Err(e),
                 Ok(sample) => {
                     filled += S::token_count(&sample);
-                    if self.overfull(&batch, filled) {
+                    if self.exceeds_max_length(&batch, filled) {
                         self.ahead.put_back(slot, sample);
                         break;
                     }
@@ -134,18 +134,18 @@ impl<S: SampleSource> BatchFeed<S> {
     fn is_full(&self, batch: &MicroBatch<S::Sample>, slot: u64, filled: usize) -> bool {
         let BatchOptions { rows, packing, max_length, end, .. } = self.batching;
         let ended = end.is_some_and(|end| slot >= end);
-        ended || if packing { max_length.is_some_and(|most| filled >= most) } else { batch.rows.len() >= rows }
+        ended || if packing { max_length.is_some_and(|max| filled >= max) } else { batch.rows.len() >= rows }
     }
 
-    fn overfull(&self, batch: &MicroBatch<S::Sample>, filled: usize) -> bool {
+    fn exceeds_max_length(&self, batch: &MicroBatch<S::Sample>, filled: usize) -> bool {
         self.batching.packing && !batch.rows.is_empty() && self.batching.max_length.is_some_and(|m| filled > m)
     }
 
-    fn fitting(&self, row: usize, sample: S::Sample) -> Result<S::Sample> {
+    fn check_length(&self, row: usize, sample: S::Sample) -> Result<S::Sample> {
         let tokens = S::token_count(&sample);
         match self.batching.max_length {
-            Some(most) if tokens > most => {
-                Err(length::too_long(&self.ahead.location(row).0, tokens, self.batching.limit, most))
+            Some(max) if tokens > max => {
+                Err(length::too_long(&self.ahead.location(row).0, tokens, self.batching.limit, max))
             }
             _ => Ok(sample),
         }
@@ -161,7 +161,7 @@ impl<S: SampleSource> BatchFeed<S> {
     }
 }
 
-/// Prepares rows ahead of their use, in the order of the stream.
+/// Prepares rows ahead of their use on background threads, in stream order.
 struct Prefetcher<S: SampleSource> {
     shared: Arc<Shared<S>>,
     order: Order,
@@ -175,9 +175,9 @@ struct Shared<S: SampleSource> {
 }
 
 struct PrefetchState<T> {
-    /// The place that the consumer is at; nothing before it is kept.
+    /// Index in the stream of the row that the consumer takes next; earlier rows are dropped.
     at: u64,
-    /// The next place that nobody prepares yet.
+    /// Index in the stream of the next row that no thread has claimed.
     next: u64,
     ready: BTreeMap<u64, Result<T>>,
     bad: BTreeSet<usize>,
@@ -194,7 +194,7 @@ impl<S: SampleSource> Prefetcher<S> {
             changed: Condvar::new(),
         });
         for _ in 0..threads.max(1) {
-            // Nobody waits for these threads: the last row that they work on may take as long as its deadline.
+            // These threads are not joined: the last media file may take as long as its decoding timeout.
             let (shared, order) = (shared.clone(), order.clone());
             std::thread::spawn(move || shared.run_worker(order));
         }
@@ -213,7 +213,7 @@ impl<S: SampleSource> Prefetcher<S> {
         self.shared.source.location(row)
     }
 
-    /// The sample at `slot`, waiting for it where needed. Places before it are forgotten.
+    /// Waits for the sample at stream index `slot`. Samples before it are dropped.
     fn get(&self, slot: u64) -> Result<S::Sample> {
         let mut state = self.shared.lock();
         state.at = slot;
@@ -227,7 +227,7 @@ impl<S: SampleSource> Prefetcher<S> {
                 let (location, _) = self.location(self.order.clone().row(slot));
                 return Err(TrainError::data(
                     location,
-                    "preparing it ended early",
+                    "its preparation ended early",
                     "report this as a defect, with the row",
                 ));
             }
@@ -235,7 +235,7 @@ impl<S: SampleSource> Prefetcher<S> {
         }
     }
 
-    /// Keeps a sample that is used later after all.
+    /// Puts back a sample that did not fit the packed micro-batch.
     fn put_back(&self, slot: u64, sample: S::Sample) {
         self.shared.lock().ready.insert(slot, Ok(sample));
     }
@@ -246,7 +246,7 @@ impl<S: SampleSource> Shared<S> {
         self.state.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// What a thread does: the next place that nobody has, as long as it is near.
+    /// The loop of a worker thread: claims the next row inside the window and prepares it.
     fn run_worker(&self, mut order: Order) {
         let _close = CloseOnPanic(self);
         loop {
@@ -270,7 +270,7 @@ impl<S: SampleSource> Shared<S> {
             }
             let result = self.source.sample(row);
             let mut state = self.lock();
-            if result.as_ref().is_err_and(is_row_fault) {
+            if result.as_ref().is_err_and(is_row_error) {
                 state.bad.insert(row);
             }
             state.ready.insert(slot, result);
@@ -279,7 +279,7 @@ impl<S: SampleSource> Shared<S> {
     }
 }
 
-/// A thread that dies must not leave the consumer waiting.
+/// Closes the queue if a worker thread panics, so that the consumer does not wait forever.
 struct CloseOnPanic<'a, S: SampleSource>(&'a Shared<S>);
 
 impl<S: SampleSource> Drop for CloseOnPanic<'_, S> {

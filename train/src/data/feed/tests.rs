@@ -1,7 +1,7 @@
 use super::*;
 use proptest::prelude::*;
 
-/// Rows of given lengths; `None` cannot be used. A sample is its row and its length.
+/// Rows of given token counts; `None` cannot be used. A sample is the row number and its token count.
 struct DataSource(Vec<Option<usize>>);
 
 impl SampleSource for DataSource {
@@ -34,14 +34,14 @@ fn rows_of(feed: &mut BatchFeed<DataSource>, batches: usize) -> Vec<Vec<usize>> 
 }
 
 #[test]
-fn batches_run_over_the_end_of_the_file() {
+fn batches_continue_into_the_next_epoch() {
     let rows = [Some(1); 3];
     let got = rows_of(&mut feed(&rows, Order::of_file(3), PLAIN, &DataPosition::default()), 4);
     assert_eq!(got, [[0, 1], [2, 0], [1, 2], [0, 1]]);
 }
 
 #[test]
-fn a_run_with_an_end_uses_that_many_rows() {
+fn stream_end_limits_the_number_of_rows() {
     let rows = [Some(1); 3];
     let ended = BatchOptions { end: Some(5), ..PLAIN };
     let got = rows_of(&mut feed(&rows, Order::of_file(3), ended, &DataPosition::default()), 9);
@@ -49,7 +49,7 @@ fn a_run_with_an_end_uses_that_many_rows() {
 }
 
 #[test]
-fn unusable_rows_are_told_once_and_their_places_taken() {
+fn unusable_rows_are_reported_once_and_replaced() {
     let rows = [Some(1), None, Some(9), Some(1)];
     let limited = BatchOptions { max_length: Some(5), ..PLAIN };
     let mut feed = feed(&rows, Order::of_file(4), limited, &DataPosition::default());
@@ -62,7 +62,7 @@ fn unusable_rows_are_told_once_and_their_places_taken() {
 }
 
 #[test]
-fn rows_skipped_at_the_very_end_are_still_told() {
+fn unusable_rows_at_the_end_are_reported() {
     let ended = BatchOptions { end: Some(3), ..PLAIN };
     let mut feed = feed(&[Some(1), Some(1), None], Order::of_file(3), ended, &DataPosition::default());
     assert_eq!(feed.next_batch().unwrap().unwrap().rows, [0, 1]);
@@ -80,7 +80,7 @@ fn packing_fills_with_whole_rows() {
 }
 
 #[test]
-fn strict_stops_and_so_does_a_file_without_a_usable_row() {
+fn strict_run_and_data_without_usable_rows_fail() {
     let strict = BatchOptions { strict: true, ..PLAIN };
     let e = feed(&[Some(1), None], Order::of_file(2), strict, &DataPosition::default()).next_batch().unwrap_err();
     assert!(e.to_string().starts_with("d:1: is broken"), "{e}");
@@ -90,7 +90,7 @@ fn strict_stops_and_so_does_a_file_without_a_usable_row() {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
-    /// A feed that starts at any position goes on as the first would have, with any threads and window.
+    /// A feed that starts at any position continues as an uninterrupted one, with any number of threads and any window.
     #[test]
     fn any_position_is_found_again(
         rows in prop::collection::vec(prop::option::weighted(0.8, 1usize..8), 1..8),

@@ -1,4 +1,4 @@
-//! What a run of policy optimisation needs: its draws and its steps on the dry device. Every completion is taken to be as long as is allowed.
+//! `reel plan grpo`: sampling and training steps of GRPO on the dry device. Every completion has the maximum length.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -28,13 +28,13 @@ use crate::step::grpo::step;
 use crate::step::hyperparameters::Hyperparameters;
 use crate::step::trainer::Trainer;
 
-/// Rows whose steps are counted at most: completions of each are counted token by token.
+/// Maximum number of rows of a plan: the completions of each are counted token by token.
 const MAX_ROWS: u64 = 64;
 
-/// Steps on a set that are counted; from the second on they are all the same.
+/// Counted steps per rollout set; further steps cost as much as the second.
 const MAX_USES: u64 = 2;
 
-/// The steps on one set of groups whose prompts are of one size. `device` is dry.
+/// Plans the steps on one rollout set with prompts of one size. `device` is dry.
 pub fn with_shape(
     options: &GrpoOptions,
     config: &ModelConfig,
@@ -49,16 +49,17 @@ pub fn with_shape(
     }
     let prompt = |i: usize| {
         let mut tokens = shape.sample(config).tokens;
-        // Each about a film of its own.
+        // Different videos, so that no feature cache serves two prompts.
         tokens.frames.videos.iter_mut().for_each(|film| film.data.fill(i as u8));
         Prompt::of_size(tokens)
     };
     let mut counter = Counter::new(options, config, files, dtype, device, &[])?;
-    counter.set((0..options.groups_per_step()).map(prompt).collect())?;
+    counter.count_set((0..options.groups_per_step()).map(prompt).collect())?;
     counter.plan()
 }
 
-/// The steps of a run on its own data, or the first of them where there are many rows. Counted for the device of `setup`.
+/// Plans a run on its own data: all steps, or the first of them for a large file. Counted for the device of `setup`.
+/// `setup`.
 pub fn with_data(setup: &GrpoSetup, files: StoredDType) -> Result<Plan> {
     let options = setup.options;
     options.validate_values()?;
@@ -78,20 +79,20 @@ pub fn with_data(setup: &GrpoSetup, files: StoredDType) -> Result<Plan> {
     let (never, mut cursor) = (AtomicBool::new(false), BatchCursor::default());
     for _ in 0..sets {
         let Some(batch) = cursor.next_batch(&mut feed, &never)? else { break };
-        counter.set(batch.samples)?;
+        counter.count_set(batch.samples)?;
     }
     counter.plan()
 }
 
-/// A run that computes nothing, and what it has counted.
+/// A run on the dry device, and the costs counted so far.
 struct Counter<'a> {
     options: &'a GrpoOptions,
     trainer: Trainer,
     reference: Option<Qwen25Vl>,
-    /// What draws, where completions are not given.
+    /// Samples completions; `None` with `--rollouts`.
     sampler: Option<Sampler<'a>>,
     siglip: Option<SiglipScorer>,
-    ends: Vec<u32>,
+    stop_ids: Vec<u32>,
     phases: PhaseCosts,
     steps: u64,
     tokens: u64,
@@ -104,7 +105,7 @@ impl<'a> Counter<'a> {
         files: StoredDType,
         dtype: DType,
         device: &Device,
-        ends: &[u32],
+        stop_ids: &[u32],
     ) -> Result<Self> {
         let mut trainer =
             Trainer::new(device, config, Weights::Nothing(files), dtype, Hyperparameters::new(options, 1))?;
@@ -117,10 +118,11 @@ impl<'a> Counter<'a> {
             Some(_) => None,
             None => {
                 let engine = Engine::new(&trainer.model, &Cx::inference(device, dtype))?;
-                // Only ends that are barred have room on the device. A device that computes nothing draws 0, which is to end nothing.
-                let barred = if options.min_completion_length > 0 { ends } else { &[] };
-                let barred: Vec<u32> = barred.iter().map(|&id| id.max(1)).collect();
-                Some(Sampler::new(engine, options, &barred, 0))
+                // The engine allocates memory for banned end tokens only with a minimum length. The dry device samples
+                // token 0, which must end nothing. to end nothing.
+                let banned = if options.min_completion_length > 0 { stop_ids } else { &[] };
+                let banned: Vec<u32> = banned.iter().map(|&id| id.max(1)).collect();
+                Some(Sampler::new(engine, options, &banned, 0))
             }
         };
         let siglip = match (&sampler, &options.siglip) {
@@ -135,22 +137,22 @@ impl<'a> Counter<'a> {
             reference,
             sampler,
             siglip,
-            ends: ends.to_vec(),
+            stop_ids: stop_ids.to_vec(),
             phases: PhaseCosts::default(),
             steps: 0,
             tokens: 0,
         })
     }
 
-    /// Draws a set and makes the steps on it.
-    fn set(&mut self, prompts: Vec<Prompt>) -> Result<()> {
+    /// Counts sampling of a rollout set and the steps on it.
+    fn count_set(&mut self, prompts: Vec<Prompt>) -> Result<()> {
         let groups = match &self.sampler {
             None if prompts.iter().all(|prompt| prompt.is_given()) => {
-                groups_from_file(self.options, prompts, &self.ends)
+                groups_from_file(self.options, prompts, &self.stop_ids)
             }
             None => prompts.into_iter().map(|prompt| self.group(prompt)).collect(),
             Some(_) => {
-                self.draw(&prompts)?;
+                self.count_sampling(&prompts)?;
                 prompts.into_iter().map(|prompt| self.group(prompt)).collect()
             }
         };
@@ -161,7 +163,7 @@ impl<'a> Counter<'a> {
             device.profiler().record(true);
             let result = step(&mut self.trainer, self.options, self.reference.as_ref(), &mut set, 1)?;
             device.profiler().record(false);
-            // The last that is counted stands for those that are not.
+            // The last counted step stands for the remaining ones.
             let times = if use_ == MAX_USES { self.options.num_iterations - use_ + 1 } else { 1 };
             for event in device.profiler().events()? {
                 self.phases.add_launch(event.part, event.name, event.cost, times);
@@ -172,8 +174,8 @@ impl<'a> Counter<'a> {
         Ok(())
     }
 
-    /// Counts the draws for a set, and what judges them on the device.
-    fn draw(&mut self, prompts: &[Prompt]) -> Result<()> {
+    /// Counts the sampling of a rollout set and the SigLIP reward model.
+    fn count_sampling(&mut self, prompts: &[Prompt]) -> Result<()> {
         let Some(sampler) = &self.sampler else { return Ok(()) };
         let device = &self.trainer.device;
         let tokens: Vec<_> = prompts.iter().map(|prompt| &prompt.tokens).collect();
@@ -199,7 +201,7 @@ impl<'a> Counter<'a> {
         Ok(())
     }
 
-    /// Completions of the longest length that is allowed.
+    /// A group with completions of the maximum length.
     fn group(&self, prompt: Prompt) -> Group {
         let longest = self.options.max_completion_length;
         let completion =
@@ -220,7 +222,7 @@ impl<'a> Counter<'a> {
 }
 
 impl Prompt {
-    /// A prompt of which only the size is known.
+    /// A prompt of a given size, without content.
     fn of_size(tokens: reel_model::input::ModelInput) -> Self {
         Self { row: 0, location: String::new(), tokens, content: Value::Null, columns: Map::new(), given: None }
     }

@@ -9,7 +9,7 @@ use crate::options::{Optim, RunOptions};
 use crate::plan::file_dtype;
 use crate::testing::golden;
 
-/// Rows about nothing, a film and a picture; completions that are all as long as is allowed.
+/// Rows with text only, a video, and an image; all completions have the maximum length.
 fn options(dir: &Path) -> GrpoOptions {
     let frames =
         "[\"media/frames/000.png\", \"media/frames/001.png\", \"media/frames/002.png\", \"media/frames/003.png\"]";
@@ -46,7 +46,7 @@ fn options(dir: &Path) -> GrpoOptions {
 }
 
 #[test]
-fn a_run_needs_what_its_plan_says() {
+fn plan_equals_the_peak_of_a_run() {
     type Change = fn(&mut GrpoOptions);
     let cases: [(&str, DType, Change); 10] = [
         ("f32", DType::F32, |_| ()),
@@ -109,12 +109,12 @@ fn phases_are_those_of_the_work() {
     let plan = shaped(100, 64, |_| ()).unwrap();
     let names: Vec<&str> = plan.phases.0.iter().map(|p| p.0).filter(|name| !name.is_empty()).collect();
     assert_eq!(names, ["prefill", "decode", "reference", "forward", "backward", "optimizer"]);
-    // Eight completions decode 31 tokens each, after the first.
+    // Each of the 8 completions decodes 31 tokens after the first one.
     let more = shaped(100, 64, |o| o.max_completion_length = 63).unwrap();
     let ratio = flops(&more, "decode") / flops(&plan, "decode");
     assert!((1.9..2.3).contains(&ratio), "{ratio}");
     assert_eq!(flops(&more, "prefill"), flops(&plan, "prefill"));
-    // No reference: neither its memory nor its pass.
+    // Without a reference model its memory and its forward pass are absent.
     let alone = shaped(100, 64, |o| o.beta = 0.0).unwrap();
     assert!(!alone.phases.0.iter().any(|p| p.0 == "reference"));
     let weights = |plan: &Plan| plan.memory.at_peak[0].1;
@@ -136,7 +136,7 @@ fn steps_on_a_set_share_its_draws() {
 #[test]
 fn films_in_another_order_cost_half_as_many_completions_more() {
     let [plain, temporal] = [false, true].map(|t| shaped(100, 64, |o| o.temporal = t).unwrap());
-    // Twice the prompts, one and a half times the first tokens.
+    // Twice as many prompts are prefilled; 1.5 times as many completions are decoded.
     let ratio = flops(&temporal, "prefill") / flops(&plain, "prefill");
     assert!((1.99..=2.0).contains(&ratio), "{ratio}");
     let ratio = flops(&temporal, "decode") / flops(&plain, "decode");

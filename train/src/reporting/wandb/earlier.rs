@@ -1,4 +1,4 @@
-//! Folders of earlier parts of a run, and what of them a further part takes over.
+//! The folders of earlier parts of a run, and the steps that a new part copies from them.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -11,30 +11,30 @@ use super::log;
 use super::record::Record;
 use crate::{Result, TrainError};
 
-/// What names of folders begin with.
+/// The prefix of folder names.
 const PREFIX: &str = "offline-run-";
 const TIME: &str = "%Y%m%d_%H%M%S";
 
 /// The folder of one part of a run.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct RunPart {
-    /// When it began, to the second.
+    /// Start time, in whole seconds.
     pub start: DateTime<Utc>,
-    /// The run's id.
+    /// The run id.
     pub id: String,
 }
 
-/// A step as a log has it.
+/// A step in a log.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct LoggedStep {
-    /// Paths below `files/`.
+    /// Media files of the step: paths below `files/`.
     pub media: Vec<String>,
-    /// Its values by name.
+    /// Values of the step by name.
     pub values: Map<String, Value>,
 }
 
 impl RunPart {
-    /// The folder's name, as the client gives it; the time is UTC.
+    /// The folder name, in the client's format; the time is UTC.
     pub fn name(&self) -> String {
         format!("{PREFIX}{}-{}", self.start.format(TIME), self.id)
     }
@@ -46,12 +46,13 @@ impl RunPart {
         whole.then(|| Self { start, id: id.to_string() })
     }
 
-    /// The log's name.
+    /// The file name of the log.
     pub fn log(&self) -> String {
         format!("run-{}.wandb", self.id)
     }
 
-    /// Whether the client began to upload the folder, of those in `wandb`: it leaves `.synced` at the end, and newer ones `.syncstate` at the start.
+    /// Whether `wandb sync` has begun to upload this folder of `wandb`. Clients leave `.synced` at the end, newer ones
+    /// `.syncstate` at the start.
     pub fn is_uploaded(&self, wandb: &Path) -> bool {
         ["synced", "syncstate"].iter().any(|mark| self.mark(wandb, mark).exists())
     }
@@ -60,13 +61,13 @@ impl RunPart {
         wandb.join(self.name()).join(format!("{}.{mark}", self.log()))
     }
 
-    /// The folder's name until all of the earlier parts is in it.
+    /// The hidden folder name until the steps of all earlier parts are copied.
     pub fn draft(&self) -> String {
         format!(".{}.part", self.name())
     }
 }
 
-/// Folders of runs in `wandb`, drafts among them: their names.
+/// Names of the entries of the folder `wandb`.
 fn names(wandb: &Path) -> Result<Vec<String>> {
     let failed = |e| TrainError::read(wandb, e);
     let entries = match fs::read_dir(wandb) {
@@ -82,8 +83,8 @@ pub(super) fn newest(wandb: &Path) -> Result<Option<RunPart>> {
     Ok(names(wandb)?.iter().filter_map(|name| RunPart::of(name)).max())
 }
 
-/// Removes what a killed run left before its folder had its name, and with `all` every run.
-pub(super) fn sweep(wandb: &Path, all: bool) -> Result<()> {
+/// Removes the incomplete folders of killed runs and, with `all`, the folders of all runs.
+pub(super) fn remove_folders(wandb: &Path, all: bool) -> Result<()> {
     for name in names(wandb)? {
         let draft = name.strip_prefix('.').and_then(|name| name.strip_suffix(".part")).and_then(RunPart::of).is_some();
         if draft || all && RunPart::of(&name).is_some() {
@@ -94,8 +95,8 @@ pub(super) fn sweep(wandb: &Path, all: bool) -> Result<()> {
     Ok(())
 }
 
-/// Marks the other folders with the id of `now` as uploaded: all that counts of them is in its folder.
-pub(super) fn pass_over(wandb: &Path, now: &RunPart) -> Result<()> {
+/// Marks the older folders with the id of `now` as uploaded, because the folder of `now` contains their steps.
+pub(super) fn mark_older_as_uploaded(wandb: &Path, now: &RunPart) -> Result<()> {
     let others = names(wandb)?.into_iter().filter_map(|name| RunPart::of(&name));
     for part in others.filter(|part| part.id == now.id && part.name() != now.name()) {
         let mark = part.mark(wandb, "synced");
@@ -104,11 +105,11 @@ pub(super) fn pass_over(wandb: &Path, now: &RunPart) -> Result<()> {
     Ok(())
 }
 
-/// The steps up to `last` that the log has.
+/// Reads the steps of a log up to step `last`.
 pub(super) fn steps(log: &Path, last: u64) -> Result<BTreeMap<u64, LoggedStep>> {
     let (mut steps, mut media) = (BTreeMap::new(), Vec::new());
     for record in log::read(log)?.iter().filter_map(|bytes| Record::parse(bytes)) {
-        // The files of a step stand before it.
+        // The file records of a step precede its history record.
         media.extend(record.media());
         let Some(values) = record.history_values() else { continue };
         let media = std::mem::take(&mut media);
@@ -124,7 +125,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_newest_folder_is_the_one_that_began_last() {
+    fn newest_folder_has_the_latest_start_time() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(newest(&dir.path().join("none")).unwrap(), None);
         for name in [
@@ -138,9 +139,9 @@ mod tests {
         }
         let part = newest(dir.path()).unwrap().unwrap();
         assert_eq!((part.name().as_str(), part.id.as_str()), ("offline-run-20260102_000000-aaaaaaaa", "aaaaaaaa"));
-        sweep(dir.path(), false).unwrap();
+        remove_folders(dir.path(), false).unwrap();
         assert_eq!(names(dir.path()).unwrap().len(), 4);
-        sweep(dir.path(), true).unwrap();
+        remove_folders(dir.path(), true).unwrap();
         let mut left = names(dir.path()).unwrap();
         left.sort();
         assert_eq!(left, ["latest-run", "offline-run-x-aaaaaaaa"]);

@@ -1,10 +1,12 @@
-//! The framing of a `.wandb` file. It is LevelDB's log (`doc/log_format.md` of google/leveldb) behind a header of 7 bytes, with a plain CRC-32
-//! in place of a masked CRC-32C (`wandb/sdk/internal/datastore.py` of wandb 0.19, `core/pkg/leveldb/record.go` of later ones):
+//! The framing of records in a `.wandb` file. It is LevelDB's log format (`doc/log_format.md` of google/leveldb) with a
+//! header of 7 bytes, and with a plain CRC-32 instead of a masked CRC-32C (`wandb/sdk/internal/datastore.py` of wandb
+//! 0.19, `core/pkg/leveldb/record.go` later):
 //!
 //! - the header is `:W&B`, 0xBEE1 and the version 0, and counts as the first bytes of the first block;
-//! - a block has 32768 bytes. A chunk is the CRC of its type and payload (u32), the payload's length (u16), its type (u8: 1 a whole record,
-//!   2 a record's first part, 3 one in the middle, 4 the last) and the payload, and lies in one block;
-//! - where less than 7 bytes of a block are left, they are zeros, and the next chunk begins the next block.
+//! - a block has 32768 bytes. A chunk lies in one block: the CRC of its type and payload (u32), the length of its
+//!   payload (u16), its type (u8: 1 a whole record, 2 the first part of a record, 3 a middle part, 4 the last part) and
+//!   the payload;
+//! - if less than 7 bytes of a block are left, they are zeros, and the next chunk begins the next block.
 
 use std::fs::File;
 use std::io::Write;
@@ -12,54 +14,54 @@ use std::path::{Path, PathBuf};
 
 use crate::{Result, TrainError};
 
-/// What a file begins with.
+/// The file header.
 const HEADER: [u8; 7] = *b":W&B\xe1\xbe\x00";
 const BLOCK: usize = 32768;
-/// Bytes of a chunk before its payload.
+/// Bytes of a chunk header.
 const CHUNK: usize = 7;
 const WHOLE: u8 = 1;
 const FIRST: u8 = 2;
 const MIDDLE: u8 = 3;
 const LAST: u8 = 4;
 
-/// A file that is being written.
+/// An open log file.
 #[derive(Debug)]
 pub struct LogFile {
     path: PathBuf,
     file: File,
-    /// Bytes of the file once `pending` is in it.
+    /// Length of the file in bytes after `pending` is written.
     at: usize,
     pending: Vec<u8>,
 }
 
 impl LogFile {
-    /// A new file; it is an error if there is one.
+    /// Creates the file. An existing file is an error.
     pub fn create(path: &Path) -> Result<Self> {
         let file = File::create_new(path).map_err(|e| TrainError::write(path, e))?;
         Ok(Self { path: path.to_path_buf(), file, at: HEADER.len(), pending: HEADER.to_vec() })
     }
 
-    /// Adds a record to those that are written by the next [`Self::flush`].
+    /// Adds a record to those that the next [`Self::flush`] writes.
     pub fn add(&mut self, record: &[u8]) {
         let before = self.pending.len();
         frame(self.at, record, &mut self.pending);
         self.at += self.pending.len() - before;
     }
 
-    /// Hands all records to the system, in one piece.
+    /// Writes all pending records with one call.
     pub fn flush(&mut self) -> Result<()> {
         self.file.write_all(&self.pending).map_err(|e| TrainError::write(&self.path, e))?;
         self.pending.clear();
         Ok(())
     }
 
-    /// The file was moved, and is known by another name from here on.
+    /// Sets the new path, for error messages, after the file was moved.
     pub fn moved(&mut self, path: PathBuf) {
         self.path = path;
     }
 }
 
-/// Adds the chunks of `record` to `out`, of which the first byte is byte `at` of the file.
+/// Appends the chunks of `record` to `out`. The first chunk begins at byte `at` of the file.
 fn frame(mut at: usize, record: &[u8], out: &mut Vec<u8>) {
     let mut rest = record;
     let mut first = true;
@@ -95,14 +97,14 @@ fn checksum(kind: u8, payload: &[u8]) -> u32 {
     crc.finalize()
 }
 
-/// The records of a file, up to the first that is damaged or not all there: a killed run may leave a part of one.
+/// Reads the records of a file up to the first damaged or incomplete one: a killed run may leave part of a record.
 pub fn read(path: &Path) -> Result<Vec<Vec<u8>>> {
     let bytes = std::fs::read(path).map_err(|e| TrainError::read(path, e))?;
     if !bytes.starts_with(&HEADER[..bytes.len().min(HEADER.len())]) {
         return Err(TrainError::output(
             path.display().to_string(),
-            "is no log of Weights & Biases in the version that is known",
-            "move its folder away; what it had is then not in the run's further log",
+            "is not a W&B log of a known version",
+            "move its folder away; the run's next log then lacks these steps",
         ));
     }
     Ok(records(&bytes))
@@ -139,13 +141,13 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// CRC-32 from its definition, bit by bit.
+    /// CRC-32 by its definition, bit by bit.
     fn crc(bytes: &[u8]) -> u32 {
         let bit = |c: u32| if c & 1 == 1 { c >> 1 ^ 0xedb8_8320 } else { c >> 1 };
         !bytes.iter().fold(!0u32, |crc, &b| (0..8).fold(crc ^ u32::from(b), |c, _| bit(c)))
     }
 
-    /// A second reader, block by block, that finds fault with everything that the format forbids.
+    /// An independent reader that checks every rule of the format, block by block.
     fn strictly(file: &[u8]) -> Vec<Vec<u8>> {
         assert_eq!(&file[..4], b":W&B");
         assert_eq!(file[4..7], [0xe1, 0xbe, 0]);
@@ -154,7 +156,7 @@ mod tests {
             let mut rest = if i == 0 { &block[7..] } else { block };
             while rest.len() >= 7 {
                 let length = u16::from_le_bytes([rest[4], rest[5]]) as usize;
-                assert!(7 + length <= rest.len(), "a chunk leaves its block");
+                assert!(7 + length <= rest.len(), "a chunk crosses the end of its block");
                 assert_eq!(rest[..4], crc(&rest[6..7 + length]).to_le_bytes());
                 let kind = rest[6];
                 assert!((1..=4).contains(&kind) && open == (kind > 2), "type {kind} while open is {open}");
@@ -165,7 +167,7 @@ mod tests {
                 open = kind == 2 || kind == 3;
                 rest = &rest[7 + length..];
             }
-            assert!(rest.iter().all(|&b| b == 0), "what is left of a block is not zeros");
+            assert!(rest.iter().all(|&b| b == 0), "the rest of a block is not zeros");
         }
         assert!(!open);
         found
@@ -191,8 +193,9 @@ mod tests {
     }
 
     #[test]
-    fn every_way_of_ending_at_a_block_is_read_back() {
-        // The first record ends 0 to 16 bytes before the block does; the next may be empty, short, or of several blocks.
+    fn records_at_block_boundaries_are_read_back() {
+        // The first record ends 0 to 16 bytes before the end of the block; the next one is empty, short, or spans
+        // several blocks.
         for left in 0..=16 {
             for next in [0, 1, 10, 32761, 32762, 3 * 32768] {
                 let records = [some(32768 - 7 - 7 - left), some(next), some(3)];
@@ -210,7 +213,7 @@ mod tests {
             prop_assert_eq!(strictly(&file_of(&records)), records);
         }
 
-        /// A file that ends anywhere, or that is damaged at any place, gives the records before that place.
+        /// A file that is truncated or damaged at any byte gives the records before that byte.
         #[test]
         fn a_prefix_is_readable(lengths in prop::collection::vec(0usize..40_000, 1..6), share in 0.0..1.0f64, damage in 1u8..=255) {
             let records: Vec<Vec<u8>> = lengths.into_iter().map(some).collect();
@@ -230,14 +233,14 @@ mod tests {
     }
 
     #[test]
-    fn another_file_is_refused_by_name() {
+    fn refuses_files_of_other_formats() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.wandb");
         for (bytes, fine) in [(&b""[..], true), (b":W&", true), (b"PK34", false), (b":W&B\xe1\xbe\x01", false)] {
             std::fs::write(&path, bytes).unwrap();
             match read(&path) {
                 Ok(records) => assert!(fine && records.is_empty()),
-                Err(e) => assert!(!fine && e.to_string().contains("x.wandb: is no log"), "{e}"),
+                Err(e) => assert!(!fine && e.to_string().contains("x.wandb: is not a W&B log"), "{e}"),
             }
         }
         assert!(LogFile::create(&path).unwrap_err().to_string().contains("x.wandb: cannot be written"));

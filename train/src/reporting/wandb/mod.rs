@@ -1,16 +1,19 @@
-//! Weights & Biases without its client and without a network: a folder that the client's `wandb sync` uploads.
+//! Writes a run for Weights & Biases without its client and without a network: a folder that `wandb sync` uploads.
 //!
-//! `OUT/wandb/offline-run-YYYYMMDD_HHMMSS-ID/` has what the client leaves in offline mode:
+//! `OUT/wandb/offline-run-YYYYMMDD_HHMMSS-ID/` has the files that the client writes in offline mode:
 //!
-//! - `run-ID.wandb`, the log of records (framing: [`log`], messages: [`record`]). `wandb sync` makes `config.yaml` and
-//!   `wandb-summary.json` from it; wandb 0.19.11 and 0.31.0 write neither when they are offline, so neither is here;
-//! - `files/wandb-metadata.json`, and `files/media/{images,html}/` with names of step and hash, as the client gives them.
+//! - `run-ID.wandb`, the log of records (framing: [`log`], messages: [`record`]), from which `wandb sync` makes
+//!   `config.yaml` and `wandb-summary.json`;
+//! - `files/wandb-metadata.json`, and `files/media/{images,html}/` with file names of step and hash, as the client
+//!   names them.
 //!
-//! A run that goes on has a folder of its own with the whole run in it: steps up to the checkpoint are taken over from the folder before, with their
-//! media, or where it lacks one, from metrics.jsonl. For what `wandb sync` makes of two folders with one id depends on its version: 0.19.11 writes the
-//! second's lines over the first's, 0.31.0 adds them behind, and steps after the checkpoint were done twice (`benches/peers/wandb_sync.py` shows it).
-//! So a run is uploaded as one folder, the newest. It has the id of the one before it, which gets the mark of what was uploaded (`.synced`), so that
-//! the client passes it over. Where the one before it was uploaded already, or lies in another OUT, the newest has an id of its own.
+//! A resumed run gets a new folder with the whole run in it. Steps up to the checkpoint are copied from the previous
+//! folder with their media or, if it lacks them, made from metrics.jsonl. Uploading two folders with one id instead
+//! would give a wrong history: wandb 0.19.11 overwrites steps, 0.31.0 appends them, and the steps after the checkpoint
+//! exist twice (`benches/peers/wandb_sync.py` shows it).
+//!
+//! The new folder has the id of the previous one, which is marked as uploaded (`.synced`) so that the client skips it.
+//! If the previous folder was already uploaded or lies in another OUT, the new folder gets a new id.
 
 mod earlier;
 mod log;
@@ -35,45 +38,45 @@ use earlier::{LoggedStep, RunPart};
 use log::LogFile;
 use record::{FileKind, Record};
 
-/// The folder of all parts, in OUT.
+/// The folder in OUT with one folder for each part of the run.
 const FOLDER: &str = "wandb";
 
-/// What is known of a run when a part of it begins.
+/// What a new part of a run starts from.
 #[derive(Debug)]
 pub struct WandbStart<'a> {
-    /// OUT.
+    /// The output folder OUT.
     pub out: &'a Path,
-    /// The folder of the run that goes on here.
+    /// The folder of the run that is resumed; OUT for a fresh run.
     pub home: &'a Path,
-    /// Its last step that counts; 0: it begins.
+    /// The step of the checkpoint; 0 for a fresh run.
     pub step: u64,
-    /// Those of its steps that were to be shown.
+    /// Metrics of the reported steps up to the checkpoint.
     pub done: &'a [StepMetrics],
-    /// The project.
+    /// The W&B project.
     pub project: &'a str,
-    /// The run's name, if it is not that of OUT.
+    /// The run name; `None`: the name of OUT.
     pub name: Option<&'a str>,
-    /// What run.json says.
+    /// The content of run.json.
     pub run: &'a Value,
 }
 
-/// A part of a run that is being written.
+/// The folder of one part of a run: what one process writes.
 #[derive(Debug)]
 pub struct Wandb {
     folder: PathBuf,
     log: LogFile,
-    /// Records so far.
+    /// Number of records written.
     records: u64,
     begun: Instant,
-    /// Seconds that the earlier parts took.
+    /// Duration of the earlier parts in seconds.
     before: f64,
 }
 
-/// Removes the runs in `out`.
+/// Removes the W&B folders in `out`.
 pub fn clear(out: &Path) -> Result<()> {
     let folder = out.join(FOLDER);
-    earlier::sweep(&folder, true)?;
-    // Somebody else's files keep it.
+    earlier::remove_folders(&folder, true)?;
+    // A folder with other files in it stays.
     match std::fs::remove_dir(&folder) {
         Ok(()) => Ok(()),
         Err(e) => match e.kind() {
@@ -84,16 +87,16 @@ pub fn clear(out: &Path) -> Result<()> {
 }
 
 impl Wandb {
-    /// Begins a part. Its folder has its name when everything of the earlier parts is in it.
+    /// Starts a part. Its folder gets its final name when the steps of the earlier parts are copied.
     pub fn begin(begin: &WandbStart) -> Result<Self> {
         let (here, there) = (begin.out.join(FOLDER), begin.home.join(FOLDER));
         create_all(&here)?;
-        earlier::sweep(&here, false)?;
+        earlier::remove_folders(&here, false)?;
         let before = if begin.step > 0 { earlier::newest(&there)? } else { None };
         let newest = earlier::newest(&here)?;
         let same = newest.as_ref().filter(|part| begin.step > 0 && !part.is_uploaded(&here));
         let id = same.map_or_else(new_id, |part| part.id.clone());
-        // Folders are told apart by the second, and uploaded in the order of these times.
+        // Folder names have a resolution of one second, and `wandb sync` uploads them in this order.
         let start = newest.map_or_else(Utc::now, |part| Utc::now().max(part.start + TimeDelta::seconds(1)));
         let part = RunPart { start, id };
 
@@ -101,24 +104,24 @@ impl Wandb {
         create_all(&draft.join("files"))?;
         let log = LogFile::create(&draft.join(part.log()))?;
         let mut wandb = Self { folder: draft.clone(), log, records: 0, begun: Instant::now(), before: 0.0 };
-        wandb.introduce(begin, &part)?;
-        wandb.take_over(begin, before.map(|part| (there.join(part.name()), part.log())))?;
+        wandb.write_header(begin, &part)?;
+        wandb.copy_earlier_steps(begin, before.map(|part| (there.join(part.name()), part.log())))?;
         wandb.log.flush()?;
         let folder = here.join(part.name());
         std::fs::rename(&draft, &folder).map_err(|e| TrainError::write(&folder, e))?;
         wandb.log.moved(folder.join(part.log()));
         wandb.folder = folder;
-        earlier::pass_over(&here, &part)?;
+        earlier::mark_older_as_uploaded(&here, &part)?;
         Ok(wandb)
     }
 
-    /// The folder to upload.
+    /// The folder that `wandb sync` uploads.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// What is said before the first step.
-    fn introduce(&mut self, begin: &WandbStart, part: &RunPart) -> Result<()> {
+    /// Writes the header, the run record and the metadata.
+    fn write_header(&mut self, begin: &WandbStart, part: &RunPart) -> Result<()> {
         let host = std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
         let host = host.as_deref().map(str::trim).filter(|host| !host.is_empty());
         let command = begin.run["command"].as_str().unwrap_or_default();
@@ -145,8 +148,8 @@ impl Wandb {
         Ok(())
     }
 
-    /// The steps of the earlier parts, with their media from the folder of the last one.
-    fn take_over(&mut self, begin: &WandbStart, last: Option<(PathBuf, String)>) -> Result<()> {
+    /// Copies the steps of the earlier parts, with their media from the folder of the last one.
+    fn copy_earlier_steps(&mut self, begin: &WandbStart, last: Option<(PathBuf, String)>) -> Result<()> {
         let logged = match &last {
             Some((folder, log)) => earlier::steps(&folder.join(log), begin.step)?,
             None => BTreeMap::new(),
@@ -172,20 +175,20 @@ impl Wandb {
         Ok(())
     }
 
-    /// Adds a step; it is in the system's hands when this returns.
+    /// Adds a step. It is written to the file, but not synced to the disk, when this returns.
     pub fn step(&mut self, step: u64, points: &[(String, f64)], preview: Option<&Preview>) -> Result<()> {
         let mut seen = LoggedStep { media: Vec::new(), values: values(step, points) };
         let now = Utc::now();
         seen.values.insert("_timestamp".into(), json!(now.timestamp_micros() as f64 / 1e6));
         seen.values.insert("_runtime".into(), json!(self.before + self.begun.elapsed().as_secs_f64()));
         if let Some(preview) = preview {
-            self.show(step, preview, &mut seen)?;
+            self.add_preview(step, preview, &mut seen)?;
         }
         self.step_records(step, &seen);
         self.log.flush()
     }
 
-    /// Says how the run ended: 0 if all went well.
+    /// Writes the exit code of the run: 0 on success.
     pub fn finish(mut self, code: u8) -> Result<()> {
         let seconds = self.before + self.begun.elapsed().as_secs_f64();
         self.add(&Record::exit(code, seconds as u64));
@@ -203,8 +206,8 @@ impl Wandb {
         self.log.add(record.numbered(self.records).as_ref());
     }
 
-    /// The values of what is shown, as `wandb.Histogram`, `wandb.Html` and `wandb.Image` are logged (`sdk/data_types`).
-    fn show(&mut self, step: u64, preview: &Preview, seen: &mut LoggedStep) -> Result<()> {
+    /// Adds the preview in the form of `wandb.Histogram`, `wandb.Html` and `wandb.Image` (`sdk/data_types`).
+    fn add_preview(&mut self, step: u64, preview: &Preview, seen: &mut LoggedStep) -> Result<()> {
         if !preview.rewards.is_empty() {
             let Histogram { low, limits, counts, .. } = Histogram::new(&preview.rewards);
             let bins: Vec<f64> = [low].into_iter().chain(limits).collect();
@@ -250,7 +253,7 @@ impl Wandb {
             .map_err(|e| TrainError::write(&path, e))
     }
 
-    /// The file of another part, by another name for the same bytes where the disk can do that; false where somebody removed it.
+    /// Copies a file of another part, by a hard link if possible. Returns false if the file was removed.
     fn copy(&self, from: &Path, path: &str) -> Result<bool> {
         let (from, to) = (from.join("files").join(path), self.folder.join("files").join(path));
         create_all(to.parent().unwrap_or(&to))?;
@@ -266,13 +269,13 @@ fn create_all(folder: &Path) -> Result<()> {
     std::fs::create_dir_all(folder).map_err(|e| TrainError::write(folder, e))
 }
 
-/// The numbers of a step by name, and the step.
+/// The values of a step by name, with `_step`.
 fn values(step: u64, points: &[(String, f64)]) -> Map<String, Value> {
     let own = [("_step".to_string(), json!(step))];
     own.into_iter().chain(points.iter().map(|(name, x)| (name.clone(), json!(x)))).collect()
 }
 
-/// What run.json says, the options side by side with the rest, where people look for `learning_rate`.
+/// The W&B config: run.json with its options at the top level, where users expect `learning_rate`.
 fn config(run: &Value) -> Map<String, Value> {
     let map = |value: &Value| value.as_object().cloned().unwrap_or_default();
     let mut config = map(&run["options"]);
@@ -280,13 +283,13 @@ fn config(run: &Value) -> Map<String, Value> {
     config
 }
 
-/// A text as a page that shows it as it is.
+/// An HTML page that shows a plain text.
 fn page(text: &str) -> String {
     let text = text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
     format!("<!doctype html>\n<meta charset=\"utf-8\">\n<pre style=\"white-space: pre-wrap\">{text}</pre>\n")
 }
 
-/// Eight letters and digits, as the client draws them (`sdk/lib/runid.py`). Nothing of the run depends on them.
+/// A run id of 8 letters and digits, in the client's format (`sdk/lib/runid.py`). It influences no result.
 fn new_id() -> String {
     const DIGITS: &[u8; 36] = b"0123456789abcdefghijklmnopqrstuvwxyz";
     let mut n = RandomState::new().hash_one((Utc::now().timestamp_micros(), std::process::id()));

@@ -1,5 +1,5 @@
-//! The records of a `.wandb` file: one `Record` of `wandb/proto/wandb_internal.proto` each (fields as in the descriptors of wandb 0.19.11 and 0.31.0):
-//! num 1 and one of history 2, summary 3, files 6, run 17, exit 18, header 21.
+//! The messages of a `.wandb` file. Each is one `Record` of `wandb/proto/wandb_internal.proto` (fields as in wandb
+//! 0.19.11 and 0.31.0): num 1 and one of history 2, summary 3, files 6, run 17, exit 18, header 21.
 //!
 //! | message | fields |
 //! |---|---|
@@ -17,7 +17,7 @@ use serde_json::{Map, Value};
 
 use crate::reporting::protobuf::{ProtoMessage, bytes_fields};
 
-/// A record without its number.
+/// A record without its sequence number.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
     kind: u32,
@@ -31,31 +31,31 @@ const RUN: u32 = 17;
 const EXIT: u32 = 18;
 const HEADER: u32 = 21;
 
-/// What the record of a run says.
+/// The fields of the run record.
 #[derive(Debug)]
 pub struct RunInfo<'a> {
-    /// Eight letters and digits.
+    /// The run id: 8 letters and digits.
     pub id: &'a str,
-    /// The project.
+    /// The W&B project.
     pub project: &'a str,
-    /// The name that people see.
+    /// The displayed name.
     pub name: &'a str,
-    /// What kind of run it is: the command.
+    /// The job type: the command.
     pub job: &'a str,
-    /// The machine's name, if it is known.
+    /// The host name, if known.
     pub host: Option<&'a str>,
-    /// When this folder's run began.
+    /// Start time of this part.
     pub start: DateTime<Utc>,
-    /// Options and what else the run was made of.
+    /// The W&B config: options, device, fingerprints.
     pub config: &'a Map<String, Value>,
 }
 
-/// What kind of file is told of.
+/// The kind of a file.
 #[derive(Clone, Copy, Debug)]
 pub enum FileKind {
-    /// One that every client writes.
+    /// A file that every client writes.
     Own = 1,
-    /// A picture or a page.
+    /// An image or an HTML page.
     Media = 2,
 }
 
@@ -64,13 +64,13 @@ impl Record {
         Self { kind, body: body.as_ref().to_vec() }
     }
 
-    /// Who wrote the file.
+    /// The header record, with the producer's version.
     pub fn header() -> Self {
         let producer = concat!("reel ", env!("CARGO_PKG_VERSION"));
         Self::new(HEADER, ProtoMessage::default().bytes(1, ProtoMessage::default().bytes(1, producer)))
     }
 
-    /// The run.
+    /// The run record.
     pub fn run(run: &RunInfo) -> Self {
         let config = run.config.iter().fold(ProtoMessage::default(), |all, (key, value)| {
             all.bytes(1, ProtoMessage::default().bytes(1, key).bytes(16, value.to_string()))
@@ -84,7 +84,7 @@ impl Record {
         Self::new(RUN, body.bytes(17, start))
     }
 
-    /// A file below `files/` that is to be uploaded.
+    /// The record of a file below `files/` to upload.
     pub fn file(path: &str, kind: FileKind) -> Self {
         Self::new(
             FILES,
@@ -92,32 +92,32 @@ impl Record {
         )
     }
 
-    /// The values of a step, `_step` among them.
+    /// The history record of a step, with `_step` among its values.
     pub fn history(step: u64, values: &Map<String, Value>) -> Self {
         Self::new(HISTORY, items(values).bytes(2, ProtoMessage::default().varint(1, step)))
     }
 
-    /// The latest values.
+    /// The summary record: the latest values.
     pub fn summary(values: &Map<String, Value>) -> Self {
         Self::new(SUMMARY, items(values))
     }
 
-    /// How the run ended, and how long it took.
+    /// The exit record: exit code and duration in seconds.
     pub fn exit(code: u8, seconds: u64) -> Self {
         Self::new(EXIT, ProtoMessage::default().varint(1, u64::from(code)).varint(2, seconds))
     }
 
-    /// As the file has it.
+    /// The message with its sequence number, as the file stores it.
     pub fn numbered(&self, num: u64) -> ProtoMessage {
         ProtoMessage::default().varint(1, num).bytes(self.kind, &self.body)
     }
 
-    /// A record of a file that was written by this program.
+    /// Parses a record that this program wrote.
     pub fn parse(record: &[u8]) -> Option<Self> {
         bytes_fields(record).next().map(|(kind, body)| Self { kind, body: body.to_vec() })
     }
 
-    /// The values of a step, if this is such a record.
+    /// The values of a history record; `None` for other records.
     pub fn history_values(&self) -> Option<Map<String, Value>> {
         let value = |item: &[u8]| {
             let get = |number| bytes_fields(item).find(|field| field.0 == number).map(|field| field.1);
@@ -128,7 +128,7 @@ impl Record {
         (self.kind == HISTORY).then(|| items().filter_map(|field| value(field.1)).collect())
     }
 
-    /// The media that the record tells of: their paths below `files/`.
+    /// The media files of a files record: paths below `files/`.
     pub fn media(&self) -> Vec<String> {
         let files = bytes_fields(&self.body).filter(|field| self.kind == FILES && field.0 == 1);
         let path = |file: &[u8]| bytes_fields(file).find(|field| field.0 == 1).map(|field| field.1.to_vec());
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn records_are_the_bytes_that_the_client_serialises() {
+    fn records_match_the_clients_bytes() {
         // wandb_internal_pb2.Record(...).SerializeToString().hex() of wandb 0.31.0, for the same values.
         let hex = |record: Record| record.numbered(7).as_ref().iter().map(|b| format!("{b:02x}")).collect::<String>();
         let values = map(json!({"train/loss": 0.5, "_step": 300}));
@@ -176,7 +176,7 @@ mod tests {
     const RUN_HEX: &str = "08078a01340a0861626364313233341a0170220f0a0d0a01618201075b312c2278225d3a0373667442016e6a01688a01080880e2cfaa061005";
 
     #[test]
-    fn what_was_written_is_understood() {
+    fn records_round_trip() {
         let values = map(json!({"_step": 3, "train/loss": 0.1, "h": {"_type": "histogram", "values": [1]}}));
         let parse = |record: &Record| Record::parse(record.numbered(9).as_ref()).unwrap();
         let history = Record::history(3, &values);

@@ -1,5 +1,5 @@
-//! `reel grpo`: group-relative policy optimization (GRPO). Each step samples a group of completions for every prompt, scores them, and
-//! trains on the advantage of each completion within its group.
+//! `reel grpo`: group-relative policy optimization (GRPO). Each step samples a group of completions for every prompt,
+//! scores them, and trains on the advantage of each completion within its group.
 //!
 //! | stage | output | file |
 //! |---|---|---|
@@ -33,7 +33,7 @@ use crate::run::{self, BatchCursor, DataCheck, RunSummary, TrainLoop};
 use crate::step::grpo as step;
 use crate::step::trainer::{StepResult, Trainer};
 
-/// What a run is given.
+/// The inputs of a run.
 pub type GrpoSetup<'a> = run::RunSetup<'a, GrpoOptions>;
 
 /// Trains to the last step, or until `setup.stop` becomes true.
@@ -46,7 +46,7 @@ pub fn check(setup: &GrpoSetup) -> Result<DataCheck> {
     run::check::<Grpo>(setup)
 }
 
-/// Does step `step` of the run in `recorded` again, with the completions that it drew: see [`replay`].
+/// Repeats step `step` of the run in `recorded` with its recorded completions: see [`replay`].
 pub fn replay_step(setup: &GrpoSetup, recorded: &Path, step: u64, want: &str) -> Result<ReplayReport> {
     replay::replay::<Grpo>(setup, recorded, step, want)
 }
@@ -167,7 +167,8 @@ fn first_weights(setup: &GrpoSetup, trainer: &Trainer) -> Result<Qwen25Vl> {
     reference(trainer, WeightSource::Files(&files))
 }
 
-/// The reference model of the KL term with `weights`, which the run started from. With LoRA it is the model without its adapter.
+/// The reference model of the KL term with `weights`, which the run started from. With LoRA it is the model without its
+/// adapter.
 pub(crate) fn reference(trainer: &Trainer, weights: WeightSource) -> Result<Qwen25Vl> {
     let (policy, config) = (&trainer.model, &trainer.model.config);
     let loader = WeightLoader { device: &trainer.device, source: weights, dtype: trainer.dtype, trainable: &|_| false };

@@ -1,4 +1,4 @@
-//! Supervised fine-tuning: rows of conversations, learned token by token.
+//! `reel sft`: supervised fine-tuning on conversations.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -19,25 +19,25 @@ use crate::{Result, TrainError};
 
 pub use crate::run::{DataCheck, RunSummary};
 
-/// What a run is given.
+/// The inputs of a run.
 pub type SftSetup<'a> = run::RunSetup<'a, SftOptions>;
 
-/// Runs to the end, or to the point where `setup.stop` turns true.
+/// Trains to the last step, or until `setup.stop` becomes true.
 pub fn run(setup: &SftSetup) -> Result<RunSummary> {
     run::run::<Sft>(setup)
 }
 
-/// Looks at every row and trains nothing.
+/// Checks every row of the data, including its media, without training.
 pub fn check(setup: &SftSetup) -> Result<DataCheck> {
     run::check::<Sft>(setup)
 }
 
-/// Does step `step` of the run in `recorded` again: see [`replay`].
+/// Repeats step `step` of the run in `recorded` and compares the weights: see [`replay`].
 pub fn replay_step(setup: &SftSetup, recorded: &Path, step: u64, want: &str) -> Result<ReplayReport> {
     replay::replay::<Sft>(setup, recorded, step, want)
 }
 
-/// Rows learned token by token.
+/// The training loop of supervised fine-tuning.
 pub(crate) struct Sft<'a> {
     feed: BatchFeed<SftSource>,
     stop: &'a AtomicBool,
@@ -66,7 +66,7 @@ impl<'a> TrainLoop<'a> for Sft<'a> {
         batches.div_ceil(options.gradient_accumulation_steps as u64)
     }
 
-    /// Because that was asked for, or because packed rows cannot be counted otherwise.
+    /// With `--check-data`; and with packing, where the number of micro-batches depends on the length of every row.
     fn must_scan_all_rows(options: &SftOptions) -> bool {
         options.check_data || options.packing && options.fixed_steps().is_none()
     }
@@ -85,20 +85,20 @@ impl<'a> TrainLoop<'a> for Sft<'a> {
         step(trainer, n, || Ok(cursor.next_batch(&mut self.feed, self.stop)?.map(|batch| batch.samples)))
     }
 
-    /// Nothing: its place in the data is the run's.
+    /// No files: the run state has the position in the data.
     fn resume_files(&self) -> Result<Vec<(&'static str, Vec<u8>)>> {
         Ok(Vec::new())
     }
 }
 
-/// The rows of the data file, as the model of the run learns from them.
+/// Opens the data file as supervised training samples.
 pub fn samples(setup: &SftSetup) -> Result<SftSource> {
     let options = setup.options;
     let bundle = Arc::new(Bundle::open(setup.model)?);
     let labels = Labels::new(options.label_rule(), &bundle.tokenizer).map_err(|token| {
         TrainError::option(
             "--labels",
-            format!("this rule needs the token {token}, which the model's tokenizer lacks"),
+            format!("needs the token {token}, which the model's tokenizer lacks"),
             "choose another rule",
         )
     })?;

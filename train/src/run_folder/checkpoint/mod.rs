@@ -1,8 +1,9 @@
-//! `OUT/checkpoint-N/`: a hub folder with the weights after step N (an adapter's folder, where one is trained), and below `training/` what is needed to go on to the
-//! same bits: `optimizer.safetensors` (moments, their scales, lower halves of the master copy) and `state.json`.
+//! `OUT/checkpoint-N/`: a model folder (or adapter folder) with the weights after step N and, below `training/`, what a
+//! bit-exact resume needs: `optimizer.safetensors` (moments, their scales, low bits of the master weights) and
+//! `state.json`.
 //!
-//! A checkpoint is written under a hidden name and renamed when it is whole and on the disk, so that a run that is killed, or a
-//! full disk, leaves the earlier ones as they are. What is written is a [`Snapshot`]; the steps go on meanwhile ([`CheckpointWriter`]).
+//! A checkpoint is written under a hidden name and renamed when it is complete and on the disk, so that a killed run or
+//! a full disk leaves earlier checkpoints intact. [`CheckpointWriter`] writes a [`Snapshot`] while the next steps run.
 
 mod saver;
 mod snapshot;
@@ -29,12 +30,12 @@ pub use snapshot::{BaseModel, Snapshot, TrainedWeights, checkpoint_bytes};
 const PREFIX: &str = "checkpoint-";
 const OPTIMIZER: &str = "training/optimizer.safetensors";
 
-/// The folder's name in OUT.
+/// The folder name of a checkpoint in OUT.
 pub fn folder_name(step: u64) -> String {
     format!("{PREFIX}{step}")
 }
 
-/// The tensors of one parameter's state, by their names in the file.
+/// The optimizer tensors of one parameter: name in the file, dtype in the file, tensor.
 fn state_tensors<'a>(
     name: &str,
     state: &'a ParameterState,
@@ -49,7 +50,8 @@ fn state_tensors<'a>(
     moments.into_iter().chain(scales).chain(state.low.as_ref().map(|low| (format!("low/{name}"), "U16", low)))
 }
 
-/// Puts the moments, lower halves and step counts of a checkpoint in place; the weights were loaded from the same folder.
+/// Loads moments, low bits of the master weights and step counts of a checkpoint. The weights were loaded from the same
+/// folder.
 pub fn load_optimizer(folder: &Path, t: &mut Trainer, state: &RunState) -> Result<()> {
     let path = folder.join(OPTIMIZER);
     let damaged = |what: String| TrainError::output(path.display().to_string(), what, "resume from another checkpoint");
@@ -75,7 +77,7 @@ pub fn load_optimizer(folder: &Path, t: &mut Trainer, state: &RunState) -> Resul
     Ok(())
 }
 
-/// The checkpoints in a folder, by step.
+/// The checkpoints in a folder, sorted by step.
 pub fn list(out: &Path) -> Result<BTreeMap<u64, PathBuf>> {
     let mut found = BTreeMap::new();
     let entries = match fs::read_dir(out) {
@@ -96,7 +98,7 @@ pub fn list(out: &Path) -> Result<BTreeMap<u64, PathBuf>> {
     Ok(found)
 }
 
-/// Removes all but the newest `keep` checkpoints, and but the one of step `best`, which does not count.
+/// Removes all but the newest `keep` checkpoints. The one of step `best` is always kept and does not count.
 pub fn prune(out: &Path, keep: Option<usize>, best: Option<u64>) -> Result<()> {
     let mut found = list(out)?;
     best.map(|step| found.remove(&step));
@@ -104,7 +106,7 @@ pub fn prune(out: &Path, keep: Option<usize>, best: Option<u64>) -> Result<()> {
     found.values().take(old).try_for_each(|path| remove(path))
 }
 
-/// Removes a checkpoint. It loses its name first, so that a kill on the way leaves nothing that looks like one.
+/// Removes a checkpoint. It is renamed first, so that a kill during removal leaves no incomplete checkpoint.
 pub(crate) fn remove(path: &Path) -> Result<()> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let aside = path.with_file_name(format!(".{name}.old.part"));
@@ -112,7 +114,7 @@ pub(crate) fn remove(path: &Path) -> Result<()> {
     remove_dir(&aside)
 }
 
-/// Removes what a killed run left half-written in `out`.
+/// Removes the incomplete files that a killed run left in `out`.
 pub fn remove_partial(out: &Path) -> Result<()> {
     for entry in fs::read_dir(out).map_err(|e| TrainError::read(out, e))? {
         let path = entry.map_err(|e| TrainError::read(out, e))?.path();
@@ -139,7 +141,7 @@ pub(crate) fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
     file.sync_all()
 }
 
-/// A folder that gets its name when it is whole; dropped before, it is removed.
+/// A folder under a hidden name until it is complete. Dropping it unpublished removes it.
 struct FolderDraft(PathBuf);
 
 impl FolderDraft {
@@ -152,7 +154,8 @@ impl FolderDraft {
         Ok(Self(path))
     }
 
-    /// Takes the place of an older folder of that name, which steps aside first: at no moment is there a half one.
+    /// Renames the folder to `target`. An older `target` is moved aside first, so that no incomplete folder ever has
+    /// that name.
     fn publish(self, target: &Path) -> Result<()> {
         let failed = |e| TrainError::write(target, e);
         let aside = self.0.with_extension("old.part");
@@ -172,7 +175,7 @@ impl FolderDraft {
 
 impl Drop for FolderDraft {
     fn drop(&mut self) {
-        // After `publish` there is nothing under this name; a failure to remove has no one to tell.
+        // After `publish` nothing has this name. A failed removal cannot be reported from here.
         let _ = fs::remove_dir_all(&self.0);
     }
 }

@@ -1,4 +1,4 @@
-//! Writing beside the steps: one checkpoint at a time, on a thread of its own.
+//! Writes checkpoints on a background thread, one at a time, while the next steps run.
 
 use std::fs;
 use std::path::Path;
@@ -6,15 +6,15 @@ use std::thread::{self, JoinHandle};
 
 use crate::{Result, TrainError};
 
-/// What writes checkpoints. Dropped, it waits for the one that is being written.
+/// The background thread that writes checkpoints. Dropping it waits for the checkpoint in progress.
 #[derive(Debug, Default)]
 pub struct CheckpointWriter(Option<JoinHandle<Result<()>>>);
 
 impl CheckpointWriter {
-    /// Starts `job` once the one before it is done.
+    /// Waits for the previous job and starts `job`.
     ///
     /// # Errors
-    /// What went wrong with the one before, which this one then does not follow.
+    /// The error of the previous job; `job` does not run then.
     pub fn start(&mut self, job: impl FnOnce() -> Result<()> + Send + 'static) -> Result<()> {
         self.wait()?;
         let spawned = thread::Builder::new().name("checkpoint".into()).spawn(job);
@@ -24,34 +24,34 @@ impl CheckpointWriter {
         Ok(())
     }
 
-    /// Whether all went well so far; does not wait.
+    /// Returns the error of a finished job. Does not wait.
     ///
     /// # Errors
-    /// What went wrong with a job that is over.
+    /// The error of a finished job.
     pub fn poll(&mut self) -> Result<()> {
         if self.0.as_ref().is_some_and(JoinHandle::is_finished) { self.wait() } else { Ok(()) }
     }
 
-    /// Waits for the job at hand.
+    /// Waits for the current job.
     ///
     /// # Errors
-    /// What went wrong with it.
+    /// The error of that job.
     pub fn wait(&mut self) -> Result<()> {
         let Some(job) = self.0.take() else { return Ok(()) };
-        let died = || TrainError::output("checkpoint", "writing it ended early", "report this as a defect");
+        let died = || TrainError::output("checkpoint", "the writing thread panicked", "report this as a defect");
         job.join().unwrap_or_else(|_| Err(died()))
     }
 }
 
 impl Drop for CheckpointWriter {
     fn drop(&mut self) {
-        // The run ends with another error, which is the one to tell.
+        // The run already ends with another error, which is the one to report.
         let _ = self.wait();
     }
 }
 
-/// Whether a copy of so many bytes takes at most half of the memory that is free, of the machine and of the process's group. Where nobody
-/// says what is free, it does not.
+/// Whether a copy of `bytes` bytes needs at most half of the free memory of the machine and of the process's cgroup.
+/// False if the free memory is unknown.
 pub fn has_room_for(bytes: u64) -> bool {
     free_memory().is_some_and(|free| bytes <= free / 2)
 }
@@ -60,16 +60,17 @@ fn free_memory() -> Option<u64> {
     let info = fs::read_to_string("/proc/meminfo").ok()?;
     let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     let machine = line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? << 10;
-    let group = of_group("memory.max", "memory.current", "inactive_file")
-        .or_else(|| of_group("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"));
+    let group = free_in_cgroup("memory.max", "memory.current", "inactive_file").or_else(|| {
+        free_in_cgroup("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file")
+    });
     Some(group.map_or(machine, |group| group.min(machine)))
 }
 
-/// What is free below the limit of the process's group, if it has one. Files that are in memory for now are among what it uses.
-fn of_group(limit: &str, used: &str, files: &str) -> Option<u64> {
+/// Free bytes below the limit of the process's cgroup, if it has one. Cached files do not count as used.
+fn free_in_cgroup(limit: &str, used: &str, files: &str) -> Option<u64> {
     let root = Path::new("/sys/fs/cgroup");
     let number = |name: &str| fs::read_to_string(root.join(name)).ok()?.trim().parse::<u64>().ok();
-    // A group without a limit says `max`.
+    // The file of a cgroup without a limit contains `max`.
     let (limit, used_path) = (number(limit)?, root.join(used));
     let stat = fs::read_to_string(used_path.with_file_name("memory.stat")).ok()?;
     let files = stat.lines().find_map(|line| line.strip_prefix(files)?.trim().parse::<u64>().ok());

@@ -1,5 +1,5 @@
-//! What a checkpoint holds, as it was at one moment: in a copy that later steps do not touch, or in the tensors themselves where nothing
-//! changes them before it is written.
+//! The content of a checkpoint at one moment: copies that later steps do not change, or the tensors themselves if the
+//! checkpoint is written before the next step.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -21,23 +21,23 @@ use crate::run_folder::resume::{RunState, STATE};
 use crate::step::trainer::Trainer;
 use crate::{Result, TrainError};
 
-/// Where the weights that are not trained, and the small files of the folder, come from.
+/// The source of the untrained weights and of the small files of a model folder.
 #[derive(Clone, Debug)]
 pub struct BaseModel {
-    /// The folder that the run started from.
+    /// The model folder that the run started from.
     pub folder: PathBuf,
-    /// Its weight files.
+    /// The weight files of that folder.
     pub files: Arc<Checkpoint>,
-    /// How an adapter is to call it: an absolute path or a hub id.
+    /// The name of the base model in an adapter's config: an absolute path or a hub id.
     pub name: String,
 }
 
 /// The bytes of a tensor.
 #[derive(Debug)]
 enum TensorBytes {
-    /// As they were.
+    /// Copied bytes.
     Copy(Vec<u8>),
-    /// As they are when they are written.
+    /// The tensor, read when it is written.
     Tensor(Tensor),
 }
 
@@ -54,14 +54,14 @@ impl TensorBytes {
     }
 }
 
-/// A tensor with what a file's header says of it.
+/// A tensor with its shape.
 #[derive(Debug)]
 struct StoredTensor {
     shape: Vec<usize>,
     held: TensorBytes,
 }
 
-/// Bytes that a checkpoint of `t` holds of weights and optimizer: the size of a copy of them.
+/// Bytes of the weights and optimizer state in a checkpoint of `t`: the size of a copy.
 pub fn checkpoint_bytes(t: &Trainer) -> u64 {
     let state = |(name, weights, state)| {
         let kept: usize = state_tensors(name, state).map(|(_, _, tensor)| tensor.bytes()).sum();
@@ -70,7 +70,7 @@ pub fn checkpoint_bytes(t: &Trainer) -> u64 {
     t.optimizer.states().map(state).sum()
 }
 
-/// The model that is trained, or its adapter.
+/// The trained weights of a model or an adapter.
 #[derive(Debug)]
 pub struct TrainedWeights {
     dtype: StoredDType,
@@ -81,10 +81,10 @@ pub struct TrainedWeights {
 }
 
 impl TrainedWeights {
-    /// The weights of `t`; where they are no `copy`, they are to be written before the next step.
+    /// Captures the weights of `t`. Without `copy` they must be written before the next step.
     ///
     /// # Errors
-    /// What the device reports.
+    /// The device cannot read its memory.
     pub fn capture(t: &Trainer, origin: BaseModel, copy: bool) -> Result<Self> {
         let stored = |(name, weights, _): (&str, &Tensor, _)| {
             Ok((
@@ -101,10 +101,10 @@ impl TrainedWeights {
         })
     }
 
-    /// Writes a hub folder with the weights, in the dtype of training; of a run that trains an adapter, the adapter's.
+    /// Writes a model folder in the dtype of training; with LoRA, an adapter folder.
     ///
     /// # Errors
-    /// What cannot be written.
+    /// A file cannot be written.
     pub fn write(&self, folder: &Path) -> Result<()> {
         let Self { dtype, origin, .. } = self;
         if let Some(spec) = &self.lora {
@@ -137,7 +137,7 @@ impl TrainedWeights {
     }
 }
 
-/// A weight that is not trained, from the file that it came from, in the dtype of the others.
+/// Writes an untrained weight from the original file, converted to the dtype of the folder.
 fn write_untrained(files: &Checkpoint, spec: &TensorSpec, to: &mut dyn Write) -> io::Result<()> {
     let missing = || io::Error::other(format!("{} is no longer in the model's files", spec.name));
     let view = files.get(&spec.name).ok_or_else(missing)?;
@@ -162,22 +162,22 @@ struct OptimizerTensor {
     stored: StoredTensor,
 }
 
-/// All that a run goes on from.
+/// Everything that a resume needs.
 #[derive(Debug)]
 pub struct Snapshot {
     weights: TrainedWeights,
-    /// Wide elements before narrow ones, so that each is aligned for its type.
+    /// Sorted by element size, largest first, so that each tensor is aligned for its type.
     optimizer: Vec<OptimizerTensor>,
     state: RunState,
-    /// What the command itself has to keep: files by their path in the folder.
+    /// Further files of the command: path in the folder, and content.
     files: Vec<(&'static str, Vec<u8>)>,
 }
 
 impl Snapshot {
-    /// Of a run after the step of `state`. Where it is no `copy`, it is to be written before the next step.
+    /// Captures a run after the step of `state`. Without `copy` it must be written before the next step.
     ///
     /// # Errors
-    /// What the device reports.
+    /// The device cannot read its memory.
     pub fn capture(
         t: &Trainer,
         origin: BaseModel,
@@ -204,7 +204,7 @@ impl Snapshot {
     /// Writes `OUT/checkpoint-N`.
     ///
     /// # Errors
-    /// What cannot be written; nothing is left of it then.
+    /// A file cannot be written; the incomplete checkpoint is removed.
     pub fn write(&self, out: &Path) -> Result<()> {
         let step = self.state.step;
         let target = out.join(folder_name(step));

@@ -11,7 +11,7 @@ use crate::options::RunOptions;
 use crate::step::hyperparameters::Hyperparameters;
 use crate::testing::{assert_same_files, golden};
 
-/// A trainer, and what its checkpoints come from.
+/// A trainer and the base model of its checkpoints.
 fn trainer(dtype: DType) -> (Trainer, BaseModel) {
     let folder = golden("model_a");
     let config = ModelConfig::open(&folder).unwrap();
@@ -28,7 +28,7 @@ fn state(step: u64) -> RunState {
 }
 
 #[test]
-fn a_copy_is_what_was_there_whatever_comes_after() {
+fn copied_snapshot_is_independent_of_later_steps() {
     for dtype in [DType::F32, DType::BF16] {
         let dir = tempfile::tempdir().unwrap();
         let (now, later) = (dir.path().join("now"), dir.path().join("later"));
@@ -42,11 +42,11 @@ fn a_copy_is_what_was_there_whatever_comes_after() {
         }
         copy.write(&later).unwrap();
         assert_same_files(&now, &later);
-        // The tensors themselves are what they became.
+        // Without a copy the snapshot has the weights after the further step.
         live.write(&later).unwrap();
         let weights = |step| fs::read(later.join(folder_name(step)).join("model.safetensors")).unwrap();
         assert!(weights(3) != weights(4));
-        // Files and copy differ by the files' headers.
+        // The files are larger than the copy by their headers.
         let size = |file: &str| fs::metadata(later.join("checkpoint-3").join(file)).unwrap().len();
         let files = size(OPTIMIZER) + size("model.safetensors");
         assert!(checkpoint_bytes(&trainer) < files && files < checkpoint_bytes(&trainer) + (1 << 18), "{files}");
@@ -54,7 +54,7 @@ fn a_copy_is_what_was_there_whatever_comes_after() {
 }
 
 #[test]
-fn jobs_run_beside_their_caller_one_after_the_other() {
+fn jobs_run_in_background_one_at_a_time() {
     let mut saver = CheckpointWriter::default();
     let (go, wait) = mpsc::channel::<()>();
     let done = Arc::new(AtomicBool::new(false));
@@ -67,16 +67,16 @@ fn jobs_run_beside_their_caller_one_after_the_other() {
         })
         .unwrap();
     saver.poll().unwrap();
-    assert!(!done.load(Ordering::SeqCst), "the caller went on before the job was done");
+    assert!(!done.load(Ordering::SeqCst), "the job was already done when the caller continued");
     go.send(()).unwrap();
     let told = done.clone();
-    // The second waits for the first.
+    // The second job waits for the first.
     saver.start(move || if told.load(Ordering::SeqCst) { Ok(()) } else { panic!("two at a time") }).unwrap();
     saver.wait().unwrap();
 }
 
 #[test]
-fn a_job_that_fails_is_an_error_of_whatever_comes_next() {
+fn failed_job_is_reported_by_the_next_call() {
     let failing = || {
         let mut saver = CheckpointWriter::default();
         let full = || TrainError::write("out/checkpoint-3", io::Error::from(io::ErrorKind::StorageFull));

@@ -1,4 +1,4 @@
-//! Bad input: one line that names the place and the cure, or a row that is left out and counted.
+//! Invalid input gives one line with location, problem and help, or a skipped row.
 
 use super::live::case;
 use super::*;
@@ -13,7 +13,7 @@ fn said(case: &Case) -> String {
 }
 
 #[test]
-fn rows_that_cannot_be_judged_are_left_out_and_counted() {
+fn rows_that_cannot_be_scored_are_skipped() {
     for (row, want) in [
         (GOOD.replace("solution", "solutions"), "rows.jsonl:2: solution: is missing, and there is no reward"),
         (GOOD.replace("<answer>4</answer>", "4"), "rows.jsonl:2: solution: has no answer in <answer> tags"),
@@ -44,7 +44,7 @@ fn rows_that_cannot_be_judged_are_left_out_and_counted() {
         let e = said(&case(dir.path(), "alone", &row));
         assert!(e.contains("no row of the file can be used"), "{e}");
     }
-    // With a reward of one's own no solution is needed; it is told the tokens, as TRL tells them.
+    // With a reward program no solution is needed; it receives the token ids, as in TRL.
     let told = r#"while read -r x; do case $x in *'"completion_ids":['*) echo 1;; *) exit 1;; esac; done"#;
     let dir = tempfile::tempdir().unwrap();
     let own = case(dir.path(), "out", &GOOD.replace("solution", "solutions"));
@@ -52,7 +52,7 @@ fn rows_that_cannot_be_judged_are_left_out_and_counted() {
 }
 
 #[test]
-fn given_completions_are_held_against_options_and_data() {
+fn rollouts_file_is_checked_against_options_and_data() {
     let group = |row: usize| json!({"row": row, "completions": [[1], [2], [3], [4]], "rewards": [0, 1, 2, 3]});
     let with = |field: &str, value: Value| {
         let mut group = group(0);
@@ -96,7 +96,7 @@ fn given_completions_are_held_against_options_and_data() {
 }
 
 #[test]
-fn a_reward_that_fails_ends_the_run_with_what_was_done_saved() {
+fn failed_reward_program_ends_the_run_with_a_checkpoint() {
     for (command, want) in [
         ("exit 3", "--reward-command `exit 3`"),
         ("read -r x; echo nan; cat >/dev/null", "--reward-command"),
@@ -110,18 +110,18 @@ fn a_reward_that_fails_ends_the_run_with_what_was_done_saved() {
         assert!(e.contains(want), "{command}: {e}");
     }
     let dir = tempfile::tempdir().unwrap();
-    // Answers two batches of four, and is gone.
+    // Scores two batches of four completions, then exits.
     let command = "i=0; while [ $i -lt 8 ] && read -r x; do echo ${#x}; i=$((i+1)); done";
     let failing =
         case(dir.path(), "out", GOOD).with(|o| (o.reward_command, o.save_steps) = (Some(command.into()), 100));
     let e = said(&failing);
     assert!(e.contains("--reward-command"), "{e}");
     let saved = checkpoint::list(&dir.path().join("out")).unwrap();
-    assert_eq!(saved.into_keys().collect::<Vec<_>>(), [2], "what was done is kept");
+    assert_eq!(saved.into_keys().collect::<Vec<_>>(), [2], "finished steps are saved");
 }
 
 #[test]
-fn a_checkpoint_of_another_command_is_refused() {
+fn checkpoint_of_another_command_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     case(dir.path(), "out", GOOD).with(|o| o.max_steps = Some(1)).run().unwrap();
     let sft = crate::SftOptions {

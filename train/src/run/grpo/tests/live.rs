@@ -1,4 +1,4 @@
-//! Runs that draw their own completions.
+//! Runs that sample their own completions.
 
 use super::*;
 use crate::reporting::metrics::StepMetrics;
@@ -6,7 +6,7 @@ use crate::run_folder::resume;
 use crate::testing::{assert_same_files, timeless};
 use proptest::prelude::*;
 
-/// Rows of text, pictures and a film of four frames, with answers.
+/// Rows with text, an image, and a video of four frames, with solutions.
 pub(super) fn rows() -> String {
     let answer = |row: Value, kind: &str, solution: &str| {
         let mut row = row;
@@ -52,14 +52,14 @@ pub(super) fn case(dir: &Path, out: &str, rows: &str) -> Case {
     Case::new(GrpoOptions { run, num_generations: 4, max_completion_length: 12, temporal: true, ..Default::default() })
 }
 
-/// With a reward that differs: how long the line is that a completion stands in.
+/// A run with a reward that differs between completions: the length of the JSON row.
 fn live(dir: &Path, out: &str) -> Case {
     let command = "while read -r line; do echo ${#line}; done";
     case(dir, out, &rows()).with(|o| o.reward_command = Some(command.into()))
 }
 
 #[test]
-fn what_is_drawn_is_what_is_trained_to_the_bit() {
+fn sampled_log_probs_equal_trained_log_probs() {
     let dir = tempfile::tempdir().unwrap();
     let case = live(dir.path(), "out");
     case.run().unwrap();
@@ -70,7 +70,7 @@ fn what_is_drawn_is_what_is_trained_to_the_bit() {
         assert!(line.grpo.entropy.unwrap() > 0.5 && line.grpo.rewards.iter().any(|(name, _)| name == "accuracy"));
         assert!(line.grpo.completion_length.unwrap() > 0.0);
     }
-    // Weights move, so the distance from the first ones grows.
+    // The weights move, so the KL divergence from the initial ones grows.
     assert!(lines[0].grpo.kl == Some(0.0) && lines[3].grpo.kl.unwrap() > 0.0);
 }
 
@@ -92,7 +92,7 @@ fn recorded_rollouts_train_to_the_same_weights() {
 }
 
 #[test]
-fn a_run_is_its_seed_whatever_the_threads() {
+fn same_seed_gives_the_same_run_on_any_threads() {
     let dir = tempfile::tempdir().unwrap();
     live(dir.path(), "two").run().unwrap();
     Case { device: Device::cpu(1), ..live(dir.path(), "one") }.run().unwrap();
@@ -104,7 +104,7 @@ fn a_run_is_its_seed_whatever_the_threads() {
 }
 
 #[test]
-fn a_resumed_run_is_the_unbroken_one_also_between_two_steps_on_one_set() {
+fn resumed_run_equals_uninterrupted_run_also_inside_a_rollout_set() {
     for (iterations, first) in [(1, 2), (2, 1), (2, 3), (3, 2)] {
         let dir = tempfile::tempdir().unwrap();
         let case = |out: &str, steps: i64, resume: Option<&str>| {
@@ -123,7 +123,7 @@ fn a_resumed_run_is_the_unbroken_one_also_between_two_steps_on_one_set() {
             let drew = (line.step - 1).is_multiple_of(iterations);
             assert_eq!(line.grpo.rollout_seconds > Some(0.0), drew, "step {}", line.step);
         }
-        // The length of the run, which the checkpoints before the stop speak of, was another one then.
+        // Checkpoints before the interruption store another planned length.
         for step in first + 1..=4 {
             let name = format!("checkpoint-{step}");
             assert_same_files(&whole.join(&name), &broken.join(&name));
@@ -133,9 +133,9 @@ fn a_resumed_run_is_the_unbroken_one_also_between_two_steps_on_one_set() {
 }
 
 #[test]
-fn groups_without_differences_are_drawn_again_from_further_rows() {
+fn dynamic_sampling_replaces_groups_of_equal_rewards() {
     let dir = tempfile::tempdir().unwrap();
-    // Rows about a colour are all worth the same.
+    // All completions of rows about a colour get equal rewards.
     let command = "while read -r line; do case $line in *colour*) echo 1;; *) echo ${#line};; esac; done";
     let plain = live(dir.path(), "plain").with(|o| o.reward_command = Some(command.into()));
     plain.run().unwrap();
@@ -159,7 +159,7 @@ fn groups_without_differences_are_drawn_again_from_further_rows() {
 }
 
 #[test]
-fn a_run_ends_well_though_its_last_rows_make_no_difference() {
+fn run_ends_normally_when_its_last_groups_have_equal_rewards() {
     let dir = tempfile::tempdir().unwrap();
     let command = "while read -r line; do case $line in *colour*) echo 1;; *) echo ${#line};; esac; done";
     let epoch = live(dir.path(), "out").with(|o| {
@@ -171,7 +171,7 @@ fn a_run_ends_well_though_its_last_rows_make_no_difference() {
 }
 
 #[test]
-fn eight_completions_about_a_film_cost_one_encode_of_its_frames() {
+fn siglip_encodes_each_frame_once() {
     let dir = tempfile::tempdir().unwrap();
     let film = rows().lines().nth(1).unwrap().to_string();
     let case = case(dir.path(), "out", &film).with(|o| {
@@ -180,18 +180,18 @@ fn eight_completions_about_a_film_cost_one_encode_of_its_frames() {
     });
     case.run().unwrap();
     let lines = metrics(&dir.path().join("out"));
-    // Four frames; in the next steps they are known, those to shuffled frames are not judged.
+    // Four frames; later steps find them in the cache, and shuffled frames are not scored.
     let encoded: Vec<Option<u64>> = lines.iter().map(|m| m.grpo.frames_encoded).collect();
     assert_eq!(encoded, [Some(4), Some(0), Some(0)]);
     assert!(lines.iter().all(|m| m.grpo.rewards.iter().any(|(name, _)| name == "semantic")), "{lines:?}");
     let e = super::live::case(dir.path(), "none", &film).with(|o| o.siglip = Some(dir.path().to_path_buf()));
     let e = e.run().unwrap_err().to_string();
     assert!(e.contains("config.json") && e.contains("; "), "{e}");
-    assert!(!dir.path().join("none").exists(), "a run that cannot begin leaves nothing");
+    assert!(!dir.path().join("none").exists(), "a run that fails to start leaves no files");
 }
 
 #[test]
-fn completions_can_have_a_fixed_length_and_truncated_ones_can_be_left_out() {
+fn min_completion_length_and_mask_truncated_completions_work() {
     let dir = tempfile::tempdir().unwrap();
     live(dir.path(), "fixed").with(|o| o.min_completion_length = 12).run().unwrap();
     for line in metrics(&dir.path().join("fixed")) {
@@ -200,7 +200,7 @@ fn completions_can_have_a_fixed_length_and_truncated_ones_can_be_left_out() {
     let masked = live(dir.path(), "masked").with(|o| {
         (o.min_completion_length, o.mask_truncated_completions, o.beta) = (12, true, 0.0);
     });
-    // Nothing ends, so nothing is learned.
+    // No completion ends, so all are masked and nothing is learned.
     masked.run().unwrap();
     for line in metrics(&dir.path().join("masked")) {
         assert_eq!((line.loss, line.grad_norm), (0.0, 0.0));
@@ -208,7 +208,7 @@ fn completions_can_have_a_fixed_length_and_truncated_ones_can_be_left_out() {
 }
 
 #[test]
-fn a_prompt_that_is_a_text_is_followed_as_it_is() {
+fn text_prompt_is_used_without_chat_template() {
     let dir = tempfile::tempdir().unwrap();
     let row = json!({"prompt": "2 + 2 =", "solution": "<answer>4</answer>", "problem_type": "numerical"});
     let run = case(dir.path(), "out", &row.to_string()).with(|o| o.max_steps = Some(1));
@@ -216,14 +216,14 @@ fn a_prompt_that_is_a_text_is_followed_as_it_is() {
     let recorded = fs::read_to_string(dir.path().join("out/rollouts/000001.jsonl")).unwrap();
     let recorded: Value = serde_json::from_str(recorded.trim()).unwrap();
     assert_eq!(recorded["prompt"], json!("2 + 2 ="));
-    // No template, no system message: these words, once for all, and what follows them.
+    // The prompt text is used without chat template and system message.
     let words = reel_model::input::Bundle::open(&golden("model_a")).unwrap().tokenizer.encode("2 + 2 =").unwrap().len();
     let drawn: usize = recorded["completions"].as_array().unwrap().iter().map(|c| c.as_array().unwrap().len()).sum();
     assert_eq!(metrics(&dir.path().join("out"))[0].tokens as usize, words - 1 + drawn);
 }
 
 #[test]
-fn the_simulator_draws_what_it_trains() {
+fn simulator_samples_the_log_probs_that_it_trains() {
     let Some(()) = reel_kernels::compile::for_test() else { return };
     let dir = tempfile::tempdir().unwrap();
     let device = Device::sim(reel_runtime::SimOptions { threads: 2, ..Default::default() }).unwrap();
@@ -235,13 +235,13 @@ fn the_simulator_draws_what_it_trains() {
     .run()
     .unwrap();
     let lines = metrics(&dir.path().join("sim"));
-    // The kernel that draws adds a row's exponentials up in another order than the one that trains.
+    // The sampling kernel sums the exponentials of a row in another order than the training kernel.
     let drift = lines[0].grpo.rollout_drift.unwrap();
     assert!(drift <= 1e-6, "{drift:e}");
 }
 
 proptest! {
-    /// Films keep their frames; only the order changes, by the seed.
+    /// Shuffling keeps the frames of a video and changes only their order, by the seed.
     #[test]
     fn shuffling_moves_whole_frames(frames in 1usize..20, seed: u64) {
         use reel_media::frames::FrameBuf;

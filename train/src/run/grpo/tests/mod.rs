@@ -1,4 +1,4 @@
-//! Whole runs: shared prompts against plain ones, live ones against themselves, and bad input.
+//! Tests of whole runs: shared prefixes, sampling, resume, the vision feature cache, and invalid input.
 
 mod errors;
 mod live;
@@ -18,7 +18,7 @@ use super::*;
 use crate::options::{LrScheduler, RunOptions};
 use crate::testing::*;
 
-/// A run, with what a test changes.
+/// A run with the changes of a test.
 struct Case {
     options: GrpoOptions,
     device: Device,
@@ -54,7 +54,7 @@ impl Case {
     }
 }
 
-/// A case of the goldens, to be written to `out`.
+/// A golden case with its expected values; the run writes to `out`.
 fn given(name: &str, out: &Path) -> (Case, Value) {
     let case = golden("../grpo").join(name);
     let expected: Value = serde_json::from_slice(&fs::read(case.join("expected.json")).unwrap()).unwrap();

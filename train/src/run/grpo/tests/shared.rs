@@ -1,14 +1,14 @@
-//! One copy of a group's prompt instead of one a completion: the same loss and gradients, from fewer tokens.
+//! Shared prefixes give the same loss and gradients from fewer tokens.
 
 use super::*;
 use crate::rollout::{CompletionTokens, Group, Prompt};
 use crate::step::packing::PackedGroups;
-use crate::testing::changes;
+use crate::testing::weight_changes;
 use reel_model::config::ModelConfig;
 use reel_model::input::ModelInput;
 
 #[test]
-fn loss_and_gradients_are_those_of_the_plain_step() {
+fn shared_prefix_keeps_loss_gradient_norm_and_weight_changes() {
     for name in GIVEN {
         let dir = tempfile::tempdir().unwrap();
         let outs = [true, false].map(|shared| {
@@ -22,16 +22,17 @@ fn loss_and_gradients_are_those_of_the_plain_step() {
             assert!((s.grad_norm / p.grad_norm - 1.0).abs() <= 1e-5, "{name}: {} and {}", s.grad_norm, p.grad_norm);
             assert!(s.tokens < p.tokens, "{name}: {} and {} tokens", s.tokens, p.tokens);
         }
-        // Adam divides by the gradient's own size, so that the smallest of gradients move weights as much as any: the changes as a whole.
+        // Adam normalizes each gradient, so that tiny gradients with rounding errors move weights as much as large
+        // ones: compare all changes as a whole. changes as a whole.
         let model = PathBuf::from(&given(name, dir.path()).0.options.model);
-        let [shared, plain] = outs.each_ref().map(|out| changes(&model, out));
+        let [shared, plain] = outs.each_ref().map(|out| weight_changes(&model, out));
         let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|v| v * v).sum::<f64>().sqrt();
         let off = norm(&mut shared.iter().zip(&plain).map(|(s, p)| s - p)) / norm(&mut plain.iter().copied());
         assert!(off <= 1e-3, "{name}: changes of weights differ by {off:.1e}");
     }
 }
 
-/// The gradients of the first step of a case, all names in order.
+/// The gradients of the first step of a golden case, sorted by name.
 fn gradients(name: &str, shared: bool) -> Vec<f32> {
     let dir = tempfile::tempdir().unwrap();
     let case = given(name, dir.path()).0.with(|o| o.shared_prefix = shared);
@@ -61,7 +62,7 @@ fn gradients(name: &str, shared: bool) -> Vec<f32> {
 }
 
 #[test]
-fn every_gradient_is_that_of_the_plain_step() {
+fn shared_prefix_keeps_every_gradient() {
     for name in GIVEN {
         let (shared, plain) = (gradients(name, true), gradients(name, false));
         assert_eq!(shared.len(), plain.len());
@@ -72,7 +73,7 @@ fn every_gradient_is_that_of_the_plain_step() {
     }
 }
 
-/// The tokens of a group's row.
+/// The tokens of the packed batch of one group.
 fn tokens(prompt: usize, completions: &[usize], shared: bool) -> usize {
     let config = ModelConfig::open(&golden("model_a")).unwrap();
     let positions: Vec<i64> = (0..prompt as i64).collect();
@@ -100,15 +101,15 @@ fn tokens(prompt: usize, completions: &[usize], shared: bool) -> usize {
 }
 
 #[test]
-fn a_group_of_eight_takes_less_than_a_quarter_of_the_tokens() {
+fn shared_prefix_packs_a_group_of_eight_in_a_quarter_of_the_tokens() {
     let (shared, plain) = (tokens(2400, &[300; 8], true), tokens(2400, &[300; 8], false));
-    // What nothing follows is in neither: the last token of each completion.
+    // The last token of each completion predicts nothing, so it is no input.
     assert_eq!((shared, plain), (2399 + 8 * 300, 8 * (2400 + 299)));
     assert!(shared as f64 <= 0.223 * f64::from(8 * (2400 + 300)), "{shared}");
 }
 
 #[test]
-fn prompts_of_one_token_and_completions_of_none_are_packed_too() {
+fn packs_one_token_prompts_and_empty_completions() {
     assert_eq!((tokens(1, &[3, 1], true), tokens(1, &[3, 1], false)), (4, 4));
     assert_eq!((tokens(5, &[0, 2], true), tokens(5, &[0, 2], false)), (4 + 2, 6));
 }

@@ -1,11 +1,11 @@
-//! How often the vision tower runs: what one that does not change made of a film is not computed again.
+//! The vision feature cache: a frozen vision tower encodes each video once.
 
 use super::*;
 use reel_model::input::ModelInput;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_runtime::Cx;
 
-/// Passes of the tower in a run of three steps on one film.
+/// Number of vision tower passes in a run of three steps on one video.
 fn passes(change: impl FnOnce(&mut GrpoOptions)) -> u64 {
     let dir = tempfile::tempdir().unwrap();
     let film = live::rows().lines().nth(1).unwrap().to_string();
@@ -21,23 +21,23 @@ fn passes(change: impl FnOnce(&mut GrpoOptions)) -> u64 {
 }
 
 #[test]
-fn a_tower_that_does_not_change_sees_a_film_once() {
-    // Draws and gradients follow the weights, three of each; the reference's never change.
+fn frozen_vision_tower_encodes_a_video_once() {
+    // A trained tower runs for sampling and training of each of three steps; the reference's tower runs once.
     assert_eq!(passes(|_| ()), 3 + 3 + 1);
     assert_eq!(passes(|o| o.beta = 0.0), 3 + 3);
     assert_eq!(passes(|o| o.num_iterations = 3), 1 + 3 + 1);
     let both_towers = Some(vec!["all-linear".to_string()]);
     assert_eq!(passes(|o| (o.lora_r, o.lora_target_modules) = (2, both_towers)), 3 + 3 + 1);
-    // One pass for draws, reference and gradients of all steps.
+    // One pass serves sampling, reference and training of all steps.
     assert_eq!(passes(|o| o.freeze_vision = true), 1);
     assert_eq!(passes(|o| o.lora_r = 2), 1);
     assert_eq!(passes(|o| (o.freeze_vision, o.shared_prefix) = (true, false)), 1);
     assert_eq!(passes(|o| (o.freeze_vision, o.per_device_train_batch_size) = (true, 8)), 1);
-    // And one for each step's film in another order.
+    // The shuffled video of each step needs another pass.
     assert_eq!(passes(|o| (o.freeze_vision, o.temporal) = (true, true)), 1 + 3);
 }
 
-/// The prompt about a film, and the one about a picture.
+/// A prompt with a video, one without media, and one with an image.
 fn prompts(dir: &Path) -> Vec<ModelInput> {
     let case = live::case(dir, "out", &live::rows());
     let (options, model) = (&case.options, PathBuf::from(&case.options.model));
@@ -58,7 +58,7 @@ fn prompts(dir: &Path) -> Vec<ModelInput> {
 }
 
 #[test]
-fn what_is_kept_has_the_bits_of_one_pass_over_everything() {
+fn cached_features_have_the_bits_of_one_pass() {
     let dir = tempfile::tempdir().unwrap();
     let tokens = prompts(dir.path());
     let folder = golden("model_a");
@@ -67,7 +67,7 @@ fn what_is_kept_has_the_bits_of_one_pass_over_everything() {
     for dtype in [DType::F32, DType::BF16] {
         let mut model = Qwen25Vl::open(&device, &files, &config, dtype).unwrap();
         let cx = Cx::inference(&device, dtype);
-        // The film twice, with a prompt without media between, and the picture.
+        // The video twice, with a text prompt between, then the image.
         let sequences: Vec<_> = [0, 1, 0, 2].iter().map(|&i: &usize| tokens[i].sequence()).collect();
         let batch = reel_model::batch::Batch::new(&device, &config, &sequences, "test").unwrap();
         let input = batch.vision.as_ref().unwrap();
@@ -84,12 +84,12 @@ fn what_is_kept_has_the_bits_of_one_pass_over_everything() {
 }
 
 #[test]
-fn the_references_tower_is_the_first_one_where_the_policys_is_trained() {
+fn reference_keeps_the_initial_vision_tower() {
     let dir = tempfile::tempdir().unwrap();
     let film = live::rows().lines().nth(1).unwrap().to_string();
     let case = live::case(dir.path(), "out", &film).with(|o| {
         o.reward_command = Some("while read -r line; do echo ${#line}; done".into());
-        // Nothing but the tower moves.
+        // Only the vision tower is trained.
         (o.learning_rate, o.learning_rate_vision, o.weight_decay) = (0.0, Some(1e-2), 0.0);
         (o.max_steps, o.temporal) = (Some(3), false);
     });

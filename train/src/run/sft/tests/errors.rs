@@ -1,8 +1,8 @@
-//! Bad input: one line that names the place and the cure, and nothing half-done.
+//! Invalid input gives one line with location, problem and help, and leaves no incomplete files.
 
 use super::*;
 
-/// A run on rows of the test's own, with the pictures of a golden case.
+/// A run on rows of a test, with the images of a golden case.
 fn on_rows(dir: &Path, rows: &str) -> Case {
     let data = dir.join("rows.jsonl");
     fs::write(&data, rows).unwrap();
@@ -29,13 +29,13 @@ fn skipped(out: &Path) -> Vec<SkippedRow> {
 }
 
 #[test]
-fn a_row_whose_picture_is_missing_is_skipped_and_counted_or_stops_a_strict_run() {
+fn row_without_its_image_is_skipped_or_stops_a_strict_run() {
     let dir = tempfile::tempdir().unwrap();
     let rows = [GOOD, MISSING, PICTURE].join("\n");
     let case = on_rows(dir.path(), &rows).with(|o| (o.max_steps, o.num_train_epochs) = (None, 2.0));
     let done = case.run().unwrap();
     let out = dir.path().join("out");
-    // Six places in the stream; two of them are the bad row's.
+    // Two of the six rows of the stream are the unusable one.
     assert_eq!((metrics(&out).len(), done.skipped), (4, 1));
     let skipped_rows = skipped(&out);
     assert_eq!((skipped_rows.len(), skipped_rows[0].row, skipped_rows[0].line), (1, 1, 2));
@@ -51,9 +51,9 @@ fn a_row_whose_picture_is_missing_is_skipped_and_counted_or_stops_a_strict_run()
     assert_eq!(skipped(&out), skipped_rows);
 }
 
-/// What shows only when a row is put together is the row's fault too, and is found by looking at every row.
+/// Errors that show only when a sample is made concern the row too, and --check-data finds them.
 #[test]
-fn rows_that_cannot_be_put_together_are_skipped_and_counted() {
+fn rows_without_a_valid_sample_are_skipped() {
     for (row, want) in [
         (GOOD.replace("Hello", "<|image_pad|>"), "rows.jsonl:2: has <|image_pad|> in a text, and no media for it"),
         (PICTURE.replace("A dog.", "<|image_pad|>"), "rows.jsonl:2: the prompt has 2 <|image_pad|> tokens"),
@@ -75,12 +75,12 @@ fn rows_that_cannot_be_put_together_are_skipped_and_counted() {
 }
 
 #[test]
-fn looking_at_every_row_can_be_stopped() {
+fn check_data_can_be_interrupted() {
     let dir = tempfile::tempdir().unwrap();
     let case = on_rows(dir.path(), GOOD).with(|o| o.check_data = true);
     case.stop.store(true, Ordering::Relaxed);
     assert!(said(&case).contains("rows.jsonl:1: stopped before the first step; run it again"));
-    // The journal alone is left, and is no run: the next call begins.
+    // Only the journal is left, which is no run: the next command starts fresh.
     let left: Vec<_> = fs::read_dir(dir.path().join("out")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(left, ["quarantine.jsonl.journal"]);
     case.stop.store(false, Ordering::Relaxed);
@@ -88,7 +88,7 @@ fn looking_at_every_row_can_be_stopped() {
 }
 
 #[test]
-fn a_resumed_run_skips_what_the_unbroken_one_skips() {
+fn resumed_run_skips_the_same_rows() {
     let dir = tempfile::tempdir().unwrap();
     let rows = [MISSING, GOOD, PICTURE, MISSING].join("\n");
     let (whole, broken) = (dir.path().join("whole"), dir.path().join("broken"));
@@ -106,7 +106,7 @@ fn a_resumed_run_skips_what_the_unbroken_one_skips() {
 }
 
 #[test]
-fn malformed_rows_are_left_out_and_counted_or_stop_a_strict_run_before_it_starts() {
+fn malformed_rows_are_skipped_or_stop_a_strict_run() {
     for (row, want) in [
         ("{", "rows.jsonl:2: is not JSON"),
         (r#"{"problem": "x"}"#, "rows.jsonl:2: data_type: is missing"),
@@ -130,7 +130,7 @@ fn malformed_rows_are_left_out_and_counted_or_stop_a_strict_run_before_it_starts
 }
 
 #[test]
-fn rows_beyond_the_limit_or_without_an_answer_are_skipped() {
+fn too_long_rows_and_rows_without_an_answer_are_skipped() {
     let dir = tempfile::tempdir().unwrap();
     let mute = r#"{"messages": [{"role": "user", "content": "Hello"}]}"#;
     let long = GOOD.replace("Hello", &"Hello ".repeat(99));
@@ -148,7 +148,7 @@ fn rows_beyond_the_limit_or_without_an_answer_are_skipped() {
 }
 
 #[test]
-fn a_loss_that_is_no_number_stops_the_run_and_spares_the_checkpoint() {
+fn non_finite_loss_stops_the_run_and_keeps_the_checkpoint() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("out");
     let case = on_rows(dir.path(), GOOD).with(|o| (o.learning_rate, o.save_steps, o.max_steps) = (1e30, 1, Some(9)));
@@ -168,7 +168,7 @@ fn a_loss_that_is_no_number_stops_the_run_and_spares_the_checkpoint() {
 }
 
 #[test]
-fn a_used_folder_and_a_model_inside_it_are_refused() {
+fn non_empty_folder_and_model_inside_out_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let case = on_rows(dir.path(), GOOD).with(|o| o.max_steps = Some(1));
     case.run().unwrap();

@@ -1,9 +1,9 @@
-//! Against what transformers' Trainer computed (tests/golden/train).
+//! Steps match those of transformers' Trainer (tests/golden/train).
 
 use super::*;
 use clap::{Args, FromArgMatches};
 
-/// Options of a case's `args`, without those that belong to the program as a whole.
+/// Parses a case's `args`, without the options of the whole program.
 fn options(args: &[&str]) -> SftOptions {
     let mut own = vec!["sft"];
     let mut rest = args.iter();
@@ -17,7 +17,7 @@ fn options(args: &[&str]) -> SftOptions {
     SftOptions::from_arg_matches(&command.try_get_matches_from(own).unwrap()).unwrap()
 }
 
-/// Loss, gradient norm and rate of each step, and the change of each weight.
+/// Compares loss, gradient norm and learning rate of each step, and the change of each weight.
 fn check(name: &str) {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("out");
@@ -43,7 +43,7 @@ fn check(name: &str) {
         }
     }
 
-    // What was saved, and what a checkpoint holds, is loaded to the bits that the last step left.
+    // The saved model and the checkpoint load to the bits that the last step left.
     let config = reel_model::config::ModelConfig::open(&out).unwrap();
     for folder in [&out, &out.join(format!("checkpoint-{}", steps.len()))] {
         let hyperparameters = Hyperparameters::new(&SftOptions::default(), 1);

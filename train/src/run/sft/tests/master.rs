@@ -1,17 +1,17 @@
-//! Weights of bf16 learn from steps far below their own spacing, because of the lower halves of their master copy.
+//! bf16 weights learn from updates far below their resolution, because of the low 16 bits of their f32 master weights.
 
 use super::*;
 use reel_model::weights::widen;
 use safetensors::SafeTensors;
 
-/// A tensor of the weights in a folder.
+/// A weight of a model folder.
 fn weights(folder: &Path, name: &str) -> Vec<f32> {
     let files = Checkpoint::open(folder).unwrap();
     let view = files.get(name).unwrap();
     widen(view.dtype, view.bytes).unwrap()
 }
 
-/// The master copy in a checkpoint: the weight's bits and the 16 below them.
+/// The f32 master weight in a checkpoint: the bf16 bits and the 16 bits below them.
 fn master(folder: &Path, name: &str) -> Vec<f32> {
     let bytes = fs::read(folder.join("training/optimizer.safetensors")).unwrap();
     let stored = SafeTensors::deserialize(&bytes).unwrap();
@@ -33,7 +33,7 @@ fn norm(x: &[f64]) -> f64 {
 }
 
 #[test]
-fn small_steps_are_not_lost() {
+fn small_updates_are_not_lost() {
     let dir = tempfile::tempdir().unwrap();
     let [wide, narrow] = ["f32", "bf16"].map(|name| dir.path().join(name));
     let case = |out: &Path, dtype| {
@@ -49,9 +49,9 @@ fn small_steps_are_not_lost() {
         let want = change(&weights(&wide, name), &start);
         let got = change(&master(&narrow.join("checkpoint-4"), name), &rounded);
         let off: Vec<f64> = got.iter().zip(&want).map(|(g, w)| g - w).collect();
-        // Adam's first steps go by the sign of the gradient, which bf16 activations turn where it is near 0.
+        // The first Adam steps follow the sign of the gradient, which bf16 activations may flip near 0.
         assert!(norm(&off) < 0.25 * norm(&want), "{name}: {:.3}", norm(&off) / norm(&want));
-        // The bf16 weights alone could not have followed: most are where they were.
+        // bf16 weights alone would not have moved: most have their initial bits.
         let moved = change(&weights(&narrow, name), &rounded).iter().filter(|&&d| d != 0.0).count();
         assert!(moved * 2 < rounded.len(), "{name}: {moved} of {}", rounded.len());
     }

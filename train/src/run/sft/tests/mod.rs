@@ -1,4 +1,4 @@
-//! Whole runs on the golden cases: against the reference, against themselves, and stopped in every way.
+//! Tests of whole runs: golden cases, resume after interruptions, invalid input.
 
 mod errors;
 mod golden;
@@ -22,7 +22,7 @@ use crate::run_folder::resume;
 use crate::step::hyperparameters::Hyperparameters;
 use crate::testing::*;
 
-/// A run on a golden case, with what a test changes.
+/// A run on a golden case with the changes of a test.
 struct Case {
     options: SftOptions,
     dtype: DType,
@@ -32,7 +32,7 @@ struct Case {
 }
 
 impl Case {
-    /// Two epochs of the case in small steps.
+    /// Two epochs of the golden case in small steps.
     fn new(name: &str, model: &str, out: &Path) -> Self {
         let case = golden(name);
         let run = RunOptions {

@@ -1,4 +1,4 @@
-//! A run that was stopped and went on is the run that was not stopped, bit for bit.
+//! A resumed run equals an uninterrupted run, bit for bit.
 
 use super::*;
 
@@ -7,7 +7,7 @@ fn case(out: &Path) -> Case {
 }
 
 #[test]
-fn two_runs_with_one_seed_are_one_run() {
+fn same_seed_gives_the_same_bits() {
     let dir = tempfile::tempdir().unwrap();
     let [a, b, c] = ["a", "b", "c"].map(|name| dir.path().join(name));
     case(&a).run().unwrap();
@@ -19,7 +19,7 @@ fn two_runs_with_one_seed_are_one_run() {
 }
 
 #[test]
-fn recomputed_activations_give_the_same_bits_in_less_memory() {
+fn gradient_checkpointing_gives_the_same_bits_in_less_memory() {
     let dir = tempfile::tempdir().unwrap();
     let [a, b] = ["a", "b"].map(|name| dir.path().join(name));
     case(&a).run().unwrap();
@@ -29,7 +29,7 @@ fn recomputed_activations_give_the_same_bits_in_less_memory() {
     assert!(a[3].peak_bytes < b[3].peak_bytes, "{} {}", a[3].peak_bytes, b[3].peak_bytes);
 }
 
-/// Stops after `first` steps and goes on from the last checkpoint.
+/// Stops after `first` steps and resumes from the last checkpoint.
 fn broken(out: &Path, first: i64, change: impl Fn(&mut SftOptions) + Copy, dtype: DType) {
     let part = |steps: i64, resume: Option<String>| {
         let case = case(out).with(change).with(|o| (o.max_steps, o.resume_from_checkpoint) = (Some(steps), resume));
@@ -40,7 +40,7 @@ fn broken(out: &Path, first: i64, change: impl Fn(&mut SftOptions) + Copy, dtype
 }
 
 #[test]
-fn a_resumed_run_is_the_unbroken_one() {
+fn resumed_run_equals_uninterrupted_run() {
     let dir = tempfile::tempdir().unwrap();
     type Change = fn(&mut SftOptions);
     let kinds: [(&str, DType, Change); 7] = [
@@ -68,19 +68,20 @@ fn a_resumed_run_is_the_unbroken_one() {
     }
 }
 
-/// All files, but for the number of steps that was planned at the start, which `max_steps` changed.
+/// Compares all files but for the planned number of steps, which `max_steps` changed.
 fn assert_same_weights_and_state(a: &Path, b: &Path) {
     assert_eq!(resume::read(a).unwrap(), resume::read(b).unwrap());
     assert_same_files(a, b);
 }
 
 #[test]
-fn a_killed_run_goes_on_from_what_it_left() {
+fn killed_run_resumes_from_its_last_checkpoint() {
     let dir = tempfile::tempdir().unwrap();
     let [whole, killed] = ["whole", "killed"].map(|name| dir.path().join(name));
     case(&whole).run().unwrap();
     case(&killed).with(|o| o.max_steps = Some(3)).run().unwrap();
-    // What a kill in the middle of writing checkpoint 3 leaves: half of it under a hidden name, and half a line of metrics.
+    // A kill while checkpoint 3 is written leaves an incomplete hidden folder and half a line of metrics.
+    // metrics.
     fs::rename(killed.join("checkpoint-3"), killed.join(".checkpoint-3.part")).unwrap();
     fs::remove_file(killed.join(".checkpoint-3.part/training/state.json")).unwrap();
     fs::write(killed.join(".model.safetensors.1.part"), "half").unwrap();
@@ -90,7 +91,7 @@ fn a_killed_run_goes_on_from_what_it_left() {
     let done = case(&killed).with(|o| o.resume_from_checkpoint = Some("last".into())).run().unwrap();
     assert_eq!(done.resumed_after, 2);
     assert_eq!(timeless(&whole), timeless(&killed));
-    // Checkpoint 2 was written for a run of 3 steps.
+    // Checkpoint 2 was written when the planned length was 3 steps.
     let without_2 = |out: &Path| fs::remove_dir_all(out.join("checkpoint-2")).unwrap();
     without_2(&whole);
     without_2(&killed);
@@ -98,7 +99,7 @@ fn a_killed_run_goes_on_from_what_it_left() {
 }
 
 #[test]
-fn a_run_killed_before_its_first_checkpoint_begins_again() {
+fn run_killed_before_its_first_checkpoint_starts_again() {
     let dir = tempfile::tempdir().unwrap();
     let [whole, killed] = ["whole", "killed"].map(|name| dir.path().join(name));
     case(&whole).run().unwrap();
@@ -109,7 +110,7 @@ fn a_run_killed_before_its_first_checkpoint_begins_again() {
 }
 
 #[test]
-fn a_stop_request_leaves_what_can_be_resumed() {
+fn interrupted_run_writes_a_checkpoint() {
     let dir = tempfile::tempdir().unwrap();
     let [whole, stopped] = ["whole", "stopped"].map(|name| dir.path().join(name));
     case(&whole).run().unwrap();
@@ -117,7 +118,7 @@ fn a_stop_request_leaves_what_can_be_resumed() {
     asked.stop.store(true, Ordering::Relaxed);
     let e = asked.run().unwrap_err();
     assert!(matches!(e, TrainError::Stopped(_)) && e.to_string().contains("stopped after step 0; "), "{e}");
-    // Asked to stop as soon as the first line of metrics is there: inside a later step, wherever that is.
+    // Interrupts the run when the first line of metrics is written, inside a later step.
     let running = case(&stopped).with(|o| (o.overwrite, o.save_steps) = (true, 100));
     let e = std::thread::scope(|scope| {
         let work = scope.spawn(|| running.run());
@@ -139,7 +140,7 @@ fn a_stop_request_leaves_what_can_be_resumed() {
 }
 
 #[test]
-fn only_the_newest_checkpoints_are_kept() {
+fn save_total_limit_keeps_the_newest_checkpoints() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("out");
     case(&out).with(|o| (o.save_steps, o.save_total_limit) = (1, Some(2))).run().unwrap();
@@ -147,7 +148,7 @@ fn only_the_newest_checkpoints_are_kept() {
 }
 
 #[test]
-fn a_checkpoint_goes_on_in_another_folder() {
+fn checkpoint_resumes_in_another_folder() {
     let dir = tempfile::tempdir().unwrap();
     let [whole, first, second] = ["whole", "first", "second"].map(|name| dir.path().join(name));
     case(&whole).run().unwrap();
@@ -164,7 +165,7 @@ fn a_checkpoint_goes_on_in_another_folder() {
 }
 
 #[test]
-fn a_checkpoint_of_another_run_is_refused() {
+fn checkpoint_of_another_run_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("out");
     case(&out).with(|o| o.max_steps = Some(2)).run().unwrap();
