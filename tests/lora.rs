@@ -152,10 +152,10 @@ fn invalid_input_gives_one_line_errors() {
     let golden = golden("lora/all_linear").display().to_string();
     let (base, out) = (p.base.clone(), p.path("out"));
     p.sft("x", &["--lora-r", "4", "--lora-target-modules", "q_proj,nope"])
-        .refused(2, &["--lora-target-modules: nope is no linear layer", "q_proj, k_proj", "qkv"]);
+        .refused(2, &["--lora-target-modules: nope is not a linear layer", "q_proj, k_proj", "qkv"]);
     p.sft("x", &["--lora-r", "4", "--lora-target-modules", "qkv", "--freeze-vision"])
-        .refused(2, &["qkv is no linear layer"]);
-    p.sft("x", &["--lora-alpha", "4"]).refused(2, &["--lora-alpha: is for an adapter"]);
+        .refused(2, &["qkv is not a linear layer"]);
+    p.sft("x", &["--lora-alpha", "4"]).refused(2, &["--lora-alpha: is for LoRA"]);
     p.sft("x", &["--lora-r", "4", "--lora-alpha", "0"]).refused(2, &["--lora-alpha: is 0"]);
     p.sft("x", &["--lora-r", "99999"]).refused(2, &["--lora-r: is 99999"]);
     p.sft("x", &["--lora-r", "4", "--lora-target-modules", "all-linear,q_proj"]).refused(2, &["all-linear and more"]);

@@ -180,7 +180,7 @@ fn checkpoint_of_another_run_is_refused() {
     let e = said(case(&out).with(resume).with(|o| o.data = golden("sft_assistant_only/data.jsonl")));
     assert!(e.starts_with("--data: is not the file"), "{e}");
     let e = said(case(&out).with(|o| o.resume_from_checkpoint = Some(dir.path().join("none").display().to_string())));
-    assert!(e.contains("none: is no checkpoint of a run"), "{e}");
+    assert!(e.contains("none: is not a checkpoint of a run"), "{e}");
     let optimizer = out.join("checkpoint-2/training/optimizer.safetensors");
     let bytes = fs::read(&optimizer).unwrap();
     fs::write(&optimizer, &bytes[..bytes.len() - 1]).unwrap();
