@@ -146,8 +146,11 @@ fn assert_is(log: &WandbLog, lines: &[Value]) {
     assert_eq!(log.steps.len(), lines.len());
     for (step, line) in log.steps.iter().zip(lines) {
         let not_reported = ["step", "tokens", "step_seconds"];
-        let numbers =
-            line.as_object().expect("an object").iter().filter(|(k, v)| v.is_number() && !not_reported.contains(&k.as_str()));
+        let numbers = line
+            .as_object()
+            .expect("an object")
+            .iter()
+            .filter(|(k, v)| v.is_number() && !not_reported.contains(&k.as_str()));
         let want: BTreeMap<String, f64> =
             numbers.map(|(k, v)| (format!("train/{k}"), v.as_f64().expect("a number"))).collect();
         let got = step.iter().filter(|(k, _)| k.starts_with("train/"));

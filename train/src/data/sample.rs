@@ -165,15 +165,18 @@ pub(crate) fn tokens_of_text(bundle: &Bundle, text: &str, media: LoadedMedia, lo
     Ok(tokens)
 }
 
-/// What is wrong with a row's conversation or media is the row's fault; a decoder that cannot be started is not.
+/// Makes an error about a conversation or its media an error of its row, which can be skipped. A decoder process that
+/// cannot be started is not the fault of the row.
 pub(crate) fn about_row(location: &str, e: ModelError) -> TrainError {
     if matches!(e, ModelError::Media(MediaError::Worker(_))) {
         return e.into();
     }
-    let text = e.to_string();
-    let (what, help) = text.rsplit_once("; ").unwrap_or((&text, "mend the file, or remove the row"));
-    // Some faults already begin with the row's place, which stands in the conversation.
-    TrainError::row(location, what.strip_prefix(&format!("{location}: ")).unwrap_or(what), help)
+    let mut diagnostic = e.into_diagnostic();
+    if diagnostic.help.is_empty() {
+        diagnostic = diagnostic.with_help("fix the file, or remove the row");
+    }
+    // Errors of messages already begin with the row's location, which the conversation knows.
+    TrainError::Row(if diagnostic.location.starts_with(location) { diagnostic } else { diagnostic.at(location) })
 }
 
 impl Vocabulary for Tokenizer {

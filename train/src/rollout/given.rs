@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
+use reel_model::TokenId;
 use reel_model::config::ModelConfig;
 use serde::Deserialize;
 
@@ -16,7 +17,7 @@ pub(crate) struct RolloutLine {
     /// The row of the data file, counted from 0.
     pub(crate) row: usize,
     /// The token ids of each completion.
-    pub(crate) completions: Vec<Vec<u32>>,
+    pub(crate) completions: Vec<Vec<TokenId>>,
     /// The reward of each completion.
     pub(crate) rewards: Vec<f32>,
 }

@@ -6,6 +6,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use reel_model::TokenId;
 use reel_rewards::{ScaleRewards, group_advantages};
 use serde::{Deserialize, Serialize};
 
@@ -19,7 +20,7 @@ use crate::{Result, TrainError};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CompletionTokens {
     /// All token ids, the end token included.
-    pub ids: Vec<u32>,
+    pub ids: Vec<TokenId>,
     /// The loss counts this many of the first tokens: up to and including the first end token; 0 for a completion that
     /// is masked.
     #[serde(rename = "counted")]
@@ -31,7 +32,7 @@ pub struct CompletionTokens {
 impl CompletionTokens {
     /// Counts the tokens up to the first of `stop_ids`. A completion without an end token counts whole, or not at all
     /// with `mask_truncated`.
-    pub fn new(ids: Vec<u32>, log_probs: Vec<f32>, stop_ids: &[u32], mask_truncated: bool) -> Self {
+    pub fn new(ids: Vec<TokenId>, log_probs: Vec<f32>, stop_ids: &[TokenId], mask_truncated: bool) -> Self {
         let learned_len = match ids.iter().position(|id| stop_ids.contains(id)) {
             Some(end) => end + 1,
             None if mask_truncated => 0,
@@ -41,7 +42,7 @@ impl CompletionTokens {
     }
 
     /// The tokens that the loss counts.
-    pub fn learned(&self) -> &[u32] {
+    pub fn learned(&self) -> &[TokenId] {
         &self.ids[..self.learned_len]
     }
 }
@@ -165,7 +166,7 @@ struct StoredGroup {
 }
 
 /// Groups of the completions and rewards that a `--rollouts` file gives for each prompt.
-pub(crate) fn groups_from_file(options: &GrpoOptions, prompts: Vec<Prompt>, stop_ids: &[u32]) -> Vec<Group> {
+pub(crate) fn groups_from_file(options: &GrpoOptions, prompts: Vec<Prompt>, stop_ids: &[TokenId]) -> Vec<Group> {
     let group = |mut prompt: Prompt| {
         let line = prompt.given.take().unwrap_or_default();
         let tokens = |ids| CompletionTokens::new(ids, Vec::new(), stop_ids, options.mask_truncated_completions);

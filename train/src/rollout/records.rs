@@ -8,6 +8,7 @@ use std::{fs, io};
 
 use reel_engine::Completion;
 use reel_media::strip::{Png, frame_strip};
+use reel_model::TokenId;
 use reel_rewards::Scores;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -117,7 +118,7 @@ impl RolloutRecorder {
 #[derive(Deserialize)]
 struct Recorded {
     row: usize,
-    completions: Vec<Vec<u32>>,
+    completions: Vec<Vec<TokenId>>,
     rewards: Vec<f32>,
     used: bool,
     log_probs: Vec<Vec<f32>>,
