@@ -74,7 +74,7 @@ pub enum Command {
     /// Fine-tune on conversations about videos, images or text alone (SFT, LoRA)
     Sft(Box<sft::SftArgs>),
     /// Run CUDA kernels on a simulator that finds races, bad accesses and missing synchronization
-    Sim(sim::Sim),
+    Sim(sim::SimArgs),
     /// Tokenize texts into token ids
     Tokenize(tokenize::TokenizeArgs),
 }

@@ -13,7 +13,7 @@ use support::{Run, run_in};
 
 const HEAD: &str = ".version 9.0\n.target sm_80\n.address_size 64\n";
 
-/// y[i] = a·x[i] + y[i] for i < n, as nvcc names it.
+/// y[i] = a·x[i] + y[i] for i < n, with the symbol that nvcc gives it.
 const SAXPY: &str = "
 .visible .entry _Z5saxpyPKfPffj(.param .u64 px, .param .u64 py, .param .f32 pa, .param .u32 pn) {
     .reg .pred %p<2>; .reg .b32 %r<6>; .reg .b64 %rd<8>; .reg .f32 %f<5>;
@@ -38,7 +38,7 @@ DONE:
     ret;
 }";
 
-/// Every thread reads its right neighbour's word of shared memory without waiting for it.
+/// Every thread reads its neighbour's word of shared memory without a barrier.
 const SHIFT: &str = "
 .visible .entry shift(.param .u64 px) {
     .reg .b32 %r<6>; .reg .b64 %rd<4>;
@@ -58,7 +58,7 @@ const SHIFT: &str = "
     ret;
 }";
 
-/// Copies the bytes of its struct to a buffer.
+/// Copies the bytes of its struct parameter to a buffer.
 const UNPACK: &str = "
 .visible .entry unpack(.param .align 8 .b8 s[32], .param .u64 out) {
     .reg .b64 %rd<6>;
@@ -124,7 +124,7 @@ fn sim(dir: &Path, line: &str) -> Run {
     run_in(dir, ["sim", "run"].into_iter().chain(line.split_whitespace()))
 }
 
-/// The values of a stored tensor, as f64.
+/// Returns the values of a stored tensor as f64.
 fn stored(dir: &Path, file: &str, name: &str) -> Vec<f64> {
     let bytes = fs::read(dir.join(file)).expect("a file");
     let all = SafeTensors::deserialize(&bytes).expect("safetensors");
@@ -140,7 +140,7 @@ fn stored(dir: &Path, file: &str, name: &str) -> Vec<f64> {
 }
 
 #[test]
-fn a_correct_kernel_computes_and_is_counted() {
+fn correct_kernel_has_results_counts_and_no_findings() {
     let dir = folder(&[("k.ptx", format!("{HEAD}{SAXPY}"))]);
     let args = "--grid 3 --block 128 --arg buf:f32:300:arange --arg buf:f32:300:random --arg f32:-2.5 --arg u32:300";
     let got = sim(dir.path(), &format!("k.ptx --entry saxpy {args} --json --out r.safetensors")).json();
@@ -154,7 +154,7 @@ fn a_correct_kernel_computes_and_is_counted() {
     let counted = &got["counters"]["counted"];
     assert_eq!((&counted["global_bytes_read"], &counted["global_bytes_written"]), (&2400.into(), &1200.into()));
     assert_eq!(counted["blocks"], 3);
-    // Twelve warps, of which two (threads 320 to 383) leave early, and one is half in.
+    // Twelve warps: two (threads 320 to 383) return early, one is half active.
     assert_eq!(counted["by_class"]["global"], serde_json::json!({"warps": 30, "threads": 900}));
     assert_eq!(got["counters"]["modelled"]["H200"]["multiprocessors"], 3);
 
@@ -169,7 +169,7 @@ fn a_correct_kernel_computes_and_is_counted() {
 }
 
 #[test]
-fn nothing_depends_on_threads_and_the_seed_chooses_data() {
+fn results_depend_on_the_seed_but_not_on_threads() {
     let dir = folder(&[("k.ptx", format!("{HEAD}{SHIFT}"))]);
     let of = |more: &str| sim(dir.path(), &format!("k.ptx --grid 1 --block 64 --arg buf:u32:64 --json {more}")).stdout;
     let one = of("--threads 1");
@@ -187,7 +187,7 @@ fn nothing_depends_on_threads_and_the_seed_chooses_data() {
 }
 
 #[test]
-fn a_race_is_listed_with_its_line_and_fails() {
+fn race_is_reported_with_its_line_and_fails() {
     let text = format!("{HEAD}{SHIFT}");
     let line = |what: &str| text.lines().position(|l| l.contains(what)).unwrap() + 1;
     let dir = folder(&[("k.ptx", text.clone())]);
@@ -211,7 +211,7 @@ fn a_race_is_listed_with_its_line_and_fails() {
     );
     assert!(text.stdout.contains(&format!("{} | ld.shared.u32 %r5, [%r4];", line("ld.shared"))), "{}", text.stdout);
     assert!(
-        text.stdout.contains("\ncounted, of the first run:\n") && text.stdout.contains("\nmodelled, "),
+        text.stdout.contains("\ncounted in the first run:\n") && text.stdout.contains("\nmodelled, "),
         "{}",
         text.stdout
     );
@@ -222,14 +222,14 @@ fn a_race_is_listed_with_its_line_and_fails() {
 }
 
 #[test]
-fn structs_are_laid_out_as_c_does() {
+fn structs_have_c_layout() {
     let dir = folder(&[("k.ptx", format!("{HEAD}{UNPACK}"))]);
     let run = |s: &str| {
         sim(dir.path(), &format!("k.ptx --grid 1 --block 1 --arg struct:{s} --arg buf:u64:4 --out r.safetensors"))
     };
     run("u8=7,i32=-2,f64=1.5,buf=u64:1:arange,u16=65535").ok();
     let out = stored(dir.path(), "r.safetensors", "arg1");
-    // 7, three bytes of padding, −2; 1.5; what the pointer points to; 65535 and six bytes of padding.
+    // 7, three bytes of padding, −2; 1.5; the value that the pointer points to; 65535 and six bytes of padding.
     assert_eq!(out[0], (0xffff_fffe_0000_0007u64) as f64);
     assert_eq!(out[1], 1.5f64.to_bits() as f64);
     assert_eq!((out[2], out[3]), (0.0, 65535.0));
@@ -239,7 +239,7 @@ fn structs_are_laid_out_as_c_does() {
 }
 
 #[test]
-fn tensors_come_from_files() {
+fn reads_buffers_from_safetensors_files() {
     let dir = folder(&[("k.ptx", format!("{HEAD}{SAXPY}"))]);
     let values: Vec<u8> = (0..8).flat_map(|i| (i as f32 * 0.25).to_le_bytes()).collect();
     let half = [0u8; 16];
@@ -256,13 +256,13 @@ fn tensors_come_from_files() {
     };
     run("buf:f32:8:@w.safetensors#w").ok();
     assert_eq!(stored(dir.path(), "r.safetensors", "arg1"), [0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5]);
-    // Another type of the same width is taken as it is.
+    // Another type of equal width is read bit by bit.
     run("buf:u32:8:@w.safetensors#w").ok();
     run("buf:f32:8:@w.safetensors#h").refused(1, &["w.safetensors#h", "BF16", "f32"]);
     run("buf:f32:9:@w.safetensors#w").refused(1, &["w.safetensors#w", "8 elements", "9"]);
     run("buf:f32:8:@w.safetensors#v").refused(1, &["w.safetensors#v", "no such tensor"]);
     run("buf:f32:8:@v.safetensors#w").refused(1, &["v.safetensors", "no such file"]);
-    run("buf:f32:8:@k.ptx#w").refused(1, &["k.ptx", "no safetensors file"]);
+    run("buf:f32:8:@k.ptx#w").refused(1, &["k.ptx", "not a safetensors file"]);
 }
 
 #[test]
@@ -280,16 +280,16 @@ fn tensor_maps_load_boxes() {
     run("tmap:1:u32:16,12:64:8,4:none").ok();
     let want: Vec<f64> = (0..32).map(|i| f64::from((2 + i / 8) * 16 + 8 + i % 8)).collect();
     assert_eq!(stored(dir.path(), "r.safetensors", "arg2"), want);
-    // A tensor that is 12 wide ends inside of the box: the rest is zero.
+    // A tensor that is 12 words wide ends inside the box: the rest is zero.
     run("tmap:1:u32:12,12:64:8,4:none").ok();
     let want: Vec<f64> = want.iter().enumerate().map(|(i, v)| if i % 8 < 4 { *v } else { 0.0 }).collect();
     assert_eq!(stored(dir.path(), "r.safetensors", "arg2"), want);
-    run("tmap:0:u32:16,12:64:8,4:none").refused(2, &["tmap:0", "no buffer"]);
+    run("tmap:0:u32:16,12:64:8,4:none").refused(2, &["tmap:0", "not a buffer"]);
     run("tmap:1:u32:16,12:60:8,4:none").refused(2, &["tmap:1", "globalStrides"]);
 }
 
 #[test]
-fn a_maps_buffer_need_not_be_a_parameter() {
+fn buffer_of_a_tensor_map_need_not_be_a_parameter() {
     let dir = folder(&[("k.ptx", TENSOR.replace(" .param .u64 src,", ""))]);
     let run = |more: &str| {
         let line =
@@ -299,13 +299,13 @@ fn a_maps_buffer_need_not_be_a_parameter() {
     run("--arg buf:u32:192:arange").ok();
     let want: Vec<f64> = (0..32).map(|i| f64::from((2 + i / 8) * 16 + 8 + i % 8)).collect();
     assert_eq!(stored(dir.path(), "r.safetensors", "arg1"), want);
-    run("").refused(2, &["tmap:2", "no buffer"]);
+    run("").refused(2, &["tmap:2", "not a buffer"]);
     run("--arg buf:u32:192:arange --arg buf:u32:8:zeros").refused(2, &["--arg", "4 given", "tensor"]);
     run("--arg u32:5").refused(2, &["--arg", "3 given", "tensor"]);
 }
 
 #[test]
-fn wrong_command_lines_are_refused() {
+fn rejects_wrong_command_lines() {
     let two = format!("{HEAD}{SAXPY}{SHIFT}");
     let dir = folder(&[("k.ptx", two), ("bad.ptx", "not PTX".into()), ("empty.ptx", HEAD.into())]);
     let run = |line: &str| sim(dir.path(), line);
@@ -330,7 +330,7 @@ fn wrong_command_lines_are_refused() {
 }
 
 #[test]
-fn counting_is_one_run() {
+fn count_only_makes_one_run() {
     let dir = folder(&[("k.ptx", format!("{HEAD}{SHIFT}"))]);
     let got = sim(dir.path(), "k.ptx --grid 4 --block 64 --arg buf:u32:64 --count-only --json").json();
     assert_eq!(got["interleavings"], 1);
@@ -338,7 +338,7 @@ fn counting_is_one_run() {
 }
 
 #[test]
-fn cuda_is_compiled_and_lines_are_those_of_the_source() {
+fn compiles_cuda_and_reports_source_lines() {
     let Some(()) = compile::for_test() else { return };
     let text = "#include <cstdint>\n#include <cstdio>\nnamespace mine {\n__global__ void reverse(uint32_t* x, int n) {\n  \
                 __shared__ uint32_t tile[64];\n  tile[threadIdx.x] = x[threadIdx.x];\n  WAIT\n  \
@@ -356,7 +356,7 @@ fn cuda_is_compiled_and_lines_are_those_of_the_source() {
     bad.refused(1, &["bad.cu: race at line "]);
     let result: Value = serde_json::from_str(&bad.stdout).expect("JSON");
     let findings = result["findings"].as_array().expect("a list");
-    // A load before its store in some interleaving is this race, not another finding.
+    // A load before its store in some interleaving is reported as this race, not as another finding.
     assert!(findings.len() == 1 && findings[0]["kind"] == "race", "{findings:?}");
     let (here, other) = if findings[0]["line"] == 8 { (8, 6) } else { (6, 8) };
     assert_eq!(findings[0]["line"], here);

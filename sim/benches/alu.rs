@@ -1,4 +1,4 @@
-//! Time of a full warp's everyday instructions, dispatch included: `cargo bench -p reel-sim --bench alu`.
+//! Time of one arithmetic instruction of a full warp, including dispatch: `cargo bench -p reel-sim --bench alu`.
 
 use reel_sim::alu::{AluOp, OperandSlots, RegisterClass, decode};
 use reel_sim::ptx::ast::Operand;
@@ -84,7 +84,7 @@ fn main() {
             r.rows[i].0[lane] = ((i * 32 + lane) as f32).sin().to_bits();
         }
     }
-    // A selector and a table like compilers', the same in every lane.
+    // A selector and a table as compilers use them, equal in every lane.
     let selector = Row([0x5410; 32]);
     r.rows[48] = Row([0x96; 32]);
     for opcode in OPCODES {
@@ -105,7 +105,7 @@ fn main() {
     }
 }
 
-/// Nanoseconds of one instruction, the best of five rounds.
+/// Returns nanoseconds per instruction, the minimum of five rounds.
 fn time(op: AluOp, s: OperandSlots, r: &mut Registers, mask: u32) -> f64 {
     const TIMES: usize = 100_000;
     let program = black_box(vec![(op, s); 16]);

@@ -15,9 +15,9 @@ fn program(file: &str) -> Program {
     Program::parse(&std::fs::read_to_string(path).expect("the corpus has the file")).expect("it parses")
 }
 
-/// Seconds that the thread has run, where the system says: other processes' turns do not count.
+/// Returns the CPU seconds of this thread, if the system provides them; excludes other processes.
 fn on_cpu() -> Option<f64> {
-    // The count is brought up to date when the scheduler is entered, else only every tick.
+    // The kernel updates the count when the scheduler runs, otherwise only at each tick.
     std::thread::yield_now();
     let text = std::fs::read_to_string("/proc/thread-self/schedstat").ok()?;
     Some(text.split_whitespace().next()?.parse::<u64>().ok()? as f64 * 1e-9)

@@ -1,10 +1,10 @@
-//! What a check costs: one warp's access, one block barrier. `cargo bench -p reel-sim --bench order`.
+//! Cost of one checked warp access and of one block barrier. `cargo bench -p reel-sim --bench order`.
 
 use reel_sim::order::*;
 use std::hint::black_box;
 use std::time::Instant;
 
-/// The best of ten rounds, nanoseconds a call.
+/// Returns nanoseconds per call, the minimum of ten rounds.
 fn measure(name: &str, calls: u32, mut call: impl FnMut(u32)) {
     let round = |call: &mut dyn FnMut(u32)| {
         let start = Instant::now();
@@ -27,7 +27,7 @@ fn offsets(base: u64, bytes: u64) -> [u64; 32] {
     std::array::from_fn(|lane| base + lane as u64 * bytes)
 }
 
-/// Each of eight warps has a row; between two accesses of a row there is a barrier.
+/// Each of eight warps has a row; a barrier separates two accesses to a row.
 fn rows(name: &str, access: AccessKind, bytes: u64, turn: usize) {
     let ops = AsyncOps::new();
     let cx = CheckContext { ops: &ops, clusters: &ClusterLayout::NONE };
@@ -91,7 +91,7 @@ fn histogram() {
     assert!(out.is_empty());
 }
 
-/// A tile filled by `cp.async` and read after waiting and a barrier.
+/// A tile filled by `cp.async` and read after a wait and a barrier.
 fn tile() {
     let mut ops = AsyncOps::new();
     let mut warps = warps(8);
@@ -135,4 +135,22 @@ fn main() {
         warps[1].acquire(1, &clock);
         meet(&mut warps);
     });
+}
+
+/// Executes a barrier of warps: each participant is a warp, its arriving lanes and its waiting lanes. All arriving lanes
+/// release; the waiting lanes acquire what all released.
+fn barrier(participants: &mut [(&mut WarpClocks, u32, u32)]) {
+    let mut released: Option<VectorClock> = None;
+    for (warp, lanes, _) in participants.iter_mut() {
+        let clock = warp.release(*lanes);
+        match &mut released {
+            Some(all) => all.join(&clock),
+            none => *none = Some(clock),
+        }
+    }
+    for (warp, _, waiting) in participants.iter_mut() {
+        if let Some(all) = released.as_ref().filter(|_| *waiting != 0) {
+            warp.acquire(*waiting, all);
+        }
+    }
 }

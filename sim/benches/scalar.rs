@@ -1,5 +1,6 @@
-//! Thread instructions a second of a scalar kernel with all checks, on one thread: 256 threads × 4096 blocks, one instruction
-//! in four a global or shared access. `cargo bench -p reel-sim --bench scalar`. Other processes' turns do not count.
+//! Thread instructions per second of a scalar kernel with all checks, on one thread: 256 threads × 4096 blocks, one
+//! instruction in four is a global or shared access. `cargo bench -p reel-sim --bench scalar`. Excludes the time of
+//! other processes.
 
 use reel_sim::exec::{self, ExecOptions, LaunchConfig};
 use reel_sim::memory::SimMemory;
@@ -9,9 +10,9 @@ use std::time::Instant;
 const BLOCKS: u32 = 4096;
 const WORDS: u32 = 1 << 20;
 
-/// Seconds that the thread has run, where the system says.
+/// Returns the CPU seconds of this thread, if the system provides them.
 fn on_cpu() -> Option<f64> {
-    // The count is brought up to date when the scheduler is entered, else only every tick.
+    // The kernel updates the count when the scheduler runs, otherwise only at each tick.
     std::thread::yield_now();
     let text = std::fs::read_to_string("/proc/thread-self/schedstat").ok()?;
     Some(text.split_whitespace().next()?.parse::<u64>().ok()? as f64 * 1e-9)

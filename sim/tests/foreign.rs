@@ -1,4 +1,4 @@
-//! What kernels in other people's style brought to light: each small here, in PTX of our own.
+//! Kernels in the style of other projects that revealed errors of the simulator, reduced to small PTX.
 
 use reel_sim::check::{CheckPlan, check_kernel};
 use reel_sim::exec::{ExecOptions, LaunchConfig};
@@ -7,12 +7,12 @@ use reel_sim::program::Program;
 
 const HEAD: &str = ".version 8.0\n.target sm_80\n.address_size 64\n";
 
-/// The kinds and lines found in kernel `k` with 64 threads and one buffer.
+/// Returns kinds and lines of the findings of kernel `k` with 64 threads and one buffer.
 fn found(ptx: &str) -> Vec<(&'static str, u32)> {
     run(ptx, 1, 64, vec![0; 1024]).0
 }
 
-/// The kinds and lines found in kernel `k`, and what its buffer holds afterwards.
+/// Returns kinds and lines of the findings of kernel `k`, and its buffer afterwards.
 fn run(ptx: &str, blocks: u32, threads: u32, buffer: Vec<u8>) -> (Vec<(&'static str, u32)>, Vec<u8>) {
     let program = Program::parse(ptx).unwrap();
     let kernel = program.kernel("k").unwrap();
@@ -48,7 +48,7 @@ fn volatile_data_needs_a_barrier_and_volatile_flags_do_not() {
     assert!(!exchange("", poll).contains(&"race"));
 }
 
-/// Two arrays are written, read across, and written again, with what orders the two steps between.
+/// Writes two arrays, reads them across threads, and writes them again; `between` orders the two steps.
 fn steps(first: &str, second: &str) -> Vec<(&'static str, u32)> {
     let ptx = format!(
         "{HEAD}.visible .entry k(.param .u64 p) {{ .reg .b32 %r<9>; .reg .b64 %d<4>; .shared .b32 s[64]; .shared .b32 t[64];
@@ -68,12 +68,12 @@ fn steps(first: &str, second: &str) -> Vec<(&'static str, u32)> {
 }
 
 #[test]
-fn a_missing_barrier_is_one_finding_and_two_are_two() {
+fn each_missing_barrier_is_one_finding() {
     let barrier = "bar.sync 0;";
     assert_eq!(steps(barrier, barrier), []);
     assert_eq!(steps("", barrier).iter().map(|f| f.0).collect::<Vec<_>>(), ["race"]);
     assert_eq!(steps(barrier, "").iter().map(|f| f.0).collect::<Vec<_>>(), ["race"]);
-    // Another barrier, between two other steps, is missing too.
+    // A further barrier, between two other steps, is missing too.
     let again = "bar.sync 0; st.shared.u32 [%r5], %r0;
         ld.shared.u32 %r7, [%r3];
         bar.sync 0;";
@@ -81,7 +81,7 @@ fn a_missing_barrier_is_one_finding_and_two_are_two() {
 }
 
 #[test]
-fn a_refused_store_is_one_finding() {
+fn rejected_store_is_one_finding() {
     let ptx = format!(
         "{HEAD}.visible .entry k(.param .u64 p) {{ .reg .b32 %r<9>; .reg .b64 %d<4>; .shared .b32 s[68];
         ld.param.u64 %d0, [p]; mov.u32 %r0, %tid.x; mov.u32 %r1, s; shl.b32 %r2, %r0, 2; add.u32 %r3, %r1, %r2;
@@ -95,7 +95,7 @@ fn a_refused_store_is_one_finding() {
 }
 
 #[test]
-fn lines_are_of_the_compiled_file_though_a_headers_kernel_comes_first() {
+fn lines_are_those_of_the_compiled_file_even_after_a_header_kernel() {
     let ptx = format!(
         "{HEAD}.visible .entry other() {{ .loc 1 5 0\n ret; }}
         .visible .entry k(.param .u64 p) {{ .reg .b64 %d; .reg .b32 %r;
@@ -106,8 +106,8 @@ fn lines_are_of_the_compiled_file_though_a_headers_kernel_comes_first() {
     assert_eq!(found(&ptx), [("out-of-bounds", 34)]);
 }
 
-/// D = A·B of 16 × 16 bf16 matrices at the buffer's start: A as rows at 0, B as `layout` at 512, D at 1024 as f32. A goes
-/// through shared memory, whose copy is `offset` bytes from its start and `between` the reads.
+/// D = A·B of 16 × 16 bf16 matrices at the buffer's start: A row by row at 0, B in layout `layout` at 512, D at 1024 in
+/// f32. A goes through shared memory at byte `offset`, with `between` before the reads.
 fn product(layout: &str, offset: u32, between: &str) -> String {
     format!(
         "{HEAD}.visible .entry k(.param .u64 p) {{ .reg .b32 %r<9>; .reg .b32 %a<4>; .reg .b32 %b<4>; .reg .f32 %f<16>;
@@ -128,7 +128,7 @@ fn product(layout: &str, offset: u32, between: &str) -> String {
 }
 
 #[test]
-fn fragments_are_loaded_multiplied_and_stored() {
+fn wmma_loads_multiplies_and_stores() {
     let value = |i: usize, j: usize, seed: usize| ((i * 5 + j * 3 + seed * i * j) % 7) as f32 - 3.0;
     for layout in ["row", "col"] {
         let mut buffer = vec![0u8; 2048];
@@ -152,19 +152,19 @@ fn fragments_are_loaded_multiplied_and_stored() {
 }
 
 #[test]
-fn fragments_are_checked_as_other_accesses_are() {
+fn wmma_accesses_are_checked() {
     let kinds = |ptx: &str| run(ptx, 1, 32, vec![0; 2048]).0.iter().map(|f| f.0).collect::<Vec<_>>();
     assert_eq!(kinds(&product("row", 0, "")), ["race"]);
     assert_eq!(kinds(&product("row", 8, "bar.warp.sync -1;")), ["misaligned"]);
-    // One row too far: the last 32 bytes were never written.
+    // One row too far: the last 32 bytes are uninitialised.
     assert_eq!(kinds(&product("row", 32, "bar.warp.sync -1;")), ["uninitialized"]);
-    // And two: past the variable's end.
+    // Two rows too far: past the end of the variable.
     assert_eq!(kinds(&product("row", 64, "bar.warp.sync -1;")), ["out-of-bounds", "uninitialized"]);
 }
 
 #[test]
-fn a_cooperative_launch_has_a_workspace_for_grid_barriers() {
-    // Every block leaves its number, waits for all, and reads its neighbour's.
+fn cooperative_launch_has_a_grid_barrier_workspace() {
+    // Every block writes its number, waits for the grid, and reads its neighbour's number.
     let ptx = |arrive: &str| {
         format!(
             "{HEAD}.visible .entry k(.param .u64 p) {{ .reg .b32 %r<9>; .reg .b64 %d<8>; .reg .pred %p<3>;
@@ -187,7 +187,7 @@ fn a_cooperative_launch_has_a_workspace_for_grid_barriers() {
 }
 
 #[test]
-fn groups_of_several_warps_have_scratch_that_starts_at_zero() {
+fn multi_warp_groups_have_zeroed_scratch() {
     let ptx = |at: u32| {
         format!(
             "{HEAD}.visible .entry k(.param .u64 p) {{ .reg .b32 %r<5>; .reg .b64 %d; .shared .b32 s[8];

@@ -1,4 +1,4 @@
-//! Mutants of two small kernels: that each change is made, once, and that a run finds what it breaks.
+//! Mutants of two small kernels: each change is made exactly once, and a run reports what it breaks.
 
 use reel_sim::exec::{self, ExecOptions, LaunchConfig};
 use reel_sim::finding::FindingKind;
@@ -7,8 +7,8 @@ use reel_sim::mutate::{apply, mutants, reached_mutants, run_mutants};
 use reel_sim::program::{Program, ProgramError};
 use reel_sim::ptx::ast::{Instruction, Operand};
 
-/// A warp's neighbour's element through shared memory, filled by cp.async in two groups, with a named barrier, a loop and a counter of
-/// finished blocks with which the last block sums up.
+/// Exchanges elements between warps through shared memory, filled by `cp.async` in two groups, with a named barrier, a
+/// loop, and a counter of finished blocks by which the last block computes the sum.
 const EXCHANGE: &str = "
 .version 9.0
 .target sm_80
@@ -77,7 +77,7 @@ END:
     ret;
 }";
 
-/// A bulk copy that an mbarrier waits for, twice over, with the parity in a register.
+/// Two bulk copies, each waited for on an mbarrier, with the parity in a register.
 const BULK: &str = "
 .version 9.0
 .target sm_90a
@@ -123,7 +123,7 @@ WAIT:
     ret;
 }";
 
-/// The finding of a case of [`EXCHANGE`] or [`BULK`], and the sum of what the kernel gave.
+/// Returns the first finding of a case of [`EXCHANGE`] or [`BULK`], and the sum of the kernel's results.
 fn judge(program: &Program, bulk: bool) -> (Option<FindingKind>, u64, Vec<u64>) {
     let kernel = program.kernel("k").expect("a kernel");
     let mut found = None;
@@ -171,7 +171,7 @@ fn survivors(text: &str, bulk: bool) -> (usize, Vec<String>) {
 }
 
 #[test]
-fn the_kernels_compute_what_they_should() {
+fn unchanged_kernels_compute_the_expected_sum() {
     let exchange = judge(&Program::parse(EXCHANGE).unwrap(), false);
     assert_eq!((exchange.0, exchange.1), (None, 2 * 127 * 64), "{exchange:?}");
     let bulk = judge(&Program::parse(BULK).unwrap(), true);
@@ -179,7 +179,7 @@ fn the_kernels_compute_what_they_should() {
 }
 
 #[test]
-fn every_change_is_made_once_a_place() {
+fn every_mutation_is_made_once_per_instruction() {
     let of = |text: &str| -> Vec<String> {
         let program = Program::parse(text).unwrap();
         mutants(&program.module).iter().map(|m| format!("{} {}", m.opcode, m.change)).collect()
@@ -209,7 +209,7 @@ fn every_change_is_made_once_a_place() {
 }
 
 #[test]
-fn a_mutant_differs_in_one_instruction() {
+fn mutant_differs_in_one_instruction() {
     for text in [EXCHANGE, BULK] {
         let program = Program::parse(text).unwrap();
         for m in mutants(&program.module) {
@@ -245,7 +245,7 @@ fn mutants_of_a_grid_reduction_are_killed() {
 fn mutants_of_a_bulk_copy_are_killed() {
     let (n, alive) = survivors(BULK, true);
     assert!(n >= 7, "{n}");
-    // What initialises the mbarrier is ordered by the barrier; its fence is for the async proxy, whose use of it is a note.
+    // The barrier orders the mbarrier's initialisation; its fence is for the async proxy, whose use of it is a note.
     let alive: Vec<String> = alive.into_iter().filter(|m| !m.contains("fence.mbarrier_init")).collect();
     assert_eq!(alive, Vec::<String>::new());
 }

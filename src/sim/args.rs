@@ -1,42 +1,42 @@
-//! The kernel's arguments as `--arg` writes them.
+//! Parses kernel arguments in the form of `--arg`.
 
 use std::path::PathBuf;
 
 use reel_sim::tensor_map::{DataType, Swizzle};
 use reel_sim::value::ElementType;
 
-/// An argument.
+/// A kernel argument.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Argument {
-    /// A number, as its bytes.
+pub enum KernelArgument {
+    /// A number: its type and bytes.
     Scalar(ElementType, Vec<u8>),
     /// A pointer to a buffer.
-    Buffer(Spec),
-    /// A struct by value: its bytes.
+    Buffer(BufferSpec),
+    /// A struct by value, given as bytes.
     Bytes(Vec<u8>),
-    /// A struct by value: its fields in C's layout.
-    Struct(Vec<Argument>),
-    /// A tensor map by value, or, where the parameter is a pointer, a pointer to one.
-    Map(Map),
+    /// A struct by value, given as fields in C layout.
+    Struct(Vec<KernelArgument>),
+    /// A tensor map by value or, if the parameter is a pointer, a pointer to one.
+    TensorMap(TensorMapArgument),
 }
 
-/// A buffer.
+/// A buffer to allocate.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Spec {
-    /// Of its elements.
+pub struct BufferSpec {
+    /// The element type.
     pub dtype: ElementType,
-    /// How many.
+    /// The number of elements.
     pub count: usize,
-    /// What is in it.
-    pub fill: Fill,
+    /// The initial contents.
+    pub fill: BufferFill,
 }
 
-/// What is in a buffer at first.
+/// The initial contents of a buffer.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Fill {
+pub enum BufferFill {
     /// Zeros.
     Zeros,
-    /// Nothing: to read it is a mistake.
+    /// Uninitialised: reading it is a finding.
     Uninitialized,
     /// 0, 1, 2, …
     Arange,
@@ -46,47 +46,47 @@ pub enum Fill {
     Stored(PathBuf, String),
 }
 
-impl Argument {
-    /// Whether it is, or has as a field, a tensor map of argument number `n`.
+impl KernelArgument {
+    /// Returns true if it is, or contains as a field, a tensor map of argument number `n`.
     pub fn maps(&self, n: usize) -> bool {
         match self {
-            Argument::Map(map) => map.buffer.0 == n,
-            Argument::Struct(fields) => fields.iter().any(|field| field.maps(n)),
+            KernelArgument::TensorMap(map) => map.buffer.0 == n,
+            KernelArgument::Struct(fields) => fields.iter().any(|field| field.maps(n)),
             _ => false,
         }
     }
 }
 
-/// A tensor map.
+/// The arguments of a tensor map.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Map {
-    /// Number of the argument that is its buffer, and of the field where that is a struct.
+pub struct TensorMapArgument {
+    /// Index of the argument that is its buffer, and of the field if that argument is a struct.
     pub buffer: (usize, Option<usize>),
-    /// Type of its elements.
+    /// The element type.
     pub data_type: DataType,
-    /// Elements, innermost first.
+    /// Extents of the tensor in elements, innermost first.
     pub dims: Vec<u64>,
-    /// Bytes, from dimension 1 on.
+    /// Strides in bytes, from dimension 1 on.
     pub strides: Vec<u64>,
-    /// Elements of a box, innermost first.
+    /// Extents of a box in elements, innermost first.
     pub box_dims: Vec<u32>,
-    /// How shared memory is permuted.
+    /// The swizzle of shared memory.
     pub swizzle: Swizzle,
 }
 
-/// Buffers larger than this are refused: 64 GiB.
-const LARGEST: usize = 1 << 36;
+/// Maximum size of a buffer in bytes: 64 GiB.
+const MAX_BUFFER_BYTES: usize = 1 << 36;
 
-/// Reads an argument; an error says what is wrong and what to do.
-pub fn parse(text: &str) -> Result<Argument, String> {
+/// Parses an argument; the error text says what is wrong and what to do.
+pub fn parse(text: &str) -> Result<KernelArgument, String> {
     let (kind, rest) = text.split_once(':').ok_or_else(|| format!("{text:?} has no colon; {KINDS}"))?;
     match kind {
-        "buf" => buffer(rest).map(Argument::Buffer),
+        "buf" => buffer(rest).map(KernelArgument::Buffer),
         "struct" => structure(rest),
-        "tmap" => map(rest).map(Argument::Map),
+        "tmap" => map(rest).map(KernelArgument::TensorMap),
         _ => match ElementType::named(kind) {
-            Some(dtype) => Ok(Argument::Scalar(dtype, scalar(dtype, rest)?)),
-            None => Err(format!("{kind:?} is no kind of argument; {KINDS}")),
+            Some(dtype) => Ok(KernelArgument::Scalar(dtype, scalar(dtype, rest)?)),
+            None => Err(format!("{kind:?} is not a kind of argument; {KINDS}")),
         },
     }
 }
@@ -101,7 +101,7 @@ fn scalar(dtype: ElementType, text: &str) -> Result<Vec<u8>, String> {
             dtype.push(float(text, dtype.name())?, &mut bytes)
         }
         _ => {
-            let wrong = || format!("{text:?} is no {}; give an integer in its range", dtype.name());
+            let wrong = || format!("{text:?} is not a valid {}; give an integer in its range", dtype.name());
             let value = integer(text).ok_or_else(wrong)?;
             let bits = 8 * dtype.bytes() as u32;
             let range = match dtype.name().starts_with('i') {
@@ -118,10 +118,10 @@ fn scalar(dtype: ElementType, text: &str) -> Result<Vec<u8>, String> {
 }
 
 fn float<T: std::str::FromStr>(text: &str, name: &str) -> Result<T, String> {
-    text.parse().map_err(|_| format!("{text:?} is no {name}; give a decimal number, inf or nan"))
+    text.parse().map_err(|_| format!("{text:?} is not a valid {name}; give a decimal number, inf or nan"))
 }
 
-/// A decimal or, with 0x, hexadecimal integer.
+/// Parses a decimal or, with 0x, hexadecimal integer.
 fn integer(text: &str) -> Option<i128> {
     let (negative, digits) = text.strip_prefix('-').map_or((false, text), |d| (true, d));
     let value = match digits.strip_prefix("0x") {
@@ -131,39 +131,39 @@ fn integer(text: &str) -> Option<i128> {
     Some(if negative { -i128::from(value) } else { value.into() })
 }
 
-fn buffer(text: &str) -> Result<Spec, String> {
+fn buffer(text: &str) -> Result<BufferSpec, String> {
     let mut parts = text.splitn(3, ':');
     let (dtype, count) = (parts.next().unwrap_or_default(), parts.next());
     let names = || ElementType::ALL.map(ElementType::name).join(" ");
     let dtype =
-        ElementType::named(dtype).ok_or_else(|| format!("{dtype:?} is no type of elements; use one of {}", names()))?;
+        ElementType::named(dtype).ok_or_else(|| format!("{dtype:?} is not an element type; use one of {}", names()))?;
     let count = count.ok_or("the buffer has no length; write buf:TYPE:COUNT[:FILL]")?;
-    let count: usize = count.parse().map_err(|_| format!("{count:?} is no number of elements; give an integer"))?;
-    if count > LARGEST / dtype.bytes() {
+    let count: usize = count.parse().map_err(|_| format!("{count:?} is not a number of elements; give an integer"))?;
+    if count > MAX_BUFFER_BYTES / dtype.bytes() {
         return Err(format!("{count} elements of {} are more than 64 GiB; use a smaller case", dtype.name()));
     }
     let fill = match parts.next() {
-        None | Some("zeros") => Fill::Zeros,
-        Some("uninit") => Fill::Uninitialized,
-        Some("arange") => Fill::Arange,
-        Some("random") => Fill::Random,
+        None | Some("zeros") => BufferFill::Zeros,
+        Some("uninit") => BufferFill::Uninitialized,
+        Some("arange") => BufferFill::Arange,
+        Some("random") => BufferFill::Random,
         Some(other) => match other.strip_prefix('@').and_then(|f| f.rsplit_once('#')) {
-            Some((file, name)) if !file.is_empty() && !name.is_empty() => Fill::Stored(file.into(), name.into()),
+            Some((file, name)) if !file.is_empty() && !name.is_empty() => BufferFill::Stored(file.into(), name.into()),
             _ => {
                 return Err(format!(
-                    "{other:?} fills no buffer; use zeros, uninit, arange, random or @FILE.safetensors#NAME"
+                    "{other:?} is not a buffer fill; use zeros, uninit, arange, random or @FILE.safetensors#NAME"
                 ));
             }
         },
     };
-    Ok(Spec { dtype, count, fill })
+    Ok(BufferSpec { dtype, count, fill })
 }
 
-fn structure(text: &str) -> Result<Argument, String> {
+fn structure(text: &str) -> Result<KernelArgument, String> {
     if !text.contains('=') {
-        return hexadecimal(text).map(Argument::Bytes);
+        return hexadecimal(text).map(KernelArgument::Bytes);
     }
-    // What begins no field belongs to the one before: tensor maps have commas of their own.
+    // A part that does not begin a field belongs to the previous field: tensor maps contain commas.
     let mut fields: Vec<String> = Vec::new();
     for part in text.split(',') {
         let begins =
@@ -174,23 +174,21 @@ fn structure(text: &str) -> Result<Argument, String> {
         }
     }
     let field = |text: &String| match text.split_once('=') {
-        Some(("struct", _)) | None => Err(format!("{text:?} is no field; write TYPE=VALUE, buf=… or tmap=…")),
+        Some(("struct", _)) | None => Err(format!("{text:?} is not a struct field; write TYPE=VALUE, buf=… or tmap=…")),
         Some((kind, value)) => parse(&format!("{kind}:{value}")),
     };
-    fields.iter().map(field).collect::<Result<_, _>>().map(Argument::Struct)
+    fields.iter().map(field).collect::<Result<_, _>>().map(KernelArgument::Struct)
 }
 
 fn hexadecimal(text: &str) -> Result<Vec<u8>, String> {
     let digits: Option<Vec<u8>> = text.chars().map(|c| c.to_digit(16).map(|d| d as u8)).collect();
     match digits {
         Some(d) if !d.is_empty() && d.len() % 2 == 0 => Ok(d.chunks(2).map(|d| d[0] << 4 | d[1]).collect()),
-        _ => Err(format!(
-            "{text:?} is not the bytes of a struct; give two hexadecimal digits a byte, or fields as u32=5,f32=1"
-        )),
+        _ => Err(format!("{text:?} is not a struct; give two hexadecimal digits per byte, or fields as u32=5,f32=1")),
     }
 }
 
-fn map(text: &str) -> Result<Map, String> {
+fn map(text: &str) -> Result<TensorMapArgument, String> {
     let parts: Vec<&str> = text.split(':').collect();
     let [buffer, dtype, dims, strides, box_dims, swizzle] = parts[..] else {
         return Err(format!(
@@ -200,16 +198,16 @@ fn map(text: &str) -> Result<Map, String> {
     };
     let (number, field) = buffer.split_once('.').map_or((buffer, None), |(a, b)| (a, Some(b)));
     let index = |text: &str| {
-        text.parse::<usize>().map_err(|_| format!("{buffer:?} is no buffer; give the number of its argument, from 0"))
+        text.parse::<usize>().map_err(|_| format!("{buffer:?} is not a buffer; give the index of its argument, from 0"))
     };
     let swizzle = match swizzle {
         "none" => Swizzle::None,
         "32" => Swizzle::B32,
         "64" => Swizzle::B64,
         "128" => Swizzle::B128,
-        other => return Err(format!("{other:?} is no swizzle; use none, 32, 64 or 128")),
+        other => return Err(format!("{other:?} is not a swizzle; use none, 32, 64 or 128")),
     };
-    Ok(Map {
+    Ok(TensorMapArgument {
         buffer: (index(number)?, field.map(index).transpose()?),
         data_type: data_type(dtype)
             .ok_or_else(|| format!("a tensor map cannot hold {dtype:?}; use u8, bf16, f32, …"))?,
@@ -220,7 +218,7 @@ fn map(text: &str) -> Result<Map, String> {
     })
 }
 
-/// The driver's type for elements; those that it has no name for are copied like others of their width.
+/// Returns the driver's element type; types without one map to an integer type of equal width.
 fn data_type(name: &str) -> Option<DataType> {
     Some(match ElementType::named(name) {
         Some(ElementType::U8 | ElementType::I8 | ElementType::E4m3) => DataType::U8,
@@ -239,7 +237,7 @@ fn data_type(name: &str) -> Option<DataType> {
 
 fn list<T: std::str::FromStr>(text: &str) -> Result<Vec<T>, String> {
     let each = text.split(',').filter(|_| !text.is_empty());
-    each.map(|n| n.parse::<T>().map_err(|_| format!("{text:?} is no list; give integers with commas between them")))
+    each.map(|n| n.parse::<T>().map_err(|_| format!("{text:?} is not a list; give integers separated by commas")))
         .collect()
 }
 
@@ -249,13 +247,13 @@ mod tests {
 
     fn bytes(text: &str) -> Vec<u8> {
         match parse(text) {
-            Ok(Argument::Scalar(_, bytes) | Argument::Bytes(bytes)) => bytes,
+            Ok(KernelArgument::Scalar(_, bytes) | KernelArgument::Bytes(bytes)) => bytes,
             other => panic!("{text}: {other:?}"),
         }
     }
 
     #[test]
-    fn numbers() {
+    fn parses_numbers() {
         assert_eq!(bytes("i32:-5"), (-5i32).to_le_bytes());
         assert_eq!(bytes("u64:18446744073709551615"), [255; 8]);
         assert_eq!(bytes("u32:0xff"), [255, 0, 0, 0]);
@@ -272,30 +270,34 @@ mod tests {
     }
 
     #[test]
-    fn buffers() {
+    fn parses_buffers() {
         let of = |text: &str| match parse(text) {
-            Ok(Argument::Buffer(spec)) => spec,
+            Ok(KernelArgument::Buffer(spec)) => spec,
             other => panic!("{text}: {other:?}"),
         };
-        assert_eq!(of("buf:f32:7"), Spec { dtype: ElementType::F32, count: 7, fill: Fill::Zeros });
-        assert_eq!(of("buf:e4m3:0:uninit").fill, Fill::Uninitialized);
-        assert_eq!(of("buf:i64:3:@a:b#c.safetensors#x").fill, Fill::Stored("a:b#c.safetensors".into(), "x".into()));
+        assert_eq!(of("buf:f32:7"), BufferSpec { dtype: ElementType::F32, count: 7, fill: BufferFill::Zeros });
+        assert_eq!(of("buf:e4m3:0:uninit").fill, BufferFill::Uninitialized);
+        assert_eq!(
+            of("buf:i64:3:@a:b#c.safetensors#x").fill,
+            BufferFill::Stored("a:b#c.safetensors".into(), "x".into())
+        );
         for wrong in ["buf:f32", "buf:f33:1", "buf:f32:-1", "buf:f32:1:ones", "buf:f32:1:@f", "buf:u8:99999999999999"] {
             assert!(parse(wrong).unwrap_err().contains("; "), "{wrong}");
         }
     }
 
     #[test]
-    fn structs_and_maps() {
-        let Ok(Argument::Struct(fields)) = parse("struct:u32=5,tmap=0:bf16:64,32:128:64,8:128,buf=f32:64:zeros") else {
+    fn parses_structs_and_tensor_maps() {
+        let Ok(KernelArgument::Struct(fields)) = parse("struct:u32=5,tmap=0:bf16:64,32:128:64,8:128,buf=f32:64:zeros")
+        else {
             panic!()
         };
         assert_eq!(fields.len(), 3);
-        assert_eq!(fields[0], Argument::Scalar(ElementType::U32, vec![5, 0, 0, 0]));
-        let Argument::Map(map) = &fields[1] else { panic!("{fields:?}") };
+        assert_eq!(fields[0], KernelArgument::Scalar(ElementType::U32, vec![5, 0, 0, 0]));
+        let KernelArgument::TensorMap(map) = &fields[1] else { panic!("{fields:?}") };
         assert_eq!((map.buffer, map.data_type, map.swizzle), ((0, None), DataType::Bf16, Swizzle::B128));
         assert_eq!((&map.dims[..], &map.strides[..], &map.box_dims[..]), (&[64, 32][..], &[128][..], &[64, 8][..]));
-        let Ok(Argument::Map(map)) = parse("tmap:2.1:f32:64::16:none") else { panic!() };
+        let Ok(KernelArgument::TensorMap(map)) = parse("tmap:2.1:f32:64::16:none") else { panic!() };
         assert_eq!((map.buffer, map.strides.len()), ((2, Some(1)), 0));
         for wrong in [
             "struct:0",

@@ -1,4 +1,4 @@
-//! From arguments to the buffers and the parameter bytes of a launch.
+//! Allocates the buffers of the arguments and lays out the parameter bytes of a launch.
 
 use std::path::Path;
 
@@ -11,47 +11,47 @@ use reel_sim::tensor_map::TensorMap;
 use reel_sim::value::ElementType;
 use safetensors::{Dtype, SafeTensors};
 
-use super::args::{Argument, Fill, Map, Spec};
+use super::args::{BufferFill, BufferSpec, KernelArgument, TensorMapArgument};
 use crate::fail::{bad_usage, failed};
 use crate::output;
 
-/// Buffers and parameters.
+/// The buffers and parameters of a launch.
 #[derive(Debug, Default)]
-pub struct Bound {
-    /// The buffers.
+pub struct BoundArguments {
+    /// Memory with all buffers.
     pub memory: SimMemory,
-    /// The kernel's parameters in its layout.
+    /// The kernel's parameters in its own layout.
     pub params: Vec<u8>,
     /// The buffers with their names: `arg0`, or `arg0.1` in a struct.
     pub buffers: Vec<NamedBuffer>,
 }
 
-/// Alignment of a tensor map, the largest that a struct's fields have.
+/// Alignment of a tensor map in bytes, the largest of all struct fields.
 const MAP_ALIGN: usize = 64;
 
-/// Makes the buffers of all arguments, then the parameters. Arguments beyond the kernel's parameters are buffers that tensor
-/// maps are of: a kernel that takes maps seldom takes the pointers too.
-pub fn bind(kernel: &Kernel, arguments: &[(String, Argument)], seed: u64) -> Result<Bound> {
+/// Allocates the buffers of all arguments, then fills in the parameters. Arguments beyond the kernel's parameters must
+/// be buffers of tensor maps, because a kernel with tensor maps often does not take the pointers.
+pub fn bind(kernel: &Kernel, arguments: &[(String, KernelArgument)], seed: u64) -> Result<BoundArguments> {
     let (given, taken) = (arguments.len(), kernel.params.len());
     let beyond = arguments.iter().enumerate().skip(taken);
     let mapped = |n: usize| arguments.iter().any(|(_, argument)| argument.maps(n));
-    if given < taken || !beyond.clone().all(|(n, (_, a))| matches!(a, Argument::Buffer(_)) && mapped(n)) {
+    if given < taken || !beyond.clone().all(|(n, (_, a))| matches!(a, KernelArgument::Buffer(_)) && mapped(n)) {
         let sizes: Vec<String> = kernel.params.iter().map(|p| p.1.to_string()).collect();
-        let what = format!("{given} given, but {} takes {taken} ({} bytes)", kernel.name, sizes.join(", "));
+        let what = format!("{given} given, but kernel {} takes {taken} ({} bytes)", kernel.name, sizes.join(", "));
         return Err(bad_usage(
             "--arg",
             what,
-            "give one --arg a parameter, in order; after them only buffers of tensor maps",
+            "give one --arg per parameter, in order, then only buffers of tensor maps",
         ));
     }
     let mut bound =
-        Bound { memory: SimMemory::new(), params: vec![0; kernel.param_bytes as usize], buffers: Vec::new() };
+        BoundArguments { memory: SimMemory::new(), params: vec![0; kernel.param_bytes as usize], buffers: Vec::new() };
     for (n, (_, argument)) in arguments.iter().enumerate() {
         match argument {
-            Argument::Buffer(spec) => bound.add_buffer(format!("arg{n}"), spec, seed)?,
-            Argument::Struct(fields) => {
+            KernelArgument::Buffer(spec) => bound.add_buffer(format!("arg{n}"), spec, seed)?,
+            KernelArgument::Struct(fields) => {
                 for (m, field) in fields.iter().enumerate() {
-                    if let Argument::Buffer(spec) = field {
+                    if let KernelArgument::Buffer(spec) = field {
                         bound.add_buffer(format!("arg{n}.{m}"), spec, seed)?;
                     }
                 }
@@ -60,33 +60,33 @@ pub fn bind(kernel: &Kernel, arguments: &[(String, Argument)], seed: u64) -> Res
         }
     }
     for (n, ((text, argument), &(offset, size))) in arguments.iter().zip(&kernel.params).enumerate() {
-        let place = format!("--arg {text}");
-        let mut bytes = bound.bytes_of(&place, &format!("arg{n}"), argument)?;
-        if let (Argument::Map(_), 8) = (argument, size) {
+        let location = format!("--arg {text}");
+        let mut bytes = bound.bytes_of(&location, &format!("arg{n}"), argument)?;
+        if let (KernelArgument::TensorMap(_), 8) = (argument, size) {
             bytes = bound.memory.alloc(bytes).to_le_bytes().to_vec();
         }
         if bytes.len() != size as usize {
             let what = format!("has {} bytes, but parameter {n} of {} takes {size}", bytes.len(), kernel.name);
-            return Err(bad_usage(&place, what, "give an argument of its type"));
+            return Err(bad_usage(&location, what, "give an argument of its type"));
         }
         bound.params[offset as usize..][..bytes.len()].copy_from_slice(&bytes);
     }
     Ok(bound)
 }
 
-impl Bound {
-    fn add_buffer(&mut self, name: String, spec: &Spec, seed: u64) -> Result<()> {
+impl BoundArguments {
+    fn add_buffer(&mut self, name: String, spec: &BufferSpec, seed: u64) -> Result<()> {
         let n = self.buffers.len() as u64;
         let bytes = spec.count * spec.dtype.bytes();
         let address = match &spec.fill {
-            Fill::Uninitialized => self.memory.alloc_uninitialized(bytes),
-            Fill::Zeros => self.memory.alloc(vec![0; bytes]),
-            Fill::Arange => self.memory.alloc(spec.dtype.arange(spec.count)),
-            // Each buffer has numbers of its own.
-            Fill::Random => self
+            BufferFill::Uninitialized => self.memory.alloc_uninitialized(bytes),
+            BufferFill::Zeros => self.memory.alloc(vec![0; bytes]),
+            BufferFill::Arange => self.memory.alloc(spec.dtype.arange(spec.count)),
+            // Each buffer has its own random numbers.
+            BufferFill::Random => self
                 .memory
                 .alloc(spec.dtype.normal(spec.count, seed.wrapping_mul(0xd134_2543_de82_ef95).wrapping_add(n))),
-            Fill::Stored(file, tensor) => self.memory.alloc(stored(file, tensor, spec)?),
+            BufferFill::Stored(file, tensor) => self.memory.alloc(stored(file, tensor, spec)?),
         };
         self.buffers.push(NamedBuffer { address, name, dtype: spec.dtype });
         Ok(())
@@ -96,17 +96,17 @@ impl Bound {
         self.buffers.iter().find(|b| b.name == name).map(|b| b.address)
     }
 
-    /// The bytes that an argument, or a struct's field, is passed as.
-    fn bytes_of(&self, place: &str, name: &str, argument: &Argument) -> Result<Vec<u8>> {
+    /// Returns the bytes by which an argument or struct field is passed.
+    fn bytes_of(&self, location: &str, name: &str, argument: &KernelArgument) -> Result<Vec<u8>> {
         Ok(match argument {
-            Argument::Scalar(_, bytes) | Argument::Bytes(bytes) => bytes.clone(),
-            Argument::Buffer(_) => self.address(name).unwrap_or_default().to_le_bytes().to_vec(),
-            Argument::Map(map) => self.encode(place, map)?,
-            Argument::Struct(fields) => {
+            KernelArgument::Scalar(_, bytes) | KernelArgument::Bytes(bytes) => bytes.clone(),
+            KernelArgument::Buffer(_) => self.address(name).unwrap_or_default().to_le_bytes().to_vec(),
+            KernelArgument::TensorMap(map) => self.encode(location, map)?,
+            KernelArgument::Struct(fields) => {
                 let (mut bytes, mut largest) = (Vec::new(), 1);
                 for (m, field) in fields.iter().enumerate() {
-                    let of = self.bytes_of(place, &format!("{name}.{m}"), field)?;
-                    let align = if matches!(field, Argument::Map(_)) { MAP_ALIGN } else { of.len().max(1) };
+                    let of = self.bytes_of(location, &format!("{name}.{m}"), field)?;
+                    let align = if matches!(field, KernelArgument::TensorMap(_)) { MAP_ALIGN } else { of.len().max(1) };
                     bytes.resize(bytes.len().next_multiple_of(align), 0);
                     bytes.extend(of);
                     largest = largest.max(align);
@@ -117,23 +117,29 @@ impl Bound {
         })
     }
 
-    fn encode(&self, place: &str, map: &Map) -> Result<Vec<u8>> {
+    fn encode(&self, location: &str, map: &TensorMapArgument) -> Result<Vec<u8>> {
         let (n, field) = map.buffer;
         let name = field.map_or_else(|| format!("arg{n}"), |m| format!("arg{n}.{m}"));
         let Some(address) = self.address(&name) else {
             let named: Vec<&str> = self.buffers.iter().map(|b| b.name.trim_start_matches("arg")).collect();
-            let cure = match named.is_empty() {
-                true => "give the buffer as an --arg of its own".to_string(),
+            let help = match named.is_empty() {
+                true => "pass the buffer as its own --arg".to_string(),
                 false => format!("the buffers are {}", named.join(", ")),
             };
-            return Err(bad_usage(place, format!("argument {} is no buffer", name.trim_start_matches("arg")), cure));
+            return Err(bad_usage(
+                location,
+                format!("argument {} is not a buffer", name.trim_start_matches("arg")),
+                help,
+            ));
         };
         let map = TensorMap::tiled(map.data_type, address, &map.dims, &map.strides, &map.box_dims, map.swizzle);
         let blob = map.and_then(|m| m.encode());
-        Ok(blob.map_err(|e| bad_usage(place, e, "the driver's cuTensorMapEncodeTiled would refuse it too"))?.to_vec())
+        Ok(blob
+            .map_err(|e| bad_usage(location, e, "the driver's cuTensorMapEncodeTiled would reject it too"))?
+            .to_vec())
     }
 
-    /// Writes the buffers as `memory` has them.
+    /// Writes the buffers with their contents in `memory` to a safetensors file.
     pub fn write(&self, to: &Path, memory: &SimMemory) -> Result<()> {
         let tensors: Vec<StoredTensor> = self
             .buffers
@@ -152,7 +158,7 @@ impl Bound {
     }
 }
 
-/// The name of a type in safetensors files.
+/// Returns the name of a type in safetensors files.
 fn stored_name(dtype: ElementType) -> &'static str {
     match dtype {
         ElementType::U8 => "U8",
@@ -171,31 +177,31 @@ fn stored_name(dtype: ElementType) -> &'static str {
     }
 }
 
-/// The bytes of a tensor in a file, of any type as wide as the buffer's.
-fn stored(file: &Path, tensor: &str, spec: &Spec) -> Result<Vec<u8>> {
+/// Reads a tensor of a file, whose type may be any of the buffer's element width.
+fn stored(file: &Path, tensor: &str, spec: &BufferSpec) -> Result<Vec<u8>> {
     let bytes = output::read(file)?;
     let all = SafeTensors::deserialize(&bytes)
-        .map_err(|e| failed(file.display(), format!("is no safetensors file ({e})"), "copy or write it again"))?;
-    let place = format!("{}#{tensor}", file.display());
+        .map_err(|e| failed(file.display(), format!("is not a safetensors file ({e})"), "copy or write it again"))?;
+    let location = format!("{}#{tensor}", file.display());
     let Ok(view) = all.tensor(tensor) else {
         let names = all.names();
         let some = names.iter().take(8).copied().collect::<Vec<_>>().join(", ");
         let more = if names.len() > 8 { ", …" } else { "" };
-        return Err(failed(place, "there is no such tensor", format!("the file has {some}{more}")));
+        return Err(failed(location, "there is no such tensor", format!("the file has {some}{more}")));
     };
     if width(view.dtype()) != Some(spec.dtype.bytes()) {
         let what = format!("is stored as {:?}, which is not as wide as {}", view.dtype(), spec.dtype.name());
-        return Err(failed(place, what, "give the buffer a type of the same width"));
+        return Err(failed(location, what, "give the buffer a type of the same width"));
     }
     let stored = view.data().len() / spec.dtype.bytes();
     if stored != spec.count {
-        let cure = format!("write buf:{}:{stored}:…", spec.dtype.name());
-        return Err(failed(place, format!("has {stored} elements, but the buffer has {}", spec.count), cure));
+        let help = format!("write buf:{}:{stored}:…", spec.dtype.name());
+        return Err(failed(location, format!("has {stored} elements, but the buffer has {}", spec.count), help));
     }
     Ok(view.data().to_vec())
 }
 
-/// Bytes of an element, where these are whole.
+/// Returns the bytes of an element; `None` if it is not a whole number.
 fn width(dtype: Dtype) -> Option<usize> {
     Some(dtype.bitsize()).filter(|bits| bits % 8 == 0).map(|bits| bits / 8)
 }

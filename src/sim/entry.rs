@@ -1,11 +1,11 @@
-//! Which kernel of a module `--entry` means: the symbol, or the name as it stands in the source.
+//! Resolves `--entry` to a kernel of the module: its symbol, or its name in the source.
 
 use anyhow::Result;
 use cpp_demangle::Symbol;
 
 use crate::fail::{UsageError, bad_usage};
 
-/// The symbol that `wanted` names among those of a file; without a name the only one there is.
+/// Returns the symbol that `wanted` names; without a name, the only symbol.
 pub fn choose<'a>(wanted: Option<&str>, symbols: &[&'a str], file: &str) -> Result<&'a str> {
     let Some(wanted) = wanted else {
         return match symbols {
@@ -24,8 +24,8 @@ pub fn choose<'a>(wanted: Option<&str>, symbols: &[&'a str], file: &str) -> Resu
     find(symbols, wanted).map_err(|e| UsageError(format!("--entry {e}")).into())
 }
 
-/// The symbol among `symbols` that `wanted` names: itself, or in C++ `ns::kernel<3>(float*)`, `ns::kernel<3>`, `ns::kernel` or `kernel`, or what only
-/// one of them begins with.
+/// Returns the symbol that `wanted` names: the symbol itself, in C++ `ns::kernel<3>(float*)`, `ns::kernel<3>`,
+/// `ns::kernel` or `kernel`, or a prefix that matches only one of them.
 fn find<'a>(symbols: &[&'a str], wanted: &str) -> Result<&'a str, String> {
     if let Some(exact) = symbols.iter().find(|s| **s == wanted) {
         return Ok(exact);
@@ -46,13 +46,13 @@ fn find<'a>(symbols: &[&'a str], wanted: &str) -> Result<&'a str, String> {
     }
 }
 
-/// The name and parameters in C++, or the symbol itself.
+/// Returns the C++ name with parameters, or the symbol if it is not mangled.
 fn signature(symbol: &str) -> String {
     let text = Symbol::new(symbol).ok().and_then(|s| s.demangle().ok()).unwrap_or_else(|| symbol.to_string());
     text.strip_prefix("void ").map_or(text.clone(), str::to_string)
 }
 
-/// All names that a symbol goes by.
+/// Returns all names by which a symbol can be selected.
 fn names(symbol: &str) -> Vec<String> {
     let signature = signature(symbol);
     let parameters = |rest: &str| rest.starts_with('(') && !rest.starts_with("(anonymous namespace)");
@@ -67,7 +67,7 @@ fn names(symbol: &str) -> Vec<String> {
     names
 }
 
-/// Places outside of angle and round brackets where `wanted` holds of the rest.
+/// Returns the positions outside of angle and round brackets at which `wanted` is true for the rest.
 fn top_level<'a>(text: &'a str, wanted: impl Fn(&str) -> bool + 'a) -> impl Iterator<Item = usize> + 'a {
     let mut depth = 0;
     text.char_indices().filter_map(move |(at, c)| {
@@ -86,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_kernel_goes_by_its_symbol_and_by_its_name() {
+    fn selects_a_kernel_by_symbol_or_name() {
         let symbols = ["scale", "_Z3addPfS_i", "_ZN3lib6reduceILi4EfEEvPKT0_PS1_", "_ZN12_GLOBAL__N_16hiddenEv"];
         for (wanted, found) in [
             ("scale", 0),
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_of_several_is_refused() {
+    fn rejects_a_name_of_several_kernels() {
         let symbols = ["_Z1kILi3EEvPf", "_Z1kILi4EEvPf"];
         let e = find(&symbols, "k").unwrap_err();
         assert!(e.contains("k<3>") && e.contains("k<4>"), "{e}");

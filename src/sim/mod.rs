@@ -1,4 +1,4 @@
-//! `reel sim`: the simulator of GPU programs.
+//! `reel sim`: runs CUDA kernels on the simulator.
 
 mod args;
 mod bind;
@@ -13,29 +13,29 @@ use clap::{Args, Subcommand};
 
 use crate::common::Common;
 
-/// Run CUDA kernels on the simulator and find their bugs.
+/// Run CUDA kernels on the CPU and find races, deadlocks and memory errors.
 #[derive(Args, Debug)]
 #[command(after_help = run::EXAMPLE)]
-pub struct Sim {
+pub struct SimArgs {
     #[command(subcommand)]
-    what: What,
+    command: SimCommand,
 }
 
 #[derive(Subcommand, Debug)]
-enum What {
-    /// Run a kernel of a PTX or CUDA file: what is wrong with it, what it computes, what it costs
+enum SimCommand {
+    /// Check a kernel of a PTX or CUDA file, and show its results, counts and estimated time bounds
     #[command(after_help = run::EXAMPLE, after_long_help = run::long_help())]
-    Run(run::Run),
-    /// Change one synchronisation of a kernel at a time and see whether a run finds it
-    Mutants(mutants::Mutants),
+    Run(run::SimRunArgs),
+    /// Test whether a run detects each changed synchronisation of a kernel
+    Mutants(mutants::SimMutantsArgs),
 }
 
-impl Sim {
-    /// Does what was asked for.
+impl SimArgs {
+    /// Runs the command.
     pub fn run(&self, common: &Common) -> Result<()> {
-        match &self.what {
-            What::Run(c) => c.run(common),
-            What::Mutants(c) => c.run(common),
+        match &self.command {
+            SimCommand::Run(c) => c.run(common),
+            SimCommand::Mutants(c) => c.run(common),
         }
     }
 }

@@ -1,4 +1,5 @@
-//! `reel sim mutants`: is every barrier, fence and wait of a kernel needed, and would a missing one be found?
+//! `reel sim mutants`: tests whether each barrier, fence and wait of a kernel is needed, and whether a missing one
+//! would be found.
 
 use anyhow::Result;
 use clap::Args;
@@ -6,12 +7,12 @@ use reel_sim::exec::ExecOptions;
 use reel_sim::mutate::{self, MutantResult};
 use serde_json::json;
 
-use super::run::Run;
+use super::run::SimRunArgs;
 use crate::common::Common;
 use crate::fail::failed;
 use crate::output;
 
-/// Change one synchronisation of a kernel at a time and see whether a run finds it.
+/// Test whether a run detects each changed synchronisation of a kernel.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Example:
@@ -20,28 +21,28 @@ Example:
     ld.param.u64 %p, [x]; st.shared.u32 [s], 1; bar.sync 0;
     ld.shared.u32 %v, [s]; st.global.u32 [%p], %v; ret; }' > k.ptx
   reel sim mutants k.ptx --grid 1 --block 64 --arg buf:u32:1")]
-pub struct Mutants {
+pub struct SimMutantsArgs {
     #[command(flatten)]
-    run: Run,
+    run: SimRunArgs,
 }
 
-/// Warp instructions without an effect after which a mutant counts as stuck; a correct kernel has been seen to end.
-const PATIENCE: u64 = 2_000_000;
+/// Warp instructions without progress after which a mutant counts as stuck; the correct kernel is known to end.
+const MAX_IDLE_INSTRUCTIONS: u64 = 2_000_000;
 
-impl Mutants {
-    /// Judges every mutant whose instruction the run reaches.
+impl SimMutantsArgs {
+    /// Runs every mutant whose instruction the unchanged kernel executes.
     pub fn run(&self, common: &Common) -> Result<()> {
         let case = self.run.case(common)?;
-        let place = self.run.place();
+        let location = self.run.location();
         let whole = case.check(&case.program, case.options.clone())?;
         if let Some(first) = whole.findings.iter().flatten().next() {
             let what = format!("{} at line {} before anything is changed", first.kind.name(), first.line);
-            return Err(failed(&place, what, "mend the kernel first; `reel sim run` says more"));
+            return Err(failed(&location, what, "fix the kernel first; `reel sim run` shows the details"));
         }
         let counters = &whole.counters[0].by_instruction;
         let executed = |pc: u32| counters.get(pc as usize).is_some_and(|c| c.warps > 0);
         let mutants = mutate::reached_mutants(&case.program, &case.kernel, executed);
-        let options = ExecOptions { patience: PATIENCE, until_finding: true, ..case.options.clone() };
+        let options = ExecOptions { patience: MAX_IDLE_INSTRUCTIONS, until_finding: true, ..case.options.clone() };
         let verdicts = mutate::run_mutants::<anyhow::Error>(&case.program, &mutants, |program| {
             let report = case.check(program, options.clone())?;
             Ok(report.findings.iter().flatten().next().map(|f| f.kind))
@@ -52,10 +53,10 @@ impl Mutants {
             return output::json(&json!({"mutants": verdicts.len(), "survivors": survivors, "verdicts": rows}));
         }
         for v in &verdicts {
-            let fate = v.killed_by.map_or("SURVIVED".to_string(), |kind| format!("killed by {}", kind.name()));
-            output::line(format!("{fate:28} {}", v.mutant))?;
+            let outcome = v.killed_by.map_or("SURVIVED".to_string(), |kind| format!("killed by {}", kind.name()));
+            output::line(format!("{outcome:28} {}", v.mutant))?;
         }
-        output::line(format!("{place}: {} of {} mutants survived", survivors, verdicts.len()))
+        output::line(format!("{location}: {} of {} mutants survived", survivors, verdicts.len()))
     }
 
     fn row(&self, v: &MutantResult) -> serde_json::Value {

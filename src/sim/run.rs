@@ -1,4 +1,4 @@
-//! `reel sim run`: anybody's kernel on the simulator.
+//! `reel sim run`: checks a kernel of a PTX or CUDA file on the simulator.
 
 use std::path::PathBuf;
 
@@ -10,15 +10,15 @@ use reel_sim::exec::{ExecOptions, GpuSpec, LaunchConfig, LaunchError};
 use reel_sim::headers::HEADERS;
 use reel_sim::program::{Kernel, Program};
 
-use super::args::{self, Argument};
-use super::bind::{Bound, bind};
-use super::quote::Quotes;
+use super::args::{self, KernelArgument};
+use super::bind::{BoundArguments, bind};
+use super::quote::SourceQuotes;
 use super::{entry, show};
 use crate::common::Common;
 use crate::fail::{bad_usage, failed};
 use crate::output;
 
-/// Writes one number, so that it runs without a compiler.
+/// Example of the help text; it needs no compiler.
 pub const EXAMPLE: &str = "\
 Example:
   echo '.version 8.0 .target sm_80 .address_size 64
@@ -27,94 +27,95 @@ Example:
     st.global.u32 [%p], %v; ret; }' > k.ptx
   reel sim run k.ptx --entry k --grid 1 --block 1 --arg buf:u32:1:zeros";
 
-/// The example, and the kinds of arguments.
+/// Returns the example and the forms of arguments.
 pub fn long_help() -> String {
     format!("{EXAMPLE}\n\n{ARGUMENTS}")
 }
 
 const ARGUMENTS: &str = "\
-Arguments, one --arg a parameter of the kernel, in order:
+Arguments, one --arg per kernel parameter, in order:
   TYPE:VALUE           a number: i32:-5, u32:7, u64:0xff, f32:1.5, …
   buf:TYPE:COUNT:FILL  a pointer to COUNT elements. TYPE is u8, i8, u16, i16,
                        u32, i32, u64, i64, f16, bf16, f32, f64 or e4m3; FILL is
                        zeros, uninit, arange, random (normal, of --seed) or
                        @FILE.safetensors#NAME
   struct:u32=5,buf=f32:64:zeros,…  a struct by value, in C's layout
-  struct:00ff…         the same as bytes in hexadecimal
+  struct:00ff…         a struct by value, as bytes in hexadecimal
   tmap:BUF:TYPE:DIMS:STRIDES:BOX:SWIZZLE  a tensor map of argument number BUF
                        (from 0): dims and box in elements, innermost first;
                        strides in bytes from dimension 1 on; none, 32, 64 or 128.
-                       A buffer that only maps name comes after the parameters";
+                       Buffers that only maps use come after the parameters";
 
-/// Run a kernel of a PTX or CUDA file: what is wrong with it, what it computes, what it costs.
+/// Check a kernel of a PTX or CUDA file, and show its results, counts and estimated time bounds.
 #[derive(Args, Debug)]
-pub struct Run {
-    /// PTX, or CUDA C++, which a compiler makes PTX of
+pub struct SimRunArgs {
+    /// PTX, or CUDA C++ (needs NVRTC or nvcc)
     #[arg(value_name = "FILE.ptx|FILE.cu")]
     file: PathBuf,
-    /// The kernel: its symbol, or its name in the source [default: the only one]
+    /// Kernel to run: its symbol or its name in the source [default: the only kernel]
     #[arg(long, value_name = "NAME")]
     entry: Option<String>,
     /// Blocks of the grid
     #[arg(long, value_name = "X[,Y,Z]", value_parser = dims)]
-    grid: Dims,
-    /// Threads of a block
+    grid: Dimensions,
+    /// Threads per block
     #[arg(long, value_name = "X[,Y,Z]", value_parser = dims)]
-    block: Dims,
-    /// Blocks of a cluster [default: what the kernel requires, else none]
+    block: Dimensions,
+    /// Blocks per cluster [default: what the kernel requires, else none]
     #[arg(long, value_name = "X[,Y,Z]", value_parser = dims)]
-    cluster: Option<Dims>,
+    cluster: Option<Dimensions>,
     /// Bytes of dynamic shared memory
     #[arg(long, value_name = "BYTES", default_value_t = 0)]
     smem: u32,
-    /// The architecture to compile for and whose limits hold [default: that of the PTX; sm_90a for CUDA]
+    /// Architecture to compile for, whose limits apply [default: that of the PTX; sm_90a for CUDA]
     #[arg(long, value_name = "sm_80|sm_90a")]
     arch: Option<String>,
-    /// An argument of the kernel, in order; `--help` lists the kinds
+    /// Kernel argument, in order; `--help` lists the forms
     #[arg(long = "arg", value_name = "ARG")]
     args: Vec<String>,
-    /// Runs, each with warps, blocks and asynchronous copies in another order
+    /// Number of runs, each with a different order of warps, blocks and asynchronous copies
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     interleavings: u32,
-    /// Only count: one run, no checks of order
+    /// Count instructions and bytes in one run, without checking for races
     #[arg(long)]
     count_only: bool,
-    /// Also report generic reads that an ordered asynchronous copy overwrites later without a proxy fence
+    /// Also report generic reads without a proxy fence before an ordered asynchronous copy overwrites them
     #[arg(long)]
     strict_proxy: bool,
-    /// Where `#include` looks too
+    /// Additional folder for `#include`
     #[arg(long, value_name = "DIR")]
     include: Vec<PathBuf>,
-    /// Write the buffers after the first run as arg0, arg1, … to this file
+    /// Write the buffers after the first run to this file, as arg0, arg1, …
     #[arg(long, value_name = "F.safetensors")]
     out: Option<PathBuf>,
 }
 
-/// Three dimensions.
+/// Up to three dimensions.
 #[derive(Clone, Copy, Debug)]
-struct Dims([u32; 3]);
+struct Dimensions([u32; 3]);
 
-fn dims(text: &str) -> Result<Dims, String> {
+fn dims(text: &str) -> Result<Dimensions, String> {
     let parts: Result<Vec<u32>, _> = text.split(',').map(str::parse).collect();
     match parts.as_deref() {
-        Ok(&[x]) => Ok(Dims([x, 1, 1])),
-        Ok(&[x, y]) => Ok(Dims([x, y, 1])),
-        Ok(&[x, y, z]) => Ok(Dims([x, y, z])),
-        _ => Err("give one to three integers with commas between them".into()),
+        Ok(&[x]) => Ok(Dimensions([x, 1, 1])),
+        Ok(&[x, y]) => Ok(Dimensions([x, y, 1])),
+        Ok(&[x, y, z]) => Ok(Dimensions([x, y, z])),
+        _ => Err("give one to three integers separated by commas".into()),
     }
 }
 
-impl Run {
-    /// Runs it and says what came of it; findings are a failure.
+impl SimRunArgs {
+    /// Runs the kernel and prints the report; findings make the command fail.
     pub fn run(&self, common: &Common) -> Result<()> {
         let case = self.case(common)?;
         let report = case.check(&case.program, case.options.clone())?;
         if let Some(out) = &self.out {
             case.bound.write(out, &report.memory)?;
         }
-        let place = self.place();
-        let quotes = Quotes::new(&case.program, &case.kernel.name, &self.file, &case.ptx);
-        let shown = show::Shown { file: &place, program: &case.program, kernel: &case.kernel, report: &report, quotes };
+        let location = self.location();
+        let quotes = SourceQuotes::new(&case.program, &case.kernel.name, &self.file, &case.ptx);
+        let shown =
+            show::RunDisplay { file: &location, program: &case.program, kernel: &case.kernel, report: &report, quotes };
         if common.json {
             eprint!("{}", report.printed);
             output::json(&shown.json())?;
@@ -129,22 +130,22 @@ impl Run {
             n => format!(", and {n} more"),
         };
         let what = format!("{} at line {}{more}", first.kind.name(), first.line);
-        Err(failed(&place, what, "the list of findings says more"))
+        Err(failed(&location, what, "see the list of findings"))
     }
 
-    /// The file as it was given, for messages.
-    pub fn place(&self) -> String {
+    /// Returns the file as given, for messages.
+    pub fn location(&self) -> String {
         self.file.display().to_string()
     }
 
-    /// Makes everything ready.
-    pub fn case(&self, common: &Common) -> Result<Case> {
+    /// Compiles the file and prepares memory and launch.
+    pub fn case(&self, common: &Common) -> Result<SimCase> {
         let arguments = self.arguments()?;
-        let (ptx, place) = (self.ptx()?, self.place());
-        let cure = "give PTX as nvcc or NVRTC writes it, whole";
-        let program = Program::parse(&ptx).map_err(|e| failed(&place, e, cure))?;
-        let symbol = entry::choose(self.entry.as_deref(), &program.kernels(), &place)?;
-        let kernel = program.kernel(symbol).map_err(|e| failed(&place, e, cure))?;
+        let (ptx, location) = (self.ptx()?, self.location());
+        let help = "give complete PTX, as nvcc or NVRTC writes it";
+        let program = Program::parse(&ptx).map_err(|e| failed(&location, e, help))?;
+        let symbol = entry::choose(self.entry.as_deref(), &program.kernels(), &location)?;
+        let kernel = program.kernel(symbol).map_err(|e| failed(&location, e, help))?;
         let options = ExecOptions {
             gpu: self.gpu(&program)?,
             seed: common.seed(),
@@ -161,10 +162,10 @@ impl Run {
             params: bound.params.clone(),
         };
         let interleavings = if self.count_only { 1 } else { self.interleavings };
-        Ok(Case { ptx, program, kernel, bound, launch, options, interleavings, threads: common.threads()? })
+        Ok(SimCase { ptx, program, kernel, bound, launch, options, interleavings, threads: common.threads()? })
     }
 
-    fn arguments(&self) -> Result<Vec<(String, Argument)>> {
+    fn arguments(&self) -> Result<Vec<(String, KernelArgument)>> {
         let one = |text: &String| {
             let parsed = args::parse(text).map_err(|e| crate::fail::UsageError(format!("--arg {text}: {e}")))?;
             Ok((text.clone(), parsed))
@@ -172,7 +173,7 @@ impl Run {
         self.args.iter().map(one).collect()
     }
 
-    /// The file's text if it is PTX, else what a compiler makes of it.
+    /// Returns the file's text if it is PTX, else the compiler's output.
     fn ptx(&self) -> Result<String> {
         let bytes = output::read(&self.file)?;
         let text = String::from_utf8_lossy(&bytes);
@@ -188,7 +189,7 @@ impl Run {
         compile::foreign(&self.file, sm, &self.include, HEADERS).map(|built| built.ptx).map_err(compiler_error)
     }
 
-    /// The GPU whose limits hold.
+    /// Returns the GPU whose limits apply.
     fn gpu(&self, program: &Program) -> Result<GpuSpec> {
         let target = number(&program.module.target).unwrap_or(80);
         let Some(arch) = &self.arch else { return Ok(GpuSpec::for_sm(target)) };
@@ -198,32 +199,32 @@ impl Run {
                 let what = format!("{arch} cannot run PTX for {}", program.module.target);
                 Err(bad_usage("--arch", what, format!("use --arch {} or none", program.module.target)))
             }
-            None => Err(bad_usage("--arch", format!("{arch:?} is no architecture"), "use sm_80 or sm_90a")),
+            None => Err(bad_usage("--arch", format!("{arch:?} is not an architecture"), "use sm_80 or sm_90a")),
         }
     }
 }
 
-/// A kernel with what it is launched with.
+/// A kernel with its launch and memory.
 #[derive(Debug)]
-pub struct Case {
-    /// The PTX.
+pub struct SimCase {
+    /// The PTX text.
     pub ptx: String,
-    /// The same, parsed.
+    /// The parsed program.
     pub program: Program,
-    /// The kernel.
+    /// The decoded kernel.
     pub kernel: Kernel,
     /// Buffers and parameters.
-    pub bound: Bound,
-    /// Geometry and parameters.
+    pub bound: BoundArguments,
+    /// The launch's geometry and parameters.
     pub launch: LaunchConfig,
-    /// Of every run.
+    /// The options of every run.
     pub options: ExecOptions,
     interleavings: u32,
     threads: usize,
 }
 
-impl Case {
-    /// Runs the kernel of this name in `program` under all interleavings.
+impl SimCase {
+    /// Runs the kernel, as it is in `program`, under all interleavings.
     pub fn check(&self, program: &Program, options: ExecOptions) -> Result<CheckReport> {
         let plan = CheckPlan {
             interleavings: self.interleavings,
@@ -234,12 +235,12 @@ impl Case {
         let kernel = program.kernel(&self.kernel.name)?;
         check::check_kernel(program, &kernel, &self.launch, &self.bound.memory, &plan).map_err(|e| {
             let LaunchError::Invalid { what, problem } = e;
-            bad_usage(&format!("--{what}"), problem, "the driver would refuse this launch too")
+            bad_usage(&format!("--{what}"), problem, "the CUDA driver would reject this launch too")
         })
     }
 }
 
-/// A compiler's error with what to do, and its whole log for `-v`.
+/// Converts a compiler error to a message with its first line; the whole log is shown with `-v`.
 fn compiler_error(e: CompileError) -> anyhow::Error {
     let line = match &e {
         CompileError::Refused { first, .. } => format!("{first}; correct the file"),
@@ -248,7 +249,7 @@ fn compiler_error(e: CompileError) -> anyhow::Error {
     anyhow::Error::msg(e.log().to_string()).context(line)
 }
 
-/// The number in `sm_90a`.
+/// Returns the number in a name such as `sm_90a`.
 fn number(arch: &str) -> Option<u32> {
     let digits = arch.strip_prefix("sm_")?.trim_end_matches(|c: char| c.is_ascii_lowercase());
     digits.parse().ok().filter(|n| (50..=200).contains(n))
@@ -259,7 +260,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn dimensions_and_architectures() {
+    fn parses_dimensions_and_architectures() {
         assert_eq!(dims("4").unwrap().0, [4, 1, 1]);
         assert_eq!(dims("4,2").unwrap().0, [4, 2, 1]);
         assert_eq!(dims("4,2,3").unwrap().0, [4, 2, 3]);

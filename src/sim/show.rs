@@ -1,4 +1,4 @@
-//! What came of a run, for people and for programs.
+//! The report of a run, as text and as JSON.
 
 use std::fmt::Write as _;
 
@@ -10,27 +10,27 @@ use reel_sim::report::{CountReport, CountSummary, LineCounts};
 use reel_sim::roofline::{Basis, GPUS, Roofline};
 use serde_json::{Map, Value, json};
 
-use super::quote::Quotes;
+use super::quote::SourceQuotes;
 
-/// A checked kernel.
+/// A checked kernel and its report.
 #[derive(Debug)]
-pub struct Shown<'a> {
-    /// The file, as it was given.
+pub struct RunDisplay<'a> {
+    /// The file as given.
     pub file: &'a str,
-    /// What it holds.
+    /// The program.
     pub program: &'a Program,
     /// The kernel.
     pub kernel: &'a Kernel,
-    /// What was found.
+    /// The report of the check.
     pub report: &'a check::CheckReport,
-    /// Source lines.
-    pub quotes: Quotes,
+    /// Source lines to quote.
+    pub quotes: SourceQuotes,
 }
 
-/// Lines that the text shows of the counts.
-const BUSIEST: usize = 8;
+/// Number of source lines with the highest counts that the text shows.
+const MAX_COUNTED_LINES: usize = 8;
 
-impl Shown<'_> {
+impl RunDisplay<'_> {
     fn findings(&self) -> impl Iterator<Item = &Finding> {
         self.report.findings.iter().flatten()
     }
@@ -45,7 +45,7 @@ impl Shown<'_> {
         GPUS.iter().map(|gpu: &GpuSpec| Roofline::new(*gpu, self.kernel, &counters)).collect()
     }
 
-    /// The result as JSON.
+    /// Returns the report as JSON.
     pub fn json(&self) -> Value {
         let findings: Vec<Value> = self.findings().map(finding_json).collect();
         let counts = self.counts();
@@ -64,7 +64,7 @@ impl Shown<'_> {
         })
     }
 
-    /// The result as text; `quiet`: the findings only.
+    /// Returns the report as text; `quiet`: findings only.
     pub fn text(&self, quiet: bool) -> String {
         let mut out = String::new();
         for f in self.findings() {
@@ -81,7 +81,7 @@ impl Shown<'_> {
         }
         let n = self.report.interleavings;
         let verdict = match self.findings().count() {
-            0 => "nothing found".to_string(),
+            0 => "no findings".to_string(),
             1 => "1 finding".to_string(),
             n => format!("{n} findings"),
         };
@@ -113,7 +113,7 @@ impl Shown<'_> {
     fn add_counts(&self, out: &mut String) {
         let counts = self.counts();
         let c = &counts.total.count;
-        *out += "\ncounted, of the first run:\n";
+        *out += "\ncounted in the first run:\n";
         let mut row = |name: &str, value: String| *out += &format!("  {name:<24}{value}\n");
         row("blocks, barriers", format!("{}, {}", counts.blocks, counts.barriers));
         row("instructions", format!("{} of warps, {} of threads", c.warps, c.threads));
@@ -125,12 +125,12 @@ impl Shown<'_> {
         }
         row("global bytes", format!("{} read, {} written", c.global_read, c.global_written));
         if let Some(efficiency) = counts.total.sector_efficiency() {
-            row("global sectors", format!("{}, {:.0} % of their bytes asked for", c.sectors, 100.0 * efficiency));
+            row("global sectors", format!("{}, {:.0} % of their bytes requested", c.sectors, 100.0 * efficiency));
         }
         if c.wavefronts > 0 {
-            row("shared wavefronts", format!("{}, {} above the least", c.wavefronts, counts.total.bank_conflicts()));
+            row("shared wavefronts", format!("{}, {} above the minimum", c.wavefronts, counts.total.bank_conflicts()));
         }
-        let busiest = counts.busiest(BUSIEST);
+        let busiest = counts.busiest(MAX_COUNTED_LINES);
         if busiest.is_empty() {
             return;
         }
@@ -149,7 +149,7 @@ impl Shown<'_> {
             let _ = writeln!(
                 out,
                 "  {:>16} {:>10} {:>12} {:>12} {:>8} {:>10} {:>9}  {}",
-                place(line, &self.quotes),
+                location(line, &self.quotes),
                 c.warps,
                 c.threads,
                 bytes,
@@ -162,7 +162,7 @@ impl Shown<'_> {
     }
 
     fn add_rooflines(&self, out: &mut String) {
-        *out += "\nmodelled, least microseconds of each part (nothing here is measured):\n";
+        *out += "\nmodelled, minimum microseconds of each part (not measured):\n";
         let rooflines = self.rooflines();
         let names = rooflines.first().map(|r| r.bounds.map(|b| b.name)).unwrap_or_default();
         *out += &format!("  {:6}", "");
@@ -176,8 +176,8 @@ impl Shown<'_> {
     }
 }
 
-/// A line's place: `k.cu:12`, shortened from the left; `ptx:12` for a PTX line without a CUDA line.
-fn place(line: &LineCounts, quotes: &Quotes) -> String {
+/// Returns a line's location: `k.cu:12`, shortened from the left; `ptx:12` for a PTX line without a CUDA line.
+fn location(line: &LineCounts, quotes: &SourceQuotes) -> String {
     let main = if line.origin.cuda == quotes.cuda { quotes.name.rsplit('/').next().unwrap_or_default() } else { "ptx" };
     let full = format!("{}:{}", line.origin.file.as_deref().unwrap_or(main), line.origin.line);
     let excess = full.chars().count().saturating_sub(16);

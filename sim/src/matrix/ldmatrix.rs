@@ -60,7 +60,7 @@ impl MatrixMove {
 /// `ldmatrix`: fills one register per 8 rows. `rows` are in the order of the lanes that supply their addresses.
 #[inline(always)]
 pub fn load(rows: &[[u8; 16]], transpose: bool, registers: &mut [Lanes]) {
-    assert_eq!(rows.len(), 8 * registers.len(), "eight rows a matrix");
+    assert_eq!(rows.len(), 8 * registers.len(), "eight rows per matrix");
     for (rows, register) in rows.chunks_exact(8).zip(registers) {
         let words: &mut [[u8; 16]] = bytemuck::cast_slice_mut(register.as_mut_slice());
         words.copy_from_slice(rows);
@@ -85,7 +85,7 @@ pub fn arrange(register: &mut Lanes, transpose: bool) {
 /// Unless `rows.len() == 8 * registers.len()`.
 #[inline(always)]
 pub fn store(registers: &[Lanes], transpose: bool, rows: &mut [[u8; 16]]) {
-    assert_eq!(rows.len(), 8 * registers.len(), "eight rows a matrix");
+    assert_eq!(rows.len(), 8 * registers.len(), "eight rows per matrix");
     for (register, rows) in registers.iter().zip(rows.chunks_exact_mut(8)) {
         let source = if transpose { transposed(register) } else { *register };
         let source = source.map(u32::to_le);

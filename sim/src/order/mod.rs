@@ -42,7 +42,7 @@ pub use conflict::{AccessKind, CheckContext, Conflict, ConflictKind, EarlierAcce
 pub use ops::{AsyncOpId, AsyncOpKind, AsyncOps};
 pub use shadow::ShadowMemory;
 pub use sync::{MemorySemantics, SyncLocations};
-pub use warp::{FenceHandoff, WarpClocks, barrier};
+pub use warp::{FenceHandoff, WarpClocks};
 pub use wgmma_operand::OperandWriters;
 
 /// Number of blocks that agents can name: block indices are below this.

@@ -129,6 +129,10 @@ impl WarpClocks {
         self.own_fenced[space as usize][lane as usize]
     }
 
+    fn part_of(&self, lanes: u32) -> Option<VectorClock> {
+        self.parts.iter().find(|part| part.mask & lanes != 0).map(|part| part.clock.clone())
+    }
+
     /// Release: ends the epoch and returns the joined clock of `lanes`, including their own accesses so far. A barrier,
     /// an mbarrier arrival or a releasing write passes it on.
     pub fn release(&mut self, lanes: u32) -> VectorClock {
@@ -325,48 +329,6 @@ impl WarpClocks {
                 }
             }
             at += 1;
-        }
-    }
-}
-
-/// Executes a barrier. Each participant is a warp, its arriving lanes, and its waiting lanes (a subset). All arriving
-/// lanes release; the waiting lanes acquire what all released. For `bar.arrive` no lane waits.
-pub fn barrier(participants: &mut [(&mut WarpClocks, u32, u32)]) {
-    let Some(first) = participants.iter().find_map(|(warp, lanes, _)| warp.part_of(*lanes)) else { return };
-    let mut all = first.clone();
-    for (warp, lanes, _) in participants.iter_mut() {
-        warp.release_into(*lanes, &first, &mut all);
-    }
-    for (warp, _, waiting) in participants.iter_mut() {
-        if *waiting != 0 {
-            warp.acquire_all(*waiting, &all);
-        }
-    }
-}
-
-impl WarpClocks {
-    fn part_of(&self, lanes: u32) -> Option<VectorClock> {
-        self.parts.iter().find(|part| part.mask & lanes != 0).map(|part| part.clock.clone())
-    }
-
-    /// [`release`](WarpClocks::release) joined into `all`, which already contains `first`.
-    fn release_into(&mut self, lanes: u32, first: &VectorClock, all: &mut VectorClock) {
-        let differ = self.parts.iter().filter(|part| part.mask & lanes != 0 && !part.clock.same(first));
-        differ.for_each(|part| all.join(&part.clock));
-        self.add_own(all, lanes, self.epoch);
-        self.epoch += 1;
-    }
-
-    /// [`acquire`](WarpClocks::acquire) of a clock that covers the clocks of `lanes`.
-    fn acquire_all(&mut self, lanes: u32, all: &VectorClock) {
-        let lanes = self.all_or(lanes);
-        if all.block != self.block {
-            self.acquire(lanes, all);
-        } else if lanes == u32::MAX {
-            self.parts.truncate(1);
-            self.parts[0] = Part { mask: u32::MAX, clock: all.clone() };
-        } else {
-            self.change(lanes, |mine| *mine = all.clone());
         }
     }
 }

@@ -52,7 +52,7 @@ pub fn module_variables(module: &Module) -> Result<Vec<ModuleVariable>, ProgramE
                 (Some(o), _) => o.address,
                 (None, Some(f)) => function_address(f),
                 (None, None) => {
-                    let what = format!("{}: its initialiser names {}, which is not declared", v.name, r.symbol);
+                    let what = format!("{}: its initialiser refers to {}, which is not declared", v.name, r.symbol);
                     return Err(ProgramError::Operand { line: 0, what });
                 }
             };

@@ -141,7 +141,7 @@ impl Cursor<'_> {
                 "/" => a / b,
                 _ => return Err(self.error(format!("`{operator}` does not take floating-point constants"))),
             })),
-            _ => Err(self.error(format!("`{operator}` between constants of different kinds"))),
+            _ => Err(self.error(format!("`{operator}` needs two integers or two f64 constants"))),
         }
     }
 

@@ -103,7 +103,7 @@ impl<'a> Parser<'a> {
             (Label::Prototype(noreturn), None, _) => {
                 self.function.noreturn_calls.extend(noreturn.then_some(pending.instruction as u32));
             }
-            _ => return Err(ParseError { line: pending.line, what: format!("{} is no label", pending.name) }),
+            _ => return Err(ParseError { line: pending.line, what: format!("{} is not a label", pending.name) }),
         }
         Ok(())
     }
@@ -176,7 +176,7 @@ impl<'a> Parser<'a> {
         let count = self.cursor.count()?;
         self.cursor.expect(b'>')?;
         if count > MAX_REGISTERS as u64 {
-            return Err(self.cursor.error(format!("{count} registers {prefix}")));
+            return Err(self.cursor.error(format!("{prefix}<{count}>: more registers than {MAX_REGISTERS}")));
         }
         let first = self.function.registers.len() as Register;
         for number in 0..count {
@@ -227,7 +227,7 @@ impl<'a> Parser<'a> {
         let label = self.label()?;
         match self.scopes.label(head, label) {
             true => Ok(()),
-            false => Err(ParseError { line, what: format!("label {head} stands twice in one scope") }),
+            false => Err(ParseError { line, what: format!("label {head} is defined twice in one scope") }),
         }
     }
 
@@ -296,7 +296,7 @@ impl<'a> Parser<'a> {
         }
         match operands.last() {
             Some(Operand::Symbol(..)) => Ok(operands),
-            _ if branch => Err(ParseError { line, what: "a branch without a label".to_owned() }),
+            _ if branch => Err(ParseError { line, what: "the branch has no label".to_owned() }),
             _ => Ok(operands),
         }
     }

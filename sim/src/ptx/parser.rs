@@ -57,7 +57,7 @@ impl<'a> Parser<'a> {
             self.module_statement()?;
         }
         if let Some(line) = self.cursor.open_comment {
-            return Err(ParseError { line, what: "a comment is not closed".to_owned() });
+            return Err(ParseError { line, what: "a comment is not closed; add `*/`".to_owned() });
         }
         if self.module.version == (0, 0) {
             return Err(ParseError { line: 1, what: "`.version` is missing".to_owned() });

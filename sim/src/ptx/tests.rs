@@ -191,14 +191,14 @@ fn labels_belong_to_their_scope() {
     assert_eq!(targets, expected.map(Operand::Label));
     assert_eq!(kernel_error("bra X;"), (1, "X is not declared in k".to_owned()));
     assert_eq!(kernel_error("{ X: }\n\nbra X;"), (3, "X is not declared in k".to_owned()));
-    assert_eq!(kernel_error("X:\nX: ret;"), (2, "label X stands twice in one scope".to_owned()));
+    assert_eq!(kernel_error("X:\nX: ret;"), (2, "label X is defined twice in one scope".to_owned()));
     let f = kernel("@%p1 bra B; T: .branchtargets A, B, A; brx.idx.uni %r1, T; A: ret; B: ret;");
     assert_eq!(f.body[1].operands, [Operand::Register(5), Operand::Labels(vec![2, 3, 2])]);
     let f = kernel("{ T: .branchtargets A, B; { A: brx.idx %r1, T; } B: } A: ret;");
     assert_eq!(f.body[0].operands[1], Operand::Labels(vec![1, 1]));
     assert_eq!(kernel_error("T: .branchtargets A;\nbrx.idx %r1, T;"), (2, "A is not declared in k".to_owned()));
-    assert_eq!(kernel_error("T: .branchtargets T;\nbrx.idx %r1, T;"), (2, "T is no label".to_owned()));
-    assert_eq!(kernel_error("bra %r1;"), (1, "a branch without a label".to_owned()));
+    assert_eq!(kernel_error("T: .branchtargets T;\nbrx.idx %r1, T;"), (2, "T is not a label".to_owned()));
+    assert_eq!(kernel_error("bra %r1;"), (1, "the branch has no label".to_owned()));
     assert!(kernel_error("bra;").1.contains("expected a constant"));
 }
 

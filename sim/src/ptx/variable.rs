@@ -106,7 +106,7 @@ impl<'a> Parser<'a> {
         while self.cursor.eat(b'[') {
             let open = self.cursor.peek() == b']';
             if open && !dimensions.is_empty() {
-                return Err(self.cursor.error("only the first dimension of an array may be left open"));
+                return Err(self.cursor.error("only the first dimension of an array may be empty"));
             }
             let length = if open { 0 } else { self.cursor.integer_expression()? };
             self.cursor.expect(b']')?;

@@ -68,11 +68,6 @@ impl MapField {
             _ => return None,
         })
     }
-
-    /// Returns true if the instruction has an ordinal operand.
-    pub fn has_ordinal(self) -> bool {
-        matches!(self, Self::BoxDim | Self::GlobalDim | Self::GlobalStride | Self::ElementStride)
-    }
 }
 
 /// Converts `elemtype` of `tensormap.replace`, which numbers the types in another order than the driver.

@@ -57,17 +57,6 @@ pub enum ReduceType {
     F64,
 }
 
-impl ReduceType {
-    /// Returns the bytes of an element.
-    pub fn bytes(self) -> usize {
-        match self {
-            Self::F16 | Self::Bf16 => 2,
-            Self::B32 | Self::U32 | Self::S32 | Self::F32 | Self::F32Ftz => 4,
-            Self::B64 | Self::U64 | Self::S64 | Self::F64 => 8,
-        }
-    }
-}
-
 /// A valid combination of operation and element type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Reduction {
@@ -120,11 +109,6 @@ impl Reduction {
             DataType::U8 | DataType::U16 | DataType::Tf32 | DataType::Tf32Ftz => return None,
         };
         exists.then_some(Self { op, ty })
-    }
-
-    /// Returns the bytes of an element.
-    pub fn element_bytes(&self) -> usize {
-        self.ty.bytes()
     }
 
     /// Computes `destination = op(destination, source)` element by element. A partial element at the end of the shorter

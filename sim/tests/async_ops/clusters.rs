@@ -1,4 +1,4 @@
-//! Clusters of two blocks.
+//! Kernels with clusters of two blocks.
 
 use super::common::*;
 use reel_sim::exec::LaunchConfig;
@@ -17,11 +17,11 @@ fn output(memory: &SimMemory) -> Vec<u32> {
 }
 
 #[test]
-fn exchange() {
+fn cluster_blocks_exchange_shared_memory() {
     let from = words(128);
     clean(FILE, "exchange_0", &setup, &|memory| {
         let out = output(memory);
-        // What a block read from its peer came back to the peer.
+        // A block sends back the words that it read from its peer.
         let want: Vec<u32> = (0..128).map(|i| from[i / 64 * 64 + ((i % 64) ^ 9)].wrapping_add(1)).collect();
         assert_eq!(out[..128], want);
         assert_eq!(out[128], from.iter().filter(|w| *w & 1 != 0).count() as u32);
@@ -30,7 +30,7 @@ fn exchange() {
 }
 
 #[test]
-fn leave() {
+fn cluster_blocks_must_not_exit_early() {
     let from = words(128);
     clean(FILE, "leave_0", &setup, &|memory| {
         assert_eq!(output(memory)[..128], (0..128).map(|i| from[i ^ 64]).collect::<Vec<u32>>());
@@ -39,11 +39,11 @@ fn leave() {
 }
 
 #[test]
-fn asynchronous_stores() {
+fn st_async_reaches_the_peer() {
     let from = words(128);
     clean(FILE, "post_0", &setup, &|memory| {
         let out = output(memory);
-        // The tile is the peer's words; what comes back from the peer is the block's own.
+        // The tile holds the peer's words; the peer returns the block's own words.
         let want: Vec<u32> = (0..128)
             .map(|i| {
                 let (rank, t) = (i / 64, i % 64);
@@ -57,7 +57,7 @@ fn asynchronous_stores() {
 }
 
 #[test]
-fn multicast() {
+fn multicast_loads_reach_all_blocks() {
     let from = words(128);
     clean(FILE, "multicast_0", &setup, &|memory| {
         assert_eq!(output(memory)[..128], (0..128).map(|i| from[i % 64]).collect::<Vec<u32>>());

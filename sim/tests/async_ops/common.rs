@@ -6,7 +6,7 @@ use reel_sim::memory::SimMemory;
 use reel_sim::program::Program;
 use std::collections::BTreeSet;
 
-/// Interleavings of a correct kernel, under each of the three moments of completion.
+/// Interleavings of a correct kernel, for each of the three completion policies.
 const SEEDS: u64 = 8;
 
 const MOMENTS: [CompletionTiming; 3] = [CompletionTiming::Latest, CompletionTiming::Earliest, CompletionTiming::Random];
@@ -20,7 +20,8 @@ pub fn program(file: &str) -> Program {
     Program::parse(&text).expect("the corpus parses")
 }
 
-/// What the comments of `FILE.cu` say about a variant: `// NAME 1: kind, 2: kind` on the line of the finding.
+/// The expected findings of a variant, from comments in `FILE.cu`: `// NAME 1: kind, 2: kind` on the line of the
+/// finding.
 pub fn expected(file: &str, name: &str, variant: u32) -> BTreeSet<(u32, &'static str)> {
     let text = std::fs::read_to_string(path(&format!("{file}.cu"))).expect("the corpus has the source");
     let mut out = BTreeSet::new();
@@ -37,20 +38,20 @@ pub fn expected(file: &str, name: &str, variant: u32) -> BTreeSet<(u32, &'static
     out
 }
 
-/// Kernels here are short.
+/// These kernels are short.
 pub fn patient() -> ExecOptions {
     ExecOptions { patience: 1_000_000, ..ExecOptions::default() }
 }
 
-/// A kernel's launch: buffers are made in the memory, the launch is returned.
+/// Creates a kernel's buffers in memory and returns its launch.
 pub type Setup<'a> = &'a dyn Fn(&mut SimMemory) -> LaunchConfig;
 
-/// One block (or `grid`) of `threads` with these parameters.
+/// Returns a launch of one block (or `grid`) of `threads` threads with these parameters.
 pub fn launch(grid: u32, threads: u32, params: Params) -> LaunchConfig {
     LaunchConfig { grid: [grid, 1, 1], block: [threads, 1, 1], cluster: [1, 1, 1], dynamic_shared: 0, params: params.0 }
 }
 
-/// Parameters in C layout.
+/// Lays out parameters as in C.
 #[derive(Default)]
 pub struct Params(pub Vec<u8>);
 
@@ -77,7 +78,7 @@ pub fn run_one(program: &Program, kernel: &str, options: &ExecOptions, setup: Se
     (outcome, memory)
 }
 
-/// The kernel is right under every interleaving: no finding, and `check` holds.
+/// Checks that the kernel has no finding, and that `check` holds, under every interleaving.
 pub fn clean(file: &str, kernel: &str, setup: Setup, check: &dyn Fn(&SimMemory)) {
     clean_with(file, kernel, &patient(), setup, check);
 }
@@ -95,7 +96,7 @@ pub fn clean_with(file: &str, kernel: &str, base: &ExecOptions, setup: Setup, ch
     }
 }
 
-/// The variant's bug is found at its line (one of them); others that follow from it may be found too.
+/// Checks that the variant's bug is reported at one of its lines; further findings that follow from it are allowed.
 pub fn planted(file: &str, name: &str, variant: u32, setup: Setup) {
     planted_with(file, name, variant, &patient(), setup);
 }
@@ -122,7 +123,7 @@ pub fn planted_with(file: &str, name: &str, variant: u32, base: &ExecOptions, se
     assert!(!expected.is_disjoint(&found), "{kernel}: wanted one of {expected:?}, found\n{all}");
 }
 
-/// 32-bit words from 0 on, scrambled a little.
+/// Returns distinct 32-bit words.
 pub fn words(count: usize) -> Vec<u32> {
     (0..count as u32).map(|i| i.wrapping_mul(0x9e37_79b9) ^ i).collect()
 }
@@ -131,7 +132,7 @@ pub fn le(words: &[u32]) -> Vec<u8> {
     words.iter().flat_map(|w| w.to_le_bytes()).collect()
 }
 
-/// The words of a buffer.
+/// Returns the words of a buffer.
 pub fn read(memory: &SimMemory, base: u64) -> Vec<u32> {
     let bytes = memory.bytes(base).expect("a buffer");
     bytes.chunks_exact(4).map(|c| u32::from_le_bytes(c.try_into().expect("four"))).collect()

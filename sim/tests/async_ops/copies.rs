@@ -1,4 +1,4 @@
-//! `cp.async`.
+//! Kernels with `cp.async`.
 
 use super::common::*;
 use reel_sim::exec::LaunchConfig;
@@ -7,7 +7,7 @@ use reel_sim::memory::SimMemory;
 
 const FILE: &str = "cp_async";
 
-/// `in` of that many words first, `out` of as many behind it.
+/// Parameters: `in` of that many words, and `out` of as many.
 fn setup(words_in: usize, words_out: usize, threads: u32, n: i32) -> impl Fn(&mut SimMemory) -> LaunchConfig {
     move |memory| {
         let input = memory.alloc(le(&words(words_in)));
@@ -23,7 +23,7 @@ fn output(memory: &SimMemory) -> Vec<u32> {
 }
 
 #[test]
-fn stage() {
+fn staged_copies() {
     let setup = setup(512, 512, 128, 0);
     let from = words(512);
     clean(FILE, "stage_0", &setup, &|memory| {
@@ -34,7 +34,7 @@ fn stage() {
 }
 
 #[test]
-fn pipeline() {
+fn pipelined_copies() {
     let setup = setup(128 * 7, 128, 128, 7);
     let from = words(128 * 7);
     clean(FILE, "pipeline_0", &setup, &|memory| {
@@ -65,7 +65,7 @@ fn partial_rows_are_filled_with_zeros() {
 }
 
 #[test]
-fn arrivals() {
+fn copies_arrive_on_an_mbarrier() {
     let setup = setup(256, 256, 128, 0);
     let from = words(256);
     let check = |memory: &SimMemory| {
@@ -78,7 +78,7 @@ fn arrivals() {
 }
 
 #[test]
-fn overwritten_while_pending() {
+fn reports_overwriting_the_source_of_a_pending_copy() {
     let setup = setup(128, 128, 128, 0);
     clean(FILE, "overwrite_0", &setup, &|memory| assert_eq!(output(memory), (0..128).collect::<Vec<u32>>()));
     planted(FILE, "overwrite", 1, &setup);

@@ -1,10 +1,10 @@
-//! Dependent grids.
+//! Dependent launches (`griddepcontrol`).
 
 use super::common::*;
 use reel_sim::exec::{LaunchConfig, SimLaunch, run_pair};
 use reel_sim::memory::SimMemory;
 
-/// The findings of the second grid, and what it wrote.
+/// Returns the findings and the output of the second grid.
 fn run(variant: u32, seed: u64) -> (Vec<(u32, &'static str)>, Vec<u32>) {
     let program = program("dependent");
     let (first, second) = (program.kernel("first"), program.kernel(&format!("second_{variant}")));
@@ -23,7 +23,7 @@ fn run(variant: u32, seed: u64) -> (Vec<(u32, &'static str)>, Vec<u32>) {
 }
 
 #[test]
-fn order() {
+fn dependent_grid_must_wait_for_the_first() {
     let from = words(1024);
     for seed in 0..8 {
         let (found, out) = run(0, seed);

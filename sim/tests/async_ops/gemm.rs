@@ -1,4 +1,4 @@
-//! A warp-specialised product with tensor copies, mbarriers and wgmma, with and without a cluster.
+//! A warp-specialised matrix product with tensor copies, mbarriers and wgmma, with and without a cluster.
 
 use super::common::*;
 use reel_sim::exec::LaunchConfig;
@@ -7,7 +7,7 @@ use reel_sim::tensor_map::{DataType, Swizzle, TensorMap};
 
 const K: usize = 64 * 5;
 
-/// Small multiples of 1/4: sums are exact.
+/// Returns small multiples of 1/4, whose sums are exact.
 fn quarter(i: usize) -> f32 {
     (((i * 7919) >> 3) % 17) as f32 / 4.0 - 2.0
 }
@@ -16,7 +16,7 @@ fn bf16_bytes(values: impl Iterator<Item = f32>) -> Vec<u8> {
     values.flat_map(|v| ((v.to_bits() >> 16) as u16).to_le_bytes()).collect()
 }
 
-/// m×n product; 128×128 a block.
+/// An m×n product with 128×128 elements per block.
 fn setup(m: usize, n: usize, cluster: u32) -> impl Fn(&mut SimMemory) -> LaunchConfig {
     move |memory| {
         let a = memory.alloc(bf16_bytes((0..m * K).map(quarter)));
@@ -61,7 +61,7 @@ fn check(m: usize, n: usize) -> impl Fn(&SimMemory) {
 }
 
 #[test]
-fn gemm() {
+fn warp_specialised_gemm() {
     clean("gemm", "gemm_0", &setup(128, 256, 1), &check(128, 256));
 }
 
@@ -71,6 +71,6 @@ fn gemm_in_a_cluster() {
 }
 
 #[test]
-fn planted_bugs() {
+fn reports_planted_bugs() {
     (1..=8).for_each(|variant| planted("gemm", "gemm", variant, &setup(128, 128, 1)));
 }

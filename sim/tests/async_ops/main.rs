@@ -1,4 +1,5 @@
-//! Asynchronous instructions in whole kernels: results, findings at planted bugs, and none in their correct twins.
+//! Whole kernels with asynchronous instructions: correct kernels have the right results and no findings, planted bugs
+//! are reported.
 
 mod clusters;
 mod common;

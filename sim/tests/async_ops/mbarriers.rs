@@ -1,4 +1,4 @@
-//! mbarriers, bulk loads, stores and reductions.
+//! Kernels with mbarriers, bulk loads, bulk stores and bulk reductions.
 
 use super::common::*;
 use reel_sim::exec::{ExecOptions, LaunchConfig};
@@ -20,7 +20,7 @@ fn output(memory: &SimMemory) -> Vec<u32> {
 }
 
 #[test]
-fn load() {
+fn bulk_loads() {
     let setup = setup(256, 256, 256, 0);
     let from = words(256);
     clean(FILE, "load_0", &setup, &|memory| {
@@ -30,7 +30,7 @@ fn load() {
 }
 
 #[test]
-fn phases() {
+fn mbarrier_phases() {
     let setup = setup(512, 256, 256, 0);
     let from = words(512);
     clean(FILE, "twice_0", &setup, &|memory| {
@@ -40,7 +40,7 @@ fn phases() {
 }
 
 #[test]
-fn ring() {
+fn ring_of_stages() {
     let setup = setup(96 * 7, 96, 128, 7);
     let from = words(96 * 7);
     clean(FILE, "ring_0", &setup, &|memory| {
@@ -51,7 +51,7 @@ fn ring() {
 }
 
 #[test]
-fn states() {
+fn waits_on_mbarrier_states() {
     let setup = setup(64, 128, 64, 0);
     let from = words(64);
     clean(FILE, "states", &setup, &|memory| {
@@ -61,19 +61,19 @@ fn states() {
 }
 
 #[test]
-fn stores() {
+fn bulk_stores() {
     let setup = setup(512, 512, 256, 0);
     let from = words(512);
     clean(FILE, "store_0", &setup, &|memory| {
         assert_eq!(output(memory), from.iter().map(|w| w.wrapping_add(1)).collect::<Vec<u32>>());
     });
-    // A fence of the issuer behind the barrier does as well.
+    // A fence in the issuing thread, after the barrier, is correct too.
     clean(FILE, "store_4", &setup, &|_| ());
     (1..=3).for_each(|variant| planted(FILE, "store", variant, &setup));
 }
 
 #[test]
-fn sums() {
+fn bulk_reductions() {
     let setup = move |memory: &mut SimMemory| {
         let input = memory.alloc(le(&(0..128).map(|i| 3 * i).collect::<Vec<u32>>()));
         let output = memory.alloc(le(&(0..129).map(|i| (i as f32).to_bits()).collect::<Vec<u32>>()));
@@ -87,7 +87,7 @@ fn sums() {
 }
 
 #[test]
-fn reload() {
+fn reloading_a_stage_needs_order() {
     let setup = setup(128, 256, 128, 0);
     let from = words(128);
     clean(FILE, "reload_0", &setup, &|memory| {
@@ -98,7 +98,7 @@ fn reload() {
 }
 
 #[test]
-fn exits() {
+fn exit_before_a_bulk_store_has_read_its_source() {
     let setup = setup(256, 256, 256, 0);
     clean(FILE, "abandon_0", &setup, &|memory| assert_eq!(output(memory), words(256)));
     planted(FILE, "abandon", 1, &setup);

@@ -1,4 +1,4 @@
-//! `mma.sync` with `ldmatrix` and `cp.async`.
+//! Kernels with `mma.sync`, `ldmatrix` and `cp.async`.
 
 use super::common::*;
 use reel_sim::exec::LaunchConfig;
@@ -22,7 +22,7 @@ fn setup(memory: &mut SimMemory) -> LaunchConfig {
 }
 
 #[test]
-fn gemm() {
+fn mma_gemm() {
     let dot = |i: usize, j: usize| (0..K).map(|k| quarter(i * K + k) * quarter(j * K + k + 5)).sum();
     let want: Vec<f32> = (0..256 * 128).map(|at| dot(at / 128, at % 128)).collect();
     clean(FILE, "gemm_0", &setup, &|memory| {
@@ -34,7 +34,7 @@ fn gemm() {
 }
 
 #[test]
-fn fragments() {
+fn fragment_layouts() {
     let element = |row: usize, column: usize| (row * 16 + column) as u32;
     let setup = |memory: &mut SimMemory| {
         let matrix = (0..128).map(|w| (2 * w) | ((2 * w + 1) << 16)).collect::<Vec<u32>>();
@@ -69,7 +69,7 @@ fn fragments() {
 }
 
 #[test]
-fn stores_of_fragments() {
+fn stmatrix_stores_fragments() {
     let setup = |memory: &mut SimMemory| {
         let input = memory.alloc(le(&words(128)));
         let output = memory.alloc_uninitialized(4 * 192);
@@ -78,7 +78,7 @@ fn stores_of_fragments() {
     let half = |word: usize, odd: usize| words(128)[word] >> (16 * odd) & 0xffff;
     clean("wgmma", "stored", &setup, &|memory| {
         let got = read(memory, memory.iter().nth(1).expect("two buffers").base);
-        // Lane l holds row l / 4, columns 2(l % 4) and the next: word l of a matrix.
+        // Lane l holds row l / 4, columns 2(l % 4) and the next one: word l of a matrix.
         assert_eq!(got[..128], words(128));
         for i in 0..64 {
             let (matrix, row, column) = (i / 32, i % 32 / 4, i % 4 * 2);

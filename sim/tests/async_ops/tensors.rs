@@ -10,7 +10,7 @@ fn blob(map: &TensorMap) -> [u8; 128] {
     map.encode().expect("a good map")
 }
 
-/// Loads a box of f32 at `at`; what lies in shared memory has to be the box, swizzled.
+/// Loads a box of f32 at `at` and checks that shared memory holds the swizzled box.
 fn load(dims: &[u64], box_dims: &[u32], swizzle: Swizzle, at: &[i32]) {
     let count: u64 = dims.iter().product();
     let mut strides = vec![4 * dims[0]];
@@ -52,7 +52,7 @@ fn load(dims: &[u64], box_dims: &[u32], swizzle: Swizzle, at: &[i32]) {
 }
 
 #[test]
-fn loads() {
+fn tensor_loads() {
     load(&[100], &[32], Swizzle::None, &[84]);
     for (swizzle, width) in [(Swizzle::None, 12), (Swizzle::B32, 8), (Swizzle::B64, 16), (Swizzle::B128, 32)] {
         load(&[40, 20], &[width, 16], swizzle, &[8, 3]);
@@ -64,7 +64,7 @@ fn loads() {
 }
 
 #[test]
-fn stores_and_reductions() {
+fn tensor_stores_and_reductions() {
     for add in [0, 1] {
         let setup = move |memory: &mut SimMemory| {
             let from = memory.alloc((0..20 * 16).flat_map(|i: u32| (i as f32).to_le_bytes()).collect());
@@ -86,7 +86,7 @@ fn stores_and_reductions() {
 }
 
 #[test]
-fn maps_made_on_the_device() {
+fn tensor_maps_changed_on_the_device() {
     let setup = |memory: &mut SimMemory| {
         let other = memory.alloc(le(&words(64)));
         let map = TensorMap::tiled(DataType::U32, other, &[16, 4], &[64], &[16, 4], Swizzle::None).expect("a good map");
@@ -98,7 +98,7 @@ fn maps_made_on_the_device() {
         launch(2, 32, params)
     };
     clean(FILE, "replaced_0", &setup, &|memory| {
-        // Three rows of the other tensor; the fourth is outside of it.
+        // Three rows of the other tensor; the fourth row is outside of it.
         let want: Vec<u32> = words(64).iter().enumerate().map(|(i, w)| if i < 48 { w ^ 1 } else { 0 }).collect();
         assert_eq!(read(memory, memory.iter().nth(3).expect("buffers").base), want);
     });

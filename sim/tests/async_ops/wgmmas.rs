@@ -1,4 +1,4 @@
-//! wgmma with its layouts and hazards, and setmaxnreg.
+//! Kernels with wgmma: layouts, hazards and setmaxnreg.
 
 use super::common::*;
 use reel_sim::exec::LaunchConfig;
@@ -6,7 +6,7 @@ use reel_sim::memory::SimMemory;
 
 const FILE: &str = "wgmma";
 
-/// bf16 words of A (64 lines of 64) and then B (1024 elements): small multiples of 1/4.
+/// bf16 words of A (64 rows of 64) followed by B (1024 elements): small multiples of 1/4.
 fn values() -> Vec<f32> {
     (0..64 * 64 + 16 * 64).map(|i: usize| (((i * 7919) >> 3) % 17) as f32 / 4.0 - 2.0).collect()
 }
@@ -20,7 +20,7 @@ fn setup(threads: u32) -> impl Fn(&mut SimMemory) -> LaunchConfig {
     }
 }
 
-/// The product of 64×16 where A is `[64][64]` or transposed, B `[16][64]` or transposed.
+/// The 64×16 product of A, `[64][64]` or transposed, and B, `[16][64]` or transposed.
 fn check(transpose_a: bool, transpose_b: bool) -> impl Fn(&SimMemory) {
     let (v, mut want) = (values(), Vec::new());
     for m in 0..64 {
@@ -38,34 +38,34 @@ fn check(transpose_a: bool, transpose_b: bool) -> impl Fn(&SimMemory) {
 }
 
 #[test]
-fn basic() {
+fn basic_wgmma_and_its_hazards() {
     clean(FILE, "basic_0", &setup(128), &check(false, false));
-    // The fence in those who issue, behind the barrier.
+    // The fence in the issuing threads, after the barrier.
     clean(FILE, "basic_12", &setup(128), &check(false, false));
     (1..=10).for_each(|variant| planted(FILE, "basic", variant, &setup(128)));
 }
 
 #[test]
-fn layouts() {
+fn wgmma_layouts() {
     for (span, a, b) in [(128, 0, 0), (64, 0, 0), (32, 0, 0), (128, 1, 0), (64, 1, 0), (32, 1, 0), (32, 0, 1)] {
         clean(FILE, &format!("layout_{span}_{a}{b}"), &setup(128), &check(a == 1, b == 1));
     }
 }
 
 #[test]
-fn a_from_registers() {
+fn wgmma_with_a_from_registers() {
     clean(FILE, "registers_0", &setup(128), &check(false, false));
     (1..=2).for_each(|variant| planted(FILE, "registers", variant, &setup(128)));
 }
 
 #[test]
-fn operands_by_cp_async() {
+fn wgmma_operands_copied_by_cp_async() {
     clean(FILE, "copied_0", &setup(128), &check(false, false));
     (1..=2).for_each(|variant| planted(FILE, "copied", variant, &setup(128)));
 }
 
 #[test]
-fn setmaxnreg() {
+fn setmaxnreg_rules() {
     clean(FILE, "pool_0", &setup(384), &|_| ());
     (1..=3).for_each(|variant| planted(FILE, "pool", variant, &setup(384)));
 }

@@ -1,12 +1,13 @@
-//! Each planted mistake is found with its kind and line, and nothing is found in its correct twin: under several seeds, all
-//! completions, both architectures, with and without line information.
+//! Every planted mistake is reported with its kind and line, and its correct twin has no finding: under several seeds,
+//! all completion policies, both architectures, with and without line information.
 
 use crate::harness::{ARCHITECTURES, COMPLETIONS, Case, SEEDS, cases, cuda, cuda_lines, ptx, run, without_lines};
 use reel_sim::finding::Finding;
 use reel_sim::program::Program;
 use std::fmt::Write;
 
-/// What is wrong with a run's findings, if anything. `text`: the PTX whose lines they name, without line information.
+/// Compares a run's findings with the expected ones and returns the differences. `text`: the PTX whose lines they name,
+/// without line information.
 fn judge(case: &Case, found: &[Finding], text: Option<&str>) -> Option<String> {
     for f in found {
         let lines = match text {
@@ -22,7 +23,7 @@ fn judge(case: &Case, found: &[Finding], text: Option<&str>) -> Option<String> {
     (!case.some && found.is_empty()).then(|| format!("{first} not found"))
 }
 
-/// All runs of one case with one program; what is wrong, a line a problem.
+/// Runs one case with one program in all configurations; returns one problem per line.
 fn check_case(program: &Program, case: &Case, lined: Option<&str>) -> String {
     let (mut first_output, mut found_once) = (None, false);
     let (mut wrong, mut count) = (String::new(), 0);
@@ -82,36 +83,36 @@ fn check(file: &str) {
 }
 
 #[test]
-fn bounds() {
+fn bounds_corpus() {
     check("bounds");
 }
 
 #[test]
-fn uninitialized() {
+fn uninitialized_corpus() {
     check("uninitialized");
 }
 
 #[test]
-fn trap() {
+fn trap_corpus() {
     check("trap");
 }
 
 #[test]
-fn race_shared() {
+fn race_shared_corpus() {
     check("race_shared");
 }
 
 #[test]
-fn race_global() {
+fn race_global_corpus() {
     check("race_global");
 }
 
 #[test]
-fn barrier() {
+fn barrier_corpus() {
     check("barrier");
 }
 
 #[test]
-fn deadlock() {
+fn deadlock_corpus() {
     check("deadlock");
 }

@@ -1,4 +1,4 @@
-//! Kernels whose warps are torn apart and come together again, against the same computed here.
+//! Kernels whose warps diverge and reconverge, compared with results computed here.
 
 use crate::harness::every_run;
 

@@ -1,4 +1,4 @@
-//! Families of instructions in whole kernels, against the same computed here.
+//! Instruction families in whole kernels, compared with results computed here.
 
 use crate::harness::every_run;
 
@@ -31,7 +31,7 @@ fn vectors() {
         let (t, k) = (i / 4, i % 4);
         let v = |k: u32| (4 * t + k) as f32;
         let w = |k: u32| (4 * (31 - t) + k) as f32;
-        // The double is two floats: its exponent is in the upper one.
+        // The double is two floats; its exponent is in the upper one.
         let exponent = ((2 * t + 1) as f32).to_bits() >> 20;
         [v(3) + w(0), v(2) + w(1), v(1), exponent as f32][k as usize].to_bits()
     });
@@ -67,7 +67,7 @@ fn atomics() {
         1 => 0u32.wrapping_sub(192),
         2 => (5i32 - 63) as u32,
         3 => 441,
-        // 64 times from 0 to 9 and again.
+        // Counts from 0 to 9 and again, 64 times.
         4 => 64 % 10,
         5 => (0..64).fold(0, |v: u32, _| if v == 0 { 9 } else { v - 1 }),
         6 => 0,
@@ -85,7 +85,7 @@ fn atomics() {
         18 => 0x5400_5000,
         19 => 0x4280_4200,
         20 => 77,
-        // Subnormals vanish in global memory and add up in shared memory.
+        // Subnormals are flushed in global memory and added in shared memory.
         21 => 0,
         22 => 96,
         _ => 0,
@@ -140,7 +140,7 @@ fn shuffles() {
                 }
             }
             6 => t ^ 9,
-            // Lanes of later segments are out of reach, those of earlier ones are not.
+            // Lanes of later segments cannot be read, lanes of earlier ones can.
             _ => {
                 if t ^ 12 > t | 7 {
                     t

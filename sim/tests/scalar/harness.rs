@@ -1,4 +1,4 @@
-//! Kernels of `corpus_scalar`: their PTX, their launches as `//@` lines say them, and runs of them.
+//! Kernels of `corpus_scalar`: their PTX, their launches (from `//@` lines), and their runs.
 
 use reel_sim::exec::{self, CompletionTiming, ExecOptions, LaunchConfig, SimOutcome};
 use reel_sim::finding::Finding;
@@ -7,11 +7,11 @@ use reel_sim::program::Program;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-/// Seeds that every kernel runs with.
+/// The seeds of every kernel's runs.
 pub const SEEDS: std::ops::Range<u64> = 0..8;
-/// The architectures that the PTX is made for.
+/// The architectures of the PTX files.
 pub const ARCHITECTURES: [&str; 2] = ["sm_80", "sm_90a"];
-/// When asynchronous operations complete.
+/// The completion policies of asynchronous operations.
 pub const COMPLETIONS: [CompletionTiming; 3] =
     [CompletionTiming::Latest, CompletionTiming::Earliest, CompletionTiming::Random];
 
@@ -20,24 +20,24 @@ fn read(name: &str) -> String {
     std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
-/// The CUDA text of a file.
+/// Returns the CUDA text of a file.
 pub fn cuda(file: &str) -> String {
     read(&format!("{file}.cu"))
 }
 
-/// The PTX of a file.
+/// Returns the PTX of a file.
 pub fn ptx(file: &str, architecture: &str) -> String {
     read(&format!("{file}.{architecture}.ptx"))
 }
 
-/// PTX without line information; its lines stay where they were.
+/// Removes line information from PTX, keeping the line numbers.
 pub fn without_lines(ptx: &str) -> String {
     let kept = |line: &str| !matches!(line.split_whitespace().next(), Some(".loc" | ".file"));
     ptx.lines().map(|line| if kept(line) { line } else { "" }).fold(String::new(), |text, line| text + line + "\n")
 }
 
-/// The lines of the main file that PTX line `line` comes from, by the `.loc` before it: its own, or those of the calls that
-/// inlined it.
+/// Returns the lines of the main file that PTX line `line` comes from, by the preceding `.loc`: its own line, or those
+/// of the calls that inlined it.
 pub fn cuda_lines(ptx: &str, line: u32) -> BTreeSet<u32> {
     let before: Vec<&str> = ptx.lines().take(line as usize).collect();
     let mut found = BTreeSet::new();
@@ -52,7 +52,7 @@ pub fn cuda_lines(ptx: &str, line: u32) -> BTreeSet<u32> {
             {
                 found.extend(words[at + 2].parse::<u32>());
             }
-            // A header's place inlined into a header's is preceded by the latter.
+            // A location of a header that is inlined into a header is preceded by the outer location.
             if !found.is_empty() {
                 break;
             }
@@ -61,10 +61,10 @@ pub fn cuda_lines(ptx: &str, line: u32) -> BTreeSet<u32> {
     found
 }
 
-/// A kernel of the corpus and how it is launched.
+/// A kernel of the corpus and its launch.
 #[derive(Clone, Debug, Default)]
 pub struct Case {
-    /// Its symbol.
+    /// The kernel's symbol.
     pub name: String,
     /// Blocks along x.
     pub grid: u32,
@@ -72,23 +72,24 @@ pub struct Case {
     pub block: u32,
     /// Bytes of dynamic shared memory.
     pub shared: u32,
-    /// Its arguments.
+    /// The kernel's arguments.
     pub args: Vec<String>,
-    /// The kinds that may be found; empty for correct kernels.
+    /// The kinds of findings that are allowed; empty for correct kernels.
     pub kinds: Vec<String>,
-    /// What a note must say.
+    /// Text that a note must contain.
     pub note: Option<String>,
-    /// Outputs may differ from seed to seed.
+    /// True if outputs may differ between seeds.
     pub varies: bool,
-    /// Not every seed need find it.
+    /// True if not every seed must find it.
     pub some: bool,
-    /// The one architecture that it is for.
+    /// The only architecture on which it runs.
     pub only: Option<String>,
     /// Lines that findings may name.
     pub lines: BTreeSet<u32>,
 }
 
-/// The cases of a CUDA file. Marked lines count for the kernels around them, those outside of kernels for all.
+/// Returns the cases of a CUDA file. Marked lines belong to the surrounding kernel; marked lines outside of kernels
+/// belong to all.
 pub fn cases(cuda: &str) -> Vec<Case> {
     let mut cases: Vec<Case> = Vec::new();
     let mut outside = BTreeSet::new();
@@ -140,7 +141,7 @@ fn parse(words: &str) -> Case {
     case
 }
 
-/// The memory and the parameters that a case asks for, and the addresses of its buffers.
+/// Creates the memory and parameters of a case; also returns the addresses of its buffers.
 pub fn arguments(args: &[String]) -> (SimMemory, Vec<u8>, Vec<u64>) {
     let mut memory = SimMemory::new();
     let mut params: Vec<u8> = Vec::new();
@@ -176,21 +177,21 @@ pub fn arguments(args: &[String]) -> (SimMemory, Vec<u8>, Vec<u64>) {
     (memory, params, buffers)
 }
 
-/// A run's outcome and the buffers after it.
+/// A run's result and its buffers afterwards.
 pub struct Ran {
     /// Findings, notes, counters.
     pub outcome: SimOutcome,
-    /// The buffers' bytes, in the order of arguments.
+    /// The bytes of the buffers, in the order of the arguments.
     pub buffers: Vec<Vec<u8>>,
 }
 
 impl Ran {
-    /// The findings.
+    /// Returns the findings.
     pub fn findings(&self) -> Vec<Finding> {
         self.outcome.findings.clone().into_list()
     }
 
-    /// Buffer `n` as 32-bit words.
+    /// Returns buffer `n` as 32-bit words.
     pub fn words(&self, n: usize) -> Vec<u32> {
         self.buffers[n].chunks_exact(4).map(|c| u32::from_le_bytes(c.try_into().unwrap())).collect()
     }
@@ -216,7 +217,7 @@ pub fn run(program: &Program, case: &Case, seed: u64, completion: CompletionTimi
     Ran { outcome, buffers }
 }
 
-/// Runs a correct kernel of `file` under all seeds and architectures; the same seed must give the same counters. Hands each
+/// Runs a correct kernel of `file` under all seeds and architectures; equal seeds must give equal counters. Passes each
 /// run to `check`.
 pub fn every_run(file: &str, name: &str, check: impl Fn(&Ran)) {
     let cases = cases(&cuda(file));

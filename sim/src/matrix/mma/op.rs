@@ -1,7 +1,6 @@
 //! Decoding of `mma.sync` opcodes.
 
 use crate::matrix::format::{Accumulator, Element};
-use crate::ptx::ast::Type;
 
 /// How `.b1` operands are combined before their bits are counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -109,15 +108,6 @@ impl MmaOp {
         form && (self.a == Element::B1) == self.bit_op.is_some()
     }
 
-    /// Returns the first architecture with this form: 80 (or earlier), 89 or 90.
-    pub fn first_sm(&self) -> u32 {
-        match self.a {
-            Element::F64 if self.m == 16 => 90,
-            Element::E4m3 | Element::E5m2 => 89,
-            _ => 80,
-        }
-    }
-
     /// Returns the registers per lane of each operand.
     pub fn registers(&self) -> RegisterCounts {
         let (m, k) = (self.m as usize, self.k as usize);
@@ -128,18 +118,6 @@ impl MmaOp {
             _ => m * 8 / 32,
         };
         RegisterCounts { a: count(m * k, self.a.bits()), b: count(8 * k, self.b.bits()), c }
-    }
-
-    /// Returns the register types of D, A, B and C; packed elements are `.b32`.
-    pub fn register_types(&self) -> [Type; 4] {
-        let c = match self.accumulator {
-            Accumulator::F16 => Type::B32,
-            Accumulator::F32 => Type::F32,
-            Accumulator::S32 => Type::S32,
-            Accumulator::F64 => Type::F64,
-        };
-        let a = if self.a == Element::F64 { Type::F64 } else { Type::B32 };
-        [c, a, a, c]
     }
 
     /// Returns the rows of 32 words per register: 2 for f64, else 1.

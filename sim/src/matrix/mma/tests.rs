@@ -6,7 +6,6 @@
 use super::*;
 use crate::matrix::Lanes;
 use crate::matrix::format::unpack;
-use crate::ptx::ast::Type;
 
 /// Returns the opcode of every dense form.
 fn forms() -> Vec<String> {
@@ -262,10 +261,6 @@ fn register_counts_and_flops_match_the_isa() {
     assert_eq!(registers, RegisterCounts { a: 4, b: 2, c: 2 });
     let (registers, _) = counts("mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64");
     assert_eq!(registers, RegisterCounts { a: 1, b: 1, c: 2 });
-    let f64 = MmaOp::decode("mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64").unwrap();
-    assert_eq!(f64.register_types(), [Type::F64; 4]);
-    let tf32 = MmaOp::decode("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32").unwrap();
-    assert_eq!(tf32.register_types(), [Type::F32, Type::B32, Type::B32, Type::F32]);
     let (registers, _) = counts("mma.sync.aligned.m16n8k256.row.col.s32.b1.b1.s32.and.popc");
     assert_eq!(registers, RegisterCounts { a: 4, b: 2, c: 4 });
 }

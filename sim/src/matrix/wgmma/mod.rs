@@ -390,8 +390,3 @@ fn summed<V: LaneVector, const G: usize, const H: usize, const N: usize>(
     }
     sums
 }
-
-/// Returns row and column of D of a lane's value `i`; a register holds one value, with f16 two.
-pub fn d_element_position(warp: usize, lane: usize, i: usize) -> (usize, usize) {
-    (16 * warp + lane / 4 + 8 * (i >> 1 & 1), 8 * (i >> 2) + 2 * (lane % 4) + (i & 1))
-}

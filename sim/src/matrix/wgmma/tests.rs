@@ -489,3 +489,8 @@ fn integers_wrap_or_clamp() {
         assert_eq!(d[3][31] as i32, want);
     }
 }
+
+/// Returns row and column of D of a lane's value `i`; a register holds one value, with f16 two.
+fn d_element_position(warp: usize, lane: usize, i: usize) -> (usize, usize) {
+    (16 * warp + lane / 4 + 8 * (i >> 1 & 1), 8 * (i >> 2) + 2 * (lane % 4) + (i & 1))
+}

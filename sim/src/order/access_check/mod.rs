@@ -182,13 +182,13 @@ impl<'a> AccessCheck<'a> {
             && self.good.mask >> (cell.writer & 31) & 1 != 0;
         let in_order = self.is_async && (cell.writer == NO_AGENT || good) && self.was_known_list(cell.older);
         let weak = self.stamp.strength() == AccessStrength::Weak;
-        let nobody = cell.reader == NO_AGENT;
-        let reader_known = nobody || self.was_known_reader(cell);
+        let unread = cell.reader == NO_AGENT;
+        let reader_known = unread || self.was_known_reader(cell);
         if !in_order || !weak {
             return self.check_cell_slow(WRITES, cell, offset, lane, lists);
         }
         if WRITES {
-            let looked_at = nobody || cell.reader >= FIRST_OP_KEY || (cell.reader, cell.read) == self.looked_at;
+            let looked_at = unread || cell.reader >= FIRST_OP_KEY || (cell.reader, cell.read) == self.looked_at;
             if !(reader_known && looked_at) {
                 return self.check_cell_slow(WRITES, cell, offset, lane, lists);
             }

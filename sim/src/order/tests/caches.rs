@@ -1,5 +1,6 @@
 //! Cached transitions do not change results: shadow memory with caches is compared with shadow memory without.
 
+use super::barrier;
 use crate::order::CACHES_DISABLED;
 use crate::order::*;
 

@@ -1,5 +1,6 @@
 //! Random small histories, checked by the shadow memory and by the reference graph.
 
+use super::barrier;
 use super::graph::{Graph, Node, Thread};
 use crate::order::*;
 use std::collections::{BTreeMap, BTreeSet};

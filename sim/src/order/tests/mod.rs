@@ -6,3 +6,23 @@ mod history;
 mod lists;
 mod rows;
 mod rules;
+
+use super::{VectorClock, WarpClocks};
+
+/// Executes a barrier of warps: each participant is a warp, its arriving lanes and its waiting lanes. All arriving lanes
+/// release; the waiting lanes acquire what all released.
+fn barrier(participants: &mut [(&mut WarpClocks, u32, u32)]) {
+    let mut released: Option<VectorClock> = None;
+    for (warp, lanes, _) in participants.iter_mut() {
+        let clock = warp.release(*lanes);
+        match &mut released {
+            Some(all) => all.join(&clock),
+            none => *none = Some(clock),
+        }
+    }
+    for (warp, _, waiting) in participants.iter_mut() {
+        if let Some(all) = released.as_ref().filter(|_| *waiting != 0) {
+            warp.acquire(*waiting, all);
+        }
+    }
+}

@@ -1,5 +1,6 @@
 //! Checks of whole rows equal checks lane by lane.
 
+use super::barrier;
 use crate::order::*;
 
 const CLUSTERS: ClusterLayout = ClusterLayout::NONE;

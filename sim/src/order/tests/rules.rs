@@ -1,5 +1,6 @@
 //! One test per ordering rule.
 
+use super::barrier;
 use crate::order::*;
 
 const CLUSTERS: ClusterLayout = ClusterLayout { grid: [4, 1, 1], cluster: [2, 1, 1] };

@@ -73,7 +73,10 @@ pub(super) fn decode(d: &mut Decoder, i: &Instruction, parts: &[&str]) -> Result
         false => None,
     };
     let reduce = if parts[1] == "reduce" {
-        let op = *parts.iter().find(|p| ReduceOp::parse(p).is_some()).ok_or_else(|| d.o.error("no operation"))?;
+        let op = *parts
+            .iter()
+            .find(|p| ReduceOp::parse(p).is_some())
+            .ok_or_else(|| d.o.error("the opcode has no operation such as .add"))?;
         if tensor {
             ReduceOp::parse(op).map(BulkReduction::Mapped)
         } else {

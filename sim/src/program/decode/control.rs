@@ -29,7 +29,7 @@ impl Decoder<'_> {
         let target = match callee {
             Some(Operand::Symbol(name, _)) => self.target(name),
             Some(r @ Operand::Register(_)) => CallTarget::Indirect(self.o.source(r, Type::B64)?),
-            _ => return Err(self.o.error("nobody to call")),
+            _ => return Err(self.o.error("the callee is missing; name a function or a register")),
         };
         let mut list = |operands: &[Operand]| -> Result<Vec<CallArgument>, ProgramError> {
             operands.iter().map(|o| self.argument(o)).collect()

@@ -68,7 +68,8 @@ impl Decoder<'_> {
 
     pub(super) fn st_async(&mut self, i: &Instruction, parts: &[&str], reduce: bool) -> Decoded {
         let o = &i.operands;
-        let ty = parts.iter().rev().find_map(|p| Type::named(p)).ok_or_else(|| self.o.error("no type"))?;
+        let ty =
+            parts.iter().rev().find_map(|p| Type::named(p)).ok_or_else(|| self.o.error("the opcode has no type"))?;
         if o.len() < 3 {
             return Ok(Op::Unsupported(i.opcode.as_str().into()));
         }
@@ -110,7 +111,10 @@ impl Decoder<'_> {
                 "swizzle_mode",
                 "fill_mode",
             ];
-            let field = FIELDS.into_iter().find(|f| has(f)).ok_or_else(|| self.o.error("no field"))?;
+            let field = FIELDS
+                .into_iter()
+                .find(|f| has(f))
+                .ok_or_else(|| self.o.error("the opcode has no field such as .rank"))?;
             let window = self.window(parts)?;
             let (addr, window) = self.o.address(&o[0], window)?;
             let wide = has("b64");
@@ -118,7 +122,7 @@ impl Decoder<'_> {
             let (ordinal, value) = match &o[1..] {
                 [Operand::Integer(n), value] => (*n as u32, value),
                 [value] => (0, value),
-                _ => return Err(self.o.error("operands do not fit")),
+                _ => return Err(self.o.error("tensormap.replace takes an optional ordinal and a value")),
             };
             let value = self.o.source(value, ty)?;
             return Ok(Op::TensorMapReplace { addr, window, field, ordinal, value, wide });

@@ -41,7 +41,7 @@ impl Decoder<'_> {
         };
         let want = op.registers();
         if [mma.a.len(), mma.b.len(), mma.c.len(), mma.d.len()] != [want.a, want.b, want.c, want.c] {
-            return Err(self.o.error("the number of registers does not fit the instruction"));
+            return Err(self.o.error("the instruction takes another number of registers"));
         }
         if op.is_m16n8k16_half() {
             mma.batched = MmaRegisters::new(&mma.a, &mma.b, &mma.c, &mma.d);
@@ -87,7 +87,7 @@ impl Decoder<'_> {
         let b_desc = self.o.source(&o[2], Type::B64)?;
         let scale_d = self.o.predicate(&o[3])?;
         if d.len() != op.d_registers() || from_registers && a.len() != 4 {
-            return Err(self.o.error("the number of registers does not fit the instruction"));
+            return Err(self.o.error("the instruction takes another number of registers"));
         }
         Ok(Op::Wgmma(Box::new(Wgmma { op, d, a, a_desc, b_desc, scale_d })))
     }

@@ -7,7 +7,8 @@ use crate::ptx::ast::{AddressBase, Instruction, Operand, Type};
 
 impl Decoder<'_> {
     pub(super) fn transfer(&mut self, i: &Instruction, parts: &[&str], store: bool) -> Decoded {
-        let ty = parts.iter().rev().find_map(|p| Type::named(p)).ok_or_else(|| self.o.error("no type"))?;
+        let ty =
+            parts.iter().rev().find_map(|p| Type::named(p)).ok_or_else(|| self.o.error("the opcode has no type"))?;
         let (address, data) = if store { (0, 1) } else { (1, 0) };
         let operands = &i.operands;
         if operands.len() < 2 {
@@ -32,7 +33,7 @@ impl Decoder<'_> {
         };
         let vector = parts.iter().any(|p| matches!(*p, "v2" | "v4" | "v8"));
         if vector != matches!(operands[data], Operand::Vector(_)) {
-            return Err(self.o.error("the vector's size does not fit the instruction"));
+            return Err(self.o.error("a vector operand is needed exactly for .v2, .v4 and .v8"));
         }
         let mut regs = Vec::new();
         let mut register_rows = rows_of(ty);

@@ -63,7 +63,10 @@ impl Decoder<'_> {
             }
             "redux" => {
                 dst = self.o.destination(&first)?;
-                let op = parts.iter().find_map(|p| atomic_op(p)).ok_or_else(|| self.o.error("no operation"))?;
+                let op = parts
+                    .iter()
+                    .find_map(|p| atomic_op(p))
+                    .ok_or_else(|| self.o.error("the opcode has no operation such as .add"))?;
                 if parts.contains(&"f32") {
                     return Ok(Op::Unsupported(i.opcode.as_str().into()));
                 }

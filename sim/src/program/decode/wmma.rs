@@ -25,7 +25,7 @@ impl Decoder<'_> {
         let mut list = |operand: &Operand, fragment: &Fragment| {
             let slots = self.row_list(operand, ty(fragment))?;
             if slots.len() != fragment.registers() {
-                return Err(self.o.error("the number of registers does not fit the instruction"));
+                return Err(self.o.error("the instruction takes another number of registers"));
             }
             Ok(slots)
         };
@@ -64,7 +64,7 @@ impl Decoder<'_> {
         let ty = if fragment.bits() == 64 { Type::F64 } else { Type::B32 };
         let regs = self.row_list(&i.operands[data], ty)?;
         if regs.len() != fragment.registers() {
-            return Err(self.o.error("the number of registers does not fit the instruction"));
+            return Err(self.o.error("the instruction takes another number of registers"));
         }
         let stride = i.operands.get(2).map(|o| self.o.source(o, Type::B32)).transpose()?;
         let packed = fragment.packed(column_major);
