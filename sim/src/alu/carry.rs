@@ -13,8 +13,7 @@ use crate::regs::{Registers, Slot};
 pub enum CarryArithmetic {
     /// `a + b`
     Add,
-    /// `a − b`, computed as `a + ¬b + 1`: the carry is 0 on a borrow. `addc` after `sub.cc` shows this; an H200 does
-    /// the same.
+    /// `a − b`, computed as `a + ¬b + 1`: a borrow gives carry 0. `addc` after `sub.cc` shows this, also on an H200.
     Sub,
     /// The low half of `a · b`, plus `c`.
     MadLow,

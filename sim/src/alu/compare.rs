@@ -150,8 +150,8 @@ pub struct SetResult {
 }
 
 /// Returns the lanes in which a comparison function returns 1.
-pub fn lanes_that_hold(cold: &ScalarOp, r: &Registers, s: &OperandSlots, mask: u32) -> u32 {
-    lane_bits(&cold.results(r, s, mask).0)
+pub fn lanes_that_hold(scalar: &ScalarOp, r: &Registers, s: &OperandSlots, mask: u32) -> u32 {
+    lane_bits(&scalar.results(r, s, mask).0)
 }
 
 /// Collects bit 0 of each lane into a mask.

@@ -1,4 +1,5 @@
-//! Integer arithmetic of any width, as [`ScalarFunction`](super::scalar::ScalarFunction)s: each lane is computed in 128 bits.
+//! Integer arithmetic of any width, as [`ScalarFunction`](super::scalar::ScalarFunction)s: each lane is computed in 128
+//! bits.
 //!
 //! Source: PTX ISA 9.0, chapter 9.7.1.
 

@@ -278,14 +278,14 @@ impl OutOfLineOp {
     #[inline(never)]
     pub fn run(&self, r: &mut Registers, s: &OperandSlots, mask: u32) {
         match self {
-            OutOfLineOp::Scalar(cold, to) => cold.run(r, s, mask, *to),
-            OutOfLineOp::Setp(compare, cold) => {
-                let holds = lanes_that_hold(cold, r, s, mask);
+            OutOfLineOp::Scalar(scalar, to) => scalar.run(r, s, mask, *to),
+            OutOfLineOp::Setp(compare, scalar) => {
+                let holds = lanes_that_hold(scalar, r, s, mask);
                 compare.finish(r, s, mask, holds);
             }
             OutOfLineOp::SetpHalves(compare, low, high) => {
-                for (i, cold) in [low, high].into_iter().enumerate() {
-                    let (p, u) = compare.combined(r, s, lanes_that_hold(cold, r, s, mask));
+                for (i, scalar) in [low, high].into_iter().enumerate() {
+                    let (p, u) = compare.combined(r, s, lanes_that_hold(scalar, r, s, mask));
                     set_predicate(r, s.dst[i], p, mask, u);
                 }
             }
@@ -297,11 +297,11 @@ impl OutOfLineOp {
                 r.set(s.dst[0], &out, mask);
                 set_undefined(r, s.dst[0], mask, u);
             }
-            OutOfLineOp::Slct(cold, class) => {
+            OutOfLineOp::Slct(scalar, class) => {
                 // The result is undefined only where the selected source or the selecting source is undefined.
                 let (u, c) = ([0, 1].map(|i| r.undefined[s.src[i] as usize]), r.undefined[s.src[2] as usize]);
-                let first = lane_bits(&cold.chosen(r, s, mask));
-                cold.run(r, s, mask, *class);
+                let first = lane_bits(&scalar.chosen(r, s, mask));
+                scalar.run(r, s, mask, *class);
                 set_undefined(r, s.dst[0], mask, u[0] & first | u[1] & !first | c);
             }
             OutOfLineOp::Carry(carry) => carry.run(r, s, mask),

@@ -1,7 +1,7 @@
 //! Special functions: `lg2`, `sin`, `cos`, `tanh`, and the approximate `div`, `rcp` and `rsqrt`.
 //!
-//! Approximations are computed in f64 and rounded once, which is well within the errors that PTX ISA 9.0, chapters 9.7.3 and
-//! 9.7.4, documents.
+//! Approximations are computed in f64 and rounded once, which is well within the errors that PTX ISA 9.0, chapters
+//! 9.7.3 and 9.7.4, documents.
 
 use super::f32_math;
 use super::float::div_f32;

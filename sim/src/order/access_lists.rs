@@ -60,7 +60,7 @@ struct Node {
     has_write: bool,
     has_read: bool,
     /// True if all accesses are strong at `.gpu` scope and made by threads.
-    all_gpu: bool,
+    all_strong_at_gpu: bool,
     /// True if the accesses are of threads of more than one block.
     across_blocks: bool,
 }
@@ -73,10 +73,10 @@ pub(super) type ListId = u32;
 const MAX_DEPTH: u32 = 4096;
 /// How many entries [`AccessLists::push`] searches for ones that the new entry replaces: more than a block's warps, in
 /// a list of one block.
-const LOOK: usize = 80;
-const LOOK_ACROSS_BLOCKS: usize = 12;
+const MAX_SEARCH: usize = 80;
+const MAX_SEARCH_ACROSS_BLOCKS: usize = 12;
 /// Maximum number of cached pushes; small, so that the cache stays in the processor's cache.
-const MEMO: usize = 1 << 11;
+const MAX_CACHED_PUSHES: usize = 1 << 11;
 /// Nodes before the first garbage collection; few in tests, so that they collect.
 const FIRST_LIMIT: usize = if cfg!(test) { 64 } else { 1 << 20 };
 
@@ -126,8 +126,8 @@ impl AccessLists {
     }
 
     /// Returns true if all entries are strong at `.gpu` scope and not made by asynchronous operations.
-    pub(super) fn all_gpu(&self, list: ListId) -> bool {
-        list == 0 || self.nodes[list as usize - 1].all_gpu
+    pub(super) fn all_strong_at_gpu(&self, list: ListId) -> bool {
+        list == 0 || self.nodes[list as usize - 1].all_strong_at_gpu
     }
 
     /// Returns `list` with `entry` (its mask rotated) in front, without the entries that it replaces.
@@ -138,11 +138,11 @@ impl AccessLists {
         if list == 0 && entry.key >= FIRST_OP_KEY {
             return self.cons(0, *entry);
         }
-        if self.cache.len() < MEMO && self.nodes.len() >= self.cache.len() {
+        if self.cache.len() < MAX_CACHED_PUSHES && self.nodes.len() >= self.cache.len() {
             let none = AccessRecord { key: 0, stamp: AccessStamp(0), mask: 0, pc: 0, write: false };
             let none = Pushed { hash: 0, of: 0, entry: none, new: 0 };
             self.cache.clear();
-            self.cache.resize((2 * self.nodes.len()).next_power_of_two().clamp(64, MEMO), none);
+            self.cache.resize((2 * self.nodes.len()).next_power_of_two().clamp(64, MAX_CACHED_PUSHES), none);
         }
         let hash = entry.hash(list);
         let at = (hash >> 32) as usize & (self.cache.len() - 1);
@@ -158,7 +158,7 @@ impl AccessLists {
     #[cold]
     fn push_new(&mut self, list: ListId, entry: AccessRecord) -> ListId {
         let across = list != 0 && self.nodes[list as usize - 1].across_blocks;
-        let look = if across { LOOK_ACROSS_BLOCKS } else { LOOK };
+        let look = if across { MAX_SEARCH_ACROSS_BLOCKS } else { MAX_SEARCH };
         let stands = |entry: &AccessRecord, old: &AccessRecord| entry.joins(old) || entry.replaces(old);
         if !self.entries(list).take(look).any(|old| stands(&entry, old)) {
             return self.cons(list, entry);
@@ -203,7 +203,7 @@ impl AccessLists {
             has_write: entry.write || below.is_some_and(|node| node.has_write),
             has_read: !entry.write || below.is_some_and(|node| node.has_read),
             across_blocks: below.is_some_and(|node| node.across_blocks || node.entry.key >> 6 != entry.key >> 6),
-            all_gpu: gpu && below.is_none_or(|node| node.all_gpu),
+            all_strong_at_gpu: gpu && below.is_none_or(|node| node.all_strong_at_gpu),
         });
         self.nodes.len() as ListId
     }

@@ -10,9 +10,9 @@ pub(super) const CHUNK: u64 = 1 << CHUNK_SHIFT;
 pub(super) const CHUNK_SHIFT: u32 = 12;
 /// Log2 of a cell's bytes at first: 128 bytes, the width of a row of a copy. A narrower access splits the chunk's
 /// cells.
-const COARSEST: u32 = 7;
+const INITIAL_CELL_SHIFT: u32 = 7;
 /// Log2 of the most bytes that a lane accesses at once: 16.
-pub(super) const LANE_SHIFT: u32 = 4;
+pub(super) const LANE_CELL_SHIFT: u32 = 4;
 
 /// The last write, the last reads and a list of older accesses of some bytes. 32 bytes in size.
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
@@ -46,10 +46,10 @@ impl Cell {
     /// Returns the cell that lies `lanes` × 16 bytes further on, where each lane accessed its own 16 bytes of a row.
     pub(super) fn turned(&self, lanes: u32) -> Cell {
         let mut cell = *self;
-        if cell.writer != NO_AGENT && cell.write.wide() == LANE_SHIFT {
+        if cell.writer != NO_AGENT && cell.write.wide() == LANE_CELL_SHIFT {
             cell.writer = cell.writer & !31 | (cell.writer + lanes) & 31;
         }
-        if cell.reader != NO_AGENT && cell.read.wide() == LANE_SHIFT {
+        if cell.reader != NO_AGENT && cell.read.wide() == LANE_CELL_SHIFT {
             cell.readers = cell.readers.rotate_left(lanes);
         }
         cell
@@ -84,10 +84,10 @@ impl Chunk {
     #[cold]
     pub(super) fn refine(&mut self, shift: u32) {
         let (parts, turned) = (1u32 << (self.shift - shift), self.turned);
-        let part = |cell: &Cell, n: u32| if turned { cell.turned(n << shift >> LANE_SHIFT) } else { *cell };
+        let part = |cell: &Cell, n: u32| if turned { cell.turned(n << shift >> LANE_CELL_SHIFT) } else { *cell };
         let part = &part;
         self.cells = self.cells.iter().flat_map(|cell| (0..parts).map(move |n| part(cell, n))).collect();
-        (self.shift, self.turned) = (shift, turned && shift > LANE_SHIFT);
+        (self.shift, self.turned) = (shift, turned && shift > LANE_CELL_SHIFT);
     }
 }
 
@@ -130,7 +130,7 @@ impl Init {
 }
 
 /// Calls `f` for each part of `range` between multiples of 64, with the part's start and a bit for each of its bytes.
-pub(super) fn each_word(range: Range<u64>, mut f: impl FnMut(u64, u64)) {
+pub(super) fn for_each_word(range: Range<u64>, mut f: impl FnMut(u64, u64)) {
     let mut start = range.start;
     while start < range.end {
         let end = range.end.min((start | 63) + 1);
@@ -151,14 +151,14 @@ pub(super) fn chunk<'a>(place: &'a mut Option<Chunk>, spare: &mut Vec<Chunk>, fi
 
 /// [`chunk`] for an access that is not made of consecutive lanes: its cells must not be turned.
 #[inline(always)]
-pub(super) fn even_chunk<'a>(place: &'a mut Option<Chunk>, spare: &mut Vec<Chunk>, finest: u32) -> &'a mut Chunk {
+pub(super) fn unturned_chunk<'a>(place: &'a mut Option<Chunk>, spare: &mut Vec<Chunk>, finest: u32) -> &'a mut Chunk {
     let turned = place.as_ref().is_some_and(|chunk| chunk.turned);
-    chunk(place, spare, if turned { finest.min(LANE_SHIFT) } else { finest })
+    chunk(place, spare, if turned { finest.min(LANE_CELL_SHIFT) } else { finest })
 }
 
 #[cold]
 fn new_chunk(spare: &mut Vec<Chunk>, finest: u32) -> Chunk {
-    let shift = finest.min(if caches_disabled() { LANE_SHIFT } else { COARSEST });
+    let shift = finest.min(if caches_disabled() { LANE_CELL_SHIFT } else { INITIAL_CELL_SHIFT });
     match spare.pop() {
         Some(mut chunk) => {
             (chunk.shift, chunk.turned) = (shift, false);

@@ -30,13 +30,13 @@ pub(super) struct BlockClock {
 impl BlockClock {
     /// Returns the lanes of `warp` whose epoch is at least `epoch`.
     #[inline(always)]
-    fn known_mask(&self, warp: usize, epoch: u32) -> u32 {
+    fn ordered_lanes(&self, warp: usize, epoch: u32) -> u32 {
         let even = if self.epoch[warp] >= epoch { self.mask[warp] } else { 0 };
-        if self.uneven >> warp & 1 == 0 { even } else { even | self.known_extra(warp, epoch) }
+        if self.uneven >> warp & 1 == 0 { even } else { even | self.exception_lanes(warp, epoch) }
     }
 
     #[cold]
-    fn known_extra(&self, warp: usize, epoch: u32) -> u32 {
+    fn exception_lanes(&self, warp: usize, epoch: u32) -> u32 {
         let higher = self.extra.iter().filter(|x| x.warp as usize == warp && x.epoch >= epoch);
         higher.fold(0, |mask, x| mask | x.mask)
     }
@@ -46,7 +46,7 @@ impl BlockClock {
     }
 
     /// Returns, of the 32 virtual agents from `first` on, those whose epoch is at least `epoch`.
-    fn virtual_mask(&self, first: u16, epoch: u32) -> u32 {
+    fn ordered_virtual_agents(&self, first: u16, epoch: u32) -> u32 {
         if epoch == 0 {
             return u32::MAX;
         }
@@ -96,7 +96,7 @@ impl BlockClock {
     }
 
     /// Raises the epoch of the lanes `mask` of `warp` to at least `epoch`.
-    fn learn(&mut self, warp: usize, mask: u32, epoch: u32) {
+    fn raise(&mut self, warp: usize, mask: u32, epoch: u32) {
         if self.uneven >> warp & 1 == 0 {
             let (known, lanes) = (self.epoch[warp], self.mask[warp]);
             if known >= epoch && lanes & mask == mask {
@@ -116,7 +116,7 @@ impl BlockClock {
         self.set_lanes(warp, &lanes);
     }
 
-    fn learn_virtual(&mut self, index: u16, epoch: u32) {
+    fn raise_virtual(&mut self, index: u16, epoch: u32) {
         match self.virtuals.binary_search_by_key(&index, |v| v.0) {
             Ok(at) => self.virtuals[at].1 = self.virtuals[at].1.max(epoch),
             Err(at) => self.virtuals.insert(at, (index, epoch)),
@@ -143,7 +143,7 @@ impl BlockClock {
         for warp in 0..LANES {
             if (self.uneven | other.uneven) >> warp & 1 == 0 {
                 if other.mask[warp] != 0 {
-                    self.learn(warp, other.mask[warp], other.epoch[warp]);
+                    self.raise(warp, other.mask[warp], other.epoch[warp]);
                 }
             } else {
                 let mut lanes = self.lanes(warp);
@@ -152,7 +152,7 @@ impl BlockClock {
             }
         }
         for &(index, epoch) in &other.virtuals {
-            self.learn_virtual(index, epoch);
+            self.raise_virtual(index, epoch);
         }
     }
 }
@@ -200,17 +200,17 @@ impl BlockTree {
     }
 
     /// Joins the clock of `block` into a node of `level`.
-    fn learn(&mut self, block: u32, level: u32, clock: &Rc<BlockClock>) {
+    fn raise(&mut self, block: u32, level: u32, clock: &Rc<BlockClock>) {
         match self {
             BlockTree::Leaf(mine) => join_blocks(mine, clock),
             BlockTree::Inner(children) => {
                 let child = &mut children[BlockTree::slot(block, level)];
                 match child {
-                    Some(child) => Rc::make_mut(child).learn(block, level.wrapping_sub(1), clock),
+                    Some(child) => Rc::make_mut(child).raise(block, level.wrapping_sub(1), clock),
                     None if level == 0 => *child = Some(Rc::new(BlockTree::Leaf(clock.clone()))),
                     None => {
                         let mut new = BlockTree::empty();
-                        new.learn(block, level - 1, clock);
+                        new.raise(block, level - 1, clock);
                         *child = Some(Rc::new(new));
                     }
                 }
@@ -272,12 +272,16 @@ pub(super) struct ClockEpochs {
 
 impl ClockEpochs {
     #[inline(always)]
-    fn known_mask(&self, block: u32, key: OwnerKey, epoch: u32) -> u32 {
-        if key >> 6 == block { ClockEpochs::of_block(&self.own, key, epoch) } else { self.known_elsewhere(key, epoch) }
+    fn ordered_lanes(&self, block: u32, key: OwnerKey, epoch: u32) -> u32 {
+        if key >> 6 == block {
+            ClockEpochs::of_block(&self.own, key, epoch)
+        } else {
+            self.ordered_lanes_elsewhere(key, epoch)
+        }
     }
 
     #[cold]
-    fn known_elsewhere(&self, key: OwnerKey, epoch: u32) -> u32 {
+    fn ordered_lanes_elsewhere(&self, key: OwnerKey, epoch: u32) -> u32 {
         let block = self.others.as_ref().and_then(|others| others.get(key >> 6, DEPTH));
         block.map_or(0, |block| ClockEpochs::of_block(block, key, epoch))
     }
@@ -286,9 +290,9 @@ impl ClockEpochs {
     fn of_block(block: &BlockClock, key: OwnerKey, epoch: u32) -> u32 {
         let warp = (key & 63) as usize;
         if warp < LANES {
-            return block.known_mask(warp, epoch);
+            return block.ordered_lanes(warp, epoch);
         }
-        block.virtual_mask(((warp - LANES) * LANES) as u16, epoch)
+        block.ordered_virtual_agents(((warp - LANES) * LANES) as u16, epoch)
     }
 
     fn join(&mut self, block: u32, other: &ClockEpochs, other_block: u32) {
@@ -305,23 +309,23 @@ impl ClockEpochs {
         if block != other_block {
             let others = self.others.get_or_insert_with(|| Rc::new(BlockTree::empty()));
             if !others.get(other_block, DEPTH).is_some_and(|known| known.covers(&other.own)) {
-                Rc::make_mut(others).learn(other_block, DEPTH, &other.own);
+                Rc::make_mut(others).raise(other_block, DEPTH, &other.own);
             }
         }
     }
 
-    fn learn(&mut self, block: u32, key: OwnerKey, mask: u32, epoch: u32) {
+    fn raise(&mut self, block: u32, key: OwnerKey, mask: u32, epoch: u32) {
         let warp = (key & 63) as usize;
         let learn = |clock: &mut BlockClock| {
             if warp < LANES {
-                clock.learn(warp, mask, epoch);
+                clock.raise(warp, mask, epoch);
             } else {
                 for lane in (0..LANES).filter(|lane| mask >> lane & 1 != 0) {
-                    clock.learn_virtual(((warp - LANES) * LANES + lane) as u16, epoch);
+                    clock.raise_virtual(((warp - LANES) * LANES + lane) as u16, epoch);
                 }
             }
         };
-        if self.known_mask(block, key, epoch) & mask == mask {
+        if self.ordered_lanes(block, key, epoch) & mask == mask {
             return;
         }
         if key >> 6 == block {
@@ -330,7 +334,7 @@ impl ClockEpochs {
             let mut new = BlockClock::default();
             learn(&mut new);
             let others = self.others.get_or_insert_with(|| Rc::new(BlockTree::empty()));
-            Rc::make_mut(others).learn(key >> 6, DEPTH, &Rc::new(new));
+            Rc::make_mut(others).raise(key >> 6, DEPTH, &Rc::new(new));
         }
     }
 
@@ -359,19 +363,19 @@ impl VectorClock {
     }
 
     /// Returns true if `agent`'s accesses up to `epoch` happen before.
-    pub fn knows(&self, agent: Agent, epoch: u32) -> bool {
-        agent == Agent::HOST || self.known_mask(agent.0 >> 5, epoch) >> (agent.0 & 31) & 1 != 0
+    pub fn includes(&self, agent: Agent, epoch: u32) -> bool {
+        agent == Agent::HOST || self.ordered_lanes(agent.0 >> 5, epoch) >> (agent.0 & 31) & 1 != 0
     }
 
     /// Returns true if `agent`'s generic writes to `space` up to `epoch` are visible to the async proxy.
     pub fn is_visible_to_async_proxy(&self, space: MemorySpace, agent: Agent, epoch: u32) -> bool {
-        agent == Agent::HOST || self.fenced_mask(space, agent.0 >> 5, epoch) >> (agent.0 & 31) & 1 != 0
+        agent == Agent::HOST || self.async_visible_lanes(space, agent.0 >> 5, epoch) >> (agent.0 & 31) & 1 != 0
     }
 
     /// Records that `agent`'s accesses up to `epoch` happen before.
-    pub fn learn(&mut self, agent: Agent, epoch: u32) {
+    pub fn raise(&mut self, agent: Agent, epoch: u32) {
         if agent != Agent::HOST {
-            self.learn_mask(agent.0 >> 5, 1 << (agent.0 & 31), epoch);
+            self.raise_lanes(agent.0 >> 5, 1 << (agent.0 & 31), epoch);
         }
     }
 
@@ -396,20 +400,20 @@ impl VectorClock {
 
     /// Returns the lanes of warp `key` whose epoch is at least `epoch`.
     #[inline(always)]
-    pub(super) fn known_mask(&self, key: OwnerKey, epoch: u32) -> u32 {
-        self.seen.known_mask(self.block, key, epoch)
+    pub(super) fn ordered_lanes(&self, key: OwnerKey, epoch: u32) -> u32 {
+        self.seen.ordered_lanes(self.block, key, epoch)
     }
 
-    pub(super) fn fenced_mask(&self, space: MemorySpace, key: OwnerKey, epoch: u32) -> u32 {
-        self.fenced[space as usize].as_ref().map_or(0, |fenced| fenced.known_mask(self.block, key, epoch))
+    pub(super) fn async_visible_lanes(&self, space: MemorySpace, key: OwnerKey, epoch: u32) -> u32 {
+        self.fenced[space as usize].as_ref().map_or(0, |fenced| fenced.ordered_lanes(self.block, key, epoch))
     }
 
-    pub(super) fn learn_mask(&mut self, key: OwnerKey, mask: u32, epoch: u32) {
-        self.seen.learn(self.block, key, mask, epoch);
+    pub(super) fn raise_lanes(&mut self, key: OwnerKey, mask: u32, epoch: u32) {
+        self.seen.raise(self.block, key, mask, epoch);
     }
 
-    pub(super) fn learn_fenced(&mut self, space: usize, key: OwnerKey, mask: u32, epoch: u32) {
-        self.fenced[space].get_or_insert_with(ClockEpochs::default).learn(self.block, key, mask, epoch);
+    pub(super) fn raise_async_visible(&mut self, space: usize, key: OwnerKey, mask: u32, epoch: u32) {
+        self.fenced[space].get_or_insert_with(ClockEpochs::default).raise(self.block, key, mask, epoch);
     }
 
     /// Returns true if both clocks are the same object. Equal clocks in different objects count as different.

@@ -18,7 +18,7 @@ pub(super) struct LaneCache {
 const ENTRIES: usize = 2;
 
 /// The bits that must agree between two cells: all but the writer's lane and `pc`, which matter only in a conflict.
-const COUNTS: [u64; 4] = {
+const COMPARED_BITS: [u64; 4] = {
     let all = u32::MAX;
     let (writer, write, reader, read) = if cfg!(target_endian = "little") { (0, 32, 0, 32) } else { (32, 0, 32, 0) };
     let first = ((all & !31) as u64) << writer | (all as u64) << write;
@@ -40,7 +40,7 @@ impl LaneCache {
         let mut differ = [0; ENTRIES];
         for (at, differ) in differ.iter_mut().enumerate() {
             let word = |n: usize| cell[n] ^ self.before[n][at];
-            *differ = word(0) & COUNTS[0] | word(1) & COUNTS[1] | word(2) | word(3);
+            *differ = word(0) & COMPARED_BITS[0] | word(1) & COMPARED_BITS[1] | word(2) | word(3);
         }
         (differ[0] == 0 || differ[1] == 0).then_some((differ[0] != 0) as usize)
     }
@@ -82,7 +82,7 @@ impl LaneCache {
         let cell: &[u64; 4] = bytemuck::cast_ref(cell);
         let differ = |at: usize| {
             let word = |n: usize| cell[n] ^ self.before[n][at];
-            word(1) & COUNTS[1] | word(2) | word(3)
+            word(1) & COMPARED_BITS[1] | word(2) | word(3)
         };
         (0..ENTRIES).find(|&at| differ(at) == 0)
     }
@@ -98,14 +98,14 @@ impl LaneCache {
         lists: &mut AccessLists,
     ) {
         let old = *cell;
-        if let Some(at) = self.find_read(cell).filter(|_| check.all_know_writer(&old)) {
+        if let Some(at) = self.find_read(cell).filter(|_| check.is_writer_ordered_for_all(&old)) {
             let after = self.after[at];
             self.keep_words(bytemuck::cast(old), after);
             self.apply_read(cell, after);
             return;
         }
         check.check_cell_all_lanes(cell, offset, lane, lists);
-        if check.for_any_lane(&old, false) {
+        if check.holds_for_any_lane(&old, false) {
             self.keep(&old, cell);
         }
     }
@@ -133,7 +133,7 @@ impl LaneCache {
     fn write_new(&mut self, check: &mut AccessCheck, cell: &mut Cell, offset: u64, lane: u32, lists: &mut AccessLists) {
         let old = *cell;
         check.check_cell::<true>(cell, offset, lane, lists);
-        if check.for_any_lane(&old, true) && !check.is_reader(&old) {
+        if check.holds_for_any_lane(&old, true) && !check.is_reader(&old) {
             self.keep(&old, cell);
         }
     }

@@ -1,7 +1,7 @@
 //! Checks of `ldmatrix`, where all lanes of a warp read together.
 
 use super::access_check::{AccessCheck, UnattributedConflict};
-use super::cell::{CHUNK, CHUNK_SHIFT, LANE_SHIFT, chunk};
+use super::cell::{CHUNK, CHUNK_SHIFT, LANE_CELL_SHIFT, chunk};
 use super::lane_cache::LaneCache;
 use super::{AccessKind, AccessStamp, AccessStrength, CheckContext, Conflict, LANES, ShadowMemory, WarpClocks};
 
@@ -18,7 +18,7 @@ impl ShadowMemory {
         cx: &CheckContext,
         out: &mut Vec<Conflict>,
     ) {
-        let mut parts = warp.parts();
+        let mut parts = warp.lane_groups();
         let (Some((_, clock)), None) = (parts.next(), parts.next()) else {
             return self.access(AccessKind::Read, warp, rows, offsets, 16, AccessStrength::Weak, pc, cx, out);
         };
@@ -29,7 +29,7 @@ impl ShadowMemory {
         let mut left = rows;
         while left != 0 {
             let index = (offsets[left.trailing_zeros() as usize] >> CHUNK_SHIFT) as usize;
-            let chunk = chunk(&mut self.chunks[index], &mut self.spare, LANE_SHIFT);
+            let chunk = chunk(&mut self.chunks[index], &mut self.spare, LANE_CELL_SHIFT);
             let (init, shift) = (&self.init[index], chunk.shift);
             while left != 0 {
                 let lane = left.trailing_zeros();
@@ -41,7 +41,7 @@ impl ShadowMemory {
                 let at = offset & (CHUNK - 1);
                 let first = (at >> shift) as usize;
                 let written = init.has(at, 0xffff);
-                if written && shift == LANE_SHIFT && seen.recall_read(&mut chunk.cells[first]) {
+                if written && shift == LANE_CELL_SHIFT && seen.recall_read(&mut chunk.cells[first]) {
                     continue;
                 }
                 if !written {

@@ -7,7 +7,7 @@
 //! ```text
 //! thread 0: cp.async [s]; cp.async.commit_group; cp.async.wait_group 0   thread 0 observes its own part
 //!           ld [s]                                                        ordered
-//! thread 1: ld [s]                                                        "not waited for": a bar.sync must come between
+//! thread 1: ld [s]                                                     not waited for: needs a bar.sync first
 //! ```
 //!
 //! `cp.async` and `wgmma` are observed by `wait_group`, bulk and tensor loads by a wait on their mbarrier, stores by
@@ -25,7 +25,7 @@ impl AsyncOpId {
         FIRST_OP_KEY | self.0
     }
 
-    pub(super) fn of_key(key: OwnerKey) -> AsyncOpId {
+    pub(super) fn from_key(key: OwnerKey) -> AsyncOpId {
         AsyncOpId(key & (FIRST_OP_KEY - 1))
     }
 }
@@ -170,27 +170,33 @@ impl AsyncOps {
     }
 
     /// Returns the lanes of operation `key` whose completion is in `clock`.
-    pub(super) fn known_mask(&self, key: OwnerKey, clock: &VectorClock) -> u32 {
-        self.known(key, |key, epoch| clock.known_mask(key, epoch))
+    pub(super) fn ordered_lanes(&self, key: OwnerKey, clock: &VectorClock) -> u32 {
+        self.known(key, |key, epoch| clock.ordered_lanes(key, epoch))
     }
 
     /// Returns the lanes of operation `key` whose completion is in `clock` or was observed by `lane` of `warp` itself.
-    pub(super) fn known_to_lane(&self, key: OwnerKey, warp: &WarpClocks, lane: u32, clock: &VectorClock) -> u32 {
+    pub(super) fn ordered_lanes_for_lane(
+        &self,
+        key: OwnerKey,
+        warp: &WarpClocks,
+        lane: u32,
+        clock: &VectorClock,
+    ) -> u32 {
         self.known(key, |key, epoch| {
             let own = if key == warp.key() && warp.epoch() >= epoch { 1 << lane } else { 0 };
-            clock.known_mask(key, epoch) | own
+            clock.ordered_lanes(key, epoch) | own
         })
     }
 
     /// Returns true if a lane of warp `waiter` observed a part of operation `key` itself.
-    pub(super) fn was_waited_for_by(&self, key: OwnerKey, waiter: OwnerKey) -> bool {
-        let op = &self.all[AsyncOpId::of_key(key).0 as usize];
+    pub(super) fn was_observed_by(&self, key: OwnerKey, waiter: OwnerKey) -> bool {
+        let op = &self.all[AsyncOpId::from_key(key).0 as usize];
         op.first.iter().chain(&op.more).any(|end| end.key == waiter)
     }
 
     /// Returns the lanes of operation `key` whose generic writes are visible to the async proxy, as far as `lane` of
     /// `warp` knows.
-    pub(super) fn fenced_mask(
+    pub(super) fn async_visible_lanes(
         &self,
         key: OwnerKey,
         warp: &WarpClocks,
@@ -199,13 +205,13 @@ impl AsyncOps {
         space: MemorySpace,
     ) -> u32 {
         self.known(key, |key, epoch| {
-            let own = if key == warp.key() && warp.own_fenced(space, lane) >= epoch { 1 << lane } else { 0 };
-            clock.fenced_mask(space, key, epoch) | own
+            let own = if key == warp.key() && warp.own_async_visible(space, lane) >= epoch { 1 << lane } else { 0 };
+            clock.async_visible_lanes(space, key, epoch) | own
         })
     }
 
     fn known(&self, key: OwnerKey, seen: impl Fn(OwnerKey, u32) -> u32) -> u32 {
-        let op = &self.all[AsyncOpId::of_key(key).0 as usize];
+        let op = &self.all[AsyncOpId::from_key(key).0 as usize];
         op.first.iter().chain(&op.more).fold(0, |known, end| {
             let lanes = seen(end.key, end.epoch);
             let ended = match end.by {

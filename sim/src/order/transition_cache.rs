@@ -58,7 +58,7 @@ impl TransitionCache {
         }
         let old = *cell;
         check.check_cell::<false>(cell, offset, lane, lists);
-        if check.for_any_lane(&old, false) && !check.is_reader(&old) {
+        if check.holds_for_any_lane(&old, false) && !check.is_reader(&old) {
             self.put(at, before, cell);
         }
     }
@@ -78,7 +78,7 @@ impl TransitionCache {
             return;
         }
         check.check_cell_async::<WRITES>(cell, offset, lane, lists);
-        if check.for_any_offset(&old, WRITES, lane) {
+        if check.holds_for_any_offset(&old, WRITES, lane) {
             self.keep(&old, cell);
         }
     }

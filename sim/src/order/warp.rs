@@ -37,12 +37,12 @@ pub struct FenceHandoff {
 impl FenceHandoff {
     /// Joins another handoff.
     pub fn join(&mut self, other: &FenceHandoff) {
-        other.fences.iter().for_each(|(scope, clock)| add_scoped(&mut self.fences, *scope, clock));
-        other.observed.iter().for_each(|(scope, clock)| add_scoped(&mut self.observed, *scope, clock));
+        other.fences.iter().for_each(|(scope, clock)| join_scoped(&mut self.fences, *scope, clock));
+        other.observed.iter().for_each(|(scope, clock)| join_scoped(&mut self.observed, *scope, clock));
     }
 }
 
-fn add_scoped(list: &mut Vec<(AccessStrength, VectorClock)>, scope: AccessStrength, clock: &VectorClock) {
+fn join_scoped(list: &mut Vec<(AccessStrength, VectorClock)>, scope: AccessStrength, clock: &VectorClock) {
     match list.iter_mut().find(|(s, _)| *s == scope) {
         Some((_, all)) => all.join(clock),
         None => list.push((scope, clock.clone())),
@@ -60,7 +60,7 @@ pub struct WarpClocks {
     lanes: u32,
     parts: Vec<Part>,
     /// For each space and lane, the epoch up to which the lane's own writes are visible to the async proxy.
-    own_fenced: [[u32; LANES]; 2],
+    own_async_visible: [[u32; LANES]; 2],
     has_fenced: [bool; 2],
     fences: Vec<Fence>,
     pending: Vec<Pending>,
@@ -79,7 +79,7 @@ impl WarpClocks {
             epoch,
             lanes,
             parts,
-            own_fenced: [[0; LANES]; 2],
+            own_async_visible: [[0; LANES]; 2],
             has_fenced: [false; 2],
             fences,
             pending,
@@ -110,7 +110,7 @@ impl WarpClocks {
     /// Returns true if the generic writes of `agent` up to `epoch` are visible to the async proxy, as far as `lane`
     /// knows.
     pub fn is_fenced(&self, lane: u32, space: super::MemorySpace, agent: Agent, epoch: u32) -> bool {
-        let own = agent == self.agent(lane) && self.own_fenced[space as usize][lane as usize & 31] >= epoch;
+        let own = agent == self.agent(lane) && self.own_async_visible[space as usize][lane as usize & 31] >= epoch;
         own || self.clock(lane).is_visible_to_async_proxy(space, agent, epoch)
     }
 
@@ -120,13 +120,13 @@ impl WarpClocks {
 
     /// Returns the groups of lanes that share a clock; their masks are disjoint and cover all 32 lanes.
     #[inline(always)]
-    pub(super) fn parts(&self) -> impl Iterator<Item = (u32, &VectorClock)> {
+    pub(super) fn lane_groups(&self) -> impl Iterator<Item = (u32, &VectorClock)> {
         self.parts.iter().map(|part| (part.mask, &part.clock))
     }
 
     /// Returns the epoch up to which `lane`'s own writes are visible to the async proxy.
-    pub(super) fn own_fenced(&self, space: super::MemorySpace, lane: u32) -> u32 {
-        self.own_fenced[space as usize][lane as usize]
+    pub(super) fn own_async_visible(&self, space: super::MemorySpace, lane: u32) -> u32 {
+        self.own_async_visible[space as usize][lane as usize]
     }
 
     fn part_of(&self, lanes: u32) -> Option<VectorClock> {
@@ -146,7 +146,7 @@ impl WarpClocks {
 
     /// Adds the accesses of `lanes` up to `epoch`, and those of their own writes that are visible to the async proxy.
     fn add_own(&self, clock: &mut VectorClock, lanes: u32, epoch: u32) {
-        clock.learn_mask(self.key, self.all_or(lanes), epoch);
+        clock.raise_lanes(self.key, self.widen_to_all_lanes(lanes), epoch);
         for space in 0..2 {
             if self.has_fenced[space] {
                 self.add_own_fenced(clock, space, lanes, epoch);
@@ -155,7 +155,7 @@ impl WarpClocks {
     }
 
     fn add_own_fenced(&self, clock: &mut VectorClock, space: usize, lanes: u32, epoch: u32) {
-        let epochs = &self.own_fenced[space];
+        let epochs = &self.own_async_visible[space];
         let mut left = lanes;
         while left != 0 {
             let level = epochs[left.trailing_zeros() as usize];
@@ -163,19 +163,19 @@ impl WarpClocks {
                 (0..LANES).filter(|&lane| epochs[lane] == level).fold(0u32, |mask, lane| mask | 1 << lane) & left;
             left &= !same;
             if level > 0 {
-                clock.learn_fenced(space, self.key, self.all_or(same), level.min(epoch));
+                clock.raise_async_visible(space, self.key, self.widen_to_all_lanes(same), level.min(epoch));
             }
         }
     }
 
     /// Returns all 32 lanes if `lanes` contains every lane that exists.
-    fn all_or(&self, lanes: u32) -> u32 {
+    fn widen_to_all_lanes(&self, lanes: u32) -> u32 {
         if lanes & self.lanes == self.lanes { u32::MAX } else { lanes }
     }
 
     /// Acquire: joins `clock` into the clocks of `lanes`.
     pub fn acquire(&mut self, lanes: u32, clock: &VectorClock) {
-        let lanes = self.all_or(lanes);
+        let lanes = self.widen_to_all_lanes(lanes);
         self.change(lanes, |mine| mine.join(clock));
     }
 
@@ -199,10 +199,10 @@ impl WarpClocks {
             if fence.epoch > 0 {
                 self.add_own(&mut clock, fence.mask & lanes, fence.epoch);
             }
-            add_scoped(&mut handoff.fences, fence.scope, &clock);
+            join_scoped(&mut handoff.fences, fence.scope, &clock);
         }
         for pending in self.pending.iter().filter(|pending| pending.mask & lanes != 0) {
-            add_scoped(&mut handoff.observed, pending.scope, &pending.clock);
+            join_scoped(&mut handoff.observed, pending.scope, &pending.clock);
         }
         handoff
     }
@@ -210,7 +210,7 @@ impl WarpClocks {
     /// Gives `lanes` what others [passed on](WarpClocks::fence_handoff). Call it after `lanes` acquired the clocks of
     /// the others.
     pub fn accept_handoff(&mut self, lanes: u32, handoff: &FenceHandoff) {
-        let lanes = self.all_or(lanes);
+        let lanes = self.widen_to_all_lanes(lanes);
         for (scope, clock) in &handoff.fences {
             // Epoch 0 stands for no own accesses.
             match self.fences.iter_mut().find(|f| f.epoch == 0 && f.mask == lanes && f.scope == *scope) {
@@ -229,13 +229,13 @@ impl WarpClocks {
     /// `fence.proxy.async` by `lanes`, in the given spaces: makes their own writes, and all writes in their clocks,
     /// visible to the async proxy.
     pub fn fence_proxy(&mut self, lanes: u32, shared: bool, global: bool) {
-        let lanes = self.all_or(lanes);
+        let lanes = self.widen_to_all_lanes(lanes);
         for (space, wanted) in [shared, global].into_iter().enumerate() {
             if wanted {
                 self.has_fenced[space] = true;
                 (0..LANES)
                     .filter(|lane| lanes >> lane & 1 != 0)
-                    .for_each(|lane| self.own_fenced[space][lane] = self.epoch);
+                    .for_each(|lane| self.own_async_visible[space][lane] = self.epoch);
             }
         }
         self.change(lanes, |mine| mine.fence_proxy(shared, global));
@@ -245,7 +245,7 @@ impl WarpClocks {
     /// `fence.acq_rel`, `fence.sc` or `membar` of `scope` by `lanes`: acquires what their strong reads observed; their
     /// next strong writes release the present clock.
     pub fn fence(&mut self, lanes: u32, scope: AccessStrength) {
-        let lanes = self.all_or(lanes);
+        let lanes = self.widen_to_all_lanes(lanes);
         for pending in std::mem::take(&mut self.pending) {
             let reached = if pending.scope <= scope { pending.mask & lanes } else { 0 };
             if reached != 0 {

@@ -4,7 +4,7 @@
 
 use super::access_check::{AccessCheck, UnattributedConflict};
 use super::access_lists::AccessRecord;
-use super::cell::{CHUNK, CHUNK_SHIFT, Init, even_chunk};
+use super::cell::{CHUNK, CHUNK_SHIFT, Init, unturned_chunk};
 use super::transition_cache::TransitionCache;
 use super::{AccessStamp, AccessStrength, AsyncOpId, CheckContext, Conflict, NO_AGENT, ShadowMemory, WarpClocks};
 
@@ -44,7 +44,7 @@ impl ShadowMemory {
             while start < last {
                 let end = last.min((start | (CHUNK - 1)) + 1);
                 let finest = (start | end).trailing_zeros();
-                let chunk = even_chunk(&mut self.chunks[(start >> CHUNK_SHIFT) as usize], &mut self.spare, finest);
+                let chunk = unturned_chunk(&mut self.chunks[(start >> CHUNK_SHIFT) as usize], &mut self.spare, finest);
                 let first = ((start & (CHUNK - 1)) >> chunk.shift) as usize;
                 let count = ((end - start) >> chunk.shift) as usize;
                 for (step, cell) in chunk.cells[first..first + count].iter_mut().enumerate() {
@@ -79,7 +79,7 @@ impl ShadowMemory {
                         }
                         (cell.reader, cell.read, cell.readers, cell.read_pc) = (key, stamp, 1 << lane, pc);
                     }
-                    if !self.lists.has_write(old.older) && !AccessCheck::readers_turn(&old) {
+                    if !self.lists.has_write(old.older) && !AccessCheck::are_readers_rotated(&old) {
                         cache.keep(&old, cell);
                     }
                 }

@@ -30,7 +30,7 @@ impl<'a> OperandResolver<'a> {
     /// Assigns rows to registers and offsets to local variables and parameters.
     pub fn new(function: &'a Function, layout: &'a Layout) -> OperandResolver<'a> {
         let mut code = FunctionCode { name: function.name.clone(), ..FunctionCode::default() };
-        let (mut registers, rows) = super::rows::assign(function);
+        let (mut registers, rows) = super::rows::assign_rows(function);
         for (register, r) in registers.iter_mut().zip(&function.registers) {
             if r.ty == Type::Pred {
                 *register = code.predicates;

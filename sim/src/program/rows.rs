@@ -29,7 +29,7 @@ enum Life {
 }
 
 /// Returns the first row of each register (0 for predicates) and the total number of rows.
-pub(super) fn assign(function: &Function) -> (Vec<u32>, u32) {
+pub(super) fn assign_rows(function: &Function) -> (Vec<u32>, u32) {
     let lives = lives(function);
     let width = |r: usize| rows_of(function.registers[r].ty);
     let is_row = |r: usize| function.registers[r].ty != Type::Pred;
@@ -126,7 +126,7 @@ mod tests {
     /// Returns the rows of %r1 to %r4.
     fn rows(body: &str) -> [u32; 4] {
         let function = function(body);
-        let (rows, _) = assign(&function);
+        let (rows, _) = assign_rows(&function);
         [1, 2, 3, 4].map(|n| {
             let name = format!("%r{n}");
             rows[function.registers.iter().position(|r| r.name == name).expect("it is declared")]
@@ -176,7 +176,7 @@ mod tests {
                 };
             }
             let function = function(&body);
-            let (rows, total) = assign(&function);
+            let (rows, total) = assign_rows(&function);
             // The register that wrote each row last, when no branch is taken.
             let mut holds: Vec<Option<u32>> = vec![None; total as usize];
             for i in &function.body {

@@ -26,7 +26,7 @@ impl WgmmaRegisterUse {
 }
 
 /// Returns the wgmma register use of each instruction; empty for a function without wgmma.
-pub(super) fn watches(
+pub(super) fn wgmma_register_uses(
     function: &Function,
     instrs: &[DecodedInstruction],
     slot: impl Fn(u32) -> Slot,

@@ -11,7 +11,7 @@ use std::collections::HashSet;
 /// Returns true if no branch depends on a value that the function loads from shared memory by a strong load; `volatile`
 /// then orders nothing. A function that calls others, or that may perform atomics on shared memory, is assumed to use
 /// flags.
-pub(super) fn is_data(function: &Function) -> bool {
+pub(super) fn is_volatile_data(function: &Function) -> bool {
     let part = |i: &Instruction, p: &str| i.opcode.split('.').any(|q| q == p);
     let shared = |i: &Instruction| part(i, "shared") || part(i, "shared::cta");
     if !function.body.iter().any(|i| part(i, "volatile") && shared(i)) {

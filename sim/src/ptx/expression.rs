@@ -3,7 +3,7 @@
 use super::lexer::{Cursor, Literal, Result};
 
 /// Maximum nesting depth of parentheses and signs.
-const DEPTH: u32 = 64;
+const MAX_DEPTH: u32 = 64;
 
 /// Binary operators by precedence, lowest first; operators with a common prefix have the longer one first.
 const LEVELS: [&[&str]; 10] = [
@@ -22,12 +22,12 @@ const LEVELS: [&[&str]; 10] = [
 impl Cursor<'_> {
     /// Parses a whole constant expression, including `? :`.
     pub fn expression(&mut self) -> Result<Literal> {
-        self.conditional(DEPTH)
+        self.conditional(MAX_DEPTH)
     }
 
     /// Parses a literal with signs, or an expression in parentheses: what may follow `+` in an address.
     pub fn term(&mut self) -> Result<Literal> {
-        self.unary(DEPTH)
+        self.unary(MAX_DEPTH)
     }
 
     /// Parses a constant expression that must be an integer.

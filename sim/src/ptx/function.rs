@@ -7,7 +7,7 @@ use super::parser::{MAX_REGISTERS, Parser};
 use super::scope::{Label, NamedEntity, PendingLabel, Scope};
 
 /// Maximum nesting depth of scopes.
-const DEPTH: usize = 256;
+const MAX_DEPTH: usize = 256;
 
 type Formal<'a> = (&'a str, Param, Type);
 
@@ -63,7 +63,7 @@ impl<'a> Parser<'a> {
 
     fn open_scope(&mut self) -> Result<()> {
         self.cursor.expect(b'{')?;
-        if self.scopes.stack.len() >= DEPTH {
+        if self.scopes.stack.len() >= MAX_DEPTH {
             return Err(self.cursor.error("scopes nest too deeply"));
         }
         self.scopes.stack.push(Scope::default());

@@ -1,11 +1,12 @@
-//! Line information: the CUDA source locations of `.loc`, and the function names in `.debug_str` (PTX ISA, section 11.5).
+//! Line information: the CUDA source locations of `.loc`, and the function names in `.debug_str` (PTX ISA, section
+//! 11.5).
 
 use std::collections::HashMap;
 
 use super::ast::SourceLocation;
 
 /// Maximum inlining depth; a deeper location keeps its outermost links.
-const DEPTH: u32 = 128;
+const MAX_DEPTH: u32 = 128;
 
 pub(super) type LineTriple = (u32, u32, u32);
 
@@ -52,7 +53,7 @@ impl<'a> LineInfo<'a> {
         let link = inlined.map(|(name, at)| {
             let latest = self.latest.get(&at).copied();
             // A location that is inlined at itself, or too deep, ends the chain.
-            let outer = latest.filter(|&outer| at != triple && self.depths[outer as usize] < DEPTH);
+            let outer = latest.filter(|&outer| at != triple && self.depths[outer as usize] < MAX_DEPTH);
             (name, outer.unwrap_or_else(|| self.intern(locations, (at, None))))
         });
         let index = self.intern(locations, (triple, link));

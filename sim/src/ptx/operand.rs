@@ -6,7 +6,7 @@ use super::parser::Parser;
 use super::scope::NamedEntity;
 
 /// Maximum nesting depth of vectors and lists.
-const DEPTH: u32 = 4;
+const MAX_DEPTH: u32 = 4;
 
 /// A name that is neither declared so far nor special.
 pub(super) type UndeclaredName<'a> = Option<&'a str>;
@@ -15,9 +15,9 @@ impl<'a> Parser<'a> {
     /// Parses an operand. If it is a single undeclared name, also returns the name: it may be a label or function that
     /// follows.
     pub(super) fn operand(&mut self) -> Result<(Operand, UndeclaredName<'a>)> {
-        let (first, unknown) = self.single(DEPTH)?;
+        let (first, unknown) = self.single(MAX_DEPTH)?;
         if matches!(first, Operand::Register(_) | Operand::Sink) && self.cursor.eat(b'|') {
-            let (second, _) = self.single(DEPTH)?;
+            let (second, _) = self.single(MAX_DEPTH)?;
             return match second {
                 Operand::Register(_) | Operand::Sink => Ok((Operand::Pair(first.into(), second.into()), None)),
                 _ => Err(self.cursor.error("a pair `p|q` takes two registers")),
@@ -76,7 +76,7 @@ impl<'a> Parser<'a> {
 
     /// Parses an argument or return list of a call.
     pub(super) fn list(&mut self) -> Result<Operand> {
-        Ok(Operand::List(self.sequence(b'(', b')', DEPTH)?))
+        Ok(Operand::List(self.sequence(b'(', b')', MAX_DEPTH)?))
     }
 
     fn named(&mut self) -> Result<(Operand, UndeclaredName<'a>)> {

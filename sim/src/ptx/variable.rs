@@ -5,11 +5,11 @@ use super::lexer::{Literal, Result};
 use super::parser::Parser;
 
 /// Maximum size of an initialised variable in bytes, because its bytes are stored.
-const LARGEST_INITIALISED: u64 = 1 << 28;
+const MAX_INITIALISED_BYTES: u64 = 1 << 28;
 /// Maximum size of a variable in bytes.
-const LARGEST: u64 = 1 << 48;
+const MAX_VARIABLE_BYTES: u64 = 1 << 48;
 /// Maximum number of an array's dimensions.
-const DIMENSIONS: usize = 16;
+const MAX_DIMENSIONS: usize = 16;
 
 /// The part of a declaration before the name.
 #[derive(Clone, Copy)]
@@ -112,8 +112,8 @@ impl<'a> Parser<'a> {
             self.cursor.expect(b']')?;
             dimensions
                 .push(u64::try_from(length).map_err(|_| self.cursor.error(format!("{length} elements of {name}")))?);
-            if dimensions.len() > DIMENSIONS {
-                return Err(self.cursor.error(format!("{name} has more than {DIMENSIONS} dimensions")));
+            if dimensions.len() > MAX_DIMENSIONS {
+                return Err(self.cursor.error(format!("{name} has more than {MAX_DIMENSIONS} dimensions")));
             }
         }
         Ok(Declared { name, dimensions })
@@ -121,7 +121,9 @@ impl<'a> Parser<'a> {
 
     fn size(&self, declarator: &Declarator, declared: &Declared) -> Result<u64> {
         let count = declared.dimensions.iter().try_fold(1, |count: u64, &dimension| count.checked_mul(dimension));
-        let size = count.and_then(|count| count.checked_mul(declarator.element_size())).filter(|&size| size <= LARGEST);
+        let size = count
+            .and_then(|count| count.checked_mul(declarator.element_size()))
+            .filter(|&size| size <= MAX_VARIABLE_BYTES);
         size.ok_or_else(|| self.cursor.error(format!("{} is too large", declared.name)))
     }
 
@@ -194,7 +196,7 @@ impl<'a> Parser<'a> {
             dimensions.push(u64::from(declarator.vector));
         }
         let open = dimensions.first() == Some(&0);
-        if !open && variable.size > LARGEST_INITIALISED {
+        if !open && variable.size > MAX_INITIALISED_BYTES {
             return Err(self.cursor.error(format!("{} is too large for an initialiser", declared.name)));
         }
         if dimensions.is_empty() {
@@ -221,7 +223,7 @@ impl<'a> Parser<'a> {
                 return Err(self.cursor.error(format!("{} has only {count} elements here", variable.name)));
             }
             let at = base + count * stride;
-            if at + stride > LARGEST_INITIALISED {
+            if at + stride > MAX_INITIALISED_BYTES {
                 return Err(self.cursor.error(format!("{} is too large for an initialiser", variable.name)));
             }
             match dimensions.len() {

@@ -7,7 +7,7 @@
         name<bug>(in, out, n);                                                                                              \
     }
 
-// One stage: each of 128 threads copies 16 bytes and reads its neighbour's.
+// One stage: each of 128 threads copies 16 bytes and reads its neighbour's bytes.
 template <int BUG> DEVICE void stage(const u32* in, u32* out, int n) {
     __shared__ alignas(16) u32 tile[512];
     u32 t = threadIdx.x;
@@ -26,7 +26,7 @@ KERNEL(stage, 2)
 KERNEL(stage, 3)
 KERNEL(stage, 4)
 
-// A pipeline of three stages over n tiles of 128 words; each thread reads another's word.
+// A pipeline of three stages over n tiles of 128 words; each thread reads another thread's word.
 template <int BUG> DEVICE void pipeline(const u32* in, u32* out, int n) {
     __shared__ alignas(16) u32 tile[3][128];
     u32 t = threadIdx.x, sum = 0;
@@ -51,7 +51,7 @@ KERNEL(pipeline, 1)
 KERNEL(pipeline, 2)
 KERNEL(pipeline, 3)
 
-// Rows of which only some bytes are there; the rest is zero.
+// Rows that are copied only in part; the rest is filled with zeros.
 template <int BUG> DEVICE void partial(const u32* in, u32* out, int n) {
     __shared__ alignas(16) u32 tile[512];
     u32 t = threadIdx.x;
@@ -66,7 +66,7 @@ template <int BUG> DEVICE void partial(const u32* in, u32* out, int n) {
 KERNEL(partial, 0)
 KERNEL(partial, 1)
 
-// Arrivals at an mbarrier once the copies are done.
+// Arrivals on an mbarrier when the copies are complete.
 template <int BUG> DEVICE void arrival(const u32* in, u32* out, int n) {
     __shared__ alignas(16) u32 tile[256];
     __shared__ u64 bar;
@@ -86,7 +86,7 @@ KERNEL(arrival, 0)
 KERNEL(arrival, 1)
 KERNEL(arrival, 2)
 
-// The same with arrivals that count themselves: the threads' own ones are the expected.
+// Arrivals with .noinc: the mbarrier expects one arrival of each thread.
 template <int BUG> DEVICE void counted(const u32* in, u32* out, int n) {
     __shared__ alignas(16) u32 tile[256];
     __shared__ u64 bar;
@@ -102,7 +102,7 @@ template <int BUG> DEVICE void counted(const u32* in, u32* out, int n) {
 }
 KERNEL(counted, 0)
 
-// A stage that is overwritten by plain stores while its copy is pending.
+// A stage that plain stores overwrite while its copy is pending.
 template <int BUG> DEVICE void overwrite(const u32* in, u32* out, int n) {
     __shared__ alignas(16) u32 tile[128];
     u32 t = threadIdx.x;

@@ -1,4 +1,4 @@
-// mbarriers by themselves and with bulk and tensor loads. Variant 0 of a kernel is correct, the others have one bug each.
+// mbarriers alone and with bulk and tensor loads. Variant 0 of a kernel is correct, each other variant has one bug.
 #include "async.cuh"
 
 #define KERNEL(name, bug)                                                                                                   \
@@ -54,8 +54,8 @@ KERNEL(load, 9)
 KERNEL(load, 10)
 KERNEL(load, 11)
 
-// The same thread waits and a block barrier tells the others; the copy is issued before the bytes are expected; the
-// barrier is used for two phases, then invalidated and used for something else.
+// One thread waits and a block barrier orders the others; the copy is issued before the bytes are expected; the
+// mbarrier is used for two phases, then invalidated, and its memory reused.
 template <int BUG> DEVICE void twice(const u32* in, u32* out, int n) {
     __shared__ alignas(16) u32 tile[256];
     __shared__ u64 bar;
@@ -146,7 +146,7 @@ extern "C" __global__ void states(const u32* in, u32* out, int n) {
     asm volatile("mbarrier.pending_count.b64 %0, %1;" : "=r"(pending) : "l"(state));
     while (!mbar_test(b, state)) {}
     u32 got = value[63 - t];
-    // The second half leaves; the next phase needs 32 arrivals and gets them from one thread.
+    // The second half exits; one thread makes the 32 arrivals of the next phase.
     if (t >= 32) mbar_arrive_drop(b);
     else mbar_arrive(b);
     mbar_wait(b, 1);
@@ -182,7 +182,7 @@ KERNEL(store, 2)
 KERNEL(store, 3)
 KERNEL(store, 4)
 
-// Sums into the output, and reads it back after a full wait.
+// Adds to the output by a bulk reduction and reads it back after a full wait.
 template <int BUG> DEVICE void sum(const u32* in, u32* out, int n) {
     __shared__ alignas(16) float tile[128];
     u32 t = threadIdx.x;
@@ -225,7 +225,7 @@ KERNEL(reload, 0)
 KERNEL(reload, 1)
 KERNEL(reload, 2)
 
-// A block must not exit while a copy still writes its memory.
+// A block must not exit while a copy still writes its shared memory.
 template <int BUG> DEVICE void abandon(const u32* in, u32* out, int n) {
     __shared__ alignas(16) u32 tile[256];
     __shared__ u64 bar;

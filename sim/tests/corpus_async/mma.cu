@@ -1,10 +1,10 @@
-// D = A·Bᵀ in bf16 with f32 sums by mma.sync: 128×128 a block of eight warps, 32 of k a stage, three stages by cp.async; and
-// ldmatrix, stmatrix and movmatrix by themselves.
+// D = A·Bᵀ in bf16 with f32 sums by mma.sync: 128×128 per block of eight warps, 32 of k per stage, three stages by cp.async; and
+// ldmatrix, stmatrix and movmatrix alone.
 #include "async.cuh"
 
 constexpr int STAGES = 3;
 
-// Byte of a 16-byte unit of a stage: rows of 64 bytes, units exchanged so that eight rows do not collide.
+// Byte offset of a 16-byte unit of a stage: rows of 64 bytes, units permuted so that eight rows have no bank conflict.
 DEVICE u32 place(int row, int unit) {
     return row * 64 + ((unit ^ (row >> 1 & 3)) << 4);
 }

@@ -1,4 +1,4 @@
-// wgmma: operands from memory and registers, groups, and hazards. Variant 0 of a kernel is correct, the others have one bug each.
+// wgmma: operands from memory and registers, groups, and hazards. Variant 0 of a kernel is correct, each other variant has one bug.
 #include "async.cuh"
 
 #define KERNEL(name, bug)                                                                                                   \
@@ -77,7 +77,7 @@ KERNEL(basic, 9)
 KERNEL(basic, 10)
 KERNEL(basic, 12)
 
-// The same product with other layouts. B is [16][64] or, N-major, [64][16]; A is [64][64] or, M-major, [64 k][64 m].
+// Products with other layouts. B is [16][64] or, N-major, [64][16]; A is [64][64] or, M-major, [64 k][64 m].
 template <int SPAN, int TA, int TB> DEVICE void layouts(const u32* in, float* out) {
     __shared__ alignas(1024) u32 a[64 * 32];
     __shared__ alignas(1024) u32 b[16 * 32];
@@ -105,7 +105,7 @@ template <int SPAN, int TA, int TB> DEVICE void layouts(const u32* in, float* ou
     float d[8];
     wgmma_fence();
     for (int k = 0; k < 4; k++) {
-        // K-major: a tile holds SPAN / 32 steps. MN-major: 16 lines of SPAN bytes a step.
+        // K-major: a tile holds SPAN / 32 steps. MN-major: 16 lines of SPAN bytes per step.
         u32 ka = TA ? k * 16 * SPAN : k / (SPAN / 32) * 64 * SPAN + k % (SPAN / 32) * 32;
         u32 kb = TB ? k * 16 * SPAN : k / (SPAN / 32) * 16 * SPAN + k % (SPAN / 32) * 32;
         u64 da = descriptor(smem(a) + ka, TA ? 64 * SPAN : 16, 8 * SPAN, layout);
@@ -155,7 +155,7 @@ KERNEL(registers, 0)
 KERNEL(registers, 1)
 KERNEL(registers, 2)
 
-// cp.async into wgmma's operands.
+// cp.async writes the operands of wgmma.
 template <int BUG> DEVICE void copied(const u32* in, float* out, int n) {
     __shared__ alignas(1024) u32 a[64 * 32];
     __shared__ alignas(1024) u32 b[16 * 32];
@@ -184,7 +184,7 @@ KERNEL(copied, 0)
 KERNEL(copied, 1)
 KERNEL(copied, 2)
 
-// Registers move between warpgroups.
+// Registers move between warpgroups (setmaxnreg).
 template <int BUG> DEVICE void pool(const u32* in, float* out, int n) {
     if (threadIdx.x < 128) {
         if (BUG == 2) { if (threadIdx.x < 64) setmaxnreg_dec<24>(); } // pool 2: setmaxnreg

@@ -1,4 +1,4 @@
-// Barriers that not everybody comes to, wrong counts, and waiting for what never comes.
+// Barriers that some threads do not reach, wrong thread counts, and waits that never end.
 #define BAR_SYNC(id, n) asm volatile("bar.sync %0, %1;" :: "r"(id), "r"(n) : "memory")
 #define BAR_ARRIVE(id, n) asm volatile("bar.arrive %0, %1;" :: "r"(id), "r"(n) : "memory")
 
@@ -148,7 +148,7 @@ extern "C" __global__ void bad_count_bug(unsigned* out) {
     out[threadIdx.x] = 1;
 }
 
-// A producer that arrives, a consumer that waits, and back.
+// A producer arrives and a consumer waits, in both directions.
 //@ grid=1 block=64 args=buf:128:zeros
 extern "C" __global__ void producer_ok(unsigned* out) {
     __shared__ unsigned s[32];
@@ -214,7 +214,7 @@ extern "C" __global__ void reduce_bug(unsigned* out) {
     out[threadIdx.x] = n;
 }
 
-// A full member mask where some lanes do not come.
+// A full member mask in code that some lanes do not reach.
 //@ grid=1 block=32 args=buf:32:zeros
 extern "C" __global__ void member_mask_ok(unsigned* out) {
     unsigned v = threadIdx.x;

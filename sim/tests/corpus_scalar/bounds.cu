@@ -1,4 +1,4 @@
-// Accesses outside of what there is, and at addresses that do not fit. `//@` gives the launch of the kernel below it,
+// Out-of-bounds and misaligned accesses. `//@` gives the launch of the kernel below it,
 // `//!` marks the lines that the finding may name.
 struct __align__(16) Quad { float x, y, z, w; };
 struct __align__(8) Pair { float x, y; };
@@ -193,7 +193,7 @@ extern "C" __global__ void generic_misaligned_bug(const float* in, float* out, i
     out[threadIdx.x] = read_at(bytes, at);
 }
 
-// An inlined function of this file: its own line counts.
+// An inlined function of this file: the finding names its own line.
 __device__ __forceinline__ void put(float* out, unsigned at) {
     out[at] = 1; //!
 }
@@ -206,7 +206,7 @@ extern "C" __global__ void inlined_bug(float* out, unsigned shift) {
     put(out, threadIdx.x + shift);
 }
 
-// Functions of a header: the line where this file calls them counts.
+// Functions of a header: the finding names the line of this file that calls them.
 #include "bounds.h"
 //@ grid=1 block=32 args=buf:32:zeros,u32=0
 extern "C" __global__ void header_ok(float* out, unsigned shift) {

@@ -1,4 +1,4 @@
-// Padding, so that no line of this header is a marked line of the file that includes it.
+// Padding, so that no line number of this header equals a marked line of the file that includes it.
 __device__ __forceinline__ void put_from_header(float* out, unsigned at) {
     out[at] = 1;
 }

@@ -1,4 +1,4 @@
-// Waiting for what never comes.
+// Waits that never end.
 
 __device__ __forceinline__ void take(unsigned* lock) {
     while (atomicCAS(lock, 0u, 1u) != 0u) {} //!
@@ -31,7 +31,7 @@ extern "C" __global__ void lock_order_bug(unsigned* s) {
     }
 }
 
-// More blocks than fit: those that run wait for one that does not.
+// More blocks than fit: resident blocks wait for a block that cannot start.
 //@ grid=100 block=32 smem=120000 args=buf:1:zeros
 extern "C" __global__ void resident_ok(volatile unsigned* n) {
     if (threadIdx.x == 0) {
@@ -66,7 +66,7 @@ extern "C" __global__ void same_warp_bug(volatile unsigned* flag, unsigned* out)
     out[threadIdx.x] = 1;
 }
 
-// Lane 0 takes the lock and waits for its siblings, who wait for the lock.
+// Lane 0 holds the lock and waits for the other lanes, which wait for the lock.
 //@ grid=1 block=32 args=buf:2:zeros
 extern "C" __global__ void lock_in_warp_ok(unsigned* s) {
     bool done = false;

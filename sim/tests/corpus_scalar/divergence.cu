@@ -1,4 +1,4 @@
-// Control flow that tears warps apart; all of it is correct.
+// Control flow that makes warps diverge; all kernels are correct.
 #include <cooperative_groups.h>
 namespace cg = cooperative_groups;
 
@@ -96,7 +96,7 @@ extern "C" __global__ void divergent_returns(unsigned* out) {
     out[threadIdx.x] = sum + 1000 * side;
 }
 
-// Shuffles in divergent code, with the masks of those who come.
+// Shuffles in divergent code, with masks of the participating lanes.
 //@ grid=1 block=32 args=buf:32:zeros
 extern "C" __global__ void divergent_shuffles(unsigned* out) {
     unsigned t = threadIdx.x, v = t;
@@ -157,7 +157,7 @@ extern "C" __global__ void coalesced(unsigned* n, unsigned* calls) {
     }
 }
 
-// Lanes of a warp hand a token from one to the next.
+// Lanes of a warp pass a token from one to the next.
 //@ grid=1 block=32 args=buf:1:zeros,buf:32:zeros
 extern "C" __global__ void token(volatile unsigned* turn, unsigned* out) {
     while (*turn != 31 - threadIdx.x) {}
@@ -165,7 +165,7 @@ extern "C" __global__ void token(volatile unsigned* turn, unsigned* out) {
     *turn = *turn + 1;
 }
 
-// Loops left through the middle of others, by some lanes at a time.
+// Loops that some lanes leave from the middle of other loops.
 //@ grid=1 block=64 args=buf:64:zeros
 extern "C" __global__ void goto_out(unsigned* out) {
     unsigned i = threadIdx.x, n = 0;

@@ -1,4 +1,4 @@
-// Each family of instructions with known results.
+// Instruction families with known results.
 #include <cstdio>
 struct Params { int a; float b; unsigned long long c; unsigned char d[5]; short e; };
 

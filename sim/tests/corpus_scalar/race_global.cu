@@ -32,7 +32,7 @@ extern "C" __global__ void atomic_plain_bug(unsigned* n, unsigned* out) {
     }
 }
 
-// One block hands data to another.
+// One block passes data to another.
 //@ grid=2 block=32 args=buf:32:zeros,buf:1:zeros,buf:32:zeros
 extern "C" __global__ void hand_over_ok(unsigned* data, volatile unsigned* flag, unsigned* out) {
     if (blockIdx.x == 0) {
@@ -117,7 +117,7 @@ extern "C" __global__ void scope_bug(unsigned* data, unsigned* flag, unsigned* o
     }
 }
 
-// The flag itself read by a plain load, once.
+// The flag itself is read by a plain load, once.
 //@ grid=2 block=1 args=buf:1:zeros,buf:1:zeros varies
 extern "C" __global__ void poll_ok(unsigned* flag, unsigned* out) {
     if (blockIdx.x == 0) {
@@ -135,7 +135,7 @@ extern "C" __global__ void poll_bug(unsigned* flag, unsigned* out) {
     }
 }
 
-// The last block to finish adds up what all have left.
+// The last block to finish sums up the results of all blocks.
 //@ grid=6 block=32 args=buf:192:arange,buf:6:zeros,buf:1:zeros,buf:1:zeros
 extern "C" __global__ void last_block_ok(const float* in, float* partial, unsigned* done, float* out) {
     __shared__ bool last;
@@ -175,7 +175,7 @@ extern "C" __global__ void last_block_bug(const float* in, float* partial, unsig
     }
 }
 
-// All blocks meet between two steps.
+// All blocks synchronise between two steps.
 __device__ __forceinline__ void grid_barrier(unsigned* arrived, unsigned phase, bool fences) {
     if (fences) __threadfence();
     __syncthreads();
@@ -207,7 +207,7 @@ extern "C" __global__ void grid_barrier_bug(float* a, float* b, unsigned* arrive
     }
 }
 
-// Blocks take turns: each adds its part after the one before it.
+// Blocks take turns: each adds its part after the previous block.
 //@ grid=8 block=32 args=buf:256:arange,buf:32:zeros,buf:1:zeros
 extern "C" __global__ void ordered_ok(const float* in, float* out, volatile unsigned* turn) {
     if (threadIdx.x == 0) while (*turn != blockIdx.x) {}
@@ -248,7 +248,7 @@ extern "C" __global__ void lock_bug(unsigned* state) {
     }
 }
 
-// A waiting loop that is slow to give in: its registers differ each time around.
+// A polling loop whose registers differ in every iteration, so that it is hard to detect.
 //@ grid=4 block=32 args=buf:2:zeros
 extern "C" __global__ void backoff_ok(unsigned* state) {
     if (threadIdx.x == 0) {

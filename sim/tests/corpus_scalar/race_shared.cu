@@ -1,4 +1,4 @@
-// Accesses to shared memory without order between them, and the same with it.
+// Accesses to shared memory with and without synchronisation.
 
 //@ grid=1 block=64 args=buf:64:zeros
 extern "C" __global__ void syncthreads_ok(float* out) {
@@ -45,7 +45,7 @@ extern "C" __global__ void shuffle_bug(float* out) {
     out[threadIdx.x] = s[31 - threadIdx.x] + v + b; //!
 }
 
-// The reduction whose last steps rely on the warp going in lock step.
+// A reduction whose last steps rely on the lanes of a warp running in lockstep.
 //@ grid=1 block=64 args=buf:64:arange,buf:1:zeros
 extern "C" __global__ void warp_reduction_ok(const float* in, float* out) {
     __shared__ float s[64];
@@ -166,7 +166,7 @@ extern "C" __global__ void write_write_bug(unsigned* out) {
     if (threadIdx.x == 0) *out = winner;
 }
 
-// Equal values stored without order are a note.
+// Equal values stored without synchronisation are a note.
 //@ grid=1 block=64 args=buf:64:zeros,u32=7 note=same
 extern "C" __global__ void same_value_ok(unsigned* out, unsigned n) {
     __shared__ unsigned flag;
@@ -193,7 +193,7 @@ extern "C" __global__ void atomic_plain_bug(unsigned* out) {
     out[threadIdx.x] = n; //!
 }
 
-// Halves of a word stored by two lanes.
+// Two lanes store the halves of a word.
 //@ grid=1 block=64 args=buf:32:zeros
 extern "C" __global__ void halves_ok(unsigned* out) {
     __shared__ unsigned short s[64];

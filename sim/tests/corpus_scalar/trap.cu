@@ -1,4 +1,4 @@
-// Traps, assertions, and instructions that are not known.
+// Traps, assertions and unsupported instructions.
 #include <cassert>
 
 //@ grid=1 block=32 args=buf:32:zeros,u32=32

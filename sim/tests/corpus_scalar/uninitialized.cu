@@ -1,4 +1,4 @@
-// Reads of bytes that nobody wrote, and registers that were never given a value.
+// Reads of uninitialised memory and of undefined registers.
 
 //@ grid=1 block=64 args=buf:64:zeros
 extern "C" __global__ void shared_ok(float* out) {

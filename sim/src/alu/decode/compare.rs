@@ -62,20 +62,20 @@ impl InstructionForm<'_> {
             16 | 32 => Op::Selp32,
             _ => return None,
         };
-        f.finish(op, &[ty], &[ty, ty, Pred])
+        f.build(op, &[ty], &[ty, ty, Pred])
     }
 
     fn slct(&self) -> Decoded {
         let mut f = self.clone();
         let (by, ty) = (f.take_type().filter(|by| matches!(by, S32 | F32))?, f.take_type()?);
-        let ftz = f.take("ftz");
+        let ftz = f.take_modifier("ftz");
         if !matches!(ty.bits(), 16 | 32 | 64) || ftz && by != F32 {
             return None;
         }
         let src = [ty, ty, by];
-        let cold =
+        let scalar =
             ScalarOp::new(compare::slct, ScalarFlags { ftz, variant: by == F32, ..ScalarFlags::default() }, &src);
-        f.finish(Op::OutOfLine(OutOfLineOp::Slct(cold, RegisterClass::of(ty))), &[ty], &src)
+        f.build(Op::OutOfLine(OutOfLineOp::Slct(scalar, RegisterClass::of(ty))), &[ty], &src)
     }
 
     fn testp(&self) -> Decoded {
@@ -88,15 +88,15 @@ impl InstructionForm<'_> {
             ("subnormal", compare::is_subnormal),
         ];
         let mut f = self.clone();
-        let test = f.take_any(&tests)?;
+        let test = f.take_modifier_value(&tests)?;
         let ty = f.take_type().filter(|ty| matches!(ty, F32 | F64))?;
-        f.cold(test, type_flags(ty), Pred, &[ty])
+        f.scalar_op(test, type_flags(ty), Pred, &[ty])
     }
 
     /// Parses `.ftz`, the operator and the combination. Also returns the scalar functions of the whole value (or lower
     /// half) and of the upper half.
     fn comparison(&mut self, ty: Type) -> Option<(Comparison, bool, [ScalarOp; 2])> {
-        let ftz = self.take("ftz");
+        let ftz = self.take_modifier("ftz");
         let all = match ty {
             _ if is_float(ty) => &FLOAT[..],
             B16 | B32 | B64 => &INTEGER[..2],
@@ -107,8 +107,8 @@ impl InstructionForm<'_> {
         if ftz && !matches!(ty, F16 | F16x2 | F32) {
             return None;
         }
-        let combine = self.take_any(&[("and", Combine::And), ("or", Combine::Or), ("xor", Combine::Xor)]);
-        let (relation, swap, invert, wide) = self.take_any(all)?;
+        let combine = self.take_modifier_value(&[("and", Combine::And), ("or", Combine::Or), ("xor", Combine::Xor)]);
+        let (relation, swap, invert, wide) = self.take_modifier_value(all)?;
         let bits = if matches!(ty, F16x2 | BF16x2) { 16 } else { ty.bits() as u8 };
         let flags = ScalarFlags { ftz, wide, bits, variant: matches!(ty, BF16 | BF16x2), ..type_flags(ty) };
         let function: ScalarFunction = match ty {
@@ -116,10 +116,10 @@ impl InstructionForm<'_> {
             _ if is_float(ty) => compare::compare_floats,
             _ => compare::compare_integers,
         };
-        let colds = [false, true].map(|sat| ScalarOp::new(function, ScalarFlags { sat, ..flags }, &[ty; 2]));
+        let scalars = [false, true].map(|sat| ScalarOp::new(function, ScalarFlags { sat, ..flags }, &[ty; 2]));
         let not = self.negated(3);
         let combine = combine.unwrap_or(Combine::None);
-        Some((Comparison { relation, swap, invert, combine, not, pair: self.counts().0 == 2 }, ftz, colds))
+        Some((Comparison { relation, swap, invert, combine, not, pair: self.operand_counts().0 == 2 }, ftz, scalars))
     }
 
     fn setp(&self) -> Decoded {
@@ -139,7 +139,7 @@ impl InstructionForm<'_> {
             _ => Op::OutOfLine(OutOfLineOp::Setp(whole, low)),
         };
         let src = [ty, ty, Pred];
-        f.finish(op, &[Pred; 2][..1 + compare.pair as usize], &src[..2 + (compare.combine != Combine::None) as usize])
+        f.build(op, &[Pred; 2][..1 + compare.pair as usize], &src[..2 + (compare.combine != Combine::None) as usize])
     }
 
     fn set(&self) -> Decoded {
@@ -162,6 +162,6 @@ impl InstructionForm<'_> {
         let whole = Comparison { swap: false, invert: false, ..compare };
         let src = [ty, ty, Pred];
         let op = Op::OutOfLine(OutOfLineOp::Set(whole, low, high, SetResult { truth, halves }));
-        f.finish(op, &[to], &src[..2 + (compare.combine != Combine::None) as usize])
+        f.build(op, &[to], &src[..2 + (compare.combine != Combine::None) as usize])
     }
 }

@@ -42,13 +42,13 @@ impl InstructionForm<'_> {
         }
         let mut f = self.clone();
         let (from, to) = (f.tokens.pop()?, f.tokens.pop()?);
-        let rounding = f.take_any(&ROUNDINGS);
+        let rounding = f.take_modifier_value(&ROUNDINGS);
         let flags = ScalarFlags {
             rounding: rounding.unwrap_or_default().0,
-            ftz: f.take("ftz"),
-            sat: f.take("sat"),
-            relu: f.take("relu"),
-            strict: f.take("satfinite"),
+            ftz: f.take_modifier("ftz"),
+            sat: f.take_modifier("sat"),
+            relu: f.take_modifier("relu"),
+            strict: f.take_modifier("satfinite"),
             ..ScalarFlags::default()
         };
         let plain = !(flags.ftz || flags.sat || flags.relu || flags.strict);
@@ -70,7 +70,7 @@ impl InstructionForm<'_> {
         plain: bool,
     ) -> Decoded {
         if let Some(op) = self.inline_conversion(to, from, rounding, flags, plain) {
-            return self.finish(op, &[to], &[from]);
+            return self.build(op, &[to], &[from]);
         }
         let (source, target) = (kind(from)?, kind(to)?);
         let (from_float, to_float) =
@@ -98,7 +98,7 @@ impl InstructionForm<'_> {
         let wide = index(target)? | (bytes as u8) << 4;
         let other = rounding.is_some_and(|r| r.1);
         let flags = ScalarFlags { bits: index(source)?, wide, variant: other, ..flags };
-        let (op, operands) = self.cold(convert::cvt, flags, register, &[self.register(1, from)])?;
+        let (op, operands) = self.scalar_op(convert::cvt, flags, register, &[self.register(1, from)])?;
         let typed = |mut e: Vec<super::OperandType>, ty: Type| {
             e[0].ty = ty;
             e
@@ -160,13 +160,13 @@ impl InstructionForm<'_> {
     fn pair(&self, to: &str, rounding: (RoundingMode, bool), flags: ScalarFlags, plain: bool) -> Decoded {
         let to = Type::named(to)?;
         if plain && rounding == (RoundingMode::Nearest, false) {
-            return self.finish(if to == BF16x2 { Op::CvtBf16x2 } else { Op::CvtF16x2 }, &[to], &[F32; 2]);
+            return self.build(if to == BF16x2 { Op::CvtBf16x2 } else { Op::CvtF16x2 }, &[to], &[F32; 2]);
         }
         let element = NumberFormat::Float(if to == BF16x2 { BFLOAT } else { HALF });
         if flags.sat || flags.ftz || !matches!(rounding, (RoundingMode::Nearest | RoundingMode::Zero, false)) {
             return None;
         }
-        self.cold(convert::pair, ScalarFlags { wide: index(element)?, ..flags }, to, &[F32; 2])
+        self.scalar_op(convert::pair, ScalarFlags { wide: index(element)?, ..flags }, to, &[F32; 2])
     }
 
     fn tf32(&self, rounding: (RoundingMode, bool), flags: ScalarFlags) -> Decoded {
@@ -175,7 +175,7 @@ impl InstructionForm<'_> {
             return None;
         }
         let (bits, wide) = (index(NumberFormat::Float(SINGLE))?, index(NumberFormat::Float(TF32))?);
-        self.cold(convert::cvt, ScalarFlags { bits, wide, ..flags }, B32, &[F32])
+        self.scalar_op(convert::cvt, ScalarFlags { bits, wide, ..flags }, B32, &[F32])
     }
 
     /// Conversions to and from packed pairs of e4m3 and e5m2.
@@ -185,12 +185,14 @@ impl InstructionForm<'_> {
         }
         let flags = |name: &str| ScalarFlags { variant: name == "e5m2x2", ..flags };
         match (to, from) {
-            ("e4m3x2" | "e5m2x2", "f32") if flags(to).strict => self.cold(convert::fp8_pair, flags(to), B16, &[F32; 2]),
+            ("e4m3x2" | "e5m2x2", "f32") if flags(to).strict => {
+                self.scalar_op(convert::fp8_pair, flags(to), B16, &[F32; 2])
+            }
             ("e4m3x2" | "e5m2x2", "f16x2") if flags(to).strict => {
-                self.cold(convert::fp8_from_halves, flags(to), B16, &[F16x2])
+                self.scalar_op(convert::fp8_from_halves, flags(to), B16, &[F16x2])
             }
             ("f16x2", "e4m3x2" | "e5m2x2") if !flags(from).strict => {
-                self.cold(convert::halves_from_fp8, flags(from), F16x2, &[B16])
+                self.scalar_op(convert::halves_from_fp8, flags(from), F16x2, &[B16])
             }
             _ => None,
         }
@@ -199,17 +201,17 @@ impl InstructionForm<'_> {
     /// `cvt.pack`: two integers are clamped and packed.
     fn pack(&self) -> Decoded {
         let mut f = self.clone();
-        if !f.take("pack") || !f.take("sat") {
+        if !f.take_modifier("pack") || !f.take_modifier("sat") {
             return None;
         }
         let widths = [("u2", (2, false)), ("s2", (2, true)), ("u4", (4, false)), ("s4", (4, true)), ("u8", (8, false))];
         let wide = [("s8", (8, true)), ("u16", (16, false)), ("s16", (16, true))];
-        let (bits, signed) = f.take_any(&widths).or_else(|| f.take_any(&wide))?;
-        let three = f.take("b32");
-        if !f.take("s32") || three != (bits < 16) {
+        let (bits, signed) = f.take_modifier_value(&widths).or_else(|| f.take_modifier_value(&wide))?;
+        let three = f.take_modifier("b32");
+        if !f.take_modifier("s32") || three != (bits < 16) {
             return None;
         }
         let flags = ScalarFlags { bits, signed, ..ScalarFlags::default() };
-        f.cold(integer::cvt_pack, flags, B32, &[S32, S32, B32][..if three { 3 } else { 2 }])
+        f.scalar_op(integer::cvt_pack, flags, B32, &[S32, S32, B32][..if three { 3 } else { 2 }])
     }
 }

@@ -18,7 +18,7 @@ impl InstructionForm<'_> {
         let ty = f.take_type()?;
         match (f.base, ty) {
             ("min" | "max", _) => f.min_max(ty),
-            ("copysign", F32 | F64) => f.cold(float::copysign, flags(ty), ty, &[ty; 2]),
+            ("copysign", F32 | F64) => f.scalar_op(float::copysign, flags(ty), ty, &[ty; 2]),
             (_, F16 | BF16 | F16x2 | BF16x2) => f.half(ty),
             (_, F32) => f.single(),
             _ => f.double(),
@@ -26,8 +26,9 @@ impl InstructionForm<'_> {
     }
 
     fn single(&mut self) -> Decoded {
-        let (ftz, mode, sat) = (self.take("ftz"), self.take_any(&ROUNDINGS), self.take("sat"));
-        let (approx, full) = (self.take("approx"), self.take("full"));
+        let (ftz, mode, sat) =
+            (self.take_modifier("ftz"), self.take_modifier_value(&ROUNDINGS), self.take_modifier("sat"));
+        let (approx, full) = (self.take_modifier("approx"), self.take_modifier("full"));
         let flags = ScalarFlags { rounding: mode.unwrap_or_default(), ftz, sat, ..flags(F32) };
         if sat && !matches!(self.base, "add" | "sub" | "mul" | "fma" | "mad") || full && self.base != "div" {
             return None;
@@ -48,7 +49,7 @@ impl InstructionForm<'_> {
             _ => return None,
         };
         let src = &[F32; 3][..sources];
-        if nearest { self.finish(op, &[F32], src) } else { self.cold(function, flags, F32, src) }
+        if nearest { self.build(op, &[F32], src) } else { self.scalar_op(function, flags, F32, src) }
     }
 
     /// f32 instructions without a rounding mode: sign changes and approximations.
@@ -70,27 +71,27 @@ impl InstructionForm<'_> {
             ("rcp", true, false) => Op::RcpF32(ftz),
             ("sqrt", true, false) => Op::SqrtF32(ftz),
             ("rsqrt", true, false) => Op::RsqrtF32(ftz),
-            ("div", false, true) => return self.finish(Op::DivF32(ftz), &[F32], &[F32; 2]),
-            ("div", true, false) => return self.cold(special::div_approx, flags, F32, &[F32; 2]),
-            ("lg2", true, false) => return self.cold(special::lg2, flags, F32, &[F32]),
-            ("sin", true, false) => return self.cold(special::sin, flags, F32, &[F32]),
-            ("cos", true, false) => return self.cold(special::cos, flags, F32, &[F32]),
-            ("tanh", true, false) if !ftz => return self.cold(special::tanh, flags, F32, &[F32]),
+            ("div", false, true) => return self.build(Op::DivF32(ftz), &[F32], &[F32; 2]),
+            ("div", true, false) => return self.scalar_op(special::div_approx, flags, F32, &[F32; 2]),
+            ("lg2", true, false) => return self.scalar_op(special::lg2, flags, F32, &[F32]),
+            ("sin", true, false) => return self.scalar_op(special::sin, flags, F32, &[F32]),
+            ("cos", true, false) => return self.scalar_op(special::cos, flags, F32, &[F32]),
+            ("tanh", true, false) if !ftz => return self.scalar_op(special::tanh, flags, F32, &[F32]),
             _ => return None,
         };
-        self.finish(op, &[F32], &[F32])
+        self.build(op, &[F32], &[F32])
     }
 
     fn double(&mut self) -> Decoded {
-        let mode = self.take_any(&ROUNDINGS);
-        let approx = self.take("approx");
-        let ftz = approx && self.take("ftz");
+        let mode = self.take_modifier_value(&ROUNDINGS);
+        let approx = self.take_modifier("approx");
+        let ftz = approx && self.take_modifier("ftz");
         let flags = ScalarFlags { rounding: mode.unwrap_or_default(), variant: self.base == "rsqrt", ..flags(F64) };
         let nearest = flags.rounding == RoundingMode::Nearest;
         let (function, sources): (ScalarFunction, usize) = match (self.base, mode.is_some(), approx) {
-            ("add", _, false) if nearest => return self.finish(Op::AddF64, &[F64], &[F64; 2]),
-            ("mul", _, false) if nearest => return self.finish(Op::MulF64, &[F64], &[F64; 2]),
-            ("fma" | "mad", true, false) if nearest => return self.finish(Op::FmaF64, &[F64], &[F64; 3]),
+            ("add", _, false) if nearest => return self.build(Op::AddF64, &[F64], &[F64; 2]),
+            ("mul", _, false) if nearest => return self.build(Op::MulF64, &[F64], &[F64; 2]),
+            ("fma" | "mad", true, false) if nearest => return self.build(Op::FmaF64, &[F64], &[F64; 3]),
             ("add", _, false) => (float::add_f64, 2),
             ("sub", _, false) => (float::sub_f64, 2),
             ("mul", _, false) => (float::mul_f64, 2),
@@ -104,13 +105,18 @@ impl InstructionForm<'_> {
             ("rcp" | "rsqrt", false, true) if ftz => (special::approximate64, 1),
             _ => return None,
         };
-        self.cold(function, flags, F64, &[F64; 3][..sources])
+        self.scalar_op(function, flags, F64, &[F64; 3][..sources])
     }
 
     fn half(&mut self, ty: Type) -> Decoded {
         let packed = matches!(ty, F16x2 | BF16x2);
-        let (ftz, rn, sat, relu) = (self.take("ftz"), self.take("rn"), self.take("sat"), self.take("relu"));
-        let approx = self.take("approx");
+        let (ftz, rn, sat, relu) = (
+            self.take_modifier("ftz"),
+            self.take_modifier("rn"),
+            self.take_modifier("sat"),
+            self.take_modifier("relu"),
+        );
+        let approx = self.take_modifier("approx");
         let bf16 = matches!(ty, BF16 | BF16x2);
         let flags = ScalarFlags { ftz, sat, relu, ..flags(ty) };
         let (single, pair, sources): (ScalarFunction, ScalarFunction, usize) = match self.base {
@@ -145,18 +151,18 @@ impl InstructionForm<'_> {
                 "mul" => FloatArithmetic::Mul,
                 _ => FloatArithmetic::Fma,
             };
-            return self.finish(Op::OutOfLine(OutOfLineOp::Half(HalfOp { op, bf16, pair: packed })), &[ty], src);
+            return self.build(Op::OutOfLine(OutOfLineOp::Half(HalfOp { op, bf16, pair: packed })), &[ty], src);
         }
-        self.cold(if packed { pair } else { single }, flags, ty, src)
+        self.scalar_op(if packed { pair } else { single }, flags, ty, src)
     }
 
     /// `min` and `max`.
     fn min_max(&mut self, ty: Type) -> Decoded {
         let larger = self.base == "max";
-        let (ftz, strict) = (self.take("ftz"), self.take("NaN"));
-        let xorsign = self.take("xorsign");
-        let abs = self.take("abs");
-        let three = self.counts().1 == 3;
+        let (ftz, strict) = (self.take_modifier("ftz"), self.take_modifier("NaN"));
+        let xorsign = self.take_modifier("xorsign");
+        let abs = self.take_modifier("abs");
+        let three = self.operand_counts().1 == 3;
         if xorsign != abs && !(three && ty == F32 && !xorsign) || three && (xorsign || ty != F32) {
             return None;
         }
@@ -164,7 +170,7 @@ impl InstructionForm<'_> {
             return None;
         }
         if ty == F32 && !strict && !abs && !three {
-            return self.finish(if larger { Op::MaxF32(ftz) } else { Op::MinF32(ftz) }, &[ty], &[ty; 2]);
+            return self.build(if larger { Op::MaxF32(ftz) } else { Op::MinF32(ftz) }, &[ty], &[ty; 2]);
         }
         let flags = ScalarFlags { ftz, strict, sat: xorsign, ..flags(ty) };
         let function: ScalarFunction = match (larger, three, matches!(ty, F16x2 | BF16x2)) {
@@ -176,7 +182,7 @@ impl InstructionForm<'_> {
             (true, _, false) => min_max::max,
         };
         let flags = if three { ScalarFlags { variant: abs, ..flags } } else { flags };
-        self.cold(function, flags, ty, &[ty; 3][..if three { 3 } else { 2 }])
+        self.scalar_op(function, flags, ty, &[ty; 3][..if three { 3 } else { 2 }])
     }
 }
 

@@ -25,7 +25,7 @@ impl InstructionForm<'_> {
         }
         let mut f = self.clone();
         let ty = f.take_type().filter(|ty| matches!(ty, S16 | S32 | S64 | U16 | U32 | U64))?;
-        let (sat, relu) = (f.take("sat"), f.take("relu"));
+        let (sat, relu) = (f.take_modifier("sat"), f.take_modifier("relu"));
         if sat && !(matches!(f.base, "add" | "sub") && ty == S32)
             || relu && !(matches!(f.base, "min" | "max") && ty == S32)
         {
@@ -43,7 +43,7 @@ impl InstructionForm<'_> {
             ("max", S32) if plain => Op::MaxS32,
             ("min", U32) => Op::MinU32,
             ("max", U32) => Op::MaxU32,
-            ("neg", S32) => return f.finish(Op::Neg32, &[ty], &[ty]),
+            ("neg", S32) => return f.build(Op::Neg32, &[ty], &[ty]),
             _ => {
                 let (function, sources): (ScalarFunction, usize) = match (f.base, flags.signed) {
                     ("add", _) => (integer::add, 2),
@@ -56,30 +56,30 @@ impl InstructionForm<'_> {
                     ("abs", true) => (integer::abs, 1),
                     _ => return None,
                 };
-                return f.cold(function, flags, ty, &[ty; 3][..sources]);
+                return f.scalar_op(function, flags, ty, &[ty; 3][..sources]);
             }
         };
-        f.finish(op, &[ty], &[ty; 2])
+        f.build(op, &[ty], &[ty; 2])
     }
 
     /// Arithmetic on packed `s16x2` and `u16x2`.
     fn pairs(&self) -> Decoded {
         let mut f = self.clone();
-        let signed = f.take_any(&[("s16x2", true), ("u16x2", false)])?;
-        let relu = f.take("relu");
+        let signed = f.take_modifier_value(&[("s16x2", true), ("u16x2", false)])?;
+        let relu = f.take_modifier("relu");
         let flags = ScalarFlags { bits: 16, signed, relu, variant: f.base == "max", ..ScalarFlags::default() };
         let function: ScalarFunction = match f.base {
             "add" if !relu => integer::add_pair,
             "min" | "max" if signed || !relu => integer::min_or_max_pair,
             _ => return None,
         };
-        f.cold(function, flags, B32, &[B32; 2])
+        f.scalar_op(function, flags, B32, &[B32; 2])
     }
 
     fn multiply(&self) -> Decoded {
         let mut f = self.clone();
-        let part = f.take_any(&[("lo", "lo"), ("hi", "hi"), ("wide", "wide")])?;
-        let sat = f.take("sat");
+        let part = f.take_modifier_value(&[("lo", "lo"), ("hi", "hi"), ("wide", "wide")])?;
+        let sat = f.take_modifier("sat");
         let ty = f.take_type()?;
         let wide = match ty {
             S16 => S32,
@@ -106,7 +106,7 @@ impl InstructionForm<'_> {
         let to = if part == "wide" { wide } else { ty };
         let src = if mad { vec![ty, ty, to] } else { vec![ty, ty] };
         if let Some(op) = op.filter(|_| !sat) {
-            return f.finish(op, &[to], &src);
+            return f.build(op, &[to], &src);
         }
         let encode_float = f.base.ends_with("24");
         if sat && !(mad && part == "hi" && ty == S32) || encode_float && !matches!(ty, S32 | U32) {
@@ -123,39 +123,39 @@ impl InstructionForm<'_> {
             ("mad", "wide") if ty.bits() == 16 => integer::mad_wide,
             _ => return None,
         };
-        f.cold(function, flags, to, &src)
+        f.scalar_op(function, flags, to, &src)
     }
 
     /// Instructions that count, find, extract and insert bits.
     fn bits(&self) -> Decoded {
         let mut f = self.clone();
         let base = f.base;
-        let shift = f.take("shiftamt");
-        let clamp = f.take_any(&[("clamp", true), ("wrap", false)]);
+        let shift = f.take_modifier("shiftamt");
+        let clamp = f.take_modifier_value(&[("clamp", true), ("wrap", false)]);
         let ty = f.take_type()?;
         if shift && base != "bfind" || clamp.is_some() != matches!(base, "bmsk" | "szext") {
             return None;
         }
         let flags = ScalarFlags { variant: shift, sat: clamp == Some(true), ..type_flags(ty) };
         match (base, ty) {
-            ("popc", B32 | B64) => f.cold(logic::popc, flags, U32, &[ty]),
-            ("clz", B32 | B64) => f.cold(logic::clz, flags, U32, &[ty]),
-            ("brev", B32 | B64) => f.cold(logic::brev, flags, ty, &[ty]),
-            ("bfind", U32 | S32 | U64 | S64) => f.cold(logic::bfind, flags, U32, &[ty]),
-            ("bfe", U32) => f.finish(Op::BfeU32, &[ty], &[ty, U32, U32]),
-            ("bfe", S32) => f.finish(Op::BfeS32, &[ty], &[ty, U32, U32]),
-            ("bfe", U64 | S64) => f.cold(logic::bfe64, flags, ty, &[ty, U32, U32]),
-            ("bfi", B32 | B64) => f.cold(logic::bfi, flags, ty, &[ty, ty, U32, U32]),
-            ("fns", B32) => f.cold(logic::fns, flags, U32, &[B32, B32, S32]),
-            ("bmsk", B32) => f.cold(logic::bmsk, flags, ty, &[U32, U32]),
-            ("szext", U32 | S32) => f.cold(logic::szext, flags, ty, &[ty, U32]),
+            ("popc", B32 | B64) => f.scalar_op(logic::popc, flags, U32, &[ty]),
+            ("clz", B32 | B64) => f.scalar_op(logic::clz, flags, U32, &[ty]),
+            ("brev", B32 | B64) => f.scalar_op(logic::brev, flags, ty, &[ty]),
+            ("bfind", U32 | S32 | U64 | S64) => f.scalar_op(logic::bfind, flags, U32, &[ty]),
+            ("bfe", U32) => f.build(Op::BfeU32, &[ty], &[ty, U32, U32]),
+            ("bfe", S32) => f.build(Op::BfeS32, &[ty], &[ty, U32, U32]),
+            ("bfe", U64 | S64) => f.scalar_op(logic::bfe64, flags, ty, &[ty, U32, U32]),
+            ("bfi", B32 | B64) => f.scalar_op(logic::bfi, flags, ty, &[ty, ty, U32, U32]),
+            ("fns", B32) => f.scalar_op(logic::fns, flags, U32, &[B32, B32, S32]),
+            ("bmsk", B32) => f.scalar_op(logic::bmsk, flags, ty, &[U32, U32]),
+            ("szext", U32 | S32) => f.scalar_op(logic::szext, flags, ty, &[ty, U32]),
             _ => None,
         }
     }
 
     fn dot(&self) -> Decoded {
         let mut f = self.clone();
-        let high = f.take_any(&[("lo", false), ("hi", true)]);
+        let high = f.take_modifier_value(&[("lo", false), ("hi", true)]);
         if high.is_some() != (f.base == "dp2a") {
             return None;
         }
@@ -166,28 +166,28 @@ impl InstructionForm<'_> {
         let to: Type = if a == S32 || b == S32 { S32 } else { U32 };
         let flags =
             ScalarFlags { signed: a == S32, variant: b == S32, sat: high == Some(true), ..ScalarFlags::default() };
-        f.cold(if high.is_some() { integer::dp2a } else { integer::dp4a }, flags, to, &[a, b, to])
+        f.scalar_op(if high.is_some() { integer::dp2a } else { integer::dp4a }, flags, to, &[a, b, to])
     }
 
     /// Sums of absolute differences of bytes or halves. Only the `.add` forms are supported, not those that merge
     /// lanes.
     fn sum_of_absolute_differences(&self) -> Decoded {
         let mut f = self.clone();
-        let add = f.take("add");
+        let add = f.take_modifier("add");
         let (b, a, d) = (f.take_type()?, f.take_type()?, f.take_type()?);
         if !add || [a, b, d].iter().any(|ty| !matches!(ty, U32 | S32)) {
             return None;
         }
         let bits = if f.base == "vabsdiff4" { 8 } else { 16 };
         let flags = ScalarFlags { bits, signed: a == S32, variant: b == S32, ..ScalarFlags::default() };
-        f.cold(integer::sum_of_absolute_differences, flags, d, &[a, b, d])
+        f.scalar_op(integer::sum_of_absolute_differences, flags, d, &[a, b, d])
     }
 
     /// Additions, subtractions and products that read or write the carry flag.
     fn extended(&self) -> Decoded {
         let mut f = self.clone();
-        let output = f.take("cc");
-        let part = f.take_any(&[("lo", CarryArithmetic::MadLow), ("hi", CarryArithmetic::MadHigh)]);
+        let output = f.take_modifier("cc");
+        let part = f.take_modifier_value(&[("lo", CarryArithmetic::MadLow), ("hi", CarryArithmetic::MadHigh)]);
         let ty = f.take_type().filter(|ty| matches!(ty, S32 | U32 | S64 | U64))?;
         let (op, sources) = match (f.base.trim_end_matches('c'), part) {
             ("add", None) => (CarryArithmetic::Add, 2),
@@ -198,7 +198,7 @@ impl InstructionForm<'_> {
         let flags = type_flags(ty);
         let input = f.base.ends_with('c');
         let carry = CarryOp { op, bits: flags.bits, signed: flags.signed, input, output };
-        let (alu, operands) = f.finish(Op::OutOfLine(OutOfLineOp::Carry(carry)), &[ty], &[ty; 3][..sources])?;
+        let (alu, operands) = f.build(Op::OutOfLine(OutOfLineOp::Carry(carry)), &[ty], &[ty; 3][..sources])?;
         Some((alu, super::OperandTypes { carry: true, ..operands }))
     }
 }

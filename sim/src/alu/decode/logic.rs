@@ -12,7 +12,7 @@ impl InstructionForm<'_> {
     pub(super) fn moves(&self) -> Decoded {
         let mut f = self.clone();
         let ty = f.take_type()?;
-        let (dst, src) = f.counts();
+        let (dst, src) = f.operand_counts();
         let copy = match ty.bits() {
             1 => Op::PredicateLogic(PredicateLogic::Copy, f.negated(1), false),
             8 | 16 | 32 => Op::Mov32,
@@ -20,7 +20,7 @@ impl InstructionForm<'_> {
             _ => Op::OutOfLine(OutOfLineOp::Mov128),
         };
         if (dst, src) == (1, 1) {
-            return f.finish(copy, &[ty], &[ty]);
+            return f.build(copy, &[ty], &[ty]);
         }
         if dst != 1 && src != 1 {
             return None;
@@ -49,7 +49,7 @@ impl InstructionForm<'_> {
             }
         };
         let elements = &[element; 4][..count];
-        if pack { f.finish(op, &[ty], elements) } else { f.finish(op, elements, &[ty]) }
+        if pack { f.build(op, &[ty], elements) } else { f.build(op, elements, &[ty]) }
     }
 
     pub(super) fn logic(&self) -> Decoded {
@@ -67,13 +67,13 @@ impl InstructionForm<'_> {
             "or" => PredicateLogic::Or,
             "xor" => PredicateLogic::Xor,
             "not" => PredicateLogic::Not,
-            _ if matches!(ty, B16 | B32 | B64) => return f.cold(logic::cnot, type_flags(ty), ty, &[ty]),
+            _ if matches!(ty, B16 | B32 | B64) => return f.scalar_op(logic::cnot, type_flags(ty), ty, &[ty]),
             _ => return None,
         };
         let op = match (ty, logic) {
             (Pred, _) => Op::PredicateLogic(logic, f.negated(1), f.negated(2)),
             (B32, PredicateLogic::Not) => Op::Not32,
-            (B16 | B64, PredicateLogic::Not) => return f.cold(logic::not, type_flags(ty), ty, &[ty]),
+            (B16 | B64, PredicateLogic::Not) => return f.scalar_op(logic::not, type_flags(ty), ty, &[ty]),
             (B16 | B32, PredicateLogic::And) => Op::And32,
             (B16 | B32, PredicateLogic::Or) => Op::Or32,
             (B16 | B32, PredicateLogic::Xor) => Op::Xor32,
@@ -82,7 +82,7 @@ impl InstructionForm<'_> {
             (B64, PredicateLogic::Xor) => Op::Xor64,
             _ => return None,
         };
-        f.finish(op, &[ty], &[ty; 2][..1 + (logic != PredicateLogic::Not) as usize])
+        f.build(op, &[ty], &[ty; 2][..1 + (logic != PredicateLogic::Not) as usize])
     }
 
     fn shift(&self) -> Decoded {
@@ -95,22 +95,24 @@ impl InstructionForm<'_> {
             ("shr", S32) => Op::ShrS32,
             ("shr", B64 | U64) => Op::ShrU64,
             ("shr", S64) => Op::ShrS64,
-            ("shl", B16) => return f.cold(logic::shl, type_flags(ty), ty, &[ty, U32]),
-            ("shr", B16 | U16 | S16) => return f.cold(logic::shr, type_flags(ty), ty, &[ty, U32]),
+            ("shl", B16) => return f.scalar_op(logic::shl, type_flags(ty), ty, &[ty, U32]),
+            ("shr", B16 | U16 | S16) => return f.scalar_op(logic::shr, type_flags(ty), ty, &[ty, U32]),
             _ => return None,
         };
-        f.finish(op, &[ty], &[ty, U32])
+        f.build(op, &[ty], &[ty, U32])
     }
 
     fn funnel(&self) -> Decoded {
         let mut f = self.clone();
-        let left = f.take_any(&[("l", true), ("r", false)])?;
-        let clamp = f.take_any(&[("clamp", true), ("wrap", false)])?;
+        let left = f.take_modifier_value(&[("l", true), ("r", false)])?;
+        let clamp = f.take_modifier_value(&[("clamp", true), ("wrap", false)])?;
         let ty = f.take_type().filter(|ty| *ty == B32)?;
         match (left, clamp) {
-            (true, false) => f.finish(Op::ShfLWrap, &[ty], &[ty, ty, U32]),
-            (false, false) => f.finish(Op::ShfRWrap, &[ty], &[ty, ty, U32]),
-            _ => f.cold(logic::shf, ScalarFlags { variant: left, sat: clamp, ..type_flags(ty) }, ty, &[ty, ty, U32]),
+            (true, false) => f.build(Op::ShfLWrap, &[ty], &[ty, ty, U32]),
+            (false, false) => f.build(Op::ShfRWrap, &[ty], &[ty, ty, U32]),
+            _ => {
+                f.scalar_op(logic::shf, ScalarFlags { variant: left, sat: clamp, ..type_flags(ty) }, ty, &[ty, ty, U32])
+            }
         }
     }
 
@@ -124,23 +126,23 @@ impl InstructionForm<'_> {
             ("rc16", logic::prmt_rc16),
         ];
         let mut f = self.clone();
-        let mode = f.take_any(&modes);
+        let mode = f.take_modifier_value(&modes);
         let ty = f.take_type().filter(|ty| *ty == B32)?;
         match mode {
-            Some(function) => f.cold(function, type_flags(ty), ty, &[ty, ty, U32]),
-            None => f.finish(Op::Prmt, &[ty], &[ty, ty, U32]),
+            Some(function) => f.scalar_op(function, type_flags(ty), ty, &[ty, ty, U32]),
+            None => f.build(Op::Prmt, &[ty], &[ty, ty, U32]),
         }
     }
 
     fn lop3(&self) -> Decoded {
         let mut f = self.clone();
-        let combine = f.take_any(&[("and", Combine::And), ("or", Combine::Or)]);
+        let combine = f.take_modifier_value(&[("and", Combine::And), ("or", Combine::Or)]);
         let ty = f.take_type().filter(|ty| *ty == B32)?;
         match combine {
-            None => f.finish(Op::Lop3, &[ty], &[ty, ty, ty, U32]),
+            None => f.build(Op::Lop3, &[ty], &[ty, ty, ty, U32]),
             Some(combine) => {
                 let op = Op::OutOfLine(OutOfLineOp::Lop3(combine, f.negated(5)));
-                f.finish(op, &[ty, Pred], &[ty, ty, ty, U32, Pred])
+                f.build(op, &[ty, Pred], &[ty, ty, ty, U32, Pred])
             }
         }
     }

@@ -57,14 +57,14 @@ fn count(operand: &Operand) -> usize {
 
 impl<'a> InstructionForm<'a> {
     /// Removes a modifier; returns true if it was present.
-    pub fn take(&mut self, modifier: &str) -> bool {
+    pub fn take_modifier(&mut self, modifier: &str) -> bool {
         let at = self.tokens.iter().position(|t| *t == modifier);
         at.map(|i| self.tokens.remove(i)).is_some()
     }
 
     /// Removes the first of these modifiers that is present and returns its value.
-    pub fn take_any<T: Copy>(&mut self, choices: &[(&str, T)]) -> Option<T> {
-        choices.iter().find(|(name, _)| self.take(name)).map(|(_, value)| *value)
+    pub fn take_modifier_value<T: Copy>(&mut self, choices: &[(&str, T)]) -> Option<T> {
+        choices.iter().find(|(name, _)| self.take_modifier(name)).map(|(_, value)| *value)
     }
 
     /// Removes the last token, which must be a type.
@@ -75,14 +75,14 @@ impl<'a> InstructionForm<'a> {
     }
 
     /// Numbers of flattened operands: destinations (the first written operand), and sources.
-    pub fn counts(&self) -> (usize, usize) {
-        let mut counts = self.operands.iter().map(count);
-        (counts.next().unwrap_or(0), counts.sum())
+    pub fn operand_counts(&self) -> (usize, usize) {
+        let mut operand_counts = self.operands.iter().map(count);
+        (operand_counts.next().unwrap_or(0), operand_counts.sum())
     }
 
     /// Returns the decoded instruction if every modifier was consumed and the number of operands matches.
-    pub fn finish(&self, op: Op, dst: &[Type], src: &[Type]) -> Decoded {
-        if !self.tokens.is_empty() || self.counts() != (dst.len(), src.len()) {
+    pub fn build(&self, op: Op, dst: &[Type], src: &[Type]) -> Decoded {
+        if !self.tokens.is_empty() || self.operand_counts() != (dst.len(), src.len()) {
             return None;
         }
         let expect =
@@ -96,8 +96,8 @@ impl<'a> InstructionForm<'a> {
     }
 
     /// Returns the instruction as a scalar function with sources of the types `src`.
-    fn cold(&self, function: ScalarFunction, flags: ScalarFlags, dst: Type, src: &[Type]) -> Decoded {
-        self.finish(
+    fn scalar_op(&self, function: ScalarFunction, flags: ScalarFlags, dst: Type, src: &[Type]) -> Decoded {
+        self.build(
             Op::OutOfLine(OutOfLineOp::Scalar(ScalarOp::new(function, flags, src), RegisterClass::of(dst))),
             &[dst],
             src,

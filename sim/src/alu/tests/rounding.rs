@@ -1,4 +1,4 @@
-//! Roundings against their definition: no other number of the format lies nearer, or on the right side.
+//! Rounding against its definition: no other number of the format is nearer, or nearer on the required side.
 
 use super::{Random, check, check_with, plain};
 use crate::alu::soft_float::{
@@ -8,7 +8,7 @@ use crate::alu::soft_float::{
 const MODES: [(&str, RoundingMode); 4] =
     [("rn", RoundingMode::Nearest), ("rz", RoundingMode::Zero), ("rm", RoundingMode::Down), ("rp", RoundingMode::Up)];
 
-/// All finite values of a 16- or 8-bit format, ascending, with their bits.
+/// Returns all finite values of a 16- or 8-bit format, ascending, with their bits.
 fn values(format: FloatFormat) -> Vec<(f64, u64)> {
     let mut all: Vec<(f64, u64)> = (0..=format.largest).map(|bits| (decode_float(bits, format), bits)).collect();
     let negative = all.iter().skip(1).map(|(v, bits)| (-v, bits | 1 << format.sign)).rev();
@@ -17,7 +17,7 @@ fn values(format: FloatFormat) -> Vec<(f64, u64)> {
     out
 }
 
-/// By search among all values; `None` where the format overflows.
+/// Returns the rounded value by a search among all values; `None` if the format overflows.
 fn searched(all: &[(f64, u64)], x: f64, mode: RoundingMode) -> Option<u64> {
     let at = all.partition_point(|(v, _)| *v <= x);
     if at == 0 || at == all.len() && all[at - 1].0 != x {
@@ -54,7 +54,7 @@ fn searched(all: &[(f64, u64)], x: f64, mode: RoundingMode) -> Option<u64> {
     Some(sign_of_zero(chosen.1))
 }
 
-/// The top bit of the most negative value.
+/// Returns the sign bit of the format: the top bit of the most negative value.
 fn sign_mask(all: &[(f64, u64)]) -> u64 {
     1 << (63 - all[0].1.leading_zeros())
 }
@@ -68,7 +68,7 @@ fn narrow_formats_round_to_the_right_neighbour() {
             [RoundingMode::Nearest, RoundingMode::Away, RoundingMode::Zero, RoundingMode::Down, RoundingMode::Up]
         {
             for _ in 0..20_000 {
-                // Values, points between two, and points just beside those: sum_of_absolute_differences of neighbours are exact in f64.
+                // Representable values, midpoints, and points next to these.
                 let i = random.next() as usize % (all.len() - 1);
                 let part = [0.0, 0.5, 0.5 - 1e-9, 0.5 + 1e-9, 1e-9, 0.3][random.next() as usize % 6];
                 let x = all[i].0 + (all[i + 1].0 - all[i].0) * part;
@@ -152,7 +152,7 @@ fn directed_f32_arithmetic_brackets_the_exact_result() {
             vec![best.expect("one of three neighbours").to_bits() as u64]
         });
     }
-    // Exactly cancelling sums are −0 only when rounding down.
+    // Sums that cancel exactly are −0 only when rounding down.
     for (mode, zero) in [("rn", 0), ("rz", 0), ("rm", 0x8000_0000), ("rp", 0)] {
         let operands = plain(3);
         check_with(&format!("sub.{mode}.f32"), &operands, &[], &mut |_, _| 0x3f80_0000, |_| vec![zero]);
@@ -242,7 +242,7 @@ fn fp8_round_trips() {
             });
         }
     }
-    // Every one of the 256 patterns survives the way to f16 and back (NaN becomes the canonical one).
+    // All 256 patterns survive the conversion to f16 and back (NaN becomes the canonical NaN).
     for byte in 0..256u64 {
         for format in [E4M3, E5M2] {
             let value = decode_float(byte, format);
@@ -255,7 +255,7 @@ fn fp8_round_trips() {
     }
 }
 
-/// Straight from the fields: sign, exponent, fraction.
+/// Returns the value from the fields: sign, exponent, fraction.
 fn reference8(b: u64, format: FloatFormat) -> f64 {
     let (exponent_bits, fraction_bits, bias) = if format == E4M3 { (4, 3, 7) } else { (5, 2, 15) };
     let (e, f) = ((b >> fraction_bits & ((1 << exponent_bits) - 1)) as i32, b & ((1 << fraction_bits) - 1));
@@ -280,7 +280,7 @@ fn reference8(b: u64, format: FloatFormat) -> f64 {
 fn tf32_keeps_ten_bits() {
     check("cvt.rna.tf32.f32", 1, |s| {
         let x = s[0] as u32;
-        // Half a unit of the tenth bit added to the magnitude; infinity stays, NaN is cut.
+        // Adds half a unit of the tenth bit to the magnitude; infinity stays, NaN is truncated.
         if f32::from_bits(x).is_finite() {
             (x.wrapping_add(0x1000) & 0xffff_e000) as u64
         } else {

@@ -55,8 +55,8 @@ impl MmaOp {
 const K: usize = 16;
 
 /// Number of cached fragments of A and of B: a warp's tile is often four by four or four by eight products.
-const KEPT_A: usize = 4;
-const KEPT_B: usize = 8;
+const CACHED_A: usize = 4;
+const CACHED_B: usize = 8;
 
 /// Marks an unused cache entry.
 const NONE: u32 = u32::MAX;
@@ -70,11 +70,11 @@ type Rows = [[[f32; 4]; K]; 2];
 /// Cache of converted fragments; reuse it from one sequence of products to the next to save the allocation.
 #[derive(Clone, Debug)]
 pub struct FragmentCache {
-    a: Box<[Columns<K>; KEPT_A]>,
-    b: Box<[Rows; KEPT_B]>,
+    a: Box<[Columns<K>; CACHED_A]>,
+    b: Box<[Rows; CACHED_B]>,
     /// The registers that the fragments were converted from.
-    of_a: [[u32; 4]; KEPT_A],
-    of_b: [[u32; 2]; KEPT_B],
+    of_a: [[u32; 4]; CACHED_A],
+    of_b: [[u32; 2]; CACHED_B],
     /// The entries that are overwritten next.
     next_a: usize,
     next_b: usize,
@@ -83,10 +83,10 @@ pub struct FragmentCache {
 impl Default for FragmentCache {
     fn default() -> Self {
         Self {
-            a: Box::new([Columns::ZERO; KEPT_A]),
-            b: Box::new([[[[0.0; 4]; K]; 2]; KEPT_B]),
-            of_a: [[NONE; 4]; KEPT_A],
-            of_b: [[NONE; 2]; KEPT_B],
+            a: Box::new([Columns::ZERO; CACHED_A]),
+            b: Box::new([[[[0.0; 4]; K]; 2]; CACHED_B]),
+            of_a: [[NONE; 4]; CACHED_A],
+            of_b: [[NONE; 2]; CACHED_B],
             next_a: 0,
             next_b: 0,
         }
@@ -103,7 +103,7 @@ impl FragmentCache {
     }
 
     fn forget(&mut self) {
-        (self.of_a, self.of_b) = ([[NONE; 4]; KEPT_A], [[NONE; 2]; KEPT_B]);
+        (self.of_a, self.of_b) = ([[NONE; 4]; CACHED_A], [[NONE; 2]; CACHED_B]);
     }
 
     /// Returns true if a cached fragment was converted from one of these registers.
@@ -124,7 +124,7 @@ impl FragmentCache {
             return at;
         }
         let at = self.next_a;
-        self.next_a = (at + 1) % KEPT_A;
+        self.next_a = (at + 1) % CACHED_A;
         self.of_a[at] = a;
         expand_a_columns::<V, 2, K>(v, op.a, a.map(|register| &registers[register as usize]), false, &mut self.a[at]);
         at
@@ -137,7 +137,7 @@ impl FragmentCache {
             return at;
         }
         let at = self.next_b;
-        self.next_b = (at + 1) % KEPT_B;
+        self.next_b = (at + 1) % CACHED_B;
         self.of_b[at] = b;
         let [even, odd] = &mut self.b[at];
         for (r, register) in b.iter().enumerate() {

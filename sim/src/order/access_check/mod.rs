@@ -89,14 +89,14 @@ pub(super) struct AccessCheck<'a> {
     of_writer: [KnownLanes; 2],
     of_reader: [KnownLanes; 2],
     /// The last two lists whose entries are all ordered before every lane, the latest first.
-    known_lists: [ListId; 2],
+    ordered_lists: [ListId; 2],
     /// The last push: list, record, resulting list.
     pushed: (ListId, AccessRecord, ListId),
     /// For the async proxy: the last write without conflict, and the last reader without a fence.
-    good: AccessRecord,
-    looked_at: (OwnerKey, AccessStamp),
+    last_ordered_write: AccessRecord,
+    last_unfenced_reader: (OwnerKey, AccessStamp),
     /// The last readers of which no lane is ordered before the access.
-    strangers: (OwnerKey, AccessStamp),
+    unordered_readers: (OwnerKey, AccessStamp),
     /// The first conflict of the lane's access.
     pub fault: Option<UnattributedConflict>,
 }
@@ -111,11 +111,11 @@ impl<'a> AccessCheck<'a> {
         stamp: AccessStamp,
         pc: u32,
     ) -> Self {
-        let is_async = key >= FIRST_OP_KEY && cx.ops.kind(AsyncOpId::of_key(key)).is_async_proxy();
+        let is_async = key >= FIRST_OP_KEY && cx.ops.kind(AsyncOpId::from_key(key)).is_async_proxy();
         let is_plain = !is_async && stamp.strength() == AccessStrength::Weak;
         let (of_writer, of_reader) = ([KnownLanes::NONE; 2], [KnownLanes::NONE; 2]);
-        let (known_lists, pushed, fault) = ([0; 2], (0, Cell::FRESH.read_entry(), 0), None);
-        let (good, looked_at) = (Cell::FRESH.write_entry(), (NO_AGENT, AccessStamp(u32::MAX)));
+        let (ordered_lists, pushed, fault) = ([0; 2], (0, Cell::FRESH.read_entry(), 0), None);
+        let (last_ordered_write, last_unfenced_reader) = (Cell::FRESH.write_entry(), (NO_AGENT, AccessStamp(u32::MAX)));
         AccessCheck {
             space,
             warp,
@@ -128,11 +128,11 @@ impl<'a> AccessCheck<'a> {
             is_plain,
             of_writer,
             of_reader,
-            known_lists,
+            ordered_lists,
             pushed,
-            good,
-            looked_at,
-            strangers: (NO_AGENT, AccessStamp(u32::MAX)),
+            last_ordered_write,
+            last_unfenced_reader,
+            unordered_readers: (NO_AGENT, AccessStamp(u32::MAX)),
             fault,
         }
     }
@@ -148,11 +148,11 @@ impl<'a> AccessCheck<'a> {
         lists: &mut AccessLists,
     ) {
         let me = self.key << 5 | lane;
-        let write_known = self.was_known_writer(cell) || cell.writer == me;
+        let write_known = self.is_writer_cached_as_ordered(cell) || cell.writer == me;
         let mine = cell.reader == self.key && cell.readers & !(1 << lane) == 0;
         let again = !WRITES && cell.reader == self.key && cell.read == self.stamp;
-        let read_known = again || mine || self.was_known_reader(cell);
-        if !(write_known && self.was_known_list(cell.older) && self.is_plain) {
+        let read_known = again || mine || self.are_readers_cached_as_ordered(cell);
+        if !(write_known && self.is_list_cached_as_ordered(cell.older) && self.is_plain) {
             return self.check_cell_slow(WRITES, cell, offset, lane, lists);
         }
         if !read_known {
@@ -178,18 +178,22 @@ impl<'a> AccessCheck<'a> {
         lane: u32,
         lists: &mut AccessLists,
     ) {
-        let good = (self.good.key, self.good.stamp) == (cell.writer >> 5, cell.write)
-            && self.good.mask >> (cell.writer & 31) & 1 != 0;
-        let in_order = self.is_async && (cell.writer == NO_AGENT || good) && self.was_known_list(cell.older);
+        let last_ordered_write = (self.last_ordered_write.key, self.last_ordered_write.stamp)
+            == (cell.writer >> 5, cell.write)
+            && self.last_ordered_write.mask >> (cell.writer & 31) & 1 != 0;
+        let in_order = self.is_async
+            && (cell.writer == NO_AGENT || last_ordered_write)
+            && self.is_list_cached_as_ordered(cell.older);
         let weak = self.stamp.strength() == AccessStrength::Weak;
         let unread = cell.reader == NO_AGENT;
-        let reader_known = unread || self.was_known_reader(cell);
+        let reader_known = unread || self.are_readers_cached_as_ordered(cell);
         if !in_order || !weak {
             return self.check_cell_slow(WRITES, cell, offset, lane, lists);
         }
         if WRITES {
-            let looked_at = unread || cell.reader >= FIRST_OP_KEY || (cell.reader, cell.read) == self.looked_at;
-            if !(reader_known && looked_at) {
+            let last_unfenced_reader =
+                unread || cell.reader >= FIRST_OP_KEY || (cell.reader, cell.read) == self.last_unfenced_reader;
+            if !(reader_known && last_unfenced_reader) {
                 return self.check_cell_slow(WRITES, cell, offset, lane, lists);
             }
             *cell = Cell { writer: self.key << 5 | lane, write: self.stamp, write_pc: self.pc, ..Cell::FRESH };
@@ -208,10 +212,11 @@ impl<'a> AccessCheck<'a> {
     /// address.
     #[inline(always)]
     pub(super) fn check_cell_all_lanes(&mut self, cell: &mut Cell, offset: u64, lane: u32, lists: &mut AccessLists) {
-        let write_known = self.was_known_writer(cell) || !self.is_async && self.knows_writer(cell, lane);
-        if !(write_known && (self.was_known_list(cell.older) || self.is_clean_list(cell.older, lists))) {
+        let write_known =
+            self.is_writer_cached_as_ordered(cell) || !self.is_async && self.is_writer_ordered(cell, lane);
+        if !(write_known && (self.is_list_cached_as_ordered(cell.older) || self.has_no_write(cell.older, lists))) {
             self.check_cell_slow(false, cell, offset, lane, lists);
-        } else if cell.reader != self.key && !self.was_known_reader(cell) {
+        } else if cell.reader != self.key && !self.are_readers_cached_as_ordered(cell) {
             if self.was_pushed(cell, offset) {
                 cell.older = self.pushed.2;
             } else {
@@ -223,34 +228,36 @@ impl<'a> AccessCheck<'a> {
 
     /// After a check without conflict: returns true if any other lane would have changed a cell like `old` in the same
     /// way, for any writing lane and any offset.
-    pub(super) fn for_any_lane(&self, old: &Cell, writes: bool) -> bool {
+    pub(super) fn holds_for_any_lane(&self, old: &Cell, writes: bool) -> bool {
         let all = |answers: &[KnownLanes; 2], key, stamp| {
             answer(answers, key, stamp).is_some_and(|at| answers[at].known == u32::MAX)
         };
         let reader = old.reader == NO_AGENT
             || old.reader == self.key
             || all(&self.of_reader, old.reader, old.read)
-            || !writes && old.readers == u32::MAX && !self.may_know_more(old.reader);
+            || !writes && old.readers == u32::MAX && !self.may_lane_know_more(old.reader);
         self.is_plain
             && self.fault.is_none()
-            && self.known_lists.contains(&old.older)
+            && self.ordered_lists.contains(&old.older)
             && reader
             && all(&self.of_writer, old.writer >> 5, old.write)
     }
 
     /// After a check of `lane` without conflict: returns true if a cell like `old` at any other offset would have
     /// changed in the same way.
-    pub(super) fn for_any_offset(&self, old: &Cell, writes: bool, lane: u32) -> bool {
+    pub(super) fn holds_for_any_offset(&self, old: &Cell, writes: bool, lane: u32) -> bool {
         let weak = self.stamp.strength() == AccessStrength::Weak;
-        let same =
-            weak && self.fault.is_none() && self.known_lists.contains(&old.older) && !AccessCheck::readers_turn(old);
+        let same = weak
+            && self.fault.is_none()
+            && self.ordered_lists.contains(&old.older)
+            && !AccessCheck::are_readers_rotated(old);
         // A read without a proxy fence is reported only once, so its result must not be cached.
         let fenced = !writes || old.reader >= FIRST_OP_KEY || !self.is_async || self.is_fenced(&old.read_entry(), lane);
         same && fenced
     }
 
     /// Returns true if the readers' mask in lists differs from the mask in the cell.
-    pub(super) fn readers_turn(cell: &Cell) -> bool {
+    pub(super) fn are_readers_rotated(cell: &Cell) -> bool {
         cell.reader != NO_AGENT && cell.readers != u32::MAX && cell.read.wide() != AccessStamp::RANGE
     }
 
@@ -261,40 +268,40 @@ impl<'a> AccessCheck<'a> {
 
     /// Returns true if a cached answer says that the cell's write is ordered before.
     #[inline(always)]
-    fn was_known_writer(&mut self, cell: &Cell) -> bool {
+    fn is_writer_cached_as_ordered(&mut self, cell: &Cell) -> bool {
         known_by(&mut self.of_writer, cell.writer >> 5, cell.write, 1 << (cell.writer & 31))
     }
 
     /// Returns true if a cached answer says that the cell's reads are ordered before.
     #[inline(always)]
-    fn was_known_reader(&mut self, cell: &Cell) -> bool {
+    fn are_readers_cached_as_ordered(&mut self, cell: &Cell) -> bool {
         known_by(&mut self.of_reader, cell.reader, cell.read, cell.readers)
     }
 
     /// Returns true if the list is cached as wholly ordered before.
     #[inline(always)]
-    fn was_known_list(&mut self, list: ListId) -> bool {
-        if self.known_lists[0] == list {
+    fn is_list_cached_as_ordered(&mut self, list: ListId) -> bool {
+        if self.ordered_lists[0] == list {
             return true;
         }
-        let second = self.known_lists[1] == list;
+        let second = self.ordered_lists[1] == list;
         if second {
-            self.known_lists.swap(0, 1);
+            self.ordered_lists.swap(0, 1);
         }
         second
     }
 
-    fn add_known_list(&mut self, list: ListId) {
-        if self.known_lists[0] != list {
-            self.known_lists = [list, self.known_lists[0]];
+    fn cache_ordered_list(&mut self, list: ListId) {
+        if self.ordered_lists[0] != list {
+            self.ordered_lists = [list, self.ordered_lists[0]];
         }
     }
 
     /// Returns true if the list has no write, so that a weak read cannot conflict with it.
-    fn is_clean_list(&mut self, list: ListId, lists: &AccessLists) -> bool {
+    fn has_no_write(&mut self, list: ListId, lists: &AccessLists) -> bool {
         let clean = !lists.has_write(list);
         if clean {
-            self.add_known_list(list);
+            self.cache_ordered_list(list);
         }
         clean
     }
@@ -334,11 +341,11 @@ impl<'a> AccessCheck<'a> {
         lists: &mut AccessLists,
     ) -> Option<UnattributedConflict> {
         let mut fault = None;
-        let write_known = self.knows_writer(cell, lane);
+        let write_known = self.is_writer_ordered(cell, lane);
         if cell.writer != NO_AGENT && (self.is_async || !write_known) {
             fault = self.find_write_conflict(cell, lane, offset, false, false);
         }
-        if !self.is_clean_list(cell.older, lists) && fault.is_none() {
+        if !self.has_no_write(cell.older, lists) && fault.is_none() {
             fault = self.find_list_conflict(cell.older, lane, offset, false, lists);
         }
         if cell.reader == self.key && cell.read == self.stamp {
@@ -360,23 +367,23 @@ impl<'a> AccessCheck<'a> {
         lists: &mut AccessLists,
     ) -> Option<UnattributedConflict> {
         let mut fault = None;
-        let read_known = self.knows_reader(cell, lane);
+        let read_known = self.are_readers_ordered(cell, lane);
         if !read_known {
             fault = self.find_conflict(&cell.read_entry(), lane, offset, true, false);
         }
         if cell.older == 0 {
-            self.add_known_list(0);
-        } else if !self.was_known_list(cell.older) && fault.is_none() {
+            self.cache_ordered_list(0);
+        } else if !self.is_list_cached_as_ordered(cell.older) && fault.is_none() {
             fault = self.find_list_conflict(cell.older, lane, offset, true, lists);
         }
-        let write_known = self.knows_writer(cell, lane);
+        let write_known = self.is_writer_ordered(cell, lane);
         if cell.writer != NO_AGENT && fault.is_none() && (self.is_async || !write_known) {
             let unread = cell.reader == NO_AGENT && !lists.has_read(cell.older);
             fault = self.find_write_conflict(cell, lane, offset, true, unread);
         }
         let unfenced = |check: &Self| cell.reader < FIRST_OP_KEY && !check.is_fenced(&cell.read_entry(), lane);
-        if self.is_async && fault.is_none() && (cell.reader, cell.read) != self.looked_at && unfenced(self) {
-            self.looked_at = (cell.reader, cell.read);
+        if self.is_async && fault.is_none() && (cell.reader, cell.read) != self.last_unfenced_reader && unfenced(self) {
+            self.last_unfenced_reader = (cell.reader, cell.read);
             let earlier = (Agent(cell.reader << 5 | cell.readers.trailing_zeros() & 31), cell.read_pc);
             fault = Some(UnattributedConflict {
                 kind: ConflictKind::ProxyRead,
@@ -386,7 +393,7 @@ impl<'a> AccessCheck<'a> {
             });
         }
         if self.stamp.strength() != AccessStrength::Weak {
-            self.keep_older(cell, offset, read_known, write_known, lists);
+            self.keep_older_accesses(cell, offset, read_known, write_known, lists);
         } else {
             cell.older = 0;
         }
@@ -397,7 +404,7 @@ impl<'a> AccessCheck<'a> {
 
     /// Moves the accesses that a strong write cannot replace to the older accesses.
     #[cold]
-    pub(super) fn keep_older(
+    pub(super) fn keep_older_accesses(
         &mut self,
         cell: &mut Cell,
         offset: u64,
@@ -420,7 +427,7 @@ impl<'a> AccessCheck<'a> {
         if cell.reader == NO_AGENT {
             return;
         }
-        if self.knows_reader(cell, lane) {
+        if self.are_readers_ordered(cell, lane) {
             if self.stamp.strength() == AccessStrength::Weak {
                 return;
             }
@@ -464,7 +471,7 @@ impl<'a> AccessCheck<'a> {
         let (ops, clock) = (self.cx.ops, self.clock);
         let below = if list != 0 && entry.key >= FIRST_OP_KEY && !entry.write {
             lists.without(list, |old| {
-                old.key >= FIRST_OP_KEY && !old.write && ops.known_mask(old.key, clock) == u32::MAX
+                old.key >= FIRST_OP_KEY && !old.write && ops.ordered_lanes(old.key, clock) == u32::MAX
             })
         } else {
             list
@@ -474,28 +481,29 @@ impl<'a> AccessCheck<'a> {
         new
     }
 
-    pub(super) fn knows_writer(&mut self, cell: &Cell, lane: u32) -> bool {
+    pub(super) fn is_writer_ordered(&mut self, cell: &Cell, lane: u32) -> bool {
         let (key, mask) = (cell.writer >> 5, 1 << (cell.writer & 31));
         let at = answer(&self.of_writer, key, cell.write);
         if at.is_none() {
             self.of_writer = [self.known_lanes(key, cell.write), self.of_writer[0]];
         }
         let known = self.of_writer[at.unwrap_or(0)].known;
-        mask & !known == 0 || self.may_know_more(key) && self.knows_exactly(key, cell.write, mask, lane)
+        mask & !known == 0 || self.may_lane_know_more(key) && self.is_ordered_for_lane(key, cell.write, mask, lane)
     }
 
-    pub(super) fn knows_reader(&mut self, cell: &Cell, lane: u32) -> bool {
+    pub(super) fn are_readers_ordered(&mut self, cell: &Cell, lane: u32) -> bool {
         let at = answer(&self.of_reader, cell.reader, cell.read);
         if at.is_none() {
             self.of_reader = [self.known_lanes(cell.reader, cell.read), self.of_reader[0]];
         }
         cell.readers & !self.of_reader[at.unwrap_or(0)].known == 0
-            || self.may_know_more(cell.reader) && self.knows_exactly(cell.reader, cell.read, cell.readers, lane)
+            || self.may_lane_know_more(cell.reader)
+                && self.is_ordered_for_lane(cell.reader, cell.read, cell.readers, lane)
     }
 
     /// Returns true if a lane may know more about `key` than its clock says: its own accesses, and operations it waited
     /// for.
-    pub(super) fn may_know_more(&self, key: OwnerKey) -> bool {
+    pub(super) fn may_lane_know_more(&self, key: OwnerKey) -> bool {
         key == self.warp.key() || key >= FIRST_OP_KEY
     }
 
@@ -503,20 +511,20 @@ impl<'a> AccessCheck<'a> {
         let known = if key >= NO_AGENT >> 5 {
             u32::MAX
         } else if key < FIRST_OP_KEY {
-            self.clock.known_mask(key, stamp.epoch())
+            self.clock.ordered_lanes(key, stamp.epoch())
         } else {
-            self.cx.ops.known_mask(key, self.clock)
+            self.cx.ops.ordered_lanes(key, self.clock)
         };
         KnownLanes { key, stamp, known }
     }
 
     /// Like the cached answer, but includes the accesses of `lane` itself.
-    pub(super) fn knows_exactly(&self, key: OwnerKey, stamp: AccessStamp, mask: u32, lane: u32) -> bool {
+    pub(super) fn is_ordered_for_lane(&self, key: OwnerKey, stamp: AccessStamp, mask: u32, lane: u32) -> bool {
         let own = if key == self.key || key == self.warp.key() { 1 << lane } else { 0 };
         let known = if key < FIRST_OP_KEY {
-            self.clock.known_mask(key, stamp.epoch())
+            self.clock.ordered_lanes(key, stamp.epoch())
         } else {
-            self.cx.ops.known_to_lane(key, self.warp, lane, self.clock)
+            self.cx.ops.ordered_lanes_for_lane(key, self.warp, lane, self.clock)
         };
         mask & !(known | own) == 0
     }

@@ -16,13 +16,15 @@ impl AccessCheck<'_> {
         writes: bool,
         unread: bool,
     ) -> Option<UnattributedConflict> {
-        let (good, entry) = (&self.good, cell.write_entry());
-        if (good.key, good.stamp) == (entry.key, entry.stamp) && entry.mask & !good.mask == 0 {
+        let (last_ordered_write, entry) = (&self.last_ordered_write, cell.write_entry());
+        if (last_ordered_write.key, last_ordered_write.stamp) == (entry.key, entry.stamp)
+            && entry.mask & !last_ordered_write.mask == 0
+        {
             return None;
         }
         let fault = self.find_conflict(&entry, lane, offset, writes, unread);
         if fault.is_none() {
-            self.good = entry;
+            self.last_ordered_write = entry;
         }
         fault
     }
@@ -42,7 +44,7 @@ impl AccessCheck<'_> {
         unread: bool,
     ) -> Option<UnattributedConflict> {
         let of_op = old.key >= FIRST_OP_KEY;
-        let op = AsyncOpId::of_key(old.key);
+        let op = AsyncOpId::from_key(old.key);
         let earlier_kind = match (of_op, old.write, old.stamp.atomic()) {
             (true, ..) => EarlierAccess::Async(op),
             (_, false, _) => EarlierAccess::Read,
@@ -54,11 +56,11 @@ impl AccessCheck<'_> {
             Some(UnattributedConflict { kind, offset, earlier: (agent, old.pc), earlier_kind })
         };
         let unknown =
-            |other: &u32| old.mask >> other & 1 != 0 && !self.knows_exactly(old.key, old.stamp, 1 << other, lane);
-        if !self.knows_exactly(old.key, old.stamp, old.mask, lane)
+            |other: &u32| old.mask >> other & 1 != 0 && !self.is_ordered_for_lane(old.key, old.stamp, 1 << other, lane);
+        if !self.is_ordered_for_lane(old.key, old.stamp, old.mask, lane)
             && let Some(other) = (0..LANES as u32).find(unknown)
         {
-            if self.strong_enough(old) {
+            if self.is_morally_strong(old) {
                 return None;
             }
             let two_stores = writes
@@ -76,15 +78,15 @@ impl AccessCheck<'_> {
     }
 
     /// Returns true if both accesses are strong and each one's scope includes the other's thread (morally strong).
-    pub(super) fn strong_enough(&self, old: &AccessRecord) -> bool {
+    pub(super) fn is_morally_strong(&self, old: &AccessRecord) -> bool {
         let (mine, theirs) = (self.stamp.strength(), old.stamp.strength());
         if mine.min(theirs) == AccessStrength::Weak {
             return false;
         }
         let of_op = old.key >= FIRST_OP_KEY;
         let ops = self.cx.ops;
-        let through_async = of_op && ops.kind(AsyncOpId::of_key(old.key)).is_async_proxy();
-        let block = if of_op { ops.issuer(AsyncOpId::of_key(old.key)).block() } else { old.key >> 6 };
+        let through_async = of_op && ops.kind(AsyncOpId::from_key(old.key)).is_async_proxy();
+        let block = if of_op { ops.issuer(AsyncOpId::from_key(old.key)).block() } else { old.key >> 6 };
         through_async == self.is_async && mine.min(theirs) >= self.cx.clusters.common_scope(block, self.warp.block())
     }
 
@@ -94,14 +96,14 @@ impl AccessCheck<'_> {
         }
         if old.key < FIRST_OP_KEY {
             let epoch = old.stamp.epoch();
-            let own = old.key == self.warp.key() && self.warp.own_fenced(self.space, lane) >= epoch;
-            let known = self.clock.fenced_mask(self.space, old.key, epoch) | (own as u32) << lane;
+            let own = old.key == self.warp.key() && self.warp.own_async_visible(self.space, lane) >= epoch;
+            let known = self.clock.async_visible_lanes(self.space, old.key, epoch) | (own as u32) << lane;
             return old.mask & !known == 0;
         }
         // Completion on an mbarrier makes asynchronous stores visible to every thread that waits for it.
-        let kind = self.cx.ops.kind(AsyncOpId::of_key(old.key));
+        let kind = self.cx.ops.kind(AsyncOpId::from_key(old.key));
         kind.is_async_proxy() || kind == AsyncOpKind::StAsync || {
-            let known = self.cx.ops.fenced_mask(old.key, self.warp, lane, self.clock, self.space);
+            let known = self.cx.ops.async_visible_lanes(old.key, self.warp, lane, self.clock, self.space);
             old.mask & !known == 0
         }
     }
@@ -114,7 +116,7 @@ impl AccessCheck<'_> {
         writes: bool,
         lists: &AccessLists,
     ) -> Option<UnattributedConflict> {
-        if self.stamp.strength() == AccessStrength::Gpu && self.key < FIRST_OP_KEY && lists.all_gpu(list) {
+        if self.stamp.strength() == AccessStrength::Gpu && self.key < FIRST_OP_KEY && lists.all_strong_at_gpu(list) {
             return None;
         }
         let mut wholly_known = true;
@@ -131,7 +133,7 @@ impl AccessCheck<'_> {
         }
         // For the async proxy, earlier writes must be visible as well, so the list is not wholly known.
         if writes && wholly_known && !(self.is_async && lists.has_write(list)) {
-            self.add_known_list(list);
+            self.cache_ordered_list(list);
         }
         None
     }

@@ -17,15 +17,15 @@ impl AccessCheck<'_> {
         count: u32,
         lists: &mut AccessLists,
     ) -> bool {
-        let written = cell.writer != NO_AGENT && !self.all_know_writer(cell);
+        let written = cell.writer != NO_AGENT && !self.is_writer_ordered_for_all(cell);
         if !self.is_plain || written || cell.reader == self.key {
             return false;
         }
-        if !(self.was_known_list(cell.older) || self.is_clean_list(cell.older, lists)) {
+        if !(self.is_list_cached_as_ordered(cell.older) || self.has_no_write(cell.older, lists)) {
             return false;
         }
         if cell.reader != NO_AGENT {
-            match self.row_knows_reader(cell, lane, count) {
+            match self.are_row_readers_ordered(cell, lane, count) {
                 None => return false,
                 Some(true) => (),
                 Some(false) if self.was_pushed(cell, offset) => cell.older = self.pushed.2,
@@ -37,7 +37,7 @@ impl AccessCheck<'_> {
     }
 
     /// Returns true if the last write is ordered before the access, for every writing lane and every accessing lane.
-    pub(in crate::order) fn all_know_writer(&mut self, cell: &Cell) -> bool {
+    pub(in crate::order) fn is_writer_ordered_for_all(&mut self, cell: &Cell) -> bool {
         let (key, stamp) = (cell.writer >> 5, cell.write);
         if answer(&self.of_writer, key, stamp).is_none() {
             self.of_writer = [self.known_lanes(key, stamp), self.of_writer[0]];
@@ -47,9 +47,9 @@ impl AccessCheck<'_> {
 
     /// Returns whether each lane of a row is ordered after the last readers of its part of the cell; `None` if the
     /// lanes differ.
-    fn row_knows_reader(&mut self, cell: &Cell, lane: u32, count: u32) -> Option<bool> {
+    fn are_row_readers_ordered(&mut self, cell: &Cell, lane: u32, count: u32) -> Option<bool> {
         let (key, stamp) = (cell.reader, cell.read);
-        if self.strangers == (key, stamp) {
+        if self.unordered_readers == (key, stamp) {
             return Some(false);
         }
         if answer(&self.of_reader, key, stamp).is_none() {
@@ -59,13 +59,13 @@ impl AccessCheck<'_> {
         if known == u32::MAX {
             return Some(true);
         }
-        if known == 0 && key >= FIRST_OP_KEY && !self.cx.ops.was_waited_for_by(key, self.warp.key()) {
-            self.strangers = (key, stamp);
+        if known == 0 && key >= FIRST_OP_KEY && !self.cx.ops.was_observed_by(key, self.warp.key()) {
+            self.unordered_readers = (key, stamp);
             return Some(false);
         }
         let mut knows = (0..count).map(|n| {
             let part = cell.turned(n);
-            self.may_know_more(key) && self.knows_exactly(key, stamp, part.readers, lane + n)
+            self.may_lane_know_more(key) && self.is_ordered_for_lane(key, stamp, part.readers, lane + n)
                 || part.readers & !known == 0
         });
         let first = knows.next()?;

@@ -13,7 +13,7 @@
 
 use super::access_check::{AccessCheck, UnattributedConflict};
 use super::access_lists::AccessLists;
-use super::cell::{CHUNK, CHUNK_SHIFT, Cell, Chunk, Init, chunk, each_word, even_chunk};
+use super::cell::{CHUNK, CHUNK_SHIFT, Cell, Chunk, Init, chunk, for_each_word, unturned_chunk};
 use super::conflict::{AccessKind, CheckContext, Conflict};
 use super::lane_cache::LaneCache;
 use super::transition_cache::TransitionCache;
@@ -62,13 +62,13 @@ impl ShadowMemory {
 
     /// Marks `range` as written by the host.
     pub fn initialize(&mut self, range: Range<u64>) {
-        each_word(range, |at, bits| self.init[(at >> CHUNK_SHIFT) as usize].set(at & (CHUNK - 1), bits));
+        for_each_word(range, |at, bits| self.init[(at >> CHUNK_SHIFT) as usize].set(at & (CHUNK - 1), bits));
     }
 
     /// Returns true if every byte of `range` is initialised.
     pub fn is_initialized(&self, range: Range<u64>) -> bool {
         let mut all = true;
-        each_word(range, |at, bits| all &= self.init[(at >> CHUNK_SHIFT) as usize].has(at & (CHUNK - 1), bits));
+        for_each_word(range, |at, bits| all &= self.init[(at >> CHUNK_SHIFT) as usize].has(at & (CHUNK - 1), bits));
         all
     }
 
@@ -89,7 +89,7 @@ impl ShadowMemory {
     ) {
         let stamp = AccessStamp::new(warp.epoch(), bytes.trailing_zeros(), access == AccessKind::Atomic, strength);
         let lanes = Lanes { warp, lanes, offsets, bytes, key: warp.key(), stamp, pc };
-        self.walk_as(access, &lanes, cx, out);
+        self.check_lanes_as(access, &lanes, cx, out);
     }
 
     /// Checks and records accesses of `lanes` of an asynchronous operation (`cp.async`), each to its own bytes. Call it
@@ -110,22 +110,22 @@ impl ShadowMemory {
         let stamp = AccessStamp::new(0, bytes.trailing_zeros(), false, AccessStrength::Weak);
         let lanes = Lanes { warp, lanes, offsets, bytes, key: op.key(), stamp, pc };
         self.make_room();
-        for (mask, clock) in warp.parts() {
+        for (mask, clock) in warp.lane_groups() {
             let mut part = lanes.lanes & mask;
             if part == 0 {
                 continue;
             }
             let mut check = AccessCheck::new(self.space, warp, clock, cx, op.key(), stamp, pc);
             if access == AccessKind::Read && part == u32::MAX && bytes == 16 {
-                part = self.read_rows_of_lanes(&lanes, &mut check);
+                part = self.check_row_reads(&lanes, &mut check);
                 if part == 0 {
                     return;
                 }
             }
             if access == AccessKind::Read {
-                self.fetch(part, offsets);
+                self.prefetch_lanes(part, offsets);
                 let mut cache = TransitionCache::new();
-                self.walk_lanes::<true, false>(&lanes, part, &mut check, out, |check, cell, offset, lane, lists| {
+                self.check_lanes::<true, false>(&lanes, part, &mut check, out, |check, cell, offset, lane, lists| {
                     cache.check_read(check, cell, offset, lane, lists);
                 });
                 continue;
@@ -134,7 +134,7 @@ impl ShadowMemory {
             crate::simd::dispatch(
                 #[inline(always)]
                 || {
-                    self.walk_lanes::<false, true>(
+                    self.check_lanes::<false, true>(
                         &lanes,
                         part,
                         &mut check,
@@ -148,31 +148,37 @@ impl ShadowMemory {
     }
 
     #[inline(always)]
-    fn walk_as(&mut self, access: AccessKind, lanes: &Lanes, cx: &CheckContext, out: &mut Vec<Conflict>) {
+    fn check_lanes_as(&mut self, access: AccessKind, lanes: &Lanes, cx: &CheckContext, out: &mut Vec<Conflict>) {
         self.make_room();
         match access {
-            AccessKind::Read => self.walk::<true, false>(lanes, cx, out),
-            AccessKind::Write => self.walk::<false, true>(lanes, cx, out),
-            AccessKind::Atomic => self.walk::<true, true>(lanes, cx, out),
+            AccessKind::Read => self.check_warp::<true, false>(lanes, cx, out),
+            AccessKind::Write => self.check_warp::<false, true>(lanes, cx, out),
+            AccessKind::Atomic => self.check_warp::<true, true>(lanes, cx, out),
         }
     }
 
-    fn walk<const READS: bool, const WRITES: bool>(
+    fn check_warp<const READS: bool, const WRITES: bool>(
         &mut self,
         access: &Lanes,
         cx: &CheckContext,
         out: &mut Vec<Conflict>,
     ) {
-        for (mask, clock) in access.warp.parts() {
+        for (mask, clock) in access.warp.lane_groups() {
             let lanes = access.lanes & mask;
             if lanes == 0 {
                 continue;
             }
             let mut check = AccessCheck::new(self.space, access.warp, clock, cx, access.key, access.stamp, access.pc);
-            if lanes != u32::MAX || !self.walk_row::<READS, WRITES>(access, &mut check, out) {
-                self.walk_lanes::<READS, WRITES>(access, lanes, &mut check, out, |check, cell, offset, lane, lists| {
-                    check.check_cell::<WRITES>(cell, offset, lane, lists);
-                });
+            if lanes != u32::MAX || !self.check_consecutive_lanes::<READS, WRITES>(access, &mut check, out) {
+                self.check_lanes::<READS, WRITES>(
+                    access,
+                    lanes,
+                    &mut check,
+                    out,
+                    |check, cell, offset, lane, lists| {
+                        check.check_cell::<WRITES>(cell, offset, lane, lists);
+                    },
+                );
             }
         }
     }
@@ -180,7 +186,7 @@ impl ShadowMemory {
     /// Handles an access in which all 32 lanes access consecutive bytes of one chunk; returns false, and does nothing,
     /// for other accesses.
     #[inline(always)]
-    fn walk_row<const READS: bool, const WRITES: bool>(
+    fn check_consecutive_lanes<const READS: bool, const WRITES: bool>(
         &mut self,
         access: &Lanes,
         check: &mut AccessCheck,
@@ -204,7 +210,7 @@ impl ShadowMemory {
         let chunk = chunk(&mut self.chunks[index], &mut self.spare, access.bytes.trailing_zeros());
         if WRITES && !matches!(self.init[index], Init::All) {
             let init = &mut self.init[index];
-            each_word(start..end, |at, bits| init.set(at & (CHUNK - 1), bits));
+            for_each_word(start..end, |at, bits| init.set(at & (CHUNK - 1), bits));
         }
         let (first, count) = (((start & (CHUNK - 1)) >> chunk.shift) as usize, (access.bytes >> chunk.shift) as usize);
         let (shift, lists) = (chunk.shift, &mut self.lists);
@@ -220,7 +226,7 @@ impl ShadowMemory {
     }
 
     #[inline(always)]
-    fn walk_lanes<const READS: bool, const WRITES: bool>(
+    fn check_lanes<const READS: bool, const WRITES: bool>(
         &mut self,
         access: &Lanes,
         lanes: u32,
@@ -319,7 +325,7 @@ impl ShadowMemory {
         cx: &CheckContext,
         out: &mut Vec<Conflict>,
     ) {
-        self.async_runs::<false>(runs, op, warp, lane, AccessStrength::Weak, pc, cx, out);
+        self.check_async_runs::<false>(runs, op, warp, lane, AccessStrength::Weak, pc, cx, out);
     }
 
     /// Checks and records that operation `op`, issued by `lane` of `warp`, writes the `runs` with `strength` (not weak
@@ -336,11 +342,11 @@ impl ShadowMemory {
         cx: &CheckContext,
         out: &mut Vec<Conflict>,
     ) {
-        self.async_runs::<true>(runs, op, warp, lane, strength, pc, cx, out);
+        self.check_async_runs::<true>(runs, op, warp, lane, strength, pc, cx, out);
     }
 
     #[expect(clippy::too_many_arguments, reason = "an access has this many properties")]
-    fn async_runs<const WRITES: bool>(
+    fn check_async_runs<const WRITES: bool>(
         &mut self,
         runs: &[(u64, u64)],
         op: AsyncOpId,
@@ -365,8 +371,8 @@ impl ShadowMemory {
             let mut check = AccessCheck::new(self.space, warp, warp.clock(lane), cx, op.key(), stamp, pc);
             let mut cache = TransitionCache::new();
             for (n, &(start, bytes)) in alike.iter().enumerate() {
-                if n % FETCHED == 0 {
-                    self.fetch_runs(&alike[n..alike.len().min(n + FETCHED)]);
+                if n % PREFETCHED_RUNS == 0 {
+                    self.prefetch_runs(&alike[n..alike.len().min(n + PREFETCHED_RUNS)]);
                 }
                 let range = start..start + bytes;
                 if WRITES {
@@ -374,14 +380,14 @@ impl ShadowMemory {
                 } else if !self.is_initialized(range.clone()) {
                     check.fault = Some(UnattributedConflict::uninitialized(start));
                 }
-                self.async_range::<WRITES>(range, &mut check, &mut cache, lane);
+                self.check_async_range::<WRITES>(range, &mut check, &mut cache, lane);
                 check.report(lane, out);
             }
         }
     }
 
     #[inline(always)]
-    fn async_range<const WRITES: bool>(
+    fn check_async_range<const WRITES: bool>(
         &mut self,
         range: Range<u64>,
         check: &mut AccessCheck,
@@ -392,7 +398,7 @@ impl ShadowMemory {
         while start < range.end {
             let end = range.end.min((start | (CHUNK - 1)) + 1);
             let finest = (start | end).trailing_zeros();
-            let chunk = even_chunk(&mut self.chunks[(start >> CHUNK_SHIFT) as usize], &mut self.spare, finest);
+            let chunk = unturned_chunk(&mut self.chunks[(start >> CHUNK_SHIFT) as usize], &mut self.spare, finest);
             let first = ((start & (CHUNK - 1)) >> chunk.shift) as usize;
             let count = ((end - start) >> chunk.shift) as usize;
             for (step, cell) in chunk.cells[first..first + count].iter_mut().enumerate() {
@@ -413,7 +419,7 @@ impl ShadowMemory {
                 let first = ((start & (CHUNK - 1)) >> chunk.shift) as usize;
                 let last = (((end - 1) & (CHUNK - 1)) >> chunk.shift) as usize;
                 for (step, cell) in chunk.cells[first..=last].iter().enumerate() {
-                    if let Some(op) = self.open_op(cell, ops) {
+                    if let Some(op) = self.unobserved_op_of(cell, ops) {
                         let cell = (start >> chunk.shift << chunk.shift) + ((step as u64) << chunk.shift);
                         return Some((op, cell.max(start)));
                     }
@@ -424,11 +430,11 @@ impl ShadowMemory {
         None
     }
 
-    fn open_op(&self, cell: &Cell, ops: &AsyncOps) -> Option<AsyncOpId> {
+    fn unobserved_op_of(&self, cell: &Cell, ops: &AsyncOps) -> Option<AsyncOpId> {
         let open = |key: OwnerKey| {
             (FIRST_OP_KEY..NO_AGENT >> 5)
                 .contains(&key)
-                .then(|| AsyncOpId::of_key(key))
+                .then(|| AsyncOpId::from_key(key))
                 .filter(|op| !ops.is_observed(*op))
         };
         let here = open(cell.writer >> 5).or_else(|| if cell.reader == NO_AGENT { None } else { open(cell.reader) });
@@ -446,7 +452,7 @@ impl ShadowMemory {
 }
 
 /// Number of runs whose cells are prefetched together.
-const FETCHED: usize = 8;
+const PREFETCHED_RUNS: usize = 8;
 
 /// An access of a warp's lanes.
 struct Lanes<'a> {

@@ -7,7 +7,7 @@ use super::ShadowMemory;
 impl ShadowMemory {
     /// Loads the first cell of each lane's access, up to the last of `lanes`.
     #[inline(always)]
-    pub(in crate::order) fn fetch(&self, lanes: u32, offsets: &[u64; LANES]) {
+    pub(in crate::order) fn prefetch_lanes(&self, lanes: u32, offsets: &[u64; LANES]) {
         let mut seen = 0;
         for offset in &offsets[..LANES - lanes.leading_zeros() as usize] {
             if let Some(Some(chunk)) = self.chunks.get((offset >> CHUNK_SHIFT) as usize)
@@ -20,7 +20,7 @@ impl ShadowMemory {
     }
 
     /// Loads cells of `runs` that are not too long.
-    pub(super) fn fetch_runs(&self, runs: &[(u64, u64)]) {
+    pub(super) fn prefetch_runs(&self, runs: &[(u64, u64)]) {
         let mut seen = 0;
         for &(start, bytes) in runs.iter().filter(|run| run.1 <= CHUNK / 16) {
             let Some(Some(chunk)) = self.chunks.get((start >> CHUNK_SHIFT) as usize) else { continue };

@@ -3,20 +3,21 @@
 use super::super::LANES;
 use super::super::access_check::AccessCheck;
 use super::super::caches_disabled;
-use super::super::cell::{CHUNK, CHUNK_SHIFT, Init, LANE_SHIFT, chunk};
+use super::super::cell::{CHUNK, CHUNK_SHIFT, Init, LANE_CELL_SHIFT, chunk};
 use super::{Lanes, ShadowMemory};
 
 impl ShadowMemory {
     /// Handles reads of 16 bytes per lane, as in [`ShadowMemory::async_lanes`], for groups of consecutive lanes without
     /// a conflict. Returns the lanes that must be checked one by one.
-    pub(super) fn read_rows_of_lanes(&mut self, access: &Lanes, check: &mut AccessCheck) -> u32 {
+    pub(super) fn check_row_reads(&mut self, access: &Lanes, check: &mut AccessCheck) -> u32 {
         let offsets = access.offsets;
-        let Some(count) = [8, 4].into_iter().find(|&count| in_rows(offsets, count)).filter(|_| !caches_disabled())
+        let Some(count) =
+            [8, 4].into_iter().find(|&count| are_aligned_rows(offsets, count)).filter(|_| !caches_disabled())
         else {
             return u32::MAX;
         };
-        let (bytes, shift) = (16 * count as u64, LANE_SHIFT + count.trailing_zeros());
-        self.fetch_starts(offsets, count);
+        let (bytes, shift) = (16 * count as u64, LANE_CELL_SHIFT + count.trailing_zeros());
+        self.prefetch_groups(offsets, count);
         let mut left = 0u32;
         for (group, offset) in offsets.iter().copied().step_by(count).enumerate() {
             let (lane, index) = ((group * count) as u32, (offset >> CHUNK_SHIFT) as usize);
@@ -39,7 +40,7 @@ impl ShadowMemory {
     }
 
     /// Loads the cells of all groups at once.
-    fn fetch_starts(&self, offsets: &[u64; LANES], count: usize) {
+    fn prefetch_groups(&self, offsets: &[u64; LANES], count: usize) {
         let cell = |offset: &u64| {
             let chunk = self.chunks.get((offset >> CHUNK_SHIFT) as usize)?.as_ref()?;
             chunk.cells.get(((offset & (CHUNK - 1)) >> chunk.shift) as usize)
@@ -51,7 +52,7 @@ impl ShadowMemory {
 
 /// Returns true if each group of `count` lanes reads one aligned row.
 #[inline(always)]
-fn in_rows(offsets: &[u64; LANES], count: usize) -> bool {
+fn are_aligned_rows(offsets: &[u64; LANES], count: usize) -> bool {
     let wrong = |group: &[u64]| {
         let ahead =
             group.iter().enumerate().fold(0, |wrong, (n, offset)| wrong | (offset ^ (group[0] | (16 * n as u64))));

@@ -312,7 +312,7 @@ impl World {
         let agent = Agent::virtual_agent(w as u32 / WARPS, 5 + token as u32);
         self.ops.mark_observed(op, agent, self.phase);
         let mut clock = self.warps[w].release(lanes);
-        clock.learn(agent, self.phase);
+        clock.raise(agent, self.phase);
         let before: Vec<Node> = Self::each(lanes).map(|lane| self.graph.event(Self::thread(w, lane), &[])).collect();
         let node = self.graph.node(&before);
         // A thread that has observed a phase has also observed the earlier ones, as with an mbarrier.

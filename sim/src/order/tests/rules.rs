@@ -115,7 +115,7 @@ fn barrier_of_a_partial_warp_covers_all_lanes() {
     let mut few = WarpClocks::new(0, 1, 0b111, VectorClock::empty(0));
     let mut all = WarpClocks::new(0, 0, ALL, VectorClock::empty(0));
     barrier(&mut [(&mut few, 0b111, 0b111), (&mut all, ALL, ALL)]);
-    assert!(all.clock(5).knows(Agent::thread(0, 34), 1));
+    assert!(all.clock(5).includes(Agent::thread(0, 34), 1));
     assert_eq!(few.parts().count(), 1);
 }
 
@@ -206,7 +206,7 @@ fn mbarrier_phase_makes_the_copy_visible_to_threads_that_acquire_it() {
     let phase = Agent::virtual_agent(0, 3);
     s.ops.mark_observed(op, phase, 1);
     let mut clock = s.warps[0].release(1);
-    clock.learn(phase, 1);
+    clock.raise(phase, 1);
     s.warps[1].acquire(0b10, &clock);
     assert_eq!(s.read(1, 1, 0), None);
     assert_eq!(s.read(1, 0, 4), Some(ConflictKind::NotWaited(op)));
@@ -384,7 +384,7 @@ fn clocks_of_other_blocks_pass_through_third_blocks() {
     assert_eq!(s.read(7, 1, 0), Some(RACE));
     let back = s.warps[7].release(ALL);
     s.warps[1].acquire(ALL, &back);
-    assert!(s.warps[1].clock(0).knows(Agent::thread(0, 31), 1), "the own block's threads come back too");
+    assert!(s.warps[1].clock(0).includes(Agent::thread(0, 31), 1), "the own block's threads come back too");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use crate::ptx::ast::{Instruction, Operand, Type};
 use crate::tensor_map::{ReduceOp, Reduction};
 
 /// Decodes a bulk copy. Forms that are not supported (im2col, gather) become [`Op::Unsupported`].
-pub(super) fn decode(d: &mut Decoder, i: &Instruction, parts: &[&str]) -> Result<Op, ProgramError> {
+pub(super) fn decode_bulk_copy(d: &mut Decoder, i: &Instruction, parts: &[&str]) -> Result<Op, ProgramError> {
     let has = |p: &str| parts.contains(&p);
     if parts.iter().any(|p| p.starts_with("im2col") || p.contains("gather") || p.contains("scatter") || *p == "cp_mask")
     {

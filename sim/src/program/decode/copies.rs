@@ -22,7 +22,7 @@ impl Decoder<'_> {
             if has("wait_group") {
                 return Ok(Op::BulkWait { groups: immediate(self)?, read: has("read") });
             }
-            return bulk::decode(self, i, parts);
+            return bulk::decode_bulk_copy(self, i, parts);
         }
         if !has("async") {
             return Ok(Op::Unsupported(i.opcode.as_str().into()));

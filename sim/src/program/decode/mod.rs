@@ -38,7 +38,7 @@ pub(super) fn decode_function(
         unknown,
         carry: None,
         sinks: HashMap::new(),
-        volatile_is_data: super::volatile::is_data(function),
+        volatile_is_data: super::volatile::is_volatile_data(function),
     };
     for (i, instruction) in function.body.iter().enumerate() {
         decoder.o.at_line(instruction.line);
@@ -67,7 +67,7 @@ pub(super) fn decode_function(
     let last = decoder.o.code.lines.last().copied().unwrap_or((0, None));
     decoder.o.code.lines.push(last);
     decoder.o.code.opcodes.push("ret".into());
-    let watch = super::uses::watches(function, &decoder.o.code.instrs, |r| decoder.o.guard(r));
+    let watch = super::uses::wgmma_register_uses(function, &decoder.o.code.instrs, |r| decoder.o.guard(r));
     decoder.o.code.wgmma_uses = watch;
     Ok(decoder.o.code)
 }

@@ -1,7 +1,8 @@
 //! Decoded instructions, which the interpreter executes.
 //!
-//! Operands are rows of the frame's [`Registers`](crate::regs::Registers). Immediates and fixed special registers have rows of their
-//! own, so that every source operand is read in the same way. Operand types are in one file per instruction class.
+//! Operands are rows of the frame's [`Registers`](crate::regs::Registers). Immediates and fixed special registers have
+//! rows of their own, so that every source operand is read in the same way. Operand types are in one file per
+//! instruction class.
 
 mod class;
 mod control;
