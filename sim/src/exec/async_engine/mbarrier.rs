@@ -199,7 +199,7 @@ impl AsyncEngine {
                 if m.ordered && phase > 0 {
                     let (agent, released) = (object.agent, object.released.clone());
                     let mut clock = released.unwrap_or_else(|| VectorClock::empty(cx.block().index));
-                    clock.learn(agent, phase);
+                    clock.raise(agent, phase);
                     cx.warp.order.acquire(same, &clock);
                 }
             } else {
