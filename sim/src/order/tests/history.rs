@@ -339,7 +339,7 @@ impl World {
         let mut out = Vec::new();
         let cx = CheckContext { ops: &self.ops, clusters: &CLUSTERS };
         self.shadow.access(access, &self.warps[w], lanes, &offsets, bytes as u32, strength, 3, &cx, &mut out);
-        let in_order: Vec<u32> = self.warps[w].parts().flat_map(|(mask, _)| Self::each(mask & lanes)).collect();
+        let in_order: Vec<u32> = self.warps[w].lane_groups().flat_map(|(mask, _)| Self::each(mask & lanes)).collect();
         for lane in in_order {
             let thread = Self::thread(w, lane);
             let node = self.graph.event(thread, &[]);
