@@ -87,7 +87,7 @@ impl Reporter<'_> {
         if let ConflictKind::Race { .. } = m.conflict.kind {
             self.note(
                 m.site.pc,
-                &format!("several threads store one value to one {space} address without synchronisation"),
+                &format!("several threads store the same value to one {space} address without synchronisation"),
             );
             return;
         }
