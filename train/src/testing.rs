@@ -17,7 +17,7 @@ pub(crate) fn golden(name: &str) -> PathBuf {
 }
 
 /// Asserts that the weight changes from `model` to `out` match a case's `expected.safetensors` within relative errors
-/// `limits` by weight name. within `limits` by name.
+/// `limits` by weight name.
 pub(crate) fn assert_changes(
     name: &str,
     case: &Path,
@@ -85,7 +85,7 @@ pub(crate) fn timeless(out: &Path) -> Vec<StepMetrics> {
 }
 
 /// All files below a folder with their bytes, without metrics (which have times), event files, run.json and
-/// trainer_state.json (which has paths). the folder itself.
+/// trainer_state.json (which has paths).
 pub(crate) fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
     let mut found = Vec::new();
     let mut folders = vec![folder.to_path_buf()];

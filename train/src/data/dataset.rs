@@ -213,7 +213,7 @@ mod tests {
     }
 
     proptest! {
-        /// A list and lines of the same rows are the same data, whatever characters are in them.
+        /// A JSON list and JSONL lines with equal rows are parsed to equal data, whatever characters they contain.
         #[test]
         fn both_layouts_hold_the_same_rows(texts in prop::collection::vec("\\PC{0,12}", 1..6), gap in "[ \n\r\t]{0,3}") {
             let rows: Vec<Value> = texts

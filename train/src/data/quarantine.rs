@@ -230,18 +230,18 @@ mod tests {
     fn list_of_other_data_is_refused_with_the_line() {
         let dir = tempfile::tempdir().unwrap();
         let list = dir.path().join("q.jsonl");
-        let said = |text: &str| {
+        let message = |text: &str| {
             fs::write(&list, text).unwrap();
             read(&list, |row| (row < 4).then_some(2 * row + 1)).map_err(|e| e.to_string())
         };
         let line = |row| serde_json::to_string(&bad(row)).unwrap();
-        assert_eq!(said(&format!("{}\n\n{}\n{0}\n", line(2), line(0))).unwrap(), [bad(0), bad(2)]);
+        assert_eq!(message(&format!("{}\n\n{}\n{0}\n", line(2), line(0))).unwrap(), [bad(0), bad(2)]);
         for (text, want) in [
             (format!("{}\n{}", line(1), line(7)), "q.jsonl:2: lists row 7 at line 15"),
             (r#"{"row": 1, "line": 9, "reason": ""}"#.into(), "q.jsonl:1: lists row 1 at line 9"),
             ("{\"row\": 1".into(), "q.jsonl:1: is not a list entry"),
         ] {
-            let e = said(&text).unwrap_err();
+            let e = message(&text).unwrap_err();
             assert!(e.starts_with("--quarantine: ") && e.contains(want) && e.contains("; "), "{e}");
         }
         assert!(read(&dir.path().join("none"), |_| None).unwrap_err().to_string().contains("there is no such file"));

@@ -171,8 +171,8 @@ mod tests {
             ("overwrite = 1", "c.toml: overwrite: 1 does not fit"),
             ("resume_from_checkpoint = true", "c.toml: resume_from_checkpoint: true does not fit"),
         ] {
-            let said = StartFlags::parse("c.toml", text).unwrap_err().to_string();
-            assert!(said.starts_with(start) && !said.contains('\n'), "{said}");
+            let message = StartFlags::parse("c.toml", text).unwrap_err().to_string();
+            assert!(message.starts_with(start) && !message.contains('\n'), "{message}");
         }
     }
 
@@ -187,8 +187,8 @@ mod tests {
             ("seed = 1\nlabels = ", "c.toml:2: is not TOML"),
         ] {
             let e = merged(text, &[]).unwrap_err();
-            let said = e.to_string();
-            assert!(e.is_usage() && said.starts_with(start) && !said.contains('\n'), "{said}");
+            let message = e.to_string();
+            assert!(e.is_usage() && message.starts_with(start) && !message.contains('\n'), "{message}");
         }
     }
 }

@@ -42,7 +42,7 @@ pub struct Plan {
     /// Tokens of the counted steps.
     pub tokens: u64,
     /// Bytes of a checkpoint's weights and optimizer on the disk, and of their copy in host memory while a background
-    /// thread writes it. while the steps go on.
+    /// thread writes it.
     pub checkpoint: u64,
 }
 
@@ -140,7 +140,7 @@ impl RowShape {
     /// Black videos of this size.
     pub fn frames(&self, config: &ModelConfig) -> MediaFrames {
         let vision = &config.vision;
-        let film = |&[t, h, w]: &GridThw| {
+        let video = |&[t, h, w]: &GridThw| {
             let (frames, height, width) =
                 (t * vision.temporal_patch_size, h * vision.patch_size, w * vision.patch_size);
             FrameBuf { data: vec![0; frames * height * width * 3], frames, height, width }
@@ -151,7 +151,7 @@ impl RowShape {
             merge_size: vision.spatial_merge_size,
             ..PatchProcessor::default()
         };
-        MediaFrames { videos: self.video_grid_thw.iter().map(film).collect(), processor, ..MediaFrames::default() }
+        MediaFrames { videos: self.video_grid_thw.iter().map(video).collect(), processor, ..MediaFrames::default() }
     }
 
     /// A sample of this size; all tokens but the pad tokens are learned.

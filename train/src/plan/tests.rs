@@ -102,7 +102,7 @@ fn operations_follow_the_tokens() {
 }
 
 #[test]
-fn films_have_even_sides_and_all_their_patches() {
+fn planned_videos_have_even_sides_and_all_patches() {
     for patches in [4, 8, 32, 4096, 16 * 52, 4 * 97] {
         let shape = RowShape::new(5000, patches, &config()).unwrap();
         let [t, h, w] = shape.video_grid_thw[0];

@@ -50,7 +50,7 @@ impl EventFile {
             summary = summary.bytes(1, text(COMPLETIONS, &preview.text));
         }
         if let Some(strip) = &preview.strip {
-            summary = summary.bytes(1, tagged(FRAMES, 4, picture(strip)));
+            summary = summary.bytes(1, tagged(FRAMES, 4, image_message(strip)));
         }
         self.record(&event(now(), step, &summary))
     }
@@ -98,7 +98,7 @@ fn text(tag: &str, text: &str) -> ProtoMessage {
 }
 
 /// An RGB image in PNG format.
-fn picture(png: &Png) -> ProtoMessage {
+fn image_message(png: &Png) -> ProtoMessage {
     ProtoMessage::default().varint(1, png.height as u64).varint(2, png.width as u64).varint(3, 3).bytes(4, &png.bytes)
 }
 

@@ -135,14 +135,14 @@ mod tests {
 
     #[test]
     fn formats_bytes_in_binary_units() {
-        let said: Vec<String> = [0, 1023, 1536, 3 << 30, 5 << 50].into_iter().map(bytes).collect();
-        assert_eq!(said, ["0 B", "1023 B", "1.5 KiB", "3.0 GiB", "5120.0 TiB"]);
+        let message: Vec<String> = [0, 1023, 1536, 3 << 30, 5 << 50].into_iter().map(bytes).collect();
+        assert_eq!(message, ["0 B", "1023 B", "1.5 KiB", "3.0 GiB", "5120.0 TiB"]);
     }
 
     #[test]
     fn formats_durations_and_estimates_the_remaining_time() {
-        let said: Vec<String> = [0, 7, 185, 3720, 100_000].map(Duration::from_secs).map(time).into();
-        assert_eq!(said, ["0s", "7s", "3m 05s", "1h 02m", "27h 46m"]);
+        let message: Vec<String> = [0, 7, 185, 3720, 100_000].map(Duration::from_secs).map(time).into();
+        assert_eq!(message, ["0s", "7s", "3m 05s", "1h 02m", "27h 46m"]);
         let pace = Pace { since: Instant::now(), done: 10 };
         // The process did 5 steps in 10 seconds after it resumed at step 10.
         assert_eq!(pace.left(Duration::from_secs(10), 15, 40), Duration::from_secs(50));

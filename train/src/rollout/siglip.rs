@@ -85,7 +85,6 @@ impl SiglipScorer {
     }
 
     /// The embedding of each frame. Frames that are not in the cache are encoded in small batches.
-    /// few are held.
     fn embed<'a>(
         &mut self,
         frames: impl Iterator<Item = Result<Frame<'a>, ModelError>>,
@@ -150,7 +149,7 @@ impl SemanticModel for SiglipScorer {
 
 impl Frame<'_> {
     /// The cache key of a frame: XXH3 (128 bits) of its bytes, size and negation. Different frames have different keys
-    /// in practice. bits).
+    /// in practice.
     fn key(&self, negative: bool) -> u128 {
         let preview = [self.height as u64, self.width as u64, negative as u64].map(u64::to_le_bytes).concat();
         let seed = twox_hash::XxHash3_64::oneshot(&preview);
@@ -205,7 +204,7 @@ mod tests {
     }
 
     /// A video of random-looking frames that all differ.
-    fn film(frames: usize, height: usize, width: usize, seed: usize) -> FrameBuf {
+    fn test_video(frames: usize, height: usize, width: usize, seed: usize) -> FrameBuf {
         let level = |i: usize| ((i + seed * 7_919).wrapping_mul(2_654_435_761) >> 13) as u8;
         FrameBuf { data: (0..frames * height * width * 3).map(level).collect(), frames, height, width }
     }
@@ -215,23 +214,23 @@ mod tests {
         let mut scorer = scorer();
         let texts: Vec<String> = (0..8).map(|i| format!("a red ball rolls {}", "slowly ".repeat(i))).collect();
         let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
-        let films = [film(16, 40, 60, 0)];
-        let first = scorer.similarities_of(&texts, &films, false).unwrap();
+        let videos = [test_video(16, 40, 60, 0)];
+        let first = scorer.similarities_of(&texts, &videos, false).unwrap();
         assert_eq!((first.len(), first[0].len(), scorer.frames_encoded()), (8, 16, 16));
         assert!(first.iter().flatten().all(|cos| (-1.0..=1.0).contains(cos)));
         assert!(first[0].windows(2).any(|w| w[0] != w[1]) && first[0] != first[7]);
         // Frames seen before, shuffled and with new ones: only the new ones are encoded.
-        let mut shuffled = films[0].clone();
+        let mut shuffled = videos[0].clone();
         let frame = 40 * 60 * 3;
         shuffled.data.rotate_left(5 * frame);
-        let again = scorer.similarities_of(&texts[..1], &[shuffled, film(2, 30, 30, 9)], false).unwrap();
+        let again = scorer.similarities_of(&texts[..1], &[shuffled, test_video(2, 30, 30, 9)], false).unwrap();
         assert_eq!(scorer.frames_encoded(), 18);
         assert_eq!(again[0][..11], first[0][5..]);
         assert_eq!(again[0][11..16], first[0][..5]);
         // Negated frames and frames of another shape have other keys.
-        let negative = scorer.similarities_of(&texts[..1], &films, true).unwrap();
+        let negative = scorer.similarities_of(&texts[..1], &videos, true).unwrap();
         assert!(negative[0] != first[0]);
-        let turned = FrameBuf { height: 60, width: 40, ..films[0].clone() };
+        let turned = FrameBuf { height: 60, width: 40, ..videos[0].clone() };
         scorer.similarities_of(&texts[..1], &[turned], false).unwrap();
         assert_eq!(scorer.frames_encoded(), 18 + 16 + 16);
     }
@@ -240,7 +239,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(12))]
         #[test]
         fn cache_and_batching_change_no_bit(picks in prop::collection::vec(0usize..6, 1..12), negative in any::<bool>()) {
-            let frames: Vec<FrameBuf> = picks.iter().map(|&i| film(1, 20 + i, 30, i)).collect();
+            let frames: Vec<FrameBuf> = picks.iter().map(|&i| test_video(1, 20 + i, 30, i)).collect();
             let texts = ["a ball", "the dog's bowl"];
             let mut together = scorer();
             let got = together.similarities_of(&texts, &frames, negative).unwrap();

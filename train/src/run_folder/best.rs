@@ -131,9 +131,9 @@ mod tests {
         assert!(!dir.path().join(TRAINER_STATE).exists());
         all.best = Some(BestCheckpoint { step: 4, reward: 0.5 });
         write(dir.path(), all.best, 5, 9).unwrap();
-        let said: serde_json::Value =
+        let message: serde_json::Value =
             serde_json::from_slice(&std::fs::read(dir.path().join(TRAINER_STATE)).unwrap()).unwrap();
-        assert_eq!(said["best_model_checkpoint"], json!(dir.path().join("checkpoint-4")));
+        assert_eq!(message["best_model_checkpoint"], json!(dir.path().join("checkpoint-4")));
         all.keep_if_in(dir.path());
         assert_eq!(all.best, None);
     }

@@ -119,7 +119,7 @@ impl<'a> Counter<'a> {
             None => {
                 let engine = Engine::new(&trainer.model, &Cx::inference(device, dtype))?;
                 // The engine allocates memory for banned end tokens only with a minimum length. The dry device samples
-                // token 0, which must end nothing. to end nothing.
+                // token 0, which must end nothing.
                 let banned = if options.min_completion_length > 0 { stop_ids } else { &[] };
                 let banned: Vec<u32> = banned.iter().map(|&id| id.max(1)).collect();
                 Some(Sampler::new(engine, options, &banned, 0))

@@ -134,7 +134,7 @@ fn steps_on_a_set_share_its_draws() {
 }
 
 #[test]
-fn films_in_another_order_cost_half_as_many_completions_more() {
+fn temporal_reward_samples_half_as_many_completions_more() {
     let [plain, temporal] = [false, true].map(|t| shaped(100, 64, |o| o.temporal = t).unwrap());
     // Twice as many prompts are prefilled; 1.5 times as many completions are decoded.
     let ratio = flops(&temporal, "prefill") / flops(&plain, "prefill");

@@ -1,4 +1,4 @@
-//! A run in several parts, through what the log and the folder say of it.
+//! Tests of runs in several parts, by the content of their logs and folders.
 
 use std::fs;
 
@@ -25,8 +25,8 @@ fn preview(step: u64) -> Preview {
     Preview { rewards: vec![0.0, step as f32, 0.5], text: format!("<b>{step}</b> & so on"), strip }
 }
 
-/// A run in `out` that goes on after `step` of the run in `home` and does the steps up to `last`, with pictures if
-/// `pictures`.
+/// A part of a run in `out` that resumes after `step` of the run in `home` and does the steps up to `last`, with previews if
+/// `pictures` is set.
 fn part(out: &Path, home: &Path, step: u64, last: u64, pictures: bool) -> Wandb {
     let run = json!({"command": "grpo", "steps": 9, "options": {"learning_rate": 0.5}});
     let done: Vec<StepMetrics> = (1..=step).map(line).collect();
@@ -38,14 +38,14 @@ fn part(out: &Path, home: &Path, step: u64, last: u64, pictures: bool) -> Wandb 
     wandb
 }
 
-/// The records of the log in a folder.
+/// The records of the log in a run folder.
 fn records(folder: &Path) -> Vec<Record> {
     let id = folder.file_name().unwrap().to_str().unwrap().rsplit('-').next().unwrap();
     let bytes = log::read(&folder.join(format!("run-{id}.wandb"))).unwrap();
     bytes.iter().map(|bytes| Record::parse(bytes).unwrap()).collect()
 }
 
-/// Each step's loss and whether it has a picture; the pictures are there.
+/// Step, loss and whether it has a preview image, for each step. Asserts that the media files exist.
 fn steps(folder: &Path) -> Vec<(u64, f64, bool)> {
     let media: Vec<String> = records(folder).iter().flat_map(Record::media).collect();
     for path in &media {
@@ -79,12 +79,12 @@ fn losses(picture: impl Fn(u64) -> bool, last: u64) -> Vec<(u64, f64, bool)> {
 }
 
 #[test]
-fn a_step_is_written_with_its_media() {
+fn step_is_written_with_its_media() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path();
     let wandb = part(out, out, 0, 3, true);
     let folder = wandb.folder().to_path_buf();
-    // Nothing was closed: what is there is what a killed run leaves.
+    // The log was not closed, as after a kill: all steps are in it.
     assert_eq!(steps(&folder), losses(|_| true, 3));
     let before = records(&folder).len();
     wandb.finish(0).unwrap();
@@ -105,11 +105,11 @@ fn a_step_is_written_with_its_media() {
 }
 
 #[test]
-fn a_part_that_goes_on_has_the_whole_run_and_takes_the_place_of_the_one_before() {
+fn resumed_part_contains_the_whole_run_and_replaces_the_previous_folder() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path();
     drop(part(out, out, 0, 5, true));
-    // A killed beginning of a part.
+    // The incomplete folder of a killed process.
     fs::create_dir_all(out.join("wandb/.offline-run-20200101_000000-abcd1234.part/files")).unwrap();
     part(out, out, 4, 6, false).finish(0).unwrap();
     let all = folders(out);
@@ -117,13 +117,13 @@ fn a_part_that_goes_on_has_the_whole_run_and_takes_the_place_of_the_one_before()
     assert_eq!(steps(&all[1]), losses(|n| n <= 4, 6));
     assert_eq!(id(&all[0]), id(&all[1]));
     assert!(marked(&all[0]) && !marked(&all[1]));
-    // Once uploaded, a run is left alone.
+    // An uploaded run folder is not changed.
     fs::write(all[1].join(format!("run-{}.wandb.syncstate", id(&all[1]))), "{}").unwrap();
     part(out, out, 5, 7, true).finish(0).unwrap();
     let all = folders(out);
     assert_eq!(steps(&all[2]), losses(|n| n <= 4 || n > 5, 7));
     assert!(id(&all[2]) != id(&all[1]) && !marked(&all[1]));
-    // The run goes on in another OUT.
+    // The run resumes in another OUT.
     let other = dir.path().join("other");
     part(&other, out, 6, 8, true).finish(0).unwrap();
     let there = folders(&other);
@@ -132,12 +132,12 @@ fn a_part_that_goes_on_has_the_whole_run_and_takes_the_place_of_the_one_before()
 }
 
 #[test]
-fn steps_that_no_log_has_come_from_the_metrics() {
+fn steps_missing_in_the_log_come_from_the_metrics() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path();
     let folder = part(out, out, 3, 4, true).folder().to_path_buf();
     assert_eq!(steps(&folder), losses(|n| n == 4, 4));
-    // A log that is cut, and pictures that somebody removed, are no reason to stop.
+    // A truncated log and removed media files do not stop the run.
     let log = folder.join(format!("run-{}.wandb", id(&folder)));
     let bytes = fs::read(&log).unwrap();
     fs::write(&log, &bytes[..bytes.len() - 10]).unwrap();
@@ -149,7 +149,7 @@ fn steps_that_no_log_has_come_from_the_metrics() {
 }
 
 #[test]
-fn a_fresh_run_clears_runs_and_nothing_else() {
+fn fresh_run_removes_only_run_folders() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path();
     clear(out).unwrap();
@@ -163,7 +163,7 @@ fn a_fresh_run_clears_runs_and_nothing_else() {
 }
 
 #[test]
-fn what_cannot_be_written_is_named() {
+fn write_errors_name_the_path() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path();
     fs::write(out.join(FOLDER), "a file").unwrap();

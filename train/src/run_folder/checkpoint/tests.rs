@@ -58,20 +58,20 @@ fn jobs_run_in_background_one_at_a_time() {
     let mut saver = CheckpointWriter::default();
     let (go, wait) = mpsc::channel::<()>();
     let done = Arc::new(AtomicBool::new(false));
-    let told = done.clone();
+    let job_done = done.clone();
     saver
         .start(move || {
             wait.recv().unwrap();
-            told.store(true, Ordering::SeqCst);
+            job_done.store(true, Ordering::SeqCst);
             Ok(())
         })
         .unwrap();
     saver.poll().unwrap();
     assert!(!done.load(Ordering::SeqCst), "the job was already done when the caller continued");
     go.send(()).unwrap();
-    let told = done.clone();
+    let job_done = done.clone();
     // The second job waits for the first.
-    saver.start(move || if told.load(Ordering::SeqCst) { Ok(()) } else { panic!("two at a time") }).unwrap();
+    saver.start(move || if job_done.load(Ordering::SeqCst) { Ok(()) } else { panic!("two at a time") }).unwrap();
     saver.wait().unwrap();
 }
 
@@ -98,6 +98,6 @@ fn failed_job_is_reported_by_the_next_call() {
     polled.wait().unwrap();
     let mut dead = CheckpointWriter::default();
     dead.start(|| panic!("on purpose")).unwrap();
-    assert!(dead.wait().unwrap_err().to_string().contains("ended early"));
+    assert!(dead.wait().unwrap_err().to_string().contains("panicked"));
     assert!(has_room_for(0) && !has_room_for(u64::MAX));
 }

@@ -6,7 +6,7 @@ use crate::run_folder::checkpoint;
 
 const GOOD: &str = r#"{"prompt": [{"role": "user", "content": "2 + 2?"}], "solution": "<answer>4</answer>", "problem_type": "numerical"}"#;
 
-fn said(case: &Case) -> String {
+fn message(case: &Case) -> String {
     let e = case.run().unwrap_err().to_string();
     assert!(!e.contains('\n') && e.contains("; "), "{e}");
     e
@@ -39,16 +39,16 @@ fn rows_that_cannot_be_scored_are_skipped() {
         let log = fs::read_to_string(dir.path().join("out/skipped.jsonl")).unwrap();
         let reason = serde_json::from_str::<Value>(&log).unwrap()["reason"].as_str().unwrap().to_string();
         assert!(reason.contains(want) && reason.contains("; "), "{reason}");
-        let e = said(&case(dir.path(), "strict", &rows).with(|o| o.strict = true));
+        let e = message(&case(dir.path(), "strict", &rows).with(|o| o.strict = true));
         assert!(e.contains(want), "{e}");
-        let e = said(&case(dir.path(), "alone", &row));
+        let e = message(&case(dir.path(), "alone", &row));
         assert!(e.contains("no row of the file can be used"), "{e}");
     }
     // With a reward program no solution is needed; it receives the token ids, as in TRL.
-    let told = r#"while read -r x; do case $x in *'"completion_ids":['*) echo 1;; *) exit 1;; esac; done"#;
+    let command_line = r#"while read -r x; do case $x in *'"completion_ids":['*) echo 1;; *) exit 1;; esac; done"#;
     let dir = tempfile::tempdir().unwrap();
     let own = case(dir.path(), "out", &GOOD.replace("solution", "solutions"));
-    own.with(|o| (o.reward_command, o.max_steps) = (Some(told.into()), Some(1))).run().unwrap();
+    own.with(|o| (o.reward_command, o.max_steps) = (Some(command_line.into()), Some(1))).run().unwrap();
 }
 
 #[test]
@@ -59,7 +59,7 @@ fn rollouts_file_is_checked_against_options_and_data() {
         group[field] = value;
         group.to_string()
     };
-    let film = reel_model::config::ModelConfig::open(&golden("model_a")).unwrap().tokens.video;
+    let video = reel_model::config::ModelConfig::open(&golden("model_a")).unwrap().tokens.video;
     for (line, want) in [
         ("{".to_string(), "r.jsonl:2: is not a group of completions"),
         (group(1).to_string(), "r.jsonl:2: row: is 1, but the data has 1 rows"),
@@ -70,7 +70,7 @@ fn rollouts_file_is_checked_against_options_and_data() {
             "r.jsonl:2: is not a group of completions: invalid value: integer `-4`",
         ),
         (with("completions", json!([[1], [2], [3], [99999]])), "r.jsonl:2: completions: have id 99999"),
-        (with("completions", json!([[1], [2], [3], [1, film, 2]])), "the pad token of an image or video"),
+        (with("completions", json!([[1], [2], [3], [1, video, 2]])), "the pad token of an image or video"),
         (
             with("completions", json!([vec![1; 13], [2], [3], [4]])),
             "have 13 tokens, more than --max-completion-length 12",
@@ -79,7 +79,7 @@ fn rollouts_file_is_checked_against_options_and_data() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("r.jsonl");
         fs::write(&path, format!("{}\n{line}\n", group(0))).unwrap();
-        let e = said(&case(dir.path(), "out", GOOD).with(|o| (o.rollouts, o.temporal) = (Some(path), false)));
+        let e = message(&case(dir.path(), "out", GOOD).with(|o| (o.rollouts, o.temporal) = (Some(path), false)));
         assert!(e.contains(want), "{e}");
         assert!(!dir.path().join("out").exists());
     }
@@ -104,7 +104,7 @@ fn failed_reward_program_ends_the_run_with_a_checkpoint() {
         ("sleep 60", "--reward-command `sleep 60`"),
     ] {
         let dir = tempfile::tempdir().unwrap();
-        let e = said(&case(dir.path(), "out", GOOD).with(|o| {
+        let e = message(&case(dir.path(), "out", GOOD).with(|o| {
             (o.reward_command, o.reward_timeout) = (Some(command.into()), 0.3);
         }));
         assert!(e.contains(want), "{command}: {e}");
@@ -114,7 +114,7 @@ fn failed_reward_program_ends_the_run_with_a_checkpoint() {
     let command = "i=0; while [ $i -lt 8 ] && read -r x; do echo ${#x}; i=$((i+1)); done";
     let failing =
         case(dir.path(), "out", GOOD).with(|o| (o.reward_command, o.save_steps) = (Some(command.into()), 100));
-    let e = said(&failing);
+    let e = message(&failing);
     assert!(e.contains("--reward-command"), "{e}");
     let saved = checkpoint::list(&dir.path().join("out")).unwrap();
     assert_eq!(saved.into_keys().collect::<Vec<_>>(), [2], "finished steps are saved");
@@ -153,5 +153,5 @@ fn checkpoint_of_another_command_is_refused() {
         stop: &AtomicBool::new(false),
     };
     let e = crate::run::sft::run(&setup).unwrap_err().to_string();
-    assert!(e.contains("--data: is not the file") || e.contains("is of a run of grpo"), "{e}");
+    assert!(e.contains("--data: is not the data file") || e.contains("is of a run of grpo"), "{e}");
 }

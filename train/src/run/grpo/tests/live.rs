@@ -173,8 +173,8 @@ fn run_ends_normally_when_its_last_groups_have_equal_rewards() {
 #[test]
 fn siglip_encodes_each_frame_once() {
     let dir = tempfile::tempdir().unwrap();
-    let film = rows().lines().nth(1).unwrap().to_string();
-    let case = case(dir.path(), "out", &film).with(|o| {
+    let video = rows().lines().nth(1).unwrap().to_string();
+    let case = case(dir.path(), "out", &video).with(|o| {
         (o.siglip, o.max_steps) = (Some(golden("../siglip/model")), Some(3));
         (o.num_generations, o.per_device_train_batch_size) = (8, 8);
     });
@@ -184,7 +184,7 @@ fn siglip_encodes_each_frame_once() {
     let encoded: Vec<Option<u64>> = lines.iter().map(|m| m.grpo.frames_encoded).collect();
     assert_eq!(encoded, [Some(4), Some(0), Some(0)]);
     assert!(lines.iter().all(|m| m.grpo.rewards.iter().any(|(name, _)| name == "semantic")), "{lines:?}");
-    let e = super::live::case(dir.path(), "none", &film).with(|o| o.siglip = Some(dir.path().to_path_buf()));
+    let e = super::live::case(dir.path(), "none", &video).with(|o| o.siglip = Some(dir.path().to_path_buf()));
     let e = e.run().unwrap_err().to_string();
     assert!(e.contains("config.json") && e.contains("; "), "{e}");
     assert!(!dir.path().join("none").exists(), "a run that fails to start leaves no files");
@@ -245,13 +245,13 @@ proptest! {
     #[test]
     fn shuffling_moves_whole_frames(frames in 1usize..20, seed: u64) {
         use reel_media::frames::FrameBuf;
-        let film = FrameBuf { data: (0..frames * 12).map(|i| (i / 12) as u8).collect(), frames, height: 2, width: 2 };
+        let video = FrameBuf { data: (0..frames * 12).map(|i| (i / 12) as u8).collect(), frames, height: 2, width: 2 };
         let mut tokens = reel_model::input::ModelInput::default();
-        tokens.frames.videos = vec![film.clone(), film];
+        tokens.frames.videos = vec![video.clone(), video];
         let moved = crate::rollout::shuffled(&tokens, seed);
-        for film in &moved.frames.videos {
-            let first: Vec<u8> = film.data.chunks(12).map(|frame| frame[0]).collect();
-            prop_assert!(film.data.chunks(12).all(|frame| frame.iter().all(|b| *b == frame[0])));
+        for video in &moved.frames.videos {
+            let first: Vec<u8> = video.data.chunks(12).map(|frame| frame[0]).collect();
+            prop_assert!(video.data.chunks(12).all(|frame| frame.iter().all(|b| *b == frame[0])));
             let mut sorted = first.clone();
             sorted.sort_unstable();
             prop_assert_eq!(sorted, (0..frames as u8).collect::<Vec<_>>());

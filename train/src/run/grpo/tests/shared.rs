@@ -23,7 +23,7 @@ fn shared_prefix_keeps_loss_gradient_norm_and_weight_changes() {
             assert!(s.tokens < p.tokens, "{name}: {} and {} tokens", s.tokens, p.tokens);
         }
         // Adam normalizes each gradient, so that tiny gradients with rounding errors move weights as much as large
-        // ones: compare all changes as a whole. changes as a whole.
+        // ones: compare all changes as a whole.
         let model = PathBuf::from(&given(name, dir.path()).0.options.model);
         let [shared, plain] = outs.each_ref().map(|out| weight_changes(&model, out));
         let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|v| v * v).sum::<f64>().sqrt();

@@ -8,8 +8,8 @@ use reel_runtime::Cx;
 /// Number of vision tower passes in a run of three steps on one video.
 fn passes(change: impl FnOnce(&mut GrpoOptions)) -> u64 {
     let dir = tempfile::tempdir().unwrap();
-    let film = live::rows().lines().nth(1).unwrap().to_string();
-    let case = live::case(dir.path(), "out", &film).with(|o| {
+    let video = live::rows().lines().nth(1).unwrap().to_string();
+    let case = live::case(dir.path(), "out", &video).with(|o| {
         (o.max_steps, o.temporal, o.save_steps) = (Some(3), false, 0);
         o.reward_command = Some("while read -r line; do echo ${#line}; done".into());
         change(o);
@@ -86,8 +86,8 @@ fn cached_features_have_the_bits_of_one_pass() {
 #[test]
 fn reference_keeps_the_initial_vision_tower() {
     let dir = tempfile::tempdir().unwrap();
-    let film = live::rows().lines().nth(1).unwrap().to_string();
-    let case = live::case(dir.path(), "out", &film).with(|o| {
+    let video = live::rows().lines().nth(1).unwrap().to_string();
+    let case = live::case(dir.path(), "out", &video).with(|o| {
         o.reward_command = Some("while read -r line; do echo ${#line}; done".into());
         // Only the vision tower is trained.
         (o.learning_rate, o.learning_rate_vision, o.weight_decay) = (0.0, Some(1e-2), 0.0);

@@ -17,7 +17,7 @@ const GOOD: &str = r#"{"messages": [{"role": "user", "content": "Hello"}, {"role
 const PICTURE: &str = r#"{"messages": [{"role": "user", "content": [{"type": "image", "image": "media/a.png"}]}, {"role": "assistant", "content": "A dog."}]}"#;
 const MISSING: &str = r#"{"messages": [{"role": "user", "content": [{"type": "image", "image": "media/none.png"}]}, {"role": "assistant", "content": "?"}]}"#;
 
-fn said(case: &Case) -> String {
+fn message(case: &Case) -> String {
     let e = case.run().unwrap_err().to_string();
     assert!(!e.contains('\n') && e.contains("; "), "{e}");
     e
@@ -44,7 +44,7 @@ fn row_without_its_image_is_skipped_or_stops_a_strict_run() {
         "{skipped_rows:?}"
     );
 
-    let e = said(&on_rows(dir.path(), &rows).with(|o| (o.strict, o.overwrite) = (true, true)));
+    let e = message(&on_rows(dir.path(), &rows).with(|o| (o.strict, o.overwrite) = (true, true)));
     assert!(e.contains("rows.jsonl:2: ") && e.contains("none.png"), "{e}");
     let checked = on_rows(dir.path(), &rows).with(|o| (o.check_data, o.max_steps, o.overwrite) = (true, None, true));
     assert_eq!(checked.run().unwrap().steps, 2);
@@ -79,7 +79,7 @@ fn check_data_can_be_interrupted() {
     let dir = tempfile::tempdir().unwrap();
     let case = on_rows(dir.path(), GOOD).with(|o| o.check_data = true);
     case.stop.store(true, Ordering::Relaxed);
-    assert!(said(&case).contains("rows.jsonl:1: stopped before the first step; run it again"));
+    assert!(message(&case).contains("rows.jsonl:1: stopped before the first step; run it again"));
     // Only the journal is left, which is no run: the next command starts fresh.
     let left: Vec<_> = fs::read_dir(dir.path().join("out")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(left, ["quarantine.jsonl.journal"]);
@@ -115,7 +115,7 @@ fn malformed_rows_are_skipped_or_stop_a_strict_run() {
     ] {
         let dir = tempfile::tempdir().unwrap();
         let rows = format!("{GOOD}\n{row}\n");
-        let e = said(&on_rows(dir.path(), &rows).with(|o| o.strict = true));
+        let e = message(&on_rows(dir.path(), &rows).with(|o| o.strict = true));
         assert!(e.contains(want), "{e}");
         assert!(!dir.path().join("out").exists());
         assert_eq!(on_rows(dir.path(), &rows).with(|o| o.max_steps = Some(2)).run().unwrap().skipped, 1);
@@ -124,7 +124,7 @@ fn malformed_rows_are_skipped_or_stop_a_strict_run() {
             skipped_rows.len() == 1 && skipped_rows[0].line == 2 && skipped_rows[0].reason.contains(want),
             "{skipped_rows:?}"
         );
-        let e = said(&on_rows(dir.path(), &format!("{row}\n{row}")).with(|o| o.overwrite = true));
+        let e = message(&on_rows(dir.path(), &format!("{row}\n{row}")).with(|o| o.overwrite = true));
         assert!(e.contains("no row of the file can be used"), "{e}");
     }
 }
@@ -143,7 +143,7 @@ fn too_long_rows_and_rows_without_an_answer_are_skipped() {
         "{reasons:?}"
     );
     assert_eq!(reasons.len(), 2);
-    let e = said(&on_rows(dir.path(), MISSING).with(|o| o.overwrite = true));
+    let e = message(&on_rows(dir.path(), MISSING).with(|o| o.overwrite = true));
     assert!(e.contains("no row of the file can be used"), "{e}");
 }
 
@@ -152,7 +152,7 @@ fn non_finite_loss_stops_the_run_and_keeps_the_checkpoint() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("out");
     let case = on_rows(dir.path(), GOOD).with(|o| (o.learning_rate, o.save_steps, o.max_steps) = (1e30, 1, Some(9)));
-    let e = said(&case);
+    let e = message(&case);
     assert!(
         e.starts_with("step ")
             && e.contains("(rows ")
@@ -172,10 +172,10 @@ fn non_empty_folder_and_model_inside_out_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let case = on_rows(dir.path(), GOOD).with(|o| o.max_steps = Some(1));
     case.run().unwrap();
-    let e = said(&case);
+    let e = message(&case);
     assert!(e.contains("out: is not empty; "), "{e}");
     case.with(|o| o.overwrite = true).run().unwrap();
     let model = dir.path().join("out").display().to_string();
-    let e = said(&on_rows(dir.path(), GOOD).with(|o| (o.model, o.overwrite) = (model, true)));
+    let e = message(&on_rows(dir.path(), GOOD).with(|o| (o.model, o.overwrite) = (model, true)));
     assert!(e.contains("holds the model to train"), "{e}");
 }

@@ -81,7 +81,6 @@ fn killed_run_resumes_from_its_last_checkpoint() {
     case(&whole).run().unwrap();
     case(&killed).with(|o| o.max_steps = Some(3)).run().unwrap();
     // A kill while checkpoint 3 is written leaves an incomplete hidden folder and half a line of metrics.
-    // metrics.
     fs::rename(killed.join("checkpoint-3"), killed.join(".checkpoint-3.part")).unwrap();
     fs::remove_file(killed.join(".checkpoint-3.part/training/state.json")).unwrap();
     fs::write(killed.join(".model.safetensors.1.part"), "half").unwrap();
@@ -130,9 +129,12 @@ fn interrupted_run_writes_a_checkpoint() {
         work.join().unwrap()
     });
     if let Err(e) = e {
-        let said = e.to_string();
-        assert!(said.contains("stopped after step ") && said.contains("--resume-from-checkpoint last"), "{said}");
-        assert!(matches!(e, TrainError::Stopped(_)) && checkpoint::list(&stopped).unwrap().len() == 1, "{said}");
+        let message = e.to_string();
+        assert!(
+            message.contains("stopped after step ") && message.contains("--resume-from-checkpoint last"),
+            "{message}"
+        );
+        assert!(matches!(e, TrainError::Stopped(_)) && checkpoint::list(&stopped).unwrap().len() == 1, "{message}");
         case(&stopped).with(|o| (o.resume_from_checkpoint, o.save_steps) = (Some("last".into()), 100)).run().unwrap();
     }
     assert_eq!(timeless(&whole), timeless(&stopped));
@@ -170,20 +172,21 @@ fn checkpoint_of_another_run_is_refused() {
     let out = dir.path().join("out");
     case(&out).with(|o| o.max_steps = Some(2)).run().unwrap();
     let resume = |o: &mut SftOptions| o.resume_from_checkpoint = Some("last".into());
-    let said = |case: Case| case.run().unwrap_err().to_string();
-    let e = said(case(&out).with(resume).with(|o| o.learning_rate = 1.0));
+    let message = |case: Case| case.run().unwrap_err().to_string();
+    let e = message(case(&out).with(resume).with(|o| o.learning_rate = 1.0));
     assert!(e.starts_with("--learning-rate: is 1.0, but was 0.001 in "), "{e}");
-    let e = said(Case { seed: 5, ..case(&out).with(resume) });
+    let e = message(Case { seed: 5, ..case(&out).with(resume) });
     assert!(e.starts_with("--seed: is 5, but was 0 in "), "{e}");
-    let e = said(case(&out).with(resume).with(|o| o.model = golden("model_b").display().to_string()));
+    let e = message(case(&out).with(resume).with(|o| o.model = golden("model_b").display().to_string()));
     assert!(e.starts_with("--model: is not the model"), "{e}");
-    let e = said(case(&out).with(resume).with(|o| o.data = golden("sft_assistant_only/data.jsonl")));
-    assert!(e.starts_with("--data: is not the file"), "{e}");
-    let e = said(case(&out).with(|o| o.resume_from_checkpoint = Some(dir.path().join("none").display().to_string())));
+    let e = message(case(&out).with(resume).with(|o| o.data = golden("sft_assistant_only/data.jsonl")));
+    assert!(e.starts_with("--data: is not the data file"), "{e}");
+    let e =
+        message(case(&out).with(|o| o.resume_from_checkpoint = Some(dir.path().join("none").display().to_string())));
     assert!(e.contains("none: is not a checkpoint of a run"), "{e}");
     let optimizer = out.join("checkpoint-2/training/optimizer.safetensors");
     let bytes = fs::read(&optimizer).unwrap();
     fs::write(&optimizer, &bytes[..bytes.len() - 1]).unwrap();
-    let e = said(case(&out).with(resume));
+    let e = message(case(&out).with(resume));
     assert!(e.contains("training/optimizer.safetensors: is damaged: "), "{e}");
 }
