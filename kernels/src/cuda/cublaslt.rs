@@ -70,7 +70,7 @@ pub struct CublasLt {
 
 // SAFETY: the handle may be used from any thread, by one at a time; `known`'s lock is held through each product.
 unsafe impl Send for CublasLt {}
-// SAFETY: as above.
+// SAFETY: shared access to the handle is also serialised by that lock.
 unsafe impl Sync for CublasLt {}
 
 struct Functions {
@@ -296,7 +296,7 @@ impl Blas for CublasLt {
         let f = &self.functions;
         let (scale, old) = (p.scale, if p.accumulate { 1.0f32 } else { 0.0 });
         let [a, b, c] = [p.a.addr, p.b.addr, p.c].map(|at| at.0 as *mut c_void);
-        // SAFETY: the caller's promise for the operands; alpha and beta are read before the call returns.
+        // SAFETY: the caller guarantees the operands; alpha and beta are read before the call returns.
         let status = unsafe {
             if shape.bias {
                 let bias = p.bias.0.to_ne_bytes();

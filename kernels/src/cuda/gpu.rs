@@ -172,7 +172,7 @@ impl Gpu {
         let module = self.load_code(source)?;
         let beaten = self.modules().insert(source.name, Loaded { module, functions: HashMap::new() });
         if let Some(other) = beaten {
-            // SAFETY: functions of the module that another thread loaded meanwhile may run; after the wait none does.
+            // SAFETY: functions of the replaced module may be running; after the wait none is.
             unsafe {
                 self.driver.synchronize(self.stream)?;
                 self.driver.unload(other.module);
@@ -275,7 +275,7 @@ impl Gpu {
             }
         }
         let params = stage.with_tensor_maps(params, |map| self.driver.encode(map))?;
-        // SAFETY: the function takes one parameter struct; the caller vouches for the addresses in it.
+        // SAFETY: the function takes one parameter struct; the caller guarantees the addresses in it.
         let launched = unsafe { self.driver.launch(function, &config(stage), &[&*params], self.stream) };
         launched.map_err(|e| match e {
             CudaError::Call { call, what } => {

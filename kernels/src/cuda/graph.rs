@@ -34,7 +34,7 @@ impl Gpu {
     /// # Errors
     /// The driver's error.
     pub fn begin_capture(&self) -> Result<(), CudaError> {
-        // SAFETY: the stream is ours.
+        // SAFETY: the stream belongs to this GPU.
         unsafe { self.driver.begin_capture(self.stream) }
     }
 
@@ -43,7 +43,7 @@ impl Gpu {
     /// # Errors
     /// The driver's error, for example because a call during the capture waited or allocated.
     pub fn end_capture(&self) -> Result<GpuGraph, CudaError> {
-        // SAFETY: the stream is ours.
+        // SAFETY: the stream belongs to this GPU.
         let graph = unsafe { self.driver.end_capture(self.stream)? };
         Ok(GpuGraph { driver: self.driver.clone(), stream: self.stream, graph })
     }
@@ -56,7 +56,7 @@ impl Gpu {
     /// # Errors
     /// The driver's error.
     pub unsafe fn replay(&self, recorded: &GpuGraph) -> Result<(), CudaError> {
-        // SAFETY: the graph is live; the caller vouches for the addresses in it.
+        // SAFETY: the graph is live; the caller guarantees the addresses in it.
         unsafe { self.driver.launch_graph(recorded.graph, self.stream) }
     }
 }

@@ -29,7 +29,7 @@ pub struct Nvidia {
 
 // SAFETY: a context may be used from any thread that made it current, which every call does first.
 unsafe impl Send for Nvidia {}
-// SAFETY: as above; the driver's calls are thread-safe.
+// SAFETY: every call makes the context current first, and the driver's calls are thread-safe.
 unsafe impl Sync for Nvidia {}
 
 /// Converts the driver's error of a call.
@@ -54,7 +54,7 @@ fn memory<T>(bytes: usize, call: &str, result: Result<T, driver::DriverError>) -
 }
 
 impl Nvidia {
-    /// Tells whether a driver and a GPU are present, in whatever state.
+    /// Returns whether the machine has a driver and a GPU. The GPU may be unusable.
     pub fn present() -> bool {
         // SAFETY: only looks for the library.
         let library = unsafe { sys::is_culib_present() };
@@ -277,7 +277,7 @@ impl Driver for Nvidia {
     }
 
     unsafe fn destroy_stream(&self, stream: Stream) {
-        let _ = self.call("ending a stream", || unsafe { driver::stream::destroy(stream.raw()) });
+        let _ = self.call("destroying a stream", || unsafe { driver::stream::destroy(stream.raw()) });
     }
 
     unsafe fn synchronize(&self, stream: Stream) -> Result<(), CudaError> {
@@ -308,7 +308,7 @@ impl Driver for Nvidia {
     }
 
     unsafe fn destroy_event(&self, event: Event) {
-        let _ = self.call("ending an event", || unsafe { driver::event::destroy(event.raw()) });
+        let _ = self.call("destroying an event", || unsafe { driver::event::destroy(event.raw()) });
     }
 
     unsafe fn record(&self, event: Event, stream: Stream) -> Result<(), CudaError> {
@@ -469,7 +469,7 @@ impl Driver for Nvidia {
             driver::graph::destroy(graph)?;
             ready
         };
-        self.call("ending a graph", end).map(|g| Graph(g as usize))
+        self.call("ending a capture", end).map(|g| Graph(g as usize))
     }
 
     unsafe fn launch_graph(&self, graph: Graph, stream: Stream) -> Result<(), CudaError> {
@@ -477,7 +477,7 @@ impl Driver for Nvidia {
     }
 
     unsafe fn destroy_graph(&self, graph: Graph) {
-        let _ = self.call("ending a graph", || unsafe { driver::graph::exec_destroy(graph.0 as sys::CUgraphExec) });
+        let _ = self.call("destroying a graph", || unsafe { driver::graph::exec_destroy(graph.0 as sys::CUgraphExec) });
     }
 
     fn blas(&self) -> Result<Box<dyn Blas>, CudaError> {

@@ -146,7 +146,7 @@ impl Driver for Fake {
         let mut s = self.0.state();
         self.0.run(&mut s, stream.0, None);
         if s.streams.remove(&stream.0).is_none() {
-            s.violation("ending a stream that is none".into());
+            s.violation("destroying a stream that does not exist".into());
         }
     }
 
@@ -210,7 +210,7 @@ impl Driver for Fake {
     unsafe fn destroy_event(&self, event: Event) {
         let mut s = self.0.state();
         if s.events.remove(&event.0).is_none() {
-            s.violation("ending an event that is none".into());
+            s.violation("destroying an event that does not exist".into());
         }
     }
 
@@ -287,7 +287,7 @@ impl Driver for Fake {
             s.violation("unloading a module while its functions run".into());
         }
         if s.modules.remove(&module.0).is_none() {
-            s.violation("unloading a module that is none".into());
+            s.violation("unloading a module that is not loaded".into());
         }
         s.functions.retain(|_, f| f.module != module.0);
     }
@@ -402,7 +402,7 @@ impl Driver for Fake {
 
     // cuStreamEndCapture: only by the thread that began the capture; it ends the capture in any case.
     unsafe fn end_capture(&self, stream: Stream) -> Result<Graph, CudaError> {
-        let call = "ending a graph";
+        let call = "ending a capture";
         let mut s = self.0.sound(call)?;
         let queue = s.streams.get_mut(&stream.0).ok_or_else(|| failed(call, "CUDA_ERROR_INVALID_HANDLE"))?;
         let capture = queue.capture.take().ok_or_else(|| failed(call, "CUDA_ERROR_ILLEGAL_STATE"))?;
@@ -429,10 +429,10 @@ impl Driver for Fake {
         let mut s = self.0.state();
         let runs = |q: &Queue| q.work.iter().any(|op| matches!(op, Op::Launched(g) if *g == graph.0));
         if s.streams.values().any(runs) && s.faulted.is_none() {
-            s.violation("ending a graph that runs".into());
+            s.violation("destroying a graph that is running".into());
         }
         if s.graphs.remove(&graph.0).is_none() {
-            s.violation("ending a graph that is none".into());
+            s.violation("destroying a graph that does not exist".into());
         }
     }
 

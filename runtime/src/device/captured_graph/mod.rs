@@ -210,8 +210,8 @@ impl Device {
     /// # Errors
     /// A graph belongs to another device; a launch fails.
     pub fn replay_parallel(&self, graphs: &[CapturedGraph]) -> Result<()> {
-        let ours = graphs.iter().all(|r| Arc::ptr_eq(&self.0, &r.memory.device.0) && r.native.is_none());
-        if !ours || graphs.len() < 2 || self.0.profile.active() {
+        let can_run_parallel = graphs.iter().all(|r| Arc::ptr_eq(&self.0, &r.memory.device.0) && r.native.is_none());
+        if !can_run_parallel || graphs.len() < 2 || self.0.profile.active() {
             return graphs.iter().try_for_each(|r| self.replay(r));
         }
         let lists: Vec<&[Launch]> = graphs.iter().map(|r| &r.launches[..]).collect();
