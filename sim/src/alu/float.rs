@@ -2,8 +2,7 @@
 //! [`ScalarFunction`](super::scalar::ScalarFunction)s.
 //!
 //! Rounding to nearest uses the processor's own arithmetic; the other modes round an exact result
-//! ([`super::soft_float`]).
-//! Source: PTX ISA 9.0, chapter 9.7.3.
+//! ([`super::soft_float`]). Source: PTX ISA 9.0, chapter 9.7.3.
 
 use super::f32_math::{self, flush};
 use super::scalar::ScalarFlags;

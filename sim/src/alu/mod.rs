@@ -2,9 +2,8 @@
 //! moves).
 //!
 //! [`decode`] turns an opcode and its operands into an [`AluOp`] and lists the registers that it needs; [`AluOp::run`]
-//! executes
-//! it for the 32 lanes of a warp. [`op`] holds the dispatch tables, one file per instruction class the instructions.
-//! Source: PTX ISA 9.0, chapter 9.7.
+//! executes it for the 32 lanes of a warp. `op.rs` holds the dispatch tables; the instructions are in one file per
+//! class. Source: PTX ISA 9.0, chapter 9.7.
 
 mod carry;
 mod compare;

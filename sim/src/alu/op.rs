@@ -1,10 +1,9 @@
 //! Dispatch tables of the arithmetic unit: every decoded instruction and how a warp executes it.
 //!
 //! There are two tables for speed. [`Op::run`] is inlined into the interpreter's loop and holds the frequent
-//! instructions;
-//! [`OutOfLineOp::run`] holds all others behind one call, which keeps the loop's machine code small. The instructions
-//! themselves are in
-//! files by class: [`super::integer`], [`super::logic`], [`super::compare`], [`super::float`], [`super::half`], …
+//! instructions; [`OutOfLineOp::run`] holds all others behind one call, which keeps the loop's machine code small. The
+//! instructions themselves are in files by class: [`super::integer`], [`super::logic`], [`super::compare`],
+//! [`super::float`], [`super::half`], …
 
 use super::carry::CarryOp;
 use super::compare::{Combine, Comparison, SetResult, lane_bits, lanes_that_hold, select};

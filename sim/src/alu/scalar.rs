@@ -1,8 +1,7 @@
 //! Scalar instructions: one function of bits, called lane by lane through a function pointer.
 //!
 //! Most forms of PTX instructions are executed too rarely to need a vectorised loop of their own. A [`ScalarOp`] holds
-//! such a
-//! form's function and flags; [`super::op::Op`] holds the loops of the frequent instructions.
+//! such a form's function and flags; [`super::op::Op`] holds the loops of the frequent instructions.
 
 use super::OperandSlots;
 use super::RegisterClass;
