@@ -385,7 +385,7 @@ fn invalid_options_are_refused_before_files_are_written() {
     for (more, words) in [
         (&["--num-generations", "1"][..], &["--num-generations: is 1", "give 2 or more"][..]),
         (&["--reward-weights", "beauty=1"], &["--reward-weights", "beauty"]),
-        (&["--rollouts", "none.jsonl"], &["--rollouts", "brings rewards"]),
+        (&["--rollouts", "none.jsonl"], &["--rollouts", "gives rewards"]),
         (&["--reward-timeout", "0"], &["--reward-timeout"]),
     ] {
         run_in(at, grpo("out", more)).refused(2, words);
