@@ -2,17 +2,10 @@
 
 use crate::column_sum;
 use crate::folder::{ACTIVATIONS, Calls, FLOAT_DTYPES, HIDDEN, PLACEHOLDER, Sizes, TOKENS};
-use bytemuck::Zeroable;
 
 /// Example calls, each with its size in words.
 pub(crate) fn examples(_: &Sizes) -> Calls {
-    let p = column_sum::Params {
-        x: PLACEHOLDER,
-        sum: PLACEHOLDER,
-        rows: TOKENS as u64,
-        cols: HIDDEN as u64,
-        ..Zeroable::zeroed()
-    };
+    let p = column_sum::Params { x: PLACEHOLDER, sum: PLACEHOLDER, rows: TOKENS as u64, cols: HIDDEN as u64 };
     FLOAT_DTYPES.map(|t| (ACTIVATIONS, column_sum::add(t, &p))).into()
 }
 

@@ -31,7 +31,6 @@ pub(crate) fn examples(_: &Sizes) -> Calls {
         partial: PLACEHOLDER,
         rows,
         cols,
-        ..Zeroable::zeroed()
     };
     let calls = FLOAT_DTYPES.map(|t| [layer_norm::fwd(t, &fwd), layer_norm::bwd(t, &bwd)]);
     calls.into_iter().flatten().map(|launch| ("SigLIP's 8192 patches of 1152", launch)).collect()

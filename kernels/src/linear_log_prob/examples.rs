@@ -20,7 +20,6 @@ pub(crate) fn examples(s: &Sizes) -> Calls {
         vocab,
         width,
         inv_temperature,
-        ..Zeroable::zeroed()
     };
     let bwd = |t| linear_log_prob::BwdParams {
         hidden: PLACEHOLDER,

@@ -29,7 +29,6 @@ pub(crate) fn examples(_: &Sizes) -> Calls {
         partial: PLACEHOLDER,
         rows,
         cols,
-        ..Zeroable::zeroed()
     };
     let calls = FLOAT_DTYPES.map(|t| [patch_merge::fwd(t, &fwd), patch_merge::bwd(t, &bwd)]);
     calls.into_iter().flatten().map(|launch| ("32768 patches of 1280", launch)).collect()

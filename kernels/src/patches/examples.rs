@@ -2,7 +2,6 @@
 
 use crate::folder::{Calls, FLOAT_DTYPES, PLACEHOLDER, Sizes};
 use crate::patches;
-use bytemuck::Zeroable;
 
 /// Example calls, each with its size in words.
 pub(crate) fn examples(_: &Sizes) -> Calls {
@@ -22,7 +21,6 @@ pub(crate) fn examples(_: &Sizes) -> Calls {
         std0: 0.25,
         std1: 0.25,
         std2: 0.25,
-        ..Zeroable::zeroed()
     };
     FLOAT_DTYPES.map(|t| ("16 frames of 224 x 420", patches::cut(t, &params))).into()
 }

@@ -7,14 +7,8 @@ use bytemuck::Zeroable;
 /// Example calls, each with its size in words.
 pub(crate) fn examples(_: &Sizes) -> Calls {
     let n = INTERMEDIATE as u64 * HIDDEN as u64;
-    let rows = reduce::WeightedSumParams {
-        x: PLACEHOLDER,
-        w: PLACEHOLDER,
-        out: PLACEHOLDER,
-        n: TOKENS as u64,
-        ..Zeroable::zeroed()
-    };
-    let squares = reduce::SumSquaresParams { x: PLACEHOLDER, partial: PLACEHOLDER, n, ..Zeroable::zeroed() };
+    let rows = reduce::WeightedSumParams { x: PLACEHOLDER, w: PLACEHOLDER, out: PLACEHOLDER, n: TOKENS as u64 };
+    let squares = reduce::SumSquaresParams { x: PLACEHOLDER, partial: PLACEHOLDER, n };
     let clip = reduce::ClipParams {
         partials: PLACEHOLDER,
         out: PLACEHOLDER,

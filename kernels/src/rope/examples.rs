@@ -14,7 +14,6 @@ pub(crate) fn examples(_: &Sizes) -> Calls {
         sin: PLACEHOLDER,
         tokens: TOKENS,
         half: HEAD_DIM / 2,
-        ..Zeroable::zeroed()
     };
     let apply = rope::ApplyParams {
         x: PLACEHOLDER,
