@@ -35,7 +35,7 @@ impl RowValues {
     /// # Safety
     /// `addr` is null or covers `rows` elements that nothing else uses while this value lives.
     pub(crate) unsafe fn new(addr: Addr, rows: usize) -> RowValues {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees it (see the function's safety section).
         RowValues((!addr.is_null()).then(|| unsafe { Out::new(addr, rows) }))
     }
 
@@ -45,7 +45,7 @@ impl RowValues {
     /// No other thread stores the value of this row.
     pub(crate) unsafe fn set(self, row: usize, value: f32) {
         if let Some(out) = self.0 {
-            // SAFETY: the caller's promise.
+            // SAFETY: the caller guarantees it (see the function's safety section).
             let one = unsafe { out.part(row, 1) };
             one[0] = value;
         }
@@ -80,7 +80,7 @@ pub(crate) unsafe fn rows_with_column_sums<const N: usize>(
         return self::rows(team, rows, cols, |row| each(row, &mut []));
     }
     let (parts, len) = (rows.div_ceil(PART_ROWS), N * cols);
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let sums = unsafe { Out::<f32>::new(partial, parts * len) };
     team.run(parts, |part| {
         // SAFETY: parts do not overlap.
@@ -88,10 +88,10 @@ pub(crate) unsafe fn rows_with_column_sums<const N: usize>(
         sums.fill(0.0);
         (part * PART_ROWS..(part * PART_ROWS + PART_ROWS).min(rows)).for_each(|row| each(row, sums));
     });
-    // SAFETY: the caller's promise; the parts are written, nothing writes them any more.
+    // SAFETY: the caller guarantees it (see the function's safety section); the parts are written, nothing writes them any more.
     let sums = unsafe { slice::<f32>(partial, parts * len) };
     for (t, target) in targets.into_iter().enumerate() {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees it (see the function's safety section).
         let target = unsafe { Out::<f32>::new(target, cols) };
         team.run(cols.div_ceil(COLUMNS), |task| {
             let (start, len) = (task * COLUMNS, COLUMNS.min(cols - task * COLUMNS));

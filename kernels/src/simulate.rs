@@ -184,7 +184,7 @@ pub fn product(m: &Matmul, memory: &mut SimMemory, team: &Team) -> Result<(), St
     let mut copy = *m;
     (copy.a.addr, copy.b.addr, copy.bias) = (here(&a), here(&b), here(&bias));
     copy.c = Addr(c.as_mut_ptr() as u64);
-    // SAFETY: the operands are live copies of the sizes that the product has, and nobody else uses `c`.
+    // SAFETY: the operands are live copies of the sizes that the product has, and no other thread uses `c`.
     unsafe { run_on_cpu(&Launch::Matmul(copy), team) };
     let writable = memory.find(m.c.0).is_some_and(|i| memory.get(i).writable);
     if writable && memory.write(m.c.0, &bytemuck::cast_slice(&c)[..bytes]) {

@@ -11,7 +11,7 @@ pub unsafe fn slice<'a, T>(addr: Addr, len: usize) -> &'a [T] {
     if len == 0 {
         return &[];
     }
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     unsafe { std::slice::from_raw_parts(addr.0 as *const T, len) }
 }
 

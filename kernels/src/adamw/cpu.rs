@@ -61,18 +61,18 @@ simd_fn! {
 /// # Safety
 /// The address is null or covers two f32.
 unsafe fn clip_factor(p: &Params) -> f32 {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let clip = unsafe { slice::<f32>(p.clip, if p.clip.is_null() { 0 } else { 2 }) };
     clip.get(1).copied().unwrap_or(1.0)
 }
 
 /// # Safety
-/// The addresses cover what [`Params`] says.
+/// Every address in [`Params`] is valid for the shape and dtype that its field documents.
 pub unsafe fn step_f32(p: &Params, team: &Team) {
     let n = p.n as usize;
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let (g, factor) = unsafe { (slice::<f32>(p.g, n), clip_factor(p)) };
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let (w, m, v) = unsafe { (Out::<f32>::new(p.w, n), Out::<f32>::new(p.m, n), Out::<f32>::new(p.v, n)) };
     team.run(n.div_ceil(BLOCK), |task| {
         let (at, len) = (task * BLOCK, BLOCK.min(n - task * BLOCK));
@@ -83,14 +83,14 @@ pub unsafe fn step_f32(p: &Params, team: &Team) {
 }
 
 /// # Safety
-/// The addresses cover what [`Params`] says.
+/// Every address in [`Params`] is valid for the shape and dtype that its field documents.
 pub unsafe fn step_bf16(p: &Params, team: &Team) {
     let n = p.n as usize;
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let (g, factor) = unsafe { (slice::<f32>(p.g, n), clip_factor(p)) };
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let (hi, low) = unsafe { (Out::<Hi>::new(p.w, n), Out::<i16>::new(p.low, n)) };
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let (m, v) = unsafe { (Out::<f32>::new(p.m, n), Out::<f32>::new(p.v, n)) };
     team.run(n.div_ceil(BLOCK), |task| {
         let mut joined = [0.0; JOINED];
@@ -107,10 +107,10 @@ pub unsafe fn step_bf16(p: &Params, team: &Team) {
 }
 
 /// # Safety
-/// The addresses cover what [`SplitParams`] says.
+/// Every address in [`SplitParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn split_f32(p: &SplitParams, team: &Team) {
     let n = p.n as usize;
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let (src, hi, low) = unsafe { (slice::<f32>(p.src, n), Out::<Hi>::new(p.w, n), Out::<i16>::new(p.low, n)) };
     team.run(n.div_ceil(BLOCK), |task| {
         let (at, len) = (task * BLOCK, BLOCK.min(n - task * BLOCK));
@@ -121,12 +121,12 @@ pub unsafe fn split_f32(p: &SplitParams, team: &Team) {
 }
 
 /// # Safety
-/// The addresses cover what [`SplitParams`] says.
+/// Every address in [`SplitParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn split_bf16(p: &SplitParams, team: &Team) {
     let n = p.n as usize;
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let (hi, low) = unsafe { (Out::<Hi>::new(p.w, n), Out::<i16>::new(p.low, n)) };
-    // SAFETY: the caller's promise. When source and output are the same buffer, no slice of the source is made.
+    // SAFETY: the caller guarantees it (see the function's safety section). When source and output are the same buffer, no slice of the source is made.
     let src = unsafe { slice::<Hi>(p.src, if p.src == p.w { 0 } else { n }) };
     team.run(n.div_ceil(BLOCK), |task| {
         let (at, len) = (task * BLOCK, BLOCK.min(n - task * BLOCK));
@@ -140,10 +140,10 @@ pub unsafe fn split_bf16(p: &SplitParams, team: &Team) {
 }
 
 /// # Safety
-/// The addresses cover what [`JoinParams`] says.
+/// Every address in [`JoinParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn join_all(p: &JoinParams, team: &Team) {
     let n = p.n as usize;
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let (hi, low, dst) = unsafe { (slice::<Hi>(p.w, n), slice::<i16>(p.low, n), Out::<f32>::new(p.dst, n)) };
     team.run(n.div_ceil(BLOCK), |task| {
         let (at, len) = (task * BLOCK, BLOCK.min(n - task * BLOCK));

@@ -23,7 +23,7 @@ impl Step {
     /// # Safety
     /// `clip` is null or covers two f32.
     unsafe fn new(p: &SmallParams) -> Step {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees it (see the function's safety section).
         let clip = unsafe { slice::<f32>(p.clip, if p.clip.is_null() { 0 } else { 2 }) };
         Step {
             factor: clip.get(1).copied().unwrap_or(1.0),
@@ -108,12 +108,12 @@ struct Plain(Out<f32>);
 
 impl Weights for Plain {
     unsafe fn new(p: &SmallParams, n: usize) -> Plain {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees it (see the function's safety section).
         Plain(unsafe { Out::new(p.w, n) })
     }
 
     unsafe fn update(&self, at: usize, len: usize, mut step: impl FnMut(usize, f32) -> f32) {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees it (see the function's safety section).
         let part = unsafe { self.0.part(at, len) };
         part.iter_mut().enumerate().for_each(|(i, w)| *w = step(i, *w));
     }
@@ -124,12 +124,12 @@ struct Halves(Out<Hi>, Out<i16>);
 
 impl Weights for Halves {
     unsafe fn new(p: &SmallParams, n: usize) -> Halves {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees it (see the function's safety section).
         unsafe { Halves(Out::new(p.w, n), Out::new(p.low, n)) }
     }
 
     unsafe fn update(&self, at: usize, len: usize, mut step: impl FnMut(usize, f32) -> f32) {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees it (see the function's safety section).
         let (hi, low) = unsafe { (self.0.part(at, len), self.1.part(at, len)) };
         for (i, (hi, low)) in hi.iter_mut().zip(low).enumerate() {
             let (h, l) = split(step(i, join(hi.to_bits(), *low)));
@@ -139,12 +139,12 @@ impl Weights for Halves {
 }
 
 /// # Safety
-/// The addresses cover what [`SmallParams`] says.
+/// Every address in [`SmallParams`] is valid for the shape and dtype that its field documents.
 unsafe fn with_bf16<W: Weights>(p: &SmallParams, team: &Team) {
     let n = p.n as usize;
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let (g, step, weights) = unsafe { (slice::<f32>(p.g, n), Step::new(p), W::new(p, n)) };
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let (ms, vs) = unsafe { (Out::<bf16>::new(p.m, n), Out::<bf16>::new(p.v, n)) };
     team.run(n.div_ceil(TASK), |task| {
         let (at, len) = (task * TASK, TASK.min(n - task * TASK));
@@ -166,14 +166,14 @@ unsafe fn with_bf16<W: Weights>(p: &SmallParams, team: &Team) {
 }
 
 /// # Safety
-/// The addresses cover what [`SmallParams`] says.
+/// Every address in [`SmallParams`] is valid for the shape and dtype that its field documents.
 unsafe fn with_int8<W: Weights>(p: &SmallParams, team: &Team) {
     let n = p.n as usize;
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let (g, step, weights) = unsafe { (slice::<f32>(p.g, n), Step::new(p), W::new(p, n)) };
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let (ms, vs) = unsafe { (Out::<i8>::new(p.m, n), Out::<u8>::new(p.v, n)) };
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let scales = unsafe { Out::<f32>::new(p.scales, 2 * n.div_ceil(BLOCK)) };
     team.run(n.div_ceil(BLOCK), |block| {
         let (at, len) = (block * BLOCK, BLOCK.min(n - block * BLOCK));
@@ -197,29 +197,29 @@ unsafe fn with_int8<W: Weights>(p: &SmallParams, team: &Team) {
 }
 
 /// # Safety
-/// The addresses cover what [`SmallParams`] says.
+/// Every address in [`SmallParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn bf16_f32(p: &SmallParams, team: &Team) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     unsafe { with_bf16::<Plain>(p, team) }
 }
 
 /// # Safety
-/// The addresses cover what [`SmallParams`] says.
+/// Every address in [`SmallParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn bf16_bf16(p: &SmallParams, team: &Team) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     unsafe { with_bf16::<Halves>(p, team) }
 }
 
 /// # Safety
-/// The addresses cover what [`SmallParams`] says.
+/// Every address in [`SmallParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn int8_f32(p: &SmallParams, team: &Team) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     unsafe { with_int8::<Plain>(p, team) }
 }
 
 /// # Safety
-/// The addresses cover what [`SmallParams`] says.
+/// Every address in [`SmallParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn int8_bf16(p: &SmallParams, team: &Team) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     unsafe { with_int8::<Halves>(p, team) }
 }

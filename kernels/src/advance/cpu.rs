@@ -6,13 +6,13 @@ use crate::view::{Out, slice};
 use crate::{Addr, Team};
 
 /// # Safety
-/// The addresses cover what [`Params`] says.
+/// Every address in [`Params`] is valid for the shape and dtype that its field documents.
 pub unsafe fn advance(p: &Params, _: &Team) {
     let (rows, max_blocks, page, cols) =
         (p.rows as usize, p.max_blocks as usize, p.page as usize, p.history_cols as usize);
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let read = |addr: Addr, len: usize| unsafe { slice::<i32>(addr, len) };
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let written = |addr: Addr, len: usize| unsafe { Out::<i32>::new(addr, len) };
     let (chosen, kv_limits, tables) =
         (read(p.chosen, rows), read(p.kv_limits, rows), read(p.block_tables, rows * max_blocks));

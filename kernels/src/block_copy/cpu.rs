@@ -9,13 +9,13 @@ use crate::view::{Out, slice};
 /// The addresses cover what [`Params`] says, and no block that is written is written twice or read.
 pub unsafe fn copy(p: &Params, team: &Team) {
     let (count, units) = (p.count as usize, p.units as usize);
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let pairs = unsafe { slice::<[i32; 2]>(p.pairs, count) };
     let blocks = pairs.iter().flatten().map(|&b| b as usize + 1).max().unwrap_or(0);
     team.run(2 * count, |task| {
         let cache = if task % 2 == 0 { p.k_cache } else { p.v_cache };
         let [from, to] = pairs[task / 2].map(|b| b as usize * units);
-        // SAFETY: the caller's promise: the parts do not overlap those of any other pair.
+        // SAFETY: the caller guarantees it (see the function's safety section): the parts do not overlap those of any other pair.
         unsafe {
             let cache = Out::<[u64; 2]>::new(cache, blocks * units);
             cache.part(to, units).copy_from_slice(cache.part(from, units));

@@ -26,10 +26,10 @@ simd_fn! {
 }
 
 /// # Safety
-/// The addresses cover what [`Params`] says.
+/// Every address in [`Params`] is valid for the shape and dtype that its field documents.
 pub unsafe fn add<T: Element>(p: &Params, team: &Team) {
     let (rows, cols) = (p.rows as usize, p.cols as usize);
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let (x, sum) = unsafe { (slice::<T>(p.x, rows * cols), Out::<f32>::new(p.sum, cols)) };
     team.run(cols.div_ceil(COLS), |task| {
         let start = task * COLS;

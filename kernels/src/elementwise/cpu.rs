@@ -85,55 +85,55 @@ fn blocks<T: Send>(team: &Team, n: usize, out: Out<T>, block: impl Fn(usize, &mu
 }
 
 /// # Safety
-/// The addresses cover what [`AddParams`] says.
+/// Every address in [`AddParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn add<T: Element>(p: &AddParams, team: &Team) {
     let n = p.count as usize;
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let (a, b, y) = unsafe { (slice::<T>(p.a, n), slice::<T>(p.b, n), Out::<T>::new(p.y, n)) };
     blocks(team, n, y, |start, y| add_block(&a[start..][..y.len()], &b[start..][..y.len()], y));
 }
 
 /// # Safety
-/// The addresses cover what [`AccumulateParams`] says.
+/// Every address in [`AccumulateParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn accumulate<T: Element, U: Element>(p: &AccumulateParams, team: &Team) {
     let n = p.count as usize;
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let (src, dst) = unsafe { (slice::<T>(p.src, n), Out::<U>::new(p.dst, n)) };
     blocks(team, n, dst, |start, dst| accumulate_block(&src[start..][..dst.len()], dst));
 }
 
 /// # Safety
-/// The addresses cover what [`CastParams`] says.
+/// Every address in [`CastParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn cast<S: Source, T: Element>(p: &CastParams, team: &Team) {
     let n = p.count as usize;
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let (src, dst) = unsafe { (slice::<S>(p.src, n), Out::<T>::new(p.dst, n)) };
     blocks(team, n, dst, |start, dst| cast_block(&src[start..][..dst.len()], dst));
 }
 
 /// # Safety
-/// The addresses cover what [`FillParams`] says.
+/// Every address in [`FillParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn fill<T: Element>(p: &FillParams, team: &Team) {
     let n = p.count as usize;
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let dst = unsafe { Out::<T>::new(p.dst, n) };
     blocks(team, n, dst, |_, dst| dst.fill(T::from_f32(p.value)));
 }
 
 /// # Safety
-/// The addresses cover what [`MulScalarParams`] says.
+/// Every address in [`MulScalarParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn mul_scalar(p: &MulScalarParams, team: &Team) {
     let n = p.count as usize;
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let (x, scalar, y) = unsafe { (slice::<f32>(p.x, n), slice::<f32>(p.scalar, 1)[0], Out::<f32>::new(p.y, n)) };
     blocks(team, n, y, |start, y| mul_scalar_block(&x[start..][..y.len()], scalar, y));
 }
 
 /// # Safety
-/// The addresses cover what [`CopyParams`] says.
+/// Every address in [`CopyParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn copy(p: &CopyParams, team: &Team) {
     let n = p.bytes as usize;
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let (src, dst) = unsafe { (slice::<u8>(p.src, n), Out::<u8>::new(p.dst, n)) };
     blocks(team, n, dst, |start, dst| dst.copy_from_slice(&src[start..][..dst.len()]));
 }

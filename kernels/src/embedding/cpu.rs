@@ -38,7 +38,7 @@ fn row_of(id: i32, vocab: usize) -> Option<usize> {
 /// # Safety
 /// The address is null or covers one i32 a token.
 unsafe fn slots_of<'a>(slots: Addr, tokens: usize) -> &'a [i32] {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     unsafe { slice::<i32>(slots, if slots.is_null() { 0 } else { tokens }) }
 }
 
@@ -48,15 +48,15 @@ fn slot_of(slots: &[i32], t: usize) -> Option<usize> {
 }
 
 /// # Safety
-/// The addresses cover what [`FwdParams`] says.
+/// Every address in [`FwdParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn fwd<W: Element, T: Element>(p: &FwdParams, team: &Team) {
     let (tokens, hidden, vocab) = (p.tokens as usize, p.hidden as usize, p.vocab as usize);
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let (table, ids) = unsafe { (slice::<W>(p.table, vocab * hidden), slice::<i32>(p.ids, tokens)) };
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let slots = unsafe { slots_of(p.slots, tokens) };
     let placed = if slots.is_empty() { 0 } else { p.placed as usize };
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let (vision, y) = unsafe { (slice::<T>(p.vision, placed * hidden), Out::<T>::new(p.y, tokens * hidden)) };
     team.run(tokens.div_ceil(TOKENS), |task| {
         let start = task * TOKENS;
@@ -76,12 +76,12 @@ pub unsafe fn fwd<W: Element, T: Element>(p: &FwdParams, team: &Team) {
 /// The addresses cover what [`BwdParams`] says, and no slot occurs twice.
 pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
     let (tokens, hidden, vocab) = (p.tokens as usize, p.hidden as usize, p.vocab as usize);
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let (ids, dy) = unsafe { (slice::<i32>(p.ids, tokens), slice::<T>(p.dy, tokens * hidden)) };
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let slots = unsafe { slots_of(p.slots, tokens) };
     if !p.dw.is_null() {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees it (see the function's safety section).
         let dw = unsafe { Out::<f32>::new(p.dw, vocab * hidden) };
         team.run(hidden.div_ceil(COLUMNS), |task| {
             let (start, len) = (task * COLUMNS, COLUMNS.min(hidden - task * COLUMNS));
@@ -95,7 +95,7 @@ pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
     }
     if !p.d_vision.is_null() {
         let placed = p.placed as usize;
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees it (see the function's safety section).
         let d_vision = unsafe { Out::<T>::new(p.d_vision, placed * hidden) };
         team.run(tokens.div_ceil(TOKENS), |task| {
             for t in (task * TOKENS..tokens).take(TOKENS) {

@@ -6,23 +6,23 @@ use crate::Team;
 use crate::view::{Out, slice};
 
 /// # Safety
-/// The addresses cover what [`Params`] says.
+/// Every address in [`Params`] is valid for the shape and dtype that its field documents.
 pub unsafe fn loss(p: &Params, team: &Team) {
     let n = p.completions as usize;
     if n == 0 {
         return;
     }
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let (ends, counted) = unsafe { (slice::<i32>(p.cu_seqlens, n + 1), slice::<i32>(p.counted, n)) };
     let tokens = ends[n] as usize;
     let optional = |a: crate::Addr| if a.is_null() { 0 } else { tokens };
-    // SAFETY: the caller's promise; no elements if there is no address.
+    // SAFETY: the caller guarantees it (see the function's safety section); no elements if there is no address.
     let (log_prob, old) = unsafe { (slice::<f32>(p.log_prob, tokens), slice::<f32>(p.old, optional(p.old))) };
     // SAFETY: as above.
     let reference = unsafe { slice::<f32>(p.reference, optional(p.reference)) };
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let (advantage, weight) = unsafe { (slice::<f32>(p.advantage, n), slice::<f32>(p.weight, n)) };
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let (gradient, stats) = unsafe { (Out::<f32>::new(p.d_log_prob, tokens), Out::<f32>::new(p.stats, STATS * n)) };
     team.run(n, |i| {
         let (start, len) = (ends[i] as usize, (ends[i + 1] - ends[i]) as usize);

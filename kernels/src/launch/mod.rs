@@ -133,9 +133,9 @@ impl Launch {
 #[allow(unsafe_code)]
 pub unsafe fn run_on_cpu(launch: &Launch, team: &Team) {
     match launch {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees it (see the function's safety section).
         Launch::Kernel(k) => unsafe { (k.kernel.cpu)(&k.params, team) },
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees it (see the function's safety section).
         Launch::Matmul(m) => unsafe { crate::matmul::cpu::run(m, team) },
     }
 }

@@ -99,20 +99,20 @@ impl Output {
             accumulate: false,
             scale: 1.0,
         };
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees it (see the function's safety section).
         unsafe { matmul::cpu::run(&product, team) }
     }
 }
 
 /// # Safety
-/// The addresses cover what [`FwdParams`] says.
+/// Every address in [`FwdParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
     let (rows, vocab) = (p.rows as usize, p.vocab as usize);
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let targets = unsafe { slice::<i32>(p.targets, rows) };
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let (log_prob, lse) = unsafe { (Out::<f32>::new(p.log_prob, rows), Out::<f32>::new(p.lse, rows)) };
-    // SAFETY: the caller's promise; no elements if there is no address.
+    // SAFETY: the caller guarantees it (see the function's safety section); no elements if there is no address.
     let entropy = unsafe { Out::<f32>::new(p.entropy, if p.entropy.is_null() { 0 } else { rows }) };
     let output = Output { hidden: p.hidden, weight: p.weight, width: p.width as usize };
     let mut logits = vec![0.0f32; rows.min(ROWS) * vocab.min(COLUMNS)];
@@ -121,7 +121,7 @@ pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
         let mut known = vec![(Statistics::NONE, f64::NAN); count];
         for column in (0..vocab).step_by(COLUMNS) {
             let columns = COLUMNS.min(vocab - column);
-            // SAFETY: the caller's promise; the logits have room for whole blocks.
+            // SAFETY: the caller guarantees it (see the function's safety section); the logits have room for whole blocks.
             unsafe { output.logits::<T>((first, count), (column, columns), &mut logits, team) };
             // SAFETY: the vector lives until the end of the loop's body and is only touched through this view.
             let known = unsafe { Out::<(Statistics, f64)>::new(Addr(known.as_mut_ptr() as u64), count) };
@@ -153,18 +153,18 @@ pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
 }
 
 /// # Safety
-/// The addresses cover what [`BwdParams`] says.
+/// Every address in [`BwdParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
     let (rows, all, from) = (p.rows as usize, p.columns as usize, p.first as usize);
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let (targets, lse) = unsafe { (slice::<i32>(p.targets, rows), slice::<f32>(p.lse, rows)) };
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let d_log_prob = unsafe { slice::<f32>(p.d_log_prob, rows) };
     let with_entropy = if p.d_entropy.is_null() { 0 } else { rows };
-    // SAFETY: the caller's promise; no elements without a gradient of the entropy.
+    // SAFETY: the caller guarantees it (see the function's safety section); no elements without a gradient of the entropy.
     let (entropy, d_entropy) =
         unsafe { (slice::<f32>(p.entropy, with_entropy), slice::<f32>(p.d_entropy, with_entropy)) };
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let d_logits = unsafe { Out::<T>::new(p.d_logits, rows * all) };
     let output = Output { hidden: p.hidden, weight: p.weight, width: p.width as usize };
     let mut logits = vec![0.0f32; rows.min(ROWS) * all.min(COLUMNS)];
@@ -172,7 +172,7 @@ pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
         let count = ROWS.min(rows - first);
         for column in (0..all).step_by(COLUMNS) {
             let columns = COLUMNS.min(all - column);
-            // SAFETY: the caller's promise; the logits have room for whole blocks.
+            // SAFETY: the caller guarantees it (see the function's safety section); the logits have room for whole blocks.
             unsafe { output.logits::<T>((first, count), (from + column, columns), &mut logits, team) };
             team.run(count, |r| {
                 let row = first + r;

@@ -155,14 +155,14 @@ impl State {
 }
 
 /// # Safety
-/// The addresses cover what [`FwdParams`] says.
+/// Every address in [`FwdParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn fwd(p: &FwdParams, team: &Team) {
     let (rows, columns, first) = (p.rows as usize, p.columns as usize, p.first as usize);
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let (logits, targets) = unsafe { (slice::<f32>(p.logits, rows * columns), slice::<i32>(p.targets, rows)) };
     let (begins, ends, with_entropy) = (first == 0, first + columns == p.vocab as usize, !p.entropy.is_null());
     let count = |wanted: bool| if wanted { rows } else { 0 };
-    // SAFETY: the caller's promise; no elements of what this launch does not write.
+    // SAFETY: the caller guarantees it (see the function's safety section); no elements of what this launch does not write.
     let (log_prob, lse, entropy) = unsafe {
         let results = [(p.log_prob, ends), (p.lse, ends), (p.entropy, ends && with_entropy)];
         let [log_prob, lse, entropy] = results.map(|(at, wanted)| Out::<f32>::new(at, count(wanted)));
@@ -206,18 +206,18 @@ pub unsafe fn fwd(p: &FwdParams, team: &Team) {
 }
 
 /// # Safety
-/// The addresses cover what [`BwdParams`] says.
+/// Every address in [`BwdParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
     let (rows, columns) = (p.rows as usize, p.columns as usize);
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let (logits, targets) = unsafe { (slice::<f32>(p.logits, rows * columns), slice::<i32>(p.targets, rows)) };
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let (lse, grad) = unsafe { (slice::<f32>(p.lse, rows), slice::<f32>(p.grad, rows)) };
     let with_entropy = if p.d_entropy.is_null() { 0 } else { rows };
-    // SAFETY: the caller's promise; no elements without a gradient of the entropy.
+    // SAFETY: the caller guarantees it (see the function's safety section); no elements without a gradient of the entropy.
     let (entropy, d_entropy) =
         unsafe { (slice::<f32>(p.entropy, with_entropy), slice::<f32>(p.d_entropy, with_entropy)) };
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let d_logits = unsafe { Out::<T>::new(p.d_logits, rows * columns) };
     let scale = p.inv_temperature;
     team.run(rows, |r| {

@@ -40,12 +40,12 @@ simd_fn! {
 }
 
 /// # Safety
-/// The addresses cover what [`FwdParams`] says.
+/// Every address in [`FwdParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
     let (rows, cols) = (p.rows as usize, p.cols as usize);
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let (x, y) = unsafe { (slice::<T>(p.x, rows * cols), Out::<T>::new(p.y, rows * cols)) };
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let norms = unsafe { RowValues::new(p.norm, rows) };
     norm_rows::rows(team, rows, cols, |row| {
         let x = &x[row * cols..][..cols];
@@ -58,13 +58,13 @@ pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
 }
 
 /// # Safety
-/// The addresses cover what [`BwdParams`] says.
+/// Every address in [`BwdParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
     let (rows, cols) = (p.rows as usize, p.cols as usize);
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let (x, dy, norm) =
         unsafe { (slice::<T>(p.x, rows * cols), slice::<T>(p.dy, rows * cols), slice::<f32>(p.norm, rows)) };
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let dx = unsafe { Out::<T>::new(p.dx, rows * cols) };
     norm_rows::rows(team, rows, cols, |row| {
         let (x, dy) = (&x[row * cols..][..cols], &dy[row * cols..][..cols]);

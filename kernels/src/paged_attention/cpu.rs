@@ -12,9 +12,9 @@ use std::ptr::null_mut;
 const _: () = assert!(KEYS == super::BLOCK);
 
 /// # Safety
-/// The addresses cover what [`Params`] says.
+/// Every address in [`Params`] is valid for the shape and dtype that its field documents.
 pub unsafe fn fwd<T: Element>(p: &Params, team: &Team) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     unsafe { fwd_on::<T>(isa(), p, team) }
 }
 
@@ -27,7 +27,7 @@ pub unsafe fn fwd_on<T: Element>(isa: Isa, p: &Params, team: &Team) {
     let (tokens, seqs, max_blocks) = (p.tokens as usize, p.seqs as usize, p.max_blocks as usize);
     let page = p.page as usize;
     assert!(page.is_power_of_two() && (16..=256).contains(&page), "a page of {page} tokens");
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let (cu, kv_lens, tables) = unsafe {
         (
             slice::<i32>(p.cu_seqlens, seqs + 1),
@@ -35,7 +35,7 @@ pub unsafe fn fwd_on<T: Element>(isa: Isa, p: &Params, team: &Team) {
             slice::<i32>(p.block_tables, seqs * max_blocks),
         )
     };
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let o = unsafe { Out::<T>::new(p.o, tokens * heads * d) };
     for seq in (0..seqs).filter(|&seq| kv_lens[seq] == 0 && cu[seq] < cu[seq + 1]) {
         let (first, end) = (cu[seq] as usize, cu[seq + 1] as usize);
@@ -67,6 +67,6 @@ pub unsafe fn fwd_on<T: Element>(isa: Isa, p: &Params, team: &Team) {
             scale: p.scale,
         }
     };
-    // SAFETY: the caller's promise, and the assertions above.
+    // SAFETY: the caller guarantees it (see the function's safety section), and the assertions above.
     unsafe { rows(isa, team, seqs, kv_heads, sequence) }
 }

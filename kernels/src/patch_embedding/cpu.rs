@@ -22,14 +22,14 @@ unsafe fn each_time<T: Element>(pixels: &Pixels, frames: Addr, team: &Team, mut 
         let first = time * pixels.temporal as usize;
         let count = pixels.temporal.min(pixels.count - first as u32);
         let cut = Pixels { count, ..*pixels }.cut(frames.offset(first * frame), at);
-        // SAFETY: the caller's promise; the buffer has the patches of one time.
+        // SAFETY: the caller guarantees it (see the function's safety section); the buffer has the patches of one time.
         unsafe { run_on_cpu(&patches::cut(T::DTYPE, &cut), team) };
         f(time * patches, patches, at);
     }
 }
 
 /// # Safety
-/// The addresses cover what [`FwdParams`] says.
+/// Every address in [`FwdParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
     let (k, embed) = (p.pixels.row(), p.embed as usize);
     let operand = |addr| Operand { addr, dtype: T::DTYPE, transposed: false };
@@ -38,15 +38,15 @@ pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
         let (a, b) = (operand(at), operand(p.weight));
         let product =
             Matmul { m: count, n: embed, k, a, b, c, c_dtype: T::DTYPE, bias: p.bias, accumulate: false, scale: 1.0 };
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees it (see the function's safety section).
         unsafe { matmul::cpu::run(&product, team) }
     };
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     unsafe { each_time::<T>(&p.pixels, p.frames, team, product) }
 }
 
 /// # Safety
-/// The addresses cover what [`DwParams`] says.
+/// Every address in [`DwParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn dw<T: Element>(p: &DwParams, team: &Team) {
     let (n, embed) = (p.pixels.row(), p.embed as usize);
     let operand = |addr| Operand { addr, dtype: T::DTYPE, transposed: true };
@@ -54,9 +54,9 @@ pub unsafe fn dw<T: Element>(p: &DwParams, team: &Team) {
         let (a, b) = (operand(p.dy.offset(first * embed * size_of::<T>())), operand(at));
         let (c, c_dtype, bias) = (p.dw, DType::F32, Addr::NULL);
         let product = Matmul { m: embed, n, k: count, a, b, c, c_dtype, bias, accumulate: true, scale: 1.0 };
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees it (see the function's safety section).
         unsafe { matmul::cpu::run(&product, team) }
     };
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     unsafe { each_time::<T>(&p.pixels, p.frames, team, product) }
 }

@@ -12,7 +12,7 @@ use crate::{Element, Team};
 pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
     let FwdParams { x, index, w, y, rstd, rows, cols, eps, .. } = *p;
     let norm = rms_norm::FwdParams { x, w, y, rstd, rows, cols, eps, ..Zeroable::zeroed() };
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     unsafe { cpu::fwd_gathered::<T>(&norm, index, team) }
 }
 
@@ -21,6 +21,6 @@ pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
 pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
     let BwdParams { x, index, w, rstd, dy, dx, dw, partial, rows, cols } = *p;
     let norm = rms_norm::BwdParams { x, w, rstd, dy, dx, dw, partial, rows, cols, ..Zeroable::zeroed() };
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     unsafe { cpu::bwd_scattered::<T>(&norm, index, team) }
 }

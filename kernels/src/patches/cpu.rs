@@ -6,14 +6,14 @@ use crate::view::{Out, slice};
 use crate::{Element, Team};
 
 /// # Safety
-/// The addresses cover what [`Params`] says.
+/// Every address in [`Params`] is valid for the shape and dtype that its field documents.
 pub unsafe fn cut<T: Element>(p: &Params, team: &Team) {
     let [count, height, width, side, temporal, merge] =
         [p.count, p.height, p.width, p.patch, p.temporal, p.merge].map(|n| n as usize);
     let (row, [times, down, across]) = (p.row(), p.grid());
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let frames = unsafe { slice::<u8>(p.frames, count * height * width * CHANNELS) };
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let patches = unsafe { Out::<T>::new(p.patches, times * down * across * row) };
     let (means, stds) = ([p.mean0, p.mean1, p.mean2], [p.std0, p.std1, p.std2]);
     let rescale = f64::from_bits(p.rescale);

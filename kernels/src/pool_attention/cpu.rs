@@ -53,20 +53,20 @@ fn tokens_of(cu_seqlens: &[i32], image: usize, tokens: usize) -> Range<usize> {
 /// # Safety
 /// The address covers i32 `[images + 1]`.
 unsafe fn starts<'a>(cu_seqlens: Addr, images: u32) -> &'a [i32] {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     unsafe { slice::<i32>(cu_seqlens, images as usize + 1) }
 }
 
 /// # Safety
-/// The addresses cover what [`FwdParams`] says.
+/// Every address in [`FwdParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
     let (tokens, images, heads, d) = (p.tokens as usize, p.images as usize, p.heads as usize, p.head_dim as usize);
     let row = heads * d;
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let (q, k, v) = unsafe { (slice::<T>(p.q, row), slice::<T>(p.k, tokens * row), slice::<T>(p.v, tokens * row)) };
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let (cu, o) = unsafe { (starts(p.cu_seqlens, p.images), Out::<T>::new(p.o, images * row)) };
-    // SAFETY: the caller's promise; no elements if there is no address.
+    // SAFETY: the caller guarantees it (see the function's safety section); no elements if there is no address.
     let lse = unsafe { Out::<f32>::new(p.lse, if p.lse.is_null() { 0 } else { images * heads }) };
     team.run(images * heads, |task| {
         let (image, head) = (task / heads, task % heads);
@@ -93,19 +93,19 @@ pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
 }
 
 /// # Safety
-/// The addresses cover what [`BwdParams`] says.
+/// Every address in [`BwdParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
     let (tokens, images, heads, d) = (p.tokens as usize, p.images as usize, p.heads as usize, p.head_dim as usize);
     let row = heads * d;
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let (q, k, v) = unsafe { (slice::<T>(p.q, row), slice::<T>(p.k, tokens * row), slice::<T>(p.v, tokens * row)) };
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let (o, d_o) = unsafe { (slice::<T>(p.o, images * row), slice::<T>(p.d_o, images * row)) };
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let (cu, lse) = unsafe { (starts(p.cu_seqlens, p.images), slice::<f32>(p.lse, images * heads)) };
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let (dk, dv) = unsafe { (Out::<T>::new(p.dk, tokens * row), Out::<T>::new(p.dv, tokens * row)) };
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let (dq, partial) = unsafe { (Out::<T>::new(p.dq, row), Out::<f32>::new(p.partial, images * row)) };
     team.run(images * heads, |task| {
         let (image, head) = (task / heads, task % heads);
@@ -126,7 +126,7 @@ pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
             store(weight, &d_o, dv);
         }
     });
-    // SAFETY: the caller's promise; the shares are written, nothing writes them any more.
+    // SAFETY: the caller guarantees it (see the function's safety section); the shares are written, nothing writes them any more.
     let partial = unsafe { slice::<f32>(p.partial, images * row) };
     team.run(heads, |head| {
         let mut sum = vec![0.0; d];

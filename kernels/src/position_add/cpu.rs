@@ -23,12 +23,12 @@ simd_fn! {
 }
 
 /// # Safety
-/// The addresses cover what [`FwdParams`] says.
+/// Every address in [`FwdParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
     let (rows, cols, positions) = (p.rows as usize, p.cols as usize, p.positions as usize);
-    // SAFETY: the caller's promise; x is not looked at where it is y.
+    // SAFETY: the caller guarantees it (see the function's safety section); x is not looked at where it is y.
     let x = unsafe { slice::<T>(p.x, if p.x == p.y { 0 } else { rows * cols }) };
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let (pos, y) = unsafe { (slice::<T>(p.pos, positions * cols), Out::<T>::new(p.y, rows * cols)) };
     team.run(rows, |row| {
         // SAFETY: rows do not overlap.
@@ -41,10 +41,10 @@ pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
 }
 
 /// # Safety
-/// The addresses cover what [`BwdParams`] says.
+/// Every address in [`BwdParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
     let (rows, cols, positions) = (p.rows as usize, p.cols as usize, p.positions as usize);
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let (dy, d_pos) = unsafe { (slice::<T>(p.dy, rows * cols), Out::<f32>::new(p.d_pos, positions * cols)) };
     team.run(positions.min(rows), |position| {
         let mut sum = vec![0.0; cols];

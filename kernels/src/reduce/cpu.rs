@@ -49,10 +49,10 @@ simd_fn! {
 /// The weighted sum, in one task: it has one number a token.
 ///
 /// # Safety
-/// The addresses cover what [`WeightedSumParams`] says.
+/// Every address in [`WeightedSumParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn weighted_sum(p: &WeightedSumParams, _: &Team) {
     let n = p.n as usize;
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let (x, w, out) = unsafe { (slice::<f32>(p.x, n), slice::<f32>(p.w, n), Out::<f32>::new(p.out, 1)) };
     // SAFETY: the only part.
     let one = unsafe { out.part(0, 1) };
@@ -60,10 +60,10 @@ pub unsafe fn weighted_sum(p: &WeightedSumParams, _: &Team) {
 }
 
 /// # Safety
-/// The addresses cover what [`SumSquaresParams`] says.
+/// Every address in [`SumSquaresParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn sum_squares<T: Element>(p: &SumSquaresParams, team: &Team) {
     let n = p.n as usize;
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let (x, partial) = unsafe { (slice::<T>(p.x, n), Out::<f64>::new(p.partial, parts(n))) };
     team.run(parts(n), |part| {
         let x = &x[part * PART..n.min((part + 1) * PART)];
@@ -74,9 +74,9 @@ pub unsafe fn sum_squares<T: Element>(p: &SumSquaresParams, team: &Team) {
 }
 
 /// # Safety
-/// The addresses cover what [`ClipParams`] says.
+/// Every address in [`ClipParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn clip(p: &ClipParams, _: &Team) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let (partials, out) = unsafe { (slice::<f64>(p.partials, p.count as usize), Out::<f32>::new(p.out, 2)) };
     let norm = partials.iter().sum::<f64>().sqrt();
     let factor = p.max_norm as f64 / (norm + 1e-6);

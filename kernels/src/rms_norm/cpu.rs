@@ -85,9 +85,9 @@ simd_fn! {
 }
 
 /// # Safety
-/// The addresses cover what [`FwdParams`] says.
+/// Every address in [`FwdParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     unsafe { fwd_gathered::<T>(p, Addr::NULL, team) }
 }
 
@@ -97,11 +97,11 @@ pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
 /// The addresses cover what [`FwdParams`] says; `index` is null or i32 `[rows]`, a permutation of `0 .. rows`.
 pub unsafe fn fwd_gathered<T: Element>(p: &FwdParams, index: Addr, team: &Team) {
     let (rows, cols) = (p.rows as usize, p.cols as usize);
-    // SAFETY: the caller's promise; no elements if there is no address.
+    // SAFETY: the caller guarantees it (see the function's safety section); no elements if there is no address.
     let index = unsafe { slice::<i32>(index, if index.is_null() { 0 } else { rows }) };
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let (x, w, y) = unsafe { (slice::<T>(p.x, rows * cols), slice::<T>(p.w, cols), Out::<T>::new(p.y, rows * cols)) };
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let rstds = unsafe { RowValues::new(p.rstd, rows) };
     norm_rows::rows(team, rows, cols, |row| {
         let x = &x[source_row(index, row) * cols..][..cols];
@@ -114,15 +114,15 @@ pub unsafe fn fwd_gathered<T: Element>(p: &FwdParams, index: Addr, team: &Team) 
 }
 
 /// # Safety
-/// The addresses cover what [`FwdParams`] says.
+/// Every address in [`FwdParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn add_fwd<T: Element>(p: &FwdParams, team: &Team) {
     let (rows, cols) = (p.rows as usize, p.cols as usize);
     // The sum may be written over x or over the residual; then that term is read through the sum alone, because two
     // references to memory that is written would overlap.
     let (first, second) = if p.sum == p.residual { (p.residual, p.x) } else { (p.x, p.residual) };
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let (sum, second) = unsafe { (Out::<T>::new(p.sum, rows * cols), slice::<T>(second, rows * cols)) };
-    // SAFETY: the caller's promise; no elements if it is the sum itself.
+    // SAFETY: the caller guarantees it (see the function's safety section); no elements if it is the sum itself.
     let first = unsafe { slice::<T>(first, if first == p.sum { 0 } else { rows * cols }) };
     norm_rows::rows(team, rows, cols, |row| {
         let at = row * cols..(row + 1) * cols;
@@ -133,26 +133,26 @@ pub unsafe fn add_fwd<T: Element>(p: &FwdParams, team: &Team) {
         }
         add_rows(&second[at], sum);
     });
-    // SAFETY: the caller's promise; the sum is written.
+    // SAFETY: the caller guarantees it (see the function's safety section); the sum is written.
     unsafe { fwd::<T>(&FwdParams { x: p.sum, ..*p }, team) }
 }
 
 /// # Safety
-/// The addresses cover what [`BwdParams`] says.
+/// Every address in [`BwdParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     unsafe { bwd_rows::<T>(p, Addr::NULL, dx_row, team) }
 }
 
 /// # Safety
-/// The addresses cover what [`BwdParams`] says.
+/// Every address in [`BwdParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn add_bwd<T: Element>(p: &BwdParams, team: &Team) {
     let count = p.rows as usize * p.cols as usize;
     if p.d_sum != p.dx {
-        // SAFETY: the caller's promise; the only part.
+        // SAFETY: the caller guarantees it (see the function's safety section); the only part.
         unsafe { Out::<T>::new(p.dx, count).part(0, count).copy_from_slice(slice::<T>(p.d_sum, count)) };
     }
-    // SAFETY: the caller's promise; dx holds d_sum, which each row adds to.
+    // SAFETY: the caller guarantees it (see the function's safety section); dx holds d_sum, which each row adds to.
     unsafe { bwd_rows::<T>(p, Addr::NULL, dx_row_onto, team) }
 }
 
@@ -161,7 +161,7 @@ pub unsafe fn add_bwd<T: Element>(p: &BwdParams, team: &Team) {
 /// # Safety
 /// The addresses cover what [`BwdParams`] says; `index` is null or i32 `[rows]`, a permutation of `0 .. rows`.
 pub unsafe fn bwd_scattered<T: Element>(p: &BwdParams, index: Addr, team: &Team) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     unsafe { bwd_rows::<T>(p, index, dx_row, team) }
 }
 
@@ -183,11 +183,11 @@ unsafe fn bwd_rows<T: Element>(
     team: &Team,
 ) {
     let (rows, cols) = (p.rows as usize, p.cols as usize);
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let (x, w, dy) = unsafe { (slice::<T>(p.x, rows * cols), slice::<T>(p.w, cols), slice::<T>(p.dy, rows * cols)) };
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let (rstd, dx) = unsafe { (slice::<f32>(p.rstd, rows), Out::<T>::new(p.dx, rows * cols)) };
-    // SAFETY: the caller's promise; no elements if there is no address.
+    // SAFETY: the caller guarantees it (see the function's safety section); no elements if there is no address.
     let index = unsafe { slice::<i32>(index, if index.is_null() { 0 } else { rows }) };
     let each = |row: usize, dw: &mut [f32]| {
         let from = source_row(index, row) * cols;
@@ -197,6 +197,6 @@ unsafe fn bwd_rows<T: Element>(
         dx_row(x, w, dy, rstd, along_x, unsafe { dx.part(from, cols) });
         add_to_dw(x, dy, rstd, dw);
     };
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     unsafe { norm_rows::rows_with_column_sums(team, rows, cols, [p.dw], p.partial, each) }
 }

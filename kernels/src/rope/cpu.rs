@@ -61,15 +61,15 @@ simd_fn! {
 }
 
 /// # Safety
-/// The addresses cover what [`TableParams`] says.
+/// Every address in [`TableParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn table(p: &TableParams, team: &Team) {
     let (tokens, half) = (p.tokens as usize, p.half as usize);
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let (inv_freq, axis) = unsafe { (slice::<f32>(p.inv_freq, half), slice::<i32>(p.axis, half)) };
     let axes = axis.iter().max().map_or(0, |&a| a as usize + 1);
-    // SAFETY: the caller's promise; no row of positions beyond the largest that `axis` names is looked at.
+    // SAFETY: the caller guarantees it (see the function's safety section); no row of positions beyond the largest that `axis` names is looked at.
     let positions = unsafe { slice::<i32>(p.positions, axes * tokens) };
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let (cos, sin) = unsafe { (Out::<f32>::new(p.cos, tokens * half), Out::<f32>::new(p.sin, tokens * half)) };
     let per_task = (PER_TASK / 8 / half.max(1)).max(1);
     team.run(tokens.div_ceil(per_task), |task| {
@@ -93,16 +93,16 @@ pub unsafe fn table(p: &TableParams, team: &Team) {
 }
 
 /// # Safety
-/// The addresses cover what [`ApplyParams`] says.
+/// Every address in [`ApplyParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn apply<T: Element>(p: &ApplyParams, team: &Team) {
     let (tokens, heads, d) = (p.tokens as usize, p.heads as usize, p.head_dim as usize);
     let h = d / 2;
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let (cos, sin) = unsafe { (slice::<f32>(p.cos, tokens * h), slice::<f32>(p.sin, tokens * h)) };
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let y = unsafe { Out::<T>::new(p.y, tokens * heads * d) };
     let in_place = p.x == p.y;
-    // SAFETY: the caller's promise; in place, `x` is only seen through `y`.
+    // SAFETY: the caller guarantees it (see the function's safety section); in place, `x` is only seen through `y`.
     let x = unsafe { slice::<T>(p.x, if in_place { 0 } else { tokens * heads * d }) };
     let sign = if p.inverse == 0 { 1.0 } else { -1.0 };
     if heads * d == 0 {

@@ -13,12 +13,12 @@ fn row_of(index: i32, n: usize) -> Option<usize> {
 }
 
 /// # Safety
-/// The addresses cover what [`GatherParams`] says.
+/// Every address in [`GatherParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn gather<T: Copy + Default + Send + Sync>(p: &GatherParams, team: &Team) {
     let (m, cols, n) = (p.m as usize, p.cols as usize, p.n as usize);
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let (x, index) = unsafe { (slice::<T>(p.x, n * cols), slice::<i32>(p.index, m)) };
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let y = unsafe { Out::<T>::new(p.y, m * cols) };
     team.run(m.div_ceil(ROWS), |task| {
         let start = task * ROWS;
@@ -37,9 +37,9 @@ pub unsafe fn gather<T: Copy + Default + Send + Sync>(p: &GatherParams, team: &T
 /// The addresses cover what [`ScatterParams`] says, and each index occurs once.
 pub unsafe fn scatter<T: Copy + Send + Sync>(p: &ScatterParams, team: &Team) {
     let (m, cols, n) = (p.m as usize, p.cols as usize, p.n as usize);
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let (src, index) = unsafe { (slice::<T>(p.src, m * cols), slice::<i32>(p.index, m)) };
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let dst = unsafe { Out::<T>::new(p.dst, n * cols) };
     team.run(m.div_ceil(ROWS), |task| {
         for i in task * ROWS..(task * ROWS + ROWS).min(m) {

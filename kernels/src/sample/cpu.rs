@@ -307,27 +307,27 @@ fn likeliest(logits: &[f32], row: &Row, scratch: &mut Scratch, ids: &mut [i32], 
 }
 
 /// # Safety
-/// The addresses cover what [`Params`] says.
+/// Every address in [`Params`] is valid for the shape and dtype that its field documents.
 pub unsafe fn sample(p: &Params, team: &Team) {
     let (rows, vocab, cols) = (p.rows as usize, p.vocab as usize, p.history_cols as usize);
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let (logits, history) = unsafe { (slice::<f32>(p.logits, rows * vocab), slice::<i32>(p.history, rows * cols)) };
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let (temperature, top_p) = unsafe { (slice::<f32>(p.temperature, rows), slice::<f32>(p.top_p, rows)) };
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let (top_k, penalty) = unsafe { (slice::<i32>(p.top_k, rows), slice::<f32>(p.penalty, rows)) };
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let (seed, position) = unsafe { (slice::<u64>(p.seed, rows), slice::<i32>(p.position, rows)) };
-    // SAFETY: the caller's promise; without a history there need be no lengths.
+    // SAFETY: the caller guarantees it (see the function's safety section); without a history there need be no lengths.
     let history_len = unsafe { slice::<i32>(p.history_len, if cols == 0 { 0 } else { rows }) };
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let suppressed = unsafe { slice::<i32>(p.suppressed, p.suppressed_count as usize) };
     let (bias_cols, words, tops) = (p.bias_cols as usize, vocab.div_ceil(32), p.tops as usize);
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let (bias_ids, bias) =
         unsafe { (slice::<i32>(p.bias_ids, rows * bias_cols), slice::<f32>(p.bias, rows * bias_cols)) };
     let each = |addr: crate::Addr, len: usize| if addr.is_null() { 0 } else { len };
-    // SAFETY: the caller's promise; no elements if there is no address.
+    // SAFETY: the caller guarantees it (see the function's safety section); no elements if there is no address.
     let optional = |addr| unsafe { slice::<f32>(addr, each(addr, rows)) };
     let (min_p, frequency, presence) = (optional(p.min_p), optional(p.frequency_penalty), optional(p.presence_penalty));
     // SAFETY: as above.
@@ -337,10 +337,10 @@ pub unsafe fn sample(p: &Params, team: &Team) {
     // SAFETY: as above.
     let written = |addr| unsafe { Out::<f32>::new(addr, each(addr, rows)) };
     let (log_prob, raw_log_prob) = (written(p.log_prob), written(p.raw_log_prob));
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let (top_ids, top_log_probs) =
         unsafe { (Out::<i32>::new(p.top_ids, rows * tops), Out::<f32>::new(p.top_log_probs, rows * tops)) };
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let ids = unsafe { Out::<i32>::new(p.ids, rows) };
     team.run(rows, |r| {
         let logits = &logits[r * vocab..][..vocab];

@@ -47,36 +47,36 @@ unsafe fn product<T: Element>(p: &Params, w: Addr, bias: Addr, c: (Addr, DType),
         accumulate,
         scale: 1.0,
     };
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     unsafe { matmul::cpu::run(&product, team) }
 }
 
 /// # Safety
-/// The addresses cover what [`Params`] says.
+/// Every address in [`Params`] is valid for the shape and dtype that its field documents.
 pub unsafe fn linear<T: Element>(p: &Params, team: &Team) {
     let size = p.m as usize * p.n as usize;
     if !p.residual.is_null() && p.residual != p.y {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees it (see the function's safety section).
         let (from, to) = unsafe { (slice::<T>(p.residual, size), Out::<T>::new(p.y, size)) };
-        // SAFETY: nobody else writes yet.
+        // SAFETY: no other thread writes yet.
         unsafe { to.part(0, size) }.copy_from_slice(from);
     }
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     unsafe { product::<T>(p, p.w, p.bias, (p.y, T::DTYPE), !p.residual.is_null(), team) }
 }
 
 /// # Safety
-/// The addresses cover what [`Params`] says.
+/// Every address in [`Params`] is valid for the shape and dtype that its field documents.
 pub unsafe fn swiglu<T: Element>(p: &Params, team: &Team) {
     let size = p.m as usize * p.n as usize;
     let mut sums = [vec![0.0f32; size], vec![0.0f32; size]];
     for (sums, w) in sums.iter_mut().zip([p.w, p.w2]) {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees it (see the function's safety section).
         unsafe { product::<T>(p, w, Addr::NULL, (Addr(sums.as_mut_ptr() as u64), DType::F32), false, team) }
     }
-    // SAFETY: the caller's promise; nobody else writes.
+    // SAFETY: the caller guarantees it (see the function's safety section); no other thread writes.
     let y = unsafe { Out::<T>::new(p.y, size) };
-    // SAFETY: nobody else writes.
+    // SAFETY: no other thread writes.
     for ((y, gate), up) in unsafe { y.part(0, size) }.iter_mut().zip(&sums[0]).zip(&sums[1]) {
         *y = T::from_f32(silu(*gate) * up);
     }
@@ -97,20 +97,20 @@ fn int8_rows<T: Element>(p: &Params, team: &Team, f: impl Fn(usize, usize, &[f32
 }
 
 /// # Safety
-/// The addresses cover what [`Params`] says.
+/// Every address in [`Params`] is valid for the shape and dtype that its field documents.
 pub unsafe fn linear_int8<T: Element>(p: &Params, team: &Team) {
     let (m, n, k) = (p.m as usize, p.n as usize, p.k as usize);
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let (w, scale) = unsafe { (slice::<i8>(p.w, n * k), slice::<f32>(p.scale, n)) };
-    // SAFETY: the caller's promise; nothing where there is no bias.
+    // SAFETY: the caller guarantees it (see the function's safety section); nothing where there is no bias.
     let bias = unsafe { slice::<T>(p.bias, if p.bias.is_null() { 0 } else { n }) };
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let y = unsafe { Out::<T>::new(p.y, m * n) };
     int8_rows::<T>(p, team, |r, c, x| {
         let mut sum = dot(x, &w[c * k..][..k]) * scale[c];
         sum += bias.get(c).map_or(0.0, |b| b.to_f32());
         if !p.residual.is_null() {
-            // SAFETY: the caller's promise; where the residual is y, this element is written below.
+            // SAFETY: the caller guarantees it (see the function's safety section); where the residual is y, this element is written below.
             sum += unsafe { (p.residual.0 as *const T).add(r * n + c).read() }.to_f32();
         }
         // SAFETY: each pair of rows has an element of its own.
@@ -120,14 +120,14 @@ pub unsafe fn linear_int8<T: Element>(p: &Params, team: &Team) {
 }
 
 /// # Safety
-/// The addresses cover what [`Params`] says.
+/// Every address in [`Params`] is valid for the shape and dtype that its field documents.
 pub unsafe fn swiglu_int8<T: Element>(p: &Params, team: &Team) {
     let (m, n, k) = (p.m as usize, p.n as usize, p.k as usize);
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let (w, w2) = unsafe { (slice::<i8>(p.w, n * k), slice::<i8>(p.w2, n * k)) };
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let (scale, scale2) = unsafe { (slice::<f32>(p.scale, n), slice::<f32>(p.scale2, n)) };
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let y = unsafe { Out::<T>::new(p.y, m * n) };
     int8_rows::<T>(p, team, |r, c, x| {
         let (gate, up) = (dot(x, &w[c * k..][..k]) * scale[c], dot(x, &w2[c * k..][..k]) * scale2[c]);

@@ -102,7 +102,7 @@ pub(crate) unsafe fn rows<'a, T: Element>(
             let s = sequence(seq, task % kv_heads);
             with_scratch(forward::scratch_len(rows, s.head_dim), |scratch| {
                 let tile = Tile { sequence: &s, first, rows };
-                // SAFETY: the caller's promise; tiles do not overlap.
+                // SAFETY: the caller guarantees it (see the function's safety section); tiles do not overlap.
                 unsafe { dispatch(isa, Whole(&tile, scratch)) }
             });
         });
@@ -119,7 +119,7 @@ pub(crate) unsafe fn rows<'a, T: Element>(
         let s = sequence(seq, task % kv_heads);
         with_scratch(forward::scratch_len(rows, s.head_dim), |scratch| {
             let tile = Tile { sequence: &s, first, rows };
-            // SAFETY: the caller's promise; every part has a state of its own.
+            // SAFETY: the caller guarantees it (see the function's safety section); every part has a state of its own.
             unsafe { dispatch(isa, Part { tile: &tile, index, state: states.at(offset), scratch }) }
         });
     });
@@ -130,15 +130,15 @@ pub(crate) unsafe fn rows<'a, T: Element>(
         let (seq, first, rows) = tiles[task / kv_heads];
         let s = sequence(seq, task % kv_heads);
         let tile = Tile { sequence: &s, first, rows };
-        // SAFETY: the caller's promise; the parts of a tile lie one after the other from `offset` on.
+        // SAFETY: the caller guarantees it (see the function's safety section); the parts of a tile lie one after the other from `offset` on.
         unsafe { dispatch(isa, Combine(&tile, states.at(offset))) }
     });
 }
 
 /// # Safety
-/// The addresses cover what [`FwdParams`] says.
+/// Every address in [`FwdParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     unsafe { fwd_on::<T>(isa(), p, team) }
 }
 
@@ -147,9 +147,9 @@ pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
 /// # Safety
 /// The machine supports `isa`; the addresses cover what [`FwdParams`] says.
 pub unsafe fn fwd_on<T: Element>(isa: Isa, p: &FwdParams, team: &Team) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let packed = unsafe { Packed::<T>::new(p, team) };
-    // SAFETY: the caller's promise; `Packed::new` has checked the ranges.
+    // SAFETY: the caller guarantees it (see the function's safety section); `Packed::new` has checked the ranges.
     unsafe { rows(isa, team, p.seqs as usize, p.kv_heads as usize, |seq, kv_head| packed.sequence(seq, kv_head)) }
 }
 
@@ -164,15 +164,15 @@ struct Packed<'a, T> {
 
 impl<'a, T: Element> Packed<'a, T> {
     /// # Safety
-    /// The addresses cover what [`FwdParams`] says.
+    /// Every address in [`FwdParams`] is valid for the shape and dtype that its field documents.
     unsafe fn new(p: &'a FwdParams, team: &Team) -> Self {
         let (tokens, seqs) = (p.tokens as usize, p.seqs as usize);
         let row = p.kv_heads as usize * p.head_dim as usize;
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees it (see the function's safety section).
         let (cu, k, v) = unsafe {
             (slice::<i32>(p.cu_seqlens, seqs + 1), slice::<T>(p.k, tokens * row), slice::<T>(p.v, tokens * row))
         };
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees it (see the function's safety section).
         let prefix = if p.prefix.is_null() { &[] } else { unsafe { slice::<i32>(p.prefix, 2 * seqs) } };
         let mut ranges = Vec::new();
         for seq in 0..seqs {
@@ -244,9 +244,9 @@ impl<'a, T: Element> Packed<'a, T> {
 }
 
 /// # Safety
-/// The addresses cover what [`BwdParams`] says.
+/// Every address in [`BwdParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     unsafe { bwd_on::<T>(isa(), p, team) }
 }
 
@@ -257,14 +257,14 @@ pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
 pub unsafe fn bwd_on<T: Element>(isa: Isa, p: &BwdParams, team: &Team) {
     let (seqs, kv_heads) = (p.seqs as usize, p.kv_heads as usize);
     let forward = p.forward();
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let packed = unsafe { Packed::<T>::new(&forward, team) };
     // Tokens outside every sequence have no output.
     let rows = packed.ranges.last().map_or(0, |r| r[0].0 + r[0].1) * p.heads as usize;
     team.run(rows.div_ceil(backward::DELTA_ROWS), |task| {
         let first = task * backward::DELTA_ROWS;
         let rows = backward::DELTA_ROWS.min(rows - first);
-        // SAFETY: the caller's promise; the rows of tasks do not overlap.
+        // SAFETY: the caller guarantees it (see the function's safety section); the rows of tasks do not overlap.
         unsafe { dispatch(isa, Deltas::<T>::new(p, first, rows)) }
     });
     // Tasks of both kinds run together: (sequence, first key or query row, whether it is a task of queries).
@@ -280,7 +280,7 @@ pub unsafe fn bwd_on<T: Element>(isa: Isa, p: &BwdParams, team: &Team) {
         with_scratch(backward::scratch_len(p.head_dim as usize), |scratch| {
             let gradient =
                 |seq: usize| Gradient::new(p, packed.sequence(seq, kv_head), packed.ranges[seq][0].0, kv_head, scratch);
-            // SAFETY: the caller's promise; tasks write different keys or rows.
+            // SAFETY: the caller guarantees it (see the function's safety section); tasks write different keys or rows.
             unsafe {
                 if queries {
                     dispatch(isa, Queries(&gradient(seq), at));

@@ -20,7 +20,7 @@ pub(super) static F32: Code = Code {
 
 #[target_feature(enable = "avx2,fma")]
 unsafe fn fixed<const MR: usize>(units: usize, a: *const u32, b: *const u32, acc: *mut f32, add: bool) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     unsafe { tile::<MR, 16, true>(units, a, b, acc, add) }
 }
 
@@ -82,7 +82,7 @@ fn widen(x: __m256i) -> [__m256i; 2] {
 /// # Safety
 /// The processor has AVX2; the part lies inside the source, and `dst` has room for `[part.units][width]`.
 unsafe fn pack(source: &Source, part: Part, width: usize, dst: *mut u32) {
-    // SAFETY: the caller's promise; a width of 16 is two groups of 8 rows.
+    // SAFETY: the caller guarantees it (see the function's safety section); a width of 16 is two groups of 8 rows.
     unsafe {
         if source.transposed || width != 16 {
             return portable::pack(source, part, width, dst);
@@ -130,7 +130,7 @@ unsafe fn pack_rows(source: &Source, part: Part, dst: *mut u32) {
 unsafe fn thin(m: usize, a: *const u32, b: &Source, row: usize, rows: usize, acc: *mut f32) {
     for first in [0, 8] {
         let rows = rows.saturating_sub(first).min(8);
-        // SAFETY: the caller's promise, for 8 of the 16 rows.
+        // SAFETY: the caller guarantees it (see the function's safety section), for 8 of the 16 rows.
         unsafe {
             let (row, acc) = (row + first, acc.add(first));
             match (m, b.unit) {

@@ -212,7 +212,7 @@ fn transpose(r: [__m512i; 16]) -> [__m512i; 16] {
 unsafe fn load(at: *const u8, stride: usize) -> [__m512i; 16] {
     let mut r = [_mm512_setzero_si512(); 16];
     for i in 0..16 {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees it (see the function's safety section).
         r[i] = unsafe { _mm512_loadu_si512(at.add(i * stride).cast()) };
     }
     r
@@ -242,7 +242,7 @@ unsafe fn pack(source: &Source, part: Part, width: usize, dst: *mut u32) {
         let rows = part.rows.saturating_sub(lane).min(16);
         let part = Part { row: part.row + lane, rows, ..part };
         let lanes = (width - lane).min(16);
-        // SAFETY: the caller's promise, for 16 of its rows.
+        // SAFETY: the caller guarantees it (see the function's safety section), for 16 of its rows.
         unsafe {
             let dst = dst.add(lane);
             if source.transposed {
@@ -332,7 +332,7 @@ macro_rules! thin {
         /// The processor has the named features; `a` holds `[units][m]` with `m` of 1 to 12, `rows` rows of `b` exist
         /// from `row`, `acc` is `[m][16]`.
         unsafe fn $name(m: usize, a: *const u32, b: &Source, row: usize, rows: usize, acc: *mut f32) {
-            // SAFETY: the caller's promise.
+            // SAFETY: the caller guarantees it (see the function's safety section).
             unsafe {
                 match m {
                     1 => $inner::<1>(a, b, row, rows, acc),
@@ -424,7 +424,7 @@ thin!(thin_bf16, thin_rows_bf16, advance_bf16, "avx512f,avx512bw,avx512bf16", bf
 /// # Safety
 /// As [`thin_f32`], B of either dtype.
 unsafe fn thin(m: usize, a: *const u32, b: &Source, row: usize, rows: usize, acc: *mut f32) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     unsafe {
         match b.unit {
             Unit::Widened => thin_widened(m, a, b, row, rows, acc),

@@ -166,7 +166,7 @@ impl Packed {
     /// # Safety
     /// `offset` lies inside the array.
     unsafe fn at(&self, offset: usize) -> *mut u32 {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees it (see the function's safety section).
         unsafe { self.0.add(offset) }
     }
 }
@@ -176,7 +176,7 @@ impl Packed {
 /// # Safety
 /// The addresses cover what [`Matmul`] says, and nothing else uses C.
 pub unsafe fn run(p: &Matmul, team: &Team) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     unsafe { run_on(isa(), p, team) }
 }
 
@@ -208,7 +208,7 @@ pub(super) unsafe fn run_on(isa: Isa, p: &Matmul, team: &Team) {
         return;
     }
     LAUNCH.with_borrow_mut(|scratch| {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees it (see the function's safety section).
         unsafe {
             match p.c_dtype {
                 DType::F32 => Product::<f32>::new(p, code, a, b, team).run(scratch),
@@ -236,7 +236,7 @@ struct Product<'a, T> {
 
 impl<'a, T: Element> Product<'a, T> {
     unsafe fn new(p: &Matmul, code: &'static Code, a: Source, b: Source, team: &'a Team) -> Self {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees it (see the function's safety section).
         let (c, bias) = unsafe { (Out::new(p.c, p.m * p.n), slice(p.bias, if p.bias.is_null() { 0 } else { p.n })) };
         let (units, accumulate, scale) = (a.unit.count(p.k), p.accumulate, p.scale);
         Product { m: p.m, n: p.n, units, a, b, c, bias, accumulate, scale, code, team }
@@ -247,13 +247,13 @@ impl<'a, T: Element> Product<'a, T> {
             && self.m <= most
             && !self.b.transposed
         {
-            // SAFETY: the caller's promise.
+            // SAFETY: the caller guarantees it (see the function's safety section).
             return unsafe { self.thin(thin, scratch) };
         }
         let mr = self.code.mr;
         let rows = (PACKED_A / 4 / self.units.max(1)).max(4 * mr) / mr * mr;
         for row in (0..self.m).step_by(rows) {
-            // SAFETY: the caller's promise.
+            // SAFETY: the caller guarantees it (see the function's safety section).
             unsafe { self.block(row, rows.min(self.m - row), scratch) }
         }
     }

@@ -16,7 +16,7 @@ pub(super) static PLAIN: Code = Code {
 };
 
 unsafe fn plain<const MR: usize>(units: usize, a: *const u32, b: *const u32, acc: *mut f32, add: bool) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     unsafe { tile::<MR, 8, { cfg!(target_arch = "aarch64") }>(units, a, b, acc, add) }
 }
 
@@ -30,7 +30,7 @@ pub(super) unsafe fn tile<const MR: usize, const NR: usize, const FMA: bool>(
     acc: *mut f32,
     add: bool,
 ) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let (a, b, acc) = unsafe {
         (
             std::slice::from_raw_parts(a.cast::<[f32; MR]>(), units),
@@ -55,7 +55,7 @@ pub(super) unsafe fn tile<const MR: usize, const NR: usize, const FMA: bool>(
 /// # Safety
 /// The part lies inside the source, and `dst` has room for `[part.units][width]`.
 pub(super) unsafe fn pack(source: &Source, part: Part, width: usize, dst: *mut u32) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it (see the function's safety section).
     let dst = unsafe { std::slice::from_raw_parts_mut(dst, part.units * width) };
     let (row_stride, unit_stride) = if source.transposed { (1, source.rows) } else { (source.k, 1) };
     for (i, units) in dst.chunks_mut(width * 16).enumerate() {

@@ -15,7 +15,7 @@ checks!(
     equals_the_formula,
     a_prompt_cut_anyhow_gives_the_same_bits,
     a_decoded_token_gives_the_same_bits_with_parts_and_without,
-    rows_of_padding_get_zeros_and_change_nobody,
+    padding_rows_get_zeros_and_change_no_other_row,
 );
 
 /// Heads, sizes and element type of a model, and the instruction set to use.
@@ -272,7 +272,7 @@ fn a_decoded_token_gives_the_same_bits_with_parts_and_without() {
     }
 }
 
-fn rows_of_padding_get_zeros_and_change_nobody() {
+fn padding_rows_get_zeros_and_change_no_other_row() {
     for dtype in [F32, BF16] {
         for ((heads, kv_heads), head_dim, len) in [((4, 2), 64, 65), ((7, 1), 128, 520), ((2, 1), 256, 70)] {
             let model = Model { heads, kv_heads, head_dim, dtype, isa: isa() };
