@@ -199,8 +199,14 @@ fn commands_of_the_simulator_page_run_as_printed() {
 }
 
 #[test]
+fn commands_of_add_a_kernel_run_as_printed() {
+    run_page("docs/add-a-kernel.md");
+}
+
+#[test]
 fn pages_with_commands_are_all_tested() {
-    const TESTED: [&str; 5] = [
+    const TESTED: [&str; 6] = [
+        "docs/add-a-kernel.md",
         "README.md",
         "docs/guide-research.md",
         "docs/guide-performance.md",
