@@ -1,4 +1,5 @@
-//! The device `dry`: runs the code of a forward and backward pass without computing, and reports the memory it would take.
+//! The device `dry`: runs the code of a forward and backward pass without computing, and reports the memory it would
+//! take.
 //!
 //!     cargo run --release --example 02_plan_memory
 

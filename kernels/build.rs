@@ -1,4 +1,5 @@
-//! Builds the kernels' machine code into the binary where `REEL_KERNELS` names an archive that `reel kernels pack` wrote.
+//! Builds the kernels' machine code into the binary where `REEL_KERNELS` names an archive that `reel kernels pack`
+//! wrote.
 
 use std::path::{Path, PathBuf};
 use std::{env, fs};

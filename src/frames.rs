@@ -24,10 +24,10 @@ pub struct FramesArgs {
     /// Video file; its frames are decoded at their stored size, before any resize
     #[arg(long, value_name = "FILE", required_unless_present = "total_frames")]
     video: Option<PathBuf>,
-    /// Instead of a video: its number of frames
+    /// Number of frames, given instead of a video
     #[arg(long, value_name = "N", conflicts_with = "video", requires = "video_fps")]
     total_frames: Option<u64>,
-    /// Instead of a video: its frames per second
+    /// Frame rate in frames per second, given instead of a video
     #[arg(long, value_name = "RATE", conflicts_with = "video", requires = "total_frames", allow_hyphen_values = true)]
     video_fps: Option<f64>,
     /// Safetensors file for the decoded frames: `frames` u8 [T,H,W,3] and `indices` i64 [T]

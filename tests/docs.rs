@@ -1,7 +1,8 @@
-//! The documentation is true: every command of README and `docs/` runs as printed, every link leads somewhere, prose fits 120 columns.
+//! The documentation is true: every command of README and `docs/` runs as printed, every link leads somewhere, prose
+//! fits 120 columns.
 //!
-//! A fenced block that opens with `sh` is run line by line, in a folder that has the files its page speaks of (`Workshop`).
-//! A block that opens with `sh skip: REASON` is not run, and its reason is printed.
+//! A fenced block that opens with `sh` is run line by line, in a folder that has the files its page speaks of
+//! (`Workshop`). A block that opens with `sh skip: REASON` is not run, and its reason is printed.
 
 mod support;
 

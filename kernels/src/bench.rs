@@ -1,8 +1,9 @@
 //! Times of kernels: example calls run on GPU memory, timed by GPU events, or on the processor.
 //!
-//! Before each run 256 MiB of other memory are written, more than any cache holds, so that every run reads its operands from memory. On a
-//! GPU that write is in the stream before the first event, and the host launches the run meanwhile. Cache lines of that write that are
-//! still to be written back when the run begins count against the run, as in Triton's and PyTorch's benchmarks.
+//! Before each run 256 MiB of other memory are written, more than any cache holds, so that every run reads its
+//! operands from memory. On a GPU that write is in the stream before the first event, and the host launches the run
+//! meanwhile. Cache lines of that write that are still to be written back when the run begins count against the run,
+//! as in Triton's and PyTorch's benchmarks.
 #![allow(unsafe_code)]
 
 use crate::catalogue::ExampleCall;
@@ -49,7 +50,8 @@ pub fn time(gpu: &Gpu, example: &ExampleCall, runs: usize) -> Result<RunTimes, C
     Ok(RunTimes { seconds })
 }
 
-/// Seconds of each of `runs` runs of what `ask` launches, shortest first, after two warm-up runs. Caches are overwritten before each run.
+/// Seconds of each of `runs` runs of what `ask` launches, shortest first, after two warm-up runs. Caches are
+/// overwritten before each run.
 fn each_run(gpu: &Gpu, runs: usize, mut ask: impl FnMut() -> Result<(), CudaError>) -> Result<Vec<f64>, CudaError> {
     let flush = gpu.alloc(FLUSH)?;
     let mut seconds = Vec::new();
@@ -192,8 +194,8 @@ pub fn copy_seconds(gpu: &Gpu, bytes: usize, runs: usize) -> Result<f64, CudaErr
     Ok(least)
 }
 
-/// Bytes of an operand, and its contents. A call never accesses more of an operand than its total traffic, or than all rows of the
-/// vocabulary if ids select rows.
+/// Bytes of an operand, and its contents. A call never accesses more of an operand than its total traffic, or than
+/// all rows of the vocabulary if ids select rows.
 fn sized(launch: &KernelLaunch, field: &Field) -> (usize, Contents) {
     match contents(launch, field.name) {
         Contents::Words(words) => ((4 * words.len()).max(1 << 20), Contents::Words(words)),
@@ -307,8 +309,8 @@ fn scalar(launch: &KernelLaunch, name: &str) -> Option<u64> {
 /// Bytes of numbers that are repeated throughout an operand.
 const TILE: usize = 8 << 20;
 
-/// bf16 numbers with about a standard normal distribution. Two neighbours read as one f32 have the sign and exponent of the second, so the
-/// f32 numbers have that distribution too.
+/// bf16 numbers with about a standard normal distribution. Two neighbours read as one f32 have the sign and exponent
+/// of the second, so the f32 numbers have that distribution too.
 fn normal_tile() -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15u64;
     let mut next = || {

@@ -1,11 +1,11 @@
-//! Comparisons of results with f64 formulas: [`close`] by relative L2 distance and largest difference, [`rounded`] by the error that the
-//! kernel's documented roundings make. Both first compare NaN and infinities.
+//! Comparisons of results with f64 formulas: [`close`] by relative L2 distance and largest difference, [`rounded`] by
+//! the error that the kernel's documented roundings make. Both first compare NaN and infinities.
 
 use crate::{DType, Element};
 use half::bf16;
 
-/// Checks `got` against `want`: values that are not finite must be equal, the relative L2 distance at most `rel_l2`, and the largest
-/// difference at most `max_abs`.
+/// Checks `got` against `want`: values that are not finite must be equal, the relative L2 distance at most `rel_l2`,
+/// and the largest difference at most `max_abs`.
 ///
 /// # Errors
 /// The first element that differs, with both values, or the bound that was exceeded and by how much.
@@ -50,13 +50,14 @@ fn check_non_finite(name: &str, got: &[f32], want: &[f64]) -> Result<(), String>
 /// Default tolerance as a multiple of the error of one rounding; a kernel that needs more documents why.
 pub const OF_ONE: f64 = 2.5;
 
-/// Checks that the error of `got`, stored as `dtype`, is explained by the kernel's documented roundings and not much larger than one
-/// rounding. Errors are relative L2 distances from `exact`, the f64 formula.
+/// Checks that the error of `got`, stored as `dtype`, is explained by the kernel's documented roundings and not much
+/// larger than one rounding. Errors are relative L2 distances from `exact`, the f64 formula.
 ///
-/// `with_roundings` is the formula with the kernel's roundings, without the one at the store. Two bounds must hold: 1.2 times the error of
-/// `with_roundings`, and `of_one` times ([`OF_ONE`]) the error of `exact` rounded once. In bf16 1e-6 is added for f32 sums and exponentials
-/// whose roundings are not modelled one by one. If few elements make up the norm, an error varies from case to case; the bounds are
-/// wider by six standard deviations of that (in bf16 by one and by three).
+/// `with_roundings` is the formula with the kernel's roundings, without the one at the store. Two bounds must hold:
+/// 1.2 times the error of `with_roundings`, and `of_one` times ([`OF_ONE`]) the error of `exact` rounded once. In
+/// bf16 1e-6 is added for f32 sums and exponentials whose roundings are not modelled one by one. If few elements make
+/// up the norm, an error varies from case to case; the bounds are wider by six standard deviations of that (in bf16
+/// by one and by three).
 ///
 /// # Errors
 /// The first element where only one value is finite, or the bound that was exceeded and by how much.
@@ -81,7 +82,8 @@ pub fn rounded(
     // 1 / sqrt(n) if n elements of equal size made up the norm; larger if few elements dominate.
     let luck = finite().map(|(_, x)| (x / scale).powi(4)).sum::<f64>().sqrt();
     for (what, bound, times) in [("the documented roundings", documented, 1.2), ("one rounding", once, of_one)] {
-        // In bf16 the documented roundings give the kernel's value except for the few numbers halfway between two values.
+        // In bf16 the documented roundings give the kernel's value except for the few numbers halfway between two
+        // values.
         let (deviations, unit) = match (dtype, times > 1.2) {
             (DType::BF16, false) => (1.0, 0.0),
             (DType::BF16, true) => (3.0, 2f64.powi(-9)),

@@ -1,4 +1,5 @@
-//! The least work of a launch, in operations and bytes; from it follows the least time, which measured times are compared with.
+//! The least work of a launch, in operations and bytes; from it follows the least time, which measured times are
+//! compared with.
 
 /// Arithmetic and memory traffic of one launch, each operand read or written once.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

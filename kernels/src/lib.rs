@@ -1,11 +1,12 @@
 //! The kernels of `reel`: hand-written CUDA, the same computation for the CPU, and what checks one against the other.
 //!
-//! Each kernel has a folder: formula, shapes and limits (`mod.rs`), the definition in f64 (`formula.rs`), the code of device `cpu`
-//! (`cpu.rs`), the code of a GPU and of the simulator (`sm80.cu`), the checks that compare them (`check.rs`) and example calls
-//! (`examples.rs`). `kernel_folder!` in its `mod.rs` registers all of it ([`folder`]); the list below is the only other line.
+//! Each kernel has a folder: formula, shapes and limits (`mod.rs`), the definition in f64 (`formula.rs`), the code of
+//! device `cpu` (`cpu.rs`), the code of a GPU and of the simulator (`sm80.cu`), the checks that compare them
+//! (`check.rs`) and example calls (`examples.rs`). `kernel_folder!` in its `mod.rs` registers all of it ([`folder`]);
+//! the list below is the only other line.
 //!
-//! A kernel is called through a [`launch::Launch`]: plain data that a device executes. Nothing in this crate owns device memory,
-//! except [`cuda`]. Read [`launch`] next, then `rms_norm` as an example of a folder.
+//! A kernel is called through a [`launch::Launch`]: plain data that a device executes. Nothing in this crate owns
+//! device memory, except [`cuda`]. Read [`launch`] next, then `rms_norm` as an example of a folder.
 
 pub mod bench;
 pub mod catalogue;
@@ -27,8 +28,8 @@ pub mod simulate;
 pub mod team;
 pub mod view;
 
-/// Declares the module of each kernel folder and collects what the folders register. `cargo fmt` does not look for modules inside a
-/// macro's braces: `./x test` formats them by name.
+/// Declares the module of each kernel folder and collects what the folders register. `cargo fmt` does not look for
+/// modules inside a macro's braces: `./x test` formats them by name.
 macro_rules! kernels {
     ($($name:ident)*) => {
         $(pub mod $name;)*

@@ -1,5 +1,5 @@
-//! Measured limits of this processor: multiply-adds from registers and bytes from memory per second. Benchmarks compare times with the
-//! least time that these limits allow.
+//! Measured limits of this processor: multiply-adds from registers and bytes from memory per second. Benchmarks
+//! compare times with the least time that these limits allow.
 #![allow(unsafe_code)]
 
 use std::hint::black_box;
@@ -8,16 +8,16 @@ use std::time::Instant;
 use crate::simd::{Isa, isa};
 use crate::{DType, Team};
 
-/// Independent vector accumulators: enough to hide the latency of a multiply-add (four cycles, two issued per cycle), few enough to stay in
-/// 16 registers.
+/// Independent vector accumulators: enough to hide the latency of a multiply-add (four cycles, two issued per cycle),
+/// few enough to stay in 16 registers.
 const CHAINS: usize = 12;
 /// Multiply-adds of each accumulator in one timing: some milliseconds, so that waking a thread does not count.
 const STEPS: usize = 1_000_000;
 /// Bytes read in one timing: more than any cache holds.
 const MEMORY: usize = 256 << 20;
 
-/// Measures the floating-point operations per second of all threads together; a multiply-add counts two. For bf16 it measures the bf16 dot
-/// product if the processor has it, else f32.
+/// Measures the floating-point operations per second of all threads together; a multiply-add counts two. For bf16 it
+/// measures the bf16 dot product if the processor has it, else f32.
 pub fn operations_per_second(dtype: DType, team: &Team) -> f64 {
     let bf16 = dtype == DType::BF16 && isa() == Isa::Avx512Bf16;
     let lanes = match isa() {
@@ -41,7 +41,8 @@ pub fn bytes_per_second(team: &Team) -> f64 {
     best(5, read, MEMORY as f64)
 }
 
-/// Runs one task on each thread. A barrier makes each thread wait for the others, so that the first one awake does not take two tasks.
+/// Runs one task on each thread. A barrier makes each thread wait for the others, so that the first one awake does
+/// not take two tasks.
 fn at_once(team: &Team, task: impl Fn(usize) + Sync) {
     let together = std::sync::Barrier::new(team.threads());
     team.run(team.threads(), |i| {

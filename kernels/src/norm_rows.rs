@@ -1,8 +1,9 @@
-//! The row loops that the normalisation kernels share on device `cpu`: independent rows, and rows whose gradients of the weights are
-//! summed over the rows.
+//! The row loops that the normalisation kernels share on device `cpu`: independent rows, and rows whose gradients of
+//! the weights are summed over the rows.
 //!
-//! `rms_norm`, `layer_norm` and `normalise` give the arithmetic of one row. Bits do not depend on the number of threads: a row is
-//! computed by one thread, and the sums over rows have a fixed order (see [`rows_with_column_sums`]).
+//! `rms_norm`, `layer_norm` and `normalise` give the arithmetic of one row. Bits do not depend on the number of
+//! threads: a row is computed by one thread, and the sums over rows have a fixed order (see
+//! [`rows_with_column_sums`]).
 #![allow(unsafe_code)]
 
 use crate::view::{Out, slice};
@@ -58,15 +59,16 @@ pub(crate) fn rows(team: &Team, rows: usize, cols: usize, each: impl Fn(usize) +
     team.run(rows.div_ceil(step), |task| (task * step..(task * step + step).min(rows)).for_each(&each));
 }
 
-/// Calls `each(row, sums)` for every row and adds the sums over all rows to `targets`, N f32 arrays of `cols` elements. `each` adds a
-/// row's contributions to `sums`, in which target `t` has `cols` elements at `t * cols`; `sums` is empty if the targets are null.
+/// Calls `each(row, sums)` for every row and adds the sums over all rows to `targets`, N f32 arrays of `cols`
+/// elements. `each` adds a row's contributions to `sums`, in which target `t` has `cols` elements at `t * cols`;
+/// `sums` is empty if the targets are null.
 ///
-/// Order of a sum: the rows of a part of [`PART_ROWS`] rows in ascending order, then the parts in ascending order, then the value in
-/// the target.
+/// Order of a sum: the rows of a part of [`PART_ROWS`] rows in ascending order, then the parts in ascending order,
+/// then the value in the target.
 ///
 /// # Safety
-/// Each target covers `cols` elements, or all are null; `partial` covers `[rows / PART_ROWS rounded up, N, cols]` elements unless
-/// they are null. Nothing else uses them meanwhile.
+/// Each target covers `cols` elements, or all are null; `partial` covers `[rows / PART_ROWS rounded up, N, cols]`
+/// elements unless they are null. Nothing else uses them meanwhile.
 pub(crate) unsafe fn rows_with_column_sums<const N: usize>(
     team: &Team,
     rows: usize,
@@ -88,7 +90,8 @@ pub(crate) unsafe fn rows_with_column_sums<const N: usize>(
         sums.fill(0.0);
         (part * PART_ROWS..(part * PART_ROWS + PART_ROWS).min(rows)).for_each(|row| each(row, sums));
     });
-    // SAFETY: the caller guarantees it (see the function's safety section); the parts are written, nothing writes them any more.
+    // SAFETY: the caller guarantees it (see the function's safety section); the parts are written, nothing writes
+    // them any more.
     let sums = unsafe { slice::<f32>(partial, parts * len) };
     for (t, target) in targets.into_iter().enumerate() {
         // SAFETY: the caller guarantees it (see the function's safety section).

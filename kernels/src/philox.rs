@@ -1,6 +1,6 @@
 //! Philox4x32-10, the counter-based generator of Salmon, Moraes, Dror and Shaw ("Parallel random numbers: as easy as
-//! 1, 2, 3", SC 2011): a bijection of a 128-bit counter under a 64-bit key. A draw depends on its counter alone, so draws
-//! can be repeated in any order.
+//! 1, 2, 3", SC 2011): a bijection of a 128-bit counter under a 64-bit key. A draw depends on its counter alone, so
+//! draws can be repeated in any order.
 //!
 //! Layout here: key = the seed (low word, high word); counter = the index (low, high), then the stream (low, high). A
 //! stream is one use of random numbers (sampling, the rounding of one parameter); the index counts within a stream.

@@ -3,7 +3,8 @@
 
 use std::sync::OnceLock;
 
-/// Instruction sets that the code of device `cpu` is compiled for. The order of a sum may differ between two of them, never within one.
+/// Instruction sets that the code of device `cpu` is compiled for. The order of a sum may differ between two of them,
+/// never within one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Isa {
     /// The baseline of the target.
@@ -43,9 +44,9 @@ fn detect() -> Isa {
     Isa::Plain
 }
 
-/// Compiles a function for each instruction set and calls the best one:
-/// `simd_fn! { pub fn double<T: Element>(x: &mut [T]) { … } }`. Write the body as plain loops over arrays that a compiler
-/// turns into vector code; sums need explicit lanes (`[f32; 16]`), because a compiler does not reorder f32 sums.
+/// Compiles a function for each instruction set and calls the best one: `simd_fn! { pub fn double<T: Element>(x: &mut
+/// [T]) { … } }`. Write the body as plain loops over arrays that a compiler turns into vector code; sums need
+/// explicit lanes (`[f32; 16]`), because a compiler does not reorder f32 sums.
 #[macro_export]
 macro_rules! simd_fn {
     ($(#[$meta:meta])* $vis:vis fn $name:ident $(<$($t:ident : $bound:path),+>)? ($($arg:ident : $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
@@ -92,12 +93,13 @@ pub fn sum_lanes(mut lanes: [f32; LANES]) -> f32 {
 }
 
 /// `e^x` in f32 to within 2 units in the last place, as straight-line code that vectorises; 0 below -87.34, infinity
-/// above 88.72, NaN for NaN. Argument reduction by ln 2 in two parts, then a polynomial (minimax form as in Cephes' `expf`).
+/// above 88.72, NaN for NaN. Argument reduction by ln 2 in two parts, then a polynomial (minimax form as in Cephes'
+/// `expf`).
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
     let clamped = x.clamp(-87.336_54, 88.722_84);
-    // Adding 1.5 · 2²³ rounds to the nearest integer and leaves it in the low bits. A conversion by `as` would check its range, which costs
-    // more than the polynomial.
+    // Adding 1.5 · 2²³ rounds to the nearest integer and leaves it in the low bits. A conversion by `as` would check
+    // its range, which costs more than the polynomial.
     let shifted = clamped * std::f32::consts::LOG2_E + 12_582_912.0;
     let integer = (shifted.to_bits() as i32).wrapping_sub(12_582_912.0f32.to_bits() as i32);
     let n = shifted - 12_582_912.0;

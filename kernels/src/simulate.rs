@@ -162,7 +162,8 @@ pub fn run(
     SimulatedUnit::of_source(launch.kernel.source, arch.sm)?.run(launch, arch, memory, options)
 }
 
-/// A plain matrix product on copies of its operands: host pointers to simulated memory would not be aligned, nor checked.
+/// A plain matrix product on copies of its operands: host pointers to simulated memory would not be aligned, nor
+/// checked.
 ///
 /// # Errors
 /// Which operand is not there, was never written or may not be written, and what that means, in one line.

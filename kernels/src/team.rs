@@ -199,8 +199,8 @@ impl Shared {
                 std::hint::spin_loop();
                 continue;
             }
-            // SAFETY: this task was not taken when the share was swapped, so the job was not done, so the words were its own and
-            // stay so, with what they point to, until `done` has counted this task.
+            // SAFETY: this task was not taken when the share was swapped, so the job was not done, so the words were
+            // its own and stay so, with what they point to, until `done` has counted this task.
             let task = unsafe { std::mem::transmute::<[usize; 2], &Task<'_>>(words) };
             let next = span(index, self.shares.len(), count).end - left;
             IN_TASK.set(true);

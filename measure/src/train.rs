@@ -58,7 +58,7 @@ pub fn measure_training(
         gradient_checkpointing,
         ..RunOptions::default()
     };
-    // The planned peak: the same step on device `dry`.
+    // Plans the peak memory: runs the same step on the device `dry`, which allocates but computes nothing.
     let planned = plan::with_shape(
         &SftOptions { run: options.clone(), ..SftOptions::default() },
         config,

@@ -48,8 +48,9 @@ pub fn on_gpu(gpu: &Gpu, case: &Case) -> Result<Vec<u8>, CudaError> {
     let addresses = [&input, &output, &scratch].map(|b| b.address().to_le_bytes());
     let arguments = addresses.each_ref().map(|a| a.as_slice());
     let grid = [(case.lanes / THREADS) as u32, 1, 1];
-    // SAFETY: the kernel's parameters are these three addresses, and its lanes touch no more of the buffers than was allocated for as
-    // many, which the simulator has checked on the same case; the download waits before the buffers are freed.
+    // SAFETY: the kernel's parameters are these three addresses, and its lanes touch no more of the buffers than was
+    // allocated for as many, which the simulator has checked on the same case; the download waits before the buffers
+    // are freed.
     unsafe { kernel.launch(grid, [THREADS as u32, 1, 1], 0, &arguments)? };
     let mut bytes = vec![0; case.output_bytes()];
     gpu.download(&output, 0, &mut bytes)?;

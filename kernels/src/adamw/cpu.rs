@@ -126,7 +126,8 @@ pub unsafe fn split_bf16(p: &SplitParams, team: &Team) {
     let n = p.n as usize;
     // SAFETY: the caller guarantees it (see the function's safety section).
     let (hi, low) = unsafe { (Out::<Hi>::new(p.w, n), Out::<i16>::new(p.low, n)) };
-    // SAFETY: the caller guarantees it (see the function's safety section). When source and output are the same buffer, no slice of the source is made.
+    // SAFETY: the caller guarantees it (see the function's safety section). When source and output are the same
+    // buffer, no slice of the source is made.
     let src = unsafe { slice::<Hi>(p.src, if p.src == p.w { 0 } else { n }) };
     team.run(n.div_ceil(BLOCK), |task| {
         let (at, len) = (task * BLOCK, BLOCK.min(n - task * BLOCK));

@@ -4,7 +4,8 @@
 #include "attention/forward_fma.cuh"
 #include "attention/visits.cuh"
 
-// Shared memory holds two tiles that products read, the weights p and their gradients ds.
+// Shared memory of a block: four f32 tiles, of which two are operands of the products, one holds the softmax weights p and
+// one their gradients ds.
 constexpr int BACKWARD_FMA_BYTES = 4 * FMA_TILE * 4;
 
 using FmaTiles = float[FMA_PARTS][4][4];
@@ -20,8 +21,8 @@ __device__ __forceinline__ void clear(FmaTiles& c) {
   }
 }
 
-// c = rows of a from a_first on times rows of b from b_first on, over the head. `tiles` are two tiles that no thread uses after the
-// next barrier.
+// c = rows of a from a_first on times rows of b from b_first on, over the head. `tiles` are two tiles that no thread
+// uses after the next barrier.
 template <class T, class A, class B>
 __device__ __forceinline__ void multiply_heads(float (&c)[4][4], float* tiles, const T* a, const A& a_rows, int a_first,
                                                int a_end, const T* b, const B& b_rows, int b_first, int b_end,
@@ -40,8 +41,9 @@ __device__ __forceinline__ void multiply_heads(float (&c)[4][4], float* tiles, c
   }
 }
 
-// The gradients of queries 0 .. count before the factor `scale`, columns from `column` on (a multiple of 128). lse (times log2 e) and
-// delta are those of the thread's rows 4y + i. `shared` has BACKWARD_FMA_BYTES. The other arguments are those of `attend`.
+// The gradients of queries 0 .. count before the factor `scale`, columns from `column` on (a multiple of 128). lse
+// (times log2 e) and delta are those of the thread's rows 4y + i. `shared` has BACKWARD_FMA_BYTES. The other
+// arguments are those of `attend`.
 template <class T, class Queries, class Keys, class Limit>
 __device__ __forceinline__ void query_gradients_fma(FmaTiles& dq, float* shared, const T* q, const T* d_o,
                                                     const Queries& queries, int count, const T* k, const T* v,
@@ -78,8 +80,8 @@ __device__ __forceinline__ void query_gradients_fma(FmaTiles& dq, float* shared,
   }
 }
 
-// The gradients of keys 0 .. count (at most 64), dk before the factor `scale`, columns from `column` on, over all visits in order.
-// visits.start has been called.
+// The gradients of keys 0 .. count (at most 64), dk before the factor `scale`, columns from `column` on, over all
+// visits in order. visits.start has been called.
 template <class T, class P, class Keys>
 __device__ __forceinline__ void key_gradients_fma(FmaTiles& dk, FmaTiles& dv, float* shared, const P& p, const Keys& keys,
                                                   int count, int kv_head, Visits<FMA_ROWS>& visits, int column) {

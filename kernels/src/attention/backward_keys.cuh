@@ -1,5 +1,5 @@
-// Gradients of a tile of keys and values on tensor cores, with KEYS / 16 warps, and in the same pass the tile's contribution to dq of
-// the queries that see it (the relay of dq, see sm80.cu): 5 matrix products.
+// Gradients of a tile of keys and values on tensor cores, with KEYS / 16 warps, and in the same pass the tile's
+// contribution to dq of the queries that see it (the relay of dq, see sm80.cu): 5 matrix products.
 //
 //   for each visit (a tile of 64 queries, visits.cuh):
 //     16 keys a warp:     s = k q^T; dp = v d_o^T; p = 2^(s * factor - lse * log2 e); ds = p (dp - delta); dv += p d_o
@@ -7,16 +7,17 @@
 //     16 keys a warp:     dk += ds q
 //     16 queries a warp:  dq += ds^T k     (some of the columns)
 //
-// The sum of a query passes from key tile to key tile in ascending order, in f32 and as the start value of the accumulators. So it has
-// the bits of one block that takes all keys in order (backward_mma.cuh). The sums are in the workspace, with one turn counter for each
-// head and query tile: how many key tiles have added their part. The last key tile rounds and writes dq.
+// The sum of a query passes from key tile to key tile in ascending order, in f32 and as the start value of the
+// accumulators. So it has the bits of one block that takes all keys in order (backward_mma.cuh). The sums are in the
+// workspace, with one turn counter for each head and query tile: how many key tiles have added their part. The last
+// key tile rounds and writes dq.
 #pragma once
 
 #include "attention/backward_mma.cuh"
 #include "attention/visits.cuh"
 
-// Offsets in shared memory, in bytes: keys, values, two tiles of queries, one tile of d_o, ds as [key][query], and two buffers of lse
-// and delta.
+// Offsets in shared memory, in bytes: keys, values, two tiles of queries, one tile of d_o, ds as [key][query], and
+// two buffers of lse and delta.
 template <int HEAD_DIM, int KEYS>
 struct KeyTiles {
   using T = Tile<HEAD_DIM>;
@@ -39,7 +40,8 @@ __device__ __forceinline__ Relay relay(const P& p) {
   return {sums, reinterpret_cast<u32*>(sums + static_cast<u64>(p.tokens) * p.heads * p.head_dim)};
 }
 
-// Waits until `turn` key tiles have added their part. Their stores are visible to this thread then, and to the block after a barrier.
+// Waits until `turn` key tiles have added their part. Their stores are visible to this thread then, and to the block
+// after a barrier.
 __device__ __forceinline__ void wait_for_turn(const u32* turns, int turn) {
   u32 now;
   do {
@@ -52,8 +54,8 @@ __device__ __forceinline__ void pass_turn(u32* turns, int turn) {
   asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(turns), "r"(turn) : "memory");
 }
 
-// Sums of 16 queries, TILES * 8 columns. In memory the elements that a thread has of two neighbouring fragments are neighbours. Loads
-// bypass L1 (.cg), because another block wrote the sums.
+// Sums of 16 queries, TILES * 8 columns. In memory the elements that a thread has of two neighbouring fragments are
+// neighbours. Loads bypass L1 (.cg), because another block wrote the sums.
 template <int TILES>
 struct Carried {
   float c[TILES][4];
@@ -65,7 +67,8 @@ struct Carried {
       for (int i = 0; i < 4; ++i) c[n][i] = 0.0f;
     }
   }
-  // Row g of the queries is at `row`, row g + 8 is `eight` elements further on; `low` and `high` say whether they exist.
+  // Row g of the queries is at `row`, row g + 8 is `eight` elements further on; `low` and `high` say whether they
+  // exist.
   __device__ __forceinline__ void load(const float* row, u64 eight, bool low, bool high) {
     clear();
     const int t = threadIdx.x % 4;
@@ -116,7 +119,8 @@ struct Carried {
       const bool exists = h == 0 ? low : high;
 #pragma unroll
       for (int n = 0; n + 1 < TILES; n += 2) {
-        // Neighbouring lanes exchange halves, so that one has four columns of the first fragment, the other four of the second.
+        // Neighbouring lanes exchange halves, so that one has four columns of the first fragment, the other four of
+        // the second.
         const u32 first = pack_bf16(c[n][2 * h] * factor, c[n][2 * h + 1] * factor);
         const u32 second = pack_bf16(c[n + 1][2 * h] * factor, c[n + 1][2 * h + 1] * factor);
         const u32 other = shuffle_xor(t % 2 == 0 ? second : first, 1);
@@ -131,9 +135,9 @@ struct Carried {
   }
 };
 
-// Adds a tile of queries to dv of one warp's 16 keys, and stores ds to rows `key` .. `key` + 16 of the tile at `slopes`. With MASK the
-// queries from from[r / 8] on see key r of the warp, and those from 16 * begin on see any; ds of earlier groups of 16 queries is not
-// written. `logs` holds lse, then delta.
+// Adds a tile of queries to dv of one warp's 16 keys, and stores ds to rows `key` .. `key` + 16 of the tile at
+// `slopes`. With MASK the queries from from[r / 8] on see key r of the warp, and those from 16 * begin on see any; ds
+// of earlier groups of 16 queries is not written. `logs` holds lse, then delta.
 template <int HEAD_DIM, bool MASK>
 __device__ __forceinline__ void value_gradient(float (&dv)[HEAD_DIM / 8][4], u32 k, u32 v, u32 q, u32 d_o, u32 d_o_trans,
                                                char* slopes, const float* logs, float factor, int key,
@@ -171,7 +175,8 @@ __device__ __forceinline__ void value_gradient(float (&dv)[HEAD_DIM / 8][4], u32
   }
 }
 
-// dk += ds q for a warp's 16 keys. `slopes` is left_lane of their rows of ds. With SOME only the queries from 16 * begin on.
+// dk += ds q for a warp's 16 keys. `slopes` is left_lane of their rows of ds. With SOME only the queries from 16 *
+// begin on.
 template <int HEAD_DIM, bool SOME>
 __device__ __forceinline__ void key_gradient(float (&dk)[HEAD_DIM / 8][4], u32 slopes, u32 q_trans, int begin) {
 #pragma unroll
@@ -183,8 +188,9 @@ __device__ __forceinline__ void key_gradient(float (&dk)[HEAD_DIM / 8][4], u32 s
   }
 }
 
-// One warp's part of dq of a query tile: 16 queries from `row` on, TILES * 8 columns from 8 * `tile` on, over the first 16 * steps keys.
-// `slopes` is right_lane of ds. `meanwhile` runs between the load of the sum so far and its first use.
+// One warp's part of dq of a query tile: 16 queries from `row` on, TILES * 8 columns from 8 * `tile` on, over the
+// first 16 * steps keys. `slopes` is right_lane of ds. `meanwhile` runs between the load of the sum so far and its
+// first use.
 template <int HEAD_DIM, int KEYS, int TILES, class P, class F>
 __device__ __forceinline__ void add_to_queries(const P& p, const Visit& here, int turn, u32 slopes,
                                                u32 k_trans, int row, int tile, int steps, const F& meanwhile) {
@@ -211,10 +217,10 @@ __device__ __forceinline__ void add_to_queries(const P& p, const Visit& here, in
   else dq.store(relay(p).sums + at, eight, low, high);
 }
 
-// The gradients of up to KEYS keys, dk before the factor `scale`, over all visits in order; visits.start has been called.
-// `keys.head(r)` is the index of the first element of key r's head; `kv_head` and the visits are in shared memory. With RELAY also the
-// gradients of the queries; then all visits are of the keys' own sequence. `shared` is laid out as KeyTiles; no thread reads it any more
-// when this returns.
+// The gradients of up to KEYS keys, dk before the factor `scale`, over all visits in order; visits.start has been
+// called. `keys.head(r)` is the index of the first element of key r's head; `kv_head` and the visits are in shared
+// memory. With RELAY also the gradients of the queries; then all visits are of the keys' own sequence. `shared` is
+// laid out as KeyTiles; no thread reads it any more when this returns.
 template <int HEAD_DIM, int KEYS, bool RELAY, class P, class Keys>
 __device__ __forceinline__ void key_gradients(float (&dk)[HEAD_DIM / 8][4], float (&dv)[HEAD_DIM / 8][4], char* shared,
                                               const P& p, const Keys& keys, const int& kv_head, Visits<KEYS>& visits) {
@@ -261,7 +267,8 @@ __device__ __forceinline__ void key_gradients(float (&dk)[HEAD_DIM / 8][4], floa
     cp_async_wait<0>();
     // The queries have arrived, no thread reads the tile before or ds any more, and the sums have been stored.
     __syncthreads();
-    // Passing the turn, waiting for it and finding visits take as long as a product: threads of three warps start them early.
+    // Passing the turn, waiting for it and finding visits take as long as a product: threads of three warps start
+    // them early.
     const int turn = visits.keys.begin / KEYS;
     if (RELAY && n > 0 && threadIdx.x == 32 && turn < visits[n - 1].last) {
       pass_turn(relay(p).turns + visits[n - 1].row, turn + 1);

@@ -1,7 +1,8 @@
-// Tiles of 64 x 64 f32 in shared memory and products of them on CUDA cores with 256 threads: for f32, and for any head_dim.
+// Tiles of 64 x 64 f32 in shared memory and products of them on CUDA cores with 256 threads: for f32, and for any
+// head_dim.
 //
-// Thread (y, x) = (threadIdx.x / 16, threadIdx.x % 16) computes 4 x 4 results. A result is one sum in ascending order of the inner
-// index.
+// Thread (y, x) = (threadIdx.x / 16, threadIdx.x % 16) computes 4 x 4 results. A result is one sum in ascending order
+// of the inner index.
 #pragma once
 
 #include "cuh/base.cuh"
@@ -13,8 +14,8 @@ constexpr int FMA_COLUMNS = 64;
 constexpr int FMA_PITCH = FMA_COLUMNS + 4;
 constexpr int FMA_TILE = FMA_ROWS * FMA_PITCH;
 
-// Fills a tile with columns column .. column + 64 of rows first .. first + 64, widened to f32. Rows from `end` on and columns from
-// `head_dim` on become zeros and are not read.
+// Fills a tile with columns column .. column + 64 of rows first .. first + 64, widened to f32. Rows from `end` on and
+// columns from `head_dim` on become zeros and are not read.
 template <class T, class Rows>
 __device__ __forceinline__ void fill_tile(float* tile, const T* tensor, const Rows& rows, int first, int end, int column,
                                           int head_dim) {
@@ -28,7 +29,8 @@ __device__ __forceinline__ void fill_tile(float* tile, const T* tensor, const Ro
   }
 }
 
-// c[i][j] += row 4y + i of a times row x + 16j of b, over the first `columns` columns, rounded up to 4 (the tile has zeros there).
+// c[i][j] += row 4y + i of a times row x + 16j of b, over the first `columns` columns, rounded up to 4 (the tile has
+// zeros there).
 __device__ __forceinline__ void multiply_columns(float (&c)[4][4], const float* a, const float* b, int columns) {
   a += threadIdx.x / 16 * 4 * FMA_PITCH;
   b += threadIdx.x % 16 * FMA_PITCH;
@@ -50,7 +52,8 @@ __device__ __forceinline__ void multiply_columns(float (&c)[4][4], const float* 
   }
 }
 
-// c[i][j] += row 4y + i of a times column 4x + j of b, over the first `rows` rows of b, rounded up to 4 (a has zeros there).
+// c[i][j] += row 4y + i of a times column 4x + j of b, over the first `rows` rows of b, rounded up to 4 (a has zeros
+// there).
 __device__ __forceinline__ void multiply_tiles(float (&c)[4][4], const float* a, const float* b, int rows) {
   a += threadIdx.x / 16 * 4 * FMA_PITCH;
   b += threadIdx.x % 16 * 4;

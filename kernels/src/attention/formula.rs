@@ -41,8 +41,8 @@ pub fn fwd(case: &Case, q: &[f64], k: &[f64], v: &[f64], scale: f64) -> (Vec<f64
     (o.concat(), lse)
 }
 
-/// The gradients of `sum(d_o * o)` for q, k and v, by the chain rule with the output `o`, which may have been rounded. Tests compare it
-/// with differences of [`fwd`].
+/// The gradients of `sum(d_o * o)` for q, k and v, by the chain rule with the output `o`, which may have been
+/// rounded. Tests compare it with differences of [`fwd`].
 pub fn bwd(case: &Case, [q, k, v]: [&[f64]; 3], o: &[f64], d_o: &[f64], scale: f64) -> [Vec<f64>; 3] {
     let d = case.head_dim;
     let (_, lse) = fwd(case, q, k, v, scale);
@@ -96,7 +96,8 @@ impl Roundings {
     }
 }
 
-/// State of a row's online softmax: the largest score times log2 e, the sum of exponentials, and the sum of exponentials times values.
+/// State of a row's online softmax: the largest score times log2 e, the sum of exponentials, and the sum of
+/// exponentials times values.
 struct Sums(f64, f64, Vec<f64>);
 
 impl Sums {
@@ -119,8 +120,8 @@ impl Sums {
     }
 }
 
-/// The output of [`fwd`] with roundings. Probabilities are relative to the largest score of the segment of 512 keys up to the end of
-/// their block of 64 keys.
+/// The output of [`fwd`] with roundings. Probabilities are relative to the largest score of the segment of 512 keys
+/// up to the end of their block of 64 keys.
 pub fn fwd_rounded(case: &Case, q: &[f64], k: &[f64], v: &[f64], scale: f64, r: Roundings) -> Vec<f64> {
     let (d, factor) = (case.head_dim, (r.each)(scale * LOG2_E));
     let mut o = Vec::new();

@@ -1,7 +1,7 @@
 // Forward pass of 64 queries over a range of key blocks on tensor cores: 4 warps of 16 queries each.
 //
-// HEAD_DIM is the number of columns of queries and keys, COLUMNS that of values and output. They differ only for head_dim > 128, where
-// a block of threads computes 64 columns of the output.
+// HEAD_DIM is the number of columns of queries and keys, COLUMNS that of values and output. They differ only for
+// head_dim > 128, where a block of threads computes 64 columns of the output.
 #pragma once
 
 #include "attention/tile.cuh"
@@ -13,15 +13,17 @@ constexpr int STAGES = HEAD_DIM > 128 ? 1 : 2;
 template <int HEAD_DIM, int COLUMNS>
 constexpr int STAGE_BYTES = Tile<HEAD_DIM>::BYTES + Tile<COLUMNS>::BYTES;
 
-// State of a thread's two rows, g and g + 8 of its warp's 16: softmax statistics and outputs that are not divided by the sum yet.
+// State of a thread's two rows, g and g + 8 of its warp's 16: softmax statistics and outputs that are not divided by
+// the sum yet.
 template <int COLUMNS>
 struct Attended {
   SoftmaxRow row[2];
   float o[COLUMNS / 8][4];
 };
 
-// Adds one block of keys for one warp. q, k and v are the addresses of this lane's fragments. With MASK the rows of the warp see
-// different keys of the block: row r the first limit[r / 8] keys, the warp's last row the first `visible`.
+// Adds one block of keys for one warp. q, k and v are the addresses of this lane's fragments. With MASK the rows of
+// the warp see different keys of the block: row r the first limit[r / 8] keys, the warp's last row the first
+// `visible`.
 template <int HEAD_DIM, int COLUMNS, bool MASK>
 __device__ __forceinline__ void take_keys(Attended<COLUMNS>& part, u32 q, u32 k, u32 v, float factor,
                                           const int (&limit)[2], int visible, int head_dim) {
@@ -92,9 +94,10 @@ __device__ __forceinline__ void end_segment(Attended<COLUMNS>& total, Attended<C
   }
 }
 
-// Attention of queries 0 .. count (at most 64) over key blocks begin .. end; keys from `keys_end` on are not read. `queries.head(r)` is
-// the index of the first element of query r's head. Query r sees the keys below limit(r), which does not decrease and is at most
-// keys_end. `shared` is aligned to 512 bytes; when this returns, each warp may reuse its own rows of the queries' tile.
+// Attention of queries 0 .. count (at most 64) over key blocks begin .. end; keys from `keys_end` on are not read.
+// `queries.head(r)` is the index of the first element of query r's head. Query r sees the keys below limit(r), which
+// does not decrease and is at most keys_end. `shared` is aligned to 512 bytes; when this returns, each warp may reuse
+// its own rows of the queries' tile.
 template <int HEAD_DIM, int COLUMNS, bool PADDED, class Queries, class Keys, class Limit>
 __device__ __forceinline__ void attend(Attended<COLUMNS>& total, char* shared, const bf16* q, const Queries& queries,
                                        int count, const bf16* k, const bf16* v, const Keys& keys, int keys_end,

@@ -1,19 +1,19 @@
 //! Softmax attention over a packed batch, and its gradient. Training and the vision tower use it.
 //!
-//! For each sequence, head and query `i`, over the keys `j` of the sequence (`j <= i` if causal):
-//! `s_j = scale * q_i . k_j`, `p_j = e^(s_j - lse_i)` with `lse_i = ln sum_j e^(s_j)`, `o_i = sum_j p_j v_j`. Query head `h` uses key
+//! For each sequence, head and query `i`, over the keys `j` of the sequence (`j <= i` if causal): `s_j = scale * q_i
+//! . k_j`, `p_j = e^(s_j - lse_i)` with `lse_i = ln sum_j e^(s_j)`, `o_i = sum_j p_j v_j`. Query head `h` uses key
 //! head `h / (heads / kv_heads)`.
 //!
-//! Gradient: `delta_i = d_o_i . o_i`, `dv_j = sum_i p_ij d_o_i`, `ds_ij = p_ij (d_o_i . v_j - delta_i)`,
-//! `dq_i = scale * sum_j ds_ij k_j`, `dk_j = scale * sum_i ds_ij q_i`. A key head sums over the query heads that use it.
+//! Gradient: `delta_i = d_o_i . o_i`, `dv_j = sum_i p_ij d_o_i`, `ds_ij = p_ij (d_o_i . v_j - delta_i)`, `dq_i =
+//! scale * sum_j ds_ij k_j`, `dk_j = scale * sum_i ds_ij q_i`. A key head sums over the query heads that use it.
 //!
-//! Shapes: q, o `[tokens, heads, head_dim]`, k, v `[tokens, kv_heads, head_dim]`, f32 or bf16. Sequence `n` is the tokens
-//! `cu_seqlens[n] .. cu_seqlens[n + 1]` and may be empty. Outputs of tokens outside every sequence are not written. In CUDA `scale`
-//! must be positive.
+//! Shapes: q, o `[tokens, heads, head_dim]`, k, v `[tokens, kv_heads, head_dim]`, f32 or bf16. Sequence `n` is the
+//! tokens `cu_seqlens[n] .. cu_seqlens[n + 1]` and may be empty. Outputs of tokens outside every sequence are not
+//! written. In CUDA `scale` must be positive.
 //!
 //! # Shared prefix
-//! A sequence may have a prefix: a range of other sequences' tokens whose keys come before its own. All its queries see all keys of the
-//! prefix. Example, a GRPO group with a prompt of 3 tokens and two completions of 2 tokens each:
+//! A sequence may have a prefix: a range of other sequences' tokens whose keys come before its own. All its queries
+//! see all keys of the prefix. Example, a GRPO group with a prompt of 3 tokens and two completions of 2 tokens each:
 //!
 //! ```text
 //! tokens      P P P A A B B          cu_seqlens = [0, 3, 5, 7]
@@ -34,24 +34,27 @@
 //!   o = total.output / total.sum
 //! ```
 //!
-//! A row never reads a key that it may not see. So its bits depend on its own query and keys alone, not on other rows, sequences or
-//! threads, and [`crate::paged_attention`], which runs the same code, gives the same bits. The gradients have a fixed order too: `dq`
-//! sums over keys in ascending order; `dk` and `dv` sum over sequences ascending, tiles of 64 queries descending, heads ascending.
+//! A row never reads a key that it may not see. So its bits depend on its own query and keys alone, not on other
+//! rows, sequences or threads, and [`crate::paged_attention`], which runs the same code, gives the same bits. The
+//! gradients have a fixed order too: `dq` sums over keys in ascending order; `dk` and `dv` sum over sequences
+//! ascending, tiles of 64 queries descending, heads ascending.
 //!
 //! # Numerics
-//! Everything between load and store is f32, the probabilities too, with one exception: bf16 on tensor cores (forward for head_dim up
-//! to 256; backward for 64, 72, 80 and 128) rounds the factors of matrix products to bf16. These are, forward, the probabilities
-//! relative to the largest score so far, and, backward, `p` and `p (d_o . v - delta)`. There, a key that a query does not see but a
-//! later query of the same 16 rows does is multiplied by 0 (departure 2 in `sm80.cu`).
+//! Everything between load and store is f32, the probabilities too, with one exception: bf16 on tensor cores (forward
+//! for head_dim up to 256; backward for 64, 72, 80 and 128) rounds the factors of matrix products to bf16. These are,
+//! forward, the probabilities relative to the largest score so far, and, backward, `p` and `p (d_o . v - delta)`.
+//! There, a key that a query does not see but a later query of the same 16 rows does is multiplied by 0 (departure 2
+//! in `sm80.cu`).
 //!
-//! In f32 every addition rounds; `2^x` is good to 2 units in the last place (`ex2.approx.ftz.f32`). Tolerance: f32 up to 20 times one
-//! rounding for o and 300 for gradients, in which `d_o . v` and delta cancel, and more where scores are large and the softmax
-//! saturates; bf16 2.5 times.
+//! In f32 every addition rounds; `2^x` is good to 2 units in the last place (`ex2.approx.ftz.f32`). Tolerance: f32 up
+//! to 20 times one rounding for o and 300 for gradients, in which `d_o . v` and delta cancel, and more where scores
+//! are large and the softmax saturates; bf16 2.5 times.
 //!
 //! # Bound
-//! f32 multiply-adds (cpu; f32 in CUDA) or matrix products (bf16 in CUDA): `4 * head_dim` operations a pair of query and key forward,
-//! `10 * head_dim` backward. On tensor cores the backward pass needs a workspace for that and no prefix, else it does `14 * head_dim`.
-//! With the workspace the sums of `dq` pass from key block to key block (128 or 64 keys) through L2, 8 bytes an element each time.
+//! f32 multiply-adds (cpu; f32 in CUDA) or matrix products (bf16 in CUDA): `4 * head_dim` operations a pair of query
+//! and key forward, `10 * head_dim` backward. On tensor cores the backward pass needs a workspace for that and no
+//! prefix, else it does `14 * head_dim`. With the workspace the sums of `dq` pass from key block to key block (128 or
+//! 64 keys) through L2, 8 bytes an element each time.
 
 pub(crate) mod check;
 pub(crate) mod cpu;
@@ -75,9 +78,11 @@ params! {
         pub o: Addr,
         /// f32 `[tokens, heads]`, written: the natural logarithm of each row's sum of exponentials; may be null.
         pub lse: Addr,
-        /// i32 `[seqs + 1]`: first token of each sequence and the end of the last; not decreasing, from 0 to at most `tokens`.
+        /// i32 `[seqs + 1]`: first token of each sequence and the end of the last; not decreasing, from 0 to at most
+        /// `tokens`.
         pub cu_seqlens: Addr,
-        /// i32 `[seqs, 2]`: first token and number of tokens of each sequence's prefix, all of them in sequences; null: no prefixes.
+        /// i32 `[seqs, 2]`: first token and number of tokens of each sequence's prefix, all of them in sequences;
+        /// null: no prefixes.
         pub prefix: Addr,
         /// Tokens of all sequences.
         pub tokens: u32,
@@ -121,12 +126,14 @@ params! {
         pub dv: Addr,
         /// f32 `[tokens, heads]`, workspace.
         pub delta: Addr,
-        /// [`workspace`] bytes, aligned to 16, with which the backward pass takes five matrix products instead of seven; may be null.
-        /// Device `cpu` does not use it.
+        /// [`workspace`] bytes, aligned to 16, with which the backward pass takes five matrix products instead of
+        /// seven; may be null. Device `cpu` does not use it.
         pub workspace: Addr,
-        /// i32 `[seqs + 1]`: first token of each sequence and the end of the last; not decreasing, from 0 to at most `tokens`.
+        /// i32 `[seqs + 1]`: first token of each sequence and the end of the last; not decreasing, from 0 to at most
+        /// `tokens`.
         pub cu_seqlens: Addr,
-        /// i32 `[seqs, 2]`: first token and number of tokens of each sequence's prefix, all of them in sequences; null: no prefixes.
+        /// i32 `[seqs, 2]`: first token and number of tokens of each sequence's prefix, all of them in sequences;
+        /// null: no prefixes.
         pub prefix: Addr,
         /// Tokens of all sequences.
         pub tokens: u32,
@@ -186,8 +193,8 @@ kernel!(pub FWD_BF16, "attention_fwd_bf16", FwdParams, cpu::fwd::<half::bf16>, &
 kernel!(pub BWD_F32, "attention_bwd_f32", BwdParams, cpu::bwd::<f32>, &SOURCE, plan::bwd_f32);
 kernel!(pub BWD_BF16, "attention_bwd_bf16", BwdParams, cpu::bwd::<half::bf16>, &SOURCE, plan::bwd_bf16);
 
-/// The forward launch. `dtype` is the type of q, k, v and o, F32 or BF16; `pairs` is the number of (query, key) pairs of one head,
-/// see [`pairs`].
+/// The forward launch. `dtype` is the type of q, k, v and o, F32 or BF16; `pairs` is the number of (query, key) pairs
+/// of one head, see [`pairs`].
 pub fn fwd(dtype: DType, params: &FwdParams, pairs: f64) -> Launch {
     let kernel = if dtype == DType::F32 { &FWD_F32 } else { &FWD_BF16 };
     let (tokens, heads, kv_heads) = (params.tokens as f64, params.heads as f64, params.kv_heads as f64);
@@ -197,9 +204,9 @@ pub fn fwd(dtype: DType, params: &FwdParams, pairs: f64) -> Launch {
     Launch::kernel(kernel, params, Cost { flops: 4.0 * d * heads * pairs, bytes })
 }
 
-/// Bytes of the workspace with which the backward kernel takes five matrix products instead of seven: an f32 for each element of dq,
-/// whose partial sums pass from one block of keys to the next, and a turn counter for each row. Returns 0 if the kernel would not use
-/// it: in f32, for a head_dim without a tensor-core kernel, and with prefixes.
+/// Bytes of the workspace with which the backward kernel takes five matrix products instead of seven: an f32 for each
+/// element of dq, whose partial sums pass from one block of keys to the next, and a turn counter for each row.
+/// Returns 0 if the kernel would not use it: in f32, for a head_dim without a tensor-core kernel, and with prefixes.
 pub fn workspace(dtype: DType, p: &BwdParams) -> usize {
     if dtype != DType::BF16 || !plan::on_tensor_cores(p.head_dim) || !p.prefix.is_null() {
         return 0;
@@ -207,8 +214,9 @@ pub fn workspace(dtype: DType, p: &BwdParams) -> usize {
     4 * p.tokens as usize * p.heads as usize * (p.head_dim as usize + 1)
 }
 
-/// The backward launch. `dtype` is the type of q, k, v, o and their gradients, F32 or BF16; `pairs` is the number of (query, key) pairs
-/// of one head. The cost counts the workspace as written and read once, which is the traffic if its sums do not stay in L2.
+/// The backward launch. `dtype` is the type of q, k, v, o and their gradients, F32 or BF16; `pairs` is the number of
+/// (query, key) pairs of one head. The cost counts the workspace as written and read once, which is the traffic if
+/// its sums do not stay in L2.
 pub fn bwd(dtype: DType, params: &BwdParams, pairs: f64) -> Launch {
     let kernel = if dtype == DType::F32 { &BWD_F32 } else { &BWD_BF16 };
     let (tokens, heads, kv_heads) = (params.tokens as f64, params.heads as f64, params.kv_heads as f64);
@@ -266,7 +274,8 @@ impl Case {
     }
 }
 
-/// Batches that checks and benches share: lengths around the block sizes, shared key heads, head_dims off the vector width.
+/// Batches that checks and benches share: lengths around the block sizes, shared key heads, head_dims off the vector
+/// width.
 pub fn cases() -> Vec<Case> {
     let case = |lengths: &[usize], (heads, kv_heads), head_dim, causal, spread| Case {
         lengths: lengths.to_vec(),
@@ -279,7 +288,8 @@ pub fn cases() -> Vec<Case> {
     };
     let group =
         Case { prefix: vec![(0, 0), (0, 70), (0, 70), (0, 70)], ..case(&[70, 9, 65, 1], (4, 2), 64, true, 1.0) };
-    // Many sequences, most of them empty, so that the plan of the backward pass sees enough blocks to choose tiles of 128 keys.
+    // Many sequences, most of them empty, so that the plan of the backward pass sees enough blocks to choose tiles of
+    // 128 keys.
     let many = |lengths: &[usize], heads, head_dim, causal, spread| {
         case(&[&[0; 120], lengths, &[0; 90]].concat(), heads, head_dim, causal, spread)
     };

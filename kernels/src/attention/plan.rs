@@ -12,8 +12,8 @@ const FMA_TILE: u32 = 64 * 68 * 4;
 /// Columns of the output that a block of threads writes on CUDA cores.
 const FMA_COLUMNS: u32 = 128;
 
-/// Bytes of a tile of 64 bf16 rows: for head_dim 64 and 128 without gaps, otherwise rows are an odd number of 16-byte chunks apart
-/// (`Tile` of tile.cuh).
+/// Bytes of a tile of 64 bf16 rows: for head_dim 64 and 128 without gaps, otherwise rows are an odd number of 16-byte
+/// chunks apart (`Tile` of tile.cuh).
 const fn mma_tile(head_dim: u32) -> u32 {
     let chunks = if head_dim.is_multiple_of(64) { head_dim / 8 } else { 2 * head_dim.div_ceil(16) + 1 };
     64 * 16 * chunks
@@ -81,8 +81,8 @@ pub fn bwd_f32(p: &BwdParams, _: &Arch) -> Vec<Stage> {
     bwd_fma(["attention_bwd_f32", "attention_bwd_f32_dkv", "attention_bwd_f32_dq"], p)
 }
 
-/// Bytes of shared memory of a backward block of `keys` keys: keys, values, two tiles of queries, one tile of d_o, ds, and two buffers of
-/// lse and delta for 64 queries.
+/// Bytes of shared memory of a backward block of `keys` keys: keys, values, two tiles of queries, one tile of d_o,
+/// ds, and two buffers of lse and delta for 64 queries.
 const fn key_tiles(head_dim: u32, keys: u32) -> u32 {
     2 * (mma_tile(head_dim) / 64 * keys) + 3 * mma_tile(head_dim) + 2 * 64 * keys + 2 * (2 * 64 * 4)
 }
@@ -104,8 +104,8 @@ pub fn bwd_bf16(p: &BwdParams, arch: &Arch) -> Vec<Stage> {
     let blocks = |keys| slots(p.tokens, p.seqs, p.max_seqlen, keys) * p.kv_heads as u64;
     let (d, shared) = (p.head_dim, key_tiles(p.head_dim, WIDE as u32));
     let narrow = key_tiles(d, ROWS as u32);
-    // A tile of 128 keys reads queries and passes sums half as often. It needs a sequence that fills it, and half as many blocks must
-    // still keep every multiprocessor busy.
+    // A tile of 128 keys reads queries and passes sums half as often. It needs a sequence that fills it, and half as
+    // many blocks must still keep every multiprocessor busy.
     let enough = p.max_seqlen as u64 > ROWS && 2 * blocks(WIDE) >= 3 * arch.multiprocessors as u64;
     let wide = enough && shared + STATIC <= arch.shared_per_block;
     let stages = if p.workspace.is_null() || !p.prefix.is_null() {

@@ -47,8 +47,9 @@ struct SequenceTile {
   int begin, count;   // first row of the tile within the sequence, and its rows; count <= 0 if there is no such tile
 };
 
-// An upper bound on the number of tiles of ROWS rows: the smaller of (a) the longest sequence's tiles for each sequence and (b) all
-// tokens packed, with one incomplete tile for each sequence. The host's grid is this times the number of heads (plan.rs: slots).
+// An upper bound on the number of tiles of ROWS rows: the smaller of (a) the longest sequence's tiles for each
+// sequence and (b) all tokens packed, with one incomplete tile for each sequence. The host's grid is this times the
+// number of heads (plan.rs: slots).
 template <int ROWS>
 __device__ __forceinline__ u64 tile_slots(u64 tokens, u64 seqs, u64 max_seqlen) {
   const u64 even = seqs * ceil_div<u64>(max_seqlen, ROWS), packed = (tokens + (ROWS - 1) * seqs) / ROWS;

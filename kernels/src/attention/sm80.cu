@@ -1,4 +1,5 @@
-// Attention over packed sequences, and its gradient; formula, shapes, limits, order of summation and tolerances: mod.rs.
+// Attention over packed sequences, and its gradient; formula, shapes, limits, order of summation and tolerances:
+// mod.rs.
 //
 //   forward:   for each block of 64 keys (copied while the block before it is computed):
 //                s = q k^T; mask; p, row_max, sum, o = online_softmax(s); o += p v
@@ -13,43 +14,49 @@
 //              with a prefix, without a workspace, or on CUDA cores there is no relay; a further stage computes dq:
 //                for each block of keys: s = q k^T; dp = d_o v^T; ds = p (dp - delta); dq += ds k
 //
-// Tiles. A block of threads computes 64 queries of one head, or 64 keys of one key head (128 keys in the backward pass on tensor
-// cores if that still makes enough blocks, see plan.rs). bf16 uses m16n8k16 products, 16 rows a warp (forward_mma.cuh,
-// backward_keys.cuh): head_dim 64, 72, 80 and 128 are compiled to size, others up to 256 are padded with zeros. f32, longer heads and
-// the gradients of other bf16 head_dims use fused multiply-adds, 4 x 4 results a thread (*_fma.cuh).
+// Tiles. A block of threads computes 64 queries of one head, or 64 keys of one key head (128 keys in the backward
+// pass on tensor cores if that still makes enough blocks, see plan.rs). bf16 uses m16n8k16 products, 16 rows a warp
+// (forward_mma.cuh, backward_keys.cuh): head_dim 64, 72, 80 and 128 are compiled to size, others up to 256 are padded
+// with zeros. f32, longer heads and the gradients of other bf16 head_dims use fused multiply-adds, 4 x 4 results a
+// thread (*_fma.cuh).
 //
-// Order of gradients. No atomics: dq sums over keys ascending, 16 at a time; dk and dv sum over sequences ascending, query tiles
-// descending, heads of the group ascending (visits.cuh). So no row's bits depend on other rows, sequences, heads or the grid.
+// Order of gradients. No atomics: dq sums over keys ascending, 16 at a time; dk and dv sum over sequences ascending,
+// query tiles descending, heads of the group ascending (visits.cuh). So no row's bits depend on other rows,
+// sequences, heads or the grid.
 //
-// Numerics. Scores, maxima, sums, outputs and gradients accumulate in f32; 2^x has a relative error of 2^-22. bf16 on tensor cores
-// rounds to bf16: forward p = 2^(s - maximum so far) as a factor of v (the sum of p takes the unrounded value); backward p and ds as
-// factors of d_o, q and k. Each output rounds once.
+// Numerics. Scores, maxima, sums, outputs and gradients accumulate in f32; 2^x has a relative error of 2^-22. bf16 on
+// tensor cores rounds to bf16: forward p = 2^(s - maximum so far) as a factor of v (the sum of p takes the unrounded
+// value); backward p and ds as factors of d_o, q and k. Each output rounds once.
 //
-// Grid (x). The number of tiles is an upper bound from tokens, sequences and the longest sequence; blocks beyond the last tile return
-// at once, and a binary search finds the sequence of a tile (sequences.cuh). Query tiles: key heads outermost, then tiles from the
-// last, which has the most keys, to the first, then the heads of the group. Key tiles: from the first, which has the most queries, to
-// the last, key heads innermost.
+// Grid (x). The number of tiles is an upper bound from tokens, sequences and the longest sequence; blocks beyond the
+// last tile return at once, and a binary search finds the sequence of a tile (sequences.cuh). Query tiles: key heads
+// outermost, then tiles from the last, which has the most keys, to the first, then the heads of the group. Key tiles:
+// from the first, which has the most queries, to the last, key heads innermost.
 //
-// The relay of dq. The sum of a query tile passes from key tile to key tile in ascending order, so that it has the bits of one block
-// that takes all keys in order. Example with three key tiles (0, 1, 2) and one query tile that sees all of them:
+// The relay of dq. The sum of a query tile passes from key tile to key tile in ascending order, so that it has the
+// bits of one block that takes all keys in order. Example with three key tiles (0, 1, 2) and one query tile that sees
+// all of them:
 //   block 0: turn is 0: sums = ds0^T k0;        turn = 1
 //   block 1: waits for turn 1: sums += ds1^T k1; turn = 2
 //   block 2: waits for turn 2: writes dq = sums + ds2^T k2
-// No deadlock: a block waits only for the key tile before its own, of the same key head and sequence. That block has a smaller number,
-// and a GPU starts blocks in order, so the running block with the smallest number never waits. Waits are short after the first visit:
-// all blocks visit query tiles from the last to the first and every head of a tile before the next tile, so the blocks of a sequence
-// run in step, each one visit and one hand-over (store, release, acquire) behind the block before it. If causal, later key tiles have
-// fewer visits and finish first, when no block waits for them any more. The longest chain is the visits of a first tile: for 8192
-// tokens and 7 query heads a key head, 896 visits of 128 keys and 64 queries; with 4 key heads each of 132 multiprocessors has 882.
+// No deadlock: a block waits only for the key tile before its own, of the same key head and sequence. That block has
+// a smaller number, and a GPU starts blocks in order, so the running block with the smallest number never waits.
+// Waits are short after the first visit: all blocks visit query tiles from the last to the first and every head of a
+// tile before the next tile, so the blocks of a sequence run in step, each one visit and one hand-over (store,
+// release, acquire) behind the block before it. If causal, later key tiles have fewer visits and finish first, when
+// no block waits for them any more. The longest chain is the visits of a first tile: for 8192 tokens and 7 query
+// heads a key head, 896 visits of 128 keys and 64 queries; with 4 key heads each of 132 multiprocessors has 882.
 //
-// Departures. (1) With a prefix, scores and dp are computed twice, 7 products instead of 5: a prefix may lie behind the tokens that
-// use it, and then a tile would wait for blocks with larger numbers. (2) In a tile that the diagonal crosses, products go over 16 keys
-// at a time: a key after a query but before the last of those 16 has p = 0, so a value there that is not finite makes the row NaN.
-// Keys after the tile's last key and keys of other sequences are not read. (3) On CUDA cores whole diagonal blocks are computed.
-// (4) Rows that are not a multiple of 16 bytes are read and written element by element.
+// Departures. (1) With a prefix, scores and dp are computed twice, 7 products instead of 5: a prefix may lie behind
+// the tokens that use it, and then a tile would wait for blocks with larger numbers. (2) In a tile that the diagonal
+// crosses, products go over 16 keys at a time: a key after a query but before the last of those 16 has p = 0, so a
+// value there that is not finite makes the row NaN. Keys after the tile's last key and keys of other sequences are
+// not read. (3) On CUDA cores whole diagonal blocks are computed. (4) Rows that are not a multiple of 16 bytes are
+// read and written element by element.
 //
-// Bound. Matrix products (bf16), multiply-adds (f32). A warp does 14 operations for a byte that it reads of shared memory; a visit of
-// 128 keys does 106 operations for a byte of queries and sums that it moves to and from L2, a visit of 64 keys 53.
+// Bound. Matrix products (bf16), multiply-adds (f32). A warp does 14 operations for a byte that it reads of shared
+// memory; a visit of 128 keys does 106 operations for a byte of queries and sums that it moves to and from L2, a
+// visit of 64 keys 53.
 #include "attention/backward_fma.cuh"
 #include "attention/backward_keys.cuh"
 #include "attention/backward_mma.cuh"
@@ -57,15 +64,17 @@
 #include "attention/forward_mma.cuh"
 #include "attention/sequences.cuh"
 
-// The query tile and head of a block of threads. It is kept in shared memory because registers are scarce where it is used last.
+// The query tile and head of a block of threads. It is kept in shared memory because registers are scarce where it is
+// used last.
 struct QueryTile {
   SequenceTile range;
   int head, kv_head;
   int part;  // which range of columns of the output
 };
 
-// Finds the block's query tile; returns false if there is none. Key heads are outermost, so that running blocks share few keys; then
-// tiles from the last, which is the longest if causal; the parts of a row are innermost. Only thread 0 searches.
+// Finds the block's query tile; returns false if there is none. Key heads are outermost, so that running blocks share
+// few keys; then tiles from the last, which is the longest if causal; the parts of a row are innermost. Only thread 0
+// searches.
 template <int ROWS, class P>
 __device__ __forceinline__ bool query_tile(const P& p, u32 parts, QueryTile& tile) {
   if (threadIdx.x == 0) {
@@ -203,8 +212,9 @@ struct KeyTile {
   int kv_head, part;
 };
 
-// Finds the block's key tile and its first visits; returns false if there is none. Tiles are in ascending order: if causal, the most
-// queries see the first. Key heads are innermost, so that the longest tiles of all heads start together.
+// Finds the block's key tile and its first visits; returns false if there is none. Tiles are in ascending order: if
+// causal, the most queries see the first. Key heads are innermost, so that the longest tiles of all heads start
+// together.
 template <int ROWS>
 __device__ __forceinline__ bool key_tile(const BwdParams& p, u32 parts, KeyTile& tile, Visits<ROWS>& visits) {
   if (threadIdx.x == 0) {

@@ -1,8 +1,9 @@
-// Tiles in shared memory: 64 rows (in the backward pass also 128 keys) of HEAD_DIM bf16, laid out so that ldmatrix has no bank
-// conflict, with copies from global memory and products of them. The unit of the layout is a chunk of 16 bytes.
+// Tiles in shared memory: 64 rows (in the backward pass also 128 keys) of HEAD_DIM bf16, laid out so that ldmatrix
+// has no bank conflict, with copies from global memory and products of them. The unit of the layout is a chunk of 16
+// bytes.
 //
-// PADDED: the tile holds columns `column` .. `column` + HEAD_DIM of heads with any `head_dim`, and zeros beyond it. Otherwise head_dim
-// is HEAD_DIM and column is 0.
+// PADDED: the tile holds columns `column` .. `column` + HEAD_DIM of heads with any `head_dim`, and zeros beyond it.
+// Otherwise head_dim is HEAD_DIM and column is 0.
 #pragma once
 
 #include "cuh/base.cuh"
@@ -12,9 +13,9 @@
 constexpr int TILE_ROWS = 64;
 constexpr int MMA_THREADS = 128;
 
-// For ldmatrix without bank conflicts the chunks of eight neighbouring rows in one column must differ in their address modulo 8 chunks.
-// If a row has 8, 16 or 32 chunks, the chunk number is XORed with the row number; otherwise rows are an odd number of chunks apart.
-// Shared memory begins at a multiple of 512 bytes, the longest row.
+// For ldmatrix without bank conflicts the chunks of eight neighbouring rows in one column must differ in their
+// address modulo 8 chunks. If a row has 8, 16 or 32 chunks, the chunk number is XORed with the row number; otherwise
+// rows are an odd number of chunks apart. Shared memory begins at a multiple of 512 bytes, the longest row.
 template <int HEAD_DIM>
 struct Tile {
   static_assert(HEAD_DIM % 8 == 0 && HEAD_DIM <= 256, "a tile's head");
@@ -24,8 +25,9 @@ struct Tile {
   static constexpr int PITCH = XOR ? CHUNKS : 2 * STEPS + 1;
   static constexpr int BYTES = TILE_ROWS * PITCH * 16;
 
-  // Row and chunk of item `at` when threads copy all chunks of ROWS rows, numbered so that eight neighbouring items have no bank
-  // conflict: first the multiples of eight chunks of every row, then the one or two chunks that rows have beyond them.
+  // Row and chunk of item `at` when threads copy all chunks of ROWS rows, numbered so that eight neighbouring items
+  // have no bank conflict: first the multiples of eight chunks of every row, then the one or two chunks that rows
+  // have beyond them.
   template <int ROWS>
   __device__ static __forceinline__ void item(int at, int& row, int& chunk) {
     constexpr int WHOLE = CHUNKS / 8 * 8, EXTRA = CHUNKS % 8;
@@ -66,8 +68,8 @@ __device__ __forceinline__ void clear_padding(char* tile) {
   }
 }
 
-// Starts to copy rows first .. first + ROWS of a tensor; rows from `end` on become zeros and are not read. `rows.head(r)` is the
-// index of the first element of row r's head.
+// Starts to copy rows first .. first + ROWS of a tensor; rows from `end` on become zeros and are not read.
+// `rows.head(r)` is the index of the first element of row r's head.
 template <int HEAD_DIM, bool PADDED, int ROWS = TILE_ROWS, int THREADS = MMA_THREADS, class Rows>
 __device__ __forceinline__ void copy_rows(u32 tile, char* memory, const bf16* tensor, const Rows& rows, int first, int end,
                                           int head_dim, int column) {
@@ -99,7 +101,8 @@ __device__ __forceinline__ void copy_rows(u32 tile, const bf16* tensor, const Ro
   copy_rows<HEAD_DIM, false, ROWS, THREADS>(tile, nullptr, tensor, rows, first, end, HEAD_DIM, 0);
 }
 
-// Shared-memory address from which a lane reads its part of a left or right operand at row 0; `fragment` adds rows and chunks.
+// Shared-memory address from which a lane reads its part of a left or right operand at row 0; `fragment` adds rows
+// and chunks.
 template <int HEAD_DIM>
 __device__ __forceinline__ u32 left_lane(u32 tile) {
   const int lane = thread_again() % 32;
@@ -124,15 +127,15 @@ __device__ __forceinline__ void left_fragment(u32 (&a)[4], u32 lane, int row, in
   ldmatrix_x4(a, fragment<HEAD_DIM>(lane, row, 2 * step));
 }
 
-// Loads 16 rows as columns of the right operand, for a product over 16 columns of the head: rows 0-7 are b[0], b[1], rows 8-15 b[2],
-// b[3]. `lane` is right_lane.
+// Loads 16 rows as columns of the right operand, for a product over 16 columns of the head: rows 0-7 are b[0], b[1],
+// rows 8-15 b[2], b[3]. `lane` is right_lane.
 template <int HEAD_DIM>
 __device__ __forceinline__ void right_fragment(u32 (&b)[4], u32 lane, int row, int step) {
   ldmatrix_x4(b, fragment<HEAD_DIM>(lane, row, 2 * step));
 }
 
-// c += a times rows row .. row + 16 of a tile, for TILES * 8 columns of the head from chunk `chunk` on (even if the tile is XORed).
-// `lane` is left_lane.
+// c += a times rows row .. row + 16 of a tile, for TILES * 8 columns of the head from chunk `chunk` on (even if the
+// tile is XORed). `lane` is left_lane.
 template <int HEAD_DIM, int TILES>
 __device__ __forceinline__ void multiply_rows(float (&c)[TILES][4], const u32 (&a)[4], u32 lane, int row, int chunk = 0) {
 #pragma unroll
@@ -149,7 +152,8 @@ __device__ __forceinline__ void multiply_rows(float (&c)[TILES][4], const u32 (&
   }
 }
 
-// Packs two neighbouring 16 x 8 fragments of f32, rounded to bf16, as the left operand of a product over their 16 columns.
+// Packs two neighbouring 16 x 8 fragments of f32, rounded to bf16, as the left operand of a product over their 16
+// columns.
 __device__ __forceinline__ void as_left(u32 (&a)[4], const float (&low)[4], const float (&high)[4]) {
   a[0] = pack_bf16(low[0], low[1]);
   a[1] = pack_bf16(low[2], low[3]);
@@ -157,9 +161,9 @@ __device__ __forceinline__ void as_left(u32 (&a)[4], const float (&low)[4], cons
   a[3] = pack_bf16(high[2], high[3]);
 }
 
-// Writes COLUMNS columns of a warp's 16 rows, times a factor for row g and one for row g + 8, rounded to bf16. They pass through the
-// warp's own 16 rows of a tile, which no other warp may use any more; the warp must have passed a barrier. Rows from `end` on are not
-// written.
+// Writes COLUMNS columns of a warp's 16 rows, times a factor for row g and one for row g + 8, rounded to bf16. They
+// pass through the warp's own 16 rows of a tile, which no other warp may use any more; the warp must have passed a
+// barrier. Rows from `end` on are not written.
 template <int HEAD_DIM, int COLUMNS, bool PADDED, class Rows>
 __device__ __forceinline__ void store_rows(bf16* tensor, const Rows& rows, int end, char* tile, int row,
                                            const float (&c)[COLUMNS / 8][4], float low, float high, int head_dim,

@@ -4,7 +4,8 @@
 //     for each tile of 64 queries, from the last to the first that sees any of the keys:
 //       for each query head of the key head's group, ascending: one visit
 //
-// All key tiles of a sequence therefore begin with the same queries and run in step. If causal, they end with different ones.
+// All key tiles of a sequence therefore begin with the same queries and run in step. If causal, they end with
+// different ones.
 #pragma once
 
 #include "attention/sequences.cuh"
@@ -39,8 +40,8 @@ template <int KEYS>
 struct Visits {
   Visit slots[4];
   SequenceTile keys;
-  // State of the search for the next visit: the sequence, whether it sees the keys as its own (1) or in its prefix (0), the first
-  // query of the tile, the head within the group.
+  // State of the search for the next visit: the sequence, whether it sees the keys as its own (1) or in its prefix
+  // (0), the first query of the tile, the head within the group.
   int sequence, own, tile, head;
   int first, length;  // first token and number of tokens of that sequence
 
@@ -65,7 +66,8 @@ struct Visits {
   }
 
  private:
-  // Looks up the first token, the length and the last query tile of a sequence; the tile is negative for an empty sequence.
+  // Looks up the first token, the length and the last query tile of a sequence; the tile is negative for an empty
+  // sequence.
   template <class P>
   __device__ __forceinline__ void enter(const P& p) {
     if (sequence >= static_cast<int>(p.seqs)) return;

@@ -15,7 +15,8 @@ pub unsafe fn copy(p: &Params, team: &Team) {
     team.run(2 * count, |task| {
         let cache = if task % 2 == 0 { p.k_cache } else { p.v_cache };
         let [from, to] = pairs[task / 2].map(|b| b as usize * units);
-        // SAFETY: the caller guarantees it (see the function's safety section): the parts do not overlap those of any other pair.
+        // SAFETY: the caller guarantees it (see the function's safety section): the parts do not overlap those of any
+        // other pair.
         unsafe {
             let cache = Out::<[u64; 2]>::new(cache, blocks * units);
             cache.part(to, units).copy_from_slice(cache.part(from, units));

@@ -1,4 +1,5 @@
-//! The list of kernel folders and of plain matrix products with example calls: what `reel kernels` lists, shows, checks and times.
+//! The list of kernel folders and of plain matrix products with example calls: what `reel kernels` lists, shows,
+//! checks and times.
 
 mod products;
 
@@ -20,7 +21,8 @@ mod tests {
     use std::fs;
     use std::path::Path;
 
-    /// The names that `kernel!(pub X, "name", …)` declares in the text of a module; none if the module wraps `kernel!` in its own macro.
+    /// The names that `kernel!(pub X, "name", …)` declares in the text of a module; none if the module wraps
+    /// `kernel!` in its own macro.
     fn declared(module: &str) -> BTreeSet<&str> {
         let calls = module.split("kernel!(").skip(1).filter(|rest| !rest.starts_with("pub $"));
         calls.filter_map(|rest| rest.split('"').nth(1)).collect()

@@ -18,8 +18,9 @@ pub struct ExampleProduct {
     pub product: Matmul,
 }
 
-/// The three products of a linear layer with input `[m, k]` and weight `[n, k]` (forward, gradient of the input, gradient of the weight) in
-/// both element types, with the layouts of training. The gradient of the weight is added to an f32 array. Sizes: m, n, k.
+/// The three products of a linear layer with input `[m, k]` and weight `[n, k]` (forward, gradient of the input,
+/// gradient of the weight) in both element types, with the layouts of training. The gradient of the weight is added
+/// to an f32 array. Sizes: m, n, k.
 ///
 /// # Errors
 /// An unknown size, or one that the products do not support.

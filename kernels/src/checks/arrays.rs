@@ -38,7 +38,8 @@ pub fn register<T>(x: &[T], written: bool) -> Addr {
     Addr(at)
 }
 
-/// Registers a slice as an input and returns its address. If a kernel writes to it, the owner must be read through [`super::Data`].
+/// Registers a slice as an input and returns its address. If a kernel writes to it, the owner must be read through
+/// [`super::Data`].
 pub fn addr<T>(x: &[T]) -> Addr {
     register(x, true)
 }
@@ -50,7 +51,8 @@ pub fn addr_mut<T>(x: &mut [T]) -> Addr {
     at
 }
 
-/// An address in a launch's parameters: offset of the field, the array that it points into, and the byte within that array.
+/// An address in a launch's parameters: offset of the field, the array that it points into, and the byte within that
+/// array.
 pub fn operands(launch: &KernelLaunch) -> Vec<(usize, Array, usize)> {
     let fields = launch.kernel.fields.iter().filter(|f| f.address);
     let of = |offset: usize| -> Option<(usize, Array, usize)> {
@@ -83,7 +85,8 @@ impl Array {
         unsafe { std::slice::from_raw_parts(self.at as *const u8, self.bytes) }.to_vec()
     }
 
-    /// Writes a kernel's result to the host array. An unchanged input is not written, because it may be a constant in read-only memory.
+    /// Writes a kernel's result to the host array. An unchanged input is not written, because it may be a constant in
+    /// read-only memory.
     pub fn write(&self, bytes: &[u8]) {
         assert_eq!(bytes.len(), self.bytes);
         if self.read() != bytes {

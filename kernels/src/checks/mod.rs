@@ -1,7 +1,8 @@
-//! Checks of kernels against their formulas. The same checks run as tests, by `reel kernels check --device sim`, and on a GPU.
+//! Checks of kernels against their formulas. The same checks run as tests, by `reel kernels check --device sim`, and
+//! on a GPU.
 //!
-//! A folder's `check.rs` has functions that make data, [`run`] launches and compare the results with the formula; they panic if a result
-//! is wrong, as tests do. [`checks!`] lists them, and [`Check::run`] runs one on a device.
+//! A folder's `check.rs` has functions that make data, [`run`] launches and compare the results with the formula;
+//! they panic if a result is wrong, as tests do. [`checks!`] lists them, and [`Check::run`] runs one on a device.
 #![allow(unsafe_code)]
 
 mod arrays;
@@ -64,7 +65,8 @@ pub struct CheckSetup {
     pub device: CheckDevice,
     /// Seed of the data and of the interleavings; tests use 0.
     pub seed: u64,
-    /// Number of interleavings (orders of warps and completion times of asynchronous copies) that the simulator tries; results must agree.
+    /// Number of interleavings (orders of warps and completion times of asynchronous copies) that the simulator
+    /// tries; results must agree.
     pub interleavings: u64,
     /// If given, only launches of this kernel run on the device; others run on the CPU.
     pub only: Option<String>,
@@ -169,8 +171,8 @@ pub(crate) fn is_cuda() -> bool {
     RUNNING.with_borrow(|r| !matches!(r.setup.device, CheckDevice::Cpu))
 }
 
-/// Runs a launch on the device of the check: on `threads` CPU threads; on the simulator under the check's interleavings, which must agree
-/// bit for bit without findings; or on the GPU.
+/// Runs a launch on the device of the check: on `threads` CPU threads; on the simulator under the check's
+/// interleavings, which must agree bit for bit without findings; or on the GPU.
 pub(crate) fn run(launch: &Launch, threads: usize) {
     let (device, here) = RUNNING.with_borrow(|r| {
         let here = r.setup.only.as_deref().is_none_or(|only| launch.name() == only);
@@ -208,8 +210,8 @@ pub(crate) fn on_sim(body: impl Fn()) {
     }
 }
 
-/// Declares a folder's checks, functions without arguments: `checks!(equals_the_formula, …)`. Checks after `cuda:` apply to the CUDA code
-/// only. In test builds each check becomes the tests `cpu::…` and `sim::…`.
+/// Declares a folder's checks, functions without arguments: `checks!(equals_the_formula, …)`. Checks after `cuda:`
+/// apply to the CUDA code only. In test builds each check becomes the tests `cpu::…` and `sim::…`.
 macro_rules! checks {
     ($($check:ident),* $(,)? $(; cuda: $($cuda:ident),* $(,)?)?) => {
         /// The checks of the kernels of this folder.

@@ -1,5 +1,5 @@
-//! Mutation tests of synchronisation: changes one synchronisation instruction of a kernel's PTX and runs the launches of its checks on the
-//! simulator, which must report a finding.
+//! Mutation tests of synchronisation: changes one synchronisation instruction of a kernel's PTX and runs the launches
+//! of its checks on the simulator, which must report a finding.
 
 use super::on_sim::MOMENTS;
 use super::{Check, CheckDevice, CheckSetup, RecordedLaunch};
@@ -122,8 +122,8 @@ impl Subject {
         Ok(())
     }
 
-    /// Runs a mutant on at most `launches` of the launches that reach it, from the cheapest to the most expensive, under each completion time
-    /// of asynchronous operations.
+    /// Runs a mutant on at most `launches` of the launches that reach it, from the cheapest to the most expensive,
+    /// under each completion time of asynchronous operations.
     pub fn judge(&self, target: &Target, launches: usize) -> Result<Verdict, String> {
         if target.reached_by.is_empty() {
             return Ok(Verdict::Unreached);
@@ -143,7 +143,8 @@ impl Subject {
         })
     }
 
-    /// Checks that the unchanged kernels have no finding on a launch, so that a finding is due to the mutation. The error is the finding.
+    /// Checks that the unchanged kernels have no finding on a launch, so that a finding is due to the mutation. The
+    /// error is the finding.
     fn check_unchanged(&self, case: &Case) -> Result<(), String> {
         match case.finding(&self.unit)? {
             None => Ok(()),

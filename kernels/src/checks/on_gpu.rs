@@ -16,7 +16,8 @@ pub struct GpuComparison {
     pub elements: usize,
     /// Number of elements whose bits differ.
     pub different: usize,
-    /// The largest relative L2 distance of an array; infinite if NaN or infinities are at different indices or integers differ.
+    /// The largest relative L2 distance of an array; infinite if NaN or infinities are at different indices or
+    /// integers differ.
     pub distance: f64,
 }
 

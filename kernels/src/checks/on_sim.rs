@@ -78,7 +78,11 @@ pub fn run(launch: &KernelLaunch) {
         }
         match &first {
             None => first = Some(results),
-            Some(first) => assert!(*first == results, "{}: seed {seed} gives other results", launch.kernel.name),
+            Some(first) => assert!(
+                *first == results,
+                "{}: results under the interleaving of seed {seed} differ from those of the first",
+                launch.kernel.name
+            ),
         }
     }
     for (array, result) in arrays.iter().zip(first.iter().flatten()) {

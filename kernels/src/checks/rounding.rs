@@ -29,8 +29,8 @@ pub fn exact(x: f64) -> f64 {
     x
 }
 
-/// A model of an f32 approximation whose relative error is at most `limit`: adds a pseudo-random error up to the limit, which depends on
-/// the number alone.
+/// A model of an f32 approximation whose relative error is at most `limit`: adds a pseudo-random error up to the
+/// limit, which depends on the number alone.
 pub fn approximate(x: f64, limit: f64) -> f64 {
     let bits = (x.to_bits() ^ x.to_bits() >> 29).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let share = (bits >> 11) as f64 / (1u64 << 52) as f64 - 1.0;

@@ -23,7 +23,8 @@ pub fn select(name: Option<&str>) -> Vec<(&'static KernelFolder, &'static Check)
     FOLDERS.iter().filter(wanted).flat_map(|f| f.checks.iter().map(move |c| (f, c))).collect()
 }
 
-/// Runs checks one after the other and calls `each` with every outcome. On device `cpu` checks of the CUDA code are skipped.
+/// Runs checks one after the other and calls `each` with every outcome. On device `cpu` checks of the CUDA code are
+/// skipped.
 pub fn run_all(
     checks: &[(&'static KernelFolder, &'static Check)],
     setup: &CheckSetup,

@@ -1,4 +1,5 @@
-//! Test of memory traffic: small calls on the simulator read and write as many bytes as their cost says, without bank conflicts.
+//! Test of memory traffic: small calls on the simulator read and write as many bytes as their cost says, without bank
+//! conflicts.
 //!
 //! A folder's `examples.rs` makes the calls (`traffic`), and `kernel_folder!` declares the test.
 
@@ -6,8 +7,8 @@ use super::{addr, counted_on, on_sim};
 use crate::Addr;
 use crate::launch::{Arch, Launch};
 
-/// Rows of a call of the norms. A GPU with [`SMALL_GPU`]'s two multiprocessors has as many rows a block for them as a whole GPU has
-/// for a long sequence.
+/// Rows of a call of the norms. A GPU with [`SMALL_GPU`]'s two multiprocessors has as many rows a block for them as a
+/// whole GPU has for a long sequence.
 pub(crate) const ROWS: u32 = 128;
 /// Elements of a call of an element-by-element kernel.
 pub(crate) const COUNT: u64 = 1 << 17;

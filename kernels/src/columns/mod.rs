@@ -1,9 +1,10 @@
 //! Copies a range of columns from one matrix to another: splits a fused qkv projection, joins its gradient.
 //!
-//! `dst[r, dst_start + c] = src[r, src_start + c]` for `r < rows`, `c < width`; the other elements of dst do not change.
+//! `dst[r, dst_start + c] = src[r, src_start + c]` for `r < rows`, `c < width`; the other elements of dst do not
+//! change.
 //!
-//! Shapes: src `[rows, src_cols]`, dst `[rows, dst_cols]`, `src_start + width ≤ src_cols`, `dst_start + width ≤ dst_cols`,
-//! any element type of 2 or 4 bytes, no overlap. Bound: memory.
+//! Shapes: src `[rows, src_cols]`, dst `[rows, dst_cols]`, `src_start + width ≤ src_cols`, `dst_start + width ≤
+//! dst_cols`, any element type of 2 or 4 bytes, no overlap. Bound: memory.
 
 pub(crate) mod check;
 mod cpu;

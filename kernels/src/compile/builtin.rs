@@ -89,7 +89,8 @@ impl<'a> Archive<'a> {
         Some(Code::Ptx(String::from_utf8(entry.inflate()?).ok()?))
     }
 
-    /// Returns how many entries belong to the binary's own sources, and how many do not.
+    /// Returns how many compiled kernels of the archive match the sources of this binary (fresh), and how many do not
+    /// (stale).
     pub fn fresh_and_stale(&self) -> (usize, usize) {
         let known = |e: &&Entry<'_>| {
             FOLDERS

@@ -15,8 +15,8 @@ pub trait Blas: Send + Sync {
     /// Returns the library's name and version, such as `cuBLASLt 13.1.0`.
     fn version(&self) -> String;
 
-    /// Returns a summary of the algorithms used so far. The algorithm of a product is a function of its [`ProductShape`],
-    /// the GPU and the library.
+    /// Returns a summary of the algorithms used so far. The algorithm of a product is a function of its
+    /// [`ProductShape`], the GPU and the library.
     fn algorithms(&self) -> Algorithms;
 
     /// Enqueues a product on the stream; m, n and k are above 0.

@@ -1,5 +1,5 @@
-//! The CUDA headers that kernels share, each around one device instruction or one small function, and the grids and blocks of
-//! kernels that are written with them. [`headers::HEADERS`] has the text of the headers.
+//! The CUDA headers that kernels share, each around one device instruction or one small function, and the grids and
+//! blocks of kernels that are written with them. [`headers::HEADERS`] has the text of the headers.
 
 pub mod headers;
 
@@ -20,8 +20,8 @@ pub(crate) fn blocks(symbol: &'static str, blocks: u64, threads: u32) -> Vec<Sta
     if blocks == 0 { Vec::new() } else { vec![Stage::linear(symbol, blocks, threads)] }
 }
 
-/// The launch of a kernel that moves rows (`rows.cuh`) of `cols` elements; `vector` is the number of elements in 16 bytes. Up to 256 threads
-/// with four accesses each move a row; a block has several rows if they are narrow.
+/// The launch of a kernel that moves rows (`rows.cuh`) of `cols` elements; `vector` is the number of elements in 16
+/// bytes. Up to 256 threads with four accesses each move a row; a block has several rows if they are narrow.
 pub(crate) fn rows(symbol: &'static str, rows: u64, cols: u64, vector: u64) -> Vec<Stage> {
     if cols == 0 {
         return Vec::new();
@@ -58,8 +58,8 @@ impl HeldRows {
         if self.threads == 512 { wide } else { usual }
     }
 
-    /// A launch whose blocks, of at least `block` threads, stride over all rows. At most `resident` blocks a multiprocessor are launched, so
-    /// that a block reads the weights once for many rows.
+    /// A launch whose blocks, of at least `block` threads, stride over all rows. At most `resident` blocks a
+    /// multiprocessor are launched, so that a block reads the weights once for many rows.
     pub(crate) fn walk(
         self,
         symbols: [&'static str; 2],
@@ -76,7 +76,8 @@ impl HeldRows {
         blocks(self.symbol(symbols), u64::from(needed.min(arch.multiprocessors * resident)), block)
     }
 
-    /// A launch with a block of 512 threads for each part of the rows, and one that adds up the parts' sums of `columns` columns.
+    /// A launch with a block of 512 threads for each part of the rows, and one that adds up the parts' sums of
+    /// `columns` columns.
     pub(crate) fn parts(self, symbols: [&'static str; 2], sum: &'static str, parts: u64, columns: u64) -> Vec<Stage> {
         let mut stages = if self.cols == 0 { Vec::new() } else { blocks(self.symbol(symbols), parts, 512) };
         if !stages.is_empty() {

@@ -1,9 +1,9 @@
-// What the kernels that normalise rows share: which rows a group of threads owns, and sums over rows (dw of rms_norm, dw and db of
-// layer_norm).
+// What the kernels that normalise rows share: which rows a group of threads owns, and sums over rows (dw of rms_norm,
+// dw and db of layer_norm).
 //
-// Sums over rows: a block owns a part of PART_ROWS rows, its groups equal runs of them. Each thread adds up its HELD columns over
-// its group's rows in ascending order (registers); add_groups adds the groups' sums in order; the block writes its row of `partial`;
-// sum_parts, a launch of its own, adds up the rows of `partial`.
+// Sums over rows: a block owns a part of PART_ROWS rows, its groups equal runs of them. Each thread adds up its HELD
+// columns over its group's rows in ascending order (registers); add_groups adds the groups' sums in order; the block
+// writes its row of `partial`; sum_parts, a launch of its own, adds up the rows of `partial`.
 #pragma once
 
 #include "cuh/held.cuh"
@@ -14,8 +14,8 @@ constexpr int FWD_BLOCK = 256;
 constexpr int BWD_BLOCK = 512;
 constexpr int WIDE = 512;
 
-// The rows of a group in a backward kernel: row, row + step, ... below end. The block makes `steps` steps, as many as its group with
-// the most rows, so that all groups reach the same barriers.
+// The rows of a group in a backward kernel: row, row + step, ... below end. The block makes `steps` steps, as many as
+// its group with the most rows, so that all groups reach the same barriers.
 struct GroupRows {
   u64 row, end, step;
   u32 steps;
@@ -79,7 +79,8 @@ __device__ __forceinline__ void add_groups(float (&sum)[HELD], Words<16>* shared
   }
 }
 
-// Writes the column sums of the first group to a row of `partial`; `vector` says whether 16 bytes may be stored at once.
+// Writes the column sums of the first group to a row of `partial`; `vector` says whether 16 bytes may be stored at
+// once.
 template <class T, int THREADS>
 __device__ __forceinline__ void store_column_sums(float* partial, u32 cols, bool vector, const float (&sums)[HELD]) {
   constexpr int V = VECTOR<T>;
@@ -92,8 +93,9 @@ __device__ __forceinline__ void store_column_sums(float* partial, u32 cols, bool
   }
 }
 
-// Adds up column c of `partial` over the parts of `rows` rows and calls write(c, sum) in one thread for each of `columns` columns: a
-// block has 32 columns; warp w adds parts w, w + 8, ...; then the warps' sums are added in order.
+// Adds up column c of `partial` over the parts of `rows` rows and calls write(c, sum) in one thread for each of
+// `columns` columns: a block has 32 columns; warp w adds parts w, w + 8, ...; then the warps' sums are added in
+// order.
 template <class Write>
 __device__ __forceinline__ void sum_parts(const float* partial, u32 rows, u64 columns, Write write) {
   constexpr int WARPS = 8;

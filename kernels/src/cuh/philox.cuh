@@ -1,4 +1,5 @@
-// Philox4x32-10 (Salmon, Moraes, Dror, Shaw, SC 2011), with the layout of philox.rs: key = seed, counter = index, stream.
+// Philox4x32-10 (Salmon, Moraes, Dror, Shaw, SC 2011), with the layout of philox.rs: key = seed, counter = index,
+// stream.
 #pragma once
 
 #include "cuh/base.cuh"

@@ -30,8 +30,8 @@ impl Source for half::bf16 {
 }
 
 impl Source for f16 {
-    /// Works on bits without branches, so that loops become vector code. The shifted exponent and mantissa read as f32 are 2⁻¹¹² times the
-    /// value, also for subnormals, and a product corrects that.
+    /// Works on bits without branches, so that loops become vector code. The shifted exponent and mantissa read as
+    /// f32 are 2⁻¹¹² times the value, also for subnormals, and a product corrects that.
     #[inline(always)]
     fn widen(self) -> f32 {
         let bits = self.to_bits() as u32;

@@ -3,11 +3,10 @@
 //   add: y = a + b          accumulate: dst = dst + src          cast: dst = src in another type
 //   fill: dst = value       mul_scalar: y = x * scalar[0]        copy: bytes
 //
-// Shapes and limits: mod.rs. Numerics: f32, one rounding to the element type at the store; casts to nearest, ties to even; f16 is
-// widened exactly. A thread's vector is 16 bytes of the widest operand type.
-// Grid: 2048 elements a block (map.cuh); copy: 32 KiB of bytes a block.
-// Departures: copy uses words of 16 bytes if both addresses are aligned to 16, else of 4, else single bytes.
-// Bound: memory.
+// Shapes and limits: mod.rs. Numerics: f32, one rounding to the element type at the store; casts to nearest, ties to
+// even; f16 is widened exactly. A thread's vector is 16 bytes of the widest operand type. Grid: 2048 elements a block
+// (map.cuh); copy: 32 KiB of bytes a block. Departures: copy uses words of 16 bytes if both addresses are aligned to
+// 16, else of 4, else single bytes. Bound: memory.
 
 #include "cuh/map.cuh"
 

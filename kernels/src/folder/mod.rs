@@ -1,7 +1,8 @@
 //! What a kernel folder registers about itself: source, headers, checks and example calls.
 //!
-//! `kernel_folder!` in a folder's `mod.rs` makes one [`KernelFolder`]; `lib.rs` lists them. Example calls use the sizes of Qwen2.5-VL-7B: a
-//! sequence of 8192 tokens, or a decode step of 16 sequences with 8192 keys each. [`Sizes`] replaces some of them.
+//! `kernel_folder!` in a folder's `mod.rs` makes one [`KernelFolder`]; `lib.rs` lists them. Example calls use the
+//! sizes of Qwen2.5-VL-7B: a sequence of 8192 tokens, or a decode step of 16 sequences with 8192 keys each. [`Sizes`]
+//! replaces some of them.
 
 mod sizes;
 
@@ -56,7 +57,8 @@ impl KernelFolder {
     /// # Errors
     /// A size that the folder's calls do not have, or a value that its kernels do not support.
     pub fn examples_with_sizes(&self, sizes: &Sizes) -> Result<Vec<ExampleCall>, SizeError> {
-        // `Sizes` records which sizes the calls ask for, so the calls are made once with the defaults, only to learn the names.
+        // `Sizes` records which sizes the calls ask for, so the calls are made once with the defaults, only to learn
+        // the names.
         let defaults = Sizes::default();
         (self.calls)(&defaults);
         sizes.check(self.name, &defaults)?;
@@ -99,9 +101,9 @@ pub(crate) const ACTIVATIONS: &str = "8192 tokens of 3584";
 
 /// Registers a kernel folder: declares its `SOURCE` and its `FOLDER`.
 ///
-/// `params` lists the parameter structs that `sm80.cu` uses and `headers` the folder's `.cuh` files; `headers_of` lists the
-/// folders whose headers it includes besides those of `cuh/`. The folder's `check.rs` has the
-/// checks (`checks!`) and `examples.rs` the function `examples`. With `traffic`, that function of `examples.rs` gives small
+/// `params` lists the parameter structs that `sm80.cu` uses and `headers` the folder's `.cuh` files; `headers_of`
+/// lists the folders whose headers it includes besides those of `cuh/`. The folder's `check.rs` has the checks
+/// (`checks!`) and `examples.rs` the function `examples`. With `traffic`, that function of `examples.rs` gives small
 /// calls on real arrays, and a test counts on the simulator that each call moves the bytes of its cost.
 macro_rules! kernel_folder {
     (name: $name:literal, params: [$($params:ty),*], $(headers: [$($header:literal),*],)?

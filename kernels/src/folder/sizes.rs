@@ -1,4 +1,5 @@
-//! Sizes for example calls from the command line: `tokens=4096`, `head_dim=64`. They replace the defaults of the examples.
+//! Sizes for example calls from the command line: `tokens=4096`, `head_dim=64`. They replace the defaults of the
+//! examples.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -80,7 +81,8 @@ impl Sizes {
         self.asked.borrow().iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(" ")
     }
 
-    /// Checks that every given key is one that the calls made with `defaults` asked for, and that kernels support its value.
+    /// Checks that every given key is one that the calls made with `defaults` asked for, and that kernels support its
+    /// value.
     pub(crate) fn check(&self, folder: &str, defaults: &Sizes) -> Result<(), SizeError> {
         let asked = defaults.asked.borrow();
         let keys: Vec<&str> = asked.iter().map(|(key, _)| *key).collect();

@@ -1,8 +1,8 @@
 //! A launch as plain data: which kernel, with which parameters, and the least work it must do. Devices execute it.
 //!
-//! [`params!`](crate::params) declares a kernel's parameters once, as a Rust struct and as the C declaration that a CUDA compiler reads.
-//! [`kernel!`](crate::kernel) declares a [`Kernel`]: symbol, parameters, code for device `cpu`, CUDA source and plan. A plan turns a call
-//! into the CUDA launches ([`Stage`]) for a GPU.
+//! [`params!`](crate::params) declares a kernel's parameters once, as a Rust struct and as the C declaration that a
+//! CUDA compiler reads. [`kernel!`](crate::kernel) declares a [`Kernel`]: symbol, parameters, code for device `cpu`,
+//! CUDA source and plan. A plan turns a call into the CUDA launches ([`Stage`]) for a GPU.
 
 mod params;
 mod source;
@@ -52,8 +52,8 @@ pub(crate) fn by_dtype(dtype: DType, f32: &'static Kernel, bf16: &'static Kernel
     }
 }
 
-/// Declares a static [`Kernel`]: `kernel!(pub FWD_F32, "swiglu_fwd_f32", FwdParams, cpu::fwd::<f32>, &SOURCE, plan)`, where
-/// `plan` is a `fn(&FwdParams, &Arch) -> Vec<Stage>` or a closure that captures nothing.
+/// Declares a static [`Kernel`]: `kernel!(pub FWD_F32, "swiglu_fwd_f32", FwdParams, cpu::fwd::<f32>, &SOURCE, plan)`,
+/// where `plan` is a `fn(&FwdParams, &Arch) -> Vec<Stage>` or a closure that captures nothing.
 #[macro_export]
 macro_rules! kernel {
     ($vis:vis $id:ident, $name:literal, $params:ty, $cpu:expr, $source:expr, $plan:expr) => {
@@ -129,7 +129,8 @@ impl Launch {
 /// Executes a launch on host memory with the code of device `cpu`.
 ///
 /// # Safety
-/// Every address in the launch is a host address that covers what its kernel documents, and nothing else uses what it writes.
+/// Every address in the launch is a host address that covers what its kernel documents, and nothing else uses what it
+/// writes.
 #[allow(unsafe_code)]
 pub unsafe fn run_on_cpu(launch: &Launch, team: &Team) {
     match launch {

@@ -58,8 +58,9 @@ impl CType for f32 {
 }
 
 /// Space for a tensor map in a parameter struct. It is empty in the call's parameters: a plan describes the map
-/// ([`Stage::tensor_maps`](super::Stage::tensor_maps)), and the device encodes it into this field when it launches. The field must come
-/// first in the struct or after other maps, because it is aligned to 64 bytes (PTX ISA, "Tensor-map").
+/// ([`Stage::tensor_maps`](super::Stage::tensor_maps)), and the device encodes it into this field when it launches.
+/// The field must come first in the struct or after other maps, because it is aligned to 64 bytes (PTX ISA,
+/// "Tensor-map").
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C, align(64))]
 pub struct TensorMapSlot([u8; 128]);

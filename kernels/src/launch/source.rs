@@ -17,7 +17,8 @@ pub struct Source {
 }
 
 impl Source {
-    /// The headers that the source may include, sorted by name: those of `cuh/`, of the folder, and of [`Source::header_owners`].
+    /// The headers that the source may include, sorted by name: those of `cuh/`, of the folder, and of
+    /// [`Source::header_owners`].
     pub fn available_headers(&self) -> Vec<(&'static str, &'static str)> {
         let owned = self.header_owners.iter().flat_map(|s| s.headers);
         let mut all: Vec<_> = crate::cuh::headers::HEADERS.iter().chain(self.headers).chain(owned).copied().collect();

@@ -1,4 +1,5 @@
-//! Stages: the CUDA launches that a kernel's plan makes of a call on a GPU, and the encoding of their tensor maps into the parameters.
+//! Stages: the CUDA launches that a kernel's plan makes of a call on a GPU, and the encoding of their tensor maps
+//! into the parameters.
 
 use super::params::TensorMapSlot;
 use reel_sim::tensor_map::TensorMap;

@@ -1,8 +1,10 @@
-//! The definition of layer normalisation in f64, and a version with the roundings that mod.rs documents, except the last.
+//! The definition of layer normalisation in f64, and a version with the roundings that mod.rs documents, except the
+//! last.
 
 use crate::checks::rounding::{ROOT, ULP, approximate, f32, sum};
 
-/// The forward formula `(x − mean) · rstd · w + b` for every row, with its mean and rstd; `round` rounds each intermediate result.
+/// The forward formula `(x − mean) · rstd · w + b` for every row, with its mean and rstd; `round` rounds each
+/// intermediate result.
 pub fn fwd(x: &[f64], [w, b]: [&[f64]; 2], statistics: &[(f64, f64)], round: fn(f64) -> f64) -> Vec<f64> {
     let rows = x.chunks_exact(w.len()).zip(statistics);
     let one = |((x, w), b): ((&f64, &f64), &f64), (mean, rstd)| round(round(round(x - mean) * rstd) * w) + b;
@@ -24,8 +26,8 @@ pub fn statistics_rounded(x: &[f64], eps: f64) -> (f64, f64) {
     (mean, approximate(1.0 / f32(variance + eps).sqrt(), ROOT))
 }
 
-/// The gradients of `sum(dy · fwd(x, w, b))` for x, w and b, by the chain rule with the rows' `statistics`. Tests compare
-/// them with differences.
+/// The gradients of `sum(dy · fwd(x, w, b))` for x, w and b, by the chain rule with the rows' `statistics`. Tests
+/// compare them with differences.
 pub fn bwd(x: &[f64], w: &[f64], dy: &[f64], statistics: &[(f64, f64)]) -> [Vec<f64>; 3] {
     let cols = w.len();
     let (mut dx, mut dw, mut db) = (Vec::new(), vec![0.0; cols], vec![0.0; cols]);

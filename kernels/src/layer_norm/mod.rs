@@ -1,19 +1,19 @@
-//! Layer normalisation of rows: `mean = mean(x)`, `rstd = 1 / sqrt(mean((x − mean)²) + eps)`, `y = (x − mean) · rstd · w + b`.
-//! Gradient, with `n = (x − mean) · rstd` and `g = dy · w`: `dx = rstd · (g − mean(g) − n · mean(g · n))`, `dw += Σ_rows dy · n`,
-//! `db += Σ_rows dy`.
+//! Layer normalisation of rows: `mean = mean(x)`, `rstd = 1 / sqrt(mean((x − mean)²) + eps)`, `y = (x − mean) · rstd
+//! · w + b`. Gradient, with `n = (x − mean) · rstd` and `g = dy · w`: `dx = rstd · (g − mean(g) − n · mean(g · n))`,
+//! `dw += Σ_rows dy · n`, `db += Σ_rows dy`.
 //!
-//! Shapes: x, y, dy, dx `[rows, cols]`, w and b `[cols]`, all T, f32 or bf16; mean and rstd f32 `[rows]`; dw and db f32 `[cols]`. Outputs
-//! may not overlap inputs. Arithmetic in f32; the mean is subtracted before squares are summed.
+//! Shapes: x, y, dy, dx `[rows, cols]`, w and b `[cols]`, all T, f32 or bf16; mean and rstd f32 `[rows]`; dw and db
+//! f32 `[cols]`. Outputs may not overlap inputs. Arithmetic in f32; the mean is subtracted before squares are summed.
 //!
-//! Order of dw and db: parts of 64 rows, each in row order, then the parts ([`crate::norm_rows`]). In CUDA a part is 2 runs of 32 rows
-//! (16 runs of 4 up to 512 columns); at the end eight sums of every eighth part are added.
-//! Numerics: y and dx each round to T once. In between, in f32: sums of runs of up to 128 terms, of which 64 are added up; means good to
-//! 2 units in the last place (`div.full.f32`), the root to 2^−22.9 (`rsqrt.approx.f32`); `x − mean` and every product and sum after it
-//! round once each, dw and db once a row. Errors of mean and root apply to the whole row. Tolerance: f32 `12 (1 + |mean| rstd)` times
-//! one rounding, dw and db 10 times, bf16 2.5 times.
-//! Bound: memory; one read and one write of `rows · cols` forward, two reads and a write backward. In CUDA a thread keeps 16 columns in
-//! registers. Columns beyond 8192 are read again (forward twice), their dw and db pass through the workspace row by row, and w and b are
-//! read for each row.
+//! Order of dw and db: parts of 64 rows, each in row order, then the parts ([`crate::norm_rows`]). In CUDA a part is
+//! 2 runs of 32 rows (16 runs of 4 up to 512 columns); at the end eight sums of every eighth part are added.
+//! Numerics: y and dx each round to T once. In between, in f32: sums of runs of up to 128 terms, of which 64 are
+//! added up; means good to 2 units in the last place (`div.full.f32`), the root to 2^−22.9 (`rsqrt.approx.f32`); `x −
+//! mean` and every product and sum after it round once each, dw and db once a row. Errors of mean and root apply to
+//! the whole row. Tolerance: f32 `12 (1 + |mean| rstd)` times one rounding, dw and db 10 times, bf16 2.5 times.
+//! Bound: memory; one read and one write of `rows · cols` forward, two reads and a write backward. In CUDA a thread
+//! keeps 16 columns in registers. Columns beyond 8192 are read again (forward twice), their dw and db pass through
+//! the workspace row by row, and w and b are read for each row.
 
 pub(crate) mod check;
 mod cpu;

@@ -4,21 +4,21 @@
 //   bwd: n = (x - mean) * rstd, g = dy * w:  dx = rstd * (g - mean(g) - n * mean(g * n))
 //        dw += sum over rows of dy * n,  db += sum over rows of dy
 //
-// Shapes and limits: mod.rs; cols < 2^31.
-// Numerics: f32, rsqrt to 2^-22.9, the means' quotients to 2 ulp; y and dx round to T once. A row's sums are one accumulator a thread over
-// its columns in ascending order, then warp_sum, then warps in order: their order depends on cols alone.
+// Shapes and limits: mod.rs; cols < 2^31. Numerics: f32, rsqrt to 2^-22.9, the means' quotients to 2 ulp; y and dx
+// round to T once. A row's sums are one accumulator a thread over its columns in ascending order, then warp_sum, then
+// warps in order: their order depends on cols alone.
 //
-// Grid: a group of threads computes one row at a time (held.cuh): a warp for up to HELD * 32 columns, 256 threads for up to HELD * 256,
-// and 512 threads beyond that (the `_wide` symbols). Forward, and backward without dw, groups stride over the rows. Backward with dw, a
-// block owns PART_ROWS rows, and the `_dw` stage adds up the blocks' sums (norm_rows.cuh).
+// Grid: a group of threads computes one row at a time (held.cuh): a warp for up to HELD * 32 columns, 256 threads for
+// up to HELD * 256, and 512 threads beyond that (the `_wide` symbols). Forward, and backward without dw, groups
+// stride over the rows. Backward with dw, a block owns PART_ROWS rows, and the `_dw` stage adds up the blocks' sums
+// (norm_rows.cuh).
 //
 //   for each row of the group:
 //     x (and dy) of the row -> registers, 16 bytes a load; reduce (forward twice); write y or dx; add to the column sums in registers
 //
-// Departures: 1. w and b are read once a block if rows are multiples of 16 bytes and fit. 2. Columns beyond HELD * 512 are read again, and
-// their dw and db are summed in `partial` itself. 3. Rows that are not a multiple of 16 bytes are processed element by element, in the same
-// order of sums.
-// Bound: memory.
+// Departures: 1. w and b are read once a block if rows are multiples of 16 bytes and fit. 2. Columns beyond HELD *
+// 512 are read again, and their dw and db are summed in `partial` itself. 3. Rows that are not a multiple of 16 bytes
+// are processed element by element, in the same order of sums. Bound: memory.
 
 #include "cuh/norm_rows.cuh"
 

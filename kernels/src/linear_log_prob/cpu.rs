@@ -121,7 +121,8 @@ pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
         let mut known = vec![(Statistics::NONE, f64::NAN); count];
         for column in (0..vocab).step_by(COLUMNS) {
             let columns = COLUMNS.min(vocab - column);
-            // SAFETY: the caller guarantees it (see the function's safety section); the logits have room for whole blocks.
+            // SAFETY: the caller guarantees it (see the function's safety section); the logits have room for whole
+            // blocks.
             unsafe { output.logits::<T>((first, count), (column, columns), &mut logits, team) };
             // SAFETY: the vector lives until the end of the loop's body and is only touched through this view.
             let known = unsafe { Out::<(Statistics, f64)>::new(Addr(known.as_mut_ptr() as u64), count) };
@@ -161,7 +162,8 @@ pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
     // SAFETY: the caller guarantees it (see the function's safety section).
     let d_log_prob = unsafe { slice::<f32>(p.d_log_prob, rows) };
     let with_entropy = if p.d_entropy.is_null() { 0 } else { rows };
-    // SAFETY: the caller guarantees it (see the function's safety section); no elements without a gradient of the entropy.
+    // SAFETY: the caller guarantees it (see the function's safety section); no elements without a gradient of the
+    // entropy.
     let (entropy, d_entropy) =
         unsafe { (slice::<f32>(p.entropy, with_entropy), slice::<f32>(p.d_entropy, with_entropy)) };
     // SAFETY: the caller guarantees it (see the function's safety section).
@@ -172,7 +174,8 @@ pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
         let count = ROWS.min(rows - first);
         for column in (0..all).step_by(COLUMNS) {
             let columns = COLUMNS.min(all - column);
-            // SAFETY: the caller guarantees it (see the function's safety section); the logits have room for whole blocks.
+            // SAFETY: the caller guarantees it (see the function's safety section); the logits have room for whole
+            // blocks.
             unsafe { output.logits::<T>((first, count), (from + column, columns), &mut logits, team) };
             team.run(count, |r| {
                 let row = first + r;

@@ -162,7 +162,8 @@ pub unsafe fn fwd(p: &FwdParams, team: &Team) {
     let (logits, targets) = unsafe { (slice::<f32>(p.logits, rows * columns), slice::<i32>(p.targets, rows)) };
     let (begins, ends, with_entropy) = (first == 0, first + columns == p.vocab as usize, !p.entropy.is_null());
     let count = |wanted: bool| if wanted { rows } else { 0 };
-    // SAFETY: the caller guarantees it (see the function's safety section); no elements of what this launch does not write.
+    // SAFETY: the caller guarantees it (see the function's safety section); no elements of what this launch does not
+    // write.
     let (log_prob, lse, entropy) = unsafe {
         let results = [(p.log_prob, ends), (p.lse, ends), (p.entropy, ends && with_entropy)];
         let [log_prob, lse, entropy] = results.map(|(at, wanted)| Out::<f32>::new(at, count(wanted)));
@@ -214,7 +215,8 @@ pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
     // SAFETY: the caller guarantees it (see the function's safety section).
     let (lse, grad) = unsafe { (slice::<f32>(p.lse, rows), slice::<f32>(p.grad, rows)) };
     let with_entropy = if p.d_entropy.is_null() { 0 } else { rows };
-    // SAFETY: the caller guarantees it (see the function's safety section); no elements without a gradient of the entropy.
+    // SAFETY: the caller guarantees it (see the function's safety section); no elements without a gradient of the
+    // entropy.
     let (entropy, d_entropy) =
         unsafe { (slice::<f32>(p.entropy, with_entropy), slice::<f32>(p.d_entropy, with_entropy)) };
     // SAFETY: the caller guarantees it (see the function's safety section).

@@ -1,27 +1,30 @@
 //! Causal attention of new tokens over keys and values in a paged KV cache: prefill, chunked prefill and decode.
 //!
-//! Sequence `n` has the new tokens `cu_seqlens[n] .. cu_seqlens[n + 1]` and `kv_lens[n]` keys, including those of the new tokens (written
-//! by [`crate::kv_write`]). Key `j` is slot `j % page` of page `block_tables[n, j / page]`. New token `i` of `m` sees the keys
-//! `0 ..= kv_len - m + i`. Formula and order of summation are those of [`crate::attention`]. A sequence without keys is padding: its new
-//! token, at most one, gets zeros.
+//! Sequence `n` has the new tokens `cu_seqlens[n] .. cu_seqlens[n + 1]` and `kv_lens[n]` keys, including those of the
+//! new tokens (written by [`crate::kv_write`]). Key `j` is slot `j % page` of page `block_tables[n, j / page]`. New
+//! token `i` of `m` sees the keys `0 ..= kv_len - m + i`. Formula and order of summation are those of
+//! [`crate::attention`]. A sequence without keys is padding: its new token, at most one, gets zeros.
 //!
-//! Shapes: q, o `[tokens, heads, head_dim]`, caches `[pages, page, kv_heads, head_dim]`, all f32 or all bf16; head_dim up to 256 in CUDA.
+//! Shapes: q, o `[tokens, heads, head_dim]`, caches `[pages, page, kv_heads, head_dim]`, all f32 or all bf16;
+//! head_dim up to 256 in CUDA.
 //!
 //! # Segments
-//! A row's keys ascend in blocks of 64; 8 blocks are a segment of 512 keys with its own maximum, sum and output, and segments are merged
-//! in ascending order. Example with 1100 keys: segments 0..512, 512..1024, 1024..1100. Without a workspace one block of threads takes the
-//! segments one after the other. With a workspace each segment has its own block of threads, and a second launch merges them; this
-//! keeps a GPU busy when a few sequences decode. The bits are the same, and [`workspace`] says when it is faster.
+//! A row's keys ascend in blocks of 64; 8 blocks are a segment of 512 keys with its own maximum, sum and output, and
+//! segments are merged in ascending order. Example with 1100 keys: segments 0..512, 512..1024, 1024..1100. Without a
+//! workspace one block of threads takes the segments one after the other. With a workspace each segment has its own
+//! block of threads, and a second launch merges them; this keeps a GPU busy when a few sequences decode. The bits are
+//! the same, and [`workspace`] says when it is faster.
 //!
 //! # Numerics
-//! The order depends on the row's own keys only. So prefill, any chunking of it, decode, any batch and any page size agree bit for bit on
-//! one device, and on device `cpu` also with the packed forward pass, which is the same code. Device `cpu` computes in f32 between load
-//! and store. CUDA does too for f32 (2^x by `ex2.approx`); for bf16 the probabilities are rounded to bf16 for the product with V, and
-//! their sum is that of the unrounded ones. Tolerance: f32 60 times one rounding, bf16 2.5 times. Cache slots that no sequence has
-//! reached are never read.
+//! The order depends on the row's own keys only. So prefill, any chunking of it, decode, any batch and any page size
+//! agree bit for bit on one device, and on device `cpu` also with the packed forward pass, which is the same code.
+//! Device `cpu` computes in f32 between load and store. CUDA does too for f32 (2^x by `ex2.approx`); for bf16 the
+//! probabilities are rounded to bf16 for the product with V, and their sum is that of the unrounded ones. Tolerance:
+//! f32 60 times one rounding, bf16 2.5 times. Cache slots that no sequence has reached are never read.
 //!
 //! # Bound
-//! Decode reads every key and value once (memory); prefill does `4 * head_dim` operations a pair of token and key (multiply-adds).
+//! Decode reads every key and value once (memory); prefill does `4 * head_dim` operations a pair of token and key
+//! (multiply-adds).
 
 pub(crate) mod check;
 mod cpu;
@@ -47,7 +50,8 @@ params! {
         pub v_cache: Addr,
         /// `[tokens, heads, head_dim]`, written.
         pub o: Addr,
-        /// i32 `[seqs + 1]`: first new token of each sequence and the end of the last; not decreasing, from 0 to at most `tokens`.
+        /// i32 `[seqs + 1]`: first new token of each sequence and the end of the last; not decreasing, from 0 to at
+        /// most `tokens`.
         pub cu_seqlens: Addr,
         /// i32 `[seqs]`: number of keys of each sequence, including the new tokens.
         pub kv_lens: Addr,
@@ -90,8 +94,8 @@ kernel!(pub FWD_BF16, "paged_attention_fwd_bf16", Params, cpu::fwd::<half::bf16>
 type Variant = (u32, [&'static str; 2], u32);
 
 fn plan_bf16(p: &Params, _: &Arch) -> Vec<Stage> {
-    // Two buffers (head_dim 256: one, with 64 columns of V) of 64 keys and values, rows an odd number of 16-byte chunks apart; from
-    // head_dim 128 on also the queries' fragments.
+    // Two buffers (head_dim 256: one, with 64 columns of V) of 64 keys and values, rows an odd number of 16-byte
+    // chunks apart; from head_dim 128 on also the queries' fragments.
     const VARIANTS: [Variant; 4] = [
         (64, ["paged_attention_fwd_bf16_64", "paged_attention_fwd_bf16_64_split"], 2 * 64 * 2 * 9 * 16),
         (80, ["paged_attention_fwd_bf16_80", "paged_attention_fwd_bf16_80_split"], 2 * 64 * 2 * 11 * 16),
@@ -122,8 +126,8 @@ fn plan_f32(p: &Params, _: &Arch) -> Vec<Stage> {
     plan(p, 16, &VARIANTS, "paged_attention_fwd_f32_combine", 1)
 }
 
-/// One block of threads for each tile of `rows` packed rows, key head and slice of the columns; with a workspace also for each segment,
-/// and then the combine stage.
+/// One block of threads for each tile of `rows` packed rows, key head and slice of the columns; with a workspace also
+/// for each segment, and then the combine stage.
 fn plan(p: &Params, rows: u32, variants: &[Variant], combine: &'static str, slices: u32) -> Vec<Stage> {
     if p.tokens == 0 || p.seqs == 0 {
         return Vec::new();
@@ -152,8 +156,8 @@ fn segments(p: &Params) -> u32 {
     p.max_kv_len.div_ceil(SEGMENT)
 }
 
-/// Bytes of the workspace with which a GPU is faster: the output, maximum and sum of each segment of each row, in f32. Returns 0 if the
-/// rows alone keep the GPU busy or have one segment.
+/// Bytes of the workspace with which a GPU is faster: the output, maximum and sum of each segment of each row, in
+/// f32. Returns 0 if the rows alone keep the GPU busy or have one segment.
 pub fn workspace(p: &Params) -> usize {
     let (rows, segments) = (p.tokens as u64 * p.heads as u64, segments(p) as u64);
     if segments < 2 || rows * segments > 1 << 16 || tiles(p, 64) * p.kv_heads > 512 {
@@ -167,8 +171,8 @@ fn bytes_of_parts(p: &Params) -> usize {
     parts * (p.head_dim as usize).next_multiple_of(4) * 4 + parts * 8
 }
 
-/// The launch. `dtype` is the type of q, o and the caches, F32 or BF16; `pairs` is the number of (new token, key) pairs of one head and
-/// `keys` the sum of `kv_lens`; [`work`] computes both.
+/// The launch. `dtype` is the type of q, o and the caches, F32 or BF16; `pairs` is the number of (new token, key)
+/// pairs of one head and `keys` the sum of `kv_lens`; [`work`] computes both.
 pub fn fwd(dtype: DType, params: &Params, pairs: f64, keys: f64) -> Launch {
     let kernel = if dtype == DType::F32 { &FWD_F32 } else { &FWD_BF16 };
     let (heads, kv_heads, d) = (params.heads as f64, params.kv_heads as f64, params.head_dim as f64);
@@ -176,7 +180,8 @@ pub fn fwd(dtype: DType, params: &Params, pairs: f64, keys: f64) -> Launch {
     Launch::kernel(kernel, params, Cost { flops: 4.0 * d * heads * pairs, bytes })
 }
 
-/// The number of (new token, key) pairs of one head and the number of keys, for sequences of (new tokens, keys including them).
+/// The number of (new token, key) pairs of one head and the number of keys, for sequences of (new tokens, keys
+/// including them).
 pub fn work(sequences: impl IntoIterator<Item = (usize, usize)>) -> (f64, f64) {
     let (mut pairs, mut keys) = (0.0, 0.0);
     for (new, kv_len) in sequences {

@@ -5,22 +5,22 @@
 //     without a workspace: total = merge(total, segment); with one: store O, maximum, sum
 //   o = total.O / total.sum                    with a workspace: by the combine stage, a warp a row
 //
-// Rows. The query heads of one key head are packed: row r of a sequence is its new token r / group, head r % group of the group. A tile
-// is 64 rows (bf16; 16 a warp) or 16 rows (f32). A decoded token has one tile with few rows; warps without rows help to load.
-// Order. Keys ascend in blocks of 64 counted from the sequence's first key; 8 blocks are a segment with a sum of its own; segments are
-// merged in order. A row's bits depend on its query and the keys that it sees, not on the tile, the split, the pages or the batch: a
-// key that the row does not see has probability 0 or is skipped, which gives the same sum.
-// Numerics. Scores, maxima and sums in f32. bf16: tensor-core products; probabilities are rounded to bf16 for the product with V, their
-// sum is that of the unrounded ones. f32: fused multiply-adds. The output rounds once.
+// Rows. The query heads of one key head are packed: row r of a sequence is its new token r / group, head r % group of
+// the group. A tile is 64 rows (bf16; 16 a warp) or 16 rows (f32). A decoded token has one tile with few rows; warps
+// without rows help to load. Order. Keys ascend in blocks of 64 counted from the sequence's first key; 8 blocks are a
+// segment with a sum of its own; segments are merged in order. A row's bits depend on its query and the keys that it
+// sees, not on the tile, the split, the pages or the batch: a key that the row does not see has probability 0 or is
+// skipped, which gives the same sum. Numerics. Scores, maxima and sums in f32. bf16: tensor-core products;
+// probabilities are rounded to bf16 for the product with V, their sum is that of the unrounded ones. f32: fused
+// multiply-adds. The output rounds once.
 //
-// Grid. x = tile, key head, slice of the columns (64 columns for head_dim above 128 in bf16), and with a workspace also segment.
-// Sequence s owns the tiles from floor(cu_seqlens[s] * group / ROWS) + s on, at least as many as it needs; a binary search finds the
-// sequence of a tile.
+// Grid. x = tile, key head, slice of the columns (64 columns for head_dim above 128 in bf16), and with a workspace
+// also segment. Sequence s owns the tiles from floor(cu_seqlens[s] * group / ROWS) + s on, at least as many as it
+// needs; a binary search finds the sequence of a tile.
 //
-// Departures. (1) A row in the same tile as a later row multiplies that row's own keys by probability 0, so a value there that is not
-// finite makes it NaN; keys beyond the tile's last key are never read. (2) A head_dim that is not a multiple of 8 (bf16) is loaded
-// element by element.
-// Bound. Decode: memory, K and V once. Prefill: matrix products.
+// Departures. (1) A row in the same tile as a later row multiplies that row's own keys by probability 0, so a value
+// there that is not finite makes it NaN; keys beyond the tile's last key are never read. (2) A head_dim that is not a
+// multiple of 8 (bf16) is loaded element by element. Bound. Decode: memory, K and V once. Prefill: matrix products.
 #include "cuh/base.cuh"
 #include "cuh/cp_async.cuh"
 #include "cuh/mma.cuh"
@@ -121,8 +121,8 @@ __device__ __forceinline__ Slots find_slots(const Params& p, const Tile& t, int 
   return {slot(key), slot(key + 32)};
 }
 
-// Starts to copy columns column .. column + COLUMNS of the block of keys from `start` on to shared memory, [KEYS][PITCH]. Keys from
-// t.keys on and columns from head_dim on become 0.
+// Starts to copy columns column .. column + COLUMNS of the block of keys from `start` on to shared memory,
+// [KEYS][PITCH]. Keys from t.keys on and columns from head_dim on become 0.
 template <int COLUMNS, int PITCH, class T>
 __device__ __forceinline__ void load_block(const Params& p, const Tile& t, const T* cache, const Slots& slots, int start,
                                            int column, T* to) {
@@ -163,8 +163,8 @@ __device__ __forceinline__ Part part_of(const Params& p, u64 row, u32 segment) {
 
 // ---- bf16: 16 rows a warp, 64 keys at a time ----
 
-// D: head_dim rounded up; V: columns of the output that a block of threads computes; SPLIT: computes one segment and stores its state
-// for the combine stage.
+// D: head_dim rounded up; V: columns of the output that a block of threads computes; SPLIT: computes one segment and
+// stores its state for the combine stage.
 template <int D, int V, int STAGES, bool SPLIT>
 __device__ __forceinline__ void forward_bf16(const Params& p) {
   constexpr int ROWS = 64, SLICES = D / V;

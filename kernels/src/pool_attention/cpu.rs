@@ -126,7 +126,8 @@ pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
             store(weight, &d_o, dv);
         }
     });
-    // SAFETY: the caller guarantees it (see the function's safety section); the shares are written, nothing writes them any more.
+    // SAFETY: the caller guarantees it (see the function's safety section); the shares are written, nothing writes
+    // them any more.
     let partial = unsafe { slice::<f32>(p.partial, images * row) };
     team.run(heads, |head| {
         let mut sum = vec![0.0; d];

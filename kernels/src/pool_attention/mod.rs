@@ -8,11 +8,11 @@
 //! f32 or bf16, head_dim up to 128 in CUDA, scale positive. An image without tokens gives zeros and an lse of minus
 //! infinity, and no gradient.
 //!
-//! Numerics: f32 between load and store, in CUDA 2^x by `ex2.approx`; o, dk, dv and dq round to T once; δ is computed from the rounded
-//! o. Order: keys ascend. In CUDA forward they come in blocks of 64, each of which rescales the sums so far, and a thread sums every
-//! GROUPS-th key of a block; backward a thread sums every 32nd key. The threads' sums are added at the end, then the images'
-//! contributions to dq in ascending order. An image's bits do not depend on the other images.
-//! Bound: memory; keys and values are read once, and their gradients written once.
+//! Numerics: f32 between load and store, in CUDA 2^x by `ex2.approx`; o, dk, dv and dq round to T once; δ is computed
+//! from the rounded o. Order: keys ascend. In CUDA forward they come in blocks of 64, each of which rescales the sums
+//! so far, and a thread sums every GROUPS-th key of a block; backward a thread sums every 32nd key. The threads' sums
+//! are added at the end, then the images' contributions to dq in ascending order. An image's bits do not depend on
+//! the other images. Bound: memory; keys and values are read once, and their gradients written once.
 
 pub(crate) mod check;
 mod cpu;

@@ -1,9 +1,11 @@
-// Attention pooling, one learned query over the tokens of each image, and its gradient; formula, shapes and limits: mod.rs.
+// Attention pooling, one learned query over the tokens of each image, and its gradient; formula, shapes and limits:
+// mod.rs.
 //
-// Numerics. f32 between load and store, 2^x by ex2.approx; o, dk, dv and dq round once.
-// Order. A key's product with the query: each of four lanes sums every fourth 16 bytes, then pairs of lanes. fwd: keys in blocks of 64,
-// whose weights a warp sums; a thread adds the values of every GROUPS-th key of a block (GROUPS depends on head_dim); the threads' sums
-// are added in order at the end. bwd: a lane sums dq over every 32nd key; then pairs of lanes, then warps, then images in order.
+// Numerics. f32 between load and store, 2^x by ex2.approx; o, dk, dv and dq round once. Order. A key's product with
+// the query: each of four lanes sums every fourth 16 bytes, then pairs of lanes. fwd: keys in blocks of 64, whose
+// weights a warp sums; a thread adds the values of every GROUPS-th key of a block (GROUPS depends on head_dim); the
+// threads' sums are added in order at the end. bwd: a lane sums dq over every 32nd key; then pairs of lanes, then
+// warps, then images in order.
 //
 // Grid. fwd, bwd: a block of 128 threads for each image and head. dq: a thread for each element.
 //
@@ -104,7 +106,8 @@ __device__ __forceinline__ void forward(const FwdParams& p) {
   float o[V];
 #pragma unroll
   for (int j = 0; j < V; ++j) o[j] = 0.0f;
-  // Two buffers of scores, so that one barrier a block is enough: a warp that is a block ahead writes to the other buffer.
+  // Two buffers of scores, so that one barrier a block is enough: a warp that is a block ahead writes to the other
+  // buffer.
   for (u32 start = 0, parity = 0; start < head.tokens; start += KEYS, parity ^= 1) {
 #pragma unroll
     for (int round = 0; round < KEYS / (THREADS / LANES); ++round) {

@@ -1,8 +1,10 @@
-//! Sums to one number: a weighted sum, sums of squares of tensors, and from those the norm of a gradient and the factor that clips it.
+//! Sums to one number: a weighted sum, sums of squares of tensors, and from those the norm of a gradient and the
+//! factor that clips it.
 //!
-//! `sum_squares` writes one partial sum for each 64 Ki elements. The partial sums of many tensors are stored one after the other, and
-//! `clip` adds them in that order (in CUDA first every 1024th of them). A NaN or infinity in any element gives a NaN or infinite norm.
-//! Numerics: f64, rounded to f32 once; the order depends on the length alone. Bound: memory.
+//! `sum_squares` writes one partial sum for each 64 Ki elements. The partial sums of many tensors are stored one
+//! after the other, and `clip` adds them in that order (in CUDA first every 1024th of them). A NaN or infinity in any
+//! element gives a NaN or infinite norm. Numerics: f64, rounded to f32 once; the order depends on the length alone.
+//! Bound: memory.
 
 pub(crate) mod check;
 mod cpu;

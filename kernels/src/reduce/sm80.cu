@@ -3,10 +3,10 @@
 //   weighted_sum: out = sum of x * w             sum_squares: partial[i] = sum of x^2 over part i of PART elements
 //   clip: norm = sqrt(sum of partials), factor = min(1, max_norm / (norm + 1e-6)), NaN if the norm is
 //
-// Shapes and limits: mod.rs. Numerics: products and sums in f64 (a square of f32 is exact), the result rounded to f32 once. Order:
-// each thread sums its elements, then the lanes of a warp, then the warps in order; it depends on the length alone.
-// Grid: weighted_sum and clip have one block; sum_squares has a block for each part.
-// Bound: memory; for the kernels with one block that of one multiprocessor, which reads one number a token or one for 64 Ki weights.
+// Shapes and limits: mod.rs. Numerics: products and sums in f64 (a square of f32 is exact), the result rounded to f32
+// once. Order: each thread sums its elements, then the lanes of a warp, then the warps in order; it depends on the
+// length alone. Grid: weighted_sum and clip have one block; sum_squares has a block for each part. Bound: memory; for
+// the kernels with one block that of one multiprocessor, which reads one number a token or one for 64 Ki weights.
 
 #include "cuh/warp.cuh"
 

@@ -43,8 +43,8 @@ pub(crate) fn traffic(a: &mut crate::checks::traffic::Arrays) -> crate::checks::
     use crate::Addr;
     use crate::checks::traffic::ROWS;
     let mut calls = Vec::new();
-    // Columns beyond 8192 of a row do not stay in registers: x and dy are read twice, dw goes through the workspace row by row, and
-    // weights are read for each row.
+    // Columns beyond 8192 of a row do not stay in registers: x and dy are read twice, dw goes through the workspace
+    // row by row, and weights are read for each row.
     for (rows, cols, [fwd_ratio, bwd_ratio]) in [(ROWS, HIDDEN, [1.1, 1.1]), (16, 10_240, [1.25, 1.8])] {
         let [x, y, z, s] = [(); 4].map(|()| a.f32(rows * cols));
         let [w, rstd, dw] = [(); 3].map(|()| a.f32(cols));

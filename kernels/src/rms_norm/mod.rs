@@ -1,23 +1,25 @@
-//! RMS normalisation of rows: `rstd = 1 / sqrt(mean(x²) + eps)`, `y = T(w · T(x · rstd))`, with the inner rounding to the element type T
-//! that Qwen2's `Qwen2RMSNorm` has. Gradient, with `g = dy · w`: `dx = rstd · (g − x · rstd² · mean(g · x))`,
-//! `dw += Σ_rows dy · x · rstd`; the inner rounding counts as the identity.
+//! RMS normalisation of rows: `rstd = 1 / sqrt(mean(x²) + eps)`, `y = T(w · T(x · rstd))`, with the inner rounding to
+//! the element type T that Qwen2's `Qwen2RMSNorm` has. Gradient, with `g = dy · w`: `dx = rstd · (g − x · rstd² ·
+//! mean(g · x))`, `dw += Σ_rows dy · x · rstd`; the inner rounding counts as the identity.
 //!
-//! With a residual (`rms_norm_add`) the forward kernel first writes `sum = T(x + residual)` and normalises the sum. The backward kernel
-//! adds `d_sum`, the gradient that reaches the sum from elsewhere, to dx, which is then the gradient of x and of the residual.
+//! With a residual (`rms_norm_add`) the forward kernel first writes `sum = T(x + residual)` and normalises the sum.
+//! The backward kernel adds `d_sum`, the gradient that reaches the sum from elsewhere, to dx, which is then the
+//! gradient of x and of the residual.
 //!
-//! Shapes: x, y, dy, dx, residual, sum `[rows, cols]`, w `[cols]`, all T, f32 or bf16; rstd f32 `[rows]`; dw f32 `[cols]`. Outputs may not
-//! overlap inputs, except where a field says so.
+//! Shapes: x, y, dy, dx, residual, sum `[rows, cols]`, w `[cols]`, all T, f32 or bf16; rstd f32 `[rows]`; dw f32
+//! `[cols]`. Outputs may not overlap inputs, except where a field says so.
 //!
-//! Order of dw: parts of 64 rows, each in row order, then the parts ([`crate::norm_rows`]). In CUDA a part is 2 runs of 32 rows (16 runs
-//! of 4 up to 512 columns); at the end eight sums of every eighth part are added.
+//! Order of dw: parts of 64 rows, each in row order, then the parts ([`crate::norm_rows`]). In CUDA a part is 2 runs
+//! of 32 rows (16 runs of 4 up to 512 columns); at the end eight sums of every eighth part are added.
 //!
-//! Numerics: T(x · rstd), the sum, y and dx each round to T once. In between all is f32. Sums are of runs of up to 128 terms, of which 64
-//! are added up; the mean is good to 2 units in the last place (`div.full.f32`), the root to 2^−22.9 (`rsqrt.approx.f32`). Backward `g`,
-//! its products with x, `rstd³ · mean`, and both products and the difference of dx round once each, dw once a row. The error of a root
-//! applies to its whole row, and dx is what remains of g without its part along x. Tolerance: f32 12 times one rounding, dw 10 times,
-//! bf16 2.5 times.
-//! Bound: memory; one read and one write of `rows · cols` forward, two reads and a write backward. In CUDA a thread keeps 16 columns in
-//! registers. Of columns beyond 8192 x and dy are read twice, dw passes through the workspace row by row, and w is read for each row.
+//! Numerics: T(x · rstd), the sum, y and dx each round to T once. In between all is f32. Sums are of runs of up to
+//! 128 terms, of which 64 are added up; the mean is good to 2 units in the last place (`div.full.f32`), the root to
+//! 2^−22.9 (`rsqrt.approx.f32`). Backward `g`, its products with x, `rstd³ · mean`, and both products and the
+//! difference of dx round once each, dw once a row. The error of a root applies to its whole row, and dx is what
+//! remains of g without its part along x. Tolerance: f32 12 times one rounding, dw 10 times, bf16 2.5 times. Bound:
+//! memory; one read and one write of `rows · cols` forward, two reads and a write backward. In CUDA a thread keeps 16
+//! columns in registers. Of columns beyond 8192 x and dy are read twice, dw passes through the workspace row by row,
+//! and w is read for each row.
 
 pub(crate) mod check;
 pub(crate) mod cpu;

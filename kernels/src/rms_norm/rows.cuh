@@ -1,5 +1,5 @@
-// RMS normalisation of rows, and its gradient, as templates over the parameter struct: rms_norm and the kernels that take their rows from
-// elsewhere use them. Formula, order of sums and grid: rms_norm/sm80.cu.
+// RMS normalisation of rows, and its gradient, as templates over the parameter struct: rms_norm and the kernels that
+// take their rows from elsewhere use them. Formula, order of sums and grid: rms_norm/sm80.cu.
 #pragma once
 
 #include "cuh/norm_rows.cuh"
@@ -8,7 +8,8 @@
 template <class P>
 constexpr bool ADDS = false;
 
-// The row of x and dx that belongs to row `row` of y and dy; overloaded for kernels with an index. Whole warps must call it.
+// The row of x and dx that belongs to row `row` of y and dy; overloaded for kernels with an index. Whole warps must
+// call it.
 template <class P>
 __device__ __forceinline__ u64 place_of(const P&, u64 row) {
   return row;
@@ -27,7 +28,8 @@ __device__ __forceinline__ Words<16> add_and_store(const Words<16>& x, const Wor
   return pack<T>(a);
 }
 
-// `scratch` has two buffers, so that one barrier a row is enough: a thread that is a row ahead writes to the other buffer.
+// `scratch` has two buffers, so that one barrier a row is enough: a thread that is a row ahead writes to the other
+// buffer.
 template <class T, int BLOCK, int THREADS, bool vector, class P>
 __device__ __forceinline__ void forward(const P& p, float (&scratch)[2][BLOCK / 32]) {
   constexpr int V = VECTOR<T>;

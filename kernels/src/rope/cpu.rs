@@ -16,12 +16,13 @@ const PIO2_2: f64 = f64::from_bits(0x3dd0_b461_1a60_0000);
 const PIO2_3: f64 = f64::from_bits(0x3ba3_198a_2e03_7073);
 
 simd_fn! {
-    /// Cosine and sine of angles up to [`FAST`]: multiples of pi/2 are subtracted in f64, then a Taylor series up to pi/4 is exact to far
-    /// below half a unit in the last place of f32.
+    /// Cosine and sine of angles up to [`FAST`]: multiples of pi/2 are subtracted in f64, then a Taylor series up to
+    /// pi/4 is exact to far below half a unit in the last place of f32.
     fn cos_sin(angles: &[f32], cos: &mut [f32], sin: &mut [f32]) {
         for ((&a, cos), sin) in angles.iter().zip(cos).zip(sin) {
             let a = a as f64;
-            // Adding and subtracting 1.5 * 2^52 rounds to the nearest integer; the low bits of the sum hold that integer.
+            // Adding and subtracting 1.5 * 2^52 rounds to the nearest integer; the low bits of the sum hold that
+            // integer.
             let shifted = a * std::f64::consts::FRAC_2_PI + 6_755_399_441_055_744.0;
             let quadrant = shifted.to_bits();
             let n = shifted - 6_755_399_441_055_744.0;
@@ -67,7 +68,8 @@ pub unsafe fn table(p: &TableParams, team: &Team) {
     // SAFETY: the caller guarantees it (see the function's safety section).
     let (inv_freq, axis) = unsafe { (slice::<f32>(p.inv_freq, half), slice::<i32>(p.axis, half)) };
     let axes = axis.iter().max().map_or(0, |&a| a as usize + 1);
-    // SAFETY: the caller guarantees it (see the function's safety section); no row of positions beyond the largest that `axis` names is looked at.
+    // SAFETY: the caller guarantees it (see the function's safety section); no row of positions beyond the largest
+    // that `axis` names is looked at.
     let positions = unsafe { slice::<i32>(p.positions, axes * tokens) };
     // SAFETY: the caller guarantees it (see the function's safety section).
     let (cos, sin) = unsafe { (Out::<f32>::new(p.cos, tokens * half), Out::<f32>::new(p.sin, tokens * half)) };

@@ -1,17 +1,18 @@
 //! Rotary position embedding (RoPE): the table of cosines and sines, and the rotation of queries and keys.
 //!
-//! Table: `angle[t, f] = positions[axis[f], t] * inv_freq[f]`, rounded to f32 as the reference implementations do, then its cosine and
-//! sine. With one axis this is plain RoPE; three axes (time, height, width), one for each frequency, make M-RoPE; two axes (height,
-//! width) make the vision tower's embedding.
+//! Table: `angle[t, f] = positions[axis[f], t] * inv_freq[f]`, rounded to f32 as the reference implementations do,
+//! then its cosine and sine. With one axis this is plain RoPE; three axes (time, height, width), one for each
+//! frequency, make M-RoPE; two axes (height, width) make the vision tower's embedding.
 //!
 //! Rotation (rotate-half): with `h = head_dim / 2`, `y[i] = x[i] cos[i] - x[i + h] sin[i]` and
 //! `y[i + h] = x[i + h] cos[i] + x[i] sin[i]`. The gradient is the rotation by the negative angle (`inverse`).
 //!
-//! Shapes: positions `[axes, tokens]`, tables `[tokens, head_dim / 2]` in f32, x and y `[tokens, heads, head_dim]` in f32 or bf16; y may be
-//! x. Numerics: the angle is reduced in f64, so cosine and sine are within one unit in the last place of f32 at any position; the
-//! rotation is f32, two products and their sum, with one rounding at the store.
-//! Bound: memory. In CUDA a thread rotates up to ten heads with a cosine and a sine that it reads once. The table has one thread for
-//! each frequency and eight tokens; its threads read each position again from L1: 13 bytes an element, 8 of them written.
+//! Shapes: positions `[axes, tokens]`, tables `[tokens, head_dim / 2]` in f32, x and y `[tokens, heads, head_dim]` in
+//! f32 or bf16; y may be x. Numerics: the angle is reduced in f64, so cosine and sine are within one unit in the last
+//! place of f32 at any position; the rotation is f32, two products and their sum, with one rounding at the store.
+//! Bound: memory. In CUDA a thread rotates up to ten heads with a cosine and a sine that it reads once. The table has
+//! one thread for each frequency and eight tokens; its threads read each position again from L1: 13 bytes an element,
+//! 8 of them written.
 
 pub(crate) mod check;
 mod cpu;

@@ -3,13 +3,14 @@
 //   table: a = f32(positions[axis[f], t] * inv_freq[f]);  cos[t, f] = cos(a), sin[t, f] = sin(a)
 //   apply: y[i] = x[i] cos[i] - x[i + h] sin[i],  y[i + h] = x[i + h] cos[i] + x[i] sin[i];  the inverse uses -sin
 //
-// Shapes and limits: mod.rs. Numerics of the table: a - n pi/2 by two fused multiply-adds in f64, the first of them exact, with pi/2 in
-// two parts of 53 bits; Taylor series up to pi/4 in f64; one rounding to f32; |a| < 2^51. Rotation: f32, one rounding to T.
+// Shapes and limits: mod.rs. Numerics of the table: a - n pi/2 by two fused multiply-adds in f64, the first of them
+// exact, with pi/2 in two parts of 53 bits; Taylor series up to pi/4 in f64; one rounding to f32; |a| < 2^51.
+// Rotation: f32, one rounding to T.
 //
 // Grid, table: a thread computes one frequency of TOKENS tokens; neighbouring threads have neighbouring frequencies.
-// Grid, apply: a thread rotates a 16-byte vector of one half of a head and its partner in the other half, for up to HEADS heads of a
-// token, so that it reads cosine and sine once. It reads both vectors before it writes them, because y may be x.
-// Bound: memory; for the table on GPUs with few f64 units, arithmetic.
+// Grid, apply: a thread rotates a 16-byte vector of one half of a head and its partner in the other half, for up to
+// HEADS heads of a token, so that it reads cosine and sine once. It reads both vectors before it writes them, because
+// y may be x. Bound: memory; for the table on GPUs with few f64 units, arithmetic.
 
 #include "cuh/base.cuh"
 

@@ -1,8 +1,9 @@
-//! Moves rows by an index: gather `y[i] = x[index[i]]` and scatter `dst[index[i]] = src[i]`, which leaves other rows unchanged.
+//! Moves rows by an index: gather `y[i] = x[index[i]]` and scatter `dst[index[i]] = src[i]`, which leaves other rows
+//! unchanged.
 //!
-//! Shapes: x and dst `[n, cols]`, y and src `[m, cols]`, index i32 `[m]`; for scatter the indices are unique. Any element
-//! type of 2 or 4 bytes; bits are copied. An index outside `0..n` gathers a row of zeros and scatters nothing; callers check
-//! indices before. Outputs may not overlap inputs. Bound: memory.
+//! Shapes: x and dst `[n, cols]`, y and src `[m, cols]`, index i32 `[m]`; for scatter the indices are unique. Any
+//! element type of 2 or 4 bytes; bits are copied. An index outside `0..n` gathers a row of zeros and scatters
+//! nothing; callers check indices before. Outputs may not overlap inputs. Bound: memory.
 
 pub(crate) mod check;
 mod cpu;

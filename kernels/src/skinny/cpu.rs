@@ -110,7 +110,8 @@ pub unsafe fn linear_int8<T: Element>(p: &Params, team: &Team) {
         let mut sum = dot(x, &w[c * k..][..k]) * scale[c];
         sum += bias.get(c).map_or(0.0, |b| b.to_f32());
         if !p.residual.is_null() {
-            // SAFETY: the caller guarantees it (see the function's safety section); where the residual is y, this element is written below.
+            // SAFETY: the caller guarantees it (see the function's safety section); where the residual is y, this
+            // element is written below.
             sum += unsafe { (p.residual.0 as *const T).add(r * n + c).read() }.to_f32();
         }
         // SAFETY: each pair of rows has an element of its own.

@@ -1,16 +1,17 @@
 // skinny GEMM: few rows of x against every row of a weight; formula and shapes: mod.rs.
 //
-// A block takes COLUMNS rows of the weight (columns of y) and 16 rows of x; its 8 warps take the groups of k in turn, and
-// their sums are added in the order of the warps. Four lanes of a warp hold 16 bytes each of one row of the weight, which
-// go from global memory to the tensor core without a stop: a product sums over k in any order that both operands agree
-// on, so the lane's consecutive elements stand for the places that the instruction gives to the lane.
+// A block takes COLUMNS rows of the weight (columns of y) and 16 rows of x; its 8 warps take the groups of k in turn,
+// and their sums are added in the order of the warps. Four lanes of a warp hold 16 bytes each of one row of the
+// weight, which go from global memory to the tensor core without a stop: a product sums over k in any order that both
+// operands agree on, so the lane's consecutive elements stand for the places that the instruction gives to the lane.
 //
-// Order. k / 8 (int8: k / 16) units of 16 bytes; group i of 4 units a row belongs to warp i / 4 % 8. So the order of a
-// sum depends on k alone: not on m, n, the row's place or the columns of a block.
-// Numerics. bf16 x: exact products, f32 sums. f32 x is the sum of three bf16 (exact unless the smallest part
-// underflows). Tensor cores cut the places that fall off an f32 sum instead of rounding (measured on an H200: sums of 1024
-// terms were 4e-6 off), so each adds up 32 products of a part at a time, from zero, and the sum of these is rounded. int8 weights become bf16 exactly; their scale is applied
-// to the finished sum. Then bias, then residual (or silu and the second product), all in f32, and one rounding.
+// Order. k / 8 (int8: k / 16) units of 16 bytes; group i of 4 units a row belongs to warp i / 4 % 8. So the order of
+// a sum depends on k alone: not on m, n, the row's place or the columns of a block. Numerics. bf16 x: exact products,
+// f32 sums. f32 x is the sum of three bf16 (exact unless the smallest part underflows). Tensor cores cut the places
+// that fall off an f32 sum instead of rounding (measured on an H200: sums of 1024 terms were 4e-6 off), so each adds
+// up 32 products of a part at a time, from zero, and the sum of these is rounded. int8 weights become bf16 exactly;
+// their scale is applied to the finished sum. Then bias, then residual (or silu and the second product), all in f32,
+// and one rounding.
 //
 //   for each group of k of this warp: load w (UNROLL * TILES times 16 bytes a lane), x; sums += x w^T
 //   shared[warp] = sums; barrier; y = epilogue(sum over warps)

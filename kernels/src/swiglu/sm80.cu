@@ -3,9 +3,8 @@
 //   s = 1 / (1 + e^-g)
 //   fwd: y = g * s * u                     bwd: d_gate = dy * u * s * (1 + g * (1 - s)), d_up = dy * g * s
 //
-// Shapes and limits: mod.rs. Numerics: f32; e^x of the CUDA library (1 ulp), quotient to 2 ulp; one rounding to T at the store.
-// Grid: 2048 elements a block (map.cuh).
-// Bound: memory.
+// Shapes and limits: mod.rs. Numerics: f32; e^x of the CUDA library (1 ulp), quotient to 2 ulp; one rounding to T at
+// the store. Grid: 2048 elements a block (map.cuh). Bound: memory.
 
 #include "cuh/map.cuh"
 #include "cuh/math.cuh"

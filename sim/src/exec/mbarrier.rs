@@ -40,7 +40,8 @@ impl Object {
         format!("phase {}, {} of {} arrivals and {} bytes missing", self.phase, self.pending, self.expected, self.tx)
     }
 
-    /// Whether its phase has begun and cannot end by itself: bytes are missing (or too many came), or some of the arrivals.
+    /// Whether its phase has begun and cannot end by itself: bytes are missing (or too many came), or some of the
+    /// arrivals.
     pub fn is_short(&self) -> bool {
         self.pending < self.expected || self.tx != 0
     }

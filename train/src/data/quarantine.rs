@@ -180,7 +180,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn bad(row: usize) -> SkippedRow {
-        SkippedRow { row, line: 2 * row + 1, reason: format!("row {row} is bad; mend it") }
+        SkippedRow { row, line: 2 * row + 1, reason: format!("row {row} is invalid; fix it") }
     }
 
     proptest! {

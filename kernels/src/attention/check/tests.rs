@@ -106,8 +106,8 @@ fn gradient_equals_the_formula_on_every_instruction_set() {
             run(&fwd(dtype, &given.fwd(o.addr(), lse.addr()), given.pairs()), 2);
             let (q, k, v, scale) = (given.q.f64(), given.k.f64(), given.v.f64(), given.scale as f64);
             let (exact, _) = formula::fwd(&case, &q, &k, &v, scale);
-            // The formula gets the stored output, so that only the gradient's own roundings remain. With the exact output delta would
-            // differ by 2^-9 of d_o . o, which a saturated softmax and large queries amplify.
+            // The formula gets the stored output, so that only the gradient's own roundings remain. With the exact
+            // output delta would differ by 2^-9 of d_o . o, which a saturated softmax and large queries amplify.
             let want = formula::bwd(&case, [&q, &k, &v], &o.f64(), &given.d_o.f64(), scale);
             let with = formula::bwd_rounded(&case, [&q, &k, &v], &o.f64(), &given.d_o.f64(), scale, Roundings::F32);
             let with = with_other_deltas(with, &want);
@@ -165,7 +165,8 @@ proptest! {
         }
     }
 
-    /// A sequence's output and gradients have the same bits without the other sequences and with its prefix as its own tokens.
+    /// A sequence's output and gradients have the same bits without the other sequences and with its prefix as its
+    /// own tokens.
     #[test]
     fn sequences_do_not_see_each_other(case in random_cases(), long in 0usize..2, threads in 1usize..4) {
         let mut case = case;
@@ -178,8 +179,8 @@ proptest! {
                 let (from, to) = (given.cu_seqlens[n] as usize, given.cu_seqlens[n + 1] as usize);
                 let (heads, kv_heads, d) = (case.heads, case.kv_heads, case.head_dim);
                 let skip = case.keys(n).len() - (to - from);
-                // Not causal, the prefix's own queries see the keys after it. And each sequence that has a key in its prefix adds to
-                // the key's gradients.
+                // Not causal, the prefix's own queries see the keys after it. And each sequence that has a key in its
+                // prefix adds to the key's gradients.
                 let outputs = if case.prefix.is_empty() { 5 } else { 3 };
                 for (i, width) in [heads * d, heads, heads * d, kv_heads * d, kv_heads * d].into_iter().enumerate() {
                     if i < outputs {

@@ -1,7 +1,8 @@
 //! Gradient of attention; probabilities are computed again from q, k and the log-sum-exp.
 //!
-//! Two kinds of tasks write different arrays: one ([`Keys`]) has a block of 64 keys and loops over the rows that see it, in chunks of 64
-//! in ascending order, for dk and dv; the other ([`Queries`]) has 64 rows and loops over their keys for dq.
+//! Two kinds of tasks write different arrays: one ([`Keys`]) has a block of 64 keys and loops over the rows that see
+//! it, in chunks of 64 in ascending order, for dk and dv; the other ([`Queries`]) has 64 rows and loops over their
+//! keys for dq.
 #![allow(unsafe_code)]
 #![allow(unsafe_op_in_unsafe_fn)]
 
@@ -72,7 +73,8 @@ pub struct Gradient<'a, T> {
 }
 
 impl<'a, T> Gradient<'a, T> {
-    /// The backward arrays of a sequence whose forward arrays are `sequence` and whose first token is `first`, for one key head.
+    /// The backward arrays of a sequence whose forward arrays are `sequence` and whose first token is `first`, for
+    /// one key head.
     pub fn new(p: &BwdParams, sequence: Sequence<'a, T>, first: usize, kv_head: usize, scratch: *mut f32) -> Self {
         let head = first * sequence.heads + kv_head * sequence.group();
         let row = |address: u64| (address as *mut T).wrapping_add(head * sequence.head_dim);
@@ -278,7 +280,8 @@ unsafe fn load_rows<V: Vector, T: Element>(g: &Gradient<'_, T>, row: usize, rows
     }
 }
 
-/// Computes the probabilities and the gradients of the scores of some rows and keys; both are zero where a row does not see a key.
+/// Computes the probabilities and the gradients of the scores of some rows and keys; both are zero where a row does
+/// not see a key.
 #[inline(always)]
 unsafe fn scores<V: Vector, T: Element>(
     g: &Gradient<'_, T>,

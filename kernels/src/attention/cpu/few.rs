@@ -1,4 +1,5 @@
-//! Scores of up to four rows, as in decoding: a block of keys is used once, so it is transposed in registers and not stored.
+//! Scores of up to four rows, as in decoding: a block of keys is used once, so it is transposed in registers and not
+//! stored.
 #![allow(unsafe_code)]
 #![allow(unsafe_op_in_unsafe_fn)]
 
@@ -6,7 +7,8 @@ use super::forward::{KEYS, Sequence};
 use super::vector::{LANES, Vector};
 use crate::Element;
 
-/// Computes the products of `R` query rows with the keys of a block, summed in the order of [`Product`](super::product::Product).
+/// Computes the products of `R` query rows with the keys of a block, summed in the order of
+/// [`Product`](super::product::Product).
 #[inline(always)]
 pub unsafe fn few_scores<V: Vector, T: Element, const R: usize>(
     s: &Sequence<'_, T>,

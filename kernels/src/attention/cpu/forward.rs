@@ -1,7 +1,7 @@
 //! Forward attention of a tile of query rows of one key head over the keys of their sequence.
 //!
-//! The rows of a tile are pairs (position, head of the group): all query heads that share a key head use its keys together. The order of
-//! each row's arithmetic does not depend on the tile:
+//! The rows of a tile are pairs (position, head of the group): all query heads that share a key head use its keys
+//! together. The order of each row's arithmetic does not depend on the tile:
 //!
 //! ```text
 //! for each segment of 512 keys:                                # decoding gives segments of one sequence to different threads
@@ -81,7 +81,8 @@ impl<T> Sequence<'_, T> {
         row / self.group() * self.heads + row % self.group()
     }
 
-    /// Index of the first element of key `key`, a multiple of [`LANES`], in `k` and `v`; the next [`LANES`] keys are contiguous.
+    /// Index of the first element of key `key`, a multiple of [`LANES`], in `k` and `v`; the next [`LANES`] keys are
+    /// contiguous.
     pub fn key(&self, key: usize) -> usize {
         let slot = self.table.map_or(key, |(table, page)| table[key / page] as usize * page + key % page);
         slot * self.key_stride()
@@ -122,7 +123,8 @@ pub const fn round_up(n: usize) -> usize {
     n.next_multiple_of(LANES)
 }
 
-/// State of a tile's online softmax: for each row an output that is not divided yet, sixteen partial sums of exponentials, a maximum.
+/// State of a tile's online softmax: for each row an output that is not divided yet, sixteen partial sums of
+/// exponentials, a maximum.
 #[derive(Clone, Copy)]
 pub struct State {
     o: *mut f32,
@@ -178,7 +180,8 @@ impl Scratch {
 pub struct Whole<'a, T>(pub &'a Tile<'a, T>, pub *mut f32);
 
 /// # Safety
-/// The sequence's pointers cover its rows and keys, its block table covers its keys, and the scratch has [`scratch_len`] elements.
+/// The sequence's pointers cover its rows and keys, its block table covers its keys, and the scratch has
+/// [`scratch_len`] elements.
 impl<T: Element> Work for Whole<'_, T> {
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
@@ -239,8 +242,8 @@ impl<T: Element> Work for Combine<'_, T> {
     }
 }
 
-/// Prefetches the block of keys and values from `start` on, if the tile needs it. The rows of a head are far apart, so hardware
-/// prefetchers do not find them.
+/// Prefetches the block of keys and values from `start` on, if the tile needs it. The rows of a head are far apart,
+/// so hardware prefetchers do not find them.
 #[inline(always)]
 unsafe fn prefetch<V: Vector, T: Element>(tile: &Tile<'_, T>, start: usize) {
     let s = tile.sequence;
@@ -280,7 +283,8 @@ pub unsafe fn store_row<T: Element>(from: *const f32, len: usize, to: *mut T) {
     }
 }
 
-/// Copies `rows` rows of `d` elements, `stride` elements apart, to f32 rows of whole vectors, `[rows, round_up(d)]`, with zeros at the end.
+/// Copies `rows` rows of `d` elements, `stride` elements apart, to f32 rows of whole vectors, `[rows, round_up(d)]`,
+/// with zeros at the end.
 #[inline(always)]
 pub unsafe fn load_padded<V: Vector, T: Element>(from: *const T, stride: usize, rows: usize, d: usize, to: *mut f32) {
     for j in 0..rows {
@@ -291,8 +295,8 @@ pub unsafe fn load_padded<V: Vector, T: Element>(from: *const T, stride: usize, 
     }
 }
 
-/// Transposes `rows` rows (at most 64) of `d` elements, `stride` elements apart, into columns of `[d, KEYS]`. Further columns are
-/// undefined.
+/// Transposes `rows` rows (at most 64) of `d` elements, `stride` elements apart, into columns of `[d, KEYS]`. Further
+/// columns are undefined.
 #[inline(always)]
 pub unsafe fn load_transposed<V: Vector, T: Element>(
     from: *const T,
@@ -407,8 +411,8 @@ unsafe fn values<V: Vector, T: Element>(
     (copy, padded)
 }
 
-/// Turns the products q k^T of some rows into probabilities relative to their new maxima. Returns the factors that rescale what was
-/// summed with the old maxima.
+/// Turns the products q k^T of some rows into probabilities relative to their new maxima. Returns the factors that
+/// rescale what was summed with the old maxima.
 #[inline(always)]
 unsafe fn softmax<V: Vector>(limits: &[usize], scale: f32, state: State, row: usize, scores: *mut f32) -> [f32; ROWS] {
     let mut row_maxes = [f32::NEG_INFINITY; ROWS];

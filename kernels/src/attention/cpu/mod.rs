@@ -1,8 +1,9 @@
 //! Attention on device `cpu`: splits a launch into tasks for the thread team.
 //!
-//! Forward, a task is a tile of query rows of one key head ([`forward`]); with few tiles, as in decoding, a task is one segment of 512
-//! keys of a tile, and a second pass merges the segments. Backward, a task is a block of 64 keys or a chunk of 64 query rows
-//! ([`backward`]). All products are [`product`], written once for every instruction set of [`vector`].
+//! Forward, a task is a tile of query rows of one key head ([`forward`]); with few tiles, as in decoding, a task is
+//! one segment of 512 keys of a tile, and a second pass merges the segments. Backward, a task is a block of 64 keys
+//! or a chunk of 64 query rows ([`backward`]). All products are [`product`], written once for every instruction set
+//! of [`vector`].
 #![allow(unsafe_code)]
 
 mod backward;
@@ -62,7 +63,8 @@ impl Shared {
 /// Computes the outputs of `seqs` sequences; `sequence(index, key head)` describes each of them.
 ///
 /// # Safety
-/// The machine supports `isa`; the pointers of every sequence cover its rows and keys; outputs of sequences do not overlap.
+/// The machine supports `isa`; the pointers of every sequence cover its rows and keys; outputs of sequences do not
+/// overlap.
 pub(crate) unsafe fn rows<'a, T: Element>(
     isa: Isa,
     team: &Team,
@@ -130,7 +132,8 @@ pub(crate) unsafe fn rows<'a, T: Element>(
         let (seq, first, rows) = tiles[task / kv_heads];
         let s = sequence(seq, task % kv_heads);
         let tile = Tile { sequence: &s, first, rows };
-        // SAFETY: the caller guarantees it (see the function's safety section); the parts of a tile lie one after the other from `offset` on.
+        // SAFETY: the caller guarantees it (see the function's safety section); the parts of a tile lie one after the
+        // other from `offset` on.
         unsafe { dispatch(isa, Combine(&tile, states.at(offset))) }
     });
 }
@@ -224,8 +227,9 @@ impl<'a, T: Element> Packed<'a, T> {
         }
     }
 
-    /// The sequences that see keys start .. start + [`KEYS`] of sequence `seq`, in ascending order, each as (sequence, first of these
-    /// keys that it sees, number of keys, index of that first key among the sequence's keys).
+    /// The sequences that see keys start .. start + [`KEYS`] of sequence `seq`, in ascending order, each as
+    /// (sequence, first of these keys that it sees, number of keys, index of that first key among the sequence's
+    /// keys).
     fn visits(&self, seq: usize, start: usize) -> Vec<(usize, usize, usize, usize)> {
         let [(first, len), _] = self.ranges[seq];
         let (token, keys) = (first + start, KEYS.min(len - start));

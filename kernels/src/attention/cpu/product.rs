@@ -6,8 +6,8 @@
 
 use super::vector::{LANES, Vector, Work};
 
-/// A product `c = a b`, or `c = c * alpha + a b` with a factor for each row. The sum over the inner index starts at 0 and ascends one
-/// step at a time, whatever the tiling, so bits do not depend on the instruction set's tile.
+/// A product `c = a b`, or `c = c * alpha + a b` with a factor for each row. The sum over the inner index starts at 0
+/// and ascends one step at a time, whatever the tiling, so bits do not depend on the instruction set's tile.
 pub struct Product {
     /// Number of rows of `a` and `c`.
     pub rows: usize,

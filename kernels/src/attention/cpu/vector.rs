@@ -1,4 +1,5 @@
-//! A vector of sixteen f32 lanes on each instruction set, and [`dispatch`], which runs code that was compiled for one of them.
+//! A vector of sixteen f32 lanes on each instruction set, and [`dispatch`], which runs code that was compiled for one
+//! of them.
 //!
 //! Operations work lane by lane and round once, so a lane's result does not depend on its neighbours.
 #![allow(unsafe_code)]
@@ -17,7 +18,8 @@ pub const LANES: usize = crate::simd::LANES;
 /// Sixteen f32 lanes.
 ///
 /// # Safety
-/// The machine supports the implementing type's instruction set. A pointer argument covers sixteen elements, or `count` of them.
+/// The machine supports the implementing type's instruction set. A pointer argument covers sixteen elements, or
+/// `count` of them.
 pub trait Vector: Copy {
     /// Rows of the largest product tile that fits into the registers.
     const ROWS: usize;

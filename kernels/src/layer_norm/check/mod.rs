@@ -14,8 +14,8 @@ checks!(
 
 const EPS: f32 = 1e-6;
 
-/// Tolerance of f32 results, as a multiple of the error of one rounding, for rows whose mean is `far` times their spread from 0. Mean and
-/// root are off by two units in the last place, which moves the whole row.
+/// Tolerance of f32 results, as a multiple of the error of one rounding, for rows whose mean is `far` times their
+/// spread from 0. Mean and root are off by two units in the last place, which moves the whole row.
 fn of_one(dtype: DType, far: f32) -> f64 {
     if dtype == F32 { OF_ONE_F32 * (1.0 + far as f64) } else { OF_ONE }
 }

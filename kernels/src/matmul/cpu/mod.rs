@@ -112,7 +112,8 @@ type Tile = unsafe fn(usize, *const u32, *const u32, *mut f32, bool);
 type Direct = unsafe fn(usize, *const u32, usize, *const u32, *mut f32, bool);
 /// `pack(source, part, width, dst)`: `dst[u][i]` is unit `u` of row `i`; lanes from `part.rows` to `width` are 0.
 type Pack = unsafe fn(&Source, Part, usize, *mut u32);
-/// `thin(m, a, b, row, rows, acc)`: at most [`THIN_ROWS`] rows of B as stored against `m` packed rows of A; `acc` is `[m][THIN_ROWS]`.
+/// `thin(m, a, b, row, rows, acc)`: at most [`THIN_ROWS`] rows of B as stored against `m` packed rows of A; `acc` is
+/// `[m][THIN_ROWS]`.
 type Thin = unsafe fn(usize, *const u32, &Source, usize, usize, *mut f32);
 
 /// The functions for one instruction set and arithmetic.

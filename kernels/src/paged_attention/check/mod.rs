@@ -111,8 +111,8 @@ fn packed(model: &Model, sequences: &[&Tokens], threads: usize) -> Vec<u32> {
     bits(&o)
 }
 
-/// Bits of one paged launch over sequences of (tokens, keys in the cache, how many of these are new), in a cache with pages in shuffled
-/// order and NaN in every slot without a key.
+/// Bits of one paged launch over sequences of (tokens, keys in the cache, how many of these are new), in a cache with
+/// pages in shuffled order and NaN in every slot without a key.
 fn paged(model: &Model, sequences: &[(&Tokens, usize, usize)], threads: usize, seed: usize) -> Vec<u32> {
     let (row, kv_row, page) = (model.row(), model.kv_row(), 16 << (seed % 5));
     let max_blocks = sequences.iter().map(|s| s.1.div_ceil(page)).max().unwrap_or(0) + seed % 2;

@@ -50,7 +50,8 @@ proptest! {
             prop_assert!(got[..new * row] == want[(end - new) * row..end * row], "chunk up to {end}");
         }
 
-        // Decode token by token: all tokens of a short sequence; of a long one those at the ends of blocks and segments.
+        // Decode token by token: all tokens of a short sequence; of a long one those at the ends of blocks and
+        // segments.
         for keys in (1..=len).filter(|k| len < 70 || *k == len || (k + 1) % BLOCK <= 2) {
             let got = paged(&model, &[(&me, keys, 1)], threads, seed);
             prop_assert!(got == want[(keys - 1) * row..keys * row], "decode with {keys} keys");

@@ -16,8 +16,8 @@ checks!(
 
 const EPS: f32 = 1e-6;
 
-/// Tolerance of f32 results, as a multiple of the error of one rounding: a row's root is off by two units in its last place, which moves
-/// the whole row, and in a gradient the part along x cancels.
+/// Tolerance of f32 results, as a multiple of the error of one rounding: a row's root is off by two units in its last
+/// place, which moves the whole row, and in a gradient the part along x cancels.
 const OF_ONE_F32: f64 = 12.0;
 /// Tolerance of a sum over rows in f32, as a multiple of the error of one rounding.
 const OF_ONE_SUM: f64 = 10.0;
@@ -35,8 +35,8 @@ fn each_row(f: fn(&[f64], f64) -> f64, x: &[f64], cols: usize) -> Vec<f64> {
     x.chunks_exact(cols).map(|x| f(x, EPS as f64)).collect()
 }
 
-/// Asserts the error of results that a row's sum multiplies. The error of the sum moves the whole row, so with few rows in f32 the total
-/// error varies too much for a tight bound.
+/// Asserts the error of results that a row's sum multiplies. The error of the sum moves the whole row, so with few
+/// rows in f32 the total error varies too much for a tight bound.
 fn assert_rows(name: &str, dtype: DType, rows: usize, got: &[f32], with: &[f64], want: &[f64]) {
     match (dtype, rows) {
         (F32, ..4) => assert_close(name, got, want, 1e-6, f64::MAX),

@@ -13,9 +13,9 @@ use crate::tensor::{Tensor, dims};
 /// A LoRA adapter of a weight `[N, K]`: adds `scale · up · down` to it.
 #[derive(Clone, Debug)]
 pub struct Lora {
-    /// The matrix A of the paper, `[R, K]`.
+    /// Matrix A of the LoRA paper, `[R, K]`.
     pub down: Tensor,
-    /// The matrix B of the paper, `[N, R]`.
+    /// Matrix B of the LoRA paper, `[N, R]`.
     pub up: Tensor,
     /// The factor alpha / R of the product.
     pub scale: f32,

@@ -54,8 +54,9 @@ impl DeviceFrames {
         let block = patch.saturating_mul(merge);
         let fits = |n: usize| block > 0 && n.is_multiple_of(block);
         if temporal == 0 || !fits(height) || !fits(width) {
-            let what =
-                format!("frames of {height} x {width} are not whole squares of {merge} x {merge} patches of {patch}");
+            let what = format!(
+                "frames of {height} x {width} pixels; both sides must be multiples of {merge} patches of {patch} pixels"
+            );
             return Err(shape_error(OP, what));
         }
         if levels.len() as u64 > MAX_FRAME_BYTES {

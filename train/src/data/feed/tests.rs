@@ -12,7 +12,7 @@ impl SampleSource for DataSource {
     fn sample(&self, row: usize) -> Result<Self::Sample> {
         // Rows take different times, so that threads finish out of order.
         std::thread::sleep(std::time::Duration::from_micros((row as u64 * 7919) % 60));
-        self.0[row].map(|n| (row, n)).ok_or_else(|| TrainError::row(format!("d:{row}"), "is broken", "mend it"))
+        self.0[row].map(|n| (row, n)).ok_or_else(|| TrainError::row(format!("d:{row}"), "is broken", "fix it"))
     }
     fn token_count(sample: &Self::Sample) -> usize {
         sample.1

@@ -25,8 +25,8 @@ fn preview(step: u64) -> Preview {
     Preview { rewards: vec![0.0, step as f32, 0.5], text: format!("<b>{step}</b> & so on"), strip }
 }
 
-/// A part of a run in `out` that resumes after `step` of the run in `home` and does the steps up to `last`, with previews if
-/// `pictures` is set.
+/// A part of a run in `out` that resumes after `step` of the run in `home` and does the steps up to `last`, with
+/// previews if `pictures` is set.
 fn part(out: &Path, home: &Path, step: u64, last: u64, pictures: bool) -> Wandb {
     let run = json!({"command": "grpo", "steps": 9, "options": {"learning_rate": 0.5}});
     let done: Vec<StepMetrics> = (1..=step).map(line).collect();

@@ -40,15 +40,16 @@ fn equals_the_formula(dtype: DType) {
     }
 }
 
-/// Tolerance of o and of the gradients in f32, as a multiple of the error of one rounding. They are sums over the head and the keys, a
-/// gradient is a difference of two such sums, and a saturated softmax amplifies the rounding of its large scores.
+/// Tolerance of o and of the gradients in f32, as a multiple of the error of one rounding. They are sums over the
+/// head and the keys, a gradient is a difference of two such sums, and a saturated softmax amplifies the rounding of
+/// its large scores.
 pub(super) fn of_one_f32(case: &Case) -> [f64; 2] {
     let saturated = f64::from(case.spread / 2.0).max(1.0);
     [20.0 * saturated, 300.0 * saturated]
 }
 
-/// Gradients with four times the errors of `with`. Another order of a row's delta moves the whole row, and a row with an outlier makes
-/// most of the error.
+/// Gradients with four times the errors of `with`. Another order of a row's delta moves the whole row, and a row with
+/// an outlier makes most of the error.
 pub(super) fn with_other_deltas(with: [Vec<f64>; 3], exact: &[Vec<f64>; 3]) -> [Vec<f64>; 3] {
     let [dq, dk, dv] = with;
     let wide = |x: Vec<f64>, exact: &[f64]| x.iter().zip(exact).map(|(x, e)| e + 4.0 * (x - e)).collect();

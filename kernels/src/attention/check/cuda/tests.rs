@@ -6,8 +6,8 @@ use crate::{Arch, Launch};
 use reel_sim::exec::ExecOptions;
 use reel_sim::memory::SimMemory;
 
-/// Counts the products of the last tile of a causal sequence of 8192 tokens, made as a prefix of 8128 tokens and 64 own tokens, and of
-/// the first tile.
+/// Counts the products of the last tile of a causal sequence of 8192 tokens, made as a prefix of 8128 tokens and 64
+/// own tokens, and of the first tile.
 #[test]
 fn matrix_products_at_8k_are_the_useful_ones() {
     on_sim(|| {
@@ -144,8 +144,8 @@ impl Backward {
     }
 }
 
-/// The gradients have the same bits with tiles of 64 and of 128 keys, with one resident block or many, and with a separate stage for
-/// dq. With one resident block, a block that waits for a later one would never end.
+/// The gradients have the same bits with tiles of 64 and of 128 keys, with one resident block or many, and with a
+/// separate stage for dq. With one resident block, a block that waits for a later one would never end.
 #[test]
 fn every_way_to_the_gradients_has_the_same_bits() {
     on_sim(|| {
@@ -179,8 +179,8 @@ fn every_way_to_the_gradients_has_the_same_bits() {
     });
 }
 
-/// Counts products of tiles on the diagonal and below it: sequences of two and of four tiles determine both, and a sequence of six tiles
-/// must agree. Runs with tiles of 64 and of 128 keys.
+/// Counts products of tiles on the diagonal and below it: sequences of two and of four tiles determine both, and a
+/// sequence of six tiles must agree. Runs with tiles of 64 and of 128 keys.
 #[test]
 fn the_gradient_does_the_useful_products_at_8k() {
     on_sim(|| {
@@ -212,8 +212,8 @@ fn the_gradient_does_the_useful_products_at_8k() {
     });
 }
 
-/// Counts the global traffic of the gradient beyond its operands: q and d_o are read once for each key tile that they see, and the sums
-/// of dq are read and written as often, except for the first and the last time.
+/// Counts the global traffic of the gradient beyond its operands: q and d_o are read once for each key tile that they
+/// see, and the sums of dq are read and written as often, except for the first and the last time.
 #[test]
 fn bytes_of_the_gradient_are_those_of_its_tiles() {
     on_sim(|| {
