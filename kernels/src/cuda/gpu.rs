@@ -349,8 +349,8 @@ impl Drop for PtxFunction<'_> {
 
 impl Drop for Gpu {
     fn drop(&mut self) {
-        // SAFETY: nothing uses the stream and the modules any more. After a failed kernel the wait fails too, which
-        // nobody can help.
+        // SAFETY: nothing uses the stream and the modules any more. After a failed kernel the wait fails too; a
+        // destructor cannot report it.
         unsafe {
             let _ = self.driver.synchronize(self.stream);
             for loaded in self.modules().values() {

@@ -63,8 +63,8 @@ impl Gpu {
 
 impl Drop for GpuGraph {
     fn drop(&mut self) {
-        // SAFETY: after the wait none of its launches runs. After a failed kernel the wait fails too, which nobody can
-        // help.
+        // SAFETY: after the wait none of its launches runs. After a failed kernel the wait fails too; the next call on
+        // the GPU reports it again.
         unsafe {
             let _ = self.driver.synchronize(self.stream);
             self.driver.destroy_graph(self.graph);
