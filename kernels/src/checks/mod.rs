@@ -68,6 +68,8 @@ pub struct CheckSetup {
     /// Number of interleavings (orders of warps and completion times of asynchronous copies) that the simulator
     /// tries; results must agree.
     pub interleavings: u64,
+    /// Whether a test runs the check: large launches then get fewer interleavings.
+    pub in_test: bool,
     /// If given, only launches of this kernel run on the device; others run on the CPU.
     pub only: Option<String>,
     /// On a GPU, also simulates each launch and compares the results.
@@ -77,9 +79,9 @@ pub struct CheckSetup {
 }
 
 impl CheckSetup {
-    /// The setup of tests: eight interleavings, seed 0.
+    /// Eight interleavings, seed 0.
     pub fn new(device: CheckDevice) -> CheckSetup {
-        CheckSetup { device, seed: 0, interleavings: 8, only: None, compare: false, record: false }
+        CheckSetup { device, seed: 0, interleavings: 8, in_test: false, only: None, compare: false, record: false }
     }
 }
 
@@ -204,7 +206,8 @@ pub(crate) fn run_once(launch: &Launch) {
 #[cfg(test)]
 pub(crate) fn on_sim(body: impl Fn()) {
     if crate::compile::for_test().is_some() {
-        let before = RUNNING.replace(Running { setup: CheckSetup::new(CheckDevice::Sim), ran: CheckRun::default() });
+        let setup = CheckSetup { in_test: true, ..CheckSetup::new(CheckDevice::Sim) };
+        let before = RUNNING.replace(Running { setup, ran: CheckRun::default() });
         body();
         RUNNING.replace(before);
     }

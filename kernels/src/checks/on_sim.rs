@@ -7,6 +7,9 @@ use crate::simulate::{self, SimulatedStage};
 use reel_sim::counters::Counters;
 use reel_sim::exec::{CompletionTiming, ExecOptions};
 use reel_sim::memory::SimMemory;
+use std::panic;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
 
 /// A recorded launch with the contents of its arrays before it.
 #[derive(Clone, Debug)]
@@ -62,30 +65,51 @@ fn nothing_found(launch: &KernelLaunch, staged: &[SimulatedStage], seed: u64) {
     }
 }
 
-/// Runs a launch on the simulator under several interleavings, whose results must agree bit for bit.
+/// A launch that executes more warp instructions than this is large, see [`run`].
+const LARGE_LAUNCH: u64 = 1 << 18;
+
+/// Runs a launch on the simulator under several interleavings, on all processors; the results must agree bit for bit.
+///
+/// Tests run each kernel on many shapes. There a large launch gets one interleaving per element of [`MOMENTS`]; the
+/// small shapes of the same kernel get all of them.
 pub fn run(launch: &KernelLaunch) {
     let arrays = arrays_of(launch);
-    let (seed, interleavings, record) =
-        RUNNING.with_borrow(|r| (r.setup.seed, r.setup.interleavings.max(1), r.setup.record));
-    let seeds = (0..interleavings).map(|i| seed.wrapping_mul(8).wrapping_add(i));
-    let mut first: Option<Vec<Vec<u8>>> = None;
-    for seed in seeds {
-        let (staged, results) = staged_results(launch, &arrays, seed);
-        if record && first.is_none() {
-            let arrays = arrays.iter().map(|a| (a.at, a.read(), a.written)).collect();
-            let stages = staged.into_iter().map(|s| (s.stage.symbol, s.counters)).collect();
-            RUNNING.with_borrow_mut(|r| r.ran.recorded.push(RecordedLaunch { launch: launch.clone(), arrays, stages }));
-        }
-        match &first {
-            None => first = Some(results),
-            Some(first) => assert!(
-                *first == results,
+    let (seed, interleavings, in_test, record) =
+        RUNNING.with_borrow(|r| (r.setup.seed, r.setup.interleavings.max(1), r.setup.in_test, r.setup.record));
+    let first_seed = seed.wrapping_mul(8);
+    let (staged, first) = staged_results(launch, &arrays, first_seed);
+    let warps: u64 = staged.iter().map(|s| s.counters.total().warps).sum();
+    let interleavings =
+        if in_test && warps > LARGE_LAUNCH { interleavings.min(MOMENTS.len() as u64) } else { interleavings };
+    if record {
+        let arrays = arrays.iter().map(|a| (a.at, a.read(), a.written)).collect();
+        let stages = staged.into_iter().map(|s| (s.stage.symbol, s.counters)).collect();
+        RUNNING.with_borrow_mut(|r| r.ran.recorded.push(RecordedLaunch { launch: launch.clone(), arrays, stages }));
+    }
+    let next = AtomicU64::new(1);
+    let compare_the_rest = || {
+        loop {
+            let n = next.fetch_add(1, Ordering::Relaxed);
+            if n >= interleavings {
+                return;
+            }
+            let seed = first_seed.wrapping_add(n);
+            assert!(
+                first == results(launch, &arrays, seed),
                 "{}: results under the interleaving of seed {seed} differ from those of the first",
                 launch.kernel.name
-            ),
+            );
         }
-    }
-    for (array, result) in arrays.iter().zip(first.iter().flatten()) {
+    };
+    let threads = thread::available_parallelism().map_or(1, usize::from).min(interleavings as usize - 1);
+    thread::scope(|scope| {
+        let others: Vec<_> = (1..threads).map(|_| scope.spawn(compare_the_rest)).collect();
+        compare_the_rest();
+        for other in others {
+            other.join().unwrap_or_else(|panic| panic::resume_unwind(panic));
+        }
+    });
+    for (array, result) in arrays.iter().zip(&first) {
         array.write(result);
     }
 }
