@@ -1,4 +1,4 @@
-// Types, addresses, bf16, and vectors of elements that become f32 in registers.
+// Integer types, bf16, pointers to global memory, and loads and stores that convert elements to and from f32.
 #pragma once
 
 using u8 = unsigned char;
@@ -6,12 +6,12 @@ using u16 = unsigned short;
 using u32 = unsigned int;
 using u64 = unsigned long long;
 
-// The upper half of an f32.
+// A bfloat16 number: the upper 16 bits of an f32.
 struct bf16 {
   u16 bits;
 };
 
-// BYTES that one access moves.
+// BYTES bytes that one memory instruction loads or stores.
 template <int BYTES>
 struct alignas(BYTES) Words {
   u32 word[BYTES / 4];
@@ -36,7 +36,7 @@ __device__ __forceinline__ constexpr T ceil_div(T a, T b) {
   return (a + b - 1) / b;
 }
 
-// One element, widened exactly.
+// Converts one element to f32, exactly.
 __device__ __forceinline__ float to_f32(float x) { return x; }
 __device__ __forceinline__ float to_f32(bf16 x) { return __uint_as_float(static_cast<u32>(x.bits) << 16); }
 
@@ -54,13 +54,13 @@ __device__ __forceinline__ bf16 from_f32<bf16>(float x) {
   return y;
 }
 
-// x rounded to T and widened again.
+// Rounds x to the type T and returns the rounded value as f32.
 template <class T>
 __device__ __forceinline__ float rounded(float x) {
   return to_f32(from_f32<T>(x));
 }
 
-// Packs two bf16 into a register, the first in the lower half.
+// Rounds two f32 to bf16 and packs them into one register, `low` in the lower half.
 __device__ __forceinline__ u32 pack_bf16(float low, float high) {
   u32 pair;
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
@@ -69,7 +69,8 @@ __device__ __forceinline__ u32 pack_bf16(float low, float high) {
 __device__ __forceinline__ float low_bf16(u32 pair) { return __uint_as_float(pair << 16); }
 __device__ __forceinline__ float high_bf16(u32 pair) { return __uint_as_float(pair & 0xffff0000u); }
 
-// Loads or stores V elements in one access (f32: one access for every four); p is aligned to the access.
+// Loads or stores V elements at p with one memory access (f32: one access per four elements). p is aligned to the
+// access.
 template <int V>
 __device__ __forceinline__ void load_vector(const float* p, float (&x)[V]) {
   constexpr int N = V < 4 ? V : 4;
@@ -116,11 +117,11 @@ __device__ __forceinline__ void store_vector(bf16* p, const float (&x)[V]) {
   }
 }
 
-// Elements of T in 16 bytes.
+// Number of elements of type T in 16 bytes.
 template <class T>
 constexpr int VECTOR = 16 / sizeof(T);
 
-// 16 bytes of elements, widened.
+// Converts 16 bytes of elements of type T to f32.
 template <class T>
 __device__ __forceinline__ void unpack(const Words<16>& words, float (&x)[VECTOR<T>]) {
 #pragma unroll
@@ -134,7 +135,7 @@ __device__ __forceinline__ void unpack(const Words<16>& words, float (&x)[VECTOR
   }
 }
 
-// Narrows V f32 to elements of type T, each rounded once.
+// Rounds f32 values to elements of type T, each once, and packs them into 16 bytes.
 template <class T>
 __device__ __forceinline__ Words<16> pack(const float (&x)[VECTOR<T>]) {
   Words<16> words;
@@ -152,8 +153,9 @@ __device__ __forceinline__ Words<16> pack(const float (&x)[VECTOR<T>]) {
 __device__ __forceinline__ u32 bits(float x) { return __float_as_uint(x); }
 __device__ __forceinline__ u32 bits(bf16 x) { return x.bits; }
 
-// Loads the elements at .. at + VECTOR of the n at p without conversion, zeros beyond the end. `vector`: n is a
-// multiple of VECTOR and p is 16-byte aligned; then `at` is a multiple of VECTOR too.
+// Loads elements at .. at + VECTOR<T> of the array of n elements at p, without conversion. Elements beyond the end of
+// the array are 0. `vector` promises that n is a multiple of VECTOR<T> and p is 16-byte aligned; `at` must then be a
+// multiple of VECTOR<T> too.
 template <class T, class I>
 __device__ __forceinline__ Words<16> load_words(const T* p, I at, I n, bool vector) {
   Words<16> words{};
@@ -168,7 +170,8 @@ __device__ __forceinline__ Words<16> load_words(const T* p, I at, I n, bool vect
   return words;
 }
 
-// Stores the elements at .. at + V of the n at p that exist, each rounded once; `vector` as for load_words.
+// Rounds each x[j] once and stores it as element at + j of the array of n elements at p. Elements beyond the end of
+// the array are not stored. `vector` makes the promises of load_words, with V for VECTOR<T>.
 template <int V, class T, class I>
 __device__ __forceinline__ void store_elements(T* p, I at, I n, bool vector, const float (&x)[V]) {
   if (vector) {
@@ -181,8 +184,8 @@ __device__ __forceinline__ void store_elements(T* p, I at, I n, bool vector, con
   }
 }
 
-// Loads the elements at .. at + V of the n at p, widened to f32, zeros beyond the end; `vector` as for load_words,
-// with V for VECTOR.
+// Loads elements at .. at + V of the array of n elements at p and converts them to f32. Elements beyond the end of
+// the array are 0. `vector` makes the promises of load_words, with V for VECTOR<T>.
 template <int V, class T, class I>
 __device__ __forceinline__ void load_elements(const T* p, I at, I n, bool vector, float (&x)[V]) {
   if (vector && at < n) {

@@ -1,12 +1,12 @@
 //! The text of each header of `cuh/`.
 
-/// Declares headers of this folder: name as sources include it, and text.
+/// Makes a list of (name in `#include` lines, text) from the file names of headers in this folder.
 macro_rules! headers {
     ($($name:literal)*) => { &[$((concat!("cuh/", $name), include_str!($name))),*] };
 }
 
-/// Every header of `cuh/`: name as sources include it, and text.
+/// Every header of `cuh/` as (name in `#include` lines, text).
 pub const HEADERS: &[(&str, &str)] = headers!(
-    "base.cuh" "cp_async.cuh" "exp2.cuh" "held.cuh" "map.cuh" "math.cuh" "mma.cuh" "norm_rows.cuh" "online_softmax.cuh" "philox.cuh"
-    "rows.cuh" "warp.cuh"
+    "base.cuh" "cp_async.cuh" "exp2.cuh" "held.cuh" "map.cuh" "math.cuh" "mma.cuh" "norm_rows.cuh"
+    "online_softmax.cuh" "philox.cuh" "rows.cuh" "warp.cuh"
 );

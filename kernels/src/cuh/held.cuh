@@ -1,16 +1,16 @@
-// Rows that a group of THREADS threads holds in registers, so that a reduction over a row and what depends on it read
-// memory once.
+// Keeps rows in the registers of a group of THREADS threads, so that a kernel reads a row from memory once, although
+// it uses the row for a reduction and again after it.
 #pragma once
 
 #include "cuh/warp.cuh"
 
-// Elements of a row that one thread holds.
+// Maximum number of elements of a row that one thread keeps in registers.
 constexpr int HELD = 16;
 
 template <class T>
 constexpr int CHUNKS = HELD / VECTOR<T>;
 
-// The part of a row that a thread holds: chunk k has the elements at(k) .. at(k) + VECTOR.
+// The elements of a row that one thread keeps in registers. Chunk k has the elements at(k) .. at(k) + VECTOR<T>.
 template <class T, int THREADS>
 struct Held {
   Words<16> chunk[CHUNKS<T>];
@@ -23,14 +23,14 @@ struct Held {
   }
 };
 
-// Calls f(at) for each vector of the columns that do not fit into the registers of a group.
+// Calls f(at) for each vector of a row that the registers of the group (HELD * THREADS elements) cannot hold.
 template <class T, int THREADS, class F>
 __device__ __forceinline__ void for_rest(u32 cols, const F& f) {
 #pragma unroll 1
   for (u32 at = HELD * THREADS + threadIdx.x % THREADS * VECTOR<T>; at < cols; at += THREADS * VECTOR<T>) f(at);
 }
 
-// Two sums at once.
+// Two sums that are reduced together.
 struct Pair {
   float a, b;
 
@@ -45,7 +45,7 @@ __device__ __forceinline__ Pair shuffle_xor(const Pair& x, int mask) {
   return {shuffle_xor(x.a, mask), shuffle_xor(x.b, mask)};
 }
 
-// Returns the sum over a group of threads; `scratch` holds one T a warp and must not be in use.
+// Returns the sum of x over a group of THREADS threads. `scratch` holds one T per warp and must not be in use.
 template <int THREADS, class T>
 __device__ __forceinline__ T group_sum(T x, T* scratch) {
   if constexpr (THREADS == 32) {

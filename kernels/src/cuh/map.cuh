@@ -1,9 +1,9 @@
-// Element-by-element kernels. A block owns MAP_BLOCK elements; each thread takes vectors of V elements, one block
-// width apart, and loads all of them before it stores any. Elements of a ragged or unaligned block are processed one
-// by one.
+// Element-by-element kernels. A block of threads computes MAP_BLOCK elements. Each thread loads STEPS vectors of V
+// elements, MAP_THREADS vectors apart, before it stores the first result. If the last block is incomplete or an
+// address is unaligned, the threads process single elements.
 //
-// An operation has `static constexpr int V`, `template <int V> struct Values`, and `load(at, values)` and `store(at,
-// values)`, which read the V elements from `at` into values and write them back.
+// An operation `Op` has `static constexpr int V` and `template <int V> struct Values`. `load(at, values)` reads V
+// elements from index `at`; `store(at, values)` computes their results and writes them.
 #pragma once
 
 #include "cuh/base.cuh"
@@ -11,7 +11,7 @@
 constexpr int MAP_THREADS = 256;
 constexpr int MAP_BLOCK = 2048;
 
-// Runs an operation over its elements. `vector`: every operand allows vector access at any multiple of V.
+// Runs an operation on n elements. `vector` says that all its arrays allow vector access at multiples of V.
 template <class Op>
 __device__ __forceinline__ void map(u64 n, bool vector, const Op& op) {
   constexpr int V = Op::V;
@@ -35,11 +35,11 @@ __device__ __forceinline__ void map(u64 n, bool vector, const Op& op) {
   }
 }
 
-// An operation whose results depend on one index of each operand: f(x, y) computes y[i] of result i from x[k] of
-// operand k.
+// An operation whose results at one index depend on the operands at the same index only: f(x, y) computes the results
+// y[0 .. WRITES] from the operands x[0 .. READS].
 template <class S, class D, int READS, int WRITES, class F>
 struct Each {
-  // Elements in 16 bytes of the wider type.
+  // Number of elements of the wider type in 16 bytes.
   static constexpr int V = 16 / (sizeof(S) > sizeof(D) ? sizeof(S) : sizeof(D));
   const S* from[READS];
   D* to[WRITES];
@@ -73,7 +73,7 @@ struct Each {
   }
 };
 
-// Runs Map over operands of type S and results of type D at these addresses.
+// Runs f on n elements with the operands at addresses `from` (type S) and the results at addresses `to` (type D).
 template <class S, class D, int READS, int WRITES, class F>
 __device__ __forceinline__ void map_each(u64 n, const u64 (&from)[READS], const u64 (&to)[WRITES], const F& f) {
   Each<S, D, READS, WRITES, F> op{{}, {}, f};

@@ -1,4 +1,4 @@
-// Arithmetic functions that C++ has no name for.
+// f32 constants and fast arithmetic: division, square root, sigmoid.
 #pragma once
 
 #include "cuh/base.cuh"
@@ -6,7 +6,7 @@
 __device__ __forceinline__ float infinity() { return __uint_as_float(0x7f800000); }
 __device__ __forceinline__ float not_a_number() { return __uint_as_float(0x7fc00000); }
 
-// Returns a / b with an error of at most 2 ulp at any magnitude.
+// Returns a / b with an error of at most 2 ulp for all inputs.
 __device__ __forceinline__ float divide(float a, float b) {
   float quotient;
   asm("div.full.f32 %0, %1, %2;" : "=f"(quotient) : "f"(a), "f"(b));

@@ -1,9 +1,11 @@
-// What the kernels that normalise rows share: which rows a group of threads owns, and sums over rows (dw of rms_norm,
-// dw and db of layer_norm).
+// Shared code of the normalisation kernels (rms_norm, layer_norm): which rows a group of threads processes, and the
+// gradients of the weights, which are sums over all rows (dw of rms_norm, dw and db of layer_norm).
 //
-// Sums over rows: a block owns a part of PART_ROWS rows, its groups equal runs of them. Each thread adds up its HELD
-// columns over its group's rows in ascending order (registers); add_groups adds the groups' sums in order; the block
-// writes its row of `partial`; sum_parts, a launch of its own, adds up the rows of `partial`.
+// How column sums over all rows are computed:
+//   1. A block processes PART_ROWS rows; each of its groups of THREADS threads has a contiguous range of them.
+//   2. Each thread adds up its HELD columns over the rows of its group, in ascending order, in registers.
+//   3. add_groups adds the groups' sums in order; the block writes them as one row of `partial`.
+//   4. A second launch (sum_parts) adds up the rows of `partial`.
 #pragma once
 
 #include "cuh/held.cuh"
@@ -14,14 +16,15 @@ constexpr int FWD_BLOCK = 256;
 constexpr int BWD_BLOCK = 512;
 constexpr int WIDE = 512;
 
-// The rows of a group in a backward kernel: row, row + step, ... below end. The block makes `steps` steps, as many as
-// its group with the most rows, so that all groups reach the same barriers.
+// The rows of a group in a backward kernel: row, row + step, ... below `end`. `steps` is the number of rows of the
+// block's group that has the most; every group loops `steps` times, so that all threads reach the same barriers.
 struct GroupRows {
   u64 row, end, step;
   u32 steps;
 };
 
-// With column sums a group owns a run of the block's part, else it strides over all rows.
+// Returns the rows of one of the block's GROUPS groups. For column sums a group has a contiguous range of the block's
+// PART_ROWS rows; otherwise the groups of all blocks share all rows round robin.
 template <int GROUPS>
 __device__ __forceinline__ GroupRows rows_of_group(u32 group, u64 rows, bool column_sums) {
   GroupRows r;
@@ -42,21 +45,22 @@ __device__ __forceinline__ GroupRows rows_of_group(u32 group, u64 rows, bool col
   return r;
 }
 
-// What the threads of a backward block share; S is float or Pair, the type of a row's sum.
+// Shared memory of a block of a backward kernel. S is the type of the reduction over one row: float or Pair.
 template <class S>
 struct SharedSums {
-  // Two, so that one barrier a row is enough: a thread that is a row ahead writes to the other.
+  // Two buffers, so that one barrier per row is enough: a thread that is one row ahead writes to the other buffer.
   S scratch[2][BWD_BLOCK / 32];
-  // Column sums: for each group but the first HELD / 4 rows of its threads.
+  // Column sums of all groups but the first: HELD / 4 vectors of four f32 per thread.
   Words<16> sums[(BWD_BLOCK - 32) * HELD / 4];
 };
 
-// Adds the column sums of all groups in order into the registers of the first group; `shared` is not in use.
+// Adds the column sums of all groups, in order, into the registers of the first group. `shared` must not be in use.
 template <int THREADS>
 __device__ __forceinline__ void add_groups(float (&sum)[HELD], Words<16>* shared) {
   constexpr int GROUPS = BWD_BLOCK / THREADS;
   const u32 group = threadIdx.x / THREADS;
-  // Columns stay with their thread number; the order of the words in between only avoids bank conflicts.
+  // A thread reads back the columns that its counterparts in other groups stored. The order of the words in shared
+  // memory only avoids bank conflicts.
   Words<16>* sums = shared + threadIdx.x % THREADS;
   if (group > 0) {
 #pragma unroll
@@ -79,8 +83,8 @@ __device__ __forceinline__ void add_groups(float (&sum)[HELD], Words<16>* shared
   }
 }
 
-// Writes the column sums of the first group to a row of `partial`; `vector` says whether 16 bytes may be stored at
-// once.
+// Writes the column sums of the first group to one row of `partial`. `vector` says whether the row allows 16-byte
+// stores.
 template <class T, int THREADS>
 __device__ __forceinline__ void store_column_sums(float* partial, u32 cols, bool vector, const float (&sums)[HELD]) {
   constexpr int V = VECTOR<T>;
@@ -93,9 +97,9 @@ __device__ __forceinline__ void store_column_sums(float* partial, u32 cols, bool
   }
 }
 
-// Adds up column c of `partial` over the parts of `rows` rows and calls write(c, sum) in one thread for each of
-// `columns` columns: a block has 32 columns; warp w adds parts w, w + 8, ...; then the warps' sums are added in
-// order.
+// Adds up each of `columns` columns of `partial`, which has one row per PART_ROWS of the `rows` input rows, and calls
+// write(column, sum) in one thread per column. A block sums 32 columns: warp w adds the rows w, w + 8, ... of
+// `partial`; then the sums of the 8 warps are added in order.
 template <class Write>
 __device__ __forceinline__ void sum_parts(const float* partial, u32 rows, u64 columns, Write write) {
   constexpr int WARPS = 8;
@@ -116,10 +120,13 @@ __device__ __forceinline__ void sum_parts(const float* partial, u32 rows, u64 co
   write(c, sum);
 }
 
-#define KERNEL(NAME, PARAMS, ...) extern "C" __global__ void __launch_bounds__(__VA_ARGS__) NAME(const __grid_constant__ PARAMS p)
+#define KERNEL(NAME, PARAMS, ...) \
+  extern "C" __global__ void __launch_bounds__(__VA_ARGS__) NAME(const __grid_constant__ PARAMS p)
 
-// The kernels of one element type: PREFIX_fwd_NAME and so on. The source defines forward_any<T, BLOCK, THREADS>,
-// backward_any<T, THREADS> with a SharedSums<SUM>, and sum_all_parts. The further arguments are BWD's launch bounds.
+// Defines the forward and backward kernels for the element type T, with symbols such as rms_norm_fwd_f32
+// (PREFIX_fwd_NAME). The file that uses the macro defines forward_any<T, BLOCK, THREADS>, backward_any<T, THREADS>,
+// which gets a SharedSums<SUM>, and sum_all_parts. FWD and BWD are the parameter structs; the variadic arguments are
+// the launch bounds of the backward kernels.
 #define KERNELS(T, PREFIX, NAME, FWD, BWD, SUM, ...)                                                 \
   KERNEL(PREFIX##_fwd_##NAME, FWD, FWD_BLOCK) {                                                      \
     if (p.cols <= HELD * 32) {                                                                       \

@@ -1,5 +1,5 @@
-// Philox4x32-10 (Salmon, Moraes, Dror, Shaw, SC 2011), with the layout of philox.rs: key = seed, counter = index,
-// stream.
+// The random number generator Philox4x32-10 (Salmon, Moraes, Dror, Shaw, SC 2011). As in philox.rs, the key is the
+// seed, and the counter consists of index and stream.
 #pragma once
 
 #include "cuh/base.cuh"

@@ -1,12 +1,13 @@
-// Copies of rows: blockDim.x threads copy one row, blockDim.y rows a block (cuh::rows in cuh/mod.rs chooses both).
+// Copies of rows: blockDim.x threads copy one row, a block copies blockDim.y rows (`rows` in cuh/mod.rs chooses
+// both).
 #pragma once
 
 #include "cuh/base.cuh"
 
-// Returns the row of this thread, which may lie beyond the last row.
+// Returns the index of the row that this thread copies; it may lie beyond the last row.
 __device__ __forceinline__ u64 row_of_thread() { return static_cast<u64>(blockIdx.x) * blockDim.y + threadIdx.y; }
 
-// Copies `count` words, four loads ahead of their stores.
+// Copies `count` words with blockDim.x threads; each thread loads four words before it stores the first.
 template <class Word>
 __device__ __forceinline__ void move_words(const Word* src, Word* dst, u32 count) {
   constexpr int STEPS = 4;
@@ -24,8 +25,8 @@ __device__ __forceinline__ void move_words(const Word* src, Word* dst, u32 count
   }
 }
 
-// Copies a row of elements without conversion. `vector`: cols is a multiple of 16 bytes and both rows are 16-byte
-// aligned.
+// Copies a row of `cols` elements. `vector` says that the row's size is a multiple of 16 bytes and both addresses are
+// 16-byte aligned.
 template <class E>
 __device__ __forceinline__ void move_row(const E* src, E* dst, u32 cols, bool vector) {
   if (vector) {
@@ -35,11 +36,12 @@ __device__ __forceinline__ void move_row(const E* src, E* dst, u32 cols, bool ve
   }
 }
 
-// A row of zeros.
+// Writes zeros to a row of `cols` elements. `vector` as for move_row.
 template <class E>
 __device__ __forceinline__ void clear_row(E* dst, u32 cols, bool vector) {
   if (vector) {
-    for (u32 at = threadIdx.x; at < cols / VECTOR<E>; at += blockDim.x) reinterpret_cast<Words<16>*>(dst)[at] = Words<16>{};
+    Words<16>* const words = reinterpret_cast<Words<16>*>(dst);
+    for (u32 at = threadIdx.x; at < cols / VECTOR<E>; at += blockDim.x) words[at] = Words<16>{};
   } else {
     for (u32 at = threadIdx.x; at < cols; at += blockDim.x) dst[at] = E{};
   }

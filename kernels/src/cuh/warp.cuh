@@ -3,13 +3,13 @@
 
 #include "cuh/base.cuh"
 
-// Exchanges one value with the lane whose number differs in the bits of `mask`.
+// Returns the value of x in the lane whose number is this lane's number XOR `mask`.
 template <class T>
 __device__ __forceinline__ T shuffle_xor(T x, int mask) {
   return __shfl_xor_sync(0xffffffffu, x, mask);
 }
 
-// Loads one number for the whole warp with a single memory access.
+// Loads one value with a single memory access and gives it to all lanes of the warp.
 template <class T>
 __device__ __forceinline__ T load_for_warp(const T* p) {
   T x{};
@@ -17,7 +17,8 @@ __device__ __forceinline__ T load_for_warp(const T* p) {
   return __shfl_sync(0xffffffffu, x, 0);
 }
 
-// Returns the sum over the warp, the same bits in all lanes: pairs 16 lanes apart first, neighbours last.
+// Returns the sum of x over the warp, with the same bits in all lanes. Lanes 16 apart are added first, neighbours
+// last.
 template <class T>
 __device__ __forceinline__ T warp_sum(T x) {
 #pragma unroll
@@ -25,15 +26,16 @@ __device__ __forceinline__ T warp_sum(T x) {
   return x;
 }
 
-// Returns the maximum over the warp, ignoring NaN.
+// Returns the maximum of x over the warp; NaN is ignored.
 __device__ __forceinline__ float warp_max(float x) {
 #pragma unroll
   for (int mask = 16; mask > 0; mask >>= 1) x = fmaxf(x, shuffle_xor(x, mask));
   return x;
 }
 
-// Returns the sum over a block of THREADS threads, the same bits in all: within warps, then warp after warp.
-// `scratch` has one element a warp; it must not be in use and stays in use until the caller's next barrier.
+// Returns the sum of x over a block of THREADS threads, with the same bits in all threads: first within each warp,
+// then warp by warp. `scratch` has one element per warp; it must not be in use before the call, nor be written again
+// before the caller's next barrier.
 template <int THREADS, class T>
 __device__ __forceinline__ T block_sum(T x, T* scratch) {
   x = warp_sum(x);
@@ -45,7 +47,7 @@ __device__ __forceinline__ T block_sum(T x, T* scratch) {
   return sum;
 }
 
-// Returns the maximum over a block of THREADS threads, ignoring NaN; `scratch` as for block_sum.
+// Returns the maximum of x over a block of THREADS threads; NaN is ignored. `scratch` as for block_sum.
 template <int THREADS>
 __device__ __forceinline__ float block_max(float x, float* scratch) {
   x = warp_max(x);
