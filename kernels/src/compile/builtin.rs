@@ -1,10 +1,10 @@
-//! Machine code of the kernels that is built into the binary, for machines without NVRTC and for a start without
+//! The archive of compiled kernels inside the binary. With it the program needs no NVRTC and starts without
 //! compiling.
 //!
-//! An archive begins with a line that names its format. Then comes one entry for each folder and architecture: a line
-//! `folder architecture hash length`, and as many deflated bytes. The hash covers everything that was compiled, so
-//! code of other sources than the binary's own is never run. The entry of [`PTX_ARCHITECTURE`] is PTX text, which
-//! drivers compile for newer GPUs.
+//! The first line of an archive names its format. Then comes one entry for each kernel folder and architecture: a
+//! line `folder architecture hash length` and `length` bytes of deflated code. The hash covers everything that was
+//! compiled, so code of other sources than the binary's own is never run. The entries of [`PTX_ARCHITECTURE`] are PTX
+//! text, which drivers compile for newer GPUs.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -19,14 +19,14 @@ use super::cache::Cache;
 use super::{ARCHITECTURES, CompileError, compiler, cubin_unit, number_of, ptx_unit};
 use crate::{FOLDERS, Source};
 
-/// The archive that was built in; empty unless the build was given one (`REEL_KERNELS`).
+/// The archive in this binary; empty unless the build got one through the variable `REEL_KERNELS`.
 static ARCHIVE: &[u8] = include!(concat!(env!("OUT_DIR"), "/archive.rs"));
 /// The first line of an archive.
 const MAGIC: &str = "reel-kernels 1";
-/// The virtual architecture of the PTX entry: the oldest supported one, whose PTX every newer GPU runs.
+/// The architecture of the PTX entries: the oldest supported one, whose PTX every newer GPU runs.
 pub const PTX_ARCHITECTURE: &str = "compute_80";
 
-/// Code from an archive for one GPU.
+/// The compiled code of one kernel folder, for one GPU.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Code {
     /// Machine code.
@@ -35,7 +35,7 @@ pub enum Code {
     Ptx(String),
 }
 
-/// An archive's entries.
+/// A parsed archive of compiled kernels.
 #[derive(Clone, Debug, Default)]
 pub struct Archive<'a> {
     entries: Vec<Entry<'a>>,
@@ -59,26 +59,27 @@ impl<'a> Archive<'a> {
         if bytes.is_empty() {
             return Ok(Archive { entries });
         }
-        let (magic, mut rest) = line(bytes).ok_or("no first line")?;
+        let (magic, mut rest) = line(bytes).ok_or("has no line feed after its first line")?;
         if magic != MAGIC {
             return Err(format!("begins with {magic:?}, not {MAGIC:?}"));
         }
         while !rest.is_empty() {
-            let (head, body) = line(rest).ok_or("an entry without its line")?;
+            let (head, body) = line(rest).ok_or("an entry has no line `folder architecture hash length`")?;
             let [folder, architecture, hash, length] = head.split(' ').collect::<Vec<_>>()[..] else {
                 return Err(format!("{head:?} is not `folder architecture hash length`"));
             };
-            let length: usize = length.parse().map_err(|_| format!("{head:?} has no length"))?;
-            let deflated = body.get(..length).ok_or_else(|| format!("ends in {folder} for {architecture}"))?;
+            let length: usize = length.parse().map_err(|_| format!("{head:?}: the length is not a number"))?;
+            let deflated =
+                body.get(..length).ok_or_else(|| format!("ends within the code of {folder} for {architecture}"))?;
             entries.push(Entry { folder, architecture, hash, deflated });
             rest = &body[length..];
         }
         Ok(Archive { entries })
     }
 
-    /// Returns the code of a folder for a GPU's architecture such as `sm_86`: the architecture's own machine code,
-    /// else that of the nearest earlier one of the same major version, else PTX. `None` if there is no entry, or only
-    /// entries of other sources than `source`.
+    /// Returns the code of a kernel folder for a GPU's architecture such as `sm_86`: machine code for this
+    /// architecture, else for the nearest earlier one with the same major version, else PTX. `None` if the archive
+    /// has none of these, or has them for other sources than `source` only.
     pub fn code(&self, source: &Source, sm: &str) -> Option<Code> {
         for architecture in runs_on(sm) {
             if let Some(entry) = self.entry(source, architecture) {
@@ -129,13 +130,14 @@ pub fn archive() -> Archive<'static> {
     Archive::read(ARCHIVE).unwrap_or_default()
 }
 
-/// Returns the code that is built into this binary for a folder and a GPU's architecture, if it belongs to these
-/// sources.
+/// Returns the code in this binary for a kernel folder and a GPU's architecture; `None` if there is none for
+/// `source`.
 pub fn code(source: &Source, sm: &str) -> Option<Code> {
     if ARCHIVE.is_empty() { None } else { archive().code(source, sm) }
 }
 
-/// Compiles every folder for every one of [`ARCHITECTURES`] and to PTX, on `threads` threads, and returns an archive.
+/// Compiles every kernel folder to machine code for each of [`ARCHITECTURES`] and to PTX, on `threads` threads, and
+/// returns the bytes of an archive.
 ///
 /// # Errors
 /// NVRTC is missing, or a source does not compile.
@@ -164,7 +166,7 @@ fn take<T: Copy>(next: &AtomicUsize, all: &[T]) -> Option<(usize, T)> {
     all.get(i).map(|x| (i, *x))
 }
 
-/// One entry of an archive.
+/// Compiles a kernel folder for an architecture and returns its entry of the archive.
 fn part(source: &Source, architecture: &str) -> Result<Vec<u8>, CompileError> {
     let unit = unit(source, architecture)?;
     let built = compiler()?.build(&unit)?;
@@ -181,7 +183,8 @@ fn append(out: &mut Vec<u8>, folder: &str, architecture: &str, hash: &str, code:
     out.extend(deflated);
 }
 
-/// The unit that an entry is of.
+/// Returns the translation unit of a kernel folder for an architecture; for `compute_80`, one that compiles to PTX
+/// only.
 fn unit(source: &Source, architecture: &str) -> Result<super::Unit, CompileError> {
     match architecture.strip_prefix("compute_") {
         Some(number) => ptx_unit(source, &format!("sm_{number}")),
@@ -193,8 +196,9 @@ fn hash(source: &Source, architecture: &str) -> Option<String> {
     unit(source, architecture).ok().map(|unit| Cache::content(&unit))
 }
 
-/// Returns the architectures whose machine code a GPU of `sm` runs, the best first: its own, then earlier ones of its
-/// major version. Code for an architecture with own features, such as `sm_90a`, runs on that one alone.
+/// Returns the architectures whose machine code a GPU with architecture `sm` runs, the best first: its own, then
+/// earlier ones of the same major version. Code for `sm_90a` and other names that end in `a` runs on that
+/// architecture only.
 fn runs_on(sm: &str) -> Vec<&'static str> {
     let own = ARCHITECTURES.into_iter().filter(|a| *a == sm);
     let earlier = ARCHITECTURES.into_iter().rev().filter(|a| {
@@ -209,7 +213,7 @@ fn capability(architecture: &str) -> u32 {
     number.trim_end_matches(['a', 'f']).parse().unwrap_or(0)
 }
 
-/// Returns the first line, without its end, and the rest.
+/// Returns the first line, without its line feed, and the bytes after it.
 fn line(bytes: &[u8]) -> Option<(&str, &[u8])> {
     let end = bytes.iter().position(|&b| b == b'\n')?;
     Some((std::str::from_utf8(&bytes[..end]).ok()?, &bytes[end + 1..]))
@@ -262,7 +266,7 @@ mod tests {
         assert_eq!(archive.fresh_and_stale(), (0, 1));
     }
 
-    /// Checks the archive of a build that was given one; `./x release` runs this test.
+    /// Checks the archive in the binary, if the build got one; `./x release` runs this test.
     #[test]
     fn what_is_built_in_is_of_these_sources() {
         let archive = Archive::read(ARCHIVE).unwrap();
@@ -271,7 +275,7 @@ mod tests {
     }
 
     proptest! {
-        /// Packed bytes are returned unchanged; a truncated archive is refused or shorter, and never panics.
+        /// An archive returns the code that was put in. A truncated archive is an error or has fewer entries.
         #[test]
         fn archives_hold_what_was_put_in(code in proptest::collection::vec(any::<u8>(), 0..4000), cut in any::<prop::sample::Index>()) {
             let bytes = archive_of(&[(SMALL, "sm_80", &code), (OTHER, "sm_90a", &code)]);

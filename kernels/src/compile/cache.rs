@@ -1,7 +1,7 @@
-//! Cache of compiled kernels on disk, keyed by a hash of everything that went into them.
+//! A cache of compiled kernels on disk. The key of an entry is a hash of everything that influences the compilation.
 //!
-//! An entry is written to a temporary name and renamed, so that processes that compile the same unit at once both
-//! leave a complete entry. A checksum reveals damaged entries, which are compiled and written again.
+//! An entry is written under a temporary name and then renamed, so that several processes that compile the same unit
+//! leave one complete entry. A checksum reveals damaged entries, which are compiled and written again.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -13,34 +13,34 @@ use twox_hash::XxHash3_128;
 use super::Unit;
 use super::nvrtc::Output;
 
-/// First bytes of an entry; changes with the format.
+/// First bytes of an entry; the number increases when the format changes.
 const MAGIC: &str = "reel-kernel 1";
 
-/// A folder of entries.
+/// A cache folder, with one file per compiled unit.
 pub(super) struct Cache {
     folder: PathBuf,
 }
 
 impl Cache {
-    /// A cache in this folder, which is created when the first entry is stored.
+    /// Makes a cache in this folder, which is created when the first entry is stored.
     pub fn new(folder: PathBuf) -> Cache {
         Cache { folder }
     }
 
-    /// Returns the key of `unit` compiled by `compiler`, the path of the NVRTC library.
+    /// Returns the key of the entry for `unit`, compiled by the NVRTC library at path `compiler`.
     pub fn key(unit: &Unit, compiler: &Path) -> String {
-        // The library's version number lacks the patch level, and asking for it would load 100 MB: uses the file's
-        // size and time instead.
+        // The version number that NVRTC reports lacks the patch level, and asking for it would load 100 MB. The key
+        // contains the file's size and modification time instead.
         let version = fs::metadata(compiler).and_then(|m| Ok((m.len(), m.modified()?)));
         hashed(unit, &[MAGIC, &format!("{} {version:?}", compiler.display())])
     }
 
-    /// Returns a hash of everything that is compiled, independent of the compiler.
+    /// Returns a hash of the unit's name, text, options and headers, independent of the compiler.
     pub fn content(unit: &Unit) -> String {
         hashed(unit, &[])
     }
 
-    /// Returns the entry, if it exists and its checksum is right.
+    /// Returns the stored output for a key; `None` if the file is missing or damaged.
     pub fn load(&self, key: &str) -> Option<Output> {
         let bytes = fs::read(self.folder.join(key)).ok()?;
         let end = bytes.iter().position(|&b| b == b'\n')?;
@@ -58,7 +58,7 @@ impl Cache {
         Some(Output { ptx: text(ptx)?, log: text(log)?, cubin: cubin.to_vec() })
     }
 
-    /// Stores an entry. If that fails (read-only home, full disk), the next run compiles again.
+    /// Stores the output for a key. If that fails (read-only home, full disk), the next run compiles again.
     pub fn store(&self, key: &str, output: &Output) {
         static DRAFTS: AtomicU32 = AtomicU32::new(0);
         let draft = DRAFTS.fetch_add(1, Ordering::Relaxed);
@@ -79,7 +79,7 @@ impl Cache {
     }
 }
 
-/// A hash of `first` and of everything in the unit.
+/// Hashes the strings `first` and everything in the unit.
 fn hashed(unit: &Unit, first: &[&str]) -> String {
     let mut hash = XxHash3_128::new();
     let mut add = |part: &str| {
@@ -151,7 +151,7 @@ mod tests {
             let at = place.index(bytes.len());
             if cut { bytes.truncate(at) } else { bytes[at] ^= 1 << bit };
             fs::write(&path, &bytes).unwrap();
-            // A changed header may have the same lengths; the cache must never return other contents.
+            // The changed bit may leave a header valid; the cache must never return other contents.
             if let Some(found) = cache.load("k") {
                 prop_assert_eq!(found, whole);
             }

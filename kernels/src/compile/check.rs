@@ -1,5 +1,5 @@
-//! Checks a kernel's machine code: no spilled registers, no local memory beyond what its `mod.rs` allows, and no
-//! ptxas remark that an optimisation was dropped (`wgmma` serialised, `setmaxnreg` ignored).
+//! Checks the machine code of a kernel folder for spilled registers, for local memory that its `mod.rs` does not
+//! allow, and for ptxas remarks that an optimisation was dropped (`wgmma` serialised, `setmaxnreg` ignored).
 
 use super::ptxas::Resources;
 use super::{CompileError, cubin};
@@ -8,23 +8,24 @@ use crate::Source;
 /// One function compiled for one architecture.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Function {
-    /// What ptxas says of it.
+    /// Registers, spills and memory as ptxas reports them.
     pub resources: Resources,
-    /// Number of `ld.local` and `st.local` instructions in its PTX: arrays that did not fit into registers.
+    /// Number of `ld.local` and `st.local` instructions in the function's PTX. They access arrays that are not in
+    /// registers.
     pub local_accesses: u32,
 }
 
 /// The result of checking a source for one architecture.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Checked {
-    /// Its functions by symbol.
+    /// The source's functions, sorted by symbol.
     pub functions: Vec<Function>,
-    /// What is wrong, one line each.
+    /// The problems that were found, one line each.
     pub problems: Vec<String>,
 }
 
-/// Compiles `source` for `sm` and checks every function. `module` is the text of the folder's `mod.rs`, which names
-/// the symbols that may use local memory in lines that begin with `//! Local memory:`.
+/// Compiles `source` for `sm` and checks every function. `module` is the text of the folder's `mod.rs`. Its lines
+/// that begin with `//! Local memory:` name the symbols that may use local memory.
 pub fn check(source: &Source, sm: &str, module: &str) -> Result<Checked, CompileError> {
     let built = cubin(source, sm)?;
     let local = local_accesses(&built.ptx);
@@ -46,21 +47,22 @@ fn problems_of(f: &Function, module: &str) -> Vec<String> {
     }
     if f.local_accesses > 0 && !may_use_local_memory(module, symbol) {
         let what = format!("{symbol}: {} accesses of local memory, {stack} bytes of stack", f.local_accesses);
-        problems.push(format!("{what}; index registers by constants, or name it in mod.rs (`//! Local memory: …`)"));
+        problems
+            .push(format!("{what}; index arrays by constants, or name the kernel in mod.rs (`//! Local memory: …`)"));
     }
     problems
 }
 
-/// Tells whether a line `//! Local memory: `a`, `b`: why` names the symbol.
+/// Tells whether a line ``//! Local memory: `a`, `b`: reason`` of the module names the symbol.
 fn may_use_local_memory(module: &str, symbol: &str) -> bool {
     let named = format!("`{symbol}`");
     module.lines().any(|l| l.starts_with("//! Local memory:") && l.contains(&named))
 }
 
-/// Returns the functions that access local memory, with the number of accesses.
+/// Returns the functions that access local memory, each with its number of accesses.
 fn local_accesses(ptx: &str) -> Vec<(&str, u32)> {
     let mut found = Vec::new();
-    // Most kernels have no such access, and a pass over all lines takes longer than reading the unit from the cache.
+    // Most kernels use no local memory, and a pass over all lines takes longer than reading the unit from the cache.
     if !ptx.contains("ld.local") && !ptx.contains("st.local") {
         return found;
     }
@@ -78,7 +80,7 @@ fn local_accesses(ptx: &str) -> Vec<(&str, u32)> {
     found
 }
 
-/// Returns the function that a line declares. The name stands before the parameters: `.visible .entry name(` or
+/// Returns the function that a line of PTX declares. Its name precedes the parameters: `.visible .entry name(` or
 /// `.func (.param .b32 r) name(`.
 fn declared(line: &str) -> Option<&str> {
     let (_, rest) = line.split_once(".entry ").or_else(|| line.split_once(".func "))?;

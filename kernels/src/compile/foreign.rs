@@ -1,5 +1,5 @@
-//! Compiles any CUDA file to PTX: by NVRTC with replacements for the C library's headers, else by nvcc if it is
-//! installed.
+//! Compiles a user's CUDA file to PTX: by NVRTC with replacements for the C library's headers, or else by nvcc if it
+//! is installed.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,15 +11,15 @@ use super::{CompileError, Unit, compiler, number_of};
 /// A file compiled to PTX.
 #[derive(Clone, Debug)]
 pub struct Foreign {
-    /// PTX with line information, in which the file has the name that the user gave.
+    /// PTX with line information. In the line table the file has the name that the user gave.
     pub ptx: String,
     /// `NVRTC` or `nvcc`.
     pub compiler: &'static str,
 }
 
-/// Compiles the file at `path` for an architecture such as `sm_90a`. `#include` searches the file's own folder,
-/// `include`, `stand_ins` (name and text) and the CUDA headers of this machine. A file that NVRTC refuses, for
-/// example because of host code or the C++ library, is compiled by nvcc.
+/// Compiles the file at `path` for an architecture such as `sm_90a`. `#include` finds headers in `stand_ins` (name
+/// and text), in the file's own folder, in the folders `include`, and among the CUDA headers of this machine. If
+/// NVRTC reports errors, for example because of host code or the C++ library, nvcc compiles the file.
 pub fn foreign(
     path: &Path,
     sm: &str,
@@ -55,7 +55,7 @@ fn options(number: &str, folders: &[&Path], headers: &[PathBuf], stand_ins: &[(&
     let mut options = vec![format!("-arch=compute_{number}"), "--std=c++17".into(), "-lineinfo".into()];
     let all = folders.iter().copied().chain(headers.iter().map(PathBuf::as_path));
     options.extend(all.map(|folder| format!("-I{}", folder.display())));
-    // nvcc includes it before every file, and files rely on that.
+    // nvcc includes cuda_runtime.h before every file, and users' files rely on that.
     if stand_ins.iter().any(|(name, _)| *name == "cuda_runtime.h") {
         options.push("--pre-include=cuda_runtime.h".into());
     }
@@ -71,12 +71,13 @@ fn run_nvcc(nvcc: &Path, path: &Path, number: &str, folders: &[&Path]) -> Result
     command.args(["-ptx", "-std=c++17", "-lineinfo", "-o"]).arg(&out);
     command.arg(format!("-arch=sm_{number}"));
     command.args(folders.iter().map(|folder| format!("-I{}", folder.display())));
-    // `-x cu` compiles files without the ending .cu; `./` keeps a leading dash from being read as an option.
+    // `-x cu` makes nvcc accept files without the ending .cu. `./` keeps a path with a leading dash from being read
+    // as an option.
     command.args(["-x", "cu"]).arg(if path.is_absolute() { path.into() } else { Path::new(".").join(path) });
     let done = command.stdin(Stdio::null()).output().map_err(failed)?;
     let log = String::from_utf8_lossy(&[done.stdout, done.stderr].concat()).into_owned();
     if !done.status.success() && needs_host_compiler(&log) {
-        let first = format!("{}: found no C++ compiler of this machine; install g++", nvcc.display());
+        let first = format!("{}: found no C++ compiler on this machine; install g++", nvcc.display());
         return Err(CompileError::Refused { first, log });
     }
     if !done.status.success() {
@@ -86,25 +87,26 @@ fn run_nvcc(nvcc: &Path, path: &Path, number: &str, folders: &[&Path]) -> Result
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// Tells whether nvcc failed because the compiler for host code is missing.
+/// Tells from nvcc's log whether it failed because no compiler for host code is installed.
 fn needs_host_compiler(log: &str) -> bool {
     log.contains("cc1plus") || log.contains("preprocess host compiler properties") || log.contains("g++: not found")
 }
 
-/// Adds to an error of NVRTC that nvcc might compile the file.
+/// Adds to NVRTC's error, if it is about host code or a missing header, that nvcc might compile the file.
 fn wanting_nvcc(e: CompileError) -> CompileError {
     match e {
         CompileError::Refused { first, log }
             if log.contains("cannot open source file") || log.contains("host function") =>
         {
-            let first = format!("{first}; host code and the C++ library need nvcc, which was not found");
+            let first = format!("{first}; files with host code or the C++ library need nvcc, which was not found");
             CompileError::Refused { first, log }
         }
         e => e,
     }
 }
 
-/// Names the file in the line table as the user gave it: compilers make names absolute in different ways.
+/// Replaces the file's name in the PTX line table by the name that the user gave: compilers write absolute paths, in
+/// different ways.
 fn with_main_file(ptx: &str, path: &Path) -> String {
     let Ok(main) = path.canonicalize() else { return ptx.to_string() };
     let rename = |line: &str| -> String {

@@ -1,8 +1,8 @@
-//! Compiles CUDA C++ by NVRTC, which is opened at run time: to PTX for the simulator and the driver, to CUBIN for its
-//! resources.
+//! Compiles CUDA C++ by NVRTC, which is opened at run time: to PTX for the simulator, and to machine code (CUBIN) for
+//! GPUs with ptxas' report of registers and memory.
 //!
-//! Results are cached on disk by content hash under `$XDG_CACHE_HOME/reel/kernels`; a cached unit is read without
-//! opening NVRTC. Source: NVIDIA's NVRTC and PTX Compiler manuals of CUDA 13.0.
+//! Results are cached on disk under `$XDG_CACHE_HOME/reel/kernels`; a cached unit is read without opening NVRTC.
+//! Source: NVIDIA's NVRTC and PTX Compiler manuals of CUDA 13.0.
 
 pub mod builtin;
 mod cache;
@@ -30,15 +30,15 @@ pub const ARCHITECTURES: [&str; 4] = ["sm_80", "sm_86", "sm_89", "sm_90a"];
 pub enum CompileError {
     /// NVRTC is not installed on this machine.
     #[error(
-        "NVRTC not found: no libnvrtc.so.13; run `./x setup`, or install CUDA 13 and set CUDA_HOME (`reel doctor` has more)"
+        "NVRTC not found: no libnvrtc.so.13; run `./x setup`, or install CUDA 13 and set CUDA_HOME; details: `reel doctor`"
     )]
     NoNvrtc,
     /// NVRTC was found but cannot be opened or lacks a function.
-    #[error("{path}: cannot be used: {reason}; install NVRTC 13 anew")]
+    #[error("{path}: cannot be used: {reason}; reinstall CUDA 13")]
     Unusable {
-        /// The library.
+        /// Path of the library, or of nvcc.
         path: PathBuf,
-        /// What the loader said.
+        /// The error of the dynamic loader or of the system.
         reason: String,
     },
     /// A file that cannot be read.
@@ -49,10 +49,10 @@ pub enum CompileError {
         /// What the system said.
         reason: String,
     },
-    /// The architecture's name is malformed.
+    /// An architecture's name is not of the form `sm_80` or `sm_90a`.
     #[error("architecture {0}: not of the form sm_80 or sm_90a; use one of sm_80, sm_86, sm_89, sm_90a")]
     Architecture(String),
-    /// The compiler refused the text.
+    /// NVRTC or nvcc reported errors in the source.
     #[error("{first}")]
     Refused {
         /// The first error as `file:line: what is wrong`.
@@ -63,14 +63,14 @@ pub enum CompileError {
 }
 
 impl CompileError {
-    /// Makes the error of a failed compilation from the first error in its log, or else from `status`, NVRTC's name
-    /// of the failure.
+    /// Makes the error of a failed compilation from the first error in its log. If the log has none, the message is
+    /// `status`, the compiler's name of the failure.
     fn refused(unit: &str, status: &str, log: String) -> CompileError {
         let first = log.lines().find_map(first_error).unwrap_or_else(|| format!("{unit}: {status}"));
         CompileError::Refused { first, log }
     }
 
-    /// Returns the compiler's output for a unit that it refused.
+    /// Returns the whole log of a compilation that reported errors; for other errors the empty string.
     pub fn log(&self) -> &str {
         match self {
             CompileError::Refused { log, .. } => log,
@@ -79,8 +79,8 @@ impl CompileError {
     }
 }
 
-/// Rewrites `file(12): error: text` as `file:12: text`; accepts errors without a location too. `None` for lines that
-/// report no error.
+/// Rewrites `file(12): error: text` as `file:12: text`; also accepts errors without a location. Returns `None` for
+/// lines that report no error.
 fn first_error(line: &str) -> Option<String> {
     let (place, text) = line.split_once("error: ").or_else(|| line.split_once("error   : "))?;
     let place = place.trim_end_matches("catastrophic ").trim_end_matches([' ', ':', ';']);
@@ -95,33 +95,33 @@ fn first_error(line: &str) -> Option<String> {
 /// A translation unit for NVRTC.
 #[derive(Clone, Debug)]
 struct Unit {
-    /// The unit's name in messages and line tables.
+    /// The file name in messages and line tables.
     name: String,
     text: String,
-    /// Headers by the name that `#include` uses, with their text.
+    /// (name in `#include` lines, text) of each header.
     headers: Vec<(String, String)>,
     options: Vec<String>,
 }
 
-/// A unit compiled for one architecture.
+/// A kernel folder compiled to machine code for one architecture.
 #[derive(Clone, Debug)]
 pub struct Cubin {
-    /// What the driver loads.
+    /// The bytes of the CUBIN file, which the driver loads.
     pub image: Vec<u8>,
-    /// The PTX from which it was assembled.
+    /// The PTX from which the machine code was assembled.
     pub ptx: String,
-    /// The compilers' log.
+    /// The log of NVRTC and ptxas.
     pub log: String,
     /// Registers, spills and warnings from ptxas' log.
     pub report: Report,
 }
 
-/// Compiles a kernel folder to PTX for an architecture such as `sm_80`, with line information.
+/// Compiles a kernel folder to PTX with line information, for an architecture such as `sm_80`.
 pub fn ptx(source: &Source, sm: &str) -> Result<String, CompileError> {
     Ok(compiler()?.build(&ptx_unit(source, sm)?)?.ptx)
 }
 
-/// Compiles a kernel folder to machine code for an architecture such as `sm_80`, with ptxas' report.
+/// Compiles a kernel folder to machine code with ptxas' report, for an architecture such as `sm_80`.
 pub fn cubin(source: &Source, sm: &str) -> Result<Cubin, CompileError> {
     let Output { ptx, cubin, log } = compiler()?.build(&cubin_unit(source, sm)?)?;
     let report = Report::parse(&log);
@@ -156,8 +156,8 @@ fn unit_of(source: &Source, arch: &str, options: &[&str]) -> Unit {
     }
 }
 
-/// Returns the headers that the text includes, directly or through another header, so that a changed header
-/// recompiles its users only.
+/// Returns the headers that `text` includes, directly or through another header. Only these become part of the unit,
+/// so that a changed header recompiles its users only.
 fn headers_of(text: &str, all: &[(&str, &str)]) -> Vec<(String, String)> {
     let mut texts = vec![text];
     let mut wanted = vec![false; all.len()];
@@ -173,7 +173,7 @@ fn headers_of(text: &str, all: &[(&str, &str)]) -> Vec<(String, String)> {
     wanted.map(|((name, text), _)| (name.to_string(), text.to_string())).collect()
 }
 
-/// NVRTC with its cache; opened when the first unit is not in the cache.
+/// NVRTC with a cache of its results. The library is opened when the first unit is not in the cache.
 struct Compiler {
     library: PathBuf,
     cache: Option<Cache>,
@@ -203,8 +203,8 @@ impl Compiler {
     }
 }
 
-/// Removes the working folder that NVRTC puts before every `.file` name, so that the PTX does not depend on where it
-/// was made.
+/// Removes the current folder from the `.file` names that NVRTC writes, so that the PTX does not depend on that
+/// folder.
 fn with_relative_files(ptx: &str) -> String {
     let here = std::env::current_dir().unwrap_or_default();
     let prefix = format!("\"{}/", here.display().to_string().trim_end_matches('/'));
@@ -215,7 +215,7 @@ fn with_relative_files(ptx: &str) -> String {
     ptx.split_inclusive('\n').map(relative).collect()
 }
 
-/// The compiler of this process.
+/// Returns the compiler that this process uses.
 fn compiler() -> Result<&'static Compiler, CompileError> {
     static COMPILER: OnceLock<Option<Compiler>> = OnceLock::new();
     let find = || {
@@ -225,12 +225,12 @@ fn compiler() -> Result<&'static Compiler, CompileError> {
     COMPILER.get_or_init(find).as_ref().ok_or(CompileError::NoNvrtc)
 }
 
-/// Checks that kernels can be compiled here: NVRTC is found and opens.
+/// Checks that kernels can be compiled on this machine: NVRTC is found and opens.
 pub fn available() -> Result<(), CompileError> {
     compiler()?.nvrtc().map(|_| ())
 }
 
-/// Returns major and minor version of the NVRTC that compiles kernels here.
+/// Returns the major and minor version of the NVRTC library.
 pub fn version() -> Result<(u32, u32), CompileError> {
     compiler()?.nvrtc().map(Nvrtc::version)
 }

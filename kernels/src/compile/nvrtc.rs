@@ -16,7 +16,7 @@ type Status = c_int;
 type Program = *mut c_void;
 type Get<T> = unsafe extern "C" fn(Program, *mut T) -> Status;
 
-/// The functions of the opened library.
+/// NVRTC's functions, loaded from its library.
 pub(super) struct Nvrtc {
     version: unsafe extern "C" fn(*mut c_int, *mut c_int) -> Status,
     error_string: unsafe extern "C" fn(Status) -> *const c_char,
@@ -55,7 +55,7 @@ impl Nvrtc {
             |p: &Path, e: libloading::Error| CompileError::Unusable { path: p.to_path_buf(), reason: one_line(&e) };
         let mut libraries = Vec::new();
         for p in toolkit::builtins(path).iter().map(|p| p.as_path()).chain([path]) {
-            // SAFETY: NVIDIA's libraries, whose initialisers ask for nothing of the caller.
+            // SAFETY: the initialisers of NVIDIA's libraries have no preconditions.
             libraries.push(unsafe { Library::open(Some(p), RTLD_NOW | RTLD_LOCAL) }.map_err(|e| failed(p, e))?);
         }
         let library = libraries.last().expect("NVRTC itself was pushed");
@@ -81,10 +81,10 @@ impl Nvrtc {
         })
     }
 
-    /// Major and minor version.
+    /// Returns the major and minor version of the library.
     pub fn version(&self) -> (u32, u32) {
         let (mut major, mut minor) = (0, 0);
-        // SAFETY: two places for numbers; it fails for null pointers only.
+        // SAFETY: both pointers are writable; the call fails for null pointers only.
         unsafe { (self.version)(&mut major, &mut minor) };
         (major as u32, minor as u32)
     }
@@ -100,14 +100,15 @@ impl Nvrtc {
 
         let mut owned = Owned { nvrtc: self, program: ptr::null_mut() };
         let count = headers.len() as c_int;
-        // SAFETY: NUL-terminated strings that live until the end of this function; arrays of `count` pointers.
+        // SAFETY: all strings are NUL-terminated and live until the end of this function; both arrays have `count`
+        // pointers.
         let status = unsafe {
             let (headers, names) = (header_ptrs.as_ptr(), name_ptrs.as_ptr());
             (self.create)(&mut owned.program, text.as_ptr(), name.as_ptr(), count, headers, names)
         };
         self.check(status, unit, String::new)?;
         let program = owned.program;
-        // SAFETY: a program just created; as many options as said.
+        // SAFETY: `program` was just created; `option_ptrs` has `options.len()` pointers to live strings.
         let status = unsafe { (self.compile)(program, options.len() as c_int, option_ptrs.as_ptr()) };
         let log = text_of(self.get(unit, program, self.log_size, self.log)?);
         self.check(status, unit, || log.clone())?;
@@ -127,11 +128,11 @@ impl Nvrtc {
         bytes: Get<c_char>,
     ) -> Result<Vec<u8>, CompileError> {
         let mut length = 0;
-        // SAFETY: a live program and a place for the length.
+        // SAFETY: `program` is live and `length` is writable.
         self.check(unsafe { size(program, &mut length) }, unit, String::new)?;
         let mut buffer = vec![0u8; length];
         if length > 0 {
-            // SAFETY: a live program and a buffer of the length that it asked for.
+            // SAFETY: `program` is live, and `buffer` has the length that it reported.
             self.check(unsafe { bytes(program, buffer.as_mut_ptr().cast()) }, unit, String::new)?;
         }
         Ok(buffer)
@@ -141,7 +142,7 @@ impl Nvrtc {
         if status == 0 {
             return Ok(());
         }
-        // SAFETY: NVRTC answers any status with a static string.
+        // SAFETY: nvrtcGetErrorString returns a static string for any status.
         let text = unsafe { CStr::from_ptr((self.error_string)(status)) };
         Err(CompileError::refused(&unit.name, &text.to_string_lossy(), log()))
     }
@@ -163,14 +164,15 @@ impl Drop for Owned<'_> {
 }
 
 fn c_string(unit: &Unit, text: &str) -> Result<CString, CompileError> {
-    CString::new(text).map_err(|_| CompileError::refused(&unit.name, "the text holds a NUL character", String::new()))
+    CString::new(text)
+        .map_err(|_| CompileError::refused(&unit.name, "the source contains a NUL character", String::new()))
 }
 
 fn pointers(strings: &[CString]) -> Vec<*const c_char> {
     strings.iter().map(|s| s.as_ptr()).collect()
 }
 
-/// NVRTC's texts end in a NUL.
+/// Converts a text from NVRTC, which ends in NUL, to a string.
 fn text_of(mut bytes: Vec<u8>) -> String {
     while bytes.last() == Some(&0) {
         bytes.pop();

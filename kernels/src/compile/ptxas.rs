@@ -1,4 +1,4 @@
-//! Parses ptxas' report on each function.
+//! Parses the report that `ptxas -v` prints for each function.
 
 /// Resources of one function on one architecture, as ptxas reports them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -7,11 +7,11 @@ pub struct Resources {
     pub symbol: String,
     /// True for a kernel, false for a function that was not inlined.
     pub entry: bool,
-    /// Registers a thread; 0 if ptxas does not report them (functions that are not kernels).
+    /// Registers per thread; 0 for functions that are not kernels, for which ptxas reports none.
     pub registers: u32,
-    /// Bytes written by register spills.
+    /// Bytes that a thread stores to spill registers.
     pub spill_stores: u32,
-    /// Bytes read by register spills.
+    /// Bytes that a thread loads to restore spilled registers.
     pub spill_loads: u32,
     /// Bytes of a thread's stack frame: local arrays and spilled registers.
     pub stack: u32,
@@ -21,18 +21,18 @@ pub struct Resources {
     pub barriers: u32,
 }
 
-/// A report of ptxas on one unit.
+/// What ptxas reports about one translation unit.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
     /// All functions, sorted by symbol.
     pub functions: Vec<Resources>,
-    /// Warnings and numbered performance remarks, one a line, such as C7508 (`setmaxnreg` ignored) or C7510 to C7519
-    /// (`wgmma` serialised, a wait or an arrive inserted).
+    /// Warnings and numbered performance remarks, one line each, such as C7508 (`setmaxnreg` ignored) or C7510 to
+    /// C7519 (`wgmma` serialised, a wait or an arrive inserted).
     pub warnings: Vec<String>,
 }
 
 impl Report {
-    /// Parses the log of `ptxas -v`, from the program itself or from NVRTC's log.
+    /// Parses the log of `ptxas -v`, printed by the program itself or contained in NVRTC's log.
     pub fn parse(log: &str) -> Report {
         let mut report = Report::default();
         // The function that the following "N bytes stack frame" and "Used N registers" lines describe.
@@ -63,7 +63,7 @@ impl Report {
         report
     }
 
-    /// What it says of one symbol.
+    /// Returns the resources of one function.
     pub fn function(&self, symbol: &str) -> Option<&Resources> {
         self.functions.iter().find(|f| f.symbol == symbol)
     }

@@ -2,7 +2,7 @@ use super::*;
 use crate::launch::Params;
 
 crate::params! {
-    /// Of the kernels below.
+    /// Parameters of the kernel `twice_f32` below.
     struct TwiceParams {
         /// f32 `[n]`
         x: crate::Addr,
@@ -101,11 +101,11 @@ fn a_unit_is_compiled_once_and_read_without_nvrtc() {
     assert_eq!(entries().len(), 1);
     let again = new();
     assert_eq!(again.build(&unit).unwrap().ptx, texts[0]);
-    assert!(again.nvrtc.get().is_none(), "the entry was there, yet NVRTC was opened");
+    assert!(again.nvrtc.get().is_none(), "NVRTC was opened although the cache has the entry");
     std::fs::write(&entries()[0], "damaged").unwrap();
     assert_eq!(again.build(&unit).unwrap().ptx, texts[0]);
     assert!(again.nvrtc.get().is_some());
-    assert!(std::fs::metadata(&entries()[0]).unwrap().len() > 100, "the damaged entry was left");
+    assert!(std::fs::metadata(&entries()[0]).unwrap().len() > 100, "the damaged entry was not replaced");
 }
 
 #[test]

@@ -1,9 +1,9 @@
 //! Finds the CUDA compilers, programs and headers on this machine.
 //!
-//! Folders are searched in this order, for each item separately: the one that `REEL_CUDA` names (a CUDA toolkit, a
-//! Python environment with NVIDIA's wheels, or a folder that they were installed to), `CUDA_HOME`, `CUDA_PATH`,
-//! `/usr/local/cuda*` (newest first), the loader's and the shell's search paths, and the folder that `./x setup`
-//! fills: `$XDG_CACHE_HOME/reel/cuda-13.0`.
+//! Libraries, programs and headers are searched separately, in these folders and in this order: the folder that
+//! `REEL_CUDA` names (a CUDA toolkit, a Python environment with NVIDIA's wheels, or a folder that they were installed
+//! to), `CUDA_HOME`, `CUDA_PATH`, `/usr/local/cuda*` (newest first), the loader's and the shell's search paths, and
+//! the folder that `./x setup` fills: `$XDG_CACHE_HOME/reel/cuda-13.0`. Folders with NVRTC 13 precede those without.
 
 use std::env;
 use std::ffi::OsStr;
@@ -20,7 +20,7 @@ pub struct Toolkit {
     places: Vec<Place>,
 }
 
-/// One installation, or one search path.
+/// The folders of one CUDA installation, or of the system's search paths.
 #[derive(Clone, Debug, Default)]
 struct Place {
     libraries: Vec<PathBuf>,
@@ -34,7 +34,7 @@ impl Toolkit {
         Toolkit::of(|name| env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from))
     }
 
-    /// Finds the toolkit by the variables that `var` returns.
+    /// Finds the toolkit; `var` returns the value of an environment variable.
     fn of(var: impl Fn(&str) -> Option<PathBuf>) -> Toolkit {
         let named = ["REEL_CUDA", "CUDA_HOME", "CUDA_PATH"].iter().filter_map(|name| var(name));
         let mut local = children(Path::new("/usr/local"), |name| name.starts_with("cuda"));
@@ -47,7 +47,8 @@ impl Toolkit {
         paths.libraries.extend(system.map(PathBuf::from));
         places.push(paths);
         places.extend(cache_of(&var).map(|cache| Place::installation(&cache.join("cuda-13.0"))));
-        // Prefers programs and headers of the release that has NVRTC to those of an older installed one.
+        // Installations with NVRTC 13 come first, so that programs and headers are of that release and not of an
+        // older one.
         places.sort_by_key(|p| p.nvrtc().is_none());
         Toolkit { places }
     }
@@ -68,7 +69,7 @@ impl Toolkit {
         folders.map(|folder| folder.join(name)).find(|p| is_program(p))
     }
 
-    /// Returns the header folders of the first installation that has `cuda_bf16.h`, for users' kernels.
+    /// Returns the header folders of the first installation that has `cuda_bf16.h`, for compiling users' kernels.
     pub fn headers(&self) -> Vec<PathBuf> {
         let has = |p: &&Place| p.headers.iter().any(|h| h.join("cuda_bf16.h").is_file());
         self.places.iter().find(has).map(|p| p.headers.clone()).unwrap_or_default()
@@ -83,7 +84,7 @@ impl Place {
             let pythons = children(&root.join(lib), |name| name.starts_with("python3"));
             packages.extend(pythons.iter().map(|p| p.join("site-packages")));
         }
-        // The wheels of CUDA 13 share one folder with a toolkit's layout.
+        // NVIDIA's wheels of CUDA 13 share one folder with a toolkit's layout.
         let wheels = packages.iter().map(|p| p.join("nvidia").join(format!("cu{MAJOR}")));
         let roots: Vec<PathBuf> = [root.to_path_buf()].into_iter().chain(wheels).collect();
         let folders = |names: &[&str]| {
@@ -116,11 +117,12 @@ fn cache_of(var: &impl Fn(&str) -> Option<PathBuf>) -> Option<PathBuf> {
     Some(xdg.or_else(|| Some(var("HOME")?.join(".cache")))?.join("reel"))
 }
 
-/// Returns the libraries beside NVRTC that it opens by name while it compiles, and that the loader would not find.
+/// Returns the builtins library in NVRTC's folder, if there is one. NVRTC opens it by name while it compiles, and the
+/// loader would not find it there.
 pub(super) fn builtins(nvrtc: &Path) -> Vec<PathBuf> {
     let folder = nvrtc.parent().unwrap_or(Path::new("."));
     let mut found = children(folder, |name| name.starts_with(&format!("libnvrtc-builtins.so.{MAJOR}.")));
-    // `.so.13.0` before `.so.13.0.88`: NVRTC asks for the short name.
+    // Prefers the shorter name, `.so.13.0` to `.so.13.0.88`: NVRTC asks for it.
     found.sort_by_key(|p| p.as_os_str().len());
     found.truncate(1);
     found
@@ -133,8 +135,8 @@ fn children(folder: &Path, wanted: impl Fn(&str) -> bool) -> Vec<PathBuf> {
     found
 }
 
-/// Returns the numbers in a folder's name, so that `cuda-13.10` is newer than `cuda-13.2`. The plain `cuda` is the
-/// administrator's choice and counts as the newest.
+/// Returns the numbers in a folder's name, to compare versions: `cuda-13.10` is newer than `cuda-13.2`. The plain
+/// `cuda` is the administrator's choice and counts as the newest.
 fn version_of_name(path: &Path) -> Vec<u32> {
     let name = path.file_name().and_then(OsStr::to_str).unwrap_or_default();
     if name == "cuda" {
@@ -176,13 +178,13 @@ mod tests {
         assert_eq!(of(&[("LD_LIBRARY_PATH", "toolkit/lib64")]).nvrtc(), Some(toolkit));
         let include = header.parent().unwrap().to_path_buf();
         assert_eq!(of(&[("REEL_CUDA", "venv")]).headers(), [include.clone(), include.join("cccl")]);
-        // An older toolkit's programs and headers come last, even if a variable names it.
+        // The programs and headers of an older toolkit come last, even if an environment variable names it.
         let bin = touch(dir.path().join("old/bin/nvcc"));
         fs::set_permissions(&bin, PermissionsExt::from_mode(0o755)).unwrap();
         touch(dir.path().join("old/include/cuda_bf16.h"));
         let both = of(&[("CUDA_HOME", "old"), ("CUDA_PATH", "venv")]);
         assert_eq!((both.headers(), both.program("nvcc")), (vec![include.clone(), include.join("cccl")], Some(bin)));
-        // Skips this part if the machine has a toolkit under /usr/local, which comes before the cache.
+        // A toolkit under /usr/local would come before the cache: this part runs only on machines without one.
         if of(&[]).nvrtc().is_none() {
             assert_eq!(of(&[("CUDA_PATH", "old"), ("XDG_CACHE_HOME", "cache")]).nvrtc(), Some(cache));
         }
