@@ -1,5 +1,5 @@
-//! The matrix product `C[m, n] = scale · A · Bᵀ (+ bias) (+ C)`. On `cuda` it is cuBLASLt's; every other launch is a
-//! kernel of this crate.
+//! The matrix product `C[m, n] = scale · A · Bᵀ (+ bias) (+ C)`. Device `cuda` computes it with cuBLASLt, `cpu` and
+//! `sim` with the code in this folder.
 //!
 //! A is `[m, k]` (or stored transposed, `[k, m]`), B is `[n, k]` (or stored transposed, `[k, n]`); row-major,
 //! contiguous. A linear layer is `A = x, B = weight`; the gradient of its input is `A = dy, B = weight` stored `[k,
@@ -48,15 +48,15 @@ pub struct Matmul {
     pub c_dtype: DType,
     /// `[n]` of C's dtype, added to each row; absent if null.
     pub bias: Addr,
-    /// True: adds to the old C; false: replaces it.
+    /// True: the product is added to the old C; false: it replaces C.
     pub accumulate: bool,
-    /// Factor of the finished sums; 1 leaves their bits unchanged.
+    /// Factor of the finished sums; with 1 their bits do not change.
     pub scale: f32,
 }
 
 impl Matmul {
-    /// Returns the symbol shown in profiles, named after the role that this storage of the operands has in a linear
-    /// layer.
+    /// Returns the symbol that profiles show. It names the role that operands with these transpositions have in a
+    /// linear layer.
     pub fn name(&self) -> &'static str {
         match (self.a.transposed, self.b.transposed) {
             (false, false) => "matmul_fwd",
@@ -66,7 +66,8 @@ impl Matmul {
         }
     }
 
-    /// Returns the cost: 2·m·n·k operations; each operand read or written once.
+    /// Returns the cost: 2·m·n·k operations, and the bytes of each operand once (of C twice if the product is added
+    /// to it).
     pub fn cost(&self) -> Cost {
         let (m, n, k) = (self.m as f64, self.n as f64, self.k as f64);
         let c = m * n * self.c_dtype.size() as f64 * if self.accumulate { 2.0 } else { 1.0 };
@@ -77,7 +78,7 @@ impl Matmul {
     }
 }
 
-/// Sizes (m, n, k) that tests and benches share, hard on purpose.
+/// Sizes (m, n, k) that tests and benches share. Most of them leave tiles and blocks incomplete.
 pub fn cases() -> Vec<(usize, usize, usize)> {
     vec![
         (1, 1, 1),

@@ -1,5 +1,5 @@
-//! Compares each instruction set of this machine with the formula, and bit for bit with itself on other tiles and
-//! threads.
+//! Compares the CPU code of each instruction set of this machine with the formula, and compares its results bit for
+//! bit between different tiles, operand storage and numbers of threads.
 
 use super::{Matmul, Operand, cases, cpu, formula};
 use crate::DType::{self, BF16, F32};
@@ -23,7 +23,7 @@ struct Case {
     scale: f32,
 }
 
-/// Scales under test; 1 and the power of two change no mantissa bit.
+/// Scales under test; 1 and -16 change no mantissa bit.
 const SCALES: [f32; 3] = [1.0, 0.7, -16.0];
 
 fn isas() -> Vec<Isa> {
@@ -34,7 +34,7 @@ fn transpose(x: &[f32], rows: usize, columns: usize) -> Vec<f32> {
     (0..rows * columns).map(|i| x[i % rows * columns + i / rows]).collect()
 }
 
-/// Runs a case on values of A `[m, k]`, B `[n, k]`, the bias and the old C.
+/// Returns C for a case and values of A `[m, k]`, B `[n, k]`, the bias and the old C.
 #[allow(unsafe_code)]
 fn product(isa: Isa, c: &Case, a: &[f32], b: &[f32], bias: &[f32], old: &[f32], threads: usize) -> Vec<f32> {
     let stored = |x: &[f32], rows, dtype, transposed| {
@@ -55,7 +55,7 @@ fn product(isa: Isa, c: &Case, a: &[f32], b: &[f32], bias: &[f32], old: &[f32], 
         accumulate: c.accumulate,
         scale: c.scale,
     };
-    // SAFETY: the arrays live and have the shapes that the case says; `isas` gives only sets of this machine.
+    // SAFETY: the arrays live and have the shapes of the case; `isas` returns instruction sets of this machine only.
     unsafe { cpu::run_on(isa, &p, &Team::new(threads)) };
     out.values()
 }
@@ -79,9 +79,9 @@ fn inputs(c: &Case, seed: u64) -> Inputs {
     }
 }
 
-/// Returns the formula's result and the tolerance of each element. An f32 sum of k products in one order is off by at
-/// most k roundings of the sum of magnitudes (a quarter of that is already pessimistic), the bf16 dot product may
-/// flush denormals, and C is rounded once.
+/// Returns the formula's result and the tolerance of each element. An f32 sum of k products is off by at most k
+/// roundings of the sum of magnitudes; the tolerance is a quarter of that, which is still pessimistic. The bf16 dot
+/// product may flush denormals, and C is rounded once.
 fn expected(c: &Case, x: &Inputs) -> (Vec<f64>, Vec<f64>) {
     let wide = |x: &[f32]| x.iter().map(|&x| x as f64).collect::<Vec<f64>>();
     let size = |x: &[f32]| x.iter().map(|&x| x.abs() as f64).collect::<Vec<f64>>();
@@ -133,7 +133,7 @@ fn alone(isa: Isa, c: &Case, x: &Inputs, i: usize, j: usize) -> f32 {
     product(isa, &one, &x.a[i * c.k..][..c.k], &x.b[j * c.k..][..c.k], &x.bias[j..=j], &[old], 1)[0]
 }
 
-/// Checks that threads, storage and neighbouring elements change no bit.
+/// Checks that the number of threads, the storage of the operands and neighbouring elements change no bit.
 fn check_bits(isa: Isa, c: &Case, seed: u64) -> Result<(), String> {
     let x = inputs(c, seed);
     let run = |c: &Case, threads| product(isa, c, &x.a, &x.b, &x.bias, &x.old, threads);
@@ -143,9 +143,9 @@ fn check_bits(isa: Isa, c: &Case, seed: u64) -> Result<(), String> {
     }
     for transposed in [[false, false], [true, false], [false, true], [true, true]] {
         let c = Case { transposed, ..*c };
-        same(&format!("{isa:?} {c:?} stored otherwise"), &whole, &run(&c, 2))?;
+        same(&format!("{isa:?} {c:?} with operands stored {transposed:?}"), &whole, &run(&c, 2))?;
     }
-    // Computes the first `rows` rows alone, for every kind of tile that a small m uses.
+    // The first `rows` rows alone use every kind of tile for a small m.
     for rows in (1..=c.m.min(14)).chain([c.m / 2 + 1]) {
         let part = Case { m: rows, ..*c };
         let got = product(isa, &part, &x.a[..rows * c.k], &x.b, &x.bias, &x.old[..rows * c.n], 2);
@@ -222,10 +222,13 @@ fn nan_infinity_and_negative_zero() {
             for threads in [1, 2] {
                 let got = product(isa, &c, &x.a, &x.b, &x.bias, &x.old, threads);
                 close(&format!("{isa:?} {c:?}"), &got, &want, 4e-3, f64::MAX).unwrap();
-                assert!(got[n..2 * n].iter().all(|x| x.is_nan()), "{isa:?}: a NaN in A spoils its row");
-                assert!(got[2 * n + 3].is_nan(), "{isa:?}: infinity times zero");
+                assert!(
+                    got[n..2 * n].iter().all(|x| x.is_nan()),
+                    "{isa:?}: a NaN in A must make its whole row of C NaN"
+                );
+                assert!(got[2 * n + 3].is_nan(), "{isa:?}: infinity times zero must be NaN");
                 assert_eq!(got[4 * n + 3], 0.0, "{isa:?}");
-                assert_eq!(got.iter().filter(|x| x.is_nan()).count(), n + 2, "{isa:?}: and nothing else does");
+                assert_eq!(got.iter().filter(|x| x.is_nan()).count(), n + 2, "{isa:?}: NaN elements of C");
             }
             check_bits(isa, &Case { m: 15, n: 35, k: 37, ..c }, 3).unwrap();
         }
@@ -254,7 +257,8 @@ fn an_empty_sum_is_bias_and_old_value() {
 
 #[test]
 fn large_products_cross_every_block() {
-    // More rows than one task takes, more units than stay packed at a time, and columns for several tasks.
+    // These sizes exceed the rows of one task and the units that are packed at a time, and have columns for several
+    // tasks.
     for (dtypes, transposed) in [([BF16, BF16, F32], [true, true]), ([F32, BF16, F32], [false, false])] {
         let c = Case { m: 530, n: 70, k: 2600, dtypes, transposed, bias: true, accumulate: true, scale: 0.7 };
         let x = inputs(&c, 1);

@@ -1,4 +1,4 @@
-//! Skinny GEMM on the CPU: bf16 weights by the plain product; int8 weights by a run of rows a task.
+//! Skinny GEMM on the CPU: [`matmul`] for bf16 weights; for int8 weights, tasks of 32 weight rows each.
 #![allow(unsafe_code)]
 
 use super::Params;
@@ -33,7 +33,7 @@ fn silu(x: f32) -> f32 {
 /// `c = x · wᵀ (+ bias) (+ c)`.
 ///
 /// # Safety
-/// The addresses cover what [`Params`] says, `c` its rows and columns.
+/// The addresses are valid as [`Params`] documents; `c` has `[m, n]` elements.
 unsafe fn product<T: Element>(p: &Params, w: Addr, bias: Addr, c: (Addr, DType), accumulate: bool, team: &Team) {
     let product = Matmul {
         m: p.m as usize,
@@ -47,7 +47,7 @@ unsafe fn product<T: Element>(p: &Params, w: Addr, bias: Addr, c: (Addr, DType),
         accumulate,
         scale: 1.0,
     };
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: x, w and bias are valid as `Params` documents, and `c` has `[m, n]` elements.
     unsafe { matmul::cpu::run(&product, team) }
 }
 
@@ -56,12 +56,12 @@ unsafe fn product<T: Element>(p: &Params, w: Addr, bias: Addr, c: (Addr, DType),
 pub unsafe fn linear<T: Element>(p: &Params, team: &Team) {
     let size = p.m as usize * p.n as usize;
     if !p.residual.is_null() && p.residual != p.y {
-        // SAFETY: the caller guarantees it (see the function's safety section).
+        // SAFETY: residual and y have `[m, n]` elements of T.
         let (from, to) = unsafe { (slice::<T>(p.residual, size), Out::<T>::new(p.y, size)) };
         // SAFETY: no other thread writes yet.
         unsafe { to.part(0, size) }.copy_from_slice(from);
     }
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: the addresses are valid as `Params` documents; y has `[m, n]` elements of T.
     unsafe { product::<T>(p, p.w, p.bias, (p.y, T::DTYPE), !p.residual.is_null(), team) }
 }
 
@@ -71,10 +71,10 @@ pub unsafe fn swiglu<T: Element>(p: &Params, team: &Team) {
     let size = p.m as usize * p.n as usize;
     let mut sums = [vec![0.0f32; size], vec![0.0f32; size]];
     for (sums, w) in sums.iter_mut().zip([p.w, p.w2]) {
-        // SAFETY: the caller guarantees it (see the function's safety section).
+        // SAFETY: x and both weights are valid as `Params` documents; `sums` has `[m, n]` f32.
         unsafe { product::<T>(p, w, Addr::NULL, (Addr(sums.as_mut_ptr() as u64), DType::F32), false, team) }
     }
-    // SAFETY: the caller guarantees it (see the function's safety section); no other thread writes.
+    // SAFETY: y has `[m, n]` elements of T.
     let y = unsafe { Out::<T>::new(p.y, size) };
     // SAFETY: no other thread writes.
     for ((y, gate), up) in unsafe { y.part(0, size) }.iter_mut().zip(&sums[0]).zip(&sums[1]) {
@@ -82,10 +82,11 @@ pub unsafe fn swiglu<T: Element>(p: &Params, team: &Team) {
     }
 }
 
-/// Calls `f(row index of x, row index of the weight, both rows)` for all pairs.
+/// Calls `f(row index of x, row index of the weight, row of x as f32)` for all pairs of rows. Each task of the team
+/// has PER_TASK rows of the weight.
 fn int8_rows<T: Element>(p: &Params, team: &Team, f: impl Fn(usize, usize, &[f32]) + Sync) {
     let (m, n, k) = (p.m as usize, p.n as usize, p.k as usize);
-    // SAFETY: the callers' promise.
+    // SAFETY: the callers promise that x has `[m, k]` elements of T.
     let x: Vec<f32> = unsafe { slice::<T>(p.x, m * k) }.iter().map(|x| x.to_f32()).collect();
     team.run(n.div_ceil(PER_TASK), |task| {
         for c in (task * PER_TASK..n).take(PER_TASK) {
@@ -100,18 +101,17 @@ fn int8_rows<T: Element>(p: &Params, team: &Team, f: impl Fn(usize, usize, &[f32
 /// Every address in [`Params`] is valid for the shape and dtype that its field documents.
 pub unsafe fn linear_int8<T: Element>(p: &Params, team: &Team) {
     let (m, n, k) = (p.m as usize, p.n as usize, p.k as usize);
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: w has `[n, k]` int8, scale `[n]` f32.
     let (w, scale) = unsafe { (slice::<i8>(p.w, n * k), slice::<f32>(p.scale, n)) };
-    // SAFETY: the caller guarantees it (see the function's safety section); nothing where there is no bias.
+    // SAFETY: bias has `[n]` elements of T, or is null and read as empty.
     let bias = unsafe { slice::<T>(p.bias, if p.bias.is_null() { 0 } else { n }) };
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: y has `[m, n]` elements of T.
     let y = unsafe { Out::<T>::new(p.y, m * n) };
     int8_rows::<T>(p, team, |r, c, x| {
         let mut sum = dot(x, &w[c * k..][..k]) * scale[c];
         sum += bias.get(c).map_or(0.0, |b| b.to_f32());
         if !p.residual.is_null() {
-            // SAFETY: the caller guarantees it (see the function's safety section); where the residual is y, this
-            // element is written below.
+            // SAFETY: residual has `[m, n]` elements; if it is y, this element is written later, below.
             sum += unsafe { (p.residual.0 as *const T).add(r * n + c).read() }.to_f32();
         }
         // SAFETY: each pair of rows has an element of its own.
@@ -124,11 +124,11 @@ pub unsafe fn linear_int8<T: Element>(p: &Params, team: &Team) {
 /// Every address in [`Params`] is valid for the shape and dtype that its field documents.
 pub unsafe fn swiglu_int8<T: Element>(p: &Params, team: &Team) {
     let (m, n, k) = (p.m as usize, p.n as usize, p.k as usize);
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: both weights have `[n, k]` int8.
     let (w, w2) = unsafe { (slice::<i8>(p.w, n * k), slice::<i8>(p.w2, n * k)) };
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: both scales have `[n]` f32.
     let (scale, scale2) = unsafe { (slice::<f32>(p.scale, n), slice::<f32>(p.scale2, n)) };
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: y has `[m, n]` elements of T.
     let y = unsafe { Out::<T>::new(p.y, m * n) };
     int8_rows::<T>(p, team, |r, c, x| {
         let (gate, up) = (dot(x, &w[c * k..][..k]) * scale[c], dot(x, &w2[c * k..][..k]) * scale2[c]);

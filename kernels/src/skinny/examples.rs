@@ -4,7 +4,7 @@ use crate::folder::{BATCH, Calls, FLOAT_DTYPES, HIDDEN, INTERMEDIATE, PLACEHOLDE
 use crate::{Addr, skinny};
 use bytemuck::Zeroable;
 
-/// Example calls, each with its size in words.
+/// Returns example calls, each with a description of its size.
 pub(crate) fn examples(s: &Sizes) -> Calls {
     use skinny::Weight;
     let (m, n, k) = (s.get("batch", BATCH), s.get("n", INTERMEDIATE), s.get("k", HIDDEN));

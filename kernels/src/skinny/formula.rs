@@ -1,8 +1,9 @@
-//! The definition in f64, and the same with the roundings that `mod.rs` documents, except the last one.
+//! The definition of skinny GEMM in f64, and a version with the roundings that `mod.rs` documents, except the last
+//! one.
 
 use crate::checks::rounding::{ULP, approximate, f32, sum};
 
-/// Returns `y[r, c] = Σ x[r, i] w[c, i] · scale[c]`; without scales they are 1.
+/// Returns `y[r, c] = Σ x[r, i] w[c, i] · scale[c]`. An empty `scale` stands for scales of 1.
 pub fn product(x: &[f64], w: &[f64], scale: &[f64], k: usize) -> Vec<f64> {
     let mut y = Vec::new();
     for x in x.chunks_exact(k) {
@@ -18,7 +19,7 @@ pub fn swiglu(gate: &[f64], up: &[f64]) -> Vec<f64> {
     gate.iter().zip(up).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect()
 }
 
-/// [`product`] in f32, adding terms in order.
+/// [`product`] in f32: terms are added in order, and the sum is rounded after each.
 pub fn product_rounded(x: &[f64], w: &[f64], scale: &[f64], k: usize) -> Vec<f64> {
     let mut y = Vec::new();
     for x in x.chunks_exact(k) {
@@ -29,7 +30,7 @@ pub fn product_rounded(x: &[f64], w: &[f64], scale: &[f64], k: usize) -> Vec<f64
     y
 }
 
-/// [`swiglu`] with roundings.
+/// [`swiglu`] with the roundings of a kernel.
 pub fn swiglu_rounded(gate: &[f64], up: &[f64]) -> Vec<f64> {
     let one = |(g, u): (&f64, &f64)| f32(g / f32(1.0 + approximate((-g).exp(), 2.0 * ULP))) * u;
     gate.iter().zip(up).map(one).collect()

@@ -1,21 +1,24 @@
-//! Skinny GEMM for decoding: a few rows of x multiplied by a whole weight, which is read once.
+//! Skinny GEMM for decoding: multiplies a few rows of x by a weight, which is read once.
 //!
-//! `linear`: `y = x · wᵀ (· scale) (+ bias) (+ residual)`; `swiglu`: `y = silu(x · wᵀ (· scale)) · (x · w2ᵀ (·
-//! scale2))` with `silu(z) = z / (1 + e^−z)`. The weight is bf16, or int8 with one scale for each of its rows (output
-//! channels).
+//! - `linear`: `y = x · wᵀ (· scale) (+ bias) (+ residual)`
+//! - `swiglu`: `y = silu(x · wᵀ (· scale)) · (x · w2ᵀ (· scale2))` with `silu(z) = z / (1 + e^−z)`
+//!
+//! The weight is bf16, or int8 with one scale for each of its rows (output channels).
 //!
 //! Shapes: x `[m, k]`, w and w2 `[n, k]`, scale and scale2 f32 `[n]`, bias `[n]`, residual and y `[m, n]`; x, bias,
-//! residual and y are all f32 or all bf16. Designed for m up to 16; more rows read the weight again for every 16. The
-//! residual may be y.
+//! residual and y are all f32 or all bf16. Designed for m up to 16; for more rows the weight is read again for every
+//! 16 rows. `residual` and `y` may be the same array.
 //!
-//! Numerics: products and sums in f32, the scale on the finished sum, then bias, then residual, one rounding. On the
-//! CPU a bf16 weight goes through [`crate::matmul`] with the same bits; an int8 weight is summed in sixteen lanes. In
-//! CUDA an f32 x is split into three bf16 (24 bits), whose products with the weight are exact. The order of a sum
-//! depends on k alone. Tolerance in f32: `2.5 (1 + Σ|x w| / |Σ x w|)` roundings (in norms); for swiglu the sum over
-//! both products, plus √ of the largest gate times as many; bf16: 2.5.
+//! Numerics: products and sums are in f32. The finished sum is multiplied by the scale, bias and residual are added,
+//! and the result is rounded once. On the CPU the product with a bf16 weight is [`crate::matmul`], bit for bit; with
+//! an int8 weight a sum consists of sixteen partial sums. In CUDA an f32 x is split into three bf16 (24 bits), whose
+//! products with the weight are exact. The order of summation depends on k alone.
 //!
-//! Bound: memory, reading the weight. Every block of 16 columns (32 where there are many) reads x again from L2: with
-//! 16 rows as many bytes as the weight has.
+//! Tolerance as a multiple of one rounding error: bf16 2.5; f32 `2.5 (1 + ‖Σ|x w|‖ / ‖Σ x w‖)`; for swiglu in f32 the
+//! sum of both products' tolerances times √(largest |gate|).
+//!
+//! Bound: memory, reading the weight. Every block of 16 columns of y (32 if there are many columns) reads x again
+//! from L2: with 16 rows as many bytes as the weight.
 
 pub(crate) mod check;
 mod cpu;
@@ -60,7 +63,7 @@ params! {
 pub enum Weight {
     /// bf16.
     Bf16,
-    /// Signed bytes, with one scale a row.
+    /// Signed bytes, with one f32 scale per row.
     Int8,
 }
 
@@ -69,8 +72,8 @@ kernel_folder! {
     params: [Params],
 }
 
-/// Declares a kernel for each dtype of x: `linear` or `swiglu`, its two symbols (the second for so many columns that
-/// larger blocks also fill a GPU) and its CPU code.
+/// Declares the kernels, one per line: constant, symbol, symbol of the variant whose blocks have twice as many
+/// columns (chosen if that grid still fills the GPU), columns of a block, and CPU function.
 macro_rules! kernels {
     ($($id:ident, $symbol:literal, $wide:expr, $columns:expr, $cpu:expr;)*) => {
         $(kernel!(pub $id, $symbol, Params, $cpu, &SOURCE, |p, arch| geometry(p, arch, $symbol, $wide, $columns));)*
@@ -79,7 +82,8 @@ macro_rules! kernels {
 kernels! {
     LINEAR_BF16, "skinny_linear_bf16", Some("skinny_linear_bf16_wide"), 16, cpu::linear::<half::bf16>;
     LINEAR_F32, "skinny_linear_f32", Some("skinny_linear_f32_wide"), 16, cpu::linear::<f32>;
-    LINEAR_INT8_BF16, "skinny_linear_int8_bf16", Some("skinny_linear_int8_bf16_wide"), 16, cpu::linear_int8::<half::bf16>;
+    LINEAR_INT8_BF16, "skinny_linear_int8_bf16", Some("skinny_linear_int8_bf16_wide"), 16,
+        cpu::linear_int8::<half::bf16>;
     LINEAR_INT8_F32, "skinny_linear_int8_f32", Some("skinny_linear_int8_f32_wide"), 16, cpu::linear_int8::<f32>;
     SWIGLU_BF16, "skinny_swiglu_bf16", None, 16, cpu::swiglu::<half::bf16>;
     SWIGLU_F32, "skinny_swiglu_f32", None, 16, cpu::swiglu::<f32>;
@@ -87,7 +91,8 @@ kernels! {
     SWIGLU_INT8_F32, "skinny_swiglu_int8_f32", None, 16, cpu::swiglu_int8::<f32>;
 }
 
-/// Plans a block for 16 rows of x and `columns` columns of y, or twice as many columns.
+/// Plans a grid with one block per 16 rows of x and `columns` columns of y. The `wide` symbol's blocks have twice as
+/// many columns; it is used if that still makes two blocks per multiprocessor.
 fn geometry(p: &Params, arch: &Arch, narrow: &'static str, wide: Option<&'static str>, columns: u32) -> Vec<Stage> {
     if p.m == 0 || p.n == 0 {
         return Vec::new();
@@ -97,12 +102,13 @@ fn geometry(p: &Params, arch: &Arch, narrow: &'static str, wide: Option<&'static
         Some(_) => (narrow, columns, 2),
         None => (narrow, columns, 4),
     };
-    // Shared memory for the sums of 8 warps, 16 rows each.
+    // Shared memory for the partial sums of 8 warps, 16 rows each.
     let shared = 8 * 16 * (8 * tiles + 8) * 4;
     vec![Stage { shared, ..Stage::linear(symbol, p.n.div_ceil(columns) * p.m.div_ceil(16), 256) }]
 }
 
-/// Launches `y = x · wᵀ (· scale) (+ bias) (+ residual)`; `dtype` is that of x, bias, residual and y, F32 or BF16.
+/// Launches `y = x · wᵀ (· scale) (+ bias) (+ residual)`; `dtype` is the type of x, bias, residual and y, F32 or
+/// BF16.
 pub fn linear(dtype: DType, weight: Weight, params: &Params) -> Launch {
     let kernel = match (dtype, weight) {
         (DType::F32, Weight::Bf16) => &LINEAR_F32,
@@ -113,7 +119,7 @@ pub fn linear(dtype: DType, weight: Weight, params: &Params) -> Launch {
     launch(kernel, dtype, weight, params, 1.0)
 }
 
-/// Launches `y = silu(x · wᵀ (· scale)) · (x · w2ᵀ (· scale2))`; `dtype` is that of x and y, F32 or BF16.
+/// Launches `y = silu(x · wᵀ (· scale)) · (x · w2ᵀ (· scale2))`; `dtype` is the type of x and y, F32 or BF16.
 pub fn swiglu(dtype: DType, weight: Weight, params: &Params) -> Launch {
     let kernel = match (dtype, weight) {
         (DType::F32, Weight::Bf16) => &SWIGLU_F32,
@@ -136,7 +142,8 @@ fn launch(kernel: &'static Kernel, dtype: DType, weight: Weight, p: &Params, wei
     Launch::kernel(kernel, p, Cost { flops: weights * 2.0 * m * n * k, bytes })
 }
 
-/// Sizes (m, n, k) that tests and benches share, some with k off the 16-byte units that lanes load.
+/// Sizes (m, n, k) that tests and benches share. Some values of k are not a multiple of the 16-byte units that lanes
+/// load.
 pub fn cases() -> Vec<(usize, usize, usize)> {
     vec![
         (1, 1, 1),

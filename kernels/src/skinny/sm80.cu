@@ -1,31 +1,35 @@
-// skinny GEMM: few rows of x against every row of a weight; formula and shapes: mod.rs.
+// Skinny GEMM: a few rows of x times every row of a weight; formula and shapes: mod.rs.
 //
-// A block takes COLUMNS rows of the weight (columns of y) and 16 rows of x; its 8 warps take the groups of k in turn,
-// and their sums are added in the order of the warps. Four lanes of a warp hold 16 bytes each of one row of the
-// weight, which go from global memory to the tensor core without a stop: a product sums over k in any order that both
-// operands agree on, so the lane's consecutive elements stand for the places that the instruction gives to the lane.
+// A block of threads multiplies 16 rows of x by COLUMNS rows of the weight, which gives COLUMNS columns of y. Its 8
+// warps divide the sums over k among themselves, and their partial sums are added in the order of the warps. Four
+// lanes load a row of the weight, 16 bytes each, directly into the registers that mma.sync reads. A lane's registers
+// then hold consecutive k, where the instruction expects others. This changes no sum, because x is loaded in the same
+// permutation.
 //
-// Order. k / 8 (int8: k / 16) units of 16 bytes; group i of 4 units a row belongs to warp i / 4 % 8. So the order of
-// a sum depends on k alone: not on m, n, the row's place or the columns of a block. Numerics. bf16 x: exact products,
-// f32 sums. f32 x is the sum of three bf16 (exact unless the smallest part underflows). Tensor cores cut the places
-// that fall off an f32 sum instead of rounding (measured on an H200: sums of 1024 terms were 4e-6 off), so each adds
-// up 32 products of a part at a time, from zero, and the sum of these is rounded. int8 weights become bf16 exactly;
-// their scale is applied to the finished sum. Then bias, then residual (or silu and the second product), all in f32,
-// and one rounding.
-//
-//   for each group of k of this warp: load w (UNROLL * TILES times 16 bytes a lane), x; sums += x w^T
+//   for each group of k of this warp: load w (UNROLL * TILES times 16 bytes per lane), x; sums += x w^T
 //   shared[warp] = sums; barrier; y = epilogue(sum over warps)
 //
-// Departures. (1) k off a multiple of a unit, or addresses off 16 bytes: elements one by one, same order. (2) An
-// infinite f32 x gives NaN.
-// Bound. Memory: the weight once; x again in each block, from L2.
+// Order. A row of the weight has k / 8 (int8: k / 16) units of 16 bytes. Four units, one per lane, are a group; group
+// i belongs to warp i / 4 % 8. So the order of a sum depends on k alone: not on m, n, the row's index or the columns
+// of a block.
+//
+// Numerics. bf16 x: exact products, f32 sums. f32 x is the sum of three bf16 (exact unless the smallest part
+// underflows). Tensor cores truncate f32 sums instead of rounding them (measured on an H200: sums of 1024 terms were
+// off by 4e-6). For f32 x they therefore add up only 32 products of one part at a time, starting at 0, and the
+// results are added with rounding. int8 weights become bf16 exactly; their scale is applied to the finished sum. Then
+// bias, then residual (or silu and the second product), all in f32, and one rounding.
+//
+// Departures. (1) If k is not a multiple of a unit, or an address is not 16-byte aligned, elements are loaded one by
+// one; the order of summation is the same. (2) An infinite f32 x gives NaN.
+//
+// Bound. Memory: the weight is read once; x is read again by each block, from L2.
 #include "cuh/base.cuh"
 #include "cuh/mma.cuh"
 
 constexpr int THREADS = 256;
 constexpr int WARPS = THREADS / 32;
 constexpr int ROWS = 16;
-constexpr int RUN = 4;  // groups that a warp takes one after the other
+constexpr int RUN = 4;  // number of consecutive groups of a warp
 
 extern __shared__ __align__(16) float partial[];
 
@@ -42,7 +46,8 @@ __device__ __forceinline__ Words<16> load_once(const void* p) {
   return x;
 }
 
-// Loads elements at .. at + 16 / sizeof(T) of a row of k elements at p, zeros beyond its end.
+// Loads elements at .. at + 16 / sizeof(T) of the row of k elements at p; elements beyond its end are 0. `vector`
+// says that the row allows 16-byte loads.
 template <class T, class Load>
 __device__ __forceinline__ Words<16> load_unit(const T* p, int at, int k, bool vector, Load load) {
   constexpr int N = 16 / sizeof(T), PER_WORD = 4 / sizeof(T);
@@ -64,7 +69,8 @@ __device__ __forceinline__ Words<16> load_unit(const T* p, int at, int k, bool v
   return x;
 }
 
-// Returns eight elements of a weight's row as pairs of bf16. `half`: which eight of a unit of 16 (int8).
+// Converts eight elements of a 16-byte unit of the weight to four pairs of bf16. `half` says which eight of the 16
+// elements of an int8 unit.
 __device__ __forceinline__ void weights_of(const Words<16>& unit, int, u32 (&w)[4], bf16) {
 #pragma unroll
   for (int i = 0; i < 4; ++i) w[i] = unit.word[i];
@@ -72,7 +78,8 @@ __device__ __forceinline__ void weights_of(const Words<16>& unit, int, u32 (&w)[
 __device__ __forceinline__ void weights_of(const Words<16>& unit, int half, u32 (&w)[4], i8) {
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    // Adding 128 makes a signed byte unsigned; in the mantissa of 2^23 it is then an f32 number.
+    // XOR with 128 adds 128 to each signed byte. As the low mantissa bits of 2^23 it gives the f32 number 2^23 + 128
+    // + byte.
     const u32 bytes = unit.word[2 * half + i / 2] ^ 0x80808080u;
     const float low = __uint_as_float(__byte_perm(bytes, 0x4b000000u, 0x7540 + i % 2 * 2)) - 8388736.0f;
     const float high = __uint_as_float(__byte_perm(bytes, 0x4b000000u, 0x7541 + i % 2 * 2)) - 8388736.0f;
@@ -80,7 +87,8 @@ __device__ __forceinline__ void weights_of(const Words<16>& unit, int half, u32 
   }
 }
 
-// Returns eight elements of a row of x as one or three sets of pairs of bf16, the smallest parts first.
+// Loads eight elements of a row of x as COUNT sets of four bf16 pairs: one set for bf16; three for f32, which add up
+// to the elements, the smallest parts first.
 template <class T>
 struct Parts;
 template <>
@@ -116,21 +124,22 @@ struct Parts<float> {
   }
 };
 
-// Returns a row of a weight of `rows` rows, or row 0 for an index beyond them, whose product is not stored.
+// Returns the address of a row of the weight. An index beyond its `rows` rows gives row 0, whose product is not
+// stored.
 template <class W>
 __device__ __forceinline__ const W* weight_row(u64 weight, u32 row, u32 rows, u32 k) {
   return global<const W>(weight) + static_cast<u64>(row < rows ? row : 0) * k;
 }
 
-// T: dtype of x and y; W: of the weight; TILES: tiles of 8 weight rows; PAIR: half of the tiles belong to the second
-// weight.
+// T: type of x and y. W: type of the weight. TILES: tiles of 8 weight rows per block. PAIR: half of the tiles are of
+// the second weight (swiglu).
 template <class T, class W, int TILES, bool PAIR>
 __device__ __forceinline__ void skinny(const Params& p) {
   constexpr int UNIT = 16 / sizeof(W), GROUP = 4 * UNIT;
   constexpr int WEIGHTS = PAIR ? 2 : 1, COLUMNS = 8 * TILES / WEIGHTS, PITCH = 8 * TILES + 8;
   using X = Parts<T>;
-  // Weight loads in flight; the three parts of an f32 x leave registers for half as many beside the sums of a wide
-  // block.
+  // A lane has UNROLL * TILES weight loads in flight: 8, but 4 in a wide block with f32 x, whose three parts need
+  // registers.
   constexpr int UNROLL = (X::COUNT > 1 && TILES == 4 && !PAIR ? 4 : 8) / TILES;
   const u32 column_blocks = ceil_div<u32>(p.n, COLUMNS);
   const u32 first_column = blockIdx.x % column_blocks * COLUMNS, first_row = blockIdx.x / column_blocks * ROWS;

@@ -1,5 +1,5 @@
-//! Matrix products with AVX2 and FMA: the portable tile of 6 × 16 (12 accumulators of 16 registers), and B transposed
-//! in registers.
+//! Matrix products with AVX2 and FMA: the portable code for tiles of 6 × 16 results, which occupy 12 of the 16
+//! registers, and functions that transpose B in registers.
 
 use super::portable::{self, tile};
 use super::{Code, Part, Source, Tile, Unit};
@@ -20,7 +20,7 @@ pub(super) static F32: Code = Code {
 
 #[target_feature(enable = "avx2,fma")]
 unsafe fn fixed<const MR: usize>(units: usize, a: *const u32, b: *const u32, acc: *mut f32, add: bool) {
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: the processor has AVX2 and FMA; `a` holds `[units][MR]`, `b` `[units][16]`, `acc` `[MR][16]`.
     unsafe { tile::<MR, 16, true>(units, a, b, acc, add) }
 }
 
@@ -30,7 +30,7 @@ unsafe fn fixed<const MR: usize>(units: usize, a: *const u32, b: *const u32, acc
 fn transpose(r: [__m256i; 8]) -> [__m256i; 8] {
     let mut q = r;
     for g in [0, 4] {
-        // Afterwards the 128-bit lane c of q[g + j] holds column 4 c + j of rows g .. g + 4.
+        // After this step the 128-bit lane c of q[g + j] holds column 4 c + j of rows g .. g + 4.
         let (l01, h01) = (_mm256_unpacklo_epi32(r[g], r[g + 1]), _mm256_unpackhi_epi32(r[g], r[g + 1]));
         let (l23, h23) = (_mm256_unpacklo_epi32(r[g + 2], r[g + 3]), _mm256_unpackhi_epi32(r[g + 2], r[g + 3]));
         q[g] = _mm256_unpacklo_epi64(l01, l23);
@@ -62,7 +62,7 @@ unsafe fn load(at: *const u8, stride: usize, rows: usize, bytes: usize) -> [__m2
     } else {
         for i in 0..rows.min(8) {
             let mut some = [0u8; 32];
-            // SAFETY: as many bytes are left in a row that exists.
+            // SAFETY: row `i` exists and has `bytes` bytes; `some` has room for 32.
             r[i] = unsafe {
                 std::ptr::copy_nonoverlapping(at.add(i * stride), some.as_mut_ptr(), bytes.min(32));
                 _mm256_loadu_si256(some.as_ptr().cast())
@@ -72,7 +72,7 @@ unsafe fn load(at: *const u8, stride: usize, rows: usize, bytes: usize) -> [__m2
     r
 }
 
-/// Widens a column of two bf16 a lane to its two f32 units.
+/// Widens a column with two bf16 in each lane to two columns of f32.
 #[target_feature(enable = "avx2,fma")]
 #[inline]
 fn widen(x: __m256i) -> [__m256i; 2] {
@@ -82,7 +82,7 @@ fn widen(x: __m256i) -> [__m256i; 2] {
 /// # Safety
 /// The processor has AVX2; the part lies inside the source, and `dst` has room for `[part.units][width]`.
 unsafe fn pack(source: &Source, part: Part, width: usize, dst: *mut u32) {
-    // SAFETY: the caller guarantees it (see the function's safety section); a width of 16 is two groups of 8 rows.
+    // SAFETY: the part lies inside the source, and `dst` has room for it; a width of 16 is two groups of 8 rows.
     unsafe {
         if source.transposed || width != 16 {
             return portable::pack(source, part, width, dst);
@@ -105,7 +105,7 @@ unsafe fn pack_rows(source: &Source, part: Part, dst: *mut u32) {
     for u in (0..part.units).step_by(chunk) {
         let at = (part.unit + u) * unit.bytes();
         let left = part.units - u;
-        // SAFETY: what is left of rows that exist, and room for the units.
+        // SAFETY: reads at most the `left` units of rows that exist; `dst` has room for them.
         unsafe {
             let columns = transpose(load(base.wrapping_add(at), stride, part.rows, left * unit.bytes()));
             for i in 0..8 {
@@ -130,7 +130,7 @@ unsafe fn pack_rows(source: &Source, part: Part, dst: *mut u32) {
 unsafe fn thin(m: usize, a: *const u32, b: &Source, row: usize, rows: usize, acc: *mut f32) {
     for first in [0, 8] {
         let rows = rows.saturating_sub(first).min(8);
-        // SAFETY: the caller guarantees it (see the function's safety section), for 8 of the 16 rows.
+        // SAFETY: `a`, `b` and `acc` are as documented above; this is one half of the 16 rows of `b`.
         unsafe {
             let (row, acc) = (row + first, acc.add(first));
             match (m, b.unit) {
@@ -166,7 +166,7 @@ unsafe fn thin_rows<const M: usize, const WIDENED: bool>(
             // Prefetches the next 8 rows. A prefetch may name any address.
             _mm_prefetch::<_MM_HINT_T0>(base.wrapping_add((8 + i) * stride + c * 32).cast());
         }
-        // SAFETY: what is left of rows that exist.
+        // SAFETY: `stride - c * 32` bytes are left in each of the `rows` rows.
         let columns = unsafe { transpose(load(base.wrapping_add(c * 32), stride, rows, stride - c * 32)) };
         let left = b.k - c * chunk;
         for i in 0..8 {
@@ -175,7 +175,7 @@ unsafe fn thin_rows<const M: usize, const WIDENED: bool>(
                 let u = if WIDENED { 2 * i + j } else { i };
                 if u < left {
                     for m in 0..M {
-                        // SAFETY: a unit of the packed rows.
+                        // SAFETY: `a` holds `[units][M]`, and the unit is below `b.k`.
                         let a = unsafe { _mm256_set1_ps(f32::from_bits(*a.add((c * chunk + u) * M + m))) };
                         sums[m] = _mm256_fmadd_ps(a, _mm256_castsi256_ps(units[j]), sums[m]);
                     }
@@ -184,7 +184,7 @@ unsafe fn thin_rows<const M: usize, const WIDENED: bool>(
         }
     }
     for m in 0..M {
-        // SAFETY: 8 of row `m` of `acc`.
+        // SAFETY: row `m` of `acc` has 16 elements; these are the first 8 from `acc` on.
         unsafe { _mm256_storeu_ps(acc.add(m * 16), sums[m]) };
     }
 }

@@ -1,5 +1,5 @@
-//! Matrix products with AVX-512, with and without the bf16 dot product: tiles of 12 × 32, 24 accumulators of 32
-//! registers.
+//! Matrix products with AVX-512, with and without the bf16 dot product: tiles of 12 × 32 results, which occupy 24 of
+//! the 32 registers.
 
 use super::{Code, Direct, Part, Source, Tile, Unit};
 use std::arch::x86_64::*;
@@ -46,7 +46,7 @@ pub(super) static F32: Code = Code {
     thin: Some((12, thin)),
 };
 
-/// Pairs of bf16.
+/// Arithmetic by the processor's dot product of bf16 pairs.
 pub(super) static BF16: Code = Code {
     mr: 12,
     nr: 32,
@@ -72,13 +72,14 @@ pub(super) static BF16: Code = Code {
     thin: Some((12, thin_bf16)),
 };
 
-/// `acc + b * a` in every lane, with `a` one unit for all lanes: the only instruction that sums are made of.
+/// Returns `acc + b * a` for every lane, where all lanes have the same unit `a`. Every sum is a chain of this one
+/// instruction.
 macro_rules! step {
     (f32, $acc:expr, $b:expr, $a:expr) => {
         _mm512_fmadd_ps(_mm512_castsi512_ps($b), _mm512_set1_ps(f32::from_bits($a)), $acc)
     };
     (bf16, $acc:expr, $b:expr, $a:expr) => {{
-        // SAFETY: 512 bits as 512 bits.
+        // SAFETY: both types have 512 bits, and every bit pattern is valid.
         let (b, a) = unsafe {
             (
                 std::mem::transmute::<__m512i, __m512bh>($b),
@@ -105,13 +106,13 @@ macro_rules! tile {
                 }
             }
             for u in 0..units {
-                // SAFETY: unit `u` of both.
+                // SAFETY: `u` is below `units`, and `a` and `b` hold `units` units.
                 let (a, b) = unsafe {
                     let b = b.add(u * 32);
                     (a.add(u * MR), [_mm512_loadu_si512(b.cast()), _mm512_loadu_si512(b.add(16).cast())])
                 };
                 for i in 0..MR {
-                    // SAFETY: row `i` of the unit.
+                    // SAFETY: `i` is below MR, the number of rows in a unit of `a`.
                     let a = unsafe { *a.add(i) };
                     for j in 0..2 {
                         sums[i][j] = step!($step, sums[i][j], b[j], a);
@@ -130,10 +131,10 @@ macro_rules! tile {
 tile!(tile_f32, "avx512f,avx512bw", f32);
 tile!(tile_bf16, "avx512f,avx512bw,avx512bf16", bf16);
 
-/// A tile of f32 that reads A's rows unpacked, `stride` words apart.
+/// Computes a tile of f32 results from rows of A that are not packed; the rows are `stride` words apart.
 ///
 /// # Safety
-/// The processor has AVX-512; `a` holds `[MR]` rows of the units, `b` `[units][32]`, `acc` is `[MR][32]`.
+/// The processor has AVX-512; `a` has MR rows of `units` units, `b` holds `[units][32]`, `acc` `[MR][32]`.
 #[target_feature(enable = "avx512f,avx512bw")]
 unsafe fn tile_direct<const MR: usize>(
     units: usize,
@@ -153,13 +154,13 @@ unsafe fn tile_direct<const MR: usize>(
         }
     }
     for u in 0..units {
-        // SAFETY: unit `u` of both.
+        // SAFETY: `u` is below `units`, and `a` and `b` hold `units` units.
         let (a, b) = unsafe {
             let b = b.add(u * 32);
             (a.add(u), [_mm512_loadu_si512(b.cast()), _mm512_loadu_si512(b.add(16).cast())])
         };
         for i in 0..MR {
-            // SAFETY: row `i` of the unit.
+            // SAFETY: `i` is below MR, the number of rows of `a`.
             let a = unsafe { *a.add(i * stride) };
             for j in 0..2 {
                 sums[i][j] = step!(f32, sums[i][j], b[j], a);
@@ -180,7 +181,7 @@ unsafe fn tile_direct<const MR: usize>(
 fn transpose(r: [__m512i; 16]) -> [__m512i; 16] {
     let mut q = [_mm512_setzero_si512(); 16];
     for g in 0..4 {
-        // Afterwards the 128-bit lane c of q[4 g + j] holds column 4 c + j of rows 4 g .. 4 g + 4.
+        // After this step the 128-bit lane c of q[4 g + j] holds column 4 c + j of rows 4 g .. 4 g + 4.
         let [r0, r1, r2, r3] = [r[4 * g], r[4 * g + 1], r[4 * g + 2], r[4 * g + 3]];
         let (l01, h01) = (_mm512_unpacklo_epi32(r0, r1), _mm512_unpackhi_epi32(r0, r1));
         let (l23, h23) = (_mm512_unpacklo_epi32(r2, r3), _mm512_unpackhi_epi32(r2, r3));
@@ -212,7 +213,7 @@ fn transpose(r: [__m512i; 16]) -> [__m512i; 16] {
 unsafe fn load(at: *const u8, stride: usize) -> [__m512i; 16] {
     let mut r = [_mm512_setzero_si512(); 16];
     for i in 0..16 {
-        // SAFETY: the caller guarantees it (see the function's safety section).
+        // SAFETY: 64 bytes of row `i` are readable.
         r[i] = unsafe { _mm512_loadu_si512(at.add(i * stride).cast()) };
     }
     r
@@ -229,7 +230,7 @@ unsafe fn load_some(at: *const u8, stride: usize, rows: usize, bytes: usize) -> 
     let mut r = [_mm512_setzero_si512(); 16];
     for i in 0..16 {
         let mask = if i < rows { mask } else { 0 };
-        // SAFETY: the mask keeps to bytes that are left in rows that exist.
+        // SAFETY: the mask selects only bytes that are left in rows that exist.
         r[i] = unsafe { _mm512_maskz_loadu_epi16(mask, at.wrapping_add(i * stride).cast()) };
     }
     r
@@ -242,7 +243,7 @@ unsafe fn pack(source: &Source, part: Part, width: usize, dst: *mut u32) {
         let rows = part.rows.saturating_sub(lane).min(16);
         let part = Part { row: part.row + lane, rows, ..part };
         let lanes = (width - lane).min(16);
-        // SAFETY: the caller guarantees it (see the function's safety section), for 16 of its rows.
+        // SAFETY: the part lies inside the source, and `dst` has room for it; this is at most 16 of its rows.
         unsafe {
             let dst = dst.add(lane);
             if source.transposed {
@@ -262,7 +263,7 @@ unsafe fn pack_rows(source: &Source, part: Part, width: usize, lanes: usize, dst
     let unit = source.unit;
     let stride = source.k * unit.element();
     let end = ((part.unit + part.units) * unit.bytes()).min(stride);
-    // SAFETY: the start of the first row.
+    // SAFETY: the part's first row lies inside the source.
     let row = unsafe { source.base.add(part.row * stride) };
     let chunk = 64 / unit.bytes();
     let high = _mm512_set1_epi32(0xffff_0000_u32 as i32);
@@ -270,22 +271,22 @@ unsafe fn pack_rows(source: &Source, part: Part, width: usize, lanes: usize, dst
         let at = (part.unit + u) * unit.bytes();
         let full = part.rows == 16 && end - at >= 64;
         for i in 0..part.rows {
-            // Prefetches the next rows, as the products of few rows do.
+            // Prefetches the next 16 rows. A prefetch may name any address.
             _mm_prefetch::<_MM_HINT_T0>(row.wrapping_add((16 + i) * stride + at).cast());
         }
-        // SAFETY: bytes `at .. end` of rows that exist.
+        // SAFETY: reads bytes `at .. end` of rows that exist.
         let columns = transpose(unsafe {
             if full { load(row.add(at), stride) } else { load_some(row.add(at), stride, part.rows, end - at) }
         });
         let left = part.units - u;
-        // SAFETY: the first unit of the chunk.
+        // SAFETY: `dst` has room for `part.units` units, and `u` is below that.
         let dst = unsafe { dst.add(u * width) };
         for i in 0..16 {
             let pair = [_mm512_slli_epi32::<16>(columns[i]), _mm512_and_si512(columns[i], high)];
             let (first, each) = if unit == Unit::Widened { (2 * i, &pair[..]) } else { (i, &columns[i..=i]) };
             for (j, &x) in each.iter().enumerate() {
                 if first + j < left {
-                    // SAFETY: a unit of the part.
+                    // SAFETY: unit `first + j` is below `left`, and the mask selects this part's lanes.
                     unsafe { _mm512_mask_storeu_epi32(dst.add((first + j) * width).cast(), mask, x) };
                 }
             }
@@ -300,7 +301,7 @@ unsafe fn pack_columns(source: &Source, part: Part, width: usize, lanes: usize, 
     let mask = ((1u32 << lanes) - 1) as u16;
     let some = ((1u32 << part.rows) - 1) as u16;
     for u in 0..part.units {
-        // SAFETY: `some` keeps to rows that exist, and the pair's second k is looked at only if there is one.
+        // SAFETY: `some` selects rows that exist; the second k of a pair is read only if there is one.
         let x = unsafe {
             let at = |k: usize| source.base.add((k * source.rows + part.row) * source.unit.element());
             match source.unit {
@@ -318,12 +319,12 @@ unsafe fn pack_columns(source: &Source, part: Part, width: usize, lanes: usize, 
                 }
             }
         };
-        // SAFETY: unit `u` of the part.
+        // SAFETY: `dst` has room for `part.units` units; the mask selects this part's lanes.
         unsafe { _mm512_mask_storeu_epi32(dst.add(u * width).cast(), mask, x) };
     }
 }
 
-/// Cache lines of a row that a product of few rows prefetches ahead.
+/// How many cache lines of a row a product with few rows of A prefetches ahead.
 const AHEAD: usize = 12;
 
 macro_rules! thin {
@@ -332,7 +333,7 @@ macro_rules! thin {
         /// The processor has the named features; `a` holds `[units][m]` with `m` of 1 to 12, `rows` rows of `b` exist
         /// from `row`, `acc` is `[m][16]`.
         unsafe fn $name(m: usize, a: *const u32, b: &Source, row: usize, rows: usize, acc: *mut f32) {
-            // SAFETY: the caller guarantees it (see the function's safety section).
+            // SAFETY: the conditions of this function are those of `$inner`.
             unsafe {
                 match m {
                     1 => $inner::<1>(a, b, row, rows, acc),
@@ -351,8 +352,8 @@ macro_rules! thin {
             }
         }
 
-        /// Adds `units` units to the sums; `columns` holds 16 of them (32 if they are to be widened) for 16 rows of
-        /// B.
+        /// Adds the products of `units` units of k to the sums. `columns` holds 16 units (32 if they are bf16 to be
+        /// widened) of each of 16 rows of B.
         #[target_feature(enable = $features)]
         #[inline]
         unsafe fn $advance<const M: usize>(
@@ -369,7 +370,7 @@ macro_rules! thin {
                 for &x in each {
                     if u < units {
                         for m in 0..M {
-                            // SAFETY: unit `u` of the packed rows.
+                            // SAFETY: `a` holds at least `units` units of M rows.
                             let a = unsafe { *a.add(u * M + m) };
                             sums[m] = step!($step, sums[m], x, a);
                         }
@@ -383,13 +384,13 @@ macro_rules! thin {
         unsafe fn $inner<const M: usize>(a: *const u32, b: &Source, row: usize, rows: usize, acc: *mut f32) {
             let stride = b.k * b.unit.element();
             let (units, chunk) = (b.unit.count(b.k), if $widened { 32 } else { 16 });
-            // SAFETY: the first row.
+            // SAFETY: row `row` of B exists.
             let base = unsafe { b.base.add(row * stride) };
             let mut sums = [_mm512_setzero_ps(); M];
             let whole = if rows >= 16 { stride / 64 } else { 0 };
             for c in 0..whole {
-                // Prefetches a little ahead in the same rows, at their end in the next 16 rows: the processor's own
-                // prefetcher does not follow so many short streams. A prefetch may name any address.
+                // Prefetches AHEAD cache lines ahead in the same rows, and near their end in the next 16 rows: the
+                // processor's own prefetcher does not follow so many short streams. A prefetch may name any address.
                 let ahead = match (c + AHEAD).checked_sub(whole) {
                     Some(c) => 16 * stride + c * 64,
                     None => (c + AHEAD) * 64,
@@ -397,21 +398,22 @@ macro_rules! thin {
                 for i in 0..16 {
                     _mm_prefetch::<_MM_HINT_T0>(base.wrapping_add(i * stride + ahead).cast());
                 }
-                // SAFETY: 64 bytes of rows that exist, and their units of A.
+                // SAFETY: all 16 rows have 64 bytes from `c * 64` on, and `a` holds the units in them.
                 unsafe {
                     let columns = transpose(load(base.add(c * 64), stride));
                     $advance(&mut sums, columns, a.add(c * chunk * M), chunk);
                 }
             }
             for c in whole..stride.div_ceil(64) {
-                // SAFETY: what is left of rows that exist.
+                // SAFETY: `stride - c * 64` bytes are left in each of the `rows` rows, and `a` holds the units in
+                // them.
                 unsafe {
                     let columns = transpose(load_some(base.add(c * 64), stride, rows, stride - c * 64));
                     $advance(&mut sums, columns, a.add(c * chunk * M), units - c * chunk);
                 }
             }
             for m in 0..M {
-                // SAFETY: row `m` of `acc`.
+                // SAFETY: `acc` is `[M][16]`.
                 unsafe { _mm512_storeu_ps(acc.add(m * 16), sums[m]) };
             }
         }
@@ -422,9 +424,9 @@ thin!(thin_widened, thin_rows_widened, advance_widened, "avx512f,avx512bw", f32,
 thin!(thin_bf16, thin_rows_bf16, advance_bf16, "avx512f,avx512bw,avx512bf16", bf16, false);
 
 /// # Safety
-/// As [`thin_f32`], B of either dtype.
+/// As [`thin_f32`]; B may be f32 or bf16.
 unsafe fn thin(m: usize, a: *const u32, b: &Source, row: usize, rows: usize, acc: *mut f32) {
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: the conditions of this function are those of `thin_f32` and `thin_widened`.
     unsafe {
         match b.unit {
             Unit::Widened => thin_widened(m, a, b, row, rows, acc),

@@ -8,18 +8,17 @@
 //! after the last block of k:  C = round(scale * acc + bias (+ old C))
 //! ```
 //!
-//! **Order.** Every element of C is one lane of one register. It starts at 0 and takes the *units* of k in order,
-//! each with one fused instruction. Then it is multiplied by the scale, bias and (if requested) the old C are added,
-//! and it is rounded once to C's dtype. A unit is one k in f32 arithmetic, or two neighbouring k with the bf16 dot
-//! product (bf16 × bf16 where the processor has it). The order depends on nothing else: not on tile, thread or block
-//! of k (a partial sum that is stored and continued is the same f32).
+//! **Order.** Every element of C is summed in one lane of one register. The sum starts at 0 and takes the *units* of
+//! k in order, each with one fused instruction. Then it is multiplied by the scale, bias and (if requested) the old C
+//! are added, and it is rounded once to C's dtype. A unit is one k in f32 arithmetic, or two neighbouring k with the
+//! bf16 dot product (bf16 × bf16 where the processor has it). The order depends on nothing else: not on tile, thread
+//! or block of k (a partial sum that is stored and continued is the same f32).
 //!
 //! **Data.** A unit has 4 bytes in either arithmetic. A step of the inner loop loads `nr` lanes of B and multiplies
 //! them by `mr` single units of A. Transposed and bf16 operands differ only in how they are packed. With few rows of
-//! A the time is that of reading B: [`Code::thin`] then transposes B inside registers and stores nothing.
+//! A, reading B takes most of the time: [`Code::thin`] then transposes B inside registers and stores no packed copy.
 #![allow(unsafe_code)]
-// Arrays of registers: loops over constant ranges unroll completely, and an index into two arrays reads best as one
-// loop variable.
+// Loops over constant ranges index arrays of registers: the compiler unrolls them completely.
 #![allow(clippy::needless_range_loop)]
 
 #[cfg(target_arch = "x86_64")]
@@ -35,40 +34,40 @@ use crate::{DType, Element, Team, simd_fn};
 use half::bf16;
 use std::cell::RefCell;
 
-/// Maximum units of k for which B stays packed at a time: 64 columns of it then fill a quarter of a second-level
+/// Maximum number of units of k that are packed at a time: 64 packed rows of B then fill a quarter of a second-level
 /// cache.
 const UNITS: usize = 1024;
-/// Maximum rows of A that one task multiplies with its block of B.
+/// Maximum number of rows of A that one task multiplies with its block of B.
 const TASK_ROWS: usize = 512;
-/// Maximum units a row for which A is read unpacked: rows further apart would share few sets of the cache.
+/// Maximum number of units per row for which A is read unpacked: longer rows would compete for few sets of the cache.
 const DIRECT_UNITS: usize = 512;
-/// Tiles of A a thread from which on every thread gets rows of its own.
+/// From this number of tiles of A per thread on, every thread gets its own rows of A.
 const OWN_TILES: usize = 4;
-/// Bytes of packed A at a time.
+/// Bytes of A that are packed at a time.
 const PACKED_A: usize = 16 << 20;
-/// Maximum bytes of B that a task of a product with few rows reads: the rows after a group are prefetched, which
-/// helps only if the same thread reads them.
+/// Maximum bytes of B that a task of a product with few rows of A reads. The task prefetches the rows after the
+/// current ones, which helps only if the same thread reads them.
 const THIN_BYTES: usize = 2048 << 10;
-/// Rows of B that a product with few rows of A reads at a time.
+/// Number of rows of B that a product with few rows of A reads at a time.
 const THIN_ROWS: usize = 16;
-/// Maximum rows of A for which any instruction set has code for few rows.
+/// Maximum number of rows of A for which any instruction set has a function for few rows.
 const THIN_MOST: usize = 12;
-/// Units of A below which packing is not worth a second thread.
+/// With fewer units of A than this, one thread packs all of them.
 const PACK_ALONE: usize = 16 << 10;
 
-/// The stored form of a unit.
+/// How a unit of k is stored in an operand and how it is packed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Unit {
     /// An f32.
     F32,
     /// A bf16 that is packed as an f32.
     Widened,
-    /// Two neighbouring bf16 of one row; an odd last one is followed by a zero.
+    /// Two neighbouring bf16 of one row; if k is odd, the last one is paired with a zero.
     Pair,
 }
 
 impl Unit {
-    /// Units in a row of `k` elements.
+    /// Returns the number of units in a row of `k` elements.
     fn count(self, k: usize) -> usize {
         if self == Unit::Pair { k.div_ceil(2) } else { k }
     }
@@ -84,7 +83,7 @@ impl Unit {
     }
 }
 
-/// An operand in memory.
+/// An operand of a product, as stored.
 #[derive(Clone, Copy)]
 struct Source {
     base: *const u8,
@@ -94,10 +93,10 @@ struct Source {
     k: usize,
 }
 
-// SAFETY: read-only for as long as the product runs.
+// SAFETY: the operand is only read while the product runs.
 unsafe impl Sync for Source {}
 
-/// A part of an operand: some rows, some units of each.
+/// A block of an operand: `rows` rows from `row` on, and of each of them `units` units from `unit` on.
 #[derive(Clone, Copy)]
 struct Part {
     row: usize,
@@ -110,26 +109,28 @@ struct Part {
 type Tile = unsafe fn(usize, *const u32, *const u32, *mut f32, bool);
 /// A [`Tile`] that reads A's rows unpacked: `a[i * stride + u]`, rows `stride` words apart.
 type Direct = unsafe fn(usize, *const u32, usize, *const u32, *mut f32, bool);
-/// `pack(source, part, width, dst)`: `dst[u][i]` is unit `u` of row `i`; lanes from `part.rows` to `width` are 0.
+/// `pack(source, part, width, dst)`: `dst[u][i]` is unit `u` of row `i` of the part; lanes `part.rows .. width` are
+/// 0.
 type Pack = unsafe fn(&Source, Part, usize, *mut u32);
-/// `thin(m, a, b, row, rows, acc)`: at most [`THIN_ROWS`] rows of B as stored against `m` packed rows of A; `acc` is
-/// `[m][THIN_ROWS]`.
+/// `thin(m, a, b, row, rows, acc)`: multiplies `m` packed rows of A with `rows` (at most [`THIN_ROWS`]) unpacked rows
+/// of B from `row` on; `acc` is `[m][THIN_ROWS]`.
 type Thin = unsafe fn(usize, *const u32, &Source, usize, usize, *mut f32);
 
-/// The functions for one instruction set and arithmetic.
+/// The functions for one instruction set and one kind of units.
 struct Code {
     mr: usize,
     nr: usize,
-    /// Tile functions for 1 to `mr` rows of A, by rows less one.
+    /// Tile functions for 1 to `mr` rows of A; the function for r rows has the index r − 1.
     tiles: &'static [Tile],
     /// Tile functions for rows of A that need no packing: f32, not transposed.
     direct: Option<&'static [Direct]>,
     pack: Pack,
-    /// The function for few rows of A (at most this many, never more than [`THIN_MOST`]) and B not transposed.
+    /// The function for products with few rows of A and a B that is not transposed, and the maximum number of these
+    /// rows (at most [`THIN_MOST`]).
     thin: Option<(usize, Thin)>,
 }
 
-/// A buffer that grows and never shrinks; it starts at a cache line.
+/// A buffer that grows and never shrinks; its first byte is aligned to a cache line.
 #[derive(Default)]
 struct Scratch(Vec<Line>);
 
@@ -138,7 +139,7 @@ struct Scratch(Vec<Line>);
 struct Line(#[allow(dead_code, reason = "looked at only through a pointer to the first word")] [u32; 16]);
 
 impl Scratch {
-    /// At least `len` words.
+    /// Returns the buffer's address after it has grown to at least `len` words.
     fn words(&mut self, len: usize) -> *mut u32 {
         let lines = len.div_ceil(16);
         if self.0.len() < lines {
@@ -158,26 +159,26 @@ thread_local! {
 /// A pointer to packed units that tasks write or read at disjoint offsets.
 #[derive(Clone, Copy)]
 struct Packed(*mut u32);
-// SAFETY: see above; the phases of a product are separated by `Team::run`.
+// SAFETY: tasks access disjoint offsets; `Team::run` separates the tasks that write from those that read.
 unsafe impl Send for Packed {}
-// SAFETY: as above.
+// SAFETY: tasks access disjoint offsets; `Team::run` separates the tasks that write from those that read.
 unsafe impl Sync for Packed {}
 
 impl Packed {
     /// # Safety
     /// `offset` lies inside the array.
     unsafe fn at(&self, offset: usize) -> *mut u32 {
-        // SAFETY: the caller guarantees it (see the function's safety section).
+        // SAFETY: `offset` lies inside the array.
         unsafe { self.0.add(offset) }
     }
 }
 
-/// Computes the product.
+/// Computes the product with the best instruction set of this machine.
 ///
 /// # Safety
-/// The addresses cover what [`Matmul`] says, and nothing else uses C.
+/// The addresses cover the shapes that [`Matmul`] documents, and nothing else uses C.
 pub unsafe fn run(p: &Matmul, team: &Team) {
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: the operands are valid as `Matmul` documents; `isa` returns an instruction set of this machine.
     unsafe { run_on(isa(), p, team) }
 }
 
@@ -209,7 +210,7 @@ pub(super) unsafe fn run_on(isa: Isa, p: &Matmul, team: &Team) {
         return;
     }
     LAUNCH.with_borrow_mut(|scratch| {
-        // SAFETY: the caller guarantees it (see the function's safety section).
+        // SAFETY: the operands are valid as `Matmul` documents, and the machine has `isa`.
         unsafe {
             match p.c_dtype {
                 DType::F32 => Product::<f32>::new(p, code, a, b, team).run(scratch),
@@ -219,7 +220,7 @@ pub(super) unsafe fn run_on(isa: Isa, p: &Matmul, team: &Team) {
     });
 }
 
-/// One product being computed.
+/// A product that is being computed.
 struct Product<'a, T> {
     m: usize,
     n: usize,
@@ -237,7 +238,7 @@ struct Product<'a, T> {
 
 impl<'a, T: Element> Product<'a, T> {
     unsafe fn new(p: &Matmul, code: &'static Code, a: Source, b: Source, team: &'a Team) -> Self {
-        // SAFETY: the caller guarantees it (see the function's safety section).
+        // SAFETY: c has `[m, n]` elements of T; bias has `[n]` of them, or is null and read as empty.
         let (c, bias) = unsafe { (Out::new(p.c, p.m * p.n), slice(p.bias, if p.bias.is_null() { 0 } else { p.n })) };
         let (units, accumulate, scale) = (a.unit.count(p.k), p.accumulate, p.scale);
         Product { m: p.m, n: p.n, units, a, b, c, bias, accumulate, scale, code, team }
@@ -248,32 +249,32 @@ impl<'a, T: Element> Product<'a, T> {
             && self.m <= most
             && !self.b.transposed
         {
-            // SAFETY: the caller guarantees it (see the function's safety section).
+            // SAFETY: the operands are valid as `Matmul` documents; B is not transposed, and A has few enough rows.
             return unsafe { self.thin(thin, scratch) };
         }
         let mr = self.code.mr;
         let rows = (PACKED_A / 4 / self.units.max(1)).max(4 * mr) / mr * mr;
         for row in (0..self.m).step_by(rows) {
-            // SAFETY: the caller guarantees it (see the function's safety section).
+            // SAFETY: the operands are valid as `Matmul` documents; the rows lie inside A.
             unsafe { self.block(row, rows.min(self.m - row), scratch) }
         }
     }
 
-    /// Computes all columns of some rows, whose A is packed completely.
+    /// Packs `rows` rows of A from `row` on, and computes these rows of C.
     unsafe fn block(&self, row: usize, rows: usize, scratch: &mut Scratch) {
         let nr = self.code.nr;
         let tiles = rows.div_ceil(self.code.mr);
-        // Tiles of equal height, instead of full tiles and a small rest.
+        // Uses tiles of equal height instead of full tiles and one small rest.
         let mr = rows.div_ceil(tiles);
         let packed = Packed(scratch.words(tiles * mr * self.units));
         let pack = |tile: usize| {
             let rows = mr.min(rows - tile * mr);
             let part = Part { row: row + tile * mr, rows, unit: 0, units: self.units };
-            // SAFETY: tiles do not overlap; `packed` has room for them.
+            // SAFETY: tiles do not overlap, and `packed` has room for them.
             unsafe { (self.code.pack)(&self.a, part, rows, packed.at(tile * mr * self.units)) }
         };
         if self.direct().is_some() {
-            // Read where it lies.
+            // The tile functions read A unpacked.
         } else if rows * self.units < PACK_ALONE {
             (0..tiles).for_each(pack);
         } else {
@@ -281,12 +282,12 @@ impl<'a, T: Element> Product<'a, T> {
         }
         let panels = self.n.div_ceil(nr);
         let threads = self.team.threads();
-        // With many rows each thread gets its own, which are then in its cache for the next launch, at the price of
-        // packing B once a thread.
+        // With many rows of A each thread computes its own rows of C, which are then in its cache for the next
+        // launch. The price is that every thread packs B.
         let own = if tiles >= OWN_TILES * threads { threads } else { 1 };
         let wide = if panels.div_ceil(2) * own >= 4 * threads || threads == 1 { 2 } else { 1 };
         let columns = panels.div_ceil(wide);
-        // With few columns the rows are divided as well.
+        // If there are too few columns for all threads, the rows are divided too.
         let least = if columns * own >= 2 * threads || threads == 1 { own } else { (2 * threads).div_ceil(columns) };
         let parts = rows.div_ceil(TASK_ROWS).max(least).next_multiple_of(own).min(tiles);
         self.team.run(columns * parts, |task| {
@@ -304,7 +305,7 @@ impl<'a, T: Element> Product<'a, T> {
         self.code.direct.filter(|_| fits)
     }
 
-    /// Multiplies some tiles of A, of `mr` rows each, with some panels of B.
+    /// Multiplies the given tiles of A, of `mr` rows each, with the given panels of B.
     #[allow(clippy::too_many_arguments)]
     unsafe fn task(
         &self,
@@ -324,23 +325,24 @@ impl<'a, T: Element> Product<'a, T> {
         let b_words = panels.len() * step * nr;
         let sums = if blocks == 1 { area } else { area * tiles.len() * panels.len() };
         let b = scratch.words(b_words + sums);
-        // SAFETY: as much was asked for.
+        // SAFETY: `b` has room for `b_words + sums` words.
         let sums = unsafe { b.add(b_words).cast::<f32>() };
         for block in 0..blocks {
             let unit = block * step;
             let units = step.min(self.units.saturating_sub(unit));
             for (i, panel) in panels.clone().enumerate() {
                 let part = Part { row: panel * nr, rows: nr.min(self.n - panel * nr), unit, units };
-                // SAFETY: panel `i` of the packed block.
+                // SAFETY: `b` has room for `panels.len()` panels of `step` units.
                 unsafe { (self.code.pack)(&self.b, part, nr, b.add(i * step * nr)) };
             }
             for (t, tile) in tiles.clone().enumerate() {
                 let tile_rows = mr.min(rows - tile * mr);
-                // SAFETY: inside packed A; a tile's stride is its number of rows.
+                // SAFETY: the offset lies inside packed A, in which a tile's rows are neighbours.
                 let a = unsafe { a.at(tile * mr * self.units + unit * tile_rows) };
                 for (i, panel) in panels.clone().enumerate() {
                     let at = if blocks == 1 { 0 } else { (t * panels.len() + i) * area };
-                    // SAFETY: inside the sums; the code has a tile for each number of rows up to `mr`.
+                    // SAFETY: `at` lies inside the sums; the code has a tile function for each number of rows up to
+                    // `mr`.
                     let acc = unsafe {
                         let (acc, b) = (sums.add(at), b.add(i * step * nr));
                         match self.direct() {
@@ -361,11 +363,11 @@ impl<'a, T: Element> Product<'a, T> {
         }
     }
 
-    /// The product for few rows of A: B is read once, unpacked, in runs of whole rows.
+    /// Computes a product with few rows of A. B is read once and not packed; each task reads a range of its rows.
     unsafe fn thin(&self, thin: Thin, scratch: &mut Scratch) {
         let a = Packed(scratch.words(self.m * self.units));
         let part = Part { row: 0, rows: self.m, unit: 0, units: self.units };
-        // SAFETY: room for `m` rows of all units.
+        // SAFETY: `a` has room for `m` rows of all units.
         unsafe { (self.code.pack)(&self.a, part, self.m, a.at(0)) };
         let groups = self.n.div_ceil(THIN_ROWS);
         let group_bytes = THIN_ROWS * self.b.k * self.b.unit.element();
@@ -375,19 +377,20 @@ impl<'a, T: Element> Product<'a, T> {
             let acc = &mut acc[..self.m * THIN_ROWS];
             for group in run * groups / runs..(run + 1) * groups / runs {
                 let (row, rows) = (group * THIN_ROWS, THIN_ROWS.min(self.n - group * THIN_ROWS));
-                // SAFETY: rows of B that exist; room for the sums.
+                // SAFETY: the rows of B exist, and `acc` has room for their sums.
                 unsafe { thin(self.m, a.at(0), &self.b, row, rows, acc.as_mut_ptr()) };
                 self.finish(acc, THIN_ROWS, 0, row);
             }
         });
     }
 
-    /// Applies scale, bias, old C and the one rounding to sums of `width` columns from `[row, column]`.
+    /// Multiplies sums by the scale, adds bias and old C, rounds once, and stores to C. `acc` has rows of `width`
+    /// sums; the first one is that of element `[row, column]`.
     fn finish(&self, acc: &[f32], width: usize, row: usize, column: usize) {
         let columns = width.min(self.n - column);
         let bias = if self.bias.is_empty() { &[] } else { &self.bias[column..column + columns] };
         for (i, acc) in acc.chunks_exact(width).enumerate() {
-            // SAFETY: a task owns its part of C.
+            // SAFETY: tasks own disjoint parts of C.
             let c = unsafe { self.c.part((row + i) * self.n + column, columns) };
             store(&acc[..columns], self.scale, bias, self.accumulate, c);
         }
@@ -410,8 +413,8 @@ simd_fn! {
     }
 }
 
-/// Returns the number of runs of at most `most` groups: the same number for each thread, so that threads end
-/// together.
+/// Returns into how many runs of at most `most` groups the groups are divided. It is a multiple of `threads`, if
+/// there are enough groups, so that all threads end together.
 fn runs(groups: usize, most: usize, threads: usize) -> usize {
     groups.div_ceil(most).next_multiple_of(threads).min(groups).max(1)
 }

@@ -1,8 +1,8 @@
-//! Matrix products as plain loops over arrays, which the compiler turns into vector code of the target.
+//! Matrix products as plain loops over arrays, which the compiler vectorises for the target.
 
 use super::{Code, Part, Source, Tile, Unit};
 
-/// Tiles of 6 × 8: 12 accumulators of 4 lanes.
+/// f32 arithmetic with tiles of 6 × 8 results: 12 accumulators of 4 lanes.
 pub(super) static PLAIN: Code = Code {
     mr: 6,
     nr: 8,
@@ -16,7 +16,7 @@ pub(super) static PLAIN: Code = Code {
 };
 
 unsafe fn plain<const MR: usize>(units: usize, a: *const u32, b: *const u32, acc: *mut f32, add: bool) {
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `a` holds `[units][MR]` floats, `b` `[units][8]`, `acc` `[MR][8]`.
     unsafe { tile::<MR, 8, { cfg!(target_arch = "aarch64") }>(units, a, b, acc, add) }
 }
 
@@ -30,7 +30,7 @@ pub(super) unsafe fn tile<const MR: usize, const NR: usize, const FMA: bool>(
     acc: *mut f32,
     add: bool,
 ) {
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: the arrays have the documented sizes, and `acc` does not overlap `a` or `b`.
     let (a, b, acc) = unsafe {
         (
             std::slice::from_raw_parts(a.cast::<[f32; MR]>(), units),
@@ -55,7 +55,7 @@ pub(super) unsafe fn tile<const MR: usize, const NR: usize, const FMA: bool>(
 /// # Safety
 /// The part lies inside the source, and `dst` has room for `[part.units][width]`.
 pub(super) unsafe fn pack(source: &Source, part: Part, width: usize, dst: *mut u32) {
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `dst` has room for `[part.units][width]`.
     let dst = unsafe { std::slice::from_raw_parts_mut(dst, part.units * width) };
     let (row_stride, unit_stride) = if source.transposed { (1, source.rows) } else { (source.k, 1) };
     for (i, units) in dst.chunks_mut(width * 16).enumerate() {
@@ -65,10 +65,11 @@ pub(super) unsafe fn pack(source: &Source, part: Part, width: usize, dst: *mut u
                 unit[lane] = if lane >= part.rows {
                     0
                 } else if source.unit == Unit::F32 {
-                    // SAFETY: an element of the source; files need not align them.
+                    // SAFETY: the element lies inside the source. It may be unaligned, because weight files do not
+                    // align tensors.
                     unsafe { source.base.cast::<u32>().add(at).read_unaligned() }
                 } else {
-                    // SAFETY: as above.
+                    // SAFETY: the element lies inside the source, and it may be unaligned.
                     unsafe { (source.base.cast::<u16>().add(at).read_unaligned() as u32) << 16 }
                 };
             }

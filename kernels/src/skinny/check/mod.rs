@@ -12,7 +12,7 @@ checks!(
     a_row_does_not_know_its_batch,
 );
 
-/// A weight with its scales, as stored and as f64 numbers.
+/// A random weight in both formats, bf16 and int8 with scales. `kind` is the format that the kernel gets.
 struct Stored {
     bf16: Data,
     bytes: Vec<i8>,
@@ -35,7 +35,7 @@ impl Stored {
         }
     }
 
-    /// Returns the product in f32, the exact product, and the product of magnitudes.
+    /// Returns three versions of `x · wᵀ`: with a kernel's roundings, exact, and of the absolute values of x and w.
     fn products(&self, x: &Data, k: usize) -> [Vec<f64>; 3] {
         let of = |w: &[f64], scale: &[f64]| {
             let size = |x: &[f64]| x.iter().map(|x| x.abs()).collect::<Vec<f64>>();
@@ -56,7 +56,8 @@ impl Stored {
 type Product = fn(&[f64], &[f64], &[f64], usize) -> Vec<f64>;
 const FORMULAS: [Product; 2] = [formula::product_rounded, formula::product];
 
-/// Tolerance of sums, in roundings: proportional to the magnitudes of their terms (`sizes`) relative to the sums.
+/// Returns the tolerance of sums as a multiple of one rounding error. In f32 it grows with the norm of `sizes`, the
+/// sums of the terms' magnitudes, relative to the norm of `sums`.
 fn of_one(dtype: DType, sizes: &[f64], sums: &[f64]) -> f64 {
     let norm = |x: &[f64]| x.iter().map(|x| x * x).sum::<f64>().sqrt();
     if dtype == F32 { OF_ONE * (1.0 + norm(sizes) / norm(sums).max(1e-30)) } else { OF_ONE }
@@ -156,7 +157,7 @@ fn swiglu_equals_the_formula() {
         let [[with_gate, gate, gate_size], [with_up, up, up_size]] =
             given.weights.each_ref().map(|w| w.products(&given.x, k));
         let (with, want) = (formula::swiglu_rounded(&with_gate, &with_up), formula::swiglu(&gate, &up));
-        // An error of the gate is multiplied by the gate's magnitude.
+        // silu(gate) multiplies the errors of `up`, so the tolerance grows with the largest gate.
         let largest = gate.iter().fold(1.0f64, |a, g| a.max(g.abs()));
         let terms = of_one(dtype, &gate_size, &gate) + of_one(dtype, &up_size, &up);
         let of_one = if dtype == F32 { largest.sqrt() * terms } else { OF_ONE };

@@ -10,18 +10,27 @@ fn the_weight_is_read_once_and_without_bank_conflicts() {
                 let launch = launch(BF16, kind, &given.params(&y, 1));
                 let (count, cost) = (crate::checks::counted(&launch), launch.cost());
                 let bytes = (count.global_read + count.global_written) as f64;
-                // Every block of 16 columns reads x again: 1/16 of the bytes of a bf16 weight, 1/8 of an int8 weight.
+                // Every block of 16 columns reads x again, which adds 1/16 to the bytes of a bf16 weight and 1/8 to
+                // those of an int8 weight.
                 let again = if kind == Weight::Bf16 { 1.1 } else { 1.17 };
-                assert!(bytes <= again * cost.bytes, "{}: {bytes} bytes, {} at least", launch.name(), cost.bytes);
+                assert!(
+                    bytes <= again * cost.bytes,
+                    "{}: {bytes} bytes of memory traffic, expected about {}",
+                    launch.name(),
+                    cost.bytes
+                );
                 let extra = count.wavefronts - count.wavefronts_least;
-                assert!(extra * 20 <= count.wavefronts.max(20 * 64), "{}: {extra} more wavefronts", launch.name());
+                assert!(
+                    extra * 20 <= count.wavefronts.max(20 * 64),
+                    "{}: {extra} wavefronts by bank conflicts",
+                    launch.name()
+                );
             }
         }
     });
 }
 
-/// Every block of 16 columns (32 where there are many) reads all of x again, from L2: with 16 rows as many bytes as
-/// the weight has.
+/// Every block of 16 columns of y reads all 16 rows of x again, from L2.
 #[test]
 fn sixteen_rows_are_read_again_by_each_block() {
     crate::checks::on_sim(|| {
@@ -32,7 +41,11 @@ fn sixteen_rows_are_read_again_by_each_block() {
             let (count, cost) = (crate::checks::counted(&launch), launch.cost());
             let again = (64.0 / 16.0 - 1.0) * 2.0 * 16.0 * 2048.0;
             let bytes = (count.global_read + count.global_written) as f64;
-            assert!(bytes <= 1.02 * (cost.bytes + again), "{bytes} bytes, {} at least, {again} again", cost.bytes);
+            assert!(
+                bytes <= 1.02 * (cost.bytes + again),
+                "{bytes} bytes of memory traffic, expected {} and {again} for reading x again",
+                cost.bytes
+            );
         }
     });
 }
