@@ -1,11 +1,12 @@
-// Gradients of 64 queries, and of 64 keys and values, on CUDA cores, all in f32: for f32 tensors and for any head_dim.
+// Gradients of a tile of 64 queries, and of a tile of 64 keys and values, on CUDA cores with f32 arithmetic: for f32
+// tensors, and for bf16 tensors of any head_dim.
 #pragma once
 
 #include "attention/forward_fma.cuh"
 #include "attention/visits.cuh"
 
-// Shared memory of a block: four f32 tiles, of which two are operands of the products, one holds the softmax weights p and
-// one their gradients ds.
+// Dynamic shared memory of a block: four f32 tiles. Two are operands of the products, one holds the softmax weights
+// p, and one the gradients ds of the scores.
 constexpr int BACKWARD_FMA_BYTES = 4 * FMA_TILE * 4;
 
 using FmaTiles = float[FMA_PARTS][4][4];
@@ -21,8 +22,8 @@ __device__ __forceinline__ void clear(FmaTiles& c) {
   }
 }
 
-// c = rows of a from a_first on times rows of b from b_first on, over the head. `tiles` are two tiles that no thread
-// uses after the next barrier.
+// Computes c = a b^T over the whole head, for 64 rows of `a` from a_first on and 64 rows of `b` from b_first on.
+// `tiles` has room for two tiles, which no thread may use after the next barrier.
 template <class T, class A, class B>
 __device__ __forceinline__ void multiply_heads(float (&c)[4][4], float* tiles, const T* a, const A& a_rows, int a_first,
                                                int a_end, const T* b, const B& b_rows, int b_first, int b_end,
@@ -41,9 +42,9 @@ __device__ __forceinline__ void multiply_heads(float (&c)[4][4], float* tiles, c
   }
 }
 
-// The gradients of queries 0 .. count before the factor `scale`, columns from `column` on (a multiple of 128). lse
-// (times log2 e) and delta are those of the thread's rows 4y + i. `shared` has BACKWARD_FMA_BYTES. The other
-// arguments are those of `attend`.
+// Computes dq of queries 0 .. count without the factor `scale`, for 128 columns from `column` on. `lse` (times log2
+// e) and `delta` are those of the thread's four rows 4y + i. `shared` has BACKWARD_FMA_BYTES. The other arguments are
+// those of `attend` in forward_mma.cuh.
 template <class T, class Queries, class Keys, class Limit>
 __device__ __forceinline__ void query_gradients_fma(FmaTiles& dq, float* shared, const T* q, const T* d_o,
                                                     const Queries& queries, int count, const T* k, const T* v,
@@ -67,7 +68,7 @@ __device__ __forceinline__ void query_gradients_fma(FmaTiles& dq, float* shared,
         ds[i][j] = x + 16 * j < visible ? weight(p[i][j], factor, lse[i]) * (ds[i][j] - delta[i]) : 0.0f;
       }
     }
-    keep(slopes, ds);
+    store_results(slopes, ds);
 #pragma unroll
     for (int n = 0; n < FMA_PARTS; ++n) {
       const int at = column + n * FMA_COLUMNS;
@@ -80,8 +81,8 @@ __device__ __forceinline__ void query_gradients_fma(FmaTiles& dq, float* shared,
   }
 }
 
-// The gradients of keys 0 .. count (at most 64), dk before the factor `scale`, columns from `column` on, over all
-// visits in order. visits.start has been called.
+// Computes dk (without the factor `scale`) and dv of keys 0 .. count (at most 64), for 128 columns from `column` on,
+// over all visits in order. visits.start must have been called.
 template <class T, class P, class Keys>
 __device__ __forceinline__ void key_gradients_fma(FmaTiles& dk, FmaTiles& dv, float* shared, const P& p, const Keys& keys,
                                                   int count, int kv_head, Visits<FMA_ROWS>& visits, int column) {
@@ -115,8 +116,8 @@ __device__ __forceinline__ void key_gradients_fma(FmaTiles& dk, FmaTiles& dv, fl
         ds[i][j] = seen ? w[i][j] * (ds[i][j] - d) : 0.0f;
       }
     }
-    keep(weights, w);
-    keep(slopes, ds);
+    store_results(weights, w);
+    store_results(slopes, ds);
 #pragma unroll
     for (int n = 0; n < FMA_PARTS; ++n) {
       const int at = column + n * FMA_COLUMNS;
@@ -131,7 +132,8 @@ __device__ __forceinline__ void key_gradients_fma(FmaTiles& dk, FmaTiles& dv, fl
   }
 }
 
-// delta[i] = d_o_i . o_i for rows 0 .. rows of head_dim elements; 16 neighbouring threads compute a row.
+// Computes delta[i] = d_o_i . o_i for each of `rows` rows of head_dim elements; 16 neighbouring threads compute one
+// row.
 template <class T>
 __device__ __forceinline__ void row_products(float* delta, const T* d_o, const T* o, u64 rows, int head_dim) {
   const u64 row = blockIdx.x * static_cast<u64>(FMA_THREADS / 16) + threadIdx.x / 16;

@@ -1,23 +1,24 @@
-// Gradients of a tile of keys and values on tensor cores, with KEYS / 16 warps, and in the same pass the tile's
-// contribution to dq of the queries that see it (the relay of dq, see sm80.cu): 5 matrix products.
+// Gradients of a tile of KEYS keys and values on tensor cores, with KEYS / 16 warps. With RELAY the same pass also
+// adds the key tile's contribution to dq of all queries that see the keys (see "The relay of dq" in sm80.cu).
 //
 //   for each visit (a tile of 64 queries, visits.cuh):
-//     16 keys a warp:     s = k q^T; dp = v d_o^T; p = 2^(s * factor - lse * log2 e); ds = p (dp - delta); dv += p d_o
-//     ds to shared memory; barrier
-//     16 keys a warp:     dk += ds q
-//     16 queries a warp:  dq += ds^T k     (some of the columns)
+//     each warp, its 16 keys:     s = k q^T; dp = v d_o^T; p = 2^(s * factor - lse * log2 e); ds = p (dp - delta);
+//                                 dv += p d_o; store ds to shared memory
+//     barrier
+//     each warp, its 16 keys:     dk += ds q
+//     each warp, its 16 queries:  dq += ds^T k     (for some of the columns)
 //
-// The sum of a query passes from key tile to key tile in ascending order, in f32 and as the start value of the
-// accumulators. So it has the bits of one block that takes all keys in order (backward_mma.cuh). The sums are in the
-// workspace, with one turn counter for each head and query tile: how many key tiles have added their part. The last
-// key tile rounds and writes dq.
+// The partial sums of a query tile's dq pass from key tile to key tile in ascending order, in f32, and are the
+// initial values of the accumulators. So dq has the same bits as if one block processed all keys in order
+// (backward_mma.cuh). The sums are in the workspace, together with one turn counter for each head and query tile: the
+// number of key tiles that have added their part. The last key tile multiplies by `scale`, rounds and writes dq.
 #pragma once
 
 #include "attention/backward_mma.cuh"
 #include "attention/visits.cuh"
 
-// Offsets in shared memory, in bytes: keys, values, two tiles of queries, one tile of d_o, ds as [key][query], and
-// two buffers of lse and delta.
+// Byte offsets in dynamic shared memory: the tile of keys, the tile of values, two tiles of q, one tile of d_o, ds as
+// [key][query], and two buffers of lse and delta.
 template <int HEAD_DIM, int KEYS>
 struct KeyTiles {
   using T = Tile<HEAD_DIM>;
@@ -27,21 +28,21 @@ struct KeyTiles {
   static constexpr int VALUES_BYTES = 2 * TILE_ROWS * 4;
 };
 
-// The partial sums of dq that pass from one key tile to the next.
+// The arrays through which key tiles pass partial sums of dq to the next key tile.
 struct Relay {
-  float* sums;  // [tokens, heads, head_dim], columns in the order of `Carried`
-  u32* turns;   // [tokens, heads]: the turn counter is that of the first row of a query tile
+  float* sums;  // [tokens, heads, head_dim], columns in the order of `PartialQueries`
+  u32* turns;   // [tokens, heads]: a query tile uses the counter of its first row
 };
 
-// The relay in the workspace. Its addresses are computed at each use, because registers are scarce.
+// Returns the arrays of partial sums of dq in the workspace. They are computed again at each use, to save registers.
 template <class P>
 __device__ __forceinline__ Relay relay(const P& p) {
   float* const sums = global<float>(p.workspace);
   return {sums, reinterpret_cast<u32*>(sums + static_cast<u64>(p.tokens) * p.heads * p.head_dim)};
 }
 
-// Waits until `turn` key tiles have added their part. Their stores are visible to this thread then, and to the block
-// after a barrier.
+// Waits until `turn` key tiles have added their part of dq. Then their stores are visible to this thread, and after a
+// barrier to the whole block.
 __device__ __forceinline__ void wait_for_turn(const u32* turns, int turn) {
   u32 now;
   do {
@@ -49,15 +50,17 @@ __device__ __forceinline__ void wait_for_turn(const u32* turns, int turn) {
   } while (now != static_cast<u32>(turn));
 }
 
-// Announces that `turn` key tiles have added their part. A barrier must separate it from the block's stores.
+// Announces that `turn` key tiles have added their part of dq. A barrier must come between the block's stores and
+// this call.
 __device__ __forceinline__ void pass_turn(u32* turns, int turn) {
   asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(turns), "r"(turn) : "memory");
 }
 
-// Sums of 16 queries, TILES * 8 columns. In memory the elements that a thread has of two neighbouring fragments are
-// neighbours. Loads bypass L1 (.cg), because another block wrote the sums.
+// Partial sums of dq for 16 queries and TILES * 8 columns, as accumulators of mma.sync. In memory a thread's elements
+// of two neighbouring 16 x 8 tiles are adjacent. Loads and stores bypass L1 (.cg), because other blocks write the
+// sums.
 template <int TILES>
-struct Carried {
+struct PartialQueries {
   float c[TILES][4];
 
   __device__ __forceinline__ void clear() {
@@ -67,8 +70,8 @@ struct Carried {
       for (int i = 0; i < 4; ++i) c[n][i] = 0.0f;
     }
   }
-  // Row g of the queries is at `row`, row g + 8 is `eight` elements further on; `low` and `high` say whether they
-  // exist.
+  // Loads the sums of the thread's queries g (at address `row`) and g + 8 (`eight` elements further on). `low` and
+  // `high` say whether these queries exist.
   __device__ __forceinline__ void load(const float* row, u64 eight, bool low, bool high) {
     clear();
     const int t = threadIdx.x % 4;
@@ -110,7 +113,7 @@ struct Carried {
       }
     }
   }
-  // Writes the sums times `factor`, rounded to bf16, in the order of the columns.
+  // Multiplies the sums by `factor`, rounds them to bf16 and writes them to dq, in column order.
   __device__ __forceinline__ void round(bf16* row, u64 eight, bool low, bool high, float factor) const {
     const int t = threadIdx.x % 4;
 #pragma unroll
@@ -119,8 +122,8 @@ struct Carried {
       const bool exists = h == 0 ? low : high;
 #pragma unroll
       for (int n = 0; n + 1 < TILES; n += 2) {
-        // Neighbouring lanes exchange halves, so that one has four columns of the first fragment, the other four of
-        // the second.
+        // Neighbouring lanes exchange values: the even lane then has four adjacent columns of the first 16 x 8 tile,
+        // the odd lane four of the second.
         const u32 first = pack_bf16(c[n][2 * h] * factor, c[n][2 * h + 1] * factor);
         const u32 second = pack_bf16(c[n + 1][2 * h] * factor, c[n + 1][2 * h + 1] * factor);
         const u32 other = shuffle_xor(t % 2 == 0 ? second : first, 1);
@@ -135,9 +138,10 @@ struct Carried {
   }
 };
 
-// Adds a tile of queries to dv of one warp's 16 keys, and stores ds to rows `key` .. `key` + 16 of the tile at
-// `slopes`. With MASK the queries from from[r / 8] on see key r of the warp, and those from 16 * begin on see any; ds
-// of earlier groups of 16 queries is not written. `logs` holds lse, then delta.
+// Processes one tile of queries for a warp's 16 keys: adds to dv and stores ds in rows `key` .. `key` + 16 of the
+// tile at `slopes`. With MASK, key r of the warp is seen by the queries from from[r / 8] on. The groups of 16 queries
+// before group `begin` see none of the 16 keys; their ds is not written. `logs` holds 64 values of lse, then 64 of
+// delta.
 template <int HEAD_DIM, bool MASK>
 __device__ __forceinline__ void value_gradient(float (&dv)[HEAD_DIM / 8][4], u32 k, u32 v, u32 q, u32 d_o, u32 d_o_trans,
                                                char* slopes, const float* logs, float factor, int key,
@@ -175,8 +179,8 @@ __device__ __forceinline__ void value_gradient(float (&dv)[HEAD_DIM / 8][4], u32
   }
 }
 
-// dk += ds q for a warp's 16 keys. `slopes` is left_lane of their rows of ds. With SOME only the queries from 16 *
-// begin on.
+// Computes dk += ds q for a warp's 16 keys. `slopes` is left_lane of their rows of ds. With SOME, queries before 16 *
+// begin are skipped.
 template <int HEAD_DIM, bool SOME>
 __device__ __forceinline__ void key_gradient(float (&dk)[HEAD_DIM / 8][4], u32 slopes, u32 q_trans, int begin) {
 #pragma unroll
@@ -188,16 +192,16 @@ __device__ __forceinline__ void key_gradient(float (&dk)[HEAD_DIM / 8][4], u32 s
   }
 }
 
-// One warp's part of dq of a query tile: 16 queries from `row` on, TILES * 8 columns from 8 * `tile` on, over the
-// first 16 * steps keys. `slopes` is right_lane of ds. `meanwhile` runs between the load of the sum so far and its
-// first use.
+// Computes one warp's part of dq of a query tile: 16 queries from `row` on, TILES * 8 columns from 8 * tile on, over
+// the first 16 * steps keys. `slopes` is right_lane of ds. `meanwhile` is called between the load of the partial sums
+// and their first use, to hide the latency.
 template <int HEAD_DIM, int KEYS, int TILES, class P, class F>
 __device__ __forceinline__ void add_to_queries(const P& p, const Visit& here, int turn, u32 slopes,
                                                u32 k_trans, int row, int tile, int steps, const F& meanwhile) {
   const int first = row + threadIdx.x % 32 / 4;
   const bool low = first < here.count, high = first + 8 < here.count;
   const u64 at = here.value(first) * HEAD_DIM + 8 * tile, eight = static_cast<u64>(here.heads) * (8 * HEAD_DIM);
-  Carried<TILES> dq;
+  PartialQueries<TILES> dq;
   if (turn == 0) dq.clear();
   else dq.load(relay(p).sums + at, eight, low, high);
   meanwhile();
@@ -217,10 +221,10 @@ __device__ __forceinline__ void add_to_queries(const P& p, const Visit& here, in
   else dq.store(relay(p).sums + at, eight, low, high);
 }
 
-// The gradients of up to KEYS keys, dk before the factor `scale`, over all visits in order; visits.start has been
-// called. `keys.head(r)` is the index of the first element of key r's head; `kv_head` and the visits are in shared
-// memory. With RELAY also the gradients of the queries; then all visits are of the keys' own sequence. `shared` is
-// laid out as KeyTiles; no thread reads it any more when this returns.
+// Computes dk (without the factor `scale`) and dv of up to KEYS keys, over all visits in order. visits.start must
+// have been called. `keys.head(r)` is the index of the first element of key r's head; `kv_head` and `visits` are in
+// shared memory. With RELAY it also computes dq; all visits then belong to the keys' own sequence. `shared` has the
+// layout KeyTiles; no thread reads it after the call.
 template <int HEAD_DIM, int KEYS, bool RELAY, class P, class Keys>
 __device__ __forceinline__ void key_gradients(float (&dk)[HEAD_DIM / 8][4], float (&dv)[HEAD_DIM / 8][4], char* shared,
                                               const P& p, const Keys& keys, const int& kv_head, Visits<KEYS>& visits) {
@@ -241,7 +245,7 @@ __device__ __forceinline__ void key_gradients(float (&dk)[HEAD_DIM / 8][4], floa
       cp_async_4(tiles + values_at(n) + threadIdx.x * 4, source + (valid ? visit.value(r) : 0), valid ? 4 : 0);
     }
   };
-  // Called after copy_q: one commit group covers both copies.
+  // Must be called after copy_q: one commit group contains both copies.
   const auto copy_d_o = [&](int n) {
     copy_rows<HEAD_DIM, TILE_ROWS, THREADS>(tiles + At::D_O, global<const bf16>(p.d_o), visits[n].queries(), 0,
                                             visits[n].count);
@@ -265,10 +269,10 @@ __device__ __forceinline__ void key_gradients(float (&dk)[HEAD_DIM / 8][4], floa
 #pragma unroll 1
   for (int n = 0;; ++n) {
     cp_async_wait<0>();
-    // The queries have arrived, no thread reads the tile before or ds any more, and the sums have been stored.
+    // The queries have arrived, no thread still reads the previous query tile or ds, and the sums of dq are stored.
     __syncthreads();
-    // Passing the turn, waiting for it and finding visits take as long as a product: threads of three warps start
-    // them early.
+    // Passing the turn, waiting for it and finding visits take as long as a matrix product, so three threads in
+    // different warps start them early.
     const int turn = visits.keys.begin / KEYS;
     if (RELAY && n > 0 && threadIdx.x == 32 && turn < visits[n - 1].last) {
       pass_turn(relay(p).turns + visits[n - 1].row, turn + 1);

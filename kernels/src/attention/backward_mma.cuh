@@ -1,16 +1,18 @@
-// Gradients of 64 queries on tensor cores, 4 warps of 16 rows each, for launches without the relay of dq. The weights
-// and their gradients are computed again: p = 2^(s * factor - lse * log2 e), ds = p (dp - delta), with dp = d_o . v.
+// Gradients of a tile of 64 queries on tensor cores, with 4 warps of 16 queries each, for launches in which key tiles
+// do not pass on sums of dq. Softmax weights and score gradients are recomputed: p = 2^(s * factor - lse * log2 e),
+// ds = p (dp - delta), with dp = d_o . v.
 #pragma once
 
 #include "attention/tile.cuh"
 #include "cuh/online_softmax.cuh"
 
-// Shared memory holds the tiles of q and d_o, and two buffers for a tile of keys and a tile of values.
+// Bytes of dynamic shared memory: one tile of q, one of d_o, and two buffers, each for a tile of keys and one of
+// values.
 template <int HEAD_DIM>
 constexpr int BACKWARD_BYTES = 6 * Tile<HEAD_DIM>::BYTES;
 
-// c = 16 rows of a times the first 16 * PAIRS rows of b, over the head. With SOME only the pairs first .. last of 16
-// rows of b.
+// Computes c = a b^T over the whole head, for 16 rows of `a` and the first 16 * PAIRS rows of `b`. With SOME, only
+// for the groups first .. last of 16 rows of `b`.
 template <int HEAD_DIM, int PAIRS, bool SOME>
 __device__ __forceinline__ void multiply_heads(float (&c)[2 * PAIRS][4], u32 a_lane, u32 b_lane, int first, int last) {
 #pragma unroll
@@ -33,8 +35,8 @@ __device__ __forceinline__ void multiply_heads(float (&c)[2 * PAIRS][4], u32 a_l
   }
 }
 
-// Adds one block of keys to the gradients of one warp's queries. With MASK query r sees the first limit[r / 8] keys
-// of the block, the warp's last query the first `visible`.
+// Adds the contribution of one block of keys to dq of one warp's queries. With MASK, a query in row r of the warp
+// sees the first limit[r / 8] keys of the block, and the warp's last query sees the first `visible`.
 template <int HEAD_DIM, bool MASK>
 __device__ __forceinline__ void query_gradient(float (&dq)[HEAD_DIM / 8][4], u32 q, u32 d_o, u32 k, u32 v, u32 k_trans,
                                                float factor, const float (&lse)[2], const float (&delta)[2],
@@ -62,9 +64,10 @@ __device__ __forceinline__ void query_gradient(float (&dq)[HEAD_DIM / 8][4], u32
   }
 }
 
-// The gradients of queries 0 .. count, before the factor `scale`, over all keys that they see. lse (times log2 e) and
-// delta are those of this thread's rows g and g + 8 of its warp's 16. `shared` has BACKWARD_BYTES; when this returns,
-// each warp may reuse its own rows of the first tile. The other arguments are those of `attend` in forward_mma.cuh.
+// Computes dq of queries 0 .. count, without the factor `scale`, over all keys that they see. `lse` (times log2 e)
+// and `delta` are those of this thread's rows g and g + 8 of its warp's 16. `shared` has BACKWARD_BYTES; after the
+// call each warp may reuse its own rows of the first tile. The other arguments are those of `attend` in
+// forward_mma.cuh.
 template <int HEAD_DIM, class Queries, class Keys, class Limit>
 __device__ __forceinline__ void query_gradients(float (&dq)[HEAD_DIM / 8][4], char* shared, const bf16* q,
                                                 const bf16* d_o, const Queries& queries, int count, const bf16* k,

@@ -4,7 +4,7 @@ use crate::folder::{Calls, FLOAT_DTYPES, HEAD_DIM, HEADS, KV_HEADS, PLACEHOLDER,
 use crate::{Addr, attention};
 use bytemuck::Zeroable;
 
-/// Example calls, each with its size in words.
+/// Returns example calls, each with a description of its size.
 pub(crate) fn examples(s: &Sizes) -> Calls {
     let (tokens, heads, kv_heads) = (s.get("tokens", TOKENS), s.get("heads", HEADS), s.get("kv_heads", KV_HEADS));
     let (head_dim, causal) = (s.get("head_dim", HEAD_DIM), s.get("causal", 1));

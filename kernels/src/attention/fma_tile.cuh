@@ -1,8 +1,8 @@
-// Tiles of 64 x 64 f32 in shared memory and products of them on CUDA cores with 256 threads: for f32, and for any
-// head_dim.
+// Tiles of 64 x 64 f32 in shared memory, and their products on CUDA cores with 256 threads. They serve f32 tensors
+// and any head_dim.
 //
-// Thread (y, x) = (threadIdx.x / 16, threadIdx.x % 16) computes 4 x 4 results. A result is one sum in ascending order
-// of the inner index.
+// Thread (y, x) = (threadIdx.x / 16, threadIdx.x % 16) computes 4 x 4 results. Each result is one sum in ascending
+// order of the inner index.
 #pragma once
 
 #include "cuh/base.cuh"
@@ -10,12 +10,12 @@
 constexpr int FMA_THREADS = 256;
 constexpr int FMA_ROWS = 64;
 constexpr int FMA_COLUMNS = 64;
-// Four floats more than a row, so that rows 1 apart and rows 4 apart are in different banks for 16-byte accesses.
+// Rows are padded by four floats. Rows that are 1 apart or 4 apart are then in different banks for 16-byte accesses.
 constexpr int FMA_PITCH = FMA_COLUMNS + 4;
 constexpr int FMA_TILE = FMA_ROWS * FMA_PITCH;
 
-// Fills a tile with columns column .. column + 64 of rows first .. first + 64, widened to f32. Rows from `end` on and
-// columns from `head_dim` on become zeros and are not read.
+// Fills a tile with rows first .. first + 64, columns column .. column + 64, of a tensor, converted to f32. Rows from
+// `end` on and columns from `head_dim` on are not read; the tile has zeros there.
 template <class T, class Rows>
 __device__ __forceinline__ void fill_tile(float* tile, const T* tensor, const Rows& rows, int first, int end, int column,
                                           int head_dim) {
@@ -29,8 +29,8 @@ __device__ __forceinline__ void fill_tile(float* tile, const T* tensor, const Ro
   }
 }
 
-// c[i][j] += row 4y + i of a times row x + 16j of b, over the first `columns` columns, rounded up to 4 (the tile has
-// zeros there).
+// Computes c[i][j] += (row 4y + i of a) . (row x + 16j of b) over the first `columns` columns, rounded up to a
+// multiple of 4, where the tiles have zeros.
 __device__ __forceinline__ void multiply_columns(float (&c)[4][4], const float* a, const float* b, int columns) {
   a += threadIdx.x / 16 * 4 * FMA_PITCH;
   b += threadIdx.x % 16 * FMA_PITCH;
@@ -52,8 +52,8 @@ __device__ __forceinline__ void multiply_columns(float (&c)[4][4], const float* 
   }
 }
 
-// c[i][j] += row 4y + i of a times column 4x + j of b, over the first `rows` rows of b, rounded up to 4 (a has zeros
-// there).
+// Computes c[i][j] += (row 4y + i of a) . (column 4x + j of b) over the first `rows` rows of b, rounded up to a
+// multiple of 4, where a has zeros.
 __device__ __forceinline__ void multiply_tiles(float (&c)[4][4], const float* a, const float* b, int rows) {
   a += threadIdx.x / 16 * 4 * FMA_PITCH;
   b += threadIdx.x % 16 * 4;
@@ -75,7 +75,7 @@ __device__ __forceinline__ void multiply_tiles(float (&c)[4][4], const float* a,
   }
 }
 
-// c[i][j] += column 4y + i of a times column 4x + j of b, over rows first .. 64.
+// Computes c[i][j] += (column 4y + i of a) . (column 4x + j of b) over the rows first .. 64.
 __device__ __forceinline__ void multiply_tiles_trans(float (&c)[4][4], const float* a, const float* b, int first) {
   a += threadIdx.x / 16 * 4;
   b += threadIdx.x % 16 * 4;
@@ -92,8 +92,8 @@ __device__ __forceinline__ void multiply_tiles_trans(float (&c)[4][4], const flo
   }
 }
 
-// Stores c[i][j], as multiply_columns leaves it, as element (4y + i, x + 16j) of a tile.
-__device__ __forceinline__ void keep(float* tile, const float (&c)[4][4]) {
+// Stores the results c[i][j] of multiply_columns as elements (4y + i, x + 16j) of a tile.
+__device__ __forceinline__ void store_results(float* tile, const float (&c)[4][4]) {
   tile += threadIdx.x / 16 * 4 * FMA_PITCH + threadIdx.x % 16;
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
@@ -102,7 +102,8 @@ __device__ __forceinline__ void keep(float* tile, const float (&c)[4][4]) {
   }
 }
 
-// Writes rows 4y + i below `end`, columns column + 4x .. column + 4x + 4, times factor[i], rounded once.
+// Multiplies c[i][j] by factor[i], rounds once, and writes it to the tensor at row 4y + i, column column + 4x + j.
+// Rows from `end` on and columns from `head_dim` on are not written.
 template <class T, class Rows>
 __device__ __forceinline__ void write_tile(T* tensor, const Rows& rows, int end, int column, int head_dim,
                                            const float (&c)[4][4], const float (&factor)[4]) {

@@ -4,7 +4,8 @@ use super::Case;
 use crate::checks::rounding::{self, ULP};
 use std::f64::consts::LOG2_E;
 
-/// Output and log-sum-exp of one query row over keys and values whose heads begin at the indices `keys`.
+/// Returns output and log-sum-exp of one query row. `keys` has the index of the first element of each key that it
+/// sees.
 fn row(q: &[f64], k: &[f64], v: &[f64], keys: &[usize], scale: f64) -> (Vec<f64>, f64) {
     let scores: Vec<f64> =
         keys.iter().map(|&at| scale * q.iter().zip(&k[at..]).map(|(a, b)| a * b).sum::<f64>()).collect();
@@ -20,7 +21,7 @@ fn row(q: &[f64], k: &[f64], v: &[f64], keys: &[usize], scale: f64) -> (Vec<f64>
     (o, row_max + sum.ln())
 }
 
-/// Every query row with the indices where the keys that it sees begin, in the order of the rows.
+/// Returns (row index, index of the first element of each key that it sees) for every query row, in order.
 fn rows(case: &Case) -> impl Iterator<Item = (usize, Vec<usize>)> {
     let (heads, kv_heads, d) = (case.heads, case.kv_heads, case.head_dim);
     (0..case.lengths.len()).flat_map(move |n| {
@@ -33,7 +34,7 @@ fn rows(case: &Case) -> impl Iterator<Item = (usize, Vec<usize>)> {
     })
 }
 
-/// Output and log-sum-exp of a packed batch.
+/// Returns output and log-sum-exp of a packed batch.
 pub fn fwd(case: &Case, q: &[f64], k: &[f64], v: &[f64], scale: f64) -> (Vec<f64>, Vec<f64>) {
     let d = case.head_dim;
     let (o, lse): (Vec<_>, Vec<_>) =
@@ -41,8 +42,8 @@ pub fn fwd(case: &Case, q: &[f64], k: &[f64], v: &[f64], scale: f64) -> (Vec<f64
     (o.concat(), lse)
 }
 
-/// The gradients of `sum(d_o * o)` for q, k and v, by the chain rule with the output `o`, which may have been
-/// rounded. Tests compare it with differences of [`fwd`].
+/// Returns the gradients of `sum(d_o * o)` for q, k and v, by the chain rule. `o` is the output, which may have been
+/// rounded. Tests compare the result with numerical differences of [`fwd`].
 pub fn bwd(case: &Case, [q, k, v]: [&[f64]; 3], o: &[f64], d_o: &[f64], scale: f64) -> [Vec<f64>; 3] {
     let d = case.head_dim;
     let (_, lse) = fwd(case, q, k, v, scale);
@@ -68,21 +69,22 @@ pub fn bwd(case: &Case, [q, k, v]: [&[f64]; 3], o: &[f64], d_o: &[f64], scale: f
 /// The roundings of a kernel between load and store.
 #[derive(Clone, Copy)]
 pub struct Roundings {
-    /// Rounds probabilities and gradients of scores as factors of matrix products.
+    /// Rounds probabilities and score gradients before they become factors of matrix products.
     pub factor: fn(f64) -> f64,
     /// Rounds the result of every addition and subtraction.
     pub each: fn(f64) -> f64,
-    /// `2^x` with the kernel's error.
+    /// Computes `2^x` with the kernel's error.
     pub exp2: fn(f64) -> f64,
-    /// How far another order of summation may move a row's delta, relative to the sum of the magnitudes of its terms.
+    /// How much another order of summation may change a row's delta, relative to the sum of the magnitudes of its
+    /// terms.
     pub order: f64,
 }
 
 impl Roundings {
-    /// bf16 on tensor cores: the factors of products are rounded to bf16.
+    /// Tensor cores with bf16: the factors of products are rounded to bf16.
     pub const BF16: Roundings =
         Roundings { factor: rounding::bf16, each: rounding::exact, exp2: f64::exp2, order: 0.0 };
-    /// Everything in f32, `2^x` to 2^−22.
+    /// All arithmetic in f32, `2^x` with a relative error of 2^−22.
     pub const F32: Roundings = Roundings {
         factor: rounding::exact,
         each: rounding::f32,
@@ -90,7 +92,7 @@ impl Roundings {
         order: ULP / 2.0,
     };
 
-    /// `sum + Σ a · b`, rounded after each term.
+    /// Returns `sum + Σ a · b`, rounded after each term.
     fn dot(self, sum: f64, a: &[f64], b: &[f64]) -> f64 {
         a.iter().zip(b).fold(sum, |sum, (a, b)| (self.each)(sum + a * b))
     }
@@ -105,13 +107,13 @@ impl Sums {
         Sums(f64::NEG_INFINITY, 0.0, vec![0.0; d])
     }
 
-    /// Returns the state relative to a larger maximum.
+    /// Returns the state relative to the larger maximum `row_max`.
     fn raised(&self, row_max: f64, r: Roundings) -> Sums {
         let by = if self.0 == f64::NEG_INFINITY { 0.0 } else { (r.exp2)((r.each)(self.0 - row_max)) };
         Sums(row_max, (r.each)(self.1 * by), self.2.iter().map(|x| (r.each)(x * by)).collect())
     }
 
-    /// Merges another state into this one, relative to the larger maximum.
+    /// Merges another state into this one; the result is relative to the larger maximum.
     fn add(&mut self, other: &Sums, r: Roundings) {
         let row_max = self.0.max(other.0);
         let (mine, its) = (self.raised(row_max, r), other.raised(row_max, r));
@@ -120,8 +122,8 @@ impl Sums {
     }
 }
 
-/// The output of [`fwd`] with roundings. Probabilities are relative to the largest score of the segment of 512 keys
-/// up to the end of their block of 64 keys.
+/// Returns the output of [`fwd`] with a kernel's roundings. A block of 64 keys has probabilities relative to the
+/// largest score so far in its segment of 512 keys, the block included.
 pub fn fwd_rounded(case: &Case, q: &[f64], k: &[f64], v: &[f64], scale: f64, r: Roundings) -> Vec<f64> {
     let (d, factor) = (case.head_dim, (r.each)(scale * LOG2_E));
     let mut o = Vec::new();
@@ -146,7 +148,7 @@ pub fn fwd_rounded(case: &Case, q: &[f64], k: &[f64], v: &[f64], scale: f64, r: 
     o
 }
 
-/// The gradients of [`bwd`] with roundings.
+/// Returns the gradients of [`bwd`] with a kernel's roundings.
 pub fn bwd_rounded(
     case: &Case,
     [q, k, v]: [&[f64]; 3],
@@ -161,7 +163,7 @@ pub fn bwd_rounded(
     for (row, keys) in rows(case) {
         let a = row * d;
         let (q, d_o) = (&q[a..a + d], &d_o[a..a + d]);
-        // Another order of summation moves delta by about this much, and the whole row with it.
+        // Another order of summation changes delta by about this much, and with it the whole row.
         let sizes: f64 = d_o.iter().zip(&o[a..a + d]).map(|(x, y)| (x * y).abs()).sum();
         let delta = r.dot(0.0, d_o, &o[a..a + d]) + r.order * sizes;
         let reference = (r.each)((r.each)(lse[row]) * LOG2_E);

@@ -1,18 +1,18 @@
-// Forward pass of 64 queries over a range of key blocks on CUDA cores, all in f32: for f32 tensors and for any
-// head_dim.
+// Forward pass of 64 queries over a range of key blocks on CUDA cores with f32 arithmetic: for f32 tensors, and for
+// bf16 tensors of any head_dim.
 #pragma once
 
 #include "attention/fma_tile.cuh"
 #include "cuh/online_softmax.cuh"
 
-// A block of threads writes 128 columns of the output. Shared memory holds 128 columns of the queries, a tile of keys
-// or values, and the weights.
+// A block of threads writes 128 columns of the output. Its shared memory holds 128 columns of the queries, a tile of
+// keys or values, and a tile of softmax weights.
 constexpr int FMA_PARTS = 2;
 constexpr int FMA_PART_COLUMNS = FMA_PARTS * FMA_COLUMNS;
 constexpr int FORWARD_FMA_BYTES = (FMA_PARTS + 2) * FMA_TILE * 4;
 
-// State of a thread's rows 4y + i: softmax statistics and outputs (columns 64 part + 4x ..) that are not divided by
-// the sum yet.
+// State of a thread's four rows 4y + i: softmax maximum and sum, and outputs (columns 64 part + 4x ..) that are not
+// yet divided by the sum.
 struct AttendedFma {
   SoftmaxRow row[4];
   float o[FMA_PARTS][4][4];
@@ -43,8 +43,8 @@ __device__ __forceinline__ void end_segment(AttendedFma& total, AttendedFma& par
   }
 }
 
-// The counterpart of `attend` in forward_mma.cuh, which describes the arguments; for the output's columns from
-// `column` on, a multiple of 128. `shared` has FORWARD_FMA_BYTES.
+// Does the same as `attend` in forward_mma.cuh, with the same arguments, for 128 columns of the output from `column`
+// on. `column` is a multiple of 128. `shared` has FORWARD_FMA_BYTES.
 template <class T, class Queries, class Keys, class Limit>
 __device__ __forceinline__ void attend_fma(AttendedFma& total, float* shared, const T* q, const Queries& queries, int count,
                                            const T* k, const T* v, const Keys& keys, int keys_end, const Limit& limit,
@@ -77,15 +77,15 @@ __device__ __forceinline__ void attend_fma(AttendedFma& total, float* shared, co
     float rescale[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      // Rows beyond `count` count as the last row; they are not stored.
+      // Rows from `count` on compute with the last row's limit; their results are not stored.
       const int visible = limit(min(row + i, count - 1)) - first;
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         if (x + 16 * j >= visible) s[i][j] = minus_infinity();
       }
-      rescale[i] = take_block(part.row[i], s[i], factor);
+      rescale[i] = add_scores(part.row[i], s[i], factor);
     }
-    keep(weights, s);
+    store_results(weights, s);
 #pragma unroll
     for (int n = 0; n < FMA_PARTS; ++n) {
       const int at = column + n * FMA_COLUMNS;

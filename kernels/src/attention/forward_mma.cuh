@@ -1,4 +1,4 @@
-// Forward pass of 64 queries over a range of key blocks on tensor cores: 4 warps of 16 queries each.
+// Forward pass of 64 queries over a range of key blocks on tensor cores, with 4 warps of 16 queries each.
 //
 // HEAD_DIM is the number of columns of queries and keys, COLUMNS that of values and output. They differ only for
 // head_dim > 128, where a block of threads computes 64 columns of the output.
@@ -7,25 +7,25 @@
 #include "attention/tile.cuh"
 #include "cuh/online_softmax.cuh"
 
-// Shared memory holds the queries, then STAGES buffers for keys and values.
+// Shared memory holds a tile of queries, then STAGES buffers, each for a tile of keys and a tile of values.
 template <int HEAD_DIM>
 constexpr int STAGES = HEAD_DIM > 128 ? 1 : 2;
 template <int HEAD_DIM, int COLUMNS>
 constexpr int STAGE_BYTES = Tile<HEAD_DIM>::BYTES + Tile<COLUMNS>::BYTES;
 
-// State of a thread's two rows, g and g + 8 of its warp's 16: softmax statistics and outputs that are not divided by
-// the sum yet.
+// State of a thread's two rows, g and g + 8 of its warp's 16: softmax maximum and sum, and outputs that are not yet
+// divided by the sum.
 template <int COLUMNS>
 struct Attended {
   SoftmaxRow row[2];
   float o[COLUMNS / 8][4];
 };
 
-// Adds one block of keys for one warp. q, k and v are the addresses of this lane's fragments. With MASK the rows of
-// the warp see different keys of the block: row r the first limit[r / 8] keys, the warp's last row the first
-// `visible`.
+// Adds one block of keys to the state of one warp's rows. `q`, `k` and `v` are the shared-memory addresses from which
+// this lane loads its operands. With MASK the rows of the warp see different numbers of keys: row r sees the first
+// limit[r / 8] keys of the block, and the warp's last row the first `visible`.
 template <int HEAD_DIM, int COLUMNS, bool MASK>
-__device__ __forceinline__ void take_keys(Attended<COLUMNS>& part, u32 q, u32 k, u32 v, float factor,
+__device__ __forceinline__ void add_keys(Attended<COLUMNS>& part, u32 q, u32 k, u32 v, float factor,
                                           const int (&limit)[2], int visible, int head_dim) {
   constexpr int TILES = BLOCK_KEYS / 8;
   float s[TILES][4] = {};
@@ -54,7 +54,7 @@ __device__ __forceinline__ void take_keys(Attended<COLUMNS>& part, u32 q, u32 k,
     }
   }
   float rescale[2];
-  take_block(part.row, s, factor, rescale);
+  add_scores(part.row, s, factor, rescale);
 #pragma unroll
   for (int n = 0; n < COLUMNS / 8; ++n) {
 #pragma unroll
@@ -94,10 +94,10 @@ __device__ __forceinline__ void end_segment(Attended<COLUMNS>& total, Attended<C
   }
 }
 
-// Attention of queries 0 .. count (at most 64) over key blocks begin .. end; keys from `keys_end` on are not read.
-// `queries.head(r)` is the index of the first element of query r's head. Query r sees the keys below limit(r), which
-// does not decrease and is at most keys_end. `shared` is aligned to 512 bytes; when this returns, each warp may reuse
-// its own rows of the queries' tile.
+// Computes attention of queries 0 .. count (at most 64) over key blocks begin .. end. Keys from `keys_end` on are not
+// read. `queries.head(r)` and `keys.head(r)` are the indices of the first element of row r's head. Query r sees the
+// keys below limit(r), which does not decrease with r and is at most keys_end. `shared` is aligned to 512 bytes;
+// after the call each warp may reuse its own rows of the queries' tile.
 template <int HEAD_DIM, int COLUMNS, bool PADDED, class Queries, class Keys, class Limit>
 __device__ __forceinline__ void attend(Attended<COLUMNS>& total, char* shared, const bf16* q, const Queries& queries,
                                        int count, const bf16* k, const bf16* v, const Keys& keys, int keys_end,
@@ -120,7 +120,7 @@ __device__ __forceinline__ void attend(Attended<COLUMNS>& total, char* shared, c
   copy_rows<HEAD_DIM, PADDED>(tiles, shared, q, queries, 0, count, head_dim, 0);
   if (STAGES<HEAD_DIM> > 1) copy_block(begin);
 
-  // Rows beyond `count` count as the last row; they are not stored.
+  // Rows from `count` on compute with the last row's limit; their results are not stored.
   const int last = count - 1;
   const int fewest = limit(min(row, last)), most = limit(min(row + 15, last));
   const u32 left = left_lane<HEAD_DIM>(tiles), right = right_lane<HEAD_DIM>(tiles);
@@ -140,10 +140,10 @@ __device__ __forceinline__ void attend(Attended<COLUMNS>& total, char* shared, c
     const int first = block * BLOCK_KEYS;
     const u32 k_lane = right + stage(block), v_lane = trans + stage(block);
     if (fewest - first >= BLOCK_KEYS) {
-      take_keys<HEAD_DIM, COLUMNS, false>(part, q_lane, k_lane, v_lane, factor, {}, BLOCK_KEYS, head_dim);
+      add_keys<HEAD_DIM, COLUMNS, false>(part, q_lane, k_lane, v_lane, factor, {}, BLOCK_KEYS, head_dim);
     } else if (most > first) {
       const int limits[2] = {limit(min(row + g, last)) - first, limit(min(row + g + 8, last)) - first};
-      take_keys<HEAD_DIM, COLUMNS, true>(part, q_lane, k_lane, v_lane, factor, limits, most - first, head_dim);
+      add_keys<HEAD_DIM, COLUMNS, true>(part, q_lane, k_lane, v_lane, factor, limits, most - first, head_dim);
     }
     if ((block + 1) % SEGMENT_BLOCKS == 0 || block + 1 == end) {
       end_segment(total, part);

@@ -1,19 +1,21 @@
-//! Softmax attention over a packed batch, and its gradient. Training and the vision tower use it.
+//! Softmax attention over a packed batch, and its gradient, for training and the vision tower.
 //!
 //! For each sequence, head and query `i`, over the keys `j` of the sequence (`j <= i` if causal): `s_j = scale * q_i
-//! . k_j`, `p_j = e^(s_j - lse_i)` with `lse_i = ln sum_j e^(s_j)`, `o_i = sum_j p_j v_j`. Query head `h` uses key
-//! head `h / (heads / kv_heads)`.
+//! . k_j`, `lse_i = ln sum_j e^(s_j)`, `p_j = e^(s_j - lse_i)`, `o_i = sum_j p_j v_j`. Query head `h` uses key head
+//! `h / (heads / kv_heads)`.
 //!
 //! Gradient: `delta_i = d_o_i . o_i`, `dv_j = sum_i p_ij d_o_i`, `ds_ij = p_ij (d_o_i . v_j - delta_i)`, `dq_i =
-//! scale * sum_j ds_ij k_j`, `dk_j = scale * sum_i ds_ij q_i`. A key head sums over the query heads that use it.
+//! scale * sum_j ds_ij k_j`, `dk_j = scale * sum_i ds_ij q_i`. The gradients of a key head sum over the query heads
+//! that use it.
 //!
-//! Shapes: q, o `[tokens, heads, head_dim]`, k, v `[tokens, kv_heads, head_dim]`, f32 or bf16. Sequence `n` is the
-//! tokens `cu_seqlens[n] .. cu_seqlens[n + 1]` and may be empty. Outputs of tokens outside every sequence are not
-//! written. In CUDA `scale` must be positive.
+//! Shapes: q, o `[tokens, heads, head_dim]`, k, v `[tokens, kv_heads, head_dim]`, f32 or bf16. Sequence `n` consists
+//! of the tokens `cu_seqlens[n] .. cu_seqlens[n + 1]` and may be empty. Outputs of tokens outside every sequence are
+//! not written. In CUDA `scale` must be positive.
 //!
 //! # Shared prefix
-//! A sequence may have a prefix: a range of other sequences' tokens whose keys come before its own. All its queries
-//! see all keys of the prefix. Example, a GRPO group with a prompt of 3 tokens and two completions of 2 tokens each:
+//! A sequence may have a prefix: a range of other sequences' tokens whose keys come before its own. All queries of
+//! the sequence see all keys of the prefix. Example, a GRPO group with a prompt of 3 tokens and two completions of 2
+//! tokens each:
 //!
 //! ```text
 //! tokens      P P P A A B B          cu_seqlens = [0, 3, 5, 7]
@@ -41,20 +43,20 @@
 //!
 //! # Numerics
 //! Everything between load and store is f32, the probabilities too, with one exception: bf16 on tensor cores (forward
-//! for head_dim up to 256; backward for 64, 72, 80 and 128) rounds the factors of matrix products to bf16. These are,
-//! forward, the probabilities relative to the largest score so far, and, backward, `p` and `p (d_o . v - delta)`.
-//! There, a key that a query does not see but a later query of the same 16 rows does is multiplied by 0 (departure 2
-//! in `sm80.cu`).
+//! for head_dim up to 256; backward for 64, 72, 80 and 128) rounds the factors of matrix products to bf16. In the
+//! forward pass these are the probabilities relative to the largest score so far, in the backward pass `p` and `p
+//! (d_o . v - delta)`. On tensor cores a key that a query does not see, but a later query of the same 16 rows does,
+//! is multiplied by 0 (departure 2 in `sm80.cu`).
 //!
-//! In f32 every addition rounds; `2^x` is good to 2 units in the last place (`ex2.approx.ftz.f32`). Tolerance: f32 up
-//! to 20 times one rounding for o and 300 for gradients, in which `d_o . v` and delta cancel, and more where scores
-//! are large and the softmax saturates; bf16 2.5 times.
+//! In f32 every addition rounds; `2^x` has an error of up to 2 ulp (`ex2.approx.ftz.f32`). Tolerance as a multiple of
+//! one rounding error: bf16 2.5; f32 20 for o and 300 for gradients, in which `d_o . v` and delta cancel, and more
+//! where scores are large and the softmax saturates.
 //!
 //! # Bound
-//! f32 multiply-adds (cpu; f32 in CUDA) or matrix products (bf16 in CUDA): `4 * head_dim` operations a pair of query
-//! and key forward, `10 * head_dim` backward. On tensor cores the backward pass needs a workspace for that and no
-//! prefix, else it does `14 * head_dim`. With the workspace the sums of `dq` pass from key block to key block (128 or
-//! 64 keys) through L2, 8 bytes an element each time.
+//! Multiply-adds in f32 (cpu; f32 in CUDA) or matrix products on tensor cores (bf16 in CUDA): per pair of query and
+//! key `4 * head_dim` operations forward and `10 * head_dim` backward. On tensor cores the backward pass needs that
+//! few only with a workspace and without prefixes, otherwise `14 * head_dim`. With the workspace the sums of `dq`
+//! pass from key tile to key tile (128 or 64 keys) through L2, 8 bytes per element each time.
 
 pub(crate) mod check;
 pub(crate) mod cpu;
@@ -76,15 +78,15 @@ params! {
         pub v: Addr,
         /// `[tokens, heads, head_dim]`, written.
         pub o: Addr,
-        /// f32 `[tokens, heads]`, written: the natural logarithm of each row's sum of exponentials; may be null.
+        /// f32 `[tokens, heads]`, written: the log-sum-exp of each row's scores; may be null.
         pub lse: Addr,
-        /// i32 `[seqs + 1]`: first token of each sequence and the end of the last; not decreasing, from 0 to at most
-        /// `tokens`.
+        /// i32 `[seqs + 1]`: first token of each sequence, and the end of the last one. The values do not decrease
+        /// and lie between 0 and `tokens`.
         pub cu_seqlens: Addr,
-        /// i32 `[seqs, 2]`: first token and number of tokens of each sequence's prefix, all of them in sequences;
-        /// null: no prefixes.
+        /// i32 `[seqs, 2]`: first token and number of tokens of each sequence's prefix. These tokens belong to
+        /// sequences. Null: no prefixes.
         pub prefix: Addr,
-        /// Tokens of all sequences.
+        /// Number of tokens in q, k and v.
         pub tokens: u32,
         /// Sequences.
         pub seqs: u32,
@@ -98,7 +100,7 @@ params! {
         pub causal: u32,
         /// Factor of the scores; positive.
         pub scale: f32,
-        /// The longest sequence.
+        /// Number of tokens of the longest sequence.
         pub max_seqlen: u32,
     }
 }
@@ -124,18 +126,18 @@ params! {
         pub dk: Addr,
         /// `[tokens, kv_heads, head_dim]`, written.
         pub dv: Addr,
-        /// f32 `[tokens, heads]`, workspace.
+        /// f32 `[tokens, heads]`, workspace for `d_o . o` of each row.
         pub delta: Addr,
-        /// [`workspace`] bytes, aligned to 16, with which the backward pass takes five matrix products instead of
-        /// seven; may be null. Device `cpu` does not use it.
+        /// [`workspace`] bytes, aligned to 16. With it the backward pass on tensor cores needs five matrix products
+        /// instead of seven. May be null; device `cpu` does not use it.
         pub workspace: Addr,
-        /// i32 `[seqs + 1]`: first token of each sequence and the end of the last; not decreasing, from 0 to at most
-        /// `tokens`.
+        /// i32 `[seqs + 1]`: first token of each sequence, and the end of the last one. The values do not decrease
+        /// and lie between 0 and `tokens`.
         pub cu_seqlens: Addr,
-        /// i32 `[seqs, 2]`: first token and number of tokens of each sequence's prefix, all of them in sequences;
-        /// null: no prefixes.
+        /// i32 `[seqs, 2]`: first token and number of tokens of each sequence's prefix. These tokens belong to
+        /// sequences. Null: no prefixes.
         pub prefix: Addr,
-        /// Tokens of all sequences.
+        /// Number of tokens in q, k and v.
         pub tokens: u32,
         /// Sequences.
         pub seqs: u32,
@@ -149,13 +151,13 @@ params! {
         pub causal: u32,
         /// Factor of the scores; positive.
         pub scale: f32,
-        /// The longest sequence.
+        /// Number of tokens of the longest sequence.
         pub max_seqlen: u32,
     }
 }
 
 impl BwdParams {
-    /// The parameters of the forward launch whose gradient this is.
+    /// Returns the parameters of the forward launch that this backward launch differentiates.
     pub(crate) fn forward(&self) -> FwdParams {
         let BwdParams { q, k, v, o, lse, cu_seqlens, prefix, .. } = *self;
         let BwdParams { tokens, seqs, heads, kv_heads, head_dim, causal, scale, max_seqlen, .. } = *self;
@@ -193,8 +195,8 @@ kernel!(pub FWD_BF16, "attention_fwd_bf16", FwdParams, cpu::fwd::<half::bf16>, &
 kernel!(pub BWD_F32, "attention_bwd_f32", BwdParams, cpu::bwd::<f32>, &SOURCE, plan::bwd_f32);
 kernel!(pub BWD_BF16, "attention_bwd_bf16", BwdParams, cpu::bwd::<half::bf16>, &SOURCE, plan::bwd_bf16);
 
-/// The forward launch. `dtype` is the type of q, k, v and o, F32 or BF16; `pairs` is the number of (query, key) pairs
-/// of one head, see [`pairs`].
+/// Makes the forward launch. `dtype` is the type of q, k, v and o, F32 or BF16. `pairs` is the number of (query, key)
+/// pairs that one head computes (see [`pairs`]).
 pub fn fwd(dtype: DType, params: &FwdParams, pairs: f64) -> Launch {
     let kernel = if dtype == DType::F32 { &FWD_F32 } else { &FWD_BF16 };
     let (tokens, heads, kv_heads) = (params.tokens as f64, params.heads as f64, params.kv_heads as f64);
@@ -204,9 +206,10 @@ pub fn fwd(dtype: DType, params: &FwdParams, pairs: f64) -> Launch {
     Launch::kernel(kernel, params, Cost { flops: 4.0 * d * heads * pairs, bytes })
 }
 
-/// Bytes of the workspace with which the backward kernel takes five matrix products instead of seven: an f32 for each
-/// element of dq, whose partial sums pass from one block of keys to the next, and a turn counter for each row.
-/// Returns 0 if the kernel would not use it: in f32, for a head_dim without a tensor-core kernel, and with prefixes.
+/// Returns the size in bytes of the workspace with which the backward kernel needs five matrix products instead of
+/// seven. It has one f32 for each element of dq, for the partial sums that pass from one key tile to the next, and
+/// one turn counter for each row. Returns 0 if the kernel would not use it: for f32, for a head_dim without a
+/// tensor-core kernel, and with prefixes.
 pub fn workspace(dtype: DType, p: &BwdParams) -> usize {
     if dtype != DType::BF16 || !plan::on_tensor_cores(p.head_dim) || !p.prefix.is_null() {
         return 0;
@@ -214,9 +217,9 @@ pub fn workspace(dtype: DType, p: &BwdParams) -> usize {
     4 * p.tokens as usize * p.heads as usize * (p.head_dim as usize + 1)
 }
 
-/// The backward launch. `dtype` is the type of q, k, v, o and their gradients, F32 or BF16; `pairs` is the number of
-/// (query, key) pairs of one head. The cost counts the workspace as written and read once, which is the traffic if
-/// its sums do not stay in L2.
+/// Makes the backward launch. `dtype` is the type of q, k, v, o and their gradients, F32 or BF16. `pairs` is the
+/// number of (query, key) pairs that one head computes. The cost counts one write and one read of the workspace,
+/// which is the traffic if its sums do not stay in L2.
 pub fn bwd(dtype: DType, params: &BwdParams, pairs: f64) -> Launch {
     let kernel = if dtype == DType::F32 { &BWD_F32 } else { &BWD_BF16 };
     let (tokens, heads, kv_heads) = (params.tokens as f64, params.heads as f64, params.kv_heads as f64);
@@ -226,7 +229,7 @@ pub fn bwd(dtype: DType, params: &BwdParams, pairs: f64) -> Launch {
     Launch::kernel(kernel, params, Cost { flops: 10.0 * d * heads * pairs, bytes })
 }
 
-/// The number of (query, key) pairs of one head for sequences of these lengths.
+/// Returns the number of (query, key) pairs that one head computes for sequences of these lengths without prefixes.
 pub fn pairs(lengths: impl IntoIterator<Item = usize>, causal: bool) -> f64 {
     lengths.into_iter().map(|n| n as f64).map(|n| if causal { n * (n + 1.0) / 2.0 } else { n * n }).sum()
 }
@@ -242,40 +245,40 @@ pub struct Case {
     pub kv_heads: usize,
     /// Elements of a head.
     pub head_dim: usize,
-    /// Whether a query sees only the keys up to its own.
+    /// Whether a query sees only the keys up to its own position.
     pub causal: bool,
-    /// Spread of the queries; at 20 the softmax saturates, at 0 all scores are equal.
+    /// Scale of the random queries: at 20 the softmax saturates, at 0 all scores are equal.
     pub spread: f32,
     /// First token and number of tokens of each sequence's prefix; empty: no prefixes.
     pub prefix: Vec<(usize, usize)>,
 }
 
 impl Case {
-    /// The first token of sequence `n`.
+    /// Returns the index of the first token of sequence `n`.
     pub fn first(&self, n: usize) -> usize {
         self.lengths[..n].iter().sum()
     }
 
-    /// The tokens whose keys sequence `n` sees, in order: its prefix, then its own.
+    /// Returns the tokens whose keys sequence `n` sees, in order: those of its prefix, then its own.
     pub fn keys(&self, n: usize) -> Vec<usize> {
         let (first, count) = self.prefix.get(n).copied().unwrap_or((0, 0));
         (first..first + count).chain(self.first(n)..self.first(n) + self.lengths[n]).collect()
     }
 
-    /// How many keys query `i` of sequence `n` sees.
+    /// Returns the number of keys that query `i` of sequence `n` sees.
     pub fn limit(&self, n: usize, i: usize) -> usize {
         let keys = self.lengths[n] + self.prefix.get(n).map_or(0, |p| p.1);
         if self.causal { keys - self.lengths[n] + i + 1 } else { keys }
     }
 
-    /// The (query, key) pairs of one head.
+    /// Returns the number of (query, key) pairs that one head computes.
     pub fn pairs(&self) -> f64 {
         (0..self.lengths.len()).flat_map(|n| (0..self.lengths[n]).map(move |i| self.limit(n, i) as f64)).sum()
     }
 }
 
-/// Batches that checks and benches share: lengths around the block sizes, shared key heads, head_dims off the vector
-/// width.
+/// Batches that checks and benches share: lengths around the block sizes, key heads that several query heads use, and
+/// head_dims that are not a multiple of the vector width.
 pub fn cases() -> Vec<Case> {
     let case = |lengths: &[usize], (heads, kv_heads), head_dim, causal, spread| Case {
         lengths: lengths.to_vec(),
@@ -288,7 +291,7 @@ pub fn cases() -> Vec<Case> {
     };
     let group =
         Case { prefix: vec![(0, 0), (0, 70), (0, 70), (0, 70)], ..case(&[70, 9, 65, 1], (4, 2), 64, true, 1.0) };
-    // Many sequences, most of them empty, so that the plan of the backward pass sees enough blocks to choose tiles of
+    // With many sequences, most of them empty, the plan of the backward pass counts enough blocks to choose tiles of
     // 128 keys.
     let many = |lengths: &[usize], heads, head_dim, causal, spread| {
         case(&[&[0; 120], lengths, &[0; 90]].concat(), heads, head_dim, causal, spread)

@@ -1,25 +1,25 @@
-//! The CUDA launches of an attention call: which kernel, how many blocks, how much shared memory.
+//! Plans the CUDA launches of an attention call: kernel, number of blocks, shared memory.
 
 use super::{BwdParams, FwdParams};
 use crate::{Arch, Stage};
 
-/// Query rows of a tile.
+/// Number of query rows of a tile.
 const ROWS: u64 = 64;
-/// Keys of a large tile of the backward pass on tensor cores.
+/// Number of keys of a large tile of the backward pass on tensor cores.
 const WIDE: u64 = 128;
 /// Bytes of a 64 x 64 f32 tile whose rows are padded by four elements.
 const FMA_TILE: u32 = 64 * 68 * 4;
-/// Columns of the output that a block of threads writes on CUDA cores.
+/// Number of output columns that a block of threads writes on CUDA cores.
 const FMA_COLUMNS: u32 = 128;
 
-/// Bytes of a tile of 64 bf16 rows: for head_dim 64 and 128 without gaps, otherwise rows are an odd number of 16-byte
-/// chunks apart (`Tile` of tile.cuh).
+/// Returns the bytes of a tile of 64 bf16 rows (`Tile` of tile.cuh). Rows have no gaps if head_dim is a multiple of
+/// 64; otherwise they are an odd number of 16-byte chunks apart.
 const fn mma_tile(head_dim: u32) -> u32 {
     let chunks = if head_dim.is_multiple_of(64) { head_dim / 8 } else { 2 * head_dim.div_ceil(16) + 1 };
     64 * 16 * chunks
 }
 
-/// An upper bound on the number of tiles of all sequences; equals `tile_slots` of sequences.cuh.
+/// Returns an upper bound on the number of tiles of all sequences; equals `tile_slots` of sequences.cuh.
 fn slots(tokens: u32, seqs: u32, max_seqlen: u32, rows: u64) -> u64 {
     let (tokens, seqs) = (tokens as u64, seqs as u64);
     (seqs * (max_seqlen as u64).div_ceil(rows)).min((tokens + (rows - 1) * seqs) / rows)
@@ -28,7 +28,8 @@ fn slots(tokens: u32, seqs: u32, max_seqlen: u32, rows: u64) -> u64 {
 /// An upper bound on the static shared memory of a backward kernel, in bytes.
 const STATIC: u32 = 1 << 10;
 
-/// The symbols of the backward pass for one head_dim.
+/// The symbols of the tensor-core backward kernels for one head_dim: key tiles of 128 keys with dq, key tiles of 64
+/// keys with dq, dk and dv only, dq only.
 macro_rules! symbols {
     ($head_dim:literal) => {
         [
@@ -40,20 +41,21 @@ macro_rules! symbols {
     };
 }
 
-/// A launch of `blocks` blocks of `threads` threads; none if there are no blocks.
+/// Returns a launch of `blocks` blocks of `threads` threads; `None` for 0 blocks.
 fn stage(symbol: &'static str, blocks: u64, threads: u32, shared: u32) -> Option<Stage> {
     let blocks = u32::try_from(blocks).unwrap_or(u32::MAX);
     (blocks > 0).then(|| Stage { shared, ..Stage::linear(symbol, blocks, threads) })
 }
 
-/// The launches of `attention_fwd_f32`.
+/// Plans the launches of kernel `attention_fwd_f32`.
 pub fn fwd_f32(p: &FwdParams, _: &Arch) -> Vec<Stage> {
     fwd_fma("attention_fwd_f32", p)
 }
 
-/// The launches of `attention_fwd_bf16`.
+/// Plans the launches of kernel `attention_fwd_bf16`.
 pub fn fwd_bf16(p: &FwdParams, _: &Arch) -> Vec<Stage> {
-    // Symbol, columns of a tile of queries or keys, columns of a tile of values, and buffers for keys and values.
+    // Symbol, columns of a tile of queries or keys, columns of a tile of values, and number of buffers for keys and
+    // values.
     let (symbol, columns, value_columns, stages) = match p.head_dim {
         64 => ("attention_fwd_bf16_64", 64, 64, 2),
         72 => ("attention_fwd_bf16_72", 72, 72, 2),
@@ -76,23 +78,23 @@ fn fwd_fma(symbol: &'static str, p: &FwdParams) -> Vec<Stage> {
     stage(symbol, blocks, 256, 4 * FMA_TILE).into_iter().collect()
 }
 
-/// The launches of `attention_bwd_f32`.
+/// Plans the launches of kernel `attention_bwd_f32`.
 pub fn bwd_f32(p: &BwdParams, _: &Arch) -> Vec<Stage> {
     bwd_fma(["attention_bwd_f32", "attention_bwd_f32_dkv", "attention_bwd_f32_dq"], p)
 }
 
-/// Bytes of shared memory of a backward block of `keys` keys: keys, values, two tiles of queries, one tile of d_o,
-/// ds, and two buffers of lse and delta for 64 queries.
+/// Returns the bytes of shared memory of a backward block with `keys` keys: keys, values, two tiles of queries, one
+/// tile of d_o, ds, and two buffers of lse and delta for 64 queries.
 const fn key_tiles(head_dim: u32, keys: u32) -> u32 {
     2 * (mma_tile(head_dim) / 64 * keys) + 3 * mma_tile(head_dim) + 2 * 64 * keys + 2 * (2 * 64 * 4)
 }
 
-/// Whether there is a tensor-core kernel for the gradients of this head_dim.
+/// Tells whether there is a tensor-core kernel for the gradients of this head_dim.
 pub const fn on_tensor_cores(head_dim: u32) -> bool {
     matches!(head_dim, 64 | 72 | 80 | 128)
 }
 
-/// The launches of `attention_bwd_bf16`.
+/// Plans the launches of kernel `attention_bwd_bf16`.
 pub fn bwd_bf16(p: &BwdParams, arch: &Arch) -> Vec<Stage> {
     let [all, by_64, dkv, dq] = match p.head_dim {
         64 => symbols!("64"),
@@ -104,8 +106,8 @@ pub fn bwd_bf16(p: &BwdParams, arch: &Arch) -> Vec<Stage> {
     let blocks = |keys| slots(p.tokens, p.seqs, p.max_seqlen, keys) * p.kv_heads as u64;
     let (d, shared) = (p.head_dim, key_tiles(p.head_dim, WIDE as u32));
     let narrow = key_tiles(d, ROWS as u32);
-    // A tile of 128 keys reads queries and passes sums half as often. It needs a sequence that fills it, and half as
-    // many blocks must still keep every multiprocessor busy.
+    // Tiles of 128 keys read the queries and pass on the sums of dq half as often as tiles of 64. They need a
+    // sequence of more than 64 tokens, and half as many blocks must still keep every multiprocessor busy.
     let enough = p.max_seqlen as u64 > ROWS && 2 * blocks(WIDE) >= 3 * arch.multiprocessors as u64;
     let wide = enough && shared + STATIC <= arch.shared_per_block;
     let stages = if p.workspace.is_null() || !p.prefix.is_null() {
@@ -123,7 +125,7 @@ pub fn bwd_bf16(p: &BwdParams, arch: &Arch) -> Vec<Stage> {
     stages.into_iter().flatten().collect()
 }
 
-/// The launch that computes delta = d_o . o: sixteen rows a block of threads.
+/// Plans the launch that computes delta = d_o . o; a block of threads computes sixteen rows.
 fn deltas(symbol: &'static str, p: &BwdParams) -> Option<Stage> {
     stage(symbol, (p.tokens as u64 * p.heads as u64).div_ceil(16), 256, 0)
 }

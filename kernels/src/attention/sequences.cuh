@@ -1,9 +1,9 @@
-// Packed sequences: which tile of which sequence a block of threads computes, and the addresses of its rows.
+// Packed sequences: which tile of which sequence a block of threads processes, and the addresses of the tile's rows.
 #pragma once
 
 #include "cuh/base.cuh"
 
-// Rows of one head in a packed tensor.
+// The rows of a tile for one head of a packed tensor.
 struct PackedRows {
   u64 first;   // index of the first element of row 0's head
   u64 stride;  // elements from a row to the next
@@ -11,16 +11,17 @@ struct PackedRows {
   __device__ __forceinline__ u64 head(int row) const { return first + row * stride; }
 };
 
-// Keys of one sequence: the keys of its shared prefix, then its own.
+// The keys of one sequence and key head: those of its shared prefix, then its own.
 struct PackedKeys {
-  u64 prefix, own;  // index of the first element of key 0, if all keys were in the prefix or all were the sequence's own
+  // Index of key 0's first element if all keys were in the prefix, and if all were the sequence's own.
+  u64 prefix, own;
   u64 stride;
   int prefix_keys;
 
   __device__ __forceinline__ u64 head(int key) const { return (key < prefix_keys ? prefix : own) + key * stride; }
 };
 
-// Number of keys that each query of a tile sees.
+// Computes how many keys each query of a tile sees.
 struct CausalLimit {
   int first;  // number of keys that query 0 sees
   int step;   // 1 if causal; 0 if every query sees all keys
@@ -32,7 +33,7 @@ struct TokenRange {
   int first, count;
 };
 
-// The tokens of a sequence's prefix; empty if there is none.
+// Returns the tokens of a sequence's prefix; an empty range if there is none.
 template <class P>
 __device__ __forceinline__ TokenRange prefix_of(const P& p, int sequence) {
   if (p.prefix == 0) return {0, 0};
@@ -40,23 +41,23 @@ __device__ __forceinline__ TokenRange prefix_of(const P& p, int sequence) {
   return {prefix[0], prefix[1]};
 }
 
-// A tile of rows of one sequence.
+// A tile of consecutive tokens of one sequence.
 struct SequenceTile {
   int sequence;
   int first, length;  // first token and number of tokens of the sequence
-  int begin, count;   // first row of the tile within the sequence, and its rows; count <= 0 if there is no such tile
+  int begin, count;   // the tile's first token within the sequence, and number of tokens; count <= 0: no such tile
 };
 
-// An upper bound on the number of tiles of ROWS rows: the smaller of (a) the longest sequence's tiles for each
-// sequence and (b) all tokens packed, with one incomplete tile for each sequence. The host's grid is this times the
-// number of heads (plan.rs: slots).
+// Returns an upper bound on the number of tiles of ROWS rows, the smaller of two: (a) every sequence has as many
+// tiles as the longest one; (b) all tokens are packed without gaps, and every sequence has one incomplete tile more.
+// The host's grid has this many blocks per head (`slots` in plan.rs).
 template <int ROWS>
 __device__ __forceinline__ u64 tile_slots(u64 tokens, u64 seqs, u64 max_seqlen) {
   const u64 even = seqs * ceil_div<u64>(max_seqlen, ROWS), packed = (tokens + (ROWS - 1) * seqs) / ROWS;
   return even < packed ? even : packed;
 }
 
-// The tile with number `slot`. The tiles of a sequence have neighbouring numbers.
+// Finds the tile with number `slot`. The tiles of a sequence have consecutive numbers.
 template <int ROWS>
 __device__ __forceinline__ void find_tile(const int* cu_seqlens, u32 tokens, u32 seqs, u32 max_seqlen, u64 slot,
                                           SequenceTile& range) {
@@ -67,8 +68,8 @@ __device__ __forceinline__ void find_tile(const int* cu_seqlens, u32 tokens, u32
     sequence = slot / tiles;
     tile = slot % tiles;
   } else {
-    // Sequence n owns the slots from (cu_seqlens[n] + (ROWS - 1) n) / ROWS on. These are enough for its tiles, because
-    // floor(a + b) >= floor(a) + floor(b). The binary search finds the last n whose first slot is at or before `slot`.
+    // Sequence n has the slots from (cu_seqlens[n] + (ROWS - 1) n) / ROWS on. They are enough for its tiles, because
+    // floor(a + b) >= floor(a) + floor(b). The binary search finds the last n whose first slot is not after `slot`.
     u32 low = 0, high = seqs;
     while (high - low > 1) {
       const u32 middle = (low + high) / 2;

@@ -2,7 +2,7 @@
 // mod.rs.
 //
 //   forward:   for each block of 64 keys (copied while the block before it is computed):
-//                s = q k^T; mask; p, row_max, sum, o = online_softmax(s); o += p v
+//                s = q k^T; mask; p, max, sum, o = online_softmax(s); o += p v
 //                every 8 blocks: total = merge(total, segment)
 //              o = total.o / total.sum; lse = ln(total.sum) + total.max
 //   backward:  delta = d_o . o; turn[..] = 0
@@ -11,52 +11,54 @@
 //                wait until turn[query tile] == number of this key tile              (the relay, see below)
 //                dq = sums[query tile] + ds^T k
 //                if a later key tile is seen: sums[query tile] = dq; turn[query tile] += 1; else write dq
-//              with a prefix, without a workspace, or on CUDA cores there is no relay; a further stage computes dq:
+//              with a prefix, without a workspace, or on CUDA cores there is no relay; another stage computes dq:
 //                for each block of keys: s = q k^T; dp = d_o v^T; ds = p (dp - delta); dq += ds k
 //
-// Tiles. A block of threads computes 64 queries of one head, or 64 keys of one key head (128 keys in the backward
-// pass on tensor cores if that still makes enough blocks, see plan.rs). bf16 uses m16n8k16 products, 16 rows a warp
-// (forward_mma.cuh, backward_keys.cuh): head_dim 64, 72, 80 and 128 are compiled to size, others up to 256 are padded
-// with zeros. f32, longer heads and the gradients of other bf16 head_dims use fused multiply-adds, 4 x 4 results a
-// thread (*_fma.cuh).
+// Tiles. A block of threads processes 64 queries of one head, or 64 keys of one key head (128 keys in the backward
+// pass on tensor cores if that still makes enough blocks, see plan.rs). bf16 uses m16n8k16 products, 16 rows per warp
+// (forward_mma.cuh, backward_keys.cuh): there are kernels for head_dim 64, 72, 80 and 128; other head_dims up to 256
+// are padded with zeros. f32, longer heads and the gradients of other bf16 head_dims use fused multiply-adds, 4 x 4
+// results per thread (*_fma.cuh).
 //
-// Order of gradients. No atomics: dq sums over keys ascending, 16 at a time; dk and dv sum over sequences ascending,
-// query tiles descending, heads of the group ascending (visits.cuh). So no row's bits depend on other rows,
-// sequences, heads or the grid.
+// Order of gradients. There are no atomics: dq sums over keys ascending, 16 at a time; dk and dv sum over sequences
+// ascending, query tiles descending, heads of the group ascending (visits.cuh). So no row's bits depend on other
+// rows, sequences, heads or the grid.
 //
-// Numerics. Scores, maxima, sums, outputs and gradients accumulate in f32; 2^x has a relative error of 2^-22. bf16 on
-// tensor cores rounds to bf16: forward p = 2^(s - maximum so far) as a factor of v (the sum of p takes the unrounded
-// value); backward p and ds as factors of d_o, q and k. Each output rounds once.
+// Numerics. Scores, maxima, sums, outputs and gradients accumulate in f32; 2^x has a relative error of 2^-22. On
+// tensor cores factors of products are rounded to bf16: forward p = 2^(s - maximum so far) as a factor of v (the sum
+// of p takes the unrounded value); backward p and ds as factors of d_o, q and k. Each output is rounded once.
 //
-// Grid (x). The number of tiles is an upper bound from tokens, sequences and the longest sequence; blocks beyond the
-// last tile return at once, and a binary search finds the sequence of a tile (sequences.cuh). Query tiles: key heads
-// outermost, then tiles from the last, which has the most keys, to the first, then the heads of the group. Key tiles:
-// from the first, which has the most queries, to the last, key heads innermost.
+// Grid (x). The number of tiles is an upper bound from the number of tokens, the number of sequences and the longest
+// sequence. Blocks beyond the last tile return at once; a binary search finds the sequence of a tile (sequences.cuh).
+// Order of query tiles: key heads outermost, then tiles from the last, which has the most keys, to the first, then
+// the heads of the group. Order of key tiles: from the first, which has the most queries, to the last, key heads
+// innermost.
 //
-// The relay of dq. The sum of a query tile passes from key tile to key tile in ascending order, so that it has the
-// bits of one block that takes all keys in order. Example with three key tiles (0, 1, 2) and one query tile that sees
-// all of them:
+// The relay of dq. The partial sums of a query tile pass from key tile to key tile in ascending order, so that dq has
+// the bits of one block that processes all keys in order. Example with three key tiles (0, 1, 2) and one query tile
+// that sees all of them:
 //   block 0: turn is 0: sums = ds0^T k0;        turn = 1
 //   block 1: waits for turn 1: sums += ds1^T k1; turn = 2
 //   block 2: waits for turn 2: writes dq = sums + ds2^T k2
-// No deadlock: a block waits only for the key tile before its own, of the same key head and sequence. That block has
-// a smaller number, and a GPU starts blocks in order, so the running block with the smallest number never waits.
-// Waits are short after the first visit: all blocks visit query tiles from the last to the first and every head of a
-// tile before the next tile, so the blocks of a sequence run in step, each one visit and one hand-over (store,
+// No deadlock: a block waits only for the previous key tile of the same key head and sequence. That block has a
+// smaller number, and a GPU starts blocks in order, so the running block with the smallest number never waits. Waits
+// are short after the first visit: all blocks visit query tiles from the last to the first, and every head of a tile
+// before the next tile. So the blocks of a sequence run in step, each one visit and one transfer of sums (store,
 // release, acquire) behind the block before it. If causal, later key tiles have fewer visits and finish first, when
 // no block waits for them any more. The longest chain is the visits of a first tile: for 8192 tokens and 7 query
-// heads a key head, 896 visits of 128 keys and 64 queries; with 4 key heads each of 132 multiprocessors has 882.
+// heads per key head, 896 visits of 128 keys and 64 queries; with 4 key heads each of 132 multiprocessors has 882
+// visits.
 //
-// Departures. (1) With a prefix, scores and dp are computed twice, 7 products instead of 5: a prefix may lie behind
+// Departures. (1) With a prefix, scores and dp are computed twice, 7 products instead of 5: a prefix may come after
 // the tokens that use it, and then a tile would wait for blocks with larger numbers. (2) In a tile that the diagonal
-// crosses, products go over 16 keys at a time: a key after a query but before the last of those 16 has p = 0, so a
+// crosses, products process 16 keys at a time: a key after a query but before the last of those 16 has p = 0, so a
 // value there that is not finite makes the row NaN. Keys after the tile's last key and keys of other sequences are
 // not read. (3) On CUDA cores whole diagonal blocks are computed. (4) Rows that are not a multiple of 16 bytes are
 // read and written element by element.
 //
-// Bound. Matrix products (bf16), multiply-adds (f32). A warp does 14 operations for a byte that it reads of shared
-// memory; a visit of 128 keys does 106 operations for a byte of queries and sums that it moves to and from L2, a
-// visit of 64 keys 53.
+// Bound. Matrix products (bf16), multiply-adds (f32). A warp does 14 operations per byte that it reads from shared
+// memory. A visit of 128 keys does 106 operations per byte of queries and sums that it moves to and from L2, a visit
+// of 64 keys 53.
 #include "attention/backward_fma.cuh"
 #include "attention/backward_keys.cuh"
 #include "attention/backward_mma.cuh"
@@ -64,7 +66,7 @@
 #include "attention/forward_mma.cuh"
 #include "attention/sequences.cuh"
 
-// The query tile and head of a block of threads. It is kept in shared memory because registers are scarce where it is
+// The query tile and head of a block of threads. It is in shared memory, because registers are scarce where it is
 // used last.
 struct QueryTile {
   SequenceTile range;
@@ -72,9 +74,9 @@ struct QueryTile {
   int part;  // which range of columns of the output
 };
 
-// Finds the block's query tile; returns false if there is none. Key heads are outermost, so that running blocks share
-// few keys; then tiles from the last, which is the longest if causal; the parts of a row are innermost. Only thread 0
-// searches.
+// Finds the block's query tile; returns false if there is none. Order of the blocks: key heads outermost, so that
+// running blocks share few keys; then tiles from the last, which has the most keys if causal, to the first; then
+// heads of the group; ranges of output columns innermost. Only thread 0 searches.
 template <int ROWS, class P>
 __device__ __forceinline__ bool query_tile(const P& p, u32 parts, QueryTile& tile) {
   if (threadIdx.x == 0) {
@@ -91,7 +93,7 @@ __device__ __forceinline__ bool query_tile(const P& p, u32 parts, QueryTile& til
   return tile.range.count > 0;
 }
 
-// The keys that a query tile reads.
+// The keys that the queries of a tile see.
 struct KeyRange {
   PackedKeys keys;
   CausalLimit limit;
@@ -107,14 +109,14 @@ struct KeyRange {
   }
 };
 
-// The rows of a query tile in q, o and their gradients.
+// Returns the rows of a query tile in q, o and their gradients.
 template <class P>
 __device__ __forceinline__ PackedRows query_rows(const P& p, const QueryTile& tile) {
   const u64 row = static_cast<u64>(p.heads) * p.head_dim;
   return {(static_cast<u64>(tile.range.first) + tile.range.begin) * row + tile.head * p.head_dim, row};
 }
 
-// Index of a query tile's first value in an f32 [tokens, heads] array.
+// Returns the index of a query tile's first value in an f32 [tokens, heads] array.
 template <class P>
 __device__ __forceinline__ u64 row_values(const P& p, const QueryTile& tile) {
   return (static_cast<u64>(tile.range.first) + tile.range.begin) * p.heads + tile.head;
@@ -212,9 +214,9 @@ struct KeyTile {
   int kv_head, part;
 };
 
-// Finds the block's key tile and its first visits; returns false if there is none. Tiles are in ascending order: if
-// causal, the most queries see the first. Key heads are innermost, so that the longest tiles of all heads start
-// together.
+// Finds the block's key tile and its first two visits; returns false if there is no tile. Tiles are in ascending
+// order: if causal, the first is seen by the most queries. Key heads are innermost, so that the longest tiles of all
+// heads start together.
 template <int ROWS>
 __device__ __forceinline__ bool key_tile(const BwdParams& p, u32 parts, KeyTile& tile, Visits<ROWS>& visits) {
   if (threadIdx.x == 0) {
@@ -228,13 +230,13 @@ __device__ __forceinline__ bool key_tile(const BwdParams& p, u32 parts, KeyTile&
   return tile.range.count > 0;
 }
 
-// The rows of a key tile in k, v and their gradients.
+// Returns the rows of a key tile in k, v and their gradients.
 __device__ __forceinline__ PackedRows key_rows(const BwdParams& p, const KeyTile& tile) {
   const u64 row = static_cast<u64>(p.kv_heads) * p.head_dim;
   return {(static_cast<u64>(tile.range.first) + tile.range.begin) * row + tile.kv_head * p.head_dim, row};
 }
 
-// Gradients of KEYS keys; with RELAY (no prefixes) also the gradients of the queries.
+// Computes dk and dv of KEYS keys; with RELAY (no prefixes) also dq.
 template <int HEAD_DIM, int KEYS, bool RELAY>
 __device__ __forceinline__ void key_gradients_mma(BwdParams p) {
   extern __shared__ __align__(512) char shared[];
@@ -298,7 +300,7 @@ __device__ __forceinline__ void key_gradients_fma(const BwdParams& p) {
   }
 }
 
-// delta of all rows of tokens in sequences; with RELAY also sets the turn counters to 0.
+// Computes delta = d_o . o for all rows of tokens in sequences; with RELAY also sets the turn counters to 0.
 template <class T, bool RELAY>
 __device__ __forceinline__ void row_products(const BwdParams& p) {
   const u64 rows = static_cast<u64>(global<const int>(p.cu_seqlens)[p.seqs]) * p.heads;

@@ -1,9 +1,9 @@
-// Tiles in shared memory: 64 rows (in the backward pass also 128 keys) of HEAD_DIM bf16, laid out so that ldmatrix
-// has no bank conflict, with copies from global memory and products of them. The unit of the layout is a chunk of 16
-// bytes.
+// Tiles of bf16 in shared memory: 64 rows (in the backward pass also 128 keys) of HEAD_DIM columns, in a layout in
+// which ldmatrix has no bank conflicts; copies from global memory and matrix products of tiles. The unit of the
+// layout is a chunk of 16 bytes.
 //
-// PADDED: the tile holds columns `column` .. `column` + HEAD_DIM of heads with any `head_dim`, and zeros beyond it.
-// Otherwise head_dim is HEAD_DIM and column is 0.
+// PADDED: the tile holds the columns `column` .. `column` + HEAD_DIM of heads of any `head_dim`, and zeros beyond
+// head_dim. Without PADDED, head_dim is HEAD_DIM and `column` is 0.
 #pragma once
 
 #include "cuh/base.cuh"
@@ -13,9 +13,10 @@
 constexpr int TILE_ROWS = 64;
 constexpr int MMA_THREADS = 128;
 
-// For ldmatrix without bank conflicts the chunks of eight neighbouring rows in one column must differ in their
-// address modulo 8 chunks. If a row has 8, 16 or 32 chunks, the chunk number is XORed with the row number; otherwise
-// rows are an odd number of chunks apart. Shared memory begins at a multiple of 512 bytes, the longest row.
+// The layout of a tile. For ldmatrix without bank conflicts, the chunks of eight neighbouring rows in one column must
+// have different numbers modulo 8. If a row has 8, 16 or 32 chunks, the chunk number is XORed with the row number;
+// otherwise rows are an odd number of chunks apart. Shared memory begins at a multiple of 512 bytes, the size of the
+// longest row.
 template <int HEAD_DIM>
 struct Tile {
   static_assert(HEAD_DIM % 8 == 0 && HEAD_DIM <= 256, "a tile's head");
@@ -25,9 +26,9 @@ struct Tile {
   static constexpr int PITCH = XOR ? CHUNKS : 2 * STEPS + 1;
   static constexpr int BYTES = TILE_ROWS * PITCH * 16;
 
-  // Row and chunk of item `at` when threads copy all chunks of ROWS rows, numbered so that eight neighbouring items
-  // have no bank conflict: first the multiples of eight chunks of every row, then the one or two chunks that rows
-  // have beyond them.
+  // Returns the row and chunk that item `at` copies when threads copy all chunks of ROWS rows. Eight consecutive
+  // items have no bank conflict: first come the groups of eight chunks of every row, then the one or two chunks that
+  // are left.
   template <int ROWS>
   __device__ static __forceinline__ void item(int at, int& row, int& chunk) {
     constexpr int WHOLE = CHUNKS / 8 * 8, EXTRA = CHUNKS % 8;
@@ -45,20 +46,21 @@ struct Tile {
     }
   }
 
-  // Offset of a chunk in bytes.
+  // Returns the byte offset of a chunk.
   __device__ static __forceinline__ u32 offset(int row, int chunk) {
     return static_cast<u32>(row * PITCH + (XOR ? chunk ^ (row & 7) : chunk)) * 16;
   }
 };
 
-// threadIdx.x, read again, so that the compiler does not keep values computed from it in registers between copies.
+// Reads threadIdx.x again, so that the compiler does not keep values computed from it in registers between copies.
 __device__ __forceinline__ int thread_again() {
   int x;
   asm volatile("mov.u32 %0, %%tid.x;" : "=r"(x));
   return x;
 }
 
-// Writes zeros to the columns beyond HEAD_DIM that a product over the head reads (8 or none). Copies do not touch them.
+// Writes zeros to the columns from HEAD_DIM to the next multiple of 16 (8 or none), which products over the head read
+// and copies do not write.
 template <int HEAD_DIM, int ROWS = TILE_ROWS, int THREADS = MMA_THREADS>
 __device__ __forceinline__ void clear_padding(char* tile) {
   if constexpr (HEAD_DIM % 16 != 0) {
@@ -68,8 +70,9 @@ __device__ __forceinline__ void clear_padding(char* tile) {
   }
 }
 
-// Starts to copy rows first .. first + ROWS of a tensor; rows from `end` on become zeros and are not read.
-// `rows.head(r)` is the index of the first element of row r's head.
+// Starts asynchronous copies of rows first .. first + ROWS of a tensor to the tile at shared-memory address `tile`
+// (pointer `memory`). Rows from `end` on are not read; the tile has zeros there. `rows.head(r)` is the index of the
+// first element of row r's head.
 template <int HEAD_DIM, bool PADDED, int ROWS = TILE_ROWS, int THREADS = MMA_THREADS, class Rows>
 __device__ __forceinline__ void copy_rows(u32 tile, char* memory, const bf16* tensor, const Rows& rows, int first, int end,
                                           int head_dim, int column) {
@@ -101,8 +104,8 @@ __device__ __forceinline__ void copy_rows(u32 tile, const bf16* tensor, const Ro
   copy_rows<HEAD_DIM, false, ROWS, THREADS>(tile, nullptr, tensor, rows, first, end, HEAD_DIM, 0);
 }
 
-// Shared-memory address from which a lane reads its part of a left or right operand at row 0; `fragment` adds rows
-// and chunks.
+// Return the shared-memory address from which a lane reads its part of a product's left or right operand at row 0 and
+// column 0. `fragment` returns it for other rows and columns.
 template <int HEAD_DIM>
 __device__ __forceinline__ u32 left_lane(u32 tile) {
   const int lane = thread_again() % 32;
@@ -114,28 +117,29 @@ __device__ __forceinline__ u32 right_lane(u32 tile) {
   return tile + Tile<HEAD_DIM>::offset(lane % 8 + lane / 16 * 8, lane / 8 % 2);
 }
 
-// The address `row` rows (a multiple of 8) and `chunk` chunks (even if the tile is XORed) further on.
+// Returns the address `row` rows (a multiple of 8) and `chunk` chunks (even if the chunk numbers are XORed) after the
+// address `lane`.
 template <int HEAD_DIM>
 __device__ __forceinline__ u32 fragment(u32 lane, int row, int chunk) {
   using T = Tile<HEAD_DIM>;
   return (T::XOR ? lane ^ static_cast<u32>(chunk * 16) : lane + chunk * 16) + row * (T::PITCH * 16);
 }
 
-// Loads rows row .. row + 16, the 16 columns of step `step`, as the left operand. `lane` is left_lane.
+// Loads the rows row .. row + 16 and the 16 columns of step `step` as the left operand. `lane` is left_lane.
 template <int HEAD_DIM>
 __device__ __forceinline__ void left_fragment(u32 (&a)[4], u32 lane, int row, int step) {
   ldmatrix_x4(a, fragment<HEAD_DIM>(lane, row, 2 * step));
 }
 
-// Loads 16 rows as columns of the right operand, for a product over 16 columns of the head: rows 0-7 are b[0], b[1],
-// rows 8-15 b[2], b[3]. `lane` is right_lane.
+// Loads 16 rows and the 16 columns of step `step` as the right operand, whose columns the rows become: b[0] and b[1]
+// are rows 0-7, b[2] and b[3] rows 8-15. `lane` is right_lane.
 template <int HEAD_DIM>
 __device__ __forceinline__ void right_fragment(u32 (&b)[4], u32 lane, int row, int step) {
   ldmatrix_x4(b, fragment<HEAD_DIM>(lane, row, 2 * step));
 }
 
-// c += a times rows row .. row + 16 of a tile, for TILES * 8 columns of the head from chunk `chunk` on (even if the
-// tile is XORed). `lane` is left_lane.
+// Computes c += a times the rows row .. row + 16 of a tile, for TILES * 8 columns from chunk `chunk` on (even if the
+// chunk numbers are XORed). `lane` is left_lane.
 template <int HEAD_DIM, int TILES>
 __device__ __forceinline__ void multiply_rows(float (&c)[TILES][4], const u32 (&a)[4], u32 lane, int row, int chunk = 0) {
 #pragma unroll
@@ -152,8 +156,8 @@ __device__ __forceinline__ void multiply_rows(float (&c)[TILES][4], const u32 (&
   }
 }
 
-// Packs two neighbouring 16 x 8 fragments of f32, rounded to bf16, as the left operand of a product over their 16
-// columns.
+// Rounds two neighbouring 16 x 8 results of a product to bf16 and packs them as the left operand of a product over
+// their 16 columns.
 __device__ __forceinline__ void as_left(u32 (&a)[4], const float (&low)[4], const float (&high)[4]) {
   a[0] = pack_bf16(low[0], low[1]);
   a[1] = pack_bf16(low[2], low[3]);
@@ -161,9 +165,9 @@ __device__ __forceinline__ void as_left(u32 (&a)[4], const float (&low)[4], cons
   a[3] = pack_bf16(high[2], high[3]);
 }
 
-// Writes COLUMNS columns of a warp's 16 rows, times a factor for row g and one for row g + 8, rounded to bf16. They
-// pass through the warp's own 16 rows of a tile, which no other warp may use any more; the warp must have passed a
-// barrier. Rows from `end` on are not written.
+// Multiplies COLUMNS columns of a warp's 16 rows by a factor (`low` for row g, `high` for row g + 8), rounds them to
+// bf16 and writes them to the tensor. They pass through the warp's own 16 rows of `tile`: no other warp may use these
+// rows any more, and the warp must have passed a barrier. Rows from `end` on are not written.
 template <int HEAD_DIM, int COLUMNS, bool PADDED, class Rows>
 __device__ __forceinline__ void store_rows(bf16* tensor, const Rows& rows, int end, char* tile, int row,
                                            const float (&c)[COLUMNS / 8][4], float low, float high, int head_dim,

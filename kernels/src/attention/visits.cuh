@@ -1,16 +1,16 @@
-// Visits: the query tiles that see a tile of keys, in a fixed order.
+// Visits: the pairs (query tile, head) whose queries see a tile of keys, in a fixed order.
 //
-//   for each sequence, ascending, that sees some of the keys (first in its prefix, then as its own):
+//   for each sequence, ascending, that sees some of the keys (first as part of its prefix, then as its own keys):
 //     for each tile of 64 queries, from the last to the first that sees any of the keys:
 //       for each query head of the key head's group, ascending: one visit
 //
-// All key tiles of a sequence therefore begin with the same queries and run in step. If causal, they end with
+// So the blocks of all key tiles of a sequence begin with the same queries and run in step. If causal, they end with
 // different ones.
 #pragma once
 
 #include "attention/sequences.cuh"
 
-// One visit: a tile of queries of one head that sees some keys of the key tile.
+// One visit: a tile of queries of one head that see some keys of the key tile.
 struct Visit {
   u64 row;            // index of the first query's head: token * heads + head
   u32 heads, head_dim;
@@ -22,32 +22,33 @@ struct Visit {
   __device__ __forceinline__ PackedRows queries() const {
     return {row * head_dim, static_cast<u64>(heads) * head_dim};
   }
-  // Index of query r's value in an f32 [tokens, heads] array.
+  // Returns the index of query r's value in an f32 [tokens, heads] array.
   __device__ __forceinline__ u64 value(int r) const { return row + static_cast<u64>(r) * heads; }
 
-  // The first query of the tile that sees key r; 64 if none does.
+  // Returns the first query of the tile that sees key r; 64 if none does.
   __device__ __forceinline__ int seen_from(int r) const { return r < begin || r >= end ? 64 : max(r + offset, 0); }
-  // The first query of the tile that sees any of keys r .. s.
+  // Returns the first query of the tile that sees any of the keys r .. s; 64 if none does.
   __device__ __forceinline__ int seen_from(int r, int s) const {
     return seen_from(max(r, begin)) < 64 && max(r, begin) < s ? seen_from(max(r, begin)) : 64;
   }
-  // Whether all queries see all of keys r .. s.
+  // Tells whether all queries see all keys r .. s.
   __device__ __forceinline__ bool all_see(int r, int s) const { return r >= begin && s <= end && s - 1 + offset <= 0; }
 };
 
-// The visits of a tile of at most KEYS keys, in shared memory; one thread finds them two ahead of their use.
+// The visits of a tile of at most KEYS keys, in shared memory. One thread finds each visit two visits ahead of its
+// use.
 template <int KEYS>
 struct Visits {
   Visit slots[4];
   SequenceTile keys;
-  // State of the search for the next visit: the sequence, whether it sees the keys as its own (1) or in its prefix
-  // (0), the first query of the tile, the head within the group.
+  // State of the search for the next visit: the sequence; 1 if it sees the keys as its own, 0 if in its prefix; the
+  // first query of the tile; the head within the group.
   int sequence, own, tile, head;
   int first, length;  // first token and number of tokens of that sequence
 
   __device__ __forceinline__ const Visit& operator[](int i) const { return slots[i % 4]; }
 
-  // Finds visits 0 and 1, in thread 0. A barrier must follow. P is BwdParams.
+  // Finds visits 0 and 1 in thread 0. A barrier must follow. P is BwdParams.
   template <class P>
   __device__ __forceinline__ void start(const P& p, const SequenceTile& range, int kv_head) {
     if (threadIdx.x != 0) return;
@@ -59,15 +60,16 @@ struct Visits {
     find(p, 0, kv_head);
     find(p, 1, kv_head);
   }
-  // Finds visit i + 2 while other threads read visits i and i + 1. A barrier must follow before visit i + 2 is read.
+  // Finds visit i + 2 while other threads read visits i and i + 1. A barrier must follow before a thread reads visit
+  // i + 2.
   template <class P>
   __device__ __forceinline__ void look_ahead(const P& p, int i, int kv_head) {
     if (threadIdx.x == 64) find(p, i + 2, kv_head);
   }
 
  private:
-  // Looks up the first token, the length and the last query tile of a sequence; the tile is negative for an empty
-  // sequence.
+  // Sets first token, length and last query tile for the current sequence; the tile is negative if the sequence is
+  // empty.
   template <class P>
   __device__ __forceinline__ void enter(const P& p) {
     if (sequence >= static_cast<int>(p.seqs)) return;
@@ -103,7 +105,8 @@ struct Visits {
         }
         return;
       }
-      // All queries of this sequence are done; a sequence sees the keys first in its prefix, then as its own.
+      // All queries of this sequence have been visited. A sequence sees the keys first in its prefix, then as its
+      // own.
       if (!own && sequence == keys.sequence) {
         own = 1;
       } else {

@@ -1,4 +1,4 @@
-//! Paged attention on device `cpu`: the rows of the packed kernel, over keys in the pages of a cache.
+//! Paged attention on device `cpu`: runs the code of packed attention on keys in the pages of a KV cache.
 #![allow(unsafe_code)]
 
 use super::Params;
@@ -8,13 +8,13 @@ use crate::view::{Out, slice};
 use crate::{Element, Team};
 use std::ptr::null_mut;
 
-// A block of keys that attention takes at a time must not cross the end of a cache block.
+// Attention processes KEYS keys at a time, which must not cross the end of a block of the KV cache.
 const _: () = assert!(KEYS == super::BLOCK);
 
 /// # Safety
 /// Every address in [`Params`] is valid for the shape and dtype that its field documents.
 pub unsafe fn fwd<T: Element>(p: &Params, team: &Team) {
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: the addresses are valid as `Params` documents; `isa` returns an instruction set of this machine.
     unsafe { fwd_on::<T>(isa(), p, team) }
 }
 
@@ -27,7 +27,7 @@ pub unsafe fn fwd_on<T: Element>(isa: Isa, p: &Params, team: &Team) {
     let (tokens, seqs, max_blocks) = (p.tokens as usize, p.seqs as usize, p.max_blocks as usize);
     let page = p.page as usize;
     assert!(page.is_power_of_two() && (16..=256).contains(&page), "a page of {page} tokens");
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: cu_seqlens has `[seqs + 1]` i32, kv_lens `[seqs]`, block_tables `[seqs, max_blocks]`.
     let (cu, kv_lens, tables) = unsafe {
         (
             slice::<i32>(p.cu_seqlens, seqs + 1),
@@ -35,7 +35,7 @@ pub unsafe fn fwd_on<T: Element>(isa: Isa, p: &Params, team: &Team) {
             slice::<i32>(p.block_tables, seqs * max_blocks),
         )
     };
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: o has `[tokens, heads, head_dim]` elements of T.
     let o = unsafe { Out::<T>::new(p.o, tokens * heads * d) };
     for seq in (0..seqs).filter(|&seq| kv_lens[seq] == 0 && cu[seq] < cu[seq + 1]) {
         let (first, end) = (cu[seq] as usize, cu[seq + 1] as usize);
@@ -67,6 +67,6 @@ pub unsafe fn fwd_on<T: Element>(isa: Isa, p: &Params, team: &Team) {
             scale: p.scale,
         }
     };
-    // SAFETY: the caller guarantees it (see the function's safety section), and the assertions above.
+    // SAFETY: the addresses are valid as `Params` documents; the assertions above check the ranges of each sequence.
     unsafe { rows(isa, team, seqs, kv_heads, sequence) }
 }

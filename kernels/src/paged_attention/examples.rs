@@ -4,7 +4,7 @@ use crate::folder::{BATCH, Calls, FLOAT_DTYPES, HEAD_DIM, HEADS, KV_HEADS, PLACE
 use crate::{Addr, paged_attention};
 use bytemuck::Zeroable;
 
-/// Example calls, each with its size in words.
+/// Returns example calls, each with a description of its size.
 pub(crate) fn examples(s: &Sizes) -> Calls {
     let (batch, context) = (s.get("batch", BATCH), s.get("context", TOKENS));
     let (heads, kv_heads, head_dim) = (s.get("heads", HEADS), s.get("kv_heads", KV_HEADS), s.get("head_dim", HEAD_DIM));

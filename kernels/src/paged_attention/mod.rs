@@ -1,30 +1,31 @@
 //! Causal attention of new tokens over keys and values in a paged KV cache: prefill, chunked prefill and decode.
 //!
 //! Sequence `n` has the new tokens `cu_seqlens[n] .. cu_seqlens[n + 1]` and `kv_lens[n]` keys, including those of the
-//! new tokens (written by [`crate::kv_write`]). Key `j` is slot `j % page` of page `block_tables[n, j / page]`. New
-//! token `i` of `m` sees the keys `0 ..= kv_len - m + i`. Formula and order of summation are those of
-//! [`crate::attention`]. A sequence without keys is padding: its new token, at most one, gets zeros.
+//! new tokens (which [`crate::kv_write`] has written). Key `j` is in slot `j % page` of page `block_tables[n, j /
+//! page]`. New token `i` of `m` sees the keys `0 ..= kv_len - m + i`. Formula and order of summation are those of
+//! [`crate::attention`]. A sequence without keys is padding: it has at most one new token, whose output is zero.
 //!
 //! Shapes: q, o `[tokens, heads, head_dim]`, caches `[pages, page, kv_heads, head_dim]`, all f32 or all bf16;
 //! head_dim up to 256 in CUDA.
 //!
 //! # Segments
-//! A row's keys ascend in blocks of 64; 8 blocks are a segment of 512 keys with its own maximum, sum and output, and
-//! segments are merged in ascending order. Example with 1100 keys: segments 0..512, 512..1024, 1024..1100. Without a
-//! workspace one block of threads takes the segments one after the other. With a workspace each segment has its own
-//! block of threads, and a second launch merges them; this keeps a GPU busy when a few sequences decode. The bits are
-//! the same, and [`workspace`] says when it is faster.
+//! A row's keys are processed in ascending blocks of 64. 8 blocks are a segment of 512 keys with its own maximum, sum
+//! and output; segments are merged in ascending order. Example with 1100 keys: segments 0..512, 512..1024,
+//! 1024..1100. Without a workspace one block of threads processes the segments one after the other. With a workspace
+//! each segment has its own block of threads, and a second launch merges the segments; this keeps a GPU busy when few
+//! sequences decode. The bits are the same; [`workspace`] says when a workspace is faster.
 //!
 //! # Numerics
-//! The order depends on the row's own keys only. So prefill, any chunking of it, decode, any batch and any page size
-//! agree bit for bit on one device, and on device `cpu` also with the packed forward pass, which is the same code.
-//! Device `cpu` computes in f32 between load and store. CUDA does too for f32 (2^x by `ex2.approx`); for bf16 the
-//! probabilities are rounded to bf16 for the product with V, and their sum is that of the unrounded ones. Tolerance:
-//! f32 60 times one rounding, bf16 2.5 times. Cache slots that no sequence has reached are never read.
+//! The order of summation depends on the row's own keys only. So prefill, any chunking of it, decode, any batch and
+//! any page size agree bit for bit on one device, and on device `cpu` also with the packed forward pass, which is the
+//! same code. Device `cpu` computes in f32 between load and store. CUDA does too for f32 (2^x by `ex2.approx`); for
+//! bf16 the probabilities are rounded to bf16 for the product with V, while their sum takes the unrounded values.
+//! Tolerance as a multiple of one rounding error: f32 60, bf16 2.5. Cache slots that no sequence has reached are
+//! never read.
 //!
 //! # Bound
-//! Decode reads every key and value once (memory); prefill does `4 * head_dim` operations a pair of token and key
-//! (multiply-adds).
+//! Decode: memory, every key and value is read once. Prefill: multiply-adds, `4 * head_dim` operations per pair of
+//! token and key.
 
 pub(crate) mod check;
 mod cpu;
@@ -33,10 +34,11 @@ mod examples;
 use crate::folder::kernel_folder;
 use crate::{Addr, Arch, Cost, DType, Launch, Stage, kernel, params};
 
-/// Tokens of a page in the caches that the engine allocates; also the keys that a row processes at a time.
+/// Tokens per page of the KV caches that the engine allocates; also the number of keys that a row processes at a
+/// time.
 pub const BLOCK: usize = 64;
 
-/// Keys of a segment.
+/// Number of keys of a segment.
 const SEGMENT: u32 = 512;
 
 params! {
@@ -50,16 +52,17 @@ params! {
         pub v_cache: Addr,
         /// `[tokens, heads, head_dim]`, written.
         pub o: Addr,
-        /// i32 `[seqs + 1]`: first new token of each sequence and the end of the last; not decreasing, from 0 to at
-        /// most `tokens`.
+        /// i32 `[seqs + 1]`: first new token of each sequence, and the end of the last one. The values do not
+        /// decrease and lie between 0 and `tokens`.
         pub cu_seqlens: Addr,
         /// i32 `[seqs]`: number of keys of each sequence, including the new tokens.
         pub kv_lens: Addr,
-        /// i32 `[seqs, max_blocks]`: the pages of each sequence; entries beyond its keys are not read.
+        /// i32 `[seqs, max_blocks]`: the pages of each sequence in order. Page numbers beyond its keys are not read.
         pub block_tables: Addr,
-        /// [`workspace`] bytes for the states of segments; null: one block of threads takes all segments of its rows.
+        /// [`workspace`] bytes for the outputs, maxima and sums of segments. Null: one block of threads processes all
+        /// segments of its rows.
         pub workspace: Addr,
-        /// New tokens of all sequences.
+        /// Number of new tokens of all sequences.
         pub tokens: u32,
         /// Sequences.
         pub seqs: u32,
@@ -75,7 +78,7 @@ params! {
         pub scale: f32,
         /// The largest of `kv_lens`.
         pub max_kv_len: u32,
-        /// Tokens of a page: 16, 32, 64, 128 or 256.
+        /// Tokens per page: 16, 32, 64, 128 or 256.
         pub page: u32,
         /// 0
         pub reserved: u32,
@@ -90,12 +93,13 @@ kernel_folder! {
 kernel!(pub FWD_F32, "paged_attention_fwd_f32", Params, cpu::fwd::<f32>, &SOURCE, plan_f32);
 kernel!(pub FWD_BF16, "paged_attention_fwd_bf16", Params, cpu::fwd::<half::bf16>, &SOURCE, plan_bf16);
 
-/// A compiled variant: largest head_dim, symbols without and with a workspace, bytes of dynamic shared memory.
+/// A compiled variant: largest head_dim, [symbol without a workspace, symbol with one], bytes of dynamic shared
+/// memory.
 type Variant = (u32, [&'static str; 2], u32);
 
 fn plan_bf16(p: &Params, _: &Arch) -> Vec<Stage> {
-    // Two buffers (head_dim 256: one, with 64 columns of V) of 64 keys and values, rows an odd number of 16-byte
-    // chunks apart; from head_dim 128 on also the queries' fragments.
+    // Shared memory: two buffers of 64 keys and 64 values, whose rows are an odd number of 16-byte chunks apart
+    // (head_dim 256: one buffer, with 64 columns of V); from head_dim 128 on also the queries.
     const VARIANTS: [Variant; 4] = [
         (64, ["paged_attention_fwd_bf16_64", "paged_attention_fwd_bf16_64_split"], 2 * 64 * 2 * 9 * 16),
         (80, ["paged_attention_fwd_bf16_80", "paged_attention_fwd_bf16_80_split"], 2 * 64 * 2 * 11 * 16),
@@ -114,7 +118,8 @@ fn plan_bf16(p: &Params, _: &Arch) -> Vec<Stage> {
 }
 
 fn plan_f32(p: &Params, _: &Arch) -> Vec<Stage> {
-    // 16 queries, their probabilities, 64 keys and 64 values (head_dim 256: one buffer for both).
+    // Shared memory: 16 queries, their probabilities, 64 keys and 64 values (head_dim 256: one buffer for keys and
+    // values).
     const fn bytes(d: u32, buffers: u32) -> u32 {
         4 * ((16 + buffers * 64) * (d + 4) + 16 * 72)
     }
@@ -126,13 +131,13 @@ fn plan_f32(p: &Params, _: &Arch) -> Vec<Stage> {
     plan(p, 16, &VARIANTS, "paged_attention_fwd_f32_combine", 1)
 }
 
-/// One block of threads for each tile of `rows` packed rows, key head and slice of the columns; with a workspace also
-/// for each segment, and then the combine stage.
+/// Plans one block of threads for each tile of `rows` packed rows, key head and range of columns (`slices`). With a
+/// workspace each segment has its own block, and a second launch combines the segments.
 fn plan(p: &Params, rows: u32, variants: &[Variant], combine: &'static str, slices: u32) -> Vec<Stage> {
     if p.tokens == 0 || p.seqs == 0 {
         return Vec::new();
     }
-    // A larger head_dim is a mistake in the caller. An empty plan would leave the output unwritten.
+    // A larger head_dim is a mistake of the caller. An empty plan would leave the output unwritten.
     let found = variants.iter().find(|v| p.head_dim <= v.0);
     let (_, symbols, shared) =
         found.unwrap_or_else(|| panic!("paged_attention: head_dim is {}; CUDA kernels support up to 256", p.head_dim));
@@ -147,7 +152,7 @@ fn plan(p: &Params, rows: u32, variants: &[Variant], combine: &'static str, slic
     }
 }
 
-/// An upper bound on the tiles of `rows` packed rows: each sequence may leave one tile incomplete.
+/// Returns an upper bound on the number of tiles of `rows` packed rows: each sequence may have one incomplete tile.
 fn tiles(p: &Params, rows: u32) -> u32 {
     (p.tokens as u64 * (p.heads / p.kv_heads) as u64 / rows as u64) as u32 + p.seqs
 }
@@ -156,8 +161,9 @@ fn segments(p: &Params) -> u32 {
     p.max_kv_len.div_ceil(SEGMENT)
 }
 
-/// Bytes of the workspace with which a GPU is faster: the output, maximum and sum of each segment of each row, in
-/// f32. Returns 0 if the rows alone keep the GPU busy or have one segment.
+/// Returns the size in bytes of the workspace with which the kernel is faster: an f32 output, maximum and sum for
+/// each segment of each row. Returns 0 if the GPU is busy without splitting segments, or if there is only one
+/// segment.
 pub fn workspace(p: &Params) -> usize {
     let (rows, segments) = (p.tokens as u64 * p.heads as u64, segments(p) as u64);
     if segments < 2 || rows * segments > 1 << 16 || tiles(p, 64) * p.kv_heads > 512 {
@@ -171,8 +177,8 @@ fn bytes_of_parts(p: &Params) -> usize {
     parts * (p.head_dim as usize).next_multiple_of(4) * 4 + parts * 8
 }
 
-/// The launch. `dtype` is the type of q, o and the caches, F32 or BF16; `pairs` is the number of (new token, key)
-/// pairs of one head and `keys` the sum of `kv_lens`; [`work`] computes both.
+/// Makes the launch. `dtype` is the type of q, o and the caches, F32 or BF16. `pairs` is the number of (new token,
+/// key) pairs that one head computes, and `keys` the sum of `kv_lens`; [`work`] returns both.
 pub fn fwd(dtype: DType, params: &Params, pairs: f64, keys: f64) -> Launch {
     let kernel = if dtype == DType::F32 { &FWD_F32 } else { &FWD_BF16 };
     let (heads, kv_heads, d) = (params.heads as f64, params.kv_heads as f64, params.head_dim as f64);
@@ -180,8 +186,8 @@ pub fn fwd(dtype: DType, params: &Params, pairs: f64, keys: f64) -> Launch {
     Launch::kernel(kernel, params, Cost { flops: 4.0 * d * heads * pairs, bytes })
 }
 
-/// The number of (new token, key) pairs of one head and the number of keys, for sequences of (new tokens, keys
-/// including them).
+/// Returns the number of (new token, key) pairs that one head computes, and the number of keys of all sequences. A
+/// sequence is given as (new tokens, keys including those of the new tokens).
 pub fn work(sequences: impl IntoIterator<Item = (usize, usize)>) -> (f64, f64) {
     let (mut pairs, mut keys) = (0.0, 0.0);
     for (new, kv_len) in sequences {

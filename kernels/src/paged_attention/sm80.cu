@@ -1,26 +1,32 @@
-// Attention of new tokens over keys and values in the pages of a cache; formula, shapes, limits and segments: mod.rs.
+// Attention of new tokens over keys and values in the pages of a KV cache; formula, shapes, limits and segments:
+// mod.rs.
 //
-//   for each segment of 512 keys of the tile (with a workspace: only this block's segment)
+//   for each segment of 512 keys that the tile sees (with a workspace: only this block's segment)
 //     for each block of 64 keys: load K, V; S = Q K^T; mask; online softmax (cuh/online_softmax.cuh); O += P V
 //     without a workspace: total = merge(total, segment); with one: store O, maximum, sum
-//   o = total.O / total.sum                    with a workspace: by the combine stage, a warp a row
+//   without a workspace: o = total.O / total.sum; with one: the combine stage does the same, one warp per row
 //
 // Rows. The query heads of one key head are packed: row r of a sequence is its new token r / group, head r % group of
-// the group. A tile is 64 rows (bf16; 16 a warp) or 16 rows (f32). A decoded token has one tile with few rows; warps
-// without rows help to load. Order. Keys ascend in blocks of 64 counted from the sequence's first key; 8 blocks are a
-// segment with a sum of its own; segments are merged in order. A row's bits depend on its query and the keys that it
-// sees, not on the tile, the split, the pages or the batch: a key that the row does not see has probability 0 or is
-// skipped, which gives the same sum. Numerics. Scores, maxima and sums in f32. bf16: tensor-core products;
-// probabilities are rounded to bf16 for the product with V, their sum is that of the unrounded ones. f32: fused
-// multiply-adds. The output rounds once.
+// the group. A tile has 64 rows (bf16; 16 per warp) or 16 rows (f32). A decoded token has one tile with few rows;
+// warps without rows help to load.
 //
-// Grid. x = tile, key head, slice of the columns (64 columns for head_dim above 128 in bf16), and with a workspace
-// also segment. Sequence s owns the tiles from floor(cu_seqlens[s] * group / ROWS) + s on, at least as many as it
-// needs; a binary search finds the sequence of a tile.
+// Order. Keys ascend in blocks of 64 counted from the sequence's first key. 8 blocks are a segment with a sum of its
+// own; segments are merged in order. A row's bits depend on its query and the keys that it sees, not on the tile, the
+// split, the pages or the batch: a key that the row does not see has probability 0 or is skipped, which gives the
+// same sum.
 //
-// Departures. (1) A row in the same tile as a later row multiplies that row's own keys by probability 0, so a value
-// there that is not finite makes it NaN; keys beyond the tile's last key are never read. (2) A head_dim that is not a
-// multiple of 8 (bf16) is loaded element by element. Bound. Decode: memory, K and V once. Prefill: matrix products.
+// Numerics. Scores, maxima and sums are in f32. bf16: tensor-core products; probabilities are rounded to bf16 for the
+// product with V, while their sum takes the unrounded values. f32: fused multiply-adds. The output is rounded once.
+//
+// Grid. x = tile, key head, range of columns (64 columns for head_dim above 128 in bf16), and with a workspace also
+// segment. Sequence s has the tiles from floor(cu_seqlens[s] * group / ROWS) + s on, at least as many as it needs; a
+// binary search finds the sequence of a tile.
+//
+// Departures. (1) A row multiplies the keys that only later rows of its tile see by probability 0, so a value there
+// that is not finite makes the row NaN; keys beyond the tile's last key are never read. (2) For a head_dim that is
+// not a multiple of 8 (bf16) or 4 (f32), keys and values are loaded element by element.
+//
+// Bound. Decode: memory, K and V are read once. Prefill: matrix products.
 #include "cuh/base.cuh"
 #include "cuh/cp_async.cuh"
 #include "cuh/mma.cuh"
@@ -41,19 +47,20 @@ struct Tile {
   int begin, end;        // range of key blocks
   int keys;              // number of keys that the last row sees
 
-  // Number of keys that a row of the tile sees; rows beyond the tile count as its last row.
+  // Returns the number of keys that a row of the tile sees; rows beyond the tile count as its last row.
   __device__ __forceinline__ int limit(int row) const {
     const int last = rows - 1;
     return before + (first + (row < last ? row : last)) / group + 1;
   }
-  // Index of a row's head in q and o.
+  // Returns the index of a row's head in q and o.
   __device__ __forceinline__ u64 head_index(const Params& p, int row) const {
     const int packed = first + row;
     return static_cast<u64>(token + packed / group) * p.heads + kv_head * group + packed % group;
   }
 };
 
-// The final factor of an output. A padding row has seen no key: its output is zero and stays zero.
+// Returns 1 / sum, by which a row's output is multiplied at the end. A padding row has seen no key: its sum and
+// output are 0, and so is the result.
 __device__ __forceinline__ float inverse_or_zero(SoftmaxRow total) {
   return total.sum == 0.0f ? 0.0f : inverse_sum(total);
 }
@@ -101,11 +108,11 @@ __device__ __forceinline__ bool find_tile(const Params& p, Tile& t) {
   return true;
 }
 
-// Cache slots of a block's keys: lane l holds the slots of keys l and l + 32.
+// KV cache slots of the 64 keys of a block: lane l holds the slots of keys l and l + 32.
 struct Slots {
   u32 low, high;
 
-  // The slot of a key; all lanes of the warp must call it together.
+  // Returns the slot of a key; all lanes of the warp must call it together.
   __device__ __forceinline__ u32 of(int key) const {
     const u32 a = __shfl_sync(0xffffffffu, low, key % 32), b = __shfl_sync(0xffffffffu, high, key % 32);
     return key < 32 ? a : b;
@@ -121,7 +128,7 @@ __device__ __forceinline__ Slots find_slots(const Params& p, const Tile& t, int 
   return {slot(key), slot(key + 32)};
 }
 
-// Starts to copy columns column .. column + COLUMNS of the block of keys from `start` on to shared memory,
+// Starts to copy the columns column .. column + COLUMNS of 64 keys (or values) from key `start` on to shared memory,
 // [KEYS][PITCH]. Keys from t.keys on and columns from head_dim on become 0.
 template <int COLUMNS, int PITCH, class T>
 __device__ __forceinline__ void load_block(const Params& p, const Tile& t, const T* cache, const Slots& slots, int start,
@@ -149,7 +156,7 @@ __device__ __forceinline__ void load_block(const Params& p, const Tile& t, const
   }
 }
 
-// The state of a row's segment in the workspace: its output, and (maximum, sum) in an array behind all outputs.
+// The state of one segment of a row in the workspace: its output, and (maximum, sum) in an array after all outputs.
 struct Part {
   float* columns;
   float2* stats;
@@ -161,10 +168,10 @@ __device__ __forceinline__ Part part_of(const Params& p, u64 row, u32 segment) {
   return {base + index * width, reinterpret_cast<float2*>(base + all * width) + index};
 }
 
-// ---- bf16: 16 rows a warp, 64 keys at a time ----
+// ---- bf16: 16 rows per warp, 64 keys at a time ----
 
-// D: head_dim rounded up; V: columns of the output that a block of threads computes; SPLIT: computes one segment and
-// stores its state for the combine stage.
+// D: head_dim rounded up. V: number of output columns that a block of threads computes. STAGES: number of buffers for
+// keys and values. SPLIT: the block computes one segment and stores its state for the combine stage.
 template <int D, int V, int STAGES, bool SPLIT>
 __device__ __forceinline__ void forward_bf16(const Params& p) {
   constexpr int ROWS = 64, SLICES = D / V;
@@ -191,7 +198,7 @@ __device__ __forceinline__ void forward_bf16(const Params& p) {
   for (int h = 0; h < 2; ++h) {
     q[h] = global<const bf16>(p.q) + t.head_index(p, rows[h] < t.rows ? rows[h] : t.rows - 1) * d;
   }
-  // Loads the fragment of columns 16 step .. 16 step + 16 of the warp's queries.
+  // Loads columns 16 step .. 16 step + 16 of the warp's queries as the left operand of mma.sync.
   auto load_q = [&](int step, u32(&a)[4]) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -213,7 +220,7 @@ __device__ __forceinline__ void forward_bf16(const Params& p) {
     slots = find_slots(p, t, (block + 1) * KEYS);  // loaded early: the next block needs them
   };
 
-  // With too few registers each thread keeps its fragments in shared memory; no other thread reads them.
+  // If registers are scarce, each thread keeps its part of the queries in shared memory, which no other thread reads.
   u32 q_fragment[KEEP_Q ? D / 16 : 1][4];
   u32* q_kept = reinterpret_cast<u32*>(v_stage + STAGES * KEYS * V_PITCH) + threadIdx.x;
   if (has_rows) {
@@ -298,7 +305,7 @@ __device__ __forceinline__ void forward_bf16(const Params& p) {
         }
       }
       float rescale[2];
-      take_block(sums, s, factor, rescale);
+      add_scores(sums, s, factor, rescale);
 #pragma unroll
       for (int n = 0; n < V / 8; ++n) {
 #pragma unroll
@@ -319,14 +326,14 @@ __device__ __forceinline__ void forward_bf16(const Params& p) {
         }
       }
     }
-    // Completes the segment's sum, then merges it into the total or stores it.
+    // Completes the segment's sum, then merges the segment into the total or stores its state.
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       sums[h].sum = row_sum<4>(sums[h].sum);
       if (SPLIT) {
         if (rows[h] < t.rows && segment * KEYS < limits[h]) {
           const Part part = part_of(p, t.head_index(p, rows[h]), segment / SEGMENT_BLOCKS);
-          if (c2 == 0 && t.slice == 0) *part.stats = make_float2(sums[h].top, sums[h].sum);
+          if (c2 == 0 && t.slice == 0) *part.stats = make_float2(sums[h].max, sums[h].sum);
 #pragma unroll
           for (int n = 0; n < V / 8; ++n) {
             const int at = column + n * 8 + c2;
@@ -364,9 +371,10 @@ __device__ __forceinline__ void forward_bf16(const Params& p) {
   }
 }
 
-// ---- f32: 16 rows a block of threads; a thread has two rows and four keys 16 apart, then four of 64 columns ----
+// ---- f32: 16 rows per block of threads; a thread computes two rows and four keys 16 apart, then four of 64 columns
+// ----
 
-// N: number of 64-column groups of a head; SHARE: K and V use one buffer in turn.
+// N: number of 64-column groups of a head. SHARE: K and V use the same buffer in turn.
 template <int N, bool SHARE, bool SPLIT>
 __device__ __forceinline__ void forward_f32(const Params& p) {
   constexpr int ROWS = 16, D = N * 64, PITCH = D + 4;  // an odd number of 16-byte chunks
@@ -457,7 +465,7 @@ __device__ __forceinline__ void forward_f32(const Params& p) {
           for (int j = 0; j < 4; ++j) {
             if (start + x + 16 * j >= limits[r]) s[r][j] = minus_infinity();
           }
-          rescale[r] = take_block(sums[r], s[r], factor);
+          rescale[r] = add_scores(sums[r], s[r], factor);
 #pragma unroll
           for (int j = 0; j < 4; ++j) probabilities[(y + r) * P_PITCH + x + 16 * j] = s[r][j];
         }
@@ -513,7 +521,7 @@ __device__ __forceinline__ void forward_f32(const Params& p) {
       if (SPLIT) {
         if (y + r < t.rows && segment * KEYS < limits[r]) {
           const Part part = part_of(p, t.head_index(p, y + r), segment / SEGMENT_BLOCKS);
-          if (x == 0) *part.stats = make_float2(sums[r].top, sums[r].sum);
+          if (x == 0) *part.stats = make_float2(sums[r].max, sums[r].sum);
 #pragma unroll
           for (int n = 0; n < N; ++n) {
             if (n * 64 + x * 4 < d) store_vector(part.columns + n * 64 + x * 4, o[r][n]);
@@ -546,7 +554,7 @@ __device__ __forceinline__ void forward_f32(const Params& p) {
   }
 }
 
-// ---- combine stage: merges the segments of a row and writes its output, a warp a row ----
+// ---- combine stage: merges the segments of a row and writes its output, one warp per row ----
 
 template <class T>
 __device__ __forceinline__ void combine(const Params& p) {

@@ -1,4 +1,4 @@
-//! Attention pooling on device `cpu`; a task is one head of one image.
+//! Attention pooling on device `cpu`; one task computes one head of one image.
 #![allow(unsafe_code)]
 
 use super::{BwdParams, FwdParams};
@@ -43,7 +43,7 @@ fn widened<T: Element>(x: &[T]) -> Vec<f32> {
     x.iter().map(|x| x.to_f32()).collect()
 }
 
-/// The range of an image's tokens.
+/// Returns the range of an image's tokens.
 fn tokens_of(cu_seqlens: &[i32], image: usize, tokens: usize) -> Range<usize> {
     let (first, end) = (cu_seqlens[image] as usize, cu_seqlens[image + 1] as usize);
     assert!(first <= end && end <= tokens, "cu_seqlens[{image}] {first}..{end} of {tokens} tokens");
@@ -53,7 +53,7 @@ fn tokens_of(cu_seqlens: &[i32], image: usize, tokens: usize) -> Range<usize> {
 /// # Safety
 /// The address covers i32 `[images + 1]`.
 unsafe fn starts<'a>(cu_seqlens: Addr, images: u32) -> &'a [i32] {
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: cu_seqlens has `[images + 1]` i32.
     unsafe { slice::<i32>(cu_seqlens, images as usize + 1) }
 }
 
@@ -62,11 +62,11 @@ unsafe fn starts<'a>(cu_seqlens: Addr, images: u32) -> &'a [i32] {
 pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
     let (tokens, images, heads, d) = (p.tokens as usize, p.images as usize, p.heads as usize, p.head_dim as usize);
     let row = heads * d;
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: q has `[heads, head_dim]` elements of T, k and v `[tokens, heads, head_dim]`.
     let (q, k, v) = unsafe { (slice::<T>(p.q, row), slice::<T>(p.k, tokens * row), slice::<T>(p.v, tokens * row)) };
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: cu_seqlens has `[images + 1]` i32, o `[images, heads, head_dim]` elements of T.
     let (cu, o) = unsafe { (starts(p.cu_seqlens, p.images), Out::<T>::new(p.o, images * row)) };
-    // SAFETY: the caller guarantees it (see the function's safety section); no elements if there is no address.
+    // SAFETY: lse has `[images, heads]` f32, or is null and has no elements here.
     let lse = unsafe { Out::<f32>::new(p.lse, if p.lse.is_null() { 0 } else { images * heads }) };
     team.run(images * heads, |task| {
         let (image, head) = (task / heads, task % heads);
@@ -82,10 +82,10 @@ pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
             add(weight, &v[at(t)], &mut pooled);
         }
         let factor = if scores.is_empty() { 0.0 } else { 1.0 / sum };
-        // SAFETY: heads of images do not overlap.
+        // SAFETY: no two tasks write the same head of the same image.
         store(factor, &pooled, unsafe { o.part(task * d, d) });
         if !p.lse.is_null() {
-            // SAFETY: as above.
+            // SAFETY: no two tasks write the same element.
             let one = unsafe { lse.part(task, 1) };
             one[0] = top + sum.ln();
         }
@@ -97,21 +97,21 @@ pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
 pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
     let (tokens, images, heads, d) = (p.tokens as usize, p.images as usize, p.heads as usize, p.head_dim as usize);
     let row = heads * d;
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: q has `[heads, head_dim]` elements of T, k and v `[tokens, heads, head_dim]`.
     let (q, k, v) = unsafe { (slice::<T>(p.q, row), slice::<T>(p.k, tokens * row), slice::<T>(p.v, tokens * row)) };
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: o and d_o have `[images, heads, head_dim]` elements of T.
     let (o, d_o) = unsafe { (slice::<T>(p.o, images * row), slice::<T>(p.d_o, images * row)) };
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: cu_seqlens has `[images + 1]` i32, lse `[images, heads]` f32.
     let (cu, lse) = unsafe { (starts(p.cu_seqlens, p.images), slice::<f32>(p.lse, images * heads)) };
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: dk and dv have `[tokens, heads, head_dim]` elements of T.
     let (dk, dv) = unsafe { (Out::<T>::new(p.dk, tokens * row), Out::<T>::new(p.dv, tokens * row)) };
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: dq has `[heads, head_dim]` elements of T, partial `[images, heads, head_dim]` f32.
     let (dq, partial) = unsafe { (Out::<T>::new(p.dq, row), Out::<f32>::new(p.partial, images * row)) };
     team.run(images * heads, |task| {
         let (image, head) = (task / heads, task % heads);
         let (q, d_o) = (widened(&q[head * d..][..d]), widened(&d_o[task * d..][..d]));
         let delta = dot(&d_o, &o[task * d..][..d]);
-        // SAFETY: heads of images do not overlap.
+        // SAFETY: no two tasks write the same head of the same image.
         let dq = unsafe { partial.part(task * d, d) };
         dq.fill(0.0);
         for t in tokens_of(cu, image, tokens) {
@@ -120,21 +120,21 @@ pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
             let weight = exp(p.scale * dot(&q, k) - lse[task]);
             let ds = p.scale * weight * (dot(&d_o, v) - delta);
             add(ds, k, dq);
-            // SAFETY: heads of tokens do not overlap.
+            // SAFETY: no two tasks write the same head of the same token.
             let (dk, dv) = unsafe { (dk.part(at, d), dv.part(at, d)) };
             store(ds, &q, dk);
             store(weight, &d_o, dv);
         }
     });
-    // SAFETY: the caller guarantees it (see the function's safety section); the shares are written, nothing writes
-    // them any more.
+    // SAFETY: partial has `[images, heads, head_dim]` f32, which the tasks above have written and nothing writes any
+    // more.
     let partial = unsafe { slice::<f32>(p.partial, images * row) };
     team.run(heads, |head| {
         let mut sum = vec![0.0; d];
         for image in 0..images {
             add(1.0, &partial[image * row + head * d..][..d], &mut sum);
         }
-        // SAFETY: heads do not overlap.
+        // SAFETY: no two tasks write the same head of dq.
         store(1.0, &sum, unsafe { dq.part(head * d, d) });
     });
 }

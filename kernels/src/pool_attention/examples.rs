@@ -4,7 +4,7 @@ use crate::folder::{Calls, FLOAT_DTYPES, PLACEHOLDER, Sizes};
 use crate::pool_attention;
 use bytemuck::Zeroable;
 
-/// Example calls, each with its size in words.
+/// Returns example calls, each with a description of its size.
 pub(crate) fn examples(_: &Sizes) -> Calls {
     let (tokens, images, heads, head_dim, scale) = (16 * 729, 16, 16, 72, 1.0);
     let fwd = pool_attention::FwdParams {

@@ -9,7 +9,7 @@ pub struct Head {
     pub scale: f64,
 }
 
-/// Output and log-sum-exp.
+/// Returns output and log-sum-exp.
 pub fn fwd(h: &Head) -> (Vec<f64>, f64) {
     let d = h.q.len();
     let score = |k: &[f64]| h.scale * h.q.iter().zip(k).map(|(q, k)| q * k).sum::<f64>();
@@ -28,9 +28,9 @@ pub fn fwd(h: &Head) -> (Vec<f64>, f64) {
     (o, lse)
 }
 
-/// The gradients of `sum(d_o · o)` for q, k and v, by central differences. `delta` is `d_o · o` computed from a
-/// rounded o. An error e of delta changes every `ds_j` by `−p_j e`, which is the gradient of an additional loss `−e ·
-/// lse`.
+/// Returns the gradients of `sum(d_o · o)` for q, k and v, by central differences. `delta` is `d_o · o` computed from
+/// a rounded o. An error e of delta changes every `ds_j` by `−p_j e`, which is the gradient of an additional loss `−e
+/// · lse`.
 pub fn bwd(h: &Head, d_o: &[f64], delta: f64) -> [Vec<f64>; 3] {
     let dot = |o: &[f64]| o.iter().zip(d_o).map(|(o, d)| o * d).sum::<f64>();
     let e = delta - dot(&fwd(h).0);

@@ -1,18 +1,20 @@
-//! Attention pooling: one learned query (SigLIP's probe) attends to all tokens of an image. For
-//! each image (tokens `cu_seqlens[n] .. cu_seqlens[n + 1]`) and head: `s_j = scale · q · k_j`, `lse = ln Σ_j e^s_j`,
-//! `p_j = e^(s_j − lse)`, `o = Σ_j p_j v_j`. Gradient, with `δ = d_o · o` and `ds_j = scale · p_j (d_o · v_j − δ)`:
-//! `dv_j = p_j d_o`, `dk_j = ds_j q`, `dq = Σ ds_j k_j` over the tokens of all images.
+//! Attention pooling: one learned query (SigLIP's probe) attends to all tokens of an image.
+//!
+//! For each image (tokens `cu_seqlens[n] .. cu_seqlens[n + 1]`) and head: `s_j = scale · q · k_j`, `lse = ln Σ_j
+//! e^s_j`, `p_j = e^(s_j − lse)`, `o = Σ_j p_j v_j`. Gradient, with `δ = d_o · o` and `ds_j = scale · p_j (d_o · v_j
+//! − δ)`: `dv_j = p_j d_o`, `dk_j = ds_j q`, `dq = Σ ds_j k_j` over the tokens of all images.
 //!
 //! Shapes: q, dq T `[heads, head_dim]`, k, v, dk, dv T `[tokens, heads, head_dim]`, o, d_o T `[images, heads,
-//! head_dim]`, lse f32 `[images, heads]`, cu_seqlens i32 `[images + 1]` from 0 up to `tokens`, not decreasing; T
-//! f32 or bf16, head_dim up to 128 in CUDA, scale positive. An image without tokens gives zeros and an lse of minus
-//! infinity, and no gradient.
+//! head_dim]`, lse f32 `[images, heads]`, cu_seqlens i32 `[images + 1]` from 0 up to `tokens`, not decreasing. T is
+//! f32 or bf16, head_dim at most 128 in CUDA, scale positive. An image without tokens has an output of zeros, an lse
+//! of minus infinity, and no gradient.
 //!
-//! Numerics: f32 between load and store, in CUDA 2^x by `ex2.approx`; o, dk, dv and dq round to T once; δ is computed
-//! from the rounded o. Order: keys ascend. In CUDA forward they come in blocks of 64, each of which rescales the sums
-//! so far, and a thread sums every GROUPS-th key of a block; backward a thread sums every 32nd key. The threads' sums
-//! are added at the end, then the images' contributions to dq in ascending order. An image's bits do not depend on
-//! the other images. Bound: memory; keys and values are read once, and their gradients written once.
+//! Numerics: f32 between load and store, in CUDA 2^x by `ex2.approx`. o, dk, dv and dq are rounded to T once; δ is
+//! computed from the rounded o. Order of summation: keys ascend. In the forward pass in CUDA they come in blocks of
+//! 64, each of which rescales the sums so far, and a thread sums every GROUPS-th key of a block; in the backward pass
+//! a thread sums every 32nd key. The threads' sums are added at the end, then the images' contributions to dq in
+//! ascending order. An image's bits do not depend on the other images. Bound: memory; keys and values are read once,
+//! and their gradients written once.
 
 pub(crate) mod check;
 mod cpu;
@@ -32,7 +34,7 @@ params! {
         pub k: Addr,
         /// T `[tokens, heads, head_dim]`
         pub v: Addr,
-        /// i32 `[images + 1]`: first token of each image and the end of the last.
+        /// i32 `[images + 1]`: first token of each image, and the end of the last one.
         pub cu_seqlens: Addr,
         /// T `[images, heads, head_dim]`, written.
         pub o: Addr,
@@ -62,7 +64,7 @@ params! {
         pub k: Addr,
         /// T `[tokens, heads, head_dim]`
         pub v: Addr,
-        /// i32 `[images + 1]`: first token of each image and the end of the last.
+        /// i32 `[images + 1]`: first token of each image, and the end of the last one.
         pub cu_seqlens: Addr,
         /// T `[images, heads, head_dim]`, from the forward kernel.
         pub o: Addr,
@@ -114,24 +116,24 @@ kernel!(pub BWD_BF16, "pool_attention_bwd_bf16", BwdParams, cpu::bwd::<half::bf1
 /// Threads of a block.
 const THREADS: u32 = 128;
 
-/// The largest head_dim that the CUDA is made for.
+/// The largest head_dim that the CUDA kernels support.
 const COLUMNS: u32 = 128;
 
-/// One block of threads for each image and head.
+/// Plans one block of threads for each image and head.
 fn per_head(symbol: &'static str, images: u32, heads: u32, head_dim: u32) -> Vec<Stage> {
-    // A larger head_dim is a mistake in the caller. An empty plan would leave the output unwritten.
+    // A larger head_dim is a mistake of the caller. An empty plan would leave the output unwritten.
     assert!(head_dim <= COLUMNS, "pool_attention: head_dim is {head_dim}; CUDA kernels support up to {COLUMNS}");
     cuh::blocks(symbol, if head_dim > 0 { u64::from(images) * u64::from(heads) } else { 0 }, THREADS)
 }
 
-/// One block of threads for each image and head, then one thread for each element of dq.
+/// Plans one block of threads for each image and head, then a launch with one thread for each element of dq.
 fn stages_bwd([main, dq]: [&'static str; 2], p: &BwdParams) -> Vec<Stage> {
     let mut stages = per_head(main, p.images, p.heads, p.head_dim);
     stages.extend(cuh::blocks(dq, (u64::from(p.heads) * u64::from(p.head_dim)).div_ceil(THREADS.into()), THREADS));
     stages
 }
 
-/// The forward launch; `dtype` is T, F32 or BF16.
+/// Makes the forward launch; `dtype` is T, F32 or BF16.
 pub fn fwd(dtype: DType, p: &FwdParams) -> Launch {
     let (row, size) = (p.heads as f64 * p.head_dim as f64, dtype.size() as f64);
     let (tokens, images) = (p.tokens as f64, p.images as f64);
@@ -140,7 +142,7 @@ pub fn fwd(dtype: DType, p: &FwdParams) -> Launch {
     Launch::kernel(by_dtype(dtype, &FWD_F32, &FWD_BF16), p, cost)
 }
 
-/// The backward launch; `dtype` is T, F32 or BF16.
+/// Makes the backward launch; `dtype` is T, F32 or BF16.
 pub fn bwd(dtype: DType, p: &BwdParams) -> Launch {
     let (row, size) = (p.heads as f64 * p.head_dim as f64, dtype.size() as f64);
     let (tokens, images) = (p.tokens as f64, p.images as f64);
@@ -148,7 +150,7 @@ pub fn bwd(dtype: DType, p: &BwdParams) -> Launch {
     Launch::kernel(by_dtype(dtype, &BWD_F32, &BWD_BF16), p, Cost { flops: 10.0 * tokens * row, bytes })
 }
 
-/// A shape that tests and benches share.
+/// Sizes of a batch of images that tests and benches share.
 #[derive(Clone, Debug)]
 pub struct Case {
     /// Tokens of each image.
@@ -157,11 +159,11 @@ pub struct Case {
     pub heads: usize,
     /// Elements of a head.
     pub head_dim: usize,
-    /// Spread of queries and keys.
+    /// Scale of the random queries: large scores saturate the softmax.
     pub spread: f32,
 }
 
-/// Shapes that tests and benches share.
+/// Batches that tests and benches share.
 pub fn cases() -> Vec<Case> {
     let case = |lengths: &[usize], heads, head_dim, spread| Case { lengths: lengths.to_vec(), heads, head_dim, spread };
     vec![

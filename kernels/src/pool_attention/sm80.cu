@@ -1,22 +1,25 @@
 // Attention pooling, one learned query over the tokens of each image, and its gradient; formula, shapes and limits:
 // mod.rs.
 //
-// Numerics. f32 between load and store, 2^x by ex2.approx; o, dk, dv and dq round once. Order. A key's product with
-// the query: each of four lanes sums every fourth 16 bytes, then pairs of lanes. fwd: keys in blocks of 64, whose
-// weights a warp sums; a thread adds the values of every GROUPS-th key of a block (GROUPS depends on head_dim); the
-// threads' sums are added in order at the end. bwd: a lane sums dq over every 32nd key; then pairs of lanes, then
-// warps, then images in order.
+// Numerics. f32 between load and store, 2^x by ex2.approx; o, dk, dv and dq are rounded once.
+//
+// Order. A key's product with the query: each of four lanes sums every fourth 16-byte unit, then the lanes are added
+// in pairs. fwd: keys come in blocks of 64, whose weights a warp sums; a thread adds the values of every GROUPS-th
+// key of a block (GROUPS depends on head_dim); the threads' sums are added in order at the end. bwd: a lane sums dq
+// over every 32nd key; then lanes are added in pairs, then warps, then images in order.
 //
 // Grid. fwd, bwd: a block of 128 threads for each image and head. dq: a thread for each element.
 //
 //   fwd: for each block of 64 keys:
-//          four lanes a key: score = q k; shared; barrier
+//          four lanes per key: score = q k, to shared memory; barrier
 //          every warp computes the same: raise the maximum, sum the weights        (cuh/online_softmax.cuh)
-//          a thread takes 16 bytes of every GROUPS-th value: o += weight v
+//          a thread reads 16 bytes of every GROUPS-th value: o += weight v
 //        o = sum of the threads' o / sum of weights
-//   bwd: delta = d_o o; for each 32 keys, four lanes a key: k, v; p, ds; store dv = p d_o, dk = ds q; dq += ds k
+//   bwd: delta = d_o o
+//        for each 32 keys, four lanes per key: load k, v; p, ds; store dv = p d_o, dk = ds q; dq += ds k
 //
-// Departures. Keys and values go from global memory straight to registers: each is used once.
+// Departures. Keys and values go from global memory straight to registers, because each is used once.
+//
 // Bound. Memory.
 #include "cuh/base.cuh"
 #include "cuh/online_softmax.cuh"
@@ -25,14 +28,14 @@
 constexpr int THREADS = 128;
 constexpr int WARPS = THREADS / 32;
 constexpr int KEYS = BLOCK_KEYS;
-// Lanes that share a key, and the largest head_dim.
+// Number of lanes that share a key, and the largest head_dim.
 constexpr int LANES = 4;
 constexpr int COLUMNS = 128;
-// Number of 16-byte units of a key that a lane has.
+// Number of 16-byte units of a key that a lane loads.
 template <class T>
 constexpr int UNITS = COLUMNS / (LANES * VECTOR<T>);
 
-// The image and head of this block: its tokens, and the head's first column in a token's row.
+// The image and head of this block: the image's tokens, and the head's first column in a token's row.
 struct Head {
   u32 image, first_token, tokens, column, row;
 
@@ -49,20 +52,20 @@ struct Head {
   __device__ __forceinline__ u64 pooled() const { return static_cast<u64>(image) * row + column; }
 };
 
-// Loads the columns of a head as f32, with zeros beyond head_dim; a barrier must follow.
+// Loads the columns of a head as f32, with zeros from head_dim on; a barrier must follow.
 template <class T>
 __device__ __forceinline__ void load_columns(const T* from, u32 d, float (&to)[COLUMNS]) {
   static_assert(THREADS == COLUMNS, "a thread a column");
   to[threadIdx.x] = threadIdx.x < d ? to_f32(from[threadIdx.x]) : 0.0f;
 }
 
-// First column of a lane's unit i.
+// Returns the first column of a lane's unit i.
 template <class T>
 __device__ __forceinline__ u32 column_of(int i) {
   return (threadIdx.x % LANES + i * LANES) * VECTOR<T>;
 }
 
-// A lane's part of a key or value, with zeros beyond head_dim.
+// A lane's part of a key or value, with zeros from head_dim on.
 template <class T>
 struct Part {
   Words<16> unit[UNITS<T>];
@@ -71,7 +74,7 @@ struct Part {
 #pragma unroll
     for (int i = 0; i < UNITS<T>; ++i) unit[i] = load_words(from, column_of<T>(i), d, vector);
   }
-  // The dot product with `x`, summed over the lanes of the key.
+  // Returns the dot product of the key or value with `x`, summed over the lanes that share it.
   __device__ __forceinline__ float dot(const float (&x)[COLUMNS]) const {
     float sum = 0.0f;
 #pragma unroll
@@ -106,8 +109,8 @@ __device__ __forceinline__ void forward(const FwdParams& p) {
   float o[V];
 #pragma unroll
   for (int j = 0; j < V; ++j) o[j] = 0.0f;
-  // Two buffers of scores, so that one barrier a block is enough: a warp that is a block ahead writes to the other
-  // buffer.
+  // Two buffers of scores, so that one barrier per block of keys is enough: a warp that is one block ahead writes to
+  // the other buffer.
   for (u32 start = 0, parity = 0; start < head.tokens; start += KEYS, parity ^= 1) {
 #pragma unroll
     for (int round = 0; round < KEYS / (THREADS / LANES); ++round) {
@@ -120,16 +123,16 @@ __device__ __forceinline__ void forward(const FwdParams& p) {
     }
     __syncthreads();
     const float a = scores[parity][lane], b = scores[parity][lane + 32];
-    const float rescale = raise(row, warp_max(fmaxf(a, b)), factor);
-    const float top = reference(row.top);
-    row.sum = __fadd_rn(row.sum, warp_sum(__fadd_rn(weight(a, factor, top), weight(b, factor, top))));
+    const float rescale = raise_max(row, warp_max(fmaxf(a, b)), factor);
+    const float max = reference(row.max);
+    row.sum = __fadd_rn(row.sum, warp_sum(__fadd_rn(weight(a, factor, max), weight(b, factor, max))));
     if (group >= groups) continue;
 #pragma unroll
     for (int j = 0; j < V; ++j) o[j] *= rescale;
     const u32 end = min(static_cast<u32>(KEYS), head.tokens - start);
 #pragma unroll 4
     for (u32 key = group; key < end; key += groups) {
-      const float w = weight(scores[parity][key], factor, top);
+      const float w = weight(scores[parity][key], factor, max);
       float x[V];
       unpack<T>(load_words(v + head.at(start + key), unit * V, d, vector), x);
 #pragma unroll

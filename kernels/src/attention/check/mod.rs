@@ -54,7 +54,7 @@ impl Given {
         }
     }
 
-    /// Sequence `n` alone, with the tokens of its prefix as its own first tokens.
+    /// Returns sequence `n` as a batch of its own, with the tokens of its prefix as its first tokens.
     fn alone(&self, n: usize, dtype: DType) -> Given {
         let tokens = self.case.keys(n);
         let case = Case { lengths: vec![tokens.len()], prefix: Vec::new(), ..self.case.clone() };
@@ -70,7 +70,7 @@ impl Given {
         given
     }
 
-    /// Bits of the output, the log-sum-exp and the gradients; `run` executes each launch.
+    /// Returns the bits of o, lse, dq, dk and dv; `run` executes each launch.
     fn everything_by(&self, dtype: DType, run: impl Fn(&Launch)) -> [Vec<u32>; 5] {
         let (rows, kv_rows) = (self.tokens() * self.case.heads, self.tokens() * self.case.kv_heads);
         let (o, lse) = (Data::output(dtype, rows * self.case.head_dim), Data::output(F32, rows));
@@ -106,7 +106,7 @@ impl Given {
         }
     }
 
-    /// Arrays for delta and the workspace of the backward launch.
+    /// Returns the arrays for delta and for the workspace of the backward launch.
     fn scratch(&self, dtype: DType) -> [Data; 2] {
         let FwdParams { tokens, heads, head_dim, prefix, .. } = self.fwd(Addr::NULL, Addr::NULL);
         let p = BwdParams { tokens, heads, head_dim, prefix, ..Zeroable::zeroed() };
@@ -164,7 +164,7 @@ fn later_tokens_and_other_sequences_change_nothing() {
     let (lengths, prefix) = (vec![150, 70], Vec::new());
     let case = Case { lengths, heads: 6, kv_heads: 2, head_dim: 24, causal: true, spread: 1.0, prefix };
     let (row, kv_row) = (case.heads * case.head_dim, case.kv_heads * case.head_dim);
-    // In CUDA a key beyond the diagonal has weight 0, and 0 times NaN is NaN for the queries of its tile.
+    // In CUDA a key beyond the diagonal has the weight 0, and 0 times NaN would be NaN for the queries of its tile.
     let poison = if is_cuda() { 1e18 } else { f32::NAN };
     for dtype in [F32, BF16] {
         let mut given = Given::new(&case, dtype);

@@ -9,13 +9,13 @@ use half::bf16;
 use proptest::prelude::*;
 
 impl Given {
-    /// Bits of the output, the log-sum-exp and the gradients of the launches on device `cpu`.
+    /// Returns the bits of o, lse, dq, dk and dv, computed on device `cpu`.
     fn everything(&self, dtype: DType, threads: usize) -> [Vec<u32>; 5] {
         self.everything_by(dtype, |launch| run(launch, threads))
     }
 }
 
-/// The instruction sets that this machine supports.
+/// Returns the instruction sets that this machine supports.
 pub(crate) fn isas() -> impl Iterator<Item = Isa> {
     [Isa::Plain, Isa::Avx2, Isa::Avx512].into_iter().filter(|&i| i <= isa())
 }
@@ -26,7 +26,7 @@ fn random_cases() -> impl Strategy<Value = Case> {
     (lengths, heads, 1usize..50, any::<(bool, bool)>(), 0.0f32..4.0).prop_map(
         |(lengths, (heads, kv_heads), head_dim, (causal, shared), spread)| {
             let tokens: usize = lengths.iter().map(|l| l.0).sum();
-            // A prefix is any range of tokens: it may cover several sequences, or be empty.
+            // A prefix is any range of tokens: it may span several sequences, or be empty.
             let range =
                 |(first, count): (usize, usize)| (first % (tokens + 1), count % (tokens - first % (tokens + 1) + 1));
             let prefix = lengths.iter().filter(|_| shared).map(|l| range(l.1)).collect();
@@ -49,7 +49,7 @@ fn equals_the_formula_on_every_instruction_set() {
                 let (o, lse) = (Data::output(dtype, want.len()), Data::output(F32, want_lse.len()));
                 let params = given.fwd(o.addr(), lse.addr());
                 let team = Team::new(2);
-                // SAFETY: the addresses are those of live arrays of the documented sizes; the machine has `isa`.
+                // SAFETY: the addresses belong to live arrays of the documented sizes; the machine supports `isa`.
                 unsafe {
                     match dtype {
                         F32 => cpu::fwd_on::<f32>(isa, &params, &team),
@@ -107,7 +107,7 @@ fn gradient_equals_the_formula_on_every_instruction_set() {
             let (q, k, v, scale) = (given.q.f64(), given.k.f64(), given.v.f64(), given.scale as f64);
             let (exact, _) = formula::fwd(&case, &q, &k, &v, scale);
             // The formula gets the stored output, so that only the gradient's own roundings remain. With the exact
-            // output delta would differ by 2^-9 of d_o . o, which a saturated softmax and large queries amplify.
+            // output, delta would differ by 2^-9 of d_o . o, which a saturated softmax and large queries amplify.
             let want = formula::bwd(&case, [&q, &k, &v], &o.f64(), &given.d_o.f64(), scale);
             let with = formula::bwd_rounded(&case, [&q, &k, &v], &o.f64(), &given.d_o.f64(), scale, Roundings::F32);
             let with = with_other_deltas(with, &want);
@@ -118,7 +118,7 @@ fn gradient_equals_the_formula_on_every_instruction_set() {
                 let scratch = given.scratch(dtype);
                 let params = given.bwd(&o, &lse, &scratch, got.each_ref());
                 let team = Team::new(2);
-                // SAFETY: the addresses are those of live arrays of the documented sizes; the machine has `isa`.
+                // SAFETY: the addresses belong to live arrays of the documented sizes; the machine supports `isa`.
                 unsafe {
                     match dtype {
                         F32 => cpu::bwd_on::<f32>(isa, &params, &team),
@@ -150,7 +150,7 @@ fn bits_do_not_depend_on_threads() {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(40))]
-    /// Covers odd head_dims, where a kernel could read elements of a neighbouring head.
+    /// Covers odd head_dims, for which a kernel could read elements of a neighbouring head.
     #[test]
     fn any_size_equals_the_formula(case in random_cases(), threads in 1usize..4) {
         let given = Given::new(&case, F32);
@@ -165,8 +165,8 @@ proptest! {
         }
     }
 
-    /// A sequence's output and gradients have the same bits without the other sequences and with its prefix as its
-    /// own tokens.
+    /// A sequence's output and gradients have the same bits without the other sequences, and with its prefix copied
+    /// to its own first tokens.
     #[test]
     fn sequences_do_not_see_each_other(case in random_cases(), long in 0usize..2, threads in 1usize..4) {
         let mut case = case;
@@ -179,8 +179,8 @@ proptest! {
                 let (from, to) = (given.cu_seqlens[n] as usize, given.cu_seqlens[n + 1] as usize);
                 let (heads, kv_heads, d) = (case.heads, case.kv_heads, case.head_dim);
                 let skip = case.keys(n).len() - (to - from);
-                // Not causal, the prefix's own queries see the keys after it. And each sequence that has a key in its
-                // prefix adds to the key's gradients.
+                // With a prefix dk and dv differ, because each sequence that has a key in its prefix adds to the
+                // key's gradients; and without causal attention the prefix's own queries see the keys after it.
                 let outputs = if case.prefix.is_empty() { 5 } else { 3 };
                 for (i, width) in [heads * d, heads, heads * d, kv_heads * d, kv_heads * d].into_iter().enumerate() {
                     if i < outputs {

@@ -1,8 +1,8 @@
-//! Gradient of attention; probabilities are computed again from q, k and the log-sum-exp.
+//! Gradients of attention on device `cpu`. Probabilities are recomputed from q, k and the log-sum-exp.
 //!
-//! Two kinds of tasks write different arrays: one ([`Keys`]) has a block of 64 keys and loops over the rows that see
-//! it, in chunks of 64 in ascending order, for dk and dv; the other ([`Queries`]) has 64 rows and loops over their
-//! keys for dq.
+//! There are two kinds of tasks, which write different arrays. A [`Keys`] task computes dk and dv of a block of 64
+//! keys: it loops over the query rows that see them, in chunks of 64 in ascending order. A [`Queries`] task computes
+//! dq of 64 query rows: it loops over their keys.
 #![allow(unsafe_code)]
 #![allow(unsafe_op_in_unsafe_fn)]
 
@@ -12,12 +12,12 @@ use super::product::Product;
 use super::vector::{LANES, Vector, Work};
 use crate::Element;
 
-/// Query rows of a chunk.
+/// Number of query rows of a chunk.
 pub const ROWS: usize = 64;
-/// Rows of a task that computes deltas.
+/// Number of rows of a task that computes `delta`.
 pub const DELTA_ROWS: usize = 256;
 
-/// Computes `delta = d_o . o` of some rows.
+/// A task that computes `delta = d_o . o` of some rows.
 pub struct Deltas<T> {
     o: *const T,
     d_o: *const T,
@@ -27,7 +27,7 @@ pub struct Deltas<T> {
 }
 
 impl<T> Deltas<T> {
-    /// The rows `first .. first + rows` of `[tokens * heads]`.
+    /// Makes the task for rows `first .. first + rows` of `[tokens * heads]`.
     pub fn new(p: &BwdParams, first: usize, rows: usize) -> Deltas<T> {
         let head_dim = p.head_dim as usize;
         Deltas {
@@ -41,7 +41,7 @@ impl<T> Deltas<T> {
 }
 
 /// # Safety
-/// The parameters' addresses cover the rows.
+/// The parameters' addresses cover the rows of the task.
 impl<T: Element> Work for Deltas<T> {
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
@@ -57,9 +57,9 @@ impl<T: Element> Work for Deltas<T> {
     }
 }
 
-/// One sequence and key head of a backward launch.
+/// The arrays of one sequence and key head of a backward launch.
 pub struct Gradient<'a, T> {
-    /// The arrays of the forward pass; nothing is written through its pointers.
+    /// The arrays of the forward pass, which are only read.
     sequence: Sequence<'a, T>,
     /// The sequence's own keys and values, without its prefix.
     k: *const T,
@@ -73,8 +73,8 @@ pub struct Gradient<'a, T> {
 }
 
 impl<'a, T> Gradient<'a, T> {
-    /// The backward arrays of a sequence whose forward arrays are `sequence` and whose first token is `first`, for
-    /// one key head.
+    /// Makes the arrays for one key head of the sequence with the forward arrays `sequence`. `first` is its first
+    /// token.
     pub fn new(p: &BwdParams, sequence: Sequence<'a, T>, first: usize, kv_head: usize, scratch: *mut f32) -> Self {
         let head = first * sequence.heads + kv_head * sequence.group();
         let row = |address: u64| (address as *mut T).wrapping_add(head * sequence.head_dim);
@@ -94,24 +94,24 @@ impl<'a, T> Gradient<'a, T> {
     }
 }
 
-/// The queries of one sequence that see some of a block's keys.
+/// The queries of one sequence that see keys of a block.
 pub struct Visit<'a, T> {
     /// The sequence of the queries.
     pub gradient: Gradient<'a, T>,
-    /// First key of the block that the sequence sees.
+    /// Index in the block of the first key that the sequence sees.
     pub first: usize,
-    /// Number of keys of the block that it sees.
+    /// Number of keys of the block that the sequence sees.
     pub keys: usize,
-    /// Index of that first key among the sequence's keys.
+    /// Index of the first of these keys among all keys of the sequence.
     pub start: usize,
 }
 
-/// Number of elements of working memory that a task needs.
+/// Returns the number of f32 elements of working memory that a task needs.
 pub const fn scratch_len(head_dim: usize) -> usize {
     7 * KEYS * round_up(head_dim) + 2 * ROWS * KEYS
 }
 
-/// Working memory of a task; `d` is head_dim rounded up to whole vectors.
+/// Working memory of a task. `d` is head_dim rounded up to a multiple of the vector width.
 struct Scratch {
     /// Transposed keys, `[d, KEYS]`.
     k_t: *mut f32,
@@ -123,7 +123,7 @@ struct Scratch {
     q: *mut f32,
     /// Gradients of the output, `[ROWS, d]`.
     d_o: *mut f32,
-    /// Gradients being summed, `[64, d]` each.
+    /// Partial sums of dk and dv, or of dq, `[64, d]` each.
     sums: [*mut f32; 2],
     /// Probabilities, `[ROWS, KEYS]`.
     p: *mut f32,
@@ -147,14 +147,15 @@ impl Scratch {
     }
 }
 
-/// The factor 1 for every row, for products that only add to their result.
+/// A factor of 1 for every row: the product is then added to the old result.
 static ONES: [f32; 64] = [1.0; 64];
 
-/// Computes dk and dv of a block of the sequence's own keys, from the given key on, over all visits in order.
+/// A task that computes dk and dv of a block of keys. Its fields are the arrays of the keys' sequence, the index of
+/// the first key, and all visits in order.
 pub struct Keys<'a, T>(pub &'a Gradient<'a, T>, pub usize, pub &'a [Visit<'a, T>]);
 
 /// # Safety
-/// The gradient's addresses cover its sequence; its scratch has [`scratch_len`] elements.
+/// The pointers of all [`Gradient`]s cover their sequences; the scratch has [`scratch_len`] elements.
 impl<T: Element> Work for Keys<'_, T> {
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
@@ -202,11 +203,11 @@ impl<T: Element> Work for Keys<'_, T> {
     }
 }
 
-/// Computes dq of 64 rows from the given row on.
+/// A task that computes dq of 64 query rows of a sequence, from the given row on.
 pub struct Queries<'a, T>(pub &'a Gradient<'a, T>, pub usize);
 
 /// # Safety
-/// The gradient's addresses cover its sequence; its scratch has [`scratch_len`] elements.
+/// The pointers of the [`Gradient`] cover its sequence; its scratch has [`scratch_len`] elements.
 impl<T: Element> Work for Queries<'_, T> {
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
@@ -280,8 +281,8 @@ unsafe fn load_rows<V: Vector, T: Element>(g: &Gradient<'_, T>, row: usize, rows
     }
 }
 
-/// Computes the probabilities and the gradients of the scores of some rows and keys; both are zero where a row does
-/// not see a key.
+/// Computes the probabilities and the gradients of the scores for some rows and keys. Both are 0 where a row does not
+/// see a key.
 #[inline(always)]
 unsafe fn scores<V: Vector, T: Element>(
     g: &Gradient<'_, T>,

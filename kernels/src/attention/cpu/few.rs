@@ -1,5 +1,5 @@
-//! Scores of up to four rows, as in decoding: a block of keys is used once, so it is transposed in registers and not
-//! stored.
+//! Scores of one to four query rows, as in decoding. A block of keys is then used only once, so it is transposed in
+//! registers and not stored.
 #![allow(unsafe_code)]
 #![allow(unsafe_op_in_unsafe_fn)]
 
@@ -7,7 +7,7 @@ use super::forward::{KEYS, Sequence};
 use super::vector::{LANES, Vector};
 use crate::Element;
 
-/// Computes the products of `R` query rows with the keys of a block, summed in the order of
+/// Multiplies `R` query rows by the keys of a block. Sums have the same order as those of
 /// [`Product`](super::product::Product).
 #[inline(always)]
 pub unsafe fn few_scores<V: Vector, T: Element, const R: usize>(

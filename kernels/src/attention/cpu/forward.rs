@@ -1,10 +1,10 @@
 //! Forward attention of a tile of query rows of one key head over the keys of their sequence.
 //!
-//! The rows of a tile are pairs (position, head of the group): all query heads that share a key head use its keys
-//! together. The order of each row's arithmetic does not depend on the tile:
+//! The rows of a tile are pairs (position, query head): all query heads that share a key head use its keys together.
+//! The order of each row's arithmetic does not depend on the tile:
 //!
 //! ```text
-//! for each segment of 512 keys:                                # decoding gives segments of one sequence to different threads
+//! for each segment of 512 keys:                # when decoding, threads share the segments of a sequence
 //!   part = empty
 //!   for each block of 64 keys: scores = q k^T; part = online softmax of (part, scores); part.o += p v
 //!   total = merge(total, part)
@@ -18,36 +18,39 @@ use super::product::Product;
 use super::vector::{LANES, Vector, Work};
 use crate::{DType, Element};
 
-/// Keys of a block; equals the block size of the paged cache.
+/// Number of keys of a block; also the block size of the KV cache.
 pub const KEYS: usize = 64;
-/// Keys of a segment.
+/// Number of keys of a segment.
 pub const SEGMENT: usize = 8 * KEYS;
-/// Query rows of a tile.
+/// Maximum number of query rows of a tile.
 pub const TILE: usize = 128;
-/// Rows whose scores are held at a time: enough to make the repeated reads of a block of keys and values cheap.
+/// Number of rows whose scores are computed at a time. Each group of rows reads the block of keys and values again;
+/// with 32 rows these reads are cheap.
 const ROWS: usize = 32;
-/// Up to this many rows, as in decoding, keys are transposed in registers and not stored, because a block is used once.
+/// Up to this number of query rows, as in decoding, a block of keys is used once: it is transposed in registers and
+/// not stored.
 const FEW: usize = 4;
 
-/// The arrays of one sequence for one key head.
+/// The arrays of one sequence and key head.
 pub struct Sequence<'a, T> {
-    /// Query of the first new token in the first head of the group.
+    /// Query of the first new token, for the first query head that uses the key head.
     pub q: *const T,
-    /// Output of the first new token in the first head of the group.
+    /// Output of the first new token, for the first query head that uses the key head.
     pub o: *mut T,
-    /// Log-sum-exp of the first new token in the first head of the group; may be null.
+    /// Log-sum-exp of the first new token, for the first query head that uses the key head; may be null.
     pub lse: *mut f32,
     /// Keys of the key head.
     pub k: *const T,
     /// Values of the key head.
     pub v: *const T,
-    /// Block table of a paged cache and the tokens of a page, a multiple of [`LANES`]; None if the keys are contiguous.
+    /// Block table of a paged KV cache, and the number of tokens of its pages, a multiple of [`LANES`]. `None` if the
+    /// keys are contiguous.
     pub table: Option<(&'a [i32], usize)>,
     /// Number of new tokens.
     pub queries: usize,
     /// Number of keys, including those of the new tokens.
     pub keys: usize,
-    /// Whether a query sees only the keys up to its own.
+    /// Whether a query sees only the keys up to its own position.
     pub causal: bool,
     pub heads: usize,
     pub kv_heads: usize,
@@ -61,45 +64,45 @@ impl<T> Sequence<'_, T> {
         self.heads / self.kv_heads
     }
 
-    /// Number of query rows.
+    /// Returns the number of query rows: new tokens times query heads of the group.
     pub fn rows(&self) -> usize {
         self.queries * self.group()
     }
 
-    /// Number of keys that row `row` sees.
+    /// Returns the number of keys that row `row` sees.
     pub fn limit(&self, row: usize) -> usize {
         if self.causal { self.keys - self.queries + row / self.group() + 1 } else { self.keys }
     }
 
-    /// First row that sees key `key`.
+    /// Returns the first row that sees key `key`.
     pub fn first_row(&self, key: usize) -> usize {
         if self.causal { (key + self.queries).saturating_sub(self.keys) * self.group() } else { 0 }
     }
 
-    /// Index of a row's head in `q` and `o`, relative to their start.
+    /// Returns the index of a row's head in `q` and `o`, relative to the sequence's first.
     pub fn head_index(&self, row: usize) -> usize {
         row / self.group() * self.heads + row % self.group()
     }
 
-    /// Index of the first element of key `key`, a multiple of [`LANES`], in `k` and `v`; the next [`LANES`] keys are
-    /// contiguous.
+    /// Returns the index of the first element of key `key` in `k` and `v`. `key` is a multiple of [`LANES`]; it and
+    /// the next [`LANES`] - 1 keys are [`Self::key_stride`] elements apart.
     pub fn key(&self, key: usize) -> usize {
         let slot = self.table.map_or(key, |(table, page)| table[key / page] as usize * page + key % page);
         slot * self.key_stride()
     }
 
-    /// Elements from one key to the next.
+    /// Returns the number of elements from one key to the next.
     pub fn key_stride(&self) -> usize {
         self.kv_heads * self.head_dim
     }
 
-    /// Whether the keys of a block are contiguous.
+    /// Tells whether the keys of each block are contiguous in memory.
     fn runs(&self) -> bool {
         self.table.is_none_or(|(_, page)| page.is_multiple_of(KEYS))
     }
 }
 
-/// A range of rows of a sequence.
+/// A range of query rows of a sequence.
 pub struct Tile<'a, T> {
     pub sequence: &'a Sequence<'a, T>,
     pub first: usize,
@@ -107,24 +110,24 @@ pub struct Tile<'a, T> {
 }
 
 impl<T> Tile<'_, T> {
-    /// Number of keys that the last row sees, which sees the most.
+    /// Returns the number of keys that the tile's last row sees, which is the maximum.
     pub fn keys(&self) -> usize {
         self.sequence.limit(self.first + self.rows - 1)
     }
 
-    /// Number of segments of these keys.
+    /// Returns the number of segments of the keys that the tile sees.
     pub fn segments(&self) -> usize {
         self.keys().div_ceil(SEGMENT)
     }
 }
 
-/// Rounds `n` up to whole vectors.
+/// Rounds `n` up to a multiple of the vector width.
 pub const fn round_up(n: usize) -> usize {
     n.next_multiple_of(LANES)
 }
 
-/// State of a tile's online softmax: for each row an output that is not divided yet, sixteen partial sums of
-/// exponentials, a maximum.
+/// State of the online softmax of a tile's rows. Each row has an output that is not yet divided by its sum, sixteen
+/// partial sums of exponentials, and a maximum.
 #[derive(Clone, Copy)]
 pub struct State {
     o: *mut f32,
@@ -133,13 +136,13 @@ pub struct State {
 }
 
 impl State {
-    /// Number of elements of the state of `rows` rows.
+    /// Returns the number of f32 elements that the state of `rows` rows needs.
     pub const fn len(rows: usize, head_dim: usize) -> usize {
-        // Maxima are read `ROWS` at a time from any row.
+        // `ROWS` maxima are read at a time, from any row on.
         rows * (round_up(head_dim) + LANES) + round_up(rows) + ROWS
     }
 
-    /// The state at `p`.
+    /// Makes the state of `rows` rows in the memory at `p`.
     ///
     /// # Safety
     /// There are [`State::len`] elements at `p`.
@@ -162,7 +165,7 @@ struct Scratch {
     rest: *mut f32,
 }
 
-/// Number of elements of working memory that a tile needs.
+/// Returns the number of f32 elements of working memory that a tile needs.
 pub const fn scratch_len(rows: usize, head_dim: usize) -> usize {
     round_up(rows * head_dim) + 2 * KEYS * round_up(head_dim) + ROWS * KEYS + 2 * State::len(rows, head_dim)
 }
@@ -176,7 +179,7 @@ impl Scratch {
     }
 }
 
-/// Computes a whole tile, from queries to output.
+/// A task that computes a whole tile, from queries to output, with the given working memory.
 pub struct Whole<'a, T>(pub &'a Tile<'a, T>, pub *mut f32);
 
 /// # Safety
@@ -201,7 +204,7 @@ impl<T: Element> Work for Whole<'_, T> {
     }
 }
 
-/// Computes one segment of a tile and leaves its state for [`Combine`].
+/// A task that computes segment `index` of a tile and leaves its state for [`Combine`].
 pub struct Part<'a, T> {
     pub tile: &'a Tile<'a, T>,
     pub index: usize,
@@ -223,11 +226,11 @@ impl<T: Element> Work for Part<'_, T> {
     }
 }
 
-/// Merges the states of a tile's segments, which are contiguous, and writes the output.
+/// A task that merges the states of a tile's segments, which are adjacent in memory, and writes the output.
 pub struct Combine<'a, T>(pub &'a Tile<'a, T>, pub *mut f32);
 
 /// # Safety
-/// Every segment's state was filled by [`Part`].
+/// A [`Part`] task has filled the state of every segment.
 impl<T: Element> Work for Combine<'_, T> {
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
@@ -242,8 +245,8 @@ impl<T: Element> Work for Combine<'_, T> {
     }
 }
 
-/// Prefetches the block of keys and values from `start` on, if the tile needs it. The rows of a head are far apart,
-/// so hardware prefetchers do not find them.
+/// Prefetches the block of keys and values from key `start` on, if the tile needs it. The keys of one head are far
+/// apart in memory, so hardware prefetchers do not find them.
 #[inline(always)]
 unsafe fn prefetch<V: Vector, T: Element>(tile: &Tile<'_, T>, start: usize) {
     let s = tile.sequence;
@@ -267,7 +270,7 @@ unsafe fn load_queries<T: Element>(tile: &Tile<'_, T>, scratch: &Scratch) {
     }
 }
 
-/// Widens a row to f32.
+/// Copies `len` elements and converts them to f32.
 #[inline(always)]
 pub unsafe fn load_row<T: Element>(from: *const T, len: usize, to: *mut f32) {
     for c in 0..len {
@@ -275,7 +278,7 @@ pub unsafe fn load_row<T: Element>(from: *const T, len: usize, to: *mut f32) {
     }
 }
 
-/// Rounds a row to T and stores it.
+/// Rounds `len` elements to T and stores them.
 #[inline(always)]
 pub unsafe fn store_row<T: Element>(from: *const f32, len: usize, to: *mut T) {
     for c in 0..len {
@@ -283,8 +286,7 @@ pub unsafe fn store_row<T: Element>(from: *const f32, len: usize, to: *mut T) {
     }
 }
 
-/// Copies `rows` rows of `d` elements, `stride` elements apart, to f32 rows of whole vectors, `[rows, round_up(d)]`,
-/// with zeros at the end.
+/// Copies `rows` rows of `d` elements, `stride` elements apart, to f32 rows `[rows, round_up(d)]` that end in zeros.
 #[inline(always)]
 pub unsafe fn load_padded<V: Vector, T: Element>(from: *const T, stride: usize, rows: usize, d: usize, to: *mut f32) {
     for j in 0..rows {
@@ -295,8 +297,8 @@ pub unsafe fn load_padded<V: Vector, T: Element>(from: *const T, stride: usize, 
     }
 }
 
-/// Transposes `rows` rows (at most 64) of `d` elements, `stride` elements apart, into columns of `[d, KEYS]`. Further
-/// columns are undefined.
+/// Transposes `rows` rows (at most 64) of `d` elements, `stride` elements apart, into an array `[d, KEYS]`. Columns
+/// from `rows` on are undefined.
 #[inline(always)]
 pub unsafe fn load_transposed<V: Vector, T: Element>(
     from: *const T,
@@ -323,7 +325,7 @@ pub unsafe fn load_transposed<V: Vector, T: Element>(
     }
 }
 
-/// Computes the state over the keys of segment `index` for all rows that see any of them.
+/// Computes the softmax state over the keys of segment `index`, for all rows of the tile that see any of them.
 #[inline(always)]
 unsafe fn segment<V: Vector, T: Element>(tile: &Tile<'_, T>, index: usize, state: State, scratch: &Scratch) {
     let s = tile.sequence;
@@ -392,7 +394,8 @@ unsafe fn segment<V: Vector, T: Element>(tile: &Tile<'_, T>, index: usize, state
     }
 }
 
-/// Address and row stride of a block's values in f32: in place if whole vectors can be read there, else of a copy.
+/// Returns the address and row stride of a block's values in f32: in place if whole vectors can be read there,
+/// otherwise of a copy.
 #[inline(always)]
 unsafe fn values<V: Vector, T: Element>(
     s: &Sequence<'_, T>,
@@ -411,8 +414,8 @@ unsafe fn values<V: Vector, T: Element>(
     (copy, padded)
 }
 
-/// Turns the products q k^T of some rows into probabilities relative to their new maxima. Returns the factors that
-/// rescale what was summed with the old maxima.
+/// Replaces the products q k^T of some rows by probabilities relative to the rows' new maxima. Returns for each row
+/// the factor that rescales what was summed with the old maximum.
 #[inline(always)]
 unsafe fn softmax<V: Vector>(limits: &[usize], scale: f32, state: State, row: usize, scores: *mut f32) -> [f32; ROWS] {
     let mut row_maxes = [f32::NEG_INFINITY; ROWS];
@@ -466,7 +469,7 @@ unsafe fn softmax<V: Vector>(limits: &[usize], scale: f32, state: State, row: us
     alpha
 }
 
-/// Merges the state of segment `index` into the total of the segments before it.
+/// Merges the state of segment `index` into `total`, the state of the segments before it.
 #[inline(always)]
 unsafe fn merge<V: Vector, T>(tile: &Tile<'_, T>, index: usize, total: State, part: State) {
     let padded = round_up(tile.sequence.head_dim);
@@ -485,7 +488,7 @@ unsafe fn merge<V: Vector, T>(tile: &Tile<'_, T>, index: usize, total: State, pa
     }
 }
 
-/// Divides the outputs by their sums and stores them.
+/// Divides each row's output by its sum of exponentials and stores output and log-sum-exp.
 #[inline(always)]
 unsafe fn finish<V: Vector, T: Element>(tile: &Tile<'_, T>, state: State) {
     let s = tile.sequence;

@@ -1,9 +1,9 @@
 //! Attention on device `cpu`: splits a launch into tasks for the thread team.
 //!
-//! Forward, a task is a tile of query rows of one key head ([`forward`]); with few tiles, as in decoding, a task is
-//! one segment of 512 keys of a tile, and a second pass merges the segments. Backward, a task is a block of 64 keys
-//! or a chunk of 64 query rows ([`backward`]). All products are [`product`], written once for every instruction set
-//! of [`vector`].
+//! A forward task computes a tile of query rows of one key head ([`forward`]). If there are few tiles, as in
+//! decoding, a task computes one segment of 512 keys of a tile, and a second pass merges the segments. A backward
+//! task computes the gradients of a block of 64 keys or of a chunk of 64 query rows ([`backward`]). All matrix
+//! products use [`product`], which is written once for every instruction set of [`vector`].
 #![allow(unsafe_code)]
 
 mod backward;
@@ -24,17 +24,17 @@ use std::ptr::null_mut;
 use std::sync::OnceLock;
 use vector::{LANES, dispatch};
 
-/// A cache line: the unit of working memory, so that no vector straddles two lines.
+/// A cache line, the unit of working memory: no vector then crosses a line's end.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 struct Line([f32; LANES]);
 
 thread_local! {
-    /// Working memory that a thread keeps between tasks.
+    /// Working memory that each thread keeps between tasks.
     static SCRATCH: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Calls `f` with at least `len` elements of this thread's working memory.
+/// Calls `f` with the address of at least `len` f32 of this thread's working memory.
 fn with_scratch(len: usize, f: impl FnOnce(*mut f32)) {
     SCRATCH.with_borrow_mut(|lines| {
         if lines.len() * LANES < len {
@@ -44,27 +44,28 @@ fn with_scratch(len: usize, f: impl FnOnce(*mut f32)) {
     });
 }
 
-/// The start of an array in which each task writes a range of its own.
+/// The start of an array in which each task accesses a range of its own.
 #[derive(Clone, Copy)]
 struct Shared(*mut f32);
 
-// SAFETY: every task adds an offset of its own before it writes.
+// SAFETY: every task accesses only its own range.
 unsafe impl Send for Shared {}
-// SAFETY: as above.
+// SAFETY: every task accesses only its own range.
 unsafe impl Sync for Shared {}
 
 impl Shared {
-    /// The address `offset` elements further on.
+    /// Returns the address `offset` elements after the start.
     fn at(self, offset: usize) -> *mut f32 {
         self.0.wrapping_add(offset)
     }
 }
 
-/// Computes the outputs of `seqs` sequences; `sequence(index, key head)` describes each of them.
+/// Computes the outputs of `seqs` sequences. `sequence(index, key head)` returns the arrays of one sequence and key
+/// head.
 ///
 /// # Safety
-/// The machine supports `isa`; the pointers of every sequence cover its rows and keys; outputs of sequences do not
-/// overlap.
+/// The machine supports `isa`; the pointers of every sequence cover its rows and keys; the outputs of different
+/// sequences do not overlap.
 pub(crate) unsafe fn rows<'a, T: Element>(
     isa: Isa,
     team: &Team,
@@ -73,7 +74,7 @@ pub(crate) unsafe fn rows<'a, T: Element>(
     sequence: impl Fn(usize, usize) -> Sequence<'a, T> + Sync,
 ) {
     let rows: Vec<usize> = (0..seqs).map(|seq| sequence(seq, 0).rows()).collect();
-    // Every tile loads its keys again, so large tiles are better as long as every thread gets some.
+    // Every tile loads its keys again, so larger tiles are better while there are enough of them for all threads.
     let (mut height, all) = (TILE, rows.iter().sum::<usize>() * kv_heads);
     while height > TILE / 8 && all / height < 4 * team.threads() {
         height /= 2;
@@ -82,7 +83,8 @@ pub(crate) unsafe fn rows<'a, T: Element>(
     for (seq, rows) in rows.into_iter().enumerate() {
         tiles.extend((0..rows).step_by(height).map(|first| (seq, first, height.min(rows - first))));
     }
-    // The last tiles of a causal sequence are the longest: they run first, so that no thread ends late.
+    // The last tiles of a causal sequence take longest. They run first, so that all threads end at about the same
+    // time.
     tiles.reverse();
     let tasks = tiles.len() * kv_heads;
     let mut parts = Vec::new();
@@ -104,7 +106,7 @@ pub(crate) unsafe fn rows<'a, T: Element>(
             let s = sequence(seq, task % kv_heads);
             with_scratch(forward::scratch_len(rows, s.head_dim), |scratch| {
                 let tile = Tile { sequence: &s, first, rows };
-                // SAFETY: the caller guarantees it (see the function's safety section); tiles do not overlap.
+                // SAFETY: the sequence's pointers cover its rows and keys; tiles do not overlap.
                 unsafe { dispatch(isa, Whole(&tile, scratch)) }
             });
         });
@@ -121,7 +123,7 @@ pub(crate) unsafe fn rows<'a, T: Element>(
         let s = sequence(seq, task % kv_heads);
         with_scratch(forward::scratch_len(rows, s.head_dim), |scratch| {
             let tile = Tile { sequence: &s, first, rows };
-            // SAFETY: the caller guarantees it (see the function's safety section); every part has a state of its own.
+            // SAFETY: the sequence's pointers cover its rows and keys; every part has a state of its own.
             unsafe { dispatch(isa, Part { tile: &tile, index, state: states.at(offset), scratch }) }
         });
     });
@@ -132,8 +134,8 @@ pub(crate) unsafe fn rows<'a, T: Element>(
         let (seq, first, rows) = tiles[task / kv_heads];
         let s = sequence(seq, task % kv_heads);
         let tile = Tile { sequence: &s, first, rows };
-        // SAFETY: the caller guarantees it (see the function's safety section); the parts of a tile lie one after the
-        // other from `offset` on.
+        // SAFETY: the sequence's pointers cover its rows; the parts of a tile are adjacent from `offset` on, and were
+        // filled above.
         unsafe { dispatch(isa, Combine(&tile, states.at(offset))) }
     });
 }
@@ -141,7 +143,7 @@ pub(crate) unsafe fn rows<'a, T: Element>(
 /// # Safety
 /// Every address in [`FwdParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: the addresses are valid as `FwdParams` documents; `isa` returns an instruction set of this machine.
     unsafe { fwd_on::<T>(isa(), p, team) }
 }
 
@@ -150,18 +152,18 @@ pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
 /// # Safety
 /// The machine supports `isa`; the addresses cover what [`FwdParams`] says.
 pub unsafe fn fwd_on<T: Element>(isa: Isa, p: &FwdParams, team: &Team) {
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: the addresses are valid as `FwdParams` documents.
     let packed = unsafe { Packed::<T>::new(p, team) };
-    // SAFETY: the caller guarantees it (see the function's safety section); `Packed::new` has checked the ranges.
+    // SAFETY: the addresses cover what `FwdParams` documents, and `Packed::new` has checked the token ranges.
     unsafe { rows(isa, team, p.seqs as usize, p.kv_heads as usize, |seq, kv_head| packed.sequence(seq, kv_head)) }
 }
 
-/// The sequences of a launch.
+/// The sequences of a launch over a packed batch.
 struct Packed<'a, T> {
     p: &'a FwdParams,
-    /// First token and number of tokens of each sequence, and of its prefix.
+    /// For each sequence: (first token, number of tokens) of its own tokens, then of its prefix.
     ranges: Vec<[(usize, usize); 2]>,
-    /// Copies of the keys and values of sequences with a prefix: the prefix's, then their own.
+    /// For each sequence with a prefix: copies of its keys and of its values, those of the prefix first.
     joined: Vec<OnceLock<[Vec<T>; 2]>>,
 }
 
@@ -171,11 +173,11 @@ impl<'a, T: Element> Packed<'a, T> {
     unsafe fn new(p: &'a FwdParams, team: &Team) -> Self {
         let (tokens, seqs) = (p.tokens as usize, p.seqs as usize);
         let row = p.kv_heads as usize * p.head_dim as usize;
-        // SAFETY: the caller guarantees it (see the function's safety section).
+        // SAFETY: cu_seqlens has `[seqs + 1]` i32; k and v have `[tokens, kv_heads, head_dim]` elements of T.
         let (cu, k, v) = unsafe {
             (slice::<i32>(p.cu_seqlens, seqs + 1), slice::<T>(p.k, tokens * row), slice::<T>(p.v, tokens * row))
         };
-        // SAFETY: the caller guarantees it (see the function's safety section).
+        // SAFETY: prefix is null or has `[seqs, 2]` i32.
         let prefix = if p.prefix.is_null() { &[] } else { unsafe { slice::<i32>(p.prefix, 2 * seqs) } };
         let mut ranges = Vec::new();
         for seq in 0..seqs {
@@ -199,7 +201,7 @@ impl<'a, T: Element> Packed<'a, T> {
         Packed { p, ranges, joined }
     }
 
-    /// The arrays of sequence `seq` for key head `kv_head`.
+    /// Returns the arrays of sequence `seq` and key head `kv_head`.
     fn sequence(&self, seq: usize, kv_head: usize) -> Sequence<'_, T> {
         let p = self.p;
         let (heads, kv_heads, d) = (p.heads as usize, p.kv_heads as usize, p.head_dim as usize);
@@ -227,9 +229,9 @@ impl<'a, T: Element> Packed<'a, T> {
         }
     }
 
-    /// The sequences that see keys start .. start + [`KEYS`] of sequence `seq`, in ascending order, each as
-    /// (sequence, first of these keys that it sees, number of keys, index of that first key among the sequence's
-    /// keys).
+    /// Returns the sequences that see any of the keys start .. start + [`KEYS`] of sequence `seq`, in ascending
+    /// order, as (sequence, first of these keys that it sees, number of keys that it sees, index of the first among
+    /// all its keys).
     fn visits(&self, seq: usize, start: usize) -> Vec<(usize, usize, usize, usize)> {
         let [(first, len), _] = self.ranges[seq];
         let (token, keys) = (first + start, KEYS.min(len - start));
@@ -250,7 +252,7 @@ impl<'a, T: Element> Packed<'a, T> {
 /// # Safety
 /// Every address in [`BwdParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: the addresses are valid as `BwdParams` documents; `isa` returns an instruction set of this machine.
     unsafe { bwd_on::<T>(isa(), p, team) }
 }
 
@@ -261,17 +263,17 @@ pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
 pub unsafe fn bwd_on<T: Element>(isa: Isa, p: &BwdParams, team: &Team) {
     let (seqs, kv_heads) = (p.seqs as usize, p.kv_heads as usize);
     let forward = p.forward();
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: the addresses are valid as `BwdParams` documents.
     let packed = unsafe { Packed::<T>::new(&forward, team) };
-    // Tokens outside every sequence have no output.
+    // Tokens outside every sequence have no output, and so no delta.
     let rows = packed.ranges.last().map_or(0, |r| r[0].0 + r[0].1) * p.heads as usize;
     team.run(rows.div_ceil(backward::DELTA_ROWS), |task| {
         let first = task * backward::DELTA_ROWS;
         let rows = backward::DELTA_ROWS.min(rows - first);
-        // SAFETY: the caller guarantees it (see the function's safety section); the rows of tasks do not overlap.
+        // SAFETY: o, d_o and delta cover the rows; tasks have different rows.
         unsafe { dispatch(isa, Deltas::<T>::new(p, first, rows)) }
     });
-    // Tasks of both kinds run together: (sequence, first key or query row, whether it is a task of queries).
+    // Tasks of both kinds run together: (sequence, first key or query row, true for query rows).
     let group = p.heads as usize / kv_heads;
     let mut items = Vec::new();
     for seq in 0..seqs {
@@ -284,7 +286,7 @@ pub unsafe fn bwd_on<T: Element>(isa: Isa, p: &BwdParams, team: &Team) {
         with_scratch(backward::scratch_len(p.head_dim as usize), |scratch| {
             let gradient =
                 |seq: usize| Gradient::new(p, packed.sequence(seq, kv_head), packed.ranges[seq][0].0, kv_head, scratch);
-            // SAFETY: the caller guarantees it (see the function's safety section); tasks write different keys or rows.
+            // SAFETY: the addresses are valid as `BwdParams` documents; tasks write different keys or rows.
             unsafe {
                 if queries {
                     dispatch(isa, Queries(&gradient(seq), at));

@@ -1,13 +1,14 @@
-//! The small matrix product that computes scores, outputs and gradients of attention.
+//! The small matrix product that computes scores, outputs and gradients in attention on device `cpu`.
 #![allow(unsafe_code)]
 #![allow(unsafe_op_in_unsafe_fn)]
-// The compiler keeps arrays of constant size in registers only if loops index them.
+// The compiler keeps arrays of constant size in registers only if loops access them by index.
 #![allow(clippy::needless_range_loop)]
 
 use super::vector::{LANES, Vector, Work};
 
-/// A product `c = a b`, or `c = c * alpha + a b` with a factor for each row. The sum over the inner index starts at 0
-/// and ascends one step at a time, whatever the tiling, so bits do not depend on the instruction set's tile.
+/// A product `c = a b`, or `c = c * alpha + a b` with a factor for each row of `c`. The sum over the inner index
+/// starts at 0 and adds one product after the other in ascending order. So the bits do not depend on the tile size of
+/// the instruction set.
 pub struct Product {
     /// Number of rows of `a` and `c`.
     pub rows: usize,
@@ -15,14 +16,15 @@ pub struct Product {
     pub a: *const f32,
     pub a_row: usize,
     pub a_inner: usize,
-    /// The inner dimension, if `limits` is null.
+    /// The length of the sums, if `limits` is null.
     pub inner: usize,
-    /// An inner dimension for each row, not decreasing; beyond it neither `a` nor `b` is read for that row.
+    /// The length of the sums for each row, not decreasing; null if all rows have `inner`. For a row neither `a` nor
+    /// `b` is read beyond its limit.
     pub limits: *const usize,
-    /// Row `k` of `b` has `16 * cols` elements from `k * b_row` on.
+    /// Row `k` of `b` has `16 * cols` elements and begins at `k * b_row`.
     pub b: *const f32,
     pub b_row: usize,
-    /// Vectors in a row of `b` and `c`.
+    /// Number of 16-element vectors in a row of `b` and `c`.
     pub cols: usize,
     pub c: *mut f32,
     pub c_row: usize,
@@ -37,7 +39,7 @@ impl Work for &Product {
     unsafe fn run<V: Vector>(self) {
         let mut col = 0;
         while col < self.cols {
-            // Panels of about equal width: 6 vectors are faster as 3 + 3 than as 5 + 1.
+            // Divides the columns into panels of about equal width: 6 vectors are faster as 3 + 3 than as 5 + 1.
             let left = self.cols - col;
             let width = left.div_ceil(left.div_ceil(V::COLS));
             match width {
@@ -90,7 +92,7 @@ unsafe fn tile<V: Vector, const R: usize, const C: usize>(p: &Product, row: usiz
         a = a.add(p.a_inner);
         b = b.add(p.b_row);
     }
-    // The steps beyond the first row's limit, for the later rows only.
+    // The steps beyond the first row's limit concern later rows only.
     for k in common..limit(R - 1) {
         for r in 1..R {
             if k < limit(r) {

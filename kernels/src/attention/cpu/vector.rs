@@ -1,9 +1,9 @@
-//! A vector of sixteen f32 lanes on each instruction set, and [`dispatch`], which runs code that was compiled for one
-//! of them.
+//! A vector of sixteen f32 lanes for each instruction set, and [`dispatch`], which runs code compiled for one of
+//! them.
 //!
 //! Operations work lane by lane and round once, so a lane's result does not depend on its neighbours.
 #![allow(unsafe_code)]
-// All functions are unsafe for the reason that `Vector` documents.
+// All functions are unsafe, for the conditions that `Vector` documents.
 #![allow(unsafe_op_in_unsafe_fn)]
 
 use super::product::Product;
@@ -15,22 +15,23 @@ use std::arch::x86_64::*;
 /// Number of lanes of a vector.
 pub const LANES: usize = crate::simd::LANES;
 
-/// Sixteen f32 lanes.
+/// A vector of sixteen f32 lanes.
 ///
 /// # Safety
 /// The machine supports the implementing type's instruction set. A pointer argument covers sixteen elements, or
 /// `count` of them.
 pub trait Vector: Copy {
-    /// Rows of the largest product tile that fits into the registers.
+    /// Number of rows of the largest product tile that fits into the registers.
     const ROWS: usize;
-    /// Vectors in a row of the largest product tile.
+    /// Number of vectors in a row of the largest product tile.
     const COLS: usize;
-    /// Rows of a product tile of at most two vectors: enough independent sums to hide the latency of an addition.
+    /// Number of rows of product tiles that are one or two vectors wide. They need more rows to have enough
+    /// independent sums to hide the latency of an addition.
     const TALL: usize;
 
     unsafe fn splat(x: f32) -> Self;
     unsafe fn load(p: *const f32) -> Self;
-    /// Loads the first `count` (at most 16) elements at `p`, widened; the other lanes are zero.
+    /// Loads `count` (at most 16) elements at `p` and converts them to f32; the other lanes are 0.
     unsafe fn load_part<T: Element>(p: *const T, count: usize) -> Self;
     /// Prefetches the cache line at `p`, if the instruction set can.
     unsafe fn prefetch<T>(p: *const T);
@@ -42,15 +43,15 @@ pub trait Vector: Copy {
     unsafe fn max(self, b: Self) -> Self;
     /// `self * b + c`
     unsafe fn mul_add(self, b: Self, c: Self) -> Self;
-    /// Takes the first `count` lanes of `self` and the rest of `other`.
+    /// Returns the first `count` lanes of `self` and the other lanes of `other`.
     unsafe fn keep(self, count: usize, other: Self) -> Self;
-    /// `e^x` to about one unit in the last place for x up to 88; 0 below -105.
+    /// Returns `e^x` with an error of about 1 ulp for x up to 88; 0 below -105.
     unsafe fn exp(self) -> Self;
     unsafe fn max_lane(self) -> f32;
     unsafe fn sum(self) -> f32;
-    /// Transposes a 16 x 16 square.
+    /// Transposes a 16 x 16 matrix.
     unsafe fn transpose(rows: [Self; LANES]) -> [Self; LANES];
-    /// Runs a product that is compiled for this vector type.
+    /// Runs the code of a product that is compiled for this vector type.
     unsafe fn product(p: &Product);
 }
 
@@ -63,7 +64,7 @@ pub trait Work {
     unsafe fn run<V: Vector>(self);
 }
 
-/// Runs `work` with the vectors of `isa`.
+/// Runs `work` with the vector type of instruction set `isa`.
 ///
 /// # Safety
 /// The machine supports `isa`, and the conditions of the work hold.
@@ -89,14 +90,15 @@ unsafe fn enter_avx2<W: Work>(work: W) {
     work.run::<Avx2>();
 }
 
-// e^x = 2^n e^r with r = x - n ln 2, ln 2 in two parts; then Cephes' minimax polynomial for e^r.
+// Constants of e^x = 2^n e^r with r = x - n ln 2: the bounds of x, ln 2 in two parts, and the coefficients of Cephes'
+// minimax polynomial for e^r.
 const LOW: f32 = -110.0;
 const HIGH: f32 = 88.0;
 const LN2_HI: f32 = 0.693_359_4;
 const LN2_LO: f32 = -2.121_944_4e-4;
 const EXP: [f32; 6] = [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5e-1];
 
-/// Portable vectors for any machine.
+/// Portable vectors, for machines without AVX2.
 #[derive(Clone, Copy)]
 pub struct Plain([f32; LANES]);
 
@@ -124,7 +126,7 @@ impl Vector for Plain {
     unsafe fn load_part<T: Element>(p: *const T, count: usize) -> Self {
         let mut lanes = [0.0; LANES];
         if count == LANES {
-            // The common case, with a length that the compiler knows.
+            // In this common case the compiler knows the loop's length.
             for (i, lane) in lanes.iter_mut().enumerate() {
                 *lane = p.add(i).read().to_f32();
             }
@@ -163,7 +165,7 @@ impl Vector for Plain {
     }
     #[inline(always)]
     unsafe fn mul_add(self, b: Self, c: Self) -> Self {
-        // Multiplies and adds with two roundings, because a fused multiply-add would be a library call on this target.
+        // A fused multiply-add would be a library call on this target, so the product and the sum round separately.
         Plain(std::array::from_fn(|i| self.0[i] * b.0[i] + c.0[i]))
     }
     #[inline(always)]
@@ -206,7 +208,7 @@ impl Avx2 {
     }
     #[inline(always)]
     unsafe fn exp8(x: __m256) -> __m256 {
-        // max returns its second operand if one is NaN, so the operand order passes a NaN on.
+        // `max` and `min` return their second operand if one operand is NaN, so this order of operands keeps a NaN.
         let x = _mm256_min_ps(_mm256_set1_ps(HIGH), _mm256_max_ps(_mm256_set1_ps(LOW), x));
         let n = _mm256_mul_ps(x, _mm256_set1_ps(std::f32::consts::LOG2_E));
         let n = _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(n);
@@ -217,7 +219,7 @@ impl Avx2 {
             p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(*c));
         }
         let y = _mm256_add_ps(_mm256_fmadd_ps(_mm256_mul_ps(p, r), r, r), _mm256_set1_ps(1.0));
-        // 2^n as a product of two powers, because one f32 exponent cannot hold -159.
+        // Multiplies by 2^n as two powers of 2, because the exponent of one f32 cannot be as low as -159.
         let n = _mm256_cvtps_epi32(n);
         let half = _mm256_srai_epi32::<1>(n);
         let bias = _mm256_set1_epi32(127);
@@ -392,7 +394,7 @@ impl Vector for Avx512 {
     }
     #[inline(always)]
     unsafe fn exp(self) -> Self {
-        // max returns its second operand if one is NaN, so the operand order passes a NaN on.
+        // `max` returns its second operand if one operand is NaN, so this order of operands keeps a NaN.
         let x = _mm512_max_ps(_mm512_set1_ps(LOW), self.0);
         let n = _mm512_mul_ps(x, _mm512_set1_ps(std::f32::consts::LOG2_E));
         let n = _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(n);
@@ -424,7 +426,7 @@ impl Vector for Avx512 {
             a[i] = _mm512_unpacklo_ps(r[i].0, r[i + 1].0);
             a[i + 1] = _mm512_unpackhi_ps(r[i].0, r[i + 1].0);
         }
-        // Of four rows, b[i + k] gets columns k, 4 + k, 8 + k and 12 + k, one in each quarter of the register.
+        // From four rows, b[i + k] gets the columns k, 4 + k, 8 + k and 12 + k, one in each quarter of the register.
         for i in (0..LANES).step_by(4) {
             for k in 0..2 {
                 let (x, y) = (_mm512_castps_pd(a[i + k]), _mm512_castps_pd(a[i + k + 2]));

@@ -18,7 +18,7 @@ checks!(
     padding_rows_get_zeros_and_change_no_other_row,
 );
 
-/// Heads, sizes and element type of a model, and the instruction set to use.
+/// Heads, head size and element type of a model, and the instruction set that computes it on device `cpu`.
 #[derive(Clone, Copy, Debug)]
 struct Model {
     heads: usize,
@@ -70,7 +70,7 @@ fn bits(data: &Data) -> Vec<u32> {
     data.values().iter().map(|x| x.to_bits()).collect()
 }
 
-/// Bits of the packed causal forward pass ([`attention`]) of sequences.
+/// Returns the output bits of the packed causal forward pass ([`attention`]) over `sequences`.
 fn packed(model: &Model, sequences: &[&Tokens], threads: usize) -> Vec<u32> {
     let data = |f: fn(&Tokens) -> &Vec<f32>| {
         Data::new(model.dtype, &sequences.iter().flat_map(|s| f(s).iter().copied()).collect::<Vec<_>>())
@@ -101,7 +101,7 @@ fn packed(model: &Model, sequences: &[&Tokens], threads: usize) -> Vec<u32> {
         return bits(&o);
     }
     let team = Team::new(threads);
-    // SAFETY: the addresses are those of live arrays of the documented sizes; the machine has the instruction set.
+    // SAFETY: the addresses belong to live arrays of the documented sizes; the machine has the instruction set.
     unsafe {
         match model.dtype {
             F32 => attention::cpu::fwd_on::<f32>(model.isa, &params, &team),
@@ -111,8 +111,8 @@ fn packed(model: &Model, sequences: &[&Tokens], threads: usize) -> Vec<u32> {
     bits(&o)
 }
 
-/// Bits of one paged launch over sequences of (tokens, keys in the cache, how many of these are new), in a cache with
-/// pages in shuffled order and NaN in every slot without a key.
+/// Returns the output bits of one paged launch over sequences of (tokens, keys in the cache, how many of these are
+/// new). The cache has its pages in shuffled order and NaN in every slot without a key.
 fn paged(model: &Model, sequences: &[(&Tokens, usize, usize)], threads: usize, seed: usize) -> Vec<u32> {
     let (row, kv_row, page) = (model.row(), model.kv_row(), 16 << (seed % 5));
     let max_blocks = sequences.iter().map(|s| s.1.div_ceil(page)).max().unwrap_or(0) + seed % 2;
@@ -122,7 +122,7 @@ fn paged(model: &Model, sequences: &[(&Tokens, usize, usize)], threads: usize, s
     let mut q = Vec::new();
     for (n, &(tokens, keys, new)) in sequences.iter().enumerate() {
         for j in 0..keys {
-            // The number of blocks is odd, so twice the index plus a constant visits all of them.
+            // The number of blocks is odd, so that twice an index plus a constant reaches every block once.
             let block = (2 * (n * max_blocks + j / page) + seed) % blocks;
             tables[n * max_blocks + j / page] = block as i32;
             let at = (block * page + j % page) * kv_row;
@@ -165,7 +165,7 @@ fn paged(model: &Model, sequences: &[(&Tokens, usize, usize)], threads: usize, s
         return bits(&o);
     }
     let team = Team::new(threads);
-    // SAFETY: the addresses are those of live arrays of the documented sizes; the machine has the instruction set.
+    // SAFETY: the addresses belong to live arrays of the documented sizes; the machine has the instruction set.
     unsafe {
         match model.dtype {
             F32 => super::cpu::fwd_on::<f32>(model.isa, &params, &team),
@@ -179,10 +179,11 @@ fn values(bits: &[u32]) -> Vec<f32> {
     bits.iter().map(|&b| f32::from_bits(b)).collect()
 }
 
-/// Tolerance in f32, as a multiple of the error of one rounding: sums over the head and the keys, of large scores.
+/// Tolerance in f32, as a multiple of the error of one rounding. Outputs are sums over the head and the keys, with
+/// large scores.
 const OF_ONE_F32: f64 = 60.0;
 
-/// The formula's outputs of a sequence's last `new` tokens, with roundings and without.
+/// Returns the formula's outputs of a sequence's last `new` tokens: with a kernel's roundings, and exact.
 fn formulas(model: &Model, tokens: &Tokens, new: usize) -> [Vec<f64>; 2] {
     let case = Case {
         lengths: vec![tokens.len],
@@ -203,7 +204,7 @@ fn formulas(model: &Model, tokens: &Tokens, new: usize) -> [Vec<f64>; 2] {
 
 fn equals_the_formula() {
     let sizes = [
-        // (heads, key heads), head_dim, (keys, new tokens) of each sequence
+        // Per model: (query heads, key heads), head_dim, (keys, new tokens) of each sequence.
         ((4, 1), 128, vec![(130, 130), (65, 1), (0, 0), (64, 3)]),
         ((8, 1), 64, vec![(513, 1), (1, 1), (600, 5)]),
         ((14, 2), 80, vec![(70, 2), (17, 17)]),
@@ -244,7 +245,7 @@ fn a_prompt_cut_anyhow_gives_the_same_bits() {
             let want = packed(&model, &[&me], 1);
             let prefill = paged(&model, &[(&other, 40, 1), (&me, len, len)], 1, 3);
             assert!(prefill[row..] == want, "{model:?}: prefill");
-            // A second chunk, with and without a workspace, in other pages.
+            // Computes the second chunk of the prompt, with and without a workspace, in other pages.
             let cut = len / 2 + 3;
             for seed in [4, 6] {
                 let chunk = paged(&model, &[(&me, len, len - cut), (&other, 9, 9)], 1, seed);

@@ -12,7 +12,7 @@ fn models() -> impl Strategy<Value = Model> {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(30))]
-    /// Every way to compute a sequence has the bits of its packed forward pass alone on one thread.
+    /// However a sequence is computed, its outputs have the bits of its packed forward pass alone on one thread.
     #[test]
     fn packed_prefill_chunks_and_decode_agree_bit_for_bit(
         model in models(),
@@ -50,7 +50,7 @@ proptest! {
             prop_assert!(got[..new * row] == want[(end - new) * row..end * row], "chunk up to {end}");
         }
 
-        // Decode token by token: all tokens of a short sequence; of a long one those at the ends of blocks and
+        // Decodes token by token: all tokens of a short sequence; of a long one those at the ends of blocks and
         // segments.
         for keys in (1..=len).filter(|k| len < 70 || *k == len || (k + 1) % BLOCK <= 2) {
             let got = paged(&model, &[(&me, keys, 1)], threads, seed);

@@ -6,7 +6,7 @@ use crate::compare::{OF_ONE, assert_close, assert_rounded, close};
 
 checks!(equals_the_formula, gradients_equal_differences_of_the_formula, threads_and_other_pictures_change_nothing);
 
-/// The operands of a case.
+/// The operands of a test case.
 struct Given {
     q: Data,
     k: Data,
@@ -99,7 +99,7 @@ impl Given {
         Got { o: o.values(), lse, dq: dq.values(), dk: dk.values(), dv: dv.values() }
     }
 
-    /// The operands of one head of an image.
+    /// Returns the operands of one head of an image.
     fn head(&self, image: usize, head: usize) -> Head {
         let (d, row) = (self.case.head_dim, self.case.heads * self.case.head_dim);
         let tokens = self.cu_seqlens[image] as usize..self.cu_seqlens[image + 1] as usize;
@@ -167,7 +167,7 @@ fn gradients_equal_differences_of_the_formula() {
                     dv[at..at + d].copy_from_slice(v);
                 }
             });
-            // If one weight is almost 1, the terms of dq and dk cancel and only rounding errors remain.
+            // If one softmax weight is almost 1, the terms of dq and dk cancel and only rounding errors remain.
             let largest = |x: &Data| x.f64().iter().fold(0.0f64, |most, x| most.max(x.abs()));
             let term = largest(&given.v) * largest(&given.d_o) * d as f64 * largest(&given.k).max(largest(&given.q));
             for (name, got, want) in [("dq", &got.dq, &dq), ("dk", &got.dk, &dk)] {

@@ -1,4 +1,4 @@
-//! Checks of the CUDA kernels, on the simulator or on a GPU.
+//! Checks of the attention kernels in CUDA, on the simulator or on a GPU.
 
 use super::{Given, cases};
 use crate::DType::{BF16, F32};
@@ -40,16 +40,16 @@ fn equals_the_formula(dtype: DType) {
     }
 }
 
-/// Tolerance of o and of the gradients in f32, as a multiple of the error of one rounding. They are sums over the
-/// head and the keys, a gradient is a difference of two such sums, and a saturated softmax amplifies the rounding of
-/// its large scores.
+/// Returns the tolerances of o and of the gradients in f32, as multiples of the error of one rounding. Both are sums
+/// over the head and the keys, a gradient is the difference of two such sums, and a saturated softmax amplifies the
+/// rounding errors of its large scores.
 pub(super) fn of_one_f32(case: &Case) -> [f64; 2] {
     let saturated = f64::from(case.spread / 2.0).max(1.0);
     [20.0 * saturated, 300.0 * saturated]
 }
 
-/// Gradients with four times the errors of `with`. Another order of a row's delta moves the whole row, and a row with
-/// an outlier makes most of the error.
+/// Returns dq and dk with four times the errors of `with`, and dv unchanged. Another order of summation changes a row's
+/// delta, which moves the whole row, and rows with an outlier have most of the error.
 pub(super) fn with_other_deltas(with: [Vec<f64>; 3], exact: &[Vec<f64>; 3]) -> [Vec<f64>; 3] {
     let [dq, dk, dv] = with;
     let wide = |x: Vec<f64>, exact: &[f64]| x.iter().zip(exact).map(|(x, e)| e + 4.0 * (x - e)).collect();
@@ -96,7 +96,7 @@ pub(super) fn other_sequences_and_how_a_prefix_is_given_change_no_bit() {
             }
         }
         if case.prefix.is_empty() {
-            // A value that is not finite in the last sequence affects no other sequence.
+            // NaN and infinity in the last sequence affect no other sequence.
             let last = given.cu_seqlens[case.lengths.len() - 1] as usize;
             let poisoned = |data: &Data, row: usize| {
                 let mut values = data.values();

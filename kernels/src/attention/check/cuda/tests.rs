@@ -6,8 +6,8 @@ use crate::{Arch, Launch};
 use reel_sim::exec::ExecOptions;
 use reel_sim::memory::SimMemory;
 
-/// Counts the products of the last tile of a causal sequence of 8192 tokens, made as a prefix of 8128 tokens and 64
-/// own tokens, and of the first tile.
+/// Counts the operations of a causal sequence of 8192 tokens from its first tile of queries and its last: 64 tokens
+/// with a prefix of 8128 tokens.
 #[test]
 fn matrix_products_at_8k_are_the_useful_ones() {
     on_sim(|| {
@@ -40,7 +40,7 @@ fn matrix_products_at_8k_are_the_useful_ones() {
         };
         let (first, last) = (flops(0), flops(len - tile));
         let tiles = (len / tile) as f64;
-        // Tile t has t whole blocks of keys more than the first tile.
+        // Tile t processes t more whole blocks of keys than the first tile.
         let total = tiles * first + (last - first) / (tiles - 1.0) * tiles * (tiles - 1.0) / 2.0;
         let useful = 4.0 * head_dim as f64 * len as f64 * (len as f64 + 1.0) / 2.0;
         assert!(total >= useful && total <= 1.03 * useful, "{total} operations, {useful} of use");
@@ -85,17 +85,17 @@ fn shared_memory_has_no_bank_conflicts() {
     });
 }
 
-/// A GPU with this many multiprocessors and this much shared memory for a block of threads.
+/// Returns a GPU with this many multiprocessors and `kib` KiB of shared memory per block of threads.
 fn gpu(multiprocessors: u32, kib: u32) -> Arch {
     Arch { multiprocessors, shared_per_block: kib << 10, ..Arch::A100 }
 }
 
-/// A batch without prefixes.
+/// Returns a batch without prefixes.
 fn plain(lengths: &[usize], (heads, kv_heads): (usize, usize), head_dim: usize, causal: bool) -> Case {
     Case { lengths: lengths.to_vec(), heads, kv_heads, head_dim, causal, spread: 1.0, prefix: vec![] }
 }
 
-/// A backward launch with synthetic outputs of the forward pass.
+/// The operands of a backward launch. Its inputs from the forward pass, o and lse, are made up.
 struct Backward {
     given: Given,
     forward: [Data; 2],
@@ -117,7 +117,8 @@ impl Backward {
         self.given.bwd(&self.forward[0], &self.forward[1], &self.scratch, self.grads.each_ref())
     }
 
-    /// Runs the launch, asserts no findings and no bank conflicts, and returns its stages and the gradients.
+    /// Runs the launch on the simulator and returns its stages and the gradients. Asserts that there are no findings
+    /// and no bank conflicts.
     fn on(&self, arch: &Arch, params: &BwdParams, seed: u64) -> (Vec<SimulatedStage>, [Vec<u8>; 3]) {
         let Launch::Kernel(launch) = bwd(BF16, params, 0.0) else { unreachable!("it is no product") };
         let given = [&self.given.q, &self.given.k, &self.given.v, &self.given.d_o, &self.forward[0]];
@@ -145,7 +146,7 @@ impl Backward {
 }
 
 /// The gradients have the same bits with tiles of 64 and of 128 keys, with one resident block or many, and with a
-/// separate stage for dq. With one resident block, a block that waits for a later one would never end.
+/// separate stage for dq. With one resident block the launch would never end if a block waited for a later one.
 #[test]
 fn every_way_to_the_gradients_has_the_same_bits() {
     on_sim(|| {
@@ -179,8 +180,8 @@ fn every_way_to_the_gradients_has_the_same_bits() {
     });
 }
 
-/// Counts products of tiles on the diagonal and below it: sequences of two and of four tiles determine both, and a
-/// sequence of six tiles must agree. Runs with tiles of 64 and of 128 keys.
+/// Counts the operations of tiles on the diagonal and of tiles below it: sequences of two and of four tiles determine
+/// both, and a sequence of six tiles must agree. Runs with tiles of 64 and of 128 keys.
 #[test]
 fn the_gradient_does_the_useful_products_at_8k() {
     on_sim(|| {
@@ -199,7 +200,8 @@ fn the_gradient_does_the_useful_products_at_8k() {
                 stages.iter().map(|s| s.counters.total().matrix_flops as f64).sum()
             };
             let (two, four) = (flops(2), flops(4));
-            // Two tiles on the diagonal and one below; four and six.
+            // A sequence of two tiles has two tiles on the diagonal and one below it; one of four tiles has four and
+            // six.
             let below = (four - 2.0 * two) / 4.0;
             let diagonal = (two - below) / 2.0;
             assert_eq!(flops(6), 6.0 * diagonal + 15.0 * below);
@@ -212,8 +214,8 @@ fn the_gradient_does_the_useful_products_at_8k() {
     });
 }
 
-/// Counts the global traffic of the gradient beyond its operands: q and d_o are read once for each key tile that they
-/// see, and the sums of dq are read and written as often, except for the first and the last time.
+/// Counts the bytes that the gradient reads and writes. Beyond k, v, dk and dv these are q and d_o, once for each key
+/// tile, and the sums of dq, which each key tile but the first reads and each but the last writes.
 #[test]
 fn bytes_of_the_gradient_are_those_of_its_tiles() {
     on_sim(|| {
