@@ -1,11 +1,11 @@
-//! A fingerprint of the algorithms that computed a run's matrix products: two runs need the same one to have the same
-//! bits.
+//! A fingerprint of the algorithms that computed a run's matrix products. Two runs can only have the same bits if
+//! their fingerprints are equal.
 
 use crate::matmul::Matmul;
 use crate::{Addr, DType};
 use twox_hash::XxHash3_64;
 
-/// The properties of a product that its algorithm depends on.
+/// The properties of a matrix product that determine its algorithm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ProductShape {
     pub(super) sizes: [usize; 3],
@@ -18,7 +18,7 @@ pub struct ProductShape {
 }
 
 impl ProductShape {
-    /// The shape of a product.
+    /// Returns the shape of a matrix product.
     pub fn new(p: &Matmul) -> ProductShape {
         ProductShape {
             sizes: [p.m, p.n, p.k],
@@ -52,18 +52,18 @@ fn alignment(at: Addr) -> u32 {
     1 << at.0.trailing_zeros().min(8)
 }
 
-/// A summary of the algorithms chosen so far.
+/// A summary of the algorithms that products have used so far.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Algorithms {
-    /// Number of different shapes.
+    /// Number of different product shapes.
     pub count: usize,
-    /// A hash of all shapes with their algorithms, independent of their order.
+    /// A hash of all shapes with their algorithms; independent of the order.
     pub hash: u64,
 }
 
 impl Algorithms {
-    /// Summarises shapes and their algorithms: the words of `cublasLtMatmulAlgo_t`, which NVIDIA's manual allows to
-    /// store and use again with the same version of the library.
+    /// Summarises pairs of a shape and its algorithm. The eight numbers are those of `cublasLtMatmulAlgo_t`, which
+    /// NVIDIA's manual allows to store and use again with the same version of the library.
     pub fn new(chosen: impl IntoIterator<Item = (ProductShape, [u64; 8])>) -> Algorithms {
         let mut lines: Vec<String> =
             chosen.into_iter().map(|(shape, algorithm)| format!("{} {algorithm:016x?}\n", shape.words())).collect();
@@ -84,7 +84,7 @@ mod tests {
     }
 
     proptest! {
-        /// The order does not change the hash; any other shape, dtype, epilogue or algorithm does.
+        /// The order of the shapes does not change the hash; any other size, dtype, epilogue or algorithm does.
         #[test]
         fn a_fingerprint_is_of_the_set(
             sizes in prop::collection::vec((1u64..50, 1u64..50, 1u64..50, 0usize..6, any::<u64>()), 1..8),

@@ -1,4 +1,4 @@
-//! Allocates blocks within one growing address range: where buffers of a GPU lie.
+//! Decides where a GPU's buffers lie: allocates blocks within one address range that can grow.
 //!
 //! ```text
 //! alloc(bytes): cut the block from the smallest free range that holds it (the lowest of several)
@@ -6,13 +6,13 @@
 //! grow(bytes):  a free range is added at the end; the caller has mapped memory there
 //! ```
 //!
-//! So a step that allocates the same blocks in the same order gets the same offsets, and needs no driver call after the
-//! first step. All work runs on one stream, so a range can be allocated again as soon as it was freed.
+//! So a step that allocates the same blocks in the same order gets the same offsets, and needs no driver call after
+//! the first step. All work runs on one stream, so a range can be allocated again as soon as it was freed.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Alignment of sizes and addresses in bytes: what the widest access and tensor maps need, and enough for every
-/// algorithm of cuBLASLt.
+/// Alignment of sizes and addresses in bytes: that of the widest memory access and of tensor maps, and enough for
+/// every algorithm of cuBLASLt.
 pub const ALIGN: usize = 256;
 
 /// The free and allocated blocks of the range `0 .. end`.
@@ -28,7 +28,7 @@ pub struct Arena {
 }
 
 impl Arena {
-    /// An empty range.
+    /// Makes an arena whose range is empty.
     pub fn new() -> Arena {
         Arena::default()
     }
@@ -49,7 +49,8 @@ impl Arena {
         self.insert_free(start, bytes);
     }
 
-    /// Returns by how much the range must grow before `alloc(bytes)` succeeds; `None` if there is room.
+    /// Returns by how many bytes the range must grow before `alloc(bytes)` succeeds: 0 if there is room, `None` if
+    /// `bytes` is too large for any range.
     pub fn missing_bytes(&self, bytes: usize) -> Option<usize> {
         let size = rounded(bytes)?;
         if self.by_length.range((size, 0)..).next().is_some() {
@@ -71,7 +72,7 @@ impl Arena {
         Some(start)
     }
 
-    /// Frees the block at `start`; false if there is none.
+    /// Frees the block at `start`. Returns false if no block is allocated there.
     pub fn free(&mut self, start: usize) -> bool {
         let Some(length) = self.allocated.remove(&start) else { return false };
         self.insert_free(start, length);

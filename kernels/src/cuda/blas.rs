@@ -1,5 +1,5 @@
-//! Matrix products of a GPU behind the trait [`Blas`], implemented by cuBLASLt ([`super::cublaslt`]) and by the fake
-//! driver.
+//! The interface to matrix products on a GPU: the trait [`Blas`], implemented by cuBLASLt ([`super::cublaslt`]) and
+//! by the fake driver.
 
 use super::algorithms::Algorithms;
 use super::error::CudaError;
@@ -15,19 +15,19 @@ pub trait Blas: Send + Sync {
     /// Returns the library's name and version, such as `cuBLASLt 13.1.0`.
     fn version(&self) -> String;
 
-    /// Returns a summary of the algorithms used so far. The algorithm of a product is a function of its
-    /// [`ProductShape`], the GPU and the library.
+    /// Returns a summary of the algorithms used so far. The algorithm of a product depends on its [`ProductShape`],
+    /// the GPU and the library only.
     fn algorithms(&self) -> Algorithms;
 
-    /// Enqueues a product on the stream; m, n and k are above 0.
+    /// Enqueues a matrix product on the stream; m, n and k are at least 1.
     ///
     /// # Safety
-    /// The operands lie in memory of this GPU and have the sizes of the product. `workspace` has [`WORKSPACE`] bytes
+    /// The operands are in memory of this GPU and have the sizes of the product. `workspace` has [`WORKSPACE`] bytes
     /// that no work on another stream uses.
     unsafe fn product(&self, product: &Matmul, workspace: u64, stream: Stream) -> Result<(), CudaError>;
 }
 
-/// Returns a product with its shape for messages: `matmul_fwd [5, 7] of 9 bf16 x bf16 -> f32`.
+/// Returns a product as text for messages, such as `matmul_fwd [5, 7] over 9: bf16 x bf16 to f32`.
 pub fn describe(p: &Matmul) -> String {
     let bias = if p.bias.is_null() { "" } else { " + bias" };
     let old = if p.accumulate { " + c" } else { "" };

@@ -2,12 +2,12 @@
 //!
 //! reel's matrices are row-major, cuBLASLt's column-major: `C[m, n] = A · Bᵀ` is computed as `Cᵀ = B · Aᵀ`, so
 //! cuBLASLt's first operand is B, its second A, and a bias of n elements lies along its rows. The algorithm is the
-//! heuristic's first one for shape, dtypes, alignment and epilogue, so one GPU, driver and library give the same bits
-//! every time; partial sums are never added by atomics.
+//! first one that cuBLASLt's heuristic returns for shape, dtypes, alignment and epilogue. So one GPU, driver and
+//! library give the same bits every time; partial sums are never added by atomics.
 //!
-//! No binding crate is used because the library must be opened from a folder found at run time, ahead of an older one
-//! that the loader may know. Source: NVIDIA's cuBLAS manual 13.0, "Using the cuBLASLt API"; the constants are those
-//! of cublasLt.h and library_types.h.
+//! No binding crate is used because the library must be opened from a folder found at run time, and preferred to an
+//! older one in the loader's search path. Source: NVIDIA's cuBLAS manual 13.0, "Using the cuBLASLt API"; the
+//! constants are those of cublasLt.h and library_types.h.
 #![allow(unsafe_code)]
 
 use super::algorithms::{Algorithms, ProductShape};
@@ -68,9 +68,9 @@ pub struct CublasLt {
     path: PathBuf,
 }
 
-// SAFETY: the handle may be used from any thread, by one at a time; `known`'s lock is held through each product.
+// SAFETY: any thread may use the handle, one at a time; the lock of `known` is held during each product.
 unsafe impl Send for CublasLt {}
-// SAFETY: shared access to the handle is also serialised by that lock.
+// SAFETY: shared access to the handle is serialised by the lock of `known`.
 unsafe impl Sync for CublasLt {}
 
 struct Functions {
@@ -119,7 +119,7 @@ struct Functions {
     _library: Library,
 }
 
-/// Descriptors and algorithm of one shape.
+/// cuBLASLt's descriptors and the algorithm for one product shape.
 struct Prepared {
     desc: Desc,
     first: Layout,
@@ -134,7 +134,7 @@ impl Functions {
             call: format!("opening {}", path.display()),
             what: e.to_string().split_whitespace().collect::<Vec<_>>().join(" "),
         };
-        // SAFETY: NVIDIA's library, whose initialisers ask for nothing of the caller.
+        // SAFETY: the initialisers of NVIDIA's library have no preconditions.
         let library = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_LOCAL) }.map_err(failed)?;
         macro_rules! get {
             ($name:literal) => {
@@ -161,7 +161,7 @@ impl Functions {
     }
 }
 
-/// Descriptors created so far for a product; destroyed on drop unless they are kept.
+/// The descriptors created so far for a product; dropping this destroys those that are not moved out.
 struct Parts<'a> {
     functions: &'a Functions,
     desc: Desc,
@@ -177,7 +177,7 @@ impl Drop for Parts<'_> {
             [(self.desc, f.desc_destroy), (self.preference, f.preference_destroy)].iter().chain(&layouts)
         {
             if !part.is_null() {
-                // SAFETY: made by its create function and destroyed once.
+                // SAFETY: the descriptor was made by its create function and is destroyed once.
                 unsafe { destroy(*part) };
             }
         }
@@ -185,7 +185,7 @@ impl Drop for Parts<'_> {
 }
 
 impl CublasLt {
-    /// Opens the library for the context that is current on this thread.
+    /// Opens the library for the CUDA context that is current on this thread.
     ///
     /// # Errors
     /// [`CudaError::NoBlas`] if it is not installed, or the library's own error.
@@ -193,7 +193,7 @@ impl CublasLt {
         let path = Toolkit::of_environment().cublas_lt().ok_or(CudaError::NoBlas)?;
         let functions = Functions::open(&path)?;
         let mut handle = std::ptr::null_mut();
-        // SAFETY: a place for the handle.
+        // SAFETY: `handle` is writable.
         let status = unsafe { (functions.create)(&mut handle) };
         if status != OK {
             let call = format!("opening {}", path.display());
@@ -202,12 +202,12 @@ impl CublasLt {
         Ok(CublasLt { functions, handle, known: Mutex::default(), path })
     }
 
-    /// The path of the loaded library.
+    /// Returns the path of the loaded library.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Creates descriptors and chooses the algorithm of a shape seen for the first time.
+    /// Creates the descriptors and chooses the algorithm for a shape that is used for the first time.
     fn prepare(&self, p: &Matmul, shape: &ProductShape) -> Result<Prepared, CudaError> {
         let null = std::ptr::null_mut();
         let f = &self.functions;
@@ -217,7 +217,7 @@ impl CublasLt {
             _ => Err(CudaError::Product { product: describe(p), why: format!("cuBLASLt: {}", word(status)) }),
         };
         let number = |set: Set, of: *mut c_void, which: c_int, value: &[u8]| {
-            // SAFETY: the library copies the value, which has the attribute's size.
+            // SAFETY: `of` is live; the library copies `value`, which has the attribute's size.
             check(unsafe { set(of, which, value.as_ptr().cast(), value.len()) })
         };
         // A row-major matrix [rows, columns] is a column-major matrix [columns, rows].
@@ -226,7 +226,7 @@ impl CublasLt {
             |rows: u64, columns: u64, transposed: bool| if transposed { (columns, rows) } else { (rows, columns) };
         let matrices =
             [(types[1], stored(n, k, p.b.transposed)), (types[0], stored(m, k, p.a.transposed)), (types[2], (m, n))];
-        // SAFETY: places for what is made, and values of the attributes' types.
+        // SAFETY: the pointers to descriptors are writable, and the arguments have the types of cublasLt.h.
         unsafe {
             check((f.desc_create)(&mut parts.desc, COMPUTE_32F, R_32F))?;
             for (layout, (kind, (rows, columns))) in parts.layouts.iter_mut().zip(matrices) {
@@ -234,7 +234,7 @@ impl CublasLt {
             }
             check((f.preference_create)(&mut parts.preference))?;
         }
-        // B is stored as [n, k], which is column-major [k, n]; as the first operand it must be [n, k].
+        // B is stored as row-major [n, k], which is column-major [k, n]; as the first operand it must be [n, k].
         if !p.b.transposed {
             number(f.desc_set, parts.desc, DESC_TRANSA, &OP_T.to_ne_bytes())?;
         }
@@ -255,7 +255,7 @@ impl CublasLt {
         let mut found =
             Heuristic { algorithm: Algorithm([0; 8]), workspace: 0, state: OK, waves: 0.0, reserved: [0; 4] };
         let mut count = 0;
-        // SAFETY: live descriptors, and places for one answer.
+        // SAFETY: the descriptors are live; `found` and `count` have room for the one result that is requested.
         let status = unsafe {
             let (desc, preference) = (parts.desc, parts.preference);
             (f.heuristic)(self.handle, desc, first, second, result, result, preference, 1, &mut found, &mut count)
@@ -273,7 +273,7 @@ impl CublasLt {
 
 impl Blas for CublasLt {
     fn version(&self) -> String {
-        // SAFETY: takes nothing.
+        // SAFETY: the function has no preconditions.
         let v = unsafe { (self.functions.version)() };
         format!("cuBLASLt {}.{}.{}", v / 10_000, v / 100 % 100, v % 100)
     }
@@ -296,7 +296,8 @@ impl Blas for CublasLt {
         let f = &self.functions;
         let (scale, old) = (p.scale, if p.accumulate { 1.0f32 } else { 0.0 });
         let [a, b, c] = [p.a.addr, p.b.addr, p.c].map(|at| at.0 as *mut c_void);
-        // SAFETY: the caller guarantees the operands; alpha and beta are read before the call returns.
+        // SAFETY: the caller guarantees operands and workspace; the library reads alpha and beta before the call
+        // returns.
         let status = unsafe {
             if shape.bias {
                 let bias = p.bias.0.to_ne_bytes();
@@ -332,7 +333,7 @@ impl Drop for CublasLt {
     fn drop(&mut self) {
         let known = std::mem::take(self.known.get_mut().unwrap_or_else(|e| e.into_inner()));
         let f = &self.functions;
-        // SAFETY: made by the library and destroyed once.
+        // SAFETY: the library made the descriptors and the handle; each is destroyed once.
         unsafe {
             for prepared in known.into_values() {
                 (f.desc_destroy)(prepared.desc);

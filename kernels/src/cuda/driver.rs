@@ -1,7 +1,7 @@
-//! The calls that reel makes to a GPU's driver, as a trait: NVIDIA's driver and the fake driver implement it.
+//! The calls to a GPU's driver, as a trait that NVIDIA's driver and the fake driver implement.
 //!
-//! A driver is one opened GPU. Every call may come from any thread. Handles and addresses are valid for the driver
-//! that gave them. Source: NVIDIA's CUDA Driver API manual, 13.0.
+//! A driver object is one opened GPU. Any thread may make any call. Handles and addresses are valid only for the
+//! driver object that returned them. Source: NVIDIA's CUDA Driver API manual, 13.0.
 
 use super::blas::Blas;
 use super::error::CudaError;
@@ -16,32 +16,32 @@ use reel_sim::tensor_map::TensorMap;
 /// an asynchronous copy lives until the copy is done.
 #[allow(clippy::missing_safety_doc)]
 pub trait Driver: Send + Sync {
-    /// The properties of the GPU.
+    /// Returns the properties of the GPU.
     fn properties(&self) -> &Properties;
     /// Returns the PCI bus id, such as `0000:1B:00.0`, if known.
     fn bus_id(&self) -> Option<String> {
         None
     }
 
-    /// Returns the bytes of free GPU memory.
+    /// Returns the number of bytes of free GPU memory.
     fn memory_free(&self) -> Result<u64, CudaError>;
-    /// Allocates `bytes` (> 0), aligned to 256 bytes or more.
+    /// Allocates `bytes` (> 0) bytes and returns their address, a multiple of 256.
     fn alloc(&self, bytes: usize) -> Result<u64, CudaError>;
-    /// Frees an allocation of `alloc` after all enqueued work is done.
+    /// Frees memory that `alloc` returned, after all enqueued work is done.
     unsafe fn free(&self, at: u64);
 
-    /// Returns the unit in bytes of sizes and addresses in `reserve` and `back`.
+    /// Returns the number of bytes of which sizes and addresses in `reserve` and `map_memory` must be multiples.
     fn granularity(&self) -> usize;
-    /// Reserves an address range without memory behind it.
+    /// Reserves a range of addresses without memory and returns its start.
     fn reserve(&self, bytes: usize) -> Result<u64, CudaError>;
-    /// Maps memory behind a part of a reserved range.
+    /// Allocates physical memory and maps it to a part of a reserved range.
     unsafe fn map_memory(&self, at: u64, bytes: usize) -> Result<PhysicalMemory, CudaError>;
-    /// Unmaps the physical memory of a part of a reserved range, and frees it.
+    /// Unmaps physical memory from a part of a reserved range, and frees it.
     unsafe fn unmap_memory(&self, at: u64, bytes: usize, backing: PhysicalMemory);
-    /// Releases a reserved range that has no memory behind it.
+    /// Releases a reserved range to which no memory is mapped.
     unsafe fn release(&self, at: u64, bytes: usize);
 
-    /// Allocates `bytes` (> 0) of page-locked host memory, which copies run at full speed from.
+    /// Allocates `bytes` (> 0) of page-locked host memory, from and to which copies run at full speed.
     fn alloc_host(&self, bytes: usize) -> Result<*mut u8, CudaError>;
     /// Frees page-locked host memory.
     unsafe fn free_host(&self, at: *mut u8);
@@ -50,7 +50,7 @@ pub trait Driver: Send + Sync {
     fn stream(&self) -> Result<Stream, CudaError>;
     /// Destroys a stream.
     unsafe fn destroy_stream(&self, stream: Stream);
-    /// Waits until all work of the stream is done. Reports kernels that faulted.
+    /// Waits until all work of the stream is done. Returns the error of a kernel that faulted.
     unsafe fn synchronize(&self, stream: Stream) -> Result<(), CudaError>;
     /// Enqueues a copy of host bytes to the GPU.
     unsafe fn copy_in(&self, to: u64, from: *const u8, bytes: usize, stream: Stream) -> Result<(), CudaError>;
@@ -65,39 +65,40 @@ pub trait Driver: Send + Sync {
     fn event(&self) -> Result<Event, CudaError>;
     /// Destroys an event.
     unsafe fn destroy_event(&self, event: Event);
-    /// Records the event: it completes when the stream's work so far is done.
+    /// Records the event on the stream: it completes when the stream's work so far is done.
     unsafe fn record(&self, event: Event, stream: Stream) -> Result<(), CudaError>;
     /// Blocks the host until the event completes.
     unsafe fn wait(&self, event: Event) -> Result<(), CudaError>;
-    /// Makes later work of the stream wait for the event.
+    /// Makes later work of the stream wait until the event completes.
     unsafe fn stream_wait(&self, stream: Stream, event: Event) -> Result<(), CudaError>;
-    /// Returns the seconds between two completed events, to half a microsecond; negative if `end` completed first.
+    /// Returns the seconds between two completed events, with a resolution of half a microsecond; negative if `end`
+    /// completed first.
     unsafe fn elapsed(&self, start: Event, end: Event) -> Result<f64, CudaError>;
 
-    /// Tells whether this driver needs PTX compiled on this machine, with line information, instead of machine code
-    /// built into the binary.
+    /// Tells whether this driver needs PTX with line information, compiled on this machine, instead of the machine
+    /// code in the binary.
     fn needs_ptx(&self) -> bool {
         false
     }
-    /// Loads a compiled unit; `name` appears in messages.
+    /// Loads a compiled translation unit; `name` appears in messages.
     fn load(&self, name: &str, image: Image<'_>) -> Result<Module, CudaError>;
     /// Unloads a module. None of its kernels may be running.
     unsafe fn unload(&self, module: Module);
-    /// Returns a function of a module by its symbol.
+    /// Returns the function of a module with this symbol.
     unsafe fn function(&self, module: Module, symbol: &str) -> Result<Function, CudaError>;
-    /// The attributes of a function.
+    /// Returns the attributes of a function.
     unsafe fn function_attributes(&self, function: Function) -> Result<FunctionAttributes, CudaError>;
-    /// Allows launches of the function to use this much dynamic shared memory; required above 48 KiB including static
-    /// shared memory.
+    /// Allows launches of the function to use `bytes` of dynamic shared memory; required if static and dynamic shared
+    /// memory together exceed 48 KiB.
     unsafe fn allow_shared(&self, function: Function, bytes: u32) -> Result<(), CudaError>;
     /// Allows launches of the function to use clusters of more than 8 blocks.
     unsafe fn allow_large_clusters(&self, function: Function) -> Result<(), CudaError>;
-    /// Returns how many blocks of `threads` threads and `shared` bytes of dynamic shared memory are resident on one
-    /// multiprocessor.
+    /// Returns how many blocks with `threads` threads and `shared` bytes of dynamic shared memory can be resident on
+    /// one multiprocessor.
     unsafe fn resident(&self, function: Function, threads: u32, shared: u32) -> Result<u32, CudaError>;
-    /// Encodes a tensor map as kernels read it.
+    /// Encodes a tensor map into the 128 bytes that kernels read.
     fn encode(&self, map: &TensorMap) -> Result<[u8; 128], CudaError>;
-    /// Enqueues a launch. `arguments` are the bytes of each parameter of the function in the order of its
+    /// Enqueues a launch. `arguments` are the bytes of each parameter of the function, in the order of its
     /// declaration.
     unsafe fn launch(
         &self,
@@ -107,9 +108,9 @@ pub trait Driver: Send + Sync {
         stream: Stream,
     ) -> Result<(), CudaError>;
 
-    /// Begins a capture: later work of the stream is recorded and does not run.
+    /// Begins a stream capture: later work of the stream is recorded and does not run.
     unsafe fn begin_capture(&self, stream: Stream) -> Result<(), CudaError>;
-    /// Ends stream capture and returns the graph.
+    /// Ends a stream capture and returns the captured work as a graph.
     unsafe fn end_capture(&self, stream: Stream) -> Result<Graph, CudaError>;
     /// Enqueues a captured graph on a stream.
     unsafe fn launch_graph(&self, graph: Graph, stream: Stream) -> Result<(), CudaError>;

@@ -9,31 +9,31 @@ pub enum CudaError {
     /// No driver is installed on this machine.
     #[error("cuda: no NVIDIA driver (libcuda.so.1); install it, or choose --device cpu or --device sim")]
     NoDriver,
-    /// The driver is too old for the kernels' machine code.
+    /// The driver is too old to load the kernels' machine code.
     #[error(
         "cuda: the driver supports CUDA {}, but {} or newer is needed; update it, or choose --device cpu or --device sim",
         version(*.has),
         version(*.needs)
     )]
     OldDriver {
-        /// The CUDA version of the driver times 1000.
+        /// The newest CUDA version that the driver supports, times 1000.
         has: u32,
         /// The oldest supported CUDA version times 1000.
         needs: u32,
     },
-    /// The machine has no GPU with this ordinal.
+    /// The machine has no GPU with this index: (index, number of GPUs).
     #[error("cuda: there is no GPU {0} ({1} found); choose another, or --device cpu or --device sim")]
     NoGpu(usize, usize),
     /// The GPU is out of memory.
     #[error("cuda: out of memory: no room for {bytes} bytes")]
     OutOfMemory {
-        /// The size of the allocation.
+        /// Size of the failed allocation in bytes.
         bytes: usize,
     },
-    /// A call of the driver failed.
+    /// A call to the driver failed.
     #[error("cuda: {call}: {what}")]
     Call {
-        /// The call and its arguments.
+        /// What the call was doing.
         call: String,
         /// The driver's name of the failure.
         what: String,
@@ -43,13 +43,13 @@ pub enum CudaError {
     Launch {
         /// The kernel's symbol.
         symbol: &'static str,
-        /// The limit that it exceeds.
+        /// The limit that the launch exceeds.
         why: String,
     },
     /// A tensor map with invalid fields.
     #[error(transparent)]
     Map(#[from] TensorMapError),
-    /// A matrix product that the library cannot compute.
+    /// A matrix product that cuBLASLt cannot compute.
     #[error("{product}: {why}")]
     Product {
         /// Name and shape of the product.
@@ -67,7 +67,7 @@ pub enum CudaError {
     Compile(#[from] CompileError),
 }
 
-/// A CUDA version number as text: 13000 gives `13.0`.
+/// Returns a CUDA version number as text: `13.0` for 13000.
 fn version(number: u32) -> String {
     format!("{}.{}", number / 1000, number % 1000 / 10)
 }

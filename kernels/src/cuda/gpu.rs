@@ -1,4 +1,4 @@
-//! A GPU: its memory, its kernels, their launches and times. All work is ordered on one stream.
+//! A GPU: its memory, its kernels, their launches and run times. All work runs in order on one stream.
 
 use super::driver::{Config, Driver, Event, Function, FunctionAttributes, Image, Module, Stream};
 use super::error::CudaError;
@@ -17,13 +17,13 @@ pub struct Gpu {
     modules: Mutex<HashMap<&'static str, Loaded>>,
 }
 
-/// A loaded translation unit.
+/// A loaded translation unit with those of its functions that were used.
 struct Loaded {
     module: Module,
     functions: HashMap<&'static str, LoadedFunction>,
 }
 
-/// A loaded function with its properties and the attributes set so far.
+/// A loaded function with its properties, and the driver attributes that were raised for it.
 #[derive(Clone, Copy)]
 struct LoadedFunction {
     function: Function,
@@ -32,14 +32,14 @@ struct LoadedFunction {
     large_clusters: bool,
 }
 
-/// A function of a user's PTX; unloaded when dropped.
+/// A function from a user's PTX; dropping it unloads the code.
 pub struct PtxFunction<'a> {
     gpu: &'a Gpu,
     module: Module,
     function: Function,
 }
 
-/// Memory on a GPU, which is freed when dropped.
+/// An allocation of GPU memory; dropping it frees the memory.
 pub struct Buffer {
     driver: Arc<dyn Driver>,
     at: u64,
@@ -47,23 +47,23 @@ pub struct Buffer {
 }
 
 impl Gpu {
-    /// Opens NVIDIA's GPU with this index.
+    /// Opens the NVIDIA GPU with this index.
     pub fn open(ordinal: usize) -> Result<Gpu, CudaError> {
         Gpu::with(Arc::new(Nvidia::open(ordinal)?))
     }
 
-    /// The GPU of a given driver.
+    /// Makes a GPU from its driver and creates the stream.
     pub fn with(driver: Arc<dyn Driver>) -> Result<Gpu, CudaError> {
         let stream = driver.stream()?;
         Ok(Gpu { driver, stream, modules: Mutex::default() })
     }
 
-    /// The driver of the GPU.
+    /// Returns the driver of the GPU.
     pub fn driver(&self) -> &Arc<dyn Driver> {
         &self.driver
     }
 
-    /// Returns the stream of all launches.
+    /// Returns the stream on which all work of this GPU runs.
     pub fn stream(&self) -> Stream {
         self.stream
     }
@@ -73,13 +73,13 @@ impl Gpu {
         &self.driver.properties().name
     }
 
-    /// The architecture, which launch plans depend on.
+    /// Returns the architecture, from which kernels plan their launches.
     pub fn arch(&self) -> Arch {
         self.driver.properties().arch
     }
 
-    /// Returns the architecture that kernels are compiled for, with architecture-specific features if there are any:
-    /// `sm_80`, `sm_90a`.
+    /// Returns the architecture that kernels are compiled for: `sm_80`, or `sm_90a` with the features that only this
+    /// architecture has.
     pub fn sm(&self) -> String {
         let sm = self.arch().sm;
         format!("sm_{sm}{}", if sm >= 90 { "a" } else { "" })
@@ -91,22 +91,23 @@ impl Gpu {
         Ok(Buffer { driver: self.driver.clone(), at, bytes })
     }
 
-    /// Copies host bytes into the buffer from `offset`, and returns when the copy is done.
+    /// Copies host bytes into the buffer from `offset` on, and returns when the copy is done.
     ///
     /// # Panics
-    /// If they do not fit.
+    /// If the bytes do not fit into the buffer.
     pub fn upload(&self, buffer: &Buffer, offset: usize, bytes: &[u8]) -> Result<(), CudaError> {
         assert!(offset + bytes.len() <= buffer.bytes, "{} bytes at {offset} of {}", bytes.len(), buffer.bytes);
         if bytes.is_empty() {
             return Ok(());
         }
-        // The driver's synchronous copy may return before the bytes arrive, and other streams do not wait for it.
+        // The driver's synchronous copy may return before the bytes arrive, and other streams do not wait for it. So
+        // the copy is enqueued and waited for.
         // SAFETY: the range lies in the buffer, and the host's bytes live until the wait is over.
         unsafe { self.driver.copy_in(buffer.at + offset as u64, bytes.as_ptr(), bytes.len(), self.stream)? }
         self.synchronize()
     }
 
-    /// Copies bytes of the buffer from `offset` to the host, and returns when the copy is done.
+    /// Copies bytes of the buffer from `offset` on to the host, and returns when the copy is done.
     ///
     /// # Panics
     /// If the buffer has fewer bytes.
@@ -136,7 +137,7 @@ impl Gpu {
         unsafe { self.driver.copy(to.at, from.at, from.bytes, self.stream) }
     }
 
-    /// Fills the buffer by repeating its first `period` bytes, in stream order.
+    /// Enqueues copies that fill the buffer with repetitions of its first `period` bytes.
     ///
     /// # Panics
     /// If `period` is not a positive divisor of the buffer's size.
@@ -152,7 +153,7 @@ impl Gpu {
         Ok(())
     }
 
-    /// Waits until all enqueued work is done. Reports kernels that faulted.
+    /// Waits until all enqueued work is done. Returns the error of a kernel that faulted.
     pub fn synchronize(&self) -> Result<(), CudaError> {
         // SAFETY: the stream belongs to this GPU.
         unsafe { self.driver.synchronize(self.stream) }
@@ -162,17 +163,17 @@ impl Gpu {
         self.modules.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// Loads a kernel's code, which [`Gpu::launch`] otherwise does at first use: machine code built into the binary
-    /// for this GPU, else compiled code (cached), else, without NVRTC, built-in PTX.
+    /// Loads a kernel folder's code, which [`Gpu::launch`] otherwise does at first use: machine code in the binary
+    /// for this GPU; else code that NVRTC compiles (cached); else, without NVRTC, PTX in the binary.
     pub fn load(&self, source: &'static Source) -> Result<(), CudaError> {
         if self.modules().contains_key(source.name) {
             return Ok(());
         }
-        // Does not hold the lock: compiling may take seconds, and other threads may load other units.
+        // The lock is not held here: compiling may take seconds, and other threads may load other code.
         let module = self.load_code(source)?;
         let beaten = self.modules().insert(source.name, Loaded { module, functions: HashMap::new() });
         if let Some(other) = beaten {
-            // SAFETY: functions of the replaced module may be running; after the wait none is.
+            // SAFETY: functions of the replaced module may be running; after the wait none is running.
             unsafe {
                 self.driver.synchronize(self.stream)?;
                 self.driver.unload(other.module);
@@ -196,7 +197,7 @@ impl Gpu {
         }
     }
 
-    /// Loads a user's PTX text and returns its function of this name.
+    /// Loads a user's PTX and returns its function with this name.
     pub fn load_ptx(&self, ptx: &str, entry: &str) -> Result<PtxFunction<'_>, CudaError> {
         let module = self.driver.load("PTX", Image { cubin: &[], ptx })?;
         // SAFETY: the module is loaded.
@@ -206,7 +207,8 @@ impl Gpu {
         Ok(PtxFunction { gpu: self, module, function })
     }
 
-    /// Returns the function of a stage, checked and ready for the launch.
+    /// Returns the function of a stage. It has been checked against the GPU's limits, and its attributes are raised
+    /// for the launch.
     pub(super) fn function(
         &self,
         source: &'static Source,
@@ -247,23 +249,23 @@ impl Gpu {
         Ok(function_state.function)
     }
 
-    /// Enqueues the launches of a call in order.
+    /// Enqueues all launches of a kernel call, in order.
     ///
     /// # Safety
     /// The addresses in `params` are addresses of this GPU that cover what the kernel documents, until
     /// [`Gpu::synchronize`].
     pub unsafe fn launch(&self, kernel: &'static Kernel, params: &[u8]) -> Result<(), CudaError> {
         for stage in (kernel.plan)(params, &self.arch()) {
-            // SAFETY: guaranteed by the caller.
+            // SAFETY: the caller guarantees the addresses in `params`.
             unsafe { self.launch_stage(kernel.source, &stage, params)? }
         }
         Ok(())
     }
 
-    /// Enqueues one launch.
+    /// Enqueues one launch of a kernel call.
     ///
     /// # Safety
-    /// As [`Gpu::launch`].
+    /// The conditions of [`Gpu::launch`] hold.
     pub unsafe fn launch_stage(&self, source: &'static Source, stage: &Stage, params: &[u8]) -> Result<(), CudaError> {
         let function = self.function(source, stage, params.len())?;
         if stage.cooperative {
@@ -285,7 +287,7 @@ impl Gpu {
         })
     }
 
-    /// Returns the seconds that the work enqueued by `f` takes, by the GPU's own clock.
+    /// Returns how many seconds the work that `f` enqueues takes, by the GPU's own clock.
     pub fn time(&self, f: impl FnOnce() -> Result<(), CudaError>) -> Result<f64, CudaError> {
         let events = [self.driver.event()?, self.driver.event()?];
         let seconds = self.time_between(events, f);
@@ -332,14 +334,14 @@ impl PtxFunction<'_> {
         arguments: &[&[u8]],
     ) -> Result<(), CudaError> {
         let config = Config { grid, block, cluster: [1; 3], shared, cooperative: false, programmatic: false };
-        // SAFETY: guaranteed by the caller.
+        // SAFETY: the caller guarantees arguments and addresses; the module is loaded.
         unsafe { self.gpu.driver.launch(self.function, &config, arguments, self.gpu.stream) }
     }
 }
 
 impl Drop for PtxFunction<'_> {
     fn drop(&mut self) {
-        // SAFETY: nothing uses the module after the wait.
+        // SAFETY: after the wait nothing uses the module.
         unsafe {
             let _ = self.gpu.driver.synchronize(self.gpu.stream);
             self.gpu.driver.unload(self.module);
@@ -349,8 +351,8 @@ impl Drop for PtxFunction<'_> {
 
 impl Drop for Gpu {
     fn drop(&mut self) {
-        // SAFETY: nothing uses the stream and the modules any more. After a failed kernel the wait fails too; a
-        // destructor cannot report it.
+        // SAFETY: after the wait nothing uses the stream and the modules. After a failed kernel the wait fails too,
+        // which a destructor cannot report; then nothing runs either.
         unsafe {
             let _ = self.driver.synchronize(self.stream);
             for loaded in self.modules().values() {
@@ -362,7 +364,7 @@ impl Drop for Gpu {
 }
 
 impl Buffer {
-    /// Returns the buffer's address on the GPU; at least 256-byte aligned.
+    /// Returns the buffer's address on the GPU, a multiple of 256.
     pub fn address(&self) -> u64 {
         self.at
     }

@@ -1,8 +1,8 @@
-//! CUDA graphs: launches that are captured once and enqueued as one.
+//! CUDA graphs: launches that are captured once and then enqueued together by one call.
 //!
-//! During a capture the host must not wait and must not allocate memory, which loading a kernel does:
-//! [`Gpu::prepare`] loads before the capture what will be captured. Source: CUDA C++ Programming Guide 13.0,
-//! "Creating a Graph Using Stream Capture".
+//! During a capture the host must neither wait nor allocate memory, as loading a kernel does. So [`Gpu::prepare`]
+//! loads the kernels before the capture. Source: CUDA C++ Programming Guide 13.0, "Creating a Graph Using Stream
+//! Capture".
 
 use super::driver::{Driver, Graph, Stream};
 use super::error::CudaError;
@@ -10,7 +10,7 @@ use super::gpu::Gpu;
 use crate::launch::Kernel;
 use std::sync::Arc;
 
-/// Captured launches; destroyed when dropped.
+/// A graph of captured launches; dropping it destroys the graph.
 pub struct GpuGraph {
     driver: Arc<dyn Driver>,
     stream: Stream,
@@ -21,7 +21,7 @@ impl Gpu {
     /// Loads the code of a kernel call and checks its launches, without enqueueing them.
     ///
     /// # Errors
-    /// As [`Gpu::launch`].
+    /// The code cannot be loaded, or a launch exceeds a limit of the GPU.
     pub fn prepare(&self, kernel: &'static Kernel, params: &[u8]) -> Result<(), CudaError> {
         for stage in (kernel.plan)(params, &self.arch()) {
             self.function(kernel.source, &stage, params.len())?;
@@ -29,7 +29,7 @@ impl Gpu {
         Ok(())
     }
 
-    /// Begins a capture: later launches of this thread are recorded and do not run.
+    /// Begins a stream capture: later launches by this thread are recorded and do not run.
     ///
     /// # Errors
     /// The driver's error.
@@ -38,7 +38,7 @@ impl Gpu {
         unsafe { self.driver.begin_capture(self.stream) }
     }
 
-    /// Ends the capture and returns the launches since [`Gpu::begin_capture`] of this thread.
+    /// Ends the capture and returns the launches that this thread has recorded since [`Gpu::begin_capture`].
     ///
     /// # Errors
     /// The driver's error, for example because a call during the capture waited or allocated.
@@ -48,10 +48,10 @@ impl Gpu {
         Ok(GpuGraph { driver: self.driver.clone(), stream: self.stream, graph })
     }
 
-    /// Enqueues the captured launches again, in order.
+    /// Enqueues the captured launches, in order.
     ///
     /// # Safety
-    /// As [`Gpu::launch`] for every captured launch: the addresses are those of the capture.
+    /// The conditions of [`Gpu::launch`] hold for every captured launch, with the addresses of the capture.
     ///
     /// # Errors
     /// The driver's error.
@@ -63,8 +63,8 @@ impl Gpu {
 
 impl Drop for GpuGraph {
     fn drop(&mut self) {
-        // SAFETY: after the wait none of its launches runs. After a failed kernel the wait fails too; the next call on
-        // the GPU reports it again.
+        // SAFETY: after the wait none of the graph's launches runs. After a failed kernel the wait fails too; the
+        // next call to the GPU reports that error again.
         unsafe {
             let _ = self.driver.synchronize(self.stream);
             self.driver.destroy_graph(self.graph);

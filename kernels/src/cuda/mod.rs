@@ -1,9 +1,9 @@
-//! A GPU through its driver: memory, kernel launches, matrix products, and their times.
+//! Access to a GPU through its driver: memory, kernel launches, matrix products, and their run times.
 //!
-//! [`Driver`] is the trait of a driver's calls. [`Nvidia`] opens NVIDIA's at run time. [`fake::Fake`] is one for
-//! machines without a GPU, which enforces the documented rules and runs launches on the simulator. [`Gpu`] is the
-//! interface for the rest of the program: it loads kernels at first use and checks each launch against [`rules`]
-//! before the driver sees it.
+//! The trait [`Driver`] has the driver's calls. [`Nvidia`] implements it with NVIDIA's driver, which is opened at run
+//! time. [`fake::Fake`] implements it for machines without a GPU: it enforces the documented rules and runs launches
+//! on the simulator. [`Gpu`] is the interface for the rest of the program: it loads kernels at first use and checks
+//! each launch against [`rules`] before it calls the driver.
 #![allow(unsafe_code)]
 
 mod algorithms;

@@ -16,10 +16,10 @@ use std::cell::Cell;
 use std::ffi::{CString, c_int, c_uint, c_void};
 use std::mem::MaybeUninit;
 
-/// The oldest driver that loads code of this toolkit: that of CUDA 13.0.
+/// The oldest CUDA version whose driver loads code of this toolkit, times 1000: CUDA 13.0.
 const OLDEST: u32 = 13_000;
 
-/// The driver with the primary context of one GPU.
+/// NVIDIA's driver with the primary context of one GPU.
 pub struct Nvidia {
     properties: Properties,
     device: sys::CUdevice,
@@ -27,12 +27,12 @@ pub struct Nvidia {
     granularity: usize,
 }
 
-// SAFETY: a context may be used from any thread that made it current, which every call does first.
+// SAFETY: any thread may use a context that it has made current, which every call does first.
 unsafe impl Send for Nvidia {}
 // SAFETY: every call makes the context current first, and the driver's calls are thread-safe.
 unsafe impl Sync for Nvidia {}
 
-/// Converts the driver's error of a call.
+/// Adds to a driver's error what the call was doing.
 fn named<T>(call: impl Into<String>, result: Result<T, driver::DriverError>) -> Result<T, CudaError> {
     result.map_err(|e| {
         let text = e.error_string().ok().map(|s| s.to_string_lossy().into_owned());
@@ -45,7 +45,7 @@ fn named<T>(call: impl Into<String>, result: Result<T, driver::DriverError>) -> 
     })
 }
 
-/// Converts the driver's error of an allocating call; out of memory becomes [`CudaError::OutOfMemory`].
+/// Like [`named`], for calls that allocate: out of memory becomes [`CudaError::OutOfMemory`].
 fn memory<T>(bytes: usize, call: &str, result: Result<T, driver::DriverError>) -> Result<T, CudaError> {
     match result {
         Err(e) if e.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => Err(CudaError::OutOfMemory { bytes }),
@@ -54,14 +54,14 @@ fn memory<T>(bytes: usize, call: &str, result: Result<T, driver::DriverError>) -
 }
 
 impl Nvidia {
-    /// Returns whether the machine has a driver and a GPU. The GPU may be unusable.
+    /// Tells whether the machine has a driver and a GPU. The GPU may still be unusable.
     pub fn present() -> bool {
         // SAFETY: only looks for the library.
         let library = unsafe { sys::is_culib_present() };
         library && driver::init().is_ok() && driver::device::get_count().is_ok_and(|n| n > 0)
     }
 
-    /// Opens a GPU by its index.
+    /// Opens the GPU with this index.
     ///
     /// # Errors
     /// No driver, a driver that is too old, no such GPU, or the driver's own error.
@@ -72,7 +72,7 @@ impl Nvidia {
         }
         named("initialising", driver::init())?;
         let mut version: c_int = 0;
-        // SAFETY: the driver writes one number.
+        // SAFETY: the driver writes one number to `version`.
         named("asking for the driver's version", unsafe { sys::cuDriverGetVersion(&mut version) }.result())?;
         if (version as u32) < OLDEST {
             return Err(CudaError::OldDriver { has: version as u32, needs: OLDEST });
@@ -82,14 +82,14 @@ impl Nvidia {
             return Err(CudaError::NoGpu(ordinal, count));
         }
         let device = named("opening the GPU", driver::device::get(ordinal as c_int))?;
-        // SAFETY: `device` is a device; its primary context is released when this is dropped.
+        // SAFETY: `device` is valid; its primary context is released when the value is dropped.
         let context = named("opening a context", unsafe { driver::primary_ctx::retain(device) })?;
         let mut opened = Nvidia { properties: Properties::unknown(version as u32), device, context, granularity: 0 };
         opened.current()?;
         opened.properties = opened.ask(version as u32)?;
         let mut granularity = 0;
         let minimum = sys::CUmemAllocationGranularity_flags_enum::CU_MEM_ALLOC_GRANULARITY_MINIMUM;
-        // SAFETY: the driver writes one number and reads the description.
+        // SAFETY: the driver reads the allocation properties and writes one number to `granularity`.
         let asked = unsafe { sys::cuMemGetAllocationGranularity(&mut granularity, &opened.memory_kind(), minimum) };
         named("asking for the granularity of memory", asked.result())?;
         opened.granularity = granularity;
@@ -99,7 +99,7 @@ impl Nvidia {
     fn ask(&self, version: u32) -> Result<Properties, CudaError> {
         use sys::CUdevice_attribute_enum as A;
         let attribute = |which| {
-            // SAFETY: the device is one of the driver's.
+            // SAFETY: the device comes from the driver.
             let value = unsafe { driver::device::get_attribute(self.device, which) };
             named("asking for an attribute", value).map(|v| v as u32)
         };
@@ -124,7 +124,7 @@ impl Nvidia {
             shared,
             registers: attribute(A::CU_DEVICE_ATTRIBUTE_MAX_REGISTERS_PER_BLOCK)?,
         };
-        // SAFETY: the device is one of the driver's.
+        // SAFETY: the device comes from the driver.
         let bytes = named("asking for the GPU's memory", unsafe { driver::device::total_mem(self.device) })?;
         let arch = Arch { sm, shared_per_block: shared, multiprocessors };
         Ok(Properties { name, arch, limits, memory: bytes as u64, version })
@@ -148,9 +148,9 @@ impl Nvidia {
         named(what, f())
     }
 
-    /// Describes memory of this GPU for the calls that allocate it.
+    /// Returns the driver's description of memory on this GPU, for calls that allocate it.
     fn memory_kind(&self) -> sys::CUmemAllocationProp {
-        // SAFETY: all zero is a value of each of its fields.
+        // SAFETY: all bytes zero is a valid value of every field.
         let mut kind: sys::CUmemAllocationProp = unsafe { MaybeUninit::zeroed().assume_init() };
         kind.type_ = sys::CUmemAllocationType_enum::CU_MEM_ALLOCATION_TYPE_PINNED;
         kind.location = self.location();
@@ -163,7 +163,7 @@ impl Nvidia {
 }
 
 impl Properties {
-    /// Fields before the driver fills them in.
+    /// Makes empty properties, before the driver is asked for them.
     fn unknown(version: u32) -> Properties {
         let arch = Arch { sm: 0, shared_per_block: 0, multiprocessors: 0 };
         Properties { name: String::new(), arch, limits: Limits::new(0, 0), memory: 0, version }
@@ -188,7 +188,7 @@ impl Function {
     }
 }
 
-// SAFETY (of each call below): `Driver` asks of its callers what the driver asks of us.
+// SAFETY (of each call below): the conditions that `Driver` requires of its callers are those of the driver's calls.
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl Driver for Nvidia {
     fn properties(&self) -> &Properties {
@@ -239,7 +239,7 @@ impl Driver for Nvidia {
         let mapped = unsafe { sys::cuMemMap(at, bytes, 0, handle, 0) }.result();
         let mapped = mapped.and_then(|()| unsafe { sys::cuMemSetAccess(at, bytes, &access, 1) }.result());
         if let Err(e) = memory(bytes, "mapping", mapped) {
-            // Unmapping an unmapped range fails and changes nothing.
+            // If cuMemMap has failed, cuMemUnmap fails too and changes nothing.
             unsafe {
                 let _ = sys::cuMemUnmap(at, bytes);
                 let _ = sys::cuMemRelease(handle);
@@ -387,13 +387,12 @@ impl Driver for Nvidia {
         Ok(blocks.max(0) as u32)
     }
 
-    // cuTensorMapEncodeTiled. The enumerations of `TensorMap` are in the driver's order, which their own tests
-    // compare with the manual.
+    // cuTensorMapEncodeTiled. The enumerations of `TensorMap` have the driver's values, which their own tests compare
+    // with the manual.
     fn encode(&self, map: &TensorMap) -> Result<[u8; 128], CudaError> {
         let mut out = sys::CUtensorMap { opaque: [0; 16] };
         let strides = map.strides;
-        // SAFETY: the arrays have an entry for each dimension that there may be; every enumeration has the driver's
-        // values.
+        // SAFETY: the arrays have an entry for every possible dimension; the enumerations have the driver's values.
         let encode = || unsafe {
             sys::cuTensorMapEncodeTiled(
                 &mut out,
@@ -450,7 +449,7 @@ impl Driver for Nvidia {
             attrs: attributes.as_mut_ptr(),
             numAttrs: attributes.len() as u32,
         };
-        // The driver copies the arguments before the call returns, so they need not live longer.
+        // The driver copies the arguments before the call returns.
         let call = || unsafe {
             sys::cuLaunchKernelEx(&config, function.raw(), arguments.as_mut_ptr(), std::ptr::null_mut()).result()
         };
@@ -488,7 +487,7 @@ impl Driver for Nvidia {
 
 impl Drop for Nvidia {
     fn drop(&mut self) {
-        // SAFETY: nothing uses the context any more.
+        // SAFETY: nothing uses the context after this.
         unsafe {
             let _ = driver::primary_ctx::release(self.device);
         }

@@ -1,4 +1,4 @@
-//! Checks each launch against the GPU's limits before the driver sees it, because the driver's error names neither
+//! Checks each launch against the GPU's limits before it reaches the driver, because the driver's error names neither
 //! the kernel nor the limit.
 //!
 //! Source: CUDA C++ Programming Guide 13.0, "Technical Specifications per Compute Capability" and "Thread Block
@@ -6,18 +6,18 @@
 
 use super::types::{Config, FunctionAttributes, Limits};
 
-/// Bytes of static and dynamic shared memory that a function may use without setting an attribute.
+/// Bytes of static and dynamic shared memory that a function may use without raising its driver attribute.
 pub const SHARED_WITHOUT_ASKING: u32 = 48 << 10;
-/// Maximum cluster size in blocks that every GPU with clusters supports.
+/// Maximum number of blocks of a cluster on every GPU that supports clusters.
 pub const PORTABLE_CLUSTER: u32 = 8;
-/// Maximum cluster size in blocks if the function's attribute allows large clusters.
+/// Maximum number of blocks of a cluster if the function's driver attribute allows large clusters.
 pub const LARGEST_CLUSTER: u32 = 16;
-/// Maximum bytes of a kernel's parameters in this project; the driver accepts 32764 since compute capability 7.0.
+/// Maximum bytes of a kernel's parameters in this project; the driver accepts 32764 from compute capability 7.0 on.
 pub const PARAMETERS: usize = 4096;
-/// Registers are allocated to a warp in units of this many.
+/// A warp's registers are allocated in units of this many.
 const REGISTER_UNIT: u32 = 256;
 
-/// Returns why a launch is impossible, with the limit; `None` if it is possible.
+/// Returns which limit a launch exceeds, as text; `None` if the launch is possible.
 pub fn exceeded_limit(
     config: &Config,
     attributes: &FunctionAttributes,
@@ -65,7 +65,8 @@ pub fn exceeded_limit(
     broken_cluster(grid, cluster, limits)
 }
 
-/// Returns why a cooperative launch is impossible on a GPU that holds `resident` blocks; `None` if it is possible.
+/// Returns why a cooperative launch is impossible on a GPU on which `resident` blocks can be resident; `None` if it
+/// is possible.
 pub fn exceeds_residency(grid: [u32; 3], resident: u32) -> Option<String> {
     let blocks = product(grid);
     (blocks > u64::from(resident))
@@ -88,7 +89,7 @@ fn broken_cluster(grid: [u32; 3], cluster: [u32; 3], limits: &Limits) -> Option<
     Some(format!("{} blocks in {axis}, no multiple of the cluster's {}", grid[uneven], cluster[uneven]))
 }
 
-/// Returns the registers that a block of `threads` threads occupies: whole warps in whole units.
+/// Returns the number of registers that a block occupies; each warp has a multiple of [`REGISTER_UNIT`].
 fn registers_of(threads: u32, registers: u32) -> u32 {
     threads.div_ceil(32) * (registers * 32).next_multiple_of(REGISTER_UNIT)
 }
@@ -97,7 +98,7 @@ fn product(sizes: [u32; 3]) -> u64 {
     sizes.iter().map(|&n| u64::from(n)).fold(1, u64::saturating_mul)
 }
 
-/// A compute capability as text: 90 gives `9.0`.
+/// Returns a compute capability as text: `9.0` for 90.
 fn dotted(sm: u32) -> String {
     format!("{}.{}", sm / 10, sm % 10)
 }
@@ -153,7 +154,7 @@ mod tests {
     }
 
     proptest! {
-        /// A launch that is allowed stays allowed when it uses less.
+        /// If a launch is allowed, the same launch with fewer blocks, threads and bytes is allowed too.
         #[test]
         fn less_is_never_worse(x in 1u32..2048, y in 1u32..64, shared in 0u32..300_000, blocks in 1u32..100_000) {
             let config = Config { grid: [blocks, y, 1], block: [x, y, 1], shared, ..FINE };

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 const MIB: u64 = 1 << 20;
 
-/// A kernel that writes through dynamic shared memory of the launch's size.
+/// A kernel that writes and reads dynamic shared memory, and stores the result to global memory.
 const PTX: &str = "
 .version 8.0
 .target sm_80
@@ -30,7 +30,7 @@ const PTX: &str = "
     ret;
 }";
 
-/// A launch configuration of one thread.
+/// A launch configuration of one block with one thread.
 const ONE: Config =
     Config { grid: [1; 3], block: [1; 3], cluster: [1; 3], shared: 0, cooperative: false, programmatic: false };
 
@@ -66,7 +66,7 @@ fn launch_runs_and_frees_everything() {
     assert_eq!((fake.open_handles(), fake.violations()), (0, Vec::new()));
 }
 
-/// Each mistake in a plan is reported before the driver is called.
+/// Each mistake in a launch plan is reported before the driver is called.
 #[test]
 fn launch_beyond_a_limit_is_refused_before_the_driver() {
     let Some(()) = compile::for_test() else { return };
@@ -104,7 +104,7 @@ fn faulting_kernel_fails_every_later_call() {
     let (_fake, gpu) = open(Arch::A100);
     let buffer = gpu.alloc(16).unwrap();
     let params = fill(buffer.address(), 4096);
-    // SAFETY: it is not: the kernel writes beyond the buffer, in memory that does not exist.
+    // SAFETY: the condition is violated on purpose: the kernel writes beyond the buffer. The simulator detects it.
     unsafe { gpu.launch(&elementwise::FILL_F32, bytemuck::bytes_of(&params)).unwrap() }
     fails(gpu.synchronize(), "out-of-bounds");
     fails(gpu.alloc(1).map(|_| ()), "out-of-bounds");
@@ -114,7 +114,7 @@ fn faulting_kernel_fails_every_later_call() {
 fn fake_driver_enforces_documented_rules() {
     let fake = Fake::new(Arch::H100, 4 * MIB);
     let config = Config { shared: 64 << 10, ..ONE };
-    // SAFETY: handles are live but where a test says otherwise; host memory outlives every copy.
+    // SAFETY: handles are live unless the test says otherwise; host memory outlives every copy.
     unsafe {
         let stream = fake.stream().unwrap();
         let module = fake.load("through", Image { cubin: &[], ptx: PTX }).unwrap();
@@ -125,7 +125,7 @@ fn fake_driver_enforces_documented_rules() {
         let (address, value) = (at.to_le_bytes(), 7u32.to_le_bytes());
         let arguments: [&[u8]; 2] = [&address, &value];
 
-        // The function's limits must be raised before the launch.
+        // The function's attributes must be raised before the launch.
         fails(fake.launch(function, &config, &arguments, stream), "did not ask for");
         fails(fake.allow_shared(function, 228 << 10), "CUDA_ERROR_INVALID_VALUE");
         fake.allow_shared(function, 64 << 10).unwrap();
@@ -155,7 +155,7 @@ fn fake_driver_enforces_documented_rules() {
         fake.synchronize(stream).unwrap();
         assert_eq!((fake.launches(), back), (2, 7));
 
-        // Streams wait for each other through events only.
+        // Streams wait for each other only through events.
         fails(fake.copy_in(at, [0u8; 8].as_ptr(), 8, stream), "CUDA_ERROR_INVALID_VALUE");
         let three = 3u32.to_le_bytes();
         fake.copy_in(at, three.as_ptr(), 4, other).unwrap();
@@ -168,7 +168,7 @@ fn fake_driver_enforces_documented_rules() {
         fake.synchronize(stream).unwrap();
         assert_eq!(back, 3);
 
-        // Mapped memory: whole units, once, inside a reservation, and at most as much as there is.
+        // Memory is mapped in whole units, once, within a reservation, and at most as much as the GPU has.
         let unit = fake.granularity();
         let base = fake.reserve(4 * MIB as usize).unwrap();
         fails(fake.map_memory(base, unit - 1), "CUDA_ERROR_INVALID_VALUE");
@@ -182,7 +182,7 @@ fn fake_driver_enforces_documented_rules() {
         assert_eq!(fake.violations().len(), 2, "unmapped under a fill");
         fake.release(base, 4 * MIB as usize);
 
-        // Resources are destroyed once, after their work is done.
+        // Resources must be destroyed after their work is done.
         let host = fake.alloc_host(64).unwrap();
         fake.copy_out(host, at, 4, stream).unwrap();
         fake.free_host(host);
@@ -190,7 +190,7 @@ fn fake_driver_enforces_documented_rules() {
     }
 }
 
-/// Each prohibited call fails, and with it the capture; other threads may continue.
+/// Each prohibited call fails and invalidates the capture; other threads may make such calls.
 #[test]
 fn fake_driver_enforces_capture_rules() {
     let fake = Fake::new(Arch::H100, 4 * MIB);
@@ -251,7 +251,7 @@ fn elapsed_needs_reached_events() {
         let span = fake.elapsed(start, end).unwrap();
         assert!(span > 0.0);
         assert_eq!(fake.elapsed(end, start).unwrap(), -span);
-        // A new record replaces the old one.
+        // A new recording of an event replaces the old one.
         fake.record(start, stream).unwrap();
         fails(fake.elapsed(start, end), "CUDA_ERROR_NOT_READY");
     }
@@ -265,7 +265,7 @@ fn messages_format_versions_and_counts() {
     assert!(none.contains("no GPU 3 (1 found); choose another"), "{none}");
 }
 
-/// A kernel that reads a box of 32 x 8 f32 through a tensor map and writes it to `to`.
+/// A kernel that reads a box of 32 x 8 f32 through a tensor map and writes it to the address after the map.
 const BOX: &str = "
 .version 8.0
 .target sm_90
@@ -311,7 +311,7 @@ LOOP:
     ret;
 }";
 
-/// The kernel reads the tensor map that its plan describes.
+/// The kernel reads through the tensor map that the launch plan describes.
 #[test]
 fn tensor_map_reaches_the_kernel() {
     let (fake, gpu) = open(Arch::H100);
@@ -324,7 +324,7 @@ fn tensor_map_reaches_the_kernel() {
     params[128..136].copy_from_slice(&to.address().to_le_bytes());
     let params = stage.with_tensor_maps(&params, |map| fake.encode(map)).unwrap();
     let boxed = gpu.load_ptx(BOX, "boxed").unwrap();
-    // SAFETY: both buffers are as large as the map and the kernel say.
+    // SAFETY: both buffers have the sizes that the map and the kernel access.
     unsafe { boxed.launch([1; 3], [32, 1, 1], 0, &[&*params]).unwrap() }
     let mut back = [0f32; 256];
     gpu.download(&to, 0, bytemuck::cast_slice_mut(&mut back)).unwrap();
@@ -334,7 +334,7 @@ fn tensor_map_reaches_the_kernel() {
     assert_eq!(fake.violations(), Vec::<String>::new());
 }
 
-/// A kernel that copies one number from `from` to `to`, after waiting for the previous launch or without.
+/// Returns a kernel that copies one number from `from` to `to`. With `waits` it first waits for the previous launch.
 fn copying(waits: bool) -> String {
     let wait = if waits { "griddepcontrol.wait;" } else { "" };
     format!(
@@ -385,7 +385,7 @@ fn programmatic_launch_needs_its_wait() {
     }
 }
 
-/// A cooperative grid is refused if its blocks cannot all be resident.
+/// A cooperative launch is an error if its blocks cannot all be resident at once.
 #[test]
 fn cooperative_grid_must_be_resident() {
     let Some(()) = compile::for_test() else { return };

@@ -2,18 +2,18 @@
 
 use crate::launch::Arch;
 
-/// The properties of a GPU, from its driver.
+/// The properties of a GPU, as its driver reports them.
 #[derive(Clone, Debug)]
 pub struct Properties {
     /// The GPU's name, for example `NVIDIA H200`.
     pub name: String,
-    /// The architecture, which launch plans depend on.
+    /// The architecture, from which kernels plan their launches.
     pub arch: Arch,
     /// The limits of a launch.
     pub limits: Limits,
     /// Bytes of GPU memory.
     pub memory: u64,
-    /// The driver's CUDA version times 1000, for example 13000.
+    /// The newest CUDA version that the driver supports, times 1000: 13000 for 13.0.
     pub version: u32,
 }
 
@@ -33,15 +33,15 @@ pub struct Module(pub usize);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Function(pub usize);
 
-/// A CUDA graph: launches that were captured once and are launched together.
+/// A CUDA graph: launches that were captured once and are enqueued together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Graph(pub usize);
 
-/// Physical memory that is mapped to an address range.
+/// A handle of physical memory that is mapped to an address range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PhysicalMemory(pub u64);
 
-/// A compiled translation unit: machine code for this GPU, and its PTX.
+/// A compiled translation unit: machine code for this GPU, and the PTX that it was made from.
 #[derive(Clone, Copy, Debug)]
 pub struct Image<'a> {
     /// Machine code (CUBIN), which NVIDIA's driver loads; empty if there is only PTX.
@@ -50,29 +50,29 @@ pub struct Image<'a> {
     pub ptx: &'a str,
 }
 
-/// The attributes of a kernel function, from the driver.
+/// The attributes of a kernel function, as the driver reports them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FunctionAttributes {
-    /// The largest number of threads of a block, from the function's registers and launch bounds.
+    /// Maximum number of threads per block, from the function's registers and launch bounds.
     pub threads: u32,
     /// Bytes of static shared memory.
     pub static_shared: u32,
-    /// Registers of each thread.
+    /// Registers per thread.
     pub registers: u32,
 }
 
 /// The configuration of one launch for the driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// Blocks of the grid.
+    /// Number of blocks of the grid in x, y and z.
     pub grid: [u32; 3],
-    /// Threads of a block.
+    /// Threads per block in x, y and z.
     pub block: [u32; 3],
     /// Blocks of a cluster; all 1 for a launch without clusters.
     pub cluster: [u32; 3],
     /// Bytes of dynamic shared memory.
     pub shared: u32,
-    /// Cooperative launch: all blocks are resident at once.
+    /// Cooperative launch: all blocks must be resident at once.
     pub cooperative: bool,
     /// Programmatic dependent launch: blocks may start before the previous launch of the stream has ended.
     pub programmatic: bool,
@@ -83,20 +83,20 @@ pub struct Config {
 pub struct Limits {
     /// Compute capability times ten, for example 90.
     pub sm: u32,
-    /// The largest grid in x, y and z, in blocks.
+    /// Maximum number of blocks of a grid in x, y and z.
     pub grid: [u32; 3],
-    /// The largest block in x, y and z, in threads.
+    /// Maximum number of threads of a block in x, y and z.
     pub block: [u32; 3],
-    /// The largest number of threads of a block.
+    /// Maximum number of threads of a block.
     pub threads: u32,
-    /// The largest static and dynamic shared memory of a block in bytes, after raising the function's limit.
+    /// Maximum bytes of static and dynamic shared memory of a block, if the function's attribute is raised.
     pub shared: u32,
-    /// The number of registers of a block.
+    /// Maximum number of registers of a block.
     pub registers: u32,
 }
 
 impl Limits {
-    /// The limits of GPUs from compute capability 8.0 to 9.0, which differ in shared memory only.
+    /// Makes the limits of GPUs from compute capability 8.0 to 9.0, which differ only in shared memory.
     pub const fn new(sm: u32, shared: u32) -> Limits {
         let grid = [i32::MAX as u32, 65_535, 65_535];
         Limits { sm, grid, block: [1024, 1024, 64], threads: 1024, shared, registers: 65_536 }

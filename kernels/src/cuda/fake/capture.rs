@@ -1,26 +1,26 @@
-//! Rules of what may be enqueued on a stream during a capture. Source: CUDA C++ Programming Guide 13.0, "Creating a
-//! Graph Using Stream Capture" and "Prohibited and Unhandled Operations"; Driver API manual 13.0, the functions named
-//! below.
+//! Rules about what may be enqueued on a stream during a capture. Source: CUDA C++ Programming Guide 13.0, "Creating
+//! a Graph Using Stream Capture" and "Prohibited and Unhandled Operations"; Driver API manual 13.0, the functions
+//! named below.
 
 use std::thread::{self, ThreadId};
 
-/// A stream capture in progress, in thread-local mode.
+/// A stream capture in progress, in CUDA's thread-local mode.
 pub(super) struct Capture<T> {
     ops: Vec<T>,
     /// The thread that began the capture.
     thread: ThreadId,
-    /// True after a prohibited call: the capture accepts nothing more, and its end gives no graph.
+    /// True after a prohibited call: the capture records nothing more, and its end returns no graph.
     invalid: bool,
 }
 
 impl<T> Capture<T> {
-    /// A capture that this thread begins.
+    /// Begins a capture by the calling thread.
     pub fn begin() -> Capture<T> {
         Capture { ops: Vec::new(), thread: thread::current().id(), invalid: false }
     }
 
-    /// Tells whether this thread began the capture: in thread-local mode only that thread's unsafe calls are
-    /// prohibited (cuThreadExchangeStreamCaptureMode).
+    /// Tells whether the calling thread began the capture. In thread-local mode potentially unsafe calls are
+    /// prohibited for that thread only (cuThreadExchangeStreamCaptureMode).
     pub fn is_mine(&self) -> bool {
         self.thread == thread::current().id()
     }
@@ -39,7 +39,8 @@ impl<T> Capture<T> {
         Ok(())
     }
 
-    /// Ends the capture and returns its operations. cuStreamEndCapture: none after a prohibited call.
+    /// Ends the capture and returns its operations. As in cuStreamEndCapture, this is an error after a prohibited
+    /// call.
     pub fn end(self) -> Result<Vec<T>, &'static str> {
         if self.invalid { Err("CUDA_ERROR_STREAM_CAPTURE_INVALIDATED") } else { Ok(self.ops) }
     }

@@ -1,4 +1,4 @@
-//! The calls of the fake driver, each with the documented rules that it enforces.
+//! The calls of the fake driver, with the documented rules that each call enforces.
 
 use super::capture::Capture;
 use super::products::FakeBlas;
@@ -14,7 +14,7 @@ use reel_sim::program::Program;
 use reel_sim::tensor_map::TensorMap;
 use std::sync::Arc;
 
-// SAFETY (of each call below): `Driver` asks of its callers what is relied on here.
+// SAFETY (of each call below): the callers guarantee what `Driver` requires of them, and the calls need no more.
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl Driver for Fake {
     fn properties(&self) -> &Properties {
@@ -25,7 +25,7 @@ impl Driver for Fake {
         Ok(self.0.properties.memory - self.0.sound("asking for free memory")?.held())
     }
 
-    // cuMemAlloc: zero bytes are CUDA_ERROR_INVALID_VALUE.
+    // cuMemAlloc: a size of 0 is CUDA_ERROR_INVALID_VALUE.
     fn alloc(&self, bytes: usize) -> Result<u64, CudaError> {
         let mut s = self.0.uncaptured("allocating")?;
         if bytes == 0 {
@@ -39,7 +39,7 @@ impl Driver for Fake {
         Ok(at)
     }
 
-    // cuMemFree: waits for all work; an address that `alloc` did not return is CUDA_ERROR_INVALID_VALUE.
+    // cuMemFree: waits for all work. Freeing an address that `alloc` did not return is recorded as a violation.
     unsafe fn free(&self, at: u64) {
         let mut s = self.0.state();
         self.0.run_all(&mut s);
@@ -53,7 +53,7 @@ impl Driver for Fake {
         GRANULARITY
     }
 
-    // cuMemAddressReserve: the size is a multiple of the granularity.
+    // cuMemAddressReserve: the size must be a multiple of the granularity.
     fn reserve(&self, bytes: usize) -> Result<u64, CudaError> {
         let mut s = self.0.uncaptured("reserving")?;
         if bytes == 0 || !bytes.is_multiple_of(GRANULARITY) {
@@ -64,12 +64,14 @@ impl Driver for Fake {
         Ok(at)
     }
 
-    // cuMemCreate, cuMemMap: multiples of the granularity, within one reservation, where nothing is mapped.
+    // cuMemCreate, cuMemMap: address and size are multiples of the granularity, the range lies within one
+    // reservation, and nothing is mapped there.
     unsafe fn map_memory(&self, at: u64, bytes: usize) -> Result<PhysicalMemory, CudaError> {
         let mut s = self.0.uncaptured("mapping")?;
         let end = at + bytes as u64;
         let within = s.reserved.range(..=at).next_back().filter(|(r, b)| end <= *r + **b as u64);
-        // A GPU's reservations begin at multiples of the granularity; the simulator's begin where it has room.
+        // A GPU's reservations begin at multiples of the granularity; the simulator's begin where it has room. So the
+        // offset within the reservation is checked.
         let inside = within.is_some_and(|(r, _)| (at - r).is_multiple_of(GRANULARITY as u64));
         let taken = s.backed.range(..end).next_back().is_some_and(|(b, (len, _))| b + *len as u64 > at);
         let even = bytes.is_multiple_of(GRANULARITY) && bytes > 0;
@@ -84,7 +86,7 @@ impl Driver for Fake {
         Ok(PhysicalMemory(handle))
     }
 
-    // cuMemUnmap: the whole of a mapping, and no work that uses it may be under way.
+    // cuMemUnmap: the range is one whole mapping, and no work that uses it may be running.
     unsafe fn unmap_memory(&self, at: u64, bytes: usize, backing: PhysicalMemory) {
         let mut s = self.0.state();
         if s.busy() && s.faulted.is_none() {
@@ -97,7 +99,7 @@ impl Driver for Fake {
         }
     }
 
-    // cuMemAddressFree: a whole reservation with nothing mapped.
+    // cuMemAddressFree: the range is a whole reservation in which nothing is mapped.
     unsafe fn release(&self, at: u64, bytes: usize) {
         let mut s = self.0.state();
         let mapped = s.backed.range(at..at + bytes as u64).next().is_some();
@@ -116,7 +118,7 @@ impl Driver for Fake {
         Ok(at)
     }
 
-    // cuMemFreeHost: memory of cuMemHostAlloc; copies that use it must be over.
+    // cuMemFreeHost: the memory comes from cuMemHostAlloc, and copies that use it must be done.
     unsafe fn free_host(&self, at: *mut u8) {
         let mut s = self.0.state();
         let uses = |op: &Op, words: &Vec<u64>| match op {
@@ -141,7 +143,7 @@ impl Driver for Fake {
         Ok(Stream(handle))
     }
 
-    // cuStreamDestroy: the stream's work still runs.
+    // cuStreamDestroy: the work on the stream still runs.
     unsafe fn destroy_stream(&self, stream: Stream) {
         let mut s = self.0.state();
         self.0.run(&mut s, stream.0, None);
@@ -150,7 +152,7 @@ impl Driver for Fake {
         }
     }
 
-    // cuStreamSynchronize: refused for a stream that is being captured, from any thread.
+    // cuStreamSynchronize: prohibited for a stream that is being captured, from any thread.
     unsafe fn synchronize(&self, stream: Stream) -> Result<(), CudaError> {
         let mut s = self.0.uncaptured("running what was launched")?;
         if let Some(capture) = s.streams.get_mut(&stream.0).and_then(|q| q.capture.as_mut()) {
@@ -224,7 +226,7 @@ impl Driver for Fake {
         s.ask(call, stream, Op::Record(ticket))
     }
 
-    // cuEventSynchronize: an event that was never recorded is reached.
+    // cuEventSynchronize: an event that was never recorded counts as complete.
     unsafe fn wait(&self, event: Event) -> Result<(), CudaError> {
         let call = "running what was launched";
         let mut s = self.0.sound(call)?;
@@ -238,7 +240,8 @@ impl Driver for Fake {
         self.0.sound(call).map(|_| ())
     }
 
-    // cuStreamWaitEvent: a captured stream must not wait for work outside of the capture, nor the other way round.
+    // cuStreamWaitEvent: a captured stream must not wait for work outside the capture, nor an uncaptured stream for
+    // work inside it.
     unsafe fn stream_wait(&self, stream: Stream, event: Event) -> Result<(), CudaError> {
         let call = "waiting for an event";
         let mut s = self.0.sound(call)?;
@@ -250,8 +253,8 @@ impl Driver for Fake {
         s.ask(call, stream, Op::Wait(ticket))
     }
 
-    // cuEventElapsedTime: CUDA_ERROR_INVALID_HANDLE for an event that was not recorded, CUDA_ERROR_NOT_READY for one
-    // that is not complete.
+    // cuEventElapsedTime: CUDA_ERROR_INVALID_HANDLE for an event that was never recorded, CUDA_ERROR_NOT_READY for
+    // one that is not complete.
     unsafe fn elapsed(&self, start: Event, end: Event) -> Result<f64, CudaError> {
         let call = "reading an event";
         let s = self.0.sound(call)?;
@@ -263,7 +266,7 @@ impl Driver for Fake {
         Ok(time(end)? - time(start)?)
     }
 
-    // The simulator runs PTX, and reports source lines of its findings.
+    // The simulator runs PTX and reports the source lines of its findings.
     fn needs_ptx(&self) -> bool {
         true
     }
@@ -308,11 +311,11 @@ impl Driver for Fake {
         let s = self.0.sound(call)?;
         let known = s.functions.get(&function.0).ok_or_else(|| failed(call, "CUDA_ERROR_INVALID_HANDLE"))?;
         let threads = known.kernel.max_threads.or(known.kernel.required_threads).map_or(1024, |t| t.iter().product());
-        // Only ptxas knows the register count, and it does not run here.
+        // Only ptxas knows the number of registers, and it does not run here.
         Ok(FunctionAttributes { threads, static_shared: known.kernel.static_shared, registers: 0 })
     }
 
-    // cuFuncSetAttribute: static and dynamic shared memory together at most what a block may have.
+    // cuFuncSetAttribute: static and dynamic shared memory together must not exceed the maximum of a block.
     unsafe fn allow_shared(&self, function: Function, bytes: u32) -> Result<(), CudaError> {
         let call = "asking for shared memory";
         let most = self.0.properties.limits.shared;
@@ -340,12 +343,12 @@ impl Driver for Fake {
         Ok(self.0.resident(&known.kernel, threads, shared))
     }
 
-    // cuTensorMapEncodeTiled, with its rules; the bytes are those that the simulator reads.
+    // cuTensorMapEncodeTiled, with its rules. The returned bytes have the simulator's own format.
     fn encode(&self, map: &TensorMap) -> Result<[u8; 128], CudaError> {
         map.encode().map_err(|e| failed("encoding a tensor map", &format!("CUDA_ERROR_INVALID_VALUE ({e})")))
     }
 
-    // cuLaunchKernelEx, with the attributes that must have been set before.
+    // cuLaunchKernelEx. Attributes for much shared memory or large clusters must have been set before.
     unsafe fn launch(
         &self,
         function: Function,
@@ -388,7 +391,7 @@ impl Driver for Fake {
         s.ask(call, stream, Op::Launch(EnqueuedLaunch { function: function.0, config: *config, params }))
     }
 
-    // cuStreamBeginCapture: refused for a stream that is being captured, and for the legacy stream.
+    // cuStreamBeginCapture: prohibited for a stream that is already being captured, and for the legacy stream.
     unsafe fn begin_capture(&self, stream: Stream) -> Result<(), CudaError> {
         let call = "beginning a graph";
         let mut s = self.0.sound(call)?;
@@ -400,7 +403,8 @@ impl Driver for Fake {
         Ok(())
     }
 
-    // cuStreamEndCapture: only by the thread that began the capture; it ends the capture in any case.
+    // cuStreamEndCapture: only the thread that began the capture may end it. After an earlier prohibited call it
+    // returns an error, and the capture is over too.
     unsafe fn end_capture(&self, stream: Stream) -> Result<Graph, CudaError> {
         let call = "ending a capture";
         let mut s = self.0.sound(call)?;
@@ -416,7 +420,7 @@ impl Driver for Fake {
         Ok(Graph(handle))
     }
 
-    // cuGraphLaunch: after the stream's earlier work, with the parameters and copy addresses of the capture.
+    // cuGraphLaunch: runs after the stream's earlier work, with the parameters and copy addresses of the capture.
     unsafe fn launch_graph(&self, graph: Graph, stream: Stream) -> Result<(), CudaError> {
         let call = "launching a graph";
         let mut s = self.0.uncaptured(call)?;
@@ -424,7 +428,7 @@ impl Driver for Fake {
         ops.into_iter().chain([Op::Launched(graph.0)]).try_for_each(|op| s.ask(call, stream, op))
     }
 
-    // cuGraphExecDestroy: none of the graph's launches may be in flight.
+    // cuGraphExecDestroy: none of the graph's launches may be running.
     unsafe fn destroy_graph(&self, graph: Graph) {
         let mut s = self.0.state();
         let runs = |q: &Queue| q.work.iter().any(|op| matches!(op, Op::Launched(g) if *g == graph.0));

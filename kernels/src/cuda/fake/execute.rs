@@ -1,5 +1,5 @@
-//! Runs the work enqueued on a stream of the fake driver: copies on the simulator's memory, launches on the
-//! simulator, products by the CPU's code.
+//! Runs the work enqueued on a stream of the fake driver: copies in the simulator's memory, launches on the
+//! simulator, matrix products by the code of device `cpu`.
 
 use super::{EnqueuedLaunch, Inner, Op, Queue, State, TICK};
 use crate::simulate;
@@ -8,7 +8,7 @@ use reel_sim::program::{Kernel, Program};
 use std::sync::Arc;
 
 impl Inner {
-    /// Runs the work of a stream, up to the recorded event `until` if one is given.
+    /// Runs the work of a stream: all of it, or up to the recorded event `until`.
     pub(super) fn run(&self, state: &mut State, stream: usize, until: Option<u64>) {
         while state.faulted.is_none() && until.is_none_or(|t| !state.reached.contains_key(&t)) {
             let Some(op) = state.streams.get_mut(&stream).and_then(|q| q.work.pop_front()) else { return };
@@ -19,7 +19,8 @@ impl Inner {
         }
     }
 
-    /// Returns how many blocks are resident on one multiprocessor. Ignores registers, which only ptxas knows.
+    /// Returns how many blocks can be resident on one multiprocessor. Ignores registers, whose number only ptxas
+    /// knows.
     pub(super) fn resident(&self, kernel: &Kernel, threads: u32, shared: u32) -> u32 {
         let gpu = simulate::gpu(&self.properties.arch);
         let all = gpu.multiprocessors.max(1);
@@ -42,7 +43,7 @@ impl Inner {
         let illegal = |what: String| format!("CUDA_ERROR_ILLEGAL_ADDRESS ({what})");
         match *op {
             Op::CopyIn { to, from, bytes } => {
-                // SAFETY: the caller of `copy_in` promised that the host's bytes live until here.
+                // SAFETY: the caller of `copy_in` guarantees that the host's bytes live until the copy is done.
                 let bytes = unsafe { std::slice::from_raw_parts(from as *const u8, bytes) };
                 if !state.memory.write(to, bytes) {
                     return Err(illegal(format!("a copy to {to:#x}")));
@@ -50,7 +51,7 @@ impl Inner {
             }
             Op::CopyOut { to, from, bytes } => {
                 let read = state.memory.read(from, bytes).map_err(|e| illegal(format!("the host {e}")))?;
-                // SAFETY: the caller of `copy_out` promised that the host's memory lives until here.
+                // SAFETY: the caller of `copy_out` guarantees that the host's memory lives until the copy is done.
                 unsafe { std::ptr::copy_nonoverlapping(read.as_ptr(), to as *mut u8, bytes) };
             }
             Op::Copy { to, from, bytes } => {
@@ -85,8 +86,8 @@ impl Inner {
     }
 
     /// Runs a kernel, together with the next launch of its stream if that may begin before this one has ended
-    /// (programmatic dependent launch). The simulator runs pairs: of a longer chain, the third launch begins when the
-    /// second has ended.
+    /// (programmatic dependent launch). The simulator runs at most two launches together: the third launch of a chain
+    /// begins when the second has ended.
     pub(super) fn kernel(&self, state: &mut State, stream: usize, launch: &EnqueuedLaunch) -> Result<(), String> {
         const MOMENTS: [CompletionTiming; 3] =
             [CompletionTiming::Latest, CompletionTiming::Earliest, CompletionTiming::Random];
@@ -130,7 +131,7 @@ impl Inner {
     }
 }
 
-/// A launch with its compiled code.
+/// A launch with its compiled code, ready for the simulator.
 struct Ready {
     program: Arc<Program>,
     kernel: Arc<Kernel>,
@@ -144,7 +145,7 @@ impl Ready {
 }
 
 impl State {
-    /// A launch with its code.
+    /// Returns a launch with its compiled code, or an error if the function or module was unloaded.
     fn ready(&self, work: &EnqueuedLaunch) -> Result<Ready, String> {
         let known =
             self.functions.get(&work.function).ok_or("CUDA_ERROR_INVALID_HANDLE (a function that was unloaded)")?;

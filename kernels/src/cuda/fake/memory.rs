@@ -1,4 +1,4 @@
-//! Queries of the fake driver's state: which address ranges have memory, and which work is on a stream.
+//! Helpers for the fake driver's state: which address ranges have memory, and which work is on a stream.
 
 use super::capture::Capture;
 use super::{Op, Queue, State, failed};
@@ -15,7 +15,7 @@ impl State {
         self.allocated.values().map(|&b| b as u64).sum::<u64>() + self.backed.values().map(|b| b.0 as u64).sum::<u64>()
     }
 
-    /// Tells whether memory is mapped behind the whole range.
+    /// Tells whether the whole range is allocated or has mapped memory.
     pub(super) fn is_backed(&self, at: u64, bytes: usize) -> bool {
         let end = at.saturating_add(bytes as u64);
         if self.allocated.range(..=at).next_back().is_some_and(|(s, b)| end <= s + *b as u64) {
@@ -32,14 +32,15 @@ impl State {
     }
 
     pub(super) fn ask(&mut self, call: &str, stream: Stream, op: Op) -> Result<(), CudaError> {
-        // The legacy stream waits for all others, which a capture does not allow.
+        // The legacy stream waits for all other streams, which a capture does not allow.
         if stream.0 == 0 {
             let captures = self.streams.values_mut().filter_map(|q| q.capture.as_mut());
             let prohibited = captures.map(Capture::invalidate).count() > 0;
             let code = if prohibited { "CUDA_ERROR_STREAM_CAPTURE_IMPLICIT" } else { "CUDA_ERROR_INVALID_HANDLE" };
             return Err(failed(call, code));
         }
-        // Work outside of the capture would run now and never again, even if the graph depends on it.
+        // Work on a stream outside the capture would run now and not when the graph is launched, even if the graph
+        // depends on it.
         let outside = |(&s, q): (&usize, &Queue)| s != stream.0 && q.capture.as_ref().is_some_and(Capture::is_mine);
         let elsewhere = self.streams.iter().any(outside);
         let queue = self.streams.get_mut(&stream.0).ok_or_else(|| failed(call, "CUDA_ERROR_INVALID_HANDLE"))?;

@@ -1,13 +1,14 @@
-//! A driver for machines without a GPU, for tests of everything above it.
+//! A driver for machines without a GPU, used to test the code above the driver.
 //!
 //! It enforces the driver's documented rules and runs launches on the simulator. Enqueued work runs as late as the
-//! rules allow: when the host waits for it. So a host buffer that is changed too early, memory that is freed while a
-//! launch still needs it, or a missing wait between streams show here, where a GPU would mostly be fast enough to
-//! hide them.
+//! rules allow: when the host waits for it. So three kinds of errors show here that a fast GPU would mostly hide: a
+//! host buffer that is changed too early, memory that is freed while a launch still needs it, and a missing wait
+//! between streams.
 //!
-//! A broken rule that the driver reports is the same error here. A broken rule with an undefined outcome is kept in
-//! [`Fake::violations`]. A finding of the simulator fails every later call, as a faulting kernel does. Source of each
-//! rule: CUDA Driver API manual 13.0, the function that is named beside it.
+//! If a call breaks a rule and NVIDIA's driver returns an error for it, this driver returns the same error. If the
+//! manual leaves the outcome undefined, the broken rule is added to [`Fake::violations`]. After a finding of the
+//! simulator every later call fails, as after a faulting kernel. Source of each rule: CUDA Driver API manual 13.0,
+//! the function that is named beside it.
 #![allow(unsafe_code)]
 
 mod capture;
@@ -27,12 +28,12 @@ use reel_sim::program::{Kernel, Program};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-/// Unit of addresses and sizes of mapped memory in bytes; NVIDIA's GPUs have 2 MiB.
+/// Unit of the addresses and sizes of mapped memory in bytes; on NVIDIA's GPUs it is 2 MiB.
 const GRANULARITY: usize = 64 << 10;
-/// Duration of every operation on the fake's clock, in seconds.
+/// Duration in seconds of every operation on the fake driver's clock.
 const TICK: f64 = 1e-6;
 
-/// A simulated GPU with its driver. Clones share it.
+/// A simulated GPU with its driver. Clones share one GPU.
 #[derive(Clone)]
 pub struct Fake(Arc<Inner>);
 
@@ -42,7 +43,7 @@ struct Inner {
     state: Mutex<State>,
 }
 
-/// One item of work on a stream.
+/// One operation on a stream.
 #[derive(Clone, Debug)]
 enum Op {
     CopyIn {
@@ -69,7 +70,7 @@ enum Op {
     Product(Matmul),
     Record(u64),
     Wait(u64),
-    /// The end of a launched graph.
+    /// Marks the end of a launched graph.
     Launched(usize),
 }
 
@@ -87,7 +88,7 @@ struct Queue {
     capture: Option<Capture<Op>>,
 }
 
-/// The latest record of an event on a stream.
+/// The latest recording of an event on a stream.
 #[derive(Clone, Copy)]
 struct EventRecord {
     ticket: u64,
@@ -109,16 +110,16 @@ struct LoadedFunction {
 #[derive(Default)]
 struct State {
     memory: SimMemory,
-    /// Allocations: address and size.
+    /// Allocated memory: address to size.
     allocated: BTreeMap<u64, usize>,
     /// Reserved address ranges.
     reserved: BTreeMap<u64, usize>,
-    /// Parts of reserved ranges with mapped memory.
+    /// Parts of reserved ranges with mapped memory: address to (size, handle of the physical memory).
     backed: BTreeMap<u64, (usize, u64)>,
     host: BTreeMap<usize, Vec<u64>>,
     streams: BTreeMap<usize, Queue>,
     events: BTreeMap<usize, Option<EventRecord>>,
-    /// The times at which records were reached.
+    /// The time at which each recorded event completed, by ticket.
     reached: HashMap<u64, f64>,
     modules: BTreeMap<usize, Loaded>,
     functions: BTreeMap<usize, LoadedFunction>,
@@ -126,13 +127,13 @@ struct State {
     handles: usize,
     clock: f64,
     launches: u64,
-    /// The error of a faulted kernel, which every later call reports.
+    /// The error of a kernel that faulted; every later call returns it.
     faulted: Option<String>,
     violations: Vec<String>,
 }
 
 impl Fake {
-    /// A simulated GPU of this architecture with `memory` bytes.
+    /// Makes a simulated GPU of this architecture with `memory` bytes of GPU memory.
     pub fn new(arch: Arch, memory: u64) -> Fake {
         let limits = Limits::new(arch.sm, arch.shared_per_block);
         let properties = Properties { name: "fake GPU".into(), arch, limits, memory, version: 13_000 };
@@ -140,12 +141,12 @@ impl Fake {
         Fake(Arc::new(Inner { properties, team: Team::new(1), state: Mutex::new(state) }))
     }
 
-    /// Returns the broken rules whose outcome the driver leaves undefined, oldest first.
+    /// Returns descriptions of the broken rules whose outcome the manual leaves undefined, oldest first.
     pub fn violations(&self) -> Vec<String> {
         self.0.state().violations.clone()
     }
 
-    /// Returns the number of launches and products that have run.
+    /// Returns the number of kernel launches and matrix products that have run.
     pub fn launches(&self) -> u64 {
         self.0.state().launches
     }
@@ -169,7 +170,7 @@ impl Inner {
         self.state.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// Returns the state, or an error if a kernel has faulted.
+    /// Returns the state, or an error if a kernel has faulted before.
     fn sound(&self, call: &str) -> Result<MutexGuard<'_, State>, CudaError> {
         let state = self.state();
         match &state.faulted {
@@ -178,8 +179,9 @@ impl Inner {
         }
     }
 
-    /// Returns the state, or an error if a kernel has faulted or this thread captures a stream: then calls that may
-    /// wait are refused (cuThreadExchangeStreamCaptureMode: "potentially unsafe API calls") and end the capture.
+    /// Returns the state, or an error if a kernel has faulted before or this thread is capturing a stream. During a
+    /// capture, calls that may wait are prohibited and invalidate it (cuThreadExchangeStreamCaptureMode: "potentially
+    /// unsafe API calls").
     fn uncaptured(&self, call: &str) -> Result<MutexGuard<'_, State>, CudaError> {
         let mut state = self.sound(call)?;
         let mut captures = state.streams.values_mut().filter_map(|q| q.capture.as_mut()).filter(|c| c.is_mine());

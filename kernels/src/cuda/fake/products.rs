@@ -27,13 +27,13 @@ impl Blas for FakeBlas {
         "fake products 1.0.0".into()
     }
 
-    /// All shapes have the same algorithm.
+    /// Every shape has the same algorithm, number 0.
     fn algorithms(&self) -> Algorithms {
         let known = self.known.lock().unwrap_or_else(|e| e.into_inner());
         Algorithms::new(known.iter().map(|shape| (*shape, [0; 8])))
     }
 
-    // cublasLtMatmul: operands in device memory, aligned to their elements; a workspace of 16-byte alignment.
+    // cublasLtMatmul: operands are in GPU memory and aligned to their elements; the workspace is aligned to 16 bytes.
     unsafe fn product(&self, p: &Matmul, workspace: u64, stream: Stream) -> Result<(), CudaError> {
         if let Some(why) = blas::refused(p) {
             return Err(CudaError::Product { product: blas::describe(p), why });
