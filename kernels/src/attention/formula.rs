@@ -1,6 +1,6 @@
 //! The definition of attention in f64, and a version with the roundings that kernels make between load and store.
 
-use super::Case;
+use super::PackedBatch;
 use crate::checks::rounding::{self, ULP};
 use std::f64::consts::LOG2_E;
 
@@ -22,20 +22,20 @@ fn row(q: &[f64], k: &[f64], v: &[f64], keys: &[usize], scale: f64) -> (Vec<f64>
 }
 
 /// Returns (row index, index of the first element of each key that it sees) for every query row, in order.
-fn rows(case: &Case) -> impl Iterator<Item = (usize, Vec<usize>)> {
+fn rows(case: &PackedBatch) -> impl Iterator<Item = (usize, Vec<usize>)> {
     let (heads, kv_heads, d) = (case.heads, case.kv_heads, case.head_dim);
     (0..case.lengths.len()).flat_map(move |n| {
-        let (first, tokens) = (case.first(n), case.keys(n));
+        let (first, tokens) = (case.first_token(n), case.visible_tokens(n));
         (0..case.lengths[n] * heads).map(move |at| {
             let (i, h) = (at / heads, at % heads);
             let begin = |token: &usize| (token * kv_heads + h / (heads / kv_heads)) * d;
-            ((first + i) * heads + h, tokens[..case.limit(n, i)].iter().map(begin).collect())
+            ((first + i) * heads + h, tokens[..case.visible_keys(n, i)].iter().map(begin).collect())
         })
     })
 }
 
 /// Returns output and log-sum-exp of a packed batch.
-pub fn fwd(case: &Case, q: &[f64], k: &[f64], v: &[f64], scale: f64) -> (Vec<f64>, Vec<f64>) {
+pub fn fwd(case: &PackedBatch, q: &[f64], k: &[f64], v: &[f64], scale: f64) -> (Vec<f64>, Vec<f64>) {
     let d = case.head_dim;
     let (o, lse): (Vec<_>, Vec<_>) =
         rows(case).map(|(at, keys)| row(&q[at * d..(at + 1) * d], k, v, &keys, scale)).unzip();
@@ -44,7 +44,7 @@ pub fn fwd(case: &Case, q: &[f64], k: &[f64], v: &[f64], scale: f64) -> (Vec<f64
 
 /// Returns the gradients of `sum(d_o * o)` for q, k and v, by the chain rule. `o` is the output, which may have been
 /// rounded. Tests compare the result with numerical differences of [`fwd`].
-pub fn bwd(case: &Case, [q, k, v]: [&[f64]; 3], o: &[f64], d_o: &[f64], scale: f64) -> [Vec<f64>; 3] {
+pub fn bwd(case: &PackedBatch, [q, k, v]: [&[f64]; 3], o: &[f64], d_o: &[f64], scale: f64) -> [Vec<f64>; 3] {
     let d = case.head_dim;
     let (_, lse) = fwd(case, q, k, v, scale);
     let (mut dq, mut dk, mut dv) = (vec![0.0; q.len()], vec![0.0; k.len()], vec![0.0; v.len()]);
@@ -124,7 +124,7 @@ impl Sums {
 
 /// Returns the output of [`fwd`] with a kernel's roundings. A block of 64 keys has probabilities relative to the
 /// largest score so far in its segment of 512 keys, the block included.
-pub fn fwd_rounded(case: &Case, q: &[f64], k: &[f64], v: &[f64], scale: f64, r: Roundings) -> Vec<f64> {
+pub fn fwd_rounded(case: &PackedBatch, q: &[f64], k: &[f64], v: &[f64], scale: f64, r: Roundings) -> Vec<f64> {
     let (d, factor) = (case.head_dim, (r.each)(scale * LOG2_E));
     let mut o = Vec::new();
     for (at, keys) in rows(case) {
@@ -150,7 +150,7 @@ pub fn fwd_rounded(case: &Case, q: &[f64], k: &[f64], v: &[f64], scale: f64, r: 
 
 /// Returns the gradients of [`bwd`] with a kernel's roundings.
 pub fn bwd_rounded(
-    case: &Case,
+    case: &PackedBatch,
     [q, k, v]: [&[f64]; 3],
     o: &[f64],
     d_o: &[f64],

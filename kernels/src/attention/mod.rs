@@ -236,7 +236,7 @@ pub fn pairs(lengths: impl IntoIterator<Item = usize>, causal: bool) -> f64 {
 
 /// A batch of sequences that checks and benches share.
 #[derive(Clone, Debug)]
-pub struct Case {
+pub struct PackedBatch {
     /// Length of each sequence.
     pub lengths: Vec<usize>,
     /// Query heads.
@@ -253,34 +253,34 @@ pub struct Case {
     pub prefix: Vec<(usize, usize)>,
 }
 
-impl Case {
+impl PackedBatch {
     /// Returns the index of the first token of sequence `n`.
-    pub fn first(&self, n: usize) -> usize {
+    pub fn first_token(&self, n: usize) -> usize {
         self.lengths[..n].iter().sum()
     }
 
     /// Returns the tokens whose keys sequence `n` sees, in order: those of its prefix, then its own.
-    pub fn keys(&self, n: usize) -> Vec<usize> {
+    pub fn visible_tokens(&self, n: usize) -> Vec<usize> {
         let (first, count) = self.prefix.get(n).copied().unwrap_or((0, 0));
-        (first..first + count).chain(self.first(n)..self.first(n) + self.lengths[n]).collect()
+        (first..first + count).chain(self.first_token(n)..self.first_token(n) + self.lengths[n]).collect()
     }
 
     /// Returns the number of keys that query `i` of sequence `n` sees.
-    pub fn limit(&self, n: usize, i: usize) -> usize {
+    pub fn visible_keys(&self, n: usize, i: usize) -> usize {
         let keys = self.lengths[n] + self.prefix.get(n).map_or(0, |p| p.1);
         if self.causal { keys - self.lengths[n] + i + 1 } else { keys }
     }
 
     /// Returns the number of (query, key) pairs that one head computes.
     pub fn pairs(&self) -> f64 {
-        (0..self.lengths.len()).flat_map(|n| (0..self.lengths[n]).map(move |i| self.limit(n, i) as f64)).sum()
+        (0..self.lengths.len()).flat_map(|n| (0..self.lengths[n]).map(move |i| self.visible_keys(n, i) as f64)).sum()
     }
 }
 
 /// Batches that checks and benches share: lengths around the block sizes, key heads that several query heads use, and
 /// head_dims that are not a multiple of the vector width.
-pub fn cases() -> Vec<Case> {
-    let case = |lengths: &[usize], (heads, kv_heads), head_dim, causal, spread| Case {
+pub fn cases() -> Vec<PackedBatch> {
+    let case = |lengths: &[usize], (heads, kv_heads), head_dim, causal, spread| PackedBatch {
         lengths: lengths.to_vec(),
         heads,
         kv_heads,
@@ -290,13 +290,13 @@ pub fn cases() -> Vec<Case> {
         prefix: Vec::new(),
     };
     let group =
-        Case { prefix: vec![(0, 0), (0, 70), (0, 70), (0, 70)], ..case(&[70, 9, 65, 1], (4, 2), 64, true, 1.0) };
+        PackedBatch { prefix: vec![(0, 0), (0, 70), (0, 70), (0, 70)], ..case(&[70, 9, 65, 1], (4, 2), 64, true, 1.0) };
     // With many sequences, most of them empty, the plan of the backward pass counts enough blocks to choose tiles of
     // 128 keys.
     let many = |lengths: &[usize], heads, head_dim, causal, spread| {
         case(&[&[0; 120], lengths, &[0; 90]].concat(), heads, head_dim, causal, spread)
     };
-    let odd = Case { prefix: vec![(3, 20), (0, 0), (1, 40)], ..case(&[5, 43, 30], (3, 1), 80, false, 1.0) };
+    let odd = PackedBatch { prefix: vec![(3, 20), (0, 0), (1, 40)], ..case(&[5, 43, 30], (3, 1), 80, false, 1.0) };
     vec![
         case(&[0, 1, 17, 0, 63], (6, 3), 12, true, 1.0),
         case(&[64, 65, 1], (4, 1), 24, true, 1.0),
@@ -312,8 +312,8 @@ pub fn cases() -> Vec<Case> {
         case(&[7, 70], (1, 1), 8, true, 5.0),
         case(&[90, 5], (2, 1), 72, true, 1.0),
         case(&[20, 81], (2, 2), 7, true, 1.0),
-        Case { head_dim: 20, ..group.clone() },
-        Case { head_dim: 128, ..group.clone() },
+        PackedBatch { head_dim: 20, ..group.clone() },
+        PackedBatch { head_dim: 128, ..group.clone() },
         group,
         odd,
         many(&[300, 0, 65], (4, 2), 128, true, 1.0),

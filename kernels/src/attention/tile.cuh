@@ -19,7 +19,7 @@ constexpr int MMA_THREADS = 128;
 // longest row.
 template <int HEAD_DIM>
 struct Tile {
-  static_assert(HEAD_DIM % 8 == 0 && HEAD_DIM <= 256, "a tile's head");
+  static_assert(HEAD_DIM % 8 == 0 && HEAD_DIM <= 256, "HEAD_DIM of a tile is a multiple of 8 up to 256");
   static constexpr int CHUNKS = HEAD_DIM / 8;
   static constexpr int STEPS = (HEAD_DIM + 15) / 16;  // 16-column steps of a product over the head
   static constexpr bool XOR = HEAD_DIM % 64 == 0;
@@ -32,7 +32,7 @@ struct Tile {
   template <int ROWS>
   __device__ static __forceinline__ void item(int at, int& row, int& chunk) {
     constexpr int WHOLE = CHUNKS / 8 * 8, EXTRA = CHUNKS % 8;
-    static_assert(EXTRA <= 2, "columns of a tile");
+    static_assert(EXTRA <= 2, "a tile has at most two chunks beyond a multiple of eight");
     const int beyond = at - ROWS * WHOLE;
     if (EXTRA == 0 || beyond < 0) {
       row = at / WHOLE;

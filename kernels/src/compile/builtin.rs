@@ -28,7 +28,7 @@ pub const PTX_ARCHITECTURE: &str = "compute_80";
 
 /// The compiled code of one kernel folder, for one GPU.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Code {
+pub enum BuiltinCode {
     /// Machine code.
     Cubin(Vec<u8>),
     /// PTX text.
@@ -54,7 +54,7 @@ impl<'a> Archive<'a> {
     ///
     /// # Errors
     /// The format or an entry is malformed; the message says how.
-    pub fn read(bytes: &'a [u8]) -> Result<Archive<'a>, String> {
+    pub fn parse(bytes: &'a [u8]) -> Result<Archive<'a>, String> {
         let mut entries = Vec::new();
         if bytes.is_empty() {
             return Ok(Archive { entries });
@@ -80,14 +80,14 @@ impl<'a> Archive<'a> {
     /// Returns the code of a kernel folder for a GPU's architecture such as `sm_86`: machine code for this
     /// architecture, else for the nearest earlier one with the same major version, else PTX. `None` if the archive
     /// has none of these, or has them for other sources than `source` only.
-    pub fn code(&self, source: &Source, sm: &str) -> Option<Code> {
+    pub fn code(&self, source: &Source, sm: &str) -> Option<BuiltinCode> {
         for architecture in runs_on(sm) {
             if let Some(entry) = self.entry(source, architecture) {
-                return Some(Code::Cubin(entry.inflate()?));
+                return Some(BuiltinCode::Cubin(entry.inflate()?));
             }
         }
         let entry = self.entry(source, PTX_ARCHITECTURE).filter(|_| capability(sm) >= capability(PTX_ARCHITECTURE))?;
-        Some(Code::Ptx(String::from_utf8(entry.inflate()?).ok()?))
+        Some(BuiltinCode::Ptx(String::from_utf8(entry.inflate()?).ok()?))
     }
 
     /// Returns how many compiled kernels of the archive match the sources of this binary (fresh), and how many do not
@@ -127,12 +127,12 @@ impl Entry<'_> {
 /// Returns the archive that is built into this binary.
 pub fn archive() -> Archive<'static> {
     // The build script accepts any file: one that is not an archive counts as empty.
-    Archive::read(ARCHIVE).unwrap_or_default()
+    Archive::parse(ARCHIVE).unwrap_or_default()
 }
 
 /// Returns the code in this binary for a kernel folder and a GPU's architecture; `None` if there is none for
 /// `source`.
-pub fn code(source: &Source, sm: &str) -> Option<Code> {
+pub fn code(source: &Source, sm: &str) -> Option<BuiltinCode> {
     if ARCHIVE.is_empty() { None } else { archive().code(source, sm) }
 }
 
@@ -172,13 +172,13 @@ fn part(source: &Source, architecture: &str) -> Result<Vec<u8>, CompileError> {
     let built = compiler()?.build(&unit)?;
     let code = if architecture == PTX_ARCHITECTURE { built.ptx.into_bytes() } else { built.cubin };
     let mut out = Vec::new();
-    append(&mut out, source.name, architecture, &Cache::content(&unit), &code);
+    append(&mut out, source.name, architecture, &Cache::content_hash(&unit), &code);
     Ok(out)
 }
 
 fn append(out: &mut Vec<u8>, folder: &str, architecture: &str, hash: &str, code: &[u8]) {
     let mut encoder = DeflateEncoder::new(Vec::new(), Compression::best());
-    let deflated = encoder.write_all(code).and_then(|()| encoder.finish()).expect("a vector takes everything");
+    let deflated = encoder.write_all(code).and_then(|()| encoder.finish()).expect("writing to a vector cannot fail");
     out.extend(format!("{folder} {architecture} {hash} {}\n", deflated.len()).bytes());
     out.extend(deflated);
 }
@@ -193,7 +193,7 @@ fn unit(source: &Source, architecture: &str) -> Result<super::Unit, CompileError
 }
 
 fn hash(source: &Source, architecture: &str) -> Option<String> {
-    unit(source, architecture).ok().map(|unit| Cache::content(&unit))
+    unit(source, architecture).ok().map(|unit| Cache::content_hash(&unit))
 }
 
 /// Returns the architectures whose machine code a GPU with architecture `sm` runs, the best first: its own, then
@@ -243,9 +243,9 @@ mod tests {
             (SMALL, "sm_90a", b"ninety"),
             (SMALL, PTX_ARCHITECTURE, b".version 9.0"),
         ]);
-        let archive = Archive::read(&bytes).unwrap();
-        let cubin = |code: &[u8]| Some(Code::Cubin(code.to_vec()));
-        let ptx = Some(Code::Ptx(".version 9.0".to_string()));
+        let archive = Archive::parse(&bytes).unwrap();
+        let cubin = |code: &[u8]| Some(BuiltinCode::Cubin(code.to_vec()));
+        let ptx = Some(BuiltinCode::Ptx(".version 9.0".to_string()));
         assert_eq!(archive.code(SMALL, "sm_80"), cubin(b"eighty"));
         assert_eq!(archive.code(SMALL, "sm_86"), cubin(b"eighty-six"));
         assert_eq!(archive.code(SMALL, "sm_89"), cubin(b"eighty-six"), "89 has no entry here");
@@ -261,7 +261,7 @@ mod tests {
     fn code_of_other_sources_is_not_given() {
         let mut bytes = format!("{MAGIC}\n").into_bytes();
         append(&mut bytes, SMALL.name, "sm_80", &hash(OTHER, "sm_80").unwrap(), b"code");
-        let archive = Archive::read(&bytes).unwrap();
+        let archive = Archive::parse(&bytes).unwrap();
         assert_eq!(archive.code(SMALL, "sm_80"), None);
         assert_eq!(archive.fresh_and_stale(), (0, 1));
     }
@@ -269,7 +269,7 @@ mod tests {
     /// Checks the archive in the binary, if the build got one; `./x release` runs this test.
     #[test]
     fn what_is_built_in_is_of_these_sources() {
-        let archive = Archive::read(ARCHIVE).unwrap();
+        let archive = Archive::parse(ARCHIVE).unwrap();
         let wanted = if ARCHIVE.is_empty() { 0 } else { FOLDERS.len() * (ARCHITECTURES.len() + 1) };
         assert_eq!(archive.fresh_and_stale(), (wanted, 0));
     }
@@ -279,11 +279,11 @@ mod tests {
         #[test]
         fn archives_hold_what_was_put_in(code in proptest::collection::vec(any::<u8>(), 0..4000), cut in any::<prop::sample::Index>()) {
             let bytes = archive_of(&[(SMALL, "sm_80", &code), (OTHER, "sm_90a", &code)]);
-            let archive = Archive::read(&bytes).unwrap();
-            prop_assert_eq!(archive.code(SMALL, "sm_80"), Some(Code::Cubin(code.clone())));
-            prop_assert_eq!(archive.code(OTHER, "sm_90a"), Some(Code::Cubin(code.clone())));
+            let archive = Archive::parse(&bytes).unwrap();
+            prop_assert_eq!(archive.code(SMALL, "sm_80"), Some(BuiltinCode::Cubin(code.clone())));
+            prop_assert_eq!(archive.code(OTHER, "sm_90a"), Some(BuiltinCode::Cubin(code.clone())));
             let part = &bytes[..cut.index(bytes.len())];
-            if let Ok(archive) = Archive::read(part) {
+            if let Ok(archive) = Archive::parse(part) {
                 prop_assert!(archive.entries.len() < 2);
                 for entry in &archive.entries {
                     prop_assert_eq!(entry.inflate(), Some(code.clone()));

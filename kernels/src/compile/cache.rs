@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use twox_hash::XxHash3_128;
 
 use super::Unit;
-use super::nvrtc::Output;
+use super::nvrtc::CompilerOutput;
 
 /// First bytes of an entry; the number increases when the format changes.
 const MAGIC: &str = "reel-kernel 1";
@@ -36,12 +36,12 @@ impl Cache {
     }
 
     /// Returns a hash of the unit's name, text, options and headers, independent of the compiler.
-    pub fn content(unit: &Unit) -> String {
+    pub fn content_hash(unit: &Unit) -> String {
         hashed(unit, &[])
     }
 
     /// Returns the stored output for a key; `None` if the file is missing or damaged.
-    pub fn load(&self, key: &str) -> Option<Output> {
+    pub fn load(&self, key: &str) -> Option<CompilerOutput> {
         let bytes = fs::read(self.folder.join(key)).ok()?;
         let end = bytes.iter().position(|&b| b == b'\n')?;
         let (head, body) = (std::str::from_utf8(&bytes[..end]).ok()?, &bytes[end + 1..]);
@@ -55,11 +55,11 @@ impl Cache {
         let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).ok();
         let (ptx, rest) = body.split_at(ptx);
         let (log, cubin) = rest.split_at(log);
-        Some(Output { ptx: text(ptx)?, log: text(log)?, cubin: cubin.to_vec() })
+        Some(CompilerOutput { ptx: text(ptx)?, log: text(log)?, cubin: cubin.to_vec() })
     }
 
     /// Stores the output for a key. If that fails (read-only home, full disk), the next run compiles again.
-    pub fn store(&self, key: &str, output: &Output) {
+    pub fn store(&self, key: &str, output: &CompilerOutput) {
         static DRAFTS: AtomicU32 = AtomicU32::new(0);
         let draft = DRAFTS.fetch_add(1, Ordering::Relaxed);
         let aside = self.folder.join(format!(".{key}.{}.{draft}", std::process::id()));
@@ -106,8 +106,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn output() -> Output {
-        Output { ptx: ".version 9.0\n".repeat(9), log: "ptxas".into(), cubin: vec![0, 10, 255, 7] }
+    fn output() -> CompilerOutput {
+        CompilerOutput { ptx: ".version 9.0\n".repeat(9), log: "ptxas".into(), cubin: vec![0, 10, 255, 7] }
     }
 
     fn unit(text: &str, option: &str) -> Unit {

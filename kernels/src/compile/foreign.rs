@@ -36,7 +36,7 @@ pub fn foreign(
         name: path.display().to_string(),
         text: String::from_utf8_lossy(&bytes).into_owned(),
         headers: stand_ins.iter().map(|(name, text)| (name.to_string(), text.to_string())).collect(),
-        options: options(number, &folders, &toolkit.headers(), stand_ins),
+        options: options(number, &folders, &toolkit.header_folders(), stand_ins),
     };
     let refused = match compiler().and_then(|c| c.nvrtc()?.compile(&unit)) {
         Ok(output) => return Ok(Foreign { ptx: with_main_file(&output.ptx, path), compiler: "NVRTC" }),

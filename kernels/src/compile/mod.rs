@@ -18,8 +18,8 @@ use std::sync::OnceLock;
 use crate::Source;
 use cache::Cache;
 pub use foreign::{Foreign, foreign};
-use nvrtc::{Nvrtc, Output};
-use ptxas::Report;
+use nvrtc::{CompilerOutput, Nvrtc};
+use ptxas::PtxasReport;
 use toolkit::Toolkit;
 
 /// The architectures that every kernel is compiled for: A100; RTX 30; RTX 40 and L40S; H100 and H200.
@@ -113,7 +113,7 @@ pub struct Cubin {
     /// The log of NVRTC and ptxas.
     pub log: String,
     /// Registers, spills and warnings from ptxas' log.
-    pub report: Report,
+    pub report: PtxasReport,
 }
 
 /// Compiles a kernel folder to PTX with line information, for an architecture such as `sm_80`.
@@ -123,8 +123,8 @@ pub fn ptx(source: &Source, sm: &str) -> Result<String, CompileError> {
 
 /// Compiles a kernel folder to machine code with ptxas' report, for an architecture such as `sm_80`.
 pub fn cubin(source: &Source, sm: &str) -> Result<Cubin, CompileError> {
-    let Output { ptx, cubin, log } = compiler()?.build(&cubin_unit(source, sm)?)?;
-    let report = Report::parse(&log);
+    let CompilerOutput { ptx, cubin, log } = compiler()?.build(&cubin_unit(source, sm)?)?;
+    let report = PtxasReport::parse(&log);
     Ok(Cubin { image: cubin, ptx, log, report })
 }
 
@@ -189,7 +189,7 @@ impl Compiler {
         self.nvrtc.get_or_init(|| Nvrtc::open(&self.library)).as_ref().map_err(Clone::clone)
     }
 
-    fn build(&self, unit: &Unit) -> Result<Output, CompileError> {
+    fn build(&self, unit: &Unit) -> Result<CompilerOutput, CompileError> {
         let key = Cache::key(unit, &self.library);
         if let Some(output) = self.cache.as_ref().and_then(|c| c.load(&key)) {
             return Ok(output);

@@ -42,7 +42,7 @@ pub(super) struct Nvrtc {
 
 /// The output of a compilation: PTX, and a CUBIN if a real architecture was requested.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Output {
+pub(super) struct CompilerOutput {
     pub ptx: String,
     pub cubin: Vec<u8>,
     pub log: String,
@@ -90,7 +90,7 @@ impl Nvrtc {
     }
 
     /// Compiles one translation unit.
-    pub fn compile(&self, unit: &Unit) -> Result<Output, CompileError> {
+    pub fn compile(&self, unit: &Unit) -> Result<CompilerOutput, CompileError> {
         let text = c_string(unit, &unit.text)?;
         let name = c_string(unit, &unit.name)?;
         let headers = unit.headers.iter().map(|(_, t)| c_string(unit, t)).collect::<Result<Vec<_>, _>>()?;
@@ -112,7 +112,7 @@ impl Nvrtc {
         let status = unsafe { (self.compile)(program, options.len() as c_int, option_ptrs.as_ptr()) };
         let log = text_of(self.get(unit, program, self.log_size, self.log)?);
         self.check(status, unit, || log.clone())?;
-        Ok(Output {
+        Ok(CompilerOutput {
             ptx: text_of(self.get(unit, program, self.ptx_size, self.ptx)?),
             cubin: self.get(unit, program, self.cubin_size, self.cubin)?,
             log,

@@ -23,7 +23,7 @@ pub struct Resources {
 
 /// What ptxas reports about one translation unit.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Report {
+pub struct PtxasReport {
     /// All functions, sorted by symbol.
     pub functions: Vec<Resources>,
     /// Warnings and numbered performance remarks, one line each, such as C7508 (`setmaxnreg` ignored) or C7510 to
@@ -31,10 +31,10 @@ pub struct Report {
     pub warnings: Vec<String>,
 }
 
-impl Report {
+impl PtxasReport {
     /// Parses the log of `ptxas -v`, printed by the program itself or contained in NVRTC's log.
-    pub fn parse(log: &str) -> Report {
-        let mut report = Report::default();
+    pub fn parse(log: &str) -> PtxasReport {
+        let mut report = PtxasReport::default();
         // The function that the following "N bytes stack frame" and "Used N registers" lines describe.
         let (mut function, mut entry) = (String::new(), String::new());
         for line in log.lines().filter(|l| l.starts_with("ptxas")) {
@@ -119,7 +119,7 @@ ptxas         .     0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loa
 ptxas info    : Used 8 registers, used 0 barriers
 ptxas warning : Value of threads per SM for entry a is out of range.
 ";
-        let report = Report::parse(log);
+        let report = PtxasReport::parse(log);
         let b = Resources {
             symbol: "b".into(),
             entry: true,

@@ -70,7 +70,7 @@ impl Toolkit {
     }
 
     /// Returns the header folders of the first installation that has `cuda_bf16.h`, for compiling users' kernels.
-    pub fn headers(&self) -> Vec<PathBuf> {
+    pub fn header_folders(&self) -> Vec<PathBuf> {
         let has = |p: &&Place| p.headers.iter().any(|h| h.join("cuda_bf16.h").is_file());
         self.places.iter().find(has).map(|p| p.headers.clone()).unwrap_or_default()
     }
@@ -177,13 +177,16 @@ mod tests {
         assert_eq!(of(&[("CUDA_HOME", "toolkit"), ("XDG_CACHE_HOME", "cache")]).nvrtc(), Some(toolkit.clone()));
         assert_eq!(of(&[("LD_LIBRARY_PATH", "toolkit/lib64")]).nvrtc(), Some(toolkit));
         let include = header.parent().unwrap().to_path_buf();
-        assert_eq!(of(&[("REEL_CUDA", "venv")]).headers(), [include.clone(), include.join("cccl")]);
+        assert_eq!(of(&[("REEL_CUDA", "venv")]).header_folders(), [include.clone(), include.join("cccl")]);
         // The programs and headers of an older toolkit come last, even if an environment variable names it.
         let bin = touch(dir.path().join("old/bin/nvcc"));
         fs::set_permissions(&bin, PermissionsExt::from_mode(0o755)).unwrap();
         touch(dir.path().join("old/include/cuda_bf16.h"));
         let both = of(&[("CUDA_HOME", "old"), ("CUDA_PATH", "venv")]);
-        assert_eq!((both.headers(), both.program("nvcc")), (vec![include.clone(), include.join("cccl")], Some(bin)));
+        assert_eq!(
+            (both.header_folders(), both.program("nvcc")),
+            (vec![include.clone(), include.join("cccl")], Some(bin))
+        );
         // A toolkit under /usr/local would come before the cache: this part runs only on machines without one.
         if of(&[]).nvrtc().is_none() {
             assert_eq!(of(&[("CUDA_PATH", "old"), ("XDG_CACHE_HOME", "cache")]).nvrtc(), Some(cache));

@@ -33,7 +33,7 @@ impl ProductShape {
 
 impl ProductShape {
     /// Returns the shape as stable text: `m=5 n=3 k=7 a=bf16 b=bf16t c=f32 bias=0 add=1 align=256,256,256`.
-    pub fn words(&self) -> String {
+    pub fn to_text(&self) -> String {
         let ProductShape { sizes: [m, n, k], transposed: [at, bt], types: [a, b, c], bias, accumulate, alignment } =
             *self;
         let t = |transposed| if transposed { "t" } else { "" };
@@ -66,7 +66,7 @@ impl Algorithms {
     /// NVIDIA's manual allows to store and use again with the same version of the library.
     pub fn new(chosen: impl IntoIterator<Item = (ProductShape, [u64; 8])>) -> Algorithms {
         let mut lines: Vec<String> =
-            chosen.into_iter().map(|(shape, algorithm)| format!("{} {algorithm:016x?}\n", shape.words())).collect();
+            chosen.into_iter().map(|(shape, algorithm)| format!("{} {algorithm:016x?}\n", shape.to_text())).collect();
         lines.sort_unstable();
         Algorithms { count: lines.len(), hash: XxHash3_64::oneshot(lines.concat().as_bytes()) }
     }

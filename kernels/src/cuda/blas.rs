@@ -28,28 +28,31 @@ pub trait Blas: Send + Sync {
 }
 
 /// Returns a product as text for messages, such as `matmul_fwd [5, 7] over 9: bf16 x bf16 to f32`.
-pub fn describe(p: &Matmul) -> String {
+pub fn describe_product(p: &Matmul) -> String {
     let bias = if p.bias.is_null() { "" } else { " + bias" };
     let old = if p.accumulate { " + c" } else { "" };
     format!("{} [{}, {}] over {}: {} x {} to {}{bias}{old}", p.name(), p.m, p.n, p.k, p.a.dtype, p.b.dtype, p.c_dtype)
 }
 
 /// Returns why cuBLASLt cannot compute this product; `None` if it can.
-pub fn refused(p: &Matmul) -> Option<String> {
+pub fn unsupported_reason(p: &Matmul) -> Option<String> {
     let types = [p.a.dtype, p.b.dtype, p.c_dtype];
     if p.a.dtype != p.b.dtype {
-        return Some(format!("operands of two types, {} and {}; cast one", p.a.dtype, p.b.dtype));
+        return Some(format!("its operands have different types, {} and {}; cast one of them", p.a.dtype, p.b.dtype));
     }
     if !types.iter().all(|t| matches!(t, DType::F32 | DType::BF16))
         || (p.a.dtype, p.c_dtype) == (DType::F32, DType::BF16)
     {
-        return Some(format!("a result of {} from operands of {}; cast it afterwards", p.c_dtype, p.a.dtype));
+        return Some(format!(
+            "a result of type {} from operands of type {} is not supported; cast the result afterwards",
+            p.c_dtype, p.a.dtype
+        ));
     }
     if p.m == 0 || p.n == 0 || p.k == 0 {
-        return Some("an empty operand".into());
+        return Some("an operand is empty".into());
     }
     if [p.m, p.n, p.k].iter().any(|&d| d > i32::MAX as usize) {
-        return Some(format!("a dimension beyond {}", i32::MAX));
+        return Some(format!("a dimension exceeds {}", i32::MAX));
     }
     None
 }

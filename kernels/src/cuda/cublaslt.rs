@@ -11,7 +11,7 @@
 #![allow(unsafe_code)]
 
 use super::algorithms::{Algorithms, ProductShape};
-use super::blas::{Blas, WORKSPACE, describe, refused};
+use super::blas::{Blas, WORKSPACE, describe_product, unsupported_reason};
 use super::error::CudaError;
 use super::types::Stream;
 use crate::DType;
@@ -197,7 +197,7 @@ impl CublasLt {
         let status = unsafe { (functions.create)(&mut handle) };
         if status != OK {
             let call = format!("opening {}", path.display());
-            return Err(CudaError::Call { call, what: word(status) });
+            return Err(CudaError::Call { call, what: status_name(status) });
         }
         Ok(CublasLt { functions, handle, known: Mutex::default(), path })
     }
@@ -214,7 +214,10 @@ impl CublasLt {
         let mut parts = Parts { functions: f, desc: null, layouts: [null; 3], preference: null };
         let check = |status: Status| match status {
             OK => Ok(()),
-            _ => Err(CudaError::Product { product: describe(p), why: format!("cuBLASLt: {}", word(status)) }),
+            _ => Err(CudaError::Product {
+                product: describe_product(p),
+                why: format!("cuBLASLt: {}", status_name(status)),
+            }),
         };
         let number = |set: Set, of: *mut c_void, which: c_int, value: &[u8]| {
             // SAFETY: `of` is live; the library copies `value`, which has the attribute's size.
@@ -263,7 +266,7 @@ impl CublasLt {
         check(status)?;
         if count == 0 || found.state != OK {
             let why = "cuBLASLt has no algorithm for it".into();
-            return Err(CudaError::Product { product: describe(p), why });
+            return Err(CudaError::Product { product: describe_product(p), why });
         }
         let prepared = Prepared { desc: parts.desc, first, second, result, algorithm: found.algorithm };
         (parts.desc, parts.layouts) = (null, [null; 3]);
@@ -284,8 +287,8 @@ impl Blas for CublasLt {
     }
 
     unsafe fn product(&self, p: &Matmul, workspace: u64, stream: Stream) -> Result<(), CudaError> {
-        if let Some(why) = refused(p) {
-            return Err(CudaError::Product { product: describe(p), why });
+        if let Some(why) = unsupported_reason(p) {
+            return Err(CudaError::Product { product: describe_product(p), why });
         }
         let shape = ProductShape::new(p);
         let mut known = self.known.lock().unwrap_or_else(|e| e.into_inner());
@@ -324,7 +327,10 @@ impl Blas for CublasLt {
         };
         match status {
             OK => Ok(()),
-            _ => Err(CudaError::Product { product: describe(p), why: format!("cuBLASLt: {}", word(status)) }),
+            _ => Err(CudaError::Product {
+                product: describe_product(p),
+                why: format!("cuBLASLt: {}", status_name(status)),
+            }),
         }
     }
 }
@@ -351,7 +357,7 @@ fn data_type(dtype: DType) -> c_int {
 }
 
 /// Returns the name of a status code, as in cublas_api.h.
-fn word(status: Status) -> String {
+fn status_name(status: Status) -> String {
     let name = match status {
         1 => "NOT_INITIALIZED",
         3 => "ALLOC_FAILED",

@@ -6,7 +6,8 @@
 use super::blas::Blas;
 use super::error::CudaError;
 pub use super::types::{
-    Config, Event, Function, FunctionAttributes, Graph, Image, Limits, Module, PhysicalMemory, Properties, Stream,
+    CompiledCode, Event, FunctionAttributes, FunctionHandle, GpuProperties, GraphHandle, LaunchConfig, LaunchLimits,
+    ModuleHandle, PhysicalMemory, Stream,
 };
 use reel_sim::tensor_map::TensorMap;
 
@@ -17,7 +18,7 @@ use reel_sim::tensor_map::TensorMap;
 #[allow(clippy::missing_safety_doc)]
 pub trait Driver: Send + Sync {
     /// Returns the properties of the GPU.
-    fn properties(&self) -> &Properties;
+    fn properties(&self) -> &GpuProperties;
     /// Returns the PCI bus id, such as `0000:1B:00.0`, if known.
     fn bus_id(&self) -> Option<String> {
         None
@@ -81,29 +82,29 @@ pub trait Driver: Send + Sync {
         false
     }
     /// Loads a compiled translation unit; `name` appears in messages.
-    fn load(&self, name: &str, image: Image<'_>) -> Result<Module, CudaError>;
+    fn load(&self, name: &str, image: CompiledCode<'_>) -> Result<ModuleHandle, CudaError>;
     /// Unloads a module. None of its kernels may be running.
-    unsafe fn unload(&self, module: Module);
+    unsafe fn unload(&self, module: ModuleHandle);
     /// Returns the function of a module with this symbol.
-    unsafe fn function(&self, module: Module, symbol: &str) -> Result<Function, CudaError>;
+    unsafe fn function(&self, module: ModuleHandle, symbol: &str) -> Result<FunctionHandle, CudaError>;
     /// Returns the attributes of a function.
-    unsafe fn function_attributes(&self, function: Function) -> Result<FunctionAttributes, CudaError>;
+    unsafe fn function_attributes(&self, function: FunctionHandle) -> Result<FunctionAttributes, CudaError>;
     /// Allows launches of the function to use `bytes` of dynamic shared memory; required if static and dynamic shared
     /// memory together exceed 48 KiB.
-    unsafe fn allow_shared(&self, function: Function, bytes: u32) -> Result<(), CudaError>;
+    unsafe fn allow_shared(&self, function: FunctionHandle, bytes: u32) -> Result<(), CudaError>;
     /// Allows launches of the function to use clusters of more than 8 blocks.
-    unsafe fn allow_large_clusters(&self, function: Function) -> Result<(), CudaError>;
+    unsafe fn allow_large_clusters(&self, function: FunctionHandle) -> Result<(), CudaError>;
     /// Returns how many blocks with `threads` threads and `shared` bytes of dynamic shared memory can be resident on
     /// one multiprocessor.
-    unsafe fn resident(&self, function: Function, threads: u32, shared: u32) -> Result<u32, CudaError>;
+    unsafe fn resident(&self, function: FunctionHandle, threads: u32, shared: u32) -> Result<u32, CudaError>;
     /// Encodes a tensor map into the 128 bytes that kernels read.
     fn encode(&self, map: &TensorMap) -> Result<[u8; 128], CudaError>;
     /// Enqueues a launch. `arguments` are the bytes of each parameter of the function, in the order of its
     /// declaration.
     unsafe fn launch(
         &self,
-        function: Function,
-        config: &Config,
+        function: FunctionHandle,
+        config: &LaunchConfig,
         arguments: &[&[u8]],
         stream: Stream,
     ) -> Result<(), CudaError>;
@@ -111,11 +112,11 @@ pub trait Driver: Send + Sync {
     /// Begins a stream capture: later work of the stream is recorded and does not run.
     unsafe fn begin_capture(&self, stream: Stream) -> Result<(), CudaError>;
     /// Ends a stream capture and returns the captured work as a graph.
-    unsafe fn end_capture(&self, stream: Stream) -> Result<Graph, CudaError>;
+    unsafe fn end_capture(&self, stream: Stream) -> Result<GraphHandle, CudaError>;
     /// Enqueues a captured graph on a stream.
-    unsafe fn launch_graph(&self, graph: Graph, stream: Stream) -> Result<(), CudaError>;
+    unsafe fn launch_graph(&self, graph: GraphHandle, stream: Stream) -> Result<(), CudaError>;
     /// Destroys a graph that is not running.
-    unsafe fn destroy_graph(&self, graph: Graph);
+    unsafe fn destroy_graph(&self, graph: GraphHandle);
 
     /// Opens the library for matrix products on this GPU.
     fn blas(&self) -> Result<Box<dyn Blas>, CudaError>;

@@ -39,7 +39,7 @@ pub enum CudaError {
         what: String,
     },
     /// A launch exceeds a limit of the GPU.
-    #[error("{symbol}: {why}; its plan is wrong for this GPU")]
+    #[error("{symbol}: {why}; its launch plan does not suit this GPU")]
     Launch {
         /// The kernel's symbol.
         symbol: &'static str,
@@ -59,7 +59,7 @@ pub enum CudaError {
     },
     /// cuBLASLt is not installed.
     #[error(
-        "cuda: cuBLASLt not found: no libcublasLt.so.13; install CUDA 13 or the wheel nvidia-cublas, or set CUDA_HOME (`reel doctor` has more)"
+        "cuda: cuBLASLt not found: no libcublasLt.so.13; install CUDA 13 or the Python package nvidia-cublas, or set CUDA_HOME; details: `reel doctor`"
     )]
     NoBlas,
     /// A kernel does not compile.

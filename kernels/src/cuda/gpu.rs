@@ -1,10 +1,12 @@
 //! A GPU: its memory, its kernels, their launches and run times. All work runs in order on one stream.
 
-use super::driver::{Config, Driver, Event, Function, FunctionAttributes, Image, Module, Stream};
+use super::driver::{
+    CompiledCode, Driver, Event, FunctionAttributes, FunctionHandle, LaunchConfig, ModuleHandle, Stream,
+};
 use super::error::CudaError;
 use super::nvidia::Nvidia;
 use super::rules;
-use crate::compile::builtin::{self, Code};
+use crate::compile::builtin::{self, BuiltinCode};
 use crate::compile::{self, CompileError};
 use crate::launch::{Arch, Kernel, Source, Stage};
 use std::collections::HashMap;
@@ -19,14 +21,14 @@ pub struct Gpu {
 
 /// A loaded translation unit with those of its functions that were used.
 struct Loaded {
-    module: Module,
+    module: ModuleHandle,
     functions: HashMap<&'static str, LoadedFunction>,
 }
 
 /// A loaded function with its properties, and the driver attributes that were raised for it.
 #[derive(Clone, Copy)]
 struct LoadedFunction {
-    function: Function,
+    function: FunctionHandle,
     attributes: FunctionAttributes,
     shared: u32,
     large_clusters: bool,
@@ -35,8 +37,8 @@ struct LoadedFunction {
 /// A function from a user's PTX; dropping it unloads the code.
 pub struct PtxFunction<'a> {
     gpu: &'a Gpu,
-    module: Module,
-    function: Function,
+    module: ModuleHandle,
+    function: FunctionHandle,
 }
 
 /// An allocation of GPU memory; dropping it frees the memory.
@@ -96,7 +98,8 @@ impl Gpu {
     /// # Panics
     /// If the bytes do not fit into the buffer.
     pub fn upload(&self, buffer: &Buffer, offset: usize, bytes: &[u8]) -> Result<(), CudaError> {
-        assert!(offset + bytes.len() <= buffer.bytes, "{} bytes at {offset} of {}", bytes.len(), buffer.bytes);
+        let end = offset + bytes.len();
+        assert!(end <= buffer.bytes, "upload to bytes {offset}..{end} of a buffer of {}", buffer.bytes);
         if bytes.is_empty() {
             return Ok(());
         }
@@ -112,7 +115,8 @@ impl Gpu {
     /// # Panics
     /// If the buffer has fewer bytes.
     pub fn download(&self, buffer: &Buffer, offset: usize, bytes: &mut [u8]) -> Result<(), CudaError> {
-        assert!(offset + bytes.len() <= buffer.bytes, "{} bytes at {offset} of {}", bytes.len(), buffer.bytes);
+        let end = offset + bytes.len();
+        assert!(end <= buffer.bytes, "download of bytes {offset}..{end} of a buffer of {}", buffer.bytes);
         if bytes.is_empty() {
             return Ok(());
         }
@@ -182,16 +186,16 @@ impl Gpu {
         Ok(())
     }
 
-    fn load_code(&self, source: &'static Source) -> Result<Module, CudaError> {
+    fn load_code(&self, source: &'static Source) -> Result<ModuleHandle, CudaError> {
         let sm = self.sm();
         let builtin = if self.driver.needs_ptx() { None } else { builtin::code(source, &sm) };
-        if let Some(Code::Cubin(cubin)) = &builtin {
-            return self.driver.load(source.name, Image { cubin, ptx: "" });
+        if let Some(BuiltinCode::Cubin(cubin)) = &builtin {
+            return self.driver.load(source.name, CompiledCode { cubin, ptx: "" });
         }
         match (compile::cubin(source, &sm), builtin) {
-            (Ok(built), _) => self.driver.load(source.name, Image { cubin: &built.image, ptx: &built.ptx }),
-            (Err(CompileError::NoNvrtc), Some(Code::Ptx(ptx))) => {
-                self.driver.load(source.name, Image { cubin: &[], ptx: &ptx })
+            (Ok(built), _) => self.driver.load(source.name, CompiledCode { cubin: &built.image, ptx: &built.ptx }),
+            (Err(CompileError::NoNvrtc), Some(BuiltinCode::Ptx(ptx))) => {
+                self.driver.load(source.name, CompiledCode { cubin: &[], ptx: &ptx })
             }
             (Err(e), _) => Err(e.into()),
         }
@@ -199,7 +203,7 @@ impl Gpu {
 
     /// Loads a user's PTX and returns its function with this name.
     pub fn load_ptx(&self, ptx: &str, entry: &str) -> Result<PtxFunction<'_>, CudaError> {
-        let module = self.driver.load("PTX", Image { cubin: &[], ptx })?;
+        let module = self.driver.load("PTX", CompiledCode { cubin: &[], ptx })?;
         // SAFETY: the module is loaded.
         let function = unsafe { self.driver.function(module, entry) };
         // SAFETY: none of the module's functions was launched.
@@ -214,10 +218,10 @@ impl Gpu {
         source: &'static Source,
         stage: &Stage,
         parameters: usize,
-    ) -> Result<Function, CudaError> {
+    ) -> Result<FunctionHandle, CudaError> {
         self.load(source)?;
         let mut modules = self.modules();
-        let loaded = modules.get_mut(source.name).expect("it was just loaded");
+        let loaded = modules.get_mut(source.name).expect("the module was just loaded");
         let function_state = match loaded.functions.get_mut(stage.symbol) {
             Some(function_state) => function_state,
             None => {
@@ -234,14 +238,15 @@ impl Gpu {
         if let Some(why) = rules::exceeded_limit(&config(stage), &function_state.attributes, limits, parameters) {
             return Err(CudaError::Launch { symbol: stage.symbol, why });
         }
-        if stage.shared + function_state.attributes.static_shared > rules::SHARED_WITHOUT_ASKING
+        if stage.shared + function_state.attributes.static_shared > rules::SHARED_BYTES_WITHOUT_ATTRIBUTE
             && stage.shared > function_state.shared
         {
             // SAFETY: the function belongs to a loaded module.
             unsafe { self.driver.allow_shared(function_state.function, stage.shared)? }
             function_state.shared = stage.shared;
         }
-        if stage.cluster.iter().product::<u32>() > rules::PORTABLE_CLUSTER && !function_state.large_clusters {
+        if stage.cluster.iter().product::<u32>() > rules::MAX_PORTABLE_CLUSTER_BLOCKS && !function_state.large_clusters
+        {
             // SAFETY: the function belongs to a loaded module.
             unsafe { self.driver.allow_large_clusters(function_state.function)? }
             function_state.large_clusters = true;
@@ -315,9 +320,9 @@ impl Gpu {
 }
 
 /// Returns the driver's launch configuration of a stage.
-fn config(stage: &Stage) -> Config {
+fn config(stage: &Stage) -> LaunchConfig {
     let Stage { grid, block, cluster, shared, cooperative, programmatic, .. } = *stage;
-    Config { grid, block, cluster, shared, cooperative, programmatic }
+    LaunchConfig { grid, block, cluster, shared, cooperative, programmatic }
 }
 
 impl PtxFunction<'_> {
@@ -333,7 +338,7 @@ impl PtxFunction<'_> {
         shared: u32,
         arguments: &[&[u8]],
     ) -> Result<(), CudaError> {
-        let config = Config { grid, block, cluster: [1; 3], shared, cooperative: false, programmatic: false };
+        let config = LaunchConfig { grid, block, cluster: [1; 3], shared, cooperative: false, programmatic: false };
         // SAFETY: the caller guarantees arguments and addresses; the module is loaded.
         unsafe { self.gpu.driver.launch(self.function, &config, arguments, self.gpu.stream) }
     }

@@ -4,7 +4,7 @@
 //! loads the kernels before the capture. Source: CUDA C++ Programming Guide 13.0, "Creating a Graph Using Stream
 //! Capture".
 
-use super::driver::{Driver, Graph, Stream};
+use super::driver::{Driver, GraphHandle, Stream};
 use super::error::CudaError;
 use super::gpu::Gpu;
 use crate::launch::Kernel;
@@ -14,7 +14,7 @@ use std::sync::Arc;
 pub struct GpuGraph {
     driver: Arc<dyn Driver>,
     stream: Stream,
-    graph: Graph,
+    graph: GraphHandle,
 }
 
 impl Gpu {

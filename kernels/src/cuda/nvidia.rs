@@ -4,8 +4,8 @@
 use super::blas::Blas;
 use super::cublaslt::CublasLt;
 use super::driver::{
-    Config, Driver, Event, Function, FunctionAttributes, Graph, Image, Limits, Module, PhysicalMemory, Properties,
-    Stream,
+    CompiledCode, Driver, Event, FunctionAttributes, FunctionHandle, GpuProperties, GraphHandle, LaunchConfig,
+    LaunchLimits, ModuleHandle, PhysicalMemory, Stream,
 };
 use super::error::CudaError;
 use crate::launch::Arch;
@@ -21,7 +21,7 @@ const OLDEST: u32 = 13_000;
 
 /// NVIDIA's driver with the primary context of one GPU.
 pub struct Nvidia {
-    properties: Properties,
+    properties: GpuProperties,
     device: sys::CUdevice,
     context: sys::CUcontext,
     granularity: usize,
@@ -73,7 +73,7 @@ impl Nvidia {
         named("initialising", driver::init())?;
         let mut version: c_int = 0;
         // SAFETY: the driver writes one number to `version`.
-        named("asking for the driver's version", unsafe { sys::cuDriverGetVersion(&mut version) }.result())?;
+        named("querying the driver version", unsafe { sys::cuDriverGetVersion(&mut version) }.result())?;
         if (version as u32) < OLDEST {
             return Err(CudaError::OldDriver { has: version as u32, needs: OLDEST });
         }
@@ -83,32 +83,32 @@ impl Nvidia {
         }
         let device = named("opening the GPU", driver::device::get(ordinal as c_int))?;
         // SAFETY: `device` is valid; its primary context is released when the value is dropped.
-        let context = named("opening a context", unsafe { driver::primary_ctx::retain(device) })?;
-        let mut opened = Nvidia { properties: Properties::unknown(version as u32), device, context, granularity: 0 };
+        let context = named("opening a CUDA context", unsafe { driver::primary_ctx::retain(device) })?;
+        let mut opened = Nvidia { properties: GpuProperties::unknown(version as u32), device, context, granularity: 0 };
         opened.current()?;
-        opened.properties = opened.ask(version as u32)?;
+        opened.properties = opened.query_properties(version as u32)?;
         let mut granularity = 0;
         let minimum = sys::CUmemAllocationGranularity_flags_enum::CU_MEM_ALLOC_GRANULARITY_MINIMUM;
         // SAFETY: the driver reads the allocation properties and writes one number to `granularity`.
         let asked = unsafe { sys::cuMemGetAllocationGranularity(&mut granularity, &opened.memory_kind(), minimum) };
-        named("asking for the granularity of memory", asked.result())?;
+        named("querying the memory granularity", asked.result())?;
         opened.granularity = granularity;
         Ok(opened)
     }
 
-    fn ask(&self, version: u32) -> Result<Properties, CudaError> {
+    fn query_properties(&self, version: u32) -> Result<GpuProperties, CudaError> {
         use sys::CUdevice_attribute_enum as A;
         let attribute = |which| {
             // SAFETY: the device comes from the driver.
             let value = unsafe { driver::device::get_attribute(self.device, which) };
-            named("asking for an attribute", value).map(|v| v as u32)
+            named("querying a GPU attribute", value).map(|v| v as u32)
         };
-        let name = named("asking for the GPU's name", driver::device::get_name(self.device))?;
+        let name = named("querying the GPU's name", driver::device::get_name(self.device))?;
         let sm = 10 * attribute(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?
             + attribute(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
         let shared = attribute(A::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
         let multiprocessors = attribute(A::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
-        let limits = Limits {
+        let limits = LaunchLimits {
             sm,
             grid: [
                 attribute(A::CU_DEVICE_ATTRIBUTE_MAX_GRID_DIM_X)?,
@@ -125,9 +125,9 @@ impl Nvidia {
             registers: attribute(A::CU_DEVICE_ATTRIBUTE_MAX_REGISTERS_PER_BLOCK)?,
         };
         // SAFETY: the device comes from the driver.
-        let bytes = named("asking for the GPU's memory", unsafe { driver::device::total_mem(self.device) })?;
+        let bytes = named("querying the GPU's memory size", unsafe { driver::device::total_mem(self.device) })?;
         let arch = Arch { sm, shared_per_block: shared, multiprocessors };
-        Ok(Properties { name, arch, limits, memory: bytes as u64, version })
+        Ok(GpuProperties { name, arch, limits, memory: bytes as u64, version })
     }
 
     /// Makes the GPU's context current on this thread.
@@ -136,7 +136,7 @@ impl Nvidia {
         let context = self.context as usize;
         if CURRENT.get() != context {
             // SAFETY: the context is retained.
-            named("opening a context", unsafe { driver::ctx::set_current(self.context) })?;
+            named("opening a CUDA context", unsafe { driver::ctx::set_current(self.context) })?;
             CURRENT.set(context);
         }
         Ok(())
@@ -162,11 +162,11 @@ impl Nvidia {
     }
 }
 
-impl Properties {
+impl GpuProperties {
     /// Makes empty properties, before the driver is asked for them.
-    fn unknown(version: u32) -> Properties {
+    fn unknown(version: u32) -> GpuProperties {
         let arch = Arch { sm: 0, shared_per_block: 0, multiprocessors: 0 };
-        Properties { name: String::new(), arch, limits: Limits::new(0, 0), memory: 0, version }
+        GpuProperties { name: String::new(), arch, limits: LaunchLimits::new(0, 0), memory: 0, version }
     }
 }
 
@@ -182,7 +182,7 @@ impl Event {
     }
 }
 
-impl Function {
+impl FunctionHandle {
     fn raw(self) -> sys::CUfunction {
         self.0 as sys::CUfunction
     }
@@ -191,7 +191,7 @@ impl Function {
 // SAFETY (of each call below): the conditions that `Driver` requires of its callers are those of the driver's calls.
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl Driver for Nvidia {
-    fn properties(&self) -> &Properties {
+    fn properties(&self) -> &GpuProperties {
         &self.properties
     }
 
@@ -204,7 +204,7 @@ impl Driver for Nvidia {
     }
 
     fn memory_free(&self) -> Result<u64, CudaError> {
-        self.call("asking for free memory", driver::mem_get_info).map(|(free, _)| free as u64)
+        self.call("querying the free memory", driver::mem_get_info).map(|(free, _)| free as u64)
     }
 
     fn alloc(&self, bytes: usize) -> Result<u64, CudaError> {
@@ -213,7 +213,7 @@ impl Driver for Nvidia {
     }
 
     unsafe fn free(&self, at: u64) {
-        let _ = self.call("freeing", || unsafe { driver::free_sync(at) });
+        let _ = self.call("freeing GPU memory", || unsafe { driver::free_sync(at) });
     }
 
     fn granularity(&self) -> usize {
@@ -250,14 +250,14 @@ impl Driver for Nvidia {
     }
 
     unsafe fn unmap_memory(&self, at: u64, bytes: usize, backing: PhysicalMemory) {
-        let _ = self.call("unmapping", || unsafe {
+        let _ = self.call("unmapping GPU memory", || unsafe {
             sys::cuMemUnmap(at, bytes).result()?;
             sys::cuMemRelease(backing.0).result()
         });
     }
 
     unsafe fn release(&self, at: u64, bytes: usize) {
-        let _ = self.call("giving addresses back", || unsafe { sys::cuMemAddressFree(at, bytes) }.result());
+        let _ = self.call("releasing an address range", || unsafe { sys::cuMemAddressFree(at, bytes) }.result());
     }
 
     fn alloc_host(&self, bytes: usize) -> Result<*mut u8, CudaError> {
@@ -272,7 +272,7 @@ impl Driver for Nvidia {
     }
 
     fn stream(&self) -> Result<Stream, CudaError> {
-        let made = self.call("opening a stream", || driver::stream::create(driver::stream::StreamKind::NonBlocking));
+        let made = self.call("creating a stream", || driver::stream::create(driver::stream::StreamKind::NonBlocking));
         made.map(|s| Stream(s as usize))
     }
 
@@ -281,7 +281,7 @@ impl Driver for Nvidia {
     }
 
     unsafe fn synchronize(&self, stream: Stream) -> Result<(), CudaError> {
-        self.call("running what was launched", || unsafe { driver::stream::synchronize(stream.raw()) })
+        self.call("running the enqueued work", || unsafe { driver::stream::synchronize(stream.raw()) })
     }
 
     unsafe fn copy_in(&self, to: u64, from: *const u8, bytes: usize, stream: Stream) -> Result<(), CudaError> {
@@ -303,7 +303,7 @@ impl Driver for Nvidia {
     }
 
     fn event(&self) -> Result<Event, CudaError> {
-        let made = self.call("making an event", || driver::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT));
+        let made = self.call("creating an event", || driver::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT));
         made.map(|e| Event(e as usize))
     }
 
@@ -316,7 +316,7 @@ impl Driver for Nvidia {
     }
 
     unsafe fn wait(&self, event: Event) -> Result<(), CudaError> {
-        self.call("running what was launched", || unsafe { driver::event::synchronize(event.raw()) })
+        self.call("running the enqueued work", || unsafe { driver::event::synchronize(event.raw()) })
     }
 
     unsafe fn stream_wait(&self, stream: Stream, event: Event) -> Result<(), CudaError> {
@@ -325,11 +325,12 @@ impl Driver for Nvidia {
     }
 
     unsafe fn elapsed(&self, start: Event, end: Event) -> Result<f64, CudaError> {
-        let ms = self.call("reading an event", || unsafe { driver::event::elapsed(start.raw(), end.raw()) });
+        let ms =
+            self.call("reading the time between events", || unsafe { driver::event::elapsed(start.raw(), end.raw()) });
         ms.map(|ms| f64::from(ms) * 1e-3)
     }
 
-    fn load(&self, name: &str, image: Image<'_>) -> Result<Module, CudaError> {
+    fn load(&self, name: &str, image: CompiledCode<'_>) -> Result<ModuleHandle, CudaError> {
         let text = || CString::new(image.ptx);
         let module = if image.cubin.is_empty() {
             let nul = |_| CudaError::Call { call: format!("loading {name}"), what: "the PTX has a NUL".into() };
@@ -338,25 +339,25 @@ impl Driver for Nvidia {
         } else {
             self.call(&format!("loading {name}"), || unsafe { driver::module::load_data(image.cubin.as_ptr().cast()) })
         };
-        module.map(|m| Module(m as usize))
+        module.map(|m| ModuleHandle(m as usize))
     }
 
-    unsafe fn unload(&self, module: Module) {
-        let _ = self.call("unloading", || unsafe { driver::module::unload(module.0 as sys::CUmodule) });
+    unsafe fn unload(&self, module: ModuleHandle) {
+        let _ = self.call("unloading a module", || unsafe { driver::module::unload(module.0 as sys::CUmodule) });
     }
 
-    unsafe fn function(&self, module: Module, symbol: &str) -> Result<Function, CudaError> {
+    unsafe fn function(&self, module: ModuleHandle, symbol: &str) -> Result<FunctionHandle, CudaError> {
         let name =
             CString::new(symbol).map_err(|_| CudaError::Call { call: symbol.into(), what: "has a NUL".into() })?;
         let found = self.call(symbol, || unsafe { driver::module::get_function(module.0 as sys::CUmodule, name) });
-        found.map(|f| Function(f as usize))
+        found.map(|f| FunctionHandle(f as usize))
     }
 
-    unsafe fn function_attributes(&self, function: Function) -> Result<FunctionAttributes, CudaError> {
+    unsafe fn function_attributes(&self, function: FunctionHandle) -> Result<FunctionAttributes, CudaError> {
         use sys::CUfunction_attribute_enum as A;
         let attribute = |which| {
             let ask = || unsafe { driver::function::get_function_attribute(function.raw(), which) };
-            self.call("asking for a function's attribute", ask).map(|v| v as u32)
+            self.call("querying a function attribute", ask).map(|v| v as u32)
         };
         Ok(FunctionAttributes {
             threads: attribute(A::CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK)?,
@@ -365,25 +366,25 @@ impl Driver for Nvidia {
         })
     }
 
-    unsafe fn allow_shared(&self, function: Function, bytes: u32) -> Result<(), CudaError> {
+    unsafe fn allow_shared(&self, function: FunctionHandle, bytes: u32) -> Result<(), CudaError> {
         let which = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
         let set = || unsafe { driver::function::set_function_attribute(function.raw(), which, bytes as c_int) };
-        self.call(&format!("asking for {bytes} bytes of shared memory"), set)
+        self.call(&format!("allowing {bytes} bytes of shared memory"), set)
     }
 
-    unsafe fn allow_large_clusters(&self, function: Function) -> Result<(), CudaError> {
+    unsafe fn allow_large_clusters(&self, function: FunctionHandle) -> Result<(), CudaError> {
         let which = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED;
         let set = || unsafe { driver::function::set_function_attribute(function.raw(), which, 1) };
-        self.call("asking for large clusters", set)
+        self.call("allowing large clusters", set)
     }
 
-    unsafe fn resident(&self, function: Function, threads: u32, shared: u32) -> Result<u32, CudaError> {
+    unsafe fn resident(&self, function: FunctionHandle, threads: u32, shared: u32) -> Result<u32, CudaError> {
         let mut blocks: c_int = 0;
         let ask = || unsafe {
             let (threads, shared) = (threads as c_int, shared as usize);
             sys::cuOccupancyMaxActiveBlocksPerMultiprocessor(&mut blocks, function.raw(), threads, shared).result()
         };
-        self.call("asking how many blocks are resident", ask)?;
+        self.call("querying the number of resident blocks", ask)?;
         Ok(blocks.max(0) as u32)
     }
 
@@ -416,8 +417,8 @@ impl Driver for Nvidia {
 
     unsafe fn launch(
         &self,
-        function: Function,
-        config: &Config,
+        function: FunctionHandle,
+        config: &LaunchConfig,
         arguments: &[&[u8]],
         stream: Stream,
     ) -> Result<(), CudaError> {
@@ -458,24 +459,24 @@ impl Driver for Nvidia {
 
     unsafe fn begin_capture(&self, stream: Stream) -> Result<(), CudaError> {
         let mode = sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-        self.call("beginning a graph", || unsafe { driver::stream::begin_capture(stream.raw(), mode) })
+        self.call("beginning a capture", || unsafe { driver::stream::begin_capture(stream.raw(), mode) })
     }
 
-    unsafe fn end_capture(&self, stream: Stream) -> Result<Graph, CudaError> {
+    unsafe fn end_capture(&self, stream: Stream) -> Result<GraphHandle, CudaError> {
         let end = || unsafe {
             let graph = driver::stream::end_capture(stream.raw())?;
             let ready = driver::graph::instantiate(graph, sys::CUgraphInstantiate_flags_enum(0));
             driver::graph::destroy(graph)?;
             ready
         };
-        self.call("ending a capture", end).map(|g| Graph(g as usize))
+        self.call("ending a capture", end).map(|g| GraphHandle(g as usize))
     }
 
-    unsafe fn launch_graph(&self, graph: Graph, stream: Stream) -> Result<(), CudaError> {
+    unsafe fn launch_graph(&self, graph: GraphHandle, stream: Stream) -> Result<(), CudaError> {
         self.call("launching a graph", || unsafe { driver::graph::launch(graph.0 as sys::CUgraphExec, stream.raw()) })
     }
 
-    unsafe fn destroy_graph(&self, graph: Graph) {
+    unsafe fn destroy_graph(&self, graph: GraphHandle) {
         let _ = self.call("destroying a graph", || unsafe { driver::graph::exec_destroy(graph.0 as sys::CUgraphExec) });
     }
 

@@ -4,28 +4,28 @@
 //! Source: CUDA C++ Programming Guide 13.0, "Technical Specifications per Compute Capability" and "Thread Block
 //! Clusters"; Driver API manual, cuLaunchKernelEx, cuFuncSetAttribute and cuTensorMapEncodeTiled.
 
-use super::types::{Config, FunctionAttributes, Limits};
+use super::types::{FunctionAttributes, LaunchConfig, LaunchLimits};
 
 /// Bytes of static and dynamic shared memory that a function may use without raising its driver attribute.
-pub const SHARED_WITHOUT_ASKING: u32 = 48 << 10;
+pub const SHARED_BYTES_WITHOUT_ATTRIBUTE: u32 = 48 << 10;
 /// Maximum number of blocks of a cluster on every GPU that supports clusters.
-pub const PORTABLE_CLUSTER: u32 = 8;
+pub const MAX_PORTABLE_CLUSTER_BLOCKS: u32 = 8;
 /// Maximum number of blocks of a cluster if the function's driver attribute allows large clusters.
-pub const LARGEST_CLUSTER: u32 = 16;
+pub const MAX_CLUSTER_BLOCKS: u32 = 16;
 /// Maximum bytes of a kernel's parameters in this project; the driver accepts 32764 from compute capability 7.0 on.
-pub const PARAMETERS: usize = 4096;
+pub const MAX_PARAMETER_BYTES: usize = 4096;
 /// A warp's registers are allocated in units of this many.
 const REGISTER_UNIT: u32 = 256;
 
 /// Returns which limit a launch exceeds, as text; `None` if the launch is possible.
 pub fn exceeded_limit(
-    config: &Config,
+    config: &LaunchConfig,
     attributes: &FunctionAttributes,
-    limits: &Limits,
+    limits: &LaunchLimits,
     parameters: usize,
 ) -> Option<String> {
-    let Config { grid, block, cluster, shared, programmatic, .. } = *config;
-    for (what, sizes, most) in [("blocks", grid, limits.grid), ("threads of a block", block, limits.block)] {
+    let LaunchConfig { grid, block, cluster, shared, programmatic, .. } = *config;
+    for (what, sizes, most) in [("blocks", grid, limits.grid), ("threads per block", block, limits.block)] {
         for (i, axis) in ["x", "y", "z"].iter().enumerate() {
             if sizes[i] == 0 {
                 return Some(format!("no {what} in {axis}"));
@@ -37,14 +37,14 @@ pub fn exceeded_limit(
     }
     let threads = product(block);
     if threads > u64::from(limits.threads) {
-        return Some(format!("{threads} threads of a block, where the GPU has at most {}", limits.threads));
+        return Some(format!("{threads} threads per block, where the GPU has at most {}", limits.threads));
     }
     if threads > u64::from(attributes.threads) {
-        return Some(format!("{threads} threads of a block, where the kernel was compiled for {}", attributes.threads));
+        return Some(format!("{threads} threads per block, where the kernel was compiled for {}", attributes.threads));
     }
     let registers = registers_of(threads as u32, attributes.registers);
     if registers > limits.registers {
-        return Some(format!("{registers} registers of a block, where the GPU has {}", limits.registers));
+        return Some(format!("{registers} registers per block, where the GPU has {}", limits.registers));
     }
     let all = u64::from(attributes.static_shared) + u64::from(shared);
     if all > u64::from(limits.shared) {
@@ -53,13 +53,13 @@ pub fn exceeded_limit(
             attributes.static_shared, limits.shared
         ));
     }
-    if parameters > PARAMETERS {
-        return Some(format!("{parameters} bytes of parameters, where kernels have at most {PARAMETERS}"));
+    if parameters > MAX_PARAMETER_BYTES {
+        return Some(format!("{parameters} bytes of parameters, where kernels have at most {MAX_PARAMETER_BYTES}"));
     }
     if programmatic && limits.sm < 90 {
         let capability = dotted(limits.sm);
         return Some(format!(
-            "a start before the launch before has ended, which compute capability {capability} has not"
+            "a programmatic dependent launch, which compute capability {capability} does not support"
         ));
     }
     broken_cluster(grid, cluster, limits)
@@ -69,24 +69,28 @@ pub fn exceeded_limit(
 /// is possible.
 pub fn exceeds_residency(grid: [u32; 3], resident: u32) -> Option<String> {
     let blocks = product(grid);
-    (blocks > u64::from(resident))
-        .then(|| format!("{blocks} blocks that wait for each other, where the GPU holds {resident} at a time"))
+    (blocks > u64::from(resident)).then(|| {
+        format!("a cooperative launch of {blocks} blocks, where at most {resident} can be resident on the GPU")
+    })
 }
 
-fn broken_cluster(grid: [u32; 3], cluster: [u32; 3], limits: &Limits) -> Option<String> {
+fn broken_cluster(grid: [u32; 3], cluster: [u32; 3], limits: &LaunchLimits) -> Option<String> {
     if cluster == [1; 3] {
         return None;
     }
     let blocks = product(cluster);
     if limits.sm < 90 {
-        return Some(format!("a cluster of {blocks} blocks, which compute capability {} has not", dotted(limits.sm)));
+        return Some(format!(
+            "a cluster of {blocks} blocks, which compute capability {} does not support",
+            dotted(limits.sm)
+        ));
     }
-    if blocks == 0 || blocks > u64::from(LARGEST_CLUSTER) {
-        return Some(format!("a cluster of {blocks} blocks, where the GPU has 1 to {LARGEST_CLUSTER}"));
+    if blocks == 0 || blocks > u64::from(MAX_CLUSTER_BLOCKS) {
+        return Some(format!("a cluster of {blocks} blocks, where the GPU supports 1 to {MAX_CLUSTER_BLOCKS}"));
     }
     let uneven = (0..3).find(|&i| !grid[i].is_multiple_of(cluster[i]))?;
     let axis = ["x", "y", "z"][uneven];
-    Some(format!("{} blocks in {axis}, no multiple of the cluster's {}", grid[uneven], cluster[uneven]))
+    Some(format!("{} blocks in {axis}, which is not a multiple of the cluster size {}", grid[uneven], cluster[uneven]))
 }
 
 /// Returns the number of registers that a block occupies; each warp has a multiple of [`REGISTER_UNIT`].
@@ -108,9 +112,9 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const H100: Limits = Limits::new(90, 227 << 10);
+    const H100: LaunchLimits = LaunchLimits::new(90, 227 << 10);
     const FACTS: FunctionAttributes = FunctionAttributes { threads: 256, static_shared: 1024, registers: 64 };
-    const FINE: Config = Config {
+    const FINE: LaunchConfig = LaunchConfig {
         grid: [8, 1, 1],
         block: [256, 1, 1],
         cluster: [1; 3],
@@ -120,36 +124,48 @@ mod tests {
     };
 
     #[track_caller]
-    fn says(config: Config, limits: Limits, words: &str) {
-        let why = exceeded_limit(&config, &FACTS, &limits, 64).expect("a launch that cannot be");
+    fn says(config: LaunchConfig, limits: LaunchLimits, words: &str) {
+        let why = exceeded_limit(&config, &FACTS, &limits, 64).expect("an impossible launch");
         assert!(why.contains(words), "{why}");
     }
 
     #[test]
     fn every_limit_is_named() {
         assert_eq!(exceeded_limit(&FINE, &FACTS, &H100, 64), None);
-        says(Config { grid: [0, 1, 1], ..FINE }, H100, "no blocks in x");
-        says(Config { grid: [1, 65_536, 1], ..FINE }, H100, "65536 blocks in y, where the GPU has at most 65535");
-        says(Config { grid: [1 << 31, 1, 1], ..FINE }, H100, "at most 2147483647");
-        says(Config { block: [1, 1, 65], ..FINE }, H100, "65 threads of a block in z");
-        says(Config { block: [64, 32, 1], ..FINE }, H100, "2048 threads of a block, where the GPU");
-        says(Config { block: [288, 1, 1], ..FINE }, H100, "compiled for 256");
+        says(LaunchConfig { grid: [0, 1, 1], ..FINE }, H100, "no blocks in x");
+        says(LaunchConfig { grid: [1, 65_536, 1], ..FINE }, H100, "65536 blocks in y, where the GPU has at most 65535");
+        says(LaunchConfig { grid: [1 << 31, 1, 1], ..FINE }, H100, "at most 2147483647");
+        says(LaunchConfig { block: [1, 1, 65], ..FINE }, H100, "65 threads per block in z");
+        says(LaunchConfig { block: [64, 32, 1], ..FINE }, H100, "2048 threads per block, where the GPU");
+        says(LaunchConfig { block: [288, 1, 1], ..FINE }, H100, "compiled for 256");
         says(
-            Config { shared: 227 << 10, ..FINE },
+            LaunchConfig { shared: 227 << 10, ..FINE },
             H100,
             "1024 of static shared memory, where a block has at most 232448",
         );
-        says(Config { cluster: [2, 1, 1], ..FINE }, Limits::new(80, 163 << 10), "compute capability 8.0 has not");
-        says(Config { programmatic: true, ..FINE }, Limits::new(89, 99 << 10), "compute capability 8.9 has not");
-        assert_eq!(exceeded_limit(&Config { programmatic: true, ..FINE }, &FACTS, &H100, 64), None);
+        says(
+            LaunchConfig { cluster: [2, 1, 1], ..FINE },
+            LaunchLimits::new(80, 163 << 10),
+            "compute capability 8.0 does not support",
+        );
+        says(
+            LaunchConfig { programmatic: true, ..FINE },
+            LaunchLimits::new(89, 99 << 10),
+            "compute capability 8.9 does not support",
+        );
+        assert_eq!(exceeded_limit(&LaunchConfig { programmatic: true, ..FINE }, &FACTS, &H100, 64), None);
         assert_eq!(exceeds_residency([4, 2, 1], 8), None);
         assert!(exceeds_residency([3, 3, 1], 8).is_some_and(|w| w.contains("9 blocks")));
-        says(Config { cluster: [32, 1, 1], grid: [32, 1, 1], ..FINE }, H100, "a cluster of 32 blocks");
-        says(Config { cluster: [3, 1, 1], ..FINE }, H100, "8 blocks in x, no multiple of the cluster's 3");
-        assert_eq!(exceeded_limit(&Config { cluster: [8, 1, 1], ..FINE }, &FACTS, &H100, 64), None);
+        says(LaunchConfig { cluster: [32, 1, 1], grid: [32, 1, 1], ..FINE }, H100, "a cluster of 32 blocks");
+        says(
+            LaunchConfig { cluster: [3, 1, 1], ..FINE },
+            H100,
+            "8 blocks in x, which is not a multiple of the cluster size 3",
+        );
+        assert_eq!(exceeded_limit(&LaunchConfig { cluster: [8, 1, 1], ..FINE }, &FACTS, &H100, 64), None);
         assert!(exceeded_limit(&FINE, &FACTS, &H100, 4097).is_some_and(|w| w.contains("4097 bytes of parameters")));
         let hungry = FunctionAttributes { registers: 255, threads: 1024, ..FACTS };
-        let why = exceeded_limit(&Config { block: [288, 1, 1], ..FINE }, &hungry, &H100, 64);
+        let why = exceeded_limit(&LaunchConfig { block: [288, 1, 1], ..FINE }, &hungry, &H100, 64);
         assert!(why.is_some_and(|w| w.contains("73728 registers")));
     }
 
@@ -157,10 +173,10 @@ mod tests {
         /// If a launch is allowed, the same launch with fewer blocks, threads and bytes is allowed too.
         #[test]
         fn less_is_never_worse(x in 1u32..2048, y in 1u32..64, shared in 0u32..300_000, blocks in 1u32..100_000) {
-            let config = Config { grid: [blocks, y, 1], block: [x, y, 1], shared, ..FINE };
+            let config = LaunchConfig { grid: [blocks, y, 1], block: [x, y, 1], shared, ..FINE };
             let attributes = FunctionAttributes { threads: 1024, ..FACTS };
             if exceeded_limit(&config, &attributes, &H100, 64).is_none() {
-                let less = Config { grid: [blocks.div_ceil(2), y, 1], block: [x.div_ceil(2), y, 1], shared: shared / 2, ..config };
+                let less = LaunchConfig { grid: [blocks.div_ceil(2), y, 1], block: [x.div_ceil(2), y, 1], shared: shared / 2, ..config };
                 prop_assert_eq!(exceeded_limit(&less, &attributes, &H100, 64), None);
             }
         }

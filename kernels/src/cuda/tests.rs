@@ -1,6 +1,6 @@
 //! Tests of the GPU interface on the fake driver.
 
-use super::driver::{Config, Driver, Image};
+use super::driver::{CompiledCode, Driver, LaunchConfig};
 use super::fake::Fake;
 use super::*;
 use crate::elementwise::{self, FillParams};
@@ -31,8 +31,8 @@ const PTX: &str = "
 }";
 
 /// A launch configuration of one block with one thread.
-const ONE: Config =
-    Config { grid: [1; 3], block: [1; 3], cluster: [1; 3], shared: 0, cooperative: false, programmatic: false };
+const ONE: LaunchConfig =
+    LaunchConfig { grid: [1; 3], block: [1; 3], cluster: [1; 3], shared: 0, cooperative: false, programmatic: false };
 
 fn open(arch: Arch) -> (Fake, Gpu) {
     let fake = Fake::new(arch, 64 * MIB);
@@ -71,19 +71,19 @@ fn launch_runs_and_frees_everything() {
 fn launch_beyond_a_limit_is_refused_before_the_driver() {
     let Some(()) = compile::for_test() else { return };
     for (arch, wrong, words) in [
-        (Arch::A100, Stage { block: [2048, 1, 1], ..Stage::linear("fill_f32", 1, 1) }, "2048 threads of a block in x"),
+        (Arch::A100, Stage { block: [2048, 1, 1], ..Stage::linear("fill_f32", 1, 1) }, "2048 threads per block in x"),
         (Arch::A100, Stage { shared: 164 << 10, ..Stage::linear("fill_f32", 1, 256) }, "at most 166912"),
         (Arch::SM89, Stage { shared: 100 << 10, ..Stage::linear("fill_f32", 1, 256) }, "at most 101376"),
         (
             Arch::A100,
             Stage { cluster: [2, 1, 1], ..Stage::linear("fill_f32", 2, 256) },
-            "compute capability 8.0 has not",
+            "compute capability 8.0 does not support",
         ),
         (Arch::H100, Stage { cluster: [32, 1, 1], ..Stage::linear("fill_f32", 32, 256) }, "a cluster of 32 blocks"),
         (
             Arch::H100,
             Stage { cluster: [2, 1, 1], ..Stage::linear("fill_f32", 3, 256) },
-            "no multiple of the cluster's 2",
+            "not a multiple of the cluster size 2",
         ),
         (Arch::H100, Stage { grid: [1, 1 << 17, 1], ..Stage::linear("fill_f32", 1, 256) }, "131072 blocks in y"),
     ] {
@@ -113,11 +113,11 @@ fn faulting_kernel_fails_every_later_call() {
 #[test]
 fn fake_driver_enforces_documented_rules() {
     let fake = Fake::new(Arch::H100, 4 * MIB);
-    let config = Config { shared: 64 << 10, ..ONE };
+    let config = LaunchConfig { shared: 64 << 10, ..ONE };
     // SAFETY: handles are live unless the test says otherwise; host memory outlives every copy.
     unsafe {
         let stream = fake.stream().unwrap();
-        let module = fake.load("through", Image { cubin: &[], ptx: PTX }).unwrap();
+        let module = fake.load("through", CompiledCode { cubin: &[], ptx: PTX }).unwrap();
         let function = fake.function(module, "through").unwrap();
         fails(fake.function(module, "other"), "CUDA_ERROR_NOT_FOUND");
         assert_eq!(fake.function_attributes(function).unwrap().threads, 64);
@@ -126,12 +126,15 @@ fn fake_driver_enforces_documented_rules() {
         let arguments: [&[u8]; 2] = [&address, &value];
 
         // The function's attributes must be raised before the launch.
-        fails(fake.launch(function, &config, &arguments, stream), "did not ask for");
+        fails(fake.launch(function, &config, &arguments, stream), "than was allowed");
         fails(fake.allow_shared(function, 228 << 10), "CUDA_ERROR_INVALID_VALUE");
         fake.allow_shared(function, 64 << 10).unwrap();
-        let wide = Config { cluster: [16, 1, 1], grid: [16, 1, 1], ..config };
+        let wide = LaunchConfig { cluster: [16, 1, 1], grid: [16, 1, 1], ..config };
         fails(fake.launch(function, &wide, &arguments, stream), "CUDA_ERROR_INVALID_CLUSTER_SIZE");
-        fails(fake.launch(function, &Config { block: [96, 1, 1], ..config }, &arguments, stream), "compiled for 64");
+        fails(
+            fake.launch(function, &LaunchConfig { block: [96, 1, 1], ..config }, &arguments, stream),
+            "compiled for 64",
+        );
         fails(fake.launch(function, &config, &arguments[..1], stream), "CUDA_ERROR_INVALID_VALUE");
         assert_eq!(fake.violations().len(), 1, "parameters that the function does not have");
 
@@ -179,14 +182,14 @@ fn fake_driver_enforces_documented_rules() {
         fails(fake.fill(base + unit as u64 - 1, 0, 2, stream), "CUDA_ERROR_INVALID_VALUE");
         fake.fill(base, 0, unit, stream).unwrap();
         fake.unmap_memory(base, unit, backing);
-        assert_eq!(fake.violations().len(), 2, "unmapped under a fill");
+        assert_eq!(fake.violations().len(), 2, "memory was unmapped before its fill ran");
         fake.release(base, 4 * MIB as usize);
 
         // Resources must be destroyed after their work is done.
         let host = fake.alloc_host(64).unwrap();
         fake.copy_out(host, at, 4, stream).unwrap();
         fake.free_host(host);
-        assert_eq!(fake.violations().len(), 3, "freed under a copy");
+        assert_eq!(fake.violations().len(), 3, "host memory was freed before its copy ran");
     }
 }
 
@@ -226,11 +229,11 @@ fn fake_driver_enforces_capture_rules() {
         });
         fake.fill(at, 2, 16, stream).unwrap();
         fake.fill(at, 3, 16, other).unwrap();
-        assert_eq!(fake.violations().len(), 1, "what runs beside the capture is no part of it");
+        assert_eq!(fake.violations().len(), 1, "work on another stream is not part of the capture");
         let graph = fake.end_capture(stream).unwrap();
         fake.launch_graph(graph, stream).unwrap();
         fake.destroy_graph(graph);
-        assert_eq!(fake.violations().len(), 2, "the graph was to run still");
+        assert_eq!(fake.violations().len(), 2, "the graph was still enqueued");
     }
 }
 
@@ -364,11 +367,11 @@ fn programmatic_launch_needs_its_wait() {
         let buffers = [0; 3].map(|_| gpu.alloc(4).unwrap());
         gpu.upload(&buffers[0], 0, &7u32.to_le_bytes()).unwrap();
         gpu.fill(&buffers[1], 0).unwrap();
-        let module = fake.load("copying", Image { cubin: &[], ptx: &copying(waits) }).unwrap();
+        let module = fake.load("copying", CompiledCode { cubin: &[], ptx: &copying(waits) }).unwrap();
         // SAFETY: the module is loaded.
         let function = unsafe { fake.function(module, "copying").unwrap() };
         for i in 0..2 {
-            let config = Config { programmatic: i == 1, ..ONE };
+            let config = LaunchConfig { programmatic: i == 1, ..ONE };
             let arguments = [buffers[i].address().to_le_bytes(), buffers[i + 1].address().to_le_bytes()];
             let arguments = arguments.each_ref().map(|a| a.as_slice());
             // SAFETY: the buffers have a number each.
@@ -398,7 +401,7 @@ fn cooperative_grid_must_be_resident() {
         unsafe { gpu.launch_stage(&elementwise::SOURCE, &stage(blocks), bytemuck::bytes_of(&params)) }
     };
     let most = 8 * Arch::A100.multiprocessors;
-    fails(launch(most + 1), "blocks that wait for each other, where the GPU holds 864 at a time");
+    fails(launch(most + 1), "blocks, where at most 864 can be resident");
     launch(most).unwrap();
     gpu.synchronize().unwrap();
     assert_eq!((fake.launches(), fake.violations()), (1, Vec::new()));

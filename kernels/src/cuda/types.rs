@@ -4,13 +4,13 @@ use crate::launch::Arch;
 
 /// The properties of a GPU, as its driver reports them.
 #[derive(Clone, Debug)]
-pub struct Properties {
+pub struct GpuProperties {
     /// The GPU's name, for example `NVIDIA H200`.
     pub name: String,
     /// The architecture, from which kernels plan their launches.
     pub arch: Arch,
     /// The limits of a launch.
-    pub limits: Limits,
+    pub limits: LaunchLimits,
     /// Bytes of GPU memory.
     pub memory: u64,
     /// The newest CUDA version that the driver supports, times 1000: 13000 for 13.0.
@@ -27,15 +27,15 @@ pub struct Event(pub usize);
 
 /// A loaded translation unit (CUmodule).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Module(pub usize);
+pub struct ModuleHandle(pub usize);
 
 /// A kernel function of a module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Function(pub usize);
+pub struct FunctionHandle(pub usize);
 
 /// A CUDA graph: launches that were captured once and are enqueued together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Graph(pub usize);
+pub struct GraphHandle(pub usize);
 
 /// A handle of physical memory that is mapped to an address range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -43,7 +43,7 @@ pub struct PhysicalMemory(pub u64);
 
 /// A compiled translation unit: machine code for this GPU, and the PTX that it was made from.
 #[derive(Clone, Copy, Debug)]
-pub struct Image<'a> {
+pub struct CompiledCode<'a> {
     /// Machine code (CUBIN), which NVIDIA's driver loads; empty if there is only PTX.
     pub cubin: &'a [u8],
     /// PTX text.
@@ -63,7 +63,7 @@ pub struct FunctionAttributes {
 
 /// The configuration of one launch for the driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Config {
+pub struct LaunchConfig {
     /// Number of blocks of the grid in x, y and z.
     pub grid: [u32; 3],
     /// Threads per block in x, y and z.
@@ -80,7 +80,7 @@ pub struct Config {
 
 /// The limits of a launch on a GPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
+pub struct LaunchLimits {
     /// Compute capability times ten, for example 90.
     pub sm: u32,
     /// Maximum number of blocks of a grid in x, y and z.
@@ -95,10 +95,10 @@ pub struct Limits {
     pub registers: u32,
 }
 
-impl Limits {
+impl LaunchLimits {
     /// Makes the limits of GPUs from compute capability 8.0 to 9.0, which differ only in shared memory.
-    pub const fn new(sm: u32, shared: u32) -> Limits {
+    pub const fn new(sm: u32, shared: u32) -> LaunchLimits {
         let grid = [i32::MAX as u32, 65_535, 65_535];
-        Limits { sm, grid, block: [1024, 1024, 64], threads: 1024, shared, registers: 65_536 }
+        LaunchLimits { sm, grid, block: [1024, 1024, 64], threads: 1024, shared, registers: 65_536 }
     }
 }

@@ -29,7 +29,7 @@ pub struct Operand {
     pub transposed: bool,
 }
 
-/// A matrix product as plain data.
+/// The sizes and operands of a matrix product.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Matmul {
     /// Rows of C.

@@ -2,14 +2,14 @@
 #![allow(unsafe_code)]
 
 use super::Params;
-use crate::attention::cpu::{KEYS, Sequence, rows};
+use crate::attention::cpu::{BLOCK_KEYS, SequenceArrays, forward_sequences};
 use crate::simd::{Isa, isa};
 use crate::view::{Out, slice};
 use crate::{Element, Team};
 use std::ptr::null_mut;
 
 // Attention processes KEYS keys at a time, which must not cross the end of a block of the KV cache.
-const _: () = assert!(KEYS == super::BLOCK);
+const _: () = assert!(BLOCK_KEYS == super::BLOCK);
 
 /// # Safety
 /// Every address in [`Params`] is valid for the shape and dtype that its field documents.
@@ -26,7 +26,10 @@ pub unsafe fn fwd_on<T: Element>(isa: Isa, p: &Params, team: &Team) {
     let (heads, kv_heads, d) = (p.heads as usize, p.kv_heads as usize, p.head_dim as usize);
     let (tokens, seqs, max_blocks) = (p.tokens as usize, p.seqs as usize, p.max_blocks as usize);
     let page = p.page as usize;
-    assert!(page.is_power_of_two() && (16..=256).contains(&page), "a page of {page} tokens");
+    assert!(
+        page.is_power_of_two() && (16..=256).contains(&page),
+        "page size is {page} tokens; it must be a power of two from 16 to 256"
+    );
     // SAFETY: cu_seqlens has `[seqs + 1]` i32, kv_lens `[seqs]`, block_tables `[seqs, max_blocks]`.
     let (cu, kv_lens, tables) = unsafe {
         (
@@ -39,7 +42,7 @@ pub unsafe fn fwd_on<T: Element>(isa: Isa, p: &Params, team: &Team) {
     let o = unsafe { Out::<T>::new(p.o, tokens * heads * d) };
     for seq in (0..seqs).filter(|&seq| kv_lens[seq] == 0 && cu[seq] < cu[seq + 1]) {
         let (first, end) = (cu[seq] as usize, cu[seq + 1] as usize);
-        assert!(end <= tokens, "cu_seqlens[{seq}] {first}..{end} of {tokens} tokens");
+        assert!(end <= tokens, "cu_seqlens: sequence {seq} is tokens {first}..{end} of {tokens}");
         // SAFETY: no other task has started.
         unsafe { o.part(first * heads * d, (end - first) * heads * d) }.fill(T::from_f32(0.0));
     }
@@ -48,10 +51,15 @@ pub unsafe fn fwd_on<T: Element>(isa: Isa, p: &Params, team: &Team) {
         if keys == 0 {
             end = first;
         }
-        assert!(first <= end && end <= tokens, "cu_seqlens[{seq}] {first}..{end} of {tokens} tokens");
-        assert!(end - first <= keys && keys <= max_blocks * page, "kv_lens[{seq}] {keys}, {max_blocks} pages at most");
+        assert!(first <= end && end <= tokens, "cu_seqlens: sequence {seq} is tokens {first}..{end} of {tokens}");
+        assert!(
+            end - first <= keys && keys <= max_blocks * page,
+            "kv_lens[{seq}] is {keys}, outside {} to {}",
+            end - first,
+            max_blocks * page
+        );
         let head = first * heads + kv_head * (heads / kv_heads);
-        Sequence {
+        SequenceArrays {
             q: (p.q.0 as *const T).wrapping_add(head * d),
             o: (p.o.0 as *mut T).wrapping_add(head * d),
             lse: null_mut(),
@@ -68,5 +76,5 @@ pub unsafe fn fwd_on<T: Element>(isa: Isa, p: &Params, team: &Team) {
         }
     };
     // SAFETY: the addresses are valid as `Params` documents; the assertions above check the ranges of each sequence.
-    unsafe { rows(isa, team, seqs, kv_heads, sequence) }
+    unsafe { forward_sequences(isa, team, seqs, kv_heads, sequence) }
 }

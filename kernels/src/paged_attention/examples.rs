@@ -1,4 +1,4 @@
-//! Example calls of the kernels, which `reel kernels list`, `show` and `bench` plan, count and time.
+//! Example calls of the kernels, for the commands `reel kernels list`, `show` and `bench`.
 
 use crate::folder::{BATCH, Calls, FLOAT_DTYPES, HEAD_DIM, HEADS, KV_HEADS, PLACEHOLDER, Sizes, TOKENS};
 use crate::{Addr, paged_attention};

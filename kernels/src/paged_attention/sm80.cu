@@ -134,7 +134,7 @@ template <int COLUMNS, int PITCH, class T>
 __device__ __forceinline__ void load_block(const Params& p, const Tile& t, const T* cache, const Slots& slots, int start,
                                            int column, T* to) {
   constexpr int UNIT = 16 / sizeof(T), UNITS = COLUMNS / UNIT;
-  static_assert(KEYS * UNITS % THREADS == 0, "all lanes of a warp do the same number of copies");
+  static_assert(KEYS * UNITS % THREADS == 0, "all lanes of a warp make the same number of copies");
   const int d = p.head_dim;
   auto element = [&](int row) { return (static_cast<u64>(slots.of(row)) * p.kv_heads + t.kv_head) * d + column; };
   if (d % UNIT == 0) {

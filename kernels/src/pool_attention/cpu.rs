@@ -46,7 +46,7 @@ fn widened<T: Element>(x: &[T]) -> Vec<f32> {
 /// Returns the range of an image's tokens.
 fn tokens_of(cu_seqlens: &[i32], image: usize, tokens: usize) -> Range<usize> {
     let (first, end) = (cu_seqlens[image] as usize, cu_seqlens[image + 1] as usize);
-    assert!(first <= end && end <= tokens, "cu_seqlens[{image}] {first}..{end} of {tokens} tokens");
+    assert!(first <= end && end <= tokens, "cu_seqlens: image {image} is tokens {first}..{end} of {tokens}");
     first..end
 }
 

@@ -28,15 +28,15 @@ use crate::{Addr, Cost, DType, Launch, Stage, cuh, kernel, params};
 params! {
     /// Parameters of the forward kernel.
     pub struct FwdParams {
-        /// T `[heads, head_dim]`
+        /// f32 or bf16 `[heads, head_dim]`
         pub q: Addr,
-        /// T `[tokens, heads, head_dim]`
+        /// f32 or bf16 `[tokens, heads, head_dim]`
         pub k: Addr,
-        /// T `[tokens, heads, head_dim]`
+        /// f32 or bf16 `[tokens, heads, head_dim]`
         pub v: Addr,
         /// i32 `[images + 1]`: first token of each image, and the end of the last one.
         pub cu_seqlens: Addr,
-        /// T `[images, heads, head_dim]`, written.
+        /// f32 or bf16 `[images, heads, head_dim]`, written.
         pub o: Addr,
         /// f32 `[images, heads]`, written unless null.
         pub lse: Addr,
@@ -58,25 +58,25 @@ params! {
 params! {
     /// Parameters of the backward kernel.
     pub struct BwdParams {
-        /// T `[heads, head_dim]`
+        /// f32 or bf16 `[heads, head_dim]`
         pub q: Addr,
-        /// T `[tokens, heads, head_dim]`
+        /// f32 or bf16 `[tokens, heads, head_dim]`
         pub k: Addr,
-        /// T `[tokens, heads, head_dim]`
+        /// f32 or bf16 `[tokens, heads, head_dim]`
         pub v: Addr,
         /// i32 `[images + 1]`: first token of each image, and the end of the last one.
         pub cu_seqlens: Addr,
-        /// T `[images, heads, head_dim]`, from the forward kernel.
+        /// f32 or bf16 `[images, heads, head_dim]`, from the forward kernel.
         pub o: Addr,
         /// f32 `[images, heads]`, from the forward kernel.
         pub lse: Addr,
-        /// T `[images, heads, head_dim]`
+        /// f32 or bf16 `[images, heads, head_dim]`
         pub d_o: Addr,
-        /// T `[heads, head_dim]`, written.
+        /// f32 or bf16 `[heads, head_dim]`, written.
         pub dq: Addr,
-        /// T `[tokens, heads, head_dim]`, written.
+        /// f32 or bf16 `[tokens, heads, head_dim]`, written.
         pub dk: Addr,
-        /// T `[tokens, heads, head_dim]`, written.
+        /// f32 or bf16 `[tokens, heads, head_dim]`, written.
         pub dv: Addr,
         /// f32 `[images, heads, head_dim]`, workspace: each image's contribution to dq.
         pub partial: Addr,
@@ -152,7 +152,7 @@ pub fn bwd(dtype: DType, p: &BwdParams) -> Launch {
 
 /// Sizes of a batch of images that tests and benches share.
 #[derive(Clone, Debug)]
-pub struct Case {
+pub struct ImageBatch {
     /// Tokens of each image.
     pub lengths: Vec<usize>,
     /// Heads.
@@ -164,8 +164,9 @@ pub struct Case {
 }
 
 /// Batches that tests and benches share.
-pub fn cases() -> Vec<Case> {
-    let case = |lengths: &[usize], heads, head_dim, spread| Case { lengths: lengths.to_vec(), heads, head_dim, spread };
+pub fn cases() -> Vec<ImageBatch> {
+    let case =
+        |lengths: &[usize], heads, head_dim, spread| ImageBatch { lengths: lengths.to_vec(), heads, head_dim, spread };
     vec![
         case(&[1], 1, 1, 1.0),
         case(&[], 2, 8, 1.0),

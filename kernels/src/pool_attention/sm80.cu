@@ -55,7 +55,7 @@ struct Head {
 // Loads the columns of a head as f32, with zeros from head_dim on; a barrier must follow.
 template <class T>
 __device__ __forceinline__ void load_columns(const T* from, u32 d, float (&to)[COLUMNS]) {
-  static_assert(THREADS == COLUMNS, "a thread a column");
+  static_assert(THREADS == COLUMNS, "one thread per column");
   to[threadIdx.x] = threadIdx.x < d ? to_f32(from[threadIdx.x]) : 0.0f;
 }
 

@@ -31,7 +31,7 @@ use crate::{Addr, Arch, Cost, DType, Kernel, Launch, Stage, kernel, params};
 params! {
     /// Parameters of the kernels.
     pub struct Params {
-        /// T `[m, k]`
+        /// f32 or bf16 `[m, k]`
         pub x: Addr,
         /// bf16 or int8 `[n, k]`
         pub w: Addr,
@@ -41,11 +41,11 @@ params! {
         pub scale: Addr,
         /// f32 `[n]`, scales of an int8 second weight; otherwise null.
         pub scale2: Addr,
-        /// T `[n]` or null, for `linear`.
+        /// f32 or bf16 `[n]` or null, for `linear`.
         pub bias: Addr,
-        /// T `[m, n]` or null, for `linear`.
+        /// f32 or bf16 `[m, n]` or null, for `linear`.
         pub residual: Addr,
-        /// T `[m, n]`, written.
+        /// f32 or bf16 `[m, n]`, written.
         pub y: Addr,
         /// Rows of x.
         pub m: u32,

@@ -2,7 +2,7 @@
 
 mod cuda;
 
-use super::{BwdParams, Case, FwdParams, bwd, cases, fwd, workspace};
+use super::{BwdParams, FwdParams, PackedBatch, bwd, cases, fwd, workspace};
 use crate::DType::{BF16, F32};
 use crate::checks::{Data, addr, checks, is_cuda, numbers, run};
 use crate::{Addr, DType, Launch};
@@ -23,7 +23,7 @@ checks!(
 
 /// A batch with its operands q, k, v and d_o.
 struct Given {
-    case: Case,
+    case: PackedBatch,
     cu_seqlens: Vec<i32>,
     prefix: Vec<i32>,
     q: Data,
@@ -34,7 +34,7 @@ struct Given {
 }
 
 impl Given {
-    fn new(case: &Case, dtype: DType) -> Given {
+    fn new(case: &PackedBatch, dtype: DType) -> Given {
         let tokens: usize = case.lengths.iter().sum();
         let (n, kv) = (tokens * case.heads * case.head_dim, tokens * case.kv_heads * case.head_dim);
         let mut cu_seqlens = vec![0];
@@ -56,8 +56,8 @@ impl Given {
 
     /// Returns sequence `n` as a batch of its own, with the tokens of its prefix as its first tokens.
     fn alone(&self, n: usize, dtype: DType) -> Given {
-        let tokens = self.case.keys(n);
-        let case = Case { lengths: vec![tokens.len()], prefix: Vec::new(), ..self.case.clone() };
+        let tokens = self.case.visible_tokens(n);
+        let case = PackedBatch { lengths: vec![tokens.len()], prefix: Vec::new(), ..self.case.clone() };
         let mut given = Given::new(&case, dtype);
         let (row, kv_row) = (case.heads * case.head_dim, case.kv_heads * case.head_dim);
         let pick = |data: &Data, row: usize| {
@@ -162,7 +162,7 @@ fn the_log_sum_may_be_left_out() {
 
 fn later_tokens_and_other_sequences_change_nothing() {
     let (lengths, prefix) = (vec![150, 70], Vec::new());
-    let case = Case { lengths, heads: 6, kv_heads: 2, head_dim: 24, causal: true, spread: 1.0, prefix };
+    let case = PackedBatch { lengths, heads: 6, kv_heads: 2, head_dim: 24, causal: true, spread: 1.0, prefix };
     let (row, kv_row) = (case.heads * case.head_dim, case.kv_heads * case.head_dim);
     // In CUDA a key beyond the diagonal has the weight 0, and 0 times NaN would be NaN for the queries of its tile.
     let poison = if is_cuda() { 1e18 } else { f32::NAN };
@@ -180,7 +180,11 @@ fn later_tokens_and_other_sequences_change_nothing() {
             let (k, v) = (poisoned(&given.k, kv_row), poisoned(&given.v, kv_row));
             let (k, v) = (std::mem::replace(&mut given.k, k), std::mem::replace(&mut given.v, v));
             run(&fwd(dtype, &given.fwd(o.addr(), Addr::NULL), given.pairs()), 2);
-            assert_eq!(bits(&o)[..cut * row], before[..cut * row], "{dtype}, {poison} from token {cut} on");
+            assert_eq!(
+                bits(&o)[..cut * row],
+                before[..cut * row],
+                "{dtype}: keys and values from token {cut} on are {poison} and changed earlier outputs"
+            );
             (given.k, given.v) = (k, v);
         }
     }

@@ -1,6 +1,6 @@
 use super::*;
 use crate::Team;
-use crate::attention::check::cuda::{of_one_f32, with_other_deltas};
+use crate::attention::check::cuda::{f32_tolerances, with_delta_errors};
 use crate::attention::formula::Roundings;
 use crate::attention::{cpu, formula};
 use crate::compare::{OF_ONE, assert_close, assert_rounded, close};
@@ -16,11 +16,11 @@ impl Given {
 }
 
 /// Returns the instruction sets that this machine supports.
-pub(crate) fn isas() -> impl Iterator<Item = Isa> {
+pub(crate) fn supported_isas() -> impl Iterator<Item = Isa> {
     [Isa::Plain, Isa::Avx2, Isa::Avx512].into_iter().filter(|&i| i <= isa())
 }
 
-fn random_cases() -> impl Strategy<Value = Case> {
+fn random_cases() -> impl Strategy<Value = PackedBatch> {
     let heads = (1usize..4, 1usize..4).prop_map(|(kv_heads, group)| (kv_heads * group, kv_heads));
     let lengths = prop::collection::vec((0usize..100, any::<(usize, usize)>()), 1..4);
     (lengths, heads, 1usize..50, any::<(bool, bool)>(), 0.0f32..4.0).prop_map(
@@ -31,7 +31,7 @@ fn random_cases() -> impl Strategy<Value = Case> {
                 |(first, count): (usize, usize)| (first % (tokens + 1), count % (tokens - first % (tokens + 1) + 1));
             let prefix = lengths.iter().filter(|_| shared).map(|l| range(l.1)).collect();
             let lengths = lengths.iter().map(|l| l.0).collect();
-            Case { lengths, heads, kv_heads, head_dim, causal, spread, prefix }
+            PackedBatch { lengths, heads, kv_heads, head_dim, causal, spread, prefix }
         },
     )
 }
@@ -44,8 +44,8 @@ fn equals_the_formula_on_every_instruction_set() {
             let (q, k, v, scale) = (given.q.f64(), given.k.f64(), given.v.f64(), given.scale as f64);
             let (want, want_lse) = formula::fwd(&case, &q, &k, &v, scale);
             let with = formula::fwd_rounded(&case, &q, &k, &v, scale, Roundings::F32);
-            let of_one = if dtype == F32 { of_one_f32(&case)[0] } else { OF_ONE };
-            for isa in isas() {
+            let of_one = if dtype == F32 { f32_tolerances(&case)[0] } else { OF_ONE };
+            for isa in supported_isas() {
                 let (o, lse) = (Data::output(dtype, want.len()), Data::output(F32, want_lse.len()));
                 let params = given.fwd(o.addr(), lse.addr());
                 let team = Team::new(2);
@@ -67,9 +67,10 @@ fn equals_the_formula_on_every_instruction_set() {
 #[test]
 fn the_chain_rule_equals_differences() {
     let (lengths, prefix) = (vec![3, 0, 5, 1], vec![(0, 0), (0, 2), (1, 2), (1, 6)]);
-    let case = Case { lengths, heads: 4, kv_heads: 2, head_dim: 6, causal: true, spread: 1.0, prefix: Vec::new() };
+    let case =
+        PackedBatch { lengths, heads: 4, kv_heads: 2, head_dim: 6, causal: true, spread: 1.0, prefix: Vec::new() };
     for (causal, prefix) in [(false, &[][..]), (true, &[]), (false, &prefix), (true, &prefix)] {
-        let case = Case { causal, prefix: prefix.to_vec(), ..case.clone() };
+        let case = PackedBatch { causal, prefix: prefix.to_vec(), ..case.clone() };
         let given = Given::new(&case, F32);
         let inputs = [given.q.f64(), given.k.f64(), given.v.f64()];
         let d_o = given.d_o.f64();
@@ -110,10 +111,10 @@ fn gradient_equals_the_formula_on_every_instruction_set() {
             // output, delta would differ by 2^-9 of d_o . o, which a saturated softmax and large queries amplify.
             let want = formula::bwd(&case, [&q, &k, &v], &o.f64(), &given.d_o.f64(), scale);
             let with = formula::bwd_rounded(&case, [&q, &k, &v], &o.f64(), &given.d_o.f64(), scale, Roundings::F32);
-            let with = with_other_deltas(with, &want);
-            let of_one = if dtype == F32 { of_one_f32(&case)[1] } else { OF_ONE };
+            let with = with_delta_errors(with, &want);
+            let of_one = if dtype == F32 { f32_tolerances(&case)[1] } else { OF_ONE };
             let want_exact = formula::bwd(&case, [&q, &k, &v], &exact, &given.d_o.f64(), scale);
-            for isa in isas() {
+            for isa in supported_isas() {
                 let got = want.each_ref().map(|w| Data::output(dtype, w.len()));
                 let scratch = given.scratch(dtype);
                 let params = given.bwd(&o, &lse, &scratch, got.each_ref());
@@ -178,7 +179,7 @@ proptest! {
                 let alone = given.alone(n, dtype).everything(dtype, 1);
                 let (from, to) = (given.cu_seqlens[n] as usize, given.cu_seqlens[n + 1] as usize);
                 let (heads, kv_heads, d) = (case.heads, case.kv_heads, case.head_dim);
-                let skip = case.keys(n).len() - (to - from);
+                let skip = case.visible_tokens(n).len() - (to - from);
                 // With a prefix dk and dv differ, because each sequence that has a key in its prefix adds to the
                 // key's gradients; and without causal attention the prefix's own queries see the keys after it.
                 let outputs = if case.prefix.is_empty() { 5 } else { 3 };

@@ -1,24 +1,24 @@
 //! Gradients of attention on device `cpu`. Probabilities are recomputed from q, k and the log-sum-exp.
 //!
-//! There are two kinds of tasks, which write different arrays. A [`Keys`] task computes dk and dv of a block of 64
-//! keys: it loops over the query rows that see them, in chunks of 64 in ascending order. A [`Queries`] task computes
-//! dq of 64 query rows: it loops over their keys.
+//! There are two kinds of tasks, which write different arrays. A [`KeyGradientTask`] computes dk and dv of a block of
+//! 64 keys: it loops over the query rows that see them, in chunks of 64 in ascending order. A [`QueryGradientTask`]
+//! computes dq of 64 query rows: it loops over their keys.
 #![allow(unsafe_code)]
 #![allow(unsafe_op_in_unsafe_fn)]
 
 use super::super::BwdParams;
-use super::forward::{KEYS, Sequence, load_padded, load_row, load_transposed, round_up, store_row};
-use super::product::Product;
-use super::vector::{LANES, Vector, Work};
+use super::forward::{BLOCK_KEYS, SequenceArrays, load_padded, load_row, load_transposed, round_up, store_row};
+use super::product::SmallProduct;
+use super::vector::{LANES, Vector, VectorCode};
 use crate::Element;
 
 /// Number of query rows of a chunk.
-pub const ROWS: usize = 64;
+pub const CHUNK_ROWS: usize = 64;
 /// Number of rows of a task that computes `delta`.
-pub const DELTA_ROWS: usize = 256;
+pub const DELTA_TASK_ROWS: usize = 256;
 
 /// A task that computes `delta = d_o . o` of some rows.
-pub struct Deltas<T> {
+pub struct DeltaTask<T> {
     o: *const T,
     d_o: *const T,
     delta: *mut f32,
@@ -26,11 +26,11 @@ pub struct Deltas<T> {
     head_dim: usize,
 }
 
-impl<T> Deltas<T> {
+impl<T> DeltaTask<T> {
     /// Makes the task for rows `first .. first + rows` of `[tokens * heads]`.
-    pub fn new(p: &BwdParams, first: usize, rows: usize) -> Deltas<T> {
+    pub fn new(p: &BwdParams, first: usize, rows: usize) -> DeltaTask<T> {
         let head_dim = p.head_dim as usize;
-        Deltas {
+        DeltaTask {
             o: (p.o.0 as *const T).wrapping_add(first * head_dim),
             d_o: (p.d_o.0 as *const T).wrapping_add(first * head_dim),
             delta: (p.delta.0 as *mut f32).wrapping_add(first),
@@ -42,7 +42,7 @@ impl<T> Deltas<T> {
 
 /// # Safety
 /// The parameters' addresses cover the rows of the task.
-impl<T: Element> Work for Deltas<T> {
+impl<T: Element> VectorCode for DeltaTask<T> {
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
         let d = self.head_dim;
@@ -58,9 +58,9 @@ impl<T: Element> Work for Deltas<T> {
 }
 
 /// The arrays of one sequence and key head of a backward launch.
-pub struct Gradient<'a, T> {
+pub struct BackwardArrays<'a, T> {
     /// The arrays of the forward pass, which are only read.
-    sequence: Sequence<'a, T>,
+    sequence: SequenceArrays<'a, T>,
     /// The sequence's own keys and values, without its prefix.
     k: *const T,
     v: *const T,
@@ -72,15 +72,21 @@ pub struct Gradient<'a, T> {
     scratch: *mut f32,
 }
 
-impl<'a, T> Gradient<'a, T> {
+impl<'a, T> BackwardArrays<'a, T> {
     /// Makes the arrays for one key head of the sequence with the forward arrays `sequence`. `first` is its first
     /// token.
-    pub fn new(p: &BwdParams, sequence: Sequence<'a, T>, first: usize, kv_head: usize, scratch: *mut f32) -> Self {
-        let head = first * sequence.heads + kv_head * sequence.group();
+    pub fn new(
+        p: &BwdParams,
+        sequence: SequenceArrays<'a, T>,
+        first: usize,
+        kv_head: usize,
+        scratch: *mut f32,
+    ) -> Self {
+        let head = first * sequence.heads + kv_head * sequence.heads_per_key_head();
         let row = |address: u64| (address as *mut T).wrapping_add(head * sequence.head_dim);
         let key =
             |address: u64| (address as *mut T).wrapping_add((first * sequence.kv_heads + kv_head) * sequence.head_dim);
-        Gradient {
+        BackwardArrays {
             k: key(p.k.0),
             v: key(p.v.0),
             d_o: row(p.d_o.0),
@@ -95,9 +101,9 @@ impl<'a, T> Gradient<'a, T> {
 }
 
 /// The queries of one sequence that see keys of a block.
-pub struct Visit<'a, T> {
+pub struct VisitingQueries<'a, T> {
     /// The sequence of the queries.
-    pub gradient: Gradient<'a, T>,
+    pub gradient: BackwardArrays<'a, T>,
     /// Index in the block of the first key that the sequence sees.
     pub first: usize,
     /// Number of keys of the block that the sequence sees.
@@ -108,32 +114,32 @@ pub struct Visit<'a, T> {
 
 /// Returns the number of f32 elements of working memory that a task needs.
 pub const fn scratch_len(head_dim: usize) -> usize {
-    7 * KEYS * round_up(head_dim) + 2 * ROWS * KEYS
+    7 * BLOCK_KEYS * round_up(head_dim) + 2 * CHUNK_ROWS * BLOCK_KEYS
 }
 
 /// Working memory of a task. `d` is head_dim rounded up to a multiple of the vector width.
 struct Scratch {
-    /// Transposed keys, `[d, KEYS]`.
+    /// Transposed keys, `[d, BLOCK_KEYS]`.
     k_t: *mut f32,
-    /// Transposed values, `[d, KEYS]`.
+    /// Transposed values, `[d, BLOCK_KEYS]`.
     v_t: *mut f32,
-    /// Keys, `[KEYS, d]`.
+    /// Keys, `[BLOCK_KEYS, d]`.
     k: *mut f32,
-    /// Queries, `[ROWS, d]`.
+    /// Queries, `[CHUNK_ROWS, d]`.
     q: *mut f32,
-    /// Gradients of the output, `[ROWS, d]`.
+    /// Gradients of the output, `[CHUNK_ROWS, d]`.
     d_o: *mut f32,
     /// Partial sums of dk and dv, or of dq, `[64, d]` each.
     sums: [*mut f32; 2],
-    /// Probabilities, `[ROWS, KEYS]`.
+    /// Probabilities, `[CHUNK_ROWS, BLOCK_KEYS]`.
     p: *mut f32,
-    /// Gradients of the scores, `[ROWS, KEYS]`.
+    /// Gradients of the scores, `[CHUNK_ROWS, BLOCK_KEYS]`.
     ds: *mut f32,
 }
 
 impl Scratch {
     unsafe fn at(p: *mut f32, head_dim: usize) -> Scratch {
-        let n = KEYS * round_up(head_dim);
+        let n = BLOCK_KEYS * round_up(head_dim);
         Scratch {
             k_t: p,
             v_t: p.add(n),
@@ -142,7 +148,7 @@ impl Scratch {
             d_o: p.add(4 * n),
             sums: [p.add(5 * n), p.add(6 * n)],
             p: p.add(7 * n),
-            ds: p.add(7 * n + ROWS * KEYS),
+            ds: p.add(7 * n + CHUNK_ROWS * BLOCK_KEYS),
         }
     }
 }
@@ -152,20 +158,20 @@ static ONES: [f32; 64] = [1.0; 64];
 
 /// A task that computes dk and dv of a block of keys. Its fields are the arrays of the keys' sequence, the index of
 /// the first key, and all visits in order.
-pub struct Keys<'a, T>(pub &'a Gradient<'a, T>, pub usize, pub &'a [Visit<'a, T>]);
+pub struct KeyGradientTask<'a, T>(pub &'a BackwardArrays<'a, T>, pub usize, pub &'a [VisitingQueries<'a, T>]);
 
 /// # Safety
-/// The pointers of all [`Gradient`]s cover their sequences; the scratch has [`scratch_len`] elements.
-impl<T: Element> Work for Keys<'_, T> {
+/// The pointers of all [`BackwardArrays`]s cover their sequences; the scratch has [`scratch_len`] elements.
+impl<T: Element> VectorCode for KeyGradientTask<'_, T> {
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
-        let Keys(g, start, visits) = self;
+        let KeyGradientTask(g, start, visits) = self;
         let s = &g.sequence;
         let (d, padded) = (s.head_dim, round_up(s.head_dim));
         let scratch = Scratch::at(g.scratch, d);
-        let keys = KEYS.min(s.queries - start);
+        let keys = BLOCK_KEYS.min(s.queries - start);
         let [dk, dv] = scratch.sums;
-        for c in (0..KEYS * padded).step_by(LANES) {
+        for c in (0..BLOCK_KEYS * padded).step_by(LANES) {
             V::splat(0.0).store(dk.add(c));
             V::splat(0.0).store(dv.add(c));
         }
@@ -173,16 +179,16 @@ impl<T: Element> Work for Keys<'_, T> {
             let (from, to) = ((start + visit.first) * s.key_stride(), visit.first * padded);
             load_keys::<V, T>(s, g.k.add(from), g.v.add(from), visit.keys, &scratch);
             let s = &visit.gradient.sequence;
-            for row in (s.first_row(visit.start)..s.rows()).step_by(ROWS) {
-                let rows = ROWS.min(s.rows() - row);
+            for row in (s.first_row_that_sees(visit.start)..s.rows()).step_by(CHUNK_ROWS) {
+                let rows = CHUNK_ROWS.min(s.rows() - row);
                 load_rows::<V, T>(&visit.gradient, row, rows, &scratch);
                 scores::<V, T>(&visit.gradient, row, rows, visit.start, visit.keys, &scratch);
                 for (a, b, c) in [(scratch.p, scratch.d_o, dv.add(to)), (scratch.ds, scratch.q, dk.add(to))] {
-                    V::product(&Product {
+                    V::product(&SmallProduct {
                         rows: visit.keys,
                         a,
                         a_row: 1,
-                        a_inner: KEYS,
+                        a_inner: BLOCK_KEYS,
                         inner: rows,
                         limits: std::ptr::null(),
                         b,
@@ -204,38 +210,38 @@ impl<T: Element> Work for Keys<'_, T> {
 }
 
 /// A task that computes dq of 64 query rows of a sequence, from the given row on.
-pub struct Queries<'a, T>(pub &'a Gradient<'a, T>, pub usize);
+pub struct QueryGradientTask<'a, T>(pub &'a BackwardArrays<'a, T>, pub usize);
 
 /// # Safety
-/// The pointers of the [`Gradient`] cover its sequence; its scratch has [`scratch_len`] elements.
-impl<T: Element> Work for Queries<'_, T> {
+/// The pointers of the [`BackwardArrays`] cover its sequence; its scratch has [`scratch_len`] elements.
+impl<T: Element> VectorCode for QueryGradientTask<'_, T> {
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
-        let Queries(g, row) = self;
+        let QueryGradientTask(g, row) = self;
         let s = &g.sequence;
         let (d, padded) = (s.head_dim, round_up(s.head_dim));
         let scratch = Scratch::at(g.scratch, d);
-        let rows = ROWS.min(s.rows() - row);
+        let rows = CHUNK_ROWS.min(s.rows() - row);
         load_rows::<V, T>(g, row, rows, &scratch);
         let dq = scratch.sums[0];
-        for c in (0..ROWS * padded).step_by(LANES) {
+        for c in (0..CHUNK_ROWS * padded).step_by(LANES) {
             V::splat(0.0).store(dq.add(c));
         }
-        let seen = s.limit(row + rows - 1);
-        for start in (0..seen).step_by(KEYS) {
-            let keys = KEYS.min(seen - start);
-            let at = s.key(start);
+        let seen = s.visible_keys(row + rows - 1);
+        for start in (0..seen).step_by(BLOCK_KEYS) {
+            let keys = BLOCK_KEYS.min(seen - start);
+            let at = s.key_offset(start);
             load_keys::<V, T>(s, s.k.add(at), s.v.add(at), keys, &scratch);
             load_padded::<V, T>(s.k.add(at), s.key_stride(), keys, d, scratch.k);
             scores::<V, T>(g, row, rows, start, keys, &scratch);
-            let mut limits = [0; ROWS];
+            let mut limits = [0; CHUNK_ROWS];
             for (r, limit) in limits.iter_mut().enumerate().take(rows) {
-                *limit = s.limit(row + r).saturating_sub(start).min(KEYS);
+                *limit = s.visible_keys(row + r).saturating_sub(start).min(BLOCK_KEYS);
             }
-            V::product(&Product {
+            V::product(&SmallProduct {
                 rows,
                 a: scratch.ds,
-                a_row: KEYS,
+                a_row: BLOCK_KEYS,
                 a_inner: 1,
                 inner: keys,
                 limits: limits.as_ptr(),
@@ -255,7 +261,7 @@ impl<T: Element> Work for Queries<'_, T> {
 
 #[inline(always)]
 unsafe fn load_keys<V: Vector, T: Element>(
-    s: &Sequence<'_, T>,
+    s: &SequenceArrays<'_, T>,
     k: *const T,
     v: *const T,
     keys: usize,
@@ -266,7 +272,7 @@ unsafe fn load_keys<V: Vector, T: Element>(
 }
 
 #[inline(always)]
-unsafe fn load_rows<V: Vector, T: Element>(g: &Gradient<'_, T>, row: usize, rows: usize, scratch: &Scratch) {
+unsafe fn load_rows<V: Vector, T: Element>(g: &BackwardArrays<'_, T>, row: usize, rows: usize, scratch: &Scratch) {
     let s = &g.sequence;
     let (d, padded) = (s.head_dim, round_up(s.head_dim));
     for r in 0..rows {
@@ -285,7 +291,7 @@ unsafe fn load_rows<V: Vector, T: Element>(g: &Gradient<'_, T>, row: usize, rows
 /// see a key.
 #[inline(always)]
 unsafe fn scores<V: Vector, T: Element>(
-    g: &Gradient<'_, T>,
+    g: &BackwardArrays<'_, T>,
     row: usize,
     rows: usize,
     start: usize,
@@ -296,7 +302,7 @@ unsafe fn scores<V: Vector, T: Element>(
     let (d, padded) = (s.head_dim, round_up(s.head_dim));
     let cols = keys.div_ceil(LANES);
     for (a, b, c) in [(scratch.q, scratch.k_t, scratch.p), (scratch.d_o, scratch.v_t, scratch.ds)] {
-        V::product(&Product {
+        V::product(&SmallProduct {
             rows,
             a,
             a_row: padded,
@@ -304,10 +310,10 @@ unsafe fn scores<V: Vector, T: Element>(
             inner: d,
             limits: std::ptr::null(),
             b,
-            b_row: KEYS,
+            b_row: BLOCK_KEYS,
             cols,
             c,
-            c_row: KEYS,
+            c_row: BLOCK_KEYS,
             alpha: std::ptr::null(),
         });
     }
@@ -315,9 +321,9 @@ unsafe fn scores<V: Vector, T: Element>(
     for r in 0..rows {
         let head = s.head_index(row + r);
         let (lse, delta) = (V::splat(s.lse.add(head).read()), V::splat(g.delta.add(head).read()));
-        let limit = s.limit(row + r).saturating_sub(start).min(keys);
+        let limit = s.visible_keys(row + r).saturating_sub(start).min(keys);
         for c in (0..cols * LANES).step_by(LANES) {
-            let (p, ds) = (scratch.p.add(r * KEYS + c), scratch.ds.add(r * KEYS + c));
+            let (p, ds) = (scratch.p.add(r * BLOCK_KEYS + c), scratch.ds.add(r * BLOCK_KEYS + c));
             let (mut x, mut y) = (V::load(p).mul(scale).sub(lse).exp(), V::load(ds).sub(delta));
             y = x.mul(y).mul(scale);
             if limit < c + LANES {

@@ -3,15 +3,15 @@
 #![allow(unsafe_code)]
 #![allow(unsafe_op_in_unsafe_fn)]
 
-use super::forward::{KEYS, Sequence};
+use super::forward::{BLOCK_KEYS, SequenceArrays};
 use super::vector::{LANES, Vector};
 use crate::Element;
 
 /// Multiplies `R` query rows by the keys of a block. Sums have the same order as those of
-/// [`Product`](super::product::Product).
+/// [`SmallProduct`](super::product::SmallProduct).
 #[inline(always)]
 pub unsafe fn few_scores<V: Vector, T: Element, const R: usize>(
-    s: &Sequence<'_, T>,
+    s: &SequenceArrays<'_, T>,
     start: usize,
     keys: usize,
     q: *const f32,
@@ -19,7 +19,7 @@ pub unsafe fn few_scores<V: Vector, T: Element, const R: usize>(
 ) {
     let d = s.head_dim;
     for j in (0..keys).step_by(LANES) {
-        let (from, count) = (s.k.add(s.key(start + j)), LANES.min(keys - j));
+        let (from, count) = (s.k.add(s.key_offset(start + j)), LANES.min(keys - j));
         let mut sums = [V::splat(0.0); R];
         for c in (0..d).step_by(LANES) {
             let width = LANES.min(d - c);
@@ -38,7 +38,7 @@ pub unsafe fn few_scores<V: Vector, T: Element, const R: usize>(
             }
         }
         for (r, sum) in sums.into_iter().enumerate() {
-            sum.store(scores.add(r * KEYS + j));
+            sum.store(scores.add(r * BLOCK_KEYS + j));
         }
     }
 }

@@ -14,16 +14,16 @@
 #![allow(unsafe_op_in_unsafe_fn)]
 
 use super::few::few_scores;
-use super::product::Product;
-use super::vector::{LANES, Vector, Work};
+use super::product::SmallProduct;
+use super::vector::{LANES, Vector, VectorCode};
 use crate::{DType, Element};
 
 /// Number of keys of a block; also the block size of the KV cache.
-pub const KEYS: usize = 64;
+pub const BLOCK_KEYS: usize = 64;
 /// Number of keys of a segment.
-pub const SEGMENT: usize = 8 * KEYS;
+pub const SEGMENT_KEYS: usize = 8 * BLOCK_KEYS;
 /// Maximum number of query rows of a tile.
-pub const TILE: usize = 128;
+pub const MAX_TILE_ROWS: usize = 128;
 /// Number of rows whose scores are computed at a time. Each group of rows reads the block of keys and values again;
 /// with 32 rows these reads are cheap.
 const ROWS: usize = 32;
@@ -32,7 +32,7 @@ const ROWS: usize = 32;
 const FEW: usize = 4;
 
 /// The arrays of one sequence and key head.
-pub struct Sequence<'a, T> {
+pub struct SequenceArrays<'a, T> {
     /// Query of the first new token, for the first query head that uses the key head.
     pub q: *const T,
     /// Output of the first new token, for the first query head that uses the key head.
@@ -58,35 +58,35 @@ pub struct Sequence<'a, T> {
     pub scale: f32,
 }
 
-impl<T> Sequence<'_, T> {
+impl<T> SequenceArrays<'_, T> {
     /// Number of query heads that use the key head.
-    pub fn group(&self) -> usize {
+    pub fn heads_per_key_head(&self) -> usize {
         self.heads / self.kv_heads
     }
 
     /// Returns the number of query rows: new tokens times query heads of the group.
     pub fn rows(&self) -> usize {
-        self.queries * self.group()
+        self.queries * self.heads_per_key_head()
     }
 
     /// Returns the number of keys that row `row` sees.
-    pub fn limit(&self, row: usize) -> usize {
-        if self.causal { self.keys - self.queries + row / self.group() + 1 } else { self.keys }
+    pub fn visible_keys(&self, row: usize) -> usize {
+        if self.causal { self.keys - self.queries + row / self.heads_per_key_head() + 1 } else { self.keys }
     }
 
     /// Returns the first row that sees key `key`.
-    pub fn first_row(&self, key: usize) -> usize {
-        if self.causal { (key + self.queries).saturating_sub(self.keys) * self.group() } else { 0 }
+    pub fn first_row_that_sees(&self, key: usize) -> usize {
+        if self.causal { (key + self.queries).saturating_sub(self.keys) * self.heads_per_key_head() } else { 0 }
     }
 
     /// Returns the index of a row's head in `q` and `o`, relative to the sequence's first.
     pub fn head_index(&self, row: usize) -> usize {
-        row / self.group() * self.heads + row % self.group()
+        row / self.heads_per_key_head() * self.heads + row % self.heads_per_key_head()
     }
 
     /// Returns the index of the first element of key `key` in `k` and `v`. `key` is a multiple of [`LANES`]; it and
     /// the next [`LANES`] - 1 keys are [`Self::key_stride`] elements apart.
-    pub fn key(&self, key: usize) -> usize {
+    pub fn key_offset(&self, key: usize) -> usize {
         let slot = self.table.map_or(key, |(table, page)| table[key / page] as usize * page + key % page);
         slot * self.key_stride()
     }
@@ -97,27 +97,27 @@ impl<T> Sequence<'_, T> {
     }
 
     /// Tells whether the keys of each block are contiguous in memory.
-    fn runs(&self) -> bool {
-        self.table.is_none_or(|(_, page)| page.is_multiple_of(KEYS))
+    fn has_contiguous_blocks(&self) -> bool {
+        self.table.is_none_or(|(_, page)| page.is_multiple_of(BLOCK_KEYS))
     }
 }
 
 /// A range of query rows of a sequence.
-pub struct Tile<'a, T> {
-    pub sequence: &'a Sequence<'a, T>,
+pub struct RowTile<'a, T> {
+    pub sequence: &'a SequenceArrays<'a, T>,
     pub first: usize,
     pub rows: usize,
 }
 
-impl<T> Tile<'_, T> {
+impl<T> RowTile<'_, T> {
     /// Returns the number of keys that the tile's last row sees, which is the maximum.
-    pub fn keys(&self) -> usize {
-        self.sequence.limit(self.first + self.rows - 1)
+    pub fn visible_keys(&self) -> usize {
+        self.sequence.visible_keys(self.first + self.rows - 1)
     }
 
     /// Returns the number of segments of the keys that the tile sees.
     pub fn segments(&self) -> usize {
-        self.keys().div_ceil(SEGMENT)
+        self.visible_keys().div_ceil(SEGMENT_KEYS)
     }
 }
 
@@ -129,15 +129,15 @@ pub const fn round_up(n: usize) -> usize {
 /// State of the online softmax of a tile's rows. Each row has an output that is not yet divided by its sum, sixteen
 /// partial sums of exponentials, and a maximum.
 #[derive(Clone, Copy)]
-pub struct State {
+pub struct SoftmaxState {
     o: *mut f32,
     sums: *mut f32,
     row_max: *mut f32,
 }
 
-impl State {
+impl SoftmaxState {
     /// Returns the number of f32 elements that the state of `rows` rows needs.
-    pub const fn len(rows: usize, head_dim: usize) -> usize {
+    pub const fn element_count(rows: usize, head_dim: usize) -> usize {
         // `ROWS` maxima are read at a time, from any row on.
         rows * (round_up(head_dim) + LANES) + round_up(rows) + ROWS
     }
@@ -145,10 +145,10 @@ impl State {
     /// Makes the state of `rows` rows in the memory at `p`.
     ///
     /// # Safety
-    /// There are [`State::len`] elements at `p`.
-    pub unsafe fn at(p: *mut f32, rows: usize, head_dim: usize) -> State {
+    /// There are [`SoftmaxState::element_count`] elements at `p`.
+    pub unsafe fn at(p: *mut f32, rows: usize, head_dim: usize) -> SoftmaxState {
         let sums = p.add(rows * round_up(head_dim));
-        State { o: p, sums, row_max: sums.add(rows * LANES) }
+        SoftmaxState { o: p, sums, row_max: sums.add(rows * LANES) }
     }
 }
 
@@ -156,43 +156,46 @@ impl State {
 struct Scratch {
     /// Queries, `[rows, head_dim]`.
     q: *mut f32,
-    /// A block of keys, `[head_dim, KEYS]`.
+    /// A block of keys, `[head_dim, BLOCK_KEYS]`.
     k: *mut f32,
-    /// A block of values, `[KEYS, round_up(head_dim)]`.
+    /// A block of values, `[BLOCK_KEYS, round_up(head_dim)]`.
     v: *mut f32,
-    /// Scores, then probabilities, `[ROWS, KEYS]`.
+    /// Scores, then probabilities, `[ROWS, BLOCK_KEYS]`.
     scores: *mut f32,
     rest: *mut f32,
 }
 
 /// Returns the number of f32 elements of working memory that a tile needs.
 pub const fn scratch_len(rows: usize, head_dim: usize) -> usize {
-    round_up(rows * head_dim) + 2 * KEYS * round_up(head_dim) + ROWS * KEYS + 2 * State::len(rows, head_dim)
+    round_up(rows * head_dim)
+        + 2 * BLOCK_KEYS * round_up(head_dim)
+        + ROWS * BLOCK_KEYS
+        + 2 * SoftmaxState::element_count(rows, head_dim)
 }
 
 impl Scratch {
     unsafe fn at(p: *mut f32, rows: usize, head_dim: usize) -> Scratch {
         let k = p.add(round_up(rows * head_dim));
-        let v = k.add(KEYS * round_up(head_dim));
-        let scores = v.add(KEYS * round_up(head_dim));
-        Scratch { q: p, k, v, scores, rest: scores.add(ROWS * KEYS) }
+        let v = k.add(BLOCK_KEYS * round_up(head_dim));
+        let scores = v.add(BLOCK_KEYS * round_up(head_dim));
+        Scratch { q: p, k, v, scores, rest: scores.add(ROWS * BLOCK_KEYS) }
     }
 }
 
 /// A task that computes a whole tile, from queries to output, with the given working memory.
-pub struct Whole<'a, T>(pub &'a Tile<'a, T>, pub *mut f32);
+pub struct TileTask<'a, T>(pub &'a RowTile<'a, T>, pub *mut f32);
 
 /// # Safety
 /// The sequence's pointers cover its rows and keys, its block table covers its keys, and the scratch has
 /// [`scratch_len`] elements.
-impl<T: Element> Work for Whole<'_, T> {
+impl<T: Element> VectorCode for TileTask<'_, T> {
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
-        let Whole(tile, scratch) = self;
+        let TileTask(tile, scratch) = self;
         let d = tile.sequence.head_dim;
         let scratch = Scratch::at(scratch, tile.rows, d);
-        let total = State::at(scratch.rest, tile.rows, d);
-        let part = State::at(scratch.rest.add(State::len(tile.rows, d)), tile.rows, d);
+        let total = SoftmaxState::at(scratch.rest, tile.rows, d);
+        let part = SoftmaxState::at(scratch.rest.add(SoftmaxState::element_count(tile.rows, d)), tile.rows, d);
         prefetch::<V, T>(tile, 0);
         load_queries(tile, &scratch);
         segment::<V, T>(tile, 0, total, &scratch);
@@ -204,41 +207,41 @@ impl<T: Element> Work for Whole<'_, T> {
     }
 }
 
-/// A task that computes segment `index` of a tile and leaves its state for [`Combine`].
-pub struct Part<'a, T> {
-    pub tile: &'a Tile<'a, T>,
+/// A task that computes segment `index` of a tile and leaves its state for [`MergeTask`].
+pub struct SegmentTask<'a, T> {
+    pub tile: &'a RowTile<'a, T>,
     pub index: usize,
     pub state: *mut f32,
     pub scratch: *mut f32,
 }
 
 /// # Safety
-/// The conditions of [`Whole`]; the state has [`State::len`] elements.
-impl<T: Element> Work for Part<'_, T> {
+/// The conditions of [`TileTask`]; the state has [`SoftmaxState::element_count`] elements.
+impl<T: Element> VectorCode for SegmentTask<'_, T> {
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
-        let Part { tile, index, state, scratch } = self;
+        let SegmentTask { tile, index, state, scratch } = self;
         let d = tile.sequence.head_dim;
         let scratch = Scratch::at(scratch, tile.rows, d);
-        prefetch::<V, T>(tile, index * SEGMENT);
+        prefetch::<V, T>(tile, index * SEGMENT_KEYS);
         load_queries(tile, &scratch);
-        segment::<V, T>(tile, index, State::at(state, tile.rows, d), &scratch);
+        segment::<V, T>(tile, index, SoftmaxState::at(state, tile.rows, d), &scratch);
     }
 }
 
 /// A task that merges the states of a tile's segments, which are adjacent in memory, and writes the output.
-pub struct Combine<'a, T>(pub &'a Tile<'a, T>, pub *mut f32);
+pub struct MergeTask<'a, T>(pub &'a RowTile<'a, T>, pub *mut f32);
 
 /// # Safety
-/// A [`Part`] task has filled the state of every segment.
-impl<T: Element> Work for Combine<'_, T> {
+/// A [`SegmentTask`] has filled the state of every segment.
+impl<T: Element> VectorCode for MergeTask<'_, T> {
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
-        let Combine(tile, states) = self;
+        let MergeTask(tile, states) = self;
         let d = tile.sequence.head_dim;
-        let total = State::at(states, tile.rows, d);
+        let total = SoftmaxState::at(states, tile.rows, d);
         for index in 1..tile.segments() {
-            let part = State::at(states.add(index * State::len(tile.rows, d)), tile.rows, d);
+            let part = SoftmaxState::at(states.add(index * SoftmaxState::element_count(tile.rows, d)), tile.rows, d);
             merge::<V, T>(tile, index, total, part);
         }
         finish::<V, T>(tile, total);
@@ -248,13 +251,13 @@ impl<T: Element> Work for Combine<'_, T> {
 /// Prefetches the block of keys and values from key `start` on, if the tile needs it. The keys of one head are far
 /// apart in memory, so hardware prefetchers do not find them.
 #[inline(always)]
-unsafe fn prefetch<V: Vector, T: Element>(tile: &Tile<'_, T>, start: usize) {
+unsafe fn prefetch<V: Vector, T: Element>(tile: &RowTile<'_, T>, start: usize) {
     let s = tile.sequence;
-    if start >= tile.keys() {
+    if start >= tile.visible_keys() {
         return;
     }
-    for j in 0..KEYS.min(tile.keys() - start) {
-        let at = s.key(start + j / LANES * LANES) + j % LANES * s.key_stride();
+    for j in 0..BLOCK_KEYS.min(tile.visible_keys() - start) {
+        let at = s.key_offset(start + j / LANES * LANES) + j % LANES * s.key_stride();
         for c in (0..s.head_dim).step_by(64 / size_of::<T>()) {
             V::prefetch(s.k.add(at + c));
             V::prefetch(s.v.add(at + c));
@@ -263,7 +266,7 @@ unsafe fn prefetch<V: Vector, T: Element>(tile: &Tile<'_, T>, start: usize) {
 }
 
 #[inline(always)]
-unsafe fn load_queries<T: Element>(tile: &Tile<'_, T>, scratch: &Scratch) {
+unsafe fn load_queries<T: Element>(tile: &RowTile<'_, T>, scratch: &Scratch) {
     let d = tile.sequence.head_dim;
     for r in 0..tile.rows {
         load_row(tile.sequence.q.add(tile.sequence.head_index(tile.first + r) * d), d, scratch.q.add(r * d));
@@ -297,8 +300,8 @@ pub unsafe fn load_padded<V: Vector, T: Element>(from: *const T, stride: usize, 
     }
 }
 
-/// Transposes `rows` rows (at most 64) of `d` elements, `stride` elements apart, into an array `[d, KEYS]`. Columns
-/// from `rows` on are undefined.
+/// Transposes `rows` rows (at most 64) of `d` elements, `stride` elements apart, into an array `[d, BLOCK_KEYS]`.
+/// Columns from `rows` on are undefined.
 #[inline(always)]
 pub unsafe fn load_transposed<V: Vector, T: Element>(
     from: *const T,
@@ -318,7 +321,7 @@ pub unsafe fn load_transposed<V: Vector, T: Element>(
             }
             for (i, line) in V::transpose(square).into_iter().enumerate() {
                 if i < width {
-                    line.store(to.add((c + i) * KEYS + j));
+                    line.store(to.add((c + i) * BLOCK_KEYS + j));
                 }
             }
         }
@@ -327,7 +330,7 @@ pub unsafe fn load_transposed<V: Vector, T: Element>(
 
 /// Computes the softmax state over the keys of segment `index`, for all rows of the tile that see any of them.
 #[inline(always)]
-unsafe fn segment<V: Vector, T: Element>(tile: &Tile<'_, T>, index: usize, state: State, scratch: &Scratch) {
+unsafe fn segment<V: Vector, T: Element>(tile: &RowTile<'_, T>, index: usize, state: SoftmaxState, scratch: &Scratch) {
     let s = tile.sequence;
     let (d, padded) = (s.head_dim, round_up(s.head_dim));
     for c in (0..tile.rows * (padded + LANES)).step_by(LANES) {
@@ -336,23 +339,23 @@ unsafe fn segment<V: Vector, T: Element>(tile: &Tile<'_, T>, index: usize, state
     for c in (0..round_up(tile.rows) + ROWS).step_by(LANES) {
         V::splat(f32::NEG_INFINITY).store(state.row_max.add(c));
     }
-    for start in (index * SEGMENT..tile.keys().min((index + 1) * SEGMENT)).step_by(KEYS) {
-        let keys = KEYS.min(tile.keys() - start);
+    for start in (index * SEGMENT_KEYS..tile.visible_keys().min((index + 1) * SEGMENT_KEYS)).step_by(BLOCK_KEYS) {
+        let keys = BLOCK_KEYS.min(tile.visible_keys() - start);
         let few = tile.rows <= FEW;
         if !few {
             for j in (0..keys).step_by(LANES) {
-                let (at, count) = (s.key(start + j), LANES.min(keys - j));
+                let (at, count) = (s.key_offset(start + j), LANES.min(keys - j));
                 load_transposed::<V, T>(s.k.add(at), s.key_stride(), count, d, scratch.k.add(j));
             }
         }
         let (values, value_stride) = values::<V, T>(s, start, keys, scratch.v);
-        prefetch::<V, T>(tile, start + KEYS);
-        let first = s.first_row(start).saturating_sub(tile.first);
+        prefetch::<V, T>(tile, start + BLOCK_KEYS);
+        let first = s.first_row_that_sees(start).saturating_sub(tile.first);
         for row in (first..tile.rows).step_by(ROWS) {
             let rows = ROWS.min(tile.rows - row);
             let mut limits = [0; ROWS];
             for (r, limit) in limits.iter_mut().enumerate().take(rows) {
-                *limit = KEYS.min(s.limit(tile.first + row + r) - start);
+                *limit = BLOCK_KEYS.min(s.visible_keys(tile.first + row + r) - start);
             }
             let q = scratch.q.add(row * d);
             match rows {
@@ -360,7 +363,7 @@ unsafe fn segment<V: Vector, T: Element>(tile: &Tile<'_, T>, index: usize, state
                 2 if few => few_scores::<V, T, 2>(s, start, keys, q, scratch.scores),
                 3 if few => few_scores::<V, T, 3>(s, start, keys, q, scratch.scores),
                 FEW if few => few_scores::<V, T, FEW>(s, start, keys, q, scratch.scores),
-                _ => V::product(&Product {
+                _ => V::product(&SmallProduct {
                     rows,
                     a: q,
                     a_row: d,
@@ -368,20 +371,20 @@ unsafe fn segment<V: Vector, T: Element>(tile: &Tile<'_, T>, index: usize, state
                     inner: d,
                     limits: std::ptr::null(),
                     b: scratch.k,
-                    b_row: KEYS,
+                    b_row: BLOCK_KEYS,
                     cols: limits[rows - 1].div_ceil(LANES),
                     c: scratch.scores,
-                    c_row: KEYS,
+                    c_row: BLOCK_KEYS,
                     alpha: std::ptr::null(),
                 }),
             }
             let alpha = softmax::<V>(&limits[..rows], s.scale, state, row, scratch.scores);
-            V::product(&Product {
+            V::product(&SmallProduct {
                 rows,
                 a: scratch.scores,
-                a_row: KEYS,
+                a_row: BLOCK_KEYS,
                 a_inner: 1,
-                inner: KEYS,
+                inner: BLOCK_KEYS,
                 limits: limits.as_ptr(),
                 b: values,
                 b_row: value_stride,
@@ -398,17 +401,17 @@ unsafe fn segment<V: Vector, T: Element>(tile: &Tile<'_, T>, index: usize, state
 /// otherwise of a copy.
 #[inline(always)]
 unsafe fn values<V: Vector, T: Element>(
-    s: &Sequence<'_, T>,
+    s: &SequenceArrays<'_, T>,
     start: usize,
     keys: usize,
     copy: *mut f32,
 ) -> (*const f32, usize) {
     let (d, padded) = (s.head_dim, round_up(s.head_dim));
-    if T::DTYPE == DType::F32 && d == padded && s.runs() {
-        return (s.v.add(s.key(start)).cast(), s.key_stride());
+    if T::DTYPE == DType::F32 && d == padded && s.has_contiguous_blocks() {
+        return (s.v.add(s.key_offset(start)).cast(), s.key_stride());
     }
     for j in (0..keys).step_by(LANES) {
-        let (at, count) = (s.key(start + j), LANES.min(keys - j));
+        let (at, count) = (s.key_offset(start + j), LANES.min(keys - j));
         load_padded::<V, T>(s.v.add(at), s.key_stride(), count, d, copy.add(j * padded));
     }
     (copy, padded)
@@ -417,14 +420,20 @@ unsafe fn values<V: Vector, T: Element>(
 /// Replaces the products q k^T of some rows by probabilities relative to the rows' new maxima. Returns for each row
 /// the factor that rescales what was summed with the old maximum.
 #[inline(always)]
-unsafe fn softmax<V: Vector>(limits: &[usize], scale: f32, state: State, row: usize, scores: *mut f32) -> [f32; ROWS] {
+unsafe fn softmax<V: Vector>(
+    limits: &[usize],
+    scale: f32,
+    state: SoftmaxState,
+    row: usize,
+    scores: *mut f32,
+) -> [f32; ROWS] {
     let mut row_maxes = [f32::NEG_INFINITY; ROWS];
     let scale = V::splat(scale);
     for (r, &limit) in limits.iter().enumerate() {
-        let line = scores.add(r * KEYS);
+        let line = scores.add(r * BLOCK_KEYS);
         let mut row_max = V::splat(f32::NEG_INFINITY);
-        if limit == KEYS {
-            for c in 0..KEYS / LANES {
+        if limit == BLOCK_KEYS {
+            for c in 0..BLOCK_KEYS / LANES {
                 let x = V::load(line.add(c * LANES)).mul(scale);
                 x.store(line.add(c * LANES));
                 row_max = x.max(row_max);
@@ -446,10 +455,10 @@ unsafe fn softmax<V: Vector>(limits: &[usize], scale: f32, state: State, row: us
     }
     for (r, &limit) in limits.iter().enumerate() {
         state.row_max.add(row + r).write(row_maxes[r]);
-        let line = scores.add(r * KEYS);
+        let line = scores.add(r * BLOCK_KEYS);
         let row_max = V::splat(row_maxes[r]);
-        let mut p = [V::splat(0.0); KEYS / LANES];
-        if limit == KEYS {
+        let mut p = [V::splat(0.0); BLOCK_KEYS / LANES];
+        if limit == BLOCK_KEYS {
             for (c, p) in p.iter_mut().enumerate() {
                 *p = V::load(line.add(c * LANES)).sub(row_max).exp();
                 p.store(line.add(c * LANES));
@@ -471,9 +480,9 @@ unsafe fn softmax<V: Vector>(limits: &[usize], scale: f32, state: State, row: us
 
 /// Merges the state of segment `index` into `total`, the state of the segments before it.
 #[inline(always)]
-unsafe fn merge<V: Vector, T>(tile: &Tile<'_, T>, index: usize, total: State, part: State) {
+unsafe fn merge<V: Vector, T>(tile: &RowTile<'_, T>, index: usize, total: SoftmaxState, part: SoftmaxState) {
     let padded = round_up(tile.sequence.head_dim);
-    let first = tile.sequence.first_row(index * SEGMENT).saturating_sub(tile.first);
+    let first = tile.sequence.first_row_that_sees(index * SEGMENT_KEYS).saturating_sub(tile.first);
     for row in first..tile.rows {
         let (a, b) = (total.row_max.add(row).read(), part.row_max.add(row).read());
         let row_max = if b > a { b } else { a };
@@ -490,7 +499,7 @@ unsafe fn merge<V: Vector, T>(tile: &Tile<'_, T>, index: usize, total: State, pa
 
 /// Divides each row's output by its sum of exponentials and stores output and log-sum-exp.
 #[inline(always)]
-unsafe fn finish<V: Vector, T: Element>(tile: &Tile<'_, T>, state: State) {
+unsafe fn finish<V: Vector, T: Element>(tile: &RowTile<'_, T>, state: SoftmaxState) {
     let s = tile.sequence;
     let (d, padded) = (s.head_dim, round_up(s.head_dim));
     for row in 0..tile.rows {

@@ -16,9 +16,9 @@ use super::{BwdParams, FwdParams};
 use crate::simd::{Isa, isa};
 use crate::view::slice;
 use crate::{Element, Team};
-use backward::{Deltas, Gradient, Keys, Queries, Visit};
-use forward::{Combine, Part, State, TILE, Tile, Whole};
-pub(crate) use forward::{KEYS, Sequence};
+use backward::{BackwardArrays, DeltaTask, KeyGradientTask, QueryGradientTask, VisitingQueries};
+pub(crate) use forward::{BLOCK_KEYS, SequenceArrays};
+use forward::{MAX_TILE_ROWS, MergeTask, RowTile, SegmentTask, SoftmaxState, TileTask};
 use std::cell::RefCell;
 use std::ptr::null_mut;
 use std::sync::OnceLock;
@@ -66,17 +66,17 @@ impl Shared {
 /// # Safety
 /// The machine supports `isa`; the pointers of every sequence cover its rows and keys; the outputs of different
 /// sequences do not overlap.
-pub(crate) unsafe fn rows<'a, T: Element>(
+pub(crate) unsafe fn forward_sequences<'a, T: Element>(
     isa: Isa,
     team: &Team,
     seqs: usize,
     kv_heads: usize,
-    sequence: impl Fn(usize, usize) -> Sequence<'a, T> + Sync,
+    sequence: impl Fn(usize, usize) -> SequenceArrays<'a, T> + Sync,
 ) {
     let rows: Vec<usize> = (0..seqs).map(|seq| sequence(seq, 0).rows()).collect();
     // Every tile loads its keys again, so larger tiles are better while there are enough of them for all threads.
-    let (mut height, all) = (TILE, rows.iter().sum::<usize>() * kv_heads);
-    while height > TILE / 8 && all / height < 4 * team.threads() {
+    let (mut height, all) = (MAX_TILE_ROWS, rows.iter().sum::<usize>() * kv_heads);
+    while height > MAX_TILE_ROWS / 8 && all / height < 4 * team.threads() {
         height /= 2;
     }
     let mut tiles = Vec::new();
@@ -94,9 +94,9 @@ pub(crate) unsafe fn rows<'a, T: Element>(
         for task in 0..tasks {
             let (seq, first, rows) = tiles[task / kv_heads];
             let s = sequence(seq, task % kv_heads);
-            for index in 0..(Tile { sequence: &s, first, rows }).segments() {
+            for index in 0..(RowTile { sequence: &s, first, rows }).segments() {
                 parts.push((task, index, offset));
-                offset += State::len(rows, s.head_dim);
+                offset += SoftmaxState::element_count(rows, s.head_dim);
             }
         }
     }
@@ -105,16 +105,16 @@ pub(crate) unsafe fn rows<'a, T: Element>(
             let (seq, first, rows) = tiles[task / kv_heads];
             let s = sequence(seq, task % kv_heads);
             with_scratch(forward::scratch_len(rows, s.head_dim), |scratch| {
-                let tile = Tile { sequence: &s, first, rows };
+                let tile = RowTile { sequence: &s, first, rows };
                 // SAFETY: the sequence's pointers cover its rows and keys; tiles do not overlap.
-                unsafe { dispatch(isa, Whole(&tile, scratch)) }
+                unsafe { dispatch(isa, TileTask(&tile, scratch)) }
             });
         });
         return;
     }
-    let len = parts
-        .last()
-        .map_or(0, |&(task, _, offset)| offset + State::len(tiles[task / kv_heads].2, sequence(0, 0).head_dim));
+    let len = parts.last().map_or(0, |&(task, _, offset)| {
+        offset + SoftmaxState::element_count(tiles[task / kv_heads].2, sequence(0, 0).head_dim)
+    });
     let mut memory = vec![Line([0.0; LANES]); len.div_ceil(LANES)];
     let states = Shared(memory.as_mut_ptr().cast());
     team.run(parts.len(), |part| {
@@ -122,9 +122,9 @@ pub(crate) unsafe fn rows<'a, T: Element>(
         let (seq, first, rows) = tiles[task / kv_heads];
         let s = sequence(seq, task % kv_heads);
         with_scratch(forward::scratch_len(rows, s.head_dim), |scratch| {
-            let tile = Tile { sequence: &s, first, rows };
+            let tile = RowTile { sequence: &s, first, rows };
             // SAFETY: the sequence's pointers cover its rows and keys; every part has a state of its own.
-            unsafe { dispatch(isa, Part { tile: &tile, index, state: states.at(offset), scratch }) }
+            unsafe { dispatch(isa, SegmentTask { tile: &tile, index, state: states.at(offset), scratch }) }
         });
     });
     let firsts: Vec<(usize, usize)> =
@@ -133,10 +133,10 @@ pub(crate) unsafe fn rows<'a, T: Element>(
         let (task, offset) = firsts[i];
         let (seq, first, rows) = tiles[task / kv_heads];
         let s = sequence(seq, task % kv_heads);
-        let tile = Tile { sequence: &s, first, rows };
+        let tile = RowTile { sequence: &s, first, rows };
         // SAFETY: the sequence's pointers cover its rows; the parts of a tile are adjacent from `offset` on, and were
         // filled above.
-        unsafe { dispatch(isa, Combine(&tile, states.at(offset))) }
+        unsafe { dispatch(isa, MergeTask(&tile, states.at(offset))) }
     });
 }
 
@@ -155,7 +155,9 @@ pub unsafe fn fwd_on<T: Element>(isa: Isa, p: &FwdParams, team: &Team) {
     // SAFETY: the addresses are valid as `FwdParams` documents.
     let packed = unsafe { Packed::<T>::new(p, team) };
     // SAFETY: the addresses cover what `FwdParams` documents, and `Packed::new` has checked the token ranges.
-    unsafe { rows(isa, team, p.seqs as usize, p.kv_heads as usize, |seq, kv_head| packed.sequence(seq, kv_head)) }
+    unsafe {
+        forward_sequences(isa, team, p.seqs as usize, p.kv_heads as usize, |seq, kv_head| packed.sequence(seq, kv_head))
+    }
 }
 
 /// The sequences of a launch over a packed batch.
@@ -182,9 +184,12 @@ impl<'a, T: Element> Packed<'a, T> {
         let mut ranges = Vec::new();
         for seq in 0..seqs {
             let (first, end) = (cu[seq] as usize, cu[seq + 1] as usize);
-            assert!(first <= end && end <= tokens, "cu_seqlens[{seq}] {first}..{end} of {tokens} tokens");
+            assert!(first <= end && end <= tokens, "cu_seqlens: sequence {seq} is tokens {first}..{end} of {tokens}");
             let (from, count) = prefix.get(2 * seq..2 * seq + 2).map_or((0, 0), |x| (x[0] as usize, x[1] as usize));
-            assert!(from <= tokens && count <= tokens - from, "prefix[{seq}] {from}, {count} of {tokens} tokens");
+            assert!(
+                from <= tokens && count <= tokens - from,
+                "prefix of sequence {seq}: {count} tokens from {from} on, of {tokens}"
+            );
             ranges.push([(first, end - first), (from, count)]);
         }
         let joined: Vec<OnceLock<[Vec<T>; 2]>> = (0..seqs).map(|_| OnceLock::new()).collect();
@@ -202,7 +207,7 @@ impl<'a, T: Element> Packed<'a, T> {
     }
 
     /// Returns the arrays of sequence `seq` and key head `kv_head`.
-    fn sequence(&self, seq: usize, kv_head: usize) -> Sequence<'_, T> {
+    fn sequence(&self, seq: usize, kv_head: usize) -> SequenceArrays<'_, T> {
         let p = self.p;
         let (heads, kv_heads, d) = (p.heads as usize, p.kv_heads as usize, p.head_dim as usize);
         let [(first, queries), (_, prefix)] = self.ranges[seq];
@@ -212,7 +217,7 @@ impl<'a, T: Element> Packed<'a, T> {
             Some(joined) => joined.each_ref().map(|x| x.as_ptr().wrapping_add(kv_head * d)),
             None => [own(p.k.0), own(p.v.0)],
         };
-        Sequence {
+        SequenceArrays {
             q: (p.q.0 as *const T).wrapping_add(head * d),
             o: (p.o.0 as *mut T).wrapping_add(head * d),
             lse: if p.lse.is_null() { null_mut() } else { (p.lse.0 as *mut f32).wrapping_add(head) },
@@ -229,12 +234,12 @@ impl<'a, T: Element> Packed<'a, T> {
         }
     }
 
-    /// Returns the sequences that see any of the keys start .. start + [`KEYS`] of sequence `seq`, in ascending
+    /// Returns the sequences that see any of the keys start .. start + [`BLOCK_KEYS`] of sequence `seq`, in ascending
     /// order, as (sequence, first of these keys that it sees, number of keys that it sees, index of the first among
     /// all its keys).
     fn visits(&self, seq: usize, start: usize) -> Vec<(usize, usize, usize, usize)> {
         let [(first, len), _] = self.ranges[seq];
-        let (token, keys) = (first + start, KEYS.min(len - start));
+        let (token, keys) = (first + start, BLOCK_KEYS.min(len - start));
         let mut visits = Vec::new();
         for (other, [(_, queries), (from, count)]) in self.ranges.iter().copied().enumerate() {
             let (begin, end) = (from.max(token), (from + count).min(token + keys));
@@ -267,36 +272,42 @@ pub unsafe fn bwd_on<T: Element>(isa: Isa, p: &BwdParams, team: &Team) {
     let packed = unsafe { Packed::<T>::new(&forward, team) };
     // Tokens outside every sequence have no output, and so no delta.
     let rows = packed.ranges.last().map_or(0, |r| r[0].0 + r[0].1) * p.heads as usize;
-    team.run(rows.div_ceil(backward::DELTA_ROWS), |task| {
-        let first = task * backward::DELTA_ROWS;
-        let rows = backward::DELTA_ROWS.min(rows - first);
+    team.run(rows.div_ceil(backward::DELTA_TASK_ROWS), |task| {
+        let first = task * backward::DELTA_TASK_ROWS;
+        let rows = backward::DELTA_TASK_ROWS.min(rows - first);
         // SAFETY: o, d_o and delta cover the rows; tasks have different rows.
-        unsafe { dispatch(isa, Deltas::<T>::new(p, first, rows)) }
+        unsafe { dispatch(isa, DeltaTask::<T>::new(p, first, rows)) }
     });
     // Tasks of both kinds run together: (sequence, first key or query row, true for query rows).
     let group = p.heads as usize / kv_heads;
     let mut items = Vec::new();
     for seq in 0..seqs {
         let len = packed.ranges[seq][0].1;
-        items.extend((0..len).step_by(KEYS).map(|key| (seq, key, false)));
-        items.extend((0..len * group).step_by(backward::ROWS).map(|row| (seq, row, true)));
+        items.extend((0..len).step_by(BLOCK_KEYS).map(|key| (seq, key, false)));
+        items.extend((0..len * group).step_by(backward::CHUNK_ROWS).map(|row| (seq, row, true)));
     }
     team.run(items.len() * kv_heads, |task| {
         let ((seq, at, queries), kv_head) = (items[task / kv_heads], task % kv_heads);
         with_scratch(backward::scratch_len(p.head_dim as usize), |scratch| {
-            let gradient =
-                |seq: usize| Gradient::new(p, packed.sequence(seq, kv_head), packed.ranges[seq][0].0, kv_head, scratch);
+            let gradient = |seq: usize| {
+                BackwardArrays::new(p, packed.sequence(seq, kv_head), packed.ranges[seq][0].0, kv_head, scratch)
+            };
             // SAFETY: the addresses are valid as `BwdParams` documents; tasks write different keys or rows.
             unsafe {
                 if queries {
-                    dispatch(isa, Queries(&gradient(seq), at));
+                    dispatch(isa, QueryGradientTask(&gradient(seq), at));
                 } else {
                     let visits: Vec<_> = packed
                         .visits(seq, at)
                         .into_iter()
-                        .map(|(seq, first, keys, start)| Visit { gradient: gradient(seq), first, keys, start })
+                        .map(|(seq, first, keys, start)| VisitingQueries {
+                            gradient: gradient(seq),
+                            first,
+                            keys,
+                            start,
+                        })
                         .collect();
-                    dispatch(isa, Keys(&gradient(seq), at, &visits));
+                    dispatch(isa, KeyGradientTask(&gradient(seq), at, &visits));
                 }
             }
         });

@@ -4,12 +4,12 @@
 // The compiler keeps arrays of constant size in registers only if loops access them by index.
 #![allow(clippy::needless_range_loop)]
 
-use super::vector::{LANES, Vector, Work};
+use super::vector::{LANES, Vector, VectorCode};
 
 /// A product `c = a b`, or `c = c * alpha + a b` with a factor for each row of `c`. The sum over the inner index
 /// starts at 0 and adds one product after the other in ascending order. So the bits do not depend on the tile size of
 /// the instruction set.
-pub struct Product {
+pub struct SmallProduct {
     /// Number of rows of `a` and `c`.
     pub rows: usize,
     /// Element `(r, k)` of `a` is at `r * a_row + k * a_inner`.
@@ -34,7 +34,7 @@ pub struct Product {
 
 /// # Safety
 /// The pointers cover `rows` rows of `a`, `c`, `limits` and `alpha`, and as many rows of `b` as the inner dimension.
-impl Work for &Product {
+impl VectorCode for &SmallProduct {
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
         let mut col = 0;
@@ -55,7 +55,7 @@ impl Work for &Product {
 }
 
 #[inline(always)]
-unsafe fn panel<V: Vector, const C: usize>(p: &Product, col: usize) {
+unsafe fn panel<V: Vector, const C: usize>(p: &SmallProduct, col: usize) {
     let mut row = 0;
     while row < p.rows {
         let left = p.rows - row;
@@ -72,7 +72,7 @@ unsafe fn panel<V: Vector, const C: usize>(p: &Product, col: usize) {
 }
 
 #[inline(always)]
-unsafe fn tile<V: Vector, const R: usize, const C: usize>(p: &Product, row: usize, col: usize) {
+unsafe fn tile<V: Vector, const R: usize, const C: usize>(p: &SmallProduct, row: usize, col: usize) {
     let mut sums = [[V::splat(0.0); C]; R];
     let mut a = p.a.add(row * p.a_row);
     let mut b = p.b.add(col * LANES);

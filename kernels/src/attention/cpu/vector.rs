@@ -6,7 +6,7 @@
 // All functions are unsafe, for the conditions that `Vector` documents.
 #![allow(unsafe_op_in_unsafe_fn)]
 
-use super::product::Product;
+use super::product::SmallProduct;
 use crate::simd::{Isa, exp, sum_lanes};
 use crate::{DType, Element};
 #[cfg(target_arch = "x86_64")]
@@ -52,11 +52,11 @@ pub trait Vector: Copy {
     /// Transposes a 16 x 16 matrix.
     unsafe fn transpose(rows: [Self; LANES]) -> [Self; LANES];
     /// Runs the code of a product that is compiled for this vector type.
-    unsafe fn product(p: &Product);
+    unsafe fn product(p: &SmallProduct);
 }
 
 /// Code that is compiled for each vector type.
-pub trait Work {
+pub trait VectorCode {
     /// Runs the code with vectors of type `V`.
     ///
     /// # Safety
@@ -68,26 +68,26 @@ pub trait Work {
 ///
 /// # Safety
 /// The machine supports `isa`, and the conditions of the work hold.
-pub unsafe fn dispatch<W: Work>(isa: Isa, work: W) {
+pub unsafe fn dispatch<W: VectorCode>(isa: Isa, work: W) {
     match isa {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 | Isa::Avx512Bf16 => enter_avx512(work),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => enter_avx2(work),
-        _ => work.run::<Plain>(),
+        _ => work.run::<PlainVector>(),
     }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,bmi2")]
-unsafe fn enter_avx512<W: Work>(work: W) {
-    work.run::<Avx512>();
+unsafe fn enter_avx512<W: VectorCode>(work: W) {
+    work.run::<Avx512Vector>();
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,bmi2")]
-unsafe fn enter_avx2<W: Work>(work: W) {
-    work.run::<Avx2>();
+unsafe fn enter_avx2<W: VectorCode>(work: W) {
+    work.run::<Avx2Vector>();
 }
 
 // Constants of e^x = 2^n e^r with r = x - n ln 2: the bounds of x, ln 2 in two parts, and the coefficients of Cephes'
@@ -100,27 +100,27 @@ const EXP: [f32; 6] = [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6
 
 /// Portable vectors, for machines without AVX2.
 #[derive(Clone, Copy)]
-pub struct Plain([f32; LANES]);
+pub struct PlainVector([f32; LANES]);
 
-impl Plain {
+impl PlainVector {
     #[inline(always)]
     fn zip(self, b: Self, f: impl Fn(f32, f32) -> f32) -> Self {
-        Plain(std::array::from_fn(|i| f(self.0[i], b.0[i])))
+        PlainVector(std::array::from_fn(|i| f(self.0[i], b.0[i])))
     }
 }
 
-impl Vector for Plain {
+impl Vector for PlainVector {
     const ROWS: usize = 2;
     const COLS: usize = 1;
     const TALL: usize = 2;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {
-        Plain([x; LANES])
+        PlainVector([x; LANES])
     }
     #[inline(always)]
     unsafe fn load(p: *const f32) -> Self {
-        Plain(p.cast::<[f32; LANES]>().read())
+        PlainVector(p.cast::<[f32; LANES]>().read())
     }
     #[inline(always)]
     unsafe fn load_part<T: Element>(p: *const T, count: usize) -> Self {
@@ -135,7 +135,7 @@ impl Vector for Plain {
                 *lane = p.add(i).read().to_f32();
             }
         }
-        Plain(lanes)
+        PlainVector(lanes)
     }
     #[inline(always)]
     unsafe fn prefetch<T>(_: *const T) {}
@@ -166,15 +166,15 @@ impl Vector for Plain {
     #[inline(always)]
     unsafe fn mul_add(self, b: Self, c: Self) -> Self {
         // A fused multiply-add would be a library call on this target, so the product and the sum round separately.
-        Plain(std::array::from_fn(|i| self.0[i] * b.0[i] + c.0[i]))
+        PlainVector(std::array::from_fn(|i| self.0[i] * b.0[i] + c.0[i]))
     }
     #[inline(always)]
     unsafe fn keep(self, count: usize, other: Self) -> Self {
-        Plain(std::array::from_fn(|i| if i < count { self.0[i] } else { other.0[i] }))
+        PlainVector(std::array::from_fn(|i| if i < count { self.0[i] } else { other.0[i] }))
     }
     #[inline(always)]
     unsafe fn exp(self) -> Self {
-        Plain(std::array::from_fn(|i| exp(self.0[i])))
+        PlainVector(std::array::from_fn(|i| exp(self.0[i])))
     }
     #[inline(always)]
     unsafe fn max_lane(self) -> f32 {
@@ -186,9 +186,9 @@ impl Vector for Plain {
     }
     #[inline(always)]
     unsafe fn transpose(rows: [Self; LANES]) -> [Self; LANES] {
-        std::array::from_fn(|i| Plain(std::array::from_fn(|j| rows[j].0[i])))
+        std::array::from_fn(|i| PlainVector(std::array::from_fn(|j| rows[j].0[i])))
     }
-    unsafe fn product(p: &Product) {
+    unsafe fn product(p: &SmallProduct) {
         dispatch(Isa::Plain, p);
     }
 }
@@ -196,10 +196,10 @@ impl Vector for Plain {
 /// Vectors of AVX2 and FMA: two registers of eight lanes.
 #[cfg(target_arch = "x86_64")]
 #[derive(Clone, Copy)]
-pub struct Avx2(__m256, __m256);
+pub struct Avx2Vector(__m256, __m256);
 
 #[cfg(target_arch = "x86_64")]
-impl Avx2 {
+impl Avx2Vector {
     #[inline(always)]
     unsafe fn array(self) -> [f32; LANES] {
         let mut lanes = [0.0; LANES];
@@ -230,7 +230,7 @@ impl Avx2 {
 }
 
 #[cfg(target_arch = "x86_64")]
-impl Vector for Avx2 {
+impl Vector for Avx2Vector {
     const ROWS: usize = 4;
     const COLS: usize = 1;
     const TALL: usize = 4;
@@ -238,15 +238,15 @@ impl Vector for Avx2 {
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {
         let x = _mm256_set1_ps(x);
-        Avx2(x, x)
+        Avx2Vector(x, x)
     }
     #[inline(always)]
     unsafe fn load(p: *const f32) -> Self {
-        Avx2(_mm256_loadu_ps(p), _mm256_loadu_ps(p.add(8)))
+        Avx2Vector(_mm256_loadu_ps(p), _mm256_loadu_ps(p.add(8)))
     }
     #[inline(always)]
     unsafe fn load_part<T: Element>(p: *const T, count: usize) -> Self {
-        let lanes = Plain::load_part(p, count).0;
+        let lanes = PlainVector::load_part(p, count).0;
         Self::load(lanes.as_ptr())
     }
     #[inline(always)]
@@ -260,27 +260,27 @@ impl Vector for Avx2 {
     }
     #[inline(always)]
     unsafe fn add(self, b: Self) -> Self {
-        Avx2(_mm256_add_ps(self.0, b.0), _mm256_add_ps(self.1, b.1))
+        Avx2Vector(_mm256_add_ps(self.0, b.0), _mm256_add_ps(self.1, b.1))
     }
     #[inline(always)]
     unsafe fn sub(self, b: Self) -> Self {
-        Avx2(_mm256_sub_ps(self.0, b.0), _mm256_sub_ps(self.1, b.1))
+        Avx2Vector(_mm256_sub_ps(self.0, b.0), _mm256_sub_ps(self.1, b.1))
     }
     #[inline(always)]
     unsafe fn mul(self, b: Self) -> Self {
-        Avx2(_mm256_mul_ps(self.0, b.0), _mm256_mul_ps(self.1, b.1))
+        Avx2Vector(_mm256_mul_ps(self.0, b.0), _mm256_mul_ps(self.1, b.1))
     }
     #[inline(always)]
     unsafe fn div(self, b: Self) -> Self {
-        Avx2(_mm256_div_ps(self.0, b.0), _mm256_div_ps(self.1, b.1))
+        Avx2Vector(_mm256_div_ps(self.0, b.0), _mm256_div_ps(self.1, b.1))
     }
     #[inline(always)]
     unsafe fn max(self, b: Self) -> Self {
-        Avx2(_mm256_max_ps(self.0, b.0), _mm256_max_ps(self.1, b.1))
+        Avx2Vector(_mm256_max_ps(self.0, b.0), _mm256_max_ps(self.1, b.1))
     }
     #[inline(always)]
     unsafe fn mul_add(self, b: Self, c: Self) -> Self {
-        Avx2(_mm256_fmadd_ps(self.0, b.0, c.0), _mm256_fmadd_ps(self.1, b.1, c.1))
+        Avx2Vector(_mm256_fmadd_ps(self.0, b.0, c.0), _mm256_fmadd_ps(self.1, b.1, c.1))
     }
     #[inline(always)]
     unsafe fn keep(self, count: usize, other: Self) -> Self {
@@ -288,11 +288,11 @@ impl Vector for Avx2 {
         let low = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
         let a = _mm256_castsi256_ps(_mm256_cmpgt_epi32(count, low));
         let b = _mm256_castsi256_ps(_mm256_cmpgt_epi32(count, _mm256_add_epi32(low, _mm256_set1_epi32(8))));
-        Avx2(_mm256_blendv_ps(other.0, self.0, a), _mm256_blendv_ps(other.1, self.1, b))
+        Avx2Vector(_mm256_blendv_ps(other.0, self.0, a), _mm256_blendv_ps(other.1, self.1, b))
     }
     #[inline(always)]
     unsafe fn exp(self) -> Self {
-        Avx2(Self::exp8(self.0), Self::exp8(self.1))
+        Avx2Vector(Self::exp8(self.0), Self::exp8(self.1))
     }
     #[inline(always)]
     unsafe fn max_lane(self) -> f32 {
@@ -319,7 +319,7 @@ impl Vector for Avx2 {
         }
         columns
     }
-    unsafe fn product(p: &Product) {
+    unsafe fn product(p: &SmallProduct) {
         dispatch(Isa::Avx2, p);
     }
 }
@@ -327,32 +327,32 @@ impl Vector for Avx2 {
 /// Vectors of AVX-512: one register of sixteen lanes.
 #[cfg(target_arch = "x86_64")]
 #[derive(Clone, Copy)]
-pub struct Avx512(__m512);
+pub struct Avx512Vector(__m512);
 
 #[cfg(target_arch = "x86_64")]
-impl Vector for Avx512 {
+impl Vector for Avx512Vector {
     const ROWS: usize = 4;
     const COLS: usize = 5;
     const TALL: usize = 8;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {
-        Avx512(_mm512_set1_ps(x))
+        Avx512Vector(_mm512_set1_ps(x))
     }
     #[inline(always)]
     unsafe fn load(p: *const f32) -> Self {
-        Avx512(_mm512_loadu_ps(p))
+        Avx512Vector(_mm512_loadu_ps(p))
     }
     #[inline(always)]
     unsafe fn load_part<T: Element>(p: *const T, count: usize) -> Self {
         let mask = ((1u32 << count) - 1) as __mmask16;
-        Avx512(match T::DTYPE {
+        Avx512Vector(match T::DTYPE {
             DType::F32 => _mm512_maskz_loadu_ps(mask, p.cast()),
             DType::BF16 => {
                 let halves = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, p.cast()));
                 _mm512_castsi512_ps(_mm512_slli_epi32::<16>(halves))
             }
-            _ => return Avx512(_mm512_loadu_ps(Plain::load_part(p, count).0.as_ptr())),
+            _ => return Avx512Vector(_mm512_loadu_ps(PlainVector::load_part(p, count).0.as_ptr())),
         })
     }
     #[inline(always)]
@@ -365,32 +365,32 @@ impl Vector for Avx512 {
     }
     #[inline(always)]
     unsafe fn add(self, b: Self) -> Self {
-        Avx512(_mm512_add_ps(self.0, b.0))
+        Avx512Vector(_mm512_add_ps(self.0, b.0))
     }
     #[inline(always)]
     unsafe fn sub(self, b: Self) -> Self {
-        Avx512(_mm512_sub_ps(self.0, b.0))
+        Avx512Vector(_mm512_sub_ps(self.0, b.0))
     }
     #[inline(always)]
     unsafe fn mul(self, b: Self) -> Self {
-        Avx512(_mm512_mul_ps(self.0, b.0))
+        Avx512Vector(_mm512_mul_ps(self.0, b.0))
     }
     #[inline(always)]
     unsafe fn div(self, b: Self) -> Self {
-        Avx512(_mm512_div_ps(self.0, b.0))
+        Avx512Vector(_mm512_div_ps(self.0, b.0))
     }
     #[inline(always)]
     unsafe fn max(self, b: Self) -> Self {
-        Avx512(_mm512_max_ps(self.0, b.0))
+        Avx512Vector(_mm512_max_ps(self.0, b.0))
     }
     #[inline(always)]
     unsafe fn mul_add(self, b: Self, c: Self) -> Self {
-        Avx512(_mm512_fmadd_ps(self.0, b.0, c.0))
+        Avx512Vector(_mm512_fmadd_ps(self.0, b.0, c.0))
     }
     #[inline(always)]
     unsafe fn keep(self, count: usize, other: Self) -> Self {
         let mask = ((1u32 << count.min(LANES)) - 1) as __mmask16;
-        Avx512(_mm512_mask_blend_ps(mask, other.0, self.0))
+        Avx512Vector(_mm512_mask_blend_ps(mask, other.0, self.0))
     }
     #[inline(always)]
     unsafe fn exp(self) -> Self {
@@ -405,12 +405,12 @@ impl Vector for Avx512 {
             p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(*c));
         }
         let y = _mm512_add_ps(_mm512_fmadd_ps(_mm512_mul_ps(p, r), r, r), _mm512_set1_ps(1.0));
-        Avx512(_mm512_scalef_ps(y, n))
+        Avx512Vector(_mm512_scalef_ps(y, n))
     }
     #[inline(always)]
     unsafe fn max_lane(self) -> f32 {
         let high = _mm512_extractf32x8_ps::<1>(self.0);
-        Avx2(_mm512_castps512_ps256(self.0), high).max_lane()
+        Avx2Vector(_mm512_castps512_ps256(self.0), high).max_lane()
     }
     #[inline(always)]
     unsafe fn sum(self) -> f32 {
@@ -439,14 +439,14 @@ impl Vector for Avx512 {
             let odd = _mm512_shuffle_f32x4::<0xdd>(b[k], b[4 + k]);
             let even2 = _mm512_shuffle_f32x4::<0x88>(b[8 + k], b[12 + k]);
             let odd2 = _mm512_shuffle_f32x4::<0xdd>(b[8 + k], b[12 + k]);
-            out[k] = Avx512(_mm512_shuffle_f32x4::<0x88>(even, even2));
-            out[4 + k] = Avx512(_mm512_shuffle_f32x4::<0x88>(odd, odd2));
-            out[8 + k] = Avx512(_mm512_shuffle_f32x4::<0xdd>(even, even2));
-            out[12 + k] = Avx512(_mm512_shuffle_f32x4::<0xdd>(odd, odd2));
+            out[k] = Avx512Vector(_mm512_shuffle_f32x4::<0x88>(even, even2));
+            out[4 + k] = Avx512Vector(_mm512_shuffle_f32x4::<0x88>(odd, odd2));
+            out[8 + k] = Avx512Vector(_mm512_shuffle_f32x4::<0xdd>(even, even2));
+            out[12 + k] = Avx512Vector(_mm512_shuffle_f32x4::<0xdd>(odd, odd2));
         }
         out
     }
-    unsafe fn product(p: &Product) {
+    unsafe fn product(p: &SmallProduct) {
         dispatch(Isa::Avx512, p);
     }
 }

@@ -21,7 +21,7 @@ impl<T> Capture<T> {
 
     /// Tells whether the calling thread began the capture. In thread-local mode potentially unsafe calls are
     /// prohibited for that thread only (cuThreadExchangeStreamCaptureMode).
-    pub fn is_mine(&self) -> bool {
+    pub fn is_of_this_thread(&self) -> bool {
         self.thread == thread::current().id()
     }
 
@@ -31,7 +31,7 @@ impl<T> Capture<T> {
     }
 
     /// Records one operation of the stream.
-    pub fn take(&mut self, op: T) -> Result<(), &'static str> {
+    pub fn record(&mut self, op: T) -> Result<(), &'static str> {
         if self.invalid {
             return Err("CUDA_ERROR_STREAM_CAPTURE_INVALIDATED");
         }

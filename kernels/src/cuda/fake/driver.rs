@@ -2,13 +2,14 @@
 
 use super::capture::Capture;
 use super::products::FakeBlas;
-use super::{EnqueuedLaunch, EventRecord, Fake, GRANULARITY, Loaded, LoadedFunction, Op, Queue, failed, invalid};
+use super::{EnqueuedLaunch, EventRecord, Fake, GRANULARITY, LoadedFunction, Op, Queue, failed, invalid};
 use crate::cuda::blas::Blas;
 use crate::cuda::driver::Driver;
 use crate::cuda::error::CudaError;
 use crate::cuda::rules;
 use crate::cuda::types::{
-    Config, Event, Function, FunctionAttributes, Graph, Image, Module, PhysicalMemory, Properties, Stream,
+    CompiledCode, Event, FunctionAttributes, FunctionHandle, GpuProperties, GraphHandle, LaunchConfig, ModuleHandle,
+    PhysicalMemory, Stream,
 };
 use reel_sim::program::Program;
 use reel_sim::tensor_map::TensorMap;
@@ -17,21 +18,21 @@ use std::sync::Arc;
 // SAFETY (of each call below): the callers guarantee what `Driver` requires of them, and the calls need no more.
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl Driver for Fake {
-    fn properties(&self) -> &Properties {
+    fn properties(&self) -> &GpuProperties {
         &self.0.properties
     }
 
     fn memory_free(&self) -> Result<u64, CudaError> {
-        Ok(self.0.properties.memory - self.0.sound("asking for free memory")?.held())
+        Ok(self.0.properties.memory - self.0.state_unless_faulted("querying the free memory")?.allocated_bytes())
     }
 
     // cuMemAlloc: a size of 0 is CUDA_ERROR_INVALID_VALUE.
     fn alloc(&self, bytes: usize) -> Result<u64, CudaError> {
-        let mut s = self.0.uncaptured("allocating")?;
+        let mut s = self.0.state_unless_capturing("allocating")?;
         if bytes == 0 {
             return Err(invalid("allocating 0 bytes"));
         }
-        if s.held() + bytes as u64 > self.0.properties.memory {
+        if s.allocated_bytes() + bytes as u64 > self.0.properties.memory {
             return Err(CudaError::OutOfMemory { bytes });
         }
         let at = s.memory.try_alloc_uninitialized(bytes).ok_or(CudaError::OutOfMemory { bytes })?;
@@ -44,7 +45,7 @@ impl Driver for Fake {
         let mut s = self.0.state();
         self.0.run_all(&mut s);
         if s.allocated.remove(&at).is_none() {
-            s.violation(format!("freeing {at:#x}, which was not allocated"));
+            s.add_violation(format!("freeing {at:#x}, which was not allocated"));
         }
         s.memory.free(at);
     }
@@ -55,7 +56,7 @@ impl Driver for Fake {
 
     // cuMemAddressReserve: the size must be a multiple of the granularity.
     fn reserve(&self, bytes: usize) -> Result<u64, CudaError> {
-        let mut s = self.0.uncaptured("reserving")?;
+        let mut s = self.0.state_unless_capturing("reserving")?;
         if bytes == 0 || !bytes.is_multiple_of(GRANULARITY) {
             return Err(invalid("reserving"));
         }
@@ -67,7 +68,7 @@ impl Driver for Fake {
     // cuMemCreate, cuMemMap: address and size are multiples of the granularity, the range lies within one
     // reservation, and nothing is mapped there.
     unsafe fn map_memory(&self, at: u64, bytes: usize) -> Result<PhysicalMemory, CudaError> {
-        let mut s = self.0.uncaptured("mapping")?;
+        let mut s = self.0.state_unless_capturing("mapping")?;
         let end = at + bytes as u64;
         let within = s.reserved.range(..=at).next_back().filter(|(r, b)| end <= *r + **b as u64);
         // A GPU's reservations begin at multiples of the granularity; the simulator's begin where it has room. So the
@@ -78,10 +79,10 @@ impl Driver for Fake {
         if !inside || taken || !even {
             return Err(invalid("mapping"));
         }
-        if s.held() + bytes as u64 > self.0.properties.memory {
+        if s.allocated_bytes() + bytes as u64 > self.0.properties.memory {
             return Err(CudaError::OutOfMemory { bytes });
         }
-        let handle = s.handle() as u64;
+        let handle = s.new_handle() as u64;
         s.backed.insert(at, (bytes, handle));
         Ok(PhysicalMemory(handle))
     }
@@ -89,13 +90,13 @@ impl Driver for Fake {
     // cuMemUnmap: the range is one whole mapping, and no work that uses it may be running.
     unsafe fn unmap_memory(&self, at: u64, bytes: usize, backing: PhysicalMemory) {
         let mut s = self.0.state();
-        if s.busy() && s.faulted.is_none() {
-            s.violation(format!("unmapping {at:#x} while work is under way"));
+        if s.has_pending_work() && s.faulted.is_none() {
+            s.add_violation(format!("unmapping {at:#x} while enqueued work has not run"));
         }
         if s.backed.get(&at) == Some(&(bytes, backing.0)) {
             s.backed.remove(&at);
         } else {
-            s.violation(format!("unmapping {bytes} bytes at {at:#x}, which are not one mapping"));
+            s.add_violation(format!("unmapping {bytes} bytes at {at:#x}, which are not exactly one mapping"));
         }
     }
 
@@ -104,14 +105,16 @@ impl Driver for Fake {
         let mut s = self.0.state();
         let mapped = s.backed.range(at..at + bytes as u64).next().is_some();
         if mapped || s.reserved.get(&at) != Some(&bytes) {
-            s.violation(format!("giving {bytes} addresses at {at:#x} back, which are mapped or no reservation"));
+            s.add_violation(format!(
+                "releasing {bytes} bytes at {at:#x}, which are not a reservation or have mapped memory"
+            ));
         }
         s.reserved.remove(&at);
         s.memory.free(at);
     }
 
     fn alloc_host(&self, bytes: usize) -> Result<*mut u8, CudaError> {
-        let mut s = self.0.uncaptured("page-locking host memory")?;
+        let mut s = self.0.state_unless_capturing("page-locking host memory")?;
         let mut words = vec![0u64; bytes.div_ceil(8)];
         let at = words.as_mut_ptr().cast::<u8>();
         s.host.insert(at as usize, words);
@@ -129,16 +132,16 @@ impl Driver for Fake {
         };
         let used = s.host.get(&(at as usize)).map(|w| s.streams.values().any(|q| q.work.iter().any(|op| uses(op, w))));
         match used {
-            None => s.violation("freeing host memory that was not page-locked".into()),
-            Some(true) if s.faulted.is_none() => s.violation("freeing host memory that a copy still uses".into()),
+            None => s.add_violation("freeing host memory that was not page-locked".into()),
+            Some(true) if s.faulted.is_none() => s.add_violation("freeing host memory that a copy still uses".into()),
             Some(_) => {}
         }
         s.host.remove(&(at as usize));
     }
 
     fn stream(&self) -> Result<Stream, CudaError> {
-        let mut s = self.0.sound("opening a stream")?;
-        let handle = s.handle();
+        let mut s = self.0.state_unless_faulted("creating a stream")?;
+        let handle = s.new_handle();
         s.streams.insert(handle, Queue::default());
         Ok(Stream(handle))
     }
@@ -146,65 +149,65 @@ impl Driver for Fake {
     // cuStreamDestroy: the work on the stream still runs.
     unsafe fn destroy_stream(&self, stream: Stream) {
         let mut s = self.0.state();
-        self.0.run(&mut s, stream.0, None);
+        self.0.run_stream(&mut s, stream.0, None);
         if s.streams.remove(&stream.0).is_none() {
-            s.violation("destroying a stream that does not exist".into());
+            s.add_violation("destroying a stream that does not exist".into());
         }
     }
 
     // cuStreamSynchronize: prohibited for a stream that is being captured, from any thread.
     unsafe fn synchronize(&self, stream: Stream) -> Result<(), CudaError> {
-        let mut s = self.0.uncaptured("running what was launched")?;
+        let mut s = self.0.state_unless_capturing("running the enqueued work")?;
         if let Some(capture) = s.streams.get_mut(&stream.0).and_then(|q| q.capture.as_mut()) {
             capture.invalidate();
-            return Err(failed("running what was launched", "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"));
+            return Err(failed("running the enqueued work", "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"));
         }
         if !s.streams.contains_key(&stream.0) {
-            return Err(failed("running what was launched", "CUDA_ERROR_INVALID_HANDLE"));
+            return Err(failed("running the enqueued work", "CUDA_ERROR_INVALID_HANDLE"));
         }
-        self.0.run(&mut s, stream.0, None);
+        self.0.run_stream(&mut s, stream.0, None);
         drop(s);
-        self.0.sound("running what was launched").map(|_| ())
+        self.0.state_unless_faulted("running the enqueued work").map(|_| ())
     }
 
     unsafe fn copy_in(&self, to: u64, from: *const u8, bytes: usize, stream: Stream) -> Result<(), CudaError> {
-        let mut s = self.0.sound("copying to the GPU")?;
+        let mut s = self.0.state_unless_faulted("copying to the GPU")?;
         if !s.is_backed(to, bytes) {
             return Err(invalid("copying to the GPU"));
         }
-        s.ask("copying to the GPU", stream, Op::CopyIn { to, from: from as usize, bytes })
+        s.enqueue("copying to the GPU", stream, Op::CopyIn { to, from: from as usize, bytes })
     }
 
     unsafe fn copy_out(&self, to: *mut u8, from: u64, bytes: usize, stream: Stream) -> Result<(), CudaError> {
-        let mut s = self.0.sound("copying from the GPU")?;
+        let mut s = self.0.state_unless_faulted("copying from the GPU")?;
         if !s.is_backed(from, bytes) {
             return Err(invalid("copying from the GPU"));
         }
-        s.ask("copying from the GPU", stream, Op::CopyOut { to: to as usize, from, bytes })
+        s.enqueue("copying from the GPU", stream, Op::CopyOut { to: to as usize, from, bytes })
     }
 
     unsafe fn copy(&self, to: u64, from: u64, bytes: usize, stream: Stream) -> Result<(), CudaError> {
-        let mut s = self.0.sound("copying on the GPU")?;
+        let mut s = self.0.state_unless_faulted("copying on the GPU")?;
         if !s.is_backed(from, bytes) || !s.is_backed(to, bytes) {
             return Err(invalid("copying on the GPU"));
         }
         if from < to + bytes as u64 && to < from + bytes as u64 {
-            s.violation(format!("copying {bytes} bytes from {from:#x} to {to:#x}, which overlap"));
+            s.add_violation(format!("copying {bytes} bytes from {from:#x} to {to:#x}, which overlap"));
         }
-        s.ask("copying on the GPU", stream, Op::Copy { to, from, bytes })
+        s.enqueue("copying on the GPU", stream, Op::Copy { to, from, bytes })
     }
 
     unsafe fn fill(&self, at: u64, byte: u8, bytes: usize, stream: Stream) -> Result<(), CudaError> {
-        let mut s = self.0.sound("filling memory")?;
+        let mut s = self.0.state_unless_faulted("filling memory")?;
         if !s.is_backed(at, bytes) {
             return Err(invalid("filling memory"));
         }
-        s.ask("filling memory", stream, Op::Fill { at, byte, bytes })
+        s.enqueue("filling memory", stream, Op::Fill { at, byte, bytes })
     }
 
     fn event(&self) -> Result<Event, CudaError> {
-        let mut s = self.0.sound("making an event")?;
-        let handle = s.handle();
+        let mut s = self.0.state_unless_faulted("creating an event")?;
+        let handle = s.new_handle();
         s.events.insert(handle, None);
         Ok(Event(handle))
     }
@@ -212,52 +215,52 @@ impl Driver for Fake {
     unsafe fn destroy_event(&self, event: Event) {
         let mut s = self.0.state();
         if s.events.remove(&event.0).is_none() {
-            s.violation("destroying an event that does not exist".into());
+            s.add_violation("destroying an event that does not exist".into());
         }
     }
 
     unsafe fn record(&self, event: Event, stream: Stream) -> Result<(), CudaError> {
         let call = "recording an event";
-        let mut s = self.0.sound(call)?;
-        let ticket = s.handle() as u64;
+        let mut s = self.0.state_unless_faulted(call)?;
+        let ticket = s.new_handle() as u64;
         let captured = s.streams.get(&stream.0).is_some_and(|q| q.capture.is_some());
         let slot = s.events.get_mut(&event.0).ok_or_else(|| failed(call, "CUDA_ERROR_INVALID_HANDLE"))?;
         *slot = Some(EventRecord { ticket, stream: stream.0, captured });
-        s.ask(call, stream, Op::Record(ticket))
+        s.enqueue(call, stream, Op::Record(ticket))
     }
 
     // cuEventSynchronize: an event that was never recorded counts as complete.
     unsafe fn wait(&self, event: Event) -> Result<(), CudaError> {
-        let call = "running what was launched";
-        let mut s = self.0.sound(call)?;
+        let call = "running the enqueued work";
+        let mut s = self.0.state_unless_faulted(call)?;
         let recorded = *s.events.get(&event.0).ok_or_else(|| failed(call, "CUDA_ERROR_INVALID_HANDLE"))?;
         let Some(EventRecord { ticket, stream, captured }) = recorded else { return Ok(()) };
         if captured {
             return Err(failed(call, "CUDA_ERROR_CAPTURED_EVENT"));
         }
-        self.0.run(&mut s, stream, Some(ticket));
+        self.0.run_stream(&mut s, stream, Some(ticket));
         drop(s);
-        self.0.sound(call).map(|_| ())
+        self.0.state_unless_faulted(call).map(|_| ())
     }
 
     // cuStreamWaitEvent: a captured stream must not wait for work outside the capture, nor an uncaptured stream for
     // work inside it.
     unsafe fn stream_wait(&self, stream: Stream, event: Event) -> Result<(), CudaError> {
         let call = "waiting for an event";
-        let mut s = self.0.sound(call)?;
+        let mut s = self.0.state_unless_faulted(call)?;
         let recorded = *s.events.get(&event.0).ok_or_else(|| failed(call, "CUDA_ERROR_INVALID_HANDLE"))?;
         let Some(EventRecord { ticket, captured, .. }) = recorded else { return Ok(()) };
         if captured != s.streams.get(&stream.0).is_some_and(|q| q.capture.is_some()) {
             return Err(failed(call, "CUDA_ERROR_STREAM_CAPTURE_ISOLATION"));
         }
-        s.ask(call, stream, Op::Wait(ticket))
+        s.enqueue(call, stream, Op::Wait(ticket))
     }
 
     // cuEventElapsedTime: CUDA_ERROR_INVALID_HANDLE for an event that was never recorded, CUDA_ERROR_NOT_READY for
     // one that is not complete.
     unsafe fn elapsed(&self, start: Event, end: Event) -> Result<f64, CudaError> {
-        let call = "reading an event";
-        let s = self.0.sound(call)?;
+        let call = "reading the time between events";
+        let s = self.0.state_unless_faulted(call)?;
         let time = |event: Event| {
             let recorded = s.events.get(&event.0).copied().flatten();
             let recorded = recorded.ok_or_else(|| failed(call, "CUDA_ERROR_INVALID_HANDLE"))?;
@@ -271,44 +274,43 @@ impl Driver for Fake {
         true
     }
 
-    fn load(&self, name: &str, image: Image<'_>) -> Result<Module, CudaError> {
+    fn load(&self, name: &str, image: CompiledCode<'_>) -> Result<ModuleHandle, CudaError> {
         let call = format!("loading {name}");
-        let mut s = self.0.sound(&call)?;
+        let mut s = self.0.state_unless_faulted(&call)?;
         let program = Program::parse(image.ptx).map_err(|e| failed(&call, &format!("CUDA_ERROR_INVALID_PTX ({e})")))?;
-        let handle = s.handle();
-        s.modules.insert(handle, Loaded { program: Arc::new(program) });
-        Ok(Module(handle))
+        let handle = s.new_handle();
+        s.modules.insert(handle, Arc::new(program));
+        Ok(ModuleHandle(handle))
     }
 
     // cuModuleUnload: none of the module's functions may be running.
-    unsafe fn unload(&self, module: Module) {
+    unsafe fn unload(&self, module: ModuleHandle) {
         let mut s = self.0.state();
         let mine =
             |op: &Op| matches!(op, Op::Launch(l) if s.functions.get(&l.function).is_some_and(|f| f.module == module.0));
         let used = s.streams.values().any(|q| q.work.iter().any(mine));
         if used && s.faulted.is_none() {
-            s.violation("unloading a module while its functions run".into());
+            s.add_violation("unloading a module while its functions run".into());
         }
         if s.modules.remove(&module.0).is_none() {
-            s.violation("unloading a module that is not loaded".into());
+            s.add_violation("unloading a module that is not loaded".into());
         }
         s.functions.retain(|_, f| f.module != module.0);
     }
 
-    unsafe fn function(&self, module: Module, symbol: &str) -> Result<Function, CudaError> {
-        let mut s = self.0.sound(symbol)?;
-        let program =
-            s.modules.get(&module.0).ok_or_else(|| failed(symbol, "CUDA_ERROR_INVALID_HANDLE"))?.program.clone();
+    unsafe fn function(&self, module: ModuleHandle, symbol: &str) -> Result<FunctionHandle, CudaError> {
+        let mut s = self.0.state_unless_faulted(symbol)?;
+        let program = s.modules.get(&module.0).ok_or_else(|| failed(symbol, "CUDA_ERROR_INVALID_HANDLE"))?.clone();
         let kernel = program.kernel(symbol).map_err(|e| failed(symbol, &format!("CUDA_ERROR_NOT_FOUND ({e})")))?;
-        let handle = s.handle();
+        let handle = s.new_handle();
         let known = LoadedFunction { module: module.0, kernel: Arc::new(kernel), shared: 0, large_clusters: false };
         s.functions.insert(handle, known);
-        Ok(Function(handle))
+        Ok(FunctionHandle(handle))
     }
 
-    unsafe fn function_attributes(&self, function: Function) -> Result<FunctionAttributes, CudaError> {
-        let call = "asking for a function's attribute";
-        let s = self.0.sound(call)?;
+    unsafe fn function_attributes(&self, function: FunctionHandle) -> Result<FunctionAttributes, CudaError> {
+        let call = "querying a function attribute";
+        let s = self.0.state_unless_faulted(call)?;
         let known = s.functions.get(&function.0).ok_or_else(|| failed(call, "CUDA_ERROR_INVALID_HANDLE"))?;
         let threads = known.kernel.max_threads.or(known.kernel.required_threads).map_or(1024, |t| t.iter().product());
         // Only ptxas knows the number of registers, and it does not run here.
@@ -316,10 +318,10 @@ impl Driver for Fake {
     }
 
     // cuFuncSetAttribute: static and dynamic shared memory together must not exceed the maximum of a block.
-    unsafe fn allow_shared(&self, function: Function, bytes: u32) -> Result<(), CudaError> {
-        let call = "asking for shared memory";
+    unsafe fn allow_shared(&self, function: FunctionHandle, bytes: u32) -> Result<(), CudaError> {
+        let call = "allowing shared memory";
         let most = self.0.properties.limits.shared;
-        let mut s = self.0.sound(call)?;
+        let mut s = self.0.state_unless_faulted(call)?;
         let known = s.functions.get_mut(&function.0).ok_or_else(|| failed(call, "CUDA_ERROR_INVALID_HANDLE"))?;
         if known.kernel.static_shared + bytes > most {
             return Err(invalid(call));
@@ -328,19 +330,19 @@ impl Driver for Fake {
         Ok(())
     }
 
-    unsafe fn allow_large_clusters(&self, function: Function) -> Result<(), CudaError> {
-        let call = "asking for large clusters";
-        let mut s = self.0.sound(call)?;
+    unsafe fn allow_large_clusters(&self, function: FunctionHandle) -> Result<(), CudaError> {
+        let call = "allowing large clusters";
+        let mut s = self.0.state_unless_faulted(call)?;
         let known = s.functions.get_mut(&function.0).ok_or_else(|| failed(call, "CUDA_ERROR_INVALID_HANDLE"))?;
         known.large_clusters = true;
         Ok(())
     }
 
-    unsafe fn resident(&self, function: Function, threads: u32, shared: u32) -> Result<u32, CudaError> {
-        let call = "asking how many blocks are resident";
-        let s = self.0.sound(call)?;
+    unsafe fn resident(&self, function: FunctionHandle, threads: u32, shared: u32) -> Result<u32, CudaError> {
+        let call = "querying the number of resident blocks";
+        let s = self.0.state_unless_faulted(call)?;
         let known = s.functions.get(&function.0).ok_or_else(|| failed(call, "CUDA_ERROR_INVALID_HANDLE"))?;
-        Ok(self.0.resident(&known.kernel, threads, shared))
+        Ok(self.0.resident_blocks(&known.kernel, threads, shared))
     }
 
     // cuTensorMapEncodeTiled, with its rules. The returned bytes have the simulator's own format.
@@ -351,19 +353,21 @@ impl Driver for Fake {
     // cuLaunchKernelEx. Attributes for much shared memory or large clusters must have been set before.
     unsafe fn launch(
         &self,
-        function: Function,
-        config: &Config,
+        function: FunctionHandle,
+        config: &LaunchConfig,
         arguments: &[&[u8]],
         stream: Stream,
     ) -> Result<(), CudaError> {
         let call = "launching";
         let attributes = unsafe { self.function_attributes(function)? };
-        let mut s = self.0.sound(call)?;
+        let mut s = self.0.state_unless_faulted(call)?;
         let known = s.functions.get(&function.0).ok_or_else(|| failed(call, "CUDA_ERROR_INVALID_HANDLE"))?;
         let sizes: Vec<usize> = arguments.iter().map(|a| a.len()).collect();
         let declared: Vec<usize> = known.kernel.params.iter().map(|p| p.1 as usize).collect();
         if sizes != declared {
-            s.violation(format!("launching with parameters of {sizes:?} bytes, where the function has {declared:?}"));
+            s.add_violation(format!(
+                "launching with parameters of {sizes:?} bytes, where the function has {declared:?}"
+            ));
             return Err(invalid(call));
         }
         let total = sizes.iter().sum();
@@ -371,15 +375,19 @@ impl Driver for Fake {
             return Err(failed(call, &format!("CUDA_ERROR_INVALID_VALUE ({why})")));
         }
         let all = config.shared + attributes.static_shared;
-        if all > rules::SHARED_WITHOUT_ASKING && config.shared > known.shared {
-            return Err(failed(call, "CUDA_ERROR_INVALID_VALUE (shared memory that the function did not ask for)"));
+        if all > rules::SHARED_BYTES_WITHOUT_ATTRIBUTE && config.shared > known.shared {
+            return Err(failed(
+                call,
+                "CUDA_ERROR_INVALID_VALUE (more shared memory than was allowed for the function)",
+            ));
         }
-        if config.cluster.iter().product::<u32>() > rules::PORTABLE_CLUSTER && !known.large_clusters {
+        if config.cluster.iter().product::<u32>() > rules::MAX_PORTABLE_CLUSTER_BLOCKS && !known.large_clusters {
             return Err(failed(call, "CUDA_ERROR_INVALID_CLUSTER_SIZE"));
         }
         if config.cooperative {
             let (threads, shared) = (config.block.iter().product(), config.shared);
-            let resident = self.0.resident(&known.kernel, threads, shared) * self.0.properties.arch.multiprocessors;
+            let resident =
+                self.0.resident_blocks(&known.kernel, threads, shared) * self.0.properties.arch.multiprocessors;
             if rules::exceeds_residency(config.grid, resident).is_some() {
                 return Err(failed(call, "CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE"));
             }
@@ -388,13 +396,13 @@ impl Driver for Fake {
         for (argument, (offset, _)) in arguments.iter().zip(&known.kernel.params) {
             params[*offset as usize..*offset as usize + argument.len()].copy_from_slice(argument);
         }
-        s.ask(call, stream, Op::Launch(EnqueuedLaunch { function: function.0, config: *config, params }))
+        s.enqueue(call, stream, Op::Launch(EnqueuedLaunch { function: function.0, config: *config, params }))
     }
 
     // cuStreamBeginCapture: prohibited for a stream that is already being captured, and for the legacy stream.
     unsafe fn begin_capture(&self, stream: Stream) -> Result<(), CudaError> {
-        let call = "beginning a graph";
-        let mut s = self.0.sound(call)?;
+        let call = "beginning a capture";
+        let mut s = self.0.state_unless_faulted(call)?;
         let queue = s.streams.get_mut(&stream.0).ok_or_else(|| failed(call, "CUDA_ERROR_INVALID_HANDLE"))?;
         if queue.capture.is_some() {
             return Err(failed(call, "CUDA_ERROR_ILLEGAL_STATE"));
@@ -405,38 +413,38 @@ impl Driver for Fake {
 
     // cuStreamEndCapture: only the thread that began the capture may end it. After an earlier prohibited call it
     // returns an error, and the capture is over too.
-    unsafe fn end_capture(&self, stream: Stream) -> Result<Graph, CudaError> {
+    unsafe fn end_capture(&self, stream: Stream) -> Result<GraphHandle, CudaError> {
         let call = "ending a capture";
-        let mut s = self.0.sound(call)?;
+        let mut s = self.0.state_unless_faulted(call)?;
         let queue = s.streams.get_mut(&stream.0).ok_or_else(|| failed(call, "CUDA_ERROR_INVALID_HANDLE"))?;
         let capture = queue.capture.take().ok_or_else(|| failed(call, "CUDA_ERROR_ILLEGAL_STATE"))?;
-        if !capture.is_mine() {
+        if !capture.is_of_this_thread() {
             queue.capture = Some(capture);
             return Err(failed(call, "CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD"));
         }
         let ops = capture.end().map_err(|code| failed(call, code))?;
-        let handle = s.handle();
+        let handle = s.new_handle();
         s.graphs.insert(handle, ops);
-        Ok(Graph(handle))
+        Ok(GraphHandle(handle))
     }
 
     // cuGraphLaunch: runs after the stream's earlier work, with the parameters and copy addresses of the capture.
-    unsafe fn launch_graph(&self, graph: Graph, stream: Stream) -> Result<(), CudaError> {
+    unsafe fn launch_graph(&self, graph: GraphHandle, stream: Stream) -> Result<(), CudaError> {
         let call = "launching a graph";
-        let mut s = self.0.uncaptured(call)?;
+        let mut s = self.0.state_unless_capturing(call)?;
         let ops = s.graphs.get(&graph.0).ok_or_else(|| failed(call, "CUDA_ERROR_INVALID_HANDLE"))?.clone();
-        ops.into_iter().chain([Op::Launched(graph.0)]).try_for_each(|op| s.ask(call, stream, op))
+        ops.into_iter().chain([Op::Launched(graph.0)]).try_for_each(|op| s.enqueue(call, stream, op))
     }
 
     // cuGraphExecDestroy: none of the graph's launches may be running.
-    unsafe fn destroy_graph(&self, graph: Graph) {
+    unsafe fn destroy_graph(&self, graph: GraphHandle) {
         let mut s = self.0.state();
         let runs = |q: &Queue| q.work.iter().any(|op| matches!(op, Op::Launched(g) if *g == graph.0));
         if s.streams.values().any(runs) && s.faulted.is_none() {
-            s.violation("destroying a graph that is running".into());
+            s.add_violation("destroying a graph that is running".into());
         }
         if s.graphs.remove(&graph.0).is_none() {
-            s.violation("destroying a graph that does not exist".into());
+            s.add_violation("destroying a graph that does not exist".into());
         }
     }
 

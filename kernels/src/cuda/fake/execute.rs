@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 impl Inner {
     /// Runs the work of a stream: all of it, or up to the recorded event `until`.
-    pub(super) fn run(&self, state: &mut State, stream: usize, until: Option<u64>) {
+    pub(super) fn run_stream(&self, state: &mut State, stream: usize, until: Option<u64>) {
         while state.faulted.is_none() && until.is_none_or(|t| !state.reached.contains_key(&t)) {
             let Some(op) = state.streams.get_mut(&stream).and_then(|q| q.work.pop_front()) else { return };
             state.clock += TICK;
@@ -21,7 +21,7 @@ impl Inner {
 
     /// Returns how many blocks can be resident on one multiprocessor. Ignores registers, whose number only ptxas
     /// knows.
-    pub(super) fn resident(&self, kernel: &Kernel, threads: u32, shared: u32) -> u32 {
+    pub(super) fn resident_blocks(&self, kernel: &Kernel, threads: u32, shared: u32) -> u32 {
         let gpu = simulate::gpu(&self.properties.arch);
         let all = gpu.multiprocessors.max(1);
         let launch = exec::LaunchConfig {
@@ -36,7 +36,7 @@ impl Inner {
 
     pub(super) fn run_all(&self, state: &mut State) {
         let streams: Vec<usize> = state.streams.keys().copied().collect();
-        streams.into_iter().for_each(|s| self.run(state, s, None));
+        streams.into_iter().for_each(|s| self.run_stream(state, s, None));
     }
 
     pub(super) fn execute(&self, state: &mut State, stream: usize, op: &Op) -> Result<(), String> {
@@ -65,7 +65,7 @@ impl Inner {
                     return Err(illegal(format!("a fill at {at:#x}")));
                 }
             }
-            Op::Launch(ref launch) => self.kernel(state, stream, launch)?,
+            Op::Launch(ref launch) => self.run_kernel(state, stream, launch)?,
             Op::Product(ref m) => {
                 state.launches += 1;
                 simulate::product(m, &mut state.memory, &self.team).map_err(illegal)?;
@@ -78,7 +78,7 @@ impl Inner {
             Op::Wait(ticket) => {
                 let work = |q: &Queue| q.work.iter().any(|op| matches!(op, Op::Record(t) if *t == ticket));
                 if let Some(other) = state.streams.iter().find(|(_, q)| work(q)).map(|(s, _)| *s) {
-                    self.run(state, other, Some(ticket));
+                    self.run_stream(state, other, Some(ticket));
                 }
             }
         }
@@ -88,7 +88,7 @@ impl Inner {
     /// Runs a kernel, together with the next launch of its stream if that may begin before this one has ended
     /// (programmatic dependent launch). The simulator runs at most two launches together: the third launch of a chain
     /// begins when the second has ended.
-    pub(super) fn kernel(&self, state: &mut State, stream: usize, launch: &EnqueuedLaunch) -> Result<(), String> {
+    pub(super) fn run_kernel(&self, state: &mut State, stream: usize, launch: &EnqueuedLaunch) -> Result<(), String> {
         const MOMENTS: [CompletionTiming; 3] =
             [CompletionTiming::Latest, CompletionTiming::Earliest, CompletionTiming::Random];
         let next = state.streams.get_mut(&stream).map(|q| &mut q.work);
@@ -149,7 +149,8 @@ impl State {
     fn ready(&self, work: &EnqueuedLaunch) -> Result<Ready, String> {
         let known =
             self.functions.get(&work.function).ok_or("CUDA_ERROR_INVALID_HANDLE (a function that was unloaded)")?;
-        let module = self.modules.get(&known.module).ok_or("CUDA_ERROR_INVALID_HANDLE (a module that was unloaded)")?;
+        let program =
+            self.modules.get(&known.module).ok_or("CUDA_ERROR_INVALID_HANDLE (a module that was unloaded)")?;
         let launch = exec::LaunchConfig {
             grid: work.config.grid,
             block: work.config.block,
@@ -157,6 +158,6 @@ impl State {
             dynamic_shared: work.config.shared,
             params: work.params.clone(),
         };
-        Ok(Ready { program: module.program.clone(), kernel: known.kernel.clone(), launch })
+        Ok(Ready { program: program.clone(), kernel: known.kernel.clone(), launch })
     }
 }

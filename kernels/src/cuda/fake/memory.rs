@@ -6,12 +6,12 @@ use crate::cuda::error::CudaError;
 use crate::cuda::types::Stream;
 
 impl State {
-    pub(super) fn handle(&mut self) -> usize {
+    pub(super) fn new_handle(&mut self) -> usize {
         self.handles += 1;
         self.handles
     }
 
-    pub(super) fn held(&self) -> u64 {
+    pub(super) fn allocated_bytes(&self) -> u64 {
         self.allocated.values().map(|&b| b as u64).sum::<u64>() + self.backed.values().map(|b| b.0 as u64).sum::<u64>()
     }
 
@@ -31,7 +31,7 @@ impl State {
         true
     }
 
-    pub(super) fn ask(&mut self, call: &str, stream: Stream, op: Op) -> Result<(), CudaError> {
+    pub(super) fn enqueue(&mut self, call: &str, stream: Stream, op: Op) -> Result<(), CudaError> {
         // The legacy stream waits for all other streams, which a capture does not allow.
         if stream.0 == 0 {
             let captures = self.streams.values_mut().filter_map(|q| q.capture.as_mut());
@@ -41,24 +41,25 @@ impl State {
         }
         // Work on a stream outside the capture would run now and not when the graph is launched, even if the graph
         // depends on it.
-        let outside = |(&s, q): (&usize, &Queue)| s != stream.0 && q.capture.as_ref().is_some_and(Capture::is_mine);
+        let outside =
+            |(&s, q): (&usize, &Queue)| s != stream.0 && q.capture.as_ref().is_some_and(Capture::is_of_this_thread);
         let elsewhere = self.streams.iter().any(outside);
         let queue = self.streams.get_mut(&stream.0).ok_or_else(|| failed(call, "CUDA_ERROR_INVALID_HANDLE"))?;
         match &mut queue.capture {
-            Some(capture) => return capture.take(op).map_err(|code| failed(call, code)),
+            Some(capture) => return capture.record(op).map_err(|code| failed(call, code)),
             None => queue.work.push_back(op),
         }
         if elsewhere {
-            self.violation(format!("{call} on a stream that is no part of the capture under way"));
+            self.add_violation(format!("{call} on a stream outside the capture in progress"));
         }
         Ok(())
     }
 
-    pub(super) fn busy(&self) -> bool {
+    pub(super) fn has_pending_work(&self) -> bool {
         self.streams.values().any(|q| !q.work.is_empty())
     }
 
-    pub(super) fn violation(&mut self, what: String) {
+    pub(super) fn add_violation(&mut self, what: String) {
         self.violations.push(what);
     }
 }

@@ -18,7 +18,7 @@ mod memory;
 mod products;
 
 use super::error::CudaError;
-use super::types::{Config, Limits, Properties};
+use super::types::{GpuProperties, LaunchConfig, LaunchLimits};
 use crate::Team;
 use crate::launch::Arch;
 use crate::matmul::Matmul;
@@ -38,7 +38,7 @@ const TICK: f64 = 1e-6;
 pub struct Fake(Arc<Inner>);
 
 struct Inner {
-    properties: Properties,
+    properties: GpuProperties,
     team: Team,
     state: Mutex<State>,
 }
@@ -78,7 +78,7 @@ enum Op {
 #[derive(Clone, Debug)]
 struct EnqueuedLaunch {
     function: usize,
-    config: Config,
+    config: LaunchConfig,
     params: Vec<u8>,
 }
 
@@ -94,10 +94,6 @@ struct EventRecord {
     ticket: u64,
     stream: usize,
     captured: bool,
-}
-
-struct Loaded {
-    program: Arc<Program>,
 }
 
 struct LoadedFunction {
@@ -121,7 +117,7 @@ struct State {
     events: BTreeMap<usize, Option<EventRecord>>,
     /// The time at which each recorded event completed, by ticket.
     reached: HashMap<u64, f64>,
-    modules: BTreeMap<usize, Loaded>,
+    modules: BTreeMap<usize, Arc<Program>>,
     functions: BTreeMap<usize, LoadedFunction>,
     graphs: BTreeMap<usize, Vec<Op>>,
     handles: usize,
@@ -135,8 +131,8 @@ struct State {
 impl Fake {
     /// Makes a simulated GPU of this architecture with `memory` bytes of GPU memory.
     pub fn new(arch: Arch, memory: u64) -> Fake {
-        let limits = Limits::new(arch.sm, arch.shared_per_block);
-        let properties = Properties { name: "fake GPU".into(), arch, limits, memory, version: 13_000 };
+        let limits = LaunchLimits::new(arch.sm, arch.shared_per_block);
+        let properties = GpuProperties { name: "fake GPU".into(), arch, limits, memory, version: 13_000 };
         let state = State { memory: SimMemory::new(), handles: 1, ..State::default() };
         Fake(Arc::new(Inner { properties, team: Team::new(1), state: Mutex::new(state) }))
     }
@@ -153,7 +149,7 @@ impl Fake {
 
     /// Returns the bytes of allocated GPU memory.
     pub fn bytes_in_use(&self) -> u64 {
-        self.0.state().held()
+        self.0.state().allocated_bytes()
     }
 
     /// Returns the number of resources that were created and not destroyed: streams, events, modules, graphs,
@@ -171,7 +167,7 @@ impl Inner {
     }
 
     /// Returns the state, or an error if a kernel has faulted before.
-    fn sound(&self, call: &str) -> Result<MutexGuard<'_, State>, CudaError> {
+    fn state_unless_faulted(&self, call: &str) -> Result<MutexGuard<'_, State>, CudaError> {
         let state = self.state();
         match &state.faulted {
             None => Ok(state),
@@ -182,9 +178,10 @@ impl Inner {
     /// Returns the state, or an error if a kernel has faulted before or this thread is capturing a stream. During a
     /// capture, calls that may wait are prohibited and invalidate it (cuThreadExchangeStreamCaptureMode: "potentially
     /// unsafe API calls").
-    fn uncaptured(&self, call: &str) -> Result<MutexGuard<'_, State>, CudaError> {
-        let mut state = self.sound(call)?;
-        let mut captures = state.streams.values_mut().filter_map(|q| q.capture.as_mut()).filter(|c| c.is_mine());
+    fn state_unless_capturing(&self, call: &str) -> Result<MutexGuard<'_, State>, CudaError> {
+        let mut state = self.state_unless_faulted(call)?;
+        let mut captures =
+            state.streams.values_mut().filter_map(|q| q.capture.as_mut()).filter(|c| c.is_of_this_thread());
         let prohibited = captures.by_ref().map(Capture::invalidate).count() > 0;
         if prohibited { Err(failed(call, "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED")) } else { Ok(state) }
     }

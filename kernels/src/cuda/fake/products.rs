@@ -35,10 +35,10 @@ impl Blas for FakeBlas {
 
     // cublasLtMatmul: operands are in GPU memory and aligned to their elements; the workspace is aligned to 16 bytes.
     unsafe fn product(&self, p: &Matmul, workspace: u64, stream: Stream) -> Result<(), CudaError> {
-        if let Some(why) = blas::refused(p) {
-            return Err(CudaError::Product { product: blas::describe(p), why });
+        if let Some(why) = blas::unsupported_reason(p) {
+            return Err(CudaError::Product { product: blas::describe_product(p), why });
         }
-        let mut s = self.fake.0.sound("launching a product")?;
+        let mut s = self.fake.0.state_unless_faulted("launching a product")?;
         let mut operands = vec![
             (p.a.addr.0, p.m * p.k * p.a.dtype.size(), p.a.dtype.size()),
             (p.b.addr.0, p.n * p.k * p.b.dtype.size(), p.b.dtype.size()),
@@ -50,9 +50,9 @@ impl Blas for FakeBlas {
         }
         if !operands.iter().all(|&(at, bytes, align)| at.is_multiple_of(align as u64) && s.is_backed(at, bytes)) {
             let why = "cuBLASLt: CUBLAS_STATUS_INVALID_VALUE".into();
-            return Err(CudaError::Product { product: blas::describe(p), why });
+            return Err(CudaError::Product { product: blas::describe_product(p), why });
         }
         self.known.lock().unwrap_or_else(|e| e.into_inner()).insert(ProductShape::new(p));
-        s.ask("launching a product", stream, Op::Product(*p))
+        s.enqueue("launching a product", stream, Op::Product(*p))
     }
 }

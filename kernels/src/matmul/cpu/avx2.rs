@@ -95,7 +95,7 @@ unsafe fn pack(source: &Source, part: Part, width: usize, dst: *mut u32) {
 }
 
 /// # Safety
-/// As [`pack`], for 8 lanes of a width of 16.
+/// The conditions of [`pack`], for 8 lanes of a width of 16.
 #[target_feature(enable = "avx2,fma")]
 unsafe fn pack_rows(source: &Source, part: Part, dst: *mut u32) {
     let unit = source.unit;
@@ -148,7 +148,7 @@ unsafe fn thin(m: usize, a: *const u32, b: &Source, row: usize, rows: usize, acc
 }
 
 /// # Safety
-/// As [`thin`], for 8 rows of B.
+/// The conditions of [`thin`], for 8 rows of B.
 #[target_feature(enable = "avx2,fma")]
 unsafe fn thin_rows<const M: usize, const WIDENED: bool>(
     a: *const u32,

@@ -90,12 +90,30 @@ macro_rules! step {
     }};
 }
 
+/// The index of the word of row `i` and unit `u` of A: packed as `[units][MR]`, or in rows `stride` words apart.
+macro_rules! word_of_a {
+    ($u:ident, $i:ident) => {
+        $u * MR + $i
+    };
+    ($u:ident, $i:ident, $stride:ident) => {
+        $u + $i * $stride
+    };
+}
+
 macro_rules! tile {
-    ($name:ident, $features:literal, $step:ident) => {
+    ($name:ident, $features:literal, $step:ident $(, $stride:ident)?) => {
         /// # Safety
-        /// The processor has the named features; `a` holds `[units][MR]`, `b` `[units][32]`, `acc` `[MR][32]`.
+        /// The processor has the named features; `a` holds `[units][MR]`, or MR rows of `units` words that are
+        /// `stride` words apart; `b` holds `[units][32]`, `acc` `[MR][32]`.
         #[target_feature(enable = $features)]
-        unsafe fn $name<const MR: usize>(units: usize, a: *const u32, b: *const u32, acc: *mut f32, add: bool) {
+        unsafe fn $name<const MR: usize>(
+            units: usize,
+            a: *const u32,
+            $($stride: usize,)?
+            b: *const u32,
+            acc: *mut f32,
+            add: bool,
+        ) {
             let mut sums = [[_mm512_setzero_ps(); 2]; MR];
             if add {
                 for i in 0..MR {
@@ -106,14 +124,14 @@ macro_rules! tile {
                 }
             }
             for u in 0..units {
-                // SAFETY: `u` is below `units`, and `a` and `b` hold `units` units.
-                let (a, b) = unsafe {
+                // SAFETY: `u` is below `units`, and `b` holds `units` units.
+                let b = unsafe {
                     let b = b.add(u * 32);
-                    (a.add(u * MR), [_mm512_loadu_si512(b.cast()), _mm512_loadu_si512(b.add(16).cast())])
+                    [_mm512_loadu_si512(b.cast()), _mm512_loadu_si512(b.add(16).cast())]
                 };
                 for i in 0..MR {
-                    // SAFETY: `i` is below MR, the number of rows in a unit of `a`.
-                    let a = unsafe { *a.add(i) };
+                    // SAFETY: `u` is below `units` and `i` below MR, the number of rows of `a`.
+                    let a = unsafe { *a.add(word_of_a!(u, i $(, $stride)?)) };
                     for j in 0..2 {
                         sums[i][j] = step!($step, sums[i][j], b[j], a);
                     }
@@ -130,50 +148,8 @@ macro_rules! tile {
 }
 tile!(tile_f32, "avx512f,avx512bw", f32);
 tile!(tile_bf16, "avx512f,avx512bw,avx512bf16", bf16);
-
-/// Computes a tile of f32 results from rows of A that are not packed; the rows are `stride` words apart.
-///
-/// # Safety
-/// The processor has AVX-512; `a` has MR rows of `units` units, `b` holds `[units][32]`, `acc` `[MR][32]`.
-#[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn tile_direct<const MR: usize>(
-    units: usize,
-    a: *const u32,
-    stride: usize,
-    b: *const u32,
-    acc: *mut f32,
-    add: bool,
-) {
-    let mut sums = [[_mm512_setzero_ps(); 2]; MR];
-    if add {
-        for i in 0..MR {
-            for j in 0..2 {
-                // SAFETY: inside `acc`.
-                sums[i][j] = unsafe { _mm512_loadu_ps(acc.add(i * 32 + j * 16)) };
-            }
-        }
-    }
-    for u in 0..units {
-        // SAFETY: `u` is below `units`, and `a` and `b` hold `units` units.
-        let (a, b) = unsafe {
-            let b = b.add(u * 32);
-            (a.add(u), [_mm512_loadu_si512(b.cast()), _mm512_loadu_si512(b.add(16).cast())])
-        };
-        for i in 0..MR {
-            // SAFETY: `i` is below MR, the number of rows of `a`.
-            let a = unsafe { *a.add(i * stride) };
-            for j in 0..2 {
-                sums[i][j] = step!(f32, sums[i][j], b[j], a);
-            }
-        }
-    }
-    for i in 0..MR {
-        for j in 0..2 {
-            // SAFETY: inside `acc`.
-            unsafe { _mm512_storeu_ps(acc.add(i * 32 + j * 16), sums[i][j]) };
-        }
-    }
-}
+// Reads rows of A that are not packed.
+tile!(tile_direct, "avx512f,avx512bw", f32, stride);
 
 /// Transposes 16 rows of 16 words.
 #[target_feature(enable = "avx512f,avx512bw")]
@@ -256,7 +232,7 @@ unsafe fn pack(source: &Source, part: Part, width: usize, dst: *mut u32) {
 }
 
 /// # Safety
-/// As [`pack`], for at most 16 rows and `lanes` of the width.
+/// The conditions of [`pack`], for at most 16 rows, which are `lanes` of the `width` lanes.
 #[target_feature(enable = "avx512f,avx512bw")]
 unsafe fn pack_rows(source: &Source, part: Part, width: usize, lanes: usize, dst: *mut u32) {
     let mask = ((1u32 << lanes) - 1) as u16;
@@ -295,7 +271,7 @@ unsafe fn pack_rows(source: &Source, part: Part, width: usize, lanes: usize, dst
 }
 
 /// # Safety
-/// As [`pack_rows`], for a source whose first dimension is k.
+/// The conditions of [`pack_rows`], for a source that is stored as `[k, rows]`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 unsafe fn pack_columns(source: &Source, part: Part, width: usize, lanes: usize, dst: *mut u32) {
     let mask = ((1u32 << lanes) - 1) as u16;
@@ -424,7 +400,7 @@ thin!(thin_widened, thin_rows_widened, advance_widened, "avx512f,avx512bw", f32,
 thin!(thin_bf16, thin_rows_bf16, advance_bf16, "avx512f,avx512bw,avx512bf16", bf16, false);
 
 /// # Safety
-/// As [`thin_f32`]; B may be f32 or bf16.
+/// The conditions of [`thin_f32`]; B may be f32 or bf16.
 unsafe fn thin(m: usize, a: *const u32, b: &Source, row: usize, rows: usize, acc: *mut f32) {
     // SAFETY: the conditions of this function are those of `thin_f32` and `thin_widened`.
     unsafe {

@@ -3,7 +3,7 @@
 use super::{Params, bytes_of_parts, fwd};
 use crate::DType::{BF16, F32};
 use crate::attention::formula::{self, Roundings};
-use crate::attention::{self, Case, FwdParams};
+use crate::attention::{self, FwdParams, PackedBatch};
 
 use crate::checks::{Data, addr, checks, is_cuda, numbers, run};
 use crate::compare::{OF_ONE, assert_rounded};
@@ -185,7 +185,7 @@ const OF_ONE_F32: f64 = 60.0;
 
 /// Returns the formula's outputs of a sequence's last `new` tokens: with a kernel's roundings, and exact.
 fn formulas(model: &Model, tokens: &Tokens, new: usize) -> [Vec<f64>; 2] {
-    let case = Case {
+    let case = PackedBatch {
         lengths: vec![tokens.len],
         heads: model.heads,
         kv_heads: model.kv_heads,
@@ -244,12 +244,15 @@ fn a_prompt_cut_anyhow_gives_the_same_bits() {
             let row = model.row();
             let want = packed(&model, &[&me], 1);
             let prefill = paged(&model, &[(&other, 40, 1), (&me, len, len)], 1, 3);
-            assert!(prefill[row..] == want, "{model:?}: prefill");
+            assert!(prefill[row..] == want, "{model:?}: prefill differs from packed attention");
             // Computes the second chunk of the prompt, with and without a workspace, in other pages.
             let cut = len / 2 + 3;
             for seed in [4, 6] {
                 let chunk = paged(&model, &[(&me, len, len - cut), (&other, 9, 9)], 1, seed);
-                assert!(chunk[..(len - cut) * row] == want[cut * row..], "{model:?}: second chunk, seed {seed}");
+                assert!(
+                    chunk[..(len - cut) * row] == want[cut * row..],
+                    "{model:?}: the second chunk differs from packed attention, seed {seed}"
+                );
             }
             for (keys, seed) in [(len, 0), (len, 1), (64, 7), (63, 9), (1, 10)] {
                 let got = paged(&model, &[(&other, 30, 1), (&me, keys, 1)], 1, seed);

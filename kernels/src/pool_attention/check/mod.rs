@@ -1,5 +1,5 @@
 use super::formula::Head;
-use super::{BwdParams, Case, FwdParams, bwd, cases, formula, fwd};
+use super::{BwdParams, FwdParams, ImageBatch, bwd, cases, formula, fwd};
 use crate::DType::{self, BF16, F32};
 use crate::checks::{Data, addr, addr_mut, checks, numbers, run};
 use crate::compare::{OF_ONE, assert_close, assert_rounded, close};
@@ -13,7 +13,7 @@ struct Given {
     v: Data,
     d_o: Data,
     cu_seqlens: Vec<i32>,
-    case: Case,
+    case: ImageBatch,
     dtype: DType,
 }
 
@@ -27,7 +27,7 @@ struct Got {
 }
 
 impl Given {
-    fn new(dtype: DType, case: &Case) -> Given {
+    fn new(dtype: DType, case: &ImageBatch) -> Given {
         let (row, tokens): (usize, usize) = (case.heads * case.head_dim, case.lengths.iter().sum());
         let data = |count, seed, scale| Data::new(dtype, &numbers(count, seed, scale));
         let mut cu_seqlens = vec![0];
@@ -184,7 +184,7 @@ fn gradients_equal_differences_of_the_formula() {
 fn threads_and_other_pictures_change_nothing() {
     let (all, alone) = ([65usize, 70, 3], [70usize]);
     for dtype in [F32, BF16] {
-        let case = |lengths: &[usize]| Case { lengths: lengths.to_vec(), heads: 3, head_dim: 24, spread: 1.0 };
+        let case = |lengths: &[usize]| ImageBatch { lengths: lengths.to_vec(), heads: 3, head_dim: 24, spread: 1.0 };
         let given = Given::new(dtype, &case(&all));
         let got = given.run(1);
         let again = given.run(4);

@@ -4,7 +4,7 @@ use super::{Given, cases};
 use crate::DType::{BF16, F32};
 use crate::attention::formula::Roundings;
 use crate::attention::plan::on_tensor_cores;
-use crate::attention::{Case, bwd, formula, fwd};
+use crate::attention::{PackedBatch, bwd, formula, fwd};
 use crate::checks::{Data, addr, run, run_once};
 use crate::compare::{OF_ONE, assert_close, assert_rounded};
 use crate::{Addr, DType, paged_attention};
@@ -25,14 +25,14 @@ fn equals_the_formula(dtype: DType) {
         run(&bwd(dtype, &given.bwd(&o, &lse, &scratch, grads.each_ref()), given.pairs()), 1);
         let f32 = dtype == F32;
         let roundings = if f32 { Roundings::F32 } else { Roundings::BF16 };
-        let [of_o, of_gradient] = if f32 { of_one_f32(&case) } else { [OF_ONE; 2] };
+        let [of_o, of_gradient] = if f32 { f32_tolerances(&case) } else { [OF_ONE; 2] };
         let with = formula::fwd_rounded(&case, &q, &k, &v, scale, roundings);
         assert_rounded(&format!("o {name}"), dtype, &o.values(), &with, &want, of_o);
         let with = match f32 || on_tensor_cores(case.head_dim as u32) {
             true => formula::bwd_rounded(&case, [&q, &k, &v], &o.f64(), &d_o, scale, roundings),
             false => want_grads.clone(),
         };
-        let with = if f32 { with_other_deltas(with, &want_grads) } else { with };
+        let with = if f32 { with_delta_errors(with, &want_grads) } else { with };
         for (i, which) in ["dq", "dk", "dv"].into_iter().enumerate() {
             let got = grads[i].values();
             assert_rounded(&format!("{which} {name}"), dtype, &got, &with[i], &want_grads[i], of_gradient);
@@ -43,14 +43,14 @@ fn equals_the_formula(dtype: DType) {
 /// Returns the tolerances of o and of the gradients in f32, as multiples of the error of one rounding. Both are sums
 /// over the head and the keys, a gradient is the difference of two such sums, and a saturated softmax amplifies the
 /// rounding errors of its large scores.
-pub(super) fn of_one_f32(case: &Case) -> [f64; 2] {
+pub(super) fn f32_tolerances(case: &PackedBatch) -> [f64; 2] {
     let saturated = f64::from(case.spread / 2.0).max(1.0);
     [20.0 * saturated, 300.0 * saturated]
 }
 
 /// Returns dq and dk with four times the errors of `with`, and dv unchanged. Another order of summation changes a row's
 /// delta, which moves the whole row, and rows with an outlier have most of the error.
-pub(super) fn with_other_deltas(with: [Vec<f64>; 3], exact: &[Vec<f64>; 3]) -> [Vec<f64>; 3] {
+pub(super) fn with_delta_errors(with: [Vec<f64>; 3], exact: &[Vec<f64>; 3]) -> [Vec<f64>; 3] {
     let [dq, dk, dv] = with;
     let wide = |x: Vec<f64>, exact: &[f64]| x.iter().zip(exact).map(|(x, e)| e + 4.0 * (x - e)).collect();
     [wide(dq, &exact[0]), wide(dk, &exact[1]), dv]
@@ -65,7 +65,7 @@ pub(super) fn equals_the_formula_in_bf16() {
 }
 
 pub(super) fn other_sequences_and_how_a_prefix_is_given_change_no_bit() {
-    let case = |lengths: &[usize], prefix: &[(usize, usize)], head_dim, causal| Case {
+    let case = |lengths: &[usize], prefix: &[(usize, usize)], head_dim, causal| PackedBatch {
         lengths: lengths.to_vec(),
         heads: 2,
         kv_heads: 1,
@@ -88,11 +88,14 @@ pub(super) fn other_sequences_and_how_a_prefix_is_given_change_no_bit() {
         for n in (0..case.lengths.len()).filter(|&n| case.lengths[n] > 0) {
             let alone = given.alone(n, dtype).everything_by(dtype, run_once);
             let (from, to) = (given.cu_seqlens[n] as usize, given.cu_seqlens[n + 1] as usize);
-            let skip = case.keys(n).len() - (to - from);
+            let skip = case.visible_tokens(n).len() - (to - from);
             let outputs = if case.prefix.is_empty() { 5 } else { 3 };
             let widths = [heads * d, heads, heads * d, kv_heads * d, kv_heads * d];
             for (i, width) in widths.into_iter().enumerate().take(outputs) {
-                assert!(all[i][from * width..to * width] == alone[i][skip * width..], "{n}, {i}, {dtype} {case:?}");
+                assert!(
+                    all[i][from * width..to * width] == alone[i][skip * width..],
+                    "sequence {n} alone differs in output {i} (o, lse, dq, dk, dv): {dtype} {case:?}"
+                );
             }
         }
         if case.prefix.is_empty() {
@@ -115,7 +118,7 @@ pub(super) fn the_paged_kernel_gives_the_same_bits() {
     let sizes = [(70usize, 64usize), (70, 20), (66, 72), (530, 64), (66, 128), (40, 256), (33, 7)];
     for ((len, head_dim), dtype) in sizes.into_iter().flat_map(|s| [(s, F32), (s, BF16)]) {
         let (heads, prefix) = (2, Vec::new());
-        let case = Case { lengths: vec![len], heads, kv_heads: 1, head_dim, causal: true, spread: 1.0, prefix };
+        let case = PackedBatch { lengths: vec![len], heads, kv_heads: 1, head_dim, causal: true, spread: 1.0, prefix };
         let given = Given::new(&case, dtype);
         let (o, paged_o) = (Data::output(dtype, len * heads * head_dim), Data::output(dtype, len * heads * head_dim));
         run_once(&fwd(dtype, &given.fwd(o.addr(), Addr::NULL), given.pairs()));
@@ -149,7 +152,10 @@ pub(super) fn the_paged_kernel_gives_the_same_bits() {
         };
         run_once(&paged_attention::fwd(dtype, &p, given.pairs(), len as f64));
         let bits = |data: &Data| data.values().iter().map(|x| x.to_bits()).collect::<Vec<_>>();
-        assert!(bits(&o) == bits(&paged_o), "{dtype} {len} keys, heads of {head_dim}");
+        assert!(
+            bits(&o) == bits(&paged_o),
+            "paged and packed outputs differ: {dtype}, {len} keys, head_dim {head_dim}"
+        );
     }
 }
 

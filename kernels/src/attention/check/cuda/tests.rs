@@ -35,7 +35,7 @@ fn matrix_products_at_8k_are_the_useful_ones() {
             };
             let stages = staged(&fwd(BF16, &p, 0.0));
             let count = stages[0].counters.total();
-            assert_eq!(count.wavefronts, count.wavefronts_least, "bank conflicts");
+            assert_eq!(count.wavefronts, count.wavefronts_least, "the launch has bank conflicts");
             count.matrix_flops as f64
         };
         let (first, last) = (flops(0), flops(len - tile));
@@ -43,7 +43,7 @@ fn matrix_products_at_8k_are_the_useful_ones() {
         // Tile t processes t more whole blocks of keys than the first tile.
         let total = tiles * first + (last - first) / (tiles - 1.0) * tiles * (tiles - 1.0) / 2.0;
         let useful = 4.0 * head_dim as f64 * len as f64 * (len as f64 + 1.0) / 2.0;
-        assert!(total >= useful && total <= 1.03 * useful, "{total} operations, {useful} of use");
+        assert!(total >= useful && total <= 1.03 * useful, "{total} operations, of which {useful} are useful");
     });
 }
 
@@ -53,7 +53,7 @@ fn shared_memory_has_no_bank_conflicts() {
         let mut list = String::new();
         for head_dim in [64usize, 72, 80, 128, 200] {
             for dtype in [BF16, F32] {
-                let case = Case {
+                let case = PackedBatch {
                     lengths: vec![130],
                     heads: 1,
                     kv_heads: 1,
@@ -91,8 +91,8 @@ fn gpu(multiprocessors: u32, kib: u32) -> Arch {
 }
 
 /// Returns a batch without prefixes.
-fn plain(lengths: &[usize], (heads, kv_heads): (usize, usize), head_dim: usize, causal: bool) -> Case {
-    Case { lengths: lengths.to_vec(), heads, kv_heads, head_dim, causal, spread: 1.0, prefix: vec![] }
+fn plain(lengths: &[usize], (heads, kv_heads): (usize, usize), head_dim: usize, causal: bool) -> PackedBatch {
+    PackedBatch { lengths: lengths.to_vec(), heads, kv_heads, head_dim, causal, spread: 1.0, prefix: vec![] }
 }
 
 /// The operands of a backward launch. Its inputs from the forward pass, o and lse, are made up.
@@ -104,7 +104,7 @@ struct Backward {
 }
 
 impl Backward {
-    fn new(case: &Case) -> Backward {
+    fn new(case: &PackedBatch) -> Backward {
         let given = Given::new(case, BF16);
         let rows = given.tokens() * case.heads;
         let kv = given.tokens() * case.kv_heads * case.head_dim;
@@ -120,7 +120,7 @@ impl Backward {
     /// Runs the launch on the simulator and returns its stages and the gradients. Asserts that there are no findings
     /// and no bank conflicts.
     fn on(&self, arch: &Arch, params: &BwdParams, seed: u64) -> (Vec<SimulatedStage>, [Vec<u8>; 3]) {
-        let Launch::Kernel(launch) = bwd(BF16, params, 0.0) else { unreachable!("it is no product") };
+        let Launch::Kernel(launch) = bwd(BF16, params, 0.0) else { unreachable!("attention is not a matrix product") };
         let given = [&self.given.q, &self.given.k, &self.given.v, &self.given.d_o, &self.forward[0]];
         let mut memory = SimMemory::new();
         for data in given {
@@ -133,14 +133,14 @@ impl Backward {
         self.grads.iter().for_each(|x| memory.map(x.addr().0, vec![0; 2 * x.values().len()], false));
         memory.map(params.cu_seqlens.0, self.given.cu_seqlens.iter().flat_map(|x| x.to_le_bytes()).collect(), true);
         let options = ExecOptions { gpu: simulate::gpu(arch), seed, ..ExecOptions::default() };
-        let staged = simulate::run(&launch, arch, &mut memory, &options).expect("it runs");
+        let staged = simulate::run(&launch, arch, &mut memory, &options).expect("the launch runs on the simulator");
         for s in &staged {
             let found: Vec<_> = s.findings.iter().map(|f| &f.message).collect();
             assert!(found.is_empty(), "{} on {arch:?}: {found:?}", s.stage.symbol);
             let count = s.counters.total();
             assert_eq!(count.wavefronts, count.wavefronts_least, "{} has bank conflicts", s.stage.symbol);
         }
-        let grads = self.grads.each_ref().map(|x| memory.bytes(x.addr().0).expect("it is mapped").to_vec());
+        let grads = self.grads.each_ref().map(|x| memory.bytes(x.addr().0).expect("the gradients are mapped").to_vec());
         (staged, grads)
     }
 }
@@ -209,7 +209,10 @@ fn the_gradient_does_the_useful_products_at_8k() {
             let total = tiles * diagonal + tiles * (tiles - 1.0) / 2.0 * below;
             let useful = 2.0 * 10.0 * head_dim as f64 * len as f64 * (len as f64 + 1.0) / 2.0;
             let done = total / useful * 5.0;
-            assert!((products..=products * 1.03).contains(&done), "{symbol}: {done} products, 5 of use");
+            assert!(
+                (products..=products * 1.03).contains(&done),
+                "{symbol}: as many operations as {done} products, of which 5 are useful"
+            );
         }
     });
 }
@@ -229,7 +232,7 @@ fn bytes_of_the_gradient_are_those_of_its_tiles() {
             let sums = 2.0 * (blocks - 1.0) * tile * 4.0 + tile * 2.0;
             let want = keys + queries + sums;
             let bytes = (count.global_read + count.global_written) as f64;
-            assert!((want..=1.02 * want).contains(&bytes), "{bytes} bytes, {want} of use");
+            assert!((want..=1.02 * want).contains(&bytes), "{bytes} bytes of memory traffic, expected {want}");
         }
     });
 }
