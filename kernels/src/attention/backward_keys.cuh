@@ -179,8 +179,8 @@ __device__ __forceinline__ void value_gradient(float (&dv)[HEAD_DIM / 8][4], u32
   }
 }
 
-// Computes dk += ds q for a warp's 16 keys. `slopes` is left_lane of their rows of ds. With SOME, queries before 16 *
-// begin are skipped.
+// Computes dk += ds q for a warp's 16 keys. `slopes` is the address that left_lane returns for their rows of ds. With
+// SOME, queries before 16 * begin are skipped.
 template <int HEAD_DIM, bool SOME>
 __device__ __forceinline__ void key_gradient(float (&dk)[HEAD_DIM / 8][4], u32 slopes, u32 q_trans, int begin) {
 #pragma unroll
@@ -193,8 +193,8 @@ __device__ __forceinline__ void key_gradient(float (&dk)[HEAD_DIM / 8][4], u32 s
 }
 
 // Computes one warp's part of dq of a query tile: 16 queries from `row` on, TILES * 8 columns from 8 * tile on, over
-// the first 16 * steps keys. `slopes` is right_lane of ds. `meanwhile` is called between the load of the partial sums
-// and their first use, to hide the latency.
+// the first 16 * steps keys. `slopes` is the address that right_lane returns for ds. `meanwhile` is called between
+// the load of the partial sums and their first use, to hide the latency.
 template <int HEAD_DIM, int KEYS, int TILES, class P, class F>
 __device__ __forceinline__ void add_to_queries(const P& p, const Visit& here, int turn, u32 slopes,
                                                u32 k_trans, int row, int tile, int steps, const F& meanwhile) {

@@ -100,7 +100,7 @@ __device__ __forceinline__ void query_gradients(float (&dq)[HEAD_DIM / 8][4], ch
 #pragma unroll 1
   for (int block = 0; block < blocks; ++block) {
     cp_async_wait<0>();
-    __syncthreads();  // The block has arrived, and no thread reads the block before it any more.
+    __syncthreads();  // The block has arrived, and no thread still reads the previous one.
     if (block + 1 < blocks) copy_block(block + 1);
     const int first = block * BLOCK_KEYS;
     const u32 k_lane = right + stage(block), v_lane = k_lane + T::BYTES, k_trans = left + stage(block);

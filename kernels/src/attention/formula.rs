@@ -163,7 +163,7 @@ pub fn bwd_rounded(
     for (row, keys) in rows(case) {
         let a = row * d;
         let (q, d_o) = (&q[a..a + d], &d_o[a..a + d]);
-        // Another order of summation changes delta by about this much, and with it the whole row.
+        // Another order of summation changes the row's delta by about this much, and so all gradients of the row.
         let sizes: f64 = d_o.iter().zip(&o[a..a + d]).map(|(x, y)| (x * y).abs()).sum();
         let delta = r.dot(0.0, d_o, &o[a..a + d]) + r.order * sizes;
         let reference = (r.each)((r.each)(lse[row]) * LOG2_E);

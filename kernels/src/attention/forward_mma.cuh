@@ -131,11 +131,11 @@ __device__ __forceinline__ void attend(Attended<COLUMNS>& total, char* shared, c
 #pragma unroll 1
   for (int block = begin; block < end; ++block) {
     if (STAGES<HEAD_DIM> == 1) {
-      __syncthreads();  // No thread reads the block before any more.
+      __syncthreads();  // No thread still reads the previous block.
       copy_block(block);
     }
     cp_async_wait<0>();
-    __syncthreads();  // The block has arrived, and no thread reads the block before it any more.
+    __syncthreads();  // The block has arrived, and no thread still reads the previous one.
     if (STAGES<HEAD_DIM> > 1 && block + 1 < end) copy_block(block + 1);
     const int first = block * BLOCK_KEYS;
     const u32 k_lane = right + stage(block), v_lane = trans + stage(block);

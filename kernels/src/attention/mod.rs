@@ -128,8 +128,8 @@ params! {
         pub dv: Addr,
         /// f32 `[tokens, heads]`, workspace for `d_o . o` of each row.
         pub delta: Addr,
-        /// [`workspace`] bytes, aligned to 16. With it the backward pass on tensor cores needs five matrix products
-        /// instead of seven. May be null; device `cpu` does not use it.
+        /// A workspace of [`workspace`] bytes, aligned to 16. With it the backward pass on tensor cores needs five
+        /// matrix products instead of seven. May be null; device `cpu` does not use it.
         pub workspace: Addr,
         /// i32 `[seqs + 1]`: first token of each sequence, and the end of the last one. The values do not decrease
         /// and lie between 0 and `tokens`.

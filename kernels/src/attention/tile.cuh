@@ -125,21 +125,21 @@ __device__ __forceinline__ u32 fragment(u32 lane, int row, int chunk) {
   return (T::XOR ? lane ^ static_cast<u32>(chunk * 16) : lane + chunk * 16) + row * (T::PITCH * 16);
 }
 
-// Loads the rows row .. row + 16 and the 16 columns of step `step` as the left operand. `lane` is left_lane.
+// Loads the rows row .. row + 16 and the 16 columns of step `step` as the left operand. `lane` comes from left_lane.
 template <int HEAD_DIM>
 __device__ __forceinline__ void left_fragment(u32 (&a)[4], u32 lane, int row, int step) {
   ldmatrix_x4(a, fragment<HEAD_DIM>(lane, row, 2 * step));
 }
 
 // Loads 16 rows and the 16 columns of step `step` as the right operand, whose columns the rows become: b[0] and b[1]
-// are rows 0-7, b[2] and b[3] rows 8-15. `lane` is right_lane.
+// are rows 0-7, b[2] and b[3] rows 8-15. `lane` comes from right_lane.
 template <int HEAD_DIM>
 __device__ __forceinline__ void right_fragment(u32 (&b)[4], u32 lane, int row, int step) {
   ldmatrix_x4(b, fragment<HEAD_DIM>(lane, row, 2 * step));
 }
 
 // Computes c += a times the rows row .. row + 16 of a tile, for TILES * 8 columns from chunk `chunk` on (even if the
-// chunk numbers are XORed). `lane` is left_lane.
+// chunk numbers are XORed). `lane` comes from left_lane.
 template <int HEAD_DIM, int TILES>
 __device__ __forceinline__ void multiply_rows(float (&c)[TILES][4], const u32 (&a)[4], u32 lane, int row, int chunk = 0) {
 #pragma unroll

@@ -55,9 +55,9 @@ impl Gpu {
     ///
     /// # Errors
     /// The driver's error.
-    pub unsafe fn replay(&self, recorded: &GpuGraph) -> Result<(), CudaError> {
+    pub unsafe fn replay(&self, captured: &GpuGraph) -> Result<(), CudaError> {
         // SAFETY: the graph is live; the caller guarantees the addresses in it.
-        unsafe { self.driver.launch_graph(recorded.graph, self.stream) }
+        unsafe { self.driver.launch_graph(captured.graph, self.stream) }
     }
 }
 

@@ -21,7 +21,7 @@ pub(crate) fn blocks(symbol: &'static str, blocks: u64, threads: u32) -> Vec<Sta
 }
 
 /// Plans the launch of a kernel that copies `rows` rows of `cols` elements (`rows.cuh`). `vector` is the number of
-/// elements in 16 bytes. 8 to 256 threads copy one row, with four memory accesses each if the row is not longer; a
+/// elements in 16 bytes. 8 to 256 threads copy one row, four memory accesses per thread in short rows; a
 /// block of 256 threads copies several narrow rows.
 pub(crate) fn rows(symbol: &'static str, rows: u64, cols: u64, vector: u64) -> Vec<Stage> {
     if cols == 0 {

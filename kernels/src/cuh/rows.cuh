@@ -40,8 +40,9 @@ __device__ __forceinline__ void move_row(const E* src, E* dst, u32 cols, bool ve
 template <class E>
 __device__ __forceinline__ void clear_row(E* dst, u32 cols, bool vector) {
   if (vector) {
-    Words<16>* const words = reinterpret_cast<Words<16>*>(dst);
-    for (u32 at = threadIdx.x; at < cols / VECTOR<E>; at += blockDim.x) words[at] = Words<16>{};
+    for (u32 at = threadIdx.x; at < cols / VECTOR<E>; at += blockDim.x) {
+      reinterpret_cast<Words<16>*>(dst)[at] = Words<16>{};
+    }
   } else {
     for (u32 at = threadIdx.x; at < cols; at += blockDim.x) dst[at] = E{};
   }

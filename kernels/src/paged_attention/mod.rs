@@ -59,8 +59,8 @@ params! {
         pub kv_lens: Addr,
         /// i32 `[seqs, max_blocks]`: the pages of each sequence in order. Page numbers beyond its keys are not read.
         pub block_tables: Addr,
-        /// [`workspace`] bytes for the outputs, maxima and sums of segments. Null: one block of threads processes all
-        /// segments of its rows.
+        /// A workspace of [`workspace`] bytes for the outputs, maxima and sums of segments. Null: one block of
+        /// threads processes all segments of its rows.
         pub workspace: Addr,
         /// Number of new tokens of all sequences.
         pub tokens: u32,

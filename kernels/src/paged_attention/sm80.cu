@@ -175,7 +175,8 @@ __device__ __forceinline__ Part part_of(const Params& p, u64 row, u32 segment) {
 template <int D, int V, int STAGES, bool SPLIT>
 __device__ __forceinline__ void forward_bf16(const Params& p) {
   constexpr int ROWS = 64, SLICES = D / V;
-  constexpr int K_PITCH = (D / 8 | 1) * 8, V_PITCH = (V / 8 | 1) * 8;  // an odd number of 16-byte chunks: no bank conflicts
+  // Rows are an odd number of 16-byte chunks apart, so ldmatrix has no bank conflicts.
+  constexpr int K_PITCH = (D / 8 | 1) * 8, V_PITCH = (V / 8 | 1) * 8;
   constexpr bool KEEP_Q = SPLIT ? D <= 128 : D <= 80;
   Tile t;
   if (!find_tile<ROWS, SLICES>(p, t)) return;
@@ -256,12 +257,12 @@ __device__ __forceinline__ void forward_bf16(const Params& p) {
     }
     for (int block = segment; block < segment_end; ++block) {
       if (STAGES == 1) {
-        __syncthreads();  // all threads are done with the block before
+        __syncthreads();  // no thread still reads the previous block
         load_keys(block);
         cp_async_commit();
       }
       cp_async_wait<0>();
-      __syncthreads();  // this block has arrived, and all threads are done with the one before
+      __syncthreads();  // this block has arrived, and no thread still reads the previous one
       if (STAGES > 1 && block + 1 < t.end) {
         load_keys(block + 1);
         cp_async_commit();
@@ -470,7 +471,7 @@ __device__ __forceinline__ void forward_f32(const Params& p) {
           for (int j = 0; j < 4; ++j) probabilities[(y + r) * P_PITCH + x + 16 * j] = s[r][j];
         }
       }
-      __syncthreads();  // all threads are done with K
+      __syncthreads();  // no thread still reads K
       if (SHARE) {
         load_block<D, PITCH>(p, t, v_cache, slots, start, 0, v);
       } else if (block + 1 < t.end) {
@@ -508,7 +509,7 @@ __device__ __forceinline__ void forward_f32(const Params& p) {
           }
         }
       }
-      __syncthreads();  // all threads are done with V
+      __syncthreads();  // no thread still reads V
       if (SHARE && block + 1 < t.end) {
         load_block<D, PITCH>(p, t, k_cache, next, start + KEYS, 0, k);
         cp_async_commit();

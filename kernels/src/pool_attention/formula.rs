@@ -2,7 +2,7 @@
 
 /// The operands of one head: q `[d]`, k and v `[n, d]`.
 #[derive(Clone, Debug)]
-pub struct Head {
+pub struct HeadOperands {
     pub q: Vec<f64>,
     pub k: Vec<f64>,
     pub v: Vec<f64>,
@@ -10,7 +10,7 @@ pub struct Head {
 }
 
 /// Returns output and log-sum-exp.
-pub fn fwd(h: &Head) -> (Vec<f64>, f64) {
+pub fn fwd(h: &HeadOperands) -> (Vec<f64>, f64) {
     let d = h.q.len();
     let score = |k: &[f64]| h.scale * h.q.iter().zip(k).map(|(q, k)| q * k).sum::<f64>();
     let scores: Vec<f64> = h.k.chunks_exact(d).map(score).collect();
@@ -29,12 +29,12 @@ pub fn fwd(h: &Head) -> (Vec<f64>, f64) {
 }
 
 /// Returns the gradients of `sum(d_o · o)` for q, k and v, by central differences. `delta` is `d_o · o` computed from
-/// a rounded o. An error e of delta changes every `ds_j` by `−p_j e`, which is the gradient of an additional loss `−e
-/// · lse`.
-pub fn bwd(h: &Head, d_o: &[f64], delta: f64) -> [Vec<f64>; 3] {
+/// a rounded o. An error e of delta changes every `ds_j` by `−p_j e`, which is the gradient of an additional loss
+/// `−e · lse`.
+pub fn bwd(h: &HeadOperands, d_o: &[f64], delta: f64) -> [Vec<f64>; 3] {
     let dot = |o: &[f64]| o.iter().zip(d_o).map(|(o, d)| o * d).sum::<f64>();
     let e = delta - dot(&fwd(h).0);
-    let differences = |part: fn(&mut Head) -> &mut Vec<f64>| {
+    let differences = |part: fn(&mut HeadOperands) -> &mut Vec<f64>| {
         let mut moved = h.clone();
         let count = part(&mut moved).len();
         let mut at = |i: usize, value: f64| {

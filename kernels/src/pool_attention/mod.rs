@@ -1,8 +1,9 @@
 //! Attention pooling: one learned query (SigLIP's probe) attends to all tokens of an image.
 //!
-//! For each image (tokens `cu_seqlens[n] .. cu_seqlens[n + 1]`) and head: `s_j = scale · q · k_j`, `lse = ln Σ_j
-//! e^s_j`, `p_j = e^(s_j − lse)`, `o = Σ_j p_j v_j`. Gradient, with `δ = d_o · o` and `ds_j = scale · p_j (d_o · v_j
-//! − δ)`: `dv_j = p_j d_o`, `dk_j = ds_j q`, `dq = Σ ds_j k_j` over the tokens of all images.
+//! For each image (tokens `cu_seqlens[n] .. cu_seqlens[n + 1]`) and head:
+//! - forward: `s_j = scale · q · k_j`, `lse = ln Σ_j e^s_j`, `p_j = e^(s_j − lse)`, `o = Σ_j p_j v_j`
+//! - backward: `δ = d_o · o`, `ds_j = scale · p_j (d_o · v_j − δ)`, `dv_j = p_j d_o`, `dk_j = ds_j q`, and `dq = Σ ds_j
+//!   k_j` over the tokens of all images
 //!
 //! Shapes: q, dq T `[heads, head_dim]`, k, v, dk, dv T `[tokens, heads, head_dim]`, o, d_o T `[images, heads,
 //! head_dim]`, lse f32 `[images, heads]`, cu_seqlens i32 `[images + 1]` from 0 up to `tokens`, not decreasing. T is
@@ -133,7 +134,7 @@ fn stages_bwd([main, dq]: [&'static str; 2], p: &BwdParams) -> Vec<Stage> {
     stages
 }
 
-/// Makes the forward launch; `dtype` is T, F32 or BF16.
+/// Makes the forward launch; `dtype` is the type of q, k, v and o, F32 or BF16.
 pub fn fwd(dtype: DType, p: &FwdParams) -> Launch {
     let (row, size) = (p.heads as f64 * p.head_dim as f64, dtype.size() as f64);
     let (tokens, images) = (p.tokens as f64, p.images as f64);
@@ -142,7 +143,7 @@ pub fn fwd(dtype: DType, p: &FwdParams) -> Launch {
     Launch::kernel(by_dtype(dtype, &FWD_F32, &FWD_BF16), p, cost)
 }
 
-/// Makes the backward launch; `dtype` is T, F32 or BF16.
+/// Makes the backward launch; `dtype` is the type of q, k, v, o and their gradients, F32 or BF16.
 pub fn bwd(dtype: DType, p: &BwdParams) -> Launch {
     let (row, size) = (p.heads as f64 * p.head_dim as f64, dtype.size() as f64);
     let (tokens, images) = (p.tokens as f64, p.images as f64);

@@ -169,7 +169,8 @@ __device__ __forceinline__ void backward(const BwdParams& p) {
   load_columns(global<const T>(p.q) + head.column, d, q);
   load_columns(global<const T>(p.d_o) + head.pooled(), d, d_o);
   const float o = threadIdx.x < d ? to_f32(global<const T>(p.o)[head.pooled() + threadIdx.x]) : 0.0f;
-  const float delta = block_sum<THREADS>(d_o[threadIdx.x] * o, scratch);  // the barrier in block_sum makes all columns visible
+  // The barrier in block_sum also makes the columns of q and d_o visible to all threads.
+  const float delta = block_sum<THREADS>(d_o[threadIdx.x] * o, scratch);
   const float lse = global<const float>(p.lse)[blockIdx.x] * LOG2_E;
 
   float dq[UNITS<T>][V];

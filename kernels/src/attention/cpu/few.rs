@@ -10,7 +10,7 @@ use crate::Element;
 /// Multiplies `R` query rows by the keys of a block. Sums have the same order as those of
 /// [`SmallProduct`](super::product::SmallProduct).
 #[inline(always)]
-pub unsafe fn few_scores<V: Vector, T: Element, const R: usize>(
+pub unsafe fn scores_of_few_rows<V: Vector, T: Element, const R: usize>(
     s: &SequenceArrays<'_, T>,
     start: usize,
     keys: usize,

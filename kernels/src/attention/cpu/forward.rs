@@ -13,7 +13,7 @@
 #![allow(unsafe_code)]
 #![allow(unsafe_op_in_unsafe_fn)]
 
-use super::few::few_scores;
+use super::few::scores_of_few_rows;
 use super::product::SmallProduct;
 use super::vector::{LANES, Vector, VectorCode};
 use crate::{DType, Element};
@@ -359,10 +359,10 @@ unsafe fn segment<V: Vector, T: Element>(tile: &RowTile<'_, T>, index: usize, st
             }
             let q = scratch.q.add(row * d);
             match rows {
-                1 if few => few_scores::<V, T, 1>(s, start, keys, q, scratch.scores),
-                2 if few => few_scores::<V, T, 2>(s, start, keys, q, scratch.scores),
-                3 if few => few_scores::<V, T, 3>(s, start, keys, q, scratch.scores),
-                FEW if few => few_scores::<V, T, FEW>(s, start, keys, q, scratch.scores),
+                1 if few => scores_of_few_rows::<V, T, 1>(s, start, keys, q, scratch.scores),
+                2 if few => scores_of_few_rows::<V, T, 2>(s, start, keys, q, scratch.scores),
+                3 if few => scores_of_few_rows::<V, T, 3>(s, start, keys, q, scratch.scores),
+                FEW if few => scores_of_few_rows::<V, T, FEW>(s, start, keys, q, scratch.scores),
                 _ => V::product(&SmallProduct {
                     rows,
                     a: q,

@@ -34,12 +34,13 @@ use crate::{DType, Element, Team, simd_fn};
 use half::bf16;
 use std::cell::RefCell;
 
-/// Maximum number of units of k that are packed at a time: 64 packed rows of B then fill a quarter of a second-level
-/// cache.
+/// Maximum number of units (single k, or bf16 pairs of k) that are packed at a time: 64 packed rows of B then fill a
+/// quarter of a second-level cache.
 const UNITS: usize = 1024;
 /// Maximum number of rows of A that one task multiplies with its block of B.
 const TASK_ROWS: usize = 512;
-/// Maximum number of units per row for which A is read unpacked: longer rows would compete for few sets of the cache.
+/// Maximum number of units (f32 elements) per row for which A is read unpacked: longer rows would compete for few
+/// sets of the cache.
 const DIRECT_UNITS: usize = 512;
 /// From this number of tiles of A per thread on, every thread gets its own rows of A.
 const OWN_TILES: usize = 4;
@@ -55,7 +56,7 @@ const THIN_MOST: usize = 12;
 /// With fewer units of A than this, one thread packs all of them.
 const PACK_ALONE: usize = 16 << 10;
 
-/// How a unit of k is stored in an operand and how it is packed.
+/// A unit is one k, or two with bf16 pairs. The variants say how a unit is stored in an operand and how it is packed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Unit {
     /// An f32.

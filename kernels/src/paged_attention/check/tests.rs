@@ -34,12 +34,12 @@ proptest! {
         let got = packed(&model, &all, threads);
         prop_assert!(got[got.len() - want.len()..] == want, "packed");
 
-        // Computes it by a prefill of the whole prompt, before other prompts.
+        // Computes the sequence by a prefill of the whole prompt, before other prompts.
         let mut prompts = vec![(&me, len, len)];
         prompts.extend(others.iter().map(|t| (t, t.len, t.len)));
         prop_assert!(paged(&model, &prompts, threads, seed)[..want.len()] == want, "prefill");
 
-        // Computes it by chunked prefill while other sequences decode.
+        // Computes the sequence by chunked prefill while other sequences decode.
         let mut end = 0;
         while end < len {
             let new = chunk.min(len - end);

@@ -1,4 +1,4 @@
-use super::formula::Head;
+use super::formula::HeadOperands;
 use super::{BwdParams, FwdParams, ImageBatch, bwd, cases, formula, fwd};
 use crate::DType::{self, BF16, F32};
 use crate::checks::{Data, addr, addr_mut, checks, numbers, run};
@@ -100,14 +100,19 @@ impl Given {
     }
 
     /// Returns the operands of one head of an image.
-    fn head(&self, image: usize, head: usize) -> Head {
+    fn head(&self, image: usize, head: usize) -> HeadOperands {
         let (d, row) = (self.case.head_dim, self.case.heads * self.case.head_dim);
         let tokens = self.cu_seqlens[image] as usize..self.cu_seqlens[image + 1] as usize;
         let of = |x: &Data| -> Vec<f64> {
             let x = x.f64();
             tokens.clone().flat_map(|t| x[t * row + head * d..][..d].to_vec()).collect()
         };
-        Head { q: self.q.f64()[head * d..][..d].to_vec(), k: of(&self.k), v: of(&self.v), scale: self.scale() as f64 }
+        HeadOperands {
+            q: self.q.f64()[head * d..][..d].to_vec(),
+            k: of(&self.k),
+            v: of(&self.v),
+            scale: self.scale() as f64,
+        }
     }
 
     /// Calls f(index in an `[images, heads]` array, image, head) for every image and head.
