@@ -28,14 +28,19 @@ pub trait Blas: Send + Sync {
 }
 
 /// Returns a product as text for messages, such as `matmul_fwd [5, 7] over 9: bf16 x bf16 to f32`.
-pub fn describe_product(p: &Matmul) -> String {
+fn describe_product(p: &Matmul) -> String {
     let bias = if p.bias.is_null() { "" } else { " + bias" };
     let old = if p.accumulate { " + c" } else { "" };
     format!("{} [{}, {}] over {}: {} x {} to {}{bias}{old}", p.name(), p.m, p.n, p.k, p.a.dtype, p.b.dtype, p.c_dtype)
 }
 
+/// Returns the error that a product cannot be computed.
+pub(super) fn product_error(p: &Matmul, why: impl Into<String>) -> CudaError {
+    CudaError::Product { product: describe_product(p), why: why.into() }
+}
+
 /// Returns why cuBLASLt cannot compute this product; `None` if it can.
-pub fn unsupported_reason(p: &Matmul) -> Option<String> {
+pub(super) fn unsupported_reason(p: &Matmul) -> Option<String> {
     let types = [p.a.dtype, p.b.dtype, p.c_dtype];
     if p.a.dtype != p.b.dtype {
         return Some(format!("its operands have different types, {} and {}; cast one of them", p.a.dtype, p.b.dtype));

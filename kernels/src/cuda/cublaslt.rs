@@ -11,7 +11,7 @@
 #![allow(unsafe_code)]
 
 use super::algorithms::{Algorithms, ProductShape};
-use super::blas::{Blas, WORKSPACE, describe_product, unsupported_reason};
+use super::blas::{Blas, WORKSPACE, product_error, unsupported_reason};
 use super::error::CudaError;
 use super::types::Stream;
 use crate::DType;
@@ -214,10 +214,7 @@ impl CublasLt {
         let mut parts = Parts { functions: f, desc: null, layouts: [null; 3], preference: null };
         let check = |status: Status| match status {
             OK => Ok(()),
-            _ => Err(CudaError::Product {
-                product: describe_product(p),
-                why: format!("cuBLASLt: {}", status_name(status)),
-            }),
+            _ => Err(product_error(p, format!("cuBLASLt: {}", status_name(status)))),
         };
         let number = |set: Set, of: *mut c_void, which: c_int, value: &[u8]| {
             // SAFETY: `of` is live; the library copies `value`, which has the attribute's size.
@@ -265,8 +262,7 @@ impl CublasLt {
         };
         check(status)?;
         if count == 0 || found.state != OK {
-            let why = "cuBLASLt has no algorithm for it".into();
-            return Err(CudaError::Product { product: describe_product(p), why });
+            return Err(product_error(p, "cuBLASLt has no algorithm for it"));
         }
         let prepared = Prepared { desc: parts.desc, first, second, result, algorithm: found.algorithm };
         (parts.desc, parts.layouts) = (null, [null; 3]);
@@ -288,7 +284,7 @@ impl Blas for CublasLt {
 
     unsafe fn product(&self, p: &Matmul, workspace: u64, stream: Stream) -> Result<(), CudaError> {
         if let Some(why) = unsupported_reason(p) {
-            return Err(CudaError::Product { product: describe_product(p), why });
+            return Err(product_error(p, why));
         }
         let shape = ProductShape::new(p);
         let mut known = self.known.lock().unwrap_or_else(|e| e.into_inner());
@@ -327,10 +323,7 @@ impl Blas for CublasLt {
         };
         match status {
             OK => Ok(()),
-            _ => Err(CudaError::Product {
-                product: describe_product(p),
-                why: format!("cuBLASLt: {}", status_name(status)),
-            }),
+            _ => Err(product_error(p, format!("cuBLASLt: {}", status_name(status)))),
         }
     }
 }

@@ -145,7 +145,7 @@ impl Given {
     }
 }
 
-fn bits(data: &Data) -> Vec<u32> {
+pub(crate) fn bits(data: &Data) -> Vec<u32> {
     data.values().iter().map(|x| x.to_bits()).collect()
 }
 

@@ -36,7 +36,7 @@ impl Blas for FakeBlas {
     // cublasLtMatmul: operands are in GPU memory and aligned to their elements; the workspace is aligned to 16 bytes.
     unsafe fn product(&self, p: &Matmul, workspace: u64, stream: Stream) -> Result<(), CudaError> {
         if let Some(why) = blas::unsupported_reason(p) {
-            return Err(CudaError::Product { product: blas::describe_product(p), why });
+            return Err(blas::product_error(p, why));
         }
         let mut s = self.fake.0.state_unless_faulted("launching a product")?;
         let mut operands = vec![
@@ -49,8 +49,7 @@ impl Blas for FakeBlas {
             operands.push((p.bias.0, p.n * p.c_dtype.size(), p.c_dtype.size()));
         }
         if !operands.iter().all(|&(at, bytes, align)| at.is_multiple_of(align as u64) && s.is_backed(at, bytes)) {
-            let why = "cuBLASLt: CUBLAS_STATUS_INVALID_VALUE".into();
-            return Err(CudaError::Product { product: blas::describe_product(p), why });
+            return Err(blas::product_error(p, "cuBLASLt: CUBLAS_STATUS_INVALID_VALUE"));
         }
         self.known.lock().unwrap_or_else(|e| e.into_inner()).insert(ProductShape::new(p));
         s.enqueue("launching a product", stream, Op::Product(*p))

@@ -2,6 +2,7 @@
 
 use super::{Params, bytes_of_parts, fwd};
 use crate::DType::{BF16, F32};
+use crate::attention::check::bits;
 use crate::attention::formula::{self, Roundings};
 use crate::attention::{self, FwdParams, PackedBatch};
 
@@ -64,10 +65,6 @@ fn starts(lengths: impl Iterator<Item = usize>) -> Vec<i32> {
         starts.push(starts[starts.len() - 1] + len as i32);
     }
     starts
-}
-
-fn bits(data: &Data) -> Vec<u32> {
-    data.values().iter().map(|x| x.to_bits()).collect()
 }
 
 /// Returns the output bits of the packed causal forward pass ([`attention`]) over `sequences`.

@@ -1,6 +1,6 @@
 //! Checks of the attention kernels in CUDA, on the simulator or on a GPU.
 
-use super::{Given, cases};
+use super::{Given, bits, cases};
 use crate::DType::{BF16, F32};
 use crate::attention::formula::Roundings;
 use crate::attention::plan::on_tensor_cores;
@@ -151,7 +151,6 @@ pub(super) fn the_paged_kernel_gives_the_same_bits() {
             reserved: 0,
         };
         run_once(&paged_attention::fwd(dtype, &p, given.pairs(), len as f64));
-        let bits = |data: &Data| data.values().iter().map(|x| x.to_bits()).collect::<Vec<_>>();
         assert!(
             bits(&o) == bits(&paged_o),
             "paged and packed outputs differ: {dtype}, {len} keys, head_dim {head_dim}"
