@@ -1,5 +1,4 @@
-//! Builds the kernels' machine code into the binary where `REEL_KERNELS` names an archive that `reel kernels pack`
-//! wrote.
+//! Embeds the kernels' machine code in the binary if `REEL_KERNELS` names an archive that `reel kernels pack` wrote.
 
 use std::path::{Path, PathBuf};
 use std::{env, fs};

@@ -1,16 +1,15 @@
 //! Times matrix products and measures the limits of the machine, for scripts that alternate between this program and
-//! a peer. Reads one request a line and answers each with the median and the minimum seconds of its calls.
+//! a peer. Reads one request per line and answers each with the median and the minimum seconds of its calls.
 //!
 //! ```text
-//! threads 2
-//! product bf16 bf16 bf16 512 4864 896 24 10     A, B, C, m, n, k, copies of B used in turn, calls; bf16t, f32t: stored transposed
-//! limit f32 | limit bf16                        1e9 operations from registers, on all threads
-//! read                                          1e9 bytes from memory
-//! launch                                        an empty launch of one task a thread
+//! threads 2                                     uses two threads from now on
+//! product bf16 bf16 bf16 512 4864 896 24 10     dtypes of A, B and C; m, n, k; copies of B, used in turn; calls
+//!                                               (bf16t, f32t: the matrix is stored transposed)
+//! limit f32 | limit bf16                        time of 1e9 operations on registers, on all threads
+//! read                                          time to read 1e9 bytes from memory
+//! launch                                        time of an empty launch with one task per thread
 //! ```
 #![allow(unsafe_code)]
-// Arrays of registers.
-#![allow(clippy::needless_range_loop)]
 
 use reel_kernels::matmul::{Matmul, Operand};
 use reel_kernels::{Addr, DType, Launch, Team, launch, limits};
@@ -91,7 +90,7 @@ fn product(dtypes: [(DType, bool); 3], [m, n, k]: [usize; 3], copies: usize, cal
             accumulate: false,
             scale: 1.0,
         });
-        // SAFETY: arrays of the sizes that the product says, alive here.
+        // SAFETY: the arrays have the sizes that the product needs and outlive the call.
         time(|| unsafe { launch::run_on_cpu(&launch, team) })
     };
     for i in 0..2 {

@@ -50,14 +50,14 @@ pub fn time(gpu: &Gpu, example: &ExampleCall, runs: usize) -> Result<RunTimes, C
     Ok(RunTimes { seconds })
 }
 
-/// Seconds of each of `runs` runs of what `ask` launches, shortest first, after two warm-up runs. Caches are
-/// overwritten before each run.
-fn each_run(gpu: &Gpu, runs: usize, mut ask: impl FnMut() -> Result<(), CudaError>) -> Result<Vec<f64>, CudaError> {
+/// Times `runs` calls of `enqueue` after two warm-up calls and returns their seconds, shortest first. Caches are
+/// overwritten before each call.
+fn each_run(gpu: &Gpu, runs: usize, mut enqueue: impl FnMut() -> Result<(), CudaError>) -> Result<Vec<f64>, CudaError> {
     let flush = gpu.alloc(FLUSH)?;
     let mut seconds = Vec::new();
     for run in 0..runs + 2 {
         gpu.fill(&flush, run as u8)?;
-        let time = gpu.time(&mut ask)?;
+        let time = gpu.time(&mut enqueue)?;
         if run >= 2 {
             seconds.push(time);
         }
@@ -66,12 +66,12 @@ fn each_run(gpu: &Gpu, runs: usize, mut ask: impl FnMut() -> Result<(), CudaErro
     Ok(seconds)
 }
 
-/// Bytes of a product's arrays a, b and c.
+/// Bytes of the matrices a, b and c of a product.
 fn of_product(p: &Matmul) -> [usize; 3] {
     [p.m * p.k * p.a.dtype.size(), p.n * p.k * p.b.dtype.size(), p.m * p.n * p.c_dtype.size()]
 }
 
-/// The product with its arrays at these addresses.
+/// Returns the product with its matrices at the given addresses.
 fn at(p: &Matmul, [a, b, c]: [u64; 3]) -> Matmul {
     let mut p = *p;
     (p.a.addr, p.b.addr, p.c) = (Addr(a), Addr(b), Addr(c));
@@ -81,7 +81,7 @@ fn at(p: &Matmul, [a, b, c]: [u64; 3]) -> Matmul {
 /// Times an example product on a GPU, by cuBLASLt.
 ///
 /// # Errors
-/// An error of the library or of the GPU.
+/// Errors of cuBLASLt or of the GPU.
 pub fn time_product(gpu: &Gpu, blas: &dyn Blas, product: &Matmul, runs: usize) -> Result<RunTimes, CudaError> {
     let buffers = of_product(product).map(|bytes| normal_buffer(gpu, bytes.next_multiple_of(TILE)));
     let [a, b, c] = buffers;
@@ -136,7 +136,8 @@ pub fn time_on_cpu(team: &Team, example: &ExampleCall, runs: usize) -> RunTimes 
     RunTimes { seconds: each_run_on_cpu(runs, || unsafe { (example.launch.kernel.cpu)(&params, team) }) }
 }
 
-/// Seconds of each of `runs` runs, shortest first, after one warm-up run. Caches are overwritten before each run.
+/// Times `runs` calls of `work` after one warm-up call and returns their seconds, shortest first. Caches are
+/// overwritten before each call.
 fn each_run_on_cpu(runs: usize, mut work: impl FnMut()) -> Vec<f64> {
     let mut flush = vec![0u8; FLUSH];
     let mut seconds = Vec::new();
@@ -161,17 +162,17 @@ fn numbers_on_cpu(tile: &[u8], bytes: usize) -> Vec<Line> {
     buffer
 }
 
-/// Memory aligned to 64 bytes, as that of tensors.
+/// A unit of host memory with the alignment that tensors have: 64 bytes.
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C, align(64))]
 struct Line([u8; 64]);
 
-/// The address fields of a call that are not null.
+/// Returns the address parameters of a call that are not null.
 fn present(launch: &KernelLaunch) -> impl Iterator<Item = &'static Field> + '_ {
     launch.kernel.fields.iter().filter(|f| f.address && launch.params[f.offset..f.offset + 8] != [0; 8])
 }
 
-/// A call's parameters with addresses of allocated memory.
+/// Returns the call's parameters with each non-null address replaced by `address(field)`.
 fn with_operands<E>(
     launch: &KernelLaunch,
     mut address: impl FnMut(&'static Field) -> Result<u64, E>,
@@ -194,8 +195,8 @@ pub fn copy_seconds(gpu: &Gpu, bytes: usize, runs: usize) -> Result<f64, CudaErr
     Ok(least)
 }
 
-/// Bytes of an operand, and its contents. A call never accesses more of an operand than its total traffic, or than
-/// all rows of the vocabulary if ids select rows.
+/// Returns an operand's size in bytes and its contents. The size is an upper bound: a call accesses at most its total
+/// traffic, or the whole vocabulary if ids select rows.
 fn sized(launch: &KernelLaunch, field: &Field) -> (usize, Contents) {
     match contents(launch, field.name) {
         Contents::Words(words) => ((4 * words.len()).max(1 << 20), Contents::Words(words)),
@@ -203,14 +204,15 @@ fn sized(launch: &KernelLaunch, field: &Field) -> (usize, Contents) {
     }
 }
 
-/// Bytes of an operand of floating-point numbers.
+/// Returns an upper bound on the bytes of a floating-point operand.
 fn numbers(launch: &KernelLaunch) -> f64 {
     let field = |name| scalar(launch, name).unwrap_or(0) as f64;
     let rows_of_ids = field("vocab") * field("hidden") * 4.0;
     launch.cost.bytes.max(rows_of_ids).max(workspace(launch) as f64).max((64 << 20) as f64)
 }
 
-/// Bytes of a workspace, which does not count as traffic and may therefore be larger.
+/// Returns the bytes of the call's workspace, 0 without one. It does not count as traffic, so it may exceed
+/// `cost.bytes`.
 fn workspace(launch: &KernelLaunch) -> usize {
     let name = launch.kernel.name;
     if name.starts_with("linear_log_prob_fwd") {
@@ -244,7 +246,7 @@ fn normal_buffer(gpu: &Gpu, bytes: usize) -> Result<Buffer, CudaError> {
     Ok(buffer)
 }
 
-/// The contents of an operand.
+/// What an operand of a timed call is filled with.
 enum Contents {
     /// Normally distributed numbers, both when read as bf16 and as f32.
     Numbers,
@@ -252,7 +254,7 @@ enum Contents {
     Words(Vec<u32>),
 }
 
-/// Chooses the contents by the operand's name, with sizes from the call's fields.
+/// Chooses an operand's contents by its name; sizes come from the call's parameters.
 fn contents(launch: &KernelLaunch, name: &str) -> Contents {
     let field = |name: &str| scalar(launch, name).unwrap_or(0) as u32;
     let list = |count: u32, f: &dyn Fn(u32) -> u32| Contents::Words((0..count).map(f).collect());
@@ -290,7 +292,7 @@ fn contents(launch: &KernelLaunch, name: &str) -> Contents {
         "counted" => list(field("completions"), &|_| 1024),
         // About ln 8192, so that attention weights sum to about one.
         "lse" => list(product(rows, field("heads").max(1)), &|_| 9.5f32.to_bits()),
-        // The norm and the clip factor.
+        // Gradient norm and clipping factor.
         "clip" => list(2, &|_| 1f32.to_bits()),
         _ => Contents::Numbers,
     }
@@ -306,7 +308,7 @@ fn scalar(launch: &KernelLaunch, name: &str) -> Option<u64> {
     })
 }
 
-/// Bytes of numbers that are repeated throughout an operand.
+/// Bytes of the block of normally distributed numbers that is repeated throughout an operand.
 const TILE: usize = 8 << 20;
 
 /// bf16 numbers with about a standard normal distribution. Two neighbours read as one f32 have the sign and exponent
@@ -342,7 +344,7 @@ mod tests {
         }
     }
 
-    /// The code of device `cpu` runs on operands made the same way.
+    /// Device `cpu` runs and times the example calls on generated operands.
     #[test]
     fn the_processor_is_timed_too() {
         let folder = crate::catalogue::folder("grpo_loss").unwrap();
@@ -355,7 +357,7 @@ mod tests {
         }
     }
 
-    /// Integers that select addresses must be valid: every operand with an integer name gets words.
+    /// Indices select addresses, so generated ones must be in range.
     #[test]
     fn indices_stay_in_their_range() {
         for example in FOLDERS.iter().flat_map(|f| f.examples()) {

@@ -50,14 +50,14 @@ fn check_non_finite(name: &str, got: &[f32], want: &[f64]) -> Result<(), String>
 /// Default tolerance as a multiple of the error of one rounding; a kernel that needs more documents why.
 pub const OF_ONE: f64 = 2.5;
 
-/// Checks that the error of `got`, stored as `dtype`, is explained by the kernel's documented roundings and not much
-/// larger than one rounding. Errors are relative L2 distances from `exact`, the f64 formula.
+/// Checks that the error of `got`, stored as `dtype`, is explained by the kernel's documented roundings and is not
+/// much larger than one rounding. Errors are relative L2 distances from `exact`, the f64 formula.
 ///
-/// `with_roundings` is the formula with the kernel's roundings, without the one at the store. Two bounds must hold:
-/// 1.2 times the error of `with_roundings`, and `of_one` times ([`OF_ONE`]) the error of `exact` rounded once. In
-/// bf16 1e-6 is added for f32 sums and exponentials whose roundings are not modelled one by one. If few elements make
-/// up the norm, an error varies from case to case; the bounds are wider by six standard deviations of that (in bf16
-/// by one and by three).
+/// `with_roundings` is the formula with the kernel's roundings, except the one at the store. Two bounds must hold:
+/// 1.2 times the error of `with_roundings`, and `of_one` times (default: [`OF_ONE`]) the error of rounding `exact`
+/// once. In bf16, 1e-6 is added for f32 sums and exponentials whose roundings are not modelled one by one. If few
+/// elements make up the norm, the error varies from case to case; each bound is widened by six of its standard
+/// deviations (in bf16 by one and three).
 ///
 /// # Errors
 /// The first element where only one value is finite, or the bound that was exceeded and by how much.
@@ -82,8 +82,8 @@ pub fn rounded(
     // 1 / sqrt(n) if n elements of equal size made up the norm; larger if few elements dominate.
     let luck = finite().map(|(_, x)| (x / scale).powi(4)).sum::<f64>().sqrt();
     for (what, bound, times) in [("the documented roundings", documented, 1.2), ("one rounding", once, of_one)] {
-        // In bf16 the documented roundings give the kernel's value except for the few numbers halfway between two
-        // values.
+        // In bf16 the documented roundings give the kernel's value, except for the few numbers halfway between two
+        // bf16 values.
         let (deviations, unit) = match (dtype, times > 1.2) {
             (DType::BF16, false) => (1.0, 0.0),
             (DType::BF16, true) => (3.0, 2f64.powi(-9)),
@@ -152,11 +152,11 @@ mod tests {
         let off = |by: f64| exact.iter().map(|x| (x * (1.0 + by)) as f32).collect::<Vec<f32>>();
         let of = |got: &[f32], with: &[f64]| rounded("x", F32, got, with, &exact, OF_ONE);
         assert!(of(&off(0.0), &exact).is_ok());
-        // Within 2.5 roundings, but not documented.
+        // The error is below 2.5 roundings, but the documented roundings do not explain it.
         assert!(of(&off(5e-8), &exact).unwrap_err().contains("documented"));
         let with: Vec<f64> = exact.iter().map(|x| x * (1.0 + 5e-8)).collect();
         assert!(of(&off(5e-8), &with).is_ok());
-        // Documented, but too much.
+        // The documented roundings explain the error, but it is larger than allowed.
         let with: Vec<f64> = exact.iter().map(|x| x * (1.0 + 2e-7)).collect();
         assert!(of(&off(2e-7), &with).unwrap_err().contains("one rounding"));
         assert!(rounded("x", F32, &off(2e-7), &with, &exact, 9.0).is_ok());

@@ -1,5 +1,5 @@
-//! The least work of a launch, in operations and bytes; from it follows the least time, which measured times are
-//! compared with.
+//! The least arithmetic and memory traffic of a launch. Benchmarks compute the shortest possible time from it and
+//! compare measured times with that.
 
 /// Arithmetic and memory traffic of one launch, each operand read or written once.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

@@ -11,7 +11,8 @@ use crate::{DType, Team};
 /// Independent vector accumulators: enough to hide the latency of a multiply-add (four cycles, two issued per cycle),
 /// few enough to stay in 16 registers.
 const CHAINS: usize = 12;
-/// Multiply-adds of each accumulator in one timing: some milliseconds, so that waking a thread does not count.
+/// Multiply-adds of each accumulator in one timing. They take some milliseconds, so the time to wake a thread is
+/// negligible.
 const STEPS: usize = 1_000_000;
 /// Bytes read in one timing: more than any cache holds.
 const MEMORY: usize = 256 << 20;
@@ -51,7 +52,7 @@ fn at_once(team: &Team, task: impl Fn(usize) + Sync) {
     });
 }
 
-/// The highest rate among repeated calls.
+/// Returns `amount` divided by the shortest time of `calls` calls: the highest rate.
 fn best(calls: usize, call: impl Fn(), amount: f64) -> f64 {
     let seconds = (0..calls).map(|_| {
         let start = Instant::now();

@@ -9,13 +9,13 @@
 use crate::view::{Out, slice};
 use crate::{Addr, Team, simd_fn};
 
-/// Rows whose contributions to a column sum are added up before the sums of different parts meet.
+/// Rows of one part. A column sum is computed within each part first, then over the parts.
 pub(crate) const PART_ROWS: usize = 64;
 
-/// Elements of one task, about.
+/// Approximate number of elements that one task computes.
 const TASK: usize = 16 * 1024;
 
-/// Columns of one task that adds up the parts' sums.
+/// Columns that one task sums over the parts.
 const COLUMNS: usize = 512;
 
 simd_fn! {
@@ -36,7 +36,7 @@ impl RowValues {
     /// # Safety
     /// `addr` is null or covers `rows` elements that nothing else uses while this value lives.
     pub(crate) unsafe fn new(addr: Addr, rows: usize) -> RowValues {
-        // SAFETY: the caller guarantees it (see the function's safety section).
+        // SAFETY: `addr` is not null here, so it covers `rows` elements.
         RowValues((!addr.is_null()).then(|| unsafe { Out::new(addr, rows) }))
     }
 
@@ -46,7 +46,7 @@ impl RowValues {
     /// No other thread stores the value of this row.
     pub(crate) unsafe fn set(self, row: usize, value: f32) {
         if let Some(out) = self.0 {
-            // SAFETY: the caller guarantees it (see the function's safety section).
+            // SAFETY: no other thread stores the value of this row.
             let one = unsafe { out.part(row, 1) };
             one[0] = value;
         }
@@ -78,11 +78,11 @@ pub(crate) unsafe fn rows_with_column_sums<const N: usize>(
     each: impl Fn(usize, &mut [f32]) + Sync,
 ) {
     if targets[0].is_null() {
-        // Rows are independent, and a task need not be as large as a part.
+        // Without column sums the rows are independent, so a task may be smaller than a part.
         return self::rows(team, rows, cols, |row| each(row, &mut []));
     }
     let (parts, len) = (rows.div_ceil(PART_ROWS), N * cols);
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: the targets are not null here, so `partial` covers `parts * len` elements.
     let sums = unsafe { Out::<f32>::new(partial, parts * len) };
     team.run(parts, |part| {
         // SAFETY: parts do not overlap.
@@ -90,11 +90,10 @@ pub(crate) unsafe fn rows_with_column_sums<const N: usize>(
         sums.fill(0.0);
         (part * PART_ROWS..(part * PART_ROWS + PART_ROWS).min(rows)).for_each(|row| each(row, sums));
     });
-    // SAFETY: the caller guarantees it (see the function's safety section); the parts are written, nothing writes
-    // them any more.
+    // SAFETY: `partial` covers `parts * len` elements; all parts are written, and nothing writes them any more.
     let sums = unsafe { slice::<f32>(partial, parts * len) };
     for (t, target) in targets.into_iter().enumerate() {
-        // SAFETY: the caller guarantees it (see the function's safety section).
+        // SAFETY: each target covers `cols` elements.
         let target = unsafe { Out::<f32>::new(target, cols) };
         team.run(cols.div_ceil(COLUMNS), |task| {
             let (start, len) = (task * COLUMNS, COLUMNS.min(cols - task * COLUMNS));

@@ -5,7 +5,7 @@
 //! Layout here: key = the seed (low word, high word); counter = the index (low, high), then the stream (low, high). A
 //! stream is one use of random numbers (sampling, the rounding of one parameter); the index counts within a stream.
 
-/// Applies the ten rounds.
+/// Returns the four random words of a counter under a key, after Philox's ten rounds.
 pub const fn philox4x32_10(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
     let ([mut a, mut b, mut c, mut d], [mut k0, mut k1]) = (counter, key);
     let mut round = 0;

@@ -3,11 +3,11 @@
 
 use std::sync::OnceLock;
 
-/// Instruction sets that the code of device `cpu` is compiled for. The order of a sum may differ between two of them,
-/// never within one.
+/// Instruction sets that the code of device `cpu` is compiled for. The order of a sum may differ between two
+/// instruction sets, never within one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Isa {
-    /// The baseline of the target.
+    /// The compilation target's baseline instruction set.
     Plain,
     /// AVX2 and FMA.
     Avx2,
@@ -81,7 +81,7 @@ macro_rules! simd_fn {
 /// Number of lanes of the vectors that hold partial sums.
 pub const LANES: usize = 16;
 
-/// The sum of 16 lanes, always added in the same tree.
+/// Adds 16 lanes, always in the same tree order.
 #[inline(always)]
 pub fn sum_lanes(mut lanes: [f32; LANES]) -> f32 {
     for width in [8, 4, 2, 1] {
@@ -122,7 +122,7 @@ pub fn exp(x: f32) -> f32 {
     if x.is_nan() { x } else { y }
 }
 
-/// A multiply-add: fused (one rounding) if the target has the instruction, never a library call.
+/// A multiply-add with two roundings: `f32::mul_add` would call a slow library function where the CPU lacks FMA.
 trait MulAddFast {
     fn mul_add_fast(self, a: f32, b: f32) -> f32;
 }

@@ -20,20 +20,20 @@ pub enum SimulateError {
     /// The source does not compile.
     #[error(transparent)]
     Compile(#[from] CompileError),
-    /// The PTX is not understood.
+    /// The simulator cannot parse the PTX.
     #[error("{symbol}: {error}")]
     Program {
-        /// The kernel.
+        /// Symbol of the kernel, or name of the source.
         symbol: &'static str,
-        /// Why.
+        /// The parser's error.
         error: ProgramError,
     },
-    /// The plan asks for what no GPU has.
+    /// The stage's grid, block or shared memory exceeds what any GPU has.
     #[error("{symbol}: {error}")]
     Launch {
-        /// The kernel.
+        /// Symbol of the kernel.
         symbol: &'static str,
-        /// Why.
+        /// The limit that the stage exceeds.
         error: LaunchError,
     },
     /// A tensor map breaks a rule, or has no place.
@@ -44,32 +44,32 @@ pub enum SimulateError {
     Encoding(InvalidTensorMap),
 }
 
-/// What came of one stage of a launch.
+/// The result of one simulated stage of a launch.
 #[derive(Clone, Debug)]
 pub struct SimulatedStage {
-    /// Which launch.
+    /// The stage that ran.
     pub stage: Stage,
-    /// Mistakes.
+    /// Defects that the simulator found.
     pub findings: Vec<Finding>,
-    /// What is worth knowing and no mistake.
+    /// Observations that are no defects.
     pub notes: Vec<String>,
-    /// Counts.
+    /// Instruction and memory access counts.
     pub counters: Counters,
 }
 
-/// A parsed translation unit with its kernels, decoded as they are asked for.
+/// A parsed PTX module; each kernel is decoded when it is first used.
 pub struct SimulatedUnit {
     program: Program,
     kernels: Mutex<HashMap<&'static str, Arc<program::Kernel>>>,
 }
 
 impl SimulatedUnit {
-    /// Of a parsed program.
+    /// Wraps a parsed PTX program.
     pub fn new(program: Program) -> SimulatedUnit {
         SimulatedUnit { program, kernels: Mutex::default() }
     }
 
-    /// Of a source for an architecture; compiled and parsed once a process.
+    /// Compiles and parses a CUDA source for an architecture, once per process.
     pub fn of_source(source: &'static crate::Source, sm: u32) -> Result<Arc<SimulatedUnit>, SimulateError> {
         type Units = Mutex<HashMap<(&'static str, u32), Arc<SimulatedUnit>>>;
         static UNITS: OnceLock<Units> = OnceLock::new();
@@ -85,12 +85,12 @@ impl SimulatedUnit {
         Ok(unit)
     }
 
-    /// The program.
+    /// The parsed PTX program.
     pub fn program(&self) -> &Program {
         &self.program
     }
 
-    /// One of its kernels.
+    /// Returns the kernel with this symbol, decoding it at the first call.
     pub fn kernel(&self, symbol: &'static str) -> Result<Arc<program::Kernel>, SimulateError> {
         let mut kernels = self.kernels.lock().expect("no panic while it is held");
         if let Some(found) = kernels.get(symbol) {
@@ -102,8 +102,8 @@ impl SimulatedUnit {
         Ok(kernel)
     }
 
-    /// Runs all stages of a launch, whose symbols this unit has, on `memory`, whose buffers lie at the addresses in its
-    /// parameters.
+    /// Runs all stages of a launch on `memory`, which holds buffers at the addresses in the launch's parameters. The
+    /// unit must contain the kernels of all stages.
     pub fn run(
         &self,
         launch: &KernelLaunch,
@@ -140,7 +140,7 @@ impl SimulatedUnit {
     }
 }
 
-/// The GPU whose limits a run for this architecture takes.
+/// Returns the limits of a GPU of this architecture, which a simulated run checks.
 pub fn gpu(arch: &Arch) -> GpuSpec {
     GpuSpec {
         shared_per_block: arch.shared_per_block,
@@ -149,7 +149,7 @@ pub fn gpu(arch: &Arch) -> GpuSpec {
     }
 }
 
-/// Runs all stages of a launch on `memory`, whose buffers lie at the addresses in its parameters.
+/// Runs all stages of a launch on `memory`, which holds buffers at the addresses in the launch's parameters.
 pub fn run(
     launch: &KernelLaunch,
     arch: &Arch,
@@ -162,11 +162,11 @@ pub fn run(
     SimulatedUnit::of_source(launch.kernel.source, arch.sm)?.run(launch, arch, memory, options)
 }
 
-/// A plain matrix product on copies of its operands: host pointers to simulated memory would not be aligned, nor
-/// checked.
+/// Computes a matrix product on host copies of its operands. Host pointers into simulated memory might not be
+/// aligned, and accesses through them would not be checked.
 ///
 /// # Errors
-/// Which operand is not there, was never written or may not be written, and what that means, in one line.
+/// One line that names the operand that is missing, was never written or may not be written.
 pub fn product(m: &Matmul, memory: &mut SimMemory, team: &Team) -> Result<(), String> {
     let read = |what: &str, at: Addr, dtype: DType, count: usize| {
         let bytes = memory.read(at.0, count * dtype.size());
@@ -195,7 +195,7 @@ pub fn product(m: &Matmul, memory: &mut SimMemory, team: &Team) -> Result<(), St
     Err(format!("{}: c: {what}; [{}, {}] of {} at {:#x}", m.name(), m.m, m.n, m.c_dtype, m.c.0))
 }
 
-/// Bytes where every element type is aligned.
+/// Copies bytes into memory that is aligned for every element type.
 fn aligned(bytes: &[u8]) -> Vec<u64> {
     let mut words = vec![0; bytes.len().div_ceil(8)];
     bytemuck::cast_slice_mut(&mut words)[..bytes.len()].copy_from_slice(bytes);

@@ -7,10 +7,10 @@
 //!     return when `done` has counted every task
 //! ```
 //!
-//! The thread that runs a task never changes its result: a task owns its outputs and its order of summation. Every
-//! launch gives a thread the same range, so most of what it reads is in the cache of its own core. Workers spin for a
-//! short while between launches (a decode step has hundreds, microseconds apart), then sleep. A launch ends when its
-//! tasks are done; a worker that the system has suspended does not delay it.
+//! A task owns its outputs and its order of summation, so its result does not depend on the thread that runs it.
+//! Every launch gives a thread the same range, so most of what it reads is in the cache of its own core. Workers spin
+//! for a short while between launches (a decode step has hundreds, microseconds apart), then sleep. A launch ends
+//! when its tasks are done; a worker that the system has suspended does not delay it.
 #![allow(unsafe_code)]
 
 use std::any::Any;
@@ -21,10 +21,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 
-/// Times that a worker checks for work before it sleeps: some hundred microseconds.
+/// Number of checks for work before a worker sleeps: some hundred microseconds in all.
 const LOOKS: usize = 6_000;
-/// Every so many checks, a worker yields to other threads: with more threads than cores, the awaited one may be among
-/// them.
+/// A waiting thread yields its core once per this many checks: with more threads than cores, the thread that it waits
+/// for may need the core.
 const YIELD: usize = 64;
 
 thread_local! {
@@ -34,19 +34,19 @@ thread_local! {
 
 type Task<'a> = dyn Fn(usize) + Sync + 'a;
 
-/// On a cache line of its own.
+/// A value on a cache line of its own, so that writes to other values do not slow it down.
 #[repr(align(128))]
 struct Alone<T>(T);
 
 /// A job number (upper half; it only grows) and the number of tasks left in a thread's share (lower half). A thread
-/// owns a task once it has decremented the lower half by compare-and-swap, which also proves that what it read of the
-/// job belongs to this job.
+/// owns a task once it has decremented the lower half by compare-and-swap. The swap also proves that the task pointer
+/// and the count, which it read before, belong to this job.
 type Share = Alone<AtomicU64>;
 
 struct Shared {
     /// Number of the current job.
     job: Alone<AtomicU64>,
-    /// The tasks that each thread begins with.
+    /// For each thread, the number of tasks left in the range that it begins with.
     shares: Vec<Share>,
     /// Number of finished tasks of the current job.
     done: Alone<AtomicUsize>,
@@ -65,7 +65,7 @@ struct Shared {
 pub struct Team {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
-    /// Locked during a job: a second caller waits.
+    /// Locked while a job runs, so that a second caller waits.
     running: Mutex<()>,
 }
 
@@ -106,11 +106,11 @@ impl Team {
         self.workers.len() + 1
     }
 
-    /// Calls `task(0) … task(count - 1)`, each once, on any thread, and returns when all are done. Called inside of a
-    /// task, it runs all of its tasks on the calling thread.
+    /// Calls `task(0) … task(count - 1)`, each once, on any thread, and returns when all are done. A call from within
+    /// a task runs all of its tasks on the calling thread.
     ///
     /// # Panics
-    /// If a task panics, after all others are done; with 2^32 tasks or more.
+    /// If a task panics (after all other tasks are done), or with 2^32 tasks or more.
     pub fn run(&self, count: usize, task: impl Fn(usize) + Sync) {
         if count <= 1 || self.workers.is_empty() || IN_TASK.get() {
             (0..count).for_each(task);
@@ -155,7 +155,7 @@ fn span(index: usize, n: usize, count: usize) -> Range<usize> {
     index * count / n..(index + 1) * count / n
 }
 
-/// Between two looks.
+/// Waits briefly between two checks for work; `looks` counts the checks.
 fn pause(looks: usize) {
     if looks.is_multiple_of(YIELD) {
         std::thread::yield_now();
@@ -199,8 +199,8 @@ impl Shared {
                 std::hint::spin_loop();
                 continue;
             }
-            // SAFETY: this task was not taken when the share was swapped, so the job was not done, so the words were
-            // its own and stay so, with what they point to, until `done` has counted this task.
+            // SAFETY: the swap succeeded, so this task was not taken before and its job was not done. So the words
+            // belong to this job, and what they point to lives until `done` has counted this task.
             let task = unsafe { std::mem::transmute::<[usize; 2], &Task<'_>>(words) };
             let next = span(index, self.shares.len(), count).end - left;
             IN_TASK.set(true);
@@ -213,7 +213,7 @@ impl Shared {
         }
     }
 
-    /// A worker's life.
+    /// The main loop of worker `index`: runs jobs until the team is dropped.
     fn work(&self, index: usize) {
         let mut seen = 0;
         let idle = |seen: u64| self.job.0.load(Ordering::SeqCst) == seen && !self.stop.load(Ordering::SeqCst);
@@ -235,7 +235,7 @@ impl Shared {
             if self.stop.load(Ordering::SeqCst) {
                 return;
             }
-            // A later job may have begun meanwhile and its tasks been taken too; then the next check finds none.
+            // A later job may have begun meanwhile, and its tasks may be taken already; then `take_tasks` finds none.
             seen = self.job.0.load(Ordering::SeqCst);
             self.take_tasks(index);
         }

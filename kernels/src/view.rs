@@ -11,7 +11,7 @@ pub unsafe fn slice<'a, T>(addr: Addr, len: usize) -> &'a [T] {
     if len == 0 {
         return &[];
     }
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `addr` is a host address of `len` initialised, aligned elements.
     unsafe { std::slice::from_raw_parts(addr.0 as *const T, len) }
 }
 
@@ -31,7 +31,7 @@ impl<T> Out<T> {
     /// The array of `len` elements at `addr`.
     ///
     /// # Safety
-    /// `addr` is a host address of `len` aligned elements that only users of this view touch while it lives.
+    /// `addr` is a host address of `len` aligned elements that only users of this view access while it lives.
     pub unsafe fn new(addr: Addr, len: usize) -> Out<T> {
         Out { base: addr.0 as *mut T, len }
     }

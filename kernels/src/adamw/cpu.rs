@@ -61,7 +61,7 @@ simd_fn! {
 /// # Safety
 /// The address is null or covers two f32.
 unsafe fn clip_factor(p: &Params) -> f32 {
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `clip` is null (then no elements are read) or covers two f32.
     let clip = unsafe { slice::<f32>(p.clip, if p.clip.is_null() { 0 } else { 2 }) };
     clip.get(1).copied().unwrap_or(1.0)
 }

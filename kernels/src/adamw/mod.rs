@@ -244,7 +244,7 @@ pub fn join_master(params: &JoinParams) -> Launch {
     Launch::kernel(&JOIN, params, Cost { flops: 0.0, bytes: 8.0 * params.n as f64 })
 }
 
-/// Numbers of weights that tests and benches share.
+/// Numbers of weights that the checks use.
 pub fn cases() -> Vec<usize> {
     vec![0, 1, 17, 8191, 3 * 8192 + 5]
 }

@@ -3,24 +3,25 @@
 //   g' = g * factor;  m = m + rest1 (g' - m);  v = beta2 v + rest2 (g' g')
 //   w = w * decay - step_size * (m / (sqrt(v) / root_bias2 + eps))
 //   decay = f32(1 - lr wd), step_size = f32(lr / bias1), root_bias2 = f32(sqrt(bias2)), each computed in f64
-//   bf16 moments: bits = (bits + 16 random bits) >> 16;  8-bit moments: codes and scales of mod.rs, rounded by 16 random bits
+//   bf16 moments: bits = (bits + 16 random bits) >> 16
+//   8-bit moments: codes and scales of mod.rs, rounded by 16 random bits
 //   split: hi = (bits + 0x8000) >> 16, low = bits & 0xffff;  join: bits = (hi << 16) + (signed) low
 //
 // Shapes and limits: mod.rs. Numerics: every operation above rounds to f32 once, none is fused, so the bits equal the
-// CPU's. Grid: 2048 weights a block (map.cuh); 16 bytes an access of m, v, g and f32 weights, 8 bytes of the halves
-// of split weights. 8-bit moments: a warp owns a block of 256 weights, a lane eight of them, so that one Philox call
-// serves one lane. Bound: memory.
+// CPU's. Grid: 2048 weights per block (map.cuh). An access has 16 bytes of m, v, g or f32 weights, or 8 bytes of a
+// half of split weights. 8-bit moments: a warp owns a block of 256 weights and a lane eight of them, so that one
+// Philox call serves one lane. Bound: memory.
 
 #include "cuh/map.cuh"
 #include "cuh/math.cuh"
 #include "cuh/philox.cuh"
 #include "cuh/warp.cuh"
 
-// One operation with one rounding, which the compiler must not fuse with another.
+// One operation with one rounding, which the compiler must not fuse with another operation.
 __device__ __forceinline__ float mul(float a, float b) { return __fmul_rn(a, b); }
 __device__ __forceinline__ float add(float a, float b) { return __fadd_rn(a, b); }
 
-// The high and low halves of V split weights, and their joined f32 bits.
+// Loads the high or the low halves of V split weights, one half per 32-bit word.
 template <int V>
 __device__ __forceinline__ void load_halves(const u16* p, u32 (&half)[V]) {
   if constexpr (V == 1) {
@@ -55,7 +56,7 @@ __device__ __forceinline__ void split(float x, u32& hi, u32& low) {
   low = nan ? 0 : bits & 0xffff;
 }
 
-// Loads and stores f32 weights; `Split` does so for split ones.
+// Loads and stores f32 weights; `Halves` does the same for split weights.
 struct Plain {
   float* w;
 
@@ -147,7 +148,7 @@ struct Step {
   }
 };
 
-// Random bits for the weights 8 group .. 8 group + 8: 16 bits each, moment 0 for m and 1 for v.
+// 16 random bits for each of the weights 8 group .. 8 group + 8; `moment` is 0 for m, 1 for v.
 struct Draws {
   PhiloxWords words;
 
@@ -239,7 +240,7 @@ struct Scale {
 
   __device__ __forceinline__ explicit Scale(float x) : largest(x), inverse(__frcp_rn(x)), ordinary(x > 1e-25f && x < 1e25f) {}
 
-  // NaN if the scale is 0 or NaN.
+  // x divided by the scale; NaN if the scale is 0 or NaN.
   __device__ __forceinline__ float share(float x) const {
     return ordinary ? quotient(x, largest, inverse) : __fdiv_rn(x, largest);
   }
@@ -254,7 +255,7 @@ __device__ __forceinline__ int code(float magnitude, const Scale& scale, u32 dra
   return below + (mul(static_cast<float>(draw), add(high, -low)) < mul(65536.0f, add(x, -low)));
 }
 
-// The larger, NaN if one is.
+// The larger of two numbers, or NaN if one of them is NaN.
 __device__ __forceinline__ float max_nan(float a, float b) {
   float most;
   asm("max.NaN.f32 %0, %1, %2;" : "=f"(most) : "f"(a), "f"(b));
@@ -267,7 +268,7 @@ __device__ __forceinline__ float warp_max_nan(float x) {
   return x;
 }
 
-// Loads eight bytes, of which the first `count` exist.
+// Loads the first `count` of eight bytes; the others are 0.
 __device__ __forceinline__ void load_bytes(const u8* p, u32 count, bool vector, u32 (&byte)[8]) {
   if (vector && count == 8) {
     const Words<8> words = *reinterpret_cast<const Words<8>*>(p);

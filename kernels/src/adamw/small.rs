@@ -23,7 +23,7 @@ impl Step {
     /// # Safety
     /// `clip` is null or covers two f32.
     unsafe fn new(p: &SmallParams) -> Step {
-        // SAFETY: the caller guarantees it (see the function's safety section).
+        // SAFETY: `clip` is null (then no elements are read) or covers two f32.
         let clip = unsafe { slice::<f32>(p.clip, if p.clip.is_null() { 0 } else { 2 }) };
         Step {
             factor: clip.get(1).copied().unwrap_or(1.0),
@@ -75,14 +75,14 @@ fn stochastic_code(x: f32, root: f32, last: i32, draw: u16, value: impl Fn(i32) 
     below + ((draw as f32) * (high - low) < 65536.0 * (x - low)) as i32
 }
 
-/// The code of m, of a scale.
+/// Returns the stochastically rounded code of the first moment `m` in a block whose scale is `scale`.
 pub(super) fn first_code(m: f32, scale: f32, draw: u16) -> i8 {
     let x = m.abs() / scale;
     let c = stochastic_code(x, 127.0 * x.sqrt(), 127, draw, |c| first(c as i8));
     if m < 0.0 { -c as i8 } else { c as i8 }
 }
 
-/// The code of v, of a scale.
+/// Returns the stochastically rounded code of the second moment `v` in a block whose scale is `scale`.
 pub(super) fn second_code(v: f32, scale: f32, draw: u16) -> u8 {
     let x = v / scale;
     stochastic_code(x, 255.0 * x.sqrt().sqrt(), 255, draw, |c| second(c as u8)) as u8
@@ -99,7 +99,7 @@ trait Weights: Copy + Send + Sync {
     /// The addresses cover `n` weights.
     unsafe fn new(p: &SmallParams, n: usize) -> Self;
     /// # Safety
-    /// No other thread accesses these weights meanwhile.
+    /// No other thread accesses the weights `at .. at + len` meanwhile.
     unsafe fn update(&self, at: usize, len: usize, step: impl FnMut(usize, f32) -> f32);
 }
 
@@ -113,7 +113,7 @@ impl Weights for Plain {
     }
 
     unsafe fn update(&self, at: usize, len: usize, mut step: impl FnMut(usize, f32) -> f32) {
-        // SAFETY: the caller guarantees it (see the function's safety section).
+        // SAFETY: no other thread accesses these weights.
         let part = unsafe { self.0.part(at, len) };
         part.iter_mut().enumerate().for_each(|(i, w)| *w = step(i, *w));
     }
@@ -129,7 +129,7 @@ impl Weights for Halves {
     }
 
     unsafe fn update(&self, at: usize, len: usize, mut step: impl FnMut(usize, f32) -> f32) {
-        // SAFETY: the caller guarantees it (see the function's safety section).
+        // SAFETY: no other thread accesses these weights.
         let (hi, low) = unsafe { (self.0.part(at, len), self.1.part(at, len)) };
         for (i, (hi, low)) in hi.iter_mut().zip(low).enumerate() {
             let (h, l) = split(step(i, join(hi.to_bits(), *low)));

@@ -1,6 +1,6 @@
 //! The definition of `advance`, one row at a time.
 
-/// What the host knows of a row.
+/// The state of one row of a decode step, as the kernel's arrays hold it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Row {
     pub id: i64,
@@ -11,7 +11,7 @@ pub struct Row {
     pub slot: i64,
     pub draw: i64,
     pub history: Vec<i64>,
-    /// Entries of `history` that are in use.
+    /// Number of tokens in `history`.
     pub history_len: usize,
 }
 

@@ -10,9 +10,9 @@
 //!         slots[r] = block_tables[r, n / page] * page + n % page   // where the next step writes key n
 //! ```
 //!
-//! So the host can enqueue a step before it has read the tokens of the one before. A row that has ended costs almost
-//! nothing: [`crate::kv_write`] skips slot −1, and [`crate::paged_attention`] skips sequences without keys. Rows not
-//! in use keep their state. Exact integers. Bound: latency; a few words a row.
+//! So the host can enqueue a step before it has read the tokens of the previous step. A row that has ended costs
+//! almost nothing: [`crate::kv_write`] skips slot −1, and [`crate::paged_attention`] skips sequences without keys.
+//! Rows not in use keep their state. All numbers are exact integers. Bound: latency; a few words per row.
 
 pub(crate) mod check;
 mod cpu;
@@ -49,7 +49,7 @@ params! {
         pub rows: u32,
         /// Row length of `block_tables`.
         pub max_blocks: u32,
-        /// Tokens of a page.
+        /// Tokens per cache block.
         pub page: u32,
         /// Maximum history length; 0: no history is kept.
         pub history_cols: u32,
@@ -63,7 +63,7 @@ kernel_folder! {
 
 kernel!(pub ADVANCE, "advance", Params, cpu::advance, &SOURCE, geometry);
 
-/// A thread a row.
+/// One thread per row.
 fn geometry(p: &Params, _: &Arch) -> Vec<Stage> {
     match p.rows.div_ceil(128) {
         0 => Vec::new(),
@@ -71,7 +71,7 @@ fn geometry(p: &Params, _: &Arch) -> Vec<Stage> {
     }
 }
 
-/// The launch.
+/// Launches the kernel.
 pub fn advance(params: &Params) -> Launch {
     let words = if params.history_cols == 0 { 12.0 } else { 15.0 };
     Launch::kernel(&ADVANCE, params, Cost { flops: 0.0, bytes: 4.0 * words * params.rows as f64 })

@@ -1,10 +1,10 @@
-// The end of a decode step: each row takes its sampled token; formula and shapes: mod.rs.
+// The end of a decode step: each row takes its sampled token. Formula and shapes: mod.rs.
 //
-// Grid: one thread a row.
+// Grid: one thread per row.
 //
 //   if kv_lens[r] > 0: append to the history; end the row, or update id, position, counter, length and cache slot
 //
-// Exact. Bound: latency of one dependent load (the block table's entry).
+// Exact integers. Bound: latency of one dependent load (the block table's element).
 #include "cuh/base.cuh"
 
 extern "C" __global__ void __launch_bounds__(128) advance(const __grid_constant__ Params p) {

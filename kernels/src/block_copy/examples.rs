@@ -5,7 +5,7 @@ use crate::folder::{Calls, HEAD_DIM, KV_HEADS, PLACEHOLDER, Sizes};
 
 /// Example calls, each with its size in words.
 pub(crate) fn examples(_: &Sizes) -> Calls {
-    // A block of 64 tokens, 4 heads of 128 in bf16, in units of 16 bytes.
+    // A block of 64 tokens with 4 heads of 128 elements in bf16, in units of 16 bytes.
     let units = 64 * KV_HEADS * HEAD_DIM * 2 / 16;
     let p = block_copy::Params { k_cache: PLACEHOLDER, v_cache: PLACEHOLDER, pairs: PLACEHOLDER, count: 64, units };
     vec![("64 blocks of 64 tokens, 4 heads of 128 in bf16", block_copy::copy(&p))]

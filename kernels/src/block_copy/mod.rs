@@ -19,9 +19,9 @@ params! {
         pub k_cache: Addr,
         /// `[blocks, units]` of 16 bytes each, read and written.
         pub v_cache: Addr,
-        /// i32 `[count, 2]`: from, to.
+        /// i32 `[count, 2]`: source block, destination block.
         pub pairs: Addr,
-        /// Pairs.
+        /// Number of pairs.
         pub count: u32,
         /// Units of 16 bytes in one block of one cache.
         pub units: u32,
@@ -36,7 +36,7 @@ kernel_folder! {
 
 kernel!(pub COPY, "block_copy", Params, cpu::copy, &SOURCE, geometry);
 
-/// One thread block for 1024 units of one cache block in one cache.
+/// One thread block per 1024 units of a cache block, for each cache.
 fn geometry(p: &Params, _: &Arch) -> Vec<Stage> {
     match p.count * 2 * p.units.div_ceil(1024) {
         0 => Vec::new(),
@@ -44,7 +44,7 @@ fn geometry(p: &Params, _: &Arch) -> Vec<Stage> {
     }
 }
 
-/// The launch.
+/// Launches the copy of all pairs in both caches.
 pub fn copy(params: &Params) -> Launch {
     let bytes = 2.0 * 2.0 * 16.0 * params.count as f64 * params.units as f64 + 8.0 * params.count as f64;
     Launch::kernel(&COPY, params, Cost { flops: 0.0, bytes })

@@ -1,6 +1,6 @@
 // Copies blocks of the key cache and the value cache; shapes: mod.rs.
 //
-// A thread block copies CHUNK bytes of one pair in one cache, 16 bytes an access, four accesses in flight a thread.
+// A thread block copies CHUNK units of one pair in one cache. A thread makes four accesses of 16 bytes at a time.
 //
 //   for each 16 bytes of the chunk: to[i] = from[i]
 //

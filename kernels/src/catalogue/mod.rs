@@ -7,7 +7,7 @@ pub use crate::FOLDERS;
 pub use crate::folder::{ExampleCall, KernelFolder, SizeError, Sizes};
 pub use products::{ExampleProduct, products};
 
-/// The folder with this name.
+/// Returns the kernel folder with this name.
 pub fn folder(name: &str) -> Option<&'static KernelFolder> {
     FOLDERS.iter().find(|f| f.name == name)
 }
@@ -21,8 +21,8 @@ mod tests {
     use std::fs;
     use std::path::Path;
 
-    /// The names that `kernel!(pub X, "name", …)` declares in the text of a module; none if the module wraps
-    /// `kernel!` in its own macro.
+    /// Returns the names that `kernel!(pub X, "name", …)` declares in a module's text; none if the module calls
+    /// `kernel!` in a macro of its own.
     fn declared(module: &str) -> BTreeSet<&str> {
         let calls = module.split("kernel!(").skip(1).filter(|rest| !rest.starts_with("pub $"));
         calls.filter_map(|rest| rest.split('"').nth(1)).collect()

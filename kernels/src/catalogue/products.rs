@@ -14,16 +14,13 @@ pub struct ExampleProduct {
     pub size: String,
     /// Element type of the operands.
     pub dtype: DType,
-    /// The call.
+    /// The matrix product to time.
     pub product: Matmul,
 }
 
-/// The three products of a linear layer with input `[m, k]` and weight `[n, k]` (forward, gradient of the input,
-/// gradient of the weight) in both element types, with the layouts of training. The gradient of the weight is added
-/// to an f32 array. Sizes: m, n, k.
-///
-/// # Errors
-/// An unknown size, or one that the products do not support.
+/// Returns the three products of a linear layer with input `[m, k]` and weight `[n, k]` (forward, gradient of the
+/// input, gradient of the weight) in both element types, with the layouts of training. The gradient of the weight is
+/// added to an f32 array.
 pub fn products(sizes: &Sizes) -> Result<Vec<ExampleProduct>, SizeError> {
     let usual = Sizes::default();
     all(&usual);

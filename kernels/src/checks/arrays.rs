@@ -10,22 +10,23 @@ use std::collections::BTreeMap;
 /// One array of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Array {
-    /// Host address.
+    /// Host address of the first byte.
     pub at: u64,
     /// Length in bytes.
     pub bytes: usize,
     /// Name of the element type, for example `f32`.
     pub element: &'static str,
-    /// Whether a kernel may read it: an input, or an array that an earlier launch has written.
+    /// Whether its contents are defined, so that a kernel may read it: true for inputs and results of earlier
+    /// launches.
     pub written: bool,
 }
 
 thread_local! {
-    /// The arrays that checks on this thread have taken the address of, by address.
+    /// The arrays whose addresses checks on this thread have taken, keyed by address.
     static ARRAYS: RefCell<BTreeMap<u64, Array>> = const { RefCell::new(BTreeMap::new()) };
 }
 
-/// Registers an array and removes arrays that were at the same addresses before.
+/// Registers an array and forgets earlier arrays that overlap its addresses.
 pub fn register<T>(x: &[T], written: bool) -> Addr {
     let (at, bytes) = (x.as_ptr() as u64, size_of_val(x));
     ARRAYS.with_borrow_mut(|arrays| {
@@ -51,8 +52,8 @@ pub fn addr_mut<T>(x: &mut [T]) -> Addr {
     at
 }
 
-/// An address in a launch's parameters: offset of the field, the array that it points into, and the byte within that
-/// array.
+/// Returns for each address in a launch's parameters: the byte offset of the parameter, the array that it points
+/// into, and the byte within that array.
 pub fn operands(launch: &KernelLaunch) -> Vec<(usize, Array, usize)> {
     let fields = launch.kernel.fields.iter().filter(|f| f.address);
     let of = |offset: usize| -> Option<(usize, Array, usize)> {
@@ -67,7 +68,7 @@ pub fn operands(launch: &KernelLaunch) -> Vec<(usize, Array, usize)> {
     fields.filter_map(|f| of(f.offset)).collect()
 }
 
-/// The arrays that a launch's parameters point to, without repetition.
+/// Returns the arrays that a launch's parameters point to, without repetition.
 pub fn arrays_of(launch: &KernelLaunch) -> Vec<Array> {
     let mut found: Vec<Array> = Vec::new();
     for (_, array, _) in operands(launch) {
@@ -79,7 +80,7 @@ pub fn arrays_of(launch: &KernelLaunch) -> Vec<Array> {
 }
 
 impl Array {
-    /// The current contents.
+    /// Returns the current bytes of the array.
     pub fn read(&self) -> Vec<u8> {
         // SAFETY: the check on this thread holds the arrays whose addresses it put into the parameters.
         unsafe { std::slice::from_raw_parts(self.at as *const u8, self.bytes) }.to_vec()
@@ -90,14 +91,14 @@ impl Array {
     pub fn write(&self, bytes: &[u8]) {
         assert_eq!(bytes.len(), self.bytes);
         if self.read() != bytes {
-            // SAFETY: as above; kernels may write the arrays that they are given.
+            // SAFETY: the check on this thread holds the array; kernels may write the arrays that they are given.
             let place = unsafe { std::slice::from_raw_parts_mut(self.at as *mut u8, self.bytes) };
             place.copy_from_slice(bytes);
         }
     }
 }
 
-/// Simulator memory with these arrays at their host addresses.
+/// Returns simulator memory that has these arrays at their host addresses.
 pub fn memory_of(arrays: &[Array]) -> SimMemory {
     let mut memory = SimMemory::new();
     for array in arrays {

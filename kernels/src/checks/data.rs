@@ -4,7 +4,8 @@ use super::arrays::register;
 use crate::{Addr, DType, Element};
 use half::bf16;
 
-/// Seeded numbers with about a normal distribution, occasional outliers of 20, and a negative zero.
+/// Returns seeded numbers with about a normal distribution of deviation `scale`. Every 997th is 20 times as large,
+/// and every 997th is a negative zero.
 pub fn numbers(count: usize, seed: u64, scale: f32) -> Vec<f32> {
     let seed = seed ^ super::seed().wrapping_mul(0xd134_2543_de82_ef95);
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
@@ -42,12 +43,12 @@ impl Data {
         Data { f32, bf16: bf, dtype, output: false }
     }
 
-    /// An output array of `count` elements, filled with NaN.
+    /// Makes an output array of `count` elements, filled with NaN.
     pub fn output(dtype: DType, count: usize) -> Data {
         Data { output: true, ..Data::new(dtype, &vec![f32::NAN; count]) }
     }
 
-    /// Address of the stored values.
+    /// Registers the array and returns its address.
     pub fn addr(&self) -> Addr {
         match self.dtype {
             DType::F32 => register(&self.f32, self.is_written()),
@@ -55,17 +56,17 @@ impl Data {
         }
     }
 
-    /// Whether a kernel may read the array: an input, or written by an earlier launch.
+    /// Whether a kernel may read the array: it is an input, or an earlier launch has written it.
     fn is_written(&self) -> bool {
         !self.output || self.values().iter().any(|x| !x.is_nan())
     }
 
-    /// The stored values, widened to f32.
+    /// Returns the stored values, widened to f64.
     pub fn f64(&self) -> Vec<f64> {
         self.values().iter().map(|&x| x as f64).collect()
     }
 
-    /// The stored values, widened to f64.
+    /// Returns the stored values, widened to f32.
     pub fn values(&self) -> Vec<f32> {
         match self.dtype {
             DType::F32 => self.f32.clone(),
@@ -74,7 +75,7 @@ impl Data {
     }
 }
 
-/// A generator of random choices, for randomised cases.
+/// A generator of random choices, for randomised test cases.
 pub struct Picks {
     state: u64,
 }
@@ -85,7 +86,7 @@ impl Picks {
         Picks { state: seed ^ super::seed().wrapping_mul(0xd134_2543_de82_ef95) }
     }
 
-    /// A random u64, by SplitMix64 (Steele, Lea, Flood 2014).
+    /// Returns a random u64, by SplitMix64 (Steele, Lea, Flood 2014).
     pub fn any(&mut self) -> u64 {
         self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let x = (self.state ^ self.state >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -93,29 +94,30 @@ impl Picks {
         x ^ x >> 31
     }
 
-    /// A random number from `from` (inclusive) to `to` (exclusive), with small numbers more likely.
+    /// Returns a random number from `from` (inclusive) to `to` (exclusive). A quarter of the draws take one of the
+    /// four smallest numbers.
     pub fn size(&mut self, from: usize, to: usize) -> usize {
         let span = (to - from) as u64;
         let span = if self.chance(0.25) { span.min(4) } else { span };
         from + (self.any() % span) as usize
     }
 
-    /// A random number from 0 (inclusive) to 1 (exclusive).
+    /// Returns a random number from 0 (inclusive) to 1 (exclusive).
     pub fn unit(&mut self) -> f32 {
         (self.any() >> 40) as f32 / (1u64 << 24) as f32
     }
 
-    /// True with this probability.
+    /// Returns true with this probability.
     pub fn chance(&mut self, probability: f32) -> bool {
         self.unit() < probability
     }
 
-    /// A random element of a slice.
+    /// Returns a random element of `options`.
     pub fn of<T: Copy>(&mut self, options: &[T]) -> T {
         options[(self.any() % options.len() as u64) as usize]
     }
 
-    /// A list of random length from `from` (inclusive) to `to` (exclusive).
+    /// Returns a list whose random length is from `from` (inclusive) to `to` (exclusive).
     pub fn list<T>(&mut self, from: usize, to: usize, mut item: impl FnMut(&mut Picks) -> T) -> Vec<T> {
         (0..self.size(from, to)).map(|_| item(self)).collect()
     }

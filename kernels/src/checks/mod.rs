@@ -1,8 +1,7 @@
 //! Checks of kernels against their formulas. The same checks run as tests, by `reel kernels check --device sim`, and
 //! on a GPU.
-//!
-//! A folder's `check.rs` has functions that make data, [`run`] launches and compare the results with the formula;
-//! they panic if a result is wrong, as tests do. [`checks!`] lists them, and [`Check::run`] runs one on a device.
+//! A folder's `check.rs` has functions that make data, [`run`] launches and compare the results with the formula.
+//! Like tests, they panic if a result is wrong. [`checks!`] lists them, and [`Check::run`] runs one on a device.
 #![allow(unsafe_code)]
 
 mod arrays;
@@ -70,7 +69,7 @@ pub struct CheckSetup {
     pub interleavings: u64,
     /// Whether a test runs the check: large launches then get fewer interleavings.
     pub in_test: bool,
-    /// If given, only launches of this kernel run on the device; others run on the CPU.
+    /// If given, only launches of the kernel with this name run on the device; others run on the CPU.
     pub only: Option<String>,
     /// On a GPU, also simulates each launch and compares the results.
     pub compare: bool,
@@ -103,7 +102,7 @@ type Hook = Box<dyn Fn(&panic::PanicHookInfo<'_>) + Sync + Send>;
 /// Number of running checks, and the panic hook that was installed before the first of them.
 static HOOK: Mutex<(usize, Option<Hook>)> = Mutex::new((0, None));
 
-/// While a value exists, panics are not printed.
+/// While a value of this type exists, panics are not printed.
 struct Quiet;
 
 impl Quiet {
@@ -168,13 +167,13 @@ pub(crate) fn seed() -> u64 {
     RUNNING.with_borrow(|r| r.setup.seed)
 }
 
-/// Whether launches of this check run CUDA code, for which checks choose sizes that the simulator finishes in time.
+/// Whether launches of this check run CUDA code. Checks then choose sizes that the simulator finishes in time.
 pub(crate) fn is_cuda() -> bool {
     RUNNING.with_borrow(|r| !matches!(r.setup.device, CheckDevice::Cpu))
 }
 
 /// Runs a launch on the device of the check: on `threads` CPU threads; on the simulator under the check's
-/// interleavings, which must agree bit for bit without findings; or on the GPU.
+/// interleavings, whose results must agree bit for bit without findings; or on the GPU.
 pub(crate) fn run(launch: &Launch, threads: usize) {
     let (device, here) = RUNNING.with_borrow(|r| {
         let here = r.setup.only.as_deref().is_none_or(|only| launch.name() == only);
@@ -194,7 +193,7 @@ pub(crate) fn run(launch: &Launch, threads: usize) {
     }
 }
 
-/// Runs a launch with one interleaving, for checks that compare many launches with each other.
+/// Runs a launch under one interleaving, for checks that compare many launches with each other.
 pub(crate) fn run_once(launch: &Launch) {
     let set = |n| RUNNING.with_borrow_mut(|r| std::mem::replace(&mut r.setup.interleavings, n));
     let before = set(1);

@@ -1,5 +1,5 @@
-//! Mutation tests of synchronisation: changes one synchronisation instruction of a kernel's PTX and runs the launches
-//! of its checks on the simulator, which must report a finding.
+//! Mutation tests of synchronisation: remove or change one synchronisation instruction of a kernel's PTX and run the
+//! launches of the kernel's checks on the simulator, which must report a finding.
 
 use super::on_sim::MOMENTS;
 use super::{Check, CheckDevice, CheckSetup, RecordedLaunch};
@@ -12,17 +12,18 @@ use reel_sim::mutate::{self, Mutant};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, OnceLock};
 
-/// A recorded launch of a check with its cost of simulation.
+/// A recorded launch of a check.
 struct Case {
     recorded: RecordedLaunch,
-    /// Number of warp instructions.
+    /// Number of warp instructions that its simulation executes.
     cost: u64,
-    /// Result of the unchanged kernel on this launch, once it is known: no finding, or the finding.
+    /// Whether the unchanged kernel has no finding on this launch, once that is known; the error is the finding.
     clean: OnceLock<Result<(), String>>,
 }
 
 impl Case {
-    /// The first finding under any completion time of asynchronous operations, as text.
+    /// Runs the launch with early, late and random completion of asynchronous operations and returns the first
+    /// finding with its message.
     fn finding(&self, unit: &SimulatedUnit) -> Result<Option<(FindingKind, String)>, String> {
         for seed in 0..MOMENTS.len() as u64 {
             let mut memory = self.recorded.memory();
@@ -50,11 +51,11 @@ pub struct Subject {
 pub struct Target {
     /// The mutant.
     pub mutant: Mutant,
-    /// The changed function.
+    /// Name of the changed function.
     pub function: String,
     /// `file:line` of the instruction, then of the calls that it was inlined through, from the inside out.
     pub places: Vec<String>,
-    /// Indices of the launches that execute it, cheapest first.
+    /// Indices of the launches that execute the changed instruction, cheapest first.
     reached_by: Vec<usize>,
 }
 
@@ -87,13 +88,13 @@ impl Subject {
         Ok(subject)
     }
 
-    /// Every mutant of the folder's kernels.
+    /// Returns every mutant of the folder's kernels.
     pub fn targets(&self) -> &[Target] {
         &self.targets
     }
 
     fn find_targets(&mut self, recorded: Vec<RecordedLaunch>) -> Result<(), SimulateError> {
-        // For each function and instruction, the launches that execute it.
+        // For each function name and instruction index, the launches that execute the instruction.
         let mut executed: BTreeMap<(String, usize), BTreeSet<usize>> = BTreeMap::new();
         for recorded in recorded {
             let (mut cost, number) = (0, self.cases.len());
@@ -122,8 +123,9 @@ impl Subject {
         Ok(())
     }
 
-    /// Runs a mutant on at most `launches` of the launches that reach it, from the cheapest to the most expensive,
-    /// under each completion time of asynchronous operations.
+    /// Runs a mutant on at most `launches` of the launches that execute the changed instruction. They range from the
+    /// cheapest to the most expensive, and each runs with early, late and random completion of asynchronous
+    /// operations.
     pub fn judge(&self, target: &Target, launches: usize) -> Result<Verdict, String> {
         if target.reached_by.is_empty() {
             return Ok(Verdict::Unreached);
@@ -143,8 +145,8 @@ impl Subject {
         })
     }
 
-    /// Checks that the unchanged kernels have no finding on a launch, so that a finding is due to the mutation. The
-    /// error is the finding.
+    /// Checks that the unchanged kernels have no finding on a launch, so that a mutant's finding is due to the
+    /// mutation. The error is the finding.
     fn check_unchanged(&self, case: &Case) -> Result<(), String> {
         match case.finding(&self.unit)? {
             None => Ok(()),
@@ -154,7 +156,7 @@ impl Subject {
         }
     }
 
-    /// The text of a comment `// redundant: …` on or right before one of the target's lines.
+    /// Returns the text of a comment `// redundant: …` on one of the target's source lines or on the line before it.
     fn reason(&self, target: &Target) -> Option<String> {
         target.places.iter().find_map(|place| {
             let (file, line) = place.rsplit_once(':')?;
@@ -179,7 +181,7 @@ fn options(seed: u64) -> ExecOptions {
     ExecOptions { gpu, seed, completion, patience: 200_000, until_finding: true, ..ExecOptions::default() }
 }
 
-/// At most `count` elements, evenly spaced from the first to the last.
+/// Returns at most `count` elements, evenly spaced from the first to the last.
 fn spread(all: &[usize], count: usize) -> Vec<usize> {
     if all.len() <= count {
         return all.to_vec();
@@ -198,7 +200,7 @@ fn places(module: &reel_sim::ptx::ast::Module, place: Option<u32>) -> Vec<String
     out
 }
 
-/// The text of a source file of a folder's translation unit.
+/// Returns the text of a source file of a folder's translation unit.
 fn text_of(folder: &str, file: &str) -> Option<&'static str> {
     let source = crate::catalogue::folder(folder)?.source;
     if file.ends_with("sm80.cu") {

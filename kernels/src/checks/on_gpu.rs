@@ -10,7 +10,7 @@ use half::bf16;
 /// The difference between a launch's results on a GPU and on the simulator.
 #[derive(Clone, Debug, PartialEq)]
 pub struct GpuComparison {
-    /// The kernel.
+    /// Name of the kernel.
     pub kernel: &'static str,
     /// Number of elements of the arrays that the launch may have written.
     pub elements: usize,
@@ -23,10 +23,10 @@ pub struct GpuComparison {
 
 /// Guard bytes before and after each array, which a kernel must not write.
 const GUARD: usize = 256;
-/// The byte of guards and of arrays that are not written yet: NaN in every float type.
+/// The byte that fills guards and unwritten arrays: NaN in every float type.
 const PATTERN: u8 = 0xff;
 
-/// A copy of an array on the GPU between guards, at the same distance from a 256-byte boundary as on the host.
+/// A GPU copy of an array between guards. Its address has the same remainder modulo 256 as on the host.
 struct Placed {
     array: Array,
     buffer: Buffer,
@@ -44,7 +44,7 @@ impl Placed {
         Ok(Placed { array, buffer, start })
     }
 
-    /// Downloads the contents.
+    /// Downloads the array from the GPU.
     ///
     /// # Panics
     /// If a guard was overwritten.
@@ -92,7 +92,7 @@ fn on_gpu(gpu: &Gpu, launch: &KernelLaunch, arrays: &[Array]) -> Result<Vec<Vec<
         let address = place.buffer.address() + (place.start + inside) as u64;
         params[offset..offset + 8].copy_from_slice(&address.to_le_bytes());
     }
-    // SAFETY: the addresses are those of arrays of the documented sizes, now in the GPU's memory until after the wait.
+    // SAFETY: the addresses point to GPU copies of the check's arrays, which live until after the wait.
     unsafe { gpu.launch(launch.kernel, &params)? }
     gpu.synchronize()?;
     placed.iter().map(|p| p.result(gpu, launch.kernel.name)).collect()
@@ -135,7 +135,7 @@ fn compare_all(kernel: &'static str, arrays: &[Array], got: &[Vec<u8>], want: &[
     all
 }
 
-/// Relative L2 distance; infinite if values that are not finite differ.
+/// Returns the relative L2 distance; infinite if values that are not finite differ.
 fn distance(got: &[f64], want: &[f64]) -> f64 {
     let (mut difference, mut size) = (0.0, 0.0);
     for (&g, &w) in got.iter().zip(want) {

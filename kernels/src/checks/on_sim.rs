@@ -11,19 +11,19 @@ use std::panic;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
-/// A recorded launch with the contents of its arrays before it.
+/// A recorded launch with the contents of its arrays before the launch.
 #[derive(Clone, Debug)]
 pub struct RecordedLaunch {
-    /// The call.
+    /// The launch.
     pub launch: KernelLaunch,
-    /// Its arrays: address, bytes, and whether a kernel may read them.
+    /// Address and bytes of each array, and whether a kernel may read it.
     pub arrays: Vec<(u64, Vec<u8>, bool)>,
-    /// Symbol and counters of its stages on an A100 under the first interleaving.
+    /// Symbol and counters of each stage on an A100 under the first interleaving.
     pub stages: Vec<(&'static str, Counters)>,
 }
 
 impl RecordedLaunch {
-    /// Simulator memory with the recorded arrays.
+    /// Returns simulator memory with the recorded arrays.
     pub fn memory(&self) -> SimMemory {
         let mut memory = SimMemory::new();
         for (at, bytes, written) in &self.arrays {
@@ -33,16 +33,16 @@ impl RecordedLaunch {
     }
 }
 
-/// The completion times of asynchronous copies, in the order in which interleavings try them.
+/// When asynchronous copies complete: interleaving i uses element i modulo 3.
 pub const MOMENTS: [CompletionTiming; 3] =
     [CompletionTiming::Latest, CompletionTiming::Earliest, CompletionTiming::Random];
 
-/// The contents of each array after the launch under one interleaving.
+/// Returns the contents of each array after the launch under one interleaving.
 pub fn results(launch: &KernelLaunch, arrays: &[Array], seed: u64) -> Vec<Vec<u8>> {
     staged_results(launch, arrays, seed).1
 }
 
-/// The stages of a launch under one interleaving, and the contents of each array afterwards.
+/// Runs a launch under one interleaving; returns its stages and the contents of each array afterwards.
 fn staged_results(launch: &KernelLaunch, arrays: &[Array], seed: u64) -> (Vec<SimulatedStage>, Vec<Vec<u8>>) {
     let mut memory = memory_of(arrays);
     let completion = MOMENTS[seed as usize % 3];
@@ -114,7 +114,7 @@ pub fn run(launch: &KernelLaunch) {
     }
 }
 
-/// The simulated stages of a launch on an A100; asserts that there are no findings and writes no results back.
+/// Simulates a launch on an A100 and returns its stages. Asserts that there are no findings; writes no results back.
 #[cfg(test)]
 pub fn staged(launch: &crate::Launch) -> Vec<SimulatedStage> {
     staged_on(launch, &Arch::A100)
@@ -130,13 +130,13 @@ fn staged_on(launch: &crate::Launch, arch: &Arch) -> Vec<SimulatedStage> {
     staged
 }
 
-/// The counters of a launch on an A100, summed over its stages.
+/// Returns the instruction counts of a launch on an A100, summed over its stages.
 #[cfg(test)]
 pub fn counted(launch: &crate::Launch) -> reel_sim::counters::InstructionCounts {
     counted_on(launch, &Arch::A100)
 }
 
-/// The counters of a launch on a given GPU, summed over its stages.
+/// Returns the instruction counts of a launch on a given GPU, summed over its stages.
 #[cfg(test)]
 pub fn counted_on(launch: &crate::Launch, arch: &Arch) -> reel_sim::counters::InstructionCounts {
     let mut sum = reel_sim::counters::InstructionCounts::default();

@@ -8,7 +8,8 @@ pub const ULP: f64 = 1.0 / (1u64 << 23) as f64;
 /// The largest relative error of `rsqrt.approx.f32`: 2^−22.9 (PTX ISA 9.0, 9.7.3.18).
 pub const ROOT: f64 = 1.28e-7;
 
-/// The derivative at 0 by differences over five points, good to 1e-10 if the fifth derivative is not large.
+/// Returns the derivative of `f` at 0 by differences over five points, to within 1e-10 if the fifth derivative is not
+/// large.
 pub fn slope(f: impl Fn(f64) -> f64) -> f64 {
     let h = 1e-3;
     (8.0 * (f(h) - f(-h)) - (f(2.0 * h) - f(-2.0 * h))) / (12.0 * h)
@@ -24,20 +25,21 @@ pub fn bf16(x: f64) -> f64 {
     <half::bf16 as Element>::from_f32(x as f32).to_f32() as f64
 }
 
-/// Does not round.
+/// Returns `x` unrounded.
 pub fn exact(x: f64) -> f64 {
     x
 }
 
-/// A model of an f32 approximation whose relative error is at most `limit`: adds a pseudo-random error up to the
-/// limit, which depends on the number alone.
+/// Models an f32 approximation whose relative error is at most `limit`: adds a pseudo-random error up to the limit,
+/// which depends on `x` alone.
 pub fn approximate(x: f64, limit: f64) -> f64 {
     let bits = (x.to_bits() ^ x.to_bits() >> 29).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let share = (bits >> 11) as f64 / (1u64 << 52) as f64 - 1.0;
     f32(x * (1.0 + limit * share))
 }
 
-/// A sum in f32: runs of `runs[0]` terms in order, then runs of `runs[1]` such sums, and so on; the rest in order.
+/// Returns a sum in f32: sums runs of `runs[0]` terms in order, then runs of `runs[1]` of these sums, and so on; the
+/// remaining sums are added in order.
 pub fn sum(terms: impl IntoIterator<Item = f64>, runs: &[usize]) -> f64 {
     let mut terms: Vec<f64> = terms.into_iter().collect();
     for &run in runs {
@@ -53,7 +55,7 @@ mod tests {
     #[test]
     fn sums_round_in_their_order() {
         let tiny = 2f64.powi(-24);
-        // Added one by one each tiny term is lost; added to each other first they are not.
+        // A tiny term is lost when it is added to 1, but not when tiny terms are added to each other first.
         assert_eq!(sum([1.0, tiny, tiny, tiny, tiny], &[]), 1.0);
         assert_eq!(sum([1.0, 0.0, tiny, tiny, tiny, tiny], &[2]), 1.0 + 4.0 * tiny);
         assert_eq!(sum([1.0, 0.0, tiny, 0.0, tiny, 0.0, tiny, tiny], &[2]), 1.0 + 2.0 * tiny);

@@ -10,11 +10,12 @@ pub struct CheckOutcome {
     pub folder: &'static str,
     /// The name of the check.
     pub check: &'static str,
-    /// Its statistics, or what is wrong.
+    /// Statistics of the check, or what is wrong.
     pub result: Result<CheckRun, String>,
 }
 
-/// The checks of the folder with this name, or of the folder with a kernel of this name; all checks without a name.
+/// Returns the checks of the folder with this name, or of the folder that has a kernel of this name. Without a name,
+/// returns all checks.
 pub fn select(name: Option<&str>) -> Vec<(&'static KernelFolder, &'static Check)> {
     let wanted = |folder: &&KernelFolder| match name {
         None => true,
@@ -23,8 +24,7 @@ pub fn select(name: Option<&str>) -> Vec<(&'static KernelFolder, &'static Check)
     FOLDERS.iter().filter(wanted).flat_map(|f| f.checks.iter().map(move |c| (f, c))).collect()
 }
 
-/// Runs checks one after the other and calls `each` with every outcome. On device `cpu` checks of the CUDA code are
-/// skipped.
+/// Runs checks one after the other and calls `each` with every outcome. Device `cpu` skips checks of the CUDA code.
 pub fn run_all(
     checks: &[(&'static KernelFolder, &'static Check)],
     setup: &CheckSetup,

@@ -1,25 +1,26 @@
-//! Test of memory traffic: small calls on the simulator read and write as many bytes as their cost says, without bank
+//! Tests of memory traffic: small launches on the simulator move as many bytes as their cost says, without bank
 //! conflicts.
 //!
-//! A folder's `examples.rs` makes the calls (`traffic`), and `kernel_folder!` declares the test.
+//! A folder's `examples.rs` makes the launches (`traffic`), and `kernel_folder!` declares the test.
 
 use super::{addr, counted_on, on_sim};
 use crate::Addr;
 use crate::launch::{Arch, Launch};
 
-/// Rows of a call of the norms. A GPU with [`SMALL_GPU`]'s two multiprocessors has as many rows a block for them as a
-/// whole GPU has for a long sequence.
+/// Rows of a traffic test of a normalisation kernel. On [`SMALL_GPU`], they give each thread block as many rows as a
+/// long sequence gives it on a whole GPU.
 pub(crate) const ROWS: u32 = 128;
-/// Elements of a call of an element-by-element kernel.
+/// Elements of a traffic test of an element-wise kernel.
 pub(crate) const COUNT: u64 = 1 << 17;
 
-/// An A100 with two multiprocessors: few rows make as many rows a block as a long sequence does on a whole GPU.
+/// An A100 with only two multiprocessors, so that a few rows give each thread block as many rows as a long sequence
+/// does on a whole GPU.
 const SMALL_GPU: Arch = Arch { multiprocessors: 2, ..Arch::A100 };
 
-/// Calls, each with the largest allowed ratio of the bytes it moves to the bytes of its cost.
+/// Launches, each with the largest allowed ratio of the bytes that it moves to the bytes of its cost.
 pub(crate) type Traffic = Vec<(Launch, f64)>;
 
-/// Allocates the arrays of calls; they live as long as this value.
+/// Allocates the arrays of launches; they live as long as this value.
 #[derive(Default)]
 pub(crate) struct Arrays {
     numbers: Vec<Vec<u64>>,
@@ -27,7 +28,7 @@ pub(crate) struct Arrays {
 }
 
 impl Arrays {
-    /// An array of `count` elements of `bytes` bytes, whose values are from 0.5 to 1 as f32 and as bf16.
+    /// Allocates `count` elements of `bytes` bytes each, with values from 0.5 to 1 in f32 and in bf16.
     pub(crate) fn elements(&mut self, count: impl TryInto<usize>, bytes: usize) -> Addr {
         let count = count.try_into().unwrap_or_else(|_| unreachable!("sizes are small"));
         let word = |i: usize| {
@@ -37,27 +38,27 @@ impl Arrays {
         addr(&self.numbers[self.numbers.len() - 1])
     }
 
-    /// An f32 array with values from 0.5 to 1.
+    /// Allocates an f32 array with values from 0.5 to 1.
     pub(crate) fn f32(&mut self, count: impl TryInto<usize>) -> Addr {
         self.elements(count, 4)
     }
 
-    /// An i32 array.
+    /// Allocates an i32 array with these values.
     pub(crate) fn ids(&mut self, ids: impl IntoIterator<Item = i32>) -> Addr {
         self.ids.push(ids.into_iter().collect());
         addr(&self.ids[self.ids.len() - 1])
     }
 }
 
-/// Allows each call a tenth more bytes than its cost.
+/// Allows each launch to move a tenth more bytes than its cost.
 pub(crate) fn within_a_tenth(launches: impl IntoIterator<Item = Launch>) -> Traffic {
     launches.into_iter().map(|l| (l, 1.1)).collect()
 }
 
-/// Runs the calls on the simulator and asserts their traffic.
+/// Simulates launches and checks the bytes that they move and their bank conflicts.
 ///
 /// # Panics
-/// When a call moves more bytes than allowed or has a bank conflict; the message names every such call.
+/// If a launch moves more bytes than allowed or has a bank conflict; the message names every such launch.
 pub(crate) fn assert_traffic(calls: impl Fn(&mut Arrays) -> Traffic) {
     on_sim(|| {
         let mut arrays = Arrays::default();

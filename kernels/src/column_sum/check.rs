@@ -5,7 +5,7 @@ use crate::compare::assert_rounded;
 
 checks!(equals_the_formula_on_any_number_of_threads);
 
-/// Tolerance, in roundings: an f32 sum of 128 terms may be off by ten times the error of one rounding.
+/// Tolerance as a multiple of the error of one rounding: an f32 sum of 128 terms needs ten.
 const OF_ONE_SUM: f64 = 10.0;
 
 fn equals_the_formula_on_any_number_of_threads() {

@@ -8,7 +8,7 @@ pub fn add(x: &[f64], sum: &[f64]) -> Vec<f64> {
     (0..cols).map(|c| sum[c] + x.iter().skip(c).step_by(cols).sum::<f64>()).collect()
 }
 
-/// [`add`] in f32.
+/// [`add`] with f32 sums.
 pub fn add_rounded(x: &[f64], sum: &[f64]) -> Vec<f64> {
     let cols = sum.len();
     let column = |c: usize| rounding::sum(x.iter().skip(c).step_by(cols).copied(), &[super::ROWS]);

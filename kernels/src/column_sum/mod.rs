@@ -1,11 +1,8 @@
 //! Column sums, added to an accumulator: `sum[c] += Σ over r of x[r, c]` (the gradient of a bias).
 //!
 //! Shapes: x `[rows, cols]` f32 or bf16, sum `[cols]` f32. Order of summation on the CPU: rows in order within blocks
-//! of [`ROWS`], then blocks in order. In CUDA: [`ROWS`] partial sums, each of every [`ROWS`]-th row, that are then
-//! added. The bits of a column depend on that column alone.
-//!
-//! Numerics: f32 throughout. The error grows with the square root of the rows in a block and of the number of blocks.
-//! Tolerance: 10 roundings for 1000 rows. Bound: memory, one read of x.
+//! of [`ROWS`], then blocks in order. In CUDA, partial sum i of [`ROWS`] partial sums takes the rows i, i + [`ROWS`],
+//! …; then the partial sums are added. The bits of a column depend on that column alone.
 
 pub(crate) mod check;
 mod cpu;
@@ -41,7 +38,7 @@ kernel_folder! {
 kernel!(pub ADD_F32, "column_sum_f32", Params, cpu::add::<f32>, &SOURCE, |p, _| plan_add("column_sum_f32", p, 16));
 kernel!(pub ADD_BF16, "column_sum_bf16", Params, cpu::add::<half::bf16>, &SOURCE, |p, _| plan_add("column_sum_bf16", p, 32));
 
-/// `strip`: columns in 64 bytes.
+/// `strip` is the number of columns in 64 bytes.
 fn plan_add(symbol: &'static str, p: &Params, strip: u64) -> Vec<Stage> {
     if p.rows == 0 { Vec::new() } else { cuh::blocks(symbol, p.cols.div_ceil(strip), 512) }
 }
@@ -53,7 +50,7 @@ pub fn add(dtype: DType, p: &Params) -> Launch {
     Launch::kernel(kernel, p, Cost { flops: n, bytes: n * dtype.size() as f64 + 8.0 * p.cols as f64 })
 }
 
-/// Shapes (rows, cols) that tests and benches share.
+/// Shapes (rows, cols) that the checks use.
 pub fn cases() -> Vec<(usize, usize)> {
     vec![(1, 1), (0, 5), (3, 17), (127, 300), (128, 64), (129, 1000), (1000, 257)]
 }

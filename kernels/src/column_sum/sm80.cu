@@ -2,8 +2,9 @@
 //
 // Shapes and limits: mod.rs. Numerics: f32. 128 threads sum a column: thread i adds the rows i, i + 128, … in order;
 // then pairs of threads within a warp, then warps in order, then the old value of sum. The bits depend on the number
-// of rows alone. Grid: one block for each strip of 64 bytes of columns: four threads side by side, 128 rows at a
-// time. Departures: there is no workspace, so a matrix with few columns leaves multiprocessors idle. Bound: memory.
+// of rows alone. Grid: one block per strip of 64 bytes of columns; four threads cover the strip's width, and the
+// block reads 128 rows at a time. Limitation: there is no workspace, so a matrix with few columns leaves
+// multiprocessors idle. Bound: memory.
 
 #include "cuh/base.cuh"
 #include "cuh/warp.cuh"

@@ -1,11 +1,11 @@
-//! Copy of columns on device `cpu`; a task is a few rows.
+//! Copy of columns on device `cpu`; each task copies a few rows.
 #![allow(unsafe_code)]
 
 use super::CopyParams;
 use crate::Team;
 use crate::view::{Out, slice};
 
-/// Approximate number of elements of a task.
+/// Approximate number of elements that one task copies.
 const TASK: usize = 16 * 1024;
 
 /// # Safety

@@ -45,14 +45,14 @@ kernel_folder! {
 kernel!(pub COPY_16, "columns_copy_16bit", CopyParams, cpu::copy::<u16>, &SOURCE, |p, _| cuh::rows("columns_copy_16bit", p.rows.into(), p.width.into(), 8));
 kernel!(pub COPY_32, "columns_copy_32bit", CopyParams, cpu::copy::<u32>, &SOURCE, |p, _| cuh::rows("columns_copy_32bit", p.rows.into(), p.width.into(), 4));
 
-/// The launch for any element type.
+/// Launches the copy; `dtype` may be any element type of 2 or 4 bytes.
 pub fn copy(dtype: DType, params: &CopyParams) -> Launch {
     let kernel = if dtype.size() == 2 { &COPY_16 } else { &COPY_32 };
     let bytes = 2.0 * params.rows as f64 * params.width as f64 * dtype.size() as f64;
     Launch::kernel(kernel, params, Cost { flops: 0.0, bytes })
 }
 
-/// Shapes that tests and benches share: (rows, width, src_cols, src_start, dst_cols, dst_start).
+/// Shapes (rows, width, src_cols, src_start, dst_cols, dst_start) that the checks use.
 pub fn cases() -> Vec<[usize; 6]> {
     vec![
         [1, 1, 1, 0, 1, 0],

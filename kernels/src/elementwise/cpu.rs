@@ -1,4 +1,4 @@
-//! Element-by-element operations on device `cpu`; a task is a block of elements.
+//! Element-wise operations on device `cpu`; each task computes a block of elements.
 #![allow(unsafe_code)]
 
 use super::{AccumulateParams, AddParams, CastParams, CopyParams, FillParams, MulScalarParams};
@@ -6,7 +6,7 @@ use crate::view::{Out, slice};
 use crate::{Element, Team, simd_fn};
 use half::f16;
 
-/// Number of elements of a task.
+/// Number of elements that one task computes.
 const BLOCK: usize = 16 * 1024;
 
 /// The source types of a cast: the element types, and f16.
@@ -30,8 +30,8 @@ impl Source for half::bf16 {
 }
 
 impl Source for f16 {
-    /// Works on bits without branches, so that loops become vector code. The shifted exponent and mantissa read as
-    /// f32 are 2⁻¹¹² times the value, also for subnormals, and a product corrects that.
+    /// Works on bits without branches, so that loops become vector code. The shifted exponent and mantissa, read as
+    /// f32, are 2⁻¹¹² times the value, also for subnormals; the product with 2¹¹² corrects that.
     #[inline(always)]
     fn widen(self) -> f32 {
         let bits = self.to_bits() as u32;

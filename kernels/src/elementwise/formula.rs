@@ -1,11 +1,11 @@
-//! The definitions of the element-by-element operations, in f64.
+//! The definitions of the element-wise operations, in f64.
 
 /// The sum `a + b`.
 pub fn add(a: &[f64], b: &[f64]) -> Vec<f64> {
     a.iter().zip(b).map(|(a, b)| a + b).collect()
 }
 
-/// The value of an IEEE binary16: `(−1)^s · 2^(e−15) · 1.m`, or `2^−14 · 0.m` for e = 0.
+/// Returns the value of an IEEE binary16: `(−1)^s · 2^(e−15) · 1.m`, or `2^−14 · 0.m` for e = 0.
 pub fn f16(bits: u16) -> f64 {
     let (e, m) = ((bits >> 10 & 31) as i32, (bits & 0x3ff) as f64 / 1024.0);
     let magnitude = match e {

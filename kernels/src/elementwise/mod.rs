@@ -1,4 +1,4 @@
-//! Element-by-element operations: add, accumulate, cast, fill, multiply by a scalar in device memory, copy.
+//! Element-wise operations: add, accumulate, cast, fill, multiply by a scalar in device memory, copy.
 //!
 //! All arrays are `[count]`; outputs may not overlap inputs. Numerics: arithmetic in f32, one operation and one
 //! rounding at the store. Casts round to nearest, ties to even; f16 (IEEE binary16) is read but never written. Bound:
@@ -92,7 +92,7 @@ params! {
     }
 }
 
-/// Bytes that a block of threads of the copy kernel copies.
+/// Bytes that a thread block of the copy kernel copies.
 const COPY_BLOCK: u64 = 32 * 1024;
 
 kernel_folder! {
@@ -115,17 +115,17 @@ kernel!(pub FILL_BF16, "fill_bf16", FillParams, cpu::fill::<bf16>, &SOURCE, |p, 
 kernel!(pub MUL_SCALAR, "mul_scalar_f32", MulScalarParams, cpu::mul_scalar, &SOURCE, |p, _| cuh::map("mul_scalar_f32", p.count));
 kernel!(pub COPY, "copy", CopyParams, cpu::copy, &SOURCE, |p, _| cuh::blocks("copy", p.bytes.div_ceil(COPY_BLOCK), 256));
 
-/// The launch of `y = a + b`; `dtype` is the type of every operand, F32 or BF16.
+/// Launches `y = a + b`; `dtype` is the type of every operand, F32 or BF16.
 pub fn add(dtype: DType, params: &AddParams) -> Launch {
     let n = params.count as f64;
     let cost = Cost { flops: n, bytes: 3.0 * n * dtype.size() as f64 };
     Launch::kernel(by_dtype(dtype, &ADD_F32, &ADD_BF16), params, cost)
 }
 
-/// The launch of `dst += src` for (src, dst) of (F32, F32), (BF16, BF16) or (BF16, F32).
+/// Launches `dst += src` for (src, dst) of (F32, F32), (BF16, BF16) or (BF16, F32).
 ///
 /// # Panics
-/// For other pairs of types, which is a mistake in the caller.
+/// For other pairs of types.
 pub fn accumulate(src: DType, dst: DType, params: &AccumulateParams) -> Launch {
     let kernel = match (src, dst) {
         (DType::F32, DType::F32) => &ACCUMULATE_F32_F32,
@@ -137,10 +137,10 @@ pub fn accumulate(src: DType, dst: DType, params: &AccumulateParams) -> Launch {
     Launch::kernel(kernel, params, Cost { flops: n, bytes: n * (src.size() + 2 * dst.size()) as f64 })
 }
 
-/// The launch of `dst = src`: F32 to BF16, BF16 to F32, or a plain copy between equal types.
+/// Launches `dst = src`: F32 to BF16, BF16 to F32, or a plain copy between equal types.
 ///
 /// # Panics
-/// For other pairs of types, which is a mistake in the caller.
+/// For other pairs of types.
 pub fn cast(src: DType, dst: DType, params: &CastParams) -> Launch {
     if src == dst {
         let bytes = params.count * src.size() as u64;
@@ -154,30 +154,30 @@ pub fn cast(src: DType, dst: DType, params: &CastParams) -> Launch {
     Launch::kernel(kernel, params, Cost { flops: 0.0, bytes: params.count as f64 * (src.size() + dst.size()) as f64 })
 }
 
-/// The launch of `dst = src` from f16 (IEEE binary16) to F32 or BF16.
+/// Launches `dst = src` from f16 (IEEE binary16) to F32 or BF16.
 pub fn cast_f16(dst: DType, params: &CastParams) -> Launch {
     let kernel = by_dtype(dst, &CAST_F16_F32, &CAST_F16_BF16);
     Launch::kernel(kernel, params, Cost { flops: 0.0, bytes: params.count as f64 * (2 + dst.size()) as f64 })
 }
 
-/// The launch of `dst = value`; `dtype` is F32 or BF16.
+/// Launches `dst = value`; `dtype` is F32 or BF16.
 pub fn fill(dtype: DType, params: &FillParams) -> Launch {
     let cost = Cost { flops: 0.0, bytes: params.count as f64 * dtype.size() as f64 };
     Launch::kernel(by_dtype(dtype, &FILL_F32, &FILL_BF16), params, cost)
 }
 
-/// The launch of `y = x · scalar[0]`, f32.
+/// Launches `y = x · scalar[0]` in f32.
 pub fn mul_scalar(params: &MulScalarParams) -> Launch {
     let n = params.count as f64;
     Launch::kernel(&MUL_SCALAR, params, Cost { flops: n, bytes: 8.0 * n })
 }
 
-/// The launch of a copy of bytes.
+/// Launches a copy of bytes.
 pub fn copy(params: &CopyParams) -> Launch {
     Launch::kernel(&COPY, params, Cost { flops: 0.0, bytes: 2.0 * params.bytes as f64 })
 }
 
-/// Sizes that tests and benches share.
+/// Numbers of elements that the checks use.
 pub fn cases() -> Vec<usize> {
     vec![0, 1, 17, 8191, 16384 * 2 + 5]
 }

@@ -1,12 +1,12 @@
-// Element-by-element operations: add, accumulate, cast, fill, multiply by a scalar in memory, copy.
+// Element-wise operations: add, accumulate, cast, fill, multiply by a scalar in memory, copy.
 //
 //   add: y = a + b          accumulate: dst = dst + src          cast: dst = src in another type
 //   fill: dst = value       mul_scalar: y = x * scalar[0]        copy: bytes
 //
 // Shapes and limits: mod.rs. Numerics: f32, one rounding to the element type at the store; casts to nearest, ties to
-// even; f16 is widened exactly. A thread's vector is 16 bytes of the widest operand type. Grid: 2048 elements a block
-// (map.cuh); copy: 32 KiB of bytes a block. Departures: copy uses words of 16 bytes if both addresses are aligned to
-// 16, else of 4, else single bytes. Bound: memory.
+// even; f16 is widened exactly. A thread's vector is 16 bytes of the widest operand type. Grid: 2048 elements per
+// block (map.cuh); copy: 32 KiB per block, in words of 16 bytes if both addresses are aligned to 16, else of 4 bytes
+// if they are aligned to 4, else in single bytes. Bound: memory.
 
 #include "cuh/map.cuh"
 
@@ -46,7 +46,7 @@ struct Scale {
   __device__ __forceinline__ void operator()(const float (&x)[1], float (&y)[1]) const { y[0] = x[0] * by; }
 };
 
-// For src and dst of different types.
+// dst += src for src and dst of different types.
 template <class S, class D>
 struct Accumulate {
   static constexpr int V = 16 / (sizeof(S) > sizeof(D) ? sizeof(S) : sizeof(D));
@@ -119,10 +119,10 @@ KERNEL(mul_scalar_f32, MulScalarParams) {
   map_each<float, float>(p.count, {p.x}, {p.y}, Scale{*global<const float>(p.scalar)});
 }
 
-// A block of threads copies COPY_BLOCK bytes.
+// Bytes that a thread block copies.
 constexpr int COPY_BLOCK = 32 * 1024;
 
-// Copies the bytes first .. end, in whole words as far as possible.
+// Copies the bytes first .. end in whole words, and the rest byte by byte.
 template <class Word>
 __device__ __forceinline__ void copy_words(const CopyParams& p, u64 first, u64 end) {
   constexpr int STEPS = 8;

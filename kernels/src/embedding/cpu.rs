@@ -1,5 +1,5 @@
-//! Embedding on the CPU: forward by tokens; backward by ranges of columns, so that each element of dw has one owner,
-//! which adds tokens in order.
+//! Embedding on the CPU. Forward tasks are groups of tokens. Backward tasks are ranges of columns, so that one task
+//! adds all tokens to an element of dw, in order.
 #![allow(unsafe_code)]
 
 use super::{BwdParams, FwdParams};
@@ -33,16 +33,16 @@ fn row_of(id: i32, vocab: usize) -> Option<usize> {
     usize::try_from(id).ok().filter(|&id| id < vocab)
 }
 
-/// Returns one slot a token, or an empty slice if the launch has no slots.
+/// Returns one slot per token, or an empty slice if the launch has no slots.
 ///
 /// # Safety
-/// The address is null or covers one i32 a token.
+/// The address is null or covers one i32 per token.
 unsafe fn slots_of<'a>(slots: Addr, tokens: usize) -> &'a [i32] {
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: the address is null (then no elements are read) or covers one i32 per token.
     unsafe { slice::<i32>(slots, if slots.is_null() { 0 } else { tokens }) }
 }
 
-/// Returns the vision row that token `t` stands for, if it stands for one.
+/// Returns the vision row that replaces token `t`, if one does.
 fn slot_of(slots: &[i32], t: usize) -> Option<usize> {
     slots.get(t).and_then(|&slot| usize::try_from(slot).ok())
 }
@@ -73,7 +73,8 @@ pub unsafe fn fwd<W: Element, T: Element>(p: &FwdParams, team: &Team) {
 }
 
 /// # Safety
-/// The addresses cover what [`BwdParams`] says, and no slot occurs twice.
+/// Every address in [`BwdParams`] is valid for the shape and dtype that its field documents, and no slot occurs
+/// twice.
 pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
     let (tokens, hidden, vocab) = (p.tokens as usize, p.hidden as usize, p.vocab as usize);
     // SAFETY: the caller guarantees it (see the function's safety section).

@@ -1,19 +1,21 @@
 //! Embedding: `y[t] = table[ids[t]]`, and the gradient of the table, `dw[ids[t]] += dy[t]`, adding tokens in order.
 //!
 //! With slots, pad tokens take rows of the vision tower's output: where `slots[t] ≥ 0`, `y[t] = vision[slots[t]]`; in
-//! backward such a token adds nothing to dw, and `d_vision[slots[t]] = dy[t]`.
+//! the backward pass such a token adds nothing to dw, and `d_vision[slots[t]] = dy[t]`.
 //!
 //! Shapes: table W `[vocab, hidden]`, y and dy T `[tokens, hidden]`, ids and slots i32 `[tokens]`, vision and
 //! d_vision T `[placed, hidden]`, dw f32 `[vocab, hidden]`; W and T f32 or bf16 (f32 to bf16 rounds to nearest even).
 //! Each slot occurs once; rows of d_vision that no slot names are not written. An id outside `0..vocab`, or a slot
-//! beyond `placed`, gives a row of zeros and no gradient: callers check ids before. Outputs must not overlap inputs.
+//! beyond `placed`, gives a row of zeros and no gradient; callers check ids beforehand. Outputs must not overlap
+//! inputs.
 //!
-//! Numerics: the gradient is added in f32, one rounding a token: ten tokens of one id may be off by 4 times the error
-//! of one rounding.
+//! Numerics: the gradient is added in f32, with one rounding per token. For ten tokens with the same id the error may
+//! be 4 times that of one rounding.
 //!
-//! Bound: memory. The CUDA backward has no sorted list of ids: each block of 32 tokens and 2048 columns reads all ids
-//! from L2, `tokens / 8` bytes a token and strip, beside `hidden · (8 + size)` bytes that must move: a tenth of them
-//! at 14 000 tokens of 3584 bf16 columns. A token whose id occurs again later reads the ids after it once more.
+//! Bound: memory. The CUDA backward kernel has no sorted list of ids. Each block of 32 tokens and a strip of 2048
+//! columns reads all ids from L2: `tokens / 8` bytes per token and strip, in addition to the `hidden · (8 + size)`
+//! bytes that must move. That is a tenth more at 14 000 tokens of 3584 bf16 columns. A token whose id occurs again
+//! later reads the ids after it once more.
 
 pub(crate) mod check;
 mod cpu;
@@ -86,7 +88,7 @@ kernel!(pub FWD_BF16_BF16, "embedding_fwd_bf16_bf16", FwdParams, cpu::fwd::<bf16
 kernel!(pub BWD_F32, "embedding_bwd_f32", BwdParams, cpu::bwd::<f32>, &SOURCE, |p, _| plan_bwd("embedding_bwd_f32", p));
 kernel!(pub BWD_BF16, "embedding_bwd_bf16", BwdParams, cpu::bwd::<bf16>, &SOURCE, |p, _| plan_bwd("embedding_bwd_bf16", p));
 
-/// Tokens of one backward block, `OWN` in sm80.cu; `STRIP` is its number of columns.
+/// Tokens and columns of one backward block, `OWN` and `STRIP` in sm80.cu.
 const OWN: u32 = 32;
 const STRIP: u32 = 2048;
 
@@ -125,7 +127,7 @@ pub fn bwd(dtype: DType, params: &BwdParams) -> Launch {
     Launch::kernel(by_dtype(dtype, &BWD_F32, &BWD_BF16), params, cost)
 }
 
-/// Shapes (tokens, hidden, vocab) that tests and benches share.
+/// Shapes (tokens, hidden, vocab) that the checks use.
 pub fn cases() -> Vec<(usize, usize, usize)> {
     vec![(1, 1, 1), (17, 19, 3), (0, 8, 5), (517, 3, 60), (65, 2048, 33), (5, 513, 1000)]
 }

@@ -5,20 +5,21 @@
 // Shapes and limits: mod.rs; hidden < 2^31. Numerics: fwd rounds f32 to bf16 once, otherwise copies bits; bwd adds in
 // f32, one token after the other to the old value of dw. An id outside the vocabulary gives zeros and no gradient.
 //
-// fwd, grid of rows.cuh: a row by up to 256 threads. bwd, a block for OWN tokens and a strip of STRIP columns:
+// fwd, grid of rows.cuh: up to 256 threads per row. bwd, one block per OWN tokens and strip of STRIP columns:
 //   copy dy of the block's tokens that have a slot to d_vision; such a token has no id below
 //   compare all tokens' ids with the block's: which occur among earlier tokens, which among later ones
 //   for each of the block's tokens whose id does not occur earlier (else the earlier token's block adds it):
 //     id does not occur later: dw += dy
-//     else for each tile of 256 tokens from this one on: list those with this id in order; add their dy to the strip's registers
+//     else for each tile of 256 tokens from this token on:
+//       list the tokens with this id in order; add their dy to the strip's registers
 //
-// Departures: bwd needs no workspace for a sorted list of ids; its blocks read all ids, 4 * tokens / OWN bytes a
-// token and strip. Bound: memory.
+// bwd needs no workspace for a sorted list of ids; instead its blocks read all ids, 4 * tokens / OWN bytes per token
+// and strip. Bound: memory.
 
 #include "cuh/rows.cuh"
 #include "cuh/warp.cuh"
 
-// Copies `cols` elements of one type to another, V elements an access.
+// Copies `cols` elements of one type to another, V elements per access.
 template <int V, class W, class T>
 __device__ __forceinline__ void convert_row(const W* src, T* dst, u32 cols) {
   constexpr int STEPS = 4;
@@ -76,17 +77,17 @@ __device__ __forceinline__ void forward(const FwdParams& p) {
 }
 
 constexpr int TILE = 256;
-// Tokens of a block.
+// Tokens of a backward block.
 constexpr u32 OWN = 32;
-// Columns that a thread adds, V, and that a block adds, STRIP.
+// Columns that a thread adds (V) and that a block adds (STRIP).
 constexpr int V = 8;
 constexpr u32 STRIP = TILE * V;
 
 // Shared memory of a backward block.
 struct Shared {
   int id[OWN], slot[OWN];
-  // One bit a token of the block: its id occurs among earlier tokens; its id occurs among later tokens. One word a
-  // warp.
+  // Bit k of a warp's word: the id of the block's token k occurs among the earlier (later) tokens that the warp
+  // compared.
   u32 earlier[TILE / 32], later[TILE / 32];
   u32 masks[2][TILE / 32];
   u32 list[TILE];
@@ -101,7 +102,7 @@ __device__ __forceinline__ int id_of(const BwdParams& p, u32 t) {
   return slot_of(p, t) >= 0 ? -1 : id;
 }
 
-// Fills `id` and `slot` of the block's tokens; indices past the last token have neither.
+// Sets `id` and `slot` of the block's tokens; tokens past the last one get -1.
 __device__ __forceinline__ void find_tokens(const BwdParams& p, u32 first, Shared& shared) {
   if (threadIdx.x < OWN) {
     const u32 t = first + threadIdx.x;
@@ -124,7 +125,7 @@ __device__ __forceinline__ void copy_placed(const BwdParams& p, u32 first, u32 c
   }
 }
 
-// Fills `earlier` and `later`.
+// Sets `earlier` and `later`: which ids of the block occur among earlier and among later tokens.
 __device__ __forceinline__ void find_repeats(const BwdParams& p, u32 first, Shared& shared) {
   u32 earlier = 0, later = 0;
   for (u32 t = threadIdx.x; t < p.tokens; t += TILE) {

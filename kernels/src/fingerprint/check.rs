@@ -9,7 +9,7 @@ fn of(bytes: &[u128], n: usize, threads: usize) -> u64 {
     parts.into_iter().fold(0, u64::wrapping_add)
 }
 
-/// Returns at least `n` pseudo-random bytes, 16-byte aligned.
+/// Returns at least `n` pseudo-random bytes, aligned to 16 bytes.
 fn bytes(n: usize) -> Vec<u128> {
     (0..n.div_ceil(16) as u128).map(|i| (i + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835)).collect()
 }
@@ -32,7 +32,7 @@ fn any_bit_shows() {
         other[bit / 128] ^= 1 << (bit % 128);
         assert_ne!(of(&other, n, 2), whole, "bit {bit}");
     }
-    // Bytes behind the end of the tensor must not change its hash.
+    // Bytes after the end of the tensor must not change its hash.
     let mut other = x.clone();
     other[n / 16] ^= 1 << 127;
     assert_eq!(of(&other, n, 2), whole);

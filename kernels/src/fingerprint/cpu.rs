@@ -5,7 +5,7 @@ use super::{OF_PART, PART, Params, sums};
 use crate::view::{Out, slice};
 use crate::{Team, simd_fn};
 
-/// Sums kept side by side.
+/// Number of sums that the loop keeps, to add the words of one vector at a time.
 const LANES: usize = 8;
 
 fn mixed(word: u64, at: u64) -> u64 {

@@ -1,6 +1,6 @@
-//! The definition.
+//! The definition of the hash, one word at a time.
 
-/// The hash of some bytes.
+/// Returns the hash of some bytes.
 pub fn fingerprint(bytes: &[u8]) -> u64 {
     let mut sum = 0u64;
     for (j, chunk) in bytes.chunks(8).enumerate() {

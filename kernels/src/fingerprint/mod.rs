@@ -38,7 +38,7 @@ kernel!(pub FINGERPRINT, "fingerprint", Params, cpu::fingerprint, &SOURCE, |p, _
 
 /// Bytes of a part.
 const PART: usize = 512 * 1024;
-/// Partial sums of one part: in CUDA, one a warp.
+/// Partial sums of one part: one per warp of the CUDA block.
 const OF_PART: usize = 8;
 
 /// Number of partial sums that a launch over `bytes` bytes writes.
@@ -46,13 +46,13 @@ pub const fn sums(bytes: usize) -> usize {
     bytes.div_ceil(PART) * OF_PART
 }
 
-/// The launch.
+/// Launches the hash of a tensor.
 pub fn fingerprint(params: &Params) -> Launch {
     let bytes = params.bytes as f64;
     Launch::kernel(&FINGERPRINT, params, Cost { flops: 0.0, bytes: bytes + 8.0 * sums(params.bytes as usize) as f64 })
 }
 
-/// Tensor sizes in bytes that tests and benches share.
+/// Tensor sizes in bytes that the checks use.
 pub fn cases() -> Vec<usize> {
     vec![0, 1, 2, 7, 8, 16, 17, 4095, PART - 2, PART, PART + 6, 2 * PART + 40]
 }

@@ -1,11 +1,11 @@
-// A hash of the bits of a tensor: the sum of mixed words; formula and shapes: mod.rs.
+// A hash of the bits of a tensor: the sum of mixed words. Formula and shapes: mod.rs.
 //
 // A block hashes a part of 65536 words; a thread loads two words (16 bytes) at a time, four loads in flight.
 //
 //   for each word j of the part: sum += mix(x[j] + (j + 1) * GOLDEN)      sums[part][warp] = sum over the warp
 //
-// Exact: the sum is modulo 2^64, in any order. The last words of a tensor that is not a multiple of 16 bytes are
-// assembled from bytes. Bound: memory, each byte read once; two 64-bit multiplications a word.
+// Exact: the sum is modulo 2^64, in any order. The last words of a tensor whose size is not a multiple of 16 bytes
+// are assembled from bytes. Bound: memory, each byte read once; two 64-bit multiplications per word.
 #include "cuh/warp.cuh"
 
 constexpr int THREADS = 256;

@@ -14,7 +14,7 @@ use crate::launch::{Addr, KernelLaunch, Launch, Source};
 
 pub use sizes::{SizeError, Sizes};
 
-/// A kernel folder with everything that is known about it.
+/// A kernel folder: name, documentation, CUDA source, checks and example calls.
 pub struct KernelFolder {
     /// The folder's name, for example `rms_norm`.
     pub name: &'static str,
@@ -28,37 +28,37 @@ pub struct KernelFolder {
     pub calls: fn(&Sizes) -> Calls,
 }
 
-/// Example calls with their sizes in words.
+/// Example calls, each with a text that describes its size.
 pub type Calls = Vec<(&'static str, Launch)>;
 
-/// An example call of a kernel. Its addresses are placeholders, so it can be planned and counted but not run.
+/// An example call of a kernel. Its addresses are placeholders: its plan and cost can be computed, but it cannot run.
 #[derive(Clone, Debug)]
 pub struct ExampleCall {
-    /// The size in words.
+    /// Text that describes the size of the call.
     pub size: Cow<'static, str>,
     /// The call.
     pub launch: KernelLaunch,
 }
 
 impl KernelFolder {
-    /// What the kernels compute: the documentation at the head of `mod.rs`.
+    /// Returns the documentation at the head of `mod.rs`: what the kernels compute.
     pub fn maths(&self) -> String {
         let lines = self.module.lines().map_while(|l| l.strip_prefix("//!"));
         lines.map(|l| l.strip_prefix(' ').unwrap_or(l)).collect::<Vec<_>>().join("\n")
     }
 
-    /// An example call of each kernel of the folder.
+    /// Returns an example call of each kernel of the folder.
     pub fn examples(&self) -> Vec<ExampleCall> {
         kernel_calls((self.calls)(&Sizes::default()), |size| size.into())
     }
 
-    /// The example calls at other sizes; a size that is not given keeps its default.
+    /// Returns the example calls with given sizes; a size that is not given keeps its default.
     ///
     /// # Errors
     /// A size that the folder's calls do not have, or a value that its kernels do not support.
     pub fn examples_with_sizes(&self, sizes: &Sizes) -> Result<Vec<ExampleCall>, SizeError> {
-        // `Sizes` records which sizes the calls ask for, so the calls are made once with the defaults, only to learn
-        // the names.
+        // `Sizes` records which sizes the calls ask for, so the calls are made with the defaults once to learn their
+        // names.
         let defaults = Sizes::default();
         (self.calls)(&defaults);
         sizes.check(self.name, &defaults)?;
@@ -74,11 +74,11 @@ fn kernel_calls(calls: Calls, size: impl Fn(&'static str) -> Cow<'static, str>) 
     calls.into_iter().filter_map(kernel).collect()
 }
 
-/// Tokens of a long video with its question.
+/// Tokens of a long video and the question about it.
 pub(crate) const TOKENS: u32 = 8192;
 /// Elements of a hidden state of the decoder.
 pub(crate) const HIDDEN: u32 = 3584;
-/// Elements of a row between the matrices of a feed-forward layer.
+/// Elements of a row between the two matrices of a feed-forward layer.
 pub(crate) const INTERMEDIATE: u32 = 18944;
 /// Query heads of the decoder.
 pub(crate) const HEADS: u32 = 28;
@@ -92,19 +92,19 @@ pub(crate) const VOCAB: u32 = 152_064;
 pub(crate) const BATCH: u32 = 16;
 /// The address of every operand of an example call.
 pub(crate) const PLACEHOLDER: Addr = Addr(1 << 40);
-/// The element types that most kernels are made for.
+/// The element types that most kernels support.
 pub(crate) const FLOAT_DTYPES: [DType; 2] = [F32, BF16];
-/// The size of a call over all weights of one matrix.
+/// Describes the size of a call over all weights of one matrix.
 pub(crate) const WEIGHTS: &str = "one feed-forward matrix of 18944 x 3584 weights";
-/// The size of a call over the hidden states of a sequence.
+/// Describes the size of a call over the hidden states of a sequence.
 pub(crate) const ACTIVATIONS: &str = "8192 tokens of 3584";
 
 /// Registers a kernel folder: declares its `SOURCE` and its `FOLDER`.
 ///
-/// `params` lists the parameter structs that `sm80.cu` uses and `headers` the folder's `.cuh` files; `headers_of`
-/// lists the folders whose headers it includes besides those of `cuh/`. The folder's `check.rs` has the checks
-/// (`checks!`) and `examples.rs` the function `examples`. With `traffic`, that function of `examples.rs` gives small
-/// calls on real arrays, and a test counts on the simulator that each call moves the bytes of its cost.
+/// `params` lists the parameter structs that `sm80.cu` uses and `headers` the folder's `.cuh` files. `headers_of`
+/// lists other folders whose headers it includes, besides those of `cuh/`. The folder's `check.rs` has the checks
+/// (`checks!`) and `examples.rs` the function `examples`. `traffic` names a function of `examples.rs` that returns
+/// small launches on real arrays; a test simulates them and compares the bytes that they move with their cost.
 macro_rules! kernel_folder {
     (name: $name:literal, params: [$($params:ty),*], $(headers: [$($header:literal),*],)?
      $(headers_of: [$($owner:ident),*],)? $(traffic: $traffic:ident,)?) => {

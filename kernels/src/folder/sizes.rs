@@ -1,5 +1,5 @@
-//! Sizes for example calls from the command line: `tokens=4096`, `head_dim=64`. They replace the defaults of the
-//! examples.
+//! Sizes for example calls from the command line, such as `tokens=4096` or `head_dim=64`, which replace default
+//! sizes.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 #[derive(Debug, Default)]
 pub struct Sizes {
     given: BTreeMap<String, u64>,
-    /// The keys that example calls have asked for, in order, with their values.
+    /// The keys that example calls have asked for, in order, with the values that they got.
     asked: RefCell<Vec<(&'static str, u64)>>,
 }
 
@@ -16,7 +16,7 @@ pub struct Sizes {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{key} {what}; {help}")]
 pub struct SizeError {
-    /// The key of the size.
+    /// The key of the size, such as `tokens`.
     pub key: String,
     /// What is wrong.
     pub what: String,
@@ -31,13 +31,13 @@ impl SizeError {
     }
 }
 
-/// The largest size, because kernels count in 32 bits.
+/// The largest size: kernels count with 32 bits.
 const MAX_SIZE: u64 = 1 << 31;
-/// The largest number of elements, which kernels count in 64 bits.
+/// The largest number of elements of a call: kernels count them with 64 bits.
 const MAX_ELEMENTS: u64 = 1 << 40;
 
 impl Sizes {
-    /// Sizes from `(key, value)` pairs.
+    /// Makes sizes from `(key, value)` pairs.
     ///
     /// # Errors
     /// A key that is given twice.
@@ -56,17 +56,17 @@ impl Sizes {
         !self.given.is_empty()
     }
 
-    /// The value of a key in the calls that were made with these sizes; 0 if no call asked for it.
+    /// Returns the value of a key in the calls that were made with these sizes, or 0 if no call asked for it.
     pub fn known(&self, key: &str) -> u64 {
         self.asked.borrow().iter().find(|(known, _)| *known == key).map_or(0, |(_, value)| *value)
     }
 
-    /// The value of a key, or its default.
+    /// Returns the given value of a size, or its default `usual`.
     pub(crate) fn get(&self, key: &'static str, usual: u32) -> u32 {
         self.count(key, usual.into()).min(MAX_SIZE) as u32
     }
 
-    /// The value of a key that is a number of elements, or its default.
+    /// Returns the given value of a number of elements, or its default `usual`.
     pub(crate) fn count(&self, key: &'static str, usual: u64) -> u64 {
         let value = self.given.get(key).copied().unwrap_or(usual);
         let mut asked = self.asked.borrow_mut();
@@ -76,7 +76,7 @@ impl Sizes {
         value
     }
 
-    /// The keys and values that calls have asked for, as text: `tokens=4096 heads=28`.
+    /// Returns the keys and values that calls have asked for, as text: `tokens=4096 heads=28`.
     pub(crate) fn words(&self) -> String {
         self.asked.borrow().iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(" ")
     }

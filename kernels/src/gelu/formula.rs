@@ -21,7 +21,7 @@ pub fn slope(fwd: fn(f64) -> f64, x: f64) -> f64 {
 /// Returns the normal distribution function and `e^(−x²/2)`, each rounded to f32.
 fn cdf_rounded(x: f64) -> (f64, f64) {
     let bell = approximate((-0.5 * f32(x * x)).exp(), 2.0 * ULP);
-    // Mills' ratio by its definition where that can be divided, else by the first terms of its series.
+    // Mills' ratio by its definition where the divisor is not too small, else by the first terms of its series.
     let z = x.abs();
     let far = (1.0 - 1.0 / (z * z) + 3.0 / z.powi(4) - 15.0 / z.powi(6)) / (z * (2.0 * PI).sqrt());
     let ratio = if z < 5.0 { 0.5 * (1.0 + erf(-z / 2f64.sqrt())) / (-0.5 * z * z).exp() } else { far };
@@ -29,7 +29,7 @@ fn cdf_rounded(x: f64) -> (f64, f64) {
     (if x > 0.0 { f32(1.0 - tail) } else { tail }, bell)
 }
 
-/// [`fwd`] with roundings.
+/// [`fwd`] with the kernel's roundings.
 pub fn fwd_rounded(x: f64) -> f64 {
     x * cdf_rounded(x).0
 }
@@ -47,7 +47,7 @@ fn share_rounded(x: f64) -> f64 {
     approximate(1.0 / f32(1.0 + e), 2.0 * ULP)
 }
 
-/// [`tanh_fwd`] with roundings.
+/// [`tanh_fwd`] with the kernel's roundings.
 pub fn tanh_fwd_rounded(x: f64) -> f64 {
     x * share_rounded(x)
 }

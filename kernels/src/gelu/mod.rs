@@ -92,7 +92,7 @@ pub fn tanh_bwd(dtype: DType, params: &BwdParams) -> Launch {
     Launch::kernel(by_dtype(dtype, &TANH_BWD_F32, &TANH_BWD_BF16), params, cost)
 }
 
-/// Sizes (count, scale of the inputs) that tests and benches share.
+/// Shapes (count, scale of the inputs) that the checks use.
 pub fn cases() -> Vec<(usize, f32)> {
     vec![(1, 1.0), (17, 1.0), (8191, 3.0), (4096 * 5 + 3, 0.1)]
 }

@@ -1,13 +1,14 @@
 // GELU in its exact form and in its tanh form, and their gradients, element by element.
 //
 //   exact, fwd: y = x * cdf(x)            bwd: dx = dy * (cdf(x) + x * density(x))
-//   cdf(-z) = e^(-z^2 / 2) * R(z) for z >= 0, R a polynomial in 1 / (1 + 0.4 z): the fit of cpu.rs, without cancellation in the tail
+//   cdf(-z) = e^(-z^2 / 2) * R(z) for z >= 0, R a polynomial in 1 / (1 + 0.4 z), fitted as in cpu.rs;
+//   this form has no cancellation in the tail
 //
 //   tanh form: s = 1 / (1 + e^(-2u)), u = sqrt(2 / pi) (x + 0.044715 x^3)
 //   fwd: y = x * s                        bwd: dx = dy * (s + x * s * (1 - s) * 2 du/dx)
 //
-// Shapes and limits: mod.rs. Numerics: f32; the fit to 7e-8, e^x of the CUDA library (1 ulp), quotients to 2 ulp; one
-// rounding to T at the store. Grid: 2048 elements a block (map.cuh). Bound: memory.
+// Shapes and limits: mod.rs. Numerics: f32; the fit is accurate to 7e-8, e^x of the CUDA library to 1 ulp, quotients
+// to 2 ulp; one rounding to T at the store. Grid: 2048 elements per block (map.cuh). Bound: memory.
 
 #include "cuh/map.cuh"
 #include "cuh/math.cuh"
@@ -29,7 +30,7 @@ __device__ __forceinline__ float normal_cdf(float x, float& bell) {
   return x > 0.0f ? 1.0f - tail : tail;
 }
 
-// One form of GELU: its value and its slope. `Tanh` is the other one.
+// The exact form of GELU: its value and its slope. `Tanh` has those of the tanh form.
 struct Exact {
   static __device__ __forceinline__ float value(float x) {
     float bell;

@@ -11,7 +11,7 @@ checks!(
     nothing_counts_beyond_the_end
 );
 
-/// Completions with their inputs.
+/// The inputs of the loss for a few completions.
 struct Batch {
     ends: Vec<i32>,
     counted: Vec<i32>,
@@ -65,7 +65,7 @@ impl Batch {
         }
     }
 
-    /// The gradient and the stats.
+    /// Launches the loss and returns the gradient and the stats.
     fn run(&self, params: &Params) -> (Vec<f32>, Vec<f32>) {
         let (mut gradient, mut stats) =
             (vec![f32::NAN; self.log_prob.len()], vec![f32::NAN; STATS * self.counted.len()]);

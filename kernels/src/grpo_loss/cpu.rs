@@ -1,4 +1,4 @@
-//! One completion a task.
+//! The GRPO losses on the CPU: each task computes one completion.
 #![allow(unsafe_code)]
 
 use super::{Params, STATS};
@@ -16,9 +16,9 @@ pub unsafe fn loss(p: &Params, team: &Team) {
     let (ends, counted) = unsafe { (slice::<i32>(p.cu_seqlens, n + 1), slice::<i32>(p.counted, n)) };
     let tokens = ends[n] as usize;
     let optional = |a: crate::Addr| if a.is_null() { 0 } else { tokens };
-    // SAFETY: the caller guarantees it (see the function's safety section); no elements if there is no address.
+    // SAFETY: `p`'s addresses cover the documented shapes; no elements are read at a null address.
     let (log_prob, old) = unsafe { (slice::<f32>(p.log_prob, tokens), slice::<f32>(p.old, optional(p.old))) };
-    // SAFETY: as above.
+    // SAFETY: `p.reference` is null (then no elements are read) or covers all tokens.
     let reference = unsafe { slice::<f32>(p.reference, optional(p.reference)) };
     // SAFETY: the caller guarantees it (see the function's safety section).
     let (advantage, weight) = unsafe { (slice::<f32>(p.advantage, n), slice::<f32>(p.weight, n)) };

@@ -1,6 +1,6 @@
-//! The definition, in f64.
+//! The definition of the losses and of their gradient, in f64.
 
-/// The loss's options, which all tokens share.
+/// The options of the loss, the same for all tokens.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
     /// `1 − epsilon_low` and `1 + epsilon_high`.
@@ -9,7 +9,7 @@ pub struct Options {
     pub beta: f64,
     /// Bound of the log ratio to the reference.
     pub kl_limit: f64,
-    /// True for one importance ratio a sequence (GSPO), false for one a token.
+    /// True for one importance ratio per sequence (GSPO), false for one per token.
     pub sequence_level: bool,
 }
 

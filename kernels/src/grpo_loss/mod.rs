@@ -10,17 +10,17 @@
 //! loss = Σ_i weight[i] Σ_t l[t]
 //! ```
 //!
-//! The weights say which mean the loss is. With n_i learned tokens in M completions of a micro-batch and C
-//! micro-batches a step: grpo `1 / (n_i M C)`, bnpo `1 / (Σ n C)`, dr_grpo `1 / (M L C)` with L the maximum
+//! The caller's weights choose the variant. With n_i learned tokens in completion i, M completions per micro-batch
+//! and C micro-batches per step: grpo `1 / (n_i M C)`, bnpo `1 / (Σ n C)`, dr_grpo `1 / (M L C)` with L the maximum
 //! completion length, dapo `1 / Σ n` over the whole step.
 //!
-//! Gradient: `d_log_prob[t] = weight[i] (−r A [not clipped] − beta (e^x − 1) [|x| < kl_limit])`, with `old` and
-//! `reference` constants; the same form at both levels; 0 for tokens that are not counted. Clipped: `r < 1 −
-//! epsilon_low` and A < 0, or `r > 1 + epsilon_high` and A > 0.
+//! Gradient: `d_log_prob[t] = weight[i] (−r A [not clipped] − beta (e^x − 1) [|x| < kl_limit])`. `old` and
+//! `reference` are constants, and the formula is the same at both levels; the gradient is 0 for tokens that are not
+//! counted. A token is clipped if `r < 1 − epsilon_low` and A < 0, or `r > 1 + epsilon_high` and A > 0.
 //!
 //! Shapes: log_prob, old, reference, d_log_prob f32 `[tokens]`; cu_seqlens i32 `[completions + 1]`, from 0 to tokens;
 //! counted i32, advantage and weight f32 `[completions]`; stats f32 `[completions, 4]`. Numerics: f64, rounded to f32
-//! at the store. Log-probabilities are read once, at sequence level twice. Bound: latency; a few numbers a token.
+//! at the store. Log-probabilities are read once, at sequence level twice. Bound: latency; a few numbers per token.
 
 pub(crate) mod check;
 mod cpu;
@@ -41,7 +41,7 @@ params! {
         pub reference: Addr,
         /// i32 `[completions + 1]`: index of each completion's first token, and the number of tokens.
         pub cu_seqlens: Addr,
-        /// i32 `[completions]`: how many leading tokens of a completion are learned; at most all.
+        /// i32 `[completions]`: number of leading tokens of each completion that are learned, at most all of them.
         pub counted: Addr,
         /// f32 `[completions]`
         pub advantage: Addr,
@@ -53,7 +53,7 @@ params! {
         pub stats: Addr,
         /// Completions.
         pub completions: u32,
-        /// 1: one importance ratio a sequence; 0: one a token.
+        /// 1: one importance ratio per sequence; 0: one per token.
         pub sequence_level: u32,
         /// Lower clipping distance: ratios below 1 − epsilon_low are clipped.
         pub epsilon_low: f32,
@@ -61,7 +61,7 @@ params! {
         pub epsilon_high: f32,
         /// Weight of the KL term.
         pub beta: f32,
-        /// Bound of the absolute log ratio to the reference; infinite: none.
+        /// Bound of |reference − log_prob|; infinite: no bound.
         pub kl_limit: f32,
     }
 }
@@ -76,7 +76,7 @@ kernel!(pub LOSS, "grpo_loss", Params, cpu::loss, &SOURCE, |p, _| {
     cuh::blocks("grpo_loss", p.completions.into(), 256)
 });
 
-/// Columns of `stats` a completion.
+/// Number of statistics per completion, the columns of `stats`.
 pub const STATS: usize = 4;
 
 /// Launches the loss over completions that have `tokens` tokens in total.
@@ -87,7 +87,7 @@ pub fn loss(tokens: usize, params: &Params) -> Launch {
     Launch::kernel(&LOSS, params, Cost { flops: 60.0 * tokens as f64, bytes })
 }
 
-/// Cases that tests and benches share: for each completion its length and its number of learned tokens.
+/// The cases that the checks use: the length of each completion and its number of learned tokens.
 pub fn cases() -> Vec<Vec<(usize, usize)>> {
     vec![
         vec![(1, 1)],

@@ -4,13 +4,13 @@
 //   l[t] = -min(r A, clip(r) A) + beta (e^x - x - 1),  x = clip(reference[t] - log_prob[t], -kl_limit, kl_limit)
 //   d_log_prob[t] = weight (-r A [not clipped] - beta (e^x - 1) [x not clipped]), 0 for tokens that are not learned
 //
-// Shapes and limits: mod.rs. Numerics: f64 with the CUDA library's exp and expm1, rounded to f32 at the store. A sum
-// is one accumulator a thread over every 256th token, then warp_sum, then warps in order. Grid: one block a
-// completion.
+// Shapes and limits: mod.rs. Numerics: f64 with the CUDA library's exp and expm1, rounded to f32 at the store. Order
+// of a sum: each thread adds every 256th token, then warp_sum adds the threads, then the warps are added in order.
+// Grid: one block per completion.
 //
 //   at sequence level: mean of d over the completion
 //   each thread, over its tokens: ratio, loss, gradient; sums of loss, KL and clipped tokens
-// Bound: latency: a completion has about a thousand tokens.
+// Bound: latency; a completion has about a thousand tokens.
 
 #include "cuh/warp.cuh"
 

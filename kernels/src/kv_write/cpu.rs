@@ -1,15 +1,16 @@
-//! Rows of tokens, a few a task.
+//! Writes to the KV cache on the CPU: each task writes a few tokens.
 #![allow(unsafe_code)]
 
 use super::Params;
 use crate::view::{Out, slice};
 use crate::{Element, Team};
 
-/// Elements of a task, about.
+/// Approximate number of elements that one task writes.
 const PER_TASK: usize = 1 << 14;
 
 /// # Safety
-/// The addresses cover what [`Params`] says, and the slots that are not negative are all different.
+/// Every address in [`Params`] is valid for the shape and dtype that its field documents, and no two slots are equal
+/// unless they are negative.
 pub unsafe fn write<T: Element>(p: &Params, team: &Team) {
     let (tokens, row) = (p.tokens as usize, p.kv_heads as usize * p.head_dim as usize);
     let page = p.page as usize;

@@ -40,10 +40,10 @@ impl std::fmt::Debug for Kernel {
     }
 }
 
-/// Returns the kernel for `dtype`.
+/// Returns `f32` or `bf16`, the kernel for `dtype`.
 ///
 /// # Panics
-/// For other types than F32 and BF16, which is a mistake in the caller.
+/// For types other than F32 and BF16.
 pub(crate) fn by_dtype(dtype: DType, f32: &'static Kernel, bf16: &'static Kernel) -> &'static Kernel {
     match dtype {
         DType::F32 => f32,
@@ -63,7 +63,7 @@ macro_rules! kernel {
             unsafe fn run(bytes: &[u8], team: &$crate::Team) {
                 let cpu: unsafe fn(&$params, &$crate::Team) = $cpu;
                 let params: $params = bytemuck::pod_read_unaligned(bytes);
-                // SAFETY: the caller vouches for the addresses, as `Kernel::cpu` asks.
+                // SAFETY: `Kernel::cpu` requires valid addresses of its caller.
                 unsafe { cpu(&params, team) }
             }
             fn plan(bytes: &[u8], arch: &$crate::launch::Arch) -> Vec<$crate::launch::Stage> {
@@ -82,7 +82,7 @@ macro_rules! kernel {
     };
 }
 
-/// A call of a kernel.
+/// A launch of a hand-written kernel.
 #[derive(Clone, Debug)]
 pub struct KernelLaunch {
     /// The kernel.
@@ -134,9 +134,9 @@ impl Launch {
 #[allow(unsafe_code)]
 pub unsafe fn run_on_cpu(launch: &Launch, team: &Team) {
     match launch {
-        // SAFETY: the caller guarantees it (see the function's safety section).
+        // SAFETY: every address in the launch covers what its kernel documents.
         Launch::Kernel(k) => unsafe { (k.kernel.cpu)(&k.params, team) },
-        // SAFETY: the caller guarantees it (see the function's safety section).
+        // SAFETY: the operands' addresses cover the shapes of the product.
         Launch::Matmul(m) => unsafe { crate::matmul::cpu::run(m, team) },
     }
 }

@@ -14,7 +14,7 @@ impl Addr {
         self.0 == 0
     }
 
-    /// The address `bytes` further on.
+    /// Returns the address `bytes` bytes after this one.
     pub const fn offset(self, bytes: usize) -> Addr {
         Addr(self.0 + bytes as u64)
     }
@@ -23,7 +23,7 @@ impl Addr {
 /// One field of a parameter struct, as the C declaration needs it.
 #[derive(Clone, Copy, Debug)]
 pub struct Field {
-    /// The field's name.
+    /// The field's name, the same in Rust and in C.
     pub name: &'static str,
     /// Its C type.
     pub c_type: &'static str,
@@ -84,7 +84,7 @@ pub trait Params: bytemuck::Pod {
     /// Its fields in order.
     const FIELDS: &'static [Field];
 
-    /// The C declaration, with static asserts on the size and on every offset.
+    /// Returns the C declaration, with static asserts on the size and on every offset.
     fn c_declaration() -> String {
         let name = Self::NAME;
         let mut text = format!("struct {name} {{\n");

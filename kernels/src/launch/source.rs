@@ -10,14 +10,14 @@ pub struct Source {
     pub sm80: &'static str,
     /// The C declarations of the parameter structs that the source uses.
     pub params: &'static [fn() -> String],
-    /// The headers in the folder: name as sources include it, and text.
+    /// The folder's headers: the name by which `#include` refers to each, and its text.
     pub headers: &'static [(&'static str, &'static str)],
     /// Other folders whose headers the source includes.
     pub header_owners: &'static [&'static Source],
 }
 
 impl Source {
-    /// The headers that the source may include, sorted by name: those of `cuh/`, of the folder, and of
+    /// Returns the headers that the source may include, sorted by name: those of `cuh/`, of the folder, and of
     /// [`Source::header_owners`].
     pub fn available_headers(&self) -> Vec<(&'static str, &'static str)> {
         let owned = self.header_owners.iter().flat_map(|s| s.headers);
@@ -26,8 +26,8 @@ impl Source {
         all
     }
 
-    /// The whole text that a CUDA compiler reads: parameter structs, then the source, whose `#include` lines name
-    /// [`Source::available_headers`].
+    /// Returns the whole text that a CUDA compiler reads: parameter structs, then the source, whose `#include` lines
+    /// name [`Source::available_headers`].
     pub fn text(&self) -> String {
         // NVRTC has no offsetof; nvcc's headers define the macro.
         let mut text = String::from(

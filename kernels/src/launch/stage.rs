@@ -1,5 +1,5 @@
-//! Stages: the CUDA launches that a kernel's plan makes of a call on a GPU, and the encoding of their tensor maps
-//! into the parameters.
+//! Stages, the CUDA launches that a kernel's plan makes of a call, and the encoding of their tensor maps into the
+//! parameters.
 
 use super::params::TensorMapSlot;
 use reel_sim::tensor_map::TensorMap;
@@ -19,9 +19,9 @@ pub struct Arch {
 impl Arch {
     /// A100.
     pub const A100: Arch = Arch { sm: 80, shared_per_block: 163 << 10, multiprocessors: 108 };
-    /// GPUs of compute capability 8.6, as RTX 3090.
+    /// GPUs of compute capability 8.6, such as the RTX 3090.
     pub const SM86: Arch = Arch { sm: 86, shared_per_block: 99 << 10, multiprocessors: 82 };
-    /// GPUs of compute capability 8.9, as RTX 4090 and L40S.
+    /// GPUs of compute capability 8.9, such as the RTX 4090 and the L40S.
     pub const SM89: Arch = Arch { sm: 89, shared_per_block: 99 << 10, multiprocessors: 128 };
     /// H100 and H200.
     pub const H100: Arch = Arch { sm: 90, shared_per_block: 227 << 10, multiprocessors: 132 };
@@ -31,15 +31,15 @@ impl Arch {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{symbol}: the tensor map at offset {offset} of the parameters: {why}; correct the kernel's plan")]
 pub struct TensorMapError {
-    /// The kernel.
+    /// Symbol of the kernel.
     pub symbol: &'static str,
     /// Offset of the map in the parameters, in bytes.
     pub offset: usize,
-    /// The rule that it breaks.
+    /// The rule that the map breaks.
     pub why: String,
 }
 
-/// One CUDA launch: a symbol with its grid, which takes the call's parameter struct.
+/// One CUDA launch: a symbol with its grid. Its argument is the call's parameter struct.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stage {
     /// The `extern "C"` name.
@@ -115,7 +115,7 @@ mod tests {
     use reel_sim::tensor_map::{DataType, Swizzle};
 
     crate::params! {
-        /// With a map among its fields.
+        /// A parameter struct with a tensor map.
         struct Mapped { first: TensorMapSlot, dst: Addr, count: u64, more: [u32; 12] }
     }
 

@@ -104,7 +104,7 @@ pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
         let rstd = 1.0 / (squares(x, mean) / cols as f32 + p.eps).sqrt();
         // SAFETY: rows do not overlap.
         fwd_row(x, w, b, mean, rstd, unsafe { y.part(row * cols, cols) });
-        // SAFETY: each row has one task.
+        // SAFETY: one task sets each row's values.
         unsafe {
             means.set(row, mean);
             rstds.set(row, rstd);

@@ -1,24 +1,24 @@
-//! The definition of layer normalisation in f64, and a version with the roundings that mod.rs documents, except the
-//! last.
+//! The definition of layer normalisation in f64, and the same with the roundings that `mod.rs` documents, except the
+//! rounding at the store.
 
 use crate::checks::rounding::{ROOT, ULP, approximate, f32, sum};
 
-/// The forward formula `(x − mean) · rstd · w + b` for every row, with its mean and rstd; `round` rounds each
-/// intermediate result.
+/// Returns `(x − mean) · rstd · w + b` for every row, with its mean and rstd; `round` rounds each intermediate
+/// result.
 pub fn fwd(x: &[f64], [w, b]: [&[f64]; 2], statistics: &[(f64, f64)], round: fn(f64) -> f64) -> Vec<f64> {
     let rows = x.chunks_exact(w.len()).zip(statistics);
     let one = |((x, w), b): ((&f64, &f64), &f64), (mean, rstd)| round(round(round(x - mean) * rstd) * w) + b;
     rows.flat_map(|(x, s)| x.iter().zip(w).zip(b).map(move |x| one(x, *s))).collect()
 }
 
-/// The mean of a row and its root `1 / sqrt(variance + eps)`.
+/// Returns the mean of a row and its root `1 / sqrt(variance + eps)`.
 pub fn statistics(x: &[f64], eps: f64) -> (f64, f64) {
     let mean = x.iter().sum::<f64>() / x.len() as f64;
     let variance = x.iter().map(|x| (x - mean) * (x - mean)).sum::<f64>() / x.len() as f64;
     (mean, 1.0 / (variance + eps).sqrt())
 }
 
-/// The mean and root of [`statistics`], computed with the kernel's roundings.
+/// [`statistics`] with the kernel's roundings.
 pub fn statistics_rounded(x: &[f64], eps: f64) -> (f64, f64) {
     let mean_of = |x: &[f64]| approximate(sum(x.iter().copied(), &[128, 64]) / x.len() as f64, 2.0 * ULP);
     let mean = mean_of(x);
@@ -26,8 +26,8 @@ pub fn statistics_rounded(x: &[f64], eps: f64) -> (f64, f64) {
     (mean, approximate(1.0 / f32(variance + eps).sqrt(), ROOT))
 }
 
-/// The gradients of `sum(dy · fwd(x, w, b))` for x, w and b, by the chain rule with the rows' `statistics`. Tests
-/// compare them with differences.
+/// Returns the gradients of `sum(dy · fwd(x, w, b))` for x, w and b, by the chain rule with the rows' `statistics`.
+/// Tests compare them with finite differences.
 pub fn bwd(x: &[f64], w: &[f64], dy: &[f64], statistics: &[(f64, f64)]) -> [Vec<f64>; 3] {
     let cols = w.len();
     let (mut dx, mut dw, mut db) = (Vec::new(), vec![0.0; cols], vec![0.0; cols]);
@@ -44,7 +44,7 @@ pub fn bwd(x: &[f64], w: &[f64], dy: &[f64], statistics: &[(f64, f64)]) -> [Vec<
     [dx, dw, db]
 }
 
-/// The gradients of [`bwd`], computed with the kernel's roundings and its order of dw and db.
+/// [`bwd`] with the kernel's roundings and its order of summation for dw and db.
 pub fn bwd_rounded(x: &[f64], w: &[f64], dy: &[f64], statistics: &[(f64, f64)]) -> [Vec<f64>; 3] {
     let cols = w.len();
     let (mut dx, mut to_w, mut to_b) = (Vec::new(), vec![Vec::new(); cols], vec![Vec::new(); cols]);

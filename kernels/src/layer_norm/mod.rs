@@ -5,12 +5,16 @@
 //! Shapes: x, y, dy, dx `[rows, cols]`, w and b `[cols]`, all T, f32 or bf16; mean and rstd f32 `[rows]`; dw and db
 //! f32 `[cols]`. Outputs may not overlap inputs. Arithmetic in f32; the mean is subtracted before squares are summed.
 //!
-//! Order of dw and db: parts of 64 rows, each in row order, then the parts ([`crate::norm_rows`]). In CUDA a part is
-//! 2 runs of 32 rows (16 runs of 4 up to 512 columns); at the end eight sums of every eighth part are added.
+//! Order of summation of dw and db: parts of 64 rows, each in row order, then the parts ([`crate::norm_rows`]). In
+//! CUDA a part consists of 2 runs of 32 rows (16 runs of 4 rows up to 512 columns). At the end, sum i of eight adds
+//! the parts i, i + 8, …; then the eight sums are added.
+//!
 //! Numerics: y and dx each round to T once. In between, in f32: sums of runs of up to 128 terms, of which 64 are
-//! added up; means good to 2 units in the last place (`div.full.f32`), the root to 2^−22.9 (`rsqrt.approx.f32`); `x −
-//! mean` and every product and sum after it round once each, dw and db once a row. Errors of mean and root apply to
-//! the whole row. Tolerance: f32 `12 (1 + |mean| rstd)` times one rounding, dw and db 10 times, bf16 2.5 times.
+//! added up; means are accurate to 2 units in the last place (`div.full.f32`), the root to 2^−22.9
+//! (`rsqrt.approx.f32`); `x − mean` and every product and sum after it round once each, dw and db once per row.
+//! Errors of mean and root apply to the whole row. Tolerance as a multiple of the error of one rounding: f32 `12 (1 +
+//! |mean| rstd)`, dw and db 10, bf16 2.5.
+//!
 //! Bound: memory; one read and one write of `rows · cols` forward, two reads and a write backward. In CUDA a thread
 //! keeps 16 columns in registers. Columns beyond 8192 are read again (forward twice), their dw and db pass through
 //! the workspace row by row, and w and b are read for each row.
@@ -115,14 +119,14 @@ pub const fn parts(rows: usize) -> usize {
     rows.div_ceil(PART_ROWS)
 }
 
-/// The forward launch; `dtype` is T, F32 or BF16.
+/// Launches the forward kernel; `dtype` is that of x, w, b and y, F32 or BF16.
 pub fn fwd(dtype: DType, params: &FwdParams) -> Launch {
     let n = params.rows as f64 * params.cols as f64;
     let bytes = (2.0 * n + 2.0 * params.cols as f64) * dtype.size() as f64;
     Launch::kernel(by_dtype(dtype, &FWD_F32, &FWD_BF16), params, Cost { flops: 7.0 * n, bytes })
 }
 
-/// The backward launch; `dtype` is T, F32 or BF16.
+/// Launches the backward kernel; `dtype` is that of x, w, dy and dx, F32 or BF16.
 pub fn bwd(dtype: DType, params: &BwdParams) -> Launch {
     let n = params.rows as f64 * params.cols as f64;
     let dw = if params.dw.is_null() { 0.0 } else { 16.0 * params.cols as f64 };
@@ -130,7 +134,7 @@ pub fn bwd(dtype: DType, params: &BwdParams) -> Launch {
     Launch::kernel(by_dtype(dtype, &BWD_F32, &BWD_BF16), params, Cost { flops: 15.0 * n, bytes })
 }
 
-/// Shapes that tests and benches share: (rows, cols, scale of the inputs, their mean).
+/// Shapes (rows, cols, scale of the inputs, their mean) that the checks use.
 pub fn cases() -> Vec<(usize, usize, f32, f32)> {
     vec![
         (1, 1, 1.0, 0.0),

@@ -5,8 +5,8 @@
 //        dw += sum over rows of dy * n,  db += sum over rows of dy
 //
 // Shapes and limits: mod.rs; cols < 2^31. Numerics: f32, rsqrt to 2^-22.9, the means' quotients to 2 ulp; y and dx
-// round to T once. A row's sums are one accumulator a thread over its columns in ascending order, then warp_sum, then
-// warps in order: their order depends on cols alone.
+// round to T once. Order of a row's sums: each thread adds its columns in ascending order, then warp_sum adds the
+// threads, then the warps are added in order. The order depends on cols alone.
 //
 // Grid: a group of threads computes one row at a time (held.cuh): a warp for up to HELD * 32 columns, 256 threads for
 // up to HELD * 256, and 512 threads beyond that (the `_wide` symbols). Forward, and backward without dw, groups
@@ -14,11 +14,13 @@
 // (norm_rows.cuh).
 //
 //   for each row of the group:
-//     x (and dy) of the row -> registers, 16 bytes a load; reduce (forward twice); write y or dx; add to the column sums in registers
+//     x (and dy) of the row -> registers, 16 bytes per load
+//     reduce (forward twice); write y or dx
+//     add to the column sums in registers
 //
-// Departures: 1. w and b are read once a block if rows are multiples of 16 bytes and fit. 2. Columns beyond HELD *
-// 512 are read again, and their dw and db are summed in `partial` itself. 3. Rows that are not a multiple of 16 bytes
-// are processed element by element, in the same order of sums. Bound: memory.
+// w and b are read once per block if rows are multiples of 16 bytes and fit into registers. Columns beyond HELD * 512
+// are read again, and their dw and db are summed in `partial` itself. Rows that are not a multiple of 16 bytes are
+// processed element by element, in the same order of sums. Bound: memory.
 
 #include "cuh/norm_rows.cuh"
 
@@ -137,7 +139,7 @@ __device__ __forceinline__ void backward(const BwdParams& p, SharedSums<Pair>& s
       rstd = load_for_warp(global<const float>(p.rstd) + row);
     }
 
-    // Beyond the row dy is 0, so g is 0 too.
+    // Columns past the end of the row have dy = 0, so g is 0 too.
     Pair sum{0.0f, 0.0f};
     float n[V], edy[V], ew[V];
     const auto take = [&](const Words<16>& x, const Words<16>& dy, const Words<16>& w) {

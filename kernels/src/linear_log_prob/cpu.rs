@@ -31,7 +31,7 @@ simd_fn! {
     }
 }
 
-/// Statistics of some columns of a row, relative to their largest scaled logit.
+/// Statistics of some columns of a row, relative to the largest of their scaled logits.
 #[derive(Clone, Copy)]
 struct Statistics {
     row_max: f64,
@@ -44,7 +44,7 @@ impl Statistics {
 
     fn new(logits: &[f32], scale: f32) -> Statistics {
         let largest = max(logits);
-        // If all logits are −∞ or NaN there is no maximum to subtract, and only NaN matters.
+        // If all logits are −∞ or NaN, there is no maximum to subtract; the sums are 0 or NaN then.
         let [sum, moment] = sums(logits, if largest == f32::NEG_INFINITY { 0.0 } else { largest }, scale);
         Statistics { row_max: largest as f64 * scale as f64, sum, moment }
     }
@@ -99,7 +99,7 @@ impl Output {
             accumulate: false,
             scale: 1.0,
         };
-        // SAFETY: the caller guarantees it (see the function's safety section).
+        // SAFETY: the operands cover these rows and columns, and `logits` has one element for each.
         unsafe { matmul::cpu::run(&product, team) }
     }
 }
@@ -112,7 +112,7 @@ pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
     let targets = unsafe { slice::<i32>(p.targets, rows) };
     // SAFETY: the caller guarantees it (see the function's safety section).
     let (log_prob, lse) = unsafe { (Out::<f32>::new(p.log_prob, rows), Out::<f32>::new(p.lse, rows)) };
-    // SAFETY: the caller guarantees it (see the function's safety section); no elements if there is no address.
+    // SAFETY: `p.entropy` is null (then no elements are written) or covers `rows` elements.
     let entropy = unsafe { Out::<f32>::new(p.entropy, if p.entropy.is_null() { 0 } else { rows }) };
     let output = Output { hidden: p.hidden, weight: p.weight, width: p.width as usize };
     let mut logits = vec![0.0f32; rows.min(ROWS) * vocab.min(COLUMNS)];
@@ -121,8 +121,7 @@ pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
         let mut known = vec![(Statistics::NONE, f64::NAN); count];
         for column in (0..vocab).step_by(COLUMNS) {
             let columns = COLUMNS.min(vocab - column);
-            // SAFETY: the caller guarantees it (see the function's safety section); the logits have room for whole
-            // blocks.
+            // SAFETY: the operands cover these rows and columns; `logits` has room for ROWS × COLUMNS elements.
             unsafe { output.logits::<T>((first, count), (column, columns), &mut logits, team) };
             // SAFETY: the vector lives until the end of the loop's body and is only touched through this view.
             let known = unsafe { Out::<(Statistics, f64)>::new(Addr(known.as_mut_ptr() as u64), count) };
@@ -162,8 +161,7 @@ pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
     // SAFETY: the caller guarantees it (see the function's safety section).
     let d_log_prob = unsafe { slice::<f32>(p.d_log_prob, rows) };
     let with_entropy = if p.d_entropy.is_null() { 0 } else { rows };
-    // SAFETY: the caller guarantees it (see the function's safety section); no elements without a gradient of the
-    // entropy.
+    // SAFETY: without a gradient of the entropy no elements are read; else both arrays cover `rows` elements.
     let (entropy, d_entropy) =
         unsafe { (slice::<f32>(p.entropy, with_entropy), slice::<f32>(p.d_entropy, with_entropy)) };
     // SAFETY: the caller guarantees it (see the function's safety section).
@@ -174,8 +172,7 @@ pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
         let count = ROWS.min(rows - first);
         for column in (0..all).step_by(COLUMNS) {
             let columns = COLUMNS.min(all - column);
-            // SAFETY: the caller guarantees it (see the function's safety section); the logits have room for whole
-            // blocks.
+            // SAFETY: the operands cover these rows and columns; `logits` has room for ROWS × COLUMNS elements.
             unsafe { output.logits::<T>((first, count), (from + column, columns), &mut logits, team) };
             team.run(count, |r| {
                 let row = first + r;

@@ -1,9 +1,10 @@
-//! The definition in f64, and the same with the roundings that `mod.rs` documents, except the last one.
+//! Log-probabilities from hidden states in f64, and the same with the roundings that `mod.rs` documents, except the
+//! rounding at the store.
 
 use crate::checks::rounding::{ULP, approximate, f32, sum};
 use std::f64::consts::{LN_2, LOG2_E};
 
-/// What is asked about one row.
+/// The results for one row.
 #[derive(Clone, Copy, Debug)]
 pub struct Row {
     pub log_prob: f64,
@@ -11,7 +12,7 @@ pub struct Row {
     pub lse: f64,
 }
 
-/// The logits of a row.
+/// Returns the logits of a row.
 pub fn logits(hidden: &[f64], weight: &[f64]) -> Vec<f64> {
     weight.chunks_exact(hidden.len()).map(|w| w.iter().zip(hidden).map(|(w, h)| w * h).sum()).collect()
 }
@@ -27,12 +28,12 @@ pub fn fwd(logits: &[f64], target: i32, s: f64) -> Row {
     }
 }
 
-/// [`logits`] in f32, adding terms in order.
+/// [`logits`] in f32, adding the terms of each logit in order.
 pub fn logits_rounded(hidden: &[f64], weight: &[f64]) -> Vec<f64> {
     weight.chunks_exact(hidden.len()).map(|w| sum(w.iter().zip(hidden).map(|(w, h)| w * h), &[])).collect()
 }
 
-/// [`fwd`] with roundings.
+/// [`fwd`] with the kernel's roundings.
 pub fn fwd_rounded(logits: &[f64], target: i32, s: f64) -> Row {
     let factor = f32(s * LOG2_E);
     let t: Vec<f64> = logits.iter().map(|z| f32(z * factor)).collect();
@@ -50,7 +51,7 @@ pub fn fwd_rounded(logits: &[f64], target: i32, s: f64) -> Row {
 }
 
 /// Returns the gradient of `a · log_prob + b · entropy` with respect to the logits, by the chain rule with the row's
-/// `lse` and `entropy`. Tests check it by differences.
+/// `lse` and `entropy`. Tests check it by finite differences.
 pub fn bwd(logits: &[f64], target: i32, s: f64, [a, b]: [f64; 2], of: &Row) -> Vec<f64> {
     let one = |(j, z): (usize, &f64)| {
         let ln_p = z * s - of.lse;
@@ -60,7 +61,7 @@ pub fn bwd(logits: &[f64], target: i32, s: f64, [a, b]: [f64; 2], of: &Row) -> V
     logits.iter().enumerate().map(|x| if target < 0 { 0.0 } else { one(x) }).collect()
 }
 
-/// [`bwd`] with roundings.
+/// [`bwd`] with the kernel's roundings.
 pub fn bwd_rounded(logits: &[f64], target: i32, s: f64, [a, b]: [f64; 2], of: &Row) -> Vec<f64> {
     let (a, b) = (f32(a * s), f32(b * s));
     let one = |(j, z): (usize, &f64)| {

@@ -1,5 +1,5 @@
-//! The output layer fused with log-probabilities: the log-probability of one target token a row and the entropy,
-//! without storing logits.
+//! The output layer fused with log-probabilities: for each row, the log-probability of a target token and the
+//! entropy, without storing logits.
 //!
 //! `z = hidden · weightᵀ`, `lse = ln Σ_j e^(z_j · s)`, `log_prob = z_target · s − lse`, `p_j = e^(z_j · s − lse)`,
 //! `entropy = −Σ_j p_j ln p_j`, with `s` the inverse temperature.
@@ -21,10 +21,11 @@
 //! target is ignored: log_prob, entropy and gradient are 0. A target beyond the vocabulary gives NaN.
 //!
 //! Numerics: logits are f32 sums over the width, in order, never rounded to T. Statistics are f64 on the CPU, over
-//! chunks of 4096 columns merged in order; f32 in CUDA, over lanes, tiles of 128 columns (f32: 64) and splits of
-//! 2048, merged in order, with 2^x by `ex2.approx`. d_logits is rounded once. A row's bits do not depend on the other
-//! rows. Tolerance in f32: d_logits `2.5 (1 + max |z · s|)` roundings, since `z · s − lse` rounds twice (more where 1
-//! − p is near 0); log_prob, entropy and lse 8; bf16 d_logits 2.5.
+//! chunks of 4096 columns merged in order. In CUDA they are f32, over lanes, tiles of 128 columns (f32: 64) and
+//! splits of 2048 columns, merged in order, with 2^x by `ex2.approx`. d_logits is rounded once. A row's bits do not
+//! depend on the other rows. Tolerance in f32 as a multiple of the error of one rounding: `2.5 (1 + max |z · s|)` for
+//! d_logits, since `z · s − lse` rounds twice (more where 1 − p is near 0); 8 for log_prob, entropy and lse. In bf16:
+//! 2.5 for d_logits.
 //!
 //! Bound: matrix products, `2 · rows · vocab · width` operations forward and as many again backward.
 
@@ -147,7 +148,7 @@ fn backward(symbol: &'static str, p: &BwdParams, g: Geometry) -> Vec<Stage> {
     }
 }
 
-/// Returns the bytes of the forward kernel's workspace: four f32 a row and split.
+/// Returns the bytes of the forward kernel's workspace: four f32 per row and split.
 pub fn workspace(rows: usize, vocab: usize) -> usize {
     16 * rows * vocab.div_ceil(SPLIT as usize)
 }
@@ -173,7 +174,7 @@ pub fn bwd(dtype: DType, p: &BwdParams) -> Launch {
     Launch::kernel(by_dtype(dtype, &BWD_F32, &BWD_BF16), p, Cost { flops: 2.0 * rows * columns * width, bytes })
 }
 
-/// Cases that tests and benches share: (rows, vocab, width, standard deviation of the hidden states, temperature).
+/// Cases that the checks use: (rows, vocab, width, standard deviation of the hidden states, temperature).
 pub fn cases() -> Vec<(usize, usize, usize, f32, f32)> {
     vec![
         (1, 1, 1, 1.0, 1.0),

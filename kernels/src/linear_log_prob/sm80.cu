@@ -3,23 +3,24 @@
 //
 // Forward: a block computes a tile of rows and one split of the vocabulary, SPLIT columns, tile by tile. Each logit
 // stays in its register for the split's statistics: row_max of t, sum of 2^(t - row_max), and moment = sum of 2^(t -
-// row_max) (t - row_max), with t = logit * inv_temperature * log2 e. A lane accumulates its own columns; lanes are
-// merged at the end of the split, splits in ascending order by a second launch. Backward: a block computes one tile
-// and turns logits into gradients.
+// row_max) (t - row_max), with t = logit * inv_temperature * log2 e. A lane accumulates its own columns. Lanes are
+// merged at the end of the split; a second launch merges the splits in ascending order. Backward: a block computes
+// one tile of logits and turns them into gradients.
 //
-// Order. A logit sums over the width in ascending order, whatever its tile. The columns of a lane, the tiles of a
-// split and the splits depend on the column alone: a row's bits do not depend on the other rows. Numerics. Logits in
-// f32 (bf16: tensor cores; f32: fused multiply-adds), never rounded further; statistics in f32, 2^x by ex2.approx.
-// Gradients are rounded once.
+// Order: a logit is a sum over the width in ascending order, whatever its tile. The lane, tile and split of a column
+// depend on the column alone, so a row's bits do not depend on the other rows. Numerics: logits in f32 (bf16: tensor
+// cores; f32: fused multiply-adds), never rounded further; statistics in f32, 2^x by ex2.approx. Gradients are
+// rounded once.
 //
-// Grid. x = row tile (fastest, so that concurrent blocks share the weight's rows in L2), then split or column tile.
+// Grid: x = row tile (fastest, so that concurrent blocks share the weight's rows in L2), then split or column tile.
 //
-//   for each tile of the split, for each slice of the width: load hidden, weight (4 stages in flight); logits += product
+//   for each tile of the split, for each slice of the width:
+//     load hidden and weight (4 stages in flight); logits += product
 //     at the last slice: statistics = with(logits), or d_logits = gradient(logits)
 //   store (row_max, sum, moment, target's logit) of each row
-//   combine: a thread a row: merge splits; lse, log_prob, entropy
+//   combine, one thread per row: merge splits; lse, log_prob, entropy
 //
-// Bound. Matrix products: 2 rows * vocab * width operations.
+// Bound: matrix products, 2 rows * vocab * width operations.
 #include "cuh/base.cuh"
 #include "cuh/cp_async.cuh"
 #include "cuh/exp2.cuh"
@@ -35,14 +36,14 @@ extern __shared__ __align__(16) unsigned char shared[];
 __device__ __forceinline__ float minus_infinity() { return __uint_as_float(0xff800000u); }
 __device__ __forceinline__ float not_a_number() { return __uint_as_float(0x7fc00000u); }
 
-// Of some columns of a row.
+// Softmax statistics of some columns of a row, relative to `row_max`.
 struct Statistics {
   float row_max, sum, moment;
 };
 
 __device__ __forceinline__ Statistics no_columns() { return {minus_infinity(), 0.0f, 0.0f}; }
 
-// Makes the statistics relative to a larger row_max.
+// Returns the same statistics relative to a larger row_max.
 __device__ __forceinline__ Statistics raised(const Statistics& s, float row_max) {
   if (s.row_max == minus_infinity()) return {row_max, s.sum, s.moment};  // nothing, or NaN
   const float distance = __fsub_rn(s.row_max, row_max), factor = exp2_approx(distance);
@@ -56,7 +57,7 @@ __device__ __forceinline__ Statistics merge(const Statistics& a, const Statistic
   return {row_max, __fadd_rn(x.sum, y.sum), __fadd_rn(x.moment, y.moment)};
 }
 
-// Adds columns with logits `z` to the statistics; columns beyond the vocabulary are minus infinity.
+// Adds columns with logits `z` to the statistics; z is minus infinity for columns beyond the vocabulary.
 template <int N>
 __device__ __forceinline__ void add(Statistics& s, const float (&z)[N], float factor) {
   float largest = z[0];
@@ -106,7 +107,7 @@ struct Bf16 {
 
   float sums[2][COLUMNS / 8][4];
 
-  // Row of a thread's i-th fragment row, and column of its j-th fragment column, within the tile.
+  // Returns the tile's row of a thread's i-th accumulator row; `column` returns the tile's column of its j-th column.
   __device__ static __forceinline__ u32 row(int i) {
     return threadIdx.x / 32 * 32 + i / 2 * 16 + i % 2 * 8 + threadIdx.x % 32 / 4;
   }
@@ -128,7 +129,7 @@ struct Bf16 {
   // groups.
   __device__ static __forceinline__ u32 offset(u32 row, u32 chunk) { return row * 64 + ((chunk ^ (row / 2 & 3)) * 16); }
 
-  // Loads 128 rows from `first`, columns at .. at + 32 of the width, into a stage.
+  // Loads 128 rows from `first`, their elements at .. at + 32, into a pipeline stage.
   __device__ static __forceinline__ void load(unsigned char* to, const bf16* from, u32 first, u32 end, u32 at, u32 width) {
     const u32 chunk = threadIdx.x % 4, k = at + chunk * 8;
 #pragma unroll
@@ -274,7 +275,7 @@ __device__ __forceinline__ void products(const Operands<typename P::T>& o, F fin
   }
 }
 
-// Returns where the statistics (row_max, sum, moment, target's logit) of a row in a split lie.
+// Returns the address of a row's statistics in a split: row_max, sum, moment, target's logit.
 __device__ __forceinline__ float4* statistics_of(u64 workspace, u32 split, u32 rows, u32 row) {
   return global<float4>(workspace) + static_cast<u64>(split) * rows + row;
 }

@@ -1,4 +1,4 @@
-//! One row a task.
+//! Log-probabilities on the CPU: each task computes one row.
 #![allow(unsafe_code)]
 
 use super::{BwdParams, FwdParams};
@@ -85,7 +85,7 @@ pub(crate) struct Row {
 }
 
 impl Row {
-    /// Reads the row twice.
+    /// Computes the statistics of a row, which it reads twice.
     pub(crate) fn new(logits: &[f32], scale: f32) -> Row {
         State::new(logits, scale, false).row(scale)
     }
@@ -162,14 +162,13 @@ pub unsafe fn fwd(p: &FwdParams, team: &Team) {
     let (logits, targets) = unsafe { (slice::<f32>(p.logits, rows * columns), slice::<i32>(p.targets, rows)) };
     let (begins, ends, with_entropy) = (first == 0, first + columns == p.vocab as usize, !p.entropy.is_null());
     let count = |wanted: bool| if wanted { rows } else { 0 };
-    // SAFETY: the caller guarantees it (see the function's safety section); no elements of what this launch does not
-    // write.
+    // SAFETY: `p`'s addresses cover the documented shapes; arrays that this launch does not write get no elements.
     let (log_prob, lse, entropy) = unsafe {
         let results = [(p.log_prob, ends), (p.lse, ends), (p.entropy, ends && with_entropy)];
         let [log_prob, lse, entropy] = results.map(|(at, wanted)| Out::<f32>::new(at, count(wanted)));
         (log_prob, lse, entropy)
     };
-    // SAFETY: as above.
+    // SAFETY: `p.state` covers `rows` states if the row has several launches; else the view has no elements.
     let state = unsafe { Out::<State>::new(p.state, count(!begins || !ends)) };
     let scale = p.inv_temperature;
     team.run(rows, |r| {
@@ -215,8 +214,7 @@ pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
     // SAFETY: the caller guarantees it (see the function's safety section).
     let (lse, grad) = unsafe { (slice::<f32>(p.lse, rows), slice::<f32>(p.grad, rows)) };
     let with_entropy = if p.d_entropy.is_null() { 0 } else { rows };
-    // SAFETY: the caller guarantees it (see the function's safety section); no elements without a gradient of the
-    // entropy.
+    // SAFETY: without a gradient of the entropy no elements are read; else both arrays cover `rows` elements.
     let (entropy, d_entropy) =
         unsafe { (slice::<f32>(p.entropy, with_entropy), slice::<f32>(p.d_entropy, with_entropy)) };
     // SAFETY: the caller guarantees it (see the function's safety section).
@@ -266,13 +264,13 @@ fn exp_m1(x: f32) -> f32 {
 pub(crate) struct Terms {
     /// 1 / temperature.
     pub(crate) scale: f32,
-    /// Of the row.
+    /// Logarithm of the sum of exponentials of the row.
     pub(crate) lse: f32,
     /// Gradient of the log-probability times `scale`.
     pub(crate) of_log_prob: f32,
     /// Gradient of the entropy times `scale`.
     pub(crate) of_entropy: f32,
-    /// Of the row.
+    /// Entropy of the row.
     pub(crate) entropy: f32,
 }
 
@@ -286,7 +284,7 @@ impl Terms {
         -self.of_log_prob * prob - self.of_entropy * of_entropy
     }
 
-    /// That of the target's.
+    /// Returns the gradient of the target's logit.
     pub(crate) fn of_target(&self, logit: f32) -> f32 {
         let entropy = Terms { of_log_prob: 0.0, ..*self };
         entropy.at(logit) - self.of_log_prob * exp_m1(logit * self.scale - self.lse)

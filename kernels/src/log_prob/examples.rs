@@ -72,7 +72,7 @@ pub(crate) fn traffic(a: &mut crate::checks::traffic::Arrays) -> crate::checks::
         inv_temperature: 1.0,
         ..Zeroable::zeroed()
     };
-    // As the first of several launches, and as one between.
+    // The first of several launches for a row, and one between the first and the last.
     let begins = log_prob::FwdParams { state, vocab: 3 * vocab, entropy, ..fwd };
     let between = log_prob::FwdParams { first: vocab, ..begins };
     let through_both = log_prob::BwdParams { entropy, d_entropy, first: vocab, vocab: 3 * vocab, ..bwd };

@@ -1,14 +1,15 @@
-//! The definition in f64, and the same with the roundings that `mod.rs` documents, except the last one.
+//! Log-probabilities in f64, and the same with the roundings that `mod.rs` documents, except the rounding at the
+//! store.
 
 use crate::checks::rounding::{ULP, approximate, f32};
 
-/// `ln Σ e^(l · s)` of a row.
+/// Returns `ln Σ e^(l · s)` of a row.
 pub fn lse(logits: &[f64], s: f64) -> f64 {
     let max = logits.iter().fold(f64::NEG_INFINITY, |a, &b| a.max(b));
     max * s + logits.iter().map(|l| ((l - max) * s).exp()).sum::<f64>().ln()
 }
 
-/// `l_target · s − lse`; 0 for a negative target.
+/// Returns `l_target · s − lse`, or 0 for a negative target.
 pub fn log_prob(logits: &[f64], target: i32, s: f64) -> f64 {
     if target < 0 { 0.0 } else { logits[target as usize] * s - lse(logits, s) }
 }
@@ -24,7 +25,7 @@ pub fn log_prob_rounded(logits: &[f64], target: i32, s: f64) -> f64 {
     if target < 0 { 0.0 } else { logits[target as usize] * s - lse_rounded(logits, s) }
 }
 
-/// `−Σ p ln p` with `p = e^(l · s − lse)`.
+/// Returns `−Σ p ln p` with `p = e^(l · s − lse)`.
 pub fn entropy(logits: &[f64], s: f64) -> f64 {
     let lse = lse(logits, s);
     -logits.iter().map(|l| (l * s - lse).exp() * (l * s - lse)).sum::<f64>()

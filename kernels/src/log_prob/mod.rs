@@ -1,4 +1,5 @@
-//! Log-probability of one target token a row, and the entropy, from logits that arrive in chunks of the vocabulary.
+//! The log-probability of a target token in each row, and the entropy, from logits that arrive in chunks of the
+//! vocabulary.
 //!
 //! `lse = ln Σ_j e^(l_j · s)`, `log_prob = l_target · s − lse`, `p_j = e^(l_j · s − lse)`, `entropy = −Σ_j p_j ln
 //! p_j`, with `s` the inverse temperature. Gradient: `d_logits[j] = s · (grad · (1[j = target] − p_j) − d_entropy ·
@@ -6,27 +7,27 @@
 //!
 //! ```text
 //! state = none
-//! for each chunk of the vocabulary, in ascending order:            # one launch a chunk: tokens first .. first + columns
+//! for each chunk of the vocabulary, in ascending order:     # one launch per chunk: tokens first .. first + columns
 //!     state = merge(state, (row_max, Σ e^((l − max) s), Σ (l − max) s e^((l − max) s), l_target) of the chunk)
 //! after the last chunk (first + columns = vocab): write log_prob, lse, entropy
 //! ```
 //!
-//! The first launch of a row does not read `state`, the last does not write it. The third number of the state is 0
-//! where no entropy is requested. Backward launches may come in any order.
+//! The first launch of a row does not read `state`, the last does not write it. The third number of the state is 0 if
+//! no entropy is requested. Backward launches may come in any order.
 //!
 //! Shapes: logits f32 `[rows, columns]`, targets i32 `[rows]`, log_prob, lse, entropy and their gradients f32
 //! `[rows]`, state f64 `[rows, 4]`, d_logits T `[rows, columns]`, f32 or bf16, which must not overlap the logits;
 //! vocab < 2^31. A row with a negative target is ignored: log_prob, entropy and gradient are 0. A target beyond the
-//! vocabulary gives NaN in log_prob and gradient (callers check before).
+//! vocabulary gives NaN in log_prob and gradient; callers check targets beforehand.
 //!
-//! Numerics: `l − max` and its product with s round to f32, exponentials are good to 2 ulp and are summed in f64;
+//! Numerics: `l − max` and its product with s round to f32, exponentials are accurate to 2 ulp and are summed in f64;
 //! states of launches merge in f64; log_prob, entropy and lse round from f64 once. Backward, `l · s`, `l · s − lse`,
 //! the exponential, `grad · s` and their product round to f32, and as many operations for the entropy; d_logits
-//! rounds to T once. Tolerance in f32: d_logits `2.5 (1 + max |l · s|)` roundings (more where 1 − p is near 0);
-//! entropy 8, since two of its terms cancel; otherwise 2.5.
+//! rounds to T once. Tolerance in f32 as a multiple of the error of one rounding: `2.5 (1 + max |l · s|)` for
+//! d_logits (more where 1 − p is near 0); 8 for the entropy, since two of its terms cancel; otherwise 2.5.
 //!
-//! Bound: memory and exponentials; two passes forward on the CPU, one in CUDA, where the sums are rescaled when a
-//! larger logit comes.
+//! Bound: memory and exponentials. The CPU reads the logits twice in the forward pass. CUDA reads them once and
+//! rescales the sums when a larger logit comes.
 
 pub(crate) mod check;
 mod cpu;
@@ -53,7 +54,7 @@ params! {
         /// f32 `[rows]`, written by a row's last launch.
         pub lse: Addr,
         /// f64 `[rows, 4]`: read by all launches of a row but the first, written by all but the last; may be null if
-        /// there is only one.
+        /// the row has only one launch.
         pub state: Addr,
         /// Rows.
         pub rows: u32,
@@ -119,10 +120,10 @@ fn plan_bwd(symbol: &'static str, p: &BwdParams) -> Vec<Stage> {
     cuh::blocks(symbol, u64::from(p.rows) * u64::from(p.columns.div_ceil(STRIP)), 256)
 }
 
-/// Bytes of [`FwdParams::state`] a row.
+/// Bytes of [`FwdParams::state`] per row.
 pub const STATE: usize = 32;
 
-/// The forward launch.
+/// Launches the forward kernel on one chunk of the vocabulary.
 pub fn fwd(params: &FwdParams) -> Launch {
     let (rows, n) = (params.rows as f64, params.rows as f64 * params.columns as f64);
     let entropy = !params.entropy.is_null();
@@ -141,7 +142,7 @@ pub fn bwd(dtype: DType, params: &BwdParams) -> Launch {
     Launch::kernel(by_dtype(dtype, &BWD_F32, &BWD_BF16), params, cost)
 }
 
-/// Cases that tests and benches share: (rows, vocab, scale of the logits, temperature).
+/// Shapes (rows, vocab, scale of the logits, temperature) that the checks use.
 pub fn cases() -> Vec<(usize, usize, f32, f32)> {
     vec![(1, 1, 1.0, 1.0), (17, 19, 1.0, 0.7), (5, 8191, 8.0, 1.0), (2, 152_064, 3.0, 1.3), (3, 1000, 0.0, 1.0)]
 }

@@ -1,18 +1,21 @@
-// Log-probability of one target token a row, entropy, and their gradient, for one chunk of the vocabulary a launch.
+// Log-probability of a target token in each row, entropy, and their gradient; a launch reads one chunk of the
+// vocabulary.
 //
-//   fwd: lse = ln sum_j e^(l_j s),  log_prob = l_target s - lse;  0 for a negative target, NaN for one beyond the vocabulary
-//        entropy = ln sum_j e^(x_j) - sum_j x_j e^(x_j) / sum_j e^(x_j) with x = (l - max) s;  0 for a negative target
+//   fwd: lse = ln sum_j e^(l_j s),  log_prob = l_target s - lse
+//        entropy = ln sum_j e^(x_j) - sum_j x_j e^(x_j) / sum_j e^(x_j) with x = (l - max) s
+//        log_prob is 0 for a negative target, NaN for one beyond the vocabulary; entropy is 0 for a negative target
 //   bwd: d_logits[j] = s (grad (1[j = target] - p_j) - d_entropy p_j (ln p_j + entropy)), p_j = e^(l_j s - lse);
 //        0 for a negative target, NaN for one beyond the vocabulary
 //
 // Shapes, limits and the state between launches: mod.rs. Numerics: e^((l - max) s) in f32 (argument rounded, e^x of
-// the CUDA library), summed in f64; when the running maximum changes, the sum is scaled by an f32 exponential,
-// between launches by an f64 one; the target's gradient uses e^x - 1.
+// the CUDA library), summed in f64. When the running maximum changes, the sum is scaled by an f32 exponential;
+// between launches it is scaled by an f64 one. The target's gradient uses e^x - 1.
 //
-// fwd, a block a row, read once:
-//   each thread, over vectors of four logits: running maximum, sums relative to it; the sums are scaled when the maximum grows
-//   threads' sums are brought to the row's maximum, added within warps, then warps in order; then merged with the given state
-// bwd, a block 2048 logits of a row. Bound: memory.
+// fwd, one block per row, which is read once:
+//   each thread, over vectors of four logits: running maximum, sums relative to it
+//     (the sums are scaled when the maximum grows)
+//   scale the threads' sums to the row's maximum; add within warps, then warps in order; merge with the given state
+// bwd: one block per 2048 logits of a row. Bound: memory.
 
 #include "cuh/math.cuh"
 #include "cuh/warp.cuh"
@@ -29,8 +32,8 @@ struct Sums {
   float largest = -infinity();
   double sum = 0.0, moment = 0.0;
 
-  // What arguments are relative to: the maximum, or 0 if that is minus infinity, which would make NaN of terms that
-  // are 0.
+  // The value that is subtracted from logits: their maximum, or 0 if that is minus infinity, since subtracting minus
+  // infinity would turn terms that are 0 into NaN.
   __device__ __forceinline__ float base() const { return largest == -infinity() ? 0.0f : largest; }
 
   // Makes the sums relative to `most`, a larger maximum. If all logits so far are minus infinity, the sums are 0 or
@@ -179,7 +182,7 @@ __device__ __forceinline__ void backward(const BwdParams& p) {
     entropy = load_for_warp(global<const float>(p.entropy) + row);
     entropy_factor = load_for_warp(global<const float>(p.d_entropy) + row) * scale;
   }
-  // The part of a logit's gradient that comes from the entropy, to be subtracted.
+  // Returns the part of a logit's gradient that comes from the entropy, to be subtracted.
   auto of_entropy = [&](float ln_p, float prob) {
     if (p.d_entropy == 0) return 0.0f;
     return entropy_factor * (prob > 0.0f ? prob * (ln_p + entropy) : prob);

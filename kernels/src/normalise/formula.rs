@@ -1,24 +1,24 @@
 //! The definition of L2 normalisation, in f64.
 
-/// The norm `sqrt(Σ x²)` of a row.
+/// Returns the norm `sqrt(Σ x²)` of a row.
 pub fn norm(x: &[f64]) -> f64 {
     x.iter().map(|x| x * x).sum::<f64>().sqrt()
 }
 
-/// The normalised row `x / norm`.
+/// Returns the normalised row `x / norm`.
 pub fn fwd(x: &[f64]) -> Vec<f64> {
     let norm = norm(x);
     x.iter().map(|x| x / norm).collect()
 }
 
-/// The gradient of `sum(dy · fwd(x))` for a row: `(dy − n · Σ dy · n) / norm`.
+/// Returns the gradient of `sum(dy · fwd(x))` for a row: `(dy − n · Σ dy · n) / norm`.
 pub fn bwd(x: &[f64], dy: &[f64]) -> Vec<f64> {
     let (n, norm) = (fwd(x), norm(x));
     let along: f64 = n.iter().zip(dy).map(|(n, d)| n * d).sum();
     n.iter().zip(dy).map(|(n, d)| (d - n * along) / norm).collect()
 }
 
-/// The gradient of `sum(dy · fwd(x))` for a row, by central differences.
+/// Returns the gradient of `sum(dy · fwd(x))` for a row, by central differences.
 #[cfg(test)]
 pub fn differences(x: &[f64], dy: &[f64]) -> Vec<f64> {
     let h = 1e-5 * norm(x);

@@ -71,7 +71,7 @@ fn stages(symbols: [&'static str; 2], rows: u32, cols: u32, arch: &Arch) -> Vec<
     cuh::HeldRows::new(cols).walk(symbols, rows, 256, 4, arch)
 }
 
-/// The forward launch; `dtype` is T, F32 or BF16.
+/// Launches the forward kernel; `dtype` is that of x and y, F32 or BF16.
 pub fn fwd(dtype: DType, p: &FwdParams) -> Launch {
     let n = p.rows as f64 * p.cols as f64;
     let norm = if p.norm.is_null() { 0.0 } else { 4.0 * p.rows as f64 };
@@ -79,14 +79,14 @@ pub fn fwd(dtype: DType, p: &FwdParams) -> Launch {
     Launch::kernel(by_dtype(dtype, &FWD_F32, &FWD_BF16), p, cost)
 }
 
-/// The backward launch; `dtype` is T, F32 or BF16.
+/// Launches the backward kernel; `dtype` is that of x, dy and dx, F32 or BF16.
 pub fn bwd(dtype: DType, p: &BwdParams) -> Launch {
     let n = p.rows as f64 * p.cols as f64;
     let cost = Cost { flops: 6.0 * n, bytes: 3.0 * n * dtype.size() as f64 + 4.0 * p.rows as f64 };
     Launch::kernel(by_dtype(dtype, &BWD_F32, &BWD_BF16), p, cost)
 }
 
-/// Shapes that tests and benches share: (rows, cols, scale of the inputs).
+/// Shapes (rows, cols, scale of the inputs) that the checks use.
 pub fn cases() -> Vec<(usize, usize, f32)> {
     vec![(1, 1, 1.0), (0, 8, 1.0), (17, 19, 1.0), (3, 8203, 30.0), (65, 1152, 1e-4), (9, 512, 1e6), (2, 8200, 1.0)]
 }

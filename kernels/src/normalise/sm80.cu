@@ -3,14 +3,13 @@
 //   fwd: norm = sqrt(sum x^2),  y = T(x / norm);  bwd, with n = x / norm: dx = T((dy - n * sum(dy * n)) / norm)
 //
 // Shapes and limits: mod.rs; cols < 2^31. Numerics: f32; square root and quotients correctly rounded; y and dx round
-// to T. A row's sum is one accumulator a thread over its columns in ascending order, then warp_sum, then warps in
-// order. Grid: groups of threads (a warp, 256 threads, or 512 in the `_wide` symbols, see held.cuh) stride over the
-// rows.
+// to T. Order of a row's sum: each thread adds its columns in ascending order, then warp_sum adds the threads, then
+// the warps are added in order. Grid: groups of threads (a warp, 256 threads, or 512 in the `_wide` symbols, see
+// held.cuh) stride over the rows.
 //
 //   for each row of the group: x (and dy) -> registers; reduce; write
 //
-// Departures: columns beyond HELD * 512 are read twice.
-// Bound: memory.
+// Columns beyond HELD * 512 are read twice. Bound: memory.
 
 #include "cuh/held.cuh"
 
@@ -26,8 +25,7 @@ __device__ __forceinline__ void for_rows(const T* xs, const T* dys, u32 rows, u3
   using Row = Held<T, THREADS>;
   const u64 step = static_cast<u64>(gridDim.x) * (BLOCK / THREADS);
   u64 row = static_cast<u64>(blockIdx.x) * (BLOCK / THREADS) + threadIdx.x / THREADS;
-  // `scratch` has two buffers, so that one barrier a row is enough: a thread that is a row ahead writes to the other
-  // buffer.
+  // Two buffers make one barrier per row enough: a thread that is a row ahead writes to the other buffer.
   for (int parity = 0; row < rows; row += step, parity ^= 1) {
     const T *x = xs + row * cols, *dy = dys + row * cols;
     Row held, held_dy{};

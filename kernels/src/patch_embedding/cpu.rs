@@ -22,7 +22,7 @@ unsafe fn each_time<T: Element>(pixels: &Pixels, frames: Addr, team: &Team, mut 
         let first = time * pixels.temporal as usize;
         let count = pixels.temporal.min(pixels.count - first as u32);
         let cut = Pixels { count, ..*pixels }.cut(frames.offset(first * frame), at);
-        // SAFETY: the caller guarantees it (see the function's safety section); the buffer has the patches of one time.
+        // SAFETY: `frames` covers the frames of this time step, and the buffer has room for its patches.
         unsafe { run_on_cpu(&patches::cut(T::DTYPE, &cut), team) };
         f(time * patches, patches, at);
     }

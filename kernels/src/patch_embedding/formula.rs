@@ -2,7 +2,7 @@
 
 use super::Pixels;
 
-/// The frames' shape, and how u8 levels become pixels, with their roundings.
+/// The frames of a test, and the parameters and the rounding that turn their u8 levels into pixels.
 pub struct Input<'a> {
     pub frames: &'a [u8],
     pub pixels: Pixels,
@@ -11,7 +11,7 @@ pub struct Input<'a> {
 }
 
 impl Input<'_> {
-    /// Element `k` of patch `n`.
+    /// Returns element `k` of patch `n`.
     pub fn pixel(&self, n: usize, k: usize) -> f64 {
         let p = &self.pixels;
         let [count, height, width, side, temporal, merge] =
@@ -42,7 +42,7 @@ impl Input<'_> {
         y
     }
 
-    /// Returns the gradient of `Σ dy · y` with respect to the weight. y is linear in it, so the gradient for
+    /// Returns the gradient of `Σ dy · y` with respect to the weight. y is linear in the weight, so the gradient for
     /// `weight[e, k]` is `Σ dy · y` with that weight 1 and all others 0.
     pub fn dw(&self, dy: &[f64], embed: usize) -> Vec<f64> {
         let (patches, row) = (self.pixels.patches(), self.pixels.row());

@@ -16,7 +16,7 @@ __device__ __forceinline__ u32 patches(const Pixels& p) {
 struct alignas(8) Patch {
   u32 first, frames_after;
 };
-// Patch n, or the last one.
+// Returns patch n, or the last patch if n is beyond it.
 __device__ __forceinline__ Patch find_patch(const Pixels& p, u32 count, u32 n) {
   n = min(n, count - 1);
   const u32 across = p.width / (p.patch * p.merge), down = p.height / (p.patch * p.merge), group = p.merge * p.merge;
@@ -27,11 +27,11 @@ __device__ __forceinline__ Patch find_patch(const Pixels& p, u32 count, u32 n) {
 }
 
 // Descriptions of COUNT neighbouring elements of a patch: byte offsets from the patch's first byte, frames, and
-// channels in two bits each, eight in a word. Elements beyond the patch get some valid offset in it.
+// channels of two bits each, eight of them per word. Elements beyond the patch get some valid offset in it.
 template <int COUNT>
 struct alignas(16) Elements {
-  // The first four of every eight elements, and the other four in different banks: eight threads read 16 bytes each
-  // of either half, or of both, without conflicts.
+  // offset[0] holds the first four of every eight elements, offset[1] the other four, in different banks: eight
+  // threads read 16 bytes each of one half, or of both halves, without conflicts.
   u32 offset[2][COUNT / 2 | 16];
   u32 frame[COUNT], channels[COUNT / 8];
 
@@ -53,7 +53,7 @@ struct Levels {
   u32 level[RUN];
   u32 channels;
 
-  // Loads the levels. `first`, `second`: where the two halves begin in `elements`.
+  // Loads the levels; `first` and `second` are the indices in `elements` at which the two halves begin.
   template <int COUNT>
   __device__ __forceinline__ void load(const Pixels& p, u64 frames, const Patch& patch, const Elements<COUNT>& elements,
                                        u32 first, u32 second) {
@@ -80,14 +80,14 @@ struct Levels {
   }
 };
 
-// Constants that turn a channel's levels into pixels; in shared memory because registers are scarce. rescale = high +
+// Constants that turn a channel's levels into pixels, in shared memory because registers are scarce. rescale = high +
 // low; high has 16 bits, so that its product with a level is exact.
 struct alignas(16) Channel {
   float mean, std, inverse, high, low;
 };
 __shared__ Channel channels[3];
 
-// To be followed by a barrier.
+// Sets the constants of all channels; a barrier must follow.
 __device__ __forceinline__ void set_channels(const Pixels& p) {
   if (threadIdx.x > 2) return;
   const u32 c = threadIdx.x;

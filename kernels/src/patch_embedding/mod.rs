@@ -2,7 +2,7 @@
 //!
 //! `pixel[n, k] = T((f32(level · rescale) − mean[c]) / std[c])` with `k = ((c · temporal + f) · patch + y) · patch +
 //! x` are the patches of [`crate::patches`], in its order; they are never stored. Gradient of the weight: `dw[e, k]
-//! += Σ_n dy[n, e] · pixel[n, k]`. That of the bias is [`crate::column_sum`] of dy; frames have none.
+//! += Σ_n dy[n, e] · pixel[n, k]`. The gradient of the bias is [`crate::column_sum`] of dy; frames have no gradient.
 //!
 //! Shapes: frames u8 `[count, height, width, 3]`, weight T `[embed, 3 · temporal · patch · patch]`, bias T `[embed]`,
 //! y and dy T `[N, embed]`, dw f32 like the weight; T f32 or bf16, `N = ceil(count / temporal) · (height / patch) ·
@@ -11,9 +11,10 @@
 //!
 //! Numerics: pixels round to T as in [`crate::patches`]. In CUDA `level · rescale` rounds once, not first to f64,
 //! with 40 bits of `rescale`, and the quotient is corrected by its remainder, which gives the same pixels. Products
-//! and sums in f32, then the bias, then one rounding to T; dw stays f32. A sum over k ascends and depends on the
-//! number of k alone; a sum over patches ascends from patch 0, in CUDA as one sum, on the CPU with the patches of
-//! each time step summed before they are added to dw. Bound: matrix products, `2 · N · embed · k` operations.
+//! and sums in f32, then the bias, then one rounding to T; dw stays f32. A sum over k is in ascending order, which
+//! depends on the number of k alone. A sum over patches ascends from patch 0: in CUDA as one sum, on the CPU with the
+//! patches of each time step summed before they are added to dw. Bound: matrix products, `2 · N · embed · k`
+//! operations.
 
 pub(crate) mod check;
 mod cpu;
@@ -176,7 +177,7 @@ fn plan_dw(symbol: &'static str, p: &DwParams, g: &Geometry) -> Vec<Stage> {
 }
 
 /// # Panics
-/// If the frames have 4 GiB or more, which the CUDA code does not address; callers can split a video.
+/// If the frames have 4 GiB or more, which the CUDA code cannot address; callers can split a video.
 fn plan(symbol: &'static str, pixels: &Pixels, rows: usize, embed: u32, columns: u32, shared: u32) -> Vec<Stage> {
     let bytes = frame_bytes(pixels);
     assert!(bytes < 4_294_967_296.0, "{symbol}: {bytes} bytes of frames, less than 4 GiB are addressed");
@@ -203,7 +204,7 @@ fn frame_bytes(p: &Pixels) -> f64 {
     p.count as f64 * p.height as f64 * p.width as f64 * patches::CHANNELS as f64
 }
 
-/// Cases that tests and benches share: (frames, height, width, patch, temporal, merge) and the embedding's width.
+/// Cases that the checks use: (frames, height, width, patch, temporal, merge) and the embedding's width.
 pub fn cases() -> Vec<([usize; 6], usize)> {
     vec![
         ([1, 1, 1, 1, 1, 1], 1),

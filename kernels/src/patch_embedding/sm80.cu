@@ -4,35 +4,37 @@
 //   fwd: y[n, e] = T(sum over k of pixel[n, k] * weight[e, k] (+ bias[e]))
 //   dw:  dw[e, k] += sum over n of dy[n, e] * pixel[n, k]
 //
-// Shapes and limits: mod.rs. Numerics. level * rescale is the exact product with the upper 16 bits of rescale plus
-// that with its next 24, rounded once; difference rounded to f32; quotient from the reciprocal, corrected by its
-// remainder; bf16: the pixel rounded once more. bf16: tensor cores; f32: fused multiply-adds; sums in f32; y rounds
-// once. Order. fwd: k ascends. dw: n ascends, one sum, added to the old dw. Neither depends on the tile.
+// Shapes and limits: mod.rs. Numerics: level * rescale is the exact product with the upper 16 bits of rescale plus
+// the product with its next 24 bits, rounded once; the difference rounds to f32; the quotient is computed from the
+// reciprocal and corrected by its remainder; in bf16 the pixel rounds once more. bf16: tensor cores; f32: fused
+// multiply-adds; sums in f32; y rounds once. Order of sums: in fwd k ascends; in dw n ascends in one sum, which is
+// added to the old dw. Neither depends on the tile.
 //
-// Grid. x = a tile of 64 patches (dw: 64 elements k) by COLUMNS embedding columns, columns fastest: concurrent blocks
-// share pixels. A block loops over all slices of 32 of the summed dimension; 3 stages of both operands in shared
-// memory.
+// Grid: x = a tile of 64 patches (dw: 64 elements k) by COLUMNS embedding columns, columns fastest, so that
+// concurrent blocks share pixels. A block loops over all slices of 32 of the summed dimension; 3 stages of both
+// operands are in shared memory.
 //
 //   for each slice:
 //     wait for its weights (dy); barrier
-//     start copying the weights (dy) two slices ahead; convert the levels two slices ahead, which are in registers, to pixels and
-//     store them; load the levels three slices ahead; one warp in turn computes the addresses four slices ahead
+//     start copying the weights (dy) two slices ahead
+//     convert the levels two slices ahead, which are in registers, to pixels and store them
+//     load the levels three slices ahead; one warp in turn computes the addresses four slices ahead
 //     sums += pixels weights^T   (dw: dy^T pixels)
 //   store
 //
-// Departures. (1) Bytes are read one by one: the channels of a pixel belong to different k; the L1 cache holds the
-// other two. (2) Indices beyond the patches or beyond k are not masked: they read some existing pixel, and meet a
-// weight (dy) of 0 or a result that is not stored. (3) k (dw: embed) not a multiple of 16 bytes: weights (dy) are
-// copied element by element. Bound. Matrix products.
+// Bytes are read one by one, since the channels of a pixel belong to different k; the L1 cache holds the other two.
+// Indices beyond the patches or beyond k are not masked: they read some existing pixel, which is multiplied by a
+// weight (dy) of 0 or gives a result that is not stored. If k (dw: embed) is not a multiple of 16 bytes, weights (dy)
+// are copied element by element. Bound: matrix products.
 #include "patch_embedding/tiles.cuh"
 
 constexpr int STAGES = 3;
-// Slices whose elements (in dw: patches) are described in shared memory.
+// Slices whose elements (in dw: patches) have descriptions in shared memory.
 constexpr int PREPARED = STAGES + 1;
 
 extern __shared__ __align__(128) unsigned char shared[];
 
-// Runs over the slices in order, two of them ahead in shared memory and a third one's levels in registers.
+// Loops over the slices in order, with two slices ahead in shared memory and the levels of a third in registers.
 //   prepare(slice): one warp computes in shared memory what fetch needs;  fetch(slice): levels to registers
 //   put(stage): stores them as pixels;  load(slice, stage): copies the other operand
 template <class P, class Prepare, class Fetch, class Put, class Load>

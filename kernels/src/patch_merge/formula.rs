@@ -1,6 +1,6 @@
-//! The definition, in f64.
+//! The definition of patch merging in f64, and its gradient by central differences.
 
-/// `round(w · round(x[index] · rstd))`, row after row; `round` is that of the element type.
+/// Returns `round(w · round(x[index] · rstd))`, row after row; `round` rounds to the element type.
 pub fn fwd(x: &[f64], index: &[i32], w: &[f64], eps: f64, round: fn(f64) -> f64) -> Vec<f64> {
     let row = |&from: &i32| {
         let x = &x[from as usize * w.len()..][..w.len()];
@@ -10,7 +10,7 @@ pub fn fwd(x: &[f64], index: &[i32], w: &[f64], eps: f64, round: fn(f64) -> f64)
     index.iter().flat_map(row).collect()
 }
 
-/// The gradients of `sum(dy · fwd(x))` for x and w, by central differences.
+/// Returns the gradients of `sum(dy · fwd(x))` for x and w, by central differences.
 pub fn bwd(x: &[f64], index: &[i32], w: &[f64], dy: &[f64], eps: f64) -> [Vec<f64>; 2] {
     let (cols, h, exact) = (w.len(), 1e-5, |v| v);
     let mut dx = vec![0.0; x.len()];
@@ -28,7 +28,7 @@ pub fn bwd(x: &[f64], index: &[i32], w: &[f64], dy: &[f64], eps: f64) -> [Vec<f6
             row[c] = middle;
         }
     }
-    // A column of y depends on one weight alone, so all weights can be moved at once.
+    // A column of y depends on one weight alone, so all weights can be shifted at once.
     let shifted = |h: f64| fwd(x, index, &w.iter().map(|w| w + h).collect::<Vec<_>>(), eps, exact);
     let (above, below) = (shifted(h), shifted(-h));
     let mut dw = vec![0.0; cols];

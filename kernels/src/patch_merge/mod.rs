@@ -102,14 +102,14 @@ kernel!(pub BWD_BF16, "merger_norm_bwd_bf16", BwdParams, cpu::bwd::<half::bf16>,
     plan_bwd(["merger_norm_bwd_bf16", "merger_norm_bwd_bf16_wide", "merger_norm_bwd_bf16_dw"], p.rows, p.cols, p.dw, arch)
 });
 
-/// The forward launch; `dtype` is T, F32 or BF16.
+/// Launches the forward kernel; `dtype` is that of x, w and y, F32 or BF16.
 pub fn fwd(dtype: DType, params: &FwdParams) -> Launch {
     let (rows, cols) = (params.rows as f64, params.cols as f64);
     let bytes = (2.0 * rows * cols + cols) * dtype.size() as f64 + 4.0 * rows;
     Launch::kernel(by_dtype(dtype, &FWD_F32, &FWD_BF16), params, Cost { flops: 4.0 * rows * cols, bytes })
 }
 
-/// The backward launch; `dtype` is T, F32 or BF16.
+/// Launches the backward kernel; `dtype` is that of x, w, dy and dx, F32 or BF16.
 pub fn bwd(dtype: DType, params: &BwdParams) -> Launch {
     let (rows, cols) = (params.rows as f64, params.cols as f64);
     let dw = if params.dw.is_null() { 0.0 } else { 8.0 * cols };
@@ -117,7 +117,7 @@ pub fn bwd(dtype: DType, params: &BwdParams) -> Launch {
     Launch::kernel(by_dtype(dtype, &BWD_F32, &BWD_BF16), params, Cost { flops: 11.0 * rows * cols, bytes })
 }
 
-/// Shapes that tests and benches share: (rows, cols, scale of the inputs).
+/// Shapes (rows, cols, scale of the inputs) that the checks use.
 pub fn cases() -> Vec<(usize, usize, f32)> {
     vec![
         (1, 1, 1.0),

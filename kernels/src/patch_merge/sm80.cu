@@ -4,9 +4,9 @@
 //   bwd, with x = x[index[i]]: dx[index[i]] = rstd * dy[i] * w - rstd^3 * mean(dy[i] * w * x) * x,
 //                              dw += sum over i of dy[i] * x * rstd
 //
-// Shapes and limits: mod.rs; cols < 2^31. These are the kernels of rms_norm/rows.cuh, which say through place_of
-// where a row of x and dx lies: see rms_norm/sm80.cu for numerics, grid, order of sums and pseudo-code. A warp loads
-// the index of its next row together with the row before it. Bound: memory.
+// Shapes and limits: mod.rs; cols < 2^31. The kernels are those of rms_norm/rows.cuh; place_of tells them where a row
+// of x and dx lies. See rms_norm/sm80.cu for numerics, grid, order of sums and pseudo-code. A warp loads the index of
+// its next row together with the current row. Bound: memory.
 
 #include "rms_norm/rows.cuh"
 

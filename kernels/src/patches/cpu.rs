@@ -1,4 +1,4 @@
-//! One block of patches a task.
+//! Cuts frames into patches on the CPU: each task cuts one square of merge × merge patches.
 #![allow(unsafe_code)]
 
 use super::{CHANNELS, Params};

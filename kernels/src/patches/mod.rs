@@ -86,14 +86,14 @@ fn plan_cut(symbol: &'static str, p: &Params, vector: u64) -> Vec<Stage> {
     cuh::blocks(symbol, (patches * pieces).div_ceil(256), 256)
 }
 
-/// Launches the cut; `dtype` is that of the patches, F32 or BF16.
+/// Launches the cut into patches; `dtype` is that of the patches, F32 or BF16.
 pub fn cut(dtype: DType, params: &Params) -> Launch {
     let n = (params.grid().iter().product::<usize>() * params.row()) as f64;
     let cost = Cost { flops: 3.0 * n, bytes: n * (1 + dtype.size()) as f64 };
     Launch::kernel(by_dtype(dtype, &PATCHES_F32, &PATCHES_BF16), params, cost)
 }
 
-/// Shapes (frames, height, width, patch, temporal, merge) that tests and benches share.
+/// Shapes (frames, height, width, patch, temporal, merge) that the checks use.
 pub fn cases() -> Vec<[usize; 6]> {
     vec![
         [1, 1, 1, 1, 1, 1],

@@ -3,12 +3,13 @@
 //   patches[n, c, f, y, x] = T((f32(level * rescale) - mean[c]) / std[c])
 //
 // Shapes and limits: mod.rs. Numerics: the product in f64, rounded to f32; difference and quotient round to f32 once
-// each; T at the store: the bits equal the CPU's. Grid: a thread writes 16 bytes of neighbours in a patch where a
-// patch is a multiple of that, else one element; 256 threads a block.
+// each; T at the store: the bits equal the CPU's. Grid: a thread writes 16 bytes of neighbouring elements if a patch
+// is a multiple of 16 bytes, else one element; 256 threads per block.
 //
 //   n -> (time, square, patch within the square) -> first pixel; then from element to element: x, y, frame, channel
-// Departures: bytes are read one by one: the three channels of a pixel go to three places, and the L1 cache holds the
-// other two. Bound: memory.
+//
+// Bytes are read one by one: the three channels of a pixel go to three places, and the L1 cache holds the other two.
+// Bound: memory.
 
 #include "cuh/base.cuh"
 

@@ -1,5 +1,5 @@
-//! Learned positions on the CPU: forward by rows; backward by positions, each of which has one owner that adds its
-//! rows in order.
+//! Learned positions on the CPU. Forward tasks are rows. Backward tasks are positions: one task adds all rows of its
+//! position, in order.
 #![allow(unsafe_code)]
 
 use super::{BwdParams, FwdParams};
@@ -26,7 +26,7 @@ simd_fn! {
 /// Every address in [`FwdParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
     let (rows, cols, positions) = (p.rows as usize, p.cols as usize, p.positions as usize);
-    // SAFETY: the caller guarantees it (see the function's safety section); x is not looked at where it is y.
+    // SAFETY: `p.x` covers `rows * cols` elements; no slice of x is made if it is the same array as y.
     let x = unsafe { slice::<T>(p.x, if p.x == p.y { 0 } else { rows * cols }) };
     // SAFETY: the caller guarantees it (see the function's safety section).
     let (pos, y) = unsafe { (slice::<T>(p.pos, positions * cols), Out::<T>::new(p.y, rows * cols)) };

@@ -91,7 +91,7 @@ pub fn bwd(dtype: DType, p: &BwdParams) -> Launch {
     Launch::kernel(by_dtype(dtype, &BWD_F32, &BWD_BF16), p, cost)
 }
 
-/// Shapes (rows, cols, positions) that tests and benches share.
+/// Shapes (rows, cols, positions) that the checks use.
 pub fn cases() -> Vec<(usize, usize, usize)> {
     vec![(1, 1, 1), (0, 8, 3), (17, 19, 5), (21, 72, 7), (3, 2050, 8), (40, 128, 4), (2, 1152, 1)]
 }

@@ -7,7 +7,7 @@ use bytemuck::Zeroable;
 
 checks!(picks_rows, adds_gradients_to_rows, places_rows_of_vision, gradients_of_placed_rows_go_to_vision);
 
-/// Random ids with repeats, some of them outside the vocabulary on either side.
+/// Returns ids with repeats, some of them below 0 or beyond the vocabulary.
 fn ids(tokens: usize, vocab: usize) -> Vec<i32> {
     let spread = |t: usize| (t * t * 31 + 7 * t) % vocab;
     (0..tokens).map(|t| if t % 13 == 5 { [-1, vocab as i32][t % 2] } else { spread(t) as i32 }).collect()
@@ -34,7 +34,7 @@ fn picks_rows() {
     }
 }
 
-/// Tolerance, in roundings: ten additions to one element may be off by four times the error of one rounding.
+/// Tolerance as a multiple of the error of one rounding: ten additions to one element need four.
 const OF_ONE_SUM: f64 = 4.0;
 
 fn adds_gradients_to_rows() {
@@ -64,8 +64,8 @@ fn adds_gradients_to_rows() {
     }
 }
 
-/// Vision slots for two tokens in three, in descending order, one of them out of range; and the number of vision
-/// rows.
+/// Returns a vision slot for two tokens in three, in descending order and one of them out of range, and the number of
+/// vision rows.
 fn slots(tokens: usize) -> (Vec<i32>, usize) {
     let mut slots: Vec<i32> = (0..tokens as i32).map(|t| if t % 3 == 1 { -1 } else { tokens as i32 - 1 - t }).collect();
     let rows = tokens + 2;
@@ -102,7 +102,7 @@ fn places_rows_of_vision() {
     }
 }
 
-/// Launches the backward kernel and returns dw and d_vision, either of which may be left out.
+/// Launches the backward kernel, updates `dw` and returns d_vision; `want` says which of the two the kernel writes.
 fn backward(
     dtype: DType,
     ids: &[i32],

@@ -6,9 +6,11 @@ use crate::{DType, Launch};
 
 checks!(both_forms_equal_the_formula, gradient_equals_differences_of_the_formula, edges);
 
-/// Tolerance of the exact form in f32, in roundings: its polynomial fit of R is good to 7e-8.
+/// Tolerance of the exact form in f32, as a multiple of the error of one rounding: its polynomial fit of R is
+/// accurate to 7e-8.
 const OF_ONE_FIT: f64 = 5.0;
-/// Tolerance of the f32 gradient, in roundings: its two terms cancel where the slope is near 0.
+/// Tolerance of the f32 gradient, as a multiple of the error of one rounding: its two terms cancel where the slope is
+/// near 0.
 const OF_ONE_SLOPE: f64 = 64.0;
 
 /// A forward launch, its f64 formula, and the formula with the kernel's roundings.
@@ -49,8 +51,8 @@ fn gradient_equals_differences_of_the_formula() {
                 };
                 let (with, want) = (each(&with_roundings), each(&|x| formula::slope(formula, x)));
                 let of_one = if dtype == F32 { OF_ONE_SLOPE } else { OF_ONE };
-                // Near its zero a slope is a difference of larger terms: for a single element the absolute error
-                // counts.
+                // Near a zero of the slope, the slope is a difference of larger terms: a single element is compared
+                // by its absolute error.
                 if (dtype, n) == (F32, 1) {
                     let most = 3e-7 * (1.0 + dy.f64()[0].abs());
                     assert_close("dx of one", &dx.values(), &want, f64::MAX, most);

@@ -4,7 +4,7 @@ use crate::checks::{Data, Picks, addr, checks, is_cuda, numbers, run};
 
 checks!(writes_its_slots_and_nothing_else);
 
-/// Tokens, heads, elements of a head, threads, tokens of a cache block, seed.
+/// A test case: tokens, heads, elements of a head, threads, tokens of a cache block, seed.
 type Case = (usize, usize, usize, usize, usize, u64);
 
 fn writes_its_slots_and_nothing_else() {

@@ -14,8 +14,8 @@ checks!(
 
 const EPS: f32 = 1e-6;
 
-/// Tolerance of f32 results, as a multiple of the error of one rounding, for rows whose mean is `far` times their
-/// spread from 0. Mean and root are off by two units in the last place, which moves the whole row.
+/// Tolerance as a multiple of the error of one rounding, for rows whose mean is `far` times their deviation. In f32,
+/// mean and root have errors of two units in the last place, which shift the whole row.
 fn of_one(dtype: DType, far: f32) -> f64 {
     if dtype == F32 { OF_ONE_F32 * (1.0 + far as f64) } else { OF_ONE }
 }
@@ -29,7 +29,7 @@ fn statistics(f: Statistics, x: &[f64], cols: usize) -> Vec<(f64, f64)> {
     x.chunks_exact(cols).map(|x| f(x, EPS as f64)).collect()
 }
 
-/// Seeded numbers around a mean.
+/// Returns seeded numbers around a mean.
 fn around(count: usize, seed: u64, scale: f32, mean: f32) -> Vec<f32> {
     numbers(count, seed, scale).into_iter().map(|x| x + mean).collect()
 }
@@ -54,7 +54,7 @@ fn forward(dtype: DType, [x, w, b]: [&Data; 3], cols: usize, threads: usize) -> 
     [y.values(), mean, rstd]
 }
 
-/// Runs the backward launch; returns dx, dw and db, of which dw and db held 0.5 before.
+/// Runs the backward launch with dw and db starting at 0.5; returns dx, dw and db.
 fn backward(
     dtype: DType,
     [x, w, dy]: [&Data; 3],

@@ -21,7 +21,7 @@ struct Given {
     s: f32,
 }
 
-/// log_prob, entropy and lse.
+/// log_prob, entropy and lse of each row.
 type Answer = [Vec<f32>; 3];
 
 impl Given {
@@ -44,7 +44,7 @@ impl Given {
         self.logits_by(formula::logits, row)
     }
 
-    /// Of the first `rows` rows.
+    /// Launches the forward kernel on the first `rows` rows.
     fn forward(&self, rows: usize, threads: usize) -> Answer {
         let [mut log_prob, mut entropy, mut lse] = [0, 1, 2].map(|_| vec![f32::NAN; rows]);
         let scratch = Data::output(F32, workspace(rows, self.vocab) / 4);
@@ -65,7 +65,7 @@ impl Given {
         [log_prob, entropy, lse]
     }
 
-    /// Computes all of d_logits, `columns` columns of the vocabulary at a time.
+    /// Launches the backward kernel on `columns` columns of the vocabulary at a time and returns all of d_logits.
     fn backward(&self, answer: &Answer, d_log_prob: &[f32], d_entropy: Option<&[f32]>, columns: usize) -> Vec<f32> {
         let mut all = vec![0.0; self.rows() * self.vocab];
         for first in (0..self.vocab).step_by(columns) {
@@ -96,19 +96,19 @@ impl Given {
     }
 }
 
-/// Tolerance in f32, in roundings: logits are sums, and two terms of the entropy cancel.
+/// Tolerance in f32 as a multiple of the error of one rounding: logits are sums, and two terms of the entropy cancel.
 const OF_ONE_F32: f64 = 8.0;
 
 fn equals_the_formula() {
     for dtype in [F32, BF16] {
-        // Errors are compared over all cases together, because most cases have few rows.
+        // Most cases have few rows, so errors are measured over all cases together.
         let mut all: [(Vec<f32>, Vec<f64>, Vec<f64>); 3] = Default::default();
         for case in cases() {
             let given = Given::new(dtype, case);
             let got = given.forward(given.rows(), 2);
             let want: Vec<formula::Row> =
                 (0..given.rows()).map(|r| formula::fwd(&given.logits(r), given.targets[r], given.s as f64)).collect();
-            // Logits stay f32 sums also for bf16 operands; nothing is rounded to bf16.
+            // Logits stay f32 sums for bf16 operands too; nothing is rounded to bf16.
             let size = |r: usize| given.logits(r).iter().fold(1.0f64, |a, l| a.max((l * given.s as f64).abs()));
             for (r, want) in want.iter().enumerate() {
                 let rounded = given.logits_by(formula::logits_rounded, r);

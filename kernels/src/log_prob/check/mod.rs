@@ -16,7 +16,7 @@ checks!(
     threads_and_other_rows_change_nothing
 );
 
-/// log_prob and lse.
+/// Launches the forward kernel on whole rows; returns log_prob and lse.
 fn forward(logits: &[f32], targets: &[i32], inv_temperature: f32, threads: usize) -> (Vec<f32>, Vec<f32>) {
     let [log_prob, _, lse] = in_chunks(logits, targets, inv_temperature, usize::MAX, false, threads);
     (log_prob, lse)
@@ -28,7 +28,7 @@ fn part(logits: &[f32], rows: usize, first: usize, columns: usize) -> Vec<f32> {
     logits.chunks_exact(vocab).flat_map(|row| &row[first..first + columns]).copied().collect()
 }
 
-/// Computes log_prob, entropy (NaN unless requested) and lse by launches of `columns` columns each.
+/// Returns log_prob, entropy (NaN unless requested) and lse, computed by launches of at most `most` columns each.
 fn in_chunks(
     logits: &[f32],
     targets: &[i32],
@@ -63,7 +63,7 @@ fn in_chunks(
     [log_prob, entropy, lse]
 }
 
-/// Inputs of the gradient beside the logits.
+/// Inputs of the backward kernel, except the logits.
 struct Grads<'a> {
     targets: &'a [i32],
     lse: &'a [f32],
@@ -73,7 +73,7 @@ struct Grads<'a> {
     s: f32,
 }
 
-/// Computes the gradient by launches of at most `most` columns each.
+/// Returns the gradient, computed by launches of at most `most` columns each.
 fn backward(dtype: DType, logits: &[f32], g: &Grads, most: usize) -> Vec<f32> {
     let (rows, vocab) = (g.targets.len(), logits.len() / g.targets.len());
     let mut all = vec![0.0; logits.len()];
@@ -104,7 +104,8 @@ fn backward(dtype: DType, logits: &[f32], g: &Grads, most: usize) -> Vec<f32> {
     all
 }
 
-/// Targets: the largest logit in the first row, others after it; the third row is ignored.
+/// Returns targets that repeat every three rows: the column of the first row's largest logit, another column, and
+/// −100, which ignores the row.
 fn targets(logits: &[f32], rows: usize, vocab: usize) -> Vec<i32> {
     let largest = (0..vocab).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap_or(0);
     (0..rows).map(|r| [largest as i32, (r * 7919 % vocab) as i32, -100][r % 3]).collect()
@@ -122,7 +123,7 @@ fn equals_the_formula_to_a_millionth() {
         let want = each(&|l, t| formula::log_prob(l, t, s as f64));
         // The error is relative to the result, because a log-probability near 0 must keep its digits.
         for (i, (&got, &want)) in log_prob.iter().zip(&want).enumerate() {
-            // A log-probability near 0 is e^-x where all other logits are x or more below, and the rounding of x is
+            // If all other logits are lower by x or more, a log-probability is about −e^−x, and the rounding of x is
             // relative to x. The formula itself subtracts f64 numbers of up to e^3.
             let allowed = 4e-7 * want.abs() * want.abs().max(1e-300).ln().abs().max(1.0) + 1e-13;
             assert!((got as f64 - want).abs() <= allowed, "row {i} of {rows}x{vocab}: {got}, want {want}");
@@ -163,8 +164,8 @@ fn gradient_equals_the_formula() {
     }
 }
 
-/// Rows, vocabulary, scale of the logits, temperature, and columns of a launch: a ragged last launch, and whole
-/// vectors.
+/// Cases of launches by chunks: (rows, vocabulary, scale of the logits, temperature, columns per launch). The last
+/// launch may have fewer columns.
 fn chunked() -> Vec<(usize, usize, f32, f32, usize)> {
     vec![
         (1, 1, 1.0, 1.0, 1),
@@ -176,7 +177,7 @@ fn chunked() -> Vec<(usize, usize, f32, f32, usize)> {
 }
 
 fn chunks_and_entropies_equal_the_formula() {
-    // Errors are compared over all cases together, because most cases have few rows.
+    // Most cases have few rows, so errors are measured over all cases together.
     let mut all: [(Vec<f32>, Vec<f64>, Vec<f64>); 3] = Default::default();
     for (rows, vocab, scale, temperature, columns) in chunked() {
         let (logits, s) = (numbers(rows * vocab, 1, scale), 1.0 / temperature);
@@ -204,7 +205,7 @@ fn chunks_and_entropies_equal_the_formula() {
                 all.2.push(want[i]);
             }
         }
-        // Asking for the entropy must not change the other results, nor may the number of threads.
+        // Neither a requested entropy nor the number of threads may change the other results.
         let alone = in_chunks(&logits, &targets, s, columns, false, 3);
         assert_eq!((&alone[0], &alone[2]), (&got[0], &got[2]), "{rows}x{vocab}");
     }
@@ -214,7 +215,8 @@ fn chunks_and_entropies_equal_the_formula() {
     }
 }
 
-/// Chunks of minus infinities, with and without the target, with one logit far above the others, and with a NaN.
+/// A row in chunks equals the whole row. Its chunks hold only minus infinities, with and without the target, or one
+/// logit far above the others, or a NaN.
 fn whatever_a_chunk_holds_the_row_is_that_of_all() {
     const CHUNK: usize = 8;
     let mut logits = numbers(5 * CHUNK, 3, 1.0);
@@ -227,7 +229,7 @@ fn whatever_a_chunk_holds_the_row_is_that_of_all() {
             let equal = got == want || got.is_nan() && want.is_nan() || (got - want).abs() <= 1e-6 * want.abs() + 1e-30;
             assert!(equal, "target {target}: {chunks:?}, want {whole:?}");
         }
-        // Off by its neighbours' e^-100.
+        // The entropy is near 0, since the other tokens' probabilities are about e^-100.
         assert!(chunks[1][0].abs() < 1e-30, "{chunks:?}");
     }
     for poison in [f32::NAN, f32::INFINITY] {
@@ -258,7 +260,7 @@ fn gradient_of_chunks_and_entropies_equals_the_formula() {
             with.extend(with_entropy::bwd_rounded(&row, targets[r], s, grads, &of));
             largest = row.iter().fold(largest, |a, l| a.max((l * s).abs()));
         }
-        // Norms are taken in f64, like those of the gradient without an entropy.
+        // Norms are taken in f64, as in the check of the gradient without an entropy.
         let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
         let whole = norm(&mut grad.iter().chain(&d_entropy).map(|&g| (g * s) as f64));
         let left = (whole / norm(&mut want.iter().copied())).max(1.0);

@@ -46,7 +46,7 @@ fn round(dtype: DType) -> fn(f32) -> f64 {
     }
 }
 
-/// Launches the forward kernel of a case on frames and a weight (and bias) and returns y.
+/// Launches the forward kernel with an optional bias and returns y.
 fn forward(frames: &[u8], pixels: Pixels, weight: &Data, bias: Option<&Data>, dtype: DType, embed: usize) -> Vec<f32> {
     let y = Data::output(dtype, pixels.patches() * embed);
     let (frames, bias) = (addr(frames), bias.map_or(Addr::NULL, Data::addr));
@@ -102,8 +102,8 @@ fn the_gradient_equals_the_formula() {
     }
 }
 
-/// A weight whose rows each select one element of a patch returns the patches themselves: checks all levels, both
-/// models' constants, and each bit.
+/// A weight whose rows each select one element of a patch returns the patches themselves: compares their bits for all
+/// levels and the constants of both models.
 fn pixels_are_those_of_the_patches() {
     let frames: Vec<u8> =
         (0..=255u8).flat_map(|level| [level, level.wrapping_add(85), level.wrapping_mul(7)]).collect();

@@ -14,7 +14,7 @@ fn bf16_rounding(x: f64) -> f64 {
     <half::bf16 as Element>::from_f32(x as f32).to_f32() as f64
 }
 
-/// A permutation of `0 .. rows` without a pattern.
+/// Returns a permutation of `0 .. rows` without a pattern.
 fn index(rows: usize) -> Vec<i32> {
     let mut index: Vec<i32> = (0..rows as i32).collect();
     index.sort_by_key(|i| (i.wrapping_mul(0x9e37_79b1u32 as i32), *i));
@@ -47,7 +47,8 @@ fn inputs(dtype: DType, rows: usize, cols: usize, scale: f32) -> [Data; 3] {
 
 fn equals_the_formula() {
     for (rows, cols, scale) in cases() {
-        // Against the formula with bf16's roundings: without the inner one the distance would be above 1e-3.
+        // The bf16 formula rounds twice, as the kernel does: without the inner rounding the distance would be above
+        // 1e-3.
         for (dtype, tol, round) in [(F32, 1e-6, (|x| x) as fn(f64) -> f64), (BF16, 3e-4, bf16_rounding)] {
             let ([x, w, _], index) = (inputs(dtype, rows, cols, scale), index(rows));
             let (y, _) = forward(dtype, &x, &index, &w, cols);
@@ -57,7 +58,7 @@ fn equals_the_formula() {
     }
 }
 
-/// dx, and dw where dw held 0.5 before.
+/// Runs the backward kernel with dw starting at 0.5; returns dx and dw.
 fn backward(dtype: DType, [x, w, dy]: [&Data; 3], index: &[i32], rstd: &[f32], cols: usize) -> [Vec<f32>; 2] {
     let rows = index.len();
     let (dx, frozen) = (Data::output(dtype, rows * cols), Data::output(dtype, rows * cols));
@@ -94,7 +95,7 @@ fn gradient_equals_differences_of_the_formula() {
     }
 }
 
-/// The bits equal those of a gather of rows followed by `rms_norm`.
+/// The results equal, bit for bit, those of a gather of rows followed by `rms_norm`.
 fn equals_gather_then_rms_norm() {
     for (rows, cols, scale) in cases() {
         for dtype in [F32, BF16] {

@@ -173,15 +173,15 @@ pub(super) fn what_is_not_finite_spreads_over_its_block() {
 /// Samples in the test of unbiased rounding: enough to see a bias above four standard deviations.
 const DRAWS: usize = 1 << 20;
 
-/// Asserts that `got` are stochastically rounded samples of `x`: each is one of its two neighbours, and their mean is
-/// `x`.
+/// Asserts that `got` are stochastically rounded samples of `x`: each sample is one of the two representable
+/// neighbours of `x`, and their mean is `x`.
 fn assert_unbiased(name: &str, x: f64, got: impl Iterator<Item = f64> + Clone) {
     let (low, high) = got.clone().fold((f64::MAX, f64::MIN), |(low, high), y| (low.min(y), high.max(y)));
     assert!(low < x && x < high, "{name}: {x} from {low} to {high}");
     assert!(got.clone().all(|y| y == low || y == high), "{name}: {x} became something between {low} and {high}");
     let count = got.clone().count();
     assert!(count >= DRAWS);
-    // Relative to the distance of the neighbours, so that no precision is lost.
+    // Compares the share of samples that were rounded up, which loses less precision than comparing means.
     let share = (x - low) / (high - low);
     let mean = got.filter(|y| *y == high).count() as f64 / count as f64;
     let deviation = (share * (1.0 - share) / count as f64).sqrt();
