@@ -28,14 +28,14 @@ fn main() -> Result<(), String> {
             ["product", a, b, c, ref sizes @ ..] => {
                 let sizes = sizes.iter().map(|s| number(s)).collect::<Result<Vec<_>, _>>()?;
                 let [m, n, k, copies, calls] = sizes[..] else {
-                    return Err(format!("{line}: five numbers are needed"));
+                    return Err(format!("{line}: needs five numbers: m, n, k, copies, calls"));
                 };
                 product([dtype(a)?, dtype(b)?, dtype(c)?], [m, n, k], copies, calls, &team)
             }
             ["limit", kind] => vec![1e9 / limits::operations_per_second(dtype(kind)?.0, &team)],
             ["read"] => vec![1e9 / limits::bytes_per_second(&team)],
             ["launch"] => (0..2000).map(|_| time(|| team.run(team.threads(), |_| {}))).collect(),
-            _ => return Err(format!("{line}: not a request")),
+            _ => return Err(format!("{line}: unknown request; give threads, product, limit, read or launch")),
         };
         let (median, least) = summary(times);
         println!("{median:e} {least:e}");
@@ -51,7 +51,7 @@ fn dtype(s: &str) -> Result<(DType, bool), String> {
     match s.trim_end_matches('t') {
         "f32" => Ok((DType::F32, s != "f32")),
         "bf16" => Ok((DType::BF16, s != "bf16")),
-        _ => Err(format!("{s}: f32, f32t, bf16 or bf16t")),
+        _ => Err(format!("{s}: unknown dtype; give f32, f32t, bf16 or bf16t")),
     }
 }
 

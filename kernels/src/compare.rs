@@ -23,7 +23,7 @@ pub fn close(name: &str, got: &[f32], want: &[f64], rel_l2: f64, max_abs: f64) -
     let rel = if want2 > 0.0 { (diff2 / want2).sqrt() } else { diff2.sqrt() };
     if !(rel <= rel_l2) {
         return Err(format!(
-            "{name}: relative L2 {rel:.3e} > {rel_l2:.1e}; worst at {at}: {}, want {}",
+            "{name}: relative L2 distance {rel:.3e} > {rel_l2:.1e}; worst at index {at}: {}, want {}",
             got[at], want[at]
         ));
     }
@@ -73,7 +73,7 @@ pub fn rounded(
     let stored = |x: &[f64]| x.iter().map(round).collect::<Vec<f32>>();
     let (documented, once) = (stored(with_roundings), stored(exact));
     check_non_finite(name, got, exact)?;
-    check_non_finite(&format!("{name}, with roundings"), &documented, exact)?;
+    check_non_finite(&format!("{name}, formula with roundings"), &documented, exact)?;
     let finite = || exact.iter().enumerate().filter(|(_, x)| x.is_finite());
     let norm2: f64 = finite().map(|(_, x)| x * x).sum();
     let scale = if norm2 > 0.0 { norm2.sqrt() } else { 1.0 };
@@ -98,7 +98,7 @@ pub fn rounded(
             });
             let at = at.unwrap_or(0);
             return Err(format!(
-                "{name}: error {error:.3e} > {allowed:.3e}, with {what} {bound:.3e}; worst at {at}: {}, want {}",
+                "{name}: error {error:.3e} > {allowed:.3e} ({what}: {bound:.3e}); worst at index {at}: {}, want {}",
                 got[at], exact[at]
             ));
         }

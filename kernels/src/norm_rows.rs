@@ -1,13 +1,14 @@
-//! The row loops that the normalisation kernels share on device `cpu`: independent rows, and rows whose gradients of
-//! the weights are summed over the rows.
+//! What the normalisation kernels share: the launch plans of RMS and layer normalisation in CUDA, and the row loops of
+//! device `cpu` (independent rows, and rows whose gradients of the weights are summed over the rows).
 //!
 //! `rms_norm`, `layer_norm` and `normalise` give the arithmetic of one row. Bits do not depend on the number of
 //! threads: a row is computed by one thread, and the sums over rows have a fixed order (see
 //! [`rows_with_column_sums`]).
 #![allow(unsafe_code)]
 
+use crate::simd::add_to;
 use crate::view::{Out, slice};
-use crate::{Addr, Team, simd_fn};
+use crate::{Addr, Arch, Stage, Team, cuh};
 
 /// Rows of one part. A column sum is computed within each part first, then over the parts.
 pub(crate) const PART_ROWS: usize = 64;
@@ -18,12 +19,31 @@ const TASK: usize = 16 * 1024;
 /// Columns that one task sums over the parts.
 const COLUMNS: usize = 512;
 
-simd_fn! {
-    fn add(x: &[f32], sum: &mut [f32]) {
-        for (x, sum) in x.iter().zip(sum) {
-            *sum += x;
-        }
+/// Plans the forward kernel of RMS or layer normalisation; `symbols` are the usual one and the one for wide rows.
+pub(crate) fn plan_fwd(symbols: [&'static str; 2], rows: u32, cols: u32, arch: &Arch) -> Vec<Stage> {
+    cuh::HeldRows::new(cols).walk(symbols, rows, 256, if cols > 4096 { 1 } else { 4 }, arch)
+}
+
+/// Plans the backward kernel of RMS or layer normalisation; the third symbol adds up the parts' column sums. `sums` is
+/// the number of column sums of a part; there are none if `dw` is null.
+pub(crate) fn plan_bwd(
+    [usual, wide, sum]: [&'static str; 3],
+    [rows, cols]: [u32; 2],
+    dw: Addr,
+    sums: u64,
+    arch: &Arch,
+) -> Vec<Stage> {
+    let held = cuh::HeldRows::new(cols);
+    match dw {
+        Addr::NULL => held.walk([usual, wide], rows, 512, 1, arch),
+        _ => held.parts([usual, wide], sum, parts(rows as usize) as u64, sums),
     }
+}
+
+/// Returns the number of parts of `rows` rows, for each of which `partial`, the workspace of the backward kernel, has a
+/// row of column sums.
+pub const fn parts(rows: usize) -> usize {
+    rows.div_ceil(PART_ROWS)
 }
 
 /// An f32 `[rows]` output that may be absent.
@@ -54,7 +74,7 @@ impl RowValues {
 }
 
 /// Calls `each` for every row on the team's threads; a task has about [`TASK`] elements.
-pub(crate) fn rows(team: &Team, rows: usize, cols: usize, each: impl Fn(usize) + Sync) {
+pub(crate) fn for_each_row(team: &Team, rows: usize, cols: usize, each: impl Fn(usize) + Sync) {
     let step = (TASK / cols.max(1)).max(1);
     team.run(rows.div_ceil(step), |task| (task * step..(task * step + step).min(rows)).for_each(&each));
 }
@@ -79,9 +99,9 @@ pub(crate) unsafe fn rows_with_column_sums<const N: usize>(
 ) {
     if targets[0].is_null() {
         // Without column sums the rows are independent, so a task may be smaller than a part.
-        return self::rows(team, rows, cols, |row| each(row, &mut []));
+        return for_each_row(team, rows, cols, |row| each(row, &mut []));
     }
-    let (parts, len) = (rows.div_ceil(PART_ROWS), N * cols);
+    let (parts, len) = (parts(rows), N * cols);
     // SAFETY: the targets are not null here, so `partial` covers `parts * len` elements.
     let sums = unsafe { Out::<f32>::new(partial, parts * len) };
     team.run(parts, |part| {
@@ -99,10 +119,10 @@ pub(crate) unsafe fn rows_with_column_sums<const N: usize>(
             let (start, len) = (task * COLUMNS, COLUMNS.min(cols - task * COLUMNS));
             let mut sum = [0.0; COLUMNS];
             for part in 0..parts {
-                add(&sums[(part * N + t) * cols + start..][..len], &mut sum[..len]);
+                add_to(&sums[(part * N + t) * cols + start..][..len], &mut sum[..len]);
             }
             // SAFETY: column ranges do not overlap.
-            add(&sum[..len], unsafe { target.part(start, len) });
+            add_to(&sum[..len], unsafe { target.part(start, len) });
         });
     }
 }

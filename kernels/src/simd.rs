@@ -92,6 +92,15 @@ pub fn sum_lanes(mut lanes: [f32; LANES]) -> f32 {
     lanes[0]
 }
 
+crate::simd_fn! {
+    /// Adds each element of `x` to the sum at the same index.
+    pub(crate) fn add_to<T: crate::Element>(x: &[T], sums: &mut [f32]) {
+        for (x, sum) in x.iter().zip(sums) {
+            *sum += x.to_f32();
+        }
+    }
+}
+
 /// `e^x` in f32 to within 2 units in the last place, as straight-line code that vectorises; 0 below -87.34, infinity
 /// above 88.72, NaN for NaN. Argument reduction by ln 2 in two parts, then a polynomial (minimax form as in Cephes'
 /// `expf`).

@@ -75,13 +75,13 @@ impl SimulatedUnit {
         static UNITS: OnceLock<Units> = OnceLock::new();
         let units = UNITS.get_or_init(Default::default);
         let key = (source.name, sm);
-        if let Some(found) = units.lock().expect("no panic while it is held").get(&key) {
+        if let Some(found) = units.lock().expect("no thread panics while it holds the lock").get(&key) {
             return Ok(found.clone());
         }
         let ptx = compile::ptx(source, &format!("sm_{sm}"))?;
         let program = Program::parse(&ptx).map_err(|error| SimulateError::Program { symbol: source.name, error })?;
         let unit = Arc::new(SimulatedUnit::new(program));
-        units.lock().expect("no panic while it is held").insert(key, unit.clone());
+        units.lock().expect("no thread panics while it holds the lock").insert(key, unit.clone());
         Ok(unit)
     }
 
@@ -92,7 +92,7 @@ impl SimulatedUnit {
 
     /// Returns the kernel with this symbol, decoding it at the first call.
     pub fn kernel(&self, symbol: &'static str) -> Result<Arc<program::Kernel>, SimulateError> {
-        let mut kernels = self.kernels.lock().expect("no panic while it is held");
+        let mut kernels = self.kernels.lock().expect("no thread panics while it holds the lock");
         if let Some(found) = kernels.get(symbol) {
             return Ok(found.clone());
         }
@@ -170,7 +170,7 @@ pub fn run(
 pub fn product(m: &Matmul, memory: &mut SimMemory, team: &Team) -> Result<(), String> {
     let read = |what: &str, at: Addr, dtype: DType, count: usize| {
         let bytes = memory.read(at.0, count * dtype.size());
-        bytes.map(aligned).map_err(|e| format!("{}: {what}: {e}; it is this op's input", m.name()))
+        bytes.map(aligned).map_err(|e| format!("{}: {what}: {e}; the product reads this operand", m.name()))
     };
     if m.m == 0 || m.n == 0 {
         return Ok(());
@@ -191,7 +191,7 @@ pub fn product(m: &Matmul, memory: &mut SimMemory, team: &Team) -> Result<(), St
     if writable && memory.write(m.c.0, &bytemuck::cast_slice(&c)[..bytes]) {
         return Ok(());
     }
-    let what = if writable { "is larger than its buffer" } else { "is in no buffer that may be written" };
+    let what = if writable { "is larger than its buffer" } else { "is not in a writable buffer" };
     Err(format!("{}: c: {what}; [{}, {}] of {} at {:#x}", m.name(), m.m, m.n, m.c_dtype, m.c.0))
 }
 

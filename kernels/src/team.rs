@@ -116,7 +116,7 @@ impl Team {
             (0..count).for_each(task);
             return;
         }
-        assert!(count < 1 << 32, "{count} tasks");
+        assert!(count < 1 << 32, "{count} tasks, at most 2^32 - 1 are supported");
         let _one_at_a_time = self.running.lock().unwrap_or_else(|e| e.into_inner());
         let s = &*self.shared;
         let task: &Task<'_> = &task;
@@ -256,7 +256,10 @@ mod tests {
                 team.run(count, |i| {
                     hits[i].fetch_add(1, Ordering::Relaxed);
                 });
-                assert!(hits.iter().all(|h| h.load(Ordering::Relaxed) == 1), "{threads} threads, {count} tasks");
+                assert!(
+                    hits.iter().all(|h| h.load(Ordering::Relaxed) == 1),
+                    "not every task ran once: {threads} threads, {count} tasks"
+                );
             }
         }
     }

@@ -45,7 +45,7 @@ impl<T> Out<T> {
     /// If the part exceeds the array.
     #[allow(clippy::mut_from_ref)]
     pub unsafe fn part(&self, start: usize, len: usize) -> &mut [T] {
-        assert!(start + len <= self.len, "part {start}..{} of an array of {}", start + len, self.len);
+        assert!(start + len <= self.len, "part {start}..{} exceeds an array of {} elements", start + len, self.len);
         if len == 0 {
             return &mut [];
         }

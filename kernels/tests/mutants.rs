@@ -11,11 +11,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 const LAUNCHES: usize = 12;
 
 #[test]
-fn every_mutant_is_found_out() {
+fn every_mutant_is_found() {
     if let Err(e) = compile::available() {
         let ci = std::env::var_os("CI").is_some_and(|v| !v.is_empty());
         assert!(!ci, "{e}");
-        println!("skipped: every_mutant_is_found_out: {e}");
+        println!("skipped: every_mutant_is_found: {e}");
         return;
     }
     let subjects = on_all_threads(FOLDERS.len(), |i| {
@@ -47,12 +47,12 @@ fn on_all_threads<T: Send>(count: usize, f: impl Fn(usize) -> T + Sync) -> Vec<T
                         return;
                     }
                     let result = f(i);
-                    results.lock().expect("no panic while it is held").push((i, result));
+                    results.lock().expect("no thread panics while it holds the lock").push((i, result));
                 }
             });
         }
     });
-    let mut results = results.into_inner().expect("no panic while it was held");
+    let mut results = results.into_inner().expect("no thread panicked while it held the lock");
     results.sort_by_key(|r| r.0);
     results.into_iter().map(|r| r.1).collect()
 }

@@ -2,7 +2,7 @@
 //! first.
 #![allow(unsafe_code)]
 
-use super::{Hi, JoinParams, Params, SplitParams};
+use super::{HighHalf, JoinParams, Params, SplitParams};
 use crate::view::{Out, slice};
 use crate::{Team, simd_fn};
 
@@ -27,16 +27,16 @@ pub fn join(hi: u16, low: i16) -> f32 {
 }
 
 simd_fn! {
-    fn split_block(x: &[f32], hi: &mut [Hi], low: &mut [i16]) {
+    fn split_block(x: &[f32], hi: &mut [HighHalf], low: &mut [i16]) {
         for ((x, hi), low) in x.iter().zip(hi).zip(low) {
             let (h, l) = split(*x);
-            (*hi, *low) = (Hi::from_bits(h), l);
+            (*hi, *low) = (HighHalf::from_bits(h), l);
         }
     }
 }
 
 simd_fn! {
-    fn join_block(hi: &[Hi], low: &[i16], x: &mut [f32]) {
+    fn join_block(hi: &[HighHalf], low: &[i16], x: &mut [f32]) {
         for ((hi, low), x) in hi.iter().zip(low).zip(x) {
             *x = join(hi.to_bits(), *low);
         }
@@ -70,9 +70,9 @@ unsafe fn clip_factor(p: &Params) -> f32 {
 /// Every address in [`Params`] is valid for the shape and dtype that its field documents.
 pub unsafe fn step_f32(p: &Params, team: &Team) {
     let n = p.n as usize;
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`Params`] documents.
     let (g, factor) = unsafe { (slice::<f32>(p.g, n), clip_factor(p)) };
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`Params`] documents.
     let (w, m, v) = unsafe { (Out::<f32>::new(p.w, n), Out::<f32>::new(p.m, n), Out::<f32>::new(p.v, n)) };
     team.run(n.div_ceil(BLOCK), |task| {
         let (at, len) = (task * BLOCK, BLOCK.min(n - task * BLOCK));
@@ -86,11 +86,11 @@ pub unsafe fn step_f32(p: &Params, team: &Team) {
 /// Every address in [`Params`] is valid for the shape and dtype that its field documents.
 pub unsafe fn step_bf16(p: &Params, team: &Team) {
     let n = p.n as usize;
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`Params`] documents.
     let (g, factor) = unsafe { (slice::<f32>(p.g, n), clip_factor(p)) };
-    // SAFETY: the caller guarantees it (see the function's safety section).
-    let (hi, low) = unsafe { (Out::<Hi>::new(p.w, n), Out::<i16>::new(p.low, n)) };
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`Params`] documents.
+    let (hi, low) = unsafe { (Out::<HighHalf>::new(p.w, n), Out::<i16>::new(p.low, n)) };
+    // SAFETY: `p`'s addresses cover the shapes that [`Params`] documents.
     let (m, v) = unsafe { (Out::<f32>::new(p.m, n), Out::<f32>::new(p.v, n)) };
     team.run(n.div_ceil(BLOCK), |task| {
         let mut joined = [0.0; JOINED];
@@ -110,8 +110,8 @@ pub unsafe fn step_bf16(p: &Params, team: &Team) {
 /// Every address in [`SplitParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn split_f32(p: &SplitParams, team: &Team) {
     let n = p.n as usize;
-    // SAFETY: the caller guarantees it (see the function's safety section).
-    let (src, hi, low) = unsafe { (slice::<f32>(p.src, n), Out::<Hi>::new(p.w, n), Out::<i16>::new(p.low, n)) };
+    // SAFETY: `p`'s addresses cover the shapes that [`SplitParams`] documents.
+    let (src, hi, low) = unsafe { (slice::<f32>(p.src, n), Out::<HighHalf>::new(p.w, n), Out::<i16>::new(p.low, n)) };
     team.run(n.div_ceil(BLOCK), |task| {
         let (at, len) = (task * BLOCK, BLOCK.min(n - task * BLOCK));
         // SAFETY: blocks do not overlap.
@@ -124,11 +124,10 @@ pub unsafe fn split_f32(p: &SplitParams, team: &Team) {
 /// Every address in [`SplitParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn split_bf16(p: &SplitParams, team: &Team) {
     let n = p.n as usize;
-    // SAFETY: the caller guarantees it (see the function's safety section).
-    let (hi, low) = unsafe { (Out::<Hi>::new(p.w, n), Out::<i16>::new(p.low, n)) };
-    // SAFETY: the caller guarantees it (see the function's safety section). When source and output are the same
-    // buffer, no slice of the source is made.
-    let src = unsafe { slice::<Hi>(p.src, if p.src == p.w { 0 } else { n }) };
+    // SAFETY: `p`'s addresses cover the shapes that [`SplitParams`] documents.
+    let (hi, low) = unsafe { (Out::<HighHalf>::new(p.w, n), Out::<i16>::new(p.low, n)) };
+    // SAFETY: `p.src` covers `n` weights; no slice of it is made if it is the same array as `p.w`.
+    let src = unsafe { slice::<HighHalf>(p.src, if p.src == p.w { 0 } else { n }) };
     team.run(n.div_ceil(BLOCK), |task| {
         let (at, len) = (task * BLOCK, BLOCK.min(n - task * BLOCK));
         // SAFETY: blocks do not overlap.
@@ -144,8 +143,8 @@ pub unsafe fn split_bf16(p: &SplitParams, team: &Team) {
 /// Every address in [`JoinParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn join_all(p: &JoinParams, team: &Team) {
     let n = p.n as usize;
-    // SAFETY: the caller guarantees it (see the function's safety section).
-    let (hi, low, dst) = unsafe { (slice::<Hi>(p.w, n), slice::<i16>(p.low, n), Out::<f32>::new(p.dst, n)) };
+    // SAFETY: `p`'s addresses cover the shapes that [`JoinParams`] documents.
+    let (hi, low, dst) = unsafe { (slice::<HighHalf>(p.w, n), slice::<i16>(p.low, n), Out::<f32>::new(p.dst, n)) };
     team.run(n.div_ceil(BLOCK), |task| {
         let (at, len) = (task * BLOCK, BLOCK.min(n - task * BLOCK));
         // SAFETY: blocks do not overlap.

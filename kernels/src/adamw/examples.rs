@@ -1,11 +1,11 @@
-//! Example calls of the kernels, which `reel kernels list`, `show` and `bench` plan, count and time.
+//! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
 
 use crate::DType::{BF16, F32};
 use crate::folder::{Calls, FLOAT_DTYPES, HIDDEN, INTERMEDIATE, PLACEHOLDER, Sizes, WEIGHTS};
 use crate::{Addr, adamw};
 use bytemuck::Zeroable;
 
-/// Example calls, each with its size in words.
+/// Returns the example calls, each with a text that describes its size.
 pub(crate) fn examples(s: &Sizes) -> Calls {
     let n = s.count("count", INTERMEDIATE as u64 * HIDDEN as u64);
     let step = adamw::Params {
@@ -41,7 +41,7 @@ pub(crate) fn examples(s: &Sizes) -> Calls {
     all
 }
 
-/// Calls whose memory traffic is counted.
+/// Returns launches whose memory traffic a test compares with their cost.
 #[cfg(test)]
 pub(crate) fn traffic(a: &mut crate::checks::traffic::Arrays) -> crate::checks::traffic::Traffic {
     use crate::checks::traffic::{COUNT, within_a_tenth};

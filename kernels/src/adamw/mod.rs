@@ -245,9 +245,9 @@ pub fn join_master(params: &JoinParams) -> Launch {
 }
 
 /// Numbers of weights that the checks use.
-pub fn cases() -> Vec<usize> {
+pub fn test_sizes() -> Vec<usize> {
     vec![0, 1, 17, 8191, 3 * 8192 + 5]
 }
 
 /// The high half of a split weight, which the model reads.
-pub(crate) type Hi = bf16;
+pub(crate) type HighHalf = bf16;

@@ -1,7 +1,7 @@
 //! AdamW with bf16 or 8-bit moments on the CPU: each task updates whole blocks of weights.
 #![allow(unsafe_code)]
 
-use super::{BLOCK, Hi, SmallParams, join, split};
+use super::{BLOCK, HighHalf, SmallParams, join, split};
 use crate::Team;
 use crate::philox::words;
 use crate::view::{Out, slice};
@@ -76,14 +76,14 @@ fn stochastic_code(x: f32, root: f32, last: i32, draw: u16, value: impl Fn(i32) 
 }
 
 /// Returns the stochastically rounded code of the first moment `m` in a block whose scale is `scale`.
-pub(super) fn first_code(m: f32, scale: f32, draw: u16) -> i8 {
+pub(super) fn encode_first_moment(m: f32, scale: f32, draw: u16) -> i8 {
     let x = m.abs() / scale;
     let c = stochastic_code(x, 127.0 * x.sqrt(), 127, draw, |c| first(c as i8));
     if m < 0.0 { -c as i8 } else { c as i8 }
 }
 
 /// Returns the stochastically rounded code of the second moment `v` in a block whose scale is `scale`.
-pub(super) fn second_code(v: f32, scale: f32, draw: u16) -> u8 {
+pub(super) fn encode_second_moment(v: f32, scale: f32, draw: u16) -> u8 {
     let x = v / scale;
     stochastic_code(x, 255.0 * x.sqrt().sqrt(), 255, draw, |c| second(c as u8)) as u8
 }
@@ -108,7 +108,7 @@ struct Plain(Out<f32>);
 
 impl Weights for Plain {
     unsafe fn new(p: &SmallParams, n: usize) -> Plain {
-        // SAFETY: the caller guarantees it (see the function's safety section).
+        // SAFETY: `p.w` covers `n` weights.
         Plain(unsafe { Out::new(p.w, n) })
     }
 
@@ -120,11 +120,11 @@ impl Weights for Plain {
 }
 
 #[derive(Clone, Copy)]
-struct Halves(Out<Hi>, Out<i16>);
+struct Halves(Out<HighHalf>, Out<i16>);
 
 impl Weights for Halves {
     unsafe fn new(p: &SmallParams, n: usize) -> Halves {
-        // SAFETY: the caller guarantees it (see the function's safety section).
+        // SAFETY: `p.w` and `p.low` cover `n` weights.
         unsafe { Halves(Out::new(p.w, n), Out::new(p.low, n)) }
     }
 
@@ -133,7 +133,7 @@ impl Weights for Halves {
         let (hi, low) = unsafe { (self.0.part(at, len), self.1.part(at, len)) };
         for (i, (hi, low)) in hi.iter_mut().zip(low).enumerate() {
             let (h, l) = split(step(i, join(hi.to_bits(), *low)));
-            (*hi, *low) = (Hi::from_bits(h), l);
+            (*hi, *low) = (HighHalf::from_bits(h), l);
         }
     }
 }
@@ -142,9 +142,9 @@ impl Weights for Halves {
 /// Every address in [`SmallParams`] is valid for the shape and dtype that its field documents.
 unsafe fn with_bf16<W: Weights>(p: &SmallParams, team: &Team) {
     let n = p.n as usize;
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`SmallParams`] documents.
     let (g, step, weights) = unsafe { (slice::<f32>(p.g, n), Step::new(p), W::new(p, n)) };
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`SmallParams`] documents.
     let (ms, vs) = unsafe { (Out::<bf16>::new(p.m, n), Out::<bf16>::new(p.v, n)) };
     team.run(n.div_ceil(TASK), |task| {
         let (at, len) = (task * TASK, TASK.min(n - task * TASK));
@@ -169,11 +169,11 @@ unsafe fn with_bf16<W: Weights>(p: &SmallParams, team: &Team) {
 /// Every address in [`SmallParams`] is valid for the shape and dtype that its field documents.
 unsafe fn with_int8<W: Weights>(p: &SmallParams, team: &Team) {
     let n = p.n as usize;
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`SmallParams`] documents.
     let (g, step, weights) = unsafe { (slice::<f32>(p.g, n), Step::new(p), W::new(p, n)) };
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`SmallParams`] documents.
     let (ms, vs) = unsafe { (Out::<i8>::new(p.m, n), Out::<u8>::new(p.v, n)) };
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`SmallParams`] documents.
     let scales = unsafe { Out::<f32>::new(p.scales, 2 * n.div_ceil(BLOCK)) };
     team.run(n.div_ceil(BLOCK), |block| {
         let (at, len) = (block * BLOCK, BLOCK.min(n - block * BLOCK));
@@ -190,8 +190,8 @@ unsafe fn with_int8<W: Weights>(p: &SmallParams, team: &Team) {
         scale.copy_from_slice(&[largest(&new_m[..len]), largest(&new_v[..len])]);
         for i in 0..len {
             let [for_m, for_v] = step.draws((at + i) / 8);
-            m[i] = first_code(new_m[i], scale[0], for_m[i % 8]);
-            v[i] = second_code(new_v[i], scale[1], for_v[i % 8]);
+            m[i] = encode_first_moment(new_m[i], scale[0], for_m[i % 8]);
+            v[i] = encode_second_moment(new_v[i], scale[1], for_v[i % 8]);
         }
     });
 }
@@ -199,27 +199,27 @@ unsafe fn with_int8<W: Weights>(p: &SmallParams, team: &Team) {
 /// # Safety
 /// Every address in [`SmallParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn bf16_f32(p: &SmallParams, team: &Team) {
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`SmallParams`] documents.
     unsafe { with_bf16::<Plain>(p, team) }
 }
 
 /// # Safety
 /// Every address in [`SmallParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn bf16_bf16(p: &SmallParams, team: &Team) {
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`SmallParams`] documents.
     unsafe { with_bf16::<Halves>(p, team) }
 }
 
 /// # Safety
 /// Every address in [`SmallParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn int8_f32(p: &SmallParams, team: &Team) {
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`SmallParams`] documents.
     unsafe { with_int8::<Plain>(p, team) }
 }
 
 /// # Safety
 /// Every address in [`SmallParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn int8_bf16(p: &SmallParams, team: &Team) {
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`SmallParams`] documents.
     unsafe { with_int8::<Halves>(p, team) }
 }

@@ -1,4 +1,4 @@
-use super::formula::{Row, advanced};
+use super::formula::{RowState, advanced};
 use super::{Params, advance};
 use crate::Addr;
 use crate::checks::{Picks, addr, addr_mut, checks, is_cuda, run};
@@ -12,14 +12,14 @@ fn rows_move_on_as_the_formula_says_and_others_stay() {
         let (max_blocks, page) = (picks.size(1, 5), picks.of(&[16usize, 64, 256]));
         let cols = if case % 3 == 0 { 0 } else { picks.size(1, 40) };
         let most = max_blocks * page;
-        let before: Vec<Row> = (0..rows)
+        let before: Vec<RowState> = (0..rows)
             .map(|_| {
                 let kv_limit = picks.size(1, most + 1);
                 // Covers rows that are free, at their first key, at their last key, one before it, and anywhere
                 // between.
                 let kv_len =
                     [0, 1, kv_limit, kv_limit.saturating_sub(1), picks.size(0, kv_limit + 1)][picks.size(0, 5)];
-                Row {
+                RowState {
                     id: picks.size(0, 1000) as i64,
                     position: picks.size(0, 5000) as i64,
                     kv_len: kv_len as i64,
@@ -33,14 +33,15 @@ fn rows_move_on_as_the_formula_says_and_others_stay() {
             })
             .collect();
         let chosen: Vec<i32> = (0..rows).map(|_| picks.size(0, 1001) as i32 - 1).collect();
-        let want: Vec<Row> = before.iter().zip(&chosen).map(|(r, &c)| advanced(r, c.into(), page as i64)).collect();
+        let want: Vec<RowState> =
+            before.iter().zip(&chosen).map(|(r, &c)| advanced(r, c.into(), page as i64)).collect();
         assert_eq!(launched(&before, &chosen, max_blocks, page, cols), want, "case {case}");
     }
 }
 
 /// Launches the kernel on `rows` and returns the rows that it leaves.
-fn launched(rows: &[Row], chosen: &[i32], max_blocks: usize, page: usize, cols: usize) -> Vec<Row> {
-    let of = |f: &dyn Fn(&Row) -> i64| -> Vec<i32> { rows.iter().map(|r| f(r) as i32).collect() };
+fn launched(rows: &[RowState], chosen: &[i32], max_blocks: usize, page: usize, cols: usize) -> Vec<RowState> {
+    let of = |f: &dyn Fn(&RowState) -> i64| -> Vec<i32> { rows.iter().map(|r| f(r) as i32).collect() };
     let (mut ids, mut positions, mut kv_lens) = (of(&|r| r.id), of(&|r| r.position), of(&|r| r.kv_len));
     let (mut slots, mut draws) = (of(&|r| r.slot), of(&|r| r.draw));
     let (kv_limits, mut lens) = (of(&|r| r.kv_limit), of(&|r| r.history_len as i64));
@@ -64,7 +65,7 @@ fn launched(rows: &[Row], chosen: &[i32], max_blocks: usize, page: usize, cols: 
         history_cols: cols as u32,
     };
     run(&advance(&params), 2);
-    let row = |r: usize| Row {
+    let row = |r: usize| RowState {
         id: ids[r].into(),
         position: positions[r].into(),
         kv_len: kv_lens[r].into(),

@@ -10,9 +10,9 @@ use crate::{Addr, Team};
 pub unsafe fn advance(p: &Params, _: &Team) {
     let (rows, max_blocks, page, cols) =
         (p.rows as usize, p.max_blocks as usize, p.page as usize, p.history_cols as usize);
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`Params`] documents.
     let read = |addr: Addr, len: usize| unsafe { slice::<i32>(addr, len) };
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`Params`] documents.
     let written = |addr: Addr, len: usize| unsafe { Out::<i32>::new(addr, len) };
     let (chosen, kv_limits, tables) =
         (read(p.chosen, rows), read(p.kv_limits, rows), read(p.block_tables, rows * max_blocks));
@@ -39,7 +39,10 @@ pub unsafe fn advance(p: &Params, _: &Team) {
             continue;
         }
         let key = keys as usize;
-        assert!(key < max_blocks * page, "row {r} has {key} keys, {max_blocks} pages of {page}");
+        assert!(
+            key < max_blocks * page,
+            "row {r} has {key} keys, which exceed {max_blocks} cache blocks of {page} tokens"
+        );
         ids[r] = id;
         positions[r] += 1;
         draws[r] += 1;

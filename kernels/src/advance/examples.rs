@@ -1,9 +1,9 @@
-//! Example calls of the kernels, which `reel kernels list`, `show` and `bench` plan, count and time.
+//! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
 
 use crate::advance;
 use crate::folder::{BATCH, Calls, PLACEHOLDER, Sizes, TOKENS};
 
-/// Example calls, each with its size in words.
+/// Returns the example calls, each with a text that describes its size.
 pub(crate) fn examples(_: &Sizes) -> Calls {
     let p = advance::Params {
         chosen: PLACEHOLDER,

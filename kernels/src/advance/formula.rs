@@ -2,7 +2,7 @@
 
 /// The state of one row of a decode step, as the kernel's arrays hold it.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Row {
+pub struct RowState {
     pub id: i64,
     pub position: i64,
     pub kv_len: i64,
@@ -16,7 +16,7 @@ pub struct Row {
 }
 
 /// Returns the state of `row` after the token `chosen` was sampled for it.
-pub fn advanced(row: &Row, chosen: i64, page: i64) -> Row {
+pub fn advanced(row: &RowState, chosen: i64, page: i64) -> RowState {
     let mut next = row.clone();
     if row.kv_len <= 0 {
         return next;
@@ -26,9 +26,9 @@ pub fn advanced(row: &Row, chosen: i64, page: i64) -> Row {
         next.history_len += 1;
     }
     if chosen < 0 || row.kv_len >= row.kv_limit {
-        return Row { kv_len: 0, slot: -1, ..next };
+        return RowState { kv_len: 0, slot: -1, ..next };
     }
     let key = row.kv_len;
     let slot = row.pages[(key / page) as usize] * page + key % page;
-    Row { id: chosen, position: row.position + 1, kv_len: key + 1, draw: row.draw + 1, slot, ..next }
+    RowState { id: chosen, position: row.position + 1, kv_len: key + 1, draw: row.draw + 1, slot, ..next }
 }

@@ -1,9 +1,9 @@
-//! Example calls of the kernels, which `reel kernels list`, `show` and `bench` plan, count and time.
+//! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
 
 use crate::block_copy;
 use crate::folder::{Calls, HEAD_DIM, KV_HEADS, PLACEHOLDER, Sizes};
 
-/// Example calls, each with its size in words.
+/// Returns the example calls, each with a text that describes its size.
 pub(crate) fn examples(_: &Sizes) -> Calls {
     // A block of 64 tokens with 4 heads of 128 elements in bf16, in units of 16 bytes.
     let units = 64 * KV_HEADS * HEAD_DIM * 2 / 16;
@@ -11,7 +11,7 @@ pub(crate) fn examples(_: &Sizes) -> Calls {
     vec![("64 blocks of 64 tokens, 4 heads of 128 in bf16", block_copy::copy(&p))]
 }
 
-/// Calls whose memory traffic is counted.
+/// Returns launches whose memory traffic a test compares with their cost.
 #[cfg(test)]
 pub(crate) fn traffic(a: &mut crate::checks::traffic::Arrays) -> crate::checks::traffic::Traffic {
     use crate::checks::traffic::within_a_tenth;

@@ -1,7 +1,7 @@
 //! Mutation tests of synchronisation: remove or change one synchronisation instruction of a kernel's PTX and run the
 //! launches of the kernel's checks on the simulator, which must report a finding.
 
-use super::on_sim::MOMENTS;
+use super::on_sim::COMPLETION_TIMINGS;
 use super::{Check, CheckDevice, CheckSetup, RecordedLaunch};
 use crate::catalogue::KernelFolder;
 use crate::launch::Arch;
@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, OnceLock};
 
 /// A recorded launch of a check.
-struct Case {
+struct RecordedCase {
     recorded: RecordedLaunch,
     /// Number of warp instructions that its simulation executes.
     cost: u64,
@@ -21,11 +21,11 @@ struct Case {
     clean: OnceLock<Result<(), String>>,
 }
 
-impl Case {
+impl RecordedCase {
     /// Runs the launch with early, late and random completion of asynchronous operations and returns the first
     /// finding with its message.
     fn finding(&self, unit: &SimulatedUnit) -> Result<Option<(FindingKind, String)>, String> {
-        for seed in 0..MOMENTS.len() as u64 {
+        for seed in 0..COMPLETION_TIMINGS.len() as u64 {
             let mut memory = self.recorded.memory();
             let staged = unit.run(&self.recorded.launch, &Arch::A100, &mut memory, &options(seed));
             for stage in staged.map_err(|e| e.to_string())? {
@@ -42,7 +42,7 @@ impl Case {
 pub struct Subject {
     folder: &'static str,
     unit: Arc<SimulatedUnit>,
-    cases: Vec<Case>,
+    cases: Vec<RecordedCase>,
     targets: Vec<Target>,
 }
 
@@ -109,7 +109,7 @@ impl Subject {
                     }
                 }
             }
-            self.cases.push(Case { recorded, cost, clean: OnceLock::new() });
+            self.cases.push(RecordedCase { recorded, cost, clean: OnceLock::new() });
         }
         let program = self.unit.program();
         for mutant in mutate::mutants(&program.module) {
@@ -147,7 +147,7 @@ impl Subject {
 
     /// Checks that the unchanged kernels have no finding on a launch, so that a mutant's finding is due to the
     /// mutation. The error is the finding.
-    fn check_unchanged(&self, case: &Case) -> Result<(), String> {
+    fn check_unchanged(&self, case: &RecordedCase) -> Result<(), String> {
         match case.finding(&self.unit)? {
             None => Ok(()),
             Some((kind, message)) => {
@@ -176,7 +176,7 @@ fn record(check: &Check, setup: &CheckSetup) -> Result<Vec<RecordedLaunch>, Stri
 
 fn options(seed: u64) -> ExecOptions {
     // A mutant may wait forever, so its step limit is much lower than the default.
-    let completion = MOMENTS[seed as usize % MOMENTS.len()];
+    let completion = COMPLETION_TIMINGS[seed as usize % COMPLETION_TIMINGS.len()];
     let gpu = simulate::gpu(&Arch::A100);
     ExecOptions { gpu, seed, completion, patience: 200_000, until_finding: true, ..ExecOptions::default() }
 }

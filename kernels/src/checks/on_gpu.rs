@@ -55,7 +55,7 @@ impl Placed {
         let mut outside = all[..self.start].iter().chain(&all[end..]);
         assert!(
             outside.all(|&b| b == PATTERN),
-            "{kernel}: wrote beside an array of {} bytes of {}",
+            "{kernel}: wrote outside an array of {} bytes of {}",
             self.array.bytes,
             self.array.element
         );

@@ -34,7 +34,7 @@ impl RecordedLaunch {
 }
 
 /// When asynchronous copies complete: interleaving i uses element i modulo 3.
-pub const MOMENTS: [CompletionTiming; 3] =
+pub const COMPLETION_TIMINGS: [CompletionTiming; 3] =
     [CompletionTiming::Latest, CompletionTiming::Earliest, CompletionTiming::Random];
 
 /// Returns the contents of each array after the launch under one interleaving.
@@ -45,7 +45,7 @@ pub fn results(launch: &KernelLaunch, arrays: &[Array], seed: u64) -> Vec<Vec<u8
 /// Runs a launch under one interleaving; returns its stages and the contents of each array afterwards.
 fn staged_results(launch: &KernelLaunch, arrays: &[Array], seed: u64) -> (Vec<SimulatedStage>, Vec<Vec<u8>>) {
     let mut memory = memory_of(arrays);
-    let completion = MOMENTS[seed as usize % 3];
+    let completion = COMPLETION_TIMINGS[seed as usize % 3];
     let arch = if seed % 8 == 1 { Arch::H100 } else { Arch::A100 };
     let options = ExecOptions { gpu: simulate::gpu(&arch), seed, completion, ..ExecOptions::default() };
     let staged = match simulate::run(launch, &Arch { sm: 80, ..arch }, &mut memory, &options) {
@@ -96,7 +96,7 @@ pub fn run(launch: &KernelLaunch) {
             let seed = first_seed.wrapping_add(n);
             assert!(
                 first == results(launch, &arrays, seed),
-                "{}: results under the interleaving of seed {seed} differ from those of the first",
+                "{}: results under the interleaving of seed {seed} differ from those of the first interleaving",
                 launch.kernel.name
             );
         }

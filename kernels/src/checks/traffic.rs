@@ -3,9 +3,10 @@
 //!
 //! A folder's `examples.rs` makes the launches (`traffic`), and `kernel_folder!` declares the test.
 
-use super::{addr, counted_on, on_sim};
+use super::{addr, counted, counted_on, on_sim};
 use crate::Addr;
 use crate::launch::{Arch, Launch};
+use reel_sim::counters::InstructionCounts;
 
 /// Rows of a traffic test of a normalisation kernel. On [`SMALL_GPU`], they give each thread block as many rows as a
 /// long sequence gives it on a whole GPU.
@@ -55,6 +56,17 @@ pub(crate) fn within_a_tenth(launches: impl IntoIterator<Item = Launch>) -> Traf
     launches.into_iter().map(|l| (l, 1.1)).collect()
 }
 
+/// Simulates a launch on an A100 and asserts that it moves at most 1.1 times the bytes of its cost; returns its counts.
+///
+/// # Panics
+/// If the launch moves more bytes.
+pub(crate) fn assert_moves_its_bytes(launch: &Launch) -> InstructionCounts {
+    let (count, cost) = (counted(launch), launch.cost());
+    let bytes = (count.global_read + count.global_written) as f64;
+    assert!(bytes <= 1.1 * cost.bytes, "{}: moves {bytes} bytes; its cost says {}", launch.name(), cost.bytes);
+    count
+}
+
 /// Simulates launches and checks the bytes that they move and their bank conflicts.
 ///
 /// # Panics
@@ -68,7 +80,10 @@ pub(crate) fn assert_traffic(calls: impl Fn(&mut Arrays) -> Traffic) {
             let bytes = (count.global_read + count.global_written) as f64;
             let (ratio, conflicts) = (bytes / cost.bytes, count.wavefronts - count.wavefronts_least);
             if !(ratio <= max_ratio) {
-                wrong += &format!("{}: {ratio:.3} times the bytes of its cost, at most {max_ratio}\n", launch.name());
+                wrong += &format!(
+                    "{}: moves {ratio:.3} times the bytes of its cost; at most {max_ratio} times are allowed\n",
+                    launch.name()
+                );
             }
             if conflicts > 0 {
                 wrong +=

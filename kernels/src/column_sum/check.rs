@@ -1,4 +1,4 @@
-use super::{Params, add, cases, formula};
+use super::{Params, add, formula, test_shapes};
 use crate::DType::{BF16, F32};
 use crate::checks::{Data, checks, numbers, run};
 use crate::compare::assert_rounded;
@@ -10,7 +10,7 @@ const OF_ONE_SUM: f64 = 10.0;
 
 fn equals_the_formula_on_any_number_of_threads() {
     for dtype in [F32, BF16] {
-        for (rows, cols) in cases() {
+        for (rows, cols) in test_shapes() {
             let (x, start) = (Data::new(dtype, &numbers(rows * cols, 1, 1.0)), numbers(cols, 2, 1.0));
             let mut all = Vec::new();
             for threads in 1..4 {

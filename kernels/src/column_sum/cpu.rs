@@ -29,7 +29,7 @@ simd_fn! {
 /// Every address in [`Params`] is valid for the shape and dtype that its field documents.
 pub unsafe fn add<T: Element>(p: &Params, team: &Team) {
     let (rows, cols) = (p.rows as usize, p.cols as usize);
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`Params`] documents.
     let (x, sum) = unsafe { (slice::<T>(p.x, rows * cols), Out::<f32>::new(p.sum, cols)) };
     team.run(cols.div_ceil(COLS), |task| {
         let start = task * COLS;

@@ -51,6 +51,6 @@ pub fn add(dtype: DType, p: &Params) -> Launch {
 }
 
 /// Shapes (rows, cols) that the checks use.
-pub fn cases() -> Vec<(usize, usize)> {
+pub fn test_shapes() -> Vec<(usize, usize)> {
     vec![(1, 1), (0, 5), (3, 17), (127, 300), (128, 64), (129, 1000), (1000, 257)]
 }

@@ -1,11 +1,11 @@
-use super::{CopyParams, cases, copy, formula};
+use super::{CopyParams, copy, formula, test_shapes};
 use crate::DType::{BF16, F32};
 use crate::checks::{Data, checks, numbers, run};
 
 checks!(copies_the_block_and_nothing_else);
 
 fn copies_the_block_and_nothing_else() {
-    for shape in cases() {
+    for shape in test_shapes() {
         for dtype in [F32, BF16] {
             let [rows, width, src_cols, src_start, dst_cols, dst_start] = shape.map(|x| x as u32);
             let src = Data::new(dtype, &numbers(shape[0] * shape[2], 1, 1.0));

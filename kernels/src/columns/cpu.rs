@@ -13,7 +13,7 @@ const TASK: usize = 16 * 1024;
 pub unsafe fn copy<T: Copy + Send + Sync>(p: &CopyParams, team: &Team) {
     let (rows, width) = (p.rows as usize, p.width as usize);
     let (src_cols, dst_cols) = (p.src_cols as usize, p.dst_cols as usize);
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`CopyParams`] documents.
     let (src, dst) = unsafe { (slice::<T>(p.src, rows * src_cols), Out::<T>::new(p.dst, rows * dst_cols)) };
     let step = (TASK / width.max(1)).max(1);
     team.run(rows.div_ceil(step), |task| {

@@ -1,10 +1,10 @@
-//! Example calls of the kernels, which `reel kernels list`, `show` and `bench` plan, count and time.
+//! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
 
 use crate::columns;
 use crate::folder::{Calls, FLOAT_DTYPES, HEAD_DIM, HEADS, KV_HEADS, PLACEHOLDER, Sizes, TOKENS};
 use bytemuck::Zeroable;
 
-/// Example calls, each with its size in words.
+/// Returns the example calls, each with a text that describes its size.
 pub(crate) fn examples(_: &Sizes) -> Calls {
     let (width, all) = (HEADS * HEAD_DIM, (HEADS + 2 * KV_HEADS) * HEAD_DIM);
     let p = columns::CopyParams {
@@ -19,7 +19,7 @@ pub(crate) fn examples(_: &Sizes) -> Calls {
     FLOAT_DTYPES.map(|t| ("the queries of 8192 tokens out of a fused qkv", columns::copy(t, &p))).into()
 }
 
-/// Calls whose memory traffic is counted.
+/// Returns launches whose memory traffic a test compares with their cost.
 #[cfg(test)]
 pub(crate) fn traffic(a: &mut crate::checks::traffic::Arrays) -> crate::checks::traffic::Traffic {
     use crate::checks::traffic::{ROWS, within_a_tenth};

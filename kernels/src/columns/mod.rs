@@ -53,7 +53,7 @@ pub fn copy(dtype: DType, params: &CopyParams) -> Launch {
 }
 
 /// Shapes (rows, width, src_cols, src_start, dst_cols, dst_start) that the checks use.
-pub fn cases() -> Vec<[usize; 6]> {
+pub fn test_shapes() -> Vec<[usize; 6]> {
     vec![
         [1, 1, 1, 0, 1, 0],
         [17, 5, 19, 14, 7, 1],

@@ -6,7 +6,7 @@ use crate::compare::{OF_ONE, assert_rounded};
 checks!(sums, casts, every_f16, fill_scale_and_copy);
 
 fn sums() {
-    for n in cases() {
+    for n in test_sizes() {
         for dtype in [F32, BF16] {
             let (a, b) = (Data::new(dtype, &numbers(n, 1, 1.0)), Data::new(dtype, &numbers(n, 2, 3.0)));
             let y = Data::output(dtype, n);
@@ -25,7 +25,7 @@ fn sums() {
 }
 
 fn casts() {
-    for n in cases() {
+    for n in test_sizes() {
         let x = numbers(n, 3, 1.0);
         let (wide, narrow) = (Data::new(F32, &x), Data::output(BF16, n));
         run(&cast(F32, BF16, &CastParams { src: wide.addr(), dst: narrow.addr(), count: n as u64 }), 2);
@@ -56,7 +56,7 @@ fn every_f16() {
 }
 
 fn fill_scale_and_copy() {
-    for n in cases() {
+    for n in test_sizes() {
         for dtype in [F32, BF16] {
             let y = Data::output(dtype, n);
             run(&fill(dtype, &FillParams { dst: y.addr(), count: n as u64, value: -1.5, reserved: 0 }), 2);

@@ -10,26 +10,26 @@ use half::f16;
 const BLOCK: usize = 16 * 1024;
 
 /// The source types of a cast: the element types, and f16.
-pub trait Source: bytemuck::Pod + Send + Sync + 'static {
+pub trait CastSource: bytemuck::Pod + Send + Sync + 'static {
     /// Widens exactly to f32.
     fn widen(self) -> f32;
 }
 
-impl Source for f32 {
+impl CastSource for f32 {
     #[inline(always)]
     fn widen(self) -> f32 {
         self
     }
 }
 
-impl Source for half::bf16 {
+impl CastSource for half::bf16 {
     #[inline(always)]
     fn widen(self) -> f32 {
         Element::to_f32(self)
     }
 }
 
-impl Source for f16 {
+impl CastSource for f16 {
     /// Works on bits without branches, so that loops become vector code. The shifted exponent and mantissa, read as
     /// f32, are 2⁻¹¹² times the value, also for subnormals; the product with 2¹¹² corrects that.
     #[inline(always)]
@@ -60,7 +60,7 @@ simd_fn! {
 }
 
 simd_fn! {
-    fn cast_block<S: Source, T: Element>(src: &[S], dst: &mut [T]) {
+    fn cast_block<S: CastSource, T: Element>(src: &[S], dst: &mut [T]) {
         for (src, dst) in src.iter().zip(dst) {
             *dst = T::from_f32(src.widen());
         }
@@ -88,7 +88,7 @@ fn blocks<T: Send>(team: &Team, n: usize, out: Out<T>, block: impl Fn(usize, &mu
 /// Every address in [`AddParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn add<T: Element>(p: &AddParams, team: &Team) {
     let n = p.count as usize;
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`AddParams`] documents.
     let (a, b, y) = unsafe { (slice::<T>(p.a, n), slice::<T>(p.b, n), Out::<T>::new(p.y, n)) };
     blocks(team, n, y, |start, y| add_block(&a[start..][..y.len()], &b[start..][..y.len()], y));
 }
@@ -97,16 +97,16 @@ pub unsafe fn add<T: Element>(p: &AddParams, team: &Team) {
 /// Every address in [`AccumulateParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn accumulate<T: Element, U: Element>(p: &AccumulateParams, team: &Team) {
     let n = p.count as usize;
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`AccumulateParams`] documents.
     let (src, dst) = unsafe { (slice::<T>(p.src, n), Out::<U>::new(p.dst, n)) };
     blocks(team, n, dst, |start, dst| accumulate_block(&src[start..][..dst.len()], dst));
 }
 
 /// # Safety
 /// Every address in [`CastParams`] is valid for the shape and dtype that its field documents.
-pub unsafe fn cast<S: Source, T: Element>(p: &CastParams, team: &Team) {
+pub unsafe fn cast<S: CastSource, T: Element>(p: &CastParams, team: &Team) {
     let n = p.count as usize;
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`CastParams`] documents.
     let (src, dst) = unsafe { (slice::<S>(p.src, n), Out::<T>::new(p.dst, n)) };
     blocks(team, n, dst, |start, dst| cast_block(&src[start..][..dst.len()], dst));
 }
@@ -115,7 +115,7 @@ pub unsafe fn cast<S: Source, T: Element>(p: &CastParams, team: &Team) {
 /// Every address in [`FillParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn fill<T: Element>(p: &FillParams, team: &Team) {
     let n = p.count as usize;
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`FillParams`] documents.
     let dst = unsafe { Out::<T>::new(p.dst, n) };
     blocks(team, n, dst, |_, dst| dst.fill(T::from_f32(p.value)));
 }
@@ -124,7 +124,7 @@ pub unsafe fn fill<T: Element>(p: &FillParams, team: &Team) {
 /// Every address in [`MulScalarParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn mul_scalar(p: &MulScalarParams, team: &Team) {
     let n = p.count as usize;
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`MulScalarParams`] documents.
     let (x, scalar, y) = unsafe { (slice::<f32>(p.x, n), slice::<f32>(p.scalar, 1)[0], Out::<f32>::new(p.y, n)) };
     blocks(team, n, y, |start, y| mul_scalar_block(&x[start..][..y.len()], scalar, y));
 }
@@ -133,7 +133,7 @@ pub unsafe fn mul_scalar(p: &MulScalarParams, team: &Team) {
 /// Every address in [`CopyParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn copy(p: &CopyParams, team: &Team) {
     let n = p.bytes as usize;
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`CopyParams`] documents.
     let (src, dst) = unsafe { (slice::<u8>(p.src, n), Out::<u8>::new(p.dst, n)) };
     blocks(team, n, dst, |start, dst| dst.copy_from_slice(&src[start..][..dst.len()]));
 }

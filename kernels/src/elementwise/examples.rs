@@ -1,11 +1,11 @@
-//! Example calls of the kernels, which `reel kernels list`, `show` and `bench` plan, count and time.
+//! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
 
 use crate::DType::{BF16, F32};
 use crate::elementwise;
 use crate::folder::{ACTIVATIONS, Calls, FLOAT_DTYPES, HIDDEN, PLACEHOLDER, Sizes, TOKENS};
 use bytemuck::Zeroable;
 
-/// Example calls, each with its size in words.
+/// Returns the example calls, each with a text that describes its size.
 pub(crate) fn examples(_: &Sizes) -> Calls {
     let count = TOKENS as u64 * HIDDEN as u64;
     let (src, dst) = (PLACEHOLDER, PLACEHOLDER);
@@ -37,7 +37,7 @@ pub(crate) fn examples(_: &Sizes) -> Calls {
     calls.into_iter().map(|launch| (ACTIVATIONS, launch)).collect()
 }
 
-/// Calls whose memory traffic is counted.
+/// Returns launches whose memory traffic a test compares with their cost.
 #[cfg(test)]
 pub(crate) fn traffic(a: &mut crate::checks::traffic::Arrays) -> crate::checks::traffic::Traffic {
     use crate::checks::traffic::{COUNT, within_a_tenth};

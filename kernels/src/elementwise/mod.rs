@@ -149,7 +149,7 @@ pub fn cast(src: DType, dst: DType, params: &CastParams) -> Launch {
     let kernel = match (src, dst) {
         (DType::F32, DType::BF16) => &CAST_F32_BF16,
         (DType::BF16, DType::F32) => &CAST_BF16_F32,
-        _ => panic!("cast: no kernel turns {src} into {dst}"),
+        _ => panic!("cast: no kernel casts {src} to {dst}"),
     };
     Launch::kernel(kernel, params, Cost { flops: 0.0, bytes: params.count as f64 * (src.size() + dst.size()) as f64 })
 }
@@ -178,6 +178,6 @@ pub fn copy(params: &CopyParams) -> Launch {
 }
 
 /// Numbers of elements that the checks use.
-pub fn cases() -> Vec<usize> {
+pub fn test_sizes() -> Vec<usize> {
     vec![0, 1, 17, 8191, 16384 * 2 + 5]
 }

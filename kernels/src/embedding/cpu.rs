@@ -3,6 +3,7 @@
 #![allow(unsafe_code)]
 
 use super::{BwdParams, FwdParams};
+use crate::simd::add_to;
 use crate::view::{Out, slice};
 use crate::{Addr, Element, Team, simd_fn};
 
@@ -16,14 +17,6 @@ simd_fn! {
     fn widen_row<W: Element, T: Element>(row: &[W], y: &mut [T]) {
         for (x, y) in row.iter().zip(y) {
             *y = T::from_f32(x.to_f32());
-        }
-    }
-}
-
-simd_fn! {
-    fn add_row<T: Element>(dy: &[T], dw: &mut [f32]) {
-        for (dy, dw) in dy.iter().zip(dw) {
-            *dw += dy.to_f32();
         }
     }
 }
@@ -51,12 +44,12 @@ fn slot_of(slots: &[i32], t: usize) -> Option<usize> {
 /// Every address in [`FwdParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn fwd<W: Element, T: Element>(p: &FwdParams, team: &Team) {
     let (tokens, hidden, vocab) = (p.tokens as usize, p.hidden as usize, p.vocab as usize);
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`FwdParams`] documents.
     let (table, ids) = unsafe { (slice::<W>(p.table, vocab * hidden), slice::<i32>(p.ids, tokens)) };
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`FwdParams`] documents.
     let slots = unsafe { slots_of(p.slots, tokens) };
     let placed = if slots.is_empty() { 0 } else { p.placed as usize };
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`FwdParams`] documents.
     let (vision, y) = unsafe { (slice::<T>(p.vision, placed * hidden), Out::<T>::new(p.y, tokens * hidden)) };
     team.run(tokens.div_ceil(TOKENS), |task| {
         let start = task * TOKENS;
@@ -77,26 +70,26 @@ pub unsafe fn fwd<W: Element, T: Element>(p: &FwdParams, team: &Team) {
 /// twice.
 pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
     let (tokens, hidden, vocab) = (p.tokens as usize, p.hidden as usize, p.vocab as usize);
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`BwdParams`] documents.
     let (ids, dy) = unsafe { (slice::<i32>(p.ids, tokens), slice::<T>(p.dy, tokens * hidden)) };
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`BwdParams`] documents.
     let slots = unsafe { slots_of(p.slots, tokens) };
     if !p.dw.is_null() {
-        // SAFETY: the caller guarantees it (see the function's safety section).
+        // SAFETY: `p`'s addresses cover the shapes that [`BwdParams`] documents.
         let dw = unsafe { Out::<f32>::new(p.dw, vocab * hidden) };
         team.run(hidden.div_ceil(COLUMNS), |task| {
             let (start, len) = (task * COLUMNS, COLUMNS.min(hidden - task * COLUMNS));
             for (t, &id) in ids.iter().enumerate().filter(|(t, _)| slot_of(slots, *t).is_none()) {
                 if let Some(row) = row_of(id, vocab) {
                     // SAFETY: the column ranges of two tasks do not overlap.
-                    add_row(&dy[t * hidden + start..][..len], unsafe { dw.part(row * hidden + start, len) });
+                    add_to(&dy[t * hidden + start..][..len], unsafe { dw.part(row * hidden + start, len) });
                 }
             }
         });
     }
     if !p.d_vision.is_null() {
         let placed = p.placed as usize;
-        // SAFETY: the caller guarantees it (see the function's safety section).
+        // SAFETY: `p`'s addresses cover the shapes that [`BwdParams`] documents.
         let d_vision = unsafe { Out::<T>::new(p.d_vision, placed * hidden) };
         team.run(tokens.div_ceil(TOKENS), |task| {
             for t in (task * TOKENS..tokens).take(TOKENS) {

@@ -104,7 +104,7 @@ pub fn fwd(table: DType, out: DType, params: &FwdParams) -> Launch {
     let kernel = match table {
         DType::F32 => by_dtype(out, &FWD_F32_F32, &FWD_F32_BF16),
         DType::BF16 => by_dtype(out, &FWD_BF16_F32, &FWD_BF16_BF16),
-        other => panic!("embedding: a table is f32 or bf16, not {other}"),
+        other => panic!("embedding: the table must be f32 or bf16, not {other}"),
     };
     let n = params.tokens as f64 * params.hidden as f64;
     let indices = if params.slots.is_null() { 4.0 } else { 8.0 };
@@ -128,6 +128,6 @@ pub fn bwd(dtype: DType, params: &BwdParams) -> Launch {
 }
 
 /// Shapes (tokens, hidden, vocab) that the checks use.
-pub fn cases() -> Vec<(usize, usize, usize)> {
+pub fn test_shapes() -> Vec<(usize, usize, usize)> {
     vec![(1, 1, 1), (17, 19, 3), (0, 8, 5), (517, 3, 60), (65, 2048, 33), (5, 513, 1000)]
 }

@@ -46,7 +46,7 @@ simd_fn! {
 /// Every address in [`Params`] is valid for the shape and dtype that its field documents.
 pub unsafe fn fingerprint(p: &Params, team: &Team) {
     let bytes = p.bytes as usize;
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`Params`] documents.
     let (x, out) = unsafe { (slice::<u8>(p.x, bytes), Out::<u64>::new(p.sums, sums(bytes))) };
     team.run(bytes.div_ceil(PART), |i| {
         // SAFETY: parts of different tasks do not overlap.

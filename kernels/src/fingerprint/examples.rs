@@ -1,9 +1,9 @@
-//! Example calls of the kernels, which `reel kernels list`, `show` and `bench` plan, count and time.
+//! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
 
 use crate::fingerprint;
 use crate::folder::{Calls, HIDDEN, INTERMEDIATE, PLACEHOLDER, Sizes};
 
-/// Example calls, each with its size in words.
+/// Returns the example calls, each with a text that describes its size.
 pub(crate) fn examples(_: &Sizes) -> Calls {
     let bytes = 2 * HIDDEN as u64 * INTERMEDIATE as u64;
     let p = fingerprint::Params { x: PLACEHOLDER, sums: PLACEHOLDER, bytes };

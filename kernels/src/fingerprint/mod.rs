@@ -53,6 +53,6 @@ pub fn fingerprint(params: &Params) -> Launch {
 }
 
 /// Tensor sizes in bytes that the checks use.
-pub fn cases() -> Vec<usize> {
+pub fn test_sizes() -> Vec<usize> {
     vec![0, 1, 2, 7, 8, 16, 17, 4095, PART - 2, PART, PART + 6, 2 * PART + 40]
 }

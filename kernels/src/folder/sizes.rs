@@ -113,7 +113,7 @@ impl Sizes {
             return Err(SizeError::new("heads", what, "give a multiple"));
         }
         match value_of("head_dim").filter(|d| *d > 256) {
-            Some(d) => Err(SizeError::new("head_dim", format!("is {d}"), "give 1 to 256, which kernels support")),
+            Some(d) => Err(SizeError::new("head_dim", format!("is {d}"), "give 1 to 256")),
             None => Ok(()),
         }
     }

@@ -88,28 +88,28 @@ simd_fn! {
 /// # Safety
 /// Every address in [`FwdParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`FwdParams`] documents.
     unsafe { forward(p, team, fwd_block::<T>) }
 }
 
 /// # Safety
 /// Every address in [`FwdParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn tanh_fwd<T: Element>(p: &FwdParams, team: &Team) {
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`FwdParams`] documents.
     unsafe { forward(p, team, tanh_fwd_block::<T>) }
 }
 
 /// # Safety
 /// Every address in [`BwdParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`BwdParams`] documents.
     unsafe { backward(p, team, bwd_block::<T>) }
 }
 
 /// # Safety
 /// Every address in [`BwdParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn tanh_bwd<T: Element>(p: &BwdParams, team: &Team) {
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`BwdParams`] documents.
     unsafe { backward(p, team, tanh_bwd_block::<T>) }
 }
 
@@ -117,7 +117,7 @@ pub unsafe fn tanh_bwd<T: Element>(p: &BwdParams, team: &Team) {
 /// Every address in [`FwdParams`] is valid for the shape and dtype that its field documents.
 unsafe fn forward<T: Element>(p: &FwdParams, team: &Team, block: fn(&[T], &mut [T])) {
     let n = p.count as usize;
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`FwdParams`] documents.
     let (x, y) = unsafe { (slice::<T>(p.x, n), Out::<T>::new(p.y, n)) };
     team.run(n.div_ceil(BLOCK), |task| {
         let (start, len) = (task * BLOCK, BLOCK.min(n - task * BLOCK));
@@ -130,7 +130,7 @@ unsafe fn forward<T: Element>(p: &FwdParams, team: &Team, block: fn(&[T], &mut [
 /// Every address in [`BwdParams`] is valid for the shape and dtype that its field documents.
 unsafe fn backward<T: Element>(p: &BwdParams, team: &Team, block: fn(&[T], &[T], &mut [T])) {
     let n = p.count as usize;
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`BwdParams`] documents.
     let (x, dy, dx) = unsafe { (slice::<T>(p.x, n), slice::<T>(p.dy, n), Out::<T>::new(p.dx, n)) };
     team.run(n.div_ceil(BLOCK), |task| {
         let (start, len) = (task * BLOCK, BLOCK.min(n - task * BLOCK));

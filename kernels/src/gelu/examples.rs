@@ -1,9 +1,9 @@
-//! Example calls of the kernels, which `reel kernels list`, `show` and `bench` plan, count and time.
+//! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
 
 use crate::folder::{Calls, FLOAT_DTYPES, PLACEHOLDER, Sizes, TOKENS};
 use crate::gelu;
 
-/// Example calls, each with its size in words.
+/// Returns the example calls, each with a text that describes its size.
 pub(crate) fn examples(_: &Sizes) -> Calls {
     let count = TOKENS as u64 * 5120;
     let fwd = gelu::FwdParams { x: PLACEHOLDER, y: PLACEHOLDER, count };
@@ -14,7 +14,7 @@ pub(crate) fn examples(_: &Sizes) -> Calls {
     calls.flatten().map(|launch| ("the merger's 8192 rows of 5120", launch)).collect()
 }
 
-/// Calls whose memory traffic is counted.
+/// Returns launches whose memory traffic a test compares with their cost.
 #[cfg(test)]
 pub(crate) fn traffic(a: &mut crate::checks::traffic::Arrays) -> crate::checks::traffic::Traffic {
     use crate::checks::traffic::{COUNT, within_a_tenth};

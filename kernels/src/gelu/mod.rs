@@ -7,7 +7,7 @@
 //!
 //! Shapes: all `[count]`, one dtype, f32 or bf16; outputs must not overlap inputs. Arithmetic in f32.
 //!
-//! Numerics, with `R(|x|) = Φ(−|x|) / e^(−x²/2)`: x² rounds to f32; `e^(−x²/2)` and R are good to 2 ulp; their
+//! Numerics, with `R(|x|) = Φ(−|x|) / e^(−x²/2)`: x² rounds to f32; `e^(−x²/2)` and R are accurate to 2 ulp; their
 //! product and its difference from 1 round; one rounding to T at the store. Tolerance in f32: 64 roundings for
 //! gradients (their terms cancel near slope 0), 5 for the exact form (its R is a fit), 2.5 otherwise.
 //!
@@ -93,6 +93,6 @@ pub fn tanh_bwd(dtype: DType, params: &BwdParams) -> Launch {
 }
 
 /// Shapes (count, scale of the inputs) that the checks use.
-pub fn cases() -> Vec<(usize, f32)> {
+pub fn test_shapes() -> Vec<(usize, f32)> {
     vec![(1, 1.0), (17, 1.0), (8191, 3.0), (4096 * 5 + 3, 0.1)]
 }

@@ -1,4 +1,4 @@
-use super::{Params, STATS, cases, formula, loss};
+use super::{Params, STATS, formula, loss, test_cases};
 use crate::Addr;
 use crate::DType::F32;
 use crate::checks::{addr, addr_mut, checks, numbers, run};
@@ -8,7 +8,7 @@ checks!(
     loss_and_gradient_equal_the_formula,
     without_old_the_ratio_is_one,
     clipping_cuts_the_gradient,
-    nothing_counts_beyond_the_end
+    tokens_that_are_not_learned_do_not_count
 );
 
 /// The inputs of the loss for a few completions.
@@ -94,7 +94,7 @@ fn options(p: &Params) -> formula::Options {
 }
 
 fn loss_and_gradient_equal_the_formula() {
-    for lengths in cases() {
+    for lengths in test_cases() {
         let batch = Batch::new(&lengths, 0.3);
         for (sequence_level, kl_limit) in [(0, 10.0), (1, 10.0), (0, 0.25), (1, f32::INFINITY)] {
             let params = Params { sequence_level, kl_limit, ..batch.params() };
@@ -107,12 +107,12 @@ fn loss_and_gradient_equal_the_formula() {
                 let [value, distance, clipped] = formula::completion(&o, &lp, &old, &reference, a);
                 let want = [weight * value, distance, clipped, n as f64];
                 for (k, want) in want.iter().enumerate() {
-                    let name = format!("stats [{k}] of {i} of {lengths:?}");
+                    let name = format!("stats[{k}] of completion {i} of {lengths:?}");
                     assert_rounded(&name, F32, &stats[STATS * i + k..][..1], &[*want], &[*want], OF_ONE);
                 }
                 let slopes = formula::gradient(&o, &lp, &old, &reference, a);
                 let want: Vec<f64> = slopes.iter().map(|s| weight * s).collect();
-                let name = format!("gradient of {i} of {lengths:?}");
+                let name = format!("gradient of completion {i} of {lengths:?}");
                 assert_rounded(&name, F32, batch.of(i, &gradient), &want, &want, OF_ONE);
                 // Checks the chain rule of the formula by central differences.
                 let (h, mut moved) = (1e-6, lp.clone());
@@ -130,7 +130,13 @@ fn loss_and_gradient_equal_the_formula() {
                     want.push(weight * (at(lp[t] + h) - at(lp[t] - h)) / (2.0 * h));
                     moved[t] = lp[t];
                 }
-                assert_close(&format!("gradient of {i} of {lengths:?}"), batch.of(i, &gradient), &want, 1e-5, f64::MAX);
+                assert_close(
+                    &format!("gradient of completion {i} of {lengths:?} and differences"),
+                    batch.of(i, &gradient),
+                    &want,
+                    1e-5,
+                    f64::MAX,
+                );
             }
         }
     }
@@ -168,7 +174,7 @@ fn clipping_cuts_the_gradient() {
     assert_eq!((stats[2], stats[STATS + 2]), (1.0, 1.0));
 }
 
-fn nothing_counts_beyond_the_end() {
+fn tokens_that_are_not_learned_do_not_count() {
     let batch = Batch::new(&[(300, 7), (5, 0)], 0.2);
     let (gradient, stats) = batch.run(&batch.params());
     assert!(gradient[..7].iter().all(|g| *g != 0.0) && gradient[7..].iter().all(|g| *g == 0.0));

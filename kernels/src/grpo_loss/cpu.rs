@@ -12,7 +12,7 @@ pub unsafe fn loss(p: &Params, team: &Team) {
     if n == 0 {
         return;
     }
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`Params`] documents.
     let (ends, counted) = unsafe { (slice::<i32>(p.cu_seqlens, n + 1), slice::<i32>(p.counted, n)) };
     let tokens = ends[n] as usize;
     let optional = |a: crate::Addr| if a.is_null() { 0 } else { tokens };
@@ -20,9 +20,9 @@ pub unsafe fn loss(p: &Params, team: &Team) {
     let (log_prob, old) = unsafe { (slice::<f32>(p.log_prob, tokens), slice::<f32>(p.old, optional(p.old))) };
     // SAFETY: `p.reference` is null (then no elements are read) or covers all tokens.
     let reference = unsafe { slice::<f32>(p.reference, optional(p.reference)) };
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`Params`] documents.
     let (advantage, weight) = unsafe { (slice::<f32>(p.advantage, n), slice::<f32>(p.weight, n)) };
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`Params`] documents.
     let (gradient, stats) = unsafe { (Out::<f32>::new(p.d_log_prob, tokens), Out::<f32>::new(p.stats, STATS * n)) };
     team.run(n, |i| {
         let (start, len) = (ends[i] as usize, (ends[i + 1] - ends[i]) as usize);

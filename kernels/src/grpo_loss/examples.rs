@@ -1,10 +1,10 @@
-//! Example calls of the kernels, which `reel kernels list`, `show` and `bench` plan, count and time.
+//! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
 
 use crate::folder::{Calls, PLACEHOLDER, Sizes};
 use crate::grpo_loss;
 use bytemuck::Zeroable;
 
-/// Example calls, each with its size in words.
+/// Returns the example calls, each with a text that describes its size.
 pub(crate) fn examples(_: &Sizes) -> Calls {
     let params = grpo_loss::Params {
         log_prob: PLACEHOLDER,
@@ -26,7 +26,7 @@ pub(crate) fn examples(_: &Sizes) -> Calls {
     vec![("8 completions of 1024 tokens", grpo_loss::loss(8 * 1024, &params))]
 }
 
-/// Calls whose memory traffic is counted.
+/// Returns launches whose memory traffic a test compares with their cost.
 #[cfg(test)]
 pub(crate) fn traffic(a: &mut crate::checks::traffic::Arrays) -> crate::checks::traffic::Traffic {
     use crate::checks::traffic::within_a_tenth;

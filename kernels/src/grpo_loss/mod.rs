@@ -88,7 +88,7 @@ pub fn loss(tokens: usize, params: &Params) -> Launch {
 }
 
 /// The cases that the checks use: the length of each completion and its number of learned tokens.
-pub fn cases() -> Vec<Vec<(usize, usize)>> {
+pub fn test_cases() -> Vec<Vec<(usize, usize)>> {
     vec![
         vec![(1, 1)],
         vec![(5, 5), (0, 0), (3, 0), (17, 9)],

@@ -16,10 +16,10 @@ pub unsafe fn write<T: Element>(p: &Params, team: &Team) {
     let page = p.page as usize;
     assert!(page.is_power_of_two() && (16..=256).contains(&page), "a page of {page} tokens");
     let cached = p.pages as usize * page * row;
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`Params`] documents.
     let (k, v, slots) =
         unsafe { (slice::<T>(p.k, tokens * row), slice::<T>(p.v, tokens * row), slice::<i32>(p.slots, tokens)) };
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`Params`] documents.
     let (k_cache, v_cache) = unsafe { (Out::<T>::new(p.k_cache, cached), Out::<T>::new(p.v_cache, cached)) };
     let per_task = (PER_TASK / row.max(1)).max(1);
     team.run(tokens.div_ceil(per_task), |task| {

@@ -1,10 +1,10 @@
-//! Example calls of the kernels, which `reel kernels list`, `show` and `bench` plan, count and time.
+//! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
 
 use crate::folder::{Calls, FLOAT_DTYPES, HEAD_DIM, KV_HEADS, PLACEHOLDER, Sizes, TOKENS};
 use crate::kv_write;
 use bytemuck::Zeroable;
 
-/// Example calls, each with its size in words.
+/// Returns the example calls, each with a text that describes its size.
 pub(crate) fn examples(_: &Sizes) -> Calls {
     let p = kv_write::Params {
         k: PLACEHOLDER,
@@ -22,7 +22,7 @@ pub(crate) fn examples(_: &Sizes) -> Calls {
     FLOAT_DTYPES.map(|t| ("8192 tokens, 4 heads of 128", kv_write::write(t, &p))).into()
 }
 
-/// Calls whose memory traffic is counted.
+/// Returns launches whose memory traffic a test compares with their cost.
 #[cfg(test)]
 pub(crate) fn traffic(a: &mut crate::checks::traffic::Arrays) -> crate::checks::traffic::Traffic {
     use crate::checks::traffic::{ROWS, within_a_tenth};

@@ -48,7 +48,7 @@ pub(crate) fn by_dtype(dtype: DType, f32: &'static Kernel, bf16: &'static Kernel
     match dtype {
         DType::F32 => f32,
         DType::BF16 => bf16,
-        other => panic!("{} is for f32 and bf16, not for {other}", f32.name),
+        other => panic!("{} has kernels for f32 and bf16, not for {other}", f32.name),
     }
 }
 

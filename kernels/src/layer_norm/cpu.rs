@@ -93,12 +93,12 @@ simd_fn! {
 /// Every address in [`FwdParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
     let (rows, cols) = (p.rows as usize, p.cols as usize);
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`FwdParams`] documents.
     let (x, w, b) = unsafe { (slice::<T>(p.x, rows * cols), slice::<T>(p.w, cols), slice::<T>(p.b, cols)) };
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`FwdParams`] documents.
     let (y, means, rstds) =
         unsafe { (Out::<T>::new(p.y, rows * cols), RowValues::new(p.mean, rows), RowValues::new(p.rstd, rows)) };
-    norm_rows::rows(team, rows, cols, |row| {
+    norm_rows::for_each_row(team, rows, cols, |row| {
         let x = &x[row * cols..][..cols];
         let mean = sum(x) / cols as f32;
         let rstd = 1.0 / (squares(x, mean) / cols as f32 + p.eps).sqrt();
@@ -116,11 +116,11 @@ pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
 /// Every address in [`BwdParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
     let (rows, cols) = (p.rows as usize, p.cols as usize);
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`BwdParams`] documents.
     let (x, w, dy) = unsafe { (slice::<T>(p.x, rows * cols), slice::<T>(p.w, cols), slice::<T>(p.dy, rows * cols)) };
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`BwdParams`] documents.
     let (means, rstds) = unsafe { (slice::<f32>(p.mean, rows), slice::<f32>(p.rstd, rows)) };
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`BwdParams`] documents.
     let dx = unsafe { Out::<T>::new(p.dx, rows * cols) };
     let each = |row: usize, sums: &mut [f32]| {
         let at = row * cols..(row + 1) * cols;
@@ -132,6 +132,6 @@ pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
         let (dw, db) = sums.split_at_mut(sums.len() / 2);
         add_to_parts(x, dy, mean, rstd, dw, db);
     };
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`BwdParams`] documents.
     unsafe { norm_rows::rows_with_column_sums(team, rows, cols, [p.dw, p.db], p.partial, each) }
 }

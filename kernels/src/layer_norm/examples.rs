@@ -1,10 +1,10 @@
-//! Example calls of the kernels, which `reel kernels list`, `show` and `bench` plan, count and time.
+//! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
 
 use crate::folder::{Calls, FLOAT_DTYPES, PLACEHOLDER, Sizes, TOKENS};
 use crate::layer_norm;
 use bytemuck::Zeroable;
 
-/// Example calls, each with its size in words.
+/// Returns the example calls, each with a text that describes its size.
 pub(crate) fn examples(_: &Sizes) -> Calls {
     let (rows, cols) = (TOKENS, 1152);
     let fwd = layer_norm::FwdParams {
@@ -36,7 +36,7 @@ pub(crate) fn examples(_: &Sizes) -> Calls {
     calls.into_iter().flatten().map(|launch| ("SigLIP's 8192 patches of 1152", launch)).collect()
 }
 
-/// Calls whose memory traffic is counted.
+/// Returns launches whose memory traffic a test compares with their cost.
 #[cfg(test)]
 pub(crate) fn traffic(a: &mut crate::checks::traffic::Arrays) -> crate::checks::traffic::Traffic {
     use crate::checks::traffic::ROWS;

@@ -26,8 +26,9 @@ mod formula;
 
 use crate::folder::kernel_folder;
 use crate::launch::by_dtype;
-use crate::norm_rows::PART_ROWS;
-use crate::{Addr, Arch, Cost, DType, Launch, Stage, cuh, kernel, params};
+pub use crate::norm_rows::parts;
+use crate::norm_rows::{PART_ROWS, plan_bwd, plan_fwd};
+use crate::{Addr, Cost, DType, Launch, kernel, params};
 
 params! {
     /// Parameters of the forward kernel.
@@ -90,34 +91,17 @@ kernel_folder! {
 }
 
 kernel!(pub FWD_F32, "layer_norm_fwd_f32", FwdParams, cpu::fwd::<f32>, &SOURCE, |p, arch| {
-    plan_fwd(["layer_norm_fwd_f32", "layer_norm_fwd_f32_wide"], p, arch)
+    plan_fwd(["layer_norm_fwd_f32", "layer_norm_fwd_f32_wide"], p.rows, p.cols, arch)
 });
 kernel!(pub FWD_BF16, "layer_norm_fwd_bf16", FwdParams, cpu::fwd::<half::bf16>, &SOURCE, |p, arch| {
-    plan_fwd(["layer_norm_fwd_bf16", "layer_norm_fwd_bf16_wide"], p, arch)
+    plan_fwd(["layer_norm_fwd_bf16", "layer_norm_fwd_bf16_wide"], p.rows, p.cols, arch)
 });
 kernel!(pub BWD_F32, "layer_norm_bwd_f32", BwdParams, cpu::bwd::<f32>, &SOURCE, |p, arch| {
-    plan_bwd(["layer_norm_bwd_f32", "layer_norm_bwd_f32_wide", "layer_norm_bwd_f32_dw"], p, arch)
+    plan_bwd(["layer_norm_bwd_f32", "layer_norm_bwd_f32_wide", "layer_norm_bwd_f32_dw"], [p.rows, p.cols], p.dw, 2 * u64::from(p.cols), arch)
 });
 kernel!(pub BWD_BF16, "layer_norm_bwd_bf16", BwdParams, cpu::bwd::<half::bf16>, &SOURCE, |p, arch| {
-    plan_bwd(["layer_norm_bwd_bf16", "layer_norm_bwd_bf16_wide", "layer_norm_bwd_bf16_dw"], p, arch)
+    plan_bwd(["layer_norm_bwd_bf16", "layer_norm_bwd_bf16_wide", "layer_norm_bwd_bf16_dw"], [p.rows, p.cols], p.dw, 2 * u64::from(p.cols), arch)
 });
-
-fn plan_fwd(symbols: [&'static str; 2], p: &FwdParams, arch: &Arch) -> Vec<Stage> {
-    cuh::HeldRows::new(p.cols).walk(symbols, p.rows, 256, if p.cols > 4096 { 1 } else { 4 }, arch)
-}
-
-fn plan_bwd([usual, wide, sum]: [&'static str; 3], p: &BwdParams, arch: &Arch) -> Vec<Stage> {
-    let held = cuh::HeldRows::new(p.cols);
-    match p.dw {
-        Addr::NULL => held.walk([usual, wide], p.rows, 512, 1, arch),
-        _ => held.parts([usual, wide], sum, parts(p.rows as usize) as u64, 2 * u64::from(p.cols)),
-    }
-}
-
-/// Number of rows of `partial`, the workspace of the backward kernel; each has 2 · cols elements.
-pub const fn parts(rows: usize) -> usize {
-    rows.div_ceil(PART_ROWS)
-}
 
 /// Launches the forward kernel; `dtype` is that of x, w, b and y, F32 or BF16.
 pub fn fwd(dtype: DType, params: &FwdParams) -> Launch {
@@ -135,7 +119,7 @@ pub fn bwd(dtype: DType, params: &BwdParams) -> Launch {
 }
 
 /// Shapes (rows, cols, scale of the inputs, their mean) that the checks use.
-pub fn cases() -> Vec<(usize, usize, f32, f32)> {
+pub fn test_shapes() -> Vec<(usize, usize, f32, f32)> {
     vec![
         (1, 1, 1.0, 0.0),
         (17, 19, 1.0, 1.0),

@@ -3,7 +3,7 @@
 #![allow(unsafe_code)]
 
 use super::{BwdParams, FwdParams};
-use crate::log_prob::Terms;
+use crate::log_prob::GradientTerms;
 use crate::log_prob::max;
 use crate::matmul::{self, Matmul, Operand};
 use crate::simd::{LANES, exp};
@@ -108,9 +108,9 @@ impl Output {
 /// Every address in [`FwdParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
     let (rows, vocab) = (p.rows as usize, p.vocab as usize);
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`FwdParams`] documents.
     let targets = unsafe { slice::<i32>(p.targets, rows) };
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`FwdParams`] documents.
     let (log_prob, lse) = unsafe { (Out::<f32>::new(p.log_prob, rows), Out::<f32>::new(p.lse, rows)) };
     // SAFETY: `p.entropy` is null (then no elements are written) or covers `rows` elements.
     let entropy = unsafe { Out::<f32>::new(p.entropy, if p.entropy.is_null() { 0 } else { rows }) };
@@ -156,15 +156,15 @@ pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
 /// Every address in [`BwdParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
     let (rows, all, from) = (p.rows as usize, p.columns as usize, p.first as usize);
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`BwdParams`] documents.
     let (targets, lse) = unsafe { (slice::<i32>(p.targets, rows), slice::<f32>(p.lse, rows)) };
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`BwdParams`] documents.
     let d_log_prob = unsafe { slice::<f32>(p.d_log_prob, rows) };
     let with_entropy = if p.d_entropy.is_null() { 0 } else { rows };
     // SAFETY: without a gradient of the entropy no elements are read; else both arrays cover `rows` elements.
     let (entropy, d_entropy) =
         unsafe { (slice::<f32>(p.entropy, with_entropy), slice::<f32>(p.d_entropy, with_entropy)) };
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`BwdParams`] documents.
     let d_logits = unsafe { Out::<T>::new(p.d_logits, rows * all) };
     let output = Output { hidden: p.hidden, weight: p.weight, width: p.width as usize };
     let mut logits = vec![0.0f32; rows.min(ROWS) * all.min(COLUMNS)];
@@ -187,7 +187,7 @@ pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
                     return;
                 }
                 let s = p.inv_temperature;
-                let terms = Terms {
+                let terms = GradientTerms {
                     scale: s,
                     lse: lse[row],
                     of_log_prob: d_log_prob[row] * s,

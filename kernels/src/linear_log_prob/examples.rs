@@ -1,10 +1,10 @@
-//! Example calls of the kernels, which `reel kernels list`, `show` and `bench` plan, count and time.
+//! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
 
 use crate::folder::{Calls, FLOAT_DTYPES, HIDDEN, PLACEHOLDER, Sizes, TOKENS, VOCAB};
 use crate::linear_log_prob;
 use bytemuck::Zeroable;
 
-/// Example calls, each with its size in words.
+/// Returns the example calls, each with a text that describes its size.
 pub(crate) fn examples(s: &Sizes) -> Calls {
     let (rows, width, vocab) = (s.get("tokens", TOKENS), s.get("hidden", HIDDEN), s.get("vocab", VOCAB));
     let inv_temperature = 1.0;

@@ -6,7 +6,7 @@ use std::f64::consts::{LN_2, LOG2_E};
 
 /// The results for one row.
 #[derive(Clone, Copy, Debug)]
-pub struct Row {
+pub struct RowResults {
     pub log_prob: f64,
     pub entropy: f64,
     pub lse: f64,
@@ -18,13 +18,13 @@ pub fn logits(hidden: &[f64], weight: &[f64]) -> Vec<f64> {
 }
 
 /// Returns log-probability of the target, lse and entropy under softmax(logits · s).
-pub fn fwd(logits: &[f64], target: i32, s: f64) -> Row {
+pub fn fwd(logits: &[f64], target: i32, s: f64) -> RowResults {
     let row_max = logits.iter().fold(f64::NEG_INFINITY, |a, &b| a.max(b * s));
     let lse = row_max + logits.iter().map(|l| (l * s - row_max).exp()).sum::<f64>().ln();
     let entropy = -logits.iter().map(|l| (l * s - lse).exp() * (l * s - lse)).sum::<f64>();
     match usize::try_from(target) {
-        Ok(target) => Row { log_prob: logits[target] * s - lse, entropy, lse },
-        Err(_) => Row { log_prob: 0.0, entropy: 0.0, lse },
+        Ok(target) => RowResults { log_prob: logits[target] * s - lse, entropy, lse },
+        Err(_) => RowResults { log_prob: 0.0, entropy: 0.0, lse },
     }
 }
 
@@ -34,7 +34,7 @@ pub fn logits_rounded(hidden: &[f64], weight: &[f64]) -> Vec<f64> {
 }
 
 /// [`fwd`] with the kernel's roundings.
-pub fn fwd_rounded(logits: &[f64], target: i32, s: f64) -> Row {
+pub fn fwd_rounded(logits: &[f64], target: i32, s: f64) -> RowResults {
     let factor = f32(s * LOG2_E);
     let t: Vec<f64> = logits.iter().map(|z| f32(z * factor)).collect();
     let row_max = t.iter().fold(f64::NEG_INFINITY, |a, &b| a.max(b));
@@ -45,14 +45,14 @@ pub fn fwd_rounded(logits: &[f64], target: i32, s: f64) -> Row {
     let ln_sum = approximate(total.ln(), 2.0 * ULP);
     let (entropy, lse) = (ln_sum - LN_2 * f32(moment / total), row_max * LN_2 + ln_sum);
     match usize::try_from(target) {
-        Ok(target) => Row { log_prob: f32(t[target] - row_max) * LN_2 - ln_sum, entropy, lse },
-        Err(_) => Row { log_prob: 0.0, entropy: 0.0, lse },
+        Ok(target) => RowResults { log_prob: f32(t[target] - row_max) * LN_2 - ln_sum, entropy, lse },
+        Err(_) => RowResults { log_prob: 0.0, entropy: 0.0, lse },
     }
 }
 
 /// Returns the gradient of `a · log_prob + b · entropy` with respect to the logits, by the chain rule with the row's
 /// `lse` and `entropy`. Tests check it by finite differences.
-pub fn bwd(logits: &[f64], target: i32, s: f64, [a, b]: [f64; 2], of: &Row) -> Vec<f64> {
+pub fn bwd(logits: &[f64], target: i32, s: f64, [a, b]: [f64; 2], of: &RowResults) -> Vec<f64> {
     let one = |(j, z): (usize, &f64)| {
         let ln_p = z * s - of.lse;
         let of_log_prob = if j as i32 == target { -ln_p.exp_m1() } else { -ln_p.exp() };
@@ -62,7 +62,7 @@ pub fn bwd(logits: &[f64], target: i32, s: f64, [a, b]: [f64; 2], of: &Row) -> V
 }
 
 /// [`bwd`] with the kernel's roundings.
-pub fn bwd_rounded(logits: &[f64], target: i32, s: f64, [a, b]: [f64; 2], of: &Row) -> Vec<f64> {
+pub fn bwd_rounded(logits: &[f64], target: i32, s: f64, [a, b]: [f64; 2], of: &RowResults) -> Vec<f64> {
     let (a, b) = (f32(a * s), f32(b * s));
     let one = |(j, z): (usize, &f64)| {
         let ln_p = f32(f32(z * s) - of.lse);

@@ -175,7 +175,7 @@ pub fn bwd(dtype: DType, p: &BwdParams) -> Launch {
 }
 
 /// Cases that the checks use: (rows, vocab, width, standard deviation of the hidden states, temperature).
-pub fn cases() -> Vec<(usize, usize, usize, f32, f32)> {
+pub fn test_shapes() -> Vec<(usize, usize, usize, f32, f32)> {
     vec![
         (1, 1, 1, 1.0, 1.0),
         (3, 300, 17, 1.0, 0.7),

@@ -78,15 +78,15 @@ simd_fn! {
 }
 
 /// Statistics of a row: its largest logit and `ln Σ e^((l − max) · scale)`.
-pub(crate) struct Row {
+pub(crate) struct RowStats {
     max: f64,
     scale: f64,
     ln_sum: f64,
 }
 
-impl Row {
+impl RowStats {
     /// Computes the statistics of a row, which it reads twice.
-    pub(crate) fn new(logits: &[f32], scale: f32) -> Row {
+    pub(crate) fn new(logits: &[f32], scale: f32) -> RowStats {
         State::new(logits, scale, false).row(scale)
     }
 
@@ -147,10 +147,10 @@ impl State {
         State { largest, sum: a.sum + b.sum, moment: a.moment + b.moment, target: a.target + b.target }
     }
 
-    fn row(&self, scale: f32) -> Row {
+    fn row(&self, scale: f32) -> RowStats {
         // If every logit is −∞ there is no distribution: the result is NaN.
         let ln_sum = if self.largest == f64::NEG_INFINITY { f64::NAN } else { self.sum.ln() };
-        Row { max: self.largest, scale: scale as f64, ln_sum }
+        RowStats { max: self.largest, scale: scale as f64, ln_sum }
     }
 }
 
@@ -158,7 +158,7 @@ impl State {
 /// Every address in [`FwdParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn fwd(p: &FwdParams, team: &Team) {
     let (rows, columns, first) = (p.rows as usize, p.columns as usize, p.first as usize);
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`FwdParams`] documents.
     let (logits, targets) = unsafe { (slice::<f32>(p.logits, rows * columns), slice::<i32>(p.targets, rows)) };
     let (begins, ends, with_entropy) = (first == 0, first + columns == p.vocab as usize, !p.entropy.is_null());
     let count = |wanted: bool| if wanted { rows } else { 0 };
@@ -209,15 +209,15 @@ pub unsafe fn fwd(p: &FwdParams, team: &Team) {
 /// Every address in [`BwdParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
     let (rows, columns) = (p.rows as usize, p.columns as usize);
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`BwdParams`] documents.
     let (logits, targets) = unsafe { (slice::<f32>(p.logits, rows * columns), slice::<i32>(p.targets, rows)) };
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`BwdParams`] documents.
     let (lse, grad) = unsafe { (slice::<f32>(p.lse, rows), slice::<f32>(p.grad, rows)) };
     let with_entropy = if p.d_entropy.is_null() { 0 } else { rows };
     // SAFETY: without a gradient of the entropy no elements are read; else both arrays cover `rows` elements.
     let (entropy, d_entropy) =
         unsafe { (slice::<f32>(p.entropy, with_entropy), slice::<f32>(p.d_entropy, with_entropy)) };
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`BwdParams`] documents.
     let d_logits = unsafe { Out::<T>::new(p.d_logits, rows * columns) };
     let scale = p.inv_temperature;
     team.run(rows, |r| {
@@ -233,7 +233,7 @@ pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
             return;
         }
         let of_log_prob = grad[r] * scale;
-        let terms = d_entropy.get(r).zip(entropy.get(r)).map(|(d, &entropy)| Terms {
+        let terms = d_entropy.get(r).zip(entropy.get(r)).map(|(d, &entropy)| GradientTerms {
             scale,
             lse: lse[r],
             of_log_prob,
@@ -261,7 +261,7 @@ fn exp_m1(x: f32) -> f32 {
 
 /// Coefficients of a row's gradient if the entropy has a gradient too.
 #[derive(Clone, Copy)]
-pub(crate) struct Terms {
+pub(crate) struct GradientTerms {
     /// 1 / temperature.
     pub(crate) scale: f32,
     /// Logarithm of the sum of exponentials of the row.
@@ -274,7 +274,7 @@ pub(crate) struct Terms {
     pub(crate) entropy: f32,
 }
 
-impl Terms {
+impl GradientTerms {
     /// Returns the gradient of a logit that is not the target's.
     #[inline(always)]
     fn at(&self, logit: f32) -> f32 {
@@ -286,7 +286,7 @@ impl Terms {
 
     /// Returns the gradient of the target's logit.
     pub(crate) fn of_target(&self, logit: f32) -> f32 {
-        let entropy = Terms { of_log_prob: 0.0, ..*self };
+        let entropy = GradientTerms { of_log_prob: 0.0, ..*self };
         entropy.at(logit) - self.of_log_prob * exp_m1(logit * self.scale - self.lse)
     }
 
@@ -297,7 +297,7 @@ impl Terms {
 }
 
 simd_fn! {
-    fn gradient<T: Element>(logits: &[f32], terms: &Terms, to: &mut [T]) {
+    fn gradient<T: Element>(logits: &[f32], terms: &GradientTerms, to: &mut [T]) {
         for (to, logit) in to.iter_mut().zip(logits) {
             *to = T::from_f32(terms.at(*logit));
         }

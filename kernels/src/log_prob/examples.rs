@@ -1,10 +1,10 @@
-//! Example calls of the kernels, which `reel kernels list`, `show` and `bench` plan, count and time.
+//! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
 
 use crate::folder::{Calls, FLOAT_DTYPES, PLACEHOLDER, Sizes, VOCAB};
 use crate::log_prob;
 use bytemuck::Zeroable;
 
-/// Example calls, each with its size in words.
+/// Returns the example calls, each with a text that describes its size.
 pub(crate) fn examples(s: &Sizes) -> Calls {
     // Chunks of 64 MiB of logits.
     let vocab = s.get("vocab", VOCAB);
@@ -37,7 +37,7 @@ pub(crate) fn examples(s: &Sizes) -> Calls {
     [(size, log_prob::fwd(&fwd))].into_iter().chain(bwd).collect()
 }
 
-/// Calls whose memory traffic is counted.
+/// Returns launches whose memory traffic a test compares with their cost.
 #[cfg(test)]
 pub(crate) fn traffic(a: &mut crate::checks::traffic::Arrays) -> crate::checks::traffic::Traffic {
     use crate::DType::{BF16, F32};

@@ -14,13 +14,13 @@ pub fn log_prob(logits: &[f64], target: i32, s: f64) -> f64 {
     if target < 0 { 0.0 } else { logits[target as usize] * s - lse(logits, s) }
 }
 
-/// [`lse`] with roundings.
+/// [`lse`] with the kernel's roundings.
 pub fn lse_rounded(logits: &[f64], s: f64) -> f64 {
     let max = logits.iter().fold(f64::NEG_INFINITY, |a, &b| a.max(b));
     max * s + logits.iter().map(|l| approximate(f32(f32(l - max) * s).exp(), 2.0 * ULP)).sum::<f64>().ln()
 }
 
-/// [`log_prob`] with roundings.
+/// [`log_prob`] with the kernel's roundings.
 pub fn log_prob_rounded(logits: &[f64], target: i32, s: f64) -> f64 {
     if target < 0 { 0.0 } else { logits[target as usize] * s - lse_rounded(logits, s) }
 }
@@ -31,7 +31,7 @@ pub fn entropy(logits: &[f64], s: f64) -> f64 {
     -logits.iter().map(|l| (l * s - lse).exp() * (l * s - lse)).sum::<f64>()
 }
 
-/// [`entropy`] with roundings: `ln Σ e^x − Σ x e^x / Σ e^x`, x relative to the row's maximum.
+/// [`entropy`] with the kernel's roundings: `ln Σ e^x − Σ x e^x / Σ e^x`, x relative to the row's maximum.
 pub fn entropy_rounded(logits: &[f64], s: f64) -> f64 {
     let max = logits.iter().fold(f64::NEG_INFINITY, |a, &b| a.max(b));
     let terms = logits.iter().map(|l| {
@@ -44,14 +44,14 @@ pub fn entropy_rounded(logits: &[f64], s: f64) -> f64 {
 }
 
 /// Returns the gradient of `log_prob` with respect to the logits, by the chain rule with the row's `lse`. Tests check
-/// it by differences.
+/// it by finite differences.
 pub fn bwd(logits: &[f64], target: i32, s: f64, lse: f64) -> Vec<f64> {
     let one =
         |(j, l): (usize, &f64)| if j as i32 == target { -s * (l * s - lse).exp_m1() } else { -s * (l * s - lse).exp() };
     logits.iter().enumerate().map(|x| if target < 0 { 0.0 } else { one(x) }).collect()
 }
 
-/// [`bwd`] times `grad`, with roundings.
+/// [`bwd`] times `grad`, with the kernel's roundings.
 pub fn bwd_rounded(logits: &[f64], target: i32, s: f64, lse: f64, grad: f64) -> Vec<f64> {
     let factor = f32(grad * s);
     let one = |(j, l): (usize, &f64)| {

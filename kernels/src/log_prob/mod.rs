@@ -34,7 +34,7 @@ mod cpu;
 mod examples;
 pub(crate) mod formula;
 
-pub(crate) use cpu::{Row, Terms, max};
+pub(crate) use cpu::{GradientTerms, RowStats, max};
 
 use crate::folder::kernel_folder;
 use crate::launch::by_dtype;
@@ -143,6 +143,6 @@ pub fn bwd(dtype: DType, params: &BwdParams) -> Launch {
 }
 
 /// Shapes (rows, vocab, scale of the logits, temperature) that the checks use.
-pub fn cases() -> Vec<(usize, usize, f32, f32)> {
+pub fn test_shapes() -> Vec<(usize, usize, f32, f32)> {
     vec![(1, 1, 1.0, 1.0), (17, 19, 1.0, 0.7), (5, 8191, 8.0, 1.0), (2, 152_064, 3.0, 1.3), (3, 1000, 0.0, 1.0)]
 }

@@ -43,11 +43,11 @@ simd_fn! {
 /// Every address in [`FwdParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
     let (rows, cols) = (p.rows as usize, p.cols as usize);
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`FwdParams`] documents.
     let (x, y) = unsafe { (slice::<T>(p.x, rows * cols), Out::<T>::new(p.y, rows * cols)) };
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`FwdParams`] documents.
     let norms = unsafe { RowValues::new(p.norm, rows) };
-    norm_rows::rows(team, rows, cols, |row| {
+    norm_rows::for_each_row(team, rows, cols, |row| {
         let x = &x[row * cols..][..cols];
         let norm = dot(x, x).sqrt();
         // SAFETY: rows do not overlap.
@@ -61,12 +61,12 @@ pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
 /// Every address in [`BwdParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
     let (rows, cols) = (p.rows as usize, p.cols as usize);
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`BwdParams`] documents.
     let (x, dy, norm) =
         unsafe { (slice::<T>(p.x, rows * cols), slice::<T>(p.dy, rows * cols), slice::<f32>(p.norm, rows)) };
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`BwdParams`] documents.
     let dx = unsafe { Out::<T>::new(p.dx, rows * cols) };
-    norm_rows::rows(team, rows, cols, |row| {
+    norm_rows::for_each_row(team, rows, cols, |row| {
         let (x, dy) = (&x[row * cols..][..cols], &dy[row * cols..][..cols]);
         // SAFETY: rows do not overlap.
         gradient(x, dy, norm[row], dot(x, dy) / norm[row], unsafe { dx.part(row * cols, cols) });

@@ -1,9 +1,9 @@
-//! Example calls of the kernels, which `reel kernels list`, `show` and `bench` plan, count and time.
+//! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
 
 use crate::folder::{Calls, FLOAT_DTYPES, PLACEHOLDER, Sizes, TOKENS};
 use crate::normalise;
 
-/// Example calls, each with its size in words.
+/// Returns the example calls, each with a text that describes its size.
 pub(crate) fn examples(_: &Sizes) -> Calls {
     let (rows, cols) = (TOKENS, 1152);
     let fwd = normalise::FwdParams { x: PLACEHOLDER, y: PLACEHOLDER, norm: PLACEHOLDER, rows, cols };

@@ -3,7 +3,7 @@
 //!
 //! Shapes: x, y, dy, dx T `[rows, cols]`, norm f32 `[rows]`; T f32 or bf16. Outputs may not overlap inputs. A row of
 //! zeros gives NaN, as in SigLIP's reference. Arithmetic in f32; the order of a row's sum depends on its length
-//! alone. Numerics: y and dx each round to T once; in CUDA the root and the quotients are good to 2⁻²³. Bound:
+//! alone. Numerics: y and dx each round to T once; in CUDA the root and the quotients are accurate to 2⁻²³. Bound:
 //! memory; one read and one write of `rows · cols` forward, two reads and a write backward.
 
 pub(crate) mod check;
@@ -87,6 +87,6 @@ pub fn bwd(dtype: DType, p: &BwdParams) -> Launch {
 }
 
 /// Shapes (rows, cols, scale of the inputs) that the checks use.
-pub fn cases() -> Vec<(usize, usize, f32)> {
+pub fn test_shapes() -> Vec<(usize, usize, f32)> {
     vec![(1, 1, 1.0), (0, 8, 1.0), (17, 19, 1.0), (3, 8203, 30.0), (65, 1152, 1e-4), (9, 512, 1e6), (2, 8200, 1.0)]
 }

@@ -38,10 +38,10 @@ pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
         let (a, b) = (operand(at), operand(p.weight));
         let product =
             Matmul { m: count, n: embed, k, a, b, c, c_dtype: T::DTYPE, bias: p.bias, accumulate: false, scale: 1.0 };
-        // SAFETY: the caller guarantees it (see the function's safety section).
+        // SAFETY: `p`'s addresses cover the shapes that [`FwdParams`] documents.
         unsafe { matmul::cpu::run(&product, team) }
     };
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`FwdParams`] documents.
     unsafe { each_time::<T>(&p.pixels, p.frames, team, product) }
 }
 
@@ -54,9 +54,9 @@ pub unsafe fn dw<T: Element>(p: &DwParams, team: &Team) {
         let (a, b) = (operand(p.dy.offset(first * embed * size_of::<T>())), operand(at));
         let (c, c_dtype, bias) = (p.dw, DType::F32, Addr::NULL);
         let product = Matmul { m: embed, n, k: count, a, b, c, c_dtype, bias, accumulate: true, scale: 1.0 };
-        // SAFETY: the caller guarantees it (see the function's safety section).
+        // SAFETY: `p`'s addresses cover the shapes that [`DwParams`] documents.
         unsafe { matmul::cpu::run(&product, team) }
     };
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`DwParams`] documents.
     unsafe { each_time::<T>(&p.pixels, p.frames, team, product) }
 }

@@ -1,31 +1,33 @@
-//! Example calls of the kernels, which `reel kernels list`, `show` and `bench` plan, count and time.
+//! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
 
 use crate::folder::{Calls, FLOAT_DTYPES, PLACEHOLDER, Sizes};
-use crate::patch_embedding;
+use crate::patch_embedding::{self, Pixels};
 use bytemuck::Zeroable;
 
-/// Example calls, each with its size in words.
+/// The frames of the example calls.
+pub(crate) const EXAMPLE_FRAMES: Pixels = Pixels {
+    rescale: (1.0f64 / 255.0).to_bits(),
+    count: 16,
+    height: 224,
+    width: 420,
+    patch: 14,
+    temporal: 2,
+    merge: 2,
+    mean0: 0.5,
+    mean1: 0.5,
+    mean2: 0.5,
+    std0: 0.25,
+    std1: 0.25,
+    std2: 0.25,
+};
+
+/// Returns the example calls, each with a text that describes its size.
 pub(crate) fn examples(_: &Sizes) -> Calls {
-    let pixels = patch_embedding::Pixels {
-        rescale: (1.0f64 / 255.0).to_bits(),
-        count: 16,
-        height: 224,
-        width: 420,
-        patch: 14,
-        temporal: 2,
-        merge: 2,
-        mean0: 0.5,
-        mean1: 0.5,
-        mean2: 0.5,
-        std0: 0.25,
-        std1: 0.25,
-        std2: 0.25,
-    };
     let fwd = patch_embedding::FwdParams {
         frames: PLACEHOLDER,
         weight: PLACEHOLDER,
         y: PLACEHOLDER,
-        pixels,
+        pixels: EXAMPLE_FRAMES,
         embed: 1280,
         ..Zeroable::zeroed()
     };
@@ -33,7 +35,7 @@ pub(crate) fn examples(_: &Sizes) -> Calls {
         frames: PLACEHOLDER,
         dy: PLACEHOLDER,
         dw: PLACEHOLDER,
-        pixels,
+        pixels: EXAMPLE_FRAMES,
         embed: 1280,
         ..Zeroable::zeroed()
     };

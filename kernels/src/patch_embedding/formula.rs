@@ -3,14 +3,14 @@
 use super::Pixels;
 
 /// The frames of a test, and the parameters and the rounding that turn their u8 levels into pixels.
-pub struct Input<'a> {
+pub struct FrameInput<'a> {
     pub frames: &'a [u8],
     pub pixels: Pixels,
     /// Rounds a pixel to the element type.
     pub round: fn(f32) -> f64,
 }
 
-impl Input<'_> {
+impl FrameInput<'_> {
     /// Returns element `k` of patch `n`.
     pub fn pixel(&self, n: usize, k: usize) -> f64 {
         let p = &self.pixels;

@@ -18,7 +18,7 @@
 
 pub(crate) mod check;
 mod cpu;
-mod examples;
+pub(crate) mod examples;
 mod formula;
 
 use crate::folder::kernel_folder;
@@ -180,7 +180,7 @@ fn plan_dw(symbol: &'static str, p: &DwParams, g: &Geometry) -> Vec<Stage> {
 /// If the frames have 4 GiB or more, which the CUDA code cannot address; callers can split a video.
 fn plan(symbol: &'static str, pixels: &Pixels, rows: usize, embed: u32, columns: u32, shared: u32) -> Vec<Stage> {
     let bytes = frame_bytes(pixels);
-    assert!(bytes < 4_294_967_296.0, "{symbol}: {bytes} bytes of frames, less than 4 GiB are addressed");
+    assert!(bytes < 4_294_967_296.0, "{symbol}: {bytes} bytes of frames; the kernel addresses less than 4 GiB");
     let tiles = rows.div_ceil(ROWS as usize) as u64 * u64::from(embed.div_ceil(columns));
     cuh::blocks(symbol, tiles, THREADS).into_iter().map(|stage| Stage { shared, ..stage }).collect()
 }
@@ -205,7 +205,7 @@ fn frame_bytes(p: &Pixels) -> f64 {
 }
 
 /// Cases that the checks use: (frames, height, width, patch, temporal, merge) and the embedding's width.
-pub fn cases() -> Vec<([usize; 6], usize)> {
+pub fn test_shapes() -> Vec<([usize; 6], usize)> {
     vec![
         ([1, 1, 1, 1, 1, 1], 1),
         ([3, 28, 84, 14, 2, 2], 72),

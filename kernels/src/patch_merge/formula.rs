@@ -1,13 +1,12 @@
 //! The definition of patch merging in f64, and its gradient by central differences.
 
+use crate::rms_norm::formula;
+
 /// Returns `round(w · round(x[index] · rstd))`, row after row; `round` rounds to the element type.
 pub fn fwd(x: &[f64], index: &[i32], w: &[f64], eps: f64, round: fn(f64) -> f64) -> Vec<f64> {
-    let row = |&from: &i32| {
-        let x = &x[from as usize * w.len()..][..w.len()];
-        let rstd = 1.0 / (x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64 + eps).sqrt();
-        x.iter().zip(w).map(|(x, w)| round(w * round(x * rstd))).collect::<Vec<_>>()
-    };
-    index.iter().flat_map(row).collect()
+    let rows: Vec<f64> = index.iter().flat_map(|&i| &x[i as usize * w.len()..][..w.len()]).copied().collect();
+    let rstds: Vec<f64> = rows.chunks_exact(w.len()).map(|row| formula::rstd(row, eps)).collect();
+    formula::fwd(&rows, w, &rstds, round).into_iter().map(round).collect()
 }
 
 /// Returns the gradients of `sum(dy · fwd(x))` for x and w, by central differences.

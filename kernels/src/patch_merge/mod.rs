@@ -30,8 +30,9 @@ mod formula;
 
 use crate::folder::kernel_folder;
 use crate::launch::by_dtype;
-use crate::rms_norm::{plan_bwd, plan_fwd};
-use crate::{Addr, Cost, DType, Launch, kernel, params};
+use crate::norm_rows::{plan_bwd, plan_fwd};
+use crate::{Addr, Cost, DType, Launch, kernel, params, rms_norm};
+use bytemuck::Zeroable;
 
 params! {
     /// Parameters of the forward kernel.
@@ -96,29 +97,49 @@ kernel!(pub FWD_BF16, "merger_norm_fwd_bf16", FwdParams, cpu::fwd::<half::bf16>,
     plan_fwd(["merger_norm_fwd_bf16", "merger_norm_fwd_bf16_wide"], p.rows, p.cols, arch)
 });
 kernel!(pub BWD_F32, "merger_norm_bwd_f32", BwdParams, cpu::bwd::<f32>, &SOURCE, |p, arch| {
-    plan_bwd(["merger_norm_bwd_f32", "merger_norm_bwd_f32_wide", "merger_norm_bwd_f32_dw"], p.rows, p.cols, p.dw, arch)
+    plan_bwd(["merger_norm_bwd_f32", "merger_norm_bwd_f32_wide", "merger_norm_bwd_f32_dw"], [p.rows, p.cols], p.dw, p.cols.into(), arch)
 });
 kernel!(pub BWD_BF16, "merger_norm_bwd_bf16", BwdParams, cpu::bwd::<half::bf16>, &SOURCE, |p, arch| {
-    plan_bwd(["merger_norm_bwd_bf16", "merger_norm_bwd_bf16_wide", "merger_norm_bwd_bf16_dw"], p.rows, p.cols, p.dw, arch)
+    plan_bwd(["merger_norm_bwd_bf16", "merger_norm_bwd_bf16_wide", "merger_norm_bwd_bf16_dw"], [p.rows, p.cols], p.dw, p.cols.into(), arch)
 });
+
+impl FwdParams {
+    /// Returns the parameters of the same RMS normalisation without an index.
+    fn without_index(&self) -> rms_norm::FwdParams {
+        let FwdParams { x, w, y, rstd, rows, cols, eps, .. } = *self;
+        rms_norm::FwdParams { x, w, y, rstd, rows, cols, eps, ..Zeroable::zeroed() }
+    }
+}
+
+impl BwdParams {
+    /// Returns the parameters of the same gradient without an index.
+    fn without_index(&self) -> rms_norm::BwdParams {
+        let BwdParams { x, w, rstd, dy, dx, dw, partial, rows, cols, .. } = *self;
+        rms_norm::BwdParams { x, w, rstd, dy, dx, dw, partial, rows, cols, ..Zeroable::zeroed() }
+    }
+}
 
 /// Launches the forward kernel; `dtype` is that of x, w and y, F32 or BF16.
 pub fn fwd(dtype: DType, params: &FwdParams) -> Launch {
-    let (rows, cols) = (params.rows as f64, params.cols as f64);
-    let bytes = (2.0 * rows * cols + cols) * dtype.size() as f64 + 4.0 * rows;
-    Launch::kernel(by_dtype(dtype, &FWD_F32, &FWD_BF16), params, Cost { flops: 4.0 * rows * cols, bytes })
+    let kernel = by_dtype(dtype, &FWD_F32, &FWD_BF16);
+    let norm = rms_norm::fwd(dtype, &params.without_index()).cost();
+    Launch::kernel(kernel, params, with_index(norm, params.rows))
 }
 
 /// Launches the backward kernel; `dtype` is that of x, w, dy and dx, F32 or BF16.
 pub fn bwd(dtype: DType, params: &BwdParams) -> Launch {
-    let (rows, cols) = (params.rows as f64, params.cols as f64);
-    let dw = if params.dw.is_null() { 0.0 } else { 8.0 * cols };
-    let bytes = (3.0 * rows * cols + cols) * dtype.size() as f64 + 8.0 * rows + dw;
-    Launch::kernel(by_dtype(dtype, &BWD_F32, &BWD_BF16), params, Cost { flops: 11.0 * rows * cols, bytes })
+    let kernel = by_dtype(dtype, &BWD_F32, &BWD_BF16);
+    let norm = rms_norm::bwd(dtype, &params.without_index()).cost();
+    Launch::kernel(kernel, params, with_index(norm, params.rows))
+}
+
+/// Adds the bytes of the index to the cost of a normalisation.
+fn with_index(norm: Cost, rows: u32) -> Cost {
+    Cost { bytes: norm.bytes + 4.0 * rows as f64, ..norm }
 }
 
 /// Shapes (rows, cols, scale of the inputs) that the checks use.
-pub fn cases() -> Vec<(usize, usize, f32)> {
+pub fn test_shapes() -> Vec<(usize, usize, f32)> {
     vec![
         (1, 1, 1.0),
         (0, 8, 1.0),

@@ -11,9 +11,9 @@ pub unsafe fn cut<T: Element>(p: &Params, team: &Team) {
     let [count, height, width, side, temporal, merge] =
         [p.count, p.height, p.width, p.patch, p.temporal, p.merge].map(|n| n as usize);
     let (row, [times, down, across]) = (p.row(), p.grid());
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`Params`] documents.
     let frames = unsafe { slice::<u8>(p.frames, count * height * width * CHANNELS) };
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`Params`] documents.
     let patches = unsafe { Out::<T>::new(p.patches, times * down * across * row) };
     let (means, stds) = ([p.mean0, p.mean1, p.mean2], [p.std0, p.std1, p.std2]);
     let rescale = f64::from_bits(p.rescale);

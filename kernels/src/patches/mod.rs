@@ -94,7 +94,7 @@ pub fn cut(dtype: DType, params: &Params) -> Launch {
 }
 
 /// Shapes (frames, height, width, patch, temporal, merge) that the checks use.
-pub fn cases() -> Vec<[usize; 6]> {
+pub fn test_shapes() -> Vec<[usize; 6]> {
     vec![
         [1, 1, 1, 1, 1, 1],
         [2, 56, 84, 14, 2, 2],

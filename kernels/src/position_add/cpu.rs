@@ -3,6 +3,7 @@
 #![allow(unsafe_code)]
 
 use super::{BwdParams, FwdParams};
+use crate::simd::add_to;
 use crate::view::{Out, slice};
 use crate::{Element, Team, simd_fn};
 
@@ -14,21 +15,13 @@ simd_fn! {
     }
 }
 
-simd_fn! {
-    fn add_gradient<T: Element>(dy: &[T], sum: &mut [f32]) {
-        for (dy, sum) in dy.iter().zip(sum) {
-            *sum += dy.to_f32();
-        }
-    }
-}
-
 /// # Safety
 /// Every address in [`FwdParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
     let (rows, cols, positions) = (p.rows as usize, p.cols as usize, p.positions as usize);
     // SAFETY: `p.x` covers `rows * cols` elements; no slice of x is made if it is the same array as y.
     let x = unsafe { slice::<T>(p.x, if p.x == p.y { 0 } else { rows * cols }) };
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`FwdParams`] documents.
     let (pos, y) = unsafe { (slice::<T>(p.pos, positions * cols), Out::<T>::new(p.y, rows * cols)) };
     team.run(rows, |row| {
         // SAFETY: rows do not overlap.
@@ -44,14 +37,14 @@ pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
 /// Every address in [`BwdParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
     let (rows, cols, positions) = (p.rows as usize, p.cols as usize, p.positions as usize);
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`BwdParams`] documents.
     let (dy, d_pos) = unsafe { (slice::<T>(p.dy, rows * cols), Out::<f32>::new(p.d_pos, positions * cols)) };
     team.run(positions.min(rows), |position| {
         let mut sum = vec![0.0; cols];
         for row in (position..rows).step_by(positions) {
-            add_gradient(&dy[row * cols..][..cols], &mut sum);
+            add_to(&dy[row * cols..][..cols], &mut sum);
         }
         // SAFETY: positions do not overlap.
-        add_gradient(&sum, unsafe { d_pos.part(position * cols, cols) });
+        add_to(&sum, unsafe { d_pos.part(position * cols, cols) });
     });
 }

@@ -92,6 +92,6 @@ pub fn bwd(dtype: DType, p: &BwdParams) -> Launch {
 }
 
 /// Shapes (rows, cols, positions) that the checks use.
-pub fn cases() -> Vec<(usize, usize, usize)> {
+pub fn test_shapes() -> Vec<(usize, usize, usize)> {
     vec![(1, 1, 1), (0, 8, 3), (17, 19, 5), (21, 72, 7), (3, 2050, 8), (40, 128, 4), (2, 1152, 1)]
 }

@@ -3,12 +3,13 @@
 //   fwd: y[r] = T(x[r] + pos[r mod positions]);  bwd: d_pos[i] += sum of dy[r] over r = i, i + positions, ...
 //
 // Shapes and limits: mod.rs. Numerics: fwd rounds the sum to T; bwd adds in f32, rows ascending, then to the old
-// value of d_pos. Grid: a thread owns 16 bytes of one position's row (one element where rows are no multiple of
-// that), 256 threads a block.
+// value of d_pos. Grid: a thread owns 16 bytes of one position's row (one element if rows are not a multiple of 16
+// bytes); 256 threads per block.
 //
-//   load pos; for each image, four at a time: load x; store x + pos         (bwd: load dy; add to the sum; store the sum)
+//   fwd: load pos; for each image, four at a time: load x; store x + pos
+//   bwd: for each image, four at a time: load dy; add to the sum. Add the sum to d_pos
 //
-// Departures: none; positions are read once however many images there are. Bound: memory.
+// Positions are read once, whatever the number of images. Bound: memory.
 
 #include "cuh/base.cuh"
 
@@ -16,8 +17,8 @@ constexpr int THREADS = 256;
 // Images whose loads are in flight at a time.
 constexpr int AHEAD = 4;
 
-// Calls f(at, AHEAD vectors of `from` starting at `at`, one image apart) for each vector index `own` among `plane`
-// elements, between begin(own) and end(own).
+// Each thread owns the vector of V elements at index `own` of the `plane` elements of an image. Calls begin(own),
+// then f(at, vector) for this vector of each image, where `at` is its index in `from`, then end(own).
 template <int V, class T, class Begin, class F, class End>
 __device__ __forceinline__ void for_places(const T* from, u64 total, u64 plane, Begin begin, F f, End end) {
   const u64 own = (static_cast<u64>(blockIdx.x) * THREADS + threadIdx.x) * V;

@@ -1,10 +1,12 @@
-use super::{ClipParams, SumSquaresParams, WeightedSumParams, cases, clip, formula, parts, sum_squares, weighted_sum};
+use super::{
+    ClipParams, SumSquaresParams, WeightedSumParams, clip, formula, parts, sum_squares, test_sizes, weighted_sum,
+};
 use crate::DType;
 use crate::DType::{BF16, F32};
 use crate::checks::{Data, addr, addr_mut, checks, numbers, run};
 use crate::compare::{OF_ONE, assert_rounded};
 
-checks!(weighted_sums, norms_of_many_tensors, what_is_not_finite_stays_visible);
+checks!(weighted_sums, norms_of_many_tensors, elements_that_are_not_finite_show_in_the_norm);
 
 fn partials(dtype: DType, x: &Data, n: usize, threads: usize) -> Vec<f64> {
     let mut partial = vec![f64::NAN; parts(n)];
@@ -27,7 +29,7 @@ fn norm_and_factor(partials: &[f64], max_norm: f32) -> [f32; 2] {
 }
 
 fn weighted_sums() {
-    for n in cases() {
+    for n in test_sizes() {
         let (x, w) = (numbers(n, 1, 1.0), numbers(n, 2, 1.0));
         let mut out = [f32::NAN];
         run(&weighted_sum(&WeightedSumParams { x: addr(&x), w: addr(&w), out: addr_mut(&mut out), n: n as u64 }), 2);
@@ -38,9 +40,9 @@ fn weighted_sums() {
 
 fn norms_of_many_tensors() {
     for dtype in [F32, BF16] {
-        let tensors: Vec<Data> = cases().iter().map(|&n| Data::new(dtype, &numbers(n, n as u64, 0.01))).collect();
+        let tensors: Vec<Data> = test_sizes().iter().map(|&n| Data::new(dtype, &numbers(n, n as u64, 0.01))).collect();
         let of = |threads| -> Vec<f64> {
-            tensors.iter().zip(cases()).flat_map(|(x, n)| partials(dtype, x, n, threads)).collect()
+            tensors.iter().zip(test_sizes()).flat_map(|(x, n)| partials(dtype, x, n, threads)).collect()
         };
         assert_eq!(of(1), of(4));
         let all: Vec<f64> = tensors.iter().flat_map(|x| x.f64()).collect();
@@ -53,7 +55,7 @@ fn norms_of_many_tensors() {
     }
 }
 
-fn what_is_not_finite_stays_visible() {
+fn elements_that_are_not_finite_show_in_the_norm() {
     for (poison, seen) in [(f32::NAN, f32::NAN), (f32::INFINITY, f32::INFINITY), (f32::NEG_INFINITY, f32::INFINITY)] {
         for dtype in [F32, BF16] {
             for at in [0, 8190] {

@@ -1,11 +1,11 @@
-//! Sums to one number on device `cpu`: parts of fixed length, each summed in eight f64 lanes.
+//! Sums to one number on device `cpu`: parts of fixed length, each summed in 16 f64 lanes.
 #![allow(unsafe_code)]
 
 use super::{ClipParams, PART, SumSquaresParams, WeightedSumParams, parts};
 use crate::view::{Out, slice};
 use crate::{Element, Team, simd_fn};
 
-/// Number of f64 sums kept side by side.
+/// Number of f64 partial sums in a vector loop.
 const LANES: usize = 16;
 
 fn sum(lanes: [f64; LANES]) -> f64 {
@@ -46,13 +46,13 @@ simd_fn! {
     }
 }
 
-/// The weighted sum, in one task: it has one number a token.
+/// Computes the weighted sum in one task: it has only one number per token.
 ///
 /// # Safety
 /// Every address in [`WeightedSumParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn weighted_sum(p: &WeightedSumParams, _: &Team) {
     let n = p.n as usize;
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`WeightedSumParams`] documents.
     let (x, w, out) = unsafe { (slice::<f32>(p.x, n), slice::<f32>(p.w, n), Out::<f32>::new(p.out, 1)) };
     // SAFETY: the only part.
     let one = unsafe { out.part(0, 1) };
@@ -63,7 +63,7 @@ pub unsafe fn weighted_sum(p: &WeightedSumParams, _: &Team) {
 /// Every address in [`SumSquaresParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn sum_squares<T: Element>(p: &SumSquaresParams, team: &Team) {
     let n = p.n as usize;
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`SumSquaresParams`] documents.
     let (x, partial) = unsafe { (slice::<T>(p.x, n), Out::<f64>::new(p.partial, parts(n))) };
     team.run(parts(n), |part| {
         let x = &x[part * PART..n.min((part + 1) * PART)];
@@ -76,7 +76,7 @@ pub unsafe fn sum_squares<T: Element>(p: &SumSquaresParams, team: &Team) {
 /// # Safety
 /// Every address in [`ClipParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn clip(p: &ClipParams, _: &Team) {
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`ClipParams`] documents.
     let (partials, out) = unsafe { (slice::<f64>(p.partials, p.count as usize), Out::<f32>::new(p.out, 2)) };
     let norm = partials.iter().sum::<f64>().sqrt();
     let factor = p.max_norm as f64 / (norm + 1e-6);

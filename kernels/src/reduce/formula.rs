@@ -1,11 +1,11 @@
 //! The definitions of the sums, in f64 and without parts.
 
-/// The weighted sum `Σ x · w`.
+/// Returns the weighted sum `Σ x · w`.
 pub fn weighted_sum(x: &[f64], w: &[f64]) -> f64 {
     x.iter().zip(w).map(|(x, w)| x * w).sum()
 }
 
-/// The norm `√Σ x²` and the clip factor `min(1, max_norm / (norm + 1e-6))`.
+/// Returns the norm `√Σ x²` and the clip factor `min(1, max_norm / (norm + 1e-6))`.
 pub fn clip(x: &[f64], max_norm: f64) -> (f64, f64) {
     let norm = weighted_sum(x, x).sqrt();
     (norm, (max_norm / (norm + 1e-6)).min(1.0))

@@ -2,9 +2,9 @@
 //! factor that clips it.
 //!
 //! `sum_squares` writes one partial sum for each 64 Ki elements. The partial sums of many tensors are stored one
-//! after the other, and `clip` adds them in that order (in CUDA first every 1024th of them). A NaN or infinity in any
-//! element gives a NaN or infinite norm. Numerics: f64, rounded to f32 once; the order depends on the length alone.
-//! Bound: memory.
+//! after the other, and `clip` adds them in that order (in CUDA, thread i of 1024 first adds the partial sums i, i +
+//! 1024, …). A NaN or infinity in any element gives a NaN or infinite norm. Numerics: f64, rounded to f32 once; the
+//! order depends on the length alone. Bound: memory.
 
 pub(crate) mod check;
 mod cpu;
@@ -76,26 +76,26 @@ pub const fn parts(n: usize) -> usize {
     n.div_ceil(PART)
 }
 
-/// The launch of the weighted sum.
+/// Launches the weighted sum.
 pub fn weighted_sum(params: &WeightedSumParams) -> Launch {
     let n = params.n as f64;
     Launch::kernel(&WEIGHTED_SUM, params, Cost { flops: 2.0 * n, bytes: 8.0 * n })
 }
 
-/// The launch of the partial sums of squares; `dtype` is T, F32 or BF16.
+/// Launches the partial sums of squares; `dtype` is that of x, F32 or BF16.
 pub fn sum_squares(dtype: DType, params: &SumSquaresParams) -> Launch {
     let n = params.n as f64;
     let cost = Cost { flops: 2.0 * n, bytes: n * dtype.size() as f64 };
     Launch::kernel(by_dtype(dtype, &SUM_SQUARES_F32, &SUM_SQUARES_BF16), params, cost)
 }
 
-/// The launch that computes the norm and the clip factor.
+/// Launches the computation of the norm and the clip factor.
 pub fn clip(params: &ClipParams) -> Launch {
     let n = params.count as f64;
     Launch::kernel(&CLIP, params, Cost { flops: n, bytes: 8.0 * n })
 }
 
-/// Sizes that tests and benches share.
-pub fn cases() -> Vec<usize> {
+/// Numbers of elements that the checks use.
+pub fn test_sizes() -> Vec<usize> {
     vec![0, 1, 17, 8191, PART, PART * 2 + 3]
 }

@@ -1,12 +1,13 @@
 // Sums to one number: a weighted sum, sums of squares of parts, and from those the norm and the clip factor.
 //
 //   weighted_sum: out = sum of x * w             sum_squares: partial[i] = sum of x^2 over part i of PART elements
-//   clip: norm = sqrt(sum of partials), factor = min(1, max_norm / (norm + 1e-6)), NaN if the norm is
+//   clip: norm = sqrt(sum of partials), factor = min(1, max_norm / (norm + 1e-6)), NaN if the norm is NaN
 //
 // Shapes and limits: mod.rs. Numerics: products and sums in f64 (a square of f32 is exact), the result rounded to f32
-// once. Order: each thread sums its elements, then the lanes of a warp, then the warps in order; it depends on the
-// length alone. Grid: weighted_sum and clip have one block; sum_squares has a block for each part. Bound: memory; for
-// the kernels with one block that of one multiprocessor, which reads one number a token or one for 64 Ki weights.
+// once. Order: each thread sums its elements, then the lanes of a warp are added, then the warps in order; it depends
+// on the length alone. Grid: weighted_sum and clip have one block; sum_squares has one block per part. Bound: memory.
+// The kernels with one block are bound by one multiprocessor's bandwidth; they read only one number per token or per
+// 64 Ki weights.
 
 #include "cuh/warp.cuh"
 

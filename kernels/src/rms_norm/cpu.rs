@@ -87,23 +87,24 @@ simd_fn! {
 /// # Safety
 /// Every address in [`FwdParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`FwdParams`] documents.
     unsafe { fwd_gathered::<T>(p, Addr::NULL, team) }
 }
 
 /// [`fwd`] that computes row i of y from row `index[i]` of x, or from row i if `index` is null.
 ///
 /// # Safety
-/// The addresses cover what [`FwdParams`] says; `index` is null or i32 `[rows]`, a permutation of `0 .. rows`.
+/// Every address in [`FwdParams`] is valid for the shape and dtype that its field documents; `index` is null or i32
+/// `[rows]`, a permutation of `0 .. rows`.
 pub unsafe fn fwd_gathered<T: Element>(p: &FwdParams, index: Addr, team: &Team) {
     let (rows, cols) = (p.rows as usize, p.cols as usize);
-    // SAFETY: the caller guarantees it (see the function's safety section); no elements if there is no address.
+    // SAFETY: `index` is null (then no elements are read) or covers `rows` elements.
     let index = unsafe { slice::<i32>(index, if index.is_null() { 0 } else { rows }) };
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`FwdParams`] documents.
     let (x, w, y) = unsafe { (slice::<T>(p.x, rows * cols), slice::<T>(p.w, cols), Out::<T>::new(p.y, rows * cols)) };
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`FwdParams`] documents.
     let rstds = unsafe { RowValues::new(p.rstd, rows) };
-    norm_rows::rows(team, rows, cols, |row| {
+    norm_rows::for_each_row(team, rows, cols, |row| {
         let x = &x[source_row(index, row) * cols..][..cols];
         let rstd = 1.0 / (sum_of_squares(x) / cols as f32 + p.eps).sqrt();
         // SAFETY: rows do not overlap.
@@ -120,11 +121,11 @@ pub unsafe fn add_fwd<T: Element>(p: &FwdParams, team: &Team) {
     // The sum may be written over x or over the residual; then that term is read through the sum alone, because two
     // references to memory that is written would overlap.
     let (first, second) = if p.sum == p.residual { (p.residual, p.x) } else { (p.x, p.residual) };
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`FwdParams`] documents.
     let (sum, second) = unsafe { (Out::<T>::new(p.sum, rows * cols), slice::<T>(second, rows * cols)) };
-    // SAFETY: the caller guarantees it (see the function's safety section); no elements if it is the sum itself.
+    // SAFETY: `first` covers `rows * cols` elements; no slice of it is made if it is the same array as the sum.
     let first = unsafe { slice::<T>(first, if first == p.sum { 0 } else { rows * cols }) };
-    norm_rows::rows(team, rows, cols, |row| {
+    norm_rows::for_each_row(team, rows, cols, |row| {
         let at = row * cols..(row + 1) * cols;
         // SAFETY: rows do not overlap.
         let sum = unsafe { sum.part(at.start, cols) };
@@ -133,14 +134,14 @@ pub unsafe fn add_fwd<T: Element>(p: &FwdParams, team: &Team) {
         }
         add_rows(&second[at], sum);
     });
-    // SAFETY: the caller guarantees it (see the function's safety section); the sum is written.
+    // SAFETY: `p`'s addresses cover the shapes that [`FwdParams`] documents, and the sum is written.
     unsafe { fwd::<T>(&FwdParams { x: p.sum, ..*p }, team) }
 }
 
 /// # Safety
 /// Every address in [`BwdParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`BwdParams`] documents.
     unsafe { bwd_rows::<T>(p, Addr::NULL, dx_row, team) }
 }
 
@@ -149,33 +150,34 @@ pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
 pub unsafe fn add_bwd<T: Element>(p: &BwdParams, team: &Team) {
     let count = p.rows as usize * p.cols as usize;
     if p.d_sum != p.dx {
-        // SAFETY: the caller guarantees it (see the function's safety section); the only part.
+        // SAFETY: dx and d_sum cover `count` elements, and this is the only part of dx.
         unsafe { Out::<T>::new(p.dx, count).part(0, count).copy_from_slice(slice::<T>(p.d_sum, count)) };
     }
-    // SAFETY: the caller guarantees it (see the function's safety section); dx holds d_sum, which each row adds to.
+    // SAFETY: `p`'s addresses cover the shapes that [`BwdParams`] documents; dx holds d_sum, to which each row adds.
     unsafe { bwd_rows::<T>(p, Addr::NULL, dx_row_onto, team) }
 }
 
-/// [`bwd`] of [`fwd_gathered`]: row i of dy belongs to row `index[i]` of x and dx.
+/// [`bwd`] for [`fwd_gathered`]: row i of dy belongs to row `index[i]` of x and dx.
 ///
 /// # Safety
-/// The addresses cover what [`BwdParams`] says; `index` is null or i32 `[rows]`, a permutation of `0 .. rows`.
+/// Every address in [`BwdParams`] is valid for the shape and dtype that its field documents; `index` is null or i32
+/// `[rows]`, a permutation of `0 .. rows`.
 pub unsafe fn bwd_scattered<T: Element>(p: &BwdParams, index: Addr, team: &Team) {
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the documented shapes, and `index` is null or a permutation.
     unsafe { bwd_rows::<T>(p, index, dx_row, team) }
 }
 
-/// The row of x that row `row` of y was computed from.
+/// Returns the row of x from which row `row` of y was computed.
 fn source_row(index: &[i32], row: usize) -> usize {
     index.get(row).map_or(row, |&from| from as usize)
 }
 
-/// The backward kernel, with `dx_row(x, w, dy, rstd, along_x, dx)` for the gradient of a row, and `index` as in
-/// [`bwd_scattered`].
+/// Runs the backward kernel: `dx_row(x, w, dy, rstd, along_x, dx)` computes the gradient of a row, and `index` is as
+/// in [`bwd_scattered`].
 ///
 /// # Safety
-/// The addresses cover what [`BwdParams`] says; `index` is null or a permutation; dx is initialised where `dx_row`
-/// reads it.
+/// Every address in [`BwdParams`] is valid for the shape and dtype that its field documents; `index` is null or a
+/// permutation; dx is initialised where `dx_row` reads it.
 unsafe fn bwd_rows<T: Element>(
     p: &BwdParams,
     index: Addr,
@@ -183,11 +185,11 @@ unsafe fn bwd_rows<T: Element>(
     team: &Team,
 ) {
     let (rows, cols) = (p.rows as usize, p.cols as usize);
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`BwdParams`] documents.
     let (x, w, dy) = unsafe { (slice::<T>(p.x, rows * cols), slice::<T>(p.w, cols), slice::<T>(p.dy, rows * cols)) };
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`BwdParams`] documents.
     let (rstd, dx) = unsafe { (slice::<f32>(p.rstd, rows), Out::<T>::new(p.dx, rows * cols)) };
-    // SAFETY: the caller guarantees it (see the function's safety section); no elements if there is no address.
+    // SAFETY: `index` is null (then no elements are read) or covers `rows` elements.
     let index = unsafe { slice::<i32>(index, if index.is_null() { 0 } else { rows }) };
     let each = |row: usize, dw: &mut [f32]| {
         let from = source_row(index, row) * cols;
@@ -197,6 +199,6 @@ unsafe fn bwd_rows<T: Element>(
         dx_row(x, w, dy, rstd, along_x, unsafe { dx.part(from, cols) });
         add_to_dw(x, dy, rstd, dw);
     };
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: dw and partial are null or cover the shapes that [`BwdParams`] documents.
     unsafe { norm_rows::rows_with_column_sums(team, rows, cols, [p.dw], p.partial, each) }
 }

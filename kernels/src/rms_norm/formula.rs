@@ -1,26 +1,27 @@
-//! The definition of RMS normalisation in f64, and a version with the roundings that mod.rs documents, except the last.
+//! The definition of RMS normalisation in f64, and the same with the roundings that `mod.rs` documents, except the
+//! rounding at the store.
 
 use crate::checks::rounding::{ROOT, ULP, approximate, f32, sum};
 
-/// The forward formula `w · round(x · rstd)` for every row; `round` rounds the inner product.
+/// Returns `w · round(x · rstd)` for every row; `round` rounds the inner product.
 pub fn fwd(x: &[f64], w: &[f64], rstds: &[f64], round: fn(f64) -> f64) -> Vec<f64> {
     let rows = x.chunks_exact(w.len()).zip(rstds);
     rows.flat_map(|(x, r)| x.iter().zip(w).map(move |(x, w)| w * round(x * r))).collect()
 }
 
-/// The root `1 / sqrt(mean(x²) + eps)` of a row.
+/// Returns the root `1 / sqrt(mean(x²) + eps)` of a row.
 pub fn rstd(x: &[f64], eps: f64) -> f64 {
     1.0 / (x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64 + eps).sqrt()
 }
 
-/// The root of [`rstd`], computed with the kernel's roundings.
+/// [`rstd`] with the kernel's roundings.
 pub fn rstd_rounded(x: &[f64], eps: f64) -> f64 {
     let mean = approximate(sum(x.iter().map(|x| x * x), &[128, 64]) / x.len() as f64, 2.0 * ULP);
     approximate(1.0 / f32(mean + eps).sqrt(), ROOT)
 }
 
-/// The gradients of `sum(dy · fwd(x, w))` for x and w, by the chain rule with the rows' `rstds`. Tests compare
-/// them with differences.
+/// Returns the gradients of `sum(dy · fwd(x, w))` for x and w, by the chain rule with the rows' `rstds`. Tests
+/// compare them with finite differences.
 pub fn bwd(x: &[f64], w: &[f64], dy: &[f64], rstds: &[f64]) -> [Vec<f64>; 2] {
     let cols = w.len();
     let (mut dx, mut dw) = (Vec::new(), vec![0.0; cols]);
@@ -34,7 +35,7 @@ pub fn bwd(x: &[f64], w: &[f64], dy: &[f64], rstds: &[f64]) -> [Vec<f64>; 2] {
     [dx, dw]
 }
 
-/// The gradients of [`bwd`], computed with the kernel's roundings and its order of dw.
+/// [`bwd`] with the kernel's roundings and its order of summation for dw.
 pub fn bwd_rounded(x: &[f64], w: &[f64], dy: &[f64], rstds: &[f64]) -> [Vec<f64>; 2] {
     let cols = w.len();
     let (mut dx, mut terms) = (Vec::new(), vec![Vec::new(); cols]);

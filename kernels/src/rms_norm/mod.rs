@@ -9,27 +9,31 @@
 //! Shapes: x, y, dy, dx, residual, sum `[rows, cols]`, w `[cols]`, all T, f32 or bf16; rstd f32 `[rows]`; dw f32
 //! `[cols]`. Outputs may not overlap inputs, except where a field says so.
 //!
-//! Order of dw: parts of 64 rows, each in row order, then the parts ([`crate::norm_rows`]). In CUDA a part is 2 runs
-//! of 32 rows (16 runs of 4 up to 512 columns); at the end eight sums of every eighth part are added.
+//! Order of summation of dw: parts of 64 rows, each in row order, then the parts ([`crate::norm_rows`]). In CUDA a
+//! part consists of 2 runs of 32 rows (16 runs of 4 rows up to 512 columns). At the end, sum i of eight adds the
+//! parts i, i + 8, …; then the eight sums are added.
 //!
 //! Numerics: T(x · rstd), the sum, y and dx each round to T once. In between all is f32. Sums are of runs of up to
-//! 128 terms, of which 64 are added up; the mean is good to 2 units in the last place (`div.full.f32`), the root to
-//! 2^−22.9 (`rsqrt.approx.f32`). Backward `g`, its products with x, `rstd³ · mean`, and both products and the
-//! difference of dx round once each, dw once a row. The error of a root applies to its whole row, and dx is what
-//! remains of g without its part along x. Tolerance: f32 12 times one rounding, dw 10 times, bf16 2.5 times. Bound:
-//! memory; one read and one write of `rows · cols` forward, two reads and a write backward. In CUDA a thread keeps 16
-//! columns in registers. Of columns beyond 8192 x and dy are read twice, dw passes through the workspace row by row,
-//! and w is read for each row.
+//! 128 terms, of which 64 are added up. The mean is accurate to 2 units in the last place (`div.full.f32`), the root
+//! to 2^−22.9 (`rsqrt.approx.f32`). In the backward kernel, `g`, its products with x, `rstd³ · mean`, and both
+//! products and the difference of dx round once each, dw once per row. The error of a root applies to its whole row,
+//! and dx is the rest of g after its part along x is subtracted. Tolerance as a multiple of the error of one
+//! rounding: f32 12, dw 10, bf16 2.5.
+//!
+//! Bound: memory; one read and one write of `rows · cols` forward, two reads and a write backward. In CUDA a thread
+//! keeps 16 columns in registers. For columns beyond 8192, x and dy are read twice, dw passes through the workspace
+//! row by row, and w is read for each row.
 
 pub(crate) mod check;
 pub(crate) mod cpu;
 mod examples;
-mod formula;
+pub(crate) mod formula;
 
 use crate::folder::kernel_folder;
 use crate::launch::by_dtype;
-use crate::norm_rows::PART_ROWS;
-use crate::{Addr, Arch, Cost, DType, Launch, Stage, cuh, kernel, params};
+pub use crate::norm_rows::parts;
+use crate::norm_rows::{PART_ROWS, plan_bwd, plan_fwd};
+use crate::{Addr, Cost, DType, Launch, kernel, params};
 
 params! {
     /// Parameters of the forward kernel.
@@ -97,10 +101,10 @@ kernel!(pub FWD_BF16, "rms_norm_fwd_bf16", FwdParams, cpu::fwd::<half::bf16>, &S
     plan_fwd(["rms_norm_fwd_bf16", "rms_norm_fwd_bf16_wide"], p.rows, p.cols, arch)
 });
 kernel!(pub BWD_F32, "rms_norm_bwd_f32", BwdParams, cpu::bwd::<f32>, &SOURCE, |p, arch| {
-    plan_bwd(["rms_norm_bwd_f32", "rms_norm_bwd_f32_wide", "rms_norm_bwd_f32_dw"], p.rows, p.cols, p.dw, arch)
+    plan_bwd(["rms_norm_bwd_f32", "rms_norm_bwd_f32_wide", "rms_norm_bwd_f32_dw"], [p.rows, p.cols], p.dw, p.cols.into(), arch)
 });
 kernel!(pub BWD_BF16, "rms_norm_bwd_bf16", BwdParams, cpu::bwd::<half::bf16>, &SOURCE, |p, arch| {
-    plan_bwd(["rms_norm_bwd_bf16", "rms_norm_bwd_bf16_wide", "rms_norm_bwd_bf16_dw"], p.rows, p.cols, p.dw, arch)
+    plan_bwd(["rms_norm_bwd_bf16", "rms_norm_bwd_bf16_wide", "rms_norm_bwd_bf16_dw"], [p.rows, p.cols], p.dw, p.cols.into(), arch)
 });
 kernel!(pub ADD_FWD_F32, "rms_norm_add_fwd_f32", FwdParams, cpu::add_fwd::<f32>, &SOURCE, |p, arch| {
     plan_fwd(["rms_norm_add_fwd_f32", "rms_norm_add_fwd_f32_wide"], p.rows, p.cols, arch)
@@ -109,36 +113,14 @@ kernel!(pub ADD_FWD_BF16, "rms_norm_add_fwd_bf16", FwdParams, cpu::add_fwd::<hal
     plan_fwd(["rms_norm_add_fwd_bf16", "rms_norm_add_fwd_bf16_wide"], p.rows, p.cols, arch)
 });
 kernel!(pub ADD_BWD_F32, "rms_norm_add_bwd_f32", BwdParams, cpu::add_bwd::<f32>, &SOURCE, |p, arch| {
-    plan_bwd(["rms_norm_add_bwd_f32", "rms_norm_add_bwd_f32_wide", "rms_norm_add_bwd_f32_dw"], p.rows, p.cols, p.dw, arch)
+    plan_bwd(["rms_norm_add_bwd_f32", "rms_norm_add_bwd_f32_wide", "rms_norm_add_bwd_f32_dw"], [p.rows, p.cols], p.dw, p.cols.into(), arch)
 });
 kernel!(pub ADD_BWD_BF16, "rms_norm_add_bwd_bf16", BwdParams, cpu::add_bwd::<half::bf16>, &SOURCE, |p, arch| {
-    plan_bwd(["rms_norm_add_bwd_bf16", "rms_norm_add_bwd_bf16_wide", "rms_norm_add_bwd_bf16_dw"], p.rows, p.cols, p.dw, arch)
+    plan_bwd(["rms_norm_add_bwd_bf16", "rms_norm_add_bwd_bf16_wide", "rms_norm_add_bwd_bf16_dw"], [p.rows, p.cols], p.dw, p.cols.into(), arch)
 });
 
-pub(crate) fn plan_fwd(symbols: [&'static str; 2], rows: u32, cols: u32, arch: &Arch) -> Vec<Stage> {
-    cuh::HeldRows::new(cols).walk(symbols, rows, 256, if cols > 4096 { 1 } else { 4 }, arch)
-}
-
-pub(crate) fn plan_bwd(
-    [usual, wide, sum]: [&'static str; 3],
-    rows: u32,
-    cols: u32,
-    dw: Addr,
-    arch: &Arch,
-) -> Vec<Stage> {
-    let held = cuh::HeldRows::new(cols);
-    match dw {
-        Addr::NULL => held.walk([usual, wide], rows, 512, 1, arch),
-        _ => held.parts([usual, wide], sum, parts(rows as usize) as u64, cols.into()),
-    }
-}
-
-/// Number of rows of `partial`, the workspace of the backward kernel.
-pub const fn parts(rows: usize) -> usize {
-    rows.div_ceil(PART_ROWS)
-}
-
-/// The forward launch, of `rms_norm_add_fwd` if there is a residual; `dtype` is T, F32 or BF16.
+/// Launches the forward kernel, `rms_norm_add_fwd` if there is a residual; `dtype` is that of x, w and y, F32 or
+/// BF16.
 pub fn fwd(dtype: DType, params: &FwdParams) -> Launch {
     let n = params.rows as f64 * params.cols as f64;
     let (kernel, arrays, flops) = match params.residual {
@@ -149,7 +131,8 @@ pub fn fwd(dtype: DType, params: &FwdParams) -> Launch {
     Launch::kernel(kernel, params, Cost { flops: flops * n, bytes })
 }
 
-/// The backward launch, of `rms_norm_add_bwd` if there is a further gradient `d_sum`; `dtype` is T, F32 or BF16.
+/// Launches the backward kernel, `rms_norm_add_bwd` if there is a further gradient `d_sum`; `dtype` is that of x, w,
+/// dy and dx, F32 or BF16.
 pub fn bwd(dtype: DType, params: &BwdParams) -> Launch {
     let n = params.rows as f64 * params.cols as f64;
     let (kernel, arrays, flops) = match params.d_sum {
@@ -161,15 +144,15 @@ pub fn bwd(dtype: DType, params: &BwdParams) -> Launch {
     Launch::kernel(kernel, params, Cost { flops: flops * n, bytes })
 }
 
-/// Shapes that tests and benches share: (rows, cols, scale of the inputs).
-pub fn cases() -> Vec<(usize, usize, f32)> {
+/// Shapes (rows, cols, scale of the inputs) that the checks use.
+pub fn test_shapes() -> Vec<(usize, usize, f32)> {
     vec![
         (1, 1, 1.0),
         (17, 19, 1.0),
         (3, 8191, 30.0),
         (PART_ROWS + 1, 640, 1e-4),
         (PART_ROWS * 3 - 1, 128, 1.0),
-        // Aligned and not: registers of a block, of a wide block, and beyond.
+        // Aligned and unaligned rows that fit in the registers of a block, of a wide block, or of neither.
         (2, 3584, 1.0),
         (2, 3587, 1.0),
         (2, 8200, 1.0),

@@ -1,15 +1,15 @@
-// RMS normalisation of rows, and its gradient, as templates over the parameter struct: rms_norm and the kernels that
-// take their rows from elsewhere use them. Formula, order of sums and grid: rms_norm/sm80.cu.
+// RMS normalisation of rows, and its gradient, as templates over the parameter struct; rms_norm and patch_merge share
+// them. Formula, order of sums and grid: rms_norm/sm80.cu.
 #pragma once
 
 #include "cuh/norm_rows.cuh"
 
-// Whether P has a residual that is added first; specialised for the structs that have one.
+// Whether P has a residual that is added first; true for the structs that specialise it.
 template <class P>
 constexpr bool ADDS = false;
 
-// The row of x and dx that belongs to row `row` of y and dy; overloaded for kernels with an index. Whole warps must
-// call it.
+// Returns the row of x and dx that belongs to row `row` of y and dy; overloaded for kernels with an index. Whole
+// warps must call it.
 template <class P>
 __device__ __forceinline__ u64 place_of(const P&, u64 row) {
   return row;
@@ -28,7 +28,7 @@ __device__ __forceinline__ Words<16> add_and_store(const Words<16>& x, const Wor
   return pack<T>(a);
 }
 
-// `scratch` has two buffers, so that one barrier a row is enough: a thread that is a row ahead writes to the other
+// `scratch` has two buffers, so one barrier per row is enough: a thread that is a row ahead writes to the other
 // buffer.
 template <class T, int BLOCK, int THREADS, bool vector, class P>
 __device__ __forceinline__ void forward(const P& p, float (&scratch)[2][BLOCK / 32]) {
@@ -113,7 +113,7 @@ __device__ __forceinline__ void forward(const P& p, float (&scratch)[2][BLOCK / 
 template <class T, int THREADS, bool vector, class P>
 __device__ __forceinline__ void backward(const P& p, SharedSums<float>& shared) {
   constexpr int V = VECTOR<T>, GROUPS = BWD_BLOCK / THREADS;
-  // With a third operand there are no registers left to load the next row ahead.
+  // With a third operand there are not enough registers to load the next row ahead.
   constexpr bool REST = THREADS == WIDE, KEEP = vector && !REST, AHEAD = KEEP && sizeof(T) == 2 && !ADDS<P>;
   using Row = Held<T, THREADS>;
   const u32 cols = p.cols, group = threadIdx.x / THREADS;

@@ -4,10 +4,10 @@
 //   bwd: dx = rstd * dy * w - rstd^3 * mean(dy * w * x) * x,  dw += sum over rows of dy * x * rstd
 //   add_fwd: sum = T(x + residual), then fwd with x = sum;  add_bwd: dx of bwd with x = sum, plus d_sum
 //
-// Shapes and limits: mod.rs; cols < 2^31. Numerics: f32, rsqrt to 2^-22.9, the mean's quotient to 2 ulp. fwd rounds x
-// * rstd to T and the product with w to T; add_fwd rounds x + residual to T; bwd rounds dx to T; dw stays f32. A
-// row's sum is one accumulator a thread over its columns in ascending order, then warp_sum, then warps in order: its
-// order depends on cols alone.
+// Shapes and limits: mod.rs; cols < 2^31. Numerics: f32, rsqrt to 2^-22.9, the mean's quotient to 2 ulp. fwd rounds
+// x * rstd to T and the product with w to T; add_fwd rounds x + residual to T; bwd rounds dx to T; dw stays f32. Order
+// of a row's sum: each thread adds its columns in ascending order, then warp_sum adds the threads, then the warps are
+// added in order. The order depends on cols alone.
 //
 // Grid: a group of threads computes one row at a time (held.cuh): a warp for up to HELD * 32 columns, 256 threads for
 // up to HELD * 256, and 512 threads beyond that (the `_wide` symbols). Forward, and backward without dw, groups
@@ -15,13 +15,13 @@
 // (norm_rows.cuh).
 //
 //   for each row of the group:
-//     x (and dy) of the row -> registers, 16 bytes a load
+//     x (and dy) of the row -> registers, 16 bytes per load
 //     up to HELD * 256 columns: start the next row's loads (backward only in bf16, because registers run out)
 //     reduce; write y or dx; add to the column sums in registers
 //
-// Departures: 1. w is read once a block and kept in registers (backward: if rows are multiples of 16 bytes and fit).
-// 2. Columns beyond HELD * 512 are read twice, and their dw is summed in `partial` itself. 3. Rows that are not a
-// multiple of 16 bytes are processed element by element, in the same order of sums. Bound: memory.
+// w is read once per block and kept in registers (backward: if rows are multiples of 16 bytes and fit). Columns
+// beyond HELD * 512 are read twice, and their dw is summed in `partial` itself. Rows that are not a multiple of 16
+// bytes are processed element by element, in the same order of sums. Bound: memory.
 
 #include "rms_norm/rows.cuh"
 

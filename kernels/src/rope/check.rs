@@ -1,11 +1,11 @@
-use super::{ApplyParams, TableParams, apply, cases, formula, table};
+use super::{ApplyParams, TableParams, apply, formula, table, test_shapes};
 use crate::DType::{BF16, F32};
 use crate::checks::rounding;
 use crate::checks::{Data, Picks, addr, checks, is_cuda, numbers, run};
 use crate::compare::{OF_ONE, assert_rounded};
 use crate::{Addr, DType};
 
-checks!(the_table_is_right_to_an_ulp, application_equals_the_formula_and_its_transpose);
+checks!(the_table_is_accurate_to_an_ulp, application_equals_the_formula_and_its_transpose);
 
 fn make_table(positions: &[i32], inv_freq: &[f32], axis: &[i32], tokens: usize, threads: usize) -> (Data, Data) {
     let n = tokens * inv_freq.len();
@@ -23,17 +23,17 @@ fn make_table(positions: &[i32], inv_freq: &[f32], axis: &[i32], tokens: usize, 
     (cos, sin)
 }
 
-/// The distance of `got` from `want` in units in the last place of the nearest f32.
+/// Returns the distance of `got` from `want` in units in the last place of the nearest f32.
 fn ulps(got: f32, want: f64) -> f64 {
     let near = (want as f32).abs();
     let unit = f32::from_bits(near.to_bits() + 1) as f64 - near as f64;
     (got as f64 - want).abs() / unit
 }
 
-/// A random table: tokens, frequencies, axes, bits of the positions, threads, seed.
+/// A random table: number of tokens, frequencies and axes, bits of the positions, threads, seed.
 type Table = (usize, usize, usize, u32, usize, u64);
 
-fn the_table_is_right_to_an_ulp() {
+fn the_table_is_accurate_to_an_ulp() {
     let mut picks = Picks::new(1);
     for _ in 0..if is_cuda() { 15 } else { 60 } {
         let sizes = (picks.size(0, 40), picks.size(1, 70), picks.size(1, 4), picks.size(0, 31) as u32);
@@ -57,7 +57,7 @@ fn is_right((tokens, half, axes, magnitude, threads, seed): Table) {
     }
 }
 
-fn turned(dtype: DType, x: &Data, y: Addr, tables: (&Data, &Data), case: (usize, usize, usize), inverse: u32) {
+fn rotated(dtype: DType, x: &Data, y: Addr, tables: (&Data, &Data), case: (usize, usize, usize), inverse: u32) {
     let params = ApplyParams {
         x: x.addr(),
         y,
@@ -73,7 +73,7 @@ fn turned(dtype: DType, x: &Data, y: Addr, tables: (&Data, &Data), case: (usize,
 
 fn application_equals_the_formula_and_its_transpose() {
     for dtype in [F32, BF16] {
-        for (tokens, heads, d, largest) in cases() {
+        for (tokens, heads, d, largest) in test_shapes() {
             let name = format!("rope {tokens} {heads} {d}");
             let positions: Vec<i32> = (0..tokens).map(|t| (largest as usize / tokens * t) as i32).collect();
             let inv_freq: Vec<f32> = (0..d / 2).map(|f| 1e6f32.powf(-(f as f32) / (d / 2) as f32)).collect();
@@ -81,7 +81,7 @@ fn application_equals_the_formula_and_its_transpose() {
             let count = tokens * heads * d;
             let x = Data::new(dtype, &numbers(count, 1, 1.0));
             let y = Data::output(dtype, count);
-            turned(dtype, &x, y.addr(), (&cos, &sin), (tokens, heads, d), 0);
+            rotated(dtype, &x, y.addr(), (&cos, &sin), (tokens, heads, d), 0);
             let held = |name: &str, y: &Data, sin: &[f64]| {
                 let [with, want] =
                     [rounding::f32, rounding::exact].map(|r| formula::apply(&x.f64(), [&cos.f64(), sin], heads, d, r));
@@ -91,12 +91,12 @@ fn application_equals_the_formula_and_its_transpose() {
 
             // The transpose of a rotation is the rotation by the negative angle.
             let back = Data::output(dtype, count);
-            turned(dtype, &x, back.addr(), (&cos, &sin), (tokens, heads, d), 1);
+            rotated(dtype, &x, back.addr(), (&cos, &sin), (tokens, heads, d), 1);
             let minus: Vec<f64> = sin.f64().iter().map(|s| -s).collect();
             held(&format!("{name} inverse"), &back, &minus);
 
             let place = Data::new(dtype, &x.values());
-            turned(dtype, &place, place.addr(), (&cos, &sin), (tokens, heads, d), 0);
+            rotated(dtype, &place, place.addr(), (&cos, &sin), (tokens, heads, d), 0);
             let bits = |d: &Data| d.values().iter().map(|x| x.to_bits()).collect::<Vec<_>>();
             assert_eq!(bits(&place), bits(&y), "{name} in place");
         }

@@ -1,13 +1,13 @@
-//! RoPE on device `cpu`; a task is a few tokens.
+//! RoPE on device `cpu`; each task computes a few tokens.
 #![allow(unsafe_code)]
 
 use super::{ApplyParams, TableParams};
 use crate::view::{Out, slice};
 use crate::{Element, Team, simd_fn};
 
-/// Approximate number of elements of a task.
+/// Approximate number of elements that one task rotates.
 const PER_TASK: usize = 1 << 13;
-/// Largest angle of the fast reduction; the multiple of pi/2 in it has at most 20 bits.
+/// Largest angle that the fast reduction accepts; its multiple of pi/2 has at most 20 bits.
 const FAST: f32 = 1_000_000.0;
 
 // pi/2 as a sum of three parts. The first two have 33 bits, so their products with 20-bit integers are exact.
@@ -16,8 +16,8 @@ const PIO2_2: f64 = f64::from_bits(0x3dd0_b461_1a60_0000);
 const PIO2_3: f64 = f64::from_bits(0x3ba3_198a_2e03_7073);
 
 simd_fn! {
-    /// Cosine and sine of angles up to [`FAST`]: multiples of pi/2 are subtracted in f64, then a Taylor series up to
-    /// pi/4 is exact to far below half a unit in the last place of f32.
+    /// Computes cosine and sine of angles up to [`FAST`]. Multiples of pi/2 are subtracted in f64; the Taylor series
+    /// up to pi/4 is then exact to far below half a unit in the last place of f32.
     fn cos_sin(angles: &[f32], cos: &mut [f32], sin: &mut [f32]) {
         for ((&a, cos), sin) in angles.iter().zip(cos).zip(sin) {
             let a = a as f64;
@@ -49,7 +49,7 @@ simd_fn! {
 
 simd_fn! {
     /// Rotates the heads of one token.
-    fn turn<T: Element>(heads: &mut [T], cos: &[f32], sin: &[f32], sign: f32) {
+    fn rotate<T: Element>(heads: &mut [T], cos: &[f32], sin: &[f32], sign: f32) {
         for head in heads.chunks_exact_mut(2 * cos.len()) {
             let (a, b) = head.split_at_mut(cos.len());
             for (((a, b), c), s) in a.iter_mut().zip(b).zip(cos).zip(sin) {
@@ -65,13 +65,12 @@ simd_fn! {
 /// Every address in [`TableParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn table(p: &TableParams, team: &Team) {
     let (tokens, half) = (p.tokens as usize, p.half as usize);
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`TableParams`] documents.
     let (inv_freq, axis) = unsafe { (slice::<f32>(p.inv_freq, half), slice::<i32>(p.axis, half)) };
     let axes = axis.iter().max().map_or(0, |&a| a as usize + 1);
-    // SAFETY: the caller guarantees it (see the function's safety section); no row of positions beyond the largest
-    // that `axis` names is looked at.
+    // SAFETY: `positions` covers `[axes, tokens]`, and `axes` is one more than the largest axis that is used.
     let positions = unsafe { slice::<i32>(p.positions, axes * tokens) };
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`TableParams`] documents.
     let (cos, sin) = unsafe { (Out::<f32>::new(p.cos, tokens * half), Out::<f32>::new(p.sin, tokens * half)) };
     let per_task = (PER_TASK / 8 / half.max(1)).max(1);
     team.run(tokens.div_ceil(per_task), |task| {
@@ -99,12 +98,12 @@ pub unsafe fn table(p: &TableParams, team: &Team) {
 pub unsafe fn apply<T: Element>(p: &ApplyParams, team: &Team) {
     let (tokens, heads, d) = (p.tokens as usize, p.heads as usize, p.head_dim as usize);
     let h = d / 2;
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`ApplyParams`] documents.
     let (cos, sin) = unsafe { (slice::<f32>(p.cos, tokens * h), slice::<f32>(p.sin, tokens * h)) };
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`ApplyParams`] documents.
     let y = unsafe { Out::<T>::new(p.y, tokens * heads * d) };
     let in_place = p.x == p.y;
-    // SAFETY: the caller guarantees it (see the function's safety section); in place, `x` is only seen through `y`.
+    // SAFETY: `p.x` covers all elements; no slice of x is made if it is the same array as y.
     let x = unsafe { slice::<T>(p.x, if in_place { 0 } else { tokens * heads * d }) };
     let sign = if p.inverse == 0 { 1.0 } else { -1.0 };
     if heads * d == 0 {
@@ -119,7 +118,7 @@ pub unsafe fn apply<T: Element>(p: &ApplyParams, team: &Team) {
             if !in_place {
                 y.copy_from_slice(&x[at]);
             }
-            turn(y, &cos[t * h..(t + 1) * h], &sin[t * h..(t + 1) * h], sign);
+            rotate(y, &cos[t * h..(t + 1) * h], &sin[t * h..(t + 1) * h], sign);
         }
     });
 }

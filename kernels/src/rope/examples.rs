@@ -1,10 +1,10 @@
-//! Example calls of the kernels, which `reel kernels list`, `show` and `bench` plan, count and time.
+//! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
 
 use crate::folder::{Calls, FLOAT_DTYPES, HEAD_DIM, HEADS, PLACEHOLDER, Sizes, TOKENS};
 use crate::rope;
 use bytemuck::Zeroable;
 
-/// Example calls, each with its size in words.
+/// Returns the example calls, each with a text that describes its size.
 pub(crate) fn examples(_: &Sizes) -> Calls {
     let table = rope::TableParams {
         positions: PLACEHOLDER,
@@ -30,7 +30,7 @@ pub(crate) fn examples(_: &Sizes) -> Calls {
     [(size, rope::table(&table))].into_iter().chain(apply).collect()
 }
 
-/// Calls whose memory traffic is counted.
+/// Returns launches whose memory traffic a test compares with their cost.
 #[cfg(test)]
 pub(crate) fn traffic(a: &mut crate::checks::traffic::Arrays) -> crate::checks::traffic::Traffic {
     use crate::checks::traffic::within_a_tenth;

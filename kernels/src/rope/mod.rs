@@ -4,15 +4,15 @@
 //! then its cosine and sine. With one axis this is plain RoPE; three axes (time, height, width), one for each
 //! frequency, make M-RoPE; two axes (height, width) make the vision tower's embedding.
 //!
-//! Rotation (rotate-half): with `h = head_dim / 2`, `y[i] = x[i] cos[i] - x[i + h] sin[i]` and
-//! `y[i + h] = x[i + h] cos[i] + x[i] sin[i]`. The gradient is the rotation by the negative angle (`inverse`).
+//! Rotation (rotate-half): with `h = head_dim / 2`, `y[i] = x[i] cos[i] - x[i + h] sin[i]` and `y[i + h] = x[i + h]
+//! cos[i] + x[i] sin[i]`. The gradient is the rotation by the negative angle (`inverse`).
 //!
 //! Shapes: positions `[axes, tokens]`, tables `[tokens, head_dim / 2]` in f32, x and y `[tokens, heads, head_dim]` in
 //! f32 or bf16; y may be x. Numerics: the angle is reduced in f64, so cosine and sine are within one unit in the last
 //! place of f32 at any position; the rotation is f32, two products and their sum, with one rounding at the store.
 //! Bound: memory. In CUDA a thread rotates up to ten heads with a cosine and a sine that it reads once. The table has
-//! one thread for each frequency and eight tokens; its threads read each position again from L1: 13 bytes an element,
-//! 8 of them written.
+//! one thread for each frequency and eight tokens; its threads read each position again from L1: 13 bytes per
+//! element, 8 of them written.
 
 pub(crate) mod check;
 mod cpu;
@@ -74,7 +74,7 @@ kernel!(pub TABLE, "rope_table_f32", TableParams, cpu::table, &SOURCE, |p, _| pl
 kernel!(pub APPLY_F32, "rope_apply_f32", ApplyParams, cpu::apply::<f32>, &SOURCE, |p, _| plan_apply("rope_apply_f32", p, 4));
 kernel!(pub APPLY_BF16, "rope_apply_bf16", ApplyParams, cpu::apply::<half::bf16>, &SOURCE, |p, _| plan_apply("rope_apply_bf16", p, 8));
 
-/// Tokens of a thread of the table kernel, and heads of a thread of the rotation; equal to TOKENS and HEADS of sm80.cu.
+/// Tokens per thread of the table kernel and heads per thread of the rotation, equal to TOKENS and HEADS of sm80.cu.
 const TOKENS: u32 = 8;
 const HEADS: u32 = 10;
 
@@ -91,13 +91,13 @@ fn plan_apply(symbol: &'static str, p: &ApplyParams, vector: u32) -> Vec<Stage> 
     cuh::blocks(symbol, threads.div_ceil(256), 256)
 }
 
-/// The launch that fills the table.
+/// Launches the computation of the table.
 pub fn table(params: &TableParams) -> Launch {
     let n = params.tokens as f64 * params.half as f64;
     Launch::kernel(&TABLE, params, Cost { flops: 40.0 * n, bytes: 8.0 * n })
 }
 
-/// The launch that rotates; `dtype` is the type of x and y, F32 or BF16.
+/// Launches the rotation; `dtype` is that of x and y, F32 or BF16.
 pub fn apply(dtype: DType, params: &ApplyParams) -> Launch {
     let kernel = if dtype == DType::F32 { &APPLY_F32 } else { &APPLY_BF16 };
     let table = params.tokens as f64 * params.head_dim as f64;
@@ -105,7 +105,7 @@ pub fn apply(dtype: DType, params: &ApplyParams) -> Launch {
     Launch::kernel(kernel, params, Cost { flops: 3.0 * n, bytes: 2.0 * n * dtype.size() as f64 + 4.0 * table })
 }
 
-/// Sizes that tests and benches share: (tokens, heads, head_dim, largest position).
-pub fn cases() -> Vec<(usize, usize, usize, i32)> {
+/// Shapes (tokens, heads, head_dim, largest position) that the checks use.
+pub fn test_shapes() -> Vec<(usize, usize, usize, i32)> {
     vec![(1, 1, 2, 7), (17, 3, 12, 100), (65, 14, 64, 100_000), (130, 4, 80, 3000), (33, 2, 256, 2_000_000_000)]
 }

@@ -5,12 +5,12 @@
 //
 // Shapes and limits: mod.rs. Numerics of the table: a - n pi/2 by two fused multiply-adds in f64, the first of them
 // exact, with pi/2 in two parts of 53 bits; Taylor series up to pi/4 in f64; one rounding to f32; |a| < 2^51.
-// Rotation: f32, one rounding to T.
+// Numerics of the rotation: f32, one rounding to T.
 //
-// Grid, table: a thread computes one frequency of TOKENS tokens; neighbouring threads have neighbouring frequencies.
-// Grid, apply: a thread rotates a 16-byte vector of one half of a head and its partner in the other half, for up to
-// HEADS heads of a token, so that it reads cosine and sine once. It reads both vectors before it writes them, because
-// y may be x. Bound: memory; for the table on GPUs with few f64 units, arithmetic.
+// Grid of the table: a thread computes one frequency of TOKENS tokens; neighbouring threads have neighbouring
+// frequencies. Grid of the rotation: a thread rotates a 16-byte vector of one half of a head and its partner in the
+// other half, for up to HEADS heads of a token, so that it reads cosine and sine once. It reads both vectors before
+// it writes them, because y may be x. Bound: memory; for the table, arithmetic on GPUs with few f64 units.
 
 #include "cuh/base.cuh"
 
@@ -64,7 +64,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) rope_table_f32(const __gri
 }
 
 template <int V, class T>
-__device__ __forceinline__ void turn(const ApplyParams& p, u64 thread) {
+__device__ __forceinline__ void rotate(const ApplyParams& p, u64 thread) {
   const u32 half = p.head_dim / 2, chunks = half / V, groups = ceil_div(p.heads, static_cast<u32>(HEADS));
   const u32 i = static_cast<u32>(thread % chunks) * V;
   const u64 rest = thread / chunks, token = rest / groups;
@@ -99,12 +99,12 @@ __device__ __forceinline__ void apply(const ApplyParams& p) {
   const u64 thread = static_cast<u64>(blockIdx.x) * THREADS + threadIdx.x;
   constexpr int V = VECTOR<T>;
   if (p.head_dim / 2 % V == 0 && aligned16(p.x, p.y, p.cos, p.sin)) {
-    turn<V, T>(p, thread);
+    rotate<V, T>(p, thread);
   } else {
     // Unaligned addresses need a thread for each element. The plan cannot know them, so the launched threads loop.
     const u64 step = static_cast<u64>(gridDim.x) * THREADS;
     const u64 all = static_cast<u64>(p.tokens) * ceil_div(p.heads, static_cast<u32>(HEADS)) * (p.head_dim / 2);
-    for (u64 i = thread; i < all; i += step) turn<1, T>(p, i);
+    for (u64 i = thread; i < all; i += step) rotate<1, T>(p, i);
   }
 }
 

@@ -1,4 +1,4 @@
-//! Gather and scatter on device `cpu`; a task is a few rows.
+//! Gather and scatter on device `cpu`; each task moves a few rows.
 #![allow(unsafe_code)]
 
 use super::{GatherParams, ScatterParams};
@@ -16,9 +16,9 @@ fn row_of(index: i32, n: usize) -> Option<usize> {
 /// Every address in [`GatherParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn gather<T: Copy + Default + Send + Sync>(p: &GatherParams, team: &Team) {
     let (m, cols, n) = (p.m as usize, p.cols as usize, p.n as usize);
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`GatherParams`] documents.
     let (x, index) = unsafe { (slice::<T>(p.x, n * cols), slice::<i32>(p.index, m)) };
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`GatherParams`] documents.
     let y = unsafe { Out::<T>::new(p.y, m * cols) };
     team.run(m.div_ceil(ROWS), |task| {
         let start = task * ROWS;
@@ -34,12 +34,13 @@ pub unsafe fn gather<T: Copy + Default + Send + Sync>(p: &GatherParams, team: &T
 }
 
 /// # Safety
-/// The addresses cover what [`ScatterParams`] says, and each index occurs once.
+/// Every address in [`ScatterParams`] is valid for the shape and dtype that its field documents, and each index
+/// occurs once.
 pub unsafe fn scatter<T: Copy + Send + Sync>(p: &ScatterParams, team: &Team) {
     let (m, cols, n) = (p.m as usize, p.cols as usize, p.n as usize);
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`ScatterParams`] documents.
     let (src, index) = unsafe { (slice::<T>(p.src, m * cols), slice::<i32>(p.index, m)) };
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`ScatterParams`] documents.
     let dst = unsafe { Out::<T>::new(p.dst, n * cols) };
     team.run(m.div_ceil(ROWS), |task| {
         for i in task * ROWS..(task * ROWS + ROWS).min(m) {

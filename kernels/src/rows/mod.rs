@@ -64,12 +64,12 @@ kernel!(pub GATHER_32, "rows_gather_32bit", GatherParams, cpu::gather::<u32>, &S
 kernel!(pub SCATTER_16, "rows_scatter_16bit", ScatterParams, cpu::scatter::<u16>, &SOURCE, |p, _| cuh::rows("rows_scatter_16bit", p.m.into(), p.cols.into(), 8));
 kernel!(pub SCATTER_32, "rows_scatter_32bit", ScatterParams, cpu::scatter::<u32>, &SOURCE, |p, _| cuh::rows("rows_scatter_32bit", p.m.into(), p.cols.into(), 4));
 
-/// The gather launch for any element type.
+/// Launches the gather; `dtype` may be any element type of 2 or 4 bytes.
 pub fn gather(dtype: DType, params: &GatherParams) -> Launch {
     Launch::kernel(by_size(dtype, &GATHER_16, &GATHER_32), params, cost(dtype, params.m, params.cols))
 }
 
-/// The scatter launch for any element type.
+/// Launches the scatter; `dtype` may be any element type of 2 or 4 bytes.
 pub fn scatter(dtype: DType, params: &ScatterParams) -> Launch {
     Launch::kernel(by_size(dtype, &SCATTER_16, &SCATTER_32), params, cost(dtype, params.m, params.cols))
 }
@@ -82,7 +82,7 @@ fn cost(dtype: DType, m: u32, cols: u32) -> Cost {
     Cost { flops: 0.0, bytes: m as f64 * (2.0 * cols as f64 * dtype.size() as f64 + 4.0) }
 }
 
-/// Shapes that tests and benches share: (n, m, cols), m at most n.
-pub fn cases() -> Vec<(usize, usize, usize)> {
+/// Shapes (n, m, cols) that the checks use; m is at most n.
+pub fn test_shapes() -> Vec<(usize, usize, usize)> {
     vec![(1, 1, 1), (19, 17, 23), (5, 0, 4), (7, 3, 8191), (300, 299, 128)]
 }

@@ -1,9 +1,9 @@
-//! Sampling on the CPU: each task samples one row; the thread keeps a working copy of the scores. Penalties and
-//! biases are single f32 operations, because their roundings decide the order of tokens.
+//! Sampling on the CPU: each task samples one row in a working copy of the scores, which belongs to its thread.
+//! Penalties and biases are single f32 operations, because their roundings decide the order of tokens.
 #![allow(unsafe_code)]
 
 use super::{Params, STREAM};
-use crate::log_prob::{Row, max};
+use crate::log_prob::{RowStats, max};
 use crate::simd::{LANES, exp, sum_lanes};
 use crate::view::{Out, slice};
 use crate::{Team, philox, simd_fn};
@@ -88,7 +88,7 @@ fn kth_largest(scores: &[f32], k: usize, best: &mut Vec<f32>) -> f32 {
     for block in scores.chunks(BLOCK) {
         match least {
             None => best.extend_from_slice(block),
-            // Skips a block without a score above the k-th largest so far, as most are.
+            // Skips a block that has no score above the k-th largest so far, as most blocks do.
             Some(least) if max(block) <= least => continue,
             Some(least) => best.extend(block.iter().filter(|&&s| s > least)),
         }
@@ -131,13 +131,13 @@ fn kept_first(order: &mut [u64], bound: f64) -> usize {
 fn keep_top_p(weights: &mut [f32], p: f32, order: &mut Vec<u64>) {
     let all = total(weights);
     let bound = p.max(0.0) as f64 * all;
-    // Weights below this add up to less than what top-p drops, so none of them is kept; half of it, to be safe from
-    // rounding. Few tokens remain to be sorted unless the distribution is flat.
+    // Weights below this bound add up to less than top-p drops, so none of them is kept; the factor 0.5 is a margin
+    // for rounding. Few tokens remain to be sorted unless the distribution is flat.
     let floor = (0.5 * (all - bound) / weights.len() as f64) as f32;
     order.clear();
     for (id, w) in weights.iter().enumerate() {
         if *w > 0.0 && *w >= floor {
-            // Positive floats are ordered like their bits: sorts the largest weight first, then the lowest id.
+            // Positive floats have the order of their bits: the keys sort by descending weight, then by ascending id.
             order.push(((!w.to_bits()) as u64) << 32 | id as u64);
         }
     }
@@ -173,7 +173,7 @@ fn draw(weights: &[f32], u: f64) -> Option<usize> {
     last
 }
 
-/// One row's settings.
+/// The sampling settings of one row.
 struct Settings<'a> {
     temperature: f32,
     top_p: f32,
@@ -189,7 +189,7 @@ struct Settings<'a> {
     bias_ids: &'a [i32],
     bias: &'a [f32],
     suppressed: &'a [i32],
-    /// Nothing: all are allowed.
+    /// Bit set of allowed tokens; empty: all tokens are allowed.
     allowed: &'a [u32],
 }
 
@@ -209,7 +209,7 @@ fn first_equal(scores: &[f32], top: f32) -> Option<usize> {
     scores[block..].iter().position(|&x| x == top).map(|i| block + i)
 }
 
-/// Returns the token of one row whose logits are not NaN; `None` if no token can be taken.
+/// Returns the token of one row without NaN logits, or `None` if no token can be sampled.
 fn choose(logits: &[f32], s: &Settings<'_>, scratch: &mut Scratch) -> Option<usize> {
     let top = weights(logits, s, scratch)?;
     if s.is_greedy() {
@@ -218,8 +218,8 @@ fn choose(logits: &[f32], s: &Settings<'_>, scratch: &mut Scratch) -> Option<usi
     draw(&scratch.scores, philox::uniform_f64(s.seed, STREAM, s.position as u32 as u64))
 }
 
-/// Leaves in `scores` what the token is chosen by: scores after suppression (greedy) or weights after top-p. Returns
-/// the largest score; `None` if no token has a score above −∞.
+/// Fills `scratch.scores` with the values that select the token: for greedy the scores after suppression, else the
+/// weights after top-p and min-p. Returns the largest score, or `None` if no token has a score above −∞.
 fn weights(logits: &[f32], s: &Settings<'_>, scratch: &mut Scratch) -> Option<f32> {
     let Scratch { scores, best, order, history } = scratch;
     scores.clear();
@@ -292,13 +292,13 @@ fn penalise(scores: &mut [f32], logits: &[f32], s: &Settings<'_>, history: &mut 
 }
 
 /// Writes the most likely tokens and their log-probabilities.
-fn likeliest(logits: &[f32], row: &Row, scratch: &mut Scratch, ids: &mut [i32], log_probs: &mut [f32]) {
+fn likeliest(logits: &[f32], row: &RowStats, scratch: &mut Scratch, ids: &mut [i32], log_probs: &mut [f32]) {
     let n = ids.len().min(logits.len());
     if n == 0 {
         return;
     }
     let least = kth_largest(logits, n, &mut scratch.best);
-    // Tokens with equal logits are ordered by id; some that equal the last one may lie beyond n.
+    // Tokens with equal logits are ordered by id; more than n tokens may have a logit of at least `least`.
     let mut best: Vec<usize> = (0..logits.len()).filter(|&id| logits[id] >= least).collect();
     best.sort_by(|&a, &b| (logits[b] + 0.0).total_cmp(&(logits[a] + 0.0)).then(a.cmp(&b)));
     for ((id, value), &token) in ids.iter_mut().zip(log_probs).zip(&best[..n]) {
@@ -310,37 +310,37 @@ fn likeliest(logits: &[f32], row: &Row, scratch: &mut Scratch, ids: &mut [i32], 
 /// Every address in [`Params`] is valid for the shape and dtype that its field documents.
 pub unsafe fn sample(p: &Params, team: &Team) {
     let (rows, vocab, cols) = (p.rows as usize, p.vocab as usize, p.history_cols as usize);
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`Params`] documents.
     let (logits, history) = unsafe { (slice::<f32>(p.logits, rows * vocab), slice::<i32>(p.history, rows * cols)) };
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`Params`] documents.
     let (temperature, top_p) = unsafe { (slice::<f32>(p.temperature, rows), slice::<f32>(p.top_p, rows)) };
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`Params`] documents.
     let (top_k, penalty) = unsafe { (slice::<i32>(p.top_k, rows), slice::<f32>(p.penalty, rows)) };
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`Params`] documents.
     let (seed, position) = unsafe { (slice::<u64>(p.seed, rows), slice::<i32>(p.position, rows)) };
-    // SAFETY: the caller guarantees it (see the function's safety section); without a history there need be no lengths.
+    // SAFETY: `history_len` covers `rows` elements if there is a history; else no elements are read.
     let history_len = unsafe { slice::<i32>(p.history_len, if cols == 0 { 0 } else { rows }) };
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`Params`] documents.
     let suppressed = unsafe { slice::<i32>(p.suppressed, p.suppressed_count as usize) };
     let (bias_cols, words, tops) = (p.bias_cols as usize, vocab.div_ceil(32), p.tops as usize);
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`Params`] documents.
     let (bias_ids, bias) =
         unsafe { (slice::<i32>(p.bias_ids, rows * bias_cols), slice::<f32>(p.bias, rows * bias_cols)) };
     let each = |addr: crate::Addr, len: usize| if addr.is_null() { 0 } else { len };
-    // SAFETY: the caller guarantees it (see the function's safety section); no elements if there is no address.
+    // SAFETY: the address is null (then no elements are read) or covers `rows` elements.
     let optional = |addr| unsafe { slice::<f32>(addr, each(addr, rows)) };
     let (min_p, frequency, presence) = (optional(p.min_p), optional(p.frequency_penalty), optional(p.presence_penalty));
-    // SAFETY: as above.
+    // SAFETY: the address is null (then no elements are read) or covers `rows` elements.
     let counted_from = unsafe { slice::<i32>(p.counted_from, each(p.counted_from, rows)) };
-    // SAFETY: as above.
+    // SAFETY: the address is null (then no elements are read) or covers `rows * words` elements.
     let allowed = unsafe { slice::<u32>(p.allowed, each(p.allowed, rows * words)) };
-    // SAFETY: as above.
+    // SAFETY: the address is null (then the view has no elements) or covers `rows` elements.
     let written = |addr| unsafe { Out::<f32>::new(addr, each(addr, rows)) };
     let (log_prob, raw_log_prob) = (written(p.log_prob), written(p.raw_log_prob));
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`Params`] documents.
     let (top_ids, top_log_probs) =
         unsafe { (Out::<i32>::new(p.top_ids, rows * tops), Out::<f32>::new(p.top_log_probs, rows * tops)) };
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`Params`] documents.
     let ids = unsafe { Out::<i32>::new(p.ids, rows) };
     team.run(rows, |r| {
         let logits = &logits[r * vocab..][..vocab];
@@ -367,7 +367,7 @@ pub unsafe fn sample(p: &Params, team: &Team) {
         // SAFETY: each row has an element of its own.
         let one = unsafe { ids.part(r, 1) };
         one[0] = chosen.map_or(-1, |id| id as i32);
-        let value = |scale| chosen.map_or(f32::NAN, |id| Row::new(logits, scale).log_prob(logits[id]));
+        let value = |scale| chosen.map_or(f32::NAN, |id| RowStats::new(logits, scale).log_prob(logits[id]));
         if !p.log_prob.is_null() {
             let scale = if temperature[r] > 0.0 { 1.0 / temperature[r] } else { 1.0 };
             // SAFETY: as above.
@@ -384,13 +384,13 @@ pub unsafe fn sample(p: &Params, team: &Team) {
         ids.fill(-1);
         log_probs.fill(f32::NAN);
         if tops > 0 && !bad {
-            let row = Row::new(logits, 1.0);
+            let row = RowStats::new(logits, 1.0);
             SCRATCH.with_borrow_mut(|scratch| likeliest(logits, &row, scratch, ids, log_probs));
         }
     });
 }
 
-/// Returns the weights by which a row's token would be sampled, for tests.
+/// Returns the weights with which the token of a row is sampled, for tests.
 #[cfg(test)]
 pub(super) fn kept_weights(logits: &[f32], s: &super::formula::Settings) -> Vec<f32> {
     let settings = Settings {

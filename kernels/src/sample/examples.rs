@@ -1,10 +1,10 @@
-//! Example calls of the kernels, which `reel kernels list`, `show` and `bench` plan, count and time.
+//! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
 
 use crate::folder::{BATCH, Calls, PLACEHOLDER, Sizes, TOKENS, VOCAB};
 use crate::sample;
 use bytemuck::Zeroable;
 
-/// Example calls, each with its size in words.
+/// Returns the example calls, each with a text that describes its size.
 pub(crate) fn examples(_: &Sizes) -> Calls {
     let p = sample::Params {
         logits: PLACEHOLDER,

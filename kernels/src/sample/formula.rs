@@ -1,6 +1,6 @@
 //! The definition of sampling in f64, with a full sort.
 
-/// One row's settings.
+/// The sampling settings of one row.
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub temperature: f64,
@@ -15,12 +15,12 @@ pub struct Settings {
     pub bias_ids: Vec<i32>,
     pub bias: Vec<f32>,
     pub suppressed: Vec<i32>,
-    /// Nothing: all are allowed.
+    /// Bit set of allowed tokens; empty: all tokens are allowed.
     pub allowed: Vec<u32>,
 }
 
-/// Returns the scores after penalties, bias and suppression, rounded to f32 at each step, since the order of scores
-/// depends on it.
+/// Returns the scores after penalties, bias and suppression. They are rounded to f32 at each step, since the
+/// roundings decide the order of tokens.
 pub fn scores(logits: &[f64], s: &Settings) -> Vec<f64> {
     let rounded = |x: f64| x as f32 as f64;
     let score = |(id, &l): (usize, &f64)| {
@@ -45,13 +45,13 @@ pub fn scores(logits: &[f64], s: &Settings) -> Vec<f64> {
     logits.iter().enumerate().map(score).collect()
 }
 
-/// Returns for every token that top-k keeps, in descending order (equal ones: lower id first): its id, its
-/// probability among them, and the probability of all before it. Top-p keeps the first token and those whose last
-/// number is below p.
+/// Returns (id, probability, cumulative probability of the tokens before it) of every token that top-k keeps, in
+/// descending order of probability (equal ones: lower id first). Top-p keeps the first token and those whose
+/// cumulative probability is below p.
 pub fn ranked(logits: &[f64], s: &Settings) -> Vec<(usize, f64, f64)> {
     let scores = scores(logits, s);
     let mut order: Vec<usize> = (0..scores.len()).collect();
-    // Adding zero makes −0 equal to 0, as scores compare.
+    // Adding zero turns −0 into 0, which compares equal to 0.
     order.sort_by(|&a, &b| (scores[b] + 0.0).total_cmp(&(scores[a] + 0.0)).then(a.cmp(&b)));
     let least = if s.top_k == 0 { f64::NEG_INFINITY } else { scores[order[s.top_k.min(order.len()) - 1]] };
     order.retain(|&id| scores[id] >= least && scores[id] > f64::NEG_INFINITY);
@@ -81,7 +81,8 @@ pub fn draw(ranked: &[(usize, f64, f64)], top_p: f64, min_p: f64, u: f64) -> Opt
     kept.iter().find(beyond).or(kept.last()).map(|t| t.0)
 }
 
-/// Returns the `n` most likely tokens under softmax(logits) with their log-probabilities; equal ones: lower id first.
+/// Returns the `n` most likely tokens under softmax(logits) with their log-probabilities (equal ones: lower id
+/// first).
 pub fn likeliest(logits: &[f64], n: usize) -> Vec<(usize, f64)> {
     let mut order: Vec<usize> = (0..logits.len()).collect();
     order.sort_by(|&a, &b| (logits[b] + 0.0).total_cmp(&(logits[a] + 0.0)).then(a.cmp(&b)));

@@ -7,22 +7,23 @@
 //!    presence penalty is subtracted if the token occurs there at all.
 //! 3. The bias is added.
 //! 4. Suppressed tokens, and tokens that are not allowed, get −∞.
-//! 5. Temperature; 0 (or below) takes the largest score, the lowest id among equal ones, and skips what follows.
+//! 5. Temperature; 0 (or below) takes the largest score, the lowest id among equal ones, and skips the other steps.
 //! 6. Top-k: scores below the k-th largest are dropped (those equal to it stay).
 //! 7. Top-p: of the tokens in descending order of probability (equal ones: lower id first) a token stays while the
 //!    sum before it is below p, so at least one stays.
 //! 8. Min-p: tokens of less than this share of the largest probability are dropped.
-//! 9. A uniform random number selects from the cumulative distribution over what is left, in the order of ids.
+//! 9. A uniform random number selects from the cumulative distribution over the remaining tokens, in the order of
+//!    ids.
 //!
 //! Steps 1 and 5 to 9 are those of transformers' `generate`, 2 and 3 those of OpenAI's interface. The random number
 //! is number `position` of stream [`STREAM`] of Philox under the row's seed: the same seed and position give the same
 //! token whatever else is in the batch. Steps 1 to 3 round to f32 at each operation.
 //!
-//! Of the distribution before any step: `log_prob` is the token's under softmax(logits / temperature), with
-//! temperature 1 for greedy; `raw_log_prob` the token's under softmax(logits); `top_ids` and `top_log_probs` the most
-//! likely tokens under softmax(logits) in descending order (equal ones: lower id first). A NaN among logits or
+//! Log-probabilities ignore these steps. `log_prob` is that of the sampled token under softmax(logits / temperature),
+//! with temperature 1 for greedy, and `raw_log_prob` under softmax(logits). `top_ids` and `top_log_probs` are the
+//! most likely tokens under softmax(logits) in descending order (equal ones: lower id first). A NaN among logits or
 //! scores, or no token left with a score above −∞, gives id −1 and NaN for both log-probabilities: the caller reports
-//! the error. A NaN among the logits makes `top_ids` −1 and `top_log_probs` NaN, as do entries beyond the vocabulary.
+//! the error. A NaN among the logits makes `top_ids` −1 and `top_log_probs` NaN, as do ranks beyond the vocabulary.
 //!
 //! Numerics: weights in f32; sums of weights in f64 block by block on the CPU, in CUDA as integers, multiples of
 //! 2^-40 of the largest weight (less than half of that counts as 0). A token whose rank or share is within these
@@ -30,9 +31,9 @@
 //! in f32 to 2 ulp, one rounding.
 //!
 //! Bound: memory; on the CPU also a sort of the tokens that may survive top-p. A row of 152 064 logits exceeds shared
-//! memory: CUDA reads it from memory once and from L2 again, 2 times with log-probabilities, 4 to sample, 9 with
-//! top-p, 12 with top-k too. Bank conflicts of the histograms depend on the data: tokens of one bin are added one
-//! after the other.
+//! memory, so CUDA reads it once from memory and again from L2: 2 times in all with log-probabilities, 4 to sample, 9
+//! with top-p, 12 with top-k too. Bank conflicts of the histograms depend on the data: tokens of one bin are added
+//! one after the other.
 
 pub(crate) mod check;
 mod cpu;
@@ -65,7 +66,7 @@ params! {
         /// i32 `[rows, history_cols]`: tokens so far; ids outside the vocabulary are skipped. May be null if
         /// `history_cols` is 0.
         pub history: Addr,
-        /// i32 `[rows]`: valid entries of each row's history.
+        /// i32 `[rows]`: number of tokens in each row's history.
         pub history_len: Addr,
         /// i32 `[suppressed_count]`: tokens that are never sampled; may be null if the count is 0.
         pub suppressed: Addr,
@@ -73,7 +74,7 @@ params! {
         pub frequency_penalty: Addr,
         /// f32 `[rows]`, presence penalty; null: off.
         pub presence_penalty: Addr,
-        /// i32 `[rows]`: first history entry that the frequency and presence penalties count; null: 0.
+        /// i32 `[rows]`: index of the first history token that the frequency and presence penalties count; null: 0.
         pub counted_from: Addr,
         /// f32 `[rows]`, min-p; 0: off, above 1: as 1; null: off.
         pub min_p: Addr,
@@ -84,7 +85,7 @@ params! {
         pub bias: Addr,
         /// u32 `[rows, ceil(vocab / 32)]`: bit `id % 32` of word `id / 32` allows the token `id`; null: all.
         pub allowed: Addr,
-        /// Scratch memory of [`workspace`] bytes; may be null if that is 0. Not used on the CPU.
+        /// Scratch memory of [`workspace`] bytes; may be null if there are none. Not used on the CPU.
         pub workspace: Addr,
         /// i32 `[rows]`, written.
         pub ids: Addr,
@@ -100,7 +101,7 @@ params! {
         pub rows: u32,
         /// Logits of a row.
         pub vocab: u32,
-        /// Stride of the history.
+        /// Row length of `history`.
         pub history_cols: u32,
         /// Length of the suppressed list.
         pub suppressed_count: u32,
@@ -118,7 +119,7 @@ impl Default for Params {
     }
 }
 
-/// The most that `tops` may be.
+/// Maximum of [`Params::tops`].
 pub const MAX_TOPS: u32 = 32;
 
 kernel_folder! {
@@ -128,7 +129,7 @@ kernel_folder! {
 
 kernel!(pub SAMPLE, "sample", Params, cpu::sample, &SOURCE, geometry);
 
-/// Plans one block a row, with two bits a token in shared memory.
+/// Plans one block per row, with two bits per token in shared memory.
 fn geometry(p: &Params, _: &Arch) -> Vec<Stage> {
     if p.rows == 0 || p.vocab == 0 {
         return Vec::new();
@@ -136,7 +137,8 @@ fn geometry(p: &Params, _: &Arch) -> Vec<Stage> {
     vec![Stage { shared: 2 * 4 * p.vocab.div_ceil(32), ..Stage::linear("sample", p.rows, 1024) }]
 }
 
-/// Returns the bytes of workspace: scores of tokens with a penalty or a bias, if the launch has any.
+/// Returns the bytes of the workspace, which holds the scores of tokens with a penalty or a bias; 0 if there are
+/// none.
 pub fn workspace(p: &Params) -> usize {
     if p.history_cols == 0 && p.bias_cols == 0 { 0 } else { 4 * p.rows as usize * p.vocab as usize }
 }
@@ -146,7 +148,11 @@ pub fn workspace(p: &Params) -> usize {
 /// # Panics
 /// If more than [`MAX_TOPS`] most likely tokens are requested.
 pub fn sample(params: &Params) -> Launch {
-    assert!(params.tops <= MAX_TOPS, "{} likeliest tokens, {MAX_TOPS} at most", params.tops);
+    assert!(
+        params.tops <= MAX_TOPS,
+        "{} most likely tokens are requested; at most {MAX_TOPS} are supported",
+        params.tops
+    );
     let n = params.rows as f64 * params.vocab as f64;
     Launch::kernel(&SAMPLE, params, Cost { flops: 20.0 * n, bytes: 4.0 * n })
 }

@@ -1,15 +1,15 @@
 // Samples the next token of each row; steps and their order: mod.rs.
 //
-// One block of 1024 threads a row; the 32 warps take equal runs of ids, 128 ids at a time, four neighbours a lane.
-// The row is read once for every step that needs all of it (at most 13 times, from L2 after the first); nothing of it
-// is stored. Tokens of the history and those with a bias keep their changed scores in the workspace, marked by a bit
-// in shared memory; a second bit marks tokens that must not be sampled.
+// Grid: one block of 1024 threads per row. The 32 warps take equal runs of ids, 128 ids at a time, four neighbouring
+// ids per lane. The row is read once for every step that needs all of it (at most 13 times, from L2 after the first);
+// none of it is stored. Tokens of the history and those with a bias keep their changed scores in the workspace,
+// marked by a bit in shared memory; a second bit marks tokens that must not be sampled.
 //
 // Order. Weights w = e^((score - row_max) / T), at most 1, are summed as integers, multiples of 2^-40, and sums are
 // compared as integers: no sum depends on an order. Selections are by the exact bits of a score (top-k) or a weight
-// (top-p), eleven bits a pass: a histogram in shared memory of how much each value of these bits adds, then a scan
-// from the highest bin. Of equal weights the lower ids come first: the run that holds the last kept one is searched
-// again.
+// (top-p), eleven bits per pass: a histogram in shared memory sums what each value of these bits adds, then a scan
+// starts from the highest bin. Of equal weights the lower ids come first: the run that holds the last kept id is
+// searched again.
 //
 //   marks; row_max = max score, first id of it, largest logit, any NaN
 //   T > 0: least = k-th largest score                               3 passes, with top-k
@@ -18,8 +18,8 @@
 //          id = first whose running sum exceeds u * (sum of kept)   1
 //   log-probabilities from the unchanged logits: sums of e^x in f64, 1 pass; the best n: 3 passes by bits, 1, 1
 //
-// Departures. (1) A weight below 2^-41 of the largest counts as 0 and is never sampled. Numerics. e^x and ln x to 2
-// ulp of f32; a log-probability is rounded once from f64. Bound. Reading the row from L2.
+// A weight below 2^-41 of the largest counts as 0 and is never sampled. Numerics: e^x and ln x to 2 ulp of f32; a
+// log-probability is rounded once from f64. Bound: reading the row from L2.
 #include "cuh/base.cuh"
 #include "cuh/philox.cuh"
 #include "cuh/warp.cuh"
@@ -75,7 +75,7 @@ struct Max {
   }
 };
 
-// The same in all threads.
+// Reduces `x` over the block; all threads get the result.
 template <class T, class Op>
 __device__ __forceinline__ T block_reduce(T x, u64* scratch, Op op) {
   static_assert(sizeof(T) <= 8, "a word of scratch");
@@ -109,7 +109,7 @@ struct Row {
   int vocab, words;    // words: of a set of marks
   bool vector;
 
-  // The warp's run of ids.
+  // The warp's run of ids: from begin() up to, but not including, end().
   __device__ __forceinline__ int begin() const {
     const int tiles = ceil_div(ceil_div(vocab, TILE), WARPS);
     return threadIdx.x / 32 * tiles * TILE;
@@ -144,7 +144,7 @@ struct Row {
   }
 };
 
-// The key at which a descending cumulative sum reaches its target.
+// The result of `select`: the key at which a descending cumulative sum reaches its target.
 struct Reached {
   u32 key;
   u64 above;  // the sum over greater keys
@@ -257,7 +257,7 @@ __device__ __forceinline__ void prepare(const Params& p, const Row& row, u32* ch
     const int given = global<const int>(p.history_len)[r];
     const int length = given < static_cast<int>(p.history_cols) ? given : static_cast<int>(p.history_cols);
     const int from = p.counted_from == 0 ? 0 : global<const int>(p.counted_from)[r];
-    // The workspace entry of a changed token first counts its occurrences.
+    // The workspace word of a changed token first counts the token's occurrences.
     for (int i = threadIdx.x; i < length; i += THREADS) {
       if (known(history[i])) changed[history[i]] = 0;
     }
@@ -322,7 +322,7 @@ __device__ __forceinline__ int draw(const Params& p, const Row& row, Shared& s, 
     const double share = static_cast<double>(fmaxf(top_p, 0.0f)) * __ull2double_rn(total);
     u64 target = __double2ull_ru(share);
     target = target < 1 ? 1 : target > total ? total : target;
-    // Weights below this add up to less than top-p drops: none of them is kept.
+    // Weights below this bound add up to less than the weight that top-p drops, so none of them is kept.
     const u64 few = (total - target) / (2 * static_cast<u64>(row.vocab));
     const Reached reached = select<30>(row, s, target, [&](int, float, float score, u32& key) {
       const float w = weight(score);
@@ -351,7 +351,7 @@ __device__ __forceinline__ int draw(const Params& p, const Row& row, Shared& s, 
       });
 }
 
-// Writes the n most likely tokens by their logits, which are not NaN, equal ones by id, with their log-probabilities.
+// Writes the n most likely tokens and their log-probabilities, ordered by logit, then by id. No logit is NaN.
 __device__ __forceinline__ void best(const Params& p, const Row& row, Shared& s, int r, float largest, double log_sum) {
   const int n = static_cast<int>(p.tops) < row.vocab ? p.tops : row.vocab;
   const Reached kth = select<32>(row, s, n, [](int, float logit, float, u32& key) {
@@ -406,7 +406,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) sample(const __grid_con
   row.changed = changed;
   prepare(p, row, changed, r);
 
-  // Reduces the largest score and its first id as one number; ids are below 2^31.
+  // Reduces the largest score and its first id as one 64-bit number; ids are below 2^31.
   u64 first = 0;
   float largest = minus_infinity();
   int bad = 0;

@@ -33,7 +33,7 @@ simd_fn! {
 /// Every address in [`FwdParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
     let n = p.count as usize;
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`FwdParams`] documents.
     let (gate, up, y) = unsafe { (slice::<T>(p.gate, n), slice::<T>(p.up, n), Out::<T>::new(p.y, n)) };
     team.run(n.div_ceil(BLOCK), |task| {
         let (start, len) = (task * BLOCK, BLOCK.min(n - task * BLOCK));
@@ -47,9 +47,9 @@ pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
 /// Every address in [`BwdParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
     let n = p.count as usize;
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`BwdParams`] documents.
     let (gate, up, dy) = unsafe { (slice::<T>(p.gate, n), slice::<T>(p.up, n), slice::<T>(p.dy, n)) };
-    // SAFETY: the caller guarantees it (see the function's safety section).
+    // SAFETY: `p`'s addresses cover the shapes that [`BwdParams`] documents.
     let (d_gate, d_up) = unsafe { (Out::<T>::new(p.d_gate, n), Out::<T>::new(p.d_up, n)) };
     team.run(n.div_ceil(BLOCK), |task| {
         let (start, len) = (task * BLOCK, BLOCK.min(n - task * BLOCK));

@@ -1,9 +1,9 @@
-//! Example calls of the kernels, which `reel kernels list`, `show` and `bench` plan, count and time.
+//! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
 
 use crate::folder::{Calls, FLOAT_DTYPES, INTERMEDIATE, PLACEHOLDER, Sizes, TOKENS};
 use crate::swiglu;
 
-/// Example calls, each with its size in words.
+/// Returns the example calls, each with a text that describes its size.
 pub(crate) fn examples(s: &Sizes) -> Calls {
     let count = s.get("tokens", TOKENS) as u64 * s.get("intermediate", INTERMEDIATE) as u64;
     let fwd = swiglu::FwdParams { gate: PLACEHOLDER, up: PLACEHOLDER, y: PLACEHOLDER, count };
@@ -19,7 +19,7 @@ pub(crate) fn examples(s: &Sizes) -> Calls {
     calls.into_iter().flatten().map(|launch| ("8192 tokens of 18944", launch)).collect()
 }
 
-/// Calls whose memory traffic is counted.
+/// Returns launches whose memory traffic a test compares with their cost.
 #[cfg(test)]
 pub(crate) fn traffic(a: &mut crate::checks::traffic::Arrays) -> crate::checks::traffic::Traffic {
     use crate::checks::traffic::{COUNT, within_a_tenth};

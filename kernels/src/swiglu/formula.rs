@@ -7,7 +7,7 @@ pub fn fwd(gate: &[f64], up: &[f64]) -> Vec<f64> {
     gate.iter().zip(up).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect()
 }
 
-/// Returns the gradients of `sum(dy * fwd(gate, up))` by differences of the definition.
+/// Returns the gradients of `sum(dy * fwd(gate, up))` by finite differences of the definition.
 pub fn bwd(gate: &[f64], up: &[f64], dy: &[f64]) -> (Vec<f64>, Vec<f64>) {
     let each = |dg: f64, du: f64| -> Vec<f64> {
         let at = |g: f64, u: f64| slope(|h| fwd(&[g + h * dg], &[u + h * du])[0]);
@@ -21,12 +21,12 @@ fn denominator(g: f64) -> f64 {
     f32(1.0 + approximate((-g).exp(), 2.0 * ULP))
 }
 
-/// [`fwd`] with roundings.
+/// [`fwd`] with the kernel's roundings.
 pub fn fwd_rounded(gate: &[f64], up: &[f64]) -> Vec<f64> {
     gate.iter().zip(up).map(|(g, u)| approximate(g / denominator(*g), 2.0 * ULP) * u).collect()
 }
 
-/// [`bwd`] with roundings.
+/// [`bwd`] with the kernel's roundings.
 pub fn bwd_rounded(gate: &[f64], up: &[f64], dy: &[f64]) -> (Vec<f64>, Vec<f64>) {
     let one = |((&g, &u), &dy): ((&f64, &f64), &f64)| {
         let s = approximate(1.0 / denominator(g), 2.0 * ULP);

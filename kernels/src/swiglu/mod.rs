@@ -1,11 +1,12 @@
-//! SwiGLU: `y = silu(gate) * up`, `silu(g) = g / (1 + e^-g)`, element by element, and its gradient `d_gate = dy * up
-//! * s * (1 + g * (1 - s))`, `d_up = dy * g * s` with `s = 1 / (1 + e^-g)`.
+//! SwiGLU, element by element: `y = silu(gate) * up` with `silu(g) = g / (1 + e^-g)`.
+//!
+//! Gradient, with `s = 1 / (1 + e^-g)`: `d_gate = dy * up * s * (1 + g * (1 - s))`, `d_up = dy * g * s`.
 //!
 //! Shapes: all `[count]`, one dtype, f32 or bf16; arithmetic in f32.
 //!
-//! Numerics: `e^-g` and the quotient are good to 2 ulp of f32 (`div.full.f32`; the CUDA library's e^x to 1); `1 +
-//! e^-g` and every product and sum of the gradient round to f32 once; one rounding to T at the store. Tolerance: 64
-//! roundings for d_gate in f32 (its terms cancel near silu′ = 0), 2.5 otherwise.
+//! Numerics: `e^-g` and the quotient are accurate to 2 ulp of f32 (`div.full.f32`; the CUDA library's e^x to 1 ulp);
+//! `1 + e^-g` and every product and sum of the gradient round to f32 once; one rounding to T at the store. Tolerance
+//! as a multiple of the error of one rounding: 64 for d_gate in f32 (its terms cancel near silu′ = 0), 2.5 otherwise.
 //!
 //! Bound: memory; 3 reads and writes of `count` elements forward, 5 backward.
 
@@ -74,7 +75,7 @@ pub fn bwd(dtype: DType, params: &BwdParams) -> Launch {
     Launch::kernel(kernel, params, Cost { flops: 11.0 * n, bytes: 5.0 * n * dtype.size() as f64 })
 }
 
-/// Sizes (count, scale of the inputs) that tests and benches share.
-pub fn cases() -> Vec<(usize, f32)> {
+/// Shapes (count, scale of the inputs) that the checks use.
+pub fn test_shapes() -> Vec<(usize, f32)> {
     vec![(1, 1.0), (17, 1.0), (8191, 3.0), (4096 * 5 + 3, 20.0)]
 }

@@ -4,12 +4,12 @@
 //   fwd: y = g * s * u                     bwd: d_gate = dy * u * s * (1 + g * (1 - s)), d_up = dy * g * s
 //
 // Shapes and limits: mod.rs. Numerics: f32; e^x of the CUDA library (1 ulp), quotient to 2 ulp; one rounding to T at
-// the store. Grid: 2048 elements a block (map.cuh). Bound: memory.
+// the store. Grid: 2048 elements per block (map.cuh). Bound: memory.
 
 #include "cuh/map.cuh"
 #include "cuh/math.cuh"
 
-// gate and up to y.
+// Computes y from gate and up.
 struct Gated {
   __device__ __forceinline__ void operator()(const float (&x)[2], float (&y)[1]) const {
     y[0] = divide(x[0], 1.0f + expf(-x[0])) * x[1];

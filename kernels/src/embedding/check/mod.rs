@@ -1,4 +1,4 @@
-use super::{BwdParams, FwdParams, bwd, cases, formula, fwd};
+use super::{BwdParams, FwdParams, bwd, formula, fwd, test_shapes};
 use crate::DType::{BF16, F32};
 use crate::checks::{Data, addr, addr_mut, checks, numbers, run};
 use crate::compare::{assert_close, assert_rounded};
@@ -14,7 +14,7 @@ fn ids(tokens: usize, vocab: usize) -> Vec<i32> {
 }
 
 fn picks_rows() {
-    for (tokens, hidden, vocab) in cases() {
+    for (tokens, hidden, vocab) in test_shapes() {
         for (from, to) in [(F32, F32), (F32, BF16), (BF16, F32), (BF16, BF16)] {
             let (table, ids) = (Data::new(from, &numbers(vocab * hidden, 1, 1.0)), ids(tokens, vocab));
             let y = Data::output(to, tokens * hidden);
@@ -38,7 +38,7 @@ fn picks_rows() {
 const OF_ONE_SUM: f64 = 4.0;
 
 fn adds_gradients_to_rows() {
-    for (tokens, hidden, vocab) in cases() {
+    for (tokens, hidden, vocab) in test_shapes() {
         for dtype in [F32, BF16] {
             let (dy, ids) = (Data::new(dtype, &numbers(tokens * hidden, 1, 1.0)), ids(tokens, vocab));
             let before = numbers(vocab * hidden, 2, 1.0);
@@ -76,7 +76,7 @@ fn slots(tokens: usize) -> (Vec<i32>, usize) {
 }
 
 fn places_rows_of_vision() {
-    for (tokens, hidden, vocab) in cases() {
+    for (tokens, hidden, vocab) in test_shapes() {
         for (from, to) in [(F32, F32), (F32, BF16), (BF16, F32), (BF16, BF16)] {
             let (table, ids) = (Data::new(from, &numbers(vocab * hidden, 1, 1.0)), ids(tokens, vocab));
             let (slots, placed) = slots(tokens);
@@ -130,7 +130,7 @@ fn backward(
 }
 
 fn gradients_of_placed_rows_go_to_vision() {
-    for (tokens, hidden, vocab) in cases() {
+    for (tokens, hidden, vocab) in test_shapes() {
         for dtype in [F32, BF16] {
             let (dy, ids) = (Data::new(dtype, &numbers(tokens * hidden, 1, 1.0)), ids(tokens, vocab));
             let (slots, _) = slots(tokens);

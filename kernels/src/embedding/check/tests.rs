@@ -1,5 +1,6 @@
 use super::*;
-use crate::checks::{counted, on_sim};
+use crate::checks::on_sim;
+use crate::checks::traffic::assert_moves_its_bytes;
 
 #[test]
 fn rows_move_once() {
@@ -16,9 +17,7 @@ fn rows_move_once() {
         let (dw, d_vision) = (addr_mut(&mut dw), vision);
         let backward = BwdParams { ids, dy: y, dw, slots, d_vision, tokens, hidden, vocab, placed };
         for launch in [fwd(BF16, BF16, &forward), bwd(BF16, &backward)] {
-            let (count, cost) = (counted(&launch), launch.cost());
-            let bytes = (count.global_read + count.global_written) as f64;
-            assert!(bytes <= 1.1 * cost.bytes, "{}: {bytes} bytes, {} at least", launch.name(), cost.bytes);
+            assert_moves_its_bytes(&launch);
         }
     });
 }

@@ -1,4 +1,4 @@
-use super::{BwdParams, FwdParams, bwd, cases, formula, fwd, tanh_bwd, tanh_fwd};
+use super::{BwdParams, FwdParams, bwd, formula, fwd, tanh_bwd, tanh_fwd, test_shapes};
 use crate::DType::{BF16, F32};
 use crate::checks::{Data, checks, numbers, run};
 use crate::compare::{OF_ONE, assert_close, assert_rounded};
@@ -21,7 +21,7 @@ fn both_forms_equal_the_formula() {
         [(fwd, formula::fwd, formula::fwd_rounded), (tanh_fwd, formula::tanh_fwd, formula::tanh_fwd_rounded)];
     for (i, (launch, formula, with_roundings)) in forms.into_iter().enumerate() {
         for dtype in [F32, BF16] {
-            for (n, scale) in cases() {
+            for (n, scale) in test_shapes() {
                 let (x, y) = (Data::new(dtype, &numbers(n, 1, scale)), Data::output(dtype, n));
                 run(&launch(dtype, &FwdParams { x: x.addr(), y: y.addr(), count: n as u64 }), 2);
                 let each = |f: fn(f64) -> f64| x.f64().into_iter().map(f).collect::<Vec<f64>>();
@@ -41,7 +41,7 @@ fn gradient_equals_differences_of_the_formula() {
         [(bwd, formula::fwd, formula::slope_rounded), (tanh_bwd, formula::tanh_fwd, formula::tanh_slope_rounded)];
     for (i, (launch, formula, with_roundings)) in forms.into_iter().enumerate() {
         for dtype in [F32, BF16] {
-            for (n, scale) in cases() {
+            for (n, scale) in test_shapes() {
                 let (x, dy) = (Data::new(dtype, &numbers(n, 1, scale)), Data::new(dtype, &numbers(n, 2, 1.0)));
                 let dx = Data::output(dtype, n);
                 let params = BwdParams { x: x.addr(), dy: dy.addr(), dx: dx.addr(), count: n as u64 };

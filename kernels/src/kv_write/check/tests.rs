@@ -1,5 +1,6 @@
 use super::*;
-use crate::checks::{counted, on_sim};
+use crate::checks::on_sim;
+use crate::checks::traffic::assert_moves_its_bytes;
 
 #[test]
 fn each_element_moves_once() {
@@ -14,9 +15,7 @@ fn each_element_moves_once() {
             let params =
                 Params { k, v, k_cache, v_cache, slots, tokens, kv_heads, head_dim, pages: 8, page, reserved: 0 };
             let launch = write(dtype, &params);
-            let (count, cost) = (counted(&launch), launch.cost());
-            let bytes = (count.global_read + count.global_written) as f64;
-            assert!(bytes <= 1.1 * cost.bytes, "{}: {bytes} bytes, {} at least", launch.name(), cost.bytes);
+            assert_moves_its_bytes(&launch);
         }
     });
 }

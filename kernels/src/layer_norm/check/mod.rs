@@ -1,4 +1,4 @@
-use super::{BwdParams, FwdParams, bwd, cases, formula, fwd, parts};
+use super::{BwdParams, FwdParams, bwd, formula, fwd, parts, test_shapes};
 use crate::DType::{BF16, F32};
 use crate::checks::rounding::{self, exact};
 use crate::checks::{Data, addr, addr_mut, checks, numbers, run};
@@ -8,7 +8,7 @@ use crate::{Addr, DType};
 checks!(
     equals_the_formula,
     gradient_equals_the_formula,
-    a_row_of_equal_elements_has_no_direction,
+    a_row_of_equal_elements_gives_the_bias,
     threads_and_other_rows_change_nothing
 );
 
@@ -97,7 +97,7 @@ fn inputs(dtype: DType, (rows, cols, scale, mean): (usize, usize, f32, f32)) -> 
 }
 
 fn equals_the_formula() {
-    for case in cases() {
+    for case in test_shapes() {
         let (rows, cols, scale, mean) = case;
         for dtype in [F32, BF16] {
             let [x, w, b, _] = inputs(dtype, case);
@@ -125,7 +125,7 @@ fn equals_the_formula() {
 }
 
 fn gradient_equals_the_formula() {
-    for case in cases().into_iter().filter(|c| c.1 > 1) {
+    for case in test_shapes().into_iter().filter(|c| c.1 > 1) {
         let (rows, cols, scale, mean) = case;
         for dtype in [F32, BF16] {
             let [x, w, b, dy] = inputs(dtype, case);
@@ -144,7 +144,7 @@ fn gradient_equals_the_formula() {
     }
 }
 
-fn a_row_of_equal_elements_has_no_direction() {
+fn a_row_of_equal_elements_gives_the_bias() {
     let (x, w, b) = (Data::new(F32, &[3.0; 24]), Data::new(F32, &[2.0; 8]), Data::new(F32, &[0.25; 8]));
     assert_eq!(forward(F32, [&x, &w, &b], 8, 1)[0], [0.25; 24]);
 }

@@ -1,4 +1,4 @@
-use super::{BwdParams, FwdParams, bwd, cases, formula, fwd, workspace};
+use super::{BwdParams, FwdParams, bwd, formula, fwd, test_shapes, workspace};
 use crate::DType::{BF16, F32};
 use crate::checks::{Data, addr, addr_mut, checks, numbers, run};
 use crate::compare::{OF_ONE, assert_rounded};
@@ -103,17 +103,17 @@ fn equals_the_formula() {
     for dtype in [F32, BF16] {
         // Most cases have few rows, so errors are measured over all cases together.
         let mut all: [(Vec<f32>, Vec<f64>, Vec<f64>); 3] = Default::default();
-        for case in cases() {
+        for case in test_shapes() {
             let given = Given::new(dtype, case);
             let got = given.forward(given.rows(), 2);
-            let want: Vec<formula::Row> =
+            let want: Vec<formula::RowResults> =
                 (0..given.rows()).map(|r| formula::fwd(&given.logits(r), given.targets[r], given.s as f64)).collect();
             // Logits stay f32 sums for bf16 operands too; nothing is rounded to bf16.
             let size = |r: usize| given.logits(r).iter().fold(1.0f64, |a, l| a.max((l * given.s as f64).abs()));
             for (r, want) in want.iter().enumerate() {
                 let rounded = given.logits_by(formula::logits_rounded, r);
                 let with = formula::fwd_rounded(&rounded, given.targets[r], given.s as f64);
-                let answers = |row: &formula::Row| [row.log_prob, row.entropy, row.lse];
+                let answers = |row: &formula::RowResults| [row.log_prob, row.entropy, row.lse];
                 for (i, all) in all.iter_mut().enumerate() {
                     all.0.push(got[i][r]);
                     all.1.push(answers(&with)[i]);
@@ -135,7 +135,7 @@ fn equals_the_formula() {
 
 fn gradient_equals_the_formula() {
     for dtype in [F32, BF16] {
-        for case in cases().into_iter().filter(|c| (2..400).contains(&c.1)) {
+        for case in test_shapes().into_iter().filter(|c| (2..400).contains(&c.1)) {
             let given = Given::new(dtype, case);
             let answer = given.forward(given.rows(), 1);
             let (d_log_prob, d_entropy) = (numbers(given.rows(), 5, 1.0), numbers(given.rows(), 6, 1.0));
@@ -146,7 +146,8 @@ fn gradient_equals_the_formula() {
                 for r in 0..given.rows() {
                     let grads = [d_log_prob[r] as f64, if with_entropy { d_entropy[r] as f64 } else { 0.0 }];
                     let [log_prob, entropy, lse] = row(r);
-                    let (of, target, s) = (formula::Row { log_prob, entropy, lse }, given.targets[r], given.s as f64);
+                    let (of, target, s) =
+                        (formula::RowResults { log_prob, entropy, lse }, given.targets[r], given.s as f64);
                     want.extend(formula::bwd(&given.logits(r), target, s, grads, &of));
                     let rounded = given.logits_by(formula::logits_rounded, r);
                     with.extend(formula::bwd_rounded(&rounded, target, s, grads, &of));

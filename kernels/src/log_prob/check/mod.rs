@@ -1,4 +1,4 @@
-use super::{BwdParams, FwdParams, STATE, bwd, cases, formula, fwd};
+use super::{BwdParams, FwdParams, STATE, bwd, formula, fwd, test_shapes};
 use crate::DType::{BF16, F32};
 use crate::checks::{Data, addr, addr_mut, checks, numbers, run};
 use crate::compare::{OF_ONE, assert_rounded};
@@ -8,7 +8,7 @@ use crate::{Addr, DType};
 checks!(
     equals_the_formula_to_a_millionth,
     chunks_and_entropies_equal_the_formula,
-    whatever_a_chunk_holds_the_row_is_that_of_all,
+    a_row_in_chunks_equals_the_whole_row,
     gradient_equals_the_formula,
     gradient_of_chunks_and_entropies_equals_the_formula,
     a_certain_token_has_no_gradient_and_an_impossible_one_no_probability,
@@ -112,7 +112,7 @@ fn targets(logits: &[f32], rows: usize, vocab: usize) -> Vec<i32> {
 }
 
 fn equals_the_formula_to_a_millionth() {
-    for (rows, vocab, scale, temperature) in cases() {
+    for (rows, vocab, scale, temperature) in test_shapes() {
         let (logits, s) = (numbers(rows * vocab, 1, scale), 1.0 / temperature);
         let targets = targets(&logits, rows, vocab);
         let (log_prob, lse) = forward(&logits, &targets, s, 2);
@@ -137,7 +137,7 @@ fn equals_the_formula_to_a_millionth() {
 }
 
 fn gradient_equals_the_formula() {
-    for (rows, vocab, scale, temperature) in cases().into_iter().filter(|c| c.1 > 1) {
+    for (rows, vocab, scale, temperature) in test_shapes().into_iter().filter(|c| c.1 > 1) {
         let (logits, s, grad) = (numbers(rows * vocab, 1, scale), 1.0 / temperature, numbers(rows, 2, 1.0));
         let targets = targets(&logits, rows, vocab);
         let (_, lse) = forward(&logits, &targets, s, 1);
@@ -217,7 +217,7 @@ fn chunks_and_entropies_equal_the_formula() {
 
 /// A row in chunks equals the whole row. Its chunks hold only minus infinities, with and without the target, or one
 /// logit far above the others, or a NaN.
-fn whatever_a_chunk_holds_the_row_is_that_of_all() {
+fn a_row_in_chunks_equals_the_whole_row() {
     const CHUNK: usize = 8;
     let mut logits = numbers(5 * CHUNK, 3, 1.0);
     logits[..CHUNK].fill(f32::NEG_INFINITY);
@@ -254,7 +254,7 @@ fn gradient_of_chunks_and_entropies_equals_the_formula() {
         let mut largest = 0.0f64;
         for r in 0..rows {
             let row: Vec<f64> = logits[r * vocab..][..vocab].iter().map(|&x| x as f64).collect();
-            let of = with_entropy::Row { log_prob: 0.0, entropy: entropy[r] as f64, lse: lse[r] as f64 };
+            let of = with_entropy::RowResults { log_prob: 0.0, entropy: entropy[r] as f64, lse: lse[r] as f64 };
             let (grads, s) = ([grad[r] as f64, d_entropy[r] as f64], s as f64);
             want.extend(with_entropy::bwd(&row, targets[r], s, grads, &of));
             with.extend(with_entropy::bwd_rounded(&row, targets[r], s, grads, &of));

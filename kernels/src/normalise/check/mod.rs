@@ -1,4 +1,4 @@
-use super::{BwdParams, FwdParams, bwd, cases, formula, fwd};
+use super::{BwdParams, FwdParams, bwd, formula, fwd, test_shapes};
 use crate::DType::{self, BF16, F32};
 use crate::checks::{Data, addr, addr_mut, checks, numbers, run};
 use crate::compare::{OF_ONE, assert_close, assert_rounded};
@@ -6,7 +6,7 @@ use crate::compare::{OF_ONE, assert_close, assert_rounded};
 checks!(
     equals_the_formula,
     gradient_equals_the_formula,
-    a_row_of_zeros_has_no_direction,
+    a_row_of_zeros_gives_nan,
     threads_and_other_rows_change_nothing
 );
 
@@ -38,7 +38,7 @@ fn backward(dtype: DType, x: &Data, dy: &Data, norm: &[f32], cols: usize, thread
 }
 
 fn equals_the_formula() {
-    for (rows, cols, scale) in cases() {
+    for (rows, cols, scale) in test_shapes() {
         for dtype in [F32, BF16] {
             let x = Data::new(dtype, &numbers(rows * cols, 1, scale));
             let (y, norm) = forward(dtype, &x, cols, 3);
@@ -52,7 +52,7 @@ fn equals_the_formula() {
 
 fn gradient_equals_the_formula() {
     // With one column, y is ±1 for any x, so dx consists of rounding errors only.
-    for (rows, cols, scale) in cases().into_iter().filter(|c| c.1 > 1) {
+    for (rows, cols, scale) in test_shapes().into_iter().filter(|c| c.1 > 1) {
         for dtype in [F32, BF16] {
             let (x, dy) =
                 (Data::new(dtype, &numbers(rows * cols, 1, scale)), Data::new(dtype, &numbers(rows * cols, 2, 1.0)));
@@ -66,7 +66,7 @@ fn gradient_equals_the_formula() {
     }
 }
 
-fn a_row_of_zeros_has_no_direction() {
+fn a_row_of_zeros_gives_nan() {
     let x = Data::new(F32, &[0.0, 0.0, 3.0, 4.0]);
     let (y, norm) = forward(F32, &x, 2, 1);
     assert!(y[0].is_nan() && y[1].is_nan());

@@ -1,5 +1,6 @@
 use super::*;
-use crate::checks::{counted, on_sim};
+use crate::checks::on_sim;
+use crate::checks::traffic::assert_moves_its_bytes;
 
 #[test]
 fn each_element_moves_once() {
@@ -14,9 +15,7 @@ fn each_element_moves_once() {
             let forward = FwdParams { x: x.addr(), y: y.addr(), norm, rows, cols };
             let backward = BwdParams { x: x.addr(), norm, dy: dy.addr(), dx: y.addr(), rows, cols };
             for launch in [fwd(dtype, &forward), bwd(dtype, &backward)] {
-                let (count, cost) = (counted(&launch), launch.cost());
-                let bytes = (count.global_read + count.global_written) as f64;
-                assert!(bytes <= 1.1 * cost.bytes, "{}: {bytes} bytes, {} at least", launch.name(), cost.bytes);
+                let count = assert_moves_its_bytes(&launch);
                 assert_eq!(count.wavefronts, count.wavefronts_least, "{}", launch.name());
             }
         }
@@ -25,7 +24,7 @@ fn each_element_moves_once() {
 
 #[test]
 fn the_formula_of_the_gradient_equals_differences() {
-    for (_, cols, scale) in cases().into_iter().filter(|c| c.1 < 2000) {
+    for (_, cols, scale) in test_shapes().into_iter().filter(|c| c.1 < 2000) {
         let (x, dy) = (Data::new(F32, &numbers(cols, 1, scale)), Data::new(F32, &numbers(cols, 2, 1.0)));
         let (direct, differences) = (formula::bwd(&x.f64(), &dy.f64()), formula::differences(&x.f64(), &dy.f64()));
         let size = dy.f64().iter().map(|d| d * d).sum::<f64>().sqrt() / formula::norm(&x.f64());

@@ -1,5 +1,5 @@
-use super::formula::Input;
-use super::{DwParams, FwdParams, Pixels, cases, dw, fwd};
+use super::formula::FrameInput;
+use super::{DwParams, FwdParams, Pixels, dw, fwd, test_shapes};
 use crate::DType::{BF16, F32};
 use crate::checks::{Data, addr, addr_mut, checks, numbers, run};
 use crate::compare::{OF_ONE, assert_close, assert_rounded};
@@ -8,19 +8,20 @@ use crate::{Addr, DType, Element, patches};
 checks!(
     equals_the_formula,
     the_gradient_equals_the_formula,
-    pixels_are_those_of_the_patches,
+    pixels_equal_those_of_the_patches,
     threads_and_other_patches_change_nothing
 );
 
-const MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
-const STD: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
+pub(crate) const MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
+pub(crate) const STD: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
 
 /// Returns pseudo-random u8 pixel values that include every level.
-fn levels(count: usize) -> Vec<u8> {
+pub(crate) fn levels(count: usize) -> Vec<u8> {
     (0..count).map(|i| (i * i * 31 + i * 7 + i / 251) as u8).collect()
 }
 
-fn pixels([count, height, width, patch, temporal, merge]: [usize; 6]) -> Pixels {
+/// Returns the parameters of frames with CLIP's constants.
+pub(crate) fn pixels([count, height, width, patch, temporal, merge]: [usize; 6]) -> Pixels {
     Pixels {
         rescale: (1.0f64 / 255.0).to_bits(),
         count: count as u32,
@@ -57,12 +58,12 @@ fn forward(frames: &[u8], pixels: Pixels, weight: &Data, bias: Option<&Data>, dt
 }
 
 fn equals_the_formula() {
-    for (shape, embed) in cases() {
+    for (shape, embed) in test_shapes() {
         let (frames, pixels) = (levels(shape[0] * shape[1] * shape[2] * 3), pixels(shape));
         for dtype in [F32, BF16] {
             let (weight, bias) =
                 (Data::new(dtype, &numbers(embed * pixels.row(), 1, 0.1)), Data::new(dtype, &numbers(embed, 2, 1.0)));
-            let input = Input { frames: &frames, pixels, round: round(dtype) };
+            let input = FrameInput { frames: &frames, pixels, round: round(dtype) };
             for bias in [None, Some(&bias)] {
                 let y = forward(&frames, pixels, &weight, bias, dtype, embed);
                 let values = bias.map(Data::f64);
@@ -78,7 +79,7 @@ fn equals_the_formula() {
 }
 
 fn the_gradient_equals_the_formula() {
-    for (shape, embed) in cases() {
+    for (shape, embed) in test_shapes() {
         let (frames, pixels) = (levels(shape[0] * shape[1] * shape[2] * 3), pixels(shape));
         // Tensor cores truncate bits below an f32 sum instead of rounding: an H200 had an error of 2.5e-6.
         for (dtype, tol) in [(F32, 1e-6), (BF16, 1e-5)] {
@@ -94,7 +95,7 @@ fn the_gradient_equals_the_formula() {
                 reserved: 0,
             };
             run(&dw(dtype, &params), 2);
-            let input = Input { frames: &frames, pixels, round: round(dtype) };
+            let input = FrameInput { frames: &frames, pixels, round: round(dtype) };
             let want: Vec<f64> =
                 input.dw(&dy.f64(), embed).iter().zip(&before).map(|(d, &before)| d + before as f64).collect();
             assert_close(&format!("dw {dtype} {shape:?} {embed}"), &sum, &want, tol, f64::MAX);
@@ -104,7 +105,7 @@ fn the_gradient_equals_the_formula() {
 
 /// A weight whose rows each select one element of a patch returns the patches themselves: compares their bits for all
 /// levels and the constants of both models.
-fn pixels_are_those_of_the_patches() {
+fn pixels_equal_those_of_the_patches() {
     let frames: Vec<u8> =
         (0..=255u8).flat_map(|level| [level, level.wrapping_add(85), level.wrapping_mul(7)]).collect();
     let identity: Vec<f32> = (0..9).map(|i| if i % 4 == 0 { 1.0 } else { 0.0 }).collect();

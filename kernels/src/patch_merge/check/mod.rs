@@ -1,18 +1,13 @@
-use super::{BwdParams, FwdParams, bwd, cases, formula, fwd};
+use super::{BwdParams, FwdParams, bwd, formula, fwd, test_shapes};
 use crate::DType::{BF16, F32};
+use crate::checks::rounding;
 use crate::checks::{Data, addr, addr_mut, checks, numbers, run};
 use crate::compare::assert_close;
+use crate::rms_norm::check::EPS;
 use crate::rms_norm::{self, parts};
-use crate::{Addr, DType, Element};
-use bytemuck::Zeroable;
+use crate::{Addr, DType};
 
 checks!(equals_the_formula, gradient_equals_differences_of_the_formula, equals_gather_then_rms_norm);
-
-const EPS: f32 = 1e-6;
-
-fn bf16_rounding(x: f64) -> f64 {
-    <half::bf16 as Element>::from_f32(x as f32).to_f32() as f64
-}
 
 /// Returns a permutation of `0 .. rows` without a pattern.
 fn index(rows: usize) -> Vec<i32> {
@@ -46,10 +41,10 @@ fn inputs(dtype: DType, rows: usize, cols: usize, scale: f32) -> [Data; 3] {
 }
 
 fn equals_the_formula() {
-    for (rows, cols, scale) in cases() {
+    for (rows, cols, scale) in test_shapes() {
         // The bf16 formula rounds twice, as the kernel does: without the inner rounding the distance would be above
         // 1e-3.
-        for (dtype, tol, round) in [(F32, 1e-6, (|x| x) as fn(f64) -> f64), (BF16, 3e-4, bf16_rounding)] {
+        for (dtype, tol, round) in [(F32, 1e-6, rounding::exact as fn(f64) -> f64), (BF16, 3e-4, rounding::bf16)] {
             let ([x, w, _], index) = (inputs(dtype, rows, cols, scale), index(rows));
             let (y, _) = forward(dtype, &x, &index, &w, cols);
             let want = formula::fwd(&x.f64(), &index, &w.f64(), EPS as f64, round);
@@ -82,7 +77,7 @@ fn backward(dtype: DType, [x, w, dy]: [&Data; 3], index: &[i32], rstd: &[f32], c
 }
 
 fn gradient_equals_differences_of_the_formula() {
-    for (rows, cols, scale) in cases().into_iter().filter(|c| c.1 > 1 && c.1 < 1000) {
+    for (rows, cols, scale) in test_shapes().into_iter().filter(|c| c.1 > 1 && c.1 < 1000) {
         for (dtype, tol) in [(F32, 1e-4), (BF16, 4e-3)] {
             let ([x, w, dy], index) = (inputs(dtype, rows, cols, scale), index(rows));
             let (_, rstd) = forward(dtype, &x, &index, &w, cols);
@@ -97,7 +92,7 @@ fn gradient_equals_differences_of_the_formula() {
 
 /// The results equal, bit for bit, those of a gather of rows followed by `rms_norm`.
 fn equals_gather_then_rms_norm() {
-    for (rows, cols, scale) in cases() {
+    for (rows, cols, scale) in test_shapes() {
         for dtype in [F32, BF16] {
             let ([x, w, dy], index) = (inputs(dtype, rows, cols, scale), index(rows));
             let (y, rstd) = forward(dtype, &x, &index, &w, cols);
@@ -106,40 +101,13 @@ fn equals_gather_then_rms_norm() {
             let gathered: Vec<f32> =
                 index.iter().flat_map(|&i| &values[i as usize * cols..][..cols]).copied().collect();
             let x = Data::new(dtype, &gathered);
-            let (y2, mut rstd2) = (Data::output(dtype, rows * cols), vec![f32::NAN; rows]);
-            let (rows32, cols32) = (rows as u32, cols as u32);
-            let params = rms_norm::FwdParams {
-                x: x.addr(),
-                w: w.addr(),
-                y: y2.addr(),
-                rstd: addr_mut(&mut rstd2),
-                rows: rows32,
-                cols: cols32,
-                eps: EPS,
-                ..Zeroable::zeroed()
-            };
-            run(&rms_norm::fwd(dtype, &params), 1);
-            assert_eq!((&y, &rstd), (&y2.values(), &rstd2), "{dtype} {rows}x{cols}");
-            let dx2 = Data::output(dtype, rows * cols);
-            let (mut dw2, mut partial) = (vec![0.5; cols], vec![f32::NAN; parts(rows) * cols]);
-            let params = rms_norm::BwdParams {
-                x: x.addr(),
-                w: w.addr(),
-                rstd: addr(&rstd),
-                dy: dy.addr(),
-                dx: dx2.addr(),
-                dw: addr_mut(&mut dw2),
-                partial: addr_mut(&mut partial),
-                rows: rows32,
-                cols: cols32,
-                ..Zeroable::zeroed()
-            };
-            run(&rms_norm::bwd(dtype, &params), 1);
-            let dx2 = dx2.values();
+            let norm = rms_norm::check::forward(dtype, &x, &w, rows, cols, 1);
+            assert_eq!((&y, &rstd), (&norm.0, &norm.1), "{dtype} {rows}x{cols}");
+            let [norm_dx, norm_dw] = rms_norm::check::backward(dtype, &x, &w, &dy, &rstd, cols, 1);
             for (i, &from) in index.iter().enumerate() {
-                assert_eq!(dx[from as usize * cols..][..cols], dx2[i * cols..][..cols], "{dtype} {rows}x{cols}");
+                assert_eq!(dx[from as usize * cols..][..cols], norm_dx[i * cols..][..cols], "{dtype} {rows}x{cols}");
             }
-            assert_eq!(dw, dw2, "{dtype} {rows}x{cols}");
+            assert_eq!(dw, norm_dw, "{dtype} {rows}x{cols}");
         }
     }
 }

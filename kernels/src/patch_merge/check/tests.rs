@@ -1,5 +1,6 @@
 use super::*;
-use crate::checks::{counted, on_sim};
+use crate::checks::on_sim;
+use crate::checks::traffic::assert_moves_its_bytes;
 
 #[test]
 fn reads_each_row_once() {
@@ -14,9 +15,7 @@ fn reads_each_row_once() {
         let (dw, partial) = (addr_mut(&mut dw), addr_mut(&mut partial));
         let gradient = BwdParams { x, index, w, rstd, dy, dx: y, dw, partial, rows, cols };
         for launch in [fwd(dtype, &params), bwd(dtype, &gradient)] {
-            let (count, cost) = (counted(&launch), launch.cost());
-            let bytes = (count.global_read + count.global_written) as f64;
-            assert!(bytes <= 1.1 * cost.bytes, "{}: {bytes} bytes, {} at least", launch.name(), cost.bytes);
+            let count = assert_moves_its_bytes(&launch);
             assert_eq!(count.wavefronts, count.wavefronts_least, "{}", launch.name());
         }
     });

@@ -1,4 +1,4 @@
-use super::{BwdParams, FwdParams, bwd, cases, formula, fwd};
+use super::{BwdParams, FwdParams, bwd, formula, fwd, test_shapes};
 use crate::DType::{BF16, F32};
 use crate::checks::{Data, addr_mut, checks, numbers, run};
 use crate::compare::assert_close;
@@ -6,7 +6,7 @@ use crate::compare::assert_close;
 checks!(adds_positions, the_gradient_sums_rows_of_a_position);
 
 fn adds_positions() {
-    for (rows, cols, positions) in cases() {
+    for (rows, cols, positions) in test_shapes() {
         for dtype in [F32, BF16] {
             let data = |count, seed| Data::new(dtype, &numbers(count, seed, 1.0));
             let (x, pos, y) = (data(rows * cols, 1), data(positions * cols, 2), Data::output(dtype, rows * cols));
@@ -30,7 +30,7 @@ fn adds_positions() {
 }
 
 fn the_gradient_sums_rows_of_a_position() {
-    for (rows, cols, positions) in cases() {
+    for (rows, cols, positions) in test_shapes() {
         for dtype in [F32, BF16] {
             let dy = Data::new(dtype, &numbers(rows * cols, 1, 1.0));
             let before = numbers(positions * cols, 2, 1.0);

@@ -1,4 +1,4 @@
-use super::{BwdParams, FwdParams, bwd, cases, formula, fwd, parts};
+use super::{BwdParams, FwdParams, bwd, formula, fwd, parts, test_shapes};
 use crate::DType::{BF16, F32};
 use crate::checks::rounding::{self, exact};
 use crate::checks::{Data, addr, addr_mut, checks, numbers, run};
@@ -14,10 +14,10 @@ checks!(
     the_gradient_of_a_residual_joins_that_of_the_norm
 );
 
-const EPS: f32 = 1e-6;
+pub(crate) const EPS: f32 = 1e-6;
 
-/// Tolerance of f32 results, as a multiple of the error of one rounding: a row's root is off by two units in its last
-/// place, which moves the whole row, and in a gradient the part along x cancels.
+/// Tolerance of f32 results, as a multiple of the error of one rounding. A row's root has an error of two units in
+/// its last place, which shifts the whole row, and the part of a gradient along x cancels.
 const OF_ONE_F32: f64 = 12.0;
 /// Tolerance of a sum over rows in f32, as a multiple of the error of one rounding.
 const OF_ONE_SUM: f64 = 10.0;
@@ -26,7 +26,7 @@ fn of_one(dtype: DType) -> f64 {
     if dtype == F32 { OF_ONE_F32 } else { OF_ONE }
 }
 
-/// The rounding of an f64 to an element type.
+/// Returns the function that rounds an f64 to an element type.
 fn rounding(dtype: DType) -> fn(f64) -> f64 {
     if dtype == F32 { rounding::f32 } else { rounding::bf16 }
 }
@@ -35,8 +35,8 @@ fn each_row(f: fn(&[f64], f64) -> f64, x: &[f64], cols: usize) -> Vec<f64> {
     x.chunks_exact(cols).map(|x| f(x, EPS as f64)).collect()
 }
 
-/// Asserts the error of results that a row's sum multiplies. The error of the sum moves the whole row, so with few
-/// rows in f32 the total error varies too much for a tight bound.
+/// Asserts results whose rows are multiplied by a sum over the row. An error of that sum shifts the whole row, so
+/// with few rows in f32 the total error varies too much for a tight bound.
 fn assert_rows(name: &str, dtype: DType, rows: usize, got: &[f32], with: &[f64], want: &[f64]) {
     match (dtype, rows) {
         (F32, ..4) => assert_close(name, got, want, 1e-6, f64::MAX),
@@ -59,7 +59,14 @@ fn assert_normed(name: &str, dtype: DType, [x, w]: [&Data; 2], y: &[f32], rstds:
 }
 
 /// Runs the forward launch; returns y and rstd.
-fn forward(dtype: DType, x: &Data, w: &Data, rows: usize, cols: usize, threads: usize) -> (Vec<f32>, Vec<f32>) {
+pub(crate) fn forward(
+    dtype: DType,
+    x: &Data,
+    w: &Data,
+    rows: usize,
+    cols: usize,
+    threads: usize,
+) -> (Vec<f32>, Vec<f32>) {
     let (y, mut rstd) = (Data::output(dtype, rows * cols), vec![f32::NAN; rows]);
     let params = FwdParams {
         x: x.addr(),
@@ -75,8 +82,16 @@ fn forward(dtype: DType, x: &Data, w: &Data, rows: usize, cols: usize, threads: 
     (y.values(), rstd)
 }
 
-/// Runs the backward launch; returns dx and dw, which held 0.5 before.
-fn backward(dtype: DType, x: &Data, w: &Data, dy: &Data, rstd: &[f32], cols: usize, threads: usize) -> [Vec<f32>; 2] {
+/// Runs the backward launch with dw starting at 0.5; returns dx and dw.
+pub(crate) fn backward(
+    dtype: DType,
+    x: &Data,
+    w: &Data,
+    dy: &Data,
+    rstd: &[f32],
+    cols: usize,
+    threads: usize,
+) -> [Vec<f32>; 2] {
     let rows = rstd.len();
     let dx = Data::output(dtype, rows * cols);
     let (mut dw, mut partial) = (vec![0.5; cols], vec![f32::NAN; parts(rows) * cols]);
@@ -101,7 +116,7 @@ fn backward(dtype: DType, x: &Data, w: &Data, dy: &Data, rstd: &[f32], cols: usi
 }
 
 fn equals_the_formula_with_its_inner_rounding() {
-    for (rows, cols, scale) in cases() {
+    for (rows, cols, scale) in test_shapes() {
         for dtype in [F32, BF16] {
             let (x, w) = (Data::new(dtype, &numbers(rows * cols, 1, scale)), Data::new(dtype, &numbers(cols, 2, 1.0)));
             let (y, rstd) = forward(dtype, &x, &w, rows, cols, 3);
@@ -111,7 +126,7 @@ fn equals_the_formula_with_its_inner_rounding() {
 }
 
 fn gradient_equals_the_formula() {
-    for (rows, cols, scale) in cases().into_iter() {
+    for (rows, cols, scale) in test_shapes().into_iter() {
         for dtype in [F32, BF16] {
             let (x, w) = (Data::new(dtype, &numbers(rows * cols, 1, scale)), Data::new(dtype, &numbers(cols, 2, 1.0)));
             let dy = Data::new(dtype, &numbers(rows * cols, 3, 1.0));
@@ -121,7 +136,7 @@ fn gradient_equals_the_formula() {
             let [[with_dx, with_dw], [want_dx, want_dw]] =
                 [formula::bwd_rounded, formula::bwd].map(|f| f(&x.f64(), &w.f64(), &dy.f64(), &rstds));
             if cols == 1 {
-                // With one column y is ±w whatever x is, so dx is only rounding errors.
+                // With one column, y is ±w for any x, so dx consists of rounding errors only.
                 assert_close(&format!("dx {dtype} {rows}x1"), &dx, &want_dx, f64::MAX, 1e-6);
             } else {
                 assert_rows(&format!("dx {rows}x{cols}"), dtype, rows, &dx, &with_dx, &want_dx);
@@ -176,13 +191,13 @@ fn add_forward(dtype: DType, x: &Data, residual: &Data, w: &Data, sum: Addr, col
 }
 
 fn a_residual_is_added_before_the_norm() {
-    for (rows, cols, scale) in cases() {
+    for (rows, cols, scale) in test_shapes() {
         for dtype in [F32, BF16] {
             let data = |seed| Data::new(dtype, &numbers(rows * cols, seed, scale));
             let (x, residual, w) = (data(1), data(2), Data::new(dtype, &numbers(cols, 3, 1.0)));
             let sum = Data::output(dtype, rows * cols);
             let (y, rstd) = add_forward(dtype, &x, &residual, &w, sum.addr(), cols);
-            // The sum is an f32 sum rounded to the element type, so it must be exact.
+            // The sum must be the f32 sum rounded to the element type, bit for bit.
             let want: Vec<f32> = x.values().iter().zip(residual.values()).map(|(x, r)| x + r).collect();
             assert_eq!(sum.values(), Data::new(dtype, &want).values());
             assert_normed(&format!("add {rows}x{cols}"), dtype, [&sum, &w], &y, &rstd);
@@ -197,7 +212,7 @@ fn a_residual_is_added_before_the_norm() {
 }
 
 fn the_gradient_of_a_residual_joins_that_of_the_norm() {
-    for (rows, cols, scale) in cases().into_iter().filter(|c| c.1 > 1) {
+    for (rows, cols, scale) in test_shapes().into_iter().filter(|c| c.1 > 1) {
         for dtype in [F32, BF16] {
             let (x, w) = (Data::new(dtype, &numbers(rows * cols, 1, scale)), Data::new(dtype, &numbers(cols, 2, 1.0)));
             let (dy, d_sum) =
@@ -227,7 +242,7 @@ fn the_gradient_of_a_residual_joins_that_of_the_norm() {
                 run(&bwd(dtype, &params), 2);
                 let name = format!("add dx {rows}x{cols}");
                 assert_rows(&name, dtype, rows, &dx.values(), &with_dx, &want_dx);
-                assert_eq!(dw, want_dw, "dw must not depend on the other gradient");
+                assert_eq!(dw, want_dw, "dw must not depend on d_sum");
             }
         }
     }

@@ -10,12 +10,12 @@ use crate::philox;
 
 checks!(
     generated_rows_follow_the_formula,
-    a_row_does_not_know_its_batch,
-    nothing_to_choose_from,
+    a_row_does_not_depend_on_its_batch,
+    a_row_without_a_possible_token_gives_minus_one,
     a_whole_vocabulary_follows_the_formula,
 );
 
-/// A batch whose rows share all settings except the position of the random numbers.
+/// A batch whose rows share all settings except the positions of their random numbers.
 #[derive(Clone)]
 struct Batch {
     logits: Vec<f32>,
@@ -24,7 +24,7 @@ struct Batch {
     positions: Vec<i32>,
 }
 
-/// What the kernel writes.
+/// The outputs of the kernel.
 #[derive(Clone, Debug, PartialEq)]
 struct Chosen {
     ids: Vec<i32>,
@@ -34,7 +34,7 @@ struct Chosen {
     top_log_probs: Vec<f32>,
 }
 
-/// Likeliest tokens asked for.
+/// Number of most likely tokens that each launch requests.
 const TOPS: usize = 5;
 
 impl Batch {
@@ -120,7 +120,7 @@ fn wide(x: &[f32]) -> Vec<f64> {
     x.iter().map(|&x| x as f64).collect()
 }
 
-/// Returns logits on a grid: two of them are equal or well apart, so their order does not depend on a rounding. The
+/// Returns logits on a grid: two logits are either equal or well apart, so rounding cannot change their order. The
 /// penalties below preserve that.
 fn any_logits(picks: &mut Picks, vocab: usize) -> Vec<f32> {
     let steps = (1 << picks.size(0, 7)) as f32;
@@ -171,7 +171,7 @@ fn generated_rows_follow_the_formula() {
     assert_rounded("log-probabilities", F32, &held.got, &held.with, &held.want, OF_ONE);
 }
 
-/// Log-probabilities of the kernel beside the formula's, with and without roundings.
+/// Log-probabilities of the kernel and of the formula, with and without roundings.
 #[derive(Default)]
 struct Held {
     got: Vec<f32>,
@@ -180,7 +180,8 @@ struct Held {
 }
 
 impl Held {
-    /// Compares the log-probability of `id` under softmax(logits · s); an error of a millionth is allowed.
+    /// Compares the log-probability of `id` under softmax(logits · s) with the formula and records it; a relative
+    /// error of a millionth is allowed.
     fn hold(&mut self, case: &str, got: f32, logits: &[f64], id: i32, s: f64) {
         let want = log_prob(logits, id, s);
         let near = got as f64 == want || (got as f64 - want).abs() <= 1e-6 * (1.0 + want.abs());
@@ -237,7 +238,7 @@ fn check(case: &str, logits: &[f32], s: &Settings, seed: u64, position: i32, hel
     }
 }
 
-fn a_row_does_not_know_its_batch() {
+fn a_row_does_not_depend_on_its_batch() {
     let (rows, vocab) = (5, 2003);
     let s = Settings { top_p: 0.95, history: vec![3, 8], penalty: 1.2, ..settings() };
     let batch = Batch { logits: numbers(rows * vocab, 9, 2.0), settings: s, seed: 77, positions: vec![4, 0, 9, 4, 1] };
@@ -251,7 +252,7 @@ fn a_row_does_not_know_its_batch() {
     }
 }
 
-fn nothing_to_choose_from() {
+fn a_row_without_a_possible_token_gives_minus_one() {
     for temperature in [0.0, 1.0] {
         let s = Settings { temperature, ..settings() };
         for poison in [f32::NAN, -f32::NAN] {
@@ -267,7 +268,7 @@ fn nothing_to_choose_from() {
 }
 
 fn a_whole_vocabulary_follows_the_formula() {
-    // On the simulator a smaller vocabulary must do.
+    // The simulator is too slow for the whole vocabulary.
     let vocab = if is_cuda() { 20_011 } else { 152_064 };
     let logits: Vec<f32> = numbers(vocab, 8, 2.5).iter().map(|x| (x * 16.0).round() / 16.0).collect();
     let s = Settings { top_p: 0.9, top_k: 4000, history: vec![5, 5, 20_000], penalty: 1.25, ..settings() };

@@ -27,9 +27,12 @@ fn keeps_what_the_formula_keeps() {
             in_top_k[id] = true;
             // A weight below f32's range counts as 0.
             if rank == 0 || (before < s.top_p - 1e-6 && p > 1e-30 && p > shares[1]) {
-                assert!(weights[id] > 0.0, "case {i}, {s:?}: token {id}, p {p} after {before}, was dropped");
+                assert!(
+                    weights[id] > 0.0,
+                    "case {i}, {s:?}: token {id} with probability {p} after {before} was dropped"
+                );
             } else if p < shares[0] || (before > s.top_p + 1e-6 && s.top_p < 1.0) {
-                assert!(weights[id] == 0.0, "case {i}, {s:?}: token {id}, p {p} after {before}, was kept");
+                assert!(weights[id] == 0.0, "case {i}, {s:?}: token {id} with probability {p} after {before} was kept");
             }
         }
         for id in 0..logits.len() {
@@ -40,7 +43,7 @@ fn keeps_what_the_formula_keeps() {
 
 #[test]
 fn draws_follow_the_distribution() {
-    // Leaves out the outlier at index 13, beside which all other tokens would be rare.
+    // Leaves out the outlier at index 13, since all other tokens would be improbable next to it.
     let (rows, row) = (20_000, numbers(60, 5, 1.0).split_off(20));
     for (seed, top_p, top_k, temperature) in [(1, 1.0, 0, 1.0), (2, 0.8, 0, 1.0), (3, 1.0, 7, 0.7), (4, 0.9, 20, 1.5)] {
         let s = Settings { temperature, top_p, top_k, ..settings() };
@@ -51,8 +54,8 @@ fn draws_follow_the_distribution() {
         kept.retain(|t| t.2 < top_p);
         let all: f64 = kept.iter().map(|t| t.1).sum();
         let (chi, freedom) = chi_square(&ids, &kept.iter().map(|t| (t.0, t.1 / all)).collect::<Vec<_>>());
-        // χ² has mean `freedom` and variance `2 freedom`: allows five standard deviations either way. The seeds are
-        // fixed.
+        // χ² has mean `freedom` and variance `2 freedom`; five standard deviations either way are allowed. The seeds
+        // are fixed.
         assert!((chi - freedom).abs() < 5.0 * (2.0 * freedom).sqrt(), "seed {seed}: chi² {chi} of {freedom}");
     }
 }
@@ -63,10 +66,18 @@ fn ties_at_the_borders() {
     let kept = |s: Settings| -> Vec<usize> {
         kept_weights(&row, &s).iter().enumerate().filter(|(_, w)| **w > 0.0).map(|(i, _)| i).collect()
     };
-    assert_eq!(kept(Settings { top_k: 1, ..settings() }), [1, 2, 3], "equals of the k-th stay");
+    assert_eq!(kept(Settings { top_k: 1, ..settings() }), [1, 2, 3], "scores equal to the k-th largest are kept");
     assert_eq!(kept(Settings { top_k: 4, ..settings() }), [0, 1, 2, 3, 4]);
-    assert_eq!(kept(Settings { top_p: 0.0, ..settings() }), [1], "of equals the lower id, and always one");
-    assert_eq!(kept(Settings { top_k: 1, top_p: 0.5, ..settings() }), [1, 2], "top-p of what top-k left");
+    assert_eq!(
+        kept(Settings { top_p: 0.0, ..settings() }),
+        [1],
+        "of equal scores the lower id is kept, and always one token"
+    );
+    assert_eq!(
+        kept(Settings { top_k: 1, top_p: 0.5, ..settings() }),
+        [1, 2],
+        "top-p applies to the tokens that top-k keeps"
+    );
     assert_eq!(one_row(&row, Settings { temperature: 0.0, ..settings() }).0, 1);
 }
 
@@ -89,8 +100,8 @@ fn a_whole_vocabulary() {
     }
 }
 
-/// Counts reads of a row, all but the first from L2: once for the greedy token, again for log-probabilities, and for
-/// a sampled token as often as sm80.cu says.
+/// Counts the reads of a row, of which all but the first are from L2: one for the greedy token, another for
+/// log-probabilities, and for a sampled token as many as sm80.cu documents.
 #[test]
 fn a_row_is_read_as_often_as_it_must() {
     crate::checks::on_sim(|| {

@@ -1,13 +1,12 @@
+use super::SCALARS;
 use crate::Addr;
 use crate::DType;
 use crate::DType::{BF16, F32};
 use crate::adamw::small::{first, second};
-use crate::adamw::{BLOCK, Scalars, SmallParams, cases, formula, join, step_8bit, step_bf16_moments};
+use crate::adamw::{BLOCK, Scalars, SmallParams, formula, join, step_8bit, step_bf16_moments, test_sizes};
 use crate::checks::{addr, addr_mut, numbers, run, run_once};
 use crate::compare::{OF_ONE, assert_rounded};
 use half::bf16;
-
-const SCALARS: Scalars = Scalars { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, step: 1 };
 
 /// Test data of one optimizer state with small moments: weights (f32 or split) with bf16 moments and with 8-bit
 /// moments.
@@ -81,8 +80,8 @@ fn assert_weights(scalars: &Scalars, old: impl Fn(usize) -> [f64; 3], g: &[f32],
     assert_rounded("w", F32, got, &with, &want, OF_ONE);
 }
 
-pub(super) fn a_step_with_bf16_moments_lands_beside_the_formula() {
-    for n in cases() {
+pub(super) fn a_step_with_bf16_moments_is_close_to_the_formula() {
+    for n in test_sizes() {
         let mut state = State::new(&numbers(n, 1, 0.1));
         for t in 1..=3 {
             let (scalars, g) = (Scalars { step: t, ..SCALARS }, numbers(n, 10 + t, 1.0));
@@ -93,15 +92,15 @@ pub(super) fn a_step_with_bf16_moments_lands_beside_the_formula() {
             for (i, g) in g.iter().enumerate() {
                 let [_, m, v] = formula::step(&scalars, old(i), *g as f64);
                 // Stochastic rounding moves a value at most to the neighbouring bf16, a relative distance of 2⁻⁷.
-                assert!(near(state.bf16[0][i].to_f64(), m, 0.0079), "m[{i}]: {} {m}", state.bf16[0][i]);
-                assert!(near(state.bf16[1][i].to_f64(), v, 0.0079), "v[{i}]: {} {v}", state.bf16[1][i]);
+                assert!(near(state.bf16[0][i].to_f64(), m, 0.0079), "m[{i}]: {}, want {m}", state.bf16[0][i]);
+                assert!(near(state.bf16[1][i].to_f64(), v, 0.0079), "v[{i}]: {}, want {v}", state.bf16[1][i]);
             }
         }
     }
 }
 
-pub(super) fn a_step_with_8_bit_moments_lands_beside_the_formula() {
-    for n in cases() {
+pub(super) fn a_step_with_8_bit_moments_is_close_to_the_formula() {
+    for n in test_sizes() {
         let mut state = State::new(&numbers(n, 1, 0.1));
         for t in 1..=3 {
             let (scalars, g) = (Scalars { step: t, ..SCALARS }, numbers(n, 10 + t, 1.0));
@@ -118,7 +117,7 @@ pub(super) fn a_step_with_8_bit_moments_lands_beside_the_formula() {
                 for k in [0, 1] {
                     let largest = block.iter().fold(0.0, |a: f64, x| a.max(x[k + 1].abs()));
                     let scale = state.scales[2 * b + k];
-                    assert!(near(scale as f64, largest, 1e-6), "scale {k} of block {b}: {scale} {largest}");
+                    assert!(near(scale as f64, largest, 1e-6), "scale {k} of block {b} is {scale}, want {largest}");
                 }
             }
             for (i, w) in want.iter().enumerate() {
@@ -129,15 +128,19 @@ pub(super) fn a_step_with_8_bit_moments_lands_beside_the_formula() {
                 let root = |x: f64, k: usize, p: f64| (x.abs() / scale(k)).powf(p);
                 let (step_m, step_v) =
                     ((root(m, 0, 0.5) - root(w[1], 0, 0.5)) * 127.0, (root(v, 1, 0.25) - root(w[2], 1, 0.25)) * 255.0);
-                assert!(step_m.abs() <= 1.001 && (m * w[1] >= 0.0), "m[{i}]: {m} {}: {step_m} steps", w[1]);
-                assert!(step_v.abs() <= 1.001, "v[{i}]: {v} {}: {step_v} steps", w[2]);
+                assert!(
+                    step_m.abs() <= 1.001 && (m * w[1] >= 0.0),
+                    "m[{i}]: {m}, want {}: off by {step_m} codes",
+                    w[1]
+                );
+                assert!(step_v.abs() <= 1.001, "v[{i}]: {v}, want {}: off by {step_v} codes", w[2]);
             }
         }
     }
 }
 
 pub(super) fn a_split_master_takes_the_same_small_steps() {
-    for n in cases() {
+    for n in test_sizes() {
         let start = numbers(n, 1, 0.1);
         let [mut plain, mut split, mut more] = [(); 3].map(|_| State::new(&start));
         for t in 1..=4 {
@@ -158,7 +161,7 @@ pub(super) fn a_split_master_takes_the_same_small_steps() {
     }
 }
 
-pub(super) fn what_is_not_finite_spreads_over_its_block() {
+pub(super) fn a_gradient_that_is_not_finite_spreads_over_its_block() {
     let mut state = State::new(&[1.0; 600]);
     let mut g = vec![1.0; 600];
     g[300] = f32::NAN;
@@ -177,19 +180,25 @@ const DRAWS: usize = 1 << 20;
 /// neighbours of `x`, and their mean is `x`.
 fn assert_unbiased(name: &str, x: f64, got: impl Iterator<Item = f64> + Clone) {
     let (low, high) = got.clone().fold((f64::MAX, f64::MIN), |(low, high), y| (low.min(y), high.max(y)));
-    assert!(low < x && x < high, "{name}: {x} from {low} to {high}");
-    assert!(got.clone().all(|y| y == low || y == high), "{name}: {x} became something between {low} and {high}");
+    assert!(low < x && x < high, "{name}: {x} is not between {low} and {high}");
+    assert!(
+        got.clone().all(|y| y == low || y == high),
+        "{name}: {x} was rounded to a value between its neighbours {low} and {high}"
+    );
     let count = got.clone().count();
     assert!(count >= DRAWS);
     // Compares the share of samples that were rounded up, which loses less precision than comparing means.
     let share = (x - low) / (high - low);
     let mean = got.filter(|y| *y == high).count() as f64 / count as f64;
     let deviation = (share * (1.0 - share) / count as f64).sqrt();
-    assert!((mean - share).abs() <= 4.0 * deviation, "{name}: {x}: {mean} of the draws go up, {share} ± {deviation}");
+    assert!(
+        (mean - share).abs() <= 4.0 * deviation,
+        "{name}: {x}: a share of {mean} was rounded up, want {share} ± {deviation}"
+    );
 }
 
 /// Gives many weights the same update, each with its own random bits, and checks that rounding has no bias.
-pub(super) fn draws_have_no_bias() {
+pub(super) fn rounded_moments_have_no_bias() {
     for g in [0.83f32, -2.7e-5, 311.0] {
         let mut state = State::new(&vec![0.5; DRAWS]);
         let gradients = vec![g; DRAWS];

@@ -1,5 +1,5 @@
 use super::*;
-use crate::adamw::small::{first_code, second_code, stochastic_bf16};
+use crate::adamw::small::{encode_first_moment, encode_second_moment, stochastic_bf16};
 use crate::philox;
 
 /// The mean of 2²⁰ stochastically rounded samples equals the number within four standard deviations.
@@ -30,13 +30,17 @@ fn stochastic_rounding_has_no_bias() {
     }
     for x in [0.9f32, 0.5, 1e-3, 1e-5, 0.0] {
         let c = (0..127).rfind(|&c| first(c) <= x).unwrap_or(0);
-        check("m", x as f64, first(c) as f64, first(c + 1) as f64, &|r| first(first_code(x, 1.0, r)) as f64);
-        check("-m", -x as f64, -first(c) as f64, -first(c + 1) as f64, &|r| first(first_code(-x, 1.0, r)) as f64);
+        check("m", x as f64, first(c) as f64, first(c + 1) as f64, &|r| first(encode_first_moment(x, 1.0, r)) as f64);
+        check("-m", -x as f64, -first(c) as f64, -first(c + 1) as f64, &|r| {
+            first(encode_first_moment(-x, 1.0, r)) as f64
+        });
         let c = (0..255).rfind(|&c| second(c) <= x).unwrap_or(0);
-        check("v", x as f64, second(c) as f64, second(c + 1) as f64, &|r| second(second_code(x, 1.0, r)) as f64);
+        check("v", x as f64, second(c) as f64, second(c + 1) as f64, &|r| {
+            second(encode_second_moment(x, 1.0, r)) as f64
+        });
     }
-    assert_eq!((first_code(2.5, 2.5, 65535), second_code(2.5, 2.5, 65535)), (127, 255));
-    assert_eq!((first_code(0.0, 0.0, 65535), second_code(0.0, 0.0, 65535)), (0, 0));
+    assert_eq!((encode_first_moment(2.5, 2.5, 65535), encode_second_moment(2.5, 2.5, 65535)), (127, 255));
+    assert_eq!((encode_first_moment(0.0, 0.0, 65535), encode_second_moment(0.0, 0.0, 65535)), (0, 0));
 }
 
 /// The CUDA code divides codes by a constant with three operations; this checks that the quotient is rounded
