@@ -18,25 +18,26 @@ pub const fn philox4x32_10(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
     [a, b, c, d]
 }
 
-/// The four random words at `index` of `stream`.
+/// Returns the four random words at `index` of `stream`.
 pub fn words(seed: u64, stream: u64, index: u64) -> [u32; 4] {
     let halves = |x: u64| [x as u32, (x >> 32) as u32];
     let ([i0, i1], [s0, s1]) = (halves(index), halves(stream));
     philox4x32_10([i0, i1, s0, s1], halves(seed))
 }
 
-/// A number uniform in [0, 1), a multiple of 2⁻²⁴: the upper bits of the first word.
+/// Returns a number uniform in [0, 1), a multiple of 2⁻²⁴: the upper bits of the first word.
 pub fn uniform(seed: u64, stream: u64, index: u64) -> f32 {
     (words(seed, stream, index)[0] >> 8) as f32 * (1.0 / (1 << 24) as f32)
 }
 
-/// A number uniform in [0, 1), a multiple of 2⁻⁵³: the upper bits of the first two words (the first is the higher).
+/// Returns a number uniform in [0, 1), a multiple of 2⁻⁵³: the upper bits of the first two words (the first is the
+/// higher).
 pub fn uniform_f64(seed: u64, stream: u64, index: u64) -> f64 {
     let [hi, lo, ..] = words(seed, stream, index);
     (((hi as u64) << 32 | lo as u64) >> 11) as f64 * (1.0 / (1u64 << 53) as f64)
 }
 
-/// A standard normal number, by the cosine of Box and Muller from the first two words.
+/// Returns a standard normal number, by the cosine of Box and Muller from the first two words.
 pub fn normal(seed: u64, stream: u64, index: u64) -> f32 {
     let [a, b, ..] = words(seed, stream, index);
     let unit = 1.0 / (1u64 << 32) as f64;

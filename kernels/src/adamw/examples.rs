@@ -1,37 +1,20 @@
 //! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
 
 use crate::DType::{BF16, F32};
-use crate::folder::{Calls, FLOAT_DTYPES, HIDDEN, INTERMEDIATE, PLACEHOLDER, Sizes, WEIGHTS};
+use crate::folder::{Calls, FLOAT_DTYPES, HIDDEN, INTERMEDIATE, PLACEHOLDER, Sizes, WEIGHTS, placeholders};
 use crate::{Addr, adamw};
-use bytemuck::Zeroable;
 
 /// Returns the example calls, each with a text that describes its size.
 pub(crate) fn examples(s: &Sizes) -> Calls {
     let n = s.count("count", INTERMEDIATE as u64 * HIDDEN as u64);
-    let step = adamw::Params {
-        w: PLACEHOLDER,
-        m: PLACEHOLDER,
-        v: PLACEHOLDER,
-        g: PLACEHOLDER,
-        clip: PLACEHOLDER,
-        n,
-        ..Zeroable::zeroed()
-    };
-    let split = adamw::SplitParams { src: PLACEHOLDER, w: PLACEHOLDER, low: PLACEHOLDER, n };
+    let step = adamw::Params { low: Addr::NULL, n, ..placeholders() };
+    let split = adamw::SplitParams { n, ..placeholders() };
     let mut all = vec![
         (WEIGHTS, adamw::step(F32, &step)),
         (WEIGHTS, adamw::step(BF16, &adamw::Params { low: PLACEHOLDER, ..step })),
-        (WEIGHTS, adamw::join_master(&adamw::JoinParams { w: PLACEHOLDER, low: PLACEHOLDER, dst: PLACEHOLDER, n })),
+        (WEIGHTS, adamw::join_master(&adamw::JoinParams { n, ..placeholders() })),
     ];
-    let small = adamw::SmallParams {
-        w: PLACEHOLDER,
-        m: PLACEHOLDER,
-        v: PLACEHOLDER,
-        g: PLACEHOLDER,
-        clip: PLACEHOLDER,
-        n,
-        ..Zeroable::zeroed()
-    };
+    let small = adamw::SmallParams { low: Addr::NULL, scales: Addr::NULL, n, ..placeholders() };
     let blocks = adamw::SmallParams { scales: PLACEHOLDER, ..small };
     for (t, low) in [(F32, Addr::NULL), (BF16, PLACEHOLDER)] {
         all.push((WEIGHTS, adamw::step_bf16_moments(t, &adamw::SmallParams { low, ..small })));

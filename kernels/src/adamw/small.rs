@@ -57,13 +57,13 @@ pub(super) fn stochastic_bf16(x: f32, draw: u16) -> bf16 {
 }
 
 /// Returns the first moment that code `c` stands for at scale 1.
-pub(super) fn first(c: i8) -> f32 {
+pub(super) fn decode_first_moment(c: i8) -> f32 {
     let q = c as f32 / 127.0;
     q * q.abs()
 }
 
 /// Returns the second moment that code `c` stands for at scale 1.
-pub(super) fn second(c: u8) -> f32 {
+pub(super) fn decode_second_moment(c: u8) -> f32 {
     let q = c as f32 / 255.0;
     (q * q) * (q * q)
 }
@@ -78,14 +78,14 @@ fn stochastic_code(x: f32, root: f32, last: i32, draw: u16, value: impl Fn(i32) 
 /// Returns the stochastically rounded code of the first moment `m` in a block whose scale is `scale`.
 pub(super) fn encode_first_moment(m: f32, scale: f32, draw: u16) -> i8 {
     let x = m.abs() / scale;
-    let c = stochastic_code(x, 127.0 * x.sqrt(), 127, draw, |c| first(c as i8));
+    let c = stochastic_code(x, 127.0 * x.sqrt(), 127, draw, |c| decode_first_moment(c as i8));
     if m < 0.0 { -c as i8 } else { c as i8 }
 }
 
 /// Returns the stochastically rounded code of the second moment `v` in a block whose scale is `scale`.
 pub(super) fn encode_second_moment(v: f32, scale: f32, draw: u16) -> u8 {
     let x = v / scale;
-    stochastic_code(x, 255.0 * x.sqrt().sqrt(), 255, draw, |c| second(c as u8)) as u8
+    stochastic_code(x, 255.0 * x.sqrt().sqrt(), 255, draw, |c| decode_second_moment(c as u8)) as u8
 }
 
 /// Returns the largest magnitude, or NaN if one element is NaN.
@@ -94,7 +94,7 @@ fn largest(x: &[f32]) -> f32 {
 }
 
 /// Access to f32 weights or to the two halves of split weights.
-trait Weights: Copy + Send + Sync {
+pub(super) trait Weights: Copy + Send + Sync {
     /// # Safety
     /// The addresses cover `n` weights.
     unsafe fn new(p: &SmallParams, n: usize) -> Self;
@@ -103,8 +103,9 @@ trait Weights: Copy + Send + Sync {
     unsafe fn update(&self, at: usize, len: usize, step: impl FnMut(usize, f32) -> f32);
 }
 
+/// Weights in f32.
 #[derive(Clone, Copy)]
-struct Plain(Out<f32>);
+pub(super) struct Plain(Out<f32>);
 
 impl Weights for Plain {
     unsafe fn new(p: &SmallParams, n: usize) -> Plain {
@@ -119,8 +120,9 @@ impl Weights for Plain {
     }
 }
 
+/// Split weights: bf16 and the low halves.
 #[derive(Clone, Copy)]
-struct Halves(Out<HighHalf>, Out<i16>);
+pub(super) struct Halves(Out<HighHalf>, Out<i16>);
 
 impl Weights for Halves {
     unsafe fn new(p: &SmallParams, n: usize) -> Halves {
@@ -140,7 +142,7 @@ impl Weights for Halves {
 
 /// # Safety
 /// Every address in [`SmallParams`] is valid for the shape and dtype that its field documents.
-unsafe fn with_bf16<W: Weights>(p: &SmallParams, team: &Team) {
+pub(super) unsafe fn step_bf16_moments<W: Weights>(p: &SmallParams, team: &Team) {
     let n = p.n as usize;
     // SAFETY: `p`'s addresses cover the shapes that [`SmallParams`] documents.
     let (g, step, weights) = unsafe { (slice::<f32>(p.g, n), Step::new(p), W::new(p, n)) };
@@ -167,7 +169,7 @@ unsafe fn with_bf16<W: Weights>(p: &SmallParams, team: &Team) {
 
 /// # Safety
 /// Every address in [`SmallParams`] is valid for the shape and dtype that its field documents.
-unsafe fn with_int8<W: Weights>(p: &SmallParams, team: &Team) {
+pub(super) unsafe fn step_8bit<W: Weights>(p: &SmallParams, team: &Team) {
     let n = p.n as usize;
     // SAFETY: `p`'s addresses cover the shapes that [`SmallParams`] documents.
     let (g, step, weights) = unsafe { (slice::<f32>(p.g, n), Step::new(p), W::new(p, n)) };
@@ -181,7 +183,8 @@ unsafe fn with_int8<W: Weights>(p: &SmallParams, team: &Team) {
         let (m, v, scale) = unsafe { (ms.part(at, len), vs.part(at, len), scales.part(2 * block, 2)) };
         let (mut new_m, mut new_v) = ([0.0; BLOCK], [0.0; BLOCK]);
         let one = |i: usize, w: f32| {
-            let [w, m, v] = step.apply([w, scale[0] * first(m[i]), scale[1] * second(v[i])], g[at + i]);
+            let [w, m, v] =
+                step.apply([w, scale[0] * decode_first_moment(m[i]), scale[1] * decode_second_moment(v[i])], g[at + i]);
             (new_m[i], new_v[i]) = (m, v);
             w
         };
@@ -194,32 +197,4 @@ unsafe fn with_int8<W: Weights>(p: &SmallParams, team: &Team) {
             v[i] = encode_second_moment(new_v[i], scale[1], for_v[i % 8]);
         }
     });
-}
-
-/// # Safety
-/// Every address in [`SmallParams`] is valid for the shape and dtype that its field documents.
-pub unsafe fn bf16_f32(p: &SmallParams, team: &Team) {
-    // SAFETY: `p`'s addresses cover the shapes that [`SmallParams`] documents.
-    unsafe { with_bf16::<Plain>(p, team) }
-}
-
-/// # Safety
-/// Every address in [`SmallParams`] is valid for the shape and dtype that its field documents.
-pub unsafe fn bf16_bf16(p: &SmallParams, team: &Team) {
-    // SAFETY: `p`'s addresses cover the shapes that [`SmallParams`] documents.
-    unsafe { with_bf16::<Halves>(p, team) }
-}
-
-/// # Safety
-/// Every address in [`SmallParams`] is valid for the shape and dtype that its field documents.
-pub unsafe fn int8_f32(p: &SmallParams, team: &Team) {
-    // SAFETY: `p`'s addresses cover the shapes that [`SmallParams`] documents.
-    unsafe { with_int8::<Plain>(p, team) }
-}
-
-/// # Safety
-/// Every address in [`SmallParams`] is valid for the shape and dtype that its field documents.
-pub unsafe fn int8_bf16(p: &SmallParams, team: &Team) {
-    // SAFETY: `p`'s addresses cover the shapes that [`SmallParams`] documents.
-    unsafe { with_int8::<Halves>(p, team) }
 }

@@ -1,13 +1,13 @@
 //! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
 
 use crate::block_copy;
-use crate::folder::{Calls, HEAD_DIM, KV_HEADS, PLACEHOLDER, Sizes};
+use crate::folder::{Calls, HEAD_DIM, KV_HEADS, Sizes, placeholders};
 
 /// Returns the example calls, each with a text that describes its size.
 pub(crate) fn examples(_: &Sizes) -> Calls {
     // A block of 64 tokens with 4 heads of 128 elements in bf16, in units of 16 bytes.
     let units = 64 * KV_HEADS * HEAD_DIM * 2 / 16;
-    let p = block_copy::Params { k_cache: PLACEHOLDER, v_cache: PLACEHOLDER, pairs: PLACEHOLDER, count: 64, units };
+    let p = block_copy::Params { count: 64, units, ..placeholders() };
     vec![("64 blocks of 64 tokens, 4 heads of 128 in bf16", block_copy::copy(&p))]
 }
 

@@ -15,9 +15,9 @@ use crate::{Addr, Arch, Cost, Launch, Stage, kernel, params};
 params! {
     /// Parameters of the kernel.
     pub struct Params {
-        /// `[blocks, units]` of 16 bytes each, read and written.
+        /// `[blocks, units]`, units of 16 bytes; read and written.
         pub k_cache: Addr,
-        /// `[blocks, units]` of 16 bytes each, read and written.
+        /// `[blocks, units]`, units of 16 bytes; read and written.
         pub v_cache: Addr,
         /// i32 `[count, 2]`: source block, destination block.
         pub pairs: Addr,

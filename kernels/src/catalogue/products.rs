@@ -8,7 +8,7 @@ use crate::matmul::{Matmul, Operand};
 /// An example product; its addresses are placeholders.
 #[derive(Clone, Debug)]
 pub struct ExampleProduct {
-    /// Use and element type: `matmul_dw_bf16`.
+    /// Name, made of the use and the element type: `matmul_dw_bf16`.
     pub name: &'static str,
     /// The sizes of the linear layer as text.
     pub size: String,

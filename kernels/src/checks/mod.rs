@@ -180,7 +180,7 @@ pub(crate) fn run(launch: &Launch, threads: usize) {
         (r.setup.device.clone(), here)
     });
     match (device, launch) {
-        (CheckDevice::Sim, Launch::Kernel(kernel)) if here => on_sim::run(kernel),
+        (CheckDevice::Sim, Launch::Kernel(kernel)) if here => on_sim::run_interleavings(kernel),
         (CheckDevice::Gpu(gpu), Launch::Kernel(kernel)) if here => on_gpu::run(&gpu, kernel),
         _ => {
             let team = Team::new(threads);

@@ -70,7 +70,7 @@ impl Placed {
 pub fn run(gpu: &Gpu, launch: &KernelLaunch) {
     let arrays = arrays_of(launch);
     let (seed, compare) = RUNNING.with_borrow(|r| (r.setup.seed, r.setup.compare));
-    let simulated = compare.then(|| on_sim::results(launch, &arrays, seed.wrapping_mul(8)));
+    let simulated = compare.then(|| on_sim::simulated_contents(launch, &arrays, seed.wrapping_mul(8)));
     let results = match on_gpu(gpu, launch, &arrays) {
         Ok(results) => results,
         Err(e) => panic!("{}: {e}", launch.kernel.name),

@@ -38,7 +38,7 @@ pub const COMPLETION_TIMINGS: [CompletionTiming; 3] =
     [CompletionTiming::Latest, CompletionTiming::Earliest, CompletionTiming::Random];
 
 /// Returns the contents of each array after the launch under one interleaving.
-pub fn results(launch: &KernelLaunch, arrays: &[Array], seed: u64) -> Vec<Vec<u8>> {
+pub fn simulated_contents(launch: &KernelLaunch, arrays: &[Array], seed: u64) -> Vec<Vec<u8>> {
     staged_results(launch, arrays, seed).1
 }
 
@@ -65,14 +65,14 @@ fn nothing_found(launch: &KernelLaunch, staged: &[SimulatedStage], seed: u64) {
     }
 }
 
-/// A launch that executes more warp instructions than this is large, see [`run`].
+/// A launch that executes more warp instructions than this is large, see [`run_interleavings`].
 const LARGE_LAUNCH: u64 = 1 << 18;
 
 /// Runs a launch on the simulator under several interleavings, on all processors; the results must agree bit for bit.
 ///
 /// Tests run each kernel on many shapes. There a large launch gets one interleaving per element of [`MOMENTS`]; the
 /// small shapes of the same kernel get all of them.
-pub fn run(launch: &KernelLaunch) {
+pub fn run_interleavings(launch: &KernelLaunch) {
     let arrays = arrays_of(launch);
     let (seed, interleavings, in_test, record) =
         RUNNING.with_borrow(|r| (r.setup.seed, r.setup.interleavings.max(1), r.setup.in_test, r.setup.record));

@@ -1,11 +1,11 @@
 //! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
 
 use crate::column_sum;
-use crate::folder::{ACTIVATIONS, Calls, FLOAT_DTYPES, HIDDEN, PLACEHOLDER, Sizes, TOKENS};
+use crate::folder::{ACTIVATIONS, Calls, FLOAT_DTYPES, HIDDEN, Sizes, TOKENS, placeholders};
 
 /// Returns the example calls, each with a text that describes its size.
 pub(crate) fn examples(_: &Sizes) -> Calls {
-    let p = column_sum::Params { x: PLACEHOLDER, sum: PLACEHOLDER, rows: TOKENS as u64, cols: HIDDEN as u64 };
+    let p = column_sum::Params { rows: TOKENS as u64, cols: HIDDEN as u64, ..placeholders() };
     FLOAT_DTYPES.map(|t| (ACTIVATIONS, column_sum::add(t, &p))).into()
 }
 

@@ -1,21 +1,12 @@
 //! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
 
 use crate::columns;
-use crate::folder::{Calls, FLOAT_DTYPES, HEAD_DIM, HEADS, KV_HEADS, PLACEHOLDER, Sizes, TOKENS};
-use bytemuck::Zeroable;
+use crate::folder::{Calls, FLOAT_DTYPES, HEAD_DIM, HEADS, KV_HEADS, Sizes, TOKENS, placeholders};
 
 /// Returns the example calls, each with a text that describes its size.
 pub(crate) fn examples(_: &Sizes) -> Calls {
     let (width, all) = (HEADS * HEAD_DIM, (HEADS + 2 * KV_HEADS) * HEAD_DIM);
-    let p = columns::CopyParams {
-        src: PLACEHOLDER,
-        dst: PLACEHOLDER,
-        rows: TOKENS,
-        width,
-        src_cols: all,
-        dst_cols: width,
-        ..Zeroable::zeroed()
-    };
+    let p = columns::CopyParams { rows: TOKENS, width, src_cols: all, dst_cols: width, ..placeholders() };
     FLOAT_DTYPES.map(|t| ("the queries of 8192 tokens out of a fused qkv", columns::copy(t, &p))).into()
 }
 

@@ -2,7 +2,7 @@
 
 use crate::DType::{BF16, F32};
 use crate::elementwise;
-use crate::folder::{ACTIVATIONS, Calls, FLOAT_DTYPES, HIDDEN, PLACEHOLDER, Sizes, TOKENS};
+use crate::folder::{ACTIVATIONS, Calls, FLOAT_DTYPES, HIDDEN, PLACEHOLDER, Sizes, TOKENS, placeholders};
 use bytemuck::Zeroable;
 
 /// Returns the example calls, each with a text that describes its size.
@@ -18,19 +18,11 @@ pub(crate) fn examples(_: &Sizes) -> Calls {
         elementwise::accumulate(BF16, F32, &accumulate),
         elementwise::cast(F32, BF16, &cast),
         elementwise::cast(BF16, F32, &cast),
-        elementwise::mul_scalar(&elementwise::MulScalarParams {
-            x: PLACEHOLDER,
-            scalar: PLACEHOLDER,
-            y: PLACEHOLDER,
-            count,
-        }),
+        elementwise::mul_scalar(&elementwise::MulScalarParams { count, ..placeholders() }),
         elementwise::copy(&elementwise::CopyParams { src, dst, bytes: 2 * count }),
     ];
     for t in FLOAT_DTYPES {
-        calls.push(elementwise::add(
-            t,
-            &elementwise::AddParams { a: PLACEHOLDER, b: PLACEHOLDER, y: PLACEHOLDER, count },
-        ));
+        calls.push(elementwise::add(t, &elementwise::AddParams { count, ..placeholders() }));
         calls.push(elementwise::cast_f16(t, &cast));
         calls.push(elementwise::fill(t, &fill));
     }

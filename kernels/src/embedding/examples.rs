@@ -1,28 +1,25 @@
 //! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
 
-use crate::embedding;
-use crate::folder::{ACTIVATIONS, Calls, FLOAT_DTYPES, HIDDEN, PLACEHOLDER, Sizes, TOKENS, VOCAB};
-use bytemuck::Zeroable;
+use crate::folder::{ACTIVATIONS, Calls, FLOAT_DTYPES, HIDDEN, Sizes, TOKENS, VOCAB, placeholders};
+use crate::{Addr, embedding};
 
 /// Returns the example calls, each with a text that describes its size.
 pub(crate) fn examples(_: &Sizes) -> Calls {
     let fwd = embedding::FwdParams {
-        table: PLACEHOLDER,
-        ids: PLACEHOLDER,
-        y: PLACEHOLDER,
+        vision: Addr::NULL,
+        slots: Addr::NULL,
         tokens: TOKENS,
         hidden: HIDDEN,
         vocab: VOCAB,
-        ..Zeroable::zeroed()
+        ..placeholders()
     };
     let bwd = embedding::BwdParams {
-        ids: PLACEHOLDER,
-        dy: PLACEHOLDER,
-        dw: PLACEHOLDER,
+        slots: Addr::NULL,
+        d_vision: Addr::NULL,
         tokens: TOKENS,
         hidden: HIDDEN,
         vocab: VOCAB,
-        ..Zeroable::zeroed()
+        ..placeholders()
     };
     let fwd = FLOAT_DTYPES.map(|table| FLOAT_DTYPES.map(|out| embedding::fwd(table, out, &fwd)));
     let bwd = FLOAT_DTYPES.map(|t| embedding::bwd(t, &bwd));
@@ -34,6 +31,7 @@ pub(crate) fn examples(_: &Sizes) -> Calls {
 pub(crate) fn traffic(a: &mut crate::checks::traffic::Arrays) -> crate::checks::traffic::Traffic {
     use crate::DType::{BF16, F32};
     use crate::checks::traffic::{ROWS, within_a_tenth};
+    use bytemuck::Zeroable;
     let (tokens, hidden, vocab) = (ROWS, HIDDEN, 2 * ROWS);
     let [x, y] = [(); 2].map(|()| a.f32(vocab * hidden));
     let ids = a.ids((0..tokens as i32).map(|i| 2 * i));

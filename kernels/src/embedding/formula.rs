@@ -20,7 +20,7 @@ pub fn bwd(ids: &[i32], dy: &[f64], dw: &[f64], hidden: usize) -> Vec<f64> {
 }
 
 /// [`fwd`], in which tokens with a slot take a vision row instead of a table row.
-pub fn placed(text: &[f64], vision: &[f64], slots: &[i32], hidden: usize) -> Vec<f64> {
+pub fn fwd_with_vision(text: &[f64], vision: &[f64], slots: &[i32], hidden: usize) -> Vec<f64> {
     let rows = (vision.len() / hidden.max(1)) as i32;
     let element = |t: usize, c: usize| match slots[t] {
         slot if slot < 0 => text[t * hidden + c],

@@ -10,7 +10,7 @@ use std::borrow::Cow;
 
 use crate::checks::Check;
 use crate::dtype::DType::{self, BF16, F32};
-use crate::launch::{Addr, KernelLaunch, Launch, Source};
+use crate::launch::{Addr, KernelLaunch, Launch, Params, Source};
 
 pub use sizes::{SizeError, Sizes};
 
@@ -92,6 +92,15 @@ pub(crate) const VOCAB: u32 = 152_064;
 pub(crate) const BATCH: u32 = 16;
 /// The address of every operand of an example call.
 pub(crate) const PLACEHOLDER: Addr = Addr(1 << 40);
+/// Returns parameters whose addresses are all [`PLACEHOLDER`] and whose numbers are 0.
+pub(crate) fn placeholders<P: Params>() -> P {
+    let mut params = P::zeroed();
+    for field in P::FIELDS.iter().filter(|field| field.address) {
+        bytemuck::bytes_of_mut(&mut params)[field.offset..][..8].copy_from_slice(&PLACEHOLDER.0.to_le_bytes());
+    }
+    params
+}
+
 /// The element types that most kernels support.
 pub(crate) const FLOAT_DTYPES: [DType; 2] = [F32, BF16];
 /// Describes the size of a call over all weights of one matrix.

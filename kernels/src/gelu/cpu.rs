@@ -85,50 +85,27 @@ simd_fn! {
     }
 }
 
+/// Computes GELU in its tanh form or in its exact form.
+///
 /// # Safety
 /// Every address in [`FwdParams`] is valid for the shape and dtype that its field documents.
-pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
-    // SAFETY: `p`'s addresses cover the shapes that [`FwdParams`] documents.
-    unsafe { forward(p, team, fwd_block::<T>) }
-}
-
-/// # Safety
-/// Every address in [`FwdParams`] is valid for the shape and dtype that its field documents.
-pub unsafe fn tanh_fwd<T: Element>(p: &FwdParams, team: &Team) {
-    // SAFETY: `p`'s addresses cover the shapes that [`FwdParams`] documents.
-    unsafe { forward(p, team, tanh_fwd_block::<T>) }
-}
-
-/// # Safety
-/// Every address in [`BwdParams`] is valid for the shape and dtype that its field documents.
-pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
-    // SAFETY: `p`'s addresses cover the shapes that [`BwdParams`] documents.
-    unsafe { backward(p, team, bwd_block::<T>) }
-}
-
-/// # Safety
-/// Every address in [`BwdParams`] is valid for the shape and dtype that its field documents.
-pub unsafe fn tanh_bwd<T: Element>(p: &BwdParams, team: &Team) {
-    // SAFETY: `p`'s addresses cover the shapes that [`BwdParams`] documents.
-    unsafe { backward(p, team, tanh_bwd_block::<T>) }
-}
-
-/// # Safety
-/// Every address in [`FwdParams`] is valid for the shape and dtype that its field documents.
-unsafe fn forward<T: Element>(p: &FwdParams, team: &Team, block: fn(&[T], &mut [T])) {
+pub unsafe fn fwd<T: Element, const TANH_FORM: bool>(p: &FwdParams, team: &Team) {
     let n = p.count as usize;
     // SAFETY: `p`'s addresses cover the shapes that [`FwdParams`] documents.
     let (x, y) = unsafe { (slice::<T>(p.x, n), Out::<T>::new(p.y, n)) };
     team.run(n.div_ceil(BLOCK), |task| {
         let (start, len) = (task * BLOCK, BLOCK.min(n - task * BLOCK));
         // SAFETY: blocks do not overlap.
+        let block = if TANH_FORM { tanh_fwd_block::<T> } else { fwd_block::<T> };
         block(&x[start..start + len], unsafe { y.part(start, len) });
     });
 }
 
+/// Computes the gradient of the tanh form or of the exact form.
+///
 /// # Safety
 /// Every address in [`BwdParams`] is valid for the shape and dtype that its field documents.
-unsafe fn backward<T: Element>(p: &BwdParams, team: &Team, block: fn(&[T], &[T], &mut [T])) {
+pub unsafe fn bwd<T: Element, const TANH_FORM: bool>(p: &BwdParams, team: &Team) {
     let n = p.count as usize;
     // SAFETY: `p`'s addresses cover the shapes that [`BwdParams`] documents.
     let (x, dy, dx) = unsafe { (slice::<T>(p.x, n), slice::<T>(p.dy, n), Out::<T>::new(p.dx, n)) };
@@ -136,6 +113,7 @@ unsafe fn backward<T: Element>(p: &BwdParams, team: &Team, block: fn(&[T], &[T],
         let (start, len) = (task * BLOCK, BLOCK.min(n - task * BLOCK));
         // SAFETY: blocks do not overlap.
         let dx = unsafe { dx.part(start, len) };
+        let block = if TANH_FORM { tanh_bwd_block::<T> } else { bwd_block::<T> };
         block(&x[start..start + len], &dy[start..start + len], dx);
     });
 }

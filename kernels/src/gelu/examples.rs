@@ -1,13 +1,13 @@
 //! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
 
-use crate::folder::{Calls, FLOAT_DTYPES, PLACEHOLDER, Sizes, TOKENS};
+use crate::folder::{Calls, FLOAT_DTYPES, Sizes, TOKENS, placeholders};
 use crate::gelu;
 
 /// Returns the example calls, each with a text that describes its size.
 pub(crate) fn examples(_: &Sizes) -> Calls {
     let count = TOKENS as u64 * 5120;
-    let fwd = gelu::FwdParams { x: PLACEHOLDER, y: PLACEHOLDER, count };
-    let bwd = gelu::BwdParams { x: PLACEHOLDER, dy: PLACEHOLDER, dx: PLACEHOLDER, count };
+    let fwd = gelu::FwdParams { count, ..placeholders() };
+    let bwd = gelu::BwdParams { count, ..placeholders() };
     let tanh = FLOAT_DTYPES.map(|t| [gelu::tanh_fwd(t, &fwd), gelu::tanh_bwd(t, &bwd)]);
     let erf = FLOAT_DTYPES.map(|t| [gelu::fwd(t, &fwd), gelu::bwd(t, &bwd)]);
     let calls = erf.into_iter().chain(tanh);

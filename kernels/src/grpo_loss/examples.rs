@@ -1,27 +1,17 @@
 //! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
 
-use crate::folder::{Calls, PLACEHOLDER, Sizes};
+use crate::folder::{Calls, Sizes, placeholders};
 use crate::grpo_loss;
-use bytemuck::Zeroable;
 
 /// Returns the example calls, each with a text that describes its size.
 pub(crate) fn examples(_: &Sizes) -> Calls {
     let params = grpo_loss::Params {
-        log_prob: PLACEHOLDER,
-        old: PLACEHOLDER,
-        reference: PLACEHOLDER,
-        cu_seqlens: PLACEHOLDER,
-        counted: PLACEHOLDER,
-        advantage: PLACEHOLDER,
-        weight: PLACEHOLDER,
-        d_log_prob: PLACEHOLDER,
-        stats: PLACEHOLDER,
         completions: 8,
         epsilon_low: 0.2,
         epsilon_high: 0.2,
         beta: 0.04,
         kl_limit: 10.0,
-        ..Zeroable::zeroed()
+        ..placeholders()
     };
     vec![("8 completions of 1024 tokens", grpo_loss::loss(8 * 1024, &params))]
 }
@@ -30,6 +20,7 @@ pub(crate) fn examples(_: &Sizes) -> Calls {
 #[cfg(test)]
 pub(crate) fn traffic(a: &mut crate::checks::traffic::Arrays) -> crate::checks::traffic::Traffic {
     use crate::checks::traffic::within_a_tenth;
+    use bytemuck::Zeroable;
     let (tokens, completions) = (2048usize, 2u32);
     let cu_seqlens = a.ids([0, 1024, 2048]);
     let counted = a.ids([1024, 1024]);

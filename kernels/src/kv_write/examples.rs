@@ -1,23 +1,17 @@
 //! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
 
-use crate::folder::{Calls, FLOAT_DTYPES, HEAD_DIM, KV_HEADS, PLACEHOLDER, Sizes, TOKENS};
+use crate::folder::{Calls, FLOAT_DTYPES, HEAD_DIM, KV_HEADS, Sizes, TOKENS, placeholders};
 use crate::kv_write;
-use bytemuck::Zeroable;
 
 /// Returns the example calls, each with a text that describes its size.
 pub(crate) fn examples(_: &Sizes) -> Calls {
     let p = kv_write::Params {
-        k: PLACEHOLDER,
-        v: PLACEHOLDER,
-        k_cache: PLACEHOLDER,
-        v_cache: PLACEHOLDER,
-        slots: PLACEHOLDER,
         tokens: TOKENS,
         kv_heads: KV_HEADS,
         head_dim: HEAD_DIM,
         pages: TOKENS / 64,
         page: 64,
-        ..Zeroable::zeroed()
+        ..placeholders()
     };
     FLOAT_DTYPES.map(|t| ("8192 tokens, 4 heads of 128", kv_write::write(t, &p))).into()
 }

@@ -1,37 +1,13 @@
 //! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
 
-use crate::folder::{Calls, FLOAT_DTYPES, PLACEHOLDER, Sizes, TOKENS};
+use crate::folder::{Calls, FLOAT_DTYPES, Sizes, TOKENS, placeholders};
 use crate::layer_norm;
-use bytemuck::Zeroable;
 
 /// Returns the example calls, each with a text that describes its size.
 pub(crate) fn examples(_: &Sizes) -> Calls {
     let (rows, cols) = (TOKENS, 1152);
-    let fwd = layer_norm::FwdParams {
-        x: PLACEHOLDER,
-        w: PLACEHOLDER,
-        b: PLACEHOLDER,
-        y: PLACEHOLDER,
-        mean: PLACEHOLDER,
-        rstd: PLACEHOLDER,
-        rows,
-        cols,
-        eps: 1e-6,
-        ..Zeroable::zeroed()
-    };
-    let bwd = layer_norm::BwdParams {
-        x: PLACEHOLDER,
-        w: PLACEHOLDER,
-        mean: PLACEHOLDER,
-        rstd: PLACEHOLDER,
-        dy: PLACEHOLDER,
-        dx: PLACEHOLDER,
-        dw: PLACEHOLDER,
-        db: PLACEHOLDER,
-        partial: PLACEHOLDER,
-        rows,
-        cols,
-    };
+    let fwd = layer_norm::FwdParams { rows, cols, eps: 1e-6, ..placeholders() };
+    let bwd = layer_norm::BwdParams { rows, cols, ..placeholders() };
     let calls = FLOAT_DTYPES.map(|t| [layer_norm::fwd(t, &fwd), layer_norm::bwd(t, &bwd)]);
     calls.into_iter().flatten().map(|launch| ("SigLIP's 8192 patches of 1152", launch)).collect()
 }

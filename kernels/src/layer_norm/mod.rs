@@ -41,9 +41,9 @@ params! {
         pub b: Addr,
         /// T `[rows, cols]`, written.
         pub y: Addr,
-        /// f32 `[rows]`, written unless null.
+        /// f32 `[rows]`: the mean of each row, written unless null.
         pub mean: Addr,
-        /// f32 `[rows]`, written unless null.
+        /// f32 `[rows]`: 1 / sqrt(variance + eps) of each row, written unless null.
         pub rstd: Addr,
         /// Rows.
         pub rows: u32,
@@ -63,9 +63,9 @@ params! {
         pub x: Addr,
         /// T `[cols]`
         pub w: Addr,
-        /// f32 `[rows]`, from the forward kernel.
+        /// f32 `[rows]`: the mean of each row, from the forward kernel.
         pub mean: Addr,
-        /// f32 `[rows]`, from the forward kernel.
+        /// f32 `[rows]`: 1 / sqrt(variance + eps) of each row, from the forward kernel.
         pub rstd: Addr,
         /// T `[rows, cols]`
         pub dy: Addr,

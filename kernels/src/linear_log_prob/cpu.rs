@@ -197,7 +197,7 @@ pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
                 let row = &logits[r * columns..][..columns];
                 terms.gradient(row, to);
                 if let Some(place) = target.checked_sub(from + column).filter(|&place| place < columns) {
-                    to[place] = T::from_f32(terms.of_target(row[place]));
+                    to[place] = T::from_f32(terms.target_gradient(row[place]));
                 }
             });
         }

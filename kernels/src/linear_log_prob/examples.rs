@@ -1,41 +1,20 @@
 //! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
 
-use crate::folder::{Calls, FLOAT_DTYPES, HIDDEN, PLACEHOLDER, Sizes, TOKENS, VOCAB};
+use crate::folder::{Calls, FLOAT_DTYPES, HIDDEN, Sizes, TOKENS, VOCAB, placeholders};
 use crate::linear_log_prob;
-use bytemuck::Zeroable;
 
 /// Returns the example calls, each with a text that describes its size.
 pub(crate) fn examples(s: &Sizes) -> Calls {
     let (rows, width, vocab) = (s.get("tokens", TOKENS), s.get("hidden", HIDDEN), s.get("vocab", VOCAB));
     let inv_temperature = 1.0;
-    let fwd = linear_log_prob::FwdParams {
-        hidden: PLACEHOLDER,
-        weight: PLACEHOLDER,
-        targets: PLACEHOLDER,
-        log_prob: PLACEHOLDER,
-        entropy: PLACEHOLDER,
-        lse: PLACEHOLDER,
-        workspace: PLACEHOLDER,
-        rows,
-        vocab,
-        width,
-        inv_temperature,
-    };
+    let fwd = linear_log_prob::FwdParams { rows, vocab, width, inv_temperature, ..placeholders() };
     let bwd = |t| linear_log_prob::BwdParams {
-        hidden: PLACEHOLDER,
-        weight: PLACEHOLDER,
-        targets: PLACEHOLDER,
-        lse: PLACEHOLDER,
-        entropy: PLACEHOLDER,
-        d_log_prob: PLACEHOLDER,
-        d_entropy: PLACEHOLDER,
-        d_logits: PLACEHOLDER,
         rows,
         vocab,
         width,
         columns: linear_log_prob::chunk(t, rows as usize, vocab as usize) as u32,
         inv_temperature,
-        ..Zeroable::zeroed()
+        ..placeholders()
     };
     let size = "8192 tokens of 3584, 152064 words";
     let chunk = "8192 tokens of 3584, a chunk of the vocabulary";

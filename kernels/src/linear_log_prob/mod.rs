@@ -50,11 +50,11 @@ params! {
         pub weight: Addr,
         /// i32 `[rows]`: target tokens; negative: the row is ignored.
         pub targets: Addr,
-        /// f32 `[rows]`, written.
+        /// f32 `[rows]`: the log-probability of each row's target, written.
         pub log_prob: Addr,
-        /// f32 `[rows]`, written unless null.
+        /// f32 `[rows]`: the entropy of each row, written unless null.
         pub entropy: Addr,
-        /// f32 `[rows]`, written.
+        /// f32 `[rows]`: the log-sum-exp of each row, written.
         pub lse: Addr,
         /// Scratch memory of [`workspace`] bytes; not used on the CPU.
         pub workspace: Addr,
@@ -64,7 +64,7 @@ params! {
         pub vocab: u32,
         /// Length of a hidden state.
         pub width: u32,
-        /// 1 / temperature.
+        /// 1 / temperature, by which logits are multiplied.
         pub inv_temperature: f32,
     }
 }
@@ -78,9 +78,9 @@ params! {
         pub weight: Addr,
         /// i32 `[rows]`: target tokens; negative: the row is ignored.
         pub targets: Addr,
-        /// f32 `[rows]`, from the forward kernel.
+        /// f32 `[rows]`: the log-sum-exp of each row, from the forward kernel.
         pub lse: Addr,
-        /// f32 `[rows]`, from the forward kernel; may be null without `d_entropy`.
+        /// f32 `[rows]`: the entropy of each row, from the forward kernel; may be null without `d_entropy`.
         pub entropy: Addr,
         /// f32 `[rows]`, the gradient of log_prob.
         pub d_log_prob: Addr,
@@ -98,7 +98,7 @@ params! {
         pub first: u32,
         /// Tokens of the chunk.
         pub columns: u32,
-        /// 1 / temperature.
+        /// 1 / temperature, by which logits are multiplied.
         pub inv_temperature: f32,
     }
 }

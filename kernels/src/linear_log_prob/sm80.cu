@@ -107,7 +107,7 @@ struct Bf16 {
 
   float sums[2][COLUMNS / 8][4];
 
-  // Returns the tile's row of a thread's i-th accumulator row; `column` returns the tile's column of its j-th column.
+  // Returns the row within the tile of a thread's i-th row of sums; `column` does the same for its j-th column.
   __device__ static __forceinline__ u32 row(int i) {
     return threadIdx.x / 32 * 32 + i / 2 * 16 + i % 2 * 8 + threadIdx.x % 32 / 4;
   }

@@ -247,7 +247,7 @@ pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
         if let Some(place) = target.checked_sub(p.first as usize).filter(|&place| place < columns) {
             let d = match &terms {
                 None => -of_log_prob * exp_m1(logits[place] * scale - lse[r]),
-                Some(terms) => terms.of_target(logits[place]),
+                Some(terms) => terms.target_gradient(logits[place]),
             };
             dx[place] = T::from_f32(d);
         }
@@ -285,7 +285,7 @@ impl GradientTerms {
     }
 
     /// Returns the gradient of the target's logit.
-    pub(crate) fn of_target(&self, logit: f32) -> f32 {
+    pub(crate) fn target_gradient(&self, logit: f32) -> f32 {
         let entropy = GradientTerms { of_log_prob: 0.0, ..*self };
         entropy.at(logit) - self.of_log_prob * exp_m1(logit * self.scale - self.lse)
     }

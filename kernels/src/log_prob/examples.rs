@@ -1,8 +1,7 @@
 //! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
 
-use crate::folder::{Calls, FLOAT_DTYPES, PLACEHOLDER, Sizes, VOCAB};
-use crate::log_prob;
-use bytemuck::Zeroable;
+use crate::folder::{Calls, FLOAT_DTYPES, Sizes, VOCAB, placeholders};
+use crate::{Addr, log_prob};
 
 /// Returns the example calls, each with a text that describes its size.
 pub(crate) fn examples(s: &Sizes) -> Calls {
@@ -10,27 +9,22 @@ pub(crate) fn examples(s: &Sizes) -> Calls {
     let vocab = s.get("vocab", VOCAB);
     let (rows, inv_temperature) = (s.get("rows", (64 << 20) / (4 * VOCAB)), 1.0);
     let fwd = log_prob::FwdParams {
-        logits: PLACEHOLDER,
-        targets: PLACEHOLDER,
-        log_prob: PLACEHOLDER,
-        lse: PLACEHOLDER,
+        entropy: Addr::NULL,
+        state: Addr::NULL,
         rows,
         vocab,
         columns: vocab,
         inv_temperature,
-        ..Zeroable::zeroed()
+        ..placeholders()
     };
     let bwd = log_prob::BwdParams {
-        logits: PLACEHOLDER,
-        targets: PLACEHOLDER,
-        lse: PLACEHOLDER,
-        grad: PLACEHOLDER,
-        d_logits: PLACEHOLDER,
+        entropy: Addr::NULL,
+        d_entropy: Addr::NULL,
         rows,
         vocab,
         columns: vocab,
         inv_temperature,
-        ..Zeroable::zeroed()
+        ..placeholders()
     };
     let size = "110 rows of 152064 logits";
     let bwd = FLOAT_DTYPES.map(|t| (size, log_prob::bwd(t, &bwd)));
@@ -42,6 +36,7 @@ pub(crate) fn examples(s: &Sizes) -> Calls {
 pub(crate) fn traffic(a: &mut crate::checks::traffic::Arrays) -> crate::checks::traffic::Traffic {
     use crate::DType::{BF16, F32};
     use crate::checks::traffic::within_a_tenth;
+    use bytemuck::Zeroable;
     let (rows, vocab) = (2u32, VOCAB);
     let n = (rows * vocab) as usize;
     let [logits, d_logits] = [(); 2].map(|()| a.f32(n));

@@ -47,24 +47,24 @@ params! {
         pub logits: Addr,
         /// i32 `[rows]`: target tokens; negative: the row is ignored.
         pub targets: Addr,
-        /// f32 `[rows]`, written by a row's last launch.
+        /// f32 `[rows]`: the log-probability of each row's target, written by a row's last launch.
         pub log_prob: Addr,
-        /// f32 `[rows]`, written by a row's last launch; null in all launches of a row or in none.
+        /// f32 `[rows]`: the entropy of each row, written by a row's last launch; null in all launches of a row or in none.
         pub entropy: Addr,
-        /// f32 `[rows]`, written by a row's last launch.
+        /// f32 `[rows]`: the log-sum-exp of each row, written by a row's last launch.
         pub lse: Addr,
         /// f64 `[rows, 4]`: read by all launches of a row but the first, written by all but the last; may be null if
         /// the row has only one launch.
         pub state: Addr,
         /// Rows.
         pub rows: u32,
-        /// All tokens.
+        /// Number of tokens in the vocabulary.
         pub vocab: u32,
-        /// The first token of this launch's chunk of the vocabulary.
+        /// Id of the first token of this launch's chunk of the vocabulary.
         pub first: u32,
-        /// Tokens of this launch.
+        /// Number of tokens in this launch's chunk.
         pub columns: u32,
-        /// 1 / temperature.
+        /// 1 / temperature, by which logits are multiplied.
         pub inv_temperature: f32,
         /// 0
         pub reserved: u32,
@@ -78,9 +78,9 @@ params! {
         pub logits: Addr,
         /// i32 `[rows]`: target tokens; negative: the row is ignored.
         pub targets: Addr,
-        /// f32 `[rows]`, from the forward kernel.
+        /// f32 `[rows]`: the log-sum-exp of each row, from the forward kernel.
         pub lse: Addr,
-        /// f32 `[rows]`, from the forward kernel; may be null without `d_entropy`.
+        /// f32 `[rows]`: the entropy of each row, from the forward kernel; may be null without `d_entropy`.
         pub entropy: Addr,
         /// f32 `[rows]`, the gradient of log_prob.
         pub grad: Addr,
@@ -90,13 +90,13 @@ params! {
         pub d_logits: Addr,
         /// Rows.
         pub rows: u32,
-        /// All tokens.
+        /// Number of tokens in the vocabulary.
         pub vocab: u32,
-        /// The first token of this launch's chunk of the vocabulary.
+        /// Id of the first token of this launch's chunk of the vocabulary.
         pub first: u32,
-        /// Tokens of this launch.
+        /// Number of tokens in this launch's chunk.
         pub columns: u32,
-        /// 1 / temperature.
+        /// 1 / temperature, by which logits are multiplied.
         pub inv_temperature: f32,
         /// 0
         pub reserved: u32,

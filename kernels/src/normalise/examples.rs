@@ -1,13 +1,13 @@
 //! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
 
-use crate::folder::{Calls, FLOAT_DTYPES, PLACEHOLDER, Sizes, TOKENS};
+use crate::folder::{Calls, FLOAT_DTYPES, Sizes, TOKENS, placeholders};
 use crate::normalise;
 
 /// Returns the example calls, each with a text that describes its size.
 pub(crate) fn examples(_: &Sizes) -> Calls {
     let (rows, cols) = (TOKENS, 1152);
-    let fwd = normalise::FwdParams { x: PLACEHOLDER, y: PLACEHOLDER, norm: PLACEHOLDER, rows, cols };
-    let bwd = normalise::BwdParams { x: PLACEHOLDER, norm: PLACEHOLDER, dy: PLACEHOLDER, dx: PLACEHOLDER, rows, cols };
+    let fwd = normalise::FwdParams { rows, cols, ..placeholders() };
+    let bwd = normalise::BwdParams { rows, cols, ..placeholders() };
     let calls = FLOAT_DTYPES.map(|t| [normalise::fwd(t, &fwd), normalise::bwd(t, &bwd)]);
     calls.into_iter().flatten().map(|launch| ("8192 of SigLIP's embeddings", launch)).collect()
 }

@@ -22,7 +22,7 @@ params! {
         pub x: Addr,
         /// T `[rows, cols]`, written.
         pub y: Addr,
-        /// f32 `[rows]`, written unless null.
+        /// f32 `[rows]`: the L2 norm of each row, written unless null.
         pub norm: Addr,
         /// Rows.
         pub rows: u32,
@@ -36,7 +36,7 @@ params! {
     pub struct BwdParams {
         /// T `[rows, cols]`
         pub x: Addr,
-        /// f32 `[rows]`, from the forward kernel.
+        /// f32 `[rows]`: the L2 norm of each row, from the forward kernel.
         pub norm: Addr,
         /// T `[rows, cols]`
         pub dy: Addr,

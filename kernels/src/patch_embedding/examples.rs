@@ -1,8 +1,8 @@
 //! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
 
-use crate::folder::{Calls, FLOAT_DTYPES, PLACEHOLDER, Sizes};
+use crate::Addr;
+use crate::folder::{Calls, FLOAT_DTYPES, Sizes, placeholders};
 use crate::patch_embedding::{self, Pixels};
-use bytemuck::Zeroable;
 
 /// The frames of the example calls.
 pub(crate) const EXAMPLE_FRAMES: Pixels = Pixels {
@@ -23,22 +23,8 @@ pub(crate) const EXAMPLE_FRAMES: Pixels = Pixels {
 
 /// Returns the example calls, each with a text that describes its size.
 pub(crate) fn examples(_: &Sizes) -> Calls {
-    let fwd = patch_embedding::FwdParams {
-        frames: PLACEHOLDER,
-        weight: PLACEHOLDER,
-        y: PLACEHOLDER,
-        pixels: EXAMPLE_FRAMES,
-        embed: 1280,
-        ..Zeroable::zeroed()
-    };
-    let dw = patch_embedding::DwParams {
-        frames: PLACEHOLDER,
-        dy: PLACEHOLDER,
-        dw: PLACEHOLDER,
-        pixels: EXAMPLE_FRAMES,
-        embed: 1280,
-        ..Zeroable::zeroed()
-    };
+    let fwd = patch_embedding::FwdParams { bias: Addr::NULL, pixels: EXAMPLE_FRAMES, embed: 1280, ..placeholders() };
+    let dw = patch_embedding::DwParams { pixels: EXAMPLE_FRAMES, embed: 1280, ..placeholders() };
     let calls = FLOAT_DTYPES.map(|t| [patch_embedding::fwd(t, &fwd), patch_embedding::dw(t, &dw)]);
     calls.into_iter().flatten().map(|launch| ("16 frames of 224 x 420, 1280 columns", launch)).collect()
 }

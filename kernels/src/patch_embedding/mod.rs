@@ -28,7 +28,7 @@ use crate::{Addr, Cost, DType, Launch, Stage, cuh, kernel, params, patches};
 params! {
     /// How u8 frames become pixels of patches.
     pub struct Pixels {
-        /// Bits of the f64 that a level is multiplied by, 1/255.
+        /// Bits of the f64 by which u8 levels are multiplied: 1/255.
         pub rescale: u64,
         /// Frames.
         pub count: u32,
@@ -107,9 +107,9 @@ params! {
         pub bias: Addr,
         /// T `[N, embed]`, written.
         pub y: Addr,
-        /// How frames become patches.
+        /// Shape of the frames and how they become patches.
         pub pixels: Pixels,
-        /// Length of an embedding.
+        /// Columns of y: elements of an embedding.
         pub embed: u32,
         /// 0
         pub reserved: u32,
@@ -125,9 +125,9 @@ params! {
         pub dy: Addr,
         /// f32 `[embed, 3 · temporal · patch · patch]`, added to.
         pub dw: Addr,
-        /// How frames become patches.
+        /// Shape of the frames and how they become patches.
         pub pixels: Pixels,
-        /// Length of an embedding.
+        /// Columns of y: elements of an embedding.
         pub embed: u32,
         /// 0
         pub reserved: u32,

@@ -32,7 +32,7 @@ __device__ __forceinline__ void load_tile(const T* from, u32 row, u32 rows, u32 
   }
 }
 
-// ---- bf16 product: 8 warps of 32 x 64 (dw: 64 x 32) ----
+// ---- bf16 product: 8 warps, each computes 32 x 64 sums (dw: 64 x 32) ----
 
 struct Bf16Fwd {
   using T = bf16;
@@ -85,7 +85,7 @@ struct Bf16Fwd {
       }
     }
   }
-  // Calls f(row, column, sums of this column and the next) for each pair of this thread.
+  // Calls f(row, column, sums of this column and the next) for each pair of sums that this thread holds.
   template <class F>
   __device__ __forceinline__ void each(F f) const {
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -152,7 +152,7 @@ struct Bf16Dw {
       }
     }
   }
-  // Calls f(embedding column, k, sums of this k and the next) for each pair of this thread.
+  // Calls f(embedding column, k, sums of this k and the next) for each pair of sums that this thread holds.
   template <class F>
   __device__ __forceinline__ void each(F f) const {
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;

@@ -1,35 +1,13 @@
 //! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
 
-use crate::folder::{Calls, FLOAT_DTYPES, PLACEHOLDER, Sizes, TOKENS};
+use crate::folder::{Calls, FLOAT_DTYPES, Sizes, TOKENS, placeholders};
 use crate::patch_merge;
-use bytemuck::Zeroable;
 
 /// Returns the example calls, each with a text that describes its size.
 pub(crate) fn examples(_: &Sizes) -> Calls {
     let (rows, cols) = (4 * TOKENS, 1280);
-    let fwd = patch_merge::FwdParams {
-        x: PLACEHOLDER,
-        index: PLACEHOLDER,
-        w: PLACEHOLDER,
-        y: PLACEHOLDER,
-        rstd: PLACEHOLDER,
-        rows,
-        cols,
-        eps: 1e-6,
-        ..Zeroable::zeroed()
-    };
-    let bwd = patch_merge::BwdParams {
-        x: PLACEHOLDER,
-        index: PLACEHOLDER,
-        w: PLACEHOLDER,
-        rstd: PLACEHOLDER,
-        dy: PLACEHOLDER,
-        dx: PLACEHOLDER,
-        dw: PLACEHOLDER,
-        partial: PLACEHOLDER,
-        rows,
-        cols,
-    };
+    let fwd = patch_merge::FwdParams { rows, cols, eps: 1e-6, ..placeholders() };
+    let bwd = patch_merge::BwdParams { rows, cols, ..placeholders() };
     let calls = FLOAT_DTYPES.map(|t| [patch_merge::fwd(t, &fwd), patch_merge::bwd(t, &bwd)]);
     calls.into_iter().flatten().map(|launch| ("32768 patches of 1280", launch)).collect()
 }

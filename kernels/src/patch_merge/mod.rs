@@ -45,7 +45,7 @@ params! {
         pub w: Addr,
         /// T `[rows, cols]`, written.
         pub y: Addr,
-        /// f32 `[rows]`, written unless null.
+        /// f32 `[rows]`: 1 / sqrt(mean square + eps) of each row, written unless null.
         pub rstd: Addr,
         /// Rows.
         pub rows: u32,
@@ -67,7 +67,7 @@ params! {
         pub index: Addr,
         /// T `[cols]`
         pub w: Addr,
-        /// f32 `[rows]`, from the forward kernel.
+        /// f32 `[rows]`: 1 / sqrt(mean square + eps) of each row, from the forward kernel.
         pub rstd: Addr,
         /// T `[rows, cols]`
         pub dy: Addr,

@@ -30,7 +30,7 @@ params! {
         pub frames: Addr,
         /// T `[N, 3 · temporal · patch · patch]`, written.
         pub patches: Addr,
-        /// Bits of the f64 that a level is multiplied by, 1/255.
+        /// Bits of the f64 by which u8 levels are multiplied: 1/255.
         pub rescale: u64,
         /// Frames.
         pub count: u32,

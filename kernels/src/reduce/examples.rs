@@ -1,21 +1,14 @@
 //! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
 
-use crate::folder::{Calls, FLOAT_DTYPES, HIDDEN, INTERMEDIATE, PLACEHOLDER, Sizes, TOKENS, WEIGHTS};
+use crate::folder::{Calls, FLOAT_DTYPES, HIDDEN, INTERMEDIATE, Sizes, TOKENS, WEIGHTS, placeholders};
 use crate::reduce;
-use bytemuck::Zeroable;
 
 /// Returns the example calls, each with a text that describes its size.
 pub(crate) fn examples(_: &Sizes) -> Calls {
     let n = INTERMEDIATE as u64 * HIDDEN as u64;
-    let rows = reduce::WeightedSumParams { x: PLACEHOLDER, w: PLACEHOLDER, out: PLACEHOLDER, n: TOKENS as u64 };
-    let squares = reduce::SumSquaresParams { x: PLACEHOLDER, partial: PLACEHOLDER, n };
-    let clip = reduce::ClipParams {
-        partials: PLACEHOLDER,
-        out: PLACEHOLDER,
-        count: 1 << 17,
-        max_norm: 1.0,
-        ..Zeroable::zeroed()
-    };
+    let rows = reduce::WeightedSumParams { n: TOKENS as u64, ..placeholders() };
+    let squares = reduce::SumSquaresParams { n, ..placeholders() };
+    let clip = reduce::ClipParams { count: 1 << 17, max_norm: 1.0, ..placeholders() };
     let mut all = vec![
         ("the losses of 8192 tokens", reduce::weighted_sum(&rows)),
         ("the partial sums of 8 G weights", reduce::clip(&clip)),

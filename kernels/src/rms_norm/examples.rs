@@ -1,34 +1,13 @@
 //! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
 
-use crate::folder::{ACTIVATIONS, Calls, FLOAT_DTYPES, HIDDEN, PLACEHOLDER, Sizes, TOKENS};
-use crate::rms_norm;
-use bytemuck::Zeroable;
+use crate::folder::{ACTIVATIONS, Calls, FLOAT_DTYPES, HIDDEN, PLACEHOLDER, Sizes, TOKENS, placeholders};
+use crate::{Addr, rms_norm};
 
 /// Returns the example calls, each with a text that describes its size.
 pub(crate) fn examples(s: &Sizes) -> Calls {
     let (rows, cols) = (s.get("tokens", TOKENS), s.get("hidden", HIDDEN));
-    let fwd = rms_norm::FwdParams {
-        x: PLACEHOLDER,
-        w: PLACEHOLDER,
-        y: PLACEHOLDER,
-        rstd: PLACEHOLDER,
-        rows,
-        cols,
-        eps: 1e-6,
-        ..Zeroable::zeroed()
-    };
-    let bwd = rms_norm::BwdParams {
-        x: PLACEHOLDER,
-        w: PLACEHOLDER,
-        rstd: PLACEHOLDER,
-        dy: PLACEHOLDER,
-        dx: PLACEHOLDER,
-        dw: PLACEHOLDER,
-        partial: PLACEHOLDER,
-        rows,
-        cols,
-        ..Zeroable::zeroed()
-    };
+    let fwd = rms_norm::FwdParams { residual: Addr::NULL, sum: Addr::NULL, rows, cols, eps: 1e-6, ..placeholders() };
+    let bwd = rms_norm::BwdParams { d_sum: Addr::NULL, rows, cols, ..placeholders() };
     let add_fwd = rms_norm::FwdParams { residual: PLACEHOLDER, sum: PLACEHOLDER, ..fwd };
     let add_bwd = rms_norm::BwdParams { d_sum: PLACEHOLDER, ..bwd };
     let calls = FLOAT_DTYPES.map(|t| {
@@ -40,8 +19,8 @@ pub(crate) fn examples(s: &Sizes) -> Calls {
 /// Returns launches whose memory traffic a test compares with their cost.
 #[cfg(test)]
 pub(crate) fn traffic(a: &mut crate::checks::traffic::Arrays) -> crate::checks::traffic::Traffic {
-    use crate::Addr;
     use crate::checks::traffic::ROWS;
+    use bytemuck::Zeroable;
     let mut calls = Vec::new();
     // Columns beyond 8192 of a row do not stay in registers: x and dy are read twice, dw goes through the workspace
     // row by row, and weights are read for each row.

@@ -48,7 +48,7 @@ params! {
         pub sum: Addr,
         /// T `[rows, cols]`, written.
         pub y: Addr,
-        /// f32 `[rows]`, written unless null.
+        /// f32 `[rows]`: 1 / sqrt(mean square + eps) of each row, written unless null.
         pub rstd: Addr,
         /// Rows.
         pub rows: u32,
@@ -64,11 +64,11 @@ params! {
 params! {
     /// Parameters of the backward kernel.
     pub struct BwdParams {
-        /// T `[rows, cols]`: what was normalised: x, or with a residual the sum that the forward kernel wrote.
+        /// T `[rows, cols]`: the normalised input, which with a residual is the sum that the forward kernel wrote.
         pub x: Addr,
         /// T `[cols]`
         pub w: Addr,
-        /// f32 `[rows]`, from the forward kernel.
+        /// f32 `[rows]`: 1 / sqrt(mean square + eps) of each row, from the forward kernel.
         pub rstd: Addr,
         /// T `[rows, cols]`
         pub dy: Addr,

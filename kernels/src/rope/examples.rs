@@ -1,30 +1,12 @@
 //! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
 
-use crate::folder::{Calls, FLOAT_DTYPES, HEAD_DIM, HEADS, PLACEHOLDER, Sizes, TOKENS};
+use crate::folder::{Calls, FLOAT_DTYPES, HEAD_DIM, HEADS, Sizes, TOKENS, placeholders};
 use crate::rope;
-use bytemuck::Zeroable;
 
 /// Returns the example calls, each with a text that describes its size.
 pub(crate) fn examples(_: &Sizes) -> Calls {
-    let table = rope::TableParams {
-        positions: PLACEHOLDER,
-        inv_freq: PLACEHOLDER,
-        axis: PLACEHOLDER,
-        cos: PLACEHOLDER,
-        sin: PLACEHOLDER,
-        tokens: TOKENS,
-        half: HEAD_DIM / 2,
-    };
-    let apply = rope::ApplyParams {
-        x: PLACEHOLDER,
-        y: PLACEHOLDER,
-        cos: PLACEHOLDER,
-        sin: PLACEHOLDER,
-        tokens: TOKENS,
-        heads: HEADS,
-        head_dim: HEAD_DIM,
-        ..Zeroable::zeroed()
-    };
+    let table = rope::TableParams { tokens: TOKENS, half: HEAD_DIM / 2, ..placeholders() };
+    let apply = rope::ApplyParams { tokens: TOKENS, heads: HEADS, head_dim: HEAD_DIM, ..placeholders() };
     let size = "8192 tokens, 28 heads of 128";
     let apply = FLOAT_DTYPES.map(|t| (size, rope::apply(t, &apply)));
     [(size, rope::table(&table))].into_iter().chain(apply).collect()

@@ -1,29 +1,12 @@
 //! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
 
-use crate::folder::{ACTIVATIONS, Calls, FLOAT_DTYPES, HIDDEN, PLACEHOLDER, Sizes, TOKENS};
+use crate::folder::{ACTIVATIONS, Calls, FLOAT_DTYPES, HIDDEN, Sizes, TOKENS, placeholders};
 use crate::rows;
-use bytemuck::Zeroable;
 
 /// Returns the example calls, each with a text that describes its size.
 pub(crate) fn examples(_: &Sizes) -> Calls {
-    let gather = rows::GatherParams {
-        x: PLACEHOLDER,
-        index: PLACEHOLDER,
-        y: PLACEHOLDER,
-        m: TOKENS,
-        cols: HIDDEN,
-        n: TOKENS,
-        ..Zeroable::zeroed()
-    };
-    let scatter = rows::ScatterParams {
-        src: PLACEHOLDER,
-        index: PLACEHOLDER,
-        dst: PLACEHOLDER,
-        m: TOKENS,
-        cols: HIDDEN,
-        n: TOKENS,
-        ..Zeroable::zeroed()
-    };
+    let gather = rows::GatherParams { m: TOKENS, cols: HIDDEN, n: TOKENS, ..placeholders() };
+    let scatter = rows::ScatterParams { m: TOKENS, cols: HIDDEN, n: TOKENS, ..placeholders() };
     let calls = FLOAT_DTYPES.map(|t| [rows::gather(t, &gather), rows::scatter(t, &scatter)]);
     calls.into_iter().flatten().map(|launch| (ACTIVATIONS, launch)).collect()
 }

@@ -43,7 +43,7 @@ mod formula;
 use crate::folder::kernel_folder;
 use crate::{Addr, Arch, Cost, Launch, Stage, kernel, params};
 
-/// The Philox stream of sampled tokens.
+/// The Philox stream of the random numbers that select tokens.
 pub const STREAM: u64 = 0x7361_6d70_6c65; // "sample"
 
 params! {

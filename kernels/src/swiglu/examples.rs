@@ -1,20 +1,13 @@
 //! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
 
-use crate::folder::{Calls, FLOAT_DTYPES, INTERMEDIATE, PLACEHOLDER, Sizes, TOKENS};
+use crate::folder::{Calls, FLOAT_DTYPES, INTERMEDIATE, Sizes, TOKENS, placeholders};
 use crate::swiglu;
 
 /// Returns the example calls, each with a text that describes its size.
 pub(crate) fn examples(s: &Sizes) -> Calls {
     let count = s.get("tokens", TOKENS) as u64 * s.get("intermediate", INTERMEDIATE) as u64;
-    let fwd = swiglu::FwdParams { gate: PLACEHOLDER, up: PLACEHOLDER, y: PLACEHOLDER, count };
-    let bwd = swiglu::BwdParams {
-        gate: PLACEHOLDER,
-        up: PLACEHOLDER,
-        dy: PLACEHOLDER,
-        d_gate: PLACEHOLDER,
-        d_up: PLACEHOLDER,
-        count,
-    };
+    let fwd = swiglu::FwdParams { count, ..placeholders() };
+    let bwd = swiglu::BwdParams { count, ..placeholders() };
     let calls = FLOAT_DTYPES.map(|t| [swiglu::fwd(t, &fwd), swiglu::bwd(t, &bwd)]);
     calls.into_iter().flatten().map(|launch| ("8192 tokens of 18944", launch)).collect()
 }

@@ -96,7 +96,7 @@ fn places_rows_of_vision() {
             run(&fwd(from, to, &params), 2);
             let text = formula::fwd(&table.f64(), &ids, hidden);
             let want: Vec<f32> =
-                formula::placed(&text, &vision.f64(), &slots, hidden).iter().map(|&x| x as f32).collect();
+                formula::fwd_with_vision(&text, &vision.f64(), &slots, hidden).iter().map(|&x| x as f32).collect();
             assert_eq!(y.values(), Data::new(to, &want).values(), "{from} to {to}, {tokens} of {vocab}");
         }
     }

@@ -1,7 +1,8 @@
 use super::{BwdParams, FwdParams, bwd, formula, fwd, test_shapes, workspace};
 use crate::DType::{BF16, F32};
 use crate::checks::{Data, addr, addr_mut, checks, numbers, run};
-use crate::compare::{OF_ONE, assert_rounded};
+use crate::compare::assert_rounded;
+use crate::log_prob::check::gradient_tolerance;
 use crate::{Addr, DType};
 
 checks!(
@@ -153,15 +154,10 @@ fn gradient_equals_the_formula() {
                     with.extend(formula::bwd_rounded(&rounded, target, s, grads, &of));
                 }
                 let name = format!("{case:?}, entropy {with_entropy}, chunks of {columns}");
-                // In f32 the exponent is a rounded difference of numbers as large as the logits: the tolerance grows
-                // with them.
                 let logits = (0..given.rows()).flat_map(|r| given.logits(r));
                 let largest = logits.fold(0.0f64, |a, l| a.max((l * given.s as f64).abs()));
-                // Where a token's probability is near 1, the difference 1 − p loses relative precision.
-                let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
-                let whole = norm(&mut d_log_prob.iter().chain(&d_entropy).map(|&g| g as f64 * given.s as f64));
-                let left = (whole / norm(&mut want.iter().copied())).max(1.0);
-                let of_one = if dtype == F32 { OF_ONE * (1.0 + largest * left) } else { OF_ONE };
+                let scaled = d_log_prob.iter().chain(&d_entropy).map(|&g| g as f64 * given.s as f64);
+                let of_one = gradient_tolerance(dtype, largest, scaled, &want);
                 assert_rounded(&name, dtype, &got, &with, &want, of_one);
             }
         }

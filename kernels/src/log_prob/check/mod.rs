@@ -136,6 +136,21 @@ fn equals_the_formula_to_a_millionth() {
     }
 }
 
+/// Returns the tolerance of the gradient of logits as a multiple of the error of one rounding. In f32 the exponent is a
+/// rounded difference of numbers up to `largest`, the largest logit · s, so the tolerance grows with it. Where a token's
+/// probability is near 1, the difference 1 − p loses relative precision: `want`, the gradient, is then small compared
+/// with `scaled`, the gradients of the results times s.
+pub(crate) fn gradient_tolerance(
+    dtype: DType,
+    largest: f64,
+    mut scaled: impl Iterator<Item = f64>,
+    want: &[f64],
+) -> f64 {
+    let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
+    let left = (norm(&mut scaled) / norm(&mut want.iter().copied())).max(1.0);
+    if dtype == F32 { OF_ONE * (1.0 + largest * left) } else { OF_ONE }
+}
+
 fn gradient_equals_the_formula() {
     for (rows, vocab, scale, temperature) in test_shapes().into_iter().filter(|c| c.1 > 1) {
         let (logits, s, grad) = (numbers(rows * vocab, 1, scale), 1.0 / temperature, numbers(rows, 2, 1.0));
@@ -151,14 +166,8 @@ fn gradient_equals_the_formula() {
         for dtype in [F32, BF16] {
             let grads = Grads { targets: &targets, lse: &lse, grad: &grad, entropy: None, s };
             let got = backward(dtype, &logits, &grads, usize::MAX);
-            // In f32 the exponent is a rounded difference of numbers as large as the logits: the tolerance grows with
-            // them.
             let largest = exact.iter().fold(0.0f64, |a, l| a.max((l * s as f64).abs()));
-            // Where a token's probability is near 1, the difference 1 − p loses relative precision.
-            let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
-            let whole = norm(&mut grad.iter().map(|&g| (g * s) as f64));
-            let left = (whole / norm(&mut want.iter().copied())).max(1.0);
-            let of_one = if dtype == F32 { OF_ONE * (1.0 + largest * left) } else { OF_ONE };
+            let of_one = gradient_tolerance(dtype, largest, grad.iter().map(|&g| (g * s) as f64), &want);
             assert_rounded(&format!("d_logits {rows}x{vocab}"), dtype, &got, &with, &want, of_one);
         }
     }
@@ -260,15 +269,12 @@ fn gradient_of_chunks_and_entropies_equals_the_formula() {
             with.extend(with_entropy::bwd_rounded(&row, targets[r], s, grads, &of));
             largest = row.iter().fold(largest, |a, l| a.max((l * s).abs()));
         }
-        // Norms are taken in f64, as in the check of the gradient without an entropy.
-        let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
-        let whole = norm(&mut grad.iter().chain(&d_entropy).map(|&g| (g * s) as f64));
-        let left = (whole / norm(&mut want.iter().copied())).max(1.0);
         let grads =
             Grads { targets: &targets, lse: &lse, grad: &grad, entropy: Some([&entropy[..], &d_entropy[..]]), s };
         for dtype in [F32, BF16] {
             let got = backward(dtype, &logits, &grads, columns);
-            let of_one = if dtype == F32 { OF_ONE * (1.0 + largest * left) } else { OF_ONE };
+            let scaled = grad.iter().chain(&d_entropy).map(|&g| (g * s) as f64);
+            let of_one = gradient_tolerance(dtype, largest, scaled, &want);
             assert_rounded(&format!("d_logits {rows}x{vocab} by {columns}"), dtype, &got, &with, &want, of_one);
             // Each logit's gradient is computed on its own: chunking must not change any bit.
             assert_eq!(backward(dtype, &logits, &grads, usize::MAX), got, "{rows}x{vocab} {dtype}");

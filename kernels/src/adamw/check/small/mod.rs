@@ -2,7 +2,7 @@ use super::SCALARS;
 use crate::Addr;
 use crate::DType;
 use crate::DType::{BF16, F32};
-use crate::adamw::small::{first, second};
+use crate::adamw::small::{decode_first_moment, decode_second_moment};
 use crate::adamw::{BLOCK, Scalars, SmallParams, formula, join, step_8bit, step_bf16_moments, test_sizes};
 use crate::checks::{addr, addr_mut, numbers, run, run_once};
 use crate::compare::{OF_ONE, assert_rounded};
@@ -60,7 +60,8 @@ impl State {
     /// Returns the decoded 8-bit moments `[m, v]` of weight `i`.
     fn moments(&self, i: usize) -> [f64; 2] {
         let scale = |k: usize| self.scales[2 * (i / BLOCK) + k];
-        [scale(0) * first(self.first[i]), scale(1) * second(self.second[i])].map(|x| x as f64)
+        [scale(0) * decode_first_moment(self.first[i]), scale(1) * decode_second_moment(self.second[i])]
+            .map(|x| x as f64)
     }
 
     fn joined(&self) -> Vec<f32> {
@@ -223,8 +224,8 @@ pub(super) fn rounded_moments_have_no_bias() {
         let [[_, m, v], [_, m_scale, v_scale]] =
             [g, 1.7].map(|g| formula::step_rounded(&SCALARS, [0.5, 0.0, 0.0], g as f64));
         let draws = || (0..blocks * BLOCK).filter(|i| i % BLOCK > 0);
-        assert_unbiased("8-bit m", m / m_scale, draws().map(|i| first(state.first[i]) as f64));
-        assert_unbiased("8-bit v", v / v_scale, draws().map(|i| second(state.second[i]) as f64));
+        assert_unbiased("8-bit m", m / m_scale, draws().map(|i| decode_first_moment(state.first[i]) as f64));
+        assert_unbiased("8-bit v", v / v_scale, draws().map(|i| decode_second_moment(state.second[i]) as f64));
         let next = |codes: [Option<i32>; 2]| codes[0].map(|c| c + 1) == codes[1];
         let first = || draws().map(|i| state.first[i] as i32);
         let second = || draws().map(|i| state.second[i] as i32);

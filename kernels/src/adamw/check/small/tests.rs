@@ -29,14 +29,16 @@ fn stochastic_rounding_has_no_bias() {
         check("bf16", x as f64, low as f64, high as f64, &|r| stochastic_bf16(x, r).to_f64());
     }
     for x in [0.9f32, 0.5, 1e-3, 1e-5, 0.0] {
-        let c = (0..127).rfind(|&c| first(c) <= x).unwrap_or(0);
-        check("m", x as f64, first(c) as f64, first(c + 1) as f64, &|r| first(encode_first_moment(x, 1.0, r)) as f64);
-        check("-m", -x as f64, -first(c) as f64, -first(c + 1) as f64, &|r| {
-            first(encode_first_moment(-x, 1.0, r)) as f64
+        let c = (0..127).rfind(|&c| decode_first_moment(c) <= x).unwrap_or(0);
+        check("m", x as f64, decode_first_moment(c) as f64, decode_first_moment(c + 1) as f64, &|r| {
+            decode_first_moment(encode_first_moment(x, 1.0, r)) as f64
         });
-        let c = (0..255).rfind(|&c| second(c) <= x).unwrap_or(0);
-        check("v", x as f64, second(c) as f64, second(c + 1) as f64, &|r| {
-            second(encode_second_moment(x, 1.0, r)) as f64
+        check("-m", -x as f64, -decode_first_moment(c) as f64, -decode_first_moment(c + 1) as f64, &|r| {
+            decode_first_moment(encode_first_moment(-x, 1.0, r)) as f64
+        });
+        let c = (0..255).rfind(|&c| decode_second_moment(c) <= x).unwrap_or(0);
+        check("v", x as f64, decode_second_moment(c) as f64, decode_second_moment(c + 1) as f64, &|r| {
+            decode_second_moment(encode_second_moment(x, 1.0, r)) as f64
         });
     }
     assert_eq!((encode_first_moment(2.5, 2.5, 65535), encode_second_moment(2.5, 2.5, 65535)), (127, 255));
