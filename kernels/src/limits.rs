@@ -84,20 +84,20 @@ fn chains(bf16: bool, seed: f32) -> f32 {
     // SAFETY: `isa` found the features that each function needs.
     unsafe {
         match isa() {
-            Isa::Avx512Bf16 if bf16 => x86::bf16s(seed),
-            Isa::Avx512Bf16 | Isa::Avx512 => x86::wide(seed),
-            Isa::Avx2 => x86::narrow(seed),
-            Isa::Plain => plain(seed),
+            Isa::Avx512Bf16 if bf16 => x86::avx512_bf16_dot_products(seed),
+            Isa::Avx512Bf16 | Isa::Avx512 => x86::avx512_multiply_adds(seed),
+            Isa::Avx2 => x86::avx2_multiply_adds(seed),
+            Isa::Plain => plain_multiply_adds(seed),
         }
     }
 }
 
 #[cfg(not(target_arch = "x86_64"))]
 fn chains(_: bool, seed: f32) -> f32 {
-    plain(seed)
+    plain_multiply_adds(seed)
 }
 
-fn plain(seed: f32) -> f32 {
+fn plain_multiply_adds(seed: f32) -> f32 {
     let mut sums = [[seed; 4]; CHAINS];
     for _ in 0..STEPS {
         for sum in sums.iter_mut().flatten() {
@@ -113,7 +113,7 @@ mod x86 {
     use std::arch::x86_64::*;
 
     #[target_feature(enable = "avx512f,avx512bf16")]
-    pub(super) fn bf16s(seed: f32) -> f32 {
+    pub(super) fn avx512_bf16_dot_products(seed: f32) -> f32 {
         let (mut sums, x) = ([_mm512_set1_ps(seed); CHAINS], _mm512_set1_ps(seed));
         // SAFETY: 512 bits as 512 bits.
         let x: __m512bh = unsafe { std::mem::transmute(x) };
@@ -126,7 +126,7 @@ mod x86 {
     }
 
     #[target_feature(enable = "avx512f")]
-    pub(super) fn wide(seed: f32) -> f32 {
+    pub(super) fn avx512_multiply_adds(seed: f32) -> f32 {
         let (mut sums, x) = ([_mm512_set1_ps(seed); CHAINS], _mm512_set1_ps(seed));
         for _ in 0..STEPS {
             for sum in &mut sums {
@@ -137,7 +137,7 @@ mod x86 {
     }
 
     #[target_feature(enable = "avx2,fma")]
-    pub(super) fn narrow(seed: f32) -> f32 {
+    pub(super) fn avx2_multiply_adds(seed: f32) -> f32 {
         let (mut sums, x) = ([_mm256_set1_ps(seed); CHAINS], _mm256_set1_ps(seed));
         for _ in 0..STEPS {
             for sum in &mut sums {

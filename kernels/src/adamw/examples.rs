@@ -1,6 +1,8 @@
 //! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
 
 use crate::DType::{BF16, F32};
+#[cfg(test)]
+use crate::checks::traffic::{Arrays, COUNT, Traffic, within_a_tenth};
 use crate::folder::{Calls, FLOAT_DTYPES, HIDDEN, INTERMEDIATE, PLACEHOLDER, Sizes, WEIGHTS, placeholders};
 use crate::{Addr, adamw};
 
@@ -26,15 +28,14 @@ pub(crate) fn examples(s: &Sizes) -> Calls {
 
 /// Returns launches whose memory traffic a test compares with their cost.
 #[cfg(test)]
-pub(crate) fn traffic(a: &mut crate::checks::traffic::Arrays) -> crate::checks::traffic::Traffic {
-    use crate::checks::traffic::{COUNT, within_a_tenth};
+pub(crate) fn traffic_launches(arrays: &mut Arrays) -> Traffic {
     let (n, count) = (COUNT, COUNT as usize);
-    let low = a.elements(count, 2);
-    let clip = a.f32(2usize);
+    let low = arrays.elements(count, 2);
+    let clip = arrays.f32(2usize);
     let scalars = adamw::Scalars { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, step: 2 };
-    let [w, m, v, g] = [(); 4].map(|()| a.f32(count));
+    let [w, m, v, g] = [(); 4].map(|()| arrays.f32(count));
     let step = adamw::Params { w, m, v, g, clip, n, ..scalars.params() };
-    let scales = a.f32(2 * count.div_ceil(adamw::BLOCK));
+    let scales = arrays.f32(2 * count.div_ceil(adamw::BLOCK));
     let small = adamw::SmallParams { w, m, v, g, clip, n, ..scalars.small_params() };
     let mut all = vec![
         adamw::step(F32, &step),

@@ -199,7 +199,7 @@ params! {
 kernel_folder! {
     name: "adamw",
     params: [Params, SmallParams, SplitParams, JoinParams],
-    traffic: traffic,
+    traffic: traffic_launches,
 }
 
 kernel!(pub STEP_F32, "adamw_f32", Params, cpu::step_f32, &SOURCE, |p, _| cuh::map("adamw_f32", p.n));

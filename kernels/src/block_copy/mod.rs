@@ -31,7 +31,7 @@ params! {
 kernel_folder! {
     name: "block_copy",
     params: [Params],
-    traffic: traffic,
+    traffic: traffic_launches,
 }
 
 kernel!(pub COPY, "block_copy", Params, cpu::copy, &SOURCE, geometry);

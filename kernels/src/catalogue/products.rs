@@ -30,7 +30,7 @@ pub fn products(sizes: &Sizes) -> Result<Vec<ExampleProduct>, SizeError> {
 
 fn all(s: &Sizes) -> Vec<ExampleProduct> {
     let [m, n, k] = [s.get("m", TOKENS), s.get("n", INTERMEDIATE), s.get("k", HIDDEN)].map(|d| d as usize);
-    let size = s.words();
+    let size = s.to_text();
     let of = |name, dtype, [m, n, k]: [usize; 3], [a, b]: [bool; 2], accumulate| {
         let operand = |transposed| Operand { addr: PLACEHOLDER, dtype, transposed };
         let c_dtype = if accumulate { F32 } else { dtype };

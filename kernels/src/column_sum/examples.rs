@@ -1,5 +1,7 @@
 //! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
 
+#[cfg(test)]
+use crate::checks::traffic::{Arrays, ROWS, Traffic, within_a_tenth};
 use crate::column_sum;
 use crate::folder::{ACTIVATIONS, Calls, FLOAT_DTYPES, HIDDEN, Sizes, TOKENS, placeholders};
 
@@ -11,8 +13,12 @@ pub(crate) fn examples(_: &Sizes) -> Calls {
 
 /// Returns launches whose memory traffic a test compares with their cost.
 #[cfg(test)]
-pub(crate) fn traffic(a: &mut crate::checks::traffic::Arrays) -> crate::checks::traffic::Traffic {
-    use crate::checks::traffic::{ROWS, within_a_tenth};
-    let p = column_sum::Params { x: a.f32(ROWS * HIDDEN), sum: a.f32(HIDDEN), rows: ROWS.into(), cols: HIDDEN.into() };
+pub(crate) fn traffic_launches(arrays: &mut Arrays) -> Traffic {
+    let p = column_sum::Params {
+        x: arrays.f32(ROWS * HIDDEN),
+        sum: arrays.f32(HIDDEN),
+        rows: ROWS.into(),
+        cols: HIDDEN.into(),
+    };
     within_a_tenth(FLOAT_DTYPES.map(|t| column_sum::add(t, &p)))
 }

@@ -32,7 +32,7 @@ params! {
 kernel_folder! {
     name: "column_sum",
     params: [Params],
-    traffic: traffic,
+    traffic: traffic_launches,
 }
 
 kernel!(pub ADD_F32, "column_sum_f32", Params, cpu::add::<f32>, &SOURCE, |p, _| plan_add("column_sum_f32", p, 16));

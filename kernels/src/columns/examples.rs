@@ -1,5 +1,7 @@
 //! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
 
+#[cfg(test)]
+use crate::checks::traffic::{Arrays, ROWS, Traffic, within_a_tenth};
 use crate::columns;
 use crate::folder::{Calls, FLOAT_DTYPES, HEAD_DIM, HEADS, KV_HEADS, Sizes, TOKENS, placeholders};
 
@@ -12,10 +14,9 @@ pub(crate) fn examples(_: &Sizes) -> Calls {
 
 /// Returns launches whose memory traffic a test compares with their cost.
 #[cfg(test)]
-pub(crate) fn traffic(a: &mut crate::checks::traffic::Arrays) -> crate::checks::traffic::Traffic {
-    use crate::checks::traffic::{ROWS, within_a_tenth};
+pub(crate) fn traffic_launches(arrays: &mut Arrays) -> Traffic {
     use crate::folder::HIDDEN;
-    let [src, dst] = [(); 2].map(|()| a.f32(2 * ROWS * HIDDEN));
+    let [src, dst] = [(); 2].map(|()| arrays.f32(2 * ROWS * HIDDEN));
     let p = columns::CopyParams {
         src,
         dst,

@@ -39,7 +39,7 @@ params! {
 kernel_folder! {
     name: "columns",
     params: [CopyParams],
-    traffic: traffic,
+    traffic: traffic_launches,
 }
 
 kernel!(pub COPY_16, "columns_copy_16bit", CopyParams, cpu::copy::<u16>, &SOURCE, |p, _| cuh::rows("columns_copy_16bit", p.rows.into(), p.width.into(), 8));

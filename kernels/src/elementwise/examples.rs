@@ -1,6 +1,8 @@
 //! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
 
 use crate::DType::{BF16, F32};
+#[cfg(test)]
+use crate::checks::traffic::{Arrays, COUNT, Traffic, within_a_tenth};
 use crate::elementwise;
 use crate::folder::{ACTIVATIONS, Calls, FLOAT_DTYPES, HIDDEN, PLACEHOLDER, Sizes, TOKENS, placeholders};
 use bytemuck::Zeroable;
@@ -31,10 +33,9 @@ pub(crate) fn examples(_: &Sizes) -> Calls {
 
 /// Returns launches whose memory traffic a test compares with their cost.
 #[cfg(test)]
-pub(crate) fn traffic(a: &mut crate::checks::traffic::Arrays) -> crate::checks::traffic::Traffic {
-    use crate::checks::traffic::{COUNT, within_a_tenth};
+pub(crate) fn traffic_launches(arrays: &mut Arrays) -> Traffic {
     let count = COUNT;
-    let [x, y, z, scalar] = [(); 4].map(|()| a.f32(count));
+    let [x, y, z, scalar] = [(); 4].map(|()| arrays.f32(count));
     let accumulate = elementwise::AccumulateParams { src: x, dst: y, count };
     let cast = elementwise::CastParams { src: x, dst: y, count };
     let mut all = vec![

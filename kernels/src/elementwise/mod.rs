@@ -98,7 +98,7 @@ const COPY_BLOCK: u64 = 32 * 1024;
 kernel_folder! {
     name: "elementwise",
     params: [AddParams, AccumulateParams, CastParams, FillParams, MulScalarParams, CopyParams],
-    traffic: traffic,
+    traffic: traffic_launches,
 }
 
 kernel!(pub ADD_F32, "add_f32", AddParams, cpu::add::<f32>, &SOURCE, |p, _| cuh::map("add_f32", p.count));

@@ -1,5 +1,7 @@
 //! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
 
+#[cfg(test)]
+use crate::checks::traffic::{Arrays, ROWS, Traffic, within_a_tenth};
 use crate::folder::{ACTIVATIONS, Calls, FLOAT_DTYPES, HIDDEN, Sizes, TOKENS, VOCAB, placeholders};
 use crate::{Addr, embedding};
 
@@ -28,13 +30,12 @@ pub(crate) fn examples(_: &Sizes) -> Calls {
 
 /// Returns launches whose memory traffic a test compares with their cost.
 #[cfg(test)]
-pub(crate) fn traffic(a: &mut crate::checks::traffic::Arrays) -> crate::checks::traffic::Traffic {
+pub(crate) fn traffic_launches(arrays: &mut Arrays) -> Traffic {
     use crate::DType::{BF16, F32};
-    use crate::checks::traffic::{ROWS, within_a_tenth};
     use bytemuck::Zeroable;
     let (tokens, hidden, vocab) = (ROWS, HIDDEN, 2 * ROWS);
-    let [x, y] = [(); 2].map(|()| a.f32(vocab * hidden));
-    let ids = a.ids((0..tokens as i32).map(|i| 2 * i));
+    let [x, y] = [(); 2].map(|()| arrays.f32(vocab * hidden));
+    let ids = arrays.ids((0..tokens as i32).map(|i| 2 * i));
     let fwd = embedding::FwdParams { table: x, ids, y, tokens, hidden, vocab, ..Zeroable::zeroed() };
     let bwd = embedding::BwdParams { ids, dy: x, dw: y, tokens, hidden, vocab, ..Zeroable::zeroed() };
     let calls = |t| [embedding::fwd(t, F32, &fwd), embedding::fwd(t, BF16, &fwd), embedding::bwd(t, &bwd)];

@@ -78,7 +78,7 @@ params! {
 kernel_folder! {
     name: "embedding",
     params: [FwdParams, BwdParams],
-    traffic: traffic,
+    traffic: traffic_launches,
 }
 
 kernel!(pub FWD_F32_F32, "embedding_fwd_f32_f32", FwdParams, cpu::fwd::<f32, f32>, &SOURCE, |p, _| cuh::rows("embedding_fwd_f32_f32", p.tokens.into(), p.hidden.into(), 4));

@@ -62,7 +62,10 @@ impl KernelFolder {
         let defaults = Sizes::default();
         (self.calls)(&defaults);
         sizes.check(self.name, &defaults)?;
-        Ok(kernel_calls((self.calls)(sizes), |size| if sizes.any() { sizes.words().into() } else { size.into() }))
+        Ok(kernel_calls(
+            (self.calls)(sizes),
+            |size| if sizes.has_given() { sizes.to_text().into() } else { size.into() },
+        ))
     }
 }
 

@@ -52,7 +52,7 @@ impl Sizes {
     }
 
     /// Whether any size was given.
-    pub fn any(&self) -> bool {
+    pub fn has_given(&self) -> bool {
         !self.given.is_empty()
     }
 
@@ -77,7 +77,7 @@ impl Sizes {
     }
 
     /// Returns the keys and values that calls have asked for, as text: `tokens=4096 heads=28`.
-    pub(crate) fn words(&self) -> String {
+    pub(crate) fn to_text(&self) -> String {
         self.asked.borrow().iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(" ")
     }
 

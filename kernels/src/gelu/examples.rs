@@ -1,5 +1,7 @@
 //! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
 
+#[cfg(test)]
+use crate::checks::traffic::{Arrays, COUNT, Traffic, within_a_tenth};
 use crate::folder::{Calls, FLOAT_DTYPES, Sizes, TOKENS, placeholders};
 use crate::gelu;
 
@@ -16,10 +18,9 @@ pub(crate) fn examples(_: &Sizes) -> Calls {
 
 /// Returns launches whose memory traffic a test compares with their cost.
 #[cfg(test)]
-pub(crate) fn traffic(a: &mut crate::checks::traffic::Arrays) -> crate::checks::traffic::Traffic {
-    use crate::checks::traffic::{COUNT, within_a_tenth};
+pub(crate) fn traffic_launches(arrays: &mut Arrays) -> Traffic {
     let count = COUNT;
-    let [x, y, z] = [(); 3].map(|()| a.f32(count));
+    let [x, y, z] = [(); 3].map(|()| arrays.f32(count));
     let (fwd, bwd) = (gelu::FwdParams { x, y, count }, gelu::BwdParams { x, dy: y, dx: z, count });
     let calls = |t| [gelu::fwd(t, &fwd), gelu::bwd(t, &bwd), gelu::tanh_fwd(t, &fwd), gelu::tanh_bwd(t, &bwd)];
     within_a_tenth(FLOAT_DTYPES.into_iter().flat_map(calls))

@@ -51,7 +51,7 @@ params! {
 kernel_folder! {
     name: "gelu",
     params: [FwdParams, BwdParams],
-    traffic: traffic,
+    traffic: traffic_launches,
 }
 
 kernel!(pub FWD_F32, "gelu_fwd_f32", FwdParams, cpu::fwd::<f32, false>, &SOURCE, |p, _| cuh::map("gelu_fwd_f32", p.count));

@@ -1,5 +1,7 @@
 //! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
 
+#[cfg(test)]
+use crate::checks::traffic::{Arrays, Traffic, within_a_tenth};
 use crate::folder::{Calls, Sizes, placeholders};
 use crate::grpo_loss;
 
@@ -18,14 +20,13 @@ pub(crate) fn examples(_: &Sizes) -> Calls {
 
 /// Returns launches whose memory traffic a test compares with their cost.
 #[cfg(test)]
-pub(crate) fn traffic(a: &mut crate::checks::traffic::Arrays) -> crate::checks::traffic::Traffic {
-    use crate::checks::traffic::within_a_tenth;
+pub(crate) fn traffic_launches(arrays: &mut Arrays) -> Traffic {
     use bytemuck::Zeroable;
     let (tokens, completions) = (2048usize, 2u32);
-    let cu_seqlens = a.ids([0, 1024, 2048]);
-    let counted = a.ids([1024, 1024]);
-    let [log_prob, old, reference, d_log_prob] = [(); 4].map(|()| a.f32(tokens));
-    let [advantage, weight, stats] = [(); 3].map(|()| a.f32(8usize));
+    let cu_seqlens = arrays.ids([0, 1024, 2048]);
+    let counted = arrays.ids([1024, 1024]);
+    let [log_prob, old, reference, d_log_prob] = [(); 4].map(|()| arrays.f32(tokens));
+    let [advantage, weight, stats] = [(); 3].map(|()| arrays.f32(8usize));
     let p = grpo_loss::Params {
         log_prob,
         old,

@@ -69,7 +69,7 @@ params! {
 kernel_folder! {
     name: "grpo_loss",
     params: [Params],
-    traffic: traffic,
+    traffic: traffic_launches,
 }
 
 kernel!(pub LOSS, "grpo_loss", Params, cpu::loss, &SOURCE, |p, _| {

@@ -1,5 +1,7 @@
 //! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
 
+#[cfg(test)]
+use crate::checks::traffic::{Arrays, ROWS, Traffic, within_a_tenth};
 use crate::folder::{Calls, FLOAT_DTYPES, HEAD_DIM, KV_HEADS, Sizes, TOKENS, placeholders};
 use crate::kv_write;
 
@@ -18,16 +20,15 @@ pub(crate) fn examples(_: &Sizes) -> Calls {
 
 /// Returns launches whose memory traffic a test compares with their cost.
 #[cfg(test)]
-pub(crate) fn traffic(a: &mut crate::checks::traffic::Arrays) -> crate::checks::traffic::Traffic {
-    use crate::checks::traffic::{ROWS, within_a_tenth};
+pub(crate) fn traffic_launches(arrays: &mut Arrays) -> Traffic {
     use crate::folder::HIDDEN;
-    let [x, cache] = [(); 2].map(|()| a.f32(2 * ROWS * HIDDEN));
+    let [x, cache] = [(); 2].map(|()| arrays.f32(2 * ROWS * HIDDEN));
     let p = kv_write::Params {
         k: x,
         v: x,
         k_cache: cache,
         v_cache: cache.offset((2 * ROWS * HIDDEN * 2) as usize),
-        slots: a.ids((0..ROWS as i32).map(|i| 2 * i)),
+        slots: arrays.ids((0..ROWS as i32).map(|i| 2 * i)),
         tokens: ROWS,
         kv_heads: 4,
         head_dim: 128,

@@ -45,7 +45,7 @@ params! {
 kernel_folder! {
     name: "kv_write",
     params: [Params],
-    traffic: traffic,
+    traffic: traffic_launches,
 }
 
 kernel!(pub WRITE_F32, "kv_write_f32", Params, cpu::write::<f32>, &SOURCE, |p, _| plan_write("kv_write_f32", p, 4));

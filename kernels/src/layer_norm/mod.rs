@@ -87,7 +87,7 @@ params! {
 kernel_folder! {
     name: "layer_norm",
     params: [FwdParams, BwdParams],
-    traffic: traffic,
+    traffic: traffic_launches,
 }
 
 kernel!(pub FWD_F32, "layer_norm_fwd_f32", FwdParams, cpu::fwd::<f32>, &SOURCE, |p, arch| {

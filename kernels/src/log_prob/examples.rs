@@ -1,5 +1,7 @@
 //! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
 
+#[cfg(test)]
+use crate::checks::traffic::{Arrays, Traffic, within_a_tenth};
 use crate::folder::{Calls, FLOAT_DTYPES, Sizes, VOCAB, placeholders};
 use crate::{Addr, log_prob};
 
@@ -33,17 +35,16 @@ pub(crate) fn examples(s: &Sizes) -> Calls {
 
 /// Returns launches whose memory traffic a test compares with their cost.
 #[cfg(test)]
-pub(crate) fn traffic(a: &mut crate::checks::traffic::Arrays) -> crate::checks::traffic::Traffic {
+pub(crate) fn traffic_launches(arrays: &mut Arrays) -> Traffic {
     use crate::DType::{BF16, F32};
-    use crate::checks::traffic::within_a_tenth;
     use bytemuck::Zeroable;
     let (rows, vocab) = (2u32, VOCAB);
     let n = (rows * vocab) as usize;
-    let [logits, d_logits] = [(); 2].map(|()| a.f32(n));
-    let targets = a.ids([5, 100_000]);
-    let [log_prob, lse, grad] = [(); 3].map(|()| a.f32(8usize));
-    let (entropy, d_entropy) = (a.f32(8usize), a.f32(8usize));
-    let state = a.elements(4 * rows as usize, 8);
+    let [logits, d_logits] = [(); 2].map(|()| arrays.f32(n));
+    let targets = arrays.ids([5, 100_000]);
+    let [log_prob, lse, grad] = [(); 3].map(|()| arrays.f32(8usize));
+    let (entropy, d_entropy) = (arrays.f32(8usize), arrays.f32(8usize));
+    let state = arrays.elements(4 * rows as usize, 8);
     let fwd = log_prob::FwdParams {
         logits,
         targets,

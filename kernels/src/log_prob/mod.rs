@@ -106,7 +106,7 @@ params! {
 kernel_folder! {
     name: "log_prob",
     params: [FwdParams, BwdParams],
-    traffic: traffic,
+    traffic: traffic_launches,
 }
 
 kernel!(pub FWD, "log_prob_fwd", FwdParams, cpu::fwd, &SOURCE, |p, _| cuh::blocks("log_prob_fwd", p.rows.into(), 512));

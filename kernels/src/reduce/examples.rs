@@ -1,5 +1,7 @@
 //! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
 
+#[cfg(test)]
+use crate::checks::traffic::{Arrays, COUNT, Traffic, within_a_tenth};
 use crate::folder::{Calls, FLOAT_DTYPES, HIDDEN, INTERMEDIATE, Sizes, TOKENS, WEIGHTS, placeholders};
 use crate::reduce;
 
@@ -19,11 +21,10 @@ pub(crate) fn examples(_: &Sizes) -> Calls {
 
 /// Returns launches whose memory traffic a test compares with their cost.
 #[cfg(test)]
-pub(crate) fn traffic(a: &mut crate::checks::traffic::Arrays) -> crate::checks::traffic::Traffic {
-    use crate::checks::traffic::{COUNT, within_a_tenth};
+pub(crate) fn traffic_launches(arrays: &mut Arrays) -> Traffic {
     let n = COUNT;
-    let (x, w, out) = (a.f32(n), a.f32(n), a.f32(4usize));
-    let partial = a.elements(2 * reduce::parts(n as usize), 8);
+    let (x, w, out) = (arrays.f32(n), arrays.f32(n), arrays.f32(4usize));
+    let partial = arrays.elements(2 * reduce::parts(n as usize), 8);
     let squares = FLOAT_DTYPES.map(|t| reduce::sum_squares(t, &reduce::SumSquaresParams { x, partial, n }));
     let sum = reduce::weighted_sum(&reduce::WeightedSumParams { x, w, out, n });
     let clip = reduce::clip(&reduce::ClipParams { partials: x, out, count: n / 2, max_norm: 1.0, reserved: 0 });

@@ -60,7 +60,7 @@ params! {
 kernel_folder! {
     name: "reduce",
     params: [WeightedSumParams, SumSquaresParams, ClipParams],
-    traffic: traffic,
+    traffic: traffic_launches,
 }
 
 kernel!(pub WEIGHTED_SUM, "weighted_sum", WeightedSumParams, cpu::weighted_sum, &SOURCE, |_, _| cuh::blocks("weighted_sum", 1, 1024));

@@ -1,5 +1,7 @@
 //! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
 
+#[cfg(test)]
+use crate::checks::traffic::{Arrays, ROWS, Traffic};
 use crate::folder::{ACTIVATIONS, Calls, FLOAT_DTYPES, HIDDEN, PLACEHOLDER, Sizes, TOKENS, placeholders};
 use crate::{Addr, rms_norm};
 
@@ -18,16 +20,15 @@ pub(crate) fn examples(s: &Sizes) -> Calls {
 
 /// Returns launches whose memory traffic a test compares with their cost.
 #[cfg(test)]
-pub(crate) fn traffic(a: &mut crate::checks::traffic::Arrays) -> crate::checks::traffic::Traffic {
-    use crate::checks::traffic::ROWS;
+pub(crate) fn traffic_launches(arrays: &mut Arrays) -> Traffic {
     use bytemuck::Zeroable;
     let mut calls = Vec::new();
     // Columns beyond 8192 of a row do not stay in registers: x and dy are read twice, dw goes through the workspace
     // row by row, and weights are read for each row.
     for (rows, cols, [fwd_ratio, bwd_ratio]) in [(ROWS, HIDDEN, [1.1, 1.1]), (16, 10_240, [1.25, 1.8])] {
-        let [x, y, z, s] = [(); 4].map(|()| a.f32(rows * cols));
-        let [w, rstd, dw] = [(); 3].map(|()| a.f32(cols));
-        let partial = a.f32(2 * rms_norm::parts(rows as usize) * cols as usize);
+        let [x, y, z, s] = [(); 4].map(|()| arrays.f32(rows * cols));
+        let [w, rstd, dw] = [(); 3].map(|()| arrays.f32(cols));
+        let partial = arrays.f32(2 * rms_norm::parts(rows as usize) * cols as usize);
         let fwd = rms_norm::FwdParams { x, w, y, rstd, rows, cols, eps: 1e-6, ..Zeroable::zeroed() };
         let bwd = rms_norm::BwdParams { x, w, rstd, dy: y, dx: z, dw, partial, rows, cols, ..Zeroable::zeroed() };
         let frozen = rms_norm::BwdParams { dw: Addr::NULL, partial: Addr::NULL, ..bwd };

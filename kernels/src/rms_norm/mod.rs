@@ -91,7 +91,7 @@ kernel_folder! {
     name: "rms_norm",
     params: [FwdParams, BwdParams],
     headers: ["rows.cuh"],
-    traffic: traffic,
+    traffic: traffic_launches,
 }
 
 kernel!(pub FWD_F32, "rms_norm_fwd_f32", FwdParams, cpu::fwd::<f32>, &SOURCE, |p, arch| {

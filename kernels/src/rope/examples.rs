@@ -1,5 +1,7 @@
 //! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
 
+#[cfg(test)]
+use crate::checks::traffic::{Arrays, Traffic, within_a_tenth};
 use crate::folder::{Calls, FLOAT_DTYPES, HEAD_DIM, HEADS, Sizes, TOKENS, placeholders};
 use crate::rope;
 
@@ -14,15 +16,14 @@ pub(crate) fn examples(_: &Sizes) -> Calls {
 
 /// Returns launches whose memory traffic a test compares with their cost.
 #[cfg(test)]
-pub(crate) fn traffic(a: &mut crate::checks::traffic::Arrays) -> crate::checks::traffic::Traffic {
-    use crate::checks::traffic::within_a_tenth;
+pub(crate) fn traffic_launches(arrays: &mut Arrays) -> Traffic {
     let (tokens, heads, head_dim) = (64u32, HEADS, HEAD_DIM);
     let half = head_dim / 2;
-    let positions = a.ids(0..tokens as i32);
-    let axis = a.ids((0..half).map(|_| 0));
-    let inv_freq = a.f32(half);
-    let [cos, sin] = [(); 2].map(|()| a.f32(tokens * half));
-    let [x, y] = [(); 2].map(|()| a.f32(tokens * heads * head_dim));
+    let positions = arrays.ids(0..tokens as i32);
+    let axis = arrays.ids((0..half).map(|_| 0));
+    let inv_freq = arrays.f32(half);
+    let [cos, sin] = [(); 2].map(|()| arrays.f32(tokens * half));
+    let [x, y] = [(); 2].map(|()| arrays.f32(tokens * heads * head_dim));
     let table = rope::table(&rope::TableParams { positions, inv_freq, axis, cos, sin, tokens, half });
     let p = rope::ApplyParams { x, y, cos, sin, tokens, heads, head_dim, inverse: 0 };
     let mut all = within_a_tenth(FLOAT_DTYPES.map(|t| rope::apply(t, &p)));

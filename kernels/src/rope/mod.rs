@@ -67,7 +67,7 @@ params! {
 kernel_folder! {
     name: "rope",
     params: [TableParams, ApplyParams],
-    traffic: traffic,
+    traffic: traffic_launches,
 }
 
 kernel!(pub TABLE, "rope_table_f32", TableParams, cpu::table, &SOURCE, |p, _| plan_table(p));

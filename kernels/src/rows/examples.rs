@@ -1,5 +1,7 @@
 //! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
 
+#[cfg(test)]
+use crate::checks::traffic::{Arrays, ROWS, Traffic, within_a_tenth};
 use crate::folder::{ACTIVATIONS, Calls, FLOAT_DTYPES, HIDDEN, Sizes, TOKENS, placeholders};
 use crate::rows;
 
@@ -13,11 +15,10 @@ pub(crate) fn examples(_: &Sizes) -> Calls {
 
 /// Returns launches whose memory traffic a test compares with their cost.
 #[cfg(test)]
-pub(crate) fn traffic(a: &mut crate::checks::traffic::Arrays) -> crate::checks::traffic::Traffic {
-    use crate::checks::traffic::{ROWS, within_a_tenth};
+pub(crate) fn traffic_launches(arrays: &mut Arrays) -> Traffic {
     let (m, n, cols) = (ROWS, 2 * ROWS, HIDDEN);
-    let [x, y] = [(); 2].map(|()| a.f32(n * cols));
-    let index = a.ids((0..m as i32).map(|i| 2 * i));
+    let [x, y] = [(); 2].map(|()| arrays.f32(n * cols));
+    let index = arrays.ids((0..m as i32).map(|i| 2 * i));
     let gather = rows::GatherParams { x, index, y, m, cols, n, reserved: 0 };
     let scatter = rows::ScatterParams { src: x, index, dst: y, m, cols, n, reserved: 0 };
     within_a_tenth(FLOAT_DTYPES.into_iter().flat_map(|t| [rows::gather(t, &gather), rows::scatter(t, &scatter)]))

@@ -56,7 +56,7 @@ params! {
 kernel_folder! {
     name: "rows",
     params: [GatherParams, ScatterParams],
-    traffic: traffic,
+    traffic: traffic_launches,
 }
 
 kernel!(pub GATHER_16, "rows_gather_16bit", GatherParams, cpu::gather::<u16>, &SOURCE, |p, _| cuh::rows("rows_gather_16bit", p.m.into(), p.cols.into(), 8));

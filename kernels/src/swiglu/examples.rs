@@ -1,5 +1,7 @@
 //! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
 
+#[cfg(test)]
+use crate::checks::traffic::{Arrays, COUNT, Traffic, within_a_tenth};
 use crate::folder::{Calls, FLOAT_DTYPES, INTERMEDIATE, Sizes, TOKENS, placeholders};
 use crate::swiglu;
 
@@ -14,10 +16,9 @@ pub(crate) fn examples(s: &Sizes) -> Calls {
 
 /// Returns launches whose memory traffic a test compares with their cost.
 #[cfg(test)]
-pub(crate) fn traffic(a: &mut crate::checks::traffic::Arrays) -> crate::checks::traffic::Traffic {
-    use crate::checks::traffic::{COUNT, within_a_tenth};
+pub(crate) fn traffic_launches(arrays: &mut Arrays) -> Traffic {
     let count = COUNT;
-    let [gate, up, y, d_gate, d_up] = [(); 5].map(|()| a.f32(count));
+    let [gate, up, y, d_gate, d_up] = [(); 5].map(|()| arrays.f32(count));
     let fwd = swiglu::FwdParams { gate, up, y, count };
     let bwd = swiglu::BwdParams { gate, up, dy: y, d_gate, d_up, count };
     within_a_tenth(FLOAT_DTYPES.into_iter().flat_map(|t| [swiglu::fwd(t, &fwd), swiglu::bwd(t, &bwd)]))

@@ -53,7 +53,7 @@ params! {
 kernel_folder! {
     name: "swiglu",
     params: [FwdParams, BwdParams],
-    traffic: traffic,
+    traffic: traffic_launches,
 }
 
 kernel!(pub FWD_F32, "swiglu_fwd_f32", FwdParams, cpu::fwd::<f32>, &SOURCE, |p, _| cuh::map("swiglu_fwd_f32", p.count));
