@@ -28,7 +28,7 @@ pub enum SimulateError {
         /// The parser's error.
         error: ProgramError,
     },
-    /// The stage's grid, block or shared memory exceeds what any GPU has.
+    /// The stage's grid, block, cluster or shared memory is outside the limits of the kernel or of the GPU.
     #[error("{symbol}: {error}")]
     Launch {
         /// Symbol of the kernel.

@@ -2,7 +2,7 @@
 
 use crate::DType::{BF16, F32};
 #[cfg(test)]
-use crate::checks::traffic::{Arrays, COUNT, Traffic, within_a_tenth};
+use crate::checks::traffic::{TRAFFIC_ELEMENTS, TrafficArrays, TrafficLaunches, within_a_tenth};
 use crate::folder::{Calls, FLOAT_DTYPES, HIDDEN, INTERMEDIATE, PLACEHOLDER, Sizes, WEIGHTS, placeholders};
 use crate::{Addr, adamw};
 
@@ -28,8 +28,8 @@ pub(crate) fn examples(s: &Sizes) -> Calls {
 
 /// Returns launches whose memory traffic a test compares with their cost.
 #[cfg(test)]
-pub(crate) fn traffic_launches(arrays: &mut Arrays) -> Traffic {
-    let (n, count) = (COUNT, COUNT as usize);
+pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
+    let (n, count) = (TRAFFIC_ELEMENTS, TRAFFIC_ELEMENTS as usize);
     let low = arrays.elements(count, 2);
     let clip = arrays.f32(2usize);
     let scalars = adamw::Scalars { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, step: 2 };

@@ -2,7 +2,7 @@
 
 use crate::block_copy;
 #[cfg(test)]
-use crate::checks::traffic::{Arrays, Traffic, within_a_tenth};
+use crate::checks::traffic::{TrafficArrays, TrafficLaunches, within_a_tenth};
 use crate::folder::{Calls, HEAD_DIM, KV_HEADS, Sizes, placeholders};
 
 /// Returns the example calls, each with a text that describes its size.
@@ -15,7 +15,7 @@ pub(crate) fn examples(_: &Sizes) -> Calls {
 
 /// Returns launches whose memory traffic a test compares with their cost.
 #[cfg(test)]
-pub(crate) fn traffic_launches(arrays: &mut Arrays) -> Traffic {
+pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     let [k_cache, v_cache] = [(); 2].map(|()| arrays.elements(8 * 4096, 16));
     let pairs = arrays.ids([0, 5, 1, 6, 2, 7]);
     within_a_tenth([block_copy::copy(&block_copy::Params { k_cache, v_cache, pairs, count: 3, units: 4096 })])

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 /// One array of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Array {
+pub struct CheckArray {
     /// Host address of the first byte.
     pub at: u64,
     /// Length in bytes.
@@ -23,18 +23,18 @@ pub struct Array {
 
 thread_local! {
     /// The arrays whose addresses checks on this thread have taken, keyed by address.
-    static ARRAYS: RefCell<BTreeMap<u64, Array>> = const { RefCell::new(BTreeMap::new()) };
+    static ARRAYS: RefCell<BTreeMap<u64, CheckArray>> = const { RefCell::new(BTreeMap::new()) };
 }
 
 /// Registers an array and forgets earlier arrays that overlap its addresses.
-pub fn register<T>(x: &[T], written: bool) -> Addr {
+pub fn register_array<T>(x: &[T], written: bool) -> Addr {
     let (at, bytes) = (x.as_ptr() as u64, size_of_val(x));
     ARRAYS.with_borrow_mut(|arrays| {
         let end = at + bytes.max(1) as u64;
         let stale: Vec<u64> =
             arrays.range(..end).filter(|(start, a)| **start + a.bytes as u64 > at).map(|a| *a.0).collect();
         arrays.retain(|at, _| !stale.contains(at));
-        arrays.insert(at, Array { at, bytes, element: std::any::type_name::<T>(), written });
+        arrays.insert(at, CheckArray { at, bytes, element: std::any::type_name::<T>(), written });
     });
     Addr(at)
 }
@@ -42,21 +42,21 @@ pub fn register<T>(x: &[T], written: bool) -> Addr {
 /// Registers a slice as an input and returns its address. If a kernel writes to it, the owner must be read through
 /// [`super::Data`].
 pub fn addr<T>(x: &[T]) -> Addr {
-    register(x, true)
+    register_array(x, true)
 }
 
 /// Registers a slice that a kernel writes and returns its address.
 pub fn addr_mut<T>(x: &mut [T]) -> Addr {
-    let at = register(x, true);
+    let at = register_array(x, true);
     debug_assert_eq!(at.0, x.as_mut_ptr() as u64);
     at
 }
 
 /// Returns for each address in a launch's parameters: the byte offset of the parameter, the array that it points
 /// into, and the byte within that array.
-pub fn operands(launch: &KernelLaunch) -> Vec<(usize, Array, usize)> {
+pub fn operands(launch: &KernelLaunch) -> Vec<(usize, CheckArray, usize)> {
     let fields = launch.kernel.fields.iter().filter(|f| f.address);
-    let of = |offset: usize| -> Option<(usize, Array, usize)> {
+    let of = |offset: usize| -> Option<(usize, CheckArray, usize)> {
         let bytes: [u8; 8] = launch.params[offset..offset + 8].try_into().expect("eight bytes");
         let address = u64::from_le_bytes(bytes);
         ARRAYS.with_borrow(|arrays| {
@@ -69,8 +69,8 @@ pub fn operands(launch: &KernelLaunch) -> Vec<(usize, Array, usize)> {
 }
 
 /// Returns the arrays that a launch's parameters point to, without repetition.
-pub fn arrays_of(launch: &KernelLaunch) -> Vec<Array> {
-    let mut found: Vec<Array> = Vec::new();
+pub fn arrays_of(launch: &KernelLaunch) -> Vec<CheckArray> {
+    let mut found: Vec<CheckArray> = Vec::new();
     for (_, array, _) in operands(launch) {
         if !found.contains(&array) {
             found.push(array);
@@ -79,7 +79,7 @@ pub fn arrays_of(launch: &KernelLaunch) -> Vec<Array> {
     found
 }
 
-impl Array {
+impl CheckArray {
     /// Returns the current bytes of the array.
     pub fn read(&self) -> Vec<u8> {
         // SAFETY: the check on this thread holds the arrays whose addresses it put into the parameters.
@@ -99,7 +99,7 @@ impl Array {
 }
 
 /// Returns simulator memory that has these arrays at their host addresses.
-pub fn memory_of(arrays: &[Array]) -> SimMemory {
+pub fn simulator_memory(arrays: &[CheckArray]) -> SimMemory {
     let mut memory = SimMemory::new();
     for array in arrays {
         memory.map(array.at, array.read(), array.written);

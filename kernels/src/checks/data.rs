@@ -1,13 +1,13 @@
 //! Seeded inputs for checks, and arrays of f32 or bf16 whose addresses launches take.
 
-use super::arrays::register;
+use super::arrays::register_array;
 use crate::{Addr, DType, Element};
 use half::bf16;
 
 /// Returns seeded numbers with about a normal distribution of deviation `scale`. Every 997th is 20 times as large,
 /// and every 997th is a negative zero.
 pub fn numbers(count: usize, seed: u64, scale: f32) -> Vec<f32> {
-    let seed = seed ^ super::seed().wrapping_mul(0xd134_2543_de82_ef95);
+    let seed = seed ^ super::check_seed().wrapping_mul(0xd134_2543_de82_ef95);
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut next = || {
         state ^= state << 13;
@@ -51,8 +51,8 @@ impl Data {
     /// Registers the array and returns its address.
     pub fn addr(&self) -> Addr {
         match self.dtype {
-            DType::F32 => register(&self.f32, self.is_written()),
-            _ => register(&self.bf16, self.is_written()),
+            DType::F32 => register_array(&self.f32, self.is_written()),
+            _ => register_array(&self.bf16, self.is_written()),
         }
     }
 
@@ -83,7 +83,7 @@ pub struct Picks {
 impl Picks {
     /// Starts from a seed, combined with the seed of the check.
     pub fn new(seed: u64) -> Picks {
-        Picks { state: seed ^ super::seed().wrapping_mul(0xd134_2543_de82_ef95) }
+        Picks { state: seed ^ super::check_seed().wrapping_mul(0xd134_2543_de82_ef95) }
     }
 
     /// Returns a random u64, by SplitMix64 (Steele, Lea, Flood 2014).

@@ -163,7 +163,7 @@ impl Check {
 }
 
 /// Seed of the check that runs on this thread.
-pub(crate) fn seed() -> u64 {
+pub(crate) fn check_seed() -> u64 {
     RUNNING.with_borrow(|r| r.setup.seed)
 }
 

@@ -1,7 +1,7 @@
 //! Runs launches of checks on a GPU, and compares their results with the simulator's.
 #![allow(unsafe_code)]
 
-use super::arrays::{Array, arrays_of, operands};
+use super::arrays::{CheckArray, arrays_of, operands};
 use super::{RUNNING, on_sim};
 use crate::cuda::{Buffer, CudaError, Gpu};
 use crate::launch::KernelLaunch;
@@ -28,13 +28,13 @@ const PATTERN: u8 = 0xff;
 
 /// A GPU copy of an array between guards. Its address has the same remainder modulo 256 as on the host.
 struct Placed {
-    array: Array,
+    array: CheckArray,
     buffer: Buffer,
     start: usize,
 }
 
 impl Placed {
-    fn new(gpu: &Gpu, array: Array) -> Result<Placed, CudaError> {
+    fn new(gpu: &Gpu, array: CheckArray) -> Result<Placed, CudaError> {
         let start = GUARD + array.at as usize % 256;
         let buffer = gpu.alloc(start + array.bytes + GUARD)?;
         gpu.fill(&buffer, PATTERN)?;
@@ -84,7 +84,7 @@ pub fn run(gpu: &Gpu, launch: &KernelLaunch) {
     }
 }
 
-fn on_gpu(gpu: &Gpu, launch: &KernelLaunch, arrays: &[Array]) -> Result<Vec<Vec<u8>>, CudaError> {
+fn on_gpu(gpu: &Gpu, launch: &KernelLaunch, arrays: &[CheckArray]) -> Result<Vec<Vec<u8>>, CudaError> {
     let placed = arrays.iter().map(|a| Placed::new(gpu, *a)).collect::<Result<Vec<_>, _>>()?;
     let mut params = launch.params.to_vec();
     for (offset, array, inside) in operands(launch) {
@@ -98,7 +98,7 @@ fn on_gpu(gpu: &Gpu, launch: &KernelLaunch, arrays: &[Array]) -> Result<Vec<Vec<
     placed.iter().map(|p| p.result(gpu, launch.kernel.name)).collect()
 }
 
-fn compare_all(kernel: &'static str, arrays: &[Array], got: &[Vec<u8>], want: &[Vec<u8>]) -> GpuComparison {
+fn compare_all(kernel: &'static str, arrays: &[CheckArray], got: &[Vec<u8>], want: &[Vec<u8>]) -> GpuComparison {
     let mut all = GpuComparison { kernel, elements: 0, different: 0, distance: 0.0 };
     for ((array, got), want) in arrays.iter().zip(got).zip(want) {
         let before = array.read();

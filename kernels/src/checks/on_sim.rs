@@ -1,7 +1,7 @@
 //! Runs launches of checks on the simulator.
 
 use super::RUNNING;
-use super::arrays::{Array, arrays_of, memory_of};
+use super::arrays::{CheckArray, arrays_of, simulator_memory};
 use crate::launch::{Arch, KernelLaunch};
 use crate::simulate::{self, SimulatedStage};
 use reel_sim::counters::Counters;
@@ -33,18 +33,18 @@ impl RecordedLaunch {
     }
 }
 
-/// When asynchronous copies complete: interleaving i uses element i modulo 3.
+/// When asynchronous copies complete: the interleaving of seed s uses element s modulo 3.
 pub const COMPLETION_TIMINGS: [CompletionTiming; 3] =
     [CompletionTiming::Latest, CompletionTiming::Earliest, CompletionTiming::Random];
 
 /// Returns the contents of each array after the launch under one interleaving.
-pub fn simulated_contents(launch: &KernelLaunch, arrays: &[Array], seed: u64) -> Vec<Vec<u8>> {
+pub fn simulated_contents(launch: &KernelLaunch, arrays: &[CheckArray], seed: u64) -> Vec<Vec<u8>> {
     staged_results(launch, arrays, seed).1
 }
 
 /// Runs a launch under one interleaving; returns its stages and the contents of each array afterwards.
-fn staged_results(launch: &KernelLaunch, arrays: &[Array], seed: u64) -> (Vec<SimulatedStage>, Vec<Vec<u8>>) {
-    let mut memory = memory_of(arrays);
+fn staged_results(launch: &KernelLaunch, arrays: &[CheckArray], seed: u64) -> (Vec<SimulatedStage>, Vec<Vec<u8>>) {
+    let mut memory = simulator_memory(arrays);
     let completion = COMPLETION_TIMINGS[seed as usize % 3];
     let arch = if seed % 8 == 1 { Arch::H100 } else { Arch::A100 };
     let options = ExecOptions { gpu: simulate::gpu(&arch), seed, completion, ..ExecOptions::default() };
@@ -123,7 +123,7 @@ pub fn staged(launch: &crate::Launch) -> Vec<SimulatedStage> {
 #[cfg(test)]
 fn staged_on(launch: &crate::Launch, arch: &Arch) -> Vec<SimulatedStage> {
     let crate::Launch::Kernel(launch) = launch else { return Vec::new() };
-    let mut memory = memory_of(&arrays_of(launch));
+    let mut memory = simulator_memory(&arrays_of(launch));
     let options = ExecOptions { gpu: simulate::gpu(arch), ..ExecOptions::default() };
     let staged = simulate::run(launch, arch, &mut memory, &options).expect("it runs");
     nothing_found(launch, &staged, options.seed);

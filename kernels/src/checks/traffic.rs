@@ -10,25 +10,25 @@ use reel_sim::counters::InstructionCounts;
 
 /// Rows of a traffic test of a normalisation kernel. On [`SMALL_GPU`], they give each thread block as many rows as a
 /// long sequence gives it on a whole GPU.
-pub(crate) const ROWS: u32 = 128;
+pub(crate) const TRAFFIC_ROWS: u32 = 128;
 /// Elements of a traffic test of an element-wise kernel.
-pub(crate) const COUNT: u64 = 1 << 17;
+pub(crate) const TRAFFIC_ELEMENTS: u64 = 1 << 17;
 
 /// An A100 with only two multiprocessors, so that a few rows give each thread block as many rows as a long sequence
 /// does on a whole GPU.
 const SMALL_GPU: Arch = Arch { multiprocessors: 2, ..Arch::A100 };
 
 /// Launches, each with the largest allowed ratio of the bytes that it moves to the bytes of its cost.
-pub(crate) type Traffic = Vec<(Launch, f64)>;
+pub(crate) type TrafficLaunches = Vec<(Launch, f64)>;
 
 /// Allocates the arrays of launches; they live as long as this value.
 #[derive(Default)]
-pub(crate) struct Arrays {
+pub(crate) struct TrafficArrays {
     numbers: Vec<Vec<u64>>,
     ids: Vec<Vec<i32>>,
 }
 
-impl Arrays {
+impl TrafficArrays {
     /// Allocates `count` elements of `bytes` bytes each, with values from 0.5 to 1 in f32 and in bf16.
     pub(crate) fn elements(&mut self, count: impl TryInto<usize>, bytes: usize) -> Addr {
         let count = count.try_into().unwrap_or_else(|_| unreachable!("sizes are small"));
@@ -52,7 +52,7 @@ impl Arrays {
 }
 
 /// Allows each launch to move a tenth more bytes than its cost.
-pub(crate) fn within_a_tenth(launches: impl IntoIterator<Item = Launch>) -> Traffic {
+pub(crate) fn within_a_tenth(launches: impl IntoIterator<Item = Launch>) -> TrafficLaunches {
     launches.into_iter().map(|l| (l, 1.1)).collect()
 }
 
@@ -71,9 +71,9 @@ pub(crate) fn assert_moves_its_bytes(launch: &Launch) -> InstructionCounts {
 ///
 /// # Panics
 /// If a launch moves more bytes than allowed or has a bank conflict; the message names every such launch.
-pub(crate) fn assert_traffic(calls: impl Fn(&mut Arrays) -> Traffic) {
+pub(crate) fn assert_traffic(calls: impl Fn(&mut TrafficArrays) -> TrafficLaunches) {
     on_sim(|| {
-        let mut arrays = Arrays::default();
+        let mut arrays = TrafficArrays::default();
         let mut wrong = String::new();
         for (launch, max_ratio) in calls(&mut arrays) {
             let (count, cost) = (counted_on(&launch, &SMALL_GPU), launch.cost());

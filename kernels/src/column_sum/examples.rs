@@ -1,7 +1,7 @@
 //! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
 
 #[cfg(test)]
-use crate::checks::traffic::{Arrays, ROWS, Traffic, within_a_tenth};
+use crate::checks::traffic::{TRAFFIC_ROWS, TrafficArrays, TrafficLaunches, within_a_tenth};
 use crate::column_sum;
 use crate::folder::{ACTIVATIONS, Calls, FLOAT_DTYPES, HIDDEN, Sizes, TOKENS, placeholders};
 
@@ -13,11 +13,11 @@ pub(crate) fn examples(_: &Sizes) -> Calls {
 
 /// Returns launches whose memory traffic a test compares with their cost.
 #[cfg(test)]
-pub(crate) fn traffic_launches(arrays: &mut Arrays) -> Traffic {
+pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     let p = column_sum::Params {
-        x: arrays.f32(ROWS * HIDDEN),
+        x: arrays.f32(TRAFFIC_ROWS * HIDDEN),
         sum: arrays.f32(HIDDEN),
-        rows: ROWS.into(),
+        rows: TRAFFIC_ROWS.into(),
         cols: HIDDEN.into(),
     };
     within_a_tenth(FLOAT_DTYPES.map(|t| column_sum::add(t, &p)))

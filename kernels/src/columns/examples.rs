@@ -1,7 +1,7 @@
 //! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
 
 #[cfg(test)]
-use crate::checks::traffic::{Arrays, ROWS, Traffic, within_a_tenth};
+use crate::checks::traffic::{TRAFFIC_ROWS, TrafficArrays, TrafficLaunches, within_a_tenth};
 use crate::columns;
 use crate::folder::{Calls, FLOAT_DTYPES, HEAD_DIM, HEADS, KV_HEADS, Sizes, TOKENS, placeholders};
 
@@ -14,13 +14,13 @@ pub(crate) fn examples(_: &Sizes) -> Calls {
 
 /// Returns launches whose memory traffic a test compares with their cost.
 #[cfg(test)]
-pub(crate) fn traffic_launches(arrays: &mut Arrays) -> Traffic {
+pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     use crate::folder::HIDDEN;
-    let [src, dst] = [(); 2].map(|()| arrays.f32(2 * ROWS * HIDDEN));
+    let [src, dst] = [(); 2].map(|()| arrays.f32(2 * TRAFFIC_ROWS * HIDDEN));
     let p = columns::CopyParams {
         src,
         dst,
-        rows: ROWS,
+        rows: TRAFFIC_ROWS,
         width: HIDDEN,
         src_cols: 2 * HIDDEN,
         src_start: 512,

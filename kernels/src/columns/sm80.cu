@@ -1,7 +1,7 @@
 // Copies a range of columns between two matrices: dst[r, dst_start + c] = src[r, src_start + c].
 //
 // Shapes and limits: mod.rs; width < 2^31. Numerics: bits are copied. Grid: rows.cuh. An access has 16 bytes if the
-// row lengths, the first columns and the addresses of both matrices are multiples of 16 bytes. Bound: memory.
+// row lengths, the first columns, the copied width and the addresses are multiples of 16 bytes. Bound: memory.
 
 #include "cuh/rows.cuh"
 

@@ -2,7 +2,7 @@
 
 use crate::DType::{BF16, F32};
 #[cfg(test)]
-use crate::checks::traffic::{Arrays, COUNT, Traffic, within_a_tenth};
+use crate::checks::traffic::{TRAFFIC_ELEMENTS, TrafficArrays, TrafficLaunches, within_a_tenth};
 use crate::elementwise;
 use crate::folder::{ACTIVATIONS, Calls, FLOAT_DTYPES, HIDDEN, PLACEHOLDER, Sizes, TOKENS, placeholders};
 use bytemuck::Zeroable;
@@ -33,8 +33,8 @@ pub(crate) fn examples(_: &Sizes) -> Calls {
 
 /// Returns launches whose memory traffic a test compares with their cost.
 #[cfg(test)]
-pub(crate) fn traffic_launches(arrays: &mut Arrays) -> Traffic {
-    let count = COUNT;
+pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
+    let count = TRAFFIC_ELEMENTS;
     let [x, y, z, scalar] = [(); 4].map(|()| arrays.f32(count));
     let accumulate = elementwise::AccumulateParams { src: x, dst: y, count };
     let cast = elementwise::CastParams { src: x, dst: y, count };

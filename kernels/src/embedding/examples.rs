@@ -1,7 +1,7 @@
 //! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
 
 #[cfg(test)]
-use crate::checks::traffic::{Arrays, ROWS, Traffic, within_a_tenth};
+use crate::checks::traffic::{TRAFFIC_ROWS, TrafficArrays, TrafficLaunches, within_a_tenth};
 use crate::folder::{ACTIVATIONS, Calls, FLOAT_DTYPES, HIDDEN, Sizes, TOKENS, VOCAB, placeholders};
 use crate::{Addr, embedding};
 
@@ -30,10 +30,10 @@ pub(crate) fn examples(_: &Sizes) -> Calls {
 
 /// Returns launches whose memory traffic a test compares with their cost.
 #[cfg(test)]
-pub(crate) fn traffic_launches(arrays: &mut Arrays) -> Traffic {
+pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     use crate::DType::{BF16, F32};
     use bytemuck::Zeroable;
-    let (tokens, hidden, vocab) = (ROWS, HIDDEN, 2 * ROWS);
+    let (tokens, hidden, vocab) = (TRAFFIC_ROWS, HIDDEN, 2 * TRAFFIC_ROWS);
     let [x, y] = [(); 2].map(|()| arrays.f32(vocab * hidden));
     let ids = arrays.ids((0..tokens as i32).map(|i| 2 * i));
     let fwd = embedding::FwdParams { table: x, ids, y, tokens, hidden, vocab, ..Zeroable::zeroed() };

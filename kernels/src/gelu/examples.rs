@@ -1,7 +1,7 @@
 //! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
 
 #[cfg(test)]
-use crate::checks::traffic::{Arrays, COUNT, Traffic, within_a_tenth};
+use crate::checks::traffic::{TRAFFIC_ELEMENTS, TrafficArrays, TrafficLaunches, within_a_tenth};
 use crate::folder::{Calls, FLOAT_DTYPES, Sizes, TOKENS, placeholders};
 use crate::gelu;
 
@@ -18,8 +18,8 @@ pub(crate) fn examples(_: &Sizes) -> Calls {
 
 /// Returns launches whose memory traffic a test compares with their cost.
 #[cfg(test)]
-pub(crate) fn traffic_launches(arrays: &mut Arrays) -> Traffic {
-    let count = COUNT;
+pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
+    let count = TRAFFIC_ELEMENTS;
     let [x, y, z] = [(); 3].map(|()| arrays.f32(count));
     let (fwd, bwd) = (gelu::FwdParams { x, y, count }, gelu::BwdParams { x, dy: y, dx: z, count });
     let calls = |t| [gelu::fwd(t, &fwd), gelu::bwd(t, &bwd), gelu::tanh_fwd(t, &fwd), gelu::tanh_bwd(t, &bwd)];

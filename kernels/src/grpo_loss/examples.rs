@@ -1,7 +1,7 @@
 //! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
 
 #[cfg(test)]
-use crate::checks::traffic::{Arrays, Traffic, within_a_tenth};
+use crate::checks::traffic::{TrafficArrays, TrafficLaunches, within_a_tenth};
 use crate::folder::{Calls, Sizes, placeholders};
 use crate::grpo_loss;
 
@@ -20,7 +20,7 @@ pub(crate) fn examples(_: &Sizes) -> Calls {
 
 /// Returns launches whose memory traffic a test compares with their cost.
 #[cfg(test)]
-pub(crate) fn traffic_launches(arrays: &mut Arrays) -> Traffic {
+pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     use bytemuck::Zeroable;
     let (tokens, completions) = (2048usize, 2u32);
     let cu_seqlens = arrays.ids([0, 1024, 2048]);

@@ -10,7 +10,7 @@
 //! loss = Σ_i weight[i] Σ_t l[t]
 //! ```
 //!
-//! The caller's weights choose the variant. With n_i learned tokens in completion i, M completions per micro-batch
+//! The caller's weights choose the mean. With n_i learned tokens in completion i, M completions per micro-batch
 //! and C micro-batches per step: grpo `1 / (n_i M C)`, bnpo `1 / (Σ n C)`, dr_grpo `1 / (M L C)` with L the maximum
 //! completion length, dapo `1 / Σ n` over the whole step.
 //!

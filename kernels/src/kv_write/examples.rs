@@ -1,7 +1,7 @@
 //! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
 
 #[cfg(test)]
-use crate::checks::traffic::{Arrays, ROWS, Traffic, within_a_tenth};
+use crate::checks::traffic::{TRAFFIC_ROWS, TrafficArrays, TrafficLaunches, within_a_tenth};
 use crate::folder::{Calls, FLOAT_DTYPES, HEAD_DIM, KV_HEADS, Sizes, TOKENS, placeholders};
 use crate::kv_write;
 
@@ -20,16 +20,16 @@ pub(crate) fn examples(_: &Sizes) -> Calls {
 
 /// Returns launches whose memory traffic a test compares with their cost.
 #[cfg(test)]
-pub(crate) fn traffic_launches(arrays: &mut Arrays) -> Traffic {
+pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     use crate::folder::HIDDEN;
-    let [x, cache] = [(); 2].map(|()| arrays.f32(2 * ROWS * HIDDEN));
+    let [x, cache] = [(); 2].map(|()| arrays.f32(2 * TRAFFIC_ROWS * HIDDEN));
     let p = kv_write::Params {
         k: x,
         v: x,
         k_cache: cache,
-        v_cache: cache.offset((2 * ROWS * HIDDEN * 2) as usize),
-        slots: arrays.ids((0..ROWS as i32).map(|i| 2 * i)),
-        tokens: ROWS,
+        v_cache: cache.offset((2 * TRAFFIC_ROWS * HIDDEN * 2) as usize),
+        slots: arrays.ids((0..TRAFFIC_ROWS as i32).map(|i| 2 * i)),
+        tokens: TRAFFIC_ROWS,
         kv_heads: 4,
         head_dim: 128,
         pages: 4,

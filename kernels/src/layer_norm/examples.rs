@@ -1,7 +1,7 @@
 //! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
 
 #[cfg(test)]
-use crate::checks::traffic::{Arrays, ROWS, Traffic};
+use crate::checks::traffic::{TRAFFIC_ROWS, TrafficArrays, TrafficLaunches};
 use crate::folder::{Calls, FLOAT_DTYPES, Sizes, TOKENS, placeholders};
 use crate::layer_norm;
 
@@ -16,11 +16,11 @@ pub(crate) fn examples(_: &Sizes) -> Calls {
 
 /// Returns launches whose memory traffic a test compares with their cost.
 #[cfg(test)]
-pub(crate) fn traffic_launches(arrays: &mut Arrays) -> Traffic {
+pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     use crate::folder::HIDDEN;
     let mut calls = Vec::new();
     // Columns beyond 8192 of a row do not stay in registers and are read again, and weights are read for each row.
-    for (rows, cols, [fwd_ratio, bwd_ratio]) in [(ROWS, HIDDEN, [1.1, 1.1]), (16, 10_240, [2.1, 2.25])] {
+    for (rows, cols, [fwd_ratio, bwd_ratio]) in [(TRAFFIC_ROWS, HIDDEN, [1.1, 1.1]), (16, 10_240, [2.1, 2.25])] {
         let [x, y, z] = [(); 3].map(|()| arrays.f32(rows * cols));
         let [w, b, mean, rstd, dw, db] = [(); 6].map(|()| arrays.f32(cols));
         let partial = arrays.f32(2 * layer_norm::parts(rows as usize) * cols as usize);

@@ -1,7 +1,7 @@
 //! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
 
 #[cfg(test)]
-use crate::checks::traffic::{Arrays, Traffic, within_a_tenth};
+use crate::checks::traffic::{TrafficArrays, TrafficLaunches, within_a_tenth};
 use crate::folder::{Calls, FLOAT_DTYPES, Sizes, VOCAB, placeholders};
 use crate::{Addr, log_prob};
 
@@ -35,7 +35,7 @@ pub(crate) fn examples(s: &Sizes) -> Calls {
 
 /// Returns launches whose memory traffic a test compares with their cost.
 #[cfg(test)]
-pub(crate) fn traffic_launches(arrays: &mut Arrays) -> Traffic {
+pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     use crate::DType::{BF16, F32};
     use bytemuck::Zeroable;
     let (rows, vocab) = (2u32, VOCAB);

@@ -49,7 +49,8 @@ params! {
         pub targets: Addr,
         /// f32 `[rows]`: the log-probability of each row's target, written by a row's last launch.
         pub log_prob: Addr,
-        /// f32 `[rows]`: the entropy of each row, written by a row's last launch; null in all launches of a row or in none.
+        /// f32 `[rows]`: the entropy of each row, written by a row's last launch; null in all launches of a row or in
+        /// none.
         pub entropy: Addr,
         /// f32 `[rows]`: the log-sum-exp of each row, written by a row's last launch.
         pub lse: Addr,

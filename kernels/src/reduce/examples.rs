@@ -1,7 +1,7 @@
 //! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
 
 #[cfg(test)]
-use crate::checks::traffic::{Arrays, COUNT, Traffic, within_a_tenth};
+use crate::checks::traffic::{TRAFFIC_ELEMENTS, TrafficArrays, TrafficLaunches, within_a_tenth};
 use crate::folder::{Calls, FLOAT_DTYPES, HIDDEN, INTERMEDIATE, Sizes, TOKENS, WEIGHTS, placeholders};
 use crate::reduce;
 
@@ -21,8 +21,8 @@ pub(crate) fn examples(_: &Sizes) -> Calls {
 
 /// Returns launches whose memory traffic a test compares with their cost.
 #[cfg(test)]
-pub(crate) fn traffic_launches(arrays: &mut Arrays) -> Traffic {
-    let n = COUNT;
+pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
+    let n = TRAFFIC_ELEMENTS;
     let (x, w, out) = (arrays.f32(n), arrays.f32(n), arrays.f32(4usize));
     let partial = arrays.elements(2 * reduce::parts(n as usize), 8);
     let squares = FLOAT_DTYPES.map(|t| reduce::sum_squares(t, &reduce::SumSquaresParams { x, partial, n }));

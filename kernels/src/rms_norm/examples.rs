@@ -1,7 +1,7 @@
 //! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
 
 #[cfg(test)]
-use crate::checks::traffic::{Arrays, ROWS, Traffic};
+use crate::checks::traffic::{TRAFFIC_ROWS, TrafficArrays, TrafficLaunches};
 use crate::folder::{ACTIVATIONS, Calls, FLOAT_DTYPES, HIDDEN, PLACEHOLDER, Sizes, TOKENS, placeholders};
 use crate::{Addr, rms_norm};
 
@@ -20,12 +20,12 @@ pub(crate) fn examples(s: &Sizes) -> Calls {
 
 /// Returns launches whose memory traffic a test compares with their cost.
 #[cfg(test)]
-pub(crate) fn traffic_launches(arrays: &mut Arrays) -> Traffic {
+pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     use bytemuck::Zeroable;
     let mut calls = Vec::new();
     // Columns beyond 8192 of a row do not stay in registers: x and dy are read twice, dw goes through the workspace
     // row by row, and weights are read for each row.
-    for (rows, cols, [fwd_ratio, bwd_ratio]) in [(ROWS, HIDDEN, [1.1, 1.1]), (16, 10_240, [1.25, 1.8])] {
+    for (rows, cols, [fwd_ratio, bwd_ratio]) in [(TRAFFIC_ROWS, HIDDEN, [1.1, 1.1]), (16, 10_240, [1.25, 1.8])] {
         let [x, y, z, s] = [(); 4].map(|()| arrays.f32(rows * cols));
         let [w, rstd, dw] = [(); 3].map(|()| arrays.f32(cols));
         let partial = arrays.f32(2 * rms_norm::parts(rows as usize) * cols as usize);

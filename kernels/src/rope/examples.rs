@@ -1,7 +1,7 @@
 //! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
 
 #[cfg(test)]
-use crate::checks::traffic::{Arrays, Traffic, within_a_tenth};
+use crate::checks::traffic::{TrafficArrays, TrafficLaunches, within_a_tenth};
 use crate::folder::{Calls, FLOAT_DTYPES, HEAD_DIM, HEADS, Sizes, TOKENS, placeholders};
 use crate::rope;
 
@@ -16,7 +16,7 @@ pub(crate) fn examples(_: &Sizes) -> Calls {
 
 /// Returns launches whose memory traffic a test compares with their cost.
 #[cfg(test)]
-pub(crate) fn traffic_launches(arrays: &mut Arrays) -> Traffic {
+pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     let (tokens, heads, head_dim) = (64u32, HEADS, HEAD_DIM);
     let half = head_dim / 2;
     let positions = arrays.ids(0..tokens as i32);

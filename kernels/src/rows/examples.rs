@@ -1,7 +1,7 @@
 //! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
 
 #[cfg(test)]
-use crate::checks::traffic::{Arrays, ROWS, Traffic, within_a_tenth};
+use crate::checks::traffic::{TRAFFIC_ROWS, TrafficArrays, TrafficLaunches, within_a_tenth};
 use crate::folder::{ACTIVATIONS, Calls, FLOAT_DTYPES, HIDDEN, Sizes, TOKENS, placeholders};
 use crate::rows;
 
@@ -15,8 +15,8 @@ pub(crate) fn examples(_: &Sizes) -> Calls {
 
 /// Returns launches whose memory traffic a test compares with their cost.
 #[cfg(test)]
-pub(crate) fn traffic_launches(arrays: &mut Arrays) -> Traffic {
-    let (m, n, cols) = (ROWS, 2 * ROWS, HIDDEN);
+pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
+    let (m, n, cols) = (TRAFFIC_ROWS, 2 * TRAFFIC_ROWS, HIDDEN);
     let [x, y] = [(); 2].map(|()| arrays.f32(n * cols));
     let index = arrays.ids((0..m as i32).map(|i| 2 * i));
     let gather = rows::GatherParams { x, index, y, m, cols, n, reserved: 0 };

@@ -1,7 +1,7 @@
 //! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
 
 #[cfg(test)]
-use crate::checks::traffic::{Arrays, COUNT, Traffic, within_a_tenth};
+use crate::checks::traffic::{TRAFFIC_ELEMENTS, TrafficArrays, TrafficLaunches, within_a_tenth};
 use crate::folder::{Calls, FLOAT_DTYPES, INTERMEDIATE, Sizes, TOKENS, placeholders};
 use crate::swiglu;
 
@@ -16,8 +16,8 @@ pub(crate) fn examples(s: &Sizes) -> Calls {
 
 /// Returns launches whose memory traffic a test compares with their cost.
 #[cfg(test)]
-pub(crate) fn traffic_launches(arrays: &mut Arrays) -> Traffic {
-    let count = COUNT;
+pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
+    let count = TRAFFIC_ELEMENTS;
     let [gate, up, y, d_gate, d_up] = [(); 5].map(|()| arrays.f32(count));
     let fwd = swiglu::FwdParams { gate, up, y, count };
     let bwd = swiglu::BwdParams { gate, up, dy: y, d_gate, d_up, count };

@@ -136,10 +136,10 @@ fn equals_the_formula_to_a_millionth() {
     }
 }
 
-/// Returns the tolerance of the gradient of logits as a multiple of the error of one rounding. In f32 the exponent is a
-/// rounded difference of numbers up to `largest`, the largest logit · s, so the tolerance grows with it. Where a token's
-/// probability is near 1, the difference 1 − p loses relative precision: `want`, the gradient, is then small compared
-/// with `scaled`, the gradients of the results times s.
+/// Returns the tolerance of the gradient of logits as a multiple of the error of one rounding. In f32 the exponent is
+/// a rounded difference of numbers up to `largest`, the largest logit · s, so the tolerance grows with it. Where a
+/// token's probability is near 1, the difference 1 − p loses relative precision: `want`, the gradient, is then small
+/// compared with `scaled`, the gradients of the results times s.
 pub(crate) fn gradient_tolerance(
     dtype: DType,
     largest: f64,
