@@ -10,7 +10,10 @@ fn main() {
         None => "&[]".to_string(),
         Some(path) => {
             let path = fs::canonicalize(&path).unwrap_or_else(|e| {
-                panic!("REEL_KERNELS: {}: {e}; set REEL_KERNELS to a file that `reel kernels pack` wrote", path.display())
+                panic!(
+                    "REEL_KERNELS: {}: {e}; set REEL_KERNELS to a file that `reel kernels pack` wrote",
+                    path.display()
+                )
             });
             println!("cargo:rerun-if-changed={}", path.display());
             format!("include_bytes!({:?})", path.display().to_string())

@@ -9,7 +9,7 @@ use crate::{Team, simd_fn};
 /// Weights that one task updates.
 const BLOCK: usize = 8192;
 
-/// Weights of a split block that are joined to f32 at a time.
+/// Number of split weights that are joined to f32 at a time.
 const JOINED: usize = 512;
 
 /// Splits an f32 into its nearest bf16 bits (ties away from zero) and the signed 16-bit remainder.

@@ -7,7 +7,7 @@ pub struct Options {
     pub range: (f64, f64),
     /// Weight of the KL term.
     pub beta: f64,
-    /// Bound of the log ratio to the reference.
+    /// Bound of |reference − log_prob|, the log ratio to the reference.
     pub kl_limit: f64,
     /// True for one importance ratio per sequence (GSPO), false for one per token.
     pub sequence_level: bool,

@@ -73,7 +73,7 @@ params! {
         pub dx: Addr,
         /// f32 `[cols]`, added to; null if w and b are frozen.
         pub dw: Addr,
-        /// f32 `[cols]`, added to; null exactly if dw is.
+        /// f32 `[cols]`, added to; null if and only if dw is null.
         pub db: Addr,
         /// f32 `[parts(rows), 2, cols]`, workspace; unused when dw is null.
         pub partial: Addr,

@@ -26,7 +26,7 @@ constexpr int V = 4;
 constexpr int BWD_STEPS = 2;
 constexpr u32 STRIP = BWD_THREADS * V * BWD_STEPS;
 
-// Sums over some of a row's logits, relative to their maximum: of e^x, and if MOMENT of x e^x.
+// Sums of e^x, and if MOMENT of x e^x, over some of a row's logits, where x is relative to their maximum.
 template <bool MOMENT>
 struct Sums {
   float largest = -infinity();

@@ -100,7 +100,7 @@ __device__ __forceinline__ void set_channels(const Pixels& p) {
   channel.low = static_cast<float>(rescale - static_cast<double>(channel.high));
 }
 __device__ __forceinline__ float pixel(u32 level, const Channel& c) {
-  // A level in the last bits of the mantissa of 2^23 is an f32 number.
+  // 2^23 with a level in the last bits of its mantissa is the f32 number 2^23 + level.
   const float x = __uint_as_float(0x4b000000u | level) - 8388608.0f;
   const float d = __fsub_rn(__fmaf_rn(x, c.low, __fmul_rn(x, c.high)), c.mean);
   const float quotient = __fmul_rn(d, c.inverse);

@@ -153,7 +153,7 @@ kernel!(pub DW_BF16, "patch_embedding_dw_bf16", DwParams, cpu::dw::<half::bf16>,
     plan_dw("patch_embedding_dw_bf16", p, &BF16)
 });
 
-/// Threads of a block, and the patches (forward) or elements of a patch (gradient) that a block computes.
+/// Threads per block, and patches (forward) or elements of a patch (gradient) that a block computes.
 const THREADS: u32 = 256;
 const ROWS: u32 = 64;
 

@@ -40,7 +40,7 @@ params! {
     pub struct FwdParams {
         /// T `[rows, cols]`
         pub x: Addr,
-        /// T `[rows, cols]`: added to x first; null: x is normalised as it is.
+        /// T `[rows, cols]`: the residual, which is added to x before the normalisation; null: none.
         pub residual: Addr,
         /// T `[cols]`
         pub w: Addr,
@@ -72,7 +72,7 @@ params! {
         pub rstd: Addr,
         /// T `[rows, cols]`
         pub dy: Addr,
-        /// T `[rows, cols]`: a further gradient of x, which is added to dx; null: none.
+        /// T `[rows, cols]`: a further gradient of the normalised input, which is added to dx; null: none.
         pub d_sum: Addr,
         /// T `[rows, cols]`, written; may be d_sum.
         pub dx: Addr,

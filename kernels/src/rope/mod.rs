@@ -29,7 +29,7 @@ params! {
         pub positions: Addr,
         /// f32 `[half]`
         pub inv_freq: Addr,
-        /// i32 `[half]`: the axis, a row of positions, of each frequency.
+        /// i32 `[half]`: the axis of each frequency, which is the row of `positions` that it uses.
         pub axis: Addr,
         /// f32 `[tokens, half]`, written.
         pub cos: Addr,

@@ -11,7 +11,7 @@ use std::cell::RefCell;
 
 /// Ranges of at most this many keys are sorted directly.
 const SORTED: usize = 16;
-/// Weights in a block of the cumulative sum.
+/// Number of weights in a block of the cumulative sum.
 const BLOCK: usize = 512;
 
 thread_local! {

@@ -76,7 +76,7 @@ params! {
         pub presence_penalty: Addr,
         /// i32 `[rows]`: index of the first history token that the frequency and presence penalties count; null: 0.
         pub counted_from: Addr,
-        /// f32 `[rows]`, min-p; 0: off, above 1: as 1; null: off.
+        /// f32 `[rows]`, min-p; 0 turns it off, values above 1 count as 1; null: off.
         pub min_p: Addr,
         /// i32 `[rows, bias_cols]`: biased tokens, all different within a row; ids outside the vocabulary (such as
         /// −1) are skipped. May be null if `bias_cols` is 0.
