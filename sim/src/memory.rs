@@ -1,12 +1,12 @@
-//! Global memory: buffers at addresses, each with the shadow memory that race checks use.
+//! Simulated global memory: buffers at addresses, each with the shadow memory that race checks use.
 
 use crate::layout;
 use crate::order::{MemorySpace, ShadowMemory};
 
-/// Bytes between buffers: as far as a signed 32-bit index of 8-byte elements reaches, so that a bad index hits no
-/// buffer.
+/// Unused address range after each buffer, in bytes: as far as a signed 32-bit index of 8-byte elements reaches, so
+/// that an access with a bad index hits no other buffer.
 const BUFFER_GAP_BYTES: u64 = 16 << 30;
-/// Above this address the gaps between buffers are small, so that addresses stay within 47 bits.
+/// From this address on the unused ranges between buffers are small, so that addresses stay within 47 bits.
 const LARGE_GAPS_END: u64 = 1 << 46;
 
 /// A buffer in global memory.
@@ -14,9 +14,9 @@ const LARGE_GAPS_END: u64 = 1 << 46;
 pub struct Allocation {
     /// Address of the first byte.
     pub base: u64,
-    /// The bytes.
+    /// The contents of the buffer.
     pub data: Vec<u8>,
-    /// Writers and readers of each byte.
+    /// Shadow memory: the last writers and readers of the buffer's bytes.
     pub shadow: ShadowMemory,
     /// Whether kernels may write to the buffer.
     pub writable: bool,
@@ -25,15 +25,15 @@ pub struct Allocation {
 /// Why the host cannot read bytes of a buffer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ReadError {
-    /// The bytes are not all in one buffer.
+    /// The bytes do not all lie in one buffer.
     #[error("read outside of all buffers: {0}")]
     OutOfBounds(String),
     /// Neither the host nor a kernel has written the bytes.
     #[error("reads byte {byte} of {of}, which was never written")]
     Uninitialized {
-        /// Offset of the first unwritten byte from the first byte read.
+        /// Offset of the first unwritten byte in the bytes to read.
         byte: u64,
-        /// Number of bytes read.
+        /// Number of bytes to read.
         of: u64,
     },
 }
@@ -59,14 +59,14 @@ impl SimMemory {
         base
     }
 
-    /// Adds a buffer of `bytes` bytes that count as unwritten and returns its address.
+    /// Adds a buffer of `bytes` bytes that are marked as unwritten, and returns its address.
     pub fn alloc_uninitialized(&mut self, bytes: usize) -> u64 {
         let base = self.reserve_address(bytes as u64);
         self.insert(base, vec![0xa5; bytes], false);
         base
     }
 
-    /// Reserves an address for `bytes` bytes behind the last buffer and its gap.
+    /// Reserves an address for `bytes` bytes after the last buffer and its gap.
     fn reserve_address(&mut self, bytes: u64) -> u64 {
         let base = self.next;
         let gap = if base < LARGE_GAPS_END { BUFFER_GAP_BYTES } else { 4096 };
@@ -74,7 +74,7 @@ impl SimMemory {
         base
     }
 
-    /// Adds a buffer like [`SimMemory::alloc_uninitialized`]; returns `None` if the host has not enough memory.
+    /// Adds a buffer like [`SimMemory::alloc_uninitialized`]; returns `None` if the host lacks memory for it.
     pub fn try_alloc_uninitialized(&mut self, bytes: usize) -> Option<u64> {
         let mut data = Vec::new();
         data.try_reserve_exact(bytes).ok()?;
@@ -91,7 +91,8 @@ impl SimMemory {
         }
     }
 
-    /// Moves the buffers that hold any of `addresses` into a memory of their own. Addresses in no buffer are ignored.
+    /// Moves the buffers that contain any of `addresses` into another `SimMemory`. Addresses outside of all buffers
+    /// are ignored.
     pub fn take(&mut self, addresses: impl IntoIterator<Item = u64>) -> SimMemory {
         let mut part = SimMemory { allocations: Vec::new(), next: self.next };
         for address in addresses {
@@ -108,14 +109,14 @@ impl SimMemory {
         part.allocations.into_iter().filter(|a| a.base >= layout::HEAP).for_each(|a| self.put(a));
     }
 
-    /// Adds a buffer at an address of the caller's choice and removes buffers that overlap it.
+    /// Adds a buffer at address `base` and removes buffers that overlap it.
     pub fn map(&mut self, base: u64, data: Vec<u8>, initialized: bool) {
         let end = base + data.len() as u64;
         self.allocations.retain(|a| a.base >= end || a.base + a.data.len() as u64 <= base);
         self.insert(base, data, initialized);
     }
 
-    /// Adds a constant or a variable of a module.
+    /// Adds a buffer for a constant or a variable of a PTX module.
     pub(crate) fn map_variable(&mut self, base: u64, data: Vec<u8>, constant: bool) {
         self.insert(base, data, true);
         if let Some(a) = self.find(base).and_then(|i| self.allocations.get_mut(i)) {
@@ -138,14 +139,14 @@ impl SimMemory {
         self.allocations.retain(|a| a.base != base);
     }
 
-    /// The bytes of the buffer at `base`.
+    /// Returns the contents of the buffer at `base`.
     pub fn bytes(&self, base: u64) -> Option<&[u8]> {
         let i = self.allocations.binary_search_by_key(&base, |a| a.base).ok()?;
         Some(&self.allocations[i].data)
     }
 
-    /// Writes bytes from the host at `address`, anywhere in a buffer. Returns false, and writes nothing, if they do not
-    /// fit.
+    /// Copies bytes from the host into a buffer, at any address in it. Returns false, and writes nothing, if they do
+    /// not fit.
     pub fn write(&mut self, address: u64, bytes: &[u8]) -> bool {
         let Some(i) = self.find(address) else { return false };
         let a = &mut self.allocations[i];
@@ -156,7 +157,7 @@ impl SimMemory {
         true
     }
 
-    /// Reads `bytes` bytes at `address`, anywhere in a buffer, for the host.
+    /// Returns `bytes` bytes at `address`, which may be anywhere in a buffer.
     ///
     /// # Errors
     /// Bytes that are outside of the buffer or unwritten.
@@ -167,7 +168,7 @@ impl SimMemory {
         let data = at.checked_add(bytes).and_then(|end| a.data.get(at..end)).ok_or_else(outside)?;
         let written = |n: usize| a.shadow.is_initialized(at as u64..(at + n) as u64);
         if !written(bytes) {
-            // Bisects for the longest prefix that was written.
+            // Searches for the longest prefix that was written, by bisection.
             let (mut good, mut bad) = (0, bytes);
             while bad - good > 1 {
                 let half = good + (bad - good) / 2;
@@ -178,7 +179,7 @@ impl SimMemory {
         Ok(data)
     }
 
-    /// Index of the buffer that holds `address`.
+    /// Returns the index of the buffer that holds `address`.
     #[inline]
     pub fn find(&self, address: u64) -> Option<usize> {
         let i = self.allocations.partition_point(|a| a.base <= address).checked_sub(1)?;
@@ -186,35 +187,35 @@ impl SimMemory {
         (address - a.base < a.data.len() as u64).then_some(i)
     }
 
-    /// Whether the buffer with this index holds `address`.
+    /// Returns whether the buffer with this index holds `address`.
     #[inline]
     pub fn holds(&self, index: usize, address: u64) -> bool {
         self.allocations.get(index).is_some_and(|a| address.wrapping_sub(a.base) < a.data.len() as u64)
     }
 
-    /// The buffer with this index.
+    /// Returns the buffer with this index.
     #[inline]
     pub fn get(&self, index: usize) -> &Allocation {
         &self.allocations[index]
     }
 
-    /// The buffer with this index, to be changed.
+    /// Returns the buffer with this index, to be changed.
     #[inline]
     pub fn get_mut(&mut self, index: usize) -> &mut Allocation {
         &mut self.allocations[index]
     }
 
-    /// All buffers in the order of their addresses.
+    /// Iterates over all buffers in the order of their addresses.
     pub fn iter(&self) -> impl Iterator<Item = &Allocation> {
         self.allocations.iter()
     }
 
-    /// Orders everything that a kernel did before everything later, because the kernel has ended.
+    /// Records that all accesses so far happen before all later accesses, because the kernel has ended.
     pub fn end_launch(&mut self) {
         self.allocations.iter_mut().for_each(|a| a.shadow.settle());
     }
 
-    /// Describes where the nearest buffer to an address outside of all buffers lies.
+    /// Describes for messages where the buffer nearest to an address outside of all buffers lies.
     pub(crate) fn describe(&self, address: u64) -> String {
         let near = self.allocations.iter().min_by_key(|a| {
             let end = a.base + a.data.len() as u64;

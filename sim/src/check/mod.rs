@@ -1,8 +1,8 @@
-//! Checks kernels under several interleavings.
+//! Checks kernels under several interleavings (orders in which the warps run).
 //!
 //! Each interleaving runs the same launches on a copy of the same memory, with another seed and another completion
-//! timing of asynchronous operations. The report merges the findings of all runs and notes buffers whose results differ
-//! between runs.
+//! timing of asynchronous operations. The report merges the findings of all runs and notes buffers whose results
+//! differ between runs.
 
 use std::collections::BTreeSet;
 use std::sync::Mutex;
@@ -31,16 +31,17 @@ pub struct NamedBuffer {
 pub struct CheckPlan {
     /// Number of runs, at least 1.
     pub interleavings: u32,
-    /// Host threads that share the runs. The report is the same for any number.
+    /// Number of host threads that share the runs. The report does not depend on it.
     pub threads: usize,
-    /// Options of every run. The seeds of the runs come from `options.seed`; the first run has `options.completion`.
+    /// Options of every run. Each run gets another seed, computed from `options.seed`; the first run uses
+    /// `options.completion` and the others go through all completion timings.
     pub options: ExecOptions,
     /// Names of buffers in messages; other buffers are named by number.
     pub buffers: Vec<NamedBuffer>,
 }
 
 impl Default for CheckPlan {
-    /// Eight interleavings on all processors of the host.
+    /// Eight interleavings, on as many host threads as the processor offers.
     fn default() -> CheckPlan {
         CheckPlan {
             interleavings: 8,
@@ -54,9 +55,9 @@ impl Default for CheckPlan {
 /// The result of a check.
 #[derive(Clone, Debug)]
 pub struct CheckReport {
-    /// Defects of all runs, by launch. Findings with the same cause are merged.
+    /// Defects that any run found, by launch. Findings with the same cause are merged.
     pub findings: Vec<Vec<Finding>>,
-    /// Remarks of all runs that are no defects, and buffers whose results differ between runs.
+    /// Remarks of all runs that are not defects, including buffers whose results differ between runs.
     pub notes: Vec<String>,
     /// Counters of the first run, by launch.
     pub counters: Vec<Counters>,
@@ -64,18 +65,18 @@ pub struct CheckReport {
     pub printed: String,
     /// Memory after the first run.
     pub memory: SimMemory,
-    /// Number of runs.
+    /// Number of runs, one per interleaving.
     pub interleavings: u32,
 }
 
 impl CheckReport {
-    /// Whether no run has a finding.
+    /// Returns whether no run has found a defect.
     pub fn ok(&self) -> bool {
         self.findings.iter().all(Vec::is_empty)
     }
 }
 
-/// Runs the launches one after the other, on a clone of `memory` for each interleaving.
+/// Checks launches that run one after the other, on a clone of `memory` for each interleaving.
 ///
 /// # Errors
 /// A launch that is outside of the limits of its kernel or of the GPU.
@@ -99,8 +100,8 @@ pub fn check_kernel(
     check(&[SimLaunch { program, kernel, launch }], memory, plan)
 }
 
-/// Calls `run` once for each interleaving, with a clone of `memory` and the options of the interleaving. `run` returns
-/// one outcome for each launch that it makes, always the same number.
+/// Calls `run` once for each interleaving, with a clone of `memory` and the interleaving's options. `run` returns one
+/// outcome per launch that it makes, always the same number.
 ///
 /// # Errors
 /// The error of the first interleaving for which `run` fails.
@@ -128,8 +129,8 @@ pub fn check_with<E: Send>(
     runs_done.into_inner().expect("no run panics while it holds the lock").report()
 }
 
-/// The options of run `i`: a seed that depends on all bits of the plan's seed and counts up in its low bits, which
-/// select turn lengths; and the three completion timings in turn.
+/// Returns the options of run `i`. All bits of the plan's seed change the run's seed, whose low bits count up because
+/// they select turn lengths. The three completion timings take turns.
 fn options_of(plan: &CheckPlan, i: usize) -> ExecOptions {
     const IN_TURN: [CompletionTiming; 3] =
         [CompletionTiming::Latest, CompletionTiming::Earliest, CompletionTiming::Random];
@@ -143,9 +144,9 @@ struct Runs<E> {
     outcomes: Vec<Option<Result<Vec<SimOutcome>, E>>>,
     /// Memory after the first run.
     first: Option<SimMemory>,
-    /// Memories of runs that ended before the first one did, to be compared with its memory.
+    /// Index and memory of runs that ended before the first run, with whose memory they will be compared.
     waiting: Vec<(usize, SimMemory)>,
-    /// For each buffer the first run whose bytes differ, and a description of the difference.
+    /// For each buffer, the first run whose bytes differ from those of run 0, and a description of the difference.
     differences: Vec<Option<(usize, String)>>,
 }
 
@@ -154,7 +155,7 @@ impl<E> Runs<E> {
         Runs { outcomes: (0..runs).map(|_| None).collect(), first: None, waiting: Vec::new(), differences: Vec::new() }
     }
 
-    /// Adds the result of run `i`. Memories are dropped as soon as they have been compared.
+    /// Adds the result of run `i`. The memory of a run is dropped as soon as it has been compared.
     fn add_run(
         &mut self,
         i: usize,

@@ -1,5 +1,5 @@
-//! The context of one instruction: the lanes that execute it and the grid that it acts on. Every instruction handler
-//! takes one instead of a list of arguments.
+//! The context of one instruction: the lanes that execute it and the grid that it acts on. Instruction handlers take
+//! an [`InstructionContext`] instead of a list of arguments.
 
 use super::grid::GridState;
 use super::state::block::Block;
@@ -14,21 +14,21 @@ pub enum Flow {
     Next,
     /// Continue at the fragment's `pc`, which the instruction has set.
     Jumped,
-    /// Leave the fragment: it waits (its state says for what) or has no lanes left.
+    /// Stop running the fragment: it waits (its state says for what) or has no lanes left.
     Stop,
 }
 
-/// One instruction as a fragment of a warp executes it.
+/// One instruction, as it is executed by a fragment (lanes of a warp at the same instruction).
 pub struct InstructionContext<'i, 'a> {
-    /// The running grid. It holds the warp's block, but not the warp, which is out of its block while it runs.
+    /// The running grid. It holds the warp's block; the warp itself is taken out of its block while it runs.
     pub grid: &'i mut GridState<'a>,
-    /// The warp.
+    /// The warp that executes the instruction.
     pub warp: &'i mut Warp,
     /// The fragment of the warp that executes the instruction.
     pub fragment: &'i mut Fragment,
-    /// Lanes that execute the instruction: those of the fragment whose guard is true.
+    /// Mask of the lanes that execute the instruction: those of the fragment whose guard is true.
     pub mask: u32,
-    /// Index of the instruction in the kernel.
+    /// Index of the instruction in the kernel, over all functions.
     pub pc: u32,
 }
 
@@ -45,13 +45,13 @@ impl InstructionContext<'_, '_> {
         &mut self.grid.blocks[self.warp.slot]
     }
 
-    /// The registers of the fragment's frame.
+    /// The registers of the function that the fragment executes.
     #[inline(always)]
     pub fn regs(&self) -> &Registers {
         self.warp.regs(self.fragment.frame)
     }
 
-    /// The registers of the fragment's frame, to be changed.
+    /// The registers of the function that the fragment executes, to be changed.
     #[inline(always)]
     pub fn regs_mut(&mut self) -> &mut Registers {
         self.warp.regs_mut(self.fragment.frame)
@@ -63,7 +63,7 @@ impl InstructionContext<'_, '_> {
         self.mask.trailing_zeros()
     }
 
-    /// The site of a lane at this instruction.
+    /// Returns the thread of a lane together with this instruction, for findings.
     pub fn site(&self, lane: u32) -> Site {
         self.grid.site(self.warp.slot, self.warp.index, lane, self.pc)
     }
@@ -74,7 +74,7 @@ impl InstructionContext<'_, '_> {
         self.grid.reporter.report(kind, site, message);
     }
 
-    /// Reports a defect of a lane at this instruction at an address in a state space.
+    /// Reports a defect of a lane at this instruction, which accesses `address` in the state space `space`.
     pub fn report_at(
         &mut self,
         kind: FindingKind,
@@ -97,7 +97,7 @@ impl InstructionContext<'_, '_> {
         }
     }
 
-    /// Makes the fragment wait until the lanes `members` stand together at this instruction; returns whether they do.
+    /// Returns whether all live lanes in `members` are at this instruction; if not, makes the fragment wait for them.
     pub fn gather(&mut self, members: u32) -> bool {
         if self.fragment.gathered {
             self.fragment.gathered = false;
@@ -110,7 +110,7 @@ impl InstructionContext<'_, '_> {
         false
     }
 
-    /// Records a change of memory by this fragment, which shows that it does not wait in a loop.
+    /// Records that the fragment changed memory, so the loop that it runs (if any) does not only wait.
     #[inline]
     pub fn changed_memory(&mut self) {
         self.grid.changed();
@@ -134,7 +134,7 @@ impl InstructionContext<'_, '_> {
     }
 }
 
-/// The lanes of a mask in ascending order.
+/// Iterates over the lanes in a mask in ascending order.
 #[inline]
 pub fn lanes_of(mask: u32) -> impl Iterator<Item = u32> {
     (0..32).filter(move |lane| mask >> lane & 1 != 0)

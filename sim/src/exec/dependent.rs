@@ -18,9 +18,9 @@ use crate::finding::Findings;
 use crate::memory::SimMemory;
 use crate::order::MAX_BLOCKS;
 
-/// Runs `primary`, and `secondary` as its dependent launch. Accesses of `secondary` before its `griddepcontrol.wait`
-/// that conflict with `primary` are races. A kernel without that instruction does not wait. Returns the outcomes of the
-/// two grids.
+/// Runs `primary`, and `secondary` as its programmatic dependent launch. Accesses of `secondary` before its
+/// `griddepcontrol.wait` that conflict with `primary` are races; a `secondary` without that instruction never waits.
+/// Returns the outcomes of `primary` and `secondary`.
 ///
 /// # Errors
 /// A launch that is outside of the limits of its kernel or of the GPU.
@@ -35,7 +35,8 @@ pub fn run_pair(
     map_variables(primary.program, memory);
     map_variables(secondary.program, memory);
     let blocks = |launch: SimLaunch| launch.launch.grid.iter().product::<u32>();
-    // A multiple of the secondary grid's blocks, so that blocks of a cluster keep their numbers modulo the grid.
+    // Vector clocks number the blocks of `secondary` after those of `primary`. The first number is a multiple of the
+    // size of `secondary`, so that a block's number modulo this size still tells its cluster.
     let first_block = blocks(primary).next_multiple_of(blocks(secondary));
     let end = first_block + blocks(secondary);
     if end > MAX_BLOCKS {
@@ -49,7 +50,8 @@ pub fn run_pair(
     let mut early = Machine::new(primary, buffers, options, 0);
     let findings = Findings::default();
     early.interpreter.grid.reporter.dependent = Some(DependentGrid { launch: secondary, first_block, findings });
-    // Shadow memory names asynchronous operations of both grids, so both need the same list of them.
+    // Shadow memory holds ids of asynchronous operations of both grids, so both grids need the same table of
+    // operations.
     let memories = (&mut early.interpreter.memory, &mut late.interpreter.memory);
     std::mem::swap(&mut memories.0.ops, &mut memories.1.ops);
     std::mem::swap(&mut memories.0.sync_vars, &mut memories.1.sync_vars);

@@ -1,4 +1,4 @@
-//! The GPUs whose limits and rates runs and models apply.
+//! Limits and rates of the GPUs that runs simulate and performance models assume.
 
 /// Limits and rates of a GPU. Source: CUDA C++ programming guide, "Compute capabilities"; multiprocessors from the data
 /// sheets.
@@ -6,17 +6,17 @@
 pub struct GpuSpec {
     /// Name of the GPU.
     pub name: &'static str,
-    /// Compute capability × 10.
+    /// Compute capability × 10, for example 90.
     pub sm: u32,
-    /// Streaming multiprocessors.
+    /// Number of streaming multiprocessors.
     pub multiprocessors: u32,
-    /// Bytes of shared memory that a block can have.
+    /// Maximum bytes of shared memory per block.
     pub shared_per_block: u32,
-    /// Bytes of shared memory of a multiprocessor; each block takes a reserved KiB of it.
+    /// Bytes of shared memory per multiprocessor. CUDA reserves 1 KiB of it for each resident block.
     pub shared: u32,
-    /// Threads that a multiprocessor holds.
+    /// Maximum number of resident threads per multiprocessor.
     pub threads: u32,
-    /// Blocks that a multiprocessor holds.
+    /// Maximum number of resident blocks per multiprocessor.
     pub blocks: u32,
     /// Dense bf16 tensor throughput, operations per second.
     pub bf16_flops: f64,
@@ -24,7 +24,7 @@ pub struct GpuSpec {
     pub f32_flops: f64,
     /// Memory bandwidth in bytes per second.
     pub bandwidth: f64,
-    /// Clock in Hz under load.
+    /// Clock of the multiprocessors under load, in Hz.
     pub clock: f64,
 }
 
@@ -60,7 +60,7 @@ impl GpuSpec {
     /// NVIDIA H200.
     pub const H200: GpuSpec = GpuSpec { name: "H200", bandwidth: 4.8e12, ..GpuSpec::H100 };
 
-    /// The GPU that stands for a compute capability (times 10).
+    /// Returns the GPU that is simulated for a compute capability (× 10).
     pub fn for_sm(sm: u32) -> GpuSpec {
         if sm >= 90 { GpuSpec::H100 } else { GpuSpec::A100 }
     }

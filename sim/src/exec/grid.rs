@@ -1,4 +1,4 @@
-//! The state of a running grid that every part of the machine uses: the launch, the resident blocks, the random
+//! The state of a running grid that all parts of the simulator share: the launch, the resident blocks, the random
 //! generator, progress counters, and the reporter.
 
 use super::grid_context::GridContext;
@@ -7,31 +7,31 @@ use super::rng::SeededRng;
 use super::state::block::BlockTable;
 use crate::finding::Site;
 
-/// Counters from which the scheduler tells work from waiting.
+/// Counters by which the scheduler decides whether the grid makes progress or only waits.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Progress {
-    /// Changes of memory and of barriers.
+    /// Number of changes to memory and to barriers so far.
     pub changes: u64,
-    /// Warp instructions executed.
+    /// Number of warp instructions executed so far.
     pub executed: u64,
-    /// Instructions that waiting loops consist of: strong reads, atomics, `nanosleep`.
+    /// Number of executed instructions that are typical of waiting loops: strong reads, atomics, `nanosleep`.
     pub waits: u64,
 }
 
-/// The state of a running grid that every part of the machine uses.
+/// The state of a running grid that all parts of the simulator share.
 #[derive(Debug)]
 pub struct GridState<'a> {
-    /// The launch.
+    /// The launch: module, kernel, sizes, parameters and options.
     pub context: GridContext<'a>,
     /// Resident blocks.
     pub blocks: BlockTable,
-    /// Source of every random choice.
+    /// The generator from which every random choice of the run comes.
     pub rng: SeededRng,
     /// Counters of changes and instructions.
     pub progress: Progress,
     /// Findings, notes and counters.
     pub reporter: Reporter<'a>,
-    /// The grid depends on a primary grid that has not ended: `griddepcontrol.wait` waits.
+    /// True while the primary grid of a dependent launch runs, so that `griddepcontrol.wait` has to wait.
     pub primary_runs: bool,
 }
 
@@ -48,12 +48,12 @@ impl<'a> GridState<'a> {
         }
     }
 
-    /// The site of a lane of a warp.
+    /// Returns the thread of lane `lane` of a warp together with the instruction `pc`, for findings.
     pub fn site(&self, slot: u32, warp: u32, lane: u32, pc: u32) -> Site {
         self.context.site(self.blocks[slot].coordinates, warp * 32 + lane, pc)
     }
 
-    /// Records a change that waiting loops may depend on.
+    /// Counts a change to memory or barriers, for which loops may be waiting.
     #[inline]
     pub fn changed(&mut self) {
         self.progress.changes += 1;

@@ -1,4 +1,4 @@
-//! The launch of a running grid, and names and source lines of its threads and instructions for findings.
+//! The launch of a running grid, and the names of threads and source lines of instructions that findings contain.
 
 use super::launch::{ExecOptions, LaunchConfig, SimLaunch, cluster_size};
 use crate::finding::{Site, line_and_inlining};
@@ -8,44 +8,46 @@ use crate::program::{Kernel, Program};
 /// The launch of a running grid, which no instruction changes.
 #[derive(Clone, Copy, Debug)]
 pub struct GridContext<'a> {
-    /// The module.
+    /// The PTX module that defines the kernel.
     pub program: &'a Program,
-    /// The kernel.
+    /// The kernel that runs.
     pub kernel: &'a Kernel,
-    /// Sizes and parameters.
+    /// Sizes and parameters of the launch.
     pub launch: &'a LaunchConfig,
     /// Options of the run.
     pub options: &'a ExecOptions,
     /// Blocks of a cluster along x, y and z.
     pub cluster: [u32; 3],
-    /// Index of the grid's first block among all agents: 0, except for the dependent grid of a pair.
+    /// The number of the grid's first block in vector clocks: 0, except for the secondary grid of a dependent launch.
     pub first_block: u32,
 }
 
 impl<'a> GridContext<'a> {
-    /// The context of a launch whose blocks are numbered from `first_block` on.
+    /// Creates the context of a launch whose blocks are numbered from `first_block` on in vector clocks.
     pub fn new(launch: SimLaunch<'a>, options: &'a ExecOptions, first_block: u32) -> GridContext<'a> {
         let SimLaunch { program, kernel, launch } = launch;
         GridContext { program, kernel, launch, options, cluster: cluster_size(kernel, launch), first_block }
     }
 
-    /// Number of blocks of a cluster.
+    /// Returns the number of blocks per cluster.
     pub fn cluster_blocks(&self) -> u32 {
         self.cluster.iter().product()
     }
 
-    /// The site of thread `thread` (linear index) of the block with these coordinates.
+    /// Returns thread number `thread` of the block at coordinates `block` together with the instruction `pc`, for
+    /// findings.
     pub fn site(&self, block: [u32; 3], thread: u32, pc: u32) -> Site {
         Site { pc, block, thread: coordinates(thread, self.launch.block) }
     }
 
-    /// The site of a thread, given by agent, at an instruction. Virtual agents count as thread 0.
+    /// Returns the thread that a vector clock's agent stands for together with the instruction `pc`; thread 0 for
+    /// agents that are no thread.
     pub fn site_of_agent(&self, agent: Agent, pc: u32) -> Site {
         let block = agent.block().saturating_sub(self.first_block);
         self.site(coordinates(block, self.launch.grid), agent.thread_index().unwrap_or(0), pc)
     }
 
-    /// Names a thread in a message.
+    /// Returns the name of a thread for messages.
     pub fn thread_name(&self, agent: Agent) -> String {
         if agent == Agent::HOST {
             return "the host".into();
@@ -63,7 +65,7 @@ impl<'a> GridContext<'a> {
         }
     }
 
-    /// The source line of an instruction, as findings give it.
+    /// Returns the source line of an instruction that findings show.
     pub fn line(&self, pc: u32) -> u32 {
         line_and_inlining(self.program, self.kernel, pc).0
     }

@@ -1,5 +1,5 @@
-//! What a simulated launch consists of: sizes and parameters, options of the run, its outcome, and the checks that
-//! refuse a launch that a GPU would refuse too.
+//! The description of a simulated launch: sizes, parameters, options and outcome; and the checks that refuse launches
+//! that a GPU would refuse, too.
 
 use super::gpu::GpuSpec;
 use crate::counters::Counters;
@@ -7,15 +7,15 @@ use crate::finding::Findings;
 use crate::memory::SimMemory;
 use crate::program::{Kernel, Program};
 
-/// When asynchronous operations (bulk copies, `cp.async`, wgmma) take effect, within what their rules allow.
+/// When asynchronous operations (bulk copies, `cp.async`, wgmma) take effect, within the limits that PTX sets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum CompletionTiming {
-    /// As late as allowed: when a thread waits for the operation and no other warp can run.
+    /// As late as PTX allows: when a thread waits for the operation and no other warp can run.
     #[default]
     Latest,
     /// At the instruction that issues the operation.
     Earliest,
-    /// At seeded random moments in between.
+    /// At random moments between these two, drawn from the seed.
     Random,
 }
 
@@ -41,7 +41,7 @@ pub struct SimLaunch<'a> {
     pub program: &'a Program,
     /// The kernel.
     pub kernel: &'a Kernel,
-    /// Sizes and parameters.
+    /// Sizes and parameters of the launch.
     pub launch: &'a LaunchConfig,
 }
 
@@ -54,7 +54,7 @@ pub struct ExecOptions {
     pub seed: u64,
     /// When asynchronous operations take effect.
     pub completion: CompletionTiming,
-    /// Counts instructions and traffic only: no race checks, no matrix products.
+    /// Only counts instructions and memory traffic: no race checks, no matrix products.
     pub count_only: bool,
     /// Reports a finding, not only a note, where an ordered asynchronous copy overwrites bytes that were read through
     /// the generic proxy without a proxy fence.
@@ -85,11 +85,11 @@ impl Default for ExecOptions {
 /// The outcome of a run. The results are in the buffers of the [`SimMemory`] that the run was given.
 #[derive(Clone, Debug, Default)]
 pub struct SimOutcome {
-    /// Defects.
+    /// Defects of the kernel that the run found.
     pub findings: Findings,
-    /// Remarks that are no defects.
+    /// Remarks about the kernel that are not defects.
     pub notes: Vec<String>,
-    /// Instructions, bytes and bank conflicts by instruction.
+    /// Counts of instructions, bytes and bank conflicts, by instruction.
     pub counters: Counters,
     /// What the kernel wrote with `printf`.
     pub printed: String,
@@ -101,9 +101,9 @@ pub enum LaunchError {
     /// A size of the launch is outside of the limits of the kernel or the GPU.
     #[error("{what}: {problem}")]
     Invalid {
-        /// The argument: `grid`, `block`, `cluster`, `smem` or `arguments`.
+        /// The refused argument of the launch: `grid`, `block`, `cluster`, `smem` or `arguments`.
         what: &'static str,
-        /// The value and its limit.
+        /// The value of the argument and the limit that it violates.
         problem: String,
     },
 }
@@ -161,12 +161,12 @@ pub(super) fn check_launch(kernel: &Kernel, launch: &LaunchConfig, options: &Exe
     Ok(())
 }
 
-/// Blocks of a cluster along x, y and z: those of the launch, else those that the kernel declares.
+/// Returns the blocks per cluster along x, y and z: those of the launch, or else those that the kernel declares.
 pub(super) fn cluster_size(kernel: &Kernel, launch: &LaunchConfig) -> [u32; 3] {
     if launch.cluster == [1, 1, 1] { kernel.cluster.unwrap_or([1, 1, 1]).map(|n| n.max(1)) } else { launch.cluster }
 }
 
-/// Maps the variables of a module that are not mapped yet.
+/// Adds those variables of a module to memory that are not there yet.
 pub(super) fn map_variables(program: &Program, memory: &mut SimMemory) {
     for v in &program.variables {
         if memory.find(v.address).is_none() && !v.bytes.is_empty() {

@@ -1,4 +1,4 @@
-//! The machine that runs one grid: an interpreter for its warps and a scheduler that chooses among them.
+//! The machine that runs one grid: an interpreter that executes warps and a scheduler that chooses the next warp.
 
 use super::grid::GridState;
 use super::grid_context::GridContext;
@@ -8,17 +8,17 @@ use super::memory_system::MemorySystem;
 use super::scheduler::Scheduler;
 use crate::memory::SimMemory;
 
-/// A running grid.
+/// A grid that is being simulated.
 #[derive(Debug)]
 pub struct Machine<'a> {
-    /// Executes instructions.
+    /// Executes the instructions of warps.
     pub interpreter: Interpreter<'a>,
     /// Chooses the next warp.
     pub scheduler: Scheduler,
 }
 
 impl<'a> Machine<'a> {
-    /// A grid of which no block has started. Its blocks are numbered from `first_block` on.
+    /// Creates the machine; no block has started. Vector clocks number the grid's blocks from `first_block` on.
     pub fn new(launch: SimLaunch<'a>, buffers: SimMemory, options: &'a ExecOptions, first_block: u32) -> Machine<'a> {
         let context = GridContext::new(launch, options, first_block);
         let mut grid = GridState::new(context);
@@ -31,7 +31,7 @@ impl<'a> Machine<'a> {
         self.scheduler.run(&mut self.interpreter);
     }
 
-    /// The outcome, and the buffers with the results.
+    /// Returns the outcome of the run, and the buffers with the kernel's results.
     pub fn finish(self) -> (SimOutcome, SimMemory) {
         (self.interpreter.grid.reporter.into_outcome(), self.interpreter.memory.buffers)
     }

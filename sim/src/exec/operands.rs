@@ -1,9 +1,9 @@
-//! Operands of instructions in registers: addresses, predicates, and which lanes of a mask have equal values.
+//! Operands of instructions: addresses, predicates, undefined registers, and masks of lanes with a property.
 
 use crate::program::op::AddressOperand;
 use crate::regs::Registers;
 
-/// The value of an address operand in every lane.
+/// Returns the value of an address operand in every lane.
 #[inline(always)]
 pub fn addresses(regs: &Registers, addr: &AddressOperand) -> [u64; 32] {
     match addr.base {
@@ -19,13 +19,13 @@ pub fn addresses(regs: &Registers, addr: &AddressOperand) -> [u64; 32] {
     }
 }
 
-/// Mask of the lanes in which an address operand is undefined.
+/// Returns the mask of the lanes in which an address operand is undefined.
 #[inline(always)]
 pub fn undefined_address(regs: &Registers, addr: &AddressOperand) -> u32 {
     addr.base.map_or(0, |slot| regs.undefined[slot as usize])
 }
 
-/// Mask of the lanes in which any of these registers is undefined.
+/// Returns the mask of the lanes in which any of these registers is undefined.
 pub fn undefined_registers<'s>(regs: &Registers, slots: impl IntoIterator<Item = &'s u32>) -> u32 {
     slots.into_iter().fold(0, |mask, &slot| mask | regs.undefined[slot as usize])
 }
@@ -36,14 +36,14 @@ pub fn set_undefined(regs: &mut Registers, slot: u32, undefined: u32, mask: u32)
     *lanes = *lanes & !mask | undefined;
 }
 
-/// Sets the lanes of `mask` in a predicate.
+/// Sets a predicate to `value` in the lanes of `mask`.
 pub fn set_predicate(regs: &mut Registers, p: u32, value: u32, mask: u32) {
     let slot = &mut regs.predicates[p as usize];
     *slot = *slot & !mask | value & mask;
     regs.undefined_predicates[p as usize] &= !mask;
 }
 
-/// Mask of the lanes in `mask` for which `test` holds.
+/// Returns the mask of the lanes in `mask` for which `test` holds.
 pub fn lanes_where(mask: u32, test: impl Fn(usize) -> bool) -> u32 {
     (0..32).filter(|&l| mask >> l & 1 != 0 && test(l)).fold(0, |lanes, l| lanes | 1 << l)
 }

@@ -3,8 +3,8 @@
 use super::launch::{ExecOptions, LaunchConfig};
 use crate::program::Kernel;
 
-/// Registers a thread starts with: the number ptxas reported, or what the launch bounds leave a thread (rounded down
-/// to a multiple of 8), at most 255.
+/// Returns the registers per thread at the start of a kernel: the number that ptxas reported or the kernel declares, or else the largest
+/// multiple of 8 that the launch bounds allow, at most 255.
 pub fn entry_registers(kernel: &Kernel, threads: u32, options: &ExecOptions) -> u32 {
     if let Some(n) = options.registers.or(kernel.max_registers) {
         return n;
@@ -14,8 +14,8 @@ pub fn entry_registers(kernel: &Kernel, threads: u32, options: &ExecOptions) -> 
     (per_block / threads.next_multiple_of(128).max(128) / 8 * 8).min(255)
 }
 
-/// Blocks that the GPU holds at once. Registers limit them only where their number is known, because PTX does not state
-/// it.
+/// Returns how many blocks the GPU holds at once. Registers limit the number only if `options` or the kernel give the
+/// registers per thread, because PTX does not contain them.
 pub fn resident_blocks(kernel: &Kernel, launch: &LaunchConfig, options: &ExecOptions) -> u32 {
     let gpu = &options.gpu;
     let threads = launch.block.iter().product::<u32>().next_multiple_of(32).max(32);

@@ -1,11 +1,11 @@
-//! The seeded random generator from which every choice of an interleaving comes.
+//! The seeded random generator from which every random choice of an interleaving comes.
 
 /// A xorshift64* generator.
 #[derive(Clone, Debug)]
 pub struct SeededRng(u64);
 
 impl SeededRng {
-    /// Starts a sequence from a seed.
+    /// Creates a generator whose sequence depends only on `seed`.
     pub fn new(seed: u64) -> SeededRng {
         SeededRng((seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x2545_f491_4f6c_dd1d) | 1)
     }
@@ -19,7 +19,7 @@ impl SeededRng {
         self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
 
-    /// Draws a number below `n`.
+    /// Draws a random number below `n`.
     #[inline]
     pub fn below(&mut self, n: u32) -> u32 {
         (((self.draw() >> 32) * n as u64) >> 32) as u32

@@ -1,7 +1,7 @@
 //! Findings: the defects that a run reports, one for each cause, with source line, thread, and number of occurrences.
 //!
-//! Occurrences are merged in two steps. While a run reports, occurrences with the same kind and source lines become one
-//! finding. At the end, findings about pairs of instructions that lack the same barrier or wait become one (see
+//! Occurrences are merged in two steps. During a run, occurrences with the same kind and source lines become one
+//! finding. At the end, findings that lack the same barrier or wait between their two instructions become one (see
 //! `segments`).
 
 use crate::program::{Kernel, Program};
@@ -17,32 +17,32 @@ pub enum FindingKind {
     OutOfBounds,
     /// An address that is not a multiple of the access's size.
     Misaligned,
-    /// A load of unwritten bytes, or an undefined register in an address, a branch or a store.
+    /// A load of bytes that nothing has written, or an undefined register in an address, a branch or a store.
     Uninitialized,
     /// Two accesses to the same bytes, at least one a write, that no synchronisation orders.
     Race,
-    /// An access to bytes of an asynchronous operation that the thread has not waited for.
+    /// An access to bytes that an asynchronous operation uses, by a thread that has not waited for the operation.
     AsyncNotWaited,
     /// An ordinary write and an asynchronous operation on the same bytes without a proxy fence between them.
     AsyncProxy,
-    /// A register or ordering hazard of wgmma, or an invalid descriptor.
+    /// A register hazard of wgmma, a wgmma that some warps do not execute, or an invalid descriptor.
     Wgmma,
-    /// Misuse of an mbarrier.
+    /// Wrong use of an mbarrier.
     Mbarrier,
-    /// A divergent barrier or one with a wrong count.
+    /// A barrier in divergent code, or with a wrong thread count.
     Barrier,
     /// No thread can continue.
     Deadlock,
-    /// Misuse of `setmaxnreg`.
+    /// Wrong use of `setmaxnreg`.
     Setmaxnreg,
-    /// `trap`, or a failed assertion.
+    /// A `trap` instruction or a failed assertion.
     Trap,
     /// The kernel executed an instruction that the simulator does not know.
     Unsupported,
 }
 
 impl FindingKind {
-    /// All kinds.
+    /// All kinds of defects.
     pub const ALL: [FindingKind; 13] = [
         FindingKind::OutOfBounds,
         FindingKind::Misaligned,
@@ -59,7 +59,7 @@ impl FindingKind {
         FindingKind::Unsupported,
     ];
 
-    /// The name of the kind in reports.
+    /// Returns the name of the kind in reports.
     pub fn name(self) -> &'static str {
         match self {
             FindingKind::OutOfBounds => "out-of-bounds",
@@ -84,9 +84,9 @@ impl FindingKind {
 pub struct Finding {
     /// The kind of the defect.
     pub kind: FindingKind,
-    /// One sentence, with the chain of inlined calls that led to the instruction.
+    /// One sentence that describes the defect, and the chain of inlined calls that leads to the instruction.
     pub message: String,
-    /// Line in the main CUDA file if the PTX has line information, otherwise in the PTX text.
+    /// Line in the main CUDA file if the PTX has line information, otherwise line in the PTX text.
     pub line: u32,
     /// Block of the first occurrence.
     pub block: [u32; 3],
@@ -94,9 +94,9 @@ pub struct Finding {
     pub thread: [u32; 3],
     /// The state space of the address: `global`, `shared` or `local`.
     pub space: Option<&'static str>,
-    /// The address of the first occurrence in its state space.
+    /// The address that the first occurrence accessed, in its state space.
     pub address: Option<u64>,
-    /// Number of occurrences.
+    /// Number of occurrences of the defect.
     pub count: u64,
 }
 
@@ -111,7 +111,8 @@ pub struct Site {
     pub thread: [u32; 3],
 }
 
-/// A cause: the kind, and the lines of the two instructions in ascending order (`u32::MAX` if there is only one).
+/// What occurrences of one defect have in common: the kind, and the lines of the two instructions in ascending order
+/// (`u32::MAX` if there is only one).
 type Cause = (FindingKind, u32, u32);
 
 /// The findings of a run, one for each cause.
@@ -120,11 +121,12 @@ pub struct Findings {
     list: Vec<Finding>,
     /// Index in `list` of the finding of each cause.
     by_cause: HashMap<Cause, usize>,
-    /// Index in `list` of the finding of each pair of instructions, which saves looking up their lines again.
+    /// Index in `list` of the finding of each pair of instructions; saves computing their source lines again.
     known: HashMap<(FindingKind, u32, Option<u32>), usize>,
-    /// For each finding in `list` the gap that it is about, if it is about two instructions.
+    /// For each finding in `list`, the missing synchronisation that it is about; `None` if it is about one
+    /// instruction only.
     gaps: Vec<Option<Gap>>,
-    /// Name and segments of the kernel that was reported last.
+    /// Cache: name and segments of the kernel for which a gap was computed last.
     segments: Option<Box<(String, Vec<u32>)>>,
 }
 
@@ -135,15 +137,15 @@ struct Gap {
     kind: FindingKind,
     space: Option<&'static str>,
     kernel: String,
-    /// Segments of the two instructions.
+    /// Numbers of the segments (see `segments`) of the two instructions.
     segments: [u32; 2],
     /// Source lines of the two instructions.
     lines: [u32; 2],
 }
 
 impl Findings {
-    /// Reports a defect at `site`. `other` is the other instruction of a race, `memory` the state space and address.
-    /// `message` is called only for the first occurrence of a cause.
+    /// Reports a defect at `site`. `other` is the other instruction of a race, `memory` the state space and address
+    /// of the access. `message` is called only for the first occurrence of the defect.
     #[expect(clippy::too_many_arguments, reason = "a finding has this many properties")]
     pub fn report(
         &mut self,
@@ -186,15 +188,16 @@ impl Findings {
         });
     }
 
-    /// Counts another occurrence of a defect if the same instructions were reported before; returns whether they were.
+    /// Counts another occurrence of a defect if it was reported for the same instructions before; returns whether it
+    /// was.
     pub fn count_again(&mut self, kind: FindingKind, pc: u32, other: Option<u32>) -> bool {
         let Some(&at) = self.known.get(&(kind, pc, other)) else { return false };
         self.list[at].count += 1;
         true
     }
 
-    /// The gap of a finding about two instructions. Races in global memory have none: no barrier separates blocks, so
-    /// all of them would share one cause.
+    /// Returns the gap of a finding about two instructions. Races in global memory have none: no barrier separates
+    /// blocks, so all of them would count as one defect.
     fn gap(
         &mut self,
         kernel: &Kernel,
@@ -213,28 +216,28 @@ impl Findings {
         }
         let segments = &self.segments.as_ref()?.1;
         let [here, there] = pcs.map(|pc| segments.get(pc as usize).copied());
-        // An operation that no thread waits for is one cause, whichever instructions access its bytes.
+        // A missing wait for an operation is one defect, whichever instructions access the operation's bytes.
         let here = if matches!(kind, FindingKind::AsyncNotWaited | FindingKind::Wgmma) { there } else { here };
         Some(Gap { kind, space, kernel: kernel.name.clone(), segments: [here?, there?], lines })
     }
 
-    /// Number of causes.
+    /// Number of different defects.
     pub fn len(&self) -> usize {
         self.list.len()
     }
 
-    /// Whether there are no findings.
+    /// Returns whether there are no findings.
     pub fn is_empty(&self) -> bool {
         self.list.is_empty()
     }
 
-    /// Whether there is a finding of this kind.
+    /// Returns whether there is a finding of this kind.
     pub fn has(&self, kind: FindingKind) -> bool {
         self.list.iter().any(|f| f.kind == kind)
     }
 
-    /// The findings in the order of their lines, one for each cause. A load of unwritten bytes at a line that has a
-    /// race is dropped: in another interleaving the racing store comes first, so both have one cause.
+    /// Returns the findings in the order of their lines, one for each cause. Drops a load of unwritten bytes at a
+    /// line that also has a race: in another interleaving the racing store comes first, so both have one cause.
     pub fn into_list(self) -> Vec<Finding> {
         let races = self.by_cause.keys().filter(|(kind, ..)| *kind == FindingKind::Race);
         let raced: HashSet<u32> = races.flat_map(|&(_, a, b)| [a, b]).collect();
@@ -244,7 +247,7 @@ impl Findings {
         list
     }
 
-    /// Adds the findings of another run. Occurrences of the same cause are added up.
+    /// Adds the findings of another run of the same kernel and adds up the occurrences of the same defect.
     pub fn merge(&mut self, other: Findings) {
         let mut causes: Vec<(Cause, usize)> = other.by_cause.into_iter().collect();
         causes.sort_by_key(|c| c.1);
@@ -262,9 +265,10 @@ impl Findings {
     }
 }
 
-/// Merges findings whose gaps share a segment into the first of them, whose message then names the lines of the others.
+/// Merges findings whose gaps share a segment into the first of them, whose message then names the lines of the
+/// others.
 fn merge_by_gap(list: Vec<Finding>, gaps: &[Option<Gap>]) -> Vec<Finding> {
-    // Each group: its first gap, its segments, and the index of its finding in `out`.
+    // One entry per group of merged findings: the first gap, all segments, and the index of its finding in `out`.
     let mut groups: Vec<(Gap, HashSet<u32>, usize)> = Vec::new();
     let mut out: Vec<(Finding, Vec<[u32; 2]>)> = Vec::new();
     for (finding, gap) in list.into_iter().zip(gaps) {
@@ -286,7 +290,7 @@ fn merge_by_gap(list: Vec<Finding>, gaps: &[Option<Gap>]) -> Vec<Finding> {
         let at = groups[first].2;
         out[at].0.count += finding.count;
         out[at].1.push(gap.lines);
-        // A finding with segments of two groups merges them.
+        // A finding whose segments belong to two groups merges the groups.
         for n in joined.into_iter().rev() {
             let (of, segments, from) = groups.remove(n);
             groups[first].1.extend(segments);
@@ -312,19 +316,19 @@ fn merge_by_gap(list: Vec<Finding>, gaps: &[Option<Gap>]) -> Vec<Finding> {
         .collect()
 }
 
-/// The source line for which an instruction is counted and reported.
+/// The source line under which an instruction is counted and reported.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SourceLine {
     /// Name of the CUDA file without folders; `None` for the main file.
     pub file: Option<String>,
     /// Line number from 1; 0 if unknown.
     pub line: u32,
-    /// Whether it is a line of CUDA source; otherwise it is a line of the PTX text.
+    /// Whether this is a line of CUDA source; if not, it is a line of the PTX text.
     pub cuda: bool,
 }
 
-/// The source line of an instruction: the innermost inlined line in the main CUDA file, otherwise the innermost line,
-/// otherwise the line of the PTX text.
+/// Returns the source line of an instruction: the innermost inlined line in the main CUDA file, otherwise the
+/// innermost line, otherwise the line of the PTX text.
 pub fn source_line(program: &Program, kernel: &Kernel, pc: u32) -> SourceLine {
     let (code, i) = kernel.locate(pc);
     let Some(&(ptx_line, place)) = code.lines.get(i) else { return SourceLine { file: None, line: 0, cuda: false } };
@@ -341,12 +345,12 @@ pub fn source_line(program: &Program, kernel: &Kernel, pc: u32) -> SourceLine {
     }
 }
 
-/// The line that a finding names for an instruction, and the chain of inlined calls and other files as text.
+/// Returns the line that a finding names for an instruction, and the chain of inlined calls and other files as text.
 pub fn line_and_inlining(program: &Program, kernel: &Kernel, pc: u32) -> (u32, String) {
     let (code, i) = kernel.locate(pc);
     let mut origin = source_line(program, kernel, pc);
     if origin.file.is_some() {
-        // Findings name no file, so a line of a header would be mistaken for one of the main file.
+        // Findings name no file, so the line of a header would be mistaken for a line of the main file.
         origin.line = code.lines.get(i).map_or(0, |l| l.0);
     }
     let Some(place) = code.lines.get(i).and_then(|l| l.1).map(|p| program.source_location(p)) else {
@@ -368,19 +372,19 @@ pub fn line_and_inlining(program: &Program, kernel: &Kernel, pc: u32) -> (u32, S
     (origin.line, chain)
 }
 
-/// A source location and the locations where it was inlined, innermost first.
+/// Iterates over a source location and the locations at which it was inlined, innermost first.
 fn inlining_chain(place: &SourceLocation) -> impl Iterator<Item = &SourceLocation> {
     std::iter::successors(Some(place), |p| p.inlined_at.as_ref().map(|(outer, _)| outer.as_ref()))
 }
 
-/// The path of a kernel's main CUDA file as the PTX records it; `None` without line information.
+/// Returns the path of a kernel's main CUDA file as the PTX records it; `None` without line information.
 pub fn main_file_name<'p>(program: &'p Program, kernel: &str) -> Option<&'p str> {
     let main = main_file(program, kernel)?;
     program.module.files.iter().find(|f| f.0 == main).map(|f| f.1.as_str())
 }
 
-/// The file that was compiled, which PTX does not record. It is the file of the kernel's own lines; if that is a
-/// header, the file of the first other kernel that is not in a header.
+/// Returns the index of the CUDA file that was compiled, which PTX does not record. It is the file of the kernel's
+/// own lines; if that is a header, it is the file of the first other kernel that is not in a header.
 fn main_file(program: &Program, kernel: &str) -> Option<u32> {
     let defined = || program.module.functions.iter().filter(|f| f.kernel && !f.declaration);
     let own = defined().find(|f| f.name == kernel).and_then(|f| own_file(program, f));
@@ -388,7 +392,7 @@ fn main_file(program: &Program, kernel: &str) -> Option<u32> {
     own.filter(compiled).or_else(|| defined().filter_map(|f| own_file(program, f)).find(compiled)).or(own)
 }
 
-/// The file of a kernel's first line that is not inlined from another function.
+/// Returns the index of the file that contains a kernel's first line that is not inlined from another function.
 fn own_file(program: &Program, kernel: &Function) -> Option<u32> {
     kernel.body.iter().find_map(|i| {
         let mut place = program.module.source_locations.get(i.location? as usize)?;

@@ -1,4 +1,4 @@
-//! Segments of a kernel: sets of instructions between which no thread synchronises with others.
+//! Segments of a kernel: sets of instructions between which a thread does not synchronise with other threads.
 //!
 //! All unordered accesses between two segments lack the same barrier, so they count as one defect, however many
 //! instructions are involved. A data-flow analysis over the control-flow graph finds the segments: the segment of an
@@ -9,13 +9,14 @@ use crate::program::op::{MbarrierKind, Op, WarpOpKind};
 use crate::program::{FunctionCode, Kernel};
 use std::collections::HashMap;
 
-/// Numbers the segment of every instruction of a kernel.
+/// Returns the number of the segment of every instruction of a kernel.
 pub(super) fn segment_numbers(kernel: &Kernel) -> Vec<u32> {
     let mut names = HashMap::new();
     kernel.functions.iter().flat_map(|code| function_segments(code, &mut names)).collect()
 }
 
-/// Numbers the segment of every instruction of a function. `names` holds the number of each set seen so far.
+/// Returns the number of the segment of every instruction of a function. `names` maps each set of synchronising
+/// instructions seen so far to its number.
 fn function_segments(code: &FunctionCode, names: &mut HashMap<Vec<u32>, u32>) -> Vec<u32> {
     // Sorted sets of synchronising instructions, each stored once. The start of a function counts as one.
     let mut members: Vec<Vec<u32>> = Vec::new();
@@ -68,7 +69,8 @@ fn function_segments(code: &FunctionCode, names: &mut HashMap<Vec<u32>, u32>) ->
         .collect()
 }
 
-/// Whether an instruction may order the thread with other threads. A call may contain such an instruction.
+/// Returns whether an instruction may order the thread with other threads. Calls count, because the called function
+/// may contain such an instruction.
 fn synchronises(op: &Op) -> bool {
     match op {
         Op::Barrier(_) | Op::ClusterArrive { .. } | Op::ClusterWait { .. } | Op::Call(_) => true,
@@ -80,7 +82,7 @@ fn synchronises(op: &Op) -> bool {
     }
 }
 
-/// The instructions that may follow instruction `at` of a function.
+/// Returns the instructions that may follow instruction `at` of a function.
 fn successors(code: &FunctionCode, at: usize) -> Vec<usize> {
     let instr = &code.instrs[at];
     let targets: Vec<usize> = match &instr.op {

@@ -1,25 +1,25 @@
-//! Lists of older accesses that a cell's last write and last reader do not stand for. Cells with equal history share a
-//! list.
+//! Lists of accesses to a shadow cell that are older than its last write and last reads but must still be remembered.
+//! Cells with equal history share a list.
 //!
-//! A list is immutable and singly linked, newest access first: pushing creates one node, and equal pushes return the
+//! A list is immutable and singly linked, newest access first. A push creates one node; an equal push returns the
 //! list that was created before.
 
 use super::{AccessStamp, AccessStrength, FIRST_OP_KEY, OwnerKey};
 
-/// Accesses of one warp (or operation) in one epoch.
+/// Accesses by lanes of one warp (or operation) in one epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct AccessRecord {
     pub key: OwnerKey,
     pub stamp: AccessStamp,
-    /// The lanes. In lists, the mask is rotated by [`AccessStamp::turn`]; elsewhere it is not.
+    /// Mask of the lanes. In lists the mask is rotated by [`AccessStamp::turn`], elsewhere it is not.
     pub mask: u32,
     pub pc: u32,
     pub write: bool,
 }
 
 impl AccessRecord {
-    /// Returns true if this access can replace `old`, which happens before it: every access that races with `old` also
-    /// races with this one.
+    /// Returns true if this access can replace the earlier access `old` in the history: every later access that races
+    /// with `old` also races with this one.
     pub(super) fn subsumes(&self, old: &AccessRecord) -> bool {
         let (mine, theirs) = (self.stamp.strength(), old.stamp.strength());
         let same_block = self.key < FIRST_OP_KEY && old.key < FIRST_OP_KEY && self.key >> 6 == old.key >> 6;
@@ -33,14 +33,14 @@ impl AccessRecord {
         mix(mix(mix(list as u64, self.key, self.stamp.0), self.mask, self.pc), self.write as u32, 0)
     }
 
-    /// Returns true if `old` is by a subset of the same lanes, earlier in program order, and this access can replace
-    /// it.
+    /// Returns true if `old` was made by a subset of the same lanes, earlier in program order, and this access can
+    /// replace it.
     fn replaces(&self, old: &AccessRecord) -> bool {
         let earlier = self.key == old.key && old.stamp.epoch() <= self.stamp.epoch();
         earlier && self.stamp.turns_alike(old.stamp) && old.mask & !self.mask == 0 && self.subsumes(old)
     }
 
-    /// Returns true if both are accesses of one warp in one epoch that differ only in their lanes.
+    /// Returns true if both accesses were made by one warp in one epoch and differ only in their lanes.
     fn joins(&self, old: &AccessRecord) -> bool {
         (self.key, self.stamp, self.write, self.pc) == (old.key, old.stamp, old.write, old.pc)
     }
@@ -59,31 +59,31 @@ struct Node {
     depth: u32,
     has_write: bool,
     has_read: bool,
-    /// True if all accesses are strong at `.gpu` scope and made by threads.
+    /// Whether all accesses in the list are strong at `.gpu` scope and made by threads.
     all_strong_at_gpu: bool,
-    /// True if the accesses are of threads of more than one block.
+    /// Whether the accesses in the list were made by threads of more than one block.
     across_blocks: bool,
 }
 
-/// A list: the index of its first node plus one, or 0 for the empty list.
+/// Id of a list: the index of its first node plus one, or 0 for the empty list.
 pub(super) type ListId = u32;
 
-/// Maximum length of a list. Longer lists lose their oldest accesses, so that a race with those may be missed; no false
+/// Maximum length of a list. Longer lists lose their oldest accesses, so races with those may be missed; no false
 /// race is reported.
 const MAX_DEPTH: u32 = 4096;
-/// How many entries [`AccessLists::push`] searches for ones that the new entry replaces: more than a block's warps, in
-/// a list of one block.
+/// Number of accesses among which [`AccessLists::push`] looks for ones that the new access replaces, in a list of one
+/// block: more than the block has warps.
 const MAX_SEARCH: usize = 80;
 const MAX_SEARCH_ACROSS_BLOCKS: usize = 12;
 /// Maximum number of cached pushes; small, so that the cache stays in the processor's cache.
 const MAX_CACHED_PUSHES: usize = 1 << 11;
-/// Nodes before the first garbage collection; few in tests, so that they collect.
+/// Number of nodes before the first garbage collection; small in tests, so that tests run it.
 const FIRST_LIMIT: usize = if cfg!(test) { 64 } else { 1 << 20 };
 
-/// A cached push: what was pushed onto which list, and the resulting list.
+/// A cached push: the pushed record, the list onto which it was pushed, and the resulting list.
 #[derive(Clone, Copy, Debug)]
 struct Pushed {
-    /// Compared first: comparing the hash avoids loading the whole record.
+    /// Hash of the list and the record; comparing it first avoids loading the whole record.
     hash: u64,
     of: ListId,
     entry: AccessRecord,
@@ -94,7 +94,7 @@ struct Pushed {
 #[derive(Clone, Debug)]
 pub(super) struct AccessLists {
     nodes: Vec<Node>,
-    /// Recent pushes, indexed by a hash of the list and the record; `new` is 0 in an unused entry.
+    /// Recent pushes, indexed by a hash of the list and the record. `new` is 0 in unused entries.
     cache: Vec<Pushed>,
     limit: usize,
 }
@@ -106,7 +106,7 @@ impl Default for AccessLists {
 }
 
 impl AccessLists {
-    /// Returns the entries of a list, newest first, with rotated masks.
+    /// Iterates over the accesses in a list, newest first, with rotated masks.
     pub(super) fn entries(&self, list: ListId) -> impl Iterator<Item = &AccessRecord> {
         let mut at = list;
         std::iter::from_fn(move || {
@@ -125,15 +125,16 @@ impl AccessLists {
         list != 0 && self.nodes[list as usize - 1].has_read
     }
 
-    /// Returns true if all entries are strong at `.gpu` scope and not made by asynchronous operations.
+    /// Returns true if all accesses in the list are strong at `.gpu` scope and made by threads.
     pub(super) fn all_strong_at_gpu(&self, list: ListId) -> bool {
         list == 0 || self.nodes[list as usize - 1].all_strong_at_gpu
     }
 
-    /// Returns `list` with `entry` (its mask rotated) in front, without the entries that it replaces.
+    /// Adds `entry`, whose mask is rotated, to the front of a list and drops the accesses that it replaces. Returns
+    /// the new list.
     #[inline]
     pub(super) fn push(&mut self, list: ListId, entry: &AccessRecord) -> ListId {
-        // Pushes of asynchronous operations onto the empty list rarely repeat; the access check caches its own last
+        // Equal pushes of asynchronous operations onto the empty list are rare; the access check caches its own last
         // push.
         if list == 0 && entry.key >= FIRST_OP_KEY {
             return self.cons(0, *entry);
@@ -183,7 +184,7 @@ impl AccessLists {
         self.cons(new, merged)
     }
 
-    /// Returns `list` without the entries for which `drop` is true.
+    /// Returns the list without the accesses for which `drop` returns true.
     pub(super) fn without(&mut self, list: ListId, drop: impl Fn(&AccessRecord) -> bool) -> ListId {
         let kept: Vec<AccessRecord> = self.entries(list).filter(|entry| !drop(entry)).copied().collect();
         if kept.len() == self.entries(list).count() {
@@ -208,13 +209,13 @@ impl AccessLists {
         self.nodes.len() as ListId
     }
 
-    /// Returns true if [`collect`](AccessLists::collect) should run.
+    /// Returns true if there are so many nodes that [`collect`](AccessLists::collect) should run.
     #[inline(always)]
     pub(super) fn is_full(&self) -> bool {
         self.nodes.len() > self.limit
     }
 
-    /// Garbage collection: keeps only the nodes that `lists` reach, and updates the ids in `lists`.
+    /// Garbage collection: keeps only the nodes that are reachable from `lists`, and updates the ids in `lists`.
     pub(super) fn collect<'a>(&mut self, lists: impl Iterator<Item = &'a mut ListId>) {
         let lists: Vec<&mut ListId> = lists.filter(|list| **list != 0).collect();
         let mut live = vec![false; self.nodes.len() + 1];

@@ -1,30 +1,30 @@
-//! Cells of shadow memory: the last accesses of every few bytes, allocated in chunks.
+//! Shadow cells: the last accesses to every few bytes of an allocation. Cells are allocated in chunks.
 
 use super::access_lists::{AccessRecord, ListId};
 use super::caches_disabled;
 use super::{AccessStamp, NO_AGENT, OwnerKey};
 use std::ops::Range;
 
-/// Bytes of an allocation whose cells are created together, at the first access.
+/// Bytes of an allocation whose shadow cells are allocated together, at the first access to any of them.
 pub(super) const CHUNK: u64 = 1 << CHUNK_SHIFT;
 pub(super) const CHUNK_SHIFT: u32 = 12;
-/// Log2 of a cell's bytes at first: 128 bytes, the width of a row of a copy. A narrower access splits the chunk's
-/// cells.
+/// Log2 of the bytes per shadow cell in a new chunk: 128 bytes, one row of a copy. A narrower access splits the cells
+/// of its chunk.
 const INITIAL_CELL_SHIFT: u32 = 7;
-/// Log2 of the most bytes that a lane accesses at once: 16.
+/// Log2 of the maximum number of bytes that one lane accesses at once: 16.
 pub(super) const LANE_CELL_SHIFT: u32 = 4;
 
-/// The last write, the last reads and a list of older accesses of some bytes. 32 bytes in size.
+/// The history of some bytes: the last write, the last reads and a list of older accesses. 32 bytes in size.
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C, align(32))]
 pub(super) struct Cell {
-    /// Agent of the last write (or owner key and lane of an asynchronous operation); [`NO_AGENT`] if there is none.
+    /// Agent that wrote last (for an asynchronous operation its owner key and lane); [`NO_AGENT`] if there is none.
     pub writer: u32,
     pub write: AccessStamp,
     pub write_pc: u32,
-    /// List of older accesses that `writer` and `reader` do not stand for.
+    /// List of older accesses that must still be remembered beside `writer` and `reader`.
     pub older: ListId,
-    /// Warp or operation of the last reads; [`NO_AGENT`] if there is none.
+    /// Warp or asynchronous operation that read last; [`NO_AGENT`] if there is none.
     pub reader: OwnerKey,
     pub read: AccessStamp,
     pub readers: u32,
@@ -43,7 +43,8 @@ impl Cell {
         older: 0,
     };
 
-    /// Returns the cell that lies `lanes` × 16 bytes further on, where each lane accessed its own 16 bytes of a row.
+    /// Returns the history of the 16 bytes that lie `lanes` × 16 bytes behind those of this cell, in a row where each
+    /// lane accessed its own 16 bytes: the same history with the lanes shifted by `lanes`.
     pub(super) fn turned(&self, lanes: u32) -> Cell {
         let mut cell = *self;
         if cell.writer != NO_AGENT && cell.write.wide() == LANE_CELL_SHIFT {
@@ -67,10 +68,10 @@ impl Cell {
 
 #[derive(Clone, Debug)]
 pub(super) struct Chunk {
-    /// Log2 of the bytes of a cell.
+    /// Log2 of the bytes per cell.
     pub shift: u32,
-    /// True if a cell stands for consecutive 16-byte accesses of several lanes: its first 16 bytes are as stored, the
-    /// following ones are [turned](Cell::turned).
+    /// Whether a cell may stand for consecutive 16-byte accesses of several lanes. The cell then holds the history of
+    /// its first 16 bytes; [`Cell::turned`] gives that of the following ones.
     pub turned: bool,
     pub cells: Vec<Cell>,
 }
@@ -80,7 +81,7 @@ impl Chunk {
         Chunk { shift, turned: false, cells: vec![Cell::FRESH; (CHUNK >> shift) as usize] }
     }
 
-    /// Splits the cells into cells of `1 << shift` bytes.
+    /// Splits each cell into cells of `1 << shift` bytes.
     #[cold]
     pub(super) fn refine(&mut self, shift: u32) {
         let (parts, turned) = (1u32 << (self.shift - shift), self.turned);
@@ -91,17 +92,17 @@ impl Chunk {
     }
 }
 
-/// Which bytes of a chunk are initialised.
+/// The set of initialised bytes of a chunk.
 #[derive(Clone, Debug)]
 pub(super) enum Init {
     All,
-    /// One bit per byte, and the number of missing bytes; an empty vector means that no byte is initialised.
+    /// One bit per byte, and the number of uninitialised bytes. An empty vector means that no byte is initialised.
     Some(Vec<u64>, u32),
 }
 
 impl Init {
-    /// Returns true if all bytes of `bits`, from offset `at` of the chunk on (not across a multiple of 64), are
-    /// initialised.
+    /// Returns true if all bytes of the bit mask `bits`, whose first bit is the byte at offset `at` of the chunk, are
+    /// initialised. The mask must not reach across a multiple of 64.
     #[inline(always)]
     pub(super) fn has(&self, at: u64, bits: u64) -> bool {
         match self {
@@ -129,7 +130,8 @@ impl Init {
     }
 }
 
-/// Calls `f` for each part of `range` between multiples of 64, with the part's start and a bit for each of its bytes.
+/// Splits `range` at multiples of 64 and calls `f` for each part, with the part's start and a mask with one bit per
+/// byte.
 pub(super) fn for_each_word(range: Range<u64>, mut f: impl FnMut(u64, u64)) {
     let mut start = range.start;
     while start < range.end {
@@ -139,7 +141,7 @@ pub(super) fn for_each_word(range: Range<u64>, mut f: impl FnMut(u64, u64)) {
     }
 }
 
-/// Returns the chunk in `place`, created if needed, with cells of at most `1 << finest` bytes.
+/// Returns the chunk in `place` with cells of at most `1 << finest` bytes. Creates the chunk if there is none.
 #[inline(always)]
 pub(super) fn chunk<'a>(place: &'a mut Option<Chunk>, spare: &mut Vec<Chunk>, finest: u32) -> &'a mut Chunk {
     let chunk = place.get_or_insert_with(|| new_chunk(spare, finest));
@@ -149,7 +151,7 @@ pub(super) fn chunk<'a>(place: &'a mut Option<Chunk>, spare: &mut Vec<Chunk>, fi
     chunk
 }
 
-/// [`chunk`] for an access that is not made of consecutive lanes: its cells must not be turned.
+/// [`chunk`] for accesses that are not rows of consecutive lanes: no cell of the result stands for several lanes.
 #[inline(always)]
 pub(super) fn unturned_chunk<'a>(place: &'a mut Option<Chunk>, spare: &mut Vec<Chunk>, finest: u32) -> &'a mut Chunk {
     let turned = place.as_ref().is_some_and(|chunk| chunk.turned);

@@ -1,12 +1,12 @@
-//! Vector clocks: for each agent, the last epoch that happens before a point of a thread.
+//! Vector clocks: for each agent, the last epoch whose accesses happen before the present point of a thread.
 //!
-//! A clock stores one epoch per warp plus a mask of lanes, because the lanes of a warp usually share an epoch. Clocks
+//! A clock stores one epoch per warp and a mask of lanes, because the lanes of a warp usually share an epoch. Clocks
 //! of other blocks are in a persistent tree, so that cloning a clock is O(1) and joining costs only the differences.
 
 use super::{Agent, LANES, MemorySpace, OwnerKey};
 use std::rc::Rc;
 
-/// Lanes of a warp whose epoch differs from the warp's common one.
+/// Lanes of a warp whose epoch differs from the one that most lanes of the warp share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct LaneException {
     warp: u8,
@@ -14,16 +14,16 @@ struct LaneException {
     epoch: u32,
 }
 
-/// The clock entries of one block: for each warp an epoch and the lanes that have it, exceptions for other lanes, and
-/// the epochs of virtual agents. Epoch 0 means that nothing happens before.
+/// The epochs of the agents of one block: for each warp an epoch and the mask of lanes that have it, exceptions for
+/// other lanes, and the epochs of virtual agents. Epoch 0 means that no access of the agent happens before.
 #[derive(Clone, Debug, Default)]
 pub(super) struct BlockClock {
     epoch: [u32; LANES],
     mask: [u32; LANES],
-    /// Bit mask of the warps that have entries in `extra`.
+    /// Mask of the warps that have exceptions in `extra`.
     uneven: u32,
     extra: Vec<LaneException>,
-    /// Index (less 1024) and epoch of each virtual agent, sorted by index.
+    /// Index (minus 1024) and epoch of each virtual agent, sorted by index.
     virtuals: Vec<(u16, u32)>,
 }
 
@@ -45,7 +45,7 @@ impl BlockClock {
         self.virtuals.binary_search_by_key(&index, |v| v.0).map_or(0, |at| self.virtuals[at].1)
     }
 
-    /// Returns, of the 32 virtual agents from `first` on, those whose epoch is at least `epoch`.
+    /// Returns the mask of those of the 32 virtual agents from `first` on whose epoch is at least `epoch`.
     fn ordered_virtual_agents(&self, first: u16, epoch: u32) -> u32 {
         if epoch == 0 {
             return u32::MAX;
@@ -95,7 +95,7 @@ impl BlockClock {
         (self.epoch[warp], self.mask[warp]) = (epoch, mask);
     }
 
-    /// Raises the epoch of the lanes `mask` of `warp` to at least `epoch`.
+    /// Raises the epochs of the lanes `mask` of `warp` to at least `epoch`.
     fn raise(&mut self, warp: usize, mask: u32, epoch: u32) {
         if self.uneven >> warp & 1 == 0 {
             let (known, lanes) = (self.epoch[warp], self.mask[warp]);
@@ -123,7 +123,7 @@ impl BlockClock {
         }
     }
 
-    /// Returns true if every epoch of `other` is at most the epoch here.
+    /// Returns true if no epoch of `other` is above the epoch of the same agent here.
     fn covers(&self, other: &BlockClock) -> bool {
         (0..LANES).all(|warp| self.covers_warp(other, warp))
             && other.virtuals.iter().all(|&(index, epoch)| self.virtual_epoch(index) >= epoch)
@@ -157,7 +157,7 @@ impl BlockClock {
     }
 }
 
-/// Joins two block clocks; keeps one of the two objects if it covers the other, so that equal clocks stay shared.
+/// Joins `theirs` into `mine`. If one of them covers the other, its object is kept, so that equal clocks stay shared.
 fn join_blocks(mine: &mut Rc<BlockClock>, theirs: &Rc<BlockClock>) {
     if Rc::ptr_eq(mine, theirs) || mine.covers(theirs) {
         return;
@@ -169,12 +169,12 @@ fn join_blocks(mine: &mut Rc<BlockClock>, theirs: &Rc<BlockClock>) {
     }
 }
 
-/// Bits of a block index per level of the tree.
+/// Bits of a block index that select a child at each level of the tree.
 const FAN: u32 = 4;
-/// Levels below the tree's root.
+/// Number of levels below the root of the tree.
 const DEPTH: u32 = 4;
 
-/// A persistent map from blocks to block clocks: cloning is O(1), a change O(depth), joining O(differences).
+/// A persistent map from block indices to block clocks: cloning is O(1), a change O(depth), a join O(differences).
 #[derive(Clone, Debug)]
 enum BlockTree {
     Leaf(Rc<BlockClock>),
@@ -199,7 +199,7 @@ impl BlockTree {
         }
     }
 
-    /// Joins the clock of `block` into a node of `level`.
+    /// Joins the clock of `block` into a node at `level`.
     fn raise(&mut self, block: u32, level: u32, clock: &Rc<BlockClock>) {
         match self {
             BlockTree::Leaf(mine) => join_blocks(mine, clock),
@@ -263,7 +263,7 @@ fn same(a: &Option<Rc<BlockTree>>, b: &Option<Rc<BlockTree>>) -> bool {
     }
 }
 
-/// Clock entries of the own block and of other blocks.
+/// The epochs of a clock: those of its own block and those of other blocks.
 #[derive(Clone, Debug, Default)]
 pub(super) struct ClockEpochs {
     own: Rc<BlockClock>,
@@ -343,21 +343,21 @@ impl ClockEpochs {
     }
 }
 
-/// A vector clock: for each agent, the last epoch whose accesses happen before a point of a thread, and the last epoch
-/// whose generic writes are also visible to the async proxy, in shared and in global memory. Cheap to clone.
+/// A vector clock of a thread: for each agent, the last epoch whose accesses happen before, and per state space the
+/// last epoch whose generic writes are also visible to the async proxy. Cheap to clone.
 ///
 /// A thread's own accesses are not in its clock; [`WarpClocks::release`](super::WarpClocks::release) adds them.
 #[derive(Clone, Debug)]
 pub struct VectorClock {
     pub(super) block: u32,
     seen: ClockEpochs,
-    /// Epochs whose writes are visible to the async proxy, by space; never above `seen`. `None` if no thread on the
-    /// path executed a proxy fence.
+    /// For each state space, the epochs whose writes are visible to the async proxy; never above `seen`. `None` if no
+    /// thread has executed a proxy fence whose effect reached this clock.
     fenced: [Option<ClockEpochs>; 2],
 }
 
 impl VectorClock {
-    /// Returns the clock of `block` at the start of a launch: only the host's accesses happen before.
+    /// Returns the clock of a thread of `block` at the start of a launch: only the host's accesses happen before.
     pub fn empty(block: u32) -> VectorClock {
         VectorClock { block, seen: ClockEpochs::default(), fenced: [None, None] }
     }
@@ -379,7 +379,7 @@ impl VectorClock {
         }
     }
 
-    /// Takes the maximum with `other`, which may be a clock of another block.
+    /// Sets each epoch to the maximum of both clocks. `other` may be the clock of another block.
     pub fn join(&mut self, other: &VectorClock) {
         self.seen.join(self.block, &other.seen, other.block);
         for (mine, theirs) in self.fenced.iter_mut().zip(&other.fenced) {
@@ -389,7 +389,8 @@ impl VectorClock {
         }
     }
 
-    /// `fence.proxy.async`: makes everything that happens before visible to the async proxy in the given spaces.
+    /// Executes `fence.proxy.async`: makes all writes in this clock visible to the async proxy in the given state
+    /// spaces.
     pub fn fence_proxy(&mut self, shared: bool, global: bool) {
         for (fenced, wanted) in self.fenced.iter_mut().zip([shared, global]) {
             if wanted {
@@ -398,7 +399,7 @@ impl VectorClock {
         }
     }
 
-    /// Returns the lanes of warp `key` whose epoch is at least `epoch`.
+    /// Returns the mask of the lanes of warp `key` whose epoch is at least `epoch`.
     #[inline(always)]
     pub(super) fn ordered_lanes(&self, key: OwnerKey, epoch: u32) -> u32 {
         self.seen.ordered_lanes(self.block, key, epoch)

@@ -1,4 +1,4 @@
-//! What the check of an access reports, and what it needs to know about the launch.
+//! The result of an access check (a conflict), and what the check needs to know about the launch.
 
 use super::{Agent, AsyncOpId, AsyncOps, ClusterLayout};
 
@@ -13,7 +13,7 @@ pub enum AccessKind {
     Atomic,
 }
 
-/// The kind of the earlier access of a conflict.
+/// The kind of the earlier access in a conflict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum EarlierAccess {
     /// There is no earlier access.
@@ -31,20 +31,20 @@ pub enum EarlierAccess {
 /// What is wrong with an access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ConflictKind {
-    /// It reads uninitialised bytes.
+    /// The access reads uninitialised bytes.
     Uninitialized,
-    /// A data race: the access is not ordered after an earlier one, and one of them writes. With `two_stores`, storing
-    /// equal values would be harmless.
+    /// A data race: the access is not ordered after an earlier one, and at least one of them writes.
     Race {
-        /// Both are plain stores, and no thread read the bytes in between.
+        /// Whether both are plain stores and no thread read the bytes in between; storing equal values is harmless
+        /// then.
         two_stores: bool,
     },
     /// The accessing thread has not observed the completion of this asynchronous operation.
     NotWaited(AsyncOpId),
-    /// An access through the async proxy to bytes whose generic write is ordered before it, but was not made visible by
-    /// `fence.proxy.async`.
+    /// An access through the async proxy to bytes whose generic write is ordered before it but was not made visible
+    /// by `fence.proxy.async`.
     Proxy,
-    /// The async proxy overwrites bytes that were read through the generic proxy before, in order, but without a proxy
+    /// A write through the async proxy to bytes whose earlier generic read is ordered before it, but without a proxy
     /// fence.
     ProxyRead,
 }
@@ -54,22 +54,22 @@ pub enum ConflictKind {
 pub struct Conflict {
     /// What is wrong.
     pub kind: ConflictKind,
-    /// Byte offset, in the allocation, of the cell with the conflict: bytes (at most 128) that were always accessed
-    /// together.
+    /// Byte offset, in the allocation, of the shadow cell with the conflict; its bytes (at most 128) were always
+    /// accessed together.
     pub offset: u64,
-    /// The accessing (or issuing) lane.
+    /// The lane that made the access or issued the operation.
     pub lane: u32,
-    /// Agent ([`Agent::HOST`] if there is none) and `pc` of the earlier access.
+    /// Agent ([`Agent::HOST`] if there is none) and instruction index of the earlier access.
     pub earlier: (Agent, u32),
     /// The kind of the earlier access.
     pub earlier_kind: EarlierAccess,
 }
 
-/// What a check needs to know besides the accessing warp.
+/// What an access check needs to know besides the accessing warp.
 #[derive(Clone, Copy, Debug)]
 pub struct CheckContext<'a> {
     /// The asynchronous operations of the launch.
     pub ops: &'a AsyncOps,
-    /// Which blocks form clusters.
+    /// Which blocks of the grid form clusters.
     pub clusters: &'a ClusterLayout,
 }

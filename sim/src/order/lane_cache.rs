@@ -1,39 +1,40 @@
-//! Cache of the last two cell transitions of an access by a warp's lanes, which ignores the writer's lane. Optimised
-//! for a fast comparison.
+//! Cache of the last two changes of shadow cells by an access. A lookup ignores which lane wrote the cell and is
+//! optimised for speed.
 
 use super::access_check::AccessCheck;
 use super::access_lists::AccessLists;
 use super::caches_disabled;
 use super::cell::Cell;
 
-/// Cells before and after the access, of one instruction.
+/// Contents of shadow cells before and after an access of one instruction.
 pub(super) struct LaneCache {
-    /// The cells before, transposed word by word, so that one cell is compared with all entries at once.
+    /// Cells before the access, transposed word by word, so that one cell is compared with all entries at once.
     before: [[u64; ENTRIES]; 4],
     after: [[u64; 4]; ENTRIES],
-    /// The entry that is replaced next.
+    /// Index of the entry that is replaced next.
     next: usize,
 }
 
 const ENTRIES: usize = 2;
 
-/// The bits that must agree between two cells: all but the writer's lane and `pc`, which matter only in a conflict.
+/// The bits in which two cells must agree: all but the writer's lane and `pc`, which matter only in a conflict.
 const COMPARED_BITS: [u64; 4] = {
     let all = u32::MAX;
     let (writer, write, reader, read) = if cfg!(target_endian = "little") { (0, 32, 0, 32) } else { (32, 0, 32, 0) };
     let first = ((all & !31) as u64) << writer | (all as u64) << write;
-    // The word of the write's `pc` also holds the list of older accesses.
+    // The 64-bit word that contains `write_pc` also contains the list of older accesses.
     let second = (all as u64) << read;
     [first, second, (all as u64) << reader | (all as u64) << read, u64::MAX]
 };
 
 impl LaneCache {
     pub(super) fn new() -> LaneCache {
-        // No cell in use has all bits set.
+        // No real cell has all bits set, so these entries match none.
         LaneCache { before: [[u64::MAX; ENTRIES]; 4], after: [[0; 4]; ENTRIES], next: 0 }
     }
 
-    /// Returns the entry that equals the cell. Compares both entries, because the branch could not be predicted.
+    /// Returns the index of the entry that equals the cell. Always compares both entries, because a branch could not
+    /// be predicted.
     #[inline(always)]
     fn find(&self, cell: &Cell) -> Option<usize> {
         let cell: &[u64; 4] = bytemuck::cast_ref(cell);
@@ -59,8 +60,8 @@ impl LaneCache {
         }
     }
 
-    /// Applies the cached transition of [`AccessCheck::check_cell_all_lanes`] to an equal cell; returns false, and does
-    /// nothing, if there is none.
+    /// Applies to a cell the cached result of [`AccessCheck::check_cell_all_lanes`] for an equal cell. Returns false,
+    /// and does nothing, if there is none.
     #[inline(always)]
     pub(super) fn recall_read(&mut self, cell: &mut Cell) -> bool {
         let Some(at) = self.find(cell) else { return false };
@@ -68,7 +69,7 @@ impl LaneCache {
         true
     }
 
-    /// Copies everything but the write.
+    /// Copies all fields of a cached cell except its last write.
     #[inline(always)]
     fn apply_read(&self, cell: &mut Cell, after: [u64; 4]) {
         cell.older = bytemuck::cast::<[u64; 4], Cell>(after).older;
@@ -76,8 +77,8 @@ impl LaneCache {
         (words[2], words[3]) = (after[2], after[3]);
     }
 
-    /// Returns the entry that equals the cell except for its write. A read depends on the write only if the write is
-    /// not ordered.
+    /// Returns the index of the entry that equals the cell except for its last write. The result of a read depends on
+    /// the last write only if that write is not ordered before the read.
     fn find_read(&self, cell: &Cell) -> Option<usize> {
         let cell: &[u64; 4] = bytemuck::cast_ref(cell);
         let differ = |at: usize| {
@@ -87,7 +88,7 @@ impl LaneCache {
         (0..ENTRIES).find(|&at| differ(at) == 0)
     }
 
-    /// [`AccessCheck::check_cell_all_lanes`], whose transition is cached.
+    /// Like [`AccessCheck::check_cell_all_lanes`], and caches the result.
     #[inline(never)]
     pub(super) fn read(
         &mut self,
@@ -110,7 +111,7 @@ impl LaneCache {
         }
     }
 
-    /// [`AccessCheck::check_cell`] for a lane of an asynchronous operation that writes.
+    /// Like [`AccessCheck::check_cell`] for a lane of an asynchronous operation that writes, but uses cached results.
     #[inline(always)]
     pub(super) fn write(
         &mut self,

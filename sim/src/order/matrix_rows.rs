@@ -1,4 +1,4 @@
-//! Checks of `ldmatrix`, where all lanes of a warp read together.
+//! Race checks of `ldmatrix`, where all lanes of a warp read together.
 
 use super::access_check::{AccessCheck, UnattributedConflict};
 use super::cell::{CHUNK, CHUNK_SHIFT, LANE_CELL_SHIFT, chunk};
@@ -6,8 +6,9 @@ use super::lane_cache::LaneCache;
 use super::{AccessKind, AccessStamp, AccessStrength, CheckContext, Conflict, LANES, ShadowMemory, WarpClocks};
 
 impl ShadowMemory {
-    /// Checks that all lanes of `warp` together read the 16-byte rows at the offsets of the lanes `rows`, like
-    /// [`ShadowMemory::access`] by those lanes, except that every lane reads every row. At most one conflict per row.
+    /// Checks and records that all lanes of `warp` together read 16-byte rows, at the offsets of those lanes that are
+    /// in `rows`. Like [`ShadowMemory::access`] by these lanes, except that every lane reads every row. Adds at most
+    /// one conflict per row to `out`.
     #[inline(always)]
     pub fn read_matrix_rows(
         &mut self,

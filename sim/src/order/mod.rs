@@ -1,12 +1,13 @@
 //! The happens-before check: decides for every memory access whether it is ordered after the earlier accesses to the
-//! bytes.
+//! same bytes.
 //!
-//! Three parts work together: vector clocks ([`VectorClock`], [`WarpClocks`], [`SyncLocations`]) hold what happens
-//! before a point of a thread; [`AsyncOps`] holds which threads have observed the completion of an asynchronous
-//! operation; [`ShadowMemory`] stores the last accesses of every few bytes and compares each new access with them.
+//! Three parts work together: vector clocks ([`VectorClock`], [`WarpClocks`], [`SyncLocations`]) hold which accesses
+//! happen before the present point of a thread; [`AsyncOps`] holds which threads have observed the completion of an
+//! asynchronous operation; [`ShadowMemory`] stores the last accesses to every few bytes and compares each new access
+//! with them.
 //!
-//! Every *warp* counts epochs, and each release or fence ends an epoch. An access is stamped with its lane's [`Agent`]
-//! and the warp's epoch. A clock maps each agent to the last epoch that happens before:
+//! Every *warp* counts epochs, and each release or fence ends an epoch. An access is stamped with its lane's
+//! [`Agent`] and the warp's epoch. A clock maps each agent to the last epoch that happens before:
 //!
 //! ```text
 //! access(agent a, epoch e)  happens before  point p   iff   clock(p)[a] >= e
@@ -45,19 +46,19 @@ pub use sync::{MemorySemantics, SyncLocations};
 pub use warp::{FenceHandoff, WarpClocks};
 pub use wgmma_operand::OperandWriters;
 
-/// Number of blocks that agents can name: block indices are below this.
+/// Maximum number of blocks: block indices in an [`Agent`] are below this.
 pub const MAX_BLOCKS: u32 = 1 << 20;
 
-/// Lanes of a warp.
+/// Number of lanes of a warp.
 const LANES: usize = 32;
 
-/// The owner of an access, encoded as `block << 11 | index`. An index below 1024 is a thread of the block (its linear
-/// index); other indices are virtual agents, such as the phases of an mbarrier.
+/// A thread or a virtual agent that accesses memory, encoded as `block << 11 | index`. An index below 1024 is a
+/// thread of the block (its linear index); other indices are virtual agents, such as mbarriers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Agent(pub u32);
 
 impl Agent {
-    /// The host and everything before the launch, which happens before every access.
+    /// The host, and everything before the launch; happens before every access of the launch.
     pub const HOST: Agent = Agent(u32::MAX);
 
     /// Returns the agent of thread `thread` (linear index, below 1024) of `block`.
@@ -98,7 +99,7 @@ pub enum AccessStrength {
     Gpu = 3,
 }
 
-/// The memory that an allocation or a fence belongs to.
+/// The state space of an allocation or a fence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum MemorySpace {
     /// A block's shared memory.
@@ -120,7 +121,7 @@ impl ClusterLayout {
     /// No clusters: every block is a cluster of its own.
     pub const NONE: ClusterLayout = ClusterLayout { grid: [u32::MAX, 1, 1], cluster: [1, 1, 1] };
 
-    /// Returns the smallest scope that contains both blocks (linear indices).
+    /// Returns the smallest scope that contains both blocks, which are given by linear index.
     pub fn common_scope(&self, a: u32, b: u32) -> AccessStrength {
         if a == b {
             AccessStrength::Cta
@@ -144,17 +145,17 @@ type OwnerKey = u32;
 /// Owner keys from this value on are asynchronous operations.
 const FIRST_OP_KEY: OwnerKey = 1 << 26;
 
-/// Marks a cell without a writer or reader, and the host.
+/// Stands for the host, and for "none" in a shadow cell without a writer or reader.
 const NO_AGENT: u32 = u32::MAX;
 
-/// Packed description of an access: epoch (26 bits), log2 of the bytes per lane (or [`AccessStamp::RANGE`]), whether it
-/// is atomic, strength.
+/// Packed description of an access: epoch (26 bits), log2 of the bytes per lane (or [`AccessStamp::RANGE`]), whether
+/// it is atomic, and its strength.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(transparent)]
 struct AccessStamp(u32);
 
 impl AccessStamp {
-    /// Width code of an asynchronous operation's byte range, which is not the 1 to 16 bytes of one lane.
+    /// Width code of an asynchronous operation's byte range, which has no width per lane.
     const RANGE: u32 = 7;
 
     fn new(epoch: u32, wide: u32, atomic: bool, strength: AccessStrength) -> AccessStamp {
@@ -174,8 +175,8 @@ impl AccessStamp {
     fn strength(self) -> AccessStrength {
         [AccessStrength::Weak, AccessStrength::Cta, AccessStrength::Cluster, AccessStrength::Gpu][(self.0 & 3) as usize]
     }
-    /// Returns by how many lanes masks at `offset` are rotated in lists, so that neighbouring cells of a coalesced
-    /// access have equal masks.
+    /// Returns by how many lanes the masks of accesses at `offset` are rotated in lists. Because of this rotation,
+    /// neighbouring cells of a coalesced access have equal masks.
     fn turn(self, offset: u64) -> u32 {
         if self.wide() == AccessStamp::RANGE { 0 } else { (offset >> self.wide()) as u32 & 31 }
     }
@@ -183,7 +184,7 @@ impl AccessStamp {
 
 #[cfg(test)]
 thread_local! {
-    /// Set by tests to disable all caches, to check that results do not depend on them.
+    /// Set by tests that check that results do not depend on the caches.
     static CACHES_DISABLED: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
 }
 

@@ -10,8 +10,8 @@
 //! thread 1: ld [s]                                                     not waited for: needs a bar.sync first
 //! ```
 //!
-//! `cp.async` and `wgmma` are observed by `wait_group`, bulk and tensor loads by a wait on their mbarrier, stores by
-//! `bulk.wait_group`.
+//! Threads observe `cp.async` and `wgmma` by `wait_group`, bulk and tensor loads by a wait on their mbarrier, and
+//! bulk and tensor stores by `bulk.wait_group`.
 
 use super::{Agent, FIRST_OP_KEY, MemorySpace, OwnerKey, VectorClock, WarpClocks};
 use std::collections::HashMap;
@@ -43,7 +43,7 @@ pub enum AsyncOpKind {
     Reduce,
     /// `st.async` and `red.async`: through the generic proxy.
     StAsync,
-    /// Reads of `wgmma.mma_async` operands in shared memory: through the async proxy.
+    /// Reads of `wgmma.mma_async` operands from shared memory: through the async proxy.
     Wgmma,
 }
 
@@ -54,19 +54,19 @@ impl AsyncOpKind {
     }
 }
 
-/// An observation of completion: the lanes of `key`, from `epoch` on, know that the parts `lanes` of the operation are
-/// complete.
+/// An observation that an operation is complete: those lanes of warp `key` that `by` selects know, from `epoch` on,
+/// that the parts of the operation in the mask `lanes` are complete.
 #[derive(Clone, Debug)]
 struct Observation {
     lanes: u32,
     key: OwnerKey,
     epoch: u32,
-    /// The observing lane for all of `lanes`; `None`: each lane observes its own part; [`ANY_LANE`]: any lane observes
-    /// all of them.
+    /// Which lanes know it: a lane index: this lane, about all of `lanes`; `None`: each lane, about its own part;
+    /// [`ANY_LANE`]: every lane, about all of `lanes`.
     by: Option<u8>,
 }
 
-/// Every lane of the observing warp observes all parts of the operation.
+/// Value of [`Observation::by`]: every lane of the warp observes all parts of the operation.
 const ANY_LANE: u8 = 32;
 
 #[derive(Clone, Debug)]
@@ -74,9 +74,9 @@ struct Op {
     kind: AsyncOpKind,
     issuer: OwnerKey,
     pc: u32,
-    /// Lanes that take part in the operation.
+    /// Mask of the lanes that take part in the operation.
     lanes: u32,
-    /// Lanes whose part has been observed.
+    /// Mask of the lanes whose part some agent has observed to be complete.
     observed: u32,
     first: Option<Observation>,
     more: Vec<Observation>,
@@ -90,13 +90,14 @@ pub struct AsyncOps {
 }
 
 impl AsyncOps {
-    /// Creates an empty table.
+    /// Creates an empty table of operations.
     pub fn new() -> AsyncOps {
         AsyncOps::default()
     }
 
-    /// Starts an operation of `lanes` of `warp` at `pc`. One operation may stand for all lanes and for several
-    /// instructions that complete together (the `cp.async`s between two commits); its lanes are tracked separately.
+    /// Starts an operation of the lanes `lanes` of `warp` at instruction `pc`. One operation may stand for all lanes
+    /// and for several instructions that complete together (the `cp.async`s between two commits); its lanes are
+    /// tracked separately.
     pub fn start(&mut self, kind: AsyncOpKind, warp: &WarpClocks, lanes: u32, pc: u32) -> AsyncOpId {
         let id = AsyncOpId(self.all.len() as u32);
         let (first, more) = (None, Vec::new());
@@ -105,7 +106,7 @@ impl AsyncOps {
         id
     }
 
-    /// Adds lanes to the operation.
+    /// Adds lanes that take part in the operation.
     pub fn add_lanes(&mut self, op: AsyncOpId, lanes: u32) {
         self.all[op.0 as usize].lanes |= lanes;
     }
@@ -115,26 +116,26 @@ impl AsyncOps {
         self.all[op.0 as usize].kind
     }
 
-    /// Returns the `pc` at which the operation was started.
+    /// Returns the index of the instruction that started the operation.
     pub fn pc(&self, op: AsyncOpId) -> u32 {
         self.all[op.0 as usize].pc
     }
 
-    /// Returns the agent that started the operation: its first lane.
+    /// Returns the agent that started the operation: the first lane that takes part.
     pub fn issuer(&self, op: AsyncOpId) -> Agent {
         let op = &self.all[op.0 as usize];
         Agent(op.issuer << 5 | op.lanes.trailing_zeros() & 31)
     }
 
-    /// Records that `agent` observes, at `epoch`, the completion of all of `op`: a thread that waited, or an mbarrier
-    /// with its phase. Several agents may observe one operation.
+    /// Records that `agent`, a thread that waited or an mbarrier in its phase `epoch`, observes from `epoch` on that
+    /// `op` is complete. Several agents may observe one operation.
     pub fn mark_observed(&mut self, op: AsyncOpId, agent: Agent, epoch: u32) {
         let by = Some((agent.0 & 31) as u8);
         let op = &mut self.all[op.0 as usize];
         op.add(Observation { lanes: u32::MAX, key: agent.0 >> 5, epoch, by });
     }
 
-    /// Records that `agent` observes, at `epoch`, the completion of the parts `lanes` of `op`.
+    /// Records that `agent` observes, from `epoch` on, that the parts `lanes` of `op` are complete.
     pub fn mark_part_observed(&mut self, op: AsyncOpId, lanes: u32, agent: Agent, epoch: u32) {
         let by = Some((agent.0 & 31) as u8);
         self.all[op.0 as usize].add(Observation { lanes, key: agent.0 >> 5, epoch, by });
@@ -146,14 +147,14 @@ impl AsyncOps {
         op.add(Observation { lanes, key: warp.key(), epoch: warp.epoch(), by: None });
     }
 
-    /// Records that every lane of `warp` observes the completion of all of `op` (`wgmma.wait_group`, by any warp of the
-    /// warpgroup).
+    /// Records that every lane of `warp` observes that all of `op` is complete (`wgmma.wait_group`, by any warp of
+    /// the warpgroup).
     pub fn mark_observed_by_warp(&mut self, op: AsyncOpId, warp: &WarpClocks) {
         let (key, epoch, by) = (warp.key(), warp.epoch(), Some(ANY_LANE));
         self.all[op.0 as usize].add(Observation { lanes: u32::MAX, key, epoch, by });
     }
 
-    /// Returns true if the completion of every lane's part has been observed by some agent.
+    /// Returns true if some agent has observed the completion of every lane's part.
     pub fn is_observed(&self, op: AsyncOpId) -> bool {
         let op = &self.all[op.0 as usize];
         op.lanes & !op.observed == 0
@@ -169,12 +170,13 @@ impl AsyncOps {
         open
     }
 
-    /// Returns the lanes of operation `key` whose completion is in `clock`.
+    /// Returns the lanes of the operation with owner key `key` whose completion happens before the point of `clock`.
     pub(super) fn ordered_lanes(&self, key: OwnerKey, clock: &VectorClock) -> u32 {
         self.known(key, |key, epoch| clock.ordered_lanes(key, epoch))
     }
 
-    /// Returns the lanes of operation `key` whose completion is in `clock` or was observed by `lane` of `warp` itself.
+    /// Returns the lanes of the operation with owner key `key` whose completion happens before the point of `clock`
+    /// or was observed by `lane` of `warp` itself.
     pub(super) fn ordered_lanes_for_lane(
         &self,
         key: OwnerKey,
@@ -188,13 +190,13 @@ impl AsyncOps {
         })
     }
 
-    /// Returns true if a lane of warp `waiter` observed a part of operation `key` itself.
+    /// Returns true if a lane of warp `waiter` itself observed the completion of a part of the operation.
     pub(super) fn was_observed_by(&self, key: OwnerKey, waiter: OwnerKey) -> bool {
         let op = &self.all[AsyncOpId::from_key(key).0 as usize];
         op.first.iter().chain(&op.more).any(|end| end.key == waiter)
     }
 
-    /// Returns the lanes of operation `key` whose generic writes are visible to the async proxy, as far as `lane` of
+    /// Returns the lanes of the operation whose generic writes are visible to the async proxy, as far as `lane` of
     /// `warp` knows.
     pub(super) fn async_visible_lanes(
         &self,

@@ -13,7 +13,7 @@ use std::collections::HashMap;
 /// Memory semantics of a strong access. `.volatile` counts as relaxed at `.sys`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum MemorySemantics {
-    /// `.relaxed`, `.volatile`.
+    /// `.relaxed` or `.volatile`.
     Relaxed,
     /// `.acquire`.
     Acquire,
@@ -32,7 +32,8 @@ impl MemorySemantics {
     }
 }
 
-/// A clock that a release pattern attached to a location; block and scope are those of the release or fence.
+/// A clock that a release pattern attached to a location, with the block of the releasing thread and the scope of the
+/// release or fence.
 #[derive(Clone, Debug)]
 struct Released {
     block: u32,
@@ -40,34 +41,34 @@ struct Released {
     clock: VectorClock,
 }
 
-/// The clocks attached to a location.
+/// The clocks that are attached to a location.
 #[derive(Clone, Debug)]
 struct Location {
-    /// Everything that a read of the current value acquires: one entry per scope, and below `.gpu` also per block.
+    /// All clocks that a read of the current value acquires: one per scope, and below `.gpu` one per scope and block.
     all: Vec<Released>,
-    /// The part that the last releasing thread attached itself, which survives its own later writes.
+    /// The clocks that the last releasing thread attached itself; they survive later writes of this thread.
     last: Vec<Released>,
     by: Agent,
-    /// Block and scope of the last write; a read that is not morally strong with it acquires nothing.
+    /// Block and scope of the last write. A read that is not morally strong with it acquires nothing.
     write: (u32, AccessStrength),
 }
 
-/// The locations of a launch with attached clocks. The caller reports every strong access in execution order; a read
-/// observes the last write. Locations are identified by unique numbers.
+/// The locations of a launch to which clocks are attached, identified by unique numbers. The caller reports every
+/// strong access in execution order; a read observes the last write.
 #[derive(Clone, Debug, Default)]
 pub struct SyncLocations {
     locations: HashMap<u64, Location>,
 }
 
 impl SyncLocations {
-    /// Creates an empty table.
+    /// Creates an empty table of locations.
     pub fn new() -> SyncLocations {
         SyncLocations::default()
     }
 
-    /// Reports that `lane` writes `address` strongly at `scope`. A read-modify-write (`rmw`; report its read first, by
-    /// [`on_strong_read`](SyncLocations::on_strong_read)) keeps the clocks that others attached; another write removes
-    /// them, except those of its own thread.
+    /// Reports that `lane` writes location `address` strongly at `scope`. A read-modify-write (`rmw`) keeps the
+    /// clocks that other threads attached; report its read first, by
+    /// [`on_strong_read`](SyncLocations::on_strong_read). Any other write removes these clocks.
     #[expect(clippy::too_many_arguments, reason = "an access has this many properties")]
     pub fn on_strong_write(
         &mut self,
@@ -119,20 +120,20 @@ impl SyncLocations {
         }
     }
 
-    /// Reports a weak write: later reads acquire nothing.
+    /// Reports a weak write to a location: later reads acquire nothing.
     pub fn on_weak_write(&mut self, address: u64) {
         if !self.locations.is_empty() {
             self.locations.remove(&address);
         }
     }
 
-    /// Returns true if no location has a clock; weak writes need not be reported then.
+    /// Returns true if no location has a clock; weak writes need not be reported in this case.
     pub fn is_empty(&self) -> bool {
         self.locations.is_empty()
     }
 
-    /// Reports that `lane` reads `address` strongly at `scope` (for a read-modify-write, before its write). The
-    /// attached clocks are acquired now if `sem` acquires, else by the lane's next fence.
+    /// Reports that `lane` reads location `address` strongly at `scope` (for a read-modify-write, before its write).
+    /// The lane acquires the attached clocks now if `sem` is an acquire, otherwise at its next fence.
     pub fn on_strong_read(
         &mut self,
         address: u64,
@@ -163,19 +164,21 @@ impl SyncLocations {
 }
 
 impl Location {
-    /// Returns what an access of `block` at `scope` observes; `None` if it is not morally strong with the last write.
+    /// Returns the clocks that an access of `block` at `scope` observes; `None` if it is not morally strong with the
+    /// last write.
     fn linked(&self, block: u32, scope: AccessStrength, clusters: &ClusterLayout) -> Option<&[Released]> {
         let (by, write) = self.write;
         (scope.min(write) >= clusters.common_scope(by, block)).then_some(&self.all)
     }
 
-    /// A write that is not a read-modify-write keeps only its own thread's releases.
+    /// Records a write by `by` that is not a read-modify-write: only the clocks that `by` attached itself remain.
     fn overwrite(&mut self, by: Agent) {
         self.all = if self.by == by { self.last.clone() } else { Vec::new() };
     }
 }
 
-/// Adds a release; joins it with one that the same threads can acquire.
+/// Adds a released clock to a list; joins it with a clock in the list that the same threads can acquire, if there is
+/// one.
 fn add(released: &mut Vec<Released>, new: &Released) {
     let alike =
         |old: &&mut Released| old.scope == new.scope && (new.scope == AccessStrength::Gpu || old.block == new.block);

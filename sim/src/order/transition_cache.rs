@@ -1,14 +1,14 @@
-//! Cache of cell transitions: an access changes equal cells in the same way, so the result for a cell can be reused.
+//! Cache of changes of shadow cells: an access changes equal cells in the same way, so the new cell can be reused.
 
 use super::access_check::AccessCheck;
 use super::access_lists::AccessLists;
 use super::caches_disabled;
 use super::cell::Cell;
 
-/// Number of cached transitions.
+/// Number of cached cell changes.
 const SIZE: usize = 8;
 
-/// Cells before and after one access, of one instruction and of lanes with equal clocks.
+/// Contents of shadow cells before and after an access of one instruction, by lanes with equal clocks.
 pub(super) struct TransitionCache {
     before: [[u64; 4]; SIZE],
     after: [Cell; SIZE],
@@ -16,11 +16,11 @@ pub(super) struct TransitionCache {
 
 impl TransitionCache {
     pub(super) fn new() -> TransitionCache {
-        // No cell in use has all bits set, with or without its writer's lane.
+        // No real cell has all bits set, with or without its writer's lane, so these entries match none.
         TransitionCache { before: [[u64::MAX; 4]; SIZE], after: [Cell::FRESH; SIZE] }
     }
 
-    /// Returns a cell's bits without its writer's lane.
+    /// Returns the bits of a cell with its writer's lane set to 0.
     #[inline(always)]
     fn any_lane(cell: &Cell) -> [u64; 4] {
         let [first, rest @ ..]: [u64; 4] = bytemuck::cast(*cell);
@@ -28,7 +28,8 @@ impl TransitionCache {
         [first & !lane, rest[0], rest[1], rest[2]]
     }
 
-    /// Compares word by word; comparing bytes that were just written with another width is slow.
+    /// Compares an entry with `bits` in 64-bit words: reading bytes that were just written in another width would be
+    /// slow.
     #[inline(always)]
     fn is(&self, at: usize, bits: &[u64; 4]) -> bool {
         let before = &self.before[at];
@@ -40,7 +41,7 @@ impl TransitionCache {
         (cell.writer >> 5 ^ cell.reader ^ cell.older) as usize % SIZE
     }
 
-    /// [`AccessCheck::check_cell`] for a lane of an asynchronous operation that reads.
+    /// Like [`AccessCheck::check_cell`] for a lane of an asynchronous operation that reads, but uses cached results.
     #[inline(always)]
     pub(super) fn check_read(
         &mut self,
@@ -63,7 +64,8 @@ impl TransitionCache {
         }
     }
 
-    /// [`AccessCheck::check_cell_async`]; one cache is always used for the same lane.
+    /// Like [`AccessCheck::check_cell_async`], but uses cached results. All calls with one cache must pass the same
+    /// lane.
     #[inline(always)]
     pub(super) fn check_cell_async<const WRITES: bool>(
         &mut self,
@@ -83,7 +85,8 @@ impl TransitionCache {
         }
     }
 
-    /// Applies the cached transition of an equal cell (including its writer's lane); returns false if there is none.
+    /// Applies to a cell the cached result for an equal cell (including its writer's lane). Returns false if there is
+    /// none.
     #[inline(always)]
     pub(super) fn recall(&self, cell: &mut Cell) -> bool {
         let at = TransitionCache::slot(cell);

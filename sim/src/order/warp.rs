@@ -1,16 +1,16 @@
-//! The clocks of a warp's lanes, its epoch, its fences, and what its strong reads have observed but no fence has
-//! acquired yet.
+//! The vector clocks of a warp's lanes, the warp's epoch, its fences, and the clocks that its strong reads have
+//! observed but no fence has acquired yet.
 
 use super::{AccessStrength, Agent, LANES, OwnerKey, VectorClock};
 
-/// Lanes that share a clock.
+/// Lanes of a warp that share a clock.
 #[derive(Clone, Debug)]
 struct Part {
     mask: u32,
     clock: VectorClock,
 }
 
-/// A memory fence that lanes executed: their later strong writes release the clock of this point.
+/// A memory fence that lanes executed: their later strong writes release the clock that they had at the fence.
 #[derive(Clone, Debug)]
 struct Fence {
     mask: u32,
@@ -19,7 +19,7 @@ struct Fence {
     epoch: u32,
 }
 
-/// A clock that a strong read observed; a later fence of at least `scope` acquires it.
+/// A clock that a strong read observed and that a later fence of at least `scope` acquires.
 #[derive(Clone, Debug)]
 struct Pending {
     mask: u32,
@@ -27,7 +27,8 @@ struct Pending {
     clock: VectorClock,
 }
 
-/// The fences and observed clocks that lanes pass on at a barrier, by scope; see [`WarpClocks::fence_handoff`].
+/// The fences and observed clocks that lanes pass on to other threads at a barrier, by scope; see
+/// [`WarpClocks::fence_handoff`].
 #[derive(Clone, Debug, Default)]
 pub struct FenceHandoff {
     fences: Vec<(AccessStrength, VectorClock)>,
@@ -35,7 +36,7 @@ pub struct FenceHandoff {
 }
 
 impl FenceHandoff {
-    /// Joins another handoff.
+    /// Adds the fences and observed clocks of `other`.
     pub fn join(&mut self, other: &FenceHandoff) {
         other.fences.iter().for_each(|(scope, clock)| join_scoped(&mut self.fences, *scope, clock));
         other.observed.iter().for_each(|(scope, clock)| join_scoped(&mut self.observed, *scope, clock));
@@ -49,14 +50,15 @@ fn join_scoped(list: &mut Vec<(AccessStrength, VectorClock)>, scope: AccessStren
     }
 }
 
-/// The clocks of one warp's lanes. Lanes of a warp are not ordered with each other unless [`sync`](WarpClocks::sync) or
-/// something stronger orders them; each lane knows its own earlier accesses.
+/// The vector clocks of one warp's lanes. Accesses of different lanes are not ordered with each other unless
+/// [`sync`](WarpClocks::sync) or another synchronisation orders them; each lane is ordered after its own earlier
+/// accesses.
 #[derive(Clone, Debug)]
 pub struct WarpClocks {
     block: u32,
     key: OwnerKey,
     epoch: u32,
-    /// Lanes that exist in this warp.
+    /// Mask of the lanes that exist in this warp.
     lanes: u32,
     parts: Vec<Part>,
     /// For each space and lane, the epoch up to which the lane's own writes are visible to the async proxy.
@@ -67,7 +69,7 @@ pub struct WarpClocks {
 }
 
 impl WarpClocks {
-    /// Creates the clocks of warp `warp` (below 32) of `block` with the lanes `lanes`. `clock` is
+    /// Creates the clocks of warp `warp` (below 32) of `block`, whose existing lanes are `lanes`. `clock` is
     /// [`VectorClock::empty`] unless the launch depends on an earlier one.
     pub fn new(block: u32, warp: u32, lanes: u32, clock: VectorClock) -> WarpClocks {
         let parts = vec![Part { mask: u32::MAX, clock }];
@@ -86,29 +88,28 @@ impl WarpClocks {
         }
     }
 
-    /// Returns the current epoch, which stamps accesses.
+    /// Returns the current epoch, with which accesses are stamped.
     pub fn epoch(&self) -> u32 {
         self.epoch
     }
 
-    /// Returns the block's linear index.
+    /// Returns the linear index of the warp's block.
     pub fn block(&self) -> u32 {
         self.block
     }
 
-    /// Returns the agent of a lane.
+    /// Returns the agent that stands for a lane in vector clocks.
     pub fn agent(&self, lane: u32) -> Agent {
         Agent(self.key << 5 | lane & 31)
     }
 
-    /// Returns the clock of `lane`, without its own accesses.
+    /// Returns the clock of `lane`, which does not contain the lane's own accesses.
     pub fn clock(&self, lane: u32) -> &VectorClock {
         let of_lane = self.parts.iter().find(|part| part.mask >> (lane & 31) & 1 != 0);
         &of_lane.unwrap_or(&self.parts[0]).clock
     }
 
-    /// Returns true if the generic writes of `agent` up to `epoch` are visible to the async proxy, as far as `lane`
-    /// knows.
+    /// Returns true if `lane` knows that the generic writes of `agent` up to `epoch` are visible to the async proxy.
     pub fn is_fenced(&self, lane: u32, space: super::MemorySpace, agent: Agent, epoch: u32) -> bool {
         let own = agent == self.agent(lane) && self.own_async_visible[space as usize][lane as usize & 31] >= epoch;
         own || self.clock(lane).is_visible_to_async_proxy(space, agent, epoch)
@@ -118,7 +119,7 @@ impl WarpClocks {
         self.key
     }
 
-    /// Returns the groups of lanes that share a clock; their masks are disjoint and cover all 32 lanes.
+    /// Iterates over the groups of lanes that share a clock: disjoint masks that together cover all 32 lanes.
     #[inline(always)]
     pub(super) fn lane_groups(&self) -> impl Iterator<Item = (u32, &VectorClock)> {
         self.parts.iter().map(|part| (part.mask, &part.clock))
@@ -133,8 +134,8 @@ impl WarpClocks {
         self.parts.iter().find(|part| part.mask & lanes != 0).map(|part| part.clock.clone())
     }
 
-    /// Release: ends the epoch and returns the joined clock of `lanes`, including their own accesses so far. A barrier,
-    /// an mbarrier arrival or a releasing write passes it on.
+    /// Release: ends the epoch and returns the joined clock of `lanes`, including their own accesses so far, for
+    /// other threads to acquire at a barrier, an mbarrier or a released location.
     pub fn release(&mut self, lanes: u32) -> VectorClock {
         let mut clock = self.part_of(lanes).unwrap_or_else(|| VectorClock::empty(self.block));
         let parts = self.parts.iter().filter(|part| part.mask & lanes != 0).skip(1);
@@ -144,7 +145,8 @@ impl WarpClocks {
         clock
     }
 
-    /// Adds the accesses of `lanes` up to `epoch`, and those of their own writes that are visible to the async proxy.
+    /// Adds to `clock` the accesses of `lanes` up to `epoch`, and which of their writes are visible to the async
+    /// proxy.
     fn add_own(&self, clock: &mut VectorClock, lanes: u32, epoch: u32) {
         clock.raise_lanes(self.key, self.widen_to_all_lanes(lanes), epoch);
         for space in 0..2 {
@@ -168,7 +170,7 @@ impl WarpClocks {
         }
     }
 
-    /// Returns all 32 lanes if `lanes` contains every lane that exists.
+    /// Returns a mask of all 32 lanes if `lanes` contains every lane that exists, otherwise `lanes`.
     fn widen_to_all_lanes(&self, lanes: u32) -> u32 {
         if lanes & self.lanes == self.lanes { u32::MAX } else { lanes }
     }
@@ -179,7 +181,7 @@ impl WarpClocks {
         self.change(lanes, |mine| mine.join(clock));
     }
 
-    /// `bar.warp.sync`: every lane of `lanes` acquires what all of them released.
+    /// `bar.warp.sync`: every lane in `lanes` acquires what all of them released.
     pub fn sync(&mut self, lanes: u32) {
         let handoff = self.fence_handoff(lanes);
         let clock = self.release(lanes);
@@ -207,12 +209,12 @@ impl WarpClocks {
         handoff
     }
 
-    /// Gives `lanes` what others [passed on](WarpClocks::fence_handoff). Call it after `lanes` acquired the clocks of
-    /// the others.
+    /// Gives `lanes` the fences and observed clocks that other threads [passed on](WarpClocks::fence_handoff). Call
+    /// it after `lanes` acquired the clocks of those threads.
     pub fn accept_handoff(&mut self, lanes: u32, handoff: &FenceHandoff) {
         let lanes = self.widen_to_all_lanes(lanes);
         for (scope, clock) in &handoff.fences {
-            // Epoch 0 stands for no own accesses.
+            // Epoch 0 marks a fence that does not cover the lanes' own accesses.
             match self.fences.iter_mut().find(|f| f.epoch == 0 && f.mask == lanes && f.scope == *scope) {
                 Some(fence) => fence.clock.join(clock),
                 None => self.fences.push(Fence { mask: lanes, scope: *scope, clock: clock.clone(), epoch: 0 }),
@@ -226,8 +228,8 @@ impl WarpClocks {
         }
     }
 
-    /// `fence.proxy.async` by `lanes`, in the given spaces: makes their own writes, and all writes in their clocks,
-    /// visible to the async proxy.
+    /// Executes `fence.proxy.async` of `lanes` in the given state spaces: makes their own writes, and all writes in
+    /// their clocks, visible to the async proxy.
     pub fn fence_proxy(&mut self, lanes: u32, shared: bool, global: bool) {
         let lanes = self.widen_to_all_lanes(lanes);
         for (space, wanted) in [shared, global].into_iter().enumerate() {
@@ -242,8 +244,8 @@ impl WarpClocks {
         self.epoch += 1;
     }
 
-    /// `fence.acq_rel`, `fence.sc` or `membar` of `scope` by `lanes`: acquires what their strong reads observed; their
-    /// next strong writes release the present clock.
+    /// Executes `fence.acq_rel`, `fence.sc` or `membar` of `lanes` at `scope`: acquires the clocks that their strong
+    /// reads observed; their next strong writes release the present clock.
     pub fn fence(&mut self, lanes: u32, scope: AccessStrength) {
         let lanes = self.widen_to_all_lanes(lanes);
         for pending in std::mem::take(&mut self.pending) {
@@ -266,12 +268,13 @@ impl WarpClocks {
         self.epoch += 1;
     }
 
-    /// Returns true if a lane has executed a fence that its strong writes release.
+    /// Returns true if any lane has executed a fence whose clock its strong writes release.
     pub(super) fn has_fences(&self) -> bool {
         !self.fences.is_empty()
     }
 
-    /// Returns the clocks that a strong write of `lane` releases because of its fences, with each fence's scope.
+    /// Returns the clocks that a strong write of `lane` releases because of its earlier fences, with the scope of
+    /// each fence.
     pub(super) fn fenced(&self, lane: u32) -> Vec<(AccessStrength, VectorClock)> {
         let of_lane = self.fences.iter().filter(|fence| fence.mask >> lane & 1 != 0);
         let whole = |fence: &Fence| {
@@ -292,8 +295,8 @@ impl WarpClocks {
         }
     }
 
-    /// Changes the clocks of `lanes`: splits groups of which only some lanes change, and merges groups that end up with
-    /// the same clock.
+    /// Applies `change` to the clocks of `lanes`: splits groups of lanes that share a clock if only some of them
+    /// change, and merges groups that end up with the same clock.
     fn change(&mut self, lanes: u32, change: impl Fn(&mut VectorClock)) {
         for at in 0..self.parts.len() {
             let part = &mut self.parts[at];

@@ -1,6 +1,7 @@
-//! Checks of wgmma operands in shared memory: many bytes, written by few warps, read by four warps at once.
+//! Race checks of wgmma operands in shared memory: many bytes that few warps write and four warps read at once.
 //!
-//! The first warp of a warpgroup checks all bytes and collects their writers; the other warps only check those writers.
+//! The first warp of a warpgroup checks all bytes and collects their writers; the other warps check only those
+//! writers.
 
 use super::access_check::{AccessCheck, UnattributedConflict};
 use super::access_lists::AccessRecord;
@@ -8,14 +9,14 @@ use super::cell::{CHUNK, CHUNK_SHIFT, Init, unturned_chunk};
 use super::transition_cache::TransitionCache;
 use super::{AccessStamp, AccessStrength, AsyncOpId, CheckContext, Conflict, NO_AGENT, ShadowMemory, WarpClocks};
 
-/// The writers of an operand's bytes, each with the first offset that it wrote.
+/// The last writers of an operand's bytes, each with the first offset that it wrote.
 #[derive(Clone, Debug, Default)]
 pub struct OperandWriters(Vec<(AccessRecord, u64)>);
 
 impl ShadowMemory {
-    /// Checks that operation `op`, issued by `lane` of `warp`, may read `runs` (offset and bytes, multiples of 4), like
-    /// [`ShadowMemory::async_read`] of each run, but reports at most one conflict per writer. Adds the writers to
-    /// `writers`.
+    /// Checks and records that operation `op`, issued by `lane` of `warp`, reads the byte ranges `runs` (offset,
+    /// length; multiples of 4), like [`ShadowMemory::async_runs`], but reports at most one conflict per writer. Adds
+    /// the writers of the bytes to `writers`.
     #[expect(clippy::too_many_arguments, reason = "an access has this many properties")]
     pub fn read_wgmma_operand(
         &mut self,
@@ -48,7 +49,7 @@ impl ShadowMemory {
                 let first = ((start & (CHUNK - 1)) >> chunk.shift) as usize;
                 let count = ((end - start) >> chunk.shift) as usize;
                 for (step, cell) in chunk.cells[first..first + count].iter_mut().enumerate() {
-                    // The writer of an equal cell is already in `writers`.
+                    // A cached result means that the writer of this cell is already in `writers`.
                     if cache.recall(cell) {
                         continue;
                     }
@@ -91,7 +92,8 @@ impl ShadowMemory {
         self.recheck_wgmma_operand(writers, op, warp, lane, pc, cx, out);
     }
 
-    /// Checks that another warp of the same wgmma also knows the writers. Reports at most one conflict per writer.
+    /// Checks that `lane` of another warp that issues the same wgmma is ordered after the writers. Reports at most
+    /// one conflict per writer.
     #[expect(clippy::too_many_arguments, reason = "an access has this many properties")]
     pub fn recheck_wgmma_operand(
         &self,
@@ -113,7 +115,7 @@ impl ShadowMemory {
 }
 
 impl OperandWriters {
-    /// Adds a write and returns the index of the entry that stands for it.
+    /// Adds a write to the writers and returns the index of its entry.
     fn add(&mut self, entry: AccessRecord, offset: u64) -> usize {
         let same = |old: &AccessRecord| (old.key, old.stamp, old.pc) == (entry.key, entry.stamp, entry.pc);
         match self.0.iter().rposition(|(old, _)| same(old)) {

@@ -12,15 +12,15 @@ use crate::exec::state::warp::Warp;
 use crate::finding::FindingKind;
 
 impl AsyncEngine {
-    /// Ends the copies of a warp whose threads have all exited. They take effect; bulk stores that no thread waited for
-    /// are reported.
+    /// Completes the asynchronous copies of a warp whose threads have all exited. Reports bulk stores that no thread
+    /// waited for.
     pub fn end_warp(&mut self, grid: &mut GridState, memory: &mut MemorySystem, warp: &mut Warp) {
         end_copies(grid, memory, warp);
         end_bulk_stores(grid, memory, warp);
     }
 
-    /// Ends the asynchronous operations of a block whose threads have all exited: completes the copies in flight that
-    /// use its shared memory, and reports those copies, products and mbarrier bytes that no thread waited for.
+    /// Completes the copies in flight that use the shared memory of a block whose threads have all exited. Reports
+    /// copies, wgmma products and mbarrier bytes of the block that no thread waited for.
     pub fn end_block(&mut self, grid: &mut GridState, memory: &mut MemorySystem, slot: u32) {
         while let Some(index) = self.in_flight.iter().position(|operation| operation.touches(slot)) {
             report_unfinished(grid, memory, slot, &self.in_flight[index]);

@@ -1,4 +1,4 @@
-//! `cp.async.bulk` (bulk copies and tensor copies), their groups, and `st.async`.
+//! `cp.async.bulk` (bulk copies and tensor copies), bulk groups, and `st.async`.
 
 use super::effects::apply;
 use super::engine::{AsyncEngine, completes_at_issue};
@@ -15,35 +15,36 @@ use crate::order::{AccessStrength, AsyncOpId, AsyncOpKind};
 use crate::program::op::{AddressOperand, AddressWindow, BulkCopy, BulkCopyKind, BulkReduction};
 use crate::tensor_map::Reduction;
 
-/// A bulk copy as one lane issues it.
+/// The operands of a bulk copy in one lane.
 pub(super) struct BulkRequest {
-    /// The lane.
+    /// The lane that issues the copy.
     pub lane: u32,
-    /// Destination address; of a tensor store, the address of the tensor map.
+    /// Destination address; for a tensor store, the address of the tensor map.
     pub to: u64,
-    /// Source address; of a tensor load, the address of the tensor map.
+    /// Source address; for a tensor load, the address of the tensor map.
     pub from: u64,
-    /// Bytes of a copy without a tensor map.
+    /// Number of bytes to copy; tensor copies take it from the tensor map instead.
     pub size: u32,
-    /// Coordinates of the box of a tensor copy, innermost dimension first.
+    /// Coordinates of the box that a tensor copy moves, innermost dimension first.
     pub coordinates: Vec<i32>,
-    /// Address of the mbarrier that is credited.
+    /// Address of the mbarrier on which the copy signals its bytes (complete_tx).
     pub mbarrier: Option<u64>,
-    /// Ranks of the destination blocks of a multicast; one `None` for the block that the address names.
+    /// Cluster ranks of the destination blocks of a multicast copy; a single `None` without multicast: the block that
+    /// the destination address names.
     pub ranks: Vec<Option<u32>>,
 }
 
 /// Operands of `st.async` and `red.async`.
 pub struct AsyncStore<'o> {
-    /// Destination.
+    /// Destination address.
     pub to: &'o AddressOperand,
-    /// The mbarrier that is credited.
+    /// The mbarrier on which the store signals its bytes (complete_tx).
     pub mbarrier: &'o AddressOperand,
     /// Bytes per register: 4 or 8.
     pub width: u8,
     /// Registers to store.
     pub values: &'o [u32],
-    /// Reduction with the bytes at the destination.
+    /// `red.async`: how the registers are combined with the bytes at the destination; `None` for `st.async`.
     pub reduce: Option<Reduction>,
 }
 
@@ -138,7 +139,7 @@ impl AsyncEngine {
         add_store(cx, memory, lane, (reading, writing), effect);
     }
 
-    /// Executes `st.async` or `red.async`: stores registers and credits an mbarrier, lane by lane.
+    /// Executes `st.async` or `red.async`: stores registers and signals their bytes on an mbarrier, lane by lane.
     pub fn async_store(&mut self, cx: &mut InstructionContext, memory: &mut MemorySystem, s: &AsyncStore) -> Flow {
         let regs = cx.regs();
         let (to, mbarriers) = (addresses(regs, s.to), addresses(regs, s.mbarrier));
@@ -172,7 +173,8 @@ impl AsyncEngine {
     }
 }
 
-/// Adds a store to the lane's open bulk group, as the operations `reading` its source and `writing` its destination.
+/// Adds a bulk store to the lane's open bulk group. Operation `reading` reads the source, operation `writing` writes
+/// the destination.
 pub(super) fn add_store(
     cx: &mut InstructionContext,
     memory: &mut MemorySystem,
@@ -206,8 +208,8 @@ pub fn bulk_commit(cx: &mut InstructionContext) -> Flow {
     Flow::Next
 }
 
-/// Executes `cp.async.bulk.wait_group`: all but the last `groups` committed groups are complete, or with `read` have
-/// been read.
+/// Executes `cp.async.bulk.wait_group`: waits until all but the last `groups` committed groups are complete, or with
+/// `read` until their sources have been read.
 pub fn bulk_wait(cx: &mut InstructionContext, memory: &mut MemorySystem, groups: u32, read: bool) -> Flow {
     let mut all = std::mem::take(&mut cx.warp.copies.bulk);
     for lane in lanes_of(cx.mask) {
@@ -229,14 +231,13 @@ pub fn bulk_wait(cx: &mut InstructionContext, memory: &mut MemorySystem, groups:
             }
         }
     }
-    // Complete groups are dropped; groups that were only read stay for a later full wait.
+    // Complete groups are dropped. Groups whose sources were read stay until a full wait completes them.
     all.retain(|g| !(g.committed && g.read && g.stores.is_empty()));
     cx.warp.copies.bulk = all;
     Flow::Next
 }
 
-/// Ends the bulk stores of a warp that exits: reports those whose source may not have been read, and lets all take
-/// effect.
+/// Completes the bulk stores of a warp that exits. Reports stores whose source may not have been read yet.
 pub fn end_bulk_stores(grid: &mut GridState, memory: &mut MemorySystem, warp: &mut Warp) {
     for group in std::mem::take(&mut warp.copies.bulk) {
         for store in group.stores {
@@ -253,7 +254,7 @@ pub fn end_bulk_stores(grid: &mut GridState, memory: &mut MemorySystem, warp: &m
     }
 }
 
-/// Checks size and alignment of a copy without a tensor map.
+/// Checks the size and the addresses of a bulk copy without a tensor map: all must be multiples of 16.
 fn check_alignment(cx: &mut InstructionContext, r: &BulkRequest) -> bool {
     let size = r.size;
     if !size.is_multiple_of(16) || size == 0 {
@@ -271,7 +272,7 @@ fn check_alignment(cx: &mut InstructionContext, r: &BulkRequest) -> bool {
     true
 }
 
-/// Adds bytes of a copy to or from global memory to the instruction's counts.
+/// Adds the global memory traffic of a copy to the counts of the current instruction.
 pub(super) fn count_global_bytes(cx: &mut InstructionContext, bytes: u64, write: bool) {
     let counts = cx.grid.reporter.counts(cx.pc);
     if write {
@@ -282,7 +283,7 @@ pub(super) fn count_global_bytes(cx: &mut InstructionContext, bytes: u64, write:
     counts.sectors += bytes.div_ceil(32);
 }
 
-/// The ranks that a multicast mask names; one `None` without a multicast.
+/// Returns the cluster ranks in a multicast mask, or a single `None` without a mask.
 fn multicast_ranks(mask: Option<u16>) -> Vec<Option<u32>> {
     match mask {
         None => vec![None],
@@ -290,7 +291,7 @@ fn multicast_ranks(mask: Option<u16>) -> Vec<Option<u32>> {
     }
 }
 
-/// A shared address in the block of a rank; the address itself without a rank.
+/// Returns the address of the same byte in the shared memory of the cluster's block `rank`; `None` keeps the address.
 pub(super) fn shared_address(address: u64, rank: Option<u32>) -> u64 {
     rank.map_or(address, |r| layout::cluster_address(address as u32, r) as u64)
 }

@@ -1,5 +1,5 @@
-//! `cp.async`: copies of 4, 8 or 16 bytes per lane to shared memory, their groups, and arrivals at mbarriers behind
-//! them.
+//! `cp.async`: copies of 4, 8 or 16 bytes per lane to shared memory, their commit groups, and mbarrier arrivals that
+//! follow their completion.
 
 use super::effects::{apply, move_row};
 use super::engine::{AsyncEngine, completes_at_issue};
@@ -41,7 +41,7 @@ impl AsyncEngine {
         from.clear();
         let request = AccessRequest { window: AddressWindow::Shared, addresses: &dst, lanes: mask, bytes: size as u64 };
         memory.locate(cx, request, &mut to);
-        // Lanes that read no bytes do not touch their source.
+        // Lanes whose source size is 0 do not access their source address.
         let (mut reading, mut partial) = (mask, false);
         if sizes.is_some() || ignore != 0 {
             reading = lanes_where(mask, |l| read_bytes(l) > 0);
@@ -73,7 +73,7 @@ impl AsyncEngine {
         for group in &to {
             memory.count_traffic(cx.grid.reporter.counts(cx.pc), group, size, true);
             check_lanes(cx, memory, op, AccessKind::Write, group, size);
-            // One row for each source location. Lanes that read no bytes can be in a row with any source.
+            // One `CopyRow` per source buffer. Lanes that read no bytes can share a row with lanes of any source.
             let mut left = group.lanes;
             for source in from.iter().map(Some).chain([None]) {
                 let lanes = source.map_or(left, |s| s.lanes & left);
@@ -130,7 +130,7 @@ impl AsyncEngine {
         all.retain(|g| g.lanes != 0);
         cx.warp.copies.groups = all;
         if groups.is_none() {
-            // wait_all covers copies that are not committed, too.
+            // `wait_all` also covers copies that are not committed.
             let mut open = std::mem::take(&mut cx.warp.copies.open);
             complete_parts(cx, memory, &mut open, mask);
             open.retain(|p| p.lanes != 0);
@@ -139,7 +139,8 @@ impl AsyncEngine {
         Flow::Next
     }
 
-    /// Completes the copies of these lanes that `cp.async.mbarrier.arrive` took along, which a wait covers as well.
+    /// Completes the copies of the executing lanes that a `cp.async.mbarrier.arrive` waits for: `wait_group` covers
+    /// them, too.
     fn complete_arrivals(&mut self, cx: &mut InstructionContext, memory: &mut MemorySystem) {
         let (this_slot, this_warp, mask) = (cx.warp.slot, cx.warp.index, cx.mask);
         let mine = |operation: &InFlight| match operation.signal {
@@ -153,8 +154,9 @@ impl AsyncEngine {
         }
     }
 
-    /// Executes `cp.async.mbarrier.arrive`: each of `lanes` arrives once its copies so far are complete. With
-    /// `no_increment` these arrivals are among the expected ones, without it they come on top.
+    /// Executes `cp.async.mbarrier.arrive`: each lane in `lanes` arrives once all copies that it has issued so far
+    /// are complete. With `no_increment` (`.noinc`) these arrivals count towards the expected ones; without it the
+    /// pending count first grows by one per lane.
     pub(super) fn cp_async_arrive(
         &mut self,
         cx: &mut InstructionContext,
@@ -168,7 +170,8 @@ impl AsyncEngine {
         }
         let site = cx.site(lanes.trailing_zeros());
         let WarpCopies { open, groups, .. } = &mut cx.warp.copies;
-        // The copies issued so far move with this operation; copies issued later belong to another operation.
+        // This operation moves the bytes of all copies issued so far; copies issued later belong to another
+        // operation.
         let mut rows = Vec::new();
         let mut ops = Vec::new();
         for part in open.iter_mut().chain(groups.iter_mut().flat_map(|g| g.parts.iter_mut())) {
@@ -182,8 +185,8 @@ impl AsyncEngine {
             }
             part.rows.retain(|row| row.lanes != 0);
         }
-        // Closes the open parts, so that later copies start a new operation, but still commit with these. Old parts are
-        // dropped because kernels that only arrive never commit.
+        // Starts a new part, so that later copies belong to a new operation but to the same commit group. Old empty
+        // parts are dropped, because kernels that use only mbarrier arrivals never commit.
         if let Some(op) = open.last().map(|p| p.op) {
             open.retain(|p| p.lanes != 0);
             if open.len() > 16 && open[0].rows.is_empty() {
@@ -202,7 +205,7 @@ impl AsyncEngine {
 pub fn cp_async_commit(cx: &mut InstructionContext) -> Flow {
     let (mask, copies) = (cx.mask, &mut cx.warp.copies);
     let mut parts = Vec::new();
-    // Copies of lanes that do not commit stay open.
+    // Copies of lanes that do not execute the commit stay uncommitted.
     for part in std::mem::take(&mut copies.open) {
         if part.lanes & mask == part.lanes {
             parts.push(part);
@@ -221,8 +224,8 @@ pub fn cp_async_commit(cx: &mut InstructionContext) -> Flow {
     Flow::Next
 }
 
-/// Lets the copies of a warp that exits take effect, before the block's memory is gone. Copies that no thread waited
-/// for complete, too.
+/// Completes the copies of a warp that exits, before the block's memory is freed, even those that no thread waited
+/// for.
 pub fn end_copies(grid: &mut GridState, memory: &mut MemorySystem, warp: &mut Warp) {
     let mut left: Vec<CopyPart> = std::mem::take(&mut warp.copies.open);
     left.extend(std::mem::take(&mut warp.copies.groups).into_iter().flat_map(|g| g.parts));
@@ -231,7 +234,7 @@ pub fn end_copies(grid: &mut GridState, memory: &mut MemorySystem, warp: &mut Wa
     }
 }
 
-/// Checks the accesses of a group's lanes by a `cp.async`.
+/// Checks the accesses that a `cp.async` makes for the lanes of `group`.
 fn check_lanes(
     cx: &mut InstructionContext,
     memory: &mut MemorySystem,
@@ -246,8 +249,8 @@ fn check_lanes(
     });
 }
 
-/// Locates one lane's source of which only `bytes` bytes are read: only those must be in bounds, but the alignment is
-/// that of the full size.
+/// Locates the source of a lane that reads only `bytes` bytes of it. Only these bytes must be in bounds, but the
+/// address must be aligned to the full copy size.
 fn locate_partial(
     cx: &mut InstructionContext,
     memory: &mut MemorySystem,
@@ -265,7 +268,7 @@ fn locate_partial(
         let request = AccessRequest { window: c.window, addresses: &addresses, lanes: 1 << lane, bytes: 1 };
         memory.locate(cx, request, found);
     };
-    // The last byte first: it must be in the same buffer as the first.
+    // The last byte is checked before the first: both must be in bounds.
     locate(address + bytes as u64 - 1, &mut found);
     if found.is_empty() {
         return;
@@ -281,7 +284,8 @@ fn locate_partial(
     groups.append(&mut found);
 }
 
-/// The operation that stands for the warp's `cp.async`s since the last commit; starts one if there is none.
+/// Returns the asynchronous operation that stands for all `cp.async` of the warp since the last commit; starts one if
+/// there is none.
 fn open_operation(cx: &mut InstructionContext, memory: &mut MemorySystem) -> AsyncOpId {
     if let Some(part) = cx.warp.copies.open.last_mut()
         && part.lanes != 0
@@ -295,7 +299,7 @@ fn open_operation(cx: &mut InstructionContext, memory: &mut MemorySystem) -> Asy
     op
 }
 
-/// Completes the copies of `lanes`, which wait for them and know it from then on.
+/// Completes the copies of `lanes` and records that these lanes have observed the completion.
 fn complete_parts(cx: &mut InstructionContext, memory: &mut MemorySystem, parts: &mut Vec<CopyPart>, lanes: u32) {
     for part in parts.iter_mut() {
         let waiting = part.lanes & lanes;

@@ -7,7 +7,7 @@ use crate::exec::state::copies::{BoxLoad, CopyEffect, CopyRow};
 use crate::layout::SHARED_START;
 use crate::memory::{Allocation, SimMemory};
 
-/// Moves the bytes of an operation.
+/// Moves the bytes of an asynchronous operation to their destination.
 pub fn apply(grid: &mut GridState, memory: &mut MemorySystem, effect: &CopyEffect) {
     for row in &effect.rows {
         move_row(&mut grid.blocks, memory, row, row.lanes);
@@ -38,7 +38,7 @@ pub fn apply(grid: &mut GridState, memory: &mut MemorySystem, effect: &CopyEffec
     grid.changed();
 }
 
-/// Moves the bytes of these lanes of a `cp.async`.
+/// Moves the bytes that `lanes` copy in a `cp.async`.
 pub fn move_row(blocks: &mut BlockTable, memory: &mut MemorySystem, row: &CopyRow, lanes: u32) {
     let size = row.size as usize;
     let mut bytes = [[0u8; 16]; 32];
@@ -49,7 +49,7 @@ pub fn move_row(blocks: &mut BlockTable, memory: &mut MemorySystem, row: &CopyRo
         left &= left - 1;
         let (from, read) = (row.from_offsets[lane] as usize, row.read_bytes[lane] as usize);
         if read == 16 {
-            // The usual case: a copy of constant length compiles to one move instead of a call.
+            // Fast path for 16 bytes: a copy of constant length compiles to one move instead of a call.
             bytes[lane].copy_from_slice(&source[from..from + 16]);
         } else {
             bytes[lane][..read].copy_from_slice(&source[from..from + read]);
@@ -86,7 +86,7 @@ fn move_box(buffers: &SimMemory, load: &BoxLoad, shared: &mut [u8]) {
                 let Some(source) = buffer else { return };
                 let from = (address - source.base) as usize;
                 let Some(source) = source.data.get(from..from + bytes) else { return };
-                // The usual case: a copy of constant length compiles to one move instead of a call.
+                // Fast path for 16 bytes: a copy of constant length compiles to one move instead of a call.
                 match (<&mut [u8; 16]>::try_from(&mut *target), <&[u8; 16]>::try_from(source)) {
                     (Ok(target), Ok(source)) => *target = *source,
                     _ => target.copy_from_slice(source),

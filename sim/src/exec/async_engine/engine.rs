@@ -1,4 +1,4 @@
-//! The struct of the asynchronous engine: the operations in flight, their completion, and fences.
+//! The struct of the asynchronous engine: operations in flight, their completion, and fences.
 
 use super::effects::apply;
 use crate::exec::context::{Flow, InstructionContext, lanes_of};
@@ -16,18 +16,18 @@ use std::collections::{HashMap, HashSet, VecDeque};
 /// Asynchronous operations in flight, and the state that their instructions share.
 #[derive(Debug, Default)]
 pub struct AsyncEngine {
-    /// Operations that have been issued and signal their completion by an mbarrier.
+    /// Operations that were issued and have not completed; each signals its completion on an mbarrier.
     pub(super) in_flight: VecDeque<InFlight>,
-    /// mbarriers whose phase has completed and whose waiting warps have not been woken.
+    /// mbarriers that have completed a phase and whose waiting warps are still to be woken.
     pub(super) completed_mbarriers: Vec<MbarrierLocation>,
     /// Threads that executed `fence.mbarrier_init`, as agent numbers.
     pub(super) init_fences: HashSet<u32>,
-    /// Byte runs (offset and length) in shared memory of each wgmma operand seen so far.
+    /// Cache: the byte ranges (offset, length) in shared memory of each wgmma operand seen so far.
     pub(super) operand_runs: HashMap<SharedOperand, Vec<(u64, u64)>>,
     /// Scratch space of wgmma: operands as tiles, and accumulators.
     pub(super) tiles: Option<Box<WgmmaTiles>>,
     pub(super) sums: Vec<Lanes>,
-    /// Scratch space of `cp.async`: destinations and sources by location.
+    /// Scratch space of `cp.async`: lanes grouped by destination, lanes grouped by source.
     pub(super) copy_groups: (Vec<LaneGroup>, Vec<LaneGroup>),
     /// Scratch space of tensor copies: byte runs (offset and length), and rows of a box (address and length).
     pub(super) runs: Vec<(u64, u64)>,
@@ -40,12 +40,12 @@ impl AsyncEngine {
         self.in_flight.is_empty()
     }
 
-    /// The mbarriers whose phase has completed since the last call.
+    /// Returns the mbarriers that have completed a phase since the last call.
     pub fn take_completed_mbarriers(&mut self) -> Vec<MbarrierLocation> {
         std::mem::take(&mut self.completed_mbarriers)
     }
 
-    /// Puts an operation in flight, or completes it where operations complete as early as possible.
+    /// Adds an operation to those in flight, or completes it at once with [`CompletionTiming::Earliest`].
     pub(super) fn start(&mut self, grid: &mut GridState, memory: &mut MemorySystem, operation: InFlight) {
         if grid.context.options.completion == CompletionTiming::Earliest {
             self.complete(grid, memory, operation);
@@ -54,7 +54,7 @@ impl AsyncEngine {
         }
     }
 
-    /// Lets an operation take effect and signals its completion.
+    /// Moves the bytes of an operation and signals its completion.
     pub(super) fn complete(&mut self, grid: &mut GridState, memory: &mut MemorySystem, operation: InFlight) {
         apply(grid, memory, &operation.effect);
         match operation.signal {
@@ -115,7 +115,8 @@ impl AsyncEngine {
     }
 }
 
-/// Whether an operation with a choice of moments takes effect at its issue; one time in `one_in` for random completion.
+/// Decides whether an operation takes effect when it is issued: always, never, or with probability 1 / `one_in`, by
+/// the run's completion timing.
 pub(super) fn completes_at_issue(grid: &mut GridState, one_in: u32) -> bool {
     match grid.context.options.completion {
         CompletionTiming::Earliest => true,

@@ -13,7 +13,7 @@ use crate::finding::{FindingKind, Site};
 use crate::order::{AccessKind, Agent, VectorClock};
 use crate::program::op::{Mbarrier, MbarrierKind};
 
-/// The largest count of arrivals and of bytes of a phase.
+/// Largest count of arrivals, and of bytes, that one mbarrier phase can expect.
 const MAX_COUNT: u32 = (1 << 20) - 1;
 
 impl AsyncEngine {
@@ -117,11 +117,12 @@ impl AsyncEngine {
                 }
             };
             if !use_mbarrier(cx, memory, lane, at, "arrived at") {
-                // The missing object was reported; a wait on the state that the arrival returns is not another defect.
+                // The missing mbarrier was reported. The state register becomes 0, so that a wait on it is not
+                // reported as undefined.
                 set_state(cx, 0);
                 continue;
             }
-            // Lanes that arrive at the same object release together, in one epoch.
+            // Lanes that arrive at the same mbarrier release their accesses together, in one epoch.
             let clock = match &released {
                 _ if !m.ordered => None,
                 Some((to, clock)) if *to == at => Some(clock.clone()),
@@ -192,7 +193,8 @@ impl AsyncEngine {
             }
             let Some(object) = cx.grid.blocks.mbarrier(at) else { continue };
             let phase = object.phase;
-            // A state names the phase it was returned in. A parity is that of the current phase or of the one before.
+            // A state holds the number of the phase in which it was returned. A parity stands for the current phase
+            // or the previous one.
             let over = if parity { phase as u64 & 1 != operands[l] & 1 } else { phase != operands[l] as u32 };
             if over {
                 done |= same;
@@ -216,8 +218,8 @@ impl AsyncEngine {
         Flow::Next
     }
 
-    /// Counts `count` arrivals with the vector clock of the threads that arrive; returns whether they completed the
-    /// phase.
+    /// Counts `count` arrivals and joins `clock`, the vector clock of the arriving threads, into the phase. Returns
+    /// whether this completed the phase.
     pub(super) fn arrive(
         &mut self,
         grid: &mut GridState,
@@ -241,7 +243,7 @@ impl AsyncEngine {
         self.complete_phase(grid, at)
     }
 
-    /// Counts `bytes` bytes that the copy at `site` delivered; returns whether they completed the phase.
+    /// Counts `bytes` bytes that the copy issued at `site` has delivered. Returns whether this completed the phase.
     pub(super) fn credit(
         &mut self,
         grid: &mut GridState,
@@ -252,7 +254,7 @@ impl AsyncEngine {
         let Some(object) = grid.blocks.mbarrier(at) else { return false };
         object.pending_bytes -= bytes as i64;
         object.credited = site;
-        // Before the last arrival more bytes may still be expected, after it no more.
+        // Until the last arrival a thread may still raise the expected bytes, so an excess is reported only after it.
         let (excess, pending) = (-object.pending_bytes, object.pending);
         if let (Some(site), 0, true) = (site, pending, excess > 0) {
             let memory = Some(("shared", at.address as u64));
@@ -310,7 +312,7 @@ fn mbarrier_init(cx: &mut InstructionContext, memory: &mut MemorySystem, lane: u
     memory.check_mbarrier_access(cx, lane, at, AccessKind::Write);
 }
 
-/// Adds to the bytes that the current phase expects.
+/// Adds `bytes` to the number of bytes that the current phase expects.
 fn expect_bytes(grid: &mut GridState, at: MbarrierLocation, bytes: u32, site: Site) {
     let Some(object) = grid.blocks.mbarrier(at) else { return };
     object.pending_bytes += bytes as i64;
@@ -322,7 +324,7 @@ fn expect_bytes(grid: &mut GridState, at: MbarrierLocation, bytes: u32, site: Si
     }
 }
 
-/// Reports mbarriers of a block that exits to which copies delivered bytes that no phase expected.
+/// Reports mbarriers of a block that exits that received more bytes than their phases expected.
 pub(super) fn report_excess_bytes(grid: &mut GridState, slot: u32) {
     let Some(block) = grid.blocks.get(slot) else { return };
     for (&address, object) in block.mbarriers.iter().filter(|(_, object)| object.pending_bytes < 0) {

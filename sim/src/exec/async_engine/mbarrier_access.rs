@@ -1,5 +1,6 @@
-//! Access to mbarrier objects: from an address to the object, and checks that it exists and is visible to its user.
+//! Access to mbarrier objects: finds the object at an address and checks that it exists and is visible to its user.
 
+use super::bulk::shared_address;
 use super::engine::AsyncEngine;
 use crate::exec::context::InstructionContext;
 use crate::exec::memory_system::MemorySystem;
@@ -9,7 +10,7 @@ use crate::layout;
 use crate::order::{AccessKind, MemorySpace};
 use crate::program::op::AddressWindow;
 
-/// The location of the mbarrier that a lane names. Reports addresses that cannot hold one.
+/// Returns the location of the mbarrier at `address`. Reports addresses that cannot hold an mbarrier.
 pub fn locate_mbarrier(
     cx: &mut InstructionContext,
     lane: u32,
@@ -61,8 +62,8 @@ pub fn locate_mbarrier(
     Some(MbarrierLocation { slot, address: offset })
 }
 
-/// Checks that an object exists and that its initialisation is ordered before its use; returns whether it exists.
-/// `verb` says in the message how the object is used.
+/// Checks that an mbarrier exists and that its initialisation is ordered before this use; returns whether it exists.
+/// `verb` names the use in the message.
 pub fn use_mbarrier(
     cx: &mut InstructionContext,
     memory: &mut MemorySystem,
@@ -82,8 +83,8 @@ pub fn use_mbarrier(
 }
 
 impl AsyncEngine {
-    /// The mbarriers that a copy credits: the one at `address`, or the one of each destination block. `None` if one of
-    /// them does not exist.
+    /// Returns the mbarriers on which a copy signals its bytes: the one at `address`, or the one at the same offset
+    /// in each block of `ranks`. `None` if one of them does not exist.
     pub(super) fn mbarriers_to_credit(
         &mut self,
         cx: &mut InstructionContext,
@@ -95,8 +96,7 @@ impl AsyncEngine {
         let address = address?;
         let mut mbarriers = Vec::new();
         for rank in ranks {
-            let address = rank.map_or(address, |r| layout::cluster_address(address as u32, r) as u64);
-            let at = locate_mbarrier(cx, lane, AddressWindow::SharedCluster, address)?;
+            let at = locate_mbarrier(cx, lane, AddressWindow::SharedCluster, shared_address(address, *rank))?;
             if !use_mbarrier(cx, memory, lane, at, "given to a copy") {
                 return None;
             }

@@ -1,15 +1,15 @@
 //! The asynchronous engine: `cp.async`, bulk and tensor copies, `st.async`, mbarriers, and wgmma products.
 //!
-//! The life of an asynchronous copy:
+//! Steps of an asynchronous copy:
 //!
 //! ```text
 //! issue:     check bounds; tell shadow memory which bytes the operation reads and writes;
 //!            add it to the operations in flight (or complete it now, as the run's CompletionTiming says)
 //! complete:  move the bytes, then signal:
-//!            - credit bytes to an mbarrier (bulk load), or arrive at it (cp.async.mbarrier.arrive)
+//!            - bulk load: complete_tx on an mbarrier; cp.async.mbarrier.arrive: arrivals at an mbarrier
 //!            - nothing for cp.async and bulk stores: their groups are completed by wait_group
-//! observe:   a thread that waits (mbarrier wait, wait_group) knows the operation complete from then on;
-//!            an access to its bytes by a thread that does not know is reported
+//! observe:   a thread that waits (mbarrier wait, wait_group) has observed the completion from then on;
+//!            an access to the copied bytes by a thread that has not observed it is reported
 //! ```
 //!
 //! The phases of an mbarrier:
@@ -17,7 +17,7 @@
 //! ```text
 //! init(count):   pending = count, bytes = 0, phase = 0
 //! arrive:        pending -= 1; the phase collects the thread's vector clock
-//! expect_tx(n):  bytes += n          complete_tx(n), credit of a copy: bytes -= n
+//! expect_tx(n):  bytes += n          complete_tx(n), also by a copy: bytes -= n
 //! pending == 0 and bytes == 0:  phase += 1, pending = count; waiting warps are woken
 //! wait(phase):   once that phase is over, the thread joins the clocks that the phase collected
 //! ```

@@ -12,7 +12,7 @@ use crate::order::{AccessStrength, AsyncOpId, AsyncOpKind};
 use crate::program::op::{AddressWindow, BulkCopy, BulkReduction};
 use crate::tensor_map::{EncodedMap, Reduction, TensorMap};
 
-/// A box between a tensor in global memory and shared memory.
+/// A copy of a box of a tensor between global and shared memory.
 struct BoxCopy<'b> {
     map: &'b TensorMap,
     coordinates: &'b [i32],
@@ -23,7 +23,7 @@ struct BoxCopy<'b> {
     reading: AsyncOpId,
     /// The operation that writes the destination; a load has one operation for both.
     writing: AsyncOpId,
-    /// Whether the box goes to shared memory.
+    /// Whether the copy goes from global to shared memory.
     load: bool,
     /// The strength of the writes to global memory.
     strength: AccessStrength,
@@ -60,7 +60,7 @@ impl AsyncEngine {
         self.start(cx.grid, memory, InFlight { op: Some(op), effect, signal });
     }
 
-    /// Issues a tensor store or reduction from shared memory.
+    /// Issues a tensor store or tensor reduction from shared to global memory.
     pub(super) fn tensor_store(
         &mut self,
         cx: &mut InstructionContext,
@@ -97,8 +97,8 @@ impl AsyncEngine {
         add_store(cx, memory, lane, (reading, writing), effect);
     }
 
-    /// Checks both sides of a box and counts its bytes. Returns where the box lies in shared memory and its size in
-    /// bytes.
+    /// Checks the source and destination bytes of a box copy and counts its traffic. Returns the location, the offset
+    /// and the size in bytes of the box in shared memory.
     fn check_box(
         &mut self,
         cx: &mut InstructionContext,
@@ -117,7 +117,7 @@ impl AsyncEngine {
         };
         let spread = copy.shared_bytes() as u64;
         let (location, base) = memory.locate_bytes(cx, b.lane, AddressWindow::SharedCluster, b.shared, spread)?;
-        // The shared side of a load is the whole box. A store does not read elements that lie outside of the tensor.
+        // In shared memory a load writes the whole box. A store does not read elements outside the tensor.
         let mut runs = std::mem::take(&mut self.runs);
         runs.clear();
         let mut whole = copy.is_dense();
@@ -138,7 +138,7 @@ impl AsyncEngine {
             false => (b.reading, None, b.writing, Some(b.strength)),
         };
         memory.check_async_runs(cx, (shared_op, b.lane), location, &runs, shared_write);
-        // The global side, row by row; consecutive rows in the same buffer are checked together.
+        // In global memory the box is checked row by row; consecutive rows in the same buffer are checked together.
         let mut rows = std::mem::take(&mut self.box_rows);
         rows.clear();
         copy.for_each_row(|r| rows.extend(r.global.map(|g| (g, r.bytes))));
@@ -171,7 +171,8 @@ impl AsyncEngine {
     }
 }
 
-/// The pieces of a box that is stored. Its first byte lies at `base` in `location`, at shared address `start`.
+/// Splits a box store into copies of consecutive bytes. In shared memory the box begins at offset `base` of
+/// `location`, which is shared address `start`.
 fn store_pieces(memory: &mut MemorySystem, b: &BoxCopy, start: u32, location: Location, base: u64) -> Vec<CopyPiece> {
     let mut pieces = Vec::new();
     let Ok(copy) = b.map.box_at(b.coordinates, start) else { return pieces };

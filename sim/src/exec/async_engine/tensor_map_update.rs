@@ -9,22 +9,22 @@ use crate::order::{AccessKind, AccessStrength};
 use crate::program::op::{AddressOperand, AddressWindow};
 use crate::tensor_map::{self, EncodedMap, MapField};
 
-/// Bytes of a tensor map.
+/// Size of a tensor map in bytes.
 const MAP_BYTES: usize = 128;
 
 /// Operands of `tensormap.replace`.
 pub struct TensorMapReplace<'o> {
-    /// Address of the map.
+    /// Address of the tensor map to change.
     pub map: &'o AddressOperand,
     /// State space of the address.
     pub window: AddressWindow,
-    /// Name of the field.
+    /// Name of the field to replace.
     pub field: &'o str,
-    /// Dimension, for fields that have one per dimension.
+    /// Index of the dimension, for fields that have one value per dimension.
     pub ordinal: u32,
-    /// Register with the new value.
+    /// Register that holds the field's new value.
     pub value: u32,
-    /// Whether the register has 64 bits.
+    /// Whether the new value has 64 bits.
     pub wide: bool,
 }
 

@@ -1,10 +1,10 @@
 //! `wgmma.mma_async` and its fence, commit and wait: products of the four warps of a warpgroup.
 //!
 //! ```text
-//! issue:   each of the four warps issues the product; shadow memory notes the operands that it reads in shared memory
-//! compute: once all four have issued it and those before it are computed (at the latest when a warp waits for it)
-//! wait:    wgmma.wait_group makes the product complete for the whole warpgroup: any of its warps may then hand the
-//!          memory of the operands on
+//! issue:   each of the four warps issues the product; shadow memory records that it reads its operands
+//! compute: once all four warps have issued it and earlier products are computed (at the latest when a warp waits)
+//! wait:    wgmma.wait_group completes the product for the whole warpgroup: each of its warps may then let other
+//!          threads overwrite the operands' memory
 //! ```
 //!
 //! PTX ISA, "Asynchronous warpgroup level matrix instructions".
@@ -100,8 +100,8 @@ impl AsyncEngine {
         }
         self.check_operands(cx, memory, (group, index), (a, b));
         let function = cx.warp.frame(cx.fragment.frame).function;
-        // The accumulators count as defined from here on. Accesses before the product is complete are reported as
-        // hazards.
+        // From here on the accumulators count as defined. Accesses to them before the product is complete are
+        // reported as hazards.
         let regs = cx.regs_mut();
         w.d.iter().for_each(|&s| regs.undefined[s as usize] &= !mask);
         cx.warp.wgmma.issued.push_back(IssuedProduct {
@@ -124,7 +124,7 @@ impl AsyncEngine {
         Flow::Next
     }
 
-    /// Decodes the operands of these descriptors and checks that they lie in the block's shared memory.
+    /// Decodes the two operand descriptors and checks that the operands lie in the block's shared memory.
     fn decode_operands(
         &mut self,
         shared_bytes: usize,
@@ -146,7 +146,7 @@ impl AsyncEngine {
         Ok((a, b))
     }
 
-    /// Checks that this warp's issue of a product is ordered after the writes of its operands.
+    /// Checks that the writes of a product's operands are ordered before this warp's issue of the product.
     fn check_operands(
         &mut self,
         cx: &mut InstructionContext,
@@ -159,7 +159,8 @@ impl AsyncEngine {
         }
         let (lane, pc, slot) = (cx.first_lane(), cx.pc, cx.warp.slot);
         let product = &mut cx.block_mut().warpgroups[group].products[index];
-        // The first warp finds the writers of all bytes; the others check only those writers.
+        // The first warp of the warpgroup collects the writers of all operand bytes; the other warps check only those
+        // writers.
         let known = (a, b) == (product.a, product.b) && product.issued.count_ones() > 1;
         let (op, mut writers) = (product.op, std::mem::take(&mut product.writers));
         let mut runs = std::mem::take(&mut self.runs);
@@ -180,7 +181,7 @@ impl AsyncEngine {
         cx.block_mut().warpgroups[group].products[index].writers = writers;
     }
 
-    /// Executes `wgmma.wait_group`: all but the last `groups` committed groups are complete.
+    /// Executes `wgmma.wait_group`: waits until all but the last `groups` committed groups are complete.
     pub fn wgmma_wait(&mut self, cx: &mut InstructionContext, memory: &mut MemorySystem, groups: u32) -> Flow {
         if !cx.gather(u32::MAX) {
             return Flow::Stop;
@@ -234,8 +235,8 @@ pub fn wgmma_commit(cx: &mut InstructionContext) -> Flow {
     Flow::Next
 }
 
-/// Reports products that some warps of their warpgroup never issued, and `setmaxnreg`s that some never executed, in a
-/// block that ends or is stuck.
+/// Reports each wgmma that some warps of a warpgroup never executed, and each `setmaxnreg` likewise, in a block that
+/// ends or is stuck.
 pub fn report_missing_warps(grid: &mut GridState, slot: u32) {
     let Some(block) = grid.blocks.get_mut(slot) else { return };
     let warpgroups = std::mem::take(&mut block.warpgroups);

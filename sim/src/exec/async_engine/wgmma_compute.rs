@@ -10,8 +10,8 @@ use crate::matrix::Lanes;
 use crate::matrix::wgmma::SharedOperand;
 
 impl AsyncEngine {
-    /// Computes the products of the warp's warpgroup below number `end` that are not computed yet. Products take effect
-    /// in order: the first one that a warp has not issued ends the list.
+    /// Computes the warpgroup's products with numbers below `end` that are not computed yet, in order of issue. Stops
+    /// at the first product that some warp has not issued.
     pub(super) fn compute_products(&mut self, grid: &mut GridState, warp: &mut Warp, end: u64) {
         let group = (warp.index / 4) as usize;
         let Some(here) = grid.blocks[warp.slot].warpgroups.get(group) else { return };
@@ -31,7 +31,8 @@ impl AsyncEngine {
         }
     }
 
-    /// Computes product `number` for the four warps. The running warp is not in its block, so it is passed separately.
+    /// Computes product `number` for the four warps of a warpgroup. `warp`, the warp that is executing, is not in its
+    /// block while it runs.
     fn compute(
         &mut self,
         grid: &mut GridState,

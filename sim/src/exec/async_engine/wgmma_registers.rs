@@ -1,5 +1,5 @@
-//! Registers of wgmma: no ordinary instruction may access an accumulator or write a register of A between the product's
-//! issue and the wait for it.
+//! Register hazards of wgmma: between the issue of a product and the wait for it, no ordinary instruction may access
+//! its accumulators or write its registers of operand A.
 
 use crate::exec::context::InstructionContext;
 use crate::exec::grid::GridState;
@@ -10,11 +10,11 @@ use crate::finding::FindingKind;
 use crate::program::op::{Op, Wgmma};
 use crate::program::uses::WgmmaRegisterUse;
 
-/// An access to a register of a product that is not complete: the product's instruction, the register's role, and the
-/// verb of the message.
+/// An access to a register of an incomplete product: index of the product's instruction, and the register's role and
+/// the verb for the message.
 type Hazard = (u32, &'static str, &'static str);
 
-/// The wgmma instruction that issued a product.
+/// Returns the wgmma instruction that issued a product.
 pub(super) fn product_instruction<'a>(context: &GridContext<'a>, issued: &IssuedProduct) -> &'a Wgmma {
     match &context.kernel.functions[issued.function as usize].instrs[issued.index as usize].op {
         Op::Wgmma(w) => w,
@@ -22,7 +22,8 @@ pub(super) fn product_instruction<'a>(context: &GridContext<'a>, issued: &Issued
     }
 }
 
-/// Reports hazards at the issue of a wgmma: registers accessed since the last fence, or in use by another product.
+/// Reports hazards when a wgmma is issued: its registers were accessed since the last `wgmma.fence`, or an earlier
+/// product still uses them.
 pub(super) fn check_registers_at_issue(cx: &mut InstructionContext, w: &Wgmma) {
     let (lane, context) = (cx.first_lane(), cx.grid.context);
     let site = cx.site(lane);
@@ -55,7 +56,7 @@ pub(super) fn check_registers_at_issue(cx: &mut InstructionContext, w: &Wgmma) {
     }
 }
 
-/// Records that an ordinary instruction accesses the registers `watch`, which wgmma uses too, and reports hazards.
+/// Records that an ordinary instruction accesses registers that some wgmma of the kernel uses, and reports hazards.
 #[cold]
 #[inline(never)]
 pub fn access_wgmma_registers(
@@ -94,7 +95,7 @@ pub fn access_wgmma_registers(
     }
 }
 
-/// Records a write to a register; returns the product that must not see it.
+/// Records a write to a register. Returns a hazard if an incomplete product uses the register.
 fn overwrite_register(context: &GridContext, state: &mut WarpWgmma, frame: u32, register: u32) -> Option<Hazard> {
     let mut hazard = None;
     for p in state.issued.iter_mut().filter(|p| p.frame == frame) {
@@ -109,8 +110,8 @@ fn overwrite_register(context: &GridContext, state: &mut WarpWgmma, frame: u32, 
     hazard
 }
 
-/// Records a move between registers. The compiler renames accumulators of incomplete products by moves, so such a move
-/// is no hazard: the result is moved along when the product is computed.
+/// Records a move between registers. A move of an incomplete product's accumulator is no hazard, because the compiler
+/// renames accumulators by moves: the copy gets the result, too, when the product is computed.
 fn move_register(
     context: &GridContext,
     state: &mut WarpWgmma,

@@ -5,7 +5,7 @@ use crate::exec::operands::{lanes_where, set_predicate, set_undefined};
 use crate::layout;
 use crate::program::op::AddressWindow;
 
-/// Executes `cvta`: an address in a state space from or, with `to`, to a generic address.
+/// Executes `cvta`: converts an address of a state space to a generic address, or back if `to` is true.
 pub fn cvta(cx: &mut InstructionContext, (dst, src): (u32, u32), wide: bool, window: AddressWindow, to: bool) -> Flow {
     let base = match window {
         AddressWindow::Shared | AddressWindow::SharedCluster => layout::SHARED,
@@ -28,7 +28,7 @@ pub fn cvta(cx: &mut InstructionContext, (dst, src): (u32, u32), wide: bool, win
     Flow::Next
 }
 
-/// Executes `isspacep`: whether a generic address lies in a state space.
+/// Executes `isspacep`: sets a predicate to whether a generic address lies in a state space.
 pub fn isspacep(cx: &mut InstructionContext, dst: u32, src: u32, window: AddressWindow) -> Flow {
     let (rank, mask) = (cx.block().rank, cx.mask);
     let addresses = cx.regs().get64(src);
@@ -46,7 +46,7 @@ pub fn isspacep(cx: &mut InstructionContext, dst: u32, src: u32, window: Address
     Flow::Next
 }
 
-/// Executes `mapa`: the shared address in the block of another rank.
+/// Executes `mapa`: computes the address of the same shared variable in the cluster's block of another rank.
 pub fn mapa(cx: &mut InstructionContext, (dst, src): (u32, u32), rank: u32, wide: bool, generic: bool) -> Flow {
     let regs = cx.regs();
     let ranks = regs.get(rank);
@@ -62,7 +62,7 @@ pub fn mapa(cx: &mut InstructionContext, (dst, src): (u32, u32), rank: u32, wide
     Flow::Next
 }
 
-/// Executes `getctarank`: the rank of the block that a shared address lies in.
+/// Executes `getctarank`: returns the cluster rank of the block whose shared memory holds an address.
 pub fn cta_rank(cx: &mut InstructionContext, dst: u32, src: u32, wide: bool) -> Flow {
     let (rank, regs) = (cx.block().rank, cx.regs());
     let addresses: [u32; 32] = if wide { regs.get64(src).map(|a| a as u32) } else { regs.get(src) };
@@ -70,7 +70,7 @@ pub fn cta_rank(cx: &mut InstructionContext, dst: u32, src: u32, wide: bool) -> 
     Flow::Next
 }
 
-/// Executes `alloca`: grows the stack of local memory.
+/// Executes `alloca`: allocates bytes on the stack of local memory.
 pub fn alloca(cx: &mut InstructionContext, dst: u32, size: u32) -> Flow {
     let bytes = cx.regs().get64(size)[cx.first_lane() as usize] as u32;
     let base = cx.warp.grow_local(bytes);

@@ -10,7 +10,7 @@ use crate::finding::FindingKind;
 use crate::layout;
 use crate::program::op::{Call, CallTarget, Op};
 
-/// Executes `brx.idx`: a branch to one of `targets` by the value of a register. The lanes meet again at `reconverge`.
+/// Executes `brx.idx`: a branch to one of `targets`, selected by a register. The lanes reconverge at `reconverge`.
 pub fn branch_indexed(cx: &mut InstructionContext, index: u32, targets: &[u32], reconverge: Option<u32>) -> Flow {
     let values = cx.regs().get(index);
     let here = cx.fragment.pc;
@@ -38,7 +38,7 @@ pub fn branch_indexed(cx: &mut InstructionContext, index: u32, targets: &[u32], 
     for (target, same) in groups {
         let rest = cx.fragment.mask & !same;
         let mut part = cx.warp.split(cx.fragment, same, target, here, reconverge);
-        // The group that jumps becomes a fragment of its own; the rest is split further.
+        // The lanes with this target become a separate fragment; the loop goes on to split the remaining lanes.
         std::mem::swap(cx.fragment, &mut part);
         cx.warp.fragments.push(part);
         debug_assert_eq!(cx.fragment.mask, rest);
@@ -91,8 +91,8 @@ pub fn call(cx: &mut InstructionContext, memory: &mut MemorySystem, call: &Call)
     Flow::Jumped
 }
 
-/// The function that an indirect call calls. Lanes with another target than the lowest one are split off and execute
-/// the call again. `Err` is what the interpreter does instead of the call.
+/// Returns the function that an indirect call calls in the lowest lane. Lanes with another target are split off and
+/// execute the call again. `Err` tells the interpreter what to do instead of the call.
 fn indirect_target(cx: &mut InstructionContext, slot: u32) -> Result<u32, Flow> {
     let regs = cx.regs();
     let (address, undefined, mask) = (regs.get64(slot), regs.undefined[slot as usize], cx.mask);
@@ -114,7 +114,7 @@ fn indirect_target(cx: &mut InstructionContext, slot: u32) -> Result<u32, Flow> 
     })
 }
 
-/// The function at an address, as an index in the kernel's functions.
+/// Returns the index of the function at `address` in the kernel's list of functions.
 fn function_at(cx: &InstructionContext, address: u64) -> Option<u32> {
     let context = &cx.grid.context;
     let index = address.checked_sub(layout::FUNCTION + 16)? / 16;
@@ -131,7 +131,7 @@ pub fn ret(cx: &mut InstructionContext) -> Flow {
     frame.lanes &= !mask;
     let empty = frame.lanes == 0;
     let functions = &cx.grid.context.kernel.functions;
-    // The call instruction is the one before the return address.
+    // The `call` instruction stands directly before the return address.
     let caller = &functions[cx.warp.frame(parent).function as usize];
     if let Op::Call(call) = &caller.instrs[return_pc as usize - 1].op {
         for (to, from) in call.returns.iter().zip(&functions[function as usize].returns) {
@@ -155,7 +155,7 @@ pub fn ret(cx: &mut InstructionContext) -> Flow {
     fragment.mask = mask;
     fragment.frame = parent;
     fragment.pc = return_pc;
-    // The fragment leaves the joins of the frame it returns from.
+    // The fragment leaves the reconvergence points (joins) of the function that it returns from.
     while fragment.join != NO_JOIN && cx.warp.joins[fragment.join as usize].frame == index {
         let join = fragment.join;
         let to = cx.warp.joins[join as usize].parent;

@@ -13,7 +13,7 @@ use crate::finding::FindingKind;
 use crate::program::op::{DecodedInstruction, Op};
 
 impl Interpreter<'_> {
-    /// Executes an instruction other than lane arithmetic and branches, in the lanes of `mask`.
+    /// Executes, in the lanes of `mask`, any instruction that is neither lane arithmetic nor a branch.
     pub(super) fn execute(
         &mut self,
         warp: &mut Warp,

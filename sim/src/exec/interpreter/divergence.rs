@@ -1,12 +1,13 @@
-//! What happens when no fragment of a warp can run: joins and gatherings are completed or given up.
+//! Unblocks a warp in which no fragment can run: completes the joins and gatherings at which its lanes wait for each
+//! other, or gives them up.
 
 use super::warp_turn::Interpreter;
 use crate::exec::state::warp::{FragmentState, Warp};
 use crate::finding::FindingKind;
 
 impl Interpreter<'_> {
-    /// Completes joins and gatherings of a warp without a ready fragment, or gives them up where the missing lanes will
-    /// not come. Returns whether a fragment can run now.
+    /// Completes the joins and gatherings of a warp in which no fragment can run, or gives them up if the missing
+    /// lanes cannot arrive. Returns whether a fragment can run now.
     pub(super) fn unblock_warp(&mut self, warp: &mut Warp) -> bool {
         warp.complete_joins();
         warp.complete_gatherings();
@@ -14,12 +15,11 @@ impl Interpreter<'_> {
             return true;
         }
         let waits_in_warp = |state| matches!(state, FragmentState::AtJoin | FragmentState::Gather { .. });
-        // Lanes that wait for other warps may still reach the join or the gathering.
+        // Lanes that wait for other warps may still arrive at the join or gathering.
         if warp.fragments.is_empty() || warp.fragments.iter().any(|f| !waits_in_warp(f.state)) {
             return false;
         }
-        // Lanes gather at an instruction that the others, which wait at a join behind it or gather elsewhere, do not
-        // reach.
+        // A gathering waits for lanes that cannot arrive: they wait at a join behind it or gather elsewhere.
         let whole = |state| matches!(state, FragmentState::Gather { same_instruction: true, .. });
         if let Some(i) = warp.fragments.iter().position(|f| whole(f.state)) {
             self.report_divergence(warp, i);

@@ -1,4 +1,4 @@
-//! Function activations: frames with their registers, and the arguments that calls copy between them.
+//! Function calls: frames with the registers of a called function, and the arguments that are copied between frames.
 
 use super::special::fixed_special;
 use crate::exec::context::lanes_of;
@@ -55,7 +55,7 @@ pub fn copy_argument(
     }
 }
 
-/// The bytes of an argument in one lane.
+/// Returns the bytes of an argument in one lane.
 pub fn read_argument(warp: &mut Warp, frame: u32, arg: CallArgument, lane: usize) -> Vec<u8> {
     let frame = warp.frame(frame);
     match arg {

@@ -8,7 +8,7 @@ use crate::finding::FindingKind;
 use crate::layout;
 use crate::program::op::Call;
 
-/// The 64-bit argument number `n` of a call in one lane; 0 if there is none.
+/// Returns the 64-bit argument number `n` of a call in one lane; 0 if the call has fewer arguments.
 fn argument(cx: &mut InstructionContext, call: &Call, n: usize, lane: u32) -> u64 {
     let Some(&arg) = call.args.get(n) else { return 0 };
     let bytes = read_argument(cx.warp, cx.fragment.frame, arg, lane as usize);
@@ -41,7 +41,7 @@ pub fn vprintf(cx: &mut InstructionContext, memory: &MemorySystem, call: &Call) 
     Flow::Next
 }
 
-/// Executes a call of `__assertfail`: reports the assertion and ends the lanes.
+/// Executes a call of `__assertfail`: reports the failed assertion and ends the calling lanes.
 pub fn assert_fail(cx: &mut InstructionContext, memory: &MemorySystem, call: &Call) -> Flow {
     let lane = cx.first_lane();
     let condition = memory.string_at(argument(cx, call, 0, lane));

@@ -9,15 +9,15 @@ use crate::matrix::mma::{FragmentCache, MmaOp};
 use crate::program::op::{DecodedInstruction, Mma, Op, Wmma};
 use crate::regs::Registers;
 
-/// Computes `mma` instructions; keeps scratch space between them.
+/// Executes `mma` instructions; keeps scratch space from one instruction to the next.
 #[derive(Debug, Default)]
 pub struct MatrixUnit {
     fragments: FragmentCache,
 }
 
 impl MatrixUnit {
-    /// Executes consecutive `mma`s of all lanes, as far as `instrs` continue with the same operation. Returns how many.
-    /// The caller has counted the first as executed; `pc` is its kernel-wide index.
+    /// Executes, for all lanes of a warp, the `mma`s of type `op` with which `instrs` begins; returns their number.
+    /// The caller has already counted the first one; `pc` is the index of the first one in the kernel.
     #[inline(never)]
     pub fn mma_sequence(
         &mut self,
@@ -28,7 +28,7 @@ impl MatrixUnit {
         instrs: &[DecodedInstruction],
         pc: u32,
     ) -> u32 {
-        // A guarded instruction ends the sequence, except the first, whose guard the caller has evaluated.
+        // A guarded instruction ends the sequence. The first one may have a guard, which the caller has evaluated.
         let alike = |(n, instr): &(usize, &DecodedInstruction)| match &instr.op {
             Op::Mma(m) => m.op == op && (*n == 0 || instr.guard.is_none()),
             _ => false,
@@ -55,7 +55,7 @@ impl MatrixUnit {
     }
 }
 
-/// Executes one `mma`, by all or some of the lanes.
+/// Executes one `mma`; its guard may exclude lanes.
 pub fn mma(cx: &mut InstructionContext, m: &Mma) -> Flow {
     if !cx.gather(u32::MAX) {
         return Flow::Stop;
@@ -121,13 +121,14 @@ pub fn movmatrix(cx: &mut InstructionContext, dst: u32, src: u32) -> Flow {
     Flow::Next
 }
 
-/// Marks all results as undefined if any input is. Exact tracking would mark only the row or column of the element.
+/// Marks all elements of a result as undefined if any input is undefined. Exact tracking would mark only the row or
+/// column that depends on the input.
 fn spoil(regs: &mut Registers, results: &[u32], undefined: u32, mask: u32) {
     let spoiled = if undefined != 0 { mask } else { 0 };
     results.iter().for_each(|&slot| set_undefined(regs, slot, spoiled, mask));
 }
 
-/// D = A·B + C with any number of registers, also 64-bit ones.
+/// Computes D = A·B + C for any number of registers, also 64-bit registers.
 fn mma_of_any_shape(m: &Mma, regs: &mut Registers, mask: u32) {
     let rows = m.op.rows_per_register();
     let [a, b, c] = [&m.a[..], &m.b[..], &m.c[..]].map(|slots| register_rows(regs, slots, rows));
@@ -142,7 +143,7 @@ fn mma_of_any_shape(m: &Mma, regs: &mut Registers, mask: u32) {
     }
 }
 
-/// The 32-lane rows of several registers, `rows` rows for each register.
+/// Returns the rows (32 lanes × 32 bits) of several registers that have `rows` rows each.
 fn register_rows<'r>(regs: &'r Registers, slots: &[u32], rows: usize) -> Vec<&'r Lanes> {
     let rows_of = |&slot: &u32| regs.rows[slot as usize..slot as usize + rows].iter().map(|row| &row.0);
     slots.iter().flat_map(rows_of).collect()

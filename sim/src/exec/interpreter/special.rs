@@ -13,7 +13,7 @@ use crate::program::op::VaryingRegister;
 /// Executes a read of a special register that changes while the warp runs.
 pub fn read_special(cx: &mut InstructionContext, dst: u32, which: VaryingRegister) -> Flow {
     let clock = cx.warp.clock;
-    // The simulator has no clock of its own: an instruction takes 2 ns.
+    // The simulator does not model time: it assumes 2 ns per instruction.
     let nanoseconds = cx.grid.progress.executed * 2;
     match which {
         VaryingRegister::Clock => cx.set(dst, &[clock as u32; 32]),
@@ -66,7 +66,8 @@ pub fn fixed_special(context: &GridContext, block: &Block, warp: u32, which: Fix
     }
 }
 
-/// Executes `setmaxnreg`: gives registers to the block's pool, or takes them and waits until the pool has enough.
+/// Executes `setmaxnreg`: returns registers to the block's pool, or takes registers from the pool and waits until it
+/// has enough.
 pub fn set_max_registers(cx: &mut InstructionContext, count: u32, increase: bool) -> Flow {
     if !cx.gather(u32::MAX) {
         return Flow::Stop;

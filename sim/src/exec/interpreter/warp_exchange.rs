@@ -14,7 +14,7 @@ pub fn warp_op(cx: &mut InstructionContext, w: &WarpOp) -> Flow {
     let members = members_row[cx.first_lane() as usize];
     let same = lanes_where(cx.mask, |l| members_row[l] == members);
     if same != cx.mask {
-        // Lanes that name different members execute the instruction one group after the other.
+        // Lanes with different member masks execute the instruction one after the other, one group per mask.
         let here = cx.fragment.pc;
         let other = cx.warp.split(cx.fragment, same, here, here, Some(here + 1));
         cx.warp.fragments.push(other);
@@ -40,7 +40,7 @@ pub fn warp_op(cx: &mut InstructionContext, w: &WarpOp) -> Flow {
 /// Executes `bar.warp.sync`.
 fn warp_sync(cx: &mut InstructionContext, members: u32) -> Flow {
     if cx.fragment.gathered {
-        // The vector clocks were joined when the last lane arrived.
+        // The lanes' vector clocks were joined when the last lane arrived.
         cx.fragment.gathered = false;
         return Flow::Next;
     }
@@ -52,8 +52,7 @@ fn warp_sync(cx: &mut InstructionContext, members: u32) -> Flow {
     Flow::Stop
 }
 
-/// Executes the exchange of registers among the lanes of `mask`. A result that depends on an undefined register is
-/// undefined.
+/// Exchanges registers among the lanes of `mask`. A result that depends on an undefined register is undefined.
 fn exchange(regs: &mut Registers, w: &WarpOp, mask: u32) {
     match w.kind {
         WarpOpKind::Sync => {}
@@ -152,7 +151,8 @@ fn exchange(regs: &mut Registers, w: &WarpOp, mask: u32) {
         }
     }
 }
-/// The lane that a lane of `shfl` reads, and whether it lies inside the segment. PTX ISA, `shfl.sync`.
+/// Returns the lane from which a lane of `shfl` reads, and whether that lane lies inside its segment. PTX ISA,
+/// `shfl.sync`.
 fn shuffle_source(mode: ShuffleMode, lane: u32, b: u32, c: u32) -> (u32, bool) {
     let (b, segment, clamp) = (b & 31, c >> 8 & 31, c & 31);
     let max = lane & segment | clamp & !segment;

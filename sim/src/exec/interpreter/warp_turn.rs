@@ -22,7 +22,7 @@ pub struct Interpreter<'a> {
 }
 
 impl<'a> Interpreter<'a> {
-    /// An interpreter without resident blocks.
+    /// Creates an interpreter for a grid; no block is resident yet.
     pub fn new(grid: GridState<'a>, memory: MemorySystem) -> Interpreter<'a> {
         Interpreter { grid, memory, async_engine: AsyncEngine::default(), matrix: MatrixUnit::default() }
     }
@@ -44,7 +44,7 @@ impl<'a> Interpreter<'a> {
             let mut indices = (0..warp.fragments.len()).filter(|&i| warp.fragments[i].state == FragmentState::Ready);
             let Some(i) = indices.nth(pick as usize) else { break };
             let mut fragment = warp.fragments.swap_remove(i);
-            // Several ready fragments take short turns, so that none starves the others.
+            // With several ready fragments turns are short, so that each of them runs from time to time.
             let turn = if ready == 1 { left } else { left.min(1 + self.grid.rng.below(64)) };
             let used = crate::simd::dispatch(
                 #[inline(always)]
@@ -70,14 +70,14 @@ impl<'a> Interpreter<'a> {
         self.grid.blocks[slot].warps[w as usize] = Some(warp);
     }
 
-    /// Executes up to `budget` instructions of a fragment; returns how many.
+    /// Executes up to `budget` instructions of a fragment; returns how many it executed.
     #[inline(always)]
     fn run_fragment(&mut self, warp: &mut Warp, fragment: &mut Fragment, budget: u32) -> u32 {
         let kernel = self.grid.context.kernel;
         let (mut used, mut clocked) = (0, 0);
         'frames: while used < budget && fragment.mask != 0 && fragment.state == FragmentState::Ready {
             let frame_index = fragment.frame as usize;
-            // The frame is out of the warp while scalar instructions run, which saves a look-up for each of them.
+            // The frame is taken out of the warp while instructions run, which saves a look-up for each instruction.
             let mut frame = warp.frames[frame_index].take().expect("a fragment's frame lives");
             let code = &kernel.functions[frame.function as usize];
             while used < budget {
@@ -106,7 +106,7 @@ impl<'a> Interpreter<'a> {
                     continue;
                 }
                 if mask != fragment.mask && instr.op.may_wait() {
-                    // Lanes whose guard is false continue behind the instruction and wait there for the others.
+                    // Lanes whose guard is false skip the instruction and wait after it for the other lanes.
                     let rest = warp.split(fragment, mask, pc, pc + 1, Some(pc + 1));
                     warp.fragments.push(rest);
                 }
@@ -134,7 +134,7 @@ impl<'a> Interpreter<'a> {
                             fragment.pc = pc + 1;
                         } else {
                             let other = warp.split(fragment, mask, target, pc + 1, instr.reconverge);
-                            // Which side runs first is part of the interleaving.
+                            // Which side of a branch runs first is a random choice of the interleaving.
                             if self.grid.rng.draw() & 1 == 0 {
                                 warp.fragments.push(other);
                             } else {
@@ -150,7 +150,8 @@ impl<'a> Interpreter<'a> {
                         }
                     }
                     Op::Mma(m) if mask == u32::MAX && m.batched.is_some() => {
-                        // All lanes are here, so the `mma`s that follow in this turn run together with this one.
+                        // All lanes of the warp are here, so the `mma`s that follow in this turn run together with
+                        // this one.
                         fragment.gathered = false;
                         let limit = (budget - used + 1).min(fragment.join_pc.wrapping_sub(pc)) as usize;
                         let limit =
@@ -193,7 +194,7 @@ impl<'a> Interpreter<'a> {
         used
     }
 
-    /// Reports a guard that is undefined in some lanes, unless the instruction only computes.
+    /// Reports a guard predicate that is undefined in some lanes. Arithmetic instructions are exempt.
     #[cold]
     fn report_undefined_guard(
         &mut self,

@@ -53,7 +53,7 @@ impl MemorySystem {
         self.check_mbarrier_overwrite(cx, group, bytes);
         let semantics = a.semantics.unwrap_or(MemorySemantics::Relaxed);
         let observes = !self.sync_vars.is_empty();
-        // PTX leaves the order of the lanes of an atomic open; the simulator takes them in ascending order.
+        // PTX does not define the order of the lanes of an atomic; the simulator executes them in ascending order.
         for lane in lanes_of(group.lanes) {
             let key = self.sync_key(cx, group, lane);
             if observes {
@@ -67,7 +67,7 @@ impl MemorySystem {
         }
     }
 
-    /// Executes the atomic in one lane; returns whether memory changed.
+    /// Executes the atomic operation in one lane; returns whether memory changed.
     fn atomic_lane(&mut self, cx: &mut InstructionContext, a: &Atomic, group: &LaneGroup, lane: usize) -> bool {
         let size = a.ty.size() as usize;
         let mut changed = false;
@@ -108,7 +108,7 @@ impl MemorySystem {
     }
 }
 
-/// The value of one lane of a register that holds operands of `size` bytes.
+/// Returns the value of one lane of a register that holds atomic operands of `size` bytes.
 fn operand(regs: &Registers, slot: u32, size: usize, lane: usize) -> u128 {
     match size {
         16 => bytemuck::cast_slice::<_, u128>(&regs.rows[slot as usize..slot as usize + 4])[lane],

@@ -1,5 +1,5 @@
-//! Race checks: compares each access with shadow memory and passes conflicts to the reporter; orders strong accesses
-//! through the synchronisation variables.
+//! Race checks: compares each access with shadow memory and passes conflicts to the reporter; makes strong accesses
+//! acquire and release vector clocks.
 
 use super::system::MemorySystem;
 use crate::exec::context::{InstructionContext, lanes_of};
@@ -14,8 +14,8 @@ use crate::order::{AccessKind, AccessStrength, AsyncOpId, CheckContext, Conflict
 use crate::program::op::LoadStore;
 
 impl MemorySystem {
-    /// Runs `check` on the shadow of a location and reports the conflicts that it finds. `same_value` is the mask of
-    /// lanes whose store leaves memory as it was. Does nothing where the run only counts.
+    /// Runs `check` on the shadow memory of a location and reports the conflicts that it finds. `same_value` is the
+    /// mask of lanes whose store does not change memory. Does nothing in runs with `count_only`.
     #[inline(always)]
     pub fn check_shadow(
         &mut self,
@@ -40,7 +40,7 @@ impl MemorySystem {
         self.conflicts = found;
     }
 
-    /// Checks an access of a group's lanes, `bytes` bytes each.
+    /// Checks an access of `bytes` bytes by each lane of `group` for races.
     pub fn check(
         &mut self,
         cx: &mut InstructionContext,
@@ -56,8 +56,8 @@ impl MemorySystem {
         });
     }
 
-    /// Checks an access of the asynchronous operation `op`, issued by `lane`, to runs of bytes (offset and length).
-    /// `write` is the strength of a write; `None` is a read.
+    /// Checks that asynchronous operation `op`, issued by `lane`, may read the byte ranges `runs` (offset, length) or
+    /// write them (`write` is the strength of the writes).
     pub fn check_async_runs(
         &mut self,
         cx: &mut InstructionContext,
@@ -71,9 +71,8 @@ impl MemorySystem {
         }
         let pc = cx.pc;
         let access = if write.is_some() { AccessKind::Write } else { AccessKind::Read };
-        self.check_shadow(cx, location, access, 0, |shadow, warp, order, found| match write {
-            None => shadow.async_read(runs, op, warp, lane, pc, order, found),
-            Some(strength) => shadow.async_write(runs, op, warp, lane, strength, pc, order, found),
+        self.check_shadow(cx, location, access, 0, |shadow, warp, order, found| {
+            shadow.async_runs(runs, op, warp, lane, write, pc, order, found);
         });
     }
 
@@ -119,7 +118,8 @@ impl MemorySystem {
         found: &[Conflict],
         same_value: u32,
     ) {
-        // Shared scratch memory of cooperative groups, whose accesses the CUDA library orders by a shuffle.
+        // Conflicts in the scratch memory of cooperative groups are not reported: the CUDA library orders those
+        // accesses by a shuffle.
         let scratch = cx.grid.context.kernel.group_scratch.filter(|_| matches!(location, Location::Shared(_)));
         for conflict in found {
             let address = match location {
@@ -154,7 +154,7 @@ impl MemorySystem {
         }
     }
 
-    /// Lets the lanes of a strong load observe what was released at their addresses.
+    /// Makes the lanes of a strong load acquire the vector clocks that were released at their addresses.
     pub(super) fn acquire(&mut self, cx: &mut InstructionContext, group: &LaneGroup, t: &LoadStore) {
         let Some(semantics) = t.semantics else { return };
         if self.sync_vars.is_empty() {
@@ -166,7 +166,8 @@ impl MemorySystem {
         }
     }
 
-    /// Records the stores of a group: a strong store releases at its address, a weak one ends what was released there.
+    /// Makes strong stores release the vector clocks of their lanes at the stored addresses; weak stores remove the
+    /// clocks that were released there.
     pub(super) fn release(&mut self, cx: &mut InstructionContext, group: &LaneGroup, t: &LoadStore) {
         match t.semantics {
             None if self.sync_vars.is_empty() => {}
@@ -186,7 +187,7 @@ impl MemorySystem {
         }
     }
 
-    /// The number that names the location of a lane's access in [`crate::order::SyncLocations`].
+    /// Returns the number by which [`crate::order::SyncLocations`] identifies the location that a lane accesses.
     pub(super) fn sync_key(&self, cx: &InstructionContext, group: &LaneGroup, lane: u32) -> u64 {
         let offset = group.offsets[lane as usize];
         match group.location {
@@ -199,7 +200,7 @@ impl MemorySystem {
     }
 }
 
-/// The shadow of a location.
+/// Returns the shadow memory of a location.
 fn shadow_of<'m>(
     buffers: &'m mut SimMemory,
     blocks: &'m mut BlockTable,

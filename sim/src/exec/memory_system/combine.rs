@@ -3,12 +3,12 @@
 use crate::program::op::{AtomicOp, AtomicType};
 use half::{bf16, f16};
 
-/// Replaces a subnormal f32 by the zero of its sign.
+/// Replaces a subnormal f32 by zero and keeps its sign.
 pub fn flush_subnormal(bits: u32) -> u32 {
     if bits & 0x7f80_0000 == 0 { bits & 0x8000_0000 } else { bits }
 }
 
-/// The value that an atomic leaves in memory. Source: PTX ISA, `atom`.
+/// Returns the value that an atomic operation stores to memory. Source: PTX ISA, `atom`.
 pub fn combine(op: AtomicOp, ty: AtomicType, old: u128, operand: u128) -> u128 {
     match ty {
         AtomicType::F32 => {
@@ -48,7 +48,7 @@ pub fn combine(op: AtomicOp, ty: AtomicType, old: u128, operand: u128) -> u128 {
     }
 }
 
-/// The result of an atomic on 16-bit floats.
+/// Returns the result of an atomic operation on 16-bit floats.
 fn half_result(op: AtomicOp, ty: AtomicType, old: u16, operand: u16) -> u16 {
     let apply = |a: f32, b: f32| match op {
         AtomicOp::Add => a + b,
@@ -66,7 +66,7 @@ fn half_result(op: AtomicOp, ty: AtomicType, old: u16, operand: u16) -> u16 {
         let result = bf16::from_f32(apply(bf16::from_bits(old).to_f32(), bf16::from_bits(operand).to_f32()));
         (result.to_bits(), result.is_nan())
     };
-    // An exchange keeps the operand's bits; arithmetic results are the canonical NaN.
+    // An exchange keeps the operand's bits. Arithmetic operations return the canonical NaN for any NaN.
     match op {
         AtomicOp::Add | AtomicOp::Min | AtomicOp::Max if nan => 0x7fff,
         AtomicOp::Add | AtomicOp::Min | AtomicOp::Max => result,
@@ -74,7 +74,7 @@ fn half_result(op: AtomicOp, ty: AtomicType, old: u16, operand: u16) -> u16 {
     }
 }
 
-/// The result of an atomic on signed integers.
+/// Returns the result of an atomic operation on signed integers.
 fn signed_result(op: AtomicOp, old: i64, operand: i64) -> i64 {
     match op {
         AtomicOp::Add => old.wrapping_add(operand),

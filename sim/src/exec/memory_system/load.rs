@@ -49,7 +49,7 @@ impl MemorySystem {
         Flow::Next
     }
 
-    /// Executes a generic load in the lanes whose address lies in local memory or among the kernel's parameters.
+    /// Executes a generic load in lanes whose address lies in local memory or in the kernel's parameters.
     fn load_elsewhere(&mut self, cx: &mut InstructionContext, t: &LoadStore, at: &[u64; 32], lanes: u32) {
         let local = lanes_where(lanes, |l| layout::window(at[l]) == Some(AddressWindow::Local));
         if local != 0 {
@@ -62,7 +62,7 @@ impl MemorySystem {
     }
 }
 
-/// The strength of a load or store: weak, or strong at its scope.
+/// Returns the strength of a load or store: weak, or strong at its scope.
 pub(super) fn strength(t: &LoadStore) -> AccessStrength {
     if t.semantics.is_some() { t.scope } else { AccessStrength::Weak }
 }
@@ -74,7 +74,7 @@ fn load_param(cx: &mut InstructionContext, t: &LoadStore, at: &[u64; 32], base: 
     for (n, slot) in t.regs.iter().enumerate() {
         let Some(slot) = slot else { continue };
         let offset = |l: usize| (at[l].wrapping_sub(base) as usize).wrapping_add(n * t.width as usize);
-        // The address is nearly always the same in all lanes.
+        // Fast path: all lanes nearly always load from the same address.
         let first = offset(lanes.trailing_zeros().min(31) as usize);
         let uniform = (0..32).all(|l| lanes >> l & 1 == 0 || offset(l) == first);
         let values = if uniform {

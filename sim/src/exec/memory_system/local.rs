@@ -1,4 +1,4 @@
-//! Loads and stores of local memory, which each lane has for itself.
+//! Loads and stores of local memory, which is private to each lane.
 
 use super::registers::{element, lane_value, set_lanes};
 use super::system::MemorySystem;
@@ -48,7 +48,7 @@ impl MemorySystem {
                 let value = lane_value(cx.regs(), *slot, t.register_rows, lane as usize).to_le_bytes();
                 let from = start + n * width;
                 let old = &mut cx.warp.local[from..from + width];
-                // A loop that changes its own memory does not wait for other threads.
+                // A loop that changes its lanes' local memory does not only wait for other threads.
                 cx.fragment.backward_branches *= u32::from(*old == value[..width]);
                 old.copy_from_slice(&value[..width]);
             }
@@ -57,8 +57,8 @@ impl MemorySystem {
     }
 }
 
-/// Where the `bytes` bytes at a lane's local offset begin in [`crate::exec::state::warp::Warp::local`]. Reports offsets
-/// that are misaligned or beyond the variables of the innermost function.
+/// Returns where `bytes` bytes at a lane's local address `offset` begin in [`crate::exec::state::warp::Warp::local`].
+/// Reports misaligned addresses and addresses beyond the variables of the innermost function.
 fn local_start(cx: &mut InstructionContext, lane: u32, offset: usize, bytes: usize) -> Option<usize> {
     let (stride, size) = (cx.warp.local_size as usize, cx.warp.local_top as usize);
     if !offset.is_multiple_of(bytes) {

@@ -1,5 +1,5 @@
-//! From addresses to locations: finds the buffer or shared memory of each lane's access and reports lanes that are out
-//! of bounds or misaligned.
+//! Locates accesses: finds the buffer or shared memory that each lane accesses, and reports lanes that are out of
+//! bounds or misaligned.
 
 use super::system::MemorySystem;
 use crate::exec::context::{InstructionContext, lanes_of};
@@ -11,20 +11,21 @@ use crate::program::op::AddressWindow;
 /// The addresses of an access, one per lane.
 #[derive(Clone, Copy)]
 pub struct AccessRequest<'r> {
-    /// The state space of the instruction; [`AddressWindow::Generic`] if each address tells its own.
+    /// The state space of the instruction; with [`AddressWindow::Generic`] each address determines its own state
+    /// space.
     pub window: AddressWindow,
     /// The address of each lane.
     pub addresses: &'r [u64; 32],
     /// Mask of the lanes that access memory.
     pub lanes: u32,
-    /// Bytes per lane, to which the addresses must be aligned.
+    /// Bytes that each lane accesses; the addresses must be multiples of it.
     pub bytes: u64,
 }
 
 impl MemorySystem {
-    /// Adds the lanes of an access to `groups`, by location. Lanes that are out of bounds or misaligned are reported
-    /// and left out. Returns the lanes whose address lies in memory that threads do not share: local memory and
-    /// parameters.
+    /// Groups the lanes of an access by buffer or shared memory and adds the groups to `groups`. Lanes that are out
+    /// of bounds or misaligned are reported and left out. Returns the lanes whose address lies in memory that threads
+    /// do not share: local memory and parameters.
     pub fn locate(&mut self, cx: &mut InstructionContext, request: AccessRequest, groups: &mut Vec<LaneGroup>) -> u32 {
         let mut left = request.lanes;
         let mut elsewhere = 0;
@@ -141,7 +142,7 @@ impl MemorySystem {
         }
         let len = cx.block().shared.len() as u64;
         let start = layout::SHARED_START as u64;
-        // One variable has to hold all bytes of a lane's access.
+        // All bytes of a lane's access must lie in one shared variable.
         let variables = &self.shared_variables;
         let variable_at = |offset: u64| {
             let next = variables.partition_point(|v| v.0 <= offset);
@@ -194,7 +195,8 @@ impl MemorySystem {
         }
     }
 
-    /// Finds the location and offset of `bytes` bytes at one lane's address. Reports bytes out of bounds.
+    /// Returns the location and the offset of `bytes` bytes at one lane's address. Reports accesses that are out of
+    /// bounds.
     pub fn locate_bytes(
         &mut self,
         cx: &mut InstructionContext,
@@ -223,7 +225,8 @@ impl MemorySystem {
         Some((group.location, offset))
     }
 
-    /// Finds the buffer and offset of `bytes` bytes in global memory; fast if they lie in the buffer accessed last.
+    /// Returns the buffer and the offset of `bytes` bytes in global memory. Looks into the buffer accessed last
+    /// first.
     pub fn locate_global_bytes(
         &mut self,
         cx: &mut InstructionContext,
@@ -241,7 +244,7 @@ impl MemorySystem {
         self.locate_bytes(cx, lane, AddressWindow::Global, address, bytes)
     }
 
-    /// Index of the buffer that holds an address; fast for the buffer accessed last.
+    /// Returns the index of the buffer that holds an address. Looks into the buffer accessed last first.
     pub fn find_buffer(&mut self, address: u64) -> Option<usize> {
         if !self.buffers.holds(self.last_buffer, address) {
             self.last_buffer = self.buffers.find(address)?;
@@ -249,8 +252,8 @@ impl MemorySystem {
         Some(self.last_buffer)
     }
 
-    /// Marks the bytes of refused (misaligned) stores as written: their defect was reported, and a later read of those
-    /// bytes is not another one.
+    /// Marks the bytes of misaligned stores, which are not executed, as written: the store was reported, so a later
+    /// read of these bytes is not another defect.
     #[cold]
     pub(super) fn initialize_refused(&mut self, cx: &mut InstructionContext, request: &AccessRequest) {
         let bytes = request.bytes;
@@ -276,7 +279,8 @@ impl MemorySystem {
     }
 }
 
-/// Reports lanes whose access is misaligned or reaches beyond its location of `len` bytes at address `base`.
+/// Reports lanes whose access is misaligned or reaches beyond its location, which has `len` bytes and begins at
+/// `base`.
 #[cold]
 fn report_bad_lanes(
     cx: &mut InstructionContext,

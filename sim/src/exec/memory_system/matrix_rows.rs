@@ -29,7 +29,7 @@ impl MemorySystem {
         }
         let count = t.regs.len();
         let rows = 8 * count;
-        // One lane gives the address of each row.
+        // Each of the lanes 0 to `rows` - 1 supplies the address of one row.
         let suppliers = u32::MAX >> (32 - rows);
         let at = addresses(cx.regs(), &t.addr);
         let undefined = undefined_address(cx.regs(), &t.addr) & suppliers;
@@ -97,8 +97,8 @@ impl MemorySystem {
         }
     }
 
-    /// Executes an `ldmatrix` of all lanes from the block's own shared memory. Returns false, with nothing done, where
-    /// an address is undefined, out of bounds, misaligned or in another window.
+    /// Fast path: executes an `ldmatrix` of all lanes from the block's own shared memory. Returns false, and does
+    /// nothing, if an address is undefined, out of bounds, misaligned or in another state space.
     #[inline(always)]
     fn load_own_rows(&mut self, cx: &mut InstructionContext, t: &MatrixTransfer) -> bool {
         let (rows, frame, pc, slot) = (8 * t.regs.len(), cx.fragment.frame, cx.pc, cx.warp.slot);
@@ -133,8 +133,8 @@ impl MemorySystem {
         let shared = &cx.grid.blocks[slot].shared;
         let regs = cx.warp.regs_mut(frame);
         for (&slot, offsets) in t.regs.iter().zip(offsets.chunks_exact(8)) {
-            // The rows are copied straight into the register: rows collected elsewhere first would be slow to load
-            // again.
+            // Each row is copied straight into the register; a separate buffer would have to be loaded again, which
+            // is slower.
             let matrix = &mut regs.rows[slot as usize].0;
             let rows: &mut [[u8; 16]; 8] = bytemuck::cast_mut(matrix);
             for (row, &from) in rows.iter_mut().zip(offsets) {
@@ -147,7 +147,8 @@ impl MemorySystem {
     }
 }
 
-/// Groups rows at shared addresses that all lie in the block's own memory and are aligned.
+/// Groups the rows of an access if all of them are aligned and lie in the block's own shared memory; else returns
+/// `None`.
 #[inline]
 fn own_rows(cx: &InstructionContext, request: &AccessRequest) -> Option<LaneGroup> {
     if request.window != AddressWindow::Shared {

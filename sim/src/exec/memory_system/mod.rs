@@ -1,15 +1,15 @@
 //! The memory system: global buffers and shared memory, the bounds and alignment of accesses, and the race checks of
 //! every access against shadow memory.
 //!
-//! An access of a warp goes through these steps:
+//! Steps of an access by a warp:
 //!
 //! ```text
-//! locate:   addresses of 32 lanes -> groups of lanes by buffer or shared memory; bad lanes are reported and dropped
+//! locate:   group the 32 lanes by buffer or shared memory; report and drop lanes with a bad address
 //! for each group:
 //!     count_traffic:  sectors of global memory, passes through the banks of shared memory
 //!     check:          shadow memory finds conflicts with earlier accesses; the reporter makes findings of them
 //!     move the bytes between memory and registers
-//!     strong accesses: acquire and release through the variables of synchronisation
+//!     strong accesses: acquire or release vector clocks at their addresses
 //! ```
 
 mod atomics;

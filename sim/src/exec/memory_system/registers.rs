@@ -5,7 +5,8 @@ use crate::exec::state::location::LaneGroup;
 use crate::program::op::LoadStore;
 use crate::regs::Registers;
 
-/// One element of memory as a register of `rows` rows holds it: sign-extended or zero-extended. Missing bytes are zero.
+/// Reads one element of a load and extends it, with its sign or with zeros, to the width of a register. Bytes beyond
+/// the end of `data` count as zero.
 #[inline(always)]
 pub fn element(data: &[u8], offset: usize, t: &LoadStore) -> u128 {
     let width = t.width as usize;
@@ -22,7 +23,7 @@ pub fn element(data: &[u8], offset: usize, t: &LoadStore) -> u128 {
     }
 }
 
-/// The value of one lane of a register of 1, 2 or 4 rows.
+/// Returns the value of one lane of a register that consists of `rows` (1, 2 or 4) 32-bit rows.
 pub fn lane_value(regs: &Registers, slot: u32, rows: u8, lane: usize) -> u128 {
     match rows {
         4 => {
@@ -37,7 +38,7 @@ pub fn lane_value(regs: &Registers, slot: u32, rows: u8, lane: usize) -> u128 {
     }
 }
 
-/// Sets the lanes of `mask` in a register of 1, 2 or 4 rows.
+/// Sets the lanes of `mask` in a register that consists of `rows` (1, 2 or 4) 32-bit rows.
 pub fn set_lanes(regs: &mut Registers, slot: u32, rows: u8, values: &[u128; 32], mask: u32) {
     match rows {
         1 => regs.set(slot, &values.map(|v| v as u32), mask),
@@ -52,7 +53,7 @@ pub fn set_lanes(regs: &mut Registers, slot: u32, rows: u8, values: &[u128; 32],
     regs.undefined[slot as usize] &= !mask;
 }
 
-/// Sets the registers of lanes whose load failed to zero, so that later uses are not reported as undefined again.
+/// Sets the destination registers of failed loads to zero, so that their later use is not reported as undefined.
 #[cold]
 pub fn set_zero(regs: &mut Registers, t: &LoadStore, lanes: u32) {
     t.regs.iter().flatten().for_each(|&slot| set_lanes(regs, slot, t.register_rows, &[0; 32], lanes));
@@ -92,8 +93,8 @@ pub fn load_registers(data: &[u8], group: &LaneGroup, t: &LoadStore, regs: &mut 
     }
 }
 
-/// Stores the registers of a group's lanes to memory. Returns the lanes that left memory as it was, and whether any
-/// byte changed.
+/// Stores the registers of a group's lanes to memory. Returns the lanes whose store did not change memory, and
+/// whether any byte of memory changed.
 #[inline]
 pub fn store_registers(data: &mut [u8], group: &LaneGroup, t: &LoadStore, regs: &Registers) -> (u32, bool) {
     let width = t.width as usize;

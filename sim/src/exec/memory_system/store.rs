@@ -70,7 +70,7 @@ impl MemorySystem {
         self.release(cx, group, t);
     }
 
-    /// Whether kernels may write to a location.
+    /// Returns whether kernels may write to a location.
     pub(super) fn is_writable(&self, location: Location) -> bool {
         match location {
             Location::Global(index) => self.buffers.get(index).writable,
@@ -78,7 +78,7 @@ impl MemorySystem {
         }
     }
 
-    /// Executes a generic store in the lanes whose address lies in local memory or among the kernel's parameters.
+    /// Executes a generic store in lanes whose address lies in local memory or in the kernel's parameters.
     fn store_elsewhere(
         &mut self,
         cx: &mut InstructionContext,
@@ -99,7 +99,7 @@ impl MemorySystem {
     }
 }
 
-/// Stores to the `.param` space of the function: arguments of a call. Bytes out of bounds are ignored.
+/// Stores arguments of a call to the `.param` space of the function. Bytes out of bounds are ignored.
 fn store_frame_param(cx: &mut InstructionContext, t: &LoadStore, at: &[u64; 32]) {
     let mask = cx.mask;
     let frame = cx.warp.frame(cx.fragment.frame);

@@ -1,4 +1,5 @@
-//! The struct of the memory system: global buffers, the device heap, access to bytes, and traffic counts.
+//! The struct of the memory system: global buffers, the device heap, access to the bytes of a location, and traffic
+//! counts.
 
 use crate::counters;
 use crate::exec::grid_context::GridContext;
@@ -8,30 +9,30 @@ use crate::layout::SHARED_START;
 use crate::memory::SimMemory;
 use crate::order::{AsyncOps, ClusterLayout, Conflict, SyncLocations};
 
-/// The memory of a running grid and the order of accesses to it.
+/// The memory of a running grid, and the synchronisation that orders accesses to it.
 #[derive(Debug)]
 pub struct MemorySystem {
     /// Global buffers.
     pub buffers: SimMemory,
     /// Asynchronous operations of the launch.
     pub ops: AsyncOps,
-    /// Locations that strong accesses have released to.
+    /// Vector clocks that strong stores released, by address.
     pub sync_vars: SyncLocations,
     pub(super) clusters: ClusterLayout,
     /// Index of the buffer that was accessed last.
     pub(super) last_buffer: usize,
-    /// Addresses that `malloc` returned and that were not freed.
+    /// Addresses of the device heap that `malloc` returned and that were not freed.
     heap: Vec<u64>,
     /// Start and end of each shared variable and of dynamic shared memory, as offsets in a block's shared memory.
     pub(super) shared_variables: Vec<(u64, u64)>,
     /// Scratch space of [`MemorySystem::check_shadow`], kept to avoid an allocation per access.
     pub(super) conflicts: Vec<Conflict>,
-    /// Scratch space of loads and stores.
+    /// Scratch space of loads and stores: lanes grouped by location.
     pub(super) groups: Vec<LaneGroup>,
 }
 
 impl MemorySystem {
-    /// The memory system of a launch on these buffers.
+    /// Creates the memory system of a launch with these global buffers.
     pub fn new(buffers: SimMemory, context: &GridContext) -> MemorySystem {
         let kernel = context.kernel;
         let dynamic = (kernel.dynamic_shared, kernel.dynamic_shared + context.launch.dynamic_shared);
@@ -49,7 +50,7 @@ impl MemorySystem {
         }
     }
 
-    /// The bytes of a location; none if the block is gone.
+    /// Returns the bytes of a location; an empty slice if it is the shared memory of a block that has ended.
     pub fn data<'m>(&'m self, blocks: &'m BlockTable, location: Location) -> &'m [u8] {
         match location {
             Location::Global(index) => &self.buffers.get(index).data,
@@ -57,7 +58,8 @@ impl MemorySystem {
         }
     }
 
-    /// The bytes of a location, to be changed; none if the block is gone.
+    /// Returns the bytes of a location, to be changed; an empty slice if it is the shared memory of a block that has
+    /// ended.
     pub fn data_mut<'m>(&'m mut self, blocks: &'m mut BlockTable, location: Location) -> &'m mut [u8] {
         match location {
             Location::Global(index) => &mut self.buffers.get_mut(index).data,
@@ -86,7 +88,7 @@ impl MemorySystem {
         self.last_buffer = usize::MAX;
     }
 
-    /// The text of a C string in global memory.
+    /// Returns the C string at an address in global memory.
     pub fn string_at(&self, address: u64) -> String {
         let mut out = Vec::new();
         if let Some(index) = self.buffers.find(address) {

@@ -22,7 +22,7 @@ impl MemorySystem {
         if !defined {
             cx.report(FindingKind::Uninitialized, lane, || "an address depends on an undefined register".into());
         }
-        // Alignment is reported once for the whole matrix, not for each of its elements.
+        // A misaligned matrix is reported once, not for each of its elements.
         let (start, step) = (base[lane as usize], strides[lane as usize] as u64 * form.bits() as u64);
         let align = form.alignment();
         let aligned = start.is_multiple_of(align) && step.is_multiple_of(8 * align);
@@ -57,7 +57,7 @@ impl MemorySystem {
             self.wmma_unpacked(cx, t, t.regs[register], addresses_of);
         }
         if !t.store {
-            // The remaining registers of the fragment repeat the distinct ones.
+            // The remaining registers of the matrix fragment hold copies of its distinct registers.
             for (&to, &from) in t.regs[form.distinct()..].iter().zip(t.regs[..form.distinct()].iter().cycle()) {
                 let value = cx.regs().get(from);
                 cx.set(to, &value);
@@ -66,7 +66,8 @@ impl MemorySystem {
         Flow::Next
     }
 
-    /// Moves a register whose elements are smaller than the register and not consecutive in memory, one at a time.
+    /// Moves the elements of a register one at a time: they are narrower than the register and not consecutive in
+    /// memory.
     fn wmma_unpacked(
         &mut self,
         cx: &mut InstructionContext,
@@ -96,7 +97,7 @@ impl MemorySystem {
         }
     }
 
-    /// Executes the load or store number `transfer` of the instruction at these addresses.
+    /// Executes load or store number `transfer` of the instruction at these addresses.
     fn wmma_element(&mut self, cx: &mut InstructionContext, t: &WmmaTransfer, transfer: usize, at: &[u64; 32]) {
         let regs = cx.regs_mut();
         regs.set64(t.at, at, u32::MAX);

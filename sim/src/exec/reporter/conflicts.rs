@@ -7,7 +7,7 @@ use crate::order::{AccessKind, Agent, AsyncOpKind, AsyncOps, Conflict, ConflictK
 
 /// A conflict of an access with earlier accesses to the same bytes.
 pub struct MemoryConflict<'c> {
-    /// The lane and instruction of the access.
+    /// The thread and the instruction of the access.
     pub site: Site,
     /// Whether the access reads, writes or both.
     pub access: AccessKind,
@@ -15,9 +15,9 @@ pub struct MemoryConflict<'c> {
     pub space: &'static str,
     /// Address of the first conflicting byte in its space.
     pub address: u64,
-    /// What the shadow memory found.
+    /// The conflict as shadow memory found it.
     pub conflict: &'c Conflict,
-    /// The access stored the value that memory held already.
+    /// Whether the access stored the value that memory already held.
     pub same_value: bool,
 }
 
@@ -31,7 +31,8 @@ impl Reporter<'_> {
         let c = m.conflict;
         let (site, space, address, memory) = (m.site, m.space, m.address, Some((m.space, m.address)));
         let harmless_race = m.same_value && matches!(c.kind, ConflictKind::Race { two_stores: true });
-        // Repeated conflicts are counted before a message is formatted: a missing barrier conflicts at every access.
+        // Repeated conflicts are counted without a message, because a missing barrier causes a conflict at every
+        // access.
         let cause = match c.kind {
             _ if harmless_race => None,
             ConflictKind::ProxyRead if !strict => None,
@@ -81,7 +82,8 @@ impl Reporter<'_> {
         });
     }
 
-    /// Adds a note for a conflict that is no defect: equal stores, or a read that the async proxy overwrites.
+    /// Adds a note for a conflict that is not a defect: two stores of the same value, or a read that the async proxy
+    /// overwrites.
     fn note_conflict(&mut self, m: &MemoryConflict) {
         let space = m.space;
         if let ConflictKind::Race { .. } = m.conflict.kind {
@@ -98,8 +100,8 @@ impl Reporter<'_> {
         );
     }
 
-    /// Reports a conflict with an access that the dependent grid made before `griddepcontrol.wait`: the dependent
-    /// grid's defect. Returns whether the conflict was one.
+    /// Reports a conflict with an access that the dependent grid made before its `griddepcontrol.wait`, as a defect
+    /// of the dependent grid. Returns false if the earlier access was not made by the dependent grid.
     fn report_dependent(&mut self, m: &MemoryConflict) -> bool {
         let context = self.context;
         let Some(dependent) = &mut self.dependent else { return false };

@@ -17,26 +17,27 @@ pub struct Reporter<'a> {
     context: GridContext<'a>,
     pub(super) findings: Findings,
     notes: BTreeSet<String>,
-    /// Instructions, bytes and barriers.
+    /// Counts of instructions, bytes and barriers.
     pub counters: Counters,
     printed: String,
-    /// The grid that was launched as this one's dependent.
+    /// The secondary grid of a dependent launch, if this is the primary grid.
     pub dependent: Option<DependentGrid<'a>>,
 }
 
-/// The dependent grid of a pair, whose early part ran before the grid that reports.
+/// The secondary grid of a dependent launch. It ran until `griddepcontrol.wait` before the primary grid, which
+/// reports.
 #[derive(Debug)]
 pub struct DependentGrid<'a> {
-    /// Its launch.
+    /// The launch of the secondary grid.
     pub launch: SimLaunch<'a>,
-    /// Index of its first block among all agents.
+    /// The number of its first block in vector clocks.
     pub first_block: u32,
-    /// Defects of the dependent grid that the primary grid's accesses revealed.
+    /// Defects of the secondary grid that accesses of the primary grid revealed.
     pub findings: Findings,
 }
 
 impl<'a> Reporter<'a> {
-    /// Starts without findings.
+    /// Creates a reporter without findings.
     pub fn new(context: GridContext<'a>) -> Reporter<'a> {
         Reporter {
             context,
@@ -48,12 +49,13 @@ impl<'a> Reporter<'a> {
         }
     }
 
-    /// Reports a defect. `message` is called for the first finding of a cause only.
+    /// Reports a defect. `message` is called only for the first occurrence of the defect.
     pub fn report(&mut self, kind: FindingKind, site: Site, message: impl FnOnce() -> String) {
         self.report_with(kind, site, None, None, message);
     }
 
-    /// Reports a defect. `other` is the other instruction involved, `memory` the state space and address.
+    /// Reports a defect. `other` is the other instruction involved, `memory` the state space and address of the
+    /// access.
     pub fn report_with(
         &mut self,
         kind: FindingKind,
@@ -77,23 +79,23 @@ impl<'a> Reporter<'a> {
         }
     }
 
-    /// The counts of an instruction.
+    /// Returns the counts of the instruction `pc`.
     #[inline(always)]
     pub fn counts(&mut self, pc: u32) -> &mut InstructionCounts {
         &mut self.counters.by_instruction[pc as usize]
     }
 
-    /// The findings so far.
+    /// Returns the findings so far.
     pub fn findings(&self) -> &Findings {
         &self.findings
     }
 
-    /// Adds the findings of another run of the same kernel.
+    /// Adds findings about the same kernel that were collected elsewhere.
     pub fn merge_findings(&mut self, findings: Findings) {
         self.findings.merge(findings);
     }
 
-    /// The outcome of the run.
+    /// Returns the findings, notes, counters and printed text as the outcome of the run.
     pub fn into_outcome(self) -> SimOutcome {
         SimOutcome {
             findings: self.findings,

@@ -40,14 +40,14 @@ impl Scheduler {
         true
     }
 
-    /// Reserves a slot for a block.
+    /// Reserves a slot for a block and returns the slot's number.
     fn reserve_slot(&mut self, blocks: &mut BlockTable) -> u32 {
         let free = (0..blocks.len()).find(|&s| blocks.get(s).is_none() && self.queued[s as usize].is_empty());
         let slot = free.unwrap_or_else(|| {
             self.queued.push(Vec::new());
             blocks.add_slot()
         });
-        // A queue that is not empty marks the slot as taken before its block exists.
+        // A non-empty list marks the slot as taken before its block exists.
         self.queued[slot as usize] = vec![false];
         slot
     }

@@ -1,4 +1,4 @@
-//! Deadlocks: reports where the threads of a stuck run wait, as one finding, of a more specific kind where the cause is
+//! Deadlocks: reports where the threads of a stuck run wait, as one finding. Its kind is specific if the cause is
 //! known.
 
 use crate::exec::async_engine::report_missing_warps;
@@ -8,7 +8,7 @@ use crate::exec::state::mbarrier::MbarrierObject;
 use crate::exec::state::warp::{Fragment, FragmentState, Warp};
 use crate::finding::{FindingKind, Site};
 
-/// Waiting fragments that a finding lists at most.
+/// Maximum number of waiting fragments (lanes of a warp at one instruction) that a finding lists.
 const MAX_LISTED: usize = 12;
 
 /// Why no thread can continue.
@@ -17,11 +17,12 @@ enum StuckCause {
     Unknown,
     /// Some warps of a warpgroup of the block in this slot do not execute a wgmma.
     MissingWarps(u32),
-    /// A resource that a fragment waits for will not come.
+    /// A fragment waits for an mbarrier phase or for registers that no thread will provide: kind, site and text of
+    /// the finding.
     Resource(FindingKind, Site, String),
 }
 
-/// Reports that no thread can continue. Reports nothing if the cause has been reported.
+/// Reports that no thread can continue, unless a defect that may be the cause was already reported.
 pub(super) fn report_deadlock(grid: &mut GridState) {
     let causes = [
         FindingKind::Barrier,
@@ -37,7 +38,8 @@ pub(super) fn report_deadlock(grid: &mut GridState) {
     let mut first = None;
     for (block, warp, fragment) in fragments(grid) {
         let Some((site, line)) = wait_site(grid, block, warp, fragment) else { continue };
-        // A loop that waits is the least informative site for the finding.
+        // The finding should point at a fragment that waits for something specific rather than at one that runs or
+        // waits at a join.
         let rank = u32::from(matches!(fragment.state, FragmentState::Ready | FragmentState::AtJoin));
         if first.as_ref().is_none_or(|(r, _)| rank < *r) {
             first = Some((rank, site));
@@ -65,7 +67,7 @@ pub(super) fn report_deadlock(grid: &mut GridState) {
     });
 }
 
-/// All fragments of the resident blocks.
+/// Iterates over all fragments of the resident blocks.
 fn fragments<'g>(grid: &'g GridState) -> impl Iterator<Item = (&'g Block, &'g Warp, &'g Fragment)> {
     grid.blocks.iter().flat_map(|block| {
         let warps = block.warps.iter().flatten();
@@ -73,11 +75,11 @@ fn fragments<'g>(grid: &'g GridState) -> impl Iterator<Item = (&'g Block, &'g Wa
     })
 }
 
-/// The site and the source line at which a fragment waits.
+/// Returns the site and the source line of the instruction at which a fragment waits.
 fn wait_site(grid: &GridState, block: &Block, warp: &Warp, fragment: &Fragment) -> Option<(Site, u32)> {
     let frame = warp.frames.get(fragment.frame as usize)?.as_ref()?;
     let code = &grid.context.kernel.functions[frame.function as usize];
-    // Fragments at a block barrier stand behind the instruction.
+    // A fragment that waits at a block barrier or cluster barrier has its `pc` after the barrier instruction.
     let at = match fragment.state {
         FragmentState::BlockBarrier { .. } | FragmentState::ClusterBarrier { .. } => fragment.pc.saturating_sub(1),
         _ => fragment.pc,
@@ -87,8 +89,8 @@ fn wait_site(grid: &GridState, block: &Block, warp: &Warp, fragment: &Fragment) 
     Some((grid.context.site(block.coordinates, thread, pc), grid.context.line(pc)))
 }
 
-/// Reports blocks all of whose live threads wait at one barrier with a thread count that they cannot reach: the count
-/// is wrong, or some threads skip the barrier. Returns whether there are any.
+/// Reports blocks in which all live threads wait at one barrier for more threads than can arrive: the count is wrong,
+/// or some threads skip the barrier. Returns whether there are any such blocks.
 fn report_incomplete_barriers(grid: &mut GridState) -> bool {
     let mut found = Vec::new();
     for block in grid.blocks.iter().filter(|b| b.live > 0) {
@@ -110,7 +112,7 @@ fn report_incomplete_barriers(grid: &mut GridState) -> bool {
     any
 }
 
-/// The cause of a deadlock, where one can be named.
+/// Returns the cause of a deadlock, or `Unknown`.
 fn stuck_cause(grid: &GridState) -> StuckCause {
     let mut short_of_bytes = None;
     for (block, warp, fragment) in fragments(grid) {
@@ -132,7 +134,7 @@ fn stuck_cause(grid: &GridState) -> StuckCause {
                 let object = grid.blocks.get(slot).and_then(|b| b.mbarriers.get(&address));
                 object.map(|object| (address, object))
             }
-            // The fragment may run a loop of mbarrier test_waits.
+            // The fragment may be in a loop around mbarrier.test_wait.
             FragmentState::Spin { .. } | FragmentState::Ready => {
                 let mut objects = block.mbarriers.iter().map(|(&address, object)| (address, object));
                 objects.find(|(_, object)| object.is_short())

@@ -26,48 +26,49 @@ use super::sync::block_barrier::complete_barriers;
 use super::sync::cluster_barrier::complete_cluster_barrier;
 use deadlock::report_deadlock;
 
-/// Warp instructions without a change after which everything that waits is woken once.
+/// Number of warp instructions without a change to memory after which all waiting fragments are woken once.
 const INSTRUCTIONS_BEFORE_STIR: u64 = 20_000;
-/// Warp instructions after which waiting loops look at memory again, if it changes all the time.
+/// If memory changes all the time, waiting loops are woken to read it again after this number of warp instructions.
 const INSTRUCTIONS_BEFORE_SPIN_CHECK: u64 = 4096;
-/// Factor by which loops that compute may run longer without a change than loops that wait.
+/// Loops that compute may run this many times longer without a memory change than loops that wait.
 const COMPUTE_PATIENCE: u64 = 40;
 
 /// The warps that can run, and the blocks that are to start.
 #[derive(Debug)]
 pub struct Scheduler {
-    /// Warps to choose from, as (slot, warp). Some may have begun to wait since they were added; they are skipped.
+    /// Warps that can run, as (slot, warp). Warps that have begun to wait since they were added are skipped when
+    /// picked.
     runnable: Vec<(u32, u32)>,
-    /// Whether each warp of each slot is in `runnable`. An empty list marks a free slot.
+    /// For each slot and each warp of its block, whether the warp is in `runnable`. An empty list marks a free slot.
     queued: Vec<Vec<bool>>,
     /// The next cluster to start, in issue order.
     next_cluster: u32,
     /// Blocks that the GPU can hold at once.
     resident_limit: u32,
-    /// Blocks that the scheduler keeps live at once; few, so that their warps interleave closely.
+    /// Number of blocks that the scheduler keeps running at once; small, so that their warps interleave closely.
     live_target: u32,
     /// Blocks that have started and not ended.
     live_blocks: u32,
-    /// The run has ended with a deadlock.
+    /// Whether the run has ended with a deadlock.
     stuck: bool,
     marks: ProgressMarks,
 }
 
-/// The counters of [`super::grid::Progress`] at earlier moments of a run.
+/// Earlier values of the counters in [`super::grid::Progress`], from which the scheduler detects a lack of progress.
 #[derive(Debug, Default)]
 struct ProgressMarks {
-    /// Changes at the last look.
+    /// Value of `changes` when the scheduler last compared the counters.
     changes: u64,
-    /// Instructions and waiting instructions at the last change.
+    /// Values of `executed` and `waits` at the last change.
     executed_at_change: u64,
     waits_at_change: u64,
-    /// Instructions when waiting loops were woken last, and when everything was.
+    /// Values of `executed` when waiting loops were last woken, and when all waiting fragments were.
     spin_check: u64,
     stir: u64,
 }
 
 impl Scheduler {
-    /// A scheduler for the blocks of a grid, none of which has started.
+    /// Creates a scheduler for the blocks of a grid; no block has started.
     pub fn new(grid: &mut GridState) -> Scheduler {
         let context = grid.context;
         let window = if context.options.count_only { 1 } else { 1 + grid.rng.below(6) };
@@ -140,13 +141,14 @@ impl Scheduler {
         }
     }
 
-    /// Lets a dependent grid continue behind `griddepcontrol.wait`, because its primary grid has ended.
+    /// Lets a dependent grid continue after `griddepcontrol.wait`, because its primary grid has ended.
     pub fn primary_ended(&mut self, grid: &mut GridState) {
         grid.primary_runs = false;
         self.wake_grid_dependency(grid);
     }
 
-    /// Compares progress with its marks. Wakes waiting loops now and then; returns whether the run counts as stuck.
+    /// Returns whether the grid has run so long without progress that it counts as stuck. Wakes waiting loops now and
+    /// then.
     fn is_out_of_patience(&mut self, interpreter: &mut Interpreter) -> bool {
         let progress = interpreter.grid.progress;
         let marks = &mut self.marks;
@@ -165,7 +167,7 @@ impl Scheduler {
             return false;
         }
         marks.stir = progress.executed;
-        // Calculations may take long; loops that only look for a change may not.
+        // A loop that computes may run long without a memory change; a loop that only waits for a change may not.
         let idle = progress.executed - marks.executed_at_change;
         let waits = progress.waits - marks.waits_at_change > idle / 1000;
         self.stir(interpreter);
@@ -173,8 +175,8 @@ impl Scheduler {
         idle > patience.saturating_mul(if waits { 1 } else { COMPUTE_PATIENCE })
     }
 
-    /// Wakes everything that might continue. Used when many instructions changed nothing: loops may wait in ways that
-    /// the interpreter cannot tell from work, and this gives a chance to the threads that they wait for.
+    /// Wakes everything that might continue, after many instructions without a memory change: some loops wait in ways
+    /// that the interpreter does not recognise, and the threads that they wait for must get a chance to run.
     fn stir(&mut self, interpreter: &mut Interpreter) {
         self.wake_spinners(&mut interpreter.grid);
         self.give_up_joins(&mut interpreter.grid);

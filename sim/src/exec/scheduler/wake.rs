@@ -1,4 +1,4 @@
-//! Waking: makes waiting fragments ready and puts their warps among those to choose from.
+//! Waking: makes waiting fragments ready and adds their warps to the runnable warps.
 
 use super::Scheduler;
 use crate::exec::grid::GridState;
@@ -6,7 +6,7 @@ use crate::exec::interpreter::Interpreter;
 use crate::exec::state::warp::{FragmentState, Warp};
 
 impl Scheduler {
-    /// Adds a warp to those to choose from.
+    /// Adds a warp to the runnable warps.
     pub(super) fn enqueue(&mut self, slot: u32, w: u32) {
         if let Some(queued) = self.queued[slot as usize].get_mut(w as usize)
             && !*queued
@@ -16,7 +16,8 @@ impl Scheduler {
         }
     }
 
-    /// Calls `wake` with each warp of a block and enqueues those for which it returns true. Returns whether any was.
+    /// Calls `wake` with each warp of a block and makes those runnable for which it returns true. Returns whether any
+    /// was.
     fn wake_warps(&mut self, grid: &mut GridState, slot: u32, wake: impl Fn(&mut Warp) -> bool) -> bool {
         let Some(block) = grid.blocks.get_mut(slot) else { return false };
         let mut any = false;
@@ -31,7 +32,7 @@ impl Scheduler {
         any
     }
 
-    /// Makes the fragments of a block ready whose state fulfils `which`. Returns whether there were any.
+    /// Makes those fragments of a block ready for whose state `which` returns true. Returns whether there were any.
     fn wake_in_block(&mut self, grid: &mut GridState, slot: u32, which: impl Fn(&FragmentState) -> bool) -> bool {
         self.wake_warps(grid, slot, |warp| {
             let mut any = false;
@@ -43,7 +44,8 @@ impl Scheduler {
         })
     }
 
-    /// Makes the fragments of all blocks ready whose state fulfils `which`. Returns whether there were any.
+    /// Makes those fragments of all blocks ready for whose state `which` returns true. Returns whether there were
+    /// any.
     fn wake_everywhere(&mut self, grid: &mut GridState, which: impl Fn(&FragmentState) -> bool) -> bool {
         let mut any = false;
         for slot in 0..grid.blocks.len() {
@@ -52,23 +54,24 @@ impl Scheduler {
         any
     }
 
-    /// Wakes loops that wait for a memory change, if memory has changed since they looked. Returns whether any did.
+    /// Wakes loops that wait for a memory change, if memory has changed since their last iteration. Returns whether
+    /// any was woken.
     pub(super) fn wake_spinners(&mut self, grid: &mut GridState) -> bool {
         let changes = grid.progress.changes;
         self.wake_everywhere(grid, |state| matches!(state, FragmentState::Spin { progress: seen } if *seen != changes))
     }
 
-    /// Wakes fragments at `griddepcontrol.wait`.
+    /// Wakes fragments that wait at `griddepcontrol.wait`.
     pub(super) fn wake_grid_dependency(&mut self, grid: &mut GridState) {
         self.wake_everywhere(grid, |state| *state == FragmentState::GridDependency);
     }
 
-    /// Wakes the fragments at a block barrier that is complete.
+    /// Wakes the fragments that wait at a block barrier, because the barrier is complete.
     pub(super) fn wake_block_barrier(&mut self, grid: &mut GridState, slot: u32, id: u32) {
         self.wake_in_block(grid, slot, |state| *state == FragmentState::BlockBarrier { id });
     }
 
-    /// Wakes fragments that wait for a complete phase of the barrier of a block's cluster.
+    /// Wakes fragments in the cluster of the block in `slot` that wait for a cluster barrier phase that is complete.
     pub(super) fn wake_cluster_barrier(&mut self, grid: &mut GridState, slot: u32) {
         let Some(block) = grid.blocks.get(slot) else { return };
         let Some(owner) = grid.blocks.get(block.cluster_slot()) else { return };
@@ -82,7 +85,7 @@ impl Scheduler {
         }
     }
 
-    /// Wakes fragments that wait at mbarriers whose phase is over.
+    /// Wakes fragments that wait at an mbarrier for a phase that is complete.
     pub(super) fn wake_mbarriers(&mut self, interpreter: &mut Interpreter) {
         for at in interpreter.async_engine.take_completed_mbarriers() {
             let grid = &mut interpreter.grid;
@@ -93,7 +96,8 @@ impl Scheduler {
         }
     }
 
-    /// Wakes fragments that wait for registers or for wgmma products, if a warp has freed or issued some in this turn.
+    /// Wakes fragments that wait for registers or for a wgmma product, if a warp of their block has freed registers
+    /// or issued the product in this turn.
     pub(super) fn wake_register_pool_and_wgmma(&mut self, grid: &mut GridState, slot: u32) {
         let Some(block) = grid.blocks.get_mut(slot) else { return };
         let (pool_grew, wgmma_issued) = (std::mem::take(&mut block.pool_grew), std::mem::take(&mut block.wgmma_issued));
@@ -105,8 +109,8 @@ impl Scheduler {
         }
     }
 
-    /// Lets lanes that wait at a join continue alone: the lanes that they wait for may wait for them. Returns whether
-    /// any waited.
+    /// Lets lanes that wait at a join continue alone, because the lanes that they wait for may in turn wait for them.
+    /// Returns whether any lanes waited at a join.
     pub(super) fn give_up_joins(&mut self, grid: &mut GridState) -> bool {
         let mut any = false;
         for slot in 0..grid.blocks.len() {
@@ -115,8 +119,9 @@ impl Scheduler {
         any
     }
 
-    /// Lets fragments that wait in a `try_wait` continue with the result false, which PTX allows at any time; once a
-    /// change, so that the loop around the instruction does not run for ever. Returns whether any waited.
+    /// Lets fragments that wait in an mbarrier `try_wait` continue with the result false, which PTX allows at any
+    /// time. Does so at most once per memory change, so that the loop around the instruction does not run for ever.
+    /// Returns whether any fragment waited.
     pub(super) fn fail_try_waits(&mut self, grid: &mut GridState) -> bool {
         let mark = grid.progress.changes.wrapping_mul(2) | 1;
         let mut any = false;

@@ -7,17 +7,18 @@ use std::collections::BTreeMap;
 /// One of the 16 barriers of a block.
 #[derive(Clone, Debug, Default)]
 pub struct BlockBarrier {
-    /// Threads that have arrived. A warp that arrives with a thread count adds 32, its exited threads included.
+    /// Number of threads that have arrived. At a barrier with a thread count a warp adds 32, its exited threads
+    /// included.
     pub arrived: u32,
-    /// The thread count that an arrival named; `None`: all live threads of the block.
+    /// The thread count that the barrier instruction gave; `None`: all live threads of the block.
     pub expected: Option<u32>,
-    /// Lanes that have arrived, by warp.
+    /// Mask of the lanes that have arrived, by warp.
     pub lanes: BTreeMap<u32, u32>,
     /// Joined vector clocks of the threads that have arrived.
     pub clock: Option<VectorClock>,
-    /// Fences and observations of the threads that have arrived.
+    /// Fences and observed clocks of the threads that have arrived, which the waiting threads receive.
     pub handoff: FenceHandoff,
-    /// `bar.red.popc`: true predicates so far.
+    /// `bar.red.popc`: number of true predicates so far.
     pub popc: u32,
     /// `bar.red.and`: whether all predicates so far are true.
     pub all: bool,
@@ -25,35 +26,35 @@ pub struct BlockBarrier {
     pub any: bool,
     /// Registers that receive a reduction when the barrier completes: warp, frame, lanes, kind.
     pub reductions: Vec<(u32, u32, u32, BarrierKind)>,
-    /// The instruction of the first arrival.
+    /// Index of the instruction of the first arrival.
     pub pc: u32,
 }
 
 impl BlockBarrier {
-    /// Describes the arrivals for messages. `live` is the number of live threads of the block.
+    /// Describes for messages how many threads have arrived. `live` is the number of live threads of the block.
     pub fn describe(&self, live: u32) -> String {
         let expected = self.expected.unwrap_or(live);
         format!("{} of {expected} threads have arrived", self.arrived)
     }
 
-    /// Whether enough threads have arrived. `live` is the number of live threads of the block.
+    /// Returns whether enough threads have arrived. `live` is the number of live threads of the block.
     pub fn is_complete(&self, live: u32) -> bool {
         self.arrived >= self.expected.unwrap_or(live)
     }
 }
 
-/// The barrier of a cluster, kept by the cluster's block of rank 0.
+/// The barrier of a cluster. The block of rank 0 holds it for its cluster.
 #[derive(Clone, Debug, Default)]
 pub struct ClusterBarrier {
-    /// How often the barrier has completed.
+    /// Number of phases that are complete.
     pub phase: u64,
-    /// Threads that have arrived in the current phase.
+    /// Number of threads that have arrived in the current phase.
     pub arrived: u32,
     /// Joined vector clocks of the threads that arrived with release.
     pub clock: Option<VectorClock>,
-    /// The vector clock that the last complete phase released.
+    /// The vector clock that waiting threads acquire from the last complete phase.
     pub released: Option<VectorClock>,
-    /// Lanes that have arrived and the phase in which, by (slot, warp).
+    /// By (slot, warp): mask of the lanes that have arrived, and the phase in which they arrived.
     pub lanes: BTreeMap<(u32, u32), (u32, u64)>,
 }
 

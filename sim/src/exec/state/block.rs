@@ -1,4 +1,4 @@
-//! Resident blocks: shared memory, warps, barriers and mbarriers of each, in numbered slots.
+//! Resident blocks, in numbered slots: each with its shared memory, warps, barriers and mbarriers.
 
 use super::barrier::{BlockBarrier, ClusterBarrier};
 use super::mbarrier::{MbarrierLocation, MbarrierObject};
@@ -11,44 +11,45 @@ use std::ops::{Index, IndexMut};
 /// A resident block.
 #[derive(Debug)]
 pub struct Block {
-    /// Linear index in the grid, behind all blocks of a primary grid.
+    /// Number of the block in vector clocks: its linear index in the grid plus the number of the grid's first block.
     pub index: u32,
     /// Coordinates in the grid: `%ctaid`.
     pub coordinates: [u32; 3],
-    /// Rank in its cluster.
+    /// Rank of the block in its cluster.
     pub rank: u32,
-    /// Slots of the cluster's blocks, by rank.
+    /// Slots of the blocks of this cluster, by rank.
     pub cluster: Vec<u32>,
-    /// Shared memory from [`crate::layout::SHARED_START`] on.
+    /// The bytes of shared memory; the first one has address [`crate::layout::SHARED_START`].
     pub shared: Vec<u8>,
-    /// Writers and readers of the shared memory.
+    /// Shadow memory: the last writers and readers of the block's shared memory.
     pub shadow: ShadowMemory,
-    /// The warps; `None` while one runs.
+    /// The warps of the block; `None` in place of the warp that is running.
     pub warps: Vec<Option<Box<Warp>>>,
-    /// The 16 barriers.
+    /// The 16 barriers of the block (`bar`, `barrier`).
     pub barriers: Vec<BlockBarrier>,
     /// mbarrier objects by shared address.
     pub mbarriers: BTreeMap<u32, MbarrierObject>,
-    /// Virtual agents (mbarriers) made so far.
+    /// Number of virtual agents created so far: one per initialised mbarrier.
     pub virtual_agents: u32,
-    /// Threads that have not exited.
+    /// Number of threads that have not exited.
     pub live: u32,
-    /// wgmma products of each warpgroup.
+    /// wgmma products that are not waited for, by warpgroup.
     pub warpgroups: Vec<Warpgroup>,
-    /// Registers in the pool that `setmaxnreg.dec` fills and `setmaxnreg.inc` takes from.
+    /// Number of registers in the pool that `setmaxnreg.dec` fills and `setmaxnreg.inc` takes from.
     pub register_pool: u32,
-    /// Barrier of the cluster; the one of the block of rank 0 is used.
+    /// Barrier of the cluster; only the one in the block of rank 0 is used.
     pub cluster_barrier: ClusterBarrier,
-    /// All threads have exited; the block stays until all blocks of its cluster have.
+    /// Whether all threads have exited. The block stays resident until all blocks of its cluster have ended.
     pub ended: bool,
-    /// The register pool has grown in this turn: warps that wait for registers are woken after it.
+    /// Whether the register pool grew in this turn; after the turn, warps that wait for registers are woken.
     pub pool_grew: bool,
-    /// A wgmma product was issued by its last warp in this turn: warps that wait for it are woken after it.
+    /// Whether the fourth warp of a warpgroup issued a wgmma product in this turn; after the turn, warps that wait
+    /// for the product are woken.
     pub wgmma_issued: bool,
 }
 
 impl Block {
-    /// Slot of the block of rank 0, which keeps the barrier of the cluster.
+    /// Returns the slot of the cluster's block of rank 0, which holds the barrier of the cluster.
     pub fn cluster_slot(&self) -> u32 {
         self.cluster[0]
     }
@@ -58,29 +59,29 @@ impl Block {
 #[derive(Debug, Default)]
 pub struct BlockTable {
     slots: Vec<Option<Box<Block>>>,
-    /// Shared memory and shadow of blocks that have ended, for later blocks.
+    /// Shared memory and shadow memory of blocks that have ended, for reuse by later blocks.
     spare: Vec<(Vec<u8>, ShadowMemory)>,
 }
 
 impl BlockTable {
-    /// Number of slots, filled or empty.
+    /// Returns the number of slots, occupied or empty.
     pub fn len(&self) -> u32 {
         self.slots.len() as u32
     }
 
-    /// The block in a slot.
+    /// Returns the block in a slot; `None` if the slot is empty.
     #[inline]
     pub fn get(&self, slot: u32) -> Option<&Block> {
         self.slots.get(slot as usize)?.as_deref()
     }
 
-    /// The block in a slot, to be changed.
+    /// Returns the block in a slot, to be changed; `None` if the slot is empty.
     #[inline]
     pub fn get_mut(&mut self, slot: u32) -> Option<&mut Block> {
         self.slots.get_mut(slot as usize)?.as_deref_mut()
     }
 
-    /// All resident blocks in the order of their slots.
+    /// Iterates over all resident blocks in the order of their slots.
     pub fn iter(&self) -> impl Iterator<Item = &Block> {
         self.slots.iter().flatten().map(|block| &**block)
     }
@@ -91,12 +92,12 @@ impl BlockTable {
         self.slots.len() as u32 - 1
     }
 
-    /// Fills an empty slot.
+    /// Puts a block into an empty slot.
     pub fn fill(&mut self, slot: u32, block: Block) {
         self.slots[slot as usize] = Some(Box::new(block));
     }
 
-    /// Empties a slot and keeps the block's shared memory for later blocks.
+    /// Empties a slot and keeps the memory of its block for later blocks.
     pub fn remove(&mut self, slot: u32) {
         if let Some(block) = self.slots[slot as usize].take()
             && self.spare.len() < 8
@@ -105,14 +106,14 @@ impl BlockTable {
         }
     }
 
-    /// Shared memory and shadow of a block that has ended; its bytes count as unwritten.
+    /// Returns shared memory and shadow memory of a block that has ended, all of it marked as unwritten.
     pub fn take_spare_memory(&mut self) -> Option<(Vec<u8>, ShadowMemory)> {
         let (bytes, mut shadow) = self.spare.pop()?;
         shadow.reset(false);
         Some((bytes, shadow))
     }
 
-    /// The mbarrier object at a location.
+    /// Returns the mbarrier object at a location; `None` if there is none.
     pub fn mbarrier(&mut self, at: MbarrierLocation) -> Option<&mut MbarrierObject> {
         self.get_mut(at.slot)?.mbarriers.get_mut(&at.address)
     }

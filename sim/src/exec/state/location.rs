@@ -1,5 +1,5 @@
-//! Locations of memory that threads share (a global buffer, or the shared memory of a block), and the lanes of an
-//! access grouped by location.
+//! Locations of memory that threads share (a global buffer, or the shared memory of a block), and groups of lanes
+//! that access the same location.
 
 /// A buffer in global memory or the shared memory of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,7 +11,7 @@ pub enum Location {
 }
 
 impl Location {
-    /// The name of the state space in findings.
+    /// Returns the name of the state space for findings.
     pub fn space(self) -> &'static str {
         match self {
             Location::Global(_) => "global",
@@ -29,12 +29,12 @@ pub struct LaneGroup {
     pub lanes: u32,
     /// Byte offset of each lane's access in the location.
     pub offsets: [u64; 32],
-    /// Whether all 32 lanes access consecutive bytes in lane order, which has a fast path.
+    /// Whether all 32 lanes access consecutive bytes in lane order; such accesses have a fast path.
     pub consecutive: bool,
 }
 
 impl LaneGroup {
-    /// Groups lanes whose accesses of `bytes` bytes each lie at `offsets`.
+    /// Creates a group of lanes that access `bytes` bytes each at `offsets`.
     #[inline(always)]
     pub fn new(location: Location, lanes: u32, offsets: [u64; 32], bytes: u64) -> LaneGroup {
         let step = |all: bool, lane: usize| all & (offsets[lane] == offsets[0] + lane as u64 * bytes);
@@ -42,8 +42,8 @@ impl LaneGroup {
         LaneGroup { location, lanes, offsets, consecutive }
     }
 
-    /// Groups all 32 lanes if each access of `bytes` bytes is aligned and lies in `range` of the location that begins
-    /// at address `base`; `None` otherwise.
+    /// Creates a group of all 32 lanes if each access of `bytes` bytes is aligned and lies in `range` of the
+    /// location, which begins at address `base`; else returns `None`.
     #[inline]
     pub fn of_all_lanes(
         location: Location,
@@ -62,7 +62,8 @@ impl LaneGroup {
     }
 }
 
-/// The offsets of all lanes from `base`, if each access of `bytes` bytes lies between `low` and `high` and is aligned.
+/// Returns the offsets of all lanes from `base` if each access of `bytes` bytes is aligned and lies between `low` and
+/// `high`.
 #[inline(always)]
 fn offsets_within(addresses: &[u64; 32], base: u64, (low, high): (u64, u64), bytes: u64) -> Option<[u64; 32]> {
     let offsets = addresses.map(|a| a.wrapping_sub(base));

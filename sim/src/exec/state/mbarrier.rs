@@ -1,4 +1,4 @@
-//! An mbarrier object: its counts, its phase, and the vector clock that its phases release.
+//! An mbarrier object: its counts, its phase, and the vector clock that waiting threads acquire.
 
 use crate::finding::Site;
 use crate::order::{Agent, VectorClock};
@@ -6,28 +6,29 @@ use crate::order::{Agent, VectorClock};
 /// An mbarrier object in shared memory.
 #[derive(Clone, Debug)]
 pub struct MbarrierObject {
-    /// Arrivals that complete a phase.
+    /// Number of arrivals that complete a phase.
     pub expected: u32,
-    /// Arrivals missing in the current phase.
+    /// Number of arrivals that are missing in the current phase.
     pub pending: u32,
-    /// Bytes that the current phase expects and that copies have not delivered; negative if they delivered more.
+    /// Number of bytes that the current phase expects and that copies have not delivered; negative if they delivered
+    /// more.
     pub pending_bytes: i64,
     /// Number of the current phase; the first is 0.
     pub phase: u32,
-    /// The virtual agent in whose name the phases release.
+    /// The virtual agent that stands for this mbarrier in vector clocks.
     pub agent: Agent,
     /// Joined vector clocks of the threads that arrived in the current phase.
     pub clock: Option<VectorClock>,
     /// Joined vector clocks of all complete phases.
     pub released: Option<VectorClock>,
-    /// The thread that initialised the object, and its epoch then.
+    /// The thread that initialised the mbarrier, and the epoch in which it did.
     pub init: (Agent, u32),
-    /// The copy that delivered bytes last.
+    /// The site of the copy that last delivered bytes.
     pub credited: Option<Site>,
 }
 
 impl MbarrierObject {
-    /// Describes the current phase, for deadlock findings.
+    /// Describes the current phase for deadlock findings.
     pub fn describe(&self) -> String {
         format!(
             "phase {}, {} of {} arrivals and {} bytes missing",
@@ -35,12 +36,13 @@ impl MbarrierObject {
         )
     }
 
-    /// Whether the current phase has begun and cannot end: some arrivals or bytes are missing, or too many bytes came.
+    /// Returns whether the current phase has begun but cannot complete: arrivals or bytes are missing, or too many
+    /// bytes came.
     pub fn is_short(&self) -> bool {
         self.pending < self.expected || self.pending_bytes != 0
     }
 
-    /// Begins the next phase if no arrival and no byte is missing; returns whether it did.
+    /// Begins the next phase if neither arrivals nor bytes are missing; returns whether it did.
     pub fn complete_phase(&mut self) -> bool {
         if self.pending != 0 || self.pending_bytes != 0 {
             return false;
@@ -63,7 +65,7 @@ pub struct MbarrierLocation {
     pub address: u32,
 }
 
-/// Joins a vector clock into an optional one.
+/// Joins `other` into a vector clock that may not exist yet.
 pub fn join_clock(clock: &mut Option<VectorClock>, other: VectorClock) {
     match clock {
         Some(clock) => clock.join(&other),

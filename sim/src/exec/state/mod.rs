@@ -1,6 +1,5 @@
-//! The state of a running grid as plain data: warps and their fragments, blocks and their barriers, mbarrier objects,
-//! and the asynchronous operations of a warp. The parts of the machine (`scheduler`, `memory_system`, `async_engine`)
-//! act on it.
+//! The state of a running grid as plain data: warps, blocks, barriers, mbarriers, and asynchronous operations.
+//! `scheduler`, `interpreter`, `memory_system` and `async_engine` change it.
 
 pub mod barrier;
 pub mod block;

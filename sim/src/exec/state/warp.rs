@@ -1,14 +1,15 @@
 //! A warp: its register frames, and the fragments into which divergence splits it.
 //!
-//! A fragment is a set of lanes that stand at one instruction. Divergence and reconvergence work like this:
+//! A fragment is a set of lanes that are at the same instruction. A join is a point of reconvergence: an instruction
+//! at which diverged fragments wait for each other.
 //!
 //! ```text
 //! branch that only some lanes take:
-//!     split the fragment in two; both get the join at the branch's immediate post-dominator
+//!     split the fragment in two; both get a join at the branch's immediate post-dominator
 //! fragment reaches the instruction of its join:
-//!     wait there; when every lane the join expects has arrived, continue as one fragment
+//!     wait there; when every lane that the join expects has arrived, continue as one fragment
 //! instruction that needs lanes together (.aligned, .sync):
-//!     wait (Gather) until all live members stand at the instruction, then merge their fragments
+//!     wait (Gather) until all live members are at the instruction, then merge their fragments
 //! nothing else in the warp can run:
 //!     give up the joins, because threads of a warp make progress independently since Volta;
 //!     a gathering that can still not complete is reported as divergent
@@ -20,21 +21,21 @@ use crate::order::WarpClocks;
 use crate::program::FunctionCode;
 use crate::regs::Registers;
 
-/// The join index of a fragment that has no join.
+/// Index in [`Fragment::join`] of a fragment that has no join (point of reconvergence).
 pub const NO_JOIN: u32 = u32::MAX;
 
-/// The activation of a function: its registers, parameters and return address.
+/// One call of a function by lanes of a warp: its registers, parameters and return address.
 #[derive(Debug)]
 pub struct Frame {
     /// Index of the function in [`crate::program::Kernel::functions`].
     pub function: u32,
-    /// Registers, and constants that the function uses as operands.
+    /// The registers, and the constants that the function uses as operands.
     pub regs: Registers,
     /// Bytes of the function's `.param` space, lane by lane.
     pub params: Vec<u8>,
     /// Offset of the function's `.local` variables in each lane's local memory.
     pub local_base: u32,
-    /// The caller's frame and the instruction to return to; `None` in the kernel itself.
+    /// The caller's frame and the instruction to return to; `None` for the kernel itself.
     pub parent: Option<(u32, u32)>,
     /// Lanes that have not returned from the function.
     pub lanes: u32,
@@ -45,20 +46,20 @@ pub struct Frame {
 pub enum FragmentState {
     /// The fragment can run.
     Ready,
-    /// Waits at its join until the sibling fragments arrive.
+    /// Waits at its join (point of reconvergence) for the other fragments.
     AtJoin,
-    /// Waits at an instruction that needs the lanes `members` together. `same_instruction` is false for
-    /// `bar.warp.sync`, at which lanes may stand in different places of the code.
+    /// Waits at an instruction that needs the lanes `members` together. With `same_instruction` all of them must be
+    /// at this instruction; without it (`bar.warp.sync`) each may be at a different one.
     Gather { members: u32, same_instruction: bool },
     /// Waits at the block barrier `id` (0 to 15).
     BlockBarrier { id: u32 },
     /// Waits at `barrier.cluster.wait` until phase `phase` of the cluster barrier is complete.
     ClusterBarrier { phase: u64 },
-    /// Waits after a `try_wait` that was false, until the mbarrier at shared address `address` of the block in `slot`
-    /// leaves phase `phase`.
+    /// Waits, after an mbarrier `try_wait` that was false, until the mbarrier at shared address `address` of the
+    /// block in `slot` leaves phase `phase`.
     Mbarrier { slot: u32, address: u32, phase: u32 },
-    /// Waits in a loop that only a memory change can end; `progress` is the number of changes when the loop last
-    /// looked.
+    /// Waits in a loop that only a memory change can end; `progress` is the number of memory changes at the loop's
+    /// last iteration.
     Spin { progress: u64 },
     /// Waits at `setmaxnreg.inc` for registers in the block's pool.
     Registers,
@@ -68,41 +69,42 @@ pub enum FragmentState {
     GridDependency,
 }
 
-/// Lanes of a warp that stand at one instruction.
+/// Lanes of a warp that are at the same instruction.
 #[derive(Clone, Copy, Debug)]
 pub struct Fragment {
-    /// Next instruction, as an index in the frame's function.
+    /// Next instruction, as an index in the function of the fragment's frame.
     pub pc: u32,
-    /// The lanes.
+    /// Mask of the lanes.
     pub mask: u32,
-    /// Index of their frame in [`Warp::frames`].
+    /// Index in [`Warp::frames`] of the lanes' frame.
     pub frame: u32,
-    /// Index of the join where the fragment meets its siblings, or [`NO_JOIN`].
+    /// Index in [`Warp::joins`] of the point where the fragment reconverges with others, or [`NO_JOIN`].
     pub join: u32,
     /// The join's instruction if the join is in this frame, else [`NO_JOIN`].
     pub join_pc: u32,
-    /// Whether the fragment can run.
+    /// Whether the fragment can run, or what it waits for.
     pub state: FragmentState,
-    /// The fragment has waited for the other lanes at its instruction, so the instruction may execute.
+    /// Whether the other lanes that the next instruction needs have arrived, so that it may execute.
     pub gathered: bool,
-    /// Backward branches since the fragment last changed memory: a high number suggests a loop that waits.
+    /// Number of backward branches since the fragment last changed memory; a high number suggests a loop that only
+    /// waits.
     pub backward_branches: u32,
-    /// Hash of loop head and registers when the interpreter last checked whether the loop only waits; 0 if none.
+    /// Hash of instruction and registers from the interpreter's last check for a waiting loop; 0 if there was none.
     pub spin_hash: u64,
 }
 
-/// An instruction at which fragments that diverged continue as one.
+/// A point of reconvergence: an instruction at which diverged fragments continue as one.
 #[derive(Clone, Copy, Debug)]
 pub struct Join {
-    /// The instruction.
+    /// The instruction, as an index in the function of `frame`.
     pub pc: u32,
-    /// The frame that the instruction belongs to.
+    /// Index of the frame that the instruction belongs to.
     pub frame: u32,
-    /// Lanes that the join waits for, including those that have arrived; 0 once the join is over.
+    /// Mask of the lanes that the join waits for, including those that have arrived; 0 once the join is over.
     pub expected: u32,
-    /// Lanes that have arrived.
+    /// Mask of the lanes that have arrived.
     pub arrived: u32,
-    /// The enclosing join.
+    /// Index of the enclosing join, or [`NO_JOIN`].
     pub parent: u32,
 }
 
@@ -113,45 +115,45 @@ pub struct Warp {
     pub index: u32,
     /// Slot of its block in the block table.
     pub slot: u32,
-    /// Vector clocks of its lanes.
+    /// Vector clocks of the lanes.
     pub order: WarpClocks,
-    /// Function activations; `None` for those that have returned.
+    /// Called functions; `None` for those that have returned.
     pub frames: Vec<Option<Box<Frame>>>,
-    /// The lanes, grouped by instruction.
+    /// The lanes, grouped by the instruction that they are at.
     pub fragments: Vec<Fragment>,
-    /// Joins; entries with no expected lanes are free.
+    /// Points of reconvergence; entries that expect no lanes are free.
     pub joins: Vec<Join>,
-    /// Lanes that have not exited.
+    /// Mask of the lanes that have not exited.
     pub live: u32,
-    /// Local memory in bytes per lane.
+    /// Size of local memory in bytes per lane.
     pub local_size: u32,
     /// The bytes of local memory, lane by lane.
     pub local: Vec<u8>,
-    /// Which bytes of local memory were written.
+    /// Whether each byte of local memory was written.
     pub local_init: Vec<bool>,
-    /// Top of the stack of local variables, in bytes from its start.
+    /// Bytes of each lane's local memory that the functions on the call stack use.
     pub local_top: u32,
-    /// `cp.async` groups and bulk store groups.
+    /// Asynchronous copies that the warp has issued and not waited for.
     pub copies: WarpCopies,
-    /// wgmma groups and the registers that they use.
+    /// wgmma products of the warp and the registers that they use.
     pub wgmma: WarpWgmma,
-    /// Registers that a thread may use, as set by `setmaxnreg`.
+    /// Number of registers per thread, as `setmaxnreg` set it.
     pub max_registers: u32,
-    /// The `setmaxnreg` instructions that the warp executed, in order.
+    /// The `setmaxnreg` instructions that the warp has executed, in order.
     pub setmaxnreg: Vec<u32>,
-    /// Instructions executed, which `%clock` returns.
+    /// Number of instructions executed, which `%clock` returns.
     pub clock: u64,
-    /// The warp executed `nanosleep`: its turn ends so that other warps run.
+    /// Whether the warp executed `nanosleep`, which ends its turn so that other warps run.
     pub yielded: bool,
 }
 
 impl Warp {
-    /// Whether any fragment can run.
+    /// Returns whether any fragment can run.
     pub fn is_ready(&self) -> bool {
         self.fragments.iter().any(|f| f.state == FragmentState::Ready)
     }
 
-    /// The frame with this index.
+    /// Returns the frame with this index.
     pub fn frame(&mut self, index: u32) -> &mut Frame {
         self.frames[index as usize].as_mut().expect("a fragment's frame lives")
     }
@@ -184,7 +186,7 @@ impl Warp {
 
     /// Adds a join and returns its index.
     pub fn push_join(&mut self, join: Join) -> u32 {
-        // Reuses the entry of a join that is over.
+        // Reuses the entry of a join that is over, if there is one.
         match self.joins.iter().position(|j| j.expected == 0) {
             Some(i) => {
                 self.joins[i] = join;
@@ -197,7 +199,7 @@ impl Warp {
         }
     }
 
-    /// The value of [`Fragment::join_pc`] for a fragment of `frame` that goes to `join`.
+    /// Returns [`Fragment::join_pc`] for a fragment in `frame` whose next join is `join`.
     pub fn join_pc(&self, join: u32, frame: u32) -> u32 {
         match self.joins.get(join as usize) {
             Some(j) if join != NO_JOIN && j.frame == frame => j.pc,
@@ -205,8 +207,8 @@ impl Warp {
         }
     }
 
-    /// Splits a fragment in two at a branch. `fragment` keeps the lanes `taken` and goes to `target`; the returned
-    /// fragment has the other lanes and goes to `next`. Both meet again at the instruction `reconverge`, if there is
+    /// Splits a fragment in two at a branch: `fragment` keeps the lanes `taken` and goes to `target`; the returned
+    /// fragment has the other lanes and goes to `next`. They reconverge at the instruction `reconverge`, if there is
     /// one.
     pub fn split(
         &mut self,
@@ -217,7 +219,7 @@ impl Warp {
         reconverge: Option<u32>,
     ) -> Fragment {
         if let Some(pc) = reconverge {
-            // A loop that diverges in every iteration needs only one join.
+            // A loop that diverges in every iteration reuses its join.
             let reuse = fragment.join != NO_JOIN
                 && self.joins[fragment.join as usize].pc == pc
                 && self.joins[fragment.join as usize].frame == fragment.frame;
@@ -236,14 +238,14 @@ impl Warp {
         other
     }
 
-    /// Records that a fragment has reached its join, where it waits.
+    /// Makes a fragment that has reached its join wait there.
     pub fn arrive_at_join(&mut self, fragment: &mut Fragment) {
         let join = fragment.join;
         self.joins[join as usize].arrived |= fragment.mask;
         fragment.state = FragmentState::AtJoin;
     }
 
-    /// Grows every lane's local memory by `bytes` bytes that count as unwritten. Returns where they begin, a multiple
+    /// Adds `bytes` bytes, marked as unwritten, to every lane's local memory. Returns their local address, a multiple
     /// of 16.
     pub fn grow_local(&mut self, bytes: u32) -> u32 {
         let base = self.local_top.next_multiple_of(16);
@@ -267,7 +269,8 @@ impl Warp {
         base
     }
 
-    /// Merges the fragments of complete joins and makes them ready. `self.fragments` must hold every live lane.
+    /// Merges the fragments at joins where all expected lanes have arrived and makes them ready. `self.fragments`
+    /// must hold every live lane.
     pub fn complete_joins(&mut self) {
         for at in 0..self.joins.len() {
             let j = self.joins[at];
@@ -307,7 +310,7 @@ impl Warp {
         });
     }
 
-    /// Lets fragments that wait at a join continue alone; returns whether any waited.
+    /// Makes fragments that wait at a join ready, although lanes are missing; returns whether there were any.
     pub fn give_up_joins(&mut self) -> bool {
         let waiting: Vec<usize> =
             (0..self.fragments.len()).filter(|&i| self.fragments[i].state == FragmentState::AtJoin).collect();
@@ -326,7 +329,7 @@ impl Warp {
         !waiting.is_empty()
     }
 
-    /// Removes lanes that exited or merged elsewhere from the joins `from` up to, not including, `to`.
+    /// Removes the lanes `mask` from the join `from` and those that enclose it, up to but not including `to`.
     pub fn leave_joins(&mut self, mask: u32, from: u32, to: u32) {
         let mut at = from;
         while at != NO_JOIN && at != to {
@@ -337,8 +340,8 @@ impl Warp {
         }
     }
 
-    /// Merges fragments that gather at the same instruction and makes complete gatherings ready; returns whether
-    /// anything changed.
+    /// Merges fragments that gather at the same instruction and makes them ready once no lane is missing. Returns
+    /// whether anything changed.
     pub fn complete_gatherings(&mut self) -> bool {
         let mut progress = false;
         let mut i = 0;
@@ -369,7 +372,8 @@ impl Warp {
         progress
     }
 
-    /// Completes `bar.warp.sync`: its lanes may stand at different instructions, as long as each member stands at one.
+    /// Completes `bar.warp.sync` once all its lanes execute one; they may execute different `bar.warp.sync`
+    /// instructions.
     fn complete_warp_syncs(&mut self) -> bool {
         for i in 0..self.fragments.len() {
             let FragmentState::Gather { members, same_instruction: false } = self.fragments[i].state else { continue };
@@ -399,7 +403,7 @@ impl Warp {
         false
     }
 
-    /// Merges fragment `k` into fragment `i`. Both leave their joins up to the innermost one that they share.
+    /// Merges fragment `k` into fragment `i`. Both leave their joins up to the innermost one that encloses both.
     fn merge(&mut self, i: usize, k: usize) {
         let g = self.fragments.swap_remove(k);
         let f = self.fragments[i];
@@ -423,7 +427,7 @@ impl Warp {
     }
 }
 
-/// The registers of a new frame: constants are set, all others are undefined.
+/// Creates the registers of a new frame: constants have their values, all other registers are undefined.
 pub fn new_registers(code: &FunctionCode) -> Registers {
     let mut undefined = vec![0u32; code.template.len()];
     undefined[..code.register_rows as usize].fill(u32::MAX);

@@ -1,28 +1,28 @@
-//! wgmma products that have been issued and not waited for: those of a warpgroup, and what each warp keeps of them.
+//! wgmma products that have been issued and not waited for: the state per warpgroup and the state per warp.
 
 use crate::matrix::Lanes;
 use crate::matrix::wgmma::SharedOperand;
 use crate::order::{AsyncOpId, OperandWriters};
 use std::collections::VecDeque;
 
-/// The mask of all four warps of a warpgroup.
+/// Mask of the four warps of a warpgroup.
 pub const ALL_WARPS: u8 = 0b1111;
 
-/// The products of a warpgroup that some of its warps have not waited for, oldest first.
+/// The products of a warpgroup for which at least one of its warps has not waited, oldest first.
 #[derive(Debug, Default)]
 pub struct Warpgroup {
-    /// Number of the oldest product, counted from the start of the block.
+    /// Number of the oldest product; products are counted from the start of the block.
     pub first: u64,
-    /// The products.
+    /// The products, oldest first.
     pub products: VecDeque<WarpgroupProduct>,
 }
 
-/// One matrix product of a warpgroup.
+/// One wgmma product of a warpgroup.
 #[derive(Debug)]
 pub struct WarpgroupProduct {
-    /// The instruction.
+    /// Index of the wgmma instruction in the kernel.
     pub pc: u32,
-    /// The asynchronous operation that reads the operands.
+    /// The asynchronous operation that reads the product's operands.
     pub op: AsyncOpId,
     /// Descriptors of A (`None` if A is in registers) and B as the first warp gave them.
     pub descriptors: (Option<u64>, u64),
@@ -30,11 +30,11 @@ pub struct WarpgroupProduct {
     pub a: Option<SharedOperand>,
     /// Operand B in shared memory.
     pub b: SharedOperand,
-    /// Writers of the operands' bytes.
+    /// The last writers of the operands' bytes, which every warp that issues the product checks.
     pub writers: OperandWriters,
     /// Mask of the warps that have issued the product.
     pub issued: u8,
-    /// Mask of the warps that have waited for it.
+    /// Mask of the warps that have waited for the product.
     pub waited: u8,
     /// Whether the product has been computed.
     pub computed: bool,
@@ -43,45 +43,46 @@ pub struct WarpgroupProduct {
 /// The wgmma products of one warp and the registers that they use.
 #[derive(Clone, Debug, Default)]
 pub struct WarpWgmma {
-    /// Products that the warp has waited for; the next one is the oldest in [`Self::issued`].
+    /// Number of products that the warp has waited for; the next one is the first in [`Self::issued`].
     pub waited: u64,
     /// Products that the warp has issued and not waited for, oldest first.
     pub issued: VecDeque<IssuedProduct>,
-    /// Committed groups, oldest first, each as the number of the first product behind it.
+    /// Committed groups, oldest first; each entry is the number of the first product after the group.
     pub groups: VecDeque<u64>,
-    /// Registers that ordinary instructions accessed since the last `wgmma.fence`, by row; grows as needed.
+    /// For each register, whether an ordinary instruction accessed it since the last `wgmma.fence`; grows as needed.
     touched: Vec<bool>,
-    /// Whether any register was.
+    /// Whether any register is marked as accessed since the last `wgmma.fence`.
     pub any_touched: bool,
-    /// Whether a `wgmma.fence` was executed at all.
+    /// Whether the warp has executed a `wgmma.fence`.
     pub fenced: bool,
     /// Number of products issued before the last `wgmma.fence`.
     pub fence_at: u64,
-    /// No group was committed since the last `wgmma.fence`. Accesses to registers here were likely before the fence in
-    /// the CUDA source and moved behind it by the compiler, which ptxas repairs: they make a note, not a finding.
+    /// Whether no group was committed since the last `wgmma.fence`. The compiler has probably moved register accesses
+    /// that occur now from before the fence in the CUDA source; ptxas repairs that, so they make a note and not a
+    /// finding.
     after_fence: bool,
     /// Registers accessed since the last `wgmma.fence` while [`Self::after_fence`] holds.
     pub late: Vec<u32>,
 }
 
-/// What one warp keeps of a product that it issued.
+/// A product as one of the warps that issued it sees it.
 #[derive(Clone, Debug)]
 pub struct IssuedProduct {
-    /// The function, and the index of the instruction in it.
+    /// Index of the function that contains the wgmma instruction.
     pub function: u32,
-    /// Index of the instruction in the function.
+    /// Index of the wgmma instruction in the function.
     pub index: u32,
-    /// The instruction, kernel-wide.
+    /// Index of the wgmma instruction in the kernel.
     pub pc: u32,
-    /// The frame whose registers hold the accumulators.
+    /// Index of the frame whose registers hold the accumulators.
     pub frame: u32,
-    /// Lanes that issued it.
+    /// Mask of the lanes that issued the product.
     pub mask: u32,
     /// Whether the product is added to the accumulators' old values.
     pub scale_d: bool,
-    /// The registers of operand A, if A is in registers.
+    /// The values of operand A, if A is in registers.
     pub a: Option<Box<[Lanes; 4]>>,
-    /// Registers to which the compiler moved an accumulator before the product was complete: (copy, accumulator).
+    /// Registers to which the compiler moved an accumulator before the product was complete, as (copy, accumulator).
     pub copies: Vec<(u32, u32)>,
 }
 
@@ -91,7 +92,7 @@ impl WarpWgmma {
         self.waited + self.issued.len() as u64
     }
 
-    /// Whether an ordinary instruction accessed the register since the last `wgmma.fence`.
+    /// Returns whether an ordinary instruction accessed the register since the last `wgmma.fence`.
     pub fn is_touched(&self, register: u32) -> bool {
         self.touched.get(register as usize).copied().unwrap_or(false)
     }
@@ -114,7 +115,7 @@ impl WarpWgmma {
         self.any_touched |= touched;
     }
 
-    /// Executes `wgmma.fence`: earlier register accesses are ordered before later products.
+    /// Executes `wgmma.fence`: orders earlier register accesses before later products.
     pub fn fence(&mut self) {
         self.fenced = true;
         self.fence_at = self.next_product();

@@ -55,7 +55,7 @@ pub fn barrier(cx: &mut InstructionContext, b: &Barrier) -> Flow {
         });
     }
     *lanes |= mask;
-    // With a thread count a whole warp counts as 32 threads, its exited threads included.
+    // At a barrier with a thread count a whole warp counts as 32 threads, its exited threads included.
     let whole_warp = b.count.is_some() && mask == cx.warp.live;
     barrier.arrived += if whole_warp { 32 } else { mask.count_ones() };
     barrier.handoff.join(&cx.warp.order.fence_handoff(mask));
@@ -82,8 +82,8 @@ pub fn barrier(cx: &mut InstructionContext, b: &Barrier) -> Flow {
     Flow::Stop
 }
 
-/// Completes the barriers of a block at which enough threads have arrived: writes reductions and hands the vector
-/// clocks on. Returns the numbers of the barriers, whose waiting warps the scheduler wakes.
+/// Completes the barriers of a block at which enough threads have arrived: writes the results of reductions, and
+/// waiting threads acquire the vector clocks of those that arrived. Returns the numbers of the completed barriers.
 pub fn complete_barriers(grid: &mut GridState, slot: u32) -> Vec<u32> {
     let mut done = Vec::new();
     let mut overfull = Vec::new();

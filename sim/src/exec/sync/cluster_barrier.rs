@@ -6,7 +6,7 @@ use crate::exec::state::mbarrier::join_clock;
 use crate::exec::state::warp::FragmentState;
 use crate::finding::FindingKind;
 
-/// Executes `barrier.cluster.arrive`; with `release`, later waits see the writes before it.
+/// Executes `barrier.cluster.arrive`; with `release`, threads that wait see the writes before it.
 pub fn cluster_arrive(cx: &mut InstructionContext, release: bool, aligned: bool) -> Flow {
     if aligned && !cx.gather(u32::MAX) {
         return Flow::Stop;
@@ -60,13 +60,13 @@ pub fn cluster_wait(cx: &mut InstructionContext, aligned: bool) -> Flow {
         }
         return Flow::Next;
     }
-    // The fragment waits before the instruction and executes it again when it is woken.
+    // The fragment waits before the instruction and executes it again after it is woken.
     cx.fragment.gathered = true;
     cx.fragment.state = FragmentState::ClusterBarrier { phase };
     Flow::Stop
 }
 
-/// Completes the phase of the barrier of a block's cluster when every live thread of the cluster has arrived.
+/// Completes the barrier phase of a block's cluster if every live thread of the cluster has arrived.
 pub fn complete_cluster_barrier(grid: &mut GridState, slot: u32) {
     let Some(block) = grid.blocks.get(slot) else { return };
     let live = block.cluster.iter().filter_map(|&s| grid.blocks.get(s)).map(|block| block.live).sum();

@@ -1,4 +1,5 @@
-//! Checks one access, of lanes that share a clock, against one cell after another.
+//! Checks one access, made by lanes that share a vector clock, against the shadow cells of the accessed bytes, one
+//! after the other. A shadow cell holds the last write and the last reads of a few bytes.
 //!
 //! [`AccessCheck::check_cell`] is the fast path: it uses cached answers about writers, readers and lists.
 //! [`AccessCheck::read`] and [`AccessCheck::write`] are the complete rules; `ordering.rs` has the comparison with one
@@ -15,7 +16,7 @@ use super::{
 mod ordering;
 mod row_reads;
 
-/// A conflict of an access whose lane is filled in later.
+/// A conflict of an access, still without the lane that made the access.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct UnattributedConflict {
     kind: ConflictKind,
@@ -36,7 +37,8 @@ impl UnattributedConflict {
     }
 }
 
-/// A cached answer: the lanes of an owner that are ordered before the access, for one stamp.
+/// A cached answer about earlier accesses by owner `key` with stamp `stamp`: those of the lanes `known` are ordered
+/// before the present access.
 #[derive(Clone, Copy)]
 pub(super) struct KnownLanes {
     key: OwnerKey,
@@ -53,7 +55,8 @@ impl KnownLanes {
     }
 }
 
-/// Returns true if one of the answers covers the access, and moves it to the front.
+/// Returns true if a cached answer says that the accesses of the lanes `mask` are ordered before; moves that answer
+/// to the front.
 #[inline(always)]
 fn known_by(answers: &mut [KnownLanes; 2], key: OwnerKey, stamp: AccessStamp, mask: u32) -> bool {
     if answers[0].covers(key, stamp, mask) {
@@ -66,38 +69,38 @@ fn known_by(answers: &mut [KnownLanes; 2], key: OwnerKey, stamp: AccessStamp, ma
     second
 }
 
-/// Returns the index of the answer for this owner and stamp.
+/// Returns the index of the cached answer about accesses by this owner with this stamp.
 fn answer(answers: &[KnownLanes; 2], key: OwnerKey, stamp: AccessStamp) -> Option<usize> {
     answers.iter().position(|answer| answer.key == key && answer.stamp == stamp)
 }
 
-/// One access, of lanes that share a clock, on its way over cells.
+/// One access, made by lanes that share a vector clock, while it is checked against shadow cells.
 pub(super) struct AccessCheck<'a> {
     space: MemorySpace,
     warp: &'a WarpClocks,
     clock: &'a VectorClock,
     cx: &'a CheckContext<'a>,
-    /// The owner that the access is recorded for: the warp or the operation.
+    /// The owner for which the access is recorded: the warp or the asynchronous operation.
     key: OwnerKey,
     stamp: AccessStamp,
     pc: u32,
-    /// True if the access goes through the async proxy.
+    /// Whether the access goes through the async proxy.
     is_async: bool,
-    /// True if the access is weak and not through the async proxy.
+    /// Whether the access is weak and goes through the generic proxy.
     is_plain: bool,
-    /// The last two answers about writers and about readers, the latest first.
+    /// The last two cached answers about writers and the last two about readers, latest first.
     of_writer: [KnownLanes; 2],
     of_reader: [KnownLanes; 2],
-    /// The last two lists whose entries are all ordered before every lane, the latest first.
+    /// The last two lists all of whose accesses are ordered before every lane of this access, latest first.
     ordered_lists: [ListId; 2],
-    /// The last push: list, record, resulting list.
+    /// The last push onto a list: the list, the pushed record, and the resulting list.
     pushed: (ListId, AccessRecord, ListId),
-    /// For the async proxy: the last write without conflict, and the last reader without a fence.
+    /// Used for the async proxy: the last write that did not conflict, and the last reader without a proxy fence.
     last_ordered_write: AccessRecord,
     last_unfenced_reader: (OwnerKey, AccessStamp),
-    /// The last readers of which no lane is ordered before the access.
+    /// The last owner of earlier reads of which no lane is ordered before this access.
     unordered_readers: (OwnerKey, AccessStamp),
-    /// The first conflict of the lane's access.
+    /// The first conflict that was found for the current lane.
     pub fault: Option<UnattributedConflict>,
 }
 
@@ -137,8 +140,8 @@ impl<'a> AccessCheck<'a> {
         }
     }
 
-    /// Checks and records the access of `lane` to the cell at `offset`; falls back to
-    /// [`check_cell_slow`](Self::check_cell_slow).
+    /// Checks and records that `lane` accesses the shadow cell at `offset`. Uses cached answers; without them it
+    /// calls [`check_cell_slow`](Self::check_cell_slow).
     #[inline(always)]
     pub(super) fn check_cell<const WRITES: bool>(
         &mut self,
@@ -169,7 +172,7 @@ impl<'a> AccessCheck<'a> {
         }
     }
 
-    /// Checks and records the access of an asynchronous operation, issued by `lane`, to the cell at `offset`.
+    /// Checks and records that an asynchronous operation, issued by `lane`, accesses the shadow cell at `offset`.
     #[inline(always)]
     pub(super) fn check_cell_async<const WRITES: bool>(
         &mut self,
@@ -208,8 +211,8 @@ impl<'a> AccessCheck<'a> {
         (cell.reader, cell.read, cell.readers, cell.read_pc) = (self.key, self.stamp, 1 << lane, self.pc);
     }
 
-    /// Checks and records that all lanes, which share a clock, read the cell at `offset` weakly; `lane` supplies the
-    /// address.
+    /// Checks and records a weak read of the shadow cell at `offset` by all lanes, which share a vector clock. `lane`
+    /// is the lane that supplied the address.
     #[inline(always)]
     pub(super) fn check_cell_all_lanes(&mut self, cell: &mut Cell, offset: u64, lane: u32, lists: &mut AccessLists) {
         let write_known =
@@ -226,8 +229,8 @@ impl<'a> AccessCheck<'a> {
         (cell.reader, cell.read, cell.readers, cell.read_pc) = (self.key, self.stamp, u32::MAX, self.pc);
     }
 
-    /// After a check without conflict: returns true if any other lane would have changed a cell like `old` in the same
-    /// way, for any writing lane and any offset.
+    /// Called after a check without conflict. Returns true if any other lane would have changed a shadow cell like
+    /// `old` in the same way, for any writing lane and any offset.
     pub(super) fn holds_for_any_lane(&self, old: &Cell, writes: bool) -> bool {
         let all = |answers: &[KnownLanes; 2], key, stamp| {
             answer(answers, key, stamp).is_some_and(|at| answers[at].known == u32::MAX)
@@ -243,42 +246,42 @@ impl<'a> AccessCheck<'a> {
             && all(&self.of_writer, old.writer >> 5, old.write)
     }
 
-    /// After a check of `lane` without conflict: returns true if a cell like `old` at any other offset would have
-    /// changed in the same way.
+    /// Called after a check of `lane` without conflict. Returns true if a shadow cell like `old` at any other offset
+    /// would have changed in the same way.
     pub(super) fn holds_for_any_offset(&self, old: &Cell, writes: bool, lane: u32) -> bool {
         let weak = self.stamp.strength() == AccessStrength::Weak;
         let same = weak
             && self.fault.is_none()
             && self.ordered_lists.contains(&old.older)
             && !AccessCheck::are_readers_rotated(old);
-        // A read without a proxy fence is reported only once, so its result must not be cached.
+        // A read without a proxy fence is reported only once, so the result of this check must not be cached.
         let fenced = !writes || old.reader >= FIRST_OP_KEY || !self.is_async || self.is_fenced(&old.read_entry(), lane);
         same && fenced
     }
 
-    /// Returns true if the readers' mask in lists differs from the mask in the cell.
+    /// Returns true if the readers' mask would be rotated in a list (see [`AccessStamp::turn`]).
     pub(super) fn are_readers_rotated(cell: &Cell) -> bool {
         cell.reader != NO_AGENT && cell.readers != u32::MAX && cell.read.wide() != AccessStamp::RANGE
     }
 
-    /// Returns true if the access's owner read the cell last.
+    /// Returns true if the last reader of the cell is the owner of this access.
     pub(super) fn is_reader(&self, cell: &Cell) -> bool {
         cell.reader == self.key
     }
 
-    /// Returns true if a cached answer says that the cell's write is ordered before.
+    /// Returns true if a cached answer says that the cell's last write is ordered before this access.
     #[inline(always)]
     fn is_writer_cached_as_ordered(&mut self, cell: &Cell) -> bool {
         known_by(&mut self.of_writer, cell.writer >> 5, cell.write, 1 << (cell.writer & 31))
     }
 
-    /// Returns true if a cached answer says that the cell's reads are ordered before.
+    /// Returns true if a cached answer says that the cell's last reads are ordered before this access.
     #[inline(always)]
     fn are_readers_cached_as_ordered(&mut self, cell: &Cell) -> bool {
         known_by(&mut self.of_reader, cell.reader, cell.read, cell.readers)
     }
 
-    /// Returns true if the list is cached as wholly ordered before.
+    /// Returns true if the cache says that all accesses in the list are ordered before this access.
     #[inline(always)]
     fn is_list_cached_as_ordered(&mut self, list: ListId) -> bool {
         if self.ordered_lists[0] == list {
@@ -297,7 +300,7 @@ impl<'a> AccessCheck<'a> {
         }
     }
 
-    /// Returns true if the list has no write, so that a weak read cannot conflict with it.
+    /// Returns true if the list contains no write, so that a weak read cannot conflict with it.
     fn has_no_write(&mut self, list: ListId, lists: &AccessLists) -> bool {
         let clean = !lists.has_write(list);
         if clean {
@@ -317,14 +320,14 @@ impl<'a> AccessCheck<'a> {
     ) {
         let found = if writes { self.write(cell, offset, lane, lists) } else { self.read(cell, offset, lane, lists) };
         if let Some(found) = found {
-            // A missing proxy fence after a read is the least severe conflict; another one replaces it.
+            // A missing proxy fence after a read is the least severe conflict, so another conflict replaces it.
             if self.fault.is_none_or(|fault| fault.kind == ConflictKind::ProxyRead) {
                 self.fault = Some(found);
             }
         }
     }
 
-    /// Moves the conflict of `lane`'s access to `out`.
+    /// Appends the conflict that was found for `lane`, if any, to `out` and clears it.
     #[inline(always)]
     pub(super) fn report(&mut self, lane: u32, out: &mut Vec<Conflict>) {
         if self.fault.is_some() {
@@ -332,7 +335,7 @@ impl<'a> AccessCheck<'a> {
         }
     }
 
-    /// Complete rules for a read by `lane` of the cell at `offset`.
+    /// Checks and records that `lane` reads the shadow cell at `offset`, by the complete rules.
     pub(super) fn read(
         &mut self,
         cell: &mut Cell,
@@ -358,7 +361,7 @@ impl<'a> AccessCheck<'a> {
         fault
     }
 
-    /// Complete rules for a write by `lane` to the cell at `offset`.
+    /// Checks and records that `lane` writes the shadow cell at `offset`, by the complete rules.
     pub(super) fn write(
         &mut self,
         cell: &mut Cell,
@@ -402,7 +405,7 @@ impl<'a> AccessCheck<'a> {
         fault
     }
 
-    /// Moves the accesses that a strong write cannot replace to the older accesses.
+    /// Moves those last accesses of a cell into its list of older accesses that a strong write cannot replace.
     #[cold]
     pub(super) fn keep_older_accesses(
         &mut self,
@@ -421,8 +424,8 @@ impl<'a> AccessCheck<'a> {
         }
     }
 
-    /// Makes room for a new reader: keeps the present readers in the list of older accesses unless the new reader
-    /// replaces them.
+    /// Makes room for a new reader of a cell: moves the present readers into the list of older accesses, unless the
+    /// new reader replaces them.
     pub(super) fn displace_reader(&mut self, cell: &mut Cell, offset: u64, lane: u32, lists: &mut AccessLists) {
         if cell.reader == NO_AGENT {
             return;
@@ -454,7 +457,7 @@ impl<'a> AccessCheck<'a> {
         self.push_new(list, &entry, lists)
     }
 
-    /// Returns true if the cell's reader is the record that was last pushed onto its list.
+    /// Returns true if the last push was of this cell's reads onto this cell's list.
     #[inline(always)]
     pub(super) fn was_pushed(&self, cell: &Cell, offset: u64) -> bool {
         let (of, pushed, _) = &self.pushed;
@@ -501,8 +504,8 @@ impl<'a> AccessCheck<'a> {
                 && self.is_ordered_for_lane(cell.reader, cell.read, cell.readers, lane)
     }
 
-    /// Returns true if a lane may know more about `key` than its clock says: its own accesses, and operations it waited
-    /// for.
+    /// Returns true if a lane may be ordered after more accesses of `key` than its clock contains: after its own
+    /// accesses, and after operations for which it waited.
     pub(super) fn may_lane_know_more(&self, key: OwnerKey) -> bool {
         key == self.warp.key() || key >= FIRST_OP_KEY
     }
@@ -518,7 +521,8 @@ impl<'a> AccessCheck<'a> {
         KnownLanes { key, stamp, known }
     }
 
-    /// Like the cached answer, but includes the accesses of `lane` itself.
+    /// Returns true if the accesses of the lanes `mask` are ordered before `lane`, counting the accesses of `lane`
+    /// itself and the operations for which it waited.
     pub(super) fn is_ordered_for_lane(&self, key: OwnerKey, stamp: AccessStamp, mask: u32, lane: u32) -> bool {
         let own = if key == self.key || key == self.warp.key() { 1 << lane } else { 0 };
         let known = if key < FIRST_OP_KEY {

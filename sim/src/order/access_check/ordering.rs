@@ -1,4 +1,4 @@
-//! The ordering rules: decides whether an access conflicts with an earlier one.
+//! The ordering rules: decide whether an access conflicts with one earlier access to the same bytes.
 
 use super::super::access_lists::{AccessLists, AccessRecord, ListId};
 use super::super::cell::Cell;
@@ -7,7 +7,7 @@ use super::super::{AccessStrength, Agent, AsyncOpId, AsyncOpKind, FIRST_OP_KEY, 
 use super::{AccessCheck, UnattributedConflict};
 
 impl AccessCheck<'_> {
-    /// [`AccessCheck::find_conflict`] with the cell's last write.
+    /// [`AccessCheck::find_conflict`] with the last write of a shadow cell.
     pub(super) fn find_write_conflict(
         &mut self,
         cell: &Cell,
@@ -29,11 +29,12 @@ impl AccessCheck<'_> {
         fault
     }
 
-    /// Returns the conflict of `lane`'s access with an earlier one, whose mask is not rotated:
+    /// Returns the conflict of `lane`'s access with an earlier access `old`, whose mask is not rotated:
     ///
-    /// 1. if a lane of the earlier access is not in the clock: `NotWaited` for an operation, else `Race` (unless both
-    ///    are morally strong);
-    /// 2. else, if the access goes through the async proxy and the earlier generic write has no proxy fence: `Proxy`.
+    /// 1. `NotWaited` (if `old` is an asynchronous operation) or `Race`, if a lane of `old` is not ordered before the
+    ///    access and the two accesses are not morally strong;
+    /// 2. otherwise `Proxy`, if the access goes through the async proxy and no proxy fence follows the generic write
+    ///    `old`.
     #[cold]
     pub(in crate::order) fn find_conflict(
         &self,
@@ -100,7 +101,7 @@ impl AccessCheck<'_> {
             let known = self.clock.async_visible_lanes(self.space, old.key, epoch) | (own as u32) << lane;
             return old.mask & !known == 0;
         }
-        // Completion on an mbarrier makes asynchronous stores visible to every thread that waits for it.
+        // Completion on an mbarrier makes the writes of `st.async` visible to every thread that waits for it.
         let kind = self.cx.ops.kind(AsyncOpId::from_key(old.key));
         kind.is_async_proxy() || kind == AsyncOpKind::StAsync || {
             let known = self.cx.ops.async_visible_lanes(old.key, self.warp, lane, self.clock, self.space);
@@ -131,7 +132,7 @@ impl AccessCheck<'_> {
                 return Some(fault);
             }
         }
-        // For the async proxy, earlier writes must be visible as well, so the list is not wholly known.
+        // The async proxy also needs earlier writes to be visible, so a list with writes is not cached as ordered.
         if writes && wholly_known && !(self.is_async && lists.has_write(list)) {
             self.cache_ordered_list(list);
         }

@@ -1,4 +1,4 @@
-//! Checks consecutive 16-byte reads of several lanes of an operation as one access to one cell.
+//! Checks consecutive 16-byte reads by several lanes of an operation as one access to one shadow cell.
 
 use super::super::access_lists::AccessLists;
 use super::super::cell::Cell;
@@ -6,9 +6,9 @@ use super::super::{FIRST_OP_KEY, NO_AGENT};
 use super::{AccessCheck, answer};
 
 impl AccessCheck<'_> {
-    /// Checks that `count` lanes from `lane` on read the cell at `offset`, one row of bytes. Returns true if
-    /// [`AccessCheck::check_cell`] of each lane's own 16 bytes (a [turned](Cell::turned) cell) would have the same
-    /// effect and find no conflict; otherwise does nothing.
+    /// Checks and records that `count` consecutive lanes from `lane` on read one row of bytes, 16 bytes each; the row
+    /// is the shadow cell at `offset`. Returns true if [`AccessCheck::check_cell`] of each lane's own 16 bytes would
+    /// have the same effect and find no conflict; otherwise returns false and changes nothing.
     pub(in crate::order) fn check_row(
         &mut self,
         cell: &mut Cell,
@@ -36,7 +36,8 @@ impl AccessCheck<'_> {
         true
     }
 
-    /// Returns true if the last write is ordered before the access, for every writing lane and every accessing lane.
+    /// Returns true if the cell's last write is ordered before this access, whichever lane wrote and whichever lane
+    /// accesses.
     pub(in crate::order) fn is_writer_ordered_for_all(&mut self, cell: &Cell) -> bool {
         let (key, stamp) = (cell.writer >> 5, cell.write);
         if answer(&self.of_writer, key, stamp).is_none() {
@@ -45,8 +46,8 @@ impl AccessCheck<'_> {
         answer(&self.of_writer, key, stamp).is_some_and(|at| self.of_writer[at].known == u32::MAX)
     }
 
-    /// Returns whether each lane of a row is ordered after the last readers of its part of the cell; `None` if the
-    /// lanes differ.
+    /// Returns whether each of `count` lanes is ordered after the last readers of its 16 bytes of the cell; `None` if
+    /// this differs between lanes.
     fn are_row_readers_ordered(&mut self, cell: &Cell, lane: u32, count: u32) -> Option<bool> {
         let (key, stamp) = (cell.reader, cell.read);
         if self.unordered_readers == (key, stamp) {

@@ -25,7 +25,7 @@ use std::ops::Range;
 mod prefetch;
 mod row_reads;
 
-/// The shadow memory of one allocation: a global buffer, or a block's shared memory.
+/// The shadow memory of one allocation (a global buffer, or a block's shared memory): its history of accesses.
 #[derive(Clone, Debug)]
 pub struct ShadowMemory {
     pub(super) space: MemorySpace,
@@ -36,7 +36,7 @@ pub struct ShadowMemory {
 }
 
 impl ShadowMemory {
-    /// Creates the shadow of `bytes` bytes in `space`; `initialized` says whether the host wrote all of them.
+    /// Creates the shadow memory of `bytes` bytes in `space`; `initialized` says whether the host wrote all of them.
     pub fn new(space: MemorySpace, bytes: u64, initialized: bool) -> ShadowMemory {
         let chunks = bytes.div_ceil(CHUNK) as usize;
         let init = vec![ShadowMemory::init(initialized); chunks];
@@ -47,20 +47,20 @@ impl ShadowMemory {
         if initialized { Init::All } else { Init::Some(Vec::new(), CHUNK as u32) }
     }
 
-    /// Resets to a new shadow, for another block's shared memory of the same size.
+    /// Makes the shadow memory equal to a new one, for another block's shared memory of the same size.
     pub fn reset(&mut self, initialized: bool) {
         self.settle();
         self.init.fill(ShadowMemory::init(initialized));
     }
 
-    /// Forgets all accesses, because they happen before everything later (the end of a launch). Initialised bytes stay
-    /// initialised.
+    /// Forgets all accesses, because they happen before all later ones (at the end of a launch). Initialised bytes
+    /// stay initialised.
     pub fn settle(&mut self) {
         self.spare.extend(self.chunks.iter_mut().filter_map(Option::take));
         self.lists = AccessLists::default();
     }
 
-    /// Marks `range` as written by the host.
+    /// Marks the bytes `range` as initialised.
     pub fn initialize(&mut self, range: Range<u64>) {
         for_each_word(range, |at, bits| self.init[(at >> CHUNK_SHIFT) as usize].set(at & (CHUNK - 1), bits));
     }
@@ -72,8 +72,9 @@ impl ShadowMemory {
         all
     }
 
-    /// Checks and records an access of `bytes` bytes (1, 2, 4, 8 or 16) by each of `lanes` at its offset, which must be
-    /// in bounds and aligned. Adds at most one conflict per lane to `out`; a conflicting access is recorded too.
+    /// Checks and records an access of `bytes` bytes (1, 2, 4, 8 or 16) by each lane in `lanes`, at its offset in
+    /// `offsets`, which must be in bounds and aligned. Adds at most one conflict per lane to `out`; a conflicting
+    /// access is recorded, too.
     #[expect(clippy::too_many_arguments, reason = "an access has this many properties")]
     pub fn access(
         &mut self,
@@ -92,8 +93,8 @@ impl ShadowMemory {
         self.check_lanes_as(access, &lanes, cx, out);
     }
 
-    /// Checks and records accesses of `lanes` of an asynchronous operation (`cp.async`), each to its own bytes. Call it
-    /// when the operation is issued.
+    /// Checks and records the accesses of a `cp.async`, in which each lane in `lanes` accesses `bytes` bytes at its
+    /// offset. Call it when the operation is issued.
     #[expect(clippy::too_many_arguments, reason = "an access has this many properties")]
     pub fn async_lanes(
         &mut self,
@@ -183,8 +184,8 @@ impl ShadowMemory {
         }
     }
 
-    /// Handles an access in which all 32 lanes access consecutive bytes of one chunk; returns false, and does nothing,
-    /// for other accesses.
+    /// Fast path for 32 lanes that access consecutive bytes of one chunk. Returns false, and does nothing, for other
+    /// accesses.
     #[inline(always)]
     fn check_consecutive_lanes<const READS: bool, const WRITES: bool>(
         &mut self,
@@ -264,85 +265,25 @@ impl ShadowMemory {
         }
     }
 
-    /// [`access`](ShadowMemory::access) for a load.
+    /// Checks and records that asynchronous operation `op`, issued by `lane` of `warp`, reads the byte ranges `runs`
+    /// (offset, length) or writes them (`write` is the strength of the writes; only reductions are not weak). Call it
+    /// when the operation is issued. Adds at most one conflict per range to `out`.
     #[expect(clippy::too_many_arguments, reason = "an access has this many properties")]
-    pub fn read(
-        &mut self,
-        warp: &WarpClocks,
-        lanes: u32,
-        offsets: &[u64; LANES],
-        bytes: u32,
-        strength: AccessStrength,
-        pc: u32,
-        cx: &CheckContext,
-        out: &mut Vec<Conflict>,
-    ) {
-        self.access(AccessKind::Read, warp, lanes, offsets, bytes, strength, pc, cx, out);
-    }
-
-    /// [`access`](ShadowMemory::access) for a store.
-    #[expect(clippy::too_many_arguments, reason = "an access has this many properties")]
-    pub fn write(
-        &mut self,
-        warp: &WarpClocks,
-        lanes: u32,
-        offsets: &[u64; LANES],
-        bytes: u32,
-        strength: AccessStrength,
-        pc: u32,
-        cx: &CheckContext,
-        out: &mut Vec<Conflict>,
-    ) {
-        self.access(AccessKind::Write, warp, lanes, offsets, bytes, strength, pc, cx, out);
-    }
-
-    /// [`access`](ShadowMemory::access) for an atomic read-modify-write.
-    #[expect(clippy::too_many_arguments, reason = "an access has this many properties")]
-    pub fn atomic(
-        &mut self,
-        warp: &WarpClocks,
-        lanes: u32,
-        offsets: &[u64; LANES],
-        bytes: u32,
-        strength: AccessStrength,
-        pc: u32,
-        cx: &CheckContext,
-        out: &mut Vec<Conflict>,
-    ) {
-        self.access(AccessKind::Atomic, warp, lanes, offsets, bytes, strength, pc, cx, out);
-    }
-
-    /// Checks and records that operation `op`, issued by `lane` of `warp`, reads the `runs` (offset and bytes). Call it
-    /// when the operation is issued. Adds at most one conflict per run.
-    #[expect(clippy::too_many_arguments, reason = "an access has this many properties")]
-    pub fn async_read(
+    pub fn async_runs(
         &mut self,
         runs: &[(u64, u64)],
         op: AsyncOpId,
         warp: &WarpClocks,
         lane: u32,
+        write: Option<AccessStrength>,
         pc: u32,
         cx: &CheckContext,
         out: &mut Vec<Conflict>,
     ) {
-        self.check_async_runs::<false>(runs, op, warp, lane, AccessStrength::Weak, pc, cx, out);
-    }
-
-    /// Checks and records that operation `op`, issued by `lane` of `warp`, writes the `runs` with `strength` (not weak
-    /// for reductions). Call it when the operation is issued. Adds at most one conflict per run.
-    #[expect(clippy::too_many_arguments, reason = "an access has this many properties")]
-    pub fn async_write(
-        &mut self,
-        runs: &[(u64, u64)],
-        op: AsyncOpId,
-        warp: &WarpClocks,
-        lane: u32,
-        strength: AccessStrength,
-        pc: u32,
-        cx: &CheckContext,
-        out: &mut Vec<Conflict>,
-    ) {
-        self.check_async_runs::<true>(runs, op, warp, lane, strength, pc, cx, out);
+        match write {
+            None => self.check_async_runs::<false>(runs, op, warp, lane, AccessStrength::Weak, pc, cx, out),
+            Some(strength) => self.check_async_runs::<true>(runs, op, warp, lane, strength, pc, cx, out),
+        }
     }
 
     #[expect(clippy::too_many_arguments, reason = "an access has this many properties")]
@@ -409,8 +350,8 @@ impl ShadowMemory {
         }
     }
 
-    /// Returns an operation with unobserved completion that reads or writes bytes of `range`, and the offset: for the
-    /// check at a block's exit.
+    /// Returns an operation that accesses bytes of `range` and whose completion no thread has observed, and the
+    /// offset that it accesses. For the check when a block exits.
     pub fn pending(&self, range: Range<u64>, ops: &AsyncOps) -> Option<(AsyncOpId, u64)> {
         let mut start = range.start;
         while start < range.end {
@@ -441,7 +382,7 @@ impl ShadowMemory {
         here.or_else(|| self.lists.entries(cell.older).find_map(|entry| open(entry.key)))
     }
 
-    /// Collects access lists that no cell uses any more, when there are many.
+    /// Frees access lists that no cell uses any more, if there are many lists.
     #[inline(always)]
     pub(super) fn make_room(&mut self) {
         if self.lists.is_full() {
@@ -451,16 +392,16 @@ impl ShadowMemory {
     }
 }
 
-/// Number of runs whose cells are prefetched together.
+/// Number of byte ranges whose shadow cells are prefetched together.
 const PREFETCHED_RUNS: usize = 8;
 
-/// An access of a warp's lanes.
+/// An access that lanes of one warp make with one instruction.
 struct Lanes<'a> {
     warp: &'a WarpClocks,
     lanes: u32,
     offsets: &'a [u64; LANES],
     bytes: u32,
-    /// The owner that the access is recorded for: the warp or an operation.
+    /// The owner for which the access is recorded: the warp or an asynchronous operation.
     key: OwnerKey,
     stamp: AccessStamp,
     pc: u32,

@@ -1,11 +1,11 @@
-//! Prefetches cells before they are checked, so that their cache misses overlap.
+//! Prefetches shadow cells before they are checked, so that their cache misses overlap.
 
 use super::super::LANES;
 use super::super::cell::{CHUNK, CHUNK_SHIFT};
 use super::ShadowMemory;
 
 impl ShadowMemory {
-    /// Loads the first cell of each lane's access, up to the last of `lanes`.
+    /// Prefetches the first shadow cell of each lane's access, up to the last lane in `lanes`.
     #[inline(always)]
     pub(in crate::order) fn prefetch_lanes(&self, lanes: u32, offsets: &[u64; LANES]) {
         let mut seen = 0;
@@ -19,7 +19,7 @@ impl ShadowMemory {
         std::hint::black_box(seen);
     }
 
-    /// Loads cells of `runs` that are not too long.
+    /// Prefetches the shadow cells of the byte ranges `runs`, except long ones.
     pub(super) fn prefetch_runs(&self, runs: &[(u64, u64)]) {
         let mut seen = 0;
         for &(start, bytes) in runs.iter().filter(|run| run.1 <= CHUNK / 16) {

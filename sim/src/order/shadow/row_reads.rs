@@ -1,4 +1,5 @@
-//! Checks of asynchronous reads in which four or eight consecutive lanes read one row: one cell stands for all of them.
+//! Checks of asynchronous reads in which four or eight consecutive lanes read one row: one shadow cell stands for all
+//! of them.
 
 use super::super::LANES;
 use super::super::access_check::AccessCheck;
@@ -7,8 +8,8 @@ use super::super::cell::{CHUNK, CHUNK_SHIFT, Init, LANE_CELL_SHIFT, chunk};
 use super::{Lanes, ShadowMemory};
 
 impl ShadowMemory {
-    /// Handles reads of 16 bytes per lane, as in [`ShadowMemory::async_lanes`], for groups of consecutive lanes without
-    /// a conflict. Returns the lanes that must be checked one by one.
+    /// Checks and records reads of 16 bytes per lane, as [`ShadowMemory::async_lanes`] does, for groups of
+    /// consecutive lanes whose reads do not conflict. Returns the lanes that must be checked one by one.
     pub(super) fn check_row_reads(&mut self, access: &Lanes, check: &mut AccessCheck) -> u32 {
         let offsets = access.offsets;
         let Some(count) =
@@ -39,7 +40,7 @@ impl ShadowMemory {
         left
     }
 
-    /// Loads the cells of all groups at once.
+    /// Prefetches the shadow cells of all groups of lanes.
     fn prefetch_groups(&self, offsets: &[u64; LANES], count: usize) {
         let cell = |offset: &u64| {
             let chunk = self.chunks.get((offset >> CHUNK_SHIFT) as usize)?.as_ref()?;
@@ -50,7 +51,7 @@ impl ShadowMemory {
     }
 }
 
-/// Returns true if each group of `count` lanes reads one aligned row.
+/// Returns true if each group of `count` consecutive lanes reads one aligned row, 16 bytes per lane.
 #[inline(always)]
 fn are_aligned_rows(offsets: &[u64; LANES], count: usize) -> bool {
     let wrong = |group: &[u64]| {

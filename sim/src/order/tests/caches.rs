@@ -1,4 +1,4 @@
-//! Cached transitions do not change results: shadow memory with caches is compared with shadow memory without.
+//! Cached changes of shadow cells do not change results: shadow memory with caches is compared with one without.
 
 use super::barrier;
 use crate::order::CACHES_DISABLED;
@@ -8,7 +8,7 @@ const CLUSTERS: ClusterLayout = ClusterLayout::NONE;
 const ALL: u32 = u32::MAX;
 const BYTES: u64 = 16384;
 
-/// Two shadow memories with the same accesses, one of which uses its caches.
+/// Two shadow memories that receive the same accesses; only the first one uses its caches.
 struct Twins {
     warps: Vec<WarpClocks>,
     ops: AsyncOps,
@@ -25,7 +25,7 @@ impl Twins {
         (self.state >> 20) % below
     }
 
-    /// Rows of 16 bytes as in tiles: some lines of some units, in some order.
+    /// Returns offsets of 16-byte rows as in a swizzled tile: some lines with some 16-byte units each.
     fn rows(&mut self) -> [u64; 32] {
         let (pitch, units) = (64 << self.random(3), 1 << self.random(3));
         let (start, swizzle) = (self.random(8) * 1024, self.random(2) * (units - 1));
@@ -70,10 +70,8 @@ impl Twins {
                 let runs: Vec<(u64, u64)> =
                     (0..runs).map(|n| (rows[8 * n] / bytes * bytes, bytes)).filter(|r| r.0 + r.1 <= BYTES).collect();
                 let op = self.start(kind, w, 1);
-                self.both(|shadow, warps, cx, out| match access {
-                    AccessKind::Read => shadow.async_read(&runs, op, &warps[w], 0, pc, cx, out),
-                    _ => shadow.async_write(&runs, op, &warps[w], 0, strength, pc, cx, out),
-                })
+                let write = (access == AccessKind::Write).then_some(strength);
+                self.both(|shadow, warps, cx, out| shadow.async_runs(&runs, op, &warps[w], 0, write, pc, cx, out))
             }
             6 => {
                 let start = self.random(8) * 1024;
@@ -101,7 +99,7 @@ impl Twins {
         op
     }
 
-    /// Completes operations, synchronises warps and makes writes visible to the async proxy.
+    /// Completes operations, synchronises warps and makes writes visible to the async proxy, each at random.
     fn order(&mut self) {
         if self.random(4) != 0 {
             for (op, w) in std::mem::take(&mut self.open) {
@@ -121,7 +119,7 @@ impl Twins {
         }
     }
 
-    /// Lanes copy from rows that four or eight lanes share.
+    /// Issues a `cp.async` that reads rows which four or eight consecutive lanes share.
     fn copy_rows(&mut self) {
         let (w, pc, units) = (self.random(8) as usize, self.random(6) as u32, 4 << self.random(2));
         let (pitch, start) = (128 << self.random(3), self.random(4) * 4096);
@@ -133,7 +131,7 @@ impl Twins {
         });
     }
 
-    /// A thread with an empty clock conflicts with every recorded access.
+    /// Lets a thread with an empty clock access all bytes, which conflicts with every recorded access.
     fn meet_a_stranger(&mut self) {
         self.warps.push(WarpClocks::new(1, 0, ALL, VectorClock::empty(1)));
         for start in (0..BYTES).step_by(512) {
@@ -147,7 +145,7 @@ impl Twins {
     }
 }
 
-/// Reads that were recorded for a whole row are told apart when a narrower access follows.
+/// Reads that were recorded for a whole row are still attributed to the right lanes after a narrower access.
 #[test]
 fn row_checks_equal_checks_lane_by_lane() {
     let (mut turned, mut conflicts) = (0, 0);

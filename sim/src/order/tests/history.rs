@@ -1,4 +1,4 @@
-//! Random small histories, checked by the shadow memory and by the reference graph.
+//! Random short histories of accesses, checked by shadow memory and by the reference graph.
 
 use super::barrier;
 use super::graph::{Graph, Node, Thread};
@@ -8,12 +8,12 @@ use std::collections::{BTreeMap, BTreeSet};
 const CLUSTERS: ClusterLayout = ClusterLayout { grid: [3, 1, 1], cluster: [2, 1, 1] };
 const BLOCKS: u32 = 3;
 const WARPS: u32 = 2;
-/// Mask of the lanes that exist.
+/// Mask of the lanes that each warp has.
 const ALL: u32 = 0b111;
 const BYTES: u64 = 32;
 const SCOPES: [AccessStrength; 3] = [AccessStrength::Cta, AccessStrength::Cluster, AccessStrength::Gpu];
 
-/// A random step: its kind, its thread, and numbers that the kind interprets.
+/// A random step: its kind, its warp, its lanes, and numbers whose meaning depends on the kind.
 type Step = (u8, u8, u8, [u8; 4]);
 
 /// An access as the reference graph stores it.
@@ -24,7 +24,7 @@ struct Past {
     writes: bool,
     strength: AccessStrength,
     bytes: (u64, u64),
-    /// The asynchronous operation and lane to which it belongs.
+    /// The asynchronous operation that makes the access, and the operation's lane.
     op: Option<(AsyncOpId, u32)>,
 }
 
@@ -54,12 +54,12 @@ struct World {
     open: Vec<(AsyncOpId, usize, u32)>,
     puts: BTreeMap<u64, Vec<Put>>,
     fences: BTreeMap<Thread, Vec<(Node, AccessStrength)>>,
-    /// Clocks observed by strong reads: first nodes with scope and block.
+    /// Release patterns that a thread's strong reads observed: first node, scope and block of each.
     observed: BTreeMap<Thread, Vec<(Node, AccessStrength, u32)>>,
-    /// The kind of accesses that this history prefers.
+    /// Which kinds of accesses prevail in this history, as in [`World::choose`].
     taste: u8,
     conflicts: usize,
-    /// Number of accesses that were found ordered after a conflicting one.
+    /// Number of accesses that are ordered after an earlier one with which they would otherwise conflict.
     ordered: usize,
 }
 
@@ -122,7 +122,7 @@ impl World {
         }
     }
 
-    /// Few bytes are still checked: start over, as at the end of a launch.
+    /// Starts over, as at the end of a launch, when conflicts have left few bytes to check.
     fn settle(&mut self) {
         self.shadow.settle();
         self.past.clear();
@@ -214,7 +214,7 @@ impl World {
         }
     }
 
-    /// A strong access of one lane to one of two locations.
+    /// Makes a strong access of one lane to one of two locations.
     fn strong(&mut self, w: usize, lanes: u32, n: [u8; 4], writes: bool) {
         let (lane, address) = (lanes.trailing_zeros(), n[0] as u64 % 2);
         let scope = SCOPES[n[1] as usize % 3].max(SCOPES[n[1] as usize / 3 % 3]);
@@ -238,8 +238,8 @@ impl World {
         }
     }
 
-    /// Returns the first nodes of the release patterns that a read of `address` acquires at once; the others are kept
-    /// for later fences.
+    /// Returns the first nodes of the release patterns that a read of `address` acquires at once. The other patterns
+    /// are kept for later fences.
     fn observe(&mut self, thread: Thread, address: u64, acquires: bool, scope: AccessStrength) -> Vec<Node> {
         let puts = self.puts.entry(address).or_default();
         let (mut at, mut reader) = (puts.len(), (thread.0, scope));
@@ -280,11 +280,8 @@ impl World {
             let mut out = Vec::new();
             let cx = CheckContext { ops: &self.ops, clusters: &CLUSTERS };
             let run = (bytes.0, bytes.1 - bytes.0);
-            if reads {
-                self.shadow.async_read(&[run], op, &self.warps[w], lane, 7, &cx, &mut out);
-            } else {
-                self.shadow.async_write(&[run], op, &self.warps[w], lane, strength, 7, &cx, &mut out);
-            }
+            let write = (!reads).then_some(strength);
+            self.shadow.async_runs(&[run], op, &self.warps[w], lane, write, 7, &cx, &mut out);
             let strength = if reads { AccessStrength::Weak } else { strength };
             let mine = Past { node, thread, writes: !reads, strength, bytes, op: Some((op, lane)) };
             self.compare(mine, reads, out.first());
@@ -292,7 +289,7 @@ impl World {
         self.open.push((op, w, lanes));
     }
 
-    /// The completion of an operation: its lanes wait, or a virtual agent observes it on behalf of every thread that
+    /// Completes an operation: its lanes wait for it, or a virtual agent observes it on behalf of every thread that
     /// acquires the token.
     fn end_op(&mut self, n: [u8; 4]) {
         if self.open.is_empty() {
@@ -315,7 +312,7 @@ impl World {
         clock.raise(agent, self.phase);
         let before: Vec<Node> = Self::each(lanes).map(|lane| self.graph.event(Self::thread(w, lane), &[])).collect();
         let node = self.graph.node(&before);
-        // A thread that has observed a phase has also observed the earlier ones, as with an mbarrier.
+        // A thread that has observed a phase of an mbarrier has also observed the earlier phases.
         let mut earlier: Vec<Node> = self.tokens[token].iter().map(|t| t.1).collect();
         earlier.push(node);
         let node = self.graph.node(&earlier);
@@ -352,7 +349,8 @@ impl World {
         }
     }
 
-    /// The mix of accesses: any, mostly reads, mostly strong, weak only, reads of one address, operations and fences.
+    /// Chooses an access by the history's mix: any, mostly reads, mostly strong, weak only, reads of one address, or
+    /// operations and fences.
     fn choose(&self, n: [u8; 4]) -> (AccessKind, AccessStrength) {
         let anything = [AccessKind::Read, AccessKind::Write, AccessKind::Read, AccessKind::Write, AccessKind::Atomic];
         let reads = [AccessKind::Read, AccessKind::Read, AccessKind::Read, AccessKind::Read, AccessKind::Write];
@@ -378,7 +376,7 @@ impl World {
         (access, strength)
     }
 
-    /// Checks that the shadow's result for `mine` is one that the graph allows, then records `mine`.
+    /// Checks that the graph allows the result of shadow memory for the access `mine`, then records the access.
     fn compare(&mut self, mine: Past, reads: bool, found: Option<&Conflict>) {
         let touched: BTreeSet<u64> = (mine.bytes.0..mine.bytes.1).collect();
         if touched.is_disjoint(&self.spoiled) {
@@ -387,7 +385,7 @@ impl World {
                 kinds.insert("uninitialized");
             }
             kinds.extend(self.past.iter().filter_map(|old| self.judge(&mine, old)));
-            // The graph does not model reads without a proxy fence, the least severe conflict.
+            // The graph does not model a missing proxy fence after a read, the least severe conflict.
             let found = found.filter(|conflict| conflict.kind != ConflictKind::ProxyRead);
             let kind = found.map(|conflict| match conflict.kind {
                 ConflictKind::Uninitialized => "uninitialized",
@@ -413,7 +411,7 @@ impl World {
         self.past.push(mine);
     }
 
-    /// Returns true if the two accesses must be ordered.
+    /// Returns true if the two accesses conflict unless they are ordered.
     fn meets(mine: &Past, old: &Past) -> bool {
         let apart = mine.bytes.1 <= old.bytes.0 || old.bytes.1 <= mine.bytes.0;
         !apart && (mine.writes || old.writes) && (mine.op.is_none() || mine.op != old.op)
@@ -461,7 +459,7 @@ fn run(seed: u64, steps: usize) -> (usize, usize) {
     (world.conflicts, world.ordered)
 }
 
-/// Short histories come first, so that a failure is reported for a short one.
+/// Short histories come first, so that the first failure has a short history.
 #[test]
 fn shadow_memory_agrees_with_the_reference_graph() {
     let (mut conflicts, mut ordered) = (0, 0);

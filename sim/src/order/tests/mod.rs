@@ -9,8 +9,8 @@ mod rules;
 
 use super::{VectorClock, WarpClocks};
 
-/// Executes a barrier of warps: each participant is a warp, its arriving lanes and its waiting lanes. All arriving
-/// lanes release; the waiting lanes acquire what all released.
+/// Executes a barrier. Each participant is a warp, a mask of its arriving lanes and a mask of its waiting lanes. The
+/// waiting lanes acquire the clocks that all arriving lanes release.
 fn barrier(participants: &mut [(&mut WarpClocks, u32, u32)]) {
     let mut released: Option<VectorClock> = None;
     for (warp, lanes, _) in participants.iter_mut() {

@@ -1,11 +1,11 @@
-//! Checks of whole rows equal checks lane by lane.
+//! Checking a whole row at once gives the same result as checking it lane by lane.
 
 use super::barrier;
 use crate::order::*;
 
 const CLUSTERS: ClusterLayout = ClusterLayout::NONE;
 
-/// Two shadow memories with the same accesses: one by whole warps, one by halves of warps.
+/// Two shadow memories that receive the same accesses: one checks whole warps, one checks half warps.
 struct Twins {
     warps: Vec<WarpClocks>,
     ops: AsyncOps,

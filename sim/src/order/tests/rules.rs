@@ -7,7 +7,7 @@ const CLUSTERS: ClusterLayout = ClusterLayout { grid: [4, 1, 1], cluster: [2, 1,
 const ALL: u32 = u32::MAX;
 const RACE: ConflictKind = ConflictKind::Race { two_stores: false };
 
-/// Warps 0 and 1 of blocks 0 to 3, and one allocation.
+/// Two warps of each of four blocks, and the shadow memory of one allocation.
 struct Stage {
     warps: Vec<WarpClocks>,
     ops: AsyncOps,
@@ -20,7 +20,7 @@ impl Stage {
         Stage { warps, ops: AsyncOps::new(), shadow: ShadowMemory::new(MemorySpace::Shared, 8192, initialized) }
     }
 
-    /// One lane of warp `w` accesses `bytes` at `offset`.
+    /// Makes one lane of warp `w` access `bytes` bytes at `offset`; returns the kind of the conflict, if any.
     fn act(
         &mut self,
         access: AccessKind,
@@ -49,18 +49,15 @@ impl Stage {
         self.act(AccessKind::Atomic, w, lane, offset, 4, strength)
     }
 
-    /// Lane 0 of warp `w` starts an operation on 64 bytes at `offset`.
+    /// Makes lane 0 of warp `w` start an operation on 64 bytes at `offset`; returns it and the kind of its conflict,
+    /// if any.
     fn start(&mut self, kind: AsyncOpKind, reads: bool, w: usize, offset: u64) -> (AsyncOpId, Option<ConflictKind>) {
         let op = self.ops.start(kind, &self.warps[w], 1, 9);
         let strength = if kind == AsyncOpKind::Reduce { AccessStrength::Gpu } else { AccessStrength::Weak };
         let mut out = Vec::new();
         let (warp, run) = (&self.warps[w], (offset, 64));
         let cx = CheckContext { ops: &self.ops, clusters: &CLUSTERS };
-        if reads {
-            self.shadow.async_read(&[run], op, warp, 0, 9, &cx, &mut out);
-        } else {
-            self.shadow.async_write(&[run], op, warp, 0, strength, 9, &cx, &mut out);
-        }
+        self.shadow.async_runs(&[run], op, warp, 0, (!reads).then_some(strength), 9, &cx, &mut out);
         (op, out.first().map(|conflict| conflict.kind))
     }
 
@@ -157,15 +154,15 @@ fn strong_accesses_need_a_scope_that_includes_both_threads() {
 #[test]
 fn accesses_before_a_strong_access_still_conflict() {
     let mut s = Stage::new(true);
-    // Stored to, added to by the same thread, then by a thread that did not wait for the store.
+    // One thread stores and adds atomically; then a thread that did not wait for the store adds.
     assert_eq!(s.write(0, 0, 0), None);
     assert_eq!(s.atomic(0, 0, 0, AccessStrength::Gpu), None);
     assert_eq!(s.atomic(1, 0, 0, AccessStrength::Gpu), Some(RACE));
-    // Read by a thread whose clock includes only the last of two atomics.
+    // After two atomics, a thread reads whose clock includes only the second one.
     assert_eq!(s.atomic(2, 0, 64, AccessStrength::Gpu), None);
     assert_eq!(s.atomic(3, 5, 64, AccessStrength::Gpu), None);
     assert_eq!(s.read(3, 5, 64), Some(RACE));
-    // Many readers, of which the first is not ordered before the write.
+    // Several threads read; the first read is not ordered before the write that follows.
     assert_eq!((s.read(0, 1, 128), s.read(0, 2, 128), s.read(1, 2, 128), s.read(0, 7, 128)), (None, None, None, None));
     s.warps[0].sync(!2);
     let clock = s.warps[1].release(ALL);
@@ -214,7 +211,7 @@ fn mbarrier_phase_makes_the_copy_visible_to_threads_that_acquire_it() {
 
 #[test]
 fn generic_write_needs_a_proxy_fence_before_an_async_read() {
-    // A fence in the writer, in the issuer, too early, and for the other space.
+    // A fence in the writer, in the issuer, before the write, and for the other state space.
     let cases: [(u32, bool); 4] = [(0, true), (1, true), (2, false), (3, false)];
     for (place, fine) in cases {
         let mut s = Stage::new(true);
@@ -298,7 +295,8 @@ fn end_of_a_launch_orders_everything() {
     assert_eq!(s.write(6, 0, 0), None);
 }
 
-/// Warp 0 writes data and a flag, warp `reader` reads both: returns true if the data is ordered.
+/// Warp 0 writes data and then a flag, warp `reader` reads the flag and then the data. Returns true if the data is
+/// ordered.
 fn passed(
     reader: usize,
     write: impl Fn(&mut SyncLocations, &mut WarpClocks),
