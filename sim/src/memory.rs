@@ -162,7 +162,9 @@ impl SimMemory {
     /// # Errors
     /// Bytes that are outside of the buffer or unwritten.
     pub fn read(&self, address: u64, bytes: usize) -> Result<&[u8], ReadError> {
-        let outside = || ReadError::OutOfBounds(format!("{bytes} bytes at {address:#x}: {}", self.describe(address)));
+        let outside = || {
+            ReadError::OutOfBounds(format!("{bytes} bytes at {address:#x}: {}", self.describe_nearest_buffer(address)))
+        };
         let a = self.find(address).map(|i| &self.allocations[i]).ok_or_else(outside)?;
         let at = (address - a.base) as usize;
         let data = at.checked_add(bytes).and_then(|end| a.data.get(at..end)).ok_or_else(outside)?;
@@ -212,11 +214,11 @@ impl SimMemory {
 
     /// Records that all accesses so far happen before all later accesses, because the kernel has ended.
     pub fn end_launch(&mut self) {
-        self.allocations.iter_mut().for_each(|a| a.shadow.settle());
+        self.allocations.iter_mut().for_each(|a| a.shadow.forget_accesses());
     }
 
     /// Describes for messages where the buffer nearest to an address outside of all buffers lies.
-    pub(crate) fn describe(&self, address: u64) -> String {
+    pub(crate) fn describe_nearest_buffer(&self, address: u64) -> String {
         let near = self.allocations.iter().min_by_key(|a| {
             let end = a.base + a.data.len() as u64;
             if address < a.base { a.base - address } else { address.saturating_sub(end) }

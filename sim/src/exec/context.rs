@@ -98,7 +98,7 @@ impl InstructionContext<'_, '_> {
     }
 
     /// Returns whether all live lanes in `members` are at this instruction; if not, makes the fragment wait for them.
-    pub fn gather(&mut self, members: u32) -> bool {
+    pub fn gather_lanes(&mut self, members: u32) -> bool {
         if self.fragment.gathered {
             self.fragment.gathered = false;
             return true;
@@ -112,13 +112,13 @@ impl InstructionContext<'_, '_> {
 
     /// Records that the fragment changed memory, so the loop that it runs (if any) does not only wait.
     #[inline]
-    pub fn changed_memory(&mut self) {
-        self.grid.changed();
+    pub fn record_memory_change(&mut self) {
+        self.grid.count_change();
         self.fragment.backward_branches = 0;
     }
 
     /// Sets the lanes of the mask in a 32-bit register.
-    pub fn set(&mut self, register: u32, values: &[u32; 32]) {
+    pub fn set_register(&mut self, register: u32, values: &[u32; 32]) {
         let mask = self.mask;
         let regs = self.regs_mut();
         regs.set(register, values, mask);
@@ -126,7 +126,7 @@ impl InstructionContext<'_, '_> {
     }
 
     /// Sets the lanes of the mask in a 64-bit register.
-    pub fn set64(&mut self, register: u32, values: &[u64; 32]) {
+    pub fn set_register64(&mut self, register: u32, values: &[u64; 32]) {
         let mask = self.mask;
         let regs = self.regs_mut();
         regs.set64(register, values, mask);

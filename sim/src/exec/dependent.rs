@@ -40,7 +40,7 @@ pub fn run_pair(
     let first_block = blocks(primary).next_multiple_of(blocks(secondary));
     let end = first_block + blocks(secondary);
     if end > MAX_BLOCKS {
-        let problem = format!("{end} blocks of both grids are more than can be simulated");
+        let problem = format!("{end} blocks in both grids are more than the {MAX_BLOCKS} that can be simulated");
         return Err(LaunchError::Invalid { what: "grid", problem });
     }
     let mut late = Machine::new(secondary, std::mem::take(memory), options, first_block);

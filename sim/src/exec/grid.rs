@@ -55,7 +55,7 @@ impl<'a> GridState<'a> {
 
     /// Counts a change to memory or barriers, for which loops may be waiting.
     #[inline]
-    pub fn changed(&mut self) {
+    pub fn count_change(&mut self) {
         self.progress.changes += 1;
     }
 }

@@ -114,10 +114,16 @@ pub(super) fn check_launch(kernel: &Kernel, launch: &LaunchConfig, options: &Exe
     let threads = launch.block.iter().map(|&n| n as u64).product::<u64>();
     let blocks = launch.grid.iter().map(|&n| n as u64).product::<u64>();
     if threads == 0 || threads > 1024 || launch.block[2] > 64 {
-        return invalid("block", format!("{:?} is not 1 to 1024 threads with z at most 64", launch.block));
+        return invalid(
+            "block",
+            format!("{:?}: a block has 1 to 1024 threads, at most 64 of them along z", launch.block),
+        );
     }
     if blocks == 0 || launch.grid[0] > i32::MAX as u32 || launch.grid[1] > 65535 || launch.grid[2] > 65535 {
-        return invalid("grid", format!("{:?} is not within 1 to 2147483647 × 65535 × 65535", launch.grid));
+        return invalid(
+            "grid",
+            format!("{:?}: a grid has at least one block and at most 2147483647 × 65535 × 65535", launch.grid),
+        );
     }
     let max_blocks = crate::order::MAX_BLOCKS;
     if blocks > max_blocks as u64 {
@@ -131,7 +137,7 @@ pub(super) fn check_launch(kernel: &Kernel, launch: &LaunchConfig, options: &Exe
     if let Some(max) = kernel.max_threads
         && max.iter().map(|&n| n.max(1) as u64).product::<u64>() < threads
     {
-        return invalid("block", format!("{threads} threads, but the kernel allows {max:?}"));
+        return invalid("block", format!("{threads} threads, but the kernel allows at most {max:?}"));
     }
     if let Some(cluster) = kernel.cluster
         && cluster.map(|n| n.max(1)) != launch.cluster
@@ -144,7 +150,7 @@ pub(super) fn check_launch(kernel: &Kernel, launch: &LaunchConfig, options: &Exe
         return invalid("cluster", format!("{cluster:?} does not divide the grid {:?}", launch.grid));
     }
     if cluster.iter().product::<u32>() > 16 || cluster != [1, 1, 1] && options.gpu.sm < 90 {
-        return invalid("cluster", format!("{cluster:?}: at most 16 blocks, and from sm_90 on"));
+        return invalid("cluster", format!("{cluster:?}: a cluster has at most 16 blocks and needs sm_90"));
     }
     let shared = kernel.static_shared.next_multiple_of(16) + launch.dynamic_shared;
     let (limit, gpu) = (options.gpu.shared_per_block, options.gpu.name);
@@ -156,7 +162,7 @@ pub(super) fn check_launch(kernel: &Kernel, launch: &LaunchConfig, options: &Exe
     }
     let (bytes, want) = (launch.params.len(), kernel.param_bytes);
     if bytes != want as usize {
-        return invalid("arguments", format!("{bytes} bytes, but the kernel's parameters take {want}"));
+        return invalid("arguments", format!("{bytes} bytes, but the kernel's parameters take {want} bytes"));
     }
     Ok(())
 }

@@ -3,9 +3,9 @@
 use super::launch::{ExecOptions, LaunchConfig};
 use crate::program::Kernel;
 
-/// Returns the registers per thread at the start of a kernel: the number that ptxas reported or the kernel declares, or else the largest
-/// multiple of 8 that the launch bounds allow, at most 255.
-pub fn entry_registers(kernel: &Kernel, threads: u32, options: &ExecOptions) -> u32 {
+/// Returns the registers per thread at the start of a kernel: the number that ptxas reported or the kernel declares,
+/// or else the largest multiple of 8 that the launch bounds allow, at most 255.
+pub fn registers_per_thread_at_start(kernel: &Kernel, threads: u32, options: &ExecOptions) -> u32 {
     if let Some(n) = options.registers.or(kernel.max_registers) {
         return n;
     }

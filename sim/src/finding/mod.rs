@@ -158,7 +158,7 @@ impl Findings {
         message: impl FnOnce() -> String,
     ) {
         let pair = (kind, site.pc, other);
-        if self.count_again(kind, site.pc, other) {
+        if self.count_repeat(kind, site.pc, other) {
             return;
         }
         let (line, chain) = line_and_inlining(program, kernel, site.pc);
@@ -190,7 +190,7 @@ impl Findings {
 
     /// Counts another occurrence of a defect if it was reported for the same instructions before; returns whether it
     /// was.
-    pub fn count_again(&mut self, kind: FindingKind, pc: u32, other: Option<u32>) -> bool {
+    pub fn count_repeat(&mut self, kind: FindingKind, pc: u32, other: Option<u32>) -> bool {
         let Some(&at) = self.known.get(&(kind, pc, other)) else { return false };
         self.list[at].count += 1;
         true

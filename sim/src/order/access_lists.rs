@@ -11,7 +11,7 @@ use super::{AccessStamp, AccessStrength, FIRST_OP_KEY, OwnerKey};
 pub(super) struct AccessRecord {
     pub key: OwnerKey,
     pub stamp: AccessStamp,
-    /// Mask of the lanes. In lists the mask is rotated by [`AccessStamp::turn`], elsewhere it is not.
+    /// Mask of the lanes. In lists the mask is rotated by [`AccessStamp::mask_rotation`], elsewhere it is not.
     pub mask: u32,
     pub pc: u32,
     pub write: bool,
@@ -37,7 +37,7 @@ impl AccessRecord {
     /// replace it.
     fn replaces(&self, old: &AccessRecord) -> bool {
         let earlier = self.key == old.key && old.stamp.epoch() <= self.stamp.epoch();
-        earlier && self.stamp.turns_alike(old.stamp) && old.mask & !self.mask == 0 && self.subsumes(old)
+        earlier && self.stamp.has_same_mask_rotation(old.stamp) && old.mask & !self.mask == 0 && self.subsumes(old)
     }
 
     /// Returns true if both accesses were made by one warp in one epoch and differ only in their lanes.
@@ -47,7 +47,7 @@ impl AccessRecord {
 }
 
 impl AccessStamp {
-    fn turns_alike(self, other: AccessStamp) -> bool {
+    fn has_same_mask_rotation(self, other: AccessStamp) -> bool {
         self.wide() == other.wide()
     }
 }
@@ -82,7 +82,7 @@ const FIRST_LIMIT: usize = if cfg!(test) { 64 } else { 1 << 20 };
 
 /// A cached push: the pushed record, the list onto which it was pushed, and the resulting list.
 #[derive(Clone, Copy, Debug)]
-struct Pushed {
+struct CachedPush {
     /// Hash of the list and the record; comparing it first avoids loading the whole record.
     hash: u64,
     of: ListId,
@@ -95,7 +95,7 @@ struct Pushed {
 pub(super) struct AccessLists {
     nodes: Vec<Node>,
     /// Recent pushes, indexed by a hash of the list and the record. `new` is 0 in unused entries.
-    cache: Vec<Pushed>,
+    cache: Vec<CachedPush>,
     limit: usize,
 }
 
@@ -141,7 +141,7 @@ impl AccessLists {
         }
         if self.cache.len() < MAX_CACHED_PUSHES && self.nodes.len() >= self.cache.len() {
             let none = AccessRecord { key: 0, stamp: AccessStamp(0), mask: 0, pc: 0, write: false };
-            let none = Pushed { hash: 0, of: 0, entry: none, new: 0 };
+            let none = CachedPush { hash: 0, of: 0, entry: none, new: 0 };
             self.cache.clear();
             self.cache.resize((2 * self.nodes.len()).next_power_of_two().clamp(64, MAX_CACHED_PUSHES), none);
         }
@@ -152,7 +152,7 @@ impl AccessLists {
             return known.new;
         }
         let new = self.push_new(list, *entry);
-        self.cache[at] = Pushed { hash, of: list, entry: *entry, new };
+        self.cache[at] = CachedPush { hash, of: list, entry: *entry, new };
         new
     }
 
@@ -211,7 +211,7 @@ impl AccessLists {
 
     /// Returns true if there are so many nodes that [`collect`](AccessLists::collect) should run.
     #[inline(always)]
-    pub(super) fn is_full(&self) -> bool {
+    pub(super) fn needs_collection(&self) -> bool {
         self.nodes.len() > self.limit
     }
 

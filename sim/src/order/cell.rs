@@ -6,7 +6,7 @@ use super::{AccessStamp, NO_AGENT, OwnerKey};
 use std::ops::Range;
 
 /// Bytes of an allocation whose shadow cells are allocated together, at the first access to any of them.
-pub(super) const CHUNK: u64 = 1 << CHUNK_SHIFT;
+pub(super) const CHUNK_BYTES: u64 = 1 << CHUNK_SHIFT;
 pub(super) const CHUNK_SHIFT: u32 = 12;
 /// Log2 of the bytes per shadow cell in a new chunk: 128 bytes, one row of a copy. A narrower access splits the cells
 /// of its chunk.
@@ -17,7 +17,7 @@ pub(super) const LANE_CELL_SHIFT: u32 = 4;
 /// The history of some bytes: the last write, the last reads and a list of older accesses. 32 bytes in size.
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C, align(32))]
-pub(super) struct Cell {
+pub(super) struct ShadowCell {
     /// Agent that wrote last (for an asynchronous operation its owner key and lane); [`NO_AGENT`] if there is none.
     pub writer: u32,
     pub write: AccessStamp,
@@ -31,8 +31,8 @@ pub(super) struct Cell {
     pub read_pc: u32,
 }
 
-impl Cell {
-    pub(super) const FRESH: Cell = Cell {
+impl ShadowCell {
+    pub(super) const FRESH: ShadowCell = ShadowCell {
         writer: NO_AGENT,
         write: AccessStamp(0),
         write_pc: 0,
@@ -45,7 +45,7 @@ impl Cell {
 
     /// Returns the history of the 16 bytes that lie `lanes` × 16 bytes behind those of this cell, in a row where each
     /// lane accessed its own 16 bytes: the same history with the lanes shifted by `lanes`.
-    pub(super) fn turned(&self, lanes: u32) -> Cell {
+    pub(super) fn with_lanes_shifted(&self, lanes: u32) -> ShadowCell {
         let mut cell = *self;
         if cell.writer != NO_AGENT && cell.write.wide() == LANE_CELL_SHIFT {
             cell.writer = cell.writer & !31 | (cell.writer + lanes) & 31;
@@ -56,66 +56,70 @@ impl Cell {
         cell
     }
 
-    pub(super) fn write_entry(&self) -> AccessRecord {
+    pub(super) fn last_write_record(&self) -> AccessRecord {
         let (key, mask) = (self.writer >> 5, 1 << (self.writer & 31));
         AccessRecord { key, stamp: self.write, mask, pc: self.write_pc, write: true }
     }
 
-    pub(super) const fn read_entry(&self) -> AccessRecord {
+    pub(super) const fn last_reads_record(&self) -> AccessRecord {
         AccessRecord { key: self.reader, stamp: self.read, mask: self.readers, pc: self.read_pc, write: false }
     }
 }
 
 #[derive(Clone, Debug)]
-pub(super) struct Chunk {
+pub(super) struct CellChunk {
     /// Log2 of the bytes per cell.
     pub shift: u32,
     /// Whether a cell may stand for consecutive 16-byte accesses of several lanes. The cell then holds the history of
-    /// its first 16 bytes; [`Cell::turned`] gives that of the following ones.
-    pub turned: bool,
-    pub cells: Vec<Cell>,
+    /// its first 16 bytes; [`ShadowCell::with_lanes_shifted`] gives that of the following ones.
+    pub has_row_cells: bool,
+    pub cells: Vec<ShadowCell>,
 }
 
-impl Chunk {
-    fn fresh(shift: u32) -> Chunk {
-        Chunk { shift, turned: false, cells: vec![Cell::FRESH; (CHUNK >> shift) as usize] }
+impl CellChunk {
+    fn fresh(shift: u32) -> CellChunk {
+        CellChunk { shift, has_row_cells: false, cells: vec![ShadowCell::FRESH; (CHUNK_BYTES >> shift) as usize] }
     }
 
     /// Splits each cell into cells of `1 << shift` bytes.
     #[cold]
-    pub(super) fn refine(&mut self, shift: u32) {
-        let (parts, turned) = (1u32 << (self.shift - shift), self.turned);
-        let part = |cell: &Cell, n: u32| if turned { cell.turned(n << shift >> LANE_CELL_SHIFT) } else { *cell };
+    pub(super) fn split_cells(&mut self, shift: u32) {
+        let (parts, has_rows) = (1u32 << (self.shift - shift), self.has_row_cells);
+        let part = |cell: &ShadowCell, n: u32| {
+            if has_rows { cell.with_lanes_shifted(n << shift >> LANE_CELL_SHIFT) } else { *cell }
+        };
         let part = &part;
         self.cells = self.cells.iter().flat_map(|cell| (0..parts).map(move |n| part(cell, n))).collect();
-        (self.shift, self.turned) = (shift, turned && shift > LANE_CELL_SHIFT);
+        (self.shift, self.has_row_cells) = (shift, has_rows && shift > LANE_CELL_SHIFT);
     }
 }
 
 /// The set of initialised bytes of a chunk.
 #[derive(Clone, Debug)]
-pub(super) enum Init {
+pub(super) enum InitializedBytes {
     All,
     /// One bit per byte, and the number of uninitialised bytes. An empty vector means that no byte is initialised.
     Some(Vec<u64>, u32),
 }
 
-impl Init {
+impl InitializedBytes {
     /// Returns true if all bytes of the bit mask `bits`, whose first bit is the byte at offset `at` of the chunk, are
     /// initialised. The mask must not reach across a multiple of 64.
     #[inline(always)]
     pub(super) fn has(&self, at: u64, bits: u64) -> bool {
         match self {
-            Init::All => true,
-            Init::Some(words, _) => words.get((at >> 6) as usize).is_some_and(|word| word >> (at & 63) & bits == bits),
+            InitializedBytes::All => true,
+            InitializedBytes::Some(words, _) => {
+                words.get((at >> 6) as usize).is_some_and(|word| word >> (at & 63) & bits == bits)
+            }
         }
     }
 
     #[inline(always)]
     pub(super) fn set(&mut self, at: u64, bits: u64) {
-        if let Init::Some(words, missing) = self {
+        if let InitializedBytes::Some(words, missing) = self {
             if words.is_empty() {
-                *words = vec![0; (CHUNK / 64) as usize];
+                *words = vec![0; (CHUNK_BYTES / 64) as usize];
             }
             let word = &mut words[(at >> 6) as usize];
             let new = bits << (at & 63) & !*word;
@@ -123,7 +127,7 @@ impl Init {
                 *word |= new;
                 *missing -= new.count_ones();
                 if *missing == 0 {
-                    *self = Init::All;
+                    *self = InitializedBytes::All;
                 }
             }
         }
@@ -132,7 +136,7 @@ impl Init {
 
 /// Splits `range` at multiples of 64 and calls `f` for each part, with the part's start and a mask with one bit per
 /// byte.
-pub(super) fn for_each_word(range: Range<u64>, mut f: impl FnMut(u64, u64)) {
+pub(super) fn for_each_byte_mask(range: Range<u64>, mut f: impl FnMut(u64, u64)) {
     let mut start = range.start;
     while start < range.end {
         let end = range.end.min((start | 63) + 1);
@@ -141,33 +145,42 @@ pub(super) fn for_each_word(range: Range<u64>, mut f: impl FnMut(u64, u64)) {
     }
 }
 
-/// Returns the chunk in `place` with cells of at most `1 << finest` bytes. Creates the chunk if there is none.
+/// Returns the chunk in `slot` with cells of at most `1 << max_shift` bytes. Creates the chunk if there is none.
 #[inline(always)]
-pub(super) fn chunk<'a>(place: &'a mut Option<Chunk>, spare: &mut Vec<Chunk>, finest: u32) -> &'a mut Chunk {
-    let chunk = place.get_or_insert_with(|| new_chunk(spare, finest));
-    if finest < chunk.shift {
-        chunk.refine(finest);
+pub(super) fn get_or_create_chunk<'a>(
+    slot: &'a mut Option<CellChunk>,
+    spare_chunks: &mut Vec<CellChunk>,
+    max_shift: u32,
+) -> &'a mut CellChunk {
+    let chunk = slot.get_or_insert_with(|| new_chunk(spare_chunks, max_shift));
+    if max_shift < chunk.shift {
+        chunk.split_cells(max_shift);
     }
     chunk
 }
 
-/// [`chunk`] for accesses that are not rows of consecutive lanes: no cell of the result stands for several lanes.
+/// [`get_or_create_chunk`] for accesses that are not rows of consecutive lanes: no cell of the result stands for
+/// several lanes.
 #[inline(always)]
-pub(super) fn unturned_chunk<'a>(place: &'a mut Option<Chunk>, spare: &mut Vec<Chunk>, finest: u32) -> &'a mut Chunk {
-    let turned = place.as_ref().is_some_and(|chunk| chunk.turned);
-    chunk(place, spare, if turned { finest.min(LANE_CELL_SHIFT) } else { finest })
+pub(super) fn chunk_without_row_cells<'a>(
+    slot: &'a mut Option<CellChunk>,
+    spare_chunks: &mut Vec<CellChunk>,
+    max_shift: u32,
+) -> &'a mut CellChunk {
+    let has_rows = slot.as_ref().is_some_and(|chunk| chunk.has_row_cells);
+    get_or_create_chunk(slot, spare_chunks, if has_rows { max_shift.min(LANE_CELL_SHIFT) } else { max_shift })
 }
 
 #[cold]
-fn new_chunk(spare: &mut Vec<Chunk>, finest: u32) -> Chunk {
-    let shift = finest.min(if caches_disabled() { LANE_CELL_SHIFT } else { INITIAL_CELL_SHIFT });
-    match spare.pop() {
+fn new_chunk(spare_chunks: &mut Vec<CellChunk>, max_shift: u32) -> CellChunk {
+    let shift = max_shift.min(if caches_disabled() { LANE_CELL_SHIFT } else { INITIAL_CELL_SHIFT });
+    match spare_chunks.pop() {
         Some(mut chunk) => {
-            (chunk.shift, chunk.turned) = (shift, false);
+            (chunk.shift, chunk.has_row_cells) = (shift, false);
             chunk.cells.clear();
-            chunk.cells.resize((CHUNK >> shift) as usize, Cell::FRESH);
+            chunk.cells.resize((CHUNK_BYTES >> shift) as usize, ShadowCell::FRESH);
             chunk
         }
-        None => Chunk::fresh(shift),
+        None => CellChunk::fresh(shift),
     }
 }

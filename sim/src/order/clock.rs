@@ -338,7 +338,7 @@ impl ClockEpochs {
         }
     }
 
-    fn same(&self, other: &ClockEpochs) -> bool {
+    fn is_same_object(&self, other: &ClockEpochs) -> bool {
         Rc::ptr_eq(&self.own, &other.own) && same(&self.others, &other.others)
     }
 }
@@ -418,14 +418,14 @@ impl VectorClock {
     }
 
     /// Returns true if both clocks are the same object. Equal clocks in different objects count as different.
-    pub(super) fn same(&self, other: &VectorClock) -> bool {
+    pub(super) fn is_same_object(&self, other: &VectorClock) -> bool {
         let fenced = |a: &Option<ClockEpochs>, b: &Option<ClockEpochs>| match (a, b) {
-            (Some(a), Some(b)) => a.same(b),
+            (Some(a), Some(b)) => a.is_same_object(b),
             (None, None) => true,
             _ => false,
         };
         self.block == other.block
-            && self.seen.same(&other.seen)
+            && self.seen.is_same_object(&other.seen)
             && self.fenced.iter().zip(&other.fenced).all(|(a, b)| fenced(a, b))
     }
 }

@@ -4,7 +4,7 @@
 use super::access_check::AccessCheck;
 use super::access_lists::AccessLists;
 use super::caches_disabled;
-use super::cell::Cell;
+use super::cell::ShadowCell;
 
 /// Contents of shadow cells before and after an access of one instruction.
 pub(super) struct LaneCache {
@@ -36,7 +36,7 @@ impl LaneCache {
     /// Returns the index of the entry that equals the cell. Always compares both entries, because a branch could not
     /// be predicted.
     #[inline(always)]
-    fn find(&self, cell: &Cell) -> Option<usize> {
+    fn find(&self, cell: &ShadowCell) -> Option<usize> {
         let cell: &[u64; 4] = bytemuck::cast_ref(cell);
         let mut differ = [0; ENTRIES];
         for (at, differ) in differ.iter_mut().enumerate() {
@@ -47,12 +47,12 @@ impl LaneCache {
     }
 
     #[inline(always)]
-    fn keep(&mut self, old: &Cell, new: &Cell) {
-        self.keep_words(bytemuck::cast(*old), bytemuck::cast(*new));
+    fn insert(&mut self, old: &ShadowCell, new: &ShadowCell) {
+        self.insert_words(bytemuck::cast(*old), bytemuck::cast(*new));
     }
 
     #[inline(always)]
-    fn keep_words(&mut self, old: [u64; 4], new: [u64; 4]) {
+    fn insert_words(&mut self, old: [u64; 4], new: [u64; 4]) {
         if !caches_disabled() {
             self.before.iter_mut().zip(old).for_each(|(before, word)| before[self.next] = word);
             self.after[self.next] = new;
@@ -63,7 +63,7 @@ impl LaneCache {
     /// Applies to a cell the cached result of [`AccessCheck::check_cell_all_lanes`] for an equal cell. Returns false,
     /// and does nothing, if there is none.
     #[inline(always)]
-    pub(super) fn recall_read(&mut self, cell: &mut Cell) -> bool {
+    pub(super) fn apply_cached_read(&mut self, cell: &mut ShadowCell) -> bool {
         let Some(at) = self.find(cell) else { return false };
         self.apply_read(cell, self.after[at]);
         true
@@ -71,15 +71,15 @@ impl LaneCache {
 
     /// Copies all fields of a cached cell except its last write.
     #[inline(always)]
-    fn apply_read(&self, cell: &mut Cell, after: [u64; 4]) {
-        cell.older = bytemuck::cast::<[u64; 4], Cell>(after).older;
+    fn apply_read(&self, cell: &mut ShadowCell, after: [u64; 4]) {
+        cell.older = bytemuck::cast::<[u64; 4], ShadowCell>(after).older;
         let words: &mut [u64; 4] = bytemuck::cast_mut(cell);
         (words[2], words[3]) = (after[2], after[3]);
     }
 
     /// Returns the index of the entry that equals the cell except for its last write. The result of a read depends on
     /// the last write only if that write is not ordered before the read.
-    fn find_read(&self, cell: &Cell) -> Option<usize> {
+    fn find_read(&self, cell: &ShadowCell) -> Option<usize> {
         let cell: &[u64; 4] = bytemuck::cast_ref(cell);
         let differ = |at: usize| {
             let word = |n: usize| cell[n] ^ self.before[n][at];
@@ -90,10 +90,10 @@ impl LaneCache {
 
     /// Like [`AccessCheck::check_cell_all_lanes`], and caches the result.
     #[inline(never)]
-    pub(super) fn read(
+    pub(super) fn check_read(
         &mut self,
         check: &mut AccessCheck,
-        cell: &mut Cell,
+        cell: &mut ShadowCell,
         offset: u64,
         lane: u32,
         lists: &mut AccessLists,
@@ -101,22 +101,22 @@ impl LaneCache {
         let old = *cell;
         if let Some(at) = self.find_read(cell).filter(|_| check.is_writer_ordered_for_all(&old)) {
             let after = self.after[at];
-            self.keep_words(bytemuck::cast(old), after);
+            self.insert_words(bytemuck::cast(old), after);
             self.apply_read(cell, after);
             return;
         }
         check.check_cell_all_lanes(cell, offset, lane, lists);
-        if check.holds_for_any_lane(&old, false) {
-            self.keep(&old, cell);
+        if check.is_result_lane_independent(&old, false) {
+            self.insert(&old, cell);
         }
     }
 
     /// Like [`AccessCheck::check_cell`] for a lane of an asynchronous operation that writes, but uses cached results.
     #[inline(always)]
-    pub(super) fn write(
+    pub(super) fn check_write(
         &mut self,
         check: &mut AccessCheck,
-        cell: &mut Cell,
+        cell: &mut ShadowCell,
         offset: u64,
         lane: u32,
         lists: &mut AccessLists,
@@ -131,11 +131,18 @@ impl LaneCache {
     }
 
     #[inline(never)]
-    fn write_new(&mut self, check: &mut AccessCheck, cell: &mut Cell, offset: u64, lane: u32, lists: &mut AccessLists) {
+    fn write_new(
+        &mut self,
+        check: &mut AccessCheck,
+        cell: &mut ShadowCell,
+        offset: u64,
+        lane: u32,
+        lists: &mut AccessLists,
+    ) {
         let old = *cell;
         check.check_cell::<true>(cell, offset, lane, lists);
-        if check.holds_for_any_lane(&old, true) && !check.is_reader(&old) {
-            self.keep(&old, cell);
+        if check.is_result_lane_independent(&old, true) && !check.is_last_reader(&old) {
+            self.insert(&old, cell);
         }
     }
 }
@@ -147,19 +154,19 @@ mod tests {
 
     #[test]
     fn lookup_ignores_only_the_writers_lane_and_pc() {
-        let cell = Cell { writer: 0x1240, older: 7, reader: 9, readers: 5, ..Cell::FRESH };
+        let cell = ShadowCell { writer: 0x1240, older: 7, reader: 9, readers: 5, ..ShadowCell::FRESH };
         let mut seen = LaneCache::new();
-        assert_eq!(seen.find(&Cell::FRESH), None);
-        seen.keep(&cell, &Cell::FRESH);
-        assert_eq!(seen.find(&Cell { writer: 0x125f, write_pc: 3, ..cell }), Some(0));
+        assert_eq!(seen.find(&ShadowCell::FRESH), None);
+        seen.insert(&cell, &ShadowCell::FRESH);
+        assert_eq!(seen.find(&ShadowCell { writer: 0x125f, write_pc: 3, ..cell }), Some(0));
         for other in [
-            Cell { writer: 0x1220, ..cell },
-            Cell { write: AccessStamp(1), ..cell },
-            Cell { older: 6, ..cell },
-            Cell { reader: 8, ..cell },
-            Cell { read: AccessStamp(2), ..cell },
-            Cell { readers: 4, ..cell },
-            Cell { read_pc: 1, ..cell },
+            ShadowCell { writer: 0x1220, ..cell },
+            ShadowCell { write: AccessStamp(1), ..cell },
+            ShadowCell { older: 6, ..cell },
+            ShadowCell { reader: 8, ..cell },
+            ShadowCell { read: AccessStamp(2), ..cell },
+            ShadowCell { readers: 4, ..cell },
+            ShadowCell { read_pc: 1, ..cell },
         ] {
             assert_eq!(seen.find(&other), None, "{other:?}");
         }

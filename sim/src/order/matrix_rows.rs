@@ -1,7 +1,7 @@
 //! Race checks of `ldmatrix`, where all lanes of a warp read together.
 
 use super::access_check::{AccessCheck, UnattributedConflict};
-use super::cell::{CHUNK, CHUNK_SHIFT, LANE_CELL_SHIFT, chunk};
+use super::cell::{CHUNK_BYTES, CHUNK_SHIFT, LANE_CELL_SHIFT, get_or_create_chunk};
 use super::lane_cache::LaneCache;
 use super::{AccessKind, AccessStamp, AccessStrength, CheckContext, Conflict, LANES, ShadowMemory, WarpClocks};
 
@@ -23,14 +23,14 @@ impl ShadowMemory {
         let (Some((_, clock)), None) = (parts.next(), parts.next()) else {
             return self.access(AccessKind::Read, warp, rows, offsets, 16, AccessStrength::Weak, pc, cx, out);
         };
-        self.make_room();
+        self.collect_unused_lists();
         let stamp = AccessStamp::new(warp.epoch(), 4, false, AccessStrength::Weak);
         let mut check = AccessCheck::new(self.space, warp, clock, cx, warp.key(), stamp, pc);
         let mut seen = LaneCache::new();
         let mut left = rows;
         while left != 0 {
             let index = (offsets[left.trailing_zeros() as usize] >> CHUNK_SHIFT) as usize;
-            let chunk = chunk(&mut self.chunks[index], &mut self.spare, LANE_CELL_SHIFT);
+            let chunk = get_or_create_chunk(&mut self.chunks[index], &mut self.spare, LANE_CELL_SHIFT);
             let (init, shift) = (&self.init[index], chunk.shift);
             while left != 0 {
                 let lane = left.trailing_zeros();
@@ -39,19 +39,19 @@ impl ShadowMemory {
                     break;
                 }
                 left &= left - 1;
-                let at = offset & (CHUNK - 1);
+                let at = offset & (CHUNK_BYTES - 1);
                 let first = (at >> shift) as usize;
                 let written = init.has(at, 0xffff);
-                if written && shift == LANE_CELL_SHIFT && seen.recall_read(&mut chunk.cells[first]) {
+                if written && shift == LANE_CELL_SHIFT && seen.apply_cached_read(&mut chunk.cells[first]) {
                     continue;
                 }
                 if !written {
                     check.fault = Some(UnattributedConflict::uninitialized(offset));
                 }
                 for (step, cell) in chunk.cells[first..first + (16 >> shift)].iter_mut().enumerate() {
-                    seen.read(&mut check, cell, offset + ((step as u64) << shift), lane, &mut self.lists);
+                    seen.check_read(&mut check, cell, offset + ((step as u64) << shift), lane, &mut self.lists);
                 }
-                check.report(lane, out);
+                check.push_conflict(lane, out);
             }
         }
     }

@@ -177,7 +177,7 @@ impl AccessStamp {
     }
     /// Returns by how many lanes the masks of accesses at `offset` are rotated in lists. Because of this rotation,
     /// neighbouring cells of a coalesced access have equal masks.
-    fn turn(self, offset: u64) -> u32 {
+    fn mask_rotation(self, offset: u64) -> u32 {
         if self.wide() == AccessStamp::RANGE { 0 } else { (offset >> self.wide()) as u32 & 31 }
     }
 }

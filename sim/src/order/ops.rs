@@ -6,15 +6,14 @@
 //!
 //! ```text
 //! thread 0: cp.async [s]; cp.async.commit_group; cp.async.wait_group 0   thread 0 observes its own part
-//!           ld [s]                                                        ordered
-//! thread 1: ld [s]                                                     not waited for: needs a bar.sync first
+//!           ld [s]                                                       ordered
+//! thread 1: ld [s]                                                       not waited for: needs a bar.sync first
 //! ```
 //!
 //! Threads observe `cp.async` and `wgmma` by `wait_group`, bulk and tensor loads by a wait on their mbarrier, and
 //! bulk and tensor stores by `bulk.wait_group`.
 
 use super::{Agent, FIRST_OP_KEY, MemorySpace, OwnerKey, VectorClock, WarpClocks};
-use std::collections::HashMap;
 
 /// The id of an asynchronous operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -76,8 +75,6 @@ struct Op {
     pc: u32,
     /// Mask of the lanes that take part in the operation.
     lanes: u32,
-    /// Mask of the lanes whose part some agent has observed to be complete.
-    observed: u32,
     first: Option<Observation>,
     more: Vec<Observation>,
 }
@@ -86,7 +83,6 @@ struct Op {
 #[derive(Clone, Debug, Default)]
 pub struct AsyncOps {
     all: Vec<Op>,
-    open: HashMap<u32, Vec<AsyncOpId>>,
 }
 
 impl AsyncOps {
@@ -101,8 +97,7 @@ impl AsyncOps {
     pub fn start(&mut self, kind: AsyncOpKind, warp: &WarpClocks, lanes: u32, pc: u32) -> AsyncOpId {
         let id = AsyncOpId(self.all.len() as u32);
         let (first, more) = (None, Vec::new());
-        self.all.push(Op { kind, issuer: warp.key(), pc, lanes, observed: 0, first, more });
-        self.open.entry(warp.block()).or_default().push(id);
+        self.all.push(Op { kind, issuer: warp.key(), pc, lanes, first, more });
         id
     }
 
@@ -152,22 +147,6 @@ impl AsyncOps {
     pub fn mark_observed_by_warp(&mut self, op: AsyncOpId, warp: &WarpClocks) {
         let (key, epoch, by) = (warp.key(), warp.epoch(), Some(ANY_LANE));
         self.all[op.0 as usize].add(Observation { lanes: u32::MAX, key, epoch, by });
-    }
-
-    /// Returns true if some agent has observed the completion of every lane's part.
-    pub fn is_observed(&self, op: AsyncOpId) -> bool {
-        let op = &self.all[op.0 as usize];
-        op.lanes & !op.observed == 0
-    }
-
-    /// Returns the operations of `block` whose completion no agent has observed, and forgets the observed ones.
-    pub fn pending(&mut self, block: u32) -> Vec<AsyncOpId> {
-        let mut open = self.open.remove(&block).unwrap_or_default();
-        open.retain(|&op| !self.is_observed(op));
-        if !open.is_empty() {
-            self.open.insert(block, open.clone());
-        }
-        open
     }
 
     /// Returns the lanes of the operation with owner key `key` whose completion happens before the point of `clock`.
@@ -230,7 +209,6 @@ impl AsyncOps {
 
 impl Op {
     fn add(&mut self, end: Observation) {
-        self.observed |= end.lanes;
         match &mut self.first {
             None => self.first = Some(end),
             Some(_) => self.more.push(end),

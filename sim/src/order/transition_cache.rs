@@ -3,7 +3,7 @@
 use super::access_check::AccessCheck;
 use super::access_lists::AccessLists;
 use super::caches_disabled;
-use super::cell::Cell;
+use super::cell::ShadowCell;
 
 /// Number of cached cell changes.
 const SIZE: usize = 8;
@@ -11,18 +11,18 @@ const SIZE: usize = 8;
 /// Contents of shadow cells before and after an access of one instruction, by lanes with equal clocks.
 pub(super) struct TransitionCache {
     before: [[u64; 4]; SIZE],
-    after: [Cell; SIZE],
+    after: [ShadowCell; SIZE],
 }
 
 impl TransitionCache {
     pub(super) fn new() -> TransitionCache {
         // No real cell has all bits set, with or without its writer's lane, so these entries match none.
-        TransitionCache { before: [[u64::MAX; 4]; SIZE], after: [Cell::FRESH; SIZE] }
+        TransitionCache { before: [[u64::MAX; 4]; SIZE], after: [ShadowCell::FRESH; SIZE] }
     }
 
     /// Returns the bits of a cell with its writer's lane set to 0.
     #[inline(always)]
-    fn any_lane(cell: &Cell) -> [u64; 4] {
+    fn any_lane(cell: &ShadowCell) -> [u64; 4] {
         let [first, rest @ ..]: [u64; 4] = bytemuck::cast(*cell);
         let lane = if cfg!(target_endian = "little") { 31 } else { 31 << 32 };
         [first & !lane, rest[0], rest[1], rest[2]]
@@ -37,7 +37,7 @@ impl TransitionCache {
     }
 
     #[inline(always)]
-    fn slot(cell: &Cell) -> usize {
+    fn slot(cell: &ShadowCell) -> usize {
         (cell.writer >> 5 ^ cell.reader ^ cell.older) as usize % SIZE
     }
 
@@ -46,7 +46,7 @@ impl TransitionCache {
     pub(super) fn check_read(
         &mut self,
         check: &mut AccessCheck,
-        cell: &mut Cell,
+        cell: &mut ShadowCell,
         offset: u64,
         lane: u32,
         lists: &mut AccessLists,
@@ -54,12 +54,12 @@ impl TransitionCache {
         let (at, writer) = (TransitionCache::slot(cell), cell.writer);
         let before = TransitionCache::any_lane(cell);
         if self.is(at, &before) {
-            *cell = Cell { writer, readers: 1 << lane, ..self.after[at] };
+            *cell = ShadowCell { writer, readers: 1 << lane, ..self.after[at] };
             return;
         }
         let old = *cell;
         check.check_cell::<false>(cell, offset, lane, lists);
-        if check.holds_for_any_lane(&old, false) && !check.is_reader(&old) {
+        if check.is_result_lane_independent(&old, false) && !check.is_last_reader(&old) {
             self.put(at, before, cell);
         }
     }
@@ -70,25 +70,25 @@ impl TransitionCache {
     pub(super) fn check_cell_async<const WRITES: bool>(
         &mut self,
         check: &mut AccessCheck,
-        cell: &mut Cell,
+        cell: &mut ShadowCell,
         offset: u64,
         lane: u32,
         lists: &mut AccessLists,
     ) {
         let old = *cell;
-        if self.recall(cell) {
+        if self.apply_cached(cell) {
             return;
         }
         check.check_cell_async::<WRITES>(cell, offset, lane, lists);
-        if check.holds_for_any_offset(&old, WRITES, lane) {
-            self.keep(&old, cell);
+        if check.is_result_offset_independent(&old, WRITES, lane) {
+            self.insert(&old, cell);
         }
     }
 
     /// Applies to a cell the cached result for an equal cell (including its writer's lane). Returns false if there is
     /// none.
     #[inline(always)]
-    pub(super) fn recall(&self, cell: &mut Cell) -> bool {
+    pub(super) fn apply_cached(&self, cell: &mut ShadowCell) -> bool {
         let at = TransitionCache::slot(cell);
         let known = self.is(at, &bytemuck::cast(*cell));
         if known {
@@ -97,12 +97,12 @@ impl TransitionCache {
         known
     }
 
-    pub(super) fn keep(&mut self, old: &Cell, new: &Cell) {
+    pub(super) fn insert(&mut self, old: &ShadowCell, new: &ShadowCell) {
         self.put(TransitionCache::slot(old), bytemuck::cast(*old), new);
     }
 
     #[inline(always)]
-    fn put(&mut self, at: usize, before: [u64; 4], after: &Cell) {
+    fn put(&mut self, at: usize, before: [u64; 4], after: &ShadowCell) {
         if !caches_disabled() {
             (self.before[at], self.after[at]) = (before, *after);
         }

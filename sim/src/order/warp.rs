@@ -289,7 +289,7 @@ impl WarpClocks {
 
     /// Records that `lane` observed `clock` by a strong read; a later fence of at least `scope` acquires it.
     pub(super) fn observe(&mut self, lane: u32, scope: AccessStrength, clock: &VectorClock) {
-        match self.pending.iter_mut().find(|pending| pending.scope == scope && pending.clock.same(clock)) {
+        match self.pending.iter_mut().find(|pending| pending.scope == scope && pending.clock.is_same_object(clock)) {
             Some(pending) => pending.mask |= 1 << lane,
             None => self.pending.push(Pending { mask: 1 << lane, scope, clock: clock.clone() }),
         }
@@ -310,7 +310,7 @@ impl WarpClocks {
             }
             let mut clock = part.clock.clone();
             change(&mut clock);
-            if !clock.same(&part.clock) {
+            if !clock.is_same_object(&part.clock) {
                 part.mask = outside;
                 self.parts.push(Part { mask: inside, clock });
             }
@@ -325,7 +325,7 @@ impl WarpClocks {
         while at < self.parts.len() {
             let mut next = at + 1;
             while next < self.parts.len() {
-                if self.parts[at].clock.same(&self.parts[next].clock) {
+                if self.parts[at].clock.is_same_object(&self.parts[next].clock) {
                     self.parts[at].mask |= self.parts.swap_remove(next).mask;
                 } else {
                     next += 1;

@@ -5,7 +5,7 @@
 
 use super::access_check::{AccessCheck, UnattributedConflict};
 use super::access_lists::AccessRecord;
-use super::cell::{CHUNK, CHUNK_SHIFT, Init, unturned_chunk};
+use super::cell::{CHUNK_BYTES, CHUNK_SHIFT, InitializedBytes, chunk_without_row_cells};
 use super::transition_cache::TransitionCache;
 use super::{AccessStamp, AccessStrength, AsyncOpId, CheckContext, Conflict, NO_AGENT, ShadowMemory, WarpClocks};
 
@@ -29,28 +29,29 @@ impl ShadowMemory {
         writers: &mut OperandWriters,
         out: &mut Vec<Conflict>,
     ) {
-        self.make_room();
+        self.collect_unused_lists();
         let stamp = AccessStamp::new(0, AccessStamp::RANGE, false, AccessStrength::Weak);
         let key = op.key();
         let mut check = AccessCheck::new(self.space, warp, warp.clock(lane), cx, key, stamp, pc);
         let mut latest = usize::MAX;
         let (mut unwritten, mut clean_list, mut cache) = (None, 0, TransitionCache::new());
         for &(from, bytes) in runs {
-            let whole = matches!(self.init[(from >> CHUNK_SHIFT) as usize], Init::All)
+            let whole = matches!(self.init[(from >> CHUNK_SHIFT) as usize], InitializedBytes::All)
                 && (from ^ (from + bytes - 1)) >> CHUNK_SHIFT == 0;
             if !whole && unwritten.is_none() && !self.is_initialized(from..from + bytes) {
                 unwritten = Some(from);
             }
             let (mut start, last) = (from, from + bytes);
             while start < last {
-                let end = last.min((start | (CHUNK - 1)) + 1);
+                let end = last.min((start | (CHUNK_BYTES - 1)) + 1);
                 let finest = (start | end).trailing_zeros();
-                let chunk = unturned_chunk(&mut self.chunks[(start >> CHUNK_SHIFT) as usize], &mut self.spare, finest);
-                let first = ((start & (CHUNK - 1)) >> chunk.shift) as usize;
+                let chunk =
+                    chunk_without_row_cells(&mut self.chunks[(start >> CHUNK_SHIFT) as usize], &mut self.spare, finest);
+                let first = ((start & (CHUNK_BYTES - 1)) >> chunk.shift) as usize;
                 let count = ((end - start) >> chunk.shift) as usize;
                 for (step, cell) in chunk.cells[first..first + count].iter_mut().enumerate() {
                     // A cached result means that the writer of this cell is already in `writers`.
-                    if cache.recall(cell) {
+                    if cache.apply_cached(cell) {
                         continue;
                     }
                     let old = *cell;
@@ -63,7 +64,7 @@ impl ShadowMemory {
                     };
                     let offset = start + ((step as u64) << chunk.shift);
                     if !known && cell.writer != NO_AGENT {
-                        latest = writers.add(cell.write_entry(), offset);
+                        latest = writers.add(cell.last_write_record(), offset);
                     }
                     if cell.older != clean_list {
                         if self.lists.has_write(cell.older) {
@@ -81,14 +82,14 @@ impl ShadowMemory {
                         (cell.reader, cell.read, cell.readers, cell.read_pc) = (key, stamp, 1 << lane, pc);
                     }
                     if !self.lists.has_write(old.older) && !AccessCheck::are_readers_rotated(&old) {
-                        cache.keep(&old, cell);
+                        cache.insert(&old, cell);
                     }
                 }
                 start = end;
             }
         }
-        out.extend(unwritten.map(|offset| UnattributedConflict::uninitialized(offset).conflict(lane)));
-        check.report(lane, out);
+        out.extend(unwritten.map(|offset| UnattributedConflict::uninitialized(offset).with_lane(lane)));
+        check.push_conflict(lane, out);
         self.recheck_wgmma_operand(writers, op, warp, lane, pc, cx, out);
     }
 
@@ -109,7 +110,7 @@ impl ShadowMemory {
         let mut check = AccessCheck::new(self.space, warp, warp.clock(lane), cx, op.key(), stamp, pc);
         for (entry, offset) in &writers.0 {
             check.fault = check.find_conflict(entry, lane, *offset, false, false);
-            check.report(lane, out);
+            check.push_conflict(lane, out);
         }
     }
 }

@@ -1,28 +1,28 @@
 //! Completes asynchronous operations when a warp or a block ends, and reports those that no thread waited for.
 
-use super::bulk::end_bulk_stores;
-use super::cp_async::end_copies;
+use super::bulk::complete_warp_bulk_stores;
+use super::cp_async::complete_warp_copies;
 use super::engine::AsyncEngine;
 use super::mbarrier::report_excess_bytes;
 use super::wgmma::report_missing_warps;
 use crate::exec::grid::GridState;
 use crate::exec::memory_system::MemorySystem;
-use crate::exec::state::copies::{CompletionSignal, InFlight};
+use crate::exec::state::copies::{CompletionSignal, InFlightOperation};
 use crate::exec::state::warp::Warp;
 use crate::finding::FindingKind;
 
 impl AsyncEngine {
     /// Completes the asynchronous copies of a warp whose threads have all exited. Reports bulk stores that no thread
     /// waited for.
-    pub fn end_warp(&mut self, grid: &mut GridState, memory: &mut MemorySystem, warp: &mut Warp) {
-        end_copies(grid, memory, warp);
-        end_bulk_stores(grid, memory, warp);
+    pub fn complete_warp_operations(&mut self, grid: &mut GridState, memory: &mut MemorySystem, warp: &mut Warp) {
+        complete_warp_copies(grid, memory, warp);
+        complete_warp_bulk_stores(grid, memory, warp);
     }
 
     /// Completes the copies in flight that use the shared memory of a block whose threads have all exited. Reports
     /// copies, wgmma products and mbarrier bytes of the block that no thread waited for.
-    pub fn end_block(&mut self, grid: &mut GridState, memory: &mut MemorySystem, slot: u32) {
-        while let Some(index) = self.in_flight.iter().position(|operation| operation.touches(slot)) {
+    pub fn complete_block_operations(&mut self, grid: &mut GridState, memory: &mut MemorySystem, slot: u32) {
+        while let Some(index) = self.in_flight.iter().position(|operation| operation.uses_shared_memory_of(slot)) {
             report_unfinished(grid, memory, slot, &self.in_flight[index]);
             self.complete_at(grid, memory, index);
         }
@@ -32,12 +32,12 @@ impl AsyncEngine {
 }
 
 /// Reports a copy that writes or reads shared memory of a block that exits.
-fn report_unfinished(grid: &mut GridState, memory: &MemorySystem, slot: u32, operation: &InFlight) {
-    let (Some(op), CompletionSignal::Credit(_)) = (operation.op, &operation.signal) else { return };
+fn report_unfinished(grid: &mut GridState, memory: &MemorySystem, slot: u32, operation: &InFlightOperation) {
+    let (Some(op), CompletionSignal::CompleteTx(_)) = (operation.op, &operation.signal) else { return };
     let site = grid.context.site_of_agent(memory.ops.issuer(op), memory.ops.pc(op));
     let rank = grid.blocks.get(slot).map_or(0, |block| block.rank);
     grid.reporter.report(FindingKind::AsyncNotWaited, site, || {
-        let verb = if operation.writes(slot) { "write" } else { "read" };
+        let verb = if operation.writes_shared_memory_of(slot) { "write" } else { "read" };
         format!(
             "a copy may still {verb} shared memory of a block (rank {rank} in the cluster) that exits: no thread waited for the copy"
         )

@@ -6,7 +6,7 @@ use crate::exec::context::{Flow, InstructionContext, lanes_of};
 use crate::exec::grid::GridState;
 use crate::exec::memory_system::MemorySystem;
 use crate::exec::operands::{addresses, undefined_address, undefined_registers};
-use crate::exec::state::copies::{BulkGroup, BulkStore, CompletionSignal, CopyEffect, CopyPiece, InFlight};
+use crate::exec::state::copies::{BulkGroup, BulkStore, CompletionSignal, CopyEffect, CopyPiece, InFlightOperation};
 use crate::exec::state::location::Location;
 use crate::exec::state::warp::Warp;
 use crate::finding::FindingKind;
@@ -50,7 +50,7 @@ pub struct AsyncStore<'o> {
 
 impl AsyncEngine {
     /// Executes a bulk or tensor copy, lane by lane.
-    pub fn bulk(&mut self, cx: &mut InstructionContext, memory: &mut MemorySystem, b: &BulkCopy) -> Flow {
+    pub fn bulk_copy(&mut self, cx: &mut InstructionContext, memory: &mut MemorySystem, b: &BulkCopy) -> Flow {
         let regs = cx.regs();
         let (to, from) = (addresses(regs, &b.dst), addresses(regs, &b.src));
         let mbarriers = b.mbarrier.map(|m| addresses(regs, &m));
@@ -92,7 +92,7 @@ impl AsyncEngine {
         }
         let (lane, bytes) = (r.lane, r.size as u64);
         let Some(source) = memory.locate_bytes(cx, lane, b.src_window, r.from, bytes) else { return };
-        let Some(mbarriers) = self.mbarriers_to_credit(cx, memory, lane, r.mbarrier, &r.ranks) else { return };
+        let Some(mbarriers) = self.mbarriers_of_copy(cx, memory, lane, r.mbarrier, &r.ranks) else { return };
         let (kind, strength) = match b.reduce {
             Some(_) => (AsyncOpKind::Reduce, AccessStrength::Gpu),
             None => (AsyncOpKind::BulkCopy, AccessStrength::Weak),
@@ -111,8 +111,8 @@ impl AsyncEngine {
             pieces.push(CopyPiece { to: location, to_offset: offset, from: Some(source), bytes: r.size });
         }
         let effect = CopyEffect { pieces, reduce: typed_reduction(b), ..CopyEffect::default() };
-        let signal = CompletionSignal::Credit(mbarriers.into_iter().map(|at| (at, r.size)).collect());
-        self.start(cx.grid, memory, InFlight { op: Some(op), effect, signal });
+        let signal = CompletionSignal::CompleteTx(mbarriers.into_iter().map(|at| (at, r.size)).collect());
+        self.start(cx.grid, memory, InFlightOperation { op: Some(op), effect, signal });
     }
 
     /// Issues a bulk copy from shared to global memory.
@@ -136,7 +136,7 @@ impl AsyncEngine {
         count_global_bytes(cx, bytes, true);
         let pieces = vec![CopyPiece { to: location, to_offset: offset, from: Some(source), bytes: r.size }];
         let effect = CopyEffect { pieces, reduce, ..CopyEffect::default() };
-        add_store(cx, memory, lane, (reading, writing), effect);
+        add_bulk_store(cx, memory, lane, (reading, writing), effect);
     }
 
     /// Executes `st.async` or `red.async`: stores registers and signals their bytes on an mbarrier, lane by lane.
@@ -148,8 +148,8 @@ impl AsyncEngine {
         let bytes = s.width as u32 * s.values.len() as u32;
         for lane in lanes_of(cx.mask) {
             let l = lane as usize;
-            let credited = self.mbarriers_to_credit(cx, memory, lane, Some(mbarriers[l]), &[None]);
-            let Some(credited) = credited else { continue };
+            let signalled = self.mbarriers_of_copy(cx, memory, lane, Some(mbarriers[l]), &[None]);
+            let Some(signalled) = signalled else { continue };
             let target = memory.locate_bytes(cx, lane, AddressWindow::SharedCluster, to[l], bytes as u64);
             let Some((location, offset)) = target else { continue };
             let regs = cx.regs();
@@ -166,8 +166,8 @@ impl AsyncEngine {
             memory.check_async_runs(cx, (op, lane), location, &[(offset, bytes as u64)], Some(strength));
             let pieces = vec![CopyPiece { to: location, to_offset: offset, from: None, bytes: 0 }];
             let effect = CopyEffect { pieces, reduce: s.reduce, bytes: Some(data), ..CopyEffect::default() };
-            let signal = CompletionSignal::Credit(credited.into_iter().map(|at| (at, bytes)).collect());
-            self.start(cx.grid, memory, InFlight { op: Some(op), effect, signal });
+            let signal = CompletionSignal::CompleteTx(signalled.into_iter().map(|at| (at, bytes)).collect());
+            self.start(cx.grid, memory, InFlightOperation { op: Some(op), effect, signal });
         }
         Flow::Next
     }
@@ -175,7 +175,7 @@ impl AsyncEngine {
 
 /// Adds a bulk store to the lane's open bulk group. Operation `reading` reads the source, operation `writing` writes
 /// the destination.
-pub(super) fn add_store(
+pub(super) fn add_bulk_store(
     cx: &mut InstructionContext,
     memory: &mut MemorySystem,
     lane: u32,
@@ -238,13 +238,13 @@ pub fn bulk_wait(cx: &mut InstructionContext, memory: &mut MemorySystem, groups:
 }
 
 /// Completes the bulk stores of a warp that exits. Reports stores whose source may not have been read yet.
-pub fn end_bulk_stores(grid: &mut GridState, memory: &mut MemorySystem, warp: &mut Warp) {
+pub fn complete_warp_bulk_stores(grid: &mut GridState, memory: &mut MemorySystem, warp: &mut Warp) {
     for group in std::mem::take(&mut warp.copies.bulk) {
         for store in group.stores {
             if !group.read {
                 let site = grid.site(warp.slot, warp.index, group.lane, memory.ops.pc(store.reading));
                 grid.reporter.report(FindingKind::AsyncNotWaited, site, || {
-                    "a bulk store's shared source may be unread when the thread exits: no wait_group follows".into()
+                    "a thread exits while its bulk store may still read shared memory: no cp.async.bulk.wait_group follows".into()
                 });
             }
             if let Some(effect) = store.effect {
@@ -259,7 +259,7 @@ fn check_alignment(cx: &mut InstructionContext, r: &BulkRequest) -> bool {
     let size = r.size;
     if !size.is_multiple_of(16) || size == 0 {
         cx.report(FindingKind::Misaligned, r.lane, || {
-            format!("a bulk copy of {size} bytes; it must be a multiple of 16")
+            format!("a bulk copy of {size} bytes: the size must be a positive multiple of 16")
         });
         return false;
     }

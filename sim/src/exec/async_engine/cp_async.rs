@@ -7,7 +7,9 @@ use crate::exec::context::{Flow, InstructionContext, lanes_of};
 use crate::exec::grid::GridState;
 use crate::exec::memory_system::{AccessRequest, MemorySystem};
 use crate::exec::operands::{addresses, lanes_where, undefined_address};
-use crate::exec::state::copies::{CompletionSignal, CopyEffect, CopyGroup, CopyPart, CopyRow, InFlight, WarpCopies};
+use crate::exec::state::copies::{
+    CompletionSignal, CopyEffect, CopyGroup, CopyPart, CopyRow, InFlightOperation, WarpCopies,
+};
 use crate::exec::state::location::LaneGroup;
 use crate::exec::state::mbarrier::MbarrierLocation;
 use crate::exec::state::warp::Warp;
@@ -33,14 +35,14 @@ impl AsyncEngine {
             && let Some(lane) = lanes_of(mask).find(|&lane| s[lane as usize] > size)
         {
             cx.report(FindingKind::OutOfBounds, lane, || {
-                format!("cp.async: src-size {} is above {size}", s[lane as usize])
+                format!("cp.async: src-size {} is above the copy size {size}", s[lane as usize])
             });
         }
         let (mut to, mut from) = std::mem::take(&mut self.copy_groups);
         to.clear();
         from.clear();
         let request = AccessRequest { window: AddressWindow::Shared, addresses: &dst, lanes: mask, bytes: size as u64 };
-        memory.locate(cx, request, &mut to);
+        memory.locate_lanes(cx, request, &mut to);
         // Lanes whose source size is 0 do not access their source address.
         let (mut reading, mut partial) = (mask, false);
         if sizes.is_some() || ignore != 0 {
@@ -54,7 +56,7 @@ impl AsyncEngine {
             }
         } else {
             let request = AccessRequest { window: c.window, addresses: &src, lanes: reading, bytes: size as u64 };
-            memory.locate(cx, request, &mut from);
+            memory.locate_lanes(cx, request, &mut from);
         }
         cx.fragment.backward_branches = 0;
         let op = open_operation(cx, memory);
@@ -92,7 +94,7 @@ impl AsyncEngine {
                 };
                 if now {
                     move_row(&mut cx.grid.blocks, memory, &row, lanes);
-                    cx.grid.changed();
+                    cx.grid.count_change();
                 } else if let Some(part) = cx.warp.copies.open.last_mut() {
                     part.rows.push(row);
                 }
@@ -143,11 +145,11 @@ impl AsyncEngine {
     /// them, too.
     fn complete_arrivals(&mut self, cx: &mut InstructionContext, memory: &mut MemorySystem) {
         let (this_slot, this_warp, mask) = (cx.warp.slot, cx.warp.index, cx.mask);
-        let mine = |operation: &InFlight| match operation.signal {
+        let mine = |operation: &InFlightOperation| match operation.signal {
             CompletionSignal::Arrive { warp, slot, lanes, .. } => {
                 warp == this_warp && slot == this_slot && mask & lanes != 0
             }
-            CompletionSignal::Credit(_) => false,
+            CompletionSignal::CompleteTx(_) => false,
         };
         while let Some(index) = self.in_flight.iter().position(mine) {
             self.complete_at(cx.grid, memory, index);
@@ -197,7 +199,7 @@ impl AsyncEngine {
         let effect = CopyEffect { rows, ..CopyEffect::default() };
         let (warp, slot) = (cx.warp.index, cx.warp.slot);
         let signal = CompletionSignal::Arrive { warp, slot, lanes, ops, at, site };
-        self.start(cx.grid, memory, InFlight { op: None, effect, signal });
+        self.start(cx.grid, memory, InFlightOperation { op: None, effect, signal });
     }
 }
 
@@ -226,7 +228,7 @@ pub fn cp_async_commit(cx: &mut InstructionContext) -> Flow {
 
 /// Completes the copies of a warp that exits, before the block's memory is freed, even those that no thread waited
 /// for.
-pub fn end_copies(grid: &mut GridState, memory: &mut MemorySystem, warp: &mut Warp) {
+pub fn complete_warp_copies(grid: &mut GridState, memory: &mut MemorySystem, warp: &mut Warp) {
     let mut left: Vec<CopyPart> = std::mem::take(&mut warp.copies.open);
     left.extend(std::mem::take(&mut warp.copies.groups).into_iter().flat_map(|g| g.parts));
     for part in left.into_iter().filter(|part| !part.rows.is_empty()) {
@@ -266,7 +268,7 @@ fn locate_partial(
         let mut addresses = [0; 32];
         addresses[lane as usize] = at;
         let request = AccessRequest { window: c.window, addresses: &addresses, lanes: 1 << lane, bytes: 1 };
-        memory.locate(cx, request, found);
+        memory.locate_lanes(cx, request, found);
     };
     // The last byte is checked before the first: both must be in bounds.
     locate(address + bytes as u64 - 1, &mut found);
@@ -307,7 +309,7 @@ fn complete_parts(cx: &mut InstructionContext, memory: &mut MemorySystem, parts:
             continue;
         }
         if !part.rows.is_empty() {
-            cx.grid.changed();
+            cx.grid.count_change();
         }
         for row in &mut part.rows {
             move_row(&mut cx.grid.blocks, memory, row, waiting);

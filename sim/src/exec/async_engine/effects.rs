@@ -23,10 +23,10 @@ pub fn apply(grid: &mut GridState, memory: &mut MemorySystem, effect: &CopyEffec
         if let Some(bytes) = &effect.bytes {
             buffer.extend_from_slice(bytes);
         } else if let Some((location, offset)) = piece.from {
-            let (data, from) = (memory.data(&grid.blocks, location), offset as usize);
+            let (data, from) = (memory.location_bytes(&grid.blocks, location), offset as usize);
             buffer.extend_from_slice(data.get(from..from + piece.bytes as usize).unwrap_or(&[]));
         }
-        let data = memory.data_mut(&mut grid.blocks, piece.to);
+        let data = memory.location_bytes_mut(&mut grid.blocks, piece.to);
         let at = piece.to_offset as usize;
         if let Some(target) = data.get_mut(at..at + buffer.len()) {
             match &effect.reduce {
@@ -35,14 +35,14 @@ pub fn apply(grid: &mut GridState, memory: &mut MemorySystem, effect: &CopyEffec
             }
         }
     }
-    grid.changed();
+    grid.count_change();
 }
 
 /// Moves the bytes that `lanes` copy in a `cp.async`.
 pub fn move_row(blocks: &mut BlockTable, memory: &mut MemorySystem, row: &CopyRow, lanes: u32) {
     let size = row.size as usize;
     let mut bytes = [[0u8; 16]; 32];
-    let source = memory.data(blocks, row.from);
+    let source = memory.location_bytes(blocks, row.from);
     let mut left = row.lanes & lanes;
     while left != 0 {
         let lane = left.trailing_zeros() as usize;
@@ -55,7 +55,7 @@ pub fn move_row(blocks: &mut BlockTable, memory: &mut MemorySystem, row: &CopyRo
             bytes[lane][..read].copy_from_slice(&source[from..from + read]);
         }
     }
-    let target = memory.data_mut(blocks, row.to);
+    let target = memory.location_bytes_mut(blocks, row.to);
     let mut left = row.lanes & lanes;
     while left != 0 {
         let lane = left.trailing_zeros() as usize;

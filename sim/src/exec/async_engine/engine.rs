@@ -5,7 +5,7 @@ use crate::exec::context::{Flow, InstructionContext, lanes_of};
 use crate::exec::grid::GridState;
 use crate::exec::launch::CompletionTiming;
 use crate::exec::memory_system::MemorySystem;
-use crate::exec::state::copies::{CompletionSignal, InFlight};
+use crate::exec::state::copies::{CompletionSignal, InFlightOperation};
 use crate::exec::state::location::LaneGroup;
 use crate::exec::state::mbarrier::MbarrierLocation;
 use crate::matrix::Lanes;
@@ -17,7 +17,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 #[derive(Debug, Default)]
 pub struct AsyncEngine {
     /// Operations that were issued and have not completed; each signals its completion on an mbarrier.
-    pub(super) in_flight: VecDeque<InFlight>,
+    pub(super) in_flight: VecDeque<InFlightOperation>,
     /// mbarriers that have completed a phase and whose waiting warps are still to be woken.
     pub(super) completed_mbarriers: Vec<MbarrierLocation>,
     /// Threads that executed `fence.mbarrier_init`, as agent numbers.
@@ -46,7 +46,7 @@ impl AsyncEngine {
     }
 
     /// Adds an operation to those in flight, or completes it at once with [`CompletionTiming::Earliest`].
-    pub(super) fn start(&mut self, grid: &mut GridState, memory: &mut MemorySystem, operation: InFlight) {
+    pub(super) fn start(&mut self, grid: &mut GridState, memory: &mut MemorySystem, operation: InFlightOperation) {
         if grid.context.options.completion == CompletionTiming::Earliest {
             self.complete(grid, memory, operation);
         } else {
@@ -55,17 +55,17 @@ impl AsyncEngine {
     }
 
     /// Moves the bytes of an operation and signals its completion.
-    pub(super) fn complete(&mut self, grid: &mut GridState, memory: &mut MemorySystem, operation: InFlight) {
+    pub(super) fn complete(&mut self, grid: &mut GridState, memory: &mut MemorySystem, operation: InFlightOperation) {
         apply(grid, memory, &operation.effect);
         match operation.signal {
-            CompletionSignal::Credit(credits) => {
-                for (at, bytes) in credits {
+            CompletionSignal::CompleteTx(transactions) => {
+                for (at, bytes) in transactions {
                     if let (Some(op), Some(o)) = (operation.op, grid.blocks.mbarrier(at)) {
                         memory.ops.mark_observed(op, o.agent, o.phase + 1);
                     }
                     let ops = &memory.ops;
                     let site = operation.op.map(|op| grid.context.site_of_agent(ops.issuer(op), ops.pc(op)));
-                    self.credit(grid, at, bytes, site);
+                    self.complete_tx(grid, at, bytes, site);
                 }
             }
             CompletionSignal::Arrive { lanes, ops, at, site, .. } => {
@@ -79,18 +79,18 @@ impl AsyncEngine {
 
     /// Completes an operation in flight because no warp can run: the oldest, or with some seeds a random one. Returns
     /// whether there was one.
-    pub fn complete_one(&mut self, grid: &mut GridState, memory: &mut MemorySystem) -> bool {
+    pub fn complete_one_operation(&mut self, grid: &mut GridState, memory: &mut MemorySystem) -> bool {
         if self.in_flight.is_empty() {
             return false;
         }
         if grid.context.options.seed & 8 != 0 {
-            return self.complete_random(grid, memory);
+            return self.complete_random_operation(grid, memory);
         }
         self.complete_at(grid, memory, 0)
     }
 
     /// Completes a random operation in flight; returns whether there was one.
-    pub fn complete_random(&mut self, grid: &mut GridState, memory: &mut MemorySystem) -> bool {
+    pub fn complete_random_operation(&mut self, grid: &mut GridState, memory: &mut MemorySystem) -> bool {
         let pick = grid.rng.below(self.in_flight.len() as u32) as usize;
         self.complete_at(grid, memory, pick)
     }

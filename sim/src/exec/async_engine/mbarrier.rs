@@ -2,7 +2,7 @@
 //! synchronization: mbarrier". The pseudo-code of the phases is in [`super`].
 
 use super::engine::AsyncEngine;
-use super::mbarrier_access::{locate_mbarrier, use_mbarrier};
+use super::mbarrier_access::{check_mbarrier_use, locate_mbarrier};
 use crate::exec::context::{Flow, InstructionContext, lanes_of};
 use crate::exec::grid::GridState;
 use crate::exec::memory_system::MemorySystem;
@@ -21,7 +21,7 @@ impl AsyncEngine {
     pub fn mbarrier(&mut self, cx: &mut InstructionContext, memory: &mut MemorySystem, m: &Mbarrier) -> Flow {
         if let MbarrierKind::PendingCount { dst, state } = m.kind {
             let states = cx.regs().get64(state);
-            cx.set(dst, &states.map(|s| (s >> 32) as u32));
+            cx.set_register(dst, &states.map(|s| (s >> 32) as u32));
             return Flow::Next;
         }
         let regs = cx.regs();
@@ -36,7 +36,7 @@ impl AsyncEngine {
                     let same = lanes_where(left, |l| at[l] == at[lane as usize]);
                     left &= !same;
                     let Some(object) = locate_mbarrier(cx, lane, m.window, at[lane as usize]) else { continue };
-                    if use_mbarrier(cx, memory, lane, object, "arrived at") {
+                    if check_mbarrier_use(cx, memory, lane, object, "arrived at") {
                         self.cp_async_arrive(cx, memory, object, noinc, same);
                     }
                 }
@@ -50,7 +50,7 @@ impl AsyncEngine {
                 }
             }
         }
-        cx.grid.changed();
+        cx.grid.count_change();
         Flow::Next
     }
 
@@ -69,7 +69,7 @@ impl AsyncEngine {
                 mbarrier_init(cx, memory, lane, at, count);
             }
             MbarrierKind::Inval => {
-                if use_mbarrier(cx, memory, lane, at, "invalidated")
+                if check_mbarrier_use(cx, memory, lane, at, "invalidated")
                     && let Some(block) = cx.grid.blocks.get_mut(at.slot)
                 {
                     block.mbarriers.remove(&at.address);
@@ -77,16 +77,16 @@ impl AsyncEngine {
             }
             MbarrierKind::ExpectTx { bytes } => {
                 let bytes = cx.regs().get(bytes)[lane as usize];
-                if use_mbarrier(cx, memory, lane, at, "given bytes to expect") {
+                if check_mbarrier_use(cx, memory, lane, at, "given bytes to expect") {
                     let site = cx.site(lane);
                     expect_bytes(cx.grid, at, bytes, site);
                 }
             }
             MbarrierKind::CompleteTx { bytes } => {
                 let bytes = cx.regs().get(bytes)[lane as usize];
-                if use_mbarrier(cx, memory, lane, at, "credited") {
+                if check_mbarrier_use(cx, memory, lane, at, "signalled (complete_tx)") {
                     let site = cx.site(lane);
-                    self.credit(cx.grid, at, bytes, Some(site));
+                    self.complete_tx(cx.grid, at, bytes, Some(site));
                 }
             }
             _ => {}
@@ -116,7 +116,7 @@ impl AsyncEngine {
                     regs.undefined[dst as usize] &= !(1 << lane);
                 }
             };
-            if !use_mbarrier(cx, memory, lane, at, "arrived at") {
+            if !check_mbarrier_use(cx, memory, lane, at, "arrived at") {
                 // The missing mbarrier was reported. The state register becomes 0, so that a wait on it is not
                 // reported as undefined.
                 set_state(cx, 0);
@@ -145,7 +145,9 @@ impl AsyncEngine {
             }
             let completed = self.arrive(cx.grid, at, count, clock, site);
             if completed && no_complete {
-                cx.report(FindingKind::Mbarrier, lane, || "an arrive with .noComplete completes the phase".into());
+                cx.report(FindingKind::Mbarrier, lane, || {
+                    "an mbarrier.arrive with .noComplete completes the phase".into()
+                });
             }
             cx.fragment.backward_branches = 0;
         }
@@ -181,15 +183,20 @@ impl AsyncEngine {
                 continue;
             };
             if at.slot != cx.warp.slot {
-                cx.report(FindingKind::Mbarrier, lane, || "a wait on an mbarrier of another block".into());
+                cx.report(FindingKind::Mbarrier, lane, || {
+                    "a wait on an mbarrier of another block: a thread can wait only on mbarriers of its own block"
+                        .into()
+                });
             }
-            if !use_mbarrier(cx, memory, lane, at, "waited for") {
+            if !check_mbarrier_use(cx, memory, lane, at, "waited for") {
                 done |= same;
                 continue;
             }
             if parity && operands[l] > 1 {
                 let value = operands[l];
-                cx.report(FindingKind::Mbarrier, lane, || format!("a wait on parity {value}; it is 0 or 1"));
+                cx.report(FindingKind::Mbarrier, lane, || {
+                    format!("an mbarrier wait on parity {value}: a parity is 0 or 1")
+                });
             }
             let Some(object) = cx.grid.blocks.mbarrier(at) else { continue };
             let phase = object.phase;
@@ -244,7 +251,7 @@ impl AsyncEngine {
     }
 
     /// Counts `bytes` bytes that the copy issued at `site` has delivered. Returns whether this completed the phase.
-    pub(super) fn credit(
+    pub(super) fn complete_tx(
         &mut self,
         grid: &mut GridState,
         at: MbarrierLocation,
@@ -253,13 +260,13 @@ impl AsyncEngine {
     ) -> bool {
         let Some(object) = grid.blocks.mbarrier(at) else { return false };
         object.pending_bytes -= bytes as i64;
-        object.credited = site;
+        object.last_copy = site;
         // Until the last arrival a thread may still raise the expected bytes, so an excess is reported only after it.
         let (excess, pending) = (-object.pending_bytes, object.pending);
         if let (Some(site), 0, true) = (site, pending, excess > 0) {
             let memory = Some(("shared", at.address as u64));
             grid.reporter.report_with(FindingKind::Mbarrier, site, None, memory, || {
-                format!("copies credit an mbarrier with {excess} bytes more than its phase expects")
+                format!("copies deliver {excess} bytes more to an mbarrier than its phase expects")
             });
         }
         self.complete_phase(grid, at)
@@ -271,7 +278,7 @@ impl AsyncEngine {
             return false;
         }
         self.completed_mbarriers.push(at);
-        grid.changed();
+        grid.count_change();
         true
     }
 }
@@ -281,11 +288,13 @@ fn mbarrier_init(cx: &mut InstructionContext, memory: &mut MemorySystem, lane: u
     let address = ("shared", at.address as u64);
     if count == 0 || count > MAX_COUNT {
         cx.report_at(FindingKind::Mbarrier, lane, address, || {
-            format!("an mbarrier initialised for {count} arrivals; 1 to {MAX_COUNT} are possible")
+            format!("mbarrier.init with a count of {count}: 1 to {MAX_COUNT} arrivals are possible")
         });
     }
     if at.slot != cx.warp.slot {
-        cx.report(FindingKind::Mbarrier, lane, || "an mbarrier of another block is initialised".into());
+        cx.report(FindingKind::Mbarrier, lane, || {
+            "mbarrier.init of an mbarrier in another block's shared memory".into()
+        });
         return;
     }
     if cx.block().mbarriers.contains_key(&at.address) {
@@ -306,7 +315,7 @@ fn mbarrier_init(cx: &mut InstructionContext, memory: &mut MemorySystem, lane: u
         clock: None,
         released: None,
         init,
-        credited: None,
+        last_copy: None,
     };
     block.mbarriers.insert(at.address, object);
     memory.check_mbarrier_access(cx, lane, at, AccessKind::Write);
@@ -328,11 +337,11 @@ fn expect_bytes(grid: &mut GridState, at: MbarrierLocation, bytes: u32, site: Si
 pub(super) fn report_excess_bytes(grid: &mut GridState, slot: u32) {
     let Some(block) = grid.blocks.get(slot) else { return };
     for (&address, object) in block.mbarriers.iter().filter(|(_, object)| object.pending_bytes < 0) {
-        let Some(site) = object.credited else { continue };
+        let Some(site) = object.last_copy else { continue };
         let excess = -object.pending_bytes;
         grid.reporter.report_with(FindingKind::Mbarrier, site, None, Some(("shared", address as u64)), || {
             format!(
-                "copies credit an mbarrier with {excess} bytes that no phase of it expects; an earlier phase completed too early"
+                "copies deliver {excess} bytes more to an mbarrier than its phases expect: an earlier phase completed too early"
             )
         });
     }

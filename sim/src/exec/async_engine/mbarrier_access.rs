@@ -21,7 +21,7 @@ pub fn locate_mbarrier(
         AddressWindow::Generic if layout::window(address) == Some(AddressWindow::Shared) => address - layout::SHARED,
         AddressWindow::Generic => {
             cx.report(FindingKind::OutOfBounds, lane, || {
-                format!("an mbarrier at {address:#x}, outside of shared memory")
+                format!("the mbarrier address {address:#x} is outside of shared memory")
             });
             return None;
         }
@@ -35,14 +35,14 @@ pub fn locate_mbarrier(
     let rank = rank.unwrap_or(0);
     let Some(slot) = slot else {
         cx.report_at(FindingKind::OutOfBounds, lane, ("shared", shared as u64), || {
-            format!("an mbarrier of block rank {rank}, which the cluster does not have")
+            format!("an mbarrier in the block of rank {rank}, but the cluster has no such block")
         });
         return None;
     };
     let at = ("shared", offset as u64);
     if slot != cx.warp.slot && cx.grid.blocks.get(slot).is_none_or(|b| b.ended) {
         cx.report_at(FindingKind::OutOfBounds, lane, at, || {
-            format!("an mbarrier of block rank {rank}, which has exited")
+            format!("an mbarrier in the block of rank {rank}, which has exited")
         });
         return None;
     }
@@ -55,7 +55,7 @@ pub fn locate_mbarrier(
     let end = layout::SHARED_START as usize + cx.block().shared.len();
     if offset < layout::SHARED_START || offset as usize + 8 > end {
         cx.report_at(FindingKind::OutOfBounds, lane, at, || {
-            format!("an mbarrier at shared address {offset:#x}, outside of the block's shared memory")
+            format!("an mbarrier at shared address {offset:#x}, which is outside of the block's shared memory")
         });
         return None;
     }
@@ -64,7 +64,7 @@ pub fn locate_mbarrier(
 
 /// Checks that an mbarrier exists and that its initialisation is ordered before this use; returns whether it exists.
 /// `verb` names the use in the message.
-pub fn use_mbarrier(
+pub fn check_mbarrier_use(
     cx: &mut InstructionContext,
     memory: &mut MemorySystem,
     lane: u32,
@@ -85,7 +85,7 @@ pub fn use_mbarrier(
 impl AsyncEngine {
     /// Returns the mbarriers on which a copy signals its bytes: the one at `address`, or the one at the same offset
     /// in each block of `ranks`. `None` if one of them does not exist.
-    pub(super) fn mbarriers_to_credit(
+    pub(super) fn mbarriers_of_copy(
         &mut self,
         cx: &mut InstructionContext,
         memory: &mut MemorySystem,
@@ -97,7 +97,7 @@ impl AsyncEngine {
         let mut mbarriers = Vec::new();
         for rank in ranks {
             let at = locate_mbarrier(cx, lane, AddressWindow::SharedCluster, shared_address(address, *rank))?;
-            if !use_mbarrier(cx, memory, lane, at, "given to a copy") {
+            if !check_mbarrier_use(cx, memory, lane, at, "given to a copy") {
                 return None;
             }
             self.note_unfenced_init(cx, lane, at);
@@ -113,7 +113,7 @@ impl AsyncEngine {
         if !order.is_fenced(lane, MemorySpace::Shared, agent, epoch) && !self.init_fences.contains(&agent.0) {
             cx.grid.reporter.note(
                 cx.pc,
-                "a copy completes on an mbarrier whose initialisation no fence.mbarrier_init or fence.proxy.async made visible",
+                "a copy completes on an mbarrier whose initialisation was not followed by fence.mbarrier_init or fence.proxy.async",
             );
         }
     }

@@ -1,10 +1,10 @@
 //! Tensor copies: boxes of a tensor that a tensor map describes, between global and shared memory.
 
-use super::bulk::{BulkRequest, add_store, count_global_bytes, shared_address};
+use super::bulk::{BulkRequest, add_bulk_store, count_global_bytes, shared_address};
 use super::engine::AsyncEngine;
 use crate::exec::context::InstructionContext;
 use crate::exec::memory_system::MemorySystem;
-use crate::exec::state::copies::{BoxLoad, CompletionSignal, CopyEffect, CopyPiece, InFlight};
+use crate::exec::state::copies::{BoxLoad, CompletionSignal, CopyEffect, CopyPiece, InFlightOperation};
 use crate::exec::state::location::Location;
 use crate::finding::FindingKind;
 use crate::layout;
@@ -34,7 +34,7 @@ impl AsyncEngine {
     pub(super) fn tensor_load(&mut self, cx: &mut InstructionContext, memory: &mut MemorySystem, r: &BulkRequest) {
         let lane = r.lane;
         let Some(map) = tensor_map_at(cx, memory, lane, r.from) else { return };
-        let Some(mbarriers) = self.mbarriers_to_credit(cx, memory, lane, r.mbarrier, &r.ranks) else { return };
+        let Some(mbarriers) = self.mbarriers_of_copy(cx, memory, lane, r.mbarrier, &r.ranks) else { return };
         let op = memory.ops.start(AsyncOpKind::TensorCopy, &cx.warp.order, 1 << lane, cx.pc);
         let mut boxes = Vec::with_capacity(r.ranks.len());
         let mut bytes = 0;
@@ -55,9 +55,9 @@ impl AsyncEngine {
             boxes.push(BoxLoad { map, coordinates: r.coordinates.clone(), shared, slot });
             bytes = n;
         }
-        let signal = CompletionSignal::Credit(mbarriers.into_iter().map(|at| (at, bytes)).collect());
+        let signal = CompletionSignal::CompleteTx(mbarriers.into_iter().map(|at| (at, bytes)).collect());
         let effect = CopyEffect { boxes, ..CopyEffect::default() };
-        self.start(cx.grid, memory, InFlight { op: Some(op), effect, signal });
+        self.start(cx.grid, memory, InFlightOperation { op: Some(op), effect, signal });
     }
 
     /// Issues a tensor store or tensor reduction from shared to global memory.
@@ -94,7 +94,7 @@ impl AsyncEngine {
         let start = layout::split_cluster_address(r.from as u32).1;
         let pieces = store_pieces(memory, &copy, start, location, base);
         let effect = CopyEffect { pieces, reduce, ..CopyEffect::default() };
-        add_store(cx, memory, lane, (reading, writing), effect);
+        add_bulk_store(cx, memory, lane, (reading, writing), effect);
     }
 
     /// Checks the source and destination bytes of a box copy and counts its traffic. Returns the location, the offset
@@ -202,7 +202,9 @@ fn tensor_map_at(cx: &mut InstructionContext, memory: &mut MemorySystem, lane: u
         Some(AddressWindow::Local) => None,
         _ => {
             let found = memory.locate_bytes(cx, lane, AddressWindow::Generic, address, 128);
-            found.map(|(at, offset)| memory.data(&cx.grid.blocks, at)[offset as usize..offset as usize + 128].to_vec())
+            found.map(|(at, offset)| {
+                memory.location_bytes(&cx.grid.blocks, at)[offset as usize..offset as usize + 128].to_vec()
+            })
         }
     };
     let Some(blob): Option<EncodedMap> = bytes.and_then(|b| b.try_into().ok()) else {

@@ -36,7 +36,7 @@ pub fn tensormap_replace(cx: &mut InstructionContext, memory: &mut MemorySystem,
     for lane in lanes_of(cx.mask) {
         let found = memory.locate_bytes(cx, lane, r.window, at[lane as usize], MAP_BYTES as u64);
         let Some((location, offset)) = found else { continue };
-        let data = memory.data_mut(&mut cx.grid.blocks, location);
+        let data = memory.location_bytes_mut(&mut cx.grid.blocks, location);
         let bytes = &mut data[offset as usize..offset as usize + MAP_BYTES];
         let mut blob: EncodedMap = [0; MAP_BYTES];
         blob.copy_from_slice(bytes);
@@ -44,7 +44,7 @@ pub fn tensormap_replace(cx: &mut InstructionContext, memory: &mut MemorySystem,
             Some(field) => {
                 tensor_map::replace(&mut blob, field, r.ordinal, values[lane as usize]).map_err(|e| e.to_string())
             }
-            None => Err(format!("tensormap.replace: no field {}", r.field)),
+            None => Err(format!("tensormap.replace of an unknown field: {}", r.field)),
         };
         match result {
             Ok(()) => bytes.copy_from_slice(&blob),
@@ -52,7 +52,7 @@ pub fn tensormap_replace(cx: &mut InstructionContext, memory: &mut MemorySystem,
         }
         check_map_access(cx, memory, lane, (location, offset), AccessKind::Write);
     }
-    cx.grid.changed();
+    cx.grid.count_change();
     Flow::Next
 }
 
@@ -63,7 +63,7 @@ pub fn tensormap_copy(
     dst: &AddressOperand,
     src: &AddressOperand,
 ) -> Flow {
-    if !cx.gather(u32::MAX) {
+    if !cx.gather_lanes(u32::MAX) {
         return Flow::Stop;
     }
     let (lane, mask) = (cx.first_lane(), cx.mask);
@@ -74,12 +74,12 @@ pub fn tensormap_copy(
     let Some((target, target_offset)) = target else { return Flow::Next };
     check_map_access(cx, memory, lane, (source, source_offset), AccessKind::Read);
     check_map_access(cx, memory, lane, (target, target_offset), AccessKind::Write);
-    let bytes = memory.data(&cx.grid.blocks, source)[source_offset as usize..][..MAP_BYTES].to_vec();
-    let data = memory.data_mut(&mut cx.grid.blocks, target);
+    let bytes = memory.location_bytes(&cx.grid.blocks, source)[source_offset as usize..][..MAP_BYTES].to_vec();
+    let data = memory.location_bytes_mut(&mut cx.grid.blocks, target);
     data[target_offset as usize..][..MAP_BYTES].copy_from_slice(&bytes);
     cx.warp.order.fence_proxy(mask, true, true);
     cx.warp.order.fence(mask, AccessStrength::Gpu);
-    cx.grid.changed();
+    cx.grid.count_change();
     Flow::Next
 }
 

@@ -27,7 +27,7 @@ use crate::program::op::Wgmma;
 impl AsyncEngine {
     /// Executes `wgmma.mma_async`: one warp's part of a product.
     pub fn wgmma(&mut self, cx: &mut InstructionContext, memory: &mut MemorySystem, w: &Wgmma) -> Flow {
-        if !cx.gather(u32::MAX) {
+        if !cx.gather_lanes(u32::MAX) {
             return Flow::Stop;
         }
         let (group, quarter) = ((cx.warp.index / 4) as usize, cx.warp.index % 4);
@@ -115,7 +115,7 @@ impl AsyncEngine {
             copies: Vec::new(),
         });
         if complete {
-            cx.grid.changed();
+            cx.grid.count_change();
             cx.block_mut().wgmma_issued = true;
             if completes_at_issue(cx.grid, 2) {
                 self.compute_products(cx.grid, cx.warp, number + 1);
@@ -183,7 +183,7 @@ impl AsyncEngine {
 
     /// Executes `wgmma.wait_group`: waits until all but the last `groups` committed groups are complete.
     pub fn wgmma_wait(&mut self, cx: &mut InstructionContext, memory: &mut MemorySystem, groups: u32) -> Flow {
-        if !cx.gather(u32::MAX) {
+        if !cx.gather_lanes(u32::MAX) {
             return Flow::Stop;
         }
         let state = &cx.warp.wgmma;
@@ -219,7 +219,7 @@ impl AsyncEngine {
 
 /// Executes `wgmma.fence`.
 pub fn wgmma_fence(cx: &mut InstructionContext) -> Flow {
-    if !cx.gather(u32::MAX) {
+    if !cx.gather_lanes(u32::MAX) {
         return Flow::Stop;
     }
     cx.warp.wgmma.fence();
@@ -228,7 +228,7 @@ pub fn wgmma_fence(cx: &mut InstructionContext) -> Flow {
 
 /// Executes `wgmma.commit_group`.
 pub fn wgmma_commit(cx: &mut InstructionContext) -> Flow {
-    if !cx.gather(u32::MAX) {
+    if !cx.gather_lanes(u32::MAX) {
         return Flow::Stop;
     }
     cx.warp.wgmma.commit();

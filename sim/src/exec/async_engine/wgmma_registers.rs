@@ -31,13 +31,13 @@ pub(super) fn check_registers_at_issue(cx: &mut InstructionContext, w: &Wgmma) {
     let reporter = &mut cx.grid.reporter;
     if !state.fenced {
         reporter.report(FindingKind::Wgmma, site, || "wgmma without any wgmma.fence before it".into());
-    } else if state.any_touched && w.a.iter().chain(&w.d).any(|&s| state.is_touched(s)) {
+    } else if state.any_accessed && w.a.iter().chain(&w.d).any(|&s| state.was_accessed_since_fence(s)) {
         reporter.report(FindingKind::Wgmma, site, || {
-            "wgmma on registers that were accessed since the last wgmma.fence".into()
+            "wgmma uses registers that were accessed after the last wgmma.fence".into()
         });
     }
     if !state.late.is_empty() && w.a.iter().chain(&w.d).any(|s| state.late.contains(s)) {
-        reporter.note(site.pc, "registers of this wgmma are accessed between its wgmma.fence and it");
+        reporter.note(site.pc, "registers of this wgmma are accessed after the wgmma.fence before it");
     }
     let issued = state.issued.iter().enumerate();
     for (n, issued) in issued.filter(|(_, issued)| issued.frame == cx.fragment.frame) {
@@ -74,7 +74,7 @@ pub fn access_wgmma_registers(
         hazard = move_register(&context, state, frame, watch.reads.first().copied(), watch.writes[0]);
     } else {
         for &s in &watch.reads {
-            state.touch(s, true);
+            state.mark_access(s, true);
             let in_use = |p: &&IssuedProduct| {
                 product_instruction(&context, p).d.contains(&s) || p.copies.iter().any(|c| c.0 == s)
             };
@@ -82,7 +82,7 @@ pub fn access_wgmma_registers(
             hazard = hazard.or(product.map(|p| (p.pc, "an accumulator", "read")));
         }
         for &s in &watch.writes {
-            state.touch(s, true);
+            state.mark_access(s, true);
             hazard = hazard.or(overwrite_register(&context, state, frame, s));
         }
     }
@@ -120,7 +120,7 @@ fn move_register(
     to: u32,
 ) -> Option<Hazard> {
     if let Some(from) = from {
-        state.touch(to, state.is_touched(from));
+        state.mark_access(to, state.was_accessed_since_fence(from));
     }
     let accumulator_of = |p: &IssuedProduct| {
         let from = from?;

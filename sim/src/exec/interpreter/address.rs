@@ -54,10 +54,10 @@ pub fn mapa(cx: &mut InstructionContext, (dst, src): (u32, u32), rank: u32, wide
         let a = regs.get64(src);
         let base = if generic { layout::SHARED } else { 0 };
         let mapped = |l: usize| base + layout::cluster_address(a[l] as u32, ranks[l]) as u64;
-        cx.set64(dst, &std::array::from_fn(mapped));
+        cx.set_register64(dst, &std::array::from_fn(mapped));
     } else {
         let a = regs.get(src);
-        cx.set(dst, &std::array::from_fn(|l| layout::cluster_address(a[l], ranks[l])));
+        cx.set_register(dst, &std::array::from_fn(|l| layout::cluster_address(a[l], ranks[l])));
     }
     Flow::Next
 }
@@ -66,7 +66,7 @@ pub fn mapa(cx: &mut InstructionContext, (dst, src): (u32, u32), rank: u32, wide
 pub fn cta_rank(cx: &mut InstructionContext, dst: u32, src: u32, wide: bool) -> Flow {
     let (rank, regs) = (cx.block().rank, cx.regs());
     let addresses: [u32; 32] = if wide { regs.get64(src).map(|a| a as u32) } else { regs.get(src) };
-    cx.set(dst, &addresses.map(|a| layout::split_cluster_address(a).0.unwrap_or(rank)));
+    cx.set_register(dst, &addresses.map(|a| layout::split_cluster_address(a).0.unwrap_or(rank)));
     Flow::Next
 }
 
@@ -74,6 +74,6 @@ pub fn cta_rank(cx: &mut InstructionContext, dst: u32, src: u32, wide: bool) -> 
 pub fn alloca(cx: &mut InstructionContext, dst: u32, size: u32) -> Flow {
     let bytes = cx.regs().get64(size)[cx.first_lane() as usize] as u32;
     let base = cx.warp.grow_local(bytes);
-    cx.set64(dst, &[base as u64; 32]);
+    cx.set_register64(dst, &[base as u64; 32]);
     Flow::Next
 }

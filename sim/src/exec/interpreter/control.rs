@@ -5,7 +5,7 @@ use super::host;
 use crate::exec::context::{Flow, InstructionContext};
 use crate::exec::memory_system::MemorySystem;
 use crate::exec::operands::lanes_where;
-use crate::exec::state::warp::{Join, NO_JOIN};
+use crate::exec::state::warp::{NO_JOIN, ReconvergencePoint};
 use crate::finding::FindingKind;
 use crate::layout;
 use crate::program::op::{Call, CallTarget, Op};
@@ -63,14 +63,14 @@ pub fn call(cx: &mut InstructionContext, memory: &mut MemorySystem, call: &Call)
         CallTarget::Unknown(name) => {
             let name = &cx.grid.context.kernel.unknown[name as usize];
             cx.report(FindingKind::Unsupported, cx.first_lane(), || {
-                format!("call of {name}, which is declared and not defined")
+                format!("call of function {name}, which is declared but not defined")
             });
             return Flow::Next;
         }
     };
     let (parent, next, mask, all) = (cx.fragment.frame, cx.fragment.pc + 1, cx.mask, cx.fragment.mask);
     // All lanes that execute the call reconverge at the instruction after it.
-    let join = Join { pc: next, frame: parent, expected: all, arrived: 0, parent: cx.fragment.join };
+    let join = ReconvergencePoint { pc: next, frame: parent, expected: all, arrived: 0, parent: cx.fragment.join };
     let mut rest = *cx.fragment;
     let join = cx.warp.push_join(join);
     let block = &cx.grid.blocks[cx.warp.slot];
@@ -109,7 +109,9 @@ fn indirect_target(cx: &mut InstructionContext, slot: u32) -> Result<u32, Flow> 
         return Err(Flow::Jumped);
     }
     function_at(cx, first).ok_or_else(|| {
-        cx.report(FindingKind::OutOfBounds, cx.first_lane(), || format!("call of {first:#x}, where no function is"));
+        cx.report(FindingKind::OutOfBounds, cx.first_lane(), || {
+            format!("call of address {first:#x}, at which there is no function")
+        });
         Flow::Next
     })
 }
@@ -173,7 +175,7 @@ pub fn exit(cx: &mut InstructionContext) -> Flow {
     cx.warp.live &= !mask;
     cx.block_mut().live -= mask.count_ones();
     cx.warp.leave_joins(mask, cx.fragment.join, NO_JOIN);
-    cx.grid.changed();
+    cx.grid.count_change();
     cx.fragment.mask &= !mask;
     cx.fragment.pc += 1;
     cx.warp.complete_joins();

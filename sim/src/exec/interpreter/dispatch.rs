@@ -25,7 +25,7 @@ impl Interpreter<'_> {
         let (memory, engine) = (&mut self.memory, &mut self.async_engine);
         let cx = &mut InstructionContext { grid: &mut self.grid, warp, fragment, mask, pc };
         match &instr.op {
-            Op::Alu { .. } | Op::Branch { .. } => unreachable!("run_fragment executes these"),
+            Op::Alu { .. } | Op::Branch { .. } => unreachable!("run_fragment executes arithmetic and branches"),
             Op::Load(t) => memory.load(cx, t),
             Op::Store(t) => memory.store(cx, t),
             Op::Atomic(a) => memory.atomic(cx, a),
@@ -34,7 +34,7 @@ impl Interpreter<'_> {
             Op::Ret => control::ret(cx),
             Op::Exit => control::exit(cx),
             Op::Trap => {
-                cx.report(FindingKind::Trap, cx.first_lane(), || "trap: the kernel would be aborted".into());
+                cx.report(FindingKind::Trap, cx.first_lane(), || "trap: a GPU would abort the kernel".into());
                 control::exit(cx)
             }
             Op::Nop | Op::GridDepLaunch | Op::Prefetch { .. } => Flow::Next,
@@ -45,7 +45,7 @@ impl Interpreter<'_> {
                 Flow::Stop
             }
             Op::CreatePolicy { dst } => {
-                cx.set64(*dst, &[0x1000_0000_0000_0000; 32]);
+                cx.set_register64(*dst, &[0x1000_0000_0000_0000; 32]);
                 Flow::Next
             }
             Op::ReadSpecial { dst, which } => special::read_special(cx, *dst, *which),
@@ -63,7 +63,7 @@ impl Interpreter<'_> {
             Op::CpAsync(c) => engine.cp_async(cx, memory, c),
             Op::CpAsyncCommit => cp_async_commit(cx),
             Op::CpAsyncWait { groups } => engine.cp_async_wait(cx, memory, *groups),
-            Op::BulkCopy(b) => engine.bulk(cx, memory, b),
+            Op::BulkCopy(b) => engine.bulk_copy(cx, memory, b),
             Op::BulkCommit => bulk_commit(cx),
             Op::BulkWait { groups, read } => bulk_wait(cx, memory, *groups, *read),
             Op::StAsync { addr, width, regs, mbarrier, reduce } => {

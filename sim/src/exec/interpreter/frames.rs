@@ -1,6 +1,6 @@
 //! Function calls: frames with the registers of a called function, and the arguments that are copied between frames.
 
-use super::special::fixed_special;
+use super::special::fixed_special_register;
 use crate::exec::context::lanes_of;
 use crate::exec::grid_context::GridContext;
 use crate::exec::operands::set_predicate;
@@ -25,7 +25,7 @@ pub fn enter_function(
     for relocation in &code.relocations {
         match *relocation {
             Relocation::Special { slot, which, wide } => {
-                let value = |l| fixed_special(context, block, warp.index, which, l as u32);
+                let value = |l| fixed_special_register(context, block, warp.index, which, l as u32);
                 let values: [u32; 32] = std::array::from_fn(value);
                 if wide {
                     regs.set64(slot, &values.map(u64::from), u32::MAX);

@@ -57,7 +57,7 @@ impl MatrixUnit {
 
 /// Executes one `mma`; its guard may exclude lanes.
 pub fn mma(cx: &mut InstructionContext, m: &Mma) -> Flow {
-    if !cx.gather(u32::MAX) {
+    if !cx.gather_lanes(u32::MAX) {
         return Flow::Stop;
     }
     let (mask, count_only) = (cx.mask, cx.grid.context.options.count_only);
@@ -87,7 +87,7 @@ pub fn mma(cx: &mut InstructionContext, m: &Mma) -> Flow {
 
 /// Executes `wmma.mma`.
 pub fn wmma_mma(cx: &mut InstructionContext, m: &Wmma) -> Flow {
-    if !cx.gather(u32::MAX) {
+    if !cx.gather_lanes(u32::MAX) {
         return Flow::Stop;
     }
     let (mask, count_only) = (cx.mask, cx.grid.context.options.count_only);
@@ -109,7 +109,7 @@ pub fn wmma_mma(cx: &mut InstructionContext, m: &Wmma) -> Flow {
 
 /// Executes `movmatrix`: transposes an 8 × 8 matrix.
 pub fn movmatrix(cx: &mut InstructionContext, dst: u32, src: u32) -> Flow {
-    if !cx.gather(u32::MAX) {
+    if !cx.gather_lanes(u32::MAX) {
         return Flow::Stop;
     }
     let mask = cx.mask;

@@ -16,13 +16,13 @@ pub fn read_special(cx: &mut InstructionContext, dst: u32, which: VaryingRegiste
     // The simulator does not model time: it assumes 2 ns per instruction.
     let nanoseconds = cx.grid.progress.executed * 2;
     match which {
-        VaryingRegister::Clock => cx.set(dst, &[clock as u32; 32]),
-        VaryingRegister::ClockHi => cx.set(dst, &[(clock >> 32) as u32; 32]),
-        VaryingRegister::Clock64 => cx.set64(dst, &[clock; 32]),
-        VaryingRegister::Globaltimer => cx.set64(dst, &[nanoseconds; 32]),
-        VaryingRegister::GlobaltimerLo => cx.set(dst, &[nanoseconds as u32; 32]),
-        VaryingRegister::GlobaltimerHi => cx.set(dst, &[(nanoseconds >> 32) as u32; 32]),
-        VaryingRegister::Activemask => cx.set(dst, &[cx.mask; 32]),
+        VaryingRegister::Clock => cx.set_register(dst, &[clock as u32; 32]),
+        VaryingRegister::ClockHi => cx.set_register(dst, &[(clock >> 32) as u32; 32]),
+        VaryingRegister::Clock64 => cx.set_register64(dst, &[clock; 32]),
+        VaryingRegister::Globaltimer => cx.set_register64(dst, &[nanoseconds; 32]),
+        VaryingRegister::GlobaltimerLo => cx.set_register(dst, &[nanoseconds as u32; 32]),
+        VaryingRegister::GlobaltimerHi => cx.set_register(dst, &[(nanoseconds >> 32) as u32; 32]),
+        VaryingRegister::Activemask => cx.set_register(dst, &[cx.mask; 32]),
         VaryingRegister::ExplicitCluster => {
             let value = if cx.grid.context.cluster == [1, 1, 1] { 0 } else { u32::MAX };
             let mask = cx.mask;
@@ -33,7 +33,7 @@ pub fn read_special(cx: &mut InstructionContext, dst: u32, which: VaryingRegiste
 }
 
 /// The value of a special register that stays the same while the warp runs.
-pub fn fixed_special(context: &GridContext, block: &Block, warp: u32, which: FixedRegister, lane: u32) -> u32 {
+pub fn fixed_special_register(context: &GridContext, block: &Block, warp: u32, which: FixedRegister, lane: u32) -> u32 {
     let launch = context.launch;
     let component = |v: [u32; 3], c: u8| v.get(c as usize).copied().unwrap_or(0);
     let per_cluster = |v: [u32; 3]| -> [u32; 3] { std::array::from_fn(|i| v[i] / context.cluster[i]) };
@@ -69,13 +69,13 @@ pub fn fixed_special(context: &GridContext, block: &Block, warp: u32, which: Fix
 /// Executes `setmaxnreg`: returns registers to the block's pool, or takes registers from the pool and waits until it
 /// has enough.
 pub fn set_max_registers(cx: &mut InstructionContext, count: u32, increase: bool) -> Flow {
-    if !cx.gather(u32::MAX) {
+    if !cx.gather_lanes(u32::MAX) {
         return Flow::Stop;
     }
     let lane = cx.first_lane();
     if !(24..=256).contains(&count) || !count.is_multiple_of(8) {
         cx.report(FindingKind::Setmaxnreg, lane, || {
-            format!("setmaxnreg {count}: 24 to 256 in steps of 8 are possible")
+            format!("setmaxnreg {count}: the register count must be a multiple of 8 from 24 to 256")
         });
         return Flow::Next;
     }
@@ -83,7 +83,7 @@ pub fn set_max_registers(cx: &mut InstructionContext, count: u32, increase: bool
     if increase && count < now || !increase && count > now {
         cx.report(FindingKind::Setmaxnreg, lane, || {
             let direction = if increase { "inc" } else { "dec" };
-            format!("setmaxnreg.{direction} to {count}, but the warp has {now} registers a thread")
+            format!("setmaxnreg.{direction} to {count}, but the warp has {now} registers per thread")
         });
         return Flow::Next;
     }
@@ -107,6 +107,6 @@ pub fn set_max_registers(cx: &mut InstructionContext, count: u32, increase: bool
     }
     cx.warp.max_registers = count;
     cx.warp.setmaxnreg.push(cx.pc);
-    cx.grid.changed();
+    cx.grid.count_change();
     Flow::Next
 }

@@ -12,7 +12,7 @@ impl Interpreter<'_> {
     /// Counts a backward branch. If the fragment is in a loop that only waits, sets its state to `Spin` and returns
     /// true.
     #[inline(always)]
-    pub(super) fn backward_branch(&mut self, fragment: &mut Fragment, regs: &Registers) -> bool {
+    pub(super) fn count_backward_branch(&mut self, fragment: &mut Fragment, regs: &Registers) -> bool {
         fragment.backward_branches += 1;
         let branches = fragment.backward_branches;
         // Two consecutive iterations are compared whenever the branch count is a power of two.

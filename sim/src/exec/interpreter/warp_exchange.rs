@@ -29,7 +29,7 @@ pub fn warp_op(cx: &mut InstructionContext, w: &WarpOp) -> Flow {
     if matches!(w.kind, WarpOpKind::Sync) {
         return warp_sync(cx, members);
     }
-    if !cx.gather(members) {
+    if !cx.gather_lanes(members) {
         return Flow::Stop;
     }
     let mask = cx.mask;

@@ -65,7 +65,7 @@ impl<'a> Interpreter<'a> {
             }
         }
         if warp.live == 0 {
-            self.async_engine.end_warp(&mut self.grid, &mut self.memory, &mut warp);
+            self.async_engine.complete_warp_operations(&mut self.grid, &mut self.memory, &mut warp);
         }
         self.grid.blocks[slot].warps[w as usize] = Some(warp);
     }
@@ -127,7 +127,7 @@ impl<'a> Interpreter<'a> {
                         let target = *target;
                         if mask == fragment.mask {
                             fragment.pc = target;
-                            if target <= pc && self.backward_branch(fragment, &frame.regs) {
+                            if target <= pc && self.count_backward_branch(fragment, &frame.regs) {
                                 break;
                             }
                         } else if mask == 0 {
@@ -141,7 +141,7 @@ impl<'a> Interpreter<'a> {
                                 warp.fragments.push(*fragment);
                                 *fragment = other;
                             }
-                            if target <= pc && self.backward_branch(fragment, &frame.regs) {
+                            if target <= pc && self.count_backward_branch(fragment, &frame.regs) {
                                 break;
                             }
                             used += 1;

@@ -28,10 +28,10 @@ impl MemorySystem {
         let bytes = a.ty.size() * a.a.len() as u32;
         let mut groups = Vec::new();
         let request = AccessRequest { window: a.window, addresses: &at, lanes: cx.mask, bytes: bytes as u64 };
-        let elsewhere = self.locate(cx, request, &mut groups);
+        let elsewhere = self.locate_lanes(cx, request, &mut groups);
         if elsewhere != 0 {
             cx.report(FindingKind::OutOfBounds, elsewhere.trailing_zeros(), || {
-                "an atomic outside of global and shared memory".into()
+                "an atomic operation on an address that is neither in global nor in shared memory".into()
             });
         }
         for group in &groups {
@@ -46,7 +46,7 @@ impl MemorySystem {
         self.count_traffic(cx.grid.reporter.counts(cx.pc), group, bytes, true);
         if !self.is_writable(group.location) {
             let lane = group.lanes.trailing_zeros();
-            cx.report(FindingKind::OutOfBounds, lane, || "an atomic on constant memory".into());
+            cx.report(FindingKind::OutOfBounds, lane, || "an atomic operation on constant memory".into());
             return;
         }
         self.check(cx, AccessKind::Atomic, group, bytes, a.scope, 0);
@@ -61,7 +61,7 @@ impl MemorySystem {
                 self.sync_vars.on_strong_read(key, order, lane, semantics, a.scope, &self.clusters);
             }
             if self.atomic_lane(cx, a, group, lane as usize) {
-                cx.changed_memory();
+                cx.record_memory_change();
             }
             self.sync_vars.on_strong_write(key, &mut cx.warp.order, lane, semantics, a.scope, true, &self.clusters);
         }
@@ -76,7 +76,7 @@ impl MemorySystem {
             let operand = operand(regs, slot, size, lane);
             let new = a.b.map_or(0, |b| self::operand(regs, b, size, lane));
             let from = group.offsets[lane] + (n * size) as u64;
-            let data = self.data_mut(&mut cx.grid.blocks, group.location);
+            let data = self.location_bytes_mut(&mut cx.grid.blocks, group.location);
             let bytes = &mut data[from as usize..from as usize + size];
             let mut buffer = [0u8; 16];
             buffer[..size].copy_from_slice(bytes);

@@ -1,7 +1,7 @@
 //! `ld`: loads of a warp.
 
 use super::locate::AccessRequest;
-use super::registers::{element, load_registers, set_lanes, set_zero};
+use super::registers::{load_registers, read_element, set_lanes, zero_registers};
 use super::system::MemorySystem;
 use crate::exec::context::{Flow, InstructionContext};
 use crate::exec::operands::{addresses, lanes_where, undefined_address};
@@ -25,10 +25,10 @@ impl MemorySystem {
                 let mut groups = std::mem::take(&mut self.groups);
                 groups.clear();
                 let request = AccessRequest { window, addresses: &at, lanes: mask, bytes: bytes as u64 };
-                let elsewhere = self.locate(cx, request, &mut groups);
+                let elsewhere = self.locate_lanes(cx, request, &mut groups);
                 let located = groups.iter().fold(elsewhere, |lanes, group| lanes | group.lanes);
                 if located != wanted {
-                    set_zero(cx.regs_mut(), t, wanted & !located);
+                    zero_registers(cx.regs_mut(), t, wanted & !located);
                 }
                 cx.grid.progress.waits += t.semantics.is_some() as u64;
                 for group in &groups {
@@ -37,7 +37,7 @@ impl MemorySystem {
                     }
                     self.acquire(cx, group, t);
                     self.check(cx, AccessKind::Read, group, bytes, strength(t), 0);
-                    let data = self.data(&cx.grid.blocks, group.location);
+                    let data = self.location_bytes(&cx.grid.blocks, group.location);
                     load_registers(data, group, t, cx.warp.regs_mut(cx.fragment.frame));
                 }
                 self.groups = groups;
@@ -78,9 +78,9 @@ fn load_param(cx: &mut InstructionContext, t: &LoadStore, at: &[u64; 32], base: 
         let first = offset(lanes.trailing_zeros().min(31) as usize);
         let uniform = (0..32).all(|l| lanes >> l & 1 == 0 || offset(l) == first);
         let values = if uniform {
-            [element(params, first, t); 32]
+            [read_element(params, first, t); 32]
         } else {
-            std::array::from_fn(|l| if lanes >> l & 1 != 0 { element(params, offset(l), t) } else { 0 })
+            std::array::from_fn(|l| if lanes >> l & 1 != 0 { read_element(params, offset(l), t) } else { 0 })
         };
         set_lanes(regs, *slot, t.register_rows, &values, lanes);
     }
@@ -95,7 +95,7 @@ fn load_frame_param(cx: &mut InstructionContext, t: &LoadStore, at: &[u64; 32]) 
         let Some(slot) = slot else { continue };
         let values = std::array::from_fn(|l| {
             let offset = at[l] as usize + n * t.width as usize;
-            if offset + t.width as usize <= stride { element(&frame.params, l * stride + offset, t) } else { 0 }
+            if offset + t.width as usize <= stride { read_element(&frame.params, l * stride + offset, t) } else { 0 }
         });
         set_lanes(&mut frame.regs, *slot, t.register_rows, &values, mask);
     }

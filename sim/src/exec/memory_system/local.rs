@@ -1,6 +1,6 @@
 //! Loads and stores of local memory, which is private to each lane.
 
-use super::registers::{element, lane_value, set_lanes};
+use super::registers::{lane_value, read_element, set_lanes};
 use super::system::MemorySystem;
 use crate::exec::context::{InstructionContext, lanes_of};
 use crate::finding::FindingKind;
@@ -20,7 +20,7 @@ impl MemorySystem {
                 });
             }
             for (n, value) in values.iter_mut().enumerate() {
-                value[lane as usize] = element(&cx.warp.local, start + n * width, t);
+                value[lane as usize] = read_element(&cx.warp.local, start + n * width, t);
             }
         }
         for (slot, values) in t.regs.iter().zip(&values) {

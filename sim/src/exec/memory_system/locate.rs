@@ -26,7 +26,12 @@ impl MemorySystem {
     /// Groups the lanes of an access by buffer or shared memory and adds the groups to `groups`. Lanes that are out
     /// of bounds or misaligned are reported and left out. Returns the lanes whose address lies in memory that threads
     /// do not share: local memory and parameters.
-    pub fn locate(&mut self, cx: &mut InstructionContext, request: AccessRequest, groups: &mut Vec<LaneGroup>) -> u32 {
+    pub fn locate_lanes(
+        &mut self,
+        cx: &mut InstructionContext,
+        request: AccessRequest,
+        groups: &mut Vec<LaneGroup>,
+    ) -> u32 {
         let mut left = request.lanes;
         let mut elsewhere = 0;
         while left != 0 {
@@ -67,7 +72,7 @@ impl MemorySystem {
         let Some(index) = self.find_buffer(first) else {
             let lane = left.trailing_zeros();
             *left &= *left - 1;
-            let near = self.buffers.describe(first);
+            let near = self.buffers.describe_nearest_buffer(first);
             cx.report_at(FindingKind::OutOfBounds, lane, ("global", first), || {
                 format!("access of {bytes} bytes at global address {first:#x}: {near}")
             });
@@ -208,7 +213,7 @@ impl MemorySystem {
         let mut groups: Vec<LaneGroup> = Vec::new();
         let mut addresses = [0; 32];
         addresses[lane as usize] = address;
-        self.locate(cx, AccessRequest { window, addresses: &addresses, lanes: 1 << lane, bytes: 1 }, &mut groups);
+        self.locate_lanes(cx, AccessRequest { window, addresses: &addresses, lanes: 1 << lane, bytes: 1 }, &mut groups);
         let group = groups.first()?;
         let offset = group.offsets[lane as usize];
         let len = match group.location {
@@ -255,7 +260,7 @@ impl MemorySystem {
     /// Marks the bytes of misaligned stores, which are not executed, as written: the store was reported, so a later
     /// read of these bytes is not another defect.
     #[cold]
-    pub(super) fn initialize_refused(&mut self, cx: &mut InstructionContext, request: &AccessRequest) {
+    pub(super) fn mark_refused_stores_initialized(&mut self, cx: &mut InstructionContext, request: &AccessRequest) {
         let bytes = request.bytes;
         for lane in lanes_of(request.lanes) {
             let address = request.addresses[lane as usize];

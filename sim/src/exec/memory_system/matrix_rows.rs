@@ -15,7 +15,7 @@ use crate::program::op::{AddressWindow, MatrixTransfer};
 impl MemorySystem {
     /// Executes `ldmatrix` or `stmatrix`.
     pub fn matrix_transfer(&mut self, cx: &mut InstructionContext, t: &MatrixTransfer) -> Flow {
-        if !cx.gather(u32::MAX) {
+        if !cx.gather_lanes(u32::MAX) {
             return Flow::Stop;
         }
         if !t.store && cx.mask == u32::MAX {
@@ -44,12 +44,12 @@ impl MemorySystem {
         match own_rows(cx, &request) {
             Some(group) => groups.push(group),
             None => {
-                self.locate(cx, request, &mut groups);
+                self.locate_lanes(cx, request, &mut groups);
             }
         }
         if t.store {
             self.store_rows(cx, t, &groups);
-            cx.changed_memory();
+            cx.record_memory_change();
         } else {
             self.load_rows(cx, t, &groups);
         }
@@ -70,7 +70,7 @@ impl MemorySystem {
             self.count_traffic(cx.grid.reporter.counts(cx.pc), group, 16, true);
             self.check(cx, AccessKind::Write, group, 16, AccessStrength::Weak, 0);
             self.check_mbarrier_overwrite(cx, group, 16);
-            let data = self.data_mut(&mut cx.grid.blocks, group.location);
+            let data = self.location_bytes_mut(&mut cx.grid.blocks, group.location);
             for lane in lanes_of(group.lanes).map(|lane| lane as usize) {
                 data[group.offsets[lane] as usize..][..16].copy_from_slice(&bytes[lane]);
             }
@@ -85,7 +85,7 @@ impl MemorySystem {
             self.check_shadow(cx, group.location, AccessKind::Read, 0, |shadow, warp, order, found| {
                 shadow.read_matrix_rows(warp, group.lanes, &group.offsets, pc, order, found);
             });
-            let data = self.data(&cx.grid.blocks, group.location);
+            let data = self.location_bytes(&cx.grid.blocks, group.location);
             for lane in lanes_of(group.lanes).map(|lane| lane as usize) {
                 bytes[lane].copy_from_slice(&data[group.offsets[lane] as usize..][..16]);
             }
@@ -93,7 +93,7 @@ impl MemorySystem {
         let mut values = [[0u32; 32]; 4];
         ldmatrix::load(&bytes[..8 * count], t.trans, &mut values[..count]);
         for (slot, value) in t.regs.iter().zip(&values) {
-            cx.set(*slot, value);
+            cx.set_register(*slot, value);
         }
     }
 

@@ -8,7 +8,7 @@ use crate::regs::Registers;
 /// Reads one element of a load and extends it, with its sign or with zeros, to the width of a register. Bytes beyond
 /// the end of `data` count as zero.
 #[inline(always)]
-pub fn element(data: &[u8], offset: usize, t: &LoadStore) -> u128 {
+pub fn read_element(data: &[u8], offset: usize, t: &LoadStore) -> u128 {
     let width = t.width as usize;
     let bytes = data.get(offset..offset + width).unwrap_or(&[]);
     let mut buffer = [0u8; 16];
@@ -55,7 +55,7 @@ pub fn set_lanes(regs: &mut Registers, slot: u32, rows: u8, values: &[u128; 32],
 
 /// Sets the destination registers of failed loads to zero, so that their later use is not reported as undefined.
 #[cold]
-pub fn set_zero(regs: &mut Registers, t: &LoadStore, lanes: u32) {
+pub fn zero_registers(regs: &mut Registers, t: &LoadStore, lanes: u32) {
     t.regs.iter().flatten().for_each(|&slot| set_lanes(regs, slot, t.register_rows, &[0; 32], lanes));
 }
 
@@ -86,7 +86,7 @@ pub fn load_registers(data: &[u8], group: &LaneGroup, t: &LoadStore, regs: &mut 
         } else {
             let mut values = [0u128; 32];
             for lane in lanes_of(lanes).map(|lane| lane as usize) {
-                values[lane] = element(data, group.offsets[lane] as usize + n * width, t);
+                values[lane] = read_element(data, group.offsets[lane] as usize + n * width, t);
             }
             set_lanes(regs, slot, t.register_rows, &values, lanes);
         }

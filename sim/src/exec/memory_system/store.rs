@@ -29,17 +29,17 @@ impl MemorySystem {
             AddressWindow::FrameParam => store_frame_param(cx, t, &at),
             AddressWindow::Local => self.store_local(cx, t, &at, 0, mask, undefined_data),
             AddressWindow::KernelParam | AddressWindow::Const => {
-                cx.report(FindingKind::OutOfBounds, cx.first_lane(), || "a store to memory that is read-only".into());
+                cx.report(FindingKind::OutOfBounds, cx.first_lane(), || "a store to read-only memory".into());
             }
             window => {
                 let bytes = t.width as u64 * t.regs.len() as u64;
                 let mut groups = std::mem::take(&mut self.groups);
                 groups.clear();
                 let request = AccessRequest { window, addresses: &at, lanes: mask, bytes };
-                let elsewhere = self.locate(cx, request, &mut groups);
+                let elsewhere = self.locate_lanes(cx, request, &mut groups);
                 let located = groups.iter().fold(elsewhere, |lanes, group| lanes | group.lanes);
                 if located != mask {
-                    self.initialize_refused(cx, &AccessRequest { lanes: mask & !located, ..request });
+                    self.mark_refused_stores_initialized(cx, &AccessRequest { lanes: mask & !located, ..request });
                 }
                 for group in &groups {
                     self.store_group(cx, t, group, bytes as u32);
@@ -60,10 +60,10 @@ impl MemorySystem {
             cx.report(FindingKind::OutOfBounds, lane, || "a store to constant memory".into());
             return;
         }
-        let data = self.data_mut(&mut cx.grid.blocks, group.location);
+        let data = self.location_bytes_mut(&mut cx.grid.blocks, group.location);
         let (same_value, changed) = store_registers(data, group, t, cx.warp.regs(cx.fragment.frame));
         if changed {
-            cx.changed_memory();
+            cx.record_memory_change();
         }
         self.check_mbarrier_overwrite(cx, group, bytes);
         self.check(cx, AccessKind::Write, group, bytes, strength(t), same_value);

@@ -51,7 +51,7 @@ impl MemorySystem {
     }
 
     /// Returns the bytes of a location; an empty slice if it is the shared memory of a block that has ended.
-    pub fn data<'m>(&'m self, blocks: &'m BlockTable, location: Location) -> &'m [u8] {
+    pub fn location_bytes<'m>(&'m self, blocks: &'m BlockTable, location: Location) -> &'m [u8] {
         match location {
             Location::Global(index) => &self.buffers.get(index).data,
             Location::Shared(slot) => blocks.get(slot).map_or(&[], |block| &block.shared),
@@ -60,7 +60,7 @@ impl MemorySystem {
 
     /// Returns the bytes of a location, to be changed; an empty slice if it is the shared memory of a block that has
     /// ended.
-    pub fn data_mut<'m>(&'m mut self, blocks: &'m mut BlockTable, location: Location) -> &'m mut [u8] {
+    pub fn location_bytes_mut<'m>(&'m mut self, blocks: &'m mut BlockTable, location: Location) -> &'m mut [u8] {
         match location {
             Location::Global(index) => &mut self.buffers.get_mut(index).data,
             Location::Shared(slot) => blocks.get_mut(slot).map_or(&mut [], |block| &mut block.shared),

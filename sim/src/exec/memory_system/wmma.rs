@@ -9,7 +9,7 @@ use crate::program::op::WmmaTransfer;
 impl MemorySystem {
     /// Executes `wmma.load` or `wmma.store`: every lane moves its own registers.
     pub fn wmma_transfer(&mut self, cx: &mut InstructionContext, t: &WmmaTransfer) -> Flow {
-        if !cx.gather(u32::MAX) {
+        if !cx.gather_lanes(u32::MAX) {
             return Flow::Stop;
         }
         let (form, mask) = (&t.fragment, cx.mask);
@@ -30,7 +30,7 @@ impl MemorySystem {
             let bytes = step / 8;
             cx.report(FindingKind::Misaligned, lane, || {
                 format!(
-                    "a matrix at {start:#x} with {bytes} bytes from row to row: both have to be multiples of {align}"
+                    "a wmma matrix at address {start:#x} with a row stride of {bytes} bytes: both must be multiples of {align}"
                 )
             });
         }
@@ -60,7 +60,7 @@ impl MemorySystem {
             // The remaining registers of the matrix fragment hold copies of its distinct registers.
             for (&to, &from) in t.regs[form.distinct()..].iter().zip(t.regs[..form.distinct()].iter().cycle()) {
                 let value = cx.regs().get(from);
-                cx.set(to, &value);
+                cx.set_register(to, &value);
             }
         }
         Flow::Next
@@ -93,7 +93,7 @@ impl MemorySystem {
             }
         }
         if !t.store {
-            cx.set(slot, &word);
+            cx.set_register(slot, &word);
         }
     }
 

@@ -45,7 +45,7 @@ impl Reporter<'_> {
             self.note_conflict(m);
             return;
         };
-        if self.findings.count_again(kind, site.pc, other) {
+        if self.findings.count_repeat(kind, site.pc, other) {
             return;
         }
         let access = access_name(m.access);

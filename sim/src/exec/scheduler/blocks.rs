@@ -29,11 +29,11 @@ impl Scheduler {
             let at = [0, 1, 2].map(|i| cluster[i] * context.cluster[i] + within[i]);
             let block = new_block(&context, &mut grid.blocks, at, rank, slots.clone());
             self.queued[slot as usize] = vec![false; block.warps.len()];
-            grid.blocks.fill(slot, block);
+            grid.blocks.insert(slot, block);
         }
         for &slot in &slots {
             let warps = self.queued[slot as usize].len() as u32;
-            (0..warps).for_each(|w| self.enqueue(slot, w));
+            (0..warps).for_each(|w| self.enqueue_warp(slot, w));
         }
         grid.reporter.counters.blocks += size as u64;
         self.live_blocks += size;
@@ -88,7 +88,7 @@ fn new_block(context: &GridContext, blocks: &mut BlockTable, at: [u32; 3], rank:
         pool_grew: false,
         wgmma_issued: false,
     };
-    let max_registers = residency::entry_registers(kernel, threads, context.options);
+    let max_registers = residency::registers_per_thread_at_start(kernel, threads, context.options);
     for w in 0..warps {
         let partial = w == warps - 1 && !threads.is_multiple_of(32);
         let lanes = if partial { (1 << (threads % 32)) - 1 } else { u32::MAX };

@@ -126,7 +126,7 @@ fn stuck_cause(grid: &GridState) -> StuckCause {
             FragmentState::Registers => {
                 let (now, left) = (warp.max_registers, block.register_pool);
                 let cause = format!(
-                    "setmaxnreg.inc waits for registers that no setmaxnreg.dec will free ({now} a thread now, {left} in the block's pool); "
+                    "setmaxnreg.inc waits for registers that no setmaxnreg.dec will free ({now} per thread now, {left} in the block's pool); "
                 );
                 return StuckCause::Resource(FindingKind::Setmaxnreg, site, cause);
             }
@@ -156,7 +156,7 @@ fn stuck_cause(grid: &GridState) -> StuckCause {
 /// Describes what a fragment waits for.
 fn describe_wait(block: &Block, warp: &Warp, state: FragmentState) -> String {
     match state {
-        FragmentState::Ready => "runs without effect".into(),
+        FragmentState::Ready => "runs without changing memory".into(),
         FragmentState::AtJoin => "waits for other lanes of its warp to reconverge".into(),
         FragmentState::Gather { members, .. } => format!("waits for lanes {:#010x}", members & warp.live),
         FragmentState::BlockBarrier { id } => {

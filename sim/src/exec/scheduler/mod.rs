@@ -27,7 +27,7 @@ use super::sync::cluster_barrier::complete_cluster_barrier;
 use deadlock::report_deadlock;
 
 /// Number of warp instructions without a change to memory after which all waiting fragments are woken once.
-const INSTRUCTIONS_BEFORE_STIR: u64 = 20_000;
+const INSTRUCTIONS_BEFORE_WAKING_ALL: u64 = 20_000;
 /// If memory changes all the time, waiting loops are woken to read it again after this number of warp instructions.
 const INSTRUCTIONS_BEFORE_SPIN_CHECK: u64 = 4096;
 /// Loops that compute may run this many times longer without a memory change than loops that wait.
@@ -64,7 +64,7 @@ struct ProgressMarks {
     waits_at_change: u64,
     /// Values of `executed` when waiting loops were last woken, and when all waiting fragments were.
     spin_check: u64,
-    stir: u64,
+    wake_all: u64,
 }
 
 impl Scheduler {
@@ -109,7 +109,7 @@ impl Scheduler {
                 && !interpreter.async_engine.is_idle()
                 && interpreter.grid.rng.below(4) == 0
             {
-                interpreter.async_engine.complete_random(&mut interpreter.grid, &mut interpreter.memory);
+                interpreter.async_engine.complete_random_operation(&mut interpreter.grid, &mut interpreter.memory);
                 self.wake_mbarriers(interpreter);
             }
             if self.runnable.is_empty() {
@@ -156,28 +156,28 @@ impl Scheduler {
             marks.changes = progress.changes;
             marks.executed_at_change = progress.executed;
             marks.waits_at_change = progress.waits;
-            marks.stir = progress.executed;
+            marks.wake_all = progress.executed;
             if progress.executed > marks.spin_check + INSTRUCTIONS_BEFORE_SPIN_CHECK {
                 marks.spin_check = progress.executed;
                 self.wake_spinners(&mut interpreter.grid);
             }
             return false;
         }
-        if progress.executed - marks.stir <= INSTRUCTIONS_BEFORE_STIR {
+        if progress.executed - marks.wake_all <= INSTRUCTIONS_BEFORE_WAKING_ALL {
             return false;
         }
-        marks.stir = progress.executed;
+        marks.wake_all = progress.executed;
         // A loop that computes may run long without a memory change; a loop that only waits for a change may not.
         let idle = progress.executed - marks.executed_at_change;
         let waits = progress.waits - marks.waits_at_change > idle / 1000;
-        self.stir(interpreter);
+        self.wake_all(interpreter);
         let patience = interpreter.grid.context.options.patience;
         idle > patience.saturating_mul(if waits { 1 } else { COMPUTE_PATIENCE })
     }
 
     /// Wakes everything that might continue, after many instructions without a memory change: some loops wait in ways
     /// that the interpreter does not recognise, and the threads that they wait for must get a chance to run.
-    fn stir(&mut self, interpreter: &mut Interpreter) {
+    fn wake_all(&mut self, interpreter: &mut Interpreter) {
         self.wake_spinners(&mut interpreter.grid);
         self.give_up_joins(&mut interpreter.grid);
         self.complete_operation(interpreter);
@@ -221,7 +221,7 @@ impl Scheduler {
 
     /// Completes an asynchronous operation; returns whether there was one.
     fn complete_operation(&mut self, interpreter: &mut Interpreter) -> bool {
-        let completed = interpreter.async_engine.complete_one(&mut interpreter.grid, &mut interpreter.memory);
+        let completed = interpreter.async_engine.complete_one_operation(&mut interpreter.grid, &mut interpreter.memory);
         if completed {
             self.wake_mbarriers(interpreter);
         }
@@ -246,7 +246,7 @@ impl Scheduler {
         block.ended = true;
         self.live_blocks -= 1;
         let cluster = block.cluster.clone();
-        interpreter.async_engine.end_block(&mut interpreter.grid, &mut interpreter.memory, slot);
+        interpreter.async_engine.complete_block_operations(&mut interpreter.grid, &mut interpreter.memory, slot);
         self.wake_mbarriers(interpreter);
         // Shared memory lives until all blocks of the cluster have ended, because the others may still access it.
         let blocks = &mut interpreter.grid.blocks;

@@ -7,7 +7,7 @@ use crate::exec::state::warp::{FragmentState, Warp};
 
 impl Scheduler {
     /// Adds a warp to the runnable warps.
-    pub(super) fn enqueue(&mut self, slot: u32, w: u32) {
+    pub(super) fn enqueue_warp(&mut self, slot: u32, w: u32) {
         if let Some(queued) = self.queued[slot as usize].get_mut(w as usize)
             && !*queued
         {
@@ -25,7 +25,7 @@ impl Scheduler {
             if let Some(warp) = warp
                 && wake(warp)
             {
-                self.enqueue(slot, w as u32);
+                self.enqueue_warp(slot, w as u32);
                 any = true;
             }
         }

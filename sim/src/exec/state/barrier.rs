@@ -31,15 +31,15 @@ pub struct BlockBarrier {
 }
 
 impl BlockBarrier {
-    /// Describes for messages how many threads have arrived. `live` is the number of live threads of the block.
-    pub fn describe(&self, live: u32) -> String {
-        let expected = self.expected.unwrap_or(live);
+    /// Describes for messages how many threads have arrived. `live_threads` counts those of the block.
+    pub fn describe(&self, live_threads: u32) -> String {
+        let expected = self.expected.unwrap_or(live_threads);
         format!("{} of {expected} threads have arrived", self.arrived)
     }
 
-    /// Returns whether enough threads have arrived. `live` is the number of live threads of the block.
-    pub fn is_complete(&self, live: u32) -> bool {
-        self.arrived >= self.expected.unwrap_or(live)
+    /// Returns whether enough threads have arrived. `live_threads` counts those of the block.
+    pub fn is_complete(&self, live_threads: u32) -> bool {
+        self.arrived >= self.expected.unwrap_or(live_threads)
     }
 }
 
@@ -59,9 +59,9 @@ pub struct ClusterBarrier {
 }
 
 impl ClusterBarrier {
-    /// Completes the phase if all `live` threads of the cluster have arrived; returns whether it did.
-    pub fn complete(&mut self, live: u32) -> bool {
-        if self.arrived == 0 || self.arrived < live {
+    /// Completes the phase if all live threads of the cluster have arrived; returns whether it did.
+    pub fn try_complete_phase(&mut self, live_threads: u32) -> bool {
+        if self.arrived == 0 || self.arrived < live_threads {
             return false;
         }
         self.arrived = 0;

@@ -93,7 +93,7 @@ impl BlockTable {
     }
 
     /// Puts a block into an empty slot.
-    pub fn fill(&mut self, slot: u32, block: Block) {
+    pub fn insert(&mut self, slot: u32, block: Block) {
         self.slots[slot as usize] = Some(Box::new(block));
     }
 

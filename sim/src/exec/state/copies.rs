@@ -72,7 +72,7 @@ pub struct CopyEffect {
 #[derive(Clone, Debug)]
 pub enum CompletionSignal {
     /// complete_tx of a number of bytes on an mbarrier; a multicast signals one mbarrier per destination block.
-    Credit(Vec<(MbarrierLocation, u32)>),
+    CompleteTx(Vec<(MbarrierLocation, u32)>),
     /// `cp.async.mbarrier.arrive`: each of `lanes` of a warp arrives at the mbarrier once its earlier `cp.async`s,
     /// listed in `ops` with their lanes, are complete.
     Arrive { warp: u32, slot: u32, lanes: u32, ops: Vec<(AsyncOpId, u32)>, at: MbarrierLocation, site: Site },
@@ -80,7 +80,7 @@ pub enum CompletionSignal {
 
 /// An asynchronous operation that has been issued and has not taken effect.
 #[derive(Clone, Debug)]
-pub struct InFlight {
+pub struct InFlightOperation {
     /// Id of the operation; `None` for `cp.async.mbarrier.arrive`, which completes several operations.
     pub op: Option<AsyncOpId>,
     /// The memory changes of the operation.
@@ -89,9 +89,9 @@ pub struct InFlight {
     pub signal: CompletionSignal,
 }
 
-impl InFlight {
+impl InFlightOperation {
     /// Returns whether the operation reads or writes shared memory of the block in `slot`.
-    pub fn touches(&self, slot: u32) -> bool {
+    pub fn uses_shared_memory_of(&self, slot: u32) -> bool {
         let shared = Location::Shared(slot);
         let rows = self.effect.rows.iter().any(|row| row.to == shared);
         let boxes = self.effect.boxes.iter().any(|load| load.slot == slot);
@@ -101,7 +101,7 @@ impl InFlight {
 
     /// Returns whether a bulk copy, tensor copy or `st.async` of the operation writes shared memory of the block in
     /// `slot`.
-    pub fn writes(&self, slot: u32) -> bool {
+    pub fn writes_shared_memory_of(&self, slot: u32) -> bool {
         let pieces = self.effect.pieces.iter().any(|p| p.to == Location::Shared(slot));
         pieces || self.effect.boxes.iter().any(|load| load.slot == slot)
     }

@@ -24,7 +24,7 @@ pub struct MbarrierObject {
     /// The thread that initialised the mbarrier, and the epoch in which it did.
     pub init: (Agent, u32),
     /// The site of the copy that last delivered bytes.
-    pub credited: Option<Site>,
+    pub last_copy: Option<Site>,
 }
 
 impl MbarrierObject {

@@ -95,7 +95,7 @@ pub struct Fragment {
 
 /// A point of reconvergence: an instruction at which diverged fragments continue as one.
 #[derive(Clone, Copy, Debug)]
-pub struct Join {
+pub struct ReconvergencePoint {
     /// The instruction, as an index in the function of `frame`.
     pub pc: u32,
     /// Index of the frame that the instruction belongs to.
@@ -122,7 +122,7 @@ pub struct Warp {
     /// The lanes, grouped by the instruction that they are at.
     pub fragments: Vec<Fragment>,
     /// Points of reconvergence; entries that expect no lanes are free.
-    pub joins: Vec<Join>,
+    pub joins: Vec<ReconvergencePoint>,
     /// Mask of the lanes that have not exited.
     pub live: u32,
     /// Size of local memory in bytes per lane.
@@ -185,7 +185,7 @@ impl Warp {
     }
 
     /// Adds a join and returns its index.
-    pub fn push_join(&mut self, join: Join) -> u32 {
+    pub fn push_join(&mut self, join: ReconvergencePoint) -> u32 {
         // Reuses the entry of a join that is over, if there is one.
         match self.joins.iter().position(|j| j.expected == 0) {
             Some(i) => {
@@ -224,8 +224,13 @@ impl Warp {
                 && self.joins[fragment.join as usize].pc == pc
                 && self.joins[fragment.join as usize].frame == fragment.frame;
             if !reuse {
-                let join =
-                    Join { pc, frame: fragment.frame, expected: fragment.mask, arrived: 0, parent: fragment.join };
+                let join = ReconvergencePoint {
+                    pc,
+                    frame: fragment.frame,
+                    expected: fragment.mask,
+                    arrived: 0,
+                    parent: fragment.join,
+                };
                 fragment.join = self.push_join(join);
                 fragment.join_pc = pc;
             }
@@ -284,7 +289,7 @@ impl Warp {
 
     fn finish_join(&mut self, join: u32) {
         let j = self.joins[join as usize];
-        self.joins[join as usize] = Join { expected: 0, arrived: 0, ..j };
+        self.joins[join as usize] = ReconvergencePoint { expected: 0, arrived: 0, ..j };
         let mut mask = 0;
         self.fragments.retain(|f| {
             let here = f.state == FragmentState::AtJoin && f.join == join;
@@ -407,7 +412,7 @@ impl Warp {
     fn merge(&mut self, i: usize, k: usize) {
         let g = self.fragments.swap_remove(k);
         let f = self.fragments[i];
-        let chain = |mut at: u32, joins: &[Join]| {
+        let chain = |mut at: u32, joins: &[ReconvergencePoint]| {
             let mut list = vec![at];
             while at != NO_JOIN {
                 at = joins[at as usize].parent;

@@ -50,9 +50,9 @@ pub struct WarpWgmma {
     /// Committed groups, oldest first; each entry is the number of the first product after the group.
     pub groups: VecDeque<u64>,
     /// For each register, whether an ordinary instruction accessed it since the last `wgmma.fence`; grows as needed.
-    touched: Vec<bool>,
+    accessed: Vec<bool>,
     /// Whether any register is marked as accessed since the last `wgmma.fence`.
-    pub any_touched: bool,
+    pub any_accessed: bool,
     /// Whether the warp has executed a `wgmma.fence`.
     pub fenced: bool,
     /// Number of products issued before the last `wgmma.fence`.
@@ -93,34 +93,34 @@ impl WarpWgmma {
     }
 
     /// Returns whether an ordinary instruction accessed the register since the last `wgmma.fence`.
-    pub fn is_touched(&self, register: u32) -> bool {
-        self.touched.get(register as usize).copied().unwrap_or(false)
+    pub fn was_accessed_since_fence(&self, register: u32) -> bool {
+        self.accessed.get(register as usize).copied().unwrap_or(false)
     }
 
     /// Records whether an ordinary instruction accessed the register since the last `wgmma.fence`.
-    pub fn touch(&mut self, register: u32, touched: bool) {
+    pub fn mark_access(&mut self, register: u32, accessed: bool) {
         if self.after_fence {
-            if touched && !self.late.contains(&register) {
+            if accessed && !self.late.contains(&register) {
                 self.late.push(register);
             }
             return;
         }
-        if self.touched.len() <= register as usize {
-            if !touched {
+        if self.accessed.len() <= register as usize {
+            if !accessed {
                 return;
             }
-            self.touched.resize(register as usize + 1, false);
+            self.accessed.resize(register as usize + 1, false);
         }
-        self.touched[register as usize] = touched;
-        self.any_touched |= touched;
+        self.accessed[register as usize] = accessed;
+        self.any_accessed |= accessed;
     }
 
     /// Executes `wgmma.fence`: orders earlier register accesses before later products.
     pub fn fence(&mut self) {
         self.fenced = true;
         self.fence_at = self.next_product();
-        if std::mem::take(&mut self.any_touched) {
-            self.touched.fill(false);
+        if std::mem::take(&mut self.any_accessed) {
+            self.accessed.fill(false);
         }
         self.after_fence = true;
         self.late.clear();

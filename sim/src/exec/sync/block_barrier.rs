@@ -10,7 +10,7 @@ use crate::program::op::{Barrier, BarrierKind};
 
 /// Executes `bar.sync`, `bar.arrive` or `bar.red`.
 pub fn barrier(cx: &mut InstructionContext, b: &Barrier) -> Flow {
-    if b.aligned && !cx.gather(u32::MAX) {
+    if b.aligned && !cx.gather_lanes(u32::MAX) {
         return Flow::Stop;
     }
     cx.fragment.gathered = false;
@@ -29,7 +29,7 @@ pub fn barrier(cx: &mut InstructionContext, b: &Barrier) -> Flow {
         && (n == 0 || n % 32 != 0 || n > total)
     {
         cx.report(FindingKind::Barrier, lane, || {
-            format!("barrier {id}: a count of {n}; it must be a multiple of 32, at most the block's {total} threads")
+            format!("barrier {id} has a thread count of {n}; it must be a multiple of 32 and at most {total}")
         });
         if n == 0 || n > total {
             return Flow::Next;

@@ -8,7 +8,7 @@ use crate::finding::FindingKind;
 
 /// Executes `barrier.cluster.arrive`; with `release`, threads that wait see the writes before it.
 pub fn cluster_arrive(cx: &mut InstructionContext, release: bool, aligned: bool) -> Flow {
-    if aligned && !cx.gather(u32::MAX) {
+    if aligned && !cx.gather_lanes(u32::MAX) {
         return Flow::Stop;
     }
     cx.fragment.gathered = false;
@@ -39,7 +39,7 @@ pub fn cluster_arrive(cx: &mut InstructionContext, release: bool, aligned: bool)
 
 /// Executes `barrier.cluster.wait`.
 pub fn cluster_wait(cx: &mut InstructionContext, aligned: bool) -> Flow {
-    if aligned && !cx.gather(u32::MAX) {
+    if aligned && !cx.gather_lanes(u32::MAX) {
         return Flow::Stop;
     }
     complete_cluster_barrier(cx.grid, cx.warp.slot);
@@ -72,8 +72,8 @@ pub fn complete_cluster_barrier(grid: &mut GridState, slot: u32) {
     let live = block.cluster.iter().filter_map(|&s| grid.blocks.get(s)).map(|block| block.live).sum();
     let cluster_slot = block.cluster_slot();
     let Some(owner) = grid.blocks.get_mut(cluster_slot) else { return };
-    if owner.cluster_barrier.complete(live) {
+    if owner.cluster_barrier.try_complete_phase(live) {
         grid.reporter.counters.barriers += 1;
-        grid.changed();
+        grid.count_change();
     }
 }

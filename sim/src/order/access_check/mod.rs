@@ -2,11 +2,11 @@
 //! after the other. A shadow cell holds the last write and the last reads of a few bytes.
 //!
 //! [`AccessCheck::check_cell`] is the fast path: it uses cached answers about writers, readers and lists.
-//! [`AccessCheck::read`] and [`AccessCheck::write`] are the complete rules; `ordering.rs` has the comparison with one
-//! earlier access.
+//! [`AccessCheck::check_read`] and [`AccessCheck::check_write`] are the complete rules; `ordering.rs` has the
+//! comparison with one earlier access.
 
 use super::access_lists::{AccessLists, AccessRecord, ListId};
-use super::cell::Cell;
+use super::cell::ShadowCell;
 use super::conflict::{CheckContext, Conflict, ConflictKind, EarlierAccess};
 use super::{
     AccessStamp, AccessStrength, Agent, AsyncOpId, FIRST_OP_KEY, MemorySpace, NO_AGENT, OwnerKey, VectorClock,
@@ -31,7 +31,7 @@ impl UnattributedConflict {
         UnattributedConflict { kind, offset, earlier, earlier_kind: EarlierAccess::None }
     }
 
-    pub(super) fn conflict(self, lane: u32) -> Conflict {
+    pub(super) fn with_lane(self, lane: u32) -> Conflict {
         let UnattributedConflict { kind, offset, earlier, earlier_kind } = self;
         Conflict { kind, offset, lane, earlier, earlier_kind }
     }
@@ -58,7 +58,7 @@ impl KnownLanes {
 /// Returns true if a cached answer says that the accesses of the lanes `mask` are ordered before; moves that answer
 /// to the front.
 #[inline(always)]
-fn known_by(answers: &mut [KnownLanes; 2], key: OwnerKey, stamp: AccessStamp, mask: u32) -> bool {
+fn is_known_by(answers: &mut [KnownLanes; 2], key: OwnerKey, stamp: AccessStamp, mask: u32) -> bool {
     if answers[0].covers(key, stamp, mask) {
         return true;
     }
@@ -117,8 +117,9 @@ impl<'a> AccessCheck<'a> {
         let is_async = key >= FIRST_OP_KEY && cx.ops.kind(AsyncOpId::from_key(key)).is_async_proxy();
         let is_plain = !is_async && stamp.strength() == AccessStrength::Weak;
         let (of_writer, of_reader) = ([KnownLanes::NONE; 2], [KnownLanes::NONE; 2]);
-        let (ordered_lists, pushed, fault) = ([0; 2], (0, Cell::FRESH.read_entry(), 0), None);
-        let (last_ordered_write, last_unfenced_reader) = (Cell::FRESH.write_entry(), (NO_AGENT, AccessStamp(u32::MAX)));
+        let (ordered_lists, pushed, fault) = ([0; 2], (0, ShadowCell::FRESH.last_reads_record(), 0), None);
+        let (last_ordered_write, last_unfenced_reader) =
+            (ShadowCell::FRESH.last_write_record(), (NO_AGENT, AccessStamp(u32::MAX)));
         AccessCheck {
             space,
             warp,
@@ -145,7 +146,7 @@ impl<'a> AccessCheck<'a> {
     #[inline(always)]
     pub(super) fn check_cell<const WRITES: bool>(
         &mut self,
-        cell: &mut Cell,
+        cell: &mut ShadowCell,
         offset: u64,
         lane: u32,
         lists: &mut AccessLists,
@@ -165,7 +166,7 @@ impl<'a> AccessCheck<'a> {
             cell.older = self.pushed.2;
         }
         if WRITES {
-            *cell = Cell { writer: me, write: self.stamp, write_pc: self.pc, ..Cell::FRESH };
+            *cell = ShadowCell { writer: me, write: self.stamp, write_pc: self.pc, ..ShadowCell::FRESH };
         } else {
             cell.readers = 1 << lane | if again { cell.readers } else { 0 };
             (cell.reader, cell.read, cell.read_pc) = (self.key, self.stamp, self.pc);
@@ -176,7 +177,7 @@ impl<'a> AccessCheck<'a> {
     #[inline(always)]
     pub(super) fn check_cell_async<const WRITES: bool>(
         &mut self,
-        cell: &mut Cell,
+        cell: &mut ShadowCell,
         offset: u64,
         lane: u32,
         lists: &mut AccessLists,
@@ -199,7 +200,8 @@ impl<'a> AccessCheck<'a> {
             if !(reader_known && last_unfenced_reader) {
                 return self.check_cell_slow(WRITES, cell, offset, lane, lists);
             }
-            *cell = Cell { writer: self.key << 5 | lane, write: self.stamp, write_pc: self.pc, ..Cell::FRESH };
+            *cell =
+                ShadowCell { writer: self.key << 5 | lane, write: self.stamp, write_pc: self.pc, ..ShadowCell::FRESH };
             return;
         }
         if !reader_known {
@@ -214,7 +216,13 @@ impl<'a> AccessCheck<'a> {
     /// Checks and records a weak read of the shadow cell at `offset` by all lanes, which share a vector clock. `lane`
     /// is the lane that supplied the address.
     #[inline(always)]
-    pub(super) fn check_cell_all_lanes(&mut self, cell: &mut Cell, offset: u64, lane: u32, lists: &mut AccessLists) {
+    pub(super) fn check_cell_all_lanes(
+        &mut self,
+        cell: &mut ShadowCell,
+        offset: u64,
+        lane: u32,
+        lists: &mut AccessLists,
+    ) {
         let write_known =
             self.is_writer_cached_as_ordered(cell) || !self.is_async && self.is_writer_ordered(cell, lane);
         if !(write_known && (self.is_list_cached_as_ordered(cell.older) || self.has_no_write(cell.older, lists))) {
@@ -231,7 +239,7 @@ impl<'a> AccessCheck<'a> {
 
     /// Called after a check without conflict. Returns true if any other lane would have changed a shadow cell like
     /// `old` in the same way, for any writing lane and any offset.
-    pub(super) fn holds_for_any_lane(&self, old: &Cell, writes: bool) -> bool {
+    pub(super) fn is_result_lane_independent(&self, old: &ShadowCell, writes: bool) -> bool {
         let all = |answers: &[KnownLanes; 2], key, stamp| {
             answer(answers, key, stamp).is_some_and(|at| answers[at].known == u32::MAX)
         };
@@ -248,37 +256,38 @@ impl<'a> AccessCheck<'a> {
 
     /// Called after a check of `lane` without conflict. Returns true if a shadow cell like `old` at any other offset
     /// would have changed in the same way.
-    pub(super) fn holds_for_any_offset(&self, old: &Cell, writes: bool, lane: u32) -> bool {
+    pub(super) fn is_result_offset_independent(&self, old: &ShadowCell, writes: bool, lane: u32) -> bool {
         let weak = self.stamp.strength() == AccessStrength::Weak;
         let same = weak
             && self.fault.is_none()
             && self.ordered_lists.contains(&old.older)
             && !AccessCheck::are_readers_rotated(old);
         // A read without a proxy fence is reported only once, so the result of this check must not be cached.
-        let fenced = !writes || old.reader >= FIRST_OP_KEY || !self.is_async || self.is_fenced(&old.read_entry(), lane);
+        let fenced =
+            !writes || old.reader >= FIRST_OP_KEY || !self.is_async || self.is_fenced(&old.last_reads_record(), lane);
         same && fenced
     }
 
-    /// Returns true if the readers' mask would be rotated in a list (see [`AccessStamp::turn`]).
-    pub(super) fn are_readers_rotated(cell: &Cell) -> bool {
+    /// Returns true if the readers' mask would be rotated in a list (see [`AccessStamp::mask_rotation`]).
+    pub(super) fn are_readers_rotated(cell: &ShadowCell) -> bool {
         cell.reader != NO_AGENT && cell.readers != u32::MAX && cell.read.wide() != AccessStamp::RANGE
     }
 
     /// Returns true if the last reader of the cell is the owner of this access.
-    pub(super) fn is_reader(&self, cell: &Cell) -> bool {
+    pub(super) fn is_last_reader(&self, cell: &ShadowCell) -> bool {
         cell.reader == self.key
     }
 
     /// Returns true if a cached answer says that the cell's last write is ordered before this access.
     #[inline(always)]
-    fn is_writer_cached_as_ordered(&mut self, cell: &Cell) -> bool {
-        known_by(&mut self.of_writer, cell.writer >> 5, cell.write, 1 << (cell.writer & 31))
+    fn is_writer_cached_as_ordered(&mut self, cell: &ShadowCell) -> bool {
+        is_known_by(&mut self.of_writer, cell.writer >> 5, cell.write, 1 << (cell.writer & 31))
     }
 
     /// Returns true if a cached answer says that the cell's last reads are ordered before this access.
     #[inline(always)]
-    fn are_readers_cached_as_ordered(&mut self, cell: &Cell) -> bool {
-        known_by(&mut self.of_reader, cell.reader, cell.read, cell.readers)
+    fn are_readers_cached_as_ordered(&mut self, cell: &ShadowCell) -> bool {
+        is_known_by(&mut self.of_reader, cell.reader, cell.read, cell.readers)
     }
 
     /// Returns true if the cache says that all accesses in the list are ordered before this access.
@@ -313,12 +322,16 @@ impl<'a> AccessCheck<'a> {
     pub(super) fn check_cell_slow(
         &mut self,
         writes: bool,
-        cell: &mut Cell,
+        cell: &mut ShadowCell,
         offset: u64,
         lane: u32,
         lists: &mut AccessLists,
     ) {
-        let found = if writes { self.write(cell, offset, lane, lists) } else { self.read(cell, offset, lane, lists) };
+        let found = if writes {
+            self.check_write(cell, offset, lane, lists)
+        } else {
+            self.check_read(cell, offset, lane, lists)
+        };
         if let Some(found) = found {
             // A missing proxy fence after a read is the least severe conflict, so another conflict replaces it.
             if self.fault.is_none_or(|fault| fault.kind == ConflictKind::ProxyRead) {
@@ -329,16 +342,16 @@ impl<'a> AccessCheck<'a> {
 
     /// Appends the conflict that was found for `lane`, if any, to `out` and clears it.
     #[inline(always)]
-    pub(super) fn report(&mut self, lane: u32, out: &mut Vec<Conflict>) {
+    pub(super) fn push_conflict(&mut self, lane: u32, out: &mut Vec<Conflict>) {
         if self.fault.is_some() {
-            out.extend(self.fault.take().map(|fault| fault.conflict(lane)));
+            out.extend(self.fault.take().map(|fault| fault.with_lane(lane)));
         }
     }
 
     /// Checks and records that `lane` reads the shadow cell at `offset`, by the complete rules.
-    pub(super) fn read(
+    pub(super) fn check_read(
         &mut self,
-        cell: &mut Cell,
+        cell: &mut ShadowCell,
         offset: u64,
         lane: u32,
         lists: &mut AccessLists,
@@ -362,9 +375,9 @@ impl<'a> AccessCheck<'a> {
     }
 
     /// Checks and records that `lane` writes the shadow cell at `offset`, by the complete rules.
-    pub(super) fn write(
+    pub(super) fn check_write(
         &mut self,
-        cell: &mut Cell,
+        cell: &mut ShadowCell,
         offset: u64,
         lane: u32,
         lists: &mut AccessLists,
@@ -372,7 +385,7 @@ impl<'a> AccessCheck<'a> {
         let mut fault = None;
         let read_known = self.are_readers_ordered(cell, lane);
         if !read_known {
-            fault = self.find_conflict(&cell.read_entry(), lane, offset, true, false);
+            fault = self.find_conflict(&cell.last_reads_record(), lane, offset, true, false);
         }
         if cell.older == 0 {
             self.cache_ordered_list(0);
@@ -384,7 +397,7 @@ impl<'a> AccessCheck<'a> {
             let unread = cell.reader == NO_AGENT && !lists.has_read(cell.older);
             fault = self.find_write_conflict(cell, lane, offset, true, unread);
         }
-        let unfenced = |check: &Self| cell.reader < FIRST_OP_KEY && !check.is_fenced(&cell.read_entry(), lane);
+        let unfenced = |check: &Self| cell.reader < FIRST_OP_KEY && !check.is_fenced(&cell.last_reads_record(), lane);
         if self.is_async && fault.is_none() && (cell.reader, cell.read) != self.last_unfenced_reader && unfenced(self) {
             self.last_unfenced_reader = (cell.reader, cell.read);
             let earlier = (Agent(cell.reader << 5 | cell.readers.trailing_zeros() & 31), cell.read_pc);
@@ -401,7 +414,13 @@ impl<'a> AccessCheck<'a> {
             cell.older = 0;
         }
         let older = cell.older;
-        *cell = Cell { writer: self.key << 5 | lane, write: self.stamp, write_pc: self.pc, older, ..Cell::FRESH };
+        *cell = ShadowCell {
+            writer: self.key << 5 | lane,
+            write: self.stamp,
+            write_pc: self.pc,
+            older,
+            ..ShadowCell::FRESH
+        };
         fault
     }
 
@@ -409,24 +428,24 @@ impl<'a> AccessCheck<'a> {
     #[cold]
     pub(super) fn keep_older_accesses(
         &mut self,
-        cell: &mut Cell,
+        cell: &mut ShadowCell,
         offset: u64,
         read_known: bool,
         write_known: bool,
         lists: &mut AccessLists,
     ) {
         let mine = AccessRecord { key: self.key, stamp: self.stamp, mask: 0, pc: self.pc, write: true };
-        if cell.reader != NO_AGENT && !(read_known && mine.subsumes(&cell.read_entry())) {
-            cell.older = self.push(cell.older, cell.read_entry(), offset, lists);
+        if cell.reader != NO_AGENT && !(read_known && mine.subsumes(&cell.last_reads_record())) {
+            cell.older = self.push(cell.older, cell.last_reads_record(), offset, lists);
         }
-        if cell.writer != NO_AGENT && !(write_known && mine.subsumes(&cell.write_entry())) {
-            cell.older = self.push(cell.older, cell.write_entry(), offset, lists);
+        if cell.writer != NO_AGENT && !(write_known && mine.subsumes(&cell.last_write_record())) {
+            cell.older = self.push(cell.older, cell.last_write_record(), offset, lists);
         }
     }
 
     /// Makes room for a new reader of a cell: moves the present readers into the list of older accesses, unless the
     /// new reader replaces them.
-    pub(super) fn displace_reader(&mut self, cell: &mut Cell, offset: u64, lane: u32, lists: &mut AccessLists) {
+    pub(super) fn displace_reader(&mut self, cell: &mut ShadowCell, offset: u64, lane: u32, lists: &mut AccessLists) {
         if cell.reader == NO_AGENT {
             return;
         }
@@ -435,11 +454,11 @@ impl<'a> AccessCheck<'a> {
                 return;
             }
             let mine = AccessRecord { key: self.key, stamp: self.stamp, mask: 0, pc: self.pc, write: false };
-            if mine.subsumes(&cell.read_entry()) {
+            if mine.subsumes(&cell.last_reads_record()) {
                 return;
             }
         }
-        cell.older = self.push(cell.older, cell.read_entry(), offset, lists);
+        cell.older = self.push(cell.older, cell.last_reads_record(), offset, lists);
     }
 
     pub(super) fn push(
@@ -449,7 +468,7 @@ impl<'a> AccessCheck<'a> {
         offset: u64,
         lists: &mut AccessLists,
     ) -> ListId {
-        entry.mask = entry.mask.rotate_right(entry.stamp.turn(offset));
+        entry.mask = entry.mask.rotate_right(entry.stamp.mask_rotation(offset));
         let (of, pushed, new) = self.pushed;
         if of == list && pushed == entry {
             return new;
@@ -459,9 +478,9 @@ impl<'a> AccessCheck<'a> {
 
     /// Returns true if the last push was of this cell's reads onto this cell's list.
     #[inline(always)]
-    pub(super) fn was_pushed(&self, cell: &Cell, offset: u64) -> bool {
+    pub(super) fn was_pushed(&self, cell: &ShadowCell, offset: u64) -> bool {
         let (of, pushed, _) = &self.pushed;
-        let mask = cell.readers.rotate_right(cell.read.turn(offset));
+        let mask = cell.readers.rotate_right(cell.read.mask_rotation(offset));
         *of == cell.older
             && (pushed.key, pushed.stamp, pushed.pc) == (cell.reader, cell.read, cell.read_pc)
             && pushed.mask == mask
@@ -484,7 +503,7 @@ impl<'a> AccessCheck<'a> {
         new
     }
 
-    pub(super) fn is_writer_ordered(&mut self, cell: &Cell, lane: u32) -> bool {
+    pub(super) fn is_writer_ordered(&mut self, cell: &ShadowCell, lane: u32) -> bool {
         let (key, mask) = (cell.writer >> 5, 1 << (cell.writer & 31));
         let at = answer(&self.of_writer, key, cell.write);
         if at.is_none() {
@@ -494,7 +513,7 @@ impl<'a> AccessCheck<'a> {
         mask & !known == 0 || self.may_lane_know_more(key) && self.is_ordered_for_lane(key, cell.write, mask, lane)
     }
 
-    pub(super) fn are_readers_ordered(&mut self, cell: &Cell, lane: u32) -> bool {
+    pub(super) fn are_readers_ordered(&mut self, cell: &ShadowCell, lane: u32) -> bool {
         let at = answer(&self.of_reader, cell.reader, cell.read);
         if at.is_none() {
             self.of_reader = [self.known_lanes(cell.reader, cell.read), self.of_reader[0]];

@@ -1,7 +1,7 @@
 //! The ordering rules: decide whether an access conflicts with one earlier access to the same bytes.
 
 use super::super::access_lists::{AccessLists, AccessRecord, ListId};
-use super::super::cell::Cell;
+use super::super::cell::ShadowCell;
 use super::super::conflict::{ConflictKind, EarlierAccess};
 use super::super::{AccessStrength, Agent, AsyncOpId, AsyncOpKind, FIRST_OP_KEY, LANES};
 use super::{AccessCheck, UnattributedConflict};
@@ -10,13 +10,13 @@ impl AccessCheck<'_> {
     /// [`AccessCheck::find_conflict`] with the last write of a shadow cell.
     pub(super) fn find_write_conflict(
         &mut self,
-        cell: &Cell,
+        cell: &ShadowCell,
         lane: u32,
         offset: u64,
         writes: bool,
         unread: bool,
     ) -> Option<UnattributedConflict> {
-        let (last_ordered_write, entry) = (&self.last_ordered_write, cell.write_entry());
+        let (last_ordered_write, entry) = (&self.last_ordered_write, cell.last_write_record());
         if (last_ordered_write.key, last_ordered_write.stamp) == (entry.key, entry.stamp)
             && entry.mask & !last_ordered_write.mask == 0
         {
@@ -127,7 +127,7 @@ impl AccessCheck<'_> {
             if known == u32::MAX && !(self.is_async && old.write) {
                 continue;
             }
-            let old = AccessRecord { mask: old.mask.rotate_left(old.stamp.turn(offset)), ..*old };
+            let old = AccessRecord { mask: old.mask.rotate_left(old.stamp.mask_rotation(offset)), ..*old };
             if let Some(fault) = self.find_conflict(&old, lane, offset, writes, false) {
                 return Some(fault);
             }

@@ -1,7 +1,7 @@
 //! Checks consecutive 16-byte reads by several lanes of an operation as one access to one shadow cell.
 
 use super::super::access_lists::AccessLists;
-use super::super::cell::Cell;
+use super::super::cell::ShadowCell;
 use super::super::{FIRST_OP_KEY, NO_AGENT};
 use super::{AccessCheck, answer};
 
@@ -11,7 +11,7 @@ impl AccessCheck<'_> {
     /// have the same effect and find no conflict; otherwise returns false and changes nothing.
     pub(in crate::order) fn check_row(
         &mut self,
-        cell: &mut Cell,
+        cell: &mut ShadowCell,
         offset: u64,
         lane: u32,
         count: u32,
@@ -29,7 +29,7 @@ impl AccessCheck<'_> {
                 None => return false,
                 Some(true) => (),
                 Some(false) if self.was_pushed(cell, offset) => cell.older = self.pushed.2,
-                Some(false) => cell.older = self.push(cell.older, cell.read_entry(), offset, lists),
+                Some(false) => cell.older = self.push(cell.older, cell.last_reads_record(), offset, lists),
             }
         }
         (cell.reader, cell.read, cell.readers, cell.read_pc) = (self.key, self.stamp, 1 << lane, self.pc);
@@ -38,7 +38,7 @@ impl AccessCheck<'_> {
 
     /// Returns true if the cell's last write is ordered before this access, whichever lane wrote and whichever lane
     /// accesses.
-    pub(in crate::order) fn is_writer_ordered_for_all(&mut self, cell: &Cell) -> bool {
+    pub(in crate::order) fn is_writer_ordered_for_all(&mut self, cell: &ShadowCell) -> bool {
         let (key, stamp) = (cell.writer >> 5, cell.write);
         if answer(&self.of_writer, key, stamp).is_none() {
             self.of_writer = [self.known_lanes(key, stamp), self.of_writer[0]];
@@ -48,7 +48,7 @@ impl AccessCheck<'_> {
 
     /// Returns whether each of `count` lanes is ordered after the last readers of its 16 bytes of the cell; `None` if
     /// this differs between lanes.
-    fn are_row_readers_ordered(&mut self, cell: &Cell, lane: u32, count: u32) -> Option<bool> {
+    fn are_row_readers_ordered(&mut self, cell: &ShadowCell, lane: u32, count: u32) -> Option<bool> {
         let (key, stamp) = (cell.reader, cell.read);
         if self.unordered_readers == (key, stamp) {
             return Some(false);
@@ -65,7 +65,7 @@ impl AccessCheck<'_> {
             return Some(false);
         }
         let mut knows = (0..count).map(|n| {
-            let part = cell.turned(n);
+            let part = cell.with_lanes_shifted(n);
             self.may_lane_know_more(key) && self.is_ordered_for_lane(key, stamp, part.readers, lane + n)
                 || part.readers & !known == 0
         });

@@ -13,13 +13,14 @@
 
 use super::access_check::{AccessCheck, UnattributedConflict};
 use super::access_lists::AccessLists;
-use super::cell::{CHUNK, CHUNK_SHIFT, Cell, Chunk, Init, chunk, for_each_word, unturned_chunk};
+use super::cell::{
+    CHUNK_BYTES, CHUNK_SHIFT, CellChunk, InitializedBytes, ShadowCell, chunk_without_row_cells, for_each_byte_mask,
+    get_or_create_chunk,
+};
 use super::conflict::{AccessKind, CheckContext, Conflict};
 use super::lane_cache::LaneCache;
 use super::transition_cache::TransitionCache;
-use super::{
-    AccessStamp, AccessStrength, AsyncOpId, AsyncOps, FIRST_OP_KEY, LANES, MemorySpace, NO_AGENT, OwnerKey, WarpClocks,
-};
+use super::{AccessStamp, AccessStrength, AsyncOpId, LANES, MemorySpace, OwnerKey, WarpClocks};
 use std::ops::Range;
 
 mod prefetch;
@@ -29,46 +30,48 @@ mod row_reads;
 #[derive(Clone, Debug)]
 pub struct ShadowMemory {
     pub(super) space: MemorySpace,
-    pub(super) chunks: Vec<Option<Chunk>>,
-    pub(super) spare: Vec<Chunk>,
-    pub(super) init: Vec<Init>,
+    pub(super) chunks: Vec<Option<CellChunk>>,
+    pub(super) spare: Vec<CellChunk>,
+    pub(super) init: Vec<InitializedBytes>,
     pub(super) lists: AccessLists,
 }
 
 impl ShadowMemory {
     /// Creates the shadow memory of `bytes` bytes in `space`; `initialized` says whether the host wrote all of them.
     pub fn new(space: MemorySpace, bytes: u64, initialized: bool) -> ShadowMemory {
-        let chunks = bytes.div_ceil(CHUNK) as usize;
+        let chunks = bytes.div_ceil(CHUNK_BYTES) as usize;
         let init = vec![ShadowMemory::init(initialized); chunks];
         ShadowMemory { space, chunks: vec![None; chunks], spare: Vec::new(), init, lists: AccessLists::default() }
     }
 
-    fn init(initialized: bool) -> Init {
-        if initialized { Init::All } else { Init::Some(Vec::new(), CHUNK as u32) }
+    fn init(initialized: bool) -> InitializedBytes {
+        if initialized { InitializedBytes::All } else { InitializedBytes::Some(Vec::new(), CHUNK_BYTES as u32) }
     }
 
     /// Makes the shadow memory equal to a new one, for another block's shared memory of the same size.
     pub fn reset(&mut self, initialized: bool) {
-        self.settle();
+        self.forget_accesses();
         self.init.fill(ShadowMemory::init(initialized));
     }
 
     /// Forgets all accesses, because they happen before all later ones (at the end of a launch). Initialised bytes
     /// stay initialised.
-    pub fn settle(&mut self) {
+    pub fn forget_accesses(&mut self) {
         self.spare.extend(self.chunks.iter_mut().filter_map(Option::take));
         self.lists = AccessLists::default();
     }
 
     /// Marks the bytes `range` as initialised.
     pub fn initialize(&mut self, range: Range<u64>) {
-        for_each_word(range, |at, bits| self.init[(at >> CHUNK_SHIFT) as usize].set(at & (CHUNK - 1), bits));
+        for_each_byte_mask(range, |at, bits| self.init[(at >> CHUNK_SHIFT) as usize].set(at & (CHUNK_BYTES - 1), bits));
     }
 
     /// Returns true if every byte of `range` is initialised.
     pub fn is_initialized(&self, range: Range<u64>) -> bool {
         let mut all = true;
-        for_each_word(range, |at, bits| all &= self.init[(at >> CHUNK_SHIFT) as usize].has(at & (CHUNK - 1), bits));
+        for_each_byte_mask(range, |at, bits| {
+            all &= self.init[(at >> CHUNK_SHIFT) as usize].has(at & (CHUNK_BYTES - 1), bits)
+        });
         all
     }
 
@@ -89,7 +92,7 @@ impl ShadowMemory {
         out: &mut Vec<Conflict>,
     ) {
         let stamp = AccessStamp::new(warp.epoch(), bytes.trailing_zeros(), access == AccessKind::Atomic, strength);
-        let lanes = Lanes { warp, lanes, offsets, bytes, key: warp.key(), stamp, pc };
+        let lanes = LaneAccess { warp, lanes, offsets, bytes, key: warp.key(), stamp, pc };
         self.check_lanes_as(access, &lanes, cx, out);
     }
 
@@ -109,8 +112,8 @@ impl ShadowMemory {
         out: &mut Vec<Conflict>,
     ) {
         let stamp = AccessStamp::new(0, bytes.trailing_zeros(), false, AccessStrength::Weak);
-        let lanes = Lanes { warp, lanes, offsets, bytes, key: op.key(), stamp, pc };
-        self.make_room();
+        let lanes = LaneAccess { warp, lanes, offsets, bytes, key: op.key(), stamp, pc };
+        self.collect_unused_lists();
         for (mask, clock) in warp.lane_groups() {
             let mut part = lanes.lanes & mask;
             if part == 0 {
@@ -141,7 +144,7 @@ impl ShadowMemory {
                         &mut check,
                         out,
                         #[inline(always)]
-                        |check, cell, offset, lane, lists| seen.write(check, cell, offset, lane, lists),
+                        |check, cell, offset, lane, lists| seen.check_write(check, cell, offset, lane, lists),
                     );
                 },
             );
@@ -149,8 +152,8 @@ impl ShadowMemory {
     }
 
     #[inline(always)]
-    fn check_lanes_as(&mut self, access: AccessKind, lanes: &Lanes, cx: &CheckContext, out: &mut Vec<Conflict>) {
-        self.make_room();
+    fn check_lanes_as(&mut self, access: AccessKind, lanes: &LaneAccess, cx: &CheckContext, out: &mut Vec<Conflict>) {
+        self.collect_unused_lists();
         match access {
             AccessKind::Read => self.check_warp::<true, false>(lanes, cx, out),
             AccessKind::Write => self.check_warp::<false, true>(lanes, cx, out),
@@ -160,7 +163,7 @@ impl ShadowMemory {
 
     fn check_warp<const READS: bool, const WRITES: bool>(
         &mut self,
-        access: &Lanes,
+        access: &LaneAccess,
         cx: &CheckContext,
         out: &mut Vec<Conflict>,
     ) {
@@ -189,7 +192,7 @@ impl ShadowMemory {
     #[inline(always)]
     fn check_consecutive_lanes<const READS: bool, const WRITES: bool>(
         &mut self,
-        access: &Lanes,
+        access: &LaneAccess,
         check: &mut AccessCheck,
         out: &mut Vec<Conflict>,
     ) -> bool {
@@ -208,12 +211,13 @@ impl ShadowMemory {
             return false;
         }
         let index = (start >> CHUNK_SHIFT) as usize;
-        let chunk = chunk(&mut self.chunks[index], &mut self.spare, access.bytes.trailing_zeros());
-        if WRITES && !matches!(self.init[index], Init::All) {
+        let chunk = get_or_create_chunk(&mut self.chunks[index], &mut self.spare, access.bytes.trailing_zeros());
+        if WRITES && !matches!(self.init[index], InitializedBytes::All) {
             let init = &mut self.init[index];
-            for_each_word(start..end, |at, bits| init.set(at & (CHUNK - 1), bits));
+            for_each_byte_mask(start..end, |at, bits| init.set(at & (CHUNK_BYTES - 1), bits));
         }
-        let (first, count) = (((start & (CHUNK - 1)) >> chunk.shift) as usize, (access.bytes >> chunk.shift) as usize);
+        let (first, count) =
+            (((start & (CHUNK_BYTES - 1)) >> chunk.shift) as usize, (access.bytes >> chunk.shift) as usize);
         let (shift, lists) = (chunk.shift, &mut self.lists);
         let cells = &mut chunk.cells[first..first + count * LANES];
         for (lane, cells) in cells.chunks_exact_mut(count).enumerate() {
@@ -221,7 +225,7 @@ impl ShadowMemory {
                 let offset = start + (((lane * count + step) as u64) << shift);
                 check.check_cell::<WRITES>(cell, offset, lane as u32, lists);
             }
-            check.report(lane as u32, out);
+            check.push_conflict(lane as u32, out);
         }
         true
     }
@@ -229,11 +233,11 @@ impl ShadowMemory {
     #[inline(always)]
     fn check_lanes<const READS: bool, const WRITES: bool>(
         &mut self,
-        access: &Lanes,
+        access: &LaneAccess,
         lanes: u32,
         check: &mut AccessCheck,
         out: &mut Vec<Conflict>,
-        mut each: impl FnMut(&mut AccessCheck, &mut Cell, u64, u32, &mut AccessLists),
+        mut each: impl FnMut(&mut AccessCheck, &mut ShadowCell, u64, u32, &mut AccessLists),
     ) {
         let bytes = access.bytes;
         let bits = (1u64 << bytes) - 1;
@@ -241,7 +245,7 @@ impl ShadowMemory {
         while left != 0 {
             let index = (access.offsets[left.trailing_zeros() as usize] >> CHUNK_SHIFT) as usize;
             let init = &mut self.init[index];
-            let chunk = chunk(&mut self.chunks[index], &mut self.spare, bytes.trailing_zeros());
+            let chunk = get_or_create_chunk(&mut self.chunks[index], &mut self.spare, bytes.trailing_zeros());
             while left != 0 {
                 let lane = left.trailing_zeros();
                 let offset = access.offsets[lane as usize];
@@ -249,7 +253,7 @@ impl ShadowMemory {
                     break;
                 }
                 left &= left - 1;
-                let at = offset & (CHUNK - 1);
+                let at = offset & (CHUNK_BYTES - 1);
                 if READS && !init.has(at, bits) {
                     check.fault = Some(UnattributedConflict::uninitialized(offset));
                 }
@@ -260,7 +264,7 @@ impl ShadowMemory {
                 for (step, cell) in chunk.cells[first..first + count].iter_mut().enumerate() {
                     each(check, cell, offset + ((step as u64) << chunk.shift), lane, &mut self.lists);
                 }
-                check.report(lane, out);
+                check.push_conflict(lane, out);
             }
         }
     }
@@ -298,7 +302,7 @@ impl ShadowMemory {
         cx: &CheckContext,
         out: &mut Vec<Conflict>,
     ) {
-        self.make_room();
+        self.collect_unused_lists();
         let stamp_of = |(start, bytes): (u64, u64)| {
             let lane_wide = bytes.is_power_of_two() && bytes <= 16 && start.is_multiple_of(bytes);
             AccessStamp::new(0, if lane_wide { bytes.trailing_zeros() } else { AccessStamp::RANGE }, false, strength)
@@ -322,7 +326,7 @@ impl ShadowMemory {
                     check.fault = Some(UnattributedConflict::uninitialized(start));
                 }
                 self.check_async_range::<WRITES>(range, &mut check, &mut cache, lane);
-                check.report(lane, out);
+                check.push_conflict(lane, out);
             }
         }
     }
@@ -337,10 +341,11 @@ impl ShadowMemory {
     ) {
         let mut start = range.start;
         while start < range.end {
-            let end = range.end.min((start | (CHUNK - 1)) + 1);
+            let end = range.end.min((start | (CHUNK_BYTES - 1)) + 1);
             let finest = (start | end).trailing_zeros();
-            let chunk = unturned_chunk(&mut self.chunks[(start >> CHUNK_SHIFT) as usize], &mut self.spare, finest);
-            let first = ((start & (CHUNK - 1)) >> chunk.shift) as usize;
+            let chunk =
+                chunk_without_row_cells(&mut self.chunks[(start >> CHUNK_SHIFT) as usize], &mut self.spare, finest);
+            let first = ((start & (CHUNK_BYTES - 1)) >> chunk.shift) as usize;
             let count = ((end - start) >> chunk.shift) as usize;
             for (step, cell) in chunk.cells[first..first + count].iter_mut().enumerate() {
                 let offset = start + ((step as u64) << chunk.shift);
@@ -350,42 +355,10 @@ impl ShadowMemory {
         }
     }
 
-    /// Returns an operation that accesses bytes of `range` and whose completion no thread has observed, and the
-    /// offset that it accesses. For the check when a block exits.
-    pub fn pending(&self, range: Range<u64>, ops: &AsyncOps) -> Option<(AsyncOpId, u64)> {
-        let mut start = range.start;
-        while start < range.end {
-            let end = range.end.min((start | (CHUNK - 1)) + 1);
-            if let Some(chunk) = &self.chunks[(start >> CHUNK_SHIFT) as usize] {
-                let first = ((start & (CHUNK - 1)) >> chunk.shift) as usize;
-                let last = (((end - 1) & (CHUNK - 1)) >> chunk.shift) as usize;
-                for (step, cell) in chunk.cells[first..=last].iter().enumerate() {
-                    if let Some(op) = self.unobserved_op_of(cell, ops) {
-                        let cell = (start >> chunk.shift << chunk.shift) + ((step as u64) << chunk.shift);
-                        return Some((op, cell.max(start)));
-                    }
-                }
-            }
-            start = end;
-        }
-        None
-    }
-
-    fn unobserved_op_of(&self, cell: &Cell, ops: &AsyncOps) -> Option<AsyncOpId> {
-        let open = |key: OwnerKey| {
-            (FIRST_OP_KEY..NO_AGENT >> 5)
-                .contains(&key)
-                .then(|| AsyncOpId::from_key(key))
-                .filter(|op| !ops.is_observed(*op))
-        };
-        let here = open(cell.writer >> 5).or_else(|| if cell.reader == NO_AGENT { None } else { open(cell.reader) });
-        here.or_else(|| self.lists.entries(cell.older).find_map(|entry| open(entry.key)))
-    }
-
     /// Frees access lists that no cell uses any more, if there are many lists.
     #[inline(always)]
-    pub(super) fn make_room(&mut self) {
-        if self.lists.is_full() {
+    pub(super) fn collect_unused_lists(&mut self) {
+        if self.lists.needs_collection() {
             let chunks = self.chunks.iter_mut().flatten();
             self.lists.collect(chunks.flat_map(|chunk| chunk.cells.iter_mut().map(|cell| &mut cell.older)));
         }
@@ -396,7 +369,7 @@ impl ShadowMemory {
 const PREFETCHED_RUNS: usize = 8;
 
 /// An access that lanes of one warp make with one instruction.
-struct Lanes<'a> {
+struct LaneAccess<'a> {
     warp: &'a WarpClocks,
     lanes: u32,
     offsets: &'a [u64; LANES],

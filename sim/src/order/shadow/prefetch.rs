@@ -1,7 +1,7 @@
 //! Prefetches shadow cells before they are checked, so that their cache misses overlap.
 
 use super::super::LANES;
-use super::super::cell::{CHUNK, CHUNK_SHIFT};
+use super::super::cell::{CHUNK_BYTES, CHUNK_SHIFT};
 use super::ShadowMemory;
 
 impl ShadowMemory {
@@ -11,7 +11,7 @@ impl ShadowMemory {
         let mut seen = 0;
         for offset in &offsets[..LANES - lanes.leading_zeros() as usize] {
             if let Some(Some(chunk)) = self.chunks.get((offset >> CHUNK_SHIFT) as usize)
-                && let Some(cell) = chunk.cells.get(((offset & (CHUNK - 1)) >> chunk.shift) as usize)
+                && let Some(cell) = chunk.cells.get(((offset & (CHUNK_BYTES - 1)) >> chunk.shift) as usize)
             {
                 seen ^= cell.writer;
             }
@@ -22,9 +22,9 @@ impl ShadowMemory {
     /// Prefetches the shadow cells of the byte ranges `runs`, except long ones.
     pub(super) fn prefetch_runs(&self, runs: &[(u64, u64)]) {
         let mut seen = 0;
-        for &(start, bytes) in runs.iter().filter(|run| run.1 <= CHUNK / 16) {
+        for &(start, bytes) in runs.iter().filter(|run| run.1 <= CHUNK_BYTES / 16) {
             let Some(Some(chunk)) = self.chunks.get((start >> CHUNK_SHIFT) as usize) else { continue };
-            let (first, count) = ((start & (CHUNK - 1)) >> chunk.shift, bytes >> chunk.shift);
+            let (first, count) = ((start & (CHUNK_BYTES - 1)) >> chunk.shift, bytes >> chunk.shift);
             let cells = chunk.cells.get(first as usize..(first + count) as usize).unwrap_or_default();
             seen ^= cells.iter().step_by(2).fold(0, |seen, cell| seen ^ cell.writer);
         }

@@ -4,13 +4,13 @@
 use super::super::LANES;
 use super::super::access_check::AccessCheck;
 use super::super::caches_disabled;
-use super::super::cell::{CHUNK, CHUNK_SHIFT, Init, LANE_CELL_SHIFT, chunk};
-use super::{Lanes, ShadowMemory};
+use super::super::cell::{CHUNK_BYTES, CHUNK_SHIFT, InitializedBytes, LANE_CELL_SHIFT, get_or_create_chunk};
+use super::{LaneAccess, ShadowMemory};
 
 impl ShadowMemory {
     /// Checks and records reads of 16 bytes per lane, as [`ShadowMemory::async_lanes`] does, for groups of
     /// consecutive lanes whose reads do not conflict. Returns the lanes that must be checked one by one.
-    pub(super) fn check_row_reads(&mut self, access: &Lanes, check: &mut AccessCheck) -> u32 {
+    pub(super) fn check_row_reads(&mut self, access: &LaneAccess, check: &mut AccessCheck) -> u32 {
         let offsets = access.offsets;
         let Some(count) =
             [8, 4].into_iter().find(|&count| are_aligned_rows(offsets, count)).filter(|_| !caches_disabled())
@@ -23,15 +23,15 @@ impl ShadowMemory {
         for (group, offset) in offsets.iter().copied().step_by(count).enumerate() {
             let (lane, index) = ((group * count) as u32, (offset >> CHUNK_SHIFT) as usize);
             let lanes = ((1u32 << count) - 1) << lane;
-            if !(matches!(self.init[index], Init::All) || self.is_initialized(offset..offset + bytes)) {
+            if !(matches!(self.init[index], InitializedBytes::All) || self.is_initialized(offset..offset + bytes)) {
                 left |= lanes;
                 continue;
             }
-            let chunk = chunk(&mut self.chunks[index], &mut self.spare, shift);
+            let chunk = get_or_create_chunk(&mut self.chunks[index], &mut self.spare, shift);
             if chunk.shift == shift {
-                let cell = &mut chunk.cells[((offset & (CHUNK - 1)) >> shift) as usize];
+                let cell = &mut chunk.cells[((offset & (CHUNK_BYTES - 1)) >> shift) as usize];
                 if check.check_row(cell, offset, lane, count as u32, &mut self.lists) {
-                    chunk.turned = true;
+                    chunk.has_row_cells = true;
                     continue;
                 }
             }
@@ -44,7 +44,7 @@ impl ShadowMemory {
     fn prefetch_groups(&self, offsets: &[u64; LANES], count: usize) {
         let cell = |offset: &u64| {
             let chunk = self.chunks.get((offset >> CHUNK_SHIFT) as usize)?.as_ref()?;
-            chunk.cells.get(((offset & (CHUNK - 1)) >> chunk.shift) as usize)
+            chunk.cells.get(((offset & (CHUNK_BYTES - 1)) >> chunk.shift) as usize)
         };
         let seen = offsets.iter().step_by(count).filter_map(cell).fold(0, |seen, cell| seen ^ cell.writer);
         std::hint::black_box(seen);

@@ -9,7 +9,7 @@ const ALL: u32 = u32::MAX;
 const BYTES: u64 = 16384;
 
 /// Two shadow memories that receive the same accesses; only the first one uses its caches.
-struct Twins {
+struct CachedAndUncached {
     warps: Vec<WarpClocks>,
     ops: AsyncOps,
     open: Vec<(AsyncOpId, usize)>,
@@ -17,7 +17,7 @@ struct Twins {
     state: u64,
 }
 
-impl Twins {
+impl CachedAndUncached {
     fn random(&mut self, below: u64) -> u64 {
         self.state ^= self.state << 13;
         self.state ^= self.state >> 7;
@@ -132,7 +132,7 @@ impl Twins {
     }
 
     /// Lets a thread with an empty clock access all bytes, which conflicts with every recorded access.
-    fn meet_a_stranger(&mut self) {
+    fn access_all_bytes_unordered(&mut self) {
         self.warps.push(WarpClocks::new(1, 0, ALL, VectorClock::empty(1)));
         for start in (0..BYTES).step_by(512) {
             let rows = std::array::from_fn(|lane| start + 16 * lane as u64);
@@ -148,27 +148,30 @@ impl Twins {
 /// Reads that were recorded for a whole row are still attributed to the right lanes after a narrower access.
 #[test]
 fn row_checks_equal_checks_lane_by_lane() {
-    let (mut turned, mut conflicts) = (0, 0);
+    let (mut row_chunks, mut conflicts) = (0, 0);
     for seed in 1..400u64 {
         let warps = (0..8).map(|w| WarpClocks::new(0, w, ALL, VectorClock::empty(0))).collect();
         let shadow = ShadowMemory::new(MemorySpace::Global, BYTES, true);
         let (shadows, state) = ([shadow.clone(), shadow], seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        let mut twins = Twins { warps, ops: AsyncOps::new(), open: Vec::new(), shadows, state };
+        let mut twins = CachedAndUncached { warps, ops: AsyncOps::new(), open: Vec::new(), shadows, state };
         for _ in 0..1 + seed % 16 {
             if twins.random(3) == 0 {
                 twins.order();
             }
             twins.copy_rows();
         }
-        turned += twins.shadows[0].chunks.iter().flatten().filter(|chunk| chunk.turned).count();
+        row_chunks += twins.shadows[0].chunks.iter().flatten().filter(|chunk| chunk.has_row_cells).count();
         for _ in 0..seed % 5 {
             twins.order();
             conflicts += twins.act();
             twins.copy_rows();
         }
-        twins.meet_a_stranger();
+        twins.access_all_bytes_unordered();
     }
-    assert!(turned > 300 && conflicts > 1_000, "too tame: {turned} chunks of rows, {conflicts} conflicts");
+    assert!(
+        row_chunks > 300 && conflicts > 1_000,
+        "the test covers too little: {row_chunks} chunks of rows, {conflicts} conflicts"
+    );
 }
 
 #[test]
@@ -178,7 +181,7 @@ fn caches_do_not_change_results() {
         let warps = (0..8).map(|w| WarpClocks::new(0, w, ALL, VectorClock::empty(0))).collect();
         let shadow = ShadowMemory::new(MemorySpace::Shared, BYTES, !seed.is_multiple_of(3));
         let (shadows, state) = ([shadow.clone(), shadow], seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        let mut twins = Twins { warps, ops: AsyncOps::new(), open: Vec::new(), shadows, state };
+        let mut twins = CachedAndUncached { warps, ops: AsyncOps::new(), open: Vec::new(), shadows, state };
         for _ in 0..60 {
             if twins.random(2) == 0 {
                 twins.order();
@@ -187,7 +190,10 @@ fn caches_do_not_change_results() {
             conflicts += found;
             clean += (found == 0) as usize;
         }
-        twins.meet_a_stranger();
+        twins.access_all_bytes_unordered();
     }
-    assert!(conflicts > 50_000 && clean > 5_000, "too tame: {conflicts} conflicts, {clean} accesses without");
+    assert!(
+        conflicts > 50_000 && clean > 5_000,
+        "the test covers too little: {conflicts} conflicts, {clean} accesses without"
+    );
 }

@@ -7,13 +7,13 @@ pub type Node = usize;
 pub type Thread = (u32, u32, u32);
 
 #[derive(Default)]
-pub struct Graph {
+pub struct HappensBeforeGraph {
     ancestors: Vec<BTreeSet<Node>>,
     now: BTreeMap<Thread, Node>,
     proxy_fences: Vec<(Node, [bool; 2])>,
 }
 
-impl Graph {
+impl HappensBeforeGraph {
     pub fn node(&mut self, before: &[Node]) -> Node {
         let mut all: BTreeSet<Node> = before.iter().copied().collect();
         before.iter().for_each(|&b| all.extend(self.ancestors[b].iter().copied()));
@@ -30,7 +30,7 @@ impl Graph {
         node
     }
 
-    pub fn before(&self, a: Node, b: Node) -> bool {
+    pub fn happens_before(&self, a: Node, b: Node) -> bool {
         a == b || self.ancestors[b].contains(&a)
     }
 
@@ -41,8 +41,9 @@ impl Graph {
 
     /// Returns true if a proxy fence for `space` lies between the two events.
     pub fn fenced_between(&self, a: Node, b: Node, space: usize) -> bool {
-        let between =
-            |&(node, spaces): &(Node, [bool; 2])| spaces[space] && self.before(a, node) && self.before(node, b);
+        let between = |&(node, spaces): &(Node, [bool; 2])| {
+            spaces[space] && self.happens_before(a, node) && self.happens_before(node, b)
+        };
         self.proxy_fences.iter().any(between)
     }
 }

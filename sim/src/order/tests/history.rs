@@ -1,7 +1,7 @@
 //! Random short histories of accesses, checked by shadow memory and by the reference graph.
 
 use super::barrier;
-use super::graph::{Graph, Node, Thread};
+use super::graph::{HappensBeforeGraph, Node, Thread};
 use crate::order::*;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,7 +18,7 @@ type Step = (u8, u8, u8, [u8; 4]);
 
 /// An access as the reference graph stores it.
 #[derive(Debug)]
-struct Past {
+struct RecordedAccess {
     node: Node,
     thread: Thread,
     writes: bool,
@@ -29,7 +29,7 @@ struct Past {
 }
 
 /// A strong write to a synchronisation location.
-struct Put {
+struct StrongWrite {
     thread: Thread,
     node: Node,
     releases: bool,
@@ -40,36 +40,36 @@ struct Put {
 
 struct World {
     warps: Vec<WarpClocks>,
-    graph: Graph,
+    graph: HappensBeforeGraph,
     shadow: ShadowMemory,
     space: MemorySpace,
     ops: AsyncOps,
     vars: SyncLocations,
-    past: Vec<Past>,
+    past: Vec<RecordedAccess>,
     spoiled: BTreeSet<u64>,
     written: BTreeSet<u64>,
     tokens: Vec<Vec<(VectorClock, Node)>>,
     phase: u32,
     ends: BTreeMap<(AsyncOpId, u32), Vec<Node>>,
     open: Vec<(AsyncOpId, usize, u32)>,
-    puts: BTreeMap<u64, Vec<Put>>,
+    strong_writes: BTreeMap<u64, Vec<StrongWrite>>,
     fences: BTreeMap<Thread, Vec<(Node, AccessStrength)>>,
     /// Release patterns that a thread's strong reads observed: first node, scope and block of each.
     observed: BTreeMap<Thread, Vec<(Node, AccessStrength, u32)>>,
     /// Which kinds of accesses prevail in this history, as in [`World::choose`].
-    taste: u8,
+    mix: u8,
     conflicts: usize,
     /// Number of accesses that are ordered after an earlier one with which they would otherwise conflict.
     ordered: usize,
 }
 
 impl World {
-    fn new(space: MemorySpace, initialized: bool, taste: u8) -> World {
+    fn new(space: MemorySpace, initialized: bool, mix: u8) -> World {
         let warps =
             (0..BLOCKS * WARPS).map(|w| WarpClocks::new(w / WARPS, w % WARPS, ALL, VectorClock::empty(w / WARPS)));
         World {
             warps: warps.collect(),
-            graph: Graph::default(),
+            graph: HappensBeforeGraph::default(),
             shadow: ShadowMemory::new(space, BYTES, initialized),
             space,
             ops: AsyncOps::new(),
@@ -81,10 +81,10 @@ impl World {
             phase: 0,
             ends: BTreeMap::new(),
             open: Vec::new(),
-            puts: BTreeMap::new(),
+            strong_writes: BTreeMap::new(),
             fences: BTreeMap::new(),
             observed: BTreeMap::new(),
-            taste: taste % 6,
+            mix: mix % 6,
             conflicts: 0,
             ordered: 0,
         }
@@ -101,7 +101,7 @@ impl World {
         if self.spoiled.len() as u64 > BYTES / 4 {
             self.settle();
         }
-        let kind = match self.taste {
+        let kind = match self.mix {
             4 => [0, 0, 0, 0, 0, 0, 6, 7, 0, 0, 0, 0, 8, 9][kind as usize % 14],
             5 => [0, 6, 10, 11, 11, 13, 13, 8, 9, 7, 0, 10, 6, 13][kind as usize % 14],
             _ => kind % 24,
@@ -124,7 +124,7 @@ impl World {
 
     /// Starts over, as at the end of a launch, when conflicts have left few bytes to check.
     fn settle(&mut self) {
-        self.shadow.settle();
+        self.shadow.forget_accesses();
         self.past.clear();
         self.spoiled.clear();
     }
@@ -234,24 +234,31 @@ impl World {
             let node = self.graph.event(thread, &[]);
             let fences = self.fences.get(&thread).cloned().unwrap_or_default();
             let releases = matches!(sem, MemorySemantics::Release | MemorySemantics::AcqRel);
-            self.puts.entry(address).or_default().push(Put { thread, node, releases, scope, rmw, fences });
+            self.strong_writes.entry(address).or_default().push(StrongWrite {
+                thread,
+                node,
+                releases,
+                scope,
+                rmw,
+                fences,
+            });
         }
     }
 
     /// Returns the first nodes of the release patterns that a read of `address` acquires at once. The other patterns
     /// are kept for later fences.
     fn observe(&mut self, thread: Thread, address: u64, acquires: bool, scope: AccessStrength) -> Vec<Node> {
-        let puts = self.puts.entry(address).or_default();
-        let (mut at, mut reader) = (puts.len(), (thread.0, scope));
+        let strong_writes = self.strong_writes.entry(address).or_default();
+        let (mut at, mut reader) = (strong_writes.len(), (thread.0, scope));
         let mut firsts: Vec<(Node, AccessStrength, u32)> = Vec::new();
         while at > 0 {
             at -= 1;
-            let put = &puts[at];
+            let put = &strong_writes[at];
             if put.scope.min(reader.1) < CLUSTERS.common_scope(put.thread.0, reader.0) {
                 break;
             }
             firsts.extend(put.fences.iter().map(|&(node, scope)| (node, scope, put.thread.0)));
-            let own = puts[..=at].iter().filter(|old| old.thread == put.thread && old.releases);
+            let own = strong_writes[..=at].iter().filter(|old| old.thread == put.thread && old.releases);
             firsts.extend(own.map(|old| (old.node, old.scope, old.thread.0)));
             if !put.rmw {
                 break;
@@ -283,7 +290,7 @@ impl World {
             let write = (!reads).then_some(strength);
             self.shadow.async_runs(&[run], op, &self.warps[w], lane, write, 7, &cx, &mut out);
             let strength = if reads { AccessStrength::Weak } else { strength };
-            let mine = Past { node, thread, writes: !reads, strength, bytes, op: Some((op, lane)) };
+            let mine = RecordedAccess { node, thread, writes: !reads, strength, bytes, op: Some((op, lane)) };
             self.compare(mine, reads, out.first());
         }
         self.open.push((op, w, lanes));
@@ -327,7 +334,7 @@ impl World {
             strength = strength.max(AccessStrength::Cta);
         }
         let bytes = [4, 4, 4, 2, 1, 8, 16][n[2] as usize % 7];
-        let n = if self.taste == 4 { [n[0], n[1], n[2], n[3] % 4] } else { n };
+        let n = if self.mix == 4 { [n[0], n[1], n[2], n[3] % 4] } else { n };
         let stride = [0, bytes, bytes, 4][n[3] as usize % 4];
         let mut offsets = [0; 32];
         for (lane, offset) in offsets.iter_mut().enumerate() {
@@ -342,7 +349,7 @@ impl World {
             let node = self.graph.event(thread, &[]);
             let start = offsets[lane as usize];
             let writes = access != AccessKind::Read;
-            let mine = Past { node, thread, writes, strength, bytes: (start, start + bytes), op: None };
+            let mine = RecordedAccess { node, thread, writes, strength, bytes: (start, start + bytes), op: None };
             let found: Vec<&Conflict> = out.iter().filter(|conflict| conflict.lane == lane).collect();
             assert!(found.len() <= 1, "more than one conflict for lane {lane}");
             self.compare(mine, access != AccessKind::Write, found.first().copied());
@@ -354,7 +361,7 @@ impl World {
     fn choose(&self, n: [u8; 4]) -> (AccessKind, AccessStrength) {
         let anything = [AccessKind::Read, AccessKind::Write, AccessKind::Read, AccessKind::Write, AccessKind::Atomic];
         let reads = [AccessKind::Read, AccessKind::Read, AccessKind::Read, AccessKind::Read, AccessKind::Write];
-        let access = [anything, reads, anything, anything, reads, anything][self.taste as usize][n[0] as usize % 5];
+        let access = [anything, reads, anything, anything, reads, anything][self.mix as usize][n[0] as usize % 5];
         let mixed = [
             AccessStrength::Weak,
             AccessStrength::Weak,
@@ -372,12 +379,12 @@ impl World {
             AccessStrength::Weak,
         ];
         let weak = [AccessStrength::Weak; 6];
-        let strength = [mixed, mixed, strong, weak, mixed, weak][self.taste as usize][n[1] as usize % 6];
+        let strength = [mixed, mixed, strong, weak, mixed, weak][self.mix as usize][n[1] as usize % 6];
         (access, strength)
     }
 
     /// Checks that the graph allows the result of shadow memory for the access `mine`, then records the access.
-    fn compare(&mut self, mine: Past, reads: bool, found: Option<&Conflict>) {
+    fn compare(&mut self, mine: RecordedAccess, reads: bool, found: Option<&Conflict>) {
         let touched: BTreeSet<u64> = (mine.bytes.0..mine.bytes.1).collect();
         if touched.is_disjoint(&self.spoiled) {
             let mut kinds = BTreeSet::new();
@@ -394,8 +401,8 @@ impl World {
                 ConflictKind::Proxy | ConflictKind::ProxyRead => "proxy",
             });
             let agrees = kind.map_or(kinds.is_empty(), |kind| kinds.contains(kind));
-            let past: Vec<&Past> = self.past.iter().filter(|old| Self::meets(&mine, old)).collect();
-            assert!(agrees, "the shadow says {found:?}, the graph {kinds:?} of {mine:?} after {past:#?}");
+            let past: Vec<&RecordedAccess> = self.past.iter().filter(|old| Self::meets(&mine, old)).collect();
+            assert!(agrees, "shadow memory reports {found:?}, the graph {kinds:?}, for {mine:?} after {past:#?}");
             self.conflicts += !kinds.is_empty() as usize;
             let met = self.past.iter().any(|old| Self::meets(&mine, old));
             self.ordered += (kinds.is_empty() && met) as usize;
@@ -412,23 +419,23 @@ impl World {
     }
 
     /// Returns true if the two accesses conflict unless they are ordered.
-    fn meets(mine: &Past, old: &Past) -> bool {
+    fn meets(mine: &RecordedAccess, old: &RecordedAccess) -> bool {
         let apart = mine.bytes.1 <= old.bytes.0 || old.bytes.1 <= mine.bytes.0;
         !apart && (mine.writes || old.writes) && (mine.op.is_none() || mine.op != old.op)
     }
 
-    fn judge(&self, mine: &Past, old: &Past) -> Option<&'static str> {
+    fn judge(&self, mine: &RecordedAccess, old: &RecordedAccess) -> Option<&'static str> {
         if !Self::meets(mine, old) {
             return None;
         }
-        let through_async = |past: &Past| past.op.is_some_and(|(op, _)| self.ops.kind(op).is_async_proxy());
+        let through_async = |past: &RecordedAccess| past.op.is_some_and(|(op, _)| self.ops.kind(op).is_async_proxy());
         let weakest = mine.strength.min(old.strength);
         let strong = weakest != AccessStrength::Weak && weakest >= CLUSTERS.common_scope(mine.thread.0, old.thread.0);
         let seen: Vec<Node> = match old.op {
             None => vec![old.node],
             Some(end) => self.ends.get(&end).cloned().unwrap_or_default(),
         };
-        if !seen.iter().any(|&node| self.graph.before(node, mine.node)) {
+        if !seen.iter().any(|&node| self.graph.happens_before(node, mine.node)) {
             let exempt = strong && through_async(mine) == through_async(old);
             return (!exempt).then_some(if old.op.is_some() { "not waited" } else { "race" });
         }
@@ -468,5 +475,8 @@ fn shadow_memory_agrees_with_the_reference_graph() {
         conflicts += c;
         ordered += o;
     }
-    assert!(conflicts > 10_000 && ordered > 10_000, "too tame: {conflicts} conflicts, {ordered} ordered");
+    assert!(
+        conflicts > 10_000 && ordered > 10_000,
+        "the test covers too little: {conflicts} conflicts, {ordered} ordered"
+    );
 }

@@ -23,10 +23,10 @@ fn list_keeps_the_last_access_of_every_lane_and_stays_short() {
         for (&(key, lane), &epoch) in &last {
             let stands =
                 |entry: &AccessRecord| entry.key == key && entry.mask >> lane & 1 != 0 && entry.stamp.epoch() == epoch;
-            assert!(chains.entries(list).any(stands), "warp {key}, lane {lane}, epoch {epoch} is lost");
+            assert!(chains.entries(list).any(stands), "warp {key}, lane {lane}, epoch {epoch} is missing in the list");
         }
         assert!(chains.entries(list).count() <= 7 * 3, "{} entries", chains.entries(list).count());
-        if chains.is_full() {
+        if chains.needs_collection() {
             chains.collect(std::iter::once(&mut list));
         }
     }

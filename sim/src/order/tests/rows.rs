@@ -6,7 +6,7 @@ use crate::order::*;
 const CLUSTERS: ClusterLayout = ClusterLayout::NONE;
 
 /// Two shadow memories that receive the same accesses: one checks whole warps, one checks half warps.
-struct Twins {
+struct WholeAndHalfWarps {
     warps: Vec<WarpClocks>,
     ops: AsyncOps,
     whole: ShadowMemory,
@@ -14,7 +14,7 @@ struct Twins {
     state: u64,
 }
 
-impl Twins {
+impl WholeAndHalfWarps {
     fn random(&mut self, below: u64) -> u64 {
         self.state ^= self.state << 13;
         self.state ^= self.state >> 7;
@@ -59,7 +59,7 @@ fn whole_row_checks_equal_lane_checks() {
         let warps = (0..4).map(|w| WarpClocks::new(w / 2, w % 2, u32::MAX, VectorClock::empty(w / 2))).collect();
         let shadow = ShadowMemory::new(MemorySpace::Global, 8192 + 512, !seed.is_multiple_of(3));
         let state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let mut twins = Twins { warps, ops: AsyncOps::new(), whole: shadow.clone(), halves: shadow, state };
+        let mut twins = WholeAndHalfWarps { warps, ops: AsyncOps::new(), whole: shadow.clone(), halves: shadow, state };
         for _ in 0..40 {
             if twins.random(2) == 0 {
                 barrier(&mut twins.warps[..2].iter_mut().map(|w| (w, u32::MAX, u32::MAX)).collect::<Vec<_>>());
@@ -71,5 +71,8 @@ fn whole_row_checks_equal_lane_checks() {
             clean += (found == 0) as usize;
         }
     }
-    assert!(conflicts > 5_000 && clean > 1_500, "too tame: {conflicts} conflicts, {clean} accesses without");
+    assert!(
+        conflicts > 5_000 && clean > 1_500,
+        "the test covers too little: {conflicts} conflicts, {clean} accesses without"
+    );
 }

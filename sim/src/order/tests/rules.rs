@@ -8,16 +8,16 @@ const ALL: u32 = u32::MAX;
 const RACE: ConflictKind = ConflictKind::Race { two_stores: false };
 
 /// Two warps of each of four blocks, and the shadow memory of one allocation.
-struct Stage {
+struct RuleTest {
     warps: Vec<WarpClocks>,
     ops: AsyncOps,
     shadow: ShadowMemory,
 }
 
-impl Stage {
-    fn new(initialized: bool) -> Stage {
+impl RuleTest {
+    fn new(initialized: bool) -> RuleTest {
         let warps = (0..8).map(|w| WarpClocks::new(w / 2, w % 2, ALL, VectorClock::empty(w / 2))).collect();
-        Stage { warps, ops: AsyncOps::new(), shadow: ShadowMemory::new(MemorySpace::Shared, 8192, initialized) }
+        RuleTest { warps, ops: AsyncOps::new(), shadow: ShadowMemory::new(MemorySpace::Shared, 8192, initialized) }
     }
 
     /// Makes one lane of warp `w` access `bytes` bytes at `offset`; returns the kind of the conflict, if any.
@@ -73,7 +73,7 @@ impl Stage {
 
 #[test]
 fn lanes_of_a_warp_are_ordered_by_syncwarp_only() {
-    let mut s = Stage::new(true);
+    let mut s = RuleTest::new(true);
     assert_eq!(s.write(0, 3, 0), None);
     assert_eq!(s.read(0, 3, 0), None);
     assert_eq!(s.read(0, 4, 0), Some(RACE));
@@ -85,7 +85,7 @@ fn lanes_of_a_warp_are_ordered_by_syncwarp_only() {
 
 #[test]
 fn barrier_orders_and_arrive_only_releases() {
-    let mut s = Stage::new(true);
+    let mut s = RuleTest::new(true);
     assert_eq!(s.write(0, 0, 0), None);
     assert_eq!(s.write(1, 0, 4), None);
     let [a, b] = &mut s.warps[..2] else { unreachable!() };
@@ -98,7 +98,7 @@ fn barrier_orders_and_arrive_only_releases() {
 
 #[test]
 fn exited_lanes_take_no_part_in_a_barrier() {
-    let mut s = Stage::new(true);
+    let mut s = RuleTest::new(true);
     assert_eq!(s.write(0, 0, 0), None);
     assert_eq!(s.write(0, 1, 4), None);
     let [a, b] = &mut s.warps[..2] else { unreachable!() };
@@ -118,7 +118,7 @@ fn barrier_of_a_partial_warp_covers_all_lanes() {
 
 #[test]
 fn reports_reads_of_uninitialised_bytes() {
-    let mut s = Stage::new(false);
+    let mut s = RuleTest::new(false);
     assert_eq!(s.read(0, 0, 0), Some(ConflictKind::Uninitialized));
     assert_eq!(s.act(AccessKind::Write, 0, 0, 8, 2, AccessStrength::Weak), None);
     assert_eq!(s.act(AccessKind::Read, 0, 0, 8, 2, AccessStrength::Weak), None);
@@ -132,7 +132,7 @@ fn reports_reads_of_uninitialised_bytes() {
 
 #[test]
 fn marks_races_between_two_stores_unless_read_in_between() {
-    let mut s = Stage::new(true);
+    let mut s = RuleTest::new(true);
     let two = Some(ConflictKind::Race { two_stores: true });
     assert_eq!((s.write(0, 0, 0), s.write(0, 1, 0)), (None, two));
     assert_eq!((s.write(0, 0, 4), s.read(0, 0, 4), s.write(0, 1, 4)), (None, None, Some(RACE)));
@@ -143,7 +143,7 @@ fn marks_races_between_two_stores_unless_read_in_between() {
 fn strong_accesses_need_a_scope_that_includes_both_threads() {
     for (other, least) in [(1, AccessStrength::Cta), (2, AccessStrength::Cluster), (4, AccessStrength::Gpu)] {
         for scope in [AccessStrength::Cta, AccessStrength::Cluster, AccessStrength::Gpu] {
-            let mut s = Stage::new(true);
+            let mut s = RuleTest::new(true);
             assert_eq!(s.atomic(0, 0, 0, AccessStrength::Gpu), None);
             let verdict = s.act(AccessKind::Read, other, 0, 0, 4, scope);
             assert_eq!(verdict.is_none(), scope >= least, "{other} at {scope:?}");
@@ -153,7 +153,7 @@ fn strong_accesses_need_a_scope_that_includes_both_threads() {
 
 #[test]
 fn accesses_before_a_strong_access_still_conflict() {
-    let mut s = Stage::new(true);
+    let mut s = RuleTest::new(true);
     // One thread stores and adds atomically; then a thread that did not wait for the store adds.
     assert_eq!(s.write(0, 0, 0), None);
     assert_eq!(s.atomic(0, 0, 0, AccessStrength::Gpu), None);
@@ -172,7 +172,7 @@ fn accesses_before_a_strong_access_still_conflict() {
 
 #[test]
 fn neighbouring_bytes_do_not_conflict() {
-    let mut s = Stage::new(true);
+    let mut s = RuleTest::new(true);
     for byte in 0..8 {
         assert_eq!(s.act(AccessKind::Write, byte % 2, byte as u32, byte as u64, 1, AccessStrength::Weak), None);
     }
@@ -183,12 +183,12 @@ fn neighbouring_bytes_do_not_conflict() {
 
 #[test]
 fn cp_async_is_observed_by_waiting_and_by_others_after_a_barrier() {
-    let mut s = Stage::new(false);
+    let mut s = RuleTest::new(false);
     let (op, verdict) = s.start(AsyncOpKind::CpAsync, false, 0, 0);
     assert_eq!(verdict, None);
     assert_eq!(s.read(0, 0, 0), Some(ConflictKind::NotWaited(op)));
     s.meet(0);
-    assert_eq!(s.read(1, 0, 4), Some(ConflictKind::NotWaited(op)), "a barrier waits for no copy");
+    assert_eq!(s.read(1, 0, 4), Some(ConflictKind::NotWaited(op)), "a barrier does not wait for copies");
     s.wait(op, 0);
     assert_eq!(s.read(0, 0, 8), None);
     assert_eq!(s.read(0, 1, 12), Some(ConflictKind::NotWaited(op)), "the wait is one thread's");
@@ -198,7 +198,7 @@ fn cp_async_is_observed_by_waiting_and_by_others_after_a_barrier() {
 
 #[test]
 fn mbarrier_phase_makes_the_copy_visible_to_threads_that_acquire_it() {
-    let mut s = Stage::new(false);
+    let mut s = RuleTest::new(false);
     let (op, _) = s.start(AsyncOpKind::TensorCopy, false, 0, 0);
     let phase = Agent::virtual_agent(0, 3);
     s.ops.mark_observed(op, phase, 1);
@@ -214,7 +214,7 @@ fn generic_write_needs_a_proxy_fence_before_an_async_read() {
     // A fence in the writer, in the issuer, before the write, and for the other state space.
     let cases: [(u32, bool); 4] = [(0, true), (1, true), (2, false), (3, false)];
     for (place, fine) in cases {
-        let mut s = Stage::new(true);
+        let mut s = RuleTest::new(true);
         if place == 2 {
             s.warps[1].fence_proxy(ALL, true, true);
         }
@@ -234,12 +234,12 @@ fn generic_write_needs_a_proxy_fence_before_an_async_read() {
 #[test]
 fn only_copies_through_the_generic_proxy_need_a_fence() {
     for (kind, fine) in [(AsyncOpKind::CpAsync, false), (AsyncOpKind::BulkCopy, true)] {
-        let mut s = Stage::new(true);
+        let mut s = RuleTest::new(true);
         let (op, _) = s.start(kind, false, 0, 0);
         s.wait(op, 0);
         let (_, verdict) = s.start(AsyncOpKind::Wgmma, true, 0, 0);
         assert_eq!(verdict, (!fine).then_some(ConflictKind::Proxy), "{kind:?}");
-        let mut s = Stage::new(true);
+        let mut s = RuleTest::new(true);
         let (op, _) = s.start(kind, false, 0, 0);
         s.wait(op, 0);
         s.warps[0].fence_proxy(1, true, false);
@@ -249,15 +249,16 @@ fn only_copies_through_the_generic_proxy_need_a_fence() {
 
 #[test]
 fn source_of_a_pending_operation_must_not_be_written() {
-    let mut s = Stage::new(true);
+    let mut s = RuleTest::new(true);
     let (op, verdict) = s.start(AsyncOpKind::BulkCopy, true, 0, 0);
     assert_eq!(verdict, None);
+    assert_eq!((s.ops.issuer(op), s.ops.pc(op)), (Agent::thread(0, 0), 9));
     assert_eq!(s.read(0, 0, 0), None, "reading does no harm");
     assert_eq!(s.write(0, 0, 8), Some(ConflictKind::NotWaited(op)));
     assert_eq!(
         s.start(AsyncOpKind::TensorCopy, false, 0, 0).1,
         Some(ConflictKind::NotWaited(op)),
-        "nor may a copy overwrite it"
+        "another copy must not overwrite the source either"
     );
     let (op, _) = s.start(AsyncOpKind::BulkCopy, true, 0, 128);
     s.wait(op, 0);
@@ -265,33 +266,24 @@ fn source_of_a_pending_operation_must_not_be_written() {
 }
 
 #[test]
-fn pending_operations_are_found_at_exit() {
-    let mut s = Stage::new(true);
-    let (first, _) = s.start(AsyncOpKind::BulkCopy, true, 0, 0);
-    let (second, _) = s.start(AsyncOpKind::BulkCopy, true, 2, 256);
-    assert_eq!((s.ops.pending(0), s.ops.pending(1)), (vec![first], vec![second]));
-    assert_eq!(s.shadow.pending(60..8192, &s.ops), Some((first, 60)));
-    s.wait(first, 0);
-    assert_eq!((s.ops.pending(0), s.shadow.pending(0..8192, &s.ops)), (vec![], Some((second, 256))));
-    assert_eq!((s.ops.issuer(second), s.ops.pc(second)), (Agent::thread(1, 0), 9));
-}
-
-#[test]
 fn bulk_reductions_do_not_race_with_each_other() {
-    let mut s = Stage::new(true);
+    let mut s = RuleTest::new(true);
     let (op, _) = s.start(AsyncOpKind::Reduce, false, 0, 0);
     assert_eq!(s.start(AsyncOpKind::Reduce, false, 4, 0).1, None);
     assert_eq!(s.start(AsyncOpKind::BulkCopy, false, 5, 4096).1, None);
     assert!(matches!(s.read(6, 0, 0), Some(ConflictKind::NotWaited(_))));
     s.wait(op, 0);
-    assert!(matches!(s.read(0, 0, 4), Some(ConflictKind::NotWaited(_))), "the other one is not waited for");
+    assert!(
+        matches!(s.read(0, 0, 4), Some(ConflictKind::NotWaited(_))),
+        "no thread has waited for the second reduction"
+    );
 }
 
 #[test]
 fn end_of_a_launch_orders_everything() {
-    let mut s = Stage::new(true);
+    let mut s = RuleTest::new(true);
     assert_eq!(s.write(0, 0, 0), None);
-    s.shadow.settle();
+    s.shadow.forget_accesses();
     assert_eq!(s.write(6, 0, 0), None);
 }
 
@@ -302,13 +294,13 @@ fn passed(
     write: impl Fn(&mut SyncLocations, &mut WarpClocks),
     read: impl Fn(&mut SyncLocations, &mut WarpClocks),
 ) -> bool {
-    let mut s = Stage::new(true);
+    let mut s = RuleTest::new(true);
     let mut vars = SyncLocations::new();
     assert_eq!(s.write(0, 0, 0), None);
     write(&mut vars, &mut s.warps[0]);
     assert_eq!(s.write(0, 0, 4), None, "after the release");
     read(&mut vars, &mut s.warps[reader]);
-    assert!(s.read(reader, 0, 4).is_some(), "what follows the release is not ordered by it");
+    assert!(s.read(reader, 0, 4).is_some(), "a write after the release is not ordered");
     s.read(reader, 0, 0).is_none()
 }
 
@@ -357,7 +349,7 @@ fn release_and_acquire_patterns_order_accesses() {
 #[test]
 fn release_survives_atomics_and_ends_at_a_store() {
     for (rmw, fine) in [(true, true), (false, false)] {
-        let mut s = Stage::new(true);
+        let mut s = RuleTest::new(true);
         let mut vars = SyncLocations::new();
         assert_eq!(s.write(0, 0, 0), None);
         vars.on_strong_write(8, &mut s.warps[0], 0, MemorySemantics::Release, AccessStrength::Gpu, false, &CLUSTERS);
@@ -372,7 +364,7 @@ fn release_survives_atomics_and_ends_at_a_store() {
 
 #[test]
 fn clocks_of_other_blocks_pass_through_third_blocks() {
-    let mut s = Stage::new(true);
+    let mut s = RuleTest::new(true);
     assert_eq!(s.write(0, 0, 0), None);
     let first = s.warps[0].release(ALL);
     s.warps[4].acquire(ALL, &first);
@@ -382,7 +374,10 @@ fn clocks_of_other_blocks_pass_through_third_blocks() {
     assert_eq!(s.read(7, 1, 0), Some(RACE));
     let back = s.warps[7].release(ALL);
     s.warps[1].acquire(ALL, &back);
-    assert!(s.warps[1].clock(0).includes(Agent::thread(0, 31), 1), "the own block's threads come back too");
+    assert!(
+        s.warps[1].clock(0).includes(Agent::thread(0, 31), 1),
+        "a clock from another block also contains threads of this block"
+    );
 }
 
 #[test]
