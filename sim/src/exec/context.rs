@@ -3,13 +3,13 @@
 
 use super::grid::GridState;
 use super::state::block::Block;
-use super::state::warp::{Fragment, FragmentState, Warp};
+use super::state::warp::{FragmentState, Warp, WarpFragment};
 use crate::finding::{FindingKind, Site};
 use crate::regs::Registers;
 
 /// What the interpreter does after an instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Flow {
+pub enum NextAction {
     /// Continue with the next instruction.
     Next,
     /// Continue at the fragment's `pc`, which the instruction has set.
@@ -25,7 +25,7 @@ pub struct InstructionContext<'i, 'a> {
     /// The warp that executes the instruction.
     pub warp: &'i mut Warp,
     /// The fragment of the warp that executes the instruction.
-    pub fragment: &'i mut Fragment,
+    pub fragment: &'i mut WarpFragment,
     /// Mask of the lanes that execute the instruction: those of the fragment whose guard is true.
     pub mask: u32,
     /// Index of the instruction in the kernel, over all functions.
@@ -75,7 +75,7 @@ impl InstructionContext<'_, '_> {
     }
 
     /// Reports a defect of a lane at this instruction, which accesses `address` in the state space `space`.
-    pub fn report_at(
+    pub fn report_access(
         &mut self,
         kind: FindingKind,
         lane: u32,

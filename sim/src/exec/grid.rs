@@ -9,7 +9,7 @@ use crate::finding::Site;
 
 /// Counters by which the scheduler decides whether the grid makes progress or only waits.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Progress {
+pub struct ProgressCounters {
     /// Number of changes to memory and to barriers so far.
     pub changes: u64,
     /// Number of warp instructions executed so far.
@@ -28,7 +28,7 @@ pub struct GridState<'a> {
     /// The generator from which every random choice of the run comes.
     pub rng: SeededRng,
     /// Counters of changes and instructions.
-    pub progress: Progress,
+    pub progress: ProgressCounters,
     /// Findings, notes and counters.
     pub reporter: Reporter<'a>,
     /// True while the primary grid of a dependent launch runs, so that `griddepcontrol.wait` has to wait.
@@ -42,15 +42,15 @@ impl<'a> GridState<'a> {
             context,
             blocks: BlockTable::default(),
             rng: SeededRng::new(context.options.seed),
-            progress: Progress::default(),
+            progress: ProgressCounters::default(),
             reporter: Reporter::new(context),
             primary_runs: false,
         }
     }
 
     /// Returns the thread of lane `lane` of a warp together with the instruction `pc`, for findings.
-    pub fn site(&self, slot: u32, warp: u32, lane: u32, pc: u32) -> Site {
-        self.context.site(self.blocks[slot].coordinates, warp * 32 + lane, pc)
+    pub fn site(&self, block_slot: u32, warp: u32, lane: u32, pc: u32) -> Site {
+        self.context.site(self.blocks[block_slot].coordinates, warp * 32 + lane, pc)
     }
 
     /// Counts a change to memory or barriers, for which loops may be waiting.

@@ -31,8 +31,8 @@ pub fn undefined_registers<'s>(regs: &Registers, slots: impl IntoIterator<Item =
 }
 
 /// Marks the lanes `undefined` of `mask` as undefined in a register and the other lanes of `mask` as defined.
-pub fn set_undefined(regs: &mut Registers, slot: u32, undefined: u32, mask: u32) {
-    let lanes = &mut regs.undefined[slot as usize];
+pub fn set_undefined(regs: &mut Registers, register: u32, undefined: u32, mask: u32) {
+    let lanes = &mut regs.undefined[register as usize];
     *lanes = *lanes & !mask | undefined;
 }
 

@@ -147,7 +147,7 @@ impl Findings {
     /// Reports a defect at `site`. `other` is the other instruction of a race, `memory` the state space and address
     /// of the access. `message` is called only for the first occurrence of the defect.
     #[expect(clippy::too_many_arguments, reason = "a finding has this many properties")]
-    pub fn report(
+    pub fn report_defect(
         &mut self,
         program: &Program,
         kernel: &Kernel,

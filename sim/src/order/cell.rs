@@ -106,7 +106,7 @@ impl InitializedBytes {
     /// Returns true if all bytes of the bit mask `bits`, whose first bit is the byte at offset `at` of the chunk, are
     /// initialised. The mask must not reach across a multiple of 64.
     #[inline(always)]
-    pub(super) fn has(&self, at: u64, bits: u64) -> bool {
+    pub(super) fn contains_mask(&self, at: u64, bits: u64) -> bool {
         match self {
             InitializedBytes::All => true,
             InitializedBytes::Some(words, _) => {
@@ -116,7 +116,7 @@ impl InitializedBytes {
     }
 
     #[inline(always)]
-    pub(super) fn set(&mut self, at: u64, bits: u64) {
+    pub(super) fn insert_mask(&mut self, at: u64, bits: u64) {
         if let InitializedBytes::Some(words, missing) = self {
             if words.is_empty() {
                 *words = vec![0; (CHUNK_BYTES / 64) as usize];

@@ -41,7 +41,7 @@ impl ShadowMemory {
                 left &= left - 1;
                 let at = offset & (CHUNK_BYTES - 1);
                 let first = (at >> shift) as usize;
-                let written = init.has(at, 0xffff);
+                let written = init.contains_mask(at, 0xffff);
                 if written && shift == LANE_CELL_SHIFT && seen.apply_cached_read(&mut chunk.cells[first]) {
                     continue;
                 }

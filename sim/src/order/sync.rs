@@ -43,7 +43,7 @@ struct Released {
 
 /// The clocks that are attached to a location.
 #[derive(Clone, Debug)]
-struct Location {
+struct SyncLocation {
     /// All clocks that a read of the current value acquires: one per scope, and below `.gpu` one per scope and block.
     all: Vec<Released>,
     /// The clocks that the last releasing thread attached itself; they survive later writes of this thread.
@@ -57,7 +57,7 @@ struct Location {
 /// strong access in execution order; a read observes the last write.
 #[derive(Clone, Debug, Default)]
 pub struct SyncLocations {
-    locations: HashMap<u64, Location>,
+    locations: HashMap<u64, SyncLocation>,
 }
 
 impl SyncLocations {
@@ -100,7 +100,7 @@ impl SyncLocations {
 
     fn put(&mut self, address: u64, warp: &mut WarpClocks, lane: u32, sem: MemorySemantics, scope: AccessStrength) {
         let (by, block) = (warp.agent(lane), warp.block());
-        let fences = warp.fenced(lane).into_iter();
+        let fences = warp.fence_clocks(lane).into_iter();
         let mut new: Vec<Released> = fences.map(|(scope, clock)| Released { block, scope, clock }).collect();
         if sem.releases() {
             new.push(Released { block, scope, clock: warp.release(1 << lane) });
@@ -108,7 +108,7 @@ impl SyncLocations {
         if new.is_empty() {
             return;
         }
-        let none = || Location { all: Vec::new(), last: Vec::new(), by, write: (block, scope) };
+        let none = || SyncLocation { all: Vec::new(), last: Vec::new(), by, write: (block, scope) };
         let location = self.locations.entry(address).or_insert_with(none);
         if location.by != by {
             location.last.clear();
@@ -163,7 +163,7 @@ impl SyncLocations {
     }
 }
 
-impl Location {
+impl SyncLocation {
     /// Returns the clocks that an access of `block` at `scope` observes; `None` if it is not morally strong with the
     /// last write.
     fn linked(&self, block: u32, scope: AccessStrength, clusters: &ClusterLayout) -> Option<&[Released]> {

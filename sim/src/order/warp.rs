@@ -110,7 +110,7 @@ impl WarpClocks {
     }
 
     /// Returns true if `lane` knows that the generic writes of `agent` up to `epoch` are visible to the async proxy.
-    pub fn is_fenced(&self, lane: u32, space: super::MemorySpace, agent: Agent, epoch: u32) -> bool {
+    pub fn is_visible_to_async_proxy(&self, lane: u32, space: super::MemorySpace, agent: Agent, epoch: u32) -> bool {
         let own = agent == self.agent(lane) && self.own_async_visible[space as usize][lane as usize & 31] >= epoch;
         own || self.clock(lane).is_visible_to_async_proxy(space, agent, epoch)
     }
@@ -275,7 +275,7 @@ impl WarpClocks {
 
     /// Returns the clocks that a strong write of `lane` releases because of its earlier fences, with the scope of
     /// each fence.
-    pub(super) fn fenced(&self, lane: u32) -> Vec<(AccessStrength, VectorClock)> {
+    pub(super) fn fence_clocks(&self, lane: u32) -> Vec<(AccessStrength, VectorClock)> {
         let of_lane = self.fences.iter().filter(|fence| fence.mask >> lane & 1 != 0);
         let whole = |fence: &Fence| {
             let mut clock = fence.clock.clone();

@@ -21,13 +21,14 @@ impl AsyncEngine {
 
     /// Completes the copies in flight that use the shared memory of a block whose threads have all exited. Reports
     /// copies, wgmma products and mbarrier bytes of the block that no thread waited for.
-    pub fn complete_block_operations(&mut self, grid: &mut GridState, memory: &mut MemorySystem, slot: u32) {
-        while let Some(index) = self.in_flight.iter().position(|operation| operation.uses_shared_memory_of(slot)) {
-            report_unfinished(grid, memory, slot, &self.in_flight[index]);
+    pub fn complete_block_operations(&mut self, grid: &mut GridState, memory: &mut MemorySystem, block_slot: u32) {
+        while let Some(index) = self.in_flight.iter().position(|operation| operation.uses_shared_memory_of(block_slot))
+        {
+            report_unfinished(grid, memory, block_slot, &self.in_flight[index]);
             self.complete_at(grid, memory, index);
         }
-        report_missing_warps(grid, slot);
-        report_excess_bytes(grid, slot);
+        report_missing_warps(grid, block_slot);
+        report_excess_bytes(grid, block_slot);
     }
 }
 

@@ -2,12 +2,12 @@
 
 use super::effects::apply;
 use super::engine::{AsyncEngine, completes_at_issue};
-use crate::exec::context::{Flow, InstructionContext, lanes_of};
+use crate::exec::context::{InstructionContext, NextAction, lanes_of};
 use crate::exec::grid::GridState;
 use crate::exec::memory_system::MemorySystem;
 use crate::exec::operands::{addresses, undefined_address, undefined_registers};
 use crate::exec::state::copies::{BulkGroup, BulkStore, CompletionSignal, CopyEffect, CopyPiece, InFlightOperation};
-use crate::exec::state::location::Location;
+use crate::exec::state::location::MemoryLocation;
 use crate::exec::state::warp::Warp;
 use crate::finding::FindingKind;
 use crate::layout;
@@ -50,7 +50,7 @@ pub struct AsyncStore<'o> {
 
 impl AsyncEngine {
     /// Executes a bulk or tensor copy, lane by lane.
-    pub fn bulk_copy(&mut self, cx: &mut InstructionContext, memory: &mut MemorySystem, b: &BulkCopy) -> Flow {
+    pub fn bulk_copy(&mut self, cx: &mut InstructionContext, memory: &mut MemorySystem, b: &BulkCopy) -> NextAction {
         let regs = cx.regs();
         let (to, from) = (addresses(regs, &b.dst), addresses(regs, &b.src));
         let mbarriers = b.mbarrier.map(|m| addresses(regs, &m));
@@ -82,7 +82,7 @@ impl AsyncEngine {
             }
         }
         cx.fragment.backward_branches = 0;
-        Flow::Next
+        NextAction::Next
     }
 
     /// Issues a bulk copy to shared memory, of one block or of several (multicast).
@@ -99,7 +99,7 @@ impl AsyncEngine {
         };
         let op = memory.ops.start(kind, &cx.warp.order, 1 << lane, cx.pc);
         memory.check_async_runs(cx, (op, lane), source.0, &[(source.1, bytes)], None);
-        if matches!(source.0, Location::Global(_)) {
+        if matches!(source.0, MemoryLocation::Global(_)) {
             count_global_bytes(cx, bytes, false);
         }
         let mut pieces = Vec::new();
@@ -140,7 +140,12 @@ impl AsyncEngine {
     }
 
     /// Executes `st.async` or `red.async`: stores registers and signals their bytes on an mbarrier, lane by lane.
-    pub fn async_store(&mut self, cx: &mut InstructionContext, memory: &mut MemorySystem, s: &AsyncStore) -> Flow {
+    pub fn async_store(
+        &mut self,
+        cx: &mut InstructionContext,
+        memory: &mut MemorySystem,
+        s: &AsyncStore,
+    ) -> NextAction {
         let regs = cx.regs();
         let (to, mbarriers) = (addresses(regs, s.to), addresses(regs, s.mbarrier));
         let undefined = undefined_address(regs, s.to) | undefined_address(regs, s.mbarrier);
@@ -169,7 +174,7 @@ impl AsyncEngine {
             let signal = CompletionSignal::CompleteTx(signalled.into_iter().map(|at| (at, bytes)).collect());
             self.start(cx.grid, memory, InFlightOperation { op: Some(op), effect, signal });
         }
-        Flow::Next
+        NextAction::Next
     }
 }
 
@@ -197,7 +202,7 @@ pub(super) fn add_bulk_store(
 }
 
 /// Executes `cp.async.bulk.commit_group`.
-pub fn bulk_commit(cx: &mut InstructionContext) -> Flow {
+pub fn bulk_commit(cx: &mut InstructionContext) -> NextAction {
     let groups = &mut cx.warp.copies.bulk;
     for lane in lanes_of(cx.mask) {
         match groups.iter_mut().find(|g| g.lane == lane && !g.committed) {
@@ -205,12 +210,12 @@ pub fn bulk_commit(cx: &mut InstructionContext) -> Flow {
             None => groups.push(BulkGroup { lane, stores: Vec::new(), committed: true, read: false }),
         }
     }
-    Flow::Next
+    NextAction::Next
 }
 
 /// Executes `cp.async.bulk.wait_group`: waits until all but the last `groups` committed groups are complete, or with
 /// `read` until their sources have been read.
-pub fn bulk_wait(cx: &mut InstructionContext, memory: &mut MemorySystem, groups: u32, read: bool) -> Flow {
+pub fn bulk_wait(cx: &mut InstructionContext, memory: &mut MemorySystem, groups: u32, read: bool) -> NextAction {
     let mut all = std::mem::take(&mut cx.warp.copies.bulk);
     for lane in lanes_of(cx.mask) {
         let committed: Vec<usize> = (0..all.len()).filter(|&i| all[i].lane == lane && all[i].committed).collect();
@@ -234,7 +239,7 @@ pub fn bulk_wait(cx: &mut InstructionContext, memory: &mut MemorySystem, groups:
     // Complete groups are dropped. Groups whose sources were read stay until a full wait completes them.
     all.retain(|g| !(g.committed && g.read && g.stores.is_empty()));
     cx.warp.copies.bulk = all;
-    Flow::Next
+    NextAction::Next
 }
 
 /// Completes the bulk stores of a warp that exits. Reports stores whose source may not have been read yet.

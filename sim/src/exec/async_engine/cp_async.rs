@@ -3,12 +3,12 @@
 
 use super::effects::{apply, move_row};
 use super::engine::{AsyncEngine, completes_at_issue};
-use crate::exec::context::{Flow, InstructionContext, lanes_of};
+use crate::exec::context::{InstructionContext, NextAction, lanes_of};
 use crate::exec::grid::GridState;
 use crate::exec::memory_system::{AccessRequest, MemorySystem};
 use crate::exec::operands::{addresses, lanes_where, undefined_address};
 use crate::exec::state::copies::{
-    CompletionSignal, CopyEffect, CopyGroup, CopyPart, CopyRow, InFlightOperation, WarpCopies,
+    CompletionSignal, CopyBatch, CopyEffect, CopyGroup, CopyRow, InFlightOperation, WarpCopies,
 };
 use crate::exec::state::location::LaneGroup;
 use crate::exec::state::mbarrier::MbarrierLocation;
@@ -19,7 +19,7 @@ use crate::program::op::{AddressWindow, CpAsync};
 
 impl AsyncEngine {
     /// Executes `cp.async`.
-    pub fn cp_async(&mut self, cx: &mut InstructionContext, memory: &mut MemorySystem, c: &CpAsync) -> Flow {
+    pub fn cp_async(&mut self, cx: &mut InstructionContext, memory: &mut MemorySystem, c: &CpAsync) -> NextAction {
         let regs = cx.regs();
         let (dst, src) = (addresses(regs, &c.dst), addresses(regs, &c.src));
         let undefined = undefined_address(regs, &c.dst) | undefined_address(regs, &c.src);
@@ -101,7 +101,7 @@ impl AsyncEngine {
             }
         }
         self.copy_groups = (to, from);
-        Flow::Next
+        NextAction::Next
     }
 
     /// Executes `cp.async.wait_group` (with the number of groups that may stay incomplete) or `cp.async.wait_all`
@@ -111,7 +111,7 @@ impl AsyncEngine {
         cx: &mut InstructionContext,
         memory: &mut MemorySystem,
         groups: Option<u32>,
-    ) -> Flow {
+    ) -> NextAction {
         self.complete_arrivals(cx, memory);
         let (mask, keep) = (cx.mask, groups.unwrap_or(0));
         let mut newer = [0u32; 32];
@@ -138,7 +138,7 @@ impl AsyncEngine {
             open.retain(|p| p.lanes != 0);
             cx.warp.copies.open = open;
         }
-        Flow::Next
+        NextAction::Next
     }
 
     /// Completes the copies of the executing lanes that a `cp.async.mbarrier.arrive` waits for: `wait_group` covers
@@ -194,7 +194,7 @@ impl AsyncEngine {
             if open.len() > 16 && open[0].rows.is_empty() {
                 open.remove(0);
             }
-            open.push(CopyPart { op, lanes: 0, rows: Vec::new() });
+            open.push(CopyBatch { op, lanes: 0, rows: Vec::new() });
         }
         let effect = CopyEffect { rows, ..CopyEffect::default() };
         let (warp, slot) = (cx.warp.index, cx.warp.slot);
@@ -204,7 +204,7 @@ impl AsyncEngine {
 }
 
 /// Executes `cp.async.commit_group`.
-pub fn cp_async_commit(cx: &mut InstructionContext) -> Flow {
+pub fn cp_async_commit(cx: &mut InstructionContext) -> NextAction {
     let (mask, copies) = (cx.mask, &mut cx.warp.copies);
     let mut parts = Vec::new();
     // Copies of lanes that do not execute the commit stay uncommitted.
@@ -214,8 +214,8 @@ pub fn cp_async_commit(cx: &mut InstructionContext) -> Flow {
         } else {
             let mut committed = part.clone();
             let mut rest = part;
-            committed.keep(mask);
-            rest.keep(!mask);
+            committed.retain_lanes(mask);
+            rest.retain_lanes(!mask);
             if committed.lanes != 0 {
                 parts.push(committed);
             }
@@ -223,13 +223,13 @@ pub fn cp_async_commit(cx: &mut InstructionContext) -> Flow {
         }
     }
     copies.groups.push_back(CopyGroup { lanes: mask, parts });
-    Flow::Next
+    NextAction::Next
 }
 
 /// Completes the copies of a warp that exits, before the block's memory is freed, even those that no thread waited
 /// for.
 pub fn complete_warp_copies(grid: &mut GridState, memory: &mut MemorySystem, warp: &mut Warp) {
-    let mut left: Vec<CopyPart> = std::mem::take(&mut warp.copies.open);
+    let mut left: Vec<CopyBatch> = std::mem::take(&mut warp.copies.open);
     left.extend(std::mem::take(&mut warp.copies.groups).into_iter().flat_map(|g| g.parts));
     for part in left.into_iter().filter(|part| !part.rows.is_empty()) {
         apply(grid, memory, &CopyEffect { rows: part.rows, ..CopyEffect::default() });
@@ -278,7 +278,7 @@ fn locate_partial(
     locate(address, &mut found);
     let size = c.size;
     if !address.is_multiple_of(size as u64) {
-        cx.report_at(FindingKind::Misaligned, lane, ("global", address), || {
+        cx.report_access(FindingKind::Misaligned, lane, ("global", address), || {
             format!("cp.async of {size} bytes from {address:#x}, which is not a multiple of {size}")
         });
         return;
@@ -297,12 +297,12 @@ fn open_operation(cx: &mut InstructionContext, memory: &mut MemorySystem) -> Asy
         return part.op;
     }
     let op = memory.ops.start(AsyncOpKind::CpAsync, &cx.warp.order, cx.mask, cx.pc);
-    cx.warp.copies.open.push(CopyPart { op, lanes: cx.mask, rows: Vec::new() });
+    cx.warp.copies.open.push(CopyBatch { op, lanes: cx.mask, rows: Vec::new() });
     op
 }
 
 /// Completes the copies of `lanes` and records that these lanes have observed the completion.
-fn complete_parts(cx: &mut InstructionContext, memory: &mut MemorySystem, parts: &mut Vec<CopyPart>, lanes: u32) {
+fn complete_parts(cx: &mut InstructionContext, memory: &mut MemorySystem, parts: &mut Vec<CopyBatch>, lanes: u32) {
     for part in parts.iter_mut() {
         let waiting = part.lanes & lanes;
         if waiting == 0 {

@@ -1,7 +1,7 @@
 //! The struct of the asynchronous engine: operations in flight, their completion, and fences.
 
 use super::effects::apply;
-use crate::exec::context::{Flow, InstructionContext, lanes_of};
+use crate::exec::context::{InstructionContext, NextAction, lanes_of};
 use crate::exec::grid::GridState;
 use crate::exec::launch::CompletionTiming;
 use crate::exec::memory_system::MemorySystem;
@@ -72,7 +72,7 @@ impl AsyncEngine {
                 if let Some(o) = grid.blocks.mbarrier(at) {
                     ops.iter().for_each(|&(op, lanes)| memory.ops.mark_part_observed(op, lanes, o.agent, o.phase + 1));
                 }
-                self.arrive(grid, at, lanes.count_ones(), None, site);
+                self.count_arrivals(grid, at, lanes.count_ones(), None, site);
             }
         }
     }
@@ -102,7 +102,7 @@ impl AsyncEngine {
     }
 
     /// Executes a fence.
-    pub fn fence(&mut self, cx: &mut InstructionContext, fence: Fence) -> Flow {
+    pub fn fence(&mut self, cx: &mut InstructionContext, fence: Fence) -> NextAction {
         let (mask, order) = (cx.mask, &mut cx.warp.order);
         match fence {
             Fence::Memory { scope } => order.fence(mask, scope),
@@ -111,7 +111,7 @@ impl AsyncEngine {
             Fence::TensorMap => order.fence_proxy(mask, true, true),
             Fence::Other => {}
         }
-        Flow::Next
+        NextAction::Next
     }
 }
 

@@ -3,7 +3,7 @@
 
 use super::engine::AsyncEngine;
 use super::mbarrier_access::{check_mbarrier_use, locate_mbarrier};
-use crate::exec::context::{Flow, InstructionContext, lanes_of};
+use crate::exec::context::{InstructionContext, NextAction, lanes_of};
 use crate::exec::grid::GridState;
 use crate::exec::memory_system::MemorySystem;
 use crate::exec::operands::{addresses, lanes_where, set_predicate, undefined_address};
@@ -18,11 +18,11 @@ const MAX_COUNT: u32 = (1 << 20) - 1;
 
 impl AsyncEngine {
     /// Executes an mbarrier instruction.
-    pub fn mbarrier(&mut self, cx: &mut InstructionContext, memory: &mut MemorySystem, m: &Mbarrier) -> Flow {
+    pub fn mbarrier(&mut self, cx: &mut InstructionContext, memory: &mut MemorySystem, m: &Mbarrier) -> NextAction {
         if let MbarrierKind::PendingCount { dst, state } = m.kind {
             let states = cx.regs().get64(state);
             cx.set_register(dst, &states.map(|s| (s >> 32) as u32));
-            return Flow::Next;
+            return NextAction::Next;
         }
         let regs = cx.regs();
         let (at, undefined) = (addresses(regs, &m.addr), undefined_address(regs, &m.addr));
@@ -51,7 +51,7 @@ impl AsyncEngine {
             }
         }
         cx.grid.count_change();
-        Flow::Next
+        NextAction::Next
     }
 
     /// Executes `init`, `inval`, `expect_tx` or `complete_tx` in one lane.
@@ -143,7 +143,7 @@ impl AsyncEngine {
                 }
                 set_state(cx, token);
             }
-            let completed = self.arrive(cx.grid, at, count, clock, site);
+            let completed = self.count_arrivals(cx.grid, at, count, clock, site);
             if completed && no_complete {
                 cx.report(FindingKind::Mbarrier, lane, || {
                     "an mbarrier.arrive with .noComplete completes the phase".into()
@@ -160,8 +160,8 @@ impl AsyncEngine {
         memory: &mut MemorySystem,
         m: &Mbarrier,
         addresses: &[u64; 32],
-    ) -> Flow {
-        let MbarrierKind::Wait { dst, operand, parity, blocking } = m.kind else { return Flow::Next };
+    ) -> NextAction {
+        let MbarrierKind::Wait { dst, operand, parity, blocking } = m.kind else { return NextAction::Next };
         let regs = cx.regs();
         let operands: [u64; 32] = if parity { regs.get(operand).map(u64::from) } else { regs.get64(operand) };
         let undefined = regs.undefined[operand as usize] & cx.mask;
@@ -217,17 +217,17 @@ impl AsyncEngine {
         }
         if let (true, 0, Some((at, phase)), false) = (blocking, done, blocked, cx.fragment.gathered) {
             cx.fragment.state = FragmentState::Mbarrier { slot: at.slot, address: at.address, phase };
-            return Flow::Stop;
+            return NextAction::Stop;
         }
         cx.fragment.gathered = false;
         let mask = cx.mask;
         set_predicate(cx.regs_mut(), dst, done, mask);
-        Flow::Next
+        NextAction::Next
     }
 
     /// Counts `count` arrivals and joins `clock`, the vector clock of the arriving threads, into the phase. Returns
     /// whether this completed the phase.
-    pub(super) fn arrive(
+    pub(super) fn count_arrivals(
         &mut self,
         grid: &mut GridState,
         at: MbarrierLocation,
@@ -287,7 +287,7 @@ impl AsyncEngine {
 fn mbarrier_init(cx: &mut InstructionContext, memory: &mut MemorySystem, lane: u32, at: MbarrierLocation, count: u32) {
     let address = ("shared", at.address as u64);
     if count == 0 || count > MAX_COUNT {
-        cx.report_at(FindingKind::Mbarrier, lane, address, || {
+        cx.report_access(FindingKind::Mbarrier, lane, address, || {
             format!("mbarrier.init with a count of {count}: 1 to {MAX_COUNT} arrivals are possible")
         });
     }
@@ -298,7 +298,7 @@ fn mbarrier_init(cx: &mut InstructionContext, memory: &mut MemorySystem, lane: u
         return;
     }
     if cx.block().mbarriers.contains_key(&at.address) {
-        cx.report_at(FindingKind::Mbarrier, lane, address, || {
+        cx.report_access(FindingKind::Mbarrier, lane, address, || {
             "an mbarrier is initialised again without mbarrier.inval".into()
         });
     }
@@ -334,8 +334,8 @@ fn expect_bytes(grid: &mut GridState, at: MbarrierLocation, bytes: u32, site: Si
 }
 
 /// Reports mbarriers of a block that exits that received more bytes than their phases expected.
-pub(super) fn report_excess_bytes(grid: &mut GridState, slot: u32) {
-    let Some(block) = grid.blocks.get(slot) else { return };
+pub(super) fn report_excess_bytes(grid: &mut GridState, block_slot: u32) {
+    let Some(block) = grid.blocks.get(block_slot) else { return };
     for (&address, object) in block.mbarriers.iter().filter(|(_, object)| object.pending_bytes < 0) {
         let Some(site) = object.last_copy else { continue };
         let excess = -object.pending_bytes;

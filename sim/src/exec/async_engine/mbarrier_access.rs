@@ -34,27 +34,27 @@ pub fn locate_mbarrier(
     };
     let rank = rank.unwrap_or(0);
     let Some(slot) = slot else {
-        cx.report_at(FindingKind::OutOfBounds, lane, ("shared", shared as u64), || {
+        cx.report_access(FindingKind::OutOfBounds, lane, ("shared", shared as u64), || {
             format!("an mbarrier in the block of rank {rank}, but the cluster has no such block")
         });
         return None;
     };
     let at = ("shared", offset as u64);
     if slot != cx.warp.slot && cx.grid.blocks.get(slot).is_none_or(|b| b.ended) {
-        cx.report_at(FindingKind::OutOfBounds, lane, at, || {
+        cx.report_access(FindingKind::OutOfBounds, lane, at, || {
             format!("an mbarrier in the block of rank {rank}, which has exited")
         });
         return None;
     }
     if offset % 8 != 0 {
-        cx.report_at(FindingKind::Misaligned, lane, at, || {
+        cx.report_access(FindingKind::Misaligned, lane, at, || {
             format!("an mbarrier at shared address {offset:#x}, which is not a multiple of 8")
         });
         return None;
     }
     let end = layout::SHARED_START as usize + cx.block().shared.len();
     if offset < layout::SHARED_START || offset as usize + 8 > end {
-        cx.report_at(FindingKind::OutOfBounds, lane, at, || {
+        cx.report_access(FindingKind::OutOfBounds, lane, at, || {
             format!("an mbarrier at shared address {offset:#x}, which is outside of the block's shared memory")
         });
         return None;
@@ -73,7 +73,7 @@ pub fn check_mbarrier_use(
 ) -> bool {
     let address = at.address;
     if cx.grid.blocks.mbarrier(at).is_none() {
-        cx.report_at(FindingKind::Mbarrier, lane, ("shared", address as u64), || {
+        cx.report_access(FindingKind::Mbarrier, lane, ("shared", address as u64), || {
             format!("an mbarrier at {address:#x} is {verb} before mbarrier.init or after mbarrier.inval")
         });
         return false;
@@ -110,7 +110,9 @@ impl AsyncEngine {
     fn note_unfenced_init(&mut self, cx: &mut InstructionContext, lane: u32, at: MbarrierLocation) {
         let Some((agent, epoch)) = cx.grid.blocks.mbarrier(at).map(|object| object.init) else { return };
         let order = &cx.warp.order;
-        if !order.is_fenced(lane, MemorySpace::Shared, agent, epoch) && !self.init_fences.contains(&agent.0) {
+        if !order.is_visible_to_async_proxy(lane, MemorySpace::Shared, agent, epoch)
+            && !self.init_fences.contains(&agent.0)
+        {
             cx.grid.reporter.note(
                 cx.pc,
                 "a copy completes on an mbarrier whose initialisation was not followed by fence.mbarrier_init or fence.proxy.async",

@@ -5,7 +5,7 @@ use super::engine::AsyncEngine;
 use crate::exec::context::InstructionContext;
 use crate::exec::memory_system::MemorySystem;
 use crate::exec::state::copies::{BoxLoad, CompletionSignal, CopyEffect, CopyPiece, InFlightOperation};
-use crate::exec::state::location::Location;
+use crate::exec::state::location::MemoryLocation;
 use crate::finding::FindingKind;
 use crate::layout;
 use crate::order::{AccessStrength, AsyncOpId, AsyncOpKind};
@@ -50,7 +50,7 @@ impl AsyncEngine {
                 load: true,
                 strength: AccessStrength::Weak,
             };
-            let Some((Location::Shared(slot), _, n)) = self.check_box(cx, memory, &copy) else { return };
+            let Some((MemoryLocation::Shared(slot), _, n)) = self.check_box(cx, memory, &copy) else { return };
             let shared = layout::split_cluster_address(shared as u32).1;
             boxes.push(BoxLoad { map, coordinates: r.coordinates.clone(), shared, slot });
             bytes = n;
@@ -104,14 +104,14 @@ impl AsyncEngine {
         cx: &mut InstructionContext,
         memory: &mut MemorySystem,
         b: &BoxCopy,
-    ) -> Option<(Location, u64, u32)> {
+    ) -> Option<(MemoryLocation, u64, u32)> {
         let (_, offset) = layout::split_cluster_address(b.shared as u32);
         let copy = match b.map.box_at(b.coordinates, offset) {
             Ok(copy) => copy,
             Err(e) => {
                 let aligned = e.field != "shared address";
                 let kind = if aligned { FindingKind::Unsupported } else { FindingKind::Misaligned };
-                cx.report_at(kind, b.lane, ("shared", offset as u64), || e.to_string());
+                cx.report_access(kind, b.lane, ("shared", offset as u64), || e.to_string());
                 return None;
             }
         };
@@ -173,7 +173,13 @@ impl AsyncEngine {
 
 /// Splits a box store into copies of consecutive bytes. In shared memory the box begins at offset `base` of
 /// `location`, which is shared address `start`.
-fn store_pieces(memory: &mut MemorySystem, b: &BoxCopy, start: u32, location: Location, base: u64) -> Vec<CopyPiece> {
+fn store_pieces(
+    memory: &mut MemorySystem,
+    b: &BoxCopy,
+    start: u32,
+    location: MemoryLocation,
+    base: u64,
+) -> Vec<CopyPiece> {
     let mut pieces = Vec::new();
     let Ok(copy) = b.map.box_at(b.coordinates, start) else { return pieces };
     copy.for_each_run(|run| {
@@ -181,7 +187,7 @@ fn store_pieces(memory: &mut MemorySystem, b: &BoxCopy, start: u32, location: Lo
         let Some(index) = memory.find_buffer(address) else { return };
         let to_offset = address - memory.buffers.get(index).base;
         let from = Some((location, base + (run.shared - start) as u64));
-        pieces.push(CopyPiece { to: Location::Global(index), to_offset, from, bytes: run.bytes });
+        pieces.push(CopyPiece { to: MemoryLocation::Global(index), to_offset, from, bytes: run.bytes });
     });
     pieces
 }

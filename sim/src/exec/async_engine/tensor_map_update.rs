@@ -1,9 +1,9 @@
 //! Instructions that change tensor maps: `tensormap.replace`, and the fence that copies a map to global memory.
 
-use crate::exec::context::{Flow, InstructionContext, lanes_of};
+use crate::exec::context::{InstructionContext, NextAction, lanes_of};
 use crate::exec::memory_system::MemorySystem;
 use crate::exec::operands::addresses;
-use crate::exec::state::location::{LaneGroup, Location};
+use crate::exec::state::location::{LaneGroup, MemoryLocation};
 use crate::finding::FindingKind;
 use crate::order::{AccessKind, AccessStrength};
 use crate::program::op::{AddressOperand, AddressWindow};
@@ -29,7 +29,7 @@ pub struct TensorMapReplace<'o> {
 }
 
 /// Executes `tensormap.replace`, lane by lane.
-pub fn tensormap_replace(cx: &mut InstructionContext, memory: &mut MemorySystem, r: &TensorMapReplace) -> Flow {
+pub fn tensormap_replace(cx: &mut InstructionContext, memory: &mut MemorySystem, r: &TensorMapReplace) -> NextAction {
     let regs = cx.regs();
     let at = addresses(regs, r.map);
     let values: [u64; 32] = if r.wide { regs.get64(r.value) } else { regs.get(r.value).map(u64::from) };
@@ -53,7 +53,7 @@ pub fn tensormap_replace(cx: &mut InstructionContext, memory: &mut MemorySystem,
         check_map_access(cx, memory, lane, (location, offset), AccessKind::Write);
     }
     cx.grid.count_change();
-    Flow::Next
+    NextAction::Next
 }
 
 /// Executes `tensormap.cp_fenceproxy`: copies a map from shared to global memory and releases it to the tensor proxy.
@@ -62,16 +62,16 @@ pub fn tensormap_copy(
     memory: &mut MemorySystem,
     dst: &AddressOperand,
     src: &AddressOperand,
-) -> Flow {
+) -> NextAction {
     if !cx.gather_lanes(u32::MAX) {
-        return Flow::Stop;
+        return NextAction::Stop;
     }
     let (lane, mask) = (cx.first_lane(), cx.mask);
     let (to, from) = (addresses(cx.regs(), dst)[lane as usize], addresses(cx.regs(), src)[lane as usize]);
     let source = memory.locate_bytes(cx, lane, AddressWindow::Shared, from, MAP_BYTES as u64);
-    let Some((source, source_offset)) = source else { return Flow::Next };
+    let Some((source, source_offset)) = source else { return NextAction::Next };
     let target = memory.locate_bytes(cx, lane, AddressWindow::Global, to, MAP_BYTES as u64);
-    let Some((target, target_offset)) = target else { return Flow::Next };
+    let Some((target, target_offset)) = target else { return NextAction::Next };
     check_map_access(cx, memory, lane, (source, source_offset), AccessKind::Read);
     check_map_access(cx, memory, lane, (target, target_offset), AccessKind::Write);
     let bytes = memory.location_bytes(&cx.grid.blocks, source)[source_offset as usize..][..MAP_BYTES].to_vec();
@@ -80,7 +80,7 @@ pub fn tensormap_copy(
     cx.warp.order.fence_proxy(mask, true, true);
     cx.warp.order.fence(mask, AccessStrength::Gpu);
     cx.grid.count_change();
-    Flow::Next
+    NextAction::Next
 }
 
 /// Checks one lane's access to the bytes of a map, as ordinary accesses of 16 bytes.
@@ -88,12 +88,12 @@ fn check_map_access(
     cx: &mut InstructionContext,
     memory: &mut MemorySystem,
     lane: u32,
-    (location, offset): (Location, u64),
+    (location, offset): (MemoryLocation, u64),
     access: AccessKind,
 ) {
     for part in (0..MAP_BYTES as u64).step_by(16) {
         let (lanes, offsets) = (1 << lane, [offset + part; 32]);
         let group = LaneGroup { location, lanes, offsets, consecutive: false };
-        memory.check(cx, access, &group, 16, AccessStrength::Weak, 0);
+        memory.check_lane_accesses(cx, access, &group, 16, AccessStrength::Weak, 0);
     }
 }

@@ -11,11 +11,11 @@
 
 use super::engine::{AsyncEngine, completes_at_issue};
 use super::wgmma_registers::check_registers_at_issue;
-use crate::exec::context::{Flow, InstructionContext};
+use crate::exec::context::{InstructionContext, NextAction};
 use crate::exec::grid::GridState;
 use crate::exec::memory_system::MemorySystem;
 use crate::exec::operands::undefined_registers;
-use crate::exec::state::location::Location;
+use crate::exec::state::location::MemoryLocation;
 use crate::exec::state::warp::FragmentState;
 use crate::exec::state::wgmma::{ALL_WARPS, IssuedProduct, Warpgroup, WarpgroupProduct};
 use crate::finding::FindingKind;
@@ -26,9 +26,9 @@ use crate::program::op::Wgmma;
 
 impl AsyncEngine {
     /// Executes `wgmma.mma_async`: one warp's part of a product.
-    pub fn wgmma(&mut self, cx: &mut InstructionContext, memory: &mut MemorySystem, w: &Wgmma) -> Flow {
+    pub fn wgmma(&mut self, cx: &mut InstructionContext, memory: &mut MemorySystem, w: &Wgmma) -> NextAction {
         if !cx.gather_lanes(u32::MAX) {
-            return Flow::Stop;
+            return NextAction::Stop;
         }
         let (group, quarter) = ((cx.warp.index / 4) as usize, cx.warp.index % 4);
         let (lane, mask, pc) = (cx.first_lane(), cx.mask, cx.pc);
@@ -36,7 +36,7 @@ impl AsyncEngine {
         if group * 4 + 4 > warps {
             let n = warps - group * 4;
             cx.report(FindingKind::Wgmma, lane, || format!("wgmma in a warpgroup of {n} warps; it needs four"));
-            return Flow::Next;
+            return NextAction::Next;
         }
         if quarter == 0 {
             cx.grid.reporter.counts(pc).matrix_flops += w.op.flops();
@@ -72,7 +72,7 @@ impl AsyncEngine {
             Ok(operands) => operands,
             Err(e) => {
                 cx.report(FindingKind::Wgmma, lane, || e.to_string());
-                return Flow::Next;
+                return NextAction::Next;
             }
         };
         if undefined_inputs {
@@ -121,7 +121,7 @@ impl AsyncEngine {
                 self.compute_products(cx.grid, cx.warp, number + 1);
             }
         }
-        Flow::Next
+        NextAction::Next
     }
 
     /// Decodes the two operand descriptors and checks that the operands lie in the block's shared memory.
@@ -170,7 +170,7 @@ impl AsyncEngine {
                 runs.extend_from_slice(self.operand_runs.get(operand).map_or(&[], Vec::as_slice));
             }
         }
-        memory.check_shadow(cx, Location::Shared(slot), AccessKind::Read, 0, |shadow, warp, order, found| {
+        memory.check_shadow(cx, MemoryLocation::Shared(slot), AccessKind::Read, 0, |shadow, warp, order, found| {
             if known {
                 shadow.recheck_wgmma_operand(&writers, op, warp, lane, pc, order, found);
             } else {
@@ -182,13 +182,13 @@ impl AsyncEngine {
     }
 
     /// Executes `wgmma.wait_group`: waits until all but the last `groups` committed groups are complete.
-    pub fn wgmma_wait(&mut self, cx: &mut InstructionContext, memory: &mut MemorySystem, groups: u32) -> Flow {
+    pub fn wgmma_wait(&mut self, cx: &mut InstructionContext, memory: &mut MemorySystem, groups: u32) -> NextAction {
         if !cx.gather_lanes(u32::MAX) {
-            return Flow::Stop;
+            return NextAction::Stop;
         }
         let state = &cx.warp.wgmma;
         let over = state.groups.len().saturating_sub(groups as usize);
-        let Some(&end) = over.checked_sub(1).and_then(|last| state.groups.get(last)) else { return Flow::Next };
+        let Some(&end) = over.checked_sub(1).and_then(|last| state.groups.get(last)) else { return NextAction::Next };
         let (group, from) = ((cx.warp.index / 4) as usize, state.waited);
         let range = |here: &Warpgroup| (from - here.first) as usize..(end - here.first) as usize;
         if let Some(here) = cx.block().warpgroups.get(group)
@@ -196,7 +196,7 @@ impl AsyncEngine {
         {
             cx.fragment.gathered = true;
             cx.fragment.state = FragmentState::Wgmma;
-            return Flow::Stop;
+            return NextAction::Stop;
         }
         self.compute_products(cx.grid, cx.warp, end);
         if let Some(here) = cx.grid.blocks[cx.warp.slot].warpgroups.get_mut(group) {
@@ -213,39 +213,39 @@ impl AsyncEngine {
         state.groups.drain(..over);
         state.issued.drain(..(end - from) as usize);
         state.waited = end;
-        Flow::Next
+        NextAction::Next
     }
 }
 
 /// Executes `wgmma.fence`.
-pub fn wgmma_fence(cx: &mut InstructionContext) -> Flow {
+pub fn wgmma_fence(cx: &mut InstructionContext) -> NextAction {
     if !cx.gather_lanes(u32::MAX) {
-        return Flow::Stop;
+        return NextAction::Stop;
     }
     cx.warp.wgmma.fence();
-    Flow::Next
+    NextAction::Next
 }
 
 /// Executes `wgmma.commit_group`.
-pub fn wgmma_commit(cx: &mut InstructionContext) -> Flow {
+pub fn wgmma_commit(cx: &mut InstructionContext) -> NextAction {
     if !cx.gather_lanes(u32::MAX) {
-        return Flow::Stop;
+        return NextAction::Stop;
     }
     cx.warp.wgmma.commit();
-    Flow::Next
+    NextAction::Next
 }
 
 /// Reports each wgmma that some warps of a warpgroup never executed, and each `setmaxnreg` likewise, in a block that
 /// ends or is stuck.
-pub fn report_missing_warps(grid: &mut GridState, slot: u32) {
-    let Some(block) = grid.blocks.get_mut(slot) else { return };
+pub fn report_missing_warps(grid: &mut GridState, block_slot: u32) {
+    let Some(block) = grid.blocks.get_mut(block_slot) else { return };
     let warpgroups = std::mem::take(&mut block.warpgroups);
     let lists: Vec<Vec<u32>> = block.warps.iter().flatten().map(|w| w.setmaxnreg.clone()).collect();
     for (group, here) in warpgroups.into_iter().enumerate() {
         for p in here.products.iter().filter(|p| p.issued != ALL_WARPS) {
             let (issued, missing): (Vec<usize>, Vec<usize>) =
                 (4 * group..4 * group + 4).partition(|warp| p.issued >> (warp % 4) & 1 != 0);
-            let site = grid.site(slot, issued.first().map_or(0, |&warp| warp as u32), 0, p.pc);
+            let site = grid.site(block_slot, issued.first().map_or(0, |&warp| warp as u32), 0, p.pc);
             grid.reporter.report(FindingKind::Wgmma, site, || {
                 format!("warps {missing:?} of the warpgroup do not execute this wgmma")
             });
@@ -255,7 +255,7 @@ pub fn report_missing_warps(grid: &mut GridState, slot: u32) {
         let longest = four.iter().max_by_key(|l| l.len()).expect("a chunk is not empty");
         if let Some(other) = four.iter().find(|l| *l != longest) {
             let at = longest.iter().zip(other).position(|(a, b)| a != b).unwrap_or(other.len());
-            let site = grid.site(slot, 4 * group as u32, 0, longest[at]);
+            let site = grid.site(block_slot, 4 * group as u32, 0, longest[at]);
             grid.reporter.report(FindingKind::Setmaxnreg, site, || {
                 "setmaxnreg is not executed by all four warps of the warpgroup".into()
             });

@@ -1,12 +1,18 @@
 //! Instructions on addresses: `cvta`, `isspacep`, `mapa`, `getctarank`, `alloca`.
 
-use crate::exec::context::{Flow, InstructionContext};
+use crate::exec::context::{InstructionContext, NextAction};
 use crate::exec::operands::{lanes_where, set_predicate, set_undefined};
 use crate::layout;
 use crate::program::op::AddressWindow;
 
-/// Executes `cvta`: converts an address of a state space to a generic address, or back if `to` is true.
-pub fn cvta(cx: &mut InstructionContext, (dst, src): (u32, u32), wide: bool, window: AddressWindow, to: bool) -> Flow {
+/// Executes `cvta`: converts an address of a state space to a generic address, or back if `from_generic` is true.
+pub fn cvta(
+    cx: &mut InstructionContext,
+    (dst, src): (u32, u32),
+    wide: bool,
+    window: AddressWindow,
+    from_generic: bool,
+) -> NextAction {
     let base = match window {
         AddressWindow::Shared | AddressWindow::SharedCluster => layout::SHARED,
         AddressWindow::Local => layout::LOCAL,
@@ -18,18 +24,18 @@ pub fn cvta(cx: &mut InstructionContext, (dst, src): (u32, u32), wide: bool, win
     let undefined = regs.undefined[src as usize] & mask;
     if wide {
         let a = regs.get64(src);
-        let out = if to { a.map(|a| a.wrapping_sub(base)) } else { a.map(|a| a.wrapping_add(base)) };
+        let out = if from_generic { a.map(|a| a.wrapping_sub(base)) } else { a.map(|a| a.wrapping_add(base)) };
         regs.set64(dst, &out, mask);
     } else {
         let a = regs.get(src);
         regs.set(dst, &a, mask);
     }
     set_undefined(regs, dst, undefined, mask);
-    Flow::Next
+    NextAction::Next
 }
 
 /// Executes `isspacep`: sets a predicate to whether a generic address lies in a state space.
-pub fn isspacep(cx: &mut InstructionContext, dst: u32, src: u32, window: AddressWindow) -> Flow {
+pub fn isspacep(cx: &mut InstructionContext, dst: u32, src: u32, window: AddressWindow) -> NextAction {
     let (rank, mask) = (cx.block().rank, cx.mask);
     let addresses = cx.regs().get64(src);
     let inside = |l: usize| {
@@ -43,11 +49,11 @@ pub fn isspacep(cx: &mut InstructionContext, dst: u32, src: u32, window: Address
         }
     };
     set_predicate(cx.regs_mut(), dst, lanes_where(u32::MAX, inside), mask);
-    Flow::Next
+    NextAction::Next
 }
 
 /// Executes `mapa`: computes the address of the same shared variable in the cluster's block of another rank.
-pub fn mapa(cx: &mut InstructionContext, (dst, src): (u32, u32), rank: u32, wide: bool, generic: bool) -> Flow {
+pub fn mapa(cx: &mut InstructionContext, (dst, src): (u32, u32), rank: u32, wide: bool, generic: bool) -> NextAction {
     let regs = cx.regs();
     let ranks = regs.get(rank);
     if wide {
@@ -59,21 +65,21 @@ pub fn mapa(cx: &mut InstructionContext, (dst, src): (u32, u32), rank: u32, wide
         let a = regs.get(src);
         cx.set_register(dst, &std::array::from_fn(|l| layout::cluster_address(a[l], ranks[l])));
     }
-    Flow::Next
+    NextAction::Next
 }
 
 /// Executes `getctarank`: returns the cluster rank of the block whose shared memory holds an address.
-pub fn cta_rank(cx: &mut InstructionContext, dst: u32, src: u32, wide: bool) -> Flow {
+pub fn cta_rank(cx: &mut InstructionContext, dst: u32, src: u32, wide: bool) -> NextAction {
     let (rank, regs) = (cx.block().rank, cx.regs());
     let addresses: [u32; 32] = if wide { regs.get64(src).map(|a| a as u32) } else { regs.get(src) };
     cx.set_register(dst, &addresses.map(|a| layout::split_cluster_address(a).0.unwrap_or(rank)));
-    Flow::Next
+    NextAction::Next
 }
 
 /// Executes `alloca`: allocates bytes on the stack of local memory.
-pub fn alloca(cx: &mut InstructionContext, dst: u32, size: u32) -> Flow {
+pub fn alloca(cx: &mut InstructionContext, dst: u32, size: u32) -> NextAction {
     let bytes = cx.regs().get64(size)[cx.first_lane() as usize] as u32;
     let base = cx.warp.grow_local(bytes);
     cx.set_register64(dst, &[base as u64; 32]);
-    Flow::Next
+    NextAction::Next
 }

@@ -2,7 +2,7 @@
 
 use super::frames::{copy_argument, enter_function};
 use super::host;
-use crate::exec::context::{Flow, InstructionContext};
+use crate::exec::context::{InstructionContext, NextAction};
 use crate::exec::memory_system::MemorySystem;
 use crate::exec::operands::lanes_where;
 use crate::exec::state::warp::{NO_JOIN, ReconvergencePoint};
@@ -11,7 +11,7 @@ use crate::layout;
 use crate::program::op::{Call, CallTarget, Op};
 
 /// Executes `brx.idx`: a branch to one of `targets`, selected by a register. The lanes reconverge at `reconverge`.
-pub fn branch_indexed(cx: &mut InstructionContext, index: u32, targets: &[u32], reconverge: Option<u32>) -> Flow {
+pub fn branch_indexed(cx: &mut InstructionContext, index: u32, targets: &[u32], reconverge: Option<u32>) -> NextAction {
     let values = cx.regs().get(index);
     let here = cx.fragment.pc;
     let mut left = cx.mask;
@@ -34,10 +34,10 @@ pub fn branch_indexed(cx: &mut InstructionContext, index: u32, targets: &[u32], 
     if cx.mask != cx.fragment.mask {
         groups.push((here + 1, cx.fragment.mask & !cx.mask));
     }
-    let Some((target, last)) = groups.pop() else { return Flow::Next };
+    let Some((target, last)) = groups.pop() else { return NextAction::Next };
     for (target, same) in groups {
         let rest = cx.fragment.mask & !same;
-        let mut part = cx.warp.split(cx.fragment, same, target, here, reconverge);
+        let mut part = cx.warp.split_fragment(cx.fragment, same, target, here, reconverge);
         // The lanes with this target become a separate fragment; the loop goes on to split the remaining lanes.
         std::mem::swap(cx.fragment, &mut part);
         cx.warp.fragments.push(part);
@@ -45,11 +45,11 @@ pub fn branch_indexed(cx: &mut InstructionContext, index: u32, targets: &[u32], 
     }
     debug_assert_eq!(cx.fragment.mask, last);
     cx.fragment.pc = target;
-    Flow::Jumped
+    NextAction::Jumped
 }
 
 /// Executes `call`.
-pub fn call(cx: &mut InstructionContext, memory: &mut MemorySystem, call: &Call) -> Flow {
+pub fn call(cx: &mut InstructionContext, memory: &mut MemorySystem, call: &Call) -> NextAction {
     let function = match call.target {
         CallTarget::Function(f) => f,
         CallTarget::Indirect(slot) => match indirect_target(cx, slot) {
@@ -65,7 +65,7 @@ pub fn call(cx: &mut InstructionContext, memory: &mut MemorySystem, call: &Call)
             cx.report(FindingKind::Unsupported, cx.first_lane(), || {
                 format!("call of function {name}, which is declared but not defined")
             });
-            return Flow::Next;
+            return NextAction::Next;
         }
     };
     let (parent, next, mask, all) = (cx.fragment.frame, cx.fragment.pc + 1, cx.mask, cx.fragment.mask);
@@ -88,31 +88,31 @@ pub fn call(cx: &mut InstructionContext, memory: &mut MemorySystem, call: &Call)
     cx.fragment.pc = 0;
     cx.fragment.join = join;
     cx.fragment.join_pc = NO_JOIN;
-    Flow::Jumped
+    NextAction::Jumped
 }
 
 /// Returns the function that an indirect call calls in the lowest lane. Lanes with another target are split off and
 /// execute the call again. `Err` tells the interpreter what to do instead of the call.
-fn indirect_target(cx: &mut InstructionContext, slot: u32) -> Result<u32, Flow> {
+fn indirect_target(cx: &mut InstructionContext, slot: u32) -> Result<u32, NextAction> {
     let regs = cx.regs();
     let (address, undefined, mask) = (regs.get64(slot), regs.undefined[slot as usize], cx.mask);
     cx.drop_undefined_addresses(undefined);
     if cx.mask != mask {
-        return Err(Flow::Next);
+        return Err(NextAction::Next);
     }
     let first = address[cx.first_lane() as usize];
     let same = lanes_where(mask, |l| address[l] == first);
     if same != cx.fragment.mask {
         let here = cx.fragment.pc;
-        let other = cx.warp.split(cx.fragment, same, here, here, Some(here + 1));
+        let other = cx.warp.split_fragment(cx.fragment, same, here, here, Some(here + 1));
         cx.warp.fragments.push(other);
-        return Err(Flow::Jumped);
+        return Err(NextAction::Jumped);
     }
     function_at(cx, first).ok_or_else(|| {
         cx.report(FindingKind::OutOfBounds, cx.first_lane(), || {
             format!("call of address {first:#x}, at which there is no function")
         });
-        Flow::Next
+        NextAction::Next
     })
 }
 
@@ -125,7 +125,7 @@ fn function_at(cx: &InstructionContext, address: u64) -> Option<u32> {
 }
 
 /// Executes `ret`: returns from a function, or exits from the kernel.
-pub fn ret(cx: &mut InstructionContext) -> Flow {
+pub fn ret(cx: &mut InstructionContext) -> NextAction {
     let (mask, index) = (cx.mask, cx.fragment.frame);
     let frame = cx.warp.frame(index);
     let Some((parent, return_pc)) = frame.parent else { return exit(cx) };
@@ -166,11 +166,11 @@ pub fn ret(cx: &mut InstructionContext) -> Flow {
     }
     fragment.join_pc = cx.warp.join_pc(fragment.join, parent);
     cx.warp.complete_joins();
-    Flow::Jumped
+    NextAction::Jumped
 }
 
 /// Executes `exit`: the lanes leave the kernel.
-pub fn exit(cx: &mut InstructionContext) -> Flow {
+pub fn exit(cx: &mut InstructionContext) -> NextAction {
     let mask = cx.mask;
     cx.warp.live &= !mask;
     cx.block_mut().live -= mask.count_ones();
@@ -180,5 +180,5 @@ pub fn exit(cx: &mut InstructionContext) -> Flow {
     cx.fragment.pc += 1;
     cx.warp.complete_joins();
     cx.warp.complete_gatherings();
-    if cx.fragment.mask == 0 { Flow::Stop } else { Flow::Jumped }
+    if cx.fragment.mask == 0 { NextAction::Stop } else { NextAction::Jumped }
 }

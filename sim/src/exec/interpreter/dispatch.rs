@@ -6,22 +6,22 @@ use crate::exec::async_engine::{
     AsyncStore, TensorMapReplace, bulk_commit, bulk_wait, cp_async_commit, tensormap_copy, tensormap_replace,
     wgmma_commit, wgmma_fence,
 };
-use crate::exec::context::{Flow, InstructionContext};
-use crate::exec::state::warp::{Fragment, FragmentState, Warp};
+use crate::exec::context::{InstructionContext, NextAction};
+use crate::exec::state::warp::{FragmentState, Warp, WarpFragment};
 use crate::exec::sync::{block_barrier, cluster_barrier};
 use crate::finding::FindingKind;
 use crate::program::op::{DecodedInstruction, Op};
 
 impl Interpreter<'_> {
     /// Executes, in the lanes of `mask`, any instruction that is neither lane arithmetic nor a branch.
-    pub(super) fn execute(
+    pub(super) fn execute_instruction(
         &mut self,
         warp: &mut Warp,
-        fragment: &mut Fragment,
+        fragment: &mut WarpFragment,
         instr: &DecodedInstruction,
         mask: u32,
         pc: u32,
-    ) -> Flow {
+    ) -> NextAction {
         let (memory, engine) = (&mut self.memory, &mut self.async_engine);
         let cx = &mut InstructionContext { grid: &mut self.grid, warp, fragment, mask, pc };
         match &instr.op {
@@ -37,18 +37,18 @@ impl Interpreter<'_> {
                 cx.report(FindingKind::Trap, cx.first_lane(), || "trap: a GPU would abort the kernel".into());
                 control::exit(cx)
             }
-            Op::Nop | Op::GridDepLaunch | Op::Prefetch { .. } => Flow::Next,
+            Op::Nop | Op::GridDepLaunch | Op::Prefetch { .. } => NextAction::Next,
             Op::Yield => {
                 cx.fragment.pc += 1;
                 cx.warp.yielded = true;
                 cx.grid.progress.waits += 1;
-                Flow::Stop
+                NextAction::Stop
             }
             Op::CreatePolicy { dst } => {
                 cx.set_register64(*dst, &[0x1000_0000_0000_0000; 32]);
-                Flow::Next
+                NextAction::Next
             }
-            Op::ReadSpecial { dst, which } => special::read_special(cx, *dst, *which),
+            Op::ReadSpecial { dst, which } => special::read_special_register(cx, *dst, *which),
             Op::Cvta { dst, src, wide, window, to } => address::cvta(cx, (*dst, *src), *wide, *window, *to),
             Op::Isspacep { dst, src, window } => address::isspacep(cx, *dst, *src, *window),
             Op::Mapa { dst, src, rank, wide, generic } => address::mapa(cx, (*dst, *src), *rank, *wide, *generic),
@@ -87,14 +87,14 @@ impl Interpreter<'_> {
             Op::SetMaxNReg { count, increase } => special::set_max_registers(cx, *count, *increase),
             Op::GridDepWait if cx.grid.primary_runs => {
                 cx.fragment.state = FragmentState::GridDependency;
-                Flow::Stop
+                NextAction::Stop
             }
-            Op::GridDepWait => Flow::Next,
+            Op::GridDepWait => NextAction::Next,
             Op::Unsupported(what) => {
                 cx.report(FindingKind::Unsupported, cx.first_lane(), || {
                     format!("{what}: the simulator does not know this instruction")
                 });
-                Flow::Next
+                NextAction::Next
             }
         }
     }

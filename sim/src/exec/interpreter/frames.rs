@@ -5,7 +5,7 @@ use crate::exec::context::lanes_of;
 use crate::exec::grid_context::GridContext;
 use crate::exec::operands::set_predicate;
 use crate::exec::state::block::Block;
-use crate::exec::state::warp::{Frame, Warp, new_registers};
+use crate::exec::state::warp::{CallFrame, Warp, new_registers};
 use crate::program::Relocation;
 use crate::program::op::CallArgument;
 
@@ -39,7 +39,7 @@ pub fn enter_function(
         }
     }
     let params = vec![0; code.param_bytes as usize * 32];
-    warp.push_frame(Frame { function, regs, params, local_base, parent, lanes })
+    warp.push_frame(CallFrame { function, regs, params, local_base, parent, lanes })
 }
 
 /// Copies an argument or a return value between frames, for the lanes of `mask`.

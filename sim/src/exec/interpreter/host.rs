@@ -2,7 +2,7 @@
 
 use super::control::exit;
 use super::frames::{read_argument, write_argument};
-use crate::exec::context::{Flow, InstructionContext, lanes_of};
+use crate::exec::context::{InstructionContext, NextAction, lanes_of};
 use crate::exec::memory_system::MemorySystem;
 use crate::finding::FindingKind;
 use crate::layout;
@@ -23,7 +23,7 @@ fn set_result(cx: &mut InstructionContext, call: &Call, lane: u32, bytes: &[u8])
 }
 
 /// Executes a call of `vprintf`, which `printf` compiles to.
-pub fn vprintf(cx: &mut InstructionContext, memory: &MemorySystem, call: &Call) -> Flow {
+pub fn vprintf(cx: &mut InstructionContext, memory: &MemorySystem, call: &Call) -> NextAction {
     for lane in lanes_of(cx.mask) {
         let format = memory.string_at(argument(cx, call, 0, lane));
         let args = argument(cx, call, 1, lane);
@@ -38,11 +38,11 @@ pub fn vprintf(cx: &mut InstructionContext, memory: &MemorySystem, call: &Call) 
         cx.grid.reporter.print(&text);
         set_result(cx, call, lane, &1u32.to_le_bytes());
     }
-    Flow::Next
+    NextAction::Next
 }
 
 /// Executes a call of `__assertfail`: reports the failed assertion and ends the calling lanes.
-pub fn assert_fail(cx: &mut InstructionContext, memory: &MemorySystem, call: &Call) -> Flow {
+pub fn assert_fail(cx: &mut InstructionContext, memory: &MemorySystem, call: &Call) -> NextAction {
     let lane = cx.first_lane();
     let condition = memory.string_at(argument(cx, call, 0, lane));
     cx.report(FindingKind::Trap, lane, || format!("assertion failed: {condition}"));
@@ -50,20 +50,20 @@ pub fn assert_fail(cx: &mut InstructionContext, memory: &MemorySystem, call: &Ca
 }
 
 /// Executes a call of `malloc`.
-pub fn malloc(cx: &mut InstructionContext, memory: &mut MemorySystem, call: &Call) -> Flow {
+pub fn malloc(cx: &mut InstructionContext, memory: &mut MemorySystem, call: &Call) -> NextAction {
     for lane in lanes_of(cx.mask) {
         let address = memory.malloc(argument(cx, call, 0, lane));
         set_result(cx, call, lane, &address.to_le_bytes());
     }
-    Flow::Next
+    NextAction::Next
 }
 
 /// Executes a call of `free`.
-pub fn free(cx: &mut InstructionContext, memory: &mut MemorySystem, call: &Call) -> Flow {
+pub fn free(cx: &mut InstructionContext, memory: &mut MemorySystem, call: &Call) -> NextAction {
     for lane in lanes_of(cx.mask) {
         memory.free(argument(cx, call, 0, lane));
     }
-    Flow::Next
+    NextAction::Next
 }
 
 /// Formats text as C's `printf` does. `args` are laid out as `vprintf` gets them: 8 bytes for doubles, pointers and

@@ -1,6 +1,6 @@
 //! Matrix products of a warp on registers: `mma`, `wmma.mma`, and `movmatrix`.
 
-use crate::exec::context::{Flow, InstructionContext};
+use crate::exec::context::{InstructionContext, NextAction};
 use crate::exec::operands::{set_undefined, undefined_registers};
 use crate::exec::reporter::Reporter;
 use crate::matrix::Lanes;
@@ -56,9 +56,9 @@ impl MatrixUnit {
 }
 
 /// Executes one `mma`; its guard may exclude lanes.
-pub fn mma(cx: &mut InstructionContext, m: &Mma) -> Flow {
+pub fn mma(cx: &mut InstructionContext, m: &Mma) -> NextAction {
     if !cx.gather_lanes(u32::MAX) {
-        return Flow::Stop;
+        return NextAction::Stop;
     }
     let (mask, count_only) = (cx.mask, cx.grid.context.options.count_only);
     cx.grid.reporter.counts(cx.pc).matrix_flops += m.op.flops();
@@ -82,13 +82,13 @@ pub fn mma(cx: &mut InstructionContext, m: &Mma) -> Flow {
         }
     }
     spoil(regs, &m.d, undefined, mask);
-    Flow::Next
+    NextAction::Next
 }
 
 /// Executes `wmma.mma`.
-pub fn wmma_mma(cx: &mut InstructionContext, m: &Wmma) -> Flow {
+pub fn wmma_mma(cx: &mut InstructionContext, m: &Wmma) -> NextAction {
     if !cx.gather_lanes(u32::MAX) {
-        return Flow::Stop;
+        return NextAction::Stop;
     }
     let (mask, count_only) = (cx.mask, cx.grid.context.options.count_only);
     cx.grid.reporter.counts(cx.pc).matrix_flops += m.op.flops();
@@ -104,13 +104,13 @@ pub fn wmma_mma(cx: &mut InstructionContext, m: &Wmma) -> Flow {
         }
     }
     spoil(regs, &m.d, undefined, mask);
-    Flow::Next
+    NextAction::Next
 }
 
 /// Executes `movmatrix`: transposes an 8 × 8 matrix.
-pub fn movmatrix(cx: &mut InstructionContext, dst: u32, src: u32) -> Flow {
+pub fn movmatrix(cx: &mut InstructionContext, dst: u32, src: u32) -> NextAction {
     if !cx.gather_lanes(u32::MAX) {
-        return Flow::Stop;
+        return NextAction::Stop;
     }
     let mask = cx.mask;
     let regs = cx.regs_mut();
@@ -118,7 +118,7 @@ pub fn movmatrix(cx: &mut InstructionContext, dst: u32, src: u32) -> Flow {
     let undefined = regs.undefined[src as usize] & mask;
     regs.set(dst, &value, mask);
     spoil(regs, &[dst], undefined, mask);
-    Flow::Next
+    NextAction::Next
 }
 
 /// Marks all elements of a result as undefined if any input is undefined. Exact tracking would mark only the row or

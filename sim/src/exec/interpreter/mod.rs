@@ -2,7 +2,7 @@
 //!
 //! Within a turn it picks one of the warp's ready fragments at random, runs it for some instructions, and picks again.
 //! Lane arithmetic, branches and `mma` run in [`Interpreter::run_fragment`]; every other instruction goes through
-//! [`Interpreter::execute`] to the part of the machine that it belongs to.
+//! [`Interpreter::execute_instruction`] to the part of the machine that it belongs to.
 
 mod address;
 mod control;

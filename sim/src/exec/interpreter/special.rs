@@ -1,6 +1,6 @@
 //! Special registers, and `setmaxnreg`, which moves registers between the warps of a block.
 
-use crate::exec::context::{Flow, InstructionContext};
+use crate::exec::context::{InstructionContext, NextAction};
 use crate::exec::grid_context::GridContext;
 use crate::exec::operands::set_predicate;
 use crate::exec::state::block::Block;
@@ -11,7 +11,7 @@ use crate::program::FixedRegister;
 use crate::program::op::VaryingRegister;
 
 /// Executes a read of a special register that changes while the warp runs.
-pub fn read_special(cx: &mut InstructionContext, dst: u32, which: VaryingRegister) -> Flow {
+pub fn read_special_register(cx: &mut InstructionContext, dst: u32, which: VaryingRegister) -> NextAction {
     let clock = cx.warp.clock;
     // The simulator does not model time: it assumes 2 ns per instruction.
     let nanoseconds = cx.grid.progress.executed * 2;
@@ -29,7 +29,7 @@ pub fn read_special(cx: &mut InstructionContext, dst: u32, which: VaryingRegiste
             set_predicate(cx.regs_mut(), dst, value, mask);
         }
     }
-    Flow::Next
+    NextAction::Next
 }
 
 /// The value of a special register that stays the same while the warp runs.
@@ -68,16 +68,16 @@ pub fn fixed_special_register(context: &GridContext, block: &Block, warp: u32, w
 
 /// Executes `setmaxnreg`: returns registers to the block's pool, or takes registers from the pool and waits until it
 /// has enough.
-pub fn set_max_registers(cx: &mut InstructionContext, count: u32, increase: bool) -> Flow {
+pub fn set_max_registers(cx: &mut InstructionContext, count: u32, increase: bool) -> NextAction {
     if !cx.gather_lanes(u32::MAX) {
-        return Flow::Stop;
+        return NextAction::Stop;
     }
     let lane = cx.first_lane();
     if !(24..=256).contains(&count) || !count.is_multiple_of(8) {
         cx.report(FindingKind::Setmaxnreg, lane, || {
             format!("setmaxnreg {count}: the register count must be a multiple of 8 from 24 to 256")
         });
-        return Flow::Next;
+        return NextAction::Next;
     }
     let now = cx.warp.max_registers;
     if increase && count < now || !increase && count > now {
@@ -85,7 +85,7 @@ pub fn set_max_registers(cx: &mut InstructionContext, count: u32, increase: bool
             let direction = if increase { "inc" } else { "dec" };
             format!("setmaxnreg.{direction} to {count}, but the warp has {now} registers per thread")
         });
-        return Flow::Next;
+        return NextAction::Next;
     }
     let kernel = cx.grid.context.kernel;
     if kernel.max_threads.is_none() && kernel.max_registers.is_none() && kernel.required_threads.is_none() {
@@ -96,7 +96,7 @@ pub fn set_max_registers(cx: &mut InstructionContext, count: u32, increase: bool
         if cx.block().register_pool < need {
             cx.fragment.gathered = true;
             cx.fragment.state = FragmentState::Registers;
-            return Flow::Stop;
+            return NextAction::Stop;
         }
         cx.fragment.gathered = false;
         cx.block_mut().register_pool -= need;
@@ -108,5 +108,5 @@ pub fn set_max_registers(cx: &mut InstructionContext, count: u32, increase: bool
     cx.warp.max_registers = count;
     cx.warp.setmaxnreg.push(cx.pc);
     cx.grid.count_change();
-    Flow::Next
+    NextAction::Next
 }

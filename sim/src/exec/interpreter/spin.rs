@@ -2,7 +2,7 @@
 //! the loop.
 
 use super::warp_turn::Interpreter;
-use crate::exec::state::warp::{Fragment, FragmentState};
+use crate::exec::state::warp::{FragmentState, WarpFragment};
 use crate::regs::Registers;
 
 /// Number of backward branches without a memory change after which a loop is checked for waiting; a power of two.
@@ -12,7 +12,7 @@ impl Interpreter<'_> {
     /// Counts a backward branch. If the fragment is in a loop that only waits, sets its state to `Spin` and returns
     /// true.
     #[inline(always)]
-    pub(super) fn count_backward_branch(&mut self, fragment: &mut Fragment, regs: &Registers) -> bool {
+    pub(super) fn count_backward_branch(&mut self, fragment: &mut WarpFragment, regs: &Registers) -> bool {
         fragment.backward_branches += 1;
         let branches = fragment.backward_branches;
         // Two consecutive iterations are compared whenever the branch count is a power of two.
@@ -26,7 +26,7 @@ impl Interpreter<'_> {
     /// Compares a hash of the registers with the hash from the previous iteration.
     #[cold]
     #[inline(never)]
-    fn check_spin(&mut self, fragment: &mut Fragment, regs: &Registers) -> bool {
+    fn check_spin(&mut self, fragment: &mut WarpFragment, regs: &Registers) -> bool {
         let changes = self.grid.progress.changes;
         let mut hash = 0xcbf2_9ce4_8422_2325u64 ^ (fragment.pc as u64) << 32 ^ fragment.mask as u64;
         let mut add = |word: u64| hash = (hash ^ word).wrapping_mul(0x0000_0100_0000_01b3).rotate_left(23);

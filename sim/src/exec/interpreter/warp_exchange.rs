@@ -1,7 +1,7 @@
 //! Instructions in which the lanes of a warp exchange registers: `shfl`, `vote`, `match`, `redux`, `elect`; and
 //! `bar.warp.sync`, the only one of them that orders memory.
 
-use crate::exec::context::{Flow, InstructionContext, lanes_of};
+use crate::exec::context::{InstructionContext, NextAction, lanes_of};
 use crate::exec::operands::{lanes_where, set_predicate, set_undefined};
 use crate::exec::state::warp::FragmentState;
 use crate::finding::FindingKind;
@@ -9,16 +9,16 @@ use crate::program::op::{AtomicOp, ShuffleMode, VoteMode, WarpOp, WarpOpKind};
 use crate::regs::Registers;
 
 /// Executes a `.sync` instruction of a warp.
-pub fn warp_op(cx: &mut InstructionContext, w: &WarpOp) -> Flow {
+pub fn warp_op(cx: &mut InstructionContext, w: &WarpOp) -> NextAction {
     let members_row = cx.regs().get(w.members);
     let members = members_row[cx.first_lane() as usize];
     let same = lanes_where(cx.mask, |l| members_row[l] == members);
     if same != cx.mask {
         // Lanes with different member masks execute the instruction one after the other, one group per mask.
         let here = cx.fragment.pc;
-        let other = cx.warp.split(cx.fragment, same, here, here, Some(here + 1));
+        let other = cx.warp.split_fragment(cx.fragment, same, here, here, Some(here + 1));
         cx.warp.fragments.push(other);
-        return Flow::Jumped;
+        return NextAction::Jumped;
     }
     let outside = cx.mask & !members;
     if outside != 0 {
@@ -30,26 +30,26 @@ pub fn warp_op(cx: &mut InstructionContext, w: &WarpOp) -> Flow {
         return warp_sync(cx, members);
     }
     if !cx.gather_lanes(members) {
-        return Flow::Stop;
+        return NextAction::Stop;
     }
     let mask = cx.mask;
     exchange(cx.regs_mut(), w, mask);
-    Flow::Next
+    NextAction::Next
 }
 
 /// Executes `bar.warp.sync`.
-fn warp_sync(cx: &mut InstructionContext, members: u32) -> Flow {
+fn warp_sync(cx: &mut InstructionContext, members: u32) -> NextAction {
     if cx.fragment.gathered {
         // The lanes' vector clocks were joined when the last lane arrived.
         cx.fragment.gathered = false;
-        return Flow::Next;
+        return NextAction::Next;
     }
     if members & cx.warp.live & !cx.mask == 0 {
         cx.warp.order.sync(cx.mask);
-        return Flow::Next;
+        return NextAction::Next;
     }
     cx.fragment.state = FragmentState::Gather { members, same_instruction: false };
-    Flow::Stop
+    NextAction::Stop
 }
 
 /// Exchanges registers among the lanes of `mask`. A result that depends on an undefined register is undefined.

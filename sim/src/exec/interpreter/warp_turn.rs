@@ -2,10 +2,10 @@
 
 use super::matrix::MatrixUnit;
 use crate::exec::async_engine::{AsyncEngine, access_wgmma_registers};
-use crate::exec::context::Flow;
+use crate::exec::context::NextAction;
 use crate::exec::grid::GridState;
 use crate::exec::memory_system::MemorySystem;
-use crate::exec::state::warp::{Fragment, FragmentState, Frame, Warp};
+use crate::exec::state::warp::{CallFrame, FragmentState, Warp, WarpFragment};
 use crate::finding::FindingKind;
 use crate::program::op::{DecodedInstruction, Op};
 
@@ -27,10 +27,10 @@ impl<'a> Interpreter<'a> {
         Interpreter { grid, memory, async_engine: AsyncEngine::default(), matrix: MatrixUnit::default() }
     }
 
-    /// Runs warp `w` of the block in `slot` for about `budget` instructions.
-    pub fn run_warp(&mut self, slot: u32, w: u32, budget: u32) {
-        let Some(block) = self.grid.blocks.get_mut(slot) else { return };
-        let Some(mut warp) = block.warps[w as usize].take() else { return };
+    /// Runs warp `warp_index` of the block in `block_slot` for about `budget` instructions.
+    pub fn run_warp(&mut self, block_slot: u32, warp_index: u32, budget: u32) {
+        let Some(block) = self.grid.blocks.get_mut(block_slot) else { return };
+        let Some(mut warp) = block.warps[warp_index as usize].take() else { return };
         let mut left = budget;
         while left > 0 {
             let ready = warp.fragments.iter().filter(|f| f.state == FragmentState::Ready).count() as u32;
@@ -67,12 +67,12 @@ impl<'a> Interpreter<'a> {
         if warp.live == 0 {
             self.async_engine.complete_warp_operations(&mut self.grid, &mut self.memory, &mut warp);
         }
-        self.grid.blocks[slot].warps[w as usize] = Some(warp);
+        self.grid.blocks[block_slot].warps[warp_index as usize] = Some(warp);
     }
 
     /// Executes up to `budget` instructions of a fragment; returns how many it executed.
     #[inline(always)]
-    fn run_fragment(&mut self, warp: &mut Warp, fragment: &mut Fragment, budget: u32) -> u32 {
+    fn run_fragment(&mut self, warp: &mut Warp, fragment: &mut WarpFragment, budget: u32) -> u32 {
         let kernel = self.grid.context.kernel;
         let (mut used, mut clocked) = (0, 0);
         'frames: while used < budget && fragment.mask != 0 && fragment.state == FragmentState::Ready {
@@ -107,7 +107,7 @@ impl<'a> Interpreter<'a> {
                 }
                 if mask != fragment.mask && instr.op.may_wait() {
                     // Lanes whose guard is false skip the instruction and wait after it for the other lanes.
-                    let rest = warp.split(fragment, mask, pc, pc + 1, Some(pc + 1));
+                    let rest = warp.split_fragment(fragment, mask, pc, pc + 1, Some(pc + 1));
                     warp.fragments.push(rest);
                 }
                 let counts = self.grid.reporter.counts(kernel_pc);
@@ -133,7 +133,7 @@ impl<'a> Interpreter<'a> {
                         } else if mask == 0 {
                             fragment.pc = pc + 1;
                         } else {
-                            let other = warp.split(fragment, mask, target, pc + 1, instr.reconverge);
+                            let other = warp.split_fragment(fragment, mask, target, pc + 1, instr.reconverge);
                             // Which side of a branch runs first is a random choice of the interleaving.
                             if self.grid.rng.draw() & 1 == 0 {
                                 warp.fragments.push(other);
@@ -167,10 +167,10 @@ impl<'a> Interpreter<'a> {
                         warp.frames[frame_index] = Some(frame);
                         warp.clock += (used - clocked) as u64;
                         clocked = used;
-                        match self.execute(warp, fragment, instr, mask, kernel_pc) {
-                            Flow::Next => fragment.pc = pc + 1,
-                            Flow::Jumped => {}
-                            Flow::Stop => {
+                        match self.execute_instruction(warp, fragment, instr, mask, kernel_pc) {
+                            NextAction::Next => fragment.pc = pc + 1,
+                            NextAction::Jumped => {}
+                            NextAction::Stop => {
                                 if fragment.pc == pc && fragment.state != FragmentState::Ready {
                                     // The fragment waits before the instruction, which has not executed yet.
                                     let counts = self.grid.reporter.counts(kernel_pc);
@@ -199,7 +199,7 @@ impl<'a> Interpreter<'a> {
     fn report_undefined_guard(
         &mut self,
         warp: &Warp,
-        frame: &mut Frame,
+        frame: &mut CallFrame,
         instr: &DecodedInstruction,
         p: u32,
         mask: u32,

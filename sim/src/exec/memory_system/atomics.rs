@@ -1,11 +1,11 @@
 //! `atom` and `red`: each lane reads, combines and writes in one indivisible step.
 
-use super::combine::{combine, flush_subnormal};
+use super::combine::{atomic_result, flush_subnormal};
 use super::locate::AccessRequest;
 use super::system::MemorySystem;
-use crate::exec::context::{Flow, InstructionContext, lanes_of};
+use crate::exec::context::{InstructionContext, NextAction, lanes_of};
 use crate::exec::operands::{addresses, undefined_address, undefined_registers};
-use crate::exec::state::location::{LaneGroup, Location};
+use crate::exec::state::location::{LaneGroup, MemoryLocation};
 use crate::finding::FindingKind;
 use crate::order::{AccessKind, MemorySemantics};
 use crate::program::op::{Atomic, AtomicOp, AtomicType};
@@ -13,7 +13,7 @@ use crate::regs::Registers;
 
 impl MemorySystem {
     /// Executes an atomic operation.
-    pub fn atomic(&mut self, cx: &mut InstructionContext, a: &Atomic) -> Flow {
+    pub fn atomic(&mut self, cx: &mut InstructionContext, a: &Atomic) -> NextAction {
         let (regs, wanted) = (cx.regs(), cx.mask);
         let at = addresses(regs, &a.addr);
         let undefined = undefined_address(regs, &a.addr);
@@ -39,7 +39,7 @@ impl MemorySystem {
         }
         let regs = cx.regs_mut();
         a.dst.iter().flatten().for_each(|&d| regs.undefined[d as usize] &= !wanted);
-        Flow::Next
+        NextAction::Next
     }
 
     fn atomic_group(&mut self, cx: &mut InstructionContext, a: &Atomic, group: &LaneGroup, bytes: u32) {
@@ -49,7 +49,7 @@ impl MemorySystem {
             cx.report(FindingKind::OutOfBounds, lane, || "an atomic operation on constant memory".into());
             return;
         }
-        self.check(cx, AccessKind::Atomic, group, bytes, a.scope, 0);
+        self.check_lane_accesses(cx, AccessKind::Atomic, group, bytes, a.scope, 0);
         self.check_mbarrier_overwrite(cx, group, bytes);
         let semantics = a.semantics.unwrap_or(MemorySemantics::Relaxed);
         let observes = !self.sync_vars.is_empty();
@@ -84,13 +84,15 @@ impl MemorySystem {
             let result = if a.op == AtomicOp::Cas {
                 let mask = if size == 16 { u128::MAX } else { (1 << (8 * size)) - 1 };
                 if old & mask == operand & mask { new } else { old }
-            } else if a.ty == AtomicType::F32 && a.op == AtomicOp::Add && matches!(group.location, Location::Global(_))
+            } else if a.ty == AtomicType::F32
+                && a.op == AtomicOp::Add
+                && matches!(group.location, MemoryLocation::Global(_))
             {
                 // f32 additions flush subnormals to zero in global memory, not in shared memory.
                 let flushed = |bits: u128| flush_subnormal(bits as u32) as u128;
-                flushed(combine(a.op, a.ty, flushed(old), flushed(operand)))
+                flushed(atomic_result(a.op, a.ty, flushed(old), flushed(operand)))
             } else {
-                combine(a.op, a.ty, old, operand)
+                atomic_result(a.op, a.ty, old, operand)
             };
             let result = result.to_le_bytes();
             changed |= bytes != &result[..size];

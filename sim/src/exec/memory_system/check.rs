@@ -5,7 +5,7 @@ use super::system::MemorySystem;
 use crate::exec::context::{InstructionContext, lanes_of};
 use crate::exec::reporter::conflicts::MemoryConflict;
 use crate::exec::state::block::BlockTable;
-use crate::exec::state::location::{LaneGroup, Location};
+use crate::exec::state::location::{LaneGroup, MemoryLocation};
 use crate::exec::state::mbarrier::MbarrierLocation;
 use crate::finding::FindingKind;
 use crate::layout::SHARED_START;
@@ -20,7 +20,7 @@ impl MemorySystem {
     pub fn check_shadow(
         &mut self,
         cx: &mut InstructionContext,
-        location: Location,
+        location: MemoryLocation,
         access: AccessKind,
         same_value: u32,
         check: impl FnOnce(&mut ShadowMemory, &WarpClocks, &CheckContext, &mut Vec<Conflict>),
@@ -41,7 +41,7 @@ impl MemorySystem {
     }
 
     /// Checks an access of `bytes` bytes by each lane of `group` for races.
-    pub fn check(
+    pub fn check_lane_accesses(
         &mut self,
         cx: &mut InstructionContext,
         access: AccessKind,
@@ -62,7 +62,7 @@ impl MemorySystem {
         &mut self,
         cx: &mut InstructionContext,
         (op, lane): (AsyncOpId, u32),
-        location: Location,
+        location: MemoryLocation,
         runs: &[(u64, u64)],
         write: Option<AccessStrength>,
     ) {
@@ -113,18 +113,18 @@ impl MemorySystem {
     fn report_conflicts(
         &mut self,
         cx: &mut InstructionContext,
-        location: Location,
+        location: MemoryLocation,
         access: AccessKind,
         found: &[Conflict],
         same_value: u32,
     ) {
         // Conflicts in the scratch memory of cooperative groups are not reported: the CUDA library orders those
         // accesses by a shuffle.
-        let scratch = cx.grid.context.kernel.group_scratch.filter(|_| matches!(location, Location::Shared(_)));
+        let scratch = cx.grid.context.kernel.group_scratch.filter(|_| matches!(location, MemoryLocation::Shared(_)));
         for conflict in found {
             let address = match location {
-                Location::Global(index) => self.buffers.get(index).base + conflict.offset,
-                Location::Shared(_) => conflict.offset + SHARED_START as u64,
+                MemoryLocation::Global(index) => self.buffers.get(index).base + conflict.offset,
+                MemoryLocation::Shared(_) => conflict.offset + SHARED_START as u64,
             };
             if scratch.is_some_and(|(start, end)| (start as u64..end as u64).contains(&address)) {
                 continue;
@@ -138,7 +138,7 @@ impl MemorySystem {
 
     /// Reports an ordinary store or atomic that overwrites an mbarrier object of the block.
     pub fn check_mbarrier_overwrite(&self, cx: &mut InstructionContext, group: &LaneGroup, bytes: u32) {
-        let Location::Shared(slot) = group.location else { return };
+        let MemoryLocation::Shared(slot) = group.location else { return };
         if slot != cx.warp.slot || cx.block().mbarriers.is_empty() {
             return;
         }
@@ -146,7 +146,7 @@ impl MemorySystem {
             let from = group.offsets[lane as usize] as u32 + SHARED_START;
             let mut overlapping = cx.block().mbarriers.range(from.saturating_sub(7)..from + bytes);
             if let Some((&at, _)) = overlapping.next() {
-                cx.report_at(FindingKind::Mbarrier, lane, ("shared", from as u64), || {
+                cx.report_access(FindingKind::Mbarrier, lane, ("shared", from as u64), || {
                     format!("an ordinary access overwrites the mbarrier at {at:#x}, which was not invalidated")
                 });
                 return;
@@ -155,7 +155,7 @@ impl MemorySystem {
     }
 
     /// Makes the lanes of a strong load acquire the vector clocks that were released at their addresses.
-    pub(super) fn acquire(&mut self, cx: &mut InstructionContext, group: &LaneGroup, t: &LoadStore) {
+    pub(super) fn acquire_clocks(&mut self, cx: &mut InstructionContext, group: &LaneGroup, t: &LoadStore) {
         let Some(semantics) = t.semantics else { return };
         if self.sync_vars.is_empty() {
             return;
@@ -168,7 +168,7 @@ impl MemorySystem {
 
     /// Makes strong stores release the vector clocks of their lanes at the stored addresses; weak stores remove the
     /// clocks that were released there.
-    pub(super) fn release(&mut self, cx: &mut InstructionContext, group: &LaneGroup, t: &LoadStore) {
+    pub(super) fn release_clocks(&mut self, cx: &mut InstructionContext, group: &LaneGroup, t: &LoadStore) {
         match t.semantics {
             None if self.sync_vars.is_empty() => {}
             None => {
@@ -191,8 +191,8 @@ impl MemorySystem {
     pub(super) fn sync_key(&self, cx: &InstructionContext, group: &LaneGroup, lane: u32) -> u64 {
         let offset = group.offsets[lane as usize];
         match group.location {
-            Location::Global(index) => self.buffers.get(index).base + offset,
-            Location::Shared(slot) => {
+            MemoryLocation::Global(index) => self.buffers.get(index).base + offset,
+            MemoryLocation::Shared(slot) => {
                 let block = cx.grid.blocks.get(slot).map_or(cx.warp.order.block(), |block| block.index);
                 1 << 63 | (block as u64) << 32 | offset
             }
@@ -204,10 +204,10 @@ impl MemorySystem {
 fn shadow_of<'m>(
     buffers: &'m mut SimMemory,
     blocks: &'m mut BlockTable,
-    location: Location,
+    location: MemoryLocation,
 ) -> Option<&'m mut ShadowMemory> {
     match location {
-        Location::Global(index) => Some(&mut buffers.get_mut(index).shadow),
-        Location::Shared(slot) => blocks.get_mut(slot).map(|block| &mut block.shadow),
+        MemoryLocation::Global(index) => Some(&mut buffers.get_mut(index).shadow),
+        MemoryLocation::Shared(slot) => blocks.get_mut(slot).map(|block| &mut block.shadow),
     }
 }

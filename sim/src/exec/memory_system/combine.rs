@@ -9,7 +9,7 @@ pub fn flush_subnormal(bits: u32) -> u32 {
 }
 
 /// Returns the value that an atomic operation stores to memory. Source: PTX ISA, `atom`.
-pub fn combine(op: AtomicOp, ty: AtomicType, old: u128, operand: u128) -> u128 {
+pub fn atomic_result(op: AtomicOp, ty: AtomicType, old: u128, operand: u128) -> u128 {
     match ty {
         AtomicType::F32 => {
             let (a, b) = (f32::from_bits(old as u32), f32::from_bits(operand as u32));
@@ -122,16 +122,16 @@ mod tests {
         use AtomicOp::{Add, Exch, Max, Min};
         for ty in [AtomicType::F16, AtomicType::BF16] {
             for (old, operand) in [(0, 0x8000), (0x8000, 0)] {
-                assert_eq!(combine(Min, ty, old, operand), 0x8000, "{ty:?}");
-                assert_eq!(combine(Max, ty, old, operand), 0, "{ty:?}");
+                assert_eq!(atomic_result(Min, ty, old, operand), 0x8000, "{ty:?}");
+                assert_eq!(atomic_result(Max, ty, old, operand), 0, "{ty:?}");
             }
             for op in [Add, Min, Max] {
-                assert_eq!(combine(op, ty, 0xffc1, 0xfff1), 0x7fff, "{op:?} {ty:?}");
+                assert_eq!(atomic_result(op, ty, 0xffc1, 0xfff1), 0x7fff, "{op:?} {ty:?}");
             }
-            assert_eq!(combine(Exch, ty, 0, 0xffc1), 0xffc1, "{ty:?}");
+            assert_eq!(atomic_result(Exch, ty, 0, 0xffc1), 0xffc1, "{ty:?}");
         }
-        assert_eq!(combine(Min, AtomicType::F16x2, 0x8000_4900, 0x0000_4901), 0x8000_4900);
-        assert_eq!(combine(Add, AtomicType::F32, 0xffc0_0001, 0x3f80_0000), 0x7fff_ffff);
-        assert_eq!(combine(Add, AtomicType::F32, 0x7f80_0000, 0xff80_0000), 0x7fff_ffff);
+        assert_eq!(atomic_result(Min, AtomicType::F16x2, 0x8000_4900, 0x0000_4901), 0x8000_4900);
+        assert_eq!(atomic_result(Add, AtomicType::F32, 0xffc0_0001, 0x3f80_0000), 0x7fff_ffff);
+        assert_eq!(atomic_result(Add, AtomicType::F32, 0x7f80_0000, 0xff80_0000), 0x7fff_ffff);
     }
 }

@@ -3,7 +3,7 @@
 use super::locate::AccessRequest;
 use super::registers::{load_registers, read_element, set_lanes, zero_registers};
 use super::system::MemorySystem;
-use crate::exec::context::{Flow, InstructionContext};
+use crate::exec::context::{InstructionContext, NextAction};
 use crate::exec::operands::{addresses, lanes_where, undefined_address};
 use crate::layout;
 use crate::order::{AccessKind, AccessStrength};
@@ -11,7 +11,7 @@ use crate::program::op::{AddressWindow, LoadStore};
 
 impl MemorySystem {
     /// Executes a load.
-    pub fn load(&mut self, cx: &mut InstructionContext, t: &LoadStore) -> Flow {
+    pub fn load(&mut self, cx: &mut InstructionContext, t: &LoadStore) -> NextAction {
         let regs = cx.regs();
         let (at, undefined, wanted) = (addresses(regs, &t.addr), undefined_address(regs, &t.addr), cx.mask);
         cx.drop_undefined_addresses(undefined);
@@ -35,8 +35,8 @@ impl MemorySystem {
                     if window != AddressWindow::Const {
                         self.count_traffic(cx.grid.reporter.counts(cx.pc), group, bytes, false);
                     }
-                    self.acquire(cx, group, t);
-                    self.check(cx, AccessKind::Read, group, bytes, strength(t), 0);
+                    self.acquire_clocks(cx, group, t);
+                    self.check_lane_accesses(cx, AccessKind::Read, group, bytes, strength(t), 0);
                     let data = self.location_bytes(&cx.grid.blocks, group.location);
                     load_registers(data, group, t, cx.warp.regs_mut(cx.fragment.frame));
                 }
@@ -46,7 +46,7 @@ impl MemorySystem {
                 }
             }
         }
-        Flow::Next
+        NextAction::Next
     }
 
     /// Executes a generic load in lanes whose address lies in local memory or in the kernel's parameters.

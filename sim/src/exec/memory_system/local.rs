@@ -15,7 +15,7 @@ impl MemorySystem {
             let offset = at[lane as usize].wrapping_sub(base) as usize;
             let Some(start) = local_start(cx, lane, offset, bytes) else { continue };
             if !cx.warp.local_init[start..start + bytes].iter().all(|&written| written) {
-                cx.report_at(FindingKind::Uninitialized, lane, ("local", offset as u64), || {
+                cx.report_access(FindingKind::Uninitialized, lane, ("local", offset as u64), || {
                     format!("read of local memory at {offset:#x} that no instruction has written")
                 });
             }
@@ -62,13 +62,13 @@ impl MemorySystem {
 fn local_start(cx: &mut InstructionContext, lane: u32, offset: usize, bytes: usize) -> Option<usize> {
     let (stride, size) = (cx.warp.local_size as usize, cx.warp.local_top as usize);
     if !offset.is_multiple_of(bytes) {
-        cx.report_at(FindingKind::Misaligned, lane, ("local", offset as u64), || {
+        cx.report_access(FindingKind::Misaligned, lane, ("local", offset as u64), || {
             format!("access of {bytes} bytes at local address {offset:#x}, which is not a multiple of {bytes}")
         });
         return None;
     }
     if offset.checked_add(bytes).is_none_or(|end| end > size) {
-        cx.report_at(FindingKind::OutOfBounds, lane, ("local", offset as u64), || {
+        cx.report_access(FindingKind::OutOfBounds, lane, ("local", offset as u64), || {
             format!("access of {bytes} bytes at offset {} of {size} bytes of local memory", offset as i64)
         });
         return None;

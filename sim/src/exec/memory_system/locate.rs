@@ -3,7 +3,7 @@
 
 use super::system::MemorySystem;
 use crate::exec::context::{InstructionContext, lanes_of};
-use crate::exec::state::location::{LaneGroup, Location};
+use crate::exec::state::location::{LaneGroup, MemoryLocation};
 use crate::finding::FindingKind;
 use crate::layout;
 use crate::program::op::AddressWindow;
@@ -73,14 +73,14 @@ impl MemorySystem {
             let lane = left.trailing_zeros();
             *left &= *left - 1;
             let near = self.buffers.describe_nearest_buffer(first);
-            cx.report_at(FindingKind::OutOfBounds, lane, ("global", first), || {
+            cx.report_access(FindingKind::OutOfBounds, lane, ("global", first), || {
                 format!("access of {bytes} bytes at global address {first:#x}: {near}")
             });
             return;
         };
         let buffer = self.buffers.get(index);
         let (base, len) = (buffer.base, buffer.data.len() as u64);
-        let location = Location::Global(index);
+        let location = MemoryLocation::Global(index);
         if *left == u32::MAX
             && let Some(group) = LaneGroup::of_all_lanes(location, addresses, base, (0, len), bytes)
         {
@@ -135,13 +135,13 @@ impl MemorySystem {
         };
         let Some((slot, target)) = slot.and_then(|slot| Some((slot, cx.grid.blocks.get(slot)?))) else {
             *left &= *left - 1;
-            cx.report_at(FindingKind::OutOfBounds, lane, ("shared", first as u64), || {
+            cx.report_access(FindingKind::OutOfBounds, lane, ("shared", first as u64), || {
                 format!("access to shared memory of block rank {}, which the cluster does not have", rank.unwrap_or(0))
             });
             return;
         };
         if slot != cx.warp.slot && target.ended {
-            cx.report_at(FindingKind::OutOfBounds, lane, ("shared", first as u64), || {
+            cx.report_access(FindingKind::OutOfBounds, lane, ("shared", first as u64), || {
                 format!("access to shared memory of block rank {}, which has exited", rank.unwrap_or(0))
             });
         }
@@ -153,7 +153,7 @@ impl MemorySystem {
             let next = variables.partition_point(|v| v.0 <= offset);
             next.checked_sub(1).map_or((1, 0), |index| variables[index])
         };
-        let location = Location::Shared(slot);
+        let location = MemoryLocation::Shared(slot);
         let mut variable = (1, 0);
         if *left == u32::MAX && rank.is_none() {
             variable = variable_at((first as u64).wrapping_sub(start));
@@ -209,7 +209,7 @@ impl MemorySystem {
         window: AddressWindow,
         address: u64,
         bytes: u64,
-    ) -> Option<(Location, u64)> {
+    ) -> Option<(MemoryLocation, u64)> {
         let mut groups: Vec<LaneGroup> = Vec::new();
         let mut addresses = [0; 32];
         addresses[lane as usize] = address;
@@ -217,12 +217,12 @@ impl MemorySystem {
         let group = groups.first()?;
         let offset = group.offsets[lane as usize];
         let len = match group.location {
-            Location::Global(index) => self.buffers.get(index).data.len() as u64,
-            Location::Shared(_) => cx.block().shared.len() as u64,
+            MemoryLocation::Global(index) => self.buffers.get(index).data.len() as u64,
+            MemoryLocation::Shared(_) => cx.block().shared.len() as u64,
         };
         if offset + bytes > len {
             let space = group.location.space();
-            cx.report_at(FindingKind::OutOfBounds, lane, (space, address), || {
+            cx.report_access(FindingKind::OutOfBounds, lane, (space, address), || {
                 format!("a copy of {bytes} bytes at offset {offset} of {len} bytes of {space} memory")
             });
             return None;
@@ -238,12 +238,12 @@ impl MemorySystem {
         lane: u32,
         address: u64,
         bytes: u64,
-    ) -> Option<(Location, u64)> {
+    ) -> Option<(MemoryLocation, u64)> {
         if self.buffers.holds(self.last_buffer, address) {
             let buffer = self.buffers.get(self.last_buffer);
             let offset = address - buffer.base;
             if offset + bytes <= buffer.data.len() as u64 {
-                return Some((Location::Global(self.last_buffer), offset));
+                return Some((MemoryLocation::Global(self.last_buffer), offset));
             }
         }
         self.locate_bytes(cx, lane, AddressWindow::Global, address, bytes)
@@ -298,14 +298,14 @@ fn report_bad_lanes(
     for lane in lanes_of(bad) {
         let address = request.addresses[lane as usize];
         if address & (bytes - 1) != 0 {
-            cx.report_at(FindingKind::Misaligned, lane, (space, address), || {
+            cx.report_access(FindingKind::Misaligned, lane, (space, address), || {
                 format!("access of {bytes} bytes at {space} address {address:#x}, which is not a multiple of {bytes}")
             });
         } else {
             let offset = address.wrapping_sub(base) as i64;
             let inside = (0..len as i64 - bytes as i64 + 1).contains(&offset);
             let gap = if inside { ", where no shared variable lies" } else { "" };
-            cx.report_at(FindingKind::OutOfBounds, lane, (space, address), || {
+            cx.report_access(FindingKind::OutOfBounds, lane, (space, address), || {
                 format!("access of {bytes} bytes at offset {offset} of {len} bytes of {space} memory{gap}")
             });
         }

@@ -3,9 +3,9 @@
 use super::locate::AccessRequest;
 use super::system::MemorySystem;
 use crate::counters;
-use crate::exec::context::{Flow, InstructionContext, lanes_of};
+use crate::exec::context::{InstructionContext, NextAction, lanes_of};
 use crate::exec::operands::{addresses, undefined_address};
-use crate::exec::state::location::{LaneGroup, Location};
+use crate::exec::state::location::{LaneGroup, MemoryLocation};
 use crate::finding::FindingKind;
 use crate::layout;
 use crate::matrix::{Lanes, ldmatrix};
@@ -14,9 +14,9 @@ use crate::program::op::{AddressWindow, MatrixTransfer};
 
 impl MemorySystem {
     /// Executes `ldmatrix` or `stmatrix`.
-    pub fn matrix_transfer(&mut self, cx: &mut InstructionContext, t: &MatrixTransfer) -> Flow {
+    pub fn matrix_transfer(&mut self, cx: &mut InstructionContext, t: &MatrixTransfer) -> NextAction {
         if !cx.gather_lanes(u32::MAX) {
-            return Flow::Stop;
+            return NextAction::Stop;
         }
         if !t.store && cx.mask == u32::MAX {
             let done = crate::simd::dispatch(
@@ -24,7 +24,7 @@ impl MemorySystem {
                 || self.load_own_rows(cx, t),
             );
             if done {
-                return Flow::Next;
+                return NextAction::Next;
             }
         }
         let count = t.regs.len();
@@ -54,7 +54,7 @@ impl MemorySystem {
             self.load_rows(cx, t, &groups);
         }
         self.groups = groups;
-        Flow::Next
+        NextAction::Next
     }
 
     fn store_rows(&mut self, cx: &mut InstructionContext, t: &MatrixTransfer, groups: &[LaneGroup]) {
@@ -68,7 +68,7 @@ impl MemorySystem {
         ldmatrix::store(&values, t.trans, &mut bytes[..rows]);
         for group in groups {
             self.count_traffic(cx.grid.reporter.counts(cx.pc), group, 16, true);
-            self.check(cx, AccessKind::Write, group, 16, AccessStrength::Weak, 0);
+            self.check_lane_accesses(cx, AccessKind::Write, group, 16, AccessStrength::Weak, 0);
             self.check_mbarrier_overwrite(cx, group, 16);
             let data = self.location_bytes_mut(&mut cx.grid.blocks, group.location);
             for lane in lanes_of(group.lanes).map(|lane| lane as usize) {
@@ -122,7 +122,7 @@ impl MemorySystem {
         counts.wavefronts_least += least;
         self.check_shadow(
             cx,
-            Location::Shared(slot),
+            MemoryLocation::Shared(slot),
             AccessKind::Read,
             0,
             #[inline(always)]
@@ -155,7 +155,7 @@ fn own_rows(cx: &InstructionContext, request: &AccessRequest) -> Option<LaneGrou
         return None;
     }
     let end = (cx.block().shared.len() as u64).saturating_sub(15);
-    let (lanes, location) = (request.lanes, Location::Shared(cx.warp.slot));
+    let (lanes, location) = (request.lanes, MemoryLocation::Shared(cx.warp.slot));
     let offsets = request.addresses.map(|a| a.wrapping_sub(layout::SHARED_START as u64));
     let good = (0..32).all(|l| lanes >> l & 1 == 0 || offsets[l] < end && offsets[l].is_multiple_of(16));
     good.then_some(LaneGroup { location, lanes, offsets, consecutive: false })

@@ -24,33 +24,33 @@ pub fn read_element(data: &[u8], offset: usize, t: &LoadStore) -> u128 {
 }
 
 /// Returns the value of one lane of a register that consists of `rows` (1, 2 or 4) 32-bit rows.
-pub fn lane_value(regs: &Registers, slot: u32, rows: u8, lane: usize) -> u128 {
+pub fn lane_value(regs: &Registers, register: u32, rows: u8, lane: usize) -> u128 {
     match rows {
         4 => {
-            let lanes: &[u128] = bytemuck::cast_slice(&regs.rows[slot as usize..slot as usize + 4]);
+            let lanes: &[u128] = bytemuck::cast_slice(&regs.rows[register as usize..register as usize + 4]);
             lanes[lane]
         }
         2 => {
-            let lanes: &[u64] = bytemuck::cast_slice(&regs.rows[slot as usize..slot as usize + 2]);
+            let lanes: &[u64] = bytemuck::cast_slice(&regs.rows[register as usize..register as usize + 2]);
             lanes[lane] as u128
         }
-        _ => regs.rows[slot as usize].0[lane] as u128,
+        _ => regs.rows[register as usize].0[lane] as u128,
     }
 }
 
 /// Sets the lanes of `mask` in a register that consists of `rows` (1, 2 or 4) 32-bit rows.
-pub fn set_lanes(regs: &mut Registers, slot: u32, rows: u8, values: &[u128; 32], mask: u32) {
+pub fn set_lanes(regs: &mut Registers, register: u32, rows: u8, values: &[u128; 32], mask: u32) {
     match rows {
-        1 => regs.set(slot, &values.map(|v| v as u32), mask),
-        2 => regs.set64(slot, &values.map(|v| v as u64), mask),
+        1 => regs.set(register, &values.map(|v| v as u32), mask),
+        2 => regs.set64(register, &values.map(|v| v as u64), mask),
         _ => {
-            let lanes: &mut [u128] = bytemuck::cast_slice_mut(&mut regs.rows[slot as usize..slot as usize + 4]);
+            let lanes: &mut [u128] = bytemuck::cast_slice_mut(&mut regs.rows[register as usize..register as usize + 4]);
             for lane in lanes_of(mask) {
                 lanes[lane as usize] = values[lane as usize];
             }
         }
     }
-    regs.undefined[slot as usize] &= !mask;
+    regs.undefined[register as usize] &= !mask;
 }
 
 /// Sets the destination registers of failed loads to zero, so that their later use is not reported as undefined.

@@ -4,9 +4,9 @@ use super::load::strength;
 use super::locate::AccessRequest;
 use super::registers::{lane_value, store_registers};
 use super::system::MemorySystem;
-use crate::exec::context::{Flow, InstructionContext, lanes_of};
+use crate::exec::context::{InstructionContext, NextAction, lanes_of};
 use crate::exec::operands::{addresses, lanes_where, undefined_address, undefined_registers};
-use crate::exec::state::location::{LaneGroup, Location};
+use crate::exec::state::location::{LaneGroup, MemoryLocation};
 use crate::finding::FindingKind;
 use crate::layout;
 use crate::order::AccessKind;
@@ -14,7 +14,7 @@ use crate::program::op::{AddressWindow, LoadStore};
 
 impl MemorySystem {
     /// Executes a store.
-    pub fn store(&mut self, cx: &mut InstructionContext, t: &LoadStore) -> Flow {
+    pub fn store(&mut self, cx: &mut InstructionContext, t: &LoadStore) -> NextAction {
         let regs = cx.regs();
         let (at, undefined) = (addresses(regs, &t.addr), undefined_address(regs, &t.addr));
         let undefined_data = undefined_registers(regs, t.regs.iter().flatten()) & cx.mask;
@@ -50,7 +50,7 @@ impl MemorySystem {
                 }
             }
         }
-        Flow::Next
+        NextAction::Next
     }
 
     fn store_group(&mut self, cx: &mut InstructionContext, t: &LoadStore, group: &LaneGroup, bytes: u32) {
@@ -66,15 +66,15 @@ impl MemorySystem {
             cx.record_memory_change();
         }
         self.check_mbarrier_overwrite(cx, group, bytes);
-        self.check(cx, AccessKind::Write, group, bytes, strength(t), same_value);
-        self.release(cx, group, t);
+        self.check_lane_accesses(cx, AccessKind::Write, group, bytes, strength(t), same_value);
+        self.release_clocks(cx, group, t);
     }
 
     /// Returns whether kernels may write to a location.
-    pub(super) fn is_writable(&self, location: Location) -> bool {
+    pub(super) fn is_writable(&self, location: MemoryLocation) -> bool {
         match location {
-            Location::Global(index) => self.buffers.get(index).writable,
-            Location::Shared(_) => true,
+            MemoryLocation::Global(index) => self.buffers.get(index).writable,
+            MemoryLocation::Shared(_) => true,
         }
     }
 

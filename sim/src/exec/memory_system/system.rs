@@ -4,7 +4,7 @@
 use crate::counters;
 use crate::exec::grid_context::GridContext;
 use crate::exec::state::block::BlockTable;
-use crate::exec::state::location::{LaneGroup, Location};
+use crate::exec::state::location::{LaneGroup, MemoryLocation};
 use crate::layout::SHARED_START;
 use crate::memory::SimMemory;
 use crate::order::{AsyncOps, ClusterLayout, Conflict, SyncLocations};
@@ -51,19 +51,19 @@ impl MemorySystem {
     }
 
     /// Returns the bytes of a location; an empty slice if it is the shared memory of a block that has ended.
-    pub fn location_bytes<'m>(&'m self, blocks: &'m BlockTable, location: Location) -> &'m [u8] {
+    pub fn location_bytes<'m>(&'m self, blocks: &'m BlockTable, location: MemoryLocation) -> &'m [u8] {
         match location {
-            Location::Global(index) => &self.buffers.get(index).data,
-            Location::Shared(slot) => blocks.get(slot).map_or(&[], |block| &block.shared),
+            MemoryLocation::Global(index) => &self.buffers.get(index).data,
+            MemoryLocation::Shared(slot) => blocks.get(slot).map_or(&[], |block| &block.shared),
         }
     }
 
     /// Returns the bytes of a location, to be changed; an empty slice if it is the shared memory of a block that has
     /// ended.
-    pub fn location_bytes_mut<'m>(&'m mut self, blocks: &'m mut BlockTable, location: Location) -> &'m mut [u8] {
+    pub fn location_bytes_mut<'m>(&'m mut self, blocks: &'m mut BlockTable, location: MemoryLocation) -> &'m mut [u8] {
         match location {
-            Location::Global(index) => &mut self.buffers.get_mut(index).data,
-            Location::Shared(slot) => blocks.get_mut(slot).map_or(&mut [], |block| &mut block.shared),
+            MemoryLocation::Global(index) => &mut self.buffers.get_mut(index).data,
+            MemoryLocation::Shared(slot) => blocks.get_mut(slot).map_or(&mut [], |block| &mut block.shared),
         }
     }
 
@@ -103,7 +103,7 @@ impl MemorySystem {
         let lanes = group.lanes;
         let asked = lanes.count_ones() as u64 * bytes as u64;
         match group.location {
-            Location::Global(index) => {
+            MemoryLocation::Global(index) => {
                 let base = self.buffers.get(index).base;
                 let sectors = if group.consecutive {
                     let first = base + group.offsets[0];
@@ -121,7 +121,7 @@ impl MemorySystem {
                 }
                 counts.sectors += sectors;
             }
-            Location::Shared(_) => {
+            MemoryLocation::Shared(_) => {
                 let (passes, least) = if group.consecutive && bytes <= 4 {
                     (1, 1)
                 } else {

@@ -1,16 +1,16 @@
 //! `wmma.load` and `wmma.store`: fragments of matrices between registers and memory.
 
 use super::system::MemorySystem;
-use crate::exec::context::{Flow, InstructionContext};
+use crate::exec::context::{InstructionContext, NextAction};
 use crate::exec::operands::{addresses, undefined_address};
 use crate::finding::FindingKind;
 use crate::program::op::WmmaTransfer;
 
 impl MemorySystem {
     /// Executes `wmma.load` or `wmma.store`: every lane moves its own registers.
-    pub fn wmma_transfer(&mut self, cx: &mut InstructionContext, t: &WmmaTransfer) -> Flow {
+    pub fn wmma_transfer(&mut self, cx: &mut InstructionContext, t: &WmmaTransfer) -> NextAction {
         if !cx.gather_lanes(u32::MAX) {
-            return Flow::Stop;
+            return NextAction::Stop;
         }
         let (form, mask) = (&t.fragment, cx.mask);
         let regs = cx.regs();
@@ -39,7 +39,7 @@ impl MemorySystem {
                 let regs = cx.regs_mut();
                 t.regs.iter().for_each(|&slot| regs.undefined[slot as usize] &= !mask);
             }
-            return Flow::Next;
+            return NextAction::Next;
         }
         for register in 0..form.distinct() {
             let addresses_of = |element: usize| -> [u64; 32] {
@@ -63,7 +63,7 @@ impl MemorySystem {
                 cx.set_register(to, &value);
             }
         }
-        Flow::Next
+        NextAction::Next
     }
 
     /// Moves the elements of a register one at a time: they are narrower than the register and not consecutive in

@@ -7,7 +7,7 @@ use crate::exec::interpreter::enter_function;
 use crate::exec::residency;
 use crate::exec::state::barrier::{BlockBarrier, ClusterBarrier};
 use crate::exec::state::block::{Block, BlockTable};
-use crate::exec::state::warp::{Fragment, FragmentState, NO_JOIN, Warp};
+use crate::exec::state::warp::{FragmentState, NO_JOIN, Warp, WarpFragment};
 use crate::layout::SHARED_START;
 use crate::order::{MemorySpace, ShadowMemory, VectorClock, WarpClocks};
 use std::collections::BTreeMap;
@@ -120,7 +120,7 @@ fn new_warp(context: &GridContext, block: &Block, (slot, index): (u32, u32), lan
         yielded: false,
     };
     enter_function(context, block, &mut warp, 0, None, lanes);
-    warp.fragments.push(Fragment {
+    warp.fragments.push(WarpFragment {
         pc: 0,
         mask: lanes,
         frame: 0,

@@ -5,7 +5,7 @@ use crate::exec::async_engine::report_missing_warps;
 use crate::exec::grid::GridState;
 use crate::exec::state::block::Block;
 use crate::exec::state::mbarrier::MbarrierObject;
-use crate::exec::state::warp::{Fragment, FragmentState, Warp};
+use crate::exec::state::warp::{FragmentState, Warp, WarpFragment};
 use crate::finding::{FindingKind, Site};
 
 /// Maximum number of waiting fragments (lanes of a warp at one instruction) that a finding lists.
@@ -68,7 +68,7 @@ pub(super) fn report_deadlock(grid: &mut GridState) {
 }
 
 /// Iterates over all fragments of the resident blocks.
-fn fragments<'g>(grid: &'g GridState) -> impl Iterator<Item = (&'g Block, &'g Warp, &'g Fragment)> {
+fn fragments<'g>(grid: &'g GridState) -> impl Iterator<Item = (&'g Block, &'g Warp, &'g WarpFragment)> {
     grid.blocks.iter().flat_map(|block| {
         let warps = block.warps.iter().flatten();
         warps.flat_map(move |warp| warp.fragments.iter().map(move |fragment| (block, &**warp, fragment)))
@@ -76,7 +76,7 @@ fn fragments<'g>(grid: &'g GridState) -> impl Iterator<Item = (&'g Block, &'g Wa
 }
 
 /// Returns the site and the source line of the instruction at which a fragment waits.
-fn wait_site(grid: &GridState, block: &Block, warp: &Warp, fragment: &Fragment) -> Option<(Site, u32)> {
+fn wait_site(grid: &GridState, block: &Block, warp: &Warp, fragment: &WarpFragment) -> Option<(Site, u32)> {
     let frame = warp.frames.get(fragment.frame as usize)?.as_ref()?;
     let code = &grid.context.kernel.functions[frame.function as usize];
     // A fragment that waits at a block barrier or cluster barrier has its `pc` after the barrier instruction.
@@ -99,7 +99,7 @@ fn report_incomplete_barriers(grid: &mut GridState) -> bool {
         let FragmentState::BlockBarrier { id } = first.state else { continue };
         let barrier = &block.barriers[id as usize];
         if barrier.expected.is_some() && fragments().all(|(_, f)| f.state == first.state) {
-            let arrivals = barrier.describe(block.live);
+            let arrivals = barrier.describe_arrivals(block.live);
             let thread = warp.index * 32 + first.mask.trailing_zeros();
             let site = grid.context.site(block.coordinates, thread, barrier.pc);
             found.push((site, format!("barrier {id}: {arrivals}, and no other thread is left to arrive")));
@@ -137,15 +137,15 @@ fn stuck_cause(grid: &GridState) -> StuckCause {
             // The fragment may be in a loop around mbarrier.test_wait.
             FragmentState::Spin { .. } | FragmentState::Ready => {
                 let mut objects = block.mbarriers.iter().map(|(&address, object)| (address, object));
-                objects.find(|(_, object)| object.is_short())
+                objects.find(|(_, object)| object.is_incomplete())
             }
             _ => None,
         };
-        let is_short = |(_, object): &(u32, &MbarrierObject)| object.is_short();
-        if let Some((address, object)) = short.filter(is_short)
+        let is_incomplete = |(_, object): &(u32, &MbarrierObject)| object.is_incomplete();
+        if let Some((address, object)) = short.filter(is_incomplete)
             && short_of_bytes.is_none()
         {
-            let state = object.describe();
+            let state = object.describe_phase();
             let cause = format!("the mbarrier at shared address {address:#x} never completes its phase: {state}; ");
             short_of_bytes = Some(StuckCause::Resource(FindingKind::Mbarrier, site, cause));
         }
@@ -160,12 +160,12 @@ fn describe_wait(block: &Block, warp: &Warp, state: FragmentState) -> String {
         FragmentState::AtJoin => "waits for other lanes of its warp to reconverge".into(),
         FragmentState::Gather { members, .. } => format!("waits for lanes {:#010x}", members & warp.live),
         FragmentState::BlockBarrier { id } => {
-            let arrivals = block.barriers[id as usize].describe(block.live);
+            let arrivals = block.barriers[id as usize].describe_arrivals(block.live);
             format!("waits at barrier {id}, where {arrivals}")
         }
         FragmentState::ClusterBarrier { .. } => "waits at the cluster's barrier".into(),
         FragmentState::Mbarrier { address, .. } => match block.mbarriers.get(&address) {
-            Some(o) => format!("waits for the mbarrier at shared address {address:#x}: {}", o.describe()),
+            Some(o) => format!("waits for the mbarrier at shared address {address:#x}: {}", o.describe_phase()),
             None => format!("waits for an mbarrier at shared address {address:#x}"),
         },
         FragmentState::Spin { .. } => "spins in a loop that only other threads' writes can end".into(),

@@ -54,7 +54,8 @@ pub struct Scheduler {
     marks: ProgressMarks,
 }
 
-/// Earlier values of the counters in [`super::grid::Progress`], from which the scheduler detects a lack of progress.
+/// Earlier values of the counters in [`super::grid::ProgressCounters`], from which the scheduler detects a lack of
+/// progress.
 #[derive(Debug, Default)]
 struct ProgressMarks {
     /// Value of `changes` when the scheduler last compared the counters.
@@ -142,7 +143,7 @@ impl Scheduler {
     }
 
     /// Lets a dependent grid continue after `griddepcontrol.wait`, because its primary grid has ended.
-    pub fn primary_ended(&mut self, grid: &mut GridState) {
+    pub fn resume_after_primary(&mut self, grid: &mut GridState) {
         grid.primary_runs = false;
         self.wake_grid_dependency(grid);
     }

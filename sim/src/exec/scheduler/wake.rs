@@ -7,12 +7,12 @@ use crate::exec::state::warp::{FragmentState, Warp};
 
 impl Scheduler {
     /// Adds a warp to the runnable warps.
-    pub(super) fn enqueue_warp(&mut self, slot: u32, w: u32) {
-        if let Some(queued) = self.queued[slot as usize].get_mut(w as usize)
+    pub(super) fn enqueue_warp(&mut self, block_slot: u32, warp: u32) {
+        if let Some(queued) = self.queued[block_slot as usize].get_mut(warp as usize)
             && !*queued
         {
             *queued = true;
-            self.runnable.push((slot, w));
+            self.runnable.push((block_slot, warp));
         }
     }
 
@@ -67,14 +67,14 @@ impl Scheduler {
     }
 
     /// Wakes the fragments that wait at a block barrier, because the barrier is complete.
-    pub(super) fn wake_block_barrier(&mut self, grid: &mut GridState, slot: u32, id: u32) {
-        self.wake_in_block(grid, slot, |state| *state == FragmentState::BlockBarrier { id });
+    pub(super) fn wake_block_barrier(&mut self, grid: &mut GridState, block_slot: u32, id: u32) {
+        self.wake_in_block(grid, block_slot, |state| *state == FragmentState::BlockBarrier { id });
     }
 
-    /// Wakes fragments in the cluster of the block in `slot` that wait for a cluster barrier phase that is complete.
-    pub(super) fn wake_cluster_barrier(&mut self, grid: &mut GridState, slot: u32) {
-        let Some(block) = grid.blocks.get(slot) else { return };
-        let Some(owner) = grid.blocks.get(block.cluster_slot()) else { return };
+    /// Wakes fragments in the cluster of the block in `block_slot` that wait for a cluster barrier phase that is complete.
+    pub(super) fn wake_cluster_barrier(&mut self, grid: &mut GridState, block_slot: u32) {
+        let Some(block) = grid.blocks.get(block_slot) else { return };
+        let Some(owner) = grid.blocks.get(block.cluster_barrier_slot()) else { return };
         let now = owner.cluster_barrier.phase;
         if now == 0 {
             return;
@@ -98,14 +98,14 @@ impl Scheduler {
 
     /// Wakes fragments that wait for registers or for a wgmma product, if a warp of their block has freed registers
     /// or issued the product in this turn.
-    pub(super) fn wake_register_pool_and_wgmma(&mut self, grid: &mut GridState, slot: u32) {
-        let Some(block) = grid.blocks.get_mut(slot) else { return };
+    pub(super) fn wake_register_pool_and_wgmma(&mut self, grid: &mut GridState, block_slot: u32) {
+        let Some(block) = grid.blocks.get_mut(block_slot) else { return };
         let (pool_grew, wgmma_issued) = (std::mem::take(&mut block.pool_grew), std::mem::take(&mut block.wgmma_issued));
         if pool_grew {
-            self.wake_in_block(grid, slot, |state| *state == FragmentState::Registers);
+            self.wake_in_block(grid, block_slot, |state| *state == FragmentState::Registers);
         }
         if wgmma_issued {
-            self.wake_in_block(grid, slot, |state| *state == FragmentState::Wgmma);
+            self.wake_in_block(grid, block_slot, |state| *state == FragmentState::Wgmma);
         }
     }
 

@@ -32,7 +32,7 @@ pub struct BlockBarrier {
 
 impl BlockBarrier {
     /// Describes for messages how many threads have arrived. `live_threads` counts those of the block.
-    pub fn describe(&self, live_threads: u32) -> String {
+    pub fn describe_arrivals(&self, live_threads: u32) -> String {
         let expected = self.expected.unwrap_or(live_threads);
         format!("{} of {expected} threads have arrived", self.arrived)
     }

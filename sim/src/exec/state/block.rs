@@ -50,7 +50,7 @@ pub struct Block {
 
 impl Block {
     /// Returns the slot of the cluster's block of rank 0, which holds the barrier of the cluster.
-    pub fn cluster_slot(&self) -> u32 {
+    pub fn cluster_barrier_slot(&self) -> u32 {
         self.cluster[0]
     }
 }

@@ -1,7 +1,7 @@
 //! Asynchronous copies that have been issued and have not taken effect: the bytes that they will move, the groups
 //! that threads wait for, and how the copies signal their completion.
 
-use super::location::Location;
+use super::location::MemoryLocation;
 use super::mbarrier::MbarrierLocation;
 use crate::finding::Site;
 use crate::order::AsyncOpId;
@@ -12,11 +12,11 @@ use std::collections::VecDeque;
 #[derive(Clone, Debug)]
 pub struct CopyPiece {
     /// Destination buffer or shared memory.
-    pub to: Location,
+    pub to: MemoryLocation,
     /// Byte offset in the destination.
     pub to_offset: u64,
     /// Source and byte offset in the source; `None` for `st.async`, whose bytes come from registers.
-    pub from: Option<(Location, u64)>,
+    pub from: Option<(MemoryLocation, u64)>,
     /// Number of bytes to move.
     pub bytes: u32,
 }
@@ -27,11 +27,11 @@ pub struct CopyRow {
     /// Lanes whose bytes have not moved yet.
     pub lanes: u32,
     /// Destination buffer or shared memory of all lanes.
-    pub to: Location,
+    pub to: MemoryLocation,
     /// Byte offset of each lane in the destination.
     pub to_offsets: [u64; 32],
     /// Source buffer or shared memory of all lanes.
-    pub from: Location,
+    pub from: MemoryLocation,
     /// Byte offset of each lane in the source.
     pub from_offsets: [u64; 32],
     /// Bytes that each lane reads from the source; the other bytes that it writes are zero.
@@ -90,26 +90,26 @@ pub struct InFlightOperation {
 }
 
 impl InFlightOperation {
-    /// Returns whether the operation reads or writes shared memory of the block in `slot`.
-    pub fn uses_shared_memory_of(&self, slot: u32) -> bool {
-        let shared = Location::Shared(slot);
+    /// Returns whether the operation reads or writes shared memory of the block in `block_slot`.
+    pub fn uses_shared_memory_of(&self, block_slot: u32) -> bool {
+        let shared = MemoryLocation::Shared(block_slot);
         let rows = self.effect.rows.iter().any(|row| row.to == shared);
-        let boxes = self.effect.boxes.iter().any(|load| load.slot == slot);
+        let boxes = self.effect.boxes.iter().any(|load| load.slot == block_slot);
         let piece = |p: &CopyPiece| p.to == shared || p.from.is_some_and(|from| from.0 == shared);
         rows || boxes || self.effect.pieces.iter().any(piece)
     }
 
     /// Returns whether a bulk copy, tensor copy or `st.async` of the operation writes shared memory of the block in
-    /// `slot`.
-    pub fn writes_shared_memory_of(&self, slot: u32) -> bool {
-        let pieces = self.effect.pieces.iter().any(|p| p.to == Location::Shared(slot));
-        pieces || self.effect.boxes.iter().any(|load| load.slot == slot)
+    /// `block_slot`.
+    pub fn writes_shared_memory_of(&self, block_slot: u32) -> bool {
+        let pieces = self.effect.pieces.iter().any(|p| p.to == MemoryLocation::Shared(block_slot));
+        pieces || self.effect.boxes.iter().any(|load| load.slot == block_slot)
     }
 }
 
 /// `cp.async`s of a warp that belong to the same commit group and complete together.
 #[derive(Clone, Debug)]
-pub struct CopyPart {
+pub struct CopyBatch {
     /// The asynchronous operation that stands for all of these copies.
     pub op: AsyncOpId,
     /// Lanes that have not waited for these copies.
@@ -118,9 +118,9 @@ pub struct CopyPart {
     pub rows: Vec<CopyRow>,
 }
 
-impl CopyPart {
+impl CopyBatch {
     /// Drops the copies of all lanes except `lanes`.
-    pub fn keep(&mut self, lanes: u32) {
+    pub fn retain_lanes(&mut self, lanes: u32) {
         self.lanes &= lanes;
         self.rows.iter_mut().for_each(|row| row.lanes &= lanes);
         self.rows.retain(|row| row.lanes != 0);
@@ -133,7 +133,7 @@ pub struct CopyGroup {
     /// Lanes that committed the group and have not waited for it.
     pub lanes: u32,
     /// The copies in the group.
-    pub parts: Vec<CopyPart>,
+    pub parts: Vec<CopyBatch>,
 }
 
 /// A bulk group of one lane.
@@ -164,7 +164,7 @@ pub struct BulkStore {
 #[derive(Clone, Debug, Default)]
 pub struct WarpCopies {
     /// `cp.async`s since the last commit.
-    pub open: Vec<CopyPart>,
+    pub open: Vec<CopyBatch>,
     /// Committed `cp.async` groups, oldest first.
     pub groups: VecDeque<CopyGroup>,
     /// Bulk groups, oldest first; the last group of each lane may be uncommitted.

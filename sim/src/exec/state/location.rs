@@ -3,19 +3,19 @@
 
 /// A buffer in global memory or the shared memory of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Location {
+pub enum MemoryLocation {
     /// The global buffer with this index in [`crate::memory::SimMemory`].
     Global(usize),
     /// The shared memory of the block in this slot.
     Shared(u32),
 }
 
-impl Location {
+impl MemoryLocation {
     /// Returns the name of the state space for findings.
     pub fn space(self) -> &'static str {
         match self {
-            Location::Global(_) => "global",
-            Location::Shared(_) => "shared",
+            MemoryLocation::Global(_) => "global",
+            MemoryLocation::Shared(_) => "shared",
         }
     }
 }
@@ -24,7 +24,7 @@ impl Location {
 #[derive(Clone, Debug)]
 pub struct LaneGroup {
     /// The buffer or shared memory that these lanes access.
-    pub location: Location,
+    pub location: MemoryLocation,
     /// Mask of the lanes.
     pub lanes: u32,
     /// Byte offset of each lane's access in the location.
@@ -36,7 +36,7 @@ pub struct LaneGroup {
 impl LaneGroup {
     /// Creates a group of lanes that access `bytes` bytes each at `offsets`.
     #[inline(always)]
-    pub fn new(location: Location, lanes: u32, offsets: [u64; 32], bytes: u64) -> LaneGroup {
+    pub fn new(location: MemoryLocation, lanes: u32, offsets: [u64; 32], bytes: u64) -> LaneGroup {
         let step = |all: bool, lane: usize| all & (offsets[lane] == offsets[0] + lane as u64 * bytes);
         let consecutive = lanes == u32::MAX && (1..32).fold(true, step);
         LaneGroup { location, lanes, offsets, consecutive }
@@ -46,7 +46,7 @@ impl LaneGroup {
     /// location, which begins at address `base`; else returns `None`.
     #[inline]
     pub fn of_all_lanes(
-        location: Location,
+        location: MemoryLocation,
         addresses: &[u64; 32],
         base: u64,
         range: (u64, u64),

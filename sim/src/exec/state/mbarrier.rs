@@ -29,7 +29,7 @@ pub struct MbarrierObject {
 
 impl MbarrierObject {
     /// Describes the current phase for deadlock findings.
-    pub fn describe(&self) -> String {
+    pub fn describe_phase(&self) -> String {
         format!(
             "phase {}, {} of {} arrivals and {} bytes missing",
             self.phase, self.pending, self.expected, self.pending_bytes
@@ -38,7 +38,7 @@ impl MbarrierObject {
 
     /// Returns whether the current phase has begun but cannot complete: arrivals or bytes are missing, or too many
     /// bytes came.
-    pub fn is_short(&self) -> bool {
+    pub fn is_incomplete(&self) -> bool {
         self.pending < self.expected || self.pending_bytes != 0
     }
 

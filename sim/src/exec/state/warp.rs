@@ -21,12 +21,12 @@ use crate::order::WarpClocks;
 use crate::program::FunctionCode;
 use crate::regs::Registers;
 
-/// Index in [`Fragment::join`] of a fragment that has no join (point of reconvergence).
+/// Index in [`WarpFragment::join`] of a fragment that has no join (point of reconvergence).
 pub const NO_JOIN: u32 = u32::MAX;
 
 /// One call of a function by lanes of a warp: its registers, parameters and return address.
 #[derive(Debug)]
-pub struct Frame {
+pub struct CallFrame {
     /// Index of the function in [`crate::program::Kernel::functions`].
     pub function: u32,
     /// The registers, and the constants that the function uses as operands.
@@ -71,7 +71,7 @@ pub enum FragmentState {
 
 /// Lanes of a warp that are at the same instruction.
 #[derive(Clone, Copy, Debug)]
-pub struct Fragment {
+pub struct WarpFragment {
     /// Next instruction, as an index in the function of the fragment's frame.
     pub pc: u32,
     /// Mask of the lanes.
@@ -118,9 +118,9 @@ pub struct Warp {
     /// Vector clocks of the lanes.
     pub order: WarpClocks,
     /// Called functions; `None` for those that have returned.
-    pub frames: Vec<Option<Box<Frame>>>,
+    pub frames: Vec<Option<Box<CallFrame>>>,
     /// The lanes, grouped by the instruction that they are at.
-    pub fragments: Vec<Fragment>,
+    pub fragments: Vec<WarpFragment>,
     /// Points of reconvergence; entries that expect no lanes are free.
     pub joins: Vec<ReconvergencePoint>,
     /// Mask of the lanes that have not exited.
@@ -154,7 +154,7 @@ impl Warp {
     }
 
     /// Returns the frame with this index.
-    pub fn frame(&mut self, index: u32) -> &mut Frame {
+    pub fn frame(&mut self, index: u32) -> &mut CallFrame {
         self.frames[index as usize].as_mut().expect("a fragment's frame lives")
     }
 
@@ -171,7 +171,7 @@ impl Warp {
     }
 
     /// Adds a frame and returns its index.
-    pub fn push_frame(&mut self, frame: Frame) -> u32 {
+    pub fn push_frame(&mut self, frame: CallFrame) -> u32 {
         match self.frames.iter().position(|f| f.is_none()) {
             Some(i) => {
                 self.frames[i] = Some(Box::new(frame));
@@ -199,7 +199,7 @@ impl Warp {
         }
     }
 
-    /// Returns [`Fragment::join_pc`] for a fragment in `frame` whose next join is `join`.
+    /// Returns [`WarpFragment::join_pc`] for a fragment in `frame` whose next join is `join`.
     pub fn join_pc(&self, join: u32, frame: u32) -> u32 {
         match self.joins.get(join as usize) {
             Some(j) if join != NO_JOIN && j.frame == frame => j.pc,
@@ -210,14 +210,14 @@ impl Warp {
     /// Splits a fragment in two at a branch: `fragment` keeps the lanes `taken` and goes to `target`; the returned
     /// fragment has the other lanes and goes to `next`. They reconverge at the instruction `reconverge`, if there is
     /// one.
-    pub fn split(
+    pub fn split_fragment(
         &mut self,
-        fragment: &mut Fragment,
+        fragment: &mut WarpFragment,
         taken: u32,
         target: u32,
         next: u32,
         reconverge: Option<u32>,
-    ) -> Fragment {
+    ) -> WarpFragment {
         if let Some(pc) = reconverge {
             // A loop that diverges in every iteration reuses its join.
             let reuse = fragment.join != NO_JOIN
@@ -244,7 +244,7 @@ impl Warp {
     }
 
     /// Makes a fragment that has reached its join wait there.
-    pub fn arrive_at_join(&mut self, fragment: &mut Fragment) {
+    pub fn arrive_at_join(&mut self, fragment: &mut WarpFragment) {
         let join = fragment.join;
         self.joins[join as usize].arrived |= fragment.mask;
         fragment.state = FragmentState::AtJoin;
@@ -302,7 +302,7 @@ impl Warp {
             return;
         }
         let join_pc = self.join_pc(j.parent, j.frame);
-        self.fragments.push(Fragment {
+        self.fragments.push(WarpFragment {
             pc: j.pc,
             mask,
             frame: j.frame,

@@ -1,6 +1,6 @@
 //! `bar` and `barrier`: the 16 barriers of a block, with thread counts and reductions.
 
-use crate::exec::context::{Flow, InstructionContext};
+use crate::exec::context::{InstructionContext, NextAction};
 use crate::exec::grid::GridState;
 use crate::exec::operands::set_predicate;
 use crate::exec::state::mbarrier::join_clock;
@@ -9,9 +9,9 @@ use crate::finding::FindingKind;
 use crate::program::op::{Barrier, BarrierKind};
 
 /// Executes `bar.sync`, `bar.arrive` or `bar.red`.
-pub fn barrier(cx: &mut InstructionContext, b: &Barrier) -> Flow {
+pub fn barrier(cx: &mut InstructionContext, b: &Barrier) -> NextAction {
     if b.aligned && !cx.gather_lanes(u32::MAX) {
-        return Flow::Stop;
+        return NextAction::Stop;
     }
     cx.fragment.gathered = false;
     let (mask, lane, pc) = (cx.mask, cx.first_lane(), cx.pc);
@@ -22,7 +22,7 @@ pub fn barrier(cx: &mut InstructionContext, b: &Barrier) -> Flow {
         cx.report(FindingKind::Barrier, lane, || {
             format!("barrier {id} does not exist; a block has the barriers 0 to 15")
         });
-        return Flow::Next;
+        return NextAction::Next;
     }
     let total = cx.block().warps.len() as u32 * 32;
     if let Some(n) = count
@@ -32,7 +32,7 @@ pub fn barrier(cx: &mut InstructionContext, b: &Barrier) -> Flow {
             format!("barrier {id} has a thread count of {n}; it must be a multiple of 32 and at most {total}")
         });
         if n == 0 || n > total {
-            return Flow::Next;
+            return NextAction::Next;
         }
     }
     let site = cx.site(lane);
@@ -75,19 +75,19 @@ pub fn barrier(cx: &mut InstructionContext, b: &Barrier) -> Flow {
         barrier.reductions.push((cx.warp.index, cx.fragment.frame, mask, b.kind));
     }
     if matches!(b.kind, BarrierKind::Arrive) {
-        return Flow::Next;
+        return NextAction::Next;
     }
     cx.fragment.pc += 1;
     cx.fragment.state = FragmentState::BlockBarrier { id };
-    Flow::Stop
+    NextAction::Stop
 }
 
 /// Completes the barriers of a block at which enough threads have arrived: writes the results of reductions, and
 /// waiting threads acquire the vector clocks of those that arrived. Returns the numbers of the completed barriers.
-pub fn complete_barriers(grid: &mut GridState, slot: u32) -> Vec<u32> {
+pub fn complete_barriers(grid: &mut GridState, block_slot: u32) -> Vec<u32> {
     let mut done = Vec::new();
     let mut overfull = Vec::new();
-    let Some(block) = grid.blocks.get_mut(slot) else { return done };
+    let Some(block) = grid.blocks.get_mut(block_slot) else { return done };
     for id in 0..16u32 {
         let barrier = &block.barriers[id as usize];
         if barrier.arrived == 0 || !barrier.is_complete(block.live) {
@@ -124,7 +124,7 @@ pub fn complete_barriers(grid: &mut GridState, slot: u32) -> Vec<u32> {
         done.push(id);
     }
     for (id, pc, arrived, expected) in overfull {
-        let site = grid.site(slot, 0, 0, pc);
+        let site = grid.site(block_slot, 0, 0, pc);
         grid.reporter.report(FindingKind::Barrier, site, || {
             format!("barrier {id}: {arrived} threads arrive where {expected} are expected")
         });

@@ -1,21 +1,21 @@
 //! `barrier.cluster`: arrival at and wait for the barrier of a cluster.
 
-use crate::exec::context::{Flow, InstructionContext};
+use crate::exec::context::{InstructionContext, NextAction};
 use crate::exec::grid::GridState;
 use crate::exec::state::mbarrier::join_clock;
 use crate::exec::state::warp::FragmentState;
 use crate::finding::FindingKind;
 
 /// Executes `barrier.cluster.arrive`; with `release`, threads that wait see the writes before it.
-pub fn cluster_arrive(cx: &mut InstructionContext, release: bool, aligned: bool) -> Flow {
+pub fn cluster_arrive(cx: &mut InstructionContext, release: bool, aligned: bool) -> NextAction {
     if aligned && !cx.gather_lanes(u32::MAX) {
-        return Flow::Stop;
+        return NextAction::Stop;
     }
     cx.fragment.gathered = false;
     let mask = cx.mask;
     let clock = release.then(|| cx.warp.order.release(mask));
-    let cluster_slot = cx.block().cluster_slot();
-    let Some(owner) = cx.grid.blocks.get_mut(cluster_slot) else { return Flow::Next };
+    let cluster_barrier_slot = cx.block().cluster_barrier_slot();
+    let Some(owner) = cx.grid.blocks.get_mut(cluster_barrier_slot) else { return NextAction::Next };
     let barrier = &mut owner.cluster_barrier;
     let phase = barrier.phase;
     let entry = barrier.lanes.entry((cx.warp.slot, cx.warp.index)).or_insert((0, phase));
@@ -34,44 +34,44 @@ pub fn cluster_arrive(cx: &mut InstructionContext, release: bool, aligned: bool)
         });
     }
     complete_cluster_barrier(cx.grid, cx.warp.slot);
-    Flow::Next
+    NextAction::Next
 }
 
 /// Executes `barrier.cluster.wait`.
-pub fn cluster_wait(cx: &mut InstructionContext, aligned: bool) -> Flow {
+pub fn cluster_wait(cx: &mut InstructionContext, aligned: bool) -> NextAction {
     if aligned && !cx.gather_lanes(u32::MAX) {
-        return Flow::Stop;
+        return NextAction::Stop;
     }
     complete_cluster_barrier(cx.grid, cx.warp.slot);
-    let cluster_slot = cx.block().cluster_slot();
-    let Some(owner) = cx.grid.blocks.get(cluster_slot) else { return Flow::Next };
+    let cluster_barrier_slot = cx.block().cluster_barrier_slot();
+    let Some(owner) = cx.grid.blocks.get(cluster_barrier_slot) else { return NextAction::Next };
     let barrier = &owner.cluster_barrier;
     let arrived = barrier.lanes.get(&(cx.warp.slot, cx.warp.index)).copied();
     let (lanes, phase) = arrived.unwrap_or((0, 0));
     if lanes & cx.mask != cx.mask {
         cx.fragment.gathered = false;
         cx.report(FindingKind::Barrier, cx.first_lane(), || "barrier.cluster.wait without an arrive before it".into());
-        return Flow::Next;
+        return NextAction::Next;
     }
     if barrier.phase > phase {
         cx.fragment.gathered = false;
         if let Some(clock) = &barrier.released {
             cx.warp.order.acquire(cx.mask, clock);
         }
-        return Flow::Next;
+        return NextAction::Next;
     }
     // The fragment waits before the instruction and executes it again after it is woken.
     cx.fragment.gathered = true;
     cx.fragment.state = FragmentState::ClusterBarrier { phase };
-    Flow::Stop
+    NextAction::Stop
 }
 
 /// Completes the barrier phase of a block's cluster if every live thread of the cluster has arrived.
-pub fn complete_cluster_barrier(grid: &mut GridState, slot: u32) {
-    let Some(block) = grid.blocks.get(slot) else { return };
+pub fn complete_cluster_barrier(grid: &mut GridState, block_slot: u32) {
+    let Some(block) = grid.blocks.get(block_slot) else { return };
     let live = block.cluster.iter().filter_map(|&s| grid.blocks.get(s)).map(|block| block.live).sum();
-    let cluster_slot = block.cluster_slot();
-    let Some(owner) = grid.blocks.get_mut(cluster_slot) else { return };
+    let cluster_barrier_slot = block.cluster_barrier_slot();
+    let Some(owner) = grid.blocks.get_mut(cluster_barrier_slot) else { return };
     if owner.cluster_barrier.try_complete_phase(live) {
         grid.reporter.counters.barriers += 1;
         grid.count_change();

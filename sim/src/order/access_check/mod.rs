@@ -263,8 +263,10 @@ impl<'a> AccessCheck<'a> {
             && self.ordered_lists.contains(&old.older)
             && !AccessCheck::are_readers_rotated(old);
         // A read without a proxy fence is reported only once, so the result of this check must not be cached.
-        let fenced =
-            !writes || old.reader >= FIRST_OP_KEY || !self.is_async || self.is_fenced(&old.last_reads_record(), lane);
+        let fenced = !writes
+            || old.reader >= FIRST_OP_KEY
+            || !self.is_async
+            || self.is_visible_to_async_proxy(&old.last_reads_record(), lane);
         same && fenced
     }
 
@@ -397,7 +399,9 @@ impl<'a> AccessCheck<'a> {
             let unread = cell.reader == NO_AGENT && !lists.has_read(cell.older);
             fault = self.find_write_conflict(cell, lane, offset, true, unread);
         }
-        let unfenced = |check: &Self| cell.reader < FIRST_OP_KEY && !check.is_fenced(&cell.last_reads_record(), lane);
+        let unfenced = |check: &Self| {
+            cell.reader < FIRST_OP_KEY && !check.is_visible_to_async_proxy(&cell.last_reads_record(), lane)
+        };
         if self.is_async && fault.is_none() && (cell.reader, cell.read) != self.last_unfenced_reader && unfenced(self) {
             self.last_unfenced_reader = (cell.reader, cell.read);
             let earlier = (Agent(cell.reader << 5 | cell.readers.trailing_zeros() & 31), cell.read_pc);
@@ -436,10 +440,10 @@ impl<'a> AccessCheck<'a> {
     ) {
         let mine = AccessRecord { key: self.key, stamp: self.stamp, mask: 0, pc: self.pc, write: true };
         if cell.reader != NO_AGENT && !(read_known && mine.subsumes(&cell.last_reads_record())) {
-            cell.older = self.push(cell.older, cell.last_reads_record(), offset, lists);
+            cell.older = self.push_older_access(cell.older, cell.last_reads_record(), offset, lists);
         }
         if cell.writer != NO_AGENT && !(write_known && mine.subsumes(&cell.last_write_record())) {
-            cell.older = self.push(cell.older, cell.last_write_record(), offset, lists);
+            cell.older = self.push_older_access(cell.older, cell.last_write_record(), offset, lists);
         }
     }
 
@@ -458,10 +462,10 @@ impl<'a> AccessCheck<'a> {
                 return;
             }
         }
-        cell.older = self.push(cell.older, cell.last_reads_record(), offset, lists);
+        cell.older = self.push_older_access(cell.older, cell.last_reads_record(), offset, lists);
     }
 
-    pub(super) fn push(
+    pub(super) fn push_older_access(
         &mut self,
         list: ListId,
         mut entry: AccessRecord,

@@ -72,7 +72,7 @@ impl AccessCheck<'_> {
             let kind = if of_op { ConflictKind::NotWaited(op) } else { ConflictKind::Race { two_stores } };
             return fault(kind, other);
         }
-        if self.is_async && old.write && !self.is_fenced(old, lane) {
+        if self.is_async && old.write && !self.is_visible_to_async_proxy(old, lane) {
             return fault(ConflictKind::Proxy, old.mask.trailing_zeros());
         }
         None
@@ -91,7 +91,7 @@ impl AccessCheck<'_> {
         through_async == self.is_async && mine.min(theirs) >= self.cx.clusters.common_scope(block, self.warp.block())
     }
 
-    pub(super) fn is_fenced(&self, old: &AccessRecord, lane: u32) -> bool {
+    pub(super) fn is_visible_to_async_proxy(&self, old: &AccessRecord, lane: u32) -> bool {
         if old.key == self.key {
             return true;
         }

@@ -63,14 +63,16 @@ impl ShadowMemory {
 
     /// Marks the bytes `range` as initialised.
     pub fn initialize(&mut self, range: Range<u64>) {
-        for_each_byte_mask(range, |at, bits| self.init[(at >> CHUNK_SHIFT) as usize].set(at & (CHUNK_BYTES - 1), bits));
+        for_each_byte_mask(range, |at, bits| {
+            self.init[(at >> CHUNK_SHIFT) as usize].insert_mask(at & (CHUNK_BYTES - 1), bits)
+        });
     }
 
     /// Returns true if every byte of `range` is initialised.
     pub fn is_initialized(&self, range: Range<u64>) -> bool {
         let mut all = true;
         for_each_byte_mask(range, |at, bits| {
-            all &= self.init[(at >> CHUNK_SHIFT) as usize].has(at & (CHUNK_BYTES - 1), bits)
+            all &= self.init[(at >> CHUNK_SHIFT) as usize].contains_mask(at & (CHUNK_BYTES - 1), bits)
         });
         all
     }
@@ -214,7 +216,7 @@ impl ShadowMemory {
         let chunk = get_or_create_chunk(&mut self.chunks[index], &mut self.spare, access.bytes.trailing_zeros());
         if WRITES && !matches!(self.init[index], InitializedBytes::All) {
             let init = &mut self.init[index];
-            for_each_byte_mask(start..end, |at, bits| init.set(at & (CHUNK_BYTES - 1), bits));
+            for_each_byte_mask(start..end, |at, bits| init.insert_mask(at & (CHUNK_BYTES - 1), bits));
         }
         let (first, count) =
             (((start & (CHUNK_BYTES - 1)) >> chunk.shift) as usize, (access.bytes >> chunk.shift) as usize);
@@ -254,11 +256,11 @@ impl ShadowMemory {
                 }
                 left &= left - 1;
                 let at = offset & (CHUNK_BYTES - 1);
-                if READS && !init.has(at, bits) {
+                if READS && !init.contains_mask(at, bits) {
                     check.fault = Some(UnattributedConflict::uninitialized(offset));
                 }
                 if WRITES {
-                    init.set(at, bits);
+                    init.insert_mask(at, bits);
                 }
                 let (first, count) = ((at >> chunk.shift) as usize, (bytes >> chunk.shift) as usize);
                 for (step, cell) in chunk.cells[first..first + count].iter_mut().enumerate() {
