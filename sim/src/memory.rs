@@ -201,7 +201,7 @@ impl SimMemory {
         &self.allocations[index]
     }
 
-    /// Returns the buffer with this index, to be changed.
+    /// Returns the buffer with this index (mutable).
     #[inline]
     pub fn get_mut(&mut self, index: usize) -> &mut Allocation {
         &mut self.allocations[index]

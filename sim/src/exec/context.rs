@@ -39,7 +39,7 @@ impl InstructionContext<'_, '_> {
         &self.grid.blocks[self.warp.slot]
     }
 
-    /// The block of the warp, to be changed.
+    /// The block of the warp (mutable).
     #[inline]
     pub fn block_mut(&mut self) -> &mut Block {
         &mut self.grid.blocks[self.warp.slot]
@@ -51,7 +51,7 @@ impl InstructionContext<'_, '_> {
         self.warp.regs(self.fragment.frame)
     }
 
-    /// The registers of the function that the fragment executes, to be changed.
+    /// The registers of the function that the fragment executes (mutable).
     #[inline(always)]
     pub fn regs_mut(&mut self) -> &mut Registers {
         self.warp.regs_mut(self.fragment.frame)

@@ -27,7 +27,7 @@ pub struct GridState<'a> {
     pub blocks: BlockTable,
     /// The generator from which every random choice of the run comes.
     pub rng: SeededRng,
-    /// Counters of changes and instructions.
+    /// Counters of memory changes and executed instructions.
     pub progress: ProgressCounters,
     /// Findings, notes and counters.
     pub reporter: Reporter<'a>,

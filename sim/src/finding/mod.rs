@@ -265,8 +265,8 @@ impl Findings {
     }
 }
 
-/// Merges findings whose gaps share a segment into the first of them, whose message then names the lines of the
-/// others.
+/// Merges findings that lack synchronisation in the same segment into the first of them, whose message then names the
+/// lines of the others.
 fn merge_by_gap(list: Vec<Finding>, gaps: &[Option<Gap>]) -> Vec<Finding> {
     // One entry per group of merged findings: the first gap, all segments, and the index of its finding in `out`.
     let mut groups: Vec<(Gap, HashSet<u32>, usize)> = Vec::new();

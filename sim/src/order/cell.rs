@@ -8,8 +8,8 @@ use std::ops::Range;
 /// Bytes of an allocation whose shadow cells are allocated together, at the first access to any of them.
 pub(super) const CHUNK_BYTES: u64 = 1 << CHUNK_SHIFT;
 pub(super) const CHUNK_SHIFT: u32 = 12;
-/// Log2 of the bytes per shadow cell in a new chunk: 128 bytes, one row of a copy. A narrower access splits the cells
-/// of its chunk.
+/// Log2 of the bytes per shadow cell in a new chunk: 128 bytes, the usual row length of copied tiles. A narrower
+/// access splits the cells of its chunk.
 const INITIAL_CELL_SHIFT: u32 = 7;
 /// Log2 of the maximum number of bytes that one lane accesses at once: 16.
 pub(super) const LANE_CELL_SHIFT: u32 = 4;

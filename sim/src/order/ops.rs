@@ -60,8 +60,8 @@ struct Observation {
     lanes: u32,
     key: OwnerKey,
     epoch: u32,
-    /// Which lanes know it: a lane index: this lane, about all of `lanes`; `None`: each lane, about its own part;
-    /// [`ANY_LANE`]: every lane, about all of `lanes`.
+    /// Which lanes know it. A lane index: that lane, about all parts in `lanes`; `None`: each lane, about its own
+    /// part; [`ANY_LANE`]: every lane, about all parts in `lanes`.
     by: Option<u8>,
 }
 

@@ -88,17 +88,24 @@ impl SyncLocations {
         if let Some(location) = self.locations.get_mut(&address) {
             if !rmw {
                 location.overwrite(by);
-            } else if location.linked(block, scope, clusters).is_none() {
+            } else if location.observed_clocks(block, scope, clusters).is_none() {
                 location.all.clear();
             }
             location.write = (block, scope);
         }
         if releases {
-            self.put(address, warp, lane, sem, scope);
+            self.attach_clocks(address, warp, lane, sem, scope);
         }
     }
 
-    fn put(&mut self, address: u64, warp: &mut WarpClocks, lane: u32, sem: MemorySemantics, scope: AccessStrength) {
+    fn attach_clocks(
+        &mut self,
+        address: u64,
+        warp: &mut WarpClocks,
+        lane: u32,
+        sem: MemorySemantics,
+        scope: AccessStrength,
+    ) {
         let (by, block) = (warp.agent(lane), warp.block());
         let fences = warp.fence_clocks(lane).into_iter();
         let mut new: Vec<Released> = fences.map(|(scope, clock)| Released { block, scope, clock }).collect();
@@ -115,8 +122,8 @@ impl SyncLocations {
             location.by = by;
         }
         for new in new {
-            add(&mut location.all, &new);
-            add(&mut location.last, &new);
+            add_release(&mut location.all, &new);
+            add_release(&mut location.last, &new);
         }
     }
 
@@ -127,7 +134,7 @@ impl SyncLocations {
         }
     }
 
-    /// Returns true if no location has a clock; weak writes need not be reported in this case.
+    /// Returns true if no location has a clock, so that weak writes need not be reported.
     pub fn is_empty(&self) -> bool {
         self.locations.is_empty()
     }
@@ -148,7 +155,7 @@ impl SyncLocations {
         }
         let Some(location) = self.locations.get(&address) else { return };
         let block = warp.block();
-        let Some(observed) = location.linked(block, scope, clusters) else { return };
+        let Some(observed) = location.observed_clocks(block, scope, clusters) else { return };
         for release in observed {
             let needed = clusters.common_scope(release.block, block);
             if release.scope < needed {
@@ -166,7 +173,7 @@ impl SyncLocations {
 impl SyncLocation {
     /// Returns the clocks that an access of `block` at `scope` observes; `None` if it is not morally strong with the
     /// last write.
-    fn linked(&self, block: u32, scope: AccessStrength, clusters: &ClusterLayout) -> Option<&[Released]> {
+    fn observed_clocks(&self, block: u32, scope: AccessStrength, clusters: &ClusterLayout) -> Option<&[Released]> {
         let (by, write) = self.write;
         (scope.min(write) >= clusters.common_scope(by, block)).then_some(&self.all)
     }
@@ -179,7 +186,7 @@ impl SyncLocation {
 
 /// Adds a released clock to a list; joins it with a clock in the list that the same threads can acquire, if there is
 /// one.
-fn add(released: &mut Vec<Released>, new: &Released) {
+fn add_release(released: &mut Vec<Released>, new: &Released) {
     let alike =
         |old: &&mut Released| old.scope == new.scope && (new.scope == AccessStrength::Gpu || old.block == new.block);
     match released.iter_mut().find(alike) {

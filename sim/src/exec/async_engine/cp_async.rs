@@ -187,8 +187,8 @@ impl AsyncEngine {
             }
             part.rows.retain(|row| row.lanes != 0);
         }
-        // Starts a new part, so that later copies belong to a new operation but to the same commit group. Old empty
-        // parts are dropped, because kernels that use only mbarrier arrivals never commit.
+        // Starts a new batch, so that later copies belong to a new operation but to the same commit group. Old empty
+        // batches are dropped, because kernels that use only mbarrier arrivals never commit.
         if let Some(op) = open.last().map(|p| p.op) {
             open.retain(|p| p.lanes != 0);
             if open.len() > 16 && open[0].rows.is_empty() {

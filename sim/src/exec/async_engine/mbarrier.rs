@@ -333,7 +333,7 @@ fn expect_bytes(grid: &mut GridState, at: MbarrierLocation, bytes: u32, site: Si
     }
 }
 
-/// Reports mbarriers of a block that exits that received more bytes than their phases expected.
+/// Reports the mbarriers of an exiting block that received more bytes than their phases expected.
 pub(super) fn report_excess_bytes(grid: &mut GridState, block_slot: u32) {
     let Some(block) = grid.blocks.get(block_slot) else { return };
     for (&address, object) in block.mbarriers.iter().filter(|(_, object)| object.pending_bytes < 0) {

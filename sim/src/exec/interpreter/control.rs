@@ -157,7 +157,7 @@ pub fn ret(cx: &mut InstructionContext) -> NextAction {
     fragment.mask = mask;
     fragment.frame = parent;
     fragment.pc = return_pc;
-    // The fragment leaves the reconvergence points (joins) of the function that it returns from.
+    // The fragment leaves the reconvergence points of the function from which it returns.
     while fragment.join != NO_JOIN && cx.warp.joins[fragment.join as usize].frame == index {
         let join = fragment.join;
         let to = cx.warp.joins[join as usize].parent;

@@ -1,13 +1,13 @@
-//! Unblocks a warp in which no fragment can run: completes the joins and gatherings at which its lanes wait for each
-//! other, or gives them up.
+//! Unblocks a warp in which no fragment can run. Its lanes wait for each other, either at a reconvergence point
+//! (join) or at an instruction that needs several lanes together (gathering); such a wait is completed or given up.
 
 use super::warp_turn::Interpreter;
 use crate::exec::state::warp::{FragmentState, Warp};
 use crate::finding::FindingKind;
 
 impl Interpreter<'_> {
-    /// Completes the joins and gatherings of a warp in which no fragment can run, or gives them up if the missing
-    /// lanes cannot arrive. Returns whether a fragment can run now.
+    /// Completes the joins and gatherings at which lanes of the warp wait for each other, or gives them up if the
+    /// missing lanes cannot arrive. Returns whether a fragment can run now.
     pub(super) fn unblock_warp(&mut self, warp: &mut Warp) -> bool {
         warp.complete_joins();
         warp.complete_gatherings();
@@ -15,11 +15,12 @@ impl Interpreter<'_> {
             return true;
         }
         let waits_in_warp = |state| matches!(state, FragmentState::AtJoin | FragmentState::Gather { .. });
-        // Lanes that wait for other warps may still arrive at the join or gathering.
+        // Lanes that wait for other warps may still reach the instruction at which the others wait for them.
         if warp.fragments.is_empty() || warp.fragments.iter().any(|f| !waits_in_warp(f.state)) {
             return false;
         }
-        // A gathering waits for lanes that cannot arrive: they wait at a join behind it or gather elsewhere.
+        // A gathering waits for lanes that cannot arrive: they wait at a reconvergence point behind it, or gather
+        // elsewhere.
         let whole = |state| matches!(state, FragmentState::Gather { same_instruction: true, .. });
         if let Some(i) = warp.fragments.iter().position(|f| whole(f.state)) {
             self.report_divergence(warp, i);

@@ -81,7 +81,7 @@ pub fn mma(cx: &mut InstructionContext, m: &Mma) -> NextAction {
             _ => mma_of_any_shape(m, regs, mask),
         }
     }
-    spoil(regs, &m.d, undefined, mask);
+    mark_results_undefined(regs, &m.d, undefined, mask);
     NextAction::Next
 }
 
@@ -103,7 +103,7 @@ pub fn wmma_mma(cx: &mut InstructionContext, m: &Wmma) -> NextAction {
             d.iter().enumerate().for_each(|(row, d)| regs.rows[slot as usize + row].0 = *d);
         }
     }
-    spoil(regs, &m.d, undefined, mask);
+    mark_results_undefined(regs, &m.d, undefined, mask);
     NextAction::Next
 }
 
@@ -117,13 +117,13 @@ pub fn movmatrix(cx: &mut InstructionContext, dst: u32, src: u32) -> NextAction 
     let value = ldmatrix::transposed(&regs.get(src));
     let undefined = regs.undefined[src as usize] & mask;
     regs.set(dst, &value, mask);
-    spoil(regs, &[dst], undefined, mask);
+    mark_results_undefined(regs, &[dst], undefined, mask);
     NextAction::Next
 }
 
 /// Marks all elements of a result as undefined if any input is undefined. Exact tracking would mark only the row or
 /// column that depends on the input.
-fn spoil(regs: &mut Registers, results: &[u32], undefined: u32, mask: u32) {
+fn mark_results_undefined(regs: &mut Registers, results: &[u32], undefined: u32, mask: u32) {
     let spoiled = if undefined != 0 { mask } else { 0 };
     results.iter().for_each(|&slot| set_undefined(regs, slot, spoiled, mask));
 }

@@ -58,7 +58,7 @@ impl MemorySystem {
         }
     }
 
-    /// Returns the bytes of a location, to be changed; an empty slice if it is the shared memory of a block that has
+    /// Returns the bytes of a location (mutable); an empty slice if it is the shared memory of a block that has
     /// ended.
     pub fn location_bytes_mut<'m>(&'m mut self, blocks: &'m mut BlockTable, location: MemoryLocation) -> &'m mut [u8] {
         match location {

@@ -13,7 +13,7 @@ pub struct MemoryConflict<'c> {
     pub access: AccessKind,
     /// The state space: `global` or `shared`.
     pub space: &'static str,
-    /// Address of the first conflicting byte in its space.
+    /// Address of the first conflicting byte in its state space.
     pub address: u64,
     /// The conflict as shadow memory found it.
     pub conflict: &'c Conflict,

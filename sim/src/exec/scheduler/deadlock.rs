@@ -39,7 +39,7 @@ pub(super) fn report_deadlock(grid: &mut GridState) {
     for (block, warp, fragment) in fragments(grid) {
         let Some((site, line)) = wait_site(grid, block, warp, fragment) else { continue };
         // The finding should point at a fragment that waits for something specific rather than at one that runs or
-        // waits at a join.
+        // waits to reconverge.
         let rank = u32::from(matches!(fragment.state, FragmentState::Ready | FragmentState::AtJoin));
         if first.as_ref().is_none_or(|(r, _)| rank < *r) {
             first = Some((rank, site));

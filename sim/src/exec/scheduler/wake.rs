@@ -109,8 +109,8 @@ impl Scheduler {
         }
     }
 
-    /// Lets lanes that wait at a join continue alone, because the lanes that they wait for may in turn wait for them.
-    /// Returns whether any lanes waited at a join.
+    /// Lets lanes that wait at a reconvergence point (join) continue alone, because the lanes that they wait for may
+    /// in turn wait for them. Returns whether there were any.
     pub(super) fn give_up_joins(&mut self, grid: &mut GridState) -> bool {
         let mut any = false;
         for slot in 0..grid.blocks.len() {

@@ -43,8 +43,8 @@ pub struct Block {
     pub ended: bool,
     /// Whether the register pool grew in this turn; after the turn, warps that wait for registers are woken.
     pub pool_grew: bool,
-    /// Whether the fourth warp of a warpgroup issued a wgmma product in this turn; after the turn, warps that wait
-    /// for the product are woken.
+    /// Whether, in this turn, the last of the four warps of a warpgroup issued a wgmma product; after the turn, warps
+    /// that wait for the product are woken.
     pub wgmma_issued: bool,
 }
 
@@ -75,7 +75,7 @@ impl BlockTable {
         self.slots.get(slot as usize)?.as_deref()
     }
 
-    /// Returns the block in a slot, to be changed; `None` if the slot is empty.
+    /// Returns the block in a slot (mutable); `None` if the slot is empty.
     #[inline]
     pub fn get_mut(&mut self, slot: u32) -> Option<&mut Block> {
         self.slots.get_mut(slot as usize)?.as_deref_mut()

@@ -21,7 +21,7 @@ use crate::order::WarpClocks;
 use crate::program::FunctionCode;
 use crate::regs::Registers;
 
-/// Index in [`WarpFragment::join`] of a fragment that has no join (point of reconvergence).
+/// Value of [`WarpFragment::join`] for a fragment that has no reconvergence point (join).
 pub const NO_JOIN: u32 = u32::MAX;
 
 /// One call of a function by lanes of a warp: its registers, parameters and return address.
@@ -46,7 +46,7 @@ pub struct CallFrame {
 pub enum FragmentState {
     /// The fragment can run.
     Ready,
-    /// Waits at its join (point of reconvergence) for the other fragments.
+    /// Waits at its reconvergence point (join) for the other fragments.
     AtJoin,
     /// Waits at an instruction that needs the lanes `members` together. With `same_instruction` all of them must be
     /// at this instruction; without it (`bar.warp.sync`) each may be at a different one.
@@ -78,9 +78,9 @@ pub struct WarpFragment {
     pub mask: u32,
     /// Index in [`Warp::frames`] of the lanes' frame.
     pub frame: u32,
-    /// Index in [`Warp::joins`] of the point where the fragment reconverges with others, or [`NO_JOIN`].
+    /// Index in [`Warp::joins`] of the reconvergence point at which the fragment merges with others, or [`NO_JOIN`].
     pub join: u32,
-    /// The join's instruction if the join is in this frame, else [`NO_JOIN`].
+    /// Index of the instruction of the reconvergence point if that is in this frame, else [`NO_JOIN`].
     pub join_pc: u32,
     /// Whether the fragment can run, or what it waits for.
     pub state: FragmentState,
@@ -100,11 +100,11 @@ pub struct ReconvergencePoint {
     pub pc: u32,
     /// Index of the frame that the instruction belongs to.
     pub frame: u32,
-    /// Mask of the lanes that the join waits for, including those that have arrived; 0 once the join is over.
+    /// Mask of the lanes that must arrive, including those that have arrived; 0 once all have reconverged.
     pub expected: u32,
     /// Mask of the lanes that have arrived.
     pub arrived: u32,
-    /// Index of the enclosing join, or [`NO_JOIN`].
+    /// Index of the enclosing reconvergence point, or [`NO_JOIN`].
     pub parent: u32,
 }
 
@@ -164,7 +164,7 @@ impl Warp {
         &self.frames[frame as usize].as_ref().expect("a fragment's frame lives").regs
     }
 
-    /// The registers of the frame with this index, to be changed.
+    /// The registers of the frame with this index (mutable).
     #[inline(always)]
     pub fn regs_mut(&mut self, frame: u32) -> &mut Registers {
         &mut self.frame(frame).regs
@@ -184,9 +184,9 @@ impl Warp {
         }
     }
 
-    /// Adds a join and returns its index.
+    /// Adds a reconvergence point and returns its index.
     pub fn push_join(&mut self, join: ReconvergencePoint) -> u32 {
-        // Reuses the entry of a join that is over, if there is one.
+        // Reuses the entry of a reconvergence point that is no longer in use, if there is one.
         match self.joins.iter().position(|j| j.expected == 0) {
             Some(i) => {
                 self.joins[i] = join;
@@ -199,7 +199,7 @@ impl Warp {
         }
     }
 
-    /// Returns [`WarpFragment::join_pc`] for a fragment in `frame` whose next join is `join`.
+    /// Returns [`WarpFragment::join_pc`] for a fragment in `frame` whose next reconvergence point is `join`.
     pub fn join_pc(&self, join: u32, frame: u32) -> u32 {
         match self.joins.get(join as usize) {
             Some(j) if join != NO_JOIN && j.frame == frame => j.pc,
@@ -219,7 +219,7 @@ impl Warp {
         reconverge: Option<u32>,
     ) -> WarpFragment {
         if let Some(pc) = reconverge {
-            // A loop that diverges in every iteration reuses its join.
+            // A loop that diverges in every iteration reuses its reconvergence point.
             let reuse = fragment.join != NO_JOIN
                 && self.joins[fragment.join as usize].pc == pc
                 && self.joins[fragment.join as usize].frame == fragment.frame;
@@ -243,7 +243,7 @@ impl Warp {
         other
     }
 
-    /// Makes a fragment that has reached its join wait there.
+    /// Makes a fragment that has reached its reconvergence point wait there.
     pub fn arrive_at_join(&mut self, fragment: &mut WarpFragment) {
         let join = fragment.join;
         self.joins[join as usize].arrived |= fragment.mask;
@@ -274,8 +274,8 @@ impl Warp {
         base
     }
 
-    /// Merges the fragments at joins where all expected lanes have arrived and makes them ready. `self.fragments`
-    /// must hold every live lane.
+    /// Merges the fragments at reconvergence points where all expected lanes have arrived, and makes them ready.
+    /// `self.fragments` must hold every live lane.
     pub fn complete_joins(&mut self) {
         for at in 0..self.joins.len() {
             let j = self.joins[at];
@@ -315,7 +315,8 @@ impl Warp {
         });
     }
 
-    /// Makes fragments that wait at a join ready, although lanes are missing; returns whether there were any.
+    /// Makes fragments that wait at a reconvergence point ready, although lanes are missing; returns whether there
+    /// were any.
     pub fn give_up_joins(&mut self) -> bool {
         let waiting: Vec<usize> =
             (0..self.fragments.len()).filter(|&i| self.fragments[i].state == FragmentState::AtJoin).collect();
@@ -334,7 +335,8 @@ impl Warp {
         !waiting.is_empty()
     }
 
-    /// Removes the lanes `mask` from the join `from` and those that enclose it, up to but not including `to`.
+    /// Makes the reconvergence point `from` and those that enclose it, up to but not including `to`, no longer wait for
+    /// the lanes `mask`.
     pub fn leave_joins(&mut self, mask: u32, from: u32, to: u32) {
         let mut at = from;
         while at != NO_JOIN && at != to {
@@ -408,7 +410,8 @@ impl Warp {
         false
     }
 
-    /// Merges fragment `k` into fragment `i`. Both leave their joins up to the innermost one that encloses both.
+    /// Merges fragment `k` into fragment `i`. Both leave their reconvergence points up to the innermost one that
+    /// encloses both.
     fn merge(&mut self, i: usize, k: usize) {
         let g = self.fragments.swap_remove(k);
         let f = self.fragments[i];

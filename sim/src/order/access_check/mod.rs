@@ -70,7 +70,7 @@ fn is_known_by(answers: &mut [KnownLanes; 2], key: OwnerKey, stamp: AccessStamp,
 }
 
 /// Returns the index of the cached answer about accesses by this owner with this stamp.
-fn answer(answers: &[KnownLanes; 2], key: OwnerKey, stamp: AccessStamp) -> Option<usize> {
+fn answer_index(answers: &[KnownLanes; 2], key: OwnerKey, stamp: AccessStamp) -> Option<usize> {
     answers.iter().position(|answer| answer.key == key && answer.stamp == stamp)
 }
 
@@ -89,8 +89,8 @@ pub(super) struct AccessCheck<'a> {
     /// Whether the access is weak and goes through the generic proxy.
     is_plain: bool,
     /// The last two cached answers about writers and the last two about readers, latest first.
-    of_writer: [KnownLanes; 2],
-    of_reader: [KnownLanes; 2],
+    writer_answers: [KnownLanes; 2],
+    reader_answers: [KnownLanes; 2],
     /// The last two lists all of whose accesses are ordered before every lane of this access, latest first.
     ordered_lists: [ListId; 2],
     /// The last push onto a list: the list, the pushed record, and the resulting list.
@@ -116,7 +116,7 @@ impl<'a> AccessCheck<'a> {
     ) -> Self {
         let is_async = key >= FIRST_OP_KEY && cx.ops.kind(AsyncOpId::from_key(key)).is_async_proxy();
         let is_plain = !is_async && stamp.strength() == AccessStrength::Weak;
-        let (of_writer, of_reader) = ([KnownLanes::NONE; 2], [KnownLanes::NONE; 2]);
+        let (writer_answers, reader_answers) = ([KnownLanes::NONE; 2], [KnownLanes::NONE; 2]);
         let (ordered_lists, pushed, fault) = ([0; 2], (0, ShadowCell::FRESH.last_reads_record(), 0), None);
         let (last_ordered_write, last_unfenced_reader) =
             (ShadowCell::FRESH.last_write_record(), (NO_AGENT, AccessStamp(u32::MAX)));
@@ -130,8 +130,8 @@ impl<'a> AccessCheck<'a> {
             pc,
             is_async,
             is_plain,
-            of_writer,
-            of_reader,
+            writer_answers,
+            reader_answers,
             ordered_lists,
             pushed,
             last_ordered_write,
@@ -241,17 +241,17 @@ impl<'a> AccessCheck<'a> {
     /// `old` in the same way, for any writing lane and any offset.
     pub(super) fn is_result_lane_independent(&self, old: &ShadowCell, writes: bool) -> bool {
         let all = |answers: &[KnownLanes; 2], key, stamp| {
-            answer(answers, key, stamp).is_some_and(|at| answers[at].known == u32::MAX)
+            answer_index(answers, key, stamp).is_some_and(|at| answers[at].known == u32::MAX)
         };
         let reader = old.reader == NO_AGENT
             || old.reader == self.key
-            || all(&self.of_reader, old.reader, old.read)
+            || all(&self.reader_answers, old.reader, old.read)
             || !writes && old.readers == u32::MAX && !self.may_lane_know_more(old.reader);
         self.is_plain
             && self.fault.is_none()
             && self.ordered_lists.contains(&old.older)
             && reader
-            && all(&self.of_writer, old.writer >> 5, old.write)
+            && all(&self.writer_answers, old.writer >> 5, old.write)
     }
 
     /// Called after a check of `lane` without conflict. Returns true if a shadow cell like `old` at any other offset
@@ -283,13 +283,13 @@ impl<'a> AccessCheck<'a> {
     /// Returns true if a cached answer says that the cell's last write is ordered before this access.
     #[inline(always)]
     fn is_writer_cached_as_ordered(&mut self, cell: &ShadowCell) -> bool {
-        is_known_by(&mut self.of_writer, cell.writer >> 5, cell.write, 1 << (cell.writer & 31))
+        is_known_by(&mut self.writer_answers, cell.writer >> 5, cell.write, 1 << (cell.writer & 31))
     }
 
     /// Returns true if a cached answer says that the cell's last reads are ordered before this access.
     #[inline(always)]
     fn are_readers_cached_as_ordered(&mut self, cell: &ShadowCell) -> bool {
-        is_known_by(&mut self.of_reader, cell.reader, cell.read, cell.readers)
+        is_known_by(&mut self.reader_answers, cell.reader, cell.read, cell.readers)
     }
 
     /// Returns true if the cache says that all accesses in the list are ordered before this access.
@@ -509,20 +509,20 @@ impl<'a> AccessCheck<'a> {
 
     pub(super) fn is_writer_ordered(&mut self, cell: &ShadowCell, lane: u32) -> bool {
         let (key, mask) = (cell.writer >> 5, 1 << (cell.writer & 31));
-        let at = answer(&self.of_writer, key, cell.write);
+        let at = answer_index(&self.writer_answers, key, cell.write);
         if at.is_none() {
-            self.of_writer = [self.known_lanes(key, cell.write), self.of_writer[0]];
+            self.writer_answers = [self.known_lanes(key, cell.write), self.writer_answers[0]];
         }
-        let known = self.of_writer[at.unwrap_or(0)].known;
+        let known = self.writer_answers[at.unwrap_or(0)].known;
         mask & !known == 0 || self.may_lane_know_more(key) && self.is_ordered_for_lane(key, cell.write, mask, lane)
     }
 
     pub(super) fn are_readers_ordered(&mut self, cell: &ShadowCell, lane: u32) -> bool {
-        let at = answer(&self.of_reader, cell.reader, cell.read);
+        let at = answer_index(&self.reader_answers, cell.reader, cell.read);
         if at.is_none() {
-            self.of_reader = [self.known_lanes(cell.reader, cell.read), self.of_reader[0]];
+            self.reader_answers = [self.known_lanes(cell.reader, cell.read), self.reader_answers[0]];
         }
-        cell.readers & !self.of_reader[at.unwrap_or(0)].known == 0
+        cell.readers & !self.reader_answers[at.unwrap_or(0)].known == 0
             || self.may_lane_know_more(cell.reader)
                 && self.is_ordered_for_lane(cell.reader, cell.read, cell.readers, lane)
     }

@@ -3,7 +3,7 @@
 use super::super::access_lists::AccessLists;
 use super::super::cell::ShadowCell;
 use super::super::{FIRST_OP_KEY, NO_AGENT};
-use super::{AccessCheck, answer};
+use super::{AccessCheck, answer_index};
 
 impl AccessCheck<'_> {
     /// Checks and records that `count` consecutive lanes from `lane` on read one row of bytes, 16 bytes each; the row
@@ -40,10 +40,10 @@ impl AccessCheck<'_> {
     /// accesses.
     pub(in crate::order) fn is_writer_ordered_for_all(&mut self, cell: &ShadowCell) -> bool {
         let (key, stamp) = (cell.writer >> 5, cell.write);
-        if answer(&self.of_writer, key, stamp).is_none() {
-            self.of_writer = [self.known_lanes(key, stamp), self.of_writer[0]];
+        if answer_index(&self.writer_answers, key, stamp).is_none() {
+            self.writer_answers = [self.known_lanes(key, stamp), self.writer_answers[0]];
         }
-        answer(&self.of_writer, key, stamp).is_some_and(|at| self.of_writer[at].known == u32::MAX)
+        answer_index(&self.writer_answers, key, stamp).is_some_and(|at| self.writer_answers[at].known == u32::MAX)
     }
 
     /// Returns whether each of `count` lanes is ordered after the last readers of its 16 bytes of the cell; `None` if
@@ -53,10 +53,10 @@ impl AccessCheck<'_> {
         if self.unordered_readers == (key, stamp) {
             return Some(false);
         }
-        if answer(&self.of_reader, key, stamp).is_none() {
-            self.of_reader = [self.known_lanes(key, stamp), self.of_reader[0]];
+        if answer_index(&self.reader_answers, key, stamp).is_none() {
+            self.reader_answers = [self.known_lanes(key, stamp), self.reader_answers[0]];
         }
-        let known = answer(&self.of_reader, key, stamp).map_or(0, |at| self.of_reader[at].known);
+        let known = answer_index(&self.reader_answers, key, stamp).map_or(0, |at| self.reader_answers[at].known);
         if known == u32::MAX {
             return Some(true);
         }

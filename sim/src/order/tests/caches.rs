@@ -1,6 +1,6 @@
 //! Cached changes of shadow cells do not change results: shadow memory with caches is compared with one without.
 
-use super::barrier;
+use super::{barrier, xorshift};
 use crate::order::CACHES_DISABLED;
 use crate::order::*;
 
@@ -19,10 +19,7 @@ struct CachedAndUncached {
 
 impl CachedAndUncached {
     fn random(&mut self, below: u64) -> u64 {
-        self.state ^= self.state << 13;
-        self.state ^= self.state >> 7;
-        self.state ^= self.state << 17;
-        (self.state >> 20) % below
+        (xorshift(&mut self.state) >> 20) % below
     }
 
     /// Returns offsets of 16-byte rows as in a swizzled tile: some lines with some 16-byte units each.
@@ -46,7 +43,7 @@ impl CachedAndUncached {
         found[0].len()
     }
 
-    fn act(&mut self) -> usize {
+    fn random_access(&mut self) -> usize {
         let (w, pc) = (self.random(8) as usize, self.random(6) as u32);
         let access = if self.random(2) == 0 { AccessKind::Read } else { AccessKind::Write };
         match self.random(9) {
@@ -163,7 +160,7 @@ fn row_checks_equal_checks_lane_by_lane() {
         row_chunks += twins.shadows[0].chunks.iter().flatten().filter(|chunk| chunk.has_row_cells).count();
         for _ in 0..seed % 5 {
             twins.order();
-            conflicts += twins.act();
+            conflicts += twins.random_access();
             twins.copy_rows();
         }
         twins.access_all_bytes_unordered();
@@ -186,7 +183,7 @@ fn caches_do_not_change_results() {
             if twins.random(2) == 0 {
                 twins.order();
             }
-            let found = twins.act();
+            let found = twins.random_access();
             conflicts += found;
             clean += (found == 0) as usize;
         }

@@ -1,7 +1,7 @@
 //! Random short histories of accesses, checked by shadow memory and by the reference graph.
 
-use super::barrier;
 use super::graph::{HappensBeforeGraph, Node, Thread};
+use super::{barrier, xorshift};
 use crate::order::*;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -401,10 +401,11 @@ impl World {
                 ConflictKind::Proxy | ConflictKind::ProxyRead => "proxy",
             });
             let agrees = kind.map_or(kinds.is_empty(), |kind| kinds.contains(kind));
-            let past: Vec<&RecordedAccess> = self.past.iter().filter(|old| Self::meets(&mine, old)).collect();
+            let past: Vec<&RecordedAccess> =
+                self.past.iter().filter(|old| Self::conflicts_unless_ordered(&mine, old)).collect();
             assert!(agrees, "shadow memory reports {found:?}, the graph {kinds:?}, for {mine:?} after {past:#?}");
             self.conflicts += !kinds.is_empty() as usize;
-            let met = self.past.iter().any(|old| Self::meets(&mine, old));
+            let met = self.past.iter().any(|old| Self::conflicts_unless_ordered(&mine, old));
             self.ordered += (kinds.is_empty() && met) as usize;
             if !kinds.is_empty() {
                 self.spoiled.extend(&touched);
@@ -419,13 +420,13 @@ impl World {
     }
 
     /// Returns true if the two accesses conflict unless they are ordered.
-    fn meets(mine: &RecordedAccess, old: &RecordedAccess) -> bool {
+    fn conflicts_unless_ordered(mine: &RecordedAccess, old: &RecordedAccess) -> bool {
         let apart = mine.bytes.1 <= old.bytes.0 || old.bytes.1 <= mine.bytes.0;
         !apart && (mine.writes || old.writes) && (mine.op.is_none() || mine.op != old.op)
     }
 
     fn judge(&self, mine: &RecordedAccess, old: &RecordedAccess) -> Option<&'static str> {
-        if !Self::meets(mine, old) {
+        if !Self::conflicts_unless_ordered(mine, old) {
             return None;
         }
         let through_async = |past: &RecordedAccess| past.op.is_some_and(|(op, _)| self.ops.kind(op).is_async_proxy());
@@ -445,7 +446,7 @@ impl World {
     }
 }
 
-/// Generates the raw numbers of `count` random steps.
+/// Draws the numbers of a random step.
 fn random_step(random: &mut impl FnMut() -> u64) -> Step {
     let bytes = random().to_le_bytes();
     (bytes[0], bytes[1], bytes[2], [bytes[3], bytes[4], bytes[5], bytes[6]])
@@ -453,12 +454,7 @@ fn random_step(random: &mut impl FnMut() -> u64) -> Step {
 
 fn run(seed: u64, steps: usize) -> (usize, usize) {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut random = move || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 8
-    };
+    let mut random = move || xorshift(&mut state).wrapping_mul(0x2545_f491_4f6c_dd1d) >> 8;
     let head = random();
     let space = if head & 1 != 0 { MemorySpace::Shared } else { MemorySpace::Global };
     let mut world = World::new(space, head & 6 != 0, (head >> 3) as u8);

@@ -1,5 +1,6 @@
 //! Access lists drop only entries that a later access of the same lanes replaces.
 
+use super::xorshift;
 use crate::order::access_lists::{AccessLists, AccessRecord};
 use crate::order::{AccessStamp, AccessStrength};
 use std::collections::HashMap;
@@ -7,12 +8,7 @@ use std::collections::HashMap;
 #[test]
 fn list_keeps_the_last_access_of_every_lane_and_stays_short() {
     let mut state = 88172645463325252u64;
-    let mut random = move |below: u64| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 11) as u32 % below as u32
-    };
+    let mut random = move |below: u64| (xorshift(&mut state) >> 11) as u32 % below as u32;
     let mut chains = AccessLists::default();
     let (mut list, mut last) = (0, HashMap::new());
     for epoch in 1..2000 {

@@ -26,3 +26,11 @@ fn barrier(participants: &mut [(&mut WarpClocks, u32, u32)]) {
         }
     }
 }
+
+/// Advances a xorshift64 generator and returns its new state.
+fn xorshift(state: &mut u64) -> u64 {
+    *state ^= *state << 13;
+    *state ^= *state >> 7;
+    *state ^= *state << 17;
+    *state
+}

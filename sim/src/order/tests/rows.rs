@@ -1,6 +1,6 @@
 //! Checking a whole row at once gives the same result as checking it lane by lane.
 
-use super::barrier;
+use super::{barrier, xorshift};
 use crate::order::*;
 
 const CLUSTERS: ClusterLayout = ClusterLayout::NONE;
@@ -16,10 +16,7 @@ struct WholeAndHalfWarps {
 
 impl WholeAndHalfWarps {
     fn random(&mut self, below: u64) -> u64 {
-        self.state ^= self.state << 13;
-        self.state ^= self.state >> 7;
-        self.state ^= self.state << 17;
-        (self.state >> 20) % below
+        (xorshift(&mut self.state) >> 20) % below
     }
 
     fn access(&mut self) -> usize {

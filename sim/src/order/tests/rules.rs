@@ -21,7 +21,7 @@ impl RuleTest {
     }
 
     /// Makes one lane of warp `w` access `bytes` bytes at `offset`; returns the kind of the conflict, if any.
-    fn act(
+    fn access(
         &mut self,
         access: AccessKind,
         w: usize,
@@ -38,15 +38,15 @@ impl RuleTest {
     }
 
     fn read(&mut self, w: usize, lane: u32, offset: u64) -> Option<ConflictKind> {
-        self.act(AccessKind::Read, w, lane, offset, 4, AccessStrength::Weak)
+        self.access(AccessKind::Read, w, lane, offset, 4, AccessStrength::Weak)
     }
 
     fn write(&mut self, w: usize, lane: u32, offset: u64) -> Option<ConflictKind> {
-        self.act(AccessKind::Write, w, lane, offset, 4, AccessStrength::Weak)
+        self.access(AccessKind::Write, w, lane, offset, 4, AccessStrength::Weak)
     }
 
     fn atomic(&mut self, w: usize, lane: u32, offset: u64, strength: AccessStrength) -> Option<ConflictKind> {
-        self.act(AccessKind::Atomic, w, lane, offset, 4, strength)
+        self.access(AccessKind::Atomic, w, lane, offset, 4, strength)
     }
 
     /// Makes lane 0 of warp `w` start an operation on 64 bytes at `offset`; returns it and the kind of its conflict,
@@ -120,14 +120,14 @@ fn barrier_of_a_partial_warp_covers_all_lanes() {
 fn reports_reads_of_uninitialised_bytes() {
     let mut s = RuleTest::new(false);
     assert_eq!(s.read(0, 0, 0), Some(ConflictKind::Uninitialized));
-    assert_eq!(s.act(AccessKind::Write, 0, 0, 8, 2, AccessStrength::Weak), None);
-    assert_eq!(s.act(AccessKind::Read, 0, 0, 8, 2, AccessStrength::Weak), None);
+    assert_eq!(s.access(AccessKind::Write, 0, 0, 8, 2, AccessStrength::Weak), None);
+    assert_eq!(s.access(AccessKind::Read, 0, 0, 8, 2, AccessStrength::Weak), None);
     assert_eq!(s.read(0, 0, 8), Some(ConflictKind::Uninitialized));
     assert_eq!(s.atomic(0, 0, 32, AccessStrength::Cta), Some(ConflictKind::Uninitialized));
     s.shadow.initialize(100..5000);
     assert!(s.shadow.is_initialized(100..5000) && !s.shadow.is_initialized(99..5000));
     s.shadow.reset(false);
-    assert_eq!(s.act(AccessKind::Read, 0, 0, 8, 2, AccessStrength::Weak), Some(ConflictKind::Uninitialized));
+    assert_eq!(s.access(AccessKind::Read, 0, 0, 8, 2, AccessStrength::Weak), Some(ConflictKind::Uninitialized));
 }
 
 #[test]
@@ -145,7 +145,7 @@ fn strong_accesses_need_a_scope_that_includes_both_threads() {
         for scope in [AccessStrength::Cta, AccessStrength::Cluster, AccessStrength::Gpu] {
             let mut s = RuleTest::new(true);
             assert_eq!(s.atomic(0, 0, 0, AccessStrength::Gpu), None);
-            let verdict = s.act(AccessKind::Read, other, 0, 0, 4, scope);
+            let verdict = s.access(AccessKind::Read, other, 0, 0, 4, scope);
             assert_eq!(verdict.is_none(), scope >= least, "{other} at {scope:?}");
         }
     }
@@ -174,11 +174,11 @@ fn accesses_before_a_strong_access_still_conflict() {
 fn neighbouring_bytes_do_not_conflict() {
     let mut s = RuleTest::new(true);
     for byte in 0..8 {
-        assert_eq!(s.act(AccessKind::Write, byte % 2, byte as u32, byte as u64, 1, AccessStrength::Weak), None);
+        assert_eq!(s.access(AccessKind::Write, byte % 2, byte as u32, byte as u64, 1, AccessStrength::Weak), None);
     }
-    assert_eq!(s.act(AccessKind::Read, 0, 0, 0, 2, AccessStrength::Weak), Some(RACE));
+    assert_eq!(s.access(AccessKind::Read, 0, 0, 0, 2, AccessStrength::Weak), Some(RACE));
     s.meet(0);
-    assert_eq!(s.act(AccessKind::Read, 0, 0, 0, 8, AccessStrength::Weak), None);
+    assert_eq!(s.access(AccessKind::Read, 0, 0, 0, 8, AccessStrength::Weak), None);
 }
 
 #[test]
