@@ -18,7 +18,6 @@ use crate::order::{AccessKind, AsyncOpId, AsyncOpKind};
 use crate::program::op::{AddressWindow, CpAsync};
 
 impl AsyncEngine {
-    /// Executes `cp.async`.
     pub fn cp_async(&mut self, cx: &mut InstructionContext, memory: &mut MemorySystem, c: &CpAsync) -> NextAction {
         let regs = cx.regs();
         let (dst, src) = (addresses(regs, &c.dst), addresses(regs, &c.src));

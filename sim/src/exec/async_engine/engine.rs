@@ -101,7 +101,6 @@ impl AsyncEngine {
         true
     }
 
-    /// Executes a fence.
     pub fn fence(&mut self, cx: &mut InstructionContext, fence: Fence) -> NextAction {
         let (mask, order) = (cx.mask, &mut cx.warp.order);
         match fence {

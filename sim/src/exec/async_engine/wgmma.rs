@@ -217,7 +217,6 @@ impl AsyncEngine {
     }
 }
 
-/// Executes `wgmma.fence`.
 pub fn wgmma_fence(cx: &mut InstructionContext) -> NextAction {
     if !cx.gather_lanes(u32::MAX) {
         return NextAction::Stop;

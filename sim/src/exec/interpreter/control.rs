@@ -48,7 +48,6 @@ pub fn branch_indexed(cx: &mut InstructionContext, index: u32, targets: &[u32], 
     NextAction::Jumped
 }
 
-/// Executes `call`.
 pub fn call(cx: &mut InstructionContext, memory: &mut MemorySystem, call: &Call) -> NextAction {
     let function = match call.target {
         CallTarget::Function(f) => f,

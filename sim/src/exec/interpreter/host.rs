@@ -49,7 +49,6 @@ pub fn assert_fail(cx: &mut InstructionContext, memory: &MemorySystem, call: &Ca
     exit(cx)
 }
 
-/// Executes a call of `malloc`.
 pub fn malloc(cx: &mut InstructionContext, memory: &mut MemorySystem, call: &Call) -> NextAction {
     for lane in lanes_of(cx.mask) {
         let address = memory.malloc(argument(cx, call, 0, lane));
@@ -58,7 +57,6 @@ pub fn malloc(cx: &mut InstructionContext, memory: &mut MemorySystem, call: &Cal
     NextAction::Next
 }
 
-/// Executes a call of `free`.
 pub fn free(cx: &mut InstructionContext, memory: &mut MemorySystem, call: &Call) -> NextAction {
     for lane in lanes_of(cx.mask) {
         memory.free(argument(cx, call, 0, lane));

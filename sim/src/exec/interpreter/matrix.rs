@@ -85,7 +85,6 @@ pub fn mma(cx: &mut InstructionContext, m: &Mma) -> NextAction {
     NextAction::Next
 }
 
-/// Executes `wmma.mma`.
 pub fn wmma_mma(cx: &mut InstructionContext, m: &Wmma) -> NextAction {
     if !cx.gather_lanes(u32::MAX) {
         return NextAction::Stop;

@@ -10,7 +10,6 @@ use crate::order::{AccessKind, AccessStrength};
 use crate::program::op::{AddressWindow, LoadStore};
 
 impl MemorySystem {
-    /// Executes a load.
     pub fn load(&mut self, cx: &mut InstructionContext, t: &LoadStore) -> NextAction {
         let regs = cx.regs();
         let (at, undefined, wanted) = (addresses(regs, &t.addr), undefined_address(regs, &t.addr), cx.mask);

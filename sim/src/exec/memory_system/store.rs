@@ -13,7 +13,6 @@ use crate::order::AccessKind;
 use crate::program::op::{AddressWindow, LoadStore};
 
 impl MemorySystem {
-    /// Executes a store.
     pub fn store(&mut self, cx: &mut InstructionContext, t: &LoadStore) -> NextAction {
         let regs = cx.regs();
         let (at, undefined) = (addresses(regs, &t.addr), undefined_address(regs, &t.addr));

@@ -25,7 +25,6 @@ impl MemoryLocation {
 pub struct LaneGroup {
     /// The buffer or shared memory that these lanes access.
     pub location: MemoryLocation,
-    /// Mask of the lanes.
     pub lanes: u32,
     /// Byte offset of each lane's access in the location.
     pub offsets: [u64; 32],
