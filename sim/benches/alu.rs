@@ -1,4 +1,5 @@
-//! Time of one arithmetic instruction of a full warp, including dispatch: `cargo bench -p reel-sim --bench alu`.
+//! Times one simulated arithmetic instruction of a full warp, including its dispatch: `cargo bench -p reel-sim
+//! --bench alu`.
 
 use reel_sim::alu::{AluOp, OperandSlots, RegisterClass, decode};
 use reel_sim::ptx::ast::Operand;
@@ -84,7 +85,7 @@ fn main() {
             r.rows[i].0[lane] = ((i * 32 + lane) as f32).sin().to_bits();
         }
     }
-    // A selector and a table as compilers use them, equal in every lane.
+    // The selector of `prmt` and the table of `lop3`: constants like those that compilers emit, equal in every lane.
     let selector = Row([0x5410; 32]);
     r.rows[48] = Row([0x96; 32]);
     for opcode in OPCODES {

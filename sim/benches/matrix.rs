@@ -1,4 +1,4 @@
-//! Times of the matrix instructions.
+//! Times the simulated matrix instructions and a tensor copy.
 //!
 //! `cargo bench -p reel-sim --bench matrix`
 
@@ -10,7 +10,7 @@ use reel_sim::matrix::wgmma::{Descriptor, WgmmaOp, WgmmaTiles};
 use reel_sim::matrix::{Lanes, ldmatrix};
 use reel_sim::tensor_map::{DataType, Swizzle, TensorMap};
 
-/// Returns nanoseconds per call, the minimum of many short rounds, which excludes the time of other processes.
+/// Returns nanoseconds per call: the minimum of 400 short rounds, so that the time of other processes does not count.
 fn least(calls: u32, mut call: impl FnMut()) -> f64 {
     let mut best = f64::INFINITY;
     for _ in 0..400 {
@@ -41,7 +41,8 @@ fn mma(opcode: &str) {
     println!("{opcode:<60} {ns:7.1} ns {:6.1} GFLOP/s", op.flops() as f64 / ns);
 }
 
-/// One wgmma of a warpgroup with both operands in swizzled shared memory: reading them, and the four warps' products.
+/// Times one wgmma of a warpgroup with both operands in swizzled shared memory: reading the operands, and the
+/// products of the four warps.
 fn wgmma(opcode: &str, transposed: bool) {
     let transpose = transposed as i64;
     let immediates: &[i64] = if opcode.contains("bf16") { &[1, 1, transpose, transpose] } else { &[1, 1] };
@@ -70,7 +71,7 @@ fn wgmma(opcode: &str, transposed: bool) {
     println!("{name:<60} {ns:7.1} ns {:6.1} GFLOP/s ({reading:.0} ns reading)", op.flops() as f64 / ns);
 }
 
-/// Copies a swizzled tile of 64×64 bf16 between two buffers.
+/// Times the copy of a swizzled tile of 64×64 bf16 between two buffers.
 fn tensor_copy() {
     let map = TensorMap::tiled(DataType::Bf16, 0, &[4096, 64], &[8192], &[64, 64], Swizzle::B128).expect("a good map");
     let (global, mut shared) = (vec![1u8; 512 * 1024], vec![0u8; 8192]);

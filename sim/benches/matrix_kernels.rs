@@ -1,26 +1,20 @@
-//! Speed of whole kernels with matrix instructions and their operand loads, all checks on, one thread.
+//! Measures the simulator's speed on whole kernels with matrix instructions, with all checks on, on one thread.
 //!
 //! `cargo bench -p reel-sim --bench matrix_kernels [-- mma|wgmma]`
 
+mod common;
+
+use common::timed;
 use reel_sim::exec::{self, CompletionTiming, ExecOptions, LaunchConfig};
 use reel_sim::memory::SimMemory;
 use reel_sim::program::Program;
 use reel_sim::tensor_map::{DataType, Swizzle, TensorMap};
-use std::time::Instant;
 
 const K: usize = 2048;
 
 fn program(file: &str) -> Program {
     let path = format!("{}/tests/corpus_async/{file}.ptx", env!("CARGO_MANIFEST_DIR"));
     Program::parse(&std::fs::read_to_string(path).expect("the corpus has the file")).expect("it parses")
-}
-
-/// Returns the CPU seconds of this thread, if the system provides them; excludes other processes.
-fn on_cpu() -> Option<f64> {
-    // The kernel updates the count when the scheduler runs, otherwise only at each tick.
-    std::thread::yield_now();
-    let text = std::fs::read_to_string("/proc/thread-self/schedstat").ok()?;
-    Some(text.split_whitespace().next()?.parse::<u64>().ok()? as f64 * 1e-9)
 }
 
 fn measure(name: &str, program: &Program, kernel: &str, setup: impl Fn(&mut SimMemory) -> LaunchConfig) {
@@ -36,10 +30,9 @@ fn measure(name: &str, program: &Program, kernel: &str, setup: impl Fn(&mut SimM
             let mut memory = SimMemory::new();
             let launch = setup(&mut memory);
             let options = ExecOptions { seed, completion, ..ExecOptions::default() };
-            let (start, before) = (Instant::now(), on_cpu());
-            let outcome = exec::run(program, &kernel, &launch, &mut memory, &options).expect("a good launch");
-            let seconds = start.elapsed().as_secs_f64();
-            best = best.min(on_cpu().zip(before).map_or(seconds, |(after, before)| after - before));
+            let (outcome, seconds) = timed(|| exec::run(program, &kernel, &launch, &mut memory, &options));
+            let outcome = outcome.expect("the launch is valid");
+            best = best.min(seconds);
             assert!(outcome.findings.is_empty(), "{:#?}", outcome.findings.into_list());
             flops = outcome.counters.total().matrix_flops;
         }

@@ -1,10 +1,11 @@
-//! Cost of one checked warp access and of one block barrier. `cargo bench -p reel-sim --bench order`.
+//! Times the race detector: one checked access of a warp, and one block barrier. `cargo bench -p reel-sim --bench
+//! order`.
 
 use reel_sim::order::*;
 use std::hint::black_box;
 use std::time::Instant;
 
-/// Returns nanoseconds per call, the minimum of ten rounds.
+/// Prints the nanoseconds per call, the minimum of ten rounds.
 fn measure(name: &str, calls: u32, mut call: impl FnMut(u32)) {
     let round = |call: &mut dyn FnMut(u32)| {
         let start = Instant::now();
@@ -27,7 +28,8 @@ fn offsets(base: u64, bytes: u64) -> [u64; 32] {
     std::array::from_fn(|lane| base + lane as u64 * bytes)
 }
 
-/// Each of eight warps has a row; a barrier separates two accesses to a row.
+/// Times an access of a warp to its row of 512 bytes in shared memory. Each of eight warps accesses one row, then a
+/// barrier follows; after it, each warp accesses the row that is `turn` further on.
 fn rows(name: &str, access: AccessKind, bytes: u64, turn: usize) {
     let ops = AsyncOps::new();
     let cx = CheckContext { ops: &ops, clusters: &ClusterLayout::NONE };
@@ -56,7 +58,7 @@ fn global_input() {
         let mut shadow = ShadowMemory::new(MemorySpace::Global, 1 << 14, true);
         let mut block = 0;
         let rows = (1u64 << 14) / (32 * bytes);
-        measure(&format!("input read by ever new warps, {bytes} bytes a lane"), rows as u32 * 20, |call| {
+        measure(&format!("global read by a new warp each time, {bytes} bytes/lane"), rows as u32 * 20, |call| {
             block += (call as u64).is_multiple_of(rows) as u32;
             let warp = WarpClocks::new(block, 0, u32::MAX, VectorClock::empty(block));
             let place = offsets(call as u64 % rows * 32 * bytes, bytes);
@@ -82,7 +84,7 @@ fn histogram() {
     let mut out = Vec::new();
     let mut shadow = ShadowMemory::new(MemorySpace::Global, 1024, true);
     let mut block = 0;
-    measure("atomics of ever new warps on one bin each lane", 4000, |call| {
+    measure("atomic by a new warp each time, 4 bytes/lane", 4000, |call| {
         block += 1;
         let warp = WarpClocks::new(block, 0, u32::MAX, VectorClock::empty(block));
         let place = std::array::from_fn(|lane| (lane as u64 * 37 + call as u64 * 11) % 256 * 4);
@@ -91,13 +93,14 @@ fn histogram() {
     assert!(out.is_empty());
 }
 
-/// A tile filled by `cp.async` and read after a wait and a barrier.
+/// Times 512 bytes that a warp copies with `cp.async`, waits for, and reads; a barrier separates rounds of eight
+/// warps.
 fn tile() {
     let mut ops = AsyncOps::new();
     let mut warps = warps(8);
     let mut shadow = ShadowMemory::new(MemorySpace::Shared, 8 * 512, true);
     let mut out = Vec::new();
-    measure("cp.async of 512 bytes, waited for, then ldmatrix", 8000, |call| {
+    measure("cp.async of 512 bytes, its wait, and a read", 8000, |call| {
         let row = call as usize % 8;
         if row == 0 {
             meet(&mut warps);
@@ -115,13 +118,13 @@ fn tile() {
 }
 
 fn main() {
-    rows("read of 4 bytes a lane, same warp", AccessKind::Read, 4, 0);
-    rows("read of 4 bytes a lane, another warp's", AccessKind::Read, 4, 1);
-    rows("write of 4 bytes a lane, same warp", AccessKind::Write, 4, 0);
-    rows("write of 4 bytes a lane, another warp's", AccessKind::Write, 4, 1);
-    rows("read of 16 bytes a lane, another warp's", AccessKind::Read, 16, 1);
-    rows("write of 16 bytes a lane, another warp's", AccessKind::Write, 16, 1);
-    rows("read of 2 bytes a lane, another warp's", AccessKind::Read, 2, 1);
+    rows("read of 4 bytes/lane, always by the same warp", AccessKind::Read, 4, 0);
+    rows("read of 4 bytes/lane, by another warp each time", AccessKind::Read, 4, 1);
+    rows("write of 4 bytes/lane, always by the same warp", AccessKind::Write, 4, 0);
+    rows("write of 4 bytes/lane, by another warp each time", AccessKind::Write, 4, 1);
+    rows("read of 16 bytes/lane, by another warp each time", AccessKind::Read, 16, 1);
+    rows("write of 16 bytes/lane, by another warp each time", AccessKind::Write, 16, 1);
+    rows("read of 2 bytes/lane, by another warp each time", AccessKind::Read, 2, 1);
     global_input();
     histogram();
     tile();
@@ -130,15 +133,15 @@ fn main() {
         measure(&format!("block barrier of {count} warps"), 10_000, |_| meet(&mut warps));
     }
     let mut warps = warps(8);
-    measure("block barrier of 8 warps, one lane apart each time", 10_000, |_| {
+    measure("block barrier of 8 warps with diverged clocks", 10_000, |_| {
         let clock = warps[0].release(1);
         warps[1].acquire(1, &clock);
         meet(&mut warps);
     });
 }
 
-/// Executes a barrier of warps: each participant is a warp, its arriving lanes and its waiting lanes. All arriving
-/// lanes release; the waiting lanes acquire what all released.
+/// Executes a barrier. Each participant is a warp, the mask of its lanes that arrive, and the mask of its lanes that
+/// wait. The arriving lanes of all warps release; the waiting lanes acquire all that was released.
 fn barrier(participants: &mut [(&mut WarpClocks, u32, u32)]) {
     let mut released: Option<VectorClock> = None;
     for (warp, lanes, _) in participants.iter_mut() {

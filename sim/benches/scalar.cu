@@ -1,4 +1,4 @@
-// One instruction in four is a global or shared access. 256 threads a block.
+// One instruction in four accesses global or shared memory. Blocks have 256 threads.
 extern "C" __global__ void scalar(const float* x, float* y, unsigned mask) {
     __shared__ float s[256];
     unsigned t = threadIdx.x, i = blockIdx.x * 256 + t;

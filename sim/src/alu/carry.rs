@@ -13,7 +13,8 @@ use crate::regs::{Registers, Slot};
 pub enum CarryArithmetic {
     /// `a + b`
     Add,
-    /// `a − b`, computed as `a + ¬b + 1`: a borrow gives carry 0. `addc` after `sub.cc` shows this, also on an H200.
+    /// `a − b`, computed as `a + ¬b + 1`, so a borrow clears the carry flag. An H200 does the same: `addc` after
+    /// `sub.cc` shows it.
     Sub,
     /// The low half of `a · b`, plus `c`.
     MadLow,
@@ -64,7 +65,7 @@ impl CarryOp {
         }
     }
 
-    /// Returns one lane's result and its carry out.
+    /// Returns the result and the carry out of one lane.
     fn lane(self, a: u64, b: u64, c: u64, carry: u128) -> (u64, bool) {
         let low_bits_mask = low_bits_mask(self.bits as u32) as u128;
         let wide = |x: u64| sign_or_zero_extend(x, self.bits as u32, self.signed);

@@ -28,7 +28,7 @@ pub enum Relation {
 /// How a comparison's result is combined with a source predicate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Combine {
-    /// Not combined.
+    /// The comparison's result alone.
     None,
     /// `.and`
     And,
@@ -38,8 +38,8 @@ pub enum Combine {
     Xor,
 }
 
-/// A decoded comparison. The relation is applied to `(b, a)` if `swap`, negated if `invert`, then combined with
-/// predicate `src[2]`.
+/// A decoded comparison. The relation is applied to `(b, a)` instead of `(a, b)` if `swap`; its result is negated if
+/// `invert`, then combined with the source predicate `src[2]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Comparison {
     pub relation: Relation,
@@ -48,7 +48,7 @@ pub struct Comparison {
     pub combine: Combine,
     /// True if the source predicate is negated.
     pub not: bool,
-    /// True if a second destination receives the combination with the negated comparison (`p|q`).
+    /// True for two destinations `p|q`: `q` gets the negated comparison, combined with the source predicate.
     pub pair: bool,
 }
 
@@ -65,7 +65,8 @@ impl Comparison {
         set_predicate(r, s.dst[0], p, mask, u);
     }
 
-    /// Applies `invert` and the combination to `holds`. Returns the result and the lanes in which it is undefined.
+    /// Negates `holds` if `invert`, and combines it with the source predicate. Returns the lanes in which the result
+    /// is true, and the lanes in which it is undefined.
     #[inline(always)]
     pub fn combined(self, r: &Registers, s: &OperandSlots, holds: u32) -> (u32, u32) {
         let x = holds ^ 0u32.wrapping_sub(self.invert as u32);
@@ -87,8 +88,8 @@ impl Comparison {
         if self.swap { (s.src[1], s.src[0]) } else { (s.src[0], s.src[1]) }
     }
 
-    /// Compares as signed integers after `flip` is XORed into both operands; flipping the sign bit makes it an unsigned
-    /// comparison.
+    /// Compares as signed integers after XORing `flip` into both operands. A `flip` of only the sign bit makes it an
+    /// unsigned comparison.
     #[inline(always)]
     pub fn run32(self, r: &mut Registers, s: &OperandSlots, mask: u32, flip: u32) {
         let (a, b) = self.operands(s);
@@ -126,7 +127,7 @@ impl Comparison {
     }
 }
 
-/// Executes `selp`. A lane is undefined where the predicate or the selected source is undefined.
+/// Executes `selp`. A result lane is undefined where the predicate or the selected source is undefined.
 #[inline(always)]
 pub fn select<A: LaneValue>(r: &mut Registers, s: &OperandSlots, m: u32) {
     let p = r.predicates[s.src[2] as usize];
@@ -145,7 +146,7 @@ pub fn select<A: LaneValue>(r: &mut Registers, s: &OperandSlots, m: u32) {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SetResult {
     pub truth: u32,
-    /// True if packed halves are compared one by one.
+    /// True if the operands are packed halves, which are compared one by one.
     pub halves: bool,
 }
 
@@ -154,7 +155,7 @@ pub fn lanes_that_hold(scalar: &ScalarOp, r: &Registers, s: &OperandSlots, mask:
     lane_bits(&scalar.results(r, s, mask).0)
 }
 
-/// Collects bit 0 of each lane into a mask.
+/// Returns a mask whose bit i is bit 0 of lane i.
 pub fn lane_bits(lanes: &[u64; 32]) -> u32 {
     (0..32).fold(0, |m, i| m | ((lanes[i] & 1) as u32) << i)
 }
@@ -200,7 +201,7 @@ pub fn compare_floats(f: ScalarFlags, a: u64, b: u64, _: u64, _: u64) -> u64 {
     (f.wide & ordering_bit(x(a).partial_cmp(&x(b))) != 0) as u64
 }
 
-/// Compares the lower halves or, if `sat`, the upper halves of two packed registers.
+/// Compares the upper halves of two packed registers if `sat` is set, else the lower halves.
 pub fn compare_half(f: ScalarFlags, a: u64, b: u64, c: u64, d: u64) -> u64 {
     let shift = if f.sat { 16 } else { 0 };
     compare_floats(f, a >> shift & 0xffff, b >> shift & 0xffff, c, d)
@@ -211,7 +212,7 @@ pub fn compare_integers(f: ScalarFlags, a: u64, b: u64, _: u64, _: u64) -> u64 {
     (f.wide & ordering_bit(integer_value(f, a).partial_cmp(&integer_value(f, b))) != 0) as u64
 }
 
-/// Returns the bit that stands for an ordering in the masks of [`compare_floats`].
+/// Returns the bit of an ordering in the masks of [`compare_floats`]; `None` is unordered.
 pub fn ordering_bit(of: Option<std::cmp::Ordering>) -> u8 {
     match of {
         Some(std::cmp::Ordering::Less) => 1,
@@ -221,7 +222,7 @@ pub fn ordering_bit(of: Option<std::cmp::Ordering>) -> u8 {
     }
 }
 
-/// `slct`: returns `a` if `c` ≥ 0, else `b`; a NaN selects `b`. `variant`: `c` is an f32 instead of an s32.
+/// `slct`: returns `a` if `c` ≥ 0, else `b`; a NaN selects `b`. `c` is an f32 if `variant`, else an s32.
 pub fn slct(f: ScalarFlags, a: u64, b: u64, c: u64, _: u64) -> u64 {
     let first = if f.variant { f32_math::f32_input(c as u32, f.ftz) >= 0.0 } else { c as u32 as i32 >= 0 };
     if first { a } else { b }

@@ -10,7 +10,7 @@ use super::soft_float::{
 /// The number format of a conversion's source or destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NumberFormat {
-    /// Integer: bits, and whether it is signed.
+    /// Integer: width in bits, and whether it is signed.
     Int(u32, bool),
     /// Floating-point format.
     Float(FloatFormat),
@@ -33,8 +33,8 @@ const NUMBER_FORMATS: [NumberFormat; 14] = [
     NumberFormat::Float(E4M3),
 ];
 
-/// Returns the index of a format in [`NUMBER_FORMATS`], for [`ScalarFlags::bits`] (source) and the low half of
-/// [`ScalarFlags::wide`] (destination).
+/// Returns the index of a format in [`NUMBER_FORMATS`]. [`ScalarFlags::bits`] holds this index of the source format,
+/// the low four bits of [`ScalarFlags::wide`] that of the destination format.
 pub fn index(kind: NumberFormat) -> Option<u8> {
     NUMBER_FORMATS.iter().position(|k| *k == kind).map(|i| i as u8)
 }
@@ -50,9 +50,9 @@ fn integral(x: f64, mode: RoundingMode) -> f64 {
     }
 }
 
-/// `cvt` of one number. Flags: `bits` and the low four bits of `wide` are indices of the source and destination
-/// formats, the upper four bits of `wide` the bytes of the destination register, `variant` an integer rounding (`.rni`
-/// …), `strict` `.satfinite`.
+/// `cvt` of one number. Flags: `bits` is the index of the source format; the low four bits of `wide` are the index of
+/// the destination format, its upper four bits the bytes of the destination register; `variant` means that the
+/// modifier rounds to an integer (`.rni`, …); `strict` is `.satfinite`.
 pub fn cvt(f: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
     let (from, to) = (NUMBER_FORMATS[f.bits as usize], NUMBER_FORMATS[f.wide as usize & 15]);
     let register = (f.wide as u32 >> 4) * 8;
@@ -68,7 +68,7 @@ pub fn cvt(f: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
                 let zero = format != F64 && to != 64;
                 if zero { 0 } else { sign_or_zero_extend(1 << (to - 1), to, signed) }
             } else {
-                // The cast to i128 saturates far outside of any PTX integer type.
+                // The cast clamps to the range of i128, which contains that of every PTX integer type.
                 clamp_to_type(integral(x, f.rounding) as i128, to, signed)
             };
             x as u64 & low_bits_mask(register)
@@ -92,13 +92,14 @@ pub fn cvt(f: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
     }
 }
 
-/// `.rna` truncates a NaN like a number, as an H200 does: a NaN whose upper bits are zero becomes infinite.
+/// Converts a NaN to tf32 with `.rna`. Like an H200, it cuts off the low 13 bits. If only zeros remain in the
+/// mantissa, the result is infinity, or with `.satfinite` the largest finite number.
 fn nan_to_tf32(f: ScalarFlags, a: u64) -> u64 {
     let cut = a & 0xffff_e000;
     if f32_math::is_nan(cut as u32) || !f.strict { cut } else { cut - 0x2000 }
 }
 
-/// Returns the value of the source; subnormal f32 are flushed if `.ftz`.
+/// Returns the value of the source's bits. With `.ftz`, a subnormal f32 becomes zero.
 fn source(f: ScalarFlags, a: u64, format: FloatFormat) -> f64 {
     let a = if format == F32 { flush(a as u32, f.ftz) as u64 } else { a };
     match format {
@@ -108,7 +109,7 @@ fn source(f: ScalarFlags, a: u64, format: FloatFormat) -> f64 {
     }
 }
 
-/// Rounds to a format with `.sat`, `.relu`, `.satfinite` and `.ftz`.
+/// Rounds `x` to format `to`, with `.sat`, `.relu`, `.satfinite` and `.ftz`, and returns its bits.
 fn to_float(f: ScalarFlags, x: f64, to: FloatFormat) -> u64 {
     let x = if f.sat && !(x > 0.0) { 0.0 } else { x };
     let x = if f.sat && x > 1.0 { 1.0 } else { x };
@@ -123,8 +124,8 @@ fn to_float(f: ScalarFlags, x: f64, to: FloatFormat) -> u64 {
     }
 }
 
-/// Converts two f32 to a packed pair of 16-bit floats, the first in the upper half; the low half of `wide` is the
-/// format's index.
+/// Converts two f32 to a packed pair of 16-bit floats, `a` in the upper half. The low four bits of `wide` are the
+/// index of the destination format.
 pub fn pair(f: ScalarFlags, a: u64, b: u64, _: u64, _: u64) -> u64 {
     let NumberFormat::Float(to) = NUMBER_FORMATS[f.wide as usize & 15] else { return 0 };
     to_float(f, source(f, b, F32), to) | to_float(f, source(f, a, F32), to) << 16
@@ -134,7 +135,7 @@ fn fp8(f: ScalarFlags) -> FloatFormat {
     if f.variant { E5M2 } else { E4M3 }
 }
 
-/// Converts two f32 to a packed pair of fp8, the first in the upper byte; `variant` is e5m2.
+/// Converts two f32 to a packed pair of fp8, `a` in the upper byte: e5m2 if `variant`, else e4m3.
 pub fn fp8_pair(f: ScalarFlags, a: u64, b: u64, _: u64, _: u64) -> u64 {
     let f = ScalarFlags { strict: true, ..f };
     to_float(f, source(f, b, F32), fp8(f)) | to_float(f, source(f, a, F32), fp8(f)) << 8
@@ -146,7 +147,7 @@ pub fn fp8_from_halves(f: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
     to_float(f, decode_float(a & 0xffff, F16), fp8(f)) | to_float(f, decode_float(a >> 16, F16), fp8(f)) << 8
 }
 
-/// Converts a packed pair of fp8 to a packed pair of f16; exact.
+/// Converts a packed pair of fp8 to a packed pair of f16, without rounding.
 pub fn halves_from_fp8(f: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
     to_float(f, decode_float(a & 0xff, fp8(f)), F16) | to_float(f, decode_float(a >> 8 & 0xff, fp8(f)), F16) << 16
 }

@@ -65,7 +65,7 @@ pub fn min_or_max<const MAX: bool>(a: u32, b: u32) -> u32 {
 /// Returns 2^x within 1 ulp. Subnormal results are not flushed; the caller does that.
 #[inline(always)]
 pub fn exp2(x: f32) -> f32 {
-    // Beyond these bounds the result is infinite or rounds to zero; a NaN passes through the polynomial.
+    // Above 129 the result is infinite, below −152 it rounds to zero. A NaN passes through the polynomial.
     let x = if x > 129.0 { 129.0 } else { x };
     let x = if x < -152.0 { -152.0 } else { x };
     // Adding 1.5 · 2^23 rounds to the nearest integer, which then lies in the low bits.
@@ -73,17 +73,17 @@ pub fn exp2(x: f32) -> f32 {
     let shifted = x + ROUND;
     let n = shifted.to_bits() as i32 - ROUND.to_bits() as i32;
     let f = x - (shifted - ROUND);
-    // Taylor series of e^(f ln 2), |f| ≤ 1/2: the first term left out is below 2^-27.
+    // Taylor series of e^(f ln 2) for |f| ≤ 1/2. The first omitted term is below 2^-27.
     let mut p = 1.525_273_4e-5_f32;
     for c in [1.540_353e-4, 1.333_355_8e-3, 9.618_129e-3, 5.550_411e-2, 2.402_265e-1, 6.931_472e-1, 1.0] {
         p = p.mul_add(f, c);
     }
-    // Two factors, since 2^n alone may be subnormal or infinite where the product is not.
+    // Multiply by two factors: 2^n itself may be subnormal or infinite although the product is not.
     let (half, rest) = (n >> 1, n - (n >> 1));
     p * power_of_two(half) * power_of_two(rest)
 }
 
-/// 2^n for −126 ≤ n ≤ 127.
+/// Returns 2^n for −126 ≤ n ≤ 127.
 #[inline(always)]
 fn power_of_two(n: i32) -> f32 {
     f32::from_bits(((n + 127) as u32) << 23)
@@ -108,14 +108,14 @@ pub fn f32_to_u32(x: f32) -> u32 {
     truncate(x, 0.0, 4_294_967_295.0)
 }
 
-/// Equals Rust's saturating cast, which does not vectorise.
+/// Clamps and truncates like Rust's saturating cast, but in a way that vectorises. Returns the integer's low 32 bits.
 #[inline(always)]
 fn truncate(x: f32, least: f64, most: f64) -> u32 {
     let x = x as f64;
     let y = if x > least { x } else { least };
     let y = if y < most { y } else { most };
     let y = if x.is_nan() { 0.0 } else { y };
-    // The low bits of a sum with 1.5 · 2^52 are the integer.
+    // Adding 1.5 · 2^52 moves the integer to the low bits of the f64.
     (y.trunc() + 6_755_399_441_055_744.0).to_bits() as u32
 }
 
@@ -124,7 +124,8 @@ fn truncate(x: f32, least: f64, most: f64) -> u32 {
 pub fn f32_to_f16(x: u32) -> u32 {
     let (sign, a) = (x >> 16 & 0x8000, x & 0x7fff_ffff);
     let normal = a.wrapping_sub(112 << 23).wrapping_add(0xfff + (a >> 13 & 1)) >> 13;
-    // Adding 1/2 rounds to a multiple of f16's smallest subnormal, which is the last place of 1/2 in f32.
+    // Adding 1/2 rounds to a multiple of 2^-24: that is f16's smallest subnormal and the last place of an f32 near
+    // 1/2.
     let small = (f32::from_bits(a) + 0.5).to_bits().wrapping_sub(0.5f32.to_bits());
     let y = if a < 0x3880_0000 { small } else { normal };
     let y = if a >= 0x4780_0000 { 0x7c00 } else { y };

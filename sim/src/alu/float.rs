@@ -27,8 +27,8 @@ pub enum FloatArithmetic {
     Sqrt,
 }
 
-/// Returns `native`, the processor's result, for rounding to nearest and for operands that are not finite; otherwise
-/// the exact result rounded in mode `mode`.
+/// Returns the result rounded in mode `mode`. For rounding to nearest, and for operands that are not finite, this is
+/// `native`, the processor's result.
 fn rounded_arithmetic(
     op: FloatArithmetic,
     mode: RoundingMode,
@@ -58,7 +58,8 @@ fn rounded_arithmetic(
     if !exact.is_zero() {
         return exact.round(format, mode);
     }
-    // A sum that cancels is +0, or −0 when rounding down; two zeros of one sign keep that sign.
+    // A sum of opposite terms that cancel is +0, or −0 when rounding down. The sum of two zeros of equal sign keeps
+    // that sign.
     let negative = match terms {
         Some((s, t)) if s != t => mode == RoundingMode::Down,
         Some((s, _)) => s,
@@ -74,7 +75,7 @@ macro_rules! arithmetic_functions {
             let native = f32_math::f32_output($value, false);
             let bits = rounded_arithmetic(FloatArithmetic::$op, f.rounding, F32, $a as f64, $b as f64, $c as f64, native as u64) as u32;
             let least = f.ftz && bits & 0x7fff_ffff == 0x80_0000;
-            if least && is_tiny_after_rounding(F32, f.rounding, round_to_odd_if_tiny(FloatArithmetic::$op, $a as f64, $b as f64, $c as f64)) {
+            if least && is_tiny_after_rounding(F32, f.rounding, unrounded_result(FloatArithmetic::$op, $a as f64, $b as f64, $c as f64)) {
                 return saturate_and_flush(f, bits & 0x8000_0000);
             }
             saturate_and_flush(f, bits)
@@ -113,14 +114,15 @@ pub fn is_tiny_after_rounding(format: FloatFormat, mode: RoundingMode, x: f64) -
     }
 }
 
-/// Returns the value that [`is_tiny_after_rounding`] needs for a result that rounds to the smallest normal f32. An f64
-/// holds a product exactly, and a quotient of two f32s is far enough from every other f32.
-fn round_to_odd_if_tiny(op: FloatArithmetic, a: f64, b: f64, c: f64) -> f64 {
+/// For an f32 result that was rounded to the smallest normal number, returns the result in f64 for
+/// [`is_tiny_after_rounding`]. That is precise enough: an f64 holds a product of two f32s exactly, and a quotient
+/// that is not an f32 is far from every f32.
+fn unrounded_result(op: FloatArithmetic, a: f64, b: f64, c: f64) -> f64 {
     match op {
         FloatArithmetic::Mul => a * b,
         FloatArithmetic::Fma => add_round_to_odd(a * b, c),
         FloatArithmetic::Div => a / b,
-        // Small sums are exact; reciprocals and square roots never are this small.
+        // Sums that small are exact. Reciprocals and square roots are never that small.
         _ => f64::from(f32::MIN_POSITIVE),
     }
 }

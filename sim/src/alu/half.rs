@@ -21,8 +21,8 @@ pub struct HalfOp {
 }
 
 impl HalfOp {
-    /// Executes the instruction for the lanes of `mask`. With two operands, the second operand is also read as the
-    /// third.
+    /// Executes the instruction for the lanes of `mask`. Two-operand instructions ignore the third source, so the
+    /// second one is passed in its place.
     pub fn run(self, r: &mut Registers, s: &OperandSlots, mask: u32) {
         let mut s = *s;
         if self.op != FloatArithmetic::Fma {
@@ -48,8 +48,8 @@ impl HalfOp {
     fn lanes<const BF16: bool>(self, r: &mut Registers, s: &OperandSlots, mask: u32, f: impl Fn(f64, f64, f64) -> f64) {
         let wide = |x: u32| f32::from_bits(if BF16 { x << 16 } else { f16_to_f32(x & 0xffff) }) as f64;
         let half = |a: u32, b: u32, c: u32| {
-            let round_to_odd_if_tiny = f64_to_f32_round_to_odd(f(wide(a), wide(b), wide(c)));
-            if BF16 { f32_to_bf16(round_to_odd_if_tiny) } else { f32_to_f16(round_to_odd_if_tiny) }
+            let odd = f64_to_f32_round_to_odd(f(wide(a), wide(b), wide(c)));
+            if BF16 { f32_to_bf16(odd) } else { f32_to_f16(odd) }
         };
         if self.pair {
             map3(r, s, mask, |a: u32, b: u32, c: u32| half(a, b, c) | half(a >> 16, b >> 16, c >> 16) << 16);
@@ -59,14 +59,14 @@ impl HalfOp {
     }
 }
 
-/// Rounds an f64 to odd and returns the f32's bits. Rounding that f32 to half precision then equals rounding the f64
-/// itself.
+/// Rounds an f64 to odd in f32 and returns the f32's bits. Rounding that f32 to half precision gives the same result
+/// as rounding the f64 directly.
 #[inline(always)]
 fn f64_to_f32_round_to_odd(x: f64) -> u32 {
     let near = x as f32;
     let (beyond, inexact) = ((near as f64).abs() > x.abs(), near as f64 != x);
-    let round_to_odd_if_tiny = (near.to_bits() - beyond as u32) | inexact as u32;
-    if f32_math::is_nan(near.to_bits()) { f32_math::CANONICAL_NAN } else { round_to_odd_if_tiny }
+    let odd = (near.to_bits() - beyond as u32) | inexact as u32;
+    if f32_math::is_nan(near.to_bits()) { f32_math::CANONICAL_NAN } else { odd }
 }
 
 pub fn pair(a: u64, b: u64, c: u64, g: impl Fn(u64, u64, u64) -> u64) -> u64 {
@@ -86,7 +86,7 @@ pub fn half(f: ScalarFlags, x: u64) -> f64 {
     if f.ftz && value.abs() < 2f64.powi(half_format(f).least) { 0f64.copysign(value) } else { value }
 }
 
-/// Rounds a result, which was rounded to odd before, to half precision, with `.sat`, `.relu` and `.ftz`.
+/// Rounds a result to half precision, with `.sat`, `.relu` and `.ftz`. `x` is exact or rounded to odd.
 fn half_result(f: ScalarFlags, x: f64) -> u64 {
     let x = match (f.sat, f.relu) {
         (true, _) => {

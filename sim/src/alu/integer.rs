@@ -5,7 +5,7 @@
 
 use super::scalar::ScalarFlags;
 
-/// Returns the integer that the bits `x` represent in the flags' type.
+/// Returns the integer that the bits `x` represent in the type of the flags.
 pub fn integer_value(f: ScalarFlags, x: u64) -> i128 {
     sign_or_zero_extend(x, f.bits as u32, f.signed)
 }
@@ -16,7 +16,7 @@ pub fn sign_or_zero_extend(x: u64, bits: u32, signed: bool) -> i128 {
     if signed { ((x << unused) as i64 >> unused) as i128 } else { (x << unused >> unused) as i128 }
 }
 
-/// Returns the bits of a number modulo the flags' width; with `.sat`, clamps to the type's range first.
+/// Returns the low bits of a number, as many as the flags' type has. With `.sat`, clamps to the type's range first.
 pub fn wrap_or_saturate(f: ScalarFlags, x: i128) -> u64 {
     let x = if f.sat { clamp_to_type(x, f.bits as u32, f.signed) } else { x };
     x as u64 & low_bits_mask(f.bits as u32)
@@ -63,17 +63,18 @@ pub fn mad_high(f: ScalarFlags, a: u64, b: u64, c: u64, _: u64) -> u64 {
     wrap_or_saturate(f, high(f, a, b) + integer_value(f, c))
 }
 
-/// 16-bit sources, 32-bit result.
+/// `mul.wide` with 16-bit sources and a 32-bit result.
 pub fn mul_wide(f: ScalarFlags, a: u64, b: u64, _: u64, _: u64) -> u64 {
     product(f, a, b) as u32 as u64
 }
 
-/// 16-bit sources, 32-bit result.
+/// `mad.wide` with 16-bit sources and a 32-bit result.
 pub fn mad_wide(f: ScalarFlags, a: u64, b: u64, c: u64, _: u64) -> u64 {
     product(f, a, b).wrapping_add(c as i128) as u32 as u64
 }
 
-/// Returns the product of the low 24 bits: bits 16 to 47 of it if `variant` (`.hi`), else all of it.
+/// Multiplies the low 24 bits of both sources. Returns bits 16 to 47 of the product if `variant` (`.hi`), else all of
+/// it.
 fn product24(f: ScalarFlags, a: u64, b: u64) -> i128 {
     let p = sign_or_zero_extend(a, 24, f.signed) * sign_or_zero_extend(b, 24, f.signed);
     if f.variant { p >> 16 } else { p }
@@ -92,7 +93,7 @@ pub fn div(f: ScalarFlags, a: u64, b: u64, _: u64, _: u64) -> u64 {
     wrap_or_saturate(f, integer_value(f, a).checked_div(integer_value(f, b)).unwrap_or(-1))
 }
 
-/// `rem`. The remainder of a division by zero is all ones.
+/// `rem`. The PTX ISA does not define the remainder of a division by zero; here it is all ones.
 pub fn rem(f: ScalarFlags, a: u64, b: u64, _: u64, _: u64) -> u64 {
     wrap_or_saturate(f, integer_value(f, a).checked_rem(integer_value(f, b)).unwrap_or(-1))
 }
@@ -109,14 +110,14 @@ pub fn sad(f: ScalarFlags, a: u64, b: u64, c: u64, _: u64) -> u64 {
     wrap_or_saturate(f, integer_value(f, c) + (integer_value(f, a) - integer_value(f, b)).abs())
 }
 
-/// `min`, or `max` if `variant`; with `.relu` not below zero.
+/// `min`, or `max` if `variant`. With `.relu`, a negative result becomes 0.
 pub fn min_or_max(f: ScalarFlags, a: u64, b: u64, _: u64, _: u64) -> u64 {
     let (a, b) = (integer_value(f, a), integer_value(f, b));
     let x = if f.variant { a.max(b) } else { a.min(b) };
     wrap_or_saturate(f, if f.relu { x.max(0) } else { x })
 }
 
-/// Applies `g` to the lower and to the upper 16 bits of a 32-bit register.
+/// Applies `g` to the lower and to the upper 16 bits of two 32-bit registers.
 fn halves(f: ScalarFlags, a: u64, b: u64, g: fn(ScalarFlags, u64, u64, u64, u64) -> u64) -> u64 {
     g(f, a & 0xffff, b & 0xffff, 0, 0) | g(f, a >> 16, b >> 16, 0, 0) << 16
 }
@@ -129,14 +130,15 @@ pub fn add_pair(f: ScalarFlags, a: u64, b: u64, _: u64, _: u64) -> u64 {
     halves(f, a, b, add)
 }
 
-/// `dp4a`: adds four products of bytes to `c`; `a` is signed if `signed`, `b` if `variant`.
+/// `dp4a`: adds four products of bytes to `c`. The bytes of `a` are signed if `signed`, those of `b` if `variant`.
 pub fn dp4a(f: ScalarFlags, a: u64, b: u64, c: u64, _: u64) -> u64 {
     let byte = |x: u64, i: u32, signed| sign_or_zero_extend(x >> (8 * i), 8, signed);
     let sum: i128 = (0..4).map(|i| byte(a, i, f.signed) * byte(b, i, f.variant)).sum();
     (sum + c as i128) as u32 as u64
 }
 
-/// `dp2a`: adds two products of `a`'s halves with bytes of `b` (the upper two if `sat`, `.hi`) to `c`.
+/// `dp2a`: adds to `c` two products of a half of `a` and a byte of `b`. `sat` (`.hi`) selects the upper two bytes of
+/// `b`.
 pub fn dp2a(f: ScalarFlags, a: u64, b: u64, c: u64, _: u64) -> u64 {
     let b = if f.sat { b >> 16 } else { b };
     let term =
@@ -144,8 +146,8 @@ pub fn dp2a(f: ScalarFlags, a: u64, b: u64, c: u64, _: u64) -> u64 {
     (term(0) + term(1) + c as i128) as u32 as u64
 }
 
-/// `vabsdiff2`/`vabsdiff4` with `.add`: adds the absolute differences of elements of `bits` bits to `c`; `b` is signed
-/// if `variant`.
+/// `vabsdiff2` and `vabsdiff4` with `.add`: adds to `c` the absolute differences of the elements, which have `bits`
+/// bits. The elements of `b` are signed if `variant`.
 pub fn sum_of_absolute_differences(f: ScalarFlags, a: u64, b: u64, c: u64, _: u64) -> u64 {
     let bits = f.bits as u32;
     let element = |x: u64, i: u32, signed| sign_or_zero_extend(x >> (bits * i), bits, signed);
@@ -153,7 +155,8 @@ pub fn sum_of_absolute_differences(f: ScalarFlags, a: u64, b: u64, c: u64, _: u6
     (sum + c as i128) as u32 as u64
 }
 
-/// `cvt.pack`: clamps two signed words to `bits` bits and packs them, `b` lowest, then `a`, then the low bits of `c`.
+/// `cvt.pack`: clamps two signed words to `bits` bits and packs them: `b` in the lowest bits, then `a`, then the low
+/// bits of `c`.
 pub fn cvt_pack(f: ScalarFlags, a: u64, b: u64, c: u64, _: u64) -> u64 {
     let one = |x: u64| {
         clamp_to_type(sign_or_zero_extend(x, 32, true), f.bits as u32, f.signed) as u64 & low_bits_mask(f.bits as u32)

@@ -1,5 +1,5 @@
-//! Loops over the 32 lanes of a warp: load rows, compute all lanes, write the lanes of a mask, propagate undefined
-//! values.
+//! Loops over the 32 lanes of a warp: load the sources, compute all lanes, write the lanes of a mask, and mark
+//! results of undefined sources as undefined.
 
 use super::OperandSlots;
 use crate::regs::{Registers, Row, Slot};
@@ -43,14 +43,15 @@ impl LaneValue for u64 {
     }
 }
 
-/// Sets the undefined bits of the register at `slot` to `undefined` in the lanes of `mask`.
+/// Marks the register at `slot` as undefined or defined: in the lanes of `mask`, sets its undefined bits to
+/// `undefined`.
 #[inline(always)]
 pub fn set_undefined(r: &mut Registers, slot: Slot, mask: u32, undefined: u32) {
     let u = &mut r.undefined[slot as usize];
     *u = *u & !mask | undefined & mask;
 }
 
-/// Writes the lanes of `mask` of a predicate and of its undefined bits.
+/// Writes a predicate and its undefined bits in the lanes of `mask`.
 #[inline(always)]
 pub fn set_predicate(r: &mut Registers, slot: Slot, value: u32, mask: u32, undefined: u32) {
     let p = &mut r.predicates[slot as usize];
@@ -69,7 +70,7 @@ pub fn undefined_lanes<const N: usize>(r: &Registers, s: &OperandSlots) -> u32 {
     u
 }
 
-/// `dst = f(src0)`
+/// Computes `dst = f(src0)` in the lanes of `mask`. A result lane is undefined where the source is.
 #[inline(always)]
 pub fn map1<D: LaneValue, A: LaneValue>(r: &mut Registers, s: &OperandSlots, mask: u32, f: impl Fn(A) -> D) {
     let a = A::load(r, s.src[0]);
@@ -82,7 +83,7 @@ pub fn map1<D: LaneValue, A: LaneValue>(r: &mut Registers, s: &OperandSlots, mas
     set_undefined(r, s.dst[0], mask, u);
 }
 
-/// `dst = f(src0, src1)`
+/// Computes `dst = f(src0, src1)` in the lanes of `mask`. A result lane is undefined where a source is.
 #[inline(always)]
 pub fn map2<D: LaneValue, A: LaneValue, B: LaneValue>(
     r: &mut Registers,
@@ -100,7 +101,7 @@ pub fn map2<D: LaneValue, A: LaneValue, B: LaneValue>(
     set_undefined(r, s.dst[0], mask, u);
 }
 
-/// `dst = f(src0, src1, src2)`
+/// Computes `dst = f(src0, src1, src2)` in the lanes of `mask`. A result lane is undefined where a source is.
 #[inline(always)]
 pub fn map3<D: LaneValue, A: LaneValue, B: LaneValue, C: LaneValue>(
     r: &mut Registers,
@@ -118,7 +119,7 @@ pub fn map3<D: LaneValue, A: LaneValue, B: LaneValue, C: LaneValue>(
     set_undefined(r, s.dst[0], mask, u);
 }
 
-/// Returns the lanes in which `f(src0, src1)` is true.
+/// Returns the lanes in which `f` is true for the registers at `a` and `b`.
 #[inline(always)]
 pub fn lanes_where<A: LaneValue>(r: &Registers, a: Slot, b: Slot, f: impl Fn(A, A) -> bool) -> u32 {
     let (a, b) = (A::load(r, a), A::load(r, b));

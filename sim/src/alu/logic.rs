@@ -42,8 +42,8 @@ pub fn predicates(r: &mut Registers, s: &OperandSlots, m: u32, logic: PredicateL
     set_predicate(r, s.dst[0], value, m, u);
 }
 
-/// `lop3`. Any function of three bits is a polynomial over GF(2) with eight coefficients, which are computed from the
-/// table once per warp.
+/// `lop3`. Every function of three bits is a polynomial over GF(2) with eight coefficients. They are computed from
+/// the 8-bit table once per warp.
 #[inline(always)]
 pub fn lop3(r: &mut Registers, s: &OperandSlots, m: u32) {
     let k = lop3_coefficients(r.rows[s.src[3] as usize].0[0]);
@@ -62,8 +62,8 @@ fn lop3_polynomial(&[one, c1, b1, bc, a1, ac, ab, abc]: &[u32; 8], a: u32, b: u3
     one ^ a & a1 ^ b & (b1 ^ a & ab) ^ c & (c1 ^ a & ac ^ b & (bc ^ a & abc))
 }
 
-/// Returns the coefficients (all ones or zero) of the products of a (bit 2 of the index), b (bit 1) and c (bit 0): the
-/// Möbius transform of the 8-bit table.
+/// Returns the coefficients of the polynomial, each all ones or zero: the Möbius transform of the 8-bit table.
+/// Coefficient i belongs to the product of `a` (if bit 2 of i is set), `b` (bit 1) and `c` (bit 0).
 #[inline(always)]
 fn lop3_coefficients(table: u32) -> [u32; 8] {
     let t = table ^ (table & 0x55) << 1;
@@ -100,8 +100,8 @@ pub fn prmt(r: &mut Registers, s: &OperandSlots, m: u32) {
     });
 }
 
-/// `prmt` of one lane: each nibble of the selector picks a byte of `b:a`; with the nibble's top bit set, it picks the
-/// byte's sign.
+/// `prmt` of one lane: each nibble of the selector picks one byte of `b:a`. If the nibble's top bit is set, the
+/// result is that byte's sign bit, repeated eight times.
 #[inline(always)]
 fn permute(a: u32, b: u32, selector: u32) -> u32 {
     let bytes = a as u64 | (b as u64) << 32;
@@ -144,8 +144,8 @@ pub fn brev(f: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
     a.reverse_bits() >> (64 - f.bits)
 }
 
-/// `bfind`: index of the highest bit that differs from the sign; with `variant` (`.shiftamt`), its distance from the
-/// top bit; all ones if there is none.
+/// `bfind`: the index of the highest bit that differs from the sign bit, or with `variant` (`.shiftamt`) its distance
+/// from the top bit. All ones if no bit differs.
 pub fn bfind(f: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
     let x = if f.signed && integer_value(f, a) < 0 { !a & low_bits_mask(f.bits as u32) } else { a };
     match x.checked_ilog2() {
@@ -155,15 +155,14 @@ pub fn bfind(f: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
     }
 }
 
-/// `bfe` of 64 bits. All bits of `pos` and `len` count, as measured on an H200; the 32-bit form uses only the low eight
-/// bits.
+/// `bfe` of 64 bits. Like an H200, it uses all bits of `pos` and `len`; the 32-bit form uses only the low eight bits.
 pub fn bfe64(f: ScalarFlags, a: u64, pos: u64, len: u64, _: u64) -> u64 {
     let x = integer_value(f, a) >> pos.min(64);
     if len == 0 { 0 } else { sign_or_zero_extend(x as u64, len.min(64) as u32, f.signed) as u64 }
 }
 
-/// `bfi`: inserts the low `len` bits of `a` into `b` at `pos`. All bits of `pos` and `len` count in the 64-bit form,
-/// the low eight in the 32-bit form.
+/// `bfi`: inserts the low `len` bits of `a` into `b` at `pos`. The 64-bit form uses all bits of `pos` and `len`, the
+/// 32-bit form only the low eight.
 pub fn bfi(f: ScalarFlags, a: u64, b: u64, pos: u64, len: u64) -> u64 {
     let (pos, len) = if f.bits == 64 { (pos, len) } else { (pos & 0xff, len & 0xff) };
     if len == 0 || pos >= f.bits as u64 {
@@ -173,7 +172,8 @@ pub fn bfi(f: ScalarFlags, a: u64, b: u64, pos: u64, len: u64) -> u64 {
     b & !field | a << pos & field
 }
 
-/// `shf`: funnel shift of `b:a`; left if `variant`, by at most 32 if `sat` (`.clamp`), else modulo 32 (`.wrap`).
+/// `shf`: funnel shift of `b:a`, left if `variant`. The shift is at most 32 if `sat` (`.clamp`), else taken modulo 32
+/// (`.wrap`).
 pub fn shf(f: ScalarFlags, a: u64, b: u64, by: u64, _: u64) -> u64 {
     let by = if f.sat { by.min(32) } else { by & 31 };
     let both = a | b << 32;
@@ -181,7 +181,8 @@ pub fn shf(f: ScalarFlags, a: u64, b: u64, by: u64, _: u64) -> u64 {
     shifted & 0xffff_ffff
 }
 
-/// `fns`: position of the `offset`-th set bit from `base`, upwards for positive and downwards for negative offsets.
+/// `fns`: position of the `offset`-th set bit, counted from `base`: upwards if `offset` is positive, downwards if
+/// negative.
 pub fn fns(_: ScalarFlags, mask: u64, base: u64, offset: u64, _: u64) -> u64 {
     let set = |at: &i64| mask >> at & 1 != 0;
     let (base, offset) = ((base & 0xffff_ffff) as i64, offset as u32 as i32);
@@ -194,7 +195,7 @@ pub fn fns(_: ScalarFlags, mask: u64, base: u64, offset: u64, _: u64) -> u64 {
     found.map_or(u32::MAX as u64, |at| at as u64)
 }
 
-/// `bmsk`: `b` ones from bit `a` on; both modulo 32 unless `sat` (`.clamp`).
+/// `bmsk`: a mask of `b` ones that starts at bit `a`. Both are taken modulo 32 unless `sat` (`.clamp`).
 pub fn bmsk(f: ScalarFlags, a: u64, b: u64, _: u64, _: u64) -> u64 {
     let (a, b) = if f.sat { (a.min(32), b.min(32)) } else { (a & 31, b & 31) };
     ((1u64 << b) - 1) << a & 0xffff_ffff
@@ -206,7 +207,8 @@ pub fn szext(f: ScalarFlags, a: u64, b: u64, _: u64, _: u64) -> u64 {
     if b == 0 { 0 } else { sign_or_zero_extend(a, b as u32, f.signed) as u32 as u64 }
 }
 
-/// `prmt` with a mode: `byte(i, n)` returns which byte of `b:a` goes to byte `i` for selector `n`.
+/// `prmt` with a mode such as `.f4e`: `byte(i, n)` returns which byte of `b:a` becomes byte `i` of the result for
+/// selector `n`.
 fn permute_by_mode(a: u64, b: u64, selector: u64, byte: fn(u64, u64) -> u64) -> u64 {
     let (all, n) = (a | b << 32, selector & 3);
     (0..4).map(|i| (all >> (8 * byte(i, n)) & 0xff) << (8 * i)).sum()

@@ -1,7 +1,7 @@
-//! The arithmetic unit: instructions that compute registers from registers (integer, logic, floating point, conversion,
-//! moves).
+//! The arithmetic unit: instructions that compute registers from registers (integer, logic, floating point,
+//! conversion, moves).
 //!
-//! [`decode`] turns an opcode and its operands into an [`AluOp`] and lists the registers that it needs; [`AluOp::run`]
+//! [`decode`] turns an opcode and its operands into an [`AluOp`] and lists the types of its operands; [`AluOp::run`]
 //! executes it for the 32 lanes of a warp. `op.rs` holds the dispatch tables; the instructions are in one file per
 //! class. Source: PTX ISA 9.0, chapter 9.7.
 
@@ -26,7 +26,7 @@ use crate::ptx::ast::Type;
 use crate::regs::{Registers, Slot};
 pub use decode::decode;
 
-/// Register file layout of an operand.
+/// How a register is stored in the register file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RegisterClass {
     /// One bit per lane in [`Registers::predicates`].
@@ -65,21 +65,22 @@ pub struct OperandType {
 /// one operand.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct OperandTypes {
-    /// Destinations (the first written operand). For `_`, pass a register of the class that no instruction reads.
+    /// Destinations (the first written operand). For `_`, pass a register of the same class that no instruction
+    /// reads.
     pub dst: Vec<OperandType>,
-    /// Sources (all other written operands). The [`AluOp`] itself knows about a negated predicate `!p`.
+    /// Sources (all other written operands). Whether a predicate is negated (`!p`) is stored in the [`AluOp`].
     pub src: Vec<OperandType>,
-    /// True if the instruction reads or writes the carry flag; [`OperandSlots::carry`] then names its predicate.
+    /// True if the instruction reads or writes the carry flag, which is the predicate at [`OperandSlots::carry`].
     pub carry: bool,
 }
 
-/// Register indices of the operands: first rows, or predicate indices for [`RegisterClass::Pred`]. Unused entries are
-/// ignored.
+/// Where the operands of an instruction are in [`Registers`]: for each operand the index of its first row, or of its
+/// predicate for [`RegisterClass::Pred`]. Elements without an operand are ignored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct OperandSlots {
-    /// One index per entry of [`OperandTypes::dst`].
+    /// One index per element of [`OperandTypes::dst`].
     pub dst: [Slot; 4],
-    /// One index per entry of [`OperandTypes::src`].
+    /// One index per element of [`OperandTypes::src`].
     pub src: [Slot; 5],
     /// The predicate index of the carry flag.
     pub carry: Slot,

@@ -7,7 +7,7 @@ use super::integer::low_bits_mask;
 use super::lanes::{LaneValue, set_undefined};
 use crate::regs::{Registers, Slot};
 
-/// `mov` that packs narrower registers into one register, or unpacks one register.
+/// A `mov` that packs narrower registers into one register, or unpacks one register into narrower ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VectorMove {
     /// True to pack into one register, false to unpack.

@@ -1,9 +1,9 @@
 //! Dispatch tables of the arithmetic unit: every decoded instruction and how a warp executes it.
 //!
 //! There are two tables for speed. [`Op::run`] is inlined into the interpreter's loop and holds the frequent
-//! instructions; [`OutOfLineOp::run`] holds all others behind one call, which keeps the loop's machine code small. The
-//! instructions themselves are in files by class: [`super::integer`], [`super::logic`], [`super::compare`],
-//! [`super::float`], [`super::half`], …
+//! instructions. [`OutOfLineOp::run`] holds all others and is called as a function, which keeps the machine code of
+//! the loop small. The instructions themselves are in one file per class: [`super::integer`], [`super::logic`],
+//! [`super::compare`], [`super::float`], [`super::half`], …
 
 use super::carry::CarryOp;
 use super::compare::{Combine, Comparison, SetResult, lane_bits, lanes_that_hold, select};
@@ -108,7 +108,7 @@ pub enum Op {
     Pack64,
     Unpack32,
     Unpack64,
-    /// An instruction of the table that is not inlined.
+    /// One of the other instructions, executed through a function call.
     OutOfLine(OutOfLineOp),
 }
 
@@ -171,7 +171,7 @@ impl Op {
             Op::FmaFtzF32 => float3(r, s, m, true, |a, b, c| {
                 f32_math::round_and_flush(add_round_to_odd(a as f64 * b as f64, c as f64))
             }),
-            // One loop for each case: a branch inside the loop would be taken in every lane and prevent vectorisation.
+            // One loop per case: a branch inside the loop would prevent vectorisation.
             Op::MinF32(false) => map2(r, s, m, f32_math::min_or_max::<false>),
             Op::MaxF32(false) => map2(r, s, m, f32_math::min_or_max::<true>),
             Op::MinF32(true) => {
@@ -250,7 +250,7 @@ fn float3(r: &mut Registers, s: &OperandSlots, m: u32, ftz: bool, f: impl Fn(f32
     map3(r, s, m, |a: u32, b: u32, c: u32| f32_output(f(f32_input(a, ftz), f32_input(b, ftz), f32_input(c, ftz)), ftz));
 }
 
-/// An instruction that is executed through one call instead of being inlined.
+/// An instruction that is executed through a function call instead of being inlined.
 #[derive(Clone, Copy, Debug)]
 pub enum OutOfLineOp {
     /// A scalar function and the register class of its destination.
@@ -259,9 +259,9 @@ pub enum OutOfLineOp {
     Setp(Comparison, ScalarOp),
     /// `setp` of packed halves: one predicate for the lower and one for the upper half.
     SetpHalves(Comparison, ScalarOp, ScalarOp),
-    /// `set`: comparison functions of the lower half (or of the whole value) and of the upper half.
+    /// `set`: two comparison functions, of the lower half (or of the whole value) and of the upper half.
     Set(Comparison, ScalarOp, ScalarOp, SetResult),
-    /// `slct`: the selecting function and the register class of the selected values.
+    /// `slct`: the function that selects, and the register class of the selected values.
     Slct(ScalarOp, RegisterClass),
     Carry(CarryOp),
     Vector(VectorMove),
@@ -297,7 +297,8 @@ impl OutOfLineOp {
                 set_undefined(r, s.dst[0], mask, u);
             }
             OutOfLineOp::Slct(scalar, class) => {
-                // The result is undefined only where the selected source or the selecting source is undefined.
+                // A result lane is undefined only where the selected source, or the source that selects, is
+                // undefined.
                 let (u, c) = ([0, 1].map(|i| r.undefined[s.src[i] as usize]), r.undefined[s.src[2] as usize]);
                 let first = lane_bits(&scalar.chosen(r, s, mask));
                 scalar.run(r, s, mask, *class);

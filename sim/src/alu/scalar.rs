@@ -1,7 +1,8 @@
-//! Scalar instructions: one function of bits, called lane by lane through a function pointer.
+//! Scalar instructions: one function of integers or float bits that is called lane by lane through a function
+//! pointer.
 //!
-//! Most forms of PTX instructions are executed too rarely to need a vectorised loop of their own. A [`ScalarOp`] holds
-//! such a form's function and flags; [`super::op::Op`] holds the loops of the frequent instructions.
+//! Most forms of PTX instructions are executed too rarely to need a vectorised loop of their own. A [`ScalarOp`]
+//! holds the function and the flags of such a form; [`super::op::Op`] holds the loops of the frequent instructions.
 
 use super::OperandSlots;
 use super::RegisterClass;
@@ -10,14 +11,14 @@ use super::soft_float::RoundingMode;
 use crate::ptx::ast::Type;
 use crate::regs::Registers;
 
-/// The modifiers of an instruction, as seen by its [`ScalarFunction`].
+/// The modifiers and the type of an instruction, as passed to its [`ScalarFunction`].
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ScalarFlags {
     /// Rounding mode (`.rn`, `.rz`, …).
     pub rounding: RoundingMode,
     /// Bits of the instruction's type; for packed types, bits of one element.
     pub bits: u8,
-    /// A second number that the function needs: a conversion's destination format, a comparison's mask of orderings.
+    /// A number that some functions need: `cvt` the destination format, comparisons the mask of orderings.
     pub wide: u8,
     /// True for a signed integer type.
     pub signed: bool,
@@ -29,12 +30,13 @@ pub struct ScalarFlags {
     pub relu: bool,
     /// `.NaN`, or `.satfinite` of conversions.
     pub strict: bool,
-    /// A variant whose meaning each function documents: bf16 instead of f16, `max` instead of `min`, `.hi` instead of
-    /// `.lo`, …
+    /// Selects a variant of the function, which documents its meaning: bf16 instead of f16, `max` instead of `min`,
+    /// `.hi` instead of `.lo`, …
     pub variant: bool,
 }
 
-/// A function of up to four sources, given as zero-extended bits. The caller keeps only the low bits of the result.
+/// A function of up to four sources, given as zero-extended bits. The caller keeps as many low bits of the result as
+/// the destination has.
 pub type ScalarFunction = fn(ScalarFlags, u64, u64, u64, u64) -> u64;
 
 /// A scalar function with its flags and the widths of its sources.
@@ -76,8 +78,8 @@ impl ScalarOp {
         (out, undefined)
     }
 
-    /// Evaluates the function with 1 and 0 as its first two sources, which tells which of the two it selects in each
-    /// lane.
+    /// Returns 1 in the lanes in which the function selects its first source, 0 where it selects the second one: it
+    /// evaluates the function with 1 and 0 as these sources.
     pub fn chosen(&self, r: &Registers, s: &OperandSlots, mask: u32) -> [u64; 32] {
         let c = r.get(s.src[2]);
         let mut out = [0; 32];
@@ -87,7 +89,7 @@ impl ScalarOp {
         out
     }
 
-    /// Executes the function and writes a destination of class `to`.
+    /// Executes the function in the lanes of `mask` and writes a destination of register class `to`.
     pub fn run(&self, r: &mut Registers, s: &OperandSlots, mask: u32, to: RegisterClass) {
         let (out, undefined) = self.results(r, s, mask);
         match to {

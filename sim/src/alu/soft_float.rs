@@ -1,7 +1,8 @@
-//! Software floating point: exact results of arithmetic as wide integers, and their rounding to any format in any mode.
+//! Software floating point: exact results of arithmetic as wide integers, and their rounding to any format in any
+//! mode.
 //!
-//! Used for the directed rounding modes and for the narrow formats; f32 and f64 arithmetic to nearest runs on the
-//! processor.
+//! It computes the directed rounding modes and the narrow formats; f32 and f64 arithmetic with rounding to nearest
+//! runs on the processor.
 
 /// Rounding modes of PTX.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -51,7 +52,8 @@ pub const E4M3: FloatFormat = FloatFormat { precision: 4, least: -6, largest: 0x
 /// fp8 E5M2: 5 exponent bits, 2 mantissa bits.
 pub const E5M2: FloatFormat = FloatFormat { precision: 3, least: -14, largest: 0x7b, sign: 7, nan: 0x7f };
 
-/// `±mantissa · 2^exponent`. `sticky` marks a further non-zero part of less than one unit of the mantissa.
+/// The number `±mantissa · 2^exponent`. If `sticky`, the exact number has a further non-zero part below the
+/// mantissa's last bit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ExactFloat {
     pub negative: bool,
@@ -80,7 +82,7 @@ impl ExactFloat {
         self.mantissa == 0 && !self.sticky
     }
 
-    /// Scales the mantissa to `bits` significant bits (at most 127) without changing the value.
+    /// Shifts the mantissa so that it has `bits` significant bits (at most 127) and adjusts the exponent.
     fn normalised(self, bits: u32) -> ExactFloat {
         let shift = bits as i32 - (128 - self.mantissa.leading_zeros() as i32);
         self.shifted(shift)
@@ -110,8 +112,8 @@ impl ExactFloat {
         }
     }
 
-    /// Returns the sum of two numbers that are not sticky. It is exact, or sticky with far more bits than any format
-    /// keeps.
+    /// Returns the sum of two numbers that are not sticky. It is exact, or sticky with far more mantissa bits than
+    /// any format has.
     pub fn plus(self, other: ExactFloat) -> ExactFloat {
         if other.mantissa == 0 {
             return self;
@@ -125,8 +127,8 @@ impl ExactFloat {
         let mantissa = if big.negative == small.negative {
             big.mantissa + small.mantissa
         } else {
-            // A sticky part of the subtrahend makes the difference smaller: subtract one more unit, and the remainder
-            // above it is sticky.
+            // A sticky part of the subtrahend makes the difference smaller: subtract one more unit. The difference
+            // then has a sticky part above that.
             big.mantissa - small.mantissa - small.sticky as u128
         };
         ExactFloat { mantissa, sticky: small.sticky, ..big }
@@ -158,7 +160,7 @@ impl ExactFloat {
         let digits = format.precision as i32 - 1;
         let top = self.exponent + 127 - self.mantissa.leading_zeros() as i32;
         let unit = if self.mantissa == 0 { format.least - digits } else { top.max(format.least) - digits };
-        // Two guard bits below the unit: one half, and anything smaller.
+        // `w` has one guard bit below the unit, for one half; smaller parts are in `sticky`.
         let w = self.shifted(self.exponent - (unit - 1));
         let (kept, half, rest) = (w.mantissa as u64 >> 1, w.mantissa & 1 != 0, w.sticky);
         let up = match mode {
@@ -168,7 +170,7 @@ impl ExactFloat {
             RoundingMode::Down => self.negative && (half || rest),
             RoundingMode::Up => !self.negative && (half || rest),
         };
-        // A carry out of the significand increments the exponent field, which is the correct result.
+        // A carry out of the significand increments the exponent field, which gives the right result.
         let bits = kept + up as u64 + (((unit - (format.least - digits)) as u64) << digits);
         if bits <= format.largest {
             return sign | bits;
@@ -183,7 +185,7 @@ impl ExactFloat {
     }
 }
 
-/// Rounds any f64 to `format` and returns the bits; NaN becomes canonical, infinity stays.
+/// Rounds any f64 to `format` and returns the bits. A NaN becomes the canonical NaN; infinity stays infinity.
 pub fn encode_float(x: f64, format: FloatFormat, mode: RoundingMode) -> u64 {
     if x.is_nan() {
         format.nan
@@ -194,7 +196,7 @@ pub fn encode_float(x: f64, format: FloatFormat, mode: RoundingMode) -> u64 {
     }
 }
 
-/// The value of bits in an IEEE-like format with infinities.
+/// Returns the value of `bits` in `format`.
 pub fn decode_float(bits: u64, format: FloatFormat) -> f64 {
     let digits = format.precision - 1;
     let magnitude = bits & ((1 << format.sign) - 1);
@@ -208,16 +210,17 @@ pub fn decode_float(bits: u64, format: FloatFormat) -> f64 {
     if bits >> format.sign & 1 != 0 { -value } else { value }
 }
 
-/// Returns `a + b` in f64, rounded to odd. Rounding that to at most 51 bits equals rounding the exact sum.
+/// Returns `a + b` in f64, rounded to odd. Rounding this sum to at most 51 bits gives the same result as rounding the
+/// exact sum.
 #[inline(always)]
 pub fn add_round_to_odd(a: f64, b: f64) -> f64 {
     let sum = a + b;
     let tail = sum - a;
     let error = (a - (sum - tail)) + (b - tail);
-    // The exact sum lies between an even number and its odd neighbour in the error's direction. For infinity and NaN
-    // the error is NaN.
+    // If the sum is even and inexact, the result is the odd neighbour in the direction of the error. For infinity and
+    // NaN, the error is NaN, so the sum stays.
     let away = if (error > 0.0) == (sum > 0.0) { 1 } else { u64::MAX };
-    let round_to_odd_if_tiny = sum.to_bits().wrapping_add(away);
+    let odd = sum.to_bits().wrapping_add(away);
     let inexact = (error < 0.0) | (error > 0.0);
-    f64::from_bits(if inexact & (sum.to_bits() & 1 == 0) { round_to_odd_if_tiny } else { sum.to_bits() })
+    f64::from_bits(if inexact & (sum.to_bits() & 1 == 0) { odd } else { sum.to_bits() })
 }

@@ -7,7 +7,7 @@ use super::f32_math;
 use super::float::div_f32;
 use super::scalar::ScalarFlags;
 
-/// `div.approx`: zero where the divisor is above 2^126.
+/// `div.approx`. The result is zero if the divisor is above 2^126.
 pub fn div_approx(f: ScalarFlags, a: u64, b: u64, c: u64, d: u64) -> u64 {
     let huge = f32::from_bits(b as u32).abs();
     if huge > 2f32.powi(126) && huge.is_finite() && f32::from_bits(a as u32).is_finite() {
@@ -16,7 +16,7 @@ pub fn div_approx(f: ScalarFlags, a: u64, b: u64, c: u64, d: u64) -> u64 {
     div_f32(f, a, b, c, d)
 }
 
-/// Evaluates `g` in f64 for an f32 argument and rounds the result once.
+/// Evaluates `g` in f64 for an f32 argument and rounds the result to f32 once.
 fn approximate(f: ScalarFlags, a: u64, g: fn(f64) -> f64) -> u64 {
     f32_math::f32_output(g(f32_math::f32_input(a as u32, f.ftz) as f64) as f32, f.ftz) as u64
 }
@@ -37,8 +37,8 @@ pub fn tanh(f: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
     approximate(f, a, f64::tanh)
 }
 
-/// `rcp.approx.ftz.f64` and, if `variant`, `rsqrt.approx.ftz.f64`: the source's low 32 bits are ignored, the result's
-/// low 32 bits are zero.
+/// `rcp.approx.ftz.f64`, or `rsqrt.approx.ftz.f64` if `variant`. Both ignore the source's low 32 bits and return
+/// zeros in the result's.
 pub fn approximate64(f: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
     let flush = |x: f64| if x.is_subnormal() { 0f64.copysign(x) } else { x };
     let x = flush(f64::from_bits(a & !0xffff_ffff));

@@ -1,6 +1,6 @@
-//! Element formats of matrix operands and accumulators, and their exact values.
+//! The number formats of matrix operands and accumulators, and conversion of their elements to f32.
 
-/// Element type of A and B.
+/// Format of the elements of A or B.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Element {
     /// `.f64`
@@ -11,7 +11,7 @@ pub enum Element {
     Bf16,
     /// `.f16`
     F16,
-    /// `.e4m3`: 8 bits, exponent bias 7, no infinity, NaN is 0x7f and 0xff.
+    /// `.e4m3`: 8 bits, exponent bias 7, no infinity; NaN is 0x7f or 0xff.
     E4m3,
     /// `.e5m2`: 8 bits, the upper half of an f16.
     E5m2,
@@ -46,7 +46,7 @@ impl Element {
         })
     }
 
-    /// Returns the bits of an element in a register or in memory (32 for tf32).
+    /// Returns the bits that an element takes in a register or in memory (32 for tf32).
     pub fn bits(self) -> u32 {
         match self {
             Self::F64 => 64,
@@ -69,10 +69,10 @@ impl Element {
     }
 }
 
-/// Type of C and D.
+/// Format of the elements of C or D.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Accumulator {
-    /// `.f16`: two values a register.
+    /// `.f16`: two values per register.
     F16,
     /// `.f32`
     F32,
@@ -82,8 +82,8 @@ pub enum Accumulator {
     F64,
 }
 
-/// Converts the `E` elements packed in each of `L` words to f32, element by element. f64 and single bits have functions
-/// of their own.
+/// Converts to f32 the `E` elements that are packed in each of `L` words. f64 and single bits are handled in
+/// `mma/bits_and_f64.rs`.
 #[inline(always)]
 pub(super) fn unpack<const E: usize, const L: usize>(element: Element, words: &[u32; L], out: &mut [[f32; L]; E]) {
     match element {
@@ -158,12 +158,12 @@ fn e4m3_value(bits: u32) -> f32 {
 #[inline(always)]
 pub(super) fn f16_bits(value: f32) -> u32 {
     let (magnitude, sign) = (value.to_bits() & 0x7fff_ffff, value.to_bits() >> 16 & 0x8000);
-    // Adding half of the last kept place, less one if that place is even, carries exactly as rounding does.
+    // Add half of the last kept bit's value, less one if that bit is 0: the carry rounds to nearest even.
     let normal = (magnitude + 0xfff + (magnitude >> 13 & 1)).wrapping_sub(112 << 23) >> 13;
-    // Below 2^-14, results are multiples of 2^-24: adding 0.5 aligns them with the last place of an f32.
+    // Below 2^-14, f16 values are multiples of 2^-24. Adding 0.5 to an f32 rounds it to such a multiple.
     let subnormal = (f32::from_bits(magnitude) + 0.5).to_bits().wrapping_sub(0x3f00_0000);
     let finite = if magnitude < 113 << 23 { subnormal } else { normal };
-    // From 65520 on the result is infinity; NaN stays a quiet NaN.
+    // Values from 65520 on become infinity; a NaN stays a quiet NaN.
     let bits = if magnitude >= 0x477f_f000 { 0x7c00 } else { finite };
     let bits = if magnitude > 0x7f80_0000 { 0x7e00 } else { bits };
     bits | sign

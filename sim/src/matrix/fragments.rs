@@ -1,10 +1,10 @@
-//! Conversion between the registers of a warp's matrix fragments and floats: the layout that `mma` and `wgmma` share.
+//! Conversion between the registers of a warp's matrix fragments and f32 values. `mma` and `wgmma` share this layout.
 
 use super::Lanes;
 use super::format::{Accumulator, Element, f16_bits, unpack};
 use super::simd::LaneVector;
 
-/// Converts a register to its `E` elements per lane.
+/// Converts the `E` elements in each lane of a register to f32.
 #[inline(always)]
 pub(super) fn register_values<V: LaneVector, const E: usize>(
     v: V,
@@ -20,7 +20,8 @@ pub(super) fn register_values<V: LaneVector, const E: usize>(
     values
 }
 
-/// `K` columns of A, expanded: each value of a row is repeated for the four lanes that hold that row of D.
+/// `K` columns of A as f32, in halves of eight rows. Each value occurs four times: once for each lane that holds the
+/// same row of D.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
 pub(super) struct Columns<const K: usize>(pub(super) [[[f32; 32]; 2]; K]);
@@ -29,8 +30,8 @@ impl<const K: usize> Columns<K> {
     pub(super) const ZERO: Self = Self([[[0.0; 32]; 2]; K]);
 }
 
-/// Fills the columns from A's registers with `E` elements per lane: register r holds eight rows (r & 1) of 4E columns
-/// (r >> 1).
+/// Fills the columns from A's registers, which hold `E` elements per lane. Register r holds eight rows (r & 1 selects
+/// which) of 4E columns (r >> 1 selects which).
 #[inline(always)]
 pub(super) fn expand_a_columns<V: LaneVector, const E: usize, const K: usize>(
     v: V,
@@ -57,7 +58,7 @@ pub(super) fn expand_a_columns<V: LaneVector, const E: usize, const K: usize>(
     }
 }
 
-/// Converts one register of B to rows of B: of each row the even columns, and the odd columns.
+/// Converts one register of B to f32 rows of B, split into the even and the odd columns.
 #[inline(always)]
 pub(super) fn register_to_b_rows<V: LaneVector, const E: usize>(
     v: V,
@@ -81,9 +82,9 @@ pub(super) fn register_to_b_rows<V: LaneVector, const E: usize>(
     }
 }
 
-/// Converts eight rows of an accumulator (`half` of 16) in the `group`-th eight columns to floats: the even columns and
-/// the odd columns. Integers give zeros: their products sum exactly in f32 but the accumulator does not fit, so it is
-/// added at the end.
+/// Converts eight rows and eight columns of an accumulator to f32: `half` selects the rows, `group` the columns.
+/// Returns the even and the odd columns. For integers it returns zeros: f32 holds the sums of their products exactly,
+/// but not the accumulator, which [`store_accumulators`] adds.
 #[inline(always)]
 pub(super) fn load_accumulators<'a>(
     accumulator: Accumulator,
@@ -103,8 +104,8 @@ pub(super) fn load_accumulators<'a>(
     values
 }
 
-/// The inverse of [`load_accumulators`]: calls `put` with each register of D. Integer sums are added to `before`, the
-/// registers' old values.
+/// The inverse of [`load_accumulators`]: calls `put` with the index and the new value of each register of D. For
+/// integers, adds `before`, the registers' old values.
 #[inline(always)]
 pub(super) fn store_accumulators(
     accumulator: Accumulator,
@@ -127,7 +128,7 @@ pub(super) fn store_accumulators(
             for (register, (sums, before)) in sums.iter().zip(before).enumerate() {
                 let mut out = [0; 32];
                 for ((out, sum), c) in out.iter_mut().zip(sums).zip(before) {
-                    // Sums are below 2^22 in magnitude, so in this sum the last place is 1.
+                    // The sum is below 2^22 in magnitude, so adding 1.5 · 2^23 moves the integer to the low bits.
                     let sum = (sum + 12_582_912.0).to_bits().wrapping_sub(0x4b40_0000) as i32;
                     let c = *c as i32;
                     *out = if saturate { c.saturating_add(sum) } else { c.wrapping_add(sum) } as u32;

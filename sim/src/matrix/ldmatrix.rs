@@ -1,13 +1,14 @@
-//! `ldmatrix`, `stmatrix` and `movmatrix`: 8×8 matrices of 16-bit elements between rows in shared memory and register
-//! fragments.
+//! `ldmatrix`, `stmatrix` and `movmatrix`: move 8×8 matrices of 16-bit elements between rows in shared memory and
+//! register fragments.
 //!
-//! Source: PTX ISA, "Warp-level matrix load/store/transpose instruction". Row `r` of matrix `j` is at the address of
-//! lane `8j + r`, 16 bytes long and 16-byte aligned. Lane `l` holds, of each matrix, row `l/4`, columns `2(l%4)` and
-//! the next one (transposed: column `l/4`, rows `2(l%4)` and the next one), the lower in the low half.
+//! Lane `8j + r` supplies the address of row `r` of matrix `j`, 16 bytes with an alignment of 16. Of each matrix,
+//! lane `l` holds row `l/4`, columns `2(l%4)` and `2(l%4) + 1` (transposed: column `l/4`, rows `2(l%4)` and `2(l%4) +
+//! 1`), the lower one in the low half of the register. Source: PTX ISA, "Warp-level matrix load/store/transpose
+//! instruction".
 
 use super::Lanes;
 
-/// Bytes of a row.
+/// Bytes of one row of a matrix.
 pub const ROW_BYTES: u32 = 16;
 
 /// A decoded `ldmatrix` or `stmatrix`.
@@ -57,7 +58,7 @@ impl MatrixMove {
     }
 }
 
-/// `ldmatrix`: fills one register per 8 rows. `rows` are in the order of the lanes that supply their addresses.
+/// `ldmatrix`: fills one register per eight rows. `rows[l]` is the row at lane `l`'s address.
 #[inline(always)]
 pub fn load(rows: &[[u8; 16]], transpose: bool, registers: &mut [Lanes]) {
     assert_eq!(rows.len(), 8 * registers.len(), "eight rows per matrix");
@@ -68,7 +69,7 @@ pub fn load(rows: &[[u8; 16]], transpose: bool, registers: &mut [Lanes]) {
     }
 }
 
-/// Converts 8 matrix rows, stored one after the other in `register`, to the register of the fragment.
+/// Converts eight matrix rows, stored one after the other in `register`, to the fragment's register, in place.
 #[inline(always)]
 pub fn arrange(register: &mut Lanes, transpose: bool) {
     for word in register.iter_mut() {
@@ -82,7 +83,7 @@ pub fn arrange(register: &mut Lanes, transpose: bool) {
 /// `stmatrix`: the inverse of [`load`].
 ///
 /// # Panics
-/// Unless `rows.len() == 8 * registers.len()`.
+/// Panics unless `rows.len() == 8 * registers.len()`.
 #[inline(always)]
 pub fn store(registers: &[Lanes], transpose: bool, rows: &mut [[u8; 16]]) {
     assert_eq!(rows.len(), 8 * registers.len(), "eight rows per matrix");
@@ -96,7 +97,7 @@ pub fn store(registers: &[Lanes], transpose: bool, rows: &mut [[u8; 16]]) {
 /// `movmatrix.sync.aligned.m8n8.trans.b16`: returns the fragment of the transposed matrix.
 #[inline(always)]
 pub fn transposed(fragment: &Lanes) -> Lanes {
-    // Interleaving row i with row i + 4, three times, transposes an 8×8 matrix.
+    // Interleaving row i with row i + 4 three times transposes an 8×8 matrix.
     let mut rows = [[0u16; 8]; 8];
     for (row, words) in rows.iter_mut().zip(fragment.chunks_exact(4)) {
         for (pair, word) in row.chunks_exact_mut(2).zip(words) {
@@ -125,7 +126,7 @@ pub fn transposed(fragment: &Lanes) -> Lanes {
 mod tests {
     use super::*;
 
-    /// 8n rows whose element (row, column) is 256·row + column.
+    /// Returns 8n rows in which element (row, column) is 256·row + column.
     fn numbered(matrices: usize) -> Vec<[u8; 16]> {
         (0..8 * matrices)
             .map(|row| {

@@ -1,7 +1,7 @@
 //! Matrix instructions as pure functions of registers and bytes: which lane holds which element, and the arithmetic.
 //!
-//! Nothing here depends on memory, clocks or interleavings; the interpreter loads operands, checks accesses and stores
-//! results.
+//! This module knows nothing about memory, clocks or interleavings: the interpreter loads operands, checks accesses
+//! and stores results.
 
 mod format;
 mod fragments;

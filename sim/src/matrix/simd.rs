@@ -1,12 +1,11 @@
-//! Vector operations on a warp's lanes, with AVX-512 or AVX2 and FMA where the CPU has them. Results do not depend on
-//! the CPU: multiply-add is fused in any case.
+//! Vector operations on a warp's lanes, with AVX-512, or AVX2 and FMA, where the CPU has them. Results do not depend
+//! on the CPU: a multiply-add always rounds once.
 //!
-//! Fragments store a matrix in *quads*: four lanes hold four elements of a row (or column). A vector is two or four
-//! quads.
+//! In fragments, each *quad* of four lanes holds four elements of one row (or column). A vector is two or four quads.
 
 use super::{Lanes, ldmatrix};
 
-/// Operations on vectors of quads of f32.
+/// Operations on vectors that consist of quads of f32.
 pub(super) trait LaneVector: Copy {
     /// The vector type.
     type F: Copy;
@@ -20,22 +19,22 @@ pub(super) trait LaneVector: Copy {
     /// Stores the `n`-th vector of a register's lanes.
     fn store(self, values: Self::F, lanes: &mut [f32; 32], n: usize);
 
-    /// Repeats one quad.
+    /// Returns a vector that repeats one quad.
     fn repeat(self, quad: &[f32; 4]) -> Self::F;
 
-    /// Broadcasts the `T`-th value of each quad within the quad.
+    /// Within each quad, copies the `T`-th value to all four.
     fn spread<const T: usize>(self, values: Self::F) -> Self::F;
 
     /// Returns `a · b + sum`, rounded once.
     fn multiply_add(self, a: Self::F, b: Self::F, sum: Self::F) -> Self::F;
 
-    /// Converts the lower and the upper bf16 of each lane.
+    /// Converts the lower and the upper bf16 of each lane to f32.
     #[inline(always)]
     fn bf16(self, words: &Lanes) -> [[f32; 32]; 2] {
         [words.map(|word| f32::from_bits(word << 16)), words.map(|word| f32::from_bits(word & 0xffff_0000))]
     }
 
-    /// Transposes a fragment, as [`ldmatrix::transposed`].
+    /// Transposes a fragment like [`ldmatrix::transposed`].
     #[inline(always)]
     fn transposed(self, fragment: &Lanes) -> Lanes {
         ldmatrix::transposed(fragment)
@@ -44,8 +43,8 @@ pub(super) trait LaneVector: Copy {
 
 /// A computation that is generic over the vector type.
 pub(super) trait VectorKernel {
-    /// Implement `run`, and everything it calls, as `#[inline(always)]`: only then is it compiled for the selected
-    /// vector instructions.
+    /// Implement `run`, and every function that it calls, with `#[inline(always)]`. Only then is the code compiled
+    /// for the vector instructions that were selected.
     fn run<V: LaneVector>(self, vector: V);
 }
 
@@ -64,7 +63,7 @@ pub(super) fn dispatch(kernel: impl VectorKernel) {
     kernel.run(Plain);
 }
 
-/// Portable vectors: arrays that the compiler vectorises as it can.
+/// Portable vectors: plain arrays, which the compiler may vectorise.
 #[derive(Clone, Copy)]
 struct Plain;
 
@@ -169,7 +168,7 @@ impl LaneVector for pulp::x86::V3 {
         let eights: [[u32; 8]; 4] = bytemuck::cast(*words);
         let upper = self.avx._mm256_set1_epi32(0xffff_0000_u32 as i32);
         let mut values = [[[0f32; 8]; 2]; 4];
-        // Do not use `map`: its closure would be compiled for the baseline instruction set.
+        // Do not use `map`: its closure would be compiled without the selected vector instructions.
         for (eight, values) in eights.into_iter().zip(&mut values) {
             let eight = pulp::cast(eight);
             values[0] = pulp::cast(self.avx2._mm256_slli_epi32::<16>(eight));
@@ -246,7 +245,7 @@ impl LaneVector for pulp::x86::V4 {
     }
 }
 
-/// For an 8×8 matrix stored row by row: the source index of each element of the transposed matrix.
+/// For each element of the transposed 8×8 matrix, row by row, its index in the source matrix.
 #[cfg(target_arch = "x86_64")]
 static TRANSPOSED: [[u16; 32]; 2] = {
     let mut from = [[0; 32]; 2];
@@ -262,7 +261,7 @@ static TRANSPOSED: [[u16; 32]; 2] = {
 mod tests {
     use super::*;
 
-    /// Computes `sum + spread(a) · quad`.
+    /// A kernel that computes `sum + spread(a) · quad`.
     struct Probe<'a> {
         a: &'a [f32; 32],
         quad: &'a [f32; 4],
@@ -316,7 +315,7 @@ mod tests {
         assert_eq!(out, [words.map(value), words.map(|word| value(word >> 16))]);
     }
 
-    /// With a fused multiply-add, the low part of the product survives the cancellation.
+    /// The low part of the product survives a cancelling sum only if the multiply-add is fused.
     #[test]
     fn every_vector_type_fuses_and_spreads_alike() {
         let a: [f32; 32] = std::array::from_fn(|i| 1.0 + (i + 1) as f32 * f32::EPSILON);

@@ -1,4 +1,4 @@
-//! Edits an instruction in a function's body.
+//! Applies a [`Mutation`] to an instruction of a function.
 
 use super::Mutation;
 use crate::ptx::ast::{Function, Instruction, Operand, Register, RegisterDecl, Type};
@@ -33,28 +33,28 @@ pub fn apply(function: &mut Function, at: usize, change: Mutation) {
     }
 }
 
-/// Returns the index of a barrier's operand that is its number of threads.
+/// Returns the index of the operand of a block barrier that gives its number of threads.
 pub fn count_operand(i: &Instruction) -> Option<usize> {
     let parts: Vec<&str> = i.opcode.split('.').collect();
     if !matches!(parts[0], "bar" | "barrier") || parts.contains(&"cluster") || parts.contains(&"warp") {
         return None;
     }
     if parts.contains(&"red") {
-        // Destination, barrier and, with four operands, the count before the predicate.
+        // The operands are destination, barrier, number of threads (if there are four operands), predicate.
         return (i.operands.len() == 4).then_some(2);
     }
     (i.operands.len() == 2).then_some(1)
 }
 
-/// Returns the index of the parity operand of `try_wait.parity`: it follows the address, and a time limit may follow
+/// Returns the index of the parity operand of `try_wait.parity`. It follows the address; a time limit may come after
 /// it.
 fn parity_operand(i: &Instruction) -> usize {
     let address = i.operands.iter().position(|o| matches!(o, Operand::Address(..)));
     address.map_or(i.operands.len() - 1, |a| (a + 1).min(i.operands.len() - 1))
 }
 
-/// Removes an instruction's effect, but defines what it writes: a wait succeeds at once, a barrier's reduction sees
-/// this thread only.
+/// Replaces a synchronisation instruction by one that only writes its results: a wait succeeds at once, a barrier's
+/// reduction covers this thread only.
 fn delete(i: &mut Instruction) {
     let parts: Vec<&str> = i.opcode.split('.').collect();
     let (opcode, operands) = match (parts[0], i.operands.as_slice()) {
@@ -76,7 +76,7 @@ fn delete(i: &mut Instruction) {
         ("bar" | "barrier", [Operand::Register(dst), .., Operand::Not(p)]) if parts.contains(&"red") => {
             ("not.pred", vec![Operand::Register(*dst), Operand::Register(*p)])
         }
-        // `brkpt` has no effect without a debugger.
+        // `brkpt` has no effect without a debugger, so it stands for no instruction.
         _ => {
             i.guard = None;
             ("brkpt", Vec::new())
@@ -86,7 +86,8 @@ fn delete(i: &mut Instruction) {
     i.operands = operands;
 }
 
-/// Combines an operand with a constant: an integer directly, a register by an extra instruction before.
+/// Changes operand `operand` to `opcode(operand, by)`: an integer directly, a register through an instruction
+/// inserted before.
 fn adjust(function: &mut Function, at: usize, operand: usize, opcode: &str, by: i64) {
     match function.body[at].operands[operand].clone() {
         Operand::Integer(n) => {
@@ -111,7 +112,7 @@ fn adjust(function: &mut Function, at: usize, operand: usize, opcode: &str, by: 
     }
 }
 
-/// Inserts an instruction before `at`; jumps to `at` reach the new instruction.
+/// Inserts an instruction before index `at`. Jumps to `at` then reach the new instruction.
 fn insert(function: &mut Function, at: usize, instruction: Instruction) {
     let moved = |index: &mut u32| *index += u32::from(*index as usize > at);
     for i in &mut function.body {

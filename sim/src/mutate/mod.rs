@@ -1,8 +1,8 @@
-//! Mutation testing of synchronisation: makes copies of a module with one synchronisation instruction changed, to see
-//! whether a check reports them.
+//! Mutation testing of synchronisation: changes one synchronisation instruction of a module at a time, to see whether
+//! a check reports it.
 //!
-//! A mutant without a finding is either redundant synchronisation, or a bug that the test cases or the simulator would
-//! miss.
+//! A mutant without a finding means that the instruction is redundant, or that the test cases or the simulator would
+//! miss this bug.
 
 mod edit;
 
@@ -14,17 +14,17 @@ use std::fmt;
 /// How an instruction is changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Mutation {
-    /// The instruction is deleted; its results are as if it had succeeded at once.
+    /// The instruction is deleted; its results are defined as if it had succeeded at once.
     Delete,
-    /// `wait_group N` becomes `N + 1`: it waits for one group fewer.
+    /// The operand N of `wait_group` becomes N + 1, so the wait covers one group fewer.
     OneGroupMore,
-    /// A wait's phase parity is flipped.
+    /// The phase parity of an mbarrier wait is flipped.
     FlipParity,
-    /// The number is added to the bytes of `expect_tx`.
+    /// This number is added to the bytes of `expect_tx`.
     ExpectTx(i32),
     /// `.gpu` becomes `.cta`.
     NarrowScope,
-    /// The number is added to a barrier's thread count.
+    /// This number is added to the thread count of a block barrier.
     Count(i32),
 }
 
@@ -41,14 +41,14 @@ impl fmt::Display for Mutation {
     }
 }
 
-/// One mutant: the change of one instruction.
+/// A mutant: a change of one instruction.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mutant {
     /// Index into [`Module::functions`].
     pub function: usize,
     /// Index into the function's body.
     pub instruction: usize,
-    /// The change.
+    /// How the instruction is changed.
     pub change: Mutation,
     /// The instruction's line in the PTX text.
     pub line: u32,
@@ -62,10 +62,10 @@ impl fmt::Display for Mutant {
     }
 }
 
-/// The result of running a mutant.
+/// The result of checking a mutant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MutantResult {
-    /// The mutant.
+    /// The mutant that was checked.
     pub mutant: Mutant,
     /// The kind of the finding that killed the mutant; `None` if it survived.
     pub killed_by: Option<FindingKind>,
@@ -77,8 +77,8 @@ pub fn mutants(module: &Module) -> Vec<Mutant> {
     bodies.flat_map(|(function, f)| of_function(function, f)).collect()
 }
 
-/// Returns the mutants of a kernel and its callees whose instruction was executed, according to `executed` (by
-/// kernel-wide instruction number). A mutant that no case reaches proves nothing.
+/// Returns the mutants of a kernel and its callees whose instruction was executed. `executed` takes the kernel-wide
+/// index of an instruction. A mutant of an instruction that no test case executes proves nothing.
 pub fn reached_mutants(program: &Program, kernel: &Kernel, executed: impl Fn(u32) -> bool) -> Vec<Mutant> {
     let module = &program.module;
     let of_code = |name: &str| module.functions.iter().position(|f| f.name == name && !f.declaration);
@@ -91,7 +91,7 @@ pub fn reached_mutants(program: &Program, kernel: &Kernel, executed: impl Fn(u32
     out
 }
 
-/// Returns the program with the mutant's change.
+/// Returns a copy of the program with the mutant's change.
 pub fn apply(program: &Program, mutant: &Mutant) -> Result<Program, ProgramError> {
     let mut module = program.module.clone();
     if let Some(function) = module.functions.get_mut(mutant.function) {
@@ -100,7 +100,8 @@ pub fn apply(program: &Program, mutant: &Mutant) -> Result<Program, ProgramError
     Program::from_module(module)
 }
 
-/// Runs mutants: `judge` runs a program's test cases and returns the kind of the first finding, if any.
+/// Checks mutants: `first_finding` runs the test cases of a program and returns the kind of the first finding, if
+/// any.
 pub fn run_mutants<E: From<ProgramError>>(
     program: &Program,
     mutants: &[Mutant],
@@ -122,7 +123,7 @@ fn of_function(function: usize, f: &Function) -> Vec<Mutant> {
     out
 }
 
-/// Returns the mutations that an instruction allows.
+/// Returns the mutations that apply to an instruction.
 fn changes(i: &Instruction) -> Vec<Mutation> {
     let parts: Vec<&str> = i.opcode.split('.').collect();
     let has = |part: &str| parts.contains(&part);

@@ -1,4 +1,4 @@
-//! Decodes a kernel together with every function that it can reach.
+//! Decodes a kernel together with every function that it may call.
 
 use super::decode::decode_function;
 use super::symbols::{Layout, function_address, place_shared};
@@ -6,7 +6,7 @@ use super::{Kernel, Program, ProgramError};
 use crate::ptx::ast::{Module, Operand};
 use std::collections::HashMap;
 
-/// Decodes the kernel `name` and every function that it reaches.
+/// Decodes the kernel `name` and every function that it may call.
 ///
 /// # Errors
 /// Returns [`ProgramError::NoKernel`] if the module does not define the kernel.
@@ -65,7 +65,8 @@ pub(super) fn decode_kernel(program: &Program, name: &str) -> Result<Kernel, Pro
     Ok(kernel)
 }
 
-/// Returns the indices of the functions that `entry` reaches by name, `entry` first.
+/// Returns the indices of the functions that `entry` may call, directly or through other functions. `entry` comes
+/// first.
 fn reach(module: &Module, entry: usize) -> Vec<usize> {
     let defined: HashMap<&str, usize> = module
         .functions
@@ -83,7 +84,7 @@ fn reach(module: &Module, entry: usize) -> Vec<usize> {
             reached.push(i);
         }
     };
-    // A table of function pointers reaches every function that it names.
+    // A variable that holds function pointers reaches every function that its initialiser names.
     for v in &module.variables {
         v.relocations.iter().for_each(|r| add(&r.symbol, &mut reached));
     }

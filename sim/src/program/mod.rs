@@ -1,8 +1,8 @@
-//! A PTX module prepared for execution: the functions that each kernel reaches, their registers as rows, variables at
-//! addresses.
+//! A PTX module prepared for execution: functions are decoded, registers have rows of the register file, variables
+//! have addresses.
 //!
-//! [`Program::parse`] reads PTX text, [`Program::kernel`] decodes one kernel. [`op`] defines the decoded instructions,
-//! `decode` produces them.
+//! [`Program::parse`] reads PTX text, [`Program::kernel`] decodes one kernel. [`op`] defines the decoded
+//! instructions, `decode` produces them.
 
 mod decode;
 mod kernel;
@@ -22,11 +22,11 @@ use op::DecodedInstruction;
 pub struct Program {
     /// The syntax tree.
     pub module: Module,
-    /// The `.global` and `.const` variables.
+    /// The module's `.global` and `.const` variables.
     pub variables: Vec<ModuleVariable>,
 }
 
-/// A module-scope variable in memory.
+/// A variable at module scope, in global or constant memory.
 #[derive(Clone, Debug)]
 pub struct ModuleVariable {
     /// The variable's name.
@@ -35,30 +35,30 @@ pub struct ModuleVariable {
     pub address: u64,
     /// The variable's initial bytes.
     pub bytes: Vec<u8>,
-    /// True for `.const`, which must not be written.
+    /// True for `.const` variables, which a kernel must not write.
     pub constant: bool,
 }
 
-/// A decoded kernel and the functions that it reaches.
+/// A decoded kernel and the functions that it may call.
 #[derive(Clone, Debug)]
 pub struct Kernel {
-    /// The function's symbol.
+    /// The kernel's symbol.
     pub name: String,
-    /// The functions; function 0 is the kernel itself.
+    /// The decoded functions; function 0 is the kernel itself.
     pub functions: Vec<FunctionCode>,
     /// Bytes of the kernel's parameters.
     pub param_bytes: u32,
-    /// Byte offset and size of each parameter.
+    /// Byte offset and size of each kernel parameter.
     pub params: Vec<(u32, u32)>,
     /// Static shared memory in bytes, without the gaps that the simulator inserts.
     pub static_shared: u32,
     /// Shared address of the first byte of dynamic shared memory.
     pub dynamic_shared: u32,
-    /// Start and end address of each static shared variable, ascending. The gaps between them separate accesses past
-    /// the end of one variable from accesses to the next.
+    /// Start and end address of each static shared variable, ascending. The simulator leaves gaps between the
+    /// variables, so that an access past the end of one is not taken for an access to the next.
     pub shared_variables: Vec<(u32, u32)>,
-    /// Start and end of the scratch of cooperative groups of several warps, which is one of the shared variables and
-    /// starts as zero in every block.
+    /// Start and end of the shared memory that cooperative groups of several warps use internally. It is one of the
+    /// shared variables and starts as zero in every block.
     pub group_scratch: Option<(u32, u32)>,
     /// `.maxntid`
     pub max_threads: Option<[u32; 3]>,
@@ -70,13 +70,13 @@ pub struct Kernel {
     pub cluster: Option<[u32; 3]>,
     /// `.maxnreg`
     pub max_registers: Option<u32>,
-    /// Names of functions that are declared but not defined.
+    /// Names of called functions that the module declares but does not define.
     pub unknown: Vec<String>,
     /// The architecture of `.target`, for example 90 for `sm_90a`.
     pub target: u32,
 }
 
-/// A special register that is constant during a warp's life; its value is filled in when a frame is created.
+/// A special register that is constant while a warp runs. Its value is written to a row when a frame is created.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs)]
 pub enum FixedRegister {
@@ -107,7 +107,7 @@ pub enum FixedRegister {
     Zero,
 }
 
-/// A value that a new frame needs besides its constants, because it depends on the warp.
+/// A value that depends on the warp and is therefore written to a row when a frame is created.
 #[derive(Clone, Copy, Debug)]
 #[allow(missing_docs)]
 pub enum Relocation {
@@ -116,7 +116,7 @@ pub enum Relocation {
         which: FixedRegister,
         wide: bool,
     },
-    /// The address of a `.local` variable: the frame's base plus `offset`.
+    /// The address of a `.local` variable: the base of the frame's local memory plus `offset`.
     Local {
         slot: Slot,
         offset: u32,
@@ -128,15 +128,15 @@ pub enum Relocation {
 pub struct FunctionCode {
     /// The function's symbol.
     pub name: String,
-    /// The decoded instructions.
+    /// The decoded instructions in order.
     pub instrs: Vec<DecodedInstruction>,
-    /// Index of the first instruction in the kernel-wide numbering (`pc`) that counters and findings use.
+    /// Kernel-wide index (`pc`) of the first instruction; counters and findings use kernel-wide indices.
     pub first: u32,
     /// For each instruction, its line in the PTX text and its index into [`Module::source_locations`].
     pub lines: Vec<(u32, Option<u32>)>,
     /// The opcode text of each instruction.
     pub opcodes: Vec<Box<str>>,
-    /// Initial rows of a frame, with the constants filled in.
+    /// The initial rows of a frame: constants have their values, all other rows are zero.
     pub template: Vec<Row>,
     /// Rows below this index are registers, which start undefined.
     pub register_rows: u32,
@@ -146,9 +146,9 @@ pub struct FunctionCode {
     pub predicate_template: Vec<u32>,
     /// Predicates below this index are registers, which start undefined.
     pub register_predicates: u32,
-    /// Special registers and addresses of local variables, which are filled in per warp.
+    /// Special registers and addresses of local variables, whose values each warp fills in.
     pub relocations: Vec<Relocation>,
-    /// Bytes of `.local` variables.
+    /// Bytes of `.local` variables per thread.
     pub local_bytes: u32,
     /// Bytes of `.param` variables and formal parameters.
     pub param_bytes: u32,
@@ -160,7 +160,7 @@ pub struct FunctionCode {
     pub returns: Vec<op::CallArgument>,
 }
 
-/// Why a program cannot be prepared for execution.
+/// Why a module or a kernel cannot be prepared for execution.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ProgramError {
     /// The text is not valid PTX.
@@ -213,14 +213,15 @@ impl Program {
 }
 
 impl Kernel {
-    /// Returns the function and the offset within it of the instruction with kernel-wide number `pc`.
+    /// Returns the function that contains the instruction with kernel-wide index `pc`, and the instruction's index in
+    /// it.
     pub fn locate(&self, pc: u32) -> (&FunctionCode, usize) {
         let i = self.functions.partition_point(|f| f.first <= pc).saturating_sub(1);
         let code = &self.functions[i];
         (code, (pc - code.first) as usize)
     }
 
-    /// Returns the number of instructions of all functions.
+    /// Returns the number of instructions of the kernel and its functions.
     pub fn instructions(&self) -> usize {
         self.functions.last().map_or(0, |f| f.first as usize + f.instrs.len())
     }

@@ -1,4 +1,5 @@
-//! Resolves PTX operands to rows and predicates: registers, immediates, special registers and addresses of variables.
+//! Resolves PTX operands to rows and predicates of a frame. Operands are registers, immediates, special registers and
+//! addresses of variables.
 
 use super::op::{AddressOperand, AddressWindow, CallArgument};
 use super::rows::rows_of;
@@ -8,14 +9,14 @@ use crate::ptx::ast::{AddressBase, Function, Operand, Type};
 use crate::regs::{Row, Slot};
 use std::collections::HashMap;
 
-/// Resolves the operands of one function and collects the constants of its frame.
+/// Resolves the operands of one function. Collects the constants that its frames need.
 pub struct OperandResolver<'a> {
-    /// The function.
+    /// The function whose operands are resolved.
     pub function: &'a Function,
-    /// The code that is being built.
+    /// The decoded function, which the resolver and the decoder fill.
     pub code: FunctionCode,
     layout: &'a Layout,
-    /// First row (or predicate index) of each register.
+    /// First row, or index of the predicate, of each register.
     registers: Vec<u32>,
     constants: HashMap<(u128, u8), Slot>,
     constant_predicates: HashMap<bool, u32>,
@@ -104,7 +105,7 @@ impl<'a> OperandResolver<'a> {
         self.code.param_bytes = param;
     }
 
-    /// Sets the PTX line that errors name.
+    /// Sets the line of the PTX text that errors name.
     pub fn at_line(&mut self, line: u32) {
         self.line = line;
     }
@@ -127,7 +128,7 @@ impl<'a> OperandResolver<'a> {
         self.register_type(operand).is_some_and(|t| t.bits() == 64)
     }
 
-    /// Returns the first row of a constant that holds `value` in every lane; `rows` is 1, 2 or 4.
+    /// Returns the first of `rows` (1, 2 or 4) rows that hold `value` in every lane.
     pub fn constant(&mut self, value: u128, rows: u8) -> Slot {
         if let Some(&slot) = self.constants.get(&(value, rows)) {
             return slot;
@@ -150,7 +151,7 @@ impl<'a> OperandResolver<'a> {
         slot
     }
 
-    /// Returns a predicate that is `value` in every lane.
+    /// Returns the index of a predicate that is `value` in every lane.
     pub fn constant_predicate(&mut self, value: bool) -> u32 {
         if let Some(&p) = self.constant_predicates.get(&value) {
             return p;
@@ -162,7 +163,7 @@ impl<'a> OperandResolver<'a> {
         p
     }
 
-    /// Returns the first row of a special register that never changes.
+    /// Returns the first row of a special register that is constant while a warp runs.
     pub fn fixed(&mut self, which: FixedRegister, wide: bool) -> Slot {
         if let Some(&slot) = self.fixed.get(&(which, wide)) {
             return slot;
@@ -179,7 +180,7 @@ impl<'a> OperandResolver<'a> {
         slot
     }
 
-    /// Returns the first row of a source operand that is read as type `ty`.
+    /// Returns the first row of a source operand that the instruction reads as type `ty`.
     pub fn source(&mut self, operand: &Operand, ty: Type) -> Result<Slot, ProgramError> {
         let rows = rows_of(ty);
         match operand {
@@ -206,7 +207,7 @@ impl<'a> OperandResolver<'a> {
         }
     }
 
-    /// Returns the first row of a destination; `None` for `_`.
+    /// Returns the first row of a destination operand; `None` for `_`.
     pub fn destination(&mut self, operand: &Operand) -> Result<Option<Slot>, ProgramError> {
         match operand {
             Operand::Register(r) if self.function.registers[*r as usize].ty != Type::Pred => {
@@ -217,7 +218,7 @@ impl<'a> OperandResolver<'a> {
         }
     }
 
-    /// Returns the first row of a destination; `_` is an error.
+    /// Returns the first row of a register operand; `_` is an error.
     pub fn register(&mut self, operand: &Operand) -> Result<Slot, ProgramError> {
         self.destination(operand)?.ok_or_else(|| self.error("a register is needed, not _"))
     }
@@ -236,12 +237,12 @@ impl<'a> OperandResolver<'a> {
         }
     }
 
-    /// Returns the index of a guard's predicate register.
+    /// Returns the first row of a register, or the index of a predicate.
     pub fn guard(&self, register: u32) -> u32 {
         self.registers[register as usize]
     }
 
-    /// Resolves an address operand. For a symbol, the returned window is the one in which the symbol lies.
+    /// Resolves an address operand. Returns it with its state space: for a symbol, that of the variable.
     pub fn address(
         &mut self,
         operand: &Operand,
@@ -278,7 +279,7 @@ impl<'a> OperandResolver<'a> {
         }
     }
 
-    /// Returns the address, within its window, of a variable or parameter, and the window.
+    /// Returns the address of a variable or parameter within its state space, and the state space.
     fn locate(&self, name: &str) -> Option<(i64, AddressWindow)> {
         if let Some(&(offset, _)) = self.param_offsets.get(name) {
             return Some((offset as i64, AddressWindow::FrameParam));
@@ -297,7 +298,7 @@ impl<'a> OperandResolver<'a> {
         self.layout.functions.get(name).map(|&a| (a as i64, AddressWindow::Global))
     }
 
-    /// Returns offset and size of a `.param` variable of this function.
+    /// Returns the offset and size of a `.param` variable of this function.
     pub fn param_variable(&self, name: &str) -> Option<(u32, u32)> {
         self.param_offsets.get(name).copied()
     }
@@ -327,7 +328,7 @@ impl<'a> OperandResolver<'a> {
             Some((base, c)) => (base, ["x", "y", "z", "w"].iter().position(|x| *x == c).unwrap_or(3) as u8),
             None => (name, 0),
         };
-        // Registers by which the driver hands cooperative groups their memory.
+        // Through these registers the driver tells cooperative groups where their memory is.
         let rows = if wide { 2 } else { 1 };
         match base {
             "envreg1" | "envreg2" => {
@@ -378,7 +379,7 @@ impl<'a> OperandResolver<'a> {
     }
 }
 
-/// Returns the bits of an integer literal in type `ty`; a float type takes the bits of the converted number.
+/// Returns the bits of an integer literal in type `ty`; for a float type, those of the converted number.
 fn truncate(value: i64, ty: Type) -> u128 {
     match ty {
         Type::F32 => u128::from((value as f32).to_bits()),
@@ -393,7 +394,8 @@ fn truncate(value: i64, ty: Type) -> u128 {
     }
 }
 
-/// Returns the bits of a float literal in type `ty`; untyped types take the literal's own bits.
+/// Returns the bits of a float literal in type `ty`; for types without a format, such as `.b32`, the literal's own
+/// bits.
 fn float_bits(value: f64, bits32: Option<u32>, ty: Type) -> u128 {
     match ty {
         Type::F16 => u128::from(half::f16::from_f64(value).to_bits()),

@@ -1,14 +1,16 @@
-//! Assigns rows of the frame to registers. Compilers use a new register for nearly every value, thousands per function;
-//! registers that live within one basic block share rows, so that a warp's registers fit into the processor's caches.
+//! Assigns rows of a frame to registers. Compilers use a new register for nearly every value, thousands per function.
+//! Registers that are used in one basic block only share rows, so that a warp's registers fit into the processor's
+//! caches.
 //!
-//! A register shares rows only if an unguarded write precedes every use in the same block. Reads of registers that were
-//! never written are therefore still detected, and each register keeps its value in every lane until its last use.
+//! A register shares rows only if an unguarded write comes before every use in its block. Reads of registers that
+//! were never written are therefore still detected, and each register keeps its value in every lane until its last
+//! use.
 
 use super::uses::{destinations, is_copy, registers};
 use crate::ptx::ast::{Function, Operand, Type};
 use std::collections::HashMap;
 
-/// Returns the number of rows of a register of type `ty`.
+/// Returns the number of rows that a register of type `ty` takes.
 pub fn rows_of(ty: Type) -> u8 {
     match ty.bits() {
         0..=32 => 1,
@@ -22,9 +24,9 @@ pub fn rows_of(ty: Type) -> u8 {
 enum Life {
     /// Not used so far.
     Unseen,
-    /// Used in one basic block only, from instruction `first` to `last`.
+    /// Used in basic block `block` only, from instruction `first` to instruction `last`.
     Within { block: usize, first: usize, last: usize },
-    /// Must not share its rows.
+    /// Used in several blocks or accessed by row: must not share its rows.
     Own,
 }
 
@@ -54,7 +56,7 @@ pub(super) fn assign_rows(function: &Function) -> (Vec<u32>, u32) {
             let last_freed = free.get_mut(&width(r)).and_then(Vec::pop);
             rows[r] = last_freed.unwrap_or_else(|| fresh(width(r)));
         }
-        // Free the rows after the allocation, so that an instruction's destination never overlaps its sources.
+        // Free rows after the allocation, so that an instruction's destination never overlaps its sources.
         end.iter().for_each(|&r| free.entry(width(r)).or_default().push(rows[r]));
     }
     (rows, total)
@@ -76,7 +78,7 @@ fn lives(function: &Function) -> Vec<Life> {
         let mut addresses = Vec::new();
         i.operands[written..].iter().for_each(|o| registers(function, o, &mut reads, &mut addresses));
         reads.append(&mut addresses);
-        // Registers that calls or asynchronous wgmma access by row keep their rows.
+        // Calls and asynchronous wgmma access registers by row, so these registers must not share rows.
         let named = i.opcode.starts_with("call")
             || wgmma && (i.opcode.starts_with("wgmma.") || is_copy(function, i))
             || i.operands.iter().any(|o| matches!(o, Operand::Component(..)));
@@ -92,7 +94,7 @@ fn lives(function: &Function) -> Vec<Life> {
     lives
 }
 
-/// For each instruction, returns true if it begins a basic block.
+/// Returns, for each instruction, whether it begins a basic block.
 fn leaders(function: &Function) -> Vec<bool> {
     let mut leads = vec![false; function.body.len() + 1];
     leads[0] = true;
@@ -123,7 +125,7 @@ mod tests {
         crate::ptx::parse(&text).expect("it parses").functions.remove(0)
     }
 
-    /// Returns the rows of %r1 to %r4.
+    /// Returns the first rows of %r1 to %r4.
     fn rows(body: &str) -> [u32; 4] {
         let function = function(body);
         let (rows, _) = assign_rows(&function);
@@ -148,7 +150,7 @@ mod tests {
             all.dedup();
             assert_eq!(all.len(), 4, "{body}");
         };
-        // A guarded first write, a read before the write, a use in another block, a loop.
+        // In order: a guarded first write, a read before the write, a use in another block, a loop.
         distinct("@%p1 mov.b32 %r1, 1;\nadd.s32 %r2, %r1, 1;\n@%p1 mov.b32 %r3, 1;\n@%p1 mov.b32 %r4, %r3;");
         distinct("add.s32 %r1, %r1, 1;\nadd.s32 %r2, %r2, 1;\nadd.s32 %r3, %r3, 1;\nadd.s32 %r4, %r4, 1;");
         distinct(
@@ -177,7 +179,7 @@ mod tests {
             }
             let function = function(&body);
             let (rows, total) = assign_rows(&function);
-            // The register that wrote each row last, when no branch is taken.
+            // For each row, the register that wrote it last, if no branch is taken.
             let mut holds: Vec<Option<u32>> = vec![None; total as usize];
             for i in &function.body {
                 let (mut reads, mut writes, mut none) = (Vec::new(), Vec::new(), Vec::new());

@@ -1,29 +1,30 @@
-//! Addresses of a module's names: where variables, shared memory, functions and kernel parameters lie.
+//! Addresses of a module's symbols: variables, shared memory, functions and kernel parameters.
 
 use super::{ModuleVariable, ProgramError};
 use crate::layout;
 use crate::ptx::ast::{AddressBase, Function, Module, Operand, StateSpace, Variable};
 use std::collections::HashMap;
 
-/// Addresses of the names that a kernel can use.
+/// Addresses of the symbols that a kernel can use.
 #[derive(Debug, Default)]
 pub struct Layout {
-    /// Shared variables of the kernel: address in the block's shared window.
+    /// Shared variables of the kernel: their shared addresses.
     pub shared: HashMap<String, u32>,
     /// Addresses of `.global` and `.const` variables.
     pub module: HashMap<String, u64>,
     /// Addresses of functions.
     pub functions: HashMap<String, u64>,
-    /// The kernel's parameters: byte offset and size.
+    /// The kernel's parameters: byte offset and size of each.
     pub params: HashMap<String, (u32, u32)>,
 }
 
-/// Name of the variable to which `%envreg1` and `%envreg2` point: the driver's workspace of a cooperative launch,
-/// through which cooperative groups synchronise the grid (a size, and a barrier that starts at zero).
+/// Name of the variable to which `%envreg1` and `%envreg2` point: the driver's workspace of a cooperative launch.
+/// Through it cooperative groups synchronise the grid; it holds a size and a barrier that starts at zero.
 pub(super) const GRID_WORKSPACE: &str = "%grid_workspace";
-/// Name of the shared memory to which `%reserved_smem_offset_1` points: scratch of cooperative groups of several warps.
+/// Name of the shared memory to which `%reserved_smem_offset_1` points: cooperative groups of several warps use it
+/// internally.
 pub(super) const GROUP_SCRATCH: &str = "%group_scratch";
-/// Bytes of [`GROUP_SCRATCH`]. The barriers come first and start at zero.
+/// Bytes of [`GROUP_SCRATCH`]. Its first part holds barriers that start at zero.
 const GROUP_SCRATCH_BYTES: u32 = 288;
 
 /// Assigns addresses to the module's `.global` and `.const` variables and computes their initial bytes.
@@ -37,7 +38,7 @@ pub fn module_variables(module: &Module) -> Result<Vec<ModuleVariable>, ProgramE
         let mut bytes = v.init.clone();
         bytes.resize(v.size as usize, 0);
         out.push(ModuleVariable { name: v.name.clone(), address: at, bytes, constant: v.space == StateSpace::Const });
-        // Leave a gap of 1 MiB, so that an index past the end does not hit the next variable.
+        // Leave a gap of 1 MiB, so that an index past the end does not reach the next variable.
         at += v.size + (1 << 20);
     }
     if module.functions.iter().any(|f| names_special(f, "envreg1")) {
@@ -76,20 +77,20 @@ pub(super) fn function_address(index: usize) -> u64 {
     layout::FUNCTION + 16 * (index as u64 + 1)
 }
 
-/// Addresses of a kernel's shared variables.
+/// Addresses of the shared variables of a kernel.
 #[derive(Default)]
 pub(super) struct SharedLayout {
-    /// Bytes of the static variables, without gaps.
+    /// Bytes of the static variables, not counting gaps.
     pub bytes: u32,
     /// Start and end of each static variable.
     pub variables: Vec<(u32, u32)>,
-    /// Start of dynamic shared memory.
+    /// Start address of dynamic shared memory.
     pub dynamic: u32,
-    /// Start and end of the scratch of cooperative groups.
+    /// Start and end of [`GROUP_SCRATCH`], if the kernel uses it.
     pub scratch: Option<(u32, u32)>,
 }
 
-/// Assigns addresses to the shared variables that the reached functions name.
+/// Assigns addresses to the shared variables that the functions `reached` name.
 pub(super) fn place_shared(module: &Module, reached: &[usize], layout: &mut Layout) -> SharedLayout {
     let mut named = std::collections::HashSet::new();
     for &f in reached {
@@ -120,9 +121,9 @@ pub(super) fn place_shared(module: &Module, reached: &[usize], layout: &mut Layo
         .collect();
     let mut placed = SharedLayout::default();
     let statics = || all.iter().filter(|v| v.size > 0);
-    // Leave 1 KiB between variables, so that an index past the end does not hit the next one, while addresses keep
-    // their banks and their position in swizzle patterns. Leave no gap where 18-bit wgmma descriptors could not reach
-    // the end any more.
+    // Leave 1 KiB between variables, so that an index past the end does not reach the next one. A multiple of 1 KiB
+    // keeps each address's bank and position in swizzle patterns. Leave no gap if the variables would then need more
+    // than 16 KiB: the 18-bit addresses of wgmma descriptors must still reach the end of shared memory.
     let natural: u32 = statics().map(|v| v.size as u32 + v.align).sum();
     let gap = if natural + 1024 * all.len() as u32 <= 16 << 10 { 1024 } else { 0 };
     let mut at = layout::SHARED_START;
@@ -135,7 +136,7 @@ pub(super) fn place_shared(module: &Module, reached: &[usize], layout: &mut Layo
         at += v.size as u32;
     }
     at += gap;
-    // System memory, which is not part of the kernel's declared shared memory.
+    // Memory that the driver reserves; it is not part of the shared memory that the kernel declares.
     if reached.iter().any(|&f| names_special(&module.functions[f], "reserved_smem_offset_1")) {
         let start = at.next_multiple_of(16);
         at = start + GROUP_SCRATCH_BYTES;
@@ -145,8 +146,8 @@ pub(super) fn place_shared(module: &Module, reached: &[usize], layout: &mut Layo
         at += gap;
     }
     let align = all.iter().filter(|v| v.size == 0).map(|v| v.align).max().unwrap_or(16).max(16);
-    // The driver promises only the declared alignment. Use at least 1024 bytes, because kernels that rely on the whole
-    // pattern of a 128-byte swizzle work in practice.
+    // The driver guarantees only the declared alignment. The simulator aligns to at least 1024 bytes, because kernels
+    // that rely on this for a 128-byte swizzle work in practice.
     let dynamic =
         if all.iter().any(|v| v.size == 0) { at.next_multiple_of(align.max(1024)) } else { at.next_multiple_of(align) };
     for v in all.iter().filter(|v| v.size == 0) {

@@ -1,5 +1,5 @@
-//! Finds the wgmma registers (accumulators, and A from registers) that each instruction reads or writes. wgmma accesses
-//! them asynchronously, so other instructions must not touch them before `wgmma.wait_group`.
+//! Finds the wgmma registers (accumulators, and A in registers) that each instruction reads or writes. wgmma accesses
+//! them asynchronously, so other instructions must not access them before `wgmma.wait_group`.
 
 use super::op::{DecodedInstruction, Op};
 use crate::ptx::ast::{AddressBase, Function, Instruction, Operand, Type};
@@ -9,16 +9,16 @@ use std::collections::HashSet;
 /// The wgmma registers that one instruction reads and writes; empty for most instructions.
 #[derive(Clone, Debug, Default)]
 pub struct WgmmaRegisterUse {
-    /// First rows of the registers read.
+    /// First row of each register that the instruction reads.
     pub reads: Box<[Slot]>,
-    /// First rows of the registers written.
+    /// First row of each register that the instruction writes.
     pub writes: Box<[Slot]>,
-    /// True if the instruction only moves a register or a constant; compilers rename accumulators this way.
+    /// True if the instruction only copies a register or a constant, as compilers do to rename accumulators.
     pub copies: bool,
 }
 
 impl WgmmaRegisterUse {
-    /// Returns true if the instruction touches no wgmma register.
+    /// Returns true if the instruction accesses no wgmma register.
     #[inline(always)]
     pub fn is_empty(&self) -> bool {
         self.reads.is_empty() && self.writes.is_empty()
@@ -49,7 +49,7 @@ pub(super) fn wgmma_register_uses(
             _ => None,
         })
         .collect();
-    // Add the copies of accumulators and the registers from which accumulators are copied.
+    // Add registers to which accumulators are copied, and registers from which they are copied.
     loop {
         let before = watched.len();
         for (to, from) in &moves {
@@ -79,7 +79,7 @@ pub(super) fn wgmma_register_uses(
     out
 }
 
-/// Returns how many of the first operands are destinations.
+/// Returns the number of operands that are destinations; they come first.
 pub(super) fn destinations(i: &Instruction) -> usize {
     let base = i.opcode.split('.').next().unwrap_or("");
     match base {
@@ -93,7 +93,7 @@ pub(super) fn destinations(i: &Instruction) -> usize {
     }
 }
 
-/// Returns true for a move between 32-bit registers, or of a constant into one.
+/// Returns true for a move of a 32-bit register or of a constant to a 32-bit register.
 pub(super) fn is_copy(function: &Function, i: &Instruction) -> bool {
     let narrow = |o: &Operand| match o {
         Operand::Register(r) => {
@@ -108,7 +108,7 @@ pub(super) fn is_copy(function: &Function, i: &Instruction) -> bool {
     i.opcode.starts_with("mov.") && i.operands.len() == 2 && i.operands.iter().all(narrow)
 }
 
-/// Collects the registers of an operand in `out`, and those of its addresses in `addresses`.
+/// Appends the registers of an operand to `out`, and the registers of its addresses to `addresses`. Skips predicates.
 pub(super) fn registers(function: &Function, operand: &Operand, out: &mut Vec<u32>, addresses: &mut Vec<u32>) {
     match operand {
         Operand::Register(r) if function.registers[*r as usize].ty != Type::Pred => out.push(*r),

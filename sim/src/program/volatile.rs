@@ -1,16 +1,16 @@
 //! Decides whether the `volatile` accesses of a function to shared memory are flags (synchronisation) or data.
 //!
-//! The PTX ISA gives `volatile` the order of `.relaxed.sys`, so two such accesses are never a data race in its memory
-//! model. Old-style reductions and scans, however, declare their *data* `volatile` and still need barriers, which
-//! racecheck tools report too. A loaded flag influences control flow: a branch depends on it. If no branch depends on
-//! the loaded values, they are data.
+//! In the PTX memory model, `volatile` has the order of `.relaxed.sys`, so two such accesses are never a data race.
+//! Old reductions and scans, however, declare their *data* `volatile` and still need barriers, and racecheck tools
+//! report races on it, too. A flag influences control flow: a branch depends on the loaded value. If no branch
+//! depends on any loaded value, the accesses are data.
 
 use crate::ptx::ast::{Function, Instruction, Operand};
 use std::collections::HashSet;
 
-/// Returns true if no branch depends on a value that the function loads from shared memory by a strong load; `volatile`
-/// then orders nothing. A function that calls others, or that may perform atomics on shared memory, is assumed to use
-/// flags.
+/// Returns true if the function makes `volatile` accesses to shared memory, and no branch depends on a value that a
+/// strong load read there; then `volatile` orders nothing. A function that calls others, or that may perform atomics
+/// on shared memory, is assumed to use flags.
 pub(super) fn is_volatile_data(function: &Function) -> bool {
     let part = |i: &Instruction, p: &str| i.opcode.split('.').any(|q| q == p);
     let shared = |i: &Instruction| part(i, "shared") || part(i, "shared::cta");
@@ -27,7 +27,7 @@ pub(super) fn is_volatile_data(function: &Function) -> bool {
         return false;
     }
     let strong = |i: &Instruction| ["volatile", "relaxed", "acquire"].iter().any(|s| part(i, s)) && !elsewhere(i);
-    // Registers that depend on a value read by such a load.
+    // Registers that depend on a value that a strong load read from shared memory.
     let mut tainted: HashSet<u32> = HashSet::new();
     loop {
         let before = tainted.len();
@@ -50,7 +50,7 @@ pub(super) fn is_volatile_data(function: &Function) -> bool {
     }
 }
 
-/// Collects the registers (and predicates) whose values an operand reads, without registers of addresses.
+/// Appends the registers (and predicates) whose values an operand reads, without those of addresses.
 fn values(operand: &Operand, out: &mut Vec<u32>) {
     match operand {
         Operand::Register(r) | Operand::Not(r) | Operand::Component(r, _) => out.push(*r),

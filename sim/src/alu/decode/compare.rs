@@ -93,8 +93,8 @@ impl InstructionForm<'_> {
         f.scalar_op(test, type_flags(ty), Pred, &[ty])
     }
 
-    /// Parses `.ftz`, the operator and the combination. Also returns the scalar functions of the whole value (or lower
-    /// half) and of the upper half.
+    /// Parses `.ftz`, the comparison operator and the combination with a predicate. Returns the comparison, whether
+    /// `.ftz` is set, and two scalar functions: of the lower half (or of the whole value), and of the upper half.
     fn comparison(&mut self, ty: Type) -> Option<(Comparison, bool, [ScalarOp; 2])> {
         let ftz = self.take_modifier("ftz");
         let all = match ty {
@@ -126,7 +126,8 @@ impl InstructionForm<'_> {
         let mut f = self.clone();
         let ty = f.take_type()?;
         let (compare, ftz, [low, high]) = f.comparison(ty)?;
-        // The scalar functions evaluate the operator directly; only the inlined comparisons swap and invert.
+        // The scalar functions evaluate the operator directly; only the vectorised comparisons need `swap` and
+        // `invert`.
         let whole = Comparison { swap: false, invert: false, ..compare };
         let op = match ty {
             S32 => Op::SetpS32(compare),

@@ -10,7 +10,7 @@ use crate::alu::soft_float::{BF16 as BFLOAT, F16 as HALF, F32 as SINGLE, F64 as 
 use crate::ptx::ast::Operand;
 use crate::ptx::ast::Type::{self, B16, B32, BF16, BF16x2, F16, F16x2, F32, F64, S8, S16, S32, S64, U8, U16, U32, U64};
 
-/// Rounding modifiers: the mode, and whether it rounds to an integer.
+/// Rounding modifiers: name, rounding mode, and whether the modifier rounds to an integer.
 const ROUNDINGS: [(&str, (RoundingMode, bool)); 9] = [
     ("rn", (RoundingMode::Nearest, false)),
     ("rz", (RoundingMode::Zero, false)),
@@ -60,7 +60,7 @@ impl InstructionForm<'_> {
         }
     }
 
-    /// Conversion of one number.
+    /// Decodes the conversion of one number.
     fn scalar(
         &self,
         to: Type,
@@ -106,7 +106,7 @@ impl InstructionForm<'_> {
         Some((op, super::OperandTypes { dst: typed(operands.dst, to), src: typed(operands.src, from), carry: false }))
     }
 
-    /// Returns the type of operand `i`'s register if it is wider than the instruction's type `ty`, else `ty`.
+    /// Returns the type of operand `i`'s register if that is wider than `ty`, the type in the opcode; else `ty`.
     fn register(&self, i: usize, ty: Type) -> Type {
         match self.operands.get(i) {
             Some(Operand::Register(r)) => {
@@ -116,7 +116,7 @@ impl InstructionForm<'_> {
         }
     }
 
-    /// Conversions that have an inlined loop.
+    /// Returns the operation for the frequent conversions, which have a vectorised loop; `None` for all others.
     fn inline_conversion(
         &self,
         to: Type,
@@ -156,7 +156,7 @@ impl InstructionForm<'_> {
         })
     }
 
-    /// Conversion of two f32 to a packed pair.
+    /// Decodes the conversion of two f32 to a packed pair.
     fn pair(&self, to: &str, rounding: (RoundingMode, bool), flags: ScalarFlags, plain: bool) -> Decoded {
         let to = Type::named(to)?;
         if plain && rounding == (RoundingMode::Nearest, false) {
@@ -178,7 +178,7 @@ impl InstructionForm<'_> {
         self.scalar_op(convert::cvt, ScalarFlags { bits, wide, ..flags }, B32, &[F32])
     }
 
-    /// Conversions to and from packed pairs of e4m3 and e5m2.
+    /// Decodes conversions to and from packed pairs of e4m3 or e5m2.
     fn fp8(&self, to: &str, from: &str, rounding: Option<(RoundingMode, bool)>, flags: ScalarFlags) -> Decoded {
         if rounding != Some((RoundingMode::Nearest, false)) || flags.sat || flags.ftz {
             return None;
@@ -198,7 +198,7 @@ impl InstructionForm<'_> {
         }
     }
 
-    /// `cvt.pack`: two integers are clamped and packed.
+    /// Decodes `cvt.pack`, which clamps two integers and packs them into one register.
     fn pack(&self) -> Decoded {
         let mut f = self.clone();
         if !f.take_modifier("pack") || !f.take_modifier("sat") {

@@ -52,7 +52,7 @@ impl InstructionForm<'_> {
         if nearest { self.build(op, &[F32], src) } else { self.scalar_op(function, flags, F32, src) }
     }
 
-    /// f32 instructions without a rounding mode: sign changes and approximations.
+    /// Decodes f32 instructions without a rounding mode: sign changes and approximations.
     fn approximate(
         &self,
         ftz: bool,
@@ -156,7 +156,7 @@ impl InstructionForm<'_> {
         self.scalar_op(if packed { pair } else { single }, flags, ty, src)
     }
 
-    /// `min` and `max`.
+    /// Decodes `min` and `max`.
     fn min_max(&mut self, ty: Type) -> Decoded {
         let larger = self.base == "max";
         let (ftz, strict) = (self.take_modifier("ftz"), self.take_modifier("NaN"));
@@ -186,7 +186,7 @@ impl InstructionForm<'_> {
     }
 }
 
-/// Returns flags with the element's width; `variant` is bf16.
+/// Returns flags with the width of one element in bits; `variant` is set for bf16.
 fn flags(ty: Type) -> ScalarFlags {
     let bits = if matches!(ty, F16x2 | BF16x2) { 16 } else { ty.bits() as u8 };
     ScalarFlags { bits, variant: matches!(ty, BF16 | BF16x2), ..ScalarFlags::default() }

@@ -62,7 +62,7 @@ impl InstructionForm<'_> {
         f.build(op, &[ty], &[ty; 2])
     }
 
-    /// Arithmetic on packed `s16x2` and `u16x2`.
+    /// Decodes arithmetic on packed `s16x2` and `u16x2`.
     fn pairs(&self) -> Decoded {
         let mut f = self.clone();
         let signed = f.take_modifier_value(&[("s16x2", true), ("u16x2", false)])?;
@@ -126,7 +126,7 @@ impl InstructionForm<'_> {
         f.scalar_op(function, flags, to, &src)
     }
 
-    /// Instructions that count, find, extract and insert bits.
+    /// Decodes instructions that count, find, extract or insert bits.
     fn bits(&self) -> Decoded {
         let mut f = self.clone();
         let base = f.base;
@@ -169,8 +169,7 @@ impl InstructionForm<'_> {
         f.scalar_op(if high.is_some() { integer::dp2a } else { integer::dp4a }, flags, to, &[a, b, to])
     }
 
-    /// Sums of absolute differences of bytes or halves. Only the `.add` forms are supported, not those that merge
-    /// lanes.
+    /// Decodes sums of absolute differences of bytes or halves. Only the `.add` forms are supported.
     fn sum_of_absolute_differences(&self) -> Decoded {
         let mut f = self.clone();
         let add = f.take_modifier("add");
@@ -183,7 +182,7 @@ impl InstructionForm<'_> {
         f.scalar_op(integer::sum_of_absolute_differences, flags, d, &[a, b, d])
     }
 
-    /// Additions, subtractions and products that read or write the carry flag.
+    /// Decodes additions, subtractions and products that read or write the carry flag.
     fn extended(&self) -> Decoded {
         let mut f = self.clone();
         let output = f.take_modifier("cc");

@@ -11,11 +11,11 @@ use super::scalar::{ScalarFlags, ScalarFunction, ScalarOp};
 use super::{AluOp, OperandType, OperandTypes, RegisterClass};
 use crate::ptx::ast::{Operand, Register, RegisterDecl, Type};
 
-/// Decodes an arithmetic instruction. `registers` are the function's registers, because a conversion extends to the
-/// width of its register.
+/// Decodes an arithmetic instruction. `registers` are the registers of the function; `cvt` needs the declared width
+/// of its destination, to which it extends the result.
 ///
-/// Returns `None` for an instruction, or a form, that is not supported. The caller first replaces special registers and
-/// symbols (`mov.u32 %r1, %tid.x`) by registers; here each counts as one source.
+/// Returns `None` for an instruction or form that is not supported. The caller replaces special registers and symbols
+/// (`mov.u32 %r1, %tid.x`) by registers; here each one counts as one source.
 pub fn decode(opcode: &str, operands: &[Operand], registers: &[RegisterDecl]) -> Option<(AluOp, OperandTypes)> {
     let mut tokens = opcode.split('.');
     let base = tokens.next()?;
@@ -32,7 +32,7 @@ pub fn decode(opcode: &str, operands: &[Operand], registers: &[RegisterDecl]) ->
 
 pub(super) type Decoded = Option<(AluOp, OperandTypes)>;
 
-/// An instruction as written: name, the modifiers and types after it, and operands.
+/// An instruction as written: the name, the modifiers and types after it, and the operands.
 #[derive(Clone)]
 pub(super) struct InstructionForm<'a> {
     pub base: &'a str,
@@ -46,7 +46,7 @@ pub(super) fn is_float(ty: Type) -> bool {
     matches!(ty, Type::F16 | Type::F16x2 | Type::BF16 | Type::BF16x2 | Type::F32 | Type::F64)
 }
 
-/// Returns the number of flattened operands that one written operand stands for.
+/// Counts the operands that a written operand stands for: the elements of a vector, two for `p|q`, else one.
 fn count(operand: &Operand) -> usize {
     match operand {
         Operand::Vector(v) => v.len(),
@@ -56,31 +56,32 @@ fn count(operand: &Operand) -> usize {
 }
 
 impl<'a> InstructionForm<'a> {
-    /// Removes a modifier; returns true if it was present.
+    /// Removes a modifier from the tokens; returns true if it was present.
     pub fn take_modifier(&mut self, modifier: &str) -> bool {
         let at = self.tokens.iter().position(|t| *t == modifier);
         at.map(|i| self.tokens.remove(i)).is_some()
     }
 
-    /// Removes the first of these modifiers that is present and returns its value.
+    /// Removes the first of these modifiers that is present and returns the value that belongs to it.
     pub fn take_modifier_value<T: Copy>(&mut self, choices: &[(&str, T)]) -> Option<T> {
         choices.iter().find(|(name, _)| self.take_modifier(name)).map(|(_, value)| *value)
     }
 
-    /// Removes the last token, which must be a type.
+    /// Removes the last token and returns it as a type; `None` if it is no type.
     pub fn take_type(&mut self) -> Option<Type> {
         let ty = Type::named(self.tokens.last()?)?;
         self.tokens.pop();
         Some(ty)
     }
 
-    /// Numbers of flattened operands: destinations (the first written operand), and sources.
+    /// Returns the number of destinations (the first written operand) and of sources (all others). Each element of a
+    /// vector and each half of `p|q` counts.
     pub fn operand_counts(&self) -> (usize, usize) {
-        let mut operand_counts = self.operands.iter().map(count);
-        (operand_counts.next().unwrap_or(0), operand_counts.sum())
+        let mut counts = self.operands.iter().map(count);
+        (counts.next().unwrap_or(0), counts.sum())
     }
 
-    /// Returns the decoded instruction if every modifier was consumed and the number of operands matches.
+    /// Returns the decoded instruction if no modifier is left over and the number of operands matches.
     pub fn build(&self, op: Op, dst: &[Type], src: &[Type]) -> Decoded {
         if !self.tokens.is_empty() || self.operand_counts() != (dst.len(), src.len()) {
             return None;

@@ -1,10 +1,11 @@
-//! Arithmetic with the carry flag against 96-bit integers.
+//! Compares arithmetic that uses the carry flag with 96-bit integers.
 
 use super::{Random, plain};
 use crate::alu::{OperandSlots, decode};
 use crate::regs::{Registers, Row};
 
-/// Runs instructions on the 32-bit registers of one warp, numbered from 0; predicate 0 is the carry flag.
+/// Runs instructions, each with the indices of its registers, on 32-bit registers of one warp; predicate 0 is the
+/// carry flag.
 fn sequence(program: &[(&str, u32, &[u32])], rows: &[[u32; 32]]) -> Registers {
     let mut r = Registers {
         rows: rows.iter().map(|x| Row(*x)).collect(),
@@ -38,7 +39,7 @@ fn carry_chains_match_96_bit_arithmetic() {
         let sum = sequence(&[("add.cc.u32", 6, &[0, 3]), ("addc.cc.u32", 7, &[1, 4]), ("addc.u32", 8, &[2, 5])], &rows);
         let difference =
             sequence(&[("sub.cc.s32", 6, &[0, 3]), ("subc.cc.s32", 7, &[1, 4]), ("subc.s32", 8, &[2, 5])], &rows);
-        // 64-bit product of registers 0 and 1 added to registers 5:4:3, with the carry propagated.
+        // The 64-bit product of registers 0 and 1 is added to the 96-bit number in registers 5:4:3.
         let fused = sequence(
             &[("mad.lo.cc.u32", 6, &[0, 1, 3]), ("madc.hi.cc.u32", 7, &[0, 1, 4]), ("addc.u32", 8, &[9, 5])],
             &rows,

@@ -1,4 +1,4 @@
-//! Comparisons, selections, `min` and `max`.
+//! Tests of comparisons, selections, `min` and `max`.
 
 use super::{check, check_with, number, plain, signed};
 use crate::alu::{OperandSlots, decode};

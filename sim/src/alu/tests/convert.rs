@@ -1,11 +1,11 @@
-//! `cvt` between integers and floating-point formats.
+//! Tests of `cvt` between integers and floating-point formats.
 
 use super::{Random, check, check_with, low, number, plain};
 use crate::ptx::ast::{Operand, RegisterDecl, Type};
 
 #[test]
 fn cvt_to_bf16_rounds_to_nearest_even() {
-    // Take the nearer of the two neighbours, or the even one in case of a tie.
+    // The nearer of the two neighbours, or the even one in case of a tie.
     let nearest = |x: u64| {
         let x = x as u32;
         if f32::from_bits(x).is_nan() {

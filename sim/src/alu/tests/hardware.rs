@@ -1,10 +1,10 @@
-//! Results measured on an H200 where the PTX ISA is silent or less precise (`benches/src/instructions`).
+//! Tests against results measured on an H200 where the PTX ISA does not say enough (`benches/src/instructions`).
 
 use super::{plain, run};
 use crate::alu::{OperandSlots, decode};
 use crate::regs::{Registers, Row};
 
-/// Returns the result of an instruction with equal sources in every lane.
+/// Returns the result of an instruction whose sources are equal in every lane.
 fn result(opcode: &str, sources: &[u64]) -> u64 {
     let ran = run(opcode, &plain(1 + sources.len()), &[], &mut |i| sources[i]);
     ran.results[0][0]
@@ -13,13 +13,14 @@ fn result(opcode: &str, sources: &[u64]) -> u64 {
 #[test]
 fn results_match_an_h200() {
     let seen: &[(&str, &[u64], u64)] = &[
-        // The 64-bit forms use all bits of position and length, not only the low eight.
+        // The 64-bit forms of `bfe` and `bfi` use all bits of position and length, not only the low eight.
         ("bfe.u64", &[0x1a0c_989f_f85c_f9fd, 0xcd43_c910, 0x1b], 0),
         ("bfe.s64", &[0x3220_2104_e3cc_7669, 0x7145_2b29, 0x46], 0),
         ("bfi.b64", &[0x80_7fff_ff01_80ff, 0x92a3_4047_af28_4f00, 0x100, 0x23], 0x92a3_4047_af28_4f00),
         ("testp.normal.f32", &[0x8000_0000], 1),
         ("testp.normal.f64", &[0], 1),
-        // Flushed: below the smallest normal number after rounding with unlimited exponent range.
+        // `.ftz` flushes a result that is below the smallest normal number after rounding with unlimited exponent
+        // range.
         ("mul.ftz.f32", &[0x3f7f_ffff, 0x80_0000], 0),
         ("mul.rm.ftz.f32", &[0xbf7f_ffff, 0x80_0000], 0x8000_0000),
         ("mul.rp.ftz.sat.f32", &[0x80_0000, 0x3f7f_ffff], 0),
@@ -27,11 +28,11 @@ fn results_match_an_h200() {
         ("mul.ftz.f16", &[0x3bff, 0x8400], 0x8000),
         ("mul.rn.ftz.f16", &[0x3bff, 0x8400], 0x8000),
         ("mul.ftz.f16x2", &[0xbbff, 0x8400], 0),
-        // Subnormal f32 sources of an f16 result are not flushed.
+        // `.ftz` does not flush a subnormal f32 source if the result is an f16.
         ("cvt.rm.ftz.f16.f32", &[0x8000_002a], 0x8001),
         ("cvt.rp.ftz.f16.f32", &[0x7_8ad2], 1),
         ("cvt.rp.ftz.sat.f16.f32", &[0x6ce], 1),
-        // A NaN is truncated like a number.
+        // `.rna` truncates a NaN instead of making it canonical.
         ("cvt.rna.tf32.f32", &[0xff80_0001], 0xff80_0000),
         ("cvt.rna.satfinite.tf32.f32", &[0x7f80_0001], 0x7f7f_e000),
         ("neg.f16", &[0x7e01], 0x7fff),
@@ -45,8 +46,8 @@ fn results_match_an_h200() {
 
 #[test]
 fn results_that_round_up_to_the_smallest_normal_number_are_kept() {
-    // 2^-126 · (1 − 2^-26) rounds to a normal number at 24 bits to nearest and upwards, but not towards zero or
-    // downwards.
+    // With 24 bits, 2^-126 · (1 − 2^-26) rounds to a normal number in modes nearest and up, but not towards zero or
+    // down.
     let (a, b, c) = (0x80_0000u64, 0xb280_0000u64, 0x80_0000u64);
     assert_eq!(result("fma.rn.ftz.f32", &[a, b, c]), 0x80_0000);
     assert_eq!(result("fma.rp.ftz.f32", &[a, b, c]), 0x80_0000);

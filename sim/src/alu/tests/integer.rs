@@ -1,4 +1,4 @@
-//! Integer arithmetic against 128-bit arithmetic.
+//! Compares integer arithmetic with 128-bit arithmetic.
 
 use super::{Random, check, check_with, low, number, plain, signed};
 
@@ -53,7 +53,7 @@ fn integer_arithmetic_matches_128_bit_arithmetic_at_every_width() {
         }
         check(&format!("mad.lo.{name}"), 3, |s| low(n(s[0]).wrapping_mul(n(s[1])).wrapping_add(n(s[2])), bits));
         check(&format!("mad.hi.{name}"), 3, |s| {
-            // Schoolbook multiplication with 32-bit digits, which also works for 64 bits.
+            // Schoolbook multiplication with 32-bit digits, which also works for 64-bit sources.
             let (a, b) = (n(s[0]), n(s[1]));
             let (a1, a0, b1, b0) = (a >> 32, a & 0xffff_ffff, b >> 32, b & 0xffff_ffff);
             let high64 = a1 * b1 + ((a1 * b0 + ((a0 * b0) >> 32) + a0 * b1) >> 32);

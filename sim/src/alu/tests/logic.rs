@@ -1,4 +1,4 @@
-//! Shifts, bit fields, `lop3`, `prmt` and bit counts against their definitions, bit by bit.
+//! Compares shifts, bit fields, `lop3`, `prmt` and bit counts with their definitions, bit by bit.
 
 use super::{Random, check, check_with, low, number, plain, signed};
 
@@ -125,7 +125,7 @@ fn bit_instructions_match_bit_by_bit_definitions() {
 
 #[test]
 fn permutations_by_mode_follow_the_table() {
-    // For selectors 0 to 3: source bytes of the result, most significant byte first.
+    // For each mode and for selectors 0 to 3: the source bytes of the result, most significant byte first.
     let table = [
         ("f4e", [[3, 2, 1, 0], [4, 3, 2, 1], [5, 4, 3, 2], [6, 5, 4, 3]]),
         ("b4e", [[5, 6, 7, 0], [6, 7, 0, 1], [7, 0, 1, 2], [0, 1, 2, 3]]),

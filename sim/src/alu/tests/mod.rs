@@ -1,4 +1,4 @@
-//! Tests of arithmetic instructions against independent definitions.
+//! Compares arithmetic instructions with independent definitions.
 
 mod carry;
 mod compare;
@@ -15,7 +15,7 @@ use super::{OperandSlots, RegisterClass, decode};
 use crate::ptx::ast::{Operand, RegisterDecl};
 use crate::regs::{Registers, Row};
 
-/// Random number generator for test data: xorshift64*.
+/// A xorshift64* generator of random test data.
 pub struct Random(pub u64);
 
 impl Random {
@@ -26,7 +26,7 @@ impl Random {
         self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
 
-    /// Returns uniform random bits, or a value near an edge: few bits set, sign bits, all ones, exponents of floats.
+    /// Returns uniform random bits, or an edge case: few bits set, sign bits, all ones, special float values.
     pub fn edgy(&mut self) -> u64 {
         let x = self.next();
         let small = self.next() % 70;
@@ -45,16 +45,16 @@ impl Random {
     }
 }
 
-/// Sources and results of one instruction on a warp, 64 bits per lane (a predicate is 0 or 1).
+/// The sources and results of one instruction of a warp, as 64 bits per lane (a predicate is 0 or 1).
 pub struct Ran {
     pub sources: Vec<[u64; 32]>,
     pub results: Vec<[u64; 32]>,
 }
 
-/// Runs an instruction on the given sources.
+/// Runs an instruction on the values that `source` returns for each source and lane.
 ///
-/// Also checks that a partial mask leaves the other lanes unchanged, and that an undefined lane of any source makes the
-/// result undefined in exactly that lane (except for selections).
+/// Also checks that a partial mask leaves the other lanes unchanged, and that an undefined lane of any source makes
+/// the result undefined in exactly that lane (except for selections).
 pub fn run(
     opcode: &str,
     operands: &[Operand],
@@ -138,13 +138,13 @@ pub fn plain(n: usize) -> Vec<Operand> {
     vec![Operand::Register(0); n]
 }
 
-/// Compares an instruction with one destination and `sources` register sources with `expected`, on random edge-case
-/// data.
+/// Compares an instruction with `expected` on random edge-case data. It has one destination and `sources` register
+/// sources.
 pub fn check(opcode: &str, sources: usize, expected: impl Fn(&[u64]) -> u64) {
     check_with(opcode, &plain(1 + sources), &[], &mut |random, _| random.edgy(), |s| vec![expected(s)]);
 }
 
-/// Compares an instruction with any operands, sources and number of results with `expected`.
+/// Compares an instruction with `expected`, for any operands, sources and number of results.
 pub fn check_with(
     opcode: &str,
     operands: &[Operand],

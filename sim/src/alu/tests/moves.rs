@@ -1,4 +1,4 @@
-//! `mov` between registers and vectors of registers.
+//! Tests of `mov` between registers and vectors of registers.
 
 use super::{Random, check_with, plain};
 use crate::alu::{OperandSlots, decode};

@@ -1,4 +1,4 @@
-//! Decodes and executes random opcodes, which must not panic.
+//! Decodes random opcodes and executes those that are valid, which must not panic.
 
 use super::{Random, plain};
 use crate::alu::{OperandSlots, decode};
@@ -19,7 +19,7 @@ fn random_opcodes_never_panic() {
     let random_length = |r: &mut Random| r.next() % 4;
     let mut known = 0;
     for _ in 0..400_000 {
-        // A name, modifiers and a type; sometimes any word in any position.
+        // An opcode is a name, modifiers and a type; sometimes any word stands in any position.
         let mut word = |from: usize, to: usize| {
             let (from, to) = if random.next().is_multiple_of(16) { (0, words.len()) } else { (from, to) };
             words[from + random.next() as usize % (to - from)]

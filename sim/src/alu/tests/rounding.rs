@@ -1,4 +1,4 @@
-//! Rounding against its definition: no other number of the format is nearer, or nearer on the required side.
+//! Compares rounding with its definition: no other number of the format is nearer, or nearer on the required side.
 
 use super::{Random, check, check_with, plain};
 use crate::alu::soft_float::{
@@ -17,7 +17,7 @@ fn values(format: FloatFormat) -> Vec<(f64, u64)> {
     out
 }
 
-/// Returns the rounded value by a search among all values; `None` if the format overflows.
+/// Returns the bits of `x`, rounded by a search among all values of the format; `None` on overflow.
 fn searched(all: &[(f64, u64)], x: f64, mode: RoundingMode) -> Option<u64> {
     let at = all.partition_point(|(v, _)| *v <= x);
     if at == 0 || at == all.len() && all[at - 1].0 != x {
@@ -68,7 +68,7 @@ fn narrow_formats_round_to_the_right_neighbour() {
             [RoundingMode::Nearest, RoundingMode::Away, RoundingMode::Zero, RoundingMode::Down, RoundingMode::Up]
         {
             for _ in 0..20_000 {
-                // Representable values, midpoints, and points next to these.
+                // Test representable values, midpoints between them, and points next to both.
                 let i = random.next() as usize % (all.len() - 1);
                 let part = [0.0, 0.5, 0.5 - 1e-9, 0.5 + 1e-9, 1e-9, 0.3][random.next() as usize % 6];
                 let x = all[i].0 + (all[i + 1].0 - all[i].0) * part;
@@ -134,7 +134,7 @@ fn soft_float_to_nearest_equals_the_processor() {
 
 #[test]
 fn directed_f32_arithmetic_brackets_the_exact_result() {
-    // A product of two f32 is exact in f64, and so is the comparison with it.
+    // f64 holds the product of two f32 exactly, so the comparison with it is exact.
     for (mode, _) in &MODES[1..] {
         check_with(&format!("mul.{mode}.f32"), &plain(3), &[], &mut |r, _| r.next() & 0xbfff_ffff | 0x2000_0000, |s| {
             let [a, b] = [s[0], s[1]].map(|x| f32::from_bits(x as u32) as f64);
@@ -152,7 +152,7 @@ fn directed_f32_arithmetic_brackets_the_exact_result() {
             vec![best.expect("one of three neighbours").to_bits() as u64]
         });
     }
-    // Sums that cancel exactly are −0 only when rounding down.
+    // A sum that cancels exactly is −0 only when rounding down.
     for (mode, zero) in [("rn", 0), ("rz", 0), ("rm", 0x8000_0000), ("rp", 0)] {
         let operands = plain(3);
         check_with(&format!("sub.{mode}.f32"), &operands, &[], &mut |_, _| 0x3f80_0000, |_| vec![zero]);
@@ -242,7 +242,7 @@ fn fp8_round_trips() {
             });
         }
     }
-    // All 256 patterns survive the conversion to f16 and back (NaN becomes the canonical NaN).
+    // All 256 bit patterns of fp8 survive the conversion to f16 and back (a NaN becomes the canonical NaN).
     for byte in 0..256u64 {
         for format in [E4M3, E5M2] {
             let value = decode_float(byte, format);
@@ -255,7 +255,7 @@ fn fp8_round_trips() {
     }
 }
 
-/// Returns the value from the fields: sign, exponent, fraction.
+/// Computes the value of an fp8 number from its fields: sign, exponent, fraction.
 fn reference8(b: u64, format: FloatFormat) -> f64 {
     let (exponent_bits, fraction_bits, bias) = if format == E4M3 { (4, 3, 7) } else { (5, 2, 15) };
     let (e, f) = ((b >> fraction_bits & ((1 << exponent_bits) - 1)) as i32, b & ((1 << fraction_bits) - 1));
@@ -280,7 +280,7 @@ fn reference8(b: u64, format: FloatFormat) -> f64 {
 fn tf32_keeps_ten_bits() {
     check("cvt.rna.tf32.f32", 1, |s| {
         let x = s[0] as u32;
-        // Adds half a unit of the tenth bit to the magnitude; infinity stays, NaN is truncated.
+        // `.rna` adds half a unit of the last tf32 bit to the magnitude. Infinity stays infinity; a NaN is truncated.
         if f32::from_bits(x).is_finite() {
             (x.wrapping_add(0x1000) & 0xffff_e000) as u64
         } else {

@@ -1,4 +1,4 @@
-//! Special functions against f64 within their documented errors.
+//! Compares the special functions with f64 results, within the errors that the PTX ISA allows.
 
 use super::{Random, plain, run};
 
@@ -6,7 +6,7 @@ use super::{Random, plain, run};
 fn approximations_are_within_their_documented_errors() {
     let float = |x: u64| f32::from_bits(x as u32);
     let mut random = Random(17);
-    // Relative or absolute error bounds from the PTX ISA, for arguments in the documented range.
+    // Opcode, exact function, range of arguments, error bound of the PTX ISA, and whether the bound is relative.
     type Case = (&'static str, fn(f64) -> f64, fn(f64) -> bool, f64, bool);
     let cases: [Case; 7] = [
         ("ex2.approx.f32", f64::exp2, |x| x.abs() < 125.0, 2.0f64.powi(-22), true),
@@ -58,7 +58,7 @@ fn approximations_are_within_their_documented_errors() {
     {
         assert_eq!(of(opcode, x), 0x7fff_ffff, "{opcode} of {x}");
     }
-    // Above 2^126 the quotient is zero.
+    // `div.approx` gives zero for a divisor above 2^126.
     let big = |i: usize| if i == 0 { 2f32.powi(100) } else { 2f32.powi(127) }.to_bits() as u64;
     assert_eq!(run("div.approx.f32", &plain(3), &[], &mut |i| big(i)).results[0][0], 0);
 }

@@ -1,12 +1,12 @@
-//! Products of f64 and of single bits, row by row.
+//! Matrix products of f64 and of single bits, row by row.
 
 use super::op::{BitOp, MmaOp};
 use crate::matrix::Lanes;
 
-/// Registers of A per lane, at most.
+/// Maximum number of A's registers per lane.
 const MAX_A: usize = 4;
 
-/// Computes D = popc(A op B) + C; a register counts as one element.
+/// Computes D = popc(A op B) + C for single-bit elements. Each 32-bit register is treated as one element.
 #[inline(always)]
 pub(super) fn bit_product(op: &MmaOp, a: &[&Lanes], b: &[&Lanes], c: &[&Lanes], d: &mut [Lanes]) {
     let (m, words) = (op.m as usize, op.k as usize / 32);
@@ -82,7 +82,7 @@ fn fused_f64(a: f64, b: f64, sum: f64) -> f64 {
     a.mul_add(b, sum)
 }
 
-/// Returns the lanes of a 64-bit register.
+/// Returns the 32 lanes of a 64-bit register.
 #[inline(always)]
 fn wide(rows: &[&Lanes]) -> [f64; 32] {
     let mut out = [0.0; 32];
@@ -94,16 +94,16 @@ fn wide(rows: &[&Lanes]) -> [f64; 32] {
     out
 }
 
-// Rows of B are stored with the even columns first (slot s is column 2(s % 4) + s / 4). A row then consists of the two
-// quads that D's even and odd registers are multiplied with.
+// Rows of B and D are stored with the even columns first: slot s holds column 2(s % 4) + s / 4. The first four slots
+// then belong to one register of D, the last four to the next one.
 
-/// Returns the column at a slot of a row of D or B.
+/// Returns the column that a slot of a row of B or D holds.
 #[inline(always)]
 fn column(slot: usize) -> usize {
     2 * (slot % 4) + slot / 4
 }
 
-/// Returns the values of thread `t` of each quad, which are a row of B in slot order.
+/// Returns one row of B in slot order: the values in lane `t` of each group of four lanes.
 #[inline(always)]
 fn quad_thread(register: &Lanes, t: usize) -> [u32; 8] {
     let mut out = [0; 8];
@@ -113,21 +113,22 @@ fn quad_thread(register: &Lanes, t: usize) -> [u32; 8] {
     out
 }
 
-/// Returns the four lanes that hold a row of an accumulator (modulo 8).
+/// Returns the values of the four lanes that hold row `row % 8` of an accumulator.
 #[inline(always)]
 fn quad(register: &Lanes, row: usize) -> [u32; 4] {
     let quads: &[[u32; 4]; 8] = bytemuck::cast_ref(register);
     quads[row % 8]
 }
 
-/// Returns the four lanes that hold a row of an accumulator (modulo 8), for writing.
+/// Returns the four lanes that hold row `row % 8` of an accumulator, for writing.
 #[inline(always)]
 fn quad_mut(register: &mut Lanes, row: usize) -> &mut [u32; 4] {
     let quads: &mut [[u32; 4]; 8] = bytemuck::cast_mut(register);
     &mut quads[row % 8]
 }
 
-/// Computes eight rows of D at a time in ascending k; `a[r][lane]` is A's register r, `b` are the rows of B.
+/// Adds the products to `sums`, the rows of D, in ascending k. `a[r][lane]` is register r of A, `b[k]` is row k of B;
+/// `step(a, b, sum)` is one multiply-add.
 #[inline(always)]
 fn product<T: Copy>(a: &[[T; 32]], b: &[[T; 8]], sums: &mut [[T; 8]], step: impl Fn(T, T, T) -> T) {
     let halves = sums.len() / 8;

@@ -2,7 +2,7 @@
 
 use crate::matrix::format::{Accumulator, Element};
 
-/// How `.b1` operands are combined before their bits are counted.
+/// How `.b1` operands are combined before the ones are counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum BitOp {
     /// `.xor.popc`
@@ -18,26 +18,26 @@ pub struct MmaOp {
     pub m: u8,
     /// Columns of A and rows of B.
     pub k: u16,
-    /// Elements of A.
+    /// Format of A's elements.
     pub a: Element,
-    /// Elements of B.
+    /// Format of B's elements.
     pub b: Element,
-    /// Type of C and D.
+    /// Format of C and D.
     pub accumulator: Accumulator,
     /// `.satfinite`: s32 sums clamp instead of wrapping.
     pub saturate: bool,
-    /// The bit operation of a `.b1` form.
+    /// The bit operation, for `.b1` elements only.
     pub bit_op: Option<BitOp>,
 }
 
-/// Registers per lane of each operand; 64-bit registers for f64, else 32-bit registers.
+/// The number of registers that each operand takes per lane: 64-bit registers for f64, else 32-bit registers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RegisterCounts {
-    /// A
+    /// Registers of A.
     pub a: usize,
-    /// B
+    /// Registers of B.
     pub b: usize,
-    /// C and also D
+    /// Registers of C, and of D.
     pub c: usize,
 }
 
@@ -82,7 +82,7 @@ impl MmaOp {
         op.exists().then_some(op)
     }
 
-    /// Returns true if the instruction has this combination of shape and types.
+    /// Returns true if PTX has an instruction with this shape and these types.
     fn exists(&self) -> bool {
         let same = self.a == self.b;
         let float = matches!(self.accumulator, Accumulator::F32 | Accumulator::F16);
@@ -120,12 +120,12 @@ impl MmaOp {
         RegisterCounts { a: count(m * k, self.a.bits()), b: count(8 * k, self.b.bits()), c }
     }
 
-    /// Returns the rows of 32 words per register: 2 for f64, else 1.
+    /// Returns how many rows of 32 words a register takes: 2 for f64, else 1.
     pub fn rows_per_register(&self) -> usize {
         if self.a == Element::F64 { 2 } else { 1 }
     }
 
-    /// Returns the floating-point (or integer) operations: two per multiply-add.
+    /// Returns the operations of the product, two per multiply-add.
     pub fn flops(&self) -> u64 {
         2 * self.m as u64 * 8 * self.k as u64
     }

@@ -1,4 +1,4 @@
-//! The product of a warp's fragments for formats of up to 32 bits: D = A·B + C in f32.
+//! The product of a warp's fragments, D = A·B + C, computed in f32 for formats of up to 32 bits.
 
 use super::bits_and_f64;
 use super::op::MmaOp;
@@ -8,7 +8,8 @@ use crate::matrix::fragments::{load_accumulators, register_to_b_rows, register_v
 use crate::matrix::simd::{LaneVector, VectorKernel, dispatch};
 
 impl MmaOp {
-    /// Computes D = A·B + C for a whole warp. Each operand has `registers()` × `rows_per_register()` rows.
+    /// Computes D = A·B + C for a whole warp. Each operand takes `registers()` × `rows_per_register()` elements of
+    /// its slice.
     #[inline]
     pub fn run(&self, a: &[&Lanes], b: &[&Lanes], c: &[&Lanes], d: &mut [Lanes]) {
         dispatch(ProductKernel { op: self, a, b, c, d });
@@ -39,15 +40,15 @@ impl VectorKernel for ProductKernel<'_> {
     }
 }
 
-/// Registers of A (32 bits) per lane, at most.
+/// Maximum number of A's 32-bit registers per lane.
 const MAX_A: usize = 4;
 
-/// Products in f32, also of integers of up to 8 bits: up to 64 of their products sum exactly in f32. `E` elements per
-/// register.
+/// Computes the product in f32, with `E` elements per register. This is exact for integers of up to 8 bits: a sum of
+/// up to 64 of their products fits f32.
 #[inline(always)]
 fn single<V: LaneVector, const E: usize>(v: V, op: &MmaOp, a: &[&Lanes], b: &[&Lanes], c: &[&Lanes], d: &mut [Lanes]) {
     match (op.m, op.k as usize / E) {
-        // The most frequent shapes, with constant loop bounds.
+        // The most frequent shapes get constant loop bounds.
         (16, 8) => shaped::<V, E>(v, op, (16, 8 * E), a, b, c, d),
         (m, _) => shaped::<V, E>(v, op, (m as usize, op.k as usize), a, b, c, d),
     }
@@ -84,8 +85,7 @@ fn shaped<V: LaneVector, const E: usize>(
     }
 }
 
-/// Computes `H` × eight rows of D, from the `first`-th of `halves` groups of eight rows on, in D's register layout with
-/// `N` vectors per register.
+/// Computes `H` groups of eight rows of D, starting with group `first` of `halves`. Each register takes `N` vectors.
 #[inline(always)]
 fn block<V: LaneVector, const E: usize, const H: usize, const N: usize>(
     v: V,
@@ -136,8 +136,8 @@ fn block<V: LaneVector, const E: usize, const H: usize, const N: usize>(
     }
 }
 
-/// Adds all products to `sums`; `halves` registers of A are one step of k. Passes `sums` by value, so that they stay in
-/// CPU registers.
+/// Adds the products for all k to `sums`; one step of k takes `halves` registers of A. Takes `sums` by value so that
+/// they stay in CPU registers.
 #[inline(always)]
 fn summed<V: LaneVector, const E: usize, const H: usize, const N: usize>(
     v: V,
@@ -156,7 +156,7 @@ fn summed<V: LaneVector, const E: usize, const H: usize, const N: usize>(
     sums
 }
 
-/// Adds the products with the columns of A that the `T`-th lanes of quads hold.
+/// Adds the products with those columns of A that lane `T` of each group of four lanes holds.
 #[inline(always)]
 fn column_step<V: LaneVector, const E: usize, const H: usize, const N: usize, const T: usize>(
     v: V,

@@ -1,4 +1,4 @@
-//! Consecutive `mma.sync` products: fragments of A and B that several products share are converted to floats only once.
+//! Consecutive `mma.sync` products. A fragment of A or B that several products share is converted to f32 only once.
 
 use super::op::MmaOp;
 use crate::matrix::Lanes;
@@ -6,21 +6,21 @@ use crate::matrix::format::{Accumulator, Element};
 use crate::matrix::fragments::{Columns, expand_a_columns, register_to_b_rows};
 use crate::matrix::simd::{LaneVector, VectorKernel, dispatch};
 
-/// Indices of the registers of one product.
+/// The register indices of one product D = A·B + C.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MmaRegisters {
-    /// A
+    /// Registers of A.
     pub a: [u32; 4],
-    /// B
+    /// Registers of B.
     pub b: [u32; 2],
-    /// C
+    /// Registers of C.
     pub c: [u32; 4],
-    /// D
+    /// Registers of D.
     pub d: [u32; 4],
 }
 
 impl MmaRegisters {
-    /// Creates it from an instruction's register lists, if they have the lengths of [`MmaOp::is_m16n8k16_half`].
+    /// Returns the registers of an instruction if there are as many as [`MmaOp::is_m16n8k16_half`] forms have.
     #[inline(always)]
     pub fn new(a: &[u32], b: &[u32], c: &[u32], d: &[u32]) -> Option<MmaRegisters> {
         Some(MmaRegisters {
@@ -51,31 +51,32 @@ impl MmaOp {
     }
 }
 
-/// Columns of A and rows of B.
+/// The number of columns of A and of rows of B.
 const K: usize = 16;
 
-/// Number of cached fragments of A and of B: a warp's tile is often four by four or four by eight products.
+/// Number of cached fragments of A and of B: a warp often computes 4 × 4 or 4 × 8 products.
 const CACHED_A: usize = 4;
 const CACHED_B: usize = 8;
 
-/// Marks an unused cache entry.
+/// The register index that marks an unused cache element.
 const NONE: u32 = u32::MAX;
 
-/// The NaN that every NaN result becomes.
+/// Every NaN result is replaced by this NaN.
 const NAN: f32 = f32::from_bits(0x7fff_ffff);
 
-/// Rows of B: of each row its even columns and its odd columns.
+/// The rows of B as f32, split into the even and the odd columns.
 type Rows = [[[f32; 4]; K]; 2];
 
-/// Cache of converted fragments; reuse it from one sequence of products to the next to save the allocation.
+/// A cache of fragments that were converted to f32. Reuse it for the next sequence of products to save the
+/// allocation.
 #[derive(Clone, Debug)]
 pub struct FragmentCache {
     a: Box<[Columns<K>; CACHED_A]>,
     b: Box<[Rows; CACHED_B]>,
-    /// The registers that the fragments were converted from.
+    /// For each cached fragment, the registers that it was converted from.
     of_a: [[u32; 4]; CACHED_A],
     of_b: [[u32; 2]; CACHED_B],
-    /// The entries that are overwritten next.
+    /// The index of the fragment that is overwritten next.
     next_a: usize,
     next_b: usize,
 }
@@ -94,9 +95,9 @@ impl Default for FragmentCache {
 }
 
 impl FragmentCache {
-    /// Computes D = A·B + C of one product after the other, all of form `op`, which [must be
-    /// supported](MmaOp::is_m16n8k16_half). The bits equal those of [`MmaOp::run`] for each product, except that every
-    /// NaN is 0x7fffffff.
+    /// Computes D = A·B + C for one product after the other. All have the form `op`, which [must be
+    /// supported](MmaOp::is_m16n8k16_half). The resulting bits equal those of [`MmaOp::run`], except that every NaN
+    /// is 0x7fffffff.
     pub fn run<'p>(&mut self, op: &MmaOp, registers: &mut [Lanes], products: impl Iterator<Item = &'p MmaRegisters>) {
         self.forget();
         dispatch(SequenceKernel { fragments: self, op, registers, products });
@@ -110,14 +111,14 @@ impl FragmentCache {
     #[inline(always)]
     fn is_of(&self, registers: &[u32; 4]) -> bool {
         let (a, b) = (self.of_a.as_flattened(), self.of_b.as_flattened());
-        // No early exit: a few wide comparisons are faster.
+        // No early exit: comparing all registers with vector instructions is faster.
         registers.iter().fold(false, |any, register| {
             let in_a = a.iter().fold(false, |any, of| any | (of == register));
             b.iter().fold(any | in_a, |any, of| any | (of == register))
         })
     }
 
-    /// Returns the index of the converted fragment of A.
+    /// Returns the cache index of a fragment of A; converts it if it is not cached.
     #[inline(always)]
     fn find_a<V: LaneVector>(&mut self, v: V, op: &MmaOp, registers: &[Lanes], a: [u32; 4]) -> usize {
         if let Some(at) = self.of_a.iter().position(|of| *of == a) {
@@ -130,7 +131,7 @@ impl FragmentCache {
         at
     }
 
-    /// Returns the index of the converted fragment of B.
+    /// Returns the cache index of a fragment of B; converts it if it is not cached.
     #[inline(always)]
     fn find_b<V: LaneVector>(&mut self, v: V, op: &MmaOp, registers: &[Lanes], b: [u32; 2]) -> usize {
         if let Some(at) = self.of_b.iter().position(|of| *of == b) {
@@ -149,7 +150,7 @@ impl FragmentCache {
     }
 }
 
-/// A call of [`FragmentCache::run`] as a [`VectorKernel`].
+/// The arguments of [`FragmentCache::run`], as a [`VectorKernel`].
 struct SequenceKernel<'a, I> {
     fragments: &'a mut FragmentCache,
     op: &'a MmaOp,
@@ -168,7 +169,7 @@ impl<'p, I: Iterator<Item = &'p MmaRegisters>> VectorKernel for SequenceKernel<'
             let b = fragments.find_b(v, op, registers, product.b);
             if V::QUADS != 4 {
                 let (a, b) = (&fragments.a[a], &fragments.b[b]);
-                // Read all of C before writing any of D.
+                // Read all of C before writing D, because D may overlap C.
                 let [upper] = sums::<V, 1, 1, 4>(v, a, [b], registers, [&product.c], 0);
                 let [lower] = sums::<V, 1, 1, 4>(v, a, [b], registers, [&product.c], 1);
                 store(v, &upper, registers, &product.d, 0);
@@ -180,7 +181,7 @@ impl<'p, I: Iterator<Item = &'p MmaRegisters>> VectorKernel for SequenceKernel<'
                 following = products.next();
                 // Two products with the same A: load its columns once.
                 let other = fragments.find_b(v, op, registers, next.b);
-                // The second fragment may have replaced the first one's entry; look up the first one again.
+                // Caching the second fragment may have replaced the first one, so look up the first one again.
                 let b = fragments.find_b(v, op, registers, product.b);
                 let (a, b) = (&fragments.a[a], [&fragments.b[b], &fragments.b[other]]);
                 let [first, second] = sums::<V, 2, 2, 2>(v, a, b, registers, [&product.c, &next.c], 0);
@@ -201,10 +202,10 @@ impl<'p, I: Iterator<Item = &'p MmaRegisters>> VectorKernel for SequenceKernel<'
     }
 }
 
-/// Sums of `H` × eight rows of D: the even and the odd columns, `N` vectors each.
+/// Sums for `H` groups of eight rows of D: the even and the odd columns, `N` vectors each.
 type Sums<F, const H: usize, const N: usize> = [[[F; N]; 2]; H];
 
-/// Computes A·B + C of `G` products with the same A.
+/// Computes A·B + C for `G` products with the same A.
 #[inline(always)]
 fn sums<V: LaneVector, const G: usize, const H: usize, const N: usize>(
     v: V,
@@ -242,8 +243,8 @@ fn store<V: LaneVector, const H: usize, const N: usize>(
             for (n, sum) in sums.iter().enumerate() {
                 v.store(*sum, d, n);
             }
-            // Which operand's NaN a multiply-add returns depends on how it was compiled, and products have several code
-            // paths here.
+            // If several operands are NaN, the compiled code determines which NaN a multiply-add returns, and there
+            // are several code paths. Return the same NaN always.
             for value in d.iter_mut() {
                 *value = if value.is_nan() { NAN } else { *value };
             }
@@ -251,7 +252,7 @@ fn store<V: LaneVector, const H: usize, const N: usize>(
     }
 }
 
-/// Adds all products to `sums`. Passes `sums` by value, so that they stay in CPU registers.
+/// Adds the products for all k to `sums`. Takes `sums` by value so that they stay in CPU registers.
 #[inline(always)]
 fn summed<V: LaneVector, const G: usize, const H: usize, const N: usize>(
     v: V,
@@ -289,7 +290,8 @@ mod tests {
         (four(), [register(), register()], four(), four()).prop_map(|(a, b, c, d)| MmaRegisters { a, b, c, d })
     }
 
-    /// Few distinct fragments, so that they repeat, and arbitrary other registers.
+    /// Generates products of few distinct fragments of A and B, so that they repeat, with arbitrary registers for C
+    /// and D.
     fn products() -> impl Strategy<Value = Vec<MmaRegisters>> {
         (prop::collection::vec(product(), 1..4), prop::collection::vec((0usize..4, 0usize..4, product()), 1..24))
             .prop_map(|(few, all)| {
@@ -299,7 +301,7 @@ mod tests {
     }
 
     proptest! {
-        /// Includes products that overwrite what they or later products read.
+        /// Some generated products overwrite registers that they or later products read.
         #[test]
         fn sequence_equals_single_products(
             products in products(),
@@ -309,7 +311,7 @@ mod tests {
             let element = if bf16 { "bf16" } else { "f16" };
             let op = MmaOp::decode(&format!("mma.sync.aligned.m16n8k16.row.col.f32.{element}.{element}.f32")).expect("a form");
             prop_assert!(op.is_m16n8k16_half());
-            // Exponents near 1, so that sums round and rarely overflow.
+            // Exponents near that of 1, so that sums need rounding and rarely overflow.
             let tame = |word: u32| if bf16 { word & 0xc0ff_c0ff | 0x3f00_3f00 } else { word & 0xafff_afff | 0x3000_3000 };
             let mut registers: Vec<Lanes> =
                 words.chunks_exact(32).map(|row| std::array::from_fn(|lane| tame(row[lane]))).collect();

@@ -1,6 +1,6 @@
-//! Compares every form with a naive f64 product that uses the PTX ISA's fragment tables, form by form.
+//! Compares every form of `mma` with a naive f64 product that uses the fragment tables of the PTX ISA.
 
-// Indexing by row and column, as in the tables.
+// Index by row and column, as the tables of the PTX ISA do.
 #![allow(clippy::needless_range_loop)]
 
 use super::*;
@@ -65,7 +65,7 @@ impl Random {
     }
 }
 
-/// Returns (row, column) of A's element `i`, from the ISA's section for each shape and type.
+/// Returns (row, column) of element `i` of A in a lane, from the ISA's section for each shape and type.
 fn a_place(op: &MmaOp, lane: usize, i: usize) -> (usize, usize) {
     let (g, t) = (lane / 4, lane % 4);
     let low = |yes: bool| if yes { g } else { g + 8 };
@@ -88,7 +88,7 @@ fn a_place(op: &MmaOp, lane: usize, i: usize) -> (usize, usize) {
     }
 }
 
-/// Returns (row, column) of B's element `i`.
+/// Returns (row, column) of element `i` of B in a lane.
 fn b_place(op: &MmaOp, lane: usize, i: usize) -> (usize, usize) {
     let (g, t) = (lane / 4, lane % 4);
     let row = match op.a.bits() {
@@ -101,7 +101,7 @@ fn b_place(op: &MmaOp, lane: usize, i: usize) -> (usize, usize) {
     (row, g)
 }
 
-/// Returns the bits of element `i` of a lane.
+/// Returns the bits of element `i` of a fragment in one lane.
 fn element_bits(rows: &[Lanes], bits: usize, lane: usize, i: usize) -> u64 {
     if bits == 64 {
         let words = rows[2 * i..2 * i + 2].as_flattened();
@@ -131,12 +131,13 @@ fn value(element: Element, bits: u64) -> f64 {
     }
 }
 
-/// Returns finite bits of moderate size, so that the naive sum is accurate and its rounding unambiguous.
+/// Returns the bits of a finite number of moderate size: the naive sum is then accurate, and its rounding
+/// unambiguous.
 fn random_element(element: Element, random: &mut Random) -> u64 {
     let small = (random.next() % 33) as f32 / 4.0 - 4.0;
     match element {
         Element::F64 => (small as f64 + random.next() as f64 * 1e-12).to_bits(),
-        // The low bits of tf32 must be ignored.
+        // Set low bits of tf32, which the product must ignore.
         Element::Tf32 => (small.to_bits() | random.next() & 0x1fff) as u64,
         Element::Bf16 => half::bf16::from_f32(small).to_bits() as u64,
         Element::F16 => half::f16::from_f32(small).to_bits() as u64,
@@ -179,7 +180,7 @@ fn naive_matrix(op: &MmaOp, rows: &[Lanes], is_a: bool) -> Vec<Vec<f64>> {
     out
 }
 
-/// Returns C's or D's value at (row, column).
+/// Returns the value of C or D at (row, column).
 fn accumulator_at(op: &MmaOp, rows: &[Lanes], row: usize, column: usize) -> f64 {
     let lane = 4 * (row % 8) + column / 2;
     let i = 2 * (row / 8) + column % 2;
@@ -233,7 +234,7 @@ fn every_form_equals_the_naive_product() {
 
 #[test]
 fn products_of_small_integers_are_exact() {
-    // Multiples of 1/4 up to 4: sums of 16 products fit f32's 24 bits.
+    // Elements are multiples of 1/4 up to 4, so a sum of 16 products fits f32's 24 bits.
     let mut random = Random(77);
     let op = MmaOp::decode("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32").unwrap();
     let (a, b) = (fill(op.a, 4, &mut random), fill(op.b, 2, &mut random));

@@ -1,36 +1,39 @@
 //! Shared-memory descriptors of wgmma: the addresses of an operand's 16-byte units.
 //!
-//! Source: PTX ISA, "Asynchronous warpgroup level matrix instructions", strides, canonical layouts and matrix
-//! descriptor. One instruction reads 32 bytes of elements along k, so two units of a K-major row. With S the swizzle's
-//! span, W = S / 16 its units, and s, L, D the start, leading and stride byte offsets, the unit addresses before the
-//! swizzle are
-//! - K-major, swizzled (row mn, unit u): `s + (mn % 8)·S + (mn / 8)·D + 16·u`;
-//! - K-major, no swizzle: `s + (mn % 8)·16 + (mn / 8)·D + u·L`;
-//! - MN-major, swizzled (16-bit elements; row k, unit v of eight elements along mn): `s + 16·(v % W) + (v / W)·L + (k %
-//!   8)·S + (k / 8)·D`;
-//! - MN-major, no swizzle: `s + (k % 8)·16 + (k / 8)·L + v·D`.
+//! One instruction reads 32 bytes of elements along k, which are two units of a K-major row. Let S be the bytes of a
+//! swizzle row (its span), W = S / 16 the units in it, and s, L, D the descriptor's start, leading and stride byte
+//! offsets. The address of a unit, before the swizzle, is
 //!
-//! Example: K-major with a 128-byte swizzle, s = 1024 and D = 1024: row 9 unit 1 is at 1024 + 1·128 + 1·1024 + 16,
-//! before the swizzle.
+//! ```text
+//!   layout                 unit                                   address
+//!   K-major, swizzled      row mn, unit u along k                 s + (mn % 8)·S + (mn / 8)·D + 16·u
+//!   K-major, no swizzle    row mn, unit u along k                 s + (mn % 8)·16 + (mn / 8)·D + u·L
+//!   MN-major, swizzled     row k, unit v of 8 elements along mn   s + (k % 8)·S + (k / 8)·D + 16·(v % W) + (v / W)·L
+//!   MN-major, no swizzle   row k, unit v of 8 elements along mn   s + (k % 8)·16 + (k / 8)·L + v·D
+//! ```
+//!
+//! MN-major operands have 16-bit elements. Example: K-major with a 128-byte swizzle, s = 1024 and D = 1024: unit 1 of
+//! row 9 is at 1024 + 1·128 + 1·1024 + 16, before the swizzle. Source: PTX ISA, "Asynchronous warpgroup level matrix
+//! instructions": strides, canonical layouts, matrix descriptor.
 
 use crate::tensor_map::Swizzle;
 
 /// Why a descriptor is rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DescriptorError {
-    /// Bits outside of all fields are set.
+    /// Bits that belong to no field are set.
     #[error("wgmma descriptor {bits:#018x}: bits outside of its fields are set")]
     Reserved {
-        /// The descriptor.
+        /// The 64 bits of the descriptor.
         bits: u64,
     },
-    /// The base offset is not 0.
+    /// The base offset is not 0, which the simulator does not support.
     #[error("wgmma descriptor: base offset {base_offset} is not simulated (align the tile to its swizzle pattern)")]
     BaseOffset {
-        /// The field.
+        /// The base offset field.
         base_offset: u32,
     },
-    /// The tile does not begin on a boundary of the swizzle's pattern, while the base offset is 0.
+    /// The base offset is 0, but the tile does not begin where the swizzle pattern begins.
     #[error(
         "wgmma descriptor: start {start:#x} is in row {row} of a {span}-byte swizzle's pattern of {pattern} bytes; with base \
          offset 0 the tile has to begin on a multiple of {pattern}"
@@ -38,23 +41,23 @@ pub enum DescriptorError {
     Pattern {
         /// Start address.
         start: u32,
-        /// Row of the pattern in which the start address lies.
+        /// Row of the swizzle pattern in which the start address lies.
         row: u32,
-        /// Span of the swizzle in bytes.
+        /// Bytes of one row of the swizzle pattern.
         span: u32,
         /// Bytes after which the swizzle pattern repeats.
         pattern: u32,
     },
-    /// The instruction reads past the end of the pattern row in which it starts.
+    /// The instruction reads past the end of the swizzle pattern's row in which it starts.
     #[error(
         "wgmma descriptor: start {start:#x} leaves {left} bytes of a {span}-byte swizzle's row, the instruction reads {bytes}"
     )]
     Row {
-        /// Start address.
+        /// Start address of the tile.
         start: u32,
-        /// Bytes of the row from the start address on.
+        /// Bytes from the start address to the end of its row.
         left: u32,
-        /// Span of the swizzle in bytes.
+        /// Bytes of one row of the swizzle pattern.
         span: u32,
         /// Bytes of a row that the instruction reads.
         bytes: u32,
@@ -68,12 +71,12 @@ pub enum DescriptorError {
         bytes: u32,
         /// First address of shared memory.
         first: u32,
-        /// End address of shared memory.
+        /// End of shared memory.
         end: u32,
     },
 }
 
-/// A decoded descriptor.
+/// A decoded shared-memory descriptor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Descriptor {
     /// Start address, a multiple of 16.
@@ -87,7 +90,8 @@ pub struct Descriptor {
 }
 
 impl Descriptor {
-    /// Bits of all fields: 14-bit addresses at bits 0, 16 and 32, the base offset at 49, the layout at 62.
+    /// Mask of the bits that belong to a field: 14-bit addresses at bits 0, 16 and 32, the base offset at 49, the
+    /// layout at 62.
     pub(super) const FIELDS: u64 = 0x3fff | 0x3fff << 16 | 0x3fff << 32 | 7 << 49 | 3 << 62;
 
     /// Decodes the 64 bits of a descriptor.
@@ -125,18 +129,18 @@ impl Descriptor {
 /// Rows of 16-bit elements along k that an MN-major instruction reads.
 const K_ROWS: u32 = 16;
 
-/// One operand of one instruction in shared memory.
+/// An operand of one wgmma that lies in shared memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SharedOperand {
     descriptor: Descriptor,
-    /// True for the transposed form: 16-bit elements, contiguous along m or n.
+    /// True if the 16-bit elements are contiguous along m or n (transposed), false if along k.
     mn_major: bool,
-    /// Rows of A (64) or columns of B.
+    /// Number of A's rows (64) or of B's columns.
     extent: u32,
 }
 
 impl SharedOperand {
-    /// Creates the operand with this descriptor; `extent` is 64 for A, N for B (a multiple of 8).
+    /// Creates the operand from its descriptor. `extent` is 64 for A, N (a multiple of 8) for B.
     pub fn new(bits: u64, mn_major: bool, extent: u32) -> Result<Self, DescriptorError> {
         let descriptor = Descriptor::decode(bits)?;
         let start = descriptor.start;
@@ -159,20 +163,20 @@ impl SharedOperand {
         self.mn_major
     }
 
-    /// Returns the rows of A or columns of B.
+    /// Returns the number of A's rows or of B's columns.
     pub fn extent(&self) -> u32 {
         self.extent
     }
 
-    /// Returns the shared address of a 16-byte unit. K-major: `line` is the row m or n, `unit` is 0 or 1 along k.
-    /// MN-major: `line` is k in 0..16, `unit` counts groups of eight elements along m or n.
+    /// Returns the shared address of a 16-byte unit, after the swizzle. K-major: `line` is m or n, and `unit` is 0 or
+    /// 1 along k. MN-major: `line` is k in 0..16, and `unit` counts groups of eight elements along m or n.
     #[inline(always)]
     pub fn unit(&self, line: u32, unit: u32) -> u32 {
         let pitch = self.descriptor.swizzle.span().unwrap_or(16);
         self.descriptor.swizzle.apply(self.eight(line / 8, unit) + line % 8 * pitch)
     }
 
-    /// Returns the address, before the swizzle, of a unit of the first of eight lines.
+    /// Returns the address, before the swizzle, of a unit in line `8 * eight`.
     #[inline(always)]
     fn eight(&self, eight: u32, unit: u32) -> u32 {
         let Descriptor { start, leading, stride, swizzle } = self.descriptor;
@@ -185,7 +189,7 @@ impl SharedOperand {
             }
     }
 
-    /// [`Self::unit`] of eight lines from `line`, a multiple of 8, on.
+    /// Returns the addresses of a unit in eight lines from `line`, a multiple of 8, on.
     #[inline(always)]
     pub fn units(&self, line: u32, unit: u32) -> [u32; 8] {
         let (swizzle, first) = (self.descriptor.swizzle, self.eight(line / 8, unit));
@@ -196,8 +200,8 @@ impl SharedOperand {
         )
     }
 
-    /// Calls `each` with (shared address, bytes) for all bytes that the instruction reads, with neighbours joined. No
-    /// byte occurs twice unless the offsets make parts overlap.
+    /// Calls `each` with the address and the length of every contiguous run of bytes that the instruction reads. No
+    /// byte occurs twice unless the offsets make parts of the operand overlap.
     pub fn for_each_run(&self, mut each: impl FnMut(u32, u32)) {
         let (mut at, mut bytes) = (0, 0);
         let mut add = |address: u32, length: u32| {
@@ -233,7 +237,8 @@ impl SharedOperand {
                 let (units, all) = (span / 16, self.extent / 8);
                 for first in (0..all).step_by(units as usize) {
                     for line in 0..K_ROWS {
-                        // A whole row of the pattern is read; the order within it does not matter.
+                        // The instruction reads a whole row of the swizzle pattern; the order of its units does not
+                        // matter.
                         if first + units <= all {
                             add(self.unit(line, first) & !(span - 1), span);
                             continue;
@@ -257,14 +262,14 @@ impl SharedOperand {
         }
     }
 
-    /// Returns all runs of [`Self::for_each_run`].
+    /// Returns (address, bytes) of all runs of [`Self::for_each_run`].
     pub fn runs(&self) -> Vec<(u32, u32)> {
         let mut runs = Vec::new();
         self.for_each_run(|address, bytes| runs.push((address, bytes)));
         runs
     }
 
-    /// Checks that all bytes read lie in the shared memory `first..end`.
+    /// Checks that all bytes that the instruction reads lie in the shared memory `first..end`.
     pub fn check_range(&self, first: u32, end: u32) -> Result<(), DescriptorError> {
         let mut outside = None;
         self.for_each_run(|address, bytes| {

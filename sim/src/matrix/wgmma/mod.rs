@@ -1,13 +1,13 @@
 //! `wgmma.mma_async`: decoding, fragments, and the product of a warpgroup.
 //!
-//! Source: PTX ISA, "Asynchronous warpgroup level matrix instructions", register fragments. D is 64×N over four warps.
-//! Warp w has rows 16w to 16w + 15, in each eight columns like the D of `mma`'s m16n8: register 4j + i (j counts groups
-//! of eight columns; f16 has two values per register: 2j + i / 2) of lane (g, t) is row `16w + g + 8(i >> 1)`, column
-//! `8j + 2t + (i & 1)`. A from registers is `mma`'s A of m16 with 32 bytes of k.
+//! D is 64×N over four warps. Warp w has rows 16w to 16w + 15, each eight columns in the layout of `mma`'s D of
+//! m16n8: register 4j + i (j counts groups of eight columns) of lane (g, t) is row `16w + g + 8(i >> 1)`, column `8j
+//! + 2t + (i & 1)`. With f16, which has two values per register, value i is in register 2j + i / 2. A in registers
+//! has the layout of `mma`'s A of m16 with 32 bytes of k.
 //!
-//! The order and rounding of the hardware's sums are not specified. Here products are exact, sums are formed in
-//! ascending k with one rounding to f32 per step, f16 accumulators are rounded once per instruction, and integers are
-//! exact.
+//! The PTX ISA does not specify the order and rounding of the hardware's sums. Here products are exact, sums are
+//! formed in ascending k with one rounding to f32 per step, f16 accumulators are rounded once per instruction, and
+//! integers are exact. Source: PTX ISA, "Asynchronous warpgroup level matrix instructions", register fragments.
 
 mod descriptor;
 #[cfg(test)]
@@ -20,31 +20,31 @@ pub use super::format::{Accumulator, Element};
 use super::fragments::{Columns, expand_a_columns, load_accumulators, register_to_b_rows, store_accumulators};
 use super::simd::{LaneVector, VectorKernel, dispatch};
 
-/// Rows of A and D.
+/// The number of rows of A and D.
 pub const M: usize = 64;
 
-/// Largest N.
+/// Maximum number of columns of B and D.
 const MAX_N: usize = 256;
 
-/// Largest k.
+/// Maximum k of one instruction.
 const MAX_K: usize = 32;
 
 /// A decoded dense `wgmma.mma_async` form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct WgmmaOp {
-    /// Columns of B and D.
+    /// Number of columns of B and D.
     pub n: u16,
-    /// Elements of A.
+    /// Format of A's elements.
     pub a: Element,
-    /// Elements of B.
+    /// Format of B's elements.
     pub b: Element,
-    /// Type of D.
+    /// Format of D.
     pub accumulator: Accumulator,
     /// `.satfinite`: s32 sums clamp instead of wrapping.
     pub saturate: bool,
     /// True if A comes from registers, not from shared memory.
     pub a_in_registers: bool,
-    /// True if exactly one of the immediates scales by −1: D = D − A·B.
+    /// True if exactly one of the scale immediates is −1: D = D − A·B.
     pub negate: bool,
     /// `imm-trans-a`: A in shared memory is M-major.
     pub transpose_a: bool,
@@ -53,9 +53,9 @@ pub struct WgmmaOp {
 }
 
 impl WgmmaOp {
-    /// Parses `wgmma.mma_async.sync.aligned.SHAPE{.satfinite}.D.A.B` and the immediates after scale-d in order: scales
-    /// of A and B (not for integers), then for 16-bit elements the transposes of A (not from registers) and B. Returns
-    /// `None` for sparse forms, for `.b1`, and for immediates that the form does not have.
+    /// Parses `wgmma.mma_async.sync.aligned.SHAPE{.satfinite}.D.A.B` and the immediates after scale-d: first the
+    /// scales of A and B (not for integers), then for 16-bit elements the transpositions of A (unless in registers)
+    /// and of B. Returns `None` for sparse forms, for `.b1`, and for immediates that the form does not have.
     pub fn decode(opcode: &str, a_in_registers: bool, immediates: &[i64]) -> Option<Self> {
         let op = Self::parse(opcode)?;
         let (scales, transposes) = immediates.split_at_checked(if op.a.is_integer() { 0 } else { 2 })?;
@@ -119,56 +119,58 @@ impl WgmmaOp {
         (form && n.is_multiple_of(8) && (8..=256).contains(&n) && k == op.k()).then_some(op)
     }
 
-    /// Returns the columns of A and rows of B: 32 bytes of elements.
+    /// Returns the number of A's columns and of B's rows: as many elements as 32 bytes hold.
     #[inline]
     pub fn k(&self) -> u32 {
         256 / self.a.bits()
     }
 
-    /// Returns the registers of D per lane.
+    /// Returns the number of D's registers per lane.
     pub fn d_registers(&self) -> usize {
         self.n as usize / if self.accumulator == Accumulator::F16 { 4 } else { 2 }
     }
 
-    /// Returns A in shared memory, from its descriptor.
+    /// Returns the operand A that a descriptor gives in shared memory.
     pub fn operand_a(&self, descriptor: u64) -> Result<SharedOperand, DescriptorError> {
         SharedOperand::new(descriptor, self.transpose_a, M as u32)
     }
 
-    /// Returns B in shared memory, from its descriptor.
+    /// Returns the operand B that a descriptor gives in shared memory.
     pub fn operand_b(&self, descriptor: u64) -> Result<SharedOperand, DescriptorError> {
         SharedOperand::new(descriptor, self.transpose_b, self.n as u32)
     }
 
-    /// Returns the operations of the warpgroup: two per multiply-add.
+    /// Returns the operations of the warpgroup's product, two per multiply-add.
     pub fn flops(&self) -> u64 {
         2 * M as u64 * self.n as u64 * self.k() as u64
     }
 
-    /// Computes D = ±A·B + D for the rows of one warp (0..4) of the warpgroup; `d` are its registers of D. Without
-    /// `scale_d`, D = ±A·B and the old D is not read.
+    /// Computes D = ±A·B + D for the rows of one warp (0..4) of the warpgroup, whose registers of D are `d`. Without
+    /// `scale_d`, computes D = ±A·B and does not read the old D.
     pub fn run(&self, tiles: &WgmmaTiles, warp: usize, scale_d: bool, d: &mut [Lanes]) {
         let slots: [u32; MAX_N / 2] = std::array::from_fn(|i| i as u32);
         self.run_in(tiles, warp, scale_d, d, &slots);
     }
 
-    /// [`Self::run`] with D in the `registers` that `slots` names.
+    /// Does the same as [`Self::run`], with D in `registers` at the indices `slots`.
     pub fn run_in(&self, tiles: &WgmmaTiles, warp: usize, scale_d: bool, registers: &mut [Lanes], slots: &[u32]) {
         let slots = &slots[..self.d_registers()];
         dispatch(ProductKernel { op: self, tiles, warp, scale_d, registers, slots });
     }
 }
 
-/// The converted operands of one instruction; reuse it from one instruction to the next to save the allocation.
+/// The operands of one instruction, converted for the product. Reuse it for the next instruction to save the
+/// allocation.
 #[derive(Clone, Debug)]
 pub struct WgmmaTiles {
-    /// A's registers of each warp in `mma`'s layout: register r holds eight rows (r & 1) of 16 bytes of k (r >> 1).
+    /// A's registers of each warp in the layout of `mma`: register r holds eight rows (r & 1 selects which) of 16
+    /// bytes along k (r >> 1 selects which).
     a: [[Lanes; 4]; M / 16],
-    /// B's values, `[n / 8][2][k][4]`: for each eight columns the even ones, then the odd ones.
+    /// B as f32, `[n / 8][2][k][4]`: of each eight columns the even ones, then the odd ones.
     b: Vec<Group>,
 }
 
-/// Eight columns of B, as in [`WgmmaTiles`].
+/// Eight columns of B: the even ones, then the odd ones.
 type Group = [[[f32; 4]; MAX_K]; 2];
 
 impl Default for WgmmaTiles {
@@ -183,7 +185,7 @@ impl WgmmaTiles {
         dispatch(ReadA { a: &mut self.a, operand, fetch });
     }
 
-    /// Sets A's rows of one warp (0..4) from its four registers.
+    /// Sets the rows of A of one warp (0..4) from its four registers.
     pub fn set_a(&mut self, _op: &WgmmaOp, warp: usize, registers: &[Lanes]) {
         self.a[warp].copy_from_slice(registers);
     }
@@ -194,7 +196,7 @@ impl WgmmaTiles {
     }
 }
 
-/// Reads one unit of eight lines as a register: the four words of a line are a quad.
+/// Reads one unit of eight lines as a register: each line's four words go to four neighbouring lanes.
 #[inline(always)]
 fn matrix(operand: &SharedOperand, line: u32, unit: u32, fetch: &impl Fn(u32) -> [u8; 16]) -> Lanes {
     let mut out = [[0u8; 16]; 8];
@@ -205,7 +207,7 @@ fn matrix(operand: &SharedOperand, line: u32, unit: u32, fetch: &impl Fn(u32) ->
     lanes.map(u32::from_le)
 }
 
-/// A call of [`WgmmaTiles::read_a`] as a [`VectorKernel`].
+/// The arguments of [`WgmmaTiles::read_a`], as a [`VectorKernel`].
 struct ReadA<'a, F> {
     a: &'a mut [[Lanes; 4]; M / 16],
     operand: &'a SharedOperand,
@@ -220,7 +222,8 @@ impl<F: Fn(u32) -> [u8; 16]> VectorKernel for ReadA<'_, F> {
             for (r, register) in registers.iter_mut().enumerate() {
                 let (eight, unit) = (2 * warp as u32 + (r as u32 & 1), r as u32 >> 1);
                 *register = if operand.is_mn_major() {
-                    // Lines run along k; eight of them form one unit of the other orientation.
+                    // Here a line is one k, and a unit has eight elements along m: transposing eight lines gives
+                    // eight rows of A.
                     v.transposed(&matrix(operand, 8 * unit, eight, &fetch))
                 } else {
                     matrix(operand, 8 * eight, unit, &fetch)
@@ -230,7 +233,7 @@ impl<F: Fn(u32) -> [u8; 16]> VectorKernel for ReadA<'_, F> {
     }
 }
 
-/// A call of [`WgmmaTiles::read_b`] as a [`VectorKernel`].
+/// The arguments of [`WgmmaTiles::read_b`], as a [`VectorKernel`].
 struct ReadB<'a, F> {
     element: Element,
     b: &'a mut [Group],
@@ -267,14 +270,14 @@ impl<F: Fn(u32) -> [u8; 16]> VectorKernel for ReadB<'_, F> {
     }
 }
 
-/// A call of [`WgmmaOp::run`] as a [`VectorKernel`].
+/// The arguments of [`WgmmaOp::run_in`], as a [`VectorKernel`].
 struct ProductKernel<'a> {
     op: &'a WgmmaOp,
     tiles: &'a WgmmaTiles,
     warp: usize,
     scale_d: bool,
     registers: &'a mut [Lanes],
-    /// The registers of D.
+    /// Indices of D's registers.
     slots: &'a [u32],
 }
 
@@ -309,7 +312,8 @@ impl VectorKernel for ProductKernel<'_> {
     }
 }
 
-/// Computes `H` × eight rows by `G` × eight columns of D, from `(half, group)` on, with `N` vectors per register.
+/// Computes `H` groups of eight rows and `G` groups of eight columns of D, starting with group `half` of the rows and
+/// `group` of the columns. Each register takes `N` vectors.
 #[inline(always)]
 fn block<V: LaneVector, const G: usize, const H: usize, const N: usize>(
     v: V,
@@ -365,7 +369,7 @@ fn block<V: LaneVector, const G: usize, const H: usize, const N: usize>(
     }
 }
 
-/// Adds all products to `sums`. Passes `sums` by value, so that they stay in CPU registers.
+/// Adds the products for all k to `sums`. Takes `sums` by value so that they stay in CPU registers.
 #[inline(always)]
 fn summed<V: LaneVector, const G: usize, const H: usize, const N: usize>(
     v: V,

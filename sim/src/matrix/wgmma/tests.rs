@@ -1,6 +1,6 @@
-//! Compares wgmma with a naive f64 product; operands are laid out by the descriptors' formulas and by tensor copies.
+//! Compares wgmma with a naive f64 product. The operands are laid out by the descriptor formulas or by tensor copies.
 
-// Indexing by row and column, as in the formulas.
+// Index by row and column, as the formulas do.
 #![allow(clippy::needless_range_loop)]
 
 use super::*;
@@ -19,7 +19,7 @@ impl Random {
     }
 }
 
-/// Returns bits and value of a small random number in each format.
+/// Returns the bits and the value of a small random number in a format.
 fn number(element: Element, random: &mut Random) -> (u32, f64) {
     let small = (random.next() % 17) as i32 - 8;
     let quarter = small as f32 / 4.0;
@@ -49,7 +49,7 @@ fn number(element: Element, random: &mut Random) -> (u32, f64) {
     }
 }
 
-/// A matrix `[extent][k]` of bits and values.
+/// A matrix `[extent][k]`: the bits and the values of its elements.
 struct Matrix {
     bits: Vec<Vec<u32>>,
     values: Vec<Vec<f64>>,
@@ -65,8 +65,8 @@ fn random_matrix(element: Element, extent: usize, k: usize, random: &mut Random)
     matrix
 }
 
-/// Writes a tile at `start` with these offsets by the descriptor formulas, element by element (the swizzle as an
-/// exclusive or of address bits).
+/// Returns the shared address of element (mn, k) by the descriptor formulas; the swizzle is an exclusive or of
+/// address bits.
 fn byte_address(d: &Descriptor, mn_major: bool, bytes: u32, mn: u32, k: u32) -> u32 {
     let per_unit = 16 / bytes;
     let (span, bits) = match d.swizzle {
@@ -98,7 +98,7 @@ fn put(shared: &mut [u8], d: &Descriptor, mn_major: bool, element: Element, matr
     }
 }
 
-/// Returns offsets of a single tile of `extent`, with gaps between its parts.
+/// Returns the descriptor of a single tile with `extent` rows (or columns), with gaps between its parts.
 fn layout(start: u32, swizzle: Swizzle, mn_major: bool, extent: u32) -> Descriptor {
     let (leading, stride) = match (swizzle.span(), mn_major) {
         (Some(span), false) => (16, 8 * span),
@@ -143,7 +143,7 @@ fn check(op: &WgmmaOp, a: &Matrix, b: &Matrix, c: &[Vec<Lanes>], d: &[Vec<Lanes>
         for column in 0..op.n as usize {
             let product: f64 = (0..op.k() as usize).map(|k| a.values[row][k] * b.values[column][k]).sum();
             let exact = sign * product + if scale_d { d_value(op, c, row, column) } else { 0.0 };
-            // All sums are exact in f32 and s32; in f16 they are rounded once.
+            // f32 and s32 hold all sums exactly; f16 rounds them once.
             let want = if op.accumulator == Accumulator::F16 { half::f16::from_f64(exact).to_f64() } else { exact };
             let got = d_value(op, d, row, column);
             assert!(got == want, "{op:?} at ({row}, {column}): {got} for {want}");
@@ -230,7 +230,8 @@ fn a_from_registers_equals_a_from_shared_memory() {
             let mut registers = [[0u32; 32]; 4];
             for lane in 0..32 {
                 for i in 0..4 * per {
-                    // The ISA's fragment: low rows in registers 0 and 2, the second half of k in registers 2 and 3.
+                    // The fragment as in the ISA: rows 0 to 7 in registers 0 and 2, the second half of k in registers
+                    // 2 and 3.
                     let register = i / per;
                     let row = 16 * warp + lane / 4 + if register & 1 == 0 { 0 } else { 8 };
                     let column = per * (lane % 4) + i % per + if register < 2 { 0 } else { 4 * per };
@@ -249,7 +250,7 @@ fn a_from_registers_equals_a_from_shared_memory() {
     }
 }
 
-/// The accumulator of one product, packed in pairs, is the A fragment of the next product without a shuffle.
+/// The accumulator of one product, packed in pairs, is the A fragment of the next product: no shuffle is needed.
 #[test]
 fn packed_accumulators_are_the_next_a_fragment() {
     for warp in 0..4 {
@@ -264,15 +265,15 @@ fn packed_accumulators_are_the_next_a_fragment() {
     }
 }
 
-/// A tile written by a tensor copy and read through descriptors: K-major with steps along k inside the pattern's row
-/// and to the next column of patterns, and MN-major with steps of two pattern heights.
+/// Reads a tile, written by a tensor copy, through descriptors. K-major: steps along k stay in the row of the swizzle
+/// pattern or go to the next tile. MN-major: each step goes two pattern heights further.
 #[test]
 fn reads_tiles_of_tensor_copies() {
     let mut random = Random(4242);
     for swizzle in [Swizzle::B32, Swizzle::B64, Swizzle::B128] {
         let span = swizzle.span().unwrap();
         let width = span as usize / 2;
-        // 128 rows of 128 bf16 in global memory.
+        // Global memory holds 128 rows of 128 bf16.
         let whole = random_matrix(Element::Bf16, 128, 128, &mut random);
         let mut global = vec![0u8; 128 * 256];
         for row in 0..128 {
@@ -297,7 +298,7 @@ fn reads_tiles_of_tensor_copies() {
         }
         let op = parse(64, "k16.f32.bf16.bf16").unwrap();
         let mut tiles = WgmmaTiles::default();
-        // K-major: A is rows 0..64, B is rows 64..128; k runs along the columns.
+        // K-major: rows 0..64 are A, rows 64..128 are B; k runs along the columns.
         for step in 0..8 {
             let start = |base: u32| {
                 let byte = 32 * step;
@@ -322,7 +323,7 @@ fn reads_tiles_of_tensor_copies() {
             let d = run_all(&op, &tiles, &c, true, false);
             check(&op, &part(0), &part(64), &c, &d, true, 1.0);
         }
-        // MN-major: B is [k][n]; k runs along rows 64.., n along columns 0..128.
+        // MN-major: B is [k][n], with k along rows 64.. and n along columns 0..128.
         let op = parse(128, "k16.f32.bf16.bf16").unwrap();
         for step in 0..4u32 {
             let start = 32 * 1024 + step * 2 * 8 * span;
@@ -384,7 +385,7 @@ fn dense_tiles_have_few_runs() {
     assert_eq!(runs(Swizzle::B128, true), [(8192, 2048)]);
     assert_eq!(runs(Swizzle::B32, false), [(8192, 2048)]);
     assert_eq!(runs(Swizzle::None, false), [(8192, 2048)]);
-    // 32 bytes of each row; adjacent rows are joined.
+    // The instruction reads 32 bytes of each row; adjacent rows are joined.
     let thin = runs(Swizzle::B128, false);
     assert!(thin.len() <= 64 && thin.iter().map(|(_, bytes)| bytes).sum::<u32>() == 2048);
 }
@@ -490,7 +491,7 @@ fn integers_wrap_or_clamp() {
     }
 }
 
-/// Returns row and column of D of a lane's value `i`; a register holds one value, with f16 two.
+/// Returns the row and column of D's value `i` in a lane. A register holds one value, or two of f16.
 fn d_element_position(warp: usize, lane: usize, i: usize) -> (usize, usize) {
     (16 * warp + lane / 4 + 8 * (i >> 1 & 1), 8 * (i >> 2) + 2 * (lane % 4) + (i & 1))
 }

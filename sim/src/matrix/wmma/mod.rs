@@ -1,9 +1,9 @@
 //! `wmma`: which lane holds which element of a matrix in memory, and the product of whole fragments.
 //!
-//! The PTX ISA does not specify which element a register of a fragment holds. Here a fragment is a row of
-//! [`mma`](super::mma) tiles of eight columns (for a 32-row matrix, a column of tiles of 16 rows), as on tensor cores
-//! since sm_75; `m8n32k16` is the transpose of `m32n8k16`. A fragment of f16 operands always has eight registers: those
-//! beyond its elements repeat the first ones.
+//! The PTX ISA does not specify which element a register of a fragment holds. Here a fragment consists of
+//! [`mma`](super::mma) tiles: a row of tiles of eight columns, or for a 32-row matrix a column of tiles of 16 rows,
+//! as on tensor cores since sm_75. `m8n32k16` is computed as the transpose of `m32n8k16`. A fragment of f16 operands
+//! always has eight registers; if its elements need fewer, the others repeat the first ones.
 //!
 //! Source: PTX ISA 9.0, "Matrix fragments for wmma" and "Matrix storage for wmma".
 
@@ -11,7 +11,7 @@ use super::Lanes;
 use super::format::{Accumulator, Element, f16_bits, f16_value};
 use super::mma::{BitOp, MmaOp};
 
-/// The role of a matrix in D = A·B + C.
+/// Which matrix of D = A·B + C a fragment holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MatrixRole {
     /// m × k
@@ -25,11 +25,11 @@ pub enum MatrixRole {
 /// The shape of a `wmma` instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WmmaShape {
-    /// Rows of A.
+    /// Number of rows of A.
     pub m: u16,
-    /// Columns of B.
+    /// Number of columns of B.
     pub n: u16,
-    /// Columns of A.
+    /// Number of columns of A.
     pub k: u16,
 }
 
@@ -49,7 +49,7 @@ impl WmmaShape {
         Some(Self { m, n, k })
     }
 
-    /// Returns true if operands of this type exist in this shape.
+    /// Returns true if PTX has this shape for A and B with elements of this format.
     fn takes(self, element: Element) -> bool {
         let k = match element {
             Element::F16 | Element::Bf16 | Element::S8 | Element::U8 => 16,
@@ -62,7 +62,7 @@ impl WmmaShape {
         self.k == k
     }
 
-    /// Returns the rows and columns of a matrix.
+    /// Returns the number of rows and of columns of a matrix.
     fn extent(self, operand: MatrixRole) -> (usize, usize) {
         let (m, n, k) = (self.m as usize, self.n as usize, self.k as usize);
         match operand {
@@ -72,12 +72,12 @@ impl WmmaShape {
         }
     }
 
-    /// Returns true for the shape that is computed as its transpose.
+    /// Returns true for `m8n32k16`, which is computed as a transpose.
     fn transposed(self) -> bool {
         self.n == 32
     }
 
-    /// Returns the rows of one tile.
+    /// Returns the number of rows of one tile of D.
     fn tile_rows(self) -> usize {
         if self.m == 8 && !self.transposed() { 8 } else { 16 }
     }
@@ -89,12 +89,12 @@ pub struct Fragment {
     shape: WmmaShape,
     operand: MatrixRole,
     bits: u32,
-    /// Elements per register; tf32 and f32 have one per 32-bit register, f64 one per 64-bit register, others are
+    /// Elements per register: one tf32 or f32 per 32-bit register, one f64 per 64-bit register; smaller ones are
     /// packed.
     per_register: usize,
-    /// Number of registers with different elements.
+    /// Number of registers that hold different elements.
     distinct: usize,
-    /// Number of registers in the instruction.
+    /// Number of registers that the instruction names.
     registers: usize,
 }
 
@@ -120,22 +120,22 @@ impl Fragment {
         exists.then_some(Self { shape, operand, bits, per_register, distinct, registers })
     }
 
-    /// Number of registers in the instruction.
+    /// Returns the number of registers that the instruction names.
     pub fn registers(&self) -> usize {
         self.registers
     }
 
-    /// Returns the number of registers with different elements: the others repeat them in turn.
+    /// Returns the number of registers that hold different elements; the others repeat these in turn.
     pub fn distinct(&self) -> usize {
         self.distinct
     }
 
-    /// Returns the elements per register.
+    /// Returns the number of elements per register.
     pub fn per_register(&self) -> usize {
         self.per_register
     }
 
-    /// Returns the bits of an element.
+    /// Returns the number of bits of an element.
     pub fn bits(&self) -> u32 {
         self.bits
     }
@@ -150,19 +150,20 @@ impl Fragment {
         self.per_register == 1 || along_rows != column_major
     }
 
-    /// Returns the number of elements from one row (column-major: column) to the next if no stride is given.
+    /// Returns the stride that applies if the instruction names none: the elements of a row, or of a column if
+    /// column-major.
     pub fn default_stride(&self, column_major: bool) -> u32 {
         let (rows, columns) = self.shape.extent(self.operand);
         if column_major { rows as u32 } else { columns as u32 }
     }
 
-    /// Returns the alignment in bytes of every row (column): the size of a lane's fragment, as the PTX ISA requires,
-    /// but at most 16, which is what CUDA's `ldm` and the hardware require.
+    /// Returns the alignment in bytes that every row (or column) needs. The PTX ISA requires the size of a lane's
+    /// fragment; 16 bytes are enough for CUDA's `ldm` and for the hardware.
     pub fn alignment(&self) -> u64 {
         (self.registers as u64 * self.bits.max(32) as u64 / 8).min(16)
     }
 
-    /// Returns row and column of an element of a lane's register.
+    /// Returns the row and column of an element of a register in a lane.
     pub fn element_position(&self, register: usize, element: usize, lane: usize) -> (usize, usize) {
         let (g, t, e) = (lane / 4, lane % 4, self.per_register);
         let (mut operand, transposed) = (self.operand, self.shape.transposed());
@@ -202,15 +203,16 @@ impl Fragment {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WmmaOp {
     shape: WmmaShape,
-    /// The product of one tile.
+    /// The `mma` product of one tile.
     tile: MmaOp,
     /// The fragments of A, B, C and D.
     pub fragments: [Fragment; 4],
 }
 
 impl WmmaOp {
-    /// Parses `wmma.mma{.OP.popc}.sync.aligned.LAYOUT.LAYOUT.SHAPE.TYPES{.rn}{.satfinite}`; f16 forms name only the
-    /// types of D and C. Returns `None` for forms that do not exist, directed rounding of f64, and `.satfinite` of f16.
+    /// Parses `wmma.mma{.OP.popc}.sync.aligned.LAYOUT.LAYOUT.SHAPE.TYPES{.rn}{.satfinite}`. TYPES are those of D, A,
+    /// B and C; f16 forms name only D and C. Returns `None` for forms that do not exist, for directed rounding of
+    /// f64, and for `.satfinite` of f16.
     pub fn decode(opcode: &str) -> Option<Self> {
         let rest = opcode.strip_prefix("wmma.mma.")?;
         let (bit_op, rest) = match rest.split_once(".popc.") {
@@ -246,7 +248,7 @@ impl WmmaOp {
             Some("satfinite") => element.is_integer(),
             Some(rounding) => rounding == "rn" && element == Element::F64,
         };
-        // Sub-byte matrices have one layout only; the others allow any.
+        // Elements below one byte exist in one layout only (`row`, `col`); for all others, any layout is valid.
         let oriented = !matches!(element, Element::S4 | Element::U4 | Element::B1) || layouts == ["row", "col"];
         let fits = exists && suffix_fits && oriented && element == other && shape.takes(element);
         if !fits || (element == Element::B1) != bit_op.is_some() {
@@ -263,17 +265,17 @@ impl WmmaOp {
         Some(Self { shape, tile, fragments })
     }
 
-    /// Returns the operations: two per multiply-add.
+    /// Returns the operations of the product, two per multiply-add.
     pub fn flops(&self) -> u64 {
         2 * self.shape.m as u64 * self.shape.n as u64 * self.shape.k as u64
     }
 
-    /// Returns the rows of 32 words per register: 2 for f64, else 1.
+    /// Returns how many rows of 32 words a register takes: 2 for f64, else 1.
     pub fn rows_per_register(&self) -> usize {
         self.tile.rows_per_register()
     }
 
-    /// Computes D = A·B + C. Operands are rows of words, [`Fragment::distinct`] registers each.
+    /// Computes D = A·B + C. Each operand is a list of registers, [`Fragment::distinct`] many.
     pub fn run(&self, a: &[&Lanes], b: &[&Lanes], c: &[&Lanes]) -> Vec<Lanes> {
         let [.., before, after] = &self.fragments;
         let wide_sum = self.tile.accumulator == Accumulator::F32;
@@ -292,7 +294,7 @@ impl WmmaOp {
         let (of_a, of_b, of_c) = (rows * counts.a, rows * counts.b, rows * counts.c);
         let mut d = vec![[0; 32]; c.len()];
         for (tile, (c, d)) in c.chunks_exact(of_c).zip(d.chunks_exact_mut(of_c)).enumerate() {
-            // One of A and B has a single tile.
+            // Either A or B has a single tile, which all tiles of D share.
             let (down, right) = if a.len() > of_a { (tile, 0) } else { (0, tile) };
             self.tile.run(&a[of_a * down..][..of_a], &b[of_b * right..][..of_b], c, d);
         }
@@ -300,13 +302,13 @@ impl WmmaOp {
     }
 }
 
-/// Converts rows of two f16 per word to rows of f32.
+/// Converts registers of two f16 per lane to twice as many registers of f32.
 fn unpacked(rows: &[&Lanes]) -> Vec<Lanes> {
     let half = |row: &Lanes, shift: u32| row.map(|word| f16_value(word >> shift & 0xffff).to_bits());
     rows.iter().flat_map(|row| [half(row, 0), half(row, 16)]).collect()
 }
 
-/// Converts rows of f32 to rows of two f16 per word, rounded.
+/// Rounds registers of f32 to half as many registers of two f16 per lane.
 fn packed(rows: &[Lanes]) -> Vec<Lanes> {
     let bits = |word: u32| f16_bits(f32::from_bits(word));
     rows.chunks_exact(2).map(|pair| std::array::from_fn(|l| bits(pair[0][l]) | bits(pair[1][l]) << 16)).collect()

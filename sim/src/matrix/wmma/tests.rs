@@ -27,7 +27,7 @@ fn matrix(rows: usize, columns: usize, seed: usize) -> Vec<Vec<i64>> {
     (0..rows).map(|r| (0..columns).map(|c| ((r * 7 + c * 3 + seed * r * c) % 4) as i64).collect()).collect()
 }
 
-/// Returns the bits of an integer in the format of this name.
+/// Returns the bits of an integer in the format named `ty`.
 fn encode(ty: &str, value: i64) -> u64 {
     match ty {
         "f16" => half::f16::from_f64(value as f64).to_bits() as u64,
@@ -38,7 +38,7 @@ fn encode(ty: &str, value: i64) -> u64 {
     }
 }
 
-/// Returns a matrix as the registers of a fragment.
+/// Returns the registers of a fragment that hold a matrix.
 fn gather(fragment: &Fragment, ty: &str, matrix: &[Vec<i64>]) -> Vec<Lanes> {
     let rows = if fragment.bits() == 64 { 2 } else { 1 };
     let mut out = vec![[0u32; 32]; rows * fragment.distinct()];

@@ -1,4 +1,4 @@
-//! Decoding of bulk and tensor copies: the forms of `cp.async.bulk` and `cp.reduce.async.bulk`.
+//! Decoding of bulk and tensor copies: `cp.async.bulk` and `cp.reduce.async.bulk`.
 
 use super::Decoder;
 use crate::program::ProgramError;
@@ -44,7 +44,7 @@ pub(super) fn decode_bulk_copy(d: &mut Decoder, i: &Instruction, parts: &[&str])
         (false, _, _) => BulkCopyKind::SharedToShared,
         _ => return Ok(Op::Unsupported(i.opcode.as_str().into())),
     };
-    // The tensor operand is a tensor map in the generic address space.
+    // The address of a tensor operand is that of a tensor map in the generic address space.
     let side = |w: AddressWindow, is_tensor: bool| if is_tensor { AddressWindow::Generic } else { w };
     let (dst, dst_window) = d.o.address(first(d, o, 0)?, side(to, kind == BulkCopyKind::TensorStore))?;
     let (src, src_window) = d.o.address(first(d, o, 1)?, side(from, kind == BulkCopyKind::TensorLoad))?;

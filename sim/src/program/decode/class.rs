@@ -1,4 +1,4 @@
-//! The instruction class under which the counters report an instruction.
+//! The instruction class in which the counters count an instruction.
 
 use crate::program::op::{AddressWindow, InstructionClass, Op, WarpOpKind};
 

@@ -1,4 +1,4 @@
-//! Decoding of indexed branches, calls, and reads of special registers that change while a warp runs.
+//! Decoding of indexed branches, calls, and reads of special registers whose value changes while a warp runs.
 
 use super::{Decoded, Decoder};
 use crate::program::ProgramError;

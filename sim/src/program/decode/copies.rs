@@ -59,7 +59,7 @@ impl Decoder<'_> {
             Some(x) if matches!(self.o.register_type(x), Some(Type::Pred)) || matches!(x, Operand::Not(_)) => {
                 ignore = Some(self.o.predicate(x)?);
             }
-            // With a cache hint alone, the fourth operand is the 64-bit policy.
+            // With a cache hint and no source size, the fourth operand is the 64-bit cache policy.
             Some(x) if self.o.is_wide(x) && o.len() == 4 => {}
             Some(x) => src_size = Some(self.o.source(x, Type::B32)?),
         }

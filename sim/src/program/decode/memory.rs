@@ -19,8 +19,8 @@ impl Decoder<'_> {
         if named == AddressWindow::Const || named == AddressWindow::Generic && window == AddressWindow::Global {
             window = named;
         }
-        // In a kernel, only names refer to variables of calls; an address in a register refers to the kernel's own
-        // parameters.
+        // In a kernel, `.param` variables of calls can only be accessed by name; an address in a register points to
+        // the kernel's own parameters.
         if window == AddressWindow::FrameParam
             && self.o.function.kernel
             && matches!(operands[address], Operand::Address(AddressBase::Register(_), _))
@@ -39,7 +39,7 @@ impl Decoder<'_> {
         let mut register_rows = rows_of(ty);
         for o in &list {
             if store {
-                // Narrow types may be stored from wider registers.
+                // A register that is stored may be wider than the type.
                 regs.push(Some(self.o.source(o, ty)?));
                 if let Some(t) = self.o.register_type(o) {
                     register_rows = rows_of(t);

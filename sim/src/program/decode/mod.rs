@@ -1,5 +1,5 @@
-//! Decodes a function's PTX instructions to [`Op`]s. This file dispatches by opcode; the files below decode one
-//! instruction class each. Source of the forms: PTX ISA 9.0, chapter 9.7.
+//! Decodes a function's PTX instructions to [`Op`]s. This file dispatches by opcode; each submodule decodes one class
+//! of instructions. Source of the instruction forms: PTX ISA 9.0, chapter 9.7.
 
 mod atomics;
 mod bulk;
@@ -43,7 +43,7 @@ pub(super) fn decode_function(
     for (i, instruction) in function.body.iter().enumerate() {
         decoder.o.at_line(instruction.line);
         let guard = instruction.guard.map(|(r, negated)| (decoder.o.guard(r), negated));
-        // An operand that cannot be resolved makes the instruction unsupported, which is reported only if it is
+        // If an operand cannot be resolved, the instruction becomes unsupported, which is reported only when it is
         // executed.
         let op = match decoder.op(instruction) {
             Ok(op) => op,
@@ -57,7 +57,7 @@ pub(super) fn decode_function(
         decoder.o.code.lines.push((instruction.line, instruction.location));
         decoder.o.code.opcodes.push(instruction.opcode.as_str().into());
     }
-    // Reaching the end of the body returns.
+    // A function returns when it reaches the end of its body.
     decoder.o.code.instrs.push(DecodedInstruction {
         guard: None,
         op: Op::Ret,
@@ -79,9 +79,9 @@ pub(super) struct Decoder<'a> {
     reached: &'a [usize],
     unknown: &'a mut Vec<String>,
     carry: Option<u32>,
-    /// First rows that `_` destinations write, by number of rows; the predicate is under 0.
+    /// The rows that writes to `_` go to, by number of rows; the predicate for `_` has key 0.
     sinks: HashMap<u8, u32>,
-    /// True if `volatile` accesses of shared memory count as weak ones.
+    /// True if `volatile` accesses to shared memory count as weak accesses.
     volatile_is_data: bool,
 }
 
@@ -206,7 +206,7 @@ impl Decoder<'_> {
         Ok(Op::Alu { op, slots: Box::new(slots) })
     }
 
-    /// Returns a row (or, for 0 rows, a predicate) that no instruction reads.
+    /// Returns the first of `rows` rows that no instruction reads, or with `rows` = 0 such a predicate.
     pub(in crate::program) fn sink(&mut self, rows: u8) -> u32 {
         let code = &mut self.o.code;
         *self.sinks.entry(rows).or_insert_with(|| {

@@ -94,7 +94,8 @@ impl Decoder<'_> {
             let operand = self.o.source(&o[2], if parity { b32 } else { Type::B64 })?;
             (MbarrierKind::Wait { dst, operand, parity, blocking: has("try_wait") }, 1)
         } else if has("arrive") || has("arrive_drop") {
-            // `_`, a state or nothing precedes the address; a count or the expected bytes may follow it.
+            // The address may follow `_`, a state or nothing; after the address there may be a count or the expected
+            // bytes.
             let at = o.iter().position(|x| matches!(x, Operand::Address(..))).unwrap_or(0);
             let state = if at == 1 { self.o.destination(&o[0])? } else { None };
             let tail = match o.get(at + 1) {

@@ -1,4 +1,5 @@
-//! Decoding of `wmma`: loads and stores become transfers of the fragment's registers, products become tiles of `mma`.
+//! Decoding of `wmma`. A load or store becomes one transfer per register of the fragment, a product becomes `mma`
+//! tiles.
 
 use super::Decoder;
 use crate::matrix::wmma::{Fragment, MatrixRole, WmmaOp, WmmaShape};
@@ -49,7 +50,7 @@ impl Decoder<'_> {
                 _ => return None,
             };
             let fragment = Fragment::new(WmmaShape::parse(shape)?, matrix, ty)?;
-            // Elements below one byte must lie side by side in memory.
+            // Elements below one byte are supported only if those of a register are contiguous in memory.
             (fragment.bits() >= 8 || fragment.packed(column_major)).then_some((fragment, column_major))
         };
         let Some((fragment, column_major)) = form() else {

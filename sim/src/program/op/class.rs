@@ -1,6 +1,6 @@
 //! Instruction classes, by which the counters group executed instructions.
 
-/// The classes into which the counters group executed instructions.
+/// The class in which the counters count an instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs)]
 pub enum InstructionClass {
@@ -26,7 +26,7 @@ pub enum InstructionClass {
 }
 
 impl InstructionClass {
-    /// All classes, in the order of reports.
+    /// All classes, in the order in which reports print them.
     pub const ALL: [InstructionClass; 19] = [
         InstructionClass::Integer,
         InstructionClass::Float,

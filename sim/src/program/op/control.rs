@@ -1,4 +1,4 @@
-//! Operands of calls, and special registers whose value changes.
+//! Operands of calls, and special registers whose value changes while a warp runs.
 
 use crate::regs::Slot;
 
@@ -13,7 +13,7 @@ pub enum VaryingRegister {
     GlobaltimerLo,
     GlobaltimerHi,
     Activemask,
-    /// `%is_explicit_cluster`: the destination is a predicate.
+    /// `%is_explicit_cluster`, which is read into a predicate.
     ExplicitCluster,
 }
 
@@ -38,12 +38,12 @@ pub enum CallTarget {
     AssertFail,
     Malloc,
     Free,
-    /// A function that is declared but not defined and not built in: index into
+    /// A function that the module declares but does not define, and that is not built in: an index into
     /// [`Kernel::unknown`](crate::program::Kernel::unknown).
     Unknown(u32),
 }
 
-/// How a value is passed between frames: as bytes of the frame, as a register's rows, or as a predicate.
+/// Where a call's argument or return value is stored in a frame: in parameter bytes, in rows, or in a predicate.
 #[derive(Clone, Copy, Debug)]
 #[allow(missing_docs)]
 pub enum CallArgument {

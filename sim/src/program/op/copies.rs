@@ -11,47 +11,47 @@ pub struct CpAsync {
     pub dst: AddressOperand,
     /// The source in global memory.
     pub src: AddressOperand,
-    /// The source window: global or generic.
+    /// The state space of the source: global or generic.
     pub window: AddressWindow,
     /// Bytes to copy: 4, 8 or 16.
     pub size: u8,
-    /// Bytes to read from the source; the rest is filled with zeros.
+    /// Number of bytes to read from the source; the rest of the destination is filled with zeros.
     pub src_size: Option<Slot>,
-    /// The ignore-src predicate, and whether it is negated.
+    /// The `ignore-src` predicate, and whether it is negated.
     pub ignore: Option<(u32, bool)>,
 }
 
 /// A bulk or tensor copy.
 #[derive(Clone, Debug)]
 pub struct BulkCopy {
-    /// The direction.
+    /// The direction of the copy.
     pub kind: BulkCopyKind,
-    /// The destination (for prefetches, the source).
+    /// The destination; for prefetches, the source.
     pub dst: AddressOperand,
-    /// The destination's window.
+    /// The state space of the destination.
     pub dst_window: AddressWindow,
     /// The source.
     pub src: AddressOperand,
-    /// The source's window.
+    /// The state space of the source.
     pub src_window: AddressWindow,
     /// Number of bytes; `None` for tensor copies.
     pub size: Option<Slot>,
     /// Coordinates of a tensor copy, innermost first.
     pub coords: Vec<Slot>,
-    /// The mbarrier that the copy completes on; `None` for completion through the thread's bulk group.
+    /// The mbarrier on which the copy completes; `None` if it completes through the thread's bulk group.
     pub mbarrier: Option<AddressOperand>,
-    /// CTA mask of a multicast.
+    /// Mask of the cluster's blocks that receive a multicast.
     pub multicast: Option<Slot>,
-    /// The reduction, if the copy combines with the destination.
+    /// The reduction, if the copy combines its source with the destination.
     pub reduce: Option<BulkReduction>,
 }
 
-/// Where a bulk reduction takes its element type from.
+/// The reduction of a bulk copy, with or without an element type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BulkReduction {
-    /// The instruction names the type.
+    /// The instruction names operation and element type.
     Typed(Reduction),
-    /// The tensor map has the type.
+    /// The instruction names the operation, the tensor map has the element type.
     Mapped(ReduceOp),
 }
 
@@ -63,11 +63,11 @@ pub enum BulkCopyKind {
     Load,
     /// shared → global
     Store,
-    /// shared → shared of a peer
+    /// shared → shared of another block of the cluster
     SharedToShared,
-    /// tensor, global → shared
+    /// tensor copy, global → shared
     TensorLoad,
-    /// tensor, shared → global
+    /// tensor copy, shared → global
     TensorStore,
     /// global → L2 only
     Prefetch,

@@ -6,12 +6,12 @@ use crate::matrix::wgmma::WgmmaOp;
 use crate::matrix::wmma::{Fragment, WmmaOp};
 use crate::regs::Slot;
 
-/// `ldmatrix`, `stmatrix`.
+/// An `ldmatrix` or `stmatrix`.
 #[derive(Clone, Debug)]
 pub struct MatrixTransfer {
     /// True for a store, false for a load.
     pub store: bool,
-    /// The address: one per lane for `ldmatrix`/`stmatrix`, the first element for `wmma`.
+    /// The address of a matrix row, one per lane.
     pub addr: AddressOperand,
     /// The state space of the address.
     pub window: AddressWindow,
@@ -34,20 +34,20 @@ pub struct Mma {
     pub b: Vec<Slot>,
     /// Registers of C.
     pub c: Vec<Slot>,
-    /// The registers, if the form [can be batched](MmaOp::is_m16n8k16_half).
+    /// The registers again, for forms that [can be batched](MmaOp::is_m16n8k16_half).
     pub batched: Option<MmaRegisters>,
 }
 
-/// `wmma.load`, `wmma.store`
+/// A `wmma.load` or `wmma.store`.
 #[derive(Clone, Debug)]
 pub struct WmmaTransfer {
     /// True for a store, false for a load.
     pub store: bool,
-    /// The address: one per lane for `ldmatrix`/`stmatrix`, the first element for `wmma`.
+    /// The address of the matrix's first element.
     pub addr: AddressOperand,
-    /// Elements from one row (or column) to the next, if given.
+    /// Number of elements from one row (or column) to the next, if the instruction names it.
     pub stride: Option<Slot>,
-    /// Which lane holds which element.
+    /// Which lane holds which element of the matrix.
     pub fragment: Fragment,
     /// True if columns, not rows, are contiguous in memory.
     pub column_major: bool,
@@ -55,15 +55,15 @@ pub struct WmmaTransfer {
     pub packed: bool,
     /// The registers of the fragment.
     pub regs: Vec<Slot>,
-    /// Two rows for the lanes' addresses.
+    /// Two rows in which the interpreter stores each lane's 64-bit address.
     pub at: Slot,
-    /// The row of one element per lane, when elements move one by one.
+    /// The row that holds one element per lane when elements are transferred one by one.
     pub element: Slot,
-    /// The transfers between memory at `at` and each register, or `element`.
+    /// Loads or stores between the memory at the addresses in `at` and the registers, or the row `element`.
     pub transfers: Vec<LoadStore>,
 }
 
-/// `wmma.mma`
+/// A `wmma.mma`.
 #[derive(Clone, Debug)]
 pub struct Wmma {
     /// The decoded form.
@@ -91,6 +91,6 @@ pub struct Wgmma {
     pub a_desc: Option<Slot>,
     /// The descriptor of B in shared memory.
     pub b_desc: Slot,
-    /// The scale-d predicate and its negation: false computes D = A·B, true D = A·B + D.
+    /// The scale-d predicate, and whether it is negated. If it is false, D = A·B, else D = A·B + D.
     pub scale_d: (u32, bool),
 }

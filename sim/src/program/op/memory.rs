@@ -7,9 +7,9 @@ use crate::regs::Slot;
 /// An address operand.
 #[derive(Clone, Copy, Debug)]
 pub struct AddressOperand {
-    /// First row of the base register; `None` if `offset` is the whole address.
+    /// First row of the base register; `None` if `offset` is the absolute address.
     pub base: Option<Slot>,
-    /// True if the base is a 64-bit register.
+    /// True if the base register has 64 bits.
     pub wide: bool,
     /// Bytes added to the base.
     pub offset: i64,
@@ -20,19 +20,19 @@ pub struct AddressOperand {
 pub struct LoadStore {
     /// The state space that the instruction names.
     pub window: AddressWindow,
-    /// The address.
+    /// The address of the first element.
     pub addr: AddressOperand,
     /// Bytes of one element: 1, 2, 4, 8 or 16.
     pub width: u8,
-    /// True if a load sign-extends into the register.
+    /// True if a load sign-extends the element to the width of its register.
     pub signed: bool,
-    /// First rows of the registers, first element first; `None` is `_`.
+    /// First row of each register, in the order of the elements; `None` is `_`.
     pub regs: Vec<Option<Slot>>,
-    /// Number of rows of each register.
+    /// Number of rows that each register takes.
     pub register_rows: u8,
-    /// Memory semantics; `None` for a weak access.
+    /// Memory semantics; `None` for a weak load or store.
     pub semantics: Option<MemorySemantics>,
-    /// Scope of a strong access.
+    /// Scope, for strong accesses.
     pub scope: AccessStrength,
 }
 
@@ -103,6 +103,6 @@ pub struct Atomic {
     pub b: Option<Slot>,
     /// Memory semantics; `None` for a weak access.
     pub semantics: Option<MemorySemantics>,
-    /// Scope of a strong access.
+    /// Scope, for strong accesses.
     pub scope: AccessStrength,
 }

@@ -1,8 +1,8 @@
 //! Decoded instructions, which the interpreter executes.
 //!
-//! Operands are rows of the frame's [`Registers`](crate::regs::Registers). Immediates and fixed special registers have
-//! rows of their own, so that every source operand is read in the same way. Operand types are in one file per
-//! instruction class.
+//! Operands are rows of the frame's [`Registers`](crate::regs::Registers). Immediates and constant special registers
+//! have rows of their own, so all sources are read in the same way. Operand types are in one file per instruction
+//! class.
 
 mod class;
 mod control;
@@ -31,13 +31,13 @@ pub struct DecodedInstruction {
     pub guard: Option<(u32, bool)>,
     /// The operation.
     pub op: Op,
-    /// The class under which counters report the instruction.
+    /// The class in which the counters count the instruction.
     pub class: InstructionClass,
-    /// Index of the instruction where the lanes of a diverging branch reconverge.
+    /// For a branch at which lanes may diverge: index of the instruction at which they reconverge.
     pub reconverge: Option<u32>,
 }
 
-/// The operation of an instruction with its operands.
+/// The operation of an instruction, with its operands.
 #[derive(Clone, Debug)]
 #[allow(missing_docs)]
 pub enum Op {
@@ -48,7 +48,7 @@ pub enum Op {
     Load(Box<LoadStore>),
     Store(Box<LoadStore>),
     Atomic(Box<Atomic>),
-    /// Converts between a generic address and an address in `window`; `to` means from generic to `window`.
+    /// Converts a generic address to an address in `window` if `to`, else an address in `window` to a generic one.
     Cvta {
         dst: Slot,
         src: Slot,
@@ -85,7 +85,7 @@ pub enum Op {
     Ret,
     Exit,
     Trap,
-    /// `brkpt`, hints and the like, which have no effect on data.
+    /// An instruction without effect on data, such as `brkpt` or a cache hint.
     Nop,
     /// `nanosleep`: lets other warps run first.
     Yield,
@@ -170,7 +170,7 @@ pub enum Op {
 }
 
 impl Op {
-    /// Returns true if lanes may have to wait at the instruction or must execute it together.
+    /// Returns true if lanes may have to wait at the instruction, or must execute it together.
     pub fn may_wait(&self) -> bool {
         matches!(
             self,

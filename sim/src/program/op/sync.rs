@@ -9,7 +9,7 @@ use crate::regs::Slot;
 pub struct Barrier {
     /// Index of the barrier, 0 to 15.
     pub id: Slot,
-    /// Number of participating threads, if given.
+    /// Number of participating threads, if the instruction names it.
     pub count: Option<Slot>,
     /// What the instruction does at the barrier.
     pub kind: BarrierKind,
@@ -17,13 +17,13 @@ pub struct Barrier {
     pub aligned: bool,
 }
 
-/// The forms of a barrier instruction.
+/// What a barrier instruction does at its barrier.
 #[derive(Clone, Copy, Debug)]
 #[allow(missing_docs)]
 pub enum BarrierKind {
     Sync,
     Arrive,
-    /// Counts the threads whose predicate is true.
+    /// Counts the threads whose predicate is true (`.red.popc`).
     Popc {
         dst: Slot,
         p: u32,
@@ -46,7 +46,7 @@ pub enum BarrierKind {
 pub struct Mbarrier {
     /// Address of the mbarrier object.
     pub addr: AddressOperand,
-    /// The state space: shared, shared::cluster or generic.
+    /// The state space of the address: shared, shared::cluster or generic.
     pub window: AddressWindow,
     /// The operation.
     pub kind: MbarrierKind,
@@ -104,7 +104,7 @@ pub enum Fence {
     ProxyAsync { shared: bool, global: bool },
     /// `fence.mbarrier_init`
     MbarrierInit,
-    /// `fence.proxy.alias` and other fences whose ordering the simulator does not model separately.
+    /// `fence.proxy.alias` and other fences whose ordering the simulator does not model.
     Other,
     /// `fence.proxy.tensormap::generic.acquire` and `.release`.
     TensorMap,

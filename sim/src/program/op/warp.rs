@@ -13,7 +13,7 @@ pub enum ShuffleMode {
     Bfly,
 }
 
-/// An instruction in which the lanes of a mask exchange registers.
+/// An instruction in which the lanes of `members` exchange registers.
 #[derive(Clone, Debug)]
 pub struct WarpOp {
     /// The operation.
@@ -36,7 +36,7 @@ pub enum WarpOpKind {
         b: Slot,
         c: Slot,
     },
-    /// `all`, `any` and `uni` write a predicate, `ballot` a mask.
+    /// `all`, `any` and `uni` write a predicate; `ballot` writes a lane mask.
     Vote {
         mode: VoteMode,
         p: u32,
