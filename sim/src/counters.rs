@@ -1,11 +1,12 @@
-//! Counters of a run by instruction: executions, bytes of memory, sectors, and passes through shared-memory banks.
+//! Counters of a run, per instruction: executions, bytes of memory, sectors, and passes through the banks of shared
+//! memory.
 
-/// What was counted for one instruction.
+/// The counters of one instruction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct InstructionCounts {
-    /// Executions by a warp.
+    /// Number of warps that executed the instruction, repeated executions included.
     pub warps: u64,
-    /// Executions by a thread.
+    /// Number of threads that executed the instruction, repeated executions included.
     pub threads: u64,
     /// Floating-point operations of matrix products.
     pub matrix_flops: u64,
@@ -13,13 +14,13 @@ pub struct InstructionCounts {
     pub global_read: u64,
     /// Bytes that threads wrote to global memory.
     pub global_written: u64,
-    /// 32-byte sectors of global memory that the accesses touch, counted for each warp access.
+    /// 32-byte sectors of global memory that each warp access reads or writes, summed over the accesses.
     pub sectors: u64,
     /// Bytes that threads read from or wrote to shared memory.
     pub shared_bytes: u64,
-    /// Wavefronts: passes through the 32 banks of shared memory that the accesses took.
+    /// Wavefronts: passes through the 32 banks of shared memory that the accesses needed.
     pub wavefronts: u64,
-    /// Wavefronts that the accesses would take without bank conflicts.
+    /// Wavefronts that the accesses would need without bank conflicts.
     pub wavefronts_least: u64,
 }
 
@@ -38,24 +39,24 @@ impl InstructionCounts {
     }
 }
 
-/// What was counted for a launch.
+/// The counters of a launch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// Counts by kernel-wide index of the instruction.
+    /// The counters of each instruction, by its kernel-wide index.
     pub by_instruction: Vec<InstructionCounts>,
-    /// Completed barriers of blocks and clusters.
+    /// Block and cluster barriers that were completed.
     pub barriers: u64,
     /// Blocks that have started.
     pub blocks: u64,
 }
 
 impl Counters {
-    /// Zero counts for a kernel of `instructions` instructions.
+    /// Creates zero counters for a kernel of `instructions` instructions.
     pub fn new(instructions: usize) -> Counters {
         Counters { by_instruction: vec![InstructionCounts::default(); instructions], barriers: 0, blocks: 0 }
     }
 
-    /// The sum of the counts of all instructions.
+    /// Returns the sum of the counters of all instructions.
     pub fn total(&self) -> InstructionCounts {
         let mut sum = InstructionCounts::default();
         self.by_instruction.iter().for_each(|c| sum.add(c));
@@ -63,13 +64,13 @@ impl Counters {
     }
 }
 
-/// Counts the 32-byte sectors that `lanes` touch with accesses of `bytes` bytes each.
+/// Counts the different 32-byte sectors that the lanes of mask `lanes` access, with `bytes` bytes per lane.
 #[inline(always)]
 pub fn sectors(addresses: &[u64; 32], lanes: u32, bytes: u32) -> u64 {
     if lanes == 0 {
         return 0;
     }
-    // The usual case: consecutive addresses in lane order.
+    // The most frequent case: consecutive addresses in lane order.
     if lanes == u32::MAX {
         let first = addresses[0];
         if (1..32).all(|l| addresses[l] == first + l as u64 * bytes as u64) {
@@ -106,8 +107,8 @@ pub fn sectors(addresses: &[u64; 32], lanes: u32, bytes: u32) -> u64 {
     1 + list.windows(2).filter(|w| w[0] != w[1]).count() as u64
 }
 
-/// Counts the sectors of all 32 lanes if every access lies within one sector and the sectors do not descend from lane
-/// to lane; `None` otherwise.
+/// Counts the sectors of all 32 lanes if each lane accesses one sector only and the sectors ascend or stay equal from
+/// lane to lane; else returns `None`.
 #[inline(always)]
 fn ascending(addresses: &[u64; 32], bytes: u32) -> Option<u64> {
     let unaligned = addresses.iter().fold(0, |bits, address| bits | address) & (bytes as u64 - 1);
@@ -120,8 +121,9 @@ fn ascending(addresses: &[u64; 32], bytes: u32) -> Option<u64> {
     (!descends).then(|| 1 + pairs().fold(0, |count, (last, next)| count + u64::from(last != next)))
 }
 
-/// Counts the wavefronts of a shared-memory access, and those it would take without bank conflicts. Accesses of 8 bytes
-/// go through the banks by half warps, those of 16 bytes by quarters; lanes that access the same word share it.
+/// Counts the wavefronts of a shared-memory access, and those that it would need without bank conflicts. Half warps
+/// with 8 bytes per lane, and quarter warps with 16 bytes, go through the banks one after the other. Lanes that
+/// access the same word share it.
 #[inline(always)]
 pub fn wavefronts(addresses: &[u32; 32], lanes: u32, bytes: u32) -> (u64, u64) {
     if lanes == 0 {
@@ -146,7 +148,8 @@ pub fn wavefronts(addresses: &[u32; 32], lanes: u32, bytes: u32) -> (u64, u64) {
     (total, least)
 }
 
-/// Passes and words of eight lanes with 16 bytes each if no two lanes access the same four banks; `None` otherwise.
+/// Returns the passes and words of eight lanes with 16 bytes each if no two of them access the same four banks, else
+/// `None`.
 #[inline(always)]
 fn conflict_free_quads(addresses: &[u32], lanes: u32, bytes: u32) -> Option<(u64, u64)> {
     if bytes != 16 || addresses.len() != 8 || lanes != 0xff {
@@ -156,11 +159,11 @@ fn conflict_free_quads(addresses: &[u32], lanes: u32, bytes: u32) -> Option<(u64
     (seen == 0xff).then_some((1, 32))
 }
 
-/// Passes that a group of lanes takes, and the distinct words that it accesses.
+/// Returns how many passes a group of lanes needs, and how many different words it accesses.
 #[inline(never)]
 fn passes(addresses: &[u32], lanes: u32, bytes: u32) -> (u64, u64) {
     let per_lane = bytes.div_ceil(4).max(1);
-    // At most 32 words: 32 lanes with one, 16 with two, 8 with four.
+    // At most 32 words: one for each of 32 lanes, two for 16, or four for 8.
     let mut words = [0u32; 32];
     let mut n = 0;
     let mut consecutive = true;
@@ -179,7 +182,7 @@ fn passes(addresses: &[u32], lanes: u32, bytes: u32) -> (u64, u64) {
         return (1, n as u64);
     }
     let words = &mut words[..n];
-    // Words of which no two lie in the same bank take one pass, too.
+    // Words that all lie in different banks take one pass, too.
     let taken = words.iter().fold(0u32, |taken, word| taken | 1 << (word % 32));
     if taken.count_ones() as usize == n {
         return (1, n as u64);

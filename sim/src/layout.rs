@@ -1,5 +1,5 @@
-//! The address space: where each PTX state space lies in the 64-bit generic addresses, and how a shared address names a
-//! block of the cluster.
+//! The address space: where each PTX state space lies in the 64-bit generic addresses, and how a shared address names
+//! a block of the cluster.
 
 /// The state space that an instruction names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,9 +11,9 @@ pub enum AddressWindow {
     Shared,
     SharedCluster,
     Local,
-    /// The kernel's own parameters.
+    /// The parameters of the kernel.
     KernelParam,
-    /// `.param` variables of a call, or a function's formal parameters: bytes of the frame.
+    /// `.param` variables of a call and formal parameters of a function, which are bytes of its frame.
     FrameParam,
 }
 
@@ -23,33 +23,34 @@ pub const SHARED: u64 = 0x0100_0000_0000;
 pub const LOCAL: u64 = 0x0200_0000_0000;
 /// Generic address of the first byte of the kernel's parameters.
 pub const PARAM: u64 = 0x0300_0000_0000;
-/// Address of the module's `.global` and `.const` variables.
+/// Address of the first `.global` or `.const` variable of the module.
 pub const MODULE: u64 = 0x0400_0000_0000;
-/// Address of function 0; the others follow, 16 bytes apart.
+/// Address before function 0: function i is at `FUNCTION + 16 * (i + 1)`.
 pub const FUNCTION: u64 = 0x0500_0000_0000;
 /// Address of the first buffer that [`crate::memory::SimMemory::alloc`] returns.
 pub const HEAP: u64 = 0x0600_0000_0000;
-/// Bytes of the window of a state space.
+/// Size in bytes of the address range of each state space.
 pub const WINDOW: u64 = 1 << 32;
 
-/// Shared address of a block's first byte. As on Hopper the first KiB is reserved, so that no object has address 0.
+/// Shared address of the first byte of a block. As on Hopper, the first KiB is reserved, so no variable has address
+/// 0.
 pub const SHARED_START: u32 = 1024;
-/// Low bits of a shared address that are the offset in a block. The bits above are the block's rank in its cluster plus
-/// 1, or 0 for the block of the thread itself.
+/// Position of the block number in a shared address. The bits below are the offset in a block; the bits from here on
+/// are the block's rank in its cluster plus 1, or 0 for the thread's own block.
 pub const RANK_SHIFT: u32 = 24;
 
-/// The shared address by which any block of the cluster names `address` in the block of rank `rank`.
+/// Returns the shared address by which any block of the cluster names `address` in the block of rank `rank`.
 pub fn cluster_address(address: u32, rank: u32) -> u32 {
     address & ((1 << RANK_SHIFT) - 1) | (rank + 1) << RANK_SHIFT
 }
 
-/// Splits a shared address into the rank that it names, if any, and the offset in that block.
+/// Splits a shared address into the rank of the block that it names, if any, and the offset in that block.
 pub fn split_cluster_address(address: u32) -> (Option<u32>, u32) {
     let rank = address >> RANK_SHIFT;
     (rank.checked_sub(1), address & ((1 << RANK_SHIFT) - 1))
 }
 
-/// The state space that a generic address points into; `None` is global memory.
+/// Returns the state space into which a generic address points; `None` is global memory.
 pub fn window(address: u64) -> Option<AddressWindow> {
     match address & !(WINDOW - 1) {
         SHARED => Some(AddressWindow::Shared),

@@ -25,7 +25,7 @@ pub mod simd;
 pub mod tensor_map;
 pub mod value;
 
-/// Runs the README's example as a test.
+/// Runs the example of the README as a test.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;

@@ -1,4 +1,5 @@
-//! Registers of a warp: one row of 32 lanes each, predicates as lane masks, and which lanes are undefined.
+//! The registers of a warp. Each register is one or more rows of 32 lanes, a predicate is a lane mask; masks tell
+//! which lanes are undefined.
 
 /// 32 lanes of 32 bits. A 64-bit register takes two consecutive rows, read as `[u64; 32]`; a 128-bit register takes
 /// four.
@@ -17,22 +18,22 @@ pub type Slot = u32;
 pub struct Registers {
     /// Rows of all registers. Registers of 8 and 16 bits use the low bits of a lane; the other bits are zero.
     pub rows: Vec<Row>,
-    /// Mask of the lanes in which a register is undefined, by the register's first row.
+    /// For the first row of each register, the mask of the lanes in which the register is undefined.
     pub undefined: Vec<u32>,
-    /// Predicates, one bit per lane.
+    /// The predicates, each a mask with one bit per lane.
     pub predicates: Vec<u32>,
-    /// Mask of the lanes in which a predicate is undefined.
+    /// For each predicate, the mask of the lanes in which it is undefined.
     pub undefined_predicates: Vec<u32>,
 }
 
 impl Registers {
-    /// A copy of the 32-bit register at `slot`.
+    /// Returns the 32-bit register at `slot`.
     #[inline(always)]
     pub fn get(&self, slot: Slot) -> [u32; 32] {
         self.rows[slot as usize].0
     }
 
-    /// Replaces the lanes of `mask` in the 32-bit register at `slot`.
+    /// Writes the lanes of `mask` of the 32-bit register at `slot`.
     #[inline(always)]
     pub fn set(&mut self, slot: Slot, value: &[u32; 32], mask: u32) {
         let row = &mut self.rows[slot as usize].0;
@@ -46,7 +47,7 @@ impl Registers {
         }
     }
 
-    /// A copy of the 64-bit register at `slot`.
+    /// Returns the 64-bit register at `slot`.
     #[inline(always)]
     pub fn get64(&self, slot: Slot) -> Row64 {
         let rows: &[Row] = &self.rows[slot as usize..slot as usize + 2];
@@ -54,7 +55,7 @@ impl Registers {
         lanes.try_into().expect("two rows are 32 lanes of 64 bits")
     }
 
-    /// Replaces the lanes of `mask` in the 64-bit register at `slot`.
+    /// Writes the lanes of `mask` of the 64-bit register at `slot`.
     #[inline(always)]
     pub fn set64(&mut self, slot: Slot, value: &Row64, mask: u32) {
         let rows: &mut [Row] = &mut self.rows[slot as usize..slot as usize + 2];

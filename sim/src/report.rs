@@ -1,4 +1,4 @@
-//! Sums the counters of a run by source line and in total.
+//! Sums the counters of a run by source line and for the whole launch.
 
 use std::collections::BTreeMap;
 
@@ -7,43 +7,43 @@ use crate::finding::{self, SourceLine};
 use crate::program::op::InstructionClass;
 use crate::program::{Kernel, Program};
 
-/// Executions of the instructions of a class.
+/// How often instructions of one class were executed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ExecutedCounts {
-    /// Executions by a warp.
+    /// Executions, counted per warp.
     pub warps: u64,
-    /// Executions by a thread.
+    /// Executions, counted per thread.
     pub threads: u64,
 }
 
 /// The counters of a source line or of a whole launch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CountSummary {
-    /// The sums of the counters of the instructions.
+    /// The sum of the counters of all instructions.
     pub count: InstructionCounts,
-    /// By class, in the order of [`InstructionClass::ALL`].
+    /// Executions per instruction class, in the order of [`InstructionClass::ALL`].
     by_class: [ExecutedCounts; InstructionClass::ALL.len()],
 }
 
 impl CountSummary {
-    /// Executions of the instructions of a class.
+    /// Returns how often instructions of a class were executed.
     pub fn of_class(&self, class: InstructionClass) -> ExecutedCounts {
         self.by_class[class_index(class)]
     }
 
-    /// The classes of which instructions were executed.
+    /// Returns the instruction classes that were executed, with their executions.
     pub fn classes(&self) -> impl Iterator<Item = (InstructionClass, ExecutedCounts)> {
         InstructionClass::ALL.into_iter().zip(self.by_class).filter(|(_, e)| e.warps > 0)
     }
 
-    /// Bytes that threads read or wrote in global memory, divided by the bytes of the sectors that hold them. At most 1
-    /// unless lanes access the same bytes; `None` without an access to global memory.
+    /// Returns the bytes that threads read from or wrote to global memory, divided by the bytes of the accessed
+    /// sectors. At most 1 unless lanes access the same bytes; `None` if there was no access to global memory.
     pub fn sector_efficiency(&self) -> Option<f64> {
         let bytes = self.count.global_read + self.count.global_written;
         (self.count.sectors > 0).then(|| bytes as f64 / (32 * self.count.sectors) as f64)
     }
 
-    /// Extra passes through shared memory that bank conflicts cost.
+    /// Returns the passes through shared memory that were needed only because of bank conflicts.
     pub fn bank_conflicts(&self) -> u64 {
         self.count.wavefronts.saturating_sub(self.count.wavefronts_least)
     }
@@ -65,18 +65,18 @@ fn class_index(class: InstructionClass) -> usize {
 pub struct LineCounts {
     /// The source line.
     pub origin: SourceLine,
-    /// The counters of its instructions.
+    /// The counters of the line's instructions.
     pub counted: CountSummary,
 }
 
 /// The counters of a launch, in total and by source line.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CountReport {
-    /// The whole launch.
+    /// The counters of the whole launch.
     pub total: CountSummary,
-    /// Each source line that was executed, in the order of lines.
+    /// The counters of each executed source line, in the order of the lines.
     pub lines: Vec<LineCounts>,
-    /// Completed barriers of blocks and clusters.
+    /// Block and cluster barriers that were completed.
     pub barriers: u64,
     /// Blocks that have started.
     pub blocks: u64,
@@ -97,7 +97,7 @@ impl CountReport {
         CountReport { total, lines, barriers: counters.barriers, blocks: counters.blocks }
     }
 
-    /// The `n` source lines with the most executed warp instructions, in descending order.
+    /// Returns the `n` source lines with the most executed warp instructions, in descending order.
     pub fn busiest(&self, n: usize) -> Vec<&LineCounts> {
         let mut lines: Vec<&LineCounts> = self.lines.iter().collect();
         lines.sort_by_key(|l| std::cmp::Reverse(l.counted.count.warps));
@@ -112,7 +112,7 @@ mod tests {
     use crate::exec::{self, ExecOptions, LaunchConfig};
     use crate::memory::SimMemory;
 
-    /// A kernel with the lines 1 to 3 of `k.cu`; line 2 contains an inlined call of a function in `k.cuh`.
+    /// A kernel with lines 1 to 3 of `k.cu`; in line 2, a call of a function of `k.cuh` is inlined.
     const LOCATED: &str = "
 .version 9.0
 .target sm_80
@@ -160,7 +160,7 @@ $name:
         assert_eq!(lines, [(1, 8), (2, 4), (3, 4)]);
         assert!(r.lines.iter().all(|l| l.origin.cuda && l.origin.file.is_none()));
         let load = &r.lines[1].counted;
-        // 32 lanes read every other word, so half of each sector.
+        // 32 lanes read every other word, so they use half of each sector.
         assert_eq!((load.count.global_read, load.count.sectors), (2 * 128, 2 * 8));
         assert_eq!(load.sector_efficiency(), Some(0.5));
         assert_eq!(load.of_class(InstructionClass::Float), ExecutedCounts { warps: 2, threads: 64 });

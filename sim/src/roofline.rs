@@ -1,38 +1,38 @@
 //! A roofline model: the least time that a launch takes on a GPU, estimated from the counters of a simulated run.
 //!
-//! Each bound is a count divided by a rate from the data sheet or from the programming guide's table of arithmetic
-//! throughput; the estimate is the largest bound. The model ignores latency, the L2 cache, the machine code that ptxas
-//! makes of the PTX, and the partly filled last wave of blocks. Every access to global memory counts as DRAM traffic,
-//! also repeated ones.
+//! Each bound is a counter divided by a rate from the data sheet or from the programming guide's table of arithmetic
+//! throughput; the estimate is the largest bound. The model ignores latency, the L2 cache, the machine code that
+//! ptxas generates, and the last wave of blocks, which may leave multiprocessors idle. Every access to global memory
+//! counts as DRAM traffic, also repeated ones.
 
 use crate::counters::Counters;
 use crate::exec::GpuSpec;
 use crate::program::Kernel;
 use crate::program::op::InstructionClass;
 
-/// The GPUs that reports estimate for.
+/// The GPUs for which reports show estimates.
 pub const GPUS: [GpuSpec; 3] = [GpuSpec::A100, GpuSpec::H100, GpuSpec::H200];
 
 /// Warp instructions that a multiprocessor issues per clock.
 const ISSUED_WARPS_PER_CLOCK: f64 = 4.0;
-/// Threads whose special function (`ex2`, `rcp`, …) a multiprocessor computes per clock.
+/// Threads for which a multiprocessor computes a special function (`ex2`, `rcp`, …) per clock.
 const SPECIAL_THREADS_PER_CLOCK: f64 = 16.0;
-/// Passes through the 32 banks of shared memory that a multiprocessor makes per clock.
+/// Passes through the 32 banks of shared memory per clock of a multiprocessor.
 const WAVEFRONTS_PER_CLOCK: f64 = 1.0;
 
 /// How a number in a report was obtained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Basis {
-    /// Counted while the simulator executed the kernel.
+    /// Counted by the simulator while it executed the kernel.
     Counted,
-    /// Computed by a model from counted numbers.
+    /// Computed from counted numbers by a model.
     Modelled,
-    /// Measured by a clock on real hardware.
+    /// Measured on a real GPU.
     Measured,
 }
 
 impl Basis {
-    /// The name in reports.
+    /// Returns the name that reports print.
     pub fn name(self) -> &'static str {
         match self {
             Basis::Counted => "counted",
@@ -42,21 +42,21 @@ impl Basis {
     }
 }
 
-/// The modelled least time that one resource of a GPU needs for a launch.
+/// The least time that a launch needs because of one resource of a GPU, by the model.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RooflineBound {
-    /// `tensor`, `f32`, `special`, `issue`, `shared` or `dram`.
+    /// The resource: `tensor`, `f32`, `special`, `issue`, `shared` or `dram`.
     pub name: &'static str,
     /// Time in seconds.
     pub seconds: f64,
 }
 
-/// The modelled least times of a launch on a GPU, by resource.
+/// The least times of a launch on a GPU, one per resource, by the model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Roofline {
-    /// The GPU that the model is for.
+    /// The GPU for which the times are computed.
     pub gpu: GpuSpec,
-    /// Multiprocessors that the launch has blocks for.
+    /// Number of multiprocessors that have a block of the launch to run.
     pub multiprocessors: u32,
     /// One bound per resource, always in the same order.
     pub bounds: [RooflineBound; 6],
@@ -85,7 +85,7 @@ impl Roofline {
         let bound = |name, seconds| RooflineBound { name, seconds };
         let bounds = [
             bound("tensor", tensor / (gpu.bf16_flops * share)),
-            // The data sheet counts a multiply-add as two operations.
+            // The rate in the data sheet counts a multiply-add as two operations, the counter as one.
             bound("f32", float / (gpu.f32_flops / 2.0 * share)),
             bound("special", special / (SPECIAL_THREADS_PER_CLOCK * clocks)),
             bound("issue", total.warps as f64 / (ISSUED_WARPS_PER_CLOCK * clocks)),
@@ -95,14 +95,15 @@ impl Roofline {
         Roofline { gpu, multiprocessors, bounds }
     }
 
-    /// The largest bound, which limits the launch.
+    /// Returns the largest bound, which limits the launch.
     pub fn limit(&self) -> RooflineBound {
         let first = self.bounds[0];
         self.bounds.into_iter().fold(first, |a, b| if b.seconds > a.seconds { b } else { a })
     }
 }
 
-/// Throughput of a matrix instruction relative to that for bf16 and f16. Source: the dense rates of the data sheets.
+/// Returns the throughput of a matrix instruction relative to bf16 and f16. Source: the dense rates in the data
+/// sheets.
 fn tensor_rate(opcode: &str) -> f64 {
     let has = |ty: &str| opcode.split('.').any(|part| part == ty);
     if has("f64") {

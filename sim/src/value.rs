@@ -1,4 +1,5 @@
-//! Element types of buffers: names, conversion between values and bytes, and generated contents (0, 1, 2, …; normal).
+//! Element types of buffers: names, conversion between values and bytes, and generated data (0, 1, 2, …, or normally
+//! distributed numbers).
 
 use crate::alu::soft_float::{BF16, E4M3, F16, RoundingMode, decode_float, encode_float};
 
@@ -22,7 +23,7 @@ pub enum ElementType {
 }
 
 impl ElementType {
-    /// All of them.
+    /// All element types.
     pub const ALL: [ElementType; 13] = [
         ElementType::U8,
         ElementType::I8,
@@ -39,7 +40,7 @@ impl ElementType {
         ElementType::E4m3,
     ];
 
-    /// The name, for example `bf16`.
+    /// Returns the name of the type, for example `bf16`.
     pub fn name(self) -> &'static str {
         match self {
             ElementType::U8 => "u8",
@@ -58,12 +59,12 @@ impl ElementType {
         }
     }
 
-    /// The type with this name.
+    /// Returns the type with this name.
     pub fn named(name: &str) -> Option<ElementType> {
         ElementType::ALL.into_iter().find(|t| t.name() == name)
     }
 
-    /// Size of an element in bytes.
+    /// Returns the size of an element in bytes.
     pub fn bytes(self) -> usize {
         match self {
             ElementType::U8 | ElementType::I8 | ElementType::E4m3 => 1,
@@ -73,8 +74,8 @@ impl ElementType {
         }
     }
 
-    /// Appends the element nearest to `value` to `to`. Integers are rounded to the nearest (ties to even) and saturate;
-    /// e4m3 saturates to its largest finite value.
+    /// Appends to `to` the bytes of the element nearest to `value`. Integers are rounded to the nearest (ties to
+    /// even) and saturate; e4m3 saturates to its largest finite value.
     pub fn push(self, value: f64, to: &mut Vec<u8>) {
         let whole = value.round_ties_even();
         match self {
@@ -94,7 +95,7 @@ impl ElementType {
         }
     }
 
-    /// Formats the element in `bytes` as decimal text, with enough digits to distinguish it from its neighbours.
+    /// Formats the element in `bytes` as a decimal number, with enough digits to distinguish it from its neighbours.
     pub fn show(self, bytes: &[u8]) -> String {
         let mut wide = [0; 8];
         wide[..bytes.len().min(8)].copy_from_slice(&bytes[..bytes.len().min(8)]);
@@ -113,7 +114,7 @@ impl ElementType {
         }
     }
 
-    /// The bytes of `count` elements 0, 1, 2, …, rounded to the type; integers wrap around.
+    /// Returns the bytes of `count` elements 0, 1, 2, …, rounded to the type; integers wrap around.
     pub fn arange(self, count: usize) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(count * self.bytes());
         for i in 0..count as u64 {
@@ -127,8 +128,8 @@ impl ElementType {
         bytes
     }
 
-    /// The bytes of `count` normally distributed elements (mean 0, standard deviation 1) from a seed. Integers are
-    /// rounded and saturate.
+    /// Returns the bytes of `count` normally distributed elements (mean 0, standard deviation 1), generated from a
+    /// seed. Integers are rounded and saturate.
     pub fn normal(self, count: usize, seed: u64) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(count * self.bytes());
         let mut next = normals(seed);
@@ -137,7 +138,7 @@ impl ElementType {
     }
 }
 
-/// A generator of normally distributed numbers: splitmix64 and Marsaglia's polar method.
+/// Returns a generator of normally distributed numbers: splitmix64 and Marsaglia's polar method.
 fn normals(seed: u64) -> impl FnMut() -> f64 {
     let mut state = seed;
     let mut uniform = move || {
@@ -203,7 +204,7 @@ mod tests {
         };
         let x = of(7);
         let n = x.len() as f64;
-        // Tolerance: five standard deviations of each estimate, which are 1/√n, √(2/n), √(15/n), √(96/n).
+        // Tolerance: five standard deviations of the estimated moments, which are 1/√n, √(2/n), √(15/n), √(96/n).
         for (power, mean, spread) in [(1, 0.0, 1.0f64), (2, 1.0, 2.0), (3, 0.0, 15.0), (4, 3.0, 96.0)] {
             let moment = x.iter().map(|v| v.powi(power)).sum::<f64>() / n;
             assert!((moment - mean).abs() < 5.0 * (spread / n).sqrt(), "moment {power}: {moment}");

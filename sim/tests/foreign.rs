@@ -1,4 +1,4 @@
-//! Kernels in the style of other projects that revealed errors of the simulator, reduced to small PTX.
+//! Kernels as other projects write them, reduced to small PTX. Each of them once revealed an error of the simulator.
 
 use reel_sim::check::{CheckPlan, check_kernel};
 use reel_sim::exec::{ExecOptions, LaunchConfig};
@@ -7,12 +7,12 @@ use reel_sim::program::Program;
 
 const HEAD: &str = ".version 8.0\n.target sm_80\n.address_size 64\n";
 
-/// Returns kinds and lines of the findings of kernel `k` with 64 threads and one buffer.
+/// Runs kernel `k` with 64 threads and one buffer. Returns the kinds and lines of its findings.
 fn found(ptx: &str) -> Vec<(&'static str, u32)> {
     run(ptx, 1, 64, vec![0; 1024]).0
 }
 
-/// Returns kinds and lines of the findings of kernel `k`, and its buffer afterwards.
+/// Runs kernel `k`. Returns the kinds and lines of its findings, and the buffer afterwards.
 fn run(ptx: &str, blocks: u32, threads: u32, buffer: Vec<u8>) -> (Vec<(&'static str, u32)>, Vec<u8>) {
     let program = Program::parse(ptx).unwrap();
     let kernel = program.kernel("k").unwrap();
@@ -48,7 +48,8 @@ fn volatile_data_needs_a_barrier_and_volatile_flags_do_not() {
     assert!(!exchange("", poll).contains(&"race"));
 }
 
-/// Writes two arrays, reads them across threads, and writes them again; `between` orders the two steps.
+/// Returns the findings of a kernel that writes two arrays, reads them across threads, and writes them again. `first`
+/// and `second` are the instructions between these steps.
 fn steps(first: &str, second: &str) -> Vec<(&'static str, u32)> {
     let ptx = format!(
         "{HEAD}.visible .entry k(.param .u64 p) {{ .reg .b32 %r<9>; .reg .b64 %d<4>; .shared .b32 s[64]; .shared .b32 t[64];
@@ -73,7 +74,7 @@ fn each_missing_barrier_is_one_finding() {
     assert_eq!(steps(barrier, barrier), []);
     assert_eq!(steps("", barrier).iter().map(|f| f.0).collect::<Vec<_>>(), ["race"]);
     assert_eq!(steps(barrier, "").iter().map(|f| f.0).collect::<Vec<_>>(), ["race"]);
-    // A further barrier, between two other steps, is missing too.
+    // Another barrier is missing as well, between two other steps.
     let again = "bar.sync 0; st.shared.u32 [%r5], %r0;
         ld.shared.u32 %r7, [%r3];
         bar.sync 0;";
@@ -106,8 +107,9 @@ fn lines_are_those_of_the_compiled_file_even_after_a_header_kernel() {
     assert_eq!(found(&ptx), [("out-of-bounds", 34)]);
 }
 
-/// D = A·B of 16 × 16 bf16 matrices at the buffer's start: A row by row at 0, B in layout `layout` at 512, D at 1024 in
-/// f32. A goes through shared memory at byte `offset`, with `between` before the reads.
+/// Returns a kernel that computes D = A·B for 16×16 matrices of bf16. In the buffer, A is at byte 0, row by row, B in
+/// layout `layout` at 512, and D in f32 at 1024. A goes through shared memory, where it is read from byte `offset`
+/// on; `between` are the instructions before these reads.
 fn product(layout: &str, offset: u32, between: &str) -> String {
     format!(
         "{HEAD}.visible .entry k(.param .u64 p) {{ .reg .b32 %r<9>; .reg .b32 %a<4>; .reg .b32 %b<4>; .reg .f32 %f<16>;
@@ -156,9 +158,9 @@ fn wmma_accesses_are_checked() {
     let kinds = |ptx: &str| run(ptx, 1, 32, vec![0; 2048]).0.iter().map(|f| f.0).collect::<Vec<_>>();
     assert_eq!(kinds(&product("row", 0, "")), ["race"]);
     assert_eq!(kinds(&product("row", 8, "bar.warp.sync -1;")), ["misaligned"]);
-    // One row too far: the last 32 bytes are uninitialised.
+    // The read begins one row too far, so its last 32 bytes are uninitialised.
     assert_eq!(kinds(&product("row", 32, "bar.warp.sync -1;")), ["uninitialized"]);
-    // Two rows too far: past the end of the variable.
+    // The read begins two rows too far and goes past the end of the variable.
     assert_eq!(kinds(&product("row", 64, "bar.warp.sync -1;")), ["out-of-bounds", "uninitialized"]);
 }
 

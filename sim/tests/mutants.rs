@@ -1,4 +1,4 @@
-//! Mutants of two small kernels: each change is made exactly once, and a run reports what it breaks.
+//! Mutants of two small kernels: each mutation is applied exactly once, and a run reports each mutant.
 
 use reel_sim::exec::{self, ExecOptions, LaunchConfig};
 use reel_sim::finding::FindingKind;
@@ -7,8 +7,8 @@ use reel_sim::mutate::{apply, mutants, reached_mutants, run_mutants};
 use reel_sim::program::{Program, ProgramError};
 use reel_sim::ptx::ast::{Instruction, Operand};
 
-/// Exchanges elements between warps through shared memory, filled by `cp.async` in two groups, with a named barrier, a
-/// loop, and a counter of finished blocks by which the last block computes the sum.
+/// A kernel whose warps exchange elements through shared memory, which `cp.async` fills in two groups. It uses a
+/// named barrier, a loop, and a counter of finished blocks, by which the last block computes the sum.
 const EXCHANGE: &str = "
 .version 9.0
 .target sm_80
@@ -77,7 +77,7 @@ END:
     ret;
 }";
 
-/// Two bulk copies, each waited for on an mbarrier, with the parity in a register.
+/// A kernel with two bulk copies. It waits for each on an mbarrier, with the phase parity in a register.
 const BULK: &str = "
 .version 9.0
 .target sm_90a
@@ -123,7 +123,8 @@ WAIT:
     ret;
 }";
 
-/// Returns the first finding of a case of [`EXCHANGE`] or [`BULK`], and the sum of the kernel's results.
+/// Runs [`EXCHANGE`] or, if `bulk`, [`BULK`] with several seeds. Returns the kind of the first finding, the sum of
+/// the kernel's results, and the executions of each instruction.
 fn judge(program: &Program, bulk: bool) -> (Option<FindingKind>, u64, Vec<u64>) {
     let kernel = program.kernel("k").expect("a kernel");
     let mut found = None;
@@ -245,7 +246,8 @@ fn mutants_of_a_grid_reduction_are_killed() {
 fn mutants_of_a_bulk_copy_are_killed() {
     let (n, alive) = survivors(BULK, true);
     assert!(n >= 7, "{n}");
-    // The barrier orders the mbarrier's initialisation; its fence is for the async proxy, whose use of it is a note.
+    // The block barrier already orders the mbarrier's initialisation for all threads. Without the fence, its use by the
+    // bulk copy only gives a note.
     let alive: Vec<String> = alive.into_iter().filter(|m| !m.contains("fence.mbarrier_init")).collect();
     assert_eq!(alive, Vec::<String>::new());
 }

@@ -1,4 +1,4 @@
-//! The syntax tree of a PTX module: names are resolved to indices, scopes are flattened, opcodes are still text.
+//! The syntax tree of a PTX module. Names are resolved to indices and scopes are flattened; opcodes are still text.
 //!
 //! Source: PTX ISA 9.0, chapters 4 (syntax), 5 (state spaces, types, variables), 7 (functions) and 11 (directives).
 
@@ -16,8 +16,8 @@ pub struct Module {
     pub files: Vec<(u32, String)>,
     /// Variables at module scope (`.global`, `.const`, `.shared`; `extern .shared x[]` has `count` 0).
     pub variables: Vec<Variable>,
-    /// Functions with and without a body (`vprintf` and `__assertfail` have none). Each name occurs once; a definition
-    /// replaces declarations.
+    /// Functions with and without a body (`vprintf` and `__assertfail` have none). Each name occurs once: a
+    /// definition replaces its declarations.
     pub functions: Vec<Function>,
     /// CUDA source locations, indexed by [`Instruction::location`].
     pub source_locations: Vec<SourceLocation>,
@@ -38,7 +38,7 @@ pub enum StateSpace {
     Param,
 }
 
-/// Fundamental types.
+/// The fundamental types of PTX.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs)]
 pub enum Type {
@@ -92,12 +92,12 @@ impl Type {
         })
     }
 
-    /// Returns true for signed integers, whose loads extend the sign.
+    /// Returns true for signed integers: a load into a wider register extends their sign.
     pub fn is_signed(self) -> bool {
         matches!(self, Type::S8 | Type::S16 | Type::S32 | Type::S64)
     }
 
-    /// Returns the bits of a value; a predicate has 1.
+    /// Returns the number of bits of a value; a predicate has 1.
     pub fn bits(self) -> u32 {
         match self {
             Type::Pred => 1,
@@ -113,8 +113,8 @@ impl Type {
 /// A variable in memory.
 #[derive(Clone, Debug)]
 pub struct Variable {
-    /// The name; unique within the module for module-scope variables, within the function for others (scopes are
-    /// flattened by renaming).
+    /// The name. It is unique within the module for module-scope variables, and within the function for all others,
+    /// because variables of inner scopes are renamed.
     pub name: String,
     /// The state space.
     pub space: StateSpace,
@@ -122,27 +122,28 @@ pub struct Variable {
     pub align: u32,
     /// Size in bytes; 0 for `extern … x[]`.
     pub size: u64,
-    /// Initial bytes; the rest of a `.global` or `.const` variable is zero. Empty without an initialiser.
+    /// The initial bytes, empty without an initialiser. The rest of a `.global` or `.const` variable is zero.
     pub init: Vec<u8>,
-    /// Addresses of symbols that the initialiser contains.
+    /// The addresses of symbols that the initialiser contains.
     pub relocations: Vec<AddressInitializer>,
-    /// True for `.extern` without a definition in the module: memory of another module, or dynamic shared memory if
-    /// `size` is 0.
+    /// True for an `.extern` variable that the module does not define: memory of another module, or dynamic shared
+    /// memory if `size` is 0.
     pub external: bool,
 }
 
-/// The address of a symbol inside an initialiser.
+/// An initialiser's element that is the address of a symbol.
 #[derive(Clone, Debug)]
 pub struct AddressInitializer {
-    /// Byte offset in the variable.
+    /// Byte offset in the variable at which the address is stored.
     pub at: u64,
     /// The symbol whose address is stored, little endian.
     pub symbol: String,
-    /// Bytes of the address that are stored: 8, or fewer in an array of smaller elements.
+    /// Number of bytes of the address that are stored: 8, or fewer in an array of smaller elements.
     pub width: u8,
-    /// Right shift of the address in bits: `0xFF00(symbol)` stores bits 8 to 16 (mask operator of section 5.4.4).
+    /// Bits by which the address is shifted right: `0xFF00(symbol)` stores bits 8 to 15 (mask operator, section
+    /// 5.4.4).
     pub shift: u8,
-    /// Added to the address.
+    /// Number that is added to the address.
     pub addend: i64,
     /// True for `generic(symbol)`.
     pub generic: bool,
@@ -157,7 +158,7 @@ pub struct Param {
     pub size: u32,
     /// Alignment in bytes.
     pub align: u32,
-    /// The register of a `.reg` parameter; `None` for one in `.param` space.
+    /// The register of a `.reg` parameter; `None` for a `.param` parameter.
     pub register: Option<Register>,
 }
 
@@ -172,7 +173,7 @@ pub struct Function {
     pub declaration: bool,
     /// `.noreturn`
     pub noreturn: bool,
-    /// Indices (ascending) of the calls in [`Self::body`] that do not return, because the callee is `.noreturn`.
+    /// Indices, ascending, of the calls in [`Self::body`] whose callee is `.noreturn`.
     pub noreturn_calls: Vec<u32>,
     /// Formal return values.
     pub returns: Vec<Param>,
@@ -190,9 +191,9 @@ pub struct Function {
     pub cluster: Option<[u32; 3]>,
     /// `.explicitcluster`
     pub explicit_cluster: bool,
-    /// All registers of all scopes, with their types.
+    /// The registers of all scopes, with their types.
     pub registers: Vec<RegisterDecl>,
-    /// `.local`, `.shared` and `.param` variables declared inside the function, of all scopes.
+    /// The `.local`, `.shared` and `.param` variables of all scopes of the function.
     pub variables: Vec<Variable>,
     /// The instructions in order.
     pub body: Vec<Instruction>,
@@ -201,7 +202,8 @@ pub struct Function {
 /// A declared register.
 #[derive(Clone, Debug)]
 pub struct RegisterDecl {
-    /// The name as written (`%r17`, or `%v.x` for a component of a vector register); may repeat between scopes.
+    /// The name as written (`%r17`, or `%v.x` for a component of a vector register); several scopes may use the same
+    /// name.
     pub name: String,
     /// The register's type.
     pub ty: Type,
@@ -212,13 +214,14 @@ pub struct RegisterDecl {
 pub struct Instruction {
     /// The guard `@p` or `@!p`: the register, and whether it is negated.
     pub guard: Option<(Register, bool)>,
-    /// The dotted opcode as written, for example `ld.global.nc.v4.f32`; for `call`, including `.uni` and so on.
+    /// The dotted opcode as written, for example `ld.global.nc.v4.f32`; for calls, the modifiers such as `.uni` are
+    /// included.
     pub opcode: String,
-    /// The operands as written, destination first. Operands of `call` are always an [`Operand::List`] of return values
-    /// (empty without any), the function (a symbol or a register), a list of arguments and, if written, the symbol of a
+    /// The operands as written, destination first. The operands of `call` are: an [`Operand::List`] of return values
+    /// (may be empty), the function (a symbol or a register), a list of arguments, and, if written, the symbol of a
     /// `.callprototype` or the list of symbols of `.calltargets`.
     pub operands: Vec<Operand>,
-    /// Index into [`Module::source_locations`]; `None` before the first `.loc` or without line information.
+    /// Index into [`Module::source_locations`]; `None` before the first `.loc`.
     pub location: Option<u32>,
     /// Line in the PTX text, from 1.
     pub line: u32,
@@ -233,18 +236,18 @@ pub enum Operand {
     Not(Register),
     /// A special register with its component, without the `%`: `tid.x`, `laneid`, `clock64`, `cluster_ctarank`.
     Special(String),
-    /// An integer literal (also `WARP_SZ`, `true`, `false` and constant expressions), as 64 bits.
+    /// An integer as 64 bits: a literal, a constant expression, `WARP_SZ`, `true` or `false`.
     Integer(i64),
     /// `0f3F800000`: the bits of an f32.
     Float32(u32),
     /// `0d…` or a decimal literal with a point or exponent: the bits of an f64.
     Float64(u64),
-    /// A variable, parameter or function taken by name, with an offset: `mov.u64 %rd1, shared_array+16`.
+    /// The name of a variable, parameter or function, with an offset: `mov.u64 %rd1, shared_array+16`.
     Symbol(String, i64),
     /// `[base + offset]`.
     Address(AddressBase, i64),
-    /// `[map, {c0, c1}]` of tensor instructions: the map and its coordinates. Other bracketed lists (`[texture,
-    /// sampler, {…}]`) are stored as written, with the vector as a vector.
+    /// `[map, {c0, c1}]` of tensor instructions: the map and its coordinates. For other bracketed lists, such as
+    /// `[texture, sampler, {…}]`, the operands as written; the vector is an [`Operand::Vector`].
     TensorAddress(AddressBase, i64, Vec<Operand>),
     /// `{a, b, c, d}`.
     Vector(Vec<Operand>),
@@ -252,14 +255,14 @@ pub enum Operand {
     Pair(Box<Operand>, Box<Operand>),
     /// `_`
     Sink,
-    /// A branch target: index into [`Function::body`] (equal to its length for a label at the end).
+    /// A branch target: index into [`Function::body`], or the body's length for a label at its end.
     Label(u32),
-    /// The targets named by a `.branchtargets` list, for `brx.idx`.
+    /// The targets of `brx.idx`, from its `.branchtargets` list.
     Labels(Vec<u32>),
-    /// The parenthesised lists of a `call`: return values, or arguments.
+    /// A parenthesised list of a `call`: its return values or its arguments.
     List(Vec<Operand>),
-    /// Component `0..4` of a vector register. The parser does not produce it: it declares a register per component, and
-    /// resolves `%v.x` to that register and `%v` to an [`Operand::Vector`].
+    /// Component `0..4` of a vector register. The parser never returns it: it declares one register per component,
+    /// and resolves `%v.x` to that register and `%v` to an [`Operand::Vector`].
     Component(Register, u8),
 }
 
@@ -270,21 +273,21 @@ pub enum AddressBase {
     Register(Register),
     /// A variable or parameter.
     Symbol(String),
-    /// An absolute address.
+    /// No base: the offset is the absolute address.
     Absolute,
 }
 
 /// A CUDA source location from `.loc`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct SourceLocation {
-    /// The number of the file, as in [`Module::files`].
+    /// The file's number, as in [`Module::files`].
     pub file: u32,
     /// The line, from 1.
     pub line: u32,
     /// The column.
     pub column: u32,
-    /// The location at which this one was inlined (`inlined_at` of `.loc`), and the inlined function's name if `.loc`
-    /// has it.
+    /// The location at which this one was inlined (`inlined_at` of `.loc`), and the name of the inlined function, if
+    /// known.
     pub inlined_at: Option<(Box<SourceLocation>, String)>,
 }
 

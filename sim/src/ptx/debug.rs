@@ -36,7 +36,7 @@ impl<'a> Parser<'a> {
         Ok((self.cursor.count32()?, self.cursor.count32()?, self.cursor.count32()?))
     }
 
-    /// Parses `$L__info_string0`, `$L__info_string0+12` or `.debug_str+12`.
+    /// Parses the name of a string in `.debug_str`: `$L__info_string0`, `$L__info_string0+12` or `.debug_str+12`.
     fn string_symbol(&mut self) -> Result<InlinedName<'a>> {
         let symbol = match self.cursor.directive() {
             Some(section) => section,
@@ -45,7 +45,7 @@ impl<'a> Parser<'a> {
         Ok((symbol, self.offset()?))
     }
 
-    /// Skips `.section .debug_… { … }`, except for the strings of `.debug_str`.
+    /// Skips `.section .debug_… { … }`, but keeps the strings of `.debug_str`.
     pub(super) fn section(&mut self) -> Result<()> {
         let Some(name) = self.cursor.directive() else { return Err(self.cursor.expected("a section's name")) };
         self.cursor.expect(b'{')?;

@@ -1,6 +1,6 @@
 //! Immediate dominators of a graph, by Cooper, Harvey and Kennedy, "A Simple, Fast Dominance Algorithm" (2001).
 
-/// Index of a node. Nodes that the root does not reach have neither order nor dominator.
+/// Index of a node of a graph.
 pub(super) type Node = usize;
 
 /// A directed graph with its edges in both directions.
@@ -31,7 +31,7 @@ impl Graph {
     pub fn reverse_postorder(&self, root: Node) -> Vec<Node> {
         let mut order = Vec::new();
         let mut seen = vec![false; self.successors.len()];
-        // Each entry: a node, and how many of its successors have been visited.
+        // Each element is a node and the number of its successors that were visited.
         let mut stack = vec![(root, 0)];
         seen[root] = true;
         while let Some((node, done)) = stack.last_mut() {
@@ -52,7 +52,8 @@ impl Graph {
         order
     }
 
-    /// Returns the immediate dominator of each node: the root for itself, `None` for nodes that `root` does not reach.
+    /// Returns the immediate dominator of each node: the root for the root itself, `None` for nodes that it does not
+    /// reach.
     pub fn dominators(&self, root: Node) -> Vec<Option<Node>> {
         let order = self.reverse_postorder(root);
         let mut rank = vec![usize::MAX; self.successors.len()];
@@ -78,7 +79,7 @@ impl Graph {
 /// Returns the nearest common dominator of two nodes.
 fn common(dominators: &[Option<Node>], rank: &[usize], mut a: Node, mut b: Node) -> Node {
     while a != b {
-        // The node further from the root moves up; every node with a rank has a dominator at this point.
+        // The node that is further from the root moves to its dominator. Every node here is reached, so it has one.
         let later = if rank[a] > rank[b] { &mut a } else { &mut b };
         *later = dominators[*later].unwrap_or(*later);
     }

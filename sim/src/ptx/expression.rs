@@ -1,11 +1,11 @@
-//! Constant expressions (PTX ISA, section 4.6), evaluated to 64 bits while parsing.
+//! Constant expressions (PTX ISA, section 4.6), evaluated to 64 bits while they are parsed.
 
 use super::lexer::{Cursor, Literal, Result};
 
 /// Maximum nesting depth of parentheses and signs.
 const MAX_DEPTH: u32 = 64;
 
-/// Binary operators by precedence, lowest first; operators with a common prefix have the longer one first.
+/// Binary operators by precedence, lowest first. If one operator is a prefix of another, the longer one comes first.
 const LEVELS: [&[&str]; 10] = [
     &["||"],
     &["&&"],
@@ -25,7 +25,7 @@ impl Cursor<'_> {
         self.conditional(MAX_DEPTH)
     }
 
-    /// Parses a literal with signs, or an expression in parentheses: what may follow `+` in an address.
+    /// Parses a literal with signs or an expression in parentheses, as may follow `+` in an address.
     pub fn term(&mut self) -> Result<Literal> {
         self.unary(MAX_DEPTH)
     }
@@ -105,7 +105,8 @@ impl Cursor<'_> {
         }
     }
 
-    /// Parses, after `(`, a cast (`.s64`, `.u64`) and its operand, or an expression and `)`.
+    /// Parses the rest of a parenthesis after `(`: a cast (`.s64)`, `.u64)`) and its operand, or an expression and
+    /// `)`.
     fn parenthesised(&mut self, depth: u32) -> Result<Literal> {
         let value = match self.directive() {
             Some(cast @ ("s64" | "u64")) => {

@@ -14,7 +14,7 @@ type Formal<'a> = (&'a str, Param, Type);
 impl<'a> Parser<'a> {
     pub(super) fn function_body(&mut self, returns: Vec<Formal<'a>>, params: Vec<Formal<'a>>) -> Result<()> {
         self.cursor.expect(b'{')?;
-        // Parameters have a scope of their own, whose names the body may hide.
+        // Parameters are in an outer scope of their own, so the body may declare the same names again.
         self.scopes.stack.push(Scope::default());
         self.function.returns = self.formals(returns)?;
         self.function.params = self.formals(params)?;
@@ -70,8 +70,7 @@ impl<'a> Parser<'a> {
         Ok(())
     }
 
-    /// Closes a scope: resolves postponed operands to the labels of this scope and passes the others to the outer
-    /// scope.
+    /// Closes a scope. Operands that wait for a label of this scope are resolved; the others wait in the outer scope.
     fn close_scope(&mut self) -> Result<()> {
         self.cursor.expect(b'}')?;
         let Some(mut scope) = self.scopes.stack.pop() else { return Ok(()) };
@@ -85,7 +84,8 @@ impl<'a> Parser<'a> {
         Ok(())
     }
 
-    /// Resolves a postponed operand to a label. The labels of a `.branchtargets` list are postponed one by one.
+    /// Resolves a waiting operand to a label. The labels of a `.branchtargets` list are resolved one by one later
+    /// (`open`).
     fn tie(&mut self, pending: &PendingLabel<'a>, label: &Label<'a>, open: &mut Vec<PendingLabel<'a>>) -> Result<()> {
         let operand = &mut self.function.body[pending.instruction].operands[pending.operand];
         match (label, pending.slot, operand) {
@@ -108,7 +108,7 @@ impl<'a> Parser<'a> {
         Ok(())
     }
 
-    /// Names that are no labels must be symbols of the module, except in branches and calls.
+    /// Handles names that are not labels: outside of branches and calls they must be symbols of the module.
     fn settle_symbols(&mut self, pending: &[PendingLabel<'a>]) -> Result<()> {
         for &PendingLabel { name, instruction, line, .. } in pending {
             let opcode = &self.function.body[instruction].opcode;
@@ -231,7 +231,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// Parses what follows `label:`.
+    /// Parses what follows a label and its colon.
     fn label(&mut self) -> Result<Label<'a>> {
         let before = self.cursor;
         match self.cursor.directive() {
@@ -254,7 +254,7 @@ impl<'a> Parser<'a> {
         Ok(names)
     }
 
-    /// Parses an instruction after the first name of its opcode.
+    /// Parses an instruction. Its guard and `head`, the opcode up to the first dot, are already parsed.
     fn instruction(&mut self, guard: Option<(Register, bool)>, head: &str, line: u32) -> Result<()> {
         let opcode = self.cursor.opcode(head);
         let operands = match is_call(&opcode) {
@@ -301,7 +301,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// Parses a branch's operand: a register (the index of `brx.idx`) or a label, never a symbol of the module.
+    /// Parses the operand of a branch: a register (the index of `brx.idx`) or a label, never a symbol of the module.
     fn branch_operand(&mut self) -> Result<(Operand, UndeclaredName<'a>)> {
         let before = self.cursor;
         let name = self.cursor.identifier()?;
@@ -318,7 +318,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// Parses `(returns), function, (arguments), prototype;`, of which only the function is mandatory.
+    /// Parses `(returns), function, (arguments), prototype;`. Only the function is mandatory.
     fn call_operands(&mut self, line: u32) -> Result<Vec<Operand>> {
         let mut returns = Operand::List(Vec::new());
         if self.cursor.peek() == b'(' {

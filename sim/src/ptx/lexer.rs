@@ -1,4 +1,4 @@
-//! A cursor over PTX text: white space, comments, identifiers, directives, literals (PTX ISA, chapter 4).
+//! A cursor over PTX text: white space, comments, identifiers, directives and literals (PTX ISA, chapter 4).
 
 use super::ast::ParseError;
 
@@ -7,7 +7,7 @@ pub(super) type Result<T> = std::result::Result<T, ParseError>;
 /// The value of a literal or constant expression.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Literal {
-    /// 64 bits, and whether they are unsigned.
+    /// The 64 bits, and whether they are unsigned.
     Integer(i64, bool),
     /// The bits of `0f…`.
     Float32(u32),
@@ -15,7 +15,7 @@ pub(super) enum Literal {
     Float64(f64),
 }
 
-/// A position in the text. The cursor steps over ASCII only, or up to an ASCII byte, so it always stands on a character
+/// A position in the text. The cursor moves over ASCII only, or up to an ASCII byte, so it is always on a character
 /// boundary.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Cursor<'a> {
@@ -23,7 +23,7 @@ pub(super) struct Cursor<'a> {
     position: usize,
     /// The line of `position`, from 1.
     pub line: u32,
-    /// The line of an unclosed `/*`.
+    /// The line on which an unclosed `/*` begins.
     pub open_comment: Option<u32>,
 }
 
@@ -32,7 +32,7 @@ impl<'a> Cursor<'a> {
         Cursor { text, position: 0, line: 1, open_comment: None }
     }
 
-    /// Returns the byte `ahead` bytes after the position, 0 at the end.
+    /// Returns the byte that is `ahead` bytes after the position, or 0 past the end of the text.
     pub fn byte(&self, ahead: usize) -> u8 {
         self.text.as_bytes().get(self.position + ahead).copied().unwrap_or(0)
     }
@@ -78,7 +78,7 @@ impl<'a> Cursor<'a> {
         self.advance_to(end);
     }
 
-    /// Moves to `end` and counts the lines in between.
+    /// Moves to position `end` and counts the lines on the way.
     fn advance_to(&mut self, end: usize) {
         self.line += self.text.as_bytes()[self.position..end].iter().filter(|&&b| b == b'\n').count() as u32;
         self.position = end;
@@ -101,7 +101,7 @@ impl<'a> Cursor<'a> {
         found
     }
 
-    /// Consumes an operator of several bytes; returns true if it was there.
+    /// Consumes `text` if it comes next; returns true if it did.
     pub fn eat_text(&mut self, text: &str) -> bool {
         self.skip_space();
         let found = self.text[self.position..].starts_with(text);
@@ -138,7 +138,7 @@ impl<'a> Cursor<'a> {
         first.is_ascii_alphabetic() || matches!(first, b'_' | b'$' | b'%') && !self.at_percent_operator()
     }
 
-    /// A `%` without a name after it is the remainder operator.
+    /// Returns true if the next `%` has no name after it and is therefore the remainder operator.
     fn at_percent_operator(&self) -> bool {
         self.byte(0) == b'%' && !is_name_byte(self.byte(1))
     }
@@ -150,7 +150,7 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// Returns the text from here over `skip` bytes and on while `accept` holds.
+    /// Consumes `skip` bytes and all bytes after them for which `accept` is true; returns them as text.
     fn take_while_from(&mut self, skip: usize, accept: impl Fn(u8) -> bool) -> &'a str {
         let start = self.position;
         let rest = &self.text.as_bytes()[start + skip..];
@@ -168,7 +168,7 @@ impl<'a> Cursor<'a> {
         Some(self.take_while_from(0, is_name_byte))
     }
 
-    /// Parses a `.x` directly after a name.
+    /// Parses a suffix such as `.x` if it follows a name directly.
     pub fn suffix(&mut self) -> Option<&'a str> {
         if self.byte(0) != b'.' || !self.byte(1).is_ascii_alphabetic() {
             return None;
@@ -177,15 +177,15 @@ impl<'a> Cursor<'a> {
         Some(self.take_while_from(0, is_name_byte))
     }
 
-    /// Parses the rest of a dotted opcode, with `::` inside, after its first name.
+    /// Parses the rest of a dotted opcode, which may contain `::`, after its first name `head`.
     pub fn opcode(&mut self, head: &str) -> String {
         let mut opcode = head.to_owned();
         loop {
             let adjacent = self.dotted_part();
             opcode.push_str(adjacent);
             if adjacent.is_empty() {
-                // Modifiers may be separated from the opcode (`ld .global .f32`); no operand begins with a dot and a
-                // letter.
+                // White space may separate the modifiers of an opcode (`ld .global .f32`). No operand begins with a
+                // dot and a letter.
                 self.skip_space();
                 if self.byte(0) != b'.' || !self.byte(1).is_ascii_alphabetic() {
                     return opcode;
@@ -194,7 +194,7 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// Parses `.global.L2::128B`; empty if no dot and name follow directly.
+    /// Parses dots and names such as `.global.L2::128B`; returns an empty text if they do not follow directly.
     fn dotted_part(&mut self) -> &'a str {
         let bytes = self.text.as_bytes();
         let (start, mut end) = (self.position, self.position);
@@ -217,7 +217,7 @@ impl<'a> Cursor<'a> {
         &self.text[start..end]
     }
 
-    /// Parses a string in double quotes, without unescaping.
+    /// Parses a string in double quotes; escapes stay as they are.
     pub fn string(&mut self) -> Result<&'a str> {
         self.expect(b'"')?;
         let start = self.position;
@@ -234,7 +234,7 @@ impl<'a> Cursor<'a> {
         Ok(&self.text[start..end])
     }
 
-    /// Returns the text up to `byte` and consumes both; does not recognise comments.
+    /// Returns the text up to `byte` and consumes both. Comments are not recognised.
     pub fn skip_past(&mut self, byte: u8) -> Result<&'a str> {
         let start = self.position;
         let rest = &self.text.as_bytes()[start..];
@@ -244,7 +244,7 @@ impl<'a> Cursor<'a> {
         Ok(&self.text[start..start + length])
     }
 
-    /// Parses a plain number such as an index or a count.
+    /// Parses a decimal number such as an index or a count.
     pub fn count(&mut self) -> Result<u64> {
         match self.peek().is_ascii_digit().then(|| self.number()).transpose()? {
             Some(Literal::Integer(value, _)) if value >= 0 => Ok(value as u64),
@@ -252,7 +252,7 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// [`Self::count`] for fields of 32 bits.
+    /// Parses a number like [`Self::count`] that must fit 32 bits.
     pub fn count32(&mut self) -> Result<u32> {
         let count = self.count()?;
         u32::try_from(count).map_err(|_| self.error(format!("{count} does not fit 32 bits")))
@@ -316,6 +316,6 @@ fn is_name_byte(byte: u8) -> bool {
 fn integer(digits: &str, radix: u32) -> Option<Literal> {
     let bare = digits.strip_suffix('U');
     let value = u64::from_str_radix(bare.unwrap_or(digits), radix).ok()?;
-    // A literal is signed if it fits, unsigned if it does not or has the suffix `U`.
+    // A literal is unsigned if it does not fit a signed number or has the suffix `U`, else signed.
     Some(Literal::Integer(value as i64, bare.is_some() || value > i64::MAX as u64))
 }

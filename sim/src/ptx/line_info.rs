@@ -5,13 +5,13 @@ use std::collections::HashMap;
 
 use super::ast::SourceLocation;
 
-/// Maximum inlining depth; a deeper location keeps its outermost links.
+/// Maximum inlining depth. For a deeper location, the outer locations beyond this depth are dropped.
 const MAX_DEPTH: u32 = 128;
 
 pub(super) type LineTriple = (u32, u32, u32);
 
-/// A location as in `.loc`: file, line and column, and, if inlined, the function's name and the index of the location
-/// where it is inlined.
+/// A location as in `.loc`: file, line and column. If it is inlined, also the inlined function's name and the index
+/// of the location where it is inlined.
 type Key<'a> = (LineTriple, Option<(InlinedName<'a>, u32)>);
 
 /// A symbol of `.debug_str` and an offset from it, which name an inlined function.
@@ -21,13 +21,13 @@ pub(super) type InlinedName<'a> = (&'a str, i64);
 #[derive(Default)]
 pub(super) struct LineInfo<'a> {
     location: Option<u32>,
-    /// Index of each location in the module's list.
+    /// The index of each location in the module's list of locations.
     known: HashMap<Key<'a>, u32>,
-    /// Inlining depth of each location in the module's list.
+    /// The inlining depth of each location in the module's list.
     depths: Vec<u32>,
     /// For each location in the module's list, the name of the inlined function.
     names: Vec<Option<InlinedName<'a>>>,
-    /// The latest location of the current function with a given file, line and column, which `inlined_at` refers to.
+    /// For each file, line and column, the latest such location in the current function: `inlined_at` refers to it.
     latest: HashMap<LineTriple, u32>,
     pub strings: Vec<u8>,
     pub labels: HashMap<&'a str, usize>,
@@ -39,7 +39,7 @@ impl<'a> LineInfo<'a> {
         self.latest.clear();
     }
 
-    /// Returns the index of the current location.
+    /// Returns the index of the current location in the module's list.
     pub fn location(&self) -> Option<u32> {
         self.location
     }
@@ -52,7 +52,7 @@ impl<'a> LineInfo<'a> {
     ) {
         let link = inlined.map(|(name, at)| {
             let latest = self.latest.get(&at).copied();
-            // A location that is inlined at itself, or too deep, ends the chain.
+            // A location that is inlined at itself or too deep gets an outer location that is not inlined.
             let outer = latest.filter(|&outer| at != triple && self.depths[outer as usize] < MAX_DEPTH);
             (name, outer.unwrap_or_else(|| self.intern(locations, (at, None))))
         });
@@ -74,7 +74,8 @@ impl<'a> LineInfo<'a> {
         index
     }
 
-    /// Replaces symbols of `.debug_str`, which comes last in the text, by function names.
+    /// Replaces symbols of `.debug_str` in the locations by function names. Called last, because `.debug_str` ends
+    /// the text.
     pub fn name_inlined(&self, locations: &mut [SourceLocation]) {
         let names: HashMap<String, String> = self.names.iter().flatten().filter_map(|name| self.string(name)).collect();
         for location in locations {
@@ -96,7 +97,7 @@ impl<'a> LineInfo<'a> {
     }
 }
 
-/// Returns the placeholder for a function's name until the strings are read; it remains if there are none.
+/// Returns the placeholder for the name of an inlined function. It remains if the text has no `.debug_str`.
 fn written((symbol, offset): InlinedName) -> String {
     if offset == 0 { symbol.to_owned() } else { format!("{symbol}{offset:+}") }
 }

@@ -1,6 +1,6 @@
 //! Parses PTX text into a syntax tree with resolved names ([`ast`]), and analyses control flow ([`cfg`]).
 //!
-//! The parser is one struct, [`parser`], whose methods are in a file per part of the grammar: module, functions,
+//! The parser is one struct in [`parser`]; its methods are in one file per part of the grammar: module, functions,
 //! variables, operands, debug information.
 
 pub mod ast;

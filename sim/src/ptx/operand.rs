@@ -8,12 +8,12 @@ use super::scope::NamedEntity;
 /// Maximum nesting depth of vectors and lists.
 const MAX_DEPTH: u32 = 4;
 
-/// A name that is neither declared so far nor special.
+/// A name that is not special and has not been declared so far; `None` for a declared name.
 pub(super) type UndeclaredName<'a> = Option<&'a str>;
 
 impl<'a> Parser<'a> {
-    /// Parses an operand. If it is a single undeclared name, also returns the name: it may be a label or function that
-    /// follows.
+    /// Parses an operand. If it is a single undeclared name, also returns the name: it may be a label or a function
+    /// that is declared later.
     pub(super) fn operand(&mut self) -> Result<(Operand, UndeclaredName<'a>)> {
         let (first, unknown) = self.single(MAX_DEPTH)?;
         if matches!(first, Operand::Register(_) | Operand::Sink) && self.cursor.eat(b'|') {
@@ -26,7 +26,7 @@ impl<'a> Parser<'a> {
         Ok((first, unknown))
     }
 
-    /// Parses an operand inside another one; its undeclared names can only be symbols.
+    /// Parses an operand inside another one. Undeclared names in it can only be symbols of the module.
     fn inner(&mut self, depth: u32) -> Result<Operand> {
         let line = self.cursor.line;
         let (operand, unknown) = self.single(depth)?;
@@ -107,7 +107,7 @@ impl<'a> Parser<'a> {
         Ok((operand, None))
     }
 
-    /// Parses the rest of `%v` or `%v.x`.
+    /// Parses the rest of `%v` or `%v.x` after the name.
     fn vector_register(&mut self, name: &str, first: u32, count: u8) -> Result<Operand> {
         let component = match self.cursor.suffix() {
             None => return Ok(Operand::Vector((first..first + u32::from(count)).map(Operand::Register).collect())),
@@ -134,7 +134,7 @@ impl<'a> Parser<'a> {
         }))
     }
 
-    /// Parses the offset after a symbol or base address: `+16`, `+-8`, `-8`; 0 without one.
+    /// Parses the offset after a symbol or base address: `+16`, `+-8`, `-8`. Returns 0 if there is none.
     pub(super) fn offset(&mut self) -> Result<i64> {
         let mut offset = 0i64;
         loop {
@@ -191,7 +191,7 @@ fn constant(value: Literal) -> Operand {
     }
 }
 
-/// Returns true for a special register (PTX ISA, chapter 10), without `%` and component.
+/// Returns true for the name of a special register (PTX ISA, chapter 10), given without `%` and component.
 fn is_special(name: &str) -> bool {
     const NAMES: [&str; 37] = [
         "tid",

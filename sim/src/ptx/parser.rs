@@ -14,11 +14,11 @@ pub(super) const MAX_REGISTERS: usize = 1 << 20;
 /// Parses a PTX module, as written by nvcc, NVRTC or by hand.
 ///
 /// # Errors
-/// Returns the first syntax error, or a name that is not declared, with its line. Opcodes are not checked: an unknown
-/// opcode is not an error here.
+/// Returns the first syntax error or undeclared name, with its line. Opcodes are not checked, so an unknown opcode is
+/// not an error here.
 pub fn parse(text: &str) -> std::result::Result<Module, ParseError> {
     let mut parser = Parser {
-        // NVRTC includes the closing NUL in its text.
+        // NVRTC includes the terminating NUL in its text.
         cursor: Cursor::new(text.trim_end_matches('\0')),
         ..Parser::default()
     };
@@ -35,18 +35,18 @@ pub(super) enum Symbol {
     Variable(usize),
 }
 
-/// The parser: the text, the position in it, and the tree so far.
+/// The parser: the text, the position in it, and the part of the tree that is already parsed.
 #[derive(Default)]
 pub(super) struct Parser<'a> {
     pub cursor: Cursor<'a>,
     pub module: Module,
-    /// All names at module scope so far.
+    /// The names at module scope that are declared so far.
     pub symbols: HashMap<&'a str, Symbol>,
     /// Names that were used before their declaration at module scope, with their lines.
     pub uses: Vec<(&'a str, u32)>,
     aliases: Vec<(&'a str, &'a str, u32)>,
     pub line_info: LineInfo<'a>,
-    /// The function that is being parsed, and its scopes.
+    /// The function that is being parsed.
     pub function: Function,
     pub scopes: Scopes<'a>,
 }
@@ -104,7 +104,7 @@ impl<'a> Parser<'a> {
     fn target(&mut self) -> Result<()> {
         let name = self.cursor.identifier()?;
         self.module.target = name.to_owned();
-        // Options such as `debug` and `texmode_independent` have no effect here.
+        // Options such as `debug` and `texmode_independent` have no effect on the simulation.
         while self.cursor.eat(b',') {
             self.cursor.identifier()?;
         }
@@ -160,7 +160,8 @@ impl<'a> Parser<'a> {
         Ok(())
     }
 
-    /// A definition replaces `.extern` declarations; of several declarations the first stays.
+    /// Handles a variable that is declared again: a definition replaces `.extern` declarations, else the first one
+    /// stays.
     fn redeclare(&mut self, index: usize, variable: Variable) {
         if !variable.external {
             self.module.variables[index] = variable;
@@ -208,7 +209,7 @@ impl<'a> Parser<'a> {
         self.attribute()
     }
 
-    /// Returns the function's index in the module. From here on its name is declared, also inside its own body.
+    /// Returns the function's index in the module. The name is declared from here on, so the body may use it.
     fn function_index(&mut self, name: &'a str, defined: bool, line: u32) -> Result<usize> {
         match self.symbols.get(name) {
             Some(&Symbol::Function(index)) if !defined || self.module.functions[index].declaration => Ok(index),
@@ -300,7 +301,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// Adds a register; `name` is used in errors and listings.
+    /// Adds a register to the current function; errors and listings show `name`.
     pub(super) fn new_register(&mut self, name: String, ty: Type) -> Result<u32> {
         let number = self.function.registers.len();
         if number >= MAX_REGISTERS {

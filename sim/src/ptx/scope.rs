@@ -9,45 +9,45 @@ use super::ast::Register;
 #[derive(Clone, Copy)]
 pub(super) enum NamedEntity {
     Register(Register),
-    /// The first component register, and the number of components.
+    /// The first register and the number of components.
     VectorRegister(Register, u8),
-    /// Index into the function's variables.
+    /// Index into the variables of the function.
     Variable(usize),
-    /// A formal parameter, which keeps its name.
+    /// A formal parameter in `.param` space.
     Param,
 }
 
-/// What follows a `label:`.
+/// What a label names.
 #[derive(Clone)]
 pub(super) enum Label<'a> {
-    /// The index of an instruction.
+    /// The instruction with this index.
     Position(u32),
-    /// `.branchtargets`: names of labels.
+    /// A `.branchtargets` list: names of labels.
     Branches(Vec<&'a str>),
-    /// `.calltargets`: names of functions.
+    /// A `.calltargets` list: names of functions.
     Calls(Vec<&'a str>),
-    /// `.callprototype`, and whether it is `.noreturn`.
+    /// A `.callprototype`, and whether it is `.noreturn`.
     Prototype(bool),
 }
 
-/// An operand with an undeclared name, which may be a label further down.
+/// An operand with an undeclared name, which may be a label that is defined later.
 #[derive(Clone, Copy)]
 pub(super) struct PendingLabel<'a> {
     pub name: &'a str,
     pub instruction: usize,
     pub operand: usize,
-    /// Index into a `.branchtargets` list, if the operand is one.
+    /// For an element of a `.branchtargets` list, its index in the list.
     pub slot: Option<usize>,
     pub line: u32,
 }
 
-/// The names of one block `{ }`.
+/// The names that one block `{ }` declares.
 #[derive(Default)]
 pub(super) struct Scope<'a> {
     pub names: HashMap<&'a str, NamedEntity>,
-    /// Ranges such as `%r<20>`: the first register, the count, and components per register.
+    /// Register ranges such as `%r<20>`, by prefix: the first register, the count, and the components per register.
     ranges: HashMap<&'a str, (Register, u32, u8)>,
-    /// Prefixes of ranges that end in a digit, which [`numbered`] cannot split.
+    /// Prefixes of ranges that end in a digit: [`numbered`] cannot split off the number after them.
     odd_prefixes: Vec<&'a str>,
     pub labels: HashMap<&'a str, Label<'a>>,
     pub pending: Vec<PendingLabel<'a>>,
@@ -80,7 +80,7 @@ fn numbered(name: &str) -> Option<(&str, u32)> {
 }
 
 fn number(digits: &str) -> Option<u32> {
-    // `parse` alone would accept a sign.
+    // `parse` would also accept a sign.
     digits.parse().ok().filter(|_| digits.bytes().all(|b| b.is_ascii_digit()))
 }
 
@@ -88,7 +88,7 @@ fn number(digits: &str) -> Option<u32> {
 #[derive(Default)]
 pub(super) struct Scopes<'a> {
     pub stack: Vec<Scope<'a>>,
-    /// Names of the function's variables so far.
+    /// The names of the function's variables that are declared so far.
     variables: HashSet<&'a str>,
 }
 
@@ -119,7 +119,7 @@ impl<'a> Scopes<'a> {
         self.stack.last_mut().is_some_and(|scope| scope.labels.insert(name, label).is_none())
     }
 
-    /// Postpones an operand to the end of the innermost scope.
+    /// Lets an operand wait for a label until the innermost scope is closed.
     pub fn wait(&mut self, pending: PendingLabel<'a>) {
         if let Some(scope) = self.stack.last_mut() {
             scope.pending.push(pending);

@@ -11,7 +11,7 @@ fn module(text: &str) -> Module {
     parse(&format!("{HEAD}{text}")).unwrap()
 }
 
-/// Parses a text with an error; returns the error's line after the head, and its message.
+/// Parses a text with an error. Returns the error's line, counted after the common head, and its message.
 fn error(text: &str) -> (u32, String) {
     let error = parse(&format!("{HEAD}{text}")).unwrap_err();
     (error.line - 3, error.what)
@@ -228,7 +228,7 @@ fn parses_calls() {
 #[test]
 fn parses_every_kind_of_operand() {
     let register = |n: u32| Operand::Register(n);
-    // %p0 is register 0, %r0 4, %rd0 12.
+    // %p0 is register 0, %r0 is register 4, %rd0 is register 12.
     assert_eq!(
         operands("setp.eq.and.u32 %p1|_, %r1, 4, !%p2;")[..],
         [Operand::Pair(register(1).into(), Operand::Sink.into()), register(5), Operand::Integer(4), Operand::Not(2),]
@@ -344,7 +344,7 @@ fn random_expressions_have_the_value_of_the_reference() {
     }
 }
 
-/// A random, fully parenthesised expression, and its value.
+/// Returns a random, fully parenthesised expression and its value.
 fn expression(random: &mut impl FnMut(u64) -> u64, depth: u32) -> (String, i64) {
     if depth == 0 {
         let value = random(1 << 20) as i64;
@@ -365,7 +365,7 @@ fn expression(random: &mut impl FnMut(u64) -> u64, depth: u32) -> (String, i64) 
     (format!("({left} {operator} {right})"), value)
 }
 
-/// Random numbers below a bound (xorshift).
+/// Returns a xorshift generator of random numbers below a bound.
 fn random(seed: u64) -> impl FnMut(u64) -> u64 {
     let mut state = seed | 0x9e37_79b9_7f4a_7c15;
     move |below| {
@@ -459,8 +459,8 @@ fn parses_nvcc_output_with_debug_information() {
     assert!(module.functions.iter().all(|f| !f.declaration) && module.functions.len() == 2);
 }
 
-/// Truncated, duplicated and overwritten text is parsed or rejected without a panic; parsed text has reconvergence
-/// points.
+/// Truncated, duplicated or overwritten text is parsed or rejected without a panic. If it is parsed, reconvergence
+/// points can be computed.
 #[test]
 fn damaged_text_never_panics() {
     let small = "{ .reg .pred P; W: @P bra D; brx.idx %r1, T; T: .branchtargets W, D; D: } call (%r1), %rd1, (1, %r2), T; \

@@ -4,18 +4,18 @@ use super::ast::{AddressInitializer, Param, StateSpace, Type, Variable};
 use super::lexer::{Literal, Result};
 use super::parser::Parser;
 
-/// Maximum size of an initialised variable in bytes, because its bytes are stored.
+/// Maximum size in bytes of a variable with an initialiser, whose bytes are stored.
 const MAX_INITIALISED_BYTES: u64 = 1 << 28;
 /// Maximum size of a variable in bytes.
 const MAX_VARIABLE_BYTES: u64 = 1 << 48;
 /// Maximum number of an array's dimensions.
 const MAX_DIMENSIONS: usize = 16;
 
-/// The part of a declaration before the name.
+/// The part of a declaration before the name: alignment, vector size and type.
 #[derive(Clone, Copy)]
 pub(super) struct Declarator {
     pub ty: Type,
-    /// Elements of `.v2`, `.v4`; 1 for scalars.
+    /// Elements of a vector type (`.v2`, `.v4`); 1 for scalars.
     pub vector: u8,
     align: Option<u32>,
 }
@@ -30,14 +30,15 @@ impl Declarator {
     }
 }
 
-/// The name and the dimensions after it; an empty dimension is 0.
+/// The name in a declaration and the array dimensions after it; an empty dimension is 0.
 struct Declared<'a> {
     name: &'a str,
     dimensions: Vec<u64>,
 }
 
 impl<'a> Parser<'a> {
-    /// Parses `.align`, `.v4`, attributes and the type, in any order, up to the name.
+    /// Parses the part of a declaration before the name: `.align`, `.v2` or `.v4`, attributes and the type, in any
+    /// order.
     pub(super) fn declarator(&mut self) -> Result<Declarator> {
         let (mut ty, mut vector, mut align) = (None, 1, None);
         while let Some(word) = self.cursor.directive() {
@@ -83,7 +84,7 @@ impl<'a> Parser<'a> {
         Ok(())
     }
 
-    /// Skips `.ptr .global .align 16`: what a pointer parameter points to.
+    /// Skips what a pointer parameter points to: `.ptr .global .align 16`.
     fn pointer_attributes(&mut self) -> Result<()> {
         loop {
             let before = self.cursor;
@@ -154,7 +155,7 @@ impl<'a> Parser<'a> {
         Ok(variables)
     }
 
-    /// Parses a parenthesised list of formal parameters; empty without a parenthesis.
+    /// Parses a parenthesised list of formal parameters; without a parenthesis the list is empty.
     pub(super) fn params(&mut self) -> Result<Vec<(&'a str, Param, Type)>> {
         let mut params = Vec::new();
         if !self.cursor.eat(b'(') || self.cursor.eat(b')') {
@@ -184,7 +185,7 @@ impl<'a> Parser<'a> {
             name: declared.name.to_owned(),
             size,
             align: declarator.align(),
-            // The register's index is assigned when the function's registers are declared.
+            // 0 is a placeholder: the index is assigned when the function's registers are declared.
             register: in_register.then_some(0),
         };
         Ok((declared.name, param, declarator.ty))
@@ -200,7 +201,7 @@ impl<'a> Parser<'a> {
             return Err(self.cursor.error(format!("{} is too large for an initialiser", declared.name)));
         }
         if dimensions.is_empty() {
-            // A scalar may be written in braces.
+            // The initialiser of a scalar may be in braces.
             let braces = self.cursor.eat(b'{');
             self.element(declarator.ty, 0, variable)?;
             return if braces { self.cursor.expect(b'}') } else { Ok(()) };
@@ -213,7 +214,8 @@ impl<'a> Parser<'a> {
         Ok(())
     }
 
-    /// Parses `{a, b, …}` for an array at byte `base`; returns the number of elements of its first dimension.
+    /// Parses the initialiser `{a, b, …}` of an array that begins at byte `base` of the variable. Returns the number
+    /// of elements of the first dimension.
     fn braces(&mut self, ty: Type, dimensions: &[u64], base: u64, variable: &mut Variable) -> Result<u64> {
         self.cursor.expect(b'{')?;
         let stride = dimensions[1..].iter().product::<u64>() * u64::from(size_of_type(ty));
@@ -265,7 +267,7 @@ impl<'a> Parser<'a> {
         Ok(())
     }
 
-    /// Parses `symbol`, `symbol+8` or `generic(symbol)+8`.
+    /// Parses an address in an initialiser: `symbol`, `symbol+8` or `generic(symbol)+8`.
     fn relocation(&mut self, at: u64, width: usize, shift: u8, variable: &mut Variable) -> Result<()> {
         let line = self.cursor.line;
         let mut symbol = self.cursor.identifier()?;
@@ -300,7 +302,7 @@ impl<'a> Parser<'a> {
     }
 }
 
-/// Returns the bytes of a type in memory; a predicate counts as one.
+/// Returns the bytes that a value of the type takes in memory; a predicate takes one.
 pub(super) fn size_of_type(ty: Type) -> u32 {
     ty.bits().div_ceil(8)
 }

@@ -1,8 +1,9 @@
-//! Boxes of a tiled tensor map: which bytes of global memory are copied to or from which bytes of shared memory.
+//! Boxes of a tiled tensor map: which bytes of global memory a copy reads or writes, and which bytes of shared
+//! memory.
 //!
-//! In shared memory the box is dense, dimension 0 innermost, from a 128-byte aligned address on. With a swizzle whose
-//! span is wider than the box's rows, a row still occupies the whole span (CUDA programming guide: shared memory has to
-//! accommodate the full swizzle width); the bytes in between are not accessed.
+//! In shared memory the box is dense, dimension 0 innermost, and starts at a multiple of 128 bytes. If a swizzle has
+//! a wider span than the rows of the box, each row still occupies a whole span, and the bytes in between are not
+//! accessed (CUDA programming guide: shared memory has to accommodate the full swizzle width).
 
 use super::{DataType, Interleave, InvalidTensorMap, MAX_RANK, Swizzle, TensorMap};
 
@@ -12,13 +13,13 @@ pub struct BoxRun {
     /// Global address; `None` for elements outside of the tensor, which a load fills with [`TensorMap::fill`] and a
     /// store or reduction skips.
     pub global: Option<u64>,
-    /// Shared address; after the swizzle in [`BoxCopy::for_each_run`].
+    /// Shared address: after the swizzle in [`BoxCopy::for_each_run`], before it in [`BoxCopy::for_each_row`].
     pub shared: u32,
-    /// Bytes, a multiple of the element's size.
+    /// Number of bytes, a multiple of the element size.
     pub bytes: u32,
 }
 
-/// A box at given coordinates and a given shared address.
+/// The copy of a box between given coordinates of a tensor and a shared address.
 #[derive(Clone, Copy, Debug)]
 pub struct BoxCopy<'a> {
     map: &'a TensorMap,
@@ -27,12 +28,12 @@ pub struct BoxCopy<'a> {
 }
 
 impl TensorMap {
-    /// Returns the copy of the box at `coordinates` (one per dimension, innermost first; negative and too large ones
-    /// are allowed) to or from the shared address `shared`. The map must be valid.
+    /// Returns the copy of the box at `coordinates` to or from the shared address `shared`. There is one coordinate
+    /// per dimension, innermost first; coordinates outside of the tensor are allowed. The map must be valid.
     ///
     /// # Errors
-    /// Returns an error for a wrong number of coordinates, a shared address that is not a multiple of 128, interleaved
-    /// maps, and types that convert elements (flushing f32, tf32).
+    /// Returns an error for a wrong number of coordinates, a shared address that is not a multiple of 128,
+    /// interleaved maps, and element types that a copy converts (f32 with flushing, tf32).
     pub fn box_at(&self, coordinates: &[i32], shared: u32) -> Result<BoxCopy<'_>, InvalidTensorMap> {
         if coordinates.len() != self.rank as usize {
             let what = format!("number {}, the map's rank is {}", coordinates.len(), self.rank);
@@ -56,30 +57,30 @@ impl TensorMap {
 }
 
 impl BoxCopy<'_> {
-    /// Returns the bytes of the box, which a load credits to its mbarrier.
+    /// Returns the bytes of the box. A load counts them on its mbarrier.
     pub fn bytes(&self) -> u32 {
         self.map.box_bytes()
     }
 
-    /// Returns the bytes from one row of the box to the next in shared memory.
+    /// Returns the distance in bytes between two rows of the box in shared memory.
     #[inline]
     fn pitch(&self) -> u32 {
         self.map.swizzle.span().unwrap_or(0).max(self.map.row_bytes())
     }
 
-    /// Returns the bytes of shared memory over which the box extends; more than [`Self::bytes`] if the rows are
-    /// narrower than the swizzle's span.
+    /// Returns the bytes of shared memory from the first to the last row of the box. They are more than
+    /// [`Self::bytes`] if the rows are narrower than the swizzle's span.
     pub fn shared_bytes(&self) -> u32 {
         self.bytes() / self.map.row_bytes().max(1) * self.pitch()
     }
 
-    /// Returns true if the box accesses every byte of [`Self::shared_bytes`].
+    /// Returns true if the copy accesses every byte of [`Self::shared_bytes`].
     pub fn is_dense(&self) -> bool {
         self.pitch() == self.map.row_bytes()
     }
 
-    /// Calls `each` with every row of the box, split into parts inside and outside of the tensor; shared addresses are
-    /// before the swizzle. Used for range checks of the global side.
+    /// Calls `each` with every row of the box, split into parts inside and outside of the tensor. Shared addresses
+    /// are those before the swizzle. Range checks of global memory use it.
     #[inline(always)]
     pub fn for_each_row(&self, mut each: impl FnMut(BoxRun)) {
         let map = self.map;
@@ -130,8 +131,8 @@ impl BoxCopy<'_> {
         }
     }
 
-    /// Calls `each` with every part of the copy, with final shared addresses: parts of up to 16 bytes with a swizzle,
-    /// else whole rows.
+    /// Calls `each` with every contiguous part of the copy: at most 16 bytes with a swizzle, else a whole row. Shared
+    /// addresses are those after the swizzle.
     #[inline(always)]
     pub fn for_each_run(&self, mut each: impl FnMut(BoxRun)) {
         let swizzle = self.map.swizzle;
@@ -150,7 +151,7 @@ impl BoxCopy<'_> {
         });
     }
 
-    /// Returns all parts of [`Self::for_each_run`].
+    /// Returns all parts that [`Self::for_each_run`] passes to `each`.
     pub fn runs(&self) -> Vec<BoxRun> {
         let mut runs = Vec::new();
         self.for_each_run(|run| runs.push(run));

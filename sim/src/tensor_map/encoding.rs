@@ -1,9 +1,13 @@
-//! Encoding of a tensor map in 128 bytes of memory. The format is the simulator's own, because the hardware's is not
+//! Encoding of a tensor map in 128 bytes of memory. The format is the simulator's own: that of the hardware is not
 //! documented.
 //!
-//! A kernel may copy the bytes and change fields with `tensormap.replace`; any other change breaks the checksum.
-//! Layout, little endian: magic 4, checksum 4, address 8, dims 5×8, strides 4×8, box 5×2, element strides 5×2, then one
-//! byte each for type, rank, interleave, swizzle, promotion and fill; the rest is zero.
+//! A kernel may copy the bytes and change fields with `tensormap.replace`; any other change breaks the checksum. The
+//! fields with their bytes, little endian:
+//!
+//! ```text
+//!   magic 4, checksum 4, address 8, dims 5 × 8, strides 4 × 8, box 5 × 2, element strides 5 × 2,
+//!   type 1, rank 1, interleave 1, swizzle 1, promotion 1, fill 1; the rest is zero
+//! ```
 
 use super::{DataType, Interleave, InvalidTensorMap, L2Promotion, MAX_RANK, OobFill, Swizzle, TensorMap};
 
@@ -31,17 +35,17 @@ const FILL: usize = 113;
 pub enum MapField {
     /// `.global_address`, 64 bits.
     GlobalAddress,
-    /// `.rank`: the rank minus one.
+    /// `.rank`, which stores the rank minus one.
     Rank,
-    /// `.box_dim`, by ordinal.
+    /// `.box_dim`; the ordinal is the dimension.
     BoxDim,
-    /// `.global_dim`, by ordinal.
+    /// `.global_dim`; the ordinal is the dimension.
     GlobalDim,
-    /// `.global_stride`, 64 bits, by ordinal: ordinal 0 belongs to dimension 1.
+    /// `.global_stride`, 64 bits; the ordinal is the dimension minus one.
     GlobalStride,
-    /// `.element_stride`, by ordinal.
+    /// `.element_stride`; the ordinal is the dimension.
     ElementStride,
-    /// `.elemtype`, in PTX's own numbering.
+    /// `.elemtype`, in the numbering of PTX.
     ElemType,
     /// `.interleave_layout`
     InterleaveLayout,
@@ -52,7 +56,7 @@ pub enum MapField {
 }
 
 impl MapField {
-    /// Parses the qualifier without its dot. (`swizzle_atomicity` exists on sm_100 only.)
+    /// Parses the qualifier, given without its dot. (`swizzle_atomicity` exists on sm_100 only.)
     pub fn parse(text: &str) -> Option<Self> {
         Some(match text {
             "global_address" => Self::GlobalAddress,
@@ -70,7 +74,7 @@ impl MapField {
     }
 }
 
-/// Converts `elemtype` of `tensormap.replace`, which numbers the types in another order than the driver.
+/// Converts an `elemtype` of `tensormap.replace`. PTX numbers the types in another order than the driver.
 fn element_type_of_ptx(value: u64) -> Option<DataType> {
     Some(match value {
         0 => DataType::U8,
@@ -166,12 +170,11 @@ pub fn is_tensor_map(bytes: &EncodedMap) -> bool {
     bytes[..4] == MAGIC
 }
 
-/// Executes `tensormap.replace.tile.FIELD [map], {ordinal,} value`: 32-bit values are zero-extended, `ordinal` is 0 for
-/// fields without one. The map may be invalid until further fields are replaced; [`TensorMap::decode`] checks the
-/// rules.
+/// Executes `tensormap.replace.tile.FIELD [map], {ordinal,} value`. 32-bit values are zero-extended; `ordinal` is 0
+/// for fields without one. The map may be invalid until further fields are replaced; [`TensorMap::decode`] checks it.
 ///
 /// # Errors
-/// Returns an error if the bytes are not an intact map, or the ordinal or element type does not exist.
+/// Returns an error if the bytes are not an intact map, or if the ordinal or element type does not exist.
 pub fn replace(bytes: &mut EncodedMap, field: MapField, ordinal: u32, value: u64) -> Result<(), InvalidTensorMap> {
     check(bytes)?;
     let ordinals = match field {
@@ -183,7 +186,7 @@ pub fn replace(bytes: &mut EncodedMap, field: MapField, ordinal: u32, value: u64
     if i >= ordinals {
         return Err(InvalidTensorMap::new("ordinal", format!("is {ordinal}, {field:?} has {ordinals}")));
     }
-    // Clamp values that are too wide; the clamped values are invalid too.
+    // Clamp values that do not fit the field. The clamped values are invalid, too, so decoding reports them.
     let (byte, short) = (value.min(0xff) as u8, value.min(0xffff) as u32);
     match field {
         MapField::GlobalAddress => put64(bytes, ADDRESS, value),
@@ -219,7 +222,7 @@ fn seal(bytes: &mut EncodedMap) {
     bytes[4..8].copy_from_slice(&sum.to_le_bytes());
 }
 
-/// FNV-1a hash of all bytes after the checksum.
+/// Returns the FNV-1a hash of all bytes after the checksum.
 fn checksum(bytes: &EncodedMap) -> u32 {
     bytes[8..].iter().fold(0x811c_9dc5, |sum, byte| (sum ^ *byte as u32).wrapping_mul(0x0100_0193))
 }

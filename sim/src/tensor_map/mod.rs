@@ -1,8 +1,8 @@
-//! Tensor maps: the arguments of `cuTensorMapEncodeTiled` with the driver's rules, and the geometry of boxes.
+//! Tensor maps: the arguments of `cuTensorMapEncodeTiled` with the driver's rules, and the geometry of their boxes.
 //!
-//! Sources: CUDA driver API, "Tensor Map Object Management"; PTX ISA, "Tensors" (tiled mode, swizzling, out-of-boundary
-//! access) and `tensormap.replace`; CUDA programming guide, "TMA swizzle". Im2col maps and the modes of sm_100 are not
-//! supported.
+//! Sources: CUDA driver API, "Tensor Map Object Management"; PTX ISA, "Tensors" (tiled mode, swizzling,
+//! out-of-boundary access) and `tensormap.replace`; CUDA programming guide, "TMA swizzle". Im2col maps and the modes
+//! of sm_100 are not supported.
 
 mod boxes;
 mod encoding;
@@ -23,7 +23,7 @@ pub const MAX_RANK: usize = 5;
 pub struct InvalidTensorMap {
     /// The faulty argument of `cuTensorMapEncodeTiled` or of the copy, for example `globalStrides[0]`.
     pub field: String,
-    /// What is wrong with it.
+    /// What is wrong with the argument.
     pub what: String,
 }
 
@@ -70,12 +70,12 @@ impl DataType {
         Self::Tf32Ftz,
     ];
 
-    /// Converts a value of `CUtensorMapDataType`.
+    /// Returns the type with this value of `CUtensorMapDataType`.
     pub fn from_driver(value: u32) -> Option<Self> {
         Self::ALL.get(value as usize).copied()
     }
 
-    /// Returns the bytes of an element.
+    /// Returns the bytes that an element takes.
     #[inline]
     pub fn bytes(self) -> u32 {
         match self {
@@ -92,7 +92,7 @@ impl DataType {
     }
 }
 
-/// `CUtensorMapInterleave`.
+/// `CUtensorMapInterleave`: whether channels are interleaved in groups of 16 or 32 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs)]
 pub enum Interleave {
@@ -101,7 +101,8 @@ pub enum Interleave {
     B32,
 }
 
-/// `CUtensorMapSwizzle` of sm_90: permutes the 16-byte units of a row of 32, 64 or 128 bytes, depending on the row.
+/// `CUtensorMapSwizzle` of sm_90: permutes the 16-byte units within each 32, 64 or 128 bytes of shared memory; the
+/// permutation depends on the row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs)]
 pub enum Swizzle {
@@ -112,7 +113,7 @@ pub enum Swizzle {
 }
 
 impl Swizzle {
-    /// Returns the bytes of a pattern's row; `None` without swizzle.
+    /// Returns the bytes within which units are permuted; `None` without a swizzle.
     #[inline]
     pub fn span(self) -> Option<u32> {
         match self {
@@ -123,8 +124,8 @@ impl Swizzle {
         }
     }
 
-    /// Returns the physical shared address of a byte: address bits 4 and up are XORed with bits 7 and up, of which 1, 2
-    /// or 3 are used. Tensor copies and wgmma operands use the same function.
+    /// Returns the shared address to which the swizzle moves a byte: the lowest 1, 2 or 3 of address bits 7 to 9 are
+    /// XORed into the bits from 4 on. Tensor copies and wgmma operands use the same function.
     #[inline(always)]
     pub fn apply(self, address: u32) -> u32 {
         let mask = match self {
@@ -137,7 +138,7 @@ impl Swizzle {
     }
 }
 
-/// `CUtensorMapL2promotion`, which changes no result.
+/// `CUtensorMapL2promotion`, a hint that changes no result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs)]
 pub enum L2Promotion {
@@ -147,17 +148,17 @@ pub enum L2Promotion {
     B256,
 }
 
-/// `CUtensorMapFloatOOBfill`.
+/// `CUtensorMapFloatOOBfill`: what a load writes for elements outside of the tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum OobFill {
-    /// Zeros.
+    /// Elements outside of the tensor are loaded as zeros.
     Zero,
-    /// NaN, which a multiply-add of the consumer may treat as zero.
+    /// They are loaded as a NaN that a later multiply-add may treat as zero.
     NanRequestZeroFma,
 }
 
-/// A tiled tensor map: the arguments of `cuTensorMapEncodeTiled`, innermost dimension first; entries from `rank` on are
-/// ignored.
+/// A tiled tensor map: the arguments of `cuTensorMapEncodeTiled`, innermost dimension first. Array elements from
+/// `rank` on are ignored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TensorMap {
     /// `tensorDataType`
@@ -168,7 +169,7 @@ pub struct TensorMap {
     pub address: u64,
     /// `globalDim`, in elements.
     pub dims: [u64; MAX_RANK],
-    /// `globalStrides`, in bytes; entry i belongs to dimension i + 1.
+    /// `globalStrides`, in bytes; element i is the stride of dimension i + 1.
     pub strides: [u64; MAX_RANK - 1],
     /// `boxDim`, in elements.
     pub box_dims: [u32; MAX_RANK],
@@ -185,8 +186,8 @@ pub struct TensorMap {
 }
 
 impl TensorMap {
-    /// Creates and validates a map without interleave, element strides, L2 promotion and NaN fill, as kernels commonly
-    /// use. `strides` has one entry fewer than `dims`.
+    /// Creates and validates a map as kernels commonly use it: without interleave, element strides, L2 promotion and
+    /// NaN fill. `strides` has one element fewer than `dims`.
     pub fn tiled(
         data_type: DataType,
         address: u64,
@@ -268,7 +269,7 @@ impl TensorMap {
         self.validate_inner()
     }
 
-    /// Checks the rules for the box's innermost dimension and for combinations of modes.
+    /// Checks the rules for the innermost dimension of the box and for combinations of modes.
     fn validate_inner(&self) -> Result<(), InvalidTensorMap> {
         let inner = self.row_bytes();
         if self.interleave == Interleave::None {
@@ -289,26 +290,27 @@ impl TensorMap {
         Ok(())
     }
 
-    /// Returns the bytes of the box along dimension 0.
+    /// Returns the bytes of one row of the box (along dimension 0).
     #[inline]
     fn row_bytes(&self) -> u32 {
         self.box_dims[0].saturating_mul(self.data_type.bytes())
     }
 
-    /// Returns the elements of the box along dimension `i` in shared memory.
+    /// Returns the number of elements along dimension `i` that a box has in shared memory.
     #[inline]
     fn box_extent(&self, i: usize) -> u32 {
-        // Without interleave, the first element stride is ignored.
+        // Without interleave, the element stride of dimension 0 is ignored.
         if i == 0 { self.box_dims[0] } else { self.box_dims[i].div_ceil(self.element_strides[i].max(1)) }
     }
 
-    /// Returns the bytes that a load credits to its mbarrier, including parts of the box that are out of bounds.
+    /// Returns the bytes of a box, including its parts outside of the tensor. A load counts all of them on its
+    /// mbarrier.
     pub fn box_bytes(&self) -> u32 {
         let rows = (1..self.rank as usize).map(|i| self.box_extent(i)).fold(1, u32::saturating_mul);
         self.row_bytes().saturating_mul(rows)
     }
 
-    /// Returns sixteen bytes of the value that out-of-bounds elements are filled with.
+    /// Returns sixteen bytes of the fill value for elements outside of the tensor.
     pub fn fill(&self) -> [u8; 16] {
         let mut out = [0; 16];
         if self.oob_fill == OobFill::NanRequestZeroFma {

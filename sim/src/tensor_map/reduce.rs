@@ -7,7 +7,7 @@ use half::{bf16, f16};
 
 use super::DataType;
 
-/// A reduction's operation.
+/// The operation of a reduction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs)]
 pub enum ReduceOp {
@@ -22,7 +22,7 @@ pub enum ReduceOp {
 }
 
 impl ReduceOp {
-    /// Parses the qualifier without its dot.
+    /// Parses the qualifier, given without its dot.
     pub fn parse(text: &str) -> Option<Self> {
         Some(match text {
             "add" => Self::Add,
@@ -38,7 +38,7 @@ impl ReduceOp {
     }
 }
 
-/// A reduction's element type.
+/// The element type of a reduction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs)]
 pub enum ReduceType {
@@ -50,9 +50,9 @@ pub enum ReduceType {
     B64,
     U64,
     S64,
-    /// f32 with subnormals.
+    /// f32; subnormal numbers are kept.
     F32,
-    /// f32 whose subnormal operands and results become zeros of equal sign.
+    /// f32; subnormal operands and results become zeros of the same sign.
     F32Ftz,
     F64,
 }
@@ -65,15 +65,15 @@ pub struct Reduction {
 }
 
 impl Reduction {
-    /// Returns the reduction of `cp.reduce.async.bulk…{OP}{.noftz}.{TYPE}`; qualifiers are given without dots. With
-    /// `to_shared`, only the forms whose destination is `.shared::cluster` exist. `None` if PTX has no such form.
+    /// Returns the reduction of `cp.reduce.async.bulk…{OP}{.noftz}.{TYPE}`; qualifiers are given without dots. `None`
+    /// if PTX has no such form; with `to_shared`, only forms with destination `.shared::cluster` count.
     pub fn bulk(op: &str, noftz: bool, ty: &str, to_shared: bool) -> Option<Self> {
         use ReduceOp::*;
         let op = ReduceOp::parse(op)?;
         let minimum = matches!(op, Min | Max);
         let bitwise = matches!(op, And | Or | Xor);
         let (ty, exists, shared) = match ty {
-            // Half-precision addition exists only in the form that keeps subnormals.
+            // Addition of f16 and bf16 exists only with `.noftz`, which keeps subnormals.
             "f16" => (ReduceType::F16, op == Add && noftz || minimum && !noftz, false),
             "bf16" => (ReduceType::Bf16, op == Add && noftz || minimum && !noftz, false),
             "b32" => (ReduceType::B32, bitwise, true),
@@ -90,8 +90,8 @@ impl Reduction {
         (exists && (half || !noftz) && (shared || !to_shared)).then_some(Self { op, ty })
     }
 
-    /// Returns the reduction of `cp.reduce.async.bulk.tensor…{OP}` on a map's element type; `None` if the type has no
-    /// such operation.
+    /// Returns the reduction of `cp.reduce.async.bulk.tensor…{OP}` for the element type of a tensor map; `None` if
+    /// the type has no such operation.
     pub fn tensor(op: ReduceOp, data_type: DataType) -> Option<Self> {
         use ReduceOp::*;
         let bitwise = matches!(op, And | Or | Xor);
@@ -111,8 +111,8 @@ impl Reduction {
         exists.then_some(Self { op, ty })
     }
 
-    /// Computes `destination = op(destination, source)` element by element. A partial element at the end of the shorter
-    /// slice is not changed.
+    /// Computes `destination = op(destination, source)` element by element, as far as the shorter slice has whole
+    /// elements.
     pub fn apply(&self, destination: &mut [u8], source: &[u8]) {
         let op = self.op;
         match self.ty {
@@ -175,9 +175,9 @@ fn each<const N: usize>(destination: &mut [u8], source: &[u8], value: impl Fn([u
     }
 }
 
-/// Returns the sum, or the smaller or larger number; of a number and a NaN, the number.
+/// Returns the sum, or the smaller or larger number. The smaller or larger of a number and a NaN is the number.
 fn float(op: ReduceOp, a: f32, b: f32) -> f32 {
-    // Rust's `min` and `max` leave the order of −0 and +0 open.
+    // Rust's `min` and `max` may return either of −0 and +0.
     let zeros = a == 0.0 && b == 0.0;
     match op {
         ReduceOp::Min if zeros => {
@@ -211,7 +211,7 @@ fn unsigned(op: ReduceOp, a: u64, b: u64) -> u64 {
         ReduceOp::And => a & b,
         ReduceOp::Or => a | b,
         ReduceOp::Xor => a ^ b,
-        // `inc` and `dec` exist for u32 only, which the caller handles.
+        // The caller handles `inc` and `dec`, which exist for u32 only.
         ReduceOp::Add | ReduceOp::Inc | ReduceOp::Dec => a.wrapping_add(b),
     }
 }

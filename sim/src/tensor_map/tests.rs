@@ -112,7 +112,7 @@ fn replaces_fields() {
     assert_eq!(TensorMap::decode(&blob).unwrap(), want);
 }
 
-/// From 8 on, PTX numbers the types differently from the driver (LLVM's `TensormapElemType` agrees).
+/// From type 8 on, PTX's numbers differ from the driver's (LLVM's `TensormapElemType` agrees with PTX).
 #[test]
 fn ptx_element_type_numbers() {
     use DataType::*;
@@ -148,7 +148,7 @@ fn rejects_invalid_replacements() {
     assert_eq!(field(MapField::FillMode, 0, 2), "oobFill");
 }
 
-/// The swizzle as in the programming guide: unit x of row y moves to unit ((y + offset) % rows) ^ x.
+/// The swizzle of the programming guide: unit x of row y moves to unit ((y + offset) % rows) ^ x.
 #[test]
 fn swizzle_matches_the_programming_guide() {
     for base in (0..4096).step_by(128) {
@@ -165,7 +165,7 @@ fn swizzle_matches_the_programming_guide() {
     }
 }
 
-/// The reference: elements one by one, directly from the definition.
+/// A reference for the copy of a box: one element at a time, by the definition.
 fn naive(map: &TensorMap, coordinates: &[i32], shared: u32) -> Vec<BoxRun> {
     let rank = map.rank as usize;
     let element = map.data_type.bytes();
@@ -239,7 +239,8 @@ fn boxes_of_random_maps_match_the_reference() {
         assert_eq!(copy.bytes(), want.len() as u32 * element);
         let outside = want.iter().filter(|run| run.global.is_none()).count();
         partly_outside += (outside > 0 && outside < want.len()) as u32;
-        // The box accesses only its part of shared memory, each byte at most once, and every byte if it is dense.
+        // The copy accesses only the box's part of shared memory, each byte at most once, and every byte if it is
+        // dense.
         let mut touched = vec![0u8; copy.shared_bytes() as usize];
         for run in &runs {
             for at in run.shared..run.shared + run.bytes {
@@ -300,7 +301,7 @@ mod reductions {
         out
     }
 
-    /// The forms that the assembler accepts: to global memory, and of these to shared memory.
+    /// The types and operations that the assembler accepts, for reductions in global memory and in shared memory.
     #[test]
     fn supports_the_forms_of_the_assembler() {
         let global = "f16 add.noftz min max;bf16 add.noftz min max;b32 and or xor;u32 add min max inc dec;s32 add min max;\

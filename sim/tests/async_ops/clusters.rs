@@ -1,4 +1,4 @@
-//! Kernels with clusters of two blocks.
+//! Tests of kernels with clusters of two blocks.
 
 use super::common::*;
 use reel_sim::exec::LaunchConfig;
@@ -21,7 +21,7 @@ fn cluster_blocks_exchange_shared_memory() {
     let from = words(128);
     clean(FILE, "exchange_0", &setup, &|memory| {
         let out = output(memory);
-        // A block sends back the words that it read from its peer.
+        // Each block reads words of the other block, adds one and sends them back; their owner outputs them.
         let want: Vec<u32> = (0..128).map(|i| from[i / 64 * 64 + ((i % 64) ^ 9)].wrapping_add(1)).collect();
         assert_eq!(out[..128], want);
         assert_eq!(out[128], from.iter().filter(|w| *w & 1 != 0).count() as u32);
@@ -43,7 +43,8 @@ fn st_async_reaches_the_peer() {
     let from = words(128);
     clean(FILE, "post_0", &setup, &|memory| {
         let out = output(memory);
-        // The tile holds the peer's words; the peer returns the block's own words.
+        // The output combines a word that the other block sent with the block's own word, which the other block sent
+        // back.
         let want: Vec<u32> = (0..128)
             .map(|i| {
                 let (rank, t) = (i / 64, i % 64);

@@ -6,7 +6,7 @@ use reel_sim::memory::SimMemory;
 use reel_sim::program::Program;
 use std::collections::BTreeSet;
 
-/// Interleavings of a correct kernel, for each of the three completion policies.
+/// Number of interleavings of each kernel, for each of the three completion policies.
 const SEEDS: u64 = 8;
 
 const MOMENTS: [CompletionTiming; 3] = [CompletionTiming::Latest, CompletionTiming::Earliest, CompletionTiming::Random];
@@ -20,8 +20,8 @@ pub fn program(file: &str) -> Program {
     Program::parse(&text).expect("the corpus parses")
 }
 
-/// The expected findings of a variant, from comments in `FILE.cu`: `// NAME 1: kind, 2: kind` on the line of the
-/// finding.
+/// Returns the expected findings of a kernel's variant as (line, kind). In `FILE.cu`, a comment `// NAME 1: kind, 2:
+/// kind` on a line means that variant 1 or 2 of kernel NAME has this finding there.
 pub fn expected(file: &str, name: &str, variant: u32) -> BTreeSet<(u32, &'static str)> {
     let text = std::fs::read_to_string(path(&format!("{file}.cu"))).expect("the corpus has the source");
     let mut out = BTreeSet::new();
@@ -38,7 +38,7 @@ pub fn expected(file: &str, name: &str, variant: u32) -> BTreeSet<(u32, &'static
     out
 }
 
-/// These kernels are short.
+/// Returns options under which a deadlock is reported earlier than by default, because these kernels are short.
 pub fn patient() -> ExecOptions {
     ExecOptions { patience: 1_000_000, ..ExecOptions::default() }
 }
@@ -46,12 +46,12 @@ pub fn patient() -> ExecOptions {
 /// Creates a kernel's buffers in memory and returns its launch.
 pub type Setup<'a> = &'a dyn Fn(&mut SimMemory) -> LaunchConfig;
 
-/// Returns a launch of one block (or `grid`) of `threads` threads with these parameters.
+/// Returns a launch of `grid` blocks of `threads` threads with these parameters.
 pub fn launch(grid: u32, threads: u32, params: Params) -> LaunchConfig {
     LaunchConfig { grid: [grid, 1, 1], block: [threads, 1, 1], cluster: [1, 1, 1], dynamic_shared: 0, params: params.0 }
 }
 
-/// Lays out parameters as in C.
+/// The parameter bytes of a launch, laid out as in C.
 #[derive(Default)]
 pub struct Params(pub Vec<u8>);
 
@@ -78,7 +78,7 @@ pub fn run_one(program: &Program, kernel: &str, options: &ExecOptions, setup: Se
     (outcome, memory)
 }
 
-/// Checks that the kernel has no finding, and that `check` holds, under every interleaving.
+/// Checks under every interleaving that the kernel has no finding, and runs `check` on the memory.
 pub fn clean(file: &str, kernel: &str, setup: Setup, check: &dyn Fn(&SimMemory)) {
     clean_with(file, kernel, &patient(), setup, check);
 }
@@ -96,7 +96,7 @@ pub fn clean_with(file: &str, kernel: &str, base: &ExecOptions, setup: Setup, ch
     }
 }
 
-/// Checks that the variant's bug is reported at one of its lines; further findings that follow from it are allowed.
+/// Checks that the variant's bug is reported at one of its lines. Further findings that follow from it are allowed.
 pub fn planted(file: &str, name: &str, variant: u32, setup: Setup) {
     planted_with(file, name, variant, &patient(), setup);
 }
@@ -123,7 +123,7 @@ pub fn planted_with(file: &str, name: &str, variant: u32, base: &ExecOptions, se
     assert!(!expected.is_disjoint(&found), "{kernel}: wanted one of {expected:?}, found\n{all}");
 }
 
-/// Returns distinct 32-bit words.
+/// Returns 32-bit words that all differ.
 pub fn words(count: usize) -> Vec<u32> {
     (0..count as u32).map(|i| i.wrapping_mul(0x9e37_79b9) ^ i).collect()
 }
@@ -132,7 +132,7 @@ pub fn le(words: &[u32]) -> Vec<u8> {
     words.iter().flat_map(|w| w.to_le_bytes()).collect()
 }
 
-/// Returns the words of a buffer.
+/// Returns the buffer at address `base` as 32-bit words.
 pub fn read(memory: &SimMemory, base: u64) -> Vec<u32> {
     let bytes = memory.bytes(base).expect("a buffer");
     bytes.chunks_exact(4).map(|c| u32::from_le_bytes(c.try_into().expect("four"))).collect()

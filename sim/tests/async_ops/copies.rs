@@ -1,4 +1,4 @@
-//! Kernels with `cp.async`.
+//! Tests of kernels with `cp.async`.
 
 use super::common::*;
 use reel_sim::exec::LaunchConfig;
@@ -7,7 +7,7 @@ use reel_sim::memory::SimMemory;
 
 const FILE: &str = "cp_async";
 
-/// Parameters: `in` of that many words, and `out` of as many.
+/// Sets up the kernel's parameters: an input of `words_in` words, an output of `words_out` words, and `n`.
 fn setup(words_in: usize, words_out: usize, threads: u32, n: i32) -> impl Fn(&mut SimMemory) -> LaunchConfig {
     move |memory| {
         let input = memory.alloc(le(&words(words_in)));

@@ -1,4 +1,4 @@
-//! Dependent launches (`griddepcontrol`).
+//! Tests of dependent launches (`griddepcontrol`).
 
 use super::common::*;
 use reel_sim::exec::{LaunchConfig, SimLaunch, run_pair};

@@ -1,4 +1,4 @@
-//! A warp-specialised matrix product with tensor copies, mbarriers and wgmma, with and without a cluster.
+//! Tests of a warp-specialised GEMM with tensor copies, mbarriers and wgmma, with and without a cluster.
 
 use super::common::*;
 use reel_sim::exec::LaunchConfig;
@@ -7,7 +7,7 @@ use reel_sim::tensor_map::{DataType, Swizzle, TensorMap};
 
 const K: usize = 64 * 5;
 
-/// Returns small multiples of 1/4, whose sums are exact.
+/// Returns a small multiple of 1/4: the sums of products of such numbers are exact.
 fn quarter(i: usize) -> f32 {
     (((i * 7919) >> 3) % 17) as f32 / 4.0 - 2.0
 }
@@ -16,7 +16,7 @@ fn bf16_bytes(values: impl Iterator<Item = f32>) -> Vec<u8> {
     values.flat_map(|v| ((v.to_bits() >> 16) as u16).to_le_bytes()).collect()
 }
 
-/// An m×n product with 128×128 elements per block.
+/// Sets up an m×n product, of which each block computes 128×128 elements.
 fn setup(m: usize, n: usize, cluster: u32) -> impl Fn(&mut SimMemory) -> LaunchConfig {
     move |memory| {
         let a = memory.alloc(bf16_bytes((0..m * K).map(quarter)));

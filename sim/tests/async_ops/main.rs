@@ -1,5 +1,5 @@
-//! Whole kernels with asynchronous instructions: correct kernels have the right results and no findings, planted bugs
-//! are reported.
+//! Tests of whole kernels with asynchronous instructions: correct kernels have right results and no findings, and
+//! planted bugs are reported.
 
 mod clusters;
 mod common;

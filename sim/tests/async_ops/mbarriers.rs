@@ -1,4 +1,4 @@
-//! Kernels with mbarriers, bulk loads, bulk stores and bulk reductions.
+//! Tests of kernels with mbarriers, bulk loads, bulk stores and bulk reductions.
 
 use super::common::*;
 use reel_sim::exec::{ExecOptions, LaunchConfig};
@@ -67,7 +67,7 @@ fn bulk_stores() {
     clean(FILE, "store_0", &setup, &|memory| {
         assert_eq!(output(memory), from.iter().map(|w| w.wrapping_add(1)).collect::<Vec<u32>>());
     });
-    // A fence in the issuing thread, after the barrier, is correct too.
+    // Variant 4 is also correct: the issuing thread executes the fence after the barrier.
     clean(FILE, "store_4", &setup, &|_| ());
     (1..=3).for_each(|variant| planted(FILE, "store", variant, &setup));
 }

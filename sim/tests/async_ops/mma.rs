@@ -1,4 +1,4 @@
-//! Kernels with `mma.sync`, `ldmatrix` and `cp.async`.
+//! Tests of kernels with `mma.sync`, `ldmatrix` and `cp.async`.
 
 use super::common::*;
 use reel_sim::exec::LaunchConfig;
@@ -42,7 +42,7 @@ fn fragment_layouts() {
         let output = memory.alloc_uninitialized(4 * 32 * 17);
         launch(1, 32, Params::default().u64(input).u64(output))
     };
-    // Quarter q of the matrix is at row 8(q % 2), column 8(q / 2).
+    // Quarter q of the 16×16 matrix begins at row 8(q % 2), column 8(q / 2).
     let fragment = |q: usize, lane: usize, transposed: bool| {
         let (row, column) = (lane / 4, 2 * (lane % 4));
         let at = |r: usize, c: usize| {
@@ -78,7 +78,7 @@ fn stmatrix_stores_fragments() {
     let half = |word: usize, odd: usize| words(128)[word] >> (16 * odd) & 0xffff;
     clean("wgmma", "stored", &setup, &|memory| {
         let got = read(memory, memory.iter().nth(1).expect("two buffers").base);
-        // Lane l holds row l / 4, columns 2(l % 4) and the next one: word l of a matrix.
+        // Lane l holds row l / 4, columns 2(l % 4) and 2(l % 4) + 1, which are word l of a matrix.
         assert_eq!(got[..128], words(128));
         for i in 0..64 {
             let (matrix, row, column) = (i / 32, i % 32 / 4, i % 4 * 2);

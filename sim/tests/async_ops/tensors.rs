@@ -1,4 +1,4 @@
-//! Tensor copies against the geometry that the driver's arguments describe.
+//! Compares tensor copies with the geometry that the arguments of the driver describe.
 
 use super::common::*;
 use reel_sim::memory::SimMemory;
@@ -10,7 +10,7 @@ fn blob(map: &TensorMap) -> [u8; 128] {
     map.encode().expect("a good map")
 }
 
-/// Loads a box of f32 at `at` and checks that shared memory holds the swizzled box.
+/// Runs a kernel that loads a box of f32 at coordinates `at`, and checks that shared memory holds the swizzled box.
 fn load(dims: &[u64], box_dims: &[u32], swizzle: Swizzle, at: &[i32]) {
     let count: u64 = dims.iter().product();
     let mut strides = vec![4 * dims[0]];
@@ -98,7 +98,7 @@ fn tensor_maps_changed_on_the_device() {
         launch(2, 32, params)
     };
     clean(FILE, "replaced_0", &setup, &|memory| {
-        // Three rows of the other tensor; the fourth row is outside of it.
+        // The kernel changes the map to another tensor with three rows; the box's fourth row is outside of it.
         let want: Vec<u32> = words(64).iter().enumerate().map(|(i, w)| if i < 48 { w ^ 1 } else { 0 }).collect();
         assert_eq!(read(memory, memory.iter().nth(3).expect("buffers").base), want);
     });

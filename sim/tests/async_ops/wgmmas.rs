@@ -1,4 +1,4 @@
-//! Kernels with wgmma: layouts, hazards and setmaxnreg.
+//! Tests of kernels with wgmma: layouts, hazards and setmaxnreg.
 
 use super::common::*;
 use reel_sim::exec::LaunchConfig;
@@ -6,7 +6,7 @@ use reel_sim::memory::SimMemory;
 
 const FILE: &str = "wgmma";
 
-/// bf16 words of A (64 rows of 64) followed by B (1024 elements): small multiples of 1/4.
+/// Returns the input, small multiples of 1/4: 64×64 elements of A, then 1024 elements of B.
 fn values() -> Vec<f32> {
     (0..64 * 64 + 16 * 64).map(|i: usize| (((i * 7919) >> 3) % 17) as f32 / 4.0 - 2.0).collect()
 }
@@ -20,7 +20,7 @@ fn setup(threads: u32) -> impl Fn(&mut SimMemory) -> LaunchConfig {
     }
 }
 
-/// The 64×16 product of A, `[64][64]` or transposed, and B, `[16][64]` or transposed.
+/// Checks the 64×16 product of A (`[64][64]`, or transposed) and B (`[16][64]`, or transposed).
 fn check(transpose_a: bool, transpose_b: bool) -> impl Fn(&SimMemory) {
     let (v, mut want) = (values(), Vec::new());
     for m in 0..64 {
@@ -40,7 +40,7 @@ fn check(transpose_a: bool, transpose_b: bool) -> impl Fn(&SimMemory) {
 #[test]
 fn basic_wgmma_and_its_hazards() {
     clean(FILE, "basic_0", &setup(128), &check(false, false));
-    // The fence in the issuing threads, after the barrier.
+    // Variant 12 is also correct: the issuing threads execute the fence after the barrier.
     clean(FILE, "basic_12", &setup(128), &check(false, false));
     (1..=10).for_each(|variant| planted(FILE, "basic", variant, &setup(128)));
 }

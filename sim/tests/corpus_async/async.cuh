@@ -1,4 +1,4 @@
-// Thin wrappers of the asynchronous instructions, in a file of their own so that findings name the lines that call them.
+// Wrappers of the asynchronous instructions. They are in a header so that findings name the lines that call them.
 #pragma once
 
 using u16 = unsigned short;

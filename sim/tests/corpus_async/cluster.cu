@@ -6,7 +6,7 @@
         name<bug>(in, out, n);                                                                                              \
     }
 
-// Each block writes into the other block's shared memory.
+// Each block reads and writes the other block's shared memory.
 template <int BUG> DEVICE void exchange(const u32* in, u32* out, int n) {
     __shared__ u32 tile[64];
     __shared__ u32 count;
@@ -32,7 +32,7 @@ KERNEL(exchange, 2)
 KERNEL(exchange, 3)
 KERNEL(exchange, 4)
 
-// The peer's shared memory is read at the end, so its block must not have exited.
+// Each block reads the other block's shared memory at its end, so the other block must not have exited.
 template <int BUG> DEVICE void leave(const u32* in, u32* out, int n) {
     __shared__ u32 tile[64];
     u32 t = threadIdx.x, rank = cluster_rank();
@@ -44,7 +44,7 @@ template <int BUG> DEVICE void leave(const u32* in, u32* out, int n) {
 KERNEL(leave, 0)
 KERNEL(leave, 1)
 
-// A remote arrival signals that asynchronous stores filled the peer's buffer; the peer answers with a bulk copy.
+// Each block fills a buffer of the other block with st.async; the other block answers with a bulk copy.
 template <int BUG> DEVICE void post(const u32* in, u32* out, int n) {
     __shared__ alignas(16) u32 tile[64], back[64], total;
     __shared__ u64 bar, again, go;
@@ -81,7 +81,7 @@ KERNEL(post, 2)
 KERNEL(post, 3)
 KERNEL(post, 4)
 
-// One block loads for both.
+// One block loads a tile for both blocks by multicast.
 template <int BUG> DEVICE void multicast(const u32* in, u32* out, int n) {
     __shared__ alignas(16) u32 tile[64];
     __shared__ u64 bar;

@@ -1,5 +1,5 @@
-// cp.async, its groups and its arrivals. Each kernel copies rows through shared memory; variant 0 is correct, the others have
-// one bug each, at the line that a comment marks with the variant and the kind of the finding.
+// cp.async with groups and with arrivals on mbarriers. Each kernel copies rows through shared memory. Variant 0 is
+// correct; each other variant has one bug: the line of the finding is marked with the variant and the finding's kind.
 #include "async.cuh"
 
 #define KERNEL(name, bug)                                                                                                   \
@@ -7,7 +7,7 @@
         name<bug>(in, out, n);                                                                                              \
     }
 
-// One stage: each of 128 threads copies 16 bytes and reads its neighbour's bytes.
+// One stage: each of 128 threads copies 16 bytes and reads the bytes that its neighbour copied.
 template <int BUG> DEVICE void stage(const u32* in, u32* out, int n) {
     __shared__ alignas(16) u32 tile[512];
     u32 t = threadIdx.x;
@@ -51,7 +51,7 @@ KERNEL(pipeline, 1)
 KERNEL(pipeline, 2)
 KERNEL(pipeline, 3)
 
-// Rows that are copied only in part; the rest is filled with zeros.
+// cp.async copies only a part of some rows and fills the rest with zeros.
 template <int BUG> DEVICE void partial(const u32* in, u32* out, int n) {
     __shared__ alignas(16) u32 tile[512];
     u32 t = threadIdx.x;
@@ -66,7 +66,7 @@ template <int BUG> DEVICE void partial(const u32* in, u32* out, int n) {
 KERNEL(partial, 0)
 KERNEL(partial, 1)
 
-// Arrivals on an mbarrier when the copies are complete.
+// cp.async arrivals with .noinc: the mbarrier's count of 128 includes them, one per thread.
 template <int BUG> DEVICE void arrival(const u32* in, u32* out, int n) {
     __shared__ alignas(16) u32 tile[256];
     __shared__ u64 bar;
@@ -86,7 +86,7 @@ KERNEL(arrival, 0)
 KERNEL(arrival, 1)
 KERNEL(arrival, 2)
 
-// Arrivals with .noinc: the mbarrier expects one arrival of each thread.
+// cp.async arrivals without .noinc: the mbarrier's count of 128 does not include them.
 template <int BUG> DEVICE void counted(const u32* in, u32* out, int n) {
     __shared__ alignas(16) u32 tile[256];
     __shared__ u64 bar;
@@ -102,7 +102,7 @@ template <int BUG> DEVICE void counted(const u32* in, u32* out, int n) {
 }
 KERNEL(counted, 0)
 
-// A stage that plain stores overwrite while its copy is pending.
+// Plain stores overwrite a stage while its copy is still pending.
 template <int BUG> DEVICE void overwrite(const u32* in, u32* out, int n) {
     __shared__ alignas(16) u32 tile[128];
     u32 t = threadIdx.x;

@@ -1,4 +1,4 @@
-// A grid and its dependent: before griddepcontrol.wait, the second grid must not access what the first one writes.
+// Two dependent grids: before griddepcontrol.wait, the second one must not access what the first one writes.
 #include "async.cuh"
 
 extern "C" __global__ void first(const u32* in, u32* middle, u32* out, int n) {

@@ -1,5 +1,5 @@
-// D = A·Bᵀ in bf16 with f32 sums, 128×128 per block and 64 of k per stage: one producer warp with tensor copies, two consumer
-// warpgroups with wgmma, an epilogue with tensor stores. In the cluster variant two blocks share B's tiles by multicast.
+// D = A·Bᵀ in bf16 with f32 sums, 128×128 per block, k in stages of 64: one producer warp with tensor copies, two
+// consumer warpgroups with wgmma, then tensor stores. In the cluster variant, two blocks share B's tiles by multicast.
 #include "async.cuh"
 
 constexpr int STAGES = 3, TILE = 128 * 64 * 2;

@@ -6,6 +6,6 @@ shift
 for name in ${*:-cp_async mbarrier wgmma gemm cluster tensor dependent}; do
     case $name in cp_async | mma) arch=sm_80 ;; *) arch=sm_90a ;; esac
     $compile -ptx -arch=$arch -lineinfo -o "$name.ptx" "$name.cu" || exit 1
-    # The files' names, not where they lay.
+    # Keep the files' names without their folders.
     sed -i 's#\(\.file.*"\)/.*/#\1#' "$name.ptx"
 done

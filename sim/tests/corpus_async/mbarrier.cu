@@ -1,4 +1,4 @@
-// mbarriers alone and with bulk and tensor loads. Variant 0 of a kernel is correct, each other variant has one bug.
+// mbarriers alone, and with bulk and tensor loads. Variant 0 of a kernel is correct; each other variant has one bug.
 #include "async.cuh"
 
 #define KERNEL(name, bug)                                                                                                   \
@@ -6,7 +6,7 @@
         name<bug>(in, out, n);                                                                                              \
     }
 
-// A bulk load of 1 KiB by one thread, read by 256.
+// One thread loads 1 KiB by a bulk copy; 256 threads read it.
 template <int BUG> DEVICE void load(const u32* in, u32* out, int n) {
     __shared__ alignas(16) u32 tile[256];
     __shared__ u64 bar;
@@ -54,8 +54,8 @@ KERNEL(load, 9)
 KERNEL(load, 10)
 KERNEL(load, 11)
 
-// One thread waits and a block barrier orders the others; the copy is issued before the bytes are expected; the
-// mbarrier is used for two phases, then invalidated, and its memory reused.
+// One thread waits, and a block barrier orders the others. The copy is issued before expect_tx. The mbarrier is used
+// for two phases and then invalidated; its memory is used again.
 template <int BUG> DEVICE void twice(const u32* in, u32* out, int n) {
     __shared__ alignas(16) u32 tile[256];
     __shared__ u64 bar;
@@ -93,7 +93,7 @@ template <int BUG> DEVICE void twice(const u32* in, u32* out, int n) {
 }
 KERNEL(twice, 0)
 
-// A ring of two stages from warp 0 to warps 1 to 3, with plain loads and stores.
+// A ring buffer of two stages: warp 0 writes with plain stores, warps 1 to 3 read with plain loads.
 template <int BUG> DEVICE void ring(const u32* in, u32* out, int n) {
     __shared__ u32 tile[2][96];
     __shared__ u64 full[2], empty[2];
@@ -133,7 +133,7 @@ KERNEL(ring, 3)
 KERNEL(ring, 4)
 KERNEL(ring, 5)
 
-// States, counts, drops and pending counts.
+// mbarrier states, arrival counts, arrive_drop and pending_count.
 extern "C" __global__ void states(const u32* in, u32* out, int n) {
     __shared__ u64 bar;
     __shared__ u32 value[64];
@@ -146,7 +146,7 @@ extern "C" __global__ void states(const u32* in, u32* out, int n) {
     asm volatile("mbarrier.pending_count.b64 %0, %1;" : "=r"(pending) : "l"(state));
     while (!mbar_test(b, state)) {}
     u32 got = value[63 - t];
-    // The second half exits; one thread makes the 32 arrivals of the next phase.
+    // Threads 32 to 63 drop out; then one thread makes the 32 arrivals of the next phase.
     if (t >= 32) mbar_arrive_drop(b);
     else mbar_arrive(b);
     mbar_wait(b, 1);
@@ -157,7 +157,7 @@ extern "C" __global__ void states(const u32* in, u32* out, int n) {
     out[64 + t] = pending >= 1 && pending <= 64;
 }
 
-// Bulk stores and reductions.
+// Bulk stores from shared memory to global memory.
 template <int BUG> DEVICE void store(const u32* in, u32* out, int n) {
     __shared__ alignas(16) u32 tile[256];
     u32 t = threadIdx.x;
@@ -182,7 +182,7 @@ KERNEL(store, 2)
 KERNEL(store, 3)
 KERNEL(store, 4)
 
-// Adds to the output by a bulk reduction and reads it back after a full wait.
+// Adds to the output by a bulk reduction and reads it back after it has completed.
 template <int BUG> DEVICE void sum(const u32* in, u32* out, int n) {
     __shared__ alignas(16) float tile[128];
     u32 t = threadIdx.x;
@@ -201,7 +201,7 @@ template <int BUG> DEVICE void sum(const u32* in, u32* out, int n) {
 KERNEL(sum, 0)
 KERNEL(sum, 1)
 
-// Global memory written by plain stores and then read by a bulk load of the same kernel.
+// Plain stores write global memory, which a bulk load of the same kernel then reads.
 template <int BUG> DEVICE void reload(const u32* in, u32* out, int n) {
     __shared__ alignas(16) u32 tile[128];
     __shared__ u64 bar;

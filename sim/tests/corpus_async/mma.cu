@@ -1,10 +1,10 @@
-// D = A·Bᵀ in bf16 with f32 sums by mma.sync: 128×128 per block of eight warps, 32 of k per stage, three stages by cp.async; and
-// ldmatrix, stmatrix and movmatrix alone.
+// D = A·Bᵀ in bf16 with f32 sums by mma.sync: 128×128 per block of eight warps, k in stages of 32; cp.async fills
+// three stages ahead. A second kernel tests ldmatrix, stmatrix and movmatrix alone.
 #include "async.cuh"
 
 constexpr int STAGES = 3;
 
-// Byte offset of a 16-byte unit of a stage: rows of 64 bytes, units permuted so that eight rows have no bank conflict.
+// Byte offset of a 16-byte unit in a stage. Rows have 64 bytes; units are permuted to avoid bank conflicts.
 DEVICE u32 place(int row, int unit) {
     return row * 64 + ((unit ^ (row >> 1 & 3)) << 4);
 }
@@ -66,7 +66,7 @@ GEMM(0)
 GEMM(1)
 GEMM(2)
 
-// The fragments of a 16×16 matrix, and of its transposed quarters.
+// Writes the fragments of a 16×16 matrix, and those of its transposed quarters.
 extern "C" __global__ void fragments(const u32* in, u32* out) {
     __shared__ alignas(16) u32 tile[128];
     int lane = threadIdx.x;

@@ -1,7 +1,7 @@
-// Tensor copies of one to five dimensions, with all swizzles, out-of-bounds fill, stores, reductions, and maps changed on the device.
+// Tensor copies of one to five dimensions: swizzles, out-of-bounds fill, stores, reductions, maps changed by a kernel.
 #include "async.cuh"
 
-// Loads a box at coordinates `at` and writes its bytes in the order in which they are in shared memory.
+// Loads the box at coordinates `at` and writes its words to `out` in the order of shared memory.
 template <int RANK> DEVICE void load(const TensorMap& map, u32* out, int bytes, const int* at) {
     __shared__ alignas(1024) u32 tile[8192];
     __shared__ u64 bar;
@@ -30,7 +30,7 @@ LOAD(3)
 LOAD(4)
 LOAD(5)
 
-// Copies a box from one tensor to another; adds it if `add`.
+// Copies a box from one tensor to another, or adds it if `add`.
 extern "C" __global__ void move(const __grid_constant__ TensorMap from, const __grid_constant__ TensorMap to, int bytes, int x, int y, int add) {
     __shared__ alignas(1024) u32 tile[8192];
     __shared__ u64 bar;
@@ -48,7 +48,7 @@ extern "C" __global__ void move(const __grid_constant__ TensorMap from, const __
     bulk_wait<0>();
 }
 
-// A map is copied, gets another address and row count, is published, and is used by another block.
+// One block copies a map, changes its address and row count and publishes it; another block uses it.
 template <int BUG> DEVICE void replaced(const TensorMap& map, TensorMap* made, const u32* in, u32* out, u32* flag) {
     __shared__ alignas(128) u32 copy[32];
     __shared__ alignas(128) u32 tile[64];
@@ -81,7 +81,7 @@ extern "C" __global__ void replaced_0(const __grid_constant__ TensorMap map, Ten
     replaced<0>(map, made, in, out, flag);
 }
 
-// The last rows of a tensor: shared memory of the elements outside need not be initialised for a store.
+// Stores a box that is partly outside of the tensor: shared memory of the elements outside may be uninitialised.
 template <int BUG> DEVICE void ragged(const TensorMap& map, const float* in) {
     __shared__ alignas(128) float tile[64];
     u32 t = threadIdx.x;

@@ -1,4 +1,4 @@
-// wgmma: operands from memory and registers, groups, and hazards. Variant 0 of a kernel is correct, each other variant has one bug.
+// wgmma with operands in memory or registers, groups and hazards. Variant 0 is correct, each other one has one bug.
 #include "async.cuh"
 
 #define KERNEL(name, bug)                                                                                                   \
@@ -6,7 +6,7 @@
         name<bug>(in, out, n);                                                                                              \
     }
 
-// Copies bf16 words into shared memory so that the bytes of a tile with rows of `span` bytes are swizzled.
+// Copies bf16 words into shared memory and swizzles them as a tile with rows of SPAN bytes.
 template <int SPAN> DEVICE void fill(u32* to, const u32* from, int words) {
     constexpr u32 bits = SPAN == 128 ? 7 : SPAN == 64 ? 3 : SPAN == 32 ? 1 : 0;
     for (int i = threadIdx.x; i < words; i += 128) {
@@ -21,7 +21,7 @@ DEVICE void write(float* out, const float (&d)[8]) {
     for (int i = 0; i < 8; i++) out[(16 * warp + lane / 4 + 8 * (i >> 1 & 1)) * 16 + 8 * (i >> 2) + 2 * (lane % 4) + (i & 1)] = d[i]; // basic 9: wgmma
 }
 
-// D[64][16] = A[64][64]·B[16][64]ᵀ, both K-major with 128-byte swizzle: four steps along k.
+// D[64][16] = A[64][64]·B[16][64]ᵀ in four steps along k; A and B are K-major with 128-byte swizzle.
 template <int BUG> DEVICE void basic(const u32* in, float* out, int n) {
     __shared__ alignas(1024) u32 a[64 * 32];
     __shared__ alignas(1024) u32 b[16 * 32];
@@ -77,13 +77,13 @@ KERNEL(basic, 9)
 KERNEL(basic, 10)
 KERNEL(basic, 12)
 
-// Products with other layouts. B is [16][64] or, N-major, [64][16]; A is [64][64] or, M-major, [64 k][64 m].
+// Products with other layouts: B is [n = 16][k = 64] or N-major [k][n]; A is [m = 64][k = 64] or M-major [k][m].
 template <int SPAN, int TA, int TB> DEVICE void layouts(const u32* in, float* out) {
     __shared__ alignas(1024) u32 a[64 * 32];
     __shared__ alignas(1024) u32 b[16 * 32];
     constexpr int layout = SPAN == 128 ? 1 : SPAN == 64 ? 2 : SPAN == 32 ? 3 : 0;
     constexpr int row = SPAN / 4; // words of a row
-    // Tiles of rows of SPAN bytes one after the other along the contiguous dimension.
+    // The tiles have rows of SPAN bytes and lie one after the other along the contiguous dimension.
     for (int i = 0; i < 32 / row; i++) {
         for (int w = threadIdx.x; w < 64 * row; w += 128) {
             u32 at = smem(a) + 4 * (i * 64 * row + w);
@@ -105,7 +105,7 @@ template <int SPAN, int TA, int TB> DEVICE void layouts(const u32* in, float* ou
     float d[8];
     wgmma_fence();
     for (int k = 0; k < 4; k++) {
-        // K-major: a tile holds SPAN / 32 steps. MN-major: 16 lines of SPAN bytes per step.
+        // K-major: a tile holds SPAN / 32 steps along k. MN-major: each step takes 16 rows of SPAN bytes.
         u32 ka = TA ? k * 16 * SPAN : k / (SPAN / 32) * 64 * SPAN + k % (SPAN / 32) * 32;
         u32 kb = TB ? k * 16 * SPAN : k / (SPAN / 32) * 16 * SPAN + k % (SPAN / 32) * 32;
         u64 da = descriptor(smem(a) + ka, TA ? 64 * SPAN : 16, 8 * SPAN, layout);
@@ -128,7 +128,7 @@ LAYOUT(64, 1, 0)
 LAYOUT(32, 1, 0)
 LAYOUT(32, 0, 1)
 
-// A from registers, two products in flight.
+// A is in registers, and two products are in flight.
 template <int BUG> DEVICE void registers(const u32* in, float* out, int n) {
     __shared__ alignas(1024) u32 b[16 * 32];
     fill<128>(b, in + 64 * 32, 16 * 32);
@@ -184,7 +184,7 @@ KERNEL(copied, 0)
 KERNEL(copied, 1)
 KERNEL(copied, 2)
 
-// Registers move between warpgroups (setmaxnreg).
+// Warpgroups release and acquire registers (setmaxnreg).
 template <int BUG> DEVICE void pool(const u32* in, float* out, int n) {
     if (threadIdx.x < 128) {
         if (BUG == 2) { if (threadIdx.x < 64) setmaxnreg_dec<24>(); } // pool 2: setmaxnreg
@@ -208,7 +208,7 @@ POOL(1)
 POOL(2)
 POOL(3)
 
-// stmatrix, read back as plain words; the second pair transposed.
+// stmatrix writes matrices that are read back as plain words; the second pair is transposed.
 extern "C" __global__ void stored(const u32* in, u32* out) {
     __shared__ alignas(16) u32 tile[128];
     u32 t = threadIdx.x, r[4], p[2];

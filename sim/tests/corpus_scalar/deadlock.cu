@@ -9,7 +9,7 @@ __device__ __forceinline__ void give(unsigned* lock) {
     atomicExch(lock, 0u);
 }
 
-//@ grid=2 block=1 args=buf:4:zeros
+//@ launch: grid=2 block=1 args=buf:4:zeros
 extern "C" __global__ void lock_order_ok(unsigned* s) {
     for (int i = 0; i < 50; ++i) {
         take(s);
@@ -19,7 +19,7 @@ extern "C" __global__ void lock_order_ok(unsigned* s) {
         give(s);
     }
 }
-//@ grid=2 block=1 args=buf:4:zeros kind=deadlock varies some
+//@ launch: grid=2 block=1 args=buf:4:zeros finding=deadlock varies some
 extern "C" __global__ void lock_order_bug(unsigned* s) {
     unsigned first = blockIdx.x & 1;
     for (int i = 0; i < 50; ++i) {
@@ -31,15 +31,15 @@ extern "C" __global__ void lock_order_bug(unsigned* s) {
     }
 }
 
-// More blocks than fit: resident blocks wait for a block that cannot start.
-//@ grid=100 block=32 smem=120000 args=buf:1:zeros
+// The grid has more blocks than fit on the GPU: resident blocks wait for a block that cannot start.
+//@ launch: grid=100 block=32 dynamic_shared=120000 args=buf:1:zeros
 extern "C" __global__ void resident_ok(volatile unsigned* n) {
     if (threadIdx.x == 0) {
         atomicAdd(const_cast<unsigned*>(n), 1u);
         while (*n < gridDim.x) {}
     }
 }
-//@ grid=140 block=32 smem=120000 args=buf:1:zeros kind=deadlock
+//@ launch: grid=140 block=32 dynamic_shared=120000 args=buf:1:zeros finding=deadlock
 extern "C" __global__ void resident_bug(volatile unsigned* n) {
     if (threadIdx.x == 0) {
         atomicAdd(const_cast<unsigned*>(n), 1u);
@@ -47,7 +47,7 @@ extern "C" __global__ void resident_bug(volatile unsigned* n) {
     }
 }
 
-//@ grid=1 block=32 args=buf:1:zeros,buf:32:zeros
+//@ launch: grid=1 block=32 args=buf:1:zeros,buf:32:zeros
 extern "C" __global__ void same_warp_ok(volatile unsigned* flag, unsigned* out) {
     if (threadIdx.x == 0) {
         *flag = 1;
@@ -56,7 +56,7 @@ extern "C" __global__ void same_warp_ok(volatile unsigned* flag, unsigned* out) 
     }
     out[threadIdx.x] = 1;
 }
-//@ grid=1 block=32 args=buf:1:zeros,buf:32:zeros kind=deadlock
+//@ launch: grid=1 block=32 args=buf:1:zeros,buf:32:zeros finding=deadlock
 extern "C" __global__ void same_warp_bug(volatile unsigned* flag, unsigned* out) {
     if (threadIdx.x == 0) {
         *flag = 2;
@@ -67,7 +67,7 @@ extern "C" __global__ void same_warp_bug(volatile unsigned* flag, unsigned* out)
 }
 
 // Lane 0 holds the lock and waits for the other lanes, which wait for the lock.
-//@ grid=1 block=32 args=buf:2:zeros
+//@ launch: grid=1 block=32 args=buf:2:zeros
 extern "C" __global__ void lock_in_warp_ok(unsigned* s) {
     bool done = false;
     while (!done) {
@@ -80,7 +80,7 @@ extern "C" __global__ void lock_in_warp_ok(unsigned* s) {
         }
     }
 }
-//@ grid=1 block=32 args=buf:2:zeros kind=deadlock
+//@ launch: grid=1 block=32 args=buf:2:zeros finding=deadlock
 extern "C" __global__ void lock_in_warp_bug(unsigned* s) {
     while (atomicCAS(s, 0u, 1u) != 0u) {} //!
     __threadfence();
@@ -90,20 +90,20 @@ extern "C" __global__ void lock_in_warp_bug(unsigned* s) {
     atomicExch(s, 0u);
 }
 
-//@ grid=1 block=32 args=buf:32:zeros
+//@ launch: grid=1 block=32 args=buf:32:zeros
 extern "C" __global__ void left_ok(unsigned* out) {
     if (threadIdx.x >= 16) return;
     __syncwarp(0xffff);
     out[threadIdx.x] = 1;
 }
-//@ grid=2 block=64 args=buf:1:zeros,buf:128:zeros kind=deadlock
+//@ launch: grid=2 block=64 args=buf:1:zeros,buf:128:zeros finding=deadlock
 extern "C" __global__ void barrier_and_flag_bug(volatile unsigned* flag, unsigned* out) {
     if (threadIdx.x == 40) while (*flag == 0) {} //!
     __syncthreads(); //!
     if (threadIdx.x == 0) *flag = 1;
     out[blockIdx.x * 64 + threadIdx.x] = 1;
 }
-//@ grid=2 block=64 args=buf:1:zeros,buf:128:zeros
+//@ launch: grid=2 block=64 args=buf:1:zeros,buf:128:zeros
 extern "C" __global__ void barrier_and_flag_ok(volatile unsigned* flag, unsigned* out) {
     if (threadIdx.x == 0) *flag = 1;
     if (threadIdx.x == 40) while (*flag == 0) {}

@@ -2,7 +2,7 @@
 #include <cooperative_groups.h>
 namespace cg = cooperative_groups;
 
-//@ grid=2 block=48 args=buf:96:zeros
+//@ launch: grid=2 block=48 args=buf:96:zeros
 extern "C" __global__ void nested_loops(unsigned* out) {
     unsigned i = blockIdx.x * blockDim.x + threadIdx.x, sum = 0;
     for (unsigned j = 0; j < i % 7; ++j) {
@@ -14,7 +14,7 @@ extern "C" __global__ void nested_loops(unsigned* out) {
     out[i] = sum;
 }
 
-//@ grid=1 block=64 args=buf:64:zeros
+//@ launch: grid=1 block=64 args=buf:64:zeros
 extern "C" __global__ void break_continue(unsigned* out) {
     unsigned i = threadIdx.x, sum = 0;
     for (unsigned j = 0; j < 40; ++j) {
@@ -33,7 +33,7 @@ extern "C" __global__ void break_continue(unsigned* out) {
     out[i] = sum;
 }
 
-//@ grid=1 block=64 args=buf:64:zeros
+//@ launch: grid=1 block=64 args=buf:64:zeros
 extern "C" __global__ void switches(unsigned* out) {
     unsigned i = threadIdx.x, v = i;
     for (int round = 0; round < 3; ++round) {
@@ -51,7 +51,7 @@ extern "C" __global__ void switches(unsigned* out) {
     out[i] = v;
 }
 
-//@ grid=1 block=96 args=buf:96:zeros,u32=77
+//@ launch: grid=1 block=96 args=buf:96:zeros,u32=77
 extern "C" __global__ void early_exit(unsigned* out, unsigned n) {
     __shared__ unsigned s[96];
     unsigned i = threadIdx.x;
@@ -66,7 +66,7 @@ extern "C" __global__ void early_exit(unsigned* out, unsigned n) {
 }
 
 __device__ __noinline__ unsigned fibonacci(unsigned n) { return n < 2 ? n : fibonacci(n - 1) + fibonacci(n - 2); }
-//@ grid=1 block=32 args=buf:32:zeros
+//@ launch: grid=1 block=32 args=buf:32:zeros
 extern "C" __global__ void recursion(unsigned* out) { out[threadIdx.x] = fibonacci(threadIdx.x % 10); }
 
 typedef unsigned (*Function)(unsigned);
@@ -74,7 +74,7 @@ __device__ __noinline__ unsigned twice(unsigned x) { return 2 * x; }
 __device__ __noinline__ unsigned square(unsigned x) { return x * x; }
 __device__ __noinline__ unsigned deep(unsigned x) { return x & 1 ? twice(x + 3) : square(x + 4); }
 __device__ Function table[4] = {twice, square, deep, fibonacci};
-//@ grid=1 block=64 args=buf:64:zeros
+//@ launch: grid=1 block=64 args=buf:64:zeros
 extern "C" __global__ void function_pointers(unsigned* out) {
     unsigned i = threadIdx.x;
     out[i] = table[i % 3](i) + table[(i / 3) % 4](i % 8);
@@ -89,7 +89,7 @@ __device__ __noinline__ unsigned several_returns(unsigned x, unsigned* side) {
     }
     return 99;
 }
-//@ grid=1 block=64 args=buf:64:zeros
+//@ launch: grid=1 block=64 args=buf:64:zeros
 extern "C" __global__ void divergent_returns(unsigned* out) {
     unsigned side = 7, sum = 0;
     for (unsigned k = 0; k < 3; ++k) sum = sum * 7 + several_returns(threadIdx.x + k, &side);
@@ -97,7 +97,7 @@ extern "C" __global__ void divergent_returns(unsigned* out) {
 }
 
 // Shuffles in divergent code, with masks of the participating lanes.
-//@ grid=1 block=32 args=buf:32:zeros
+//@ launch: grid=1 block=32 args=buf:32:zeros
 extern "C" __global__ void divergent_shuffles(unsigned* out) {
     unsigned t = threadIdx.x, v = t;
     if (t % 2) {
@@ -112,7 +112,7 @@ extern "C" __global__ void divergent_shuffles(unsigned* out) {
     out[t] = v;
 }
 
-//@ grid=1 block=32 args=buf:32:zeros
+//@ launch: grid=1 block=32 args=buf:32:zeros
 extern "C" __global__ void syncwarp_in_branches(unsigned* out) {
     __shared__ unsigned s[32];
     unsigned t = threadIdx.x;
@@ -127,7 +127,7 @@ extern "C" __global__ void syncwarp_in_branches(unsigned* out) {
     }
 }
 
-//@ grid=1 block=64 args=buf:64:zeros
+//@ launch: grid=1 block=64 args=buf:64:zeros
 extern "C" __global__ void tiles(unsigned* out) {
     __shared__ unsigned s[64];
     auto block = cg::this_thread_block();
@@ -145,7 +145,7 @@ extern "C" __global__ void tiles(unsigned* out) {
     out[t] = v;
 }
 
-//@ grid=1 block=64 args=buf:1:zeros,buf:1:zeros
+//@ launch: grid=1 block=64 args=buf:1:zeros,buf:1:zeros
 extern "C" __global__ void coalesced(unsigned* n, unsigned* calls) {
     if (threadIdx.x % 3 == 0) {
         auto active = cg::coalesced_threads();
@@ -158,15 +158,15 @@ extern "C" __global__ void coalesced(unsigned* n, unsigned* calls) {
 }
 
 // Lanes of a warp pass a token from one to the next.
-//@ grid=1 block=32 args=buf:1:zeros,buf:32:zeros
+//@ launch: grid=1 block=32 args=buf:1:zeros,buf:32:zeros
 extern "C" __global__ void token(volatile unsigned* turn, unsigned* out) {
     while (*turn != 31 - threadIdx.x) {}
     out[threadIdx.x] = *turn;
     *turn = *turn + 1;
 }
 
-// Loops that some lanes leave from the middle of other loops.
-//@ grid=1 block=64 args=buf:64:zeros
+// Lanes leave nested loops from the innermost one (goto).
+//@ launch: grid=1 block=64 args=buf:64:zeros
 extern "C" __global__ void goto_out(unsigned* out) {
     unsigned i = threadIdx.x, n = 0;
     for (unsigned a = 0; a < 6; ++a) {

@@ -1,8 +1,8 @@
-// Instruction families with known results.
+// Kernels that each use one family of instructions; their results are known.
 #include <cstdio>
 struct Params { int a; float b; unsigned long long c; unsigned char d[5]; short e; };
 
-//@ grid=1 block=32 args=buf:64:zeros,buf:64:zeros
+//@ launch: grid=1 block=32 args=buf:64:zeros,buf:64:zeros
 extern "C" __global__ void narrow(unsigned char* bytes, int* out) {
     unsigned t = threadIdx.x;
     bytes[t] = 0x80 + 5 * t;
@@ -12,7 +12,7 @@ extern "C" __global__ void narrow(unsigned char* bytes, int* out) {
     out[32 + t] = reinterpret_cast<short*>(bytes + 64)[31 - t] * 3 + reinterpret_cast<unsigned short*>(bytes + 64)[t];
 }
 
-//@ grid=1 block=32 args=buf:128:arange,buf:128:zeros
+//@ launch: grid=1 block=32 args=buf:128:arange,buf:128:zeros
 extern "C" __global__ void vectors(const float* in, float* out) {
     unsigned t = threadIdx.x;
     float4 v = __ldg(reinterpret_cast<const float4*>(in) + t);
@@ -23,7 +23,7 @@ extern "C" __global__ void vectors(const float* in, float* out) {
 
 __constant__ unsigned constants[8] = {3, 1, 4, 1, 5, 9, 2, 6};
 __device__ unsigned long long module_variable[2] = {0x1234567890abcdefull, 7};
-//@ grid=1 block=32 args=buf:32:zeros
+//@ launch: grid=1 block=32 args=buf:32:zeros
 extern "C" __global__ void spaces(unsigned* out) {
     __shared__ unsigned s[32];
     unsigned local[8], t = threadIdx.x;
@@ -36,13 +36,13 @@ extern "C" __global__ void spaces(unsigned* out) {
     out[t] = v + 10000 * where + static_cast<unsigned>(module_variable[t & 1] >> 60);
 }
 
-//@ grid=1 block=4 args=buf:8:zeros,i32=-5,f32=1.5,u64=77,u64=434543264257
+//@ launch: grid=1 block=4 args=buf:8:zeros,i32=-5,f32=1.5,u64=77,u64=434543264257
 extern "C" __global__ void by_value(float* out, Params p) {
     unsigned t = threadIdx.x;
     out[t] = p.a + p.b + p.c + p.d[t] + p.e;
 }
 
-//@ grid=2 block=32 args=buf:32:zeros
+//@ launch: grid=2 block=32 args=buf:32:zeros
 extern "C" __global__ void atomics(unsigned* m) {
     unsigned t = blockIdx.x * 32 + threadIdx.x;
     atomicAdd(m + 0, t);
@@ -78,7 +78,7 @@ extern "C" __global__ void atomics(unsigned* m) {
 }
 
 #if __CUDA_ARCH__ >= 900 || !defined(__CUDA_ARCH__)
-//@ grid=1 block=32 args=buf:16:zeros,buf:64:zeros only=sm_90a
+//@ launch: grid=1 block=32 args=buf:16:zeros,buf:64:zeros architecture=sm_90a
 extern "C" __global__ void hopper(unsigned* m, unsigned* out) {
     float one = 1.0f, two = 2.0f;
     asm volatile("red.global.add.v2.f32 [%0], {%1, %2};" :: "l"(m), "f"(one), "f"(two) : "memory");
@@ -90,7 +90,7 @@ extern "C" __global__ void hopper(unsigned* m, unsigned* out) {
 }
 #endif
 
-//@ grid=1 block=32 args=buf:256:zeros
+//@ launch: grid=1 block=32 args=buf:256:zeros
 extern "C" __global__ void shuffles(unsigned* out) {
     unsigned t = threadIdx.x, v = 100 + t;
     out[t] = __shfl_sync(~0u, v, 5 * t);
@@ -103,7 +103,7 @@ extern "C" __global__ void shuffles(unsigned* out) {
     out[224 + t] = __shfl_xor_sync(~0u, v, 12, 8);
 }
 
-//@ grid=1 block=32 args=buf:320:zeros
+//@ launch: grid=1 block=32 args=buf:320:zeros
 extern "C" __global__ void votes(unsigned* out) {
     unsigned t = threadIdx.x;
     out[t] = __ballot_sync(~0u, t % 3 == 0) + __all_sync(~0u, t < 32) + 2 * __any_sync(~0u, t == 40);
@@ -119,7 +119,7 @@ extern "C" __global__ void votes(unsigned* out) {
     out[288 + t] = __reduce_or_sync(~0u, 1u << t / 2) + __reduce_and_sync(~0u, t | 32);
 }
 
-//@ grid=1 block=32 args=buf:320:zeros
+//@ launch: grid=1 block=32 args=buf:320:zeros
 extern "C" __global__ void integers(unsigned* out) {
     unsigned t = threadIdx.x, a = t * 0x9e3779b9u, b = a ^ a >> 7;
     out[t] = __byte_perm(a, b, 0x5a30 + t);
@@ -134,7 +134,7 @@ extern "C" __global__ void integers(unsigned* out) {
     out[288 + t] = __vadd2(a, b);
 }
 
-//@ grid=1 block=2 args=buf:2:zeros
+//@ launch: grid=1 block=2 args=buf:2:zeros
 extern "C" __global__ void prints(unsigned* out) {
     if (threadIdx.x == 1) {
         printf("%d|%5u|%-4x|%s|%c|%%|%lld|%08.3f|%e|%g\n", -3, 42u, 255u, "text", 'q', -5000000000ll, 3.14159, 12345.678, 0.5);
@@ -142,7 +142,7 @@ extern "C" __global__ void prints(unsigned* out) {
     out[threadIdx.x] = 1;
 }
 
-//@ grid=1 block=32 args=buf:32:zeros
+//@ launch: grid=1 block=32 args=buf:32:zeros
 extern "C" __global__ void heap(unsigned* out) {
     unsigned* p = static_cast<unsigned*>(malloc(4 * (threadIdx.x + 1)));
     for (unsigned k = 0; k <= threadIdx.x; ++k) p[k] = k;
@@ -152,7 +152,7 @@ extern "C" __global__ void heap(unsigned* out) {
     free(p);
 }
 
-//@ grid=1 block=32 args=buf:32:zeros
+//@ launch: grid=1 block=32 args=buf:32:zeros
 extern "C" __global__ void clocks(unsigned* out) {
     long long before = clock64();
     unsigned narrow = clock();

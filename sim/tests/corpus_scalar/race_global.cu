@@ -1,30 +1,30 @@
-// Accesses to global memory from several blocks.
+// Several blocks access the same global memory.
 
-//@ grid=4 block=32 args=buf:128:zeros
+//@ launch: grid=4 block=32 args=buf:128:zeros
 extern "C" __global__ void own_part_ok(unsigned* out) {
     unsigned i = blockIdx.x * 32 + threadIdx.x;
     out[i] = i;
     out[i] += 1;
 }
-//@ grid=4 block=32 args=buf:128:zeros kind=race varies
+//@ launch: grid=4 block=32 args=buf:128:zeros finding=race varies
 extern "C" __global__ void own_part_bug(unsigned* out) {
     unsigned i = blockIdx.x * 31 + threadIdx.x;
     out[i] += i; //!
 }
 
-//@ grid=8 block=32 args=buf:1:zeros
+//@ launch: grid=8 block=32 args=buf:1:zeros
 extern "C" __global__ void counter_ok(unsigned* out) { atomicAdd(out, 1u); }
-//@ grid=8 block=32 args=buf:1:zeros kind=race varies
+//@ launch: grid=8 block=32 args=buf:1:zeros finding=race varies
 extern "C" __global__ void counter_bug(unsigned* out) { *out += 1; } //!
 
-//@ grid=4 block=32 args=buf:1:zeros,buf:4:zeros
+//@ launch: grid=4 block=32 args=buf:1:zeros,buf:4:zeros
 extern "C" __global__ void atomic_plain_ok(unsigned* n, unsigned* out) {
     if (threadIdx.x == 0) {
         atomicAdd(n, 1u);
         out[blockIdx.x] = atomicAdd(n, 0u) > 0;
     }
 }
-//@ grid=4 block=32 args=buf:1:zeros,buf:4:zeros kind=race varies
+//@ launch: grid=4 block=32 args=buf:1:zeros,buf:4:zeros finding=race varies
 extern "C" __global__ void atomic_plain_bug(unsigned* n, unsigned* out) {
     if (threadIdx.x == 0) {
         atomicAdd(n, 1u); //!
@@ -32,8 +32,8 @@ extern "C" __global__ void atomic_plain_bug(unsigned* n, unsigned* out) {
     }
 }
 
-// One block passes data to another.
-//@ grid=2 block=32 args=buf:32:zeros,buf:1:zeros,buf:32:zeros
+// One block passes data to another block through global memory and a flag.
+//@ launch: grid=2 block=32 args=buf:32:zeros,buf:1:zeros,buf:32:zeros
 extern "C" __global__ void hand_over_ok(unsigned* data, volatile unsigned* flag, unsigned* out) {
     if (blockIdx.x == 0) {
         data[threadIdx.x] = threadIdx.x;
@@ -47,7 +47,7 @@ extern "C" __global__ void hand_over_ok(unsigned* data, volatile unsigned* flag,
         out[threadIdx.x] = data[31 - threadIdx.x];
     }
 }
-//@ grid=2 block=32 args=buf:32:zeros,buf:1:zeros,buf:32:zeros kind=race
+//@ launch: grid=2 block=32 args=buf:32:zeros,buf:1:zeros,buf:32:zeros finding=race
 extern "C" __global__ void hand_over_bug(unsigned* data, volatile unsigned* flag, unsigned* out) {
     if (blockIdx.x == 0) {
         data[threadIdx.x] = threadIdx.x; //!
@@ -61,7 +61,7 @@ extern "C" __global__ void hand_over_bug(unsigned* data, volatile unsigned* flag
     }
 }
 
-//@ grid=2 block=32 args=buf:32:zeros,buf:1:zeros,buf:32:zeros
+//@ launch: grid=2 block=32 args=buf:32:zeros,buf:1:zeros,buf:32:zeros
 extern "C" __global__ void release_acquire_ok(unsigned* data, unsigned* flag, unsigned* out) {
     if (blockIdx.x == 0) {
         data[threadIdx.x] = threadIdx.x;
@@ -74,7 +74,7 @@ extern "C" __global__ void release_acquire_ok(unsigned* data, unsigned* flag, un
         out[threadIdx.x] = data[31 - threadIdx.x];
     }
 }
-//@ grid=2 block=32 args=buf:32:zeros,buf:1:zeros,buf:32:zeros kind=race
+//@ launch: grid=2 block=32 args=buf:32:zeros,buf:1:zeros,buf:32:zeros finding=race
 extern "C" __global__ void release_acquire_bug(unsigned* data, unsigned* flag, unsigned* out) {
     if (blockIdx.x == 0) {
         data[threadIdx.x] = threadIdx.x; //!
@@ -88,7 +88,7 @@ extern "C" __global__ void release_acquire_bug(unsigned* data, unsigned* flag, u
     }
 }
 
-//@ grid=2 block=32 args=buf:32:zeros,buf:1:zeros,buf:32:zeros
+//@ launch: grid=2 block=32 args=buf:32:zeros,buf:1:zeros,buf:32:zeros
 extern "C" __global__ void scope_ok(unsigned* data, unsigned* flag, unsigned* out) {
     if (blockIdx.x == 0) {
         data[threadIdx.x] = threadIdx.x;
@@ -102,7 +102,7 @@ extern "C" __global__ void scope_ok(unsigned* data, unsigned* flag, unsigned* ou
         out[threadIdx.x] = data[31 - threadIdx.x];
     }
 }
-//@ grid=2 block=32 args=buf:32:zeros,buf:1:zeros,buf:32:zeros kind=race
+//@ launch: grid=2 block=32 args=buf:32:zeros,buf:1:zeros,buf:32:zeros finding=race
 extern "C" __global__ void scope_bug(unsigned* data, unsigned* flag, unsigned* out) {
     if (blockIdx.x == 0) {
         data[threadIdx.x] = threadIdx.x; //!
@@ -117,8 +117,8 @@ extern "C" __global__ void scope_bug(unsigned* data, unsigned* flag, unsigned* o
     }
 }
 
-// The flag itself is read by a plain load, once.
-//@ grid=2 block=1 args=buf:1:zeros,buf:1:zeros varies
+// The flag is read only once, by a plain load.
+//@ launch: grid=2 block=1 args=buf:1:zeros,buf:1:zeros varies
 extern "C" __global__ void poll_ok(unsigned* flag, unsigned* out) {
     if (blockIdx.x == 0) {
         *reinterpret_cast<volatile unsigned*>(flag) = 1;
@@ -126,7 +126,7 @@ extern "C" __global__ void poll_ok(unsigned* flag, unsigned* out) {
         *out = *reinterpret_cast<volatile unsigned*>(flag);
     }
 }
-//@ grid=2 block=1 args=buf:1:zeros,buf:1:zeros kind=race varies
+//@ launch: grid=2 block=1 args=buf:1:zeros,buf:1:zeros finding=race varies
 extern "C" __global__ void poll_bug(unsigned* flag, unsigned* out) {
     if (blockIdx.x == 0) {
         *reinterpret_cast<volatile unsigned*>(flag) = 1; //!
@@ -136,7 +136,7 @@ extern "C" __global__ void poll_bug(unsigned* flag, unsigned* out) {
 }
 
 // The last block to finish sums up the results of all blocks.
-//@ grid=6 block=32 args=buf:192:arange,buf:6:zeros,buf:1:zeros,buf:1:zeros
+//@ launch: grid=6 block=32 args=buf:192:arange,buf:6:zeros,buf:1:zeros,buf:1:zeros
 extern "C" __global__ void last_block_ok(const float* in, float* partial, unsigned* done, float* out) {
     __shared__ bool last;
     float v = in[blockIdx.x * 32 + threadIdx.x];
@@ -156,7 +156,7 @@ extern "C" __global__ void last_block_ok(const float* in, float* partial, unsign
         }
     }
 }
-//@ grid=6 block=32 args=buf:192:arange,buf:6:zeros,buf:1:zeros,buf:1:zeros kind=race
+//@ launch: grid=6 block=32 args=buf:192:arange,buf:6:zeros,buf:1:zeros,buf:1:zeros finding=race
 extern "C" __global__ void last_block_bug(const float* in, float* partial, unsigned* done, float* out) {
     __shared__ bool last;
     float v = in[blockIdx.x * 32 + threadIdx.x];
@@ -175,7 +175,7 @@ extern "C" __global__ void last_block_bug(const float* in, float* partial, unsig
     }
 }
 
-// All blocks synchronise between two steps.
+// A barrier of the whole grid separates two steps.
 __device__ __forceinline__ void grid_barrier(unsigned* arrived, unsigned phase, bool fences) {
     if (fences) __threadfence();
     __syncthreads();
@@ -186,7 +186,7 @@ __device__ __forceinline__ void grid_barrier(unsigned* arrived, unsigned phase, 
     }
     __syncthreads();
 }
-//@ grid=8 block=64 args=buf:512:arange,buf:512:zeros,buf:1:zeros
+//@ launch: grid=8 block=64 args=buf:512:arange,buf:512:zeros,buf:1:zeros
 extern "C" __global__ void grid_barrier_ok(float* a, float* b, unsigned* arrived) {
     unsigned i = blockIdx.x * 64 + threadIdx.x;
     for (unsigned step = 0; step < 2; ++step) {
@@ -196,7 +196,7 @@ extern "C" __global__ void grid_barrier_ok(float* a, float* b, unsigned* arrived
         grid_barrier(arrived, 2 * step + 2, true);
     }
 }
-//@ grid=8 block=64 args=buf:512:arange,buf:512:zeros,buf:1:zeros kind=race
+//@ launch: grid=8 block=64 args=buf:512:arange,buf:512:zeros,buf:1:zeros finding=race
 extern "C" __global__ void grid_barrier_bug(float* a, float* b, unsigned* arrived) {
     unsigned i = blockIdx.x * 64 + threadIdx.x;
     for (unsigned step = 0; step < 2; ++step) {
@@ -208,7 +208,7 @@ extern "C" __global__ void grid_barrier_bug(float* a, float* b, unsigned* arrive
 }
 
 // Blocks take turns: each adds its part after the previous block.
-//@ grid=8 block=32 args=buf:256:arange,buf:32:zeros,buf:1:zeros
+//@ launch: grid=8 block=32 args=buf:256:arange,buf:32:zeros,buf:1:zeros
 extern "C" __global__ void ordered_ok(const float* in, float* out, volatile unsigned* turn) {
     if (threadIdx.x == 0) while (*turn != blockIdx.x) {}
     __syncthreads();
@@ -218,7 +218,7 @@ extern "C" __global__ void ordered_ok(const float* in, float* out, volatile unsi
     __syncthreads();
     if (threadIdx.x == 0) *turn = blockIdx.x + 1;
 }
-//@ grid=8 block=32 args=buf:256:arange,buf:32:zeros,buf:1:zeros kind=race
+//@ launch: grid=8 block=32 args=buf:256:arange,buf:32:zeros,buf:1:zeros finding=race
 extern "C" __global__ void ordered_bug(const float* in, float* out, volatile unsigned* turn) {
     if (threadIdx.x == 0) while (*turn != blockIdx.x) {}
     __threadfence();
@@ -228,7 +228,7 @@ extern "C" __global__ void ordered_bug(const float* in, float* out, volatile uns
     if (threadIdx.x == 0) *turn = blockIdx.x + 1;
 }
 
-//@ grid=4 block=32 args=buf:2:zeros
+//@ launch: grid=4 block=32 args=buf:2:zeros
 extern "C" __global__ void lock_ok(unsigned* state) {
     if (threadIdx.x == 0) {
         while (atomicCAS(state, 0u, 1u) != 0u) __nanosleep(100);
@@ -238,7 +238,7 @@ extern "C" __global__ void lock_ok(unsigned* state) {
         atomicExch(state, 0u);
     }
 }
-//@ grid=4 block=32 args=buf:2:zeros kind=race varies
+//@ launch: grid=4 block=32 args=buf:2:zeros finding=race varies
 extern "C" __global__ void lock_bug(unsigned* state) {
     if (threadIdx.x == 0) {
         while (atomicCAS(state, 0u, 1u) != 0u) __nanosleep(100); //!
@@ -249,7 +249,7 @@ extern "C" __global__ void lock_bug(unsigned* state) {
 }
 
 // A polling loop whose registers differ in every iteration, so that it is hard to detect.
-//@ grid=4 block=32 args=buf:2:zeros
+//@ launch: grid=4 block=32 args=buf:2:zeros
 extern "C" __global__ void backoff_ok(unsigned* state) {
     if (threadIdx.x == 0) {
         unsigned wait = 8;

@@ -1,34 +1,34 @@
-// Accesses to shared memory with and without synchronisation.
+// Threads access the same shared memory, with and without synchronisation.
 
-//@ grid=1 block=64 args=buf:64:zeros
+//@ launch: grid=1 block=64 args=buf:64:zeros
 extern "C" __global__ void syncthreads_ok(float* out) {
     __shared__ float s[64];
     s[threadIdx.x] = threadIdx.x;
     __syncthreads();
     out[threadIdx.x] = s[63 - threadIdx.x];
 }
-//@ grid=1 block=64 args=buf:64:zeros kind=race,uninitialized
+//@ launch: grid=1 block=64 args=buf:64:zeros finding=race,uninitialized
 extern "C" __global__ void syncthreads_bug(float* out) {
     __shared__ float s[64];
     s[threadIdx.x] = threadIdx.x; //!
     out[threadIdx.x] = s[63 - threadIdx.x]; //!
 }
 
-//@ grid=1 block=32 args=buf:32:zeros
+//@ launch: grid=1 block=32 args=buf:32:zeros
 extern "C" __global__ void syncwarp_ok(float* out) {
     __shared__ float s[32];
     s[threadIdx.x] = threadIdx.x;
     __syncwarp();
     out[threadIdx.x] = s[31 - threadIdx.x];
 }
-//@ grid=1 block=32 args=buf:32:zeros kind=race,uninitialized
+//@ launch: grid=1 block=32 args=buf:32:zeros finding=race,uninitialized
 extern "C" __global__ void syncwarp_bug(float* out) {
     volatile __shared__ float s[32];
     *const_cast<float*>(s + threadIdx.x) = threadIdx.x; //!
     out[threadIdx.x] = *const_cast<float*>(s + 31 - threadIdx.x); //!
 }
 
-//@ grid=1 block=32 args=buf:32:zeros
+//@ launch: grid=1 block=32 args=buf:32:zeros
 extern "C" __global__ void shuffle_ok(float* out) {
     __shared__ float s[32];
     s[threadIdx.x] = threadIdx.x;
@@ -36,7 +36,7 @@ extern "C" __global__ void shuffle_ok(float* out) {
     float v = __shfl_xor_sync(~0u, 1.0f, 1);
     out[threadIdx.x] = s[31 - threadIdx.x] + v;
 }
-//@ grid=1 block=32 args=buf:32:zeros kind=race,uninitialized
+//@ launch: grid=1 block=32 args=buf:32:zeros finding=race,uninitialized
 extern "C" __global__ void shuffle_bug(float* out) {
     __shared__ float s[32];
     s[threadIdx.x] = threadIdx.x; //!
@@ -46,7 +46,7 @@ extern "C" __global__ void shuffle_bug(float* out) {
 }
 
 // A reduction whose last steps rely on the lanes of a warp running in lockstep.
-//@ grid=1 block=64 args=buf:64:arange,buf:1:zeros
+//@ launch: grid=1 block=64 args=buf:64:arange,buf:1:zeros
 extern "C" __global__ void warp_reduction_ok(const float* in, float* out) {
     __shared__ float s[64];
     unsigned t = threadIdx.x;
@@ -58,7 +58,7 @@ extern "C" __global__ void warp_reduction_ok(const float* in, float* out) {
         if (t == 0) *out = v;
     }
 }
-//@ grid=1 block=64 args=buf:64:arange,buf:1:zeros kind=race
+//@ launch: grid=1 block=64 args=buf:64:arange,buf:1:zeros finding=race
 extern "C" __global__ void warp_reduction_bug(const float* in, float* out) {
     __shared__ float s[64];
     unsigned t = threadIdx.x;
@@ -72,7 +72,7 @@ extern "C" __global__ void warp_reduction_bug(const float* in, float* out) {
     if (t < 1) *out = s[0] + s[1]; //!
 }
 
-//@ grid=1 block=64 args=buf:64:arange,buf:1:zeros
+//@ launch: grid=1 block=64 args=buf:64:arange,buf:1:zeros
 extern "C" __global__ void tree_ok(const float* in, float* out) {
     __shared__ float s[64];
     unsigned t = threadIdx.x;
@@ -83,7 +83,7 @@ extern "C" __global__ void tree_ok(const float* in, float* out) {
     }
     if (t == 0) *out = s[0];
 }
-//@ grid=1 block=64 args=buf:64:arange,buf:1:zeros kind=race
+//@ launch: grid=1 block=64 args=buf:64:arange,buf:1:zeros finding=race
 extern "C" __global__ void tree_bug(const float* in, float* out) {
     __shared__ float s[64];
     unsigned t = threadIdx.x;
@@ -95,7 +95,7 @@ extern "C" __global__ void tree_bug(const float* in, float* out) {
     if (t == 0) *out = s[0];
 }
 
-//@ grid=1 block=64 args=buf:256:arange,buf:64:zeros
+//@ launch: grid=1 block=64 args=buf:256:arange,buf:64:zeros
 extern "C" __global__ void loop_ok(const float* in, float* out) {
     __shared__ float s[64];
     float sum = 0;
@@ -107,7 +107,7 @@ extern "C" __global__ void loop_ok(const float* in, float* out) {
     }
     out[threadIdx.x] = sum;
 }
-//@ grid=1 block=64 args=buf:256:arange,buf:64:zeros kind=race
+//@ launch: grid=1 block=64 args=buf:256:arange,buf:64:zeros finding=race
 extern "C" __global__ void loop_bug(const float* in, float* out) {
     __shared__ float s[64];
     float sum = 0;
@@ -119,7 +119,7 @@ extern "C" __global__ void loop_bug(const float* in, float* out) {
     out[threadIdx.x] = sum;
 }
 
-//@ grid=1 block=64 args=buf:512:arange,buf:64:zeros
+//@ launch: grid=1 block=64 args=buf:512:arange,buf:64:zeros
 extern "C" __global__ void double_buffer_ok(const float* in, float* out) {
     __shared__ float s[2][64];
     unsigned t = threadIdx.x;
@@ -132,7 +132,7 @@ extern "C" __global__ void double_buffer_ok(const float* in, float* out) {
     }
     out[t] = sum;
 }
-//@ grid=1 block=64 args=buf:512:arange,buf:64:zeros kind=race
+//@ launch: grid=1 block=64 args=buf:512:arange,buf:64:zeros finding=race
 extern "C" __global__ void double_buffer_bug(const float* in, float* out) {
     __shared__ float s[2][64];
     unsigned t = threadIdx.x;
@@ -151,14 +151,14 @@ extern "C" __global__ void double_buffer_bug(const float* in, float* out) {
     out[t] = sum;
 }
 
-//@ grid=1 block=64 args=buf:1:zeros
+//@ launch: grid=1 block=64 args=buf:1:zeros
 extern "C" __global__ void write_write_ok(unsigned* out) {
     __shared__ unsigned winner;
     if (threadIdx.x == 5) winner = threadIdx.x;
     __syncthreads();
     if (threadIdx.x == 0) *out = winner;
 }
-//@ grid=1 block=64 args=buf:1:zeros kind=race
+//@ launch: grid=1 block=64 args=buf:1:zeros finding=race
 extern "C" __global__ void write_write_bug(unsigned* out) {
     __shared__ unsigned winner;
     if (threadIdx.x % 5 == 0) winner = threadIdx.x; //!
@@ -166,8 +166,8 @@ extern "C" __global__ void write_write_bug(unsigned* out) {
     if (threadIdx.x == 0) *out = winner;
 }
 
-// Equal values stored without synchronisation are a note.
-//@ grid=1 block=64 args=buf:64:zeros,u32=7 note=same
+// Several threads store equal values without synchronisation, which gives only a note.
+//@ launch: grid=1 block=64 args=buf:64:zeros,u32=7 note=same
 extern "C" __global__ void same_value_ok(unsigned* out, unsigned n) {
     __shared__ unsigned flag;
     flag = n;
@@ -175,7 +175,7 @@ extern "C" __global__ void same_value_ok(unsigned* out, unsigned n) {
     out[threadIdx.x] = flag;
 }
 
-//@ grid=1 block=64 args=buf:64:zeros
+//@ launch: grid=1 block=64 args=buf:64:zeros
 extern "C" __global__ void atomic_plain_ok(unsigned* out) {
     __shared__ unsigned n;
     if (threadIdx.x == 0) n = 0;
@@ -184,7 +184,7 @@ extern "C" __global__ void atomic_plain_ok(unsigned* out) {
     __syncthreads();
     out[threadIdx.x] = n;
 }
-//@ grid=1 block=64 args=buf:64:zeros kind=race varies
+//@ launch: grid=1 block=64 args=buf:64:zeros finding=race varies
 extern "C" __global__ void atomic_plain_bug(unsigned* out) {
     __shared__ unsigned n;
     if (threadIdx.x == 0) n = 0;
@@ -193,15 +193,15 @@ extern "C" __global__ void atomic_plain_bug(unsigned* out) {
     out[threadIdx.x] = n; //!
 }
 
-// Two lanes store the halves of a word.
-//@ grid=1 block=64 args=buf:32:zeros
+// Two lanes store the two halves of one word.
+//@ launch: grid=1 block=64 args=buf:32:zeros
 extern "C" __global__ void halves_ok(unsigned* out) {
     __shared__ unsigned short s[64];
     s[threadIdx.x] = threadIdx.x;
     __syncthreads();
     if (threadIdx.x < 32) out[threadIdx.x] = reinterpret_cast<unsigned*>(s)[threadIdx.x];
 }
-//@ grid=1 block=64 args=buf:32:zeros kind=race
+//@ launch: grid=1 block=64 args=buf:32:zeros finding=race
 extern "C" __global__ void halves_bug(unsigned* out) {
     __shared__ unsigned s[32];
     reinterpret_cast<unsigned short*>(s)[threadIdx.x] = threadIdx.x; //!
@@ -210,8 +210,8 @@ extern "C" __global__ void halves_bug(unsigned* out) {
     if (threadIdx.x < 32) out[threadIdx.x] = s[threadIdx.x];
 }
 
-// A queue between the lanes of a warp.
-//@ grid=1 block=32 args=buf:32:zeros
+// Lanes 0 to 3 in turn broadcast a value to their warp.
+//@ launch: grid=1 block=32 args=buf:32:zeros
 extern "C" __global__ void broadcast_ok(unsigned* out) {
     __shared__ unsigned s;
     unsigned sum = 0;
@@ -223,7 +223,7 @@ extern "C" __global__ void broadcast_ok(unsigned* out) {
     }
     out[threadIdx.x] = sum;
 }
-//@ grid=1 block=32 args=buf:32:zeros kind=race
+//@ launch: grid=1 block=32 args=buf:32:zeros finding=race
 extern "C" __global__ void broadcast_bug(unsigned* out) {
     __shared__ unsigned s;
     unsigned sum = 0;
@@ -235,8 +235,8 @@ extern "C" __global__ void broadcast_bug(unsigned* out) {
     out[threadIdx.x] = sum;
 }
 
-// Flags in shared memory between warps.
-//@ grid=1 block=64 args=buf:32:zeros
+// Warps synchronise through flags in shared memory.
+//@ launch: grid=1 block=64 args=buf:32:zeros
 extern "C" __global__ void flag_ok(unsigned* out) {
     __shared__ unsigned data[32];
     __shared__ volatile unsigned flag;
@@ -254,7 +254,7 @@ extern "C" __global__ void flag_ok(unsigned* out) {
         out[threadIdx.x - 32] = data[63 - threadIdx.x];
     }
 }
-//@ grid=1 block=64 args=buf:32:zeros kind=race
+//@ launch: grid=1 block=64 args=buf:32:zeros finding=race
 extern "C" __global__ void flag_bug(unsigned* out) {
     __shared__ unsigned data[32];
     __shared__ volatile unsigned flag;
@@ -273,7 +273,7 @@ extern "C" __global__ void flag_bug(unsigned* out) {
 }
 
 // A lock within a block.
-//@ grid=1 block=64 args=buf:1:zeros
+//@ launch: grid=1 block=64 args=buf:1:zeros
 extern "C" __global__ void lock_ok(unsigned* out) {
     __shared__ unsigned lock, n;
     if (threadIdx.x == 0) lock = 0, n = 0;
@@ -286,7 +286,7 @@ extern "C" __global__ void lock_ok(unsigned* out) {
     __syncthreads();
     if (threadIdx.x == 0) *out = n;
 }
-//@ grid=1 block=64 args=buf:1:zeros kind=race
+//@ launch: grid=1 block=64 args=buf:1:zeros finding=race
 extern "C" __global__ void lock_bug(unsigned* out) {
     __shared__ unsigned lock, n;
     if (threadIdx.x == 0) lock = 0, n = 0;

@@ -1,13 +1,13 @@
-//! Every planted mistake is reported with its kind and line, and its correct twin has no finding: under several seeds,
-//! all completion policies, both architectures, with and without line information.
+//! Every planted bug is reported with its kind and line, and its correct twin has no finding. This holds for several
+//! seeds, all completion policies, both architectures, with and without line information.
 
 use crate::harness::{ARCHITECTURES, COMPLETIONS, Case, SEEDS, cases, cuda, cuda_lines, ptx, run, without_lines};
 use reel_sim::finding::Finding;
 use reel_sim::program::Program;
 use std::fmt::Write;
 
-/// Compares a run's findings with the expected ones and returns the differences. `text`: the PTX whose lines they name,
-/// without line information.
+/// Compares the findings of a run with the expected ones and returns the first difference. If the program has no line
+/// information, `text` is the PTX with it, by which PTX lines are converted to CUDA lines.
 fn judge(case: &Case, found: &[Finding], text: Option<&str>) -> Option<String> {
     for f in found {
         let lines = match text {
@@ -23,7 +23,8 @@ fn judge(case: &Case, found: &[Finding], text: Option<&str>) -> Option<String> {
     (!case.some && found.is_empty()).then(|| format!("{first} not found"))
 }
 
-/// Runs one case with one program in all configurations; returns one problem per line.
+/// Runs one case under all seeds and completion policies. Returns one line per problem. `lined` is the PTX with line
+/// information if the program has none.
 fn check_case(program: &Program, case: &Case, lined: Option<&str>) -> String {
     let (mut first_output, mut found_once) = (None, false);
     let (mut wrong, mut count) = (String::new(), 0);

@@ -1,4 +1,4 @@
-//! Kernels whose warps diverge and reconverge, compared with results computed here.
+//! Kernels whose warps diverge and reconverge, compared with results that the tests compute.
 
 use crate::harness::every_run;
 

@@ -1,4 +1,4 @@
-//! Instruction families in whole kernels, compared with results computed here.
+//! Kernels that each use one family of instructions, compared with results that the tests compute.
 
 use crate::harness::every_run;
 
@@ -31,7 +31,7 @@ fn vectors() {
         let (t, k) = (i / 4, i % 4);
         let v = |k: u32| (4 * t + k) as f32;
         let w = |k: u32| (4 * (31 - t) + k) as f32;
-        // The double is two floats; its exponent is in the upper one.
+        // Each double of the input consists of two floats; its exponent is in the upper one.
         let exponent = ((2 * t + 1) as f32).to_bits() >> 20;
         [v(3) + w(0), v(2) + w(1), v(1), exponent as f32][k as usize].to_bits()
     });
@@ -53,7 +53,8 @@ fn spaces() {
 
 #[test]
 fn by_value() {
-    // The last argument is d[0..5], a byte of padding and e: 0x0065_2d04_0302_01 with e = 0x65.
+    // The eight bytes of the kernel's last argument: five bytes `d`, one byte of padding, and a 16-bit `e`, which is
+    // 0.
     let rest = 434_543_264_257u64.to_le_bytes();
     let e = i16::from_le_bytes([rest[6], rest[7]]) as f32;
     check("by_value", 0, |t| if t < 4 { (-5.0 + 1.5 + 77.0 + rest[t as usize] as f32 + e).to_bits() } else { 0 });
@@ -67,7 +68,7 @@ fn atomics() {
         1 => 0u32.wrapping_sub(192),
         2 => (5i32 - 63) as u32,
         3 => 441,
-        // Counts from 0 to 9 and again, 64 times.
+        // The counter runs from 0 to 9 and wraps around, 64 times incremented.
         4 => 64 % 10,
         5 => (0..64).fold(0, |v: u32, _| if v == 0 { 9 } else { v - 1 }),
         6 => 0,
@@ -81,11 +82,11 @@ fn atomics() {
         15 => (63i64 << 33 >> 32) as u32,
         16 => 5,
         17 => 64,
-        // 64 times 1 and 64 times 0.5, as halves: 64 = 0x5400, 32 = 0x5000; bf16: 0x4280, 0x4200.
+        // The sums of 64 times 1 and of 64 times 0.5: 0x5400 and 0x5000 in f16, 0x4280 and 0x4200 in bf16.
         18 => 0x5400_5000,
         19 => 0x4280_4200,
         20 => 77,
-        // Subnormals are flushed in global memory and added in shared memory.
+        // Atomics flush subnormal numbers in global memory, but add them in shared memory.
         21 => 0,
         22 => 96,
         _ => 0,
@@ -140,7 +141,8 @@ fn shuffles() {
                 }
             }
             6 => t ^ 9,
-            // Lanes of later segments cannot be read, lanes of earlier ones can.
+            // With a width of 8, `__shfl_xor_sync` cannot read lanes of later segments, but can read lanes of earlier
+            // ones.
             _ => {
                 if t ^ 12 > t | 7 {
                     t

@@ -1,4 +1,4 @@
-//! Kernels of `corpus_scalar`: their PTX, their launches (from `//@` lines), and their runs.
+//! Runs the kernels of `corpus_scalar`: reads their PTX and their launches (`//@` lines) and simulates them.
 
 use reel_sim::exec::{self, CompletionTiming, ExecOptions, LaunchConfig, SimOutcome};
 use reel_sim::finding::Finding;
@@ -7,9 +7,9 @@ use reel_sim::program::Program;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-/// The seeds of every kernel's runs.
+/// The seeds with which every kernel is run.
 pub const SEEDS: std::ops::Range<u64> = 0..8;
-/// The architectures of the PTX files.
+/// The architectures for which the PTX files were compiled.
 pub const ARCHITECTURES: [&str; 2] = ["sm_80", "sm_90a"];
 /// The completion policies of asynchronous operations.
 pub const COMPLETIONS: [CompletionTiming; 3] =
@@ -20,24 +20,24 @@ fn read(name: &str) -> String {
     std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
-/// Returns the CUDA text of a file.
+/// Returns the CUDA text of a corpus file.
 pub fn cuda(file: &str) -> String {
     read(&format!("{file}.cu"))
 }
 
-/// Returns the PTX of a file.
+/// Returns the PTX text of a corpus file.
 pub fn ptx(file: &str, architecture: &str) -> String {
     read(&format!("{file}.{architecture}.ptx"))
 }
 
-/// Removes line information from PTX, keeping the line numbers.
+/// Removes line information from PTX text; the other lines keep their numbers.
 pub fn without_lines(ptx: &str) -> String {
     let kept = |line: &str| !matches!(line.split_whitespace().next(), Some(".loc" | ".file"));
     ptx.lines().map(|line| if kept(line) { line } else { "" }).fold(String::new(), |text, line| text + line + "\n")
 }
 
-/// Returns the lines of the main file that PTX line `line` comes from, by the preceding `.loc`: its own line, or those
-/// of the calls that inlined it.
+/// Returns the lines of the CUDA file that PTX line `line` comes from, by the `.loc` before it: the line itself, or
+/// the lines of the calls that were inlined.
 pub fn cuda_lines(ptx: &str, line: u32) -> BTreeSet<u32> {
     let before: Vec<&str> = ptx.lines().take(line as usize).collect();
     let mut found = BTreeSet::new();
@@ -52,7 +52,7 @@ pub fn cuda_lines(ptx: &str, line: u32) -> BTreeSet<u32> {
             {
                 found.extend(words[at + 2].parse::<u32>());
             }
-            // A location of a header that is inlined into a header is preceded by the outer location.
+            // If code of a header is inlined into a header, the `.loc` before names the outer location.
             if !found.is_empty() {
                 break;
             }
@@ -61,7 +61,7 @@ pub fn cuda_lines(ptx: &str, line: u32) -> BTreeSet<u32> {
     found
 }
 
-/// A kernel of the corpus and its launch.
+/// A kernel of the corpus, its launch and its expected findings.
 #[derive(Clone, Debug, Default)]
 pub struct Case {
     /// The kernel's symbol.
@@ -72,31 +72,31 @@ pub struct Case {
     pub block: u32,
     /// Bytes of dynamic shared memory.
     pub shared: u32,
-    /// The kernel's arguments.
+    /// The kernel's arguments, each as `buf:COUNT:FILL` or `TYPE=VALUE`.
     pub args: Vec<String>,
     /// The kinds of findings that are allowed; empty for correct kernels.
     pub kinds: Vec<String>,
-    /// Text that a note must contain.
+    /// Text that one of the run's notes must contain.
     pub note: Option<String>,
-    /// True if outputs may differ between seeds.
+    /// True if the outputs may differ between seeds.
     pub varies: bool,
-    /// True if not every seed must find it.
+    /// True if a finding is required for some seed only, not for every seed.
     pub some: bool,
-    /// The only architecture on which it runs.
+    /// The architecture on which the case runs; `None` for all.
     pub only: Option<String>,
-    /// Lines that findings may name.
+    /// Lines of the CUDA file that findings may name.
     pub lines: BTreeSet<u32>,
 }
 
-/// Returns the cases of a CUDA file. Marked lines belong to the surrounding kernel; marked lines outside of kernels
-/// belong to all.
+/// Returns the cases of a CUDA file. A line marked with `//!` belongs to the kernel around it, or to all kernels if
+/// it is outside of kernels.
 pub fn cases(cuda: &str) -> Vec<Case> {
     let mut cases: Vec<Case> = Vec::new();
     let mut outside = BTreeSet::new();
     let mut inside = false;
     for (i, text) in cuda.lines().enumerate() {
         let line = i as u32 + 1;
-        if let Some(words) = text.strip_prefix("//@ ") {
+        if let Some(words) = text.strip_prefix("//@ launch: ") {
             cases.push(parse(words));
         }
         if text.contains("__global__")
@@ -128,20 +128,20 @@ fn parse(words: &str) -> Case {
         match key {
             "grid" => case.grid = value.parse().unwrap(),
             "block" => case.block = value.parse().unwrap(),
-            "smem" => case.shared = value.parse().unwrap(),
+            "dynamic_shared" => case.shared = value.parse().unwrap(),
             "args" => case.args = list(),
-            "kind" => case.kinds = list(),
+            "finding" => case.kinds = list(),
             "note" => case.note = Some(value.into()),
-            "only" => case.only = Some(value.into()),
+            "architecture" => case.only = Some(value.into()),
             "varies" => case.varies = true,
             "some" => case.some = true,
-            other => panic!("what is {other}?"),
+            other => panic!("unknown key {other} in a launch"),
         }
     }
     case
 }
 
-/// Creates the memory and parameters of a case; also returns the addresses of its buffers.
+/// Creates the memory and the parameter bytes of a case. Also returns the addresses of its buffers.
 pub fn arguments(args: &[String]) -> (SimMemory, Vec<u8>, Vec<u64>) {
     let mut memory = SimMemory::new();
     let mut params: Vec<u8> = Vec::new();
@@ -177,9 +177,9 @@ pub fn arguments(args: &[String]) -> (SimMemory, Vec<u8>, Vec<u64>) {
     (memory, params, buffers)
 }
 
-/// A run's result and its buffers afterwards.
+/// The outcome of a run and the buffers afterwards.
 pub struct Ran {
-    /// Findings, notes, counters.
+    /// Findings, notes and counters of the run.
     pub outcome: SimOutcome,
     /// The bytes of the buffers, in the order of the arguments.
     pub buffers: Vec<Vec<u8>>,
@@ -197,7 +197,7 @@ impl Ran {
     }
 }
 
-/// Runs a kernel of a program with the arguments of its case.
+/// Runs a kernel with the launch and the arguments of its case.
 pub fn run(program: &Program, case: &Case, seed: u64, completion: CompletionTiming) -> Ran {
     let kernel = program.kernel(&case.name).unwrap_or_else(|e| panic!("{}: {e}", case.name));
     let (mut memory, mut params, addresses) = arguments(&case.args);
@@ -217,8 +217,8 @@ pub fn run(program: &Program, case: &Case, seed: u64, completion: CompletionTimi
     Ran { outcome, buffers }
 }
 
-/// Runs a correct kernel of `file` under all seeds and architectures; equal seeds must give equal counters. Passes each
-/// run to `check`.
+/// Runs a correct kernel of `file` with all seeds, on all architectures, and passes each run to `check`. Equal seeds
+/// must give equal counters and buffers.
 pub fn every_run(file: &str, name: &str, check: impl Fn(&Ran)) {
     let cases = cases(&cuda(file));
     let case = cases.iter().find(|c| c.name == name).unwrap_or_else(|| panic!("no kernel {name} in {file}.cu"));

@@ -1,5 +1,5 @@
-//! Scalar kernels, compiled by nvcc, on the simulator: planted mistakes and their correct twins, divergence,
-//! instruction families, determinism.
+//! Tests of scalar kernels that nvcc compiled: planted bugs and their correct twins, divergence, instruction
+//! families, determinism.
 
 mod corpus;
 mod divergence;

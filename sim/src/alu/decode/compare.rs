@@ -9,8 +9,8 @@ use crate::ptx::ast::Type::{
     self, B16, B32, B64, BF16, BF16x2, F16, F16x2, F32, F64, Pred, S16, S32, S64, U16, U32, U64,
 };
 
-/// A comparison operator: the primitive relation with `swap` and `invert`, and the mask of orderings for which it holds
-/// (bit 0 less, 1 equal, 2 greater, 3 unordered).
+/// A comparison operator: the primitive relation, `swap`, `invert`, and the mask of orderings for which it holds (bit 0
+/// less, 1 equal, 2 greater, 3 unordered).
 type Operator = (Relation, bool, bool, u8);
 
 const FLOAT: [(&str, Operator); 14] = [

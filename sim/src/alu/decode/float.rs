@@ -130,8 +130,8 @@ impl InstructionForm<'_> {
             "tanh" => (half::tanh_half, half::tanh_halves, 1),
             _ => return None,
         };
-        // The modifiers that each instruction allows. bf16 has no `.sat`, and has `.ftz` only in `ex2`, where it is
-        // mandatory.
+        // Check the modifiers that the instruction allows. bf16 has no `.sat`, and `.ftz` only for `ex2`, which needs
+        // it.
         let transcendental = matches!(self.base, "ex2" | "tanh");
         let arithmetic = sources > 1;
         let allowed = approx == transcendental

@@ -39,7 +39,7 @@ pub enum DescriptorError {
          offset 0 the tile has to begin on a multiple of {pattern}"
     )]
     Pattern {
-        /// Start address.
+        /// Start address of the tile.
         start: u32,
         /// Row of the swizzle pattern in which the start address lies.
         row: u32,

@@ -38,17 +38,10 @@ impl Decoder<'_> {
         let mut regs = Vec::new();
         let mut register_rows = rows_of(ty);
         for o in &list {
-            if store {
-                // A register that is stored may be wider than the type.
-                regs.push(Some(self.o.source(o, ty)?));
-                if let Some(t) = self.o.register_type(o) {
-                    register_rows = rows_of(t);
-                }
-            } else {
-                regs.push(self.o.destination(o)?);
-                if let Some(t) = self.o.register_type(o) {
-                    register_rows = rows_of(t);
-                }
+            regs.push(if store { Some(self.o.source(o, ty)?) } else { self.o.destination(o)? });
+            // The register may be wider than the type.
+            if let Some(t) = self.o.register_type(o) {
+                register_rows = rows_of(t);
             }
         }
         let (mut semantics, scope) = self.semantics(parts);

@@ -95,13 +95,13 @@ pub struct Atomic {
     pub op: AtomicOp,
     /// The operand type.
     pub ty: AtomicType,
-    /// Registers for the old values, one per element; empty for `red`.
+    /// First rows of the registers for the old values, one per element; empty for `red`.
     pub dst: Vec<Option<Slot>>,
     /// The operand, one register per element; for `cas` the value to compare with.
     pub a: Vec<Slot>,
     /// The new value of `cas`.
     pub b: Option<Slot>,
-    /// Memory semantics; `None` for a weak access.
+    /// Memory semantics; `.relaxed` if the instruction names none.
     pub semantics: Option<MemorySemantics>,
     /// Scope, for strong accesses.
     pub scope: AccessStrength,

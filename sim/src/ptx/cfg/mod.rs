@@ -3,19 +3,20 @@
 //! ```text
 //! reconvergence(function):
 //!     blocks = basic blocks with edges
-//!     edges  = blocks.edges without ways that only end early (aborts, bare returns, code that ends)
-//!     put back the best excluded edges until every loop can be left
+//!     edges  = blocks.edges without paths that only end early (aborts, bare returns, code that ends)
+//!     put back the best excluded edges until every loop has an exit
 //!     for each diverging branch: reconverge at the immediate post-dominator of its block in edges
 //!
 //! if (c) { if (d) return; x(); } y();     branch on c reconverges at y; branch on d reconverges at x,
-//!                                         because the early return does not count as a way
+//!                                         because the early return is excluded
 //! ```
 
 use super::ast::{Function, Instruction, Operand, is_branch};
 use super::dominators::{Graph, Node};
 
-/// Returns the instructions that may follow instruction `index`: indices into the body, or the body's length for its
-/// end. Empty after `ret`, `exit`, `trap` and calls that do not return; a guard adds the next instruction.
+/// Returns the indices of the instructions that may follow instruction `index`; the length of the body stands for its
+/// end. `ret`, `exit`, `trap` and calls that do not return have no successor, except the next instruction if they are
+/// guarded.
 pub fn successors(function: &Function, index: u32) -> Vec<u32> {
     let Some(instruction) = function.body.get(index as usize) else { return Vec::new() };
     let mut next = match control_kind(function, index, instruction) {
@@ -33,21 +34,21 @@ pub fn successors(function: &Function, index: u32) -> Vec<u32> {
 /// instruction where they reconverge: the immediate post-dominator of the branch. `None` for all other instructions,
 /// and if there is no such point.
 ///
-/// Ways on which code only ends are not counted; otherwise every early `return` and failed assertion would move the
+/// Paths that only lead to an end are excluded. Otherwise every early `return` and failed assertion would move the
 /// reconvergence point to the end of the function:
-/// - a way that leads to a `trap` or a call that does not return is excluded if there is another way;
-/// - a way to a bare `ret` or `exit` (which may store return values first) is excluded if there is another way:
+/// - a path to a `trap`, or to a call that does not return, is excluded if the branch has another path;
+/// - a path to a bare `ret` or `exit` (which may store return values first) is excluded if the branch has another
+///   path:
 ///   returning lanes return at once, even at a `ret` that all lanes share;
-/// - a way into code that ends, and that is entered from nowhere else, is excluded if another way continues with shared
-///   code.
+/// - a path into code that ends, and that has no other entry, is excluded if another path continues with shared code.
 ///
-/// If one way remains after a branch, the reconvergence point is the start of that way: the other lanes run to their
-/// end first. A loop that could no longer be left gets one way out back, preferably the one to code with barriers, else
-/// the one to the most code. If no common point remains, as after `if (c) { a; return; } else { b; return; }`, a shared
-/// `ret` is the point, if there is one.
+/// If one path remains after a branch, the reconvergence point is the start of that path: the other lanes run to
+/// their end first. A loop that would lose its last exit gets one excluded path back, preferably one to code with
+/// barriers, else the one to the most code. If no common point remains, as after `if (c) { a; return; } else { b;
+/// return; }`, the point is a shared `ret`, if there is one.
 ///
-/// Lanes normally meet at this point, but nothing guarantees that all arrive: waiting lanes must not stop other lanes
-/// from running.
+/// Lanes normally meet at this point, but some may never arrive: waiting lanes must not stop other lanes from
+/// running.
 pub fn reconvergence(function: &Function) -> Vec<Option<u32>> {
     let mut reconverge = vec![None; function.body.len()];
     if function.body.is_empty() {
@@ -109,16 +110,16 @@ enum BlockEnd {
     Aborts,
 }
 
-/// Basic blocks. The last one is the empty block after the body, which returns.
+/// The basic blocks of a function. The last one is an empty block after the body, which returns.
 struct Blocks {
     /// The first instruction of each block.
     starts: Vec<usize>,
     graph: Graph,
     ends: Vec<BlockEnd>,
-    /// True for a block with only a `ret` or `exit`, apart from storing return values.
+    /// For each block, true if it consists only of a `ret` or `exit` and the stores of return values.
     bare: Vec<bool>,
-    /// Number of instructions of each block; an instruction that needs the whole warp counts more than any code without
-    /// one.
+    /// For each block, its number of instructions; an instruction that the whole warp must execute together counts
+    /// 2^24.
     weights: Vec<usize>,
 }
 
@@ -183,7 +184,7 @@ impl Blocks {
         }
     }
 
-    /// Returns the blocks from which a block with property `wanted` can be reached.
+    /// For each block, returns whether it can reach a block for which `wanted` is true.
     fn reaching(&self, wanted: impl Fn(Node) -> bool) -> Vec<bool> {
         let mut reach = vec![false; self.starts.len()];
         for block in 0..self.starts.len() {
@@ -194,7 +195,7 @@ impl Blocks {
         reach
     }
 
-    /// Returns the blocks from which only aborts can be reached.
+    /// For each block, returns whether it can reach only aborts.
     fn abort_only(&self) -> Vec<bool> {
         let aborts = self.reaching(|block| self.ends[block] == BlockEnd::Aborts);
         let returns = self.reaching(|block| self.ends[block] == BlockEnd::Returns);
@@ -202,14 +203,14 @@ impl Blocks {
     }
 }
 
-/// Returns an instruction's share of [`Blocks::weights`].
+/// Returns what an instruction counts in [`Blocks::weights`].
 fn weight(instruction: &Instruction) -> usize {
     let opcode = &instruction.opcode;
     let together = opcode.starts_with("bar") || opcode.contains(".sync") || opcode.contains(".aligned");
     if together { 1 << 24 } else { 1 }
 }
 
-/// Marks a node and all nodes that lead to it.
+/// Marks in `reach` a node and all nodes that lead to it.
 fn spread(graph: &Graph, reach: &mut [bool], node: Node) {
     let mut open = vec![node];
     while let Some(node) = open.pop() {
@@ -219,27 +220,27 @@ fn spread(graph: &Graph, reach: &mut [bool], node: Node) {
     }
 }
 
-/// An excluded edge that may be put back; the better ones sort first.
+/// An excluded edge that may be put back. Better edges sort first.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct ExcludedEdge {
-    /// 0: code that ends; 1: a bare return; 2: code that aborts.
+    /// What the edge leads to: 0 code that ends, 1 a bare return, 2 code that aborts.
     tier: u8,
-    /// Heavier code sorts first.
+    /// The weight of the code to which the edge leads; heavier code sorts first.
     weight: std::cmp::Reverse<usize>,
     from: Node,
-    /// `None` if the block ends.
+    /// The target; `None` if the edge is an end of block `from`.
     to: Option<Node>,
 }
 
-/// The edges that count for reconvergence.
+/// The edges that are not excluded when reconvergence points are computed.
 struct CountedEdges {
     graph: Graph,
-    /// Blocks that may end directly.
+    /// For each block, whether the function may end at its end.
     ends: Vec<bool>,
 }
 
 impl CountedEdges {
-    /// All edges except those that can only abort.
+    /// Returns all edges except those to code that can only abort.
     fn without_aborts(blocks: &Blocks) -> Self {
         let abort_only = blocks.abort_only();
         CountedEdges::without(blocks, |from, to| {
@@ -248,7 +249,8 @@ impl CountedEdges {
         })
     }
 
-    /// The edges that remain by the rules of [`reconvergence`]. Edges to bare returns become ends of the block.
+    /// Returns the edges that remain by the rules of [`reconvergence`]. An edge to a bare return becomes an end of
+    /// its block.
     fn without_early_ends(blocks: &Blocks) -> Self {
         let abort_only = blocks.abort_only();
         let enclosed = EnclosedCode::new(blocks);
@@ -270,8 +272,8 @@ impl CountedEdges {
         })
     }
 
-    /// `exclude` returns, for each edge, its target (`None`: the block ends), and tier and weight if the edge is
-    /// excluded.
+    /// Builds the edges. For each edge, `exclude` returns its target (`None` if the block ends there), and, if the
+    /// edge is excluded, its tier and weight.
     fn without(blocks: &Blocks, exclude: impl Fn(Node, Node) -> (Option<Node>, Option<(u8, usize)>)) -> Self {
         let nodes = blocks.starts.len();
         let mut ways = CountedEdges {
@@ -301,7 +303,7 @@ impl CountedEdges {
         }
     }
 
-    /// Puts excluded edges back, the best first, until every loop that could be left has a way out.
+    /// Puts excluded edges back, the best first, until every loop that had an exit has one again.
     fn put_back(&mut self, excluded: &[ExcludedEdge]) {
         let mut reach = vec![false; self.ends.len()];
         for block in 0..self.ends.len() {
@@ -317,8 +319,8 @@ impl CountedEdges {
         }
     }
 
-    /// Returns true if all ways from a block lead back to it: the block is in a loop that is never left, not merely on
-    /// the way to one.
+    /// Returns true if all paths from a block lead back to it: the block is in a loop without an exit, not only on a
+    /// path to such a loop.
     fn is_caught(&self, block: Node) -> bool {
         let mut back = vec![false; self.ends.len()];
         spread(&self.graph, &mut back, block);
@@ -341,7 +343,7 @@ impl CountedEdges {
         let count = self.ends.len();
         let end = count + heads.len();
         let mut graph = Graph::new(end + 1);
-        // The head of an endless loop is entered through an extra node that also leads to the end.
+        // The head of an endless loop is entered through an extra node, which also has an edge to the end.
         let mut entrance: Vec<Node> = (0..count).collect();
         heads.iter().enumerate().for_each(|(index, &head)| entrance[head] = count + index);
         for from in 0..count {
@@ -359,7 +361,7 @@ impl CountedEdges {
         (0..count).map(|block| dominators[block].and_then(block_of)).collect()
     }
 
-    /// Returns heads of endless loops, enough of them that each block reaches an end or one of them.
+    /// Returns heads of endless loops, so many that each block reaches an end or one of them.
     fn endless_loops(&self, order: &[Node]) -> Vec<Node> {
         let mut reach = vec![false; self.ends.len()];
         (0..self.ends.len()).filter(|&block| self.ends[block]).for_each(|block| spread(&self.graph, &mut reach, block));
@@ -377,13 +379,13 @@ impl CountedEdges {
     }
 }
 
-/// Code that ends and is entered only through its first block. Bare returns are ignored: each way to one has its own
-/// copy.
+/// Finds code that always ends and that is entered through its first block only. Bare returns count as part of the
+/// code that leads to them.
 struct EnclosedCode {
     dominators: Vec<Option<Node>>,
-    /// The weight of each block with all blocks that it dominates; `None` if an edge leaves them.
+    /// For each block, the weight of all blocks that it dominates and its own; `None` if an edge leaves these blocks.
     weights: Vec<Option<usize>>,
-    /// True for blocks that are entered only from their dominator, apart from back edges.
+    /// For each block, true if all its predecessors, except those of back edges, are its immediate dominator.
     one_way_in: Vec<bool>,
 }
 
@@ -400,8 +402,9 @@ impl EnclosedCode {
             }
             below == above
         };
-        // An edge leaves the code of every block from its source up to, but excluding, the dominator of its target (the
-        // target itself for a back edge). Count +1 at the source and −1 at the stop, and sum up the dominator tree.
+        // An edge leaves the code of every block on the dominator tree from its source up to, but excluding, the
+        // dominator of its target (the target itself for a back edge). Count +1 at the source and −1 where this
+        // stops, and sum up the tree.
         let mut leaving = vec![0i64; nodes];
         let mut one_way_in = vec![true; nodes];
         for &from in &order {
@@ -423,9 +426,9 @@ impl EnclosedCode {
         EnclosedCode { dominators, weights, one_way_in }
     }
 
-    /// Returns the weight of the enclosed code that the edge enters, if it enters such code.
+    /// Returns the weight of the enclosed code to which an edge leads; `None` if it leads to no such code.
     fn weight_behind(&self, from: Node, to: Node) -> Option<usize> {
-        // The root is its own dominator.
+        // `from != to` because the root is its own dominator.
         let entrance = from != to && self.one_way_in[to] && self.dominators[to] == Some(from);
         self.weights[to].filter(|_| entrance)
     }

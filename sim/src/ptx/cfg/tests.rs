@@ -1,7 +1,7 @@
 use super::*;
 use crate::ptx::parse;
 
-/// Parses a kernel with the given body; registers `%p0..%p9`, `%r0..%r9`.
+/// Parses a kernel with the given body, which may use the registers `%p0..%p9` and `%r0..%r9`.
 fn function(body: &str) -> Function {
     let text = format!(
         ".version 9.0\n.target sm_80\n.address_size 64\n.visible .entry k() {{\n.reg .pred %p<10>;\n.reg .b32 %r<10>;\n{body}\n}}"
@@ -10,8 +10,8 @@ fn function(body: &str) -> Function {
     module.functions.pop().unwrap()
 }
 
-/// Returns the reconvergence points of the branches in order: the K of the marker `mov.u32 %rN, K` at the point, -1 for
-/// a `ret` or the end, -2 for none.
+/// Returns the reconvergence point of each diverging branch: K if the instruction there is the marker `mov.u32 %rN,
+/// K`, -1 if it is a `ret` or the end, -2 if the branch has none.
 fn reconvergence_markers(body: &str) -> Vec<i64> {
     let function = function(body);
     let points = reconvergence(&function);
@@ -34,7 +34,7 @@ fn both_sides_of_an_if_reconverge_after_it() {
 
 #[test]
 fn early_return_does_not_move_the_reconvergence_point() {
-    // if (c1) { if (c2) return; x } y; return: with a shared `ret` and with its own.
+    // if (c1) { if (c2) return; x } y; return: the inner `return` jumps to the shared `ret`, or has its own.
     let shared = "@%p0 bra Y; @%p1 bra END; mov.u32 %r0, 1; Y: mov.u32 %r0, 2; END: ret;";
     assert_eq!(reconvergence_markers(shared), [2, 1]);
     let own = "@%p0 bra Y; @%p1 bra X; ret; X: mov.u32 %r0, 1; Y: mov.u32 %r0, 2; ret;";
@@ -47,11 +47,11 @@ fn early_return_does_not_move_the_reconvergence_point() {
 fn abort_does_not_move_the_reconvergence_point() {
     let trap = "@%p0 bra Y; @%p1 bra X; trap; X: mov.u32 %r0, 1; Y: mov.u32 %r0, 2; ret;";
     assert_eq!(reconvergence_markers(trap), [2, 1]);
-    // One block for two failures, which has more than one way in.
+    // Two failed assertions share one block, so this block has more than one entry.
     let shared = "@%p1 bra BAD; mov.u32 %r0, 1; @%p0 bra B; mov.u32 %r0, 2; @%p2 bra BAD; mov.u32 %r0, 3; \
                   B: mov.u32 %r0, 4; bra END; BAD: mov.u32 %r0, 5; trap; END: mov.u32 %r0, 6; ret;";
     assert_eq!(reconvergence_markers(shared), [1, 4, 3]);
-    // In the body of a loop whose only other exit is the code after it.
+    // The assertion is in the body of a loop; the loop's only other exit is the code after it.
     let looped = "L: mov.u32 %r0, 1; @%p0 bra OK; trap; OK: mov.u32 %r0, 2; @%p1 bra L; mov.u32 %r0, 3; ret;";
     assert_eq!(reconvergence_markers(looped), [2, 3]);
 }
@@ -70,15 +70,15 @@ fn calls_that_do_not_return_abort() {
 #[test]
 fn branches_whose_sides_both_end() {
     assert_eq!(reconvergence_markers("@%p0 bra A; mov.u32 %r0, 1; ret; A: mov.u32 %r0, 2; ret;"), [-2]);
-    // Both sides fall through to one `ret`.
+    // Both sides continue with the same `ret`.
     let shared = "@%p0 bra A; mov.u32 %r0, 1; bra END; A: mov.u32 %r0, 2; END: ret;";
     assert_eq!(reconvergence_markers(shared), [-1]);
-    // A `ret` after common code is no early return.
+    // A `ret` after common code is not an early return.
     let common = "@%p0 bra A; mov.u32 %r0, 1; A: mov.u32 %r0, 2; ret;";
     assert_eq!(reconvergence_markers(common), [2]);
-    // The common guard: lanes out of range return at once.
+    // The bounds check of most kernels: lanes out of range return at once.
     assert_eq!(reconvergence_markers("@%p0 bra END; mov.u32 %r0, 1; bar.sync 0; END: ret;"), [1]);
-    // To the end of a body without a `ret`.
+    // The branch goes to the end of a body without a `ret`.
     assert_eq!(reconvergence_markers("@%p0 bra END; mov.u32 %r0, 1; bar.sync 0; END:"), [1]);
     assert_eq!(reconvergence_markers("@%p0 bra A; mov.u32 %r0, 1; bra END; A: mov.u32 %r0, 2; END:"), [-1]);
 }
@@ -89,21 +89,22 @@ fn loops_reconverge_at_their_exit() {
     assert_eq!(reconvergence_markers("L: mov.u32 %r0, 1; @%p0 bra L; ret;"), [-1]);
     let condition_first = "H: @%p0 bra X; mov.u32 %r0, 1; bra H; X: mov.u32 %r0, 2; ret;";
     assert_eq!(reconvergence_markers(condition_first), [2]);
-    // A `break` and a `continue`.
+    // A loop with a `break` and a `continue`.
     let both = "H: mov.u32 %r0, 1; @%p0 bra X; mov.u32 %r0, 2; @%p1 bra C; mov.u32 %r0, 3; C: mov.u32 %r0, 4; \
                 @%p2 bra H; X: mov.u32 %r0, 5; ret;";
     assert_eq!(reconvergence_markers(both), [5, 4, 5]);
-    // An early return from inside, bare and with code: the way after the loop is its exit.
+    // An early return from inside a loop, without and with code before it: the loop's exit is the code after the
+    // loop.
     let bare = "H: mov.u32 %r0, 1; @%p0 bra END; mov.u32 %r0, 2; @%p2 bra H; mov.u32 %r0, 3; END: ret;";
     assert_eq!(reconvergence_markers(bare), [2, 3]);
     let code = "H: mov.u32 %r0, 1; @%p0 bra R; mov.u32 %r0, 2; @%p2 bra H; mov.u32 %r0, 3; bar.sync 0; ret; \
                 R: mov.u32 %r0, 4; ret;";
     assert_eq!(reconvergence_markers(code), [2, 3]);
-    // A loop that ends in the `ret` does not restore the early return before it.
+    // An early return before a loop stays excluded, although the loop itself ends in the same `ret`.
     let before = "@%p0 bra Y; @%p1 bra X; mov.u32 %r1, 9; bra END; X: mov.u32 %r0, 1; Y: mov.u32 %r0, 2; \
                   L: mov.u32 %r0, 3; @%p2 bra END; bra L; END: ret;";
     assert_eq!(reconvergence_markers(before), [2, 1, -1]);
-    // Nested.
+    // Two nested loops.
     let nested = "A: mov.u32 %r0, 1; B: mov.u32 %r0, 2; @%p0 bra B; mov.u32 %r0, 3; @%p1 bra A; mov.u32 %r0, 4; ret;";
     assert_eq!(reconvergence_markers(nested), [3, 4]);
 }
@@ -142,7 +143,7 @@ fn switches_reconverge_after_all_cases() {
     assert_eq!(successors(&function, 100), []);
 }
 
-/// Random programs: every reconvergence point can be reached from its branch.
+/// In random programs, every reconvergence point can be reached from its branch.
 #[test]
 fn reconvergence_points_are_reachable_from_their_branch() {
     let mut state = 0x9e37_79b9_7f4a_7c15u64;
@@ -176,7 +177,8 @@ fn reconvergence_points_are_reachable_from_their_branch() {
     }
 }
 
-/// Structured programs with early returns anywhere: each `if` reconverges at its join, each loop after it.
+/// In structured programs with early returns anywhere, each `if` reconverges after it, and each loop reconverges
+/// after it.
 #[test]
 fn structured_programs_reconverge_at_their_joins() {
     for seed in 1..400 {
@@ -197,12 +199,12 @@ fn structured_programs_reconverge_at_their_joins() {
     }
 }
 
-/// Generates a program; numbered barriers mark positions.
+/// Generates a structured program, in which numbered barriers mark positions.
 struct Structured {
     state: u64,
     labels: u32,
     text: String,
-    /// Barriers before branches, and the barriers where those must reconverge.
+    /// For each branch, the number of the barrier before it and of the barrier where its lanes must reconverge.
     meetings: Vec<(u32, u32)>,
 }
 
