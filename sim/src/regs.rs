@@ -7,9 +7,6 @@
 #[repr(C, align(64))]
 pub struct Row(pub [u32; 32]);
 
-/// 64-bit values, one per lane.
-pub type Row64 = [u64; 32];
-
 /// Index of the first row of a register.
 pub type Slot = u32;
 
@@ -49,7 +46,7 @@ impl Registers {
 
     /// Returns the 64-bit register at `slot`.
     #[inline(always)]
-    pub fn get64(&self, slot: Slot) -> Row64 {
+    pub fn get64(&self, slot: Slot) -> [u64; 32] {
         let rows: &[Row] = &self.rows[slot as usize..slot as usize + 2];
         let lanes: &[u64] = bytemuck::cast_slice(rows);
         lanes.try_into().expect("two rows are 32 lanes of 64 bits")
@@ -57,7 +54,7 @@ impl Registers {
 
     /// Writes the lanes of `mask` of the 64-bit register at `slot`.
     #[inline(always)]
-    pub fn set64(&mut self, slot: Slot, value: &Row64, mask: u32) {
+    pub fn set64(&mut self, slot: Slot, value: &[u64; 32], mask: u32) {
         let rows: &mut [Row] = &mut self.rows[slot as usize..slot as usize + 2];
         let lanes: &mut [u64] = bytemuck::cast_slice_mut(rows);
         if mask == u32::MAX {

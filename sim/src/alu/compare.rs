@@ -4,7 +4,7 @@
 
 use super::OperandSlots;
 use super::f32_math::{self, f32_input};
-use super::half::half;
+use super::half::half_value;
 use super::integer::integer_value;
 use super::lanes::{LaneValue, lanes_where, set_predicate, set_undefined, undefined_lanes};
 use super::scalar::{ScalarFlags, ScalarOp};
@@ -55,11 +55,11 @@ pub struct Comparison {
 impl Comparison {
     /// Writes the destination predicates, given the lanes in which the relation holds.
     #[inline(always)]
-    pub fn finish(self, r: &mut Registers, s: &OperandSlots, mask: u32, holds: u32) {
+    pub fn write_predicates(self, r: &mut Registers, s: &OperandSlots, mask: u32, holds: u32) {
         // Compute both results before writing: a destination may also be the source predicate.
-        let (p, u) = self.combined(r, s, holds);
+        let (p, u) = self.combined_mask(r, s, holds);
         if self.pair {
-            let (q, _) = self.combined(r, s, !holds);
+            let (q, _) = self.combined_mask(r, s, !holds);
             set_predicate(r, s.dst[1], q, mask, u);
         }
         set_predicate(r, s.dst[0], p, mask, u);
@@ -68,7 +68,7 @@ impl Comparison {
     /// Negates `holds` if `invert`, and combines it with the source predicate. Returns the lanes in which the result
     /// is true, and the lanes in which it is undefined.
     #[inline(always)]
-    pub fn combined(self, r: &Registers, s: &OperandSlots, holds: u32) -> (u32, u32) {
+    pub fn combined_mask(self, r: &Registers, s: &OperandSlots, holds: u32) -> (u32, u32) {
         let x = holds ^ 0u32.wrapping_sub(self.invert as u32);
         let u = undefined_lanes::<2>(r, s);
         if self.combine == Combine::None {
@@ -91,29 +91,29 @@ impl Comparison {
     /// Compares as signed integers after XORing `flip` into both operands. A `flip` of only the sign bit makes it an
     /// unsigned comparison.
     #[inline(always)]
-    pub fn run32(self, r: &mut Registers, s: &OperandSlots, mask: u32, flip: u32) {
+    pub fn compare_32bit_integers(self, r: &mut Registers, s: &OperandSlots, mask: u32, flip: u32) {
         let (a, b) = self.operands(s);
         let holds = if self.relation == Relation::Less {
             lanes_where::<u32>(r, a, b, |a, b| ((a ^ flip) as i32) < (b ^ flip) as i32)
         } else {
             lanes_where::<u32>(r, a, b, |a, b| a == b)
         };
-        self.finish(r, s, mask, holds);
+        self.write_predicates(r, s, mask, holds);
     }
 
     #[inline(always)]
-    pub fn run64(self, r: &mut Registers, s: &OperandSlots, mask: u32, flip: u64) {
+    pub fn compare_64bit_integers(self, r: &mut Registers, s: &OperandSlots, mask: u32, flip: u64) {
         let (a, b) = self.operands(s);
         let holds = if self.relation == Relation::Less {
             lanes_where::<u64>(r, a, b, |a, b| ((a ^ flip) as i64) < (b ^ flip) as i64)
         } else {
             lanes_where::<u64>(r, a, b, |a, b| a == b)
         };
-        self.finish(r, s, mask, holds);
+        self.write_predicates(r, s, mask, holds);
     }
 
     #[inline(always)]
-    pub fn run_f32(self, r: &mut Registers, s: &OperandSlots, mask: u32, ftz: bool) {
+    pub fn compare_f32(self, r: &mut Registers, s: &OperandSlots, mask: u32, ftz: bool) {
         let (a, b) = self.operands(s);
         let x = |a: u32| f32_input(a, ftz);
         let holds = match self.relation {
@@ -123,13 +123,13 @@ impl Comparison {
             Relation::Unequal => lanes_where::<u32>(r, a, b, |a, b| (x(a) < x(b)) | (x(a) > x(b))),
             Relation::Numbers => lanes_where::<u32>(r, a, b, |a, b| !f32_math::is_nan(a) & !f32_math::is_nan(b)),
         };
-        self.finish(r, s, mask, holds);
+        self.write_predicates(r, s, mask, holds);
     }
 }
 
 /// Executes `selp`. A result lane is undefined where the predicate or the selected source is undefined.
 #[inline(always)]
-pub fn select<A: LaneValue>(r: &mut Registers, s: &OperandSlots, m: u32) {
+pub fn selp<A: LaneValue>(r: &mut Registers, s: &OperandSlots, m: u32) {
     let p = r.predicates[s.src[2] as usize];
     let (a, b) = (A::load(r, s.src[0]), A::load(r, s.src[1]));
     let mut d = [A::ZERO; 32];
@@ -152,11 +152,11 @@ pub struct SetResult {
 
 /// Returns the lanes in which a comparison function returns 1.
 pub fn lanes_that_hold(scalar: &ScalarOp, r: &Registers, s: &OperandSlots, mask: u32) -> u32 {
-    lane_bits(&scalar.results(r, s, mask).0)
+    lane_mask(&scalar.lane_results(r, s, mask).0)
 }
 
 /// Returns a mask whose bit i is bit 0 of lane i.
-pub fn lane_bits(lanes: &[u64; 32]) -> u32 {
+pub fn lane_mask(lanes: &[u64; 32]) -> u32 {
     (0..32).fold(0, |m, i| m | ((lanes[i] & 1) as u32) << i)
 }
 
@@ -196,7 +196,7 @@ pub fn compare_floats(f: ScalarFlags, a: u64, b: u64, _: u64, _: u64) -> u64 {
     let x = |a: u64| match f.bits {
         64 => f64::from_bits(a),
         32 => f32_math::f32_input(a as u32, f.ftz) as f64,
-        _ => half(f, a),
+        _ => half_value(f, a),
     };
     (f.wide & ordering_bit(x(a).partial_cmp(&x(b))) != 0) as u64
 }
@@ -213,8 +213,8 @@ pub fn compare_integers(f: ScalarFlags, a: u64, b: u64, _: u64, _: u64) -> u64 {
 }
 
 /// Returns the bit of an ordering in the masks of [`compare_floats`]; `None` is unordered.
-pub fn ordering_bit(of: Option<std::cmp::Ordering>) -> u8 {
-    match of {
+pub fn ordering_bit(ordering: Option<std::cmp::Ordering>) -> u8 {
+    match ordering {
         Some(std::cmp::Ordering::Less) => 1,
         Some(std::cmp::Ordering::Equal) => 2,
         Some(std::cmp::Ordering::Greater) => 4,

@@ -1,6 +1,6 @@
 //! `cvt` between any two number formats, as [`ScalarFunction`](super::scalar::ScalarFunction)s.
 
-use super::f32_math::{self, flush};
+use super::f32_math::{self, flush_subnormal};
 use super::integer::{clamp_to_type, low_bits_mask, sign_or_zero_extend};
 use super::scalar::ScalarFlags;
 use super::soft_float::{
@@ -35,7 +35,7 @@ const NUMBER_FORMATS: [NumberFormat; 14] = [
 
 /// Returns the index of a format in [`NUMBER_FORMATS`]. [`ScalarFlags::bits`] holds this index of the source format,
 /// the low four bits of [`ScalarFlags::wide`] that of the destination format.
-pub fn index(kind: NumberFormat) -> Option<u8> {
+pub fn number_format_index(kind: NumberFormat) -> Option<u8> {
     NUMBER_FORMATS.iter().position(|k| *k == kind).map(|i| i as u8)
 }
 
@@ -76,7 +76,7 @@ pub fn cvt(f: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
         (NumberFormat::Int(bits, signed), NumberFormat::Float(format)) => {
             let x = sign_or_zero_extend(a, bits, signed);
             let x = if f.sat { x.clamp(0, 1) } else { x };
-            ExactFloat::integer(x).round(format, f.rounding)
+            ExactFloat::from_integer(x).round(format, f.rounding)
         }
         (NumberFormat::Float(_), NumberFormat::Float(TF32))
             if f.rounding == RoundingMode::Away && f32_math::is_nan(a as u32) =>
@@ -101,7 +101,7 @@ fn nan_to_tf32(f: ScalarFlags, a: u64) -> u64 {
 
 /// Returns the value of the source's bits. With `.ftz`, a subnormal f32 becomes zero.
 fn source(f: ScalarFlags, a: u64, format: FloatFormat) -> f64 {
-    let a = if format == F32 { flush(a as u32, f.ftz) as u64 } else { a };
+    let a = if format == F32 { flush_subnormal(a as u32, f.ftz) as u64 } else { a };
     match format {
         F64 => f64::from_bits(a),
         F32 => f32::from_bits(a as u32) as f64,
@@ -115,10 +115,11 @@ fn to_float(f: ScalarFlags, x: f64, to: FloatFormat) -> u64 {
     let x = if f.sat && x > 1.0 { 1.0 } else { x };
     let x = if f.relu && x <= 0.0 { 0.0 } else { x };
     let bits = encode_float(x, to, f.rounding);
-    let magnitude = bits & ((1 << to.sign) - 1);
-    let bits = if f.strict && !x.is_nan() && magnitude > to.largest { bits - (magnitude - to.largest) } else { bits };
+    let magnitude = bits & ((1 << to.sign_bit) - 1);
+    let bits =
+        if f.strict && !x.is_nan() && magnitude > to.max_finite { bits - (magnitude - to.max_finite) } else { bits };
     match to {
-        F32 => flush(bits as u32, f.ftz) as u64,
+        F32 => flush_subnormal(bits as u32, f.ftz) as u64,
         TF32 => bits << 13,
         _ => bits,
     }
@@ -126,7 +127,7 @@ fn to_float(f: ScalarFlags, x: f64, to: FloatFormat) -> u64 {
 
 /// Converts two f32 to a packed pair of 16-bit floats, `a` in the upper half. The low four bits of `wide` are the
 /// index of the destination format.
-pub fn pair(f: ScalarFlags, a: u64, b: u64, _: u64, _: u64) -> u64 {
+pub fn pack_f32s_as_halves(f: ScalarFlags, a: u64, b: u64, _: u64, _: u64) -> u64 {
     let NumberFormat::Float(to) = NUMBER_FORMATS[f.wide as usize & 15] else { return 0 };
     to_float(f, source(f, b, F32), to) | to_float(f, source(f, a, F32), to) << 16
 }
@@ -136,18 +137,18 @@ fn fp8(f: ScalarFlags) -> FloatFormat {
 }
 
 /// Converts two f32 to a packed pair of fp8, `a` in the upper byte: e5m2 if `variant`, else e4m3.
-pub fn fp8_pair(f: ScalarFlags, a: u64, b: u64, _: u64, _: u64) -> u64 {
+pub fn pack_f32s_as_fp8(f: ScalarFlags, a: u64, b: u64, _: u64, _: u64) -> u64 {
     let f = ScalarFlags { strict: true, ..f };
     to_float(f, source(f, b, F32), fp8(f)) | to_float(f, source(f, a, F32), fp8(f)) << 8
 }
 
 /// Converts a packed pair of f16 to a packed pair of fp8.
-pub fn fp8_from_halves(f: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
+pub fn pack_halves_as_fp8(f: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
     let f = ScalarFlags { strict: true, ..f };
     to_float(f, decode_float(a & 0xffff, F16), fp8(f)) | to_float(f, decode_float(a >> 16, F16), fp8(f)) << 8
 }
 
 /// Converts a packed pair of fp8 to a packed pair of f16, without rounding.
-pub fn halves_from_fp8(f: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
+pub fn unpack_fp8_as_halves(f: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
     to_float(f, decode_float(a & 0xff, fp8(f)), F16) | to_float(f, decode_float(a >> 8 & 0xff, fp8(f)), F16) << 16
 }

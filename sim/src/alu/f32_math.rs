@@ -7,20 +7,20 @@ pub const CANONICAL_NAN: u32 = 0x7fff_ffff;
 
 /// Replaces a subnormal by zero of the same sign if `ftz`.
 #[inline(always)]
-pub fn flush(x: u32, ftz: bool) -> u32 {
+pub fn flush_subnormal(x: u32, ftz: bool) -> u32 {
     if ftz && x & 0x7f80_0000 == 0 { x & 0x8000_0000 } else { x }
 }
 
 /// Returns the f32 with bits `x`; subnormals are flushed if `ftz`.
 #[inline(always)]
 pub fn f32_input(x: u32, ftz: bool) -> f32 {
-    f32::from_bits(flush(x, ftz))
+    f32::from_bits(flush_subnormal(x, ftz))
 }
 
 /// Returns the bits of a result: any NaN becomes the canonical NaN, subnormals are flushed if `ftz`.
 #[inline(always)]
 pub fn f32_output(x: f32, ftz: bool) -> u32 {
-    let bits = flush(x.to_bits(), ftz);
+    let bits = flush_subnormal(x.to_bits(), ftz);
     if bits & 0x7fff_ffff > 0x7f80_0000 { CANONICAL_NAN } else { bits }
 }
 

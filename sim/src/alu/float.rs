@@ -4,7 +4,7 @@
 //! Rounding to nearest uses the processor's own arithmetic; the other modes round an exact result
 //! ([`super::soft_float`]). Source: PTX ISA 9.0, chapter 9.7.3.
 
-use super::f32_math::{self, flush};
+use super::f32_math::{self, flush_subnormal};
 use super::scalar::ScalarFlags;
 use super::soft_float::{ExactFloat, F32, F64, FloatFormat, RoundingMode, add_round_to_odd};
 
@@ -42,7 +42,7 @@ fn rounded_arithmetic(
     if mode == RoundingMode::Nearest || !finite {
         return native;
     }
-    let (x, y, z) = (ExactFloat::new(a), ExactFloat::new(b), ExactFloat::new(c));
+    let (x, y, z) = (ExactFloat::from_f64(a), ExactFloat::from_f64(b), ExactFloat::from_f64(c));
     let minus_y = ExactFloat { negative: !y.negative, ..y };
     let product = x.times(y);
     let (exact, terms) = match op {
@@ -50,8 +50,8 @@ fn rounded_arithmetic(
         FloatArithmetic::Sub => (x.plus(minus_y), Some((x.negative, !y.negative))),
         FloatArithmetic::Mul => (product, None),
         FloatArithmetic::Fma => (product.plus(z), Some((product.negative, z.negative))),
-        FloatArithmetic::Div if !y.is_zero() && !x.is_zero() => (x.over(y), None),
-        FloatArithmetic::Rcp if !x.is_zero() => (ExactFloat::new(1.0).over(x), None),
+        FloatArithmetic::Div if !y.is_zero() && !x.is_zero() => (x.divided_by(y), None),
+        FloatArithmetic::Rcp if !x.is_zero() => (ExactFloat::from_f64(1.0).divided_by(x), None),
         FloatArithmetic::Sqrt if !x.negative && !x.is_zero() => (x.sqrt(), None),
         _ => return native,
     };
@@ -65,7 +65,7 @@ fn rounded_arithmetic(
         Some((s, _)) => s,
         None => exact.negative,
     };
-    (negative as u64) << format.sign
+    (negative as u64) << format.sign_bit
 }
 
 macro_rules! arithmetic_functions {
@@ -106,7 +106,7 @@ pub fn is_tiny_after_rounding(format: FloatFormat, mode: RoundingMode, x: f64) -
         RoundingMode::Down => x < 0.0,
         _ => false,
     };
-    let (least, unit) = (2f64.powi(format.least), 2f64.powi(format.least - format.precision as i32));
+    let (least, unit) = (2f64.powi(format.min_exponent), 2f64.powi(format.min_exponent - format.precision as i32));
     match mode {
         RoundingMode::Nearest | RoundingMode::Away => x.abs() < least - unit / 2.0,
         _ if away => x.abs() <= least - unit,
@@ -130,7 +130,7 @@ fn unrounded_result(op: FloatArithmetic, a: f64, b: f64, c: f64) -> f64 {
 /// Applies `.sat` and `.ftz` to the bits of an f32 result.
 fn saturate_and_flush(f: ScalarFlags, bits: u32) -> u64 {
     let bits = if f.sat { f32_math::saturate(f32::from_bits(bits)).to_bits() } else { bits };
-    flush(bits, f.ftz) as u64
+    flush_subnormal(bits, f.ftz) as u64
 }
 
 /// `copysign`: the sign of `a` on the magnitude of `b`.

@@ -69,7 +69,7 @@ fn f64_to_f32_round_to_odd(x: f64) -> u32 {
     if f32_math::is_nan(near.to_bits()) { f32_math::CANONICAL_NAN } else { odd }
 }
 
-pub fn pair(a: u64, b: u64, c: u64, g: impl Fn(u64, u64, u64) -> u64) -> u64 {
+pub fn map_halves(a: u64, b: u64, c: u64, g: impl Fn(u64, u64, u64) -> u64) -> u64 {
     g(a & 0xffff, b & 0xffff, c & 0xffff) | g(a >> 16, b >> 16, c >> 16) << 16
 }
 
@@ -79,11 +79,11 @@ pub fn half_format(f: ScalarFlags) -> FloatFormat {
 }
 
 /// Returns the value of a half-precision operand: bf16 if `variant`, else f16.
-pub fn half(f: ScalarFlags, x: u64) -> f64 {
+pub fn half_value(f: ScalarFlags, x: u64) -> f64 {
     let value =
         if f.variant { f32::from_bits((x as u32) << 16) } else { f32::from_bits(f32_math::f16_to_f32(x as u32)) }
             as f64;
-    if f.ftz && value.abs() < 2f64.powi(half_format(f).least) { 0f64.copysign(value) } else { value }
+    if f.ftz && value.abs() < 2f64.powi(half_format(f).min_exponent) { 0f64.copysign(value) } else { value }
 }
 
 /// Rounds a result to half precision, with `.sat`, `.relu` and `.ftz`. `x` is exact or rounded to odd.
@@ -106,12 +106,12 @@ fn half_result(f: ScalarFlags, x: f64) -> u64 {
 macro_rules! half_functions {
     ($($name:ident $pair:ident |$a:ident, $b:ident, $c:ident| $value:expr;)*) => {$(
         pub fn $name(f: ScalarFlags, a: u64, b: u64, c: u64, _: u64) -> u64 {
-            let [$a, $b, $c] = [a, b, c].map(|x| half(f, x));
+            let [$a, $b, $c] = [a, b, c].map(|x| half_value(f, x));
             half_result(f, $value)
         }
 
         pub fn $pair(f: ScalarFlags, a: u64, b: u64, c: u64, _: u64) -> u64 {
-            pair(a, b, c, |a, b, c| $name(f, a, b, c, 0))
+            map_halves(a, b, c, |a, b, c| $name(f, a, b, c, 0))
         }
     )*};
 }
@@ -135,15 +135,15 @@ pub fn abs_half(f: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
 }
 
 fn is_nan_half(f: ScalarFlags, a: u64) -> bool {
-    a & 0x7fff > half_format(f).largest + 1
+    a & 0x7fff > half_format(f).max_finite + 1
 }
 
 pub fn neg_halves(f: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
-    pair(a, 0, 0, |a, _, _| neg_half(f, a, 0, 0, 0))
+    map_halves(a, 0, 0, |a, _, _| neg_half(f, a, 0, 0, 0))
 }
 
 pub fn abs_halves(f: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
-    pair(a, 0, 0, |a, _, _| abs_half(f, a, 0, 0, 0))
+    map_halves(a, 0, 0, |a, _, _| abs_half(f, a, 0, 0, 0))
 }
 
 fn flush_half(f: ScalarFlags, a: u64) -> u64 {

@@ -2,7 +2,7 @@
 //!
 //! Source: PTX ISA 9.0, chapters 9.7.3 and 9.7.4 for the treatment of NaN and of signed zeros.
 
-use super::half::pair;
+use super::half::map_halves;
 use super::scalar::ScalarFlags;
 use super::soft_float::{BF16, F16, F32, F64, FloatFormat};
 
@@ -18,7 +18,7 @@ fn format_of(f: ScalarFlags) -> FloatFormat {
 /// Returns the bits of the smaller number in format `format`, or of the larger one if `larger`. −0 is below +0. Of a
 /// number and a NaN, the number is returned, or the NaN with `.NaN`.
 fn min_or_max(f: ScalarFlags, format: FloatFormat, larger: bool, a: u64, b: u64) -> u64 {
-    let (sign, infinity) = (1u64 << format.sign, format.largest + 1);
+    let (sign, infinity) = (1u64 << format.sign_bit, format.max_finite + 1);
     let clean = |x: u64| {
         let subnormal = x & (sign - 1) < 1 << (format.precision - 1);
         if f.ftz && subnormal { x & sign } else { x }
@@ -63,9 +63,9 @@ fn three(f: ScalarFlags, larger: bool, a: u64, b: u64, c: u64) -> u64 {
 }
 
 pub fn min_pair(f: ScalarFlags, a: u64, b: u64, _: u64, _: u64) -> u64 {
-    pair(a, b, 0, |a, b, _| min_or_max(f, format_of(f), false, a, b))
+    map_halves(a, b, 0, |a, b, _| min_or_max(f, format_of(f), false, a, b))
 }
 
 pub fn max_pair(f: ScalarFlags, a: u64, b: u64, _: u64, _: u64) -> u64 {
-    pair(a, b, 0, |a, b, _| min_or_max(f, format_of(f), true, a, b))
+    map_halves(a, b, 0, |a, b, _| min_or_max(f, format_of(f), true, a, b))
 }

@@ -63,7 +63,7 @@ impl VectorMove {
 
 fn load(r: &Registers, slot: Slot, bits: u32) -> [u128; 32] {
     match bits {
-        128 => get128(r, slot),
+        128 => load_128bit_lanes(r, slot),
         64 => r.get64(slot).map(|x| x as u128),
         _ => r.get(slot).map(|x| x as u128),
     }
@@ -71,19 +71,19 @@ fn load(r: &Registers, slot: Slot, bits: u32) -> [u128; 32] {
 
 fn store(r: &mut Registers, slot: Slot, value: &[u128; 32], bits: u32, mask: u32) {
     match bits {
-        128 => set128(r, slot, value, mask),
+        128 => store_128bit_lanes(r, slot, value, mask),
         64 => r.set64(slot, &value.map(|x| x as u64), mask),
         _ => r.set(slot, &value.map(|x| x as u32), mask),
     }
 }
 
 /// Reads four rows as 32 lanes of 128 bits.
-pub fn get128(r: &Registers, slot: Slot) -> [u128; 32] {
+pub fn load_128bit_lanes(r: &Registers, slot: Slot) -> [u128; 32] {
     let lanes: &[u128] = bytemuck::cast_slice(&r.rows[slot as usize..slot as usize + 4]);
     std::array::from_fn(|i| lanes[i])
 }
 
-pub fn set128(r: &mut Registers, slot: Slot, value: &[u128; 32], mask: u32) {
+pub fn store_128bit_lanes(r: &mut Registers, slot: Slot, value: &[u128; 32], mask: u32) {
     let lanes: &mut [u128] = bytemuck::cast_slice_mut(&mut r.rows[slot as usize..slot as usize + 4]);
     for i in (0..32).filter(|i| mask >> i & 1 != 0) {
         lanes[i] = value[i];

@@ -6,12 +6,12 @@
 //! [`super::compare`], [`super::float`], [`super::half`], …
 
 use super::carry::CarryOp;
-use super::compare::{Combine, Comparison, SetResult, lane_bits, lanes_that_hold, select};
+use super::compare::{Combine, Comparison, SetResult, lane_mask, lanes_that_hold, selp};
 use super::f32_math::{self, exp2, f32_input, f32_output};
 use super::half::HalfOp;
 use super::lanes::{map1, map2, map3, set_predicate, set_undefined, undefined_lanes};
 use super::logic::{PredicateLogic, lop3, lop3_value, predicates, prmt};
-use super::moves::{VectorMove, get128, set128, unpack};
+use super::moves::{VectorMove, load_128bit_lanes, store_128bit_lanes, unpack};
 use super::scalar::ScalarOp;
 use super::soft_float::add_round_to_odd;
 use super::{OperandSlots, RegisterClass};
@@ -152,14 +152,14 @@ impl Op {
             Op::MaxS32 => map2(r, s, m, |a: u32, b: u32| (a as i32).max(b as i32) as u32),
             Op::MinU32 => map2(r, s, m, |a: u32, b: u32| a.min(b)),
             Op::MaxU32 => map2(r, s, m, |a: u32, b: u32| a.max(b)),
-            Op::SetpS32(c) => c.run32(r, s, m, 0),
-            Op::SetpU32(c) => c.run32(r, s, m, 1 << 31),
-            Op::SetpS64(c) => c.run64(r, s, m, 0),
-            Op::SetpU64(c) => c.run64(r, s, m, 1 << 63),
-            Op::SetpF32(c, false) => c.run_f32(r, s, m, false),
-            Op::SetpF32(c, true) => c.run_f32(r, s, m, true),
-            Op::Selp32 => select::<u32>(r, s, m),
-            Op::Selp64 => select::<u64>(r, s, m),
+            Op::SetpS32(c) => c.compare_32bit_integers(r, s, m, 0),
+            Op::SetpU32(c) => c.compare_32bit_integers(r, s, m, 1 << 31),
+            Op::SetpS64(c) => c.compare_64bit_integers(r, s, m, 0),
+            Op::SetpU64(c) => c.compare_64bit_integers(r, s, m, 1 << 63),
+            Op::SetpF32(c, false) => c.compare_f32(r, s, m, false),
+            Op::SetpF32(c, true) => c.compare_f32(r, s, m, true),
+            Op::Selp32 => selp::<u32>(r, s, m),
+            Op::Selp64 => selp::<u64>(r, s, m),
             Op::PredicateLogic(logic, not0, not1) => predicates(r, s, m, logic, not0, not1),
             Op::AddF32 => float2(r, s, m, false, |a, b| a + b),
             Op::AddFtzF32 => float2(r, s, m, true, |a, b| a + b),
@@ -174,12 +174,12 @@ impl Op {
             // One loop per case: a branch inside the loop would prevent vectorisation.
             Op::MinF32(false) => map2(r, s, m, f32_math::min_or_max::<false>),
             Op::MaxF32(false) => map2(r, s, m, f32_math::min_or_max::<true>),
-            Op::MinF32(true) => {
-                map2(r, s, m, |a, b| f32_math::min_or_max::<false>(f32_math::flush(a, true), f32_math::flush(b, true)))
-            }
-            Op::MaxF32(true) => {
-                map2(r, s, m, |a, b| f32_math::min_or_max::<true>(f32_math::flush(a, true), f32_math::flush(b, true)))
-            }
+            Op::MinF32(true) => map2(r, s, m, |a, b| {
+                f32_math::min_or_max::<false>(f32_math::flush_subnormal(a, true), f32_math::flush_subnormal(b, true))
+            }),
+            Op::MaxF32(true) => map2(r, s, m, |a, b| {
+                f32_math::min_or_max::<true>(f32_math::flush_subnormal(a, true), f32_math::flush_subnormal(b, true))
+            }),
             Op::NegF32(ftz) => map1(r, s, m, |a: u32| f32_output(-f32_input(a, ftz), false)),
             Op::AbsF32(ftz) => map1(r, s, m, |a: u32| f32_output(f32_input(a, ftz).abs(), false)),
             Op::Ex2F32(ftz) => map1(r, s, m, |a: u32| f32_output(exp2(f32_input(a, ftz)), ftz)),
@@ -280,17 +280,17 @@ impl OutOfLineOp {
             OutOfLineOp::Scalar(scalar, to) => scalar.run(r, s, mask, *to),
             OutOfLineOp::Setp(compare, scalar) => {
                 let holds = lanes_that_hold(scalar, r, s, mask);
-                compare.finish(r, s, mask, holds);
+                compare.write_predicates(r, s, mask, holds);
             }
             OutOfLineOp::SetpHalves(compare, low, high) => {
                 for (i, scalar) in [low, high].into_iter().enumerate() {
-                    let (p, u) = compare.combined(r, s, lanes_that_hold(scalar, r, s, mask));
+                    let (p, u) = compare.combined_mask(r, s, lanes_that_hold(scalar, r, s, mask));
                     set_predicate(r, s.dst[i], p, mask, u);
                 }
             }
             OutOfLineOp::Set(compare, low, high, set) => {
-                let (p, u) = compare.combined(r, s, lanes_that_hold(low, r, s, mask));
-                let q = if set.halves { compare.combined(r, s, lanes_that_hold(high, r, s, mask)).0 } else { 0 };
+                let (p, u) = compare.combined_mask(r, s, lanes_that_hold(low, r, s, mask));
+                let q = if set.halves { compare.combined_mask(r, s, lanes_that_hold(high, r, s, mask)).0 } else { 0 };
                 let bit = |m: u32, i: usize| m >> i & 1;
                 let out = std::array::from_fn(|i| (bit(p, i) * set.truth) | ((bit(q, i) * set.truth) << 16));
                 r.set(s.dst[0], &out, mask);
@@ -300,7 +300,7 @@ impl OutOfLineOp {
                 // A result lane is undefined only where the selected source, or the source that selects, is
                 // undefined.
                 let (u, c) = ([0, 1].map(|i| r.undefined[s.src[i] as usize]), r.undefined[s.src[2] as usize]);
-                let first = lane_bits(&scalar.chosen(r, s, mask));
+                let first = lane_mask(&scalar.selects_first(r, s, mask));
                 scalar.run(r, s, mask, *class);
                 set_undefined(r, s.dst[0], mask, u[0] & first | u[1] & !first | c);
             }
@@ -308,9 +308,9 @@ impl OutOfLineOp {
             OutOfLineOp::Vector(vector) => vector.run(r, s, mask),
             OutOfLineOp::Half(half) => half.run(r, s, mask),
             OutOfLineOp::Mov128 => {
-                let lanes = get128(r, s.src[0]);
+                let lanes = load_128bit_lanes(r, s.src[0]);
                 let u = r.undefined[s.src[0] as usize];
-                set128(r, s.dst[0], &lanes, mask);
+                store_128bit_lanes(r, s.dst[0], &lanes, mask);
                 set_undefined(r, s.dst[0], mask, u);
             }
             OutOfLineOp::Lop3(combine, not) => {

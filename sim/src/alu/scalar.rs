@@ -62,7 +62,7 @@ impl ScalarOp {
 
     /// Returns the results in the lanes of `mask` (zero in other lanes), and a mask of the lanes in which a source is
     /// undefined.
-    pub fn results(&self, r: &Registers, s: &OperandSlots, mask: u32) -> ([u64; 32], u32) {
+    pub fn lane_results(&self, r: &Registers, s: &OperandSlots, mask: u32) -> ([u64; 32], u32) {
         let mut undefined = 0;
         let mut sources = [[0; 32]; 4];
         for i in 0..self.sources as usize {
@@ -80,7 +80,7 @@ impl ScalarOp {
 
     /// Returns 1 in the lanes in which the function selects its first source, 0 where it selects the second one: it
     /// evaluates the function with 1 and 0 as these sources.
-    pub fn chosen(&self, r: &Registers, s: &OperandSlots, mask: u32) -> [u64; 32] {
+    pub fn selects_first(&self, r: &Registers, s: &OperandSlots, mask: u32) -> [u64; 32] {
         let c = r.get(s.src[2]);
         let mut out = [0; 32];
         for i in (0..32).filter(|i| mask >> i & 1 != 0) {
@@ -91,7 +91,7 @@ impl ScalarOp {
 
     /// Executes the function in the lanes of `mask` and writes a destination of register class `to`.
     pub fn run(&self, r: &mut Registers, s: &OperandSlots, mask: u32, to: RegisterClass) {
-        let (out, undefined) = self.results(r, s, mask);
+        let (out, undefined) = self.lane_results(r, s, mask);
         match to {
             RegisterClass::Pred => {
                 let value = (0..32).fold(0, |m, i| m | ((out[i] & 1) as u32) << i);

@@ -26,31 +26,39 @@ pub struct FloatFormat {
     /// Bits of the significand, the hidden one included.
     pub precision: u32,
     /// Exponent of the smallest normal number.
-    pub least: i32,
+    pub min_exponent: i32,
     /// Bits of the largest finite number.
-    pub largest: u64,
+    pub max_finite: u64,
     /// Index of the sign bit.
-    pub sign: u32,
+    pub sign_bit: u32,
     /// Bits of the canonical NaN.
     pub nan: u64,
 }
 
 /// IEEE binary64.
-pub const F64: FloatFormat =
-    FloatFormat { precision: 53, least: -1022, largest: 0x7fef_ffff_ffff_ffff, sign: 63, nan: 0x7fff_ffff_ffff_ffff };
+pub const F64: FloatFormat = FloatFormat {
+    precision: 53,
+    min_exponent: -1022,
+    max_finite: 0x7fef_ffff_ffff_ffff,
+    sign_bit: 63,
+    nan: 0x7fff_ffff_ffff_ffff,
+};
 /// IEEE binary32.
 pub const F32: FloatFormat =
-    FloatFormat { precision: 24, least: -126, largest: 0x7f7f_ffff, sign: 31, nan: 0x7fff_ffff };
+    FloatFormat { precision: 24, min_exponent: -126, max_finite: 0x7f7f_ffff, sign_bit: 31, nan: 0x7fff_ffff };
 /// IEEE binary16.
-pub const F16: FloatFormat = FloatFormat { precision: 11, least: -14, largest: 0x7bff, sign: 15, nan: 0x7fff };
+pub const F16: FloatFormat =
+    FloatFormat { precision: 11, min_exponent: -14, max_finite: 0x7bff, sign_bit: 15, nan: 0x7fff };
 /// bfloat16.
-pub const BF16: FloatFormat = FloatFormat { precision: 8, least: -126, largest: 0x7f7f, sign: 15, nan: 0x7fff };
+pub const BF16: FloatFormat =
+    FloatFormat { precision: 8, min_exponent: -126, max_finite: 0x7f7f, sign_bit: 15, nan: 0x7fff };
 /// tf32: the upper 19 bits of an f32. Shift the encoding left by 13 for the register's bits.
-pub const TF32: FloatFormat = FloatFormat { precision: 11, least: -126, largest: 0x3fbff, sign: 18, nan: 0x3ffff };
+pub const TF32: FloatFormat =
+    FloatFormat { precision: 11, min_exponent: -126, max_finite: 0x3fbff, sign_bit: 18, nan: 0x3ffff };
 /// fp8 E4M3: 4 exponent bits, 3 mantissa bits, no infinity.
-pub const E4M3: FloatFormat = FloatFormat { precision: 4, least: -6, largest: 0x7e, sign: 7, nan: 0x7f };
+pub const E4M3: FloatFormat = FloatFormat { precision: 4, min_exponent: -6, max_finite: 0x7e, sign_bit: 7, nan: 0x7f };
 /// fp8 E5M2: 5 exponent bits, 2 mantissa bits.
-pub const E5M2: FloatFormat = FloatFormat { precision: 3, least: -14, largest: 0x7b, sign: 7, nan: 0x7f };
+pub const E5M2: FloatFormat = FloatFormat { precision: 3, min_exponent: -14, max_finite: 0x7b, sign_bit: 7, nan: 0x7f };
 
 /// The number `±mantissa · 2^exponent`. If `sticky`, the exact number has a further non-zero part below the
 /// mantissa's last bit.
@@ -64,7 +72,7 @@ pub struct ExactFloat {
 
 impl ExactFloat {
     /// Converts a finite f64.
-    pub fn new(x: f64) -> ExactFloat {
+    pub fn from_f64(x: f64) -> ExactFloat {
         let bits = x.to_bits();
         let (field, fraction) = ((bits >> 52 & 0x7ff) as i32, bits & ((1 << 52) - 1));
         let hidden = if field == 0 { 0 } else { 1 << 52 };
@@ -73,7 +81,7 @@ impl ExactFloat {
     }
 
     /// Converts an integer.
-    pub fn integer(x: i128) -> ExactFloat {
+    pub fn from_integer(x: i128) -> ExactFloat {
         ExactFloat { negative: x < 0, mantissa: x.unsigned_abs(), exponent: 0, sticky: false }
     }
 
@@ -135,7 +143,7 @@ impl ExactFloat {
     }
 
     /// Returns the quotient of two non-zero numbers of at most 53 bits each.
-    pub fn over(self, other: ExactFloat) -> ExactFloat {
+    pub fn divided_by(self, other: ExactFloat) -> ExactFloat {
         let (a, b) = (self.normalised(120), other.normalised(53));
         ExactFloat {
             negative: a.negative != b.negative,
@@ -156,10 +164,11 @@ impl ExactFloat {
     /// Rounds to `format` and returns the bits; overflow gives infinity or the largest finite number, depending on the
     /// mode.
     pub fn round(self, format: FloatFormat, mode: RoundingMode) -> u64 {
-        let sign = (self.negative as u64) << format.sign;
+        let sign = (self.negative as u64) << format.sign_bit;
         let digits = format.precision as i32 - 1;
         let top = self.exponent + 127 - self.mantissa.leading_zeros() as i32;
-        let unit = if self.mantissa == 0 { format.least - digits } else { top.max(format.least) - digits };
+        let unit =
+            if self.mantissa == 0 { format.min_exponent - digits } else { top.max(format.min_exponent) - digits };
         // `w` has one guard bit below the unit, for one half; smaller parts are in `sticky`.
         let w = self.shifted(self.exponent - (unit - 1));
         let (kept, half, rest) = (w.mantissa as u64 >> 1, w.mantissa & 1 != 0, w.sticky);
@@ -171,8 +180,8 @@ impl ExactFloat {
             RoundingMode::Up => !self.negative && (half || rest),
         };
         // A carry out of the significand increments the exponent field, which gives the right result.
-        let bits = kept + up as u64 + (((unit - (format.least - digits)) as u64) << digits);
-        if bits <= format.largest {
+        let bits = kept + up as u64 + (((unit - (format.min_exponent - digits)) as u64) << digits);
+        if bits <= format.max_finite {
             return sign | bits;
         }
         let toward_zero = match mode {
@@ -181,7 +190,7 @@ impl ExactFloat {
             RoundingMode::Down => !self.negative,
             RoundingMode::Up => self.negative,
         };
-        sign | if toward_zero { format.largest } else { format.largest + 1 }
+        sign | if toward_zero { format.max_finite } else { format.max_finite + 1 }
     }
 }
 
@@ -190,24 +199,24 @@ pub fn encode_float(x: f64, format: FloatFormat, mode: RoundingMode) -> u64 {
     if x.is_nan() {
         format.nan
     } else if x.is_infinite() {
-        (x.is_sign_negative() as u64) << format.sign | (format.largest + 1)
+        (x.is_sign_negative() as u64) << format.sign_bit | (format.max_finite + 1)
     } else {
-        ExactFloat::new(x).round(format, mode)
+        ExactFloat::from_f64(x).round(format, mode)
     }
 }
 
 /// Returns the value of `bits` in `format`.
 pub fn decode_float(bits: u64, format: FloatFormat) -> f64 {
     let digits = format.precision - 1;
-    let magnitude = bits & ((1 << format.sign) - 1);
+    let magnitude = bits & ((1 << format.sign_bit) - 1);
     let (field, fraction) = ((magnitude >> digits) as i32, magnitude & ((1 << digits) - 1));
-    let value = if magnitude > format.largest {
-        if magnitude == format.largest + 1 && format != E4M3 { f64::INFINITY } else { f64::NAN }
+    let value = if magnitude > format.max_finite {
+        if magnitude == format.max_finite + 1 && format != E4M3 { f64::INFINITY } else { f64::NAN }
     } else {
         let hidden = if field == 0 { 0 } else { 1 << digits };
-        (fraction | hidden) as f64 * 2f64.powi(field.max(1) - 1 + format.least - digits as i32)
+        (fraction | hidden) as f64 * 2f64.powi(field.max(1) - 1 + format.min_exponent - digits as i32)
     };
-    if bits >> format.sign & 1 != 0 { -value } else { value }
+    if bits >> format.sign_bit & 1 != 0 { -value } else { value }
 }
 
 /// Returns `a + b` in f64, rounded to odd. Rounding this sum to at most 51 bits gives the same result as rounding the

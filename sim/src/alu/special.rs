@@ -39,7 +39,7 @@ pub fn tanh(f: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
 
 /// `rcp.approx.ftz.f64`, or `rsqrt.approx.ftz.f64` if `variant`. Both ignore the source's low 32 bits and return
 /// zeros in the result's.
-pub fn approximate64(f: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
+pub fn rcp_or_rsqrt_approx_f64(f: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
     let flush = |x: f64| if x.is_subnormal() { 0f64.copysign(x) } else { x };
     let x = flush(f64::from_bits(a & !0xffff_ffff));
     let y = flush(if f.variant { 1.0 / x.sqrt() } else { 1.0 / x });

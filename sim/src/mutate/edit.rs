@@ -26,7 +26,7 @@ pub fn apply(function: &mut Function, at: usize, change: Mutation) {
             function.body[at].opcode = opcode.join(".");
         }
         Mutation::Count(by) => {
-            if let Some(operand) = count_operand(&function.body[at]) {
+            if let Some(operand) = thread_count_operand(&function.body[at]) {
                 adjust(function, at, operand, "add.s32", by.into());
             }
         }
@@ -34,7 +34,7 @@ pub fn apply(function: &mut Function, at: usize, change: Mutation) {
 }
 
 /// Returns the index of the operand of a block barrier that gives its number of threads.
-pub fn count_operand(i: &Instruction) -> Option<usize> {
+pub fn thread_count_operand(i: &Instruction) -> Option<usize> {
     let parts: Vec<&str> = i.opcode.split('.').collect();
     if !matches!(parts[0], "bar" | "barrier") || parts.contains(&"cluster") || parts.contains(&"warp") {
         return None;

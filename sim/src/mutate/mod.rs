@@ -105,10 +105,10 @@ pub fn apply(program: &Program, mutant: &Mutant) -> Result<Program, ProgramError
 pub fn run_mutants<E: From<ProgramError>>(
     program: &Program,
     mutants: &[Mutant],
-    judge: impl Fn(&Program) -> Result<Option<FindingKind>, E>,
+    first_finding: impl Fn(&Program) -> Result<Option<FindingKind>, E>,
 ) -> Result<Vec<MutantResult>, E> {
     let one = |mutant: &Mutant| {
-        let killed_by = judge(&apply(program, mutant)?)?;
+        let killed_by = first_finding(&apply(program, mutant)?)?;
         Ok(MutantResult { mutant: mutant.clone(), killed_by })
     };
     mutants.iter().map(one).collect()
@@ -151,7 +151,7 @@ fn changes(i: &Instruction) -> Vec<Mutation> {
     if has("gpu") || i.opcode == "membar.gl" {
         out.push(Mutation::NarrowScope);
     }
-    if edit::count_operand(i).is_some() {
+    if edit::thread_count_operand(i).is_some() {
         out.extend([Mutation::Count(-32), Mutation::Count(32)]);
     }
     out

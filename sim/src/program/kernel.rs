@@ -1,7 +1,7 @@
 //! Decodes a kernel together with every function that it may call.
 
 use super::decode::decode_function;
-use super::symbols::{Layout, function_address, place_shared};
+use super::symbols::{SymbolAddresses, function_address, place_shared};
 use super::{Kernel, Program, ProgramError};
 use crate::ptx::ast::{Module, Operand};
 use std::collections::HashMap;
@@ -18,7 +18,7 @@ pub(super) fn decode_kernel(program: &Program, name: &str) -> Result<Kernel, Pro
         return Err(ProgramError::NoKernel { name: name.into(), kernels });
     };
     let reached = reach(module, entry);
-    let mut layout = Layout::default();
+    let mut layout = SymbolAddresses::default();
     for v in &program.variables {
         layout.module.insert(v.name.clone(), v.address);
     }

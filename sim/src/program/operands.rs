@@ -3,7 +3,7 @@
 
 use super::op::{AddressOperand, AddressWindow, CallArgument};
 use super::rows::rows_of;
-use super::symbols::{GRID_WORKSPACE, GROUP_SCRATCH, Layout};
+use super::symbols::{GRID_WORKSPACE, GROUP_SCRATCH, SymbolAddresses};
 use super::{FixedRegister, FunctionCode, ProgramError, Relocation};
 use crate::ptx::ast::{AddressBase, Function, Operand, Type};
 use crate::regs::{Row, Slot};
@@ -15,7 +15,7 @@ pub struct OperandResolver<'a> {
     pub function: &'a Function,
     /// The decoded function, which the resolver and the decoder fill.
     pub code: FunctionCode,
-    layout: &'a Layout,
+    layout: &'a SymbolAddresses,
     /// First row, or index of the predicate, of each register.
     registers: Vec<u32>,
     constants: HashMap<(u128, u8), Slot>,
@@ -29,7 +29,7 @@ pub struct OperandResolver<'a> {
 
 impl<'a> OperandResolver<'a> {
     /// Assigns rows to registers and offsets to local variables and parameters.
-    pub fn new(function: &'a Function, layout: &'a Layout) -> OperandResolver<'a> {
+    pub fn new(function: &'a Function, layout: &'a SymbolAddresses) -> OperandResolver<'a> {
         let mut code = FunctionCode { name: function.name.clone(), ..FunctionCode::default() };
         let (mut registers, rows) = super::rows::assign_rows(function);
         for (register, r) in registers.iter_mut().zip(&function.registers) {
@@ -164,7 +164,7 @@ impl<'a> OperandResolver<'a> {
     }
 
     /// Returns the first row of a special register that is constant while a warp runs.
-    pub fn fixed(&mut self, which: FixedRegister, wide: bool) -> Slot {
+    pub fn fixed_register(&mut self, which: FixedRegister, wide: bool) -> Slot {
         if let Some(&slot) = self.fixed.get(&(which, wide)) {
             return slot;
         }
@@ -181,7 +181,7 @@ impl<'a> OperandResolver<'a> {
     }
 
     /// Returns the first row of a source operand that the instruction reads as type `ty`.
-    pub fn source(&mut self, operand: &Operand, ty: Type) -> Result<Slot, ProgramError> {
+    pub fn source_slot(&mut self, operand: &Operand, ty: Type) -> Result<Slot, ProgramError> {
         let rows = rows_of(ty);
         match operand {
             Operand::Register(r) => {
@@ -208,7 +208,7 @@ impl<'a> OperandResolver<'a> {
     }
 
     /// Returns the first row of a destination operand; `None` for `_`.
-    pub fn destination(&mut self, operand: &Operand) -> Result<Option<Slot>, ProgramError> {
+    pub fn destination_slot(&mut self, operand: &Operand) -> Result<Option<Slot>, ProgramError> {
         match operand {
             Operand::Register(r) if self.function.registers[*r as usize].ty != Type::Pred => {
                 Ok(Some(self.registers[*r as usize]))
@@ -219,12 +219,12 @@ impl<'a> OperandResolver<'a> {
     }
 
     /// Returns the first row of a register operand; `_` is an error.
-    pub fn register(&mut self, operand: &Operand) -> Result<Slot, ProgramError> {
-        self.destination(operand)?.ok_or_else(|| self.error("a register is needed, not _"))
+    pub fn register_slot(&mut self, operand: &Operand) -> Result<Slot, ProgramError> {
+        self.destination_slot(operand)?.ok_or_else(|| self.error("a register is needed, not _"))
     }
 
     /// Returns the index of a predicate operand, and whether it is negated.
-    pub fn predicate(&mut self, operand: &Operand) -> Result<(u32, bool), ProgramError> {
+    pub fn predicate_index(&mut self, operand: &Operand) -> Result<(u32, bool), ProgramError> {
         match operand {
             Operand::Register(r) if self.function.registers[*r as usize].ty == Type::Pred => {
                 Ok((self.registers[*r as usize], false))
@@ -238,12 +238,12 @@ impl<'a> OperandResolver<'a> {
     }
 
     /// Returns the first row of a register, or the index of a predicate.
-    pub fn guard(&self, register: u32) -> u32 {
+    pub fn slot_of(&self, register: u32) -> u32 {
         self.registers[register as usize]
     }
 
     /// Resolves an address operand. Returns it with its state space: for a symbol, that of the variable.
-    pub fn address(
+    pub fn address_operand(
         &mut self,
         operand: &Operand,
         window: AddressWindow,
@@ -375,7 +375,7 @@ impl<'a> OperandResolver<'a> {
             _ if base.starts_with("envreg") || base.starts_with("pm") => FixedRegister::Zero,
             _ => return Err(self.error(format!("%{name}: no such special register"))),
         };
-        Ok(self.fixed(which, wide))
+        Ok(self.fixed_register(which, wide))
     }
 }
 

@@ -6,7 +6,7 @@
 //! were never written are therefore still detected, and each register keeps its value in every lane until its last
 //! use.
 
-use super::uses::{destinations, is_copy, registers};
+use super::uses::{collect_registers, destination_count, is_copy};
 use crate::ptx::ast::{Function, Operand, Type};
 use std::collections::HashMap;
 
@@ -73,10 +73,10 @@ fn lives(function: &Function) -> Vec<Life> {
     for (at, i) in function.body.iter().enumerate() {
         block += usize::from(leads[at]);
         let (mut reads, mut writes) = (Vec::new(), Vec::new());
-        let written = destinations(i);
-        i.operands[..written].iter().for_each(|o| registers(function, o, &mut writes, &mut reads));
+        let written = destination_count(i);
+        i.operands[..written].iter().for_each(|o| collect_registers(function, o, &mut writes, &mut reads));
         let mut addresses = Vec::new();
-        i.operands[written..].iter().for_each(|o| registers(function, o, &mut reads, &mut addresses));
+        i.operands[written..].iter().for_each(|o| collect_registers(function, o, &mut reads, &mut addresses));
         reads.append(&mut addresses);
         // Calls and asynchronous wgmma access registers by row, so these registers must not share rows.
         let named = i.opcode.starts_with("call")
@@ -183,9 +183,9 @@ mod tests {
             let mut holds: Vec<Option<u32>> = vec![None; total as usize];
             for i in &function.body {
                 let (mut reads, mut writes, mut none) = (Vec::new(), Vec::new(), Vec::new());
-                let written = destinations(i);
-                i.operands[..written].iter().for_each(|o| registers(&function, o, &mut writes, &mut none));
-                i.operands[written..].iter().for_each(|o| registers(&function, o, &mut reads, &mut none));
+                let written = destination_count(i);
+                i.operands[..written].iter().for_each(|o| collect_registers(&function, o, &mut writes, &mut none));
+                i.operands[written..].iter().for_each(|o| collect_registers(&function, o, &mut reads, &mut none));
                 let places = |r: u32| rows[r as usize]..rows[r as usize] + rows_of(function.registers[r as usize].ty) as u32;
                 for r in reads {
                     for row in places(r) {

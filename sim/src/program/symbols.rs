@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 /// Addresses of the symbols that a kernel can use.
 #[derive(Debug, Default)]
-pub struct Layout {
+pub struct SymbolAddresses {
     /// Shared variables of the kernel: their shared addresses.
     pub shared: HashMap<String, u32>,
     /// Addresses of `.global` and `.const` variables.
@@ -91,7 +91,7 @@ pub(super) struct SharedLayout {
 }
 
 /// Assigns addresses to the shared variables that the functions `reached` name.
-pub(super) fn place_shared(module: &Module, reached: &[usize], layout: &mut Layout) -> SharedLayout {
+pub(super) fn place_shared(module: &Module, reached: &[usize], layout: &mut SymbolAddresses) -> SharedLayout {
     let mut named = std::collections::HashSet::new();
     for &f in reached {
         for i in &module.functions[f].body {

@@ -69,10 +69,10 @@ pub(super) fn wgmma_register_uses(
             continue;
         };
         let (mut reads, mut writes) = (Vec::new(), Vec::new());
-        let written = destinations(i);
-        i.operands[..written].iter().for_each(|o| registers(function, o, &mut writes, &mut reads));
+        let written = destination_count(i);
+        i.operands[..written].iter().for_each(|o| collect_registers(function, o, &mut writes, &mut reads));
         let mut sources = Vec::new();
-        i.operands[written..].iter().for_each(|o| registers(function, o, &mut reads, &mut sources));
+        i.operands[written..].iter().for_each(|o| collect_registers(function, o, &mut reads, &mut sources));
         reads.append(&mut sources);
         out.push(WgmmaRegisterUse { reads: kept(reads), writes: kept(writes), copies: is_copy(function, i) });
     }
@@ -80,7 +80,7 @@ pub(super) fn wgmma_register_uses(
 }
 
 /// Returns the number of operands that are destinations; they come first.
-pub(super) fn destinations(i: &Instruction) -> usize {
+pub(super) fn destination_count(i: &Instruction) -> usize {
     let base = i.opcode.split('.').next().unwrap_or("");
     match base {
         "st" | "red" | "stmatrix" | "bra" | "brx" | "barrier" | "membar" | "fence" | "cp" | "wgmma" | "prefetch"
@@ -109,13 +109,15 @@ pub(super) fn is_copy(function: &Function, i: &Instruction) -> bool {
 }
 
 /// Appends the registers of an operand to `out`, and the registers of its addresses to `addresses`. Skips predicates.
-pub(super) fn registers(function: &Function, operand: &Operand, out: &mut Vec<u32>, addresses: &mut Vec<u32>) {
+pub(super) fn collect_registers(function: &Function, operand: &Operand, out: &mut Vec<u32>, addresses: &mut Vec<u32>) {
     match operand {
         Operand::Register(r) if function.registers[*r as usize].ty != Type::Pred => out.push(*r),
-        Operand::Vector(list) | Operand::List(list) => list.iter().for_each(|o| registers(function, o, out, addresses)),
+        Operand::Vector(list) | Operand::List(list) => {
+            list.iter().for_each(|o| collect_registers(function, o, out, addresses))
+        }
         Operand::Pair(a, b) => {
-            registers(function, a, out, addresses);
-            registers(function, b, out, addresses);
+            collect_registers(function, a, out, addresses);
+            collect_registers(function, b, out, addresses);
         }
         Operand::Address(AddressBase::Register(r), _) => addresses.push(*r),
         Operand::TensorAddress(base, _, list) => {
@@ -123,7 +125,7 @@ pub(super) fn registers(function: &Function, operand: &Operand, out: &mut Vec<u3
                 addresses.push(*r);
             }
             let mut inner = Vec::new();
-            list.iter().for_each(|o| registers(function, o, addresses, &mut inner));
+            list.iter().for_each(|o| collect_registers(function, o, addresses, &mut inner));
             addresses.append(&mut inner);
         }
         _ => {}

@@ -1,13 +1,13 @@
 //! Parsing of `.loc`, `.file` and `.section` into [`LineInfo`](super::line_info::LineInfo).
 
 use super::lexer::Result;
-use super::line_info::{InlinedName, LineTriple};
+use super::line_info::{InlinedName, LineColumn};
 use super::parser::Parser;
 
 impl<'a> Parser<'a> {
     /// Parses `.file 1 "name"`, optionally with a time and a size.
-    pub(super) fn file(&mut self) -> Result<()> {
-        let number = self.cursor.count32()?;
+    pub(super) fn file_directive(&mut self) -> Result<()> {
+        let number = self.cursor.count_u32()?;
         let name = self.cursor.string()?.to_owned();
         while self.cursor.eat(b',') {
             self.cursor.count()?;
@@ -17,7 +17,7 @@ impl<'a> Parser<'a> {
     }
 
     /// Parses `.loc 1 20 3`, optionally with `, function_name symbol, inlined_at 1 33 5`.
-    pub(super) fn location(&mut self) -> Result<()> {
+    pub(super) fn location_directive(&mut self) -> Result<()> {
         let triple = self.triple()?;
         let (mut name, mut at) = (None, None);
         while self.cursor.eat(b',') {
@@ -28,12 +28,12 @@ impl<'a> Parser<'a> {
             }
         }
         let inlined = at.map(|at| (name.unwrap_or(("", 0)), at));
-        self.line_info.enter(&mut self.module.source_locations, triple, inlined);
+        self.line_info.enter_location(&mut self.module.source_locations, triple, inlined);
         Ok(())
     }
 
-    fn triple(&mut self) -> Result<LineTriple> {
-        Ok((self.cursor.count32()?, self.cursor.count32()?, self.cursor.count32()?))
+    fn triple(&mut self) -> Result<LineColumn> {
+        Ok((self.cursor.count_u32()?, self.cursor.count_u32()?, self.cursor.count_u32()?))
     }
 
     /// Parses the name of a string in `.debug_str`: `$L__info_string0`, `$L__info_string0+12` or `.debug_str+12`.
@@ -42,11 +42,11 @@ impl<'a> Parser<'a> {
             Some(section) => section,
             None => self.cursor.identifier()?,
         };
-        Ok((symbol, self.offset()?))
+        Ok((symbol, self.address_offset()?))
     }
 
     /// Skips `.section .debug_… { … }`, but keeps the strings of `.debug_str`.
-    pub(super) fn section(&mut self) -> Result<()> {
+    pub(super) fn section_directive(&mut self) -> Result<()> {
         let Some(name) = self.cursor.directive() else { return Err(self.cursor.expected("a section's name")) };
         self.cursor.expect(b'{')?;
         if name != "debug_str" {

@@ -5,18 +5,18 @@ pub(super) type Node = usize;
 
 /// A directed graph with its edges in both directions.
 #[derive(Clone, Default)]
-pub(super) struct Graph {
+pub(super) struct FlowGraph {
     pub successors: Vec<Vec<Node>>,
     pub predecessors: Vec<Vec<Node>>,
 }
 
-impl Graph {
+impl FlowGraph {
     pub fn new(nodes: usize) -> Self {
-        Graph { successors: vec![Vec::new(); nodes], predecessors: vec![Vec::new(); nodes] }
+        FlowGraph { successors: vec![Vec::new(); nodes], predecessors: vec![Vec::new(); nodes] }
     }
 
     /// Adds an edge; adding it again has no effect.
-    pub fn connect(&mut self, from: Node, to: Node) {
+    pub fn add_edge(&mut self, from: Node, to: Node) {
         if !self.successors[from].contains(&to) {
             self.successors[from].push(to);
             self.predecessors[to].push(from);
@@ -24,7 +24,7 @@ impl Graph {
     }
 
     pub fn reversed(self) -> Self {
-        Graph { successors: self.predecessors, predecessors: self.successors }
+        FlowGraph { successors: self.predecessors, predecessors: self.successors }
     }
 
     /// Returns the nodes that `root` reaches, in reverse postorder.
@@ -54,7 +54,7 @@ impl Graph {
 
     /// Returns the immediate dominator of each node: the root for the root itself, `None` for nodes that it does not
     /// reach.
-    pub fn dominators(&self, root: Node) -> Vec<Option<Node>> {
+    pub fn immediate_dominators(&self, root: Node) -> Vec<Option<Node>> {
         let order = self.reverse_postorder(root);
         let mut rank = vec![usize::MAX; self.successors.len()];
         for (index, &node) in order.iter().enumerate() {

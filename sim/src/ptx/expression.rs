@@ -26,7 +26,7 @@ impl Cursor<'_> {
     }
 
     /// Parses a literal with signs or an expression in parentheses, as may follow `+` in an address.
-    pub fn term(&mut self) -> Result<Literal> {
+    pub fn literal_or_parenthesis(&mut self) -> Result<Literal> {
         self.unary(MAX_DEPTH)
     }
 

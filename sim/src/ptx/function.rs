@@ -78,7 +78,7 @@ impl<'a> Parser<'a> {
         while let Some(pending) = open.pop() {
             match scope.labels.get(pending.name) {
                 Some(label) => self.tie(&pending, label, &mut open)?,
-                None => self.scopes.wait(pending),
+                None => self.scopes.postpone(pending),
             }
         }
         Ok(())
@@ -132,10 +132,10 @@ impl<'a> Parser<'a> {
                 Some("shared") => self.local_variables(StateSpace::Shared, true),
                 _ => Err(self.cursor.error("only `.extern .shared` is known inside a function")),
             },
-            Some("loc") => self.location(),
-            Some("file") => self.file(),
-            Some("section") => self.section(),
-            Some("pragma") => self.pragma(),
+            Some("loc") => self.location_directive(),
+            Some("file") => self.file_directive(),
+            Some("section") => self.section_directive(),
+            Some("pragma") => self.pragma_directive(),
             Some(word) => Err(self.cursor.error(format!("`.{word}` is not known inside a function"))),
             None => Err(self.cursor.expected("a directive")),
         }
@@ -189,7 +189,7 @@ impl<'a> Parser<'a> {
     }
 
     fn local_variables(&mut self, space: StateSpace, external: bool) -> Result<()> {
-        for (name, mut variable) in self.variables(space, external)? {
+        for (name, mut variable) in self.variable_declarations(space, external)? {
             let index = self.function.variables.len();
             let repeats = self.scopes.lookup(name).is_some() || self.symbols.contains_key(name);
             if repeats || !self.scopes.note_variable(name) {
@@ -314,7 +314,13 @@ impl<'a> Parser<'a> {
 
     fn wait_for(&mut self, unknown: UndeclaredName<'a>, operand: usize, line: u32) {
         if let Some(name) = unknown {
-            self.scopes.wait(PendingLabel { name, instruction: self.function.body.len(), operand, slot: None, line });
+            self.scopes.postpone(PendingLabel {
+                name,
+                instruction: self.function.body.len(),
+                operand,
+                slot: None,
+                line,
+            });
         }
     }
 
@@ -322,7 +328,7 @@ impl<'a> Parser<'a> {
     fn call_operands(&mut self, line: u32) -> Result<Vec<Operand>> {
         let mut returns = Operand::List(Vec::new());
         if self.cursor.peek() == b'(' {
-            returns = self.list()?;
+            returns = self.call_list()?;
             self.cursor.expect(b',')?;
         }
         let (function, unknown) = self.operand()?;
@@ -330,7 +336,7 @@ impl<'a> Parser<'a> {
         let mut operands = vec![returns, function, Operand::List(Vec::new())];
         let mut more = self.cursor.eat(b',');
         if more && self.cursor.peek() == b'(' {
-            operands[2] = self.list()?;
+            operands[2] = self.call_list()?;
             more = self.cursor.eat(b',');
         }
         if more {

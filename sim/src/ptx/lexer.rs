@@ -253,7 +253,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// Parses a number like [`Self::count`] that must fit 32 bits.
-    pub fn count32(&mut self) -> Result<u32> {
+    pub fn count_u32(&mut self) -> Result<u32> {
         let count = self.count()?;
         u32::try_from(count).map_err(|_| self.error(format!("{count} does not fit 32 bits")))
     }

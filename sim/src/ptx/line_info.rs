@@ -8,11 +8,12 @@ use super::ast::SourceLocation;
 /// Maximum inlining depth. For a deeper location, the outer locations beyond this depth are dropped.
 const MAX_DEPTH: u32 = 128;
 
-pub(super) type LineTriple = (u32, u32, u32);
+/// File number, line and column of a location.
+pub(super) type LineColumn = (u32, u32, u32);
 
 /// A location as in `.loc`: file, line and column. If it is inlined, also the inlined function's name and the index
 /// of the location where it is inlined.
-type Key<'a> = (LineTriple, Option<(InlinedName<'a>, u32)>);
+type Key<'a> = (LineColumn, Option<(InlinedName<'a>, u32)>);
 
 /// A symbol of `.debug_str` and an offset from it, which name an inlined function.
 pub(super) type InlinedName<'a> = (&'a str, i64);
@@ -28,7 +29,7 @@ pub(super) struct LineInfo<'a> {
     /// For each location in the module's list, the name of the inlined function.
     names: Vec<Option<InlinedName<'a>>>,
     /// For each file, line and column, the latest such location in the current function: `inlined_at` refers to it.
-    latest: HashMap<LineTriple, u32>,
+    latest: HashMap<LineColumn, u32>,
     pub strings: Vec<u8>,
     pub labels: HashMap<&'a str, usize>,
 }
@@ -44,11 +45,11 @@ impl<'a> LineInfo<'a> {
         self.location
     }
 
-    pub fn enter(
+    pub fn enter_location(
         &mut self,
         locations: &mut Vec<SourceLocation>,
-        triple: LineTriple,
-        inlined: Option<(InlinedName<'a>, LineTriple)>,
+        triple: LineColumn,
+        inlined: Option<(InlinedName<'a>, LineColumn)>,
     ) {
         let link = inlined.map(|(name, at)| {
             let latest = self.latest.get(&at).copied();

@@ -37,7 +37,7 @@ impl<'a> Parser<'a> {
     fn single(&mut self, depth: u32) -> Result<(Operand, UndeclaredName<'a>)> {
         let depth = depth.checked_sub(1).ok_or_else(|| self.cursor.error("operands nest too deeply"))?;
         let operand = match self.cursor.peek() {
-            b'{' => Operand::Vector(self.sequence(b'{', b'}', depth)?),
+            b'{' => Operand::Vector(self.operand_sequence(b'{', b'}', depth)?),
             b'[' => self.address(depth)?,
             b'!' if self.negates_register() => {
                 self.cursor.expect(b'!')?;
@@ -58,7 +58,7 @@ impl<'a> Parser<'a> {
     }
 
     /// Parses comma-separated operands between brackets.
-    pub(super) fn sequence(&mut self, open: u8, close: u8, depth: u32) -> Result<Vec<Operand>> {
+    pub(super) fn operand_sequence(&mut self, open: u8, close: u8, depth: u32) -> Result<Vec<Operand>> {
         self.cursor.expect(open)?;
         let mut operands = Vec::new();
         if self.cursor.eat(close) {
@@ -75,8 +75,8 @@ impl<'a> Parser<'a> {
     }
 
     /// Parses an argument or return list of a call.
-    pub(super) fn list(&mut self) -> Result<Operand> {
-        Ok(Operand::List(self.sequence(b'(', b')', MAX_DEPTH)?))
+    pub(super) fn call_list(&mut self) -> Result<Operand> {
+        Ok(Operand::List(self.operand_sequence(b'(', b')', MAX_DEPTH)?))
     }
 
     fn named(&mut self) -> Result<(Operand, UndeclaredName<'a>)> {
@@ -87,9 +87,9 @@ impl<'a> Parser<'a> {
             Some(NamedEntity::VectorRegister(first, count)) => self.vector_register(name, first, count)?,
             Some(NamedEntity::Variable(index)) => {
                 let name = self.function.variables[index].name.clone();
-                Operand::Symbol(name, self.offset()?)
+                Operand::Symbol(name, self.address_offset()?)
             }
-            Some(NamedEntity::Param) => Operand::Symbol(name.to_owned(), self.offset()?),
+            Some(NamedEntity::Param) => Operand::Symbol(name.to_owned(), self.address_offset()?),
             None if name == "_" => Operand::Sink,
             None if name == "true" => Operand::Integer(1),
             None if name == "false" => Operand::Integer(0),
@@ -99,7 +99,7 @@ impl<'a> Parser<'a> {
             }
             None if name.starts_with('%') => self.special(&name[1..])?,
             None => {
-                let operand = Operand::Symbol(name.to_owned(), self.offset()?);
+                let operand = Operand::Symbol(name.to_owned(), self.address_offset()?);
                 let known = self.symbols.contains_key(name);
                 return Ok((operand, (!known).then_some(name)));
             }
@@ -135,7 +135,7 @@ impl<'a> Parser<'a> {
     }
 
     /// Parses the offset after a symbol or base address: `+16`, `+-8`, `-8`. Returns 0 if there is none.
-    pub(super) fn offset(&mut self) -> Result<i64> {
+    pub(super) fn address_offset(&mut self) -> Result<i64> {
         let mut offset = 0i64;
         loop {
             let negative = match self.cursor.peek() {
@@ -144,7 +144,7 @@ impl<'a> Parser<'a> {
                 _ => return Ok(offset),
             };
             self.cursor.step();
-            let term = self.cursor.term()?;
+            let term = self.cursor.literal_or_parenthesis()?;
             let term = self.cursor.as_integer(term)?;
             offset = offset.wrapping_add(if negative { term.wrapping_neg() } else { term });
         }
@@ -175,7 +175,7 @@ impl<'a> Parser<'a> {
         let (base, unknown) = self.named()?;
         self.uses.extend(unknown.map(|name| (name, line)));
         match base {
-            Operand::Register(register) => Ok((AddressBase::Register(register), self.offset()?)),
+            Operand::Register(register) => Ok((AddressBase::Register(register), self.address_offset()?)),
             Operand::Symbol(name, offset) => Ok((AddressBase::Symbol(name), offset)),
             Operand::Integer(value) => Ok((AddressBase::Absolute, value)),
             _ => Err(self.cursor.error("an address is a register, a variable or a number, and an offset")),

@@ -91,10 +91,10 @@ impl<'a> Parser<'a> {
                 }
                 "target" => return self.target(),
                 "address_size" => return self.address_size(),
-                "file" => return self.file(),
-                "section" => return self.section(),
-                "loc" => return self.location(),
-                "pragma" => return self.pragma(),
+                "file" => return self.file_directive(),
+                "section" => return self.section_directive(),
+                "loc" => return self.location_directive(),
+                "pragma" => return self.pragma_directive(),
                 "alias" => return self.alias(),
                 _ => return Err(self.cursor.error(format!("`.{word}` is not known at module scope"))),
             }
@@ -118,7 +118,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    pub(super) fn pragma(&mut self) -> Result<()> {
+    pub(super) fn pragma_directive(&mut self) -> Result<()> {
         self.cursor.string()?;
         while self.cursor.eat(b',') {
             self.cursor.string()?;
@@ -145,7 +145,7 @@ impl<'a> Parser<'a> {
     }
 
     fn module_variables(&mut self, space: StateSpace, external: bool) -> Result<()> {
-        for (name, variable) in self.variables(space, external)? {
+        for (name, variable) in self.variable_declarations(space, external)? {
             match self.symbols.get(name) {
                 None => {
                     self.symbols.insert(name, Symbol::Variable(self.module.variables.len()));
@@ -173,11 +173,11 @@ impl<'a> Parser<'a> {
         self.function = Function { kernel, ..Function::default() };
         self.scopes = Scopes::default();
         self.skip_attributes()?;
-        let returns = self.params()?;
+        let returns = self.parameter_list()?;
         let name = self.cursor.identifier()?;
         self.function.name = name.to_owned();
         let line = self.cursor.line;
-        let params = self.params()?;
+        let params = self.parameter_list()?;
         self.function_directives()?;
         let defined = !self.cursor.eat(b';');
         let index = self.function_index(name, defined, line)?;
@@ -206,7 +206,7 @@ impl<'a> Parser<'a> {
                 return Err(self.cursor.expected("a function's name"));
             }
         }
-        self.attribute()
+        self.skip_attribute()
     }
 
     /// Returns the function's index in the module. The name is declared from here on, so the body may use it.
@@ -236,13 +236,13 @@ impl<'a> Parser<'a> {
                 "reqntid" => self.function.required_threads = Some(self.extents()?),
                 "reqnctapercluster" => self.function.cluster = Some(self.extents()?),
                 "explicitcluster" => self.function.explicit_cluster = true,
-                "minnctapersm" => self.function.min_blocks = Some(self.cursor.count32()?),
-                "maxnreg" => self.function.max_registers = Some(self.cursor.count32()?),
+                "minnctapersm" => self.function.min_blocks = Some(self.cursor.count_u32()?),
+                "maxnreg" => self.function.max_registers = Some(self.cursor.count_u32()?),
                 "maxnctapersm" | "maxclusterrank" | "abi_preserve" | "abi_preserve_control" => {
-                    self.cursor.count32()?;
+                    self.cursor.count_u32()?;
                 }
-                "pragma" => self.pragma()?,
-                "attribute" => self.attribute()?,
+                "pragma" => self.pragma_directive()?,
+                "attribute" => self.skip_attribute()?,
                 _ => return Err(self.cursor.error(format!("`.{word}` is not known before a function's body"))),
             }
         }
@@ -251,12 +251,12 @@ impl<'a> Parser<'a> {
 
     fn extents(&mut self) -> Result<[u32; 3]> {
         let mut extents = [1; 3];
-        extents[0] = self.cursor.count32()?;
+        extents[0] = self.cursor.count_u32()?;
         for extent in &mut extents[1..] {
             if !self.cursor.eat(b',') {
                 break;
             }
-            *extent = self.cursor.count32()?;
+            *extent = self.cursor.count_u32()?;
         }
         Ok(extents)
     }

@@ -120,7 +120,7 @@ impl<'a> Scopes<'a> {
     }
 
     /// Lets an operand wait for a label until the innermost scope is closed.
-    pub fn wait(&mut self, pending: PendingLabel<'a>) {
+    pub fn postpone(&mut self, pending: PendingLabel<'a>) {
         if let Some(scope) = self.stack.last_mut() {
             scope.pending.push(pending);
         }

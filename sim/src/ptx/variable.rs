@@ -47,7 +47,7 @@ impl<'a> Parser<'a> {
                 "v2" => vector = 2,
                 "v4" => vector = 4,
                 "v8" => vector = 8,
-                "attribute" => self.attribute()?,
+                "attribute" => self.skip_attribute()?,
                 "ptr" => self.pointer_attributes()?,
                 "managed" => {}
                 _ => match type_named(word) {
@@ -61,7 +61,7 @@ impl<'a> Parser<'a> {
     }
 
     fn alignment(&mut self) -> Result<u32> {
-        let align = self.cursor.count32()?;
+        let align = self.cursor.count_u32()?;
         match align.is_power_of_two() {
             true => Ok(align),
             false => Err(self.cursor.error(format!(".align {align} is not a power of two"))),
@@ -69,7 +69,7 @@ impl<'a> Parser<'a> {
     }
 
     /// Skips `.attribute(.managed)`, `.attribute(.unified(1, 2))`.
-    pub(super) fn attribute(&mut self) -> Result<()> {
+    pub(super) fn skip_attribute(&mut self) -> Result<()> {
         self.cursor.expect(b'(')?;
         let mut depth = 1;
         while depth > 0 {
@@ -129,7 +129,11 @@ impl<'a> Parser<'a> {
     }
 
     /// Parses the rest of a declaration after its state space, including the `;`.
-    pub(super) fn variables(&mut self, space: StateSpace, external: bool) -> Result<Vec<(&'a str, Variable)>> {
+    pub(super) fn variable_declarations(
+        &mut self,
+        space: StateSpace,
+        external: bool,
+    ) -> Result<Vec<(&'a str, Variable)>> {
         let declarator = self.declarator()?;
         let mut variables = Vec::new();
         loop {
@@ -156,7 +160,7 @@ impl<'a> Parser<'a> {
     }
 
     /// Parses a parenthesised list of formal parameters; without a parenthesis the list is empty.
-    pub(super) fn params(&mut self) -> Result<Vec<(&'a str, Param, Type)>> {
+    pub(super) fn parameter_list(&mut self) -> Result<Vec<(&'a str, Param, Type)>> {
         let mut params = Vec::new();
         if !self.cursor.eat(b'(') || self.cursor.eat(b')') {
             return Ok(params);
@@ -275,10 +279,10 @@ impl<'a> Parser<'a> {
         let mut addend = 0;
         if generic {
             symbol = self.cursor.identifier()?;
-            addend += self.offset()?;
+            addend += self.address_offset()?;
             self.cursor.expect(b')')?;
         }
-        addend = i64::wrapping_add(addend, self.offset()?);
+        addend = i64::wrapping_add(addend, self.address_offset()?);
         self.uses.push((symbol, line));
         let width = width.min(8) as u8;
         variable.relocations.push(AddressInitializer { at, symbol: symbol.to_owned(), width, shift, addend, generic });

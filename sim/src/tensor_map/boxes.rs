@@ -145,7 +145,7 @@ impl BoxCopy<'_> {
                 let shared = row.shared + done;
                 let bytes = (16 - shared % 16).min(row.bytes - done);
                 let global = row.global.map(|address| address.wrapping_add(done as u64));
-                each(BoxRun { global, shared: swizzle.apply(shared), bytes });
+                each(BoxRun { global, shared: swizzle.swizzled_address(shared), bytes });
                 done += bytes;
             }
         });

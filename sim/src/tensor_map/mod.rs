@@ -127,7 +127,7 @@ impl Swizzle {
     /// Returns the shared address to which the swizzle moves a byte: the lowest 1, 2 or 3 of address bits 7 to 9 are
     /// XORed into the bits from 4 on. Tensor copies and wgmma operands use the same function.
     #[inline(always)]
-    pub fn apply(self, address: u32) -> u32 {
+    pub fn swizzled_address(self, address: u32) -> u32 {
         let mask = match self {
             Self::None => return address,
             Self::B32 => 1,

@@ -157,10 +157,10 @@ fn swizzle_matches_the_programming_guide() {
             let line = address / 128;
             let (unit, rest) = (address % 128 / 16, address % 16);
             let at = |unit: u32| line * 128 + unit * 16 + rest;
-            assert_eq!(Swizzle::B128.apply(address), at((line % 8) ^ unit));
-            assert_eq!(Swizzle::B64.apply(address), at((line % 4) ^ unit));
-            assert_eq!(Swizzle::B32.apply(address), at((line % 2) ^ unit));
-            assert_eq!(Swizzle::None.apply(address), address);
+            assert_eq!(Swizzle::B128.swizzled_address(address), at((line % 8) ^ unit));
+            assert_eq!(Swizzle::B64.swizzled_address(address), at((line % 4) ^ unit));
+            assert_eq!(Swizzle::B32.swizzled_address(address), at((line % 2) ^ unit));
+            assert_eq!(Swizzle::None.swizzled_address(address), address);
         }
     }
 }
@@ -185,7 +185,7 @@ fn naive(map: &TensorMap, coordinates: &[i32], shared: u32) -> Vec<BoxRun> {
             global += at * if i == 0 { element as i128 } else { map.strides[i - 1] as i128 };
         }
         let (row, column) = (linear / extents[0], linear % extents[0]);
-        let place = map.swizzle.apply(shared + row * pitch + column * element);
+        let place = map.swizzle.swizzled_address(shared + row * pitch + column * element);
         out.push(BoxRun { global: inside.then_some(global as u64), shared: place, bytes: element });
     }
     out

@@ -7,41 +7,41 @@ use reel_sim::memory::SimMemory;
 const FILE: &str = "cluster";
 
 fn setup(memory: &mut SimMemory) -> LaunchConfig {
-    let input = memory.alloc(le(&words(128)));
-    let output = memory.alloc(le(&[0; 160]));
+    let input = memory.alloc(le_bytes(&distinct_words(128)));
+    let output = memory.alloc(le_bytes(&[0; 160]));
     launch(2, 64, Params::default().u64(input).u64(output).i32(0))
 }
 
 fn output(memory: &SimMemory) -> Vec<u32> {
-    read(memory, memory.iter().nth(1).expect("two buffers").base)
+    read_words(memory, memory.iter().nth(1).expect("two buffers").base)
 }
 
 #[test]
 fn cluster_blocks_exchange_shared_memory() {
-    let from = words(128);
-    clean(FILE, "exchange_0", &setup, &|memory| {
+    let from = distinct_words(128);
+    has_no_finding(FILE, "exchange_0", &setup, &|memory| {
         let out = output(memory);
         // Each block reads words of the other block, adds one and sends them back; their owner outputs them.
         let want: Vec<u32> = (0..128).map(|i| from[i / 64 * 64 + ((i % 64) ^ 9)].wrapping_add(1)).collect();
         assert_eq!(out[..128], want);
         assert_eq!(out[128], from.iter().filter(|w| *w & 1 != 0).count() as u32);
     });
-    (1..=4).for_each(|variant| planted(FILE, "exchange", variant, &setup));
+    (1..=4).for_each(|variant| reports_planted_bug(FILE, "exchange", variant, &setup));
 }
 
 #[test]
 fn cluster_blocks_must_not_exit_early() {
-    let from = words(128);
-    clean(FILE, "leave_0", &setup, &|memory| {
+    let from = distinct_words(128);
+    has_no_finding(FILE, "leave_0", &setup, &|memory| {
         assert_eq!(output(memory)[..128], (0..128).map(|i| from[i ^ 64]).collect::<Vec<u32>>());
     });
-    planted(FILE, "leave", 1, &setup);
+    reports_planted_bug(FILE, "leave", 1, &setup);
 }
 
 #[test]
 fn st_async_reaches_the_peer() {
-    let from = words(128);
-    clean(FILE, "post_0", &setup, &|memory| {
+    let from = distinct_words(128);
+    has_no_finding(FILE, "post_0", &setup, &|memory| {
         let out = output(memory);
         // The output combines a word that the other block sent with the block's own word, which the other block sent
         // back.
@@ -54,14 +54,14 @@ fn st_async_reaches_the_peer() {
         assert_eq!(out[..128], want);
         assert_eq!(out[128..130], [2016, 2016]);
     });
-    (1..=4).for_each(|variant| planted(FILE, "post", variant, &setup));
+    (1..=4).for_each(|variant| reports_planted_bug(FILE, "post", variant, &setup));
 }
 
 #[test]
 fn multicast_loads_reach_all_blocks() {
-    let from = words(128);
-    clean(FILE, "multicast_0", &setup, &|memory| {
+    let from = distinct_words(128);
+    has_no_finding(FILE, "multicast_0", &setup, &|memory| {
         assert_eq!(output(memory)[..128], (0..128).map(|i| from[i % 64]).collect::<Vec<u32>>());
     });
-    (1..=2).for_each(|variant| planted(FILE, "multicast", variant, &setup));
+    (1..=2).for_each(|variant| reports_planted_bug(FILE, "multicast", variant, &setup));
 }

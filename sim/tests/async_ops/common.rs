@@ -15,14 +15,14 @@ fn path(file: &str) -> String {
     format!("{}/tests/corpus_async/{file}", env!("CARGO_MANIFEST_DIR"))
 }
 
-pub fn program(file: &str) -> Program {
+pub fn load_program(file: &str) -> Program {
     let text = std::fs::read_to_string(path(&format!("{file}.ptx"))).expect("the corpus has the file");
     Program::parse(&text).expect("the corpus parses")
 }
 
 /// Returns the expected findings of a kernel's variant as (line, kind). In `FILE.cu`, a comment `// NAME 1: kind, 2:
 /// kind` on a line means that variant 1 or 2 of kernel NAME has this finding there.
-pub fn expected(file: &str, name: &str, variant: u32) -> BTreeSet<(u32, &'static str)> {
+pub fn expected_findings(file: &str, name: &str, variant: u32) -> BTreeSet<(u32, &'static str)> {
     let text = std::fs::read_to_string(path(&format!("{file}.cu"))).expect("the corpus has the source");
     let mut out = BTreeSet::new();
     for (line, text) in (1..).zip(text.lines()) {
@@ -39,7 +39,7 @@ pub fn expected(file: &str, name: &str, variant: u32) -> BTreeSet<(u32, &'static
 }
 
 /// Returns options under which a deadlock is reported earlier than by default, because these kernels are short.
-pub fn patient() -> ExecOptions {
+pub fn short_patience() -> ExecOptions {
     ExecOptions { patience: 1_000_000, ..ExecOptions::default() }
 }
 
@@ -79,12 +79,12 @@ pub fn run_one(program: &Program, kernel: &str, options: &ExecOptions, setup: Se
 }
 
 /// Checks under every interleaving that the kernel has no finding, and runs `check` on the memory.
-pub fn clean(file: &str, kernel: &str, setup: Setup, check: &dyn Fn(&SimMemory)) {
-    clean_with(file, kernel, &patient(), setup, check);
+pub fn has_no_finding(file: &str, kernel: &str, setup: Setup, check: &dyn Fn(&SimMemory)) {
+    has_no_finding_with(file, kernel, &short_patience(), setup, check);
 }
 
-pub fn clean_with(file: &str, kernel: &str, base: &ExecOptions, setup: Setup, check: &dyn Fn(&SimMemory)) {
-    let program = program(file);
+pub fn has_no_finding_with(file: &str, kernel: &str, base: &ExecOptions, setup: Setup, check: &dyn Fn(&SimMemory)) {
+    let program = load_program(file);
     for completion in MOMENTS {
         for seed in 0..SEEDS {
             let options = ExecOptions { seed, completion, ..base.clone() };
@@ -97,14 +97,14 @@ pub fn clean_with(file: &str, kernel: &str, base: &ExecOptions, setup: Setup, ch
 }
 
 /// Checks that the variant's bug is reported at one of its lines. Further findings that follow from it are allowed.
-pub fn planted(file: &str, name: &str, variant: u32, setup: Setup) {
-    planted_with(file, name, variant, &patient(), setup);
+pub fn reports_planted_bug(file: &str, name: &str, variant: u32, setup: Setup) {
+    reports_planted_bug_with(file, name, variant, &short_patience(), setup);
 }
 
-pub fn planted_with(file: &str, name: &str, variant: u32, base: &ExecOptions, setup: Setup) {
-    let expected = expected(file, name, variant);
+pub fn reports_planted_bug_with(file: &str, name: &str, variant: u32, base: &ExecOptions, setup: Setup) {
+    let expected = expected_findings(file, name, variant);
     assert!(!expected.is_empty(), "{file}.cu marks no line for {name} {variant}");
-    let program = program(file);
+    let program = load_program(file);
     let kernel = format!("{name}_{variant}");
     let mut found = BTreeSet::new();
     let mut messages = Vec::new();
@@ -124,16 +124,16 @@ pub fn planted_with(file: &str, name: &str, variant: u32, base: &ExecOptions, se
 }
 
 /// Returns 32-bit words that all differ.
-pub fn words(count: usize) -> Vec<u32> {
+pub fn distinct_words(count: usize) -> Vec<u32> {
     (0..count as u32).map(|i| i.wrapping_mul(0x9e37_79b9) ^ i).collect()
 }
 
-pub fn le(words: &[u32]) -> Vec<u8> {
+pub fn le_bytes(words: &[u32]) -> Vec<u8> {
     words.iter().flat_map(|w| w.to_le_bytes()).collect()
 }
 
 /// Returns the buffer at address `base` as 32-bit words.
-pub fn read(memory: &SimMemory, base: u64) -> Vec<u32> {
+pub fn read_words(memory: &SimMemory, base: u64) -> Vec<u32> {
     let bytes = memory.bytes(base).expect("a buffer");
     bytes.chunks_exact(4).map(|c| u32::from_le_bytes(c.try_into().expect("four"))).collect()
 }

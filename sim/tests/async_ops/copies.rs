@@ -10,7 +10,7 @@ const FILE: &str = "cp_async";
 /// Sets up the kernel's parameters: an input of `words_in` words, an output of `words_out` words, and `n`.
 fn setup(words_in: usize, words_out: usize, threads: u32, n: i32) -> impl Fn(&mut SimMemory) -> LaunchConfig {
     move |memory| {
-        let input = memory.alloc(le(&words(words_in)));
+        let input = memory.alloc(le_bytes(&distinct_words(words_in)));
         let output = memory.alloc_uninitialized(4 * words_out);
         assert_eq!(input, HEAP);
         launch(1, threads, Params::default().u64(input).u64(output).i32(n))
@@ -19,47 +19,47 @@ fn setup(words_in: usize, words_out: usize, threads: u32, n: i32) -> impl Fn(&mu
 
 fn output(memory: &SimMemory) -> Vec<u32> {
     let base = memory.iter().nth(1).expect("two buffers").base;
-    read(memory, base)
+    read_words(memory, base)
 }
 
 #[test]
 fn staged_copies() {
     let setup = setup(512, 512, 128, 0);
-    let from = words(512);
-    clean(FILE, "stage_0", &setup, &|memory| {
+    let from = distinct_words(512);
+    has_no_finding(FILE, "stage_0", &setup, &|memory| {
         let want: Vec<u32> = (0..512).map(|i| from[4 * ((i / 4 + 33) % 128) + i % 4]).collect();
         assert_eq!(output(memory), want);
     });
-    (1..=4).for_each(|variant| planted(FILE, "stage", variant, &setup));
+    (1..=4).for_each(|variant| reports_planted_bug(FILE, "stage", variant, &setup));
 }
 
 #[test]
 fn pipelined_copies() {
     let setup = setup(128 * 7, 128, 128, 7);
-    let from = words(128 * 7);
-    clean(FILE, "pipeline_0", &setup, &|memory| {
+    let from = distinct_words(128 * 7);
+    has_no_finding(FILE, "pipeline_0", &setup, &|memory| {
         let sum = |t: usize| (0..7).fold(0u32, |sum, i| sum.wrapping_mul(3).wrapping_add(from[128 * i + (t ^ 37)]));
         assert_eq!(output(memory), (0..128).map(sum).collect::<Vec<u32>>());
     });
-    (1..=3).for_each(|variant| planted(FILE, "pipeline", variant, &setup));
+    (1..=3).for_each(|variant| reports_planted_bug(FILE, "pipeline", variant, &setup));
 }
 
 #[test]
 fn partial_rows_are_filled_with_zeros() {
     for bytes in [0, 4, 8, 20, 1003, 2048] {
         let setup = move |memory: &mut SimMemory| {
-            let input = memory.alloc(le(&words(512))[..bytes.max(16)].to_vec());
+            let input = memory.alloc(le_bytes(&distinct_words(512))[..bytes.max(16)].to_vec());
             let output = memory.alloc_uninitialized(2048);
             launch(1, 128, Params::default().u64(input).u64(output).i32(bytes as i32))
         };
-        let mut want = le(&words(512));
+        let mut want = le_bytes(&distinct_words(512));
         want[bytes..].fill(0);
-        clean(FILE, "partial_0", &setup, &|memory| {
+        has_no_finding(FILE, "partial_0", &setup, &|memory| {
             let base = memory.iter().nth(1).expect("two buffers").base;
             assert_eq!(memory.bytes(base).expect("out"), want);
         });
         if bytes == 1003 {
-            planted(FILE, "partial", 1, &setup);
+            reports_planted_bug(FILE, "partial", 1, &setup);
         }
     }
 }
@@ -67,19 +67,19 @@ fn partial_rows_are_filled_with_zeros() {
 #[test]
 fn copies_arrive_on_an_mbarrier() {
     let setup = setup(256, 256, 128, 0);
-    let from = words(256);
+    let from = distinct_words(256);
     let check = |memory: &SimMemory| {
         let want: Vec<u32> = (0..256).map(|i| from[(i + 66) % 256]).collect();
         assert_eq!(output(memory), want);
     };
-    clean(FILE, "arrival_0", &setup, &check);
-    clean(FILE, "counted_0", &setup, &check);
-    (1..=2).for_each(|variant| planted(FILE, "arrival", variant, &setup));
+    has_no_finding(FILE, "arrival_0", &setup, &check);
+    has_no_finding(FILE, "counted_0", &setup, &check);
+    (1..=2).for_each(|variant| reports_planted_bug(FILE, "arrival", variant, &setup));
 }
 
 #[test]
 fn reports_overwriting_the_source_of_a_pending_copy() {
     let setup = setup(128, 128, 128, 0);
-    clean(FILE, "overwrite_0", &setup, &|memory| assert_eq!(output(memory), (0..128).collect::<Vec<u32>>()));
-    planted(FILE, "overwrite", 1, &setup);
+    has_no_finding(FILE, "overwrite_0", &setup, &|memory| assert_eq!(output(memory), (0..128).collect::<Vec<u32>>()));
+    reports_planted_bug(FILE, "overwrite", 1, &setup);
 }

@@ -55,22 +55,22 @@ fn check(m: usize, n: usize) -> impl Fn(&SimMemory) {
     let want = product(m, n);
     move |memory| {
         let base = memory.iter().nth(2).expect("three buffers").base;
-        let got: Vec<f32> = read(memory, base).into_iter().map(f32::from_bits).collect();
+        let got: Vec<f32> = read_words(memory, base).into_iter().map(f32::from_bits).collect();
         assert!(got == want, "the product differs");
     }
 }
 
 #[test]
 fn warp_specialised_gemm() {
-    clean("gemm", "gemm_0", &setup(128, 256, 1), &check(128, 256));
+    has_no_finding("gemm", "gemm_0", &setup(128, 256, 1), &check(128, 256));
 }
 
 #[test]
 fn gemm_in_a_cluster() {
-    clean("gemm", "gemm_cluster", &setup(256, 128, 2), &check(256, 128));
+    has_no_finding("gemm", "gemm_cluster", &setup(256, 128, 2), &check(256, 128));
 }
 
 #[test]
 fn reports_planted_bugs() {
-    (1..=8).for_each(|variant| planted("gemm", "gemm", variant, &setup(128, 128, 1)));
+    (1..=8).for_each(|variant| reports_planted_bug("gemm", "gemm", variant, &setup(128, 128, 1)));
 }

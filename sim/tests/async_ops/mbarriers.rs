@@ -9,31 +9,31 @@ const FILE: &str = "mbarrier";
 
 fn setup(words_in: usize, words_out: usize, threads: u32, n: i32) -> impl Fn(&mut SimMemory) -> LaunchConfig {
     move |memory| {
-        let input = memory.alloc(le(&words(words_in)));
+        let input = memory.alloc(le_bytes(&distinct_words(words_in)));
         let output = memory.alloc_uninitialized(4 * words_out);
         launch(1, threads, Params::default().u64(input).u64(output).i32(n))
     }
 }
 
 fn output(memory: &SimMemory) -> Vec<u32> {
-    read(memory, memory.iter().nth(1).expect("two buffers").base)
+    read_words(memory, memory.iter().nth(1).expect("two buffers").base)
 }
 
 #[test]
 fn bulk_loads() {
     let setup = setup(256, 256, 256, 0);
-    let from = words(256);
-    clean(FILE, "load_0", &setup, &|memory| {
+    let from = distinct_words(256);
+    has_no_finding(FILE, "load_0", &setup, &|memory| {
         assert_eq!(output(memory), (0..256).map(|i| from[i ^ 5]).collect::<Vec<u32>>());
     });
-    (1..=11).for_each(|variant| planted(FILE, "load", variant, &setup));
+    (1..=11).for_each(|variant| reports_planted_bug(FILE, "load", variant, &setup));
 }
 
 #[test]
 fn mbarrier_phases() {
     let setup = setup(512, 256, 256, 0);
-    let from = words(512);
-    clean(FILE, "twice_0", &setup, &|memory| {
+    let from = distinct_words(512);
+    has_no_finding(FILE, "twice_0", &setup, &|memory| {
         let want: Vec<u32> = (0..256).map(|i| from[i].wrapping_mul(3).wrapping_add(from[256 + i])).collect();
         assert_eq!(output(memory), want);
     });
@@ -42,19 +42,19 @@ fn mbarrier_phases() {
 #[test]
 fn ring_of_stages() {
     let setup = setup(96 * 7, 96, 128, 7);
-    let from = words(96 * 7);
-    clean(FILE, "ring_0", &setup, &|memory| {
+    let from = distinct_words(96 * 7);
+    has_no_finding(FILE, "ring_0", &setup, &|memory| {
         let sum = |t: usize| (0..7).fold(0u32, |sum, i| sum.wrapping_mul(3).wrapping_add(from[96 * i + 95 - t]));
         assert_eq!(output(memory), (0..96).map(sum).collect::<Vec<u32>>());
     });
-    (1..=5).for_each(|variant| planted(FILE, "ring", variant, &setup));
+    (1..=5).for_each(|variant| reports_planted_bug(FILE, "ring", variant, &setup));
 }
 
 #[test]
 fn waits_on_mbarrier_states() {
     let setup = setup(64, 128, 64, 0);
-    let from = words(64);
-    clean(FILE, "states", &setup, &|memory| {
+    let from = distinct_words(64);
+    has_no_finding(FILE, "states", &setup, &|memory| {
         let want: Vec<u32> = (0..128).map(|i| if i < 64 { from[63 - i] } else { 1 }).collect();
         assert_eq!(output(memory), want);
     });
@@ -63,52 +63,52 @@ fn waits_on_mbarrier_states() {
 #[test]
 fn bulk_stores() {
     let setup = setup(512, 512, 256, 0);
-    let from = words(512);
-    clean(FILE, "store_0", &setup, &|memory| {
+    let from = distinct_words(512);
+    has_no_finding(FILE, "store_0", &setup, &|memory| {
         assert_eq!(output(memory), from.iter().map(|w| w.wrapping_add(1)).collect::<Vec<u32>>());
     });
     // Variant 4 is also correct: the issuing thread executes the fence after the barrier.
-    clean(FILE, "store_4", &setup, &|_| ());
-    (1..=3).for_each(|variant| planted(FILE, "store", variant, &setup));
+    has_no_finding(FILE, "store_4", &setup, &|_| ());
+    (1..=3).for_each(|variant| reports_planted_bug(FILE, "store", variant, &setup));
 }
 
 #[test]
 fn bulk_reductions() {
     let setup = move |memory: &mut SimMemory| {
-        let input = memory.alloc(le(&(0..128).map(|i| 3 * i).collect::<Vec<u32>>()));
-        let output = memory.alloc(le(&(0..129).map(|i| (i as f32).to_bits()).collect::<Vec<u32>>()));
+        let input = memory.alloc(le_bytes(&(0..128).map(|i| 3 * i).collect::<Vec<u32>>()));
+        let output = memory.alloc(le_bytes(&(0..129).map(|i| (i as f32).to_bits()).collect::<Vec<u32>>()));
         launch(1, 128, Params::default().u64(input).u64(output).i32(0))
     };
-    clean(FILE, "sum_0", &setup, &|memory| {
+    has_no_finding(FILE, "sum_0", &setup, &|memory| {
         let want: Vec<f32> = (0..129).map(|i| if i < 128 { 4.0 * i as f32 } else { 20.0 }).collect();
         assert_eq!(output(memory).into_iter().map(f32::from_bits).collect::<Vec<f32>>(), want);
     });
-    planted(FILE, "sum", 1, &setup);
+    reports_planted_bug(FILE, "sum", 1, &setup);
 }
 
 #[test]
 fn reloading_a_stage_needs_order() {
     let setup = setup(128, 256, 128, 0);
-    let from = words(128);
-    clean(FILE, "reload_0", &setup, &|memory| {
+    let from = distinct_words(128);
+    has_no_finding(FILE, "reload_0", &setup, &|memory| {
         let want: Vec<u32> = (0..128).map(|i| from[i ^ 3].wrapping_mul(3)).collect();
         assert_eq!(output(memory)[..128], want);
     });
-    (1..=2).for_each(|variant| planted(FILE, "reload", variant, &setup));
+    (1..=2).for_each(|variant| reports_planted_bug(FILE, "reload", variant, &setup));
 }
 
 #[test]
 fn exit_before_a_bulk_store_has_read_its_source() {
     let setup = setup(256, 256, 256, 0);
-    clean(FILE, "abandon_0", &setup, &|memory| assert_eq!(output(memory), words(256)));
-    planted(FILE, "abandon", 1, &setup);
+    has_no_finding(FILE, "abandon_0", &setup, &|memory| assert_eq!(output(memory), distinct_words(256)));
+    reports_planted_bug(FILE, "abandon", 1, &setup);
 }
 
 #[test]
 fn reads_before_asynchronous_writes() {
-    let program = program(FILE);
+    let program = load_program(FILE);
     for strict_proxy in [false, true] {
-        let options = ExecOptions { strict_proxy, ..patient() };
+        let options = ExecOptions { strict_proxy, ..short_patience() };
         let (outcome, _) = run_one(&program, "twice_0", &options, &setup(512, 256, 256, 0));
         assert_eq!(outcome.findings.has(FindingKind::AsyncProxy), strict_proxy);
         assert_eq!(outcome.notes.iter().any(|n| n.contains("overwrites")), !strict_proxy);

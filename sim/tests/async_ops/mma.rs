@@ -25,12 +25,12 @@ fn setup(memory: &mut SimMemory) -> LaunchConfig {
 fn mma_gemm() {
     let dot = |i: usize, j: usize| (0..K).map(|k| quarter(i * K + k) * quarter(j * K + k + 5)).sum();
     let want: Vec<f32> = (0..256 * 128).map(|at| dot(at / 128, at % 128)).collect();
-    clean(FILE, "gemm_0", &setup, &|memory| {
+    has_no_finding(FILE, "gemm_0", &setup, &|memory| {
         let base = memory.iter().nth(2).expect("three buffers").base;
-        let got: Vec<f32> = read(memory, base).into_iter().map(f32::from_bits).collect();
+        let got: Vec<f32> = read_words(memory, base).into_iter().map(f32::from_bits).collect();
         assert!(got == want, "the product differs");
     });
-    (1..=2).for_each(|variant| planted(FILE, "gemm", variant, &setup));
+    (1..=2).for_each(|variant| reports_planted_bug(FILE, "gemm", variant, &setup));
 }
 
 #[test]
@@ -38,7 +38,7 @@ fn fragment_layouts() {
     let element = |row: usize, column: usize| (row * 16 + column) as u32;
     let setup = |memory: &mut SimMemory| {
         let matrix = (0..128).map(|w| (2 * w) | ((2 * w + 1) << 16)).collect::<Vec<u32>>();
-        let input = memory.alloc(le(&matrix));
+        let input = memory.alloc(le_bytes(&matrix));
         let output = memory.alloc_uninitialized(4 * 32 * 17);
         launch(1, 32, Params::default().u64(input).u64(output))
     };
@@ -51,8 +51,8 @@ fn fragment_layouts() {
         };
         at(row, column) | at(row, column + 1) << 16
     };
-    clean(FILE, "fragments", &setup, &|memory| {
-        let got = read(memory, memory.iter().nth(1).expect("two buffers").base);
+    has_no_finding(FILE, "fragments", &setup, &|memory| {
+        let got = read_words(memory, memory.iter().nth(1).expect("two buffers").base);
         for lane in 0..32 {
             for q in 0..4 {
                 assert_eq!(got[32 * q + lane], fragment(q, lane, false), "x4");
@@ -71,15 +71,15 @@ fn fragment_layouts() {
 #[test]
 fn stmatrix_stores_fragments() {
     let setup = |memory: &mut SimMemory| {
-        let input = memory.alloc(le(&words(128)));
+        let input = memory.alloc(le_bytes(&distinct_words(128)));
         let output = memory.alloc_uninitialized(4 * 192);
         launch(1, 32, Params::default().u64(input).u64(output))
     };
-    let half = |word: usize, odd: usize| words(128)[word] >> (16 * odd) & 0xffff;
-    clean("wgmma", "stored", &setup, &|memory| {
-        let got = read(memory, memory.iter().nth(1).expect("two buffers").base);
+    let half = |word: usize, odd: usize| distinct_words(128)[word] >> (16 * odd) & 0xffff;
+    has_no_finding("wgmma", "stored", &setup, &|memory| {
+        let got = read_words(memory, memory.iter().nth(1).expect("two buffers").base);
         // Lane l holds row l / 4, columns 2(l % 4) and 2(l % 4) + 1, which are word l of a matrix.
-        assert_eq!(got[..128], words(128));
+        assert_eq!(got[..128], distinct_words(128));
         for i in 0..64 {
             let (matrix, row, column) = (i / 32, i % 32 / 4, i % 4 * 2);
             let element = |r: usize, c: usize| half(32 * matrix + 4 * r + c / 2, c % 2);

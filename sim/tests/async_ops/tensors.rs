@@ -18,14 +18,14 @@ fn load(dims: &[u64], box_dims: &[u32], swizzle: Swizzle, at: &[i32]) {
     strides.truncate(dims.len() - 1);
     let bytes: u32 = 4 * box_dims.iter().product::<u32>();
     let setup = |memory: &mut SimMemory| {
-        let tensor = memory.alloc(le(&words(count as usize)));
+        let tensor = memory.alloc(le_bytes(&distinct_words(count as usize)));
         let map = TensorMap::tiled(DataType::F32, tensor, dims, &strides, box_dims, swizzle).expect("a good map");
         let out = memory.alloc_uninitialized(bytes as usize);
         let coordinates = memory.alloc(at.iter().flat_map(|c| c.to_le_bytes()).collect());
         let params = Params::default().bytes(128, &blob(&map)).u64(out).i32(bytes as i32).u64(coordinates);
         launch(1, 64, params)
     };
-    let tensor = words(count as usize);
+    let tensor = distinct_words(count as usize);
     let mut want = vec![0u32; bytes as usize / 4];
     for i in 0..want.len() {
         let (mut left, mut index, mut stride, mut inside) = (i as u32, 0i64, 1i64, true);
@@ -46,8 +46,8 @@ fn load(dims: &[u64], box_dims: &[u32], swizzle: Swizzle, at: &[i32]) {
         let place = byte ^ (byte >> 7 & bits) << 4;
         want[place / 4] = if inside { tensor[index as usize] } else { 0 };
     }
-    clean(FILE, &format!("load_{}", dims.len()), &setup, &|memory| {
-        assert_eq!(read(memory, memory.iter().nth(1).expect("buffers").base), want);
+    has_no_finding(FILE, &format!("load_{}", dims.len()), &setup, &|memory| {
+        assert_eq!(read_words(memory, memory.iter().nth(1).expect("buffers").base), want);
     });
 }
 
@@ -74,8 +74,8 @@ fn tensor_stores_and_reductions() {
             let params = Params::default().bytes(128, &blob(&from)).bytes(128, &blob(&to));
             launch(1, 32, params.i32(256).i32(12).i32(16).i32(add))
         };
-        clean(FILE, "move", &setup, &|memory| {
-            let got = read(memory, memory.iter().nth(1).expect("buffers").base);
+        has_no_finding(FILE, "move", &setup, &|memory| {
+            let got = read_words(memory, memory.iter().nth(1).expect("buffers").base);
             for (i, bits) in got.into_iter().enumerate() {
                 let inside = i % 16 >= 12 && i / 16 >= 16;
                 let want = if !inside { 1000.0 } else { i as f32 + 1000.0 * add as f32 };
@@ -88,19 +88,20 @@ fn tensor_stores_and_reductions() {
 #[test]
 fn tensor_maps_changed_on_the_device() {
     let setup = |memory: &mut SimMemory| {
-        let other = memory.alloc(le(&words(64)));
+        let other = memory.alloc(le_bytes(&distinct_words(64)));
         let map = TensorMap::tiled(DataType::U32, other, &[16, 4], &[64], &[16, 4], Swizzle::None).expect("a good map");
         let made = memory.alloc_uninitialized(128);
-        let input = memory.alloc(le(&words(64).iter().map(|w| w ^ 1).collect::<Vec<u32>>()));
+        let input = memory.alloc(le_bytes(&distinct_words(64).iter().map(|w| w ^ 1).collect::<Vec<u32>>()));
         let output = memory.alloc_uninitialized(256);
         let flag = memory.alloc(vec![0; 4]);
         let params = Params::default().bytes(128, &blob(&map)).u64(made).u64(input).u64(output).u64(flag);
         launch(2, 32, params)
     };
-    clean(FILE, "replaced_0", &setup, &|memory| {
+    has_no_finding(FILE, "replaced_0", &setup, &|memory| {
         // The kernel changes the map to another tensor with three rows; the box's fourth row is outside of it.
-        let want: Vec<u32> = words(64).iter().enumerate().map(|(i, w)| if i < 48 { w ^ 1 } else { 0 }).collect();
-        assert_eq!(read(memory, memory.iter().nth(3).expect("buffers").base), want);
+        let want: Vec<u32> =
+            distinct_words(64).iter().enumerate().map(|(i, w)| if i < 48 { w ^ 1 } else { 0 }).collect();
+        assert_eq!(read_words(memory, memory.iter().nth(3).expect("buffers").base), want);
     });
 }
 
@@ -112,13 +113,13 @@ fn rows_outside_of_the_tensor_are_not_stored() {
         let map = TensorMap::tiled(DataType::F32, to, &[16, 20], &[64], &[8, 8], Swizzle::None).expect("a good map");
         launch(1, 32, Params::default().bytes(128, &blob(&map)).u64(from))
     };
-    clean(FILE, "ragged_0", &setup, &|memory| {
-        let got = read(memory, memory.iter().next().expect("buffers").base);
+    has_no_finding(FILE, "ragged_0", &setup, &|memory| {
+        let got = read_words(memory, memory.iter().next().expect("buffers").base);
         for (i, bits) in got.into_iter().enumerate() {
             let (row, column) = (i / 16, i % 16);
             let want = if row >= 16 && column >= 8 { ((row - 16) * 8 + column - 8) as f32 + 1.0 } else { 0.0 };
             assert_eq!(f32::from_bits(bits), want, "element {i}");
         }
     });
-    planted(FILE, "ragged", 1, &setup);
+    reports_planted_bug(FILE, "ragged", 1, &setup);
 }

@@ -32,40 +32,40 @@ fn check(transpose_a: bool, transpose_b: bool) -> impl Fn(&SimMemory) {
     }
     move |memory| {
         let base = memory.iter().nth(1).expect("two buffers").base;
-        let got: Vec<f32> = read(memory, base).into_iter().map(f32::from_bits).collect();
+        let got: Vec<f32> = read_words(memory, base).into_iter().map(f32::from_bits).collect();
         assert_eq!(got, want);
     }
 }
 
 #[test]
 fn basic_wgmma_and_its_hazards() {
-    clean(FILE, "basic_0", &setup(128), &check(false, false));
+    has_no_finding(FILE, "basic_0", &setup(128), &check(false, false));
     // Variant 12 is also correct: the issuing threads execute the fence after the barrier.
-    clean(FILE, "basic_12", &setup(128), &check(false, false));
-    (1..=10).for_each(|variant| planted(FILE, "basic", variant, &setup(128)));
+    has_no_finding(FILE, "basic_12", &setup(128), &check(false, false));
+    (1..=10).for_each(|variant| reports_planted_bug(FILE, "basic", variant, &setup(128)));
 }
 
 #[test]
 fn wgmma_layouts() {
     for (span, a, b) in [(128, 0, 0), (64, 0, 0), (32, 0, 0), (128, 1, 0), (64, 1, 0), (32, 1, 0), (32, 0, 1)] {
-        clean(FILE, &format!("layout_{span}_{a}{b}"), &setup(128), &check(a == 1, b == 1));
+        has_no_finding(FILE, &format!("layout_{span}_{a}{b}"), &setup(128), &check(a == 1, b == 1));
     }
 }
 
 #[test]
 fn wgmma_with_a_from_registers() {
-    clean(FILE, "registers_0", &setup(128), &check(false, false));
-    (1..=2).for_each(|variant| planted(FILE, "registers", variant, &setup(128)));
+    has_no_finding(FILE, "registers_0", &setup(128), &check(false, false));
+    (1..=2).for_each(|variant| reports_planted_bug(FILE, "registers", variant, &setup(128)));
 }
 
 #[test]
 fn wgmma_operands_copied_by_cp_async() {
-    clean(FILE, "copied_0", &setup(128), &check(false, false));
-    (1..=2).for_each(|variant| planted(FILE, "copied", variant, &setup(128)));
+    has_no_finding(FILE, "copied_0", &setup(128), &check(false, false));
+    (1..=2).for_each(|variant| reports_planted_bug(FILE, "copied", variant, &setup(128)));
 }
 
 #[test]
 fn setmaxnreg_rules() {
-    clean(FILE, "pool_0", &setup(384), &|_| ());
-    (1..=3).for_each(|variant| planted(FILE, "pool", variant, &setup(384)));
+    has_no_finding(FILE, "pool_0", &setup(384), &|_| ());
+    (1..=3).for_each(|variant| reports_planted_bug(FILE, "pool", variant, &setup(384)));
 }

@@ -1,5 +1,5 @@
-// D = A·Bᵀ in bf16 with f32 sums by mma.sync: 128×128 per block of eight warps, k in stages of 32; cp.async fills
-// three stages ahead. A second kernel tests ldmatrix, stmatrix and movmatrix alone.
+// D = A·Bᵀ in bf16 with f32 sums by mma.sync: 128×128 per block of eight warps, k in steps of 32 through a ring
+// of three stages that cp.async fills. A second kernel tests ldmatrix, stmatrix and movmatrix alone.
 #include "async.cuh"
 
 constexpr int STAGES = 3;

@@ -1,14 +1,17 @@
 //! Every planted bug is reported with its kind and line, and its correct twin has no finding. This holds for several
 //! seeds, all completion policies, both architectures, with and without line information.
 
-use crate::harness::{ARCHITECTURES, COMPLETIONS, Case, SEEDS, cases, cuda, cuda_lines, ptx, run, without_lines};
+use crate::harness::{
+    ARCHITECTURES, COMPLETIONS, KernelCase, SEEDS, cuda_lines, cuda_source, kernel_cases, ptx_source, run,
+    without_line_info,
+};
 use reel_sim::finding::Finding;
 use reel_sim::program::Program;
 use std::fmt::Write;
 
 /// Compares the findings of a run with the expected ones and returns the first difference. If the program has no line
 /// information, `text` is the PTX with it, by which PTX lines are converted to CUDA lines.
-fn judge(case: &Case, found: &[Finding], text: Option<&str>) -> Option<String> {
+fn judge(case: &KernelCase, found: &[Finding], text: Option<&str>) -> Option<String> {
     for f in found {
         let lines = match text {
             None => [f.line].into(),
@@ -25,7 +28,7 @@ fn judge(case: &Case, found: &[Finding], text: Option<&str>) -> Option<String> {
 
 /// Runs one case under all seeds and completion policies. Returns one line per problem. `lined` is the PTX with line
 /// information if the program has none.
-fn check_case(program: &Program, case: &Case, lined: Option<&str>) -> String {
+fn check_case(program: &Program, case: &KernelCase, lined: Option<&str>) -> String {
     let (mut first_output, mut found_once) = (None, false);
     let (mut wrong, mut count) = (String::new(), 0);
     for (seed, completion) in SEEDS.flat_map(|s| COMPLETIONS.map(|c| (s, c))) {
@@ -63,12 +66,12 @@ fn check_case(program: &Program, case: &Case, lined: Option<&str>) -> String {
 }
 
 fn check(file: &str) {
-    let cases = cases(&cuda(file));
+    let cases = kernel_cases(&cuda_source(file));
     assert!(!cases.is_empty());
     let mut all = String::new();
     for architecture in ARCHITECTURES {
-        let text = ptx(file, architecture);
-        let bare = Program::parse(&without_lines(&text)).unwrap();
+        let text = ptx_source(file, architecture);
+        let bare = Program::parse(&without_line_info(&text)).unwrap();
         let lined = Program::parse(&text).unwrap();
         for case in &cases {
             for (program, text) in [(&lined, None), (&bare, Some(text.as_str()))] {

@@ -1,10 +1,10 @@
 //! Kernels whose warps diverge and reconverge, compared with results that the tests compute.
 
-use crate::harness::every_run;
+use crate::harness::check_every_run;
 
 fn check(name: &str, lanes: usize, expected: impl Fn(u32) -> u32) {
     let expected: Vec<u32> = (0..lanes as u32).map(expected).collect();
-    every_run("divergence", name, |ran| assert_eq!(ran.words(0), expected, "{name}"));
+    check_every_run("divergence", name, |ran| assert_eq!(ran.words(0), expected, "{name}"));
 }
 
 #[test]
@@ -157,7 +157,7 @@ fn tiles() {
 
 #[test]
 fn coalesced() {
-    every_run("divergence", "coalesced", |ran| {
+    check_every_run("divergence", "coalesced", |ran| {
         assert_eq!(ran.words(0), [22]);
         assert!((2..=22).contains(&ran.words(1)[0]), "{:?}", ran.words(1));
     });
@@ -166,7 +166,7 @@ fn coalesced() {
 #[test]
 fn token() {
     let expected: Vec<u32> = (0..32).map(|t| 31 - t).collect();
-    every_run("divergence", "token", |ran| assert_eq!(ran.words(1), expected));
+    check_every_run("divergence", "token", |ran| assert_eq!(ran.words(1), expected));
 }
 
 #[test]

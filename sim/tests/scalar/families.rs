@@ -1,9 +1,9 @@
 //! Kernels that each use one family of instructions, compared with results that the tests compute.
 
-use crate::harness::every_run;
+use crate::harness::check_every_run;
 
 fn check(name: &str, buffer: usize, expected: impl Fn(u32) -> u32) {
-    every_run("families", name, |ran| {
+    check_every_run("families", name, |ran| {
         let words = ran.words(buffer);
         let expected: Vec<u32> = (0..words.len() as u32).map(&expected).collect();
         assert_eq!(words, expected, "{name}");
@@ -96,7 +96,7 @@ fn atomics() {
 #[test]
 fn hopper() {
     let f = |v: f32| v.to_bits();
-    every_run("families", "hopper", |ran| {
+    check_every_run("families", "hopper", |ran| {
         let m = ran.words(0);
         assert_eq!(m[..8], [f(32.0), f(64.0), 0, 0, f(32.0), f(64.0), f(32.0), f(32.0)]);
         assert_eq!(m[8..12], [5, 0, 5, 0]);
@@ -213,7 +213,7 @@ fn integers() {
 
 #[test]
 fn prints() {
-    every_run("families", "prints", |ran| {
+    check_every_run("families", "prints", |ran| {
         let expected = "-3|   42|ff  |text|q|%|-5000000000|0003.142|1.234568e+04|0.5\n";
         assert_eq!(ran.outcome.printed, expected);
     });

@@ -21,17 +21,17 @@ fn read(name: &str) -> String {
 }
 
 /// Returns the CUDA text of a corpus file.
-pub fn cuda(file: &str) -> String {
+pub fn cuda_source(file: &str) -> String {
     read(&format!("{file}.cu"))
 }
 
 /// Returns the PTX text of a corpus file.
-pub fn ptx(file: &str, architecture: &str) -> String {
+pub fn ptx_source(file: &str, architecture: &str) -> String {
     read(&format!("{file}.{architecture}.ptx"))
 }
 
 /// Removes line information from PTX text; the other lines keep their numbers.
-pub fn without_lines(ptx: &str) -> String {
+pub fn without_line_info(ptx: &str) -> String {
     let kept = |line: &str| !matches!(line.split_whitespace().next(), Some(".loc" | ".file"));
     ptx.lines().map(|line| if kept(line) { line } else { "" }).fold(String::new(), |text, line| text + line + "\n")
 }
@@ -63,7 +63,7 @@ pub fn cuda_lines(ptx: &str, line: u32) -> BTreeSet<u32> {
 
 /// A kernel of the corpus, its launch and its expected findings.
 #[derive(Clone, Debug, Default)]
-pub struct Case {
+pub struct KernelCase {
     /// The kernel's symbol.
     pub name: String,
     /// Blocks along x.
@@ -90,8 +90,8 @@ pub struct Case {
 
 /// Returns the cases of a CUDA file. A line marked with `//!` belongs to the kernel around it, or to all kernels if
 /// it is outside of kernels.
-pub fn cases(cuda: &str) -> Vec<Case> {
-    let mut cases: Vec<Case> = Vec::new();
+pub fn kernel_cases(cuda: &str) -> Vec<KernelCase> {
+    let mut cases: Vec<KernelCase> = Vec::new();
     let mut outside = BTreeSet::new();
     let mut inside = false;
     for (i, text) in cuda.lines().enumerate() {
@@ -120,8 +120,8 @@ pub fn cases(cuda: &str) -> Vec<Case> {
     cases
 }
 
-fn parse(words: &str) -> Case {
-    let mut case = Case { grid: 1, block: 32, ..Case::default() };
+fn parse(words: &str) -> KernelCase {
+    let mut case = KernelCase { grid: 1, block: 32, ..KernelCase::default() };
     for word in words.split(' ') {
         let (key, value) = word.split_once('=').unwrap_or((word, ""));
         let list = || value.split(',').map(str::to_string).collect();
@@ -142,7 +142,7 @@ fn parse(words: &str) -> Case {
 }
 
 /// Creates the memory and the parameter bytes of a case. Also returns the addresses of its buffers.
-pub fn arguments(args: &[String]) -> (SimMemory, Vec<u8>, Vec<u64>) {
+pub fn allocate_arguments(args: &[String]) -> (SimMemory, Vec<u8>, Vec<u64>) {
     let mut memory = SimMemory::new();
     let mut params: Vec<u8> = Vec::new();
     let mut buffers = Vec::new();
@@ -178,14 +178,14 @@ pub fn arguments(args: &[String]) -> (SimMemory, Vec<u8>, Vec<u64>) {
 }
 
 /// The outcome of a run and the buffers afterwards.
-pub struct Ran {
+pub struct RunResult {
     /// Findings, notes and counters of the run.
     pub outcome: SimOutcome,
     /// The bytes of the buffers, in the order of the arguments.
     pub buffers: Vec<Vec<u8>>,
 }
 
-impl Ran {
+impl RunResult {
     /// Returns the findings.
     pub fn findings(&self) -> Vec<Finding> {
         self.outcome.findings.clone().into_list()
@@ -198,9 +198,9 @@ impl Ran {
 }
 
 /// Runs a kernel with the launch and the arguments of its case.
-pub fn run(program: &Program, case: &Case, seed: u64, completion: CompletionTiming) -> Ran {
+pub fn run(program: &Program, case: &KernelCase, seed: u64, completion: CompletionTiming) -> RunResult {
     let kernel = program.kernel(&case.name).unwrap_or_else(|e| panic!("{}: {e}", case.name));
-    let (mut memory, mut params, addresses) = arguments(&case.args);
+    let (mut memory, mut params, addresses) = allocate_arguments(&case.args);
     params.resize(kernel.param_bytes as usize, 0);
     let launch = LaunchConfig {
         grid: [case.grid, 1, 1],
@@ -214,19 +214,19 @@ pub fn run(program: &Program, case: &Case, seed: u64, completion: CompletionTimi
     let outcome =
         exec::run(program, &kernel, &launch, &mut memory, &options).unwrap_or_else(|e| panic!("{}: {e}", case.name));
     let buffers = addresses.iter().map(|&a| memory.bytes(a).unwrap().to_vec()).collect();
-    Ran { outcome, buffers }
+    RunResult { outcome, buffers }
 }
 
 /// Runs a correct kernel of `file` with all seeds, on all architectures, and passes each run to `check`. Equal seeds
 /// must give equal counters and buffers.
-pub fn every_run(file: &str, name: &str, check: impl Fn(&Ran)) {
-    let cases = cases(&cuda(file));
+pub fn check_every_run(file: &str, name: &str, check: impl Fn(&RunResult)) {
+    let cases = kernel_cases(&cuda_source(file));
     let case = cases.iter().find(|c| c.name == name).unwrap_or_else(|| panic!("no kernel {name} in {file}.cu"));
     for architecture in ARCHITECTURES {
         if case.only.as_ref().is_some_and(|o| o != architecture) {
             continue;
         }
-        let program = Program::parse(&ptx(file, architecture)).unwrap();
+        let program = Program::parse(&ptx_source(file, architecture)).unwrap();
         for seed in SEEDS {
             let ran = run(&program, case, seed, CompletionTiming::Latest);
             assert_eq!(ran.findings(), [], "{name} {architecture} seed {seed}");

@@ -44,7 +44,7 @@ const INTEGER: [(&str, Operator); 10] = [
 ];
 
 impl InstructionForm<'_> {
-    pub(super) fn compare(&self) -> Decoded {
+    pub(super) fn decode_comparison(&self) -> Decoded {
         match self.base {
             "selp" => self.selp(),
             "slct" => self.slct(),
@@ -56,7 +56,7 @@ impl InstructionForm<'_> {
 
     fn selp(&self) -> Decoded {
         let mut f = self.clone();
-        let ty = f.take_type()?;
+        let ty = f.take_type_suffix()?;
         let op = match ty.bits() {
             64 => Op::Selp64,
             16 | 32 => Op::Selp32,
@@ -67,7 +67,7 @@ impl InstructionForm<'_> {
 
     fn slct(&self) -> Decoded {
         let mut f = self.clone();
-        let (by, ty) = (f.take_type().filter(|by| matches!(by, S32 | F32))?, f.take_type()?);
+        let (by, ty) = (f.take_type_suffix().filter(|by| matches!(by, S32 | F32))?, f.take_type_suffix()?);
         let ftz = f.take_modifier("ftz");
         if !matches!(ty.bits(), 16 | 32 | 64) || ftz && by != F32 {
             return None;
@@ -89,7 +89,7 @@ impl InstructionForm<'_> {
         ];
         let mut f = self.clone();
         let test = f.take_modifier_value(&tests)?;
-        let ty = f.take_type().filter(|ty| matches!(ty, F32 | F64))?;
+        let ty = f.take_type_suffix().filter(|ty| matches!(ty, F32 | F64))?;
         f.scalar_op(test, type_flags(ty), Pred, &[ty])
     }
 
@@ -124,7 +124,7 @@ impl InstructionForm<'_> {
 
     fn setp(&self) -> Decoded {
         let mut f = self.clone();
-        let ty = f.take_type()?;
+        let ty = f.take_type_suffix()?;
         let (compare, ftz, [low, high]) = f.comparison(ty)?;
         // The scalar functions evaluate the operator directly; only the vectorised comparisons need `swap` and
         // `invert`.
@@ -145,7 +145,7 @@ impl InstructionForm<'_> {
 
     fn set(&self) -> Decoded {
         let mut f = self.clone();
-        let (ty, to) = (f.take_type()?, f.take_type()?);
+        let (ty, to) = (f.take_type_suffix()?, f.take_type_suffix()?);
         let halves = matches!(ty, F16x2 | BF16x2);
         let truth = match to {
             U32 | S32 if halves => 0xffff,

@@ -2,7 +2,7 @@
 
 use super::{Decoded, InstructionForm};
 use crate::alu::RegisterClass;
-use crate::alu::convert::{self, NumberFormat, index};
+use crate::alu::convert::{self, NumberFormat, number_format_index};
 use crate::alu::integer;
 use crate::alu::op::Op;
 use crate::alu::scalar::ScalarFlags;
@@ -36,7 +36,7 @@ fn kind(ty: Type) -> Option<NumberFormat> {
 }
 
 impl InstructionForm<'_> {
-    pub(super) fn convert(&self) -> Decoded {
+    pub(super) fn decode_conversion(&self) -> Decoded {
         if self.tokens.first() == Some(&"pack") {
             return self.pack();
         }
@@ -95,9 +95,9 @@ impl InstructionForm<'_> {
         // register is truncated.
         let register = self.register(0, to);
         let (register, bytes) = (register, register.bits() / 8);
-        let wide = index(target)? | (bytes as u8) << 4;
+        let wide = number_format_index(target)? | (bytes as u8) << 4;
         let other = rounding.is_some_and(|r| r.1);
-        let flags = ScalarFlags { bits: index(source)?, wide, variant: other, ..flags };
+        let flags = ScalarFlags { bits: number_format_index(source)?, wide, variant: other, ..flags };
         let (op, operands) = self.scalar_op(convert::cvt, flags, register, &[self.register(1, from)])?;
         let typed = |mut e: Vec<super::OperandType>, ty: Type| {
             e[0].ty = ty;
@@ -110,7 +110,7 @@ impl InstructionForm<'_> {
     fn register(&self, i: usize, ty: Type) -> Type {
         match self.operands.get(i) {
             Some(Operand::Register(r)) => {
-                self.declared(*r).filter(|d| d.bits() > ty.bits() && d.bits() <= 64).unwrap_or(ty)
+                self.declared_type(*r).filter(|d| d.bits() > ty.bits() && d.bits() <= 64).unwrap_or(ty)
             }
             _ => ty,
         }
@@ -166,7 +166,12 @@ impl InstructionForm<'_> {
         if flags.sat || flags.ftz || !matches!(rounding, (RoundingMode::Nearest | RoundingMode::Zero, false)) {
             return None;
         }
-        self.scalar_op(convert::pair, ScalarFlags { wide: index(element)?, ..flags }, to, &[F32; 2])
+        self.scalar_op(
+            convert::pack_f32s_as_halves,
+            ScalarFlags { wide: number_format_index(element)?, ..flags },
+            to,
+            &[F32; 2],
+        )
     }
 
     fn tf32(&self, rounding: (RoundingMode, bool), flags: ScalarFlags) -> Decoded {
@@ -174,7 +179,8 @@ impl InstructionForm<'_> {
         if !mode || flags.sat || flags.ftz {
             return None;
         }
-        let (bits, wide) = (index(NumberFormat::Float(SINGLE))?, index(NumberFormat::Float(TF32))?);
+        let (bits, wide) =
+            (number_format_index(NumberFormat::Float(SINGLE))?, number_format_index(NumberFormat::Float(TF32))?);
         self.scalar_op(convert::cvt, ScalarFlags { bits, wide, ..flags }, B32, &[F32])
     }
 
@@ -186,13 +192,13 @@ impl InstructionForm<'_> {
         let flags = |name: &str| ScalarFlags { variant: name == "e5m2x2", ..flags };
         match (to, from) {
             ("e4m3x2" | "e5m2x2", "f32") if flags(to).strict => {
-                self.scalar_op(convert::fp8_pair, flags(to), B16, &[F32; 2])
+                self.scalar_op(convert::pack_f32s_as_fp8, flags(to), B16, &[F32; 2])
             }
             ("e4m3x2" | "e5m2x2", "f16x2") if flags(to).strict => {
-                self.scalar_op(convert::fp8_from_halves, flags(to), B16, &[F16x2])
+                self.scalar_op(convert::pack_halves_as_fp8, flags(to), B16, &[F16x2])
             }
             ("f16x2", "e4m3x2" | "e5m2x2") if !flags(from).strict => {
-                self.scalar_op(convert::halves_from_fp8, flags(from), F16x2, &[B16])
+                self.scalar_op(convert::unpack_fp8_as_halves, flags(from), F16x2, &[B16])
             }
             _ => None,
         }

@@ -13,9 +13,9 @@ const ROUNDINGS: [(&str, RoundingMode); 4] =
     [("rn", RoundingMode::Nearest), ("rz", RoundingMode::Zero), ("rm", RoundingMode::Down), ("rp", RoundingMode::Up)];
 
 impl InstructionForm<'_> {
-    pub(super) fn float(&self) -> Decoded {
+    pub(super) fn decode_float(&self) -> Decoded {
         let mut f = self.clone();
-        let ty = f.take_type()?;
+        let ty = f.take_type_suffix()?;
         match (f.base, ty) {
             ("min" | "max", _) => f.min_max(ty),
             ("copysign", F32 | F64) => f.scalar_op(float::copysign, flags(ty), ty, &[ty; 2]),
@@ -102,7 +102,7 @@ impl InstructionForm<'_> {
             ("neg", false, false) => (float::neg64, 1),
             ("abs", false, false) => (float::abs64, 1),
             ("rsqrt", false, true) if !ftz => (special::rsqrt_f64, 1),
-            ("rcp" | "rsqrt", false, true) if ftz => (special::approximate64, 1),
+            ("rcp" | "rsqrt", false, true) if ftz => (special::rcp_or_rsqrt_approx_f64, 1),
             _ => return None,
         };
         self.scalar_op(function, flags, F64, &[F64; 3][..sources])

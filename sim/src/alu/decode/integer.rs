@@ -10,7 +10,7 @@ use crate::alu::op::{Op, OutOfLineOp};
 use crate::ptx::ast::Type::{self, B32, B64, S16, S32, S64, U16, U32, U64};
 
 impl InstructionForm<'_> {
-    pub(super) fn integer(&self) -> Decoded {
+    pub(super) fn decode_integer(&self) -> Decoded {
         match self.base {
             "dp4a" | "dp2a" => return self.dot(),
             "vabsdiff4" | "vabsdiff2" => return self.sum_of_absolute_differences(),
@@ -24,7 +24,7 @@ impl InstructionForm<'_> {
             return self.pairs();
         }
         let mut f = self.clone();
-        let ty = f.take_type().filter(|ty| matches!(ty, S16 | S32 | S64 | U16 | U32 | U64))?;
+        let ty = f.take_type_suffix().filter(|ty| matches!(ty, S16 | S32 | S64 | U16 | U32 | U64))?;
         let (sat, relu) = (f.take_modifier("sat"), f.take_modifier("relu"));
         if sat && !(matches!(f.base, "add" | "sub") && ty == S32)
             || relu && !(matches!(f.base, "min" | "max") && ty == S32)
@@ -80,7 +80,7 @@ impl InstructionForm<'_> {
         let mut f = self.clone();
         let part = f.take_modifier_value(&[("lo", "lo"), ("hi", "hi"), ("wide", "wide")])?;
         let sat = f.take_modifier("sat");
-        let ty = f.take_type()?;
+        let ty = f.take_type_suffix()?;
         let wide = match ty {
             S16 => S32,
             U16 => U32,
@@ -132,7 +132,7 @@ impl InstructionForm<'_> {
         let base = f.base;
         let shift = f.take_modifier("shiftamt");
         let clamp = f.take_modifier_value(&[("clamp", true), ("wrap", false)]);
-        let ty = f.take_type()?;
+        let ty = f.take_type_suffix()?;
         if shift && base != "bfind" || clamp.is_some() != matches!(base, "bmsk" | "szext") {
             return None;
         }
@@ -159,7 +159,7 @@ impl InstructionForm<'_> {
         if high.is_some() != (f.base == "dp2a") {
             return None;
         }
-        let (b, a) = (f.take_type()?, f.take_type()?);
+        let (b, a) = (f.take_type_suffix()?, f.take_type_suffix()?);
         if !matches!(a, U32 | S32) || !matches!(b, U32 | S32) {
             return None;
         }
@@ -173,7 +173,7 @@ impl InstructionForm<'_> {
     fn sum_of_absolute_differences(&self) -> Decoded {
         let mut f = self.clone();
         let add = f.take_modifier("add");
-        let (b, a, d) = (f.take_type()?, f.take_type()?, f.take_type()?);
+        let (b, a, d) = (f.take_type_suffix()?, f.take_type_suffix()?, f.take_type_suffix()?);
         if !add || [a, b, d].iter().any(|ty| !matches!(ty, U32 | S32)) {
             return None;
         }
@@ -187,7 +187,7 @@ impl InstructionForm<'_> {
         let mut f = self.clone();
         let output = f.take_modifier("cc");
         let part = f.take_modifier_value(&[("lo", CarryArithmetic::MadLow), ("hi", CarryArithmetic::MadHigh)]);
-        let ty = f.take_type().filter(|ty| matches!(ty, S32 | U32 | S64 | U64))?;
+        let ty = f.take_type_suffix().filter(|ty| matches!(ty, S32 | U32 | S64 | U64))?;
         let (op, sources) = match (f.base.trim_end_matches('c'), part) {
             ("add", None) => (CarryArithmetic::Add, 2),
             ("sub", None) => (CarryArithmetic::Sub, 2),

@@ -9,9 +9,9 @@ use crate::alu::scalar::{ScalarFlags, ScalarFunction, type_flags};
 use crate::ptx::ast::Type::{B8, B16, B32, B64, Pred, S16, S32, S64, U16, U32, U64};
 
 impl InstructionForm<'_> {
-    pub(super) fn moves(&self) -> Decoded {
+    pub(super) fn decode_move(&self) -> Decoded {
         let mut f = self.clone();
-        let ty = f.take_type()?;
+        let ty = f.take_type_suffix()?;
         let (dst, src) = f.operand_counts();
         let copy = match ty.bits() {
             1 => Op::PredicateLogic(PredicateLogic::Copy, f.negated(1), false),
@@ -52,7 +52,7 @@ impl InstructionForm<'_> {
         if pack { f.build(op, &[ty], elements) } else { f.build(op, elements, &[ty]) }
     }
 
-    pub(super) fn logic(&self) -> Decoded {
+    pub(super) fn decode_logic(&self) -> Decoded {
         match self.base {
             "prmt" => return self.prmt(),
             "lop3" => return self.lop3(),
@@ -61,7 +61,7 @@ impl InstructionForm<'_> {
             _ => {}
         }
         let mut f = self.clone();
-        let ty = f.take_type()?;
+        let ty = f.take_type_suffix()?;
         let logic = match f.base {
             "and" => PredicateLogic::And,
             "or" => PredicateLogic::Or,
@@ -87,7 +87,7 @@ impl InstructionForm<'_> {
 
     fn shift(&self) -> Decoded {
         let mut f = self.clone();
-        let ty = f.take_type()?;
+        let ty = f.take_type_suffix()?;
         let op = match (f.base, ty) {
             ("shl", B32) => Op::Shl32,
             ("shl", B64) => Op::Shl64,
@@ -106,7 +106,7 @@ impl InstructionForm<'_> {
         let mut f = self.clone();
         let left = f.take_modifier_value(&[("l", true), ("r", false)])?;
         let clamp = f.take_modifier_value(&[("clamp", true), ("wrap", false)])?;
-        let ty = f.take_type().filter(|ty| *ty == B32)?;
+        let ty = f.take_type_suffix().filter(|ty| *ty == B32)?;
         match (left, clamp) {
             (true, false) => f.build(Op::ShfLWrap, &[ty], &[ty, ty, U32]),
             (false, false) => f.build(Op::ShfRWrap, &[ty], &[ty, ty, U32]),
@@ -127,7 +127,7 @@ impl InstructionForm<'_> {
         ];
         let mut f = self.clone();
         let mode = f.take_modifier_value(&modes);
-        let ty = f.take_type().filter(|ty| *ty == B32)?;
+        let ty = f.take_type_suffix().filter(|ty| *ty == B32)?;
         match mode {
             Some(function) => f.scalar_op(function, type_flags(ty), ty, &[ty, ty, U32]),
             None => f.build(Op::Prmt, &[ty], &[ty, ty, U32]),
@@ -137,7 +137,7 @@ impl InstructionForm<'_> {
     fn lop3(&self) -> Decoded {
         let mut f = self.clone();
         let combine = f.take_modifier_value(&[("and", Combine::And), ("or", Combine::Or)]);
-        let ty = f.take_type().filter(|ty| *ty == B32)?;
+        let ty = f.take_type_suffix().filter(|ty| *ty == B32)?;
         match combine {
             None => f.build(Op::Lop3, &[ty], &[ty, ty, ty, U32]),
             Some(combine) => {

@@ -21,12 +21,12 @@ pub fn decode(opcode: &str, operands: &[Operand], registers: &[RegisterDecl]) ->
     let base = tokens.next()?;
     let form = InstructionForm { base, tokens: tokens.collect(), operands, registers };
     match base {
-        "mov" => form.moves(),
-        "cvt" => form.convert(),
-        "setp" | "set" | "selp" | "slct" | "testp" => form.compare(),
-        "and" | "or" | "xor" | "not" | "cnot" | "shl" | "shr" | "shf" | "lop3" | "prmt" => form.logic(),
-        _ if form.is_float() => form.float(),
-        _ => form.integer(),
+        "mov" => form.decode_move(),
+        "cvt" => form.decode_conversion(),
+        "setp" | "set" | "selp" | "slct" | "testp" => form.decode_comparison(),
+        "and" | "or" | "xor" | "not" | "cnot" | "shl" | "shr" | "shf" | "lop3" | "prmt" => form.decode_logic(),
+        _ if form.is_float() => form.decode_float(),
+        _ => form.decode_integer(),
     }
 }
 
@@ -68,7 +68,7 @@ impl<'a> InstructionForm<'a> {
     }
 
     /// Removes the last token and returns it as a type; `None` if it is no type.
-    pub fn take_type(&mut self) -> Option<Type> {
+    pub fn take_type_suffix(&mut self) -> Option<Type> {
         let ty = Type::named(self.tokens.last()?)?;
         self.tokens.pop();
         Some(ty)
@@ -111,7 +111,7 @@ impl<'a> InstructionForm<'a> {
     }
 
     /// Returns the declared type of a register.
-    pub fn declared(&self, register: Register) -> Option<Type> {
+    pub fn declared_type(&self, register: Register) -> Option<Type> {
         Some(self.registers.get(register as usize)?.ty)
     }
 }

@@ -1,6 +1,6 @@
 //! Compares arithmetic that uses the carry flag with 96-bit integers.
 
-use super::{Random, plain};
+use super::{Random, regs};
 use crate::alu::{OperandSlots, decode};
 use crate::regs::{Registers, Row};
 
@@ -14,7 +14,7 @@ fn sequence(program: &[(&str, u32, &[u32])], rows: &[[u32; 32]]) -> Registers {
         undefined_predicates: vec![0; 2],
     };
     for (opcode, dst, src) in program {
-        let (op, wants) = decode(opcode, &plain(1 + src.len()), &[]).expect(opcode);
+        let (op, wants) = decode(opcode, &regs(1 + src.len()), &[]).expect(opcode);
         assert!(wants.carry, "{opcode}");
         let mut s = OperandSlots { carry: 0, ..OperandSlots::default() };
         s.dst[0] = *dst;
@@ -30,7 +30,7 @@ fn carry_chains_match_96_bit_arithmetic() {
     for _ in 0..200 {
         let mut rows = [[0u32; 32]; 12];
         for row in &mut rows[..6] {
-            *row = std::array::from_fn(|_| random.edgy() as u32);
+            *row = std::array::from_fn(|_| random.edge_case() as u32);
         }
         let wide = |r: &Registers, at: usize, lane: usize| {
             (0..3).fold(0u128, |x, i| x | (r.rows[at + i].0[lane] as u128) << (32 * i))

@@ -1,6 +1,6 @@
 //! Tests of comparisons, selections, `min` and `max`.
 
-use super::{check, check_with, number, plain, signed};
+use super::{check, check_with, low_s32, number, regs};
 use crate::alu::{OperandSlots, decode};
 use crate::ptx::ast::Operand;
 use crate::regs::{Registers, Row};
@@ -9,7 +9,7 @@ use crate::regs::{Registers, Row};
 fn setp_combines_with_a_predicate_and_writes_both_destinations() {
     let pair = |n: usize| {
         let mut o = vec![Operand::Pair(Box::new(Operand::Register(0)), Box::new(Operand::Register(1)))];
-        o.extend(plain(n));
+        o.extend(regs(n));
         o
     };
     let holds = |op: &str, a: i128, b: i128| match op {
@@ -21,7 +21,7 @@ fn setp_combines_with_a_predicate_and_writes_both_destinations() {
         _ => a >= b,
     };
     for op in ["eq", "ne", "lt", "le", "gt", "ge"] {
-        check(&format!("setp.{op}.s32"), 2, |s| holds(op, signed(s[0]) as i128, signed(s[1]) as i128) as u64);
+        check(&format!("setp.{op}.s32"), 2, |s| holds(op, low_s32(s[0]) as i128, low_s32(s[1]) as i128) as u64);
         check(&format!("setp.{op}.s64"), 2, |s| holds(op, s[0] as i64 as i128, s[1] as i64 as i128) as u64);
         for (combine, f) in
             [("and", (|a, b| a & b) as fn(u64, u64) -> u64), ("or", |a, b| a | b), ("xor", |a, b| a ^ b)]
@@ -105,8 +105,8 @@ fn float_min_max_handle_nan_and_signed_zero() {
 
 #[test]
 fn comparisons_of_halves_doubles_and_16_bit_integers_match_rust() {
-    let pair = [vec![Operand::Pair(Box::new(Operand::Register(0)), Box::new(Operand::Register(1)))], plain(3)].concat();
-    check_with("setp.lt.or.f16x2", &pair, &[], &mut |r, _| r.edgy(), |s| {
+    let pair = [vec![Operand::Pair(Box::new(Operand::Register(0)), Box::new(Operand::Register(1)))], regs(3)].concat();
+    check_with("setp.lt.or.f16x2", &pair, &[], &mut |r, _| r.edge_case(), |s| {
         let one = |i: u32| {
             let [a, b] = [s[0], s[1]].map(|x| half::f16::from_bits((x >> i) as u16).to_f32());
             (a < b) as u64 | s[2]
@@ -127,7 +127,7 @@ fn comparisons_of_halves_doubles_and_16_bit_integers_match_rust() {
     check("testp.finite.f64", 1, |s| f64::from_bits(s[0]).is_finite() as u64);
     let lop3 = [
         vec![Operand::Pair(Box::new(Operand::Register(0)), Box::new(Operand::Register(1)))],
-        plain(4),
+        regs(4),
         vec![Operand::Not(0)],
     ];
     check_with("lop3.and.b32", &lop3.concat(), &[], &mut |r, i| if i == 3 { 0xc0 } else { r.next() >> 62 }, |s| {
@@ -139,7 +139,7 @@ fn comparisons_of_halves_doubles_and_16_bit_integers_match_rust() {
 #[test]
 fn selection_is_undefined_only_where_the_selected_source_is() {
     for (opcode, chooser) in [("selp.b32", None), ("slct.b32.s32", Some(()))] {
-        let (op, _) = decode(opcode, &plain(4), &[]).expect(opcode);
+        let (op, _) = decode(opcode, &regs(4), &[]).expect(opcode);
         let mut r = Registers {
             rows: vec![Row([0; 32]); 4],
             undefined: vec![0, 0b0110, 0b1100, 0],

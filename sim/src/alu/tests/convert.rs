@@ -1,6 +1,6 @@
 //! Tests of `cvt` between integers and floating-point formats.
 
-use super::{Random, check, check_with, low, number, plain};
+use super::{Random, check, check_with, low_bits, number, regs};
 use crate::ptx::ast::{Operand, RegisterDecl, Type};
 
 #[test]
@@ -35,11 +35,11 @@ fn integer_conversions_extend_truncate_or_clamp() {
         for (to, to_signed) in widths.iter().flat_map(|b| [(*b, false), (*b, true)]) {
             let value = |s: &[u64]| number(s[0], from, from_signed);
             let opcode = format!("cvt.{}.{}", name(to, to_signed), name(from, from_signed));
-            check(&opcode, 1, |s| low(value(s), to));
+            check(&opcode, 1, |s| low_bits(value(s), to));
             let opcode = format!("cvt.sat.{}.{}", name(to, to_signed), name(from, from_signed));
             let (least, most) =
                 if to_signed { (-(1i128 << (to - 1)), (1i128 << (to - 1)) - 1) } else { (0, (1i128 << to) - 1) };
-            check(&opcode, 1, |s| low(value(s).clamp(least, most), to));
+            check(&opcode, 1, |s| low_bits(value(s).clamp(least, most), to));
         }
     }
     // With registers wider than the type, the source is truncated and the destination extended.
@@ -71,10 +71,10 @@ fn float_to_integer_conversions_round_clamp_and_handle_nan() {
                     match (r.next() % 3, double) {
                         (0, true) => near.to_bits(),
                         (0, false) => (near as f32).to_bits() as u64,
-                        _ => r.edgy(),
+                        _ => r.edge_case(),
                     }
                 };
-                check_with(&format!("cvt.{mode}.{to}.{from}"), &plain(2), &[], &mut source, |s| {
+                check_with(&format!("cvt.{mode}.{to}.{from}"), &regs(2), &[], &mut source, |s| {
                     let x = if double { f64::from_bits(s[0]) } else { f32::from_bits(s[0] as u32) as f64 };
                     let (least, most) = if signed {
                         (-(1i128 << (bits - 1)), (1i128 << (bits - 1)) - 1)
@@ -84,7 +84,7 @@ fn float_to_integer_conversions_round_clamp_and_handle_nan() {
                     if x.is_nan() {
                         return vec![if !double && bits < 64 { 0 } else { 1 << (bits - 1) }];
                     }
-                    vec![low((f(x).clamp(-1e30, 1e30) as i128).clamp(least, most), bits)]
+                    vec![low_bits((f(x).clamp(-1e30, 1e30) as i128).clamp(least, most), bits)]
                 });
             }
         }
@@ -139,7 +139,7 @@ fn conversions_to_floats_match_rust() {
         (s[2] << 16 | one(s[0]) << 8 | one(s[1])) & 0xffff_ffff
     });
     check("cvt.pack.sat.s16.s32", 2, |s| {
-        let one = |x: u64| low(number(x, 32, true).clamp(-32768, 32767), 16);
+        let one = |x: u64| low_bits(number(x, 32, true).clamp(-32768, 32767), 16);
         one(s[0]) << 16 | one(s[1])
     });
 }

@@ -27,7 +27,7 @@ impl Random {
     }
 
     /// Returns uniform random bits, or an edge case: few bits set, sign bits, all ones, special float values.
-    pub fn edgy(&mut self) -> u64 {
+    pub fn edge_case(&mut self) -> u64 {
         let x = self.next();
         let small = self.next() % 70;
         match self.next() % 8 {
@@ -46,7 +46,7 @@ impl Random {
 }
 
 /// The sources and results of one instruction of a warp, as 64 bits per lane (a predicate is 0 or 1).
-pub struct Ran {
+pub struct RunResult {
     pub sources: Vec<[u64; 32]>,
     pub results: Vec<[u64; 32]>,
 }
@@ -60,7 +60,7 @@ pub fn run(
     operands: &[Operand],
     registers: &[RegisterDecl],
     source: &mut dyn FnMut(usize) -> u64,
-) -> Ran {
+) -> RunResult {
     let (op, wants) = decode(opcode, operands, registers).unwrap_or_else(|| panic!("{opcode} is unknown"));
     let empty = Registers {
         rows: vec![Row([0x5555_5555; 32]); 64],
@@ -112,7 +112,7 @@ pub fn run(
             }
         }
     }
-    Ran { sources, results }
+    RunResult { sources, results }
 }
 
 fn put(r: &mut Registers, class: RegisterClass, slot: u32, values: &[u64; 32]) {
@@ -134,14 +134,14 @@ fn get(r: &Registers, class: RegisterClass, slot: u32) -> [u64; 32] {
 }
 
 /// Returns `n` register operands.
-pub fn plain(n: usize) -> Vec<Operand> {
+pub fn regs(n: usize) -> Vec<Operand> {
     vec![Operand::Register(0); n]
 }
 
 /// Compares an instruction with `expected` on random edge-case data. It has one destination and `sources` register
 /// sources.
 pub fn check(opcode: &str, sources: usize, expected: impl Fn(&[u64]) -> u64) {
-    check_with(opcode, &plain(1 + sources), &[], &mut |random, _| random.edgy(), |s| vec![expected(s)]);
+    check_with(opcode, &regs(1 + sources), &[], &mut |random, _| random.edge_case(), |s| vec![expected(s)]);
 }
 
 /// Compares an instruction with `expected`, for any operands, sources and number of results.
@@ -170,11 +170,11 @@ pub fn number(x: u64, bits: u32, signed: bool) -> i128 {
 }
 
 /// Returns the low `bits` of a number.
-pub fn low(x: i128, bits: u32) -> u64 {
+pub fn low_bits(x: i128, bits: u32) -> u64 {
     (x & ((1 << bits) - 1)) as u64
 }
 
 /// Returns the low 32 bits as a signed number.
-pub fn signed(x: u64) -> i64 {
+pub fn low_s32(x: u64) -> i64 {
     x as u32 as i32 as i64
 }

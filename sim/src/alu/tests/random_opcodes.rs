@@ -1,6 +1,6 @@
 //! Decodes random opcodes and executes those that are valid, which must not panic.
 
-use super::{Random, plain};
+use super::{Random, regs};
 use crate::alu::{OperandSlots, decode};
 use crate::ptx::ast::Operand;
 use crate::regs::{Registers, Row};
@@ -27,10 +27,10 @@ fn random_opcodes_never_panic() {
         let mut opcode = vec![word(0, names)];
         opcode.extend((0..random_length(&mut lengths)).map(|_| word(names, words.len() - 25)));
         opcode.push(word(words.len() - 25, words.len()));
-        let mut operands = plain(random.next() as usize % 6);
+        let mut operands = regs(random.next() as usize % 6);
         for o in &mut operands {
             match random.next() % 12 {
-                0 => *o = Operand::Vector(plain(random.next() as usize % 5)),
+                0 => *o = Operand::Vector(regs(random.next() as usize % 5)),
                 1 => *o = Operand::Not(0),
                 2 => *o = Operand::Pair(Box::new(Operand::Sink), Box::new(Operand::Register(9))),
                 _ => {}
@@ -40,7 +40,7 @@ fn random_opcodes_never_panic() {
         known += 1;
         assert!(wants.dst.len() <= 4 && wants.src.len() <= 5);
         let mut r = Registers {
-            rows: (0..16).map(|_| Row(std::array::from_fn(|_| random.edgy() as u32))).collect(),
+            rows: (0..16).map(|_| Row(std::array::from_fn(|_| random.edge_case() as u32))).collect(),
             undefined: vec![0; 16],
             predicates: vec![random.next() as u32; 16],
             undefined_predicates: vec![0; 16],

@@ -1,6 +1,6 @@
 //! Compares rounding with its definition: no other number of the format is nearer, or nearer on the required side.
 
-use super::{Random, check, check_with, plain};
+use super::{Random, check, check_with, regs};
 use crate::alu::soft_float::{
     BF16, E4M3, E5M2, ExactFloat, F16, F32, F64, FloatFormat, RoundingMode, TF32, decode_float, encode_float,
 };
@@ -10,8 +10,8 @@ const MODES: [(&str, RoundingMode); 4] =
 
 /// Returns all finite values of a 16- or 8-bit format, ascending, with their bits.
 fn values(format: FloatFormat) -> Vec<(f64, u64)> {
-    let mut all: Vec<(f64, u64)> = (0..=format.largest).map(|bits| (decode_float(bits, format), bits)).collect();
-    let negative = all.iter().skip(1).map(|(v, bits)| (-v, bits | 1 << format.sign)).rev();
+    let mut all: Vec<(f64, u64)> = (0..=format.max_finite).map(|bits| (decode_float(bits, format), bits)).collect();
+    let negative = all.iter().skip(1).map(|(v, bits)| (-v, bits | 1 << format.sign_bit)).rev();
     let mut out: Vec<_> = negative.collect();
     out.append(&mut all);
     out
@@ -84,7 +84,7 @@ fn narrow_formats_round_to_the_right_neighbour() {
 fn overflow_depends_on_the_rounding_mode() {
     let beyond = [(F16, 65520.0), (BF16, 3.4e38), (F32, 3.5e38)];
     for (format, x) in beyond {
-        let (infinity, largest, sign) = (format.largest + 1, format.largest, 1 << format.sign);
+        let (infinity, largest, sign) = (format.max_finite + 1, format.max_finite, 1 << format.sign_bit);
         assert_eq!(encode_float(x, format, RoundingMode::Nearest), infinity);
         assert_eq!(encode_float(x, format, RoundingMode::Zero), largest);
         assert_eq!(encode_float(x, format, RoundingMode::Down), largest);
@@ -99,12 +99,12 @@ fn overflow_depends_on_the_rounding_mode() {
 fn soft_float_to_nearest_equals_the_processor() {
     let mut random = Random(11);
     for _ in 0..200_000 {
-        let [a, b, c] = [0; 3].map(|_| f32::from_bits(random.edgy() as u32));
+        let [a, b, c] = [0; 3].map(|_| f32::from_bits(random.edge_case() as u32));
         let finite = a.is_finite() && b.is_finite() && c.is_finite();
         if !finite {
             continue;
         }
-        let [x, y, z] = [a, b, c].map(|v| ExactFloat::new(v as f64));
+        let [x, y, z] = [a, b, c].map(|v| ExactFloat::from_f64(v as f64));
         let same = |exact: ExactFloat, native: f32, what: &str| {
             if !exact.is_zero() {
                 assert_eq!(exact.round(F32, RoundingMode::Nearest), native.to_bits() as u64, "{what} of {a} {b} {c}");
@@ -114,20 +114,23 @@ fn soft_float_to_nearest_equals_the_processor() {
         same(x.times(y), a * b, "product");
         same(x.times(y).plus(z), a.mul_add(b, c), "fused");
         if b != 0.0 && a != 0.0 {
-            same(x.over(y), a / b, "quotient");
+            same(x.divided_by(y), a / b, "quotient");
         }
         if a > 0.0 {
             same(x.sqrt(), a.sqrt(), "root");
         }
         let [p, q, s] = [0; 3].map(|_| f64::from_bits(random.next()));
         if p.is_finite() && q.is_finite() && s.is_finite() {
-            let fused = ExactFloat::new(p).times(ExactFloat::new(q)).plus(ExactFloat::new(s));
+            let fused = ExactFloat::from_f64(p).times(ExactFloat::from_f64(q)).plus(ExactFloat::from_f64(s));
             assert_eq!(fused.round(F64, RoundingMode::Nearest), p.mul_add(q, s).to_bits());
             assert_eq!(
-                ExactFloat::new(p).over(ExactFloat::new(q)).round(F64, RoundingMode::Nearest),
+                ExactFloat::from_f64(p).divided_by(ExactFloat::from_f64(q)).round(F64, RoundingMode::Nearest),
                 (p / q).to_bits()
             );
-            assert_eq!(ExactFloat::new(p.abs()).sqrt().round(F64, RoundingMode::Nearest), p.abs().sqrt().to_bits());
+            assert_eq!(
+                ExactFloat::from_f64(p.abs()).sqrt().round(F64, RoundingMode::Nearest),
+                p.abs().sqrt().to_bits()
+            );
         }
     }
 }
@@ -136,7 +139,7 @@ fn soft_float_to_nearest_equals_the_processor() {
 fn directed_f32_arithmetic_brackets_the_exact_result() {
     // f64 holds the product of two f32 exactly, so the comparison with it is exact.
     for (mode, _) in &MODES[1..] {
-        check_with(&format!("mul.{mode}.f32"), &plain(3), &[], &mut |r, _| r.next() & 0xbfff_ffff | 0x2000_0000, |s| {
+        check_with(&format!("mul.{mode}.f32"), &regs(3), &[], &mut |r, _| r.next() & 0xbfff_ffff | 0x2000_0000, |s| {
             let [a, b] = [s[0], s[1]].map(|x| f32::from_bits(x as u32) as f64);
             let near = (a * b) as f32;
             let ok = |y: f32| match *mode {
@@ -154,7 +157,7 @@ fn directed_f32_arithmetic_brackets_the_exact_result() {
     }
     // A sum that cancels exactly is −0 only when rounding down.
     for (mode, zero) in [("rn", 0), ("rz", 0), ("rm", 0x8000_0000), ("rp", 0)] {
-        let operands = plain(3);
+        let operands = regs(3);
         check_with(&format!("sub.{mode}.f32"), &operands, &[], &mut |_, _| 0x3f80_0000, |_| vec![zero]);
     }
 }
@@ -178,18 +181,18 @@ fn half_arithmetic_rounds_once() {
             let native = a.mul_add(b, c);
             let finite = a.is_finite() && b.is_finite() && c.is_finite();
             let w = if finite {
-                ExactFloat::new(a).times(ExactFloat::new(b)).plus(ExactFloat::new(c))
+                ExactFloat::from_f64(a).times(ExactFloat::from_f64(b)).plus(ExactFloat::from_f64(c))
             } else {
-                ExactFloat::integer(0)
+                ExactFloat::from_integer(0)
             };
             round(w, native)
         });
         check(&format!("add.{name}"), 2, |s| {
             let (a, b, _) = exact(s);
             let w = if a.is_finite() && b.is_finite() {
-                ExactFloat::new(a).plus(ExactFloat::new(b))
+                ExactFloat::from_f64(a).plus(ExactFloat::from_f64(b))
             } else {
-                ExactFloat::integer(0)
+                ExactFloat::from_integer(0)
             };
             round(w, a + b)
         });
@@ -204,9 +207,9 @@ fn half_arithmetic_rounds_once() {
             let (a, b, c) = exact(s);
             let y = a.mul_add(b, c);
             let w = if y.is_finite() {
-                ExactFloat::new(a).times(ExactFloat::new(b)).plus(ExactFloat::new(c))
+                ExactFloat::from_f64(a).times(ExactFloat::from_f64(b)).plus(ExactFloat::from_f64(c))
             } else {
-                ExactFloat::integer(0)
+                ExactFloat::from_integer(0)
             };
             if y <= 0.0 { 0 } else { round(w, y) }
         });
@@ -235,7 +238,7 @@ fn fp8_round_trips() {
                 let one = |x: f64| match searched(&all, x, RoundingMode::Nearest) {
                     _ if x.is_nan() => 0x7f,
                     _ if x == 0.0 => (x.is_sign_negative() as u64) << 7,
-                    None => format.largest | ((x < 0.0) as u64) << 7,
+                    None => format.max_finite | ((x < 0.0) as u64) << 7,
                     Some(bits) => bits,
                 };
                 one(x[0]) | one(x[1]) << 8
@@ -306,7 +309,7 @@ fn halves_widen_and_narrow_as_the_half_crate_does() {
     };
     check("cvt.rn.f16.f32", 1, |s| narrowed(s[0]));
     check("cvt.rn.f16x2.f32", 2, |s| narrowed(s[0]) << 16 | narrowed(s[1]));
-    check_with("cvt.rn.f16x2.f32", &plain(3), &[], &mut |r, _| r.next() & 0x8fff_ffff | 0x3000_0000, |s| {
+    check_with("cvt.rn.f16x2.f32", &regs(3), &[], &mut |r, _| r.next() & 0x8fff_ffff | 0x3000_0000, |s| {
         vec![narrowed(s[0]) << 16 | narrowed(s[1])]
     });
 }

@@ -16,7 +16,7 @@ pub enum BitOp {
 pub struct MmaOp {
     /// Rows of A and D: 8 or 16. D always has 8 columns.
     pub m: u8,
-    /// Columns of A and rows of B.
+    /// Number of A's columns and of B's rows.
     pub k: u16,
     /// Format of A's elements.
     pub a: Element,

@@ -92,11 +92,11 @@ pub struct Descriptor {
 impl Descriptor {
     /// Mask of the bits that belong to a field: 14-bit addresses at bits 0, 16 and 32, the base offset at 49, the
     /// layout at 62.
-    pub(super) const FIELDS: u64 = 0x3fff | 0x3fff << 16 | 0x3fff << 32 | 7 << 49 | 3 << 62;
+    pub(super) const FIELD_MASK: u64 = 0x3fff | 0x3fff << 16 | 0x3fff << 32 | 7 << 49 | 3 << 62;
 
     /// Decodes the 64 bits of a descriptor.
     pub fn decode(bits: u64) -> Result<Self, DescriptorError> {
-        if bits & !Self::FIELDS != 0 {
+        if bits & !Self::FIELD_MASK != 0 {
             return Err(DescriptorError::Reserved { bits });
         }
         let base_offset = (bits >> 49 & 7) as u32;
@@ -171,9 +171,9 @@ impl SharedOperand {
     /// Returns the shared address of a 16-byte unit, after the swizzle. K-major: `line` is m or n, and `unit` is 0 or
     /// 1 along k. MN-major: `line` is k in 0..16, and `unit` counts groups of eight elements along m or n.
     #[inline(always)]
-    pub fn unit(&self, line: u32, unit: u32) -> u32 {
+    pub fn unit_address(&self, line: u32, unit: u32) -> u32 {
         let pitch = self.descriptor.swizzle.span().unwrap_or(16);
-        self.descriptor.swizzle.apply(self.eight(line / 8, unit) + line % 8 * pitch)
+        self.descriptor.swizzle.swizzled_address(self.eight(line / 8, unit) + line % 8 * pitch)
     }
 
     /// Returns the address, before the swizzle, of a unit in line `8 * eight`.
@@ -191,12 +191,12 @@ impl SharedOperand {
 
     /// Returns the addresses of a unit in eight lines from `line`, a multiple of 8, on.
     #[inline(always)]
-    pub fn units(&self, line: u32, unit: u32) -> [u32; 8] {
+    pub fn unit_addresses(&self, line: u32, unit: u32) -> [u32; 8] {
         let (swizzle, first) = (self.descriptor.swizzle, self.eight(line / 8, unit));
         let pitch = swizzle.span().unwrap_or(16);
         std::array::from_fn(
             #[inline(always)]
-            |i| swizzle.apply(first + i as u32 * pitch),
+            |i| swizzle.swizzled_address(first + i as u32 * pitch),
         )
     }
 
@@ -217,7 +217,7 @@ impl SharedOperand {
         match (self.descriptor.swizzle.span(), self.mn_major) {
             (Some(_), false) => {
                 for line in 0..self.extent {
-                    let (a, b) = (self.unit(line, 0), self.unit(line, 1));
+                    let (a, b) = (self.unit_address(line, 0), self.unit_address(line, 1));
                     if a ^ b == 16 {
                         add(a.min(b), 32);
                     } else {
@@ -229,7 +229,7 @@ impl SharedOperand {
             (None, false) => {
                 for unit in 0..2 {
                     for line in 0..self.extent {
-                        add(self.unit(line, unit), 16);
+                        add(self.unit_address(line, unit), 16);
                     }
                 }
             }
@@ -240,11 +240,11 @@ impl SharedOperand {
                         // The instruction reads a whole row of the swizzle pattern; the order of its units does not
                         // matter.
                         if first + units <= all {
-                            add(self.unit(line, first) & !(span - 1), span);
+                            add(self.unit_address(line, first) & !(span - 1), span);
                             continue;
                         }
                         for unit in first..all {
-                            add(self.unit(line, unit), 16);
+                            add(self.unit_address(line, unit), 16);
                         }
                     }
                 }
@@ -252,7 +252,7 @@ impl SharedOperand {
             (None, true) => {
                 for unit in 0..self.extent / 8 {
                     for line in 0..K_ROWS {
-                        add(self.unit(line, unit), 16);
+                        add(self.unit_address(line, unit), 16);
                     }
                 }
             }

@@ -17,7 +17,7 @@ pub use descriptor::{Descriptor, DescriptorError, SharedOperand};
 
 use super::Lanes;
 pub use super::format::{Accumulator, Element};
-use super::fragments::{Columns, expand_a_columns, load_accumulators, register_to_b_rows, store_accumulators};
+use super::fragments::{ExpandedColumns, expand_a_columns, load_accumulators, register_to_b_rows, store_accumulators};
 use super::simd::{LaneVector, VectorKernel, dispatch};
 
 /// The number of rows of A and D.
@@ -200,7 +200,7 @@ impl WgmmaTiles {
 #[inline(always)]
 fn matrix(operand: &SharedOperand, line: u32, unit: u32, fetch: &impl Fn(u32) -> [u8; 16]) -> Lanes {
     let mut out = [[0u8; 16]; 8];
-    for (out, address) in out.iter_mut().zip(operand.units(line, unit)) {
+    for (out, address) in out.iter_mut().zip(operand.unit_addresses(line, unit)) {
         *out = fetch(address);
     }
     let lanes: Lanes = bytemuck::cast(out);
@@ -284,7 +284,7 @@ struct ProductKernel<'a> {
 impl VectorKernel for ProductKernel<'_> {
     #[inline(always)]
     fn run<V: LaneVector>(mut self, v: V) {
-        let mut columns = Columns::<MAX_K>::ZERO;
+        let mut columns = ExpandedColumns::<MAX_K>::ZERO;
         let (element, negate) = (self.op.a, self.op.negate);
         let registers = self.tiles.a[self.warp].each_ref();
         match element.bits() {

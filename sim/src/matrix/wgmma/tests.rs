@@ -397,7 +397,7 @@ fn rejects_invalid_descriptors() {
     let error = |descriptor: Descriptor, mn_major, extent| {
         SharedOperand::new(descriptor.encode(), mn_major, extent).unwrap_err()
     };
-    for bit in (0..64).filter(|bit| Descriptor::FIELDS >> bit & 1 == 0) {
+    for bit in (0..64).filter(|bit| Descriptor::FIELD_MASK >> bit & 1 == 0) {
         assert!(matches!(
             SharedOperand::new(good.encode() | 1 << bit, false, 64),
             Err(DescriptorError::Reserved { .. })

@@ -35,7 +35,7 @@ impl Decoder<'_> {
         }
         let at = usize::from(is_atom);
         let window = self.window(parts)?;
-        let (addr, window) = self.o.address(&i.operands[at], window)?;
+        let (addr, window) = self.o.address_operand(&i.operands[at], window)?;
         let register_type = match ty.size() {
             2 => Type::B16,
             4 => Type::B32,
@@ -54,15 +54,15 @@ impl Decoder<'_> {
         let mut dst = Vec::new();
         if is_atom {
             for o in elements(&i.operands[0]) {
-                dst.push(self.o.destination(&o)?);
+                dst.push(self.o.destination_slot(&o)?);
             }
         }
         let mut a = Vec::new();
         for o in elements(i.operands.get(at + 1).ok_or_else(|| self.o.error("an operand is missing"))?) {
-            a.push(self.o.source(&o, value_type)?);
+            a.push(self.o.source_slot(&o, value_type)?);
         }
         let b = match (op, i.operands.get(at + 2)) {
-            (AtomicOp::Cas, Some(o)) => Some(self.o.source(o, value_type)?),
+            (AtomicOp::Cas, Some(o)) => Some(self.o.source_slot(o, value_type)?),
             (AtomicOp::Cas, None) => return Err(self.o.error("atom.cas needs two operands")),
             _ => None,
         };

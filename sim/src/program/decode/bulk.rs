@@ -18,10 +18,10 @@ pub(super) fn decode_bulk_copy(d: &mut Decoder, i: &Instruction, parts: &[&str])
     let spaces: Vec<AddressWindow> = parts.iter().filter_map(|p| space(p)).collect();
     let o = &i.operands;
     if has("prefetch") {
-        let (src, src_window) = d.o.address(first(d, o, 0)?, AddressWindow::Global)?;
+        let (src, src_window) = d.o.address_operand(first(d, o, 0)?, AddressWindow::Global)?;
         let kind = if tensor { BulkCopyKind::TensorPrefetch } else { BulkCopyKind::Prefetch };
         let coords = if tensor { coordinates(d, &o[0])? } else { Vec::new() };
-        let size = if tensor { None } else { Some(d.o.source(first(d, o, 1)?, Type::B32)?) };
+        let size = if tensor { None } else { Some(d.o.source_slot(first(d, o, 1)?, Type::B32)?) };
         return Ok(Op::BulkCopy(Box::new(BulkCopy {
             kind,
             dst: src,
@@ -46,8 +46,8 @@ pub(super) fn decode_bulk_copy(d: &mut Decoder, i: &Instruction, parts: &[&str])
     };
     // The address of a tensor operand is that of a tensor map in the generic address space.
     let side = |w: AddressWindow, is_tensor: bool| if is_tensor { AddressWindow::Generic } else { w };
-    let (dst, dst_window) = d.o.address(first(d, o, 0)?, side(to, kind == BulkCopyKind::TensorStore))?;
-    let (src, src_window) = d.o.address(first(d, o, 1)?, side(from, kind == BulkCopyKind::TensorLoad))?;
+    let (dst, dst_window) = d.o.address_operand(first(d, o, 0)?, side(to, kind == BulkCopyKind::TensorStore))?;
+    let (src, src_window) = d.o.address_operand(first(d, o, 1)?, side(from, kind == BulkCopyKind::TensorLoad))?;
     let coords = match kind {
         BulkCopyKind::TensorLoad => coordinates(d, &o[1])?,
         BulkCopyKind::TensorStore => coordinates(d, &o[0])?,
@@ -61,15 +61,15 @@ pub(super) fn decode_bulk_copy(d: &mut Decoder, i: &Instruction, parts: &[&str])
     let missing = |d: &Decoder| d.o.error("an operand is missing");
     let size = match kind {
         BulkCopyKind::TensorLoad | BulkCopyKind::TensorStore => None,
-        _ => Some(d.o.source(take().ok_or_else(|| missing(d))?, Type::B32)?),
+        _ => Some(d.o.source_slot(take().ok_or_else(|| missing(d))?, Type::B32)?),
     };
     let mbarrier = if parts.iter().any(|p| p.starts_with("mbarrier::complete_tx")) {
-        Some(d.o.address(take().ok_or_else(|| missing(d))?, AddressWindow::Shared)?.0)
+        Some(d.o.address_operand(take().ok_or_else(|| missing(d))?, AddressWindow::Shared)?.0)
     } else {
         None
     };
     let multicast = match multicast {
-        true => Some(d.o.source(take().ok_or_else(|| missing(d))?, Type::B16)?),
+        true => Some(d.o.source_slot(take().ok_or_else(|| missing(d))?, Type::B16)?),
         false => None,
     };
     let reduce = if parts[1] == "reduce" {
@@ -109,7 +109,7 @@ fn first<'o>(d: &Decoder, o: &'o [Operand], index: usize) -> Result<&'o Operand,
 
 fn coordinates(d: &mut Decoder, operand: &Operand) -> Result<Vec<u32>, ProgramError> {
     match operand {
-        Operand::TensorAddress(_, _, list) => list.iter().map(|c| d.o.source(c, Type::S32)).collect(),
+        Operand::TensorAddress(_, _, list) => list.iter().map(|c| d.o.source_slot(c, Type::S32)).collect(),
         _ => Err(d.o.error("coordinates are needed")),
     }
 }

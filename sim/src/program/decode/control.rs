@@ -10,7 +10,7 @@ impl Decoder<'_> {
     pub(super) fn branch_indexed(&mut self, i: &Instruction) -> Decoded {
         match &i.operands[..] {
             [index, Operand::Labels(targets)] => {
-                let index = self.o.source(index, Type::B32)?;
+                let index = self.o.source_slot(index, Type::B32)?;
                 Ok(Op::BranchIndexed { index, targets: targets.clone().into() })
             }
             _ => Err(self.o.error("an index and a list of labels are needed")),
@@ -27,18 +27,18 @@ impl Decoder<'_> {
         let args = lists.next().cloned().unwrap_or_default();
         let callee = i.operands.iter().find(|o| !matches!(o, Operand::List(_)));
         let target = match callee {
-            Some(Operand::Symbol(name, _)) => self.target(name),
-            Some(r @ Operand::Register(_)) => CallTarget::Indirect(self.o.source(r, Type::B64)?),
+            Some(Operand::Symbol(name, _)) => self.call_target(name),
+            Some(r @ Operand::Register(_)) => CallTarget::Indirect(self.o.source_slot(r, Type::B64)?),
             _ => return Err(self.o.error("the callee is missing; name a function or a register")),
         };
         let mut list = |operands: &[Operand]| -> Result<Vec<CallArgument>, ProgramError> {
-            operands.iter().map(|o| self.argument(o)).collect()
+            operands.iter().map(|o| self.call_argument(o)).collect()
         };
         let (args, returns) = (list(&args)?, list(&returns)?);
         Ok(Op::Call(Box::new(Call { target, args, returns })))
     }
 
-    pub(super) fn target(&mut self, name: &str) -> CallTarget {
+    pub(super) fn call_target(&mut self, name: &str) -> CallTarget {
         let functions = &self.program.module.functions;
         let index = functions.iter().position(|f: &Function| f.name == name && !f.declaration);
         if let Some(place) = index.and_then(|i| self.reached.iter().position(|&r| r == i)) {
@@ -56,20 +56,20 @@ impl Decoder<'_> {
         }
     }
 
-    pub(super) fn argument(&mut self, operand: &Operand) -> Result<CallArgument, ProgramError> {
+    pub(super) fn call_argument(&mut self, operand: &Operand) -> Result<CallArgument, ProgramError> {
         if let Operand::Symbol(name, 0) = operand
             && let Some((offset, size)) = self.o.param_variable(name)
         {
             return Ok(CallArgument::Bytes { offset, size });
         }
         match self.o.register_type(operand) {
-            Some(Type::Pred) => Ok(CallArgument::Predicate(self.o.predicate(operand)?.0)),
-            Some(ty) => Ok(CallArgument::Row { slot: self.o.source(operand, ty)?, rows: rows_of(ty) }),
-            None => Ok(CallArgument::Row { slot: self.o.source(operand, Type::B64)?, rows: 2 }),
+            Some(Type::Pred) => Ok(CallArgument::Predicate(self.o.predicate_index(operand)?.0)),
+            Some(ty) => Ok(CallArgument::Row { slot: self.o.source_slot(operand, ty)?, rows: rows_of(ty) }),
+            None => Ok(CallArgument::Row { slot: self.o.source_slot(operand, Type::B64)?, rows: 2 }),
         }
     }
 
-    pub(super) fn special(&mut self, i: &Instruction) -> Decoded {
+    pub(super) fn read_special(&mut self, i: &Instruction) -> Decoded {
         let Operand::Special(name) = &i.operands[1] else { return self.alu(i) };
         let which = match name.as_str() {
             "clock" => VaryingRegister::Clock,
@@ -79,11 +79,11 @@ impl Decoder<'_> {
             "globaltimer_lo" => VaryingRegister::GlobaltimerLo,
             "globaltimer_hi" => VaryingRegister::GlobaltimerHi,
             "is_explicit_cluster" => {
-                let (dst, _) = self.o.predicate(&i.operands[0])?;
+                let (dst, _) = self.o.predicate_index(&i.operands[0])?;
                 return Ok(Op::ReadSpecial { dst, which: VaryingRegister::ExplicitCluster });
             }
             _ => return self.alu(i),
         };
-        Ok(Op::ReadSpecial { dst: self.o.register(&i.operands[0])?, which })
+        Ok(Op::ReadSpecial { dst: self.o.register_slot(&i.operands[0])?, which })
     }
 }

@@ -8,7 +8,7 @@ use crate::ptx::ast::{Instruction, Operand, Type};
 use crate::tensor_map::Reduction;
 
 impl Decoder<'_> {
-    pub(super) fn cp(&mut self, i: &Instruction, parts: &[&str]) -> Decoded {
+    pub(super) fn cp_async(&mut self, i: &Instruction, parts: &[&str]) -> Decoded {
         let has = |p: &str| parts.contains(&p);
         let o = &i.operands;
         let immediate = |d: &Self| match o.first() {
@@ -29,7 +29,7 @@ impl Decoder<'_> {
         }
         if has("mbarrier") {
             let window = self.window(parts)?;
-            let (addr, window) = self.o.address(&o[0], window)?;
+            let (addr, window) = self.o.address_operand(&o[0], window)?;
             let kind = MbarrierKind::CpAsyncArrive { noinc: has("noinc") };
             return Ok(Op::Mbarrier(Box::new(Mbarrier {
                 addr,
@@ -48,8 +48,8 @@ impl Decoder<'_> {
         if has("wait_all") {
             return Ok(Op::CpAsyncWait { groups: None });
         }
-        let (dst, _) = self.o.address(&o[0], AddressWindow::Shared)?;
-        let (src, window) = self.o.address(&o[1], AddressWindow::Global)?;
+        let (dst, _) = self.o.address_operand(&o[0], AddressWindow::Shared)?;
+        let (src, window) = self.o.address_operand(&o[1], AddressWindow::Global)?;
         let Some(Operand::Integer(size @ (4 | 8 | 16))) = o.get(2) else {
             return Err(self.o.error("the size must be 4, 8 or 16"));
         };
@@ -57,11 +57,11 @@ impl Decoder<'_> {
         match o.get(3) {
             None => {}
             Some(x) if matches!(self.o.register_type(x), Some(Type::Pred)) || matches!(x, Operand::Not(_)) => {
-                ignore = Some(self.o.predicate(x)?);
+                ignore = Some(self.o.predicate_index(x)?);
             }
             // With a cache hint and no source size, the fourth operand is the 64-bit cache policy.
             Some(x) if self.o.is_wide(x) && o.len() == 4 => {}
-            Some(x) => src_size = Some(self.o.source(x, Type::B32)?),
+            Some(x) => src_size = Some(self.o.source_slot(x, Type::B32)?),
         }
         Ok(Op::CpAsync(Box::new(CpAsync { dst, src, window, size: *size as u8, src_size, ignore })))
     }
@@ -73,15 +73,15 @@ impl Decoder<'_> {
         if o.len() < 3 {
             return Ok(Op::Unsupported(i.opcode.as_str().into()));
         }
-        let (addr, _) = self.o.address(&o[0], AddressWindow::SharedCluster)?;
-        let (mbarrier, _) = self.o.address(&o[2], AddressWindow::SharedCluster)?;
+        let (addr, _) = self.o.address_operand(&o[0], AddressWindow::SharedCluster)?;
+        let (mbarrier, _) = self.o.address_operand(&o[2], AddressWindow::SharedCluster)?;
         let list: Vec<Operand> = match &o[1] {
             Operand::Vector(list) => list.clone(),
             one => vec![one.clone()],
         };
         let mut regs = Vec::new();
         for x in &list {
-            regs.push(self.o.source(x, ty)?);
+            regs.push(self.o.source_slot(x, ty)?);
         }
         let reduce = if reduce {
             let op = parts.iter().find(|p| atomic_op(p).is_some()).copied().unwrap_or("");
@@ -116,7 +116,7 @@ impl Decoder<'_> {
                 .find(|f| has(f))
                 .ok_or_else(|| self.o.error("the opcode has no field such as .rank"))?;
             let window = self.window(parts)?;
-            let (addr, window) = self.o.address(&o[0], window)?;
+            let (addr, window) = self.o.address_operand(&o[0], window)?;
             let wide = has("b64");
             let ty = if wide { Type::B64 } else { Type::B32 };
             let (ordinal, value) = match &o[1..] {
@@ -124,12 +124,12 @@ impl Decoder<'_> {
                 [value] => (0, value),
                 _ => return Err(self.o.error("tensormap.replace takes an optional ordinal and a value")),
             };
-            let value = self.o.source(value, ty)?;
+            let value = self.o.source_slot(value, ty)?;
             return Ok(Op::TensorMapReplace { addr, window, field, ordinal, value, wide });
         }
         if has("cp_fenceproxy") {
-            let (dst, _) = self.o.address(&o[0], AddressWindow::Global)?;
-            let (src, _) = self.o.address(&o[1], AddressWindow::Shared)?;
+            let (dst, _) = self.o.address_operand(&o[0], AddressWindow::Global)?;
+            let (src, _) = self.o.address_operand(&o[1], AddressWindow::Shared)?;
             return Ok(Op::TensorMapCopyFence { dst, src });
         }
         Ok(Op::Unsupported(i.opcode.as_str().into()))

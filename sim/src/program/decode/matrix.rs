@@ -14,10 +14,10 @@ impl Decoder<'_> {
         }
         let (address, data) = if store { (0, 1) } else { (1, 0) };
         let window = self.window(parts)?;
-        let (addr, window) = self.o.address(&i.operands[address], window)?;
+        let (addr, window) = self.o.address_operand(&i.operands[address], window)?;
         let mut flat = Vec::new();
         flatten(&i.operands[data..=data], &mut flat);
-        let regs = flat.iter().map(|o| self.o.source(o, Type::B32)).collect::<Result<_, _>>()?;
+        let regs = flat.iter().map(|o| self.o.source_slot(o, Type::B32)).collect::<Result<_, _>>()?;
         let trans = parts.contains(&"trans");
         Ok(Op::MatrixTransfer(Box::new(MatrixTransfer { store, addr, window, trans, regs })))
     }
@@ -82,10 +82,10 @@ impl Decoder<'_> {
         let (a, a_desc) = if from_registers {
             (self.row_list(&o[1], Type::B32)?, None)
         } else {
-            (Vec::new(), Some(self.o.source(&o[1], Type::B64)?))
+            (Vec::new(), Some(self.o.source_slot(&o[1], Type::B64)?))
         };
-        let b_desc = self.o.source(&o[2], Type::B64)?;
-        let scale_d = self.o.predicate(&o[3])?;
+        let b_desc = self.o.source_slot(&o[2], Type::B64)?;
+        let scale_d = self.o.predicate_index(&o[3])?;
         if d.len() != op.d_registers() || from_registers && a.len() != 4 {
             return Err(self.o.error("the instruction takes another number of registers"));
         }

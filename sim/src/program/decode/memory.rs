@@ -6,7 +6,7 @@ use crate::program::rows::rows_of;
 use crate::ptx::ast::{AddressBase, Instruction, Operand, Type};
 
 impl Decoder<'_> {
-    pub(super) fn transfer(&mut self, i: &Instruction, parts: &[&str], store: bool) -> Decoded {
+    pub(super) fn load_or_store(&mut self, i: &Instruction, parts: &[&str], store: bool) -> Decoded {
         let ty =
             parts.iter().rev().find_map(|p| Type::named(p)).ok_or_else(|| self.o.error("the opcode has no type"))?;
         let (address, data) = if store { (0, 1) } else { (1, 0) };
@@ -15,7 +15,7 @@ impl Decoder<'_> {
             return Err(self.o.error("two operands are needed"));
         }
         let named = self.window(parts)?;
-        let (addr, mut window) = self.o.address(&operands[address], named)?;
+        let (addr, mut window) = self.o.address_operand(&operands[address], named)?;
         if named == AddressWindow::Const || named == AddressWindow::Generic && window == AddressWindow::Global {
             window = named;
         }
@@ -38,7 +38,7 @@ impl Decoder<'_> {
         let mut regs = Vec::new();
         let mut register_rows = rows_of(ty);
         for o in &list {
-            regs.push(if store { Some(self.o.source(o, ty)?) } else { self.o.destination(o)? });
+            regs.push(if store { Some(self.o.source_slot(o, ty)?) } else { self.o.destination_slot(o)? });
             // The register may be wider than the type.
             if let Some(t) = self.o.register_type(o) {
                 register_rows = rows_of(t);
@@ -64,7 +64,7 @@ impl Decoder<'_> {
     pub(super) fn prefetch(&mut self, i: &Instruction, parts: &[&str]) -> Decoded {
         let window = self.window(parts)?;
         let operand = i.operands.first().ok_or_else(|| self.o.error("an address is needed"))?;
-        let (addr, window) = self.o.address(operand, window)?;
+        let (addr, window) = self.o.address_operand(operand, window)?;
         Ok(Op::Prefetch { addr, window })
     }
 
@@ -77,8 +77,8 @@ impl Decoder<'_> {
             window = AddressWindow::KernelParam;
         }
         Ok(Op::Cvta {
-            dst: self.o.register(&i.operands[0])?,
-            src: self.o.source(&i.operands[1], ty)?,
+            dst: self.o.register_slot(&i.operands[0])?,
+            src: self.o.source_slot(&i.operands[1], ty)?,
             wide,
             window,
             to,

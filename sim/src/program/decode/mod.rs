@@ -15,7 +15,7 @@ mod wmma;
 use super::op::*;
 use super::operands::OperandResolver;
 use super::rows::rows_of;
-use super::symbols::Layout;
+use super::symbols::SymbolAddresses;
 use super::{FunctionCode, Program, ProgramError};
 use crate::alu;
 use crate::order::{AccessStrength, MemorySemantics};
@@ -26,7 +26,7 @@ pub(super) fn decode_function(
     program: &Program,
     index: usize,
     reached: &[usize],
-    layout: &Layout,
+    layout: &SymbolAddresses,
     unknown: &mut Vec<String>,
 ) -> Result<FunctionCode, ProgramError> {
     let function = &program.module.functions[index];
@@ -42,7 +42,7 @@ pub(super) fn decode_function(
     };
     for (i, instruction) in function.body.iter().enumerate() {
         decoder.o.at_line(instruction.line);
-        let guard = instruction.guard.map(|(r, negated)| (decoder.o.guard(r), negated));
+        let guard = instruction.guard.map(|(r, negated)| (decoder.o.slot_of(r), negated));
         // If an operand cannot be resolved, the instruction becomes unsupported, which is reported only when it is
         // executed.
         let op = match decoder.op(instruction) {
@@ -67,7 +67,7 @@ pub(super) fn decode_function(
     let last = decoder.o.code.lines.last().copied().unwrap_or((0, None));
     decoder.o.code.lines.push(last);
     decoder.o.code.opcodes.push("ret".into());
-    let watch = super::uses::wgmma_register_uses(function, &decoder.o.code.instrs, |r| decoder.o.guard(r));
+    let watch = super::uses::wgmma_register_uses(function, &decoder.o.code.instrs, |r| decoder.o.slot_of(r));
     decoder.o.code.wgmma_uses = watch;
     Ok(decoder.o.code)
 }
@@ -92,9 +92,9 @@ impl Decoder<'_> {
         let parts: Vec<&str> = i.opcode.split('.').collect();
         let has = |p: &str| parts.contains(&p);
         match parts[0] {
-            "ld" | "ldu" => self.transfer(i, &parts, false),
+            "ld" | "ldu" => self.load_or_store(i, &parts, false),
             "st" if has("async") => self.st_async(i, &parts, false),
-            "st" => self.transfer(i, &parts, true),
+            "st" => self.load_or_store(i, &parts, true),
             "red" if has("async") => self.st_async(i, &parts, true),
             "atom" | "red" => self.atomic(i, &parts),
             "bra" => match &i.operands[..] {
@@ -109,20 +109,20 @@ impl Decoder<'_> {
             "nanosleep" => Ok(Op::Yield),
             "brkpt" | "pmevent" | "applypriority" | "discard" => Ok(Op::Nop),
             "prefetch" | "prefetchu" => self.prefetch(i, &parts),
-            "createpolicy" => Ok(Op::CreatePolicy { dst: self.o.register(&i.operands[0])? }),
+            "createpolicy" => Ok(Op::CreatePolicy { dst: self.o.register_slot(&i.operands[0])? }),
             "cvta" => self.cvta(i, &parts),
             "isspacep" => {
-                let (dst, _) = self.o.predicate(&i.operands[0])?;
-                let src = self.o.source(&i.operands[1], Type::B64)?;
+                let (dst, _) = self.o.predicate_index(&i.operands[0])?;
+                let src = self.o.source_slot(&i.operands[1], Type::B64)?;
                 Ok(Op::Isspacep { dst, src, window: self.window(&parts)? })
             }
             "mapa" => {
                 let wide = has("u64");
                 let ty = if wide { Type::B64 } else { Type::B32 };
                 Ok(Op::Mapa {
-                    dst: self.o.register(&i.operands[0])?,
-                    src: self.o.source(&i.operands[1], ty)?,
-                    rank: self.o.source(&i.operands[2], Type::B32)?,
+                    dst: self.o.register_slot(&i.operands[0])?,
+                    src: self.o.source_slot(&i.operands[1], ty)?,
+                    rank: self.o.source_slot(&i.operands[2], Type::B32)?,
                     wide,
                     generic: !has("shared::cluster"),
                 })
@@ -131,23 +131,23 @@ impl Decoder<'_> {
                 let wide = has("u64");
                 let ty = if wide { Type::B64 } else { Type::B32 };
                 Ok(Op::GetCtaRank {
-                    dst: self.o.register(&i.operands[0])?,
-                    src: self.o.source(&i.operands[1], ty)?,
+                    dst: self.o.register_slot(&i.operands[0])?,
+                    src: self.o.source_slot(&i.operands[1], ty)?,
                     wide,
                     generic: !has("shared::cluster"),
                 })
             }
-            "mov" if i.operands.len() == 2 && matches!(i.operands[1], Operand::Special(_)) => self.special(i),
+            "mov" if i.operands.len() == 2 && matches!(i.operands[1], Operand::Special(_)) => self.read_special(i),
             "shfl" | "vote" | "match" | "redux" | "elect" | "activemask" => self.warp_op(i, &parts),
             "bar" | "barrier" => self.barrier(i, &parts),
             "membar" | "fence" => Self::fence(&parts),
             "mbarrier" => self.mbarrier(i, &parts),
-            "cp" => self.cp(i, &parts),
+            "cp" => self.cp_async(i, &parts),
             "tensormap" => self.tensormap(i, &parts),
             "ldmatrix" | "stmatrix" => self.matrix_transfer(i, &parts),
             "movmatrix" => Ok(Op::MovMatrix {
-                dst: self.o.register(&i.operands[0])?,
-                src: self.o.source(&i.operands[1], Type::B32)?,
+                dst: self.o.register_slot(&i.operands[0])?,
+                src: self.o.source_slot(&i.operands[1], Type::B32)?,
             }),
             "mma" => self.mma(i),
             "wmma" => self.wmma(i, &parts),
@@ -158,8 +158,8 @@ impl Decoder<'_> {
             },
             "griddepcontrol" => Ok(if has("wait") { Op::GridDepWait } else { Op::GridDepLaunch }),
             "alloca" => Ok(Op::Alloca {
-                dst: self.o.register(&i.operands[0])?,
-                size: self.o.source(&i.operands[1], Type::B64)?,
+                dst: self.o.register_slot(&i.operands[0])?,
+                size: self.o.source_slot(&i.operands[1], Type::B64)?,
             }),
             _ => self.alu(i),
         }
@@ -179,9 +179,9 @@ impl Decoder<'_> {
         for (n, (operand, expect)) in flat.iter().zip(&shape.dst).enumerate() {
             slots.dst[n] = match (expect.class, operand) {
                 (alu::RegisterClass::Pred, Operand::Sink) => self.sink(0),
-                (alu::RegisterClass::Pred, o) => self.o.predicate(o)?.0,
+                (alu::RegisterClass::Pred, o) => self.o.predicate_index(o)?.0,
                 (_, Operand::Sink) => self.sink(rows_of(expect.ty)),
-                (_, o) => self.o.register(o)?,
+                (_, o) => self.o.register_slot(o)?,
             };
         }
         flat.clear();
@@ -191,8 +191,8 @@ impl Decoder<'_> {
         }
         for (n, (operand, expect)) in flat.iter().zip(&shape.src).enumerate() {
             slots.src[n] = match expect.class {
-                alu::RegisterClass::Pred => self.o.predicate(operand)?.0,
-                _ => self.o.source(operand, expect.ty)?,
+                alu::RegisterClass::Pred => self.o.predicate_index(operand)?.0,
+                _ => self.o.source_slot(operand, expect.ty)?,
             };
         }
         if shape.carry {
@@ -258,7 +258,7 @@ impl Decoder<'_> {
     pub(in crate::program) fn row_list(&mut self, operand: &Operand, ty: Type) -> Result<Vec<u32>, ProgramError> {
         let mut flat = Vec::new();
         flatten(std::slice::from_ref(operand), &mut flat);
-        flat.iter().map(|o| self.o.source(o, ty)).collect()
+        flat.iter().map(|o| self.o.source_slot(o, ty)).collect()
     }
 }
 

@@ -17,17 +17,17 @@ impl Decoder<'_> {
             });
         }
         if parts.contains(&"warp") {
-            let members = self.o.source(o.first().unwrap_or(&Operand::Integer(-1)), Type::B32)?;
+            let members = self.o.source_slot(o.first().unwrap_or(&Operand::Integer(-1)), Type::B32)?;
             return Ok(Op::Warp(Box::new(WarpOp { kind: WarpOpKind::Sync, dst: None, dst_pred: None, members })));
         }
         let aligned = parts[0] == "bar" || parts.contains(&"aligned");
         if parts.contains(&"red") {
-            let pred = |d: &mut Self, o: &Operand| d.o.predicate(o);
-            let id = self.o.source(&o[1], Type::B32)?;
-            let count = if o.len() > 3 { Some(self.o.source(&o[2], Type::B32)?) } else { None };
+            let pred = |d: &mut Self, o: &Operand| d.o.predicate_index(o);
+            let id = self.o.source_slot(&o[1], Type::B32)?;
+            let count = if o.len() > 3 { Some(self.o.source_slot(&o[2], Type::B32)?) } else { None };
             let (p, negated) = pred(self, &o[o.len() - 1])?;
             let kind = if parts.contains(&"popc") {
-                BarrierKind::Popc { dst: self.o.register(&o[0])?, p, negated }
+                BarrierKind::Popc { dst: self.o.register_slot(&o[0])?, p, negated }
             } else {
                 let (dst, _) = pred(self, &o[0])?;
                 if parts.contains(&"and") {
@@ -38,9 +38,9 @@ impl Decoder<'_> {
             };
             return Ok(Op::Barrier(Box::new(Barrier { id, count, kind, aligned })));
         }
-        let id = self.o.source(o.first().unwrap_or(&Operand::Integer(0)), Type::B32)?;
+        let id = self.o.source_slot(o.first().unwrap_or(&Operand::Integer(0)), Type::B32)?;
         let count = match o.get(1) {
-            Some(c) => Some(self.o.source(c, Type::B32)?),
+            Some(c) => Some(self.o.source_slot(c, Type::B32)?),
             None => None,
         };
         let kind = if parts.contains(&"arrive") { BarrierKind::Arrive } else { BarrierKind::Sync };
@@ -80,39 +80,39 @@ impl Decoder<'_> {
         let scope = if has("cluster") { AccessStrength::Cluster } else { AccessStrength::Cta };
         let b32 = Type::B32;
         let (kind, address) = if has("init") {
-            (MbarrierKind::Init { count: self.o.source(&o[1], b32)? }, 0)
+            (MbarrierKind::Init { count: self.o.source_slot(&o[1], b32)? }, 0)
         } else if has("inval") {
             (MbarrierKind::Inval, 0)
         } else if has("pending_count") {
-            let (dst, state) = (self.o.register(&o[0])?, self.o.source(&o[1], Type::B64)?);
+            let (dst, state) = (self.o.register_slot(&o[0])?, self.o.source_slot(&o[1], Type::B64)?);
             let addr = AddressOperand { base: None, wide: true, offset: 0 };
             let kind = MbarrierKind::PendingCount { dst, state };
             return Ok(Op::Mbarrier(Box::new(Mbarrier { addr, window: named, kind, ordered, scope })));
         } else if has("test_wait") || has("try_wait") {
-            let (dst, _) = self.o.predicate(&o[0])?;
+            let (dst, _) = self.o.predicate_index(&o[0])?;
             let parity = has("parity");
-            let operand = self.o.source(&o[2], if parity { b32 } else { Type::B64 })?;
+            let operand = self.o.source_slot(&o[2], if parity { b32 } else { Type::B64 })?;
             (MbarrierKind::Wait { dst, operand, parity, blocking: has("try_wait") }, 1)
         } else if has("arrive") || has("arrive_drop") {
             // The address may follow `_`, a state or nothing; after the address there may be a count or the expected
             // bytes.
             let at = o.iter().position(|x| matches!(x, Operand::Address(..))).unwrap_or(0);
-            let state = if at == 1 { self.o.destination(&o[0])? } else { None };
+            let state = if at == 1 { self.o.destination_slot(&o[0])? } else { None };
             let tail = match o.get(at + 1) {
-                Some(x) => Some(self.o.source(x, b32)?),
+                Some(x) => Some(self.o.source_slot(x, b32)?),
                 None => None,
             };
             let (count, expect) = if has("expect_tx") { (None, tail) } else { (tail, None) };
             let (drop, no_complete) = (has("arrive_drop"), has("noComplete"));
             (MbarrierKind::Arrive { state, count, expect, drop, no_complete }, at)
         } else if has("expect_tx") {
-            (MbarrierKind::ExpectTx { bytes: self.o.source(&o[1], b32)? }, 0)
+            (MbarrierKind::ExpectTx { bytes: self.o.source_slot(&o[1], b32)? }, 0)
         } else if has("complete_tx") {
-            (MbarrierKind::CompleteTx { bytes: self.o.source(&o[1], b32)? }, 0)
+            (MbarrierKind::CompleteTx { bytes: self.o.source_slot(&o[1], b32)? }, 0)
         } else {
             return Ok(Op::Unsupported(i.opcode.as_str().into()));
         };
-        let (addr, window) = self.o.address(&o[address], named)?;
+        let (addr, window) = self.o.address_operand(&o[address], named)?;
         Ok(Op::Mbarrier(Box::new(Mbarrier { addr, window, kind, ordered, scope })))
     }
 }

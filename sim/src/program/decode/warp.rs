@@ -9,7 +9,7 @@ impl Decoder<'_> {
     pub(super) fn warp_op(&mut self, i: &Instruction, parts: &[&str]) -> Decoded {
         let o = &i.operands;
         if parts[0] == "activemask" {
-            return Ok(Op::ReadSpecial { dst: self.o.register(&o[0])?, which: VaryingRegister::Activemask });
+            return Ok(Op::ReadSpecial { dst: self.o.register_slot(&o[0])?, which: VaryingRegister::Activemask });
         }
         if !parts.contains(&"sync") {
             return Ok(Op::Unsupported(i.opcode.as_str().into()));
@@ -18,15 +18,15 @@ impl Decoder<'_> {
             Operand::Pair(a, b) => ((**a).clone(), Some((**b).clone())),
             one => (one.clone(), None),
         };
-        let members = self.o.source(o.last().unwrap_or(&Operand::Integer(-1)), Type::B32)?;
+        let members = self.o.source_slot(o.last().unwrap_or(&Operand::Integer(-1)), Type::B32)?;
         let mut dst_pred = match &second {
             Some(Operand::Sink) | None => None,
-            Some(p) => Some(self.o.predicate(p)?.0),
+            Some(p) => Some(self.o.predicate_index(p)?.0),
         };
         let mut dst = None;
         let kind = match parts[0] {
             "shfl" => {
-                dst = self.o.destination(&first)?;
+                dst = self.o.destination_slot(&first)?;
                 let mode = match parts {
                     p if p.contains(&"idx") => ShuffleMode::Idx,
                     p if p.contains(&"up") => ShuffleMode::Up,
@@ -35,9 +35,9 @@ impl Decoder<'_> {
                 };
                 WarpOpKind::Shfl {
                     mode,
-                    a: self.o.source(&o[1], Type::B32)?,
-                    b: self.o.source(&o[2], Type::B32)?,
-                    c: self.o.source(&o[3], Type::B32)?,
+                    a: self.o.source_slot(&o[1], Type::B32)?,
+                    b: self.o.source_slot(&o[2], Type::B32)?,
+                    c: self.o.source_slot(&o[3], Type::B32)?,
                 }
             }
             "vote" => {
@@ -48,21 +48,21 @@ impl Decoder<'_> {
                     _ => VoteMode::Ballot,
                 };
                 if mode == VoteMode::Ballot {
-                    dst = self.o.destination(&first)?;
+                    dst = self.o.destination_slot(&first)?;
                 } else {
-                    dst_pred = Some(self.o.predicate(&first)?.0);
+                    dst_pred = Some(self.o.predicate_index(&first)?.0);
                 }
-                let (p, negated) = self.o.predicate(&o[1])?;
+                let (p, negated) = self.o.predicate_index(&o[1])?;
                 WarpOpKind::Vote { mode, p, negated }
             }
             "match" => {
-                dst = self.o.destination(&first)?;
+                dst = self.o.destination_slot(&first)?;
                 let wide = parts.contains(&"b64");
-                let a = self.o.source(&o[1], if wide { Type::B64 } else { Type::B32 })?;
+                let a = self.o.source_slot(&o[1], if wide { Type::B64 } else { Type::B32 })?;
                 WarpOpKind::Match { all: parts.contains(&"all"), wide, a }
             }
             "redux" => {
-                dst = self.o.destination(&first)?;
+                dst = self.o.destination_slot(&first)?;
                 let op = parts
                     .iter()
                     .find_map(|p| atomic_op(p))
@@ -70,10 +70,10 @@ impl Decoder<'_> {
                 if parts.contains(&"f32") {
                     return Ok(Op::Unsupported(i.opcode.as_str().into()));
                 }
-                WarpOpKind::Redux { op, signed: parts.contains(&"s32"), a: self.o.source(&o[1], Type::B32)? }
+                WarpOpKind::Redux { op, signed: parts.contains(&"s32"), a: self.o.source_slot(&o[1], Type::B32)? }
             }
             _ => {
-                dst = self.o.destination(&first)?;
+                dst = self.o.destination_slot(&first)?;
                 WarpOpKind::Elect
             }
         };

@@ -61,13 +61,13 @@ impl Decoder<'_> {
             return Err(self.o.error("two operands are needed"));
         }
         let named = self.window(parts)?;
-        let (addr, window) = self.o.address(&i.operands[address], named)?;
+        let (addr, window) = self.o.address_operand(&i.operands[address], named)?;
         let ty = if fragment.bits() == 64 { Type::F64 } else { Type::B32 };
         let regs = self.row_list(&i.operands[data], ty)?;
         if regs.len() != fragment.registers() {
             return Err(self.o.error("the instruction takes another number of registers"));
         }
-        let stride = i.operands.get(2).map(|o| self.o.source(o, Type::B32)).transpose()?;
+        let stride = i.operands.get(2).map(|o| self.o.source_slot(o, Type::B32)).transpose()?;
         let packed = fragment.packed(column_major);
         let (at, element) = (self.sink(2), self.sink(1));
         let rows = if fragment.bits() == 64 { 2 } else { 1 };

@@ -12,7 +12,7 @@
 //! ```
 
 use super::ast::{Function, Instruction, Operand, is_branch};
-use super::dominators::{Graph, Node};
+use super::dominators::{FlowGraph, Node};
 
 /// Returns the indices of the instructions that may follow instruction `index`; the length of the body stands for its
 /// end. `ret`, `exit`, `trap` and calls that do not return have no successor, except the next instruction if they are
@@ -114,7 +114,7 @@ enum BlockEnd {
 struct Blocks {
     /// The first instruction of each block.
     starts: Vec<usize>,
-    graph: Graph,
+    graph: FlowGraph,
     ends: Vec<BlockEnd>,
     /// For each block, true if it consists only of a `ret` or `exit` and the stores of return values.
     bare: Vec<bool>,
@@ -145,7 +145,7 @@ impl Blocks {
             block_at[start] = block;
         }
         let mut blocks = Blocks {
-            graph: Graph::new(starts.len()),
+            graph: FlowGraph::new(starts.len()),
             ends: vec![BlockEnd::GoesOn; starts.len()],
             bare: vec![false; starts.len()],
             weights: vec![0; starts.len()],
@@ -174,7 +174,7 @@ impl Blocks {
         let last = end - 1;
         self.weights[block] = function.body[start..end].iter().map(weight).sum();
         for &target in &follow[last] {
-            self.graph.connect(block, block_at[(target as usize).min(block_at.len() - 1)]);
+            self.graph.add_edge(block, block_at[(target as usize).min(block_at.len() - 1)]);
         }
         if follow[last].is_empty() {
             let aborts = control_kind(function, last as u32, &function.body[last]) == ControlKind::Abort;
@@ -211,7 +211,7 @@ fn weight(instruction: &Instruction) -> usize {
 }
 
 /// Marks in `reach` a node and all nodes that lead to it.
-fn spread(graph: &Graph, reach: &mut [bool], node: Node) {
+fn spread(graph: &FlowGraph, reach: &mut [bool], node: Node) {
     let mut open = vec![node];
     while let Some(node) = open.pop() {
         if !std::mem::replace(&mut reach[node], true) {
@@ -234,7 +234,7 @@ struct ExcludedEdge {
 
 /// The edges that are not excluded when reconvergence points are computed.
 struct CountedEdges {
-    graph: Graph,
+    graph: FlowGraph,
     /// For each block, whether the function may end at its end.
     ends: Vec<bool>,
 }
@@ -277,7 +277,7 @@ impl CountedEdges {
     fn without(blocks: &Blocks, exclude: impl Fn(Node, Node) -> (Option<Node>, Option<(u8, usize)>)) -> Self {
         let nodes = blocks.starts.len();
         let mut ways = CountedEdges {
-            graph: Graph::new(nodes),
+            graph: FlowGraph::new(nodes),
             ends: blocks.ends.iter().map(|&e| e != BlockEnd::GoesOn).collect(),
         };
         let mut excluded = Vec::new();
@@ -298,7 +298,7 @@ impl CountedEdges {
 
     fn add(&mut self, from: Node, to: Option<Node>) {
         match to {
-            Some(to) => self.graph.connect(from, to),
+            Some(to) => self.graph.add_edge(from, to),
             None => self.ends[from] = true,
         }
     }
@@ -342,21 +342,21 @@ impl CountedEdges {
         let heads = self.endless_loops(&blocks.graph.reverse_postorder(0));
         let count = self.ends.len();
         let end = count + heads.len();
-        let mut graph = Graph::new(end + 1);
+        let mut graph = FlowGraph::new(end + 1);
         // The head of an endless loop is entered through an extra node, which also has an edge to the end.
         let mut entrance: Vec<Node> = (0..count).collect();
         heads.iter().enumerate().for_each(|(index, &head)| entrance[head] = count + index);
         for from in 0..count {
-            self.graph.successors[from].iter().for_each(|&to| graph.connect(from, entrance[to]));
+            self.graph.successors[from].iter().for_each(|&to| graph.add_edge(from, entrance[to]));
             if self.ends[from] {
-                graph.connect(from, end);
+                graph.add_edge(from, end);
             }
         }
         for (index, &head) in heads.iter().enumerate() {
-            graph.connect(count + index, head);
-            graph.connect(count + index, end);
+            graph.add_edge(count + index, head);
+            graph.add_edge(count + index, end);
         }
-        let dominators = graph.reversed().dominators(end);
+        let dominators = graph.reversed().immediate_dominators(end);
         let block_of = |node: Node| if node < count { Some(node) } else { heads.get(node - count).copied() };
         (0..count).map(|block| dominators[block].and_then(block_of)).collect()
     }
@@ -392,7 +392,7 @@ struct EnclosedCode {
 impl EnclosedCode {
     fn new(blocks: &Blocks) -> Self {
         let nodes = blocks.starts.len();
-        let dominators = blocks.graph.dominators(0);
+        let dominators = blocks.graph.immediate_dominators(0);
         let order = blocks.graph.reverse_postorder(0);
         let mut rank = vec![0; nodes];
         order.iter().enumerate().for_each(|(index, &block)| rank[block] = index);
