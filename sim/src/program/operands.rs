@@ -191,7 +191,7 @@ impl<'a> OperandResolver<'a> {
                 }
                 if rows_of(declared) < rows {
                     let name = &self.function.registers[*r as usize].name;
-                    return Err(self.error(format!("{name} is too narrow for the instruction")));
+                    return Err(self.error(format!("register {name} has fewer bits than the instruction reads")));
                 }
                 Ok(self.registers[*r as usize])
             }
@@ -220,7 +220,7 @@ impl<'a> OperandResolver<'a> {
 
     /// Returns the first row of a register operand; `_` is an error.
     pub fn register_slot(&mut self, operand: &Operand) -> Result<Slot, ProgramError> {
-        self.destination_slot(operand)?.ok_or_else(|| self.error("a register is needed, not _"))
+        self.destination_slot(operand)?.ok_or_else(|| self.error("the destination must be a register, not _"))
     }
 
     /// Returns the index of a predicate operand, and whether it is negated.

@@ -39,7 +39,7 @@ impl Cursor<'_> {
     pub fn as_integer(&self, value: Literal) -> Result<i64> {
         match value {
             Literal::Integer(bits, _) => Ok(bits),
-            _ => Err(self.error("a floating-point constant where an integer is needed")),
+            _ => Err(self.error("a floating-point constant where an integer must be")),
         }
     }
 
@@ -114,7 +114,7 @@ impl Cursor<'_> {
                 let value = self.unary(depth)?;
                 return Ok(Literal::Integer(self.as_integer(value)?, cast == "u64"));
             }
-            Some(_) => return Err(self.error("only (.s64) and (.u64) are casts")),
+            Some(_) => return Err(self.error("unknown cast; PTX has (.s64) and (.u64)")),
             None => self.conditional(depth)?,
         };
         self.expect(b')')?;

@@ -130,13 +130,13 @@ impl<'a> Parser<'a> {
             Some("const") => self.local_variables(StateSpace::Const, false),
             Some("extern") => match self.cursor.directive() {
                 Some("shared") => self.local_variables(StateSpace::Shared, true),
-                _ => Err(self.cursor.error("only `.extern .shared` is known inside a function")),
+                _ => Err(self.cursor.error("`.extern` inside a function must be `.extern .shared`")),
             },
             Some("loc") => self.location_directive(),
             Some("file") => self.file_directive(),
             Some("section") => self.section_directive(),
             Some("pragma") => self.pragma_directive(),
-            Some(word) => Err(self.cursor.error(format!("`.{word}` is not known inside a function"))),
+            Some(word) => Err(self.cursor.error(format!("`.{word}` is not a directive known inside a function"))),
             None => Err(self.cursor.expected("a directive")),
         }
     }

@@ -178,7 +178,9 @@ impl<'a> Parser<'a> {
             Operand::Register(register) => Ok((AddressBase::Register(register), self.address_offset()?)),
             Operand::Symbol(name, offset) => Ok((AddressBase::Symbol(name), offset)),
             Operand::Integer(value) => Ok((AddressBase::Absolute, value)),
-            _ => Err(self.cursor.error("an address is a register, a variable or a number, and an offset")),
+            _ => Err(self
+                .cursor
+                .error("an address must be a register, a variable or a number, with or without an offset")),
         }
     }
 }

@@ -96,7 +96,7 @@ impl<'a> Parser<'a> {
                 "loc" => return self.location_directive(),
                 "pragma" => return self.pragma_directive(),
                 "alias" => return self.alias(),
-                _ => return Err(self.cursor.error(format!("`.{word}` is not known at module scope"))),
+                _ => return Err(self.cursor.error(format!("`.{word}` is not a directive known at module scope"))),
             }
         }
     }
@@ -243,7 +243,11 @@ impl<'a> Parser<'a> {
                 }
                 "pragma" => self.pragma_directive()?,
                 "attribute" => self.skip_attribute()?,
-                _ => return Err(self.cursor.error(format!("`.{word}` is not known before a function's body"))),
+                _ => {
+                    return Err(self
+                        .cursor
+                        .error(format!("`.{word}` is not a directive known before a function's body")));
+                }
             }
         }
         Ok(())
@@ -266,7 +270,7 @@ impl<'a> Parser<'a> {
             let (Some(&Symbol::Function(from)), Some(&Symbol::Function(to))) =
                 (self.symbols.get(target), self.symbols.get(alias))
             else {
-                return Err(ParseError { line, what: format!(".alias of {target} as {alias}: not two functions") });
+                return Err(ParseError { line, what: format!(".alias {alias}, {target}: both must be functions") });
             };
             if self.module.functions[to].declaration && !self.module.functions[from].declaration {
                 self.module.functions[to] = Function { name: alias.to_owned(), ..self.module.functions[from].clone() };

@@ -111,8 +111,10 @@ impl<'a> Parser<'a> {
             }
             let length = if open { 0 } else { self.cursor.integer_expression()? };
             self.cursor.expect(b']')?;
-            dimensions
-                .push(u64::try_from(length).map_err(|_| self.cursor.error(format!("{length} elements of {name}")))?);
+            dimensions.push(
+                u64::try_from(length)
+                    .map_err(|_| self.cursor.error(format!("{name} cannot have {length} elements")))?,
+            );
             if dimensions.len() > MAX_DIMENSIONS {
                 return Err(self.cursor.error(format!("{name} has more than {MAX_DIMENSIONS} dimensions")));
             }
@@ -226,7 +228,7 @@ impl<'a> Parser<'a> {
         let mut count = 0;
         while self.cursor.peek() != b'}' {
             if count == dimensions[0] && dimensions[0] != 0 {
-                return Err(self.cursor.error(format!("{} has only {count} elements here", variable.name)));
+                return Err(self.cursor.error(format!("{} can have only {count} elements here", variable.name)));
             }
             let at = base + count * stride;
             if at + stride > MAX_INITIALISED_BYTES {
@@ -261,7 +263,9 @@ impl<'a> Parser<'a> {
         if let (Literal::Integer(mask, _), true) = (value, self.cursor.eat(b'(')) {
             let shift = (mask as u64).trailing_zeros();
             if mask == 0 || !shift.is_multiple_of(8) || (mask as u64) >> shift != 0xff {
-                return Err(self.cursor.error(format!("{mask:#x} is not the mask of one byte of an address")));
+                return Err(self
+                    .cursor
+                    .error(format!("the mask {mask:#x} must select one byte of the address, such as 0xFF00")));
             }
             self.relocation(at, width, shift as u8, variable)?;
             return self.cursor.expect(b')');

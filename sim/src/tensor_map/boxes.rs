@@ -36,7 +36,7 @@ impl TensorMap {
     /// interleaved maps, and element types that a copy converts (f32 with flushing, tf32).
     pub fn box_at(&self, coordinates: &[i32], shared: u32) -> Result<BoxCopy<'_>, InvalidTensorMap> {
         if coordinates.len() != self.rank as usize {
-            let what = format!("number {}, the map's rank is {}", coordinates.len(), self.rank);
+            let what = format!("have {} elements, but the rank of the map is {}", coordinates.len(), self.rank);
             return Err(InvalidTensorMap::new("coordinates", what));
         }
         if self.interleave != Interleave::None {

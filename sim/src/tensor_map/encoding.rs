@@ -184,7 +184,7 @@ pub fn replace(bytes: &mut EncodedMap, field: MapField, ordinal: u32, value: u64
     };
     let i = ordinal as usize;
     if i >= ordinals {
-        return Err(InvalidTensorMap::new("ordinal", format!("is {ordinal}, {field:?} has {ordinals}")));
+        return Err(InvalidTensorMap::new("ordinal", format!("is {ordinal}, but {field:?} has only {ordinals}")));
     }
     // Clamp values that do not fit the field. The clamped values are invalid, too, so decoding reports them.
     let (byte, short) = (value.min(0xff) as u8, value.min(0xffff) as u32);

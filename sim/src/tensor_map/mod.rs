@@ -201,10 +201,17 @@ impl TensorMap {
             return Err(InvalidTensorMap::new("tensorRank", format!("is {rank}, not 1 to {MAX_RANK}")));
         }
         if box_dims.len() != rank {
-            return Err(InvalidTensorMap::new("boxDim", format!("has {} entries for rank {rank}", box_dims.len())));
+            return Err(InvalidTensorMap::new(
+                "boxDim",
+                format!("has {} elements, but the rank is {rank}", box_dims.len()),
+            ));
         }
         if strides.len() != rank - 1 {
-            let what = format!("has {} entries, not {} (of dimensions 1 on)", strides.len(), rank - 1);
+            let what = format!(
+                "has {} elements instead of {} (one per dimension except the innermost)",
+                strides.len(),
+                rank - 1
+            );
             return Err(InvalidTensorMap::new("globalStrides", what));
         }
         let mut map = Self {

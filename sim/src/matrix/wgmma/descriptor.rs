@@ -35,8 +35,8 @@ pub enum DescriptorError {
     },
     /// The base offset is 0, but the tile does not begin where the swizzle pattern begins.
     #[error(
-        "wgmma descriptor: start {start:#x} is in row {row} of a {span}-byte swizzle's pattern of {pattern} bytes; with base \
-         offset 0 the tile has to begin on a multiple of {pattern}"
+        "wgmma descriptor: start {start:#x} is in row {row} of the {span}-byte swizzle's pattern; with base offset 0 the \
+         tile must begin at a multiple of {pattern} bytes"
     )]
     Pattern {
         /// Start address of the tile.
@@ -50,7 +50,8 @@ pub enum DescriptorError {
     },
     /// The instruction reads past the end of the swizzle pattern's row in which it starts.
     #[error(
-        "wgmma descriptor: start {start:#x} leaves {left} bytes of a {span}-byte swizzle's row, the instruction reads {bytes}"
+        "wgmma descriptor: the instruction reads {bytes} bytes from {start:#x} on, but that row of the {span}-byte swizzle has \
+         only {left} bytes left"
     )]
     Row {
         /// Start address of the tile.

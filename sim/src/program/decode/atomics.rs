@@ -23,12 +23,12 @@ impl Decoder<'_> {
             Some(Type::BF16) => AtomicType::BF16,
             Some(Type::F16x2) => AtomicType::F16x2,
             Some(Type::BF16x2) => AtomicType::BF16x2,
-            _ => return Err(self.o.error("the atomic has no operand type")),
+            _ => return Err(self.o.error("the opcode has no operand type such as .u32")),
         };
         let op = parts
             .iter()
             .find_map(|p| atomic_op(p))
-            .ok_or_else(|| self.o.error("the atomic has no operation such as .add"))?;
+            .ok_or_else(|| self.o.error("the opcode has no operation such as .add"))?;
         let (mut semantics, scope) = self.semantics(parts);
         if semantics.is_none() {
             semantics = Some(MemorySemantics::Relaxed);
@@ -63,7 +63,9 @@ impl Decoder<'_> {
         }
         let b = match (op, i.operands.get(at + 2)) {
             (AtomicOp::Cas, Some(o)) => Some(self.o.source_slot(o, value_type)?),
-            (AtomicOp::Cas, None) => return Err(self.o.error("atom.cas needs two operands")),
+            (AtomicOp::Cas, None) => {
+                return Err(self.o.error("atom.cas takes two values: the expected and the new one"));
+            }
             _ => None,
         };
         Ok(Op::Atomic(Box::new(Atomic { window, addr, op, ty, dst, a, b, semantics, scope })))

@@ -13,7 +13,7 @@ impl Decoder<'_> {
                 let index = self.o.source_slot(index, Type::B32)?;
                 Ok(Op::BranchIndexed { index, targets: targets.clone().into() })
             }
-            _ => Err(self.o.error("an index and a list of labels are needed")),
+            _ => Err(self.o.error("brx.idx takes an index and a list of labels")),
         }
     }
 
@@ -29,7 +29,7 @@ impl Decoder<'_> {
         let target = match callee {
             Some(Operand::Symbol(name, _)) => self.call_target(name),
             Some(r @ Operand::Register(_)) => CallTarget::Indirect(self.o.source_slot(r, Type::B64)?),
-            _ => return Err(self.o.error("the callee is missing; name a function or a register")),
+            _ => return Err(self.o.error("the callee is missing; call takes a function or a register")),
         };
         let mut list = |operands: &[Operand]| -> Result<Vec<CallArgument>, ProgramError> {
             operands.iter().map(|o| self.call_argument(o)).collect()

@@ -13,7 +13,7 @@ impl Decoder<'_> {
         let o = &i.operands;
         let immediate = |d: &Self| match o.first() {
             Some(Operand::Integer(n)) if (0..=u32::MAX as i64).contains(n) => Ok(*n as u32),
-            _ => Err(d.o.error("an immediate count is needed")),
+            _ => Err(d.o.error("the number of groups must be an integer literal")),
         };
         if has("bulk") {
             if has("commit_group") {
@@ -51,7 +51,7 @@ impl Decoder<'_> {
         let (dst, _) = self.o.address_operand(&o[0], AddressWindow::Shared)?;
         let (src, window) = self.o.address_operand(&o[1], AddressWindow::Global)?;
         let Some(Operand::Integer(size @ (4 | 8 | 16))) = o.get(2) else {
-            return Err(self.o.error("the size must be 4, 8 or 16"));
+            return Err(self.o.error("cp.async copies 4, 8 or 16 bytes"));
         };
         let (mut src_size, mut ignore) = (None, None);
         match o.get(3) {

@@ -24,7 +24,7 @@ impl Decoder<'_> {
 
     pub(super) fn mma(&mut self, i: &Instruction) -> Decoded {
         let Some(op) = MmaOp::decode(&i.opcode) else { return Ok(Op::Unsupported(i.opcode.as_str().into())) };
-        let [d, a, b, c] = &i.operands[..] else { return Err(self.o.error("four operands are needed")) };
+        let [d, a, b, c] = &i.operands[..] else { return Err(self.o.error("the instruction takes four operands")) };
         let width = if op.a == Element::F64 { Type::F64 } else { Type::B32 };
         let sum = match op.accumulator {
             Accumulator::F64 => Type::F64,
@@ -41,7 +41,7 @@ impl Decoder<'_> {
         };
         let want = op.registers();
         if [mma.a.len(), mma.b.len(), mma.c.len(), mma.d.len()] != [want.a, want.b, want.c, want.c] {
-            return Err(self.o.error("the instruction takes another number of registers"));
+            return Err(self.o.error("the number of registers does not fit the opcode"));
         }
         if op.is_m16n8k16_half() {
             mma.batched = MmaRegisters::new(&mma.a, &mma.b, &mma.c, &mma.d);
@@ -60,7 +60,7 @@ impl Decoder<'_> {
         if has("wait_group") {
             return match i.operands.first() {
                 Some(Operand::Integer(n)) => Ok(Op::WgmmaWait { groups: *n as u32 }),
-                _ => Err(self.o.error("an immediate count is needed")),
+                _ => Err(self.o.error("the number of groups must be an integer literal")),
             };
         }
         let o = &i.operands;
@@ -87,7 +87,7 @@ impl Decoder<'_> {
         let b_desc = self.o.source_slot(&o[2], Type::B64)?;
         let scale_d = self.o.predicate_index(&o[3])?;
         if d.len() != op.d_registers() || from_registers && a.len() != 4 {
-            return Err(self.o.error("the instruction takes another number of registers"));
+            return Err(self.o.error("the number of registers does not fit the opcode"));
         }
         Ok(Op::Wgmma(Box::new(Wgmma { op, d, a, a_desc, b_desc, scale_d })))
     }

@@ -12,7 +12,7 @@ impl Decoder<'_> {
         let (address, data) = if store { (0, 1) } else { (1, 0) };
         let operands = &i.operands;
         if operands.len() < 2 {
-            return Err(self.o.error("two operands are needed"));
+            return Err(self.o.error("the instruction takes two operands"));
         }
         let named = self.window(parts)?;
         let (addr, mut window) = self.o.address_operand(&operands[address], named)?;
@@ -33,7 +33,7 @@ impl Decoder<'_> {
         };
         let vector = parts.iter().any(|p| matches!(*p, "v2" | "v4" | "v8"));
         if vector != matches!(operands[data], Operand::Vector(_)) {
-            return Err(self.o.error("a vector operand is needed exactly for .v2, .v4 and .v8"));
+            return Err(self.o.error("opcodes with .v2, .v4 or .v8 take a vector operand, others do not"));
         }
         let mut regs = Vec::new();
         let mut register_rows = rows_of(ty);
@@ -63,7 +63,7 @@ impl Decoder<'_> {
 
     pub(super) fn prefetch(&mut self, i: &Instruction, parts: &[&str]) -> Decoded {
         let window = self.window(parts)?;
-        let operand = i.operands.first().ok_or_else(|| self.o.error("an address is needed"))?;
+        let operand = i.operands.first().ok_or_else(|| self.o.error("the instruction takes an address"))?;
         let (addr, window) = self.o.address_operand(operand, window)?;
         Ok(Op::Prefetch { addr, window })
     }

@@ -99,7 +99,7 @@ impl Decoder<'_> {
             "atom" | "red" => self.atomic(i, &parts),
             "bra" => match &i.operands[..] {
                 [Operand::Label(target)] => Ok(Op::Branch { target: *target }),
-                _ => Err(self.o.error("a label is needed")),
+                _ => Err(self.o.error("bra takes a label")),
             },
             "brx" => self.branch_indexed(i),
             "call" => self.call(i),
@@ -174,7 +174,7 @@ impl Decoder<'_> {
         let (dst, src) = i.operands.split_at(1);
         flatten(dst, &mut flat);
         if flat.len() != shape.dst.len() || flat.len() > slots.dst.len() {
-            return Err(self.o.error("the instruction takes another number of destinations"));
+            return Err(self.o.error("the number of destinations does not fit the opcode"));
         }
         for (n, (operand, expect)) in flat.iter().zip(&shape.dst).enumerate() {
             slots.dst[n] = match (expect.class, operand) {
@@ -187,7 +187,7 @@ impl Decoder<'_> {
         flat.clear();
         flatten(src, &mut flat);
         if flat.len() != shape.src.len() || flat.len() > slots.src.len() {
-            return Err(self.o.error("the instruction takes another number of operands"));
+            return Err(self.o.error("the number of operands does not fit the opcode"));
         }
         for (n, (operand, expect)) in flat.iter().zip(&shape.src).enumerate() {
             slots.src[n] = match expect.class {

@@ -21,12 +21,12 @@ impl Decoder<'_> {
 
     fn wmma_mma(&mut self, i: &Instruction) -> Result<Op, ProgramError> {
         let Some(op) = WmmaOp::decode(&i.opcode) else { return Ok(Op::Unsupported(i.opcode.as_str().into())) };
-        let [d, a, b, c] = &i.operands[..] else { return Err(self.o.error("four operands are needed")) };
+        let [d, a, b, c] = &i.operands[..] else { return Err(self.o.error("the instruction takes four operands")) };
         let ty = |f: &Fragment| if f.bits() == 64 { Type::F64 } else { Type::B32 };
         let mut list = |operand: &Operand, fragment: &Fragment| {
             let slots = self.row_list(operand, ty(fragment))?;
             if slots.len() != fragment.registers() {
-                return Err(self.o.error("the instruction takes another number of registers"));
+                return Err(self.o.error("the number of registers does not fit the opcode"));
             }
             Ok(slots)
         };
@@ -58,14 +58,14 @@ impl Decoder<'_> {
         };
         let (address, data) = if store { (0, 1) } else { (1, 0) };
         if i.operands.len() < 2 {
-            return Err(self.o.error("two operands are needed"));
+            return Err(self.o.error("the instruction takes two operands"));
         }
         let named = self.window(parts)?;
         let (addr, window) = self.o.address_operand(&i.operands[address], named)?;
         let ty = if fragment.bits() == 64 { Type::F64 } else { Type::B32 };
         let regs = self.row_list(&i.operands[data], ty)?;
         if regs.len() != fragment.registers() {
-            return Err(self.o.error("the instruction takes another number of registers"));
+            return Err(self.o.error("the number of registers does not fit the opcode"));
         }
         let stride = i.operands.get(2).map(|o| self.o.source_slot(o, Type::B32)).transpose()?;
         let packed = fragment.packed(column_major);
