@@ -6,6 +6,7 @@
 
 use super::OperandSlots;
 use super::RegisterClass;
+use super::compare::lane_mask;
 use super::lanes::{LaneValue, set_predicate, set_undefined};
 use super::soft_float::RoundingMode;
 use crate::ptx::ast::Type;
@@ -94,8 +95,7 @@ impl ScalarOp {
         let (out, undefined) = self.lane_results(r, s, mask);
         match to {
             RegisterClass::Pred => {
-                let value = (0..32).fold(0, |m, i| m | ((out[i] & 1) as u32) << i);
-                return set_predicate(r, s.dst[0], value, mask, undefined);
+                return set_predicate(r, s.dst[0], lane_mask(&out), mask, undefined);
             }
             RegisterClass::B32 => r.set(s.dst[0], &out.map(|x| x as u32), mask),
             RegisterClass::B64 | RegisterClass::B128 => r.set64(s.dst[0], &out, mask),

@@ -52,7 +52,7 @@ impl MatrixMove {
         (rest.next() == Some("b16") && rest.next().is_none()).then_some(Self { store, count, transpose })
     }
 
-    /// Returns the number of rows, which is the number of lanes whose addresses count.
+    /// Returns the number of matrix rows, which is also the number of lanes that supply an address.
     pub fn rows(&self) -> usize {
         8 * self.count as usize
     }

@@ -201,7 +201,7 @@ impl Program {
         self.module.functions.iter().filter(|f| f.kernel && !f.declaration).map(|f| f.name.as_str()).collect()
     }
 
-    /// Decodes a kernel and every function that it reaches.
+    /// Decodes a kernel and every function that it may call.
     pub fn kernel(&self, name: &str) -> Result<Kernel, ProgramError> {
         kernel::decode_kernel(self, name)
     }

@@ -162,8 +162,8 @@ mod tests {
     }
 
     proptest! {
-        /// In random straight-line code with labels, two registers that both hold a value still to be read never share
-        /// a row.
+        /// In random code with labels, two registers never share a row while both hold a value that is still to be
+        /// read.
         #[test]
         fn no_row_holds_two_live_values(code in prop::collection::vec((0u32..9, 0u32..9, 0u32..5, 0u32..5, 0u32..8), 1..40)) {
             let mut body = String::new();

@@ -14,7 +14,7 @@ pub struct Module {
     pub target: String,
     /// `.file` directives: number and name.
     pub files: Vec<(u32, String)>,
-    /// Variables at module scope (`.global`, `.const`, `.shared`; `extern .shared x[]` has `count` 0).
+    /// Variables at module scope (`.global`, `.const`, `.shared`; the `size` of `extern .shared x[]` is 0).
     pub variables: Vec<Variable>,
     /// Functions with and without a body (`vprintf` and `__assertfail` have none). Each name occurs once: a
     /// definition replaces its declarations.

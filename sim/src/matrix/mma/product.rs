@@ -16,7 +16,7 @@ impl MmaOp {
     }
 }
 
-/// A call of [`MmaOp::run`] as a [`VectorKernel`].
+/// The arguments of [`MmaOp::run`], as a [`VectorKernel`].
 struct ProductKernel<'a> {
     op: &'a MmaOp,
     a: &'a [&'a Lanes],

@@ -179,7 +179,7 @@ impl<'p, I: Iterator<Item = &'p MmaRegisters>> VectorKernel for SequenceKernel<'
                 && !next.reads(&product.d)
             {
                 following = products.next();
-                // Two products with the same A: load its columns once.
+                // Compute two products with the same A together, which loads A's columns only once.
                 let other = fragments.find_b(v, op, registers, next.b);
                 // Caching the second fragment may have replaced the first one, so look up the first one again.
                 let b = fragments.find_b(v, op, registers, product.b);

@@ -28,7 +28,7 @@ fn number(element: Element, random: &mut Random) -> (u32, f64) {
         Element::F16 => (half::f16::from_f32(quarter).to_bits() as u32, quarter as f64),
         Element::Tf32 => (quarter.to_bits() | random.next() & 0x1fff, quarter as f64),
         Element::E5m2 => {
-            // Two bits of mantissa: 1 to 4 quarters, with signs.
+            // Multiples of 1/2 from −2 to 2: two bits of mantissa represent them exactly.
             let value = (random.next() % 9) as f32 / 2.0 - 2.0;
             (half::f16::from_f32(value).to_bits() as u32 >> 8, value as f64)
         }

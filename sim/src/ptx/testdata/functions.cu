@@ -1,6 +1,6 @@
 #include <cstdio>
 #include <cassert>
-// nvcc -std=c++17 -ptx -arch=sm_80 -lineinfo functions.cu -o functions.ptx; the paths of system headers shortened
+// Compiled by `nvcc -std=c++17 -ptx -arch=sm_80 -lineinfo functions.cu -o functions.ptx`; header paths are shortened.
 struct S { int a; const char* name; float* p; double d; };
 struct __attribute__((packed)) P { char a; float* p; };
 __constant__ float table[4][3] = {{1, 2, 3}, {4, 5, 6}, {7, 8, 9}};

@@ -1,7 +1,7 @@
 #include <cooperative_groups.h>
 #include <cuda/barrier>
 #include <cuda.h>
-// nvcc -std=c++17 -ptx -arch=sm_90a hopper.cu -o hopper.ptx
+// Compiled by `nvcc -std=c++17 -ptx -arch=sm_90a hopper.cu -o hopper.ptx`.
 namespace cg = cooperative_groups;
 __global__ void groups(float* g) {
   __shared__ cuda::barrier<cuda::thread_scope_block> bar;
