@@ -23,6 +23,8 @@ pub mod report;
 pub mod roofline;
 pub mod simd;
 pub mod tensor_map;
+#[cfg(test)]
+mod test_random;
 pub mod value;
 
 /// Runs the example of the README as a test.

@@ -62,19 +62,17 @@ fn delete(i: &mut Instruction) {
             ("mov.pred", vec![Operand::Register(*dst), Operand::Integer(1)])
         }
         ("mbarrier", [Operand::Register(dst), ..]) => ("mov.b64", vec![Operand::Register(*dst), Operand::Integer(0)]),
-        ("bar" | "barrier", [Operand::Register(dst), .., Operand::Register(p)]) if parts.contains(&"popc") => {
-            let (one, zero) = (Operand::Integer(1), Operand::Integer(0));
-            ("selp.b32", vec![Operand::Register(*dst), one, zero, Operand::Register(*p)])
-        }
-        ("bar" | "barrier", [Operand::Register(dst), .., Operand::Not(p)]) if parts.contains(&"popc") => {
-            let (one, zero) = (Operand::Integer(1), Operand::Integer(0));
-            ("selp.b32", vec![Operand::Register(*dst), zero, one, Operand::Register(*p)])
-        }
-        ("bar" | "barrier", [Operand::Register(dst), .., Operand::Register(p)]) if parts.contains(&"red") => {
-            ("mov.pred", vec![Operand::Register(*dst), Operand::Register(*p)])
-        }
-        ("bar" | "barrier", [Operand::Register(dst), .., Operand::Not(p)]) if parts.contains(&"red") => {
-            ("not.pred", vec![Operand::Register(*dst), Operand::Register(*p)])
+        ("bar" | "barrier", [Operand::Register(dst), .., last @ (Operand::Register(p) | Operand::Not(p))])
+            if parts.contains(&"red") =>
+        {
+            let (dst, p, negated) = (Operand::Register(*dst), Operand::Register(*p), matches!(last, Operand::Not(_)));
+            match (parts.contains(&"popc"), negated) {
+                (true, _) => {
+                    ("selp.b32", vec![dst, Operand::Integer((!negated).into()), Operand::Integer(negated.into()), p])
+                }
+                (false, false) => ("mov.pred", vec![dst, p]),
+                (false, true) => ("not.pred", vec![dst, p]),
+            }
         }
         // `brkpt` has no effect without a debugger, so it stands for no instruction.
         _ => {

@@ -1,15 +1,5 @@
 use super::*;
-
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 11) % bound
-    }
-}
+use crate::test_random::Random;
 
 fn matrix(swizzle: Swizzle) -> TensorMap {
     let columns = swizzle.span().unwrap_or(64) / 2;

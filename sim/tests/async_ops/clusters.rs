@@ -12,10 +12,6 @@ fn setup(memory: &mut SimMemory) -> LaunchConfig {
     launch(2, 64, Params::default().u64(input).u64(output).i32(0))
 }
 
-fn output(memory: &SimMemory) -> Vec<u32> {
-    read_words(memory, memory.iter().nth(1).expect("two buffers").base)
-}
-
 #[test]
 fn cluster_blocks_exchange_shared_memory() {
     let from = distinct_words(128);

@@ -2,6 +2,7 @@
 
 use reel_sim::exec::{self, CompletionTiming, ExecOptions, LaunchConfig, SimOutcome};
 use reel_sim::finding::FindingKind;
+use reel_sim::layout::HEAP;
 use reel_sim::memory::SimMemory;
 use reel_sim::program::Program;
 use std::collections::BTreeSet;
@@ -80,14 +81,10 @@ pub fn run_one(program: &Program, kernel: &str, options: &ExecOptions, setup: Se
 
 /// Checks under every interleaving that the kernel has no finding, and runs `check` on the memory.
 pub fn has_no_finding(file: &str, kernel: &str, setup: Setup, check: &dyn Fn(&SimMemory)) {
-    has_no_finding_with(file, kernel, &short_patience(), setup, check);
-}
-
-pub fn has_no_finding_with(file: &str, kernel: &str, base: &ExecOptions, setup: Setup, check: &dyn Fn(&SimMemory)) {
     let program = load_program(file);
     for completion in MOMENTS {
         for seed in 0..SEEDS {
-            let options = ExecOptions { seed, completion, ..base.clone() };
+            let options = ExecOptions { seed, completion, ..short_patience() };
             let (outcome, memory) = run_one(&program, kernel, &options, setup);
             let list = outcome.findings.into_list();
             assert!(list.is_empty(), "{kernel} with {completion:?}, seed {seed}: {list:#?}");
@@ -98,10 +95,6 @@ pub fn has_no_finding_with(file: &str, kernel: &str, base: &ExecOptions, setup: 
 
 /// Checks that the variant's bug is reported at one of its lines. Further findings that follow from it are allowed.
 pub fn reports_planted_bug(file: &str, name: &str, variant: u32, setup: Setup) {
-    reports_planted_bug_with(file, name, variant, &short_patience(), setup);
-}
-
-pub fn reports_planted_bug_with(file: &str, name: &str, variant: u32, base: &ExecOptions, setup: Setup) {
     let expected = expected_findings(file, name, variant);
     assert!(!expected.is_empty(), "{file}.cu marks no line for {name} {variant}");
     let program = load_program(file);
@@ -110,7 +103,7 @@ pub fn reports_planted_bug_with(file: &str, name: &str, variant: u32, base: &Exe
     let mut messages = Vec::new();
     for completion in MOMENTS {
         for seed in 0..SEEDS {
-            let options = ExecOptions { seed, completion, ..base.clone() };
+            let options = ExecOptions { seed, completion, ..short_patience() };
             let (outcome, _) = run_one(&program, &kernel, &options, setup);
             for f in outcome.findings.into_list() {
                 if found.insert((f.line, f.kind.name())) {
@@ -132,8 +125,37 @@ pub fn le_bytes(words: &[u32]) -> Vec<u8> {
     words.iter().flat_map(|w| w.to_le_bytes()).collect()
 }
 
-/// Returns the buffer at address `base` as 32-bit words.
-pub fn read_words(memory: &SimMemory, base: u64) -> Vec<u32> {
-    let bytes = memory.bytes(base).expect("a buffer");
+/// Returns buffer `n` of a kernel, counted from 0, as 32-bit words.
+pub fn buffer_words(memory: &SimMemory, n: usize) -> Vec<u32> {
+    let bytes = memory.iter().nth(n).and_then(|buffer| memory.bytes(buffer.base)).expect("the buffer exists");
     bytes.chunks_exact(4).map(|c| u32::from_le_bytes(c.try_into().expect("four"))).collect()
+}
+
+/// Returns the second buffer of a kernel, which is the output of most kernels, as 32-bit words.
+pub fn output(memory: &SimMemory) -> Vec<u32> {
+    buffer_words(memory, 1)
+}
+
+/// Returns buffer `n` of a kernel, counted from 0, as f32.
+pub fn buffer_floats(memory: &SimMemory, n: usize) -> Vec<f32> {
+    buffer_words(memory, n).into_iter().map(f32::from_bits).collect()
+}
+
+/// Sets up a block with an input of `words_in` distinct words, an output of `words_out` words, and `n`.
+pub fn words_setup(words_in: usize, words_out: usize, threads: u32, n: i32) -> impl Fn(&mut SimMemory) -> LaunchConfig {
+    move |memory| {
+        let input = memory.alloc(le_bytes(&distinct_words(words_in)));
+        let output = memory.alloc_uninitialized(4 * words_out);
+        assert_eq!(input, HEAP);
+        launch(1, threads, Params::default().u64(input).u64(output).i32(n))
+    }
+}
+
+/// Returns a small multiple of 1/4: the sums of products of such numbers are exact.
+pub fn quarter(i: usize) -> f32 {
+    (((i * 7919) >> 3) % 17) as f32 / 4.0 - 2.0
+}
+
+pub fn bf16_bytes(values: impl Iterator<Item = f32>) -> Vec<u8> {
+    values.flat_map(|v| ((v.to_bits() >> 16) as u16).to_le_bytes()).collect()
 }

@@ -1,30 +1,13 @@
 //! Tests of kernels with `cp.async`.
 
 use super::common::*;
-use reel_sim::exec::LaunchConfig;
-use reel_sim::layout::HEAP;
 use reel_sim::memory::SimMemory;
 
 const FILE: &str = "cp_async";
 
-/// Sets up the kernel's parameters: an input of `words_in` words, an output of `words_out` words, and `n`.
-fn setup(words_in: usize, words_out: usize, threads: u32, n: i32) -> impl Fn(&mut SimMemory) -> LaunchConfig {
-    move |memory| {
-        let input = memory.alloc(le_bytes(&distinct_words(words_in)));
-        let output = memory.alloc_uninitialized(4 * words_out);
-        assert_eq!(input, HEAP);
-        launch(1, threads, Params::default().u64(input).u64(output).i32(n))
-    }
-}
-
-fn output(memory: &SimMemory) -> Vec<u32> {
-    let base = memory.iter().nth(1).expect("two buffers").base;
-    read_words(memory, base)
-}
-
 #[test]
 fn staged_copies() {
-    let setup = setup(512, 512, 128, 0);
+    let setup = words_setup(512, 512, 128, 0);
     let from = distinct_words(512);
     has_no_finding(FILE, "stage_0", &setup, &|memory| {
         let want: Vec<u32> = (0..512).map(|i| from[4 * ((i / 4 + 33) % 128) + i % 4]).collect();
@@ -35,7 +18,7 @@ fn staged_copies() {
 
 #[test]
 fn pipelined_copies() {
-    let setup = setup(128 * 7, 128, 128, 7);
+    let setup = words_setup(128 * 7, 128, 128, 7);
     let from = distinct_words(128 * 7);
     has_no_finding(FILE, "pipeline_0", &setup, &|memory| {
         let sum = |t: usize| (0..7).fold(0u32, |sum, i| sum.wrapping_mul(3).wrapping_add(from[128 * i + (t ^ 37)]));
@@ -55,8 +38,7 @@ fn partial_rows_are_filled_with_zeros() {
         let mut want = le_bytes(&distinct_words(512));
         want[bytes..].fill(0);
         has_no_finding(FILE, "partial_0", &setup, &|memory| {
-            let base = memory.iter().nth(1).expect("two buffers").base;
-            assert_eq!(memory.bytes(base).expect("out"), want);
+            assert_eq!(le_bytes(&output(memory)), want);
         });
         if bytes == 1003 {
             reports_planted_bug(FILE, "partial", 1, &setup);
@@ -66,7 +48,7 @@ fn partial_rows_are_filled_with_zeros() {
 
 #[test]
 fn copies_arrive_on_an_mbarrier() {
-    let setup = setup(256, 256, 128, 0);
+    let setup = words_setup(256, 256, 128, 0);
     let from = distinct_words(256);
     let check = |memory: &SimMemory| {
         let want: Vec<u32> = (0..256).map(|i| from[(i + 66) % 256]).collect();
@@ -79,7 +61,7 @@ fn copies_arrive_on_an_mbarrier() {
 
 #[test]
 fn reports_overwriting_the_source_of_a_pending_copy() {
-    let setup = setup(128, 128, 128, 0);
+    let setup = words_setup(128, 128, 128, 0);
     has_no_finding(FILE, "overwrite_0", &setup, &|memory| assert_eq!(output(memory), (0..128).collect::<Vec<u32>>()));
     reports_planted_bug(FILE, "overwrite", 1, &setup);
 }

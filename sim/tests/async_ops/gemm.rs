@@ -7,15 +7,6 @@ use reel_sim::tensor_map::{DataType, Swizzle, TensorMap};
 
 const K: usize = 64 * 5;
 
-/// Returns a small multiple of 1/4: the sums of products of such numbers are exact.
-fn quarter(i: usize) -> f32 {
-    (((i * 7919) >> 3) % 17) as f32 / 4.0 - 2.0
-}
-
-fn bf16_bytes(values: impl Iterator<Item = f32>) -> Vec<u8> {
-    values.flat_map(|v| ((v.to_bits() >> 16) as u16).to_le_bytes()).collect()
-}
-
 /// Sets up an m×n product, of which each block computes 128×128 elements.
 fn setup(m: usize, n: usize, cluster: u32) -> impl Fn(&mut SimMemory) -> LaunchConfig {
     move |memory| {
@@ -54,8 +45,7 @@ fn product(m: usize, n: usize) -> Vec<f32> {
 fn check(m: usize, n: usize) -> impl Fn(&SimMemory) {
     let want = product(m, n);
     move |memory| {
-        let base = memory.iter().nth(2).expect("three buffers").base;
-        let got: Vec<f32> = read_words(memory, base).into_iter().map(f32::from_bits).collect();
+        let got = buffer_floats(memory, 2);
         assert!(got == want, "the product differs");
     }
 }

@@ -1,27 +1,15 @@
 //! Tests of kernels with mbarriers, bulk loads, bulk stores and bulk reductions.
 
 use super::common::*;
-use reel_sim::exec::{ExecOptions, LaunchConfig};
+use reel_sim::exec::ExecOptions;
 use reel_sim::finding::FindingKind;
 use reel_sim::memory::SimMemory;
 
 const FILE: &str = "mbarrier";
 
-fn setup(words_in: usize, words_out: usize, threads: u32, n: i32) -> impl Fn(&mut SimMemory) -> LaunchConfig {
-    move |memory| {
-        let input = memory.alloc(le_bytes(&distinct_words(words_in)));
-        let output = memory.alloc_uninitialized(4 * words_out);
-        launch(1, threads, Params::default().u64(input).u64(output).i32(n))
-    }
-}
-
-fn output(memory: &SimMemory) -> Vec<u32> {
-    read_words(memory, memory.iter().nth(1).expect("two buffers").base)
-}
-
 #[test]
 fn bulk_loads() {
-    let setup = setup(256, 256, 256, 0);
+    let setup = words_setup(256, 256, 256, 0);
     let from = distinct_words(256);
     has_no_finding(FILE, "load_0", &setup, &|memory| {
         assert_eq!(output(memory), (0..256).map(|i| from[i ^ 5]).collect::<Vec<u32>>());
@@ -31,7 +19,7 @@ fn bulk_loads() {
 
 #[test]
 fn mbarrier_phases() {
-    let setup = setup(512, 256, 256, 0);
+    let setup = words_setup(512, 256, 256, 0);
     let from = distinct_words(512);
     has_no_finding(FILE, "twice_0", &setup, &|memory| {
         let want: Vec<u32> = (0..256).map(|i| from[i].wrapping_mul(3).wrapping_add(from[256 + i])).collect();
@@ -41,7 +29,7 @@ fn mbarrier_phases() {
 
 #[test]
 fn ring_of_stages() {
-    let setup = setup(96 * 7, 96, 128, 7);
+    let setup = words_setup(96 * 7, 96, 128, 7);
     let from = distinct_words(96 * 7);
     has_no_finding(FILE, "ring_0", &setup, &|memory| {
         let sum = |t: usize| (0..7).fold(0u32, |sum, i| sum.wrapping_mul(3).wrapping_add(from[96 * i + 95 - t]));
@@ -52,7 +40,7 @@ fn ring_of_stages() {
 
 #[test]
 fn waits_on_mbarrier_states() {
-    let setup = setup(64, 128, 64, 0);
+    let setup = words_setup(64, 128, 64, 0);
     let from = distinct_words(64);
     has_no_finding(FILE, "states", &setup, &|memory| {
         let want: Vec<u32> = (0..128).map(|i| if i < 64 { from[63 - i] } else { 1 }).collect();
@@ -62,7 +50,7 @@ fn waits_on_mbarrier_states() {
 
 #[test]
 fn bulk_stores() {
-    let setup = setup(512, 512, 256, 0);
+    let setup = words_setup(512, 512, 256, 0);
     let from = distinct_words(512);
     has_no_finding(FILE, "store_0", &setup, &|memory| {
         assert_eq!(output(memory), from.iter().map(|w| w.wrapping_add(1)).collect::<Vec<u32>>());
@@ -88,7 +76,7 @@ fn bulk_reductions() {
 
 #[test]
 fn reloading_a_stage_needs_order() {
-    let setup = setup(128, 256, 128, 0);
+    let setup = words_setup(128, 256, 128, 0);
     let from = distinct_words(128);
     has_no_finding(FILE, "reload_0", &setup, &|memory| {
         let want: Vec<u32> = (0..128).map(|i| from[i ^ 3].wrapping_mul(3)).collect();
@@ -99,7 +87,7 @@ fn reloading_a_stage_needs_order() {
 
 #[test]
 fn exit_before_a_bulk_store_has_read_its_source() {
-    let setup = setup(256, 256, 256, 0);
+    let setup = words_setup(256, 256, 256, 0);
     has_no_finding(FILE, "abandon_0", &setup, &|memory| assert_eq!(output(memory), distinct_words(256)));
     reports_planted_bug(FILE, "abandon", 1, &setup);
 }
@@ -109,7 +97,7 @@ fn reads_before_asynchronous_writes() {
     let program = load_program(FILE);
     for strict_proxy in [false, true] {
         let options = ExecOptions { strict_proxy, ..short_patience() };
-        let (outcome, _) = run_one(&program, "twice_0", &options, &setup(512, 256, 256, 0));
+        let (outcome, _) = run_one(&program, "twice_0", &options, &words_setup(512, 256, 256, 0));
         assert_eq!(outcome.findings.has(FindingKind::AsyncProxy), strict_proxy);
         assert_eq!(outcome.notes.iter().any(|n| n.contains("overwrites")), !strict_proxy);
     }

@@ -7,15 +7,8 @@ use reel_sim::memory::SimMemory;
 const FILE: &str = "mma";
 const K: usize = 32 * 5;
 
-fn quarter(i: usize) -> f32 {
-    (((i * 7919) >> 3) % 17) as f32 / 4.0 - 2.0
-}
-
 fn setup(memory: &mut SimMemory) -> LaunchConfig {
-    let bytes = |from: usize, count: usize| {
-        let values = (0..count).map(|i| (quarter(i + from).to_bits() >> 16) as u16);
-        values.flat_map(u16::to_le_bytes).collect()
-    };
+    let bytes = |from: usize, count: usize| bf16_bytes((from..from + count).map(quarter));
     let (a, b) = (memory.alloc(bytes(0, 256 * K)), memory.alloc(bytes(5, 128 * K)));
     let d = memory.alloc_uninitialized(4 * 256 * 128);
     launch(2, 256, Params::default().u64(a).u64(b).u64(d).i32(128).i32(K as i32))
@@ -26,8 +19,7 @@ fn mma_gemm() {
     let dot = |i: usize, j: usize| (0..K).map(|k| quarter(i * K + k) * quarter(j * K + k + 5)).sum();
     let want: Vec<f32> = (0..256 * 128).map(|at| dot(at / 128, at % 128)).collect();
     has_no_finding(FILE, "gemm_0", &setup, &|memory| {
-        let base = memory.iter().nth(2).expect("three buffers").base;
-        let got: Vec<f32> = read_words(memory, base).into_iter().map(f32::from_bits).collect();
+        let got = buffer_floats(memory, 2);
         assert!(got == want, "the product differs");
     });
     (1..=2).for_each(|variant| reports_planted_bug(FILE, "gemm", variant, &setup));
@@ -52,7 +44,7 @@ fn fragment_layouts() {
         at(row, column) | at(row, column + 1) << 16
     };
     has_no_finding(FILE, "fragments", &setup, &|memory| {
-        let got = read_words(memory, memory.iter().nth(1).expect("two buffers").base);
+        let got = buffer_words(memory, 1);
         for lane in 0..32 {
             for q in 0..4 {
                 assert_eq!(got[32 * q + lane], fragment(q, lane, false), "x4");
@@ -77,7 +69,7 @@ fn stmatrix_stores_fragments() {
     };
     let half = |word: usize, odd: usize| distinct_words(128)[word] >> (16 * odd) & 0xffff;
     has_no_finding("wgmma", "stored", &setup, &|memory| {
-        let got = read_words(memory, memory.iter().nth(1).expect("two buffers").base);
+        let got = buffer_words(memory, 1);
         // Lane l holds row l / 4, columns 2(l % 4) and 2(l % 4) + 1, which are word l of a matrix.
         assert_eq!(got[..128], distinct_words(128));
         for i in 0..64 {

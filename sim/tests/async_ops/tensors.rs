@@ -47,7 +47,7 @@ fn load(dims: &[u64], box_dims: &[u32], swizzle: Swizzle, at: &[i32]) {
         want[place / 4] = if inside { tensor[index as usize] } else { 0 };
     }
     has_no_finding(FILE, &format!("load_{}", dims.len()), &setup, &|memory| {
-        assert_eq!(read_words(memory, memory.iter().nth(1).expect("buffers").base), want);
+        assert_eq!(buffer_words(memory, 1), want);
     });
 }
 
@@ -75,7 +75,7 @@ fn tensor_stores_and_reductions() {
             launch(1, 32, params.i32(256).i32(12).i32(16).i32(add))
         };
         has_no_finding(FILE, "move", &setup, &|memory| {
-            let got = read_words(memory, memory.iter().nth(1).expect("buffers").base);
+            let got = buffer_words(memory, 1);
             for (i, bits) in got.into_iter().enumerate() {
                 let inside = i % 16 >= 12 && i / 16 >= 16;
                 let want = if !inside { 1000.0 } else { i as f32 + 1000.0 * add as f32 };
@@ -101,7 +101,7 @@ fn tensor_maps_changed_on_the_device() {
         // The kernel changes the map to another tensor with three rows; the box's fourth row is outside of it.
         let want: Vec<u32> =
             distinct_words(64).iter().enumerate().map(|(i, w)| if i < 48 { w ^ 1 } else { 0 }).collect();
-        assert_eq!(read_words(memory, memory.iter().nth(3).expect("buffers").base), want);
+        assert_eq!(buffer_words(memory, 3), want);
     });
 }
 
@@ -114,7 +114,7 @@ fn rows_outside_of_the_tensor_are_not_stored() {
         launch(1, 32, Params::default().bytes(128, &blob(&map)).u64(from))
     };
     has_no_finding(FILE, "ragged_0", &setup, &|memory| {
-        let got = read_words(memory, memory.iter().next().expect("buffers").base);
+        let got = buffer_words(memory, 0);
         for (i, bits) in got.into_iter().enumerate() {
             let (row, column) = (i / 16, i % 16);
             let want = if row >= 16 && column >= 8 { ((row - 16) * 8 + column - 8) as f32 + 1.0 } else { 0.0 };

@@ -8,13 +8,12 @@ const FILE: &str = "wgmma";
 
 /// Returns the input, small multiples of 1/4: 64×64 elements of A, then 1024 elements of B.
 fn values() -> Vec<f32> {
-    (0..64 * 64 + 16 * 64).map(|i: usize| (((i * 7919) >> 3) % 17) as f32 / 4.0 - 2.0).collect()
+    (0..64 * 64 + 16 * 64).map(quarter).collect()
 }
 
 fn setup(threads: u32) -> impl Fn(&mut SimMemory) -> LaunchConfig {
     move |memory| {
-        let bytes = values().into_iter().flat_map(|v| ((v.to_bits() >> 16) as u16).to_le_bytes()).collect();
-        let input = memory.alloc(bytes);
+        let input = memory.alloc(bf16_bytes(values().into_iter()));
         let output = memory.alloc_uninitialized(4 * 64 * 16);
         launch(1, threads, Params::default().u64(input).u64(output).i32(1))
     }
@@ -31,8 +30,7 @@ fn check(transpose_a: bool, transpose_b: bool) -> impl Fn(&SimMemory) {
         }
     }
     move |memory| {
-        let base = memory.iter().nth(1).expect("two buffers").base;
-        let got: Vec<f32> = read_words(memory, base).into_iter().map(f32::from_bits).collect();
+        let got = buffer_floats(memory, 1);
         assert_eq!(got, want);
     }
 }

@@ -6,6 +6,7 @@
 use super::*;
 use crate::matrix::Lanes;
 use crate::matrix::format::unpack;
+use crate::test_random::Random;
 
 /// Returns the opcode of every dense form.
 fn forms() -> Vec<String> {
@@ -52,17 +53,6 @@ fn forms() -> Vec<String> {
 fn run(op: &MmaOp, a: &[Lanes], b: &[Lanes], c: &[Lanes], d: &mut [Lanes]) {
     let [a, b, c] = [a, b, c].map(|rows| rows.iter().collect::<Vec<_>>());
     op.run(&a, &b, &c, d);
-}
-
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u32 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 24) as u32
-    }
 }
 
 /// Returns (row, column) of element `i` of A in a lane, from the ISA's section for each shape and type.

@@ -5,19 +5,9 @@
 
 use super::*;
 use crate::tensor_map::{DataType, Swizzle, TensorMap};
+use crate::test_random::Random;
 
 const SWIZZLES: [Swizzle; 4] = [Swizzle::None, Swizzle::B32, Swizzle::B64, Swizzle::B128];
-
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u32 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 24) as u32
-    }
-}
 
 /// Returns the bits and the value of a small random number in a format.
 fn number(element: Element, random: &mut Random) -> (u32, f64) {
