@@ -106,7 +106,7 @@ impl<'a> OperandResolver<'a> {
     }
 
     /// Sets the line of the PTX text that errors name.
-    pub fn at_line(&mut self, line: u32) {
+    pub fn set_line(&mut self, line: u32) {
         self.line = line;
     }
 

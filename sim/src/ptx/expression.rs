@@ -71,7 +71,7 @@ impl Cursor<'_> {
 
     fn binary_operator(&mut self, operators: &'static [&'static str]) -> Option<&'static str> {
         self.skip_space();
-        let (first, second) = (self.byte(0), self.byte(1));
+        let (first, second) = (self.byte_at(0), self.byte_at(1));
         let found = operators.iter().find(|operator| {
             let bytes = operator.as_bytes();
             let longer = bytes.len() == 1 && (second == first && matches!(first, b'|' | b'&' | b'<' | b'>'));
@@ -100,7 +100,7 @@ impl Cursor<'_> {
             }
             b'(' if self.eat(b'(') => self.parenthesised(depth),
             b'0'..=b'9' => self.number(),
-            b'.' if self.byte(1).is_ascii_digit() => self.number(),
+            b'.' if self.byte_at(1).is_ascii_digit() => self.number(),
             _ => self.named(),
         }
     }

@@ -225,7 +225,7 @@ impl<'a> Parser<'a> {
         }
         self.cursor.expect(b':')?;
         let label = self.label()?;
-        match self.scopes.label(head, label) {
+        match self.scopes.declare_label(head, label) {
             true => Ok(()),
             false => Err(ParseError { line, what: format!("label {head} is defined twice in one scope") }),
         }
@@ -256,12 +256,12 @@ impl<'a> Parser<'a> {
 
     /// Parses an instruction. Its guard and `head`, the opcode up to the first dot, are already parsed.
     fn instruction(&mut self, guard: Option<(Register, bool)>, head: &str, line: u32) -> Result<()> {
-        let opcode = self.cursor.opcode(head);
+        let opcode = self.cursor.rest_of_opcode(head);
         let operands = match is_call(&opcode) {
             true => self.call_operands(line)?,
             false => self.operands(is_branch(&opcode), line)?,
         };
-        let location = self.line_info.location();
+        let location = self.line_info.current_location();
         self.function.body.push(Instruction { guard, opcode, operands, location, line });
         Ok(())
     }

@@ -33,7 +33,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// Returns the byte that is `ahead` bytes after the position, or 0 past the end of the text.
-    pub fn byte(&self, ahead: usize) -> u8 {
+    pub fn byte_at(&self, ahead: usize) -> u8 {
         self.text.as_bytes().get(self.position + ahead).copied().unwrap_or(0)
     }
 
@@ -47,11 +47,11 @@ impl<'a> Cursor<'a> {
             match byte {
                 b'\n' => self.line += 1,
                 b' ' | b'\t' | b'\r' | 0x0b | 0x0c => {}
-                b'/' if self.byte(1) == b'/' => {
+                b'/' if self.byte_at(1) == b'/' => {
                     self.skip_to_end_of_line();
                     continue;
                 }
-                b'/' if self.byte(1) == b'*' => {
+                b'/' if self.byte_at(1) == b'*' => {
                     self.skip_block_comment();
                     continue;
                 }
@@ -87,11 +87,11 @@ impl<'a> Cursor<'a> {
     /// Skips white space and returns the next byte without consuming it; 0 at the end.
     pub fn peek(&mut self) -> u8 {
         self.skip_space();
-        self.byte(0)
+        self.byte_at(0)
     }
 
     /// Consumes one character.
-    pub fn step(&mut self) {
+    pub fn consume_character(&mut self) {
         self.position += self.text[self.position..].chars().next().map_or(0, char::len_utf8);
     }
 
@@ -140,7 +140,7 @@ impl<'a> Cursor<'a> {
 
     /// Returns true if the next `%` has no name after it and is therefore the remainder operator.
     fn at_percent_operator(&self) -> bool {
-        self.byte(0) == b'%' && !is_name_byte(self.byte(1))
+        self.byte_at(0) == b'%' && !is_name_byte(self.byte_at(1))
     }
 
     pub fn identifier(&mut self) -> Result<&'a str> {
@@ -161,7 +161,7 @@ impl<'a> Cursor<'a> {
 
     /// Parses a directive, or a suffix after a dot, and returns it without the dot: `reg`, `v4`, `target`.
     pub fn directive(&mut self) -> Option<&'a str> {
-        if self.peek() != b'.' || !is_name_byte(self.byte(1)) {
+        if self.peek() != b'.' || !is_name_byte(self.byte_at(1)) {
             return None;
         }
         self.position += 1;
@@ -170,7 +170,7 @@ impl<'a> Cursor<'a> {
 
     /// Parses a suffix such as `.x` if it follows a name directly.
     pub fn suffix(&mut self) -> Option<&'a str> {
-        if self.byte(0) != b'.' || !self.byte(1).is_ascii_alphabetic() {
+        if self.byte_at(0) != b'.' || !self.byte_at(1).is_ascii_alphabetic() {
             return None;
         }
         self.position += 1;
@@ -178,7 +178,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// Parses the rest of a dotted opcode, which may contain `::`, after its first name `head`.
-    pub fn opcode(&mut self, head: &str) -> String {
+    pub fn rest_of_opcode(&mut self, head: &str) -> String {
         let mut opcode = head.to_owned();
         loop {
             let adjacent = self.dotted_part();
@@ -187,7 +187,7 @@ impl<'a> Cursor<'a> {
                 // White space may separate the modifiers of an opcode (`ld .global .f32`). No operand begins with a
                 // dot and a letter.
                 self.skip_space();
-                if self.byte(0) != b'.' || !self.byte(1).is_ascii_alphabetic() {
+                if self.byte_at(0) != b'.' || !self.byte_at(1).is_ascii_alphabetic() {
                     return opcode;
                 }
             }
@@ -280,7 +280,7 @@ impl<'a> Cursor<'a> {
             }
             [b'0', b'x' | b'X', ..] => integer(&word[2..], 16),
             [b'0', b'b' | b'B', ..] => integer(&word[2..], 2),
-            _ if self.byte(0) == b'.' || word.contains(['e', 'E']) => {
+            _ if self.byte_at(0) == b'.' || word.contains(['e', 'E']) => {
                 *self = start;
                 return self.decimal_float();
             }
@@ -295,11 +295,11 @@ impl<'a> Cursor<'a> {
         let bytes = self.text.as_bytes();
         let start = self.position;
         self.take_while_from(0, |b| b.is_ascii_digit());
-        if self.byte(0) == b'.' {
+        if self.byte_at(0) == b'.' {
             self.take_while_from(1, |b| b.is_ascii_digit());
         }
-        if matches!(self.byte(0), b'e' | b'E') {
-            let sign = usize::from(matches!(self.byte(1), b'+' | b'-'));
+        if matches!(self.byte_at(0), b'e' | b'E') {
+            let sign = usize::from(matches!(self.byte_at(1), b'+' | b'-'));
             self.take_while_from(1 + sign, |b| b.is_ascii_digit());
         }
         let rest = bytes.get(self.position).is_some_and(|&b| is_name_byte(b));

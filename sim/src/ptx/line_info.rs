@@ -41,7 +41,7 @@ impl<'a> LineInfo<'a> {
     }
 
     /// Returns the index of the current location in the module's list.
-    pub fn location(&self) -> Option<u32> {
+    pub fn current_location(&self) -> Option<u32> {
         self.location
     }
 

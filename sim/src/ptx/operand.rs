@@ -143,7 +143,7 @@ impl<'a> Parser<'a> {
                 b'-' => true,
                 _ => return Ok(offset),
             };
-            self.cursor.step();
+            self.cursor.consume_character();
             let term = self.cursor.literal_or_parenthesis()?;
             let term = self.cursor.as_integer(term)?;
             offset = offset.wrapping_add(if negative { term.wrapping_neg() } else { term });

@@ -115,7 +115,7 @@ impl<'a> Scopes<'a> {
     }
 
     /// Declares a label in the innermost scope; returns false if it is already declared there.
-    pub fn label(&mut self, name: &'a str, label: Label<'a>) -> bool {
+    pub fn declare_label(&mut self, name: &'a str, label: Label<'a>) -> bool {
         self.stack.last_mut().is_some_and(|scope| scope.labels.insert(name, label).is_none())
     }
 

@@ -79,7 +79,7 @@ impl<'a> Parser<'a> {
                 b';' | b'{' | b'}' | 0 => return Err(self.cursor.expected("`)`")),
                 _ => {}
             }
-            self.cursor.step();
+            self.cursor.consume_character();
         }
         Ok(())
     }

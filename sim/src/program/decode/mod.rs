@@ -41,7 +41,7 @@ pub(super) fn decode_function(
         volatile_is_data: super::volatile::is_volatile_data(function),
     };
     for (i, instruction) in function.body.iter().enumerate() {
-        decoder.o.at_line(instruction.line);
+        decoder.o.set_line(instruction.line);
         let guard = instruction.guard.map(|(r, negated)| (decoder.o.slot_of(r), negated));
         // If an operand cannot be resolved, the instruction becomes unsupported, which is reported only when it is
         // executed.
