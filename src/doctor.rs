@@ -146,7 +146,7 @@ fn compilers() -> Vec<Finding> {
         let path = toolkit.program(name)?;
         Some(format!("{}, {}", version_of(&path).unwrap_or_else(|| "no version".to_string()), path.display()))
     };
-    let headers = toolkit.headers().first().map(|p| p.display().to_string());
+    let headers = toolkit.header_folders().first().map(|p| p.display().to_string());
     vec![
         Finding::new(group, "NVRTC", nvrtc, setup),
         Finding::new(group, "nvcc (host code in kernel files)", program("nvcc"), setup),

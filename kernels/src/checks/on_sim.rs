@@ -70,7 +70,7 @@ const LARGE_LAUNCH: u64 = 1 << 18;
 
 /// Runs a launch on the simulator under several interleavings, on all processors; the results must agree bit for bit.
 ///
-/// Tests run each kernel on many shapes. There a large launch gets one interleaving per element of [`MOMENTS`]; the
+/// Tests run each kernel on many shapes. There a large launch gets one interleaving per element of [`COMPLETION_TIMINGS`]; the
 /// small shapes of the same kernel get all of them.
 pub fn run_interleavings(launch: &KernelLaunch) {
     let arrays = arrays_of(launch);
@@ -80,7 +80,7 @@ pub fn run_interleavings(launch: &KernelLaunch) {
     let (staged, first) = staged_results(launch, &arrays, first_seed);
     let warps: u64 = staged.iter().map(|s| s.counters.total().warps).sum();
     let interleavings =
-        if in_test && warps > LARGE_LAUNCH { interleavings.min(MOMENTS.len() as u64) } else { interleavings };
+        if in_test && warps > LARGE_LAUNCH { interleavings.min(COMPLETION_TIMINGS.len() as u64) } else { interleavings };
     if record {
         let arrays = arrays.iter().map(|a| (a.at, a.read(), a.written)).collect();
         let stages = staged.into_iter().map(|s| (s.stage.symbol, s.counters)).collect();
@@ -95,7 +95,7 @@ pub fn run_interleavings(launch: &KernelLaunch) {
             }
             let seed = first_seed.wrapping_add(n);
             assert!(
-                first == results(launch, &arrays, seed),
+                first == simulated_contents(launch, &arrays, seed),
                 "{}: results under the interleaving of seed {seed} differ from those of the first interleaving",
                 launch.kernel.name
             );
