@@ -1,8 +1,9 @@
-//! Compares ways of storing weights when updates are far smaller than the resolution of bf16: a fine-tuning at a
-//! learning rate of 1e-6 of 1e-6 with f32 weights, with bf16 weights over their exact master (moments of f32, bf16 and
+//! Compares ways of storing weights when the updates are far smaller than the resolution of bf16: fine-tuning at a
+//! learning rate of 1e-6 with f32 weights, with bf16 weights over exact f32 master weights (moments in f32, bf16 and
 //! 8 bits), and with bf16 weights alone.
 //!
-//! `cargo run --release -p reel-train --example precision -- DIR` writes `DIR/precision.json` and `DIR/precision.svg`.
+//! `cargo run --release -p reel-train --example precision -- DIR` writes `DIR/precision.json` and
+//! `DIR/precision.svg`.
 
 use std::error::Error;
 use std::fmt::Write as _;
@@ -32,7 +33,7 @@ const ROWS: usize = 16;
 const HELD_OUT: usize = 64;
 const LEARNING_RATE: f64 = 1e-6;
 
-/// How weights and moments are stored.
+/// A way of storing the weights and the optimizer's moments.
 struct Way {
     name: &'static str,
     dtype: DType,
@@ -68,13 +69,13 @@ const WAYS: [Way; 5] = [
     Way { name: "bf16 alone, f32 moments", dtype: DType::BF16, optim: Optim::Adamw, master: false, colour: "#d62728" },
 ];
 
-/// The result of one way of storing weights.
+/// The training result of one way of storing weights.
 struct Curve {
     /// Loss on the held-out rows before the first step and after every [`EVERY`] steps.
     loss: Vec<(u64, f64)>,
-    /// L2 norm of the change of all weights.
+    /// L2 norm of the change of all weights over the run.
     distance: f64,
-    /// Share of weights that changed.
+    /// Share of weights that the run changed, 0 to 1.
     moved: f64,
 }
 
@@ -104,7 +105,7 @@ fn main() -> std::result::Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Additions as text: every pair of numbers below 24, in mixed order.
+/// The training data as JSONL: one addition for every pair of numbers below 24, in mixed order.
 fn rows() -> String {
     let pairs = (0..24 * 24).map(|i| i * 227 % (24 * 24)).map(|i| (i / 24, i % 24));
     let row = |(a, b): (usize, usize)| {
@@ -117,7 +118,7 @@ fn rows() -> String {
     pairs.map(row).collect::<Vec<_>>().join("\n")
 }
 
-/// Trains with one way of storing weights, from the same weights and on the same rows as the others.
+/// Trains with the given way of storing weights. Every call starts from the same weights and uses the same rows.
 fn train(way: &Way, model: &Path, data: &Path) -> std::result::Result<Curve, Box<dyn Error>> {
     let run = RunOptions {
         model: model.display().to_string(),

@@ -1,4 +1,4 @@
-//! The errors of training. Each one names a location, what is wrong there, and what the user can do.
+//! The errors of training. Each error names a location, what is wrong there, and what the user can do.
 
 use std::io;
 use std::path::Path;
@@ -29,16 +29,16 @@ pub enum TrainError {
     /// The run was interrupted and stopped after a finished step.
     #[error("{0}")]
     Stopped(Diagnostic),
-    /// The model, its folder or its inputs.
+    /// An error of the model, its folder or its inputs.
     #[error(transparent)]
     Model(#[from] reel_model::ModelError),
-    /// A reward function, a reward model, or their options.
+    /// An error of a reward function, a reward model, or their options.
     #[error(transparent)]
     Reward(#[from] reel_rewards::RewardError),
-    /// Sampling of completions.
+    /// An error while completions were sampled.
     #[error(transparent)]
     Engine(#[from] reel_engine::EngineError),
-    /// The device, a tensor or the tape.
+    /// An error of the device, a tensor or the tape.
     #[error(transparent)]
     Runtime(#[from] reel_runtime::RuntimeError),
 }
@@ -46,7 +46,7 @@ pub enum TrainError {
 /// The crate's result.
 pub type Result<T, E = TrainError> = std::result::Result<T, E>;
 
-/// Defines a constructor from three texts for each variant that holds a diagnostic.
+/// Defines, for each variant that holds a diagnostic, a constructor that takes location, problem and help as texts.
 macro_rules! constructors {
     ($($(#[$doc:meta])* $name:ident => $variant:ident),* $(,)?) => {
         impl TrainError {
@@ -59,23 +59,23 @@ macro_rules! constructors {
 }
 
 constructors! {
-    /// A [`TrainError::Option`] from texts.
+    /// A [`TrainError::Option`] from location, problem and help.
     option => Option,
-    /// A [`TrainError::Data`] from texts.
+    /// A [`TrainError::Data`] from location, problem and help.
     data => Data,
-    /// A [`TrainError::Row`] from texts.
+    /// A [`TrainError::Row`] from location, problem and help.
     row => Row,
-    /// A [`TrainError::Output`] from texts.
+    /// A [`TrainError::Output`] from location, problem and help.
     output => Output,
 }
 
 impl TrainError {
-    /// A file or folder that could not be read.
+    /// The error of a file or folder that could not be read.
     pub fn read(path: impl AsRef<Path>, source: io::Error) -> Self {
         Self::Io(Diagnostic::cannot_read(path, &source))
     }
 
-    /// A file or folder that could not be written. With a full disk the help says how to resume the run.
+    /// The error of a file or folder that could not be written. With a full disk the help says how to resume the run.
     pub fn write(path: impl AsRef<Path>, source: io::Error) -> Self {
         let diagnostic = Diagnostic::cannot_write(path, &source);
         Self::Io(match source.kind() {
@@ -86,8 +86,8 @@ impl TrainError {
         })
     }
 
-    /// The stop flag was set. The training loop replaces this error by one that says after which step it stopped and
-    /// how to resume.
+    /// The error of a run whose stop flag is set. The training loop replaces it by an error that says after which
+    /// step the run stopped and how to resume.
     pub(crate) fn interrupted() -> Self {
         Self::Stopped(Diagnostic::new("", "interrupted", "start again"))
     }

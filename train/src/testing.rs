@@ -16,8 +16,8 @@ pub(crate) fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/train").join(name)
 }
 
-/// Asserts that the weight changes from `model` to `out` match a case's `expected.safetensors` within relative errors
-/// `limits` by weight name.
+/// Asserts that the weights change from `model` to `out` as in a case's `expected.safetensors`. `limits` gives the
+/// allowed relative error by weight name.
 pub(crate) fn assert_changes(
     name: &str,
     case: &Path,
@@ -50,7 +50,7 @@ pub(crate) fn assert_changes(
     }
 }
 
-/// The change of each weight from the folder `model` to the folder `out`, sorted by name.
+/// All weight changes from the folder `model` to the folder `out`, one tensor after the other.
 pub(crate) fn weight_changes(model: &Path, out: &Path) -> Vec<f64> {
     let (before, after) = (Checkpoint::open(model).unwrap(), Checkpoint::open(out).unwrap());
     let config = reel_model::config::ModelConfig::open(model).unwrap();
@@ -69,13 +69,13 @@ fn f32s(bytes: &[u8]) -> Vec<f32> {
     bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
 }
 
-/// The lines of metrics.jsonl.
+/// The parsed lines of metrics.jsonl.
 pub(crate) fn metrics(out: &Path) -> Vec<StepMetrics> {
     let text = fs::read_to_string(out.join(output::METRICS)).unwrap();
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-/// The lines of metrics.jsonl without the fields that depend on the clock.
+/// The parsed lines of metrics.jsonl, without the values that depend on the clock.
 pub(crate) fn timeless(out: &Path) -> Vec<StepMetrics> {
     let timeless = |mut m: StepMetrics| {
         (m.grpo.rollout_seconds, m.grpo.train_seconds) = (None, None);
@@ -84,7 +84,7 @@ pub(crate) fn timeless(out: &Path) -> Vec<StepMetrics> {
     metrics(out).into_iter().map(timeless).collect()
 }
 
-/// All files below a folder with their bytes, without metrics (which have times), event files, run.json and
+/// All files below a folder with their bytes, except metrics (which have times), event files, run.json and
 /// trainer_state.json (which has paths).
 pub(crate) fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
     let mut found = Vec::new();
@@ -106,7 +106,7 @@ pub(crate) fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
     found
 }
 
-/// Asserts that two folders have equal files; names the first difference.
+/// Asserts that two folders have equal files. The message names the first file that differs.
 pub(crate) fn assert_same_files(a: &Path, b: &Path) {
     let (a, b) = (files(a), files(b));
     let names = |f: &[(String, Vec<u8>)]| f.iter().map(|x| x.0.clone()).collect::<Vec<_>>();

@@ -1,5 +1,5 @@
-//! A data file: JSON (a list of rows) or JSONL (one row a line). It is kept as text with the byte range of each row and
-//! parsed row by row, so that 100 000 rows need no more memory than the file.
+//! A data file: JSON (a list of rows) or JSONL (one row per line). It is kept as text with the byte range of each row
+//! and parsed row by row, so 100 000 rows need no more memory than the file.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -21,12 +21,12 @@ pub struct Dataset {
     rows: Vec<RowPosition>,
 }
 
-/// The position of a row in the text.
+/// The byte range and line number of a row in the text of a data file.
 #[derive(Clone, Debug)]
 struct RowPosition {
     bytes: Range<usize>,
     line: usize,
-    /// The row has bytes that are not UTF-8; the text has replacement characters for them.
+    /// Whether the row has bytes that are not UTF-8; the text has replacement characters for them.
     damaged: bool,
 }
 
@@ -44,7 +44,7 @@ impl Dataset {
         }
     }
 
-    /// Finds the rows of a text. `path` is for error messages.
+    /// Finds the rows in the text of a data file. `path` is for error messages.
     pub fn parse(path: &Path, text: String) -> Result<Self> {
         let start = text.len() - text.trim_start_matches('\u{feff}').trim_start().len();
         let rows = if text[start..].starts_with('[') { list(path, &text, start)? } else { lines(&text, start) };

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use crate::options::LabelRule;
 
-/// What the rules need of a tokenizer.
+/// The parts of a tokenizer that the label rules need.
 pub trait Vocabulary {
     /// The id of a special token, if the tokenizer has it.
     fn special(&self, token: &str) -> Option<u32>;
@@ -35,7 +35,7 @@ impl Labels {
                 let (im_start, im_end) = (Some(need("<|im_start|>")?), Some(need("<|im_end|>")?));
                 return Ok(Self { rule, im_start, im_end, hidden: BTreeSet::new() });
             }
-            // Padding, and all tokens that stand for media or enclose them.
+            // Not learned: padding, and all tokens that stand for media or enclose them.
             LabelRule::Text => [
                 need("<|endoftext|>")?,
                 need("<|vision_start|>")?,
@@ -46,7 +46,7 @@ impl Labels {
             .into_iter()
             .chain(some("<|vision_pad|>"))
             .collect(),
-            // VideoRFT's script excludes more ids, but only for another class of processor than Qwen2.5-VL's.
+            // VideoRFT's script excludes further ids, but only for another processor class than Qwen2.5-VL's.
             LabelRule::Videorft => [need("<|endoftext|>")?, need("<|image_pad|>")?].into(),
         };
         Ok(Self { rule, im_start: None, im_end: None, hidden })
@@ -84,8 +84,8 @@ impl Labels {
         learned
     }
 
-    /// Number of tokens that spell `assistant\n` at the start of `ids`. A token that also holds the first characters of
-    /// the answer (a tokenizer may join newlines) belongs to the header.
+    /// Number of tokens at the start of `ids` that spell `assistant\n`. A token that also holds the first characters
+    /// of the answer (a tokenizer may join newlines) belongs to the header.
     fn header(&self, ids: &[u32], vocabulary: &impl Vocabulary) -> Option<usize> {
         for n in 1..=ids.len().min(ASSISTANT.len()) {
             let text = vocabulary.text(&ids[..n]);
@@ -202,7 +202,8 @@ mod tests {
     }
 
     proptest! {
-        /// The token-based rule agrees with a search in the text, for any roles and contents.
+        /// The rule `assistant`, which works on token ids, learns the same text as a search for the markers in the
+        /// text, for any roles and contents.
         #[test]
         fn learned_tokens_agree_with_a_text_search(turns in prop::collection::vec(("(user|assistant|system|assistant2)", "[ab#]{0,5}"), 0..6)) {
             let text: String = turns.iter().map(|(role, words)| format!("{{{role}\n{words}}}\n")).collect();

@@ -13,10 +13,10 @@ use crate::data::quarantine::{RowCheck, ScanJournal};
 use crate::reporting::metrics::SkippedRow;
 use crate::{Result, TrainError};
 
-/// The length of the stream of rows.
+/// The number of micro-batches that the data give, and the unusable rows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StreamLength {
-    /// Micro-batches up to the end of the stream; 0 if they were not to be counted.
+    /// Number of micro-batches in all epochs; 0 if they were not counted.
     pub batches: u64,
     /// Unusable rows in file order, if every row was read.
     pub skipped: Vec<SkippedRow>,
@@ -25,15 +25,16 @@ pub struct StreamLength {
 /// Which rows are read with their media before the first step.
 #[derive(Debug)]
 pub enum RowScan<'a> {
-    /// None: unusable rows count as if they were usable.
+    /// No rows: unusable rows count as if they were usable.
     None,
-    /// All but these, which are known to be unusable.
+    /// All rows but these, which are known to be unusable.
     AllBut(&'a [SkippedRow]),
-    /// All that the journal does not list yet.
+    /// All rows that the journal of `--check-data` does not list yet.
     Checking(ScanJournal),
 }
 
-/// Scans the rows as `look` says, and counts micro-batches if `count` is set. Stops early when `stop` becomes true.
+/// Reads the rows that `look` selects, and counts micro-batches if `count` is set. Stops early when `stop` becomes
+/// true.
 pub fn measure<S: SampleSource>(
     batching: &BatchOptions,
     count: bool,
@@ -51,7 +52,7 @@ pub fn measure<S: SampleSource>(
     Ok(StreamLength { batches, skipped })
 }
 
-/// Token counts of the usable rows, and the list of the others.
+/// Token counts of the usable rows, and the list of the unusable ones.
 fn scan_all_rows<S: SampleSource>(
     batching: &BatchOptions,
     look: RowScan,
@@ -144,7 +145,7 @@ pub(crate) fn no_usable_row(location: &str, reason: &str) -> TrainError {
     )
 }
 
-/// Rows of which only the token count is known, for counting micro-batches.
+/// Rows whose token counts alone are known, for counting micro-batches.
 struct Lengths {
     rows: usize,
     tokens: BTreeMap<usize, usize>,

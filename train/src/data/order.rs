@@ -1,5 +1,5 @@
-//! The order of rows: an endless stream of row numbers, one pass over the data after the other. The order of a pass is
-//! a function of the seed and the number of the pass, so that a resumed run finds its position again without stored
+//! The order of rows: an endless stream of row numbers that goes through the data pass after pass. The order in a
+//! pass is a function of the seed and the number of the pass, so a resumed run finds its position without stored
 //! state.
 
 use reel_kernels::philox::philox4x32_10;
@@ -7,7 +7,7 @@ use reel_kernels::philox::philox4x32_10;
 /// Philox stream of the row order, "orde" in ASCII. Other uses of the seed have other streams.
 const STREAM: u32 = 0x6f72_6465;
 
-/// The stream of row numbers.
+/// An endless stream of row numbers, in file order or in a new random order for each pass.
 #[derive(Clone, Debug)]
 pub struct Order {
     rows: usize,
@@ -19,17 +19,17 @@ pub struct Order {
 }
 
 impl Order {
-    /// Every pass takes the rows in file order.
+    /// A stream in which every pass has the rows in file order.
     pub fn of_file(rows: usize) -> Self {
         Self { rows, seed: None, pass: None, order: Vec::new() }
     }
 
-    /// Every pass takes the rows in another random order.
+    /// A stream in which every pass has the rows in a new random order.
     pub fn shuffled(rows: usize, seed: u64) -> Self {
         Self { seed: Some(seed), ..Self::of_file(rows) }
     }
 
-    /// The row at index `slot` of the stream, counted from 0. The first row of a pass computes the order of that pass.
+    /// The row at index `slot` of the stream, counted from 0. Computes the order of a pass at its first row.
     pub fn row(&mut self, slot: u64) -> usize {
         let rows = self.rows as u64;
         let (pass, location) = (slot / rows, (slot % rows) as usize);
@@ -41,7 +41,7 @@ impl Order {
         self.order[location] as usize
     }
 
-    /// The pass that `slot` belongs to, counted from 0.
+    /// The pass over the data that stream index `slot` belongs to, counted from 0.
     pub fn pass(&self, slot: u64) -> u64 {
         slot / self.rows as u64
     }

@@ -1,6 +1,6 @@
-//! The files of `--check-data`, which reads every row with its media before a run. A journal records each checked row,
-//! so that an interrupted check continues. At the end a list of the unusable rows is written, which later runs skip
-//! (`--quarantine`).
+//! The files of `--check-data`, which reads every row with its media before a run. A journal records each checked
+//! row, so an interrupted check can continue. At the end a list of the unusable rows is written, which later runs
+//! skip (`--quarantine`).
 //!
 //! | file | lines |
 //! |---|---|
@@ -37,7 +37,7 @@ enum JournalLine {
 /// Time between two progress messages of a check.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(10);
 
-/// A check in progress.
+/// The journal of a running `--check-data`, and the results of rows that were checked before.
 #[derive(Debug)]
 pub struct ScanJournal {
     list: PathBuf,
@@ -63,7 +63,7 @@ pub fn journal_of(list: &Path) -> PathBuf {
 }
 
 impl ScanJournal {
-    /// Continues the journal beside `list` if it has the fingerprint `scan`; otherwise starts a new one.
+    /// Opens the journal beside `list` to continue it if it has the fingerprint `scan`; otherwise starts a new one.
     ///
     /// # Errors
     /// The folder cannot be written.
@@ -99,12 +99,12 @@ impl ScanJournal {
         Ok(Self { list: list.to_path_buf(), path, known, state: Mutex::new(state), quiet })
     }
 
-    /// The recorded result of a row.
+    /// The result that an earlier, interrupted check recorded for a row.
     pub fn known(&self, row: usize) -> Option<&RowCheck> {
         self.known.get(&row)
     }
 
-    /// Records the result of a row, of `rows` rows in total.
+    /// Appends the result of checking row `row`. `rows` is the number of all rows, for progress messages.
     ///
     /// # Errors
     /// The journal cannot be written.
@@ -200,7 +200,7 @@ mod tests {
             fs::write(&path, &bytes[..cut]).unwrap();
             let journal = ScanJournal::open(&list, "a", true).unwrap();
             let known: Vec<usize> = (0..rows.len()).filter(|&row| journal.known(row).is_some()).collect();
-            // A line counts when it is complete, with or without its line break.
+            // The last line counts as complete with or without its line break.
             let whole = bytes[..cut].iter().filter(|b| **b == b'\n').count();
             prop_assert!(known.len() + 1 == whole.max(1) || known.len() == whole, "{} of {whole}", known.len());
             for row in 0..rows.len() {

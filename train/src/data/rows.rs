@@ -24,7 +24,7 @@ pub enum DataRow {
         /// The other columns of the row.
         columns: Map<String, Value>,
     },
-    /// A problem of VideoRFT's or Video-R1's data sets.
+    /// A row of VideoRFT's or Video-R1's data sets.
     Problem {
         /// The problem's fields.
         problem: Problem,
@@ -51,7 +51,7 @@ impl PromptContent {
         }
     }
 
-    /// The JSON value of a data file.
+    /// The prompt as a data file has it: a JSON list of messages or a JSON string.
     pub fn into_value(self) -> Value {
         match self {
             Self::Chat(messages) => Value::Array(messages),
@@ -65,7 +65,7 @@ impl PromptContent {
 pub struct Problem {
     /// The question.
     pub problem: String,
-    /// The medium of the problem.
+    /// Whether the problem is about an image, a video or text alone.
     pub data_type: DataType,
     /// The kind of answer, for example `multiple choice`.
     pub problem_type: String,
@@ -79,7 +79,7 @@ pub struct Problem {
     pub path: String,
 }
 
-/// The medium of a problem.
+/// What a problem is about: an image, a video or text alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DataType {
     /// An image.
@@ -246,7 +246,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Any JSON, a few levels deep.
+    /// Arbitrary JSON values, a few levels deep.
     fn anything() -> impl Strategy<Value = Value> {
         let leaf = prop_oneof![
             Just(Value::Null),
@@ -264,7 +264,8 @@ mod tests {
     }
 
     proptest! {
-        /// Any value in any field is either read or named; what is read keeps the texts it was given.
+        /// A row with any JSON value in any field is either read or refused with the name of that field. A row that
+        /// is read has its texts unchanged.
         #[test]
         fn any_value_in_any_field_is_read_or_named(
             field in prop::sample::select(vec!["problem", "data_type", "problem_type", "options", "process", "solution", "path", "messages", "prompt"]),

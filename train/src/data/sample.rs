@@ -50,14 +50,14 @@ pub struct SftSource {
     pub media_root: PathBuf,
     /// Whose prompt templates to use.
     pub parity: Recipe,
-    /// Samples of earlier epochs.
+    /// The samples that earlier epochs have made.
     pub kept: SampleCache,
 }
 
-/// Bytes of samples that the cache keeps. Data that fit are decoded once, however many epochs use them.
+/// Maximum bytes of samples in the cache. Data that fit are decoded only once, in the first epoch.
 const MAX_KEPT: usize = 256 << 20;
 
-/// Samples by row. When the cache is full, no further samples are added.
+/// A cache of samples by row number. When it is full, no further samples are added.
 #[derive(Debug, Default)]
 pub struct SampleCache(Mutex<(HashMap<usize, Arc<Sample>>, usize)>);
 
@@ -165,8 +165,8 @@ pub(crate) fn tokens_of_text(bundle: &Bundle, text: &str, media: LoadedMedia, lo
     Ok(tokens)
 }
 
-/// Makes an error about a conversation or its media an error of its row, which can be skipped. A decoder process that
-/// cannot be started is not the fault of the row.
+/// Turns an error of a conversation or its media into an error of its row, which can be skipped. The exception is a
+/// decoding worker that cannot be started: that is not a fault of the row.
 pub(crate) fn about_row(location: &str, e: ModelError) -> TrainError {
     if matches!(e, ModelError::Media(MediaError::Worker(_))) {
         return e.into();
@@ -175,7 +175,7 @@ pub(crate) fn about_row(location: &str, e: ModelError) -> TrainError {
     if diagnostic.help.is_empty() {
         diagnostic = diagnostic.with_help("fix the file, or remove the row");
     }
-    // Errors of messages already begin with the row's location, which the conversation knows.
+    // Errors of messages already begin with the row's location, because the conversation knows it.
     TrainError::Row(if diagnostic.location.starts_with(location) { diagnostic } else { diagnostic.at(location) })
 }
 

@@ -46,9 +46,9 @@ pub fn answer_instruction(problem_type: &str) -> Option<&'static str> {
     TEXTS.r#type.get(problem_type).map(String::as_str)
 }
 
-/// The text of the user's message: the question in its template, then `answer_instruction`. `video-r1` lists the
-/// options after the problem, one a line; `options` is `None` for problems without options. An empty list still gets
-/// the heading, as in Video-R1's code.
+/// The text of the user's message: the question in its template, then `type_text`, the answer instruction. `video-r1`
+/// lists the options after the problem, one per line; `options` is `None` for problems without options. An empty list
+/// still gets the heading, as in Video-R1's code.
 pub fn question(problem: &str, options: Option<&[String]>, type_text: &str, parity: Recipe) -> String {
     let mut asked = problem.to_string();
     if let Some(options) = options.filter(|_| parity == Recipe::VideoR1) {

@@ -9,8 +9,7 @@ use serde_json::{Map, Value};
 
 use crate::{Result, TrainError};
 
-/// The start flags of a configuration file. They are not part of the run's options, so that `run.json` does not have
-/// them.
+/// The start flags of a configuration file. They are not part of the run's options, so `run.json` does not have them.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct StartFlags {
@@ -21,7 +20,7 @@ pub struct StartFlags {
 }
 
 impl StartFlags {
-    /// Reads the start flags of a file.
+    /// Reads the start flags of a configuration file.
     pub fn read(file: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(file).map_err(|e| TrainError::read(file, e))?;
         Self::parse(&file.display().to_string(), &text)
@@ -44,9 +43,9 @@ impl StartFlags {
 /// The field names of [`StartFlags`].
 const START: [&str; 2] = ["overwrite", "resume_from_checkpoint"];
 
-/// Replaces those options of `parsed` that the command line left to their defaults by the values of the file.
+/// Replaces the options of `parsed` that the command line did not set by the values of the file.
 ///
-/// `on_command_line` returns by field name (`learning_rate`) whether a flag was given. Keys may be written with `-` or
+/// `on_command_line` tells by field name (`learning_rate`) whether a flag was given. Keys may be written with `-` or
 /// `_`. An unknown key, or a value of the wrong type, is an error that names the key.
 pub fn apply<T: Serialize + DeserializeOwned>(
     parsed: &T,
@@ -114,7 +113,7 @@ fn broken(file: &str, what: String) -> TrainError {
     TrainError::option(file, what, "report this as a defect")
 }
 
-/// Deserializes the options with only this value changed, so that the error can name its key.
+/// Deserializes the options with only this value changed, so that an error can name the key of the value.
 fn check_kind<T: DeserializeOwned>(
     options: &Map<String, Value>,
     file: &str,
@@ -164,7 +163,7 @@ mod tests {
         let start = StartFlags { overwrite: true, resume_from_checkpoint: Some("last".into()) };
         assert_eq!(StartFlags::parse("c.toml", text).unwrap(), start);
         assert_eq!(StartFlags::parse("c.toml", "max-steps = 3").unwrap(), StartFlags::default());
-        // Start flags do not become options of the run.
+        // The two start flags do not become options of the run.
         let o = merged(text, &[]).unwrap();
         assert_eq!((o.max_steps, o.overwrite, o.resume_from_checkpoint.as_deref()), (Some(3), false, None));
         for (text, start) in [

@@ -13,15 +13,15 @@ use crate::Result;
 use crate::data::quarantine::QUARANTINE;
 use reel_model::lora::{ALL_LINEAR, DECODER_LAYERS, LoraSpec};
 
-/// The options of a training command.
+/// The options of a training command (`sft` or `grpo`).
 pub trait TrainingOptions: Serialize + Deref<Target = RunOptions> {
-    /// The name of the command.
+    /// The name of the command: `sft` or `grpo`.
     const COMMAND: &'static str;
 
     /// Checks the values of all options. The error names the first invalid one by its flag.
     fn validate_values(&self) -> Result<()>;
 
-    /// All options by name, with defaults resolved.
+    /// All options by name, with defaults filled in.
     fn resolved(&self) -> Map<String, Value> {
         match serde_json::to_value(self) {
             Ok(Value::Object(map)) => map,
@@ -182,7 +182,7 @@ pub struct RunOptions {
     pub quarantine: Option<PathBuf>,
 }
 
-/// Parses a path that may be empty, because a configuration file may give it.
+/// Parses a path that may be empty: a configuration file may give it instead of the command line.
 fn path_or_none() -> impl TypedValueParser<Value = PathBuf> {
     OsStringValueParser::new().map(PathBuf::from)
 }
@@ -248,7 +248,7 @@ impl RunOptions {
         })
     }
 
-    /// Number of rows of all epochs for a data file of `rows` rows; `None` with `--max-steps`.
+    /// Number of rows in all epochs, for a data file of `rows` rows; `None` with `--max-steps`.
     pub fn stream_end(&self, rows: usize) -> Option<u64> {
         match self.fixed_steps() {
             Some(_) => None,

@@ -1,5 +1,5 @@
-//! `reel plan`: the memory and operations of a training run, before it runs. The real steps run on the dry device,
-//! which counts buffers and operations and computes nothing.
+//! `reel plan`: predicts the memory and operations of a training run. The real steps run on the dry device, which
+//! counts buffers and operations and computes nothing.
 
 pub mod grpo;
 
@@ -30,7 +30,7 @@ use crate::step::sft::step;
 use crate::step::trainer::Trainer;
 use crate::{Result, TrainError};
 
-/// The result of a plan.
+/// The predicted memory and operations of a training run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
     /// Peak bytes by category; their sum is the `peak_bytes` of a run's metrics.
@@ -62,7 +62,7 @@ impl PhaseCosts {
         &mut self.0[at].1
     }
 
-    /// Adds costs to a phase.
+    /// Adds the costs of ops to those of a phase.
     pub fn add(&mut self, phase: &'static str, ops: &OpCosts) {
         let all = self.phase_mut(phase);
         for (name, op) in ops {
@@ -72,7 +72,7 @@ impl PhaseCosts {
         }
     }
 
-    /// Adds a launch that runs `times` times.
+    /// Adds the cost of `times` equal launches.
     fn add_launch(&mut self, phase: &'static str, op: &'static str, cost: Cost, times: u64) {
         let total = self.phase_mut(phase).entry(op).or_default();
         total.launches += times;
@@ -92,7 +92,7 @@ pub fn subtract(all: &mut OpCosts, before: &OpCosts) {
     all.retain(|_, op| op.launches > 0);
 }
 
-/// The size of a row: tokens and patches, without content.
+/// The size of a row: its tokens and the patches of its videos.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RowShape {
     /// Number of tokens, vision tokens included.
@@ -101,15 +101,15 @@ pub struct RowShape {
     pub video_grid_thw: Vec<GridThw>,
 }
 
-/// Maximum number of rows of a plan with data: their media must be decoded to know their size.
+/// Maximum number of rows in a plan with data: the size of a row is known only after its media are decoded.
 const MAX_ROWS: u64 = 256;
 
 /// Maximum tokens and patches of a planned row: eight times the model's context length.
 const MAX_ROW_SIZE: usize = 1 << 20;
 
 impl RowShape {
-    /// A row of `tokens` tokens with one video of `patches` patches: 16 frames if the patches divide so, else 2, as
-    /// square as possible.
+    /// A row of `tokens` tokens with one video of `patches` patches. The video has 16 frames if `patches` divides
+    /// evenly among them, else 2 frames; the frames are as square as possible.
     pub fn new(tokens: usize, patches: usize, config: &ModelConfig) -> Result<Self> {
         for (option, n, least) in [("--tokens", tokens, 1), ("--vision-patches", patches, 0)] {
             if !(least..=MAX_ROW_SIZE).contains(&n) {
@@ -137,7 +137,7 @@ impl RowShape {
         Ok(Self { tokens, video_grid_thw: vec![[pairs, rows * side, squares / rows * side]] })
     }
 
-    /// Black videos of this size.
+    /// Black videos with the patch grids of this row.
     pub fn frames(&self, config: &ModelConfig) -> MediaFrames {
         let vision = &config.vision;
         let video = |&[t, h, w]: &GridThw| {
@@ -154,7 +154,7 @@ impl RowShape {
         MediaFrames { videos: self.video_grid_thw.iter().map(video).collect(), processor, ..MediaFrames::default() }
     }
 
-    /// A sample of this size; all tokens but the pad tokens are learned.
+    /// A training sample of this size; all tokens but the pad tokens are learned.
     fn sample(&self, config: &ModelConfig) -> Sample {
         let patches: usize = self.video_grid_thw.iter().map(|g| g.iter().product::<usize>()).sum();
         let pads = patches / config.vision.merge_unit();
@@ -173,14 +173,14 @@ impl RowShape {
     }
 }
 
-/// The stored dtype of a folder's weights, from the weights or, if they are absent, from config.json.
+/// The stored dtype of a model folder's weights, from the weight files or, if they are absent, from config.json.
 pub fn file_dtype(folder: &Path, config: &ModelConfig) -> StoredDType {
     let stored =
         Checkpoint::open(folder).ok().and_then(|files| files.get("model.embed_tokens.weight").map(|view| view.dtype));
     stored.or(config.dtype).unwrap_or(StoredDType::Bf16)
 }
 
-/// Plans one step on rows of one size. `device` is dry.
+/// Plans one step on rows of one size. `device` is a dry device.
 pub fn with_shape(
     options: &SftOptions,
     config: &ModelConfig,
@@ -202,8 +202,7 @@ pub fn with_shape(
     count(&mut trainer, 1, || Ok(Some(batch.clone())))
 }
 
-/// Plans a run on its own data: all steps, or the first of them for a large file. Counted for the device of `setup`.
-/// `setup`.
+/// Plans a run on its own data: all steps, or the first ones if the file is large. Counts for the device of `setup`.
 pub fn with_data(setup: &SftSetup, files: StoredDType) -> Result<Plan> {
     let options = setup.options;
     options.validate_values()?;

@@ -13,7 +13,7 @@ fn config() -> ModelConfig {
     ModelConfig::open(&golden("model_a")).unwrap()
 }
 
-/// Peak bytes of a plan and of a real run with these options.
+/// A plan with these options, and the summary of a real run with them, to compare their peak bytes.
 fn both(dtype: DType, change: impl Fn(&mut SftOptions)) -> (Plan, sft::RunSummary) {
     let dir = tempfile::tempdir().unwrap();
     let run = RunOptions {
@@ -90,8 +90,8 @@ fn operations_follow_the_tokens() {
     };
     let per_token =
         |checkpointing| (products(&plan(400, 0, checkpointing)) - products(&plan(200, 0, checkpointing))) / 200.0;
-    // 2 operations per weight in the forward pass and 4 in the backward pass. With recomputation a layer's forward pass
-    // counts twice; the head's always does, because its logits are not kept.
+    // The forward pass has 2 operations per weight and token, the backward pass 4. With recomputation a layer's
+    // forward pass counts twice; the head's always does, because its logits are not kept.
     let layers = 2.0 * (64.0 * (64.0 + 2.0 * 32.0) + 64.0 * 64.0 + 3.0 * 64.0 * 96.0);
     let head = 64.0 * 432.0;
     let (kept, again) = (6.0 * layers + 8.0 * head, 8.0 * (layers + head));
@@ -122,7 +122,7 @@ fn the_published_sizes_are_planned_without_memory_or_weights() {
     let shape = RowShape::new(1300, 4096, &config).unwrap();
     let plan =
         with_shape(&options, &config, StoredDType::Bf16, DType::BF16, &shape, &Device::dry(Kernels::Cuda)).unwrap();
-    // 4000 tokens hold 3 rows; 2 micro-batches per step.
+    // A micro-batch of 4000 tokens holds 3 rows; 2 micro-batches per step.
     assert_eq!(plan.tokens, 2 * 3 * 1300);
     let e = with_shape(
         &options,

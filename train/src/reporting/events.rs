@@ -1,8 +1,8 @@
 //! Writes TensorBoard event files. A record is length, data and a masked CRC-32C of each (the TFRecord format); the
-//! data is a small protobuf message (`tensorflow/core/util/event.proto`: wall_time 1, step 2, file_version 3, summary
-//! 5; `summary.proto`: value 1 with tag 1, simple_value 2, image 4 (height 1, width 2, colorspace 3,
-//! encoded_image_string 4), histo 5 (min 1, max 2, num 3, sum 4, sum_squares 5, bucket_limit 6, bucket 7), tensor 8
-//! (dtype 1, tensor_shape 2, string_val 8), metadata 9 (plugin_data 1 with plugin_name 1)).
+//! data is a small protobuf message. Field numbers of `tensorflow/core/util/event.proto`: wall_time 1, step 2,
+//! file_version 3, summary 5. Of `summary.proto`: value 1 with tag 1, simple_value 2, image 4 (height 1, width 2,
+//! colorspace 3, encoded_image_string 4), histo 5 (min 1, max 2, num 3, sum 4, sum_squares 5, bucket_limit 6, bucket
+//! 7), tensor 8 (dtype 1, tensor_shape 2, string_val 8), metadata 9 (plugin_data 1 with plugin_name 1).
 
 use std::fs::File;
 use std::io::Write;
@@ -74,7 +74,7 @@ fn scalars(values: &[(impl AsRef<str>, f64)]) -> ProtoMessage {
     })
 }
 
-/// A value of a summary: its tag, and a message in one of its fields.
+/// A value of a summary: its tag, and `message` in the field number `field`.
 fn tagged(tag: &str, field: u32, message: ProtoMessage) -> ProtoMessage {
     ProtoMessage::default().bytes(1, tag).bytes(field, message)
 }
@@ -107,13 +107,13 @@ fn framed(message: &[u8]) -> Vec<u8> {
     [&length[..], &masked(&length), message, &masked(message)].concat()
 }
 
-/// The masked checksum of the TFRecord format: rotated, plus a constant, because records may contain checksums
-/// themselves.
+/// The masked checksum of the TFRecord format: the CRC rotated, plus a constant. Masking is for records that contain
+/// checksums themselves.
 fn masked(bytes: &[u8]) -> [u8; 4] {
     crc32c(bytes).rotate_right(15).wrapping_add(0xa282_ead8).to_le_bytes()
 }
 
-/// CRC-32C (Castagnoli), bit by bit. Records are about 100 bytes long, so that speed does not matter.
+/// CRC-32C (Castagnoli), bit by bit. Records are about 100 bytes long, so speed does not matter.
 fn crc32c(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(!0u32, |crc, &b| {
         (0..8).fold(crc ^ u32::from(b), |c, _| if c & 1 == 1 { c >> 1 ^ 0x82f6_3b78 } else { c >> 1 })
@@ -126,7 +126,7 @@ mod tests {
 
     #[test]
     fn crc32c_matches_the_rfc() {
-        // RFC 3720, B.4, and the usual check value.
+        // Test vectors of RFC 3720, B.4, and the usual check value of CRC-32C.
         assert_eq!(crc32c(b"123456789"), 0xe306_9283);
         assert_eq!(crc32c(&[0; 32]), 0x8a91_36aa);
         assert_eq!(crc32c(&[0xff; 32]), 0x62a8_ab43);

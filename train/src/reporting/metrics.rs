@@ -1,5 +1,5 @@
-//! The JSON Lines logs of a run. `metrics.jsonl` gets one line when a step ends, `skipped.jsonl` one line for each row
-//! that cannot be used. A resumed run first cuts both back to what its checkpoint recorded, so that they become what an
+//! The JSON Lines logs of a run. `metrics.jsonl` gets one line when a step ends, `skipped.jsonl` one line for each
+//! unusable row. A resumed run first cuts both back to what its checkpoint recorded, so they become what an
 //! uninterrupted run would have written.
 
 use std::fs::{File, OpenOptions};
@@ -27,7 +27,7 @@ pub struct StepMetrics {
     pub tokens: u64,
     /// `tokens / step_seconds`. Depends on the clock.
     pub tokens_per_second: f64,
-    /// Seconds from the step's first row to its updated weights. Depends on the clock.
+    /// Seconds from preparing the first row of the step to its updated weights. Depends on the clock.
     pub step_seconds: f64,
     /// Peak of the bytes in the device's buffers since the run began.
     pub peak_bytes: u64,
@@ -38,17 +38,18 @@ pub struct StepMetrics {
     pub grpo: GrpoMetrics,
 }
 
-/// What a GRPO step adds to the metrics of a step. A field that does not apply to the run is absent from the JSON line.
+/// The metrics that a GRPO step has beside those of every step. A field that does not apply to the run is absent from
+/// the JSON line.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct GrpoMetrics {
-    /// Mean of each reward before its weight, by its name: `rewards/accuracy` in the JSON line is `("accuracy", mean)`
-    /// here.
+    /// Mean of each reward by name, before it is multiplied by its weight: `rewards/accuracy` in the JSON line is
+    /// `("accuracy", mean)` here.
     #[serde(flatten, with = "rewards_by_name")]
     pub rewards: Vec<(String, f64)>,
     /// Frames that SigLIP encoded for this step.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub frames_encoded: Option<u64>,
-    /// Groups of equal rewards that dynamic sampling left out.
+    /// Groups that dynamic sampling left out because their rewards were equal.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dropped_groups: Option<u64>,
     /// Seconds of sampling and scoring; 0 in further steps on the same completions. Depends on the clock.
@@ -99,8 +100,8 @@ mod rewards_by_name {
 }
 
 impl StepMetrics {
-    /// The points of the step for TensorBoard and Weights & Biases: every number of the line but `step`, `tokens` and
-    /// `step_seconds`, under `train/NAME`.
+    /// The values of the step for TensorBoard and Weights & Biases: every number of the JSON line but `step`,
+    /// `tokens` and `step_seconds`, each named `train/NAME`.
     pub fn points(&self) -> Vec<(String, f64)> {
         const NOT_SHOWN: [&str; 3] = ["step", "tokens", "step_seconds"];
         let Ok(Value::Object(line)) = serde_json::to_value(self) else { return Vec::new() };
@@ -114,9 +115,9 @@ impl StepMetrics {
 pub struct SkippedRow {
     /// The row, counted from 0.
     pub row: usize,
-    /// Its line in the data file, counted from 1.
+    /// The line of this row in the data file, counted from 1.
     pub line: usize,
-    /// The error of this row.
+    /// The error that made the row unusable.
     pub reason: String,
 }
 

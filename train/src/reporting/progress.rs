@@ -1,5 +1,5 @@
-//! Progress of a run on stderr: a progress bar on a terminal, plain lines elsewhere, nothing with `--quiet`. stdout is
-//! for results.
+//! Progress of a run on stderr: a progress bar on a terminal, plain lines elsewhere, nothing with `--quiet`. stdout
+//! is reserved for results.
 
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
@@ -34,7 +34,7 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// Remaining time after `elapsed`, at step `step` of `steps`.
+    /// Remaining time when step `step` of `steps` has ended and this process has run for `elapsed`.
     fn left(&self, elapsed: Duration, step: u64, steps: u64) -> Duration {
         let made = step.saturating_sub(self.done).max(1) as f64;
         Duration::from_secs_f64(elapsed.as_secs_f64() / made * steps.saturating_sub(step) as f64)

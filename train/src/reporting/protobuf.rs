@@ -56,7 +56,8 @@ fn varint(to: &mut Vec<u8>, mut n: u64) {
     to.push(n as u8);
 }
 
-/// The length-delimited fields of a message, in order, up to the first damaged one. Other fields are skipped.
+/// The length-delimited fields of a message as (field number, bytes), in order, up to the first damaged one. Other
+/// fields are skipped.
 pub fn bytes_fields(message: &[u8]) -> impl Iterator<Item = (u32, &[u8])> {
     let mut rest = message;
     std::iter::from_fn(move || {
@@ -109,7 +110,7 @@ mod tests {
     }
 
     proptest! {
-        /// Length-delimited fields are read back, whatever fields lie between them.
+        /// Length-delimited fields are read back whatever other fields lie between them.
         #[test]
         fn length_delimited_fields_round_trip(all in prop::collection::vec((1u32..300, any::<u64>(), prop::collection::vec(any::<u8>(), 0..200)), 0..9)) {
             let message = all.iter().fold(ProtoMessage::default(), |m, (field, n, bytes)| {

@@ -1,5 +1,6 @@
-//! The file of `--rollouts`: completions and rewards to train on instead of sampling. One JSON line a group,
-//! `{"row": R, "completions": [[ids], …], "rewards": [numbers]}`, where R is the row of the data file, counted from 0.
+//! The file of `--rollouts`: completions and rewards to train on instead of sampling. Each line is the JSON of one
+//! group, `{"row": R, "completions": [[ids], …], "rewards": [numbers]}`, where R is the row of the data file, counted
+//! from 0.
 
 use std::path::{Path, PathBuf};
 
@@ -11,7 +12,7 @@ use crate::options::GrpoOptions;
 use crate::run_folder::digest;
 use crate::{Result, TrainError};
 
-/// One group of completions: a line of the file.
+/// The group of completions in one line of a `--rollouts` file.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 pub(crate) struct RolloutLine {
     /// The row of the data file, counted from 0.
@@ -22,16 +23,16 @@ pub(crate) struct RolloutLine {
     pub(crate) rewards: Vec<f32>,
 }
 
-/// A checked file of groups.
+/// The checked lines of a `--rollouts` file.
 #[derive(Debug)]
 pub(crate) struct RolloutFile {
     path: PathBuf,
     hash: String,
-    /// Each line with its number in the file, counted from 1.
+    /// Each group with the number of its line in the file, counted from 1.
     lines: Vec<(usize, RolloutLine)>,
 }
 
-/// The form of a line, for messages.
+/// The help that shows the form of a line.
 const FORM: &str = "write {\"row\": 0, \"completions\": [[ids], …], \"rewards\": [numbers]} a line";
 
 impl RolloutFile {

@@ -21,8 +21,8 @@ use crate::{Result, TrainError};
 pub struct CompletionTokens {
     /// All token ids, the end token included.
     pub ids: Vec<TokenId>,
-    /// The loss counts this many of the first tokens: up to and including the first end token; 0 for a completion that
-    /// is masked.
+    /// Number of leading tokens that the loss counts: up to and including the first end token; 0 for a completion
+    /// that is masked.
     #[serde(rename = "counted")]
     pub learned_len: usize,
     /// Log-probability of each token under the weights that sampled it; empty for completions of a `--rollouts` file.
@@ -30,7 +30,7 @@ pub struct CompletionTokens {
 }
 
 impl CompletionTokens {
-    /// Counts the tokens up to the first of `stop_ids`. A completion without an end token counts whole, or not at all
+    /// The loss counts the tokens up to the first of `stop_ids`. Without an end token it counts all tokens, or none
     /// with `mask_truncated`.
     pub fn new(ids: Vec<TokenId>, log_probs: Vec<f32>, stop_ids: &[TokenId], mask_truncated: bool) -> Self {
         let learned_len = match ids.iter().position(|id| stop_ids.contains(id)) {
@@ -74,12 +74,13 @@ pub struct RolloutSet {
     pub ref_log_probs: Vec<Vec<f32>>,
     /// Metrics of sampling and scoring.
     pub metrics: GrpoMetrics,
-    /// A part of the rollouts for TensorBoard and Weights & Biases, until the first step on the set reports it.
+    /// A part of the rollouts for TensorBoard and Weights & Biases; taken by the first step on the set, which reports
+    /// it.
     pub preview: Option<Preview>,
 }
 
 impl RolloutSet {
-    /// A set of new groups. Computes their advantages.
+    /// A rollout set of new groups. Computes their advantages.
     pub fn new(mut groups: Vec<Group>, scale: ScaleRewards) -> Self {
         let rewards: Vec<f32> = groups.iter().flat_map(|g| g.rewards.iter().copied()).collect();
         let advantages = group_advantages(&rewards, groups.first().map_or(1, |g| g.rewards.len()), scale);
@@ -98,7 +99,7 @@ impl RolloutSet {
         (old.map(Vec::as_slice), self.ref_log_probs.get(micro_batch).map(Vec::as_slice))
     }
 
-    /// Reads the set of a checkpoint and tokenizes its prompts again.
+    /// Reads the rollout set of a checkpoint and tokenizes its prompts again.
     pub(crate) fn read(path: &Path, prompts: &PromptSource) -> Result<Self> {
         let damaged =
             |what: String| TrainError::output(path.display().to_string(), what, "resume from another checkpoint");
@@ -123,7 +124,7 @@ impl RolloutSet {
         })
     }
 
-    /// The file content that [`Self::read`] reads.
+    /// The rollout set as JSON, which [`Self::read`] reads.
     pub(crate) fn to_json(&self) -> Result<Vec<u8>> {
         let groups = self.groups.iter().cloned().map(|g| StoredGroup {
             row: g.prompt.row,
@@ -136,14 +137,14 @@ impl RolloutSet {
             groups: groups.collect(),
             old_log_probs: self.old_log_probs.clone(),
             ref_log_probs: self.ref_log_probs.clone(),
-            // The steps after the checkpoint sample nothing.
+            // Further steps on a set from a checkpoint spend no time on sampling.
             metrics: GrpoMetrics { rollout_seconds: None, ..self.metrics.clone() },
         };
         serde_json::to_vec(&stored).map_err(|e| TrainError::write(crate::run::grpo::SET_FILE, e.into()))
     }
 }
 
-/// A [`RolloutSet`] in a checkpoint. Prompts are stored as row numbers.
+/// The form of a [`RolloutSet`] in a checkpoint. Prompts are stored as row numbers.
 #[derive(Serialize, Deserialize)]
 struct StoredSet {
     uses: u64,
@@ -156,7 +157,7 @@ struct StoredSet {
     metrics: GrpoMetrics,
 }
 
-/// A [`Group`] in a checkpoint.
+/// The form of a [`Group`] in a checkpoint.
 #[derive(Serialize, Deserialize)]
 struct StoredGroup {
     row: usize,

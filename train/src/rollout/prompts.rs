@@ -20,7 +20,7 @@ use crate::run::grpo::GrpoSetup;
 use crate::run_folder::digest;
 use crate::{Result, TrainError};
 
-/// A prompt as model inputs, with what scoring its completions needs.
+/// A prompt as model inputs, with the data that the rewards of its completions need.
 #[derive(Clone, Debug)]
 pub struct Prompt {
     /// The row of the data file, counted from 0.
@@ -52,9 +52,9 @@ pub struct PromptSource {
     media: MediaOptions,
     media_root: PathBuf,
     parity: Recipe,
-    /// Whether the user gives a reward program of their own.
+    /// Whether the options name a reward command or a reward URL.
     custom_reward: bool,
-    /// The `--rollouts` file, whose lines take the place of rows.
+    /// The `--rollouts` file; if given, its lines are used instead of the rows.
     given: Option<RolloutFile>,
 }
 
@@ -181,7 +181,7 @@ impl DataSource for PromptSource {
 }
 
 impl TrainError {
-    /// A group whose completions have no tokens: nothing can be learned from it.
+    /// The error of a group whose completions have no tokens: nothing can be learned from it.
     pub(crate) fn empty_completions(location: &str) -> Self {
         Self::row(location, "has completions without any token", "give completions with at least an end token")
     }

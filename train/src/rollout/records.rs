@@ -1,5 +1,5 @@
-//! `OUT/rollouts/STEP.jsonl`: every sampled completion with its rewards, one line a group. `--rollouts` can train on
-//! these lines again.
+//! `OUT/rollouts/STEP.jsonl`: every sampled completion with its rewards, one group per line. `--rollouts` can train
+//! on these lines again.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -25,7 +25,7 @@ pub const ROLLOUTS: &str = "rollouts";
 
 /// The folder below [`ROLLOUTS`] with a strip of frames of the first prompt of some steps.
 pub const STRIPS: &str = "strips";
-/// Strips of frames that a run writes at most.
+/// Maximum number of strips of frames that a run writes.
 const MAX_STRIPS: u64 = 24;
 
 /// Writes the rollouts of each step to a file.
@@ -60,8 +60,8 @@ impl RolloutRecorder {
         }
     }
 
-    /// Writes a strip of frames of a step's first prompt for `reel report`. Returns `None` for prompts without media
-    /// and most steps.
+    /// Writes a PNG strip of frames of a step's first prompt for `reel report`. Returns `None` for prompts without
+    /// media, and in most steps, which get no strip.
     pub(crate) fn frame_strip(&self, step: u64, rollout: &Rollout) -> Result<Option<Png>> {
         let frames = &rollout.prompt.tokens.frames;
         let Some(seen) = frames.videos.first().or(frames.images.first()) else { return Ok(None) };
@@ -74,9 +74,9 @@ impl RolloutRecorder {
         Ok(Some(strip))
     }
 
-    /// Adds the groups of one round of a step. A background thread writes the step's file and then renames it, so that
-    /// the file never ends in half a line; [`wait`](Self::wait) waits for it. `used` says which groups the step trains
-    /// on.
+    /// Adds the groups of one sampling round of a step. A background thread writes the step's file under another name
+    /// and renames it, so the file never ends in half a line; [`wait`](Self::wait) waits for it. `used` tells whether
+    /// the step trains on a group with these scores.
     pub(crate) fn add(
         &mut self,
         step: u64,
@@ -114,7 +114,7 @@ impl RolloutRecorder {
     }
 }
 
-/// The fields of a line that training needs.
+/// The fields of a recorded group that training needs.
 #[derive(Deserialize)]
 struct Recorded {
     row: usize,

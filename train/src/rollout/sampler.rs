@@ -1,8 +1,8 @@
 //! Samples the completions of a step's prompts with the generation engine.
 //!
 //! All completions of a step decode in one batch, including those for shuffled videos. The random numbers of a
-//! completion follow from the run's seed, the step, the round and the index of prompt and completion, so that any step
-//! can be sampled again alone.
+//! completion are a function of the run's seed, the step, the sampling round and the index of prompt and completion,
+//! so any step can be sampled again alone.
 
 use reel_engine::{Completion, Engine, GenerationRequest, SamplingParams, StopCondition};
 use reel_kernels::philox::philox4x32_10;
@@ -29,7 +29,7 @@ pub(crate) struct SampledCompletions {
     pub(crate) shuffled: Vec<Completion>,
 }
 
-/// What random numbers are for; separates their Philox streams. The values are ASCII letters.
+/// The uses of random numbers, each with its own Philox stream. The values are ASCII letters.
 #[derive(Clone, Copy)]
 enum RandomStream {
     Completions = 0x6772_706f,
@@ -42,8 +42,8 @@ impl<'a> Sampler<'a> {
         Self { engine, options, stop_ids: stop_ids.to_vec(), seed }
     }
 
-    /// Completes the prompts of round `round` of step `n`. Calls `prefilled` once, when every completion has its first
-    /// token.
+    /// Samples completions for the prompts of step `n`; `round` counts the rounds of dynamic sampling. Calls
+    /// `prefilled` once, when every completion has its first token.
     ///
     /// # Errors
     /// A prompt that does not fit the KV cache, logits that are not numbers, an interruption, or a device error.
@@ -95,8 +95,8 @@ impl<'a> Sampler<'a> {
         Ok(sampled)
     }
 
-    /// Frees the device memory of generation (KV cache, captured graphs). Training needs it, and a resumed run has the
-    /// same peak.
+    /// Frees the device memory of generation (KV cache, captured graphs), which training needs. It also makes the
+    /// peak memory of a resumed run equal.
     pub(crate) fn release(&self) {
         self.engine.release_memory();
     }

@@ -25,7 +25,7 @@ pub(crate) struct CompletionScorer<'a> {
     siglip: Option<SiglipScorer>,
 }
 
-/// The scores of one of the user's own rewards.
+/// The scores of one custom reward.
 struct CustomScores {
     name: &'static str,
     by_group: Vec<Vec<f32>>,
@@ -68,8 +68,8 @@ impl<'a> CompletionScorer<'a> {
         self.siglip.as_ref().map(SiglipScorer::frames_encoded)
     }
 
-    /// How well the reasoning of each completion agrees with the frames that the policy sees; `None` for prompts
-    /// without media.
+    /// Similarity of each completion's reasoning with the frames that the policy sees; `None` for prompts without
+    /// media.
     fn semantic_rewards(&mut self, rollout: &Rollout) -> Result<Option<Vec<f32>>> {
         let frames = &rollout.prompt.tokens.frames;
         let (seen, video) = match frames.videos.is_empty() {
@@ -82,7 +82,7 @@ impl<'a> CompletionScorer<'a> {
         Ok(Some(cosines.iter().map(|cosines| rewards::semantic_reward(cosines)).collect()))
     }
 
-    /// Sends one JSON row a completion to each of the user's own rewards.
+    /// Sends one JSON row per completion to each custom reward.
     fn custom_scores(&mut self, rollouts: &[Rollout]) -> Result<Vec<CustomScores>> {
         let mut rows = Vec::new();
         for r in rollouts.iter().filter(|_| !self.custom.is_empty()) {
@@ -96,7 +96,7 @@ impl<'a> CompletionScorer<'a> {
         }
         let mut all = Vec::new();
         for custom in &mut self.custom {
-            // After an interruption the error is the interruption, not the missing reward.
+            // After an interruption, returns the error of the interruption, not the one about the missing reward.
             let flat = custom.score_or_stop(&rows, self.stop).or_else(|e| stop_if(self.stop).and(Err(e.into())))?;
             let mut rest = flat.iter().map(|&r| r as f32);
             let by_group = rollouts.iter().map(|r| rest.by_ref().take(r.completions.len()).collect()).collect();

@@ -17,7 +17,7 @@ use twox_hash::XxHash3_128;
 /// Number of frame embeddings that the cache keeps (so400m: 4.5 KiB each).
 const MAX_CACHED_FRAMES: usize = 1024;
 
-/// An embedding, shared between the cache and callers.
+/// A frame embedding, shared between the cache and callers.
 type Vector = Arc<[f32]>;
 
 /// A SigLIP model with a cache of frame embeddings.
@@ -28,7 +28,7 @@ pub struct SiglipScorer {
     encoded: u64,
 }
 
-/// A frame of u8 `[height, width, 3]`.
+/// A frame: u8 RGB bytes `[height, width, 3]`.
 struct Frame<'a> {
     data: Cow<'a, [u8]>,
     height: usize,
@@ -36,7 +36,7 @@ struct Frame<'a> {
 }
 
 impl SiglipScorer {
-    /// Loads a SigLIP folder; it computes in `dtype`.
+    /// Loads a SigLIP model folder. The model computes in `dtype`.
     ///
     /// # Errors
     /// The folder lacks files, or its weights do not fit its config.
@@ -49,8 +49,8 @@ impl SiglipScorer {
         Self { model, cache: Cache::default(), encoded: 0 }
     }
 
-    /// Cosine similarity of each text with each frame: one list a text, in the order of the frames of all videos and
-    /// images. With `negative` every byte v of a frame is replaced by `(256 - v) % 256`, as in VideoRFT's code.
+    /// Cosine similarity of each text with each frame: one list per text, in the order of the frames of all videos
+    /// and images. With `negative` every byte v of a frame is replaced by `(256 - v) % 256`, as in VideoRFT's code.
     ///
     /// # Errors
     /// Frame data of the wrong size, embeddings that are not numbers, or a device error.
@@ -68,7 +68,7 @@ impl SiglipScorer {
         self.similarities_with(texts, frames, negative)
     }
 
-    /// Number of frames encoded so far.
+    /// Number of frames that were encoded so far.
     pub fn frames_encoded(&self) -> u64 {
         self.encoded
     }
@@ -131,7 +131,7 @@ impl SiglipScorer {
     }
 }
 
-/// Similarities with image files, which are opened one after the other.
+/// Similarities of texts with image files, which are opened one after the other.
 impl SemanticModel for SiglipScorer {
     fn similarities(
         &mut self,
@@ -165,7 +165,7 @@ fn product(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
-/// Embeddings by cache key; the oldest is dropped first.
+/// Frame embeddings by cache key; the oldest is dropped first.
 #[derive(Debug, Default)]
 struct Cache {
     vectors: HashMap<u128, Vector>,
@@ -219,7 +219,7 @@ mod tests {
         assert_eq!((first.len(), first[0].len(), scorer.frames_encoded()), (8, 16, 16));
         assert!(first.iter().flatten().all(|cos| (-1.0..=1.0).contains(cos)));
         assert!(first[0].windows(2).any(|w| w[0] != w[1]) && first[0] != first[7]);
-        // Frames seen before, shuffled and with new ones: only the new ones are encoded.
+        // Known frames in another order, with new frames added: only the new ones are encoded.
         let mut shuffled = videos[0].clone();
         let frame = 40 * 60 * 3;
         shuffled.data.rotate_left(5 * frame);

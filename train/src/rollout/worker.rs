@@ -33,7 +33,7 @@ use crate::run::grpo::GrpoSetup;
 use crate::step::trainer::{Preview, Trainer};
 use crate::{Result, TrainError};
 
-/// Samples and scores the completions of each step.
+/// Samples and scores the completions of each training step.
 pub(crate) struct RolloutWorker<'a> {
     sampler: Sampler<'a>,
     options: &'a GrpoOptions,
@@ -60,7 +60,7 @@ pub(crate) struct RolloutBatch {
     pub(crate) preview: Preview,
 }
 
-/// Batches of rows that dynamic sampling tries for one step.
+/// Maximum number of batches of rows that dynamic sampling tries in one step.
 const MAX_ROUNDS: u64 = 10;
 
 impl<'a> RolloutWorker<'a> {
@@ -77,7 +77,7 @@ impl<'a> RolloutWorker<'a> {
         })
     }
 
-    /// Groups for step `n`, of the next rows; `None` at the end of the data.
+    /// Samples the groups of step `n` from the next rows; `None` at the end of the data.
     pub(crate) fn next_groups(
         &mut self,
         n: u64,
@@ -164,8 +164,8 @@ impl<'a> RolloutWorker<'a> {
     }
 }
 
-/// All groups of a step have equal rewards, so that every advantage is 0. The run ends as with a failed reward:
-/// finished steps are saved.
+/// The error of a step whose groups all have equal rewards, so every advantage is 0. The run ends as after a failed
+/// reward: finished steps are saved.
 fn equal_rewards(step: u64, groups: u64) -> TrainError {
     TrainError::Reward(RewardError::custom(
         "--dynamic-sampling",
@@ -174,7 +174,7 @@ fn equal_rewards(step: u64, groups: u64) -> TrainError {
     ))
 }
 
-/// A prompt's location with its completions and rewards, as Markdown.
+/// The location of a prompt with its completions and their rewards, as Markdown.
 fn preview_text(rollout: &Rollout, scores: &Scores) -> String {
     let quoted = |text: &str| text.lines().map(|line| format!("    {line}\n")).collect::<String>();
     let mut page = format!("{}\n\n", rollout.prompt.location);

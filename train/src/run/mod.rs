@@ -1,6 +1,6 @@
-//! A training run, from options to a folder with the trained model. [`sft`] and [`grpo`] implement [`TrainLoop`], which
-//! says what a step does. This file does everything around the steps: fresh start or resume, checkpoints, logs,
-//! reports, interruption.
+//! A training run, from options to a folder with the trained model. [`sft`] and [`grpo`] implement [`TrainLoop`],
+//! which defines what a step does. This file does everything around the steps: fresh start or resume, checkpoints,
+//! logs, reports, interruption.
 
 pub mod grpo;
 pub mod replay;
@@ -37,7 +37,7 @@ use validate::plan_length;
 pub(crate) use validate::unusable_rows;
 pub use validate::{DataCheck, check};
 
-/// The inputs of a run.
+/// The inputs of a training run.
 #[derive(Debug)]
 pub struct RunSetup<'a, O> {
     /// The options of the command.
@@ -50,11 +50,11 @@ pub struct RunSetup<'a, O> {
     pub dtype: DType,
     /// Seed of the row order and of all random numbers.
     pub seed: u64,
-    /// Frame and pixel limits. Whether M-RoPE uses the seconds between frames follows from `options.parity`.
+    /// Frame and pixel limits. `options.parity` decides whether M-RoPE uses the seconds between frames.
     pub media: &'a MediaOptions,
     /// The JSON object of all resolved options, for `run.json`.
     pub resolved: &'a Value,
-    /// Print only errors.
+    /// Whether only errors are printed.
     pub quiet: bool,
     /// Becomes true when the run is to stop (Ctrl-C).
     pub stop: &'a AtomicBool,
@@ -68,10 +68,10 @@ impl<O> Clone for RunSetup<'_, O> {
 
 impl<O> Copy for RunSetup<'_, O> {}
 
-/// The result of a run.
+/// The result of a training run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RunSummary {
-    /// Steps of the whole run.
+    /// Number of steps of the whole run, earlier processes included.
     pub steps: u64,
     /// The step of the checkpoint that this process resumed from; 0 for a fresh run.
     pub resumed_after: u64,
@@ -81,7 +81,7 @@ pub struct RunSummary {
     pub skipped: usize,
 }
 
-/// A data source that a resumed run can recognize.
+/// A source of samples whose data file has a fingerprint, so a resumed run can recognize it.
 pub trait DataSource: SampleSource {
     /// Fingerprint of the data files, without media.
     fn hash(&self) -> String;
@@ -93,14 +93,14 @@ pub trait DataSource: SampleSource {
 pub trait TrainLoop<'a>: Sized {
     /// The options of the command.
     type Options: TrainingOptions + 'a;
-    /// The rows that its batches are made of.
+    /// The data that micro-batches are made of.
     type DataSource: DataSource;
 
     /// Opens the data.
     fn open_rows(setup: &RunSetup<'a, Self::Options>) -> Result<Self::DataSource>;
-    /// How micro-batches are made of `rows` rows.
+    /// How rows are grouped into micro-batches, for a data file of `rows` rows.
     fn batching(options: &Self::Options, rows: usize) -> BatchOptions;
-    /// Number of steps that `batches` batches of rows give.
+    /// Number of training steps that `batches` batches of the data feed give.
     fn step_count(options: &Self::Options, batches: u64) -> u64;
     /// Whether every row must be read with its media before the first step.
     fn must_scan_all_rows(options: &Self::Options) -> bool;
@@ -114,11 +114,11 @@ pub trait TrainLoop<'a>: Sized {
     ) -> Result<Self>;
     /// Does step `n`, counted from 1; `None` at the end of the data.
     fn step(&mut self, trainer: &mut Trainer, n: u64, cursor: &mut BatchCursor) -> Result<Option<StepResult>>;
-    /// Files that a checkpoint needs beside weights and optimizer: paths in the checkpoint folder, and contents.
+    /// The files that a checkpoint needs beside weights and optimizer: path in the checkpoint folder, and contents.
     fn resume_files(&self) -> Result<Vec<(&'static str, Vec<u8>)>>;
 }
 
-/// The rows that a step consumes.
+/// The rows that a step consumes, and the position in the data after them.
 #[derive(Debug, Default)]
 pub struct BatchCursor {
     /// The position in the data after these rows.
@@ -179,7 +179,8 @@ pub fn run<'a, W: TrainLoop<'a>>(setup: &RunSetup<'a, W::Options>) -> Result<Run
     })
 }
 
-/// Repeats the steps up to `step` of a run with these planned lengths. Returns the trainer with the resulting weights.
+/// Repeats the steps up to `step` of a recorded run, planned with `lengths`. Returns the trainer with the resulting
+/// weights.
 pub(crate) fn replay_steps<'a, W: TrainLoop<'a>>(
     setup: &RunSetup<'a, W::Options>,
     step: u64,
@@ -205,7 +206,7 @@ struct Run<'a, W: TrainLoop<'a>> {
     rows: Arc<W::DataSource>,
     trainer: Trainer,
     train_loop: W,
-    /// The model that the run started from. After a resume, its weight files are those of the checkpoint.
+    /// The model that the run started from; after a resume, with the weight files of the checkpoint.
     base: BaseModel,
     state: RunState,
     lengths: Vec<PlannedLength>,
@@ -216,16 +217,16 @@ struct Run<'a, W: TrainLoop<'a>> {
     skipped: JsonlLog,
     reporters: Reporters,
     progress: Progress,
-    /// The step of the checkpoint that was written or read last; no step is written twice.
+    /// The step of the checkpoint that was written or read last, so that no step is written twice.
     saved: u64,
     writer: CheckpointWriter,
-    /// The matrix-product library and algorithms that run.json lists.
+    /// The matrix-product library and its algorithms, as run.json has them.
     products: Option<MatmulLibrary>,
 }
 
 impl<'a, W: TrainLoop<'a>> Run<'a, W> {
-    /// Prepares everything up to the first step. Nothing is written to OUT before the model, the data and the train
-    /// loop are ready, so that a run that fails to start leaves OUT as it was.
+    /// Prepares everything up to the first step. Nothing is written to OUT before model, data and train loop are
+    /// ready, so a run that fails to start leaves OUT as it was.
     fn begin(setup: &RunSetup<'a, W::Options>, start: RunStart, rows: Arc<W::DataSource>) -> Result<Self> {
         let options = setup.options;
         let order = row_order(options.no_shuffle, rows.row_count(), setup.seed);
@@ -287,7 +288,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         })
     }
 
-    /// The state before the first step of this process, and the unusable rows that a fresh run starts with.
+    /// The run state before the first step of this process, and the rows that are already known to be unusable.
     fn initial_state(
         setup: &RunSetup<'a, W::Options>,
         start: &RunStart,
@@ -318,7 +319,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
                 Ok(true) => {}
                 Ok(false) => break,
                 Err(TrainError::Stopped(_)) => return Err(self.stopped()?),
-                // A reward program of the user failed: finished steps are saved.
+                // A custom reward failed: the finished steps are saved before the run ends.
                 Err(e @ TrainError::Reward(_)) => {
                     self.save()?;
                     self.writer.wait()?;
@@ -397,13 +398,13 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         self.save()
     }
 
-    /// Writes a checkpoint of the last finished step, unless it exists. If host memory has room for a copy of weights
-    /// and optimizer, a background thread writes the copy while the next steps run.
+    /// Writes a checkpoint of the last finished step, unless there is one. If host memory has room for a copy of
+    /// weights and optimizer, a background thread writes the copy while the next steps run.
     fn save(&mut self) -> Result<()> {
         if self.saved == self.state.step {
             return Ok(());
         }
-        // At most one copy exists at a time.
+        // At most one copy of the weights is in memory at a time.
         self.writer.wait()?;
         self.metrics.sync()?;
         self.skipped.sync()?;
@@ -421,7 +422,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         if copy { self.writer.start(job) } else { job() }
     }
 
-    /// Writes run.json again if the device has chosen further matrix-product algorithms, which it does when a shape is
+    /// Updates run.json if the device has chosen further matrix-product algorithms, which it does when a shape is
     /// first used. Called after the first step, with each checkpoint and at the end.
     fn write_products(&mut self) -> Result<()> {
         let now = self.trainer.device.matmul_library();
@@ -465,12 +466,12 @@ fn base_name(model: &str) -> String {
     Path::new(model).canonicalize().map_or(model.to_string(), |path| path.display().to_string())
 }
 
-/// The order in which a run takes its rows.
+/// The order in which a run takes its rows: file order, or shuffled by `seed`.
 pub(crate) fn row_order(of_file: bool, rows: usize, seed: u64) -> Order {
     if of_file { Order::of_file(rows) } else { Order::shuffled(rows, seed) }
 }
 
-/// Threads that decode media: a quarter of the CPU cores, 1 to 8. The other cores compute.
+/// Number of threads that decode media: a quarter of the CPU cores, 1 to 8. The other cores compute.
 fn decoding_threads() -> usize {
     std::thread::available_parallelism().map_or(1, |n| (n.get() / 4).clamp(1, 8))
 }

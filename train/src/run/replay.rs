@@ -23,12 +23,12 @@ pub struct ReplayStart {
     pub hash: String,
 }
 
-/// The result of a replay.
+/// The comparison of replayed weights with the recorded ones.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReplayReport {
     /// Whether all weights have the recorded bits.
     pub same: bool,
-    /// The first tensor that differs, if the run recorded hashes of tensors.
+    /// Name of the first tensor that differs, if the run recorded hashes of tensors.
     pub first: Option<String>,
 }
 
@@ -66,7 +66,7 @@ pub(crate) fn replay<'a, W: TrainLoop<'a>>(
     Ok(ReplayReport { same: false, first: first.map(|((name, _), _)| name.clone()) })
 }
 
-/// Reads command and options of a run from its `run.json`.
+/// Reads the command and the options of a run from its `run.json`.
 pub fn recorded_options(out: &Path) -> Result<(String, Value)> {
     let mut run = read(out)?;
     match (run["command"].as_str().map(String::from), run["options"].take()) {

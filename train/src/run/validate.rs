@@ -36,8 +36,8 @@ pub fn check<'a, W: TrainLoop<'a>>(setup: &RunSetup<'a, W::Options>) -> Result<D
     Ok(DataCheck { rows: rows.row_count(), bad: bad.len(), list: setup.options.quarantine_list() })
 }
 
-/// The rows that cannot be used, known without loading media, in file order: those of the `--quarantine` list and those
-/// with wrong fields. In a strict run the first row with wrong fields is the error.
+/// The rows that are known to be unusable without loading media, in file order: those of the `--quarantine` list and
+/// those with wrong fields. In a strict run the first row with wrong fields is an error.
 pub(crate) fn unusable_rows<R: DataSource>(options: &RunOptions, rows: &R) -> Result<Vec<SkippedRow>> {
     let line_of = |row| (row < rows.row_count()).then(|| rows.location(row).1);
     let mut found = match &options.quarantine {
@@ -61,8 +61,8 @@ pub(crate) fn unusable_rows<R: DataSource>(options: &RunOptions, rows: &R) -> Re
     }
 }
 
-/// The number of steps, counted from the data unless `--max-steps` gives it, and the unusable rows: the `known` ones
-/// or, if every row is scanned, all.
+/// The number of steps of the run, counted from the data unless `--max-steps` gives it, and the unusable rows: the
+/// `known` ones or, if every row is scanned, all of them.
 pub(super) fn plan_length<'a, W: TrainLoop<'a>>(
     setup: &RunSetup<'a, W::Options>,
     rows: &Arc<W::DataSource>,

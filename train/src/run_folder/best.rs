@@ -14,7 +14,7 @@ use crate::{Result, TrainError};
 /// The name of the file in OUT.
 pub const TRAINER_STATE: &str = "trainer_state.json";
 
-/// A checkpoint with the mean reward of its steps.
+/// The step of a checkpoint and the mean reward that it is judged by.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BestCheckpoint {
     /// Step of the checkpoint.
@@ -23,7 +23,7 @@ pub struct BestCheckpoint {
     pub reward: f64,
 }
 
-/// Sums rewards since the last checkpoint and remembers the best checkpoint.
+/// Sums the rewards since the last checkpoint and remembers the best checkpoint.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct RewardTracker {
     sum: f64,
@@ -33,7 +33,7 @@ pub struct RewardTracker {
 }
 
 impl RewardTracker {
-    /// Adds the reward of a step, if it has one.
+    /// Adds the mean reward of a step, if the step has one.
     pub fn add(&mut self, m: &StepMetrics) {
         if let Some(reward) = m.grpo.reward {
             (self.sum, self.steps) = (self.sum + reward, self.steps + 1);
@@ -88,8 +88,8 @@ mod tests {
     }
 
     proptest! {
-        /// The best checkpoint is the first interval with the highest mean, also when the tracker is stored and loaded
-        /// in between.
+        /// The best checkpoint is the first one with the highest mean reward, also when the tracker is stored and
+        /// loaded in between.
         #[test]
         fn best_checkpoint_is_the_first_with_the_highest_mean(
             rewards in prop::collection::vec(-2i32..3, 1..40),

@@ -11,7 +11,7 @@ use twox_hash::XxHash3_64;
 
 use crate::{Result, TrainError};
 
-/// Files and tensors are hashed in pieces of this many bytes, in parallel.
+/// Size of the pieces in bytes in which files and tensors are hashed in parallel.
 const PIECE: usize = 8 << 20;
 
 /// The fingerprint of bytes.
@@ -40,18 +40,18 @@ pub fn config(folder: &Path) -> Result<String> {
     Ok(all.finish())
 }
 
-/// The bytes of a tensor in parts of 1 MiB or one row, so that no full copy of an embedding table is needed.
+/// The bytes of a tensor in parts of 1 MiB or one row, so no full copy of an embedding table is needed.
 pub fn parts(t: &Tensor) -> impl Iterator<Item = reel_runtime::Result<Vec<u8>>> + '_ {
     let total = t.shape().first().copied().unwrap_or(0);
     let rows = ((1 << 20) * total / t.bytes().max(1)).max(1);
-    // The range lies inside the tensor, so that `rows` does not fail.
+    // The ranges lie inside the tensor, so `rows` does not fail.
     (0..total)
         .step_by(rows)
         .filter_map(move |start| t.rows(start, rows.min(total - start)).ok())
         .map(|part| part.read_bytes())
 }
 
-/// A fingerprint of named pieces, added one by one: names, contents and their order count.
+/// A fingerprint of named pieces that are added one by one. It depends on their names, contents and order.
 #[derive(Debug, Default)]
 pub struct Digest(Vec<u64>);
 

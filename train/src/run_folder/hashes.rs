@@ -11,7 +11,7 @@ use crate::{Result, TrainError};
 /// The name of the file in OUT.
 pub const HASHES: &str = "hashes.bin";
 
-/// The open file; each step appends its hashes.
+/// The open `hashes.bin`; each step appends its hashes.
 #[derive(Debug)]
 pub struct HashLog {
     path: PathBuf,
@@ -19,8 +19,8 @@ pub struct HashLog {
 }
 
 impl HashLog {
-    /// Opens the file after `step`, with the records up to there of the run in `home`, which may be `out` itself.
-    /// Missing records become zeros.
+    /// Opens the file to continue after `step`. The records up to there come from the run in `home`, which may be
+    /// `out` itself. Missing records become zeros.
     pub fn open(out: &Path, home: &Path, step: u64, tensors: usize) -> Result<Self> {
         let path = out.join(HASHES);
         let failed = |e| TrainError::write(&path, e);
@@ -44,7 +44,7 @@ impl HashLog {
     }
 }
 
-/// The recorded part of a hash.
+/// The low 32 bits of a hash, which the file stores.
 pub fn low_bits(hash: u64) -> u32 {
     hash as u32
 }

@@ -25,7 +25,7 @@ pub const SKIPPED: &str = "skipped.jsonl";
 /// `run.json` in OUT.
 pub const RUN: &str = "run.json";
 
-/// Where a run starts.
+/// Where a run starts: at step 1 or after a checkpoint.
 #[derive(Clone, Debug, PartialEq)]
 pub enum RunStart {
     /// A fresh run starts at step 1.
@@ -43,7 +43,7 @@ impl RunStart {
         }
     }
 
-    /// The folder with the logs to continue: that of the checkpoint's run, or `out` for a fresh run.
+    /// The folder with the logs to continue: the checkpoint's run folder, or `out` for a fresh run.
     pub fn run_folder<'a>(&'a self, out: &'a Path) -> &'a Path {
         self.checkpoint().map_or(out, |folder| folder.parent().unwrap_or(Path::new("")))
     }
@@ -53,7 +53,7 @@ impl RunStart {
 pub fn start(options: &RunOptions) -> Result<RunStart> {
     let out = &options.out;
     let entries = match fs::read_dir(out) {
-        // Files of an earlier --check-data do not count.
+        // Files that an earlier --check-data left do not count.
         Ok(entries) => entries.filter(|entry| !entry.as_ref().is_ok_and(|entry| is_check_file(&entry.path()))).count(),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => 0,
         Err(e) if e.kind() == std::io::ErrorKind::NotADirectory => {
@@ -65,7 +65,7 @@ pub fn start(options: &RunOptions) -> Result<RunStart> {
     match options.resume_from_checkpoint.as_deref() {
         Some("last") => match checkpoint::list(out)?.pop_last() {
             Some((_, path)) => Ok(RunStart::From(path)),
-            // A run that was stopped before its first checkpoint starts again.
+            // A run that was stopped before its first checkpoint is started again.
             None if entries == 0 || out.join(RUN).is_file() => Ok(RunStart::Fresh),
             None => Err(not_empty(out, "holds no run to resume", "give the OUT of the run, or an empty folder")),
         },
@@ -101,7 +101,8 @@ fn not_empty(out: &Path, what: &str, help: &str) -> TrainError {
     TrainError::output(format!("--out {}", out.display()), what, help)
 }
 
-/// Creates the folder or removes the files of an earlier run. Refuses a folder that contains the model to train.
+/// Creates the folder, or removes the files of an earlier run from it. Refuses a folder that contains the model to
+/// train.
 fn clear(out: &Path, model: &Path) -> Result<()> {
     fs::create_dir_all(out).map_err(|e| TrainError::write(out, e))?;
     let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
@@ -131,8 +132,9 @@ fn clear(out: &Path, model: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The logs `metrics.jsonl` and `skipped.jsonl` of a run that resumes after `step` with `skipped` skipped rows. Their
-/// lines are copied from the folder of the checkpoint's run. Another OUT is cleared of any earlier run.
+/// Opens `metrics.jsonl` and `skipped.jsonl` for a run that resumes after `step` with `skipped` skipped rows. Their
+/// earlier lines are copied from the folder of the checkpoint's run. If OUT is another folder, an earlier run in it
+/// is removed.
 pub fn resume_logs(out: &Path, checkpoint: &Path, step: u64, skipped: usize) -> Result<(JsonlLog, JsonlLog)> {
     fs::create_dir_all(out).map_err(|e| TrainError::write(out, e))?;
     checkpoint::remove_partial(out)?;
@@ -154,8 +156,8 @@ pub fn resume_logs(out: &Path, checkpoint: &Path, step: u64, skipped: usize) -> 
     Ok((JsonlLog::resume(&out.join(METRICS), &done)?, JsonlLog::resume(&out.join(SKIPPED), &skipped_rows)?))
 }
 
-/// The logs `metrics.jsonl` and `skipped.jsonl` of a fresh run, in a folder cleared of any earlier run. `found` are the
-/// rows known to be unusable.
+/// Opens `metrics.jsonl` and `skipped.jsonl` for a fresh run, after removing any earlier run from the folder. `found`
+/// are the rows known to be unusable.
 pub fn fresh_logs(out: &Path, model: &Path, found: &[SkippedRow]) -> Result<(JsonlLog, JsonlLog)> {
     clear(out, model)?;
     let (metrics, mut skipped) = (JsonlLog::create(&out.join(METRICS))?, JsonlLog::create(&out.join(SKIPPED))?);

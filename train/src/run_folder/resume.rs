@@ -1,4 +1,4 @@
-//! Resuming: the state that a checkpoint stores, and the check that the options, model and data of a command fit it.
+//! Resuming: the state that a checkpoint stores, and the check that a command's options, model and data match it.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -19,18 +19,18 @@ use crate::{Result, TrainError};
 /// The file of the run state in a checkpoint.
 pub const STATE: &str = "training/state.json";
 
-/// The planned length of a run from one step on. A resumed run may be given another length, which changes the learning
-/// rates.
+/// A planned number of steps, and the step from which this plan holds. A resumed run may plan another number, which
+/// changes the learning rates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PlannedLength {
-    /// The step after which this length holds.
+    /// The plan holds for the steps after this one.
     pub after: u64,
     /// Planned number of steps of the whole run.
     pub steps: u64,
 }
 
-/// The planned lengths of a run that resumes with `state` from the checkpoint in `folder`. `home` is the folder of that
-/// run.
+/// The planned lengths of a run that resumes with `state` from the checkpoint in `folder`. `home` is the output
+/// folder of the run that wrote the checkpoint.
 pub fn lengths(folder: &Path, home: &Path, state: &RunState) -> Result<Vec<PlannedLength>> {
     let run: Option<Value> = fs::read(home.join(output::RUN)).ok().and_then(|text| serde_json::from_slice(&text).ok());
     let known = run.and_then(|mut run| serde_json::from_value::<Vec<PlannedLength>>(run["lengths"].take()).ok());
@@ -50,18 +50,18 @@ pub fn length_at(lengths: &[PlannedLength], n: u64) -> Option<u64> {
     lengths.iter().rfind(|length| length.after < n).map(|length| length.steps)
 }
 
-/// The content of `state.json`.
+/// The run state that a checkpoint stores in `state.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunState {
     /// Version of the program that wrote the checkpoint.
     pub version: String,
-    /// Finished steps.
+    /// Number of finished steps.
     pub step: u64,
     /// Planned number of steps of the whole run.
     pub steps: u64,
-    /// Position in the data.
+    /// Position in the data after these steps.
     pub position: DataPosition,
-    /// Peak of the bytes in the device's buffers.
+    /// Peak number of bytes in the device's buffers.
     pub peak_bytes: u64,
     /// Fingerprint of the model that the run started from.
     pub model_hash: String,
@@ -69,14 +69,15 @@ pub struct RunState {
     pub data_hash: String,
     /// The options that influence results.
     pub options: Map<String, Value>,
-    /// Optimizer steps of each parameter that differ from `step`.
+    /// Optimizer step counts of the parameters whose count differs from `step`.
     pub parameter_steps: BTreeMap<String, u64>,
-    /// Rewards since the last checkpoint, and the best checkpoint.
+    /// Sum of the rewards since the last checkpoint, and the best checkpoint.
     #[serde(default)]
     pub rewards: RewardTracker,
 }
 
-/// Options that influence no result, or that are compared by content instead of by name.
+/// Options that a resume does not compare: those that influence no result, and those whose content is compared
+/// instead of their name.
 const NOT_COMPARED: [&str; 15] = [
     "model",
     "data",
@@ -95,7 +96,7 @@ const NOT_COMPARED: [&str; 15] = [
     "rollouts",
 ];
 
-/// Options that change the length of a run. Finished steps stay valid.
+/// Options that change the length of a run; a resumed run may change them, because finished steps stay valid.
 const LENGTH_OPTIONS: [&str; 2] = ["num_train_epochs", "max_steps"];
 
 /// The options of a command that influence results.
@@ -110,8 +111,8 @@ fn result_options<O: TrainingOptions>(setup: &RunSetup<O>) -> Map<String, Value>
     all
 }
 
-/// The fingerprint of everything that decides how a row is checked: data, options and tokenizer. A journal continues
-/// only with an equal one.
+/// The fingerprint of everything that decides whether a row can be used: data, options and tokenizer. A journal of
+/// `--check-data` is continued only if it has the same fingerprint.
 pub fn scan<O: TrainingOptions>(setup: &RunSetup<O>, rows: &impl DataSource) -> Result<String> {
     let all = json!([
         result_options(setup),
@@ -144,8 +145,8 @@ pub fn fresh<O: TrainingOptions>(
     })
 }
 
-/// Reads the state of a checkpoint and checks that this command continues the same run.
-/// `measure_steps` counts the steps again if the options change the length of the run.
+/// Reads the state of a checkpoint and checks that this command continues the same run. `measure_steps` counts the
+/// steps again if the options change the length of the run.
 pub fn continued<O: TrainingOptions>(
     setup: &RunSetup<O>,
     rows: &impl DataSource,

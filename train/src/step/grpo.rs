@@ -1,4 +1,4 @@
-//! One step of GRPO, on one page. [`sft`](super::sft) has the same shape with other data and another loss.
+//! One step of GRPO, on one page. [`sft`](super::sft) has the same structure with other data and another loss.
 
 use std::time::Instant;
 
@@ -13,7 +13,7 @@ use crate::reporting::metrics::GrpoMetrics;
 use crate::rollout::group::{Group, RolloutSet};
 use crate::step::trainer::{StepResult, Trainer};
 
-/// Does step `n`, counted from 1, on the groups of `set`. `reference` has the weights of the KL term.
+/// Does step `n`, counted from 1, on the groups of `set`. `reference` is the reference model of the KL term.
 pub(crate) fn step(
     t: &mut Trainer,
     options: &GrpoOptions,
@@ -96,7 +96,7 @@ fn mean(x: &[f64]) -> f64 {
     x.iter().sum::<f64>() / x.len().max(1) as f64
 }
 
-/// The inputs of the loss of one micro-batch beside its log-probabilities.
+/// The inputs of the loss of one micro-batch beside the policy log-probabilities.
 fn grpo_inputs(
     device: &Device,
     options: &GrpoOptions,
@@ -119,7 +119,7 @@ fn grpo_inputs(
         epsilon_low: options.epsilon as f32,
         epsilon_high: options.epsilon_high() as f32,
         beta: options.beta as f32,
-        // VideoRFT's code clamps the log ratio to the reference at ±10, TRL's does not.
+        // VideoRFT's code clamps the log ratio to the reference at ±10; TRL's code does not.
         kl_limit: if options.parity == Recipe::Videorft { 10.0 } else { f32::INFINITY },
     })
 }
@@ -129,10 +129,10 @@ fn learned_lens(groups: &[Group]) -> impl Iterator<Item = usize> + '_ {
     groups.iter().flat_map(|g| g.completions.iter().map(|c| c.learned_len))
 }
 
-/// The weight of each completion's sum over its learned tokens in the loss of the step.
+/// The weight that each completion's sum over its learned tokens has in the loss of the step.
 ///
-/// With micro-batches of C completions each, M of them in a step, T the tokens of a micro-batch and N those of the
-/// step, the weight of a completion of n learned tokens is
+/// With M micro-batches of C completions each in a step, T tokens in the micro-batch and N tokens in the step, the
+/// weight of a completion of n learned tokens is
 ///
 /// ```text
 /// grpo      1 / (n · C · M)           mean over the tokens of a completion, then over completions
@@ -145,9 +145,9 @@ fn learned_lens(groups: &[Group]) -> impl Iterator<Item = usize> + '_ {
 /// dr_grpo: 1/8 each.
 struct LossWeights {
     loss_type: LossType,
-    /// Micro-batches of the step: M.
+    /// M, the number of micro-batches in the step.
     micro_batches: f64,
-    /// Learned tokens of the step: N.
+    /// N, the number of learned tokens in the step.
     tokens: f64,
     /// `--max-completion-length`.
     max_length: f64,
@@ -192,7 +192,7 @@ struct StepStats {
 }
 
 impl StepStats {
-    /// Adds a micro-batch. `loss_stats` is `[completions, 4]` of [`ops::grpo_loss`].
+    /// Adds the statistics of a micro-batch. `loss_stats` is `[completions, 4]` of [`ops::grpo_loss`].
     fn add(&mut self, batch: &Batch, loss: f32, loss_stats: &[f32], level: ImportanceSamplingLevel) {
         let rows: &[[f32; 4]] = loss_stats.as_chunks().0;
         let sum = |column: usize| rows.iter().map(|row| f64::from(row[column])).sum::<f64>();
@@ -208,8 +208,8 @@ impl StepStats {
         self.tokens += batch.tokens();
     }
 
-    /// Compares the log-probabilities `now` of the learned tokens, one completion after the other, with those of
-    /// sampling.
+    /// Compares `now`, the training log-probabilities of the learned tokens of one completion after the other, with
+    /// the log-probabilities of sampling.
     fn add_drift(&mut self, groups: &[Group], now: &[f32]) {
         let sampled = groups.iter().flat_map(|g| &g.completions).filter(|c| !c.log_probs.is_empty());
         let sampled: Vec<f32> = sampled.flat_map(|c| &c.log_probs[..c.learned_len]).copied().collect();
@@ -219,7 +219,7 @@ impl StepStats {
         }
     }
 
-    /// The metrics of the step, with those of sampling its set.
+    /// The metrics of the step, together with those of sampling its rollout set.
     fn metrics(&self, set: &RolloutSet, with_kl: bool) -> GrpoMetrics {
         let groups = &set.groups;
         let rewards: Vec<f64> = groups.iter().flat_map(|g| g.rewards.iter().map(|&r| f64::from(r))).collect();

@@ -1,4 +1,5 @@
-//! The hyperparameters of a run: learning rate and weight decay of each parameter in each step, clipping, accumulation.
+//! The hyperparameters of a run: learning rate and weight decay of each parameter in each step, gradient clipping,
+//! gradient accumulation.
 
 use reel_model::lora::LoraSpec;
 use reel_runtime::optim::{AdamWParams, Moments, Schedule, ScheduleKind};
@@ -16,7 +17,7 @@ pub struct Hyperparameters {
     pub max_grad_norm: f64,
     /// Gradient checkpointing: keep only layer inputs and recompute the rest in the backward pass.
     pub gradient_checkpointing: bool,
-    /// Do not train the vision tower and its merger.
+    /// Whether the vision tower and its merger stay as they are.
     pub freeze_vision: bool,
     /// The LoRA adapter that is trained instead of the weights.
     pub lora: Option<LoraSpec>,
@@ -33,7 +34,7 @@ pub struct Hyperparameters {
 }
 
 impl Hyperparameters {
-    /// The hyperparameters of these options in a run of `steps` steps, with seed 0.
+    /// The hyperparameters that the options give for a run of `steps` steps, with seed 0.
     pub fn new(options: &RunOptions, steps: u64) -> Self {
         let kind = match options.lr_scheduler_type {
             LrScheduler::Linear => ScheduleKind::Linear,
@@ -70,7 +71,8 @@ impl Hyperparameters {
         Self { seed, ..self }
     }
 
-    /// Whether a model weight is trained, by its name in the original (pre-4.52) naming. With LoRA none is.
+    /// Whether the model weight of this name (original naming, before transformers 4.52) is trained. With LoRA none
+    /// is.
     pub fn is_trained(&self, name: &str) -> bool {
         self.lora.is_none() && !(self.freeze_vision && name.starts_with("visual."))
     }
@@ -98,8 +100,8 @@ impl Hyperparameters {
         }
     }
 
-    /// Whether weight decay applies. transformers' Trainer excludes names with bias, layernorm or rmsnorm, which misses
-    /// some norms of this model; `no_decay_norms` excludes all norms.
+    /// Whether weight decay applies to the weight of this name. transformers' Trainer excludes names with bias,
+    /// layernorm or rmsnorm, which misses some norms of this model; `no_decay_norms` excludes all norms.
     fn has_weight_decay(&self, name: &str) -> bool {
         let name = name.to_lowercase();
         let spared = ["bias", "layernorm", "rmsnorm"].iter().any(|part| name.contains(part));

@@ -1,6 +1,5 @@
-//! One training step. [`sft`] and [`grpo`] are the pages to read side by side: they differ in their data and their
-//! loss. [`trainer`] holds the model, its gradients and its optimizer; [`hyperparameters`] the learning rates and
-//! weight decays.
+//! One training step. Read [`sft`] and [`grpo`] side by side: they differ in their data and their loss. [`trainer`]
+//! holds the model, its gradients and its optimizer; [`hyperparameters`] the learning rates and weight decays.
 
 pub mod grpo;
 pub mod hyperparameters;

@@ -34,11 +34,11 @@ pub(crate) struct PackedGroups {
     pub(crate) positions: Tensor,
     /// i32 `[L]`: ids of the learned tokens.
     pub(crate) targets: Tensor,
-    /// Start of each completion's learned tokens among the L.
+    /// For each completion, where its learned tokens begin among the L.
     pub(crate) completions: CuSeqlens,
 }
 
-/// Token ids and M-RoPE positions of a sequence.
+/// Token ids and M-RoPE positions of one sequence.
 #[derive(Default)]
 struct TokenRun {
     ids: Vec<TokenId>,
@@ -46,7 +46,7 @@ struct TokenRun {
 }
 
 impl TokenRun {
-    /// A range of the tokens of a prompt.
+    /// The ids and positions of a range of a prompt's tokens.
     fn of_prompt(tokens: &ModelInput, range: std::ops::Range<usize>) -> Self {
         let positions = tokens.position_ids.each_ref().map(|axis| axis[range.clone()].to_vec());
         Self { ids: tokens.input_ids[range].to_vec(), positions }
@@ -60,17 +60,17 @@ impl TokenRun {
         }
     }
 
-    /// The sequence for the model. `media`: the prompt that it begins with.
+    /// The sequence as model input. `media`: the prompt that it begins with, whose images and videos it uses.
     fn sequence<'a>(&'a self, media: Option<&'a ModelInput>) -> Sequence<'a> {
         let rest = media.filter(|_| !self.ids.is_empty()).map_or(Sequence::default(), ModelInput::sequence);
         Sequence { input_ids: &self.ids, position_ids: self.positions.each_ref().map(Vec::as_slice), ..rest }
     }
 }
 
-/// The sequences of one group.
+/// The sequences that one group becomes in a packed batch.
 struct GroupSequences<'a> {
     tokens: &'a ModelInput,
-    /// The shared prefix: all tokens of the prompt but the last.
+    /// The shared prefix: all tokens of the prompt except the last; `None` without a shared prefix.
     prompt: Option<TokenRun>,
     completions: Vec<TokenRun>,
 }
@@ -100,7 +100,7 @@ impl<'a> GroupSequences<'a> {
 }
 
 impl PackedGroups {
-    /// Packs the groups of a micro-batch. `shared`: each prompt is a shared prefix.
+    /// Packs the groups of a micro-batch. With `shared`, the prompt of each group is a shared prefix.
     pub(crate) fn new(device: &Device, config: &ModelConfig, groups: &[Group], shared: bool) -> Result<Self> {
         let all: Vec<GroupSequences> = groups.iter().map(|group| GroupSequences::new(group, shared)).collect();
         let sequences: Vec<Sequence> = all.iter().flat_map(GroupSequences::sequences).collect();

@@ -1,4 +1,4 @@
-//! One step of supervised fine-tuning, on one page. [`grpo`](super::grpo) has the same shape with other data and
+//! One step of supervised fine-tuning, on one page. [`grpo`](super::grpo) has the same structure with other data and
 //! another loss.
 
 use reel_runtime::{Cx, ops};
@@ -7,9 +7,10 @@ use crate::Result;
 use crate::data::sample::Sample;
 use crate::step::trainer::{MicroBatchInput, StepResult, Trainer};
 
-/// Does step `n`, counted from 1, on the micro-batches that `next` returns. Returns `None` when `next` returns none.
+/// Does step `n`, counted from 1, on the micro-batches that `next` returns. Returns `None` if `next` returns none.
 ///
-/// The loss of a micro-batch is the mean over its learned tokens, the loss of the step the mean over its micro-batches.
+/// The loss of a micro-batch is the mean over its learned tokens; the loss of the step is the mean over its
+/// micro-batches.
 pub fn step(
     t: &mut Trainer,
     n: u64,
@@ -37,8 +38,8 @@ pub fn step(
         return Ok(None);
     }
     part("optimizer");
-    // Each gradient was weighted as one of a full step. The last step of a run may have fewer micro-batches: `clip`
-    // scales them up.
+    // Each gradient was divided by the number of micro-batches of a full step. The last step of a run may have fewer:
+    // `clip` scales its gradients up.
     let clip = t.clip(t.hyperparameters.gradient_accumulation_steps as f32 / losses.len() as f32)?; // [norm, factor]
     let loss = losses.iter().map(|&x| f64::from(x)).sum::<f64>() / losses.len() as f64;
     let result = StepResult::new(loss, &clip, t.hyperparameters.learning_rate(n), tokens)?;

@@ -1,5 +1,5 @@
 //! What a run keeps on its device: the model, the gradients and the optimizer. [`sft`](super::sft) and
-//! [`grpo`](super::grpo) do steps with it.
+//! [`grpo`](super::grpo) do the steps with it.
 
 use std::path::Path;
 
@@ -36,7 +36,7 @@ pub struct Trainer {
     pub hyperparameters: Hyperparameters,
 }
 
-/// The result of a step.
+/// The result of a training step.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StepResult {
     /// The loss of the step.
@@ -65,7 +65,7 @@ pub struct Preview {
 }
 
 impl StepResult {
-    /// `clip`: `[norm, factor]` of [`Trainer::clip`].
+    /// `clip` is the result of [`Trainer::clip`]: gradient norm and clipping factor.
     pub(crate) fn new(loss: f64, clip: &Tensor, learning_rate: f64, tokens: usize) -> Result<Self> {
         let grad_norm = clip.to_f32()?.first().copied().map_or(0.0, f64::from);
         Ok(Self { loss, grad_norm, learning_rate, tokens, grpo: GrpoMetrics::default(), preview: None })
@@ -78,7 +78,7 @@ impl StepResult {
 }
 
 impl Trainer {
-    /// Loads `weights` for training and allocates gradients and optimizer state. With LoRA the adapter is a new one.
+    /// Loads `weights` for training and allocates gradients and optimizer state. With LoRA it makes a new adapter.
     pub fn new(
         device: &Device,
         config: &ModelConfig,
@@ -122,7 +122,7 @@ impl Trainer {
         Ok(Self { device: device.clone(), dtype, model, optimizer, grads, hyperparameters })
     }
 
-    /// [`Self::new`] from the weight files of a folder, which it returns too.
+    /// [`Self::new`] from the weight files of a folder. Returns the opened files too.
     pub fn open(
         device: &Device,
         config: &ModelConfig,
@@ -135,8 +135,8 @@ impl Trainer {
         Ok((Self::new(device, config, WeightSource::Files(&files), dtype, hyperparameters)?, files))
     }
 
-    /// Opens the model of a run, or resumes from a checkpoint: a whole model, or an adapter on top of `model`. Returns
-    /// the weight files too.
+    /// Opens the model of a run, or resumes from a checkpoint: a whole model, or an adapter on top of `model`.
+    /// Returns the opened weight files too.
     pub fn resume(
         device: &Device,
         config: &ModelConfig,
@@ -162,8 +162,8 @@ impl Trainer {
         ForwardOptions { checkpoint: self.hyperparameters.gradient_checkpointing, ..Default::default() }
     }
 
-    /// Norm of all gradients and the factor that clips them to `max_grad_norm`: f32 `[2]`. All gradients are first
-    /// scaled by `weight`.
+    /// Norm of all gradients and the factor that clips them to `max_grad_norm`: f32 `[2]`, for gradients that are
+    /// first scaled by `weight`.
     pub fn clip(&self, weight: f32) -> Result<Tensor> {
         let max_norm = self.hyperparameters.max_grad_norm as f32;
         let clip = self.optimizer.clip(&self.device, &self.grads, max_norm)?;
@@ -193,8 +193,8 @@ pub fn fingerprint(hashes: &[(String, u64)]) -> String {
     all.finish()
 }
 
-/// Refuses a checkpoint whose adapter has other layers or another scale than the options say: its files may have been
-/// replaced.
+/// Refuses a checkpoint whose adapter has other layers or another scale than the options require: its files may have
+/// been replaced.
 fn check_adapter(folder: &Path, adapter: &Adapter, spec: &LoraSpec, config: &ModelConfig) -> Result<()> {
     let mut wanted: Vec<String> = spec.layers(config).unwrap_or_default().into_iter().map(|layer| layer.name).collect();
     wanted.sort();

@@ -1,5 +1,5 @@
 //! Makes micro-batches of rows: chooses which rows go together, skips unusable ones, and tracks the position in the
-//! data. Threads prepare rows ahead of time. The micro-batches depend on the rows alone, not on the number of threads.
+//! data. Threads prepare rows ahead of time. The micro-batches depend only on the rows, not on the number of threads.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -11,9 +11,10 @@ use crate::data::order::Order;
 use crate::reporting::metrics::SkippedRow;
 use crate::{Result, TrainError};
 
-/// Makes samples of rows. An error for which [`is_row_error`] is true concerns one row, which can be skipped.
+/// A source of training samples: one sample for each row of the data. An error for which [`is_row_error`] is true
+/// concerns one row, which can be skipped.
 pub trait SampleSource: Send + Sync + 'static {
-    /// A row as the training step takes it.
+    /// A row in the form that the training step needs.
     type Sample: Send + 'static;
     /// Number of rows.
     fn row_count(&self) -> usize;
@@ -21,11 +22,11 @@ pub trait SampleSource: Send + Sync + 'static {
     fn sample(&self, row: usize) -> Result<Self::Sample>;
     /// Number of tokens of a sample.
     fn token_count(sample: &Self::Sample) -> usize;
-    /// `FILE:LINE` of a row for messages, and the line alone.
+    /// `FILE:LINE` of a row for messages, and the line number alone.
     fn location(&self, row: usize) -> (String, usize);
 }
 
-/// Whether an error concerns one row, so that the run can skip it.
+/// Whether an error concerns a single row. If so, the run can skip that row.
 pub fn is_row_error(e: &TrainError) -> bool {
     matches!(e, TrainError::Row(_) | TrainError::Data(_))
 }
@@ -39,9 +40,9 @@ pub struct BatchOptions {
     pub packing: bool,
     /// Maximum tokens of a row and, with packing, of a micro-batch.
     pub max_length: Option<usize>,
-    /// The flag that sets `max_length`, for messages.
+    /// The name of the flag that sets `max_length`, for messages.
     pub limit: &'static str,
-    /// Number of rows after which the stream ends, over all epochs; `None`: it never ends.
+    /// Number of rows after which the stream of rows ends, over all epochs; `None`: it never ends.
     pub end: Option<u64>,
     /// Fail at the first unusable row instead of skipping it.
     pub strict: bool,
@@ -50,27 +51,27 @@ pub struct BatchOptions {
 /// The position of a run in its data, as a checkpoint stores it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DataPosition {
-    /// Index of the next row in the stream of rows of all epochs.
+    /// Index of the next row in the stream of rows of all epochs, skipped rows included.
     pub slot: u64,
     /// Unusable rows found so far, in the order in which they were found. They are not tried again.
     pub skipped: Vec<usize>,
 }
 
-/// The rows of one micro-batch. It is empty if the last rows of the data cannot be used.
+/// The rows of one micro-batch and their samples. Empty if none of the last rows of the data can be used.
 #[derive(Debug)]
 pub struct MicroBatch<S> {
-    /// The rows, counted from 0.
+    /// Row numbers in the data file, counted from 0.
     pub rows: Vec<usize>,
     /// The samples made of these rows.
     pub samples: Vec<S>,
-    /// Unusable rows found while this batch was made.
+    /// Unusable rows found while this micro-batch was made.
     pub skipped: Vec<SkippedRow>,
-    /// Index in the stream after this batch.
+    /// Index of the row after this micro-batch in the stream of rows.
     pub slot: u64,
 }
 
 impl DataPosition {
-    /// Moves the position behind a micro-batch.
+    /// Moves the position to the row after a micro-batch and adds the rows that the micro-batch skipped.
     pub fn advance<S>(&mut self, batch: &MicroBatch<S>) {
         self.slot = batch.slot;
         self.skipped.extend(batch.skipped.iter().map(|s| s.row));
@@ -86,7 +87,7 @@ pub struct BatchFeed<S: SampleSource> {
 }
 
 impl<S: SampleSource> BatchFeed<S> {
-    /// Starts at position `from`. `threads` threads prepare up to `window` rows ahead.
+    /// Starts at data position `from`. `threads` threads prepare up to `window` rows ahead.
     pub fn new(
         source: Arc<S>,
         order: Order,
@@ -100,7 +101,7 @@ impl<S: SampleSource> BatchFeed<S> {
         Self { ahead, batching, slot: from.slot, bad }
     }
 
-    /// The next micro-batch; `None` at the end of the stream.
+    /// The next micro-batch; `None` at the end of the stream of rows.
     pub fn next_batch(&mut self) -> Result<Option<MicroBatch<S::Sample>>> {
         let mut batch = MicroBatch { rows: Vec::new(), samples: Vec::new(), skipped: Vec::new(), slot: self.slot };
         let (mut filled, mut slot) = (0, self.slot);
@@ -161,7 +162,7 @@ impl<S: SampleSource> BatchFeed<S> {
     }
 }
 
-/// Prepares rows ahead of their use on background threads, in stream order.
+/// Prepares rows on background threads before they are needed, in stream order.
 struct Prefetcher<S: SampleSource> {
     shared: Arc<Shared<S>>,
     order: Order,
@@ -175,9 +176,9 @@ struct Shared<S: SampleSource> {
 }
 
 struct PrefetchState<T> {
-    /// Index in the stream of the row that the consumer takes next; earlier rows are dropped.
+    /// Index in the stream of the row that the consumer asked for last; prepared rows before it are dropped.
     at: u64,
-    /// Index in the stream of the next row that no thread has claimed.
+    /// Index in the stream of the first row that no thread has claimed.
     next: u64,
     ready: BTreeMap<u64, Result<T>>,
     bad: BTreeSet<usize>,
@@ -194,7 +195,7 @@ impl<S: SampleSource> Prefetcher<S> {
             changed: Condvar::new(),
         });
         for _ in 0..threads.max(1) {
-            // These threads are not joined: the last media file may take as long as its decoding timeout.
+            // The threads are not joined: joining could wait for a media file until its decoding timeout.
             let (shared, order) = (shared.clone(), order.clone());
             std::thread::spawn(move || shared.run_worker(order));
         }
@@ -213,7 +214,7 @@ impl<S: SampleSource> Prefetcher<S> {
         self.shared.source.location(row)
     }
 
-    /// Waits for the sample at stream index `slot`. Samples before it are dropped.
+    /// Waits for the sample at stream index `slot`. Samples before that index are dropped.
     fn get(&self, slot: u64) -> Result<S::Sample> {
         let mut state = self.shared.lock();
         state.at = slot;
@@ -246,7 +247,8 @@ impl<S: SampleSource> Shared<S> {
         self.state.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// The loop of a worker thread: claims the next row inside the window and prepares it.
+    /// The loop of a worker thread: claims the next row, at most `window` rows ahead of the consumer, and prepares
+    /// it.
     fn run_worker(&self, mut order: Order) {
         let _close = CloseOnPanic(self);
         loop {

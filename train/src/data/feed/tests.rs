@@ -1,7 +1,8 @@
 use super::*;
 use proptest::prelude::*;
 
-/// Rows of given token counts; `None` cannot be used. A sample is the row number and its token count.
+/// A source of rows with these token counts; a row with `None` is unusable. A sample is the row number and its token
+/// count.
 struct DataSource(Vec<Option<usize>>);
 
 impl SampleSource for DataSource {
@@ -10,7 +11,7 @@ impl SampleSource for DataSource {
         self.0.len()
     }
     fn sample(&self, row: usize) -> Result<Self::Sample> {
-        // Rows take different times, so that threads finish out of order.
+        // Rows take different times, so threads finish out of order.
         std::thread::sleep(std::time::Duration::from_micros((row as u64 * 7919) % 60));
         self.0[row].map(|n| (row, n)).ok_or_else(|| TrainError::row(format!("d:{row}"), "is broken", "fix it"))
     }

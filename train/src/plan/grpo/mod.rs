@@ -1,4 +1,5 @@
-//! `reel plan grpo`: sampling and training steps of GRPO on the dry device. Every completion has the maximum length.
+//! `reel plan grpo`: counts sampling and training steps of GRPO on the dry device. Every completion has the maximum
+//! length.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -28,13 +29,14 @@ use crate::step::grpo::step;
 use crate::step::hyperparameters::Hyperparameters;
 use crate::step::trainer::Trainer;
 
-/// Maximum number of rows of a plan: the completions of each are counted token by token.
+/// Maximum number of prompts that a plan counts, because every decode step of their completions runs on the dry
+/// device.
 const MAX_ROWS: u64 = 64;
 
-/// Counted steps per rollout set; further steps cost as much as the second.
+/// Maximum number of counted steps per rollout set; each further step costs as much as the second.
 const MAX_USES: u64 = 2;
 
-/// Plans the steps on one rollout set with prompts of one size. `device` is dry.
+/// Plans the steps on one rollout set whose prompts have one size. `device` is a dry device.
 pub fn with_shape(
     options: &GrpoOptions,
     config: &ModelConfig,
@@ -58,8 +60,7 @@ pub fn with_shape(
     counter.plan()
 }
 
-/// Plans a run on its own data: all steps, or the first of them for a large file. Counted for the device of `setup`.
-/// `setup`.
+/// Plans a run on its own data: all steps, or the first ones if the file is large. Counts for the device of `setup`.
 pub fn with_data(setup: &GrpoSetup, files: StoredDType) -> Result<Plan> {
     let options = setup.options;
     options.validate_values()?;
@@ -118,8 +119,8 @@ impl<'a> Counter<'a> {
             Some(_) => None,
             None => {
                 let engine = Engine::new(&trainer.model, &Cx::inference(device, dtype))?;
-                // The engine allocates memory for banned end tokens only with a minimum length. The dry device samples
-                // token 0, which must end nothing.
+                // The engine allocates memory for banned end tokens only if completions have a minimum length. The
+                // dry device always samples token 0, so token 0 must not be an end token.
                 let banned = if options.min_completion_length > 0 { stop_ids } else { &[] };
                 let banned: Vec<u32> = banned.iter().map(|&id| id.max(1)).collect();
                 Some(Sampler::new(engine, options, &banned, 0))
@@ -163,7 +164,7 @@ impl<'a> Counter<'a> {
             device.profiler().record(true);
             let result = step(&mut self.trainer, self.options, self.reference.as_ref(), &mut set, 1)?;
             device.profiler().record(false);
-            // The last counted step stands for the remaining ones.
+            // The cost of the last counted step stands for all remaining steps on this set.
             let times = if use_ == MAX_USES { self.options.num_iterations - use_ + 1 } else { 1 };
             for event in device.profiler().events()? {
                 self.phases.add_launch(event.part, event.name, event.cost, times);
@@ -222,7 +223,7 @@ impl<'a> Counter<'a> {
 }
 
 impl Prompt {
-    /// A prompt of a given size, without content.
+    /// A prompt for a plan: tokens of a given size, without a row, a text or columns.
     fn of_size(tokens: reel_model::input::ModelInput) -> Self {
         Self { row: 0, location: String::new(), tokens, content: Value::Null, columns: Map::new(), given: None }
     }

@@ -114,7 +114,7 @@ fn phases_are_those_of_the_work() {
     let ratio = flops(&more, "decode") / flops(&plan, "decode");
     assert!((1.9..2.3).contains(&ratio), "{ratio}");
     assert_eq!(flops(&more, "prefill"), flops(&plan, "prefill"));
-    // Without a reference model its memory and its forward pass are absent.
+    // Without a reference model, its memory and its forward pass are not counted.
     let alone = shaped(100, 64, |o| o.beta = 0.0).unwrap();
     assert!(!alone.phases.0.iter().any(|p| p.0 == "reference"));
     let weights = |plan: &Plan| plan.memory.at_peak[0].1;

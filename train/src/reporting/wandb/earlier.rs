@@ -1,4 +1,4 @@
-//! The folders of earlier parts of a run, and the steps that a new part copies from them.
+//! Reads the folders that earlier parts of a W&B run wrote. A new part copies its earlier steps from there.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use crate::{Result, TrainError};
 const PREFIX: &str = "offline-run-";
 const TIME: &str = "%Y%m%d_%H%M%S";
 
-/// The folder of one part of a run.
+/// The folder of one part of a W&B run: what one process wrote.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct RunPart {
     /// Start time, in whole seconds.
@@ -24,7 +24,7 @@ pub(super) struct RunPart {
     pub id: String,
 }
 
-/// A step in a log.
+/// The values and media files that a log has for one step.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct LoggedStep {
     /// Media files of the step: paths below `files/`.
@@ -61,13 +61,13 @@ impl RunPart {
         wandb.join(self.name()).join(format!("{}.{mark}", self.log()))
     }
 
-    /// The hidden folder name until the steps of all earlier parts are copied.
+    /// The hidden name that the folder has until the steps of all earlier parts are copied into it.
     pub fn draft(&self) -> String {
         format!(".{}.part", self.name())
     }
 }
 
-/// Names of the entries of the folder `wandb`.
+/// Names of the files and folders in the folder `wandb`.
 fn names(wandb: &Path) -> Result<Vec<String>> {
     let failed = |e| TrainError::read(wandb, e);
     let entries = match fs::read_dir(wandb) {
@@ -78,7 +78,7 @@ fn names(wandb: &Path) -> Result<Vec<String>> {
     entries.map(|entry| Ok(entry.map_err(failed)?.file_name().to_string_lossy().into_owned())).collect()
 }
 
-/// The newest part in the folder `wandb`.
+/// The newest part of a run in the folder `wandb`.
 pub(super) fn newest(wandb: &Path) -> Result<Option<RunPart>> {
     Ok(names(wandb)?.iter().filter_map(|name| RunPart::of(name)).max())
 }
@@ -95,7 +95,8 @@ pub(super) fn remove_folders(wandb: &Path, all: bool) -> Result<()> {
     Ok(())
 }
 
-/// Marks the older folders with the id of `now` as uploaded, because the folder of `now` contains their steps.
+/// Marks the older folders that have the run id of `now` as uploaded, because the folder of `now` contains their
+/// steps.
 pub(super) fn mark_older_as_uploaded(wandb: &Path, now: &RunPart) -> Result<()> {
     let others = names(wandb)?.into_iter().filter_map(|name| RunPart::of(&name));
     for part in others.filter(|part| part.id == now.id && part.name() != now.name()) {
@@ -105,7 +106,7 @@ pub(super) fn mark_older_as_uploaded(wandb: &Path, now: &RunPart) -> Result<()> 
     Ok(())
 }
 
-/// Reads the steps of a log up to step `last`.
+/// Reads the steps of a log file up to step `last`.
 pub(super) fn steps(log: &Path, last: u64) -> Result<BTreeMap<u64, LoggedStep>> {
     let (mut steps, mut media) = (BTreeMap::new(), Vec::new());
     for record in log::read(log)?.iter().filter_map(|bytes| Record::parse(bytes)) {

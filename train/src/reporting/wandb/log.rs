@@ -29,7 +29,7 @@ const LAST: u8 = 4;
 pub struct LogFile {
     path: PathBuf,
     file: File,
-    /// Length of the file in bytes after `pending` is written.
+    /// Length of the file in bytes, including the records that wait in `pending`.
     at: usize,
     pending: Vec<u8>,
 }
@@ -55,7 +55,7 @@ impl LogFile {
         Ok(())
     }
 
-    /// Sets the new path, for error messages, after the file was moved.
+    /// Stores the new path, for error messages, after the file was moved.
     pub fn moved(&mut self, path: PathBuf) {
         self.path = path;
     }
@@ -194,7 +194,7 @@ mod tests {
 
     #[test]
     fn records_at_block_boundaries_are_read_back() {
-        // The first record ends 0 to 16 bytes before the end of the block; the next one is empty, short, or spans
+        // The first record ends 0 to 16 bytes before the end of the block. The next record is empty, short, or spans
         // several blocks.
         for left in 0..=16 {
             for next in [0, 1, 10, 32761, 32762, 3 * 32768] {

@@ -41,16 +41,16 @@ use record::{FileKind, Record};
 /// The folder in OUT with one folder for each part of the run.
 const FOLDER: &str = "wandb";
 
-/// What a new part of a run starts from.
+/// What a new part of a W&B run starts from: folders, checkpoint step and the metrics so far.
 #[derive(Debug)]
 pub struct WandbStart<'a> {
     /// The output folder OUT.
     pub out: &'a Path,
-    /// The folder of the run that is resumed; OUT for a fresh run.
+    /// The output folder of the run that is resumed; OUT for a fresh run.
     pub home: &'a Path,
     /// The step of the checkpoint; 0 for a fresh run.
     pub step: u64,
-    /// Metrics of the reported steps up to the checkpoint.
+    /// Metrics of all reported steps up to the checkpoint.
     pub done: &'a [StepMetrics],
     /// The W&B project.
     pub project: &'a str,
@@ -60,7 +60,7 @@ pub struct WandbStart<'a> {
     pub run: &'a Value,
 }
 
-/// The folder of one part of a run: what one process writes.
+/// Writes one part of a W&B run: the folder that one process fills.
 #[derive(Debug)]
 pub struct Wandb {
     folder: PathBuf,
@@ -76,7 +76,7 @@ pub struct Wandb {
 pub fn clear(out: &Path) -> Result<()> {
     let folder = out.join(FOLDER);
     earlier::remove_folders(&folder, true)?;
-    // A folder with other files in it stays.
+    // A folder that still has other files in it is kept.
     match std::fs::remove_dir(&folder) {
         Ok(()) => Ok(()),
         Err(e) => match e.kind() {
@@ -87,7 +87,7 @@ pub fn clear(out: &Path) -> Result<()> {
 }
 
 impl Wandb {
-    /// Starts a part. Its folder gets its final name when the steps of the earlier parts are copied.
+    /// Starts a part of a run. Its folder gets its final name after the steps of the earlier parts are copied.
     pub fn begin(begin: &WandbStart) -> Result<Self> {
         let (here, there) = (begin.out.join(FOLDER), begin.home.join(FOLDER));
         create_all(&here)?;
@@ -96,7 +96,8 @@ impl Wandb {
         let newest = earlier::newest(&here)?;
         let same = newest.as_ref().filter(|part| begin.step > 0 && !part.is_uploaded(&here));
         let id = same.map_or_else(new_id, |part| part.id.clone());
-        // Folder names have a resolution of one second, and `wandb sync` uploads them in this order.
+        // Start times in folder names have a resolution of one second, and `wandb sync` uploads folders in this
+        // order.
         let start = newest.map_or_else(Utc::now, |part| Utc::now().max(part.start + TimeDelta::seconds(1)));
         let part = RunPart { start, id };
 
@@ -148,7 +149,7 @@ impl Wandb {
         Ok(())
     }
 
-    /// Copies the steps of the earlier parts, with their media from the folder of the last one.
+    /// Copies the steps of the earlier parts, with their media, from the folder of the last part.
     fn copy_earlier_steps(&mut self, begin: &WandbStart, last: Option<(PathBuf, String)>) -> Result<()> {
         let logged = match &last {
             Some((folder, log)) => earlier::steps(&folder.join(log), begin.step)?,

@@ -17,7 +17,7 @@ use serde_json::{Map, Value};
 
 use crate::reporting::protobuf::{ProtoMessage, bytes_fields};
 
-/// A record without its sequence number.
+/// A `Record` message without its sequence number.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
     kind: u32,

@@ -25,8 +25,8 @@ fn preview(step: u64) -> Preview {
     Preview { rewards: vec![0.0, step as f32, 0.5], text: format!("<b>{step}</b> & so on"), strip }
 }
 
-/// A part of a run in `out` that resumes after `step` of the run in `home` and does the steps up to `last`, with
-/// previews if `pictures` is set.
+/// Writes the part of a run in `out` that resumes after `step` of the run in `home` and does the steps up to `last`,
+/// with preview images if `pictures` is set.
 fn part(out: &Path, home: &Path, step: u64, last: u64, pictures: bool) -> Wandb {
     let run = json!({"command": "grpo", "steps": 9, "options": {"learning_rate": 0.5}});
     let done: Vec<StepMetrics> = (1..=step).map(line).collect();
@@ -38,14 +38,14 @@ fn part(out: &Path, home: &Path, step: u64, last: u64, pictures: bool) -> Wandb 
     wandb
 }
 
-/// The records of the log in a run folder.
+/// The records in the log of a run folder.
 fn records(folder: &Path) -> Vec<Record> {
     let id = folder.file_name().unwrap().to_str().unwrap().rsplit('-').next().unwrap();
     let bytes = log::read(&folder.join(format!("run-{id}.wandb"))).unwrap();
     bytes.iter().map(|bytes| Record::parse(bytes).unwrap()).collect()
 }
 
-/// Step, loss and whether it has a preview image, for each step. Asserts that the media files exist.
+/// (step, loss, whether it has a preview image) for each step. Asserts that the media files exist.
 fn steps(folder: &Path) -> Vec<(u64, f64, bool)> {
     let media: Vec<String> = records(folder).iter().flat_map(Record::media).collect();
     for path in &media {
@@ -84,7 +84,7 @@ fn step_is_written_with_its_media() {
     let out = dir.path();
     let wandb = part(out, out, 0, 3, true);
     let folder = wandb.folder().to_path_buf();
-    // The log was not closed, as after a kill: all steps are in it.
+    // The log was not closed, as after a kill, but all steps are in it.
     assert_eq!(steps(&folder), losses(|_| true, 3));
     let before = records(&folder).len();
     wandb.finish(0).unwrap();

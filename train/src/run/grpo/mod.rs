@@ -33,7 +33,7 @@ use crate::run::{self, BatchCursor, DataCheck, RunSummary, TrainLoop};
 use crate::step::grpo as step;
 use crate::step::trainer::{StepResult, Trainer};
 
-/// The inputs of a run.
+/// The options, model and device of a GRPO run.
 pub type GrpoSetup<'a> = run::RunSetup<'a, GrpoOptions>;
 
 /// Trains to the last step, or until `setup.stop` becomes true.
@@ -51,7 +51,7 @@ pub fn replay_step(setup: &GrpoSetup, recorded: &Path, step: u64, want: &str) ->
     replay::replay::<Grpo>(setup, recorded, step, want)
 }
 
-/// The file in a checkpoint with the rollout set that further steps train on.
+/// The file in a checkpoint that stores the rollout set of the following steps.
 pub(crate) const SET_FILE: &str = "training/set.json";
 
 /// The GRPO training loop.
@@ -60,7 +60,7 @@ pub(crate) struct Grpo<'a> {
     rows: Arc<PromptSource>,
     feed: BatchFeed<PromptSource>,
     stop: &'a AtomicBool,
-    /// The initial weights, for the KL term; `None` with `--beta 0`.
+    /// The reference model for the KL term: the initial weights; `None` with `--beta 0`.
     reference: Option<Qwen25Vl>,
     /// Samples completions; `None` with `--rollouts` and in a replay.
     worker: Option<RolloutWorker<'a>>,
@@ -135,11 +135,11 @@ impl<'a> TrainLoop<'a> for Grpo<'a> {
 }
 
 impl Grpo<'_> {
-    /// A new set for step `n`; `None` at the end of the data.
+    /// Samples or reads the rollout set of step `n`; `None` at the end of the data.
     fn next_set(&mut self, n: u64, cursor: &mut BatchCursor) -> Result<Option<RolloutSet>> {
         if let Some(folder) = &self.options.recorded {
             let mut groups = records::read(folder, n, self.options, &self.rows)?;
-            // With dynamic sampling the recorded step may have more groups than it trained on.
+            // With dynamic sampling the recorded file may have more groups than the step trained on.
             groups.truncate(self.options.groups_per_step());
             return Ok(Some(RolloutSet::new(groups, self.options.scale_rewards)));
         }
@@ -161,14 +161,14 @@ impl Grpo<'_> {
     }
 }
 
-/// The reference model: the weights that the run started from.
+/// Loads the reference model: the weights that the run started from.
 fn first_weights(setup: &GrpoSetup, trainer: &Trainer) -> Result<Qwen25Vl> {
     let files = Checkpoint::open(setup.model)?;
     reference(trainer, WeightSource::Files(&files))
 }
 
-/// The reference model of the KL term with `weights`, which the run started from. With LoRA it is the model without its
-/// adapter.
+/// Makes the reference model of the KL term from `weights`, which the run started from. With LoRA the reference is
+/// the model without its adapter.
 pub(crate) fn reference(trainer: &Trainer, weights: WeightSource) -> Result<Qwen25Vl> {
     let (policy, config) = (&trainer.model, &trainer.model.config);
     let loader = WeightLoader { device: &trainer.device, source: weights, dtype: trainer.dtype, trainable: &|_| false };
@@ -182,14 +182,15 @@ pub(crate) fn reference(trainer: &Trainer, weights: WeightSource) -> Result<Qwen
     Ok(reference)
 }
 
-/// Host memory for the vision tokens that a feature cache keeps, in bytes.
+/// Bytes of host memory for the vision tokens in a feature cache.
 const MAX_FEATURES: usize = 256 << 20;
 
 fn features() -> Arc<FeatureCache> {
     Arc::new(FeatureCache::new(MAX_FEATURES))
 }
 
-/// Gives the policy a feature cache if its vision tower is not trained. Must run before anything shares the model.
+/// Gives the policy model a feature cache if its vision tower is not trained. Must run before other models share the
+/// policy's weights.
 pub(crate) fn keep_features(trainer: &mut Trainer) {
     trainer.model.features = (!trainer.model.trains_vision()).then(features);
 }

@@ -19,7 +19,7 @@ use crate::{Result, TrainError};
 
 pub use crate::run::{DataCheck, RunSummary};
 
-/// The inputs of a run.
+/// The options, model and device of a supervised fine-tuning run.
 pub type SftSetup<'a> = run::RunSetup<'a, SftOptions>;
 
 /// Trains to the last step, or until `setup.stop` becomes true.
@@ -66,7 +66,8 @@ impl<'a> TrainLoop<'a> for Sft<'a> {
         batches.div_ceil(options.gradient_accumulation_steps as u64)
     }
 
-    /// With `--check-data`; and with packing, where the number of micro-batches depends on the length of every row.
+    /// True with `--check-data`, and with packing, where the number of micro-batches depends on the length of every
+    /// row.
     fn must_scan_all_rows(options: &SftOptions) -> bool {
         options.check_data || options.packing && options.fixed_steps().is_none()
     }
@@ -85,7 +86,7 @@ impl<'a> TrainLoop<'a> for Sft<'a> {
         step(trainer, n, || Ok(cursor.next_batch(&mut self.feed, self.stop)?.map(|batch| batch.samples)))
     }
 
-    /// No files: the run state has the position in the data.
+    /// No files: the position in the data is part of the run state.
     fn resume_files(&self) -> Result<Vec<(&'static str, Vec<u8>)>> {
         Ok(Vec::new())
     }

@@ -1,9 +1,9 @@
-//! `OUT/checkpoint-N/`: a model folder (or adapter folder) with the weights after step N and, below `training/`, what a
-//! bit-exact resume needs: `optimizer.safetensors` (moments, their scales, low bits of the master weights) and
+//! `OUT/checkpoint-N/`: a model folder (or adapter folder) with the weights after step N and, below `training/`, what
+//! a bit-exact resume needs: `optimizer.safetensors` (moments, their scales, low bits of the master weights) and
 //! `state.json`.
 //!
-//! A checkpoint is written under a hidden name and renamed when it is complete and on the disk, so that a killed run or
-//! a full disk leaves earlier checkpoints intact. [`CheckpointWriter`] writes a [`Snapshot`] while the next steps run.
+//! A checkpoint is written under a hidden name and renamed when it is complete and on the disk, so a killed run or a
+//! full disk leaves earlier checkpoints intact. [`CheckpointWriter`] writes a [`Snapshot`] while the next steps run.
 
 mod saver;
 mod snapshot;
@@ -35,7 +35,7 @@ pub fn folder_name(step: u64) -> String {
     format!("{PREFIX}{step}")
 }
 
-/// The optimizer tensors of one parameter: name in the file, dtype in the file, tensor.
+/// The optimizer tensors of one parameter: name and dtype in the file, and the tensor.
 fn state_tensors<'a>(
     name: &str,
     state: &'a ParameterState,
@@ -50,8 +50,8 @@ fn state_tensors<'a>(
     moments.into_iter().chain(scales).chain(state.low.as_ref().map(|low| (format!("low/{name}"), "U16", low)))
 }
 
-/// Loads moments, low bits of the master weights and step counts of a checkpoint. The weights were loaded from the same
-/// folder.
+/// Loads the optimizer state of a checkpoint: moments, low bits of the master weights and step counts. The weights
+/// were loaded from the same folder before.
 pub fn load_optimizer(folder: &Path, t: &mut Trainer, state: &RunState) -> Result<()> {
     let path = folder.join(OPTIMIZER);
     let damaged = |what: String| TrainError::output(path.display().to_string(), what, "resume from another checkpoint");
@@ -77,7 +77,7 @@ pub fn load_optimizer(folder: &Path, t: &mut Trainer, state: &RunState) -> Resul
     Ok(())
 }
 
-/// The checkpoints in a folder, sorted by step.
+/// The checkpoint folders in `out` by step.
 pub fn list(out: &Path) -> Result<BTreeMap<u64, PathBuf>> {
     let mut found = BTreeMap::new();
     let entries = match fs::read_dir(out) {
@@ -98,7 +98,7 @@ pub fn list(out: &Path) -> Result<BTreeMap<u64, PathBuf>> {
     Ok(found)
 }
 
-/// Removes all but the newest `keep` checkpoints. The one of step `best` is always kept and does not count.
+/// Removes all but the newest `keep` checkpoints. The checkpoint of step `best` is always kept and does not count.
 pub fn prune(out: &Path, keep: Option<usize>, best: Option<u64>) -> Result<()> {
     let mut found = list(out)?;
     best.map(|step| found.remove(&step));
@@ -141,7 +141,7 @@ pub(crate) fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
     file.sync_all()
 }
 
-/// A folder under a hidden name until it is complete. Dropping it unpublished removes it.
+/// A folder under a hidden name until it is complete. If it is dropped before [`Self::publish`], it is removed.
 struct FolderDraft(PathBuf);
 
 impl FolderDraft {
@@ -154,8 +154,8 @@ impl FolderDraft {
         Ok(Self(path))
     }
 
-    /// Renames the folder to `target`. An older `target` is moved aside first, so that no incomplete folder ever has
-    /// that name.
+    /// Renames the folder to `target`. An older `target` is moved aside first, so no incomplete folder ever has that
+    /// name.
     fn publish(self, target: &Path) -> Result<()> {
         let failed = |e| TrainError::write(target, e);
         let aside = self.0.with_extension("old.part");
@@ -175,7 +175,7 @@ impl FolderDraft {
 
 impl Drop for FolderDraft {
     fn drop(&mut self) {
-        // After `publish` nothing has this name. A failed removal cannot be reported from here.
+        // After `publish` no folder has this name. `drop` cannot report a failed removal.
         let _ = fs::remove_dir_all(&self.0);
     }
 }

@@ -24,15 +24,15 @@ impl CheckpointWriter {
         Ok(())
     }
 
-    /// Returns the error of a finished job. Does not wait.
+    /// Returns the error of a job that has finished. Does not wait.
     ///
     /// # Errors
-    /// The error of a finished job.
+    /// The error of the finished job.
     pub fn poll(&mut self) -> Result<()> {
         if self.0.as_ref().is_some_and(JoinHandle::is_finished) { self.wait() } else { Ok(()) }
     }
 
-    /// Waits for the current job.
+    /// Waits for the job in progress.
     ///
     /// # Errors
     /// The error of that job.
@@ -45,12 +45,12 @@ impl CheckpointWriter {
 
 impl Drop for CheckpointWriter {
     fn drop(&mut self) {
-        // The run already ends with another error, which is the one to report.
+        // The run already ends with another error, which is the one that is reported.
         let _ = self.wait();
     }
 }
 
-/// Whether a copy of `bytes` bytes needs at most half of the free memory of the machine and of the process's cgroup.
+/// Whether a copy of `bytes` bytes takes at most half of the free memory, of the machine and of the process's cgroup.
 /// False if the free memory is unknown.
 pub fn has_room_for(bytes: u64) -> bool {
     free_memory().is_some_and(|free| bytes <= free / 2)
@@ -66,11 +66,11 @@ fn free_memory() -> Option<u64> {
     Some(group.map_or(machine, |group| group.min(machine)))
 }
 
-/// Free bytes below the limit of the process's cgroup, if it has one. Cached files do not count as used.
+/// Free bytes below the memory limit of the process's cgroup, if it has one. Cached files do not count as used.
 fn free_in_cgroup(limit: &str, used: &str, files: &str) -> Option<u64> {
     let root = Path::new("/sys/fs/cgroup");
     let number = |name: &str| fs::read_to_string(root.join(name)).ok()?.trim().parse::<u64>().ok();
-    // The file of a cgroup without a limit contains `max`.
+    // Without a limit, the file contains `max`, which is not a number.
     let (limit, used_path) = (number(limit)?, root.join(used));
     let stat = fs::read_to_string(used_path.with_file_name("memory.stat")).ok()?;
     let files = stat.lines().find_map(|line| line.strip_prefix(files)?.trim().parse::<u64>().ok());

@@ -21,7 +21,7 @@ use crate::run_folder::resume::{RunState, STATE};
 use crate::step::trainer::Trainer;
 use crate::{Result, TrainError};
 
-/// The source of the untrained weights and of the small files of a model folder.
+/// The model that a run started from: the source of untrained weights and of the small files of a model folder.
 #[derive(Clone, Debug)]
 pub struct BaseModel {
     /// The model folder that the run started from.
@@ -32,12 +32,12 @@ pub struct BaseModel {
     pub name: String,
 }
 
-/// The bytes of a tensor.
+/// The bytes of a tensor, or the tensor to read them from.
 #[derive(Debug)]
 enum TensorBytes {
     /// Copied bytes.
     Copy(Vec<u8>),
-    /// The tensor, read when it is written.
+    /// The tensor, whose bytes are read when the checkpoint is written.
     Tensor(Tensor),
 }
 
@@ -61,7 +61,7 @@ struct StoredTensor {
     held: TensorBytes,
 }
 
-/// Bytes of the weights and optimizer state in a checkpoint of `t`: the size of a copy.
+/// Bytes of the weights and the optimizer state in a checkpoint of `t`: the size of a copy in memory.
 pub fn checkpoint_bytes(t: &Trainer) -> u64 {
     let state = |(name, weights, state)| {
         let kept: usize = state_tensors(name, state).map(|(_, _, tensor)| tensor.bytes()).sum();
@@ -81,7 +81,7 @@ pub struct TrainedWeights {
 }
 
 impl TrainedWeights {
-    /// Captures the weights of `t`. Without `copy` they must be written before the next step.
+    /// Captures the weights of `t`. Without `copy` they must be written before the next step changes them.
     ///
     /// # Errors
     /// The device cannot read its memory.
@@ -101,7 +101,7 @@ impl TrainedWeights {
         })
     }
 
-    /// Writes a model folder in the dtype of training; with LoRA, an adapter folder.
+    /// Writes a model folder in the dtype of training or, with LoRA, an adapter folder.
     ///
     /// # Errors
     /// A file cannot be written.
@@ -137,7 +137,7 @@ impl TrainedWeights {
     }
 }
 
-/// Writes an untrained weight from the original file, converted to the dtype of the folder.
+/// Writes a weight that is not trained from the original file, converted to the dtype of the folder.
 fn write_untrained(files: &Checkpoint, spec: &TensorSpec, to: &mut dyn Write) -> io::Result<()> {
     let missing = || io::Error::other(format!("{} is no longer in the model's files", spec.name));
     let view = files.get(&spec.name).ok_or_else(missing)?;
@@ -162,19 +162,19 @@ struct OptimizerTensor {
     stored: StoredTensor,
 }
 
-/// Everything that a resume needs.
+/// Everything that a resumed run needs.
 #[derive(Debug)]
 pub struct Snapshot {
     weights: TrainedWeights,
-    /// Sorted by element size, largest first, so that each tensor is aligned for its type.
+    /// Sorted by element size, largest first, so every tensor in the file is aligned for its type.
     optimizer: Vec<OptimizerTensor>,
     state: RunState,
-    /// Further files of the command: path in the folder, and content.
+    /// The files of [`crate::run::TrainLoop::resume_files`]: path in the folder, and content.
     files: Vec<(&'static str, Vec<u8>)>,
 }
 
 impl Snapshot {
-    /// Captures a run after the step of `state`. Without `copy` it must be written before the next step.
+    /// Captures a run after the step of `state`. Without `copy` the snapshot must be written before the next step.
     ///
     /// # Errors
     /// The device cannot read its memory.

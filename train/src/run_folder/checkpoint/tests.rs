@@ -42,11 +42,11 @@ fn copied_snapshot_is_independent_of_later_steps() {
         }
         copy.write(&later).unwrap();
         assert_same_files(&now, &later);
-        // Without a copy the snapshot has the weights after the further step.
+        // A snapshot without a copy has the weights after the further step.
         live.write(&later).unwrap();
         let weights = |step| fs::read(later.join(folder_name(step)).join("model.safetensors")).unwrap();
         assert!(weights(3) != weights(4));
-        // The files are larger than the copy by their headers.
+        // The files are larger than the copy only by their headers.
         let size = |file: &str| fs::metadata(later.join("checkpoint-3").join(file)).unwrap().len();
         let files = size(OPTIMIZER) + size("model.safetensors");
         assert!(checkpoint_bytes(&trainer) < files && files < checkpoint_bytes(&trainer) + (1 << 18), "{files}");
@@ -70,7 +70,7 @@ fn jobs_run_in_background_one_at_a_time() {
     assert!(!done.load(Ordering::SeqCst), "the job was already done when the caller continued");
     go.send(()).unwrap();
     let job_done = done.clone();
-    // The second job waits for the first.
+    // The second job starts only after the first has ended.
     saver.start(move || if job_done.load(Ordering::SeqCst) { Ok(()) } else { panic!("two at a time") }).unwrap();
     saver.wait().unwrap();
 }

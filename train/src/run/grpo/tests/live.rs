@@ -1,4 +1,4 @@
-//! Runs that sample their own completions.
+//! GRPO runs that sample their own completions.
 
 use super::*;
 use crate::reporting::metrics::StepMetrics;
@@ -6,7 +6,7 @@ use crate::run_folder::resume;
 use crate::testing::{assert_same_files, timeless};
 use proptest::prelude::*;
 
-/// Rows with text, an image, and a video of four frames, with solutions.
+/// Three data rows: text alone, an image, and a video of four frames, each with its solution.
 pub(super) fn rows() -> String {
     let answer = |row: Value, kind: &str, solution: &str| {
         let mut row = row;
@@ -52,7 +52,7 @@ pub(super) fn case(dir: &Path, out: &str, rows: &str) -> Case {
     Case::new(GrpoOptions { run, num_generations: 4, max_completion_length: 12, temporal: true, ..Default::default() })
 }
 
-/// A run with a reward that differs between completions: the length of the JSON row.
+/// A run whose custom reward differs between completions: it is the length of the JSON row.
 fn live(dir: &Path, out: &str) -> Case {
     let command = "while read -r line; do echo ${#line}; done";
     case(dir, out, &rows()).with(|o| o.reward_command = Some(command.into()))
@@ -70,7 +70,7 @@ fn sampled_log_probs_equal_trained_log_probs() {
         assert!(line.grpo.entropy.unwrap() > 0.5 && line.grpo.rewards.iter().any(|(name, _)| name == "accuracy"));
         assert!(line.grpo.completion_length.unwrap() > 0.0);
     }
-    // The weights move, so the KL divergence from the initial ones grows.
+    // The weights change in each step, so the KL divergence from the initial weights grows.
     assert!(lines[0].grpo.kl == Some(0.0) && lines[3].grpo.kl.unwrap() > 0.0);
 }
 
@@ -123,7 +123,8 @@ fn resumed_run_equals_uninterrupted_run_also_inside_a_rollout_set() {
             let drew = (line.step - 1).is_multiple_of(iterations);
             assert_eq!(line.grpo.rollout_seconds > Some(0.0), drew, "step {}", line.step);
         }
-        // Checkpoints before the interruption store another planned length.
+        // Only later checkpoints are compared: the first part of the broken run was planned with fewer steps, which
+        // its checkpoints store.
         for step in first + 1..=4 {
             let name = format!("checkpoint-{step}");
             assert_same_files(&whole.join(&name), &broken.join(&name));
@@ -135,7 +136,7 @@ fn resumed_run_equals_uninterrupted_run_also_inside_a_rollout_set() {
 #[test]
 fn dynamic_sampling_replaces_groups_of_equal_rewards() {
     let dir = tempfile::tempdir().unwrap();
-    // All completions of rows about a colour get equal rewards.
+    // Completions of the same row about a colour all get the reward 1.
     let command = "while read -r line; do case $line in *colour*) echo 1;; *) echo ${#line};; esac; done";
     let plain = live(dir.path(), "plain").with(|o| o.reward_command = Some(command.into()));
     plain.run().unwrap();
@@ -180,7 +181,8 @@ fn siglip_encodes_each_frame_once() {
     });
     case.run().unwrap();
     let lines = metrics(&dir.path().join("out"));
-    // Four frames; later steps find them in the cache, and shuffled frames are not scored.
+    // SigLIP encodes the four frames in the first step; later steps find them in the cache, and shuffled frames are
+    // not scored.
     let encoded: Vec<Option<u64>> = lines.iter().map(|m| m.grpo.frames_encoded).collect();
     assert_eq!(encoded, [Some(4), Some(0), Some(0)]);
     assert!(lines.iter().all(|m| m.grpo.rewards.iter().any(|(name, _)| name == "semantic")), "{lines:?}");
@@ -200,7 +202,7 @@ fn min_completion_length_and_mask_truncated_completions_work() {
     let masked = live(dir.path(), "masked").with(|o| {
         (o.min_completion_length, o.mask_truncated_completions, o.beta) = (12, true, 0.0);
     });
-    // No completion ends, so all are masked and nothing is learned.
+    // No completion has an end token, so all are masked and nothing is learned.
     masked.run().unwrap();
     for line in metrics(&dir.path().join("masked")) {
         assert_eq!((line.loss, line.grad_norm), (0.0, 0.0));
@@ -235,13 +237,14 @@ fn simulator_samples_the_log_probs_that_it_trains() {
     .run()
     .unwrap();
     let lines = metrics(&dir.path().join("sim"));
-    // The sampling kernel sums the exponentials of a row in another order than the training kernel.
+    // Log-probabilities differ by rounding: the sampling kernel sums the exponentials of a row in another order than
+    // the training kernel.
     let drift = lines[0].grpo.rollout_drift.unwrap();
     assert!(drift <= 1e-6, "{drift:e}");
 }
 
 proptest! {
-    /// Shuffling keeps the frames of a video and changes only their order, by the seed.
+    /// Shuffling a video keeps its frames and changes only their order, which depends on the seed.
     #[test]
     fn shuffling_moves_whole_frames(frames in 1usize..20, seed: u64) {
         use reel_media::frames::FrameBuf;

@@ -18,7 +18,7 @@ use super::*;
 use crate::options::{LrScheduler, RunOptions};
 use crate::testing::*;
 
-/// A run with the changes of a test.
+/// The setup of a test's GRPO run: options, device, dtype.
 struct Case {
     options: GrpoOptions,
     device: Device,
@@ -54,7 +54,7 @@ impl Case {
     }
 }
 
-/// A golden case with its expected values; the run writes to `out`.
+/// A golden run that writes to `out`, with its expected values.
 fn given(name: &str, out: &Path) -> (Case, Value) {
     let case = golden("../grpo").join(name);
     let expected: Value = serde_json::from_slice(&fs::read(case.join("expected.json")).unwrap()).unwrap();

@@ -5,7 +5,7 @@ use reel_model::input::ModelInput;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_runtime::Cx;
 
-/// Number of vision tower passes in a run of three steps on one video.
+/// Number of forward passes of the vision tower in a run of three steps on one video.
 fn passes(change: impl FnOnce(&mut GrpoOptions)) -> u64 {
     let dir = tempfile::tempdir().unwrap();
     let video = live::rows().lines().nth(1).unwrap().to_string();
@@ -22,13 +22,14 @@ fn passes(change: impl FnOnce(&mut GrpoOptions)) -> u64 {
 
 #[test]
 fn frozen_vision_tower_encodes_a_video_once() {
-    // A trained tower runs for sampling and training of each of three steps; the reference's tower runs once.
+    // A trained vision tower runs for sampling and for training in each of three steps; the reference's tower runs
+    // once.
     assert_eq!(passes(|_| ()), 3 + 3 + 1);
     assert_eq!(passes(|o| o.beta = 0.0), 3 + 3);
     assert_eq!(passes(|o| o.num_iterations = 3), 1 + 3 + 1);
     let both_towers = Some(vec!["all-linear".to_string()]);
     assert_eq!(passes(|o| (o.lora_r, o.lora_target_modules) = (2, both_towers)), 3 + 3 + 1);
-    // One pass serves sampling, reference and training of all steps.
+    // One pass of the frozen tower serves sampling, reference and training in all steps.
     assert_eq!(passes(|o| o.freeze_vision = true), 1);
     assert_eq!(passes(|o| o.lora_r = 2), 1);
     assert_eq!(passes(|o| (o.freeze_vision, o.shared_prefix) = (true, false)), 1);
@@ -37,7 +38,7 @@ fn frozen_vision_tower_encodes_a_video_once() {
     assert_eq!(passes(|o| (o.freeze_vision, o.temporal) = (true, true)), 1 + 3);
 }
 
-/// A prompt with a video, one without media, and one with an image.
+/// Three prompts: one with a video, one without media, one with an image.
 fn prompts(dir: &Path) -> Vec<ModelInput> {
     let case = live::case(dir, "out", &live::rows());
     let (options, model) = (&case.options, PathBuf::from(&case.options.model));
@@ -67,7 +68,7 @@ fn cached_features_have_the_bits_of_one_pass() {
     for dtype in [DType::F32, DType::BF16] {
         let mut model = Qwen25Vl::open(&device, &files, &config, dtype).unwrap();
         let cx = Cx::inference(&device, dtype);
-        // The video twice, with a text prompt between, then the image.
+        // The video prompt twice, with the text prompt between, then the image prompt.
         let sequences: Vec<_> = [0, 1, 0, 2].iter().map(|&i: &usize| tokens[i].sequence()).collect();
         let batch = reel_model::batch::Batch::new(&device, &config, &sequences, "test").unwrap();
         let input = batch.vision.as_ref().unwrap();

@@ -1,8 +1,8 @@
-//! Invalid input gives one line with location, problem and help, and leaves no incomplete files.
+//! Invalid input gives an error of one line with location, problem and help, and leaves no incomplete files.
 
 use super::*;
 
-/// A run on rows of a test, with the images of a golden case.
+/// A run on the given data rows, with the images of a golden case.
 fn on_rows(dir: &Path, rows: &str) -> Case {
     let data = dir.join("rows.jsonl");
     fs::write(&data, rows).unwrap();
@@ -35,7 +35,7 @@ fn row_without_its_image_is_skipped_or_stops_a_strict_run() {
     let case = on_rows(dir.path(), &rows).with(|o| (o.max_steps, o.num_train_epochs) = (None, 2.0));
     let done = case.run().unwrap();
     let out = dir.path().join("out");
-    // Two of the six rows of the stream are the unusable one.
+    // In two epochs of three rows, two of the six rows are the unusable one.
     assert_eq!((metrics(&out).len(), done.skipped), (4, 1));
     let skipped_rows = skipped(&out);
     assert_eq!((skipped_rows.len(), skipped_rows[0].row, skipped_rows[0].line), (1, 1, 2));
@@ -51,7 +51,7 @@ fn row_without_its_image_is_skipped_or_stops_a_strict_run() {
     assert_eq!(skipped(&out), skipped_rows);
 }
 
-/// Errors that show only when a sample is made concern the row too, and --check-data finds them.
+/// Errors that are found only when a sample is made also concern one row, and --check-data finds them.
 #[test]
 fn rows_without_a_valid_sample_are_skipped() {
     for (row, want) in [
@@ -80,7 +80,7 @@ fn check_data_can_be_interrupted() {
     let case = on_rows(dir.path(), GOOD).with(|o| o.check_data = true);
     case.stop.store(true, Ordering::Relaxed);
     assert!(message(&case).contains("rows.jsonl:1: stopped before the first step; run it again"));
-    // Only the journal is left, which is no run: the next command starts fresh.
+    // Only the journal is left in OUT. It is not a run, so the next command starts fresh.
     let left: Vec<_> = fs::read_dir(dir.path().join("out")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(left, ["quarantine.jsonl.journal"]);
     case.stop.store(false, Ordering::Relaxed);

@@ -3,7 +3,7 @@
 use super::*;
 use clap::{Args, FromArgMatches};
 
-/// Parses a case's `args`, without the options of the whole program.
+/// Parses a case's `args` without the options that every `reel` command has.
 fn options(args: &[&str]) -> SftOptions {
     let mut own = vec!["sft"];
     let mut rest = args.iter();
@@ -43,7 +43,7 @@ fn check(name: &str) {
         }
     }
 
-    // The saved model and the checkpoint load to the bits that the last step left.
+    // The saved model and the checkpoint contain exactly the weights after the last step.
     let config = reel_model::config::ModelConfig::open(&out).unwrap();
     for folder in [&out, &out.join(format!("checkpoint-{}", steps.len()))] {
         let hyperparameters = Hyperparameters::new(&SftOptions::default(), 1);

@@ -4,7 +4,7 @@ use super::*;
 use reel_model::weights::widen;
 use safetensors::SafeTensors;
 
-/// A weight of a model folder.
+/// A weight of a model folder as f32.
 fn weights(folder: &Path, name: &str) -> Vec<f32> {
     let files = Checkpoint::open(folder).unwrap();
     let view = files.get(name).unwrap();
@@ -49,9 +49,9 @@ fn small_updates_are_not_lost() {
         let want = change(&weights(&wide, name), &start);
         let got = change(&master(&narrow.join("checkpoint-4"), name), &rounded);
         let off: Vec<f64> = got.iter().zip(&want).map(|(g, w)| g - w).collect();
-        // The first Adam steps follow the sign of the gradient, which bf16 activations may flip near 0.
+        // The first Adam steps follow the sign of the gradient, which rounding of bf16 activations may flip near 0.
         assert!(norm(&off) < 0.25 * norm(&want), "{name}: {:.3}", norm(&off) / norm(&want));
-        // bf16 weights alone would not have moved: most have their initial bits.
+        // The bf16 weights alone hardly moved: most have their initial bits.
         let moved = change(&weights(&narrow, name), &rounded).iter().filter(|&&d| d != 0.0).count();
         assert!(moved * 2 < rounded.len(), "{name}: {moved} of {}", rounded.len());
     }

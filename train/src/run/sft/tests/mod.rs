@@ -22,7 +22,7 @@ use crate::run_folder::resume;
 use crate::step::hyperparameters::Hyperparameters;
 use crate::testing::*;
 
-/// A run on a golden case with the changes of a test.
+/// The setup of a test's run on a golden case: options, device, dtype.
 struct Case {
     options: SftOptions,
     dtype: DType,

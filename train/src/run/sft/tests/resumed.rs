@@ -29,7 +29,7 @@ fn gradient_checkpointing_gives_the_same_bits_in_less_memory() {
     assert!(a[3].peak_bytes < b[3].peak_bytes, "{} {}", a[3].peak_bytes, b[3].peak_bytes);
 }
 
-/// Stops after `first` steps and resumes from the last checkpoint.
+/// Runs the first `first` steps, then resumes from the last checkpoint.
 fn broken(out: &Path, first: i64, change: impl Fn(&mut SftOptions) + Copy, dtype: DType) {
     let part = |steps: i64, resume: Option<String>| {
         let case = case(out).with(change).with(|o| (o.max_steps, o.resume_from_checkpoint) = (Some(steps), resume));
@@ -68,7 +68,7 @@ fn resumed_run_equals_uninterrupted_run() {
     }
 }
 
-/// Compares all files but for the planned number of steps, which `max_steps` changed.
+/// Compares the run states and all files of two checkpoints.
 fn assert_same_weights_and_state(a: &Path, b: &Path) {
     assert_eq!(resume::read(a).unwrap(), resume::read(b).unwrap());
     assert_same_files(a, b);
@@ -117,7 +117,7 @@ fn interrupted_run_writes_a_checkpoint() {
     asked.stop.store(true, Ordering::Relaxed);
     let e = asked.run().unwrap_err();
     assert!(matches!(e, TrainError::Stopped(_)) && e.to_string().contains("stopped after step 0; "), "{e}");
-    // Interrupts the run when the first line of metrics is written, inside a later step.
+    // Sets the stop flag when the first line of metrics is written, so the run stops inside a later step.
     let running = case(&stopped).with(|o| (o.overwrite, o.save_steps) = (true, 100));
     let e = std::thread::scope(|scope| {
         let work = scope.spawn(|| running.run());
