@@ -10,7 +10,7 @@ use std::path::Path;
 /// A problem that the user can act on. Prints as one line: `location: what; help`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Diagnostic {
-    /// The file, line, field, flag or tensor that is wrong. Empty: the caller adds it with [`Diagnostic::at`].
+    /// The file, line, field, flag or tensor that is wrong; if empty, the caller adds it with [`Diagnostic::at`].
     pub location: String,
     /// What is wrong with it.
     pub what: String,
@@ -48,7 +48,7 @@ impl Diagnostic {
         Self::new(path.as_ref().display().to_string(), format!("cannot be written: {}", io_cause(error)), help)
     }
 
-    /// Adds an outer location in front: `rows.jsonl:3` at a diagnostic of `fps` gives `rows.jsonl:3: fps`.
+    /// Puts an outer location in front: `rows.jsonl:3` at a diagnostic of `fps` gives `rows.jsonl:3: fps`.
     #[must_use]
     pub fn at(mut self, outer: impl fmt::Display) -> Self {
         let outer = one_line(outer.to_string());
@@ -60,14 +60,14 @@ impl Diagnostic {
         self
     }
 
-    /// Replaces the advice, where the caller knows a better one.
+    /// Replaces the help, if the caller knows a better one.
     #[must_use]
     pub fn with_help(mut self, help: impl Into<String>) -> Self {
         self.help = one_line(help.into());
         self
     }
 
-    /// Location and problem without the advice, for lists that give one advice for many problems.
+    /// Location and problem without the help, for lists that give one help for many problems.
     pub fn reason(&self) -> String {
         match self.location.is_empty() {
             true => self.what.clone(),

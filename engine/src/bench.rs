@@ -1,5 +1,4 @@
-//! Times prefill and decode of a loaded model for `reel bench`. Loading the model and the tokenizer are not part of the
-//! times.
+//! Times prefill and decode of a loaded model for `reel bench`, without loading the model or the tokenizer.
 
 use std::collections::VecDeque;
 use std::time::Instant;
@@ -15,7 +14,7 @@ use crate::block_allocator::BlockAllocator;
 use crate::error::Result;
 use crate::running_batch::{Capacity, RunningBatch};
 
-/// Decode steps before the timed ones: the first compiles kernels, the second captures the step.
+/// Decode steps before the timed ones: the first compiles kernels, the second captures the step as a graph.
 const WARM_UP_STEPS: usize = 2;
 
 /// `tokens` ids and their positions. The time does not depend on which ids they are.
@@ -23,7 +22,7 @@ fn arbitrary_prompt(tokens: usize) -> (Vec<TokenId>, Vec<i64>) {
     ((0..tokens as u32).map(|i| (i * 37) % 97).collect(), (0..tokens as i64).collect())
 }
 
-/// Block tables of `sequences` sequences of `blocks` blocks each, without shared blocks.
+/// Block tables of `sequences` sequences with `blocks` blocks each. No two sequences share a block.
 fn block_tables(sequences: usize, blocks: usize) -> Vec<Vec<i32>> {
     (0..sequences).map(|i| ((i * blocks) as i32..((i + 1) * blocks) as i32).collect()).collect()
 }
@@ -68,7 +67,7 @@ pub fn decode(model: &Qwen25Vl, cx: &Cx, context: usize, batch: usize, rounds: u
     let capacity =
         Capacity { slots: batch, blocks_per_slot: blocks, history: 0, blocks: blocks * batch, banned_tokens: 0 };
     let mut running = RunningBatch::new(model, cx, &Tensor::from_i32(device, &[0], &[])?, capacity, true)?;
-    // The context is not computed, but its keys must be finite numbers.
+    // No prefill computes the keys of the context, but they must be finite numbers.
     running.cache().clear()?;
     let tables = block_tables(batch, blocks);
     let slot = |blocks| Slot {

@@ -1,7 +1,8 @@
-//! Allocates the blocks of a KV cache to sequences. Sequences with one prompt share the blocks that the prompt fills.
+//! Allocates the blocks of a KV cache to sequences. The sequences of one prompt share the blocks that the prompt
+//! fills.
 //!
 //! ```text
-//! prompt of 150 tokens, 64 tokens a block, 3 sequences of up to 200 tokens:
+//! prompt of 150 tokens, 64 tokens per block, 3 sequences of up to 200 tokens:
 //!     sequence 0:  0  1  2  3      blocks 0 and 1 are full of prompt tokens: shared by all, reference count 3
 //!     sequence 1:  0  1  4  5      block 2 holds the prompt's last 22 tokens; sequences 1 and 2 copy these into
 //!     sequence 2:  0  1  6  7      blocks 4 and 6, because each sequence appends its own tokens there
@@ -9,7 +10,7 @@
 
 use reel_runtime::ops::KvPages;
 
-/// The free blocks of a KV cache, and how many sequences hold each of the others.
+/// The free blocks of a KV cache, and for each other block the number of sequences that hold it.
 #[derive(Debug)]
 pub(crate) struct BlockAllocator {
     /// Free blocks; the last one is allocated next.
@@ -28,15 +29,15 @@ impl BlockAllocator {
         tokens.div_ceil(KvPages::BLOCK)
     }
 
-    /// The number of blocks that [`Self::allocate_group`] takes.
+    /// The number of blocks that [`Self::allocate_group`] takes for these sequences.
     pub(crate) fn group_blocks(sequences: usize, prompt_tokens: usize, max_tokens: usize) -> usize {
         let shared = prompt_tokens / KvPages::BLOCK;
         if sequences == 0 { 0 } else { shared + sequences * (BlockAllocator::blocks_for(max_tokens) - shared) }
     }
 
-    /// Allocates the block tables of `sequences` sequences with one prompt, for up to `max_tokens` tokens each, prompt
-    /// included. None if too few blocks are free. A sequence gets all its blocks at once, because the device moves to
-    /// the next block without the host.
+    /// Allocates the block tables of `sequences` sequences with the same prompt, for up to `max_tokens` tokens each,
+    /// prompt included. None if too few blocks are free. A sequence gets all its blocks at once, because decode steps
+    /// on the device go on to its next block without asking the host.
     pub(crate) fn allocate_group(
         &mut self,
         sequences: usize,
@@ -59,8 +60,8 @@ impl BlockAllocator {
         Some(tables)
     }
 
-    /// Releases the blocks of a finished sequence and empties its table. A block is free when no other sequence holds
-    /// it.
+    /// Releases the blocks of a finished sequence and empties its block table. A block becomes free when no other
+    /// sequence holds it.
     pub(crate) fn release(&mut self, table: &mut Vec<i32>) {
         for block in table.drain(..).rev() {
             self.ref_counts[block as usize] -= 1;

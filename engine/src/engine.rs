@@ -1,5 +1,5 @@
-//! The engine: prefills prompts, then generates all completions together, one token for each running sequence in a
-//! step.
+//! The engine: prefills prompts, then generates all completions together; each decode step adds one token to each
+//! running sequence.
 //!
 //! ```text
 //! generate(requests):
@@ -10,7 +10,8 @@
 //!         postprocess   tokens of the oldest enqueued step: append, finish sequences, release slots and KV blocks
 //! ```
 //!
-//! On an asynchronous device the host enqueues `lookahead` further steps before it reads the tokens of the oldest one.
+//! On an asynchronous device the host enqueues `lookahead` further steps before it reads the tokens of the oldest
+//! step.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -44,7 +45,7 @@ pub struct Engine<'a> {
     max_slots: usize,
     lookahead: usize,
     capture: bool,
-    /// KV cache, slots and captured graphs of the last call. The next call uses them again if they are large enough.
+    /// KV cache, slots and captured graphs of the last call. The next call reuses them if they are large enough.
     batch: Mutex<Option<RunningBatch>>,
 }
 
@@ -70,22 +71,22 @@ impl<'a> Engine<'a> {
         })
     }
 
-    /// Limits how many sequences decode at the same time, at least one; the others wait. Completions do not depend on
-    /// it.
+    /// Sets the maximum number of sequences that decode at the same time, at least one; the others wait. Completions
+    /// do not depend on it.
     pub fn max_slots(mut self, slots: usize) -> Engine<'a> {
         self.max_slots = slots.max(1);
         self
     }
 
-    /// Sets how many further steps are enqueued before the tokens of the oldest one are read. By default 1 on an
+    /// Sets how many further steps are enqueued before the tokens of the oldest one are read. The default is 1 on an
     /// asynchronous device, else 0. Completions do not depend on it.
     pub fn lookahead(mut self, steps: usize) -> Engine<'a> {
         self.lookahead = steps;
         self
     }
 
-    /// Enqueues the launches of each step one by one instead of replaying captured graphs. Completions do not depend on
-    /// it.
+    /// Makes the engine enqueue the launches of each step one by one instead of replaying captured graphs.
+    /// Completions do not depend on it.
     pub fn without_captured_graphs(mut self) -> Engine<'a> {
         self.capture = false;
         self
@@ -97,7 +98,7 @@ impl<'a> Engine<'a> {
         self
     }
 
-    /// How many decode steps were captured as graphs for the present running batch.
+    /// How often a decode step was captured as a graph for the present running batch.
     pub fn captures(&self) -> usize {
         self.cached_batch().as_ref().map_or(0, RunningBatch::captures)
     }
@@ -139,7 +140,7 @@ impl<'a> Engine<'a> {
         self.batch.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// An empty running batch for these requests: that of the last call, or a larger one.
+    /// An empty running batch that is large enough for these requests: the one of the last call, or a larger one.
     fn batch_for<'b>(
         &self,
         requests: &[GenerationRequest],
@@ -187,7 +188,7 @@ struct Run<'r, 'a> {
     engine: &'r Engine<'a>,
     scheduler: Scheduler,
     batch: &'r mut RunningBatch,
-    /// Enqueued steps, the oldest first, with the sequence that gets the token of each slot.
+    /// The enqueued steps, oldest first. Each has, by slot, the index of the sequence that gets the slot's token.
     in_flight: VecDeque<(Vec<Option<usize>>, PendingStep)>,
     on_token: &'r mut dyn FnMut(TokenEvent),
 }
@@ -236,14 +237,14 @@ impl Run<'_, '_> {
         Ok(true)
     }
 
-    /// Writes the state of a sequence to the slot that it has been given.
+    /// Writes the state of the sequence that holds `slot` to the device.
     fn assign(&self, slot: usize) -> Result<()> {
         let Some(sequence) = self.scheduler.sequence(slot) else { return Ok(()) };
         let banned = sequence.banned_eos();
         self.batch.assign(slot, &[sequence.slot()], &[sequence.sampling().with_bias(&banned)])
     }
 
-    /// Enqueues a decode step over all used slots.
+    /// Enqueues a decode step over all slots up to the last used one.
     fn enqueue(&mut self) -> Result<()> {
         for (slot, sequence) in self.scheduler.running() {
             if sequence.reaches_min_tokens() {
@@ -267,7 +268,7 @@ impl Run<'_, '_> {
         Ok(true)
     }
 
-    /// Moves the running sequences to the first slots when no sequence waits and fewer rows are enough for them.
+    /// Moves the running sequences to the first slots if no sequence waits and a smaller batch size is then enough.
     fn shrink(&mut self) -> Result<()> {
         let running = self.scheduler.running().count().max(1);
         let used = self.scheduler.used_slots();

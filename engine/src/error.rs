@@ -5,16 +5,16 @@ use reel_diagnostic::Diagnostic;
 /// An error of the engine.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
-    /// The model or its inputs.
+    /// An error of the model or its inputs.
     #[error(transparent)]
     Model(#[from] reel_model::ModelError),
-    /// The device or an op.
+    /// An error of the device or an op.
     #[error(transparent)]
     Runtime(#[from] reel_runtime::RuntimeError),
-    /// A request with a field that is not valid, or with more sequences than the KV cache holds.
+    /// A request has an invalid field, or more sequences than the KV cache holds.
     #[error("{0}")]
     Request(Diagnostic),
-    /// The logits of a sequence are not numbers.
+    /// The logits of a sequence are NaN.
     #[error(
         "logits: not a number at generated token {token} of completion {completion}; the weights are damaged, or the dtype overflows: try --dtype f32"
     )]

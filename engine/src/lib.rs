@@ -1,4 +1,4 @@
-//! Generates completions for prompts: one engine for rollouts, evaluation and the command line.
+//! Generates completions for prompts. Rollouts, evaluation and the command line use this one engine.
 //!
 //! Requests go in, completions come out: [`Engine::generate`]. Its loop `schedule → run → postprocess` is in
 //! `engine.rs`. The scheduler (`scheduler.rs`) decides which sequence holds which decode slot and KV blocks; the

@@ -11,8 +11,9 @@ use crate::block_allocator::BlockAllocator;
 use crate::error::Result;
 
 /// Computes a prompt once for all of its completions. `tables` are their block tables (see
-/// [`BlockAllocator::allocate_group`]). The prompt's keys and values go to the blocks of the first table; the
-/// half-filled last block is copied to the others. Returns the logits `[1, V]` of the token after the prompt.
+/// [`BlockAllocator::allocate_group`]). The prompt's keys and values are written to the blocks of the first table,
+/// and its half-filled last block is copied to the other tables. Returns the logits `[1, V]` of the token after the
+/// prompt.
 pub(crate) fn prefill(
     model: &Qwen25Vl,
     cx: &Cx,
@@ -36,8 +37,8 @@ pub(crate) fn prefill(
     Ok(logits)
 }
 
-/// Copies the keys and values of the first `tokens` tokens of a KV block. The rest of the block is not initialised, so
-/// it is not read.
+/// Copies the keys and values of the first `tokens` tokens of a KV block. The rest of the block is not copied,
+/// because it is not initialised.
 fn copy_block(cx: &Cx, cache: &KvCache, from: i32, to: i32, tokens: usize) -> Result<()> {
     for tensor in cache.tensors() {
         let (src, dst) = (tensor.rows(from as usize, 1)?, tensor.rows(to as usize, 1)?);

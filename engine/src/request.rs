@@ -1,4 +1,4 @@
-//! What callers pass to the engine and get from it: requests, completions and token events.
+//! The engine's input and output: requests, completions and token events.
 
 use reel_diagnostic::Diagnostic;
 use reel_model::TokenId;
@@ -13,23 +13,23 @@ use crate::stop::StopCondition;
 pub struct GenerationRequest<'a> {
     /// The prompt, with its media.
     pub prompt: Sequence<'a>,
-    /// Added to a token's index to get its rotary position after the prompt (see `rope_index`).
+    /// The offset from a token's index to its rotary position, for tokens after the prompt (see `rope_index`).
     pub rope_delta: i64,
     /// How tokens are sampled.
     pub sampling: SamplingParams,
-    /// The largest number of tokens of a completion.
+    /// Maximum number of tokens of a completion.
     pub max_new_tokens: usize,
     /// Ids that end a completion. The one that ends it is its last token.
     pub eos_token_ids: &'a [TokenId],
-    /// `eos_token_ids` are banned until a completion has this many tokens.
+    /// Minimum number of tokens of a completion: until then the `eos_token_ids` are banned.
     pub min_new_tokens: usize,
-    /// One for each completion: their number is the number of completions of the prompt. Completion i samples with the
-    /// seed plus i.
+    /// One stop condition for each completion, so their number is the number of completions of the prompt. Completion
+    /// i samples with the seed plus i.
     pub stop_conditions: Vec<StopCondition>,
 }
 
 impl GenerationRequest<'_> {
-    /// Tokens of the prompt together with the longest completion.
+    /// The number of tokens of the prompt and a completion of maximum length together.
     pub(crate) fn max_tokens(&self) -> usize {
         self.prompt.input_ids.len() + self.max_new_tokens
     }
@@ -47,9 +47,9 @@ impl GenerationRequest<'_> {
 /// Why a completion ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FinishReason {
-    /// An end token or a stop string.
+    /// An end token was sampled, or a stop string appeared.
     Stop,
-    /// The limit of tokens.
+    /// The completion reached its maximum number of tokens.
     Length,
 }
 
@@ -66,7 +66,7 @@ impl FinishReason {
 /// The tokens that were generated for a prompt.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Completion {
-    /// The index of the request.
+    /// The index of the request in the call of the engine.
     pub request: usize,
     /// The index of the completion in its request.
     pub index: usize,
@@ -82,7 +82,7 @@ pub struct Completion {
 /// A token that was just generated.
 #[derive(Clone, Copy, Debug)]
 pub struct TokenEvent {
-    /// The index of the request.
+    /// The index of the request in the call of the engine.
     pub request: usize,
     /// The index of the completion in its request.
     pub index: usize,
@@ -90,7 +90,7 @@ pub struct TokenEvent {
     pub id: TokenId,
 }
 
-/// How long the two phases of a call of the engine took.
+/// The durations of the two phases of a call of the engine.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct GenerationTiming {
     /// Seconds of prefilling all prompts, with the vision tower. Each completion's first token comes from this phase.

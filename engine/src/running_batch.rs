@@ -1,7 +1,8 @@
-//! The device's side of the running batch: KV cache, decode slots, sampling parameters, and the decode step over them.
+//! The part of the running batch that is on the device: KV cache, decode slots, sampling parameters, and the decode
+//! step over them.
 //!
-//! Everything that changes from step to step lies in device memory and is advanced there, so the host can enqueue the
-//! next step before it has read the tokens of the last one. The step is captured and replayed by `GraphCache`.
+//! Everything that changes from step to step is in device memory and is updated there, so the host can enqueue the
+//! next step before it has read the tokens of the last one. `GraphCache` captures and replays the step.
 //!
 //! ```text
 //! step:  logits = decoder(ids, positions, block tables)    one token for each slot; appends to the KV cache
@@ -19,31 +20,33 @@ use reel_runtime::{Cx, Tensor};
 
 use crate::error::Result;
 
-/// How much the running batch can hold.
+/// How many sequences, KV blocks and tokens a running batch can hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Capacity {
     /// Decode slots.
     pub(crate) slots: usize,
-    /// KV blocks of one slot's sequence.
+    /// KV blocks of the sequence in one slot.
     pub(crate) blocks_per_slot: usize,
-    /// Tokens of a slot's history for the repetition penalty; 0 if no sequence needs it.
+    /// Tokens of a slot's history, which the repetition penalty reads; 0 if no sequence has a penalty.
     pub(crate) history: usize,
     /// KV blocks of all sequences together.
     pub(crate) blocks: usize,
-    /// Tokens that can be banned for one slot.
+    /// Maximum number of banned tokens of one slot.
     pub(crate) banned_tokens: usize,
 }
 
 impl Capacity {
     /// Whether a batch of this capacity can serve requests that need `other`.
     fn covers(&self, other: &Capacity) -> bool {
-        // An unused history would cost time in every step.
+        // A batch with a history does not serve requests without a penalty: the history would cost time in every
+        // step.
         let history = if other.history == 0 { self.history == 0 } else { self.history >= other.history };
         let slots = self.slots >= other.slots && self.blocks_per_slot >= other.blocks_per_slot;
         slots && history && self.blocks >= other.blocks && self.banned_tokens >= other.banned_tokens
     }
 
-    /// Rounds up to powers of two, so that captured graphs serve later calls with slightly larger requests.
+    /// Rounds slots, blocks per slot and history up to powers of two, so captured graphs serve later calls with
+    /// slightly larger requests.
     fn rounded(&self) -> Capacity {
         Capacity {
             slots: self.slots.next_power_of_two(),
@@ -102,7 +105,7 @@ impl PendingStep {
 /// The decode slots and the KV cache on the device.
 #[derive(Debug)]
 pub(crate) struct RunningBatch {
-    // Dropped before the memory that its graphs use.
+    // The first field, so graphs are dropped before the memory that they use.
     graphs: GraphCache,
     cx: Cx,
     capacity: Capacity,
@@ -110,8 +113,8 @@ pub(crate) struct RunningBatch {
 }
 
 impl RunningBatch {
-    /// An empty batch of at least the given capacity. `suppressed` are ids that are never sampled. If `capture` is
-    /// false, no step is captured: the launches of each step are enqueued one by one.
+    /// An empty batch of at least the given capacity. `suppressed` are ids that are never sampled. Without `capture`,
+    /// the launches of each step are enqueued one by one instead of being captured.
     pub(crate) fn new(
         model: &Qwen25Vl,
         cx: &Cx,
@@ -150,23 +153,24 @@ impl RunningBatch {
         self.graphs.captures()
     }
 
-    /// The number of slots that a step over the first `used_slots` slots computes.
+    /// The number of slots that a step computes if the first `used_slots` slots are in use.
     pub(crate) fn batch_size(&self, used_slots: usize) -> usize {
         self.cx.device().decode_batch_size(used_slots, self.capacity.slots)
     }
 
-    /// Assigns sequences to slots from `first` on, behind the steps that are enqueued already.
+    /// Assigns sequences to slots from `first` on. Takes effect after the steps that are already enqueued.
     pub(crate) fn assign(&self, first: usize, slots: &[Slot], sampling: &[SlotSampling]) -> Result<()> {
         self.state.sampling.set(first, sampling)?;
         Ok(self.state.rows.assign(first, slots)?)
     }
 
-    /// Changes the sampling parameters of slots from `first` on, behind the steps that are enqueued already.
+    /// Changes the sampling parameters of slots from `first` on. Takes effect after the steps that are already
+    /// enqueued.
     pub(crate) fn set_sampling(&self, first: usize, sampling: &[SlotSampling]) -> Result<()> {
         Ok(self.state.sampling.set(first, sampling)?)
     }
 
-    /// Empties `slots` slots from `first` on, behind the steps that are enqueued already.
+    /// Empties `slots` slots from `first` on. Takes effect after the steps that are already enqueued.
     pub(crate) fn clear(&self, first: usize, slots: usize) -> Result<()> {
         Ok(self.state.rows.clear(first, slots)?)
     }

@@ -1,4 +1,4 @@
-//! Sampling parameters of a request, and the sampling of the first token, whose logits come from the prefill.
+//! Sampling parameters of a request, and the sampling of a completion's first token from the logits of the prefill.
 
 use reel_diagnostic::Diagnostic;
 use reel_runtime::ops::{self, SampledTokens, SamplingTable, SlotSampling};
@@ -16,10 +16,10 @@ pub struct SamplingParams {
     pub top_p: f32,
     /// Samples from the `top_k` most likely tokens; 0 keeps all.
     pub top_k: u32,
-    /// Above 1: makes tokens of the prompt and of the completion so far less likely.
+    /// Values above 1 make tokens of the prompt and of the completion so far less likely.
     pub repetition_penalty: f32,
-    /// The random number of a token depends on the seed and the token's index only, so a completion is the same in any
-    /// batch.
+    /// Seed of the random numbers. The random number of a token depends only on the seed and the token's index, so a
+    /// completion is the same in any batch.
     pub seed: u64,
 }
 
@@ -51,7 +51,8 @@ impl SamplingParams {
         Ok(())
     }
 
-    /// The parameters as the sampling kernel takes them, with `bias` added to the logits of some tokens.
+    /// The parameters in the form of the sampling kernel, with `bias`: pairs of a token and what is added to its
+    /// logit.
     pub(crate) fn with_bias<'b>(&self, bias: &'b [(i32, f32)]) -> SlotSampling<'b> {
         SlotSampling {
             bias,

@@ -1,6 +1,6 @@
-//! Decides which sequence holds which decode slot and which KV blocks. It never touches the device.
+//! Decides which sequence holds which decode slot and which KV blocks. It runs on the host only.
 //!
-//! A sequence is waiting, then holds a slot, then is finished. On an asynchronous device the host enqueues further
+//! A sequence first waits, then holds a slot, then is finished. On an asynchronous device the host enqueues further
 //! steps before it has read a sequence's last token. Tokens that such steps compute for a sequence that has ended
 //! meanwhile are dropped, so completions do not depend on the lookahead.
 
@@ -11,12 +11,12 @@ use crate::error::Result;
 use crate::request::{Completion, TokenEvent};
 use crate::sequence::SequenceState;
 
-/// All sequences of a call of the engine, the decode slots, and the blocks of the KV cache.
+/// All sequences of a call of the engine, the decode slots, and the free blocks of the KV cache.
 pub(crate) struct Scheduler {
     sequences: Vec<SequenceState>,
     /// Unfinished sequences without a slot, in order of arrival.
     waiting: VecDeque<usize>,
-    /// The sequence of each slot.
+    /// For each slot, the index of the sequence that holds it.
     slots: Vec<Option<usize>>,
     blocks: BlockAllocator,
 }
@@ -57,12 +57,12 @@ impl Scheduler {
         self.slots[slot].map(|sequence| &self.sequences[sequence])
     }
 
-    /// The slots that are held, in order, with their sequences.
+    /// The occupied slots in order, each with its sequence.
     pub(crate) fn running(&self) -> impl DoubleEndedIterator<Item = (usize, &SequenceState)> {
         (0..self.slots.len()).filter_map(|slot| Some((slot, self.sequence(slot)?)))
     }
 
-    /// The number of slots up to the last one that is held.
+    /// The number of slots up to and including the last occupied one.
     pub(crate) fn used_slots(&self) -> usize {
         self.running().next_back().map_or(0, |(slot, _)| slot + 1)
     }
@@ -71,8 +71,8 @@ impl Scheduler {
         !self.waiting.is_empty()
     }
 
-    /// Counts a step over the first `batch_size` slots as in flight. Returns, for each slot, the sequence that gets the
-    /// step's token.
+    /// Records that a step over the first `batch_size` slots is in flight. Returns, for each slot, the index of the
+    /// sequence that gets the slot's token.
     pub(crate) fn start_step(&mut self, batch_size: usize) -> Vec<Option<usize>> {
         let mut receivers = self.slots.clone();
         receivers.resize(batch_size, None);
@@ -85,11 +85,11 @@ impl Scheduler {
         receivers
     }
 
-    /// Gives the tokens of a finished step to their sequences, and releases blocks and slots of sequences that end.
-    /// Returns the slots that are free now.
+    /// Appends the tokens of a finished step to their sequences, and releases the blocks and slots of sequences that
+    /// end. Returns the slots that became free.
     ///
     /// # Errors
-    /// `EngineError::NotANumber`, where logits were NaN.
+    /// `EngineError::NotANumber` if the logits of a sequence are NaN.
     pub(crate) fn postprocess(
         &mut self,
         receivers: &[Option<usize>],

@@ -30,15 +30,15 @@ pub(crate) struct SequenceState {
     ids: Vec<i32>,
     prompt_tokens: usize,
     log_probs: Vec<f32>,
-    /// The KV blocks of the sequence in order.
+    /// The KV blocks of the sequence, in the order of its tokens.
     pub(crate) block_table: Vec<i32>,
-    /// Decode steps that were enqueued for this sequence and whose token the host has not read.
+    /// The number of enqueued decode steps whose token for this sequence the host has not read yet.
     pub(crate) in_flight: usize,
     finish_reason: Option<FinishReason>,
 }
 
 impl SequenceState {
-    /// One sequence for each completion of request number `request`. They have no blocks yet.
+    /// One sequence for each completion of request number `request`. The sequences have no KV blocks yet.
     pub(crate) fn for_request(request: usize, r: GenerationRequest) -> Vec<SequenceState> {
         let ids: Vec<i32> = r.prompt.input_ids.iter().map(|&id| id as i32).collect();
         let limits = Rc::new(RequestLimits {
@@ -76,12 +76,12 @@ impl SequenceState {
         self.ids.len() - self.prompt_tokens
     }
 
-    /// Whether the sequence needs more tokens than the steps in flight will bring.
+    /// Whether the sequence needs more tokens than the steps in flight will give it.
     pub(crate) fn needs_token(&self) -> bool {
         !self.is_finished() && self.generated() + self.in_flight < self.limits.max_new_tokens
     }
 
-    /// The end tokens, while the next token that the host reads must not be one of them.
+    /// The logit biases that ban the end tokens; empty once the completion has its minimum number of tokens.
     pub(crate) fn banned_eos(&self) -> Vec<(i32, f32)> {
         match self.generated() < self.limits.min_new_tokens {
             true => banned_tokens(&self.limits.eos_token_ids),
@@ -95,19 +95,18 @@ impl SequenceState {
         enqueued > 0 && enqueued == self.limits.min_new_tokens
     }
 
-    /// The ids so far, where the repetition penalty reads them; else none, so that they need not be copied to the
-    /// device.
+    /// The ids so far if the sequence has a repetition penalty; else none, so no ids are copied to the device.
     pub(crate) fn penalty_history(&self) -> &[i32] {
         if self.sampling.repetition_penalty == 1.0 { &[] } else { &self.ids }
     }
 
-    /// The number of the next sample under the sequence's seed: the index of the token in the sequence.
+    /// The number of the next random draw under the sequence's seed: the index of the token in the sequence.
     pub(crate) fn next_sample(&self) -> i32 {
         self.ids.len() as i32
     }
 
-    /// What a decode slot needs to continue the sequence. Its KV cache is complete except for the last token, which the
-    /// next step writes.
+    /// The state that a decode slot needs to continue the sequence. Its KV cache is complete except for the last
+    /// token, which the next step writes.
     pub(crate) fn slot(&self) -> Slot<'_> {
         let keys = self.ids.len();
         Slot {

@@ -1,8 +1,8 @@
-//! Stop strings: watches the text of a completion, because a stop string may span several tokens.
+//! Stop strings: they are searched in the text of a completion, because a stop string may span several tokens.
 
-/// Decodes ids to text one by one: the tokenizer's streaming decoder.
+/// Decodes ids to text one by one, like a tokenizer's streaming decoder.
 pub trait Detokenizer {
-    /// The text that `id` adds. It is empty while the bytes of a character are incomplete.
+    /// Returns the text that `id` adds; empty while the bytes of a character are incomplete.
     fn push(&mut self, id: u32) -> String;
 }
 
@@ -25,21 +25,22 @@ impl StopCondition {
         StopCondition { strings: Vec::new(), text: String::new(), detokenizer: None }
     }
 
-    /// Stops when one of `strings` appears in the text that `detokenizer` makes of the ids. Empty strings are ignored.
+    /// Ends the completion when one of `strings` appears in the text that `detokenizer` makes of the ids. Empty
+    /// strings are ignored.
     pub fn strings(strings: &[String], detokenizer: Box<dyn Detokenizer>) -> StopCondition {
         let strings: Vec<String> = strings.iter().filter(|s| !s.is_empty()).cloned().collect();
         let detokenizer = if strings.is_empty() { None } else { Some(detokenizer) };
         StopCondition { detokenizer, strings, text: String::new() }
     }
 
-    /// Appends an id. Returns whether the text contains a stop string now.
+    /// Appends a generated id. Returns whether the text now contains a stop string.
     pub fn push(&mut self, id: u32) -> bool {
         let Some(detokenizer) = &mut self.detokenizer else { return false };
         let piece = detokenizer.push(id);
         if piece.is_empty() {
             return false;
         }
-        // A new match ends in the new piece, so it begins at most the length of the longest string before the piece.
+        // A new match ends in the new piece of text, so it begins at most `longest` bytes before the piece.
         let longest = self.strings.iter().map(String::len).max().unwrap_or(0);
         let mut from = self.text.len().saturating_sub(longest);
         while !self.text.is_char_boundary(from) {
@@ -59,7 +60,7 @@ impl StopCondition {
 mod tests {
     use super::*;
 
-    /// Each id is one Unicode character.
+    /// A detokenizer for which each id is one Unicode character.
     struct Characters;
     impl Detokenizer for Characters {
         fn push(&mut self, id: u32) -> String {

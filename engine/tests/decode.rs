@@ -26,7 +26,7 @@ fn model(device: &Device, dtype: DType) -> Qwen25Vl {
     Qwen25Vl::open(device, &Checkpoint::open(&folder).unwrap(), &config, dtype).unwrap()
 }
 
-/// A request of the test: the length of its prompt, and how its completions are generated.
+/// A request: the length of its prompt, and how its completions are generated.
 #[derive(Clone, Copy, Debug)]
 struct TestRequest {
     prompt_tokens: usize,
@@ -88,8 +88,8 @@ fn open_and_compare_runs(
     compare_runs(&model(device, dtype), device, dtype, requests, variants)
 }
 
-/// Runs the requests once without graphs and lookahead, then with each variant (slots, lookahead), and checks that
-/// completions are equal.
+/// Generates the completions once without graphs and lookahead, then with each variant (slots, lookahead), and checks
+/// that they are equal.
 fn compare_runs(
     model: &Qwen25Vl,
     device: &Device,
@@ -111,7 +111,7 @@ fn compare_runs(
         let engine = engine().max_slots(rows).lookahead(ahead);
         assert_eq!(run(&engine, requests, &eos), want, "{device:?} {dtype}: {rows} slots, lookahead {ahead}");
         assert!(engine.captures() > 0);
-        // A batch size that occurred once is captured at its second occurrence; after that nothing new is captured.
+        // A batch size is captured when it occurs for the second time; after that nothing new is captured.
         assert_eq!(run(&engine, requests, &eos), want, "{device:?} {dtype}: the same again");
         let made = engine.captures();
         assert_eq!(run(&engine, requests, &eos), want, "{device:?} {dtype}: and again");
@@ -203,7 +203,7 @@ fn adapted(device: &Device, dtype: DType) -> Qwen25Vl {
             let salt = spec.name.bytes().fold(7u32, |a, b| a.wrapping_mul(31).wrapping_add(b.into()));
             let number = |i: u32| ((i ^ salt).wrapping_mul(2_654_435_761) >> 8) as f32 / (1 << 23) as f32 - 1.0;
             let n = spec.shape.iter().product::<usize>() as u32;
-            // The upper 16 bits of an f32 are a bf16.
+            // Writes the upper 16 bits of each f32, which are a bf16.
             (0..n).try_for_each(|i| to.write_all(&(0.3 * number(i)).to_le_bytes()[2..]))
         },
     )

@@ -107,7 +107,7 @@ fn completions_of_a_prompt_follow_their_seeds() {
     let first = make();
     assert_eq!(first, make());
     assert!((1..4).any(|i| first[i].ids != first[0].ids));
-    // Completion i samples with the seed plus i.
+    // Completion i samples with the seed of the request plus i.
     let second = case.run(&Device::cpu(2), vec![case.request(SamplingParams { seed: 8, ..SAMPLED }, 12, 1)]);
     assert_eq!(second[0].ids, first[1].ids);
     let media = [case.config.tokens.image, case.config.tokens.video, case.config.tokens.vision_start];

@@ -23,7 +23,7 @@ pub enum Benchmark {
 }
 
 impl Benchmark {
-    /// All benchmarks, in the order of the papers.
+    /// All benchmarks, in the order of the papers' tables.
     pub const ALL: [Self; 6] =
         [Self::VsiBench, Self::VideoMmmu, Self::Mmvu, Self::MvBench, Self::TempCompass, Self::VideoMme];
 

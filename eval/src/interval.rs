@@ -4,7 +4,7 @@
 const Z: f64 = 1.959_963_984_540_054;
 
 /// The 95 % Wilson score interval of the mean of `n` scores from 0 to 1 (E. B. Wilson, 1927); `[0, 1]` for n = 0. The
-/// formula assumes scores of 0 or 1. Fractional scores vary less, so their interval is wider than necessary.
+/// formula assumes scores of 0 or 1. Fractional scores vary less, so for them the interval is wider than necessary.
 pub fn wilson_interval(mean: f64, n: usize) -> [f64; 2] {
     if n == 0 {
         return [0.0, 1.0];
@@ -12,7 +12,7 @@ pub fn wilson_interval(mean: f64, n: usize) -> [f64; 2] {
     let (centre, _) = adjusted(mean, n);
     let n = n as f64;
     let half = Z / (n + Z * Z) * (n * mean * (1.0 - mean) + Z * Z / 4.0).max(0.0).sqrt();
-    // Keeps the mean inside despite rounding errors.
+    // The clamps keep the mean inside the interval despite rounding errors.
     [(centre - half).max(0.0).min(mean), (centre + half).min(1.0).max(mean)]
 }
 
@@ -26,7 +26,8 @@ pub fn weighted_sum_interval(means: &[(f64, f64, usize)]) -> [f64; 2] {
     [(sum - half).max(0.0), (sum + half).min(1.0)]
 }
 
-/// The mean after adding z² scores of one half, and its variance for scores of 0 or 1 (Agresti and Coull).
+/// The mean after z² (about 4) scores of one half are added, and its variance for scores of 0 or 1 (Agresti and
+/// Coull).
 fn adjusted(mean: f64, n: usize) -> (f64, f64) {
     let more = n as f64 + Z * Z;
     let centre = (n as f64 * mean + Z * Z / 2.0) / more;
@@ -55,7 +56,7 @@ mod tests {
     }
 
     proptest! {
-        /// Definition of the Wilson interval: the observed mean is 1.96 standard errors away from each end.
+        /// The definition of the Wilson interval: the observed mean is 1.96 standard errors away from each end.
         #[test]
         fn ends_are_roots_of_the_score_test(x in 1u32..99, n in 100usize..1000) {
             let mean = f64::from(x) / 100.0;
@@ -71,7 +72,7 @@ mod tests {
             let [low, high] = wilson_interval(mean, n);
             prop_assert!(0.0 <= low && low <= mean && mean <= high && high <= 1.0);
             prop_assert!(width(wilson_interval(mean, n * 4)) < width([low, high]));
-            // Two halves give about the same interval as the whole.
+            // The weighted sum of two halves has about the same interval as the mean of the whole.
             let apart = weighted_sum_interval(&[(0.5, mean, n * 50), (0.5, mean, n * 50)]);
             prop_assert!((width(apart) - width(wilson_interval(mean, n * 100))).abs() < 0.02);
         }

@@ -1,5 +1,5 @@
-//! Scores predictions of the six video benchmarks as the evaluation scripts of VideoRFT and Video-R1 do.
-//! Texts and numbers only: no device, no model, no media. Start at [`score_benchmark`].
+//! Scores predictions of the six video benchmarks as the evaluation scripts of VideoRFT and Video-R1 do. Input and
+//! output are texts and numbers: no device, no model, no media. Start at [`score_benchmark`].
 
 mod benchmarks;
 mod error;

@@ -39,13 +39,13 @@ impl Prediction {
         })
     }
 
-    /// Whether the prediction is scored by its relative error.
+    /// Whether this is a regression problem, which is scored by the relative error of the answer.
     pub fn is_regression(&self) -> bool {
         self.problem_type == Some(ProblemType::Regression)
     }
 
     /// The score from 0 to 1. If the output has no answer in tags, or an empty one, the whole output is the answer.
-    /// Kinds of problem that the benchmarks do not have score 0.
+    /// Kinds of problem that do not occur in the benchmarks score 0.
     pub fn score(&self) -> f32 {
         let answer = match extract_answer(&self.output) {
             "" => strip(&self.output),

@@ -22,7 +22,7 @@ pub struct BenchmarkReport {
     pub mean_acc: f64,
     /// Mean relative accuracy of the regression rows; 0 if there are none.
     pub mean_mra: f64,
-    /// Mean over tasks, the official score of VSI-Bench.
+    /// Mean over tasks of the score of each task: the official score of VSI-Bench.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub task_mean: Option<f64>,
     /// Interval of `task_mean`.
@@ -86,8 +86,8 @@ pub fn score_benchmark(benchmark: Benchmark, predictions: &[Prediction]) -> Resu
     })
 }
 
-/// The mean over tasks and its interval, if the benchmark has tasks and the rows have categories. Categories of a
-/// task are averaged first.
+/// The mean over tasks and its interval, if the benchmark has tasks and the rows have categories. The score of a task
+/// is the mean of its categories.
 fn task_mean(benchmark: Benchmark, by_category: &BTreeMap<String, CategoryScore>) -> Option<(f64, [f64; 2])> {
     let mut tasks: BTreeMap<&str, Vec<&CategoryScore>> = BTreeMap::new();
     for (category, part) in by_category {

@@ -5,10 +5,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::torch_stats::{mean, std};
 
-/// Added to the standard deviation, so that groups with nearly equal rewards do not get huge advantages.
+/// Added to the standard deviation, so groups with nearly equal rewards do not get huge advantages.
 const EPSILON: f32 = 1e-4;
 
-/// What advantages are divided by (TRL's `scale_rewards`).
+/// The standard deviation that advantages are divided by (TRL's `scale_rewards`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ScaleRewards {

@@ -23,8 +23,8 @@ pub struct ScoringGroup {
     pub lengths: Vec<usize>,
     /// Completions for shuffled frames. `None`: no temporal reward.
     pub shuffled: Option<Vec<String>>,
-    /// The semantic reward of each completion ([`crate::semantic_reward`]) before wrong answers are set to 0. `None`:
-    /// no semantic reward.
+    /// The semantic reward of each completion ([`crate::semantic_reward`]), also for wrong answers, for which scoring
+    /// sets it to 0. `None`: no semantic reward.
     pub semantic: Option<Vec<f32>>,
     /// Custom rewards by name, one number per completion. If there are any, the length reward is off.
     pub custom: Vec<(String, Vec<f32>)>,
@@ -50,7 +50,7 @@ pub struct Scores {
     pub accuracy: Vec<f32>,
     /// 1 if the completion has the required format, else 0.
     pub format: Vec<f32>,
-    /// 0.3 for correct answers of a group that does better with ordered than with shuffled frames.
+    /// 0.3 for correct answers of a group that is more accurate with ordered than with shuffled frames.
     pub temporal: Vec<f32>,
     /// Similarity of the reasoning of a correct answer with the frames, from 0 to 1.
     pub semantic: Vec<f32>,
@@ -58,18 +58,18 @@ pub struct Scores {
     pub length: Vec<f32>,
     /// Custom rewards by name.
     pub custom: Vec<(String, Vec<f32>)>,
-    /// Weighted sum of all reward functions.
+    /// Weighted sum of the rewards that apply.
     pub reward: Vec<f32>,
     /// Advantage within the group; empty for a single completion.
     pub advantage: Vec<f32>,
 }
 
 impl ScoringGroup {
-    /// Scores the group.
+    /// Scores the group by all reward functions that apply.
     ///
     /// # Panics
     ///
-    /// A list that is given does not have one number per completion, which is a bug of the caller.
+    /// A given list does not have one number per completion, which is a bug of the caller.
     pub fn score(&self, rules: &RewardRules) -> Scores {
         let fits = |n: usize| n == self.completions.len();
         assert!(self.lengths.is_empty() || fits(self.lengths.len()), "{} lengths", self.lengths.len());
@@ -87,7 +87,7 @@ impl ScoringGroup {
         scores
     }
 
-    /// Computes the rewards that compare completions with the solution.
+    /// Computes the rewards that compare the completions with the solution.
     fn score_answers(&self, solution: &str, recipe: Recipe, scores: &mut Scores) {
         let accuracy = |completion: &String| accuracy_reward(self.problem_type, completion, solution);
         scores.accuracy = self.completions.iter().map(accuracy).collect();
@@ -130,7 +130,7 @@ impl Scores {
         sums
     }
 
-    /// All lists that are not empty, in the order of output files.
+    /// The names and values of all lists that are not empty, in the order of output files.
     fn lists(&self) -> impl Iterator<Item = (&str, &[f32])> {
         let ends = [("reward", &self.reward[..]), ("advantage", &self.advantage)];
         self.components().chain(ends.into_iter().filter(|(_, values)| !values.is_empty()))
@@ -142,7 +142,7 @@ impl Scores {
     }
 }
 
-/// Serializes as an object of lists.
+/// Serializes as an object with one list per reward function.
 impl Serialize for Scores {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(None)?;
@@ -218,7 +218,9 @@ mod tests {
     }
 
     proptest! {
-        /// The effect of the temporal reward that docs/parity.md describes.
+        /// If the rewards of a group have two values, the temporal reward does not change advantages that are scaled
+        /// by the group; unscaled advantages become 1.3 times as large (docs/parity.md, "Effect of the temporal
+        /// reward").
         #[test]
         fn temporal_reward_cancels_when_advantages_are_scaled_by_group(
             answers in prop::collection::vec(prop::sample::select(vec!["A", "B"]), 2..12),

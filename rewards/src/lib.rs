@@ -1,5 +1,5 @@
 //! Scores completions: the reward functions of VideoRFT and Video-R1, custom rewards of the user, and the advantages
-//! within a group. Texts and numbers only: no device, no model, no media.
+//! within a group. Input and output are texts and numbers: no device, no model, no media.
 //!
 //! ```text
 //! completion, solution -> accuracy, format, temporal, semantic, length, custom rewards      one number per completion
@@ -7,8 +7,8 @@
 //! advantage            =  (reward - group mean) / (group standard deviation + 1e-4)
 //! ```
 //! The rules are those of the repositories github.com/QiWang98/VideoRFT (bba6099) and github.com/tulerfeng/Video-R1
-//! (59d65c3). Both are Python: where they use Python's white space, `float`, `round`, rouge_score or NLTK, results
-//! here are equal, including corner cases. Start at [`ScoringGroup::score`].
+//! (59d65c3). Both are Python: where they use Python's white space, `float`, `round`, rouge_score or NLTK, the
+//! results here are equal, including corner cases. Start at [`ScoringGroup::score`].
 
 mod accuracy;
 mod advantage;

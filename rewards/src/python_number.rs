@@ -25,8 +25,8 @@ fn parse_python_float(text: &str) -> Option<f64> {
     without_underscores(number)?.parse().ok()
 }
 
-/// Maps a character to ASCII: white space to a space, a decimal digit of any script to 0-9. `None` for characters
-/// that no number has.
+/// Maps a character of a number to ASCII: white space to a space, a decimal digit of any script to 0-9. `None` for
+/// characters that no number contains.
 fn to_ascii(c: char) -> Option<char> {
     if c.is_ascii() {
         return Some(c);
@@ -38,7 +38,7 @@ fn to_ascii(c: char) -> Option<char> {
     char::from_digit(c as u32 - zero, 10)
 }
 
-/// Removes underscores; `None` unless each is between two digits.
+/// Removes underscores; `None` if one of them is not between two digits.
 fn without_underscores(number: &str) -> Option<String> {
     let bytes = number.as_bytes();
     let is_digit = |i: Option<usize>| i.and_then(|i| bytes.get(i)).is_some_and(u8::is_ascii_digit);

@@ -25,9 +25,9 @@ pub struct RewardRow {
     pub group: ScoringGroup,
     /// Whether the row has `completion` instead of `completions`, so that its scores are numbers instead of lists.
     pub is_single: bool,
-    /// Whether `frames` are frames of a video (`data_type`).
+    /// Whether `frames` are frames of a video (`data_type` is `video`).
     pub is_video: bool,
-    /// Image files that the completions are about, for the semantic reward; may be empty.
+    /// Image files that completions are compared with, for the semantic reward; may be empty.
     pub frames: Vec<PathBuf>,
 }
 
@@ -87,7 +87,7 @@ impl RewardRow {
     }
 }
 
-/// The fields of a row, with typed accessors that report errors by field name.
+/// The fields of a row, with typed accessors whose errors name the field.
 struct Fields(Map<String, Value>);
 
 impl Fields {
@@ -201,7 +201,7 @@ mod tests {
         }
     }
 
-    /// Records the arguments of its last call; leaves out the first `.2` frames of its result.
+    /// A model that keeps the texts and the flag `negative` of its last call. Its result lacks the first `.2` frames.
     struct RecordingModel(Vec<String>, bool, usize);
 
     impl SemanticModel for RecordingModel {

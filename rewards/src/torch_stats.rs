@@ -1,13 +1,13 @@
-//! Sum, mean and standard deviation of f32 with torch's order of additions on a CPU, so that rewards and advantages
-//! have equal bits.
+//! Sum, mean and standard deviation of f32 with torch's order of additions on a CPU, so rewards and advantages have
+//! equal bits.
 //!
 //! ```text
-//! sum of n >= 8 values: split into rows of 8 lanes and a rest
+//! sum of n >= 8 values: split into rows of 8 lanes and a rest of less than 8 values
 //!     4 partial sums, each adds every fourth row; remaining rows go to the first; then the 4 are added: 8 lanes
 //!     total = rest values, then the 8 lanes, added one by one
 //! ```
-//! Source: `aten/src/ATen/native/cpu/SumKernel.cpp` of torch 2.7.1, its AVX2 code for up to 128 values (it cascades
-//! beyond).
+//! Source: `aten/src/ATen/native/cpu/SumKernel.cpp` of torch 2.7.1, its AVX2 code for up to 128 values (for more
+//! values it cascades).
 
 const LANES: usize = 8;
 /// Number of partial sums, which torch uses to hide the latency of additions.
@@ -60,7 +60,7 @@ mod tests {
 
     #[test]
     fn sum_has_the_bits_of_torchs_order() {
-        // 2^24 + 1 rounds to 2^24 in f32, so the sum shows which values are added first.
+        // 2^24 + 1 rounds to 2^24 in f32, so the sum shows which values were added first.
         let big = 16_777_216.0;
         assert_eq!(sum(&[big, 1.0, 1.0, 1.0]), big);
         assert_eq!(sum(&[1.0, 1.0, 1.0, 1.0, big]), big);

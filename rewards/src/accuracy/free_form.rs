@@ -5,21 +5,23 @@ use std::collections::HashMap;
 
 use super::porter::stem;
 
-/// The mean of the three F1 values. A single word compared with itself has no pair of words and scores 2/3.
+/// The mean of the F1 values of ROUGE-1, ROUGE-2 and ROUGE-L. A single word compared with itself scores 2/3, because
+/// it has no pair of words for ROUGE-2.
 pub fn free_form_accuracy(answer: &str, truth: &str) -> f64 {
     let (answer, truth) = (rouge_words(answer), rouge_words(truth));
     (rouge_n(&answer, &truth, 1) + rouge_n(&answer, &truth, 2) + rouge_l(&answer, &truth)) / 3.0
 }
 
-/// Words as rouge_score splits them: lower case, separated by anything but ASCII letters and digits, stemmed if
-/// longer than 3 letters.
+/// Splits a text into words as rouge_score does: lower case, separated by anything but ASCII letters and digits,
+/// stemmed if longer than 3 letters.
 fn rouge_words(text: &str) -> Vec<String> {
     let lower: String = text.chars().flat_map(char::to_lowercase).collect();
     let words = lower.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
     words.map(|word| if word.len() > 3 { stem(word) } else { word.to_string() }).collect()
 }
 
-/// ROUGE-N: F1 of the runs of `n` words that both texts contain, with multiplicity.
+/// ROUGE-N: the F1 value of the n-grams (runs of `n` words) that both texts contain; repeated n-grams count
+/// repeatedly.
 fn rouge_n(answer: &[String], truth: &[String], n: usize) -> f64 {
     let mut remaining: HashMap<&[String], usize> = HashMap::new();
     for gram in truth.windows(n) {
@@ -36,7 +38,7 @@ fn rouge_n(answer: &[String], truth: &[String], n: usize) -> f64 {
     f1(common, count(answer), count(truth))
 }
 
-/// ROUGE-L: F1 of the longest common subsequence of words.
+/// ROUGE-L: the F1 value of the longest common subsequence of words.
 fn rouge_l(answer: &[String], truth: &[String]) -> f64 {
     let mut row = vec![0; truth.len() + 1];
     for word in answer {

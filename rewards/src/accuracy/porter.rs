@@ -44,8 +44,8 @@ pub(super) fn stem(word: &str) -> String {
 fn is_consonant(word: &[u8], i: usize) -> bool {
     match word[i] {
         b'a' | b'e' | b'i' | b'o' | b'u' => false,
-        // A y after a consonant is a vowel. A run of y is counted instead of recursed into, because a word can be as
-        // long as a text.
+        // A y after a consonant is a vowel. The run of y before it is counted in a loop, not by recursion, because a
+        // word can be as long as a text.
         b'y' => {
             let run = word[..i].iter().rev().take_while(|&&c| c == b'y').count();
             let first = i - run;
@@ -85,8 +85,8 @@ fn ends_double_consonant(word: &str) -> bool {
     w.len() >= 2 && w[w.len() - 1] == w[w.len() - 2] && is_consonant(w, w.len() - 1)
 }
 
-/// Porter's condition *o: the word ends with consonant, vowel, consonant, and the last is not w, x or y. NLTK adds
-/// words of one vowel and one consonant.
+/// Porter's condition *o: the word ends with consonant, vowel, consonant, and the last one is not w, x or y. NLTK
+/// also accepts words of one vowel and one consonant.
 fn ends_cvc(word: &str) -> bool {
     let w = word.as_bytes();
     let n = w.len();
@@ -95,7 +95,7 @@ fn ends_cvc(word: &str) -> bool {
         || n == 2 && !consonant(0) && consonant(1)
 }
 
-/// Applies the first rule whose suffix the word has: replaces the suffix if the stem before it meets the condition.
+/// Applies the first rule whose suffix the word has: replaces the suffix if the part before it meets the condition.
 /// Later rules are not tried.
 fn first_rule(word: &str, rules: &[(&str, &str)], condition: impl Fn(&str) -> bool) -> String {
     let found = rules.iter().find_map(|(suffix, new)| word.strip_suffix(suffix).map(|stem| (stem, new)));
@@ -172,7 +172,7 @@ fn step2(word: &str) -> String {
         // An additional rule of NLTK.
         ("fulli", "ful"),
     ];
-    // NLTK: the l counts as part of the stem when its measure is computed, so that "geologi" becomes "geolog".
+    // NLTK: the l counts as part of the stem when its measure is computed, so "geologi" becomes "geolog".
     if word.ends_with("logi") {
         return first_rule(word, &[("logi", "log")], |stem| measure(&format!("{stem}l")) > 0);
     }

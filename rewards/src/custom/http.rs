@@ -18,7 +18,7 @@ const FLAG: &str = "--reward-url";
 /// Maximum length of a response in bytes.
 const MAX_RESPONSE_BYTES: u64 = 64 << 20;
 
-/// Extra time to wait for the request thread, which applies the deadline itself.
+/// Time that the waiting thread adds to the deadline, because the request thread ends at the deadline itself.
 const THREAD_GRACE: Duration = Duration::from_secs(10);
 
 /// A reward server.
@@ -57,7 +57,7 @@ impl HttpReward {
         rewards.collect::<Result<_, _>>().map_err(|(i, why)| self.error(format!("rewards[{i}] {why}"), help))
     }
 
-    /// Sends the request on a thread, so that `stop` can end the wait. The thread itself ends at its deadline.
+    /// Sends the request on another thread, so `stop` can end the wait. That thread ends at its deadline.
     fn post_on_thread(&self, body: String, stop: &AtomicBool) -> Result<String> {
         let (sender, response) = mpsc::sync_channel(1);
         let client = self.clone();

@@ -70,8 +70,8 @@ impl CustomReward {
         }
     }
 
-    /// Scores a batch of rows (JSON objects); all rewards have an absolute value of at most 1e18. An empty batch
-    /// sends nothing.
+    /// Scores a batch of rows (JSON objects). Each reward has an absolute value of at most 1e18. For an empty batch
+    /// nothing is sent.
     ///
     /// # Errors
     /// The command or server fails, misses the deadline, or gives anything but one number per row.
@@ -79,7 +79,7 @@ impl CustomReward {
         self.score_or_stop(rows, &AtomicBool::new(false))
     }
 
-    /// As [`CustomReward::score`], but returns an error as soon as `stop` is true.
+    /// [`CustomReward::score`] that returns an error as soon as `stop` is true.
     ///
     /// # Errors
     /// `stop` is true, or one of the reasons of [`CustomReward::score`].

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::RewardError;
 
-/// Largest absolute value of a reward. Squares of the rewards of a group must not overflow f32.
+/// Largest absolute value of a reward: the squares of a group's rewards must not overflow f32.
 const MAX_REWARD: f64 = 1e18;
 
 /// Parses a reward; the error text says what the value is instead.
@@ -15,8 +15,8 @@ pub(super) fn parse_reward(value: &Value) -> Result<f64, String> {
     if number.abs() <= MAX_REWARD { Ok(number) } else { Err(format!("is {number:e}, but the largest reward is 1e18")) }
 }
 
-/// A text as one line of at most 120 characters for an error message, without control characters, which a terminal
-/// would obey.
+/// A text as one line of at most 120 characters for an error message, without control characters, which could change
+/// the terminal.
 pub(super) fn shorten(text: &str) -> String {
     let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
     let line: String = line.chars().filter(|c| !c.is_control()).collect();

@@ -1,8 +1,8 @@
 //! A custom reward by shell command: the process is started once and gets rows in batches, each with a deadline.
 //!
-//! Threads: one writes batches to standard input, one reads lines from standard output, one keeps the last line of
-//! standard error. A guard process kills the command's process group when this process ends, even if it is killed
-//! itself.
+//! One thread writes batches to standard input, one reads lines from standard output, one keeps the last line of
+//! standard error. A guard process kills the command's process group when this process ends, even if this process is
+//! killed itself.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -25,20 +25,21 @@ const FLAG: &str = "--reward-command";
 /// Maximum length of an output line in bytes.
 const MAX_LINE_BYTES: u64 = 1 << 20;
 
-/// Output lines that are buffered. A program that writes more lines than rows blocks instead of filling memory.
+/// Maximum number of buffered output lines. A program that writes more lines than rows blocks instead of filling
+/// memory.
 const MAX_BUFFERED_LINES: usize = 1024;
 
-/// Time for the program to exit after its input is closed.
+/// Time that the program has to exit after its input is closed.
 const EXIT_GRACE: Duration = Duration::from_secs(1);
 
 /// Time to wait for the rest of standard error after the process has exited.
 const STDERR_GRACE: Duration = Duration::from_millis(500);
 
 /// Time to wait for an extra output line after the first batch. Programs that print other text usually do so from the
-/// start; a line that comes later is detected before the next batch.
+/// start; a later extra line is detected before the next batch.
 const EXTRA_LINE_WAIT: Duration = Duration::from_millis(5);
 
-/// The field with a row's index in its batch and the size of the batch.
+/// The field of a row that holds its index in the batch and the size of the batch.
 const BATCH_FIELD: &str = "_batch";
 
 /// A shell command, and its process once the first batch has started it.
@@ -57,7 +58,7 @@ impl CommandReward {
         Ok(Self { shell: shell.to_string(), timeout, running: None })
     }
 
-    /// Scores a batch. After an error the process is killed.
+    /// Scores a batch of rows. After an error the process is killed.
     pub(super) fn score(&mut self, rows: &[Value], stop: &AtomicBool) -> Result<Vec<f64>> {
         let deadline = Instant::now() + self.timeout;
         let input = batch_lines(rows)?;
@@ -113,7 +114,7 @@ impl CommandReward {
     }
 }
 
-/// The input lines of a batch.
+/// The lines that the command reads for a batch: one JSON object per row.
 fn batch_lines(rows: &[Value]) -> Result<Vec<u8>> {
     let mut lines = Vec::new();
     for (index, row) in rows.iter().enumerate() {
@@ -154,25 +155,25 @@ enum BatchFailure {
     ExtraLine,
     /// There was an output line before the batch was sent.
     UnexpectedLine,
-    /// The line of this index is not a reward, and why.
+    /// The output line of this index is not a reward, for this reason.
     BadLine(usize, String),
 }
 
-/// Script of the guard process: waits for the end of its input, which only this process holds open, then kills the
-/// group `$0`.
+/// Shell script of the guard process: waits for the end of its standard input, which only this process holds open,
+/// then kills the process group `$0`.
 const GUARD_SCRIPT: &str = "read -r _; kill -s KILL -- -\"$0\"";
 
 /// The running process. When dropped, its input is closed and it has [`EXIT_GRACE`] to exit before it is killed.
 #[derive(Debug)]
 struct Running {
     child: Child,
-    /// The guard process, which outlives this process to kill the group; `None` until it is started.
+    /// The guard process, which kills the process group if this process ends first; `None` until it is started.
     guard: Option<Child>,
     /// Batches for the thread that writes standard input; `None` once the input is closed.
     input: Option<Sender<Vec<u8>>>,
-    /// Whether a batch got exactly one line per row.
+    /// Whether some batch got exactly one line per row.
     has_replied_correctly: bool,
-    /// Lines of standard output, or why a line cannot be used.
+    /// Lines of standard output; an error text for a line that cannot be used.
     output: Receiver<Result<String, String>>,
     /// The last line of standard error that is not blank.
     last_stderr_line: Arc<Mutex<String>>,
@@ -195,7 +196,7 @@ impl Running {
         let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let last_line = Arc::clone(&last_stderr_line);
         let (stderr_open, stderr_end) = mpsc::channel::<()>();
-        // From here on an error drops `running`, which ends the process.
+        // From here on an early return drops `running`, which ends the process.
         let mut running = Self {
             child,
             guard: None,
@@ -229,7 +230,7 @@ impl Running {
             Err(TryRecvError::Disconnected) => return Err(BatchFailure::Ended(0)),
             Err(TryRecvError::Empty) => {}
         }
-        // If the writing thread has met a closed pipe, the output ends too, which is reported below.
+        // If the writing thread meets a closed pipe, the output ends too, and the loop below reports that.
         let _ = self.input.as_ref().map(|sender| sender.send(input));
         let mut rewards = Vec::with_capacity(rows);
         while rewards.len() < rows {
@@ -266,14 +267,14 @@ impl Running {
         if message.is_empty() { how } else { format!("{how} ({message})") }
     }
 
-    /// The exit status, if the process exits before `deadline`. The process is not reaped (`WNOWAIT`), so that its
-    /// id, which is also the id of its group, is not reused.
+    /// The exit status, if the process exits before `deadline`. The process is not reaped (`WNOWAIT`), so its id,
+    /// which is also the id of its process group, is not reused.
     fn wait(&mut self, deadline: Instant) -> Option<ExitStatus> {
         let mut pause = Duration::from_micros(200);
         loop {
             let peek = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
             if let Some(Ok(Some(status))) = self.pid().map(|pid| waitid(WaitId::Pid(pid), peek)) {
-                // The encoding of wait(2).
+                // Encodes the status as wait(2) does.
                 let raw = status.exit_status().map_or(status.terminating_signal().unwrap_or(0), |code| code << 8);
                 return Some(ExitStatus::from_raw(raw));
             }
@@ -294,24 +295,25 @@ impl Drop for Running {
     fn drop(&mut self) {
         self.input = None;
         self.wait(Instant::now() + EXIT_GRACE);
-        // The guard is ended before the process is reaped, while no other group can have the id that the guard would
-        // kill.
+        // The guard is ended before the process is reaped: as long as the process is not reaped, no other group can
+        // get the id that the guard would kill.
         if let Some(mut guard) = self.guard.take() {
             let _ = guard.kill().and_then(|()| guard.wait());
         }
         if let Some(group) = self.pid() {
-            // An error means that the group has no process left.
+            // An error means that the process group is empty.
             let _ = kill_process_group(group, Signal::KILL);
         }
-        // A killed process that does not exit now waits for a broken disk; it is left to init.
+        // A killed process that does not exit in this time hangs in the kernel, for example on a broken disk; it is
+        // left to init.
         self.wait(Instant::now() + EXIT_GRACE);
         let _ = self.child.try_wait();
     }
 }
 
 /// Starts the guard, a process that kills process group `group` when this process ends in any way. It has a process
-/// group of its own, so that signals to the command or to the terminal's foreground group do not reach it. (Linux'
-/// parent death signal would reach only the shell, not its children.)
+/// group of its own, so signals to the command or to the terminal's foreground group do not reach it. (Linux' parent
+/// death signal would reach only the shell, not its children.)
 fn start_guard(group: u32) -> std::io::Result<Child> {
     std::process::Command::new("sh")
         .args(["-c", GUARD_SCRIPT, &group.to_string()])
@@ -322,7 +324,7 @@ fn start_guard(group: u32) -> std::io::Result<Child> {
         .spawn()
 }
 
-/// Writes batches to standard input. Returns when the pipe is closed; the reading thread then finds the reason.
+/// Writes batches to standard input. Returns when the pipe is closed; the reading thread then finds out why.
 fn write_batches(mut pipe: ChildStdin, batches: &Receiver<Vec<u8>>) {
     for batch in batches {
         if pipe.write_all(&batch).and_then(|()| pipe.flush()).is_err() {

@@ -14,7 +14,7 @@ fn command_reward(shell: &str) -> CustomReward {
     CustomReward::command(shell, Duration::from_secs(30)).unwrap()
 }
 
-/// The error of a batch of 3 rows.
+/// The error of a custom reward `shell` that scores a batch of 3 rows.
 fn error_of(shell: &str) -> String {
     let e = command_reward(shell).score(&rows(3)).unwrap_err().to_string();
     assert!(e.starts_with("--reward-command `") && e.contains("; ") && !e.contains('\n'), "{e}");
@@ -23,7 +23,7 @@ fn error_of(shell: &str) -> String {
 
 #[test]
 fn process_is_kept_between_batches() {
-    // The reply to each line is the number of lines so far.
+    // The reply to each line is the number of lines that were read so far.
     let mut own = command_reward("n=0; while read -r line; do n=$((n + 1)); echo $n; done");
     assert_eq!(own.score(&rows(3)).unwrap(), [1.0, 2.0, 3.0]);
     assert_eq!(own.score(&[]).unwrap(), [0.0; 0]);
@@ -50,7 +50,8 @@ fn command_receives_rows_unchanged_with_batch_field() {
 
 #[test]
 fn batch_larger_than_a_pipe_does_not_deadlock() {
-    // Both sides write more than a pipe buffers; a side that only writes would block the other forever.
+    // Program and test each write more than a pipe buffers; if either wrote everything before reading, both would
+    // block forever.
     let wide: Vec<Value> = (0..2000).map(|i| json!({"completion": "y".repeat(500), "i": i})).collect();
     let mut own = command_reward("while read -r line; do printf '%100s\\n' 1; done");
     assert_eq!(own.score(&wide).unwrap(), vec![1.0; 2000]);
@@ -92,17 +93,17 @@ fn exit_is_reported_with_last_line_of_stderr() {
     assert!(error_of("read -r l; echo 1; kill -9 $$").contains("was killed by signal 9 after 1 of 3"));
     assert!(error_of("exec >&-; cat > /dev/null; sleep 100").contains("closed its standard output"));
     assert!(error_of("/no/such/program").contains("exited with code 127"));
-    // A program that ends after too few lines.
+    // The program ends after too few lines.
     assert!(error_of("head -n 2 > /dev/null; echo 1; echo 1").contains("exited with code 0 after 2 of 3"));
 }
 
 #[test]
 fn extra_lines_are_detected() {
-    // Extra lines within the batch; on a busy machine only the next batch may see them.
+    // The program writes extra lines in a batch; on a busy machine only the next batch may notice them.
     let mut twice = command_reward("while read -r line; do echo 1; echo 1; done");
     let e = (0..50).find_map(|_| twice.score(&rows(3)).err()).expect("an error").to_string();
     assert!(e.contains("more lines than the 3 rows") || e.contains("before it was given a batch"), "{e}");
-    // Extra lines between two batches.
+    // The program writes extra lines between two batches.
     let mut own = command_reward("while :; do echo 1; sleep 0.05; done");
     let later = || thread::sleep(Duration::from_millis(200));
     let e = (0..50).find_map(|_| own.score(&rows(1)).inspect(|_| later()).err()).expect("an error").to_string();
