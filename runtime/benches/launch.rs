@@ -1,8 +1,8 @@
 //! Measures the host's time for one launch: `cargo bench -p reel-runtime --bench launch`.
 //!
-//! On `dry`, that is the time from the op to the device, which does nothing. On `cuda` with the fake driver, it also
-//! includes the launch plan and the checks against the GPU's limits; the fake driver runs the launches later, outside
-//! the measured time. On a real GPU, the time of NVIDIA's driver is added.
+//! On `dry`, this is the time from the call of the op to the device, which does nothing. On `cuda` with the fake
+//! driver, it also includes planning the launch and checking it against the GPU's limits; the fake driver runs the
+//! launches later, outside the measured time. On a real GPU, the time of NVIDIA's driver is added.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -43,7 +43,7 @@ fn main() {
     criterion.final_summary();
 }
 
-/// The host time of `n` calls, without the time of waiting for the device.
+/// The host time of `n` calls, without waiting for the device.
 fn host_time(device: &Device, n: u64, mut call: impl FnMut()) -> Duration {
     let mut total = Duration::ZERO;
     for first in (0..n).step_by(LAUNCHES_PER_SYNC as usize) {

@@ -8,9 +8,9 @@ pub enum RuntimeError {
     /// An op was called with shapes or dtypes that it does not accept.
     #[error("{op}: {what}")]
     Shape {
-        /// The op's name.
+        /// The name of the op, such as `linear`.
         op: &'static str,
-        /// The argument, the expected and the actual shape or dtype, and a likely cause.
+        /// The argument, its expected and actual shape or dtype, and a likely cause.
         what: String,
     },
     /// A device memory allocation failed.
@@ -20,16 +20,16 @@ pub enum RuntimeError {
         list(.held)
     )]
     OutOfMemory {
-        /// The size of the allocation, in bytes.
+        /// The size of the failed allocation, in bytes.
         bytes: usize,
-        /// What the allocation was for.
+        /// The category that the memory was for.
         category: &'static str,
-        /// Bytes in use at that time, by category.
+        /// Bytes in use at the time of the failure, by category.
         held: Vec<(&'static str, usize)>,
-        /// What the user can do.
+        /// The options that would reduce this memory.
         advice: &'static str,
     },
-    /// A trained parameter was used in the forward pass but received no gradient: an op has no backward rule.
+    /// A trained parameter was used in the forward pass but received no gradient, because an op has no backward rule.
     #[error(
         "{0}: used in the forward pass, but no gradient reached it; an op between it and the loss has no backward rule"
     )]
@@ -58,14 +58,14 @@ pub(crate) fn shape_error(op: &'static str, what: impl Into<String>) -> RuntimeE
     RuntimeError::Shape { op, what: what.into() }
 }
 
-/// A size as text, such as `1.5 GiB`.
+/// Formats a number of bytes, for example `1.5 GiB`.
 fn size(bytes: usize) -> String {
     const UNITS: [(&str, usize); 3] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
     let unit = UNITS.into_iter().find(|(_, unit)| bytes >= *unit);
     unit.map_or_else(|| format!("{bytes} bytes"), |(name, unit)| format!("{:.1} {name}", bytes as f64 / unit as f64))
 }
 
-/// The categories that hold any bytes, as text: `weights 14.2 GiB, gradients 14.2 GiB`.
+/// Formats the categories with bytes in use: `weights 14.2 GiB, gradients 14.2 GiB`.
 fn list(held: &[(&'static str, usize)]) -> String {
     let held: Vec<String> = held
         .iter()

@@ -12,7 +12,8 @@ pub struct Buffer {
     addr: u64,
     bytes: usize,
     category: Category,
-    /// Keeps the mapped file open, if the buffer is a part of one. Its memory must not be freed.
+    /// The mapped file, if the buffer is a part of one: keeps the file open. The memory of a mapped file must not be
+    /// freed.
     file: Option<Arc<MappedFile>>,
     /// The memory of a captured graph, if the buffer was allocated during its capture.
     graph: Option<Arc<GraphMemory>>,
@@ -43,7 +44,7 @@ impl Buffer {
         Buffer { device, addr, bytes, category, file: None, graph: Some(graph) }
     }
 
-    /// The device of the memory.
+    /// The device that owns the memory.
     pub fn device(&self) -> &Device {
         &self.device
     }
@@ -58,12 +59,12 @@ impl Buffer {
         self.bytes
     }
 
-    /// Whether the buffer may be written. A mapped file may not.
+    /// Whether the buffer may be written: false for a mapped file.
     pub fn is_writable(&self) -> bool {
         self.file.is_none()
     }
 
-    /// Copies bytes of the host to `offset`.
+    /// Copies bytes from the host to the buffer, from byte `offset` on.
     ///
     /// # Errors
     /// The device is capturing a graph, or an earlier launch failed.
@@ -83,7 +84,7 @@ impl Buffer {
         self.device.0.backend.upload(self.addr + offset as u64, from)
     }
 
-    /// Copies bytes from `offset` to the host.
+    /// Copies bytes of the buffer, from byte `offset` on, to the host.
     ///
     /// # Errors
     /// The device is capturing a graph, or an earlier launch failed. Device `sim` also refuses bytes that were never
@@ -100,7 +101,8 @@ impl Buffer {
         self.device.0.backend.download(self.addr + offset as u64, to)
     }
 
-    /// Enqueues a copy of `bytes` bytes from `offset` to the host, behind the launches so far.
+    /// Enqueues a copy of `bytes` bytes of the buffer, from byte `offset` on, to the host. It runs after all launches
+    /// so far.
     ///
     /// # Errors
     /// The device is capturing a graph, or an earlier launch failed.

@@ -13,15 +13,15 @@ use crate::error::Result;
 
 const ALIGN: usize = 64;
 
-/// Blocks of at least this many bytes get a mapping of their own on huge pages.
+/// Blocks of at least this many bytes get their own memory mapping on huge pages.
 const HUGE_PAGE: usize = 2 << 20;
 
-/// A multiple of every base page size that Linux uses on x86-64 and arm64.
+/// A multiple of every base page size that Linux has on x86-64 and arm64, in bytes.
 #[cfg(target_os = "linux")]
 const PAGE: usize = 64 << 10;
 
-/// Freed blocks are kept for later allocations of about the same size up to this many bytes. Page faults of fresh
-/// memory would cost more than small kernels.
+/// Maximum bytes of freed blocks that are kept for later allocations of about the same size. Without them, page
+/// faults of new memory would take longer than small kernels.
 const KEEP_BYTES: usize = 1 << 30;
 
 pub(super) struct Cpu {
@@ -32,7 +32,7 @@ pub(super) struct Cpu {
 #[derive(Default)]
 struct FreeBlocks {
     by_size: BTreeMap<usize, Vec<u64>>,
-    /// Real sizes of live blocks that are larger than the allocation that they serve.
+    /// Real size of each live block that is larger than its allocation, by address.
     sizes: std::collections::HashMap<u64, usize>,
     bytes: usize,
 }
@@ -115,7 +115,8 @@ impl Backend for Cpu {
         Ok(())
     }
 
-    /// Each thread runs whole lists. A launch inside a task of the team runs on that task's thread only.
+    /// Each thread runs one list from start to end: a launch inside a task of the team runs on the thread of that
+    /// task only.
     fn launch_parallel(&self, lists: &[&[Launch]]) -> Result<()> {
         self.team.run(lists.len(), |i| {
             for launch in lists[i] {
@@ -148,21 +149,22 @@ impl Backend for Cpu {
     }
 }
 
-/// Maps zeroed memory, on huge pages if the system has them. With small pages, each first access is a page fault, which
-/// takes longer than many kernels take to fill the page.
+/// Maps zeroed memory, on huge pages if the system has them. With small pages, each first access to a page is a page
+/// fault, which takes longer than many kernels take to fill the page.
 #[cfg(target_os = "linux")]
 fn map_zeros(size: usize) -> Option<u64> {
     let (read_write, anonymous) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
     let whole = size.checked_next_multiple_of(PAGE)?.checked_add(HUGE_PAGE)?;
-    // SAFETY: a new anonymous mapping.
+    // SAFETY: the kernel chooses the address of this new anonymous mapping, so it replaces no other memory.
     let base = unsafe { libc::mmap(std::ptr::null_mut(), whole, read_write, anonymous, -1, 0) };
     if base == libc::MAP_FAILED {
         return None;
     }
-    // Unmaps the part before the first huge page and the part behind the block.
+    // Unmaps the part before the first huge page and the part after the block.
     let start = (base as usize).next_multiple_of(HUGE_PAGE);
     let (before, end) = (start - base as usize, start + size.next_multiple_of(PAGE));
-    // SAFETY: both ranges are whole pages of the mapping above, outside of the block; advice changes no contents.
+    // SAFETY: both unmapped ranges are whole pages of the mapping above and outside of the block; advice changes no
+    // contents.
     unsafe {
         if before > 0 {
             libc::munmap(base, before);
@@ -183,12 +185,12 @@ fn map_zeros(size: usize) -> Option<u64> {
 fn free_to_system(addr: u64, size: usize) {
     #[cfg(target_os = "linux")]
     if size >= HUGE_PAGE {
-        // SAFETY: mapped in `map_zeros` with this size.
+        // SAFETY: `addr` was mapped in `map_zeros` with this size, and no buffer uses it any more.
         unsafe { libc::munmap(addr as *mut libc::c_void, size.next_multiple_of(PAGE)) };
         return;
     }
     if let Some(layout) = layout(size) {
-        // SAFETY: allocated in `alloc` with this layout.
+        // SAFETY: `addr` was allocated in `alloc` with this layout, and no buffer uses it any more.
         unsafe { dealloc(addr as *mut u8, layout) }
     }
 }

@@ -1,8 +1,8 @@
 //! Asynchronous downloads: copies to the host that are enqueued now and waited for later.
 //!
 //! ```text
-//! let a = tensor.download_async()   enqueued behind the launches so far; later launches may overwrite the tensor
-//! launch(...)                       the device works on while the copy is in flight
+//! let a = tensor.download_async()   enqueued after the launches so far; later launches may overwrite the tensor
+//! launch(...)                       the device continues to work while the copy is in flight
 //! a.wait()                          the values as they were when the download was enqueued
 //! ```
 
@@ -13,7 +13,7 @@ use crate::error::Result;
 pub(super) enum PendingCopy {
     /// The copy is done: a synchronous device copies at once.
     Ready(Vec<u8>),
-    /// The copy is in flight under a handle of the backend.
+    /// The copy is in flight; the backend knows it by this handle.
     InFlight(u64),
 }
 

@@ -1,4 +1,5 @@
-//! Device `dry`, which computes nothing: an allocation gives the next unused address, and the profiler counts launches.
+//! Device `dry`, which computes nothing: an allocation returns the next unused address, and the profiler counts
+//! launches.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

@@ -1,5 +1,4 @@
-//! The captured graphs of one repeated step, such as a decode step: one entry for each number of rows that the step
-//! runs with.
+//! The captured graphs of one repeated step, such as a decode step, by the number of rows that the step computes.
 //!
 //! ```text
 //! run(rows):
@@ -8,29 +7,29 @@
 //!     later calls                            replay the graphs
 //! ```
 //!
-//! One graph holds the whole step, with one exception. On device `cpu`, if the launches of the step are too small to be
-//! worth sharing, the rows are split into one graph for each thread, and the threads meet only at the end of the step.
-//! The bits of a row do not depend on the thread that computes it.
+//! One graph holds the whole step, with one exception. On device `cpu`, if the launches of the step are too small to
+//! be shared by several threads, the rows are split into one graph per thread, and the threads wait for each other
+//! only at the end of the step. The bits of a row do not depend on the thread that computes it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{CapturedGraph, Device, Kernels};
 use crate::error::RuntimeError;
 
-/// A step whose launches have at most this many operations and [`SPLIT_MAX_BYTES`] bytes on average is split by rows:
-/// handing such a launch to another thread takes about as long as computing it.
+/// Device `cpu` splits a step by rows if its launches have on average at most this many operations and at most
+/// [`SPLIT_MAX_BYTES`] bytes: handing such a launch to another thread takes about as long as computing it.
 const SPLIT_MAX_FLOPS: f64 = 1e6;
 /// See [`SPLIT_MAX_FLOPS`].
 const SPLIT_MAX_BYTES: f64 = 256e3;
 
-/// Captures a repeated step when it runs for the second time with a number of rows, and replays it from then on.
+/// Captures a repeated step when it runs with a number of rows for the second time, and replays it from then on.
 #[derive(Debug)]
 pub struct GraphCache {
     device: Device,
     enabled: bool,
-    /// By number of rows; several graphs of one entry compute disjoint ranges of the rows.
+    /// Graphs by number of rows. If there are several for one number, each computes its own range of the rows.
     graphs: BTreeMap<usize, Vec<CapturedGraph>>,
-    /// Numbers of rows that have run once. The first run does work that must not happen inside a capture.
+    /// Numbers of rows that the step has run with once. The first run does work that a capture must not contain.
     warmed_up: BTreeSet<usize>,
     captures: usize,
 }
@@ -64,8 +63,8 @@ impl GraphCache {
     {
         if self.enabled && !self.graphs.contains_key(&rows) && self.warmed_up.contains(&rows) {
             if self.device.kernels() == Kernels::Cpu {
-                // There, row counts are not rounded: each one occurs for a while and does not return, and its graphs
-                // would keep memory.
+                // Device `cpu` does not round numbers of rows: each number occurs for a while and does not return,
+                // and its graphs would keep memory.
                 self.graphs.clear();
             }
             let graphs = self.capture(rows, &slice, &launch)?;

@@ -1,9 +1,9 @@
 //! Memory-mapped files: weights are read in place. The system loads pages when they are first read and shares them
 //! between processes.
 //!
-//! Caution: reading a page beyond the end of the file raises SIGBUS, which ends the process. So a mapped file must not
-//! be truncated or rewritten in place. This project writes a file under another name and renames it, which keeps the
-//! old content for existing mappings.
+//! Caution: reading a page beyond the end of the file raises SIGBUS, which ends the process. So a mapped file must
+//! not be truncated or rewritten in place. This project writes a file under another name and renames it; existing
+//! mappings keep the old content.
 #![allow(unsafe_code)]
 
 use std::fs::File;
@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use memmap2::Mmap;
 
-/// A whole file, mapped for reading. It is unmapped when the last `Arc` is dropped.
+/// A file that is mapped as a whole for reading. It is unmapped when the last `Arc` is dropped.
 #[derive(Debug)]
 pub struct MappedFile {
     map: Mmap,
@@ -21,7 +21,7 @@ pub struct MappedFile {
 }
 
 impl MappedFile {
-    /// Maps the whole of `path`, which must be a regular file.
+    /// Maps the whole file `path`, which must be a regular file.
     pub fn open(path: impl AsRef<Path>) -> io::Result<Arc<Self>> {
         let path = path.as_ref().to_path_buf();
         // Checked before opening, because opening a pipe without a writer would block forever.

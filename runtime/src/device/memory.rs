@@ -3,7 +3,7 @@
 use std::sync::Mutex;
 use std::time::Instant;
 
-/// What a buffer is used for.
+/// The purpose of a buffer, by which memory is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Category {
     /// Parameters.
@@ -47,7 +47,7 @@ impl Category {
         }
     }
 
-    /// Command-line options that reduce this memory.
+    /// The command-line options that reduce memory of this category.
     pub const fn advice(self) -> &'static str {
         match self {
             Category::Weights | Category::Gradients => "use --dtype bf16, or a smaller model",
@@ -60,7 +60,7 @@ impl Category {
     }
 }
 
-/// Bytes of device memory in use.
+/// Bytes of device memory in use: now and at the peak, in total and by category.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MemoryUse {
     /// Bytes in use now.
@@ -69,14 +69,14 @@ pub struct MemoryUse {
     pub peak: usize,
     /// Bytes in use now by category, in the order of reports.
     pub now: Vec<(&'static str, usize)>,
-    /// Bytes by category at the moment of the peak, in the order of reports.
+    /// Bytes by category at the moment of the highest total, in the order of reports.
     pub at_peak: Vec<(&'static str, usize)>,
 }
 
-/// Bytes of device memory in use at one moment.
+/// The bytes of device memory that were in use at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemorySample {
-    /// The time of the sample.
+    /// The time of the measurement.
     pub at: Instant,
     /// Bytes by category, in the order of [`CATEGORIES`].
     pub bytes: [usize; CATEGORIES.len()],
@@ -120,7 +120,8 @@ impl Memory {
         c.sample();
     }
 
-    /// Turns the timeline of memory on or off. The first sample is what is in use when it is turned on.
+    /// Turns recording of the timeline of memory on or off. The first sample has the bytes that are in use when it is
+    /// turned on.
     pub(super) fn record(&self, on: bool) {
         let mut c = self.lock();
         let begins = on && !c.recording;

@@ -37,12 +37,12 @@ use download::PendingCopy;
 use memory::Memory;
 use profiler::{ProfileData, ProfileMode, TimedLaunch};
 
-/// Which implementation of the kernels a device runs. The two need different workspaces.
+/// Which implementation of the kernels a device runs. CPU and CUDA kernels need different workspaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kernels {
     /// The Rust code for the CPU.
     Cpu,
-    /// The CUDA source, on a GPU or on the simulator.
+    /// The CUDA kernels, on a GPU or on the simulator.
     Cuda,
 }
 
@@ -62,14 +62,14 @@ pub struct Hardware {
 pub struct MatmulLibrary {
     /// Name and version, for example `cuBLASLt 13.1.0`.
     pub name: String,
-    /// The number of product shapes so far. The library has chosen an algorithm for each.
+    /// The number of product shapes that were computed so far. The library has chosen an algorithm for each.
     pub algorithms: usize,
-    /// A hash of these shapes and their algorithms. If hash and library are equal on two GPUs of one model, products
-    /// have equal bits.
+    /// A hash of these shapes and their algorithms. If hash and library are equal on two GPUs of the same model,
+    /// products have equal bits.
     pub hash: String,
 }
 
-/// The operations that a device implements. Addresses are device addresses; the addresses in a launch come from
+/// The operations that a device implements. Addresses are device addresses; all addresses in a launch come from
 /// `alloc`.
 trait Backend: Send + Sync {
     fn name(&self) -> &'static str;
@@ -94,16 +94,16 @@ trait Backend: Send + Sync {
         self.launch(launch)?;
         Ok(start.elapsed().as_secs_f64())
     }
-    /// Waits for everything that `f` enqueues. Returns the seconds from the begin of the first launch to the end of the
-    /// last one.
+    /// Runs `f` and waits for everything that it enqueues. Returns the seconds from the begin of the first launch to
+    /// the end of the last one.
     fn measure_seconds(&self, f: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
         let start = Instant::now();
         f()?;
         self.synchronize()?;
         Ok(start.elapsed().as_secs_f64())
     }
-    /// Runs a launch for the profiler. Returns the launches whose times are known by now: on a synchronous device this
-    /// launch, on an asynchronous one earlier launches.
+    /// Runs a launch for the profiler. Returns the launches whose times are now known: on a synchronous device this
+    /// launch, on an asynchronous device earlier launches.
     fn launch_timed(&self, launch: &Launch, mode: ProfileMode) -> Result<Vec<TimedLaunch>> {
         let start = Instant::now();
         let seconds = self.launch_and_wait(launch)?;
@@ -129,17 +129,18 @@ trait Backend: Send + Sync {
     fn upload(&self, to: u64, from: &[u8]) -> Result<()>;
     fn download(&self, from: u64, to: &mut [u8]) -> Result<()>;
     /// Gives the device access to a part (> 0 bytes) of a mapped file, in place if possible, else as a copy. The file
-    /// outlives it.
+    /// outlives the access.
     fn map(&self, part: &[u8]) -> Result<Option<u64>> {
         Ok(Some(part.as_ptr() as u64))
     }
     /// Ends the access that `map` gave.
     fn unmap(&self, _addr: u64, _bytes: usize) {}
-    /// Whether launches return before the work is done.
+    /// Whether launches return before their work is done.
     fn is_async(&self) -> bool {
         false
     }
-    /// Enqueues a copy to the host behind the launches so far. `finish_copy` waits for it, `discard_copy` gives it up.
+    /// Enqueues a copy to the host after the launches so far. `finish_copy` waits for the copy, `discard_copy` gives
+    /// it up.
     fn download_async(&self, from: u64, bytes: usize) -> Result<PendingCopy> {
         let mut to = vec![0; bytes];
         self.download(from, &mut to)?;
@@ -151,13 +152,13 @@ trait Backend: Send + Sync {
     }
     /// Gives up a copy that is `PendingCopy::InFlight`.
     fn discard_copy(&self, _handle: u64) {}
-    /// Prepares a launch that will be captured: compiles its kernel or chooses its matmul algorithm, and allocates its
+    /// Prepares a launch for a capture: compiles its kernel or chooses its matmul algorithm, and allocates its
     /// workspace.
     fn prepare_capture(&self, _launch: &Launch) -> Result<()> {
         Ok(())
     }
-    /// Begins a native capture, as a CUDA graph. False if the device has no native graphs: then the list of launches is
-    /// the graph.
+    /// Begins a native capture, such as a CUDA graph. Returns false if the device has no native graphs; the captured
+    /// graph is then only a list of launches.
     fn begin_capture(&self) -> Result<bool> {
         Ok(false)
     }
@@ -204,14 +205,14 @@ impl Device {
         }))
     }
 
-    /// The CPU of the host with `threads` threads; 0 uses all hardware threads. Results do not depend on the number of
-    /// threads.
+    /// A device on the host's CPU with `threads` threads; 0 uses all hardware threads. Results do not depend on the
+    /// number of threads.
     pub fn cpu(threads: usize) -> Device {
         Device::new(cpu::Cpu::new(threads))
     }
 
-    /// A device that computes nothing: it counts allocations, operations and bytes like a device with these kernels.
-    /// Downloads give zeros. For CUDA kernels, the GPU has compute capability 9.0.
+    /// A device that computes nothing: it counts allocations, operations and bytes as a device with these kernels
+    /// would. Downloads give zeros. For CUDA kernels, the GPU has compute capability 9.0.
     pub fn dry(kernels: Kernels) -> Device {
         Device::dry_with_capability(kernels, if kernels == Kernels::Cpu { 0 } else { 90 })
     }
@@ -245,7 +246,7 @@ impl Device {
         Device::on_gpu(Gpu::open(ordinal).map_err(cuda::device_error)?)
     }
 
-    /// The GPU of a given driver; tests pass the fake one.
+    /// The device of a GPU that was opened by a given driver. Tests pass a GPU of the fake driver.
     ///
     /// # Errors
     /// The driver cannot reserve address space.
@@ -253,7 +254,7 @@ impl Device {
         Ok(Device::new(cuda::Cuda::new(gpu)?))
     }
 
-    /// `cpu`, `cuda`, `sim` or `dry`.
+    /// The device's name: `cpu`, `cuda`, `sim` or `dry`.
     pub fn name(&self) -> &'static str {
         self.0.backend.name()
     }
@@ -268,14 +269,14 @@ impl Device {
         self.0.backend.compute_capability()
     }
 
-    /// Whether launches return before the work is done. Then it is faster to enqueue further steps before reading a
+    /// Whether launches return before their work is done. Then it is faster to enqueue further steps before reading a
     /// step's result.
     pub fn is_async(&self) -> bool {
         self.0.backend.is_async()
     }
 
-    /// The number of rows that a decode step of `rows` sequences computes, at most `max_rows`. A GPU rounds up to a
-    /// power of two, so that few captured graphs serve all batch sizes; the cpu computes no unused row.
+    /// The number of rows that a decode step for `rows` sequences computes, at most `max_rows`. A GPU rounds up to a
+    /// power of two, so a few captured graphs serve all batch sizes; the CPU computes no unused row.
     pub fn decode_batch_size(&self, rows: usize, max_rows: usize) -> usize {
         match self.kernels() {
             Kernels::Cuda => rows.next_power_of_two().min(max_rows),
@@ -304,7 +305,8 @@ impl Device {
         Ok(Buffer::owned(self.clone(), addr, bytes, category))
     }
 
-    /// A buffer of the bytes `offset .. offset + len` of a mapped file, read in place if the device can, else copied.
+    /// A buffer with the bytes `offset .. offset + len` of a mapped file, which are read in place if the device can,
+    /// else copied.
     ///
     /// # Errors
     /// The range is beyond the file's end, or there is no memory for a copy.
@@ -328,8 +330,7 @@ impl Device {
         RuntimeError::OutOfMemory { bytes, category: category.name(), held, advice: category.advice() }
     }
 
-    /// Runs a launch; later launches see what it wrote. Inside [`Device::capture`], the launch is captured and does not
-    /// run.
+    /// Runs a launch; later launches see what it wrote. Inside [`Device::capture`], the launch is captured instead.
     ///
     /// # Errors
     /// The kernel cannot be compiled or launched, or an earlier launch failed.
@@ -393,17 +394,18 @@ impl Device {
         failed.map_or(seconds.map_err(E::from), Err)
     }
 
-    /// Bytes in use now and at the peak, by category.
+    /// Bytes of device memory in use, now and at the peak, by category.
     pub fn memory(&self) -> MemoryUse {
         self.0.memory.usage()
     }
 
-    /// Sets the peak to the bytes that are in use now.
+    /// Lowers the recorded peak to the bytes that are in use now.
     pub fn reset_peak(&self) {
         self.0.memory.reset_peak();
     }
 
-    /// Costs and times of launches, collected while [`Profiler::count`] or [`Profiler::record`] is on.
+    /// The profiler of this device: costs and times of launches, collected while [`Profiler::count`] or
+    /// [`Profiler::record`] is on.
     pub fn profiler(&self) -> Profiler<'_> {
         Profiler(self)
     }

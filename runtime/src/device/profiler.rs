@@ -16,14 +16,14 @@ use crate::error::Result;
 const COUNT: u8 = 1;
 const RECORD: u8 = 2;
 
-/// The launches of one kernel, added up.
+/// Totals of all launches of one kernel.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct OpTotals {
     /// Number of launches.
     pub launches: u64,
     /// Operations and bytes, from the kernel's cost function.
     pub cost: Cost,
-    /// Seconds inside launches.
+    /// Seconds that the launches took.
     pub seconds: f64,
 }
 
@@ -32,7 +32,7 @@ pub struct OpTotals {
 pub struct LaunchEvent {
     /// The kernel's name.
     pub name: &'static str,
-    /// The part of the work that enqueued the launch, see [`Profiler::part`].
+    /// The part of the work that the launch belongs to, see [`Profiler::part`].
     pub part: &'static str,
     /// Operations and bytes, from the kernel's cost function.
     pub cost: Cost,
@@ -42,7 +42,7 @@ pub struct LaunchEvent {
     pub seconds: f64,
 }
 
-/// Collects the costs and times of a device's launches while it is on, and the bytes in use.
+/// Collects the costs and times of a device's launches, and its bytes in use, while collecting is turned on.
 ///
 /// On `cuda`, durations come from the GPU's clock, with a resolution of half a microsecond. Start times are converted
 /// to the host's clock by one event that the host waited for, so they are late by the time of that wait, about 10
@@ -51,25 +51,26 @@ pub struct LaunchEvent {
 pub struct Profiler<'a>(pub(super) &'a Device);
 
 impl Profiler<'_> {
-    /// Turns the totals by kernel on or off.
+    /// Turns collecting the totals by kernel on or off.
     pub fn count(&self, on: bool) {
         self.collected().switch(COUNT, on);
     }
 
-    /// Turns the timelines of launches and memory on or off.
+    /// Turns recording the timelines of launches and memory on or off.
     pub fn record(&self, on: bool) {
         self.collected().switch(RECORD, on);
         self.0.0.memory.record(on);
     }
 
-    /// Labels the launches from now on with a part of the work, for example `forward`. At first the label is empty.
+    /// Sets the part of the work, for example `forward`, that the launches from now on belong to. At first it is
+    /// empty.
     pub fn part(&self, name: &'static str) {
         *self.collected().part() = name;
     }
 
-    /// Waits for the launches and deletes everything that was collected.
+    /// Waits for the launches in flight and deletes everything that was collected.
     pub fn clear(&self) {
-        // The error of a failed launch is not lost: every later call of the device reports it.
+        // An error of a failed launch is not lost here: every later call of the device reports it.
         let _ = self.read();
         let mut s = self.collected().lock();
         s.totals.clear();
@@ -77,7 +78,7 @@ impl Profiler<'_> {
         self.0.0.memory.clear_samples();
     }
 
-    /// Waits for the launches and returns the totals by kernel name.
+    /// Waits for the launches in flight and returns the totals by kernel name.
     ///
     /// # Errors
     /// A launch failed.
@@ -86,7 +87,7 @@ impl Profiler<'_> {
         Ok(self.collected().lock().totals.clone())
     }
 
-    /// Waits for the launches and returns the timeline, ordered by start time.
+    /// Waits for the launches in flight and returns the timeline, ordered by start time.
     ///
     /// # Errors
     /// A launch failed.
@@ -97,7 +98,7 @@ impl Profiler<'_> {
         Ok(events)
     }
 
-    /// Bytes in use after each allocation and each release while [`Self::record`] was on, in order.
+    /// The bytes in use after each allocation and each release that happened while [`Self::record`] was on, in order.
     pub fn memory(&self) -> Vec<MemorySample> {
         self.0.0.memory.samples()
     }
@@ -113,7 +114,8 @@ impl Profiler<'_> {
     }
 }
 
-/// What the profiler collects about a launch (totals, timeline or both), and the launch's part of the work.
+/// What the profiler collects about a launch (totals, timeline or both), and the part of the work that the launch
+/// belongs to.
 #[derive(Clone, Copy)]
 pub(super) struct ProfileMode {
     mode: u8,
@@ -121,7 +123,7 @@ pub(super) struct ProfileMode {
 }
 
 impl ProfileMode {
-    /// A profiled launch with its time.
+    /// A launch that was profiled in this mode, with its time.
     pub(super) fn timed(self, name: &'static str, cost: Cost, start: Instant, seconds: f64) -> TimedLaunch {
         TimedLaunch { mode: self, event: LaunchEvent { name, part: self.part, cost, start, seconds } }
     }
@@ -153,8 +155,8 @@ impl ProfileData {
         self.mode.load(Ordering::Relaxed) != 0
     }
 
-    /// What the profiler collects at the moment. A launch keeps this value, because its time may become known after a
-    /// change.
+    /// What the profiler collects now. Each launch stores this mode, because the mode may change before the launch's
+    /// time is known.
     pub(super) fn mode(&self) -> ProfileMode {
         ProfileMode { mode: self.mode.load(Ordering::Relaxed), part: *self.part() }
     }

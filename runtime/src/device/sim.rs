@@ -14,22 +14,22 @@ use reel_sim::memory::SimMemory;
 use super::{Backend, Kernels};
 use crate::error::{Result, RuntimeError};
 
-/// How device `sim` runs kernels.
+/// The options of device `sim`: the simulated GPU, and how often and in which orders warps run.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SimOptions {
-    /// The GPU whose limits kernels are planned for; they are compiled for its compute capability.
+    /// The simulated GPU: kernels are planned for its limits and compiled for its compute capability.
     pub arch: Arch,
-    /// How often each launch runs, at least once, each time with another order of warps. The results must be equal to
-    /// the bit.
+    /// How often each launch runs (at least once), each time with another order of warps. All results must be equal
+    /// to the bit.
     pub interleavings: u32,
-    /// The seed of the orders of warps.
+    /// The seed for the random orders of warps.
     pub seed: u64,
     /// CPU threads for matrix products; 0 uses all hardware threads.
     pub threads: usize,
 }
 
 impl Default for SimOptions {
-    /// An A100, one run of each launch, all threads.
+    /// An A100, one run of each launch, all hardware threads.
     fn default() -> SimOptions {
         SimOptions { arch: Arch::A100, interleavings: 1, seed: 0, threads: 0 }
     }
@@ -54,8 +54,8 @@ impl Sim {
         self.memory.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// Runs a kernel with access to the buffers of its own arguments only, so that an access to another op's buffer is
-    /// found.
+    /// Runs a kernel with access to the buffers of its own arguments only, so an access to any other buffer is a
+    /// finding.
     fn kernel(&self, launch: &KernelLaunch) -> Result<()> {
         let mut memory = self.memory();
         let mut part = memory.take(addresses(launch));
@@ -65,7 +65,7 @@ impl Sim {
     }
 
     fn interleave(&self, launch: &KernelLaunch, memory: &mut SimMemory) -> Result<()> {
-        // The order of warps also depends on the launch number, so that one pass of a model covers many orders.
+        // The order of warps also depends on the launch number, so one pass of a model covers many orders.
         let first = self.launches.fetch_add(1, Ordering::Relaxed);
         let runs = u64::from(self.options.interleavings.max(1));
         let before = (runs > 1).then(|| memory.clone());
@@ -103,7 +103,7 @@ fn addresses(launch: &KernelLaunch) -> impl Iterator<Item = u64> + '_ {
     fields.filter_map(|f| Some(bytemuck::pod_read_unaligned(launch.params.get(f.offset..f.offset + 8)?)))
 }
 
-/// Returns the first finding as an error: kernel, location in its source, kind and message.
+/// Returns the first finding as an error, with kernel, location in its source, kind and message.
 fn check_findings(launch: &KernelLaunch, staged: &[SimulatedStage]) -> Result<()> {
     let mut findings = staged.iter().flat_map(|s| s.findings.iter().map(move |f| (s.stage.symbol, f)));
     let Some((symbol, f)) = findings.next() else { return Ok(()) };
@@ -123,7 +123,7 @@ fn check_findings(launch: &KernelLaunch, staged: &[SimulatedStage]) -> Result<()
     )))
 }
 
-/// Describes the first byte that differs after two runs of a launch.
+/// Describes the first byte that differs between the memories after two runs of a launch.
 fn difference(a: &SimMemory, b: &SimMemory) -> Option<String> {
     a.iter().zip(b.iter()).find_map(|(a, b)| {
         let at = a.data.iter().zip(&b.data).position(|(a, b)| a != b)?;
@@ -157,7 +157,7 @@ impl Backend for Sim {
         self.memory().free(addr);
     }
 
-    /// A read-only copy, because simulated buffers own their bytes.
+    /// Copies the part of the file, because simulated buffers own their bytes.
     fn map(&self, part: &[u8]) -> Result<Option<u64>> {
         let mut memory = self.memory();
         let Some(addr) = memory.try_alloc_uninitialized(part.len()) else { return Ok(None) };

@@ -78,7 +78,7 @@ impl Cx {
     }
 
     /// Returns the `output` of an op and records its `backward` rule if any of `inputs` needs a gradient. Every op
-    /// returns its result through this function, so that none lacks a backward rule by accident.
+    /// returns its result through this function, so no op lacks a backward rule by accident.
     ///
     /// `backward` takes the gradient of the output ([`Backward::take_dy`]) and adds to the gradients of the inputs
     /// ([`Backward::add`]).
@@ -118,8 +118,8 @@ impl Cx {
         }
     }
 
-    /// Gradient checkpointing: runs `f` and keeps only `inputs`. The backward pass runs `f` again for its intermediate
-    /// results.
+    /// Gradient checkpointing: runs `f` and keeps only `inputs`. The backward pass runs `f` again to get its
+    /// intermediate results.
     ///
     /// # Errors
     /// The errors of `f`.
@@ -152,8 +152,8 @@ impl Cx {
         Ok(output)
     }
 
-    /// Runs the tape backwards from `loss` (one f32 element, whose gradient is `scale`) and adds to `grads`. The tape
-    /// is empty afterwards.
+    /// Runs the tape backwards from `loss` (one f32 element, whose gradient is `scale`) and adds the gradients to
+    /// `grads`. The tape is empty afterwards.
     ///
     /// # Errors
     /// A parameter that was used but got no gradient, by name; a loss that depends on no parameter; out of memory.

@@ -1,4 +1,5 @@
-//! A tensor: shape, dtype and a reference-counted slice of a device buffer. Always row-major and contiguous.
+//! A tensor: shape, dtype and a reference-counted slice of a device buffer. Tensors are always row-major and
+//! contiguous.
 //!
 //! [`cx`] is the context that ops compute in, [`tape`] the autograd tape, [`ops`] the ops.
 
@@ -14,7 +15,7 @@ use reel_kernels::{Addr, DType, Element};
 use crate::device::{Buffer, Category, Device, Download};
 use crate::error::{Result, RuntimeError, shape_error};
 
-/// The role of a tensor in the backward pass.
+/// What the backward pass does with the gradient of a tensor.
 #[derive(Clone, Debug)]
 enum Grad {
     /// Does not need a gradient.
@@ -39,7 +40,7 @@ struct Inner {
 #[derive(Clone, Debug)]
 pub struct Tensor(Arc<Inner>);
 
-/// A shape as text for messages: `[2, 3]`.
+/// Formats a shape for messages: `[2, 3]`.
 pub fn dims(shape: &[usize]) -> String {
     format!("{shape:?}")
 }
@@ -102,18 +103,18 @@ impl Tensor {
         Ok(t)
     }
 
-    /// Copies i32 elements into a new tensor of category `Inputs`.
+    /// Copies i32 elements from host memory into a new tensor of category `Inputs`.
     ///
     /// # Errors
-    /// As [`Tensor::from_slice`].
+    /// The same as [`Tensor::from_slice`].
     pub fn from_i32(device: &Device, shape: &[usize], data: &[i32]) -> Result<Tensor> {
         Tensor::from_slice(device, shape, DType::I32, data, Category::Inputs)
     }
 
-    /// Copies f32 values into a new tensor of `dtype` (F32 or BF16); the host rounds them.
+    /// Copies f32 values from host memory into a new tensor of `dtype` (F32 or BF16). The host rounds them.
     ///
     /// # Errors
-    /// As [`Tensor::from_slice`].
+    /// The same as [`Tensor::from_slice`].
     pub fn from_f32(
         device: &Device,
         shape: &[usize],
@@ -130,7 +131,7 @@ impl Tensor {
         }
     }
 
-    /// The identity of this tensor on the tape. [`Tensor::reshape`] keeps it.
+    /// The number by which the tape knows this tensor. [`Tensor::reshape`] keeps it.
     pub fn id(&self) -> u64 {
         self.0.id
     }
@@ -178,12 +179,12 @@ impl Tensor {
         !matches!(self.0.grad, Grad::None)
     }
 
-    /// Whether other tensors use the same memory.
+    /// Whether other tensors share this tensor's memory.
     pub(crate) fn is_shared(&self) -> bool {
         Arc::strong_count(&self.0) > 1 || Arc::strong_count(&self.0.buffer) > 1
     }
 
-    /// The same memory as a trained parameter called `name`.
+    /// A tensor in the same memory that is the trained parameter `name`.
     ///
     /// # Errors
     /// The memory belongs to a mapped file, which is read-only.
@@ -196,12 +197,12 @@ impl Tensor {
         Ok(self.with_grad(Grad::Parameter(name.into())))
     }
 
-    /// The same memory without a gradient, like `Tensor.detach()` of PyTorch.
+    /// A tensor in the same memory that needs no gradient, like `Tensor.detach()` of PyTorch.
     pub fn detach(&self) -> Tensor {
         self.with_grad(Grad::None)
     }
 
-    /// The same memory as a new leaf that needs a gradient.
+    /// A tensor in the same memory that is a new leaf of the tape and needs a gradient.
     pub fn needing_grad(&self) -> Tensor {
         self.with_grad(Grad::Needed)
     }
@@ -210,7 +211,7 @@ impl Tensor {
         Tensor::build(&self.0.shape, self.0.dtype, self.0.buffer.clone(), self.0.offset, grad)
     }
 
-    /// The same elements with another shape. For the tape it is still the same tensor.
+    /// The same elements with another shape. The tape still knows it as the same tensor.
     ///
     /// # Errors
     /// A shape with another number of elements.
@@ -232,7 +233,7 @@ impl Tensor {
         })))
     }
 
-    /// Rows `start .. start + len` of the first dimension, in the same memory and without a gradient.
+    /// Rows `start .. start + len` of the first dimension, in the same memory; the result needs no gradient.
     ///
     /// # Errors
     /// Rows beyond the tensor.
@@ -247,7 +248,7 @@ impl Tensor {
         Ok(Tensor::build(&shape, self.dtype(), self.0.buffer.clone(), self.0.offset + start * row, Grad::None))
     }
 
-    /// Overwrites the elements.
+    /// Overwrites all elements with `data`.
     ///
     /// # Errors
     /// Data of another size, or memory of a mapped file.
@@ -272,7 +273,7 @@ impl Tensor {
         Ok(out)
     }
 
-    /// Starts a copy of the elements to the host. The copy holds the values after all launches made so far.
+    /// Starts a copy of the elements to the host. The copy has the values after all launches so far.
     ///
     /// # Errors
     /// A device error.
@@ -280,7 +281,7 @@ impl Tensor {
         self.0.buffer.download_async(self.0.offset, self.bytes())
     }
 
-    /// Copies the elements to the host as f32. Widens BF16.
+    /// Copies the elements to the host as f32; BF16 elements are widened.
     ///
     /// # Errors
     /// A tensor of integers; a device error.

@@ -4,14 +4,14 @@
 //! forward:   y = op(x)            pushes Node { outputs: [id(y)], backward: rule of op }
 //! backward:  gradient = { id(loss): dy }
 //!            for node in tape, last first:
-//!                dy = gradient.remove(node.outputs)      # none of them: the output was not used, skip the node
+//!                dy = gradient.remove(node.outputs)      # if no output has a gradient, the node is skipped
 //!                node.backward(dy)                       # adds to gradient[id(x)] of each input x
 //!                drop(node)                              # frees the tensors that the rule kept
 //! ```
 //!
-//! Gradients are added in the reverse order of the tape, so equal inputs give equal bits. Gradients of parameters go to
-//! [`Grads`]: f32, one buffer a parameter, summed over all micro-batches of a step. [`super::cx::Cx::record`] is how
-//! ops get onto the tape.
+//! Gradients are added in the reverse order of the tape, so equal inputs give equal bits. The gradients of parameters
+//! are in [`Grads`]: f32, one buffer per parameter, summed over all micro-batches of a step. Ops are recorded by
+//! [`super::cx::Cx::record`].
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -27,9 +27,9 @@ type BackwardFn = Box<dyn FnOnce(&mut Backward<'_>) -> Result<()>>;
 
 struct Node {
     name: &'static str,
-    /// The ids of the outputs. `backward` gets their gradients in this order.
+    /// The tape's ids of the outputs. `backward` gets their gradients in this order.
     outputs: Vec<u64>,
-    /// The trained parameters among the inputs. After the backward pass each must have a gradient.
+    /// The trained parameters among the inputs. After the backward pass each of them must have a gradient.
     parameters: Vec<Arc<str>>,
     backward: BackwardFn,
 }
@@ -57,7 +57,7 @@ impl Tape {
         self.0.borrow_mut().push(Node { name, outputs, parameters, backward: Box::new(backward) });
     }
 
-    /// Moves the recorded nodes to a new tape.
+    /// Moves the recorded nodes to a new tape, which leaves this one empty.
     pub(super) fn take(&self) -> Tape {
         Tape(RefCell::new(self.0.take()))
     }
@@ -68,7 +68,7 @@ impl Tape {
         let device = output.device().clone();
         let mut by_id = HashMap::from([(output.id(), dy)]);
         let mut used = BTreeSet::new();
-        // Each node is dropped after its rule ran, which frees the tensors that the rule kept.
+        // Each node is dropped after its rule ran. This frees the tensors that the rule kept.
         let mut nodes = self.0.into_inner();
         while let Some(node) = nodes.pop() {
             used.extend(node.parameters.iter().cloned());
@@ -86,7 +86,7 @@ impl Tape {
     }
 }
 
-/// Gradients of the leaves of a tape that are not parameters.
+/// Gradients of those leaves of a tape that are not parameters.
 pub(super) struct LeafGrads(HashMap<u64, Tensor>);
 
 impl LeafGrads {
@@ -95,7 +95,7 @@ impl LeafGrads {
     }
 }
 
-/// The argument of a backward rule: the gradients of the outputs, and where to add those of the inputs.
+/// The argument of a backward rule: it has the gradients of the op's outputs and collects those of its inputs.
 pub struct Backward<'a> {
     device: &'a Device,
     dys: Vec<Option<Tensor>>,
@@ -107,7 +107,7 @@ impl Backward<'_> {
     /// The gradient of the op's output, in the dtype of the output.
     ///
     /// # Panics
-    /// If called twice in one rule, or in the rule of an op with two outputs.
+    /// If it is called twice in one rule, or in the rule of an op with two outputs.
     #[allow(clippy::expect_used)]
     pub fn take_dy(&mut self) -> Tensor {
         self.dys[0].take().expect("a backward rule takes dy once")
@@ -140,7 +140,7 @@ impl Backward<'_> {
         Tensor::empty(self.device, x.shape(), x.dtype(), Category::Activations)
     }
 
-    /// Allocates an intermediate tensor, without initialising it.
+    /// Allocates an intermediate tensor of the backward pass, without initialising it.
     ///
     /// # Errors
     /// Out of memory.
@@ -164,7 +164,8 @@ impl Backward<'_> {
             self.by_id.insert(x.id(), grad);
             return Ok(());
         };
-        // A rule may give the same memory to two inputs, so only memory with a single owner is added to in place.
+        // A rule may pass the same memory for two inputs, so a gradient is added in place only if nothing else shares
+        // its memory.
         let sum = if sum.is_shared() {
             let fresh = self.empty_like(&sum)?;
             let params =
@@ -179,7 +180,7 @@ impl Backward<'_> {
         Ok(())
     }
 
-    /// The f32 buffer that the gradient of parameter `x` is added to; `None` if `x` is not a trained parameter.
+    /// The f32 buffer that collects the gradient of parameter `x`; `None` if `x` is not a trained parameter.
     ///
     /// # Errors
     /// Out of memory.
@@ -198,7 +199,7 @@ fn accumulate(device: &Device, from: &Tensor, to: &Tensor) -> Result<()> {
     device.launch(&elementwise::accumulate(from.dtype(), to.dtype(), &params))
 }
 
-/// Gradients of parameters, f32, by name. The buffers stay allocated between steps.
+/// Gradients of parameters by name, in f32. The buffers stay allocated between steps.
 #[derive(Debug, Default)]
 pub struct Grads {
     buffers: BTreeMap<Arc<str>, Tensor>,
@@ -212,7 +213,7 @@ impl Grads {
         Grads::default()
     }
 
-    /// Allocates the buffers of these parameters now, so that no training step allocates any.
+    /// Allocates the gradient buffers of these parameters now, so no training step allocates any.
     ///
     /// # Errors
     /// Out of memory.
@@ -224,7 +225,7 @@ impl Grads {
         Ok(())
     }
 
-    /// Forgets all gradients at the beginning of a step. The buffers stay allocated.
+    /// Forgets the gradients of the last step. The buffers stay allocated.
     pub fn clear(&mut self) {
         self.reached.clear();
     }
@@ -271,7 +272,8 @@ pub(crate) fn zero(t: &Tensor) -> Result<()> {
         DType::I32 => fill(t, DType::F32, t.count()),
         DType::U16 => fill(t, DType::BF16, t.count()),
         DType::U8 => {
-            // As f32 words, and the last few bytes by a copy from the host: there is no fill kernel for bytes.
+            // There is no fill kernel for bytes: fills them as f32 elements, and copies the last few bytes from the
+            // host.
             let (flat, words) = (t.reshape(&[t.count()])?, t.count() / 4);
             fill(&flat, DType::F32, words)?;
             let rest = t.count() - 4 * words;

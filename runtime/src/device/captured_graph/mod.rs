@@ -1,5 +1,5 @@
-//! Captured graphs: a sequence of launches that is captured once and replayed as one, as a CUDA graph on `cuda`, as a
-//! list elsewhere.
+//! Captured graphs: a sequence of launches that is captured once and replayed as a whole. On `cuda` it is a CUDA
+//! graph, elsewhere a list of launches.
 //!
 //! ```text
 //! capture(f):
@@ -9,8 +9,8 @@
 //! ```
 //!
 //! Captured launches keep their parameters and addresses. So a graph owns the memory that was allocated during its
-//! capture, and no other tensor is placed there. A value that changes between replays must lie in device memory, not in
-//! a launch's parameters.
+//! capture, and no other tensor gets this memory. A value that changes between replays must be in device memory, not
+//! in a launch's parameters.
 
 use std::any::Any;
 use std::collections::{BTreeMap, HashMap};
@@ -25,7 +25,7 @@ use crate::error::{Result, RuntimeError};
 
 /// Captured launches, which [`Device::replay`] enqueues again.
 pub struct CapturedGraph {
-    /// The native graph, on a device that has one. Dropped before the memory that it uses.
+    /// The native graph, on a device that has native graphs. Dropped before the memory that it uses.
     native: Option<NativeGraph>,
     launches: Vec<Launch>,
     memory: Arc<GraphMemory>,
@@ -69,8 +69,8 @@ impl Drop for NativeGraph {
     }
 }
 
-/// The memory of a graph. During capture, a freed block is used again for an allocation of the same size. All blocks
-/// are freed with the graph.
+/// The memory of a captured graph. During the capture, a freed block is used again for an allocation of the same
+/// size. All blocks are freed with the graph.
 pub(super) struct GraphMemory {
     /// Unique in the process; for debug output.
     id: u64,
@@ -98,7 +98,7 @@ impl GraphMemory {
         self.blocks().all.iter().map(|b| b.1).sum()
     }
 
-    /// The last freed block of this size.
+    /// Takes the last freed block of this size, if there is one.
     fn take(&self, bytes: usize) -> Option<u64> {
         self.blocks().free.get_mut(&bytes)?.pop()
     }
@@ -108,7 +108,7 @@ impl GraphMemory {
         self.blocks().all.push((at, bytes, category));
     }
 
-    /// Frees a block for later allocations of the same capture.
+    /// Returns a block, which later allocations of the same capture may take.
     pub fn give(&self, at: u64, bytes: usize) {
         self.blocks().free.entry(bytes).or_default().push(at);
     }
@@ -129,7 +129,7 @@ impl Drop for GraphMemory {
     }
 }
 
-/// A capture in progress on a device.
+/// The state of a capture in progress on a device.
 pub(super) struct Capture {
     thread: ThreadId,
     memory: Arc<GraphMemory>,
@@ -139,7 +139,7 @@ pub(super) struct Capture {
     launches: Vec<Launch>,
 }
 
-/// Ends a pass of a capture when dropped, also after an error or a panic.
+/// A guard for one pass of a capture: ends the pass when dropped, also after an error or a panic.
 struct CapturePass<'a>(&'a Device);
 
 impl CapturePass<'_> {
@@ -234,8 +234,8 @@ impl Device {
         Ok(CapturePass(self))
     }
 
-    /// A block for an allocation during a capture, and the graph memory that owns it. `None` if this thread captures
-    /// nothing.
+    /// Allocates a block during a capture. Returns it with the graph memory that owns it; `None` if this thread
+    /// captures nothing.
     pub(super) fn alloc_captured(&self, bytes: usize, category: Category) -> Option<Result<(u64, Arc<GraphMemory>)>> {
         let (memory, second) = {
             let capture = self.current_capture();
@@ -258,7 +258,7 @@ impl Device {
         Some(Ok((at, memory)))
     }
 
-    /// Adds a launch to the capture in progress. False if there is none: the launch must run.
+    /// Adds a launch to the capture in progress. Returns false if there is no capture, so the launch must run.
     pub(super) fn capture_if_active(&self, launch: &Launch) -> Result<bool> {
         let mut capture = self.current_capture();
         let Some(r) = capture.as_mut() else { return Ok(false) };
@@ -277,7 +277,7 @@ impl Device {
         Ok(true)
     }
 
-    /// Refuses an operation that a captured graph cannot hold.
+    /// Returns an error if a graph is being captured; `what` is an operation that a captured graph cannot hold.
     pub(super) fn refuse_during_capture(&self, what: &str) -> Result<()> {
         match self.current_capture().as_ref() {
             None => Ok(()),

@@ -32,7 +32,7 @@ fn room(device: &Device, count: usize) -> Result<Tensor> {
     Tensor::empty(device, &[count], DType::F32, Category::Activations)
 }
 
-/// `y = a + steps · b` through temporary sums, so that memory is freed and allocated again.
+/// Computes `y = a + steps · b` through temporary sums, so memory is freed and allocated again.
 fn sums(device: &Device, a: &Tensor, b: &Tensor, y: &Tensor, steps: usize) -> Result<()> {
     let add = |a: &Tensor, b: &Tensor, y: &Tensor| {
         let params = AddParams { a: a.addr(), b: b.addr(), y: y.addr(), count: a.count() as u64 };
@@ -60,10 +60,10 @@ fn replay_reads_current_memory_and_does_not_share_its_own() {
         let (a, b, y) = (numbers(&d, &[1.0, 2.0, 3.0]), numbers(&d, &[0.5; 3]), numbers(&d, &[0.0; 3]));
         let graph = d.capture((a.clone(), b.clone(), y.clone()), || sums(&d, &a, &b, &y, 4)).unwrap();
         assert_eq!(graph.launches(), 5, "{d:?}");
-        // Two sums are alive at the same time, never three.
+        // At most two sums of 12 bytes are alive at the same time.
         assert_eq!(graph.bytes(), 2 * 12);
         assert_eq!(y.to_f32().unwrap(), [0.0; 3], "{d:?}: capturing runs no launch");
-        // Other tensors of these sizes, freed and live, must not share memory with the graph.
+        // Other tensors of the same sizes, freed and live, must not share memory with the graph.
         let before = numbers(&d, &[7.0; 3]);
         drop(room(&d, 3).unwrap());
         for step in 0..3 {
@@ -160,7 +160,7 @@ fn refused_operations_in_a_capture_leave_the_device_usable() {
     }
 }
 
-/// On cuda, a product of f32 and bf16 needs a buffer for the widened operand, which the graph owns.
+/// On cuda, a product of f32 and bf16 needs a buffer for the bf16 operand as f32, which the graph owns.
 #[test]
 fn product_of_f32_and_bf16_can_be_captured() {
     for (d, fake) in devices() {
@@ -209,7 +209,7 @@ fn downloads_return_values_as_of_their_enqueueing() {
             a.write(&[step as f32; 3]).unwrap();
             d.replay(&graph).unwrap();
             pending.push(y.download_async().unwrap());
-            // Some downloads are waited for late, some out of order, some are dropped.
+            // The test waits late for some downloads, out of order for others, and drops the rest.
             if step % 3 == 2 {
                 let second = pending.remove(pending.len() - 2);
                 assert_eq!(second.wait::<f32>().unwrap(), [3.0 * (step - 1) as f32; 3], "{d:?}");
@@ -219,7 +219,7 @@ fn downloads_return_values_as_of_their_enqueueing() {
         for (i, download) in pending.into_iter().enumerate() {
             assert_eq!(download.wait::<f32>().unwrap(), [9.0 * i as f32; 3], "{d:?}");
         }
-        // More bytes than a slot of the copy ring holds.
+        // More bytes than one slot of the copy ring holds.
         let large = numbers(&d, &vec![2.0; 40_000]);
         assert_eq!(large.download_async().unwrap().wait::<f32>().unwrap(), vec![2.0; 40_000]);
         assert!(large.rows(0, 0).unwrap().download_async().unwrap().wait::<f32>().unwrap().is_empty());

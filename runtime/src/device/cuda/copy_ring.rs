@@ -3,7 +3,7 @@
 //! ```text
 //! start:    take or allocate a free slot of page-locked memory, enqueue the copy into it, record the slot's event
 //! finish:   wait for the slot's event, copy the slot's bytes out, free the slot
-//! discard:  free the slot without waiting; the next copy into it runs behind the old one on the same stream
+//! discard:  free the slot without waiting; the next copy into it runs after the old one on the same stream
 //! ```
 #![allow(unsafe_code)]
 
@@ -12,10 +12,11 @@ use std::sync::Arc;
 use reel_kernels::cuda::driver::{Event, Stream};
 use reel_kernels::cuda::{CudaError, Driver};
 
-/// Bytes of a slot: many times the tokens and log-probabilities of a decode step.
+/// Bytes of one slot, which is the maximum size of an asynchronous copy. A decode step needs far less for its tokens
+/// and log-probabilities.
 pub(super) const MAX_ASYNC_COPY_BYTES: usize = 64 << 10;
 
-/// Slots of page-locked memory. A slot is free or in use by a copy.
+/// Slots of page-locked memory, each of which is free or in use by one copy.
 pub(super) struct CopyRing {
     driver: Arc<dyn Driver>,
     stream: Stream,
@@ -28,7 +29,7 @@ struct RingSlot {
     in_use: bool,
 }
 
-// SAFETY: only this value uses the memory.
+// SAFETY: only this value has the pointers to its page-locked memory.
 unsafe impl Send for CopyRing {}
 
 impl CopyRing {
@@ -46,16 +47,16 @@ impl CopyRing {
             Some(at) => at,
             None => {
                 let memory = self.driver.alloc_host(MAX_ASYNC_COPY_BYTES)?;
-                // SAFETY: nothing uses the memory yet.
+                // SAFETY: `memory` was just allocated, so no copy uses it.
                 let event = self.driver.event().inspect_err(|_| unsafe { self.driver.free_host(memory) })?;
                 self.slots.push(RingSlot { memory, event, in_use: false });
                 self.slots.len() - 1
             }
         };
         let slot = &mut self.slots[at];
-        // The earlier copy into a discarded slot may still be in flight; this copy runs behind it on the same stream.
-        // SAFETY: the caller guarantees the range; the slot is large enough and is not reused before the event is
-        // reached.
+        // SAFETY: the caller passes live GPU memory with at least `bytes` bytes; the slot is large enough and is not
+        // reused before its event is reached. An earlier copy into a discarded slot may still be in flight; this copy
+        // runs after it on the same stream.
         unsafe {
             self.driver.copy_out(slot.memory, from, bytes, self.stream)?;
             self.driver.record(slot.event, self.stream)?;
@@ -68,7 +69,7 @@ impl CopyRing {
     pub fn finish(&mut self, handle: u64, to: &mut [u8]) -> Result<(), CudaError> {
         let slot = &mut self.slots[handle as usize];
         slot.in_use = false;
-        // SAFETY: the event was recorded behind the copy; the bytes are read after it was reached.
+        // SAFETY: the event was recorded after the copy, and the bytes are read after the event was reached.
         unsafe {
             self.driver.wait(slot.event)?;
             std::ptr::copy_nonoverlapping(slot.memory, to.as_mut_ptr(), to.len().min(MAX_ASYNC_COPY_BYTES));

@@ -1,5 +1,5 @@
-//! The GPU's memory pool. It reserves one address range as long as the GPU's memory, and maps physical memory to the
-//! range as it is needed. `reel_kernels::cuda::arena` decides where in the range a block lies.
+//! The GPU's memory pool. It reserves one address range that is as large as the GPU's memory, and maps physical
+//! memory to the range when it is needed. `reel_kernels::cuda::arena` decides where in the range a block lies.
 #![allow(unsafe_code)]
 
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use reel_kernels::cuda::arena::Arena;
 use reel_kernels::cuda::driver::PhysicalMemory;
 use reel_kernels::cuda::{CudaError, Driver};
 
-/// The range grows by at least this many bytes if the GPU has them, so that small blocks do not need a driver call
+/// The pool maps at least this many bytes at a time if the GPU has them, so small blocks do not need one driver call
 /// each.
 const GROWTH: usize = 64 << 20;
 

@@ -1,8 +1,8 @@
 //! Device `cuda`: all launches go to one stream; memory comes from one pool (`memory.rs`); weights are copied to the
 //! GPU once.
 //!
-//! One stream means one order: a block that is freed while launches still use it can be given to the next tensor at
-//! once, because launches on that tensor run later.
+//! One stream gives one order: a freed block can be given to another tensor while earlier launches still use it,
+//! because launches on that tensor run later.
 #![allow(unsafe_code)]
 
 mod copy_ring;
@@ -31,14 +31,14 @@ use crate::error::{Result, RuntimeError};
 /// Uploads of at least this many bytes use several threads and streams.
 const MULTI_STREAM_BYTES: usize = 32 << 20;
 
-// Fields are dropped in this order: the GPU last, because the others use it.
+// The fields are dropped in this order: the GPU last, because the others use it.
 pub(super) struct Cuda {
     graphs: Mutex<Graphs>,
     copy_ring: Mutex<CopyRing>,
     cublas: OnceLock<Cublas>,
     staging: Mutex<Option<Staging>>,
     uploader: Mutex<Option<ParallelUploader>>,
-    /// The events of profiled launches; created by the first one.
+    /// Times the profiled launches; created by the first one.
     timeline: Mutex<Option<Timeline>>,
     pool: Mutex<Pool>,
     gpu: Gpu,
@@ -48,13 +48,13 @@ pub(super) struct Cuda {
 #[derive(Default)]
 struct Graphs {
     native: HandleTable<(GpuGraph, Option<(u64, usize)>)>,
-    /// Address and size of the buffer for widened operands in the capture in progress. Products run one after the
-    /// other, so all products of a graph share one buffer.
+    /// Address and size of the buffer in which the capture in progress keeps a bf16 operand as f32. Products run one
+    /// after the other, so all products of a graph share one buffer.
     widened_operand: Option<(u64, usize)>,
     capturing: bool,
 }
 
-/// cuBLASLt with its workspace; opened by the first matrix product.
+/// The cuBLASLt library and the address of its workspace; opened by the first matrix product.
 struct Cublas {
     blas: Box<dyn Blas>,
     workspace: u64,
@@ -93,7 +93,7 @@ impl Cuda {
         }
         if product.k == 0 && product.bias.is_null() {
             let bytes = product.m * product.n * product.c_dtype.size();
-            // SAFETY: the result lies in live memory of this device.
+            // SAFETY: the product's result is live memory of this device.
             return unsafe { self.gpu.driver().fill(product.c.0, 0, bytes, self.gpu.stream()) }.map_err(device_error);
         }
         if product.a.dtype != product.b.dtype {
@@ -109,7 +109,7 @@ impl Cuda {
     /// equal types, so the bf16 operand is cast to f32 first, which is exact.
     fn launch_mixed_matmul(&self, product: &Matmul) -> Result<()> {
         let bytes = widened_bytes(product);
-        // During a capture, uses the graph's own buffer, because its address must stay valid for every replay.
+        // During a capture, the graph's own buffer is used, because its address must stay valid for every replay.
         let recorded = Some(lock(&self.graphs)).filter(|r| r.capturing).and_then(|r| r.widened_operand);
         if let Some((buffer, _)) = recorded.filter(|(_, size)| *size >= bytes) {
             let (cast, wide) = widening(product, buffer);
@@ -126,7 +126,8 @@ impl Cuda {
         self.alloc(bytes).ok_or_else(|| device_error(CudaError::OutOfMemory { bytes }))
     }
 
-    /// Chooses the algorithm and allocates the buffer for a product that will be captured.
+    /// Prepares a product that will be captured: opens cuBLASLt and, for operands of two dtypes, allocates the buffer
+    /// for the cast.
     fn prepare_matmul(&self, product: &Matmul) -> Result<()> {
         self.cublas()?;
         if product.a.dtype == product.b.dtype {
@@ -155,7 +156,7 @@ impl Cuda {
 
     fn upload_bytes(&self, to: u64, from: &[u8]) -> Result<()> {
         if from.len() < MULTI_STREAM_BYTES {
-            // SAFETY: the caller's range is live memory of this device.
+            // SAFETY: `to` is live memory of this device with at least `from.len()` bytes.
             return self.with_staging(|s| unsafe { s.copy_in(to, from) });
         }
         let mut uploader = lock(&self.uploader);
@@ -163,7 +164,7 @@ impl Cuda {
             *uploader = Some(ParallelUploader::new(self.gpu.driver().clone()).map_err(device_error)?);
         }
         let uploader = uploader.as_mut().expect("it was just made");
-        // SAFETY: the caller's range is live memory of this device.
+        // SAFETY: `to` is live memory of this device with at least `from.len()` bytes.
         unsafe { uploader.copy_in(to, from, self.gpu.stream()) }.map_err(device_error)
     }
 }
@@ -174,7 +175,8 @@ fn widened_bytes(product: &Matmul) -> usize {
     rows * product.k * DType::F32.size()
 }
 
-/// Returns the launch that casts a product's bf16 operand to f32 into `buffer`, and the product with that operand.
+/// Returns the launch that casts the bf16 operand of a product to f32 in `buffer`, and the product with the cast
+/// operand.
 fn widening(product: &Matmul, buffer: u64) -> (Launch, Matmul) {
     let mut wide = *product;
     let (narrow, rows) =
@@ -189,7 +191,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|e| e.into_inner())
 }
 
-/// A driver's error as an error of this crate.
+/// Converts an error of the driver.
 pub(super) fn device_error(e: CudaError) -> RuntimeError {
     RuntimeError::Device(e.to_string())
 }
@@ -215,7 +217,8 @@ impl Backend for Cuda {
         lock(&self.pool).alloc(bytes)
     }
 
-    /// Launches that still use the block run before launches on its next owner, because all are on one stream.
+    /// The block is free at once: launches that still use it run before launches of its next owner, because all are
+    /// on one stream.
     fn free(&self, addr: u64, _bytes: usize) {
         lock(&self.pool).free(addr);
     }
@@ -278,11 +281,11 @@ impl Backend for Cuda {
     }
 
     fn download(&self, from: u64, to: &mut [u8]) -> Result<()> {
-        // SAFETY: `Buffer::download` checked the range.
+        // SAFETY: `Buffer::download` checked that the range lies in a live buffer.
         self.with_staging(|s| unsafe { s.copy_out(to, from) })
     }
 
-    /// Copies the part to the GPU: kernels read GPU memory hundreds of times faster than host memory.
+    /// Copies a part of a mapped file to the GPU: kernels read GPU memory hundreds of times faster than host memory.
     fn map(&self, part: &[u8]) -> Result<Option<u64>> {
         let Some(addr) = self.alloc(part.len()) else { return Ok(None) };
         self.upload_bytes(addr, part).inspect_err(|_| self.free(addr, part.len()))?;
@@ -303,7 +306,8 @@ impl Backend for Cuda {
             self.download(from, &mut to)?;
             return Ok(PendingCopy::Ready(to));
         }
-        // SAFETY: `Buffer::download_async` checked the range; launches of its next owner run after the copy.
+        // SAFETY: `Buffer::download_async` checked the range. If the buffer is freed, launches of its memory's next
+        // owner run after the copy.
         unsafe { lock(&self.copy_ring).start(from, bytes) }.map(PendingCopy::InFlight).map_err(device_error)
     }
 

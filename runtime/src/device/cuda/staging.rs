@@ -11,10 +11,10 @@ use reel_kernels::cuda::{CudaError, Driver};
 const STAGING_SLOT_BYTES: usize = 1 << 20;
 /// Slots for small copies: how many copies can be in flight before the host waits.
 const STAGING_SLOTS: usize = 16;
-/// Threads of a large upload. Each fills one slot while the GPU reads another; eight threads read the page cache faster
-/// than PCIe 5 transfers.
+/// Threads of a large upload. Each thread fills one slot while the GPU reads another; eight threads read the page
+/// cache faster than PCIe 5 transfers it.
 const UPLOAD_THREADS: usize = 8;
-/// Slots of each upload thread; the next constant is the bytes of one slot.
+/// Slots of each upload thread, of `UPLOAD_SLOT_BYTES` bytes each.
 const UPLOAD_SLOTS: usize = 2;
 const UPLOAD_SLOT_BYTES: usize = 4 << 20;
 
@@ -25,16 +25,16 @@ struct StagingRing {
     /// One block of pinned memory for all slots.
     memory: *mut u8,
     size: usize,
-    /// For each slot, the event behind the last copy that uses it.
+    /// For each slot, the event that is recorded after the last copy that uses the slot.
     events: Vec<Event>,
-    /// For each slot, whether its event was recorded.
+    /// For each slot, whether its event was ever recorded.
     used: Vec<bool>,
     current: usize,
-    /// Used bytes of the current slot.
+    /// Number of used bytes in the current slot.
     filled: usize,
 }
 
-// SAFETY: only this value uses the memory.
+// SAFETY: only this value has the pointer to its pinned memory.
 unsafe impl Send for StagingRing {}
 
 impl StagingRing {
@@ -49,28 +49,28 @@ impl StagingRing {
     }
 
     fn at(&self, slot: usize, offset: usize) -> *mut u8 {
-        // SAFETY: within the block.
+        // SAFETY: `slot` and `offset` lie within the block of pinned memory.
         unsafe { self.memory.add(slot * self.size + offset) }
     }
 
     /// Records the event of the current slot, then waits until the next slot is free.
     fn advance(&mut self) -> Result<(), CudaError> {
-        // SAFETY: events and stream are live.
+        // SAFETY: the ring owns the event, and its stream is live.
         unsafe { self.driver.record(self.events[self.current], self.stream)? }
         self.used[self.current] = true;
         self.current = (self.current + 1) % self.events.len();
         self.filled = 0;
         if self.used[self.current] {
-            // SAFETY: the event is live.
+            // SAFETY: the ring owns the event.
             unsafe { self.driver.wait(self.events[self.current])? }
         }
         Ok(())
     }
 
-    /// Enqueues copies to the GPU. When this returns, the host's bytes have been read and may change.
+    /// Enqueues copies of `from` to the GPU. When this returns, all bytes of `from` have been read and may change.
     ///
     /// # Safety
-    /// The range must be live GPU memory.
+    /// `to` must be live GPU memory with at least `from.len()` bytes.
     unsafe fn copy_in(&mut self, mut to: u64, mut from: &[u8]) -> Result<(), CudaError> {
         while !from.is_empty() {
             if self.filled == self.size {
@@ -83,7 +83,7 @@ impl StagingRing {
                 std::ptr::copy_nonoverlapping(part.as_ptr(), staged, part.len());
                 self.driver.copy_in(to, staged, part.len(), self.stream)?;
             }
-            // The next part begins at a cache line, so that the bus reads whole lines.
+            // The next part begins at a cache line, so the bus reads whole lines.
             self.filled = (self.filled + part.len()).next_multiple_of(64).min(self.size);
             (to, from) = (to + part.len() as u64, rest);
         }
@@ -103,7 +103,7 @@ impl Drop for StagingRing {
     }
 }
 
-/// Small copies on the device's stream.
+/// Staging slots for small copies on the device's stream.
 pub(super) struct Staging(StagingRing);
 
 impl Staging {
@@ -111,22 +111,23 @@ impl Staging {
         Ok(Staging(StagingRing::new(driver, stream, STAGING_SLOTS, STAGING_SLOT_BYTES)?))
     }
 
-    /// Enqueues a copy to the GPU in stream order. When this returns, the host's bytes have been read and may change.
+    /// Enqueues a copy to the GPU in stream order. When this returns, all bytes of `from` have been read and may
+    /// change.
     ///
     /// # Safety
-    /// The range must be live GPU memory.
+    /// `to` must be live GPU memory with at least `from.len()` bytes.
     pub unsafe fn copy_in(&mut self, to: u64, from: &[u8]) -> Result<(), CudaError> {
-        // SAFETY: the caller guarantees the range.
+        // SAFETY: the caller passes live GPU memory with at least `from.len()` bytes.
         unsafe { self.0.copy_in(to, from) }
     }
 
-    /// Copies to the host, after the work that is enqueued on the stream.
+    /// Copies GPU memory to the host, after the work that is enqueued on the stream.
     ///
     /// # Safety
-    /// The range must be live GPU memory.
+    /// `from` must be live GPU memory with at least `to.len()` bytes.
     pub unsafe fn copy_out(&mut self, to: &mut [u8], from: u64) -> Result<(), CudaError> {
         let slots = &mut self.0;
-        // Each part gets a slot of its own. When all slots but one are in flight, the oldest part is copied out.
+        // Each piece gets its own slot. When all slots but one are in flight, the oldest piece is copied out.
         let mut pieces = to.chunks_mut(slots.size).enumerate();
         let mut waiting = std::collections::VecDeque::new();
         loop {
@@ -135,8 +136,8 @@ impl Staging {
                     slots.advance()?;
                 }
                 let (slot, at) = (slots.current, slots.at(slots.current, 0));
-                // SAFETY: the caller guarantees the range; no copy uses the slot, and it is not reused before its event
-                // is reached.
+                // SAFETY: the caller passes live GPU memory with at least `to.len()` bytes; no copy uses the slot,
+                // and it is not reused before its event is reached.
                 unsafe { slots.driver.copy_out(at, from + (i * slots.size) as u64, piece.len(), slots.stream)? }
                 slots.filled = slots.size;
                 slots.advance()?;
@@ -146,7 +147,8 @@ impl Staging {
                 }
             }
             let Some((slot, piece)) = waiting.pop_front() else { return Ok(()) };
-            // SAFETY: the event was recorded behind the copy into the slot, whose bytes are read after it was reached.
+            // SAFETY: the event was recorded after the copy into the slot, whose bytes are read after the event was
+            // reached.
             unsafe {
                 slots.driver.wait(slots.events[slot])?;
                 std::ptr::copy_nonoverlapping(slots.at(slot, 0), piece.as_mut_ptr(), piece.len());
@@ -155,11 +157,11 @@ impl Staging {
     }
 }
 
-/// Large uploads, such as weights: several threads read the host's bytes, each with a stream of its own.
+/// Large uploads, such as weights: several threads read the host's bytes, each with its own stream.
 pub(super) struct ParallelUploader {
     driver: Arc<dyn Driver>,
     lanes: Vec<StagingRing>,
-    /// Orders the threads' streams and the device's stream.
+    /// The event by which the threads' streams and the device's stream wait for each other.
     ready: Event,
 }
 
@@ -171,20 +173,20 @@ impl ParallelUploader {
         for _ in 0..threads {
             let stream = uploader.driver.stream()?;
             let slots = StagingRing::new(uploader.driver.clone(), stream, UPLOAD_SLOTS, UPLOAD_SLOT_BYTES);
-            // SAFETY: no work was enqueued on the stream.
+            // SAFETY: no work was enqueued on the new stream.
             uploader.lanes.push(slots.inspect_err(|_| unsafe { uploader.driver.destroy_stream(stream) })?);
         }
         Ok(uploader)
     }
 
-    /// Copies to the GPU, after the work that is enqueued on `stream` and before later work. When this returns, the
-    /// host's bytes have been read and may change.
+    /// Copies `from` to the GPU, after the work that is enqueued on `stream` and before later work. When this
+    /// returns, all bytes of `from` have been read and may change.
     ///
     /// # Safety
-    /// The range must be live GPU memory.
+    /// `to` must be live GPU memory with at least `from.len()` bytes.
     pub unsafe fn copy_in(&mut self, to: u64, from: &[u8], stream: Stream) -> Result<(), CudaError> {
         let driver = &self.driver;
-        // SAFETY: event and streams are live.
+        // SAFETY: this value owns the event, and the device's stream is live.
         unsafe { driver.record(self.ready, stream)? }
         let share = from.len().div_ceil(self.lanes.len()).next_multiple_of(UPLOAD_SLOT_BYTES);
         let ready = self.ready;
@@ -193,7 +195,8 @@ impl ParallelUploader {
                 .map(|(i, (lane, part))| {
                     let to = to + (i * share) as u64;
                     scope.spawn(move || {
-                        // SAFETY: event and stream are live; the caller guarantees the range.
+                        // SAFETY: this value owns event and stream; the caller passes live GPU memory with at least
+                        // `from.len()` bytes.
                         unsafe {
                             lane.driver.stream_wait(lane.stream, ready)?;
                             lane.copy_in(to, part)
@@ -205,8 +208,8 @@ impl ParallelUploader {
         });
         copied?;
         for lane in &self.lanes {
-            // SAFETY: event and streams are live. Recording the event again does not change the waits that were
-            // enqueued before.
+            // SAFETY: this value owns the event and the lane's stream, and the device's stream is live. Recording the
+            // event again does not change the waits that were enqueued before.
             unsafe {
                 driver.record(self.ready, lane.stream)?;
                 driver.stream_wait(stream, self.ready)?;
@@ -221,7 +224,7 @@ impl Drop for ParallelUploader {
         for slots in self.lanes.drain(..) {
             let stream = slots.stream;
             drop(slots);
-            // SAFETY: the slots waited for the stream.
+            // SAFETY: dropping the slots waited for all work on the stream.
             unsafe { self.driver.destroy_stream(stream) }
         }
         // SAFETY: no stream waits for the event any more.

@@ -52,7 +52,7 @@ fn kernels_and_products_compute_and_free_all_memory() {
     let c = Tensor::empty(&d, &[2, 2], DType::F32, Category::Activations).unwrap();
     d.launch(&Launch::Matmul(product(&x, &y, &c))).unwrap();
     assert_eq!(c.to_f32().unwrap(), [28.0, 64.0, 64.0, 154.0]);
-    // A product of another shape changes the hash of the algorithms; the same product again does not.
+    // A product of another shape changes the hash of the chosen algorithms; the same product again does not.
     let first = d.matmul_library().unwrap();
     assert_eq!((first.name.as_str(), first.algorithms, first.hash.len()), ("fake products 1.0.0", 1, 16));
     d.launch(&Launch::Matmul(product(&x, &y, &c))).unwrap();
@@ -106,7 +106,7 @@ fn out_of_memory_error_names_options_to_lower() {
         e.contains("cannot allocate 1.0 MiB for optimizer") && e.contains("--optim adamw-bf16 or adamw-8bit"),
         "{e}"
     );
-    // A freed block is reused, even if it was not the last one.
+    // A freed block is reused, even if it was not the last block that was allocated.
     let second = d.alloc(1 << 18, Category::Activations).unwrap();
     drop(first);
     drop(d.alloc(1 << 19, Category::Activations).unwrap());
@@ -117,7 +117,7 @@ fn out_of_memory_error_names_options_to_lower() {
 #[test]
 fn mapped_files_are_copied_completely() {
     let (fake, d) = device(128 << 20);
-    // Larger than `MULTI_STREAM_BYTES`, and not a multiple of a staging slot.
+    // More bytes than `MULTI_STREAM_BYTES`, and not a multiple of a staging slot.
     let bytes: Vec<u8> = (0..MULTI_STREAM_BYTES + (5 << 20) + 12).map(|i| (i * i % 251) as u8).collect();
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), &bytes).unwrap();
@@ -144,7 +144,8 @@ fn repeated_step_needs_no_driver_call() {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
-    /// Uploads in any pieces are downloaded unchanged, although the fake driver runs copies as late as CUDA allows.
+    /// Bytes that are uploaded in any pieces are downloaded unchanged, although the fake driver runs copies as late
+    /// as CUDA allows.
     #[test]
     fn downloads_return_uploaded_bytes(
         pieces in prop::collection::vec((0usize..3_000_000, 1usize..2_500_000, any::<u8>()), 1..12)
@@ -157,7 +158,7 @@ proptest! {
             let mut bytes: Vec<u8> = (0..len).map(|i| (i as u8).wrapping_mul(31) ^ seed).collect();
             buffer.upload(at, &bytes).unwrap();
             want[at..at + len].copy_from_slice(&bytes);
-            // The upload has read the host's bytes, so changing them now has no effect.
+            // The upload has already read the host's bytes, so changing them now has no effect.
             bytes.fill(0);
         }
         let mut back = vec![1u8; want.len()];

@@ -22,15 +22,15 @@ use super::device_error;
 use crate::device::profiler::{ProfileMode, TimedLaunch};
 use crate::error::Result;
 
-/// The largest number of profiled launches in flight. When it is reached, the older half is read while the GPU works on
-/// the newer half.
+/// Maximum number of profiled launches in flight. When it is reached, the times of the older half are read while the
+/// GPU works on the newer half.
 pub(super) const MAX_IN_FLIGHT: usize = 4096;
 
-/// The anchor is set again after this time, as soon as no launch is in flight: the clocks of GPU and host drift apart
-/// by some microseconds in a second.
+/// Age of the anchor after which it is set again, as soon as no launch is in flight: the clocks of GPU and host drift
+/// apart by some microseconds per second.
 const ANCHOR_LIFETIME: Duration = Duration::from_secs(10);
 
-/// A profiled launch in flight.
+/// A profiled launch in flight, with the events around it.
 struct TimedPair {
     name: &'static str,
     cost: Cost,
@@ -43,12 +43,12 @@ struct TimedPair {
 pub(super) struct Timeline {
     driver: Arc<dyn Driver>,
     stream: Stream,
-    /// An event that was reached, and its time by the host's clock.
+    /// An event that the GPU has reached, and its time by the host's clock.
     anchor: (CudaEvent, Instant),
     anchored_at: Instant,
     free: Vec<[CudaEvent; 2]>,
     in_flight: VecDeque<TimedPair>,
-    /// The largest number of launches in flight.
+    /// Maximum number of launches in flight.
     max_in_flight: usize,
 }
 
@@ -69,7 +69,7 @@ impl Timeline {
     }
 
     fn set_anchor(&mut self) -> std::result::Result<(), CudaError> {
-        // SAFETY: event and stream are live.
+        // SAFETY: the timeline owns the event, and its stream is live.
         unsafe {
             // Without this wait, work in flight would delay the event and shift the anchor's host time.
             self.driver.synchronize(self.stream)?;
@@ -81,7 +81,7 @@ impl Timeline {
         Ok(())
     }
 
-    /// Enqueues a launch between two events. Returns earlier launches whose times are known by now.
+    /// Enqueues a launch between two events. Returns earlier launches whose times have become known.
     pub fn launch(
         &mut self,
         launch: &Launch,
@@ -103,7 +103,7 @@ impl Timeline {
     }
 
     fn enqueue_between(&self, [before, after]: [CudaEvent; 2], enqueue: impl FnOnce() -> Result<()>) -> Result<()> {
-        // SAFETY: events and stream are live.
+        // SAFETY: the timeline owns both events, and its stream is live.
         unsafe {
             self.driver.record(before, self.stream).map_err(device_error)?;
             enqueue()?;
@@ -111,25 +111,25 @@ impl Timeline {
         }
     }
 
-    /// A free pair of events, newly created if there is none.
+    /// Two events for a launch: a free pair or, if there is none, a new one.
     fn events(&mut self) -> std::result::Result<[CudaEvent; 2], CudaError> {
         if let Some(events) = self.free.pop() {
             return Ok(events);
         }
         let before = self.driver.event()?;
-        // SAFETY: the event was not recorded.
+        // SAFETY: the event was never recorded, so nothing waits for it.
         let after = self.driver.event().inspect_err(|_| unsafe { self.driver.destroy_event(before) })?;
         Ok([before, after])
     }
 
-    /// Waits for all launches in flight and returns them.
+    /// Waits for all launches in flight and returns them with their times.
     pub fn read(&mut self) -> std::result::Result<Vec<TimedLaunch>, CudaError> {
         self.read_oldest(self.in_flight.len())
     }
 
     fn read_oldest(&mut self, count: usize) -> std::result::Result<Vec<TimedLaunch>, CudaError> {
         let Some(last) = count.checked_sub(1).and_then(|i| self.in_flight.get(i)) else { return Ok(Vec::new()) };
-        // SAFETY: the event is live.
+        // SAFETY: the timeline owns the event.
         unsafe { self.driver.wait(last.events[1])? }
         // The driver returns milliseconds as f32, which is exact for short spans only, so each read moves the anchor.
         let timed: std::result::Result<Vec<TimedLaunch>, CudaError> =
@@ -147,7 +147,7 @@ impl Timeline {
 
     fn time(&self, pair: &TimedPair) -> std::result::Result<TimedLaunch, CudaError> {
         let [before, after] = pair.events;
-        // SAFETY: the events are live.
+        // SAFETY: the timeline owns the events, which have been reached.
         let (since, seconds) =
             unsafe { (self.driver.elapsed(self.anchor.0, before)?, self.driver.elapsed(before, after)?) };
         let start = self.anchor.1 + positive(since);
@@ -155,7 +155,7 @@ impl Timeline {
     }
 }
 
-/// A duration in seconds; a negative value, which only rounding can cause, becomes zero.
+/// Converts seconds to a duration; a negative value, which only rounding can cause, becomes zero.
 fn positive(seconds: f64) -> Duration {
     Duration::try_from_secs_f64(seconds).unwrap_or_default()
 }
@@ -164,7 +164,8 @@ impl Drop for Timeline {
     fn drop(&mut self) {
         let pairs = self.free.drain(..).chain(self.in_flight.drain(..).map(|pair| pair.events));
         for event in pairs.flatten().chain([self.anchor.0]) {
-            // SAFETY: each event is destroyed once; the driver keeps an event that is not reached yet until it is.
+            // SAFETY: each event is destroyed once; the driver keeps an event that is not reached yet until it is
+            // reached.
             unsafe { self.driver.destroy_event(event) }
         }
     }

@@ -34,7 +34,7 @@ fn profiled_launches_do_not_make_the_host_wait() {
         d.launch(&fill(&x)).unwrap();
     }
     assert_eq!(fake.launches(), 0, "the host waited for a launch");
-    // The profiler's mode at the time of the launch counts, not its mode when the time becomes known.
+    // The profiler's mode at the time of the launch counts, not its mode when the launch's time becomes known.
     d.profiler().count(false);
     d.launch(&add(&x)).unwrap();
     let totals = d.profiler().totals().unwrap();
@@ -69,7 +69,7 @@ fn refused_launch_leaves_times_of_the_others() {
     let (a, b, c) = (numbers(&d, &[2, 3], &[1.0; 6]), numbers(&d, &[2, 3], &[1.0; 6]), numbers(&d, &[2, 2], &[0.0; 4]));
     d.profiler().record(true);
     let good = Launch::Matmul(product(&a, &b, &c));
-    // An address without memory, which the library refuses.
+    // A product whose result has an address without memory, which the matrix library refuses.
     let bad = Launch::Matmul(Matmul { c: Addr(8), ..product(&a, &b, &c) });
     d.launch(&good).unwrap();
     d.launch(&bad).unwrap_err();
@@ -81,8 +81,8 @@ fn refused_launch_leaves_times_of_the_others() {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
-    /// Each launch has one span, in stream order and without overlap, for any limit of launches in flight and any
-    /// moments of reading.
+    /// Each launch gets one time span; spans are in stream order and do not overlap, for any limit of launches in
+    /// flight and whenever times are read.
     #[test]
     fn spans_follow_the_stream(pairs in 2usize..9, asked in prop::collection::vec((any::<bool>(), 0u8..6), 1..40)) {
         let Some(()) = compile::for_test() else { return Ok(()) };
@@ -108,7 +108,7 @@ proptest! {
         for two in known.windows(2) {
             let [first, second] = [&two[0].event, &two[1].event];
             prop_assert!(first.seconds > 0.0);
-            // Host times are whole nanoseconds.
+            // Rounding: host times are whole nanoseconds.
             let gap = (second.start - first.start).as_secs_f64() - first.seconds;
             prop_assert!(gap > -3e-9, "begins {} s before the earlier launch ended", -gap);
         }

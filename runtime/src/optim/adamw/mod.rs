@@ -13,7 +13,7 @@ use crate::error::{Result, shape_error};
 use crate::tensor::Tensor;
 use crate::tensor::tape::{Grads, zero};
 
-/// The hyperparameters of one parameter in one step.
+/// The AdamW hyperparameters of one parameter in one step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamWParams {
     /// Learning rate.
@@ -28,8 +28,8 @@ pub struct AdamWParams {
     pub weight_decay: f64,
 }
 
-/// The storage type of the moments. Bf16 and 8-bit moments are rounded stochastically, so that updates smaller than
-/// their spacing count on average.
+/// The storage type of the moments. Bf16 and 8-bit moments are rounded stochastically, so updates smaller than the
+/// spacing of representable values still count on average.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Moments {
     /// f32: 8 bytes for both moments of a weight.
@@ -108,13 +108,13 @@ impl AdamW {
         Ok(AdamW { moments, seed, parameters: all })
     }
 
-    /// All parameters with their optimizer states, in the order of names.
+    /// All parameters with their optimizer states, in the order of their names.
     pub fn states(&self) -> impl Iterator<Item = (&str, &Tensor, &ParameterState)> {
         self.parameters.iter().map(|(name, (p, s))| (name.as_str(), p, s))
     }
 
-    /// All parameters with mutable optimizer states, to set the step counts of a resumed run. Moments are written with
-    /// [`Tensor::write`].
+    /// All parameters with their mutable optimizer states, to set the step counts of a resumed run. Moments are
+    /// written with [`Tensor::write`].
     pub fn states_mut(&mut self) -> impl Iterator<Item = (&str, &Tensor, &mut ParameterState)> {
         self.parameters.iter_mut().map(|(name, (p, s))| (name.as_str(), &*p, s))
     }
@@ -148,8 +148,8 @@ impl AdamW {
         Ok(out)
     }
 
-    /// Updates all parameters once, with the gradients times the clipping factor in `clip` (see [`Self::clip`]).
-    /// `hyper` gives the hyperparameters of a parameter by its name.
+    /// Updates all parameters once. Each gradient is multiplied by the clipping factor in `clip` (see
+    /// [`Self::clip`]). `hyper` returns the hyperparameters of a parameter by its name.
     ///
     /// # Errors
     /// A launch fails.
@@ -195,7 +195,7 @@ impl AdamW {
 }
 
 impl AdamW {
-    /// A hash of the bits of each parameter, in the order of names. It is computed on the device, so that weights are
+    /// A hash of the bits of each parameter, in the order of the names. It is computed on the device, so weights are
     /// not downloaded.
     ///
     /// # Errors

@@ -19,8 +19,8 @@ fn numbers(n: usize, seed: u64) -> Vec<f32> {
         .collect()
 }
 
-/// Optimizes two parameters, of `n` and of 3 weights, for `steps` steps on a linear loss with new random slopes in each
-/// step. Returns the weights and the optimizer.
+/// Optimizes two parameters, one of `n` and one of 3 weights, for `steps` steps. The loss is linear with new random
+/// slopes in each step. Returns the weights and the optimizer.
 fn run(device: &Device, dtype: DType, moments: Moments, seed: u64, n: usize, steps: u64) -> (Vec<f32>, AdamW) {
     let parameter = |name: &str, n: usize| {
         let t = Tensor::from_f32(device, &[n], dtype, &numbers(n, 5), Category::Weights).unwrap();
@@ -52,7 +52,7 @@ fn ones(device: &Device, dtype: DType) -> Tensor {
     Tensor::from_f32(device, &[1, 1], dtype, &[1.0], Category::Inputs).unwrap()
 }
 
-/// Reshapes `[1, n]` to `[n]` and casts it to f32. The gradient is in the dtype of x.
+/// Reshapes `[1, n]` to `[n]` and casts it to f32. The gradient has the dtype of x.
 fn as_f32(cx: &Cx, x: &Tensor) -> Tensor {
     let flat = x.reshape(&[x.count()]).unwrap();
     if x.dtype() == DType::F32 {
@@ -90,8 +90,8 @@ proptest! {
         let device = Device::cpu(2);
         for dtype in [DType::F32, DType::BF16] {
             let (want, _) = run(&device, dtype, Moments::F32, 0, n, 6);
-            // Tolerances: reading a bf16 weight rounds it by 2^-9, at most 0.2 learning rates; 8-bit codes are coarse
-            // for moments far below the largest of their block.
+            // Tolerances: reading a weight as bf16 rounds it by 2^-9, at most 0.2 learning rates; 8-bit codes are
+            // coarse for moments far below the largest of their block.
             for (moments, limit) in [(Moments::Bf16, 0.3), (Moments::Int8, 1.0)] {
                 let (got, _) = run(&device, dtype, moments, seed, n, 6);
                 let off = distance_in_learning_rates(&got, &want);

@@ -7,8 +7,8 @@ use crate::error::{Result, shape_error};
 use crate::tensor::cx::Cx;
 use crate::tensor::{Tensor, dims};
 
-/// The rows of `table [V, H]` that `ids` (i32 `[S]`) name, in the dtype of activations: `[S, H]`. The caller has
-/// checked that ids are below V.
+/// Looks up `ids` (i32 `[S]`) in `table [V, H]` and casts the rows to the dtype of activations: `[S, H]`. The caller
+/// has checked that ids are below V.
 ///
 /// # Errors
 /// Shapes that do not match; out of memory.
@@ -16,9 +16,9 @@ pub fn embedding(cx: &Cx, table: &Tensor, ids: &Tensor) -> Result<Tensor> {
     lookup("embedding", cx, table, ids, None)
 }
 
-/// [`embedding`] that replaces token t by row `vision_index[t]` of `vision [M, H]` where the index (i32 `[S]`) is not
-/// negative. `vision` has the dtype of activations. The index names each row of `vision` once, which the caller has
-/// checked.
+/// [`embedding`] with vision tokens: where `vision_index[t]` (i32 `[S]`) is not negative, token t is that row of
+/// `vision [M, H]` instead. `vision` has the dtype of activations. The caller has checked that the index names each
+/// row of `vision` once.
 ///
 /// # Errors
 /// Shapes that do not match; out of memory.

@@ -8,38 +8,38 @@ use crate::error::Result;
 use crate::tensor::Tensor;
 use crate::tensor::cx::Cx;
 
-/// The inputs of [`grpo_loss`] beside the policy log-probabilities: `n` completions with `L` tokens in all. [`kernel`]
-/// has the formula.
+/// The inputs of [`grpo_loss`] beside the policy log-probabilities, for `n` completions with `L` tokens in total.
+/// [`kernel`] has the formula.
 #[derive(Clone, Debug)]
 pub struct GrpoInputs {
-    /// Where the tokens of each completion begin.
+    /// Where the tokens of each completion begin among the L.
     pub completions: CuSeqlens,
     /// i32 `[n]`: the number of leading tokens of each completion that count in the loss.
     pub completion_lens: Tensor,
     /// f32 `[n]`: the advantage of each completion.
     pub advantages: Tensor,
-    /// f32 `[n]`: the weight of the sum over each completion's tokens.
+    /// f32 `[n]`: the weight in the loss of each completion's sum over its tokens.
     pub weights: Tensor,
     /// f32 `[L]`: log-probabilities under the weights that sampled the completions; `None`: those of the current
     /// weights.
     pub old_log_probs: Option<Tensor>,
     /// f32 `[L]`: log-probabilities under the reference model; `None`: no KL term.
     pub ref_log_probs: Option<Tensor>,
-    /// One importance ratio for each completion (GSPO) instead of one for each token.
+    /// Whether there is one importance ratio for each completion (GSPO) instead of one for each token.
     pub sequence_level: bool,
-    /// The ratio is clipped below at `1 - epsilon_low`.
+    /// The importance ratio is clipped below at `1 - epsilon_low`.
     pub epsilon_low: f32,
-    /// The ratio is clipped above at `1 + epsilon_high`.
+    /// The importance ratio is clipped above at `1 + epsilon_high`.
     pub epsilon_high: f32,
     /// The weight of the KL term.
     pub beta: f32,
-    /// The log ratio to the reference is clamped to `± kl_limit`; infinite: not clamped.
+    /// The log ratio of policy to reference is clamped to `± kl_limit`; infinite: not clamped.
     pub kl_limit: f32,
 }
 
-/// The loss (one f32 element) of policy log-probabilities f32 `[L]`, and statistics f32 `[n, 4]` without a gradient:
-/// for each completion its part of the loss, its sum of KL terms, its number of clipped tokens, its number of counted
-/// tokens.
+/// The loss (one f32 element) of the policy log-probabilities f32 `[L]`, and statistics f32 `[n, 4]` without a
+/// gradient. The statistics of a completion: its part of the loss, its sum of KL terms, its number of clipped tokens,
+/// its number of tokens that count.
 ///
 /// # Errors
 /// Shapes that do not match; out of memory.

@@ -10,14 +10,14 @@ use crate::tensor::cx::Cx;
 use crate::tensor::tape::Backward;
 use crate::tensor::{Tensor, dims};
 
-/// A LoRA adapter of a weight `[N, K]`: adds `scale · up · down` to it.
+/// A LoRA adapter of a weight `[N, K]`: adds `scale · up · down` to the weight.
 #[derive(Clone, Debug)]
 pub struct Lora {
     /// Matrix A of the LoRA paper, `[R, K]`.
     pub down: Tensor,
     /// Matrix B of the LoRA paper, `[N, R]`.
     pub up: Tensor,
-    /// The factor alpha / R of the product.
+    /// The factor of the product `up · down`: alpha / R.
     pub scale: f32,
 }
 
@@ -25,7 +25,7 @@ fn operand(x: &Tensor, transposed: bool) -> Operand {
     Operand { addr: x.addr(), dtype: x.dtype(), transposed }
 }
 
-/// The product `c [m, n] = a · bᵀ` with a `[m, k]` and b `[n, k]`, without bias, scale or accumulation.
+/// The matrix product `c [m, n] = a · bᵀ` with a `[m, k]` and b `[n, k]`, without bias, scale or accumulation.
 fn plain(m: usize, n: usize, k: usize, a: Operand, b: Operand, c: &Tensor) -> Matmul {
     Matmul { m, n, k, a, b, c: c.addr(), c_dtype: c.dtype(), bias: Addr::NULL, accumulate: false, scale: 1.0 }
 }
@@ -46,7 +46,7 @@ pub fn linear(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Ten
     }))
 }
 
-/// Adds to the gradients of weight and bias. Returns the gradient of x if x needs one.
+/// Adds to the gradients of weight and bias, if they are trained. Returns the gradient of x if x needs one.
 fn linear_gradients(
     bw: &mut Backward<'_>,
     dy: &Tensor,
@@ -76,8 +76,8 @@ fn linear_gradients(
     Ok(dx)
 }
 
-/// [`linear`] with an adapter: `y = x · wᵀ + b + scale · (x · downᵀ) · upᵀ`. Rounds twice in the dtype of x: `scale · x
-/// · downᵀ`, and `x · wᵀ + b` before the last product is added.
+/// [`linear`] with an adapter: `y = x · wᵀ + b + scale · (x · downᵀ) · upᵀ`. Rounds to the dtype of x twice: `scale ·
+/// x · downᵀ`, and `x · wᵀ + b` before the last product is added.
 ///
 /// # Errors
 /// Shapes that do not match; out of memory.
@@ -109,8 +109,8 @@ pub fn lora_linear(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<&Tensor>, lora: &L
     }))
 }
 
-/// `y += scale · (x · downᵀ) · upᵀ` in place; y must not be recorded on the tape yet. Returns `scale · x · downᵀ`,
-/// `[.., R]`.
+/// Adds the adapter's output to y in place: `y += scale · (x · downᵀ) · upᵀ`. y must not be recorded on the tape yet.
+/// Returns `scale · x · downᵀ`, `[.., R]`.
 pub(super) fn add_low_rank(cx: &Cx, x: &Tensor, lora: &Lora, y: &Tensor) -> Result<Tensor> {
     let (m, k) = rows_cols("lora_linear", "x", x)?;
     let (n, r) = (y.shape().last().copied().unwrap_or(0), lora.down.shape().first().copied().unwrap_or(0));
@@ -128,16 +128,16 @@ pub(super) fn add_low_rank(cx: &Cx, x: &Tensor, lora: &Lora, y: &Tensor) -> Resu
     Ok(thin)
 }
 
-/// `dw [n, k] += dyᵀ · x` with `dy [m, n]`, `x [m, k]`.
+/// The launch that adds a weight gradient: `dw [n, k] += dyᵀ · x` with `dy [m, n]`, `x [m, k]`.
 pub(super) fn weight_gradient(dy: &Tensor, x: &Tensor, m: usize, n: usize, k: usize, dw: &Tensor) -> Launch {
     let product = plain(n, k, m, operand(dy, true), operand(x, true), dw);
     Launch::Matmul(Matmul { c_dtype: DType::F32, accumulate: true, ..product })
 }
 
-/// `x · wᵀ` with a result of dtype `out`, for f32 logits of bf16 rows. Has no backward rule.
+/// `x · wᵀ` with a result of dtype `out`, for example f32 logits of bf16 rows. Has no backward rule.
 ///
 /// # Errors
-/// As [`linear`].
+/// The same as [`linear`].
 pub fn matmul(cx: &Cx, x: &Tensor, w: &Tensor, out: DType) -> Result<Tensor> {
     product(cx, &x.detach(), w, None, out)
 }

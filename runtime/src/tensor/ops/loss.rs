@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::tensor::Tensor;
 use crate::tensor::cx::Cx;
 
-/// Log softmax of `logits` (f32 `[R, V]`) at `targets` (i32 `[R]`), and the logsumexp of each row. A row with a
+/// `log softmax` of `logits` (f32 `[R, V]`) at `targets` (i32 `[R]`), and the logsumexp of each row. A row with a
 /// negative target gives 0. Has no backward rule; [`super::linear_log_prob`] has one.
 ///
 /// # Errors

@@ -1,9 +1,9 @@
-//! The ops: functions on tensors. Each checks shapes, launches a kernel, and records its backward rule, all in one
+//! The ops: functions on tensors. Each op checks shapes, launches a kernel, and records its backward rule, all in one
 //! file.
 //!
-//! Letters of shapes: `S` tokens of all packed sequences, `N` patches, `H` hidden size, `V` vocabulary, `D` head_dim. A
-//! test compares the backward rule of every op in [`OPS_WITH_BACKWARD`] with finite differences. [`super::cx`] shows
-//! what an op looks like.
+//! Letters of shapes: `S` tokens of all packed sequences, `N` patches, `H` hidden size, `V` vocabulary, `D` head_dim.
+//! A test compares the backward rule of every op in [`OPS_WITH_BACKWARD`] with finite differences. [`super::cx`]
+//! shows the form of an op.
 
 mod activation;
 mod add;
@@ -75,7 +75,7 @@ pub const OPS_WITH_BACKWARD: [&str; 24] = [
     "weighted_sum",
 ];
 
-/// Fails unless `x` has the dtype.
+/// Returns an error unless `x` has the dtype `dtype`.
 fn want_dtype(op: &'static str, what: &str, x: &Tensor, dtype: DType) -> Result<()> {
     if x.dtype() == dtype {
         return Ok(());
@@ -83,7 +83,7 @@ fn want_dtype(op: &'static str, what: &str, x: &Tensor, dtype: DType) -> Result<
     Err(shape_error(op, format!("{what} is {}, expected {dtype}", x.dtype())))
 }
 
-/// Fails unless `x` has the shape; `cause` is the likely cause for the message.
+/// Returns an error unless `x` has the shape `shape`; `cause` is the likely cause for the message.
 fn want_shape(op: &'static str, what: &str, x: &Tensor, shape: &[usize], cause: &str) -> Result<()> {
     if x.shape() == shape {
         return Ok(());
@@ -92,13 +92,13 @@ fn want_shape(op: &'static str, what: &str, x: &Tensor, shape: &[usize], cause: 
     Err(shape_error(op, format!("{what} is {}, expected {}{cause}", dims(x.shape()), dims(shape))))
 }
 
-/// Fails unless two tensors have equal shape and dtype.
+/// Returns an error unless two tensors have equal shape and dtype.
 fn want_alike(op: &'static str, names: (&str, &str), a: &Tensor, b: &Tensor) -> Result<()> {
     want_shape(op, names.1, b, a.shape(), &format!("the shape of {}", names.0))?;
     want_dtype(op, names.1, b, a.dtype())
 }
 
-/// x as a matrix: the product of all dimensions but the last, and the last.
+/// The size of x as a matrix: the product of all dimensions but the last, and the last dimension.
 fn rows_cols(op: &'static str, what: &str, x: &Tensor) -> Result<(usize, usize)> {
     match x.shape() {
         [] => Err(shape_error(op, format!("{what} has no dimensions"))),
@@ -106,7 +106,7 @@ fn rows_cols(op: &'static str, what: &str, x: &Tensor) -> Result<(usize, usize)>
     }
 }
 
-/// A size as u32, which kernel parameters use.
+/// Converts a size to u32, as kernel parameters need it.
 fn size(op: &'static str, n: usize) -> Result<u32> {
     u32::try_from(n).map_err(|_| shape_error(op, format!("size {n} is larger than a kernel supports (2^32 - 1)")))
 }

@@ -1,7 +1,7 @@
 //! RMSNorm: alone, fused with the residual connection around it, and fused with the merging of patches.
 //!
-//! [`rms_norm`] is the definition. [`rms_norm_add`] and [`rms_norm_branch`] return the residual together with its norm,
-//! so that the backward pass adds the gradients of both in one launch. [`patch_merge`] is the norm at the end of the
+//! [`rms_norm`] is the plain norm. [`rms_norm_add`] and [`rms_norm_branch`] return the residual together with its
+//! norm, so the backward pass adds the gradients of both in one launch. [`patch_merge`] is the norm at the end of the
 //! vision tower.
 
 use bytemuck::Zeroable;
@@ -32,13 +32,13 @@ impl Sizes {
         Ok(Sizes { n_rows, n_cols, rows: size(op, n_rows)?, cols: size(op, n_cols)?, eps })
     }
 
-    /// Memory for `1 / rms` of each row, f32 `[rows]`, if the backward rule needs it.
+    /// Allocates memory for `1 / rms` of each row, f32 `[rows]`, if the backward rule needs it.
     fn rstd(&self, cx: &Cx, inputs: &[&Tensor]) -> Result<Option<Tensor>> {
         let wants = cx.is_training() && inputs.iter().any(|t| t.needs_grad());
         if wants { cx.empty(&[self.n_rows], DType::F32).map(Some) } else { Ok(None) }
     }
 
-    /// The buffer of the weight's gradient and the workspace for its partial sums, if the weight is trained.
+    /// The gradient buffer of the weight and the workspace for its partial sums, if the weight is trained.
     fn dw(&self, bw: &mut Backward, w: &Tensor) -> Result<Option<(Tensor, Tensor)>> {
         let Some(dw) = bw.parameter_grad(w)? else { return Ok(None) };
         Ok(Some((dw, bw.empty(&[kernel::parts(self.n_rows), self.n_cols], DType::F32, Category::Workspace)?)))
@@ -51,8 +51,8 @@ impl Sizes {
         cx.launch(&kernel::fwd(x.dtype(), &p))
     }
 
-    /// The gradient of the norm's input `x`: from `dy`, the gradient of the norm, and `d_x`, the gradient that reached
-    /// x directly. At least one of the two is present.
+    /// The gradient of the norm's input `x`, from `dy`, the gradient of the norm's output, and `d_x`, the gradient
+    /// that x has from other uses. At least one of the two is present.
     fn backward(
         &self,
         bw: &mut Backward,
@@ -61,7 +61,7 @@ impl Sizes {
         d_x: Option<Tensor>,
     ) -> Result<Option<Tensor>> {
         let Some(dy) = dy else {
-            // The norm was not used, so the gradient of its weight is 0.
+            // The norm's output was not used, so the gradient of its weight is 0.
             bw.parameter_grad(w)?;
             return Ok(d_x);
         };
@@ -70,7 +70,7 @@ impl Sizes {
         let (dw, partial) = own.as_ref().map_or((Addr::NULL, Addr::NULL), |(dw, p)| (dw.addr(), p.addr()));
         let (x_at, w, rstd, dy) = (x.addr(), w.addr(), rstd.addr(), dy.addr());
         let d_sum = addr(&d_x);
-        // The memory of the other gradient is reused if it has a single owner.
+        // `dx` reuses the memory of `d_x` if nothing else uses it.
         let dx = match d_x {
             Some(d_x) if !d_x.is_shared() => d_x,
             _ => bw.empty_like(x)?,
@@ -106,9 +106,10 @@ pub fn rms_norm(cx: &Cx, x: &Tensor, w: &Tensor, eps: f32) -> Result<Tensor> {
     }))
 }
 
-/// Adds to the residual and normalises the sum: `(s, rms_norm(s, w))` with `s = x + residual`. All have the shape and
-/// dtype of x. The sum is rounded to its dtype before it is normalised, so the bits equal those of [`super::add`]
-/// followed by [`rms_norm`]. The gradient of s is rounded once, after the gradients of both results are added.
+/// Adds to the residual and normalises the sum: `(s, rms_norm(s, w))` with `s = x + residual`. s and its norm have
+/// the shape and dtype of x. s is rounded to this dtype before it is normalised, so the bits equal those of
+/// [`super::add`] followed by [`rms_norm`]. The gradient of s is rounded once, after the gradients of both results
+/// are added.
 ///
 /// # Errors
 /// Shapes that do not match; out of memory.
@@ -141,9 +142,8 @@ pub fn rms_norm_add(cx: &Cx, x: &Tensor, residual: &Tensor, w: &Tensor, eps: f32
     }))
 }
 
-/// Returns the residual and its norm, `(x, rms_norm(x, w))`. The first result is x in the same memory. Compared with
-/// [`rms_norm`], the gradients of both results are added in the norm's backward kernel instead of in a launch of their
-/// own.
+/// Returns the residual and its norm, `(x, rms_norm(x, w))`. The first result is x in the same memory. Unlike with
+/// [`rms_norm`], the backward kernel of the norm also adds the gradients of both results, which saves a launch.
 ///
 /// # Errors
 /// Shapes that do not match; out of memory.
@@ -165,8 +165,8 @@ pub fn rms_norm_branch(cx: &Cx, x: &Tensor, w: &Tensor, eps: f32) -> Result<(Ten
 }
 
 /// Patch merging: undoes the window order of x `[N, C]`, applies [`rms_norm`] to each patch, and concatenates each
-/// square of `square` neighbouring patches: `[N / square, square · C]` in processor order. `index` (i32 `[N]`, a
-/// permutation) is the row of x of each patch in processor order, in which the patches of a square are neighbours.
+/// group of `square` neighbouring patches: `[N / square, square · C]` in processor order. `index` (i32 `[N]`, a
+/// permutation) gives for each patch in processor order its row in x; the patches of one square are consecutive.
 ///
 /// # Errors
 /// Shapes that do not match; out of memory.

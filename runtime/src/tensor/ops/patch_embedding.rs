@@ -11,23 +11,23 @@ use crate::tensor::cx::Cx;
 
 const OP: &str = "patch_embedding";
 
-/// The largest number of bytes of frames that the kernel can address.
+/// Maximum bytes of frames that the kernel can address.
 const MAX_FRAME_BYTES: u64 = u32::MAX as u64;
 
 /// How u8 frames are normalised and cut into patches.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Patching {
-    /// The factor of a u8 value, 1 / 255 for Qwen2.5-VL.
+    /// The factor of a u8 pixel value: 1 / 255 for Qwen2.5-VL.
     pub rescale: f64,
-    /// The mean of each channel, subtracted after the factor.
+    /// The mean of each channel, subtracted after rescaling.
     pub mean: [f32; 3],
-    /// The standard deviation of each channel.
+    /// The standard deviation of each channel, divided by after the mean is subtracted.
     pub std: [f32; 3],
-    /// The side of a patch in pixels.
+    /// The side length of a patch in pixels.
     pub patch: usize,
     /// The number of frames in a patch.
     pub temporal: usize,
-    /// The side of a square of merged patches, in patches.
+    /// The side length of a square of merged patches, in patches.
     pub merge: usize,
 }
 
@@ -42,8 +42,8 @@ impl DeviceFrames {
     /// Copies the u8 RGB values of `count` frames to the device.
     ///
     /// # Errors
-    /// A number of values that does not match the size; sides that are not multiples of a square of patches; 4 GiB or
-    /// more; out of memory.
+    /// A number of values that does not match the size; sides that are not multiples of a merged square of patches; 4
+    /// GiB or more; out of memory.
     pub fn new(
         device: &Device,
         levels: &[u8],
@@ -105,7 +105,8 @@ pub fn patch_embedding(cx: &Cx, frames: &[DeviceFrames], w: &Tensor, b: Option<&
     }
     let dtype = cx.dtype();
     if w.dtype() != dtype {
-        // The kernel needs one dtype. The matrix product accepts a weight of another dtype, which is read in place.
+        // The fused kernel needs one dtype. The matrix product accepts a weight of another dtype, which is read in
+        // place.
         return linear(cx, &cut(cx, frames, row)?, w, b);
     }
     if let Some(b) = b {
@@ -129,7 +130,7 @@ pub fn patch_embedding(cx: &Cx, frames: &[DeviceFrames], w: &Tensor, b: Option<&
     let (kw, kb, frames) = (w.clone(), b.cloned(), frames.to_vec());
     let inputs: Vec<&Tensor> = [w].into_iter().chain(b).collect();
     Ok(cx.record(OP, &inputs, y, move |bw| {
-        // The gradient has the shape in which the output was used last.
+        // The gradient has the shape of the view in which the output was used last.
         let dy = bw.take_dy().reshape(&[n, embed])?;
         if let Some(kb) = &kb
             && let Some(db) = bw.parameter_grad(kb)?
@@ -153,7 +154,7 @@ pub fn patch_embedding(cx: &Cx, frames: &[DeviceFrames], w: &Tensor, b: Option<&
     }))
 }
 
-/// The first patch of each image or video.
+/// For each image or video, the index of its first patch.
 fn starts(frames: &[DeviceFrames]) -> impl Iterator<Item = usize> {
     frames.iter().scan(0, |next, f| {
         let start = *next;
@@ -162,7 +163,7 @@ fn starts(frames: &[DeviceFrames]) -> impl Iterator<Item = usize> {
     })
 }
 
-/// The normalised pixels of all patches, `[N, row]`.
+/// Cuts the frames into patches of normalised pixels, `[N, row]`.
 fn cut(cx: &Cx, frames: &[DeviceFrames], row: usize) -> Result<Tensor> {
     let n: usize = frames.iter().map(DeviceFrames::patch_count).sum();
     let all = cx.empty(&[n, row], cx.dtype())?;

@@ -1,5 +1,5 @@
 //! Rotary position embedding (RoPE, M-RoPE): a table of cosines and sines for each forward pass, and the rotation of
-//! queries and keys.
+//! queries and keys by this table.
 
 use reel_kernels::{DType, rope};
 
@@ -25,7 +25,7 @@ pub struct RotaryFrequencies {
 }
 
 impl RotaryFrequencies {
-    /// Frequencies of the angles `positions[axis[j], t] * inv_freq[j]`, for positions on `axes` axes.
+    /// The frequencies of the angles `positions[axis[j], t] * inv_freq[j]`, for positions on `axes` axes.
     ///
     /// # Errors
     /// An axis that is not below `axes`; a number of axes other than the number of frequencies; out of memory.
@@ -41,7 +41,7 @@ impl RotaryFrequencies {
         Ok(RotaryFrequencies { inv_freq, axis: Tensor::from_i32(device, &[half], axis)?, axes })
     }
 
-    /// The table for `positions`, i32 `[axes, S]`.
+    /// The table of cosines and sines for `positions`, i32 `[axes, S]`.
     ///
     /// # Errors
     /// Shapes that do not match; out of memory.
@@ -69,8 +69,9 @@ impl RotaryFrequencies {
     }
 }
 
-/// The table of the angles `positions[axis[j], t] * inv_freq[j]`: `positions` is i32 `[axes, S]`; `inv_freq` and `axis`
-/// have `D / 2` entries. Axes are time, height and width in the decoder (M-RoPE), row and column in the vision tower.
+/// The table of cosines and sines of the angles `positions[axis[j], t] * inv_freq[j]`: `positions` is i32 `[axes,
+/// S]`; `inv_freq` and `axis` have `D / 2` elements. The axes are time, height and width in the decoder (M-RoPE), row
+/// and column in the vision tower.
 ///
 /// # Errors
 /// Shapes that do not match; out of memory.
@@ -79,7 +80,7 @@ pub fn rotary_table(cx: &Cx, positions: &Tensor, inv_freq: &[f32], axis: &[i32])
     RotaryFrequencies::new(cx.device(), inv_freq, axis, axes)?.table(cx, positions)
 }
 
-/// Rotates x `[S, heads, D]` by the table. Elements j and `j + D/2` form a pair.
+/// Rotates x `[S, heads, D]` by the angles of the table. Elements j and `j + D/2` form a pair.
 ///
 /// # Errors
 /// Shapes that do not match; out of memory.

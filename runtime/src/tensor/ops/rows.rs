@@ -1,5 +1,5 @@
-//! Gathers rows by an index (window order, the rows that have labels) and splits columns (the parts of a fused
-//! product).
+//! Gathers rows by an index (window order, tokens with labels) and splits columns (queries, keys and values of one
+//! fused product).
 
 use reel_kernels::{DType, columns, rows as kernel};
 
@@ -9,7 +9,7 @@ use crate::tensor::cx::Cx;
 use crate::tensor::tape::zero;
 use crate::tensor::{Tensor, dims};
 
-/// The rows `index` (i32 `[m]`, all different) of x `[n, cols]`: `[m, cols]`.
+/// Gathers the rows `index` (i32 `[m]`, all different) of x `[n, cols]`: `[m, cols]`.
 ///
 /// # Errors
 /// Shapes that do not match; out of memory.
@@ -51,7 +51,7 @@ pub fn gather_rows(cx: &Cx, x: &Tensor, index: &Tensor) -> Result<Tensor> {
     }))
 }
 
-/// Splits x `[n, a + b + …]` into `[n, a]`, `[n, b]`, … of the given widths.
+/// Splits the columns of x `[n, a + b + …]` into tensors of the given widths: `[n, a]`, `[n, b]`, ….
 ///
 /// # Errors
 /// Widths whose sum is not the number of columns; out of memory.
@@ -84,7 +84,8 @@ pub fn split_columns(cx: &Cx, x: &Tensor, widths: &[usize]) -> Result<Vec<Tensor
         let kx = x.clone();
         let all = start == 0 && w == cols;
         parts.push(cx.record(OP, &[x], y, move |bw| {
-            // The gradient of each part has the shape of x and is zero outside the part; the tape adds them up.
+            // The gradient that each part gives to x has the shape of x and is zero outside of the part; the tape
+            // adds them up.
             let dy = bw.take_dy();
             let dx = bw.empty_like(&kx)?;
             if !all {

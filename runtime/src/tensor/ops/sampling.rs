@@ -10,30 +10,32 @@ use crate::error::{Result, shape_error};
 use crate::tensor::cx::Cx;
 use crate::tensor::{Tensor, dims};
 
-/// The sampling parameters of one row. [`reel_kernels::sample`] defines each of them and the order in which they apply.
+/// The sampling parameters of one row. [`reel_kernels::sample`] defines each parameter and the order in which they
+/// apply.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SlotSampling<'a> {
-    /// The softmax temperature; 0: greedy.
+    /// The softmax temperature; 0: greedy sampling.
     pub temperature: f32,
     /// The probability mass of nucleus sampling; 1: off.
     pub top_p: f32,
     /// The number of most likely tokens to sample from; 0: off.
     pub top_k: u32,
-    /// The least probability, relative to the most likely token; 0: off.
+    /// The least probability of a token relative to the most likely token; 0: off.
     pub min_p: f32,
-    /// Divides the positive logits of tokens in the history, and multiplies negative ones; 1: off.
+    /// Divides the positive logits of tokens in the history and multiplies the negative ones; 1: off.
     pub repetition_penalty: f32,
-    /// Subtracted from a logit once for each occurrence of its token in the completion; 0: off.
+    /// Subtracted from a token's logit once for each time the token occurs in the completion; 0: off.
     pub frequency_penalty: f32,
     /// Subtracted from the logit of each token that occurs in the completion; 0: off.
     pub presence_penalty: f32,
-    /// The index in the history where the completion begins, which frequency and presence penalties count from.
+    /// The index in the history at which the completion begins; frequency and presence penalties count tokens from
+    /// there.
     pub counted_from: usize,
     /// The seed of the random draws.
     pub seed: u64,
-    /// Tokens and what is added to their logits; at most as many as [`SamplingTable::new`] allocated.
+    /// Pairs of a token and what is added to its logit; at most as many as [`SamplingTable::new`] allocated.
     pub bias: &'a [(i32, f32)],
-    /// A bit for each token that may be sampled, 32 in a word, lowest bit first; empty: all tokens.
+    /// A bit mask of the tokens that may be sampled: 32 tokens per u32, lowest bit first; empty: all tokens.
     pub allowed: &'a [u32],
 }
 
@@ -56,7 +58,7 @@ impl Default for SlotSampling<'_> {
     }
 }
 
-/// The sampling parameters of `R` rows, in device memory. `V` is the vocabulary.
+/// The sampling parameters of `R` rows, in device memory, for a vocabulary of `V` tokens.
 #[derive(Clone, Debug)]
 pub struct SamplingTable {
     temperature: Tensor,     // f32 [R]
@@ -74,8 +76,8 @@ pub struct SamplingTable {
 }
 
 impl SamplingTable {
-    /// Allocates `rows` rows with at most `bias` biased tokens each. `masked`: the vocabulary size, if rows may have a
-    /// mask of allowed tokens. All rows are greedy until [`SamplingTable::set`].
+    /// Allocates the parameters of `rows` rows with at most `bias` biased tokens each. `masked` is the vocabulary
+    /// size if rows may have a mask of allowed tokens. All rows are greedy until [`SamplingTable::set`].
     ///
     /// # Errors
     /// Out of memory.
@@ -191,8 +193,8 @@ pub struct SampledTokens {
 }
 
 impl SampledTokens {
-    /// Allocates the results of `rows` rows. `raw`: with log-probabilities without temperature. `tops`: the number of
-    /// most likely tokens.
+    /// Allocates the results of `rows` rows. `raw`: also log-probabilities under softmax(logits). `tops`: the number
+    /// of most likely tokens to return.
     ///
     /// # Errors
     /// More most likely tokens than the kernel supports; out of memory.
@@ -229,12 +231,12 @@ impl SampledTokens {
     }
 }
 
-/// The history of rows, for penalties: token ids i32 `[R, max]`, and the number of valid ids of each row, i32 `[R]`.
+/// The history of rows, for penalties: token ids i32 `[R, max]`, and the number of valid ids in each row, i32 `[R]`.
 pub type History<'a> = (&'a Tensor, &'a Tensor);
 
-/// Samples a token for each row of logits `[R, V]` (f32) and writes it to `chosen`. Tokens in `suppressed` (i32 `[n]`)
-/// are never sampled. `draws` (i32 `[R]`) is the number of each row's draw: equal seed and number give equal draws on
-/// every device and in every batch. Penalties have no effect without a history.
+/// Samples a token for each row of logits `[R, V]` (f32) and writes it to `chosen`. Tokens in `suppressed` (i32
+/// `[n]`) are never sampled. `draws` (i32 `[R]`) numbers each row's random draw: the same seed and number give the
+/// same draw on every device and in every batch. Penalties have no effect without a history.
 ///
 /// # Errors
 /// Shapes or dtypes that do not match; out of memory.

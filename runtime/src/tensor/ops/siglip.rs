@@ -1,4 +1,4 @@
-//! Ops that only SigLIP uses: LayerNorm, learned position embeddings, normalisation to length 1, attention pooling.
+//! Ops that only SigLIP uses: LayerNorm, learned position embeddings, scaling to length 1, attention pooling.
 
 use reel_kernels::{
     Addr, DType, layer_norm as ln, normalise as unit, pool_attention as pool, position_add as position,
@@ -11,7 +11,7 @@ use crate::tensor::cx::Cx;
 use crate::tensor::tape::zero;
 use crate::tensor::{Tensor, dims};
 
-/// The largest head_dim that the CUDA kernel of attention pooling supports.
+/// Maximum head_dim that the CUDA kernel of attention pooling supports.
 const MAX_HEAD_DIM: usize = 128;
 
 fn addr(t: &Option<Tensor>) -> Addr {
@@ -54,7 +54,8 @@ pub fn layer_norm(cx: &Cx, x: &Tensor, w: &Tensor, b: &Tensor, eps: f32) -> Resu
         let (mut dw, mut db) = (bw.parameter_grad(&kw)?, bw.parameter_grad(&kb)?);
         let mut partial = None;
         if dw.is_some() || db.is_some() {
-            // The kernel computes both gradients or none; the one of a frozen tensor is discarded.
+            // The kernel computes the gradients of both weight and bias, or none; the gradient of a frozen one is
+            // discarded.
             for missing in [&mut dw, &mut db].into_iter().filter(|d| d.is_none()) {
                 let scratch = bw.empty(&[n_cols], DType::F32, Category::Workspace)?;
                 zero(&scratch)?;
@@ -129,8 +130,8 @@ pub fn normalise(cx: &Cx, x: &Tensor) -> Result<Tensor> {
     }))
 }
 
-/// Attention pooling: one query a head, q `[heads, D]`, attends to all tokens of each image. k and v `[tokens, heads,
-/// D]` give `[images, heads, D]`; scores are scaled by `1 / sqrt(D)`. An image without tokens gives zeros.
+/// Attention pooling: one query per head, q `[heads, D]`, attends to all tokens of each image. k and v `[tokens,
+/// heads, D]` give `[images, heads, D]`; scores are scaled by `1 / sqrt(D)`. An image without tokens gives zeros.
 ///
 /// # Errors
 /// Shapes that do not match; on CUDA a D above 128; out of memory.

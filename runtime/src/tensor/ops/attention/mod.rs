@@ -1,8 +1,8 @@
 //! Attention over packed sequences (training, scoring, the vision tower) and over the KV cache (generation).
 //!
 //! [`CuSeqlens`] says where each sequence of a packed row begins, and which prefix it shares. Example: a GRPO group
-//! whose prompt has 4 tokens p0..p3 and whose completions have 2 and 3 tokens. The prompt is stored once, with its last
-//! token in front of each completion (its prediction is the first completion token):
+//! whose prompt has 4 tokens p0..p3 and whose completions have 2 and 3 tokens. The prompt is stored once, except for
+//! its last token, which stands in front of each completion, because it predicts the first completion token:
 //!
 //! ```text
 //! row:         p0 p1 p2 | p3 a0 | p3 b0 b1         cu_seqlens = [0, 3, 5, 8]
@@ -12,7 +12,8 @@
 //! ```
 //!
 //! The keys of a prefix come before the sequence's own keys, so the bits equal those of the unshared row `p0 p1 p2 p3
-//! a0`. [`KvPages`] is the paged counterpart: block tables, lengths, and the cache slots of the new tokens.
+//! a0`. For the KV cache, [`KvPages`] has the same role: block tables, lengths, and the cache slots of the new
+//! tokens.
 
 use std::sync::Arc;
 
@@ -27,8 +28,8 @@ use crate::tensor::{Tensor, dims};
 
 /// Where each sequence of a packed row begins: `[0, len_0, len_0 + len_1, …]`, on the host and on the device.
 ///
-/// A sequence may have a shared prefix: earlier tokens of the row whose keys come before its own, as completions share
-/// their prompt.
+/// A sequence may have a shared prefix: earlier tokens of the row whose keys come before its own. Completions share
+/// their prompt in this way.
 #[derive(Clone, Debug)]
 pub struct CuSeqlens {
     host: Arc<[i32]>,
@@ -45,10 +46,10 @@ struct Prefixes {
 }
 
 impl CuSeqlens {
-    /// Takes offsets that start at 0 and do not decrease.
+    /// Makes the offsets `[0, len_0, len_0 + len_1, …]`, which must start at 0 and not decrease.
     ///
     /// # Errors
-    /// Offsets of another kind; out of memory.
+    /// Other offsets; out of memory.
     pub fn new(device: &Device, offsets: &[i32]) -> Result<CuSeqlens> {
         if offsets.first() != Some(&0) || offsets.windows(2).any(|w| w[1] < w[0]) {
             return Err(shape_error("cu_seqlens", format!("{offsets:?} must start at 0 and not decrease")));
@@ -57,11 +58,11 @@ impl CuSeqlens {
         Ok(CuSeqlens { host: offsets.into(), device, prefix: None })
     }
 
-    /// Adds a prefix to each sequence: its first token and its number of tokens (0: no prefix).
+    /// Gives each sequence a shared prefix: its first token and its number of tokens (0: no prefix).
     ///
     /// # Errors
-    /// A number of prefixes other than the number of sequences; a prefix that does not end before its sequence; out of
-    /// memory.
+    /// A number of prefixes other than the number of sequences; a prefix that does not end before its sequence; out
+    /// of memory.
     pub fn with_prefixes(self, prefixes: &[(usize, usize)]) -> Result<CuSeqlens> {
         let fits = |(n, &(first, tokens)): (usize, &(usize, usize))| first + tokens <= self.host[n] as usize;
         if prefixes.len() != self.seqs() || !prefixes.iter().enumerate().all(fits) {
@@ -73,7 +74,7 @@ impl CuSeqlens {
         Ok(CuSeqlens { prefix: Some(Prefixes { host: prefixes.into(), device: table }), ..self })
     }
 
-    /// Takes the lengths of the sequences.
+    /// Makes the offsets from the lengths of the sequences.
     ///
     /// # Errors
     /// More than 2^31 tokens; out of memory.
@@ -121,7 +122,7 @@ impl CuSeqlens {
         self.prefix.as_ref().map_or(Addr::NULL, |p| p.device.addr())
     }
 
-    /// The number of (query, key) pairs, for the cost of a launch.
+    /// The number of (query, key) pairs that attention computes, for the cost of a launch.
     fn pairs(&self, causal: bool) -> f64 {
         let prefixed = self.prefix.iter().flat_map(|p| p.host.iter());
         let extra: f64 = self.lengths().zip(prefixed).map(|(n, p)| n as f64 * p.1 as f64).sum();
@@ -133,7 +134,7 @@ impl CuSeqlens {
     }
 }
 
-/// Checks q, k and v against each other. Returns tokens, query heads, key-value heads and head_dim.
+/// Checks the shapes of q, k and v. Returns the numbers of tokens, query heads and key-value heads, and head_dim.
 fn heads(op: &'static str, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<(usize, usize, usize, usize)> {
     let (&[tokens, heads, d], &[kv_tokens, kv_heads, kd]) = (q.shape(), k.shape()) else {
         return Err(shape_error(
@@ -250,7 +251,8 @@ impl KvPages {
     /// The number of tokens in a cache block.
     pub const BLOCK: usize = BLOCK;
 
-    /// Takes `(cached tokens, new tokens, blocks)` of each sequence. The blocks must cover both.
+    /// Makes the block tables from `(cached tokens, new tokens, blocks)` of each sequence. The blocks must have room
+    /// for both.
     ///
     /// # Errors
     /// Too few blocks; out of memory.
@@ -281,8 +283,8 @@ impl KvPages {
         })
     }
 
-    /// For decode rows with one new token each, whose lengths, block tables and slots (i32 `[R]`, `[R, width]`, `[R]`)
-    /// are in device memory. `max_keys` is the largest length that a row may have.
+    /// The block tables of decode rows with one new token each. Their lengths, block tables and slots (i32 `[R]`,
+    /// `[R, width]`, `[R]`) are in device memory. `max_keys` is the maximum length of a row.
     pub(super) fn of_rows(rows: &CuSeqlens, max_keys: usize, [lens, tables, slots]: [&Tensor; 3]) -> KvPages {
         KvPages {
             new: rows.clone(),
@@ -363,7 +365,7 @@ pub fn paged_attention(cx: &Cx, q: &Tensor, caches: (&Tensor, &Tensor), pages: &
         page: BLOCK as u32,
         reserved: 0,
     };
-    // The CPU kernel allocates its workspace itself, one for each thread.
+    // The CPU kernel allocates its own workspace, one for each thread.
     let bytes = if cx.device().kernels() == Kernels::Cpu { 0 } else { paged::workspace(&p) };
     let workspace = match bytes {
         0 => None,

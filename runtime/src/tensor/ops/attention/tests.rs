@@ -2,8 +2,8 @@ use super::*;
 use crate::tensor::ops::{linear_log_prob, weighted_sum};
 use crate::tensor::tape::Grads;
 
-/// Gradients of bf16 queries, keys and values. The head size suits tensor cores; there are more keys than a block of
-/// keys has.
+/// Gradients of bf16 queries, keys and values. The head size suits tensor cores, and the keys do not fit one tile of
+/// keys.
 fn gradients(device: &Device) -> Vec<Vec<f32>> {
     let numbers = |n: usize, seed: usize| -> Vec<f32> {
         (0..n).map(|i| ((i * 7919 + seed * 104_729) % 1013) as f32 / 506.0 - 1.0).collect()
@@ -32,7 +32,7 @@ fn sim_gradients_equal_cpu_and_plan_counts_the_workspace() {
     let sim = Device::sim(crate::SimOptions { threads: 1, ..Default::default() }).unwrap();
     let (got, want) = (gradients(&sim), gradients(&Device::cpu(1)));
     assert_eq!(got.len(), 3);
-    // The plan for a GPU includes the workspace; the plan for the CPU does not.
+    // The memory planned for a GPU includes the workspace; that for the CPU does not.
     let planned = |kernels| {
         let dry = Device::dry(kernels);
         gradients(&dry);

@@ -1,6 +1,6 @@
 //! The rows of a decode step, in device memory. Everything that changes from step to step (token, position, length,
-//! block table) is updated there, so the host can enqueue a step, or replay it as a captured graph, before it has read
-//! the tokens of the step before.
+//! block table) is updated there, so the host can enqueue a step, or replay it as a captured graph, before it has
+//! read the tokens of the previous step.
 
 use reel_kernels::paged_attention::BLOCK;
 use reel_kernels::{Addr, DType, advance as kernel};
@@ -12,26 +12,26 @@ use crate::error::{Result, shape_error};
 use crate::tensor::Tensor;
 use crate::tensor::cx::Cx;
 
-/// The state of a sequence when it is assigned to a row.
+/// The state of a sequence when it is assigned to a row of the decode step.
 #[derive(Clone, Copy, Debug)]
 pub struct Slot<'a> {
     /// The input token of the next step.
     pub id: i32,
     /// The rotary position of that token; text has the same position on every axis.
     pub position: i32,
-    /// The number of cached keys, including the one of that token.
+    /// The number of cached keys, including the key of that token, which the next step writes.
     pub keys: usize,
-    /// The largest number of keys that the sequence may have. A row with that many ends after its next token.
+    /// Maximum number of keys of the sequence. A row with this many keys ends after its next token.
     pub limit: usize,
     /// The cache blocks of the sequence; they cover `limit` keys.
     pub blocks: &'a [i32],
-    /// The number of the next random draw.
+    /// The number of the row's next random draw under its seed.
     pub draw: i32,
-    /// The tokens so far, for penalties. Unused if the rows have no history.
+    /// The tokens so far, which penalties read. Unused if the rows have no history.
     pub history: &'a [i32],
 }
 
-/// The `R` rows of a decode step. A row without a sequence is computed and has no effect.
+/// The `R` rows of a decode step. A row without a sequence is computed, too, but has no effect.
 #[derive(Clone, Debug)]
 pub struct DecodeRows {
     /// i32 `[R]`: the input tokens of the next step.
@@ -49,8 +49,8 @@ pub struct DecodeRows {
 }
 
 impl DecodeRows {
-    /// Allocates `rows` unused rows of at most `width` cache blocks. `history`: the largest number of tokens kept for
-    /// penalties; 0: none.
+    /// Allocates `rows` unused rows with at most `width` cache blocks each. `history` is the maximum number of tokens
+    /// that a row keeps for penalties; 0: none.
     ///
     /// # Errors
     /// Out of memory.
@@ -74,17 +74,17 @@ impl DecodeRows {
         self.ids.count()
     }
 
-    /// The largest number of cache blocks of a row.
+    /// Maximum number of cache blocks per row.
     pub fn width(&self) -> usize {
         self.tables.shape()[1]
     }
 
-    /// The largest number of history tokens of a row; 0 if no history is kept.
+    /// Maximum number of history tokens per row; 0 if no history is kept.
     pub fn max_history(&self) -> usize {
         self.history.as_ref().map_or(0, |h| h.0.shape()[1])
     }
 
-    /// The history of all rows, an argument of [`super::sample`].
+    /// The histories of all rows, in the form that [`super::sample`] takes.
     pub fn history(&self) -> Option<History<'_>> {
         self.history.as_ref().map(|(tokens, lens)| (tokens, lens))
     }
@@ -111,13 +111,13 @@ impl DecodeRows {
         })
     }
 
-    /// The block tables of the step. The cost of its launches assumes the largest number of keys in every row.
+    /// The block tables of the step. The costs of its launches assume that every row has the maximum number of keys.
     pub fn pages(&self) -> KvPages {
         let max_keys = self.width() * BLOCK;
         KvPages::of_rows(&self.seqs, max_keys, [&self.kv_lens, &self.tables, &self.slots])
     }
 
-    /// Assigns the rows from `first` on to sequences. Takes effect after the launches made so far.
+    /// Assigns sequences to the rows from `first` on. Takes effect after the launches made so far.
     ///
     /// # Errors
     /// A range beyond the last row; too few or too many blocks; a history that is too long.
@@ -172,7 +172,8 @@ impl DecodeRows {
         self.slots.rows(first, rows)?.write(&vec![-1i32; rows])
     }
 
-    /// Ends a step: appends the sampled tokens `chosen` (i32 `[R]`) to the rows in use, see [`reel_kernels::advance`].
+    /// Ends a step: appends the sampled tokens `chosen` (i32 `[R]`) to the rows that have a sequence, see
+    /// [`reel_kernels::advance`].
     ///
     /// # Errors
     /// A shape that does not match.

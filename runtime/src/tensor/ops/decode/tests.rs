@@ -24,7 +24,7 @@ fn advance_moves_rows_through_their_blocks_until_the_limit() {
         let chosen = Tensor::from_i32(&device, &[4], &[1, 2, 3, 4]).unwrap();
         let state = |t: &Tensor| t.to_i32().unwrap();
         assert_eq!(state(&rows.slots), [-1, 7 * 64 + 62, 4 * 64 + 1, -1]);
-        // Keys and cache slot of row 1, then of row 2.
+        // The cache slots of row 1 and row 2 after each step.
         for (step, want) in [[7 * 64 + 63, 4 * 64 + 2], [2 * 64, -1], [2 * 64 + 1, -1]].into_iter().enumerate() {
             rows.advance(&cx, &chosen).unwrap();
             assert_eq!(state(&rows.slots), [-1, want[0], want[1], -1], "{device:?}, step {step}");
@@ -60,7 +60,8 @@ fn rejects_slots_that_exceed_a_row() {
     assert_eq!((rows.rows(), rows.width(), rows.max_history()), (2, 2, 3));
 }
 
-/// Samples 4 tokens for a row; returns all ids, and the history of each row.
+/// Samples one token for each of the rows `at .. at + first` of a batch of `rows` rows. Returns the tokens, and the
+/// 20 most likely tokens of each row.
 fn sampled(device: &Device, rows: usize, at: usize, first: usize) -> (Vec<i32>, Vec<Vec<i32>>) {
     const VOCAB: usize = 70;
     let cx = Cx::inference(device, DType::F32);

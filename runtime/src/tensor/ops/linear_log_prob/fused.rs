@@ -1,6 +1,6 @@
-//! The fused backend: the kernels of `reel_kernels::linear_log_prob`. The forward kernel stores no logits. The backward
-//! kernel writes the gradient of the logits for some columns of the vocabulary at a time, which two products then turn
-//! into dh and dw.
+//! The fused backend: the kernels of `reel_kernels::linear_log_prob`. The forward kernel stores no logits. The
+//! backward kernel writes the gradient of the logits for one chunk of vocabulary columns at a time, and two products
+//! turn it into dh and dw.
 
 use reel_kernels::{Addr, DType, linear_log_prob as kernel};
 
@@ -12,7 +12,8 @@ use crate::tensor::Tensor;
 use crate::tensor::cx::Cx;
 use crate::tensor::tape::Backward;
 
-/// Rows of one fused launch. With more, even the narrowest chunk of the vocabulary would need more than 64 MiB.
+/// Maximum number of rows in one fused launch. With more, even the narrowest chunk of the vocabulary would need more
+/// than 64 MiB.
 const MAX_ROWS: usize = 1 << 16;
 
 impl Head {

@@ -1,13 +1,13 @@
 //! The output layer together with the log-probabilities of given tokens, with at most 64 MiB of logits in memory at a
 //! time.
 //!
-//! In: hidden states h `[R, H]`, the output weight w `[V, H]`, one target a row. Out: `log softmax(h · wᵀ ·
+//! In: hidden states h `[R, H]`, the output weight w `[V, H]`, one target token per row. Out: `log softmax(h · wᵀ ·
 //! inv_temperature)[target]`, f32 `[R]`, and the entropies if asked for. All logits together would be `[R, V]`: 5 GB
 //! for 8192 rows and 152064 words. So the logits are computed tile by tile, and computed again in the backward pass:
 //!
 //! ```text
 //! forward, for each tile of rows:
-//!     state = (max = -inf, sum = 0, target logit = 0)      # f32, one a row
+//!     state = (max = -inf, sum = 0, target logit = 0)      # f32, for each row
 //!     for each tile of columns of the vocabulary:
 //!         z = h[rows] · w[columns]ᵀ · inv_temperature      # the only logits in memory
 //!         new_max = max(max, max(z));  sum = sum · exp(max - new_max) + Σ exp(z - new_max);  max = new_max
@@ -18,8 +18,8 @@
 //!     dh[rows] += d_z · w[columns];  dw[columns] += d_zᵀ · h[rows]
 //! ```
 //!
-//! [`products`] does that with plain matrix products (cuBLASLt on cuda) and a kernel for each tile's sums. [`fused`]
-//! does the forward pass in one kernel that stores no logits. [`lm_head_backend`] chooses between them.
+//! [`products`] does that with plain matrix products (cuBLASLt on cuda) and a kernel for the sums of each tile.
+//! [`fused`] does the forward pass in one kernel that stores no logits. [`lm_head_backend`] chooses between them.
 
 mod fused;
 mod products;
@@ -35,7 +35,7 @@ use crate::error::{Result, shape_error};
 use crate::tensor::cx::Cx;
 use crate::tensor::{Tensor, dims};
 
-/// The largest number of bytes of logits and of their gradient in memory at a time.
+/// Maximum bytes of logits and their gradient in memory at a time.
 const MAX_LOGITS_BYTES: usize = 64 << 20;
 
 /// The number of rows whose f32 logits fit into 64 MiB; at least one.
@@ -53,7 +53,7 @@ pub fn linear_log_prob(cx: &Cx, h: &Tensor, w: &Tensor, targets: &Tensor, inv_te
     linear_log_prob_by(cx, h, w, targets, inv_temperature, [backend; 2])
 }
 
-/// [`linear_log_prob`] by given backends for the forward and the backward pass; `reel bench op` compares them.
+/// [`linear_log_prob`] with given backends for the forward and the backward pass; `reel bench op` compares them.
 ///
 /// # Errors
 /// As [`linear_log_prob`]; the fused backend with two dtypes.
@@ -68,8 +68,8 @@ pub fn linear_log_prob_by(
     Head::new(h, w, targets, inv_temperature)?.log_prob(cx, backends, None)
 }
 
-/// [`linear_log_prob`] together with the entropy of each row's distribution in nats, f32 `[R]`, from the same pass over
-/// the logits. A row with a negative target has entropy 0. The entropies have no gradient.
+/// [`linear_log_prob`] together with the entropy in nats of each row's token distribution, f32 `[R]`, from the same
+/// pass over the logits. A row with a negative target has entropy 0. The entropies have no gradient.
 ///
 /// # Errors
 /// As [`linear_log_prob`].
@@ -95,21 +95,21 @@ pub enum LmHeadBackend {
     Products,
 }
 
-/// Chooses the backend of [`linear_log_prob`] for the dtypes of rows `h` and weight `w` on `device`. Change it here
-/// when measurements change: `reel bench op linear_log_prob_fused` and `reel bench op linear_log_prob_products` time
-/// both on one machine.
+/// Chooses the backend of [`linear_log_prob`] for the dtypes of rows `h` and weight `w` on `device`. When
+/// measurements change, change it here: `reel bench op linear_log_prob_fused` and `reel bench op
+/// linear_log_prob_products` time both on one machine.
 ///
 /// - Two dtypes (f32 rows, a weight read in place as bf16): products, because the fused kernels take one dtype.
 /// - CPU: products. On one thread of an AVX-512 Xeon, over eight shapes and dtypes from 1024 x 32000 x 256 to 100 x
 ///   152064 x 256, they took 0.44 to 0.78 of the fused time forward, 0.44 to 0.76 with entropies, 0.71 to 0.97
 ///   backward.
-/// - GPUs of compute capability 9.0 and up, bf16: products. The fused kernels use `mma.sync`, which reaches a fraction
-///   of the speed of these tensor cores: at 8192 tokens, width 3584 and 152064 words the fused forward pass took 33.9
-///   ms on an H200 (`benches/results/h200`, 2026-11-20), where a large product does as many operations in 11.3 ms (790
-///   TFLOP/s). By the model of `reel plan` (the time of a launch is the larger of its operations at 790 TFLOP/s and its
-///   bytes at 4.3 TB/s), products need 12.5 ms forward and 35.7 ms backward. That is a lower bound; products have not
-///   been timed on a GPU yet.
-/// - Everything else (older GPUs, f32): fused. There, products are not fast enough to pay for logits in memory.
+/// - GPUs of compute capability 9.0 and up, bf16: products. The fused kernels use `mma.sync`, which reaches a
+///   fraction of the speed of these tensor cores: at 8192 tokens, width 3584 and 152064 words the fused forward pass
+///   took 33.9 ms on an H200 (`benches/results/h200`, 2026-11-20), where a large product does as many operations in
+///   11.3 ms (790 TFLOP/s). By the model of `reel plan` (the time of a launch is the larger of its operations at 790
+///   TFLOP/s and its bytes at 4.3 TB/s), products need 12.5 ms forward and 35.7 ms backward. That is a lower bound;
+///   products have not been timed on a GPU yet.
+/// - Everything else (older GPUs, f32): fused. There, products are too slow to make up for storing logits in memory.
 pub fn lm_head_backend(device: &Device, h: DType, w: DType) -> LmHeadBackend {
     match device.kernels() {
         _ if h != w => LmHeadBackend::Products,
@@ -121,7 +121,7 @@ pub fn lm_head_backend(device: &Device, h: DType, w: DType) -> LmHeadBackend {
 
 const OP: &str = "linear_log_prob";
 
-/// The operands, with checked shapes.
+/// The operands of [`linear_log_prob`], with checked shapes.
 struct Head {
     h: Tensor,       // [R, H]
     w: Tensor,       // [V, H]
@@ -132,7 +132,7 @@ struct Head {
     hidden: usize,
     vocab_u: u32,
     hidden_u: u32,
-    /// The largest number of bytes of logits: [`MAX_LOGITS_BYTES`], except in tests.
+    /// Maximum bytes of logits in memory: [`MAX_LOGITS_BYTES`], except in tests.
     limit: usize,
 }
 
@@ -157,7 +157,7 @@ impl Head {
         Ok(Head { h, w, targets, inv_temperature, rows, vocab, hidden, vocab_u, hidden_u, limit: MAX_LOGITS_BYTES })
     }
 
-    /// The log-probabilities; writes the entropies to `entropy`, f32 `[R]`, if given.
+    /// Computes the log-probabilities. Writes the entropies to `entropy`, f32 `[R]`, if given.
     fn log_prob(self, cx: &Cx, backends: [LmHeadBackend; 2], entropy: Option<&Tensor>) -> Result<Tensor> {
         if backends.contains(&LmHeadBackend::Fused) {
             want_dtype(OP, "weight", &self.w, self.h.dtype())?;
@@ -178,7 +178,7 @@ impl Head {
         }))
     }
 
-    /// `dh [rows, H] (+)= d_logits [rows, columns] · w [columns, H]`
+    /// The launch that computes `dh [rows, H] (+)= d_logits [rows, columns] · w [columns, H]`.
     fn row_gradient(
         &self,
         d_logits: &Tensor,
@@ -202,12 +202,12 @@ impl Head {
     }
 }
 
-/// Splits `0 .. all` into parts of at most `max`: the start and the length of each.
+/// Splits `0 .. all` into parts of at most `max`. Returns the start and the length of each part.
 fn parts(all: usize, max: usize) -> impl Iterator<Item = (usize, usize)> {
     (0..all).step_by(max).map(move |start| (start, max.min(all - start)))
 }
 
-/// `y = x`, f32 elements rounded to the dtype of y.
+/// The launch that rounds the f32 elements of x to the dtype of y.
 fn narrow(x: &Tensor, y: &Tensor) -> Launch {
     let p = elementwise::CastParams { src: x.addr(), dst: y.addr(), count: y.count() as u64 };
     elementwise::cast(x.dtype(), y.dtype(), &p)

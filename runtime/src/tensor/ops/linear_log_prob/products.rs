@@ -1,5 +1,5 @@
-//! The product backend: the logits of a tile of rows and columns are written by a matrix product, read by the kernels
-//! of `reel_kernels::log_prob`, and overwritten by those of the next tile.
+//! The product backend. For each tile of rows and columns, a matrix product writes the logits and the kernels of
+//! `reel_kernels::log_prob` read them; the next tile overwrites them.
 
 use reel_kernels::matmul::{Matmul, Operand};
 use reel_kernels::{Addr, DType, Launch, log_prob as kernel};
@@ -12,10 +12,11 @@ use crate::tensor::Tensor;
 use crate::tensor::cx::Cx;
 use crate::tensor::tape::Backward;
 
-/// The columns of a tile are a multiple of this, unless there are fewer: matrix products are fastest then.
+/// The number of columns of a tile is a multiple of this if the tile has at least as many: matrix products are
+/// fastest then.
 const ALIGNED: usize = 128;
 
-/// The size of a tile: rows, and columns of the vocabulary, whose logits are in memory at the same time.
+/// The size of a tile of logits: its rows, and its columns of the vocabulary. Only one tile is in memory at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Tile {
     pub(super) rows: usize,
@@ -23,12 +24,13 @@ pub(super) struct Tile {
 }
 
 impl Tile {
-    /// The tile for `limit` bytes where an element takes `each` bytes.
+    /// The largest tile of at most `limit` bytes, with `each` bytes per element.
     ///
-    /// With r rows and c columns, the R rows of h are read V / c times and the V rows of the weight R / r times, and
-    /// their gradients as often: `R · V · (1 / c + 1 / r)` rows in all. Among tiles of equal area a square has the
-    /// least. At 8192 rows, 152064 words and f32 logits a tile is 4096 by 4096: the weight is read twice and the rows
-    /// 38 times, 4.4 GB. Whole rows of the vocabulary would read the weight 75 times, 82 GB.
+    /// With r rows and c columns per tile, each of the R rows of h is read V / c times and each of the V rows of the
+    /// weight R / r times, and their gradients as often: `R · V · (1 / c + 1 / r)` rows in total. For a given area
+    /// this is least for a square tile. With 8192 rows, 152064 words and f32 logits a tile is 4096 by 4096: the
+    /// weight is read twice and the rows 38 times, 4.4 GB. Tiles as wide as the vocabulary would read the weight 75
+    /// times, 82 GB.
     ///
     /// The number of columns does not depend on the number of rows. A row's sums are merged where a tile ends, so
     /// otherwise its bits would depend on the other rows.
@@ -36,7 +38,7 @@ impl Tile {
         let elements = (limit / each).max(1);
         let aligned = |n: usize| if n >= ALIGNED { n / ALIGNED * ALIGNED } else { n };
         let side = aligned(elements.isqrt());
-        // As many tiles as with square ones, all of one width except the last.
+        // As many tiles as with square ones, and all but the last have the same width.
         let even = vocab.div_ceil(vocab.div_ceil(side)).next_multiple_of(ALIGNED);
         let columns = even.min(side).min(vocab);
         Tile { rows: elements / columns, columns }
@@ -44,7 +46,8 @@ impl Tile {
 }
 
 impl Head {
-    /// The product that writes the logits of some rows and columns, each given as (start, length), to `to`.
+    /// The matrix product that writes the logits of a range of rows and a range of columns, each (start, length), to
+    /// `to`.
     fn logits(&self, rows: (usize, usize), columns: (usize, usize), to: &Tensor) -> Result<Launch> {
         let of = |t: &Tensor, (first, n): (usize, usize)| {
             t.rows(first, n).map(|t| Operand { addr: t.addr(), dtype: t.dtype(), transposed: false })
@@ -63,8 +66,8 @@ impl Head {
         }))
     }
 
-    /// For each tile of rows, goes over the tiles of columns; `state` carries the maximum and sum of each row from tile
-    /// to tile.
+    /// The forward pass: for each tile of rows, goes over the tiles of columns. `state` carries the maximum and the
+    /// sum of each row from tile to tile.
     pub(super) fn forward_by_products(
         &self,
         cx: &Cx,
@@ -99,9 +102,9 @@ impl Head {
         Ok(())
     }
 
-    /// Computes each tile's logits again, their gradient, and the two products with it. dh is summed over a row of
-    /// tiles in f32: a sum rounded to bf16 after each tile would lose the small terms of later tiles. dw is summed in
-    /// its own f32 buffer.
+    /// The backward pass: for each tile, computes the logits again, their gradient, and the two products with it. dh
+    /// is summed in f32 over the tiles of the same rows: rounding the sum to bf16 after each tile would lose the
+    /// small terms of later tiles. dw is summed in its own f32 buffer.
     pub(super) fn backward_by_products(&self, bw: &mut Backward, lse: &Tensor, d_lp: &Tensor) -> Result<()> {
         let dtype = self.h.dtype();
         let dw = bw.parameter_grad(&self.w)?;

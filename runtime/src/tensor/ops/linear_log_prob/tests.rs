@@ -16,7 +16,7 @@ fn numbers(n: usize, seed: u32) -> Vec<f32> {
     (0..n).map(|_| next()).collect()
 }
 
-/// Sizes and dtypes of one call of the op.
+/// Sizes and dtypes of one call of `linear_log_prob`.
 #[derive(Clone, Copy, Debug)]
 struct Case {
     rows: usize,
@@ -28,7 +28,7 @@ struct Case {
     seed: u32,
 }
 
-/// Log-probabilities followed by entropies, the gradient of the rows, the gradient of the weight.
+/// Three lists: log-probabilities followed by entropies, the gradient of the rows, the gradient of the weight.
 type Results = [Vec<f32>; 3];
 
 fn results(device: &Device, a: Case, backend: LmHeadBackend, limit: usize) -> Results {
@@ -41,7 +41,7 @@ fn results(device: &Device, a: Case, backend: LmHeadBackend, limit: usize) -> Re
     let targets: Vec<i32> = (0..a.rows).map(|r| (r * 5 + 1) as i32 % (a.vocab as i32 + 1) - 1).collect();
     let targets = Tensor::from_i32(device, &[a.rows], &targets).unwrap();
     let cx = Cx::training(device, a.dtype);
-    // An activation, as inside a model.
+    // A view of the parameter, which is an activation, as inside a model.
     let rows = h.reshape(h.shape()).unwrap();
     let head = Head { limit, ..Head::new(&rows, &w, &targets, 0.7).unwrap() };
     let entropy = Tensor::empty(device, &[a.rows], DType::F32, Category::Activations).unwrap();
@@ -73,7 +73,7 @@ fn agree(got: &Results, want: &Results, a: Case, what: &str) {
     }
 }
 
-/// The smallest limit, in bytes, under which tiles have at least `side` columns, forward and backward.
+/// A limit in bytes for which tiles have about `side` columns or more, in the forward and the backward pass.
 fn squares_of(side: usize) -> usize {
     side * side * 8
 }
@@ -123,7 +123,7 @@ proptest! {
 #[test]
 fn tile_size_at_8192_rows_and_152064_words() {
     assert_eq!(Tile::new(4, 152_064, MAX_LOGITS_BYTES), Tile { rows: 4096, columns: 4096 });
-    // Bytes an element in the backward pass: 6 in bf16, 8 in f32.
+    // Bytes per logit in the backward pass: 6 in bf16, 8 in f32.
     for each in [6, 8] {
         let tile = Tile::new(each, 152_064, MAX_LOGITS_BYTES);
         assert!(tile.columns.is_multiple_of(128) && tile.rows.abs_diff(tile.columns) < 256, "{tile:?}");
@@ -151,18 +151,18 @@ fn sim_equals_cpu() {
     let (cpu, sim) = (Device::cpu(1), Device::sim(options).unwrap());
     for (dtype, entropy) in [(DType::F32, true), (DType::BF16, false), (DType::BF16, true)] {
         let a = Case { rows: 21, vocab: 150, hidden: 16, dtype, weight: dtype, entropy, seed: 4 };
-        // Tiles of 8 columns, and of 61 columns, which is not a multiple of a vector.
+        // Tiles of 8 columns, and of 61 columns, which is not a multiple of a vector's width.
         for limit in [squares_of(8), squares_of(61)] {
             agree(&results(&sim, a, Products, limit), &results(&cpu, a, Products, limit), a, "sim");
         }
     }
 }
 
-/// The least time of all profiled launches on an H200 by the model of `reel plan`, in ms: for each, the larger of
-/// operations and bytes.
+/// The least time in ms that the profiled launches take on an H200, by the model of `reel plan`: each launch takes
+/// the longer of the times for its operations and for its bytes.
 fn floor(profile: Profiler) -> f64 {
     let totals = profile.totals().unwrap();
-    // Gradients are set to 0 once a step with either backend.
+    // Without the launches that set gradients to 0, which both backends have once per step.
     let own = totals.iter().filter(|(name, _)| !name.starts_with("fill"));
     own.map(|(_, t)| (t.cost.flops / 790e12).max(t.cost.bytes / 4.3e12) * 1e3).sum()
 }
@@ -195,7 +195,7 @@ fn entropies_do_not_change_the_log_probabilities() {
     assert!(entropy.to_f32().unwrap().iter().any(|&e| e > 1.0));
 }
 
-/// The times that the documentation of [`lm_head_backend`] names.
+/// Computes the times that the documentation of [`lm_head_backend`] names.
 #[test]
 fn least_time_of_products_on_an_h200() {
     let device = Device::dry(Kernels::Cuda);
@@ -210,7 +210,7 @@ fn least_time_of_products_on_an_h200() {
     let before = device.memory().current;
     device.reset_peak();
     let y = linear_log_prob(&cx, &h, &w, &targets, 1.0).unwrap();
-    // Logits, the state of a row of tiles, and two results a row.
+    // The logits of one tile, the state of the tile's rows, and two results per row.
     assert_eq!(device.memory().peak - before, (64 << 20) + 4096 * 32 + 8192 * 8);
     let forward = floor(device.profiler());
     cx.backward(&weighted_sum(&cx, &y, &weights).unwrap(), 1.0, &mut grads).unwrap();

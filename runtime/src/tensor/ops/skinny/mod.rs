@@ -1,8 +1,8 @@
 //! Matrix products of a decode step (skinny GEMM): up to 16 rows times a whole weight.
 //!
-//! Such a product is bound by reading the weight. On a GPU one kernel reads it once and also does the work that follows
-//! (bias, residual, SwiGLU); its bits differ from those of [`super::linear`]. On the CPU these ops call
-//! [`super::linear`]. No op here has a backward rule.
+//! Reading the weight takes most of the time of such a product. On a GPU one kernel reads it once and also does the
+//! work that follows (bias, residual, SwiGLU); its bits differ from those of [`super::linear`]. On the CPU these ops
+//! call [`super::linear`]. No op here has a backward rule.
 
 use reel_kernels::elementwise::{self, CastParams};
 use reel_kernels::skinny::{self, Params, Weight};
@@ -15,7 +15,7 @@ use crate::error::{Result, shape_error};
 use crate::tensor::cx::Cx;
 use crate::tensor::{Tensor, dims};
 
-/// The largest number of rows that the skinny kernel supports.
+/// Maximum number of rows that the skinny kernel supports.
 const MAX_ROWS: usize = 16;
 
 /// Whether the skinny kernel computes this product.
@@ -25,7 +25,7 @@ fn uses_skinny_kernel(cx: &Cx, x: &Tensor, w: &Tensor) -> Result<bool> {
     Ok(fits && cx.device().kernels() == Kernels::Cuda && !cx.is_training())
 }
 
-/// Checks a product. Returns its kernel parameters and its allocated result.
+/// Checks the operands of a product. Returns the kernel parameters and the allocated result.
 fn product(cx: &Cx, x: &Tensor, w: &Tensor) -> Result<(Params, Tensor)> {
     const OP: &str = "skinny_linear";
     let (m, k) = rows_cols(OP, "x", x)?;
@@ -77,7 +77,7 @@ pub fn skinny_linear(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<&Tensor>, residu
     Ok(y)
 }
 
-/// [`skinny_linear`] with an adapter. On the CPU it equals [`lora_linear`] followed by the residual addition.
+/// [`skinny_linear`] with a LoRA adapter. On the CPU it equals [`lora_linear`] followed by the residual addition.
 ///
 /// # Errors
 /// Shapes or dtypes that do not match; out of memory.
@@ -120,7 +120,7 @@ pub fn skinny_logits(cx: &Cx, x: &Tensor, w: &Tensor) -> Result<Tensor> {
     if !uses_skinny_kernel(cx, x, w)? {
         return matmul(cx, x, w, DType::F32);
     }
-    // Widening bf16 rows to f32 is exact, and for so few rows its cost is small compared with reading the weight.
+    // Widening bf16 rows to f32 is exact; for so few rows it takes little time compared with reading the weight.
     let wide = if x.dtype() == DType::F32 { x.clone() } else { cx.empty(x.shape(), DType::F32)? };
     if x.dtype() != DType::F32 {
         let params = CastParams { src: x.addr(), dst: wide.addr(), count: x.count() as u64 };

@@ -13,7 +13,7 @@ fn numbers(n: usize, seed: u32) -> Vec<f32> {
     (0..n).map(|_| next()).collect()
 }
 
-/// Results of `skinny_linear` with bias and residual, `skinny_swiglu`, `skinny_logits`, and `skinny_lora_linear`.
+/// The results of `skinny_linear` with bias and residual, `skinny_swiglu`, `skinny_logits`, and `skinny_lora_linear`.
 fn products(device: &Device, dtype: DType, [m, n, k]: [usize; 3], seed: u32) -> [Vec<f32>; 4] {
     let cx = Cx::inference(device, dtype);
     let tensor = |shape: &[usize], dtype, salt: u32| {
@@ -32,14 +32,15 @@ fn products(device: &Device, dtype: DType, [m, n, k]: [usize; 3], seed: u32) -> 
     [linear, gated, logits, adapted].map(|t| t.to_f32().unwrap())
 }
 
-/// Compares the GPU kernel (on the simulator) with the CPU, for row counts below and above the maximum of the kernel.
+/// Compares the GPU kernel (on the simulator) with the CPU, for row counts below and above the kernel's maximum.
 fn near(dtype: DType, shape: [usize; 3], seed: u32) {
     let sim = Device::sim(SimOptions { threads: 1, ..SimOptions::default() }).unwrap();
     let (got, want) = (products(&sim, dtype, shape, seed), products(&Device::cpu(1), dtype, shape, seed));
     for (i, (got, want)) in got.iter().zip(&want).enumerate() {
         let norm = want.iter().map(|w| f64::from(*w).powi(2)).sum::<f64>().sqrt().max(1e-6);
         let off = got.iter().zip(want).map(|(g, w)| f64::from(g - w).powi(2)).sum::<f64>().sqrt() / norm;
-        // The order of rounding differs. In bf16 the GPU rounds the sum once, the CPU twice. Logits are f32 on both.
+        // CPU and GPU round in another order. In bf16 the GPU rounds the sum once, the CPU twice. Logits are f32 on
+        // both.
         let limit = if dtype == DType::BF16 && i != 2 { 1e-2 } else { 1e-5 };
         assert!(off <= limit, "{dtype} {shape:?}, product {i}: relative L2 {off:.2e}");
     }

@@ -1,4 +1,4 @@
-//! Compares fused ops with the ops that they replace: random shapes, both dtypes, on cpu and on sim.
+//! Compares fused ops with the separate ops that they replace: random shapes, both dtypes, on cpu and on sim.
 
 use super::*;
 use proptest::prelude::*;
@@ -15,7 +15,7 @@ struct Outcome {
     grads: BTreeMap<String, Values>,
 }
 
-/// Runs `f` on parameters of these shapes. The loss is a weighted sum of its outputs.
+/// Runs `f` on parameters of these shapes, forward and backward. The loss is a weighted sum of all outputs of `f`.
 fn outcome(
     device: &Device,
     dtype: DType,
@@ -29,7 +29,7 @@ fn outcome(
         t.into_parameter(&format!("p{i}")).unwrap()
     };
     let leaves: Vec<Tensor> = shapes.iter().enumerate().map(parameter).collect();
-    // The op gets reshaped views, which are activations, as inside a model.
+    // `f` gets reshaped views of the parameters, which are activations, as inside a model.
     let cx = Cx::training(device, dtype);
     let inputs: Vec<Tensor> = leaves.iter().map(|p| p.reshape(p.shape()).unwrap()).collect();
     let results = f(&cx, &inputs).unwrap();
@@ -50,7 +50,7 @@ fn outcome(
     Outcome { y, grads: grads.iter().map(|(k, g)| (k.to_string(), g.to_f32().unwrap())).collect() }
 }
 
-/// Widens to f32; the backward rule rounds the gradient to the dtype of x. Only this test needs such an op.
+/// Widens x to f32; the backward rule rounds the gradient to the dtype of x. Only this test needs such an op.
 fn widened(cx: &Cx, x: &Tensor) -> Tensor {
     let flat = x.reshape(&[x.count()]).unwrap();
     if x.dtype() == DType::F32 {
@@ -73,7 +73,7 @@ fn distance(got: &[f32], want: &[f32]) -> f64 {
     if size == 0.0 { off.sqrt() } else { (off / size).sqrt() }
 }
 
-/// Outputs must have equal bits; gradients may differ by a few roundings.
+/// Asserts that outputs have equal bits and gradients differ by a few roundings at most.
 fn agree(what: &str, got: &Outcome, want: &Outcome, dtype: DType) {
     assert!(got.y.iter().zip(&want.y).all(|(a, b)| a.to_bits() == b.to_bits()), "{what}: values differ");
     gradients_agree(what, got, want, if dtype == DType::F32 { 1e-6 } else { 1e-2 });
@@ -102,7 +102,7 @@ fn norm_and_residual(device: &Device, rows: usize, cols: usize, seed: u32) {
             Ok(vec![sum.clone(), rms_norm(cx, &sum, &x[2], 1e-6)?])
         });
         agree(&format!("rms_norm_add {what}"), &fused, &plain, dtype);
-        // With gradient checkpointing the sum is computed by an op of its own; the bits must be equal.
+        // With gradient checkpointing the residual is added by an op of its own; the bits must be equal.
         let cut = outcome(device, dtype, &shapes, seed, |cx, x| {
             let (stream, y) = rms_norm_branch(cx, &add(cx, &x[0], &x[1])?, &x[2], 1e-6)?;
             Ok(vec![stream, y])
@@ -111,7 +111,7 @@ fn norm_and_residual(device: &Device, rows: usize, cols: usize, seed: u32) {
     }
 }
 
-/// A permutation of `0 .. n`.
+/// A pseudo-random permutation of `0 .. n`.
 fn permutation(n: usize, seed: u32) -> Vec<i32> {
     let keys = numbers(n, seed);
     let mut order: Vec<i32> = (0..n as i32).collect();
@@ -135,7 +135,7 @@ fn merged_patches(device: &Device, squares: usize, cols: usize, seed: u32) {
     }
 }
 
-/// Compares `embedding_with` with a copy of rows on the host: `text` tokens of a table and `vision` tokens, in a
+/// Compares `embedding_with` with rows copied on the host: `text` tokens of a table and `vision` vision tokens, in a
 /// shuffled order.
 fn text_and_vision_tokens(device: &Device, text: usize, vision: usize, hidden: usize, seed: u32) {
     let tokens = text + vision;
@@ -171,8 +171,8 @@ fn text_and_vision_tokens(device: &Device, text: usize, vision: usize, hidden: u
     }
 }
 
-/// Compares patch embedding in one kernel with patch embedding through stored pixels, which a weight of another dtype
-/// uses.
+/// Compares the fused patch embedding with the one that stores normalised pixels, which is used if the weight has
+/// another dtype.
 fn frames(device: &Device, videos: &[[usize; 3]], [patch, merge, embed]: [usize; 3], seed: u32) {
     let patching =
         Patching { rescale: 1.0 / 255.0, mean: [0.48, 0.46, 0.41], std: [0.27, 0.26, 0.28], patch, temporal: 2, merge };
@@ -187,7 +187,7 @@ fn frames(device: &Device, videos: &[[usize; 3]], [patch, merge, embed]: [usize;
         videos.iter().map(one).collect()
     };
     let row = 3 * 2 * patch * patch;
-    // The weights are exact in both dtypes.
+    // Weight values that both dtypes represent exactly.
     let values: Values =
         numbers(embed * row, seed).iter().map(|&x| <half::bf16 as Element>::from_f32(x).to_f32()).collect();
     let weight = |cx: &Cx, dtype| Tensor::from_f32(cx.device(), &[embed, row], dtype, &values, Category::Weights);
@@ -216,7 +216,7 @@ fn frames(device: &Device, videos: &[[usize; 3]], [patch, merge, embed]: [usize;
     }
 }
 
-/// Compares log-probabilities, entropies and gradients with the formula in f64, for both backends.
+/// Compares the log-probabilities, entropies and gradients of both backends with the formula in f64.
 fn head(device: &Device, [rows, vocab, hidden]: [usize; 3], inv_temperature: f32, seed: u32) {
     let targets: Vec<i32> = (0..rows as i32).map(|r| (r * 5 + 1) % (vocab as i32 + 1) - 1).collect();
     let shapes: [&[usize]; 2] = [&[rows, hidden], &[vocab, hidden]];
@@ -270,7 +270,7 @@ fn head(device: &Device, [rows, vocab, hidden]: [usize; 3], inv_temperature: f32
         let narrow = |x: &[f64]| x.iter().map(|&x| x as f32).collect::<Values>();
         let want = Outcome { y: Vec::new(), grads: [("p0".into(), narrow(&dh)), ("p1".into(), narrow(&dw))].into() };
         gradients_agree(&what, &got, &want, if dtype == DType::F32 { 1e-4 } else { 2e-2 });
-        // Both backends, and one forward with the other backward.
+        // Each backend alone, and the forward pass of one with the backward pass of the other.
         let run = |forward, backward| {
             outcome(device, dtype, &shapes, seed, |cx, x| {
                 let targets = index(cx, &targets)?;
@@ -280,7 +280,7 @@ fn head(device: &Device, [rows, vocab, hidden]: [usize; 3], inv_temperature: f32
         let (fused, products, mixed) = (run(Fused, Fused), run(Products, Products), run(Fused, Products));
         close("log-probability, fused,", &fused.y, &lps);
         close("log-probability by products,", &products.y, &lps);
-        // With one word every token has probability 1, and the gradient is only rounding error.
+        // With a vocabulary of one word every token has probability 1, so the gradient is only rounding error.
         if vocab > 1 {
             let limit = if dtype == DType::F32 { 1e-4 } else { 2e-2 };
             gradients_agree(&format!("by products, {what}"), &products, &fused, limit);
@@ -340,7 +340,7 @@ fn fused_ops_agree_on_sim() {
     }
 }
 
-/// More rows than a launch supports, each with more columns than 64 MiB of logits allow.
+/// More rows than one launch supports, and more columns per row than 64 MiB of logits allow.
 #[test]
 fn chunks_of_rows_and_vocabulary_equal_the_formula() {
     let device = Device::cpu(2);

@@ -1,6 +1,6 @@
-//! Compares the backward rule of every op with finite differences of the op, through the tape; and tests the tape. The
-//! tests of the kernels compare each gradient kernel with its formula in f64; these tests check that the rules are
-//! wired correctly.
+//! Compares the backward rule of every op with finite differences of the op, through the tape; and tests the tape.
+//! The kernels' own tests compare each gradient kernel with its formula in f64; the tests here check that the
+//! backward rules call the kernels correctly.
 
 mod fused;
 
@@ -11,7 +11,7 @@ use crate::device::{Category, Device, Kernels};
 use crate::tensor::cx::Cx;
 use crate::tensor::tape::Grads;
 
-/// Pseudo-random numbers in about -1 .. 1, a function of the seed.
+/// Pseudo-random numbers between about -1 and 1, a function of the seed.
 fn numbers(n: usize, seed: u32) -> Vec<f32> {
     let mut s = seed.wrapping_mul(2_654_435_761).wrapping_add(12345);
     let mut next = || {
@@ -54,8 +54,8 @@ fn videos(cx: &Cx) -> Result<Vec<DeviceFrames>> {
     Ok(vec![one([3, 4, 4])?, one([1, 2, 6])?])
 }
 
-/// The GRPO loss of three completions of 4, 0 and 5 tokens, of which 3, 0 and 5 count. Old and reference
-/// log-probabilities are close enough that no ratio is near a clipping bound, where the loss has no derivative.
+/// The GRPO loss of three completions of 4, 0 and 5 tokens, of which the first 3, 0 and 5 count. Old and reference
+/// log-probabilities are so close that no ratio is near a clipping bound, where the loss has no derivative.
 fn grpo(cx: &Cx, log_probs: &Tensor, sequence_level: bool) -> Result<Tensor> {
     let f32s = |x: &[f32]| Tensor::from_f32(cx.device(), &[x.len()], DType::F32, x, Category::Inputs);
     let near = |by: f32| numbers(9, 1).iter().enumerate().map(|(i, x)| x + by * (i as f32 - 4.3)).collect::<Vec<_>>();
@@ -78,7 +78,7 @@ fn grpo(cx: &Cx, log_probs: &Tensor, sequence_level: bool) -> Result<Tensor> {
 fn cases() -> Vec<Case> {
     vec![
         case("add", &[&[3, 5], &[3, 5]], |cx, x| add(cx, &x[0], &x[1])),
-        // Both inputs are one tensor: gradients that share memory must still be summed.
+        // Both inputs of the outer sum come from one tensor: gradients that share memory must still be summed.
         case("add", &[&[4]], |cx, x| add(cx, &add(cx, &x[0], &x[0])?, &x[0])),
         case("attention", &[&[7, 4, 8], &[7, 2, 8], &[7, 2, 8]], |cx, x| {
             attention(cx, &x[0], &x[1], &x[2], &CuSeqlens::from_lengths(cx.device(), &[5, 0, 2])?, true)
@@ -90,7 +90,7 @@ fn cases() -> Vec<Case> {
         case("embedding_with", &[&[9, 6], &[2, 6]], |cx, x| {
             embedding_with(cx, &x[0], &index(cx, &[3, 0, 3, 8, 1])?, &x[1], &index(cx, &[-1, 1, -1, -1, 0])?)
         }),
-        // The second sequence is the prompt of the third and the fourth.
+        // The second sequence is the shared prefix of the third and the fourth.
         case("attention", &[&[9, 4, 8], &[9, 2, 8], &[9, 2, 8]], |cx, x| {
             let seqs = CuSeqlens::from_lengths(cx.device(), &[1, 4, 3, 1])?;
             let seqs = seqs.with_prefixes(&[(0, 0), (0, 0), (1, 4), (1, 4)])?;
@@ -102,7 +102,8 @@ fn cases() -> Vec<Case> {
         case("grpo_loss", &[&[9]], |cx, x| grpo(cx, &x[0], false)),
         case("grpo_loss", &[&[9]], |cx, x| grpo(cx, &x[0], true)),
         case("layer_norm", &[&[4, 10], &[10], &[10]], |cx, x| layer_norm(cx, &x[0], &x[1], &x[2], 1e-6)),
-        // With the bias frozen plus with the weight frozen; then with both frozen.
+        // First a sum of two norms, one with the bias frozen and one with the weight frozen; then a norm with both
+        // frozen.
         case("layer_norm", &[&[3, 7], &[7]], |cx, x| {
             let fixed = Tensor::from_f32(cx.device(), &[7], DType::F32, &numbers(7, 81), Category::Inputs)?;
             add(cx, &layer_norm(cx, &x[0], &x[1], &fixed, 1e-6)?, &layer_norm(cx, &x[0], &fixed, &x[1], 1e-6)?)
@@ -137,7 +138,7 @@ fn cases() -> Vec<Case> {
         }),
         case("position_add", &[&[6, 5], &[3, 5]], |cx, x| position_add(cx, &x[0], &x[1])),
         case("rms_norm", &[&[4, 10], &[10]], |cx, x| rms_norm(cx, &x[0], &x[1], 1e-6)),
-        // A loss of both outputs, of the norm alone, of the sum alone.
+        // Three cases: the loss uses both outputs, the norm alone, the sum alone.
         case("rms_norm_add", &[&[4, 10], &[4, 10], &[10]], |cx, x| {
             let (sum, y) = rms_norm_add(cx, &x[0], &x[1], &x[2], 1e-6)?;
             swiglu(cx, &sum, &y)
@@ -169,7 +170,7 @@ fn cases() -> Vec<Case> {
     ]
 }
 
-/// The loss of a case: `Σ f(inputs) · weights`.
+/// The loss whose gradient is checked: `Σ f(inputs) · weights`.
 fn loss(cx: &Cx, f: &Op, inputs: &[Tensor]) -> Result<Tensor> {
     let y = f(cx, inputs)?;
     let flat = y.reshape(&[y.count()])?;
@@ -217,7 +218,7 @@ fn every_backward_rule_equals_finite_differences() {
                     all[i][j] += by;
                     value(&all)
                 };
-                // Fourth-order differences allow a step that is large enough for f32.
+                // A fourth-order difference formula allows a step that is large enough for f32.
                 let want = (8.0 * (moved(h) - moved(-h)) - (moved(2.0 * h) - moved(-2.0 * h))) / (12.0 * h as f64);
                 off += (got[j] as f64 - want).powi(2);
                 size += want * want;
@@ -255,7 +256,7 @@ fn checkpointing_does_not_change_gradient_bits() {
     }
 }
 
-/// Gradients where the first input of the op is an activation and the other inputs are captured by the closure, like
+/// Gradients of an op whose first input is an activation. The other inputs are captured by the closure, like the
 /// weights of a layer.
 fn gradients_through_activations(
     device: &Device,
