@@ -71,12 +71,12 @@ constructors! {
 
 impl TrainError {
     /// The error of a file or folder that could not be read.
-    pub fn read(path: impl AsRef<Path>, source: io::Error) -> Self {
+    pub fn cannot_read(path: impl AsRef<Path>, source: io::Error) -> Self {
         Self::Io(Diagnostic::cannot_read(path, &source))
     }
 
     /// The error of a file or folder that could not be written. With a full disk the help says how to resume the run.
-    pub fn write(path: impl AsRef<Path>, source: io::Error) -> Self {
+    pub fn cannot_write(path: impl AsRef<Path>, source: io::Error) -> Self {
         let diagnostic = Diagnostic::cannot_write(path, &source);
         Self::Io(match source.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {

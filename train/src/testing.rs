@@ -76,12 +76,12 @@ pub(crate) fn metrics(out: &Path) -> Vec<StepMetrics> {
 }
 
 /// The parsed lines of metrics.jsonl, without the values that depend on the clock.
-pub(crate) fn timeless(out: &Path) -> Vec<StepMetrics> {
-    let timeless = |mut m: StepMetrics| {
+pub(crate) fn metrics_without_times(out: &Path) -> Vec<StepMetrics> {
+    let without_times = |mut m: StepMetrics| {
         (m.grpo.rollout_seconds, m.grpo.train_seconds) = (None, None);
         StepMetrics { tokens_per_second: 0.0, step_seconds: 0.0, ..m }
     };
-    metrics(out).into_iter().map(timeless).collect()
+    metrics(out).into_iter().map(without_times).collect()
 }
 
 /// All files below a folder with their bytes, except metrics (which have times), event files, run.json and

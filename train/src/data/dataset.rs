@@ -37,7 +37,7 @@ const LISTS: &str = "write a JSON list of objects, or JSONL: one object a line";
 impl Dataset {
     /// Reads a data file. Rows of a JSONL file are parsed and checked later, by [`Self::row`].
     pub fn open(path: &Path) -> Result<Self> {
-        let bytes = std::fs::read(path).map_err(|e| TrainError::read(path, e))?;
+        let bytes = std::fs::read(path).map_err(|e| TrainError::cannot_read(path, e))?;
         match String::from_utf8(bytes) {
             Ok(text) => Self::parse(path, text),
             Err(e) => Self::parse_damaged(path, e.as_bytes()),
@@ -77,7 +77,7 @@ impl Dataset {
     }
 
     /// Adds file and line of row `index` to a diagnostic about that row.
-    pub fn at<T>(&self, index: usize, result: Result<T, Diagnostic>) -> Result<T> {
+    pub fn locate_error<T>(&self, index: usize, result: Result<T, Diagnostic>) -> Result<T> {
         result.map_err(|diagnostic| TrainError::Data(diagnostic.at(self.location(index))))
     }
 
@@ -99,7 +99,7 @@ impl Dataset {
         }
         let value: Value = serde_json::from_str(&self.text[bytes.clone()])
             .map_err(|e| TrainError::data(self.location(index), format!("is not JSON: {e}"), LISTS))?;
-        self.at(index, DataRow::parse(value))
+        self.locate_error(index, DataRow::parse(value))
     }
 
     /// `FILE:LINE` of row `index`, for messages.
@@ -118,8 +118,8 @@ impl Dataset {
     }
 
     /// Fingerprint of the file's bytes.
-    pub fn hash(&self) -> String {
-        digest::bytes(self.text.as_bytes())
+    pub fn fingerprint(&self) -> String {
+        digest::of_bytes(self.text.as_bytes())
     }
 }
 

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use reel_diagnostic::Diagnostic;
 
 use crate::data::feed::{BatchFeed, BatchOptions, DataPosition, SampleSource, is_row_error};
-use crate::data::order::Order;
+use crate::data::order::RowOrder;
 use crate::data::quarantine::{RowCheck, ScanJournal};
 use crate::reporting::metrics::SkippedRow;
 use crate::{Result, TrainError};
@@ -35,12 +35,12 @@ pub enum RowScan<'a> {
 
 /// Reads the rows that `look` selects, and counts micro-batches if `count` is set. Stops early when `stop` becomes
 /// true.
-pub fn measure<S: SampleSource>(
+pub fn scan_and_count_batches<S: SampleSource>(
     batching: &BatchOptions,
     count: bool,
     look: RowScan,
     source: &Arc<S>,
-    order: &Order,
+    order: &RowOrder,
     stop: &AtomicBool,
 ) -> Result<StreamLength> {
     if matches!(look, RowScan::None) {
@@ -68,12 +68,12 @@ fn scan_all_rows<S: SampleSource>(
     let length = |row: usize| -> Result<usize> {
         let tokens = S::token_count(&source.sample(row)?);
         match batching.max_length {
-            Some(max) if tokens > max => Err(too_long(&source.location(row).0, tokens, batching.limit, max)),
+            Some(max) if tokens > max => Err(row_too_long_error(&source.location(row).0, tokens, batching.limit, max)),
             _ => Ok(tokens),
         }
     };
     let looked = |row: usize| -> Result<RowCheck> {
-        let before = || journal.as_ref().and_then(|journal| journal.known(row).cloned());
+        let before = || journal.as_ref().and_then(|journal| journal.earlier_check(row).cloned());
         if let Some(looked) = known.get(&row).map(|bad| Err((*bad).clone())).or_else(before) {
             return Ok(looked);
         }
@@ -112,12 +112,12 @@ fn scan_all_rows<S: SampleSource>(
         journal.finish(&skipped)?;
     }
     match skipped.last() {
-        Some(last) if lengths.is_empty() => Err(no_usable_row(&source.location(last.row).0, &last.reason)),
+        Some(last) if lengths.is_empty() => Err(no_usable_row_error(&source.location(last.row).0, &last.reason)),
         _ => Ok((Lengths { rows: source.row_count(), tokens: lengths }, skipped)),
     }
 }
 
-fn count_batches(batching: BatchOptions, lengths: Lengths, skipped: &[SkippedRow], order: &Order) -> Result<u64> {
+fn count_batches(batching: BatchOptions, lengths: Lengths, skipped: &[SkippedRow], order: &RowOrder) -> Result<u64> {
     let from = DataPosition { slot: 0, skipped: skipped.iter().map(|s| s.row).collect() };
     let mut feed = BatchFeed::new(Arc::new(lengths), order.clone(), batching, &from, 1, 64);
     let mut count = 0;
@@ -128,7 +128,7 @@ fn count_batches(batching: BatchOptions, lengths: Lengths, skipped: &[SkippedRow
 }
 
 /// The error of a row with more tokens than the flag `limit` allows.
-pub(crate) fn too_long(location: &str, tokens: usize, limit: &str, max: usize) -> TrainError {
+pub(crate) fn row_too_long_error(location: &str, tokens: usize, limit: &str, max: usize) -> TrainError {
     TrainError::row(
         location,
         format!("has {tokens} tokens, more than {limit} {max}"),
@@ -137,7 +137,7 @@ pub(crate) fn too_long(location: &str, tokens: usize, limit: &str, max: usize) -
 }
 
 /// The error of a data file without a usable row. `reason` is the error of the row at `location`.
-pub(crate) fn no_usable_row(location: &str, reason: &str) -> TrainError {
+pub(crate) fn no_usable_row_error(location: &str, reason: &str) -> TrainError {
     TrainError::data(
         location,
         "no row of the file can be used",
@@ -193,12 +193,12 @@ mod tests {
         change(&mut options);
         let tokens = lengths.iter().enumerate().filter_map(|(row, n)| n.map(|n| (row, n))).collect();
         let asked = options.fixed_steps();
-        let found = measure(
+        let found = scan_and_count_batches(
             &Sft::batching(&options, lengths.len()),
             asked.is_none(),
             if Sft::must_scan_all_rows(&options) { RowScan::AllBut(&[]) } else { RowScan::None },
             &Arc::new(Lengths { rows: lengths.len(), tokens }),
-            &Order::of_file(lengths.len()),
+            &RowOrder::file_order(lengths.len()),
             &AtomicBool::new(false),
         )?;
         let steps = asked.unwrap_or_else(|| Sft::step_count(&options, found.batches));

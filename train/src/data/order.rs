@@ -9,7 +9,7 @@ const STREAM: u32 = 0x6f72_6465;
 
 /// An endless stream of row numbers, in file order or in a new random order for each pass.
 #[derive(Clone, Debug)]
-pub struct Order {
+pub struct RowOrder {
     rows: usize,
     /// `None`: rows in file order.
     seed: Option<u64>,
@@ -18,15 +18,15 @@ pub struct Order {
     order: Vec<u32>,
 }
 
-impl Order {
+impl RowOrder {
     /// A stream in which every pass has the rows in file order.
-    pub fn of_file(rows: usize) -> Self {
+    pub fn file_order(rows: usize) -> Self {
         Self { rows, seed: None, pass: None, order: Vec::new() }
     }
 
     /// A stream in which every pass has the rows in a new random order.
     pub fn shuffled(rows: usize, seed: u64) -> Self {
-        Self { seed: Some(seed), ..Self::of_file(rows) }
+        Self { seed: Some(seed), ..Self::file_order(rows) }
     }
 
     /// The row at index `slot` of the stream, counted from 0. Computes the order of a pass at its first row.
@@ -42,7 +42,7 @@ impl Order {
     }
 
     /// The pass over the data that stream index `slot` belongs to, counted from 0.
-    pub fn pass(&self, slot: u64) -> u64 {
+    pub fn pass_of(&self, slot: u64) -> u64 {
         slot / self.rows as u64
     }
 }
@@ -71,9 +71,9 @@ mod tests {
 
     #[test]
     fn file_order_repeats_after_the_last_row() {
-        let mut order = Order::of_file(3);
+        let mut order = RowOrder::file_order(3);
         assert_eq!((0..8).map(|i| order.row(i)).collect::<Vec<_>>(), [0, 1, 2, 0, 1, 2, 0, 1]);
-        assert_eq!((order.pass(2), order.pass(3)), (0, 1));
+        assert_eq!((order.pass_of(2), order.pass_of(3)), (0, 1));
     }
 
     #[test]
@@ -101,14 +101,14 @@ mod tests {
     proptest! {
         #[test]
         fn pass_has_each_row_once_and_random_access_agrees(rows in 1usize..200, seed: u64, pass in 0u64..1000) {
-            let mut order = Order::shuffled(rows, seed);
+            let mut order = RowOrder::shuffled(rows, seed);
             let first = pass * rows as u64;
             let stream: Vec<usize> = (first..first + rows as u64).map(|slot| order.row(slot)).collect();
             let mut sorted = stream.clone();
             sorted.sort_unstable();
             prop_assert_eq!(sorted, (0..rows).collect::<Vec<_>>());
             let slot = first + seed % rows as u64;
-            prop_assert_eq!(Order::shuffled(rows, seed).row(slot), stream[(slot - first) as usize]);
+            prop_assert_eq!(RowOrder::shuffled(rows, seed).row(slot), stream[(slot - first) as usize]);
         }
     }
 }

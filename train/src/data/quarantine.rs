@@ -57,7 +57,7 @@ struct ScanState {
 }
 
 /// The path of the journal that belongs to a list.
-pub fn journal_of(list: &Path) -> PathBuf {
+pub fn journal_path(list: &Path) -> PathBuf {
     let name = list.file_name().unwrap_or_default().to_string_lossy();
     list.with_file_name(format!("{name}.journal"))
 }
@@ -68,9 +68,9 @@ impl ScanJournal {
     /// # Errors
     /// The folder cannot be written.
     pub fn open(list: &Path, scan: &str, quiet: bool) -> Result<Self> {
-        let path = journal_of(list);
+        let path = journal_path(list);
         if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-            fs::create_dir_all(folder).map_err(|e| TrainError::write(folder, e))?;
+            fs::create_dir_all(folder).map_err(|e| TrainError::cannot_write(folder, e))?;
         }
         let lines = metrics::read(&path, |_: &JournalLine| true)?;
         let head = serde_json::json!({"scan": scan}).to_string();
@@ -100,7 +100,7 @@ impl ScanJournal {
     }
 
     /// The result that an earlier, interrupted check recorded for a row.
-    pub fn known(&self, row: usize) -> Option<&RowCheck> {
+    pub fn earlier_check(&self, row: usize) -> Option<&RowCheck> {
         self.known.get(&row)
     }
 
@@ -114,7 +114,7 @@ impl ScanJournal {
             Err(bad) => JournalLine::Bad(bad.clone()),
         };
         let mut state = self.lock();
-        state.log.add(&line)?;
+        state.log.append(&line)?;
         (state.done, state.bad) = (state.done + 1, state.bad + usize::from(checked.is_err()));
         if state.last_message.elapsed() >= PROGRESS_INTERVAL && !self.quiet {
             eprintln!("checked {} of {rows} rows, {} cannot be used", state.done, state.bad);
@@ -128,7 +128,7 @@ impl ScanJournal {
     /// # Errors
     /// The list cannot be written.
     pub fn finish(self, bad: &[SkippedRow]) -> Result<PathBuf> {
-        let failed = |e| TrainError::write(&self.list, e);
+        let failed = |e| TrainError::cannot_write(&self.list, e);
         let mut text = Vec::new();
         for row in bad {
             serde_json::to_writer(&mut text, row).map_err(|e| failed(e.into()))?;
@@ -137,7 +137,7 @@ impl ScanJournal {
         let name = self.list.file_name().unwrap_or_default().to_string_lossy();
         let part = self.list.with_file_name(format!(".{name}.part"));
         write_synced(&part, &text).and_then(|()| fs::rename(&part, &self.list)).map_err(failed)?;
-        fs::remove_file(&self.path).map_err(|e| TrainError::write(&self.path, e))?;
+        fs::remove_file(&self.path).map_err(|e| TrainError::cannot_write(&self.path, e))?;
         Ok(self.list)
     }
 
@@ -151,8 +151,8 @@ impl ScanJournal {
 ///
 /// # Errors
 /// The file cannot be read, or was written for other data.
-pub fn read(list: &Path, line_of: impl Fn(usize) -> Option<usize>) -> Result<Vec<SkippedRow>> {
-    let text = fs::read_to_string(list).map_err(|e| TrainError::read(list, e))?;
+pub fn read_list(list: &Path, line_of: impl Fn(usize) -> Option<usize>) -> Result<Vec<SkippedRow>> {
+    let text = fs::read_to_string(list).map_err(|e| TrainError::cannot_read(list, e))?;
     let mut found: BTreeMap<usize, SkippedRow> = BTreeMap::new();
     for (number, line) in (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty()) {
         let wrong = |what: String, help: &str| {
@@ -194,24 +194,24 @@ mod tests {
             let journal = ScanJournal::open(&list, "a", true).unwrap();
             (0..rows.len()).rev().for_each(|row| journal.add(row, &checked(row), rows.len()).unwrap());
             drop(journal);
-            let path = journal_of(&list);
+            let path = journal_path(&list);
             let bytes = fs::read(&path).unwrap();
             let cut = (bytes.len() as f64 * share) as usize;
             fs::write(&path, &bytes[..cut]).unwrap();
             let journal = ScanJournal::open(&list, "a", true).unwrap();
-            let known: Vec<usize> = (0..rows.len()).filter(|&row| journal.known(row).is_some()).collect();
+            let known: Vec<usize> = (0..rows.len()).filter(|&row| journal.earlier_check(row).is_some()).collect();
             // The last line counts as complete with or without its line break.
             let whole = bytes[..cut].iter().filter(|b| **b == b'\n').count();
             prop_assert!(known.len() + 1 == whole.max(1) || known.len() == whole, "{} of {whole}", known.len());
             for row in 0..rows.len() {
-                match journal.known(row) {
+                match journal.earlier_check(row) {
                     Some(known) => prop_assert_eq!(known, &checked(row)),
                     None => journal.add(row, &checked(row), rows.len()).unwrap(),
                 }
             }
             let all: Vec<SkippedRow> = (0..rows.len()).filter_map(|row| checked(row).err()).collect();
             let written = journal.finish(&all).unwrap();
-            prop_assert_eq!(read(&written, |row| Some(2 * row + 1)).unwrap(), all);
+            prop_assert_eq!(read_list(&written, |row| Some(2 * row + 1)).unwrap(), all);
             prop_assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
         }
     }
@@ -221,9 +221,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let list = dir.path().join("sub/q.jsonl");
         ScanJournal::open(&list, "a", true).unwrap().add(3, &Ok(1), 9).unwrap();
-        assert!(ScanJournal::open(&list, "a", true).unwrap().known(3).is_some());
-        assert!(ScanJournal::open(&list, "b", true).unwrap().known(3).is_none());
-        assert!(ScanJournal::open(&list, "a", true).unwrap().known(3).is_none());
+        assert!(ScanJournal::open(&list, "a", true).unwrap().earlier_check(3).is_some());
+        assert!(ScanJournal::open(&list, "b", true).unwrap().earlier_check(3).is_none());
+        assert!(ScanJournal::open(&list, "a", true).unwrap().earlier_check(3).is_none());
     }
 
     #[test]
@@ -232,7 +232,7 @@ mod tests {
         let list = dir.path().join("q.jsonl");
         let message = |text: &str| {
             fs::write(&list, text).unwrap();
-            read(&list, |row| (row < 4).then_some(2 * row + 1)).map_err(|e| e.to_string())
+            read_list(&list, |row| (row < 4).then_some(2 * row + 1)).map_err(|e| e.to_string())
         };
         let line = |row| serde_json::to_string(&bad(row)).unwrap();
         assert_eq!(message(&format!("{}\n\n{}\n{0}\n", line(2), line(0))).unwrap(), [bad(0), bad(2)]);
@@ -244,6 +244,8 @@ mod tests {
             let e = message(&text).unwrap_err();
             assert!(e.starts_with("--quarantine: ") && e.contains(want) && e.contains("; "), "{e}");
         }
-        assert!(read(&dir.path().join("none"), |_| None).unwrap_err().to_string().contains("there is no such file"));
+        assert!(
+            read_list(&dir.path().join("none"), |_| None).unwrap_err().to_string().contains("there is no such file")
+        );
     }
 }

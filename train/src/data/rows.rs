@@ -114,7 +114,7 @@ impl DataRow {
         match self {
             Self::Prompt { content, columns } => Ok((content.clone(), columns.clone())),
             Self::Problem { problem, columns } => {
-                Ok((PromptContent::Chat(vec![problem.question(parity)]), columns.clone()))
+                Ok((PromptContent::Chat(vec![problem.user_message(parity)]), columns.clone()))
             }
             Self::Chat(_) => Err(Diagnostic::new(
                 "",
@@ -125,7 +125,7 @@ impl DataRow {
     }
 
     /// The whole conversation for supervised fine-tuning. Media paths stay relative to the media folder.
-    pub fn supervised(&self, parity: Recipe) -> Result<Vec<Value>, Diagnostic> {
+    pub fn supervised_messages(&self, parity: Recipe) -> Result<Vec<Value>, Diagnostic> {
         match self {
             Self::Chat(messages) => Ok(messages.clone()),
             Self::Prompt { .. } => Err(Diagnostic::new(
@@ -133,7 +133,7 @@ impl DataRow {
                 "has a `prompt` without an answer to learn",
                 "write the whole chat as `messages`, or use this file for reinforcement learning",
             )),
-            Self::Problem { problem, .. } => problem.supervised(parity),
+            Self::Problem { problem, .. } => problem.supervised_messages(parity),
         }
     }
 }
@@ -190,7 +190,7 @@ impl Problem {
         })
     }
 
-    fn supervised(&self, parity: Recipe) -> Result<Vec<Value>, Diagnostic> {
+    fn supervised_messages(&self, parity: Recipe) -> Result<Vec<Value>, Diagnostic> {
         let Some(process) = self.process.as_deref() else {
             return Err(Diagnostic::new(
                 "process",
@@ -200,16 +200,16 @@ impl Problem {
         };
         Ok(vec![
             json!({"role": "system", "content": [{"type": "text", "text": templates::system_message(parity)}]}),
-            self.question(parity),
+            self.user_message(parity),
             json!({"role": "assistant", "content": [{"type": "text", "text": format!("{process}\n{}", self.solution)}]}),
         ])
     }
 
     /// The user's message: the media part, then the question in its template.
-    pub fn question(&self, parity: Recipe) -> Value {
+    pub fn user_message(&self, parity: Recipe) -> Value {
         let choices = (self.problem_type == "multiple choice").then_some(&self.options[..]);
         let kind = templates::answer_instruction(&self.problem_type).unwrap_or_default();
-        let asked = json!({"type": "text", "text": templates::question(&self.problem, choices, kind, parity)});
+        let asked = json!({"type": "text", "text": templates::question_text(&self.problem, choices, kind, parity)});
         let key = match self.data_type {
             DataType::Text => return json!({"role": "user", "content": [asked]}),
             DataType::Image => "image",
@@ -272,7 +272,7 @@ mod tests {
             value in anything(),
         ) {
             let row = problem(|f| drop(f.insert(field.into(), value.clone())));
-            let turns = row.and_then(|row| row.supervised(Recipe::VideoR1));
+            let turns = row.and_then(|row| row.supervised_messages(Recipe::VideoR1));
             match turns {
                 Ok(turns) if field == "messages" => prop_assert_eq!(Value::from(turns), value),
                 Ok(turns) => prop_assert!(turns.len() == 3 && ["options", "process"].contains(&field) || value.is_string()),
@@ -292,7 +292,7 @@ mod tests {
 
     #[test]
     fn problem_becomes_three_messages() {
-        let turns = problem(|_| ()).unwrap().supervised(Recipe::Paper).unwrap();
+        let turns = problem(|_| ()).unwrap().supervised_messages(Recipe::Paper).unwrap();
         assert_eq!(turns.len(), 3);
         assert_eq!(turns[0]["role"], "system");
         assert_eq!(turns[1]["content"][0], json!({"type": "video", "video": "v/a.mp4"}));
@@ -306,13 +306,13 @@ mod tests {
 
     #[test]
     fn video_r1_has_its_own_system_message_and_lists_options() {
-        let turns = problem(|_| ()).unwrap().supervised(Recipe::VideoR1).unwrap();
+        let turns = problem(|_| ()).unwrap().supervised_messages(Recipe::VideoR1).unwrap();
         assert_eq!(turns[0]["content"][0]["text"], "You are a helpful assistant");
         assert!(turns[1]["content"][1]["text"].as_str().unwrap().starts_with("Which?Options:\nA. x\nB. y\n\nPlease"));
         let numerical = problem(|f| {
             f.insert("problem_type".into(), "numerical".into());
         });
-        let turns = numerical.unwrap().supervised(Recipe::VideoR1).unwrap();
+        let turns = numerical.unwrap().supervised_messages(Recipe::VideoR1).unwrap();
         assert!(turns[1]["content"][1]["text"].as_str().unwrap().starts_with("Which?\nPlease"));
     }
 
@@ -322,7 +322,7 @@ mod tests {
             f.insert("data_type".into(), "text".into());
             f.shift_remove("path");
         });
-        let turns = row.unwrap().supervised(Recipe::Videorft).unwrap();
+        let turns = row.unwrap().supervised_messages(Recipe::Videorft).unwrap();
         assert_eq!(turns[1]["content"].as_array().unwrap().len(), 1);
     }
 
@@ -357,14 +357,14 @@ mod tests {
         );
         assert_eq!(problem(|f| drop(f.insert("options".into(), json!([1])))).unwrap_err().location, "options");
         let row = problem(|f| drop(f.shift_remove("process"))).unwrap();
-        assert_eq!(row.supervised(Recipe::Paper).unwrap_err().location, "process");
+        assert_eq!(row.supervised_messages(Recipe::Paper).unwrap_err().location, "process");
     }
 
     #[test]
     fn checks_roles_and_contents_of_messages() {
         let chat = |messages: Value| DataRow::parse(json!({ "messages": messages }));
         let good = json!([{"role": "user", "content": "hi"}, {"role": "assistant", "content": [{"type": "text", "text": "ho"}]}]);
-        assert_eq!(chat(good.clone()).unwrap().supervised(Recipe::Paper).unwrap(), *good.as_array().unwrap());
+        assert_eq!(chat(good.clone()).unwrap().supervised_messages(Recipe::Paper).unwrap(), *good.as_array().unwrap());
         assert_eq!(chat(json!("x")).unwrap_err().location, "messages");
         assert_eq!(chat(json!([])).unwrap_err().what, "is empty");
         assert_eq!(chat(json!([{"content": "x"}])).unwrap_err().location, "messages[0].role");
@@ -373,6 +373,6 @@ mod tests {
             "messages[1].content"
         );
         let prompt = DataRow::parse(json!({"prompt": [{"role": "user", "content": "x"}], "solution": "4"})).unwrap();
-        assert!(prompt.supervised(Recipe::Paper).unwrap_err().what.contains("without an answer"));
+        assert!(prompt.supervised_messages(Recipe::Paper).unwrap_err().what.contains("without an answer"));
     }
 }

@@ -81,16 +81,16 @@ impl SampleCache {
 impl SftSource {
     /// Parses the conversation of a row.
     fn conversation(&self, row: usize) -> Result<Conversation> {
-        let messages = self.data.at(row, self.data.row(row)?.supervised(self.parity))?;
+        let messages = self.data.locate_error(row, self.data.row(row)?.supervised_messages(self.parity))?;
         let location = self.data.location(row);
         Conversation::from_value(&location, &Value::Array(messages), &self.media_root)
-            .map_err(|e| about_row(&location, e))
+            .map_err(|e| to_row_error(&location, e))
     }
 }
 
 impl DataSource for SftSource {
-    fn hash(&self) -> String {
-        self.data.hash()
+    fn fingerprint(&self) -> String {
+        self.data.fingerprint()
     }
 
     fn validate_row(&self, row: usize) -> Result<()> {
@@ -111,7 +111,7 @@ impl SampleSource for SftSource {
         }
         let location = self.data.location(row);
         let conversation = self.conversation(row)?;
-        let tokens = tokens_of(&self.bundle, &conversation, false, &self.media, &location)?;
+        let tokens = tokenize_conversation(&self.bundle, &conversation, false, &self.media, &location)?;
         let targets = self.labels.targets(&tokens.input_ids, &self.bundle.tokenizer);
         if targets.iter().all(|&t| t < 0) {
             return Err(TrainError::row(
@@ -135,21 +135,21 @@ impl SampleSource for SftSource {
 }
 
 /// Renders a conversation to text, loads its media and tokenizes both. Errors concern the row.
-pub(crate) fn tokens_of(
+pub(crate) fn tokenize_conversation(
     bundle: &Bundle,
     conversation: &Conversation,
     generation_prompt: bool,
     media: &MediaOptions,
     location: &str,
 ) -> Result<ModelInput> {
-    let text = bundle.template.render(conversation, generation_prompt).map_err(|e| about_row(location, e))?;
-    let media = load_media(bundle, conversation, media).map_err(|e| about_row(location, e))?;
-    tokens_of_text(bundle, &text, media, location)
+    let text = bundle.template.render(conversation, generation_prompt).map_err(|e| to_row_error(location, e))?;
+    let media = load_media(bundle, conversation, media).map_err(|e| to_row_error(location, e))?;
+    tokenize_text(bundle, &text, media, location)
 }
 
 /// Tokenizes a text with its media. Errors concern the row.
-pub(crate) fn tokens_of_text(bundle: &Bundle, text: &str, media: LoadedMedia, location: &str) -> Result<ModelInput> {
-    let tokens = assemble(bundle, text, media, location).map_err(|e| about_row(location, e))?;
+pub(crate) fn tokenize_text(bundle: &Bundle, text: &str, media: LoadedMedia, location: &str) -> Result<ModelInput> {
+    let tokens = assemble(bundle, text, media, location).map_err(|e| to_row_error(location, e))?;
     let special = &bundle.config.tokens;
     for (pad, grids) in [(special.image, &tokens.image_grid_thw), (special.video, &tokens.video_grid_thw)] {
         // If media of this kind are present, `assemble` has matched the pad tokens with them.
@@ -167,7 +167,7 @@ pub(crate) fn tokens_of_text(bundle: &Bundle, text: &str, media: LoadedMedia, lo
 
 /// Turns an error of a conversation or its media into an error of its row, which can be skipped. The exception is a
 /// decoding worker that cannot be started: that is not a fault of the row.
-pub(crate) fn about_row(location: &str, e: ModelError) -> TrainError {
+pub(crate) fn to_row_error(location: &str, e: ModelError) -> TrainError {
     if matches!(e, ModelError::Media(MediaError::Worker(_))) {
         return e.into();
     }

@@ -49,7 +49,7 @@ pub fn answer_instruction(problem_type: &str) -> Option<&'static str> {
 /// The text of the user's message: the question in its template, then `type_text`, the answer instruction. `video-r1`
 /// lists the options after the problem, one per line; `options` is `None` for problems without options. An empty list
 /// still gets the heading, as in Video-R1's code.
-pub fn question(problem: &str, options: Option<&[String]>, type_text: &str, parity: Recipe) -> String {
+pub fn question_text(problem: &str, options: Option<&[String]>, type_text: &str, parity: Recipe) -> String {
     let mut asked = problem.to_string();
     if let Some(options) = options.filter(|_| parity == Recipe::VideoR1) {
         asked.push_str(&TEXTS.options);
@@ -68,7 +68,7 @@ mod tests {
     #[test]
     fn question_comes_first_and_answer_instruction_last() {
         let kind = answer_instruction("numerical").unwrap();
-        let text = question("How many?", None, kind, Recipe::Paper);
+        let text = question_text("How many?", None, kind, Recipe::Paper);
         assert!(text.starts_with("How many?\nPlease think about this question as if"), "{text}");
         assert!(text.ends_with("<answer> </answer> tags. Please provide the numerical value (e.g., 42 or 3.14) within the <answer> </answer> tags."));
         assert!(text.contains("thought expressions It's encouraged"));
@@ -79,12 +79,12 @@ mod tests {
     fn only_video_r1_lists_options() {
         let options = ["A. left".to_string(), "B. right".to_string()];
         let kind = answer_instruction("multiple choice").unwrap();
-        let with = question("Where?", Some(&options), kind, Recipe::VideoR1);
+        let with = question_text("Where?", Some(&options), kind, Recipe::VideoR1);
         assert!(with.starts_with("Where?Options:\nA. left\nB. right\n\nPlease think"), "{with}");
-        let none = question("Where?", Some(&[]), kind, Recipe::VideoR1);
+        let none = question_text("Where?", Some(&[]), kind, Recipe::VideoR1);
         assert!(none.starts_with("Where?Options:\n\nPlease think"), "{none}");
-        assert!(question("Where?", None, kind, Recipe::VideoR1).starts_with("Where?\nPlease"));
-        assert!(question("Where?", Some(&options), kind, Recipe::Videorft).starts_with("Where?\nPlease"));
+        assert!(question_text("Where?", None, kind, Recipe::VideoR1).starts_with("Where?\nPlease"));
+        assert!(question_text("Where?", Some(&options), kind, Recipe::Videorft).starts_with("Where?\nPlease"));
     }
 
     #[test]

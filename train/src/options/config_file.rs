@@ -22,7 +22,7 @@ pub struct StartFlags {
 impl StartFlags {
     /// Reads the start flags of a configuration file.
     pub fn read(file: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(file).map_err(|e| TrainError::read(file, e))?;
+        let text = std::fs::read_to_string(file).map_err(|e| TrainError::cannot_read(file, e))?;
         Self::parse(&file.display().to_string(), &text)
     }
 
@@ -52,7 +52,7 @@ pub fn apply<T: Serialize + DeserializeOwned>(
     file: &Path,
     on_command_line: impl Fn(&str) -> bool,
 ) -> Result<T> {
-    let text = std::fs::read_to_string(file).map_err(|e| TrainError::read(file, e))?;
+    let text = std::fs::read_to_string(file).map_err(|e| TrainError::cannot_read(file, e))?;
     merge(parsed, &file.display().to_string(), &text, on_command_line)
 }
 

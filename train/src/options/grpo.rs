@@ -153,7 +153,7 @@ impl DerefMut for GrpoOptions {
 
 impl Default for GrpoOptions {
     fn default() -> Self {
-        run::defaults()
+        run::default_options()
     }
 }
 
@@ -172,7 +172,7 @@ impl GrpoOptions {
     ///
     /// # Errors
     /// A name that is not a reward, or a weight that is not a number.
-    pub fn weights(&self) -> Result<RewardWeights> {
+    pub fn reward_weights(&self) -> Result<RewardWeights> {
         Ok(self.reward_weights.as_deref().map(RewardWeights::parse).transpose()?.unwrap_or_default())
     }
 
@@ -215,7 +215,7 @@ impl TrainingOptions for GrpoOptions {
         range("--top-p", self.top_p, self.top_p > 0.0 && self.top_p <= 1.0, "give a share above 0, at most 1")?;
         check(self.max_completion_length > 0, "--max-completion-length", "is 0".into(), "give 1 or more")?;
         check(self.max_prompt_length != Some(0), "--max-prompt-length", "is 0".into(), "give 1 or more")?;
-        self.weights()?;
+        self.reward_weights()?;
         let timeout = self.reward_timeout;
         range("--reward-timeout", timeout, timeout > 0.0 && timeout < 1e9, "give a number of seconds above 0")?;
         let scores_completions = self.temporal

@@ -188,14 +188,14 @@ fn path_or_none() -> impl TypedValueParser<Value = PathBuf> {
 }
 
 /// The options of an empty command line.
-pub(super) fn defaults<T: Args>() -> T {
+pub(super) fn default_options<T: Args>() -> T {
     let matches = T::augment_args(clap::Command::new("options")).try_get_matches_from(["options"]);
     matches.and_then(|m| T::from_arg_matches(&m)).expect("every option has a default, as a test sees")
 }
 
 impl Default for RunOptions {
     fn default() -> Self {
-        defaults()
+        default_options()
     }
 }
 
@@ -212,7 +212,7 @@ impl RunOptions {
     }
 
     /// Whether `--report-to` names this reporter.
-    pub fn reports_to(&self, location: ReportTo) -> bool {
+    pub fn reports_to(&self, reporter: ReportTo) -> bool {
         self.report_to.contains(&location)
     }
 
@@ -249,7 +249,7 @@ impl RunOptions {
     }
 
     /// Number of rows in all epochs, for a data file of `rows` rows; `None` with `--max-steps`.
-    pub fn stream_end(&self, rows: usize) -> Option<u64> {
+    pub fn rows_in_all_epochs(&self, rows: usize) -> Option<u64> {
         match self.fixed_steps() {
             Some(_) => None,
             None => Some((self.num_train_epochs * rows as f64).ceil() as u64),

@@ -46,7 +46,7 @@ impl DerefMut for SftOptions {
 
 impl Default for SftOptions {
     fn default() -> Self {
-        run::defaults()
+        run::default_options()
     }
 }
 

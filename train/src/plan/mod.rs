@@ -81,7 +81,7 @@ impl PhaseCosts {
 }
 
 /// Subtracts the costs in `before` from `all`, which includes them.
-pub fn subtract(all: &mut OpCosts, before: &OpCosts) {
+pub fn subtract_costs(all: &mut OpCosts, before: &OpCosts) {
     for (name, before) in before {
         if let Some(op) = all.get_mut(name) {
             op.launches -= before.launches;
@@ -192,7 +192,7 @@ pub fn with_shape(
     options.validate_values()?;
     let rows = match options.max_length {
         Some(most) if shape.tokens > most => {
-            return Err(length::too_long("--tokens", shape.tokens, "--max-length", most));
+            return Err(length::row_too_long_error("--tokens", shape.tokens, "--max-length", most));
         }
         Some(most) if options.packing => most / shape.tokens.max(1),
         _ => options.per_device_train_batch_size,

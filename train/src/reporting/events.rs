@@ -12,7 +12,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use reel_media::strip::Png;
 
 use crate::reporting::protobuf::ProtoMessage;
-use crate::reporting::watch::{COMPLETIONS, FRAMES, Histogram, REWARDS};
+use crate::reporting::watch::{COMPLETIONS_TAG, FRAMES_TAG, Histogram, REWARDS_TAG};
 use crate::step::trainer::Preview;
 use crate::{Result, TrainError};
 
@@ -29,34 +29,34 @@ impl EventFile {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let name = format!("events.out.tfevents.{}.{:06}.{}", now.as_secs(), now.subsec_micros(), std::process::id());
         let path = dir.join(name);
-        let file = File::create(&path).map_err(|e| TrainError::write(&path, e))?;
+        let file = File::create(&path).map_err(|e| TrainError::cannot_write(&path, e))?;
         let mut events = Self { path, file };
         events.record(&ProtoMessage::default().double(1, now.as_secs_f64()).bytes(3, "brain.Event:2"))?;
         Ok(events)
     }
 
     /// Adds the scalars of a step.
-    pub fn scalars(&mut self, step: u64, values: &[(impl AsRef<str>, f64)]) -> Result<()> {
+    pub fn write_scalars(&mut self, step: u64, values: &[(impl AsRef<str>, f64)]) -> Result<()> {
         self.record(&event(now(), step, &scalars(values)))
     }
 
     /// Adds the preview of a step: a histogram of rewards, the text of completions, a strip of frames.
-    pub fn preview(&mut self, step: u64, preview: &Preview) -> Result<()> {
+    pub fn write_preview(&mut self, step: u64, preview: &Preview) -> Result<()> {
         let mut summary = ProtoMessage::default();
         if !preview.rewards.is_empty() {
-            summary = summary.bytes(1, tagged(REWARDS, 5, histogram(&preview.rewards)));
+            summary = summary.bytes(1, tagged(REWARDS_TAG, 5, histogram(&preview.rewards)));
         }
         if !preview.text.is_empty() {
-            summary = summary.bytes(1, text(COMPLETIONS, &preview.text));
+            summary = summary.bytes(1, text(COMPLETIONS_TAG, &preview.text));
         }
         if let Some(strip) = &preview.strip {
-            summary = summary.bytes(1, tagged(FRAMES, 4, image_message(strip)));
+            summary = summary.bytes(1, tagged(FRAMES_TAG, 4, image_message(strip)));
         }
         self.record(&event(now(), step, &summary))
     }
 
     fn record(&mut self, message: &ProtoMessage) -> Result<()> {
-        self.file.write_all(&framed(message.as_ref())).map_err(|e| TrainError::write(&self.path, e))
+        self.file.write_all(&framed(message.as_ref())).map_err(|e| TrainError::cannot_write(&self.path, e))
     }
 }
 
@@ -152,9 +152,9 @@ mod tests {
     fn file_consists_of_complete_records() {
         let dir = tempfile::tempdir().unwrap();
         let mut events = EventFile::create(dir.path()).unwrap();
-        events.scalars(1, &[("loss", 2.0), ("grad_norm", 1.0)]).unwrap();
+        events.write_scalars(1, &[("loss", 2.0), ("grad_norm", 1.0)]).unwrap();
         let strip = Some(Png { width: 2, height: 1, bytes: vec![1; 200] });
-        events.preview(1, &Preview { rewards: vec![0.0, 1.0, 0.5], text: "a".into(), strip }).unwrap();
+        events.write_preview(1, &Preview { rewards: vec![0.0, 1.0, 0.5], text: "a".into(), strip }).unwrap();
         let data = std::fs::read(&events.path).unwrap();
         assert!(events.path.file_name().unwrap().to_string_lossy().contains("tfevents"));
         let (mut at, mut records) = (0, 0);

@@ -102,7 +102,7 @@ mod rewards_by_name {
 impl StepMetrics {
     /// The values of the step for TensorBoard and Weights & Biases: every number of the JSON line but `step`,
     /// `tokens` and `step_seconds`, each named `train/NAME`.
-    pub fn points(&self) -> Vec<(String, f64)> {
+    pub fn named_values(&self) -> Vec<(String, f64)> {
         const NOT_SHOWN: [&str; 3] = ["step", "tokens", "step_seconds"];
         let Ok(Value::Object(line)) = serde_json::to_value(self) else { return Vec::new() };
         let shown = line.iter().filter(|(name, _)| !NOT_SHOWN.contains(&name.as_str()));
@@ -131,7 +131,7 @@ pub struct JsonlLog {
 impl JsonlLog {
     /// Creates the file, replacing an existing one.
     pub fn create(path: &Path) -> Result<Self> {
-        let file = File::create(path).map_err(|e| TrainError::write(path, e))?;
+        let file = File::create(path).map_err(|e| TrainError::cannot_write(path, e))?;
         Ok(Self { path: path.to_path_buf(), file })
     }
 
@@ -143,7 +143,7 @@ impl JsonlLog {
         if !text.is_empty() {
             text.push('\n');
         }
-        let failed = |e| TrainError::write(path, e);
+        let failed = |e| TrainError::cannot_write(path, e);
         File::create(&part)
             .and_then(|mut f| f.write_all(text.as_bytes()).and_then(|()| f.sync_all()))
             .map_err(failed)?;
@@ -153,8 +153,8 @@ impl JsonlLog {
     }
 
     /// Appends a line. It is written to the file, but not synced to the disk, when this returns.
-    pub fn add(&mut self, record: &impl Serialize) -> Result<()> {
-        let failed = |e| TrainError::write(&self.path, e);
+    pub fn append(&mut self, record: &impl Serialize) -> Result<()> {
+        let failed = |e| TrainError::cannot_write(&self.path, e);
         let mut line = serde_json::to_vec(record).map_err(|e| failed(e.into()))?;
         line.push(b'\n');
         self.file.write_all(&line).map_err(failed)
@@ -162,7 +162,7 @@ impl JsonlLog {
 
     /// Waits until all lines are on the disk (fsync).
     pub fn sync(&self) -> Result<()> {
-        self.file.sync_data().map_err(|e| TrainError::write(&self.path, e))
+        self.file.sync_data().map_err(|e| TrainError::cannot_write(&self.path, e))
     }
 }
 
@@ -172,11 +172,11 @@ pub fn read<T: DeserializeOwned>(path: &Path, keep: impl Fn(&T) -> bool) -> Resu
     let file = match File::open(path) {
         Ok(file) => file,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(e) => return Err(TrainError::read(path, e)),
+        Err(e) => return Err(TrainError::cannot_read(path, e)),
     };
     let mut lines = Vec::new();
     for line in BufReader::new(file).split(b'\n') {
-        let line = line.map_err(|e| TrainError::read(path, e))?;
+        let line = line.map_err(|e| TrainError::cannot_read(path, e))?;
         let Ok(text) = String::from_utf8(line) else { break };
         let Ok(record) = serde_json::from_str::<T>(&text) else { break };
         if keep(&record) {
@@ -210,16 +210,16 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (whole, broken) = (dir.path().join("a.jsonl"), dir.path().join("b.jsonl"));
         let mut log = JsonlLog::create(&whole).unwrap();
-        (1..=5).for_each(|n| log.add(&line(n)).unwrap());
+        (1..=5).for_each(|n| log.append(&line(n)).unwrap());
         let mut log = JsonlLog::create(&broken).unwrap();
-        (1..=4).for_each(|n| log.add(&line(n)).unwrap());
+        (1..=4).for_each(|n| log.append(&line(n)).unwrap());
         let bytes = std::fs::read(&broken).unwrap();
         for cut in [bytes.len(), bytes.len() - 1, bytes.len() - 20, bytes.len() / 4 * 3 + 1] {
             std::fs::write(&broken, &bytes[..cut]).unwrap();
             let kept = read(&broken, |m: &StepMetrics| m.step <= 2).unwrap();
             assert_eq!(kept.len(), 2);
             let mut log = JsonlLog::resume(&broken, &kept).unwrap();
-            (3..=5).for_each(|n| log.add(&line(n)).unwrap());
+            (3..=5).for_each(|n| log.append(&line(n)).unwrap());
             log.sync().unwrap();
             assert_eq!(std::fs::read(&broken).unwrap(), std::fs::read(&whole).unwrap());
         }
@@ -244,7 +244,7 @@ mod tests {
         let end = r#","rewards/format":0.5,"rewards/accuracy":1.0,"frames_encoded":16,"rollout_seconds":0.0,"reward":1.5,"rollout_drift":0.10000000149011612,"train_seconds":2.0}"#;
         assert_eq!(text, format!("{}{end}", want.trim_end_matches('}')));
         assert_eq!(serde_json::from_str::<StepMetrics>(&text).unwrap(), step);
-        let names: Vec<String> = step.points().into_iter().map(|(name, _)| name).collect();
+        let names: Vec<String> = step.named_values().into_iter().map(|(name, _)| name).collect();
         assert_eq!(names[..4], ["train/loss", "train/grad_norm", "train/learning_rate", "train/tokens_per_second"]);
         assert_eq!(names[4..7], ["train/peak_bytes", "train/rewards/format", "train/rewards/accuracy"]);
     }

@@ -20,7 +20,7 @@ pub enum Progress {
         /// Steps between two lines.
         every: u64,
         /// Estimates the remaining time.
-        pace: Pace,
+        pace: TimeEstimate,
     },
     /// Output is a terminal: a progress bar.
     Bar(ProgressBar),
@@ -28,12 +28,12 @@ pub enum Progress {
 
 /// Estimates the remaining time from the mean seconds per step since this process began.
 #[derive(Clone, Copy, Debug)]
-pub struct Pace {
+pub struct TimeEstimate {
     since: Instant,
     done: u64,
 }
 
-impl Pace {
+impl TimeEstimate {
     /// Remaining time when step `step` of `steps` has ended and this process has run for `elapsed`.
     fn left(&self, elapsed: Duration, step: u64, steps: u64) -> Duration {
         let made = step.saturating_sub(self.done).max(1) as f64;
@@ -48,7 +48,7 @@ impl Progress {
             return Self::Quiet;
         }
         if !std::io::stderr().is_terminal() {
-            return Self::Lines { steps, every, pace: Pace { since: Instant::now(), done } };
+            return Self::Lines { steps, every, pace: TimeEstimate { since: Instant::now(), done } };
         }
         let bar = ProgressBar::new(steps).with_position(done);
         if let Ok(style) = ProgressStyle::with_template("{pos}/{len} {bar:30} {msg}  {elapsed} (eta {eta})") {
@@ -59,7 +59,7 @@ impl Progress {
     }
 
     /// Displays a finished step.
-    pub fn step(&self, m: &StepMetrics) {
+    pub fn show_step(&self, m: &StepMetrics) {
         match self {
             Self::Quiet => {}
             Self::Lines { steps, every, pace } => {
@@ -76,7 +76,7 @@ impl Progress {
     }
 
     /// Prints a line of text between steps.
-    pub fn note(&self, text: &str) {
+    pub fn print_line(&self, text: &str) {
         match self {
             Self::Quiet => {}
             Self::Lines { .. } => eprintln!("{text}"),
@@ -143,7 +143,7 @@ mod tests {
     fn formats_durations_and_estimates_the_remaining_time() {
         let message: Vec<String> = [0, 7, 185, 3720, 100_000].map(Duration::from_secs).map(time).into();
         assert_eq!(message, ["0s", "7s", "3m 05s", "1h 02m", "27h 46m"]);
-        let pace = Pace { since: Instant::now(), done: 10 };
+        let pace = TimeEstimate { since: Instant::now(), done: 10 };
         // The process did 5 steps in 10 seconds after it resumed at step 10.
         assert_eq!(pace.left(Duration::from_secs(10), 15, 40), Duration::from_secs(50));
         assert_eq!(pace.left(Duration::from_secs(10), 40, 40), Duration::ZERO);

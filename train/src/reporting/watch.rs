@@ -14,11 +14,11 @@ use crate::step::trainer::Preview;
 use crate::{Result, TrainError};
 
 /// Tag of the histogram of a step's rewards.
-pub const REWARDS: &str = "rollouts/rewards";
+pub const REWARDS_TAG: &str = "rollouts/rewards";
 /// Tag of the text of a step's completions.
-pub const COMPLETIONS: &str = "rollouts/completions";
+pub const COMPLETIONS_TAG: &str = "rollouts/completions";
 /// Tag of the image with a step's frames.
-pub const FRAMES: &str = "rollouts/frames";
+pub const FRAMES_TAG: &str = "rollouts/frames";
 
 /// The reporters of a run.
 #[derive(Debug)]
@@ -50,16 +50,16 @@ impl Reporters {
     }
 
     /// The folder that `wandb sync` uploads, with `--report-to wandb`.
-    pub fn wandb(&self) -> Option<&Path> {
+    pub fn wandb_folder(&self) -> Option<&Path> {
         self.wandb.as_ref().map(Wandb::folder)
     }
 
     /// Reports a step.
-    pub fn step(&mut self, line: &StepMetrics, preview: Option<&Preview>) -> Result<()> {
-        let points = line.points();
+    pub fn report_step(&mut self, line: &StepMetrics, preview: Option<&Preview>) -> Result<()> {
+        let points = line.named_values();
         if let Some(events) = &mut self.events {
-            events.scalars(line.step, &points)?;
-            preview.map_or(Ok(()), |preview| events.preview(line.step, preview))?;
+            events.write_scalars(line.step, &points)?;
+            preview.map_or(Ok(()), |preview| events.write_preview(line.step, preview))?;
         }
         self.wandb.as_mut().map_or(Ok(()), |wandb| wandb.step(line.step, &points, preview))
     }

@@ -38,7 +38,7 @@ const FORM: &str = "write {\"row\": 0, \"completions\": [[ids], …], \"rewards\
 impl RolloutFile {
     /// Reads a file and checks each line against the options, the number of data rows and the vocabulary.
     pub(crate) fn open(path: &Path, options: &GrpoOptions, rows: usize, config: &ModelConfig) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(|e| TrainError::read(path, e))?;
+        let text = std::fs::read_to_string(path).map_err(|e| TrainError::cannot_read(path, e))?;
         let mut lines = Vec::new();
         for (number, text) in (1..).zip(text.split('\n')).filter(|(_, text)| !text.trim().is_empty()) {
             let location = format!("{}:{number}", path.display());
@@ -50,7 +50,7 @@ impl RolloutFile {
         if lines.is_empty() {
             return Err(TrainError::data(path.display().to_string(), "has no completions", FORM));
         }
-        Ok(Self { path: path.to_path_buf(), hash: digest::bytes(text.as_bytes()), lines })
+        Ok(Self { path: path.to_path_buf(), hash: digest::of_bytes(text.as_bytes()), lines })
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -69,7 +69,7 @@ impl RolloutFile {
         format!("{}:{}", self.path.display(), self.number(index))
     }
 
-    pub(crate) fn hash(&self) -> &str {
+    pub(crate) fn fingerprint(&self) -> &str {
         &self.hash
     }
 }
@@ -117,6 +117,10 @@ impl RolloutLine {
 
     /// Refuses a group whose completions are all empty; the run skips its row.
     pub(crate) fn check_not_empty(&self, location: &str) -> Result<()> {
-        if self.completions.iter().all(Vec::is_empty) { Err(TrainError::empty_completions(location)) } else { Ok(()) }
+        if self.completions.iter().all(Vec::is_empty) {
+            Err(TrainError::empty_completions_error(location))
+        } else {
+            Ok(())
+        }
     }
 }

@@ -42,7 +42,7 @@ impl CompletionTokens {
     }
 
     /// The tokens that the loss counts.
-    pub fn learned(&self) -> &[TokenId] {
+    pub fn learned_tokens(&self) -> &[TokenId] {
         &self.ids[..self.learned_len]
     }
 }
@@ -94,7 +94,7 @@ impl RolloutSet {
 
     /// Old and reference log-probabilities of a micro-batch. The old ones are absent in the first step on the set,
     /// where they equal the policy's; the reference ones are absent with `--beta 0`.
-    pub(crate) fn known_log_probs(&self, micro_batch: usize) -> (Option<&[f32]>, Option<&[f32]>) {
+    pub(crate) fn old_and_ref_log_probs(&self, micro_batch: usize) -> (Option<&[f32]>, Option<&[f32]>) {
         let old = if self.uses > 0 { self.old_log_probs.get(micro_batch) } else { None };
         (old.map(Vec::as_slice), self.ref_log_probs.get(micro_batch).map(Vec::as_slice))
     }
@@ -103,12 +103,15 @@ impl RolloutSet {
     pub(crate) fn read(path: &Path, prompts: &PromptSource) -> Result<Self> {
         let damaged =
             |what: String| TrainError::output(path.display().to_string(), what, "resume from another checkpoint");
-        let text = std::fs::read(path).map_err(|e| TrainError::read(path, e))?;
+        let text = std::fs::read(path).map_err(|e| TrainError::cannot_read(path, e))?;
         let stored: StoredSet = serde_json::from_slice(&text).map_err(|e| damaged(format!("is not valid: {e}")))?;
         let mut groups = Vec::new();
         for g in stored.groups {
             let complete = g.rewards.len() == g.completions.len() && g.advantages.len() == g.completions.len();
-            if !complete || g.row >= prompts.data_rows() || g.completions.iter().any(|c| c.learned_len > c.ids.len()) {
+            if !complete
+                || g.row >= prompts.data_row_count()
+                || g.completions.iter().any(|c| c.learned_len > c.ids.len())
+            {
                 return Err(damaged(format!("has a group of row {} that does not fit the data", g.row)));
             }
             let prompt = Arc::new(prompts.prompt(g.row)?);
@@ -140,7 +143,7 @@ impl RolloutSet {
             // Further steps on a set from a checkpoint spend no time on sampling.
             metrics: GrpoMetrics { rollout_seconds: None, ..self.metrics.clone() },
         };
-        serde_json::to_vec(&stored).map_err(|e| TrainError::write(crate::run::grpo::SET_FILE, e.into()))
+        serde_json::to_vec(&stored).map_err(|e| TrainError::cannot_write(crate::run::grpo::ROLLOUT_SET_FILE, e.into()))
     }
 }
 

@@ -13,7 +13,7 @@ use super::scorer;
 use crate::data::dataset::Dataset;
 use crate::data::feed::SampleSource;
 use crate::data::rows::PromptContent;
-use crate::data::sample::{about_row, tokens_of, tokens_of_text};
+use crate::data::sample::{to_row_error, tokenize_conversation, tokenize_text};
 use crate::options::Recipe;
 use crate::run::DataSource;
 use crate::run::grpo::GrpoSetup;
@@ -39,7 +39,7 @@ pub struct Prompt {
 
 impl Prompt {
     /// Whether the completions come from a `--rollouts` file.
-    pub(crate) fn is_given(&self) -> bool {
+    pub(crate) fn has_given_completions(&self) -> bool {
         self.given.is_some()
     }
 }
@@ -91,27 +91,27 @@ impl PromptSource {
     }
 
     /// Number of rows of the data file.
-    pub(crate) fn data_rows(&self) -> usize {
+    pub(crate) fn data_row_count(&self) -> usize {
         self.data.len()
     }
 
     /// Decodes the tokens of a completion, without special tokens.
-    pub(crate) fn text(&self, ids: &[u32]) -> String {
+    pub(crate) fn decode(&self, ids: &[u32]) -> String {
         self.bundle.tokenizer.decode(ids, true)
     }
 
     /// The prompt of a row, and the columns from which its completions are scored.
     fn content_and_columns(&self, row: usize) -> Result<(PromptContent, Map<String, Value>)> {
-        let (content, columns) = self.data.at(row, self.data.row(row)?.prompt(self.parity))?;
+        let (content, columns) = self.data.locate_error(row, self.data.row(row)?.prompt(self.parity))?;
         if self.given.is_none() {
-            self.data.at(row, scorer::check_columns(&columns, self.custom_reward))?;
+            self.data.locate_error(row, scorer::check_columns(&columns, self.custom_reward))?;
         }
         Ok((content, columns))
     }
 
     fn conversation(&self, location: &str, messages: &[Value]) -> Result<Conversation> {
         Conversation::from_value(location, &Value::Array(messages.to_vec()), &self.media_root)
-            .map_err(|e| about_row(location, e))
+            .map_err(|e| to_row_error(location, e))
     }
 
     /// Checks the fields of a row of the data file, without loading media.
@@ -127,10 +127,14 @@ impl PromptSource {
         let location = self.data.location(row);
         let (content, columns) = self.content_and_columns(row)?;
         let tokens = match &content {
-            PromptContent::Chat(messages) => {
-                tokens_of(&self.bundle, &self.conversation(&location, messages)?, true, &self.media, &location)?
-            }
-            PromptContent::Text(text) => tokens_of_text(&self.bundle, text, LoadedMedia::default(), &location)?,
+            PromptContent::Chat(messages) => tokenize_conversation(
+                &self.bundle,
+                &self.conversation(&location, messages)?,
+                true,
+                &self.media,
+                &location,
+            )?,
+            PromptContent::Text(text) => tokenize_text(&self.bundle, text, LoadedMedia::default(), &location)?,
         };
         Ok(Prompt { row, location, tokens, content: content.into_value(), columns, given: None })
     }
@@ -165,10 +169,10 @@ impl SampleSource for PromptSource {
 }
 
 impl DataSource for PromptSource {
-    fn hash(&self) -> String {
+    fn fingerprint(&self) -> String {
         match &self.given {
-            Some(given) => digest::bytes(format!("{} {}", self.data.hash(), given.hash()).as_bytes()),
-            None => self.data.hash(),
+            Some(given) => digest::of_bytes(format!("{} {}", self.data.fingerprint(), given.fingerprint()).as_bytes()),
+            None => self.data.fingerprint(),
         }
     }
 
@@ -182,7 +186,7 @@ impl DataSource for PromptSource {
 
 impl TrainError {
     /// The error of a group whose completions have no tokens: nothing can be learned from it.
-    pub(crate) fn empty_completions(location: &str) -> Self {
+    pub(crate) fn empty_completions_error(location: &str) -> Self {
         Self::row(location, "has completions without any token", "give completions with at least an end token")
     }
 }

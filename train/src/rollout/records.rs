@@ -43,7 +43,7 @@ pub(crate) struct RolloutRecorder {
 impl Drop for RolloutRecorder {
     fn drop(&mut self) {
         // Waits for the thread. An error here cannot be returned; `wait` has reported earlier ones.
-        let _ = self.wait();
+        let _ = self.wait_until_written();
     }
 }
 
@@ -62,7 +62,7 @@ impl RolloutRecorder {
 
     /// Writes a PNG strip of frames of a step's first prompt for `reel report`. Returns `None` for prompts without
     /// media, and in most steps, which get no strip.
-    pub(crate) fn frame_strip(&self, step: u64, rollout: &Rollout) -> Result<Option<Png>> {
+    pub(crate) fn write_frame_strip(&self, step: u64, rollout: &Rollout) -> Result<Option<Png>> {
         let frames = &rollout.prompt.tokens.frames;
         let Some(seen) = frames.videos.first().or(frames.images.first()) else { return Ok(None) };
         if !(step - 1).is_multiple_of(self.every) {
@@ -70,7 +70,7 @@ impl RolloutRecorder {
         }
         let strip = frame_strip(seen, 8, 96).map_err(reel_model::ModelError::from)?;
         let path = self.folder.join(STRIPS).join(format!("{step:06}.png"));
-        write_synced(&path, &strip.bytes).map_err(|e| TrainError::write(&path, e))?;
+        write_synced(&path, &strip.bytes).map_err(|e| TrainError::cannot_write(&path, e))?;
         Ok(Some(strip))
     }
 
@@ -86,15 +86,15 @@ impl RolloutRecorder {
         used: impl Fn(&Scores) -> bool,
     ) -> Result<()> {
         if round == 0 {
-            fs::create_dir_all(self.folder.join(STRIPS)).map_err(|e| TrainError::write(&self.folder, e))?;
+            fs::create_dir_all(self.folder.join(STRIPS)).map_err(|e| TrainError::cannot_write(&self.folder, e))?;
             (self.step, self.text) = (step, String::new());
         }
         for (rollout, scores) in rollouts.iter().zip(scores) {
             self.text.push_str(&line(step, rollout, scores, used(scores)).to_string());
             self.text.push('\n');
         }
-        self.wait()?;
-        let (path, text) = (file(&self.folder, step), self.text.clone().into_bytes());
+        self.wait_until_written()?;
+        let (path, text) = (rollouts_file(&self.folder, step), self.text.clone().into_bytes());
         let to = path.clone();
         let write = move || {
             let part = to.with_extension("jsonl.part");
@@ -102,15 +102,15 @@ impl RolloutRecorder {
             fs::rename(&part, &to)
         };
         let begun = thread::Builder::new().name("rollouts".into()).spawn(write);
-        self.writing = Some((path.clone(), begun.map_err(|e| TrainError::write(&path, e))?));
+        self.writing = Some((path.clone(), begun.map_err(|e| TrainError::cannot_write(&path, e))?));
         Ok(())
     }
 
     /// Waits until the records added so far are on the disk.
-    pub(crate) fn wait(&mut self) -> Result<()> {
+    pub(crate) fn wait_until_written(&mut self) -> Result<()> {
         let Some((path, writing)) = self.writing.take() else { return Ok(()) };
         let done = writing.join().unwrap_or_else(|_| Err(io::Error::other("the writing thread panicked")));
-        done.map_err(|e| TrainError::write(&path, e))
+        done.map_err(|e| TrainError::cannot_write(&path, e))
     }
 }
 
@@ -125,9 +125,14 @@ struct Recorded {
 }
 
 /// Reads the groups that a run trained on in step `step`.
-pub(crate) fn read(folder: &Path, step: u64, options: &GrpoOptions, prompts: &PromptSource) -> Result<Vec<Group>> {
-    let path = file(folder, step);
-    let text = fs::read_to_string(&path).map_err(|e| TrainError::read(&path, e))?;
+pub(crate) fn read_groups(
+    folder: &Path,
+    step: u64,
+    options: &GrpoOptions,
+    prompts: &PromptSource,
+) -> Result<Vec<Group>> {
+    let path = rollouts_file(folder, step);
+    let text = fs::read_to_string(&path).map_err(|e| TrainError::cannot_read(&path, e))?;
     let mut groups = Vec::new();
     for (number, line) in (1..).zip(text.lines()) {
         let damaged = |what: String| {
@@ -139,7 +144,7 @@ pub(crate) fn read(folder: &Path, step: u64, options: &GrpoOptions, prompts: &Pr
         };
         let r: Recorded =
             serde_json::from_str(line).map_err(|e| damaged(format!("is not a record of a group: {e}")))?;
-        if r.row >= prompts.data_rows() || r.completions.len() != r.rewards.len() {
+        if r.row >= prompts.data_row_count() || r.completions.len() != r.rewards.len() {
             return Err(damaged("does not fit the data".into()));
         }
         let mask_truncated = options.mask_truncated_completions;
@@ -157,7 +162,7 @@ pub(crate) fn read(folder: &Path, step: u64, options: &GrpoOptions, prompts: &Pr
 }
 
 /// The path of a step's file.
-pub(crate) fn file(folder: &Path, step: u64) -> PathBuf {
+pub(crate) fn rollouts_file(folder: &Path, step: u64) -> PathBuf {
     folder.join(format!("{step:06}.jsonl"))
 }
 

@@ -47,7 +47,7 @@ impl<'a> Sampler<'a> {
     ///
     /// # Errors
     /// A prompt that does not fit the KV cache, logits that are not numbers, an interruption, or a device error.
-    pub(crate) fn complete(
+    pub(crate) fn sample_completions(
         &self,
         prompts: &[&ModelInput],
         n: u64,
@@ -97,7 +97,7 @@ impl<'a> Sampler<'a> {
 
     /// Frees the device memory of generation (KV cache, captured graphs), which training needs. It also makes the
     /// peak memory of a resumed run equal.
-    pub(crate) fn release(&self) {
+    pub(crate) fn release_memory(&self) {
         self.engine.release_memory();
     }
 

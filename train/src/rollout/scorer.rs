@@ -13,7 +13,7 @@ use super::worker::Rollout;
 use crate::Result;
 use crate::options::GrpoOptions;
 use crate::rollout::siglip::SiglipScorer;
-use crate::run::stop_if;
+use crate::run::error_if_stopped;
 
 /// Scores groups of completions with the rewards of the options.
 pub(crate) struct CompletionScorer<'a> {
@@ -38,7 +38,8 @@ impl<'a> CompletionScorer<'a> {
         let command =
             options.reward_command.as_deref().map(|shell| CustomReward::command(shell, timeout)).transpose()?;
         let url = options.reward_url.as_deref().map(|url| CustomReward::url(url, timeout)).transpose()?;
-        let rules = RewardRules { recipe: options.parity, weights: options.weights()?, scale: options.scale_rewards };
+        let rules =
+            RewardRules { recipe: options.parity, weights: options.reward_weights()?, scale: options.scale_rewards };
         let siglip = options.siglip.as_deref().map(|dir| SiglipScorer::open(device, dir, dtype)).transpose()?;
         Ok(Self { stop, rules, custom: command.into_iter().chain(url).collect(), siglip })
     }
@@ -97,7 +98,8 @@ impl<'a> CompletionScorer<'a> {
         let mut all = Vec::new();
         for custom in &mut self.custom {
             // After an interruption, returns the error of the interruption, not the one about the missing reward.
-            let flat = custom.score_or_stop(&rows, self.stop).or_else(|e| stop_if(self.stop).and(Err(e.into())))?;
+            let flat =
+                custom.score_or_stop(&rows, self.stop).or_else(|e| error_if_stopped(self.stop).and(Err(e.into())))?;
             let mut rest = flat.iter().map(|&r| r as f32);
             let by_group = rollouts.iter().map(|r| rest.by_ref().take(r.completions.len()).collect()).collect();
             all.push(CustomScores { name: custom.name(), by_group });

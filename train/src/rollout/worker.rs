@@ -100,7 +100,7 @@ impl<'a> RolloutWorker<'a> {
             preview.rewards.extend(scores.iter().flat_map(|s| &s.reward));
             if let (0, Some(rollout), Some(scores)) = (round, rollouts.first(), scores.first()) {
                 preview.text = preview_text(rollout, scores);
-                preview.strip = self.recorder.frame_strip(n, rollout)?;
+                preview.strip = self.recorder.write_frame_strip(n, rollout)?;
             }
             for (rollout, scores) in rollouts.into_iter().zip(scores) {
                 if is_kept(&scores) {
@@ -114,7 +114,7 @@ impl<'a> RolloutWorker<'a> {
                 break;
             }
         }
-        self.sampler.release();
+        self.sampler.release_memory();
         if kept.is_empty() {
             // The data has ended, or all groups of all rounds had equal rewards.
             return if dropped == 0 || data_ended && n > 1 { Ok(None) } else { Err(equal_rewards(n, dropped)) };
@@ -132,7 +132,7 @@ impl<'a> RolloutWorker<'a> {
 
     /// Waits until the records of the rollouts are on the disk.
     pub(crate) fn wait_for_records(&mut self) -> Result<()> {
-        self.recorder.wait()
+        self.recorder.wait_until_written()
     }
 
     fn group(&self, rollout: Rollout, scores: &Scores) -> Group {
@@ -149,11 +149,11 @@ impl<'a> RolloutWorker<'a> {
     /// Samples completions of the prompts of round `round` of step `n`.
     fn sample(&self, prompts: Vec<Prompt>, n: u64, round: u64) -> Result<Vec<Rollout>> {
         let inputs: Vec<&ModelInput> = prompts.iter().map(|prompt| &prompt.tokens).collect();
-        let sampled = self.sampler.complete(&inputs, n, round, || {}).map_err(|e| match e {
+        let sampled = self.sampler.sample_completions(&inputs, n, round, || {}).map_err(|e| match e {
             EngineError::Interrupted => TrainError::interrupted(),
             e => e.into(),
         })?;
-        let texts = |all: &[Completion]| all.iter().map(|c| self.prompts.text(&c.ids)).collect();
+        let texts = |all: &[Completion]| all.iter().map(|c| self.prompts.decode(&c.ids)).collect();
         let rollouts = prompts.into_iter().zip(sampled).map(|(prompt, sampled)| Rollout {
             prompt,
             texts: texts(&sampled.completions),

@@ -19,7 +19,7 @@ use reel_runtime::{DType, Device};
 use serde_json::{Value, json};
 
 use crate::data::feed::{BatchFeed, BatchOptions, DataPosition, MicroBatch, SampleSource};
-use crate::data::order::Order;
+use crate::data::order::RowOrder;
 use crate::options::TrainingOptions;
 use crate::reporting::metrics::{JsonlLog, SkippedRow, StepMetrics};
 use crate::reporting::progress::Progress;
@@ -84,7 +84,7 @@ pub struct RunSummary {
 /// A source of samples whose data file has a fingerprint, so a resumed run can recognize it.
 pub trait DataSource: SampleSource {
     /// Fingerprint of the data files, without media.
-    fn hash(&self) -> String;
+    fn fingerprint(&self) -> String;
     /// Checks the fields of a row, without loading its media.
     fn validate_row(&self, row: usize) -> Result<()>;
 }
@@ -140,7 +140,7 @@ impl BatchCursor {
         stop: &AtomicBool,
     ) -> Result<Option<MicroBatch<S::Sample>>> {
         loop {
-            stop_if(stop)?;
+            error_if_stopped(stop)?;
             let Some(mut batch) = feed.next_batch()? else { return Ok(None) };
             self.position.advance(&batch);
             self.skipped.append(&mut batch.skipped);
@@ -153,7 +153,7 @@ impl BatchCursor {
 }
 
 /// Returns [`TrainError::Stopped`] when the run was interrupted.
-pub(crate) fn stop_if(stop: &AtomicBool) -> Result<()> {
+pub(crate) fn error_if_stopped(stop: &AtomicBool) -> Result<()> {
     match stop.load(Ordering::Relaxed) {
         true => Err(TrainError::interrupted()),
         false => Ok(()),
@@ -163,7 +163,7 @@ pub(crate) fn stop_if(stop: &AtomicBool) -> Result<()> {
 /// Trains to the last step, or until `setup.stop` becomes true.
 pub fn run<'a, W: TrainLoop<'a>>(setup: &RunSetup<'a, W::Options>) -> Result<RunSummary> {
     setup.options.validate()?;
-    let start = output::start(setup.options)?;
+    let start = output::find_start(setup.options)?;
     let rows = Arc::new(W::open_rows(setup)?);
     let mut run = Run::<W>::begin(setup, start, rows)?;
     let done = run.steps();
@@ -186,10 +186,10 @@ pub(crate) fn replay_steps<'a, W: TrainLoop<'a>>(
     step: u64,
     lengths: &[PlannedLength],
 ) -> Result<Trainer> {
-    let start = output::start(setup.options)?;
+    let start = output::find_start(setup.options)?;
     let mut run = Run::<W>::begin(setup, start, Arc::new(W::open_rows(setup)?))?;
     while run.state.step < step {
-        if let Some(steps) = resume::length_at(lengths, run.state.step + 1) {
+        if let Some(steps) = resume::planned_steps_at(lengths, run.state.step + 1) {
             run.trainer.hyperparameters.schedule = Hyperparameters::new(setup.options, steps).schedule;
         }
         if !run.one_step()? {
@@ -250,18 +250,23 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         let hashes = HashLog::open(&options.out, home, state.step, trainer.optimizer.states().count())?;
         let lengths = match start.checkpoint() {
             None => vec![PlannedLength { after: 0, steps: state.steps }],
-            Some(folder) => resume::lengths(folder, home, &state)?,
+            Some(folder) => resume::planned_lengths(folder, home, &state)?,
         };
         let run = run_json(setup, &state, &lengths);
         output::write_run(&options.out, &run)?;
         let reporters = Reporters::begin(options, home, state.step, &run)?;
-        best::write(&options.out, state.rewards.best, state.step, state.steps)?;
+        best::write_trainer_state(&options.out, state.rewards.best, state.step, state.steps)?;
         let progress = Progress::new(setup.quiet, state.steps, state.step, options.logging_steps);
         if let RunStart::From(folder) = &start {
-            progress.note(&format!("resuming after step {} of {} from {}", state.step, state.steps, folder.display()));
+            progress.print_line(&format!(
+                "resuming after step {} of {} from {}",
+                state.step,
+                state.steps,
+                folder.display()
+            ));
         }
         if let Some(folder) = reporters.wandb() {
-            progress.note(&format!("Weights & Biases: upload with `wandb sync {}`", folder.display()));
+            progress.print_line(&format!("Weights & Biases: upload with `wandb sync {}`", folder.display()));
         }
         Ok(Self {
             train_loop,
@@ -293,7 +298,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         setup: &RunSetup<'a, W::Options>,
         start: &RunStart,
         rows: &Arc<W::DataSource>,
-        order: &Order,
+        order: &RowOrder,
     ) -> Result<(RunState, Vec<SkippedRow>)> {
         let options = setup.options;
         let measure = || plan_length::<W>(setup, rows, order, unusable_rows(options, &**rows)?);
@@ -305,10 +310,10 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
             } else if let Some(first) = found.first().filter(|_| !setup.quiet) {
                 eprintln!("{} of {} rows are left out; the first: {}", found.len(), rows.row_count(), first.reason);
             }
-            return Ok((resume::fresh(setup, &**rows, steps, &found)?, found));
+            return Ok((resume::fresh_state(setup, &**rows, steps, &found)?, found));
         };
-        let mut state = resume::continued(setup, &**rows, folder, || Ok(measure()?.0))?;
-        state.rewards.keep_if_in(&options.out);
+        let mut state = resume::resumed_state(setup, &**rows, folder, || Ok(measure()?.0))?;
+        state.rewards.forget_best_if_missing(&options.out);
         Ok((state, Vec::new()))
     }
 
@@ -349,7 +354,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         self.trainer.device.reset_peak();
         let mut cursor = BatchCursor { position: self.state.position.clone(), ..BatchCursor::default() };
         let result = self.train_loop.step(&mut self.trainer, n, &mut cursor)?;
-        cursor.skipped.iter().try_for_each(|s| self.skipped.add(s))?;
+        cursor.skipped.iter().try_for_each(|s| self.skipped.append(s))?;
         self.state.position = cursor.position;
         let Some(result) = result else { return Ok(false) };
         if !result.is_finite() {
@@ -361,7 +366,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
 
     /// Logs and reports a finished step, and writes a checkpoint if one is due.
     fn finish(&mut self, n: u64, mut result: StepResult, begun: Instant) -> Result<()> {
-        let hashes = self.trainer.hashes()?;
+        let hashes = self.trainer.tensor_hashes()?;
         let hash = fingerprint(&hashes);
         self.hashes.add(&hashes.into_iter().map(|h| h.1).collect::<Vec<_>>())?;
         let step_seconds = begun.elapsed().as_secs_f64();
@@ -379,9 +384,9 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
             hash,
             grpo: std::mem::take(&mut result.grpo),
         };
-        self.metrics.add(&line)?;
-        self.progress.step(&line);
-        self.state.rewards.add(&line);
+        self.metrics.append(&line)?;
+        self.progress.show_step(&line);
+        self.state.rewards.add_step(&line);
         let options = self.setup.options;
         if n.is_multiple_of(options.logging_steps) || n == self.state.steps {
             self.reporters.step(&line, result.preview.as_ref())?;
@@ -394,7 +399,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         if !is_due {
             return Ok(());
         }
-        self.state.rewards.checkpoint(n);
+        self.state.rewards.record_checkpoint(n);
         self.save()
     }
 
@@ -416,8 +421,8 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         let (out, keep) = (self.setup.options.out.clone(), self.setup.options.save_total_limit);
         let job = move || {
             snapshot.write(&out)?;
-            best::write(&out, state.rewards.best, state.step, state.steps)?;
-            checkpoint::prune(&out, keep, state.rewards.best.map(|best| best.step))
+            best::write_trainer_state(&out, state.rewards.best, state.step, state.steps)?;
+            checkpoint::remove_old(&out, keep, state.rewards.best.map(|best| best.step))
         };
         if copy { self.writer.start(job) } else { job() }
     }
@@ -467,8 +472,8 @@ fn base_name(model: &str) -> String {
 }
 
 /// The order in which a run takes its rows: file order, or shuffled by `seed`.
-pub(crate) fn row_order(of_file: bool, rows: usize, seed: u64) -> Order {
-    if of_file { Order::of_file(rows) } else { Order::shuffled(rows, seed) }
+pub(crate) fn row_order(no_shuffle: bool, rows: usize, seed: u64) -> RowOrder {
+    if no_shuffle { RowOrder::file_order(rows) } else { RowOrder::shuffled(rows, seed) }
 }
 
 /// Number of threads that decode media: a quarter of the CPU cores, 1 to 8. The other cores compute.

@@ -42,7 +42,7 @@ pub fn find_start(out: &Path, step: u64) -> Result<ReplayStart> {
         let help = if done == 0 { "give the output folder of a run".to_string() } else { format!("give 1 to {done}") };
         return Err(TrainError::option("--step", format!("is {step}, which {} does not have", log.display()), help));
     };
-    let nearest = checkpoint::list(out)?.range(..step).next_back().map(|(n, path)| (*n, path.clone()));
+    let nearest = checkpoint::by_step(out)?.range(..step).next_back().map(|(n, path)| (*n, path.clone()));
     Ok(ReplayStart { step: nearest.as_ref().map_or(0, |n| n.0), checkpoint: nearest.map(|n| n.1), hash: recorded.hash })
 }
 
@@ -57,11 +57,11 @@ pub(crate) fn replay<'a, W: TrainLoop<'a>>(
     debug_assert!(setup.options.save_steps == 0);
     let lengths: Vec<PlannedLength> = serde_json::from_value(read(recorded)?["lengths"].take()).unwrap_or_default();
     let trainer = run::replay_steps::<W>(setup, step, &lengths)?;
-    if trainer.hash()? == want {
+    if trainer.weights_fingerprint()? == want {
         return Ok(ReplayReport { same: true, first: None });
     }
-    let now = trainer.hashes()?;
-    let then = hashes::read(recorded, step, now.len())?.unwrap_or_default();
+    let now = trainer.tensor_hashes()?;
+    let then = hashes::read_step(recorded, step, now.len())?.unwrap_or_default();
     let first = now.iter().zip(then).find(|((_, hash), then)| hashes::low_bits(*hash) != *then);
     Ok(ReplayReport { same: false, first: first.map(|((name, _), _)| name.clone()) })
 }
@@ -78,7 +78,7 @@ pub fn recorded_options(out: &Path) -> Result<(String, Value)> {
 /// Reads `run.json` of a run.
 fn read(out: &Path) -> Result<Value> {
     let path = out.join(output::RUN);
-    let text = std::fs::read(&path).map_err(|e| TrainError::read(&path, e))?;
+    let text = std::fs::read(&path).map_err(|e| TrainError::cannot_read(&path, e))?;
     serde_json::from_slice(&text).map_err(|e| damaged(&path, format!("is not JSON: {e}")))
 }
 

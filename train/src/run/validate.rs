@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use super::{DataSource, RunSetup, TrainLoop, row_order};
 use crate::data::feed::SampleSource;
 use crate::data::length::{self, RowScan};
-use crate::data::order::Order;
+use crate::data::order::RowOrder;
 use crate::data::quarantine::{self, ScanJournal};
 use crate::options::{RunOptions, TrainingOptions};
 use crate::reporting::metrics::SkippedRow;
@@ -41,7 +41,7 @@ pub fn check<'a, W: TrainLoop<'a>>(setup: &RunSetup<'a, W::Options>) -> Result<D
 pub(crate) fn unusable_rows<R: DataSource>(options: &RunOptions, rows: &R) -> Result<Vec<SkippedRow>> {
     let line_of = |row| (row < rows.row_count()).then(|| rows.location(row).1);
     let mut found = match &options.quarantine {
-        Some(list) if !options.check_data => quarantine::read(list, line_of)?,
+        Some(list) if !options.check_data => quarantine::read_list(list, line_of)?,
         _ => Vec::new(),
     };
     let listed: BTreeSet<usize> = found.iter().map(|bad| bad.row).collect();
@@ -55,7 +55,7 @@ pub(crate) fn unusable_rows<R: DataSource>(options: &RunOptions, rows: &R) -> Re
     found.sort_by_key(|bad| bad.row);
     match found.first() {
         Some(first) if found.len() == rows.row_count() => {
-            Err(length::no_usable_row(&rows.location(first.row).0, &first.reason))
+            Err(length::no_usable_row_error(&rows.location(first.row).0, &first.reason))
         }
         _ => Ok(found),
     }
@@ -66,7 +66,7 @@ pub(crate) fn unusable_rows<R: DataSource>(options: &RunOptions, rows: &R) -> Re
 pub(super) fn plan_length<'a, W: TrainLoop<'a>>(
     setup: &RunSetup<'a, W::Options>,
     rows: &Arc<W::DataSource>,
-    order: &Order,
+    order: &RowOrder,
     known: Vec<SkippedRow>,
 ) -> Result<(u64, Vec<SkippedRow>)> {
     let options = setup.options;
@@ -79,12 +79,12 @@ pub(super) fn plan_length<'a, W: TrainLoop<'a>>(
     let scan = match every {
         true if options.check_data => {
             let list = options.quarantine_list();
-            RowScan::Checking(ScanJournal::open(&list, &resume::scan(setup, &**rows)?, setup.quiet)?)
+            RowScan::Checking(ScanJournal::open(&list, &resume::scan_fingerprint(setup, &**rows)?, setup.quiet)?)
         }
         true => RowScan::AllBut(&known),
         false => RowScan::None,
     };
-    let found = length::measure(&batching, fixed.is_none(), scan, rows, order, setup.stop)?;
+    let found = length::scan_and_count_batches(&batching, fixed.is_none(), scan, rows, order, setup.stop)?;
     let skipped = if every { found.skipped } else { known };
     Ok((fixed.unwrap_or_else(|| W::step_count(options, found.batches)), skipped))
 }

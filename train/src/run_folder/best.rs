@@ -34,14 +34,14 @@ pub struct RewardTracker {
 
 impl RewardTracker {
     /// Adds the mean reward of a step, if the step has one.
-    pub fn add(&mut self, m: &StepMetrics) {
+    pub fn add_step(&mut self, m: &StepMetrics) {
         if let Some(reward) = m.grpo.reward {
             (self.sum, self.steps) = (self.sum + reward, self.steps + 1);
         }
     }
 
     /// Records a scheduled checkpoint of step `step`. It becomes the best one if its mean reward is the highest so far.
-    pub fn checkpoint(&mut self, step: u64) {
+    pub fn record_checkpoint(&mut self, step: u64) {
         if self.steps == 0 {
             return;
         }
@@ -53,13 +53,13 @@ impl RewardTracker {
     }
 
     /// Forgets a best checkpoint that is not in `out`, for example because it was removed.
-    pub fn keep_if_in(&mut self, out: &Path) {
+    pub fn forget_best_if_missing(&mut self, out: &Path) {
         self.best = self.best.filter(|best| out.join(checkpoint::folder_name(best.step)).is_dir());
     }
 }
 
 /// Writes `OUT/trainer_state.json` after step `step` of a run of `steps` steps, if there is a best checkpoint.
-pub fn write(out: &Path, best: Option<BestCheckpoint>, step: u64, steps: u64) -> Result<()> {
+pub fn write_trainer_state(out: &Path, best: Option<BestCheckpoint>, step: u64, steps: u64) -> Result<()> {
     let Some(best) = best else { return Ok(()) };
     let path = out.join(TRAINER_STATE);
     let part = out.join(format!(".{TRAINER_STATE}.part"));
@@ -70,7 +70,7 @@ pub fn write(out: &Path, best: Option<BestCheckpoint>, step: u64, steps: u64) ->
         "global_step": step,
         "max_steps": steps,
     });
-    let failed = |e| TrainError::write(&path, e);
+    let failed = |e| TrainError::cannot_write(&path, e);
     write_synced(&part, format!("{state:#}\n").as_bytes()).map_err(failed)?;
     std::fs::rename(&part, &path).map_err(failed)
 }
@@ -98,9 +98,9 @@ mod tests {
         ) {
             let mut all = RewardTracker::default();
             for (i, &reward) in rewards.iter().enumerate() {
-                all.add(&step(f64::from(reward)));
+                all.add_step(&step(f64::from(reward)));
                 if (i + 1).is_multiple_of(every) || i + 1 == rewards.len() {
-                    all.checkpoint(i as u64 + 1);
+                    all.record_checkpoint(i as u64 + 1);
                 }
                 if i == stored {
                     all = serde_json::from_value(serde_json::to_value(&all).unwrap()).unwrap();
@@ -123,18 +123,18 @@ mod tests {
         let mut all = RewardTracker::default();
         let mut plain = step(0.0);
         plain.grpo = GrpoMetrics::default();
-        all.add(&plain);
-        all.checkpoint(1);
+        all.add_step(&plain);
+        all.record_checkpoint(1);
         assert_eq!(all, RewardTracker::default());
         let dir = tempfile::tempdir().unwrap();
-        write(dir.path(), None, 1, 2).unwrap();
+        write_trainer_state(dir.path(), None, 1, 2).unwrap();
         assert!(!dir.path().join(TRAINER_STATE).exists());
         all.best = Some(BestCheckpoint { step: 4, reward: 0.5 });
-        write(dir.path(), all.best, 5, 9).unwrap();
+        write_trainer_state(dir.path(), all.best, 5, 9).unwrap();
         let message: serde_json::Value =
             serde_json::from_slice(&std::fs::read(dir.path().join(TRAINER_STATE)).unwrap()).unwrap();
         assert_eq!(message["best_model_checkpoint"], json!(dir.path().join("checkpoint-4")));
-        all.keep_if_in(dir.path());
+        all.forget_best_if_missing(dir.path());
         assert_eq!(all.best, None);
     }
 }

@@ -15,12 +15,12 @@ use crate::{Result, TrainError};
 const PIECE: usize = 8 << 20;
 
 /// The fingerprint of bytes.
-pub fn bytes(data: &[u8]) -> String {
+pub fn of_bytes(data: &[u8]) -> String {
     hex(fold(data.par_chunks(PIECE).map(XxHash3_64::oneshot).collect()))
 }
 
 /// The fingerprint of the files that decide how text and media become tokens: the small files of a model folder.
-pub fn config(folder: &Path) -> Result<String> {
+pub fn of_config_files(folder: &Path) -> Result<String> {
     let names = [
         "config.json",
         "preprocessor_config.json",
@@ -34,14 +34,14 @@ pub fn config(folder: &Path) -> Result<String> {
         match std::fs::read(folder.join(name)) {
             Ok(text) => all.add(name, XxHash3_64::oneshot(&text)),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-            Err(e) => return Err(TrainError::read(folder.join(name), e)),
+            Err(e) => return Err(TrainError::cannot_read(folder.join(name), e)),
         }
     }
     Ok(all.finish())
 }
 
 /// The bytes of a tensor in parts of 1 MiB or one row, so no full copy of an embedding table is needed.
-pub fn parts(t: &Tensor) -> impl Iterator<Item = reel_runtime::Result<Vec<u8>>> + '_ {
+pub fn byte_parts(t: &Tensor) -> impl Iterator<Item = reel_runtime::Result<Vec<u8>>> + '_ {
     let total = t.shape().first().copied().unwrap_or(0);
     let rows = ((1 << 20) * total / t.bytes().max(1)).max(1);
     // The ranges lie inside the tensor, so `rows` does not fail.
@@ -69,8 +69,8 @@ impl Digest {
 }
 
 /// The fingerprint of a file: equal to [`bytes`] of its contents.
-pub fn file(path: &Path) -> Result<String> {
-    let failed = |e| TrainError::read(path, e);
+pub fn of_file(path: &Path) -> Result<String> {
+    let failed = |e| TrainError::cannot_read(path, e);
     let file = File::open(path).map_err(failed)?;
     let length = file.metadata().map_err(failed)?.len();
     let pieces = (0..length.div_ceil(PIECE as u64)).into_par_iter().map(|i| {
@@ -83,8 +83,8 @@ pub fn file(path: &Path) -> Result<String> {
 }
 
 /// The fingerprint of a model folder: of each `*.safetensors` and `*.json` file in it, sorted by name.
-pub fn folder(dir: &Path) -> Result<String> {
-    let failed = |e| TrainError::read(dir, e);
+pub fn of_folder(dir: &Path) -> Result<String> {
+    let failed = |e| TrainError::cannot_read(dir, e);
     let mut files = Vec::new();
     for entry in std::fs::read_dir(dir).map_err(failed)? {
         let path = entry.map_err(failed)?.path();
@@ -95,7 +95,7 @@ pub fn folder(dir: &Path) -> Result<String> {
     files.sort();
     let mut all = String::new();
     for path in &files {
-        all += &format!("{} {}\n", path.file_name().unwrap_or_default().to_string_lossy(), file(path)?);
+        all += &format!("{} {}\n", path.file_name().unwrap_or_default().to_string_lossy(), of_file(path)?);
     }
     Ok(bytes(all.as_bytes()))
 }
@@ -119,9 +119,9 @@ mod tests {
         for size in [0, 1, PIECE, PIECE + 17] {
             let data: Vec<u8> = (0..size).map(|i| (i * 31 + i / 999) as u8).collect();
             std::fs::write(&path, &data).unwrap();
-            assert_eq!(file(&path).unwrap(), bytes(&data));
+            assert_eq!(of_file(&path).unwrap(), of_bytes(&data));
         }
-        assert!(file(&dir.path().join("none")).is_err());
+        assert!(of_file(&dir.path().join("none")).is_err());
     }
 
     #[test]
@@ -130,7 +130,7 @@ mod tests {
         for shape in [&[3][..], &[1, 400_000], &[70_000, 13], &[0, 4]] {
             let data: Vec<i32> = (0..shape.iter().product::<usize>() as i32).collect();
             let t = Tensor::from_i32(&device, shape, &data).unwrap();
-            let all: Vec<Vec<u8>> = parts(&t).collect::<Result<_, _>>().unwrap();
+            let all: Vec<Vec<u8>> = byte_parts(&t).collect::<Result<_, _>>().unwrap();
             assert_eq!(all.concat(), t.read_bytes().unwrap());
         }
     }
@@ -159,10 +159,10 @@ mod tests {
     fn folder_hash_depends_on_weights_and_json_files() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("config.json"), "{}").unwrap();
-        let before = folder(dir.path()).unwrap();
+        let before = of_folder(dir.path()).unwrap();
         std::fs::write(dir.path().join("notes.txt"), "x").unwrap();
-        assert_eq!(folder(dir.path()).unwrap(), before);
+        assert_eq!(of_folder(dir.path()).unwrap(), before);
         std::fs::write(dir.path().join("model.safetensors"), "x").unwrap();
-        assert_ne!(folder(dir.path()).unwrap(), before);
+        assert_ne!(of_folder(dir.path()).unwrap(), before);
     }
 }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use crate::{Result, TrainError};
 
 /// The name of the file in OUT.
-pub const HASHES: &str = "hashes.bin";
+pub const HASHES_FILE: &str = "hashes.bin";
 
 /// The open `hashes.bin`; each step appends its hashes.
 #[derive(Debug)]
@@ -22,25 +22,25 @@ impl HashLog {
     /// Opens the file to continue after `step`. The records up to there come from the run in `home`, which may be
     /// `out` itself. Missing records become zeros.
     pub fn open(out: &Path, home: &Path, step: u64, tensors: usize) -> Result<Self> {
-        let path = out.join(HASHES);
-        let failed = |e| TrainError::write(&path, e);
+        let path = out.join(HASHES_FILE);
+        let failed = |e| TrainError::cannot_write(&path, e);
         let size = step * 4 * tensors as u64;
         let mut kept = Vec::new();
-        match File::open(home.join(HASHES)) {
-            Ok(file) => drop(file.take(size).read_to_end(&mut kept).map_err(|e| TrainError::read(home, e))?),
+        match File::open(home.join(HASHES_FILE)) {
+            Ok(file) => drop(file.take(size).read_to_end(&mut kept).map_err(|e| TrainError::cannot_read(home, e))?),
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-            Err(e) => return Err(TrainError::read(home.join(HASHES), e)),
+            Err(e) => return Err(TrainError::cannot_read(home.join(HASHES_FILE), e)),
         }
         kept.resize(size as usize, 0);
-        let part = out.join(format!(".{HASHES}.part"));
+        let part = out.join(format!(".{HASHES_FILE}.part"));
         std::fs::write(&part, &kept).and_then(|()| std::fs::rename(&part, &path)).map_err(failed)?;
         Ok(Self { file: OpenOptions::new().append(true).open(&path).map_err(failed)?, path })
     }
 
     /// Appends the hashes of a step.
-    pub fn add(&mut self, hashes: &[u64]) -> Result<()> {
+    pub fn append(&mut self, hashes: &[u64]) -> Result<()> {
         let bytes: Vec<u8> = hashes.iter().flat_map(|&h| low_bits(h).to_le_bytes()).collect();
-        self.file.write_all(&bytes).map_err(|e| TrainError::write(&self.path, e))
+        self.file.write_all(&bytes).map_err(|e| TrainError::cannot_write(&self.path, e))
     }
 }
 
@@ -50,19 +50,19 @@ pub fn low_bits(hash: u64) -> u32 {
 }
 
 /// Reads the hashes of a step, counted from 1; `None` if there are none.
-pub fn read(out: &Path, step: u64, tensors: usize) -> Result<Option<Vec<u32>>> {
-    let path = out.join(HASHES);
+pub fn read_step(out: &Path, step: u64, tensors: usize) -> Result<Option<Vec<u32>>> {
+    let path = out.join(HASHES_FILE);
     let mut file = match File::open(&path) {
         Ok(file) => file,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(TrainError::read(&path, e)),
+        Err(e) => return Err(TrainError::cannot_read(&path, e)),
     };
     let mut bytes = vec![0; 4 * tensors];
     let found = file.seek(SeekFrom::Start((step - 1) * bytes.len() as u64)).and_then(|_| file.read_exact(&mut bytes));
     match found {
         Ok(()) => {}
         Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
-        Err(e) => return Err(TrainError::read(&path, e)),
+        Err(e) => return Err(TrainError::cannot_read(&path, e)),
     }
     let words: Vec<u32> = bytes.as_chunks().0.iter().map(|b| u32::from_le_bytes(*b)).collect();
     // Steps without recorded hashes have zeros.
@@ -77,17 +77,17 @@ mod tests {
     fn resumed_run_truncates_and_continues_the_hashes() {
         let dir = tempfile::tempdir().unwrap();
         let mut log = HashLog::open(dir.path(), dir.path(), 0, 2).unwrap();
-        (1..=3).for_each(|n| log.add(&[n << 40 | n, n + 10]).unwrap());
-        assert_eq!(read(dir.path(), 2, 2).unwrap(), Some(vec![2, 12]));
-        assert_eq!(read(dir.path(), 4, 2).unwrap(), None);
+        (1..=3).for_each(|n| log.append(&[n << 40 | n, n + 10]).unwrap());
+        assert_eq!(read_step(dir.path(), 2, 2).unwrap(), Some(vec![2, 12]));
+        assert_eq!(read_step(dir.path(), 4, 2).unwrap(), None);
         let mut log = HashLog::open(dir.path(), dir.path(), 1, 2).unwrap();
-        log.add(&[7, 8]).unwrap();
-        assert_eq!(read(dir.path(), 1, 2).unwrap(), Some(vec![1, 11]));
-        assert_eq!(read(dir.path(), 2, 2).unwrap(), Some(vec![7, 8]));
-        assert_eq!(read(dir.path(), 3, 2).unwrap(), None);
+        log.append(&[7, 8]).unwrap();
+        assert_eq!(read_step(dir.path(), 1, 2).unwrap(), Some(vec![1, 11]));
+        assert_eq!(read_step(dir.path(), 2, 2).unwrap(), Some(vec![7, 8]));
+        assert_eq!(read_step(dir.path(), 3, 2).unwrap(), None);
         let other = tempfile::tempdir().unwrap();
         HashLog::open(other.path(), dir.path(), 3, 2).unwrap();
-        assert_eq!(read(other.path(), 2, 2).unwrap(), Some(vec![7, 8]));
-        assert_eq!(read(other.path(), 3, 2).unwrap(), None);
+        assert_eq!(read_step(other.path(), 2, 2).unwrap(), Some(vec![7, 8]));
+        assert_eq!(read_step(other.path(), 3, 2).unwrap(), None);
     }
 }

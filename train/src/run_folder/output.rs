@@ -15,7 +15,7 @@ use crate::rollout::ROLLOUTS;
 use crate::run_folder::best::TRAINER_STATE;
 use crate::run_folder::checkpoint;
 use crate::run_folder::digest;
-use crate::run_folder::hashes::HASHES;
+use crate::run_folder::hashes::HASHES_FILE;
 use crate::{Result, TrainError};
 
 /// `metrics.jsonl` in OUT.
@@ -50,7 +50,7 @@ impl RunStart {
 }
 
 /// Decides from the options and the content of OUT where the run starts. Changes no file.
-pub fn start(options: &RunOptions) -> Result<RunStart> {
+pub fn find_start(options: &RunOptions) -> Result<RunStart> {
     let out = &options.out;
     let entries = match fs::read_dir(out) {
         // Files that an earlier --check-data left do not count.
@@ -60,10 +60,10 @@ pub fn start(options: &RunOptions) -> Result<RunStart> {
             let what = "is a file, or lies below one";
             return Err(TrainError::output(format!("--out {}", out.display()), what, "give a folder"));
         }
-        Err(e) => return Err(TrainError::read(out, e)),
+        Err(e) => return Err(TrainError::cannot_read(out, e)),
     };
     match options.resume_from_checkpoint.as_deref() {
-        Some("last") => match checkpoint::list(out)?.pop_last() {
+        Some("last") => match checkpoint::by_step(out)?.pop_last() {
             Some((_, path)) => Ok(RunStart::From(path)),
             // A run that was stopped before its first checkpoint is started again.
             None if entries == 0 || out.join(RUN).is_file() => Ok(RunStart::Fresh),
@@ -87,7 +87,7 @@ pub fn start(options: &RunOptions) -> Result<RunStart> {
 }
 
 fn is_check_file(path: &Path) -> bool {
-    path.file_name().is_some_and(|name| name == QUARANTINE || *name == *quarantine::journal_of(Path::new(QUARANTINE)))
+    path.file_name().is_some_and(|name| name == QUARANTINE || *name == *quarantine::journal_path(Path::new(QUARANTINE)))
 }
 
 /// Whether the checkpoint folder lies in `out`.
@@ -104,29 +104,31 @@ fn not_empty(out: &Path, what: &str, help: &str) -> TrainError {
 /// Creates the folder, or removes the files of an earlier run from it. Refuses a folder that contains the model to
 /// train.
 fn clear(out: &Path, model: &Path) -> Result<()> {
-    fs::create_dir_all(out).map_err(|e| TrainError::write(out, e))?;
+    fs::create_dir_all(out).map_err(|e| TrainError::cannot_write(out, e))?;
     let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
     if real(model).starts_with(real(out)) {
         return Err(not_empty(out, "holds the model to train", "choose another folder"));
     }
     checkpoint::remove_partial(out)?;
-    checkpoint::list(out)?.values().try_for_each(|path| checkpoint::remove(path))?;
+    checkpoint::by_step(out)?.values().try_for_each(|path| checkpoint::remove(path))?;
     match fs::remove_dir_all(out.join(ROLLOUTS)) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(TrainError::write(out.join(ROLLOUTS), e)),
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            return Err(TrainError::cannot_write(out.join(ROLLOUTS), e));
+        }
         _ => {}
     }
-    wandb::clear(out)?;
-    for entry in fs::read_dir(out).map_err(|e| TrainError::read(out, e))? {
-        let path = entry.map_err(|e| TrainError::read(out, e))?.path();
+    wandb::remove_run_folders(out)?;
+    for entry in fs::read_dir(out).map_err(|e| TrainError::cannot_read(out, e))? {
+        let path = entry.map_err(|e| TrainError::cannot_read(out, e))?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let of_a_run = [METRICS, SKIPPED, RUN, TRAINER_STATE, HASHES, ADAPTER_CONFIG, ADAPTER_WEIGHTS]
+        let of_a_run = [METRICS, SKIPPED, RUN, TRAINER_STATE, HASHES_FILE, ADAPTER_CONFIG, ADAPTER_WEIGHTS]
             .contains(&name.as_str())
             || name.starts_with("events.out.tfevents.");
         if of_a_run
             || name.starts_with("model")
                 && (name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json"))
         {
-            fs::remove_file(&path).map_err(|e| TrainError::write(&path, e))?;
+            fs::remove_file(&path).map_err(|e| TrainError::cannot_write(&path, e))?;
         }
     }
     Ok(())
@@ -136,7 +138,7 @@ fn clear(out: &Path, model: &Path) -> Result<()> {
 /// earlier lines are copied from the folder of the checkpoint's run. If OUT is another folder, an earlier run in it
 /// is removed.
 pub fn resume_logs(out: &Path, checkpoint: &Path, step: u64, skipped: usize) -> Result<(JsonlLog, JsonlLog)> {
-    fs::create_dir_all(out).map_err(|e| TrainError::write(out, e))?;
+    fs::create_dir_all(out).map_err(|e| TrainError::cannot_write(out, e))?;
     checkpoint::remove_partial(out)?;
     let home = checkpoint.parent().filter(|home| !home.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let done = metrics::read(&home.join(METRICS), |m: &StepMetrics| m.step <= step)?;
@@ -161,7 +163,7 @@ pub fn resume_logs(out: &Path, checkpoint: &Path, step: u64, skipped: usize) -> 
 pub fn fresh_logs(out: &Path, model: &Path, found: &[SkippedRow]) -> Result<(JsonlLog, JsonlLog)> {
     clear(out, model)?;
     let (metrics, mut skipped) = (JsonlLog::create(&out.join(METRICS))?, JsonlLog::create(&out.join(SKIPPED))?);
-    found.iter().try_for_each(|row| skipped.add(row))?;
+    found.iter().try_for_each(|row| skipped.append(row))?;
     Ok((metrics, skipped))
 }
 
@@ -169,7 +171,7 @@ pub fn fresh_logs(out: &Path, model: &Path, found: &[SkippedRow]) -> Result<(Jso
 pub fn write_run(out: &Path, run: &Value) -> Result<()> {
     let path = out.join(RUN);
     let part = out.join(format!(".{RUN}.part"));
-    let failed = |e| TrainError::write(&path, e);
+    let failed = |e| TrainError::cannot_write(&path, e);
     let text = serde_json::to_string_pretty(run).map_err(|e| failed(e.into()))?;
     fs::write(&part, text + "\n").map_err(failed)?;
     fs::rename(&part, &path).map_err(failed)
@@ -177,7 +179,7 @@ pub fn write_run(out: &Path, run: &Value) -> Result<()> {
 
 /// The fingerprint of the model folder that a run starts from.
 pub fn model_hash(model: &Path) -> Result<String> {
-    digest::folder(model)
+    digest::of_folder(model)
 }
 
 #[cfg(test)]
@@ -197,16 +199,16 @@ mod tests {
     fn non_empty_folder_is_refused_without_overwrite() {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("out");
-        assert_eq!(start(&options(&out)).unwrap(), RunStart::Fresh);
+        assert_eq!(find_start(&options(&out)).unwrap(), RunStart::Fresh);
         touch(out.join("quarantine.jsonl"));
         touch(out.join("quarantine.jsonl.journal"));
-        assert_eq!(start(&options(&out)).unwrap(), RunStart::Fresh);
+        assert_eq!(find_start(&options(&out)).unwrap(), RunStart::Fresh);
         touch(out.join("x"));
-        let e = start(&options(&out)).unwrap_err().to_string();
+        let e = find_start(&options(&out)).unwrap_err().to_string();
         assert!(e.contains("out: is not empty; ") && e.contains("--overwrite"), "{e}");
-        assert_eq!(start(&RunOptions { overwrite: true, ..options(&out) }).unwrap(), RunStart::Fresh);
+        assert_eq!(find_start(&RunOptions { overwrite: true, ..options(&out) }).unwrap(), RunStart::Fresh);
         for file in [out.join("x"), out.join("x/below")] {
-            let e = start(&RunOptions { overwrite: true, ..options(&file) }).unwrap_err().to_string();
+            let e = find_start(&RunOptions { overwrite: true, ..options(&file) }).unwrap_err().to_string();
             assert!(e.starts_with("--out ") && e.contains(": is a file, or lies below one; "), "{e}");
         }
     }
@@ -216,19 +218,19 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path();
         let last = || RunOptions { resume_from_checkpoint: Some("last".into()), ..options(out) };
-        assert_eq!(start(&last()).unwrap(), RunStart::Fresh);
+        assert_eq!(find_start(&last()).unwrap(), RunStart::Fresh);
         touch(out.join("x"));
-        assert!(start(&last()).unwrap_err().to_string().contains("holds no run to resume"));
+        assert!(find_start(&last()).unwrap_err().to_string().contains("holds no run to resume"));
         touch(out.join(RUN));
-        assert_eq!(start(&last()).unwrap(), RunStart::Fresh);
+        assert_eq!(find_start(&last()).unwrap(), RunStart::Fresh);
         for step in [2, 9, 10] {
             touch(out.join(format!("checkpoint-{step}/training/state.json")));
         }
         touch(out.join("checkpoint-11/config.json"));
         touch(out.join(".checkpoint-12.part/training/state.json"));
-        assert_eq!(start(&last()).unwrap(), RunStart::From(out.join("checkpoint-10")));
-        checkpoint::prune(out, Some(1), Some(2)).unwrap();
-        assert_eq!(checkpoint::list(out).unwrap().into_keys().collect::<Vec<_>>(), [2, 10]);
+        assert_eq!(find_start(&last()).unwrap(), RunStart::From(out.join("checkpoint-10")));
+        checkpoint::remove_old(out, Some(1), Some(2)).unwrap();
+        assert_eq!(checkpoint::by_step(out).unwrap().into_keys().collect::<Vec<_>>(), [2, 10]);
         checkpoint::remove_partial(out).unwrap();
         assert!(!out.join(".checkpoint-12.part").exists() && out.join("checkpoint-11").exists());
     }

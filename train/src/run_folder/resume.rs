@@ -17,7 +17,7 @@ use crate::run_folder::output;
 use crate::{Result, TrainError};
 
 /// The file of the run state in a checkpoint.
-pub const STATE: &str = "training/state.json";
+pub const STATE_FILE: &str = "training/state.json";
 
 /// A planned number of steps, and the step from which this plan holds. A resumed run may plan another number, which
 /// changes the learning rates.
@@ -31,13 +31,13 @@ pub struct PlannedLength {
 
 /// The planned lengths of a run that resumes with `state` from the checkpoint in `folder`. `home` is the output
 /// folder of the run that wrote the checkpoint.
-pub fn lengths(folder: &Path, home: &Path, state: &RunState) -> Result<Vec<PlannedLength>> {
+pub fn planned_lengths(folder: &Path, home: &Path, state: &RunState) -> Result<Vec<PlannedLength>> {
     let run: Option<Value> = fs::read(home.join(output::RUN)).ok().and_then(|text| serde_json::from_slice(&text).ok());
     let known = run.and_then(|mut run| serde_json::from_value::<Vec<PlannedLength>>(run["lengths"].take()).ok());
     let mut lengths = known.unwrap_or_default();
     lengths.retain(|length| length.after < state.step);
     if lengths.is_empty() {
-        lengths.push(PlannedLength { after: 0, steps: read(folder)?.steps });
+        lengths.push(PlannedLength { after: 0, steps: read_state(folder)?.steps });
     }
     if lengths.last().is_some_and(|last| last.steps != state.steps) {
         lengths.push(PlannedLength { after: state.step, steps: state.steps });
@@ -46,7 +46,7 @@ pub fn lengths(folder: &Path, home: &Path, state: &RunState) -> Result<Vec<Plann
 }
 
 /// The planned length that held in step `n`.
-pub fn length_at(lengths: &[PlannedLength], n: u64) -> Option<u64> {
+pub fn planned_steps_at(lengths: &[PlannedLength], n: u64) -> Option<u64> {
     lengths.iter().rfind(|length| length.after < n).map(|length| length.steps)
 }
 
@@ -113,19 +113,19 @@ fn result_options<O: TrainingOptions>(setup: &RunSetup<O>) -> Map<String, Value>
 
 /// The fingerprint of everything that decides whether a row can be used: data, options and tokenizer. A journal of
 /// `--check-data` is continued only if it has the same fingerprint.
-pub fn scan<O: TrainingOptions>(setup: &RunSetup<O>, rows: &impl DataSource) -> Result<String> {
+pub fn scan_fingerprint<O: TrainingOptions>(setup: &RunSetup<O>, rows: &impl DataSource) -> Result<String> {
     let all = json!([
         result_options(setup),
         setup.options.strict,
         setup.options.media_root(),
-        rows.hash(),
-        digest::config(setup.model)?
+        rows.fingerprint(),
+        digest::of_config_files(setup.model)?
     ]);
-    Ok(digest::bytes(all.to_string().as_bytes()))
+    Ok(digest::of_bytes(all.to_string().as_bytes()))
 }
 
 /// The state of a fresh run.
-pub fn fresh<O: TrainingOptions>(
+pub fn fresh_state<O: TrainingOptions>(
     setup: &RunSetup<O>,
     rows: &impl DataSource,
     steps: u64,
@@ -138,7 +138,7 @@ pub fn fresh<O: TrainingOptions>(
         position: DataPosition { slot: 0, skipped: skipped.iter().map(|s| s.row).collect() },
         peak_bytes: 0,
         model_hash: output::model_hash(setup.model)?,
-        data_hash: rows.hash(),
+        data_hash: rows.fingerprint(),
         options: result_options(setup),
         parameter_steps: BTreeMap::new(),
         rewards: RewardTracker::default(),
@@ -147,13 +147,13 @@ pub fn fresh<O: TrainingOptions>(
 
 /// Reads the state of a checkpoint and checks that this command continues the same run. `measure_steps` counts the
 /// steps again if the options change the length of the run.
-pub fn continued<O: TrainingOptions>(
+pub fn resumed_state<O: TrainingOptions>(
     setup: &RunSetup<O>,
     rows: &impl DataSource,
     folder: &Path,
     measure_steps: impl FnOnce() -> Result<u64>,
 ) -> Result<RunState> {
-    let mut state = read(folder)?;
+    let mut state = read_state(folder)?;
     let refuse = |what: &str, why: &str| {
         let help = "give the value that the run was started with, or start a new run in another --out";
         TrainError::option(what, format!("{why} {}", folder.display()), help)
@@ -161,7 +161,7 @@ pub fn continued<O: TrainingOptions>(
     if output::model_hash(setup.model)? != state.model_hash {
         return Err(refuse("--model", "is not the model of the run that wrote"));
     }
-    if rows.hash() != state.data_hash {
+    if rows.fingerprint() != state.data_hash {
         return Err(refuse(
             "--data",
             "is not the data file, or has other rows than the data file, of the run that wrote",
@@ -169,7 +169,7 @@ pub fn continued<O: TrainingOptions>(
     }
     if let Some(row) = state.position.skipped.iter().find(|&&row| row >= rows.row_count()) {
         return Err(TrainError::output(
-            folder.join(STATE).display().to_string(),
+            folder.join(STATE_FILE).display().to_string(),
             format!("lists row {row}, which the data does not have"),
             "resume from another checkpoint",
         ));
@@ -196,15 +196,15 @@ pub fn continued<O: TrainingOptions>(
 }
 
 /// Reads `state.json` of a checkpoint.
-pub fn read(folder: &Path) -> Result<RunState> {
-    let path = folder.join(STATE);
+pub fn read_state(folder: &Path) -> Result<RunState> {
+    let path = folder.join(STATE_FILE);
     let bytes = fs::read(&path).map_err(|e| match e.kind() {
         io::ErrorKind::NotFound => TrainError::output(
             folder.display().to_string(),
             "is not a checkpoint of a run (it has no training/state.json)",
             "give an OUT/checkpoint-N folder, or `last`",
         ),
-        _ => TrainError::read(&path, e),
+        _ => TrainError::cannot_read(&path, e),
     })?;
     serde_json::from_slice(&bytes).map_err(|e| {
         TrainError::output(path.display().to_string(), format!("is not valid: {e}"), "resume from another checkpoint")

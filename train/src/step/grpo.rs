@@ -39,7 +39,7 @@ pub(crate) fn step(
         let hidden = t.model.forward(&cx, &packed.batch, t.forward_options())?; // [S, H]
         let (log_probs, entropy) = log_probs_with_entropy(&cx, &t.model, &hidden, &packed, options)?; // [L] each
         stats.entropy.push(mean(&entropy.to_f32()?.into_iter().map(f64::from).collect::<Vec<_>>()));
-        let inputs = grpo_inputs(&t.device, options, groups, &packed, &loss_weights, set.known_log_probs(i))?;
+        let inputs = grpo_inputs(&t.device, options, groups, &packed, &loss_weights, set.old_and_ref_log_probs(i))?;
         let (loss, loss_stats) = ops::grpo_loss(&cx, &log_probs, &inputs)?; // [1], [completions, 4]
         if first {
             let now = log_probs.to_f32()?;
@@ -52,7 +52,7 @@ pub(crate) fn step(
         stats.add(&packed.batch, loss.to_f32()?[0], &loss_stats.to_f32()?, options.importance_sampling_level);
     }
     part("optimizer");
-    let clip = t.clip(1.0)?; // [norm, factor]
+    let clip = t.norm_and_clip_factor(1.0)?; // [norm, factor]
     let loss = stats.losses.iter().map(|&x| f64::from(x)).sum();
     let mut result = StepResult::new(loss, &clip, t.hyperparameters.learning_rate(n), stats.tokens)?;
     if result.is_finite() {

@@ -88,7 +88,7 @@ impl<'a> GroupSequences<'a> {
         Self {
             tokens,
             prompt: shared.then(|| TokenRun::of_prompt(tokens, 0..last)),
-            completions: group.completions.iter().map(|c| completion(c.learned())).collect(),
+            completions: group.completions.iter().map(|c| completion(c.learned_tokens())).collect(),
         }
     }
 
@@ -119,7 +119,7 @@ impl PackedGroups {
             }
         }
         let completions = || groups.iter().flat_map(|group| &group.completions);
-        let targets: Vec<i32> = completions().flat_map(|c| c.learned()).map(|&id| id as i32).collect();
+        let targets: Vec<i32> = completions().flat_map(|c| c.learned_tokens()).map(|&id| id as i32).collect();
         let lengths: Vec<usize> = completions().map(|c| c.learned_len).collect();
         let mut batch = Batch::new(device, config, &sequences, "micro-batch")?;
         if shared {

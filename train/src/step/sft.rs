@@ -40,7 +40,7 @@ pub fn step(
     part("optimizer");
     // Each gradient was divided by the number of micro-batches of a full step. The last step of a run may have fewer:
     // `clip` scales its gradients up.
-    let clip = t.clip(t.hyperparameters.gradient_accumulation_steps as f32 / losses.len() as f32)?; // [norm, factor]
+    let clip = t.norm_and_clip_factor(t.hyperparameters.gradient_accumulation_steps as f32 / losses.len() as f32)?; // [norm, factor]
     let loss = losses.iter().map(|&x| f64::from(x)).sum::<f64>() / losses.len() as f64;
     let result = StepResult::new(loss, &clip, t.hyperparameters.learning_rate(n), tokens)?;
     if result.is_finite() {

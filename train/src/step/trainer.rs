@@ -65,7 +65,7 @@ pub struct Preview {
 }
 
 impl StepResult {
-    /// `clip` is the result of [`Trainer::clip`]: gradient norm and clipping factor.
+    /// `clip` is the result of [`Trainer::norm_and_clip_factor`]: gradient norm and clipping factor.
     pub(crate) fn new(loss: f64, clip: &Tensor, learning_rate: f64, tokens: usize) -> Result<Self> {
         let grad_norm = clip.to_f32()?.first().copied().map_or(0.0, f64::from);
         Ok(Self { loss, grad_norm, learning_rate, tokens, grpo: GrpoMetrics::default(), preview: None })
@@ -164,9 +164,9 @@ impl Trainer {
 
     /// Norm of all gradients and the factor that clips them to `max_grad_norm`: f32 `[2]`, for gradients that are
     /// first scaled by `weight`.
-    pub fn clip(&self, weight: f32) -> Result<Tensor> {
+    pub fn norm_and_clip_factor(&self, weight: f32) -> Result<Tensor> {
         let max_norm = self.hyperparameters.max_grad_norm as f32;
-        let clip = self.optimizer.clip(&self.device, &self.grads, max_norm)?;
+        let clip = self.optimizer.norm_and_clip_factor(&self.device, &self.grads, max_norm)?;
         if weight == 1.0 {
             return Ok(clip);
         }
@@ -176,13 +176,13 @@ impl Trainer {
     }
 
     /// Name and hash of each trained tensor, sorted by name.
-    pub fn hashes(&self) -> Result<Vec<(String, u64)>> {
+    pub fn tensor_hashes(&self) -> Result<Vec<(String, u64)>> {
         Ok(self.optimizer.fingerprints()?.into_iter().map(|(name, hash)| (name.to_string(), hash)).collect())
     }
 
     /// One fingerprint of all trained weights.
-    pub fn hash(&self) -> Result<String> {
-        Ok(fingerprint(&self.hashes()?))
+    pub fn weights_fingerprint(&self) -> Result<String> {
+        Ok(fingerprint(&self.tensor_hashes()?))
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 
 use crate::data::length;
-use crate::data::order::Order;
+use crate::data::order::RowOrder;
 use crate::reporting::metrics::SkippedRow;
 use crate::{Result, TrainError};
 
@@ -90,7 +90,7 @@ impl<S: SampleSource> BatchFeed<S> {
     /// Starts at data position `from`. `threads` threads prepare up to `window` rows ahead.
     pub fn new(
         source: Arc<S>,
-        order: Order,
+        order: RowOrder,
         batching: BatchOptions,
         from: &DataPosition,
         threads: usize,
@@ -146,7 +146,7 @@ impl<S: SampleSource> BatchFeed<S> {
         let tokens = S::token_count(&sample);
         match self.batching.max_length {
             Some(max) if tokens > max => {
-                Err(length::too_long(&self.ahead.location(row).0, tokens, self.batching.limit, max))
+                Err(length::row_too_long_error(&self.ahead.location(row).0, tokens, self.batching.limit, max))
             }
             _ => Ok(sample),
         }
@@ -156,7 +156,7 @@ impl<S: SampleSource> BatchFeed<S> {
         self.bad.insert(row);
         let (location, line) = self.ahead.location(row);
         if self.bad.len() >= self.ahead.row_count() {
-            return Err(length::no_usable_row(&location, &e.to_string()));
+            return Err(length::no_usable_row_error(&location, &e.to_string()));
         }
         Ok(SkippedRow { row, line, reason: e.to_string() })
     }
@@ -165,7 +165,7 @@ impl<S: SampleSource> BatchFeed<S> {
 /// Prepares rows on background threads before they are needed, in stream order.
 struct Prefetcher<S: SampleSource> {
     shared: Arc<Shared<S>>,
-    order: Order,
+    order: RowOrder,
 }
 
 struct Shared<S: SampleSource> {
@@ -186,7 +186,7 @@ struct PrefetchState<T> {
 }
 
 impl<S: SampleSource> Prefetcher<S> {
-    fn new(source: Arc<S>, order: Order, bad: &BTreeSet<usize>, from: u64, threads: usize, window: usize) -> Self {
+    fn new(source: Arc<S>, order: RowOrder, bad: &BTreeSet<usize>, from: u64, threads: usize, window: usize) -> Self {
         let state = PrefetchState { at: from, next: from, ready: BTreeMap::new(), bad: bad.clone(), closed: false };
         let shared = Arc::new(Shared {
             source,
@@ -249,7 +249,7 @@ impl<S: SampleSource> Shared<S> {
 
     /// The loop of a worker thread: claims the next row, at most `window` rows ahead of the consumer, and prepares
     /// it.
-    fn run_worker(&self, mut order: Order) {
+    fn run_worker(&self, mut order: RowOrder) {
         let _close = CloseOnPanic(self);
         loop {
             let mut state = self.lock();

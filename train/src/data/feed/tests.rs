@@ -26,7 +26,7 @@ impl SampleSource for DataSource {
 const PLAIN: BatchOptions =
     BatchOptions { rows: 2, packing: false, max_length: None, limit: "--max-length", end: None, strict: false };
 
-fn feed(rows: &[Option<usize>], order: Order, batching: BatchOptions, from: &DataPosition) -> BatchFeed<DataSource> {
+fn feed(rows: &[Option<usize>], order: RowOrder, batching: BatchOptions, from: &DataPosition) -> BatchFeed<DataSource> {
     BatchFeed::new(Arc::new(DataSource(rows.to_vec())), order, batching, from, 1, 3)
 }
 
@@ -37,7 +37,7 @@ fn rows_of(feed: &mut BatchFeed<DataSource>, batches: usize) -> Vec<Vec<usize>> 
 #[test]
 fn batches_continue_into_the_next_epoch() {
     let rows = [Some(1); 3];
-    let got = rows_of(&mut feed(&rows, Order::of_file(3), PLAIN, &DataPosition::default()), 4);
+    let got = rows_of(&mut feed(&rows, RowOrder::file_order(3), PLAIN, &DataPosition::default()), 4);
     assert_eq!(got, [[0, 1], [2, 0], [1, 2], [0, 1]]);
 }
 
@@ -45,7 +45,7 @@ fn batches_continue_into_the_next_epoch() {
 fn stream_end_limits_the_number_of_rows() {
     let rows = [Some(1); 3];
     let ended = BatchOptions { end: Some(5), ..PLAIN };
-    let got = rows_of(&mut feed(&rows, Order::of_file(3), ended, &DataPosition::default()), 9);
+    let got = rows_of(&mut feed(&rows, RowOrder::file_order(3), ended, &DataPosition::default()), 9);
     assert_eq!(got, [vec![0, 1], vec![2, 0], vec![1]]);
 }
 
@@ -53,7 +53,7 @@ fn stream_end_limits_the_number_of_rows() {
 fn unusable_rows_are_reported_once_and_replaced() {
     let rows = [Some(1), None, Some(9), Some(1)];
     let limited = BatchOptions { max_length: Some(5), ..PLAIN };
-    let mut feed = feed(&rows, Order::of_file(4), limited, &DataPosition::default());
+    let mut feed = feed(&rows, RowOrder::file_order(4), limited, &DataPosition::default());
     let first = feed.next_batch().unwrap().unwrap();
     assert_eq!(first.rows, [0, 3]);
     assert_eq!(first.skipped.iter().map(|s| (s.row, s.line)).collect::<Vec<_>>(), [(1, 2), (2, 3)]);
@@ -65,7 +65,7 @@ fn unusable_rows_are_reported_once_and_replaced() {
 #[test]
 fn unusable_rows_at_the_end_are_reported() {
     let ended = BatchOptions { end: Some(3), ..PLAIN };
-    let mut feed = feed(&[Some(1), Some(1), None], Order::of_file(3), ended, &DataPosition::default());
+    let mut feed = feed(&[Some(1), Some(1), None], RowOrder::file_order(3), ended, &DataPosition::default());
     assert_eq!(feed.next_batch().unwrap().unwrap().rows, [0, 1]);
     let last = feed.next_batch().unwrap().unwrap();
     assert_eq!((last.rows.len(), last.skipped.len(), last.slot), (0, 1, 3));
@@ -76,16 +76,16 @@ fn unusable_rows_at_the_end_are_reported() {
 fn packing_fills_with_whole_rows() {
     let rows = [Some(4), Some(3), Some(3), Some(9), Some(10), Some(11), Some(1)];
     let packed = BatchOptions { packing: true, max_length: Some(10), end: Some(7), ..PLAIN };
-    let mut feed = feed(&rows, Order::of_file(7), packed, &DataPosition::default());
+    let mut feed = feed(&rows, RowOrder::file_order(7), packed, &DataPosition::default());
     assert_eq!(rows_of(&mut feed, 9), [vec![0, 1, 2], vec![3], vec![4], vec![6]]);
 }
 
 #[test]
 fn strict_run_and_data_without_usable_rows_fail() {
     let strict = BatchOptions { strict: true, ..PLAIN };
-    let e = feed(&[Some(1), None], Order::of_file(2), strict, &DataPosition::default()).next_batch().unwrap_err();
+    let e = feed(&[Some(1), None], RowOrder::file_order(2), strict, &DataPosition::default()).next_batch().unwrap_err();
     assert!(e.to_string().starts_with("d:1: is broken"), "{e}");
-    let e = feed(&[None, None], Order::of_file(2), PLAIN, &DataPosition::default()).next_batch().unwrap_err();
+    let e = feed(&[None, None], RowOrder::file_order(2), PLAIN, &DataPosition::default()).next_batch().unwrap_err();
     assert!(e.to_string().contains("no row of the file can be used"), "{e}");
 }
 
@@ -104,7 +104,7 @@ proptest! {
         window in 1usize..6,
     ) {
         prop_assume!(rows.iter().flatten().any(|&n| n <= limit));
-        let order = seed.map_or_else(|| Order::of_file(rows.len()), |s| Order::shuffled(rows.len(), s));
+        let order = seed.map_or_else(|| RowOrder::file_order(rows.len()), |s| RowOrder::shuffled(rows.len(), s));
         let batching = BatchOptions { rows: batch, packing, max_length: Some(limit), limit: "--max-length", end: None, strict: false };
         let mut whole = feed(&rows, order.clone(), batching, &DataPosition::default());
         let (mut at, mut want) = (DataPosition::default(), Vec::new());

@@ -47,7 +47,7 @@ pub fn with_shape(
 ) -> Result<Plan> {
     options.validate_values()?;
     if let Some(most) = options.max_prompt_length.filter(|&most| shape.tokens > most) {
-        return Err(length::too_long("--tokens", shape.tokens, "--max-prompt-length", most));
+        return Err(length::row_too_long_error("--tokens", shape.tokens, "--max-prompt-length", most));
     }
     let prompt = |i: usize| {
         let mut tokens = shape.sample(config).tokens;
@@ -110,9 +110,9 @@ impl<'a> Counter<'a> {
     ) -> Result<Self> {
         let mut trainer =
             Trainer::new(device, config, Weights::Nothing(files), dtype, Hyperparameters::new(options, 1))?;
-        crate::run::grpo::keep_features(&mut trainer);
+        crate::run::grpo::add_feature_cache(&mut trainer);
         let reference = match options.beta > 0.0 {
-            true => Some(crate::run::grpo::reference(&trainer, Weights::Nothing(files))?),
+            true => Some(crate::run::grpo::reference_model(&trainer, Weights::Nothing(files))?),
             false => None,
         };
         let sampler = match options.rollouts {
@@ -148,7 +148,7 @@ impl<'a> Counter<'a> {
     /// Counts sampling of a rollout set and the steps on it.
     fn count_set(&mut self, prompts: Vec<Prompt>) -> Result<()> {
         let groups = match &self.sampler {
-            None if prompts.iter().all(|prompt| prompt.is_given()) => {
+            None if prompts.iter().all(|prompt| prompt.has_given_completions()) => {
                 groups_from_file(self.options, prompts, &self.stop_ids)
             }
             None => prompts.into_iter().map(|prompt| self.group(prompt)).collect(),
@@ -182,9 +182,9 @@ impl<'a> Counter<'a> {
         let tokens: Vec<_> = prompts.iter().map(|prompt| &prompt.tokens).collect();
         device.profiler().clear();
         let mut prefill = Ok(OpCosts::new());
-        sampler.complete(&tokens, 1, 0, || prefill = device.profiler().totals())?;
+        sampler.sample_completions(&tokens, 1, 0, || prefill = device.profiler().totals())?;
         let (prefill, mut decode) = (prefill?, device.profiler().totals()?);
-        super::subtract(&mut decode, &prefill);
+        super::subtract_costs(&mut decode, &prefill);
         self.phases.add("prefill", &prefill);
         self.phases.add("decode", &decode);
         if let Some(siglip) = &mut self.siglip {
@@ -198,7 +198,7 @@ impl<'a> Counter<'a> {
             }
             self.phases.add("judge", &device.profiler().totals()?);
         }
-        sampler.release();
+        sampler.release_memory();
         Ok(())
     }
 

@@ -35,7 +35,7 @@ pub(super) struct LoggedStep {
 
 impl RunPart {
     /// The folder name, in the client's format; the time is UTC.
-    pub fn name(&self) -> String {
+    pub fn folder_name(&self) -> String {
         format!("{PREFIX}{}-{}", self.start.format(TIME), self.id)
     }
 
@@ -47,7 +47,7 @@ impl RunPart {
     }
 
     /// The file name of the log.
-    pub fn log(&self) -> String {
+    pub fn log_file_name(&self) -> String {
         format!("run-{}.wandb", self.id)
     }
 
@@ -58,18 +58,18 @@ impl RunPart {
     }
 
     fn mark(&self, wandb: &Path, mark: &str) -> PathBuf {
-        wandb.join(self.name()).join(format!("{}.{mark}", self.log()))
+        wandb.join(self.folder_name()).join(format!("{}.{mark}", self.log_file_name()))
     }
 
     /// The hidden name that the folder has until the steps of all earlier parts are copied into it.
-    pub fn draft(&self) -> String {
-        format!(".{}.part", self.name())
+    pub fn hidden_folder_name(&self) -> String {
+        format!(".{}.part", self.folder_name())
     }
 }
 
 /// Names of the files and folders in the folder `wandb`.
 fn names(wandb: &Path) -> Result<Vec<String>> {
-    let failed = |e| TrainError::read(wandb, e);
+    let failed = |e| TrainError::cannot_read(wandb, e);
     let entries = match fs::read_dir(wandb) {
         Ok(entries) => entries,
         Err(e) if [io::ErrorKind::NotFound, io::ErrorKind::NotADirectory].contains(&e.kind()) => return Ok(Vec::new()),
@@ -79,7 +79,7 @@ fn names(wandb: &Path) -> Result<Vec<String>> {
 }
 
 /// The newest part of a run in the folder `wandb`.
-pub(super) fn newest(wandb: &Path) -> Result<Option<RunPart>> {
+pub(super) fn newest_part(wandb: &Path) -> Result<Option<RunPart>> {
     Ok(names(wandb)?.iter().filter_map(|name| RunPart::of(name)).max())
 }
 
@@ -89,7 +89,7 @@ pub(super) fn remove_folders(wandb: &Path, all: bool) -> Result<()> {
         let draft = name.strip_prefix('.').and_then(|name| name.strip_suffix(".part")).and_then(RunPart::of).is_some();
         if draft || all && RunPart::of(&name).is_some() {
             let path: PathBuf = wandb.join(name);
-            fs::remove_dir_all(&path).map_err(|e| TrainError::write(&path, e))?;
+            fs::remove_dir_all(&path).map_err(|e| TrainError::cannot_write(&path, e))?;
         }
     }
     Ok(())
@@ -99,17 +99,17 @@ pub(super) fn remove_folders(wandb: &Path, all: bool) -> Result<()> {
 /// steps.
 pub(super) fn mark_older_as_uploaded(wandb: &Path, now: &RunPart) -> Result<()> {
     let others = names(wandb)?.into_iter().filter_map(|name| RunPart::of(&name));
-    for part in others.filter(|part| part.id == now.id && part.name() != now.name()) {
+    for part in others.filter(|part| part.id == now.id && part.folder_name() != now.folder_name()) {
         let mark = part.mark(wandb, "synced");
-        fs::File::create(&mark).map_err(|e| TrainError::write(&mark, e))?;
+        fs::File::create(&mark).map_err(|e| TrainError::cannot_write(&mark, e))?;
     }
     Ok(())
 }
 
 /// Reads the steps of a log file up to step `last`.
-pub(super) fn steps(log: &Path, last: u64) -> Result<BTreeMap<u64, LoggedStep>> {
+pub(super) fn read_steps(log: &Path, last: u64) -> Result<BTreeMap<u64, LoggedStep>> {
     let (mut steps, mut media) = (BTreeMap::new(), Vec::new());
-    for record in log::read(log)?.iter().filter_map(|bytes| Record::parse(bytes)) {
+    for record in log::read_records(log)?.iter().filter_map(|bytes| Record::parse(bytes)) {
         // The file records of a step precede its history record.
         media.extend(record.media());
         let Some(values) = record.history_values() else { continue };
@@ -128,7 +128,7 @@ mod tests {
     #[test]
     fn newest_folder_has_the_latest_start_time() {
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(newest(&dir.path().join("none")).unwrap(), None);
+        assert_eq!(newest_part(&dir.path().join("none")).unwrap(), None);
         for name in [
             "offline-run-20260102_000000-aaaaaaaa",
             "offline-run-20251231_235959-zzzzzzzz",
@@ -138,8 +138,11 @@ mod tests {
         ] {
             fs::create_dir(dir.path().join(name)).unwrap();
         }
-        let part = newest(dir.path()).unwrap().unwrap();
-        assert_eq!((part.name().as_str(), part.id.as_str()), ("offline-run-20260102_000000-aaaaaaaa", "aaaaaaaa"));
+        let part = newest_part(dir.path()).unwrap().unwrap();
+        assert_eq!(
+            (part.folder_name().as_str(), part.id.as_str()),
+            ("offline-run-20260102_000000-aaaaaaaa", "aaaaaaaa")
+        );
         remove_folders(dir.path(), false).unwrap();
         assert_eq!(names(dir.path()).unwrap().len(), 4);
         remove_folders(dir.path(), true).unwrap();

@@ -37,12 +37,12 @@ pub struct LogFile {
 impl LogFile {
     /// Creates the file. An existing file is an error.
     pub fn create(path: &Path) -> Result<Self> {
-        let file = File::create_new(path).map_err(|e| TrainError::write(path, e))?;
+        let file = File::create_new(path).map_err(|e| TrainError::cannot_write(path, e))?;
         Ok(Self { path: path.to_path_buf(), file, at: HEADER.len(), pending: HEADER.to_vec() })
     }
 
     /// Adds a record to those that the next [`Self::flush`] writes.
-    pub fn add(&mut self, record: &[u8]) {
+    pub fn append(&mut self, record: &[u8]) {
         let before = self.pending.len();
         frame(self.at, record, &mut self.pending);
         self.at += self.pending.len() - before;
@@ -50,13 +50,13 @@ impl LogFile {
 
     /// Writes all pending records with one call.
     pub fn flush(&mut self) -> Result<()> {
-        self.file.write_all(&self.pending).map_err(|e| TrainError::write(&self.path, e))?;
+        self.file.write_all(&self.pending).map_err(|e| TrainError::cannot_write(&self.path, e))?;
         self.pending.clear();
         Ok(())
     }
 
     /// Stores the new path, for error messages, after the file was moved.
-    pub fn moved(&mut self, path: PathBuf) {
+    pub fn set_path(&mut self, path: PathBuf) {
         self.path = path;
     }
 }
@@ -98,8 +98,8 @@ fn checksum(kind: u8, payload: &[u8]) -> u32 {
 }
 
 /// Reads the records of a file up to the first damaged or incomplete one: a killed run may leave part of a record.
-pub fn read(path: &Path) -> Result<Vec<Vec<u8>>> {
-    let bytes = std::fs::read(path).map_err(|e| TrainError::read(path, e))?;
+pub fn read_records(path: &Path) -> Result<Vec<Vec<u8>>> {
+    let bytes = std::fs::read(path).map_err(|e| TrainError::cannot_read(path, e))?;
     if !bytes.starts_with(&HEADER[..bytes.len().min(HEADER.len())]) {
         return Err(TrainError::output(
             path.display().to_string(),
@@ -178,13 +178,13 @@ mod tests {
         let path = dir.path().join("x.wandb");
         let mut log = LogFile::create(&path).unwrap();
         for record in records {
-            log.add(record);
+            log.append(record);
             log.flush().unwrap();
         }
         log.flush().unwrap();
         let bytes = std::fs::read(&path).unwrap();
         assert_eq!(bytes.len(), log.at);
-        assert_eq!(read(&path).unwrap(), records);
+        assert_eq!(read_records(&path).unwrap(), records);
         bytes
     }
 
@@ -238,7 +238,7 @@ mod tests {
         let path = dir.path().join("x.wandb");
         for (bytes, fine) in [(&b""[..], true), (b":W&", true), (b"PK34", false), (b":W&B\xe1\xbe\x01", false)] {
             std::fs::write(&path, bytes).unwrap();
-            match read(&path) {
+            match read_records(&path) {
                 Ok(records) => assert!(fine && records.is_empty()),
                 Err(e) => assert!(!fine && e.to_string().contains("x.wandb: is not a W&B log"), "{e}"),
             }

@@ -31,7 +31,7 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::reporting::metrics::StepMetrics;
-use crate::reporting::watch::{COMPLETIONS, FRAMES, Histogram, REWARDS};
+use crate::reporting::watch::{COMPLETIONS_TAG, FRAMES_TAG, Histogram, REWARDS_TAG};
 use crate::step::trainer::Preview;
 use crate::{Result, TrainError};
 use earlier::{LoggedStep, RunPart};
@@ -73,7 +73,7 @@ pub struct Wandb {
 }
 
 /// Removes the W&B folders in `out`.
-pub fn clear(out: &Path) -> Result<()> {
+pub fn remove_run_folders(out: &Path) -> Result<()> {
     let folder = out.join(FOLDER);
     earlier::remove_folders(&folder, true)?;
     // A folder that still has other files in it is kept.
@@ -81,7 +81,7 @@ pub fn clear(out: &Path) -> Result<()> {
         Ok(()) => Ok(()),
         Err(e) => match e.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::NotADirectory => Ok(()),
-            _ => Err(TrainError::write(&folder, e)),
+            _ => Err(TrainError::cannot_write(&folder, e)),
         },
     }
 }
@@ -92,8 +92,8 @@ impl Wandb {
         let (here, there) = (begin.out.join(FOLDER), begin.home.join(FOLDER));
         create_all(&here)?;
         earlier::remove_folders(&here, false)?;
-        let before = if begin.step > 0 { earlier::newest(&there)? } else { None };
-        let newest = earlier::newest(&here)?;
+        let before = if begin.step > 0 { earlier::newest_part(&there)? } else { None };
+        let newest = earlier::newest_part(&here)?;
         let same = newest.as_ref().filter(|part| begin.step > 0 && !part.is_uploaded(&here));
         let id = same.map_or_else(new_id, |part| part.id.clone());
         // Start times in folder names have a resolution of one second, and `wandb sync` uploads folders in this
@@ -101,16 +101,16 @@ impl Wandb {
         let start = newest.map_or_else(Utc::now, |part| Utc::now().max(part.start + TimeDelta::seconds(1)));
         let part = RunPart { start, id };
 
-        let draft = here.join(part.draft());
+        let draft = here.join(part.hidden_folder_name());
         create_all(&draft.join("files"))?;
-        let log = LogFile::create(&draft.join(part.log()))?;
+        let log = LogFile::create(&draft.join(part.log_file_name()))?;
         let mut wandb = Self { folder: draft.clone(), log, records: 0, begun: Instant::now(), before: 0.0 };
         wandb.write_header(begin, &part)?;
-        wandb.copy_earlier_steps(begin, before.map(|part| (there.join(part.name()), part.log())))?;
+        wandb.copy_earlier_steps(begin, before.map(|part| (there.join(part.folder_name()), part.log_file_name())))?;
         wandb.log.flush()?;
-        let folder = here.join(part.name());
-        std::fs::rename(&draft, &folder).map_err(|e| TrainError::write(&folder, e))?;
-        wandb.log.moved(folder.join(part.log()));
+        let folder = here.join(part.folder_name());
+        std::fs::rename(&draft, &folder).map_err(|e| TrainError::cannot_write(&folder, e))?;
+        wandb.log.set_path(folder.join(part.log_file_name()));
         wandb.folder = folder;
         earlier::mark_older_as_uploaded(&here, &part)?;
         Ok(wandb)
@@ -152,12 +152,12 @@ impl Wandb {
     /// Copies the steps of the earlier parts, with their media, from the folder of the last part.
     fn copy_earlier_steps(&mut self, begin: &WandbStart, last: Option<(PathBuf, String)>) -> Result<()> {
         let logged = match &last {
-            Some((folder, log)) => earlier::steps(&folder.join(log), begin.step)?,
+            Some((folder, log)) => earlier::read_steps(&folder.join(log), begin.step)?,
             None => BTreeMap::new(),
         };
         let unlogged = begin.done.iter().filter(|line| !logged.contains_key(&line.step));
         let mut steps: BTreeMap<u64, LoggedStep> = unlogged
-            .map(|line| (line.step, LoggedStep { media: Vec::new(), values: values(line.step, &line.points()) }))
+            .map(|line| (line.step, LoggedStep { media: Vec::new(), values: values(line.step, &line.named_values()) }))
             .collect();
         steps.extend(logged);
         for (step, mut seen) in steps {
@@ -204,7 +204,7 @@ impl Wandb {
 
     fn add(&mut self, record: &Record) {
         self.records += 1;
-        self.log.add(record.numbered(self.records).as_ref());
+        self.log.append(record.numbered(self.records).as_ref());
     }
 
     /// Adds the preview in the form of `wandb.Histogram`, `wandb.Html` and `wandb.Image` (`sdk/data_types`).
@@ -212,15 +212,15 @@ impl Wandb {
         if !preview.rewards.is_empty() {
             let Histogram { low, limits, counts, .. } = Histogram::new(&preview.rewards);
             let bins: Vec<f64> = [low].into_iter().chain(limits).collect();
-            seen.values.insert(REWARDS.into(), json!({"_type": "histogram", "values": counts, "bins": bins}));
+            seen.values.insert(REWARDS_TAG.into(), json!({"_type": "histogram", "values": counts, "bins": bins}));
         }
         if !preview.text.is_empty() {
             let value = json!({"_type": "html-file"});
-            self.media(step, ("html", COMPLETIONS, "html"), page(&preview.text).as_bytes(), value, seen)?;
+            self.media(step, ("html", COMPLETIONS_TAG, "html"), page(&preview.text).as_bytes(), value, seen)?;
         }
         if let Some(Png { width, height, bytes }) = &preview.strip {
             let value = json!({"_type": "image-file", "format": "png", "width": width, "height": height});
-            self.media(step, ("images", FRAMES, "png"), bytes, value, seen)?;
+            self.media(step, ("images", FRAMES_TAG, "png"), bytes, value, seen)?;
         }
         Ok(())
     }
@@ -251,7 +251,7 @@ impl Wandb {
         create_all(path.parent().unwrap_or(&path))?;
         std::fs::write(&part, bytes)
             .and_then(|()| std::fs::rename(&part, &path))
-            .map_err(|e| TrainError::write(&path, e))
+            .map_err(|e| TrainError::cannot_write(&path, e))
     }
 
     /// Copies a file of another part, by a hard link if possible. Returns false if the file was removed.
@@ -261,13 +261,13 @@ impl Wandb {
         match std::fs::hard_link(&from, &to).or_else(|_| std::fs::copy(&from, &to).map(drop)) {
             Ok(()) => Ok(true),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(e) => Err(TrainError::write(&to, e)),
+            Err(e) => Err(TrainError::cannot_write(&to, e)),
         }
     }
 }
 
 fn create_all(folder: &Path) -> Result<()> {
-    std::fs::create_dir_all(folder).map_err(|e| TrainError::write(folder, e))
+    std::fs::create_dir_all(folder).map_err(|e| TrainError::cannot_write(folder, e))
 }
 
 /// The values of a step by name, with `_step`.

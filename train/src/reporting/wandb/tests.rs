@@ -33,7 +33,7 @@ fn part(out: &Path, home: &Path, step: u64, last: u64, pictures: bool) -> Wandb 
     let begin = WandbStart { out, home, step, done: &done, project: "p", name: None, run: &run };
     let mut wandb = Wandb::begin(&begin).unwrap();
     for n in step + 1..=last {
-        wandb.step(n, &line(n).points(), pictures.then(|| preview(n)).as_ref()).unwrap();
+        wandb.step(n, &line(n).named_values(), pictures.then(|| preview(n)).as_ref()).unwrap();
     }
     wandb
 }
@@ -41,7 +41,7 @@ fn part(out: &Path, home: &Path, step: u64, last: u64, pictures: bool) -> Wandb 
 /// The records in the log of a run folder.
 fn records(folder: &Path) -> Vec<Record> {
     let id = folder.file_name().unwrap().to_str().unwrap().rsplit('-').next().unwrap();
-    let bytes = log::read(&folder.join(format!("run-{id}.wandb"))).unwrap();
+    let bytes = log::read_records(&folder.join(format!("run-{id}.wandb"))).unwrap();
     bytes.iter().map(|bytes| Record::parse(bytes).unwrap()).collect()
 }
 
@@ -52,8 +52,8 @@ fn steps(folder: &Path) -> Vec<(u64, f64, bool)> {
         assert!(fs::metadata(folder.join("files").join(path)).unwrap().len() > 0);
     }
     let step = |values: Map<String, Value>| {
-        let picture = values.get(FRAMES).map(|value| value["path"].as_str().unwrap().to_string());
-        assert_eq!(picture.is_some(), values.contains_key(REWARDS) && values.contains_key(COMPLETIONS));
+        let picture = values.get(FRAMES_TAG).map(|value| value["path"].as_str().unwrap().to_string());
+        assert_eq!(picture.is_some(), values.contains_key(REWARDS_TAG) && values.contains_key(COMPLETIONS_TAG));
         assert!(picture.iter().all(|path| media.contains(path)));
         (values["_step"].as_u64().unwrap(), values["train/loss"].as_f64().unwrap(), picture.is_some())
     };
@@ -93,11 +93,11 @@ fn step_is_written_with_its_media() {
     let page = fs::read_to_string(page).unwrap();
     assert!(page.contains("&lt;b&gt;") && page.contains("&amp; so on") && !page.contains("<b>"), "{page}");
     let values = records(&folder).iter().find_map(Record::history_values).unwrap();
-    let bins = &values[REWARDS];
+    let bins = &values[REWARDS_TAG];
     assert_eq!(bins["bins"].as_array().unwrap().len(), bins["values"].as_array().unwrap().len() + 1);
     // SHA-256 of 40000 bytes of 1, by coreutils.
-    assert_eq!(values[FRAMES]["sha256"], "fb67091504b666f393f1530f351a3fa5ae5168228b9aa06dcce5835be0402356");
-    assert_eq!(values[FRAMES]["width"], 2);
+    assert_eq!(values[FRAMES_TAG]["sha256"], "fb67091504b666f393f1530f351a3fa5ae5168228b9aa06dcce5835be0402356");
+    assert_eq!(values[FRAMES_TAG]["width"], 2);
     assert_eq!(
         config(&json!({"seed": 1, "options": {"seed": 2, "a": 3}})),
         *json!({"seed": 1, "a": 3}).as_object().unwrap()
@@ -152,13 +152,13 @@ fn steps_missing_in_the_log_come_from_the_metrics() {
 fn fresh_run_removes_only_run_folders() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path();
-    clear(out).unwrap();
+    remove_run_folders(out).unwrap();
     part(out, out, 0, 1, true).finish(1).unwrap();
-    clear(out).unwrap();
+    remove_run_folders(out).unwrap();
     assert!(!out.join(FOLDER).exists());
     part(out, out, 0, 1, true).finish(1).unwrap();
     fs::write(out.join("wandb/settings"), "").unwrap();
-    clear(out).unwrap();
+    remove_run_folders(out).unwrap();
     assert_eq!(folders(out), [out.join("wandb/settings")]);
 }
 
@@ -167,7 +167,7 @@ fn write_errors_name_the_path() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path();
     fs::write(out.join(FOLDER), "a file").unwrap();
-    clear(out).unwrap();
+    remove_run_folders(out).unwrap();
     let run = json!({});
     let begin = WandbStart { out, home: out, step: 0, done: &[], project: "p", name: None, run: &run };
     let e = Wandb::begin(&begin).unwrap_err().to_string();

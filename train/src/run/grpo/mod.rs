@@ -52,7 +52,7 @@ pub fn replay_step(setup: &GrpoSetup, recorded: &Path, step: u64, want: &str) ->
 }
 
 /// The file in a checkpoint that stores the rollout set of the following steps.
-pub(crate) const SET_FILE: &str = "training/set.json";
+pub(crate) const ROLLOUT_SET_FILE: &str = "training/set.json";
 
 /// The GRPO training loop.
 pub(crate) struct Grpo<'a> {
@@ -82,7 +82,7 @@ impl<'a> TrainLoop<'a> for Grpo<'a> {
             packing: false,
             max_length: options.max_prompt_length,
             limit: "--max-prompt-length",
-            end: options.stream_end(rows),
+            end: options.rows_in_all_epochs(rows),
             strict: options.strict,
         }
     }
@@ -102,11 +102,11 @@ impl<'a> TrainLoop<'a> for Grpo<'a> {
         trainer: &mut Trainer,
         from: Option<&Path>,
     ) -> Result<Self> {
-        let set = match from.map(|folder| folder.join(SET_FILE)).filter(|path| path.exists()) {
+        let set = match from.map(|folder| folder.join(ROLLOUT_SET_FILE)).filter(|path| path.exists()) {
             Some(path) => Some(RolloutSet::read(&path, &rows)?),
             None => None,
         };
-        keep_features(trainer);
+        add_feature_cache(trainer);
         let reference = match setup.options.beta > 0.0 {
             true => Some(first_weights(setup, trainer)?),
             false => None,
@@ -130,7 +130,7 @@ impl<'a> TrainLoop<'a> for Grpo<'a> {
 
     fn resume_files(&self) -> Result<Vec<(&'static str, Vec<u8>)>> {
         let unfinished = self.set.as_ref().filter(|set| set.uses < self.options.num_iterations);
-        unfinished.map(|set| Ok((SET_FILE, set.to_json()?))).into_iter().collect()
+        unfinished.map(|set| Ok((ROLLOUT_SET_FILE, set.to_json()?))).into_iter().collect()
     }
 }
 
@@ -138,7 +138,7 @@ impl Grpo<'_> {
     /// Samples or reads the rollout set of step `n`; `None` at the end of the data.
     fn next_set(&mut self, n: u64, cursor: &mut BatchCursor) -> Result<Option<RolloutSet>> {
         if let Some(folder) = &self.options.recorded {
-            let mut groups = records::read(folder, n, self.options, &self.rows)?;
+            let mut groups = records::read_groups(folder, n, self.options, &self.rows)?;
             // With dynamic sampling the recorded file may have more groups than the step trained on.
             groups.truncate(self.options.groups_per_step());
             return Ok(Some(RolloutSet::new(groups, self.options.scale_rewards)));
@@ -164,12 +164,12 @@ impl Grpo<'_> {
 /// Loads the reference model: the weights that the run started from.
 fn first_weights(setup: &GrpoSetup, trainer: &Trainer) -> Result<Qwen25Vl> {
     let files = Checkpoint::open(setup.model)?;
-    reference(trainer, WeightSource::Files(&files))
+    reference_model(trainer, WeightSource::Files(&files))
 }
 
 /// Makes the reference model of the KL term from `weights`, which the run started from. With LoRA the reference is
 /// the model without its adapter.
-pub(crate) fn reference(trainer: &Trainer, weights: WeightSource) -> Result<Qwen25Vl> {
+pub(crate) fn reference_model(trainer: &Trainer, weights: WeightSource) -> Result<Qwen25Vl> {
     let (policy, config) = (&trainer.model, &trainer.model.config);
     let loader = WeightLoader { device: &trainer.device, source: weights, dtype: trainer.dtype, trainable: &|_| false };
     let mut reference = match (trainer.hyperparameters.lora.is_some(), policy.trains_vision()) {
@@ -191,6 +191,6 @@ fn features() -> Arc<FeatureCache> {
 
 /// Gives the policy model a feature cache if its vision tower is not trained. Must run before other models share the
 /// policy's weights.
-pub(crate) fn keep_features(trainer: &mut Trainer) {
+pub(crate) fn add_feature_cache(trainer: &mut Trainer) {
     trainer.model.features = (!trainer.model.trains_vision()).then(features);
 }

@@ -57,7 +57,7 @@ impl<'a> TrainLoop<'a> for Sft<'a> {
             packing: options.packing,
             max_length: options.max_length,
             limit: "--max-length",
-            end: options.stream_end(rows),
+            end: options.rows_in_all_epochs(rows),
             strict: options.strict,
         }
     }

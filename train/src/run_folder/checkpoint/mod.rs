@@ -20,7 +20,7 @@ use reel_runtime::Tensor;
 use reel_runtime::optim::ParameterState;
 use safetensors::SafeTensors;
 
-use crate::run_folder::resume::{RunState, STATE};
+use crate::run_folder::resume::{RunState, STATE_FILE};
 use crate::step::trainer::Trainer;
 use crate::{Result, TrainError};
 
@@ -55,7 +55,7 @@ fn state_tensors<'a>(
 pub fn load_optimizer(folder: &Path, t: &mut Trainer, state: &RunState) -> Result<()> {
     let path = folder.join(OPTIMIZER);
     let damaged = |what: String| TrainError::output(path.display().to_string(), what, "resume from another checkpoint");
-    let mapped = reel_runtime::device::MappedFile::open(&path).map_err(|e| TrainError::read(&path, e))?;
+    let mapped = reel_runtime::device::MappedFile::open(&path).map_err(|e| TrainError::cannot_read(&path, e))?;
     let stored = SafeTensors::deserialize(mapped.as_bytes()).map_err(|e| damaged(format!("is damaged: {e}")))?;
     let mut read = 0;
     for (name, _, own) in t.optimizer.states_mut() {
@@ -78,19 +78,19 @@ pub fn load_optimizer(folder: &Path, t: &mut Trainer, state: &RunState) -> Resul
 }
 
 /// The checkpoint folders in `out` by step.
-pub fn list(out: &Path) -> Result<BTreeMap<u64, PathBuf>> {
+pub fn by_step(out: &Path) -> Result<BTreeMap<u64, PathBuf>> {
     let mut found = BTreeMap::new();
     let entries = match fs::read_dir(out) {
         Ok(entries) => entries,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(found),
-        Err(e) => return Err(TrainError::read(out, e)),
+        Err(e) => return Err(TrainError::cannot_read(out, e)),
     };
     for entry in entries {
-        let path = entry.map_err(|e| TrainError::read(out, e))?.path();
+        let path = entry.map_err(|e| TrainError::cannot_read(out, e))?.path();
         let step =
             path.file_name().and_then(|n| n.to_str()).and_then(|n| n.strip_prefix(PREFIX)).and_then(|n| n.parse().ok());
         if let Some(step) = step
-            && path.join(STATE).is_file()
+            && path.join(STATE_FILE).is_file()
         {
             found.insert(step, path);
         }
@@ -99,8 +99,8 @@ pub fn list(out: &Path) -> Result<BTreeMap<u64, PathBuf>> {
 }
 
 /// Removes all but the newest `keep` checkpoints. The checkpoint of step `best` is always kept and does not count.
-pub fn prune(out: &Path, keep: Option<usize>, best: Option<u64>) -> Result<()> {
-    let mut found = list(out)?;
+pub fn remove_old(out: &Path, keep: Option<usize>, best: Option<u64>) -> Result<()> {
+    let mut found = by_step(out)?;
     best.map(|step| found.remove(&step));
     let old = found.len().saturating_sub(keep.unwrap_or(usize::MAX));
     found.values().take(old).try_for_each(|path| remove(path))
@@ -110,14 +110,14 @@ pub fn prune(out: &Path, keep: Option<usize>, best: Option<u64>) -> Result<()> {
 pub(crate) fn remove(path: &Path) -> Result<()> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let aside = path.with_file_name(format!(".{name}.old.part"));
-    fs::rename(path, &aside).map_err(|e| TrainError::write(path, e))?;
+    fs::rename(path, &aside).map_err(|e| TrainError::cannot_write(path, e))?;
     remove_dir(&aside)
 }
 
 /// Removes the incomplete files that a killed run left in `out`.
 pub fn remove_partial(out: &Path) -> Result<()> {
-    for entry in fs::read_dir(out).map_err(|e| TrainError::read(out, e))? {
-        let path = entry.map_err(|e| TrainError::read(out, e))?.path();
+    for entry in fs::read_dir(out).map_err(|e| TrainError::cannot_read(out, e))? {
+        let path = entry.map_err(|e| TrainError::cannot_read(out, e))?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         if !(name.starts_with('.') && name.ends_with(".part")) {
             continue;
@@ -125,14 +125,14 @@ pub fn remove_partial(out: &Path) -> Result<()> {
         if path.is_dir() {
             remove_dir(&path)?
         } else {
-            fs::remove_file(&path).map_err(|e| TrainError::write(&path, e))?
+            fs::remove_file(&path).map_err(|e| TrainError::cannot_write(&path, e))?
         }
     }
     Ok(())
 }
 
 fn remove_dir(path: &Path) -> Result<()> {
-    fs::remove_dir_all(path).map_err(|e| TrainError::write(path, e))
+    fs::remove_dir_all(path).map_err(|e| TrainError::cannot_write(path, e))
 }
 
 pub(crate) fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
@@ -150,14 +150,14 @@ impl FolderDraft {
         if path.exists() {
             remove_dir(&path)?;
         }
-        fs::create_dir_all(&path).map_err(|e| TrainError::write(&path, e))?;
+        fs::create_dir_all(&path).map_err(|e| TrainError::cannot_write(&path, e))?;
         Ok(Self(path))
     }
 
     /// Renames the folder to `target`. An older `target` is moved aside first, so no incomplete folder ever has that
     /// name.
     fn publish(self, target: &Path) -> Result<()> {
-        let failed = |e| TrainError::write(target, e);
+        let failed = |e| TrainError::cannot_write(target, e);
         let aside = self.0.with_extension("old.part");
         if target.exists() {
             fs::rename(target, &aside).map_err(failed)?;

@@ -16,8 +16,8 @@ use reel_runtime::{DType, Tensor};
 use serde_json::{Map, Value, json};
 
 use super::{FolderDraft, OPTIMIZER, PREFIX, folder_name, state_tensors, write_synced};
-use crate::run_folder::digest::parts;
-use crate::run_folder::resume::{RunState, STATE};
+use crate::run_folder::digest::byte_parts;
+use crate::run_folder::resume::{RunState, STATE_FILE};
 use crate::step::trainer::Trainer;
 use crate::{Result, TrainError};
 
@@ -49,7 +49,7 @@ impl TensorBytes {
     fn write(&self, to: &mut dyn Write) -> io::Result<()> {
         match self {
             Self::Copy(bytes) => to.write_all(bytes),
-            Self::Tensor(t) => parts(t).try_for_each(|part| to.write_all(&part.map_err(io::Error::other)?)),
+            Self::Tensor(t) => byte_parts(t).try_for_each(|part| to.write_all(&part.map_err(io::Error::other)?)),
         }
     }
 }
@@ -211,11 +211,11 @@ impl Snapshot {
         let draft = FolderDraft::begin(out, &format!(".{PREFIX}{step}.part"))?;
         self.weights.write(&draft.0)?;
         let training = draft.0.join("training");
-        fs::create_dir(&training).map_err(|e| TrainError::write(&training, e))?;
-        let failed = |file: &str, e| TrainError::write(target.join(file), e);
+        fs::create_dir(&training).map_err(|e| TrainError::cannot_write(&training, e))?;
+        let failed = |file: &str, e| TrainError::cannot_write(target.join(file), e);
         self.write_optimizer(&draft.0.join(OPTIMIZER)).map_err(|e| failed(OPTIMIZER, e))?;
-        let text = serde_json::to_vec_pretty(&self.state).map_err(|e| failed(STATE, e.into()))?;
-        write_synced(&draft.0.join(STATE), &text).map_err(|e| failed(STATE, e))?;
+        let text = serde_json::to_vec_pretty(&self.state).map_err(|e| failed(STATE_FILE, e.into()))?;
+        write_synced(&draft.0.join(STATE_FILE), &text).map_err(|e| failed(STATE_FILE, e))?;
         for (file, bytes) in &self.files {
             write_synced(&draft.0.join(file), bytes).map_err(|e| failed(file, e))?;
         }

@@ -79,7 +79,7 @@ fn jobs_run_in_background_one_at_a_time() {
 fn failed_job_is_reported_by_the_next_call() {
     let failing = || {
         let mut saver = CheckpointWriter::default();
-        let full = || TrainError::write("out/checkpoint-3", io::Error::from(io::ErrorKind::StorageFull));
+        let full = || TrainError::cannot_write("out/checkpoint-3", io::Error::from(io::ErrorKind::StorageFull));
         saver.start(move || Err(full())).unwrap();
         saver
     };

@@ -116,7 +116,7 @@ fn failed_reward_program_ends_the_run_with_a_checkpoint() {
         case(dir.path(), "out", GOOD).with(|o| (o.reward_command, o.save_steps) = (Some(command.into()), 100));
     let e = message(&failing);
     assert!(e.contains("--reward-command"), "{e}");
-    let saved = checkpoint::list(&dir.path().join("out")).unwrap();
+    let saved = checkpoint::by_step(&dir.path().join("out")).unwrap();
     assert_eq!(saved.into_keys().collect::<Vec<_>>(), [2], "finished steps are saved");
 }
 

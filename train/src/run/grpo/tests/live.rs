@@ -3,7 +3,7 @@
 use super::*;
 use crate::reporting::metrics::StepMetrics;
 use crate::run_folder::resume;
-use crate::testing::{assert_same_files, timeless};
+use crate::testing::{assert_same_files, metrics_without_times};
 use proptest::prelude::*;
 
 /// Three data rows: text alone, an image, and a video of four frames, each with its solution.
@@ -79,7 +79,8 @@ fn recorded_rollouts_train_to_the_same_weights() {
     let dir = tempfile::tempdir().unwrap();
     live(dir.path(), "drawn").with(|o| o.no_shuffle = true).run().unwrap();
     let drawn = dir.path().join("drawn");
-    let all: String = (1..=4).map(|n| fs::read_to_string(records::file(&drawn.join("rollouts"), n)).unwrap()).collect();
+    let all: String =
+        (1..=4).map(|n| fs::read_to_string(records::rollouts_file(&drawn.join("rollouts"), n)).unwrap()).collect();
     assert!(all.lines().count() == 4 && all.contains("\"shuffled_texts\":"), "{all}");
     let rollouts = dir.path().join("rollouts.jsonl");
     fs::write(&rollouts, all).unwrap();
@@ -98,9 +99,9 @@ fn same_seed_gives_the_same_run_on_any_threads() {
     Case { device: Device::cpu(1), ..live(dir.path(), "one") }.run().unwrap();
     Case { seed: 1, ..live(dir.path(), "other") }.run().unwrap();
     let [two, one, other] = ["two", "one", "other"].map(|out| dir.path().join(out));
-    assert_eq!(timeless(&two), timeless(&one));
+    assert_eq!(metrics_without_times(&two), metrics_without_times(&one));
     assert_same_files(&two, &one);
-    assert_ne!(timeless(&two), timeless(&other));
+    assert_ne!(metrics_without_times(&two), metrics_without_times(&other));
 }
 
 #[test]
@@ -118,7 +119,11 @@ fn resumed_run_equals_uninterrupted_run_also_inside_a_rollout_set() {
         case("broken", first, None).run().unwrap();
         case("broken", 4, Some("last")).run().unwrap();
         let [whole, broken] = ["whole", "broken"].map(|out| dir.path().join(out));
-        assert_eq!(timeless(&whole), timeless(&broken), "{iterations} iterations, stopped after {first}");
+        assert_eq!(
+            metrics_without_times(&whole),
+            metrics_without_times(&broken),
+            "{iterations} iterations, stopped after {first}"
+        );
         for line in metrics(&broken) {
             let drew = (line.step - 1).is_multiple_of(iterations);
             assert_eq!(line.grpo.rollout_seconds > Some(0.0), drew, "step {}", line.step);
@@ -129,7 +134,7 @@ fn resumed_run_equals_uninterrupted_run_also_inside_a_rollout_set() {
             let name = format!("checkpoint-{step}");
             assert_same_files(&whole.join(&name), &broken.join(&name));
         }
-        assert_eq!(resume::read(&broken.join("checkpoint-4")).unwrap().step, 4);
+        assert_eq!(resume::read_state(&broken.join("checkpoint-4")).unwrap().step, 4);
     }
 }
 

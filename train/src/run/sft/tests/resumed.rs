@@ -13,9 +13,9 @@ fn same_seed_gives_the_same_bits() {
     case(&a).run().unwrap();
     Case { threads: 1, ..case(&b) }.run().unwrap();
     assert_same_files(&a, &b);
-    assert_eq!(timeless(&a), timeless(&b));
+    assert_eq!(metrics_without_times(&a), metrics_without_times(&b));
     Case { seed: 7, ..case(&c) }.run().unwrap();
-    assert_ne!(timeless(&a)[3].hash, timeless(&c)[3].hash);
+    assert_ne!(metrics_without_times(&a)[3].hash, metrics_without_times(&c)[3].hash);
 }
 
 #[test]
@@ -24,7 +24,7 @@ fn gradient_checkpointing_gives_the_same_bits_in_less_memory() {
     let [a, b] = ["a", "b"].map(|name| dir.path().join(name));
     case(&a).run().unwrap();
     case(&b).with(|o| o.gradient_checkpointing = false).run().unwrap();
-    let (a, b) = (timeless(&a), timeless(&b));
+    let (a, b) = (metrics_without_times(&a), metrics_without_times(&b));
     assert!(a.iter().zip(&b).all(|(a, b)| a.hash == b.hash && a.loss == b.loss && a.grad_norm == b.grad_norm));
     assert!(a[3].peak_bytes < b[3].peak_bytes, "{} {}", a[3].peak_bytes, b[3].peak_bytes);
 }
@@ -60,7 +60,7 @@ fn resumed_run_equals_uninterrupted_run() {
         for first in [1, 3] {
             let out = dir.path().join(format!("{name}-{first}"));
             broken(&out, first, change, dtype);
-            assert_eq!(timeless(&whole), timeless(&out), "{name} after {first}");
+            assert_eq!(metrics_without_times(&whole), metrics_without_times(&out), "{name} after {first}");
             assert_same_weights_and_state(&whole.join("checkpoint-4"), &out.join("checkpoint-4"));
             let file = if name.starts_with("adapter") { "adapter_model.safetensors" } else { "model.safetensors" };
             assert_eq!(fs::read(whole.join(file)).unwrap(), fs::read(out.join(file)).unwrap());
@@ -70,7 +70,7 @@ fn resumed_run_equals_uninterrupted_run() {
 
 /// Compares the run states and all files of two checkpoints.
 fn assert_same_weights_and_state(a: &Path, b: &Path) {
-    assert_eq!(resume::read(a).unwrap(), resume::read(b).unwrap());
+    assert_eq!(resume::read_state(a).unwrap(), resume::read_state(b).unwrap());
     assert_same_files(a, b);
 }
 
@@ -89,7 +89,7 @@ fn killed_run_resumes_from_its_last_checkpoint() {
     fs::write(&log, &text[..text.len() - 9]).unwrap();
     let done = case(&killed).with(|o| o.resume_from_checkpoint = Some("last".into())).run().unwrap();
     assert_eq!(done.resumed_after, 2);
-    assert_eq!(timeless(&whole), timeless(&killed));
+    assert_eq!(metrics_without_times(&whole), metrics_without_times(&killed));
     // Checkpoint 2 was written when the planned length was 3 steps.
     let without_2 = |out: &Path| fs::remove_dir_all(out.join("checkpoint-2")).unwrap();
     without_2(&whole);
@@ -105,7 +105,7 @@ fn run_killed_before_its_first_checkpoint_starts_again() {
     case(&killed).with(|o| (o.max_steps, o.save_steps) = (Some(1), 0)).run().unwrap();
     case(&killed).with(|o| o.resume_from_checkpoint = Some("last".into())).run().unwrap();
     assert_same_files(&whole, &killed);
-    assert_eq!(timeless(&whole), timeless(&killed));
+    assert_eq!(metrics_without_times(&whole), metrics_without_times(&killed));
 }
 
 #[test]
@@ -134,10 +134,10 @@ fn interrupted_run_writes_a_checkpoint() {
             message.contains("stopped after step ") && message.contains("--resume-from-checkpoint last"),
             "{message}"
         );
-        assert!(matches!(e, TrainError::Stopped(_)) && checkpoint::list(&stopped).unwrap().len() == 1, "{message}");
+        assert!(matches!(e, TrainError::Stopped(_)) && checkpoint::by_step(&stopped).unwrap().len() == 1, "{message}");
         case(&stopped).with(|o| (o.resume_from_checkpoint, o.save_steps) = (Some("last".into()), 100)).run().unwrap();
     }
-    assert_eq!(timeless(&whole), timeless(&stopped));
+    assert_eq!(metrics_without_times(&whole), metrics_without_times(&stopped));
     assert_same_files(&whole.join("checkpoint-4"), &stopped.join("checkpoint-4"));
 }
 
@@ -146,7 +146,7 @@ fn save_total_limit_keeps_the_newest_checkpoints() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("out");
     case(&out).with(|o| (o.save_steps, o.save_total_limit) = (1, Some(2))).run().unwrap();
-    assert_eq!(checkpoint::list(&out).unwrap().into_keys().collect::<Vec<_>>(), [3, 4]);
+    assert_eq!(checkpoint::by_step(&out).unwrap().into_keys().collect::<Vec<_>>(), [3, 4]);
 }
 
 #[test]
@@ -161,7 +161,7 @@ fn checkpoint_resumes_in_another_folder() {
     let e = case(&second).with(from).run().unwrap_err().to_string();
     assert!(e.contains("second: holds other files than the run of that checkpoint; "), "{e}");
     case(&second).with(from).with(|o| o.overwrite = true).run().unwrap();
-    assert_eq!(timeless(&whole), timeless(&second));
+    assert_eq!(metrics_without_times(&whole), metrics_without_times(&second));
     assert_same_files(&whole.join("checkpoint-4"), &second.join("checkpoint-4"));
     assert!(!second.join("checkpoint-2").exists() && first.join("checkpoint-2").exists());
 }
