@@ -30,7 +30,7 @@ impl BlockAllocator {
     }
 
     /// The number of blocks that [`Self::allocate_group`] takes for these sequences.
-    pub(crate) fn group_blocks(sequences: usize, prompt_tokens: usize, max_tokens: usize) -> usize {
+    pub(crate) fn blocks_for_group(sequences: usize, prompt_tokens: usize, max_tokens: usize) -> usize {
         let shared = prompt_tokens / KvPages::BLOCK;
         if sequences == 0 { 0 } else { shared + sequences * (BlockAllocator::blocks_for(max_tokens) - shared) }
     }
@@ -44,7 +44,7 @@ impl BlockAllocator {
         prompt_tokens: usize,
         max_tokens: usize,
     ) -> Option<Vec<Vec<i32>>> {
-        if self.free.len() < BlockAllocator::group_blocks(sequences, prompt_tokens, max_tokens) {
+        if self.free.len() < BlockAllocator::blocks_for_group(sequences, prompt_tokens, max_tokens) {
             return None;
         }
         let shared_blocks = prompt_tokens / KvPages::BLOCK;
@@ -94,7 +94,7 @@ mod tests {
     fn shared_block_is_free_after_its_last_sequence() {
         let mut blocks = BlockAllocator::new(4);
         let mut tables = blocks.allocate_group(2, 65, 66).unwrap();
-        assert_eq!((tables.clone(), BlockAllocator::group_blocks(2, 65, 66)), (vec![vec![0, 1], vec![0, 2]], 3));
+        assert_eq!((tables.clone(), BlockAllocator::blocks_for_group(2, 65, 66)), (vec![vec![0, 1], vec![0, 2]], 3));
         blocks.release(&mut tables[0]);
         assert_eq!(blocks.allocate_group(1, 1, 130), None, "sequence 1 still holds block 0");
         blocks.release(&mut tables[1]);

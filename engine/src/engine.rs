@@ -99,8 +99,8 @@ impl<'a> Engine<'a> {
     }
 
     /// How often a decode step was captured as a graph for the present running batch.
-    pub fn captures(&self) -> usize {
-        self.cached_batch().as_ref().map_or(0, RunningBatch::captures)
+    pub fn capture_count(&self) -> usize {
+        self.cached_batch().as_ref().map_or(0, RunningBatch::capture_count)
     }
 
     /// Frees the device memory that the last call keeps for the next one: KV cache, slots and captured graphs.
@@ -149,7 +149,7 @@ impl<'a> Engine<'a> {
         let penalised = requests.iter().filter(|r| r.sampling.repetition_penalty != 1.0);
         let with_min_tokens = requests.iter().filter(|r| r.min_new_tokens > 0);
         let group_blocks = |r: &GenerationRequest| {
-            BlockAllocator::group_blocks(r.stop_conditions.len(), r.prompt.input_ids.len(), r.max_tokens())
+            BlockAllocator::blocks_for_group(r.stop_conditions.len(), r.prompt.input_ids.len(), r.max_tokens())
         };
         let needed = Capacity {
             slots: requests.iter().map(|r| r.stop_conditions.len()).sum::<usize>().clamp(1, self.max_slots),
@@ -171,7 +171,7 @@ impl<'a> Engine<'a> {
             Some(batch) => batch,
             none => none.insert(RunningBatch::new(&self.model, &self.cx, &self.suppressed, needed, self.capture)?),
         };
-        batch.clear(0, batch.capacity().slots)?;
+        batch.clear_slots(0, batch.capacity().slots)?;
         Ok(batch)
     }
 
@@ -201,7 +201,7 @@ impl Run<'_, '_> {
         let (prompt, max_tokens, max_new_tokens) = (request.prompt, request.max_tokens(), request.max_new_tokens);
         let mut sequences = SequenceState::for_request(index, request);
         if max_new_tokens > 0 && !sequences.is_empty() {
-            let blocks = self.scheduler.blocks();
+            let blocks = self.scheduler.block_allocator();
             let tables =
                 blocks.allocate_group(sequences.len(), prompt.input_ids.len(), max_tokens).ok_or_else(|| {
                     let help = "lower the number of completions";
@@ -214,7 +214,7 @@ impl Run<'_, '_> {
                 sequence.push_token(id, log_prob, self.on_token)?;
             }
         }
-        sequences.into_iter().for_each(|sequence| self.scheduler.add(sequence));
+        sequences.into_iter().for_each(|sequence| self.scheduler.add_sequence(sequence));
         Ok(())
     }
 
@@ -224,7 +224,7 @@ impl Run<'_, '_> {
         for slot in self.scheduler.schedule() {
             self.assign(slot)?;
         }
-        if self.scheduler.running().any(|(_, sequence)| sequence.needs_token()) {
+        if self.scheduler.occupied_slots().any(|(_, sequence)| sequence.needs_token()) {
             self.enqueue()?;
             if self.in_flight.len() <= self.engine.lookahead {
                 return Ok(true);
@@ -239,14 +239,14 @@ impl Run<'_, '_> {
 
     /// Writes the state of the sequence that holds `slot` to the device.
     fn assign(&self, slot: usize) -> Result<()> {
-        let Some(sequence) = self.scheduler.sequence(slot) else { return Ok(()) };
+        let Some(sequence) = self.scheduler.sequence_in(slot) else { return Ok(()) };
         let banned = sequence.banned_eos();
-        self.batch.assign(slot, &[sequence.slot()], &[sequence.sampling().with_bias(&banned)])
+        self.batch.assign(slot, &[sequence.slot_state()], &[sequence.sampling().with_bias(&banned)])
     }
 
     /// Enqueues a decode step over all slots up to the last used one.
     fn enqueue(&mut self) -> Result<()> {
-        for (slot, sequence) in self.scheduler.running() {
+        for (slot, sequence) in self.scheduler.occupied_slots() {
             if sequence.reaches_min_tokens() {
                 self.batch.set_sampling(slot, &[sequence.sampling().with_bias(&[])])?;
             }
@@ -263,21 +263,21 @@ impl Run<'_, '_> {
         let Some((receivers, step)) = self.in_flight.pop_front() else { return Ok(false) };
         let (ids, log_probs) = step.wait()?;
         for slot in self.scheduler.postprocess(&receivers, &ids, &log_probs, self.on_token)? {
-            self.batch.clear(slot, 1)?;
+            self.batch.clear_slots(slot, 1)?;
         }
         Ok(true)
     }
 
     /// Moves the running sequences to the first slots if no sequence waits and a smaller batch size is then enough.
     fn shrink(&mut self) -> Result<()> {
-        let running = self.scheduler.running().count().max(1);
+        let running = self.scheduler.occupied_slots().count().max(1);
         let used = self.scheduler.used_slots();
         if self.scheduler.has_waiting() || self.batch.batch_size(running) >= self.batch.batch_size(used) {
             return Ok(());
         }
         while self.postprocess()? {}
-        for (from, to) in self.scheduler.compact() {
-            self.batch.clear(from, 1)?;
+        for (from, to) in self.scheduler.compact_slots() {
+            self.batch.clear_slots(from, 1)?;
             self.assign(to)?;
         }
         Ok(())

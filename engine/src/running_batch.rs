@@ -23,7 +23,6 @@ use crate::error::Result;
 /// How many sequences, KV blocks and tokens a running batch can hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Capacity {
-    /// Decode slots.
     pub(crate) slots: usize,
     /// KV blocks of the sequence in one slot.
     pub(crate) blocks_per_slot: usize,
@@ -80,9 +79,9 @@ impl StepState {
     /// The state of slots `first .. first + slots`, in the same memory.
     fn slice(&self, first: usize, slots: usize) -> Result<StepState> {
         Ok(StepState {
-            rows: self.rows.part(first, slots)?,
-            sampling: self.sampling.part(first, slots)?,
-            sampled: self.sampled.part(first, slots)?,
+            rows: self.rows.row_range(first, slots)?,
+            sampling: self.sampling.row_range(first, slots)?,
+            sampled: self.sampled.row_range(first, slots)?,
             ..self.clone()
         })
     }
@@ -149,8 +148,8 @@ impl RunningBatch {
     }
 
     /// How often a decode step was captured so far.
-    pub(crate) fn captures(&self) -> usize {
-        self.graphs.captures()
+    pub(crate) fn capture_count(&self) -> usize {
+        self.graphs.capture_count()
     }
 
     /// The number of slots that a step computes if the first `used_slots` slots are in use.
@@ -171,7 +170,7 @@ impl RunningBatch {
     }
 
     /// Empties `slots` slots from `first` on. Takes effect after the steps that are already enqueued.
-    pub(crate) fn clear(&self, first: usize, slots: usize) -> Result<()> {
+    pub(crate) fn clear_slots(&self, first: usize, slots: usize) -> Result<()> {
         Ok(self.state.rows.clear(first, slots)?)
     }
 
@@ -179,7 +178,7 @@ impl RunningBatch {
     pub(crate) fn step(&mut self, batch_size: usize) -> Result<PendingStep> {
         let (state, cx) = (&self.state, &self.cx);
         self.graphs.run(batch_size, |first, slots| state.slice(first, slots), |slice| slice.launch(cx))?;
-        let sampled = state.sampled.part(0, batch_size)?;
+        let sampled = state.sampled.row_range(0, batch_size)?;
         Ok(PendingStep { ids: sampled.ids.download_async()?, log_probs: sampled.log_prob.download_async()? })
     }
 }

@@ -38,7 +38,7 @@ impl SamplingParams {
         let invalid =
             |name: &str, what: String, help: &str| Err(EngineError::Request(Diagnostic::new(name, what, help)));
         if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
-            let what = format!("{} is not a number from 0 up", self.temperature);
+            let what = format!("{} is not a number of at least 0", self.temperature);
             return invalid("temperature", what, "0 takes the most likely token");
         }
         if !(self.top_p > 0.0 && self.top_p <= 1.0) {
@@ -67,7 +67,7 @@ impl SamplingParams {
 }
 
 /// A bias of −∞ for each of these ids, which bans them.
-pub(crate) fn banned_tokens(ids: &[u32]) -> Vec<(i32, f32)> {
+pub(crate) fn ban_biases(ids: &[u32]) -> Vec<(i32, f32)> {
     ids.iter().map(|&id| (id as i32, f32::NEG_INFINITY)).collect()
 }
 

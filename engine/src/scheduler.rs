@@ -27,12 +27,12 @@ impl Scheduler {
         Scheduler { sequences: Vec::new(), waiting: VecDeque::new(), slots: vec![None; slots], blocks }
     }
 
-    pub(crate) fn blocks(&mut self) -> &mut BlockAllocator {
+    pub(crate) fn block_allocator(&mut self) -> &mut BlockAllocator {
         &mut self.blocks
     }
 
     /// Adds a prefilled sequence. It waits for a slot, unless its first token has ended it.
-    pub(crate) fn add(&mut self, mut sequence: SequenceState) {
+    pub(crate) fn add_sequence(&mut self, mut sequence: SequenceState) {
         if sequence.is_finished() {
             self.blocks.release(&mut sequence.block_table);
         } else {
@@ -53,18 +53,18 @@ impl Scheduler {
     }
 
     /// The sequence that holds `slot`.
-    pub(crate) fn sequence(&self, slot: usize) -> Option<&SequenceState> {
+    pub(crate) fn sequence_in(&self, slot: usize) -> Option<&SequenceState> {
         self.slots[slot].map(|sequence| &self.sequences[sequence])
     }
 
     /// The occupied slots in order, each with its sequence.
-    pub(crate) fn running(&self) -> impl DoubleEndedIterator<Item = (usize, &SequenceState)> {
-        (0..self.slots.len()).filter_map(|slot| Some((slot, self.sequence(slot)?)))
+    pub(crate) fn occupied_slots(&self) -> impl DoubleEndedIterator<Item = (usize, &SequenceState)> {
+        (0..self.slots.len()).filter_map(|slot| Some((slot, self.sequence_in(slot)?)))
     }
 
     /// The number of slots up to and including the last occupied one.
     pub(crate) fn used_slots(&self) -> usize {
-        self.running().next_back().map_or(0, |(slot, _)| slot + 1)
+        self.occupied_slots().next_back().map_or(0, |(slot, _)| slot + 1)
     }
 
     pub(crate) fn has_waiting(&self) -> bool {
@@ -117,7 +117,7 @@ impl Scheduler {
 
     /// Moves sequences from the last slots to free slots before them, so that steps need fewer rows. Returns the moves
     /// `(from, to)`. No step may be in flight: its tokens would reach the wrong sequences.
-    pub(crate) fn compact(&mut self) -> Vec<(usize, usize)> {
+    pub(crate) fn compact_slots(&mut self) -> Vec<(usize, usize)> {
         let mut moves = Vec::new();
         while let (Some(to), Some(from)) =
             (self.slots.iter().position(Option::is_none), self.slots.iter().rposition(Option::is_some))

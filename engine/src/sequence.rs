@@ -6,7 +6,7 @@ use reel_runtime::ops::Slot;
 
 use crate::error::{EngineError, Result};
 use crate::request::{Completion, FinishReason, GenerationRequest, TokenEvent};
-use crate::sampler::{SamplingParams, banned_tokens};
+use crate::sampler::{SamplingParams, ban_biases};
 use crate::stop::StopCondition;
 
 /// The limits that all completions of a request share.
@@ -84,7 +84,7 @@ impl SequenceState {
     /// The logit biases that ban the end tokens; empty once the completion has its minimum number of tokens.
     pub(crate) fn banned_eos(&self) -> Vec<(i32, f32)> {
         match self.generated() < self.limits.min_new_tokens {
-            true => banned_tokens(&self.limits.eos_token_ids),
+            true => ban_biases(&self.limits.eos_token_ids),
             false => Vec::new(),
         }
     }
@@ -107,7 +107,7 @@ impl SequenceState {
 
     /// The state that a decode slot needs to continue the sequence. Its KV cache is complete except for the last
     /// token, which the next step writes.
-    pub(crate) fn slot(&self) -> Slot<'_> {
+    pub(crate) fn slot_state(&self) -> Slot<'_> {
         let keys = self.ids.len();
         Slot {
             id: self.ids.last().copied().unwrap_or(0),

@@ -110,13 +110,13 @@ fn compare_runs(
     for &(rows, ahead) in variants {
         let engine = engine().max_slots(rows).lookahead(ahead);
         assert_eq!(run(&engine, requests, &eos), want, "{device:?} {dtype}: {rows} slots, lookahead {ahead}");
-        assert!(engine.captures() > 0);
+        assert!(engine.capture_count() > 0);
         // A batch size is captured when it occurs for the second time; after that nothing new is captured.
         assert_eq!(run(&engine, requests, &eos), want, "{device:?} {dtype}: the same again");
-        let made = engine.captures();
+        let made = engine.capture_count();
         assert_eq!(run(&engine, requests, &eos), want, "{device:?} {dtype}: and again");
         if device.name() != "cpu" {
-            assert_eq!(engine.captures(), made, "{rows} slots, lookahead {ahead}");
+            assert_eq!(engine.capture_count(), made, "{rows} slots, lookahead {ahead}");
         }
     }
     want

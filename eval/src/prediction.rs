@@ -1,7 +1,10 @@
 //! A prediction: a row of a benchmark with the output of a model, and its score.
 
-use reel_rewards::{ProblemType, extract_answer, multiple_choice_accuracy, numerical_accuracy, parse_number, strip};
-use serde_json::{Map, Value};
+use reel_rewards::{
+    ProblemType, extract_answer, multiple_choice_accuracy, numerical_accuracy, parse_number, parse_object,
+    strip_white_space, text_field,
+};
+use serde_json::Value;
 
 use crate::{EvalError, Result};
 
@@ -24,18 +27,16 @@ impl Prediction {
     /// # Errors
     /// The line is not a JSON object, or a column is missing or not a string; the error names the column.
     pub fn parse(line: &str) -> Result<Self> {
-        let help = "write one JSON object per line";
-        let value: Value =
-            serde_json::from_str(line).map_err(|e| EvalError::row("the line", format!("is not JSON: {e}"), help))?;
-        let Value::Object(fields) = value else { return Err(EvalError::row("the line", "is not an object", help)) };
+        let fields = parse_object(line).map_err(EvalError::Row)?;
+        let text = |name: &str| text_field(&fields, name).map_err(EvalError::Row);
         Ok(Self {
-            problem_type: ProblemType::parse(&text(&fields, "problem_type")?).ok(),
-            solution: text(&fields, "solution")?,
+            problem_type: ProblemType::parse(&text("problem_type")?).ok(),
+            solution: text("solution")?,
             category: match fields.get("category") {
                 None | Some(Value::Null) => None,
-                Some(_) => Some(text(&fields, "category")?),
+                Some(_) => Some(text("category")?),
             },
-            output: text(&fields, "output")?,
+            output: text("output")?,
         })
     }
 
@@ -48,7 +49,7 @@ impl Prediction {
     /// Kinds of problem that do not occur in the benchmarks score 0.
     pub fn score(&self) -> f32 {
         let answer = match extract_answer(&self.output) {
-            "" => strip(&self.output),
+            "" => strip_white_space(&self.output),
             answer => answer,
         };
         let truth = extract_answer(&self.solution);
@@ -71,14 +72,6 @@ fn mean_relative_accuracy(answer: &str, truth: &str) -> f32 {
     // torch.arange computes in f64 and rounds each threshold to f32.
     let thresholds = (0..10).map(|i| (0.5 + 0.05 * f64::from(i)) as f32);
     thresholds.filter(|threshold| error < 1.0 - threshold).count() as f32 / 10.0
-}
-
-fn text(fields: &Map<String, Value>, name: &str) -> Result<String> {
-    match fields.get(name) {
-        Some(Value::String(text)) => Ok(text.clone()),
-        Some(Value::Null) | None => Err(EvalError::row(name, "is missing", "add it, or remove the row")),
-        Some(_) => Err(EvalError::row(name, "is not a string", "write it as a JSON string")),
-    }
 }
 
 #[cfg(test)]

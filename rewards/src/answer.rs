@@ -1,10 +1,10 @@
 //! Extracts the answer of a completion: the text between the first `<answer>` and the next `</answer>`.
 
-use crate::python_text::strip;
+use crate::python_text::strip_white_space;
 
 /// The answer in `<answer>` tags without surrounding white space; "" if there is none.
 pub fn extract_answer(text: &str) -> &str {
-    strip(text_between(text, "<answer>", "</answer>").unwrap_or_default())
+    strip_white_space(text_between(text, "<answer>", "</answer>").unwrap_or_default())
 }
 
 /// The text between the first `open` and the next `close`.
@@ -37,7 +37,7 @@ mod tests {
         #[test]
         fn extracts_text_between_tags(before in "[^<]*", inside in "[^<]*", after in "\\PC*") {
             let text = format!("{before}<answer>{inside}</answer>{after}");
-            prop_assert_eq!(extract_answer(&text), strip(&inside));
+            prop_assert_eq!(extract_answer(&text), strip_white_space(&inside));
         }
     }
 }

@@ -73,8 +73,14 @@ impl ScoringGroup {
     pub fn score(&self, rules: &RewardRules) -> Scores {
         let fits = |n: usize| n == self.completions.len();
         assert!(self.lengths.is_empty() || fits(self.lengths.len()), "{} lengths", self.lengths.len());
-        assert!(self.semantic.as_ref().is_none_or(|s| fits(s.len())), "one semantic reward per completion");
-        assert!(self.custom.iter().all(|(_, values)| fits(values.len())), "one custom reward per completion");
+        assert!(
+            self.semantic.as_ref().is_none_or(|s| fits(s.len())),
+            "the number of semantic rewards differs from that of completions"
+        );
+        assert!(
+            self.custom.iter().all(|(_, values)| fits(values.len())),
+            "the number of custom rewards differs from that of completions"
+        );
         let mut scores = Scores { custom: self.custom.clone(), ..Scores::default() };
         if let Some(solution) = &self.solution {
             self.score_answers(solution, rules.recipe, &mut scores);

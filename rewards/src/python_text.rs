@@ -6,12 +6,12 @@ pub(crate) fn is_space(c: char) -> bool {
 }
 
 /// Removes leading and trailing white space: Python's `str.strip()`.
-pub fn strip(text: &str) -> &str {
+pub fn strip_white_space(text: &str) -> &str {
     text.trim_matches(is_space)
 }
 
 /// Splits a text into words at white space: Python's `str.split()`.
-pub(crate) fn words(text: &str) -> Vec<&str> {
+pub(crate) fn split_words(text: &str) -> Vec<&str> {
     text.split(is_space).filter(|word| !word.is_empty()).collect()
 }
 
@@ -33,9 +33,9 @@ mod tests {
 
     #[test]
     fn strips_and_splits_at_white_space() {
-        assert_eq!(strip("\u{1c}\u{3000} a b\n\u{1f}"), "a b");
-        assert_eq!(strip("\u{200b}a"), "\u{200b}a");
-        assert_eq!(words(" a\u{85}\u{1e}b\u{2009}c "), ["a", "b", "c"]);
-        assert!(words("\u{a0}").is_empty() && words("").is_empty());
+        assert_eq!(strip_white_space("\u{1c}\u{3000} a b\n\u{1f}"), "a b");
+        assert_eq!(strip_white_space("\u{200b}a"), "\u{200b}a");
+        assert_eq!(split_words(" a\u{85}\u{1e}b\u{2009}c "), ["a", "b", "c"]);
+        assert!(split_words("\u{a0}").is_empty() && split_words("").is_empty());
     }
 }

@@ -12,6 +12,7 @@
 
 use std::path::PathBuf;
 
+use reel_diagnostic::Diagnostic;
 use serde_json::{Map, Value};
 
 use crate::{
@@ -37,12 +38,7 @@ impl RewardRow {
     /// # Errors
     /// The line is not a JSON object, or a field is missing or has a wrong type; the error names the field.
     pub fn parse(line: &str) -> Result<Self> {
-        let value: Value = serde_json::from_str(line)
-            .map_err(|e| RewardError::row("the line", format!("is not JSON: {e}"), "write one JSON object per line"))?;
-        let Value::Object(fields) = value else {
-            return Err(RewardError::row("the line", "is not an object", "write one JSON object per line"));
-        };
-        let fields = Fields(fields);
+        let fields = Fields(parse_object(line).map_err(RewardError::Row)?);
         let (completions, is_single) = match (fields.get("completion"), fields.get("completions")) {
             (Some(_), None) => (vec![fields.text("completion")?], true),
             (None, Some(_)) => (fields.texts("completions")?, false),
@@ -87,6 +83,30 @@ impl RewardRow {
     }
 }
 
+/// Parses a line that holds one JSON object.
+///
+/// # Errors
+/// The line is not JSON, or not an object.
+pub fn parse_object(line: &str) -> Result<Map<String, Value>, Diagnostic> {
+    let wrong = |what: String| Diagnostic::new("the line", what, "write one JSON object per line");
+    match serde_json::from_str(line).map_err(|e| wrong(format!("is not JSON: {e}")))? {
+        Value::Object(fields) => Ok(fields),
+        _ => Err(wrong("is not an object".into())),
+    }
+}
+
+/// The string in the field `name` of a JSON object.
+///
+/// # Errors
+/// The field is missing or not a string.
+pub fn text_field(fields: &Map<String, Value>, name: &str) -> Result<String, Diagnostic> {
+    match fields.get(name) {
+        Some(Value::String(text)) => Ok(text.clone()),
+        Some(Value::Null) | None => Err(Diagnostic::new(name, "is missing", "add it, or remove the row")),
+        Some(_) => Err(Diagnostic::new(name, "is not a string", "write it as a JSON string")),
+    }
+}
+
 /// The fields of a row, with typed accessors whose errors name the field.
 struct Fields(Map<String, Value>);
 
@@ -96,11 +116,7 @@ impl Fields {
     }
 
     fn text(&self, name: &str) -> Result<String> {
-        match self.get(name) {
-            Some(Value::String(text)) => Ok(text.clone()),
-            Some(_) => Err(RewardError::row(name, "is not a string", "write it as a JSON string")),
-            None => Err(RewardError::row(name, "is missing", "add it, or remove the row")),
-        }
+        text_field(&self.0, name).map_err(RewardError::Row)
     }
 
     /// A list of at least one string.

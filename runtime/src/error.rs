@@ -16,7 +16,7 @@ pub enum RuntimeError {
     /// A device memory allocation failed.
     #[error(
         "device memory: cannot allocate {} for {category}, in use: {}; {advice} (`reel plan` shows what fits)",
-        size(*.bytes),
+        format_bytes(*.bytes as u64),
         list(.held)
     )]
     OutOfMemory {
@@ -59,10 +59,10 @@ pub(crate) fn shape_error(op: &'static str, what: impl Into<String>) -> RuntimeE
 }
 
 /// Formats a number of bytes, for example `1.5 GiB`.
-fn size(bytes: usize) -> String {
-    const UNITS: [(&str, usize); 3] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+pub fn format_bytes(bytes: u64) -> String {
+    const UNITS: [(&str, u64); 4] = [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
     let unit = UNITS.into_iter().find(|(_, unit)| bytes >= *unit);
-    unit.map_or_else(|| format!("{bytes} bytes"), |(name, unit)| format!("{:.1} {name}", bytes as f64 / unit as f64))
+    unit.map_or_else(|| format!("{bytes} B"), |(name, unit)| format!("{:.1} {name}", bytes as f64 / unit as f64))
 }
 
 /// Formats the categories with bytes in use: `weights 14.2 GiB, gradients 14.2 GiB`.
@@ -70,7 +70,7 @@ fn list(held: &[(&'static str, usize)]) -> String {
     let held: Vec<String> = held
         .iter()
         .filter(|h| h.1 > 0)
-        .map(|(name, bytes)| format!("{} {}", name.replace('_', " "), size(*bytes)))
+        .map(|(name, bytes)| format!("{} {}", name.replace('_', " "), format_bytes(*bytes as u64)))
         .collect();
     if held.is_empty() { "nothing".to_string() } else { held.join(", ") }
 }

@@ -9,7 +9,7 @@ pub mod optim;
 pub mod tensor;
 
 pub use device::{Category, Device, Hardware, Kernels, MemoryUse, OpTotals, SimOptions};
-pub use error::{Result, RuntimeError};
+pub use error::{Result, RuntimeError, format_bytes};
 pub use reel_kernels::{Addr, Cost, DType, Launch};
 pub use tensor::cx::Cx;
 pub use tensor::ops;

@@ -188,7 +188,6 @@ fn loss(t: &Trainer, rows: &[Sample]) -> Result<f64> {
     Ok(-log_probs.iter().map(|&x| f64::from(x)).sum::<f64>() / log_probs.len() as f64)
 }
 
-/// All weights as f32.
 fn weights(t: &Trainer) -> Result<Vec<f32>> {
     let all = t.model.parameters().map(Tensor::to_f32).collect::<std::result::Result<Vec<_>, _>>()?;
     Ok(all.concat())
@@ -207,7 +206,6 @@ fn record(curves: &[Curve]) -> Value {
     })
 }
 
-/// The loss curves as an SVG image.
 fn chart(curves: &[Curve]) -> String {
     let (width, height, left, bottom) = (760.0, 340.0, 54.0, 30.0);
     let losses = || curves.iter().flat_map(|c| &c.loss).map(|p| p.1);

@@ -89,7 +89,7 @@ impl TrainError {
     /// The error of a run whose stop flag is set. The training loop replaces it by an error that says after which
     /// step the run stopped and how to resume.
     pub(crate) fn interrupted() -> Self {
-        Self::Stopped(Diagnostic::new("", "interrupted", "start again"))
+        Self::Stopped(Diagnostic::new("", "interrupted", "run the command again"))
     }
 
     /// Whether this is a mistake in the command line or a configuration file (exit code 2).

@@ -46,7 +46,7 @@ pub(crate) fn assert_changes(
         let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|v| v * v).sum::<f64>().sqrt();
         let error = norm(&mut got.iter().zip(&delta).map(|(g, d)| g - f64::from(*d)))
             / norm(&mut delta.iter().map(|&d| f64::from(d)));
-        assert!(error <= limit.as_f64().unwrap(), "{name}: change of {weight} off by {error:.2e}");
+        assert!(error <= limit.as_f64().unwrap(), "{name}: the change of {weight} has a relative error of {error:.2e}");
     }
 }
 

@@ -1,11 +1,11 @@
 //! Accuracy of OCR answers: 1 minus the word error rate.
 
-use crate::python_text::words;
+use crate::python_text::split_words;
 
 /// `1 - WER`, at least 0. The word error rate is the edit distance in words divided by the number of words of the
 /// truth (at least 1). Words are separated by white space; case and punctuation count.
 pub fn ocr_accuracy(answer: &str, truth: &str) -> f64 {
-    let (answer, truth) = (words(answer), words(truth));
+    let (answer, truth) = (split_words(answer), split_words(truth));
     let max_errors = truth.len().max(1);
     // The distance is at least the difference in length. This shortcut keeps very long answers from taking time
     // proportional to the product of both lengths.

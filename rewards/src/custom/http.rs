@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 use ureq::Agent;
 use ureq::http::Uri;
 
-use super::reply::{custom_error, parse_reward, seconds, shorten};
-use super::wait::{NoMessage, STOPPED, receive};
+use super::reply::{custom_error, format_seconds, parse_reward, shorten_for_message};
+use super::wait::{NoMessage, STOPPED_ERROR, receive_until};
 use crate::{Result, RewardError};
 
 const FLAG: &str = "--reward-url";
@@ -21,7 +21,6 @@ const MAX_RESPONSE_BYTES: u64 = 64 << 20;
 /// Time that the waiting thread adds to the deadline, because the request thread ends at the deadline itself.
 const THREAD_GRACE: Duration = Duration::from_secs(10);
 
-/// A reward server.
 #[derive(Clone, Debug)]
 pub(super) struct HttpReward {
     url: String,
@@ -34,21 +33,20 @@ impl HttpReward {
         let parsed = url.parse::<Uri>().ok();
         let is_http = |uri: &Uri| matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some();
         if !parsed.is_some_and(|uri| is_http(&uri)) {
-            let what = format!("`{}` is not an HTTP URL", shorten(url));
+            let what = format!("`{}` is not an HTTP URL", shorten_for_message(url));
             return Err(RewardError::option(FLAG, what, "give http://HOST:PORT/PATH"));
         }
         let config = Agent::config_builder().timeout_global(Some(timeout)).http_status_as_error(false).max_redirects(0);
         Ok(Self { url: url.to_string(), timeout, agent: config.build().into() })
     }
 
-    /// Scores a batch.
     pub(super) fn score(&self, rows: &[Value], stop: &AtomicBool) -> Result<Vec<f64>> {
         let text = self.post_on_thread(json!({"rows": rows}).to_string(), stop)?;
         let help = "reply with {\"rewards\": [...]}, one number per row";
         let response: Value = serde_json::from_str(&text)
-            .map_err(|_| self.error(format!("replied `{}`, which is not JSON", shorten(&text)), help))?;
+            .map_err(|_| self.error(format!("replied `{}`, which is not JSON", shorten_for_message(&text)), help))?;
         let Some(values) = response.get("rewards").and_then(Value::as_array) else {
-            return Err(self.error(format!("replied {}, without `rewards`", shorten(&text)), help));
+            return Err(self.error(format!("replied {}, without `rewards`", shorten_for_message(&text)), help));
         };
         if values.len() != rows.len() {
             return Err(self.error(format!("gave {} rewards for {} rows", values.len(), rows.len()), help));
@@ -66,14 +64,14 @@ impl HttpReward {
             .spawn(move || drop(sender.send(client.post(&body))))
             .map_err(|e| self.error(format!("cannot be requested: {e}"), "free some memory or processes"))?;
         let deadline = Instant::now() + self.timeout + THREAD_GRACE;
-        receive(&response, deadline, stop).unwrap_or_else(|reason| match reason {
-            NoMessage::Stopped => Err(self.error(STOPPED.0, STOPPED.1)),
+        receive_until(&response, deadline, stop).unwrap_or_else(|reason| match reason {
+            NoMessage::Stopped => Err(self.error(STOPPED_ERROR.0, STOPPED_ERROR.1)),
             NoMessage::Timeout | NoMessage::Disconnected => Err(self.timed_out()),
         })
     }
 
     fn timed_out(&self) -> RewardError {
-        let what = format!("timed out after {}", seconds(self.timeout));
+        let what = format!("timed out after {}", format_seconds(self.timeout));
         self.error(what, "check that the server runs, raise --reward-timeout, or make the server faster")
     }
 
@@ -87,7 +85,7 @@ impl HttpReward {
         let status = response.status();
         let text = response.body_mut().with_config().limit(MAX_RESPONSE_BYTES).lossy_utf8(true).read_to_string();
         if status != 200 {
-            let body = text.map(|text| shorten(&text)).unwrap_or_default();
+            let body = text.map(|text| shorten_for_message(&text)).unwrap_or_default();
             let detail = if body.is_empty() { body } else { format!(" ({body})") };
             return Err(self.error(format!("replied with status {status}{detail}"), "check the log of the server"));
         }

@@ -11,13 +11,14 @@ const MAX_REWARD: f64 = 1e18;
 
 /// Parses a reward; the error text says what the value is instead.
 pub(super) fn parse_reward(value: &Value) -> Result<f64, String> {
-    let number = value.as_f64().ok_or_else(|| format!("is {}, not a number", shorten(&value.to_string())))?;
+    let number =
+        value.as_f64().ok_or_else(|| format!("is {}, not a number", shorten_for_message(&value.to_string())))?;
     if number.abs() <= MAX_REWARD { Ok(number) } else { Err(format!("is {number:e}, but the largest reward is 1e18")) }
 }
 
 /// A text as one line of at most 120 characters for an error message, without control characters, which could change
 /// the terminal.
-pub(super) fn shorten(text: &str) -> String {
+pub(super) fn shorten_for_message(text: &str) -> String {
     let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
     let line: String = line.chars().filter(|c| !c.is_control()).collect();
     let short: String = line.chars().take(120).collect();
@@ -25,11 +26,11 @@ pub(super) fn shorten(text: &str) -> String {
 }
 
 /// A duration in seconds for an error message.
-pub(super) fn seconds(duration: Duration) -> String {
+pub(super) fn format_seconds(duration: Duration) -> String {
     format!("{} s", duration.as_secs_f64())
 }
 
 /// The error of a custom reward: its flag and value, what is wrong, what to do.
 pub(super) fn custom_error(flag: &str, value: &str, what: impl std::fmt::Display, help: &str) -> RewardError {
-    RewardError::custom(format!("{flag} `{}`", shorten(value)), what.to_string(), help)
+    RewardError::custom(format!("{flag} `{}`", shorten_for_message(value)), what.to_string(), help)
 }

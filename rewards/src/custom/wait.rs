@@ -6,11 +6,8 @@ use std::time::{Duration, Instant};
 
 /// Why no message was received.
 pub(super) enum NoMessage {
-    /// The deadline has passed.
     Timeout,
-    /// The sender is gone.
     Disconnected,
-    /// The stop flag is set.
     Stopped,
 }
 
@@ -18,10 +15,10 @@ pub(super) enum NoMessage {
 const STOP_CHECK_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Problem and help of the error for a wait that was stopped.
-pub(super) const STOPPED: (&str, &str) = ("was stopped before it gave its rewards", "start the run again");
+pub(super) const STOPPED_ERROR: (&str, &str) = ("was stopped before it gave its rewards", "start the run again");
 
 /// Receives the next message, unless the deadline passes or `stop` is set first.
-pub(super) fn receive<T>(from: &Receiver<T>, deadline: Instant, stop: &AtomicBool) -> Result<T, NoMessage> {
+pub(super) fn receive_until<T>(from: &Receiver<T>, deadline: Instant, stop: &AtomicBool) -> Result<T, NoMessage> {
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         match from.recv_timeout(left.min(STOP_CHECK_INTERVAL)) {

@@ -74,7 +74,7 @@ impl Buffer {
     pub fn upload(&self, offset: usize, from: &[u8]) -> Result<()> {
         assert!(
             self.is_writable() && offset + from.len() <= self.bytes,
-            "upload of {} bytes at {offset} into {self:?}",
+            "cannot upload {} bytes at offset {offset} into {self:?}",
             from.len()
         );
         if from.is_empty() {
@@ -93,7 +93,7 @@ impl Buffer {
     /// # Panics
     /// The range is beyond the buffer's end.
     pub fn download(&self, offset: usize, to: &mut [u8]) -> Result<()> {
-        assert!(offset + to.len() <= self.bytes, "download of {} bytes at {offset} from {self:?}", to.len());
+        assert!(offset + to.len() <= self.bytes, "cannot download {} bytes at offset {offset} from {self:?}", to.len());
         if to.is_empty() {
             return Ok(());
         }
@@ -110,7 +110,7 @@ impl Buffer {
     /// # Panics
     /// The range is beyond the buffer's end.
     pub fn download_async(&self, offset: usize, bytes: usize) -> Result<Download> {
-        assert!(offset + bytes <= self.bytes, "download of {bytes} bytes at {offset} from {self:?}");
+        assert!(offset + bytes <= self.bytes, "cannot download {bytes} bytes at offset {offset} from {self:?}");
         Download::new(&self.device, self.addr + offset as u64, bytes)
     }
 }
@@ -118,7 +118,7 @@ impl Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         if let Some(graph) = &self.graph {
-            return graph.give(self.addr, self.bytes);
+            return graph.free_block(self.addr, self.bytes);
         }
         self.device.0.memory.sub(self.category, self.bytes);
         let backend = &self.device.0.backend;

@@ -42,7 +42,7 @@ impl GraphCache {
     }
 
     /// How often a step was captured so far.
-    pub fn captures(&self) -> usize {
+    pub fn capture_count(&self) -> usize {
         self.captures
     }
 
@@ -92,7 +92,7 @@ impl GraphCache {
         let capture = |state: S| self.device.capture(state.clone(), || launch(&state));
         let whole = capture(slice(0, rows)?)?;
         let threads = if self.device.kernels() == Kernels::Cpu { self.device.threads().min(rows) } else { 1 };
-        let (cost, launches) = (whole.cost(), whole.launches() as f64);
+        let (cost, launches) = (whole.cost(), whole.launch_count() as f64);
         if threads < 2 || cost.flops > SPLIT_MAX_FLOPS * launches || cost.bytes > SPLIT_MAX_BYTES * launches {
             return Ok(vec![whole]);
         }

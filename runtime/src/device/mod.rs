@@ -174,7 +174,6 @@ trait Backend: Send + Sync {
     fn replay_graph(&self, _handle: u64) -> Result<()> {
         Ok(())
     }
-    /// Destroys a native graph.
     fn destroy_graph(&self, _handle: u64) {}
 }
 
@@ -340,7 +339,7 @@ impl Device {
         }
         let _range = nvtx_range(launch.name());
         let profile = &self.0.profile;
-        if !profile.active() {
+        if !profile.is_on() {
             return self.0.backend.launch(launch);
         }
         let timed = self.0.backend.launch_timed(launch, profile.mode())?;

@@ -150,8 +150,7 @@ pub(super) struct ProfileData {
 }
 
 impl ProfileData {
-    /// Whether the profiler is on.
-    pub(super) fn active(&self) -> bool {
+    pub(super) fn is_on(&self) -> bool {
         self.mode.load(Ordering::Relaxed) != 0
     }
 

@@ -76,7 +76,7 @@ impl Sim {
             if let Some(what) = difference(memory, &other) {
                 let name = launch.kernel.name;
                 return Err(RuntimeError::Device(format!(
-                    "{name}: {what}; a barrier is missing, or an atomic's order matters"
+                    "{name}: {what}; a barrier is missing, or the result depends on the order of atomics"
                 )));
             }
         }
@@ -199,11 +199,12 @@ impl Backend for Sim {
 mod tests {
     use std::sync::Arc;
 
+    use reel_kernels::DType;
     use reel_kernels::elementwise::{self, AccumulateParams, AddParams, FillParams};
     use reel_kernels::matmul::Matmul;
-    use reel_kernels::{Addr, DType};
 
     use super::*;
+    use crate::device::cuda::{self, tests::numbers};
     use crate::device::{Category, Device, MappedFile};
     use crate::tensor::Tensor;
 
@@ -212,25 +213,8 @@ mod tests {
         Some(Device::sim(SimOptions { interleavings, threads: 1, ..SimOptions::default() }).unwrap())
     }
 
-    fn numbers(device: &Device, shape: &[usize], values: &[f32]) -> Tensor {
-        Tensor::from_f32(device, shape, DType::F32, values, Category::Inputs).unwrap()
-    }
-
     fn product(a: &Tensor, b: &Tensor, c: &Tensor, accumulate: bool) -> Launch {
-        let operand =
-            |t: &Tensor| reel_kernels::matmul::Operand { addr: t.addr(), dtype: t.dtype(), transposed: false };
-        Launch::Matmul(Matmul {
-            m: c.shape()[0],
-            n: c.shape()[1],
-            k: a.shape()[1],
-            a: operand(a),
-            b: operand(b),
-            c: c.addr(),
-            c_dtype: c.dtype(),
-            bias: Addr::NULL,
-            accumulate,
-            scale: 1.0,
-        })
+        Launch::Matmul(Matmul { accumulate, ..cuda::tests::product(a, b, c) })
     }
 
     #[track_caller]

@@ -28,7 +28,7 @@ pub struct Schedule {
 
 impl Schedule {
     /// The learning rate of step `step`, counted from 1.
-    pub fn rate(&self, step: u64) -> f64 {
+    pub fn learning_rate_at(&self, step: u64) -> f64 {
         let (done, warmup) = (step.saturating_sub(1) as f64, self.warmup_steps as f64);
         if self.kind == ScheduleKind::Constant {
             return self.learning_rate;
@@ -52,7 +52,7 @@ mod tests {
 
     fn rates(kind: ScheduleKind, warmup_steps: u64) -> Vec<f64> {
         let s = Schedule { kind, learning_rate: 1.0, warmup_steps, max_steps: 4 };
-        (1..=5).map(|n| s.rate(n)).collect()
+        (1..=5).map(|n| s.learning_rate_at(n)).collect()
     }
 
     #[test]

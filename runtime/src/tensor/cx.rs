@@ -139,7 +139,7 @@ impl Cx {
                 kept.iter().map(|t| if t.needs_grad() { t.needing_grad() } else { t.clone() }).collect();
             let again = f(&cx, &leaves)?;
             let dy = bw.take_dy();
-            let tape = cx.tape.as_ref().map(Tape::take).unwrap_or_default();
+            let tape = cx.tape.as_ref().map(Tape::take_nodes).unwrap_or_default();
             let leaf_grads = tape.backward(&again, dy, bw.grads())?;
             drop(again);
             for (input, leaf) in kept.iter().zip(&leaves) {
@@ -158,7 +158,7 @@ impl Cx {
     /// # Errors
     /// A parameter that was used but got no gradient, by name; a loss that depends on no parameter; out of memory.
     pub fn backward(&self, loss: &Tensor, scale: f32, grads: &mut Grads) -> Result<()> {
-        let tape = self.tape.as_ref().map(Tape::take).unwrap_or_default();
+        let tape = self.tape.as_ref().map(Tape::take_nodes).unwrap_or_default();
         if !loss.needs_grad() {
             return Err(crate::RuntimeError::NothingToTrain);
         }

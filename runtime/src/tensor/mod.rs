@@ -76,7 +76,7 @@ impl Tensor {
         if want != buffer.bytes() {
             return Err(shape_error(
                 "tensor",
-                format!("{} of {dtype} is {want} bytes, the buffer {}", dims(shape), buffer.bytes()),
+                format!("{} of {dtype} has {want} bytes, but the buffer has {}", dims(shape), buffer.bytes()),
             ));
         }
         Ok(Tensor::build(shape, dtype, Arc::new(buffer), 0, Grad::None))
@@ -96,7 +96,7 @@ impl Tensor {
         let bytes: &[u8] = bytemuck::cast_slice(data);
         let want = shape.iter().product::<usize>() * dtype.size();
         if bytes.len() != want {
-            return Err(shape_error("tensor", format!("{} bytes given for {} of {dtype}", bytes.len(), dims(shape))));
+            return Err(shape_error("tensor", format!("got {} bytes for {} of {dtype}", bytes.len(), dims(shape))));
         }
         let t = Tensor::empty(device, shape, dtype, category)?;
         t.0.buffer.upload(0, bytes)?;

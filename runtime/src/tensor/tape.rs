@@ -58,7 +58,7 @@ impl Tape {
     }
 
     /// Moves the recorded nodes to a new tape, which leaves this one empty.
-    pub(super) fn take(&self) -> Tape {
+    pub(super) fn take_nodes(&self) -> Tape {
         Tape(RefCell::new(self.0.take()))
     }
 
@@ -110,7 +110,7 @@ impl Backward<'_> {
     /// If it is called twice in one rule, or in the rule of an op with two outputs.
     #[allow(clippy::expect_used)]
     pub fn take_dy(&mut self) -> Tensor {
-        self.dys[0].take().expect("a backward rule takes dy once")
+        self.dys[0].take().expect("a backward rule calls take_dy once")
     }
 
     /// The gradients of both outputs of an op recorded by [`super::cx::Cx::record_pair`]; at least one is present.
@@ -255,14 +255,17 @@ impl Grads {
             }
         };
         if self.reached.insert(name) {
-            zero(&sum)?;
+            fill_zero(&sum)?;
         }
         Ok(sum)
     }
 }
 
 /// Fills a tensor of any dtype with zeros.
-pub(crate) fn zero(t: &Tensor) -> Result<()> {
+///
+/// # Errors
+/// A device error.
+pub fn fill_zero(t: &Tensor) -> Result<()> {
     let fill = |at: &Tensor, dtype: DType, count: usize| {
         let params = elementwise::FillParams { dst: at.addr(), count: count as u64, value: 0.0, reserved: 0 };
         at.device().launch(&elementwise::fill(dtype, &params))

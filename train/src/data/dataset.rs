@@ -32,7 +32,7 @@ struct RowPosition {
 
 const NOT_UTF8: &str = "is not UTF-8";
 const SAVE_UTF8: &str = "save the file as UTF-8";
-const LISTS: &str = "write a JSON list of objects, or JSONL: one object a line";
+const LISTS: &str = "write a JSON list of objects, or JSONL: one object per line";
 
 impl Dataset {
     /// Reads a data file. Rows of a JSONL file are parsed and checked later, by [`Self::row`].

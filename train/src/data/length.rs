@@ -79,8 +79,8 @@ fn scan_all_rows<S: SampleSource>(
         }
         if stop.load(Ordering::Relaxed) {
             let help = match journal {
-                Some(_) => "run it again: it continues after the rows that were checked",
-                None => "start again",
+                Some(_) => "run the command again: it continues after the checked rows",
+                None => "run the command again",
             };
             return Err(TrainError::Stopped(Diagnostic::new(
                 source.location(row).0,
@@ -141,7 +141,7 @@ pub(crate) fn no_usable_row_error(location: &str, reason: &str) -> TrainError {
     TrainError::data(
         location,
         "no row of the file can be used",
-        format!("fix the rows; the error of this one: {reason}"),
+        format!("fix the rows; the error of this row: {reason}"),
     )
 }
 

@@ -25,7 +25,6 @@ pub const QUARANTINE: &str = "quarantine.jsonl";
 /// The result of checking a row: its token count, or why it cannot be used.
 pub type RowCheck = Result<usize, SkippedRow>;
 
-/// A line of the journal.
 #[derive(Serialize, Deserialize)]
 #[serde(untagged)]
 enum JournalLine {
@@ -162,7 +161,7 @@ pub fn read_list(list: &Path, line_of: impl Fn(usize) -> Option<usize>) -> Resul
             Ok(row) => row,
             Err(e) => {
                 let help = "give a list that --check-data wrote, or a run's skipped.jsonl";
-                return wrong(format!("is not a list entry: {e}"), help);
+                return wrong(format!("is not an entry of a list of unusable rows: {e}"), help);
             }
         };
         if line_of(row.row) != Some(row.line) {
@@ -239,7 +238,7 @@ mod tests {
         for (text, want) in [
             (format!("{}\n{}", line(1), line(7)), "q.jsonl:2: lists row 7 at line 15"),
             (r#"{"row": 1, "line": 9, "reason": ""}"#.into(), "q.jsonl:1: lists row 1 at line 9"),
-            ("{\"row\": 1".into(), "q.jsonl:1: is not a list entry"),
+            ("{\"row\": 1".into(), "q.jsonl:1: is not an entry of a list of unusable rows"),
         ] {
             let e = message(&text).unwrap_err();
             assert!(e.starts_with("--quarantine: ") && e.contains(want) && e.contains("; "), "{e}");

@@ -7,6 +7,7 @@
 //! | problem | `problem`, `data_type`, `problem_type`, `options`, `process`, `solution`, `path` (VideoRFT's and Video-R1's data sets) |
 
 use reel_diagnostic::Diagnostic;
+use reel_rewards::text_field;
 use serde_json::{Map, Value, json};
 
 use crate::data::templates;
@@ -118,7 +119,7 @@ impl DataRow {
             }
             Self::Chat(_) => Err(Diagnostic::new(
                 "",
-                "has whole `messages`, which leave nothing to complete",
+                "has complete `messages`, so no answer is left to generate",
                 "write the chat up to the answer as `prompt`, or use this file for supervised fine-tuning",
             )),
         }
@@ -160,14 +161,14 @@ fn chat(field: &str, value: Value) -> Result<Vec<Value>, Diagnostic> {
 
 impl Problem {
     fn parse(fields: &Map<String, Value>) -> Result<Self, Diagnostic> {
-        let problem = text(fields, "problem")?;
-        let data_type = match text(fields, "data_type")?.as_str() {
+        let problem = text_field(fields, "problem")?;
+        let data_type = match text_field(fields, "data_type")?.as_str() {
             "image" => DataType::Image,
             "video" => DataType::Video,
             "text" => DataType::Text,
             other => return Err(Diagnostic::new("data_type", format!("is `{other}`"), "use image, video or text")),
         };
-        let problem_type = text(fields, "problem_type")?;
+        let problem_type = text_field(fields, "problem_type")?;
         if templates::answer_instruction(&problem_type).is_none() {
             let known: Vec<&str> = templates::problem_types().collect();
             return Err(Diagnostic::new(
@@ -183,10 +184,10 @@ impl Problem {
             options: options(fields)?,
             process: match fields.get("process") {
                 None | Some(Value::Null) => None,
-                Some(_) => Some(text(fields, "process")?),
+                Some(_) => Some(text_field(fields, "process")?),
             },
-            solution: text(fields, "solution")?,
-            path: if data_type == DataType::Text { String::new() } else { text(fields, "path")? },
+            solution: text_field(fields, "solution")?,
+            path: if data_type == DataType::Text { String::new() } else { text_field(fields, "path")? },
         })
     }
 
@@ -222,14 +223,6 @@ impl Problem {
 /// Removes a leading `./`. VideoRFT's data sets write paths as `./DIR/FILE`, where the dot stands for the media folder.
 fn media_path(path: &str) -> &str {
     path.strip_prefix("./").map_or(path, |rest| rest.trim_start_matches('/'))
-}
-
-fn text(fields: &Map<String, Value>, name: &str) -> Result<String, Diagnostic> {
-    match fields.get(name) {
-        Some(Value::String(text)) => Ok(text.clone()),
-        Some(_) => Err(Diagnostic::new(name, "is not text", "write it as a JSON string")),
-        None => Err(Diagnostic::new(name, "is missing", "add it, or remove the row")),
-    }
 }
 
 fn options(fields: &Map<String, Value>) -> Result<Vec<String>, Diagnostic> {
@@ -346,7 +339,7 @@ mod tests {
             let gone = problem(|f| drop(f.shift_remove(field))).unwrap_err();
             assert_eq!((gone.location.as_str(), gone.what.as_str()), (field, "is missing"));
             let wrong = problem(|f| drop(f.insert(field.into(), json!(3)))).unwrap_err();
-            assert_eq!((wrong.location.as_str(), wrong.what.as_str()), (field, "is not text"));
+            assert_eq!((wrong.location.as_str(), wrong.what.as_str()), (field, "is not a string"));
         }
         assert_eq!(problem(|f| drop(f.insert("data_type".into(), json!("audio")))).unwrap_err().what, "is `audio`");
         assert!(

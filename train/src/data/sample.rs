@@ -157,7 +157,7 @@ pub(crate) fn tokenize_text(bundle: &Bundle, text: &str, media: LoadedMedia, loc
             let token = bundle.tokenizer.decode(&[pad], false);
             return Err(TrainError::row(
                 location,
-                format!("has {token} in a text, and no media for it"),
+                format!("has {token} in a text, but no media for it"),
                 "remove it from the text, or remove the row",
             ));
         }

@@ -100,7 +100,7 @@ fn table(file: &str, text: &str) -> Result<toml::Table> {
         TrainError::option(
             format!("{file}:{line}"),
             format!("is not TOML: {}", e.message()),
-            "write a line an option: name = value",
+            "write one option per line: name = value",
         )
     })
 }
@@ -127,7 +127,7 @@ fn check_kind<T: DeserializeOwned>(
         Ok(_) => Ok(()),
         Err(e) => Err(TrainError::option(
             format!("{file}: {key}"),
-            format!("{value} does not fit: {e}"),
+            format!("{value} is not a valid value: {e}"),
             "see --help for its values",
         )),
     }
@@ -167,8 +167,8 @@ mod tests {
         let o = merged(text, &[]).unwrap();
         assert_eq!((o.max_steps, o.overwrite, o.resume_from_checkpoint.as_deref()), (Some(3), false, None));
         for (text, start) in [
-            ("overwrite = 1", "c.toml: overwrite: 1 does not fit"),
-            ("resume_from_checkpoint = true", "c.toml: resume_from_checkpoint: true does not fit"),
+            ("overwrite = 1", "c.toml: overwrite: 1 is not a valid value"),
+            ("resume_from_checkpoint = true", "c.toml: resume_from_checkpoint: true is not a valid value"),
         ] {
             let message = StartFlags::parse("c.toml", text).unwrap_err().to_string();
             assert!(message.starts_with(start) && !message.contains('\n'), "{message}");
@@ -180,8 +180,8 @@ mod tests {
         for (text, start) in [
             ("learning-rat = 1.0", "c.toml: learning-rat: is not an option"),
             ("config = \"d.toml\"", "c.toml: config: names another file"),
-            ("max-steps = \"many\"", "c.toml: max-steps: \"many\" does not fit"),
-            ("labels = \"all\"", "c.toml: labels: \"all\" does not fit"),
+            ("max-steps = \"many\"", "c.toml: max-steps: \"many\" is not a valid value"),
+            ("labels = \"all\"", "c.toml: labels: \"all\" is not a valid value"),
             ("[sft]\nlabels = \"text\"", "c.toml: sft: is not an option"),
             ("seed = 1\nlabels = ", "c.toml:2: is not TOML"),
         ] {

@@ -196,15 +196,15 @@ impl TrainingOptions for GrpoOptions {
         check(
             generations >= 2,
             "--num-generations",
-            format!("is {generations}, and an advantage compares completions"),
+            format!("is {generations}, but an advantage compares the completions of a group"),
             "give 2 or more",
         )?;
         let batch = self.per_device_train_batch_size;
         check(
             batch.is_multiple_of(generations),
             "--per-device-train-batch-size",
-            format!("is {batch}, no multiple of --num-generations {generations}"),
-            "it counts completions: give whole groups",
+            format!("is {batch}, which is not a multiple of --num-generations {generations}"),
+            "it counts completions: give a multiple, so that groups are whole",
         )?;
         check(self.num_iterations > 0, "--num-iterations", "is 0".into(), "give 1 or more")?;
         let at_least_0 = |flag: &str, x: f64| range(flag, x, x >= 0.0, "give a number that is 0 or more");
@@ -226,8 +226,8 @@ impl TrainingOptions for GrpoOptions {
         check(
             self.rollouts.is_none() || !scores_completions,
             "--rollouts",
-            "gives rewards, so that --temporal, --siglip, --reward-command, --reward-url, --reward-weights and --dynamic-sampling have no effect".into(),
-            "remove it or them",
+            "gives the rewards, so --temporal, --siglip, --reward-command, --reward-url, --reward-weights and --dynamic-sampling have no effect".into(),
+            "remove --rollouts or these options",
         )?;
         check(
             !self.temporal || self.parity.temporal_min_ratio().is_some(),
@@ -240,7 +240,7 @@ impl TrainingOptions for GrpoOptions {
             least <= most,
             "--min-completion-length",
             format!("is {least}, more than --max-completion-length {most}"),
-            "lower it",
+            "lower --min-completion-length",
         )
     }
 }

@@ -213,7 +213,7 @@ impl RunOptions {
 
     /// Whether `--report-to` names this reporter.
     pub fn reports_to(&self, reporter: ReportTo) -> bool {
-        self.report_to.contains(&location)
+        self.report_to.contains(&reporter)
     }
 
     /// The project in Weights & Biases, found as its client does: the option, the environment, or `uncategorized`.
@@ -304,8 +304,13 @@ impl RunOptions {
     fn validate_reports(&self) -> Result<()> {
         let places = &self.report_to;
         let alone = places.len() == 1 || !places.contains(&ReportTo::None);
-        let help = "give none alone, or the places without it";
-        check(alone && !places.is_empty(), "--report-to", "names none and more, or nothing".into(), help)?;
+        let help = "give none alone, or the reporters without none";
+        check(
+            alone && !places.is_empty(),
+            "--report-to",
+            "names none together with reporters, or nothing".into(),
+            help,
+        )?;
         if !self.reports_to(ReportTo::Wandb) {
             return Ok(());
         }
@@ -333,7 +338,7 @@ impl RunOptions {
             None => None,
             Some(_) if targets.is_empty() || targets.iter().any(String::is_empty) => Some("has an empty name"),
             Some(_) if targets.len() > 1 && targets.iter().any(|t| t == ALL_LINEAR) => {
-                Some("names all-linear and more")
+                Some("names all-linear together with layers")
             }
             Some(_) => None,
         };
@@ -343,8 +348,8 @@ impl RunOptions {
         check(
             r == 0 || self.lora_target_modules.is_some() || !vision_rate,
             "--lora-r",
-            "leaves the vision tower as it is, but it was given a learning rate".into(),
-            "name its layers in --lora-target-modules, or give no such rate",
+            "trains no layer of the vision tower or merger, but a learning rate is given for them".into(),
+            "name their layers in --lora-target-modules, or remove the learning rate",
         )
     }
 }

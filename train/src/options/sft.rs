@@ -75,7 +75,7 @@ impl TrainingOptions for SftOptions {
         check(
             !self.packing || self.max_length.is_some(),
             "--packing",
-            "has no limit to fill micro-batches up to".into(),
+            "needs a number of tokens to fill micro-batches up to".into(),
             "give --max-length too",
         )
     }

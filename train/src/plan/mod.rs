@@ -124,11 +124,11 @@ impl RowShape {
         }
         if !patches.is_multiple_of(unit) || tokens <= patches / unit {
             let what =
-                format!("is {patches}, which gives {} tokens of the row's {tokens}", patches as f64 / unit as f64);
+                format!("is {patches}, which makes {} of the row's {tokens} tokens", patches as f64 / unit as f64);
             return Err(TrainError::option(
                 "--vision-patches",
                 what,
-                format!("give a multiple of {unit}, and more --tokens than it makes"),
+                format!("give a multiple of {unit} that makes fewer tokens than --tokens"),
             ));
         }
         let pairs = if patches.is_multiple_of(8 * unit) { 8 } else { 1 };

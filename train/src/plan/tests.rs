@@ -1,13 +1,8 @@
 use super::*;
-use crate::options::Optim;
-use crate::options::RunOptions;
+use crate::options::{Optim, RunOptions};
+use crate::testing::golden;
 use reel_model::input::MediaOptions;
 use reel_runtime::Kernels;
-use std::path::PathBuf;
-
-fn golden(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/train").join(name)
-}
 
 fn config() -> ModelConfig {
     ModelConfig::open(&golden("model_a")).unwrap()

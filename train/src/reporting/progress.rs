@@ -5,6 +5,7 @@ use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
+use reel_runtime::format_bytes;
 
 use crate::reporting::metrics::StepMetrics;
 
@@ -102,7 +103,7 @@ fn summary(m: &StepMetrics) -> String {
     parts.push(format!("grad {:.3}", m.grad_norm));
     parts.push(format!("lr {:.2e}", m.learning_rate));
     parts.push(format!("{:.0} tok/s", m.tokens_per_second));
-    parts.push(bytes(m.peak_bytes));
+    parts.push(format_bytes(m.peak_bytes));
     parts.join("  ")
 }
 
@@ -116,18 +117,6 @@ fn time(t: Duration) -> String {
     }
 }
 
-/// Formats a number of bytes: `1.5 GiB`.
-pub fn bytes(n: u64) -> String {
-    let units = ["B", "KiB", "MiB", "GiB", "TiB"];
-    let mut size = n as f64;
-    let mut unit = 0;
-    while size >= 1024.0 && unit + 1 < units.len() {
-        size /= 1024.0;
-        unit += 1;
-    }
-    if unit == 0 { format!("{n} B") } else { format!("{size:.1} {}", units[unit]) }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -135,7 +124,7 @@ mod tests {
 
     #[test]
     fn formats_bytes_in_binary_units() {
-        let message: Vec<String> = [0, 1023, 1536, 3 << 30, 5 << 50].into_iter().map(bytes).collect();
+        let message: Vec<String> = [0, 1023, 1536, 3 << 30, 5 << 50].into_iter().map(format_bytes).collect();
         assert_eq!(message, ["0 B", "1023 B", "1.5 KiB", "3.0 GiB", "5120.0 TiB"]);
     }
 

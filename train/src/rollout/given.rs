@@ -17,9 +17,7 @@ use crate::{Result, TrainError};
 pub(crate) struct RolloutLine {
     /// The row of the data file, counted from 0.
     pub(crate) row: usize,
-    /// The token ids of each completion.
     pub(crate) completions: Vec<Vec<TokenId>>,
-    /// The reward of each completion.
     pub(crate) rewards: Vec<f32>,
 }
 
@@ -33,7 +31,7 @@ pub(crate) struct RolloutFile {
 }
 
 /// The help that shows the form of a line.
-const FORM: &str = "write {\"row\": 0, \"completions\": [[ids], …], \"rewards\": [numbers]} a line";
+const FORM: &str = "write one {\"row\": 0, \"completions\": [[ids], …], \"rewards\": [numbers]} per line";
 
 impl RolloutFile {
     /// Reads a file and checks each line against the options, the number of data rows and the vocabulary.
@@ -99,12 +97,12 @@ impl RolloutLine {
         }
         let ids = || self.completions.iter().flatten();
         if let Some(bad) = ids().find(|&&id| id as usize >= vocab) {
-            let what = format!("have id {bad}, which the vocabulary of {vocab} lacks");
+            let what = format!("have id {bad}, but the vocabulary has {vocab} tokens");
             return wrong("completions", what, "use the tokenizer of this model".into());
         }
         let pads = [config.tokens.image, config.tokens.video];
         if let Some(pad) = ids().find(|&&id| pads.contains(&id)) {
-            let what = format!("have id {pad}, the pad token of an image or video, and no media for it");
+            let what = format!("have id {pad}, the pad token of an image or video, but no media for it");
             return wrong("completions", what, "remove it: pad tokens are never sampled".into());
         }
         let (longest, max) = (self.completions.iter().map(Vec::len).max().unwrap_or(0), options.max_completion_length);

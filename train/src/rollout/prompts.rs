@@ -85,7 +85,6 @@ impl PromptSource {
         self.bundle.stop_ids()
     }
 
-    /// The model config.
     pub(crate) fn config(&self) -> &ModelConfig {
         &self.bundle.config
     }

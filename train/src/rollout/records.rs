@@ -75,7 +75,7 @@ impl RolloutRecorder {
     }
 
     /// Adds the groups of one sampling round of a step. A background thread writes the step's file under another name
-    /// and renames it, so the file never ends in half a line; [`wait`](Self::wait) waits for it. `used` tells whether
+    /// and renames it, so the file never ends in half a line; [`Self::wait_until_written`] waits for it. `used` tells whether
     /// the step trains on a group with these scores.
     pub(crate) fn add(
         &mut self,

@@ -21,7 +21,6 @@ pub(crate) struct Sampler<'a> {
     seed: u64,
 }
 
-/// The completions of one prompt.
 #[derive(Default)]
 pub(crate) struct SampledCompletions {
     pub(crate) completions: Vec<Completion>,

@@ -44,7 +44,6 @@ impl<'a> CompletionScorer<'a> {
         Ok(Self { stop, rules, custom: command.into_iter().chain(url).collect(), siglip })
     }
 
-    /// The scores of each group.
     pub(crate) fn score(&mut self, rollouts: &[Rollout]) -> Result<Vec<Scores>> {
         let custom = self.custom_scores(rollouts)?;
         let semantic = rollouts.iter().map(|r| self.semantic_rewards(r)).collect::<Result<Vec<_>>>()?;
@@ -118,13 +117,13 @@ fn solution_and_type(columns: &Map<String, Value>) -> (Option<&str>, Option<&str
 pub(crate) fn check_columns(columns: &Map<String, Value>, custom: bool) -> Result<(), Diagnostic> {
     for name in ["solution", "problem_type"] {
         if columns.get(name).is_some_and(|value| !value.is_string() && !value.is_null()) {
-            return Err(Diagnostic::new(name, "is not text", "write it as a JSON string"));
+            return Err(Diagnostic::new(name, "is not a string", "write it as a JSON string"));
         }
     }
     let (solution, problem_type) = solution_and_type(columns);
     let Some(solution) = solution else {
         let help = "add it, or give --reward-command or --reward-url";
-        let missing = Diagnostic::new("solution", "is missing, and there is no reward of your own", help);
+        let missing = Diagnostic::new("solution", "is missing, and there is no custom reward", help);
         return if custom { Ok(()) } else { Err(missing) };
     };
     // The accuracy reward compares the texts inside the tags: without tags every completion would match.
@@ -135,7 +134,7 @@ pub(crate) fn check_columns(columns: &Map<String, Value>, custom: bool) -> Resul
     match problem_type {
         None => Err(Diagnostic::new("problem_type", "is missing", format!("use one of {}", known()))),
         Some(name) if ProblemType::parse(name).is_err() => {
-            let what = format!("is `{name}`, which has no rule");
+            let what = format!("is `{name}`, for which there is no accuracy rule");
             Err(Diagnostic::new("problem_type", what, format!("use one of {}", known())))
         }
         Some(_) => Ok(()),

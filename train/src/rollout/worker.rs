@@ -47,7 +47,6 @@ pub(crate) struct RolloutWorker<'a> {
 pub(crate) struct Rollout {
     pub(crate) prompt: Prompt,
     pub(crate) completions: Vec<Completion>,
-    /// The text of each completion.
     pub(crate) texts: Vec<String>,
     /// Texts of completions for the same videos with shuffled frames; empty without `--temporal`.
     pub(crate) shuffled_texts: Vec<String>,
@@ -170,7 +169,7 @@ fn equal_rewards(step: u64, groups: u64) -> TrainError {
     TrainError::Reward(RewardError::custom(
         "--dynamic-sampling",
         format!("in step {step} the rewards within each of {groups} groups were all the same"),
-        "leave it out, raise --temperature, or give rows that the model sometimes gets right",
+        "leave --dynamic-sampling out, raise --temperature, or give rows that the model sometimes gets right",
     ))
 }
 

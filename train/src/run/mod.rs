@@ -200,7 +200,6 @@ pub(crate) fn replay_steps<'a, W: TrainLoop<'a>>(
     Ok(run.trainer)
 }
 
-/// A run in progress.
 struct Run<'a, W: TrainLoop<'a>> {
     setup: RunSetup<'a, W::Options>,
     rows: Arc<W::DataSource>,
@@ -265,7 +264,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
                 folder.display()
             ));
         }
-        if let Some(folder) = reporters.wandb() {
+        if let Some(folder) = reporters.wandb_folder() {
             progress.print_line(&format!("Weights & Biases: upload with `wandb sync {}`", folder.display()));
         }
         Ok(Self {
@@ -308,7 +307,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
                 let list = options.quarantine_list();
                 eprintln!("{} of {} rows cannot be used (see {})", found.len(), rows.row_count(), list.display());
             } else if let Some(first) = found.first().filter(|_| !setup.quiet) {
-                eprintln!("{} of {} rows are left out; the first: {}", found.len(), rows.row_count(), first.reason);
+                eprintln!("{} of {} rows are skipped; the first: {}", found.len(), rows.row_count(), first.reason);
             }
             return Ok((resume::fresh_state(setup, &**rows, steps, &found)?, found));
         };
@@ -317,7 +316,6 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         Ok((state, Vec::new()))
     }
 
-    /// Does the remaining steps.
     fn steps(&mut self) -> Result<()> {
         while self.state.step < self.state.steps {
             match self.one_step() {
@@ -340,7 +338,6 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         self.write_products()
     }
 
-    /// Writes the trained model to OUT.
     fn write_model(&mut self) -> Result<()> {
         self.writer.wait()?;
         TrainedWeights::capture(&self.trainer, self.base.clone(), false)?.write(&self.setup.options.out)
@@ -368,7 +365,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
     fn finish(&mut self, n: u64, mut result: StepResult, begun: Instant) -> Result<()> {
         let hashes = self.trainer.tensor_hashes()?;
         let hash = fingerprint(&hashes);
-        self.hashes.add(&hashes.into_iter().map(|h| h.1).collect::<Vec<_>>())?;
+        self.hashes.append(&hashes.into_iter().map(|h| h.1).collect::<Vec<_>>())?;
         let step_seconds = begun.elapsed().as_secs_f64();
         self.state.step = n;
         self.state.peak_bytes = self.state.peak_bytes.max(self.trainer.device.memory().peak as u64);
@@ -389,7 +386,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         self.state.rewards.add_step(&line);
         let options = self.setup.options;
         if n.is_multiple_of(options.logging_steps) || n == self.state.steps {
-            self.reporters.step(&line, result.preview.as_ref())?;
+            self.reporters.report_step(&line, result.preview.as_ref())?;
         }
         self.last = Some(line);
         if self.products.is_none() {

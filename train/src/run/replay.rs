@@ -40,7 +40,11 @@ pub fn find_start(out: &Path, step: u64) -> Result<ReplayStart> {
     let Some(recorded) = recorded.filter(|_| step > 0) else {
         let done = metrics::read(&log, |_: &StepMetrics| true)?.len();
         let help = if done == 0 { "give the output folder of a run".to_string() } else { format!("give 1 to {done}") };
-        return Err(TrainError::option("--step", format!("is {step}, which {} does not have", log.display()), help));
+        return Err(TrainError::option(
+            "--step",
+            format!("is {step}, but {} does not have this step", log.display()),
+            help,
+        ));
     };
     let nearest = checkpoint::by_step(out)?.range(..step).next_back().map(|(n, path)| (*n, path.clone()));
     Ok(ReplayStart { step: nearest.as_ref().map_or(0, |n| n.0), checkpoint: nearest.map(|n| n.1), hash: recorded.hash })
@@ -75,7 +79,6 @@ pub fn recorded_options(out: &Path) -> Result<(String, Value)> {
     }
 }
 
-/// Reads `run.json` of a run.
 fn read(out: &Path) -> Result<Value> {
     let path = out.join(output::RUN);
     let text = std::fs::read(&path).map_err(|e| TrainError::cannot_read(&path, e))?;

@@ -68,7 +68,7 @@ impl Digest {
     }
 }
 
-/// The fingerprint of a file: equal to [`bytes`] of its contents.
+/// The fingerprint of a file: equal to [`of_bytes`] of its contents.
 pub fn of_file(path: &Path) -> Result<String> {
     let failed = |e| TrainError::cannot_read(path, e);
     let file = File::open(path).map_err(failed)?;
@@ -97,7 +97,7 @@ pub fn of_folder(dir: &Path) -> Result<String> {
     for path in &files {
         all += &format!("{} {}\n", path.file_name().unwrap_or_default().to_string_lossy(), of_file(path)?);
     }
-    Ok(bytes(all.as_bytes()))
+    Ok(of_bytes(all.as_bytes()))
 }
 
 fn fold(pieces: Vec<u64>) -> u64 {

@@ -143,7 +143,7 @@ pub fn resume_logs(out: &Path, checkpoint: &Path, step: u64, skipped: usize) -> 
     let home = checkpoint.parent().filter(|home| !home.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let done = metrics::read(&home.join(METRICS), |m: &StepMetrics| m.step <= step)?;
     if done.len() as u64 != step {
-        let what = format!("has {} of the {step} steps that {} follows", done.len(), checkpoint.display());
+        let what = format!("has {} of the {step} steps before {}", done.len(), checkpoint.display());
         return Err(TrainError::output(
             home.join(METRICS).display().to_string(),
             what,

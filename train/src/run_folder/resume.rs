@@ -181,7 +181,7 @@ pub fn resumed_state<O: TrainingOptions>(
     different.retain(|name| !LENGTH_OPTIONS.contains(&name.as_str()));
     if different.iter().any(|name| *name == "command") {
         let was = state.options.get("command").and_then(Value::as_str).unwrap_or("another command");
-        return Err(refuse("--resume-from-checkpoint", &format!("is of a run of {was}, not of {}:", O::COMMAND)));
+        return Err(refuse("--resume-from-checkpoint", &format!("belongs to a run of {was}, not of {}:", O::COMMAND)));
     }
     if let Some(name) = different.first() {
         let value = |options: &Map<String, Value>| options.get(*name).map_or("absent".to_string(), Value::to_string);

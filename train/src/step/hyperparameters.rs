@@ -79,7 +79,7 @@ impl Hyperparameters {
 
     /// Learning rate of the decoder in step `step`, counted from 1.
     pub fn learning_rate(&self, step: u64) -> f64 {
-        self.schedule.rate(step)
+        self.schedule.learning_rate_at(step)
     }
 
     /// The AdamW hyperparameters of one parameter in step `step`.
@@ -92,7 +92,7 @@ impl Hyperparameters {
             self.schedule.learning_rate
         };
         AdamWParams {
-            learning_rate: Schedule { learning_rate: peak, ..self.schedule }.rate(step),
+            learning_rate: Schedule { learning_rate: peak, ..self.schedule }.learning_rate_at(step),
             beta1: self.betas[0],
             beta2: self.betas[1],
             epsilon: self.epsilon,

@@ -28,7 +28,6 @@ use crate::rollout::group::Group;
 /// A micro-batch of groups on the device: S tokens, of which L predict a learned token.
 #[derive(Debug)]
 pub(crate) struct PackedGroups {
-    /// The packed sequences.
     pub(crate) batch: Batch,
     /// i32 `[L]`: indices of the tokens that predict a learned token.
     pub(crate) positions: Tensor,

@@ -166,7 +166,7 @@ impl Trainer {
     /// first scaled by `weight`.
     pub fn norm_and_clip_factor(&self, weight: f32) -> Result<Tensor> {
         let max_norm = self.hyperparameters.max_grad_norm as f32;
-        let clip = self.optimizer.norm_and_clip_factor(&self.device, &self.grads, max_norm)?;
+        let clip = self.optimizer.clip(&self.device, &self.grads, max_norm)?;
         if weight == 1.0 {
             return Ok(clip);
         }

@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 use serde_json::{Value, json};
 
-use super::reply::{custom_error, parse_reward, seconds, shorten};
-use super::wait::{NoMessage, STOPPED, receive};
+use super::reply::{custom_error, format_seconds, parse_reward, shorten_for_message};
+use super::wait::{NoMessage, STOPPED_ERROR, receive_until};
 use crate::{Result, RewardError};
 
 const FLAG: &str = "--reward-command";
@@ -84,13 +84,13 @@ impl CommandReward {
     fn explain(&self, failure: &BatchFailure, rows: usize, running: &mut Running) -> RewardError {
         match failure {
             BatchFailure::Timeout(got) => {
-                let what = format!("timed out after {} with {got} of {rows} rewards", seconds(self.timeout));
+                let what = format!("timed out after {} with {got} of {rows} rewards", format_seconds(self.timeout));
                 self.error(
                     what,
                     "raise --reward-timeout, make the command faster, and flush its output after each batch",
                 )
             }
-            BatchFailure::Stopped => self.error(STOPPED.0, STOPPED.1),
+            BatchFailure::Stopped => self.error(STOPPED_ERROR.0, STOPPED_ERROR.1),
             BatchFailure::Ended(got) => {
                 let how = running.describe_exit();
                 self.error(
@@ -147,7 +147,6 @@ fn batch_lines(rows: &[Value]) -> Result<Vec<u8>> {
 enum BatchFailure {
     /// The deadline passed after this many rewards.
     Timeout(usize),
-    /// The stop flag was set.
     Stopped,
     /// The output ended after this many rewards.
     Ended(usize),
@@ -235,7 +234,7 @@ impl Running {
         let mut rewards = Vec::with_capacity(rows);
         while rewards.len() < rows {
             let index = rewards.len();
-            let line = receive(&self.output, deadline, stop).map_err(|reason| match reason {
+            let line = receive_until(&self.output, deadline, stop).map_err(|reason| match reason {
                 NoMessage::Timeout => BatchFailure::Timeout(index),
                 NoMessage::Disconnected => BatchFailure::Ended(index),
                 NoMessage::Stopped => BatchFailure::Stopped,
@@ -359,7 +358,7 @@ fn keep_last_line(pipe: ChildStderr, last: &Mutex<String>) {
     let mut pipe = BufReader::new(pipe);
     let mut line = Vec::new();
     while pipe.by_ref().take(MAX_LINE_BYTES).read_until(b'\n', &mut line).is_ok_and(|n| n > 0) {
-        let text = shorten(&String::from_utf8_lossy(&line));
+        let text = shorten_for_message(&String::from_utf8_lossy(&line));
         if !text.is_empty() {
             *last.lock().unwrap_or_else(PoisonError::into_inner) = text;
         }
@@ -369,11 +368,12 @@ fn keep_last_line(pipe: ChildStderr, last: &Mutex<String>) {
 
 /// The reward in a line of output; the error text says what the line is instead.
 fn reward_of_line(line: &str) -> Result<f64, String> {
-    let value: Value = serde_json::from_str(line).map_err(|_| format!("is `{}`, not a JSON number", shorten(line)))?;
+    let value: Value =
+        serde_json::from_str(line).map_err(|_| format!("is `{}`, not a JSON number", shorten_for_message(line)))?;
     match &value {
         Value::Object(fields) => match fields.get("reward") {
             Some(value) => parse_reward(value),
-            None => Err(format!("is {}, which has no field `reward`", shorten(line))),
+            None => Err(format!("is {}, which has no field `reward`", shorten_for_message(line))),
         },
         number => parse_reward(number),
     }

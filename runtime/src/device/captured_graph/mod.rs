@@ -41,7 +41,7 @@ impl std::fmt::Debug for CapturedGraph {
 
 impl CapturedGraph {
     /// The number of launches of one replay.
-    pub fn launches(&self) -> usize {
+    pub fn launch_count(&self) -> usize {
         self.launches.len()
     }
 
@@ -99,17 +99,16 @@ impl GraphMemory {
     }
 
     /// Takes the last freed block of this size, if there is one.
-    fn take(&self, bytes: usize) -> Option<u64> {
+    fn take_free_block(&self, bytes: usize) -> Option<u64> {
         self.blocks().free.get_mut(&bytes)?.pop()
     }
 
-    /// Adds a newly allocated block.
-    fn add(&self, at: u64, bytes: usize, category: Category) {
+    fn add_block(&self, at: u64, bytes: usize, category: Category) {
         self.blocks().all.push((at, bytes, category));
     }
 
     /// Returns a block, which later allocations of the same capture may take.
-    pub fn give(&self, at: u64, bytes: usize) {
+    pub fn free_block(&self, at: u64, bytes: usize) {
         self.blocks().free.entry(bytes).or_default().push(at);
     }
 }
@@ -199,7 +198,7 @@ impl Device {
         }
         match &graph.native {
             // The profiler needs the time of each launch, which a native graph does not give.
-            Some(native) if !self.0.profile.active() => self.0.backend.replay_graph(native.handle),
+            Some(native) if !self.0.profile.is_on() => self.0.backend.replay_graph(native.handle),
             _ => graph.launches.iter().try_for_each(|launch| self.launch(launch)),
         }
     }
@@ -211,7 +210,7 @@ impl Device {
     /// A graph belongs to another device; a launch fails.
     pub fn replay_parallel(&self, graphs: &[CapturedGraph]) -> Result<()> {
         let can_run_parallel = graphs.iter().all(|r| Arc::ptr_eq(&self.0, &r.memory.device.0) && r.native.is_none());
-        if !can_run_parallel || graphs.len() < 2 || self.0.profile.active() {
+        if !can_run_parallel || graphs.len() < 2 || self.0.profile.is_on() {
             return graphs.iter().try_for_each(|r| self.replay(r));
         }
         let lists: Vec<&[Launch]> = graphs.iter().map(|r| &r.launches[..]).collect();
@@ -242,7 +241,7 @@ impl Device {
             let r = capture.as_ref().filter(|r| r.thread == thread::current().id())?;
             (r.memory.clone(), r.second)
         };
-        if let Some(at) = memory.take(bytes) {
+        if let Some(at) = memory.take_free_block(bytes) {
             return Some(Ok((at, memory)));
         }
         if second {
@@ -254,7 +253,7 @@ impl Device {
         }
         let Some(at) = self.0.backend.alloc(bytes) else { return Some(Err(self.out_of_memory(bytes, category))) };
         self.0.memory.add(category, bytes);
-        memory.add(at, bytes, category);
+        memory.add_block(at, bytes, category);
         Some(Ok((at, memory)))
     }
 

@@ -59,7 +59,7 @@ fn replay_reads_current_memory_and_does_not_share_its_own() {
     for (d, fake) in devices() {
         let (a, b, y) = (numbers(&d, &[1.0, 2.0, 3.0]), numbers(&d, &[0.5; 3]), numbers(&d, &[0.0; 3]));
         let graph = d.capture((a.clone(), b.clone(), y.clone()), || sums(&d, &a, &b, &y, 4)).unwrap();
-        assert_eq!(graph.launches(), 5, "{d:?}");
+        assert_eq!(graph.launch_count(), 5, "{d:?}");
         // At most two sums of 12 bytes are alive at the same time.
         assert_eq!(graph.bytes(), 2 * 12);
         assert_eq!(y.to_f32().unwrap(), [0.0; 3], "{d:?}: capturing runs no launch");

@@ -12,7 +12,7 @@ use reel_kernels::cuda::{CudaError, Driver};
 /// each.
 const GROWTH: usize = 64 << 20;
 
-pub(super) struct Pool {
+pub(super) struct MemoryPool {
     driver: Arc<dyn Driver>,
     base: u64,
     span: usize,
@@ -20,12 +20,12 @@ pub(super) struct Pool {
     backings: Vec<(u64, usize, PhysicalMemory)>,
 }
 
-impl Pool {
-    pub fn new(driver: Arc<dyn Driver>) -> Result<Pool, CudaError> {
+impl MemoryPool {
+    pub fn new(driver: Arc<dyn Driver>) -> Result<MemoryPool, CudaError> {
         let memory = usize::try_from(driver.properties().memory).unwrap_or(usize::MAX / 2);
         let span = memory.next_multiple_of(driver.granularity());
         let base = driver.reserve(span)?;
-        Ok(Pool { driver, base, span, arena: Arena::new(), backings: Vec::new() })
+        Ok(MemoryPool { driver, base, span, arena: Arena::new(), backings: Vec::new() })
     }
 
     /// Allocates a block of `bytes` bytes and returns its address. None if the GPU is out of memory.
@@ -61,7 +61,7 @@ impl Pool {
     }
 }
 
-impl Drop for Pool {
+impl Drop for MemoryPool {
     fn drop(&mut self) {
         // SAFETY: the device has waited for its work, and it outlives all of its buffers.
         unsafe {

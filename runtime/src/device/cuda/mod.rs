@@ -19,7 +19,7 @@ use reel_kernels::matmul::Matmul;
 use reel_kernels::{Addr, DType, Launch};
 
 use self::copy_ring::{CopyRing, MAX_ASYNC_COPY_BYTES};
-use self::memory::Pool;
+use self::memory::MemoryPool;
 use self::staging::{ParallelUploader, Staging};
 use self::timeline::{MAX_IN_FLIGHT, Timeline};
 use super::captured_graph::HandleTable;
@@ -40,7 +40,7 @@ pub(super) struct Cuda {
     uploader: Mutex<Option<ParallelUploader>>,
     /// Times the profiled launches; created by the first one.
     timeline: Mutex<Option<Timeline>>,
-    pool: Mutex<Pool>,
+    pool: Mutex<MemoryPool>,
     gpu: Gpu,
 }
 
@@ -61,9 +61,8 @@ struct Cublas {
 }
 
 impl Cuda {
-    /// A device on an opened GPU.
     pub(super) fn new(gpu: Gpu) -> Result<Cuda> {
-        let pool = Mutex::new(Pool::new(gpu.driver().clone()).map_err(device_error)?);
+        let pool = Mutex::new(MemoryPool::new(gpu.driver().clone()).map_err(device_error)?);
         let copy_ring = Mutex::new(CopyRing::new(gpu.driver().clone(), gpu.stream()));
         Ok(Cuda {
             graphs: Mutex::default(),
@@ -191,7 +190,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|e| e.into_inner())
 }
 
-/// Converts an error of the driver.
 pub(super) fn device_error(e: CudaError) -> RuntimeError {
     RuntimeError::Device(e.to_string())
 }
@@ -379,6 +377,6 @@ impl Drop for Cuda {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 #[cfg(test)]
 mod timeline_tests;

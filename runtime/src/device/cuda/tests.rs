@@ -19,11 +19,11 @@ pub(super) fn device(memory: u64) -> (Fake, Device) {
     (fake, device)
 }
 
-pub(super) fn numbers(device: &Device, shape: &[usize], values: &[f32]) -> Tensor {
+pub(in crate::device) fn numbers(device: &Device, shape: &[usize], values: &[f32]) -> Tensor {
     Tensor::from_f32(device, shape, DType::F32, values, Category::Inputs).unwrap()
 }
 
-pub(super) fn product(a: &Tensor, b: &Tensor, c: &Tensor) -> Matmul {
+pub(in crate::device) fn product(a: &Tensor, b: &Tensor, c: &Tensor) -> Matmul {
     let operand = |t: &Tensor| Operand { addr: t.addr(), dtype: t.dtype(), transposed: false };
     Matmul {
         m: c.shape()[0],

@@ -11,7 +11,7 @@ use reel_kernels::{Addr, DType, adamw as kernel, fingerprint, reduce};
 use crate::device::{Category, Device};
 use crate::error::{Result, shape_error};
 use crate::tensor::Tensor;
-use crate::tensor::tape::{Grads, zero};
+use crate::tensor::tape::{Grads, fill_zero};
 
 /// The AdamW hyperparameters of one parameter in one step.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -97,7 +97,7 @@ impl AdamW {
                 }
                 Moments::F32 | Moments::Bf16 => None,
             };
-            [&m, &v].into_iter().chain(&scales).try_for_each(zero)?;
+            [&m, &v].into_iter().chain(&scales).try_for_each(fill_zero)?;
             let low = if p.dtype() == DType::BF16 { Some(like(DType::U16)?) } else { None };
             if let Some(low) = &low {
                 let params = kernel::SplitParams { src: p.addr(), w: p.addr(), low: low.addr(), n: p.count() as u64 };

@@ -114,7 +114,7 @@ pub fn lora_linear(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<&Tensor>, lora: &L
 pub(super) fn add_low_rank(cx: &Cx, x: &Tensor, lora: &Lora, y: &Tensor) -> Result<Tensor> {
     let (m, k) = rows_cols("lora_linear", "x", x)?;
     let (n, r) = (y.shape().last().copied().unwrap_or(0), lora.down.shape().first().copied().unwrap_or(0));
-    want_shape("lora_linear", "down", &lora.down, &[r, k], "the rank and what x ends in")?;
+    want_shape("lora_linear", "down", &lora.down, &[r, k], "the rank and the last dimension of x")?;
     want_shape("lora_linear", "up", &lora.up, &[n, r], "the rows of the weight and the rank")?;
     size("lora_linear", r)?;
     let mut shape = x.shape().to_vec();
@@ -147,7 +147,10 @@ fn product(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<&Tensor>, out: DType) -> R
     let n = match w.shape() {
         [n, wk] if *wk == k => *n,
         other => {
-            return Err(shape_error("linear", format!("weight is {} but x ends in {k}; wrong shard?", dims(other))));
+            return Err(shape_error(
+                "linear",
+                format!("weight is {}, but the last dimension of x is {k}; wrong shard?", dims(other)),
+            ));
         }
     };
     size("linear", m)?;

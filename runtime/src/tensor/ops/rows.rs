@@ -6,7 +6,7 @@ use reel_kernels::{DType, columns, rows as kernel};
 use super::{rows_cols, size, want_dtype};
 use crate::error::{Result, shape_error};
 use crate::tensor::cx::Cx;
-use crate::tensor::tape::zero;
+use crate::tensor::tape::fill_zero;
 use crate::tensor::{Tensor, dims};
 
 /// Gathers the rows `index` (i32 `[m]`, all different) of x `[n, cols]`: `[m, cols]`.
@@ -35,7 +35,7 @@ pub fn gather_rows(cx: &Cx, x: &Tensor, index: &Tensor) -> Result<Tensor> {
         let dy = bw.take_dy();
         let dx = bw.empty_like(&kx)?;
         if m < n {
-            zero(&dx)?;
+            fill_zero(&dx)?;
         }
         let p = kernel::ScatterParams {
             src: dy.addr(),
@@ -89,7 +89,7 @@ pub fn split_columns(cx: &Cx, x: &Tensor, widths: &[usize]) -> Result<Vec<Tensor
             let dy = bw.take_dy();
             let dx = bw.empty_like(&kx)?;
             if !all {
-                zero(&dx)?;
+                fill_zero(&dx)?;
             }
             let p = columns::CopyParams {
                 src: dy.addr(),

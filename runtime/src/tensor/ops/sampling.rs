@@ -111,7 +111,7 @@ impl SamplingTable {
     ///
     /// # Errors
     /// A range beyond the last row.
-    pub fn part(&self, first: usize, rows: usize) -> Result<SamplingTable> {
+    pub fn row_range(&self, first: usize, rows: usize) -> Result<SamplingTable> {
         let part = |t: &Tensor| t.rows(first, rows);
         Ok(SamplingTable {
             temperature: part(&self.temperature)?,
@@ -152,7 +152,7 @@ impl SamplingTable {
                 None if c.allowed.is_empty() => {}
                 _ => {
                     let room = words.unwrap_or(0);
-                    return Err(shape_error(OP, format!("a mask of {} words, expected {room}", c.allowed.len())));
+                    return Err(shape_error(OP, format!("a mask of {} u32 words, expected {room}", c.allowed.len())));
                 }
             }
         }
@@ -219,7 +219,7 @@ impl SampledTokens {
     ///
     /// # Errors
     /// A range beyond the last row.
-    pub fn part(&self, first: usize, rows: usize) -> Result<SampledTokens> {
+    pub fn row_range(&self, first: usize, rows: usize) -> Result<SampledTokens> {
         let part = |t: &Tensor| t.rows(first, rows);
         let tops = |(ids, values): &(Tensor, Tensor)| Ok((part(ids)?, part(values)?));
         Ok(SampledTokens {

@@ -8,7 +8,7 @@ use super::{CuSeqlens, rows_cols, size, want_dtype, want_shape};
 use crate::device::{Category, Kernels};
 use crate::error::{Result, shape_error};
 use crate::tensor::cx::Cx;
-use crate::tensor::tape::zero;
+use crate::tensor::tape::fill_zero;
 use crate::tensor::{Tensor, dims};
 
 /// Maximum head_dim that the CUDA kernel of attention pooling supports.
@@ -58,7 +58,7 @@ pub fn layer_norm(cx: &Cx, x: &Tensor, w: &Tensor, b: &Tensor, eps: f32) -> Resu
             // discarded.
             for missing in [&mut dw, &mut db].into_iter().filter(|d| d.is_none()) {
                 let scratch = bw.empty(&[n_cols], DType::F32, Category::Workspace)?;
-                zero(&scratch)?;
+                fill_zero(&scratch)?;
                 *missing = Some(scratch);
             }
             partial = Some(bw.empty(&[ln::parts(n_rows), 2, n_cols], DType::F32, Category::Workspace)?);

@@ -228,8 +228,8 @@ impl<S: SampleSource> Prefetcher<S> {
                 let (location, _) = self.location(self.order.clone().row(slot));
                 return Err(TrainError::data(
                     location,
-                    "its preparation ended early",
-                    "report this as a defect, with the row",
+                    "a thread that prepares rows panicked",
+                    "report this bug with the row",
                 ));
             }
             state = self.shared.changed.wait(state).unwrap_or_else(|e| e.into_inner());

@@ -74,7 +74,7 @@ pub fn with_data(setup: &GrpoSetup, files: StoredDType) -> Result<Plan> {
     batching.end = batching.end.map(|end| end.min(MAX_ROWS));
     let position = DataPosition { slot: 0, skipped };
     let mut feed = BatchFeed::new(prompts.clone(), order, batching, &position, 1, 2);
-    let device = Device::dry(setup.device.kernels());
+    let device = setup.device.dry_like();
     let config = prompts.config().clone();
     let mut counter = Counter::new(options, &config, files, setup.dtype, &device, prompts.stop_ids())?;
     let (never, mut cursor) = (AtomicBool::new(false), BatchCursor::default());

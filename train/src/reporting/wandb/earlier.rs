@@ -11,7 +11,6 @@ use super::log;
 use super::record::Record;
 use crate::{Result, TrainError};
 
-/// The prefix of folder names.
 const PREFIX: &str = "offline-run-";
 const TIME: &str = "%Y%m%d_%H%M%S";
 

@@ -14,7 +14,6 @@ use std::path::{Path, PathBuf};
 
 use crate::{Result, TrainError};
 
-/// The file header.
 const HEADER: [u8; 7] = *b":W&B\xe1\xbe\x00";
 const BLOCK: usize = 32768;
 /// Bytes of a chunk header.
@@ -159,7 +158,10 @@ mod tests {
                 assert!(7 + length <= rest.len(), "a chunk crosses the end of its block");
                 assert_eq!(rest[..4], crc(&rest[6..7 + length]).to_le_bytes());
                 let kind = rest[6];
-                assert!((1..=4).contains(&kind) && open == (kind > 2), "type {kind} while open is {open}");
+                assert!(
+                    (1..=4).contains(&kind) && open == (kind > 2),
+                    "chunk of type {kind}; whether a record is open: {open}"
+                );
                 if !open {
                     found.push(Vec::new());
                 }

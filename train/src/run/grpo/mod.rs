@@ -54,7 +54,6 @@ pub fn replay_step(setup: &GrpoSetup, recorded: &Path, step: u64, want: &str) ->
 /// The file in a checkpoint that stores the rollout set of the following steps.
 pub(crate) const ROLLOUT_SET_FILE: &str = "training/set.json";
 
-/// The GRPO training loop.
 pub(crate) struct Grpo<'a> {
     options: &'a GrpoOptions,
     rows: Arc<PromptSource>,

@@ -19,7 +19,11 @@ impl CheckpointWriter {
         self.wait()?;
         let spawned = thread::Builder::new().name("checkpoint".into()).spawn(job);
         self.0 = Some(spawned.map_err(|e| {
-            TrainError::output("checkpoint", format!("no thread to write it: {e}"), "raise the limit on threads")
+            TrainError::output(
+                "checkpoint",
+                format!("cannot start a thread to write it: {e}"),
+                "raise the limit on threads",
+            )
         })?);
         Ok(())
     }

@@ -54,7 +54,6 @@ impl TensorBytes {
     }
 }
 
-/// A tensor with its shape.
 #[derive(Debug)]
 struct StoredTensor {
     shape: Vec<usize>,
@@ -153,7 +152,6 @@ fn write_untrained(files: &Checkpoint, spec: &TensorSpec, to: &mut dyn Write) ->
     }
 }
 
-/// A tensor of the optimizer.
 #[derive(Debug)]
 struct OptimizerTensor {
     name: String,

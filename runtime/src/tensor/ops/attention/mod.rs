@@ -108,7 +108,7 @@ impl CuSeqlens {
     }
 
     /// The first `seqs` sequences, in the same memory.
-    pub(super) fn first(&self, seqs: usize) -> Result<CuSeqlens> {
+    pub(super) fn first_sequences(&self, seqs: usize) -> Result<CuSeqlens> {
         let device = self.device.rows(0, seqs + 1)?;
         let prefix = match &self.prefix {
             Some(p) => Some(Prefixes { host: p.host[..seqs].into(), device: p.device.rows(0, seqs)? }),
@@ -264,7 +264,7 @@ impl KvPages {
             let Some(used) = blocks.get(..need) else {
                 return Err(shape_error(
                     "kv pages",
-                    format!("{} blocks for {} tokens, {need} needed", blocks.len(), past + new),
+                    format!("got {} cache blocks for {} tokens, {need} are needed", blocks.len(), past + new),
                 ));
             };
             tables.extend_from_slice(used);
@@ -285,7 +285,7 @@ impl KvPages {
 
     /// The block tables of decode rows with one new token each. Their lengths, block tables and slots (i32 `[R]`,
     /// `[R, width]`, `[R]`) are in device memory. `max_keys` is the maximum length of a row.
-    pub(super) fn of_rows(rows: &CuSeqlens, max_keys: usize, [lens, tables, slots]: [&Tensor; 3]) -> KvPages {
+    pub(super) fn for_decode_rows(rows: &CuSeqlens, max_keys: usize, [lens, tables, slots]: [&Tensor; 3]) -> KvPages {
         KvPages {
             new: rows.clone(),
             kv_lens: vec![max_keys; rows.seqs()],
@@ -338,7 +338,12 @@ pub fn paged_attention(cx: &Cx, q: &Tensor, caches: (&Tensor, &Tensor), pages: &
     if kd != d || kv_heads == 0 || !n_heads.is_multiple_of(kv_heads) || pages.new.tokens() != tokens {
         return Err(shape_error(
             OP,
-            format!("q is {}, cache {}, {} new tokens", dims(q.shape()), dims(caches.0.shape()), pages.new.tokens()),
+            format!(
+                "q is {}, cache {}, but there are {} new tokens",
+                dims(q.shape()),
+                dims(caches.0.shape()),
+                pages.new.tokens()
+            ),
         ));
     }
     want_shape(OP, "v cache", caches.1, caches.0.shape(), "the shape of the k cache")?;

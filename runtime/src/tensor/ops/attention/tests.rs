@@ -1,4 +1,5 @@
 use super::*;
+use crate::tensor::ops::tests::distance;
 use crate::tensor::ops::{linear_log_prob, weighted_sum};
 use crate::tensor::tape::Grads;
 
@@ -41,8 +42,7 @@ fn sim_gradients_equal_cpu_and_plan_counts_the_workspace() {
     assert_eq!(planned(Kernels::Cuda), sim.memory().peak);
     assert!(planned(Kernels::Cpu) < sim.memory().peak);
     for (i, (g, w)) in got.iter().zip(&want).enumerate() {
-        let sum = |f: &dyn Fn(f64, f64) -> f64| g.iter().zip(w).map(|(g, w)| f(*g as f64, *w as f64)).sum::<f64>();
-        let rel = (sum(&|g, w| (g - w).powi(2)) / sum(&|_, w| w * w)).sqrt();
-        assert!(rel <= 1e-2, "p{i}: relative L2 {rel:.2e}");
+        let off = distance(g, w);
+        assert!(off <= 1e-2, "p{i}: relative L2 {off:.2e}");
     }
 }

@@ -93,7 +93,7 @@ impl DecodeRows {
     ///
     /// # Errors
     /// A range beyond the last row.
-    pub fn part(&self, first: usize, rows: usize) -> Result<DecodeRows> {
+    pub fn row_range(&self, first: usize, rows: usize) -> Result<DecodeRows> {
         let part = |t: &Tensor| t.rows(first, rows);
         let flat = self.positions.reshape(&[self.rows()])?;
         let history = |(tokens, lens): &(Tensor, Tensor)| Ok((part(tokens)?, part(lens)?));
@@ -107,14 +107,14 @@ impl DecodeRows {
             slots: part(&self.slots)?,
             history: self.history.as_ref().map(history).transpose()?,
             // Every row has one new token.
-            seqs: self.seqs.first(rows)?,
+            seqs: self.seqs.first_sequences(rows)?,
         })
     }
 
     /// The block tables of the step. The costs of its launches assume that every row has the maximum number of keys.
     pub fn pages(&self) -> KvPages {
         let max_keys = self.width() * BLOCK;
-        KvPages::of_rows(&self.seqs, max_keys, [&self.kv_lens, &self.tables, &self.slots])
+        KvPages::for_decode_rows(&self.seqs, max_keys, [&self.kv_lens, &self.tables, &self.slots])
     }
 
     /// Assigns sequences to the rows from `first` on. Takes effect after the launches made so far.
@@ -129,7 +129,7 @@ impl DecodeRows {
             let blocks = s.limit.div_ceil(BLOCK);
             if s.keys == 0 || s.keys > s.limit || blocks > width || s.blocks.len() < blocks {
                 let what = format!(
-                    "{} keys (limit {}) in {} blocks, but a row has at most {width}",
+                    "{} keys (limit {}) in {} cache blocks, but a row has at most {width} blocks",
                     s.keys,
                     s.limit,
                     s.blocks.len()
@@ -200,14 +200,6 @@ impl DecodeRows {
         };
         cx.launch(&kernel::advance(&params))
     }
-}
-
-/// Fills a tensor with zeros.
-///
-/// # Errors
-/// A device error.
-pub fn fill_zero(x: &Tensor) -> Result<()> {
-    crate::tensor::tape::zero(x)
 }
 
 #[cfg(test)]

@@ -56,7 +56,7 @@ fn rejects_slots_that_exceed_a_row() {
     ] {
         assert!(rows.assign(first, &[bad]).is_err(), "{bad:?} at {first}");
     }
-    assert!(rows.part(0, 3).is_err() && rows.part(1, 2).is_err() && rows.clear(1, 2).is_err());
+    assert!(rows.row_range(0, 3).is_err() && rows.row_range(1, 2).is_err() && rows.clear(1, 2).is_err());
     assert_eq!((rows.rows(), rows.width(), rows.max_history()), (2, 2, 3));
 }
 
@@ -91,7 +91,7 @@ fn sampled(device: &Device, rows: usize, at: usize, first: usize) -> (Vec<i32>, 
     let suppressed = Tensor::from_i32(device, &[2], &[3, 4]).unwrap();
     let chosen = SampledTokens::new(device, rows, true, 20).unwrap();
     let part = |t: &Tensor| t.rows(at, first).unwrap();
-    let (few, to) = (choices.part(at, first).unwrap(), chosen.part(at, first).unwrap());
+    let (few, to) = (choices.row_range(at, first).unwrap(), chosen.row_range(at, first).unwrap());
     let seen = (part(&history), part(&lens));
     sample(&cx, &part(&logits), &few, &part(&draws), Some((&seen.0, &seen.1)), &suppressed, &to).unwrap();
     let (tops, values) = to.tops.as_ref().unwrap();

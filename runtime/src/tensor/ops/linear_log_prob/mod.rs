@@ -145,10 +145,13 @@ impl Head {
             ));
         };
         if wh != hidden {
-            return Err(shape_error(OP, format!("weight is {} but h ends in {hidden}", dims(w.shape()))));
+            return Err(shape_error(
+                OP,
+                format!("weight is {}, but the last dimension of h is {hidden}", dims(w.shape())),
+            ));
         }
         if vocab == 0 {
-            return Err(shape_error(OP, format!("weight is {}, a vocabulary without words", dims(w.shape()))));
+            return Err(shape_error(OP, format!("weight is {}, a vocabulary of 0 words", dims(w.shape()))));
         }
         want_dtype(OP, "targets", targets, DType::I32)?;
         want_shape(OP, "targets", targets, &[rows], "one for each row of h")?;

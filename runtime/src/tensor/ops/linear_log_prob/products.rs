@@ -24,7 +24,7 @@ pub(super) struct Tile {
 }
 
 impl Tile {
-    /// The largest tile of at most `limit` bytes, with `each` bytes per element.
+    /// The largest tile of at most `max_bytes` bytes.
     ///
     /// With r rows and c columns per tile, each of the R rows of h is read V / c times and each of the V rows of the
     /// weight R / r times, and their gradients as often: `R · V · (1 / c + 1 / r)` rows in total. For a given area
@@ -34,8 +34,8 @@ impl Tile {
     ///
     /// The number of columns does not depend on the number of rows. A row's sums are merged where a tile ends, so
     /// otherwise its bits would depend on the other rows.
-    pub(super) fn new(each: usize, vocab: usize, limit: usize) -> Tile {
-        let elements = (limit / each).max(1);
+    pub(super) fn new(bytes_per_logit: usize, vocab: usize, max_bytes: usize) -> Tile {
+        let elements = (max_bytes / bytes_per_logit).max(1);
         let aligned = |n: usize| if n >= ALIGNED { n / ALIGNED * ALIGNED } else { n };
         let side = aligned(elements.isqrt());
         // As many tiles as with square ones, and all but the last have the same width.

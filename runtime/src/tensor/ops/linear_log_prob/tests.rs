@@ -2,19 +2,10 @@ use super::LmHeadBackend::{Fused, Products};
 use super::products::Tile;
 use super::*;
 use crate::device::{Category, Profiler, SimOptions};
+use crate::tensor::ops::tests::{distance, numbers};
 use crate::tensor::ops::weighted_sum;
 use crate::tensor::tape::Grads;
 use proptest::prelude::*;
-
-/// Pseudo-random numbers between -1 and 1, a function of the seed.
-fn numbers(n: usize, seed: u32) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(2654435761) | 1;
-    let mut next = || {
-        state = state.wrapping_mul(1664525).wrapping_add(1013904223);
-        (state >> 8) as f32 / (1 << 23) as f32 - 1.0
-    };
-    (0..n).map(|_| next()).collect()
-}
 
 /// Sizes and dtypes of one call of `linear_log_prob`.
 #[derive(Clone, Copy, Debug)]
@@ -58,17 +49,10 @@ fn results(device: &Device, a: Case, backend: LmHeadBackend, limit: usize) -> Re
     ]
 }
 
-fn relative(got: &[f32], want: &[f32]) -> f64 {
-    assert!(got.len() == want.len() && got.iter().chain(want).all(|x| x.is_finite()), "{got:?} {want:?}");
-    let sum = |f: &dyn Fn(f64, f64) -> f64| got.iter().zip(want).map(|(g, w)| f(*g as f64, *w as f64)).sum::<f64>();
-    let (off, size) = (sum(&|g, w| (g - w).powi(2)), sum(&|_, w| w * w));
-    if size == 0.0 { off.sqrt() } else { (off / size).sqrt() }
-}
-
 fn agree(got: &Results, want: &Results, a: Case, what: &str) {
     let gradient = if a.dtype == DType::F32 { 2e-5 } else { 1e-2 };
     for (i, limit) in [1e-5, gradient, gradient].into_iter().enumerate() {
-        let off = relative(&got[i], &want[i]);
+        let off = distance(&got[i], &want[i]);
         assert!(off <= limit, "{what}, {a:?}: part {i} off by {off:.2e}, allowed {limit:.0e}");
     }
 }

@@ -31,7 +31,12 @@ fn product(cx: &Cx, x: &Tensor, w: &Tensor) -> Result<(Params, Tensor)> {
     let (m, k) = rows_cols(OP, "x", x)?;
     let n = match w.shape() {
         [n, wk] if *wk == k => *n,
-        other => return Err(shape_error(OP, format!("weight is {} but x ends in {k}; wrong shard?", dims(other)))),
+        other => {
+            return Err(shape_error(
+                OP,
+                format!("weight is {}, but the last dimension of x is {k}; wrong shard?", dims(other)),
+            ));
+        }
     };
     let y = cx.empty(&[m, n], x.dtype())?;
     let params = Params {

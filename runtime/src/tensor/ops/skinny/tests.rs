@@ -3,15 +3,7 @@ use reel_kernels::compile;
 
 use super::*;
 use crate::device::{Category, Device, SimOptions};
-
-fn numbers(n: usize, seed: u32) -> Vec<f32> {
-    let mut s = seed.wrapping_mul(2_654_435_761).wrapping_add(977);
-    let mut next = || {
-        s = s.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (s >> 8) as f32 / (1 << 23) as f32 - 1.0
-    };
-    (0..n).map(|_| next()).collect()
-}
+use crate::tensor::ops::tests::{distance, numbers};
 
 /// The results of `skinny_linear` with bias and residual, `skinny_swiglu`, `skinny_logits`, and `skinny_lora_linear`.
 fn products(device: &Device, dtype: DType, [m, n, k]: [usize; 3], seed: u32) -> [Vec<f32>; 4] {
@@ -37,8 +29,7 @@ fn near(dtype: DType, shape: [usize; 3], seed: u32) {
     let sim = Device::sim(SimOptions { threads: 1, ..SimOptions::default() }).unwrap();
     let (got, want) = (products(&sim, dtype, shape, seed), products(&Device::cpu(1), dtype, shape, seed));
     for (i, (got, want)) in got.iter().zip(&want).enumerate() {
-        let norm = want.iter().map(|w| f64::from(*w).powi(2)).sum::<f64>().sqrt().max(1e-6);
-        let off = got.iter().zip(want).map(|(g, w)| f64::from(g - w).powi(2)).sum::<f64>().sqrt() / norm;
+        let off = distance(got, want);
         // CPU and GPU round in another order. In bf16 the GPU rounds the sum once, the CPU twice. Logits are f32 on
         // both.
         let limit = if dtype == DType::BF16 && i != 2 { 1e-2 } else { 1e-5 };
@@ -82,7 +73,7 @@ fn rejects_shapes_that_do_not_match() {
             let e = r.unwrap_err().to_string();
             assert!(e.contains(words), "{words} in {e}");
         };
-        fails(skinny_linear(&cx, &x, &short, None, None), "weight is [3, 5] but x ends in 4");
+        fails(skinny_linear(&cx, &x, &short, None, None), "weight is [3, 5], but the last dimension of x is 4");
         fails(skinny_linear(&cx, &x, &w, Some(&of(&[4], DType::F32)), None), "bias is [4], expected [3]");
         fails(skinny_linear(&cx, &x, &w, None, Some(&of(&[2, 4], DType::F32))), "expected [2, 3]");
         let lora = |r: usize, k: usize, n: usize| Lora {
@@ -93,6 +84,6 @@ fn rejects_shapes_that_do_not_match() {
         fails(skinny_lora_linear(&cx, &x, &w, None, &lora(2, 5, 3), None), "down is [2, 5], expected [2, 4]");
         fails(skinny_lora_linear(&cx, &x, &w, None, &lora(2, 4, 4), None), "up is [4, 2], expected [3, 2]");
         fails(skinny_swiglu(&cx, &x, &w, &short), "up is [3, 5], expected [3, 4]");
-        fails(skinny_logits(&cx, &x, &short), "weight is [3, 5] but x ends in 4");
+        fails(skinny_logits(&cx, &x, &short), "weight is [3, 5], but the last dimension of x is 4");
     }
 }

@@ -65,14 +65,6 @@ fn widened(cx: &Cx, x: &Tensor) -> Tensor {
     })
 }
 
-fn distance(got: &[f32], want: &[f32]) -> f64 {
-    assert_eq!(got.len(), want.len());
-    assert!(got.iter().zip(want).all(|(g, w)| g.is_finite() && w.is_finite()), "{got:?} {want:?}");
-    let sum = |f: &dyn Fn(f64, f64) -> f64| got.iter().zip(want).map(|(g, w)| f(*g as f64, *w as f64)).sum::<f64>();
-    let (off, size) = (sum(&|g, w| (g - w).powi(2)), sum(&|_, w| w * w));
-    if size == 0.0 { off.sqrt() } else { (off / size).sqrt() }
-}
-
 /// Asserts that outputs have equal bits and gradients differ by a few roundings at most.
 fn agree(what: &str, got: &Outcome, want: &Outcome, dtype: DType) {
     assert!(got.y.iter().zip(&want.y).all(|(a, b)| a.to_bits() == b.to_bits()), "{what}: values differ");

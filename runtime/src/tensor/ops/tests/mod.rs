@@ -12,13 +12,21 @@ use crate::tensor::cx::Cx;
 use crate::tensor::tape::Grads;
 
 /// Pseudo-random numbers between about -1 and 1, a function of the seed.
-fn numbers(n: usize, seed: u32) -> Vec<f32> {
+pub(super) fn numbers(n: usize, seed: u32) -> Vec<f32> {
     let mut s = seed.wrapping_mul(2_654_435_761).wrapping_add(12345);
     let mut next = || {
         s = s.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         (s >> 8) as f32 / (1 << 24) as f32 * 2.0 - 1.0
     };
     (0..n).map(|_| next()).collect()
+}
+
+/// The relative L2 distance of two vectors of finite numbers; the absolute one if `want` is zero.
+pub(super) fn distance(got: &[f32], want: &[f32]) -> f64 {
+    assert!(got.len() == want.len() && got.iter().chain(want).all(|x| x.is_finite()), "{got:?} {want:?}");
+    let sum = |f: &dyn Fn(f64, f64) -> f64| got.iter().zip(want).map(|(g, w)| f(*g as f64, *w as f64)).sum::<f64>();
+    let (off, size) = (sum(&|g, w| (g - w).powi(2)), sum(&|_, w| w * w));
+    if size == 0.0 { off.sqrt() } else { (off / size).sqrt() }
 }
 
 /// A function of input tensors that returns one tensor.
@@ -238,9 +246,8 @@ fn sim_gradients_equal_cpu() {
             c.shapes.iter().enumerate().map(|(i, s)| numbers(s.iter().product(), i as u32 + 1)).collect();
         let (got, want) = (gradients(&sim, &c, &values), gradients(&cpu, &c, &values));
         for ((name, g), w) in got.iter().zip(want.values()) {
-            let sum = |f: &dyn Fn(f64, f64) -> f64| g.iter().zip(w).map(|(g, w)| f(*g as f64, *w as f64)).sum::<f64>();
-            let rel = (sum(&|g, w| (g - w).powi(2)) / sum(&|_, w| w * w)).sqrt();
-            assert!(rel <= 1e-5, "{} {name}: relative L2 {rel:.2e}", c.op);
+            let off = distance(g, w);
+            assert!(off <= 1e-5, "{} {name}: relative L2 {off:.2e}", c.op);
         }
     }
 }

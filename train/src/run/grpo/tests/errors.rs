@@ -17,12 +17,12 @@ fn rows_that_cannot_be_scored_are_skipped() {
     for (row, want) in [
         (GOOD.replace("solution", "solutions"), "rows.jsonl:2: solution: is missing, and there is no reward"),
         (GOOD.replace("<answer>4</answer>", "4"), "rows.jsonl:2: solution: has no answer in <answer> tags"),
-        (GOOD.replace("numerical", "essay"), "rows.jsonl:2: problem_type: is `essay`, which has no rule"),
+        (GOOD.replace("numerical", "essay"), "rows.jsonl:2: problem_type: is `essay`, for which there is no accuracy rule"),
         (GOOD.replace("problem_type", "kind"), "rows.jsonl:2: problem_type: is missing"),
-        (GOOD.replace("prompt", "messages"), "rows.jsonl:2: has whole `messages`"),
-        (GOOD.replace("\"<answer>4</answer>\"", "4"), "rows.jsonl:2: solution: is not text"),
+        (GOOD.replace("prompt", "messages"), "rows.jsonl:2: has complete `messages`"),
+        (GOOD.replace("\"<answer>4</answer>\"", "4"), "rows.jsonl:2: solution: is not a string"),
         ("{".into(), "rows.jsonl:2: is not JSON"),
-        (GOOD.replace("2 + 2?", "<|image_pad|>"), "rows.jsonl:2: has <|image_pad|> in a text, and no media"),
+        (GOOD.replace("2 + 2?", "<|image_pad|>"), "rows.jsonl:2: has <|image_pad|> in a text, but no media"),
         (GOOD.replace("\"2 + 2?\"", "[{\"type\": \"image\"}]"), "rows.jsonl:2: message 0, part 0: is an image part"),
         (
             GOOD.replace(
@@ -153,5 +153,5 @@ fn checkpoint_of_another_command_is_refused() {
         stop: &AtomicBool::new(false),
     };
     let e = crate::run::sft::run(&setup).unwrap_err().to_string();
-    assert!(e.contains("--data: is not the data file") || e.contains("is of a run of grpo"), "{e}");
+    assert!(e.contains("--data: is not the data file") || e.contains("belongs to a run of grpo"), "{e}");
 }

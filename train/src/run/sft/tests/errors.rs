@@ -55,7 +55,7 @@ fn row_without_its_image_is_skipped_or_stops_a_strict_run() {
 #[test]
 fn rows_without_a_valid_sample_are_skipped() {
     for (row, want) in [
-        (GOOD.replace("Hello", "<|image_pad|>"), "rows.jsonl:2: has <|image_pad|> in a text, and no media for it"),
+        (GOOD.replace("Hello", "<|image_pad|>"), "rows.jsonl:2: has <|image_pad|> in a text, but no media for it"),
         (PICTURE.replace("A dog.", "<|image_pad|>"), "rows.jsonl:2: the prompt has 2 <|image_pad|> tokens"),
         (
             PICTURE.replace("\"image\": \"media/a.png\"", "\"x\": 1"),
