@@ -12,12 +12,12 @@ const EPSILON: f32 = 1e-4;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ScaleRewards {
-    /// Standard deviation of the group.
+    /// The standard deviation of the rewards in the group.
     #[default]
     Group,
-    /// Standard deviation of all rewards of the step; the subtracted mean is still that of the group.
+    /// The standard deviation of all rewards in the step. The mean that is subtracted is still that of the group.
     Batch,
-    /// No division.
+    /// No division: advantages are not scaled.
     None,
 }
 

@@ -94,7 +94,7 @@ mod tests {
     }
 
     proptest! {
-        /// All ties are multiples of 1/8, so half of the cases have k = 3.
+        /// Half of the cases have k = 3, because every number halfway between two hundredths is a multiple of 1/8.
         #[test]
         fn rounding_equals_integer_arithmetic(m in -(1i64 << 52)..(1i64 << 52), k in prop_oneof![Just(3u32), 0u32..60]) {
             let x = m as f64 / (1u64 << k) as f64;

@@ -77,7 +77,7 @@ mod tests {
             prop_assert!((f64::from(sum(&values)) - exact).abs() <= size * 1e-5);
         }
 
-        /// Sums of small integers are exact in any order.
+        /// Every value is added once: sums of small integers are exact in any order, so they equal the integer sum.
         #[test]
         fn every_value_is_added_once(values in prop::collection::vec(-99i16..99, 0..130)) {
             let floats: Vec<f32> = values.iter().map(|&x| f32::from(x)).collect();

@@ -343,7 +343,7 @@ impl Device {
             return self.0.backend.launch(launch);
         }
         let timed = self.0.backend.launch_timed(launch, profile.mode())?;
-        profile.add(timed);
+        profile.add_timed(timed);
         Ok(())
     }
 

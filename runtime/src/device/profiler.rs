@@ -109,7 +109,7 @@ impl Profiler<'_> {
 
     fn read(&self) -> Result<()> {
         let known = self.0.0.backend.collect_timings()?;
-        self.collected().add(known);
+        self.collected().add_timed(known);
         Ok(())
     }
 }
@@ -161,7 +161,7 @@ impl ProfileData {
     }
 
     /// Adds launches whose times have become known.
-    pub(super) fn add(&self, known: Vec<TimedLaunch>) {
+    pub(super) fn add_timed(&self, known: Vec<TimedLaunch>) {
         let mut s = self.lock();
         for TimedLaunch { mode: ProfileMode { mode, .. }, event } in known {
             if mode & COUNT != 0 {

@@ -67,10 +67,8 @@ fn scan_all_rows<S: SampleSource>(
     let known: BTreeMap<usize, &SkippedRow> = known.iter().map(|bad| (bad.row, bad)).collect();
     let length = |row: usize| -> Result<usize> {
         let tokens = S::token_count(&source.sample(row)?);
-        match batching.max_length {
-            Some(max) if tokens > max => Err(row_too_long_error(&source.location(row).0, tokens, batching.limit, max)),
-            _ => Ok(tokens),
-        }
+        check_length(|| source.location(row).0, tokens, batching.limit, batching.max_length)?;
+        Ok(tokens)
     };
     let looked = |row: usize| -> Result<RowCheck> {
         let before = || journal.as_ref().and_then(|journal| journal.earlier_check(row).cloned());
@@ -96,7 +94,7 @@ fn scan_all_rows<S: SampleSource>(
             Err(e) => return Err(e),
         };
         if let Some(journal) = &journal {
-            journal.add(row, &looked, source.row_count())?;
+            journal.record(row, &looked, source.row_count())?;
         }
         Ok(looked)
     };
@@ -127,13 +125,16 @@ fn count_batches(batching: BatchOptions, lengths: Lengths, skipped: &[SkippedRow
     Ok(count)
 }
 
-/// The error of a row with more tokens than the flag `limit` allows.
-pub(crate) fn row_too_long_error(location: &str, tokens: usize, limit: &str, max: usize) -> TrainError {
-    TrainError::row(
-        location,
-        format!("has {tokens} tokens, more than {limit} {max}"),
-        format!("raise {limit}, or remove the row"),
-    )
+/// Refuses a row with more than `max` tokens. `flag` is the flag that sets `max`, for the message.
+pub(crate) fn check_length(
+    location: impl FnOnce() -> String,
+    tokens: usize,
+    flag: &str,
+    max: Option<usize>,
+) -> Result<()> {
+    let Some(max) = max.filter(|&max| tokens > max) else { return Ok(()) };
+    let what = format!("has {tokens} tokens, more than {flag} {max}");
+    Err(TrainError::row(location(), what, format!("raise {flag}, or remove the row")))
 }
 
 /// The error of a data file without a usable row. `reason` is the error of the row at `location`.

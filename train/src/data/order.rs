@@ -13,7 +13,7 @@ pub struct RowOrder {
     rows: usize,
     /// `None`: rows in file order.
     seed: Option<u64>,
-    /// The pass that `order` belongs to.
+    /// The pass over the data whose row order is in `order`.
     pass: Option<u64>,
     order: Vec<u32>,
 }
@@ -30,7 +30,7 @@ impl RowOrder {
     }
 
     /// The row at index `slot` of the stream, counted from 0. Computes the order of a pass at its first row.
-    pub fn row(&mut self, slot: u64) -> usize {
+    pub fn row_at(&mut self, slot: u64) -> usize {
         let rows = self.rows as u64;
         let (pass, location) = (slot / rows, (slot % rows) as usize);
         let Some(seed) = self.seed else { return location };
@@ -72,7 +72,7 @@ mod tests {
     #[test]
     fn file_order_repeats_after_the_last_row() {
         let mut order = RowOrder::file_order(3);
-        assert_eq!((0..8).map(|i| order.row(i)).collect::<Vec<_>>(), [0, 1, 2, 0, 1, 2, 0, 1]);
+        assert_eq!((0..8).map(|i| order.row_at(i)).collect::<Vec<_>>(), [0, 1, 2, 0, 1, 2, 0, 1]);
         assert_eq!((order.pass_of(2), order.pass_of(3)), (0, 1));
     }
 
@@ -103,12 +103,12 @@ mod tests {
         fn pass_has_each_row_once_and_random_access_agrees(rows in 1usize..200, seed: u64, pass in 0u64..1000) {
             let mut order = RowOrder::shuffled(rows, seed);
             let first = pass * rows as u64;
-            let stream: Vec<usize> = (first..first + rows as u64).map(|slot| order.row(slot)).collect();
+            let stream: Vec<usize> = (first..first + rows as u64).map(|slot| order.row_at(slot)).collect();
             let mut sorted = stream.clone();
             sorted.sort_unstable();
             prop_assert_eq!(sorted, (0..rows).collect::<Vec<_>>());
             let slot = first + seed % rows as u64;
-            prop_assert_eq!(RowOrder::shuffled(rows, seed).row(slot), stream[(slot - first) as usize]);
+            prop_assert_eq!(RowOrder::shuffled(rows, seed).row_at(slot), stream[(slot - first) as usize]);
         }
     }
 }

@@ -19,7 +19,7 @@ use crate::reporting::metrics::{self, JsonlLog, SkippedRow};
 use crate::run_folder::checkpoint::write_synced;
 use crate::{Result, TrainError};
 
-/// The list in OUT, unless `--quarantine` names another file.
+/// The file in OUT that lists the unusable rows, unless `--quarantine` names another file.
 pub const QUARANTINE: &str = "quarantine.jsonl";
 
 /// The result of checking a row: its token count, or why it cannot be used.
@@ -107,7 +107,7 @@ impl ScanJournal {
     ///
     /// # Errors
     /// The journal cannot be written.
-    pub fn add(&self, row: usize, checked: &RowCheck, rows: usize) -> Result<()> {
+    pub fn record(&self, row: usize, checked: &RowCheck, rows: usize) -> Result<()> {
         let line = match checked {
             Ok(tokens) => JournalLine::Good { row, tokens: *tokens },
             Err(bad) => JournalLine::Bad(bad.clone()),
@@ -191,7 +191,7 @@ mod tests {
             let list = dir.path().join("q.jsonl");
             let checked = |row: usize| if rows[row] { Ok(row + 5) } else { Err(bad(row)) };
             let journal = ScanJournal::open(&list, "a", true).unwrap();
-            (0..rows.len()).rev().for_each(|row| journal.add(row, &checked(row), rows.len()).unwrap());
+            (0..rows.len()).rev().for_each(|row| journal.record(row, &checked(row), rows.len()).unwrap());
             drop(journal);
             let path = journal_path(&list);
             let bytes = fs::read(&path).unwrap();
@@ -205,7 +205,7 @@ mod tests {
             for row in 0..rows.len() {
                 match journal.earlier_check(row) {
                     Some(known) => prop_assert_eq!(known, &checked(row)),
-                    None => journal.add(row, &checked(row), rows.len()).unwrap(),
+                    None => journal.record(row, &checked(row), rows.len()).unwrap(),
                 }
             }
             let all: Vec<SkippedRow> = (0..rows.len()).filter_map(|row| checked(row).err()).collect();

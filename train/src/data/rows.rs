@@ -53,7 +53,7 @@ impl PromptContent {
     }
 
     /// The prompt as a data file has it: a JSON list of messages or a JSON string.
-    pub fn into_value(self) -> Value {
+    pub fn into_json(self) -> Value {
         match self {
             Self::Chat(messages) => Value::Array(messages),
             Self::Text(text) => Value::String(text),

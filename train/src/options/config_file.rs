@@ -9,7 +9,8 @@ use serde_json::{Map, Value};
 
 use crate::{Result, TrainError};
 
-/// The start flags of a configuration file. They are not part of the run's options, so `run.json` does not have them.
+/// The start flags of a configuration file: whether the run overwrites an earlier one or resumes. They are not among
+/// the run's options, so `run.json` does not have them.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct StartFlags {

@@ -26,14 +26,14 @@ pub enum LossType {
     Dapo,
 }
 
-/// The level of the importance ratio.
+/// Whether importance ratios are computed per token or per sequence.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ImportanceSamplingLevel {
-    /// The probabilities of each token.
+    /// One importance ratio for each token.
     #[default]
     Token,
-    /// The geometric mean over the tokens of a completion (GSPO).
+    /// One importance ratio for each completion: the geometric mean of those of its tokens (GSPO).
     Sequence,
 }
 

@@ -63,7 +63,7 @@ impl PhaseCosts {
     }
 
     /// Adds the costs of ops to those of a phase.
-    pub fn add(&mut self, phase: &'static str, ops: &OpCosts) {
+    pub fn add_costs(&mut self, phase: &'static str, ops: &OpCosts) {
         let all = self.phase_mut(phase);
         for (name, op) in ops {
             let total = all.entry(name).or_default();
@@ -190,10 +190,8 @@ pub fn with_shape(
     device: &Device,
 ) -> Result<Plan> {
     options.validate_values()?;
+    length::check_length(|| "--tokens".into(), shape.tokens, "--max-length", options.max_length)?;
     let rows = match options.max_length {
-        Some(most) if shape.tokens > most => {
-            return Err(length::row_too_long_error("--tokens", shape.tokens, "--max-length", most));
-        }
         Some(most) if options.packing => most / shape.tokens.max(1),
         _ => options.per_device_train_batch_size,
     };
@@ -241,7 +239,7 @@ fn count(trainer: &mut Trainer, steps: u64, mut next: impl FnMut() -> Result<Opt
         tokens += result.tokens as u64;
     }
     let mut phases = PhaseCosts::default();
-    phases.add("step", &device.profiler().totals()?);
+    phases.add_costs("step", &device.profiler().totals()?);
     Ok(Plan { memory: device.memory(), phases, steps: done, tokens, checkpoint: checkpoint_bytes(trainer) })
 }
 

@@ -61,7 +61,7 @@ impl Reporters {
             events.write_scalars(line.step, &points)?;
             preview.map_or(Ok(()), |preview| events.write_preview(line.step, preview))?;
         }
-        self.wandb.as_mut().map_or(Ok(()), |wandb| wandb.step(line.step, &points, preview))
+        self.wandb.as_mut().map_or(Ok(()), |wandb| wandb.log_step(line.step, &points, preview))
     }
 
     /// Reports how the run ended.

@@ -33,7 +33,7 @@ pub struct Prompt {
     pub content: Value,
     /// The columns of the row, from which completions are scored: `solution`, `problem_type`, …
     pub columns: Map<String, Value>,
-    /// Completions and rewards of a `--rollouts` file.
+    /// The completions and rewards that a line of a `--rollouts` file gives for this prompt.
     pub(crate) given: Option<RolloutLine>,
 }
 
@@ -135,7 +135,7 @@ impl PromptSource {
             )?,
             PromptContent::Text(text) => tokenize_text(&self.bundle, text, LoadedMedia::default(), &location)?,
         };
-        Ok(Prompt { row, location, tokens, content: content.into_value(), columns, given: None })
+        Ok(Prompt { row, location, tokens, content: content.into_json(), columns, given: None })
     }
 }
 

@@ -42,7 +42,7 @@ pub(crate) struct RolloutRecorder {
 
 impl Drop for RolloutRecorder {
     fn drop(&mut self) {
-        // Waits for the thread. An error here cannot be returned; `wait` has reported earlier ones.
+        // Waits for the thread. An error here cannot be returned; `wait_until_written` has reported earlier ones.
         let _ = self.wait_until_written();
     }
 }

@@ -33,9 +33,9 @@ use crate::step::hyperparameters::Hyperparameters;
 use crate::step::trainer::{StepResult, Trainer, fingerprint};
 use crate::{Result, TrainError};
 
-use validate::plan_length;
+use validate::plan_steps;
 pub(crate) use validate::unusable_rows;
-pub use validate::{DataCheck, check};
+pub use validate::{DataCheck, check_data};
 
 /// The inputs of a training run.
 #[derive(Debug)]
@@ -300,7 +300,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         order: &RowOrder,
     ) -> Result<(RunState, Vec<SkippedRow>)> {
         let options = setup.options;
-        let measure = || plan_length::<W>(setup, rows, order, unusable_rows(options, &**rows)?);
+        let measure = || plan_steps::<W>(setup, rows, order, unusable_rows(options, &**rows)?);
         let RunStart::From(folder) = start else {
             let (steps, found) = measure()?;
             if options.check_data && !setup.quiet {

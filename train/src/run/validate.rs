@@ -28,11 +28,11 @@ pub struct DataCheck {
 }
 
 /// Checks every row including its media and writes the list of unusable rows, without training.
-pub fn check<'a, W: TrainLoop<'a>>(setup: &RunSetup<'a, W::Options>) -> Result<DataCheck> {
+pub fn check_data<'a, W: TrainLoop<'a>>(setup: &RunSetup<'a, W::Options>) -> Result<DataCheck> {
     setup.options.validate()?;
     let rows = Arc::new(W::open_rows(setup)?);
     let order = row_order(true, rows.row_count(), setup.seed);
-    let (_, bad) = plan_length::<W>(setup, &rows, &order, Vec::new())?;
+    let (_, bad) = plan_steps::<W>(setup, &rows, &order, Vec::new())?;
     Ok(DataCheck { rows: rows.row_count(), bad: bad.len(), list: setup.options.quarantine_list() })
 }
 
@@ -63,7 +63,7 @@ pub(crate) fn unusable_rows<R: DataSource>(options: &RunOptions, rows: &R) -> Re
 
 /// The number of steps of the run, counted from the data unless `--max-steps` gives it, and the unusable rows: the
 /// `known` ones or, if every row is scanned, all of them.
-pub(super) fn plan_length<'a, W: TrainLoop<'a>>(
+pub(super) fn plan_steps<'a, W: TrainLoop<'a>>(
     setup: &RunSetup<'a, W::Options>,
     rows: &Arc<W::DataSource>,
     order: &RowOrder,

@@ -33,7 +33,7 @@ pub(crate) struct PackedGroups {
     pub(crate) positions: Tensor,
     /// i32 `[L]`: ids of the learned tokens.
     pub(crate) targets: Tensor,
-    /// For each completion, where its learned tokens begin among the L.
+    /// For each completion, where its learned tokens begin in `targets`.
     pub(crate) completions: CuSeqlens,
 }
 

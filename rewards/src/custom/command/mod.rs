@@ -176,7 +176,7 @@ struct Running {
     output: Receiver<Result<String, String>>,
     /// The last line of standard error that is not blank.
     last_stderr_line: Arc<Mutex<String>>,
-    /// Disconnects when standard error is closed.
+    /// The sender of this channel is dropped when standard error is closed.
     stderr_end: Receiver<()>,
 }
 

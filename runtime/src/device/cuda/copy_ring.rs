@@ -41,7 +41,7 @@ impl CopyRing {
     ///
     /// # Safety
     /// The range must be live GPU memory.
-    pub unsafe fn start(&mut self, from: u64, bytes: usize) -> Result<u64, CudaError> {
+    pub unsafe fn start_copy(&mut self, from: u64, bytes: usize) -> Result<u64, CudaError> {
         debug_assert!(bytes <= MAX_ASYNC_COPY_BYTES);
         let at = match self.slots.iter().position(|p| !p.in_use) {
             Some(at) => at,
@@ -66,7 +66,7 @@ impl CopyRing {
     }
 
     /// Waits for a copy and copies its bytes to `to`. The slot is free afterwards, also after an error.
-    pub fn finish(&mut self, handle: u64, to: &mut [u8]) -> Result<(), CudaError> {
+    pub fn finish_copy(&mut self, handle: u64, to: &mut [u8]) -> Result<(), CudaError> {
         let slot = &mut self.slots[handle as usize];
         slot.in_use = false;
         // SAFETY: the event was recorded after the copy, and the bytes are read after the event was reached.

@@ -306,11 +306,11 @@ impl Backend for Cuda {
         }
         // SAFETY: `Buffer::download_async` checked the range. If the buffer is freed, launches of its memory's next
         // owner run after the copy.
-        unsafe { lock(&self.copy_ring).start(from, bytes) }.map(PendingCopy::InFlight).map_err(device_error)
+        unsafe { lock(&self.copy_ring).start_copy(from, bytes) }.map(PendingCopy::InFlight).map_err(device_error)
     }
 
     fn finish_copy(&self, handle: u64, to: &mut [u8]) -> Result<()> {
-        lock(&self.copy_ring).finish(handle, to).map_err(device_error)
+        lock(&self.copy_ring).finish_copy(handle, to).map_err(device_error)
     }
 
     fn discard_copy(&self, handle: u64) {

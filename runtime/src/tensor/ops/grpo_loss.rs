@@ -12,7 +12,7 @@ use crate::tensor::cx::Cx;
 /// [`kernel`] has the formula.
 #[derive(Clone, Debug)]
 pub struct GrpoInputs {
-    /// Where the tokens of each completion begin among the L.
+    /// Where the tokens of each completion begin among all L tokens.
     pub completions: CuSeqlens,
     /// i32 `[n]`: the number of leading tokens of each completion that count in the loss.
     pub completion_lens: Tensor,

@@ -143,13 +143,9 @@ impl<S: SampleSource> BatchFeed<S> {
     }
 
     fn check_length(&self, row: usize, sample: S::Sample) -> Result<S::Sample> {
-        let tokens = S::token_count(&sample);
-        match self.batching.max_length {
-            Some(max) if tokens > max => {
-                Err(length::row_too_long_error(&self.ahead.location(row).0, tokens, self.batching.limit, max))
-            }
-            _ => Ok(sample),
-        }
+        let BatchOptions { limit, max_length, .. } = self.batching;
+        length::check_length(|| self.ahead.location(row).0, S::token_count(&sample), limit, max_length)?;
+        Ok(sample)
     }
 
     fn skip(&mut self, row: usize, e: &TrainError) -> Result<SkippedRow> {
@@ -203,7 +199,7 @@ impl<S: SampleSource> Prefetcher<S> {
     }
 
     fn row(&mut self, slot: u64) -> usize {
-        self.order.row(slot)
+        self.order.row_at(slot)
     }
 
     fn row_count(&self) -> usize {
@@ -225,7 +221,7 @@ impl<S: SampleSource> Prefetcher<S> {
                 return result;
             }
             if state.closed {
-                let (location, _) = self.location(self.order.clone().row(slot));
+                let (location, _) = self.location(self.order.clone().row_at(slot));
                 return Err(TrainError::data(
                     location,
                     "a thread that prepares rows panicked",
@@ -264,7 +260,7 @@ impl<S: SampleSource> Shared<S> {
                 state = self.changed.wait(state).unwrap_or_else(|e| e.into_inner());
             };
             state.next += 1;
-            let row = order.row(slot);
+            let row = order.row_at(slot);
             let known_bad = state.bad.contains(&row);
             drop(state);
             if known_bad {

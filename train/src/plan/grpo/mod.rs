@@ -46,9 +46,7 @@ pub fn with_shape(
     device: &Device,
 ) -> Result<Plan> {
     options.validate_values()?;
-    if let Some(most) = options.max_prompt_length.filter(|&most| shape.tokens > most) {
-        return Err(length::row_too_long_error("--tokens", shape.tokens, "--max-prompt-length", most));
-    }
+    length::check_length(|| "--tokens".into(), shape.tokens, "--max-prompt-length", options.max_prompt_length)?;
     let prompt = |i: usize| {
         let mut tokens = shape.sample(config).tokens;
         // Different videos, so that no feature cache serves two prompts.
@@ -185,8 +183,8 @@ impl<'a> Counter<'a> {
         sampler.sample_completions(&tokens, 1, 0, || prefill = device.profiler().totals())?;
         let (prefill, mut decode) = (prefill?, device.profiler().totals()?);
         super::subtract_costs(&mut decode, &prefill);
-        self.phases.add("prefill", &prefill);
-        self.phases.add("decode", &decode);
+        self.phases.add_costs("prefill", &prefill);
+        self.phases.add_costs("decode", &decode);
         if let Some(siglip) = &mut self.siglip {
             device.profiler().clear();
             for prompt in prompts {
@@ -196,7 +194,7 @@ impl<'a> Counter<'a> {
                     siglip.similarities_of(&vec![""; self.options.num_generations], seen, false)?;
                 }
             }
-            self.phases.add("judge", &device.profiler().totals()?);
+            self.phases.add_costs("judge", &device.profiler().totals()?);
         }
         sampler.release_memory();
         Ok(())

@@ -109,7 +109,7 @@ pub(super) fn mark_older_as_uploaded(wandb: &Path, now: &RunPart) -> Result<()> 
 pub(super) fn read_steps(log: &Path, last: u64) -> Result<BTreeMap<u64, LoggedStep>> {
     let (mut steps, mut media) = (BTreeMap::new(), Vec::new());
     for record in log::read_records(log)?.iter().filter_map(|bytes| Record::parse(bytes)) {
-        // The file records of a step precede its history record.
+        // In the log, the file records of a step precede its history record.
         media.extend(record.media());
         let Some(values) = record.history_values() else { continue };
         let media = std::mem::take(&mut media);

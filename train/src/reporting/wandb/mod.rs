@@ -177,7 +177,7 @@ impl Wandb {
     }
 
     /// Adds a step. It is written to the file, but not synced to the disk, when this returns.
-    pub fn step(&mut self, step: u64, points: &[(String, f64)], preview: Option<&Preview>) -> Result<()> {
+    pub fn log_step(&mut self, step: u64, points: &[(String, f64)], preview: Option<&Preview>) -> Result<()> {
         let mut seen = LoggedStep { media: Vec::new(), values: values(step, points) };
         let now = Utc::now();
         seen.values.insert("_timestamp".into(), json!(now.timestamp_micros() as f64 / 1e6));

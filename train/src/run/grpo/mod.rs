@@ -43,7 +43,7 @@ pub fn run(setup: &GrpoSetup) -> Result<RunSummary> {
 
 /// Checks every row of the data, including its media, without training.
 pub fn check(setup: &GrpoSetup) -> Result<DataCheck> {
-    run::check::<Grpo>(setup)
+    run::check_data::<Grpo>(setup)
 }
 
 /// Repeats step `step` of the run in `recorded` with its recorded completions: see [`replay`].

@@ -29,7 +29,7 @@ pub fn run(setup: &SftSetup) -> Result<RunSummary> {
 
 /// Checks every row of the data, including its media, without training.
 pub fn check(setup: &SftSetup) -> Result<DataCheck> {
-    run::check::<Sft>(setup)
+    run::check_data::<Sft>(setup)
 }
 
 /// Repeats step `step` of the run in `recorded` and compares the weights: see [`replay`].

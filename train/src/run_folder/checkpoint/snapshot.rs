@@ -167,7 +167,7 @@ pub struct Snapshot {
     /// Sorted by element size, largest first, so every tensor in the file is aligned for its type.
     optimizer: Vec<OptimizerTensor>,
     state: RunState,
-    /// The files of [`crate::run::TrainLoop::resume_files`]: path in the folder, and content.
+    /// The further files that the training loop needs to resume: path in the folder, and content.
     files: Vec<(&'static str, Vec<u8>)>,
 }
 
