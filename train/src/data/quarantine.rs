@@ -219,7 +219,7 @@ mod tests {
     fn journal_of_other_data_is_replaced() {
         let dir = tempfile::tempdir().unwrap();
         let list = dir.path().join("sub/q.jsonl");
-        ScanJournal::open(&list, "a", true).unwrap().add(3, &Ok(1), 9).unwrap();
+        ScanJournal::open(&list, "a", true).unwrap().record(3, &Ok(1), 9).unwrap();
         assert!(ScanJournal::open(&list, "a", true).unwrap().earlier_check(3).is_some());
         assert!(ScanJournal::open(&list, "b", true).unwrap().earlier_check(3).is_none());
         assert!(ScanJournal::open(&list, "a", true).unwrap().earlier_check(3).is_none());

@@ -81,7 +81,7 @@ impl PhaseCosts {
 }
 
 /// Subtracts the costs in `before` from `all`, which includes them.
-pub fn subtract_costs(all: &mut OpCosts, before: &OpCosts) {
+pub fn subtract(all: &mut OpCosts, before: &OpCosts) {
     for (name, before) in before {
         if let Some(op) = all.get_mut(name) {
             op.launches -= before.launches;

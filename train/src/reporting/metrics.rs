@@ -102,7 +102,7 @@ mod rewards_by_name {
 impl StepMetrics {
     /// The values of the step for TensorBoard and Weights & Biases: every number of the JSON line but `step`,
     /// `tokens` and `step_seconds`, each named `train/NAME`.
-    pub fn named_values(&self) -> Vec<(String, f64)> {
+    pub fn points(&self) -> Vec<(String, f64)> {
         const NOT_SHOWN: [&str; 3] = ["step", "tokens", "step_seconds"];
         let Ok(Value::Object(line)) = serde_json::to_value(self) else { return Vec::new() };
         let shown = line.iter().filter(|(name, _)| !NOT_SHOWN.contains(&name.as_str()));
@@ -244,7 +244,7 @@ mod tests {
         let end = r#","rewards/format":0.5,"rewards/accuracy":1.0,"frames_encoded":16,"rollout_seconds":0.0,"reward":1.5,"rollout_drift":0.10000000149011612,"train_seconds":2.0}"#;
         assert_eq!(text, format!("{}{end}", want.trim_end_matches('}')));
         assert_eq!(serde_json::from_str::<StepMetrics>(&text).unwrap(), step);
-        let names: Vec<String> = step.named_values().into_iter().map(|(name, _)| name).collect();
+        let names: Vec<String> = step.points().into_iter().map(|(name, _)| name).collect();
         assert_eq!(names[..4], ["train/loss", "train/grad_norm", "train/learning_rate", "train/tokens_per_second"]);
         assert_eq!(names[4..7], ["train/peak_bytes", "train/rewards/format", "train/rewards/accuracy"]);
     }

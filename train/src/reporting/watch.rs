@@ -56,7 +56,7 @@ impl Reporters {
 
     /// Reports a step.
     pub fn report_step(&mut self, line: &StepMetrics, preview: Option<&Preview>) -> Result<()> {
-        let points = line.named_values();
+        let points = line.points();
         if let Some(events) = &mut self.events {
             events.write_scalars(line.step, &points)?;
             preview.map_or(Ok(()), |preview| events.write_preview(line.step, preview))?;

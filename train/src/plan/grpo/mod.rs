@@ -182,7 +182,7 @@ impl<'a> Counter<'a> {
         let mut prefill = Ok(OpCosts::new());
         sampler.sample_completions(&tokens, 1, 0, || prefill = device.profiler().totals())?;
         let (prefill, mut decode) = (prefill?, device.profiler().totals()?);
-        super::subtract_costs(&mut decode, &prefill);
+        super::subtract(&mut decode, &prefill);
         self.phases.add_costs("prefill", &prefill);
         self.phases.add_costs("decode", &decode);
         if let Some(siglip) = &mut self.siglip {

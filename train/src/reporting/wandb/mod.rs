@@ -157,7 +157,7 @@ impl Wandb {
         };
         let unlogged = begin.done.iter().filter(|line| !logged.contains_key(&line.step));
         let mut steps: BTreeMap<u64, LoggedStep> = unlogged
-            .map(|line| (line.step, LoggedStep { media: Vec::new(), values: values(line.step, &line.named_values()) }))
+            .map(|line| (line.step, LoggedStep { media: Vec::new(), values: values(line.step, &line.points()) }))
             .collect();
         steps.extend(logged);
         for (step, mut seen) in steps {

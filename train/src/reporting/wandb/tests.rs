@@ -33,7 +33,7 @@ fn part(out: &Path, home: &Path, step: u64, last: u64, pictures: bool) -> Wandb 
     let begin = WandbStart { out, home, step, done: &done, project: "p", name: None, run: &run };
     let mut wandb = Wandb::begin(&begin).unwrap();
     for n in step + 1..=last {
-        wandb.log_step(n, &line(n).named_values(), pictures.then(|| preview(n)).as_ref()).unwrap();
+        wandb.log_step(n, &line(n).points(), pictures.then(|| preview(n)).as_ref()).unwrap();
     }
     wandb
 }
