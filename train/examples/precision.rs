@@ -34,7 +34,7 @@ const HELD_OUT: usize = 64;
 const LEARNING_RATE: f64 = 1e-6;
 
 /// A way of storing the weights and the optimizer's moments.
-struct Way {
+struct Storage {
     name: &'static str,
     dtype: DType,
     optim: Optim,
@@ -43,30 +43,36 @@ struct Way {
     colour: &'static str,
 }
 
-const WAYS: [Way; 5] = [
-    Way { name: "f32", dtype: DType::F32, optim: Optim::Adamw, master: true, colour: "#4c4c4c" },
-    Way {
+const STORAGES: [Storage; 5] = [
+    Storage { name: "f32", dtype: DType::F32, optim: Optim::Adamw, master: true, colour: "#4c4c4c" },
+    Storage {
         name: "bf16 + master, f32 moments",
         dtype: DType::BF16,
         optim: Optim::Adamw,
         master: true,
         colour: "#1f77b4",
     },
-    Way {
+    Storage {
         name: "bf16 + master, bf16 moments",
         dtype: DType::BF16,
         optim: Optim::AdamwBf16,
         master: true,
         colour: "#2ca02c",
     },
-    Way {
+    Storage {
         name: "bf16 + master, 8-bit moments",
         dtype: DType::BF16,
         optim: Optim::Adamw8bit,
         master: true,
         colour: "#9467bd",
     },
-    Way { name: "bf16 alone, f32 moments", dtype: DType::BF16, optim: Optim::Adamw, master: false, colour: "#d62728" },
+    Storage {
+        name: "bf16 alone, f32 moments",
+        dtype: DType::BF16,
+        optim: Optim::Adamw,
+        master: false,
+        colour: "#d62728",
+    },
 ];
 
 /// The training result of one way of storing weights.
@@ -89,7 +95,7 @@ fn main() -> std::result::Result<(), Box<dyn Error>> {
     fs::write(&data, rows())?;
 
     let mut curves = Vec::new();
-    for way in &WAYS {
+    for way in &STORAGES {
         let curve = train(way, &model, &data)?;
         let (first, last) = (curve.loss[0].1, curve.loss[curve.loss.len() - 1].1);
         println!(
@@ -119,7 +125,7 @@ fn rows() -> String {
 }
 
 /// Trains with the given way of storing weights. Every call starts from the same weights and uses the same rows.
-fn train(way: &Way, model: &Path, data: &Path) -> std::result::Result<Curve, Box<dyn Error>> {
+fn train(way: &Storage, model: &Path, data: &Path) -> std::result::Result<Curve, Box<dyn Error>> {
     let run = RunOptions {
         model: model.display().to_string(),
         data: data.to_path_buf(),
@@ -155,7 +161,7 @@ fn train(way: &Way, model: &Path, data: &Path) -> std::result::Result<Curve, Box
     for n in 1..=STEPS {
         step(&mut trainer, n, || Ok(Some(rows.by_ref().take(ROWS).cloned().collect())))?;
         if !way.master {
-            trainer.optimizer.states().try_for_each(|(_, _, state)| forget(state))?;
+            trainer.optimizer.states().try_for_each(|(_, _, state)| clear_low_bits(state))?;
         }
         if n % EVERY == 0 {
             curve.push((n, loss(&trainer, held_out)?));
@@ -171,7 +177,7 @@ fn train(way: &Way, model: &Path, data: &Path) -> std::result::Result<Curve, Box
 }
 
 /// Clears the low bits of the master weights, so that each step starts from weights rounded to bf16.
-fn forget(state: &ParameterState) -> Result<()> {
+fn clear_low_bits(state: &ParameterState) -> Result<()> {
     match &state.low {
         Some(low) => Ok(low.write(&vec![0u16; low.count()])?),
         None => Ok(()),
@@ -194,7 +200,7 @@ fn weights(t: &Trainer) -> Result<Vec<f32>> {
 }
 
 fn record(curves: &[Curve]) -> Value {
-    let ways = WAYS.iter().zip(curves).map(|(way, curve)| {
+    let ways = STORAGES.iter().zip(curves).map(|(way, curve)| {
         json!({"name": way.name, "weights_moved": curve.moved, "distance": curve.distance, "loss": curve.loss})
     });
     json!({
@@ -231,7 +237,7 @@ fn chart(curves: &[Curve]) -> String {
         let _ =
             writeln!(svg, "<text x=\"{:.1}\" y=\"{}\" text-anchor=\"middle\">{step}</text>", x(step), height - 10.0);
     }
-    for (row, (way, curve)) in (0u8..).zip(WAYS.iter().zip(curves)) {
+    for (row, (way, curve)) in (0u8..).zip(STORAGES.iter().zip(curves)) {
         let points: Vec<String> = curve.loss.iter().map(|(s, l)| format!("{:.1},{:.1}", x(*s), y(*l))).collect();
         let at = 150.0 + 20.0 * f64::from(row);
         let (colour, points) = (way.colour, points.join(" "));

@@ -259,7 +259,7 @@ mod tests {
         let (x, other) = (numbers(&d, &[2], &[1.0, 2.0]), numbers(&d, &[2], &[3.0, 4.0]));
         let params = FillParams { dst: x.addr(), count: 3, value: 7.0, reserved: 0 };
         fails(d.launch(&elementwise::fill(DType::F32, &params)), &["fill_f32", "sm80.cu:", "out-of-bounds"]);
-        // A product over more rows than its result has.
+        // A product that has more rows than the tensor for its result.
         let (a, b, c) = (numbers(&d, &[3, 1], &[1.0; 3]), numbers(&d, &[1, 1], &[1.0]), x.reshape(&[2, 1]).unwrap());
         let Launch::Matmul(m) = product(&a, &b, &c, false) else { return };
         fails(d.launch(&Launch::Matmul(Matmul { m: 3, ..m })), &["matmul_fwd: c: is larger than its buffer"]);

@@ -1,5 +1,5 @@
 //! `--config FILE.toml`: a file with any options of a command, under the names of their flags. Flags on the command
-//! line win.
+//! line override it.
 
 use std::path::Path;
 

@@ -37,7 +37,7 @@ pub enum ImportanceSamplingLevel {
     Sequence,
 }
 
-/// Options of GRPO, with the shared ones flattened.
+/// The options of `reel grpo`, including those of all training commands.
 #[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 #[command(
@@ -71,7 +71,7 @@ pub struct GrpoOptions {
     /// Clipping range: importance ratios are clipped below 1 - epsilon and above 1 + epsilon
     #[arg(long, value_name = "E", default_value_t = 0.2)]
     pub epsilon: f64,
-    /// Upper clipping range of the importance ratio [default: --epsilon]
+    /// Clipping range of importance ratios above 1 [default: --epsilon]
     #[arg(long, value_name = "E")]
     pub epsilon_high: Option<f64>,
     /// Weight of the KL divergence from the reference model; 0 needs no copy of the reference weights
@@ -81,19 +81,19 @@ pub struct GrpoOptions {
     /// Maximum tokens of a completion
     #[arg(long, value_name = "TOKENS", default_value_t = 1024)]
     pub max_completion_length: usize,
-    /// Minimum tokens of a completion: end tokens are banned before
+    /// Minimum tokens of a completion: until then, end tokens are banned
     #[arg(long, value_name = "TOKENS", default_value_t = 0)]
     pub min_completion_length: usize,
     /// Maximum tokens of a prompt; rows with longer prompts are skipped and counted [default: no limit]
     #[arg(long, value_name = "TOKENS")]
     pub max_prompt_length: Option<usize>,
-    /// Sampling temperature; log-probabilities of the loss use it, too
+    /// Sampling temperature; also applies to the log-probabilities in the loss
     #[arg(long, value_name = "T", default_value_t = 1.0)]
     pub temperature: f64,
     /// Nucleus sampling: sample from the most likely tokens whose probabilities add up to P
     #[arg(long, value_name = "P", default_value_t = 0.95)]
     pub top_p: f64,
-    /// Sample from the K most likely tokens; 0 is all
+    /// Sample from the K most likely tokens; 0: from all tokens
     #[arg(long, value_name = "K", default_value_t = 0)]
     pub top_k: u32,
     /// Exclude completions that reach --max-completion-length from the loss
@@ -181,7 +181,7 @@ impl GrpoOptions {
         self.reward_command.is_some() || self.reward_url.is_some()
     }
 
-    /// Clip range of the importance ratio above 1.
+    /// Clipping range of importance ratios above 1: `--epsilon-high`, or `--epsilon`.
     pub fn epsilon_high(&self) -> f64 {
         self.epsilon_high.unwrap_or(self.epsilon)
     }

@@ -61,7 +61,7 @@ pub struct RunOptions {
     /// Output folder: trained model, checkpoints, metrics
     #[arg(long, value_name = "DIR", default_value = "", hide_default_value = true, value_parser = path_or_none())]
     pub out: PathBuf,
-    /// TOML configuration file with any of these options; a flag wins over it
+    /// TOML configuration file with any of these options; flags override it
     #[arg(long, value_name = "FILE")]
     #[serde(skip)]
     pub config: Option<PathBuf>,
@@ -94,7 +94,7 @@ pub struct RunOptions {
     /// Learning rate schedule
     #[arg(long, value_enum, default_value_t)]
     pub lr_scheduler_type: LrScheduler,
-    /// Warmup steps, over which the learning rate rises from 0; above 0 it wins over --warmup-ratio
+    /// Warmup steps, over which the learning rate rises from 0; a number above 0 overrides --warmup-ratio
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub warmup_steps: u64,
     /// Warmup steps as a share of all steps (0 to 1), rounded up
@@ -118,14 +118,14 @@ pub struct RunOptions {
     /// Gradient clipping: maximum norm of all gradients
     #[arg(long, value_name = "NORM", default_value_t = 5.0)]
     pub max_grad_norm: f64,
-    /// Optimizer, by how it stores its state
+    /// Optimizer: AdamW, with one of three ways to store its state
     #[arg(long, value_enum, default_value_t)]
     pub optim: Optim,
 
     /// Micro-batch size: rows of one forward and backward pass
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub per_device_train_batch_size: usize,
-    /// Gradient accumulation: micro-batches of a step
+    /// Gradient accumulation: micro-batches per step
     #[arg(long, value_name = "N", default_value_t = 2)]
     pub gradient_accumulation_steps: usize,
     /// Epochs: passes over the data

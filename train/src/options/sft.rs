@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use super::{LabelRule, Recipe, RunOptions, TrainingOptions, check, run};
 use crate::Result;
 
-/// Options of supervised fine-tuning, with the shared ones flattened.
+/// The options of `reel sft`, including those of all training commands.
 #[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 #[command(next_help_heading = "SFT options")]

@@ -23,7 +23,7 @@ pub struct StepMetrics {
     pub grad_norm: f64,
     /// Learning rate of the decoder in this step.
     pub learning_rate: f64,
-    /// Tokens that went through the model for the gradients, learned or not.
+    /// Number of tokens in the forward and backward passes of the step, learned or not.
     pub tokens: u64,
     /// `tokens / step_seconds`. Depends on the clock.
     pub tokens_per_second: f64,

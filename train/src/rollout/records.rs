@@ -23,7 +23,7 @@ use crate::{Result, TrainError};
 /// The folder of the recorded rollouts in OUT.
 pub const ROLLOUTS: &str = "rollouts";
 
-/// The folder below [`ROLLOUTS`] with a strip of frames of the first prompt of some steps.
+/// The folder below [`ROLLOUTS`] with PNG strips of frames, one for the first prompt of some steps.
 pub const STRIPS: &str = "strips";
 /// Maximum number of strips of frames that a run writes.
 const MAX_STRIPS: u64 = 24;

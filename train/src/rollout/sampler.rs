@@ -119,7 +119,7 @@ impl<'a> Sampler<'a> {
         }
     }
 
-    /// The seed of the sampling of one prompt in step `n`.
+    /// The seed for one use (`stream`) of random numbers for one prompt in step `n`.
     fn seed_of(&self, n: u64, prompt_index: u64, stream: RandomStream) -> u64 {
         let counter = [prompt_index as u32, n as u32, (n >> 32) as u32 ^ (prompt_index >> 32) as u32, stream as u32];
         let [a, b, ..] = philox4x32_10(counter, [self.seed as u32, (self.seed >> 32) as u32]);

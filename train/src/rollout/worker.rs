@@ -52,7 +52,7 @@ pub(crate) struct Rollout {
     pub(crate) shuffled_texts: Vec<String>,
 }
 
-/// The groups of one step and how they were sampled.
+/// The groups of one step, with the metrics and the preview of their sampling.
 pub(crate) struct RolloutBatch {
     pub(crate) groups: Vec<Group>,
     pub(crate) metrics: GrpoMetrics,
@@ -145,7 +145,7 @@ impl<'a> RolloutWorker<'a> {
         }
     }
 
-    /// Samples completions of the prompts of round `round` of step `n`.
+    /// Samples completions for `prompts` in sampling round `round` of step `n`.
     fn sample(&self, prompts: Vec<Prompt>, n: u64, round: u64) -> Result<Vec<Rollout>> {
         let inputs: Vec<&ModelInput> = prompts.iter().map(|prompt| &prompt.tokens).collect();
         let sampled = self.sampler.sample_completions(&inputs, n, round, || {}).map_err(|e| match e {

@@ -56,7 +56,7 @@ pub fn byte_parts(t: &Tensor) -> impl Iterator<Item = reel_runtime::Result<Vec<u
 pub struct Digest(Vec<u64>);
 
 impl Digest {
-    /// Adds a piece. `contents` is the hash of its contents.
+    /// Adds the piece `name`; `contents` is the hash of its bytes.
     pub fn add(&mut self, name: &str, contents: u64) {
         self.0.push(XxHash3_64::oneshot(name.as_bytes()));
         self.0.push(contents);

@@ -45,7 +45,7 @@ pub fn planned_lengths(folder: &Path, home: &Path, state: &RunState) -> Result<V
     Ok(lengths)
 }
 
-/// The planned length that held in step `n`.
+/// The planned number of steps of the run that held in step `n`.
 pub fn planned_steps_at(lengths: &[PlannedLength], n: u64) -> Option<u64> {
     lengths.iter().rfind(|length| length.after < n).map(|length| length.steps)
 }

@@ -45,7 +45,7 @@ pub struct StepResult {
     pub grad_norm: f64,
     /// Learning rate of the decoder.
     pub learning_rate: f64,
-    /// Tokens that went through the model for the gradients.
+    /// Number of tokens in the forward and backward passes of the step.
     pub tokens: usize,
     /// The metrics that only GRPO has.
     pub grpo: GrpoMetrics,
@@ -60,7 +60,7 @@ pub struct Preview {
     pub rewards: Vec<f32>,
     /// One prompt with its completions and their rewards, as Markdown.
     pub text: String,
-    /// Frames of the video, or the image, of that prompt.
+    /// A strip of the frames of that prompt's video, or its image.
     pub strip: Option<Png>,
 }
 
@@ -212,7 +212,7 @@ pub struct MicroBatchInput {
     pub batch: Batch,
     /// i32 `[L]`: indices of the tokens whose next token is learned.
     pub positions: Tensor,
-    /// i32 `[L]`: ids of these next tokens.
+    /// i32 `[L]`: ids of the tokens to learn.
     pub targets: Tensor,
     /// f32 `[L]`: −1/L each, so that the weighted sum of log-probabilities is the mean negative log-likelihood.
     pub weights: Tensor,

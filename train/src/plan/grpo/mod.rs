@@ -50,7 +50,7 @@ pub fn with_shape(
     let prompt = |i: usize| {
         let mut tokens = shape.sample(config).tokens;
         // Different videos, so that no feature cache serves two prompts.
-        tokens.frames.videos.iter_mut().for_each(|film| film.data.fill(i as u8));
+        tokens.frames.videos.iter_mut().for_each(|video| video.data.fill(i as u8));
         Prompt::of_size(tokens)
     };
     let mut counter = Counter::new(options, config, files, dtype, device, &[])?;

@@ -95,7 +95,7 @@ fn step_is_written_with_its_media() {
     let values = records(&folder).iter().find_map(Record::history_values).unwrap();
     let bins = &values[REWARDS_TAG];
     assert_eq!(bins["bins"].as_array().unwrap().len(), bins["values"].as_array().unwrap().len() + 1);
-    // SHA-256 of 40000 bytes of 1, by coreutils.
+    // SHA-256 of 40000 bytes with the value 1, as coreutils computes it.
     assert_eq!(values[FRAMES_TAG]["sha256"], "fb67091504b666f393f1530f351a3fa5ae5168228b9aa06dcce5835be0402356");
     assert_eq!(values[FRAMES_TAG]["width"], 2);
     assert_eq!(

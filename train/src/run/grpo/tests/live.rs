@@ -33,7 +33,7 @@ pub(super) fn rows() -> String {
     .join("\n")
 }
 
-/// A run of four steps on these rows.
+/// A run of four steps on the data rows `rows`.
 pub(super) fn case(dir: &Path, out: &str, rows: &str) -> Case {
     let data = dir.join("rows.jsonl");
     fs::write(&data, rows).unwrap();

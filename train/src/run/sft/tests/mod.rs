@@ -32,7 +32,7 @@ struct Case {
 }
 
 impl Case {
-    /// Two epochs of the golden case in small steps.
+    /// A run of 4 steps on a golden case, with one micro-batch per step.
     fn new(name: &str, model: &str, out: &Path) -> Self {
         let case = golden(name);
         let run = RunOptions {
