@@ -86,9 +86,9 @@ pub(crate) fn sample_token(
     let ids = sequence.penalty_history();
     let history = Tensor::from_i32(device, &[1, ids.len()], ids)?;
     let history_len = Tensor::from_i32(device, &[1], &[ids.len() as i32])?;
-    let sample_number = Tensor::from_i32(device, &[1], &[sequence.next_sample()])?;
+    let draw_number = Tensor::from_i32(device, &[1], &[sequence.next_draw_number()])?;
     let sampled = SampledTokens::new(device, 1, false, 0)?;
     let history = (!ids.is_empty()).then_some((&history, &history_len));
-    ops::sample(cx, logits, &sampling, &sample_number, history, suppressed, &sampled)?;
+    ops::sample(cx, logits, &sampling, &draw_number, history, suppressed, &sampled)?;
     Ok((sampled.ids.to_i32()?[0], sampled.log_prob.to_f32()?[0]))
 }

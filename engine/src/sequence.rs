@@ -101,7 +101,7 @@ impl SequenceState {
     }
 
     /// The number of the next random draw under the sequence's seed: the index of the token in the sequence.
-    pub(crate) fn next_sample(&self) -> i32 {
+    pub(crate) fn next_draw_number(&self) -> i32 {
         self.ids.len() as i32
     }
 
@@ -115,7 +115,7 @@ impl SequenceState {
             keys,
             limit: self.prompt_tokens + self.limits.max_new_tokens - 1,
             blocks: &self.block_table,
-            draw: self.next_sample(),
+            draw: self.next_draw_number(),
             history: self.penalty_history(),
         }
     }

@@ -104,11 +104,11 @@ impl Dataset {
 
     /// `FILE:LINE` of row `index`, for messages.
     pub fn location(&self, index: usize) -> String {
-        format!("{}:{}", self.path.display(), self.line(index))
+        format!("{}:{}", self.path.display(), self.line_number(index))
     }
 
     /// The line of row `index`, counted from 1.
-    pub fn line(&self, index: usize) -> usize {
+    pub fn line_number(&self, index: usize) -> usize {
         self.rows[index].line
     }
 
@@ -169,9 +169,9 @@ mod tests {
     #[test]
     fn rows_have_line_numbers() {
         let d = parse(&format!("\n{ROW}\n\n  {ROW}  \r\n")).unwrap();
-        assert_eq!((d.len(), d.line(0), d.line(1)), (2, 2, 4));
+        assert_eq!((d.len(), d.line_number(0), d.line_number(1)), (2, 2, 4));
         let d = parse(&format!(" [\n{ROW},\n\n{ROW}\n]\n")).unwrap();
-        assert_eq!((d.len(), d.line(0), d.line(1)), (2, 2, 4));
+        assert_eq!((d.len(), d.line_number(0), d.line_number(1)), (2, 2, 4));
         assert_eq!(d.location(1), "d.jsonl:4");
     }
 

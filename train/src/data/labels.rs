@@ -53,7 +53,7 @@ impl Labels {
     }
 
     /// Next-token targets: `targets[t]` is token t + 1 if it is learned, else -1. The last position has no next token.
-    pub fn targets(&self, ids: &[u32], vocabulary: &impl Vocabulary) -> Vec<i32> {
+    pub fn next_token_targets(&self, ids: &[u32], vocabulary: &impl Vocabulary) -> Vec<i32> {
         let learned: Vec<bool> = match self.rule {
             LabelRule::Assistant => self.assistant(ids, vocabulary),
             LabelRule::Text | LabelRule::Videorft => ids.iter().map(|id| !self.hidden.contains(id)).collect(),
@@ -149,7 +149,7 @@ mod tests {
 
     /// The text of the learned tokens, with `.` for each other token.
     fn learned(rule: LabelRule, ids: &[u32]) -> String {
-        let targets = Labels::new(rule, &Bytes).unwrap().targets(ids, &Bytes);
+        let targets = Labels::new(rule, &Bytes).unwrap().next_token_targets(ids, &Bytes);
         assert_eq!(targets.len(), ids.len());
         targets.iter().map(|&t| if t < 0 { ".".to_string() } else { Bytes.text(&[t as u32]) }).collect()
     }
@@ -218,7 +218,7 @@ mod tests {
         #[test]
         fn target_is_always_the_next_token(row in prop::collection::vec(prop_oneof![0u32..257, 300u32..308], 0..40)) {
             for rule in [LabelRule::Assistant, LabelRule::Text, LabelRule::Videorft] {
-                let targets = Labels::new(rule, &Bytes).unwrap().targets(&row, &Bytes);
+                let targets = Labels::new(rule, &Bytes).unwrap().next_token_targets(&row, &Bytes);
                 for (t, &target) in targets.iter().enumerate() {
                     prop_assert!(target == -1 || target as u32 == row[t + 1]);
                 }

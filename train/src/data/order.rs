@@ -29,10 +29,10 @@ impl RowOrder {
         Self { seed: Some(seed), ..Self::file_order(rows) }
     }
 
-    /// The row at index `slot` of the stream, counted from 0. Computes the order of a pass at its first row.
-    pub fn row_at(&mut self, slot: u64) -> usize {
+    /// The row at index `stream_index` of the stream, counted from 0. Computes the order of a pass at its first row.
+    pub fn row_at(&mut self, stream_index: u64) -> usize {
         let rows = self.rows as u64;
-        let (pass, location) = (slot / rows, (slot % rows) as usize);
+        let (pass, location) = (stream_index / rows, (stream_index % rows) as usize);
         let Some(seed) = self.seed else { return location };
         if self.pass != Some(pass) {
             self.order = permutation(self.rows, seed, pass);
@@ -41,9 +41,9 @@ impl RowOrder {
         self.order[location] as usize
     }
 
-    /// The pass over the data that stream index `slot` belongs to, counted from 0.
-    pub fn pass_of(&self, slot: u64) -> u64 {
-        slot / self.rows as u64
+    /// The pass over the data that `stream_index` belongs to, counted from 0.
+    pub fn pass_of(&self, stream_index: u64) -> u64 {
+        stream_index / self.rows as u64
     }
 }
 

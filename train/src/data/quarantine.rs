@@ -62,17 +62,17 @@ pub fn journal_path(list: &Path) -> PathBuf {
 }
 
 impl ScanJournal {
-    /// Opens the journal beside `list` to continue it if it has the fingerprint `scan`; otherwise starts a new one.
+    /// Opens the journal beside `list` to continue it if it has this `fingerprint`; otherwise starts a new one.
     ///
     /// # Errors
     /// The folder cannot be written.
-    pub fn open(list: &Path, scan: &str, quiet: bool) -> Result<Self> {
+    pub fn open(list: &Path, fingerprint: &str, quiet: bool) -> Result<Self> {
         let path = journal_path(list);
         if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
             fs::create_dir_all(folder).map_err(|e| TrainError::cannot_write(folder, e))?;
         }
         let lines = metrics::read(&path, |_: &JournalLine| true)?;
-        let head = serde_json::json!({"scan": scan}).to_string();
+        let head = serde_json::json!({"scan": fingerprint}).to_string();
         let same = lines.first() == Some(&head);
         if !same && !lines.is_empty() && !quiet {
             eprintln!("{}: was written for other data or options; all rows are checked again", path.display());

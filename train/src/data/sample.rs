@@ -112,7 +112,7 @@ impl SampleSource for SftSource {
         let location = self.data.location(row);
         let conversation = self.conversation(row)?;
         let tokens = tokenize_conversation(&self.bundle, &conversation, false, &self.media, &location)?;
-        let targets = self.labels.targets(&tokens.input_ids, &self.bundle.tokenizer);
+        let targets = self.labels.next_token_targets(&tokens.input_ids, &self.bundle.tokenizer);
         if targets.iter().all(|&t| t < 0) {
             return Err(TrainError::row(
                 location,
@@ -130,7 +130,7 @@ impl SampleSource for SftSource {
     }
 
     fn location(&self, row: usize) -> (String, usize) {
-        (self.data.location(row), self.data.line(row))
+        (self.data.location(row), self.data.line_number(row))
     }
 }
 

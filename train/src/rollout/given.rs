@@ -59,12 +59,12 @@ impl RolloutFile {
         &self.lines[index].1
     }
 
-    pub(crate) fn number(&self, index: usize) -> usize {
+    pub(crate) fn line_number(&self, index: usize) -> usize {
         self.lines[index].0
     }
 
     pub(crate) fn location(&self, index: usize) -> String {
-        format!("{}:{}", self.path.display(), self.number(index))
+        format!("{}:{}", self.path.display(), self.line_number(index))
     }
 
     pub(crate) fn fingerprint(&self) -> &str {

@@ -161,8 +161,8 @@ impl SampleSource for PromptSource {
 
     fn location(&self, row: usize) -> (String, usize) {
         match &self.given {
-            Some(given) => (given.location(row), given.number(row)),
-            None => (self.data.location(row), self.data.line(row)),
+            Some(given) => (given.location(row), given.line_number(row)),
+            None => (self.data.location(row), self.data.line_number(row)),
         }
     }
 }

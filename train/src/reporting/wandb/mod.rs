@@ -190,9 +190,9 @@ impl Wandb {
     }
 
     /// Writes the exit code of the run: 0 on success.
-    pub fn finish(mut self, code: u8) -> Result<()> {
+    pub fn finish(mut self, exit_code: u8) -> Result<()> {
         let seconds = self.before + self.begun.elapsed().as_secs_f64();
-        self.add(&Record::exit(code, seconds as u64));
+        self.add(&Record::exit(exit_code, seconds as u64));
         self.log.flush()
     }
 
