@@ -226,7 +226,7 @@ impl TrainingOptions for GrpoOptions {
         check(
             self.rollouts.is_none() || !scores_completions,
             "--rollouts",
-            "gives the rewards, so --temporal, --siglip, --reward-command, --reward-url, --reward-weights and --dynamic-sampling have no effect".into(),
+            "gives rewards, so --temporal, --siglip, --reward-command, --reward-url, --reward-weights and --dynamic-sampling have no effect".into(),
             "remove --rollouts or these options",
         )?;
         check(

@@ -15,7 +15,7 @@ fn message(case: &Case) -> String {
 #[test]
 fn rows_that_cannot_be_scored_are_skipped() {
     for (row, want) in [
-        (GOOD.replace("solution", "solutions"), "rows.jsonl:2: solution: is missing, and there is no reward"),
+        (GOOD.replace("solution", "solutions"), "rows.jsonl:2: solution: is missing, and there is no custom reward"),
         (GOOD.replace("<answer>4</answer>", "4"), "rows.jsonl:2: solution: has no answer in <answer> tags"),
         (GOOD.replace("numerical", "essay"), "rows.jsonl:2: problem_type: is `essay`, for which there is no accuracy rule"),
         (GOOD.replace("problem_type", "kind"), "rows.jsonl:2: problem_type: is missing"),

@@ -79,7 +79,7 @@ fn check_data_can_be_interrupted() {
     let dir = tempfile::tempdir().unwrap();
     let case = on_rows(dir.path(), GOOD).with(|o| o.check_data = true);
     case.stop.store(true, Ordering::Relaxed);
-    assert!(message(&case).contains("rows.jsonl:1: stopped before the first step; run it again"));
+    assert!(message(&case).contains("rows.jsonl:1: stopped before the first step; run the command again"));
     // Only the journal is left in OUT. It is not a run, so the next command starts fresh.
     let left: Vec<_> = fs::read_dir(dir.path().join("out")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(left, ["quarantine.jsonl.journal"]);
