@@ -11,7 +11,8 @@ use reel_sim::memory::SimMemory;
 use reel_sim::program::Program;
 use reel_sim::value::ElementType;
 
-/// Thread i stores i to shared memory and loads what its neighbour stored, with `barrier` in between.
+/// Returns the PTX of a kernel: thread i stores i to shared memory, executes `barrier`, and loads the value that its
+/// neighbour stored.
 fn shift(barrier: &str) -> String {
     format!(
         "
@@ -40,7 +41,7 @@ fn shift(barrier: &str) -> String {
     )
 }
 
-/// Findings of the kernel on 64 threads, over eight interleavings.
+/// Returns the simulator's findings for the kernel with 64 threads, over eight interleavings.
 fn findings(source: &str) -> Result<Vec<Finding>, Box<dyn Error>> {
     let program = Program::parse(source)?;
     let kernel = program.kernel("shift")?;

@@ -17,18 +17,18 @@ fn main() -> Result<(), Box<dyn Error>> {
     let options = InitOptions { preset: Preset::Tiny, layers: None, vocab: None, dtype: None, seed: 0 };
     init(&options, &model)?;
 
-    // Everything of the folder but the weights; then the prompt by its chat template.
+    // Opens everything in the folder except the weights, and renders the prompt with the folder's chat template.
     let bundle = Bundle::open(&model)?;
     let messages = folder.path().join("messages.json");
     std::fs::write(&messages, r#"[{"role": "user", "content": "What is in this video?"}]"#)?;
     let prompt = encode(&bundle, &Conversation::open(&messages, None)?, &MediaOptions::default())?;
 
-    // The weights, mapped from their files.
+    // Opens the weights, which are memory-mapped from their files.
     let device = Device::cpu(2);
     let weights = Qwen25Vl::open(&device, &Checkpoint::open(&model)?, &bundle.config, DType::F32)?;
     let engine = Engine::new(&weights, &Cx::inference(&device, DType::F32))?;
 
-    // Three answers to one prompt; they share its KV cache.
+    // Three answers to one prompt; they share the KV cache of the prompt.
     let request = GenerationRequest {
         prompt: prompt.sequence(),
         rope_delta: prompt.rope_delta,

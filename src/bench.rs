@@ -24,7 +24,7 @@ use serde_json::{Map, Value, json};
 use crate::common::{self, Common};
 use crate::fail::{bad_usage, failed};
 use crate::generate::MAX_COMPLETIONS;
-use crate::kernels::gpu;
+use crate::kernels::open_gpu;
 use crate::model::{self, Model};
 use crate::{output, prompt};
 
@@ -66,12 +66,12 @@ enum What {
     Rollout(RolloutArgs),
     /// Training: steps of full fine-tuning on text (forward, backward, AdamW)
     ///
-    /// All sequences are packed into one micro-batch. `mfu` (model FLOPs utilization) is the model's operations a
+    /// All sequences are packed into one micro-batch. `mfu` (model FLOPs utilization) is the model's operations per
     /// second over the GPU's dense bf16 rate in its data sheet; null for a GPU that is not in the table. The model's
     /// operations: 6 for each token and each weight of a matrix that multiplies it, plus causal attention; recomputed
     /// operations and the vision tower do not count. `busy` is the share of the profiled step in which a kernel ran;
-    /// `parts` splits that step into forward, backward (with recomputation) and optimizer; `planned_peak_bytes` is the
-    /// peak memory that `reel plan` gives.
+    /// `parts` splits that step into forward, backward (with recomputation) and optimizer; `planned_peak_bytes` is
+    /// the peak memory that `reel plan` gives.
     Train(TrainArgs),
     /// One kernel, the kernels of a folder, matrix products, or the output layer, on cpu or cuda
     Op(OpArgs),
@@ -98,16 +98,16 @@ impl BenchArgs {
 
 fn compare_files(common: &Common, a: &Path, b: &Path) -> Result<()> {
     let comparison = compare::compare_results(a, b)?;
-    if common.json { output::json(&comparison.json()) } else { output::line(comparison.text()) }
+    if common.json { output::print_json(&comparison.json()) } else { output::print_line(comparison.text()) }
 }
 
-/// Options of every measurement of a model.
+/// Options that all measurements of a model share.
 #[derive(Args, Debug)]
 struct RoundsArgs {
     /// Model folder, or Hugging Face model id
     #[arg(long, value_name = "MODEL")]
     model: String,
-    /// Batch size: sequences at a time
+    /// Batch size: number of sequences that are computed together
     #[arg(long, value_name = "B", default_value_t = 1)]
     batch: usize,
     /// Timed rounds; one warm-up round comes before them, one profiled round after them
@@ -207,7 +207,7 @@ struct OpArgs {
     /// What to time
     #[arg(value_name = "NAME")]
     name: String,
-    /// Size instead of the usual one, as tokens=4096; may be given several times
+    /// Size instead of the one in `reel kernels list`, as tokens=4096; may be given several times
     #[arg(long = "size", value_name = "KEY=VALUE", value_parser = size)]
     sizes: Vec<(String, u64)>,
     /// Timed runs; before each, 256 MiB of other memory are written, so that no operand is in a cache
@@ -260,9 +260,9 @@ impl TrainArgs {
         if self.tokens == 1 {
             return Err(bad_usage("--tokens", "a sequence of 1 token has no target", "give 2 or more"));
         }
-        let folder = prompt::folder(&self.rounds.model)?;
+        let folder = prompt::model_folder(&self.rounds.model)?;
         let config = ModelConfig::open(&folder)?;
-        let (device, dtype, tokens) = (&model::device(common)?, model::dtype(common), self.tokens);
+        let (device, dtype, tokens) = (&model::open_device(common)?, model::activation_dtype(common), self.tokens);
         let (gradient_checkpointing, optim) = (self.gradient_checkpointing, self.optim);
         let shape = TrainShape { tokens, batch, gradient_checkpointing, optim };
         let (measured, figures) = train::measure_training(device, dtype, &folder, &config, shape, rounds)?;
@@ -272,7 +272,7 @@ impl TrainArgs {
     }
 }
 
-/// Refuses amounts of which 0 would measure nothing.
+/// Refuses a count of 0, which would measure nothing.
 fn not_zero(amounts: &[(&str, usize)]) -> Result<()> {
     match amounts.iter().find(|(_, n)| *n == 0) {
         Some((option, _)) => Err(bad_usage(option, "0 measures nothing", "give 1 or more")),
@@ -280,8 +280,8 @@ fn not_zero(amounts: &[(&str, usize)]) -> Result<()> {
     }
 }
 
-/// The most tokens of one prefill pass: ids and positions are created in host memory before the device is asked for
-/// memory.
+/// Maximum number of tokens in one prefill pass. Token ids and positions are created in host memory before the device
+/// allocates any.
 const MAX_PREFILL_TOKENS: usize = 1 << 22;
 
 impl RoundsArgs {
@@ -291,7 +291,7 @@ impl RoundsArgs {
             let what = format!("{} sequences are too many for one batch", self.batch);
             return Err(bad_usage("--batch", what, format!("give 1 to {MAX_COMPLETIONS}")));
         }
-        let positions = ModelConfig::open(&prompt::folder(&self.model)?)?.text.max_position_embeddings;
+        let positions = ModelConfig::open(&prompt::model_folder(&self.model)?)?.text.max_position_embeddings;
         if context.saturating_add(tokens) > positions {
             let (after, help) = match context {
                 0 => (String::new(), "give fewer"),
@@ -303,7 +303,8 @@ impl RoundsArgs {
         Ok(())
     }
 
-    /// Opens the model, measures, and prints; `round` runs one round and returns its seconds.
+    /// Opens the model, measures rounds of work, and prints the result; `round` runs one round and returns its
+    /// seconds.
     fn measure(
         &self,
         common: &Common,
@@ -312,7 +313,7 @@ impl RoundsArgs {
         context: usize,
         round: impl Fn(&Model) -> reel_measure::Result<f64>,
     ) -> Result<()> {
-        let folder = prompt::folder(&self.model)?;
+        let folder = prompt::model_folder(&self.model)?;
         let config = ModelConfig::open(&folder)?;
         let model = Model::open(&folder, &config, common)?;
         let (device, dtype) = (model.cx.device(), model.cx.dtype());
@@ -322,12 +323,12 @@ impl RoundsArgs {
         self.print(common, &measured, &measured.json(&subject, Map::new()))
     }
 
-    /// Prints a result and writes its page.
+    /// Prints a result and, with `--html`, writes its page.
     fn print(&self, common: &Common, measured: &MeasuredRounds, result: &Value) -> Result<()> {
         if let Some(to) = &self.html {
             output::write_file(to, page::bench_page(measured, result).as_bytes())?;
         }
-        if common.json { output::json(result) } else { output::line(rounds::summary(measured, result)) }
+        if common.json { output::print_json(result) } else { output::print_line(rounds::summary(measured, result)) }
     }
 }
 
@@ -341,7 +342,7 @@ fn size(text: &str) -> Result<(String, u64), String> {
 struct OpResults<'a> {
     rows: &'a [TimedKernel],
     clocks: Option<&'a ClockSummary>,
-    /// Errors of kernels that could not be timed.
+    /// Error messages of kernels that could not be timed.
     problems: &'a [String],
     /// The matrix product library and its algorithms.
     products: Value,
@@ -351,17 +352,17 @@ impl OpArgs {
     fn run(&self, common: &Common) -> Result<()> {
         let sizes = Sizes::new(self.sizes.iter().cloned()).map_err(bad_size)?;
         let (device, timing_device) = match common.device()? {
-            common::DeviceName::Cpu => (model::device(common)?, TimingDevice::Cpu(common.threads()?)),
+            common::DeviceName::Cpu => (model::open_device(common)?, TimingDevice::Cpu(common.threads()?)),
             common::DeviceName::Cuda(number) => {
-                (model::device(common)?, TimingDevice::gpu(gpu(&format!("cuda:{number}"))?))
+                (model::open_device(common)?, TimingDevice::for_gpu(open_gpu(&format!("cuda:{number}"))?))
             }
             _ => return Err(bad_usage("--device", "kernels are timed on cpu and cuda", "use one of them")),
         };
-        let dtype = common.dtype.map(common::DtypeName::runtime);
+        let dtype = common.dtype.map(common::DtypeName::to_dtype);
         let timers = op_timers(&self.name, &sizes, dtype, self.runs as usize, &device, &timing_device)?;
         let ceilings = Ceilings::measure(&device)?;
         if !common.json {
-            output::line(format!("{}  of its floor", TimedKernel::header()))?;
+            output::print_line(format!("{}  of its floor", TimedKernel::table_header()))?;
         }
         let sampler = ClockSampler::of_gpu(&device, Duration::from_millis(20));
         let (mut rows, mut problems) = (Vec::new(), Vec::new());
@@ -371,7 +372,7 @@ impl OpArgs {
                     for row in timed {
                         if !common.json {
                             let share = 100.0 * share_of_floor(&row, &ceilings);
-                            output::line(format!("{}  {share:5.1} %", row.columns()))?;
+                            output::print_line(format!("{}  {share:5.1} %", row.table_row()))?;
                         }
                         rows.push(row);
                     }
@@ -381,15 +382,15 @@ impl OpArgs {
         }
         let clocks = sampler.map(ClockSampler::stop);
         if common.json {
-            let products = timing_device.products().unwrap_or_else(|| rounds::product_library(&device));
+            let products = timing_device.matmul_library_json().unwrap_or_else(|| rounds::matmul_library_json(&device));
             let results = OpResults { rows: &rows, clocks: clocks.as_ref(), problems: &problems, products };
             self.print_json(&device, &ceilings, results)?;
         } else {
             if let Some(row) = rows.first() {
-                output::line(format!("  {}", row.size))?;
+                output::print_line(format!("  {}", row.size))?;
             }
             if let Some(clocks) = clocks {
-                output::line(clocks.line())?;
+                output::print_line(clocks.summary_line())?;
             }
         }
         match problems.split_first() {
@@ -411,7 +412,7 @@ impl OpArgs {
             })
             .collect();
         let sizes: Map<String, Value> = self.sizes.iter().map(|(key, value)| (key.clone(), json!(value))).collect();
-        output::json(&json!({
+        output::print_json(&json!({
             "op": "op", "name": self.name, "sizes": sizes, "n": self.runs, "device": device.name(),
             "threads": device.threads(), "machine": hardware_json(device), "kernels": kernels, "ceilings": ceilings,
             "products": products, "clocks": clocks.map(ClockSummary::json), "problems": problems, "version": env!("CARGO_PKG_VERSION"),

@@ -79,7 +79,7 @@ pub enum Command {
     Tokenize(tokenize::TokenizeArgs),
 }
 
-/// Runs the subcommand; `matches` are its own argument matches.
+/// Runs the selected subcommand; `matches` are the parsed arguments of that subcommand.
 pub fn run(cli: Cli, matches: &ArgMatches) -> Result<()> {
     let common = &cli.common;
     match cli.command {
@@ -115,8 +115,8 @@ mod tests {
         super::Cli::command().debug_assert();
     }
 
-    /// Every subcommand of every level has an example whose lines fit a terminal: a broken line would not run as
-    /// printed.
+    /// Every subcommand at every level has an example whose lines fit a terminal; an example that the terminal breaks
+    /// could not be pasted.
     #[test]
     fn every_command_has_an_example() {
         fn check(command: &clap::Command, path: &str) {

@@ -59,8 +59,8 @@ pub enum DtypeName {
 }
 
 impl DtypeName {
-    /// The dtype for tensors.
-    pub fn runtime(self) -> DType {
+    /// This dtype as the runtime's tensors use it.
+    pub fn to_dtype(self) -> DType {
         match self {
             Self::F32 => DType::F32,
             Self::Bf16 => DType::BF16,
@@ -68,7 +68,7 @@ impl DtypeName {
     }
 }
 
-/// A device that `--device` names.
+/// A device that `--device` can name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeviceName {
     /// The CPU.
@@ -82,7 +82,7 @@ pub enum DeviceName {
 }
 
 impl Common {
-    /// The device of `--device`; by default the first GPU if there is one, else the CPU.
+    /// The device that `--device` names; without it, the first GPU if there is one, else the CPU.
     pub fn device(&self) -> anyhow::Result<DeviceName> {
         let Some(name) = &self.device else {
             return Ok(if reel_kernels::cuda::Nvidia::present() { DeviceName::Cuda(0) } else { DeviceName::Cpu });

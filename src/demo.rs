@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use crate::common::Common;
 use crate::fail::bad_usage;
 use crate::media::{MediaFlags, WorkerFlags};
-use crate::training::Resolved;
+use crate::training::ResolvedOptions;
 use crate::{model, output};
 
 /// Train a tiny model with random weights to answer questions about synthetic video clips: SFT, then GRPO with the
@@ -60,11 +60,13 @@ impl DemoArgs {
             output::write_file(&page, page::overview_page(&outcomes, &machine(common)?).as_bytes())?;
         }
         if common.json {
-            return output::json(&json!({"report": page, "seeds": outcomes.iter().map(figures).collect::<Vec<_>>()}));
+            return output::print_json(
+                &json!({"report": page, "seeds": outcomes.iter().map(figures).collect::<Vec<_>>()}),
+            );
         }
         outcomes.iter().try_for_each(print_table)?;
         let all: Duration = outcomes.iter().map(|o| o.all).sum();
-        output::line(format!("{} ({})", page.display(), duration_text(all)))
+        output::print_line(format!("{} ({})", page.display(), duration_text(all)))
     }
 
     fn run_seed(&self, common: &Common, folder: &Path, seed: u64) -> Result<DemoOutcome> {
@@ -73,8 +75,8 @@ impl DemoArgs {
             pipeline::Demo { folder: folder.into(), seed, steps: self.steps, temporal: !self.no_temporal, quiet };
         let common = Common { seed: Some(seed), json: false, quiet, trace: None, ..common.clone() };
         let prepared = demo.prepare()?;
-        let device = model::device(&common)?;
-        trace::record_launches(&device, model::dtype(&common));
+        let device = model::open_device(&common)?;
+        trace::record_launches(&device, model::activation_dtype(&common));
         let mut sft_run = resolved(SftOptions::default(), &demo.path("sft.toml"), &common)?;
         let mut grpo_run = resolved(GrpoOptions::default(), &demo.path("grpo.toml"), &common)?;
         demo.set_paths(&mut sft_run.options, "model", "sft");
@@ -86,15 +88,15 @@ impl DemoArgs {
     }
 }
 
-/// The options of a training stage: those of its .toml file over the command's defaults.
+/// The options of a training stage: those of its .toml file, and the command's defaults for all others.
 fn resolved<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwned>(
     options: O,
     config: &Path,
     common: &Common,
-) -> Result<Resolved<O>> {
+) -> Result<ResolvedOptions<O>> {
     let (media, worker) = (MediaFlags::default(), WorkerFlags::default());
-    let defaults = Resolved { options, media, worker, common: common.clone() };
-    let mut resolved: Resolved<O> = config_file::apply(&defaults, config, |_| false)?;
+    let defaults = ResolvedOptions { options, media, worker, common: common.clone() };
+    let mut resolved: ResolvedOptions<O> = config_file::apply(&defaults, config, |_| false)?;
     resolved.common = common.clone();
     Ok(resolved)
 }
@@ -102,13 +104,13 @@ fn resolved<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + Deseria
 /// Prints the accuracy on held-out clips by task, before, between and after the stages.
 fn print_table(o: &DemoOutcome) -> Result<()> {
     let last = format!("after {}", o.second_stage_name());
-    output::line(format!("seed {}: {:25}{:>9}{:>11}{last:>14}", o.seed, "", "before", "after SFT"))?;
+    output::print_line(format!("seed {}: {:25}{:>9}{:>11}{last:>14}", o.seed, "", "before", "after SFT"))?;
     for row in page::result_rows(o) {
         let [a, b, c] = row.tallies.map(|t| format!("{:.1} %", 100.0 * t.accuracy()));
-        output::line(format!("  {:31}{a:>9}{b:>11}{c:>14}   of {}", row.name, row.tallies[0].total))?;
+        output::print_line(format!("  {:31}{a:>9}{b:>11}{c:>14}   of {}", row.name, row.tallies[0].total))?;
     }
     let [before, sft, grpo] = o.answers.each_ref().map(|s| s.tally(&o.clips, None));
-    output::line(format!(
+    output::print_line(format!(
         "  standard errors gained: {:.1} by SFT, {:.1} by {} ({})",
         standard_errors(before, sft),
         standard_errors(sft, grpo),
@@ -117,7 +119,7 @@ fn print_table(o: &DemoOutcome) -> Result<()> {
     ))
 }
 
-/// The results of a seed as JSON.
+/// The results of one seed as JSON.
 fn figures(o: &DemoOutcome) -> Value {
     let rows = page::result_rows(o).into_iter().map(|row| {
         let [before, sft, grpo] = row.tallies.map(|t| t.correct);
@@ -133,7 +135,7 @@ fn figures(o: &DemoOutcome) -> Value {
     })
 }
 
-/// Version, threads and CPU model, for the footer of a page.
+/// Version of reel, number of threads and CPU model, for the footer of a page.
 fn machine(common: &Common) -> Result<String> {
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = info.lines().find_map(|l| l.strip_prefix("model name")?.split_once(": ")).map_or("", |(_, m)| m.trim());

@@ -20,10 +20,10 @@ use crate::output;
 #[command(after_help = "Example:\n  reel doctor")]
 pub struct DoctorArgs {}
 
-/// One line of the table: something that was looked for.
+/// One line of the table: a thing that was looked for, and whether it was found.
 #[derive(Clone, Debug, Serialize)]
 struct Finding {
-    /// Heading in the table.
+    /// Heading of the table section that the line belongs to.
     group: &'static str,
     /// What was looked for.
     name: String,
@@ -48,18 +48,20 @@ impl DoctorArgs {
     pub fn run(&self, common: &Common) -> Result<()> {
         let findings = [processor(common)?, memory_and_disk(), ffmpeg(), compilers(), gpu(), hub_cache()].concat();
         if common.json {
-            return output::json(&serde_json::json!({"version": env!("CARGO_PKG_VERSION"), "findings": findings}));
+            return output::print_json(
+                &serde_json::json!({"version": env!("CARGO_PKG_VERSION"), "findings": findings}),
+            );
         }
         let width = findings.iter().map(|f| f.name.len()).max().unwrap_or(0);
         let mut group = "";
         for f in &findings {
             if f.group != group {
-                output::line(format!("{}{}", if group.is_empty() { "" } else { "\n" }, f.group))?;
+                output::print_line(format!("{}{}", if group.is_empty() { "" } else { "\n" }, f.group))?;
                 group = f.group;
             }
             let mark = if f.found { "yes" } else { "no " };
             let what = f.install.unwrap_or(&f.what);
-            output::line(format!("  {mark}  {:width$}  {what}", f.name))?;
+            output::print_line(format!("  {mark}  {:width$}  {what}", f.name))?;
         }
         Ok(())
     }
@@ -156,7 +158,7 @@ fn compilers() -> Vec<Finding> {
     ]
 }
 
-/// Version of a CUDA program, as `13.0.88`, from its `--version` output.
+/// The version that a CUDA program prints with `--version`, such as `13.0.88`.
 fn version_of(program: &Path) -> Option<String> {
     let output = Command::new(program).arg("--version").stdin(Stdio::null()).output().ok()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -216,7 +218,7 @@ fn builtin() -> Option<String> {
     }
 }
 
-/// The first file whose name begins with `name` in the folders that the dynamic loader searches.
+/// The first file whose name begins with `name`, in the folders that the dynamic loader searches.
 fn find_library(name: &str) -> Option<PathBuf> {
     let listed = |key: &str| env::var_os(key).map(|v| env::split_paths(&v).collect::<Vec<_>>()).unwrap_or_default();
     let mut folders = listed("LD_LIBRARY_PATH");

@@ -1,4 +1,4 @@
-//! `reel eval`: scores predictions of a benchmark.
+//! `reel eval`: scores the predictions for a video benchmark.
 
 use std::path::PathBuf;
 
@@ -47,7 +47,7 @@ impl EvalArgs {
         let Some(file) = &self.predictions else {
             return Err(bad_usage("--predictions", "is missing", "give the file with the answers to score"));
         };
-        let rows = lines::parse(file, Prediction::parse)?;
+        let rows = lines::parse_json_lines(file, Prediction::parse)?;
         if rows.is_empty() {
             return Err(failed(file.display(), "has no rows", "give one JSON object per line"));
         }
@@ -56,7 +56,7 @@ impl EvalArgs {
         text.push('\n');
         output::write_file(&self.out, text.as_bytes())?;
         if common.json {
-            return output::json(&report);
+            return output::print_json(&report);
         }
         if common.quiet { Ok(()) } else { print(&report) }
     }
@@ -67,7 +67,7 @@ fn print(report: &BenchmarkReport) -> Result<()> {
     let width = report.by_category.keys().map(|name| name.chars().count()).max().unwrap_or(0).max(10);
     let line = |name: &str, n: usize, score: f64, [low, high]: [f64; 2]| {
         let (score, low, high) = (score * 100.0, low * 100.0, high * 100.0);
-        output::line(format!("{name:width$} {n:6} rows {score:5.1}  [{low:5.1}, {high:5.1}]"))
+        output::print_line(format!("{name:width$} {n:6} rows {score:5.1}  [{low:5.1}, {high:5.1}]"))
     };
     line(report.benchmark, report.n, report.overall, report.overall_ci95)?;
     if let (Some(mean), Some(interval)) = (report.task_mean, report.task_mean_ci95) {

@@ -1,4 +1,4 @@
-//! Exit codes, and errors as one line on stderr: `error: location: what is wrong; what to do`.
+//! Exit codes, and how errors are printed: one line on stderr, `error: location: what is wrong; what to do`.
 
 use std::fmt::Write as _;
 use std::io;
@@ -13,12 +13,12 @@ use reel_measure::MeasureError;
 #[error("{0}")]
 pub struct UsageError(pub String);
 
-/// A [`UsageError`] `location: what; help`, exit code 2.
+/// Makes a [`UsageError`] with the text `location: what; help`; the exit code is 2.
 pub fn bad_usage(location: &str, what: impl std::fmt::Display, help: impl std::fmt::Display) -> anyhow::Error {
     UsageError(format!("{location}: {what}; {help}")).into()
 }
 
-/// A failure of the work `location: what; help`: exit code 1.
+/// Makes an error with the text `location: what; help` for failed work; the exit code is 1.
 pub fn failed(
     location: impl std::fmt::Display,
     what: impl std::fmt::Display,
@@ -42,7 +42,7 @@ pub fn report_panics_in_one_line() {
 }
 
 /// Prints the error of a command, if it has one, and returns the exit code.
-pub fn exit(result: anyhow::Result<()>, verbose: bool) -> ExitCode {
+pub fn exit_code(result: anyhow::Result<()>, verbose: bool) -> ExitCode {
     let Err(e) = result else { return ExitCode::SUCCESS };
     crate::interrupt::wait_if_ending();
     if closed_pipe(&e) {
@@ -68,9 +68,9 @@ fn is_measure_usage(e: &anyhow::Error) -> bool {
 
 /// Prints an error of the argument parser in one line. Help and version texts are printed as they are, with exit code
 /// 0.
-pub fn usage(e: &clap::Error) -> ExitCode {
+pub fn print_usage_error(e: &clap::Error) -> ExitCode {
     if matches!(e.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
-        // An error here means that the reader closed the pipe.
+        // Printing fails if the reader has closed the pipe; that is no error.
         let _ = e.print();
         return ExitCode::SUCCESS;
     }
@@ -104,7 +104,7 @@ pub fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// Whether stdout was closed by its reader, as `head` does; such an error is not printed.
+/// Whether the reader closed stdout, as `head` does; such an error is not printed.
 fn closed_pipe(e: &anyhow::Error) -> bool {
     e.chain().any(|c| c.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe))
 }

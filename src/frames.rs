@@ -1,4 +1,4 @@
-//! `reel frames`: which frames of a video are selected, and the decoded frames.
+//! `reel frames`: shows which frames of a video are selected, and decodes them.
 
 use std::path::{Path, PathBuf};
 
@@ -56,8 +56,8 @@ impl FramesArgs {
         }
     }
 
-    /// Decodes the selected frames and writes them to `--out`. Without `--out` it decodes them at the size for a model,
-    /// which needs little memory: a video that cannot be decoded is an error all the same.
+    /// Decodes the selected frames and writes them to `--out`. Without `--out` it still decodes them, at the size for
+    /// a model, which needs little memory, so that a video that cannot be decoded is an error.
     fn decode(&self, common: &Common, video: &Path, profile: MediaProfile, overrides: &MediaOverrides) -> Result<()> {
         let size = if self.out.is_some() { FrameSize::Original } else { FrameSize::Resized };
         let frames = trace::span("decode", || {
@@ -75,7 +75,7 @@ impl FramesArgs {
         match &self.out {
             Some(to) if !common.json && !common.quiet => {
                 let n = frames.indices.len();
-                output::line(format!("{}: {n} frames of {} x {}", to.display(), frames.height, frames.width))
+                output::print_line(format!("{}: {n} frames of {} x {}", to.display(), frames.height, frames.width))
             }
             Some(_) if !common.json => Ok(()),
             _ => self.print(common, &frames.indices, frames.sample_fps),
@@ -85,9 +85,11 @@ impl FramesArgs {
     fn print(&self, common: &Common, indices: &[u64], sample_fps: f64) -> Result<()> {
         if common.json {
             let n = indices.len();
-            return output::json(&serde_json::json!({"nframes": n, "indices": indices, "sample_fps": sample_fps}));
+            return output::print_json(
+                &serde_json::json!({"nframes": n, "indices": indices, "sample_fps": sample_fps}),
+            );
         }
         let list: Vec<String> = indices.iter().map(u64::to_string).collect();
-        output::line(format!("{} frames at {sample_fps:.4} frames/s: {}", list.len(), list.join(" ")))
+        output::print_line(format!("{} frames at {sample_fps:.4} frames/s: {}", list.len(), list.join(" ")))
     }
 }

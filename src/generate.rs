@@ -68,7 +68,7 @@ pub struct SamplingFlags {
 impl SamplingFlags {
     /// The sampling parameters: flags win over generation_config.json. Greedy unless that file has `do_sample`, as in
     /// transformers.
-    pub fn params(&self, config: &GenerationConfig, seed: u64) -> SamplingParams {
+    pub fn sampling_params(&self, config: &GenerationConfig, seed: u64) -> SamplingParams {
         let own = |value: Option<f64>| if config.do_sample == Some(true) { value.map(|v| v as f32) } else { None };
         let usual = if config.do_sample == Some(true) { 1.0 } else { 0.0 };
         let top_k =
@@ -84,7 +84,7 @@ impl SamplingFlags {
     }
 }
 
-/// Seconds of each stage, and throughput.
+/// Seconds of each stage of a generation, and its throughput.
 #[derive(Clone, Copy, Debug, Serialize)]
 struct Timing {
     preprocess: f64,
@@ -95,16 +95,16 @@ struct Timing {
     decode_tokens_per_second: f64,
 }
 
-/// Maximum completions of one prompt in a batch.
+/// Maximum number of completions in one batch.
 pub const MAX_COMPLETIONS: usize = 4096;
 
-/// The error of `--n` outside `1..=MAX_COMPLETIONS`.
+/// The error for an `--n` outside `1..=MAX_COMPLETIONS`.
 pub fn bad_completion_count(n: usize) -> anyhow::Error {
     bad_usage("--n", format!("{n} completions cannot be generated at once"), format!("give 1 to {MAX_COMPLETIONS}"))
 }
 
 impl GenerateArgs {
-    /// Generates and prints the completions; a single one as it is generated.
+    /// Generates and prints the completions. A single one is printed while it is generated.
     pub fn run(&self, common: &Common) -> Result<()> {
         if !(1..=MAX_COMPLETIONS).contains(&self.n) {
             return Err(bad_completion_count(self.n));
@@ -121,7 +121,7 @@ impl GenerateArgs {
         }
         if self.n > 1 {
             for (i, text) in texts.iter().enumerate() {
-                output::line(format!("[{}] {text}", i + 1))?;
+                output::print_line(format!("[{}] {text}", i + 1))?;
             }
         }
         if common.verbose {
@@ -153,7 +153,7 @@ impl GenerateArgs {
         let request = GenerationRequest {
             prompt: prompt.tokens.sequence(),
             rope_delta: prompt.tokens.rope_delta,
-            sampling: self.sampling.params(&prompt.bundle.generation, common.seed()),
+            sampling: self.sampling.sampling_params(&prompt.bundle.generation, common.seed()),
             max_new_tokens: self.sampling.max_new_tokens,
             eos_token_ids: prompt.bundle.stop_ids(),
             min_new_tokens: 0,
@@ -177,14 +177,14 @@ impl GenerateArgs {
             prefill: t.prefill_seconds,
             decode: t.decode_seconds,
             prefill_tokens_per_second: prompt.tokens.len() as f64 / t.prefill_seconds.max(1e-9),
-            // The first token of each completion is sampled from the logits of the prefill.
+            // Decoding starts with the second token: the first one is sampled from the logits of the prefill.
             decode_tokens_per_second: (generated - completions.len().min(generated)) as f64
                 / t.decode_seconds.max(1e-9),
         };
         Ok((completions, timing))
     }
 
-    /// The text of a completion, up to a stop string.
+    /// The text of a completion, cut before the first stop string.
     fn text(&self, bundle: &Bundle, ids: &[u32]) -> String {
         let mut text = bundle.tokenizer.decode(ids, true);
         if let Some(at) = StopCondition::first_match(&text, &self.sampling.stop) {
@@ -211,16 +211,16 @@ impl GenerateArgs {
             })
             .collect();
         match results.pop() {
-            Some(only) if self.n == 1 => output::json(&only),
+            Some(only) if self.n == 1 => output::print_json(&only),
             last => {
                 results.extend(last);
-                output::json(&results)
+                output::print_json(&results)
             }
         }
     }
 }
 
-/// Prints a completion as it is generated. Text at the end that may be the start of a stop string is held back.
+/// Prints a completion while it is generated. Holds back text at the end that may be the start of a stop string.
 struct Printer<'a> {
     stream: Option<TextStream<'a>>,
     stops: &'a [String],
@@ -256,7 +256,7 @@ impl<'a> Printer<'a> {
         }
     }
 
-    /// Length in bytes of the longest end of the held text that is the start of a stop string.
+    /// Length in bytes of the longest suffix of the held text that is the start of a stop string.
     fn stop_prefix_len(&self) -> usize {
         let begins = |n: usize| {
             let from = self.held.len() - n;
@@ -272,11 +272,11 @@ impl<'a> Printer<'a> {
         self.take(&rest);
         self.result?;
         let rest = if self.done { "" } else { &self.held };
-        output::line(rest)
+        output::print_line(rest)
     }
 }
 
-/// Turns token ids into text one by one, for stop strings. Bytes of an incomplete UTF-8 character wait for the rest.
+/// Decodes token ids to text one by one, for stop strings. Holds back the bytes of an incomplete UTF-8 character.
 struct TokenText {
     pieces: Vec<Option<Vec<u8>>>,
     pending: Vec<u8>,
@@ -297,7 +297,7 @@ impl Detokenizer for TokenText {
         }
         let whole = match std::str::from_utf8(&self.pending) {
             Ok(text) => text.len(),
-            // An incomplete character at the end waits; invalid bytes are passed on.
+            // An incomplete character at the end is held back; invalid bytes are passed on.
             Err(e) => e.valid_up_to() + e.error_len().unwrap_or(0),
         };
         let out = String::from_utf8_lossy(&self.pending[..whole]).into_owned();

@@ -6,7 +6,7 @@ use reel_train::{GrpoOptions, grpo};
 
 use crate::common::Common;
 use crate::media::{MediaFlags, WorkerFlags};
-use crate::training::Resolved;
+use crate::training::ResolvedOptions;
 
 /// Reinforcement learning from rewards (GRPO; T-GRPO with --temporal).
 ///
@@ -31,9 +31,9 @@ pub struct GrpoArgs {
 }
 
 impl GrpoArgs {
-    /// The options merged with those of a configuration file.
-    pub fn resolved(&self, common: &Common, matches: &ArgMatches) -> Result<Resolved<GrpoOptions>> {
-        Resolved::new(&self.options, &self.media, &self.worker, common, matches)
+    /// Merges the command line's options with those of the configuration file, if there is one.
+    pub fn resolved(&self, common: &Common, matches: &ArgMatches) -> Result<ResolvedOptions<GrpoOptions>> {
+        ResolvedOptions::new(&self.options, &self.media, &self.worker, common, matches)
     }
 
     /// Trains until the end or Ctrl-C.

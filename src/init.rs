@@ -11,7 +11,7 @@ use crate::common::{Common, DtypeName};
 use crate::fail::bad_usage;
 use crate::output;
 
-/// The preset of a SigLIP instead of a Qwen2.5-VL: the reward model of the semantic reward.
+/// The preset name for a SigLIP, the reward model of the semantic reward, instead of a Qwen2.5-VL.
 const SIGLIP_TINY: &str = "siglip-tiny";
 
 /// Create a model folder with random weights, in the layout of the Hugging Face hub.
@@ -28,7 +28,7 @@ pub struct InitArgs {
     out: PathBuf,
 }
 
-/// Size of a model without its weights.
+/// Options for the size of a model; they are enough to plan it without weights.
 #[derive(Args, Clone, Debug)]
 pub struct ShapeFlags {
     /// Model size: tiny (1 M parameters, f32), 3b or 7b (as published, bf16)
@@ -43,7 +43,7 @@ pub struct ShapeFlags {
 }
 
 impl ShapeFlags {
-    /// The options for `reel_model::init`.
+    /// Converts these options to those of `reel_model::init`.
     pub fn options(&self, common: &Common) -> Result<InitOptions> {
         let dtype = stored(common);
         let name = self.preset.as_deref().unwrap_or("tiny");
@@ -53,7 +53,7 @@ impl ShapeFlags {
     }
 }
 
-/// The dtype of `--dtype` as weight files store it.
+/// The dtype of `--dtype` as weight files name it.
 fn stored(common: &Common) -> Option<checkpoint::StoredDType> {
     common.dtype.map(|d| match d {
         DtypeName::F32 => checkpoint::StoredDType::F32,
@@ -81,11 +81,15 @@ impl InitArgs {
     pub fn run(&self, common: &Common) -> Result<()> {
         let made = self.create(common)?;
         if common.json {
-            return output::json(
+            return output::print_json(
                 &serde_json::json!({"parameters": made.parameters, "bytes": made.bytes, "out": self.out}),
             );
         }
         let millions = made.parameters as f64 / 1e6;
-        output::line(format!("{}: {millions:.1} M parameters, {:.1} MB", self.out.display(), made.bytes as f64 / 1e6))
+        output::print_line(format!(
+            "{}: {millions:.1} M parameters, {:.1} MB",
+            self.out.display(),
+            made.bytes as f64 / 1e6
+        ))
     }
 }

@@ -1,6 +1,6 @@
-//! Signals. Ctrl-C ends the process and removes incomplete files. Work with safe points to stop at (training,
-//! generation) continues to the next one, and a second Ctrl-C ends it at once. Exceeding the file size limit (`ulimit
-//! -f`) is a write error.
+//! Signals. Ctrl-C ends the process and removes incomplete files. Training and generation have safe points: they
+//! continue to the next one and stop there, and a second Ctrl-C ends the process at once. Exceeding the file size
+//! limit (`ulimit -f`) is a write error.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -9,7 +9,7 @@ use reel_model::save::remove_unfinished;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
 
-/// The flag that asks running work to stop at its next safe point; unset if the work has none.
+/// The flag that asks training or generation to stop at its next safe point; unset if no such work runs.
 static STOP: OnceLock<Arc<AtomicBool>> = OnceLock::new();
 /// Whether the process is ending because of a signal.
 static ENDING: AtomicBool = AtomicBool::new(false);
@@ -36,23 +36,24 @@ fn on_signal() {
     if begun.is_none() {
         eprintln!("error: interrupted: the command was stopped before it finished; run it again");
     }
-    // Without exit handlers: those of C libraries would free what other threads still use.
+    // Exits without running exit handlers: those of C libraries would free memory that other threads still use.
     signal_hook::low_level::exit(if begun.is_none() { 1 } else { 130 });
 }
 
-/// Bit mask of the signals that this process was started to ignore, bit 0 for signal 1; 0 if /proc cannot be read.
+/// Bit mask of the signals that were ignored when this process started, bit 0 for signal 1; 0 if /proc cannot be
+/// read.
 fn ignored_signals() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
 }
 
-/// A flag that the first Ctrl-C sets; from this call on, Ctrl-C does not end the process at once.
+/// Returns the flag that the first Ctrl-C sets. From this call on, Ctrl-C does not end the process at once.
 pub fn stop_flag() -> Arc<AtomicBool> {
     Arc::clone(STOP.get_or_init(Arc::default))
 }
 
-/// Blocks if a signal is ending the process, so that errors caused by that are not printed.
+/// Blocks forever if a signal is ending the process, so that errors caused by that are not printed.
 pub fn wait_if_ending() {
     while ENDING.load(Ordering::SeqCst) {
         std::thread::sleep(std::time::Duration::from_millis(50));

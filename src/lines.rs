@@ -1,4 +1,4 @@
-//! Reading files with one JSON value per line.
+//! Reads files with one JSON value per line.
 
 use std::path::Path;
 
@@ -7,13 +7,13 @@ use anyhow::Result;
 use crate::fail::failed;
 use crate::output;
 
-/// Parses each line that is not blank. The error is that of the first malformed line, with file and line number in
-/// front.
-pub fn parse<T, E: std::error::Error + Send + Sync + 'static>(
+/// Parses each line that is not blank. If a line is malformed, the error is that of the first such line, with file
+/// and line number in front.
+pub fn parse_json_lines<T, E: std::error::Error + Send + Sync + 'static>(
     path: &Path,
     parse: impl Fn(&str) -> Result<T, E>,
 ) -> Result<Vec<T>> {
-    let bytes = output::read(path)?;
+    let bytes = output::read_file(path)?;
     let text = match std::str::from_utf8(&bytes) {
         Ok(text) => text,
         Err(e) => {

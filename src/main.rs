@@ -49,7 +49,7 @@ fn main() -> ExitCode {
     let parsed = cli::Cli::command().try_get_matches().and_then(|m| Ok((cli::Cli::from_arg_matches(&m)?, m)));
     let (cli, matches) = match parsed {
         Ok(parsed) => parsed,
-        Err(e) => return fail::usage(&e),
+        Err(e) => return fail::print_usage_error(&e),
     };
     let command_matches = matches.subcommand().map_or(&matches, |(_, m)| m);
     let common = cli.common.clone();
@@ -58,7 +58,7 @@ fn main() -> ExitCode {
     }
     // The panic hook has printed the error: a panic ends with exit code 1, as any failure.
     match std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| cli::run(cli, command_matches))) {
-        Ok(result) => fail::exit(result.and_then(|()| Ok(trace::finish_trace()?)), common.verbose),
+        Ok(result) => fail::exit_code(result.and_then(|()| Ok(trace::finish_trace()?)), common.verbose),
         Err(_) => ExitCode::FAILURE,
     }
 }

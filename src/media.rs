@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::common::Common;
 use crate::fail::bad_usage;
 
-/// Frame selection and pixel limits.
+/// Options for frame selection and pixel limits.
 #[derive(Args, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 #[command(next_help_heading = "Media options")]
@@ -44,12 +44,12 @@ pub struct MediaFlags {
 }
 
 impl MediaFlags {
-    /// The profile of `--profile`, else `default`.
+    /// The profile that `--profile` names, else `default`.
     pub fn profile(&self, default: MediaProfile) -> Result<MediaProfile> {
         Ok(self.profile.as_deref().map_or(Ok(default), MediaProfile::parse)?)
     }
 
-    /// The flags that win over a profile and over the keys of a message part.
+    /// The limits given as flags, which win over a profile and over the keys of a message part.
     pub fn overrides(&self) -> MediaOverrides {
         MediaOverrides {
             nframes: self.nframes,
@@ -64,7 +64,7 @@ impl MediaFlags {
     }
 }
 
-/// Limits of decoding one media file.
+/// Options for the limits of decoding one media file.
 #[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 #[command(next_help_heading = "Media options")]

@@ -36,15 +36,15 @@ pub struct MergeArgs {
 impl MergeArgs {
     /// Writes the folder and prints what was merged.
     pub fn run(&self, common: &Common) -> Result<()> {
-        let base = prompt::folder(&self.model)?;
+        let base = prompt::model_folder(&self.model)?;
         let merged = lora::merge(&base, &self.adapter, &self.out, &Device::cpu(common.threads()?))?;
         if common.json {
-            return output::json(&json!({"out": self.out, "layers": merged.layers, "bytes": merged.bytes}));
+            return output::print_json(&json!({"out": self.out, "layers": merged.layers, "bytes": merged.bytes}));
         }
         if common.quiet {
             return Ok(());
         }
         let megabytes = merged.bytes as f64 / 1e6;
-        output::line(format!("{}: {} layers merged, {megabytes:.1} MB", self.out.display(), merged.layers))
+        output::print_line(format!("{}: {} layers merged, {megabytes:.1} MB", self.out.display(), merged.layers))
     }
 }

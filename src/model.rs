@@ -1,4 +1,4 @@
-//! Opening a model and its device from the common options.
+//! Opens a model and its device as the common options say.
 
 use std::path::Path;
 use std::time::Instant;
@@ -18,7 +18,7 @@ use crate::fail::bad_usage;
 pub struct Model {
     /// The model with its weights on the device.
     pub weights: Qwen25Vl,
-    /// Context for inference in the dtype of `--dtype`, without gradients.
+    /// Context for inference without gradients, in the dtype of `--dtype`.
     pub cx: Cx,
     /// Seconds that opening the weights took.
     pub load_seconds: f64,
@@ -33,8 +33,8 @@ impl Model {
     /// Opens the model in `folder`, with the LoRA adapter in `adapter`.
     pub fn open_with(folder: &Path, adapter: Option<&Path>, config: &ModelConfig, common: &Common) -> Result<Self> {
         let begun = Instant::now();
-        let device = device(common)?;
-        let dtype = dtype(common);
+        let device = open_device(common)?;
+        let dtype = activation_dtype(common);
         let weights = trace::span("load", || -> Result<_> {
             let files = Checkpoint::open(folder)?;
             let adapter = adapter.map(Adapter::open).transpose()?;
@@ -52,7 +52,7 @@ impl Model {
 }
 
 /// Opens the device of `--device`.
-pub fn device(common: &Common) -> Result<Device> {
+pub fn open_device(common: &Common) -> Result<Device> {
     match common.device()? {
         common::DeviceName::Cpu => Ok(Device::cpu(common.threads()?)),
         common::DeviceName::Cuda(number) => Ok(Device::cuda(number)?),
@@ -69,7 +69,7 @@ pub fn device(common: &Common) -> Result<Device> {
 }
 
 /// The dtype of activations: `--dtype`, else bf16 on cuda and f32 elsewhere.
-pub fn dtype(common: &Common) -> DType {
+pub fn activation_dtype(common: &Common) -> DType {
     match common.dtype {
         Some(common::DtypeName::Bf16) => DType::BF16,
         Some(common::DtypeName::F32) => DType::F32,

@@ -9,7 +9,7 @@ use reel_model::save::AtomicFile;
 use serde::Serialize;
 
 /// Prints a line on stdout.
-pub fn line(text: impl std::fmt::Display) -> Result<()> {
+pub fn print_line(text: impl std::fmt::Display) -> Result<()> {
     writeln!(io::stdout().lock(), "{text}").context("stdout: cannot be written; check where it is redirected to")
 }
 
@@ -22,8 +22,8 @@ pub fn print_text(text: &str) -> Result<()> {
 }
 
 /// Prints a result as one line of JSON on stdout.
-pub fn json(value: &impl Serialize) -> Result<()> {
-    line(serde_json::to_string(value)?)
+pub fn print_json(value: &impl Serialize) -> Result<()> {
+    print_line(serde_json::to_string(value)?)
 }
 
 /// Whether stderr is a terminal, so that progress can be redrawn in place.
@@ -31,27 +31,27 @@ pub fn stderr_is_terminal() -> bool {
     io::stderr().is_terminal()
 }
 
-/// Writes a whole file; on an error the earlier content stays.
+/// Writes a whole file. If that fails, an earlier file stays as it was.
 pub fn write_file(to: &Path, bytes: &[u8]) -> Result<()> {
     let mut draft = AtomicFile::create(to)?;
     draft.write_all(bytes).map_err(|e| cannot_write(to, e))?;
     Ok(draft.commit()?)
 }
 
-/// The error of a file that could not be written.
+/// The error for a file that could not be written.
 pub fn cannot_write(path: &Path, e: io::Error) -> anyhow::Error {
     let message = Diagnostic::cannot_write(path, &e);
     anyhow::Error::from(e).context(message)
 }
 
-/// The error of a file that could not be read.
+/// The error for a file that could not be read.
 pub fn cannot_read(path: &Path, e: io::Error) -> anyhow::Error {
     let message = Diagnostic::cannot_read(path, &e);
     anyhow::Error::from(e).context(message)
 }
 
 /// Reads a whole file that the user named. Refuses pipes and devices, which may never end.
-pub fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
+pub fn read_file(path: &Path) -> anyhow::Result<Vec<u8>> {
     let facts = std::fs::metadata(path).map_err(|e| cannot_read(path, e))?;
     if !facts.is_file() && !facts.is_dir() {
         anyhow::bail!("{}: is not a regular file; copy its content to a file", path.display());

@@ -38,10 +38,12 @@ impl PreprocessArgs {
         trace::span("write", || prompt.tokens.write(&self.out, &prompt.bundle.config))?;
         let tokens = prompt.tokens.len();
         if common.json {
-            return output::json(&serde_json::json!({"tokens": tokens, "seconds": prompt.seconds, "out": self.out}));
+            return output::print_json(
+                &serde_json::json!({"tokens": tokens, "seconds": prompt.seconds, "out": self.out}),
+            );
         }
         if !common.quiet {
-            output::line(format!("{}: {tokens} tokens", self.out.display()))?;
+            output::print_line(format!("{}: {tokens} tokens", self.out.display()))?;
         }
         Ok(())
     }

@@ -1,4 +1,5 @@
-//! Prompts: chat messages from a file, or a question about a video or an image; and the model folder of `--model`.
+//! Options for prompts: chat messages from a file, or a question about a video or an image; and the model folder of
+//! `--model`.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -19,7 +20,7 @@ use crate::fail::{bad_usage, failed};
 use crate::media::{MediaFlags, WorkerFlags};
 use crate::output;
 
-/// A model and an optional LoRA adapter.
+/// Options that select a model and, optionally, a LoRA adapter.
 #[derive(Args, Clone, Debug)]
 pub struct ModelFlags {
     /// Model folder, Hugging Face model id, or folder of a LoRA adapter that names its base model
@@ -30,7 +31,7 @@ pub struct ModelFlags {
     adapter: Option<PathBuf>,
 }
 
-/// Chat messages in a file, and options for reading their media.
+/// Options for chat messages in a file, and for reading their media.
 #[derive(Args, Clone, Debug)]
 pub struct MessageFlags {
     /// Chat messages: a JSON list in the format of OpenAI and Qwen
@@ -48,7 +49,7 @@ pub struct MessageFlags {
     parity: Recipe,
 }
 
-/// A question about a video or an image, instead of a messages file.
+/// Options for a question about a video or an image, instead of a messages file.
 #[derive(Args, Clone, Debug)]
 pub struct QuestionFlags {
     /// Video of the prompt
@@ -62,7 +63,7 @@ pub struct QuestionFlags {
     prompt: Option<String>,
 }
 
-/// A prompt, ready for the model in a folder.
+/// A prompt, encoded for the model in a folder.
 #[derive(Debug)]
 pub struct EncodedPrompt {
     /// The model folder.
@@ -76,7 +77,7 @@ pub struct EncodedPrompt {
 }
 
 impl ModelFlags {
-    /// The base model (folder or id) and the folder of the adapter, if there is one.
+    /// The base model (folder or id), and the folder of the adapter if there is one.
     pub fn base_and_adapter(&self) -> Result<(String, Option<PathBuf>)> {
         let folder = Path::new(&self.model);
         if !is_adapter(folder) {
@@ -91,7 +92,7 @@ impl ModelFlags {
             Some(base) => base.to_string(),
             None => return Err(failed(location, "is missing", help)),
         };
-        // A base that looks like a path cannot be a hub id.
+        // A base model whose name looks like a path cannot be a hub id.
         if base.starts_with(['/', '.']) && !Path::new(&base).is_dir() {
             return Err(failed(location, format!("names {base}, which does not exist"), help));
         }
@@ -99,9 +100,9 @@ impl ModelFlags {
     }
 }
 
-/// The folder of a MODEL argument: a path, or a Hugging Face id, which is looked up in the hub cache and downloaded if
-/// it is not there.
-pub fn folder(model: &str) -> Result<PathBuf> {
+/// Returns the folder of a MODEL argument: a path, or a Hugging Face id, which is looked up in the hub cache and
+/// downloaded if it is not there.
+pub fn model_folder(model: &str) -> Result<PathBuf> {
     if is_adapter(Path::new(model)) {
         return Err(failed(
             model,
@@ -143,7 +144,7 @@ impl MessageFlags {
         conversation: impl FnOnce() -> Result<Conversation>,
     ) -> Result<EncodedPrompt> {
         let begun = Instant::now();
-        let folder = folder(model)?;
+        let folder = model_folder(model)?;
         let bundle = trace::span("open", || Bundle::open(&folder))?;
         let conversation = conversation()?;
         let options = MediaOptions {

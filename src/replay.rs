@@ -15,7 +15,7 @@ use std::ops::DerefMut;
 use crate::common::Common;
 use crate::fail::failed;
 use crate::output;
-use crate::training::Resolved;
+use crate::training::ResolvedOptions;
 
 /// Repeat one training step and compare the weights with those that the run recorded: exit code 0 if they are the same
 /// bits, else 1.
@@ -52,9 +52,9 @@ impl ReplayArgs {
         let ReplayReport { same, first } = &replayed;
         let (out, step) = (self.out.display(), self.step);
         if common.json {
-            output::json(&json!({"step": step, "from": from.step, "same": same, "tensor": first}))?;
+            output::print_json(&json!({"step": step, "from": from.step, "same": same, "tensor": first}))?;
         } else if *same {
-            output::line(format!("{out}: step {step}, repeated from step {}, gives the same bits", from.step))?;
+            output::print_line(format!("{out}: step {step}, repeated from step {}, gives the same bits", from.step))?;
         }
         if *same {
             return Ok(());
@@ -72,7 +72,7 @@ impl ReplayArgs {
         redo: impl FnOnce(&RunSetup<O>) -> reel_train::Result<ReplayReport>,
     ) -> Result<ReplayReport> {
         let file = self.out.join("run.json");
-        let mut resolved: Resolved<O> = serde_json::from_value(options).map_err(|e| {
+        let mut resolved: ResolvedOptions<O> = serde_json::from_value(options).map_err(|e| {
             failed(file.display(), format!("cannot be parsed: {e}"), "use the version of reel that wrote it")
         })?;
         let folder =
@@ -96,7 +96,7 @@ impl ReplayArgs {
     }
 }
 
-/// Options of a run that may have recorded its rollouts.
+/// The options of a run whose rollouts may be recorded.
 trait Recorded {
     /// Makes the repeated step use the rollouts recorded in the run folder `out` instead of sampling.
     fn use_recorded_rollouts(&mut self, out: &Path);

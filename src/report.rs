@@ -34,8 +34,8 @@ impl ReportArgs {
         let out = self.out.clone().unwrap_or_else(|| self.run.join("report.html"));
         output::write_file(&out, page.as_bytes())?;
         if common.json {
-            return output::json(&serde_json::json!({"out": out}));
+            return output::print_json(&serde_json::json!({"out": out}));
         }
-        if common.quiet { Ok(()) } else { output::line(out.display()) }
+        if common.quiet { Ok(()) } else { output::print_line(out.display()) }
     }
 }

@@ -43,9 +43,9 @@ impl ResizeArgs {
             return Err(failed("--max-pixels", what, "raise --max-pixels, or crop the image"));
         }
         if common.json {
-            output::json(&serde_json::json!({"height": height, "width": width}))
+            output::print_json(&serde_json::json!({"height": height, "width": width}))
         } else {
-            output::line(format!("{height} x {width}"))
+            output::print_line(format!("{height} x {width}"))
         }
     }
 }

@@ -46,7 +46,7 @@ impl RewardArgs {
     /// Scores every row and writes the scores; a malformed row is an error, and nothing is written.
     pub fn run(&self, common: &Common) -> Result<()> {
         let rules = RewardRules { recipe: self.parity, ..RewardRules::default() };
-        let rows = lines::parse(&self.input, RewardRow::parse)?;
+        let rows = lines::parse_json_lines(&self.input, RewardRow::parse)?;
         if rows.is_empty() {
             return Err(failed(self.input.display(), "has no rows", "give one JSON object per line"));
         }
@@ -64,12 +64,13 @@ impl RewardArgs {
         self.report(common, &rewards, scorer.map(|scorer| scorer.frames_encoded()))
     }
 
-    /// A path in the input file, relative to that file's folder.
+    /// Resolves a path of the input file relative to that file's folder.
     fn beside_input(&self, path: &Path) -> PathBuf {
         self.input.parent().map_or_else(|| path.to_path_buf(), |folder| folder.join(path))
     }
 
-    /// Prints the mean reward. `frames_encoded`: the number of frames that SigLIP encoded; `None` without SigLIP.
+    /// Prints the mean reward. `frames_encoded` is the number of frames that SigLIP encoded, or `None` without
+    /// SigLIP.
     fn report(&self, common: &Common, rewards: &[Vec<f32>], frames_encoded: Option<u64>) -> Result<()> {
         let all = rewards.concat();
         let mean = all.iter().map(|&r| f64::from(r)).sum::<f64>() / all.len() as f64;
@@ -80,20 +81,20 @@ impl RewardArgs {
             if let Some(n) = frames_encoded {
                 result["frames_encoded"] = json!(n);
             }
-            return output::json(&result);
+            return output::print_json(&result);
         }
         if common.quiet {
             return Ok(());
         }
         let rows = rewards.len();
         let out = self.output.display();
-        output::line(format!("{out}: {rows} rows, {} completions, mean reward {mean:.4}", all.len()))
+        output::print_line(format!("{out}: {rows} rows, {} completions, mean reward {mean:.4}", all.len()))
     }
 }
 
 /// Opens the SigLIP model of the semantic reward.
 fn open(folder: &Path, common: &Common) -> Result<SiglipScorer> {
-    let (device, dtype) = (model::device(common)?, model::dtype(common));
+    let (device, dtype) = (model::open_device(common)?, model::activation_dtype(common));
     let scorer = trace::span("load", || SiglipScorer::open(&device, folder, dtype))?;
     trace::record_launches(&device, dtype);
     Ok(scorer)

@@ -39,7 +39,8 @@ pub struct ScoreArgs {
     out: PathBuf,
 }
 
-/// Outputs of the forward pass. Logits are computed later, some rows at a time: all of them may not fit into memory.
+/// The outputs of the forward pass. Logits are computed later, some rows at a time, because all of them may not fit
+/// into memory.
 struct Scored {
     hidden: Tensor,
     image_embeds: Vec<f32>,
@@ -57,10 +58,16 @@ impl ScoreArgs {
         let scored = trace::span("forward", || forward(&model, &tokens, &place))?;
         let mean = trace::span("logits", || self.write(&model, &tokens, &scored))?;
         if common.json {
-            return output::json(&serde_json::json!({"tokens": tokens.len(), "mean_logprob": mean, "out": self.out}));
+            return output::print_json(
+                &serde_json::json!({"tokens": tokens.len(), "mean_logprob": mean, "out": self.out}),
+            );
         }
         if !common.quiet {
-            output::line(format!("{}: {} tokens, mean log-probability {mean:.4}", self.out.display(), tokens.len()))?;
+            output::print_line(format!(
+                "{}: {} tokens, mean log-probability {mean:.4}",
+                self.out.display(),
+                tokens.len()
+            ))?;
         }
         Ok(())
     }
@@ -70,12 +77,12 @@ impl ScoreArgs {
             let prompt = self.messages.encode(base, common)?;
             return Ok((prompt.folder, prompt.tokens));
         };
-        let folder = crate::prompt::folder(base)?;
+        let folder = crate::prompt::model_folder(base)?;
         let tokens = ModelInput::read(inputs, &ModelConfig::open(&folder)?)?;
         Ok((folder, tokens))
     }
 
-    /// Computes logits for some rows at a time and writes them; returns the mean log-probability.
+    /// Computes logits for some rows at a time and writes them. Returns the mean log-probability of the tokens.
     fn write(&self, model: &Model, tokens: &ModelInput, scored: &Scored) -> Result<f64> {
         let (rows, vocab) = (tokens.len(), model.weights.config.text.vocab_size);
         let hidden_size = model.weights.config.text.hidden_size;
@@ -93,7 +100,7 @@ impl ScoreArgs {
         for start in (0..rows).step_by(most) {
             let n = most.min(rows - start);
             let logits = model.weights.logits(&model.cx, &scored.hidden.rows(start, n)?)?;
-            // The last row has no next token: a negative target is ignored.
+            // The last row has no next token; its target -1 is ignored.
             let next: Vec<i32> =
                 (start + 1..=start + n).map(|i| tokens.input_ids.get(i).map_or(-1, |&id| id as i32)).collect();
             let targets = Tensor::from_i32(model.cx.device(), &[n], &next)?;
@@ -114,7 +121,7 @@ fn forward(model: &Model, tokens: &ModelInput, place: &str) -> Result<Scored> {
     let batch = Batch::new(cx.device(), &weights.config, &[tokens.sequence()], place)?;
     let vision = batch.vision.as_ref().map(|input| weights.vision_tokens(cx, input, false)).transpose()?;
     let embeds = vision.as_ref().map(Tensor::to_f32).transpose()?.unwrap_or_default();
-    // Processor order: all images, then all videos.
+    // Vision tokens are in processor order: all images, then all videos.
     let merged = |grids: &[GridThw]| {
         grids.iter().map(|g| g.iter().product::<usize>()).sum::<usize>() / weights.config.vision.merge_unit()
     };

@@ -6,7 +6,7 @@ use reel_train::{SftOptions, sft};
 
 use crate::common::Common;
 use crate::media::{MediaFlags, WorkerFlags};
-use crate::training::Resolved;
+use crate::training::ResolvedOptions;
 
 /// Supervised fine-tuning (SFT) on conversations about videos, images or text alone; of all weights or of a LoRA
 /// adapter (--lora-r).
@@ -30,9 +30,9 @@ pub struct SftArgs {
 }
 
 impl SftArgs {
-    /// The options merged with those of a configuration file.
-    pub fn resolved(&self, common: &Common, matches: &ArgMatches) -> Result<Resolved<SftOptions>> {
-        Resolved::new(&self.options, &self.media, &self.worker, common, matches)
+    /// Merges the command line's options with those of the configuration file, if there is one.
+    pub fn resolved(&self, common: &Common, matches: &ArgMatches) -> Result<ResolvedOptions<SftOptions>> {
+        ResolvedOptions::new(&self.options, &self.media, &self.worker, common, matches)
     }
 
     /// Trains until the end or Ctrl-C.

@@ -28,9 +28,9 @@ pub struct TokenizeArgs {
 }
 
 impl TokenizeArgs {
-    /// Prints one list of ids per line, as JSON with and without `--json`.
+    /// Prints one list of token ids per line, as JSON with and without `--json`.
     pub fn run(&self, _common: &Common) -> Result<()> {
-        let tokenizer = Tokenizer::open(&prompt::folder(&self.model)?)?;
+        let tokenizer = Tokenizer::open(&prompt::model_folder(&self.model)?)?;
         let (name, lines): (_, Box<dyn BufRead>) = if self.file == Path::new("-") {
             ("stdin".to_string(), Box::new(io::stdin().lock()))
         } else {

@@ -1,5 +1,5 @@
-//! What `reel sft` and `reel grpo` share: merging command line and configuration file, running, and printing the
-//! result.
+//! What `reel sft` and `reel grpo` share: merging options of command line and configuration file, training, and
+//! printing the result.
 
 use anyhow::Result;
 use clap::ArgMatches;
@@ -22,7 +22,7 @@ use crate::{interrupt, model, output, prompt};
 
 /// Every option of a run, as configuration files contain them and run.json records them.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Resolved<O> {
+pub struct ResolvedOptions<O> {
     #[serde(flatten)]
     pub options: O,
     #[serde(flatten)]
@@ -33,7 +33,7 @@ pub struct Resolved<O> {
     pub common: Common,
 }
 
-impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwned> Resolved<O> {
+impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwned> ResolvedOptions<O> {
     /// Merges the options: the command line wins over the file of `--config`, if there is one.
     pub fn new(
         options: &O,
@@ -51,7 +51,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
                 config_file::apply(&parsed, file, given)?
             }
         };
-        // These are not options of the run itself: what to do with an existing folder, and what to print.
+        // What to do with an existing folder, and what to print, are not options of the run itself.
         let start = options.config.as_deref().map(StartFlags::read).transpose()?.unwrap_or_default();
         let run: &mut RunOptions = &mut resolved.options;
         run.config.clone_from(&options.config);
@@ -76,15 +76,15 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
     /// Checks the options, opens model folder and device, and calls `f` with them.
     pub fn with_setup<T>(&self, f: impl FnOnce(&RunSetup<O>) -> Result<T>) -> Result<T> {
         self.options.validate()?;
-        let folder = prompt::folder(&self.options.model)?;
-        let device = model::device(&self.common)?;
-        trace::record_launches(&device, model::dtype(&self.common));
+        let folder = prompt::model_folder(&self.options.model)?;
+        let device = model::open_device(&self.common)?;
+        trace::record_launches(&device, model::activation_dtype(&self.common));
         let stop = interrupt::stop_flag();
         f(&RunSetup {
             options: &self.options,
             model: &folder,
             device: &device,
-            dtype: model::dtype(&self.common),
+            dtype: model::activation_dtype(&self.common),
             seed: self.common.seed(),
             media: &self.media()?,
             resolved: &serde_json::to_value(self)?,
@@ -107,7 +107,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
         let out = self.options.out.display();
         let last = summary.last.as_ref();
         if self.common.json {
-            return output::json(&serde_json::json!({
+            return output::print_json(&serde_json::json!({
                 "out": self.options.out, "steps": summary.steps, "resumed_after": summary.resumed_after,
                 "skipped": summary.skipped, "last": last,
             }));
@@ -117,7 +117,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
             0 => String::new(),
             n => format!(", {n} rows skipped (see {out}/skipped.jsonl)"),
         };
-        output::line(format!("{out}: {} steps{loss}{skipped}", summary.steps))
+        output::print_line(format!("{out}: {} steps{loss}{skipped}", summary.steps))
     }
 
     /// Prints the result of `--check-data`; an error (exit code 1) if rows cannot be used.
@@ -125,9 +125,9 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
         let DataCheck { rows, bad, list } = self.with_setup(|setup| Ok(check(setup)?))?;
         let data = self.options.data.display();
         if self.common.json {
-            output::json(&serde_json::json!({"rows": rows, "bad": bad, "quarantine": list}))?;
+            output::print_json(&serde_json::json!({"rows": rows, "bad": bad, "quarantine": list}))?;
         } else if bad == 0 {
-            output::line(format!("{data}: all {rows} rows can be used"))?;
+            output::print_line(format!("{data}: all {rows} rows can be used"))?;
         }
         if bad == 0 {
             return Ok(());

@@ -1,4 +1,4 @@
-//! Bad input gives a one-line error that names the file and the help, and leaves no output file.
+//! Bad input gives a one-line error that names the file and what to do, and leaves no output file.
 
 mod support;
 
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::{Value, json};
-use support::{Run, entries, golden, run, run_in, tiny_model};
+use support::{Run, file_names_in, golden, run, run_in, tiny_model};
 
 /// A folder with a tiny model whose files a test can damage.
 struct Workspace {
@@ -30,12 +30,12 @@ impl Workspace {
         fs::write(&messages, "[{\"role\": \"user\", \"content\": \"x\"}]").expect("written");
         let got =
             run_in(self.dir.path(), ["score", "--model", "tiny", "--messages", "m.json", "--out", "s.safetensors"]);
-        let left = entries(self.dir.path());
+        let left = file_names_in(self.dir.path());
         assert!(got.code == Some(0) || left.iter().all(|n| !n.contains("s.safetensors")), "left behind: {left:?}");
         got
     }
 
-    /// Changes a JSON file of the folder.
+    /// Changes a JSON file of the model folder.
     fn edit(&self, file: &str, change: impl FnOnce(&mut Value)) {
         let text = fs::read_to_string(self.model(file)).expect("a file");
         let mut value: Value = serde_json::from_str(&text).expect("JSON");
@@ -43,7 +43,7 @@ impl Workspace {
         fs::write(self.model(file), value.to_string()).expect("written");
     }
 
-    /// Changes the header and the data of the weights file.
+    /// Changes the JSON header and the data of the weights file.
     fn edit_weights(&self, change: impl FnOnce(&mut Value, &mut Vec<u8>)) {
         let bytes = fs::read(self.model("model.safetensors")).expect("weights");
         let length = u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes")) as usize;
@@ -147,7 +147,7 @@ fn invalid_configs_are_refused() {
         s.score().refused(1, &["config.json", key]);
     }
     let s = Workspace::new();
-    // The config has more layers than the weights.
+    // The config now states more layers than the weights file has.
     s.edit("config.json", |c| c["num_hidden_layers"] = json!(9));
     s.score().refused(1, &["model.layers."]);
     fs::write(s.model("config.json"), "{").expect("written");
@@ -176,7 +176,7 @@ fn invalid_inputs_files_are_refused() {
     run("none.safetensors").refused(1, &["none.safetensors"]);
     fs::write(s.dir.path().join("junk.safetensors"), "junk").expect("written");
     run("junk.safetensors").refused(1, &["junk.safetensors"]);
-    // The weights file is a safetensors file without input ids.
+    // The weights file is a valid safetensors file, but has no input ids.
     run("tiny/model.safetensors").refused(1, &["input_ids"]);
     assert!(!s.dir.path().join("s.safetensors").exists());
 }
@@ -186,7 +186,7 @@ fn assert_video_refused(file: &Path, more: &[&str], words: &[&str]) {
     let dir = tempfile::tempdir().expect("a folder");
     let (video, out) = (file.display().to_string(), dir.path().join("f.safetensors").display().to_string());
     run([&["frames", "--video", &video, "--out", &out][..], more].concat()).refused(1, words);
-    assert!(entries(dir.path()).is_empty(), "left behind: {:?}", entries(dir.path()));
+    assert!(file_names_in(dir.path()).is_empty(), "left behind: {:?}", file_names_in(dir.path()));
 }
 
 #[test]
@@ -216,7 +216,7 @@ fn video_beyond_time_or_memory_limit_is_refused() {
 fn invalid_or_too_large_images_are_refused() {
     let s = Workspace::new();
     let dir = s.dir.path();
-    // A PNG signature and a header that states 100 000 × 100 000 pixels.
+    // A PNG file with a header that states 100 000 × 100 000 pixels.
     let side = 100_000u32.to_be_bytes();
     let header = [&b"IHDR"[..], &side, &side, &[8, 2, 0, 0, 0]].concat();
     let parts = [b"\x89PNG\r\n\x1a\n", &13u32.to_be_bytes()[..], &header, &crc(&header).to_be_bytes(), &[0; 64]];
@@ -230,7 +230,7 @@ fn invalid_or_too_large_images_are_refused() {
     }
 }
 
-/// The CRC-32 of PNG chunks.
+/// The CRC-32 at the end of a PNG chunk.
 fn crc(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(!0u32, |crc, &b| {
         (0..8).fold(crc ^ u32::from(b), |c, _| (c >> 1) ^ (0xedb8_8320 & (c & 1).wrapping_neg()))
@@ -277,7 +277,7 @@ fn unwritable_outputs_are_refused() {
     assert!(!s.dir.path().join("other").exists());
 }
 
-/// The file size limit makes writes fail half way, as a full disk does.
+/// With a file size limit, writes fail half way, as on a full disk.
 #[test]
 fn failed_write_leaves_no_file() {
     let s = Workspace::new();
@@ -289,14 +289,14 @@ fn failed_write_leaves_no_file() {
     ] {
         let script = format!("ulimit -f 20; exec {command}");
         let got = Command::new("bash").args(["-c", &script]).current_dir(s.dir.path()).output().expect("bash starts");
-        support::done(got).refused(1, &[out]);
-        let left = entries(s.dir.path());
+        support::finished_run(got).refused(1, &[out]);
+        let left = file_names_in(s.dir.path());
         assert!(!left.iter().any(|n| n.contains("s.safetensors") || n == "new"), "{left:?}");
     }
 }
 
-/// SIGINT while a large model is written. A signal that the caller ignores, as under `nohup`, does not stop the
-/// program.
+/// SIGINT while a large model is written ends the program. A signal that the caller ignores, as under `nohup`, does
+/// not end it.
 #[test]
 fn interrupted_init_leaves_no_file() {
     let dir = tempfile::tempdir().expect("a folder");
@@ -310,10 +310,10 @@ fn interrupted_init_leaves_no_file() {
         .expect("bash starts");
     let writing = || {
         let new = dir.path().join("new");
-        new.is_dir() && entries(&new).iter().any(|n| n.contains("safetensors"))
+        new.is_dir() && file_names_in(&new).iter().any(|n| n.contains("safetensors"))
     };
     let pid = child.id();
-    let signal = |name: &str| support::signal(pid, name);
+    let signal = |name: &str| support::send_signal(pid, name);
     let pause = || std::thread::sleep(std::time::Duration::from_millis(20));
     while !writing() {
         pause();
@@ -323,6 +323,6 @@ fn interrupted_init_leaves_no_file() {
     (0..5).for_each(|_| pause());
     assert!(child.try_wait().expect("a child").is_none(), "an ignored signal ended it");
     signal("-INT");
-    support::done(child.wait_with_output().expect("it ends")).refused(1, &["interrupted"]);
-    assert_eq!(entries(dir.path()), Vec::<String>::new());
+    support::finished_run(child.wait_with_output().expect("it ends")).refused(1, &["interrupted"]);
+    assert_eq!(file_names_in(dir.path()), Vec::<String>::new());
 }

@@ -1,4 +1,4 @@
-//! `reel bench` and `--trace`: results have their keys, and the numbers agree with each other.
+//! `reel bench` and `--trace`: results have their documented keys, and their numbers agree with each other.
 
 mod support;
 
@@ -13,7 +13,7 @@ fn number(value: &Value, key: &str) -> f64 {
     value.pointer(key).and_then(Value::as_f64).unwrap_or_else(|| panic!("no number {key} in {value}"))
 }
 
-/// Checks that times and shares of the ops of a result add up to the profiled round; returns the names of the ops.
+/// Checks that times and shares of the ops in a result add up to the profiled round; returns the names of the ops.
 #[track_caller]
 fn check_ops(result: &Value) -> Vec<String> {
     let ops = result["ops"].as_array().expect("ops");
@@ -52,14 +52,15 @@ fn prefill_and_decode_results_have_their_keys_and_can_be_compared() {
         assert!(number("/tokens_per_second") <= number("/max"));
         assert!((number("/tokens_per_second") * number("/seconds") - 32.0).abs() < 1e-6);
         assert!((number("/roofline/share") - number("/roofline/seconds") / number("/seconds")).abs() < 1e-9);
-        // At least 2 operations per weight and token; the decoder has more than half of the weights.
+        // A forward pass has at least 2 operations per weight and token, and the decoder has more than half of all
+        // weights.
         assert!(number("/flops") > 32.0 * 2.0 * 0.3e6, "{got}");
         let samples: Vec<f64> = got["samples"].as_array().expect("samples").iter().filter_map(Value::as_f64).collect();
         assert_eq!(samples.len(), 3);
         assert!(samples.contains(&number("/seconds")), "the median is one of three");
         let ops = check_ops(&got);
         assert!(ops.contains(&"matmul_fwd".to_string()), "{ops:?}");
-        // Clocks are read from a GPU only.
+        // Only a GPU's clocks are read.
         assert_eq!(got["clocks"], Value::Null);
         assert!(got["machine"]["name"].as_str().is_some_and(|n| !n.is_empty()));
         let page = fs::read_to_string(dir.path().join("page.html")).expect("the page");
@@ -106,7 +107,7 @@ fn rollout_results_have_parts_and_can_be_compared() {
         let got = bench(&[&sizes[..], &["--dtype", dtype, "--html", "page.html"]].concat()).json();
         assert_eq!((&got["op"], &got["dtype"]), (&"rollout".into(), &dtype.into()));
         assert_eq!(["/n", "/tokens", "/context", "/batch"].map(|key| number(&got, key)), [2.0, 12.0, 40.0, 3.0]);
-        // Tokens/s counts the tokens of the completions, not those of the prompt.
+        // Tokens/s counts the tokens of the completions, not the tokens of the prompt.
         assert!((number(&got, "/tokens_per_second") * number(&got, "/seconds") - 36.0).abs() < 1e-6);
         assert!(number(&got, "/roofline/share") > 0.0 && number(&got, "/max") >= number(&got, "/min"));
         let ops = check_ops(&got);
@@ -118,7 +119,7 @@ fn rollout_results_have_parts_and_can_be_compared() {
         assert_eq!(names, ["prefill", "decode"]);
         let whole: f64 = parts.iter().map(|p| number(p, "/flops")).sum();
         assert!((whole - number(&got, "/flops")).abs() <= 1e-9 * whole);
-        // One prefill for all completions; the first token of each needs no decode step.
+        // All completions share one prefill; the first token of each needs no decode step.
         let weights = number(&parts[0], "/flops") / 40.0;
         let each = number(&parts[1], "/flops") / (3.0 * 11.0);
         assert!(
@@ -189,12 +190,12 @@ fn train_results_have_parts_planned_memory_and_mfu() {
     for part in ["matmul", "attention_fwd", "attention_bwd", "log_prob", "adamw"] {
         assert!(ops.iter().any(|op| op.starts_with(part)), "no {part} in {ops:?}");
     }
-    // 6 operations per weight and token, plus attention.
+    // At least 6 operations per weight and token, plus attention.
     let least = 6.0 * 48.0 * number(&got, "/parameters_multiplied");
     assert!(number(&got, "/model_flops") > least && number(&got, "/model_flops") < 1.5 * least);
     let rate = number(&got, "/model_flops") / number(&got, "/seconds");
     assert!((number(&got, "/model_flops_per_second") / rate - 1.0).abs() < 1e-9);
-    // Peak memory equals the plan of device dry, and the step has three parts.
+    // The measured peak memory equals the plan of device `dry`, and the step has three parts.
     assert_eq!(got["planned_peak_bytes"], got["peak_bytes"]);
     let names: Vec<&str> = got["parts"].as_array().expect("parts").iter().filter_map(|p| p["part"].as_str()).collect();
     assert_eq!(names, ["forward", "backward", "optimizer"]);
@@ -209,7 +210,7 @@ fn train_results_have_parts_planned_memory_and_mfu() {
     assert!(of("launches").iter().sum::<f64>() == ops_launches(&got));
     // The backward pass recomputes the forward pass and computes both gradients.
     assert!(of("flops")[1] > 2.5 * of("flops")[0], "{:?}", of("flops"));
-    // Recomputed operations count as operations that ran, not as those of the model.
+    // Recomputation adds to the operations that ran, but not to the operations of the model.
     let kept = bench(&["--gradient-checkpointing", "false"]).json();
     assert_eq!(kept["model_flops"], got["model_flops"]);
     assert_eq!((&kept["recompute"], &got["optim"]), (&"nothing".into(), &"adamw".into()));
@@ -250,7 +251,7 @@ fn ops_are_timed_at_given_sizes() {
         let args = ["bench", "op", name, "--device", "cpu", "--runs", "2", "--json"];
         run(args.into_iter().chain(sizes).chain(more.iter().copied()))
     };
-    // Name, sizes, number of timed kernels, and the fewest operations of any of them.
+    // For each name: the sizes, the number of timed kernels, and the fewest operations of any of them.
     let (vocab, tokens) = (3000.0, 40.0);
     for (name, sizes, kernels, flops) in [
         ("matmul", "m=24 n=40 k=56", 6, 2.0 * 24.0 * 40.0 * 56.0),
@@ -295,17 +296,17 @@ fn ops_are_timed_at_given_sizes() {
     }
 }
 
-/// Number of launches of all ops of a result.
+/// The number of launches of all ops in a result.
 fn ops_launches(result: &Value) -> f64 {
     result["ops"].as_array().expect("ops").iter().map(|op| number(op, "/launches")).sum()
 }
 
-/// The dtype at the end of the name of a kernel.
+/// The dtype that ends the name of a kernel, if one does.
 fn dtype_of(kernel: &str) -> Option<&'static str> {
     ["f32", "bf16"].into_iter().find(|t| kernel.ends_with(&format!("_{t}")))
 }
 
-/// The events of a trace whose type (`ph`) is `ph`: X complete, C counter, M metadata.
+/// The events of a trace with the type (`ph`) `ph`: X for complete events, C for counters, M for metadata.
 fn phase<'a>(events: &'a [Value], ph: &str) -> Vec<&'a Value> {
     events.iter().filter(|e| e["ph"] == ph).collect()
 }
@@ -324,14 +325,14 @@ fn trace_has_spans_launches_and_memory() {
     }
     let sampled = events.iter().filter(|e| e["name"] == "sample").count();
     assert_eq!(sampled, 3);
-    // Every row has a name, and every event is in a row.
+    // Every thread id has a name, and every event has one of these thread ids.
     let row = |e: &Value| (e["pid"].as_u64().expect("pid"), e["tid"].as_u64().expect("tid"));
     let named: BTreeSet<_> = phase(events, "M").into_iter().filter(|e| e["name"] == "thread_name").map(row).collect();
     assert_eq!(named.len(), 2);
     assert!(phase(events, "M").iter().any(|e| e["name"] == "process_name" && e["args"]["name"] == "reel"));
     assert!(events.iter().all(|e| named.contains(&row(e))));
     assert!(events.iter().all(|e| ["X", "C", "M"].contains(&e["ph"].as_str().unwrap_or_default())));
-    // Launches do not overlap and carry operations and bytes.
+    // Launches do not overlap, and each event has its operations and bytes.
     let launches: Vec<&Value> = phase(events, "X").into_iter().filter(|e| e["tid"] == 1).collect();
     let mut end_before = 0.0;
     for e in &launches {
@@ -344,7 +345,7 @@ fn trace_has_spans_launches_and_memory() {
     let products = launches.iter().filter(|e| e["name"] == "matmul_fwd");
     assert!(products.map(|e| number(e, "/args/flops")).sum::<f64>() > 2.0 * 0.3e6);
     assert!(number(&trace, "/otherData/ceilings/bytes") > 0.0);
-    // Memory counters by category: weights are constant, activations are allocated and freed.
+    // The memory counters by category show that weights are constant and activations are allocated and freed.
     let counters = phase(events, "C");
     assert!(counters.windows(2).all(|two| number(two[0], "/ts") <= number(two[1], "/ts")));
     let bytes_of =

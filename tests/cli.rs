@@ -34,7 +34,7 @@ fn bad_usage_is_one_line_and_exit_code_2() {
     }
     run(["plan", "generate", "--preset", "tiny", "--tokens", "9", "--max-new-tokens", "999999999"])
         .refused(2, &["--max-new-tokens", "999999999"]);
-    // An option given twice: the last value wins.
+    // If an option is given twice, the last value wins.
     assert_eq!(run(["resize", "--height", "1", "--width", "56", "--height", "28"]).ok(), "56 x 84\n");
 }
 
@@ -46,7 +46,7 @@ fn errors_of_unavailable_devices_name_alternatives() {
         let model = tiny.display().to_string();
         run(["generate", "--model", &model, "--prompt", "x", "--max-new-tokens", "1", "--device", device])
     };
-    // The tests hide the GPU of the machine, if it has one.
+    // The tests hide the machine's GPU, so device `cuda` cannot be opened.
     generate("cuda").refused(1, &["cuda: ", "--device cpu"]);
     generate("cuda:1").refused(1, &["cuda: ", "--device cpu"]);
     generate("cuda:x").refused(2, &["--device", "cuda:N"]);
@@ -94,18 +94,18 @@ fn closed_stdout_is_not_an_error() {
         .spawn()
         .expect("the binary starts");
     drop(child.stdout.take());
-    let done = support::done(child.wait_with_output().expect("it ends"));
+    let done = support::finished_run(child.wait_with_output().expect("it ends"));
     assert_eq!((done.code, done.stderr.as_str()), (Some(0), ""));
 }
 
-/// A subcommand with its help text.
+/// The help text of a subcommand.
 struct Help {
     /// The words after `reel`, such as `bench prefill`.
     command: String,
     text: String,
 }
 
-/// The help texts of a command and of all its subcommands.
+/// Collects the help texts of a command and of all its subcommands.
 fn helps(command: &[&str], found: &mut Vec<Help>) {
     let text = run(command.iter().copied().chain(["--help"])).ok().to_string();
     let listed = text.lines().skip_while(|l| *l != "Commands:").skip(1).take_while(|l| !l.is_empty());
@@ -118,14 +118,14 @@ fn helps(command: &[&str], found: &mut Vec<Help>) {
     }
 }
 
-/// The shell script after `Example:` of a help text.
+/// The shell script that a help text has after `Example:`.
 fn example(help: &str) -> Option<String> {
     let (_, after) = help.split_once("Example:\n")?;
     let lines = after.lines().take_while(|l| l.starts_with("  "));
     Some(lines.map(str::trim).collect::<Vec<_>>().join("\n")).filter(|script| !script.is_empty())
 }
 
-/// Why an example, or a line of it, is not run here; `None` if it is run.
+/// Why a line of an example is not run in this test; `None` if it is run.
 fn why_not_run(command: &str, line: &str) -> Option<&'static str> {
     let compiles = compile::available().is_ok();
     match command {
@@ -138,7 +138,7 @@ fn why_not_run(command: &str, line: &str) -> Option<&'static str> {
     }
 }
 
-/// The help of every subcommand ends with an example, and the example runs as printed, in an empty folder.
+/// The help of every subcommand ends with an example, which runs as printed in an empty folder.
 #[test]
 fn every_help_has_an_example_that_runs() {
     let binary = reel().get_program().to_os_string();

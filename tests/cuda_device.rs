@@ -1,5 +1,5 @@
-//! Device `cuda`: its host code on a fake driver that enforces the rules of the driver API, and the binary on a GPU if
-//! there is one.
+//! Device `cuda`: its host code with a fake driver that enforces the rules of the driver API, and the binary on a GPU
+//! if there is one.
 
 mod support;
 #[path = "support/tensors.rs"]
@@ -23,10 +23,10 @@ use reel_runtime::{Cx, DType, Device, SimOptions};
 use reel_train::options::{RunOptions, SftOptions};
 use reel_train::sft::{self, SftSetup};
 use serde_json::Value;
-use support::{done, entries, golden, reel_on_gpu};
-use tensors::{Tensor, distance, read, rows};
+use support::{file_names_in, finished_run, golden, reel_on_gpu};
+use tensors::{Tensor, read, relative_distance, rows};
 
-/// A fake driver that checks every call, and device `cuda` on it.
+/// A fake driver that checks every call, and a device `cuda` that uses it.
 fn fake_cuda() -> (Fake, Device) {
     let fake = Fake::new(Arch::A100, 512 << 20);
     let gpu = Gpu::with(Arc::new(fake.clone())).expect("a fake GPU");
@@ -64,8 +64,8 @@ fn forward_pass_on_the_fake_driver_has_the_bits_of_sim_and_breaks_no_rule() {
     }
 }
 
-/// One training step of all weights (`lora_r` 0) or of a LoRA adapter on every linear layer: metrics, weight file, and
-/// `products` of run.json.
+/// Runs one training step of all weights (`lora_r` 0) or of a LoRA adapter on every linear layer. Returns the
+/// metrics, the weights file, and `products` of run.json.
 fn step(device: &Device, dtype: DType, lora_r: usize) -> (Value, Vec<u8>, Value) {
     let case = golden("train").join("sft_videorft_rows");
     let folder = tempfile::tempdir().expect("a folder");
@@ -118,7 +118,7 @@ fn training_step_on_the_fake_driver_has_the_bits_of_sim_and_breaks_no_rule() {
         let (got, want) = (step(&device, dtype, lora_r), step(&simulated(), dtype, lora_r));
         assert_eq!(got.0, want.0, "{dtype}, rank {lora_r}");
         assert!(got.1 == want.1, "{dtype}, rank {lora_r}: the weights differ");
-        // The matrix product library and its algorithms are the same in every run.
+        // Every run uses the same matrix product library with the same algorithms.
         assert_eq!(got.2["library"], "fake products 1.0.0");
         assert!(got.2["algorithms"].as_u64() > Some(20) && got.2["hash"].as_str().is_some_and(|h| h.len() == 16));
         let (_fake, again) = fake_cuda();
@@ -143,14 +143,14 @@ fn score_on_gpu(inputs: &Path, model: &[&str]) -> Tensor {
     let to = out.path().join("score.safetensors");
     let mut score = reel_on_gpu();
     score.args(["score", "--device", "cuda", "--dtype", "f32", "--inputs"]).arg(inputs).arg("--out").arg(&to);
-    done(score.args(model).output().expect("the binary starts")).ok();
+    finished_run(score.args(model).output().expect("the binary starts")).ok();
     read(&to)["logits"].clone()
 }
 
 /// Checks that two runs on the GPU give the same bits and agree with the reference to 1e-3.
 fn check_reproducible(name: &str, score: impl Fn() -> Vec<f64>, want: &[f64]) {
     let first = score();
-    let off = distance(name, &first, want);
+    let off = relative_distance(name, &first, want);
     println!("{name}: logits of cuda and the reference differ by {off:.2e}");
     assert!(off <= 1e-3, "{name}: logits of cuda and the reference differ by {off:.2e}");
     assert!(first == score(), "{name}: two runs differ");
@@ -161,7 +161,7 @@ fn gpu_logits_agree_with_the_reference_and_are_reproducible() {
     if !gpu_is_present() {
         return;
     }
-    for name in entries(&golden("model")) {
+    for name in file_names_in(&golden("model")) {
         let case = golden("model").join(&name);
         let model = case.join("model").display().to_string();
         let expected = read(&case.join("expected.safetensors"));
@@ -188,11 +188,11 @@ fn gpu_training_steps_agree_with_the_reference_and_are_reproducible() {
     if !gpu_is_present() {
         return;
     }
-    let cases = |kind: &'static str| entries(&golden(kind)).into_iter().map(move |name| format!("{kind}/{name}"));
-    // A GPU machine may have no FFmpeg and cannot read videos then.
+    let cases = |kind: &'static str| file_names_in(&golden(kind)).into_iter().map(move |name| format!("{kind}/{name}"));
+    // On a GPU machine, FFmpeg may be missing, and then videos cannot be read.
     let all = cases("train").chain(cases("grpo")).filter(|case| golden(case).join("expected.json").exists());
     for case in all.filter(|case| !case.ends_with("_mp4")) {
-        let hash = || training::check(reel_on_gpu(), &case, &["--device", "cuda"]);
+        let hash = || training::check_training_case(reel_on_gpu(), &case, &["--device", "cuda"]);
         assert_eq!(hash(), hash(), "{case}: two runs differ");
         println!("{case}: agrees with the reference, and two runs give the same weights");
     }

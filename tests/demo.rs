@@ -1,10 +1,10 @@
-//! `reel demo` with one or two training steps: everything except that the model learns, which takes minutes.
+//! `reel demo` with one or two training steps: tests everything except that the model learns, which takes minutes.
 
 mod support;
 
 use std::fs;
 
-use support::{entries, run_in};
+use support::{file_names_in, run_in};
 
 #[test]
 fn demo_writes_its_folder_and_can_be_repeated() {
@@ -30,8 +30,8 @@ fn demo_writes_its_folder_and_can_be_repeated() {
         "sft.toml",
         "siglip",
     ];
-    assert_eq!(entries(&out), made);
-    assert_eq!(entries(&out.join("clips")).len(), 96 + 576 + 480);
+    assert_eq!(file_names_in(&out), made);
+    assert_eq!(file_names_in(&out.join("clips")).len(), 96 + 576 + 480);
     let rows = |name: &str| fs::read_to_string(out.join(name)).expect("rows");
     let sft = rows("sft.jsonl");
     assert!(sft.lines().count() == 96 && sft.contains("<think>") && sft.contains("clips/sft-000-motion.mp4"));
@@ -41,14 +41,15 @@ fn demo_writes_its_folder_and_can_be_repeated() {
     assert_eq!(page.matches("<article").count(), 48);
     assert!(page.contains("<polyline") && !page.contains("src=\"http") && page.ends_with("</html>\n"));
 
-    // The second stage also sampled completions to shuffled frames, and computed the semantic reward, at weight 0.
+    // The second stage also sampled completions for shuffled frames, and computed the semantic reward, which has
+    // weight 0.
     let metrics = fs::read_to_string(out.join("grpo/metrics.jsonl")).expect("metrics");
     let first: serde_json::Value = serde_json::from_str(metrics.lines().next().expect("a step")).expect("JSON");
     assert!(first["rewards/temporal"].is_number() && first["rewards/semantic"].is_number(), "{first}");
     let options = fs::read_to_string(out.join("grpo/run.json")).expect("options");
     assert!(options.contains("semantic=0"), "{options}");
 
-    // The commands of the page repeat the training stages and give the same bits.
+    // The shell commands on the page repeat the training stages and give the same bits.
     let weights = || fs::read(out.join("grpo/model.safetensors")).expect("weights");
     let before = weights();
     for (stage, from, data) in [("sft", "model", "sft"), ("grpo", "sft", "rl")] {
@@ -60,13 +61,13 @@ fn demo_writes_its_folder_and_can_be_repeated() {
         run_in(dir.path(), (args + siglip).split(' ').collect::<Vec<_>>()).ok();
     }
     assert!(before == weights(), "the commands of the page give different weights");
-    // The last command of the page answers a question about a clip.
+    // The last shell command on the page answers a question about a clip.
     let video = out.join("clips").join("held-out-001-colors.mp4").display().to_string();
     let ask = ["generate", "--model", "demo/grpo", "--video", &video, "--nframes", "8", "--min-pixels", "3136"];
     let more = ["--max-pixels", "3136", "--prompt", "Which colors?", "--max-new-tokens", "4", "--json"];
     assert_eq!(run_in(dir.path(), [&ask[..], &more].concat()).json()["token_ids"].as_array().map(Vec::len), Some(4));
 
-    // Without --json it prints a table; the earlier demo is replaced.
+    // Without --json, the command prints a table; it replaces the earlier demo.
     let again = demo(&["--quiet"]);
     assert!(again.ok().contains("after T-GRPO") && again.stdout.contains("demo/report.html"), "{}", again.stdout);
     assert!(again.stderr.is_empty(), "{}", again.stderr);
@@ -74,14 +75,14 @@ fn demo_writes_its_folder_and_can_be_repeated() {
     fs::create_dir(dir.path().join("mine")).expect("made");
     fs::write(dir.path().join("mine/thesis.txt"), "years of work").expect("written");
     demo(&["--out", "mine"]).refused(1, &["mine", "--out"]);
-    assert_eq!(entries(&dir.path().join("mine")), ["thesis.txt"]);
-    // A folder with parts named like those of a demo is not a demo.
+    assert_eq!(file_names_in(&dir.path().join("mine")), ["thesis.txt"]);
+    // A folder is not a demo's folder just because it has sub-folders with the same names.
     for part in ["clips", "model"] {
         fs::create_dir_all(dir.path().join("work").join(part)).expect("made");
     }
     fs::write(dir.path().join("work/model/weights"), "days of training").expect("written");
     demo(&["--out", "work"]).refused(1, &["work", "--out"]);
-    assert_eq!(entries(&dir.path().join("work/model")), ["weights"]);
+    assert_eq!(file_names_in(&dir.path().join("work/model")), ["weights"]);
 }
 
 #[test]
@@ -90,7 +91,7 @@ fn each_seed_has_a_folder_and_no_temporal_trains_plain_grpo() {
     let args = ["demo", "--steps", "1", "--seeds", "2", "--seed", "5", "--no-temporal", "--json"];
     let result = run_in(dir.path(), args).json();
     assert_eq!((&result["seeds"][0]["seed"], &result["seeds"][1]["seed"]), (&5.into(), &6.into()));
-    assert_eq!(entries(&dir.path().join("demo")), ["report.html", "seed-5", "seed-6"]);
+    assert_eq!(file_names_in(&dir.path().join("demo")), ["report.html", "seed-5", "seed-6"]);
     let page = fs::read_to_string(dir.path().join("demo/report.html")).expect("the page");
     assert!(page.contains("seed-5/report.html") && page.contains("seed-6/report.html"));
     // Without the temporal reward the second stage is called GRPO, not T-GRPO.

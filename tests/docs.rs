@@ -1,7 +1,7 @@
-//! The documentation is true: every command of README and `docs/` runs as printed, every link leads somewhere, prose
-//! fits 120 columns.
+//! The documentation is correct: every command in README and `docs/` runs as printed, every link has a target, and
+//! prose fits 120 columns.
 //!
-//! A fenced block that opens with `sh` is run line by line, in a folder that has the files its page speaks of
+//! A fenced block that opens with `sh` is run line by line, in a folder that has the files that its page mentions
 //! (`Workshop`). A block that opens with `sh skip: REASON` is not run, and its reason is printed.
 
 mod support;
@@ -16,13 +16,13 @@ use support::{golden, reel, run};
 struct Block {
     /// Line of its opening fence, counted from 1.
     line: usize,
-    /// What stands behind the opening fence, such as `sh`.
+    /// The text after the opening fence, such as `sh`.
     info: String,
     /// The lines between the fences.
     lines: Vec<String>,
 }
 
-/// Fenced code blocks of a Markdown text.
+/// Finds the fenced code blocks of a Markdown text.
 fn blocks(text: &str) -> Vec<Block> {
     let (mut blocks, mut open): (Vec<Block>, Option<Block>) = (Vec::new(), None);
     for (i, line) in text.lines().enumerate() {
@@ -37,7 +37,7 @@ fn blocks(text: &str) -> Vec<Block> {
     blocks
 }
 
-/// The commands of a block with their lines in the page; a trailing backslash joins a line to the next.
+/// The shell commands of a block with their line numbers in the page; a trailing backslash joins a line to the next.
 fn commands(block: &Block) -> Vec<(usize, String)> {
     let mut commands: Vec<(usize, String)> = Vec::new();
     let mut joined = false;
@@ -57,7 +57,7 @@ fn repository() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Every page of the documentation, relative to the repository.
+/// The paths of all pages of the documentation, relative to the repository.
 fn pages() -> Vec<PathBuf> {
     let mut pages = vec![PathBuf::from("README.md"), "examples/README.md".into(), "sim/README.md".into()];
     for entry in fs::read_dir(repository().join("docs")).expect("docs/ is there") {
@@ -70,14 +70,15 @@ fn pages() -> Vec<PathBuf> {
     pages
 }
 
-/// A folder with the files that the pages' commands name.
+/// A temporary folder with the files that the pages' commands read.
 struct Workshop(tempfile::TempDir);
 
 impl Workshop {
     fn new() -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let at = |name: &str| folder.path().join(name);
-        // The published model's name leads to a tiny one in a local hub cache, as the hub's own clients lay it out.
+        // In this hub cache, which has the layout of the hub's own clients, the name of the published model selects a
+        // tiny model.
         let cached = at("hub/models--Qwen--Qwen2.5-VL-3B-Instruct");
         fs::create_dir_all(cached.join("refs")).expect("a folder");
         fs::create_dir_all(cached.join("snapshots")).expect("a folder");
@@ -96,7 +97,7 @@ impl Workshop {
         Self(folder)
     }
 
-    /// A shell that finds `reel` on its path and the tiny model in the hub's cache.
+    /// A shell with `reel` in its PATH and with a hub cache that has the tiny model.
     fn shell(&self, command: &str) -> Command {
         let reel = reel();
         let bin = Path::new(reel.get_program()).parent().expect("a folder").to_path_buf();
@@ -109,7 +110,7 @@ impl Workshop {
     }
 }
 
-/// Small files that the pages' commands read, by name.
+/// Names and contents of small files that the pages' commands read.
 const FILES: [(&str, &str); 6] = [
     (
         "rows.jsonl",
@@ -145,7 +146,7 @@ const FILES: [(&str, &str); 6] = [
     ),
 ];
 
-/// Runs the commands of a page in order, in one folder.
+/// Runs the shell commands of a page in order, in one folder.
 fn run_page(page: &str) {
     let text = fs::read_to_string(repository().join(page)).expect("a page");
     let workshop = Workshop::new();
@@ -240,7 +241,7 @@ fn quoted_code_stands_in_its_file() {
     assert!(quoted > 0, "no page quotes code");
 }
 
-/// Link texts and targets of a Markdown text, with their lines counted from 1.
+/// Line number, text and target of each link in a Markdown text; lines are counted from 1.
 fn links(text: &str) -> Vec<(usize, String, String)> {
     let mut links = Vec::new();
     for (i, line) in text.lines().enumerate() {
@@ -271,7 +272,7 @@ fn links_lead_to_files_and_lines() {
                 continue;
             }
             let Some(number) = fragment.strip_prefix('L').and_then(|n| n.parse::<usize>().ok()) else { continue };
-            // A link to a line has the line's identifier as its text, in backticks.
+            // The text of a link to a line is an identifier in that line, in backticks.
             let name = label.trim_matches('`').rsplit("::").next().unwrap_or("").trim_end_matches("()");
             let source = fs::read_to_string(&path).expect("a source file");
             let lines: Vec<&str> = source.lines().collect();
@@ -287,7 +288,7 @@ fn links_lead_to_files_and_lines() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// Words in backticks that look like a file of this repository: with a folder and an ending.
+/// Every word in backticks that looks like a path in this repository (with a folder and an extension) exists.
 #[test]
 fn files_that_pages_name_exist() {
     const ROOTS: [&str; 16] = [
@@ -314,7 +315,7 @@ fn files_that_pages_name_exist() {
         for (i, line) in text.lines().enumerate() {
             for word in line.split('`').skip(1).step_by(2) {
                 let path = word.split(&[' ', ':', '*', '{'][..]).next().unwrap_or("");
-                // `rewards/NAME` is a key with a placeholder.
+                // `rewards/NAME` is a metric with a placeholder, not a file.
                 let whole = path.len() == word.len() && !path.ends_with("NAME");
                 if whole && ROOTS.iter().any(|root| path.starts_with(root)) && !repository().join(path).exists() {
                     wrong.push(format!("{}:{}: there is no {path}", page.display(), i + 1));
@@ -333,7 +334,7 @@ fn prose_fits_120_columns() {
         let mut code = false;
         for (i, line) in text.lines().enumerate() {
             code ^= line.starts_with("```");
-            // Rows of tables cannot be wrapped.
+            // Rows of tables are exempt because they cannot be wrapped.
             if !code && !line.starts_with('|') && !line.starts_with("![") && line.chars().count() > 120 {
                 wide.push(format!("{}:{}", page.display(), i + 1));
             }

@@ -1,11 +1,11 @@
-//! `reel eval --score-only`: scores of the evaluation scripts, and malformed input.
+//! `reel eval --score-only`: gives the scores of the evaluation scripts, and refuses malformed input.
 
 mod support;
 
 use std::fs;
 
 use serde_json::{Value, json};
-use support::{Run, entries, golden, run, run_in};
+use support::{Run, file_names_in, golden, run, run_in};
 
 const BENCHMARKS: [&str; 6] = ["vsibench", "videommmu", "mmvu", "mvbench", "tempcompass", "videomme"];
 
@@ -40,13 +40,13 @@ fn scores_equal_the_evaluation_scripts() {
     }
 }
 
-/// Scores MMVU predictions from a file with this text.
+/// Scores MMVU predictions in a file with this text.
 fn score(text: impl AsRef<[u8]>, more: &[&str]) -> Run {
     let folder = tempfile::tempdir().expect("a folder");
     fs::write(folder.path().join("p.jsonl"), text).expect("written");
     let args = ["eval", "--score-only", "--benchmark", "mmvu", "--predictions", "p.jsonl", "--out", "f.json"];
     let got = run_in(folder.path(), args.iter().chain(more));
-    let left = entries(folder.path());
+    let left = file_names_in(folder.path());
     assert_eq!(left.len(), if got.code == Some(0) { 2 } else { 1 }, "{left:?}");
     got
 }

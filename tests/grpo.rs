@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use support::{golden, reel, run, run_in, tiny_model};
 
-/// A folder with a tiny model and rows of text.
+/// A temporary folder with a tiny model and text rows.
 fn training_folder() -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("a folder");
     tiny_model(folder.path());
@@ -29,7 +29,7 @@ fn training_folder() -> tempfile::TempDir {
     folder
 }
 
-/// The arguments of a run that rewards each completion by the length of its JSON row.
+/// The arguments of a run that rewards each completion by the length of its JSON line.
 fn grpo(out: &str, more: &[&str]) -> Vec<String> {
     let own = "while read -r line; do echo ${#line}; done";
     let fixed = [
@@ -72,8 +72,8 @@ fn timeless(out: &Path) -> Vec<Value> {
 
 #[test]
 fn golden_grpo_steps_match_the_reference() {
-    for case in support::entries(&golden("grpo")) {
-        training::check(reel(), &format!("grpo/{case}"), &[]);
+    for case in support::file_names_in(&golden("grpo")) {
+        training::check_training_case(reel(), &format!("grpo/{case}"), &[]);
     }
 }
 
@@ -86,7 +86,7 @@ fn repeatedly_killed_run_equals_uninterrupted_run() {
     run_in(at, grpo("whole", &more)).ok();
     let whole = begun.elapsed();
     let mut kills = 0;
-    // Kill times spread over the run and over the writing of checkpoints.
+    // The times at which the run is killed are spread over its steps and over the writing of checkpoints.
     for i in 0u32.. {
         let resumed = grpo("broken", &[&more[..], &["--resume-from-checkpoint", "last"]].concat());
         let mut child = reel().current_dir(at).args(resumed).stdout(Stdio::null()).spawn().expect("it starts");
@@ -119,7 +119,7 @@ fn repeatedly_killed_run_equals_uninterrupted_run() {
     assert_eq!(rollouts(&whole), rollouts(&broken));
 }
 
-/// The hidden folders of incomplete checkpoints in OUT.
+/// The hidden folders of incomplete checkpoints in the output folder.
 fn drafts(out: &Path) -> Vec<String> {
     let Ok(entries) = fs::read_dir(out) else { return Vec::new() };
     let names = entries.filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned()));
@@ -134,11 +134,12 @@ fn run_killed_while_writing_a_checkpoint_keeps_the_others() {
     run_in(at, grpo("whole", &more)).ok();
     let (whole, broken) = (at.join("whole"), at.join("broken"));
     let (mut kills, mut left) = (0, 0);
-    // Kills the process while it writes its first, second or third checkpoint, so that some checkpoints complete.
+    // Each run is killed while it writes its first, second or third checkpoint, so that some checkpoints are
+    // complete.
     for life in 0..9 {
         let resumed = grpo("broken", &[&more[..], &["--resume-from-checkpoint", "last"]].concat());
         let mut child = reel().current_dir(at).args(resumed).stdout(Stdio::null()).spawn().expect("it starts");
-        // The start of a run removes incomplete folders of earlier processes.
+        // When a run starts, it removes incomplete folders of earlier processes.
         let old = drafts(&broken);
         let (mut seen, begun) = (Vec::new(), Instant::now());
         while seen.len() <= life % 3 && child.try_wait().expect("a child").is_none() {
@@ -181,7 +182,7 @@ fn best_checkpoint_is_named_and_kept() {
     assert_eq!(said["best_model_checkpoint"], json!(format!("out/checkpoint-{step}")), "{means:?}");
     assert_eq!((said["best_metric"].as_f64(), &said["global_step"]), (Some(most), &json!(9)));
     let mut kept: Vec<String> =
-        support::entries(&at.join("out")).into_iter().filter(|name| name.starts_with("checkpoint-")).collect();
+        support::file_names_in(&at.join("out")).into_iter().filter(|name| name.starts_with("checkpoint-")).collect();
     kept.sort();
     let mut want = vec![format!("checkpoint-{step}"), "checkpoint-9".to_string()];
     want.sort();
@@ -211,7 +212,7 @@ fn replay_repeats_any_step_and_names_a_difference() {
         let said = replay(step).json();
         assert_eq!(said, json!({"step": step.parse::<u64>().unwrap(), "from": from, "same": true, "tensor": null}));
     }
-    // A changed record of the rollouts changes the replayed weights.
+    // Changing the recorded rollouts changes the weights that the replay computes.
     let path = at.join("out/rollouts/000005.jsonl");
     let mut line: Value = serde_json::from_str(fs::read_to_string(&path).expect("rollouts").trim()).expect("JSON");
     line["rewards"] = json!([3.0, 2.0, 1.0, 0.0]);
@@ -230,8 +231,8 @@ fn replay_repeats_any_step_and_names_a_difference() {
 fn replay_repeats_steps_with_dynamic_sampling() {
     let folder = training_folder();
     let at = folder.path();
-    // Three groups per step. The groups of four of the seven rows have equal rewards, so that a second round gives more
-    // groups than needed.
+    // Each step needs three groups. The groups of four of the seven rows have equal rewards, so that a second round
+    // of sampling gives more groups than needed.
     let own = "while read -r line; do case $line in *'is 1'*|*'is 3'*|*'is 4'*|*'is 6'*) echo 1;; *) echo ${#line};; esac; done";
     let more =
         ["--max-steps", "3", "--dynamic-sampling", "--scale-rewards", "batch", "--gradient-accumulation-steps", "3"];
@@ -248,7 +249,7 @@ fn replay_repeats_steps_with_dynamic_sampling() {
 fn replay_follows_changed_run_lengths() {
     let folder = training_folder();
     let at = folder.path();
-    // The learning rates of warmup and decay depend on the planned length.
+    // The learning rates of warmup and decay depend on the planned number of steps.
     let more = ["--save-steps", "3", "--warmup-ratio", "0.3", "--lr-scheduler-type", "cosine"];
     let run = |steps: &str, rest: &[&str]| {
         run_in(at, grpo("out", &[&["--max-steps", steps], &more[..], rest].concat())).ok().len()
@@ -263,7 +264,7 @@ fn replay_follows_changed_run_lengths() {
     for (step, from) in [("1", 0), ("4", 3), ("5", 4), ("6", 4), ("7", 6)] {
         again(step, from);
     }
-    // Replays through all planned lengths from the start.
+    // Without these checkpoints, the replay starts at step 0 and uses each planned number of steps in turn.
     for n in ["3", "4", "6", "7"] {
         fs::remove_dir_all(at.join(format!("out/checkpoint-{n}"))).expect("removed");
     }
@@ -303,7 +304,7 @@ fn replay_repeats_sft_steps() {
 fn report_is_one_page_with_curves_rollouts_and_frames() {
     let folder = training_folder();
     let at = folder.path();
-    // Rows in the recipes' layout with videos as lists of images, and T-GRPO.
+    // Rows in the layout of VideoRFT and Video-R1, with videos as lists of images, train with T-GRPO.
     let frames: Vec<String> = (0..4)
         .map(|i| golden(&format!("grpo/grpo_clip_iter2/media/frames/{i:03}.png")).display().to_string())
         .collect();
@@ -338,7 +339,7 @@ fn report_is_one_page_with_curves_rollouts_and_frames() {
 fn plan_and_run_agree_on_peak_bytes() {
     let folder = training_folder();
     let at = folder.path();
-    // Rows of equal length, because the seed decides which of them the run uses.
+    // All rows have the same length, because the seed decides which of them the run uses.
     let row = json!({"prompt": [{"role": "user", "content": "2 + 2?"}], "solution": "<answer>4</answer>", "problem_type": "numerical"});
     fs::write(at.join("rows.jsonl"), row.to_string()).expect("rows");
     for more in [&[][..], &["--beta", "0", "--optim", "adamw-bf16", "--dtype", "bf16"], &["--lora-r", "2"]] {
@@ -357,13 +358,14 @@ fn full_7b_training_with_reference_fits_one_141_gb_gpu() {
     let sizes = ["--tokens", "2048", "--vision-patches", "4096", "--gpu", "h200", "--json"];
     let plan = |more: &[&str]| run([&["plan", "grpo", "--preset", "7b"][..], &sizes, more].concat()).json();
     let small = plan(&["--optim", "adamw-bf16"]);
-    // 8.29e9 parameters: weights, low bits, two moments and the reference at 2 bytes each, gradients at 4.
+    // The model has 8.29e9 parameters. Weights, their low bits, two moments and the reference take 2 bytes each,
+    // gradients 4.
     let peak = small["peak_bytes"].as_f64().expect("a number");
     assert!((14.0 * 8.29e9..130e9).contains(&peak) && small["fits"] == true, "{peak}");
     for phase in ["prefill", "decode", "reference", "forward", "backward", "optimizer"] {
         assert!(small["phases"][phase].as_f64() > Some(0.0), "{phase}");
     }
-    // Weights, low bits of the master weights, moments.
+    // A checkpoint has the weights, the low bits of the master weights, and the moments.
     assert!(
         small["checkpoint_bytes"].as_f64().is_some_and(|n| (n / 8.29e9 - 8.0).abs() < 0.01),
         "{}",

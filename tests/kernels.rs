@@ -24,7 +24,7 @@ fn show_prints_formula_and_least_time() {
     let kernel = &shown[0];
     assert!(kernel["maths"].as_str().unwrap().contains("rstd = 1 / sqrt"));
     assert_eq!(kernel["floors"][0]["bound"], "memory");
-    // 8192 x 3584 elements of 2 bytes, read and written, over 90 % of 2.039 TB/s.
+    // 8192 x 3584 elements of 2 bytes are read and written at 90 % of 2.039 TB/s.
     let floor = 8192.0 * 3584.0 * 4.0 / (0.9 * 2.039e12);
     let shown = kernel["floors"][0]["seconds"].as_f64().unwrap();
     assert!((shown / floor - 1.0).abs() < 1e-3, "{shown} against {floor}");
@@ -47,7 +47,7 @@ fn check_of_one_kernel_lists_its_functions() {
     run(["kernels", "check", "--arch", "sm_1"]).refused(2, &["sm_1", "sm_80"]);
 }
 
-/// No kernel spills registers on any architecture; see `reel kernels check`.
+/// No kernel spills registers on any architecture; `reel kernels check` reports an error otherwise.
 #[test]
 fn every_kernel_passes_the_machine_code_check() {
     let Some(()) = compile::for_test() else { return };
@@ -55,7 +55,7 @@ fn every_kernel_passes_the_machine_code_check() {
     assert_eq!(checked.code, Some(0), "{}", checked.stderr);
 }
 
-/// The checks of a folder pass on cpu and, with NVRTC, on sim; with the data of `--seed`.
+/// All checks of a folder pass on device `cpu` and, if NVRTC is installed, on `sim`, with random data from `--seed`.
 #[test]
 fn checks_pass_on_cpu_and_sim() {
     for device in ["cpu", "sim"] {

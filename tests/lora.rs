@@ -1,4 +1,4 @@
-//! LoRA through the binary: PEFT's adapters, training, resume, merge, generation, and invalid input.
+//! LoRA through the binary: adapters of PEFT, training, resume, merge, generation, and invalid input.
 
 mod support;
 #[path = "support/tensors.rs"]
@@ -8,8 +8,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
-use support::{entries, golden, run};
-use tensors::{close, read};
+use support::{file_names_in, golden, run};
+use tensors::{assert_close, read};
 
 struct Place {
     dir: tempfile::TempDir,
@@ -25,7 +25,7 @@ impl Place {
         self.dir.path().join(name).display().to_string()
     }
 
-    /// Logits for the inputs of PEFT's golden values.
+    /// Logits for the inputs that PEFT's golden values were computed from.
     fn score(&self, model: &[&str]) -> Vec<f64> {
         let (inputs, out) = (golden("lora/inputs.safetensors").display().to_string(), self.path("score.safetensors"));
         let args = ["score", "--dtype", "f32", "--inputs", &inputs, "--out", &out, "--quiet"];
@@ -56,12 +56,12 @@ fn peft_adapter_gives_pefts_logits_and_merge() {
     let want = read(&golden("lora/logits.safetensors"));
     for name in ["all_linear", "rslora"] {
         let adapter = golden("lora").join(name).display().to_string();
-        close(name, &p.score(&["--model", &p.base, "--adapter", &adapter]), &want[name].values, 1e-5);
+        assert_close(name, &p.score(&["--model", &p.base, "--adapter", &adapter]), &want[name].values, 1e-5);
         let merged = p.path(name);
         let said = run(["merge", "--model", &p.base, "--adapter", &adapter, "--out", &merged, "--json"]).json();
         assert!(said["layers"].as_u64().expect("a count") > 5 && said["bytes"].as_u64().expect("bytes") > 800_000);
-        close(name, &p.score(&["--model", &merged]), &want[name].values, 1e-5);
-        assert_eq!(entries(Path::new(&merged)), entries(&golden("train/model_a")));
+        assert_close(name, &p.score(&["--model", &merged]), &want[name].values, 1e-5);
+        assert_eq!(file_names_in(Path::new(&merged)), file_names_in(&golden("train/model_a")));
     }
 }
 
@@ -70,19 +70,19 @@ fn adapter_is_trained_used_and_merged() {
     let p = Place::new();
     p.sft("whole", &["--lora-r", "4", "--max-steps", "4", "--gradient-accumulation-steps", "1"]).ok();
     let (whole, parts) = (p.path("whole"), p.path("parts"));
-    let names = entries(Path::new(&whole));
+    let names = file_names_in(Path::new(&whole));
     for name in ["adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "checkpoint-4", "run.json"] {
         assert!(names.iter().any(|n| n == name), "no {name} in {names:?}");
     }
     assert!(!names.iter().any(|n| n == "config.json" || n == "model.safetensors"), "{names:?}");
-    // The loss falls, and the adapter has only the decoder's seven kinds of layers.
+    // The loss falls, and the adapter has matrices for the decoder's seven kinds of layers only.
     let losses: Vec<f64> = metrics(&whole).iter().map(|m| m["loss"].as_f64().expect("a loss")).collect();
     assert_eq!(losses.len(), 4);
     let matrices = read(&Path::new(&whole).join("adapter_model.safetensors"));
     assert_eq!(matrices.len(), 2 * 7 * 2);
     assert!(matrices.keys().all(|name| name.starts_with("base_model.model.model.layers.")), "{:?}", matrices.keys());
 
-    // A resumed run has the same bits.
+    // A resumed run gives the same bits as an uninterrupted one.
     let part = |steps: &str, more: &[&str]| {
         let args = ["--lora-r", "4", "--max-steps", steps, "--gradient-accumulation-steps", "1"];
         p.sft("parts", &[&args[..], more].concat()).ok().len()
@@ -99,18 +99,18 @@ fn adapter_is_trained_used_and_merged() {
     p.sft("parts", &[&other[..], &["--resume-from-checkpoint", "last"]].concat())
         .refused(2, &["--lora-r: is 8, but was 4"]);
 
-    // Replay of a step, from the base and from a checkpoint.
+    // A step can be replayed from the base model and from a checkpoint.
     for step in ["1", "3"] {
         assert_eq!(run(["replay", &whole, "--step", step, "--json"]).json()["same"], true, "step {step}");
     }
 
-    // The adapter folder, base plus adapter, and the merged model give the same result.
+    // The adapter folder, the base model with `--adapter`, and the merged model give the same results.
     let own = p.score(&["--model", &whole]);
     assert_eq!(own, p.score(&["--model", &p.base, "--adapter", &whole]));
     assert_ne!(own, p.score(&["--model", &p.base]));
     let merged = p.path("merged");
     run(["merge", "--model", &p.base, "--adapter", &whole, "--out", &merged]).ok();
-    close("merged", &p.score(&["--model", &merged]), &own, 1e-6);
+    assert_close("merged", &p.score(&["--model", &merged]), &own, 1e-6);
     let ask = |model: &str| {
         let args = ["generate", "--model", model, "--prompt", "Hello", "--max-new-tokens", "12", "--temperature", "0"];
         run([&args[..], &["--dtype", "f32", "--json"]].concat()).json()["token_ids"].clone()
@@ -130,14 +130,14 @@ fn sampling_uses_the_adapter_and_the_reference_does_not() {
         let more = ["--num-generations", "2", "--per-device-train-batch-size", "2", "--max-completion-length", "8"];
         let lora =
             ["--lora-r", "4", "--lora-target-modules", "all-linear", "--max-steps", "3", "--learning-rate", "0.05"];
-        // Alternating rewards, so that advantages are not 0.
+        // The rewards alternate between 0 and 1, so that advantages are not 0.
         let reward = ["--reward-command", "while read -r row; do i=$((i + 1)); echo $((i % 2)); done"];
         let accumulation = ["--gradient-accumulation-steps", "1"];
         run([&args[..], &more, &lora, &accumulation, &reward].concat()).ok();
         let lines = metrics(&out);
         assert_eq!(lines.len(), 3);
         let of = |i: usize, key: &str| lines[i][key].as_f64().unwrap_or_else(|| panic!("no {key} in {}", lines[i]));
-        // With a new adapter the policy equals the base; after training it does not.
+        // With a new adapter the policy equals the base model (KL 0); after a training step it does not.
         assert_eq!(of(0, "kl"), 0.0, "{dtype}");
         for i in 0..3 {
             assert_eq!(of(i, "rollout_drift"), 0.0, "{dtype}, step {}", i + 1);
@@ -163,7 +163,7 @@ fn invalid_input_gives_one_line_errors() {
     p.sft("x", &["--lora-r", "4", "--learning-rate-vision", "1"]).refused(2, &["trains no layer of the vision tower"]);
     assert!(!Path::new(&p.path("x")).exists(), "a refused run leaves no files");
 
-    // An adapter instead of a model, a model instead of an adapter, and an adapter of another model.
+    // Refused: an adapter given as a model, a model given as an adapter, and an adapter of another model.
     run(["sft", "--model", &golden, "--data", "d.json", "--out", &out]).refused(1, &["is an adapter, not a model"]);
     run(["merge", "--model", &base, "--adapter", &base, "--out", &out]).refused(1, &["is not an adapter"]);
     run(["merge", "--model", &golden, "--adapter", &golden, "--out", &out]).refused(1, &["is an adapter, not a model"]);

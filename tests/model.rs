@@ -1,5 +1,5 @@
-//! The model cases of `tests/golden/model`: the outputs of the binary agree with those of transformers, and do not
-//! depend on the number of threads or the batch.
+//! The model cases of `tests/golden/model`: the binary's outputs agree with those of transformers and do not depend
+//! on the number of threads or the batch.
 
 mod support;
 #[path = "support/tensors.rs"]
@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use support::{golden, run};
-use tensors::{close, close_each, read, rows};
+use tensors::{assert_close, assert_elements_close, read, rows};
 
-/// A folder of `tests/golden/model` with a folder for outputs.
+/// A case of `tests/golden/model`, with a folder for outputs.
 struct Case {
     folder: PathBuf,
     expected: Value,
@@ -41,7 +41,7 @@ impl Case {
     }
 }
 
-/// Compares preprocessing, logits in f32 and bf16, and greedy generation of a case with the reference.
+/// Compares preprocessing, logits in f32 and bf16, and greedy generation of a case with transformers.
 fn check(name: &str) {
     let c = case(name);
     check_preprocessing(&c);
@@ -60,10 +60,10 @@ fn check_preprocessing(c: &Case) {
         assert_eq!(got[name], want[name], "{name}");
     }
     if let Some(times) = want.get("second_per_grid_ts") {
-        close_each("second_per_grid_ts", &got["second_per_grid_ts"].values, &times.values, 1e-5);
+        assert_elements_close("second_per_grid_ts", &got["second_per_grid_ts"].values, &times.values, 1e-5);
     }
     for name in ["pixel_values", "pixel_values_videos"] {
-        // One of 256 pixel levels after normalization: 1/255 over a standard deviation of at least 0.26.
+        // One of 256 pixel levels after normalisation: 1/255 over a standard deviation of at least 0.26.
         let level = 1.0 / 255.0 / 0.26;
         if let Some(pixels) = want.get(name) {
             let (got, mean) = (&got[name].values, c.tolerance("pixel_mean_levels") * level);
@@ -79,17 +79,22 @@ fn check_scores(c: &Case, dtype: &str) {
     let limit = c.tolerance(if dtype == "bf16" { "logits_rel_bf16" } else { "logits_rel" });
     let got = read(&c.score(&["--inputs", &c.path("inputs.safetensors"), "--dtype", dtype]));
     let logits = |got: &tensors::Tensor| rows(got, &want["logit_rows"].values);
-    close("logits from inputs", &logits(&got["logits"]), &want["logits"].values, limit);
+    assert_close("logits from inputs", &logits(&got["logits"]), &want["logits"].values, limit);
     if dtype == "f32" {
-        close_each("logprobs", &got["logprobs"].values, &want["logprobs"].values, c.tolerance("logprobs_abs"));
+        assert_elements_close(
+            "logprobs",
+            &got["logprobs"].values,
+            &want["logprobs"].values,
+            c.tolerance("logprobs_abs"),
+        );
     }
     for name in ["image_embeds", "video_embeds"].into_iter().filter(|n| want.contains_key(*n)) {
         let limit = if dtype == "bf16" { limit } else { c.tolerance("embeds_rel") };
-        close(name, &got[name].values, &want[name].values, limit);
+        assert_close(name, &got[name].values, &want[name].values, limit);
     }
     let got = read(&c.score(&["--messages", &c.path("messages.json"), "--dtype", dtype]));
     let limit = limit.max(c.tolerance("logits_rel_from_messages"));
-    close("logits from messages", &logits(&got["logits"]), &want["logits"].values, limit);
+    assert_close("logits from messages", &logits(&got["logits"]), &want["logits"].values, limit);
 }
 
 fn check_greedy_completion(c: &Case) {
@@ -192,7 +197,7 @@ fn stop_string_ends_the_text_before_it() {
     assert_eq!(stopped["text"], text[..cut]);
     assert_eq!(stopped["finish_reason"], "stop");
     assert!(stopped["token_ids"].as_array().expect("ids").len() < whole["token_ids"].as_array().expect("ids").len());
-    // Streamed text ends before the stop string, too.
+    // Text that is printed while it is generated ends before the stop string, too.
     assert_eq!(run([&base[..], &["--stop", &stop]].concat()).ok(), format!("{}\n", &text[..cut]));
     assert_eq!(run(base).ok(), format!("{text}\n"));
 }

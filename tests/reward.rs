@@ -1,4 +1,5 @@
-//! `reel reward`: scores of the reference code, malformed input, and custom reward functions in Python.
+//! `reel reward`: gives the scores of the reference code, refuses malformed input, and calls custom reward functions
+//! in Python.
 
 mod support;
 
@@ -10,7 +11,7 @@ use std::time::Duration;
 
 use reel_rewards::CustomReward;
 use serde_json::{Value, json};
-use support::{Run, entries, golden, run};
+use support::{Run, file_names_in, golden, run};
 
 /// A temporary folder in which files are scored.
 struct Workspace(tempfile::TempDir);
@@ -58,7 +59,7 @@ fn rewards_equal_reference_code_for_each_parity() {
     }
 }
 
-/// Whether numbers, or lists of numbers, differ by at most 1e-5.
+/// Whether two numbers, or all numbers in two lists, differ by at most 1e-5.
 fn near(got: &Value, want: &Value) -> bool {
     match (got, want) {
         (Value::Array(got), Value::Array(want)) => {
@@ -91,10 +92,10 @@ fn output_has_only_applicable_rewards() {
         r#"{"accuracy":[1.0,0.0],"temporal":[0.3,0.0],"format":[1.0,0.0],"length":[0.0,0.0],"reward":[2.3,0.0],"advantage":[0.7070"#
     ), "{text}");
     assert_eq!(lines[1], r#"{"accuracy":1.0,"format":1.0,"reward":2.0}"#);
-    assert_eq!(entries(workspace.0.path()), ["in.jsonl", "out.jsonl"]);
+    assert_eq!(file_names_in(workspace.0.path()), ["in.jsonl", "out.jsonl"]);
 }
 
-/// The golden rows for the semantic reward, with copies of their frames beside the input file.
+/// The golden rows with frames, as an input file whose frames are copied beside it.
 fn siglip_rows(workspace: &Workspace, parity: &str) -> (Vec<Value>, String) {
     let folder = workspace.path("frames");
     fs::create_dir_all(&folder).expect("a folder");
@@ -117,7 +118,7 @@ fn semantic_rewards_equal_reference_code() {
         let workspace = Workspace::new();
         let (rows, input) = siglip_rows(&workspace, parity);
         let said = workspace.reward(&input, &["--parity", parity, "--siglip", model, "--json"]).json();
-        // Frames are encoded once for all rows: at most each image and its negative.
+        // Each frame is encoded only once for all rows, at most as the image and as its negative.
         let encoded = said["frames_encoded"].as_u64().expect("a count");
         assert!((3..=16).contains(&encoded), "{encoded} frames");
         for (got, row) in workspace.output().iter().zip(&rows) {
@@ -210,7 +211,7 @@ fn one_malformed_line_refuses_the_file() {
         let workspace = Workspace::new();
         let got = workspace.reward(format!("{}\n\n{bad}\n{}\n", row(), row()), &[]);
         got.refused(1, &words).refused(1, &["in.jsonl:3: "]);
-        assert_eq!(entries(workspace.0.path()), ["in.jsonl"], "{bad:.80}");
+        assert_eq!(file_names_in(workspace.0.path()), ["in.jsonl"], "{bad:.80}");
     }
     let workspace = Workspace::new();
     workspace.reward(b"{}\n\xff\n", &[]).refused(1, &["in.jsonl:2: ", "UTF-8"]);
@@ -256,7 +257,8 @@ def breaks(completions, **columns):
     raise KeyError("colour")
 "#;
 
-/// The rewards of a Python function for two rows, by command and by HTTP; `None` if Python is not installed.
+/// The rewards that a Python function gives to two rows, called by command and by HTTP; `None` if Python is not
+/// installed.
 fn python(function: &str, chat: bool) -> Option<[Result<Vec<f64>, String>; 2]> {
     if Command::new("python3").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_err() {
         println!("skipped: python3 is not installed");
@@ -285,7 +287,7 @@ fn python(function: &str, chat: bool) -> Option<[Result<Vec<f64>, String>; 2]> {
     Some([piped, posted])
 }
 
-/// `examples/rewards.py` as an HTTP server.
+/// A running `examples/rewards.py` that serves HTTP.
 struct Server {
     child: Child,
     url: String,

@@ -1,4 +1,4 @@
-//! Device `sim`: the CUDA kernels on the simulator agree with device `cpu`, and the simulator reports no finding.
+//! Device `sim`: the CUDA kernels on the simulator agree with device `cpu`, and the simulator has no findings.
 
 mod support;
 #[path = "support/tensors.rs"]
@@ -17,9 +17,9 @@ use reel_runtime::ops::KvPages;
 use reel_runtime::{Cx, DType, Device, SimOptions};
 use serde_json::Value;
 use support::{golden, run, tiny_model};
-use tensors::{distance, read};
+use tensors::{read, relative_distance};
 
-/// Logits of `reel score` for a case on a device.
+/// The logits that `reel score` computes for a golden case on a device.
 fn logits(case: &str, device: &str, dtype: &str) -> Vec<f64> {
     let folder = golden("model").join(case);
     let out = tempfile::tempdir().expect("a folder");
@@ -31,13 +31,13 @@ fn logits(case: &str, device: &str, dtype: &str) -> Vec<f64> {
     read(&to)["logits"].values.clone()
 }
 
-/// Heads of 12 to 128 elements, windows cut by the edge of the image, images and a video.
+/// The cases have heads of 12 to 128 elements, windows cut by the edge of the image, images and a video.
 #[test]
 fn forward_pass_agrees_with_cpu() {
     let Some(()) = compile::for_test() else { return };
     for case in ["image_hd128_bf16", "video_mp4", "frames_list"] {
         for (dtype, limit) in [("f32", 1e-5), ("bf16", 2e-2)] {
-            let off = distance(case, &logits(case, "sim", dtype), &logits(case, "cpu", dtype));
+            let off = relative_distance(case, &logits(case, "sim", dtype), &logits(case, "cpu", dtype));
             println!("{case} {dtype}: logits of sim and cpu differ by {off:.2e}");
             assert!(off <= limit, "{case} {dtype}: logits of sim and cpu differ by {off:.2e}, allowed {limit:.0e}");
         }
@@ -72,7 +72,7 @@ fn sampled_completions_equal_those_of_cpu_under_several_interleavings() {
     assert_eq!(generate(&["--device", "sim", "--interleavings", "3"]), generate(&["--device", "cpu"]));
 }
 
-/// One step of a training case: its metrics, and the change of every weight.
+/// Runs one step of a training case; returns its metrics and the change of every weight.
 fn step(device: &str, dtype: &str) -> (Value, Vec<f64>) {
     let case = golden("train").join("sft_videorft_rows");
     let folder = tempfile::tempdir().expect("a folder");
@@ -81,7 +81,7 @@ fn step(device: &str, dtype: &str) -> (Value, Vec<f64>) {
     let (m, d, root, o) = (path(&model), path(&data), path(&case), path(&out));
     let fixed = ["sft", "--model", &m, "--data", &d, "--media-root", &root, "--out", &o, "--no-shuffle", "--quiet"];
     let step = ["--learning-rate", "0.0005", "--max-steps", "1", "--weight-decay", "0.1", "--max-grad-norm", "0.5"];
-    // One row with a small image: a simulated step is slow.
+    // Trains on one row with a small image, because a simulated step is slow.
     let small = ["--gradient-accumulation-steps", "1", "--max-pixels", "12544"];
     run([&fixed[..], &step[..], &small[..], &["--device", device, "--dtype", dtype]].concat()).ok();
     let metrics = std::fs::read_to_string(out.join("metrics.jsonl")).expect("metrics.jsonl");
@@ -100,15 +100,15 @@ fn training_step_agrees_with_cpu() {
             println!("{dtype}: {key} of sim and cpu differ by {:.2e}", (a / b - 1.0).abs());
             assert!((a - b).abs() <= limit * b.abs(), "{dtype}: {key} is {a}, on cpu {b}");
         }
-        // Adam's first step is ± the learning rate, so that a tiny gradient with the other sign makes a full
-        // difference.
-        let off = distance("weights", &got.1, &want.1);
+        // Adam's first step changes every weight by ± the learning rate, so a tiny gradient with the other sign makes
+        // a large difference.
+        let off = relative_distance("weights", &got.1, &want.1);
         println!("{dtype}: changes of weights differ by {off:.2e}");
         assert!(off <= weights, "{dtype}: changes of weights differ by {off:.2e}, allowed {weights}");
     }
 }
 
-/// A model opened on device `sim`.
+/// A golden model on device `sim`.
 struct Model {
     device: Device,
     model: Qwen25Vl,
@@ -117,14 +117,14 @@ struct Model {
 }
 
 impl Model {
-    /// Logits of all tokens by one packed forward pass.
+    /// Logits of all tokens, computed by one packed forward pass.
     fn packed(&self, all: &[Sequence]) -> Vec<f32> {
         let batch = Batch::new(&self.device, &self.config, all, "case").expect("a batch");
         let hidden = self.model.forward(&self.cx, &batch, ForwardOptions::default()).expect("a forward pass");
         self.model.logits(&self.cx, &hidden).expect("logits").to_f32().expect("numbers")
     }
 
-    /// Logits of a sequence computed with a KV cache, in chunks of these lengths.
+    /// Logits of a sequence, computed with a KV cache in chunks of these lengths.
     fn cached(&self, all: Sequence, lengths: &[usize]) -> Vec<f32> {
         let (dtype, tokens) = (self.cx.dtype(), all.input_ids.len());
         let blocks = tokens.div_ceil(KvPages::BLOCK);
@@ -163,7 +163,7 @@ fn logits_do_not_depend_on_chunks_or_batch() {
         position_ids: whole.position_ids.map(|p| &p[..n]),
         ..Sequence::default()
     };
-    // More tokens than a tile of queries and a block of the KV cache.
+    // The longer sequence has more tokens than a tile of queries and than a block of the KV cache.
     let (ours, other) = (part(0, 69), part(80, 21));
     for dtype in [DType::F32, DType::BF16] {
         let device = Device::sim(SimOptions { threads: 1, ..SimOptions::default() }).expect("a simulator");

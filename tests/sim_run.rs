@@ -13,7 +13,7 @@ use support::{Run, run_in};
 
 const HEAD: &str = ".version 9.0\n.target sm_80\n.address_size 64\n";
 
-/// y[i] = a·x[i] + y[i] for i < n, with the symbol that nvcc gives it.
+/// PTX of y[i] = a·x[i] + y[i] for i < n; the kernel's symbol is the one that nvcc gives it.
 const SAXPY: &str = "
 .visible .entry _Z5saxpyPKfPffj(.param .u64 px, .param .u64 py, .param .f32 pa, .param .u32 pn) {
     .reg .pred %p<2>; .reg .b32 %r<6>; .reg .b64 %rd<8>; .reg .f32 %f<5>;
@@ -38,7 +38,7 @@ DONE:
     ret;
 }";
 
-/// Every thread reads its neighbour's word of shared memory without a barrier.
+/// PTX of a kernel in which every thread reads its neighbour's word of shared memory without a barrier.
 const SHIFT: &str = "
 .visible .entry shift(.param .u64 px) {
     .reg .b32 %r<6>; .reg .b64 %rd<4>;
@@ -58,7 +58,7 @@ const SHIFT: &str = "
     ret;
 }";
 
-/// Copies the bytes of its struct parameter to a buffer.
+/// PTX of a kernel that copies the bytes of its struct parameter to a buffer.
 const UNPACK: &str = "
 .visible .entry unpack(.param .align 8 .b8 s[32], .param .u64 out) {
     .reg .b64 %rd<6>;
@@ -75,7 +75,7 @@ const UNPACK: &str = "
     ret;
 }";
 
-/// Loads a box of 8 × 4 words of a tensor at (8, 2) through its map, and stores it row by row.
+/// PTX of a kernel that loads a box of 8 × 4 words at (8, 2) through a tensor map and stores it row by row.
 const TENSOR: &str = "
 .version 9.0
 .target sm_90a
@@ -124,7 +124,7 @@ fn sim(dir: &Path, line: &str) -> Run {
     run_in(dir, ["sim", "run"].into_iter().chain(line.split_whitespace()))
 }
 
-/// Returns the values of a stored tensor as f64.
+/// Returns the values of a tensor in a safetensors file as f64.
 fn stored(dir: &Path, file: &str, name: &str) -> Vec<f64> {
     let bytes = fs::read(dir.join(file)).expect("a file");
     let all = SafeTensors::deserialize(&bytes).expect("safetensors");
@@ -154,7 +154,7 @@ fn correct_kernel_has_results_counts_and_no_findings() {
     let counted = &got["counters"]["counted"];
     assert_eq!((&counted["global_bytes_read"], &counted["global_bytes_written"]), (&2400.into(), &1200.into()));
     assert_eq!(counted["blocks"], 3);
-    // Twelve warps: two (threads 320 to 383) return early, one is half active.
+    // Of the twelve warps, two (threads 320 to 383) return early, and one is half active.
     assert_eq!(counted["by_class"]["global"], serde_json::json!({"warps": 30, "threads": 900}));
     assert_eq!(got["counters"]["modelled"]["H200"]["multiprocessors"], 3);
 
@@ -229,7 +229,8 @@ fn structs_have_c_layout() {
     };
     run("u8=7,i32=-2,f64=1.5,buf=u64:1:arange,u16=65535").ok();
     let out = stored(dir.path(), "r.safetensors", "arg1");
-    // 7, three bytes of padding, −2; 1.5; the value that the pointer points to; 65535 and six bytes of padding.
+    // The struct's bytes: 7, three bytes of padding, −2; 1.5; the value that the pointer points to; 65535 and six
+    // bytes of padding.
     assert_eq!(out[0], (0xffff_fffe_0000_0007u64) as f64);
     assert_eq!(out[1], 1.5f64.to_bits() as f64);
     assert_eq!((out[2], out[3]), (0.0, 65535.0));
@@ -256,7 +257,7 @@ fn reads_buffers_from_safetensors_files() {
     };
     run("buf:f32:8:@w.safetensors#w").ok();
     assert_eq!(stored(dir.path(), "r.safetensors", "arg1"), [0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5]);
-    // Another type of equal width is read bit by bit.
+    // A stored tensor of another type with equal width is read bit by bit.
     run("buf:u32:8:@w.safetensors#w").ok();
     run("buf:f32:8:@w.safetensors#h").refused(1, &["w.safetensors#h", "BF16", "f32"]);
     run("buf:f32:9:@w.safetensors#w").refused(1, &["w.safetensors#w", "8 elements", "9"]);
@@ -276,11 +277,11 @@ fn tensor_maps_load_boxes() {
             ),
         )
     };
-    // 12 rows of 16 words; the box begins in row 2 at word 8.
+    // The tensor has 12 rows of 16 words; the box begins in row 2 at word 8.
     run("tmap:1:u32:16,12:64:8,4:none").ok();
     let want: Vec<f64> = (0..32).map(|i| f64::from((2 + i / 8) * 16 + 8 + i % 8)).collect();
     assert_eq!(stored(dir.path(), "r.safetensors", "arg2"), want);
-    // A tensor that is 12 words wide ends inside the box: the rest is zero.
+    // A tensor that is 12 words wide ends inside the box; the rest of the box is zero.
     run("tmap:1:u32:12,12:64:8,4:none").ok();
     let want: Vec<f64> = want.iter().enumerate().map(|(i, v)| if i % 8 < 4 { *v } else { 0.0 }).collect();
     assert_eq!(stored(dir.path(), "r.safetensors", "arg2"), want);
@@ -356,7 +357,8 @@ fn compiles_cuda_and_reports_source_lines() {
     bad.refused(1, &["bad.cu: race at line "]);
     let result: Value = serde_json::from_str(&bad.stdout).expect("JSON");
     let findings = result["findings"].as_array().expect("a list");
-    // A load before its store in some interleaving is reported as this race, not as another finding.
+    // In some interleavings the load runs before the store; that too is reported as this race, not as another
+    // finding.
     assert!(findings.len() == 1 && findings[0]["kind"] == "race", "{findings:?}");
     let (here, other) = if findings[0]["line"] == 8 { (8, 6) } else { (6, 8) };
     assert_eq!(findings[0]["line"], here);

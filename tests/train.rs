@@ -13,12 +13,12 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use support::{entries, golden, reel, run, run_in, tiny_model};
-use training::{check, metrics};
+use support::{file_names_in, golden, reel, run, run_in, tiny_model};
+use training::{check_training_case, read_metrics};
 
-/// Metrics without the fields that depend on the clock.
+/// The lines of metrics.jsonl without the fields that depend on the clock.
 fn timeless(out: &Path) -> Vec<Value> {
-    let mut lines = metrics(out);
+    let mut lines = read_metrics(out);
     for line in lines.iter_mut().filter_map(Value::as_object_mut) {
         line.remove("tokens_per_second");
         line.remove("step_seconds");
@@ -28,25 +28,25 @@ fn timeless(out: &Path) -> Vec<Value> {
 
 #[test]
 fn sft_all_tokens() {
-    check(reel(), "train/sft_all_tokens", &[]);
+    check_training_case(reel(), "train/sft_all_tokens", &[]);
 }
 
 #[test]
 fn sft_assistant_only() {
-    check(reel(), "train/sft_assistant_only", &[]);
+    check_training_case(reel(), "train/sft_assistant_only", &[]);
 }
 
 #[test]
 fn sft_videorft_mp4() {
-    check(reel(), "train/sft_videorft_mp4", &[]);
+    check_training_case(reel(), "train/sft_videorft_mp4", &[]);
 }
 
 #[test]
 fn sft_videorft_rows() {
-    check(reel(), "train/sft_videorft_rows", &[]);
+    check_training_case(reel(), "train/sft_videorft_rows", &[]);
 }
 
-/// A fresh folder with a tiny model and rows of text.
+/// A temporary folder with a tiny model and text rows.
 fn training_folder(rows: usize) -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("a folder");
     tiny_model(folder.path());
@@ -71,8 +71,8 @@ fn sft(folder: &Path, out: &str, more: &[&str]) -> support::Run {
 #[track_caller]
 fn same_results(a: &Path, b: &Path, checkpoint: &str) {
     assert_eq!(timeless(a), timeless(b));
-    let files = entries(&a.join(checkpoint));
-    assert_eq!(files, entries(&b.join(checkpoint)));
+    let files = file_names_in(&a.join(checkpoint));
+    assert_eq!(files, file_names_in(&b.join(checkpoint)));
     for name in files.iter().filter(|n| n.ends_with(".safetensors")) {
         let bytes = |out: &Path| fs::read(out.join(checkpoint).join(name)).expect("a file");
         assert!(bytes(a) == bytes(b), "{checkpoint}/{name} differs");
@@ -121,7 +121,7 @@ fn wait_for_steps(out: &Path, steps: usize) {
 }
 
 fn signal(child: &Child, name: &str) {
-    support::signal(child.id(), name);
+    support::send_signal(child.id(), name);
 }
 
 #[test]
@@ -131,16 +131,16 @@ fn resumed_run_equals_uninterrupted_run() {
     let mut child = start_long(w.path(), "straight");
     assert!(child.wait().expect("it ends").success());
 
-    // Ctrl-C: the run stops after a step and prints how to resume.
+    // After Ctrl-C, the run stops at the end of a step and prints how to resume.
     let child = start_long(w.path(), "stopped");
     wait_for_steps(&w.path().join("stopped"), 20);
     signal(&child, "-INT");
-    let done = support::done(child.wait_with_output().expect("it ends"));
+    let done = support::finished_run(child.wait_with_output().expect("it ends"));
     assert_eq!(done.code, Some(1), "{}", done.stderr);
     let last = done.stderr.lines().last().unwrap_or_default();
     assert!(last.starts_with("error: ") && last.contains("--resume-from-checkpoint last"), "{}", done.stderr);
 
-    // SIGKILL at an arbitrary moment.
+    // The run is killed with SIGKILL at an arbitrary moment.
     let mut child = start_long(w.path(), "killed");
     wait_for_steps(&w.path().join("killed"), 120);
     child.kill().expect("killed");
@@ -180,7 +180,7 @@ fn config_file_sets_options_and_flags_win() {
     sft(w.path(), "out", &["--config", "again.toml"]).ok();
     fs::write(w.path().join("on.toml"), "max-steps = 3\nresume-from-checkpoint = \"last\"\n").expect("written");
     sft(w.path(), "out", &["--config", "on.toml"]).ok();
-    assert_eq!(metrics(&w.path().join("out")).len(), 3);
+    assert_eq!(read_metrics(&w.path().join("out")).len(), 3);
     let many = ["--per-device-train-batch-size", "20000000"];
     sft(w.path(), "more", &many).refused(2, &["--per-device-train-batch-size", "65536"]);
 }
@@ -216,7 +216,7 @@ fn rows_without_their_media_are_skipped_or_stop_a_strict_run() {
     sft(w.path(), "strict", &["--no-shuffle", "--strict", "--quiet"]).refused(1, &["gone.mp4"]);
 }
 
-/// A row with a video or an image.
+/// A row with a question about a video or an image.
 fn about(kind: &str, path: &str) -> String {
     format!(
         "{{\"messages\": [{{\"role\": \"user\", \"content\": [{{\"type\": \"{kind}\", \"{kind}\": \"{path}\"}}, {{\"type\": \"text\", \
@@ -224,7 +224,7 @@ fn about(kind: &str, path: &str) -> String {
     )
 }
 
-/// Copies a video and an image of the golden cases to the folder.
+/// Copies a video and an image of the golden cases into a folder.
 fn media(folder: &Path) {
     let video = golden("train").join("sft_videorft_mp4/media/clip.mp4");
     let image = golden("grpo/grpo_clip_iter2/media/b.png");
@@ -273,13 +273,13 @@ fn check_data_lists_unusable_rows_and_a_run_skips_them() {
         assert!(row["reason"].as_str().is_some_and(|reason| reason.contains(path) && reason.contains("; ")), "{row}");
     }
     assert!(!at.join("q.jsonl.journal").exists());
-    // A listed row is skipped even if its file exists now.
+    // A row of the list is skipped even if its file exists now.
     fs::copy(at.join("good.mp4"), at.join("gone.mp4")).expect("copied");
     let said = sft(at, "out", &["--quarantine", "q.jsonl", "--num-train-epochs", "1", "--json"]).json();
     assert_eq!(said["skipped"], 9);
     assert_eq!(fs::read_to_string(at.join("out/skipped.jsonl")).expect("skipped.jsonl"), list);
     sft(at, "strict", &["--quarantine", "q.jsonl", "--strict", "--max-steps", "2", "--quiet"]).ok();
-    // A check before a run writes its list to OUT. A list of other data is refused.
+    // A check before a run writes its list of unusable rows to OUT. A list made for other data is refused.
     let said = sft(at, "checked", &["--check-data", "--max-steps", "1", "--json"]).json();
     assert_eq!(said["skipped"], 8);
     assert_eq!(fs::read_to_string(at.join("checked/quarantine.jsonl")).expect("the list").lines().count(), 8);
@@ -315,11 +315,11 @@ fn killed_check_continues() {
     child.wait().expect("it ends");
     let before = checked();
     assert!(before < 40 && !at.join("broken.jsonl").exists(), "the check ended before it was killed");
-    let said = support::done(check("broken.jsonl").output().expect("it runs"));
+    let said = support::finished_run(check("broken.jsonl").output().expect("it runs"));
     let again = format!("{before} rows were checked before");
     let again_without_the_last = format!("{} rows were checked before", before - 1);
     assert!(said.stderr.contains(&again) || said.stderr.contains(&again_without_the_last), "{}", said.stderr);
-    let whole = support::done(check("whole.jsonl").output().expect("it runs"));
+    let whole = support::finished_run(check("whole.jsonl").output().expect("it runs"));
     assert!(!whole.stderr.contains("were checked before"), "{}", whole.stderr);
     let list = |name: &str| fs::read_to_string(at.join(name)).expect("the list");
     assert_eq!(list("broken.jsonl"), list("whole.jsonl"));
@@ -334,17 +334,17 @@ fn non_finite_loss_stops_the_run() {
     assert!(!w.path().join("out/model.safetensors").exists(), "non-finite weights were saved");
 }
 
-/// A write that fails half way, as with a full disk.
+/// A write that fails half way, as on a full disk, leaves no incomplete model or checkpoint.
 #[test]
-fn failed_write_keeps_the_last_checkpoint() {
+fn failed_write_leaves_no_incomplete_files() {
     let w = training_folder(4);
     let script = format!(
         "ulimit -f 1000; exec {} sft --model tiny --data rows.jsonl --out out --max-steps 4 --quiet",
         env!("CARGO_BIN_EXE_reel")
     );
     let out = Command::new("bash").args(["-c", &script]).current_dir(w.path()).output().expect("bash starts");
-    support::done(out).refused(1, &["out"]);
-    let left = entries(&w.path().join("out"));
+    support::finished_run(out).refused(1, &["out"]);
+    let left = file_names_in(&w.path().join("out"));
     assert!(!left.iter().any(|n| n == "model.safetensors" || n.starts_with("checkpoint-")), "{left:?}");
 }
 
@@ -363,7 +363,7 @@ fn plan_and_run_agree_on_peak_bytes() {
             "--quiet",
         ];
         sft(w.path(), "out", &[&options[..], &["--overwrite"]].concat()).ok();
-        let ran = metrics(&w.path().join("out")).last().expect("a step")["peak_bytes"].as_f64().expect("a number");
+        let ran = read_metrics(&w.path().join("out")).last().expect("a step")["peak_bytes"].as_f64().expect("a number");
         let base = ["plan", "sft", "--model", "tiny", "--data", "rows.jsonl", "--device", "cpu", "--json"];
         let planned = run_in(w.path(), [&base[..], &options].concat()).json()["peak_bytes"].as_f64().expect("a number");
         assert!((planned / ran - 1.0).abs() <= 0.01, "{options:?}: planned {planned}, ran {ran}");
@@ -388,7 +388,7 @@ fn plan_of_a_preset_needs_no_weights() {
         ])
         .json();
         let number = |key: &str| plan.pointer(key).and_then(Value::as_f64).unwrap_or_else(|| panic!("no {key}"));
-        // bf16 weights, low bits of the master weights, f32 moments and f32 gradients: 16 bytes a parameter.
+        // bf16 weights, low bits of the master weights, f32 moments and f32 gradients take 16 bytes per parameter.
         assert!(number("/peak_bytes") > 16.0 * least && number("/memory/optimizer") > 10.0 * least, "{preset}");
         let parts: f64 = plan["memory"].as_object().expect("memory").values().filter_map(Value::as_f64).sum();
         assert_eq!(parts, number("/peak_bytes"));
@@ -397,7 +397,8 @@ fn plan_of_a_preset_needs_no_weights() {
                 .as_array()
                 .is_some_and(|ops| ops.len() > 10 && ops.iter().all(|o| o["seconds"].as_f64() > Some(0.0)))
         );
-        // Forward twice (gradient checkpointing) and backward: at least 6 operations per parameter and token.
+        // Two forward passes (gradient checkpointing) and one backward pass: at least 6 operations per parameter and
+        // token.
         assert!(number("/flops") > 6.0 * 0.8 * least * 1024.0, "{preset}: {}", number("/flops"));
     }
     let w = training_folder(3);

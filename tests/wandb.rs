@@ -1,5 +1,5 @@
-//! `--report-to wandb` through the binary: the folder for `wandb sync` has the numbers of metrics.jsonl, checked by an
-//! independent parser.
+//! `--report-to wandb` through the binary: the folder for `wandb sync` has the numbers of metrics.jsonl, as an
+//! independent parser reads them.
 
 mod support;
 
@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
-use support::{Run, done, entries, golden, reel, tiny_model};
+use support::{Run, file_names_in, finished_run, golden, reel, tiny_model};
 
 /// CRC-32 (IEEE 802.3), bit by bit.
 fn crc32(bytes: &[u8]) -> u32 {
@@ -16,7 +16,7 @@ fn crc32(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(!0u32, |crc, &b| (0..8).fold(crc ^ u32::from(b), |c, _| bit(c)))
 }
 
-/// The records of a `.wandb` file: chunks in blocks of 32768 bytes after a header of 7 bytes.
+/// Reads the records of a `.wandb` file: chunks in blocks of 32768 bytes, after a header of 7 bytes.
 fn records(path: &Path) -> Vec<Vec<u8>> {
     let file = fs::read(path).expect("a datastore");
     assert_eq!(file[..7], *b":W&B\xe1\xbe\x00");
@@ -39,7 +39,7 @@ fn records(path: &Path) -> Vec<Vec<u8>> {
     all
 }
 
-/// The fields of a protobuf message: numbers as the bytes of a u64, others unchanged.
+/// Parses the fields of a protobuf message. Numbers become the bytes of a u64; other values are unchanged.
 fn fields(message: &[u8]) -> Vec<(u64, Vec<u8>)> {
     let mut at = 0;
     let varint = |at: &mut usize| {
@@ -82,13 +82,13 @@ fn number(message: &[u8], number: u64) -> u64 {
     field(message, number).map_or(0, |b| u64::from_le_bytes(b.try_into().expect("a number")))
 }
 
-/// The items in field 1: names in field `key`, JSON values in field 16.
+/// Parses the messages in field 1 as a map: each has its name in field `key` and its JSON value in field 16.
 fn items(message: &[u8], key: u64) -> BTreeMap<String, Value> {
     let items = fields(message).into_iter().filter(|f| f.0 == 1).map(|f| f.1);
     items.map(|item| (text(&item, key), serde_json::from_str(&text(&item, 16)).expect("JSON"))).collect()
 }
 
-/// The content of a `.wandb` file.
+/// What a `.wandb` file says about a run.
 #[derive(Debug, Default)]
 struct WandbLog {
     id: String,
@@ -102,7 +102,7 @@ struct WandbLog {
 }
 
 fn parse_log(folder: &Path) -> WandbLog {
-    let file_name = entries(folder).into_iter().find(|name| name.ends_with(".wandb")).expect("a datastore");
+    let file_name = file_names_in(folder).into_iter().find(|name| name.ends_with(".wandb")).expect("a datastore");
     let mut log = WandbLog::default();
     for (i, record) in records(&folder.join(&file_name)).iter().enumerate() {
         assert_eq!(number(record, 1), i as u64 + 1);
@@ -130,9 +130,9 @@ fn parse_log(folder: &Path) -> WandbLog {
     log
 }
 
-/// The run folders in OUT/wandb, oldest first.
+/// The folders of runs in OUT/wandb, oldest first.
 fn runs(out: &Path) -> Vec<PathBuf> {
-    entries(&out.join("wandb")).into_iter().map(|name| out.join("wandb").join(name)).collect()
+    file_names_in(&out.join("wandb")).into_iter().map(|name| out.join("wandb").join(name)).collect()
 }
 
 fn lines(out: &Path) -> Vec<Value> {
@@ -140,7 +140,7 @@ fn lines(out: &Path) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).expect("a line of JSON")).collect()
 }
 
-/// Asserts that the steps have every number of metrics.jsonl.
+/// Asserts that the logged steps have every number of metrics.jsonl.
 #[track_caller]
 fn assert_is(log: &WandbLog, lines: &[Value]) {
     assert_eq!(log.steps.len(), lines.len());
@@ -161,7 +161,7 @@ fn assert_is(log: &WandbLog, lines: &[Value]) {
     assert!(last.iter().all(|(name, value)| log.summary[name] == *value));
 }
 
-/// A folder with a tiny model and rows for `sft` and `grpo`.
+/// A temporary folder with a tiny model and rows for `sft` and `grpo`.
 fn training_folder() -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("a folder");
     tiny_model(folder.path());
@@ -183,7 +183,7 @@ fn train(at: &Path, command: &str, out: &str, more: &[&str]) -> Run {
     process.current_dir(at).env_remove("WANDB_PROJECT");
     process.args([command, "--model", "tiny", "--data", &format!("{command}.jsonl"), "--out", out, "--quiet"]);
     process.args(["--learning-rate", "1e-3"]).args(if command == "grpo" { &grpo[..] } else { &[] }).args(more);
-    done(process.output().expect("the binary starts"))
+    finished_run(process.output().expect("the binary starts"))
 }
 
 #[test]
@@ -202,7 +202,7 @@ fn sft_run_is_logged_and_results_do_not_change() {
     for (name, value) in run["options"].as_object().expect("options") {
         assert!(log.config[name] == *value || run.get(name).is_some(), "{name}");
     }
-    let events = |out: &str| entries(&at.join(out)).iter().filter(|name| name.starts_with("events.")).count();
+    let events = |out: &str| file_names_in(&at.join(out)).iter().filter(|name| name.starts_with("events.")).count();
     assert_eq!((events("out"), events("plain")), (1, 1));
     assert!(!at.join("plain/wandb").exists());
     let hashes = |out: &str| lines(&at.join(out)).iter().map(|line| line["hash"].clone()).collect::<Vec<_>>();
@@ -243,7 +243,7 @@ fn resumed_grpo_run_is_one_wandb_run_with_all_previews() {
     }
     assert_eq!(log.files.len(), 1 + 2 * 6);
     assert_eq!(first.steps[..2], log.steps[..2]);
-    // A new run replaces the earlier ones.
+    // A new run with --overwrite replaces the earlier runs.
     train(at, "grpo", "out", &[&more("1")[..], &["--overwrite"]].concat()).ok();
     assert_eq!(runs(&at.join("out")).len(), 1);
 }
@@ -255,7 +255,7 @@ fn project_comes_from_the_environment_and_logging_steps_apply() {
     let mut process = reel();
     process.current_dir(at).env("WANDB_PROJECT", "from outside");
     let args = "sft --model tiny --data sft.jsonl --out out --quiet --max-steps 5 --logging-steps 2 --report-to wandb";
-    done(process.args(args.split(' ')).output().expect("the binary starts")).ok();
+    finished_run(process.args(args.split(' ')).output().expect("the binary starts")).ok();
     let log = parse_log(&runs(&at.join("out"))[0]);
     assert_eq!(log.project, "from outside");
     let all = lines(&at.join("out"));

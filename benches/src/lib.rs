@@ -1,3 +1,3 @@
-//! Shared by the programs of this crate: single instructions, executed by the simulator and by a GPU.
+//! Code shared by the programs of this crate: single PTX instructions on the simulator and on a GPU.
 
 pub mod instructions;

@@ -1,16 +1,16 @@
-//! Looking up kernels of `reel_kernels`' catalogue by name.
+//! Looks up kernels in the catalogue of `reel_kernels` by name.
 
 use reel_kernels::DType;
 use reel_kernels::catalogue::{ExampleCall, FOLDERS, KernelFolder};
 
 use crate::error::{Result, bad_option};
 
-/// Every kernel with its folder and an example call.
+/// Every kernel, with its folder and an example call.
 pub fn all_kernels() -> impl Iterator<Item = (&'static KernelFolder, ExampleCall)> {
     FOLDERS.iter().flat_map(|f| f.examples().into_iter().map(move |e| (f, e)))
 }
 
-/// The kernels whose name is `name`, or whose folder is.
+/// The kernels with this name, or all kernels of the folder with this name.
 ///
 /// # Errors
 /// There is no such kernel or folder; the error lists the folders.
@@ -24,7 +24,8 @@ pub fn find_kernels(name: &str) -> Result<Vec<(&'static KernelFolder, ExampleCal
     Ok(found)
 }
 
-/// The dtype that a kernel computes in, from the end of its name (`rms_norm_fwd_bf16`); `None` for kernels on indices.
+/// The dtype that a kernel computes in, taken from the end of its name (`rms_norm_fwd_bf16`); `None` for kernels on
+/// indices.
 pub fn dtype_of_kernel(name: &str) -> Option<DType> {
     [DType::F32, DType::BF16].into_iter().find(|t| name.ends_with(&format!("_{t}")))
 }

@@ -1,6 +1,5 @@
-//! Ceilings of a machine: the highest rates of arithmetic and memory traffic, measured. The least time of a kernel (its
-//! floor) follows from them by the roofline model: the larger of operations over arithmetic rate and bytes over
-//! bandwidth.
+//! Measures the ceilings of a machine: its highest rates of arithmetic and memory traffic. By the roofline model, the
+//! least time of a kernel (its floor) is the larger of operations over arithmetic rate and bytes over bandwidth.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +11,7 @@ use serde::Serialize;
 
 use crate::Result;
 
-/// The highest rates of a machine.
+/// The highest measured or published rates of a machine.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Ceilings {
     /// Operations per second of f32 matrix products.
@@ -23,12 +22,12 @@ pub struct Ceilings {
     pub bytes: f64,
 }
 
-/// Name prefixes of the kernels that multiply matrices: in bf16 they may reach the rate of bf16 products, the others
-/// that of f32.
+/// Name prefixes of the kernels that multiply matrices. In bf16, their floor uses the rate of bf16 products; every
+/// other kernel's floor uses the rate of f32 products.
 const MATRIX_KERNELS: [&str; 7] =
     ["matmul", "attention", "paged_attention", "pool_attention", "linear_log_prob", "skinny", "patch_embedding"];
 
-/// The least time of some work, with its operations and bytes.
+/// The least time that some launches need on a machine, with their operations and bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct WorkFloor {
     /// Least time in seconds.
@@ -49,8 +48,8 @@ impl Ceilings {
         if device.is_async() { Self::measure_gpu(device) } else { Ok(Self::measure_cpu(device.threads())) }
     }
 
-    /// Measures a GPU: the best of several large copies and matrix products. The operands are random: zeros would draw
-    /// less power and run at a higher clock.
+    /// Measures a GPU: the best of several large copies and matrix products. The operands are random, because zeros
+    /// would draw less power and run at a higher clock.
     fn measure_gpu(device: &Device) -> Result<Self> {
         const COPY: usize = 1 << 30;
         const ROUNDS: usize = 10;
@@ -64,7 +63,7 @@ impl Ceilings {
             2.0 * COPY as f64 / best(&elementwise::copy(&params))?
         };
         let product = |dtype: DType, side: usize| -> Result<f64> {
-            let numbers: Vec<f32> = (0..side * side).map(|i| noise(i as u64)).collect();
+            let numbers: Vec<f32> = (0..side * side).map(|i| pseudorandom(i as u64)).collect();
             let side_by_side = [side, side];
             let a = Tensor::from_f32(device, &side_by_side, dtype, &numbers, Category::Workspace)?;
             let c = Tensor::empty(device, &side_by_side, dtype, Category::Workspace)?;
@@ -87,7 +86,7 @@ impl Ceilings {
         Ok(Self { f32: product(DType::F32, 4096)?, bf16: product(DType::BF16, 8192)?, bytes })
     }
 
-    /// Measures this CPU with a number of threads.
+    /// Measures the CPU of this machine with this number of threads.
     pub fn measure_cpu(threads: usize) -> Self {
         let team = Team::new(threads);
         Self {
@@ -100,18 +99,18 @@ impl Ceilings {
     /// The floor of all launches of a profile, summed over the kernels. `dtype` is the dtype of activations.
     pub fn floor(&self, totals: &BTreeMap<&'static str, OpTotals>, dtype: DType) -> WorkFloor {
         totals.iter().fold(WorkFloor::default(), |sum, (name, t)| WorkFloor {
-            seconds: sum.seconds + self.floor_of_launches(name, t, dtype),
+            seconds: sum.seconds + self.floor_seconds_of_launches(name, t, dtype),
             flops: sum.flops + t.cost.flops,
             bytes: sum.bytes + t.cost.bytes,
         })
     }
 
-    /// The least seconds of the launches of one kernel.
-    pub fn floor_of_launches(&self, name: &str, totals: &OpTotals, dtype: DType) -> f64 {
+    /// The least time, in seconds, of all launches of one kernel.
+    pub fn floor_seconds_of_launches(&self, name: &str, totals: &OpTotals, dtype: DType) -> f64 {
         self.floor_seconds(name, totals.cost, dtype)
     }
 
-    /// The least seconds of a kernel that does this much work; `dtype` is the dtype of activations.
+    /// The least time, in seconds, of a kernel with these operations and bytes. `dtype` is the dtype of activations.
     pub fn floor_seconds(&self, name: &str, cost: Cost, dtype: DType) -> f64 {
         let products = MATRIX_KERNELS.iter().any(|p| name.starts_with(p));
         let rate = if products && dtype == DType::BF16 { self.bf16 } else { self.f32 };
@@ -119,9 +118,9 @@ impl Ceilings {
     }
 }
 
-/// Pseudorandom numbers from -1 to 1: splitmix64's mixing, by Steele, Lea and Flood, "Fast splittable pseudorandom
-/// number generators".
-pub fn noise(i: u64) -> f32 {
+/// The `i`-th pseudorandom number, from -1 to 1. Source: splitmix64, Steele, Lea and Flood, "Fast splittable
+/// pseudorandom number generators".
+pub fn pseudorandom(i: u64) -> f32 {
     let z = i.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

@@ -1,5 +1,5 @@
-//! Power, clocks and temperature of a GPU during a measurement, from NVIDIA's management library (NVML), which is
-//! opened at run time.
+//! Samples power, clocks and temperature of a GPU during a measurement, through NVIDIA's management library (NVML),
+//! which is opened at run time.
 
 use std::collections::BTreeMap;
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
@@ -14,26 +14,26 @@ use serde_json::{Map, Value, json};
 
 use crate::stats;
 
-/// One reading of a GPU; values that it does not report are absent.
+/// Power, clocks and temperature of a GPU at one moment.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Reading {
-    /// The values in the order of [`FIGURES`].
-    pub figures: [Option<f64>; FIGURES.len()],
-    /// Reasons why the GPU does not run at its highest clock.
+    /// The values in the order of [`READING_VALUES`]; `None` where the GPU does not report one.
+    pub values: [Option<f64>; READING_VALUES.len()],
+    /// Reasons why the GPU does not run at its highest clock at this moment.
     pub throttled: Vec<&'static str>,
 }
 
-/// Names and units of the values of a reading.
-pub const FIGURES: [(&str, &str); 4] =
+/// Names and units of the values in a [`Reading`].
+pub const READING_VALUES: [(&str, &str); 4] =
     [("power_watts", "W"), ("sm_mhz", "MHz"), ("memory_mhz", "MHz"), ("temperature_celsius", "°C")];
 
-/// Something that clocks and power can be read from.
+/// A GPU, or a fake of one, whose clocks and power can be read.
 pub trait ClockSource: Send {
     /// Reads the current values.
     fn read(&mut self) -> Reading;
 }
 
-/// A GPU by its PCI bus id, which does not depend on the numbering of GPUs by CUDA.
+/// A GPU, identified by its PCI bus id, which does not depend on how CUDA numbers GPUs.
 struct Gpu {
     nvml: Nvml,
     bus_id: String,
@@ -44,7 +44,7 @@ impl ClockSource for Gpu {
         let Ok(gpu) = self.nvml.device_by_pci_bus_id(self.bus_id.as_str()) else { return Reading::default() };
         let clock = |which| gpu.clock_info(which).ok().map(f64::from);
         Reading {
-            figures: [
+            values: [
                 gpu.power_usage().ok().map(|milliwatts| f64::from(milliwatts) / 1e3),
                 clock(Clock::SM),
                 clock(Clock::Memory),
@@ -70,16 +70,16 @@ fn reasons(bits: ThrottleReasons) -> Vec<&'static str> {
     names.into_iter().filter(|(bit, _)| bits.contains(*bit)).map(|(_, name)| name).collect()
 }
 
-/// A thread that reads clocks and power at an interval.
+/// A thread that reads clocks and power at a fixed interval.
 pub struct ClockSampler {
     end: Sender<()>,
     thread: JoinHandle<Vec<Reading>>,
 }
 
 impl ClockSampler {
-    /// Starts reading the GPU of a device. `None` for other devices, and with a message on stderr if NVML or the GPU
-    /// cannot be opened.
-    pub fn of_gpu(device: &Device, every: Duration) -> Option<ClockSampler> {
+    /// Starts reading the GPU of a device. `None` for other devices; also, with a message on stderr, if NVML or the
+    /// GPU cannot be opened.
+    pub fn of_gpu(device: &Device, interval: Duration) -> Option<ClockSampler> {
         let bus_id = device.hardware().bus_id?;
         let found =
             Nvml::init().map_err(|e| format!("NVML (libnvidia-ml.so.1) cannot be opened: {e}")).and_then(|nvml| {
@@ -88,7 +88,7 @@ impl ClockSampler {
                 Ok(Gpu { nvml, bus_id })
             });
         match found {
-            Ok(gpu) => Some(ClockSampler::start(gpu, every)),
+            Ok(gpu) => Some(ClockSampler::start(gpu, interval)),
             Err(why) => {
                 eprintln!("bench: power and clocks are not recorded: {why}");
                 None
@@ -96,12 +96,12 @@ impl ClockSampler {
         }
     }
 
-    /// Starts reading a source, at once and then at the interval `every`.
-    pub fn start(mut source: impl ClockSource + 'static, every: Duration) -> ClockSampler {
+    /// Starts reading `source`, first at once and then at this interval.
+    pub fn start(mut source: impl ClockSource + 'static, interval: Duration) -> ClockSampler {
         let (end, ended) = mpsc::channel();
         let thread = thread::spawn(move || {
             let mut readings = vec![source.read()];
-            while ended.recv_timeout(every) == Err(RecvTimeoutError::Timeout) {
+            while ended.recv_timeout(interval) == Err(RecvTimeoutError::Timeout) {
                 readings.push(source.read());
             }
             readings.push(source.read());
@@ -112,40 +112,40 @@ impl ClockSampler {
 
     /// Reads a last time and summarizes all readings.
     pub fn stop(self) -> ClockSummary {
-        // If the thread has panicked, there are no readings.
+        // If the sampling thread has panicked, there are no readings.
         let _ = self.end.send(());
         ClockSummary::summarize(&self.thread.join().unwrap_or_default())
     }
 }
 
-/// A summary of readings.
+/// A summary of all readings of clocks and power during a measurement.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ClockSummary {
     /// Number of readings.
     pub readings: usize,
     /// Minimum, median and maximum of each value that was reported.
-    pub figures: [Option<[f64; 3]>; FIGURES.len()],
+    pub values: [Option<[f64; 3]>; READING_VALUES.len()],
     /// Number of readings with each reason for a lower clock.
     pub throttled: BTreeMap<&'static str, usize>,
 }
 
 impl ClockSummary {
-    /// Summarizes readings.
+    /// Computes the range of each value over these readings, and counts the reasons for lower clocks.
     pub fn summarize(readings: &[Reading]) -> ClockSummary {
         let figure = |i: usize| {
-            let values: Vec<f64> = readings.iter().filter_map(|r| r.figures[i]).collect();
+            let values: Vec<f64> = readings.iter().filter_map(|r| r.values[i]).collect();
             (!values.is_empty()).then(|| stats::min_median_max(&values))
         };
         let mut throttled = BTreeMap::new();
         readings.iter().flat_map(|r| &r.throttled).for_each(|&reason| *throttled.entry(reason).or_default() += 1);
-        ClockSummary { readings: readings.len(), figures: std::array::from_fn(figure), throttled }
+        ClockSummary { readings: readings.len(), values: std::array::from_fn(figure), throttled }
     }
 
-    /// The summary as `reel bench --json` prints it; values that were not reported are null.
+    /// This summary as `reel bench --json` prints it; values that the GPU did not report are null.
     pub fn json(&self) -> Value {
         let mut all = Map::new();
         all.insert("readings".into(), json!(self.readings));
-        for ((name, _), figure) in FIGURES.iter().zip(&self.figures) {
+        for ((name, _), figure) in READING_VALUES.iter().zip(&self.values) {
             let spread = figure.map(|[min, median, max]| json!({"min": min, "median": median, "max": max}));
             all.insert((*name).into(), spread.unwrap_or(Value::Null));
         }
@@ -153,12 +153,12 @@ impl ClockSummary {
         Value::Object(all)
     }
 
-    /// The summary in one line of text.
-    pub fn line(&self) -> String {
+    /// This summary in one line of text.
+    pub fn summary_line(&self) -> String {
         let figure = |((_, unit), spread): (&(&str, &str), &Option<[f64; 3]>)| {
             spread.map(|[min, median, max]| format!("{median:.0} {unit} ({min:.0} to {max:.0})"))
         };
-        let texts: Vec<String> = FIGURES.iter().zip(&self.figures).filter_map(figure).collect();
+        let texts: Vec<String> = READING_VALUES.iter().zip(&self.values).filter_map(figure).collect();
         let throttled: Vec<String> =
             self.throttled.iter().map(|(reason, n)| format!("{reason} in {n} of {}", self.readings)).collect();
         let throttled = if throttled.is_empty() { "not throttled".into() } else { throttled.join(", ") };
@@ -170,7 +170,7 @@ impl ClockSummary {
 mod tests {
     use super::*;
 
-    /// Returns its readings one after the other, then the last one again and again.
+    /// A clock source that returns these readings one after the other and then repeats the last one.
     struct Fake(Vec<Reading>);
 
     impl ClockSource for Fake {
@@ -180,7 +180,7 @@ mod tests {
     }
 
     fn reading(watts: Option<f64>, mhz: f64, throttled: &[&'static str]) -> Reading {
-        Reading { figures: [watts, Some(mhz), None, Some(40.0)], throttled: throttled.to_vec() }
+        Reading { values: [watts, Some(mhz), None, Some(40.0)], throttled: throttled.to_vec() }
     }
 
     #[test]
@@ -196,18 +196,18 @@ mod tests {
         assert_eq!(clocks["memory_mhz"], Value::Null);
         assert_eq!(clocks["throttled"], json!({"hw_slowdown": 1, "sw_power_cap": 2}));
         assert_eq!(clocks["readings"], 3);
-        let line = ClockSummary::summarize(&all).line();
+        let line = ClockSummary::summarize(&all).summary_line();
         assert!(line.contains("500 W (300 to 700), 1500 MHz") && line.contains("sw_power_cap in 2 of 3"), "{line}");
         assert_eq!(ClockSummary::summarize(&[]).json()["power_watts"], Value::Null);
     }
 
-    /// There is a reading at the start and at the end, however short the work is.
+    /// Clocks are read at the start and at the end, however short the measured work is.
     #[test]
     fn sampler_reads_at_start_and_end() {
         let source = Fake(vec![reading(Some(100.0), 500.0, &["gpu_idle"]), reading(Some(600.0), 1900.0, &[])]);
         let clocks = ClockSampler::start(source, Duration::from_secs(3600)).stop();
         assert_eq!(clocks.readings, 2);
-        assert_eq!(clocks.figures[0], Some([100.0, 350.0, 600.0]));
+        assert_eq!(clocks.values[0], Some([100.0, 350.0, 600.0]));
         assert_eq!(clocks.throttled, BTreeMap::from([("gpu_idle", 1)]));
     }
 

@@ -11,20 +11,20 @@ use serde_json::{Value, json};
 use crate::error::{MeasureError, Result, failed};
 use crate::stats::{self, TimeDifference};
 
-/// Clocks whose ratio is within this share of 1 count as equal.
+/// Clocks whose ratio differs from 1 by less than this share count as equal.
 const CLOCK_TOLERANCE: f64 = 0.02;
 
-/// The round times of one thing that a result measured.
+/// The round times of a whole measurement, or of one kernel in it.
 struct Samples {
     name: String,
     /// Seconds of each round.
     seconds: Vec<f64>,
 }
 
-/// Two results side by side.
+/// The comparison of two results of `reel bench`.
 pub struct ResultComparison {
     verdicts: Vec<(TimeDifference, Samples, Samples)>,
-    /// Conditions that are not the same in both results, as text.
+    /// Conditions that differ between the two results, as text.
     differs: Vec<String>,
     moved: Vec<OpChange>,
     before: Value,
@@ -34,7 +34,7 @@ pub struct ResultComparison {
 /// Compares the result file `b` with the result file `a`.
 ///
 /// # Errors
-/// A file cannot be read or is not a result with round times, or the two measured different things.
+/// A file cannot be read or is not a result with round times, or the two files measured different things.
 pub fn compare_results(a: &Path, b: &Path) -> Result<ResultComparison> {
     let (before, after) = (read(a)?, read(b)?);
     const HELP: &str = "compare results of the same measurement";
@@ -65,7 +65,7 @@ pub fn compare_results(a: &Path, b: &Path) -> Result<ResultComparison> {
 }
 
 impl ResultComparison {
-    /// The comparison as `reel bench --compare --json` prints it.
+    /// This comparison as `reel bench --compare --json` prints it.
     pub fn json(&self) -> Value {
         let verdict = |(d, first, _): &(TimeDifference, Samples, Samples)| {
             json!({
@@ -80,7 +80,7 @@ impl ResultComparison {
         })
     }
 
-    /// The comparison as lines of text: a verdict for each thing measured, differing conditions, and the ops that
+    /// This comparison as lines of text: a verdict for each measured time, differing conditions, and the ops that
     /// changed most.
     pub fn text(&self) -> String {
         let verdicts = self.verdicts.iter().map(|(difference, a, b)| verdict_line(difference, a, b));
@@ -97,17 +97,17 @@ impl ResultComparison {
     }
 }
 
-/// Ops that the text lists: those whose time changed most.
+/// Maximum number of ops that the text lists; they are those whose time changed most.
 const MAX_OP_CHANGES: usize = 5;
 
-/// An op whose time differs between the two profiled rounds.
+/// An op whose time differs between the profiled rounds of two results.
 struct OpChange {
     op: String,
     seconds: [f64; 2],
 }
 
 impl OpChange {
-    /// Seconds of difference.
+    /// The change of the op's time in seconds.
     fn change(&self) -> f64 {
         (self.seconds[1] - self.seconds[0]).abs()
     }
@@ -117,8 +117,8 @@ impl OpChange {
     }
 }
 
-/// The ops of both results by how much their time changed, largest change first; an op that one result lacks took 0 s
-/// there.
+/// The ops of both results, sorted by how much their time changed, largest change first. An op that is missing in one
+/// result counts as 0 s there.
 ///
 /// These are times of a single round: they say where to look, not whether a change is more than chance.
 fn op_changes(a: &Value, b: &Value) -> Vec<OpChange> {
@@ -171,7 +171,7 @@ fn not_a_result(path: &Path, what: &str) -> MeasureError {
     failed(path.display().to_string(), what, "give a file that reel bench --json printed")
 }
 
-/// The round times of a result: of the whole, or of each kernel.
+/// The round times in a result: those of the whole measurement, or those of each kernel.
 fn samples(path: &Path, result: &Value) -> Result<Vec<Samples>> {
     let one = |name: &Value, value: &Value| {
         let seconds: Option<Vec<f64>> = value["samples"].as_array().and_then(|s| s.iter().map(Value::as_f64).collect());
@@ -219,7 +219,7 @@ fn differences(a: &Value, b: &Value) -> Vec<String> {
     }
     let reasons = |v: &Value| -> BTreeSet<String> {
         let throttled = at(v, "/clocks/throttled");
-        // The GPU is idle for a moment before the first launch of a round: no condition of the measurement.
+        // `gpu_idle` does not count: every GPU is idle for a moment before the first launch of a round.
         throttled.as_object().map(|o| o.keys().filter(|k| *k != "gpu_idle").cloned().collect()).unwrap_or_default()
     };
     let (before, after) = (reasons(a), reasons(b));

@@ -7,7 +7,7 @@ use reel_model::ModelError;
 use reel_runtime::RuntimeError;
 use reel_train::TrainError;
 
-/// A measurement could not be made, or two results not be compared.
+/// A measurement failed, or two results could not be compared.
 #[derive(Debug, thiserror::Error)]
 pub enum MeasureError {
     /// An option asks for something that cannot be measured.
@@ -16,7 +16,7 @@ pub enum MeasureError {
     /// The measured work failed, or a result file is malformed.
     #[error(transparent)]
     Failed(Diagnostic),
-    /// The GPU's driver or products' library failed.
+    /// The GPU's driver or its matrix product library failed.
     #[error(transparent)]
     Cuda(#[from] CudaError),
     /// A device or an op failed.
@@ -34,7 +34,7 @@ pub enum MeasureError {
 }
 
 impl MeasureError {
-    /// Whether the command line is wrong, rather than the work.
+    /// Whether the command line is wrong; otherwise the work failed.
     pub fn is_usage(&self) -> bool {
         matches!(self, Self::Option(_))
     }

@@ -1,10 +1,10 @@
-//! Measuring speed: rounds of some work with their times, what limits them on this machine, and whether two results
+//! Measures speed: times rounds of some work, shows what limits them on this machine, and tests whether two results
 //! differ.
 //!
-//! [`rounds`] times work of a model and then profiles one more round, whose time it splits by op ([`ops`]) and by part
-//! ([`parts`]); [`ceilings`] measures what the machine can do at best, [`machine`] has the data sheets of GPUs;
-//! [`timing`] times single kernels; [`compare`] tests two results against chance; [`page`] and [`roofline_page`] write
-//! them as HTML; [`trace`] writes where the time of any command went.
+//! [`rounds`] times work of a model and then profiles one more round, whose time it splits by op ([`ops`]) and by
+//! part ([`parts`]). [`ceilings`] measures the highest rates of this machine; [`machine`] has the data sheets of
+//! GPUs. [`timing`] times single kernels. [`compare`] tests whether two results differ by more than chance. [`page`]
+//! and [`roofline_page`] write results as HTML. [`trace`] records where the time of any command went.
 
 pub mod catalogue;
 pub mod ceilings;

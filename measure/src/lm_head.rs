@@ -1,4 +1,4 @@
-//! Timing the output layer with log-probabilities as training runs it, forward and backward, with either of its two
+//! Times the output layer with log-probabilities as training runs it, forward and backward, with either of its two
 //! backends.
 
 use reel_kernels::bench::RunTimes;
@@ -8,19 +8,19 @@ use reel_kernels::{Cost, DType};
 use reel_runtime::ops::{self, LmHeadBackend};
 use reel_runtime::{Category, Cx, Device, Grads, Tensor};
 
-use crate::ceilings::noise;
+use crate::ceilings::pseudorandom;
 use crate::error::{MeasureError, Result, failed};
 use crate::machine::MachineSpec;
 use crate::timing::TimedKernel;
 
-/// Bytes that are overwritten before each run: more than any cache holds.
+/// Number of bytes that are overwritten before each run, more than any cache holds.
 const FLUSH: usize = 256 << 20;
 
-/// Length of the random sequence that fills a matrix by repetition: a prime, so that no two rows are equal.
+/// Length of the random sequence that fills a matrix by repetition. It is a prime, so that no two rows are equal.
 const NOISE_PERIOD: u64 = 1_048_573;
 
-/// The backend with a name of `reel bench op`; `None` for other names.
-pub fn backend(name: &str) -> Option<LmHeadBackend> {
+/// The backend that a name of `reel bench op` selects; `None` for other names.
+pub fn backend_by_name(name: &str) -> Option<LmHeadBackend> {
     match name {
         "linear_log_prob_fused" => Some(LmHeadBackend::Fused),
         "linear_log_prob_products" => Some(LmHeadBackend::Products),
@@ -44,7 +44,7 @@ impl LmHeadShape {
     ///
     /// # Errors
     /// A size that the output layer does not have.
-    pub fn of(sizes: &Sizes) -> std::result::Result<LmHeadShape, SizeError> {
+    pub fn from_sizes(sizes: &Sizes) -> std::result::Result<LmHeadShape, SizeError> {
         let calls = folder("linear_log_prob").map(|f| f.examples_with_sizes(sizes)).transpose()?.unwrap_or_default();
         let [rows, width, vocab] = ["tokens", "hidden", "vocab"].map(|key| sizes.known(key) as usize);
         let forward = ["f32", "bf16"].map(|t| {
@@ -56,8 +56,8 @@ impl LmHeadShape {
 }
 
 impl LmHeadShape {
-    /// Refuses sizes whose operands do not fit into host memory. They are created there; on cpu they also stay there,
-    /// with their gradients.
+    /// Refuses sizes whose operands do not fit into host memory, where they are created. On device `cpu`, they stay
+    /// there with their gradients.
     fn check_memory(&self, device: &Device) -> Result<()> {
         let (rows, vocab, width) = (self.rows as f64, self.vocab as f64, self.width as f64);
         let kept = if !device.is_async() { (rows + vocab) * width * 12.0 } else { 0.0 };
@@ -88,7 +88,7 @@ pub fn time_lm_head(
 ) -> Result<Vec<TimedKernel>> {
     let &LmHeadShape { rows, width, vocab, .. } = shape;
     shape.check_memory(device)?;
-    let tile: Vec<f32> = (0..NOISE_PERIOD).map(noise).collect();
+    let tile: Vec<f32> = (0..NOISE_PERIOD).map(pseudorandom).collect();
     let random = |n: usize, m: usize, from: usize| -> Result<Tensor> {
         let numbers: Vec<f32> = tile.iter().cycle().skip(from).take(n * m).copied().collect();
         Ok(Tensor::from_f32(device, &[n, m], dtype, &numbers, Category::Weights)?)
@@ -104,7 +104,7 @@ pub fn time_lm_head(
         let p = FillParams { dst: flush.addr(), count: (FLUSH / 4) as u64, value, reserved: 0 };
         device.launch(&elementwise::fill(DType::F32, &p))
     };
-    // Two warm-up runs: the first loads kernels, the second has the memory of the first to reuse.
+    // Two warm-up runs come first: the first one loads the kernels, and only the second one can reuse freed memory.
     for run in 0..runs + 2 {
         let cx = Cx::training(device, dtype);
         let mut log_probs = None;
@@ -127,7 +127,8 @@ pub fn time_lm_head(
         }
     }
     let Cost { flops, bytes } = shape.forward[usize::from(dtype == DType::BF16)];
-    // Reads both operands again; writes the gradient of the rows in their dtype and that of the weight in f32.
+    // The backward pass reads both operands again; it writes the gradient of the rows in their dtype and that of the
+    // weight in f32.
     let backward_cost = Cost { flops: 2.0 * flops, bytes: bytes + ((rows * dtype.size() + vocab * 4) * width) as f64 };
     let row = |direction: usize, cost, mut seconds: Vec<f64>| {
         seconds.sort_by(f64::total_cmp);
@@ -142,7 +143,7 @@ pub fn time_lm_head(
     Ok(vec![row(0, Cost { flops, bytes }, forward), row(1, backward_cost, backward)])
 }
 
-/// The name of the timed pass in results; direction 0 is forward, 1 backward.
+/// The name of a timed pass in results; direction 0 is forward, 1 is backward.
 fn kernel_name(backend: LmHeadBackend, direction: usize, dtype: DType) -> &'static str {
     let names = match (backend, dtype) {
         (LmHeadBackend::Fused, DType::F32) => ["linear_log_prob_fused_fwd_f32", "linear_log_prob_fused_bwd_f32"],

@@ -1,4 +1,4 @@
-//! Machines to plan for: GPUs by their data sheets, and this CPU.
+//! Machines to plan for: GPUs by their data sheets, and the CPU of this machine.
 
 use reel_kernels::cuda::{Driver, Nvidia};
 
@@ -89,7 +89,7 @@ fn data_sheet(full_name: &str) -> Option<&'static DataSheet> {
 
 /// Operations per second of dense bf16 products in the data sheet of a GPU, by its full name; `None` if it is not in
 /// the table.
-pub fn dense_bf16(full_name: &str) -> Option<f64> {
+pub fn dense_bf16_flops_per_second(full_name: &str) -> Option<f64> {
     data_sheet(full_name).map(|s| s.bf16 * 1e12)
 }
 
@@ -105,7 +105,7 @@ impl MachineSpec {
     ///
     /// # Errors
     /// The table has no GPU of that name; the error lists the names.
-    pub fn gpu(name: &str) -> Result<Self> {
+    pub fn gpu_by_name(name: &str) -> Result<Self> {
         let Some(s) = DATA_SHEETS.iter().find(|s| s.name == name) else {
             let names: Vec<&str> = DATA_SHEETS.iter().map(|s| s.name).collect();
             return Err(bad_option(
@@ -132,7 +132,7 @@ impl MachineSpec {
         Ok(Self { name: name.to_string(), ceilings, compute_capability, memory: Some(s.memory * 1e9), source })
     }
 
-    /// The GPU number `number` of this machine, by its data sheet.
+    /// GPU number `number` of this machine, with the rates of its data sheet.
     ///
     /// # Errors
     /// The driver cannot open it, or the table has no such GPU.
@@ -142,7 +142,7 @@ impl MachineSpec {
         let Some(sheet) = data_sheet(full_name) else {
             return Err(bad_option("--device", format!("{full_name} is not in the table of GPUs"), "give --gpu NAME"));
         };
-        Ok(Self { memory: Some(gpu.properties().memory as f64), ..Self::gpu(sheet.name)? })
+        Ok(Self { memory: Some(gpu.properties().memory as f64), ..Self::gpu_by_name(sheet.name)? })
     }
 
     /// Available host memory in bytes (`MemAvailable` of Linux), if known.
@@ -152,7 +152,7 @@ impl MachineSpec {
         Some(line.split_whitespace().next()?.parse::<f64>().ok()? * 1024.0)
     }
 
-    /// The CPU of this machine, measured by this call.
+    /// The CPU of this machine; this call measures its rates.
     pub fn this_cpu(threads: usize) -> Self {
         Self {
             name: "cpu".to_string(),
@@ -170,8 +170,8 @@ mod tests {
 
     #[test]
     fn data_sheet_is_found_by_full_name() {
-        assert_eq!(dense_bf16("NVIDIA H200"), Some(989.4e12));
-        assert_eq!(dense_bf16("NVIDIA GeForce RTX 4090"), Some(165.2e12));
-        assert_eq!(dense_bf16("AMD EPYC 7763"), None);
+        assert_eq!(dense_bf16_flops_per_second("NVIDIA H200"), Some(989.4e12));
+        assert_eq!(dense_bf16_flops_per_second("NVIDIA GeForce RTX 4090"), Some(165.2e12));
+        assert_eq!(dense_bf16_flops_per_second("AMD EPYC 7763"), None);
     }
 }

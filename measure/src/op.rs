@@ -1,4 +1,4 @@
-//! Timing kernels, matrix products and the output layer by name: what `reel bench op NAME` runs.
+//! Times kernels, matrix products and the output layer by name, for `reel bench op NAME`.
 
 use reel_kernels::DType;
 use reel_kernels::catalogue::{SizeError, Sizes, products};
@@ -9,20 +9,21 @@ use crate::error::{MeasureError, Result, bad_option};
 use crate::timing::{TimedKernel, TimingDevice};
 use crate::{catalogue, lm_head};
 
-/// Something to time; gives a row for each kernel or direction.
+/// A closure that times something and returns one row per kernel, or per direction (forward, backward).
 pub type OpTimer<'a> = Box<dyn FnOnce() -> Result<Vec<TimedKernel>> + 'a>;
 
-/// The error of a `--size KEY=VALUE` that an op does not take.
+/// The error for a `--size KEY=VALUE` that an op does not have.
 pub fn bad_size(e: SizeError) -> MeasureError {
     bad_option(&format!("--size {}", e.key), e.what, e.help)
 }
 
-/// What `name` stands for, `runs` runs each: the output layer, matrix products, or kernels of the catalogue.
+/// Returns timers for what `name` selects (the output layer, matrix products, or kernels of the catalogue), with
+/// `runs` runs each.
 ///
-/// With a `dtype`, only what computes in it or in none (kernels on indices).
+/// With a `dtype`, only kernels of that dtype and kernels on indices are selected.
 ///
 /// # Errors
-/// Nothing has that name and dtype, or it does not take a size.
+/// Nothing has that name and dtype, or the op does not have a given size.
 pub fn op_timers<'a>(
     name: &str,
     sizes: &Sizes,
@@ -33,8 +34,8 @@ pub fn op_timers<'a>(
 ) -> Result<Vec<OpTimer<'a>>> {
     let wanted = |of: Option<DType>| of.is_none() || dtype.is_none() || of == dtype;
     let mut timers: Vec<OpTimer<'a>> = Vec::new();
-    if let Some(backend) = lm_head::backend(name) {
-        let shape = lm_head::LmHeadShape::of(sizes).map_err(bad_size)?;
+    if let Some(backend) = lm_head::backend_by_name(name) {
+        let shape = lm_head::LmHeadShape::from_sizes(sizes).map_err(bad_size)?;
         for dtype in [DType::F32, DType::BF16].into_iter().filter(|t| wanted(Some(*t))) {
             let shape = shape.clone();
             timers.push(Box::new(move || lm_head::time_lm_head(device, backend, &shape, dtype, runs)));
@@ -51,7 +52,7 @@ pub fn op_timers<'a>(
         let all = usual[0].0.examples_with_sizes(sizes).map_err(bad_size)?;
         let found = all.into_iter().filter(|e| names.contains(&e.launch.kernel.name));
         for example in found.filter(|e| wanted(catalogue::dtype_of_kernel(e.launch.kernel.name))) {
-            timers.push(Box::new(move || Ok(vec![timing_device.time(&example, runs)?])));
+            timers.push(Box::new(move || Ok(vec![timing_device.time_kernel(&example, runs)?])));
         }
     }
     if timers.is_empty() {
@@ -66,7 +67,7 @@ pub fn floor_seconds(row: &TimedKernel, ceilings: &Ceilings) -> f64 {
     ceilings.floor_seconds(row.kernel, row.cost, row.dtype)
 }
 
-/// The least time over the median time.
+/// The least time over the measured median time: 1 at the roofline.
 pub fn share_of_floor(row: &TimedKernel, ceilings: &Ceilings) -> f64 {
     floor_seconds(row, ceilings) / row.timed.median()
 }

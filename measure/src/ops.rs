@@ -1,4 +1,4 @@
-//! The time of a profiled round by op.
+//! Splits the time of a profiled round by op.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -28,7 +28,7 @@ pub struct OpRow {
     pub floor: f64,
 }
 
-/// The ops of a round that took `seconds`, longest time first.
+/// The ops of a round that took `seconds`, sorted by time, longest first.
 pub fn op_rows(
     totals: &BTreeMap<&'static str, OpTotals>,
     ceilings: &Ceilings,
@@ -42,7 +42,7 @@ pub fn op_rows(
         share: t.seconds / seconds,
         flops: t.cost.flops,
         bytes: t.cost.bytes,
-        floor: ceilings.floor_of_launches(op, t, dtype),
+        floor: ceilings.floor_seconds_of_launches(op, t, dtype),
     };
     let mut rows: Vec<OpRow> = totals.iter().map(row).collect();
     rows.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
@@ -51,12 +51,12 @@ pub fn op_rows(
 
 impl OpRow {
     /// Operations per second.
-    pub fn flops_rate(&self) -> f64 {
+    pub fn flops_per_second(&self) -> f64 {
         self.flops / self.seconds
     }
 
     /// Bytes per second.
-    pub fn bytes_rate(&self) -> f64 {
+    pub fn bytes_per_second(&self) -> f64 {
         self.bytes / self.seconds
     }
 
@@ -65,17 +65,17 @@ impl OpRow {
         self.floor / self.seconds
     }
 
-    /// The row as `reel bench --json` prints it.
+    /// This row as `reel bench --json` prints it.
     pub fn json(&self) -> Value {
         json!({
             "op": self.op, "launches": self.launches, "seconds": self.seconds, "share_of_step": self.share,
-            "flops": self.flops, "bytes": self.bytes, "gflops_per_second": self.flops_rate() / 1e9,
-            "gigabytes_per_second": self.bytes_rate() / 1e9, "floor_seconds": self.floor, "share_of_floor": self.share_of_floor(),
+            "flops": self.flops, "bytes": self.bytes, "gflops_per_second": self.flops_per_second() / 1e9,
+            "gigabytes_per_second": self.bytes_per_second() / 1e9, "floor_seconds": self.floor, "share_of_floor": self.share_of_floor(),
         })
     }
 }
 
-/// The ops as a table of text, and the share of the round between launches.
+/// The ops as a table of text, with the share of the round that passed between launches.
 pub fn op_table(rows: &[OpRow]) -> String {
     let mut text = format!(
         "\n  {:34} {:>8} {:>11} {:>8} {:>10} {:>8}  of its floor\n",
@@ -90,8 +90,8 @@ pub fn op_table(rows: &[OpRow]) -> String {
             r.launches,
             r.seconds * 1e3,
             100.0 * r.share,
-            r.flops_rate() / 1e9,
-            r.bytes_rate() / 1e9,
+            r.flops_per_second() / 1e9,
+            r.bytes_per_second() / 1e9,
             100.0 * r.share_of_floor()
         );
     }
@@ -119,8 +119,8 @@ mod tests {
             ["matmul_fwd", "linear_log_prob_fwd_bf16", "add_bf16"]
         );
         assert_eq!(rows.iter().map(|r| r.share).collect::<Vec<_>>(), [0.5, 0.25, 0.02]);
-        // Matrix kernels are limited by the rate of bf16 products here, the others by memory.
+        // With these ceilings, the rate of bf16 products limits matrix kernels and memory limits all others.
         assert_eq!(rows.iter().map(OpRow::share_of_floor).collect::<Vec<_>>(), [0.5, 0.5, 0.5]);
-        assert_eq!((rows[0].flops_rate(), rows[2].bytes_rate()), (2e9, 5e7));
+        assert_eq!((rows[0].flops_per_second(), rows[2].bytes_per_second()), (2e9, 5e7));
     }
 }

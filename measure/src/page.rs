@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use reel_report::html::{self, escape};
 
-use crate::clocks::{ClockSummary, FIGURES};
+use crate::clocks::{ClockSummary, READING_VALUES};
 use crate::ops::OpRow;
 use crate::parts::PartTime;
 use crate::rounds::{MeasuredRounds, headline};
@@ -39,7 +39,7 @@ pub fn bench_page(measured: &MeasuredRounds, result: &Value) -> String {
     page + html::PAGE_END
 }
 
-/// A table row per part; empty if there are no parts.
+/// The table of parts, one row per part; empty if there are no parts.
 fn parts(rows: &[PartTime], round: f64) -> String {
     if rows.is_empty() {
         return String::new();
@@ -63,7 +63,7 @@ fn parts(rows: &[PartTime], round: f64) -> String {
     text + "</tbody></table>"
 }
 
-/// A table row per op with a bar of its time; the mark in the bar is the least time of the op.
+/// The table of ops, one row per op with a bar for its time; the mark in the bar is the op's least time.
 fn ops(rows: &[OpRow], seconds: f64) -> String {
     let mut text = format!(
         "<h2>Time of {:.3} ms by op</h2><table><thead><tr><th>op<th>of the step<th>launches<th>ms<th>%<th>GFLOP/s<th>GB/s\
@@ -82,8 +82,8 @@ fn ops(rows: &[OpRow], seconds: f64) -> String {
             row.launches,
             row.seconds * 1e3,
             100.0 * row.share,
-            row.flops_rate() / 1e9,
-            row.bytes_rate() / 1e9,
+            row.flops_per_second() / 1e9,
+            row.bytes_per_second() / 1e9,
             row.floor * 1e3,
             100.0 * row.share_of_floor()
         );
@@ -103,7 +103,7 @@ fn clock_table(clocks: &ClockSummary) -> String {
         "<h2>Clocks and power, {} readings</h2><table><thead><tr><th>figure<th>unit<th>minimum<th>median<th>maximum</tr></thead><tbody>",
         clocks.readings
     );
-    for ((name, unit), figure) in FIGURES.iter().zip(&clocks.figures) {
+    for ((name, unit), figure) in READING_VALUES.iter().zip(&clocks.values) {
         if let Some([min, median, max]) = figure {
             let _ = write!(text, "<tr><td>{name}<td>{unit}<td>{min:.0}<td>{median:.0}<td>{max:.0}</tr>");
         }
@@ -118,7 +118,7 @@ const WIDTH: f64 = 960.0;
 const HEIGHT: f64 = 260.0;
 const BOTTOM: f64 = 24.0;
 const LEFT: f64 = 64.0;
-/// Columns of the memory chart; each shows its highest total.
+/// Number of columns of the memory chart; each column shows the highest total in its stretch of time.
 const COLUMNS: usize = 448;
 
 /// A stacked area chart of device memory by category over the profiled round.
@@ -133,7 +133,7 @@ fn memory(measured: &MeasuredRounds) -> String {
             *column = Some(*bytes);
         }
     }
-    // A column without a sample has the value of the column before it.
+    // A column without a memory sample repeats the value of the column before it.
     let mut held = samples.first().map_or([0; CATEGORIES.len()], |s| s.bytes);
     let columns: Vec<[usize; CATEGORIES.len()]> = columns
         .into_iter()
@@ -204,7 +204,7 @@ mod tests {
             floor: WorkFloor::default(),
             clocks: Some(ClockSummary {
                 readings: 4,
-                figures: [Some([1.0, 2.0, 3.0]), None, None, None],
+                values: [Some([1.0, 2.0, 3.0]), None, None, None],
                 ..ClockSummary::default()
             }),
             peak: 1 << 30,

@@ -1,4 +1,4 @@
-//! The time of a profiled round by part, such as forward, backward and optimizer of a training step.
+//! Splits the time of a profiled round by part, such as forward, backward and optimizer of a training step.
 
 use std::fmt::Write;
 use std::time::Instant;
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::ceilings::Ceilings;
 
-/// One part; its time is summed over all stretches of the round that belong to it.
+/// One part of a round; times and counts are sums over all stretches of the round that belong to the part.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PartTime {
     /// Name of the part.
@@ -17,7 +17,7 @@ pub struct PartTime {
     /// Seconds from the first launch of a stretch to the first launch of the next part, or to the end of the last
     /// launch.
     pub seconds: f64,
-    /// Seconds in which a launch ran.
+    /// Seconds during which a launch ran.
     pub busy: f64,
     /// Number of launches.
     pub launches: u64,
@@ -27,7 +27,7 @@ pub struct PartTime {
     pub floor: f64,
 }
 
-/// The parts of launches that are sorted by start time; empty if no launch belongs to a named part.
+/// Splits launches, sorted by start time, into parts. Empty if no launch belongs to a named part.
 pub fn part_times(events: &[LaunchEvent], ceilings: &Ceilings, dtype: DType) -> Vec<PartTime> {
     let mut parts: Vec<PartTime> = Vec::new();
     let stretches: Vec<&[LaunchEvent]> = events.chunk_by(|a, b| a.part == b.part).collect();
@@ -66,7 +66,7 @@ pub fn part_times(events: &[LaunchEvent], ceilings: &Ceilings, dtype: DType) -> 
 }
 
 impl PartTime {
-    /// The part as `reel bench --json` prints it; `round` is the length of the round in seconds.
+    /// This part as `reel bench --json` prints it; `round` is the length of the round in seconds.
     pub fn json(&self, round: f64) -> Value {
         json!({
             "part": self.name, "seconds": self.seconds, "share_of_step": self.seconds / round, "busy_seconds": self.busy,
@@ -75,8 +75,7 @@ impl PartTime {
     }
 }
 
-/// The parts as a table of text; `round` is the length of the profiled round in seconds. Empty where there are no
-/// parts.
+/// The parts as a table of text; `round` is the length of the profiled round in seconds. Empty if there are no parts.
 pub fn part_table(parts: &[PartTime], round: f64) -> String {
     if parts.is_empty() {
         return String::new();

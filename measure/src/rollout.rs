@@ -1,4 +1,4 @@
-//! One timed rollout: the completions of one prompt, sampled as a GRPO step samples them.
+//! Times a rollout: the completions of one prompt, sampled as a GRPO step samples them.
 
 use std::time::Instant;
 
@@ -15,16 +15,16 @@ use crate::error::{Result, failed};
 pub struct RolloutShape {
     /// Tokens of the prompt.
     pub context: usize,
-    /// Completions of the prompt.
+    /// Number of completions of the prompt.
     pub completions: usize,
     /// Tokens of each completion; end tokens do not end it.
     pub tokens: usize,
 }
 
-/// Samples once at temperature 1 and returns the seconds that it took.
+/// Samples the completions of one prompt at temperature 1 and returns the seconds that this took.
 ///
-/// KV cache, decode slots and captured graphs are created anew, as in training, which needs their memory between two
-/// rollouts. The device's profile gets the parts `prefill` and `decode`.
+/// KV cache, decode slots and captured graphs are created for each rollout, as in training, which needs their memory
+/// between two rollouts. The device's profile gets the parts `prefill` and `decode`.
 ///
 /// # Errors
 /// The engine fails, or a completion ends before its last token.
@@ -37,7 +37,7 @@ pub fn time_rollout(model: &Qwen25Vl, cx: &Cx, shape: RolloutShape) -> Result<f6
         sampling: SamplingParams { temperature: 1.0, ..SamplingParams::default() },
         max_new_tokens: shape.tokens,
         min_new_tokens: 0,
-        // No end token: all rounds do the same work.
+        // Without an end token, all rounds do the same work.
         eos_token_ids: &[],
         stop_conditions: (0..shape.completions).map(|_| StopCondition::none()).collect(),
     };
@@ -46,7 +46,7 @@ pub fn time_rollout(model: &Qwen25Vl, cx: &Cx, shape: RolloutShape) -> Result<f6
     let (begun, mut sampled) = (Instant::now(), 0);
     let (completions, _) = engine.generate(vec![request], |_| {
         sampled += 1;
-        // The first token of each completion is sampled from the prompt's own logits.
+        // Decoding starts here: the first token of each completion was sampled from the logits of the prompt.
         if sampled == shape.completions {
             profile.part("decode");
         }

@@ -1,4 +1,5 @@
-//! The page of all kernels on the roofline of a GPU: a plot of operations a second over operations a byte, and a table.
+//! The HTML page of all kernels on the roofline of a GPU: a plot of operations per second over operations per byte,
+//! and a table.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -14,7 +15,7 @@ use crate::catalogue::{all_kernels, dtype_of_kernel};
 use crate::error::{MeasureError, Result, failed};
 use crate::machine::MachineSpec;
 
-/// A kernel on the page.
+/// A kernel on the roofline page.
 struct PageRow {
     kernel: &'static str,
     folder: &'static str,
@@ -25,7 +26,7 @@ struct PageRow {
     floor: f64,
     /// Measured seconds.
     seconds: Option<f64>,
-    /// Registers per thread of its first launch on sm_90a; `None` if it was not compiled.
+    /// Registers per thread of the kernel's first launch on sm_90a; `None` if the kernel was not compiled.
     registers: Option<u32>,
     shared: u32,
 }
@@ -36,9 +37,9 @@ impl PageRow {
     }
 }
 
-/// The page of all kernels on `machine`'s roofline, with the number of kernels.
+/// Returns the page of all kernels on `machine`'s roofline, and the number of kernels.
 ///
-/// `times` is a file that `reel kernels bench --json` printed on that GPU; without it the page has least times only.
+/// `times` is a file that `reel kernels bench --json` printed on that GPU; without it, the page has only least times.
 ///
 /// # Errors
 /// The file of times cannot be read, or is not such a file.
@@ -48,7 +49,7 @@ pub fn roofline_page(machine: &MachineSpec, times: Option<&Path>) -> Result<(Str
     Ok((render(machine, &rows, seconds.is_some()), rows.len()))
 }
 
-/// Reads measured seconds by kernel.
+/// Reads the measured seconds of each kernel from a file.
 fn read_times(path: &Path) -> Result<BTreeMap<String, f64>> {
     let wrong =
         |what: &str| failed(path.display().to_string(), what, "give a file that `reel kernels bench --json` printed");
@@ -123,7 +124,7 @@ fn render(machine: &MachineSpec, rows: &[PageRow], measured: bool) -> String {
 
 const WIDTH: f64 = 960.0;
 const HEIGHT: f64 = 520.0;
-/// Margins for labels.
+/// Margins of the plot for the labels of its axes.
 const LEFT: f64 = 64.0;
 const BOTTOM: f64 = 44.0;
 /// Range of the x axis (operations per byte) and of the y axis (operations per second), as powers of ten.
@@ -140,8 +141,8 @@ fn y_of(rate: f64) -> f64 {
     HEIGHT - BOTTOM - (at - Y[0]) / (Y[1] - Y[0]) * (HEIGHT - BOTTOM - 16.0)
 }
 
-/// The plot: two roofs and a dot per kernel. Kernels without arithmetic are drawn at the left edge, as if they did 0.01
-/// operations per byte.
+/// The roofline plot: two roofs (bf16 and f32) and a dot per kernel. Kernels without arithmetic are drawn at the left
+/// edge, as if they did 0.01 operations per byte.
 fn plot(machine: &MachineSpec, rows: &[PageRow]) -> String {
     let mut svg = format!("<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"roofline\">");
     for decade in X[0] as i32..=X[1] as i32 {
@@ -216,7 +217,7 @@ mod tests {
 
     #[test]
     fn page_has_every_kernel_and_both_roofs() {
-        let machine = MachineSpec::gpu("h200").unwrap();
+        let machine = MachineSpec::gpu_by_name("h200").unwrap();
         let row = |kernel, flops, seconds| PageRow {
             kernel,
             folder: "f",

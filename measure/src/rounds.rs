@@ -1,4 +1,4 @@
-//! Timing rounds of some work, then one more round under the profiler, which shows where the time goes.
+//! Times rounds of some work, then runs one more round under the profiler, which shows where the time goes.
 //!
 //! ```text
 //! round()                warm-up, not counted
@@ -22,7 +22,7 @@ use crate::{Result, stats, trace};
 /// Interval between two readings of clocks and power.
 const SAMPLING_INTERVAL: Duration = Duration::from_millis(20);
 
-/// The result of [`rounds`].
+/// The result of [`time_rounds`].
 pub struct MeasuredRounds {
     /// Seconds of each timed round, in order.
     pub samples: Vec<f64>,
@@ -91,7 +91,7 @@ pub fn time_rounds(
     })
 }
 
-/// What was measured.
+/// What was measured, as the result states it.
 pub struct BenchSubject<'a> {
     /// `prefill`, `decode`, `rollout` or `train`.
     pub op: &'static str,
@@ -111,11 +111,11 @@ pub struct BenchSubject<'a> {
 
 impl MeasuredRounds {
     /// The share of the profiled round in which a launch ran.
-    pub fn busy(&self) -> f64 {
+    pub fn busy_share(&self) -> f64 {
         self.ops.iter().map(|o| o.share).sum()
     }
 
-    /// The result as `reel bench --json` prints it; `more` are further keys.
+    /// The result as `reel bench --json` prints it; `more` has additional keys.
     pub fn json(&self, subject: &BenchSubject, more: Map<String, Value>) -> Value {
         let tokens = (subject.tokens * subject.batch) as f64;
         let [min, median, max] = stats::min_median_max(&self.samples);
@@ -132,7 +132,7 @@ impl MeasuredRounds {
             "device": subject.device.name(),
             "threads": subject.device.threads(),
             "machine": hardware_json(subject.device),
-            "products": product_library(subject.device),
+            "products": matmul_library_json(subject.device),
             "model": subject.model,
             "seconds": median,
             "samples": self.samples,
@@ -146,7 +146,7 @@ impl MeasuredRounds {
                 "gflops_bf16": self.ceilings.bf16 / 1e9,
                 "gigabytes_per_second": self.ceilings.bytes / 1e9,
             },
-            "profiled": {"seconds": self.profiled, "busy": self.busy()},
+            "profiled": {"seconds": self.profiled, "busy": self.busy_share()},
             "parts": self.parts.iter().map(|p| p.json(self.profiled)).collect::<Vec<_>>(),
             "ops": self.ops.iter().map(OpRow::json).collect::<Vec<_>>(),
             "clocks": self.clocks.as_ref().map(ClockSummary::json),
@@ -195,13 +195,13 @@ pub fn summary(measured: &MeasuredRounds, result: &Value) -> String {
         text += &format!("  recomputed in the backward pass: {recomputed}; --optim {optim}\n");
     }
     if let Some(clocks) = &measured.clocks {
-        text += &(clocks.line() + "\n");
+        text += &(clocks.summary_line() + "\n");
     }
     text + &parts::part_table(&measured.parts, measured.profiled) + &ops::op_table(&measured.ops)
 }
 
 /// The library that computes matrix products, with a hash of its algorithms; null if reel's own kernels compute them.
-pub fn product_library(device: &Device) -> Value {
+pub fn matmul_library_json(device: &Device) -> Value {
     device
         .matmul_library()
         .map_or(Value::Null, |p| json!({"library": p.name, "algorithms": p.algorithms, "hash": p.hash}))

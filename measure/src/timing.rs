@@ -1,4 +1,4 @@
-//! Timing single kernels and matrix products on a GPU or on the CPU.
+//! Times single kernels and matrix products on a GPU or on the CPU.
 
 use std::sync::OnceLock;
 
@@ -13,31 +13,31 @@ use crate::catalogue::dtype_of_kernel;
 use crate::error::{Result, failed};
 use crate::machine::MachineSpec;
 
-/// The times of a kernel.
+/// The measured times of a kernel or matrix product.
 pub struct TimedKernel {
     /// Name of the kernel or matrix product.
     pub kernel: &'static str,
     /// Size as text: `tokens=8192 hidden=3584`.
     pub size: String,
-    /// The dtype it computes in.
+    /// The dtype that the kernel computes in.
     pub dtype: DType,
     /// Operations, and bytes that must be read and written.
     pub cost: Cost,
-    /// Times of the runs.
+    /// Times of the single runs.
     pub timed: RunTimes,
 }
 
-/// The processor that kernels are timed on.
+/// The GPU or the CPU that kernels are timed on.
 pub enum TimingDevice {
-    /// A GPU, and its matrix product library once a product was timed.
+    /// A GPU, with its matrix product library after the first timed product.
     Gpu(Gpu, OnceLock<Box<dyn Blas>>),
     /// The CPU with a number of threads.
     Cpu(usize),
 }
 
 impl TimingDevice {
-    /// A GPU, without the matrix product library yet.
-    pub fn gpu(gpu: Gpu) -> TimingDevice {
+    /// A GPU whose matrix product library is not opened yet.
+    pub fn for_gpu(gpu: Gpu) -> TimingDevice {
         TimingDevice::Gpu(gpu, OnceLock::new())
     }
 
@@ -45,7 +45,7 @@ impl TimingDevice {
     ///
     /// # Errors
     /// The operands do not fit into memory, or a launch fails.
-    pub fn time(&self, example: &ExampleCall, runs: usize) -> Result<TimedKernel> {
+    pub fn time_kernel(&self, example: &ExampleCall, runs: usize) -> Result<TimedKernel> {
         let kernel = example.launch.kernel.name;
         self.check_memory(kernel, bytes(example))?;
         let timed = match self {
@@ -78,8 +78,9 @@ impl TimingDevice {
         Ok(TimedKernel { kernel: p.name, size: p.size.clone(), dtype: p.dtype, cost: p.product.cost(), timed })
     }
 
-    /// Version of the matrix product library and a hash of its algorithms, if a product was timed on a GPU.
-    pub fn products(&self) -> Option<Value> {
+    /// Version of the matrix product library and a hash of its algorithms; `None` unless a product was timed on a
+    /// GPU.
+    pub fn matmul_library_json(&self) -> Option<Value> {
         let TimingDevice::Gpu(_, blas) = self else { return None };
         let blas = blas.get()?;
         let Algorithms { count, hash } = blas.algorithms();
@@ -103,7 +104,7 @@ impl TimingDevice {
 }
 
 impl TimedKernel {
-    /// The times as JSON.
+    /// These times as JSON.
     pub fn json(&self) -> Value {
         let (seconds, longest) = (&self.timed.seconds, self.timed.seconds.last());
         let Cost { flops, bytes } = self.cost;
@@ -113,16 +114,16 @@ impl TimedKernel {
         })
     }
 
-    /// The header of the columns of [`TimedKernel::columns`].
-    pub fn header() -> String {
+    /// The header line for [`TimedKernel::table_row`].
+    pub fn table_header() -> String {
         format!(
             "{:34} {:>12} {:>8} {:>11} {:>11} {:>9} {:>9}",
             "kernel", "us", "spread", "GFLOP", "MB", "GB/s", "TFLOP/s"
         )
     }
 
-    /// A line of text: kernel, median time, spread of the runs, work and rates.
-    pub fn columns(&self) -> String {
+    /// These times as a line of text: kernel, median time, spread of the runs, work and rates.
+    pub fn table_row(&self) -> String {
         let (seconds, Cost { flops, bytes }) = (self.timed.median(), self.cost);
         let spread = self.timed.seconds.last().map_or(f64::NAN, |max| (max - self.timed.least()) / seconds);
         format!(

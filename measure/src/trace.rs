@@ -18,12 +18,12 @@ use serde_json::{Map, Value, json};
 use crate::ceilings::Ceilings;
 use crate::{MeasureError, Result};
 
-/// Thread ids of the rows of the trace.
+/// Thread ids that stand for the two rows of the trace: host spans, and kernel launches.
 const HOST: u32 = 0;
 const LAUNCHES: u32 = 1;
 
 struct Log {
-    /// The file to write.
+    /// The file that the trace is written to.
     to: PathBuf,
     begun: Instant,
     spans: Vec<Value>,
@@ -43,7 +43,7 @@ pub fn start_trace(to: &Path) {
     *log() = Some(Log { to: to.to_path_buf(), begun: Instant::now(), spans: Vec::new(), device: None, ceilings: None });
 }
 
-/// Runs `work` as a named span of the trace.
+/// Runs `work` and records its time as a named span of the trace.
 pub fn span<T>(name: &str, work: impl FnOnce() -> T) -> T {
     let _range = nvtx_range(name);
     let begun = Instant::now();
@@ -52,15 +52,15 @@ pub fn span<T>(name: &str, work: impl FnOnce() -> T) -> T {
     result
 }
 
-/// Records a span whose time the caller measured; `figures` are shown with it.
-pub fn record_span(name: &str, begun: Instant, seconds: f64, figures: Value) {
+/// Records a span whose time the caller measured; the trace shows `details` with it.
+pub fn record_span(name: &str, begun: Instant, seconds: f64, details: Value) {
     if let Some(log) = log().as_mut() {
-        let args = if figures.is_null() { json!({}) } else { figures };
+        let args = if details.is_null() { json!({}) } else { details };
         log.spans.push(complete(name, HOST, log.at(begun), seconds, args));
     }
 }
 
-/// Records every launch on a device from now on, if there is a trace. `dtype` is the dtype of activations.
+/// Records every launch on a device from now on, if a trace was started. `dtype` is the dtype of activations.
 pub fn record_launches(device: &Device, dtype: DType) {
     if let Some(log) = log().as_mut() {
         device.profiler().record(true);
@@ -68,7 +68,7 @@ pub fn record_launches(device: &Device, dtype: DType) {
     }
 }
 
-/// Sets the ceilings that launches are compared with. Without them [`finish_trace`] measures the device.
+/// Sets the ceilings that launches are compared with; without them [`finish_trace`] measures the device.
 pub fn set_ceilings(ceilings: Ceilings) {
     if let Some(log) = log().as_mut() {
         log.ceilings = Some(ceilings);
@@ -102,10 +102,10 @@ impl Log {
             let profile = device.profiler();
             profile.record(false);
             let (launches, memory) = (profile.events()?, profile.memory());
-            // The simulator has no speed to compare with.
+            // A simulated launch has no speed to compare with ceilings.
             let ceilings = match self.ceilings {
                 Some(known) => Some(known),
-                None if device.name() == "sim" || launches.is_empty() => None,
+                None if device.is_simulated() || launches.is_empty() => None,
                 None => Some(Ceilings::measure(device)?),
             };
             events.push(named("thread_name", LAUNCHES, &format!("launches on {}", device.name())));
@@ -128,7 +128,7 @@ impl Log {
         complete(e.name, LAUNCHES, self.at(e.start), e.seconds, args)
     }
 
-    /// Counter events of device memory, by the categories that were used.
+    /// Counter events of device memory for each category that was used.
     fn counters(&self, memory: &[MemorySample]) -> Vec<Value> {
         let used = |i: usize| memory.iter().any(|m| m.bytes[i] > 0);
         let series: Vec<usize> = (0..CATEGORIES.len()).filter(|&i| used(i)).collect();
@@ -147,7 +147,7 @@ fn complete(name: &str, tid: u32, ts: f64, seconds: f64, args: Value) -> Value {
     })
 }
 
-/// A metadata event that names the process or one of its rows.
+/// A metadata event that names the process (`process_name`) or one of its rows (`thread_name`).
 fn named(what: &str, tid: u32, name: &str) -> Value {
     json!({"name": what, "ph": "M", "pid": std::process::id(), "tid": tid, "args": {"name": name}})
 }

@@ -1,5 +1,5 @@
-//! Timed steps of full fine-tuning on made-up texts, with the operations and the peak memory that such a step should
-//! take.
+//! Times steps of full fine-tuning on made-up texts, and computes the operations and the peak memory that such a step
+//! should take.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -24,12 +24,12 @@ use crate::error::{Result, failed};
 use crate::rounds::{MeasuredRounds, time_rounds};
 use crate::{machine, stats, trace};
 
-/// What a measured training step looks like.
+/// Sizes and options of a measured training step.
 #[derive(Clone, Copy, Debug)]
 pub struct TrainShape {
     /// Tokens of each sequence.
     pub tokens: usize,
-    /// Sequences, packed into one micro-batch.
+    /// Number of sequences, which are packed into one micro-batch.
     pub batch: usize,
     /// Whether activations are recomputed in the backward pass.
     pub gradient_checkpointing: bool,
@@ -37,8 +37,8 @@ pub struct TrainShape {
     pub optim: Optim,
 }
 
-/// Times `count` training steps of the model in `folder`; the JSON has the figures that only training has (`mfu`,
-/// planned memory).
+/// Times `count` training steps of the model in `folder`. The JSON object has the values that only training has
+/// (`mfu`, planned memory, …).
 ///
 /// # Errors
 /// The model cannot be opened, a step fails, or the loss is not finite.
@@ -58,7 +58,7 @@ pub fn measure_training(
         gradient_checkpointing,
         ..RunOptions::default()
     };
-    // Plans the peak memory: runs the same step on the device `dry`, which allocates but computes nothing.
+    // Plans the peak memory by running the same step on device `dry`, which allocates but computes nothing.
     let planned = plan::with_shape(
         &SftOptions { run: options.clone(), ..SftOptions::default() },
         config,
@@ -68,7 +68,7 @@ pub fn measure_training(
         &device.dry_like(),
     )?
     .memory;
-    // Beside the measured rounds, one to warm up and one under the profiler.
+    // The two additional steps are the warm-up round and the profiled round.
     let hyperparameters = Hyperparameters::new(&options, count as u64 + 2);
     let (mut trainer, _files) = trace::span("load", || Trainer::open(device, config, folder, dtype, hyperparameters))?;
     trace::record_launches(device, dtype);
@@ -90,14 +90,14 @@ pub fn measure_training(
     let weights = multiplied_weights(&trainer, config);
     let flops = model_flops(&config.text, weights, tokens, batch);
     let median = stats::median(&measured.samples);
-    let peak = machine::dense_bf16(&device.hardware().name);
+    let peak = machine::dense_bf16_flops_per_second(&device.hardware().name);
     let figures = json!({
         "model_flops": flops,
         "model_flops_per_second": flops / median,
         "parameters_multiplied": weights,
         "mfu": peak.map(|peak| flops / median / peak),
         "mfu_of": peak,
-        "busy": measured.busy(),
+        "busy": measured.busy_share(),
         "planned_peak_bytes": planned.peak,
         "planned_memory": planned.at_peak.iter().copied().collect::<BTreeMap<_, _>>(),
         "gradient_checkpointing": gradient_checkpointing,
@@ -110,7 +110,7 @@ pub fn measure_training(
     }
 }
 
-/// A text of `tokens` tokens; every token but the first is a target of the loss.
+/// A text sample of `tokens` tokens; every token except the first is a target of the loss.
 fn sample(tokens: usize) -> Sample {
     let ids: Vec<TokenId> = (0..tokens as u32).map(|i| (i * 37) % 97).collect();
     let positions: Vec<i64> = (0..tokens as i64).collect();
@@ -119,8 +119,8 @@ fn sample(tokens: usize) -> Sample {
     Sample { tokens: ModelInput { input_ids: ids, position_ids, ..ModelInput::default() }, targets }
 }
 
-/// The number of weights in decoder matrices that every token is multiplied by. The embedding table counts only if it
-/// is tied to the output layer: an embedding is a lookup, not a product.
+/// The number of weights in matrices by which every token is multiplied. The embedding table counts only if it is
+/// also the output layer: an embedding is a lookup, not a product.
 fn multiplied_weights(trainer: &Trainer, config: &ModelConfig) -> usize {
     let counts = |name: &str| {
         let table = name.ends_with("embed_tokens.weight") && !config.tie_word_embeddings;

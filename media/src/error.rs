@@ -53,7 +53,8 @@ impl MediaError {
         }
     }
 
-    /// Names the file that an error about sizes is about: a [`MediaError::Setting`] becomes a [`MediaError::File`].
+    /// Names the file that an error about sizes is about, by turning a [`MediaError::Setting`] into a
+    /// [`MediaError::File`].
     pub(crate) fn for_file(self, name: &str) -> Self {
         match self {
             Self::Setting(diagnostic) => Self::File(Diagnostic { location: name.to_owned(), ..diagnostic }),

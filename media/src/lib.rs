@@ -1,8 +1,8 @@
 //! Reads videos and images into plain arrays: frame selection, decoding (in a worker process), the resizes of the
-//! reference recipes, and the patches that the vision tower takes. No tensors and no devices.
+//! reference recipes, and the patches that are the vision tower's input. Uses no tensors and no devices.
 //!
-//! The path of a video: [`selection::select_frames`] picks frame indices, [`worker::DecodeWorker`] decodes and
-//! resizes them, [`patches::patchify`] cuts them into patches. An image starts at [`image::open`].
+//! For a video, [`selection::select_frames`] picks frame indices, [`worker::DecodeWorker`] decodes and resizes these
+//! frames, and [`patches::patchify`] cuts them into patches. An image starts at [`image::open`].
 
 pub mod encode;
 pub mod error;

@@ -3,7 +3,7 @@
 #[cfg(feature = "ffmpeg")]
 use ffmpeg_next as ffmpeg;
 
-/// Subject of error messages about a missing codec.
+/// What error messages about a missing codec call this build.
 pub const BUILD_NAME: &str = if cfg!(feature = "ffmpeg") { "this FFmpeg" } else { "a build without FFmpeg" };
 
 /// Names and versions (`major.minor.micro`) of the FFmpeg libraries; empty in a build without FFmpeg.

@@ -1,5 +1,5 @@
-//! Profiles: the presets of frame and pixel limits that the reference recipes use, and the overrides of them (flags, or
-//! keys of a message's video or image part). [`crate::selection`] and [`crate::resize`] apply them.
+//! Profiles: the presets of frame and pixel limits that the reference recipes use. Flags, or keys of a message's
+//! video or image part, override single limits. [`crate::selection`] and [`crate::resize`] apply them.
 
 use serde::{Deserialize, Serialize};
 

@@ -17,7 +17,7 @@ pub struct Png {
     pub width: usize,
     /// Height in pixels.
     pub height: usize,
-    /// Content of the PNG file.
+    /// The bytes of the PNG file.
     pub bytes: Vec<u8>,
 }
 

@@ -12,7 +12,7 @@ use reel_media::video::{self, DecodedVideo};
 const HEIGHT: usize = 64;
 const WIDTH: usize = 96;
 
-/// `n` frames: frame `i` shows the eight bits of `i` as black and white columns above a moving pattern.
+/// Returns `n` frames; frame `i` shows the eight bits of `i` as black and white columns above a moving pattern.
 fn numbered(n: usize, height: usize, width: usize) -> Vec<u8> {
     let mut data = Vec::with_capacity(n * height * width * 3);
     for i in 0..n {
@@ -31,7 +31,7 @@ fn numbered(n: usize, height: usize, width: usize) -> Vec<u8> {
     data
 }
 
-/// The index that a decoded frame shows.
+/// Reads the index that a decoded frame shows as black and white columns.
 fn shown_index(frame: &[u8], height: usize, width: usize) -> usize {
     (0..8).filter(|bit| frame[(height / 4 * width + (2 * bit + 1) * width / 16) * 3] > 127).map(|bit| 1 << bit).sum()
 }
@@ -41,7 +41,7 @@ fn decode_n(path: &Path, n: i64) -> DecodedVideo {
     video::decode(path, MediaProfile::Qwen, &o).unwrap_or_else(|e| panic!("{n} frames of {}: {e}", path.display()))
 }
 
-/// Decodes all frames and several selections; compares them with the indices shown and with each other.
+/// Decodes all frames and several selections; compares the indices that they show, and the bits of equal frames.
 fn check(path: &Path, n: usize, height: usize, width: usize) {
     let all = decode_n(path, n as i64);
     assert_eq!((all.total_frames, all.height, all.width), (n as u64, height, width), "{}", path.display());
@@ -143,7 +143,7 @@ fn every_format_decodes_to_the_written_frames() {
         check(&path, 44, HEIGHT, WIDTH);
         done += 1;
     }
-    // MPEG-4 and GIF are part of every FFmpeg.
+    // Every FFmpeg can write MPEG-4 and GIF.
     assert!(done >= 4, "only {done} formats could be written");
 }
 
@@ -207,7 +207,7 @@ fn display_matrix_rotates_and_mirrors_frames() {
     let pixel =
         |f: &DecodedVideo, y: usize, x: usize| -> [u8; 3] { f.data[(y * f.width + x) * 3..][..3].try_into().unwrap() };
     let (h, w) = (HEIGHT - 1, WIDTH - 1);
-    // A matrix, and where it displays pixel (y, x).
+    // Each display matrix, with a function that maps a pixel (y, x) of the coded frame to its displayed position.
     type Where = fn(usize, usize, usize, usize) -> (usize, usize);
     let cases: [([i32; 4], Where); 8] = [
         ([1, 0, 0, 1], |y, x, _, _| (y, x)),

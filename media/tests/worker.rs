@@ -1,5 +1,5 @@
-//! Tests of the decoding worker from outside. This program is its own worker, as the binary `reel` is, and also plays
-//! broken workers.
+//! Tests the decoding worker from outside. This program is its own worker, as the binary `reel` is, and can also
+//! behave like a broken worker.
 //!
 //! It does not use the test harness, because the standard output of a worker must contain nothing but its reply.
 
@@ -22,7 +22,7 @@ fn main() -> ExitCode {
             let _ = DecodeWorker::new(&args[0]).probe(Path::new(&args[2]));
             return ExitCode::SUCCESS;
         }
-        // `cargo test -- --list` and similar tools.
+        // The argument of `cargo test -- --list` and of tools that list tests.
         Some("--list") => return ExitCode::SUCCESS,
         _ => {}
     }
@@ -48,7 +48,7 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Plays a broken worker.
+/// Behaves like the broken worker that `part` names.
 fn play(part: &str) -> ExitCode {
     match part {
         "sleep" => std::thread::sleep(Duration::from_secs(600)),
@@ -91,7 +91,7 @@ fn clip(name: &str) -> PathBuf {
     [env!("CARGO_MANIFEST_DIR"), "../tests/golden/clips", name].iter().collect()
 }
 
-/// A `DecodeWorker` whose process plays `part`.
+/// A `DecodeWorker` whose process behaves like the broken worker `part`.
 fn player(part: &str, timeout: Duration) -> DecodeWorker {
     DecodeWorker { args: vec!["__play".to_owned(), part.to_owned()], timeout, ..DecodeWorker::new(me()) }
 }
@@ -155,7 +155,7 @@ fn hanging_worker_is_killed_at_deadline() {
     for part in ["sleep", "sleep with closed output", "child keeps the output", "endless"] {
         one_line(player(part, short).probe(&clip("vp9.webm")).unwrap_err(), &["vp9.webm", "0.3 s", "--media-timeout"]);
     }
-    // A real worker that blocks on a pipe without a writer.
+    // This is the real worker; it blocks because it opens a pipe without a writer.
     let folder = tempfile::tempdir().unwrap();
     let pipe = folder.path().join("pipe.mp4");
     assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
@@ -194,7 +194,7 @@ fn memory_limit_is_enforced() {
         let error = decoder.decode(&path, MediaProfile::Qwen, &o).unwrap_err();
         one_line(error, &["memory"]);
     }
-    // Enough memory for the frames but not for decoding them: the address space limit of the process applies.
+    // This memory is enough for the frames but not for decoding them: the address space limit of the process applies.
     let two = MediaOverrides { nframes: Some(2), ..Default::default() };
     let mut refused = 0;
     for memory_mib in (34..100).step_by(6) {
@@ -220,14 +220,14 @@ fn paths_may_contain_any_bytes() {
     }
 }
 
-/// A worker that blocks on a pipe ends when its caller is killed.
+/// A worker that blocks on a pipe is killed when its caller is killed.
 fn worker_dies_with_its_caller() {
     let folder = tempfile::tempdir().unwrap();
     let pipe = folder.path().join("pipe.mp4");
     assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
     let mut caller = Command::new(me()).arg("__decode-and-wait").arg(&pipe).spawn().unwrap();
     let worker = until(|| child_of(caller.id()));
-    // The worker is bound to its caller before it opens the pipe.
+    // A worker that waits for the pipe has already asked for a signal at the death of its caller.
     until(|| std::fs::read_to_string(format!("/proc/{worker}/wchan")).ok().filter(|w| w.contains("fifo") || w == "0"));
     std::thread::sleep(Duration::from_millis(100));
     caller.kill().unwrap();

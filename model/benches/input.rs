@@ -10,8 +10,8 @@ use reel_model::checkpoint::Checkpoint;
 use reel_model::config::ModelConfig;
 use reel_model::init::{InitOptions, Preset, init};
 use reel_model::input::Bundle;
-use reel_model::input::mrope::{Grids, rope_index};
-use reel_model::input::window::{GridThw, Windows, windowed_positions};
+use reel_model::input::mrope::{MediaGrids, rope_index};
+use reel_model::input::window::{GridThw, WindowOrder, windowed_positions};
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_runtime::{DType, Device};
 use serde_json::{Value, json};
@@ -37,7 +37,7 @@ fn messages() -> Value {
     ])
 }
 
-/// Token ids of a text with a video in it.
+/// Token ids of a text with a video's pad tokens in it.
 fn ids(config: &ModelConfig, text: usize) -> Vec<TokenId> {
     let pads = VIDEO.iter().product::<usize>() / config.vision.merge_unit();
     let mut ids = vec![1; text];
@@ -77,14 +77,14 @@ fn texts(criterion: &mut Criterion, bundle: &Bundle) {
 fn positions(criterion: &mut Criterion, config: &ModelConfig) {
     let ids = ids(config, 3000);
     let videos = [VIDEO; 1];
-    let grids = Grids { video_grid_thw: &videos, ..Grids::default() };
+    let grids = MediaGrids { video_grid_thw: &videos, ..MediaGrids::default() };
     let mut group = criterion.benchmark_group("a video of 960 tokens");
     group.bench_function("M-RoPE positions with 6000 tokens of text", |b| {
         b.iter(|| rope_index(config, black_box(&ids), grids, "bench").expect("positions"));
     });
     group.bench_function("windows and their positions", |b| {
         b.iter(|| {
-            let windows = Windows::plan(black_box(&videos), &config.vision);
+            let windows = WindowOrder::plan(black_box(&videos), &config.vision);
             windowed_positions(&videos, &config.vision, &windows)
         });
     });
@@ -95,7 +95,7 @@ fn batches(criterion: &mut Criterion, config: &ModelConfig) {
     let device = Device::cpu(1);
     let ids = ids(config, 512);
     let videos = [VIDEO];
-    let rope = rope_index(config, &ids, Grids { video_grid_thw: &videos, ..Grids::default() }, "bench");
+    let rope = rope_index(config, &ids, MediaGrids { video_grid_thw: &videos, ..MediaGrids::default() }, "bench");
     let rope = rope.expect("positions");
     let patches = VIDEO.iter().product::<usize>();
     let patch = config.vision.temporal_patch_size * config.vision.patch_size.pow(2) * 3;

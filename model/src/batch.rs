@@ -17,7 +17,7 @@ use crate::error::{ModelError, Result};
 use crate::input::MediaFrames;
 use crate::input::window::GridThw;
 
-/// One sequence in host memory.
+/// One sequence, with its images and videos, in host memory.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Sequence<'a> {
     /// Token ids `[S]`.
@@ -45,7 +45,7 @@ struct MediaOfKind<'a> {
     /// The owner of `frames`, which knows how they become patches.
     media: Option<&'a MediaFrames>,
     pad_id: TokenId,
-    /// The processor's name for the pixels, for errors and for the hash.
+    /// What transformers' processor calls these pixels; used in errors and in the hash.
     name: &'static str,
 }
 
@@ -65,7 +65,7 @@ impl<'a> Sequence<'a> {
 }
 
 impl MediaOfKind<'_> {
-    /// Fails unless grids, pixels and the number of pad tokens match each other.
+    /// Fails unless the grids, the pixels and the number of pad tokens match.
     fn check(&self, config: &ModelConfig, pads: usize, location: &str) -> Result<()> {
         let (grids, merge) = (self.grids, config.vision.spatial_merge_size);
         if let Some(g) = grids.iter().find(|g| g[1] % merge != 0 || g[2] % merge != 0 || g.contains(&0)) {
@@ -96,7 +96,7 @@ impl MediaOfKind<'_> {
         Ok(())
     }
 
-    /// The grids that the decoded frames have.
+    /// The grids of the decoded frames.
     fn frame_grids(&self) -> Result<Vec<GridThw>> {
         let Some(media) = self.media else { return Ok(Vec::new()) };
         self.frames.iter().map(|f| media.grid(f)).collect()
@@ -131,7 +131,7 @@ pub struct Batch {
     pub positions: Tensor,
     /// Where each sequence begins, and which prefix it shares.
     pub seqs: CuSeqlens,
-    /// Images and videos, if there are any.
+    /// The images and videos, if there are any.
     pub vision: Option<VisionInput>,
 }
 
@@ -154,8 +154,8 @@ pub struct SequenceMedia {
     pub(crate) key: u128,
 }
 
-/// What the first product of the vision tower computes patches from. All sequences of a [`VisionInput`] have the same
-/// variant.
+/// The source of the patches that the vision tower's patch embedding reads. All sequences of a [`VisionInput`] have
+/// the same variant.
 #[derive(Clone, Debug)]
 pub(crate) enum PatchSource {
     /// Pixels `[N, patch_dim]` in host memory, in processor order.
@@ -165,7 +165,7 @@ pub(crate) enum PatchSource {
 }
 
 impl Batch {
-    /// Packs `sequences`. `location` names them in errors.
+    /// Packs `sequences` into one batch; error messages use `location` as their location.
     ///
     /// # Errors
     /// Ids outside the vocabulary; a number of pad tokens that does not match the grids; pixels that do not match the
@@ -266,7 +266,7 @@ impl SequenceMedia {
     }
 }
 
-/// A hash of the kinds, grids and pixels of media, in order.
+/// A hash of the kinds, grids and pixels of a sequence's media, in order.
 fn content_hash(kinds: &[MediaOfKind]) -> u128 {
     let mut hash = xxhash3_128::Hasher::new();
     for kind in kinds.iter().filter(|kind| !kind.grids.is_empty()) {

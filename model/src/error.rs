@@ -40,10 +40,10 @@ pub enum ModelError {
     Runtime(#[from] reel_runtime::RuntimeError),
 }
 
-/// The result of this crate.
+/// The result type of this crate.
 pub type Result<T, E = ModelError> = std::result::Result<T, E>;
 
-/// Defines `ModelError::NAME(location, what, help)` for each variant that holds a [`Diagnostic`].
+/// Defines a constructor `ModelError::NAME(location, what, help)` for each variant that holds a [`Diagnostic`].
 macro_rules! constructors {
     ($($name:ident => $variant:ident),* $(,)?) => {
         impl ModelError {
@@ -66,16 +66,16 @@ constructors! {
 
 impl ModelError {
     /// An [`ModelError::Io`] for a file or folder that could not be read.
-    pub(crate) fn read(path: impl AsRef<Path>, source: io::Error) -> Self {
+    pub(crate) fn cannot_read(path: impl AsRef<Path>, source: io::Error) -> Self {
         Self::Io(Diagnostic::cannot_read(path, &source))
     }
 
     /// An [`ModelError::Io`] for a file or folder that could not be written.
-    pub(crate) fn write(path: impl AsRef<Path>, source: io::Error) -> Self {
+    pub(crate) fn cannot_write(path: impl AsRef<Path>, source: io::Error) -> Self {
         Self::Io(Diagnostic::cannot_write(path, &source))
     }
 
-    /// Location, problem and help as fields, so that a caller can add context ([`Diagnostic::at`]).
+    /// The error's location, problem and help as fields, so that a caller can add context ([`Diagnostic::at`]).
     pub fn into_diagnostic(self) -> Diagnostic {
         match self {
             Self::Config(d)

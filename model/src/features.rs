@@ -21,14 +21,14 @@ pub(crate) struct VisionFeatures {
 }
 
 impl VisionFeatures {
-    /// Copies `tokens` `[M, H]` from the device.
+    /// Copies vision tokens `[M, H]` from the device to host memory.
     pub(crate) fn download(tokens: &Tensor) -> Result<VisionFeatures> {
         let rows = tokens.shape().first().copied().unwrap_or(0);
         let shape = [rows, tokens.count() / rows.max(1)];
         Ok(VisionFeatures { bytes: tokens.read_bytes()?, shape, dtype: tokens.dtype() })
     }
 
-    /// Copies features of the same H and dtype to the device, concatenated to `[ΣM, H]`.
+    /// Copies vision tokens of the same H and dtype to the device, concatenated to `[ΣM, H]`.
     pub(crate) fn upload(device: &Device, all: &[Arc<VisionFeatures>]) -> Result<Tensor> {
         let (width, dtype) = all.first().map_or((0, DType::F32), |f| (f.shape[1], f.dtype));
         let rows = all.iter().map(|f| f.shape[0]).sum();
@@ -40,7 +40,7 @@ impl VisionFeatures {
     }
 }
 
-/// The cache of one vision tower.
+/// The cache of one vision tower's tokens.
 #[derive(Debug)]
 pub struct FeatureCache {
     max_bytes: usize,
@@ -49,15 +49,15 @@ pub struct FeatureCache {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Features by the hash of their media, each with the time of its last use.
+    /// Vision tokens by the hash of their media, each with the time of its last use.
     entries: HashMap<u128, (Arc<VisionFeatures>, u64)>,
     bytes: usize,
-    /// Counts calls; serves as the clock of "least recently used".
+    /// The number of calls so far, which serves as the time of a use.
     now: u64,
 }
 
 impl FeatureCache {
-    /// An empty cache that holds at most `max_bytes` of features.
+    /// An empty cache that holds at most `max_bytes` of vision tokens.
     pub fn new(max_bytes: usize) -> FeatureCache {
         FeatureCache { max_bytes, state: Mutex::default() }
     }
@@ -71,8 +71,9 @@ impl FeatureCache {
         Some(features.clone())
     }
 
-    /// Adds an entry and evicts old ones until the cache fits. Ignores an entry that is larger than the whole cache.
-    pub(crate) fn put(&self, key: u128, features: &Arc<VisionFeatures>) {
+    /// Adds an entry and evicts the least recently used ones until the cache fits. Ignores an entry that is larger
+    /// than the whole cache.
+    pub(crate) fn insert(&self, key: u128, features: &Arc<VisionFeatures>) {
         let mut state = self.lock();
         if features.bytes.len() > self.max_bytes {
             return;
@@ -100,7 +101,7 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
-        /// Compares the cache with a list in order of use: same entries, and never more bytes than allowed.
+        /// The cache always has the entries of a list in order of use, and never more bytes than allowed.
         #[test]
         fn evicts_the_least_recently_used(uses in prop::collection::vec((0u128..8, 1usize..6), 1..60), max_bytes in 1usize..16) {
             let cache = FeatureCache::new(max_bytes);
@@ -115,7 +116,7 @@ mod tests {
                     model.push(entry);
                     continue;
                 }
-                cache.put(key, &features(n));
+                cache.insert(key, &features(n));
                 if n <= max_bytes {
                     model.push((key, n));
                 }

@@ -1,4 +1,4 @@
-//! The whole model: [`Qwen25Vl::forward`] is the one way from a [`Batch`] to hidden states, in training, scoring and
+//! The whole model: [`Qwen25Vl::forward`] computes hidden states from a [`Batch`] in training, scoring and
 //! generation.
 //!
 //! ```text
@@ -25,7 +25,7 @@ use crate::weights::{WeightLoader, WeightSource};
 /// The model with its weights on a device.
 #[derive(Clone, Debug)]
 pub struct Qwen25Vl {
-    /// Sizes of both towers.
+    /// Sizes of the vision tower and of the decoder.
     pub config: ModelConfig,
     /// The vision tower.
     pub vision: VisionTower,
@@ -38,11 +38,11 @@ pub struct Qwen25Vl {
 /// Options of [`Qwen25Vl::forward`].
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ForwardOptions<'a> {
-    /// Vision tokens `[M, H]` of the batch, from [`Qwen25Vl::vision_tokens`]; without them, the forward pass computes
+    /// Vision tokens `[M, H]` of the batch from [`Qwen25Vl::vision_tokens`]; if absent, the forward pass computes
     /// them.
     pub vision: Option<&'a Tensor>,
-    /// The KV cache to which the tokens of the batch are added and in which they attend; without it, they attend within
-    /// the batch.
+    /// The KV cache: the tokens of the batch are added to it and attend to all keys in it. If absent, they attend
+    /// within the batch.
     pub cache: Option<(&'a KvCache, &'a KvPages)>,
     /// Gradient checkpointing: keeps only the input of each layer for the backward pass, which computes the rest again.
     pub checkpoint: bool,
@@ -74,7 +74,7 @@ impl Qwen25Vl {
         )
     }
 
-    /// The trained tensors, each with its name ([`Tensor::parameter`]).
+    /// The trained tensors; each has a name ([`Tensor::parameter`]).
     pub fn parameters(&self) -> impl Iterator<Item = &Tensor> {
         self.vision.tensors().chain(self.text.tensors()).filter(|t| t.parameter().is_some())
     }
@@ -110,9 +110,9 @@ impl Qwen25Vl {
 
     /// Computes the vision tokens `[M, H]` of the images and videos of a batch, in processor order.
     ///
-    /// A vision tower that is trained runs on the tape, over all media at once. Any other runs off the tape. If the
-    /// model has a feature cache, the tower runs over the media of one sequence at a time, so that an entry depends on
-    /// its own media alone, and only over media that are not cached.
+    /// A vision tower that is trained runs on the tape, over all media at once. A frozen one runs off the tape. With
+    /// a feature cache, it runs over the media of one sequence at a time, so that a cached result depends on these
+    /// media alone, and only over media that are not cached.
     ///
     /// # Errors
     /// Out of memory; a device error.
@@ -124,14 +124,14 @@ impl Qwen25Vl {
         let Some(cache) = &self.features else { return self.vision.forward(&cx, &input.sequences, false) };
         let mut found: Vec<(u128, Arc<VisionFeatures>)> = Vec::new();
         for media in &input.sequences {
-            // A cache that is too small for this batch may have lost an entry that the batch needs again.
+            // If the cache is too small for this batch, an entry that the batch needs a second time may be evicted.
             let in_batch = || found.iter().find(|(key, _)| *key == media.key).map(|(_, features)| features.clone());
             let features = match cache.get(media.key).or_else(in_batch) {
                 Some(features) => features,
                 None => {
                     let tokens = self.vision.forward(&cx, std::slice::from_ref(media), false)?;
                     let features = Arc::new(VisionFeatures::download(&tokens)?);
-                    cache.put(media.key, &features);
+                    cache.insert(media.key, &features);
                     features
                 }
             };

@@ -1,11 +1,11 @@
-//! The residual between the halves of a layer. The addition `x + delta` is delayed until the next norm, so that one
-//! kernel reads both, adds and normalises.
+//! The residual between attention and MLP of a layer. The addition `x + delta` is delayed until the next norm, so
+//! that one kernel reads both, adds and normalises.
 
 use reel_runtime::{Cx, Tensor, ops};
 
 use crate::error::Result;
 
-/// The residual `x [S, H]`, or `x + delta` where the sum has not been computed yet.
+/// The residual `x [S, H]`, or `x + delta` if the sum has not been computed yet.
 #[derive(Debug)]
 pub(crate) struct Residual {
     x: Tensor,
@@ -17,7 +17,7 @@ impl Residual {
         Residual { x: x.clone(), delta: None }
     }
 
-    /// `x + delta`; the next norm computes the sum.
+    /// The residual `x + delta`; the next norm computes the sum.
     pub(crate) fn sum_of(x: Tensor, delta: Tensor) -> Residual {
         Residual { x, delta: Some(delta) }
     }

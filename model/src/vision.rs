@@ -1,6 +1,7 @@
-//! The vision tower: patches of images and videos to vision tokens.
+//! The vision tower: from patches of images and videos to vision tokens.
 //!
-//! `N` patches, `M` = N / merge² vision tokens, `C` the width of the tower, `H` the width of the decoder.
+//! `N` is the number of patches, `M` = N / merge² that of vision tokens, `C` the width of the tower, `H` the width of
+//! the decoder.
 //!
 //! ```text
 //! x = pixels [N, patch_dim] · W                        # patch embedding, [N, C]
@@ -20,15 +21,15 @@ use reel_runtime::{Category, Cx, Tensor};
 use crate::batch::{PatchSource, SequenceMedia};
 use crate::config::VisionConfig;
 use crate::error::Result;
-use crate::input::window::{GridThw, Windows, windowed_positions};
+use crate::input::window::{GridThw, WindowOrder, windowed_positions};
 use crate::linear::Linear;
 use crate::residual::Residual;
 use crate::weights::WeightLoader;
 
-/// Base of the rotary frequencies. transformers fixes it in the code; the config does not have it.
+/// Base of the rotary frequencies. It is a constant in transformers and not part of the config.
 const ROPE_THETA: f64 = 10_000.0;
 
-/// The tower with its weights.
+/// The vision tower with its weights.
 #[derive(Clone, Debug)]
 pub struct VisionTower {
     config: VisionConfig,
@@ -73,7 +74,7 @@ impl VisionTower {
         })
     }
 
-    /// All weights and adapters, each once.
+    /// All weights and adapter matrices, each once.
     pub(crate) fn tensors(&self) -> impl Iterator<Item = &Tensor> {
         let blocks = self.blocks.iter().flat_map(|block| {
             let linears = [&block.qkv, &block.proj, &block.gate, &block.up, &block.down];
@@ -104,12 +105,12 @@ impl VisionTower {
         for (i, block) in self.blocks.iter().enumerate() {
             let seqs = if self.config.is_full_attention(i) { &layout.frames } else { &layout.windows };
             residual = if cx.is_training() {
-                // The output of a block is summed here so that its gradient needs one tensor, with checkpoints and
-                // without: both give the same bits.
+                // The sum of residual and block output is computed here, with gradient checkpointing and without it,
+                // so that both give the same bits and the gradient of the sum needs one tensor.
                 let (block, rotary, seqs) = (block.clone(), rotary.clone(), seqs.clone());
                 let f = move |cx: &Cx, x: &[Tensor]| {
                     let out = block.forward(cx, Residual::new(&x[0]), &rotary, &seqs);
-                    out.and_then(|out| out.sum(cx)).map_err(into_runtime)
+                    out.and_then(|out| out.sum(cx)).map_err(into_runtime_error)
                 };
                 let x = residual.sum(cx)?;
                 Residual::new(&if checkpoint { cx.recompute(&[&x], f)? } else { f(cx, &[x])? })
@@ -145,7 +146,7 @@ impl VisionTower {
         Ok(ops::linear(cx, &pixels, &self.patch_embed, None)?)
     }
 
-    /// The rotary table for `positions` i32 `[2, N]`: half of a head's pairs rotate with the row of the patch, half
+    /// The rotary table for `positions` i32 `[2, N]`: half of the frequencies rotate with the row of the patch, half
     /// with its column.
     fn rotary(&self, cx: &Cx, positions: &Tensor) -> Result<RotaryTable> {
         let half = self.config.head_dim / 2;
@@ -157,17 +158,17 @@ impl VisionTower {
     }
 }
 
-/// Where the tower computes each patch, and which patches attend to each other.
+/// The order in which the tower computes patches, and which patches attend to each other.
 struct PatchLayout {
-    /// The patch, in processor order, at each index of the window order: `[N]` in host memory.
+    /// `[N]`, in host memory: for each index of the window order, the patch's index in processor order.
     window_order: Vec<i32>,
-    /// i32 `[N]`: the index in window order of each patch in processor order.
+    /// i32 `[N]`: for each patch in processor order, its index in window order.
     processor_order: Tensor,
     /// i32 `[2, N]`: row and column of each patch in its frame, in window order.
     positions: Tensor,
-    /// The frames, for blocks with full attention.
+    /// The cumulative lengths of frames, for blocks with full attention.
     frames: CuSeqlens,
-    /// The windows, for all other blocks.
+    /// The cumulative lengths of windows, for all other blocks.
     windows: CuSeqlens,
 }
 
@@ -175,11 +176,11 @@ impl PatchLayout {
     fn new(cx: &Cx, media: &[SequenceMedia], config: &VisionConfig) -> Result<PatchLayout> {
         let (device, unit) = (cx.device(), config.merge_unit());
         let grids: Vec<GridThw> = media.iter().flat_map(|m| &m.grids).copied().collect();
-        let plan = Windows::plan(&grids, config);
+        let plan = WindowOrder::plan(&grids, config);
         let at = windowed_positions(&grids, config, &plan);
         let axis = |i: usize| at.iter().map(move |p| p[i] as i32);
         let to_i32 = |v: &[usize]| v.iter().map(|&x| x as i32).collect::<Vec<i32>>();
-        // An order of squares as an order of their patches.
+        // Converts an order of squares to the order of their patches.
         let of_patches = |squares: &[usize]| -> Vec<i32> {
             squares.iter().flat_map(|&i| i * unit..(i + 1) * unit).map(|i| i as i32).collect()
         };
@@ -198,9 +199,9 @@ pub(crate) fn inverse_frequencies(theta: f64, dim: usize) -> Vec<f32> {
     (0..dim / 2).map(|j| 1.0 / (theta.powf((2 * j) as f32 as f64 / dim as f64) as f32)).collect()
 }
 
-/// The runtime error inside of a model error. A block's forward pass, which [`Cx::recompute`] runs, has no errors of
-/// other kinds.
-pub(crate) fn into_runtime(e: crate::ModelError) -> reel_runtime::RuntimeError {
+/// Takes the runtime error out of a model error. The forward pass of a block, which [`Cx::recompute`] runs, has no
+/// other errors.
+pub(crate) fn into_runtime_error(e: crate::ModelError) -> reel_runtime::RuntimeError {
     match e {
         crate::ModelError::Runtime(e) => e,
         other => reel_runtime::RuntimeError::Device(other.to_string()),

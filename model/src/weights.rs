@@ -1,5 +1,5 @@
-//! Loads weights onto a device. Weights are read in place from the memory-mapped files where their dtype allows, and
-//! copied where they are trained or change dtype. On the dry device they are only counted.
+//! Loads weights onto a device. Weights are read in place from the memory-mapped files if their dtype allows it, and
+//! copied if they are trained or change dtype. On device `dry` they are only counted.
 
 use half::{bf16, f16};
 use reel_runtime::{Category, DType, Device, Tensor};
@@ -12,11 +12,11 @@ use crate::error::{ModelError, Result};
 pub enum WeightSource<'a> {
     /// The files of a model folder.
     Files(&'a Checkpoint),
-    /// Uninitialised memory of the right size, for the dry device, as if the files had this dtype.
+    /// Uninitialised memory of the right size, for device `dry`, as if the files had this dtype.
     Nothing(StoredDType),
 }
 
-/// Loads weights onto a device.
+/// What is needed to load weights: the device, the files, and the dtypes.
 #[derive(Clone, Copy)]
 pub struct WeightLoader<'a> {
     /// The target device.
@@ -25,12 +25,13 @@ pub struct WeightLoader<'a> {
     pub source: WeightSource<'a>,
     /// The dtype of activations, F32 or BF16. Vectors (norms, biases) and trained tensors always have it.
     pub dtype: DType,
-    /// Whether a parameter, given by its classic name, is trained.
+    /// Whether the parameter with this classic name is trained.
     pub trainable: &'a dyn Fn(&str) -> bool,
 }
 
 impl WeightLoader<'_> {
-    /// Loads tensor `name`, stored with shape `stored`, as a tensor of shape `shape` with the same elements.
+    /// Loads tensor `name`, which the files store with shape `stored`, as a tensor of shape `shape` with the same
+    /// elements.
     ///
     /// # Errors
     /// The tensor is missing or has another shape; out of memory.
@@ -46,15 +47,15 @@ impl WeightLoader<'_> {
         Ok(if trained { t.into_parameter(name)? } else { t })
     }
 
-    /// The dtype in which a tensor is kept as it is; `None` if it is converted to the dtype of activations.
+    /// The stored dtype if the tensor keeps it; `None` if the tensor is converted to the dtype of activations.
     fn kept_dtype(&self, file: StoredDType, shape: &[usize], trained: bool) -> Option<DType> {
         let same = match file {
             StoredDType::F32 => DType::F32,
             StoredDType::Bf16 => DType::BF16,
             StoredDType::F16 => return None,
         };
-        // Matrix products widen bf16 weights to f32 activations. f32 weights with bf16 activations would give other
-        // results than a bf16 model.
+        // A matrix product widens bf16 weights to f32 activations exactly. f32 weights with bf16 activations would
+        // give other results than a bf16 model.
         let in_place = same == self.dtype || (shape.len() > 1 && same == DType::BF16);
         (in_place && !(trained && same != self.dtype)).then_some(same)
     }

@@ -1,6 +1,6 @@
 //! Compares encoded conversations with transformers' processor (tests/golden/model).
 //!
-//! Has no test harness, because this program also runs as the worker process that decodes videos.
+//! This program has no test harness, because it also runs as the worker process that decodes videos.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -52,7 +52,7 @@ fn equals_the_processor(case: &Path) {
     for (got, want) in got.second_per_grid_ts.iter().zip(&want.second_per_grid_ts) {
         assert!((got - want).abs() <= 1e-5 * want);
     }
-    // Tolerances in steps of a u8 value; a step is 1 / (255 · std), and the smallest std is 0.26.
+    // Tolerances are multiples of a step of a u8 value: 1 / (255 · std), where the smallest std is 0.26.
     let level = 1.0 / (255.0 * 0.26);
     let tolerances = &about["tolerances"];
     let largest = tolerances["pixel_max_levels"].as_f64().map_or(f32::INFINITY, |x| x as f32) * level;

@@ -69,7 +69,7 @@ fn relative(got: &[f32], want: &[f32]) -> f64 {
     (sum(&|g, w| (g - w) * (g - w)) / sum(&|_, w| w * w)).sqrt()
 }
 
-/// Logits `[S, V]` of a packed forward pass.
+/// Logits `[S, V]` of a forward pass over packed sequences.
 fn packed(case: &Case, device: &Device, dtype: DType) -> Vec<f32> {
     let model = Qwen25Vl::open(device, &case.files, &case.config, dtype).unwrap();
     let cx = Cx::inference(device, dtype);
@@ -108,7 +108,7 @@ fn bits_do_not_depend_on_threads_batch_or_cache() {
             let model = Qwen25Vl::open(&device, &case.files, &case.config, dtype).unwrap();
             let cx = Cx::inference(&device, dtype);
 
-            // In a batch, after and before other sequences.
+            // The sequence in a batch, between other sequences.
             let text: Vec<u32> = case.tokens.input_ids.iter().copied().filter(|id| *id < 200).take(70).collect();
             let at: Vec<i64> = (0..text.len() as i64).collect();
             let other = Sequence { input_ids: &text, position_ids: [&at, &at, &at], ..Sequence::default() };
@@ -121,7 +121,7 @@ fn bits_do_not_depend_on_threads_batch_or_cache() {
                 assert!(got == want, "{} {dtype}: in a batch", case.name);
             }
 
-            // With the KV cache: the prompt up to the last vision token, then one token at a time.
+            // The sequence with a KV cache: first the prompt up to the last vision token, then one token at a time.
             let pads = [case.config.tokens.image, case.config.tokens.video];
             let first = case.tokens.input_ids.iter().rposition(|id| pads.contains(id)).map_or(1, |i| i + 1);
             let cache = KvCache::new(&device, &case.config.text, dtype, s.div_ceil(KvPages::BLOCK)).unwrap();

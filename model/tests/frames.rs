@@ -1,4 +1,4 @@
-//! Compares decoded u8 frames with normalised pixel values as input of the vision tower.
+//! Tests that the vision tower gives the same results for decoded u8 frames and for normalised pixel values.
 
 use std::path::Path;
 
@@ -17,7 +17,7 @@ fn folder() -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/train/model_a")
 }
 
-/// Random frames of `[t, h, w]` patches; `odd`: with an odd number of frames.
+/// Random frames of `[t, h, w]` patches; with `odd`, their number is odd.
 fn noise([t, h, w]: [usize; 3], odd: bool, p: &PatchProcessor, seed: u64) -> FrameBuf {
     let (frames, height, width) = (t * p.temporal_patch_size - usize::from(odd), h * p.patch_size, w * p.patch_size);
     let level = |i: usize| ((i as u64 ^ seed).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8;
@@ -108,11 +108,12 @@ proptest! {
         let values = as_values(&levels);
         for dtype in [DType::F32, DType::BF16] {
             let ((got, d_got), (want, d_want)) = (pass(dtype, &[&levels]), pass(dtype, &[&values]));
-            // Forward, the sum of a patch depends on its pixels only. The gradient sums over patches in another order.
+            // In the forward pass, the embedding of a patch depends on its own pixels only. The gradient sums over
+            // patches in another order.
             prop_assert!(got == want, "{dtype}");
             let off = distance(&d_got, &d_want);
             prop_assert!(off <= 1e-5, "{dtype}: gradients differ by {off:.2e}");
-            // One sequence with frames and one with pixel values in a batch.
+            // A batch of one sequence with frames and one with pixel values.
             prop_assert!(pass(dtype, &[&levels, &values]).0[..got.len()] == got[..], "{dtype}: with values in the batch");
         }
     }

@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use reel_model::config::ModelConfig;
-use reel_model::input::mrope::{Grids, rope_index};
+use reel_model::input::mrope::{MediaGrids, rope_index};
 use reel_model::input::tokenizer::Tokenizer;
-use reel_model::input::window::{GridThw, Windows, patch_positions};
+use reel_model::input::window::{GridThw, WindowOrder, patch_positions};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -38,7 +38,7 @@ fn positions_equal_get_rope_index() {
     assert!(golden.rows.len() >= 7);
     for row in golden.rows {
         let seconds: Vec<f32> = row.second_per_grid_ts.iter().map(|&x| x as f32).collect();
-        let grids = Grids {
+        let grids = MediaGrids {
             image_grid_thw: &row.image_grid_thw,
             video_grid_thw: &row.video_grid_thw,
             second_per_grid_ts: &seconds,
@@ -68,7 +68,7 @@ fn windows_equal_get_window_index() {
     assert!(rows.iter().filter(|row| row.positions.is_some()).count() >= 5);
     for row in rows {
         (vision.spatial_merge_size, vision.window_size) = (row.merge, row.window_size);
-        let plan = Windows::plan(&row.grids, &vision);
+        let plan = WindowOrder::plan(&row.grids, &vision);
         assert_eq!(plan.window_index, row.window_index, "{:?}", row.grids);
         assert_eq!(plan.cu_window_seqlens, row.cu_window_seqlens, "{:?}", row.grids);
         assert_eq!(plan.cu_seqlens, row.cu_seqlens, "{:?}", row.grids);

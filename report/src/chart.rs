@@ -9,7 +9,7 @@ const LEFT: f64 = 52.0;
 const RIGHT: f64 = 12.0;
 const TOP: f64 = 12.0;
 const BOTTOM: f64 = 26.0;
-/// Maximum number of dots, and of points of the line.
+/// Maximum number of dots in a chart, and of points of its line.
 const MAX_POINTS: usize = 400;
 
 /// Size and scale of a chart.
@@ -24,8 +24,8 @@ pub struct Chart {
 }
 
 impl Chart {
-    /// The chart of `(step, value)` points, sorted by step. Values that are not finite are omitted; empty if no value
-    /// is left.
+    /// Draws a chart of `(step, value)` points, sorted by step. Values that are not finite are omitted; the result is
+    /// empty if no value is left.
     pub fn svg(&self, points: &[(u64, f64)], label: &str) -> String {
         let visible = |v: f64| v.is_finite() && (!self.log || v > 0.0);
         let points: Vec<(u64, f64)> = points.iter().copied().filter(|p| visible(p.1)).collect();
@@ -73,15 +73,15 @@ fn widened(low: f64, high: f64) -> (f64, f64) {
     (low - room, high + room)
 }
 
-/// At most [`MAX_POINTS`] of the points, evenly spaced.
+/// At most [`MAX_POINTS`] of these points, evenly spaced.
 fn subsampled(points: &[(u64, f64)]) -> Vec<(u64, f64)> {
     points.iter().copied().step_by(points.len().div_ceil(MAX_POINTS).max(1)).collect()
 }
 
-/// Mean of each value and its neighbours, over a window of 1/20 of all points.
+/// The mean of each value and its neighbours, over a window of 1/20 of all points.
 fn running_mean(points: &[(u64, f64)]) -> Vec<(u64, f64)> {
     let half = points.len() / 40;
-    // Prefix sums: the sum over a window is a difference.
+    // With prefix sums, the sum over a window is a difference of two of them.
     let mut sums = vec![0.0];
     for p in points {
         sums.push(sums[sums.len() - 1] + p.1);

@@ -1,4 +1,4 @@
-//! Curves of a run: a small chart for each metric over the steps.
+//! The curves of a training run: a small chart per metric over the steps.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -10,7 +10,7 @@ use crate::html;
 
 const CHART: Chart = Chart { width: 360.0, height: 170.0, log: false };
 
-/// Metrics that come first, in this order; the others follow by name.
+/// Metrics whose charts come first, in this order; all others follow by name.
 const FIRST: [&str; 8] =
     ["reward", "loss", "kl", "completion_length", "entropy", "grad_norm", "learning_rate", "tokens_per_second"];
 

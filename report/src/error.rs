@@ -3,7 +3,7 @@
 use reel_diagnostic::Diagnostic;
 use reel_train::TrainError;
 
-/// A page could not be made from a run's output folder.
+/// A page could not be made from the output folder of a run.
 #[derive(Debug, thiserror::Error)]
 pub enum ReportError {
     /// A file of the run is missing, unreadable or empty.

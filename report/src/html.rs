@@ -1,4 +1,4 @@
-//! The frame that all pages share: head, style sheet, title. A page loads nothing from elsewhere.
+//! What all pages share: head, style sheet, title. A page loads no other files.
 
 const STYLE: &str = include_str!("html.css");
 

@@ -1,8 +1,8 @@
 //! HTML pages about training runs and measurements: one shared style, line charts as SVG, and the page of a training
 //! run.
 //!
-//! A page is a single file that loads nothing from elsewhere. [`run::run_page`] reads the output folder of a run and
-//! returns its page; crates with pages of their own (measurements, the demo) use [`html`] and [`chart`].
+//! A page is a single file that loads no other files. [`run::run_page`] reads the output folder of a run and returns
+//! its page; crates with other pages (measurements, the demo) use [`html`] and [`chart`].
 
 pub mod chart;
 mod curves;

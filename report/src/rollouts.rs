@@ -1,5 +1,5 @@
-//! Sampled completions of a GRPO run: at some steps spread over the run, one group side by side with rewards, below the
-//! frames of its video.
+//! Shows sampled completions of a GRPO run: for some steps, evenly spaced over the run, one group of completions side
+//! by side with their rewards, below the frames of its video.
 
 use std::fmt::Write;
 use std::fs;
@@ -15,14 +15,14 @@ use serde_json::Value;
 use crate::html::escape;
 use crate::{ReportError, Result};
 
-/// Maximum number of steps to show.
+/// Maximum number of steps shown.
 const MAX_STEPS: usize = 12;
-/// Maximum number of completions of a group.
+/// Maximum number of completions shown per group.
 const MAX_COMPLETIONS: usize = 8;
-/// Maximum characters of a text.
+/// Maximum number of characters shown of a text.
 const MAX_CHARACTERS: usize = 600;
 
-/// Groups of some steps; empty for a run without rollouts.
+/// The HTML of one group for each shown step; empty for a run without rollouts.
 pub fn rollouts_html(run: &Path, steps: &[StepMetrics]) -> Result<String> {
     let folder = run.join(ROLLOUTS);
     let name = |step: u64| format!("{step:06}");
@@ -47,7 +47,7 @@ pub fn rollouts_html(run: &Path, steps: &[StepMetrics]) -> Result<String> {
     Ok(page)
 }
 
-/// At most [`MAX_STEPS`] of the steps, evenly spaced, including the first and the last.
+/// At most [`MAX_STEPS`] of these steps, evenly spaced, including the first and the last.
 fn spread(steps: &[u64]) -> Vec<u64> {
     let n = steps.len().min(MAX_STEPS);
     (0..n).map(|i| steps[i * (steps.len() - 1) / (n - 1).max(1)]).collect()

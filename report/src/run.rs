@@ -12,7 +12,7 @@ use crate::{ReportError, Result, curves, html, rollouts};
 
 const STYLE: &str = include_str!("run.css");
 
-/// The HTML page of the run whose output folder is `run`, as far as the run has come.
+/// The HTML page of the run whose output folder is `run`; the run may still be going on.
 ///
 /// # Errors
 /// `metrics.jsonl` or a rollout file of the run cannot be read, or no step has finished.

@@ -7,7 +7,7 @@ use reel_kernels::philox;
 
 /// Height and width of a clip in pixels.
 pub const SIDE: usize = 224;
-/// Frames of a clip.
+/// Number of frames of a clip.
 pub const FRAMES: usize = 8;
 /// Frames per second of a clip.
 pub const FPS: u32 = 4;
@@ -21,7 +21,7 @@ const COLORS: [(&str, [f32; 3]); 4] = [
 ];
 const NUMBERS: [&str; 4] = ["one", "two", "three", "four"];
 
-/// What the question about a clip is.
+/// The kind of question that is asked about a clip.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ClipTask {
     /// In which direction a shape moves: left, right, up or down.
@@ -33,7 +33,7 @@ pub enum ClipTask {
 }
 
 impl ClipTask {
-    /// All tasks, in the order of the tables.
+    /// All tasks, in the order of the result tables.
     pub const ALL: [Self; 3] = [Self::Motion, Self::Colors, Self::Count];
 
     /// The task's name in file names and tables.
@@ -45,7 +45,7 @@ impl ClipTask {
         }
     }
 
-    /// The number of possible answers; a random guess is correct once in so many times.
+    /// The number of possible answers; a random guess is correct with probability 1 / this number.
     pub fn answer_count(self) -> usize {
         match self {
             Self::Motion | Self::Count => 4,
@@ -87,7 +87,7 @@ pub struct Clip {
 }
 
 impl Clip {
-    /// The completion that SFT trains on: chain of thought and answer in their tags.
+    /// The completion that SFT trains on: chain of thought and answer, each in its tags.
     pub fn completion(&self) -> String {
         format!("<think>{}</think>{}", self.think, self.solution())
     }
@@ -104,10 +104,10 @@ pub fn extract_answer(text: &str) -> &str {
     after.split_once("</answer>").map_or("", |(answer, _)| answer.trim())
 }
 
-/// The tasks of consecutive clips. Motion is the hardest task and comes twice as often as the others.
+/// The tasks of four consecutive clips. Motion is the hardest task and occurs twice as often as the others.
 const TURNS: [ClipTask; 4] = [ClipTask::Motion, ClipTask::Colors, ClipTask::Motion, ClipTask::Count];
 
-/// A data set of clips.
+/// A data set of clips, used for one purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClipSet {
     /// For SFT: rows with whole completions.
@@ -149,7 +149,8 @@ impl ClipSet {
     }
 }
 
-/// The clips of a set: tasks and answers take turns, so that each is equally frequent; everything else is random.
+/// Draws the clips of a set. Tasks and answers alternate, so that all are equally frequent; everything else is
+/// random.
 pub fn make_clips(set: ClipSet, seed: u64) -> Vec<Clip> {
     let (split, count) = (set.name(), set.clip_count());
     // Each set has its own stream of random numbers.
@@ -175,8 +176,8 @@ pub fn make_clips(set: ClipSet, seed: u64) -> Vec<Clip> {
         .collect()
 }
 
-/// Counter-based random numbers of one clip: it depends on the seed and the clip's index only, not on the clips before
-/// it.
+/// Counter-based random numbers for one clip. They depend only on the seed and the clip's index, not on earlier
+/// clips.
 struct ClipRandom {
     seed: u64,
     stream: u64,
@@ -205,7 +206,7 @@ enum Kind {
     Triangle,
 }
 
-/// A shape in one frame; lengths in pixels.
+/// A shape at its position in one frame; lengths are in pixels.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Shape {
     kind: Kind,
@@ -214,11 +215,11 @@ struct Shape {
     color: [f32; 3],
 }
 
-/// The shapes of each frame, the chain of thought, and the answer.
+/// The shapes in each frame of a clip, the chain of thought, and the answer.
 type Scene = (Vec<Vec<Shape>>, String, String);
 
-/// A shape that moves in direction number `which`. `hinted`: whether its color tells the direction; a random color if
-/// `None`.
+/// A shape that moves in direction number `which`. With `Some(true)` the color tells the direction, with
+/// `Some(false)` it tells a wrong one, and with `None` it is random.
 fn motion(which: usize, hinted: Option<bool>, random: &mut ClipRandom) -> Scene {
     let (answer, from, to) =
         [("left", "right", "left"), ("right", "left", "right"), ("up", "bottom", "top"), ("down", "top", "bottom")]
@@ -265,7 +266,7 @@ fn objects(which: usize, random: &mut ClipRandom) -> Scene {
     (vec![shapes; FRAMES], format!("I count {} {plural}.", NUMBERS[which]), (which + 1).to_string())
 }
 
-/// The frames of a clip, u8 RGB; a frame equal to the one before it is copied.
+/// Draws the frames of a clip, u8 RGB; a frame equal to the one before it is copied.
 fn render(scenes: &[Vec<Shape>]) -> Vec<u8> {
     let mut frames: Vec<u8> = Vec::with_capacity(scenes.len() * SIDE * SIDE * 3);
     for (t, scene) in scenes.iter().enumerate() {
@@ -278,7 +279,7 @@ fn render(scenes: &[Vec<Shape>]) -> Vec<u8> {
     frames
 }
 
-/// One frame, u8 RGB `[SIDE, SIDE, 3]`, with antialiased edges one pixel wide.
+/// Draws one frame, u8 RGB `[SIDE, SIDE, 3]`, with antialiased edges one pixel wide.
 fn render_frame(shapes: &[Shape]) -> Vec<u8> {
     let mut pixels = Vec::with_capacity(SIDE * SIDE * 3);
     for y in 0..SIDE {
@@ -302,7 +303,7 @@ fn distance(s: &Shape, x: f32, y: f32) -> f32 {
     match s.kind {
         Kind::Square => dx.abs().max(dy.abs()) - 0.9 * s.radius,
         Kind::Circle => dx.hypot(dy) - s.radius,
-        // Upright, with sides of slope 2.
+        // The triangle stands upright, and its sides have slope 2.
         Kind::Triangle => ((2.0 * dx.abs() - dy - s.radius) / 5f32.sqrt()).max(dy - s.radius),
     }
 }

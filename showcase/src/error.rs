@@ -7,13 +7,13 @@ use reel_model::ModelError;
 use reel_report::ReportError;
 use reel_runtime::RuntimeError;
 
-/// The demo could not be made.
+/// The demo failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ShowcaseError {
     /// The output folder or a file in it cannot be used.
     #[error(transparent)]
     Output(Diagnostic),
-    /// An image of the page could not be encoded.
+    /// A frame of the HTML page could not be encoded.
     #[error("report.html: a frame cannot be encoded as PNG: {0}")]
     Image(#[from] image::ImageError),
     /// A device or an op failed.

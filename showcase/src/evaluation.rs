@@ -22,20 +22,20 @@ use crate::clips::{Clip, ClipTask, extract_answer};
 const MAX_ANSWER_TOKENS: usize = 48;
 /// Clips per batch.
 const BATCH: usize = 24;
-/// Random frame orders in which each motion clip is asked about.
+/// Number of random frame orders in which each motion clip is asked about.
 const SHUFFLES: u64 = 3;
 
-/// Correct answers out of all.
+/// How many of some answers are correct.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
-    /// Correct answers.
+    /// Number of correct answers.
     pub correct: usize,
-    /// All answers.
+    /// Number of all answers.
     pub total: usize,
 }
 
 impl Tally {
-    /// Counts the correct ones among answers, each with its clip.
+    /// Counts the correct answers; each answer comes with its clip.
     pub fn count_correct<'a>(answers: impl Iterator<Item = (&'a Clip, &'a String)>) -> Self {
         answers.fold(Self::default(), |t, (clip, text)| Self {
             correct: t.correct + usize::from(extract_answer(text) == clip.answer),
@@ -63,23 +63,23 @@ pub fn standard_errors(low: Tally, high: Tally) -> f64 {
     (high.accuracy() - low.accuracy()) / (low.variance() + high.variance()).sqrt()
 }
 
-/// A model's answers in one evaluation.
+/// The answers of a model in one evaluation.
 #[derive(Clone, Debug)]
 pub struct Answers {
     /// The answer to each clip.
     pub ordered: Vec<String>,
-    /// The answer to each motion clip with shuffled frames: all clips in a first random order, then in a second, and so
-    /// on.
+    /// The answers to the motion clips with shuffled frames: to all clips in a first random order, then in a second,
+    /// and so on.
     pub shuffled: Vec<String>,
 }
 
 impl Answers {
-    /// Correct answers of one task, or of all tasks.
+    /// Counts the correct answers to the clips of one task, or of all tasks.
     pub fn tally(&self, clips: &[Clip], task: Option<ClipTask>) -> Tally {
         Tally::count_correct(clips.iter().zip(&self.ordered).filter(|(c, _)| task.is_none_or(|t| t == c.task)))
     }
 
-    /// Correct answers to motion clips with shuffled frames.
+    /// Counts the correct answers to motion clips with shuffled frames.
     pub fn shuffled_tally(&self, clips: &[Clip]) -> Tally {
         let motion: Vec<&Clip> = clips.iter().filter(|c| c.task == ClipTask::Motion).collect();
         Tally::count_correct(motion.into_iter().cycle().zip(&self.shuffled))
@@ -99,7 +99,7 @@ impl Answers {
     }
 }
 
-/// The questions about the held-out clips, ready for a model.
+/// The questions about the held-out clips, encoded as model inputs.
 pub struct Evaluation {
     bundle: Bundle,
     ordered: Vec<ModelInput>,
@@ -107,7 +107,7 @@ pub struct Evaluation {
 }
 
 impl Evaluation {
-    /// Prepares the questions about the clips in folder `videos`, for models with the tokenizer of model folder
+    /// Encodes the questions about the clips in folder `videos`, for models with the tokenizer of model folder
     /// `folder`.
     ///
     /// # Errors
@@ -132,7 +132,7 @@ impl Evaluation {
         Ok(Self { bundle, ordered, shuffled })
     }
 
-    /// The greedy answers of the model in `folder`.
+    /// Generates greedy answers to all questions with the model in `folder`.
     ///
     /// # Errors
     /// The weights cannot be opened, or generation fails.

@@ -18,20 +18,20 @@ use crate::evaluation::{Tally, standard_errors};
 use crate::pipeline::{DemoOutcome, GRPO_PAGE, STAGES};
 
 const STYLE: &str = include_str!("page.css");
-/// The page shows the answers to the first this many held-out clips.
-pub const SHOWN: usize = 48;
+/// The page shows the answers to this many held-out clips, the first ones.
+pub const SHOWN_CLIPS: usize = 48;
 
 /// A row of the table of results.
 pub struct ResultRow {
-    /// A task, `motion, frames shuffled`, or `all`.
+    /// The row's label: a task, `motion, frames shuffled`, or `all`.
     pub name: &'static str,
     /// Correct answers before, between and after the two training stages.
     pub tallies: [Tally; 3],
-    /// Accuracy of random guesses.
+    /// The accuracy of random guesses.
     guess: Option<f64>,
 }
 
-/// The results of a demo: a row for each task, one for motion clips with shuffled frames, and one for all clips.
+/// The result table of a demo: a row for each task, one for motion clips with shuffled frames, and one for all clips.
 pub fn result_rows(o: &DemoOutcome) -> Vec<ResultRow> {
     let guess = |task: ClipTask| 1.0 / task.answer_count() as f64;
     let row = |name, task: Option<ClipTask>| ResultRow {
@@ -88,7 +88,7 @@ pub fn demo_page(o: &DemoOutcome, machine: &str) -> Result<String> {
     Ok(page + &end(&format!("{machine}, seed {}", o.seed)))
 }
 
-/// The overview of several seeds; the page of each is `seed-N/report.html`.
+/// The HTML overview of several seeds; the page of each seed is `seed-N/report.html`.
 pub fn overview_page(outcomes: &[DemoOutcome], machine: &str) -> String {
     let mut page = begin("The same training with a different seed each time: weights, clips and sampling differ.");
     let second = outcomes.first().map_or("T-GRPO", DemoOutcome::second_stage_name);
@@ -190,11 +190,11 @@ fn results(page: &mut String, o: &DemoOutcome) {
 fn gallery(page: &mut String, o: &DemoOutcome) -> Result<()> {
     let _ = write!(
         page,
-        "<section><h2>Questions and answers</h2><p class=\"note\">The first {SHOWN} held-out clips with their frames in order.</p>"
+        "<section><h2>Questions and answers</h2><p class=\"note\">The first {SHOWN_CLIPS} held-out clips with their frames in order.</p>"
     );
     let [before, sft, grpo] = &o.answers;
     let answers = before.ordered.iter().zip(&sft.ordered).zip(&grpo.ordered);
-    for (clip, ((before, sft), grpo)) in o.clips.iter().zip(answers).take(SHOWN) {
+    for (clip, ((before, sft), grpo)) in o.clips.iter().zip(answers).take(SHOWN_CLIPS) {
         let (class, verdict) =
             if extract_answer(grpo) == clip.answer { ("right", "correct") } else { ("wrong", "wrong") };
         let _ = write!(page, "<article class=\"{class}\"><div class=\"strip\">");
@@ -235,7 +235,7 @@ fn shorten(text: &str) -> String {
     short
 }
 
-/// Frames are shown at 1/2 of their width and height.
+/// Frames are shown at 1 / this number of their width and height.
 const DOWNSCALE: usize = 2;
 
 /// A frame at half its size, u8 RGB `[SIDE/2, SIDE/2, 3]`: each pixel is the mean of 2 x 2 pixels.

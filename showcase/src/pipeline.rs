@@ -29,24 +29,24 @@ use serde_json::{Value, json};
 
 use crate::clips::{self, Clip, ClipSet, FPS, FRAMES, SIDE};
 use crate::evaluation::{Answers, Evaluation};
-use crate::page::SHOWN;
+use crate::page::SHOWN_CLIPS;
 use crate::{Result, ShowcaseError};
 
-/// One of the two training stages.
+/// One of the two training stages of the demo.
 pub struct TrainingStage {
     /// The command, and the name of the stage's files: `sft` or `grpo`.
     pub name: &'static str,
-    /// Its options, as `--config` takes them.
+    /// The stage's options, in the TOML that `--config` takes.
     config: &'static str,
-    /// Heading on the page.
+    /// The stage's heading on the page.
     pub title: &'static str,
     /// What the page says about the stage.
     pub about: &'static str,
-    /// Metrics that the page draws over the steps: name, caption, whether on a logarithmic scale.
+    /// The metrics that the page draws over the steps: name, caption, whether the scale is logarithmic.
     pub curves: &'static [(&'static str, &'static str, bool)],
 }
 
-/// The training stages in their order.
+/// The two training stages in their order.
 pub const STAGES: [TrainingStage; 2] = [
     TrainingStage {
         name: "sft",
@@ -71,67 +71,68 @@ pub const STAGES: [TrainingStage; 2] = [
     },
 ];
 
-/// Everything that the demo writes into its folder, except for the .toml files, by which the folder is recognised.
+/// Everything that the demo writes into its folder except the .toml files, by which a folder is recognised as a
+/// demo's.
 const PARTS: [&str; 9] =
     ["model", "siglip", "clips", "sft.jsonl", "rl.jsonl", "held-out.jsonl", "sft", "grpo", "report.html"];
 
-/// The page of the GRPO run, relative to the demo's folder.
+/// The path of the GRPO run's page, relative to the demo's folder.
 pub const GRPO_PAGE: &str = "grpo/report.html";
 
-/// A demo with one seed, in one folder.
+/// The demo with one seed, in one folder.
 pub struct Demo {
-    /// Output folder.
+    /// The output folder.
     pub folder: PathBuf,
-    /// Seed of weights, clips and sampling.
+    /// The seed of weights, clips and sampling.
     pub seed: u64,
-    /// Steps of each training stage instead of those of its .toml file.
+    /// Number of steps of each training stage; `None`: as the stage's .toml file says.
     pub steps: Option<i64>,
     /// Whether the GRPO stage has the temporal reward (T-GRPO).
     pub temporal: bool,
-    /// Whether to print no progress on stderr.
+    /// Whether no progress is printed on stderr.
     pub quiet: bool,
 }
 
-/// A folder with everything that training starts from.
+/// A demo whose models, clips and data files are written, so that training can start.
 pub struct PreparedDemo {
     started: Instant,
-    /// Parameters of the model.
+    /// Number of parameters of the model.
     parameters: u64,
-    /// The held-out clips; all but the first [`SHOWN`] without their frames.
+    /// The held-out clips; only the first [`SHOWN_CLIPS`] have their frames.
     held_out: Vec<Clip>,
 }
 
 /// The results of a demo.
 pub struct DemoOutcome {
-    /// Seed of weights, clips and sampling.
+    /// The seed of weights, clips and sampling.
     pub seed: u64,
     /// Whether the GRPO stage had the temporal reward.
     pub temporal: bool,
     /// The held-out clips.
     pub clips: Vec<Clip>,
-    /// Answers to the held-out clips before, between and after the stages.
+    /// The answers to the held-out clips before, between and after the two training stages.
     pub answers: [Answers; 3],
-    /// Lines of `metrics.jsonl` of each stage.
+    /// For each training stage, the lines of its `metrics.jsonl`.
     pub steps: [Vec<Value>; 2],
-    /// Duration of each stage.
+    /// The duration of each training stage.
     pub took: [Duration; 2],
-    /// Duration of everything.
+    /// The duration of the whole demo.
     pub all: Duration,
-    /// Parameters of the model.
+    /// Number of parameters of the model.
     pub parameters: u64,
-    /// Shell commands that give the same results step by step.
+    /// Shell commands that repeat the demo step by step with the same results.
     pub commands: Vec<String>,
 }
 
 impl DemoOutcome {
-    /// The name of the second stage.
+    /// The name of the second training stage.
     pub fn second_stage_name(&self) -> &'static str {
         if self.temporal { "T-GRPO" } else { "GRPO" }
     }
 }
 
 impl Demo {
-    /// Writes models, clips and data files; an earlier demo in the folder is replaced.
+    /// Writes models, clips and data files; replaces an earlier demo in the folder.
     ///
     /// # Errors
     /// The folder holds something else, a file cannot be written, or a clip cannot be encoded.
@@ -143,7 +144,7 @@ impl Demo {
         Ok(PreparedDemo { started, parameters, held_out })
     }
 
-    /// Trains and evaluates on `device`.
+    /// Trains in two stages on `device`, and evaluates before, between and after them.
     ///
     /// `sft` and `grpo` run a training command with the options of a .toml file, changed by [`Demo::set_paths`].
     ///
@@ -189,13 +190,13 @@ impl Demo {
         })
     }
 
-    /// A path inside the demo's folder.
+    /// The path of a file or folder inside the demo's folder.
     pub fn path(&self, part: &str) -> PathBuf {
         self.folder.join(part)
     }
 
-    /// Sets what a .toml file of the demo leaves open: `stage` (`sft` or `grpo`) starts from the model in the folder's
-    /// part `from`.
+    /// Sets the options that a .toml file of the demo leaves open: paths and steps. `stage` (`sft` or `grpo`) starts
+    /// from the model in the sub-folder `from`.
     pub fn set_paths(&self, options: &mut RunOptions, from: &str, stage: &str) {
         options.model = self.path(from).display().to_string();
         options.data = self.path(if stage == "sft" { "sft.jsonl" } else { "rl.jsonl" });
@@ -210,7 +211,7 @@ impl Demo {
         }
     }
 
-    /// Removes the files of an earlier demo, and nothing else; then writes the .toml files.
+    /// Removes the files of an earlier demo and nothing else; then writes the .toml files.
     fn clear(&self) -> Result<()> {
         check_output_folder(&self.folder)?;
         let cannot = |path: &Path, what: &str, e: std::io::Error, help: &str| {
@@ -245,7 +246,7 @@ impl Demo {
         Ok(made.parameters)
     }
 
-    /// Encodes all clips and writes a data file for each set; returns the held-out clips.
+    /// Encodes all clips and writes one data file per set; returns the held-out clips.
     fn make_clips(&self) -> Result<Vec<Clip>> {
         let encoding = VideoEncoding::new(VideoCodec::best_available(), (FPS as i32, 1));
         let mut held_out = Vec::new();
@@ -259,8 +260,8 @@ impl Demo {
                 rows.push('\n');
             }
             write(&self.path(&format!("{}.jsonl", set.name())), &rows)?;
-            // From here on only the page needs frames; those of all clips take hundreds of megabytes.
-            made.iter_mut().skip(SHOWN).for_each(|clip| clip.frames = Vec::new());
+            // After this, only the page needs frames; the frames of all clips would take hundreds of megabytes.
+            made.iter_mut().skip(SHOWN_CLIPS).for_each(|clip| clip.frames = Vec::new());
             held_out = made;
         }
         let [sft, rl, evaluated] = ClipSet::ALL.map(ClipSet::clip_count);
@@ -269,7 +270,7 @@ impl Demo {
         Ok(held_out)
     }
 
-    /// Shell commands that do what the demo did.
+    /// Returns shell commands that repeat the demo step by step; the last one asks a question about `clip`.
     fn commands(&self, clip: &Clip) -> Vec<String> {
         let (out, seed) = (self.folder.display(), self.seed);
         let run = |stage: &str, from: &str, data: &str, more: &str| {
@@ -294,7 +295,7 @@ impl Demo {
     }
 }
 
-/// A stage's options without the temporal reward.
+/// Turns off the temporal reward in the options of a stage.
 fn without_temporal(config: &str) -> String {
     let lines = config.lines().map(|line| if line == "temporal = true" { "temporal = false" } else { line });
     lines.flat_map(|line| [line, "\n"]).collect()
@@ -328,7 +329,7 @@ fn row(clip: &Clip, set: ClipSet) -> Value {
     }
 }
 
-/// The lines of a run's metrics.jsonl.
+/// Reads the lines of a run's metrics.jsonl.
 fn steps(run: &Path) -> Result<Vec<Value>> {
     let metrics = run.join("metrics.jsonl");
     let text =
@@ -340,7 +341,7 @@ fn steps(run: &Path) -> Result<Vec<Value>> {
     text.lines().map(|line| serde_json::from_str(line).map_err(malformed)).collect()
 }
 
-/// Writes a whole file, or leaves what was there before.
+/// Writes a whole file; if that fails, an earlier file stays.
 fn write(to: &Path, text: &str) -> Result<()> {
     let mut draft = AtomicFile::create(to)?;
     draft.write_all(text.as_bytes()).map_err(|e| ShowcaseError::Output(Diagnostic::cannot_write(to, &e)))?;

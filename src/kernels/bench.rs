@@ -8,7 +8,7 @@ use reel_measure::catalogue::{all_kernels, find_kernels};
 use reel_measure::timing::{TimedKernel, TimingDevice};
 use serde_json::{Value, json};
 
-use super::gpu;
+use super::open_gpu;
 use crate::common::Common;
 use crate::fail::{bad_usage, failed};
 use crate::output;
@@ -25,7 +25,7 @@ pub struct KernelsBenchArgs {
     runs: u32,
 }
 
-/// Bytes of the copy that measures memory bandwidth.
+/// Size in bytes of the copy that measures memory bandwidth.
 const COPY: usize = 1 << 30;
 
 impl KernelsBenchArgs {
@@ -36,25 +36,25 @@ impl KernelsBenchArgs {
             let help = "use --device cuda; `reel bench op` times kernels on the CPU";
             return Err(bad_usage("--device", format!("{name}: kernels are timed on a GPU"), help));
         }
-        let gpu = gpu(name)?;
+        let gpu = open_gpu(name)?;
         let bandwidth = 2.0 * COPY as f64 / copy_seconds(&gpu, COPY, 10)?;
         let examples: Vec<ExampleCall> = match &self.kernel {
             Some(name) => find_kernels(name)?.into_iter().map(|(_, e)| e).collect(),
             None => all_kernels().map(|(_, e)| e).collect(),
         };
         if !common.json {
-            output::line(format!("{}: copies {:.0} GB/s, read and written", gpu.name(), bandwidth * 1e-9))?;
-            output::line(format!("{}  of the bandwidth", TimedKernel::header()))?;
+            output::print_line(format!("{}: copies {:.0} GB/s, read and written", gpu.name(), bandwidth * 1e-9))?;
+            output::print_line(format!("{}  of the bandwidth", TimedKernel::table_header()))?;
         }
         let (name, sm) = (gpu.name().to_string(), gpu.sm());
-        let timing_device = TimingDevice::gpu(gpu);
+        let timing_device = TimingDevice::for_gpu(gpu);
         let (mut rows, mut problems) = (Vec::new(), Vec::new());
         for example in &examples {
-            match timing_device.time(example, self.runs as usize) {
+            match timing_device.time_kernel(example, self.runs as usize) {
                 Ok(row) => {
                     if !common.json {
                         let share = row.cost.bytes / row.timed.median() / bandwidth;
-                        output::line(format!("{}  {:5.1} %", row.columns(), 100.0 * share))?;
+                        output::print_line(format!("{}  {:5.1} %", row.table_row(), 100.0 * share))?;
                     }
                     rows.push(row);
                 }
@@ -63,7 +63,7 @@ impl KernelsBenchArgs {
         }
         if common.json {
             let kernels: Vec<Value> = rows.iter().map(TimedKernel::json).collect();
-            output::json(&json!({
+            output::print_json(&json!({
                 "gpu": name, "arch": sm, "bytes_per_second": bandwidth, "runs": self.runs, "kernels": kernels,
                 "problems": problems,
             }))?;

@@ -40,7 +40,7 @@ pub struct KernelsCheckArgs {
     compare: bool,
 }
 
-/// The result of compiling one source file for one architecture.
+/// What the compiler reported for one source file and one architecture.
 pub struct CompiledSource {
     sm: String,
     source: &'static Source,
@@ -48,7 +48,7 @@ pub struct CompiledSource {
 }
 
 impl KernelsCheckArgs {
-    /// Compiles and prints the table, or runs the kernels with `--device`; an error if a check fails.
+    /// Compiles the kernels and prints the table, or runs the kernels with `--device`; an error if a check fails.
     pub fn run(&self, common: &Common) -> Result<()> {
         if common.device.is_some() {
             if !self.arch.is_empty() {
@@ -76,10 +76,10 @@ impl KernelsCheckArgs {
         }
         if common.json {
             let functions: Vec<Value> = each(&done).map(|(d, f)| function(d, f)).collect();
-            output::json(&json!({"ok": problems.is_empty(), "functions": functions, "problems": problems}))?;
+            output::print_json(&json!({"ok": problems.is_empty(), "functions": functions, "problems": problems}))?;
         } else {
             print_table(&done)?;
-            problems.iter().try_for_each(|p| output::line(format!("problem: {p}")))?;
+            problems.iter().try_for_each(|p| output::print_line(format!("problem: {p}")))?;
         }
         match problems.first() {
             None => Ok(()),
@@ -104,7 +104,7 @@ impl KernelsCheckArgs {
         }
     }
 
-    /// Compiles the selected kernels for the selected architectures.
+    /// Compiles the selected kernels for all selected architectures.
     fn compile(&self, common: &Common) -> Result<Vec<CompiledSource>> {
         let archs = if self.arch.is_empty() { ARCHITECTURES.map(String::from).to_vec() } else { self.arch.clone() };
         let mut done = compile_all(&self.sources()?, &archs, common)?;
@@ -123,7 +123,7 @@ impl KernelsCheckArgs {
     }
 }
 
-/// Compiles every source for every architecture in parallel, and prints those that take longer than a second.
+/// Compiles every source for every architecture in parallel, and prints the sources that take longer than a second.
 pub fn compile_all(sources: &[&'static Source], archs: &[String], common: &Common) -> Result<Vec<CompiledSource>> {
     let jobs: Vec<_> = sources.iter().flat_map(|s| archs.iter().map(move |sm| (*s, sm))).collect();
     let next = AtomicUsize::new(0);
@@ -149,7 +149,7 @@ pub fn compile_all(sources: &[&'static Source], archs: &[String], common: &Commo
     Ok(done)
 }
 
-/// Keeps the functions of one kernel (their symbols begin with its name); with the name of a folder, keeps all.
+/// Keeps only the functions of one kernel, whose symbols begin with its name. If `name` is a folder, keeps all.
 fn retain_kernel(checked: &mut Checked, name: &str) {
     if FOLDERS.iter().any(|f| f.name == name) {
         return;
@@ -170,7 +170,7 @@ fn function(d: &CompiledSource, f: &Function) -> Value {
     value
 }
 
-/// Registers, memory and spills that ptxas reports, as JSON.
+/// The registers, memory and spills that ptxas reports, as JSON.
 pub fn resources(r: &Resources) -> Value {
     json!({
         "symbol": r.symbol, "entry": r.entry, "registers": r.registers, "static_shared": r.shared, "stack": r.stack,
@@ -178,7 +178,7 @@ pub fn resources(r: &Resources) -> Value {
     })
 }
 
-/// Prints a line per function: registers for each architecture, and the largest of the other figures.
+/// Prints a line per function: its registers for each architecture, and the largest of all other values.
 fn print_table(done: &[CompiledSource]) -> Result<()> {
     let mut archs: Vec<&str> = done.iter().map(|d| d.sm.as_str()).collect();
     archs.sort();
@@ -189,13 +189,13 @@ fn print_table(done: &[CompiledSource]) -> Result<()> {
     }
     let width = rows.keys().map(|(_, symbol)| symbol.len()).max().unwrap_or(0).max(8);
     let head: String = archs.iter().map(|sm| format!(" {sm:>6}")).collect();
-    output::line(format!("{:width$}  registers on", ""))?;
-    output::line(format!("{:width$} {head}  static shared  stack  spills  local", "function"))?;
+    output::print_line(format!("{:width$}  registers on", ""))?;
+    output::print_line(format!("{:width$} {head}  static shared  stack  spills  local", "function"))?;
     for ((_, symbol), by_arch) in rows {
         let registers = |sm: &&str| by_arch.get(sm).map_or(String::new(), |f| f.resources.registers.to_string());
         let registers: String = archs.iter().map(|sm| format!(" {:>6}", registers(sm))).collect();
         let max = |of: fn(&Function) -> u32| by_arch.values().map(|f| of(f)).max().unwrap_or(0);
-        output::line(format!(
+        output::print_line(format!(
             "{symbol:width$} {registers}  {:>13}  {:>5}  {:>6}  {:>5}",
             max(|f| f.resources.shared),
             max(|f| f.resources.stack),

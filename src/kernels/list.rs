@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::common::Common;
 use crate::output;
 
-/// Prints every kernel.
+/// Prints one line per kernel.
 pub fn run(common: &Common) -> Result<()> {
     let mut rows = Vec::new();
     for folder in FOLDERS {
@@ -25,12 +25,12 @@ pub fn run(common: &Common) -> Result<()> {
             let dtype = Some(*dtype).filter(|t| !t.is_empty());
             json!({"kernel": name, "folder": folder, "dtype": dtype, "stages": stages})
         });
-        return output::json(&rows.collect::<Vec<_>>());
+        return output::print_json(&rows.collect::<Vec<_>>());
     }
     let width = rows.iter().map(|r| r.0.len()).max().unwrap_or(0);
-    output::line(format!("{:width$}  {:16} {:5}  launches in CUDA", "kernel", "folder", "dtype"))?;
+    output::print_line(format!("{:width$}  {:16} {:5}  launches in CUDA", "kernel", "folder", "dtype"))?;
     for (name, folder, dtype, stages) in rows {
-        output::line(format!("{name:width$}  {folder:16} {dtype:5}  {}", stages.join(", ")))?;
+        output::print_line(format!("{name:width$}  {folder:16} {dtype:5}  {}", stages.join(", ")))?;
     }
     Ok(())
 }

@@ -56,7 +56,7 @@ impl KernelsArgs {
 }
 
 /// The GPU that `cuda` or `cuda:N` names.
-pub fn gpu(name: &str) -> Result<Gpu> {
+pub fn open_gpu(name: &str) -> Result<Gpu> {
     let number = match name.strip_prefix("cuda:") {
         None => 0,
         Some(n) => match n.parse() {

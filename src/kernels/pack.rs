@@ -28,8 +28,8 @@ impl KernelsPackArgs {
         output::write_file(&self.out, &bytes)?;
         let to = self.out.display().to_string();
         if common.json {
-            return output::json(&json!({"file": to, "bytes": bytes.len()}));
+            return output::print_json(&json!({"file": to, "bytes": bytes.len()}));
         }
-        output::line(format!("{to}: {:.1} MiB", bytes.len() as f64 / (1 << 20) as f64))
+        output::print_line(format!("{to}: {:.1} MiB", bytes.len() as f64 / (1 << 20) as f64))
     }
 }

@@ -31,14 +31,14 @@ pub struct KernelsReportArgs {
 impl KernelsReportArgs {
     /// Writes the page.
     pub fn run(&self, common: &Common) -> Result<()> {
-        let machine = MachineSpec::gpu(&self.gpu)?;
-        // Compiles on all threads what the page then looks up; without NVRTC the page has no registers.
+        let machine = MachineSpec::gpu_by_name(&self.gpu)?;
+        // Compiles on all threads what the page then looks up. Without NVRTC the page has no register counts.
         compile_all(&FOLDERS.iter().map(|f| f.source).collect::<Vec<_>>(), &["sm_90a".to_string()], common)?;
         let (page, kernels) = roofline_page(&machine, self.times.as_deref())?;
         output::write_file(&self.out, page.as_bytes())?;
         match common.json {
-            true => output::json(&serde_json::json!({"out": self.out, "kernels": kernels})),
-            false => output::line(format!("{}: {kernels} kernels", self.out.display())),
+            true => output::print_json(&serde_json::json!({"out": self.out, "kernels": kernels})),
+            false => output::print_line(format!("{}: {kernels} kernels", self.out.display())),
         }
     }
 }

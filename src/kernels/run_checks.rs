@@ -10,15 +10,15 @@ use reel_kernels::compile;
 use reel_measure::catalogue::find_kernels;
 use serde_json::{Value, json};
 
-use super::gpu;
+use super::open_gpu;
 use crate::common::Common;
 use crate::fail::{bad_usage, failed};
 use crate::output;
 
-/// Default of `--interleavings` on the simulator, as in the unit tests.
+/// Default of `--interleavings` on device `sim`, as in the unit tests.
 const INTERLEAVINGS: u32 = 8;
 
-/// Runs the checks of a kernel, of a folder, or of all kernels.
+/// Runs the checks of one kernel, of a folder, or of all kernels.
 pub fn run(common: &Common, kernel: Option<&str>, compare: bool) -> Result<()> {
     if let Some(name) = kernel {
         find_kernels(name)?;
@@ -29,7 +29,7 @@ pub fn run(common: &Common, kernel: Option<&str>, compare: bool) -> Result<()> {
             compile::available()?;
             CheckDevice::Sim
         }
-        Some(name) if name == "cuda" || name.starts_with("cuda:") => CheckDevice::Gpu(Rc::new(gpu(name)?)),
+        Some(name) if name == "cuda" || name.starts_with("cuda:") => CheckDevice::Gpu(Rc::new(open_gpu(name)?)),
         other => {
             let name = other.unwrap_or_default();
             return Err(bad_usage(
@@ -49,7 +49,7 @@ pub fn run(common: &Common, kernel: Option<&str>, compare: bool) -> Result<()> {
     let mut print_error = None;
     let outcomes = run_all(&checks, &setup, |o| {
         if !common.json && print_error.is_none() {
-            print_error = output::line(line(o)).err();
+            print_error = output::print_line(line(o)).err();
         }
     });
     if let Some(e) = print_error {
@@ -60,10 +60,10 @@ pub fn run(common: &Common, kernel: Option<&str>, compare: bool) -> Result<()> {
     if common.json {
         let checks: Vec<Value> = outcomes.iter().map(to_json).collect();
         let compared: Vec<Value> = compared.iter().map(|(k, c)| comparison(k, c)).collect();
-        output::json(&json!({"ok": bad.is_empty(), "seed": setup.seed, "checks": checks, "compared": compared}))?;
+        output::print_json(&json!({"ok": bad.is_empty(), "seed": setup.seed, "checks": checks, "compared": compared}))?;
     } else {
         for (kernel, all) in &compared {
-            output::line(comparison(kernel, all))?;
+            output::print_line(comparison(kernel, all))?;
         }
     }
     let launches: usize = outcomes.iter().filter_map(|o| o.result.as_ref().ok()).map(|ran| ran.launches).sum();
@@ -110,7 +110,7 @@ fn to_json(o: &CheckOutcome) -> Value {
     }
 }
 
-/// Differences between GPU and simulator, by kernel.
+/// Groups the comparisons of GPU and simulator by kernel.
 fn compared(outcomes: &[CheckOutcome]) -> BTreeMap<&'static str, Vec<&GpuComparison>> {
     let mut by_kernel: BTreeMap<&str, Vec<&GpuComparison>> = BTreeMap::new();
     for c in outcomes.iter().filter_map(|o| o.result.as_ref().ok()).flat_map(|r| &r.compared) {

@@ -22,10 +22,10 @@ pub struct KernelsShowArgs {
     kernel: String,
 }
 
-/// GPUs to plan launches for, with the architecture that their code is compiled for.
+/// GPUs to plan launches for, and the architecture that the code for each is compiled for.
 const GPUS: [(&str, Arch, &str); 2] = [("a100", Arch::A100, "sm_80"), ("h100", Arch::H100, "sm_90a")];
 
-/// A launch on a GPU; `resources` is what ptxas reports, `None` if the kernel was not compiled.
+/// A planned launch on a GPU; `resources` is what ptxas reports, `None` if the kernel was not compiled.
 struct Planned {
     gpu: &'static str,
     sm: &'static str,
@@ -46,22 +46,22 @@ impl KernelsShowArgs {
         let kernels = find_kernels(&self.kernel)?;
         if common.json {
             let all = kernels.iter().map(|(f, e)| to_json(f, e)).collect::<Result<Vec<_>>>()?;
-            return output::json(&all);
+            return output::print_json(&all);
         }
-        output::line(format!("{}\n\n{}", kernels[0].0.name, kernels[0].0.maths()))?;
+        output::print_line(format!("{}\n\n{}", kernels[0].0.name, kernels[0].0.maths()))?;
         kernels.iter().try_for_each(|(_, example)| print(example))
     }
 }
 
 fn print(example: &ExampleCall) -> Result<()> {
     let (cost, kernel) = (example.launch.cost, example.launch.kernel);
-    output::line(format!("\n{}, {}:", kernel.name, example.size))?;
+    output::print_line(format!("\n{}, {}:", kernel.name, example.size))?;
     let (planned, note) = plan(example);
     for p in &planned {
         let s = &p.stage;
         let cluster = if s.cluster == [1; 3] { String::new() } else { format!(", cluster {}", dims(s.cluster)) };
-        output::line(format!("  {} {:6} {}", p.gpu, p.sm, s.symbol))?;
-        output::line(format!(
+        output::print_line(format!("  {} {:6} {}", p.gpu, p.sm, s.symbol))?;
+        output::print_line(format!(
             "    grid {}, block {}{cluster}, {} bytes of dynamic shared memory",
             dims(s.grid),
             dims(s.block),
@@ -69,20 +69,20 @@ fn print(example: &ExampleCall) -> Result<()> {
         ))?;
         if let Some(r) = &p.resources {
             let of = format!("{} registers, {} bytes of static shared memory", r.registers, r.shared);
-            output::line(format!("    {of}, {} of stack, {} spilled", r.stack, r.spill_stores + r.spill_loads))?;
+            output::print_line(format!("    {of}, {} of stack, {} spilled", r.stack, r.spill_stores + r.spill_loads))?;
         }
     }
     if let Some(note) = note {
-        output::line(format!("  {note}"))?;
+        output::print_line(format!("  {note}"))?;
     }
-    output::line(format!(
+    output::print_line(format!(
         "  {:.3} GFLOP, {:.3} MB at the least: {:.2} FLOP/byte",
         cost.flops / 1e9,
         cost.bytes / 1e6,
         cost.flops / cost.bytes
     ))?;
     for f in floors(example)? {
-        output::line(format!("  {}: at least {:.1} us, bound by {}", f.gpu, f.seconds * 1e6, f.bound))?;
+        output::print_line(format!("  {}: at least {:.1} us, bound by {}", f.gpu, f.seconds * 1e6, f.bound))?;
     }
     Ok(())
 }
@@ -126,7 +126,7 @@ fn plan(example: &ExampleCall) -> (Vec<Planned>, Option<String>) {
 fn floors(example: &ExampleCall) -> Result<Vec<Floor>> {
     let (name, cost) = (example.launch.kernel.name, example.launch.cost);
     let floor = |gpu: &'static str| {
-        let rates = MachineSpec::gpu(gpu)?.ceilings;
+        let rates = MachineSpec::gpu_by_name(gpu)?.ceilings;
         let seconds = rates.floor_seconds(name, cost, dtype_of_kernel(name).unwrap_or(reel_kernels::DType::F32));
         let bound = if seconds * rates.bytes > cost.bytes * 1.000_001 { "arithmetic" } else { "memory" };
         Ok(Floor { gpu, seconds, bound })

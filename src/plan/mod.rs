@@ -1,7 +1,7 @@
-//! `reel plan`: predicts memory and time of a command for a machine that need not be there.
+//! `reel plan`: predicts memory and time of a command for a machine that need not exist here.
 //!
-//! It runs the code of the command itself on device `dry`, which counts allocations, operations and bytes and computes
-//! nothing.
+//! It runs the code of the command itself on device `dry`, which counts allocations, operations and bytes and
+//! computes nothing.
 
 mod table;
 
@@ -21,7 +21,7 @@ use reel_train::plan::{self, PhaseCosts, RowShape};
 use reel_train::run::RunSetup;
 use serde::de::DeserializeOwned;
 use std::ops::DerefMut;
-use table::{Counted, print};
+use table::{CommandCounts, print_plan};
 use tempfile::TempDir;
 
 use crate::common::{self, Common};
@@ -29,7 +29,7 @@ use crate::fail::{bad_usage, failed};
 use crate::grpo::GrpoArgs;
 use crate::init::ShapeFlags;
 use crate::sft::SftArgs;
-use crate::training::Resolved;
+use crate::training::ResolvedOptions;
 use crate::{generate, model, prompt};
 
 /// Predict peak memory, operations and the least time of a command, without running it and without a GPU or weights.
@@ -60,7 +60,7 @@ enum What {
     Generate(PlanGenerateArgs),
 }
 
-/// Options of every plan: the machine, and the sizes of model and rows.
+/// Options that all plans share: the machine, and the sizes of model and rows.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Plan options")]
 struct Sizes {
@@ -69,10 +69,10 @@ struct Sizes {
     /// GPU to plan for: h200, h100, a100, l40s or rtx4090; --device cpu plans for this machine
     #[arg(long, value_name = "NAME")]
     gpu: Option<String>,
-    /// Tokens of a row, including the vision tokens of its media
+    /// Tokens per row, including the vision tokens of its media
     #[arg(long, value_name = "N")]
     tokens: Option<usize>,
-    /// Patches of the video of a row; 4 patches make a vision token
+    /// Patches of the video in each row; 4 patches make a vision token
     #[arg(long, value_name = "N", default_value_t = 0)]
     vision_patches: usize,
 }
@@ -109,7 +109,7 @@ struct PlanGenerateArgs {
 }
 
 impl PlanArgs {
-    /// Counts and prints the plan.
+    /// Plans the selected command and prints the plan.
     pub fn run(&self, common: &Common, matches: &ArgMatches) -> Result<()> {
         let matches = matches.subcommand().map_or(matches, |(_, m)| m);
         let (sizes, counted) = match &self.what {
@@ -117,14 +117,14 @@ impl PlanArgs {
             What::Grpo(p) => (&p.sizes, p.count(common, matches)?),
             What::Generate(p) => (&p.sizes, p.count(common)?),
         };
-        print(common, &counted, &sizes.machine(common)?)
+        print_plan(common, &counted, &sizes.machine(common)?)
     }
 }
 
 impl Sizes {
     fn machine(&self, common: &Common) -> Result<MachineSpec> {
         match &self.gpu {
-            Some(name) => Ok(MachineSpec::gpu(name)?),
+            Some(name) => Ok(MachineSpec::gpu_by_name(name)?),
             None => match common.device()? {
                 common::DeviceName::Cpu => Ok(MachineSpec::this_cpu(common.threads()?)),
                 common::DeviceName::Cuda(number) => Ok(MachineSpec::this_gpu(number)?),
@@ -162,22 +162,22 @@ impl Sizes {
 
     /// The dtype of activations: `--dtype`, else bf16 on a GPU and f32 on the CPU.
     fn dtype(&self, common: &Common) -> DType {
-        if common.dtype.is_none() && self.gpu.is_some() { DType::BF16 } else { model::dtype(common) }
+        if common.dtype.is_none() && self.gpu.is_some() { DType::BF16 } else { model::activation_dtype(common) }
     }
 
-    /// Config, stored dtype of the weights, and name: of a model folder or of a preset.
+    /// Config, stored dtype of the weights, and name of a model, which is given by its folder or by a preset.
     fn config(&self, model: Option<&str>, common: &Common) -> Result<(ModelConfig, checkpoint::StoredDType, String)> {
         match (model.filter(|m| !m.is_empty()), &self.shape.preset) {
             (Some(_), Some(_)) => Err(bad_usage("--preset", "cannot be combined with --model", "give one of the two")),
             (None, None) => Err(bad_usage("--model", "is missing", "give --model MODEL or --preset tiny|3b|7b")),
             (Some(model), None) => {
-                let folder = prompt::folder(model)?;
+                let folder = prompt::model_folder(model)?;
                 let config = ModelConfig::open(&folder)?;
                 let files = plan::file_dtype(&folder, &config);
                 Ok((config, files, model.to_string()))
             }
             (None, Some(name)) => {
-                // --dtype is the dtype of activations here; the preset decides that of the files.
+                // Here, --dtype is the dtype of activations; the preset decides the dtype of the weight files.
                 let options = self.shape.options(&Common { dtype: None, ..common.clone() })?;
                 Ok((preset_config(&options)?, options.preset.dtype(), name.clone()))
             }
@@ -185,11 +185,11 @@ impl Sizes {
     }
 }
 
-/// A training command to count.
+/// A training command that is planned.
 struct Counting<'a, O> {
-    resolved: &'a Resolved<O>,
+    resolved: &'a ResolvedOptions<O>,
     sizes: &'a Sizes,
-    /// What `--data` or `--tokens` describe: `rows` or `prompts`.
+    /// What the command calls its rows: `rows` or `prompts`.
     rows: &'static str,
     with_shape: WithShape<O>,
     with_data: fn(&RunSetup<O>, checkpoint::StoredDType) -> reel_train::Result<plan::Plan>,
@@ -199,7 +199,7 @@ type WithShape<O> =
     fn(&O, &ModelConfig, checkpoint::StoredDType, DType, &RowShape, &Device) -> reel_train::Result<plan::Plan>;
 
 impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwned> Counting<'_, O> {
-    fn count(&self, common: &Common) -> Result<Counted> {
+    fn count(&self, common: &Common) -> Result<CommandCounts> {
         let Self { resolved, sizes, rows, .. } = self;
         let (options, dtype) = (&resolved.options, sizes.dtype(common));
         let model = Some(options.model.as_str());
@@ -219,7 +219,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
                 let preset = sizes.preset_folder(options.model.is_empty(), common)?;
                 let folder = match &preset {
                     Some(folder) => folder.path().to_path_buf(),
-                    None => prompt::folder(&options.model)?,
+                    None => prompt::model_folder(&options.model)?,
                 };
                 let setup = RunSetup {
                     options,
@@ -244,7 +244,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
                 format!("run reel {} --check-data to see why", O::COMMAND),
             ));
         }
-        Ok(Counted {
+        Ok(CommandCounts {
             command: O::COMMAND,
             subject: format!("{name}, {rows}, {} at a time", options.per_device_train_batch_size),
             dtype,
@@ -259,7 +259,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
 }
 
 impl PlanSftArgs {
-    fn count(&self, common: &Common, matches: &ArgMatches) -> Result<Counted> {
+    fn count(&self, common: &Common, matches: &ArgMatches) -> Result<CommandCounts> {
         let resolved = &self.sft.resolved(common, matches)?;
         let (with_shape, with_data) = (plan::with_shape, plan::with_data);
         Counting { resolved, sizes: &self.sizes, rows: "rows", with_shape, with_data }.count(common)
@@ -267,7 +267,7 @@ impl PlanSftArgs {
 }
 
 impl PlanGrpoArgs {
-    fn count(&self, common: &Common, matches: &ArgMatches) -> Result<Counted> {
+    fn count(&self, common: &Common, matches: &ArgMatches) -> Result<CommandCounts> {
         let resolved = &self.grpo.resolved(common, matches)?;
         let (with_shape, with_data) = (plan::grpo::with_shape, plan::grpo::with_data);
         let mut counted =
@@ -281,13 +281,13 @@ impl PlanGrpoArgs {
 }
 
 impl PlanGenerateArgs {
-    fn count(&self, common: &Common) -> Result<Counted> {
+    fn count(&self, common: &Common) -> Result<CommandCounts> {
         let dtype = self.sizes.dtype(common);
         let (config, files, name) = self.sizes.config(self.model.as_deref(), common)?;
         let Some(tokens) = self.sizes.tokens else {
             return Err(bad_usage("--tokens", "is missing", "give the number of tokens of the prompt"));
         };
-        // Every token is a forward pass to count: the number must be bounded.
+        // The dry device runs one forward pass per token, so the number of tokens must be bounded.
         let positions = config.text.max_position_embeddings;
         if !(1..=positions).contains(&self.max_new_tokens) {
             let what = format!("is {}", self.max_new_tokens);
@@ -314,7 +314,7 @@ impl PlanGenerateArgs {
         let prefill = count(1)?;
         let mut decode = count(self.max_new_tokens)?;
         plan::subtract(&mut decode, &prefill);
-        Ok(Counted {
+        Ok(CommandCounts {
             command: "generate",
             subject: format!("{name}, a prompt of {tokens} tokens, {} completions of {}", self.n, self.max_new_tokens),
             dtype,
@@ -328,7 +328,7 @@ impl PlanGenerateArgs {
     }
 }
 
-/// Runs the engine on an empty prompt of the given size: `n` completions of `new` tokens.
+/// Runs the engine on device `dry` with a prompt of the given size: `n` completions of `new` tokens.
 fn generate_on(
     device: &Device,
     weights: &Qwen25Vl,

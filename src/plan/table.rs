@@ -11,23 +11,23 @@ use serde_json::json;
 use crate::common::Common;
 use crate::output;
 
-/// The counts of a command.
-pub struct Counted {
+/// What device `dry` counted for a command.
+pub struct CommandCounts {
     pub command: &'static str,
     pub subject: String,
     pub dtype: DType,
     pub memory: MemoryUse,
-    /// The phases of the work (forward, decode, …) with the costs of their ops, over all `units`.
+    /// The phases of the work (forward, decode, …) with the costs of their ops, summed over all steps or calls.
     pub phases: PhaseCosts,
     /// Number of steps or calls that were counted.
     pub units: u64,
     pub unit: &'static str,
     pub tokens: u64,
-    /// Bytes of a checkpoint; `None` for commands that write none.
+    /// Size of a checkpoint in bytes; `None` for commands that write none.
     pub checkpoint: Option<u64>,
 }
 
-/// One line of the table of ops.
+/// One line of the table of ops, with the totals of one op in one phase.
 struct Line<'a> {
     phase: &'a str,
     op: &'a str,
@@ -38,12 +38,12 @@ struct Line<'a> {
     bound: &'static str,
 }
 
-fn lines<'a>(c: &'a Counted, m: &MachineSpec) -> Vec<Line<'a>> {
+fn lines<'a>(c: &'a CommandCounts, m: &MachineSpec) -> Vec<Line<'a>> {
     let each = c.units as f64;
     let mut lines = Vec::new();
     for (phase, totals) in &c.phases.0 {
         lines.extend(totals.iter().map(|(op, t)| {
-            let seconds = m.ceilings.floor_of_launches(op, t, c.dtype);
+            let seconds = m.ceilings.floor_seconds_of_launches(op, t, c.dtype);
             let bound = if seconds * m.ceilings.bytes > t.cost.bytes * 1.000_001 { "arithmetic" } else { "memory" };
             let (flops, bytes) = (t.cost.flops / each, t.cost.bytes / each);
             Line { phase, op, launches: t.launches as f64 / each, flops, bytes, seconds: seconds / each, bound }
@@ -54,7 +54,7 @@ fn lines<'a>(c: &'a Counted, m: &MachineSpec) -> Vec<Line<'a>> {
 }
 
 /// Prints a plan for a machine.
-pub fn print(common: &Common, c: &Counted, m: &MachineSpec) -> Result<()> {
+pub fn print_plan(common: &Common, c: &CommandCounts, m: &MachineSpec) -> Result<()> {
     let lines = lines(c, m);
     let sum = |f: fn(&Line) -> f64| lines.iter().map(f).sum::<f64>();
     let (flops, bytes, seconds) = (sum(|l| l.flops), sum(|l| l.bytes), sum(|l| l.seconds));
@@ -70,7 +70,7 @@ pub fn print(common: &Common, c: &Counted, m: &MachineSpec) -> Result<()> {
                 json!({"phase": l.phase, "op": l.op, "launches": l.launches, "flops": l.flops, "bytes": l.bytes, "seconds": l.seconds, "bound": l.bound})
             })
             .collect();
-        return output::json(&json!({
+        return output::print_json(&json!({
             "command": c.command, "subject": c.subject, "dtype": c.dtype.name(), "device": m.name,
             "peak_bytes": c.memory.peak, "memory": c.memory.at_peak.iter().copied().collect::<BTreeMap<_, _>>(),
             "capacity_bytes": m.memory, "fits": fits,
@@ -79,21 +79,23 @@ pub fn print(common: &Common, c: &Counted, m: &MachineSpec) -> Result<()> {
             "ceilings": {"flops_f32": m.ceilings.f32, "flops_bf16": m.ceilings.bf16, "bytes_per_second": m.ceilings.bytes, "source": m.source},
         }));
     }
-    output::line(format!("reel {} in {}: {}", c.command, c.dtype, c.subject))?;
+    output::print_line(format!("reel {} in {}: {}", c.command, c.dtype, c.subject))?;
     let verdict = match (m.memory, fits) {
         (Some(all), Some(true)) => format!(" of {:.1} GB: fits", all / 1e9),
         (Some(all), _) => format!(" of {:.1} GB: DOES NOT FIT", all / 1e9),
         _ => String::new(),
     };
-    output::line(format!("\npeak memory {:.3} GB{verdict}", c.memory.peak as f64 / 1e9))?;
+    output::print_line(format!("\npeak memory {:.3} GB{verdict}", c.memory.peak as f64 / 1e9))?;
     for (name, bytes) in c.memory.at_peak.iter().filter(|(_, b)| *b > 0) {
-        output::line(format!("  {name:12} {:>11.3} GB", *bytes as f64 / 1e9))?;
+        output::print_line(format!("  {name:12} {:>11.3} GB", *bytes as f64 / 1e9))?;
     }
     if let Some(bytes) = c.checkpoint {
         let bytes = bytes as f64 / 1e9;
-        output::line(format!("checkpoint {bytes:.3} GB; writing it in the background needs as much host memory"))?;
+        output::print_line(format!(
+            "checkpoint {bytes:.3} GB; writing it in the background needs as much host memory"
+        ))?;
     }
-    output::line(format!(
+    output::print_line(format!(
         "\none {} on {}: at least {}, {:.3} TFLOP, {:.3} GB moved, at most {:.0} tokens/s",
         c.unit,
         m.name,
@@ -104,21 +106,21 @@ pub fn print(common: &Common, c: &Counted, m: &MachineSpec) -> Result<()> {
     ))?;
     if phases.len() > 1 {
         let texts: Vec<String> = phases.iter().map(|(name, s)| format!("{name} {}", duration(*s))).collect();
-        output::line(format!("of which {}", texts.join(", ")))?;
+        output::print_line(format!("of which {}", texts.join(", ")))?;
     }
-    output::line(format!(
+    output::print_line(format!(
         "ceilings: {:.1} TFLOP/s bf16, {:.1} TFLOP/s f32, {:.3} TB/s ({})",
         m.ceilings.bf16 / 1e12,
         m.ceilings.f32 / 1e12,
         m.ceilings.bytes / 1e12,
         m.source
     ))?;
-    output::line(format!(
+    output::print_line(format!(
         "\n  {:8} {:34} {:>9} {:>12} {:>11} {:>10}  bound by",
         "phase", "op", "launches", "TFLOP", "GB", "time"
     ))?;
     for l in &lines {
-        output::line(format!(
+        output::print_line(format!(
             "  {:9} {:34} {:>9.0} {:>12.4} {:>11.4} {:>10}  {}",
             l.phase,
             l.op,

@@ -1,4 +1,4 @@
-//! Parses kernel arguments in the form of `--arg`.
+//! Parses kernel arguments as `--arg` takes them.
 
 use std::path::PathBuf;
 
@@ -12,11 +12,11 @@ pub enum KernelArgument {
     Scalar(ElementType, Vec<u8>),
     /// A pointer to a buffer.
     Buffer(BufferSpec),
-    /// A struct by value, given as bytes.
+    /// A struct that is passed by value, given as bytes.
     Bytes(Vec<u8>),
-    /// A struct by value, given as fields in C layout.
+    /// A struct that is passed by value, given as fields in C layout.
     Struct(Vec<KernelArgument>),
-    /// A tensor map by value or, if the parameter is a pointer, a pointer to one.
+    /// A tensor map that is passed by value, or by pointer if the parameter is a pointer.
     TensorMap(TensorMapArgument),
 }
 
@@ -36,31 +36,31 @@ pub struct BufferSpec {
 pub enum BufferFill {
     /// Zeros.
     Zeros,
-    /// Uninitialised: reading it is a finding.
+    /// Uninitialised memory; a kernel that reads it causes a finding.
     Uninitialized,
     /// 0, 1, 2, …
     Arange,
     /// Normally distributed numbers.
     Random,
-    /// A tensor of a safetensors file.
+    /// The elements of a tensor in a safetensors file.
     Stored(PathBuf, String),
 }
 
 impl KernelArgument {
-    /// Returns true if it is, or contains as a field, a tensor map of argument number `n`.
-    pub fn maps(&self, n: usize) -> bool {
+    /// Returns true if this argument is a tensor map of buffer number `n`, or a struct with such a field.
+    pub fn has_tensor_map_of(&self, n: usize) -> bool {
         match self {
             KernelArgument::TensorMap(map) => map.buffer.0 == n,
-            KernelArgument::Struct(fields) => fields.iter().any(|field| field.maps(n)),
+            KernelArgument::Struct(fields) => fields.iter().any(|field| field.has_tensor_map_of(n)),
             _ => false,
         }
     }
 }
 
-/// The arguments of a tensor map.
+/// The description of a tensor map.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TensorMapArgument {
-    /// Index of the argument that is its buffer, and of the field if that argument is a struct.
+    /// Index of the argument that is the map's buffer and, if that argument is a struct, the index of the field.
     pub buffer: (usize, Option<usize>),
     /// The element type.
     pub data_type: DataType,
@@ -70,7 +70,7 @@ pub struct TensorMapArgument {
     pub strides: Vec<u64>,
     /// Extents of a box in elements, innermost first.
     pub box_dims: Vec<u32>,
-    /// The swizzle of shared memory.
+    /// The swizzle mode of the box in shared memory.
     pub swizzle: Swizzle,
 }
 
@@ -163,7 +163,7 @@ fn structure(text: &str) -> Result<KernelArgument, String> {
     if !text.contains('=') {
         return hexadecimal(text).map(KernelArgument::Bytes);
     }
-    // A part that does not begin a field belongs to the previous field: tensor maps contain commas.
+    // A part that does not begin a new field belongs to the previous one, because tensor maps contain commas.
     let mut fields: Vec<String> = Vec::new();
     for part in text.split(',') {
         let begins =
@@ -218,7 +218,8 @@ fn map(text: &str) -> Result<TensorMapArgument, String> {
     })
 }
 
-/// Returns the driver's element type; types without one map to an integer type of equal width.
+/// Returns the driver's type for elements of a tensor map. A type that the driver lacks becomes an integer of equal
+/// width.
 fn data_type(name: &str) -> Option<DataType> {
     Some(match ElementType::named(name) {
         Some(ElementType::U8 | ElementType::I8 | ElementType::E4m3) => DataType::U8,

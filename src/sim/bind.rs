@@ -1,4 +1,4 @@
-//! Allocates the buffers of the arguments and lays out the parameter bytes of a launch.
+//! Allocates the buffers that the arguments describe, and lays out the parameter bytes of a launch.
 
 use std::path::Path;
 
@@ -18,23 +18,24 @@ use crate::output;
 /// The buffers and parameters of a launch.
 #[derive(Debug, Default)]
 pub struct BoundArguments {
-    /// Memory with all buffers.
+    /// The simulated memory with all buffers.
     pub memory: SimMemory,
-    /// The kernel's parameters in its own layout.
+    /// The kernel's parameters, as bytes in the kernel's layout.
     pub params: Vec<u8>,
-    /// The buffers with their names: `arg0`, or `arg0.1` in a struct.
+    /// The buffers with their names: `arg0`, or `arg0.1` for a field of a struct.
     pub buffers: Vec<NamedBuffer>,
 }
 
-/// Alignment of a tensor map in bytes, the largest of all struct fields.
+/// Alignment of a tensor map in bytes; no other struct field needs more.
 const MAP_ALIGN: usize = 64;
 
-/// Allocates the buffers of all arguments, then fills in the parameters. Arguments beyond the kernel's parameters must
-/// be buffers of tensor maps, because a kernel with tensor maps often does not take the pointers.
+/// Allocates the buffers of all arguments, then fills in the parameters. Arguments beyond the kernel's parameters
+/// must be buffers of tensor maps, because a kernel that takes tensor maps often does not take the pointers to their
+/// buffers.
 pub fn bind(kernel: &Kernel, arguments: &[(String, KernelArgument)], seed: u64) -> Result<BoundArguments> {
     let (given, taken) = (arguments.len(), kernel.params.len());
     let beyond = arguments.iter().enumerate().skip(taken);
-    let mapped = |n: usize| arguments.iter().any(|(_, argument)| argument.maps(n));
+    let mapped = |n: usize| arguments.iter().any(|(_, argument)| argument.has_tensor_map_of(n));
     if given < taken || !beyond.clone().all(|(n, (_, a))| matches!(a, KernelArgument::Buffer(_)) && mapped(n)) {
         let sizes: Vec<String> = kernel.params.iter().map(|p| p.1.to_string()).collect();
         let what = format!("{given} given, but kernel {} takes {taken} ({} bytes)", kernel.name, sizes.join(", "));
@@ -82,7 +83,7 @@ impl BoundArguments {
             BufferFill::Uninitialized => self.memory.alloc_uninitialized(bytes),
             BufferFill::Zeros => self.memory.alloc(vec![0; bytes]),
             BufferFill::Arange => self.memory.alloc(spec.dtype.arange(spec.count)),
-            // Each buffer has its own random numbers.
+            // Each buffer gets different random numbers.
             BufferFill::Random => self
                 .memory
                 .alloc(spec.dtype.normal(spec.count, seed.wrapping_mul(0xd134_2543_de82_ef95).wrapping_add(n))),
@@ -139,7 +140,7 @@ impl BoundArguments {
             .to_vec())
     }
 
-    /// Writes the buffers with their contents in `memory` to a safetensors file.
+    /// Writes the contents that the buffers have in `memory` to a safetensors file.
     pub fn write(&self, to: &Path, memory: &SimMemory) -> Result<()> {
         let tensors: Vec<StoredTensor> = self
             .buffers
@@ -158,7 +159,7 @@ impl BoundArguments {
     }
 }
 
-/// Returns the name of a type in safetensors files.
+/// Returns the name of an element type in safetensors files.
 fn stored_name(dtype: ElementType) -> &'static str {
     match dtype {
         ElementType::U8 => "U8",
@@ -177,9 +178,9 @@ fn stored_name(dtype: ElementType) -> &'static str {
     }
 }
 
-/// Reads a tensor of a file, whose type may be any of the buffer's element width.
+/// Reads the bytes of a tensor in a file, which may have any type as wide as the buffer's elements.
 fn stored(file: &Path, tensor: &str, spec: &BufferSpec) -> Result<Vec<u8>> {
-    let bytes = output::read(file)?;
+    let bytes = output::read_file(file)?;
     let all = SafeTensors::deserialize(&bytes)
         .map_err(|e| failed(file.display(), format!("is not a safetensors file ({e})"), "copy or write it again"))?;
     let location = format!("{}#{tensor}", file.display());
@@ -201,7 +202,7 @@ fn stored(file: &Path, tensor: &str, spec: &BufferSpec) -> Result<Vec<u8>> {
     Ok(view.data().to_vec())
 }
 
-/// Returns the bytes of an element; `None` if it is not a whole number.
+/// Returns the size of an element in bytes; `None` if it is not a whole number.
 fn width(dtype: Dtype) -> Option<usize> {
     Some(dtype.bitsize()).filter(|bits| bits % 8 == 0).map(|bits| bits / 8)
 }

@@ -5,8 +5,8 @@ use cpp_demangle::Symbol;
 
 use crate::fail::{UsageError, bad_usage};
 
-/// Returns the symbol that `wanted` names; without a name, the only symbol.
-pub fn choose<'a>(wanted: Option<&str>, symbols: &[&'a str], file: &str) -> Result<&'a str> {
+/// Returns the symbol that `wanted` selects; without `wanted`, the only symbol of the file.
+pub fn choose_kernel<'a>(wanted: Option<&str>, symbols: &[&'a str], file: &str) -> Result<&'a str> {
     let Some(wanted) = wanted else {
         return match symbols {
             [only] => Ok(only),
@@ -24,8 +24,8 @@ pub fn choose<'a>(wanted: Option<&str>, symbols: &[&'a str], file: &str) -> Resu
     find(symbols, wanted).map_err(|e| UsageError(format!("--entry {e}")).into())
 }
 
-/// Returns the symbol that `wanted` names: the symbol itself, in C++ `ns::kernel<3>(float*)`, `ns::kernel<3>`,
-/// `ns::kernel` or `kernel`, or a prefix that matches only one of them.
+/// Returns the symbol that `wanted` selects: the symbol itself; in C++ `ns::kernel<3>(float*)`, `ns::kernel<3>`,
+/// `ns::kernel` or `kernel`; or a prefix of only one of them.
 fn find<'a>(symbols: &[&'a str], wanted: &str) -> Result<&'a str, String> {
     if let Some(exact) = symbols.iter().find(|s| **s == wanted) {
         return Ok(exact);
@@ -46,7 +46,7 @@ fn find<'a>(symbols: &[&'a str], wanted: &str) -> Result<&'a str, String> {
     }
 }
 
-/// Returns the C++ name with parameters, or the symbol if it is not mangled.
+/// Returns the C++ name with its parameters, or the symbol if it is not mangled.
 fn signature(symbol: &str) -> String {
     let text = Symbol::new(symbol).ok().and_then(|s| s.demangle().ok()).unwrap_or_else(|| symbol.to_string());
     text.strip_prefix("void ").map_or(text.clone(), str::to_string)
@@ -67,7 +67,8 @@ fn names(symbol: &str) -> Vec<String> {
     names
 }
 
-/// Returns the positions outside of angle and round brackets at which `wanted` is true for the rest.
+/// Returns the positions outside of angle and round brackets at which `wanted` is true for the text that starts
+/// there.
 fn top_level<'a>(text: &'a str, wanted: impl Fn(&str) -> bool + 'a) -> impl Iterator<Item = usize> + 'a {
     let mut depth = 0;
     text.char_indices().filter_map(move |(at, c)| {
@@ -108,8 +109,8 @@ mod tests {
         assert!(e.contains("no such kernel") && e.contains("add(float*, float*, int)"), "{e}");
         assert!(find(&["_Z3addPf", "_Z3addPd"], "ad").unwrap_err().contains("use one of add(float*), add(double*)"));
         assert!(find(&[], "k").unwrap_err().contains("no kernel"));
-        assert!(choose(None, &symbols, "f.cu").unwrap_err().to_string().contains("4 kernels"));
-        assert_eq!(choose(None, &symbols[..1], "f.cu").unwrap(), "scale");
+        assert!(choose_kernel(None, &symbols, "f.cu").unwrap_err().to_string().contains("4 kernels"));
+        assert_eq!(choose_kernel(None, &symbols[..1], "f.cu").unwrap(), "scale");
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! `reel sim mutants`: tests whether each barrier, fence and wait of a kernel is needed, and whether a missing one
-//! would be found.
+//! `reel sim mutants`: tests whether each barrier, fence and wait of a kernel is needed, and whether the simulator
+//! detects a missing one.
 
 use anyhow::Result;
 use clap::Args;
@@ -26,11 +26,12 @@ pub struct SimMutantsArgs {
     run: SimRunArgs,
 }
 
-/// Warp instructions without progress after which a mutant counts as stuck; the correct kernel is known to end.
+/// Number of warp instructions without progress after which a mutant counts as stuck. The unchanged kernel is known
+/// to end.
 const MAX_IDLE_INSTRUCTIONS: u64 = 2_000_000;
 
 impl SimMutantsArgs {
-    /// Runs every mutant whose instruction the unchanged kernel executes.
+    /// Runs every mutant whose changed instruction the unchanged kernel executes.
     pub fn run(&self, common: &Common) -> Result<()> {
         let case = self.run.case(common)?;
         let location = self.run.location();
@@ -50,13 +51,13 @@ impl SimMutantsArgs {
         let survivors = verdicts.iter().filter(|v| v.killed_by.is_none()).count();
         if common.json {
             let rows: Vec<_> = verdicts.iter().map(|v| self.row(v)).collect();
-            return output::json(&json!({"mutants": verdicts.len(), "survivors": survivors, "verdicts": rows}));
+            return output::print_json(&json!({"mutants": verdicts.len(), "survivors": survivors, "verdicts": rows}));
         }
         for v in &verdicts {
             let outcome = v.killed_by.map_or("SURVIVED".to_string(), |kind| format!("killed by {}", kind.name()));
-            output::line(format!("{outcome:28} {}", v.mutant))?;
+            output::print_line(format!("{outcome:28} {}", v.mutant))?;
         }
-        output::line(format!("{location}: {} of {} mutants survived", survivors, verdicts.len()))
+        output::print_line(format!("{location}: {} of {} mutants survived", survivors, verdicts.len()))
     }
 
     fn row(&self, v: &MutantResult) -> serde_json::Value {

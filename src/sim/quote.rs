@@ -8,7 +8,7 @@ use reel_sim::program::Program;
 /// A source file and its lines.
 #[derive(Debug)]
 pub struct SourceQuotes {
-    /// The file's name as printed.
+    /// The name of the file, as it is printed.
     pub name: String,
     /// True for CUDA, false for PTX.
     pub cuda: bool,
@@ -16,8 +16,8 @@ pub struct SourceQuotes {
 }
 
 impl SourceQuotes {
-    /// Returns the main CUDA file of a kernel if its PTX has line information and the file exists, else the PTX.
-    /// `given` is the file that was run, `ptx` its text or the compiler's output.
+    /// Returns the source to quote: the main CUDA file of a kernel if its PTX has line information and the file
+    /// exists, else the PTX. `given` is the file that was run, `ptx` its text or the compiler's output.
     pub fn new(program: &Program, kernel: &str, given: &Path, ptx: &str) -> SourceQuotes {
         let of = |name: String, cuda: bool, text: &str| SourceQuotes {
             name,
@@ -27,7 +27,7 @@ impl SourceQuotes {
         let Some(main) = finding::main_file_name(program, kernel) else {
             return of(given.display().to_string(), false, ptx);
         };
-        // A relative name refers to the compiler's folder, which is probably the folder of the PTX.
+        // A relative name is relative to the folder in which the compiler ran, which is probably that of the PTX.
         let beside = given.parent().unwrap_or(Path::new("")).join(main);
         let found = [PathBuf::from(main), beside].into_iter().find_map(|p| std::fs::read(p).ok());
         of(main.to_string(), true, &found.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default())

@@ -18,7 +18,7 @@ use crate::common::Common;
 use crate::fail::{bad_usage, failed};
 use crate::output;
 
-/// Example of the help text; it needs no compiler.
+/// The example in the help text; it needs no compiler.
 pub const EXAMPLE: &str = "\
 Example:
   echo '.version 8.0 .target sm_80 .address_size 64
@@ -27,7 +27,7 @@ Example:
     st.global.u32 [%p], %v; ret; }' > k.ptx
   reel sim run k.ptx --entry k --grid 1 --block 1 --arg buf:u32:1:zeros";
 
-/// Returns the example and the forms of arguments.
+/// Returns the example and the forms of kernel arguments, for the help text.
 pub fn long_help() -> String {
     format!("{EXAMPLE}\n\n{ARGUMENTS}")
 }
@@ -90,7 +90,7 @@ pub struct SimRunArgs {
     out: Option<PathBuf>,
 }
 
-/// Up to three dimensions.
+/// The one to three integers of `--grid`, `--block` or `--cluster`.
 #[derive(Clone, Copy, Debug)]
 struct Dimensions([u32; 3]);
 
@@ -118,7 +118,7 @@ impl SimRunArgs {
             show::RunDisplay { file: &location, program: &case.program, kernel: &case.kernel, report: &report, quotes };
         if common.json {
             eprint!("{}", report.printed);
-            output::json(&shown.json())?;
+            output::print_json(&shown.json())?;
         } else {
             output::print_text(&report.printed)?;
             output::print_text(&shown.text(common.quiet))?;
@@ -133,18 +133,18 @@ impl SimRunArgs {
         Err(failed(&location, what, "see the list of findings"))
     }
 
-    /// Returns the file as given, for messages.
+    /// Returns the file's path as it was given, for messages.
     pub fn location(&self) -> String {
         self.file.display().to_string()
     }
 
-    /// Compiles the file and prepares memory and launch.
+    /// Compiles the file, allocates the arguments and describes the launch.
     pub fn case(&self, common: &Common) -> Result<SimCase> {
         let arguments = self.arguments()?;
         let (ptx, location) = (self.ptx()?, self.location());
         let help = "give complete PTX, as nvcc or NVRTC writes it";
         let program = Program::parse(&ptx).map_err(|e| failed(&location, e, help))?;
-        let symbol = entry::choose(self.entry.as_deref(), &program.kernels(), &location)?;
+        let symbol = entry::choose_kernel(self.entry.as_deref(), &program.kernels(), &location)?;
         let kernel = program.kernel(symbol).map_err(|e| failed(&location, e, help))?;
         let options = ExecOptions {
             gpu: self.gpu(&program)?,
@@ -173,9 +173,9 @@ impl SimRunArgs {
         self.args.iter().map(one).collect()
     }
 
-    /// Returns the file's text if it is PTX, else the compiler's output.
+    /// Returns the file's text if it is PTX; else compiles it and returns the compiler's PTX.
     fn ptx(&self) -> Result<String> {
-        let bytes = output::read(&self.file)?;
+        let bytes = output::read_file(&self.file)?;
         let text = String::from_utf8_lossy(&bytes);
         let is_ptx = match self.file.extension().and_then(|e| e.to_str()) {
             Some("ptx") => true,
@@ -189,7 +189,7 @@ impl SimRunArgs {
         compile::foreign(&self.file, sm, &self.include, HEADERS).map(|built| built.ptx).map_err(compiler_error)
     }
 
-    /// Returns the GPU whose limits apply.
+    /// Returns the GPU model whose limits the launch must keep.
     fn gpu(&self, program: &Program) -> Result<GpuSpec> {
         let target = number(&program.module.target).unwrap_or(80);
         let Some(arch) = &self.arch else { return Ok(GpuSpec::for_sm(target)) };
@@ -213,18 +213,18 @@ pub struct SimCase {
     pub program: Program,
     /// The decoded kernel.
     pub kernel: Kernel,
-    /// Buffers and parameters.
+    /// The buffers and the parameter bytes.
     pub bound: BoundArguments,
     /// The launch's geometry and parameters.
     pub launch: LaunchConfig,
-    /// The options of every run.
+    /// The options that all runs share.
     pub options: ExecOptions,
     interleavings: u32,
     threads: usize,
 }
 
 impl SimCase {
-    /// Runs the kernel, as it is in `program`, under all interleavings.
+    /// Runs the kernel under all interleavings; `program` may be a changed copy of the case's program.
     pub fn check(&self, program: &Program, options: ExecOptions) -> Result<CheckReport> {
         let plan = CheckPlan {
             interleavings: self.interleavings,
@@ -249,7 +249,7 @@ fn compiler_error(e: CompileError) -> anyhow::Error {
     anyhow::Error::msg(e.log().to_string()).context(line)
 }
 
-/// Returns the number in a name such as `sm_90a`.
+/// Returns the number in an architecture name such as `sm_90a`.
 fn number(arch: &str) -> Option<u32> {
     let digits = arch.strip_prefix("sm_")?.trim_end_matches(|c: char| c.is_ascii_lowercase());
     digits.parse().ok().filter(|n| (50..=200).contains(n))

@@ -1,4 +1,4 @@
-//! The report of a run, as text and as JSON.
+//! Shows the report of a run as text and as JSON.
 
 use std::fmt::Write as _;
 
@@ -12,22 +12,22 @@ use serde_json::{Map, Value, json};
 
 use super::quote::SourceQuotes;
 
-/// A checked kernel and its report.
+/// A checked kernel and its report, ready to be shown.
 #[derive(Debug)]
 pub struct RunDisplay<'a> {
-    /// The file as given.
+    /// The file's path as it was given.
     pub file: &'a str,
-    /// The program.
+    /// The parsed program.
     pub program: &'a Program,
-    /// The kernel.
+    /// The kernel that was checked.
     pub kernel: &'a Kernel,
     /// The report of the check.
     pub report: &'a check::CheckReport,
-    /// Source lines to quote.
+    /// The source lines that the report quotes.
     pub quotes: SourceQuotes,
 }
 
-/// Number of source lines with the highest counts that the text shows.
+/// Number of source lines that the text shows: those with the highest counts.
 const MAX_COUNTED_LINES: usize = 8;
 
 impl RunDisplay<'_> {
@@ -64,7 +64,7 @@ impl RunDisplay<'_> {
         })
     }
 
-    /// Returns the report as text; `quiet`: findings only.
+    /// Returns the report as text; with `quiet`, only its findings.
     pub fn text(&self, quiet: bool) -> String {
         let mut out = String::new();
         for f in self.findings() {
@@ -176,7 +176,8 @@ impl RunDisplay<'_> {
     }
 }
 
-/// Returns a line's location: `k.cu:12`, shortened from the left; `ptx:12` for a PTX line without a CUDA line.
+/// Returns where a line is: `k.cu:12`, with a long path shortened from the left; `ptx:12` for a PTX line without a
+/// CUDA line.
 fn location(line: &LineCounts, quotes: &SourceQuotes) -> String {
     let main = if line.origin.cuda == quotes.cuda { quotes.name.rsplit('/').next().unwrap_or_default() } else { "ptx" };
     let full = format!("{}:{}", line.origin.file.as_deref().unwrap_or(main), line.origin.line);

@@ -1,4 +1,4 @@
-//! Runs the built binary and checks what it prints.
+//! Runs the built binary and checks its output.
 #![allow(dead_code, reason = "each test program uses a part")]
 
 use std::path::{Path, PathBuf};
@@ -11,7 +11,8 @@ pub struct Run {
     pub stderr: String,
 }
 
-/// The binary, with GPUs hidden. `REEL_TEST_BIN` names another binary, for tests that were copied to another machine.
+/// The binary, with GPUs hidden. `REEL_TEST_BIN` selects another binary, for tests that were copied to another
+/// machine.
 pub fn reel() -> Command {
     let mut command = Command::new(std::env::var_os("REEL_TEST_BIN").unwrap_or(env!("CARGO_BIN_EXE_reel").into()));
     // No test downloads a model. GPUs are hidden, so that results do not depend on the machine.
@@ -28,16 +29,16 @@ pub fn reel_on_gpu() -> Command {
 
 /// Runs the binary with arguments.
 pub fn run<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Run {
-    done(reel().args(args).output().expect("the binary starts"))
+    finished_run(reel().args(args).output().expect("the binary starts"))
 }
 
 /// Runs the binary with arguments in a folder.
 pub fn run_in<S: AsRef<std::ffi::OsStr>>(folder: &Path, args: impl IntoIterator<Item = S>) -> Run {
-    done(reel().current_dir(folder).args(args).output().expect("the binary starts"))
+    finished_run(reel().current_dir(folder).args(args).output().expect("the binary starts"))
 }
 
-/// Exit code and output of a finished process.
-pub fn done(out: Output) -> Run {
+/// Exit code and output of a process that has ended.
+pub fn finished_run(out: Output) -> Run {
     Run {
         code: out.status.code(),
         stdout: String::from_utf8_lossy(&out.stdout).into_owned(),
@@ -59,8 +60,8 @@ impl Run {
         serde_json::from_str(self.ok()).unwrap_or_else(|e| panic!("{e}: {}", self.stdout))
     }
 
-    /// Checks that the command failed with exit code `code` and a one-line error that contains each of `words` and a
-    /// help text.
+    /// Checks that the command failed with exit code `code`, and with a one-line error that contains each of `words`
+    /// and says what to do.
     #[track_caller]
     pub fn refused(&self, code: i32, words: &[&str]) -> &Self {
         assert_eq!(self.code, Some(code), "stdout: {}\nstderr: {}", self.stdout, self.stderr);
@@ -75,9 +76,9 @@ impl Run {
     }
 }
 
-/// Sends a signal (`-INT`, `-KILL`, …) with the `kill` of the shell, since a minimal system has no other.
+/// Sends a signal (`-INT`, `-KILL`, …) with the `kill` command of the shell, because a minimal system has no other.
 #[allow(dead_code)] // not every test program sends signals
-pub fn signal(pid: u32, name: &str) {
+pub fn send_signal(pid: u32, name: &str) {
     let script = format!("kill {name} {pid}");
     assert!(Command::new("sh").args(["-c", &script]).status().expect("sh starts").success());
 }
@@ -95,8 +96,8 @@ pub fn tiny_model(parent: &Path) -> PathBuf {
     folder
 }
 
-/// Sorted names of the entries of a folder.
-pub fn entries(folder: &Path) -> Vec<String> {
+/// The sorted names of all files and folders in a folder.
+pub fn file_names_in(folder: &Path) -> Vec<String> {
     let mut names: Vec<String> = std::fs::read_dir(folder)
         .expect("the folder is there")
         .map(|e| e.expect("an entry").file_name().to_string_lossy().into_owned())

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use safetensors::{Dtype, SafeTensors};
 
-/// A tensor of any dtype, converted to f64.
+/// A tensor of any dtype, whose values are converted to f64.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tensor {
     pub shape: Vec<usize>,
@@ -40,7 +40,7 @@ fn widen(dtype: Dtype, data: &[u8]) -> Vec<f64> {
     }
 }
 
-/// The values of some rows (indices of the first dimension), one row after the other.
+/// The values of the rows `which` (indices of the first dimension), one row after the other.
 pub fn rows(t: &Tensor, which: &[f64]) -> Vec<f64> {
     let width = t.values.len() / t.shape[0].max(1);
     which.iter().flat_map(|&r| t.values[r as usize * width..(r as usize + 1) * width].iter().copied()).collect()
@@ -48,7 +48,7 @@ pub fn rows(t: &Tensor, which: &[f64]) -> Vec<f64> {
 
 /// Relative L2 distance |got − want| / |want|; panics if a value is not finite.
 #[track_caller]
-pub fn distance(name: &str, got: &[f64], want: &[f64]) -> f64 {
+pub fn relative_distance(name: &str, got: &[f64], want: &[f64]) -> f64 {
     assert_eq!(got.len(), want.len(), "{name}");
     assert!(got.iter().all(|x| x.is_finite()), "{name}: not all finite");
     let off: f64 = got.iter().zip(want).map(|(g, w)| (g - w).powi(2)).sum();
@@ -58,14 +58,14 @@ pub fn distance(name: &str, got: &[f64], want: &[f64]) -> f64 {
 
 /// Checks that the relative L2 distance is at most `limit`.
 #[track_caller]
-pub fn close(name: &str, got: &[f64], want: &[f64], limit: f64) {
-    let d = distance(name, got, want);
+pub fn assert_close(name: &str, got: &[f64], want: &[f64], limit: f64) {
+    let d = relative_distance(name, got, want);
     assert!(d <= limit, "{name}: {d:.3e} apart, at most {limit:.1e}");
 }
 
 /// Checks that every element differs by at most `limit`.
 #[track_caller]
-pub fn close_each(name: &str, got: &[f64], want: &[f64], limit: f64) {
+pub fn assert_elements_close(name: &str, got: &[f64], want: &[f64], limit: f64) {
     assert_eq!(got.len(), want.len(), "{name}");
     for (i, (g, w)) in got.iter().zip(want).enumerate() {
         assert!((g - w).abs() <= limit, "{name}[{i}] is {g}, not {w}");

@@ -7,23 +7,23 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use super::support::{done, golden};
-use super::tensors::{close, read, rows};
+use super::support::{finished_run, golden};
+use super::tensors::{assert_close, read, rows};
 
 /// The lines of metrics.jsonl.
-pub fn metrics(out: &Path) -> Vec<Value> {
+pub fn read_metrics(out: &Path) -> Vec<Value> {
     let text = fs::read_to_string(out.join("metrics.jsonl")).expect("metrics.jsonl");
     text.lines().map(|l| serde_json::from_str(l).expect("a line of JSON")).collect()
 }
 
-/// Runs the case `tests/golden/CASE` (`train/…` or `grpo/…`) with further options and checks the metrics of each step
-/// and the change of the weights against the reference. Returns the hash of the final weights.
-pub fn check(mut reel: Command, case: &str, more: &[&str]) -> String {
+/// Runs the case `tests/golden/CASE` (`train/…` or `grpo/…`) with additional options, and compares the metrics of
+/// each step and the change of the weights with the reference. Returns the hash of the final weights.
+pub fn check_training_case(mut reel: Command, case: &str, more: &[&str]) -> String {
     let folder = golden(case);
     let text = fs::read_to_string(folder.join("expected.json")).expect("expected.json");
     let expected: Value = serde_json::from_str(&text).expect("JSON");
     let path_of = |key: &str| match expected[key].as_str().expect("a path") {
-        // The cases of `grpo/` use the models of `train/`.
+        // The cases in `grpo/` use the models in `train/`.
         shared if shared.starts_with("../") => golden("train").join(&shared[3..]),
         own => folder.join(own),
     };
@@ -36,14 +36,14 @@ pub fn check(mut reel: Command, case: &str, more: &[&str]) -> String {
         reel.arg("--rollouts").arg(path_of("rollouts"));
     }
     reel.args(expected["args"].as_array().expect("args").iter().map(|a| a.as_str().expect("an option")));
-    done(reel.args(more).output().expect("the binary starts")).ok();
+    finished_run(reel.args(more).output().expect("the binary starts")).ok();
 
     let reading = expected["reading"].as_str();
     let (want, prefix) = match reading {
         Some(reading) => (&expected["readings"][reading], format!("{reading}/")),
         None => (&expected, String::new()),
     };
-    let (got, steps) = (metrics(&out), want["steps"].as_array().expect("steps"));
+    let (got, steps) = (read_metrics(&out), want["steps"].as_array().expect("steps"));
     assert_eq!(got.len(), steps.len(), "{case}");
     let limit = |name: String| expected["tolerances"][name].as_f64();
     for (g, w) in got.iter().zip(steps) {
@@ -56,7 +56,7 @@ pub fn check(mut reel: Command, case: &str, more: &[&str]) -> String {
             }
             let got = g[key].as_f64().unwrap_or_else(|| panic!("{case} step {}: no {key} in {g}", w["step"]));
             let relative = limit(format!("{key}_rel")).unwrap_or(1e-4);
-            // Mean rewards and clip ratios may be 0, where a relative tolerance would be 0.
+            // Mean rewards and clip ratios may be 0, for which a relative tolerance would be 0.
             let absolute = if ["reward", "clip_ratio"].contains(&key) { 1e-6 } else { 1e-12 };
             let off = (got - want).abs();
             let tolerance = (relative * want.abs()).max(limit(format!("{key}_abs")).unwrap_or(absolute));
@@ -74,7 +74,12 @@ pub fn check(mut reel: Command, case: &str, more: &[&str]) -> String {
         let (a, b) = (rows(&after[name], which), rows(&before[name], which));
         let change: Vec<f64> = a.iter().zip(b).map(|(a, b)| a - b).collect();
         let what = format!("{case}: change of {name}");
-        close(&what, &change, &deltas[&format!("{prefix}delta/{name}")].values, limit.as_f64().expect("a limit"));
+        assert_close(
+            &what,
+            &change,
+            &deltas[&format!("{prefix}delta/{name}")].values,
+            limit.as_f64().expect("a limit"),
+        );
     }
     got.last().and_then(|line| line["hash"].as_str()).expect("a hash").to_string()
 }

@@ -2,11 +2,11 @@
 //!
 //! `cargo run --release -p reel-benches --bin instructions -- [--cases TEXT] [--lanes N] [--sim-only] [--ptx DIR]`
 //!
-//! Prints one line of JSON an instruction on standard output and a summary on standard error. Exit code 1 if any
-//! result disagrees.
+//! Prints one line of JSON per instruction on standard output and a summary on standard error. The exit code is 1 if
+//! any result disagrees.
 
 use clap::Parser;
-use reel_benches::instructions::{self, Case, THREADS, compare, run};
+use reel_benches::instructions::{self, InstructionCase, THREADS_PER_BLOCK, compare, run};
 use reel_kernels::cuda::Gpu;
 use serde_json::json;
 use std::path::PathBuf;
@@ -17,10 +17,10 @@ struct Arguments {
     /// Run only instructions whose name contains this text
     #[arg(long, default_value = "")]
     cases: String,
-    /// Number of inputs of each instruction; eight times as many for instructions with one source
+    /// Number of inputs of each instruction; eight times as many for an instruction with one source operand
     #[arg(long, default_value_t = 8192)]
     lanes: usize,
-    /// Run on the simulator only: report findings, and approximations beyond their documented error
+    /// Run on the simulator only: report its findings, and approximations whose error exceeds the documented bound
     #[arg(long)]
     sim_only: bool,
     /// Also write each case's PTX module into this folder
@@ -30,7 +30,10 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let cases = instructions::cases(&arguments.cases, arguments.lanes.next_multiple_of(THREADS).max(THREADS));
+    let cases = instructions::cases(
+        &arguments.cases,
+        arguments.lanes.next_multiple_of(THREADS_PER_BLOCK).max(THREADS_PER_BLOCK),
+    );
     match report(&cases, &arguments) {
         Ok((bad, all)) => {
             eprintln!("{all} instructions, {bad} wrong");
@@ -43,21 +46,22 @@ fn main() -> ExitCode {
     }
 }
 
-/// Runs all cases and returns how many disagree, and how many there are.
-fn report(cases: &[Case], arguments: &Arguments) -> Result<(usize, usize), String> {
+/// Runs all cases and prints one line for each. Returns the number of cases that disagree and the number of all
+/// cases.
+fn report(cases: &[InstructionCase], arguments: &Arguments) -> Result<(usize, usize), String> {
     if cases.is_empty() {
         return Err(format!("--cases {}: no instruction's name contains it", arguments.cases));
     }
     if let Some(folder) = &arguments.ptx {
-        write(cases, folder).map_err(|e| format!("{}: {e}", folder.display()))?;
+        write_ptx_files(cases, folder).map_err(|e| format!("{}: {e}", folder.display()))?;
     }
     let mut gpu = if arguments.sim_only { None } else { Some(Gpu::open(0).map_err(|e| e.to_string())?) };
     let mut bad = 0;
     for case in cases {
-        let (record, good) = match one(case, gpu.as_ref()) {
-            Ok(compared) => (compared.record(case), compared.agree(case)),
+        let (record, good) = match compare_case(case, gpu.as_ref()) {
+            Ok(compared) => (compared.to_json_line(case), compared.agree(case)),
             Err(error) => {
-                // A kernel that fails destroys its CUDA context: opens a new one.
+                // A failed kernel makes its CUDA context unusable, so the next case gets a new context.
                 if gpu.take().is_some() {
                     gpu = Some(Gpu::open(0).map_err(|e| e.to_string())?);
                 }
@@ -70,16 +74,17 @@ fn report(cases: &[Case], arguments: &Arguments) -> Result<(usize, usize), Strin
     Ok((bad, cases.len()))
 }
 
-/// Runs one case and compares it; without a GPU, compares the simulator with itself.
-fn one(case: &Case, gpu: Option<&Gpu>) -> Result<compare::Compared, String> {
+/// Runs one case on the simulator and the GPU and compares the results. Without a GPU, the simulator's results are
+/// compared with themselves, so that only approximations are checked.
+fn compare_case(case: &InstructionCase, gpu: Option<&Gpu>) -> Result<compare::CaseComparison, String> {
     let sim = run::simulate(case, &case.input).map_err(|e| format!("sim: {e}"))?;
     let magnitudes = case.magnitudes.as_ref().map(|input| run::simulate(case, input)).transpose()?;
-    let other = gpu.map(|gpu| run::on_gpu(gpu, case)).transpose().map_err(|e| e.to_string())?;
-    Ok(compare::compare(case, &sim, other.as_ref().unwrap_or(&sim), magnitudes.as_deref()))
+    let other = gpu.map(|gpu| run::run_on_gpu(gpu, case)).transpose().map_err(|e| e.to_string())?;
+    Ok(compare::compare_outputs(case, &sim, other.as_ref().unwrap_or(&sim), magnitudes.as_deref()))
 }
 
-/// Writes one PTX file a case, named by its number and the beginning of its text.
-fn write(cases: &[Case], folder: &std::path::Path) -> std::io::Result<()> {
+/// Writes one PTX file per case, named by the case's index and the beginning of its name.
+fn write_ptx_files(cases: &[InstructionCase], folder: &std::path::Path) -> std::io::Result<()> {
     std::fs::create_dir_all(folder)?;
     for (i, case) in cases.iter().enumerate() {
         let plain = |c: char| if c.is_ascii_alphanumeric() || c == '.' { c } else { '_' };

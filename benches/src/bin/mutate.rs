@@ -3,8 +3,8 @@
 //!
 //! `cargo run --release -p reel-benches --bin mutate [-- --kernel FOLDER] [--launches N] [--survivors]`
 //!
-//! Prints one line of JSON a folder and one in total; with `--survivors`, one for each mutant that no check noticed.
-//! Progress goes to stderr once a minute.
+//! Prints one line of JSON per kernel folder and one for all folders together; with `--survivors`, also one line for
+//! each mutant that no check noticed. Progress goes to stderr once a minute.
 
 use clap::Parser;
 use reel_kernels::catalogue::FOLDERS;
@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 #[derive(Parser)]
 struct Arguments {
-    /// Only this folder
+    /// Mutate only the kernels of this folder
     #[arg(long)]
     kernel: Option<String>,
     /// Maximum number of launches that each mutant runs on
@@ -26,12 +26,12 @@ struct Arguments {
     /// Print mutants that no check noticed
     #[arg(long)]
     survivors: bool,
-    /// Threads [default: all]
+    /// Number of threads [default: one per CPU]
     #[arg(long)]
     threads: Option<usize>,
 }
 
-/// How many mutants came to what.
+/// The number of mutants with each outcome.
 #[derive(Clone, Copy, Default)]
 struct Tally {
     killed: usize,
@@ -90,7 +90,7 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Runs every mutant of a folder on all threads and counts the outcomes.
+/// Runs every mutant of a kernel folder on all threads and counts the outcomes.
 fn judge(name: &str, subject: &Subject, arguments: &Arguments) -> Result<Tally, String> {
     let (next, tally) = (AtomicUsize::new(0), Mutex::new(Tally::default()));
     let said = Mutex::new(Instant::now());

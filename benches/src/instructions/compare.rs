@@ -1,45 +1,45 @@
-//! Compares two outputs of a case, and approximations with their documented error.
+//! Compares the simulator's output of a case with the GPU's, and the error of approximations with its documented
+//! bound.
 
-use super::Case;
-use super::format::Float;
+use super::InstructionCase;
+use super::format::FloatFormat;
 use serde_json::{Value, json};
 
-/// The comparison of one case's results.
+/// How the results of the simulator and of a GPU differ on one case.
 #[derive(Clone, Debug, Default)]
-pub struct Compared {
-    /// Compared results of all lanes; each number of a pair counts as one.
+pub struct CaseComparison {
+    /// Number of compared results over all lanes; packed numbers in one register count separately.
     pub results: usize,
-    /// Results that differ and are not both NaN.
+    /// Number of results that differ and are not both NaN.
     pub different: usize,
-    /// Results that are both NaN but with different bits.
+    /// Number of results that are NaN on both sides but have different bits.
     pub nan_bits: usize,
-    /// The first that differs.
+    /// The first result that differs, with its inputs, as JSON.
     pub first: Option<Value>,
-    /// The first result that is NaN on both sides with different bits.
+    /// The first result that is NaN on both sides with different bits, as JSON.
     pub first_nan: Option<Value>,
-    /// The largest difference of finite results, relative to the larger one.
+    /// The largest difference of two finite results, relative to the larger magnitude of the two.
     pub relative: f64,
-    /// For an approximation: errors of simulator and GPU in units of the allowed error, and results of the wrong kind
-    /// (NaN, infinite).
-    pub approximation: Option<[Errors; 2]>,
-    /// For a sum of products: the largest difference relative to the sum of magnitudes.
+    /// For an approximate instruction: the errors of the simulator and of the GPU.
+    pub approximation: Option<[ApproximationErrors; 2]>,
+    /// For a sum of products: the largest difference between simulator and GPU, relative to the sum of magnitudes.
     pub sum: Option<f64>,
 }
 
-/// The error of an approximation on all inputs.
+/// The errors of an approximate instruction over all inputs, on the simulator or on the GPU.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Errors {
-    /// The largest error, in units of the allowed one.
+pub struct ApproximationErrors {
+    /// The largest error, as a multiple of the allowed error.
     pub largest: f64,
-    /// Results of another kind (NaN, infinite or finite) than the exact one.
+    /// Number of results whose kind (NaN, infinite or finite) differs from that of the exact result.
     pub other_kind: usize,
-    /// The lane of the largest error.
+    /// The lane with the largest error.
     pub lane: usize,
 }
 
-impl Compared {
+impl CaseComparison {
     /// Tells whether the simulator's results agree with the GPU's.
-    pub fn agree(&self, case: &Case) -> bool {
+    pub fn agree(&self, case: &InstructionCase) -> bool {
         match (&self.approximation, self.sum) {
             (Some(both), _) => both.iter().all(|e| e.largest <= 1.0 && e.other_kind == 0),
             (_, Some(sum)) => sum <= case.tolerance,
@@ -47,8 +47,8 @@ impl Compared {
         }
     }
 
-    /// The line of a report.
-    pub fn record(&self, case: &Case) -> Value {
+    /// The comparison as one JSON line of the program's output.
+    pub fn to_json_line(&self, case: &InstructionCase) -> Value {
         let mut record = json!({
             "name": case.name, "agree": self.agree(case), "lanes": case.lanes, "results": self.results,
             "different": self.different, "nan_bits": self.nan_bits,
@@ -75,20 +75,20 @@ impl Compared {
     }
 }
 
-fn inputs(case: &Case, lane: usize) -> Vec<String> {
-    (0..case.sources.len()).map(|k| format!("{:#x}", case.word(&case.input, k, lane))).collect()
+fn inputs(case: &InstructionCase, lane: usize) -> Vec<String> {
+    (0..case.sources.len()).map(|k| format!("{:#x}", case.operand_word(&case.input, k, lane))).collect()
 }
 
-/// Compares outputs of the simulator and of a GPU. `magnitudes` are the simulator's results on the same input without
-/// signs.
-pub fn compare(case: &Case, sim: &[u8], gpu: &[u8], magnitudes: Option<&[u8]>) -> Compared {
-    let mut all = Compared { sum: magnitudes.map(|_| 0.0), ..Compared::default() };
-    let approximation = Approximation::of(&case.name);
-    let mut errors = [Errors::default(); 2];
+/// Compares the outputs of the simulator and of a GPU. For a sum of products, `magnitudes` are the simulator's
+/// results on the same input without signs.
+pub fn compare_outputs(case: &InstructionCase, sim: &[u8], gpu: &[u8], magnitudes: Option<&[u8]>) -> CaseComparison {
+    let mut all = CaseComparison { sum: magnitudes.map(|_| 0.0), ..CaseComparison::default() };
+    let approximation = Approximation::documented(&case.name);
+    let mut errors = [ApproximationErrors::default(); 2];
     for lane in 0..case.lanes {
         for (k, &format) in case.results.iter().enumerate() {
-            let (s, g) = (case.word(sim, k, lane), case.word(gpu, k, lane));
-            let (count, float) = format.numbers().map_or((1, None), |(n, f)| (n, Some(f)));
+            let (s, g) = (case.operand_word(sim, k, lane), case.operand_word(gpu, k, lane));
+            let (count, float) = format.packed_numbers().map_or((1, None), |(n, f)| (n, Some(f)));
             for part in 0..count {
                 let cut = |word: u64| float.map_or(word, |f| word >> (f.bits() * part) & (u64::MAX >> (64 - f.bits())));
                 let (s, g) = (cut(s), cut(g));
@@ -97,15 +97,16 @@ pub fn compare(case: &Case, sim: &[u8], gpu: &[u8], magnitudes: Option<&[u8]>) -
                     all.note(case, lane, k, s, g);
                     continue;
                 };
-                let (a, b) = (f.value(s), f.value(g));
+                let (a, b) = (f.decode(s), f.decode(g));
                 if let Some(approximation) = &approximation {
-                    let args: Vec<f64> =
-                        (0..case.sources.len()).map(|j| f.value(cut(case.word(&case.input, j, lane)))).collect();
+                    let args: Vec<f64> = (0..case.sources.len())
+                        .map(|j| f.decode(cut(case.operand_word(&case.input, j, lane))))
+                        .collect();
                     errors[0].add(approximation, f, &args, a, lane);
                     errors[1].add(approximation, f, &args, b, lane);
                 }
                 if let (Some(sum), Some(magnitudes)) = (&mut all.sum, magnitudes) {
-                    let of = f.value(cut(case.word(magnitudes, k, lane)));
+                    let of = f.decode(cut(case.operand_word(magnitudes, k, lane)));
                     *sum = sum.max(if s == g { 0.0 } else { (a - b).abs() / of });
                 }
                 if s != g && a.is_nan() && b.is_nan() {
@@ -124,8 +125,8 @@ pub fn compare(case: &Case, sim: &[u8], gpu: &[u8], magnitudes: Option<&[u8]>) -
     all
 }
 
-impl Compared {
-    fn note(&mut self, case: &Case, lane: usize, k: usize, sim: u64, gpu: u64) {
+impl CaseComparison {
+    fn note(&mut self, case: &InstructionCase, lane: usize, k: usize, sim: u64, gpu: u64) {
         if sim != gpu {
             self.different += 1;
             self.first.get_or_insert_with(|| difference(case, lane, k, sim, gpu));
@@ -133,33 +134,34 @@ impl Compared {
     }
 }
 
-/// What a lane took and gave.
-fn difference(case: &Case, lane: usize, k: usize, sim: u64, gpu: u64) -> Value {
+/// Returns, as JSON, the inputs of a lane and result `k` on the simulator and on the GPU.
+fn difference(case: &InstructionCase, lane: usize, k: usize, sim: u64, gpu: u64) -> Value {
     let (sim, gpu) = (format!("{sim:#x}"), format!("{gpu:#x}"));
     json!({"lane": lane, "result": k, "inputs": inputs(case, lane), "sim": sim, "gpu": gpu})
 }
 
-/// A function that instructions approximate, with its documented error.
+/// The exact function of an approximate instruction, and the documented bound of its error.
 struct Approximation {
     exact: fn(&[f64]) -> f64,
     /// Returns the allowed error for these arguments and the exact value; `None` if the documentation promises
     /// nothing.
-    allowed: fn(&[f64], f64, Float) -> Option<f64>,
+    allowed: fn(&[f64], f64, FloatFormat) -> Option<f64>,
     /// True if subnormal arguments and results count as 0.
     flush: bool,
     /// True if only the upper 32 bits of an f64 are defined.
     upper: bool,
 }
 
-/// Returns the distance of neighbouring numbers (1 ulp) near `exact`.
-fn unit(exact: f64, f: Float) -> f64 {
-    let exponent = exact.abs().log2().floor().max(f64::from(1 - f.largest()));
+/// Returns the distance between neighbouring numbers of format `f` (1 ulp) near `exact`.
+fn unit(exact: f64, f: FloatFormat) -> f64 {
+    let exponent = exact.abs().log2().floor().max(f64::from(1 - f.max_exponent()));
     2f64.powf(exponent - f64::from(f.fraction))
 }
 
 impl Approximation {
-    /// Returns what the PTX documentation promises of an instruction.
-    fn of(name: &str) -> Option<Approximation> {
+    /// Returns the function and the error bound that PTX documents for an instruction; `None` if it is not
+    /// approximate.
+    fn documented(name: &str) -> Option<Approximation> {
         let opcode = name.split(' ').next().unwrap_or(name);
         let parts: Vec<&str> = opcode.split('.').collect();
         let has = |p: &str| parts.contains(&p);
@@ -182,16 +184,16 @@ impl Approximation {
             "tanh" => |x| x[0].tanh(),
             _ => return None,
         };
-        let allowed: fn(&[f64], f64, Float) -> Option<f64> = match parts[0] {
+        let allowed: fn(&[f64], f64, FloatFormat) -> Option<f64> = match parts[0] {
             "div" if has("full") => |_, y, f| Some(2.0 * unit(y, f)),
             "div" => |x, y, f| (2f64.powi(-126)..=2f64.powi(126)).contains(&x[1].abs()).then(|| 2.0 * unit(y, f)),
-            // Only the upper 20 bits of an f64's fraction are promised.
+            // The documentation promises only the upper 20 bits of the fraction of an f64.
             "rcp" | "rsqrt" if wide && flush => |_, y, _| Some(2f64.powi(-20) * y.abs()),
             "rsqrt" if wide => |_, y, f| Some(2f64.powi(-51) * y.abs() + unit(y, f)),
             "rcp" => |_, y, f| Some(unit(y, f)),
             "sqrt" => |_, y, f| Some(2f64.powi(-23) * y.abs() + 0.5 * unit(y, f)),
             "rsqrt" => |_, y, _| Some(2f64.powf(-22.9) * y.abs()),
-            // Subnormal results of an H200 are up to 1 ulp off.
+            // On an H200, subnormal results are off by up to 1 ulp.
             "ex2" if half => |_, y, f| Some(2f64.powf(-9.9) * y.abs() + unit(y, f)),
             "ex2" if bfloat => |_, y, _| Some(2f64.powi(-7) * y.abs()),
             "ex2" => |_, y, f| Some(2.0 * unit(y, f)),
@@ -202,7 +204,7 @@ impl Approximation {
                 _ => None,
             },
             _ if half => |_, _, _| Some(2f64.powf(-10.987)),
-            // The documentation rounds the bound to 2^-8; an H200 is slightly beyond it.
+            // The documentation rounds the error bound to 2^-8; the error of an H200 is slightly larger.
             _ if bfloat => |_, _, _| Some(2f64.powi(-8) * 1.001),
             _ => |_, y, _| Some(2f64.powi(-11) * y.abs()),
         };
@@ -210,15 +212,15 @@ impl Approximation {
     }
 }
 
-impl Errors {
-    fn add(&mut self, approximation: &Approximation, f: Float, args: &[f64], got: f64, lane: usize) {
-        let least = 2f64.powi(1 - f.largest());
+impl ApproximationErrors {
+    fn add(&mut self, approximation: &Approximation, f: FloatFormat, args: &[f64], got: f64, lane: usize) {
+        let least = 2f64.powi(1 - f.max_exponent());
         let flushed = |x: &f64| if approximation.flush && x.abs() < least { 0f64.copysign(*x) } else { *x };
         let cut = |x: f64| if approximation.upper { f64::from_bits(x.to_bits() >> 32 << 32) } else { x };
         let args: Vec<f64> = args.iter().map(|x| cut(flushed(x))).collect();
         let exact = (approximation.exact)(&args);
         let Some(allowed) = (approximation.allowed)(&args, exact, f) else { return };
-        let largest = f.value(f.greatest());
+        let largest = f.decode(f.largest_finite());
         let same_kind = if exact.is_nan() {
             got.is_nan()
         } else if exact.abs() > largest * (1.0 - 2f64.powi(-(f.fraction as i32))) {
@@ -240,23 +242,25 @@ impl Errors {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{THREADS, cases, run};
+    use super::super::{THREADS_PER_BLOCK, cases, run};
     use super::*;
 
-    fn outputs(name: &str) -> (Case, Vec<u8>) {
-        let case = cases(name, THREADS).into_iter().find(|c| c.name == name).expect(name);
+    fn outputs(name: &str) -> (InstructionCase, Vec<u8>) {
+        let case = cases(name, THREADS_PER_BLOCK).into_iter().find(|c| c.name == name).expect(name);
         let sim = run::simulate(&case, &case.input).unwrap();
         (case, sim)
     }
 
     #[test]
     fn a_changed_bit_is_a_difference() {
-        for (name, lane) in [("add.s32 r=rr", 0), ("fma.rn.bf16x2 y=yyy", 77), ("add.sat.f32 f=ff", THREADS - 1)] {
+        for (name, lane) in
+            [("add.s32 r=rr", 0), ("fma.rn.bf16x2 y=yyy", 77), ("add.sat.f32 f=ff", THREADS_PER_BLOCK - 1)]
+        {
             let (case, sim) = outputs(name);
-            assert!(compare(&case, &sim, &sim, None).agree(&case));
+            assert!(compare_outputs(&case, &sim, &sim, None).agree(&case));
             let mut other = sim.clone();
             other[8 * lane] ^= 1;
-            let compared = compare(&case, &sim, &other, None);
+            let compared = compare_outputs(&case, &sim, &other, None);
             let nan = compared.nan_bits;
             assert_eq!((compared.different + nan, compared.agree(&case)), (1, nan == 1), "{name}");
         }
@@ -265,12 +269,12 @@ mod tests {
     #[test]
     fn approximations_are_measured() {
         let (case, sim) = outputs("sin.approx.f32 f=f");
-        assert!(compare(&case, &sim, &sim, None).agree(&case));
+        assert!(compare_outputs(&case, &sim, &sim, None).agree(&case));
         let mut other = sim.clone();
         for word in other.chunks_exact_mut(8) {
             word[2] ^= 0x40;
         }
-        let compared = compare(&case, &sim, &other, None);
+        let compared = compare_outputs(&case, &sim, &other, None);
         let [ours, theirs] = compared.approximation.unwrap();
         assert!(ours.largest <= 1.0 && theirs.largest > 1000.0 && !compared.agree(&case));
     }
@@ -284,7 +288,7 @@ mod tests {
         let of = f32::from_le_bytes(magnitudes[..4].try_into().unwrap());
         assert!(of >= value.abs());
         other[..4].copy_from_slice(&(value + of / 64.0).to_le_bytes());
-        let compared = compare(&case, &sim, &other, Some(&magnitudes));
+        let compared = compare_outputs(&case, &sim, &other, Some(&magnitudes));
         let sum = compared.sum.unwrap();
         assert!((sum * 64.0 - 1.0).abs() < 1e-3 && !compared.agree(&case), "{sum}");
     }

@@ -1,37 +1,37 @@
-//! The contents of a register: how inputs are chosen and results compared.
+//! Formats of register contents: how random inputs of a format are drawn, and which numbers a register holds.
 
 use reel_sim::exec::SeededRng;
 
-/// The contents of an operand.
+/// What the register of an operand holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Format {
-    /// A predicate.
+pub enum OperandFormat {
+    /// A predicate, 0 or 1.
     Pred,
     /// An integer of 16, 32 or 64 bits.
     Int(u32),
-    /// The same, never 0.
+    /// An integer of 16, 32 or 64 bits that is never 0.
     Nonzero(u32),
-    /// A shift amount, mostly up to 70, in 32 bits.
+    /// A shift amount in 32 bits, mostly from 0 to 70.
     Shift,
-    /// 0 to 31, in 32 bits.
+    /// A lane index from 0 to 31, in 32 bits.
     Lane,
-    /// -33 to 33, in 32 bits.
+    /// A distance between lanes from -33 to 33, in 32 bits.
     Offset,
-    /// The limit of `shfl`: a clamp and a segment mask.
+    /// The operand of `shfl` that limits source lanes: a clamp value and a segment mask.
     Clamp,
     /// An integer that takes few different values among the lanes of a warp; 32 or 64 bits.
     Warp(u32),
-    /// A number.
-    Float(Float),
-    /// Two numbers of 16 bits.
-    Pair(Float),
+    /// A floating-point number.
+    Float(FloatFormat),
+    /// Two packed floating-point numbers of 16 bits each.
+    Pair(FloatFormat),
     /// Matrix elements, as many as fit in the register.
-    Matrix(Element, Span),
+    Matrix(Element, ElementRange),
 }
 
 /// A binary floating-point format, given by the bits of its exponent and its fraction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Float {
+pub struct FloatFormat {
     /// Bits of the exponent.
     pub exponent: u32,
     /// Bits of the fraction.
@@ -39,19 +39,19 @@ pub struct Float {
 }
 
 /// IEEE half precision.
-pub const F16: Float = Float { exponent: 5, fraction: 10 };
+pub const F16: FloatFormat = FloatFormat { exponent: 5, fraction: 10 };
 /// bfloat16: the upper half of an f32.
-pub const BF16: Float = Float { exponent: 8, fraction: 7 };
+pub const BF16: FloatFormat = FloatFormat { exponent: 8, fraction: 7 };
 /// IEEE single precision.
-pub const F32: Float = Float { exponent: 8, fraction: 23 };
+pub const F32: FloatFormat = FloatFormat { exponent: 8, fraction: 23 };
 /// IEEE double precision.
-pub const F64: Float = Float { exponent: 11, fraction: 52 };
+pub const F64: FloatFormat = FloatFormat { exponent: 11, fraction: 52 };
 
-/// An element of a matrix.
+/// The type of a matrix element.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Element {
     /// A floating-point number, alone in its register or packed with others of its format.
-    Number(Float),
+    Number(FloatFormat),
     /// tf32, whose lower 13 bits are arbitrary.
     Tf32,
     /// e4m3
@@ -60,39 +60,39 @@ pub enum Element {
     E5m2,
     /// Integers of 8 or 4 bits, or single bits; every bit pattern is a value.
     Bits,
-    /// A sum of 32-bit integers.
+    /// A 32-bit integer: a sum of integer products.
     Int32,
 }
 
-/// The magnitude of matrix elements.
+/// The range from which matrix elements are drawn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Span {
-    /// Integers from -3 to 3, whose sums of products are exact in every format.
+pub enum ElementRange {
+    /// Integers from -3 to 3; their sums of products are exact in every format.
     Small,
     /// Numbers of magnitude about 1, of both signs.
     Moderate,
 }
 
-impl Float {
-    /// All bits.
+impl FloatFormat {
+    /// The width of the format in bits, with the sign bit.
     pub fn bits(self) -> u32 {
         1 + self.exponent + self.fraction
     }
 
-    /// The largest unbiased exponent.
-    pub fn largest(self) -> i32 {
+    /// The largest unbiased exponent of a finite number.
+    pub fn max_exponent(self) -> i32 {
         (1 << (self.exponent - 1)) - 1
     }
 
-    /// The value of these bits.
-    pub fn value(self, bits: u64) -> f64 {
+    /// The number that these bits represent.
+    pub fn decode(self, bits: u64) -> f64 {
         if self == F64 {
             return f64::from_bits(bits);
         }
         let field = (bits >> self.fraction) & ((1 << self.exponent) - 1);
         let fraction = (bits & ((1 << self.fraction) - 1)) as f64 * 2f64.powi(-(self.fraction as i32));
         let magnitude = match field {
-            0 => fraction * 2f64.powi(1 - self.largest()),
+            0 => fraction * 2f64.powi(1 - self.max_exponent()),
             f if f == (1 << self.exponent) - 1 => {
                 if fraction == 0.0 {
                     f64::INFINITY
@@ -100,21 +100,21 @@ impl Float {
                     f64::NAN
                 }
             }
-            f => (1.0 + fraction) * 2f64.powi(f as i32 - self.largest()),
+            f => (1.0 + fraction) * 2f64.powi(f as i32 - self.max_exponent()),
         };
         if bits >> (self.bits() - 1) & 1 == 1 { -magnitude } else { magnitude }
     }
 
     /// Returns the bits of a finite value, rounded towards 0 to this format. The value must not exceed the format's
     /// range.
-    pub fn pack(self, value: f64) -> u64 {
+    pub fn encode(self, value: f64) -> u64 {
         if self == F64 {
             return value.to_bits();
         }
         let sign = u64::from(value.is_sign_negative()) << (self.bits() - 1);
         let wide = value.abs().to_bits();
         let (field, fraction) = ((wide >> 52) as i32 - 1023, wide & ((1 << 52) - 1));
-        let normal = field + self.largest();
+        let normal = field + self.max_exponent();
         let magnitude = if value == 0.0 {
             0
         } else if normal > 0 {
@@ -126,13 +126,13 @@ impl Float {
     }
 
     /// Returns the bits of the largest finite number.
-    pub fn greatest(self) -> u64 {
+    pub fn largest_finite(self) -> u64 {
         (((1u64 << self.exponent) - 1) << self.fraction) - 1
     }
 
     /// Tells whether these bits are a NaN.
     pub fn is_nan(self, bits: u64) -> bool {
-        self.value(bits).is_nan()
+        self.decode(bits).is_nan()
     }
 
     /// Returns an edge case or a random number: arbitrary bits, special values, halves of integers, very small and
@@ -146,7 +146,7 @@ impl Float {
         let sign = random & 1 << (bits - 1);
         let fraction = random & ((1 << self.fraction) - 1);
         let with = |exponent: i32| {
-            let field = (exponent + self.largest()).clamp(0, 2 * self.largest()) as u64;
+            let field = (exponent + self.max_exponent()).clamp(0, 2 * self.max_exponent()) as u64;
             sign | field << self.fraction | fraction
         };
         match rng.below(8) {
@@ -156,20 +156,20 @@ impl Float {
             5 => {
                 let length = 1 + rng.below(self.fraction + 1);
                 let integer = rng.draw() >> (64 - length);
-                sign | self.pack(integer as f64 * 0.5)
+                sign | self.encode(integer as f64 * 0.5)
             }
             6 => with(rng.below(70) as i32 - 3),
             _ => match rng.below(3) {
                 0 => sign | fraction >> rng.below(self.fraction),
-                1 => with(1 - self.largest() + rng.below(3) as i32),
-                _ => with(self.largest() - rng.below(3) as i32),
+                1 => with(1 - self.max_exponent() + rng.below(3) as i32),
+                _ => with(self.max_exponent() - rng.below(3) as i32),
             },
         }
     }
 
     /// Returns a special value: zero, infinity, NaN, a subnormal number, or the largest or smallest normal number.
     fn special(self, rng: &mut SeededRng) -> u64 {
-        let one = (self.largest() as u64) << self.fraction;
+        let one = (self.max_exponent() as u64) << self.fraction;
         let unit = 1u64 << self.fraction;
         let infinity = ((1u64 << self.exponent) - 1) << self.fraction;
         let all = [
@@ -197,39 +197,39 @@ impl Float {
 fn narrow_edge(rng: &mut SeededRng) -> u64 {
     let format = [F16, BF16, F32][rng.below(3) as usize];
     let edge = match rng.below(4) {
-        0 => 2f64.powi(1 - format.largest()),
-        1 => 2f64.powi(1 - format.largest() - format.fraction as i32),
-        2 => 2f64.powi(format.largest() + 1),
+        0 => 2f64.powi(1 - format.max_exponent()),
+        1 => 2f64.powi(1 - format.max_exponent() - format.fraction as i32),
+        2 => 2f64.powi(format.max_exponent() + 1),
         _ => 1.0 + f64::from(rng.below(64)) * 2f64.powi(-(format.fraction as i32)),
     };
-    // Moves it by a fraction of the narrow format's ulp, or by one ulp of f64.
+    // Moves the number by a fraction of the narrow format's ulp, or by one ulp of f64.
     let part = 1u64 << [52 - format.fraction, 51 - format.fraction, 50 - format.fraction, 0][rng.below(4) as usize];
     if rng.below(3) == 0 { edge.to_bits() + part } else { edge.to_bits() - part }
 }
 
-impl Format {
-    /// Returns the format that a letter of the instruction table stands for.
-    pub fn named(letter: char) -> Format {
+impl OperandFormat {
+    /// Returns the format that a letter stands for in the instruction table.
+    pub fn from_letter(letter: char) -> OperandFormat {
         match letter {
-            'p' => Format::Pred,
-            'h' => Format::Int(16),
-            'r' => Format::Int(32),
-            'd' => Format::Int(64),
-            'j' => Format::Nonzero(16),
-            'k' => Format::Nonzero(32),
-            'm' => Format::Nonzero(64),
-            's' => Format::Shift,
-            'l' => Format::Lane,
-            'o' => Format::Offset,
-            'c' => Format::Clamp,
-            'w' => Format::Warp(32),
-            'W' => Format::Warp(64),
-            'H' => Format::Float(F16),
-            'B' => Format::Float(BF16),
-            'f' => Format::Float(F32),
-            'D' => Format::Float(F64),
-            'x' => Format::Pair(F16),
-            'y' => Format::Pair(BF16),
+            'p' => OperandFormat::Pred,
+            'h' => OperandFormat::Int(16),
+            'r' => OperandFormat::Int(32),
+            'd' => OperandFormat::Int(64),
+            'j' => OperandFormat::Nonzero(16),
+            'k' => OperandFormat::Nonzero(32),
+            'm' => OperandFormat::Nonzero(64),
+            's' => OperandFormat::Shift,
+            'l' => OperandFormat::Lane,
+            'o' => OperandFormat::Offset,
+            'c' => OperandFormat::Clamp,
+            'w' => OperandFormat::Warp(32),
+            'W' => OperandFormat::Warp(64),
+            'H' => OperandFormat::Float(F16),
+            'B' => OperandFormat::Float(BF16),
+            'f' => OperandFormat::Float(F32),
+            'D' => OperandFormat::Float(F64),
+            'x' => OperandFormat::Pair(F16),
+            'y' => OperandFormat::Pair(BF16),
             other => panic!("{other} is no format"),
         }
     }
@@ -237,50 +237,50 @@ impl Format {
     /// Returns the register's width in bits; 1 for a predicate.
     pub fn bits(self) -> u32 {
         match self {
-            Format::Pred => 1,
-            Format::Int(bits) | Format::Nonzero(bits) | Format::Warp(bits) => bits,
-            Format::Float(f) => f.bits(),
-            Format::Matrix(Element::Number(F64), _) => 64,
+            OperandFormat::Pred => 1,
+            OperandFormat::Int(bits) | OperandFormat::Nonzero(bits) | OperandFormat::Warp(bits) => bits,
+            OperandFormat::Float(f) => f.bits(),
+            OperandFormat::Matrix(Element::Number(F64), _) => 64,
             _ => 32,
         }
     }
 
     /// Returns how many floating-point numbers the register holds and their format, if it holds any.
-    pub fn numbers(self) -> Option<(u32, Float)> {
+    pub fn packed_numbers(self) -> Option<(u32, FloatFormat)> {
         match self {
-            Format::Float(f) => Some((1, f)),
-            Format::Pair(f) => Some((2, f)),
-            Format::Matrix(Element::Number(f), _) => Some((self.bits() / f.bits(), f)),
+            OperandFormat::Float(f) => Some((1, f)),
+            OperandFormat::Pair(f) => Some((2, f)),
+            OperandFormat::Matrix(Element::Number(f), _) => Some((self.bits() / f.bits(), f)),
             _ => None,
         }
     }
 
-    /// Returns one input. `rest` is a random number that all lanes of a warp share.
-    pub fn draw(self, rng: &mut SeededRng, rest: u64) -> u64 {
+    /// Returns one random input of this format. `warp_random` is a random number shared by all lanes of a warp.
+    pub fn random_input(self, rng: &mut SeededRng, warp_random: u64) -> u64 {
         match self {
-            Format::Pred => match rest % 4 {
+            OperandFormat::Pred => match warp_random % 4 {
                 0 => 0,
                 1 => 1,
                 _ => rng.draw() & 1,
             },
-            Format::Int(bits) => integer(bits, rng),
-            Format::Nonzero(bits) => integer(bits, rng).max(1),
-            Format::Shift => match rng.below(10) {
+            OperandFormat::Int(bits) => integer(bits, rng),
+            OperandFormat::Nonzero(bits) => integer(bits, rng).max(1),
+            OperandFormat::Shift => match rng.below(10) {
                 0 => integer(32, rng),
                 1 => u64::from([31u32, 32, 33, 63, 64, 65, 255, 256][rng.below(8) as usize]),
                 _ => u64::from(rng.below(71)),
             },
-            Format::Lane => u64::from(rng.below(32)),
-            Format::Offset => u64::from((rng.below(67) as i32 - 33) as u32),
-            Format::Clamp => rng.draw() & 0x1f1f,
-            Format::Warp(bits) => {
-                let kinds = [1, 1, 2, 5][(rest >> 2) as usize % 4];
+            OperandFormat::Lane => u64::from(rng.below(32)),
+            OperandFormat::Offset => u64::from((rng.below(67) as i32 - 33) as u32),
+            OperandFormat::Clamp => rng.draw() & 0x1f1f,
+            OperandFormat::Warp(bits) => {
+                let kinds = [1, 1, 2, 5][(warp_random >> 2) as usize % 4];
                 let which = u64::from(rng.below(kinds)) + 1;
-                (rest.wrapping_mul(which) ^ which << 60) >> (64 - bits)
+                (warp_random.wrapping_mul(which) ^ which << 60) >> (64 - bits)
             }
-            Format::Float(f) => f.draw(rng),
-            Format::Pair(f) => f.draw(rng) | f.draw(rng) << 16,
-            Format::Matrix(element, span) => matrix(element, span, self.bits(), rng),
+            OperandFormat::Float(f) => f.draw(rng),
+            OperandFormat::Pair(f) => f.draw(rng) | f.draw(rng) << 16,
+            OperandFormat::Matrix(element, span) => random_elements(element, span, self.bits(), rng),
         }
     }
 }
@@ -301,8 +301,8 @@ fn integer(bits: u32, rng: &mut SeededRng) -> u64 {
 }
 
 impl Element {
-    /// Returns the sign bits of all elements in 64 bits; 0 for integers, whose sums are exact.
-    pub fn signs(self) -> u64 {
+    /// Returns a mask of the sign bits of all elements in 64 bits; 0 for integers, whose sums are exact.
+    pub fn sign_mask(self) -> u64 {
         match self {
             Element::Number(F64) => 1 << 63,
             Element::Number(F16 | BF16) => 0x8000_8000_8000_8000,
@@ -313,63 +313,67 @@ impl Element {
     }
 }
 
-/// Returns a register full of matrix elements.
-pub fn matrix(element: Element, span: Span, bits: u32, rng: &mut SeededRng) -> u64 {
-    let mut all = |format: Float| {
+/// Returns a register full of random matrix elements.
+pub fn random_elements(element: Element, span: ElementRange, bits: u32, rng: &mut SeededRng) -> u64 {
+    let mut all = |format: FloatFormat| {
         (0..bits / format.bits()).fold(0, |word, i| word | number(format, span, rng) << (i * format.bits()))
     };
     match element {
         Element::Number(f) => all(f),
         Element::Tf32 => all(F32) ^ (rng.draw() & 0x1fff),
-        Element::E4m3 => all(Float { exponent: 4, fraction: 3 }),
-        Element::E5m2 => all(Float { exponent: 5, fraction: 2 }),
+        Element::E4m3 => all(FloatFormat { exponent: 4, fraction: 3 }),
+        Element::E5m2 => all(FloatFormat { exponent: 5, fraction: 2 }),
         Element::Bits => rng.draw() >> (64 - bits),
         Element::Int32 => integer(32, rng),
     }
 }
 
-/// An element of a matrix.
-fn number(format: Float, span: Span, rng: &mut SeededRng) -> u64 {
+/// Returns one random matrix element.
+fn number(format: FloatFormat, span: ElementRange, rng: &mut SeededRng) -> u64 {
     let value = match span {
-        Span::Small => f64::from(rng.below(7)) - 3.0,
-        Span::Moderate => {
+        ElementRange::Small => f64::from(rng.below(7)) - 3.0,
+        ElementRange::Moderate => {
             let sign = if rng.draw() & 1 == 1 { -1.0 } else { 1.0 };
             let fraction = 1.0 + (rng.draw() >> 12) as f64 * 2f64.powi(-52);
             sign * fraction * 2f64.powi(rng.below(5) as i32 - 3)
         }
     };
-    format.pack(value)
+    format.encode(value)
 }
 
-/// Sometimes makes an instruction's inputs depend on each other: nearly equal, of opposite sign, or with a sum that
-/// cancels.
-pub fn relate(formats: &[Format], tuple: &mut [u64], rng: &mut SeededRng) {
+/// Sometimes makes the inputs of an instruction depend on each other: nearly equal, of opposite sign, or with a sum
+/// that cancels.
+pub fn correlate_inputs(formats: &[OperandFormat], tuple: &mut [u64], rng: &mut SeededRng) {
     let Some((&first, others)) = formats.split_first() else { return };
     let mask = u64::MAX >> (64 - first.bits());
-    if rng.below(8) == 0 && !matches!(first, Format::Matrix(..)) {
+    if rng.below(8) == 0 && !matches!(first, OperandFormat::Matrix(..)) {
         for i in 1..=others.len() {
             let near = tuple[0].wrapping_add(u64::from(rng.below(3))).wrapping_sub(1);
             let flipped = if rng.below(3) == 0 { 1u64 << (first.bits() - 1) } else { 0 };
-            if formats[i] == first && matches!(first, Format::Int(_) | Format::Float(_) | Format::Pair(_)) {
+            if formats[i] == first
+                && matches!(first, OperandFormat::Int(_) | OperandFormat::Float(_) | OperandFormat::Pair(_))
+            {
                 tuple[i] = (near ^ flipped) & mask;
             }
         }
-    } else if let [Format::Float(f), Format::Float(_), ..] = formats
+    } else if let [OperandFormat::Float(f), OperandFormat::Float(_), ..] = formats
         && rng.below(8) == 0
     {
-        // Makes a product or quotient fall near the smallest normal number, where rounding and flushing interact.
-        let (a, least) = (f.value(tuple[0]), 2f64.powi(1 - f.largest()));
+        // Sets the second input so that the product or quotient is near the smallest normal number, where rounding
+        // and flushing to zero interact.
+        let (a, least) = (f.decode(tuple[0]), 2f64.powi(1 - f.max_exponent()));
         let (factor, divisor) = (least / a, a / least);
         let b = if rng.below(2) == 0 { factor } else { divisor };
-        if b.is_normal() && (least..=f.value(f.greatest())).contains(&b.abs()) {
-            tuple[1] = f.pack(b).wrapping_add(u64::from(rng.below(4))).wrapping_sub(1) & (u64::MAX >> (64 - f.bits()));
+        if b.is_normal() && (least..=f.decode(f.largest_finite())).contains(&b.abs()) {
+            tuple[1] =
+                f.encode(b).wrapping_add(u64::from(rng.below(4))).wrapping_sub(1) & (u64::MAX >> (64 - f.bits()));
         }
-    } else if let [Format::Float(f @ (F32 | F64)), Format::Float(_), Format::Float(_)] = formats
+    } else if let [OperandFormat::Float(f @ (F32 | F64)), OperandFormat::Float(_), OperandFormat::Float(_)] = formats
         && rng.below(8) == 0
     {
-        let product = f.value(tuple[0]) * f.value(tuple[1]);
-        if product.is_finite() && product.abs() < f.value(f.greatest()) {
-            tuple[2] = f.pack(-product).wrapping_add(u64::from(rng.below(3)));
+        let product = f.decode(tuple[0]) * f.decode(tuple[1]);
+        if product.is_finite() && product.abs() < f.decode(f.largest_finite()) {
+            tuple[2] = f.encode(-product).wrapping_add(u64::from(rng.below(3)));
         }
     }
 }
@@ -382,20 +386,20 @@ mod tests {
     fn bits_and_values_belong_together() {
         for i in 0..=u16::MAX {
             for f in [F16, BF16] {
-                let value = f.value(u64::from(i));
+                let value = f.decode(u64::from(i));
                 if value.is_finite() {
-                    assert_eq!(f.pack(value), u64::from(i), "{f:?} {i:#x}");
+                    assert_eq!(f.encode(value), u64::from(i), "{f:?} {i:#x}");
                 }
             }
             let single = u32::from(i) << 16 | u32::from(i).wrapping_mul(40503) & 0xffff;
             let value = f32::from_bits(single);
             if value.is_finite() {
-                assert_eq!(F32.value(u64::from(single)), f64::from(value));
-                assert_eq!(F32.pack(f64::from(value)), u64::from(single));
+                assert_eq!(F32.decode(u64::from(single)), f64::from(value));
+                assert_eq!(F32.encode(f64::from(value)), u64::from(single));
             }
             assert_eq!(F32.is_nan(u64::from(single)), value.is_nan());
         }
-        assert_eq!(F64.value(0.1f64.to_bits()), 0.1);
-        assert_eq!(F64.pack(-5e-324), 1 << 63 | 1);
+        assert_eq!(F64.decode(0.1f64.to_bits()), 0.1);
+        assert_eq!(F64.encode(-5e-324), 1 << 63 | 1);
     }
 }

@@ -1,8 +1,8 @@
-//! Single instructions, executed by the simulator and by a GPU on the same inputs and compared.
+//! Runs single instructions on the simulator and on a GPU with the same inputs, and compares the results.
 //!
-//! [`table`] lists the instructions; [`ptx`] and [`products`] make a module with one kernel of each: its lanes load
-//! their sources, execute the instruction and store its results. Source of the forms and of the allowed errors: PTX
-//! ISA 9.0, chapter 9.7.
+//! [`table`] lists the instructions; [`ptx`] and [`products`] make a module with one kernel for each of them. The
+//! lanes of the kernel load their sources, execute the instruction and store its results. The forms of instructions
+//! and the allowed errors are those of PTX ISA 9.0, chapter 9.7.
 
 pub mod compare;
 pub mod format;
@@ -13,56 +13,57 @@ pub mod run;
 pub mod table;
 pub mod wgmma;
 
-use format::Format;
+use format::OperandFormat;
 
-/// The kernel of every module.
-pub const ENTRY: &str = "t";
-/// Threads of a block.
-pub const THREADS: usize = 128;
+/// The name of the kernel in every module.
+pub const KERNEL_NAME: &str = "t";
+/// Number of threads per block.
+pub const THREADS_PER_BLOCK: usize = 128;
 
 /// An instruction with its kernel and inputs. The kernel's parameters are the addresses of input, output and scratch
 /// memory.
 #[derive(Clone, Debug)]
-pub struct Case {
-    /// The instruction, or the statements that contain it.
+pub struct InstructionCase {
+    /// The instruction, or the statements that contain it, and the operands' formats.
     pub name: String,
-    /// The module.
+    /// The PTX text of the module.
     pub ptx: String,
-    /// Number of lanes, a multiple of [`THREADS`].
+    /// Number of lanes, a multiple of [`THREADS_PER_BLOCK`].
     pub lanes: usize,
     /// Formats of the sources that each lane loads: source k of lane i is 8 bytes at `8 · (k · lanes + i)` of the
     /// input.
-    pub sources: Vec<Format>,
-    /// Formats of the results that each lane stores, laid out like the sources.
-    pub results: Vec<Format>,
-    /// The input's bytes.
+    pub sources: Vec<OperandFormat>,
+    /// Formats of the results that each lane stores; the output has the layout of the input.
+    pub results: Vec<OperandFormat>,
+    /// The contents of the input buffer.
     pub input: Vec<u8>,
-    /// For a sum of products: the input without signs, whose results are sums of magnitudes.
+    /// For a sum of products: the input without signs, for which the results are sums of magnitudes.
     pub magnitudes: Option<Vec<u8>>,
-    /// Allowed difference of two sums, relative to the sum of magnitudes.
+    /// Allowed difference between the sums of simulator and GPU, relative to the sum of magnitudes.
     pub tolerance: f64,
 }
 
-impl Case {
-    /// Bytes of the output.
+impl InstructionCase {
+    /// Size of the output buffer in bytes.
     pub fn output_bytes(&self) -> usize {
         8 * self.lanes * self.results.len().max(1)
     }
 
     /// Returns the 8 bytes of operand `k` of lane `i` in an input or output.
-    pub fn word(&self, bytes: &[u8], k: usize, i: usize) -> u64 {
+    pub fn operand_word(&self, bytes: &[u8], k: usize, i: usize) -> u64 {
         let at = 8 * (k * self.lanes + i);
         bytes.get(at..at + 8).map_or(0, |b| u64::from_le_bytes(b.try_into().expect("8 bytes")))
     }
 }
 
-/// Returns all instructions whose name contains `filter`, each on `lanes` inputs (a multiple of [`THREADS`]; eight
-/// times as many for one source).
-pub fn cases(filter: &str, lanes: usize) -> Vec<Case> {
-    let rows = table::rows()
+/// Returns the cases of all instructions whose name contains `filter`, each with `lanes` inputs (a multiple of
+/// [`THREADS_PER_BLOCK`]); an instruction with one source gets eight times as many.
+pub fn cases(filter: &str, lanes: usize) -> Vec<InstructionCase> {
+    let rows = table::instruction_rows()
         .flat_map(|(pattern, formats)| pattern::expand(pattern).into_iter().map(move |text| (text, formats)));
-    let wanted = rows.filter(|(text, formats)| ptx::name(text, formats).contains(filter));
-    let mut all: Vec<Case> = wanted.map(|(text, formats)| ptx::case(&text, formats, lanes)).collect();
+    let wanted = rows.filter(|(text, formats)| ptx::case_name(text, formats).contains(filter));
+    let mut all: Vec<InstructionCase> =
+        wanted.map(|(text, formats)| ptx::case_from_row(&text, formats, lanes)).collect();
     all.extend(products::cases(lanes).into_iter().filter(|case| case.name.contains(filter)));
     all
 }
@@ -74,7 +75,7 @@ mod tests {
 
     #[test]
     fn every_instruction_runs_on_the_simulator() {
-        let all = cases("", THREADS);
+        let all = cases("", THREADS_PER_BLOCK);
         let names: HashSet<&str> = all.iter().map(|c| c.name.as_str()).collect();
         assert_eq!(names.len(), all.len(), "each is there once");
         for case in &all {

@@ -4,8 +4,8 @@
 //! 1, whose sums are compared relative to the sum of magnitudes, since order and rounding of the tensor core's sums
 //! are not documented.
 
-use super::format::{BF16, Element, F16, F32, F64, Format, Span};
-use super::{Case, pattern, ptx, wgmma};
+use super::format::{BF16, Element, ElementRange, F16, F32, F64, OperandFormat};
+use super::{InstructionCase, pattern, ptx, wgmma};
 use reel_sim::matrix::mma::MmaOp;
 
 /// The forms of `mma.sync`, without the prefix `mma.sync.aligned.`
@@ -20,12 +20,16 @@ const MMA: &[&str] = &[
     "<m8n8k128|m16n8k128|m16n8k256>.row.col.s32.b1.b1.s32.<xor|and>.popc",
 ];
 
-/// All cases.
-pub fn cases(lanes: usize) -> Vec<Case> {
+/// Returns the cases of all matrix products.
+pub fn cases(lanes: usize) -> Vec<InstructionCase> {
     let forms = MMA.iter().flat_map(|p| pattern::expand(p));
-    let mut all: Vec<Case> = forms
+    let mut all: Vec<InstructionCase> = forms
         .flat_map(|form| {
-            let spans = if form.contains(".s32.") { vec![Span::Small] } else { vec![Span::Small, Span::Moderate] };
+            let spans = if form.contains(".s32.") {
+                vec![ElementRange::Small]
+            } else {
+                vec![ElementRange::Small, ElementRange::Moderate]
+            };
             spans.into_iter().map(move |span| mma(&format!("mma.sync.aligned.{form}"), span, lanes))
         })
         .collect();
@@ -34,7 +38,7 @@ pub fn cases(lanes: usize) -> Vec<Case> {
 }
 
 /// Returns the element format that a PTX type name stands for.
-pub fn element(name: &str) -> Element {
+pub fn element_from_ptx(name: &str) -> Element {
     match name {
         "f64" => Element::Number(F64),
         "f32" => Element::Number(F32),
@@ -53,18 +57,18 @@ pub fn tolerance(elements: Element, sum: Element) -> f64 {
     2f64.powi(match (sum, elements) {
         (Element::Number(F16), _) => -9,
         (Element::Number(F64), _) => -50,
-        // Hopper keeps 14 bits of sums of 8-bit numbers.
+        // Hopper's tensor cores keep 14 bits when they sum products of 8-bit numbers.
         (_, Element::E4m3 | Element::E5m2) => -12,
         _ => -20,
     })
 }
 
-fn mma(opcode: &str, span: Span, lanes: usize) -> Case {
+fn mma(opcode: &str, span: ElementRange, lanes: usize) -> InstructionCase {
     let op = MmaOp::decode(opcode).expect("the simulator knows the form");
     let count = op.registers();
     let types: Vec<&str> = opcode.split("row.col.").nth(1).expect("row.col").split('.').collect();
     let types = if types[0] == "satfinite" { &types[1..] } else { &types[..] };
-    let (sum, a, b) = (element(types[0]), element(types[1]), element(types[2]));
+    let (sum, a, b) = (element_from_ptx(types[0]), element_from_ptx(types[1]), element_from_ptx(types[2]));
     let list = |letter: &str, from: usize, count: usize| {
         let names: Vec<String> = (from..from + count).map(|k| format!("${letter}{k}")).collect();
         format!("{{{}}}", names.join(", "))
@@ -76,14 +80,14 @@ fn mma(opcode: &str, span: Span, lanes: usize) -> Case {
         list("a", count.a, count.b),
         list("a", count.a + count.b, count.c)
     );
-    let of = |element, count| vec![Format::Matrix(element, span); count];
+    let of = |element, count| vec![OperandFormat::Matrix(element, span); count];
     let sources = [of(a, count.a), of(b, count.b), of(sum, count.c)].concat();
-    let mut case = ptx::with_formats(&text, format!("{opcode} {span:?}"), of(sum, count.c), sources, lanes);
-    if span == Span::Moderate {
+    let mut case = ptx::case_from_formats(&text, format!("{opcode} {span:?}"), of(sum, count.c), sources, lanes);
+    if span == ElementRange::Moderate {
         let mut input = case.input.clone();
         for (k, &format) in case.sources.iter().enumerate() {
-            let Format::Matrix(element, _) = format else { continue };
-            clear(&mut input[8 * k * lanes..8 * (k + 1) * lanes], element.signs());
+            let OperandFormat::Matrix(element, _) = format else { continue };
+            clear_bits(&mut input[8 * k * lanes..8 * (k + 1) * lanes], element.sign_mask());
         }
         case.magnitudes = Some(input);
         case.tolerance = tolerance(a, sum);
@@ -91,8 +95,8 @@ fn mma(opcode: &str, span: Span, lanes: usize) -> Case {
     case
 }
 
-/// Clears bits of each 8 bytes.
-pub fn clear(bytes: &mut [u8], bits: u64) {
+/// Clears the bits `bits` in each 8-byte word.
+pub fn clear_bits(bytes: &mut [u8], bits: u64) {
     for word in bytes.chunks_exact_mut(8) {
         let kept = u64::from_le_bytes(word.try_into().expect("8 bytes")) & !bits;
         word.copy_from_slice(&kept.to_le_bytes());

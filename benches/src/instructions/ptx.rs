@@ -1,34 +1,40 @@
-//! Generates the PTX module around one instruction, and its inputs.
+//! Generates the PTX module for one instruction, and its random inputs.
 
-use super::format::{Format, relate};
-use super::{Case, ENTRY, THREADS};
+use super::format::{OperandFormat, correlate_inputs};
+use super::{InstructionCase, KERNEL_NAME, THREADS_PER_BLOCK};
 use reel_sim::exec::SeededRng;
 use std::fmt::Write;
 
-/// What every module begins with.
-pub const HEAD: &str = ".version 9.0\n.target sm_90a\n.address_size 64\n";
+/// The first lines of every module.
+pub const MODULE_HEADER: &str = ".version 9.0\n.target sm_90a\n.address_size 64\n";
 
-/// Returns the name of the case of an expanded table row.
-pub fn name(text: &str, formats: &str) -> String {
+/// Returns the case name for an expanded row of the instruction table.
+pub fn case_name(text: &str, formats: &str) -> String {
     format!("{} {formats}", text.replace('$', ""))
 }
 
-/// The case of an expanded row.
-pub fn case(text: &str, formats: &str, lanes: usize) -> Case {
+/// Makes the case for an expanded row of the instruction table.
+pub fn case_from_row(text: &str, formats: &str, lanes: usize) -> InstructionCase {
     let (results, sources) = formats.split_once('=').expect("results=sources");
-    let named = |letters: &str| letters.chars().map(Format::named).collect::<Vec<_>>();
-    with_formats(text, name(text, formats), named(results), named(sources), lanes)
+    let named = |letters: &str| letters.chars().map(OperandFormat::from_letter).collect::<Vec<_>>();
+    case_from_formats(text, case_name(text, formats), named(results), named(sources), lanes)
 }
 
 /// Makes the case of an instruction from the formats of its operands.
-pub fn with_formats(text: &str, name: String, results: Vec<Format>, sources: Vec<Format>, lanes: usize) -> Case {
+pub fn case_from_formats(
+    text: &str,
+    name: String,
+    results: Vec<OperandFormat>,
+    sources: Vec<OperandFormat>,
+    lanes: usize,
+) -> InstructionCase {
     let lanes = if sources.len() == 1 { 8 * lanes } else { lanes };
-    let input = inputs(&name, &sources, lanes);
+    let input = random_inputs(&name, &sources, lanes);
     let ptx = module(&statements(text, results.len(), sources.len()), &results, &sources, lanes);
-    Case { name, ptx, lanes, sources, results, input, magnitudes: None, tolerance: 0.0 }
+    InstructionCase { name, ptx, lanes, sources, results, input, magnitudes: None, tolerance: 0.0 }
 }
 
-/// Returns the statements of a table row: an opcode gets its operands, statements stay unchanged.
+/// Returns the statements of a table row: a single opcode gets its operands, and statements stay unchanged.
 fn statements(text: &str, results: usize, sources: usize) -> String {
     if text.contains('$') {
         return text.to_string();
@@ -37,19 +43,20 @@ fn statements(text: &str, results: usize, sources: usize) -> String {
     format!("{text} {};", operands.collect::<Vec<_>>().join(", "))
 }
 
-/// Returns the inputs of all lanes. A single 16-bit source takes all its values if there are enough lanes.
-pub fn inputs(name: &str, sources: &[Format], lanes: usize) -> Vec<u8> {
+/// Returns the inputs of all lanes. If the only source has 16 bits and there are enough lanes, every 16-bit value
+/// occurs.
+pub fn random_inputs(name: &str, sources: &[OperandFormat], lanes: usize) -> Vec<u8> {
     let seed = name.bytes().fold(0xcbf2_9ce4_8422_2325, |h: u64, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
     let mut rng = SeededRng::new(seed);
     let mut bytes = vec![0; 8 * lanes * sources.len()];
     let mut tuple = vec![0; sources.len()];
-    let mut of_warp = 0;
+    let mut warp_random = 0;
     for i in 0..lanes {
         if i % 32 == 0 {
-            of_warp = rng.draw();
+            warp_random = rng.draw();
         }
-        tuple.iter_mut().zip(sources).for_each(|(v, format)| *v = format.draw(&mut rng, of_warp));
-        relate(sources, &mut tuple, &mut rng);
+        tuple.iter_mut().zip(sources).for_each(|(v, format)| *v = format.random_input(&mut rng, warp_random));
+        correlate_inputs(sources, &mut tuple, &mut rng);
         if sources.len() == 1 && sources[0].bits() == 16 && lanes >= 1 << 16 {
             tuple[0] = i as u64 & 0xffff;
         }
@@ -61,8 +68,8 @@ pub fn inputs(name: &str, sources: &[Format], lanes: usize) -> Vec<u8> {
     bytes
 }
 
-/// Returns the PTX type of an operand's register, loads and stores.
-fn register(format: Format) -> &'static str {
+/// Returns the PTX type with which an operand is declared, loaded and stored.
+fn register(format: OperandFormat) -> &'static str {
     match format.bits() {
         1 => "pred",
         16 => "b16",
@@ -71,8 +78,10 @@ fn register(format: Format) -> &'static str {
     }
 }
 
-fn module(statements: &str, results: &[Format], sources: &[Format], lanes: usize) -> String {
-    let mut p = format!("{HEAD}.visible .entry {ENTRY}(.param .u64 in, .param .u64 out, .param .u64 scratch) {{\n");
+fn module(statements: &str, results: &[OperandFormat], sources: &[OperandFormat], lanes: usize) -> String {
+    let mut p = format!(
+        "{MODULE_HEADER}.visible .entry {KERNEL_NAME}(.param .u64 in, .param .u64 out, .param .u64 scratch) {{\n"
+    );
     let mut line = |text: String| writeln!(p, "    {text}").expect("a string takes all");
     for (letter, formats) in [("a", sources), ("d", results)] {
         for (k, &format) in formats.iter().enumerate() {
@@ -80,28 +89,28 @@ fn module(statements: &str, results: &[Format], sources: &[Format], lanes: usize
         }
     }
     line(".reg .b32 %t<4>, %i, %s, %w, %n; .reg .b64 %u<4>, %g, %in, %out; .reg .pred %q<4>;".into());
-    line(format!("mov.u32 %i, %ctaid.x; mov.u32 %n, %tid.x; mad.lo.u32 %i, %i, {THREADS}, %n;"));
+    line(format!("mov.u32 %i, %ctaid.x; mov.u32 %n, %tid.x; mad.lo.u32 %i, %i, {THREADS_PER_BLOCK}, %n;"));
     line("ld.param.u64 %in, [in]; ld.param.u64 %out, [out];".into());
     line("mad.wide.u32 %in, %i, 8, %in; mad.wide.u32 %out, %i, 8, %out;".into());
     if statements.contains("$g") {
         line("ld.param.u64 %g, [scratch]; mad.wide.u32 %g, %i, 16, %g;".into());
     }
     if statements.contains("$s") || statements.contains("$w") {
-        line(format!(".shared .align 128 .b8 sm[{}];", 16 * THREADS));
+        line(format!(".shared .align 128 .b8 sm[{}];", 16 * THREADS_PER_BLOCK));
         line("mov.u32 %s, sm; and.b32 %w, %n, 0xffffffe0; mad.lo.u32 %w, %w, 16, %s;".into());
         line("mad.lo.u32 %s, %n, 16, %s;".into());
     }
     for (k, &format) in sources.iter().enumerate() {
         let at = 8 * k * lanes;
         line(match format {
-            Format::Pred => format!("ld.global.b32 %t0, [%in+{at}]; setp.ne.u32 %a{k}, %t0, 0;"),
+            OperandFormat::Pred => format!("ld.global.b32 %t0, [%in+{at}]; setp.ne.u32 %a{k}, %t0, 0;"),
             _ => format!("ld.global.{} %a{k}, [%in+{at}];", register(format)),
         });
     }
-    // Initialises the results, because a guarded instruction may not write them.
+    // Initialises the result registers, because an instruction under a false predicate does not write them.
     for (k, &format) in results.iter().enumerate() {
         line(match format {
-            Format::Pred => format!("setp.ne.u32 %d{k}, 0, 0;"),
+            OperandFormat::Pred => format!("setp.ne.u32 %d{k}, 0, 0;"),
             _ => format!("mov.{} %d{k}, 0;", register(format)),
         });
     }
@@ -111,7 +120,7 @@ fn module(statements: &str, results: &[Format], sources: &[Format], lanes: usize
     for (k, &format) in results.iter().enumerate() {
         let at = 8 * k * lanes;
         line(match format {
-            Format::Pred => format!("selp.b32 %t0, 1, 0, %d{k}; st.global.b32 [%out+{at}], %t0;"),
+            OperandFormat::Pred => format!("selp.b32 %t0, 1, 0, %d{k}; st.global.b32 [%out+{at}], %t0;"),
             _ => format!("st.global.{} [%out+{at}], %d{k};", register(format)),
         });
     }

@@ -1,19 +1,19 @@
 //! Runs a case on the simulator or on a GPU.
 #![allow(unsafe_code)]
 
-use super::{Case, ENTRY, THREADS};
+use super::{InstructionCase, KERNEL_NAME, THREADS_PER_BLOCK};
 use reel_kernels::cuda::{CudaError, Gpu};
 use reel_sim::exec::{self, ExecOptions, LaunchConfig};
 use reel_sim::memory::SimMemory;
 use reel_sim::program::Program;
 
-/// Bytes of scratch memory a lane.
+/// Bytes of scratch memory per lane.
 const SCRATCH: usize = 16;
 
-/// Runs a case on the simulator and returns its output. The error names a fault of the module, or a finding.
-pub fn simulate(case: &Case, input: &[u8]) -> Result<Vec<u8>, String> {
+/// Runs a case on the simulator and returns its output. The error is a defect of the module or a finding.
+pub fn simulate(case: &InstructionCase, input: &[u8]) -> Result<Vec<u8>, String> {
     let program = Program::parse(&case.ptx).map_err(|e| e.to_string())?;
-    let kernel = program.kernel(ENTRY).map_err(|e| e.to_string())?;
+    let kernel = program.kernel(KERNEL_NAME).map_err(|e| e.to_string())?;
     let mut memory = SimMemory::new();
     let addresses = [
         memory.alloc(input.to_vec()),
@@ -21,8 +21,8 @@ pub fn simulate(case: &Case, input: &[u8]) -> Result<Vec<u8>, String> {
         memory.alloc(vec![0; SCRATCH * case.lanes]),
     ];
     let launch = LaunchConfig {
-        grid: [(case.lanes / THREADS) as u32, 1, 1],
-        block: [THREADS as u32, 1, 1],
+        grid: [(case.lanes / THREADS_PER_BLOCK) as u32, 1, 1],
+        block: [THREADS_PER_BLOCK as u32, 1, 1],
         cluster: [1; 3],
         dynamic_shared: 0,
         params: addresses.iter().flat_map(|a| a.to_le_bytes()).collect(),
@@ -37,9 +37,9 @@ pub fn simulate(case: &Case, input: &[u8]) -> Result<Vec<u8>, String> {
     Ok(memory.bytes(addresses[1]).expect("the output is allocated").to_vec())
 }
 
-/// The output as a GPU has it.
-pub fn on_gpu(gpu: &Gpu, case: &Case) -> Result<Vec<u8>, CudaError> {
-    let kernel = gpu.load_ptx(&case.ptx, ENTRY)?;
+/// Runs a case on a GPU and returns its output.
+pub fn run_on_gpu(gpu: &Gpu, case: &InstructionCase) -> Result<Vec<u8>, CudaError> {
+    let kernel = gpu.load_ptx(&case.ptx, KERNEL_NAME)?;
     let (input, output) = (gpu.alloc(case.input.len())?, gpu.alloc(case.output_bytes())?);
     let scratch = gpu.alloc(SCRATCH * case.lanes)?;
     gpu.upload(&input, 0, &case.input)?;
@@ -47,11 +47,10 @@ pub fn on_gpu(gpu: &Gpu, case: &Case) -> Result<Vec<u8>, CudaError> {
     gpu.fill(&scratch, 0)?;
     let addresses = [&input, &output, &scratch].map(|b| b.address().to_le_bytes());
     let arguments = addresses.each_ref().map(|a| a.as_slice());
-    let grid = [(case.lanes / THREADS) as u32, 1, 1];
-    // SAFETY: the kernel's parameters are these three addresses, and its lanes touch no more of the buffers than was
-    // allocated for as many, which the simulator has checked on the same case; the download waits before the buffers
-    // are freed.
-    unsafe { kernel.launch(grid, [THREADS as u32, 1, 1], 0, &arguments)? };
+    let grid = [(case.lanes / THREADS_PER_BLOCK) as u32, 1, 1];
+    // SAFETY: the kernel's parameters are these three addresses. Each lane accesses only its own part of the buffers,
+    // which the simulator has checked on the same case. The download waits for the kernel, so the buffers outlive it.
+    unsafe { kernel.launch(grid, [THREADS_PER_BLOCK as u32, 1, 1], 0, &arguments)? };
     let mut bytes = vec![0; case.output_bytes()];
     gpu.download(&output, 0, &mut bytes)?;
     Ok(bytes)

@@ -1,21 +1,21 @@
-//! Cases of `wgmma`: one product of one warpgroup a block.
+//! Cases of `wgmma`: in each block, one warpgroup computes one product.
 //!
-//! All of shared memory is filled with elements, so that any address that a descriptor names holds an element, and a
-//! wrong reading of a descriptor gives a different sum.
+//! All of shared memory is filled with matrix elements. So an address computed from a descriptor always refers to an
+//! element, and a wrong interpretation of a descriptor gives a different sum.
 
-use super::format::{Element, F16, F32, Format, Span, matrix};
-use super::products::{clear, element, tolerance};
-use super::{Case, ENTRY, THREADS, ptx};
+use super::format::{Element, ElementRange, F16, F32, OperandFormat, random_elements};
+use super::products::{clear_bits, element_from_ptx, tolerance};
+use super::{InstructionCase, KERNEL_NAME, THREADS_PER_BLOCK, ptx};
 use reel_sim::exec::SeededRng;
 use reel_sim::matrix::wgmma::Descriptor;
 use reel_sim::tensor_map::Swizzle;
 use std::fmt::Write;
 
-/// Bytes of shared memory; matrix A begins at 0, matrix B at `B`.
-const IMAGE: usize = 40 << 10;
+/// Size of shared memory in bytes; matrix A begins at offset 0, matrix B at offset `B`.
+const SHARED_BYTES: usize = 40 << 10;
 const B: u32 = 8 << 10;
 
-/// An instruction.
+/// A `wgmma` instruction and the layout of its operands.
 #[derive(Clone, Copy, Debug)]
 struct Product {
     n: u32,
@@ -23,16 +23,16 @@ struct Product {
     a: &'static str,
     b: &'static str,
     swizzle: Swizzle,
-    /// Whether A and B are contiguous along m and n instead of k.
+    /// Whether A and B are stored transposed: A contiguous along m, B along n, instead of both along k.
     transposed: [bool; 2],
     from_registers: bool,
-    /// The signs of A and B.
+    /// The factors of A and B: 1 or -1.
     scales: [i32; 2],
-    /// Whether D is added to.
+    /// Whether the product is added to D instead of replacing it.
     adds: bool,
-    /// Offset of the operands in the first row of a swizzle pattern.
+    /// Offset of the operands' addresses in bytes, within the first row of a swizzle pattern.
     start: u32,
-    span: Span,
+    span: ElementRange,
 }
 
 const PLAIN: Product = Product {
@@ -46,11 +46,11 @@ const PLAIN: Product = Product {
     scales: [1; 2],
     adds: true,
     start: 0,
-    span: Span::Small,
+    span: ElementRange::Small,
 };
 
-/// All cases.
-pub fn cases(lanes: usize) -> Vec<Case> {
+/// Returns all cases of `wgmma`.
+pub fn cases(lanes: usize) -> Vec<InstructionCase> {
     let mut all = Vec::new();
     for swizzle in [Swizzle::None, Swizzle::B32, Swizzle::B64, Swizzle::B128] {
         for n in [8, 24, 64, 256] {
@@ -64,7 +64,7 @@ pub fn cases(lanes: usize) -> Vec<Case> {
             all.push(Product { swizzle, sum, a, b, ..PLAIN });
             all.push(Product { swizzle, sum, a, b, from_registers: true, n: 96, ..PLAIN });
             if *sum != "s32" {
-                all.push(Product { swizzle, sum, a, b, span: Span::Moderate, ..PLAIN });
+                all.push(Product { swizzle, sum, a, b, span: ElementRange::Moderate, ..PLAIN });
             }
         }
     }
@@ -73,14 +73,14 @@ pub fn cases(lanes: usize) -> Vec<Case> {
     }
     all.push(Product { adds: false, ..PLAIN });
     all.push(Product { adds: false, sum: "s32", a: "s8", b: "s8", ..PLAIN });
-    all.push(Product { span: Span::Moderate, ..PLAIN });
+    all.push(Product { span: ElementRange::Moderate, ..PLAIN });
     for (swizzle, start) in [(Swizzle::B64, 32), (Swizzle::B128, 32), (Swizzle::B128, 64), (Swizzle::B128, 96)] {
         all.push(Product { swizzle, start, ..PLAIN });
     }
-    all.iter().map(|p| p.case(lanes.min(8 * THREADS))).collect()
+    all.iter().map(|p| p.case(lanes.min(8 * THREADS_PER_BLOCK))).collect()
 }
 
-/// Types of D, A and B, besides bf16.
+/// Types of D, A and B that are tested besides f32, bf16 and bf16.
 const TYPES: &[(&str, &str, &str)] = &[
     ("f32", "f16", "f16"),
     ("f16", "f16", "f16"),
@@ -124,11 +124,11 @@ impl Product {
         format!("{name} {:?}", self.span)
     }
 
-    /// Returns the descriptor of A or B without its address.
+    /// Returns the shared-memory descriptor of A (0) or B (1), with start address 0.
     fn descriptor(&self, which: usize) -> u64 {
         let extent = [64, self.n][which];
-        // If rows are whole spans of the swizzle, eight of them make a pattern. A stride that the operand's extent
-        // does not need is arbitrary.
+        // If each row is as long as the swizzle's span, eight rows make a pattern. A stride that the operand's extent
+        // does not need can have any value.
         let (leading, stride) = match (self.swizzle.span(), self.transposed[which]) {
             (Some(span), false) => (16, 8 * span),
             (Some(span), true) => (16 * span, 8 * span),
@@ -138,45 +138,45 @@ impl Product {
         Descriptor { start: 0, leading, stride, swizzle: self.swizzle }.encode()
     }
 
-    fn case(&self, lanes: usize) -> Case {
-        let (sum, a) = (element(self.sum), element(self.a));
+    fn case(&self, lanes: usize) -> InstructionCase {
+        let (sum, a) = (element_from_ptx(self.sum), element_from_ptx(self.a));
         let count = self.n as usize / if self.sum == "f16" { 4 } else { 2 };
         let registers = if self.from_registers { 4 } else { 0 };
-        let results = vec![Format::Matrix(sum, self.span); count];
+        let results = vec![OperandFormat::Matrix(sum, self.span); count];
         let (input, magnitudes) = self.input(lanes, count, registers);
-        Case {
+        InstructionCase {
             name: self.name(),
             ptx: self.ptx(lanes, count, registers),
             lanes,
             sources: Vec::new(),
             results,
             input,
-            magnitudes: (self.span == Span::Moderate).then_some(magnitudes),
+            magnitudes: (self.span == ElementRange::Moderate).then_some(magnitudes),
             tolerance: tolerance(a, sum),
         }
     }
 
-    /// Returns images of shared memory, one a block, then D's and A's registers, 8 bytes a lane each; and the same
-    /// without signs.
+    /// Returns the contents of shared memory for each block, followed by the registers of D and A with 8 bytes per
+    /// lane each; and the same data without signs.
     fn input(&self, lanes: usize, count: usize, registers: usize) -> (Vec<u8>, Vec<u8>) {
         let mut rng = SeededRng::new(u64::from(self.n) << 8 | self.k() as u64);
         let (mut input, mut unsigned) = (Vec::new(), Vec::new());
         let mut add = |element: Element, words: usize, wide: bool| {
             let from = input.len();
             for _ in 0..words {
-                let low = matrix(element, self.span, 32, &mut rng);
-                let high = if wide { 0 } else { matrix(element, self.span, 32, &mut rng) };
+                let low = random_elements(element, self.span, 32, &mut rng);
+                let high = if wide { 0 } else { random_elements(element, self.span, 32, &mut rng) };
                 input.extend((low | high << 32).to_le_bytes());
             }
             unsigned.extend_from_slice(&input[from..]);
-            clear(&mut unsigned[from..], element.signs());
+            clear_bits(&mut unsigned[from..], element.sign_mask());
         };
-        for _ in 0..lanes / THREADS {
-            add(element(self.a), B as usize / 8, false);
-            add(element(self.b), (IMAGE - B as usize) / 8, false);
+        for _ in 0..lanes / THREADS_PER_BLOCK {
+            add(element_from_ptx(self.a), B as usize / 8, false);
+            add(element_from_ptx(self.b), (SHARED_BYTES - B as usize) / 8, false);
         }
-        add(element(self.sum), lanes * count, true);
-        add(element(self.a), lanes * registers, true);
+        add(element_from_ptx(self.sum), lanes * count, true);
+        add(element_from_ptx(self.a), lanes * registers, true);
         (input, unsigned)
     }
 
@@ -185,26 +185,28 @@ impl Product {
             let names: Vec<String> = (0..count).map(|k| format!("%{letter}{k}")).collect();
             format!("{{{}}}", names.join(", "))
         };
-        let mut p =
-            format!("{}.visible .entry {ENTRY}(.param .u64 in, .param .u64 out, .param .u64 scratch) {{\n", ptx::HEAD);
+        let mut p = format!(
+            "{}.visible .entry {KERNEL_NAME}(.param .u64 in, .param .u64 out, .param .u64 scratch) {{\n",
+            ptx::MODULE_HEADER
+        );
         let mut line = |text: String| writeln!(p, "    {text}").expect("a string takes all");
-        line(format!(".shared .align 1024 .b8 sm[{IMAGE}];"));
+        line(format!(".shared .align 1024 .b8 sm[{SHARED_BYTES}];"));
         line(format!(
             ".reg .b32 %d<{count}>, %a<4>, %v<4>, %i, %n, %b, %s, %at; .reg .b64 %in, %out, %from, %da, %db;"
         ));
         line(".reg .pred %p;".into());
         line("mov.u32 %b, %ctaid.x; mov.u32 %n, %tid.x; mov.u32 %s, sm;".into());
         line("ld.param.u64 %in, [in]; ld.param.u64 %out, [out];".into());
-        line(format!("mad.wide.u32 %from, %b, {IMAGE}, %in; mad.wide.u32 %from, %n, 16, %from;"));
+        line(format!("mad.wide.u32 %from, %b, {SHARED_BYTES}, %in; mad.wide.u32 %from, %n, 16, %from;"));
         line("mad.lo.u32 %at, %n, 16, %s; mov.u32 %i, 0;".into());
         line("FILL:".into());
         line("ld.global.v4.b32 {%v0, %v1, %v2, %v3}, [%from]; st.shared.v4.b32 [%at], {%v0, %v1, %v2, %v3};".into());
-        let step = 16 * THREADS;
+        let step = 16 * THREADS_PER_BLOCK;
         line(format!("add.u64 %from, %from, {step}; add.u32 %at, %at, {step}; add.u32 %i, %i, {step};"));
-        line(format!("setp.lt.u32 %p, %i, {IMAGE}; @%p bra FILL;"));
+        line(format!("setp.lt.u32 %p, %i, {SHARED_BYTES}; @%p bra FILL;"));
         line("fence.proxy.async.shared::cta; bar.sync 0;".into());
-        line(format!("mad.lo.u32 %i, %b, {THREADS}, %n; mad.wide.u32 %out, %i, 8, %out;"));
-        line(format!("mad.wide.u32 %in, %i, 8, %in; add.u64 %in, %in, {};", lanes / THREADS * IMAGE));
+        line(format!("mad.lo.u32 %i, %b, {THREADS_PER_BLOCK}, %n; mad.wide.u32 %out, %i, 8, %out;"));
+        line(format!("mad.wide.u32 %in, %i, 8, %in; add.u64 %in, %in, {};", lanes / THREADS_PER_BLOCK * SHARED_BYTES));
         (0..count).for_each(|k| line(format!("ld.global.b32 %d{k}, [%in+{}];", 8 * k * lanes)));
         (0..registers).for_each(|k| line(format!("ld.global.b32 %a{k}, [%in+{}];", 8 * (count + k) * lanes)));
         for (which, (letter, offset)) in [('a', 0), ('b', B)].into_iter().enumerate() {
@@ -222,7 +224,8 @@ impl Product {
         p
     }
 
-    /// Returns the instruction's immediates: signs of floating-point operands, and transpositions of 16-bit ones.
+    /// Returns the instruction's immediates: the signs of floating-point operands, and whether 16-bit operands are
+    /// transposed.
     fn immediates(&self) -> String {
         let mut all: Vec<i32> = Vec::new();
         if self.sum != "s32" {

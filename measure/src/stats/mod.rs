@@ -2,11 +2,11 @@
 
 use std::f64::consts::SQRT_2;
 
-/// Significance level: the probability of a verdict when there is no difference.
+/// Significance level: the probability of a verdict other than "no difference" when there is no difference.
 pub const SIGNIFICANCE_LEVEL: f64 = 0.01;
 /// Medians that differ by less than this share count as equal, whatever the p-value.
 pub const MIN_DIFFERENCE: f64 = 0.01;
-/// Bootstrap samples of the confidence interval.
+/// Number of bootstrap samples for the confidence interval.
 const RESAMPLES: usize = 10_000;
 
 /// Median; NaN of an empty slice.
@@ -24,7 +24,7 @@ pub fn min_median_max(values: &[f64]) -> [f64; 3] {
     [at(0), middle, at(n.wrapping_sub(1))]
 }
 
-/// Which of two sets of times is faster.
+/// Whether the second of two sets of times is faster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SpeedVerdict {
     /// The second set is faster.
@@ -57,7 +57,7 @@ pub struct TimeDifference {
     pub p: f64,
     /// The verdict.
     pub verdict: SpeedVerdict,
-    /// Whether there are so few times that even sets without overlap would not be significant.
+    /// Whether the sets are so small that the test could not find a difference even if they did not overlap.
     pub too_few: bool,
 }
 
@@ -91,7 +91,7 @@ fn rank_sum(a: &[f64], b: &[f64]) -> f64 {
     let (ranks, ties) = doubled_ranks(few, many);
     let (k, n) = (few.len(), ranks.len());
     let (sum, all): (usize, usize) = (ranks[..k].iter().sum(), ranks.iter().sum());
-    // n times the distance of a rank sum from its expected value.
+    // n times the distance between a rank sum and its expected value.
     let scaled_distance = |sum: usize| (sum * n).abs_diff(k * all);
     if k * n * all <= 200_000_000 {
         // ways[j][s]: the number of choices of j ranks with sum s.
@@ -151,7 +151,8 @@ fn interval(a: &[f64], b: &[f64]) -> [f64; 2] {
     if swapped { [1.0 / high, 1.0 / low] } else { [low, high] }
 }
 
-/// Steele, Lea and Flood, "Fast splittable pseudorandom number generators".
+/// Returns the next pseudorandom number of splitmix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number
+/// generators").
 fn splitmix(state: &mut u64) -> u64 {
     *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let z = (*state ^ (*state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

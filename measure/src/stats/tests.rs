@@ -8,7 +8,7 @@ fn noise(seed: u64) -> impl FnMut() -> f64 {
     move || (splitmix(&mut state) >> 11) as f64 / (1u64 << 53) as f64
 }
 
-/// Times near 1 with a spread of some percent; one in ten is an outlier.
+/// Pseudorandom times near 1 with a spread of a few percent; one in ten is an outlier.
 fn times(n: usize, seed: u64, scale: f64) -> Vec<f64> {
     let mut next = noise(seed);
     (0..n)
@@ -27,7 +27,7 @@ fn spread_is_minimum_median_maximum() {
     assert!(min_median_max(&[]).iter().all(|x| x.is_nan()));
 }
 
-/// The p-value is the share of all choices with rank sums at least as extreme, counted one by one.
+/// The p-value equals the share of all choices whose rank sums are at least as extreme, counted one by one.
 #[test]
 fn p_value_equals_exhaustive_count() {
     for (n, m, seed) in [(1, 1, 0), (2, 3, 1), (4, 4, 2), (5, 3, 3), (6, 6, 4), (3, 7, 5)] {
@@ -64,7 +64,7 @@ fn normal_approximation_agrees_with_exact_p_value() {
         let variance = k * k / 12.0 * (n + 1.0 - ties / (n * (n - 1.0)));
         let normal = erfc(distance / variance.sqrt() / SQRT_2);
         assert!((exact - normal).abs() < 0.01, "{exact} {normal}");
-        // Groups that are too large for the exact table.
+        // These groups are too large for the exact table of rank sums.
         let (a, b) = (times(400, seed, 1.0), times(400, seed + 100, 1.0 + shift));
         assert!((0.0..=1.0).contains(&rank_sum(&a, &b)));
     }
@@ -82,12 +82,12 @@ fn a_verdict_needs_rounds_and_a_difference() {
         let (b, c) = (times(7, seed + 1000, 0.4), times(7, seed + 2000, 2.5));
         assert_eq!(compare_times(&a, &b).verdict, SpeedVerdict::Faster, "{a:?} {b:?}");
         assert_eq!(compare_times(&a, &c).verdict, SpeedVerdict::Slower);
-        // Four rounds each are too few for any verdict; five are enough.
+        // Four rounds per set are too few for any verdict; five are enough.
         let four = compare_times(&a[..4], &b[..4]);
         assert_eq!((four.verdict, four.too_few), (SpeedVerdict::NoDifference, true));
         assert_eq!(compare_times(&a[..5], &b[..5]).verdict, SpeedVerdict::Faster);
     }
-    // A significant difference of less than 1 % is no verdict.
+    // A significant difference of less than 1 % still gives the verdict "no difference".
     let exact: Vec<f64> = (0..20).map(|i| 1.0 + f64::from(i) * 1e-6).collect();
     let off: Vec<f64> = exact.iter().map(|x| x * 1.005).collect();
     let close = compare_times(&exact, &off);

@@ -1,8 +1,8 @@
-//! Options of writing a video: codec, frame rate, key frames.
+//! Options for writing a video: codec, frame rate, key frames.
 
 use crate::libraries;
 
-/// A video codec that can be written.
+/// A video codec that [`super::encode_video`] can write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum VideoCodec {
     /// H.264, encoded by libx264.
@@ -32,7 +32,7 @@ impl VideoCodec {
         }
     }
 
-    /// Name of the encoder for this codec that this FFmpeg has.
+    /// Name of the first encoder for this codec that this FFmpeg has.
     pub fn encoder(self) -> Option<&'static str> {
         self.encoders().iter().copied().find(|name| libraries::has_encoder(name))
     }
@@ -43,7 +43,7 @@ impl VideoCodec {
     }
 }
 
-/// Options of writing a video.
+/// Options for writing a video.
 #[derive(Clone, Debug)]
 pub struct VideoEncoding {
     /// The codec.
@@ -61,7 +61,7 @@ pub struct VideoEncoding {
 }
 
 impl VideoEncoding {
-    /// Evenly spaced frames and the encoder's defaults.
+    /// Options for evenly spaced frames with the encoder's defaults.
     pub fn new(codec: VideoCodec, fps: (i32, i32)) -> Self {
         Self { codec, fps, times_ms: None, gop: None, b_frames: None, options: Vec::new() }
     }

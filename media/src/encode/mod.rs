@@ -22,7 +22,7 @@ use crate::{MediaError, Result, libraries};
 pub fn encode_video(path: &Path, frames: FrameView<'_>, encoding: &VideoEncoding) -> Result<()> {
     check(frames, encoding)?;
     let temporary = temporary_path(path)?;
-    let written = write(path, &temporary, frames, encoding);
+    let written = encode_to_file(path, &temporary, frames, encoding);
     let renamed = written.and_then(|()| {
         std::fs::rename(&temporary, path).map_err(|e| MediaError::File(Diagnostic::cannot_write(path, &e)))
     });
@@ -59,7 +59,7 @@ fn check(frames: FrameView<'_>, encoding: &VideoEncoding) -> Result<()> {
     Ok(())
 }
 
-/// A path in the same folder with the same extension, by which FFmpeg selects the container.
+/// A temporary path in the same folder. It keeps the extension, because FFmpeg selects the container by it.
 fn temporary_path(path: &Path) -> Result<PathBuf> {
     let name = path.file_name().and_then(|n| n.to_str());
     match (name, path.to_str()) {
@@ -69,10 +69,10 @@ fn temporary_path(path: &Path) -> Result<PathBuf> {
 }
 
 #[cfg(feature = "ffmpeg")]
-use write::write;
+use write::encode_to_file;
 
 /// Never called: without FFmpeg there is no encoder, which `check` reports.
 #[cfg(not(feature = "ffmpeg"))]
-fn write(path: &Path, _temporary: &Path, _frames: FrameView<'_>, _encoding: &VideoEncoding) -> Result<()> {
-    Err(crate::video::no_ffmpeg(path))
+fn encode_to_file(path: &Path, _temporary: &Path, _frames: FrameView<'_>, _encoding: &VideoEncoding) -> Result<()> {
+    Err(crate::video::no_ffmpeg_error(path))
 }

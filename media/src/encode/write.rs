@@ -15,8 +15,13 @@ use super::encoding::{VideoCodec, VideoEncoding};
 use crate::frames::FrameView;
 use crate::{MediaError, Result};
 
-/// Writes `frames` to the file `temporary`; errors name `path`.
-pub(super) fn write(path: &Path, temporary: &Path, frames: FrameView<'_>, encoding: &VideoEncoding) -> Result<()> {
+/// Encodes `frames` into the file `temporary`; error messages name `path` instead.
+pub(super) fn encode_to_file(
+    path: &Path,
+    temporary: &Path,
+    frames: FrameView<'_>,
+    encoding: &VideoEncoding,
+) -> Result<()> {
     let failed = |operation: &str| {
         let operation = operation.to_owned();
         move |e: ffmpeg::Error| {
@@ -102,7 +107,7 @@ fn open_encoder(
         video.set_max_b_frames(b);
     }
     if encoding.codec == VideoCodec::Mpeg4 {
-        // The default of 200 kbit/s would blur the clips; a fixed quantiser does not.
+        // The encoder's default of 200 kbit/s would blur the clips, so the quantiser is fixed instead.
         let flags = codec_flags(&video);
         video.set_flags(flags | codec::flag::Flags::QSCALE);
         video.set_global_quality(2 * ffmpeg::ffi::FF_QP2LAMBDA);
@@ -121,7 +126,7 @@ struct FrameConverter {
     rgb: AvFrame,
     converted: AvFrame,
     scaler: scaling::Context,
-    /// Bytes of an RGB row.
+    /// Length of an RGB row in bytes.
     row: usize,
 }
 

@@ -1,8 +1,8 @@
 //! Decodes images: a file, bytes or a `data:` URI to u8 RGB `[H, W, 3]`, by the rules of Pillow and qwen-vl-utils.
 //!
-//! Alpha is blended over white only where Pillow's mode is RGBA; palette images and grey images with alpha lose it.
-//! EXIF rotation is ignored. Of an animation the first frame is used. The content decides the format, not the file
-//! name.
+//! Alpha is blended over white only where Pillow's mode is RGBA; palette images and grey images with alpha lose their
+//! alpha. EXIF rotation is ignored. Of an animation, the first frame is used. The content decides the format, not the
+//! file name.
 
 use std::io::Cursor;
 use std::num::NonZeroU64;
@@ -21,9 +21,9 @@ mod tests;
 /// Memory that a decoder may allocate: the largest image at 8 bytes per pixel (16-bit RGBA), and 64 MiB for tables.
 const MAX_DECODER_BYTES: u64 = MAX_IMAGE_PIXELS as u64 * 8 + (64 << 20);
 
-/// Longer files are refused before they are read: even the largest uncompressed image is not longer.
+/// Longer files are refused before they are read: no image within the limits needs more bytes, even uncompressed.
 const MAX_FILE_BYTES: u64 = MAX_DECODER_BYTES;
-/// Memory limit of a GIF frame: one byte per pixel.
+/// Memory limit for decoding a GIF frame: one byte per pixel of the largest image.
 const GIF_FRAME_BYTES: NonZeroU64 = NonZeroU64::new(MAX_IMAGE_PIXELS as u64).unwrap();
 
 /// A decoded image.
@@ -85,7 +85,7 @@ pub fn from_data_uri(uri: &str) -> Result<RgbImage> {
     decode(&bytes, NAME)
 }
 
-/// Decodes an image from the bytes of its file; `name` is the location in errors.
+/// Decodes an image from the bytes of its file; error messages use `name` as location.
 ///
 /// # Errors
 /// The bytes are empty, damaged, or not an image of a supported format, or the image exceeds [`MAX_IMAGE_PIXELS`].
@@ -121,8 +121,8 @@ fn limits() -> Limits {
     limits
 }
 
-/// Decodes all pixels after a check of the size in the header. `blend`: alpha is blended over white, else it is
-/// dropped.
+/// Decodes all pixels after a check of the size in the header. With `blend`, alpha is blended over white; otherwise
+/// it is dropped.
 fn pixels(decoder: ImageResult<impl ImageDecoder>, blend: bool, name: &str) -> Result<RgbImage> {
     let damaged = |error| damaged(name, &error);
     let mut decoder = decoder.map_err(damaged)?;
@@ -134,7 +134,7 @@ fn pixels(decoder: ImageResult<impl ImageDecoder>, blend: bool, name: &str) -> R
         DynamicImage::ImageLumaA8(grey) => grey.chunks_exact(2).flat_map(|p| [p[0]; 3]).collect(),
         DynamicImage::ImageRgb8(rgb) => rgb.into_raw(),
         DynamicImage::ImageRgba8(rgba) => drop_alpha(&rgba, blend),
-        // Pillow clips 16-bit grey values to 255; of other 16-bit formats it takes the upper byte.
+        // Pillow clips 16-bit grey values to 255; for other 16-bit formats it takes the upper byte.
         DynamicImage::ImageLuma16(grey) => grey.iter().flat_map(|&v| [v.min(255) as u8; 3]).collect(),
         DynamicImage::ImageLumaA16(grey) => {
             let rgba: Vec<u8> =

@@ -10,7 +10,7 @@ fn golden(name: &str) -> Vec<u8> {
     std::fs::read(format!("{FOLDER}{name}")).unwrap()
 }
 
-/// Maximum and mean difference in levels.
+/// Maximum and mean difference of two images, in steps of a u8 value.
 fn difference(a: &[u8], b: &[u8]) -> (u8, f64) {
     assert_eq!(a.len(), b.len());
     let differences = a.iter().zip(b).map(|(a, b)| a.abs_diff(*b));
@@ -18,7 +18,7 @@ fn difference(a: &[u8], b: &[u8]) -> (u8, f64) {
     (differences.max().unwrap_or(0), sum / a.len() as f64)
 }
 
-/// One image of each format that Pillow decodes differently.
+/// Decodes one image for each file format and pixel format that Pillow treats differently.
 #[test]
 fn each_format_equals_pillow_and_jpeg_within_5_levels() {
     let bytes = golden("kinds/expected.safetensors");
@@ -29,7 +29,7 @@ fn each_format_equals_pillow_and_jpeg_within_5_levels() {
         assert_eq!([got.height, got.width, 3], want.shape(), "{name}");
         let (max, mean) = difference(&got.data, want.data());
         if name.ends_with(".jpg") {
-            // libjpeg-turbo's inverse DCT and chroma upsampling round differently.
+            // libjpeg-turbo, which Pillow uses, rounds differently in the inverse DCT and in chroma upsampling.
             assert!(max <= 5 && mean <= 0.3, "{name}: {max} at most, {mean} on average");
         } else {
             assert_eq!(max, 0, "{name}: mean {mean}");
@@ -93,7 +93,7 @@ fn a_device_is_refused_without_being_read() {
     assert!(error.starts_with("/dev/zero: is not a regular file"), "{error}");
 }
 
-/// Headers that state up to 100 000 × 100 000 pixels.
+/// Images whose headers state up to 100 000 × 100 000 pixels are refused.
 #[test]
 fn decompression_bombs_are_refused_by_header() {
     let mut png = golden("00_png_rgb.png");
@@ -115,7 +115,7 @@ fn decompression_bombs_are_refused_by_header() {
     }
 }
 
-/// The CRC-32 of PNG chunks.
+/// The CRC-32 at the end of a PNG chunk.
 fn crc32(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(!0u32, |crc, &byte| {
         (0..8).fold(crc ^ u32::from(byte), |crc, _| if crc & 1 == 1 { crc >> 1 ^ 0xedb8_8320 } else { crc >> 1 })
@@ -162,7 +162,7 @@ proptest! {
     fn damaged_files_never_panic(
         bytes in any_file(),
         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
-        // Changes of the first 64 bytes hit headers.
+        // Changes within the first 64 bytes damage the header.
         front in prop::collection::vec((0usize..64, any::<u8>()), 0..4),
     ) {
         let mut bytes = bytes;

@@ -1,4 +1,4 @@
-//! Frames to patches, as Qwen2.5-VL's image processor (transformers 4.51.3) computes them.
+//! Converts frames to patches as Qwen2.5-VL's image processor (transformers 4.51.3) does.
 //!
 //! ```text
 //! first resize    limits of profile and overrides: resize_image, resize_image_list; videos: in the decoding worker
@@ -68,8 +68,8 @@ impl Default for PatchProcessor {
     }
 }
 
-/// Resizes an image twice, by `limits` and by the processor; returns u8 `[1, H, W, 3]`. `name` is the location in
-/// errors.
+/// Resizes an image twice, by `limits` and by the processor; returns u8 `[1, H, W, 3]`. Error messages use `name` as
+/// location.
 ///
 /// # Errors
 /// The image cannot be resized to these limits (see [`crate::resize::smart_resize`]), or memory runs out.
@@ -207,8 +207,8 @@ pub fn patchify(frames: FrameView<'_>, processor: &PatchProcessor) -> Result<Pat
     Ok(Patches { pixel_values, grid_thw })
 }
 
-/// The normalised value of each pixel value of each channel. Operations and types are those of transformers: product
-/// in f64, rounded to f32, then subtraction and division in f32.
+/// The normalised value for each pixel value 0..=255 of each channel. Operations and types are those of transformers:
+/// product in f64, rounded to f32, then subtraction and division in f32.
 fn normalisation_table(processor: &PatchProcessor) -> [[f32; 256]; CHANNELS] {
     std::array::from_fn(|channel| {
         std::array::from_fn(|level| {
@@ -218,7 +218,7 @@ fn normalisation_table(processor: &PatchProcessor) -> [[f32; 256]; CHANNELS] {
     })
 }
 
-/// Runs `work` and names the file in errors about sizes.
+/// Runs `work`; if it fails with an error about sizes, the error names the file `name`.
 fn with_file_name<T>(name: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
     work().map_err(|error| error.for_file(name))
 }

@@ -157,7 +157,7 @@ proptest! {
     ) {
         let (height, width) = (blocks.0 * merge * side, blocks.1 * merge * side);
         let data: Vec<u8> = (0..frames * height * width * 3).map(|i| (i * 7 % 251) as u8).collect();
-        // These settings leave pixel values unchanged.
+        // With these settings, normalisation leaves pixel values unchanged.
         let processor = PatchProcessor {
             patch_size: side,
             temporal_patch_size: depth,

@@ -7,9 +7,9 @@ use rayon::prelude::*;
 
 use super::taps::{FilterTaps, PRECISION_BITS};
 
-/// Rows that [`along_rows`] processes together: each SIMD lane holds the same column of another row.
+/// Number of rows that [`along_rows`] processes together: all SIMD lanes hold the same column, each of another row.
 const LANES: usize = 16;
-/// Neighbouring samples of a row whose sums [`down_columns`] keeps in registers.
+/// Number of neighbouring samples of a row whose sums [`down_columns`] keeps in registers.
 const COLUMNS: usize = 64;
 const CHANNELS: usize = 3;
 
@@ -22,7 +22,7 @@ pub(super) trait Arithmetic {
     fn multiply_add(sum: Self::Lane, sample: Self::Lane, weight: Self::Lane) -> Self::Lane;
 }
 
-/// Conversion of a sample in memory to an accumulator and back.
+/// Conversion between a sample in memory and an accumulator.
 pub(super) trait PixelSample<A: Arithmetic>: Copy + Default + Send + Sync {
     fn load(self) -> A::Lane;
     fn store(sum: A::Lane) -> Self;
@@ -109,7 +109,7 @@ pub(super) fn along_rows<A: Arithmetic, I: PixelSample<A>, O: PixelSample<A>>(
 /// implementations of `WithSimd` for each instruction set and picks the widest one at run time.
 struct Rows<'a, A: Arithmetic, I, O> {
     from: &'a [I],
-    /// Workspace `[W * 3][LANES]`: the source rows, transposed so that a lane is a row.
+    /// Workspace `[W * 3][LANES]`: the source rows, transposed so that each SIMD lane holds one row.
     transposed: &'a mut [[A::Lane; LANES]],
     taps: &'a FilterTaps<A::Lane>,
     to: &'a mut [O],
@@ -128,7 +128,7 @@ impl<A: Arithmetic, I: PixelSample<A>, O: PixelSample<A>> WithSimd for Rows<'_, 
         }
         let target_row = taps.len() * CHANNELS;
         for x in 0..taps.len() {
-            let (first, weights) = taps.at(x);
+            let (first, weights) = taps.weights_of(x);
             let mut sums = [[A::START; LANES]; CHANNELS];
             let pixels = transposed[first * CHANNELS..].chunks_exact(CHANNELS);
             for (pixel, &weight) in pixels.zip(weights) {
@@ -156,12 +156,12 @@ pub(super) fn down_columns<A: Arithmetic, I: PixelSample<A>, O: PixelSample<A>>(
 ) {
     let arch = pulp::Arch::new();
     target.par_chunks_mut(row).enumerate().for_each(|(y, to)| {
-        let (first, weights) = taps.at(y);
+        let (first, weights) = taps.weights_of(y);
         arch.dispatch(Columns::<A, I, O> { from: &source[first * row..], weights, to });
     });
 }
 
-/// One task of [`down_columns`]: one row of the target. `from` begins at the first source row that has a weight.
+/// One task of [`down_columns`]: one row of the target. `from` begins at the first source row with a nonzero weight.
 struct Columns<'a, A: Arithmetic, I, O> {
     from: &'a [I],
     weights: &'a [A::Lane],

@@ -19,7 +19,7 @@ pub const SIZE_FACTOR: usize = 28;
 pub const DEFAULT_MIN_PIXELS: u64 = 4 * 28 * 28;
 /// Default maximum area of an image in pixels (qwen-vl-utils).
 pub const DEFAULT_MAX_PIXELS: u64 = 16384 * 28 * 28;
-/// Frames that share one temporal patch; the pixel budget of a video counts pairs.
+/// Number of frames that share one temporal patch; the pixel budget of a video counts pairs of frames.
 const FRAME_FACTOR: f64 = 2.0;
 /// Longer sides are refused, because f64 would no longer give the results of Python's unbounded integers.
 const MAX_SIDE: usize = 1 << 26;
@@ -38,7 +38,7 @@ pub struct RequestedSize {
 }
 
 impl RequestedSize {
-    /// `None` unless both overrides are given: qwen-vl-utils ignores one alone.
+    /// Returns `None` unless both overrides are given: qwen-vl-utils ignores one alone.
     fn new(profile: MediaProfile, keys: &MediaOverrides) -> Option<Self> {
         // A value beyond usize becomes a side that smart_resize refuses.
         let side = |key: u64| usize::try_from(key).unwrap_or(usize::MAX);

@@ -81,7 +81,7 @@ fn resized_height_without_width_is_ignored() {
     assert_eq!(ImagePixelLimits::new(MediaProfile::Qwen, &keys).size(100, 200).unwrap(), plain.size(100, 200).unwrap());
 }
 
-/// The noise image that the golden resampling results were computed from.
+/// The noise image from which the golden resampling results were computed.
 fn noise(len: usize) -> Vec<u8> {
     (0..len as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect()
 }
@@ -168,7 +168,7 @@ proptest! {
         if let Ok((h, w)) = smart_resize(height, width, 28, min, max as f64) {
             prop_assert!(h % 28 == 0 && w % 28 == 0);
             prop_assert!((h * w) as u64 <= max || (h * w) as u64 >= min);
-            // Only an image far longer than wide can get a side of 0 or an area beyond the limits.
+            // A side of 0 or an area beyond the limits is possible only for an image that is far longer than wide.
             if height.max(width) < 4 * height.min(width) && max >= 16 * 784 && min * 4 <= max {
                 prop_assert!((h * w) as u64 <= max && (h * w) as u64 >= min && h > 0 && w > 0, "{h} {w}");
             }

@@ -80,8 +80,8 @@ pub fn select_frames(
     Ok(FrameSelection { indices, sample_fps })
 }
 
-/// The first and last frame between `video_start` and `video_end`, both inclusive; the whole video without these
-/// overrides.
+/// The first and the last frame of the time range from `video_start` to `video_end`, both inclusive; without these
+/// overrides, of the whole video.
 fn time_range(total: u64, video_fps: f64, overrides: &MediaOverrides) -> Result<(u64, u64)> {
     let (start, end) = (overrides.video_start, overrides.video_end);
     if start.is_none() && end.is_none() {
@@ -115,7 +115,7 @@ fn frame_count(total: u64, video_fps: f64, [fps, min, max]: [f64; 3], overrides:
         (Some(n), None) => (n as f64 / FRAME_FACTOR).round_ties_even() * FRAME_FACTOR,
         (None, fps_override) => {
             let fps = fps_override.unwrap_or(fps);
-            // qwen-vl-utils accepts 0 and negative rates: min_frames then decides.
+            // qwen-vl-utils accepts 0 and negative rates: min_frames then determines the number of frames.
             if !fps.is_finite() {
                 let what = format!("{fps} is not a frame rate");
                 return Err(MediaError::setting("fps", what, "give a number of frames per second"));
@@ -176,7 +176,7 @@ fn unused_override(profile: MediaProfile, key: &str) -> MediaError {
     MediaError::setting(key, what, "remove it, or use the profile qwen")
 }
 
-/// Refuses overrides of a rate for the profiles without one, so that no setting is silently ignored.
+/// Refuses overrides of a rate for the profiles that have no rate, so that no setting is silently ignored.
 fn refuse_rate_overrides(profile: MediaProfile, overrides: &MediaOverrides) -> Result<()> {
     let rate_overrides = [
         ("fps", overrides.fps.is_some()),

@@ -3,7 +3,7 @@ use serde_json::Value;
 
 use super::*;
 
-/// `tests/golden/README.md` says how the 220 golden rows were made.
+/// All 220 golden selections are reproduced; `tests/golden/README.md` says how they were made.
 #[test]
 fn selections_equal_golden_rows() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/media/frames.jsonl");
@@ -42,7 +42,7 @@ fn selections_equal_golden_rows() {
     assert_eq!((text.lines().count(), refused), (220, 16));
 }
 
-/// Index 415 is 86537 in torch 2.7.1 (AVX2, AVX-512); arithmetic that also rounds the product would give 86538.
+/// Torch 2.7.1 (AVX2, AVX-512) selects 86537 as index 415; arithmetic that also rounds the product would give 86538.
 #[test]
 fn linspace_of_long_videos_rounds_once() {
     let keys = MediaOverrides { fps: Some(1.0), max_frames: Some(687), ..Default::default() };

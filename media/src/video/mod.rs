@@ -1,5 +1,5 @@
 //! Decodes videos with FFmpeg inside this process; a build without the feature `ffmpeg` refuses them. Untrusted files
-//! belong in a worker process: see [`crate::worker`].
+//! should be decoded in a worker process: see [`crate::worker`].
 //!
 //! ```text
 //! read all packets of the container, without decoding: their times and key flags          ffmpeg/demux.rs
@@ -7,7 +7,7 @@
 //! for each selected frame: start at the key frame before it, decode up to it              ffmpeg/plan.rs, decode.rs
 //! convert only selected frames to RGB, rotate and resize them                             ffmpeg/convert.rs
 //! ```
-//! Frame `i` is the `i`-th in display order, also where frames after a key frame are displayed before it (open GOP).
+//! Frame `i` is the `i`-th in display order, also if frames after a key frame are displayed before it (open GOP).
 
 #![allow(unsafe_code)]
 
@@ -34,7 +34,7 @@ pub fn decode(path: &Path, profile: MediaProfile, overrides: &MediaOverrides) ->
     let request = DecodeRequest { path, profile, overrides: *overrides, size: FrameSize::Original, limits };
     let (mut video, data) = decode_into(&request, |bytes| {
         let mut data = Vec::new();
-        data.try_reserve_exact(bytes).map_err(|_| types::too_large(path, bytes as u64, limits.memory_bytes))?;
+        data.try_reserve_exact(bytes).map_err(|_| types::too_large_error(path, bytes as u64, limits.memory_bytes))?;
         data.resize(bytes, 0);
         Ok(data)
     })?;
@@ -45,7 +45,7 @@ pub fn decode(path: &Path, profile: MediaProfile, overrides: &MediaOverrides) ->
 /// Refuses every video, because this build has no FFmpeg.
 #[cfg(not(feature = "ffmpeg"))]
 pub fn probe(path: &Path) -> Result<VideoInfo> {
-    Err(no_ffmpeg(path))
+    Err(no_ffmpeg_error(path))
 }
 
 /// Refuses every video, because this build has no FFmpeg.
@@ -54,12 +54,12 @@ pub fn decode_into<B: AsMut<[u8]>>(
     request: &DecodeRequest<'_>,
     _allocate: impl FnOnce(usize) -> Result<B>,
 ) -> Result<(DecodedVideo, B)> {
-    Err(no_ffmpeg(request.path))
+    Err(no_ffmpeg_error(request.path))
 }
 
 /// The error for a video in a build without FFmpeg.
 #[cfg(not(feature = "ffmpeg"))]
-pub(crate) fn no_ffmpeg(path: &Path) -> crate::MediaError {
+pub(crate) fn no_ffmpeg_error(path: &Path) -> crate::MediaError {
     crate::MediaError::file(
         path,
         "is a video, and this build of reel has no FFmpeg",

@@ -1,4 +1,4 @@
-//! What is asked of a video decoder and what it returns.
+//! The requests to a video decoder and its results.
 
 use std::ops::Deref;
 use std::path::Path;
@@ -41,12 +41,12 @@ pub struct DecodedVideo {
     pub sample_fps: f64,
 }
 
-/// Pixels in memory of this process, or in shared memory that a worker process filled.
+/// The pixels of decoded frames.
 #[derive(Debug)]
 pub enum PixelBuffer {
-    /// Memory of this process.
+    /// In memory of this process.
     Owned(Vec<u8>),
-    /// Shared memory, unmapped when dropped.
+    /// In shared memory that a worker process filled; unmapped when dropped.
     Shared(memmap2::Mmap),
 }
 
@@ -83,7 +83,7 @@ pub enum FrameSize {
 pub struct DecodeLimits {
     /// Number of decoding threads.
     pub threads: usize,
-    /// Bytes that the frames and the compressed video may take.
+    /// Maximum number of bytes that the frames and the compressed video may take together.
     pub memory_bytes: u64,
 }
 
@@ -110,7 +110,7 @@ pub struct DecodeRequest<'a> {
 }
 
 /// The error for frames of `bytes` in total that exceed the memory limit of `limit` bytes.
-pub(super) fn too_large(path: &Path, bytes: u64, limit: u64) -> MediaError {
+pub(super) fn too_large_error(path: &Path, bytes: u64, limit: u64) -> MediaError {
     const MIB: u64 = 1 << 20;
     MediaError::file(
         path,

@@ -23,23 +23,23 @@ pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
 /// Default memory limit for one video, in MiB.
 pub const DEFAULT_MEMORY_MIB: u64 = 2048;
 
-/// Decodes videos, each in a worker process of its own.
+/// Decodes videos, each one in its own worker process.
 #[derive(Clone, Debug)]
 pub struct DecodeWorker {
     /// The program to run as worker. It must call [`super::worker_main`] when it is started with `args`.
     pub exe: PathBuf,
-    /// Arguments of the program.
+    /// The arguments that start the program as a worker.
     pub args: Vec<String>,
     /// Time after which the worker is killed.
     pub timeout: Duration,
-    /// Memory that the worker may allocate, frames included, without the memory of the program itself.
+    /// Memory in MiB that the worker may allocate, including the frames but not the program itself.
     pub memory_mib: u64,
     /// Number of decoding threads.
     pub threads: usize,
 }
 
 impl DecodeWorker {
-    /// A worker that runs `exe` with [`WORKER_ARGUMENT`] and the default limits.
+    /// A decoder that starts `exe` with [`WORKER_ARGUMENT`] and the default limits.
     pub fn new(exe: impl Into<PathBuf>) -> Self {
         Self {
             exe: exe.into(),
@@ -50,7 +50,7 @@ impl DecodeWorker {
         }
     }
 
-    /// A worker that runs this program, even if its file was replaced or deleted meanwhile.
+    /// A decoder that starts this program as worker, even if its file was replaced or deleted meanwhile.
     pub fn this_program() -> Self {
         Self::new("/proc/self/exe")
     }
@@ -106,7 +106,7 @@ impl DecodeWorker {
         }
     }
 
-    /// Runs one worker for one job. The returned shared memory holds the frames.
+    /// Runs one worker for one job. Returns its reply and the shared memory that holds the frames.
     fn run(&self, path: &Path, job: WorkerJob) -> Result<(WorkerReply, File)> {
         let request = WorkerRequest {
             caller_pid: std::process::id(),
@@ -123,7 +123,7 @@ impl DecodeWorker {
         memory.write_all(&text).and_then(|()| memory.rewind()).map_err(cannot_start)?;
         let command =
             WorkerCommand { exe: &self.exe, args: &self.args, timeout: self.timeout, memory_mib: self.memory_mib };
-        let reply = process::run(&command, path, memory.try_clone().map_err(cannot_start)?)?;
+        let reply = process::run_worker(&command, path, memory.try_clone().map_err(cannot_start)?)?;
         match serde_json::from_slice(&reply) {
             Ok(WorkerReply::Failed(failure)) => Err(failure.into_error(path)),
             Ok(reply) => Ok((reply, memory)),
@@ -132,7 +132,7 @@ impl DecodeWorker {
     }
 }
 
-/// Maps the pixels in `memory`, after checking their length and sealing the memory against changes.
+/// Maps the shared memory as pixels, after checking its length and sealing it against changes.
 fn map_pixels(path: &Path, mut video: DecodedVideo, memory: &File) -> Result<DecodedVideo> {
     let expected = [video.height, video.width, 3]
         .iter()

@@ -12,10 +12,10 @@ use rustix::process::{Pid, Signal, kill_process_group};
 
 use crate::{MediaError, Result};
 
-/// Upper bound of a reply: 2^20 indices of 7 digits and a few words.
+/// Maximum length of a reply: enough for 2^20 frame indices of 7 digits and a few words.
 const MAX_REPLY_BYTES: u64 = 16 << 20;
 
-/// Bytes of a worker's standard error that are read.
+/// Maximum number of bytes that are read of a worker's standard error.
 const MAX_STDERR_BYTES: u64 = 64 << 10;
 
 /// Time to wait for a killed process to exit. A process that waits for a broken disk can survive SIGKILL for a while.
@@ -31,8 +31,8 @@ pub(super) struct WorkerCommand<'a> {
     pub memory_mib: u64,
 }
 
-/// Runs a worker with `memory` as its standard input; returns what it wrote to its standard output.
-pub(super) fn run(command: &WorkerCommand<'_>, path: &Path, memory: File) -> Result<Vec<u8>> {
+/// Runs a worker with `memory` as its standard input; returns the bytes that it wrote to its standard output.
+pub(super) fn run_worker(command: &WorkerCommand<'_>, path: &Path, memory: File) -> Result<Vec<u8>> {
     let deadline = Instant::now() + command.timeout;
     let mut worker = Worker::start(command, memory)?;
     let reply = read_pipe(worker.child.stdout.take(), MAX_REPLY_BYTES);
@@ -57,7 +57,7 @@ pub(super) fn run(command: &WorkerCommand<'_>, path: &Path, memory: File) -> Res
     Err(worker_failed(command, path, status, &String::from_utf8_lossy(&stderr)))
 }
 
-/// Reads a pipe to its end on a thread; bytes beyond `max_bytes` are discarded.
+/// Reads a pipe to its end on another thread; bytes beyond `max_bytes` are discarded.
 fn read_pipe(pipe: Option<impl Read + Send + 'static>, max_bytes: u64) -> mpsc::Receiver<Vec<u8>> {
     let (send, receive) = mpsc::channel();
     // If the thread cannot be created, the sender is dropped and the caller sees no reply.
@@ -114,7 +114,7 @@ impl Worker {
             return;
         }
         if let Some(group) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
-            // An error means that it has exited already.
+            // An error means that the process group has exited already.
             let _ = kill_process_group(group, Signal::KILL);
         }
         self.wait_until(Instant::now() + KILL_GRACE);

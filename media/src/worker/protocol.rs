@@ -10,32 +10,32 @@ use crate::MediaError;
 use crate::profile::{MediaOverrides, MediaProfile};
 use crate::video::{DecodedVideo, FrameSize, VideoInfo};
 
-/// What the caller asks of a worker.
+/// The request that the caller sends to a worker.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct WorkerRequest {
-    /// Process id of the caller, with which the worker dies.
+    /// Process id of the caller; the worker ends when this process ends.
     pub caller_pid: u32,
     /// Path of the video as bytes, because a path need not be UTF-8.
     pub path: Vec<u8>,
-    /// Bytes that the worker may allocate.
+    /// Number of bytes that the worker may allocate.
     pub memory_bytes: u64,
     /// Number of decoding threads.
     pub threads: usize,
     pub job: WorkerJob,
 }
 
-/// The kind of work: only read properties, or decode frames.
+/// The work that is requested: only read properties of the video, or decode frames.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum WorkerJob {
     Probe,
     Decode { profile: MediaProfile, overrides: MediaOverrides, size: FrameSize },
 }
 
-/// What a worker replies.
+/// The reply of a worker.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum WorkerReply {
     Probed(VideoInfo),
-    /// The pixels are not part of the message; they are in the shared memory.
+    /// Decoded frames without their pixels, which are in the shared memory.
     Decoded(DecodedVideo),
     Failed(WorkerFailure),
 }

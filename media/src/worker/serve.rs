@@ -1,4 +1,4 @@
-//! The worker's side: reads one request from standard input, decodes, and replies on standard output.
+//! The worker's side: reads one request from standard input, decodes the video, and replies on standard output.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -63,7 +63,7 @@ fn map_output(path: &Path, memory: &File, bytes: usize) -> Result<MmapMut> {
 /// Binds this process to its caller and limits its address space, before it reads the video.
 fn apply_limits(request: &WorkerRequest) -> std::io::Result<()> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
-    // If the caller died before the call above, the signal never comes.
+    // A caller that exited before the line above sends no signal, so its process id is compared too.
     let parent = rustix::process::getppid().map(|p| p.as_raw_nonzero().get());
     if parent != i32::try_from(request.caller_pid).ok() {
         return Err(std::io::Error::other("its caller has exited"));
@@ -74,7 +74,8 @@ fn apply_limits(request: &WorkerRequest) -> std::io::Result<()> {
         rustix::process::setrlimit(resource, Rlimit { current: Some(limit), maximum: Some(limit) })
     };
     set_limit(Resource::Core, 0)?;
-    // The address space of the program and its libraries comes on top: it does not depend on the video.
+    // The limit adds the address space that the program and its libraries already use, which does not depend on the
+    // video.
     set_limit(Resource::As, address_space_bytes()?.saturating_add(request.memory_bytes))?;
     Ok(())
 }

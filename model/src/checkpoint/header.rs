@@ -10,9 +10,9 @@ use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use super::{COPY_AGAIN, fault};
 use crate::error::{ModelError, Result};
 
-/// A tensor of a header; `begin` and `end` are byte offsets from the start of the file.
+/// A tensor as the header describes it; `begin` and `end` are byte offsets from the start of the file.
 #[derive(Debug)]
-pub(crate) struct Stored {
+pub(crate) struct HeaderTensor {
     pub(crate) name: String,
     pub(crate) dtype: String,
     pub(crate) shape: Vec<usize>,
@@ -20,17 +20,17 @@ pub(crate) struct Stored {
     pub(crate) end: usize,
 }
 
-/// All tensors of a file, in file order.
+/// The header of a safetensors file: all tensors in file order.
 #[derive(Debug)]
 pub(crate) struct Header {
-    pub(crate) tensors: Vec<Stored>,
+    pub(crate) tensors: Vec<HeaderTensor>,
 }
 
 /// The longest header that the format allows, in bytes.
 const MAX_HEADER_BYTES: usize = 100_000_000;
 
 /// Reads and validates the header of a mapped file.
-pub(crate) fn read(path: &Path, bytes: &[u8]) -> Result<Header> {
+pub(crate) fn read_header(path: &Path, bytes: &[u8]) -> Result<Header> {
     let text = header_text(path, bytes)?;
     let raw: RawHeader =
         serde_json::from_slice(text).map_err(|e| broken(path, format!("has a header that is not valid JSON ({e})")))?;
@@ -72,7 +72,7 @@ fn header_text<'a>(path: &Path, bytes: &'a [u8]) -> Result<&'a [u8]> {
 }
 
 /// Converts one header entry to file offsets and checks it on its own.
-fn locate(path: &Path, name: String, entry: RawEntry, start: usize, file_len: usize) -> Result<Stored> {
+fn locate(path: &Path, name: String, entry: RawEntry, start: usize, file_len: usize) -> Result<HeaderTensor> {
     let [from, to] = entry.data_offsets;
     let (begin, end) = match (start.checked_add(from), start.checked_add(to)) {
         (Some(begin), Some(end)) if from <= to => (begin, end),
@@ -89,7 +89,7 @@ fn locate(path: &Path, name: String, entry: RawEntry, start: usize, file_len: us
         let what = format!("ends at byte {end} but the file has {file_len}; it is cut off");
         return Err(fault(path, &name, what, COPY_AGAIN));
     }
-    // An unknown dtype is an error only if that tensor is used.
+    // A dtype that is not known here is an error only if the tensor is used.
     if let Some(size) = element_size(&entry.dtype) {
         let needed = entry.shape.iter().try_fold(size, |product, &length| product.checked_mul(length));
         if needed != Some(end - begin) {
@@ -98,11 +98,11 @@ fn locate(path: &Path, name: String, entry: RawEntry, start: usize, file_len: us
             return Err(fault(path, &name, what, COPY_AGAIN));
         }
     }
-    Ok(Stored { name, dtype: entry.dtype, shape: entry.shape, begin, end })
+    Ok(HeaderTensor { name, dtype: entry.dtype, shape: entry.shape, begin, end })
 }
 
 /// Checks that the tensors fill the file from the header to the end, without overlaps and gaps.
-fn check_end_to_end(path: &Path, tensors: &[Stored], start: usize, file_len: usize) -> Result<()> {
+fn check_end_to_end(path: &Path, tensors: &[HeaderTensor], start: usize, file_len: usize) -> Result<()> {
     let mut at = start;
     for tensor in tensors {
         if tensor.begin < at {
@@ -120,7 +120,7 @@ fn check_end_to_end(path: &Path, tensors: &[Stored], start: usize, file_len: usi
     Ok(())
 }
 
-fn check_names(path: &Path, tensors: &[Stored]) -> Result<()> {
+fn check_names(path: &Path, tensors: &[HeaderTensor]) -> Result<()> {
     let mut names: Vec<&str> = tensors.iter().map(|tensor| tensor.name.as_str()).collect();
     names.sort_unstable();
     match names.windows(2).find(|pair| pair[0] == pair[1]) {

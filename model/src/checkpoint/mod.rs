@@ -41,7 +41,7 @@ impl StoredDType {
         }
     }
 
-    /// The name of the dtype in safetensors headers.
+    /// The dtype's name in safetensors headers.
     pub fn name(self) -> &'static str {
         match self {
             StoredDType::F32 => "F32",
@@ -50,7 +50,7 @@ impl StoredDType {
         }
     }
 
-    /// The name of the dtype in config.json (`torch_dtype`).
+    /// The dtype's name in config.json (`torch_dtype`).
     pub fn config_name(self) -> &'static str {
         match self {
             StoredDType::F32 => "float32",
@@ -65,7 +65,7 @@ impl StoredDType {
     }
 }
 
-/// The naming scheme of the tensors in the files. The program itself uses classic names only.
+/// The naming scheme of the tensors in weight files. The program itself uses classic names only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Naming {
     /// Classic names: `model.layers…`, `visual.blocks…`, as on the hub.
@@ -112,7 +112,7 @@ pub struct TensorView<'a> {
     pub shape: &'a [usize],
     /// The elements, row-major, little-endian; aligned for `dtype`.
     pub bytes: &'a [u8],
-    /// The mapped file, which can outlive the checkpoint.
+    /// The mapped file, which stays mapped even if the checkpoint is dropped.
     pub file: Arc<MappedFile>,
     /// The byte offset of the elements in the file.
     pub offset: usize,
@@ -157,8 +157,8 @@ impl Checkpoint {
     }
 
     fn add_shard(&mut self, path: &Path) -> Result<()> {
-        let file = MappedFile::open(path).map_err(|e| ModelError::read(path, e))?;
-        let header = header::read(path, file.as_bytes())?;
+        let file = MappedFile::open(path).map_err(|e| ModelError::cannot_read(path, e))?;
+        let header = header::read_header(path, file.as_bytes())?;
         if Naming::of(header.tensors.iter().map(|t| &t.name)) == Naming::Nested {
             self.naming = Naming::Nested;
         }
@@ -227,7 +227,7 @@ impl Checkpoint {
         self.tensors.keys().map(String::as_str)
     }
 
-    /// The tensor of a classic name.
+    /// The tensor with this classic name, if it exists.
     pub fn get(&self, name: &str) -> Option<TensorView<'_>> {
         let entry = self.tensors.get(name)?;
         let file = self.shards.get(entry.shard)?;
@@ -235,7 +235,7 @@ impl Checkpoint {
         Some(TensorView { dtype: entry.dtype, shape: &entry.shape, bytes, file: file.clone(), offset: entry.begin })
     }
 
-    /// The tensor of a classic name; fails unless it exists and has this shape.
+    /// The tensor with this classic name; fails unless it exists and has this shape.
     pub fn expect(&self, name: &str, shape: &[usize]) -> Result<TensorView<'_>> {
         let stored = self.naming.from_classic(name);
         let Some(view) = self.get(name) else {
@@ -249,13 +249,14 @@ impl Checkpoint {
         Ok(view)
     }
 
-    /// Checks the files against a config: every tensor of the model must exist with its shape, and no other tensor.
+    /// Checks the files against a config: every tensor of the model must exist with its shape, and there must be no
+    /// other tensor.
     pub fn check(&self, config: &ModelConfig) -> Result<()> {
         self.check_list(&expected_tensors(config), |name| config.tie_word_embeddings && name == "lm_head.weight")
     }
 
-    /// Checks the files against a list of names and shapes. `optional` tensors may be missing, or exist without being
-    /// in the list.
+    /// Checks the files against a list of names and shapes. Tensors for which `optional` returns true may be missing,
+    /// or exist without being in the list.
     pub(crate) fn check_list(&self, expected: &[(String, Vec<usize>)], optional: impl Fn(&str) -> bool) -> Result<()> {
         for (name, shape) in expected.iter().filter(|(name, _)| !optional(name) || self.tensors.contains_key(name)) {
             self.expect(name, shape)?;
@@ -271,7 +272,8 @@ impl Checkpoint {
     }
 }
 
-/// Whether a tensor is one that old versions of transformers stored and that is computed instead.
+/// Whether a tensor that the model does not have is harmless: old versions of transformers stored it, and now it is
+/// computed.
 fn is_harmless(name: &str) -> bool {
     ["rotary_emb.inv_freq", "rotary_pos_emb.inv_freq", "embeddings.position_ids"].iter().any(|end| name.ends_with(end))
 }

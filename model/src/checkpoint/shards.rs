@@ -8,15 +8,16 @@ use serde_json::Value;
 use super::COPY_AGAIN;
 use crate::error::{ModelError, Result};
 
-/// The weight files of a folder.
+/// The weight files of a model folder.
 pub(super) struct WeightFiles {
-    /// The files, in the order in which they are opened.
+    /// The paths of the files, in the order in which they are opened.
     pub(super) files: Vec<PathBuf>,
-    /// The entries of the index: tensor name in the file, and the file.
+    /// What the index states: the name of each tensor, and the file that should have it.
     pub(super) promised: Vec<(String, PathBuf)>,
 }
 
-/// `model.safetensors` takes precedence, as in transformers; then the index; then all `*.safetensors` files.
+/// Finds the weight files of a folder: `model.safetensors` takes precedence, as in transformers; then the shards of
+/// the index; then all `*.safetensors` files.
 pub(super) fn find_weight_files(folder: &Path) -> Result<WeightFiles> {
     let single = folder.join("model.safetensors");
     if single.exists() {
@@ -31,7 +32,7 @@ pub(super) fn find_weight_files(folder: &Path) -> Result<WeightFiles> {
 
 fn from_index(folder: &Path, index: &Path) -> Result<WeightFiles> {
     let broken = |what: String| ModelError::weights(index.display().to_string(), what, COPY_AGAIN);
-    let text = std::fs::read_to_string(index).map_err(|e| ModelError::read(index, e))?;
+    let text = std::fs::read_to_string(index).map_err(|e| ModelError::cannot_read(index, e))?;
     let value: Value = serde_json::from_str(&text).map_err(|e| broken(format!("is not JSON ({e})")))?;
     let Some(map) = value.get("weight_map").and_then(Value::as_object) else {
         return Err(broken("has no `weight_map` object".to_string()));
@@ -57,17 +58,17 @@ fn from_index(folder: &Path, index: &Path) -> Result<WeightFiles> {
     Ok(WeightFiles { files: files.into_values().collect(), promised })
 }
 
-/// Whether a file name has no path, so that an index cannot refer to files outside its folder.
+/// Whether a file name in an index is free of paths, so that it cannot refer to a file outside the folder.
 fn is_plain_name(file: &str) -> bool {
     !file.is_empty() && file != ".." && file != "." && !file.contains(['/', '\\', '\0'])
 }
 
 fn any(folder: &Path) -> Result<WeightFiles> {
-    let entries = std::fs::read_dir(folder).map_err(|e| ModelError::read(folder, e))?;
+    let entries = std::fs::read_dir(folder).map_err(|e| ModelError::cannot_read(folder, e))?;
     let mut files = Vec::new();
     let mut other = false;
     for entry in entries {
-        let path = entry.map_err(|e| ModelError::read(folder, e))?.path();
+        let path = entry.map_err(|e| ModelError::cannot_read(folder, e))?.path();
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let is_adapter = name.starts_with("adapter_");
         if name.ends_with(".safetensors") && !is_adapter && path.is_file() {

@@ -1,11 +1,11 @@
 //! Tests with generated folders: valid ones in both naming schemes, and one for each kind of damage.
 
 use super::*;
-use crate::config::tests::tiny;
+use crate::config::tests::tiny_config;
 use serde_json::{Map, Value, json};
 use std::fs;
 
-/// The bytes of a safetensors file with these tensors, filled with zeros.
+/// The bytes of a safetensors file with these tensors, which are filled with zeros.
 fn file_of(tensors: &[(String, Vec<usize>)], dtype: StoredDType) -> Vec<u8> {
     let mut header = Map::new();
     header.insert("__metadata__".into(), json!({"format": "pt"}));
@@ -43,7 +43,7 @@ fn error_of(bytes: Vec<u8>) -> String {
 
 #[test]
 fn naming_schemes_and_shards_give_equal_tensors() {
-    let config = tiny();
+    let config = tiny_config();
     let expected = expected_tensors(&config);
     let nested: Vec<_> = expected.iter().map(|(n, s)| (Naming::Nested.from_classic(n), s.clone())).collect();
     let single = folder_with(&[("model.safetensors", file_of(&expected, StoredDType::F32))]);
@@ -75,7 +75,7 @@ fn naming_schemes_and_shards_give_equal_tensors() {
 
 #[test]
 fn errors_name_missing_misshapen_and_unknown_tensors() {
-    let config = tiny();
+    let config = tiny_config();
     let expected = expected_tensors(&config);
     let open = |tensors: &[(String, Vec<usize>)]| {
         let folder = folder_with(&[("model.safetensors", file_of(tensors, StoredDType::F32))]);

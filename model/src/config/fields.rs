@@ -5,11 +5,11 @@ use serde_json::{Map, Value};
 
 use crate::error::{ModelError, Result};
 
-/// The largest accepted size. Larger ones are errors in the file; the limit also keeps a product of two sizes within 64
-/// bits.
+/// The largest accepted whole number. A larger one is an error in the file; the limit also keeps a product of two
+/// numbers within 64 bits.
 const MAX_SIZE: u64 = 1 << 31;
 
-/// A JSON object, with its file and key path for errors.
+/// A JSON object of a config file; errors name its file and its key path.
 pub(crate) struct Fields {
     file: String,
     path: String,
@@ -18,7 +18,8 @@ pub(crate) struct Fields {
 }
 
 impl Fields {
-    /// Parses `text`, which must be a JSON object. `help` is the advice of most errors.
+    /// Parses `text`, which must be a JSON object. `help` is the advice of all errors that have no advice of their
+    /// own.
     pub(crate) fn parse(file: &str, text: &str, help: &'static str) -> Result<Self> {
         let location = file.to_string();
         match serde_json::from_str(text) {
@@ -28,13 +29,13 @@ impl Fields {
         }
     }
 
-    /// An error at `key` with the usual advice.
+    /// An error about the value of `key`, with the advice that was given to [`Fields::parse`].
     pub(crate) fn error(&self, key: &str, what: impl Into<String>) -> ModelError {
-        self.fault(key, what, self.help)
+        self.error_with_help(key, what, self.help)
     }
 
-    /// An error at `key` with its own advice.
-    pub(crate) fn fault(&self, key: &str, what: impl Into<String>, help: &str) -> ModelError {
+    /// An error about the value of `key`, with other advice.
+    pub(crate) fn error_with_help(&self, key: &str, what: impl Into<String>, help: &str) -> ModelError {
         ModelError::config(format!("{}: {}{key}", self.file, self.path), what, help)
     }
 
@@ -47,7 +48,7 @@ impl Fields {
         self.value(key).is_some()
     }
 
-    pub(crate) fn child(&self, key: &str) -> Result<Option<Self>> {
+    pub(crate) fn opt_object(&self, key: &str) -> Result<Option<Self>> {
         match self.value(key) {
             None => Ok(None),
             Some(Value::Object(map)) => {
@@ -74,30 +75,30 @@ impl Fields {
         }
     }
 
-    /// A whole number of at least 0.
-    pub(crate) fn opt_index(&self, key: &str) -> Result<Option<usize>> {
+    /// The whole number of at least 0 under a key; `None` if it is absent or null.
+    pub(crate) fn opt_int(&self, key: &str) -> Result<Option<usize>> {
         self.value(key).map(|value| self.to_index(key, value)).transpose()
     }
 
-    pub(crate) fn index(&self, key: &str) -> Result<usize> {
-        self.opt_index(key)?.ok_or_else(|| self.error(key, "is missing"))
+    pub(crate) fn int(&self, key: &str) -> Result<usize> {
+        self.opt_int(key)?.ok_or_else(|| self.error(key, "is missing"))
     }
 
-    /// A whole number of at least 1.
-    pub(crate) fn opt_count(&self, key: &str) -> Result<Option<usize>> {
-        match self.opt_index(key)? {
+    /// The whole number of at least 1 under a key; `None` if it is absent or null.
+    pub(crate) fn opt_positive_int(&self, key: &str) -> Result<Option<usize>> {
+        match self.opt_int(key)? {
             Some(0) => Err(self.error(key, "is 0, expected at least 1")),
             found => Ok(found),
         }
     }
 
-    pub(crate) fn count(&self, key: &str) -> Result<usize> {
-        self.opt_count(key)?.ok_or_else(|| self.error(key, "is missing"))
+    pub(crate) fn positive_int(&self, key: &str) -> Result<usize> {
+        self.opt_positive_int(key)?.ok_or_else(|| self.error(key, "is missing"))
     }
 
-    /// A whole number from 1 to `max`.
-    pub(crate) fn opt_count_to(&self, key: &str, max: usize) -> Result<Option<usize>> {
-        match self.opt_count(key)? {
+    /// The whole number from 1 to `max` under a key; `None` if it is absent or null.
+    pub(crate) fn opt_int_up_to(&self, key: &str, max: usize) -> Result<Option<usize>> {
+        match self.opt_positive_int(key)? {
             Some(number) if number > max => Err(self.error(key, format!("is {number}; at most {max} is supported"))),
             found => Ok(found),
         }
@@ -113,8 +114,8 @@ impl Fields {
         }
     }
 
-    /// A number above 0.
-    pub(crate) fn positive(&self, key: &str) -> Result<f64> {
+    /// The number above 0 under a key.
+    pub(crate) fn positive_f64(&self, key: &str) -> Result<f64> {
         match self.opt_f64(key)? {
             None => Err(self.error(key, "is missing")),
             Some(number) if number > 0.0 => Ok(number),
@@ -122,8 +123,8 @@ impl Fields {
         }
     }
 
-    /// A list of whole numbers.
-    pub(crate) fn indexes(&self, key: &str) -> Result<Vec<usize>> {
+    /// The list of whole numbers under a key.
+    pub(crate) fn int_list(&self, key: &str) -> Result<Vec<usize>> {
         match self.value(key) {
             None => Err(self.error(key, "is missing")),
             Some(Value::Array(items)) => items.iter().map(|item| self.to_index(key, item)).collect(),
@@ -131,17 +132,17 @@ impl Fields {
         }
     }
 
-    /// A whole number or a list of whole numbers; empty if the key is absent.
-    pub(crate) fn one_or_more(&self, key: &str) -> Result<Vec<usize>> {
+    /// The whole number, or list of whole numbers, under a key; empty if it is absent.
+    pub(crate) fn int_or_list(&self, key: &str) -> Result<Vec<usize>> {
         match self.value(key) {
             None => Ok(Vec::new()),
-            Some(Value::Array(_)) => self.indexes(key),
+            Some(Value::Array(_)) => self.int_list(key),
             Some(value) => Ok(vec![self.to_index(key, value)?]),
         }
     }
 
-    /// A list of numbers.
-    pub(crate) fn opt_f64s(&self, key: &str) -> Result<Option<Vec<f64>>> {
+    /// The list of numbers under a key; `None` if it is absent or null.
+    pub(crate) fn opt_f64_list(&self, key: &str) -> Result<Option<Vec<f64>>> {
         let Some(value) = self.value(key) else { return Ok(None) };
         let numbers = value.as_array().and_then(|items| items.iter().map(Value::as_f64).collect::<Option<Vec<f64>>>());
         match numbers {
@@ -162,7 +163,7 @@ impl Fields {
     }
 
     fn to_index(&self, key: &str, value: &Value) -> Result<usize> {
-        // Some programs write whole numbers as floats.
+        // Some programs write whole numbers as floats, such as 28.0.
         let whole = value.as_u64().or_else(|| {
             value.as_f64().filter(|x| x.fract() == 0.0 && (0.0..=MAX_SIZE as f64).contains(x)).map(|x| x as u64)
         });
@@ -174,7 +175,7 @@ impl Fields {
     }
 }
 
-/// The text by which an error shows a value of the wrong type.
+/// How an error shows a value of the wrong type.
 fn kind(value: &Value) -> String {
     match value {
         Value::Null => "null".to_string(),

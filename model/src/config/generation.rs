@@ -8,7 +8,7 @@ use crate::error::{ModelError, Result};
 /// The default sampling parameters of a model folder; `None` where the file has no value.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct GenerationConfig {
-    /// The ids that end a completion; empty if the file has none, then those of config.json apply.
+    /// The ids that end a completion; empty if the file has none, and then those of config.json apply.
     pub eos_token_id: Vec<u32>,
     /// Whether to sample; greedy decoding unless true.
     pub do_sample: Option<bool>,
@@ -18,24 +18,25 @@ pub struct GenerationConfig {
     pub top_p: Option<f64>,
     /// The number of most likely tokens to sample from; 0: all.
     pub top_k: Option<usize>,
-    /// Divides the positive logits, and multiplies the negative logits, of tokens that already occurred; above 0.
+    /// The repetition penalty, above 0: positive logits of tokens that already occurred are divided by it, negative
+    /// ones multiplied.
     pub repetition_penalty: Option<f64>,
 }
 
 const HELP: &str = "correct the value, or remove the key to use the default";
 
 impl GenerationConfig {
-    /// Reads `generation_config.json` of a model folder; without the file, nothing is set.
+    /// Reads `generation_config.json` of a model folder; without the file, all values are absent.
     pub fn open(folder: &Path) -> Result<Self> {
         let path = folder.join("generation_config.json");
         match std::fs::read_to_string(&path) {
             Ok(text) => Self::parse(&path.display().to_string(), &text),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Self::default()),
-            Err(e) => Err(ModelError::read(&path, e)),
+            Err(e) => Err(ModelError::cannot_read(&path, e)),
         }
     }
 
-    /// Parses the text of a generation_config.json; `file` names it in errors.
+    /// Parses the text of a generation_config.json; error messages use `file` as location.
     pub fn parse(file: &str, text: &str) -> Result<Self> {
         let fields = Fields::parse(file, text, HELP)?;
         let in_range = |key: &str, good: &dyn Fn(f64) -> bool, range: &str| match fields.opt_f64(key)? {
@@ -43,11 +44,11 @@ impl GenerationConfig {
             found => Ok(found),
         };
         Ok(Self {
-            eos_token_id: fields.one_or_more("eos_token_id")?.into_iter().map(|id| id as u32).collect(),
+            eos_token_id: fields.int_or_list("eos_token_id")?.into_iter().map(|id| id as u32).collect(),
             do_sample: fields.opt_bool("do_sample")?,
             temperature: in_range("temperature", &|x| x >= 0.0, "at least 0")?,
             top_p: in_range("top_p", &|x| x > 0.0 && x <= 1.0, "above 0 and at most 1")?,
-            top_k: fields.opt_index("top_k")?,
+            top_k: fields.opt_int("top_k")?,
             repetition_penalty: in_range("repetition_penalty", &|x| x > 0.0, "above 0")?,
         })
     }

@@ -28,7 +28,7 @@ pub struct ModelConfig {
     pub vision: VisionConfig,
     /// The ids of special tokens.
     pub tokens: TokenIds,
-    /// Whether the output projection is the embedding table, so that the files have no `lm_head.weight`.
+    /// Whether the output layer uses the embedding table, so that the files have no `lm_head.weight`.
     pub tie_word_embeddings: bool,
     /// The dtype of the weights according to the config, if it names one.
     pub dtype: Option<StoredDType>,
@@ -88,7 +88,7 @@ pub struct VisionConfig {
     pub fullatt_block_indexes: Vec<usize>,
     /// The width of a vision token; equals the decoder's `hidden_size`.
     pub out_hidden_size: usize,
-    /// The number of M-RoPE time positions a second.
+    /// The number of M-RoPE time positions per second of video.
     pub tokens_per_second: f32,
     /// The epsilon of all RMSNorms of the tower; transformers fixes it in the code.
     pub rms_norm_eps: f64,
@@ -111,7 +111,7 @@ impl VisionConfig {
     }
 }
 
-/// The ids of special tokens. All are below `vocab_size`.
+/// The ids of special tokens, all below `vocab_size`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TokenIds {
     /// `bos_token_id`, which Qwen uses for padding.
@@ -128,7 +128,7 @@ pub struct TokenIds {
     pub video: u32,
 }
 
-/// The largest accepted number of layers. A larger one is an error in the file.
+/// The largest accepted number of layers; a larger one is an error in the file.
 const MAX_LAYERS: usize = 4096;
 
 const HELP: &str = "use the config.json that was published with these weights";
@@ -137,18 +137,18 @@ impl ModelConfig {
     /// Reads `config.json` of a model folder.
     pub fn open(folder: &Path) -> Result<Self> {
         let path = folder.join("config.json");
-        let text = std::fs::read_to_string(&path).map_err(|e| ModelError::read(&path, e))?;
+        let text = std::fs::read_to_string(&path).map_err(|e| ModelError::cannot_read(&path, e))?;
         Self::parse(&path.display().to_string(), &text)
     }
 
-    /// Parses the text of a config.json; `file` names it in errors.
+    /// Parses the text of a config.json; error messages use `file` as location.
     pub fn parse(file: &str, text: &str) -> Result<Self> {
         let root = Fields::parse(file, text, HELP)?;
         check_kind(&root)?;
-        let nested = root.child("text_config")?;
+        let nested = root.opt_object("text_config")?;
         let fields = nested.as_ref().unwrap_or(&root);
         let text = text_config(fields, &root)?;
-        let vision = match root.child("vision_config")? {
+        let vision = match root.opt_object("vision_config")? {
             Some(fields) => vision_config(&fields)?,
             None => return Err(root.error("vision_config", "is missing")),
         };
@@ -171,12 +171,12 @@ fn check_kind(root: &Fields) -> Result<()> {
         Some("qwen2_5_vl") => {}
         Some(other) => {
             let what = format!("is `{other}`; only qwen2_5_vl is supported");
-            return Err(root.fault("model_type", what, "use a Qwen2.5-VL model folder"));
+            return Err(root.error_with_help("model_type", what, "use a Qwen2.5-VL model folder"));
         }
-        None => return Err(root.fault("model_type", "is missing", "use a Qwen2.5-VL model folder")),
+        None => return Err(root.error_with_help("model_type", "is missing", "use a Qwen2.5-VL model folder")),
     }
     if root.has("quantization_config") {
-        return Err(root.fault(
+        return Err(root.error_with_help(
             "quantization_config",
             "quantised weights are not supported",
             "use the unquantised bf16 model",
@@ -186,10 +186,10 @@ fn check_kind(root: &Fields) -> Result<()> {
 }
 
 fn text_config(fields: &Fields, root: &Fields) -> Result<TextConfig> {
-    let hidden_size = fields.count("hidden_size")?;
-    let num_attention_heads = fields.count("num_attention_heads")?;
-    let num_key_value_heads = fields.count("num_key_value_heads")?;
-    let Some(num_hidden_layers) = fields.opt_count_to("num_hidden_layers", MAX_LAYERS)? else {
+    let hidden_size = fields.positive_int("hidden_size")?;
+    let num_attention_heads = fields.positive_int("num_attention_heads")?;
+    let num_key_value_heads = fields.positive_int("num_key_value_heads")?;
+    let Some(num_hidden_layers) = fields.opt_int_up_to("num_hidden_layers", MAX_LAYERS)? else {
         return Err(fields.error("num_hidden_layers", "is missing"));
     };
     if hidden_size % num_attention_heads != 0 {
@@ -205,7 +205,7 @@ fn text_config(fields: &Fields, root: &Fields) -> Result<TextConfig> {
         ));
     }
     let head_dim = hidden_size / num_attention_heads;
-    if let Some(given) = fields.opt_count("head_dim")?
+    if let Some(given) = fields.opt_positive_int("head_dim")?
         && given != head_dim
     {
         return Err(fields.error("head_dim", format!("is {given} but hidden_size / num_attention_heads is {head_dim}")));
@@ -219,17 +219,17 @@ fn text_config(fields: &Fields, root: &Fields) -> Result<TextConfig> {
     check_act(fields)?;
     check_sliding_window(fields, num_hidden_layers)?;
     Ok(TextConfig {
-        vocab_size: fields.count("vocab_size")?,
+        vocab_size: fields.positive_int("vocab_size")?,
         hidden_size,
-        intermediate_size: fields.count("intermediate_size")?,
+        intermediate_size: fields.positive_int("intermediate_size")?,
         num_hidden_layers,
         num_attention_heads,
         num_key_value_heads,
         head_dim,
-        rms_norm_eps: fields.positive("rms_norm_eps")?,
-        rope_theta: fields.positive("rope_theta")?,
+        rms_norm_eps: fields.positive_f64("rms_norm_eps")?,
+        rope_theta: fields.positive_f64("rope_theta")?,
         mrope_section: mrope_section(if fields.has("rope_scaling") { fields } else { root }, head_dim)?,
-        max_position_embeddings: fields.opt_count("max_position_embeddings")?.unwrap_or(32768),
+        max_position_embeddings: fields.opt_positive_int("max_position_embeddings")?.unwrap_or(32768),
     })
 }
 
@@ -246,26 +246,31 @@ fn check_sliding_window(fields: &Fields, layers: usize) -> Result<()> {
     if let Some(kinds) = fields.opt_strings("layer_types")?
         && let Some(kind) = kinds.iter().take(layers).find(|kind| *kind != "full_attention")
     {
-        return Err(fields.fault("layer_types", format!("has a layer of kind `{kind}`, which is not supported"), help));
+        return Err(fields.error_with_help(
+            "layer_types",
+            format!("has a layer of kind `{kind}`, which is not supported"),
+            help,
+        ));
     }
-    if !fields.opt_bool("use_sliding_window")?.unwrap_or(false) || fields.opt_count("sliding_window")?.is_none() {
+    if !fields.opt_bool("use_sliding_window")?.unwrap_or(false) || fields.opt_positive_int("sliding_window")?.is_none()
+    {
         return Ok(());
     }
-    let first = fields.opt_index("max_window_layers")?.unwrap_or(80);
+    let first = fields.opt_int("max_window_layers")?.unwrap_or(80);
     if first < layers {
         let what = format!(
             "is true and would limit the attention of layers {first} to {}, which is not supported",
             layers - 1
         );
-        return Err(fields.fault("use_sliding_window", what, help));
+        return Err(fields.error_with_help("use_sliding_window", what, help));
     }
     Ok(())
 }
 
-/// Reads `rope_scaling.mrope_section`. The type (`type`, `rope_type`) must be `mrope` or `default`, which are equal for
-/// this model.
+/// Reads `rope_scaling.mrope_section`. The type (`type`, `rope_type`) must be `mrope` or `default`, which mean the
+/// same for this model.
 fn mrope_section(fields: &Fields, head_dim: usize) -> Result<[usize; 3]> {
-    let Some(scaling) = fields.child("rope_scaling")? else {
+    let Some(scaling) = fields.opt_object("rope_scaling")? else {
         return Err(fields.error("rope_scaling", "is missing, and with it mrope_section"));
     };
     for key in ["type", "rope_type"] {
@@ -276,7 +281,7 @@ fn mrope_section(fields: &Fields, head_dim: usize) -> Result<[usize; 3]> {
             return Err(scaling.error(key, format!("is `{kind}`; only mrope and default are supported")));
         }
     }
-    let parts = scaling.indexes("mrope_section")?;
+    let parts = scaling.int_list("mrope_section")?;
     let Ok(section) = <[usize; 3]>::try_from(parts.as_slice()) else {
         return Err(scaling.error("mrope_section", format!("has {} numbers, not 3 (time, height, width)", parts.len())));
     };
@@ -289,10 +294,10 @@ fn mrope_section(fields: &Fields, head_dim: usize) -> Result<[usize; 3]> {
     Ok(section)
 }
 
-/// Reads `vision_config`. Absent keys have the defaults of transformers' `Qwen2_5_VLVisionConfig`, which 4.49 and 4.50
-/// do not save.
+/// Reads `vision_config`. Absent keys get the defaults of transformers' `Qwen2_5_VLVisionConfig`, because
+/// transformers 4.49 and 4.50 do not save values that equal them.
 fn vision_config(fields: &Fields) -> Result<VisionConfig> {
-    let or = |key: &str, default: usize| Ok::<usize, ModelError>(fields.opt_count(key)?.unwrap_or(default));
+    let or = |key: &str, default: usize| Ok::<usize, ModelError>(fields.opt_positive_int(key)?.unwrap_or(default));
     let hidden_size = or("hidden_size", 3584)?;
     let num_heads = or("num_heads", 16)?;
     if hidden_size % num_heads != 0 {
@@ -313,7 +318,7 @@ fn vision_config(fields: &Fields) -> Result<VisionConfig> {
         }
     }
     let up_to = |key: &str, default: usize, most: usize| {
-        Ok::<usize, ModelError>(fields.opt_count_to(key, most)?.unwrap_or(default))
+        Ok::<usize, ModelError>(fields.opt_int_up_to(key, most)?.unwrap_or(default))
     };
     let depth = up_to("depth", 32, MAX_LAYERS)?;
     let patch_size = up_to("patch_size", 14, 1024)?;
@@ -325,7 +330,7 @@ fn vision_config(fields: &Fields) -> Result<VisionConfig> {
         return Err(fields.error("window_size", what));
     }
     let full = if fields.has("fullatt_block_indexes") {
-        fields.indexes("fullatt_block_indexes")?
+        fields.int_list("fullatt_block_indexes")?
     } else {
         vec![7, 15, 23, 31]
     };
@@ -346,7 +351,7 @@ fn vision_config(fields: &Fields) -> Result<VisionConfig> {
         fullatt_block_indexes,
         out_hidden_size: or("out_hidden_size", 3584)?,
         tokens_per_second: if fields.has("tokens_per_second") {
-            fields.positive("tokens_per_second")? as f32
+            fields.positive_f64("tokens_per_second")? as f32
         } else {
             4.0
         },
@@ -363,12 +368,12 @@ fn token_ids(root: &Fields, text: &Fields, vocab_size: usize) -> Result<TokenIds
         }
         Err(fields.error(key, format!("is {id}, expected an id below vocab_size {vocab_size}")))
     };
-    let need = |key: &str| below(home(key), key, home(key).index(key)?);
+    let need = |key: &str| below(home(key), key, home(key).int(key)?);
     let eos_home = home("eos_token_id");
-    let eos = eos_home.one_or_more("eos_token_id")?;
+    let eos = eos_home.int_or_list("eos_token_id")?;
     Ok(TokenIds {
         bos: home("bos_token_id")
-            .opt_index("bos_token_id")?
+            .opt_int("bos_token_id")?
             .map(|id| below(home("bos_token_id"), "bos_token_id", id))
             .transpose()?,
         eos: eos.into_iter().map(|id| below(eos_home, "eos_token_id", id)).collect::<Result<_>>()?,

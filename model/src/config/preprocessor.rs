@@ -6,16 +6,16 @@ use super::fields::Fields;
 use super::{ModelConfig, VisionConfig};
 use crate::error::{ModelError, Result};
 
-/// The settings of the image processor. Defaults are those of transformers' `Qwen2VLImageProcessor`.
+/// The settings of the image processor. The defaults are those of transformers' `Qwen2VLImageProcessor`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PreprocessorConfig {
-    /// The least number of pixels; smaller images are enlarged.
+    /// The minimum number of pixels of an image; smaller images are enlarged.
     pub min_pixels: u64,
-    /// The largest number of pixels; larger images are reduced.
+    /// The maximum number of pixels of an image; larger images are reduced.
     pub max_pixels: u64,
     /// The mean of each channel, subtracted from values between 0 and 1.
     pub image_mean: [f32; 3],
-    /// The standard deviation of each channel, which values are divided by.
+    /// The standard deviation of each channel, by which values are divided.
     pub image_std: [f32; 3],
     /// The side of a patch, in pixels.
     pub patch_size: usize,
@@ -42,31 +42,31 @@ impl Default for PreprocessorConfig {
 const HELP: &str = "use the preprocessor_config.json that was published with these weights";
 
 impl PreprocessorConfig {
-    /// Reads `preprocessor_config.json` of a model folder and checks it against the vision tower; defaults if the file
-    /// is missing.
+    /// Reads `preprocessor_config.json` of a model folder and checks it against the vision tower. Without the file,
+    /// the defaults apply.
     pub fn open(folder: &Path, config: &ModelConfig) -> Result<Self> {
         let path = folder.join("preprocessor_config.json");
         let file = path.display().to_string();
         let found = match std::fs::read_to_string(&path) {
             Ok(text) => Self::parse(&file, &text)?,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Self::default(),
-            Err(e) => return Err(ModelError::read(&path, e)),
+            Err(e) => return Err(ModelError::cannot_read(&path, e)),
         };
         found.check_fits(&file, &config.vision)?;
         Ok(found)
     }
 
-    /// Parses the text of a preprocessor_config.json; `file` names it in errors.
+    /// Parses the text of a preprocessor_config.json; error messages use `file` as location.
     pub fn parse(file: &str, text: &str) -> Result<Self> {
         let fields = Fields::parse(file, text, HELP)?;
         let default = Self::default();
         check_steps(&fields)?;
-        let size = fields.child("size")?;
+        let size = fields.opt_object("size")?;
         let edge = |key: &str, edge: &str, default: u64| -> Result<u64> {
-            if let Some(pixels) = fields.opt_count(key)? {
+            if let Some(pixels) = fields.opt_positive_int(key)? {
                 return Ok(pixels as u64);
             }
-            let of_size = size.as_ref().map(|size| size.opt_count(edge)).transpose()?.flatten();
+            let of_size = size.as_ref().map(|size| size.opt_positive_int(edge)).transpose()?.flatten();
             Ok(of_size.map_or(default, |pixels| pixels as u64))
         };
         let min_pixels = edge("min_pixels", "shortest_edge", default.min_pixels)?;
@@ -83,9 +83,9 @@ impl PreprocessorConfig {
             max_pixels,
             image_mean: triple(&fields, "image_mean", default.image_mean)?,
             image_std,
-            patch_size: fields.opt_count("patch_size")?.unwrap_or(default.patch_size),
-            temporal_patch_size: fields.opt_count("temporal_patch_size")?.unwrap_or(default.temporal_patch_size),
-            merge_size: fields.opt_count("merge_size")?.unwrap_or(default.merge_size),
+            patch_size: fields.opt_positive_int("patch_size")?.unwrap_or(default.patch_size),
+            temporal_patch_size: fields.opt_positive_int("temporal_patch_size")?.unwrap_or(default.temporal_patch_size),
+            merge_size: fields.opt_positive_int("merge_size")?.unwrap_or(default.merge_size),
         })
     }
 
@@ -104,14 +104,14 @@ impl PreprocessorConfig {
     }
 }
 
-/// The steps that this program always does. A config without one of them would need other pixels and is rejected.
+/// Rejects a config that disables or changes one of the steps that this program always does.
 fn check_steps(fields: &Fields) -> Result<()> {
     for key in ["do_resize", "do_rescale", "do_normalize", "do_convert_rgb"] {
         if fields.opt_bool(key)? == Some(false) {
             return Err(fields.error(key, "is false, which is not supported"));
         }
     }
-    if let Some(resample) = fields.opt_index("resample")?
+    if let Some(resample) = fields.opt_int("resample")?
         && resample != 3
     {
         return Err(fields.error("resample", format!("is {resample}; only 3 (bicubic) is supported")));
@@ -125,7 +125,7 @@ fn check_steps(fields: &Fields) -> Result<()> {
 }
 
 fn triple(fields: &Fields, key: &str, default: [f32; 3]) -> Result<[f32; 3]> {
-    let Some(numbers) = fields.opt_f64s(key)? else { return Ok(default) };
+    let Some(numbers) = fields.opt_f64_list(key)? else { return Ok(default) };
     match numbers[..] {
         [r, g, b] if numbers.iter().all(|x| x.is_finite()) => Ok([r as f32, g as f32, b as f32]),
         _ => Err(fields.error(key, "must be three finite numbers (red, green, blue)")),

@@ -3,8 +3,8 @@
 use super::*;
 use serde_json::{Value, json};
 
-/// A small config with text keys at the top level, as on the hub.
-pub(crate) fn flat() -> Value {
+/// A small valid config with text keys at the top level, as on the hub.
+pub(crate) fn flat_config_json() -> Value {
     json!({
         "model_type": "qwen2_5_vl", "vocab_size": 432, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_act": "silu", "rms_norm_eps": 1e-6, "rope_theta": 1e6,
@@ -21,14 +21,14 @@ pub(crate) fn flat() -> Value {
     })
 }
 
-/// The parsed [`flat`] config, for tests of other modules.
-pub(crate) fn tiny() -> ModelConfig {
-    ModelConfig::parse("config.json", &flat().to_string()).expect("the test's own config is right")
+/// The parsed [`flat_config_json`] config, for tests of other modules.
+pub(crate) fn tiny_config() -> ModelConfig {
+    ModelConfig::parse("config.json", &flat_config_json().to_string()).expect("the test's own config is right")
 }
 
-/// The [`flat`] config in the layout of transformers 4.57.
+/// The [`flat_config_json`] config with the key layout of transformers 4.57.
 fn nested() -> Value {
-    let mut root = flat();
+    let mut root = flat_config_json();
     let top = ["model_type", "tie_word_embeddings", "bos_token_id", "eos_token_id", "vision_config"];
     let map = root.as_object_mut().unwrap();
     let mut text: serde_json::Map<String, Value> =
@@ -47,7 +47,7 @@ fn nested() -> Value {
 #[test]
 fn nested_layout_equals_flat_layout() {
     let nested = ModelConfig::parse("config.json", &nested().to_string()).unwrap();
-    assert_eq!(nested, tiny());
+    assert_eq!(nested, tiny_config());
     assert!(nested.tie_word_embeddings);
     assert_eq!(nested.vision.fullatt_block_indexes, [1, 3]);
     assert_eq!(nested.text.head_dim, 16);
@@ -55,7 +55,7 @@ fn nested_layout_equals_flat_layout() {
 
 #[test]
 fn absent_vision_keys_have_defaults_of_transformers() {
-    let mut root = flat();
+    let mut root = flat_config_json();
     root["hidden_size"] = json!(3584);
     root["num_attention_heads"] = json!(28);
     root["num_key_value_heads"] = json!(4);
@@ -69,7 +69,7 @@ fn absent_vision_keys_have_defaults_of_transformers() {
     assert_eq!((vision.window_size, vision.fullatt_block_indexes), (112, vec![7, 15, 23, 31]));
 }
 
-/// Sets a key given as a path, or removes it with `None`.
+/// Sets the key at a path to a value, or removes the key if the value is `None`.
 fn change(mut root: Value, path: &str, value: Option<Value>) -> Value {
     let mut keys: Vec<&str> = path.split('.').collect();
     let last = keys.pop().unwrap();
@@ -119,7 +119,7 @@ fn errors_name_file_and_field() {
         ("quantization_config", Some(json!({"bits": 4})), "quantised"),
     ];
     for (path, value, expected) in slips {
-        let text = change(flat(), path, value.clone()).to_string();
+        let text = change(flat_config_json(), path, value.clone()).to_string();
         let error = ModelConfig::parse("d/config.json", &text).expect_err(path).to_string();
         let field = path.rsplit('.').next().unwrap();
         let named = error.contains(field) || (field == "hidden_size" && error.contains("num_attention_heads"));
@@ -133,12 +133,12 @@ fn errors_name_file_and_field() {
 
 #[test]
 fn rejects_sliding_window_only_if_a_layer_uses_it() {
-    let on = change(flat(), "use_sliding_window", Some(json!(true)));
+    let on = change(flat_config_json(), "use_sliding_window", Some(json!(true)));
     assert!(ModelConfig::parse("c", &on.to_string()).is_ok(), "max_window_layers 2 of 2 layers: no layer has a window");
     let error =
         ModelConfig::parse("c", &change(on, "max_window_layers", Some(json!(1))).to_string()).unwrap_err().to_string();
     assert!(error.contains("use_sliding_window"), "{error}");
-    let kinds = change(flat(), "layer_types", Some(json!(["full_attention", "sliding_attention"])));
+    let kinds = change(flat_config_json(), "layer_types", Some(json!(["full_attention", "sliding_attention"])));
     assert!(ModelConfig::parse("c", &kinds.to_string()).is_err());
 }
 
@@ -185,12 +185,12 @@ proptest::proptest! {
     #[test]
     fn any_value_of_any_key_parses_or_errs_without_panic(key in 0usize..40, value in 0usize..10) {
         let mut paths: Vec<String> = Vec::new();
-        for (name, value) in flat().as_object().unwrap() {
+        for (name, value) in flat_config_json().as_object().unwrap() {
             paths.push(name.clone());
             paths.extend(value.as_object().iter().flat_map(|inner| inner.keys()).map(|inner| format!("{name}.{inner}")));
         }
         let values = [json!(null), json!(0), json!(-1), json!(1), json!(1u64 << 40), json!(1e300), json!("x"), json!([]), json!({}), json!([-1, 2])];
-        let text = change(flat(), &paths[key % paths.len()], Some(values[value].clone())).to_string();
+        let text = change(flat_config_json(), &paths[key % paths.len()], Some(values[value].clone())).to_string();
         match ModelConfig::parse("c.json", &text) {
             Err(error) => proptest::prop_assert!(error.to_string().starts_with("c.json: ") && !error.to_string().contains('\n')),
             Ok(config) => proptest::prop_assert!(config.text.vocab_size > 0 && config.vision.patch_dim() > 0),

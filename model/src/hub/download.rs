@@ -1,5 +1,5 @@
-//! Downloads files over HTTP in pieces. A failed piece is requested again, and a stopped program continues where it
-//! stopped.
+//! Downloads files over HTTP in pieces. A failed piece is requested again, and a restarted program continues where
+//! the stopped one ended.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -9,10 +9,10 @@ use std::time::Duration;
 use super::Progress;
 use crate::error::{ModelError, Result};
 
-/// The number of bytes of one request.
+/// The number of bytes that one request asks for.
 const PIECE_BYTES: u64 = 64 << 20;
 
-/// The time limits for the first answer of the server, and for a whole piece.
+/// The time limit for the first answer of the server; below, the one for a whole piece.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 const PIECE_TIMEOUT: Duration = Duration::from_secs(600);
 
@@ -27,7 +27,7 @@ fn agent() -> ureq::Agent {
     config.build().into()
 }
 
-/// Downloads a small text. The error is a clause that completes a message.
+/// Downloads a small text. The error is text that the caller puts into a message.
 pub(super) fn download_text(address: &str, token: Option<&str>) -> Result<String, String> {
     let mut request = agent().get(address);
     if let Some(token) = token {
@@ -37,7 +37,7 @@ pub(super) fn download_text(address: &str, token: Option<&str>) -> Result<String
     response.body_mut().read_to_string().map_err(|e| format!("{address}: download was interrupted ({e})"))
 }
 
-/// Downloads a file to `target`. Continues an earlier attempt; the file gets its final name when it is complete.
+/// Downloads a file to `target`, continuing an earlier attempt. The file gets its final name when it is complete.
 pub(super) fn download_file(
     address: &str,
     token: Option<&str>,
@@ -51,8 +51,9 @@ pub(super) fn download_file(
     let mut part = target.as_os_str().to_owned();
     part.push(".incomplete");
     let part = Path::new(&part);
-    let mut out = OpenOptions::new().create(true).append(true).open(part).map_err(|e| ModelError::write(target, e))?;
-    let mut done = out.metadata().map_err(|e| ModelError::read(part, e))?.len();
+    let mut out =
+        OpenOptions::new().create(true).append(true).open(part).map_err(|e| ModelError::cannot_write(target, e))?;
+    let mut done = out.metadata().map_err(|e| ModelError::cannot_read(part, e))?.len();
     let agent = agent();
     let mut failures = 0;
     loop {
@@ -65,7 +66,7 @@ pub(super) fn download_file(
                     break;
                 }
             }
-            Err(Failure::Write(e)) => return Err(ModelError::write(target, e)),
+            Err(Failure::Write(e)) => return Err(ModelError::cannot_write(target, e)),
             Err(Failure::Network(what, is_final)) => {
                 failures += 1;
                 if is_final || failures > MAX_FAILURES {
@@ -73,27 +74,27 @@ pub(super) fn download_file(
                     return Err(ModelError::hub(address, what, help));
                 }
                 std::thread::sleep(Duration::from_millis(200 << failures));
-                done = out.metadata().map_err(|e| ModelError::read(part, e))?.len();
+                done = out.metadata().map_err(|e| ModelError::cannot_read(part, e))?.len();
             }
         }
     }
-    out.sync_data().map_err(|e| ModelError::write(target, e))?;
-    fs::rename(part, target).map_err(|e| ModelError::write(target, e))
+    out.sync_data().map_err(|e| ModelError::cannot_write(target, e))?;
+    fs::rename(part, target).map_err(|e| ModelError::cannot_write(target, e))
 }
 
 struct Piece {
     bytes: u64,
-    /// The length of the whole file.
+    /// The length of the whole file in bytes, if the server states it.
     total: Option<u64>,
 }
 
 enum Failure {
     Write(io::Error),
-    /// What happened, and whether another attempt is useless.
+    /// A network error: what happened, and whether another attempt is useless.
     Network(String, bool),
 }
 
-/// Requests the bytes from offset `from` on and appends them.
+/// Requests the bytes from offset `from` on and appends them to `out`.
 fn piece(agent: &ureq::Agent, address: &str, token: Option<&str>, out: &mut File, from: u64) -> Result<Piece, Failure> {
     let mut request = agent.get(address).header("Range", format!("bytes={from}-{}", from + PIECE_BYTES - 1));
     if let Some(token) = token {
@@ -101,7 +102,7 @@ fn piece(agent: &ureq::Agent, address: &str, token: Option<&str>, out: &mut File
     }
     let mut response = match request.call() {
         Ok(response) => response,
-        // The range begins at the end of the file: it is already complete, or empty.
+        // HTTP 416: no bytes follow `from`, so the file is already complete, or empty.
         Err(ureq::Error::StatusCode(416)) => return Ok(Piece { bytes: 0, total: Some(from) }),
         Err(ureq::Error::StatusCode(code)) => {
             return Err(Failure::Network(format!("the server answered {code}"), code < 500));

@@ -1,9 +1,9 @@
-//! Resolves MODEL arguments: a folder, or a hub id (`Qwen/Qwen2.5-VL-3B-Instruct`), which is downloaded into the local
-//! hub cache if needed.
+//! Resolves MODEL arguments: a folder, or a hub id (`Qwen/Qwen2.5-VL-3B-Instruct`), which is downloaded into the
+//! local hub cache if needed.
 //!
-//! The cache is the one of the Hugging Face clients (`HF_HUB_CACHE`, `HF_HOME`): `models--ORG--NAME/refs/main` names a
-//! commit, `snapshots/COMMIT` holds its files. `HF_ENDPOINT`, `HF_HUB_OFFLINE` and `HF_TOKEN` have the same meaning as
-//! there.
+//! The cache is that of the Hugging Face clients (`HF_HUB_CACHE`, `HF_HOME`): `models--ORG--NAME/refs/main` names a
+//! commit, and `snapshots/COMMIT` holds its files. `HF_ENDPOINT`, `HF_HUB_OFFLINE` and `HF_TOKEN` have the same
+//! meaning as for these clients.
 
 mod download;
 #[cfg(test)]
@@ -19,15 +19,15 @@ use crate::error::{ModelError, Result};
 /// The progress of a download.
 #[derive(Debug, Clone, Copy)]
 pub struct Progress<'a> {
-    /// The file.
+    /// Name of the file that is being downloaded.
     pub file: &'a str,
-    /// The bytes downloaded so far.
+    /// Number of bytes downloaded so far.
     pub done: u64,
     /// The size of the file in bytes, if known.
     pub total: Option<u64>,
 }
 
-/// Returns the folder of a MODEL argument. Calls `progress` during a download.
+/// Returns the folder of a MODEL argument; downloads a hub id if needed, calling `progress` meanwhile.
 pub fn resolve(model: &str, progress: &mut dyn FnMut(Progress)) -> Result<PathBuf> {
     let folder = Path::new(model);
     if folder.is_dir() {
@@ -41,7 +41,7 @@ pub fn resolve(model: &str, progress: &mut dyn FnMut(Progress)) -> Result<PathBu
     Hub::from_environment().folder(model, progress)
 }
 
-/// Whether a text is a hub id, `ORG/NAME`, of the characters that the hub allows.
+/// Whether a text is a hub id, `ORG/NAME`, with only the characters that the hub allows.
 fn is_id(text: &str) -> bool {
     let part = |part: &str| {
         !part.is_empty()
@@ -84,7 +84,7 @@ impl Hub {
         }
     }
 
-    /// Returns the snapshot folder of a model. Downloads what is missing in the cache.
+    /// Returns the snapshot folder of a model. Downloads the files that are missing in the cache.
     fn folder(&self, id: &str, progress: &mut dyn FnMut(Progress)) -> Result<PathBuf> {
         let store = self.cache.join(format!("models--{}", id.replace('/', "--")));
         if let Some(snapshot) = cached(&store) {
@@ -100,13 +100,13 @@ impl Hub {
     fn fetch(&self, id: &str, store: &Path, progress: &mut dyn FnMut(Progress)) -> Result<PathBuf> {
         let (commit, files) = self.listing(id)?;
         let snapshot = store.join("snapshots").join(&commit);
-        fs::create_dir_all(&snapshot).map_err(|e| ModelError::write(&snapshot, e))?;
+        fs::create_dir_all(&snapshot).map_err(|e| ModelError::cannot_write(&snapshot, e))?;
         for file in files.iter().filter(|file| is_wanted(file)) {
             let address = format!("{}/{id}/resolve/{commit}/{file}", self.endpoint);
             download::download_file(&address, self.token.as_deref(), &snapshot.join(file), file, progress)?;
         }
         let refs = store.join("refs");
-        fs::create_dir_all(&refs).map_err(|e| ModelError::write(&refs, e))?;
+        fs::create_dir_all(&refs).map_err(|e| ModelError::cannot_write(&refs, e))?;
         crate::save::write_whole(&refs.join("main"), commit.as_bytes())?;
         match is_whole(&snapshot) {
             true => Ok(snapshot),
@@ -118,7 +118,7 @@ impl Hub {
         }
     }
 
-    /// The commit of branch `main`, and its files.
+    /// The commit of branch `main`, and the names of its files.
     fn listing(&self, id: &str) -> Result<(String, Vec<String>)> {
         let address = format!("{}/api/models/{id}/revision/main", self.endpoint);
         let text = download::download_text(&address, self.token.as_deref()).map_err(|what| {
@@ -140,14 +140,14 @@ impl Hub {
     }
 }
 
-/// The snapshot of `refs/main`, if it is complete.
+/// The cached snapshot of `refs/main`, if it is complete.
 fn cached(store: &Path) -> Option<PathBuf> {
     let commit = fs::read_to_string(store.join("refs/main")).ok()?;
     let snapshot = store.join("snapshots").join(commit.trim());
     is_whole(&snapshot).then_some(snapshot)
 }
 
-/// Whether a folder has config, tokenizer and all weight files.
+/// Whether a folder has a config, a tokenizer and all weight files.
 fn is_whole(snapshot: &Path) -> bool {
     let has = |name: &str| snapshot.join(name).is_file();
     if !has("config.json") || !has("tokenizer.json") {
@@ -162,7 +162,8 @@ fn is_whole(snapshot: &Path) -> bool {
     map.is_some_and(|map| !map.is_empty() && map.values().all(|file| file.as_str().is_some_and(has)))
 }
 
-/// Whether a file of the hub is downloaded: weights and small files of a model folder, nothing in sub-folders.
+/// Whether a file of a hub model is downloaded: weights and the small files of a model folder, nothing in
+/// sub-folders.
 fn is_wanted(file: &str) -> bool {
     let kinds = [".safetensors", ".json", ".jinja", ".txt"];
     !file.contains(['/', '\\']) && !file.starts_with('.') && kinds.iter().any(|kind| file.ends_with(kind))

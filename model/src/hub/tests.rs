@@ -9,7 +9,8 @@ use std::sync::{Arc, Mutex};
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
-/// Serves the files of a model. Closes the connection in the middle of the first answer for each weight file.
+/// An HTTP server with the files of a model. It closes the connection in the middle of the first answer for each
+/// weight file.
 struct Server {
     endpoint: String,
     asked: Arc<Mutex<Vec<String>>>,

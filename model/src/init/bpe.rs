@@ -1,5 +1,5 @@
-//! Trains a small byte-level BPE tokenizer on a page of text, for `reel init`. Has the pre-tokenizer, NFC and special
-//! tokens of Qwen2.5.
+//! Trains a small byte-level BPE tokenizer on a page of text, for `reel init`. Its pre-tokenizer, Unicode
+//! normalization (NFC) and special tokens are those of Qwen2.5.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use crate::input::tokenizer::byte_to_char;
 const SPLIT: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
-/// The added tokens of Qwen2.5 in the order of their ids, and whether they are special.
+/// The added tokens of Qwen2.5 in the order of their ids, each with whether it is a special token.
 const ADDED: [(&str, bool); 22] = [
     ("<|endoftext|>", true),
     ("<|im_start|>", true),
@@ -37,10 +37,10 @@ const ADDED: [(&str, bool); 22] = [
     ("<|file_sep|>", false),
 ];
 
-/// The least number of occurrences for which a pair of tokens is merged.
+/// A pair of tokens is merged only if it occurs at least this many times.
 const MIN_PAIR_COUNT: usize = 3;
 
-/// The files of a tokenizer in a hub folder.
+/// The tokenizer files of a model folder.
 pub(crate) struct SmallTokenizer {
     /// tokenizer.json
     pub(crate) json: Value,
@@ -52,11 +52,11 @@ pub(crate) struct SmallTokenizer {
     pub(crate) merges: String,
     /// The id of each added token.
     pub(crate) added: BTreeMap<&'static str, u32>,
-    /// One above the largest id.
+    /// One above the largest token id.
     pub(crate) end: u32,
 }
 
-/// Trains the tokenizer. Added tokens get ids from `first_added` on, or directly after the others.
+/// Trains the tokenizer. Added tokens get ids from `first_added` on, or directly after all other tokens.
 pub(crate) fn small_tokenizer(first_added: Option<u32>) -> SmallTokenizer {
     let merges = learn(include_str!("prose.txt"));
     let mut vocab = Map::new();
@@ -70,7 +70,8 @@ pub(crate) fn small_tokenizer(first_added: Option<u32>) -> SmallTokenizer {
     let added: BTreeMap<&str, u32> = ADDED.iter().zip(first..).map(|(&(token, _), id)| (token, id)).collect();
     let mut model_vocab = vocab.clone();
     if first_added.is_some() {
-        // Tokenizer libraries number added tokens from the vocabulary size on, except those in the vocabulary.
+        // Tokenizer libraries would number the added tokens directly after the vocabulary, so the vocabulary must
+        // have them too.
         model_vocab.extend(added.iter().map(|(token, id)| (token.to_string(), json!(id))));
     }
     let pairs: Vec<String> = merges.iter().map(|(a, b)| format!("{a} {b}")).collect();
@@ -130,7 +131,8 @@ fn tokenizer_config(added: &BTreeMap<&str, u32>) -> Value {
     })
 }
 
-/// The merges in order: always the most frequent pair, and of equally frequent pairs the first in alphabetical order.
+/// Learns the merges in order: each merges the most frequent pair, and among equally frequent pairs the first in
+/// alphabetical order.
 fn learn(prose: &str) -> Vec<(String, String)> {
     let mut words: BTreeMap<Vec<String>, usize> = BTreeMap::new();
     for word in split(prose) {
@@ -144,8 +146,8 @@ fn learn(prose: &str) -> Vec<(String, String)> {
                 *counts.entry((&pair[0], &pair[1])).or_default() += n;
             }
         }
-        // max_by returns the last of equal maxima, which would depend on the iteration order; the reversed key makes it
-        // the first spelling.
+        // Among equal counts, max_by would return the last pair, which depends on the iteration order; the reversed
+        // pair in the key selects the alphabetically first one.
         let best = counts.into_iter().max_by_key(|&(pair, n)| (n, std::cmp::Reverse(pair)));
         let Some(((a, b), _)) = best.filter(|&(_, n)| n >= MIN_PAIR_COUNT) else { return merges };
         let (a, b) = (a.to_string(), b.to_string());

@@ -52,7 +52,7 @@ pub struct InitReport {
 
 const CHAT_TEMPLATE: &str = include_str!("chat_template.jinja");
 
-/// Writes a model folder of a preset. `out` must not exist, or be empty.
+/// Writes a model folder for a preset. The folder `out` must not exist, or be empty.
 pub fn init(options: &InitOptions, out: &Path) -> Result<InitReport> {
     let tokenizer = small_tokenizer(options.preset.first_added());
     let dtype = options.dtype.unwrap_or(options.preset.dtype());
@@ -70,7 +70,7 @@ pub fn init(options: &InitOptions, out: &Path) -> Result<InitReport> {
     })
 }
 
-/// Writes the folder of [`init`] without its weights, which is enough to read data for such a model.
+/// Writes the model folder of [`init`] without its weights, which is enough for reading the data of a run.
 pub fn init_without_weights(options: &InitOptions, out: &Path) -> Result<()> {
     let tokenizer = small_tokenizer(options.preset.first_added());
     let dtype = options.dtype.unwrap_or(options.preset.dtype());
@@ -89,7 +89,7 @@ pub fn preset_config(options: &InitOptions) -> Result<ModelConfig> {
     ModelConfig::parse("--preset", &config.to_string())
 }
 
-/// Writes small files and weights into a new folder. After an error, removes the folder again.
+/// Writes the small files and the weights into a new folder. After an error, removes the folder again.
 fn write_folder(
     files: &[(&str, String)],
     tensors: &[TensorSpec],
@@ -110,7 +110,7 @@ fn write_folder(
     Ok(InitReport { parameters, bytes })
 }
 
-/// Removes an incomplete folder. Ignores errors, because the error that interrupted the writing is reported.
+/// Removes an incomplete folder. Ignores errors, because the caller reports the error that interrupted the writing.
 fn remove_all(out: &Path, files: &[(&str, String)], is_new: bool) {
     for (name, _) in files {
         let _ = fs::remove_file(out.join(name));
@@ -120,11 +120,11 @@ fn remove_all(out: &Path, files: &[(&str, String)], is_new: bool) {
     }
 }
 
-/// Creates the folder. Returns whether it did not exist before.
+/// Creates an empty folder. Returns whether it did not exist before.
 fn make_empty(out: &Path) -> Result<bool> {
     let is_new = !out.exists();
-    fs::create_dir_all(out).map_err(|e| ModelError::write(out, e))?;
-    let mut entries = fs::read_dir(out).map_err(|e| ModelError::read(out, e))?;
+    fs::create_dir_all(out).map_err(|e| ModelError::cannot_write(out, e))?;
+    let mut entries = fs::read_dir(out).map_err(|e| ModelError::cannot_read(out, e))?;
     match entries.next() {
         None => Ok(is_new),
         Some(_) => {

@@ -1,19 +1,19 @@
-//! Random normal numbers by counter: each element of each tensor is a function of seed, stream and index, independent
-//! of threads.
+//! Random normal numbers from a counter: each element of each tensor is a function of seed, stream and index, so it
+//! does not depend on threads.
 
 use std::sync::LazyLock;
 
 use reel_kernels::philox;
 
-/// The normal number of each 16-bit random number: the quantiles at the middles of 65 536 equal intervals.
+/// The normal number for each 16-bit random number: the quantiles at the middles of 65 536 equal intervals.
 static QUANTILES: LazyLock<Vec<f32>> =
     LazyLock::new(|| (0..1 << 16).map(|i| normal_quantile((f64::from(i) + 0.5) / 65536.0) as f32).collect());
 
-/// The number of normal numbers from one call of Philox.
-pub(crate) const LANE: usize = 8;
+/// The number of normal numbers from one call of the random generator Philox.
+pub(crate) const NORMALS_PER_BLOCK: usize = 8;
 
-/// Standard normal numbers `LANE * block .. LANE * (block + 1)` of stream `stream` with seed `seed`.
-pub(crate) fn normals(seed: u64, stream: u64, block: u64) -> [f32; LANE] {
+/// Returns the standard normal numbers `NORMALS_PER_BLOCK * block .. NORMALS_PER_BLOCK * (block + 1)` of stream `stream` with seed `seed`.
+pub(crate) fn standard_normals(seed: u64, stream: u64, block: u64) -> [f32; NORMALS_PER_BLOCK] {
     let random = philox::words(seed, stream, block);
     let table: &[f32] = &QUANTILES;
     std::array::from_fn(|i| table[(random[i / 2] >> (16 * (i % 2))) as usize & 0xFFFF])
@@ -71,10 +71,11 @@ mod tests {
             assert!((normal_quantile(p) - z).abs() < 1e-8, "{p}");
         }
         let n = 400_000;
-        let all: Vec<f64> = (0..n / LANE as u64).flat_map(|b| normals(7, 3, b)).map(f64::from).collect();
+        let all: Vec<f64> =
+            (0..n / NORMALS_PER_BLOCK as u64).flat_map(|b| standard_normals(7, 3, b)).map(f64::from).collect();
         let moment = |k: i32| all.iter().map(|x| x.powi(k)).sum::<f64>() / n as f64;
         assert!(moment(1).abs() < 0.01 && (moment(2) - 1.0).abs() < 0.01 && (moment(4) - 3.0).abs() < 0.1);
-        assert_ne!(normals(7, 3, 0), normals(7, 4, 0));
-        assert_ne!(normals(7, 3, 0), normals(8, 3, 0));
+        assert_ne!(standard_normals(7, 3, 0), standard_normals(7, 4, 0));
+        assert_ne!(standard_normals(7, 3, 0), standard_normals(8, 3, 0));
     }
 }

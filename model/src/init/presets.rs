@@ -18,11 +18,11 @@ pub enum Preset {
     B7,
 }
 
-/// The first added id of the published Qwen2.5 tokenizers.
+/// The first id of the added tokens in the published Qwen2.5 tokenizers.
 const FIRST_ADDED: u32 = 151_643;
 
 impl Preset {
-    /// Parses the name on the command line: `tiny`, `3b` or `7b`.
+    /// Parses a preset name of the command line: `tiny`, `3b` or `7b`.
     pub fn parse(name: &str) -> Result<Self> {
         match name {
             "tiny" => Ok(Preset::Tiny),
@@ -42,12 +42,12 @@ impl Preset {
         }
     }
 
-    /// The first id of the added tokens; `None`: directly after the others.
+    /// The first id of the added tokens; `None`: directly after all other tokens.
     pub(crate) fn first_added(self) -> Option<u32> {
         (self != Preset::Tiny).then_some(FIRST_ADDED)
     }
 
-    /// The config.json of this size. `ids_end` is one above the largest id of the tokenizer.
+    /// The config.json of this preset. `ids_end` is one above the largest id of the tokenizer.
     pub(crate) fn config(
         self,
         layers: Option<usize>,
@@ -89,8 +89,8 @@ impl Preset {
             "use_cache": true,
             "use_sliding_window": false,
             "vision_config": shape.vision,
-            // Proportions of the published sections 16, 24, 24 for head_dim 128: an eighth of head_dim, then the rest
-            // in halves.
+            // The published sections are 16, 24 and 24 for head_dim 128. Other head sizes get the same proportions:
+            // an eighth of head_dim, then the rest in halves.
             "rope_scaling": {"type": "mrope", "mrope_section": [quarter, 3 * quarter / 2, 4 * quarter - quarter - 3 * quarter / 2]},
             "vocab_size": vocab_size,
         })

@@ -13,7 +13,7 @@ use crate::error::Result;
 use crate::save::TensorSpec;
 use crate::siglip::{SiglipConfig, expected_tensors};
 
-/// Writes the folder (0.2 M parameters). `out` must not exist, or be empty.
+/// Writes a SigLIP folder with 0.2 M parameters. The folder `out` must not exist, or be empty.
 ///
 /// # Errors
 /// A folder that is not empty or cannot be written.
@@ -43,7 +43,7 @@ fn config(dtype: StoredDType, vocab_size: usize) -> Value {
     let (mut text, mut vision) = (tower("siglip_text_model"), tower("siglip_vision_model"));
     (text["vocab_size"], text["max_position_embeddings"]) = (json!(vocab_size), json!(64));
     (text["pad_token_id"], text["eos_token_id"]) = (json!(1), json!(1));
-    // As in so400m-patch14-384, the side is not a multiple of the patch size.
+    // As in so400m-patch14-384, the image side is not a multiple of the patch size.
     (vision["image_size"], vision["patch_size"], vision["num_channels"]) = (json!(64), json!(14), json!(3));
     json!({"architectures": ["SiglipModel"], "initializer_factor": 1.0, "model_type": "siglip", "text_config": text,
         "torch_dtype": dtype.config_name(), "transformers_version": "4.51.3", "vision_config": vision})
@@ -56,8 +56,8 @@ fn preprocessor(config: &SiglipConfig) -> Value {
         "rescale_factor": 1.0 / 255.0, "size": {"height": side, "width": side}})
 }
 
-/// Biases are 0, norms 1, tables and the probe about 1; matrices keep the scale of their input. Scale and bias of the
-/// loss have the initial values of the paper (ln 10, -10).
+/// Biases are 0, norm weights 1, elements of embedding tables and of the probe about 1; matrices keep the scale of
+/// their input. The scale and the bias of the loss have the initial values of the paper (ln 10, -10).
 fn initializer(name: &str, shape: &[usize]) -> Initializer {
     let inputs = shape.last().map_or(1.0, |&n| n as f32);
     match name {
@@ -69,7 +69,7 @@ fn initializer(name: &str, shape: &[usize]) -> Initializer {
             Initializer::Normal(0.9 / (shape[1..].iter().product::<usize>() as f32).sqrt())
         }
         _ if name.contains("embedding.weight") || name.ends_with("probe") => Initializer::Normal(1.0),
-        // Large weights give sharp attention; uniform attention to a short text would see mostly padding.
+        // Large weights give sharp attention; with uniform attention, a short text would attend mostly to padding.
         _ if name.ends_with("q_proj.weight") || name.ends_with("k_proj.weight") => {
             Initializer::Normal(2.5 / inputs.sqrt())
         }
@@ -77,8 +77,8 @@ fn initializer(name: &str, shape: &[usize]) -> Initializer {
     }
 }
 
-/// The pieces and their log-probabilities: special tokens, single characters, and words that occur more than once in
-/// the text.
+/// The tokenizer's pieces and their log-probabilities: special tokens, single characters, and words that occur more
+/// than once in the text.
 fn pieces(prose: &str) -> Vec<(String, f64)> {
     let mut counts: BTreeMap<String, usize> = BTreeMap::new();
     for word in prose.to_lowercase().split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()) {
@@ -139,7 +139,7 @@ mod tests {
         let report = init_siglip(StoredDType::Bf16, 3, &out).unwrap();
         assert!((100_000..500_000).contains(&report.parameters) && report.bytes == 2 * report.parameters, "{report:?}");
         assert!(init_siglip(StoredDType::F32, 3, &out).unwrap_err().to_string().contains("is not empty"));
-        // With f32 activations, vectors of a bf16 folder are widened and matrices are read in place.
+        // With f32 activations, vectors of a bf16 folder are converted to f32, and matrices are read in place.
         for dtype in [DType::F32, DType::BF16] {
             let model = Siglip::open(&Device::cpu(2), &out, dtype).unwrap();
             let data: Vec<u8> = (0..2 * 30 * 50 * 3u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();

@@ -5,26 +5,27 @@ use std::io::{self, Write};
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use super::normal::{LANE, normals};
+use super::normal::{NORMALS_PER_BLOCK, standard_normals};
 use crate::checkpoint::StoredDType;
 use crate::config::ModelConfig;
 use crate::save::TensorSpec;
 
-/// The number of elements generated in parallel before they are written.
+/// The number of elements that are generated in parallel and then written together.
 const CHUNK: usize = 1 << 23;
 
-/// The values of a tensor.
+/// How the elements of a tensor are initialised.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Initializer {
-    /// This number in every element.
+    /// Every element is this number.
     Constant(f32),
-    /// Normal numbers with this standard deviation.
+    /// Elements are normal numbers with this standard deviation.
     Normal(f32),
 }
 
-/// Biases are 0, norms 1. Weights keep the scale of their input (0.9/√inputs, which is the usual 0.02 at a width of
-/// 2048). Layers that add to the residual have smaller weights the more of them there are. The output projection is so
-/// small that all tokens are nearly equally likely.
+/// Returns how a tensor is initialised. Biases are 0, norm weights 1. Matrices keep the scale of their input
+/// (standard deviation 0.9/√inputs, which is the usual 0.02 at a width of 2048). Layers that add to the residual have
+/// smaller weights the more layers the model has. The output layer is so small that all tokens are nearly equally
+/// likely.
 pub(super) fn initializer(name: &str, shape: &[usize], config: &ModelConfig) -> Initializer {
     if name.ends_with(".bias") {
         return Initializer::Constant(0.0);
@@ -45,7 +46,7 @@ pub(super) fn initializer(name: &str, shape: &[usize], config: &ModelConfig) -> 
     })
 }
 
-/// Writes one tensor, with at most one chunk of it in memory.
+/// Writes one random tensor chunk by chunk, with at most one chunk in memory.
 pub(super) fn write_random(
     spec: &TensorSpec,
     initializer: Initializer,
@@ -58,7 +59,13 @@ pub(super) fn write_random(
     for first in (0..length).step_by(CHUNK) {
         let elements = CHUNK.min(length - first);
         bytes.resize(elements * spec.dtype.size(), 0);
-        fill(&mut bytes, spec.dtype, initializer, |block| normals(seed, stream, block), first / LANE);
+        fill(
+            &mut bytes,
+            spec.dtype,
+            initializer,
+            |block| standard_normals(seed, stream, block),
+            first / NORMALS_PER_BLOCK,
+        );
         out.write_all(&bytes)?;
     }
     Ok(())
@@ -68,14 +75,14 @@ fn fill(
     bytes: &mut [u8],
     dtype: StoredDType,
     initializer: Initializer,
-    normals: impl Fn(u64) -> [f32; LANE] + Sync,
+    normals: impl Fn(u64) -> [f32; NORMALS_PER_BLOCK] + Sync,
     first_block: usize,
 ) {
     let size = dtype.size();
-    bytes.par_chunks_mut(LANE * size * 4096).enumerate().for_each(|(part, bytes)| {
-        for (i, lane) in bytes.chunks_mut(LANE * size).enumerate() {
+    bytes.par_chunks_mut(NORMALS_PER_BLOCK * size * 4096).enumerate().for_each(|(part, bytes)| {
+        for (i, lane) in bytes.chunks_mut(NORMALS_PER_BLOCK * size).enumerate() {
             let values = match initializer {
-                Initializer::Constant(value) => [value; LANE],
+                Initializer::Constant(value) => [value; NORMALS_PER_BLOCK],
                 Initializer::Normal(scale) => normals((first_block + part * 4096 + i) as u64).map(|x| x * scale),
             };
             for (bytes, value) in lane.chunks_exact_mut(size).zip(values) {
@@ -89,7 +96,7 @@ fn fill(
     });
 }
 
-/// The random stream of a tensor name: its 64-bit FNV-1a hash (Fowler, Noll, Vo).
+/// The random stream for a tensor: the 64-bit FNV-1a hash (Fowler, Noll, Vo) of its name.
 pub(crate) fn fnv1a(name: &str) -> u64 {
     name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }

@@ -1,11 +1,11 @@
-//! From a conversation to a [`ModelInput`]: renders the prompt, loads the media, repeats each pad token, computes
+//! Converts a conversation to a [`ModelInput`]: renders the prompt, loads the media, repeats each pad token, computes
 //! positions.
 //!
 //! ```text
 //! messages          [{role: user, content: [video v.mp4, "How many?"]}]
 //! chat template     "<|im_start|>user\n<|vision_start|><|video_pad|><|vision_end|>How many?<|im_end|>\n…"
-//! tokenizer         [151644, 872, 198, 151652, 151656, 151653, …]        one pad token a video
-//! repeat pads       [151644, 872, 198, 151652, 151656 × 144, 151653, …]  one pad token for each vision token
+//! tokenizer         [151644, 872, 198, 151652, 151656, 151653, …]        one pad token per video
+//! repeat pads       [151644, 872, 198, 151652, 151656 × 144, 151653, …]  one pad token per vision token
 //! positions         [3][S], see mrope.rs
 //! ```
 
@@ -31,7 +31,7 @@ use crate::TokenId;
 use crate::config::{GenerationConfig, ModelConfig, PreprocessorConfig};
 use crate::error::{ModelError, Result};
 
-/// A model folder without its weights. The files are checked against each other.
+/// Everything in a model folder except the weights. The files are checked against each other.
 #[derive(Debug)]
 pub struct Bundle {
     /// config.json
@@ -47,7 +47,7 @@ pub struct Bundle {
 }
 
 impl Bundle {
-    /// Reads a model folder. Does not need the weight files.
+    /// Reads the files of a model folder, which need not have weights.
     pub fn open(folder: &Path) -> Result<Self> {
         let config = ModelConfig::open(folder)?;
         let tokenizer = Tokenizer::open(folder)?;
@@ -67,7 +67,7 @@ impl Bundle {
     }
 }
 
-/// Where the seconds from one frame pair to the next come from.
+/// How the time between two frame pairs of a video is determined.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum SecondPerGrid {
     /// From the rate at which frames were sampled.
@@ -86,7 +86,7 @@ pub struct MediaOptions {
     pub overrides: MediaOverrides,
     /// Decodes videos in a worker process.
     pub decoder: DecodeWorker,
-    /// Where the time step of videos comes from.
+    /// How the time between two frame pairs of a video is determined.
     pub second_per_grid: SecondPerGrid,
 }
 
@@ -101,7 +101,7 @@ impl Default for MediaOptions {
     }
 }
 
-/// The loaded images and videos of a conversation. The fields have the meaning of those of [`ModelInput`].
+/// The loaded images and videos of a conversation. Fields mean the same as in [`ModelInput`].
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct LoadedMedia {
     /// Decoded images and videos.
@@ -151,11 +151,11 @@ pub fn load_media(bundle: &Bundle, conversation: &Conversation, options: &MediaO
     Ok(media)
 }
 
-/// Encodes a rendered prompt: repeats each pad token once for each vision token of its image or video, and computes the
-/// positions.
+/// Encodes a rendered prompt: repeats each pad token once for each vision token of its image or video, and computes
+/// the positions.
 ///
-/// `location` names the prompt in errors. Without any media of a kind, pad tokens of that kind stay single, as in
-/// transformers.
+/// Error messages use `location` for the prompt. If there are no images, image pad tokens in the prompt are not
+/// repeated, as in transformers; the same holds for videos.
 pub fn assemble(bundle: &Bundle, text: &str, media: LoadedMedia, location: &str) -> Result<ModelInput> {
     let tokens = &bundle.config.tokens;
     let mut ids = bundle.tokenizer.encode(text)?;
@@ -230,15 +230,15 @@ fn load_video(video: &VideoPart, options: &MediaOptions, processor: &PatchProces
         VideoSource::File(source) => {
             let bytes = match source {
                 MediaSource::Url(url) => fetch::download(url, fetch::MAX_VIDEO_BYTES)?,
-                MediaSource::Data(uri) => fetch::data_uri(uri)?,
-                MediaSource::Path(path) => std::fs::read(path).map_err(|e| ModelError::read(path, e))?,
+                MediaSource::Data(uri) => fetch::decode_data_uri(uri)?,
+                MediaSource::Path(path) => std::fs::read(path).map_err(|e| ModelError::cannot_read(path, e))?,
             };
             video_in_memory(&source.name(), &bytes, keys, options, processor)
         }
     }
 }
 
-/// Loads a video given as a list of images. Each is resized by the image limits.
+/// Loads a video that is given as a list of images. Each image is resized by the image limits.
 fn frame_list(
     frames: &[MediaSource],
     video: &VideoPart,
@@ -262,7 +262,7 @@ fn frame_list(
     Ok(LoadedVideo { frames, sample_fps, frame_indices: even((0..images.len() as i64).collect()) })
 }
 
-/// Repeats the last index of an odd list, because frames are used in pairs.
+/// Repeats the last index if their number is odd, because frames are used in pairs.
 fn even(mut indices: Vec<i64>) -> Vec<i64> {
     if indices.len() % 2 == 1 {
         indices.extend(indices.last().copied());
@@ -282,14 +282,14 @@ fn video_file(
         PixelBuffer::Shared(map) => map.to_vec(),
     };
     let frames = FrameBuf { data, frames: read.indices.len(), height: read.height, width: read.width };
-    // The second resize of the image processor; most frames already have its size.
+    // This is the second resize, that of the image processor; most frames already have its size.
     let frames = patches::processor_resize(frames, processor)?;
     let frame_indices = even(read.indices.iter().map(|&i| i as i64).collect());
     Ok(LoadedVideo { frames, sample_fps: read.sample_fps, frame_indices })
 }
 
-/// Writes the bytes of a video to a temporary file, because the worker reads files. Errors name `name` instead of that
-/// file.
+/// Writes the bytes of a video to a temporary file, because the worker reads files. Error messages use `name` instead
+/// of that file's path.
 fn video_in_memory(
     name: &str,
     bytes: &[u8],
@@ -300,8 +300,8 @@ fn video_in_memory(
     use std::io::Write;
     let folder = std::env::temp_dir();
     let file = tempfile::NamedTempFile::new_in(&folder).and_then(|mut file| file.write_all(bytes).map(|()| file));
-    let file = file.map_err(|e| ModelError::write(&folder, e))?;
-    // Errors name the source of the video, not the temporary file.
+    let file = file.map_err(|e| ModelError::cannot_write(&folder, e))?;
+    // Error messages name the source of the video instead of the temporary file.
     video_file(file.path(), keys, options, processor).map_err(|error| match error {
         ModelError::Media(MediaError::File(d)) => MediaError::file(name, d.what, d.help).into(),
         other => other,

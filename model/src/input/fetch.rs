@@ -1,4 +1,4 @@
-//! Downloads images and videos from `http(s):` addresses and decodes `data:` URIs, with limits of size and time.
+//! Downloads images and videos from `http(s):` addresses and decodes `data:` URIs, with limits on size and time.
 
 use std::io::Read;
 use std::time::Duration;
@@ -9,10 +9,10 @@ use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 
 use crate::error::{ModelError, Result};
 
-/// The largest image that is downloaded, in bytes.
+/// Maximum size in bytes of an image that is downloaded.
 pub const MAX_IMAGE_BYTES: u64 = 100 << 20;
 
-/// The largest video that is downloaded, in bytes.
+/// Maximum size in bytes of a video that is downloaded.
 pub const MAX_VIDEO_BYTES: u64 = 4 << 30;
 
 /// The time limit for connecting to the server.
@@ -45,7 +45,7 @@ pub fn download(address: &str, max_bytes: u64) -> Result<Vec<u8>> {
 }
 
 /// Decodes a `data:TYPE;base64,…` URI.
-pub fn data_uri(uri: &str) -> Result<Vec<u8>> {
+pub fn decode_data_uri(uri: &str) -> Result<Vec<u8>> {
     const ENGINE: GeneralPurpose = GeneralPurpose::new(
         &STANDARD,
         GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
@@ -66,14 +66,14 @@ mod tests {
 
     #[test]
     fn decodes_valid_data_uris_only() {
-        assert_eq!(data_uri("data:video/mp4;base64,aGk=").unwrap(), b"hi");
-        assert_eq!(data_uri("data:video/mp4;base64,aG\nk").unwrap(), b"hi");
+        assert_eq!(decode_data_uri("data:video/mp4;base64,aGk=").unwrap(), b"hi");
+        assert_eq!(decode_data_uri("data:video/mp4;base64,aG\nk").unwrap(), b"hi");
         for bad in ["data:video/mp4,hi", "data:x;base64,a!"] {
-            assert!(data_uri(bad).unwrap_err().to_string().starts_with("data: URI: "));
+            assert!(decode_data_uri(bad).unwrap_err().to_string().starts_with("data: URI: "));
         }
     }
 
-    /// Starts a server that answers one request with these bytes. Returns its address.
+    /// Starts an HTTP server that answers one request with these bytes. Returns its address.
     fn serve(answer: Vec<u8>) -> String {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = format!("http://{}/x.png", listener.local_addr().unwrap());

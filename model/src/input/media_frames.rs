@@ -1,5 +1,5 @@
-//! Decoded images and videos as u8 RGB frames. They go to the device in this form: an eighth of the bytes of their
-//! normalised pixels.
+//! Decoded images and videos as u8 RGB frames. They are copied to the device in this form, which is an eighth of the
+//! bytes of their normalised pixels.
 
 use reel_media::frames::FrameBuf;
 use reel_media::patches::{self, PatchProcessor};
@@ -24,7 +24,7 @@ impl MediaFrames {
         self.images.iter().chain(&self.videos).map(|f| f.data.len()).sum()
     }
 
-    /// The grid of an image or video.
+    /// The grid of an image or video: its patches along time, height and width.
     ///
     /// # Errors
     /// Sides that are not multiples of a square of patches; data whose length does not match the sides.

@@ -1,4 +1,4 @@
-//! Reads chat messages in the formats of OpenAI and Qwen, checks them, and converts them to one form, a
+//! Reads chat messages in the formats of OpenAI and Qwen, checks them, and converts both formats to a
 //! [`Conversation`].
 //!
 //! `image_url` and `video_url` become `image` and `video`. Relative paths are resolved against the folder of the
@@ -15,7 +15,7 @@ use crate::error::{ModelError, Result};
 /// A list of chat messages.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Conversation {
-    /// The file of the messages, for errors.
+    /// The file that has the messages, for error messages.
     pub location: String,
     /// The messages in order; at least one.
     pub messages: Vec<Message>,
@@ -26,9 +26,9 @@ pub struct Conversation {
 pub struct Message {
     /// `system`, `user`, `assistant`, or another role that the chat template supports.
     pub role: String,
-    /// The content.
+    /// The text of the message, or its parts.
     pub content: Content,
-    /// The other keys of the message, unchanged.
+    /// All other keys of the message, unchanged.
     pub others: Map<String, Value>,
 }
 
@@ -55,22 +55,22 @@ pub enum ContentPart {
 /// An image and how it is resized.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ImagePart {
-    /// The file, address or data.
+    /// Where the image is.
     pub source: MediaSource,
-    /// The limits that the part itself sets.
+    /// The limits that the keys of this part set.
     pub overrides: MediaOverrides,
-    /// The index of message and part, for errors.
+    /// The location for error messages: indices of the message and of this part.
     pub location: String,
 }
 
 /// A video, and how it is sampled and resized.
 #[derive(Debug, Clone, PartialEq)]
 pub struct VideoPart {
-    /// The file, address or data.
+    /// Where the video is.
     pub source: VideoSource,
-    /// The limits that the part itself sets.
+    /// The limits that the keys of this part set.
     pub overrides: MediaOverrides,
-    /// The index of message and part, for errors.
+    /// The location for error messages: indices of the message and of this part.
     pub location: String,
 }
 
@@ -83,7 +83,7 @@ pub enum VideoSource {
     Frames(Vec<MediaSource>),
 }
 
-/// Where the bytes of an image or a video are.
+/// Where the bytes of an image or a video come from.
 #[derive(Debug, Clone, PartialEq)]
 pub enum MediaSource {
     /// A file.
@@ -126,7 +126,7 @@ impl Conversation {
     /// Reads a messages file. Relative paths in it are resolved against `media_root`, or against the folder of the
     /// file.
     pub fn open(path: &Path, media_root: Option<&Path>) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(|e| ModelError::read(path, e))?;
+        let text = std::fs::read_to_string(path).map_err(|e| ModelError::cannot_read(path, e))?;
         let location = path.display().to_string();
         let value = serde_json::from_str(&text).map_err(|e| {
             ModelError::messages(&location, format!("is not JSON ({e})"), "correct the JSON at that position")
@@ -135,7 +135,7 @@ impl Conversation {
         Self::from_value(&location, &value, media_root.unwrap_or(own))
     }
 
-    /// Reads messages from JSON. `location` names them in errors. Relative paths are resolved against `root`.
+    /// Reads messages from JSON. Error messages use `location`. Relative paths are resolved against `root`.
     pub fn from_value(location: &str, value: &Value, root: &Path) -> Result<Self> {
         let Some(list) = value.as_array() else {
             return Err(ModelError::messages(location, "is not a list of messages", SHAPE));
@@ -278,8 +278,8 @@ fn read_part(location: &str, part: &Value, root: &Path) -> Result<ContentPart> {
     }
 }
 
-/// The kind of a part: by its `type`, or by its keys if it has none. A null key counts as absent, because table formats
-/// fill rows with nulls.
+/// The kind of a content part: its `type`, or what its keys imply without one. A null key counts as absent, because
+/// table formats fill rows with nulls.
 fn kind_of(location: &str, map: &Map<String, Value>) -> Result<Kind> {
     let has = |key: &str| map.get(key).is_some_and(|value| !value.is_null());
     match map.get("type").and_then(Value::as_str) {
@@ -298,7 +298,7 @@ fn kind_of(location: &str, map: &Map<String, Value>) -> Result<Kind> {
     }
 }
 
-/// The value of Qwen's key or of OpenAI's key, which may be an object `{"url": …}`.
+/// The value under Qwen's key or under OpenAI's key; the latter may be an object `{"url": …}`.
 fn address<'a>(map: &'a Map<String, Value>, [own, openai]: [&str; 2]) -> Option<&'a Value> {
     let value = [own, openai].into_iter().filter_map(|key| map.get(key)).find(|value| !value.is_null())?;
     Some(value.get("url").unwrap_or(value))
@@ -326,7 +326,7 @@ fn video_source(location: &str, map: &Map<String, Value>, root: &Path) -> Result
     }
 }
 
-/// The keys of qwen-vl-utils in a part. A null key counts as absent.
+/// Reads the keys of qwen-vl-utils in a content part. A null key counts as absent.
 fn overrides(location: &str, map: &Map<String, Value>) -> Result<MediaOverrides> {
     let number = |key: &str| match map.get(key) {
         None | Some(Value::Null) => Ok(None),

@@ -1,6 +1,6 @@
-//! From a conversation to the model's input, as plain arrays in host memory. [`encode()`] is the whole way: chat
-//! template ([`chat`]), tokenizer ([`tokenizer`]), images and videos ([`media_frames`]), positions ([`mrope`]). The
-//! result is a [`ModelInput`].
+//! Converts a conversation to the model's input: plain arrays in host memory. [`encode()`] does all of it with the
+//! chat template ([`chat`]), the tokenizer ([`tokenizer`]), images and videos ([`media_frames`]) and positions
+//! ([`mrope`]). The result is a [`ModelInput`].
 
 pub mod chat;
 pub mod encode;

@@ -7,10 +7,10 @@ use std::path::Path;
 use reel_media::frames::FrameBuf;
 
 use super::media_frames::MediaFrames;
-use super::mrope::{Grids, rope_index};
+use super::mrope::{MediaGrids, rope_index};
 use super::window::GridThw;
 use crate::TokenId;
-use crate::checkpoint::header::{self, Stored};
+use crate::checkpoint::header::{self, HeaderTensor};
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
 use crate::save::{StoredTensor, write_safetensors};
@@ -22,9 +22,9 @@ pub struct ModelInput {
     pub input_ids: Vec<TokenId>,
     /// M-RoPE positions `[3][S]`: time, height, width.
     pub position_ids: [Vec<i64>; 3],
-    /// Added to the index of a token generated after this sequence, it gives the position of that token.
+    /// Position minus index, for every token that is generated after this sequence.
     pub rope_delta: i64,
-    /// Decoded images and videos; empty where pixels are given as values.
+    /// Decoded images and videos; empty if pixels are given as values.
     pub frames: MediaFrames,
     /// Pixels `[N, patch_dim]` of all images, in order.
     pub pixel_values: Option<Vec<f32>>,
@@ -70,7 +70,7 @@ impl ModelInput {
         Ok([images?, videos?])
     }
 
-    /// A sequence of text without media.
+    /// A sequence of text tokens without media.
     pub fn text(input_ids: Vec<TokenId>) -> Self {
         let plain: Vec<i64> = (0..input_ids.len() as i64).collect();
         Self { input_ids, position_ids: [plain.clone(), plain.clone(), plain], ..Self::default() }
@@ -87,23 +87,23 @@ impl ModelInput {
     }
 
     /// The grids, an argument of [`rope_index`].
-    pub fn grids(&self) -> Grids<'_> {
-        Grids {
+    pub fn grids(&self) -> MediaGrids<'_> {
+        MediaGrids {
             image_grid_thw: &self.image_grid_thw,
             video_grid_thw: &self.video_grid_thw,
             second_per_grid_ts: &self.second_per_grid_ts,
         }
     }
 
-    /// Computes `position_ids` and `rope_delta` from ids and grids.
+    /// Computes `position_ids` and `rope_delta` from the token ids and grids.
     pub fn compute_positions(&mut self, config: &ModelConfig, location: &str) -> Result<()> {
         let index = rope_index(config, &self.input_ids, self.grids(), location)?;
         (self.position_ids, self.rope_delta) = (index.position_ids, index.rope_delta);
         Ok(())
     }
 
-    /// Checks the arrays against each other and the model: as many pad tokens as the grids give vision tokens, as many
-    /// patches as the grids have. `location` (a file) names the input in errors.
+    /// Checks the arrays against each other and against the model: as many pad tokens as the grids give vision
+    /// tokens, as many patches as the grids have. Error messages use `location` (a file) for the input.
     pub fn check(&self, config: &ModelConfig, location: &str) -> Result<()> {
         let fault = |name: &str, what: String| Err(ModelError::inputs(format!("{location}: {name}"), what, HELP));
         if self.input_ids.is_empty() {
@@ -212,12 +212,13 @@ impl ModelInput {
         write_safetensors(path, &tensors)
     }
 
-    /// Reads a safetensors file of inputs. `input_ids` is required; missing positions are computed; unknown tensors are
-    /// ignored.
+    /// Reads a safetensors file with the inputs of a model. `input_ids` is required; missing positions are computed;
+    /// unknown tensors are ignored.
     pub fn read(path: &Path, config: &ModelConfig) -> Result<Self> {
-        let bytes = std::fs::read(path).map_err(|e| ModelError::read(path, e))?;
+        let bytes = std::fs::read(path).map_err(|e| ModelError::cannot_read(path, e))?;
         let location = path.display().to_string();
-        let file = InputFile { location: &location, tensors: header::read(path, &bytes)?.tensors, bytes: &bytes };
+        let file =
+            InputFile { location: &location, tensors: header::read_header(path, &bytes)?.tensors, bytes: &bytes };
         let mut tokens = Self {
             input_ids: match file.ints("input_ids")? {
                 Some((_, ids)) => token_ids(&ids, config, &location)?,
@@ -261,7 +262,7 @@ impl ModelInput {
     }
 }
 
-/// Ids as files store them. Fails for one that is negative or outside the vocabulary.
+/// Converts token ids from i64, as files store them. Fails if an id is negative or outside the vocabulary.
 fn token_ids(ids: &[i64], config: &ModelConfig, location: &str) -> Result<Vec<TokenId>> {
     let vocab_size = config.text.vocab_size;
     let checked = |(i, &id): (usize, &i64)| match TokenId::try_from(id) {
@@ -283,10 +284,10 @@ fn floats<'a>(name: &'a str, shape: Vec<usize>, values: &'a [f32]) -> StoredTens
     StoredTensor { name, dtype: "F32", shape, bytes: bytemuck::cast_slice(values) }
 }
 
-/// An open file of inputs.
+/// An open safetensors file with the inputs of a model.
 struct InputFile<'a> {
     location: &'a str,
-    tensors: Vec<Stored>,
+    tensors: Vec<HeaderTensor>,
     bytes: &'a [u8],
 }
 
@@ -294,12 +295,12 @@ struct InputFile<'a> {
 type Shaped<T> = (Vec<usize>, Vec<T>);
 
 impl InputFile<'_> {
-    fn find(&self, name: &str) -> Option<(&Stored, &[u8])> {
+    fn find(&self, name: &str) -> Option<(&HeaderTensor, &[u8])> {
         let tensor = self.tensors.iter().find(|tensor| tensor.name == name)?;
         Some((tensor, self.bytes.get(tensor.begin..tensor.end)?))
     }
 
-    fn wrong_dtype(&self, tensor: &Stored, wanted: &str) -> ModelError {
+    fn wrong_dtype(&self, tensor: &HeaderTensor, wanted: &str) -> ModelError {
         ModelError::inputs(
             format!("{}: {}", self.location, tensor.name),
             format!("is {}, not {wanted}", tensor.dtype),
@@ -359,7 +360,7 @@ impl InputFile<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::tests::tiny;
+    use crate::config::tests::tiny_config;
 
     /// An input with one image and one video between text tokens.
     fn sample(config: &ModelConfig) -> ModelInput {
@@ -385,7 +386,7 @@ mod tests {
 
     #[test]
     fn written_file_reads_back_equal() {
-        let config = tiny();
+        let config = tiny_config();
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("inputs.safetensors");
         for tokens in [sample(&config), ModelInput::text(vec![5, 6, 7])] {
@@ -396,7 +397,7 @@ mod tests {
 
     #[test]
     fn reads_a_file_with_ids_only() {
-        let config = tiny();
+        let config = tiny_config();
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("i.safetensors");
         let ids = [5i64, 6, 7];
@@ -408,7 +409,7 @@ mod tests {
 
     #[test]
     fn errors_name_the_wrong_tensor() {
-        let config = tiny();
+        let config = tiny_config();
         let good = sample(&config);
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("inputs.safetensors");

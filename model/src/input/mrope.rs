@@ -1,11 +1,11 @@
 //! M-RoPE: the three positions (time, height, width) of every token, as `get_rope_index` of Qwen2.5-VL computes them.
 //!
-//! A text token has one position on all axes, one above the largest position so far. The vision tokens of an image or
-//! video start there too and add their time, row and column. The time of frame pair i is `i · second_per_grid_t ·
-//! tokens_per_second`, multiplied in that order in f32 and truncated, as torch does it.
+//! A text token has the same position on all axes: one above the largest position so far. The vision tokens of an
+//! image or video start at that position too and add their time, row and column. The time of frame pair i is `i ·
+//! second_per_grid_t · tokens_per_second`, multiplied in that order in f32 and truncated, as torch does it.
 //!
-//! Example: two text tokens, a video of 2 frame pairs with 1 × 2 squares each (1 second a pair, 2 positions a second),
-//! one text token:
+//! Example: two text tokens, a video of 2 frame pairs with 1 × 2 squares each (1 second per pair, 2 positions per
+//! second), one text token:
 //!
 //! ```text
 //! token    a  b | v00 v01 v10 v11 | c
@@ -22,16 +22,16 @@ use crate::error::{ModelError, Result};
 
 /// Positions of one sequence of S tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RopeIndex {
+pub struct MropePositions {
     /// `[3][S]`: time, height, width.
     pub position_ids: [Vec<i64>; 3],
-    /// Largest position + 1 - S: added to the index of a generated token, it gives the position of that token.
+    /// Largest position + 1 - S: position minus index, for every token that is generated after the sequence.
     pub rope_delta: i64,
 }
 
 /// The grids of a sequence: images in order, and videos in order.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Grids<'a> {
+pub struct MediaGrids<'a> {
     /// The grid of each image.
     pub image_grid_thw: &'a [GridThw],
     /// The grid of each video.
@@ -40,15 +40,20 @@ pub struct Grids<'a> {
     pub second_per_grid_ts: &'a [f32],
 }
 
-/// Computes the positions of `input_ids`. `location` (a file) names them in errors.
+/// Computes the positions of `input_ids`. Error messages use `location` (a file).
 ///
 /// # Errors
 /// Pad tokens whose number does not match the grids.
-pub fn rope_index(config: &ModelConfig, input_ids: &[TokenId], grids: Grids, location: &str) -> Result<RopeIndex> {
+pub fn rope_index(
+    config: &ModelConfig,
+    input_ids: &[TokenId],
+    grids: MediaGrids,
+    location: &str,
+) -> Result<MropePositions> {
     let length = input_ids.len() as i64;
     if grids.image_grid_thw.is_empty() && grids.video_grid_thw.is_empty() {
         let plain: Vec<i64> = (0..length).collect();
-        return Ok(RopeIndex { position_ids: [plain.clone(), plain.clone(), plain], rope_delta: 0 });
+        return Ok(MropePositions { position_ids: [plain.clone(), plain.clone(), plain], rope_delta: 0 });
     }
     check_counts(grids, location)?;
     let mut pads = Pads::new(config, input_ids, location);
@@ -72,10 +77,10 @@ pub fn rope_index(config: &ModelConfig, input_ids: &[TokenId], grids: Grids, loc
         at = start + size.iter().product::<usize>();
     }
     built.text(input_ids.len() - at);
-    Ok(RopeIndex { rope_delta: built.next - length, position_ids: built.position_ids })
+    Ok(MropePositions { rope_delta: built.next - length, position_ids: built.position_ids })
 }
 
-fn check_counts(grids: Grids, location: &str) -> Result<()> {
+fn check_counts(grids: MediaGrids, location: &str) -> Result<()> {
     let (given, videos) = (grids.second_per_grid_ts.len(), grids.video_grid_thw.len());
     if given != 0 && given != videos {
         let what = format!("has {given} numbers for {videos} videos");
@@ -103,7 +108,8 @@ impl Kind {
     }
 }
 
-/// Finds the runs of pad tokens. A run is counted by its `<|vision_start|>` token.
+/// Finds the runs of pad tokens, one for each image or video. The number of runs is the number of pad tokens that follow
+/// a `<|vision_start|>` token.
 struct Pads<'a> {
     ids: &'a [TokenId],
     image: TokenId,
@@ -120,7 +126,7 @@ impl<'a> Pads<'a> {
         Self { ids, image, video, images_left: count(image), videos_left: count(video), location }
     }
 
-    /// The kind and first index of the next run at or after `at`; `None` if there are no more.
+    /// The kind and first index of the next run of pad tokens at or after `at`; `None` if there are no more.
     fn next_from(&mut self, at: usize) -> Result<Option<(Kind, usize)>> {
         let find = |left: usize, pad: TokenId| {
             (left > 0).then(|| self.ids[at..].iter().position(|&id| id == pad).map(|i| at + i)).flatten()
@@ -196,7 +202,7 @@ impl PositionBuilder {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::tests::tiny;
+    use crate::config::tests::tiny_config;
     use proptest::prelude::*;
 
     const TEXT: TokenId = 5;
@@ -215,20 +221,20 @@ mod tests {
 
     #[test]
     fn text_positions_equal_indices() {
-        let got = rope_index(&tiny(), &[1, 2, 3, 4], Grids::default(), "x").unwrap();
+        let got = rope_index(&tiny_config(), &[1, 2, 3, 4], MediaGrids::default(), "x").unwrap();
         assert_eq!(got.position_ids, [vec![0, 1, 2, 3], vec![0, 1, 2, 3], vec![0, 1, 2, 3]]);
         assert_eq!(got.rope_delta, 0);
     }
 
     #[test]
     fn times_are_cut_after_an_f32_product() {
-        let config = tiny();
+        let config = tiny_config();
         let grid = [4, 2, 2];
         let ids = ids_of(&config, &[(false, grid, 1)]);
         for (seconds, times) in
             [(0.75f32, [0, 1, 3, 4]), (0.4500781, [0, 0, 1, 2]), (1.0, [0, 2, 4, 6]), (2.753_477, [0, 5, 11, 16])]
         {
-            let grids = Grids { video_grid_thw: &[grid], second_per_grid_ts: &[seconds], ..Grids::default() };
+            let grids = MediaGrids { video_grid_thw: &[grid], second_per_grid_ts: &[seconds], ..MediaGrids::default() };
             let got = rope_index(&config, &ids, grids, "x").unwrap();
             let first = got.position_ids[0][4];
             assert_eq!(got.position_ids[0][4..8].iter().map(|x| x - first).collect::<Vec<_>>(), times);
@@ -240,7 +246,7 @@ mod tests {
         fn positions_equal_the_definition(
             parts in prop::collection::vec((any::<bool>(), 1usize..4, 1usize..5, 1usize..5, 0usize..4, 0.1f32..5.0), 1..5),
         ) {
-            let config = tiny();
+            let config = tiny_config();
             let parts: Vec<(bool, GridThw, usize, f32)> = parts.iter()
                 .map(|&(image, t, h, w, text, s)| (image, [if image { 1 } else { t }, 2 * h, 2 * w], text, s)).collect();
             let plain: Vec<_> = parts.iter().map(|&(i, g, n, _)| (i, g, n)).collect();
@@ -248,14 +254,14 @@ mod tests {
             let images: Vec<GridThw> = parts.iter().filter(|p| p.0).map(|p| p.1).collect();
             let videos: Vec<GridThw> = parts.iter().filter(|p| !p.0).map(|p| p.1).collect();
             let seconds: Vec<f32> = parts.iter().filter(|p| !p.0).map(|p| p.3).collect();
-            let grids = Grids { image_grid_thw: &images, video_grid_thw: &videos, second_per_grid_ts: &seconds };
+            let grids = MediaGrids { image_grid_thw: &images, video_grid_thw: &videos, second_per_grid_ts: &seconds };
             let got = rope_index(&config, &ids, grids, "x").unwrap();
             let mut most = -1;
             for (i, &id) in ids.iter().enumerate() {
                 let p = [got.position_ids[0][i], got.position_ids[1][i], got.position_ids[2][i]];
                 let is_media = id == config.tokens.image || id == config.tokens.video;
                 if !is_media {
-                    // A text token is one above all earlier positions, on all axes.
+                    // The position of a text token is one above all earlier positions, on all axes.
                     prop_assert_eq!(p, [most + 1; 3]);
                 }
                 most = most.max(p[0]).max(p[1]).max(p[2]);
@@ -265,14 +271,14 @@ mod tests {
 
         #[test]
         fn rejects_missing_and_short_grids(h in 1usize..5, w in 1usize..5) {
-            let config = tiny();
+            let config = tiny_config();
             let grid = [1, 2 * h, 2 * w];
             let ids = ids_of(&config, &[(true, grid, 2), (true, grid, 2)]);
-            let one = rope_index(&config, &ids, Grids { image_grid_thw: &[grid], ..Grids::default() }, "f").unwrap_err().to_string();
+            let one = rope_index(&config, &ids, MediaGrids { image_grid_thw: &[grid], ..MediaGrids::default() }, "f").unwrap_err().to_string();
             prop_assert!(one.starts_with("f: input_ids: have more runs of image pad tokens"), "{}", one);
             let larger = [1, 2 * h + 2, 2 * w];
             let grids = [larger, larger];
-            let short = rope_index(&config, &ids, Grids { image_grid_thw: &grids, ..Grids::default() }, "f").unwrap_err().to_string();
+            let short = rope_index(&config, &ids, MediaGrids { image_grid_thw: &grids, ..MediaGrids::default() }, "f").unwrap_err().to_string();
             prop_assert!(short.contains("their grid needs"), "{}", short);
         }
     }

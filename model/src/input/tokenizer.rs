@@ -10,7 +10,7 @@ use crate::TokenId;
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
 
-// Tokens whose ids config.json also has.
+// The tokens whose ids config.json states too.
 const IMAGE_PAD: &str = "<|image_pad|>";
 const VIDEO_PAD: &str = "<|video_pad|>";
 const VISION_START: &str = "<|vision_start|>";
@@ -35,11 +35,11 @@ impl Tokenizer {
     /// Reads `tokenizer.json` of a model folder.
     pub fn open(folder: &Path) -> Result<Self> {
         let path = folder.join("tokenizer.json");
-        let bytes = std::fs::read(&path).map_err(|e| ModelError::read(&path, e))?;
+        let bytes = std::fs::read(&path).map_err(|e| ModelError::cannot_read(&path, e))?;
         Self::parse(&path.display().to_string(), &bytes)
     }
 
-    /// Parses the content of a tokenizer.json; `location` names it in errors.
+    /// Parses the text of a tokenizer.json; error messages use `location`.
     pub fn parse(location: &str, bytes: &[u8]) -> Result<Self> {
         let fault = |what: String| ModelError::tokenizer(location, what, HELP);
         let mut inner = tokenizers::Tokenizer::from_bytes(bytes)
@@ -47,7 +47,8 @@ impl Tokenizer {
         if !matches!(inner.get_decoder(), Some(DecoderWrapper::ByteLevel(_))) {
             return Err(fault("is not a byte-level tokenizer, as Qwen2.5-VL's is".to_string()));
         }
-        // tokenizer.json may ask for truncation and padding, which are settings of a training script.
+        // tokenizer.json may ask for truncation and padding, which are settings of a training script and would change
+        // ids.
         inner.with_truncation(None).map_err(|e| fault(e.to_string()))?;
         inner.with_padding(None);
         let added = inner.get_added_tokens_decoder();
@@ -76,7 +77,7 @@ impl Tokenizer {
     }
 
     fn check_inside(&self, vocab_size: u32) -> Result<()> {
-        // Counting ids is several times faster than listing all tokens, and is enough unless a folder is wrong.
+        // Counting ids is several times faster than listing all tokens, which only a mismatch makes necessary.
         let count = || (0..vocab_size).filter(|&id| self.inner.id_to_token(id).is_some()).count();
         if vocab_size < 1 << 20 && count() == self.vocab_size() {
             return Ok(());
@@ -106,17 +107,17 @@ impl Tokenizer {
         text
     }
 
-    /// A decoder for ids that arrive one by one.
+    /// A decoder for ids that are generated one by one.
     pub fn stream(&self, skip_special: bool) -> TextStream<'_> {
         TextStream { tokenizer: self, skip_special, pending: Vec::new() }
     }
 
-    /// The id of a token given by its exact content.
+    /// The id of the token with exactly this text.
     pub fn token_to_id(&self, token: &str) -> Option<TokenId> {
         self.inner.token_to_id(token)
     }
 
-    /// The token of an id as tokenizer.json writes it, in byte-level characters.
+    /// The text of a token as tokenizer.json writes it, in byte-level characters.
     pub fn id_to_token(&self, id: TokenId) -> Option<String> {
         self.inner.id_to_token(id)
     }
@@ -131,14 +132,16 @@ impl Tokenizer {
         self.inner.get_vocab_size(true)
     }
 
-    /// The bytes of a token: those of its byte-level characters, or the UTF-8 bytes of a token with other characters.
+    /// The bytes that a token stands for: those of its byte-level characters, or the UTF-8 bytes of a token with
+    /// other characters.
     pub fn token_bytes(&self, id: TokenId) -> Vec<u8> {
         let Some(token) = self.inner.id_to_token(id) else { return Vec::new() };
         token.chars().map(char_to_byte).collect::<Option<Vec<u8>>>().unwrap_or_else(|| token.into_bytes())
     }
 }
 
-/// Decodes a stream of ids to text. Holds back the bytes of an incomplete UTF-8 character, so text is never taken back.
+/// Decodes a stream of ids to text. Holds back the bytes of an incomplete UTF-8 character, so text that was returned
+/// stays valid.
 #[derive(Debug)]
 pub struct TextStream<'a> {
     tokenizer: &'a Tokenizer,
@@ -217,7 +220,7 @@ fn char_to_byte(character: char) -> Option<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::tests::tiny;
+    use crate::config::tests::tiny_config;
     use crate::init::small_tokenizer;
     use proptest::prelude::*;
     use std::sync::LazyLock;
@@ -271,7 +274,7 @@ mod tests {
 
     #[test]
     fn rejects_the_tokenizer_of_another_model() {
-        let mut config = tiny();
+        let mut config = tiny_config();
         let refuse = |config: &ModelConfig, expected: &str| {
             let error = TOKENIZER.check_fits(config).unwrap_err().to_string();
             assert!(error.starts_with("t: ") && error.contains(expected), "{error}");

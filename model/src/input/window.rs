@@ -1,12 +1,12 @@
 //! Window order: in which order the vision tower computes patches, and which patches attend to each other.
 //!
 //! The image processor writes patches square by square; each square of `merge × merge` patches becomes one vision
-//! token. Most blocks of the tower attend within windows of `side × side` squares only, so the tower places the squares
-//! of a window next to each other. Patches of different frames never attend to each other. These are the rules of
-//! transformers' `Qwen2_5_VisionTransformerPretrainedModel`.
+//! token. Most blocks of the tower attend within windows of `side × side` squares only, so the tower places the
+//! squares of a window next to each other. Patches of different frames never attend to each other. These are the
+//! rules of transformers' `Qwen2_5_VisionTransformerPretrainedModel`.
 //!
-//! Example: one frame of 2 × 3 squares, windows of 2 × 2 squares (the last column of windows is narrower), 4 patches a
-//! square:
+//! Example: one frame of 2 × 3 squares, windows of 2 × 2 squares (the last column of windows is narrower), 4 patches
+//! per square:
 //!
 //! ```text
 //! processor order    windows         window_index      = [0, 1, 3, 4, 2, 5]    squares, in window order
@@ -22,18 +22,18 @@ pub type GridThw = [usize; 3];
 
 /// The window order of all grids of a batch: N patches, M = N / merge² squares.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Windows {
-    /// `[M]`: the square, in processor order, at each index of the window order.
+pub struct WindowOrder {
+    /// `[M]`: for each index of the window order, the square's index in processor order.
     pub window_index: Vec<usize>,
-    /// `[M]`: the index in window order of each square: `window_index[reverse_index[i]] == i`.
+    /// `[M]`: for each square in processor order, its index in window order: `window_index[reverse_index[i]] == i`.
     pub reverse_index: Vec<usize>,
     /// Cumulative lengths of the windows, in patches, for blocks with windowed attention.
     pub cu_window_seqlens: Vec<usize>,
-    /// Cumulative lengths of the frames, in patches, for blocks with full attention. Equal in both orders.
+    /// Cumulative lengths of the frames, in patches, for blocks with full attention. They are equal in both orders.
     pub cu_seqlens: Vec<usize>,
 }
 
-impl Windows {
+impl WindowOrder {
     /// Computes the window order of these grids.
     pub fn plan(grids: &[GridThw], vision: &VisionConfig) -> Self {
         let merge = vision.spatial_merge_size;
@@ -54,7 +54,8 @@ impl Windows {
         plan
     }
 
-    /// Adds a frame of `rows × columns` squares, cut into windows of `side × side` squares from its top left corner.
+    /// Appends a frame of `rows × columns` squares, cut into windows of `side × side` squares from its top left
+    /// corner.
     fn add_frame(&mut self, rows: usize, columns: usize, side: usize, unit: usize) {
         let first = self.window_index.len();
         for top in (0..rows).step_by(side) {
@@ -78,7 +79,7 @@ fn invert(order: &[usize]) -> Vec<usize> {
     inverse
 }
 
-/// `[N]`: (row, column) of each patch in its frame, in processor order, for the rotary angles.
+/// `[N]`: (row, column) of each patch in its frame, in processor order; the rotary angles are computed from them.
 pub fn patch_positions(grids: &[GridThw], merge: usize) -> Vec<[usize; 2]> {
     let mut positions = Vec::new();
     for &[t, h, w] in grids {
@@ -94,7 +95,7 @@ pub fn patch_positions(grids: &[GridThw], merge: usize) -> Vec<[usize; 2]> {
 }
 
 /// `[N]`: (row, column) of each patch in its frame, in window order.
-pub fn windowed_positions(grids: &[GridThw], vision: &VisionConfig, windows: &Windows) -> Vec<[usize; 2]> {
+pub fn windowed_positions(grids: &[GridThw], vision: &VisionConfig, windows: &WindowOrder) -> Vec<[usize; 2]> {
     let unit = vision.merge_unit();
     let positions = patch_positions(grids, vision.spatial_merge_size);
     windows
@@ -128,7 +129,7 @@ mod tests {
         }
     }
 
-    /// Window order by definition: squares sorted by frame, window row, window column, row, column.
+    /// The window order by its definition: squares sorted by frame, window row, window column, row, column.
     fn by_sorting(grids: &[GridThw], merge: usize, side: usize) -> (Vec<usize>, Vec<usize>) {
         let mut squares = Vec::new();
         for (g, &[t, h, w]) in grids.iter().enumerate() {
@@ -158,7 +159,7 @@ mod tests {
         ) {
             let grids: Vec<GridThw> = shapes.iter().map(|&(t, h, w)| [t, h * merge, w * merge]).collect();
             let vision = vision(merge, side);
-            let plan = Windows::plan(&grids, &vision);
+            let plan = WindowOrder::plan(&grids, &vision);
             let (order, ends) = by_sorting(&grids, merge, side);
             prop_assert_eq!(&plan.window_index, &order);
             prop_assert_eq!(&plan.cu_window_seqlens, &ends);
@@ -182,12 +183,12 @@ mod tests {
             sorted.sort_unstable();
             sorted.dedup();
             prop_assert_eq!(sorted.len(), frame.len());
-            // The patches of a square are neighbours in the frame.
+            // All patches of a square are neighbours in the frame.
             for square in positions.chunks(merge * merge) {
                 prop_assert!(square.iter().all(|p| p[0] / merge == square[0][0] / merge && p[1] / merge == square[0][1] / merge));
             }
             let vision = vision(merge, 2);
-            let plan = Windows::plan(&[grid], &vision);
+            let plan = WindowOrder::plan(&[grid], &vision);
             let moved = windowed_positions(&[grid], &vision, &plan);
             for (index, &square) in plan.window_index.iter().enumerate() {
                 let unit = merge * merge;

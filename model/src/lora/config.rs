@@ -26,7 +26,7 @@ pub(super) struct AdapterConfig {
     pub(super) scale: f64,
 }
 
-/// Fields that must be absent, null, false or empty, and their meaning otherwise.
+/// Fields of unsupported kinds of LoRA, each with what a value means. They must be absent, null, false or empty.
 const UNSUPPORTED: [(&str, &str); 16] = [
     ("use_dora", "is DoRA, which also scales each row of the weight"),
     ("modules_to_save", "says that whole modules were trained in addition to the adapter"),
@@ -46,7 +46,7 @@ const UNSUPPORTED: [(&str, &str); 16] = [
     ("monteclora_config", "is MonteCLoRA"),
 ];
 
-/// Initialisations that do not change the base weights.
+/// Values of `init_lora_weights` that do not change the base weights.
 const PLAIN_INITS: [&str; 3] = ["gaussian", "orthogonal", "eva"];
 
 /// The largest accepted rank; a larger one is an error in the file.
@@ -62,7 +62,7 @@ impl AdapterConfig {
                 format!("is not an adapter (it has no {ADAPTER_CONFIG})"),
                 "use a folder that `reel sft --lora-r` or PEFT wrote",
             ),
-            _ => ModelError::read(&path, e),
+            _ => ModelError::cannot_read(&path, e),
         })?;
         match serde_json::from_str(&text) {
             Ok(Value::Object(fields)) => Self::parse(&location, &fields),
@@ -139,10 +139,10 @@ fn shown(value: Option<&Value>) -> String {
     value.map_or("missing".to_string(), Value::to_string)
 }
 
-/// The adapter_config.json of an adapter that this program trained. Has only fields that old versions of PEFT know,
-/// except `exclude_modules`, which is needed where names alone would match the vision tower too (old versions ignore it
-/// and add zero matrices there).
-pub(super) fn json(spec: &LoraSpec, base: &str) -> Value {
+/// The adapter_config.json of an adapter that this program trained. It has only fields that old versions of PEFT
+/// know, except `exclude_modules`, which is needed if the names of targets match layers of the vision tower too (old
+/// versions ignore it and add zero matrices there).
+pub(super) fn adapter_config_json(spec: &LoraSpec, base: &str) -> Value {
     let alpha = match spec.alpha.fract() == 0.0 && spec.alpha.abs() < 1e15 {
         true => json!(spec.alpha as i64),
         false => json!(spec.alpha),

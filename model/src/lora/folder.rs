@@ -1,5 +1,5 @@
 //! Reads and writes an adapter folder in the format of PEFT: `adapter_config.json`, and `adapter_model.safetensors`
-//! with two matrices a layer, `base_model.model.LAYER.lora_A.weight` `[r, in]` and
+//! with two matrices per layer, `base_model.model.LAYER.lora_A.weight` `[r, in]` and
 //! `base_model.model.LAYER.lora_B.weight` `[out, r]`.
 
 use std::collections::BTreeMap;
@@ -9,9 +9,9 @@ use std::sync::Arc;
 
 use reel_runtime::device::MappedFile;
 
-use super::config::{AdapterConfig, json};
+use super::config::{AdapterConfig, adapter_config_json};
 use super::{ADAPTER_CONFIG, LinearLayer, LoraSpec, linear_layers};
-use crate::checkpoint::header::{self, Stored};
+use crate::checkpoint::header::{self, HeaderTensor};
 use crate::checkpoint::{Naming, StoredDType};
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
@@ -24,17 +24,17 @@ pub const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
 /// The prefix of layer names in PEFT.
 const PREFIX: &str = "base_model.model.";
 
-/// An adapter in its memory-mapped files.
+/// The config and the memory-mapped matrices of an adapter folder.
 #[derive(Debug)]
 pub struct Adapter {
     path: PathBuf,
     config: AdapterConfig,
     file: Arc<MappedFile>,
     /// The matrices A and B of each layer, by its classic name.
-    layers: BTreeMap<String, [Option<Stored>; 2]>,
+    layers: BTreeMap<String, [Option<HeaderTensor>; 2]>,
 }
 
-/// The matrices of a layer, in f32.
+/// The LoRA matrices of a layer, in f32.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct LoraMatrices {
     pub(super) r: usize,
@@ -56,10 +56,10 @@ impl Adapter {
             let help = "save the adapter with PEFT's save_pretrained(…, safe_serialization=True)";
             return Err(ModelError::weights(folder.join("adapter_model.bin").display().to_string(), what, help));
         }
-        let file = MappedFile::open(&path).map_err(|e| ModelError::read(&path, e))?;
-        let mut layers: BTreeMap<String, [Option<Stored>; 2]> = BTreeMap::new();
-        for stored in header::read(&path, file.as_bytes())?.tensors {
-            let Some((layer, place)) = place_of(&stored.name) else {
+        let file = MappedFile::open(&path).map_err(|e| ModelError::cannot_read(&path, e))?;
+        let mut layers: BTreeMap<String, [Option<HeaderTensor>; 2]> = BTreeMap::new();
+        for stored in header::read_header(&path, file.as_bytes())?.tensors {
+            let Some((layer, place)) = parse_matrix_name(&stored.name) else {
                 let what = "is not a matrix of a LoRA adapter (…lora_A.weight or …lora_B.weight)";
                 let help = "only plain LoRA is supported; merge this adapter with PEFT (merge_and_unload)";
                 return Err(fault(&path, &stored.name, what, help));
@@ -123,14 +123,14 @@ impl Adapter {
         Ok(())
     }
 
-    /// The matrices of a layer, if it has any. [`Adapter::check`] must have succeeded.
+    /// The LoRA matrices of a layer, if it has any. [`Adapter::check`] must have succeeded before.
     pub(super) fn matrices(&self, layer: &str) -> Result<Option<LoraMatrices>> {
         let Some([Some(down), Some(up)]) = self.layers.get(layer) else { return Ok(None) };
         let (&[r, inner], &[out, _]) = (&down.shape[..], &up.shape[..]) else { return Ok(None) };
         Ok(Some(LoraMatrices { r, inner, out, down: self.values(down)?, up: self.values(up)? }))
     }
 
-    fn values(&self, stored: &Stored) -> Result<Vec<f32>> {
+    fn values(&self, stored: &HeaderTensor) -> Result<Vec<f32>> {
         let bytes = self.file.as_bytes().get(stored.begin..stored.end).unwrap_or_default();
         match StoredDType::parse(&stored.dtype).and_then(|dtype| widen(dtype, bytes)) {
             Some(values) => Ok(values),
@@ -142,8 +142,9 @@ impl Adapter {
     }
 }
 
-/// The layer of a matrix name, and 0 for A or 1 for B. Old versions of PEFT add the adapter name (`default`).
-fn place_of(name: &str) -> Option<(String, usize)> {
+/// Splits the name of a matrix into its layer and 0 for A or 1 for B. Old versions of PEFT add the adapter name
+/// (`default`).
+fn parse_matrix_name(name: &str) -> Option<(String, usize)> {
     let rest = name.strip_prefix(PREFIX)?.strip_suffix(".weight")?;
     let rest = rest.strip_suffix(".default").unwrap_or(rest);
     let (layer, place) = match rest.strip_suffix(".lora_A") {
@@ -157,7 +158,7 @@ fn fault(path: &Path, tensor: &str, what: impl Into<String>, help: &str) -> Mode
     ModelError::weights(format!("{}: {tensor}", path.display()), what, help)
 }
 
-/// The parts of an adapter folder beside its matrices.
+/// What an adapter folder contains besides its matrices.
 #[derive(Clone, Copy, Debug)]
 pub struct AdapterFolder<'a> {
     /// The adapter.
@@ -171,7 +172,7 @@ pub struct AdapterFolder<'a> {
 }
 
 /// Writes an adapter folder like PEFT and TRL: the adapter, and the files of tokenizer and processor. `tensors` have
-/// parameter names (`LAYER.lora_A.weight`); `fill` writes the bytes of one tensor and is called once for each, in
+/// parameter names (`LAYER.lora_A.weight`); `fill` writes the bytes of one tensor and is called once per tensor, in
 /// order.
 pub fn save(
     out: &Path,
@@ -179,11 +180,14 @@ pub fn save(
     tensors: &[TensorSpec],
     fill: impl FnMut(&TensorSpec, &mut dyn Write) -> io::Result<()>,
 ) -> Result<()> {
-    std::fs::create_dir_all(out).map_err(|e| ModelError::write(out, e))?;
+    std::fs::create_dir_all(out).map_err(|e| ModelError::cannot_write(out, e))?;
     if !same_folder(folder.source, out) {
         copy_companions(folder.source, out)?;
     }
-    write_whole(&out.join(ADAPTER_CONFIG), format!("{:#}\n", json(folder.spec, folder.base)).as_bytes())?;
+    write_whole(
+        &out.join(ADAPTER_CONFIG),
+        format!("{:#}\n", adapter_config_json(folder.spec, folder.base)).as_bytes(),
+    )?;
     let rename = |name: &str| format!("{PREFIX}{}", folder.naming.from_classic(name));
     write_file(&out.join(ADAPTER_WEIGHTS), rename, tensors, fill)
 }

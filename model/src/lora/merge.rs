@@ -18,7 +18,7 @@ use crate::weights::widen;
 
 /// The result of a merge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Merged {
+pub struct MergeReport {
     /// The number of layers whose weight changed.
     pub layers: usize,
     /// The size of all weights in bytes.
@@ -26,11 +26,12 @@ pub struct Merged {
 }
 
 /// Merges `adapter` into the model folder `base` and writes the model folder `out`, which must not exist or be empty.
-/// Weights keep dtype and name; all other files at the top of `base` are copied. `out` appears when it is complete.
+/// Weights keep dtype and name; all other files at the top of `base` are copied. `out` gets its name when it is
+/// complete.
 ///
 /// # Errors
 /// An adapter that does not belong to the model; a folder that cannot be read or written.
-pub fn merge(base: &Path, adapter: &Path, out: &Path, device: &Device) -> Result<Merged> {
+pub fn merge(base: &Path, adapter: &Path, out: &Path, device: &Device) -> Result<MergeReport> {
     let adapter = Adapter::open(adapter)?;
     let config = ModelConfig::open(base)?;
     let files = Checkpoint::open(base)?;
@@ -44,7 +45,7 @@ pub fn merge(base: &Path, adapter: &Path, out: &Path, device: &Device) -> Result
         .map(|(name, view)| TensorSpec { name: name.to_string(), dtype: view.dtype, shape: view.shape.to_vec() })
         .collect();
     let cx = Cx::inference(device, DType::F32);
-    // An error of a weight is reported as such, not as a failed write.
+    // An error in a weight is reported as such, not as a failed write.
     let mut wrong = None;
     let fill = |spec: &TensorSpec, to: &mut dyn Write| {
         let view = files.expect(&spec.name, &spec.shape).and_then(|view| merged(&cx, &adapter, &spec.name, view));
@@ -59,10 +60,10 @@ pub fn merge(base: &Path, adapter: &Path, out: &Path, device: &Device) -> Result
     };
     write_weights(&draft.path, files.naming(), &specs, SHARD_BYTES, fill).map_err(|e| wrong.take().unwrap_or(e))?;
     draft.publish(out)?;
-    Ok(Merged { layers: adapter.layers().count(), bytes: specs.iter().map(TensorSpec::bytes).sum() })
+    Ok(MergeReport { layers: adapter.layers().count(), bytes: specs.iter().map(TensorSpec::bytes).sum() })
 }
 
-/// The merged weight as stored bytes.
+/// The bytes of a weight after the merge, in its stored dtype.
 fn merged<'a>(cx: &Cx, adapter: &Adapter, name: &str, view: TensorView<'a>) -> Result<Cow<'a, [u8]>> {
     let layer = name.strip_suffix(".weight").unwrap_or_default();
     let (Some(pair), Some(mut weight)) = (adapter.matrices(layer)?, widen(view.dtype, view.bytes)) else {
@@ -99,23 +100,24 @@ fn narrow(dtype: StoredDType, values: &[f32]) -> Option<Vec<u8>> {
     widen(dtype, &bytes)?.iter().all(|x| x.is_finite()).then_some(bytes)
 }
 
-/// The files at the top of a folder, except weights of any format and hidden files.
+/// Copies the files at the top of a folder, except weights of any format and hidden files.
 fn copy_others(base: &Path, out: &Path) -> Result<()> {
     const WEIGHTS: [&str; 9] = ["safetensors", "bin", "pt", "pth", "ckpt", "gguf", "h5", "msgpack", "onnx"];
-    for entry in fs::read_dir(base).map_err(|e| ModelError::read(base, e))? {
-        let path = entry.map_err(|e| ModelError::read(base, e))?.path();
+    for entry in fs::read_dir(base).map_err(|e| ModelError::cannot_read(base, e))? {
+        let path = entry.map_err(|e| ModelError::cannot_read(base, e))?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let weights =
             path.extension().is_some_and(|e| WEIGHTS.iter().any(|w| e == *w)) || name.ends_with(".index.json");
         if weights || name.starts_with('.') || !path.is_file() {
             continue;
         }
-        fs::copy(&path, out.join(&name)).map_err(|e| ModelError::write(out.join(&name), e))?;
+        fs::copy(&path, out.join(&name)).map_err(|e| ModelError::cannot_write(out.join(&name), e))?;
     }
     Ok(())
 }
 
-/// A folder with a temporary hidden name beside its final one. If dropped before it is renamed, it is removed.
+/// A folder that is written under a hidden temporary name beside its final name. If it is dropped before it is
+/// renamed, it is removed.
 struct Draft {
     path: std::path::PathBuf,
     _unfinished: TemporaryPaths,
@@ -131,23 +133,23 @@ impl Draft {
             Ok(false) => {}
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(e) if e.kind() == io::ErrorKind::NotADirectory => return refuse("is a file"),
-            Err(e) => return Err(ModelError::read(out, e)),
+            Err(e) => return Err(ModelError::cannot_read(out, e)),
         }
         let path = out.with_file_name(format!(".{}.{}.part", name.to_string_lossy(), std::process::id()));
         let unfinished = TemporaryPaths::new([path.clone()]);
-        fs::create_dir_all(&path).map_err(|e| ModelError::write(out, e))?;
+        fs::create_dir_all(&path).map_err(|e| ModelError::cannot_write(out, e))?;
         Ok(Draft { path, _unfinished: unfinished })
     }
 
     fn publish(self, out: &Path) -> Result<()> {
         // Renaming replaces an empty folder.
-        fs::rename(&self.path, out).map_err(|e| ModelError::write(out, e))
+        fs::rename(&self.path, out).map_err(|e| ModelError::cannot_write(out, e))
     }
 }
 
 impl Drop for Draft {
     fn drop(&mut self) {
-        // After `publish` nothing has this name. Errors are ignored in a destructor.
+        // After `publish` nothing has the temporary name. Errors are ignored in a destructor.
         let _ = fs::remove_dir_all(&self.path);
     }
 }

@@ -1,10 +1,11 @@
-//! LoRA adapters (Hu et al. 2021): a layer with frozen weight W `[out, in]` gets two small matrices, A `[r, in]` and B
-//! `[out, r]`, and computes `W x + b + scale · B A x`. Adapter folders have the format of PEFT (`adapter_config.json`,
-//! `adapter_model.safetensors`), which PEFT can load, and adapters of PEFT can be loaded here.
+//! LoRA adapters (Hu et al. 2021): a layer with frozen weight W `[out, in]` gets two small matrices, A `[r, in]` and
+//! B `[out, r]`, and computes `W x + b + scale · B A x`. Adapter folders have the format of PEFT
+//! (`adapter_config.json`, `adapter_model.safetensors`): PEFT can load those that are written here, and the other way
+//! round.
 //!
 //! A and B have the dtype of activations, like other trained weights. In bf16 the optimizer keeps their f32 master
-//! weights, and rollouts, training and the saved file have equal bits. The base weights are read in place where their
-//! dtype allows.
+//! weights, and rollouts, training and the saved file have equal bits. The base weights are read in place if their
+//! dtype allows it.
 
 mod config;
 mod folder;
@@ -25,7 +26,7 @@ use crate::qwen2_5_vl::Qwen25Vl;
 
 pub use config::{ADAPTER_CONFIG, is_adapter};
 pub use folder::{ADAPTER_WEIGHTS, Adapter, AdapterFolder, save};
-pub use merge::{Merged, merge};
+pub use merge::{MergeReport, merge};
 
 /// A linear layer that supports an adapter.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,7 +60,7 @@ pub const ALL_LINEAR: &str = "all-linear";
 pub struct LoraSpec {
     /// The rank, 1 or more.
     pub r: usize,
-    /// Alpha; the product is scaled by `alpha / r`.
+    /// Alpha; the product `B A x` is scaled by `alpha / r`.
     pub alpha: f64,
     /// The target layers: names or suffixes of names, matched like in PEFT, or [`ALL_LINEAR`] alone.
     pub targets: Vec<String>,
@@ -110,16 +111,16 @@ impl LoraSpec {
     }
 }
 
-/// The error of a target that matches no layer.
+/// A LoRA target matches no layer of the model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnknownTarget {
-    /// The target.
+    /// The target that matches no layer.
     pub target: String,
-    /// The targets that exist.
+    /// The targets that the model has.
     pub known: Vec<&'static str>,
 }
 
-/// The source of the matrices of an adapter.
+/// Where the matrices of an adapter come from.
 #[derive(Clone, Copy, Debug)]
 pub enum AdapterSource<'a> {
     /// A new adapter: A is uniform within ±1/√in (Kaiming with a = √5, the default of PEFT), B is zero. A is a function
@@ -132,7 +133,7 @@ pub enum AdapterSource<'a> {
 }
 
 impl AdapterSource<'_> {
-    /// Loads the adapter of a layer, if it has one.
+    /// Returns the matrices for a layer, if the adapter has any.
     fn of(&self, device: &Device, dtype: DType, name: &str) -> Result<Option<Lora>> {
         let find = |layers: &[LinearLayer]| layers.iter().find(|layer| layer.name == name).cloned();
         let put = |shape: [usize; 2], values: &[f32]| {

@@ -86,10 +86,10 @@ fn merged_model_equals_adapted_model() {
         let merged = merge(&base(), &golden("lora").join(name), &out, &device).unwrap();
         assert_eq!(merged.layers, Adapter::open(&golden("lora").join(name)).unwrap().layers().count());
         let off = off(&logits(&device, &open(&device, &out)), &logits(&device, &with_peft(&device, name, false)));
-        // The order of summation differs in every layer, as between PEFT and this program.
+        // Merged weights sum in another order than base plus adapter, so the logits differ by rounding.
         assert!(off <= 3e-6, "{name}: off by {off:.2e}");
         weights_are_the_formula(&out, &golden("lora").join(name));
-        // All other files equal those of the base, and there are no extra files.
+        // All files except the weights equal those of the base, and there are no others.
         for entry in fs::read_dir(base()).unwrap().map(|e| e.unwrap().file_name()) {
             if entry != "model.safetensors" {
                 assert!(fs::read(base().join(&entry)).unwrap() == fs::read(out.join(&entry)).unwrap(), "{entry:?}");
@@ -102,7 +102,7 @@ fn merged_model_equals_adapted_model() {
     }
 }
 
-/// Compares each merged weight with `W + scale · B A` in f64.
+/// Compares each merged weight with `W + scale · B A`, computed in f64.
 fn weights_are_the_formula(merged: &Path, adapter: &Path) {
     let (before, after) = (Checkpoint::open(&base()).unwrap(), Checkpoint::open(merged).unwrap());
     let adapter = Adapter::open(adapter).unwrap();
@@ -157,7 +157,7 @@ fn gradients_equal_finite_differences_of_the_loss() {
         let p = parameters.iter().find(|p| p.parameter() == Some(name)).unwrap();
         let before = p.to_f32().unwrap();
         let length = gradient.iter().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt();
-        // The step changes the loss by about 0.02: far above rounding error, small enough to be linear.
+        // This step changes the loss by about 0.02: far above rounding error, small enough to be linear.
         let h = 0.02 / length;
         let moved = |by: f64| {
             let at: Vec<f32> =
@@ -234,7 +234,7 @@ fn targets_match_layers_like_peft() {
         names(&["layers.1.mlp.up_proj", "merger.mlp.0"], true),
         ["visual.merger.mlp.0", "model.layers.1.mlp.up_proj"]
     );
-    // The names that are written for all-linear match the same layers.
+    // The names that a saved config has for all-linear match the same layers.
     let all = spec(&[ALL_LINEAR], true);
     let written = LoraSpec { targets: all.target_names(), ..all.clone() };
     assert_eq!(written.layers(&config()).unwrap(), all.layers(&config()).unwrap());
@@ -372,7 +372,7 @@ fn rejects_adapters_of_other_models() {
 #[test]
 fn rejects_a_merge_outside_the_dtype_range() {
     let dir = tempfile::tempdir().unwrap();
-    // The base is f16, whose largest value is 65504.
+    // The base is stored in f16, whose largest value is 65504.
     let base_f16 = dir.path().join("base");
     fs::create_dir(&base_f16).unwrap();
     for name in ["config.json", "tokenizer.json"] {

@@ -8,17 +8,17 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::error::{ModelError, Result};
 
-/// The paths to remove if the program is interrupted.
+/// The paths that are removed if the program is interrupted.
 static UNFINISHED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
 
 fn unfinished() -> MutexGuard<'static, BTreeSet<PathBuf>> {
     UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Removes all incomplete files, folders that are then empty, and hidden folders (`.….part`) with their contents. An
-/// interrupted program calls it, because destructors do not run then.
+/// Removes all incomplete files, the folders that are then empty, and hidden folders (`.….part`) with their contents.
+/// An interrupted program calls this function, because destructors do not run then.
 pub fn remove_unfinished() {
-    // In reverse order the content of a folder comes before the folder. Errors are ignored, because the program is
+    // In reverse order, the files of a folder come before the folder. Errors are ignored, because the program is
     // ending.
     for path in unfinished().iter().rev() {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -28,7 +28,7 @@ pub fn remove_unfinished() {
     }
 }
 
-/// Registers paths that are removed if the program is interrupted; dropped when they are complete.
+/// Paths that are removed if the program is interrupted; dropping this value unregisters them.
 #[derive(Debug)]
 pub(crate) struct TemporaryPaths(Vec<PathBuf>);
 
@@ -49,13 +49,13 @@ impl Drop for TemporaryPaths {
     }
 }
 
-/// A file that is written under a temporary name; [`AtomicFile::commit`] gives it its final name. If dropped before
-/// that, it is removed. A device, a pipe or a standard stream is written directly, because renaming a file over it
-/// would replace it.
+/// A file that is written under a temporary name; [`AtomicFile::commit`] gives it its final name. If it is dropped
+/// before that, it is removed. A device, a pipe or a standard stream is written directly, because renaming a file
+/// over it would replace it.
 #[derive(Debug)]
 pub struct AtomicFile {
     target: PathBuf,
-    /// `None` if the target is written directly.
+    /// The temporary path; `None` if the target is written directly.
     temporary: Option<PathBuf>,
     writer: Option<BufWriter<File>>,
     _unfinished: TemporaryPaths,
@@ -65,13 +65,13 @@ impl AtomicFile {
     /// Creates a temporary file in the folder of `target`.
     pub fn create(target: &Path) -> Result<Self> {
         if is_stream(target) {
-            let file = File::options().write(true).open(target).map_err(|e| ModelError::write(target, e))?;
+            let file = File::options().write(true).open(target).map_err(|e| ModelError::cannot_write(target, e))?;
             return Ok(Self::new(target, None, file, TemporaryPaths::new([])));
         }
         let name = target.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let temporary = target.with_file_name(format!(".{name}.{}.part", std::process::id()));
         let unfinished = TemporaryPaths::new([temporary.clone()]);
-        let file = File::create(&temporary).map_err(|e| ModelError::write(target, e))?;
+        let file = File::create(&temporary).map_err(|e| ModelError::cannot_write(target, e))?;
         Ok(Self::new(target, Some(temporary), file, unfinished))
     }
 
@@ -85,38 +85,45 @@ impl AtomicFile {
         self.finish()?.publish()
     }
 
-    /// Flushes the file to the disk but keeps the temporary name, for files that get their final names together.
-    pub fn finish(mut self) -> Result<Finished> {
+    /// Flushes the file to the disk but keeps the temporary name, so that several files can get their final names
+    /// together.
+    pub fn finish(mut self) -> Result<FinishedFile> {
         let target = self.target.clone();
         if let Some(writer) = self.writer.take() {
-            let file = writer.into_inner().map_err(|e| ModelError::write(&target, e.into_error()))?;
+            let file = writer.into_inner().map_err(|e| ModelError::cannot_write(&target, e.into_error()))?;
             // Streams cannot be synced to a disk.
-            self.temporary.as_ref().map_or(Ok(()), |_| file.sync_data()).map_err(|e| ModelError::write(&target, e))?;
+            self.temporary
+                .as_ref()
+                .map_or(Ok(()), |_| file.sync_data())
+                .map_err(|e| ModelError::cannot_write(&target, e))?;
         }
-        Ok(Finished { file: self })
+        Ok(FinishedFile { file: self })
     }
 
     /// The error of a failed write to this file.
     pub(crate) fn error(&self, source: io::Error) -> ModelError {
-        ModelError::write(&self.target, source)
+        ModelError::cannot_write(&self.target, source)
     }
 }
 
-/// A complete file with its temporary name.
+/// A complete file that still has its temporary name.
 #[derive(Debug)]
-pub struct Finished {
+pub struct FinishedFile {
     file: AtomicFile,
 }
 
-impl Finished {
+impl FinishedFile {
     /// Renames the file to its final name.
     pub fn publish(self) -> Result<()> {
         let AtomicFile { temporary, target, .. } = &self.file;
-        temporary.as_ref().map_or(Ok(()), |from| fs::rename(from, target)).map_err(|e| ModelError::write(target, e))
+        temporary
+            .as_ref()
+            .map_or(Ok(()), |from| fs::rename(from, target))
+            .map_err(|e| ModelError::cannot_write(target, e))
     }
 }
 
-/// Whether a path is a device, a pipe, or an open file of this process (`/dev/stdout` may be a link to a file).
+/// Whether a path is a device, a pipe, or an open file of this process (`/dev/stdout` can be a link to a file).
 fn is_stream(path: &Path) -> bool {
     let open = ["/proc", "/dev/fd", "/dev/stdout", "/dev/stderr"].iter().any(|own| path.starts_with(own));
     open || fs::metadata(path).is_ok_and(|facts| !facts.is_file() && !facts.is_dir())
@@ -137,7 +144,7 @@ impl Write for AtomicFile {
 
 impl Drop for AtomicFile {
     fn drop(&mut self) {
-        // A renamed file no longer has this name. Errors are ignored in a destructor.
+        // After it was renamed, no file has the temporary name. Errors are ignored in a destructor.
         if let Some(temporary) = &self.temporary {
             let _ = fs::remove_file(temporary);
         }
@@ -151,14 +158,14 @@ mod tests {
     #[test]
     fn devices_are_written_directly() {
         let dir = tempfile::tempdir().unwrap();
-        // Through links, so that a bug in this test replaces a link and not the device.
+        // The test writes through links, so that a bug replaces a link instead of the device.
         for (name, device) in [("null", "/dev/null"), ("full", "/dev/full")] {
             let link = dir.path().join(name);
             std::os::unix::fs::symlink(device, &link).unwrap();
             let mut file = AtomicFile::create(&link).unwrap();
             file.write_all(b"words").unwrap();
             let done = file.commit();
-            // The data is flushed, so a full disk is reported.
+            // The data is flushed, so that a full disk is reported.
             assert_eq!(done.is_ok(), name == "null", "{done:?}");
             assert_eq!(fs::read_link(&link).unwrap(), Path::new(device));
         }

@@ -6,8 +6,8 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::atomic::{AtomicFile, Finished};
-use super::tensors::{Line, TensorSpec, write_header};
+use super::atomic::{AtomicFile, FinishedFile};
+use super::tensors::{HeaderEntry, TensorSpec, write_header};
 use crate::checkpoint::{Naming, StoredDType};
 use crate::error::{ModelError, Result};
 
@@ -30,27 +30,27 @@ const COMPANIONS: [&str; 12] = [
     "merges.txt",
 ];
 
-/// The source of the small files, and the format of the weights.
+/// Where the small files of a model folder come from, and the format of its weights.
 #[derive(Debug, Clone, Copy)]
 pub struct HubFolder<'a> {
     /// The folder that config, tokenizer and templates are copied from.
     pub source: &'a Path,
-    /// The naming scheme of the tensors; [`crate::checkpoint::Checkpoint::naming`] is that of the source.
+    /// The naming scheme of the tensors; that of a source folder is [`crate::checkpoint::Checkpoint::naming`].
     pub naming: Naming,
-    /// The dtype of the weights, for config.json.
+    /// The dtype of the weights, which config.json states.
     pub dtype: StoredDType,
 }
 
 /// Writes a model folder: small files first, weights last.
 ///
-/// `fill` writes the bytes of one tensor; it is called once for each, in order.
+/// `fill` writes the bytes of one tensor; it is called once per tensor, in order.
 pub fn hub_folder(
     out: &Path,
     folder: HubFolder,
     tensors: &[TensorSpec],
     fill: impl FnMut(&TensorSpec, &mut dyn Write) -> io::Result<()>,
 ) -> Result<()> {
-    fs::create_dir_all(out).map_err(|e| ModelError::write(out, e))?;
+    fs::create_dir_all(out).map_err(|e| ModelError::cannot_write(out, e))?;
     if !same_folder(folder.source, out) {
         copy_companions(folder.source, out)?;
     }
@@ -62,22 +62,22 @@ pub(crate) fn same_folder(a: &Path, b: &Path) -> bool {
     matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
 }
 
-/// Copies tokenizer, templates and processor settings that `source` has.
+/// Copies the files of tokenizer, templates and processor settings that `source` has.
 pub(crate) fn copy_companions(source: &Path, out: &Path) -> Result<()> {
     for name in COMPANIONS {
         match fs::read(source.join(name)) {
             Ok(bytes) => write_whole(&out.join(name), &bytes)?,
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-            Err(e) => return Err(ModelError::read(source.join(name), e)),
+            Err(e) => return Err(ModelError::cannot_read(source.join(name), e)),
         }
     }
     Ok(())
 }
 
-/// config.json with the dtype of the weights, under the key that it had.
+/// Copies config.json and sets the dtype of the weights under the key that the source uses for it.
 fn copy_config(folder: HubFolder, out: &Path) -> Result<()> {
     let path = folder.source.join("config.json");
-    let text = fs::read_to_string(&path).map_err(|e| ModelError::read(&path, e))?;
+    let text = fs::read_to_string(&path).map_err(|e| ModelError::cannot_read(&path, e))?;
     let mut root: Value = serde_json::from_str(&text).map_err(|e| {
         ModelError::config(
             path.display().to_string(),
@@ -140,7 +140,7 @@ pub fn write_weights(
         files.push(file.finish()?);
         names.push(name);
     }
-    files.into_iter().try_for_each(Finished::publish)?;
+    files.into_iter().try_for_each(FinishedFile::publish)?;
     remove_others(out, &names)
 }
 
@@ -159,10 +159,10 @@ fn write_shard(
     rename: impl Fn(&str) -> String,
     shard: &[TensorSpec],
     fill: &mut impl FnMut(&TensorSpec, &mut dyn Write) -> io::Result<()>,
-) -> Result<Finished> {
-    let lines: Vec<Line> = shard
+) -> Result<FinishedFile> {
+    let lines: Vec<HeaderEntry> = shard
         .iter()
-        .map(|t| Line { name: rename(&t.name), dtype: t.dtype.name(), shape: t.shape.clone(), bytes: t.bytes() })
+        .map(|t| HeaderEntry { name: rename(&t.name), dtype: t.dtype.name(), shape: t.shape.clone(), bytes: t.bytes() })
         .collect();
     let mut file = AtomicFile::create(path)?;
     write_header(&mut file, &lines).map_err(|e| file.error(e))?;
@@ -174,7 +174,7 @@ fn write_shard(
     file.finish()
 }
 
-/// Splits tensors, in order, into the shards of the folder.
+/// Splits the tensors, in order, into shards.
 fn cut(tensors: &[TensorSpec], shard_bytes: u64) -> Vec<&[TensorSpec]> {
     let mut shards = Vec::new();
     let (mut first, mut size) = (0, 0);
@@ -189,22 +189,22 @@ fn cut(tensors: &[TensorSpec], shard_bytes: u64) -> Vec<&[TensorSpec]> {
     shards
 }
 
-/// Removes weight files of an earlier save, which would be read instead of the new ones.
+/// Removes weight files of an earlier save, because they would be read instead of the new ones.
 fn remove_others(out: &Path, names: &[String]) -> Result<()> {
-    for entry in fs::read_dir(out).map_err(|e| ModelError::read(out, e))? {
-        let path = entry.map_err(|e| ModelError::read(out, e))?.path();
+    for entry in fs::read_dir(out).map_err(|e| ModelError::cannot_read(out, e))? {
+        let path = entry.map_err(|e| ModelError::cannot_read(out, e))?.path();
         let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
         let is_ours = name == "model.safetensors"
             || name == "model.safetensors.index.json"
             || (name.starts_with("model-") && name.contains("-of-") && name.ends_with(".safetensors"));
         if is_ours && !names.iter().any(|kept| kept == name) {
-            fs::remove_file(&path).map_err(|e| ModelError::write(&path, e))?;
+            fs::remove_file(&path).map_err(|e| ModelError::cannot_write(&path, e))?;
         }
     }
     Ok(())
 }
 
-/// A writer that accepts exactly the number of bytes in the header.
+/// A writer for one tensor; it accepts exactly the number of bytes that the header states.
 struct Counted<'a> {
     inner: &'a mut AtomicFile,
     left: u64,

@@ -27,12 +27,12 @@ impl TensorSpec {
     }
 }
 
-/// A tensor with its elements, of any dtype of the format.
+/// A tensor to write, with its elements in any dtype of the safetensors format.
 #[derive(Debug, Clone)]
 pub struct StoredTensor<'a> {
     /// The name in the file.
     pub name: &'a str,
-    /// The name of the dtype in the format: `F32`, `I64`, `U8`, ….
+    /// The name of the dtype in the safetensors format: `F32`, `I64`, `U8`, ….
     pub dtype: &'static str,
     /// The shape, outermost dimension first.
     pub shape: Vec<usize>,
@@ -40,17 +40,17 @@ pub struct StoredTensor<'a> {
     pub bytes: &'a [u8],
 }
 
-/// One entry of a header.
-pub(super) struct Line {
+/// The entry of one tensor in a safetensors header.
+pub(super) struct HeaderEntry {
     pub(super) name: String,
     pub(super) dtype: &'static str,
     pub(super) shape: Vec<usize>,
     pub(super) bytes: u64,
 }
 
-/// Writes the length and the header for these tensors, whose data the caller writes in this order. Pads the header so
-/// that the data is aligned to 8 bytes.
-pub(super) fn write_header(out: &mut impl Write, lines: &[Line]) -> io::Result<()> {
+/// Writes the length and the header for these tensors; the caller then writes their data in the same order. Pads the
+/// header so that the data is aligned to 8 bytes.
+pub(super) fn write_header(out: &mut impl Write, lines: &[HeaderEntry]) -> io::Result<()> {
     let mut header = Map::new();
     header.insert("__metadata__".into(), json!({"format": "pt"}));
     let mut end = 0;
@@ -68,13 +68,18 @@ pub(super) fn write_header(out: &mut impl Write, lines: &[Line]) -> io::Result<(
 
 /// Writes tensors in host memory to one file, atomically.
 pub fn write_safetensors(path: &Path, tensors: &[StoredTensor]) -> Result<()> {
-    // The largest dtypes come first, so that every tensor is aligned for its dtype.
+    // Tensors with larger element types come first, so that every tensor is aligned for its dtype.
     let mut sorted: Vec<&StoredTensor> = tensors.iter().collect();
     let width = |tensor: &StoredTensor| tensor.bytes.len() / tensor.shape.iter().product::<usize>().max(1);
     sorted.sort_by_key(|tensor| std::cmp::Reverse(width(tensor)));
-    let lines: Vec<Line> = sorted
+    let lines: Vec<HeaderEntry> = sorted
         .iter()
-        .map(|t| Line { name: t.name.to_string(), dtype: t.dtype, shape: t.shape.clone(), bytes: t.bytes.len() as u64 })
+        .map(|t| HeaderEntry {
+            name: t.name.to_string(),
+            dtype: t.dtype,
+            shape: t.shape.clone(),
+            bytes: t.bytes.len() as u64,
+        })
         .collect();
     let mut file = AtomicFile::create(path)?;
     let written =

@@ -1,18 +1,18 @@
-//! Tests that saved folders read back equal, and that a failed save leaves no files.
+//! Tests that saved folders have the same content when they are read back, and that a failed save leaves no files.
 
 use super::*;
 use crate::checkpoint::{Checkpoint, Naming, StoredDType, expected_tensors};
 use crate::config::ModelConfig;
-use crate::config::tests::{flat, tiny};
+use crate::config::tests::{flat_config_json, tiny_config};
 use std::fs;
 use std::io::Write;
 use std::path::Path;
 
 fn specs(dtype: StoredDType) -> Vec<TensorSpec> {
-    expected_tensors(&tiny()).into_iter().map(|(name, shape)| TensorSpec { name, dtype, shape }).collect()
+    expected_tensors(&tiny_config()).into_iter().map(|(name, shape)| TensorSpec { name, dtype, shape }).collect()
 }
 
-/// Fills a tensor with bytes that are a function of its name.
+/// Writes bytes for a tensor that are a function of its name.
 fn fill(spec: &TensorSpec, out: &mut dyn Write) -> std::io::Result<()> {
     let seed = spec.name.bytes().fold(7u8, |a, b| a.wrapping_mul(31).wrapping_add(b));
     out.write_all(&vec![seed; spec.bytes() as usize])
@@ -20,7 +20,7 @@ fn fill(spec: &TensorSpec, out: &mut dyn Write) -> std::io::Result<()> {
 
 fn source() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
-    fs::write(folder.path().join("config.json"), flat().to_string()).unwrap();
+    fs::write(folder.path().join("config.json"), flat_config_json().to_string()).unwrap();
     fs::write(folder.path().join("tokenizer.json"), "{}").unwrap();
     folder
 }
@@ -59,14 +59,14 @@ fn writes_shards_and_removes_those_of_an_earlier_save() {
     let tensors = specs(StoredDType::Bf16);
     write_weights(out.path(), Naming::Classic, &tensors, 40_000, fill).unwrap();
     let checkpoint = Checkpoint::open(out.path()).unwrap();
-    checkpoint.check(&tiny()).unwrap();
+    checkpoint.check(&tiny_config()).unwrap();
     assert!(checkpoint.shards().len() > 3);
     let largest = tensors.iter().map(TensorSpec::bytes).max().unwrap();
     assert!(checkpoint.shards().iter().all(|s| s.len() as u64 <= 40_000.max(largest) + 20_000));
     write_weights(out.path(), Naming::Classic, &tensors, SHARD_BYTES, fill).unwrap();
     assert_eq!(names(out.path()), ["model.safetensors"]);
-    // The checkpoint that was opened before keeps its bytes.
-    checkpoint.check(&tiny()).unwrap();
+    // The checkpoint that was opened before the save keeps its bytes.
+    checkpoint.check(&tiny_config()).unwrap();
     let bytes = checkpoint.get("model.norm.weight").unwrap().bytes.to_vec();
     assert_eq!(bytes, Checkpoint::open(out.path()).unwrap().get("model.norm.weight").unwrap().bytes);
 }
@@ -105,8 +105,8 @@ fn full_device_error_is_one_line() {
         return;
     }
     let mut file = fs::OpenOptions::new().write(true).open(full).unwrap();
-    let error =
-        crate::error::ModelError::write("out/model.safetensors", file.write_all(&[0; 16]).unwrap_err()).to_string();
+    let error = crate::error::ModelError::cannot_write("out/model.safetensors", file.write_all(&[0; 16]).unwrap_err())
+        .to_string();
     assert_eq!(
         error,
         "out/model.safetensors: cannot be written: the disk is full; free space on that disk, or choose another folder"

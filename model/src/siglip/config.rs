@@ -20,7 +20,8 @@ pub struct SiglipConfig {
 pub struct SiglipTextConfig {
     /// The number of rows of the token embedding.
     pub vocab_size: usize,
-    /// The number of tokens of every text (64 in all published models). Longer texts are cut, shorter ones padded.
+    /// The number of tokens of every text (64 in all published models). Longer texts are cut, shorter ones are
+    /// padded.
     pub positions: usize,
     /// The width of an embedding; equals the hidden size of the vision tower.
     pub projection_size: usize,
@@ -31,9 +32,9 @@ pub struct SiglipTextConfig {
 /// The sizes of the vision tower, in elements; `image_size` and `patch_size` are in pixels.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SiglipVisionConfig {
-    /// The side of the square that every image is resized to.
+    /// The side of the square that every image is resized to, in pixels.
     pub image_size: usize,
-    /// The side of a patch. Pixels beyond whole patches are ignored.
+    /// The side of a patch in pixels. Pixels of an image beyond whole patches are ignored.
     pub patch_size: usize,
     /// The sizes of the layers.
     pub encoder: EncoderConfig,
@@ -93,11 +94,11 @@ impl SiglipConfig {
     /// The file cannot be read; the errors of [`SiglipConfig::parse`].
     pub fn open(folder: &Path) -> Result<Self> {
         let path = folder.join("config.json");
-        let text = std::fs::read_to_string(&path).map_err(|e| ModelError::read(&path, e))?;
+        let text = std::fs::read_to_string(&path).map_err(|e| ModelError::cannot_read(&path, e))?;
         Self::parse(&path.display().to_string(), &text)
     }
 
-    /// Parses the text of a config.json; `file` names it in errors.
+    /// Parses the text of a config.json; error messages use `file` as location.
     ///
     /// # Errors
     /// A key of the wrong type; another model; unsupported sizes.
@@ -105,15 +106,16 @@ impl SiglipConfig {
         let root = Fields::parse(file, text, HELP)?;
         match root.opt_str("model_type")? {
             Some("siglip") => {}
-            Some(other) => return Err(root.fault("model_type", format!("is `{other}`, not siglip"), KIND)),
-            None => return Err(root.fault("model_type", "is missing", KIND)),
+            Some(other) => return Err(root.error_with_help("model_type", format!("is `{other}`, not siglip"), KIND)),
+            None => return Err(root.error_with_help("model_type", "is missing", KIND)),
         }
         if root.has("quantization_config") {
             let what = "quantised weights are not supported";
-            return Err(root.fault("quantization_config", what, "use the unquantised model"));
+            return Err(root.error_with_help("quantization_config", what, "use the unquantised model"));
         }
-        let vision = vision(&Section { fields: root.child("vision_config")?, root: &root, name: "vision_config" })?;
-        let text = text_tower(&Section { fields: root.child("text_config")?, root: &root, name: "text_config" })?;
+        let vision =
+            vision(&Section { fields: root.opt_object("vision_config")?, root: &root, name: "vision_config" })?;
+        let text = text_tower(&Section { fields: root.opt_object("text_config")?, root: &root, name: "text_config" })?;
         if text.projection_size != vision.encoder.hidden_size {
             let what = format!(
                 "is {}, but images become {} numbers (vision_config.hidden_size)",
@@ -125,7 +127,7 @@ impl SiglipConfig {
     }
 }
 
-/// The JSON object of one tower. If it is absent, all values are defaults.
+/// The JSON object of one tower in config.json. If it is absent, all values are defaults.
 struct Section<'a> {
     fields: Option<Fields>,
     root: &'a Fields,
@@ -137,27 +139,27 @@ impl Section<'_> {
         self.root.error(&format!("{}.{key}", self.name), what)
     }
 
-    fn count(&self, key: &str, default: usize) -> Result<usize> {
-        Ok(self.opt_count(key)?.unwrap_or(default))
+    fn positive_int(&self, key: &str, default: usize) -> Result<usize> {
+        Ok(self.opt_positive_int(key)?.unwrap_or(default))
     }
 
-    fn opt_count(&self, key: &str) -> Result<Option<usize>> {
-        self.fields.as_ref().map_or(Ok(None), |fields| fields.opt_count(key))
+    fn opt_positive_int(&self, key: &str) -> Result<Option<usize>> {
+        self.fields.as_ref().map_or(Ok(None), |fields| fields.opt_positive_int(key))
     }
 
-    /// A whole number from 1 to `most`.
-    fn count_to(&self, key: &str, default: usize, most: usize) -> Result<usize> {
-        let found = self.fields.as_ref().map_or(Ok(None), |fields| fields.opt_count_to(key, most));
+    /// The whole number from 1 to `most` under a key, or `default` if it is absent.
+    fn int_up_to(&self, key: &str, default: usize, most: usize) -> Result<usize> {
+        let found = self.fields.as_ref().map_or(Ok(None), |fields| fields.opt_int_up_to(key, most));
         Ok(found?.unwrap_or(default))
     }
 
     fn encoder(&self) -> Result<EncoderConfig> {
         let config = EncoderConfig {
-            hidden_size: self.count("hidden_size", 768)?,
-            intermediate_size: self.count("intermediate_size", 3072)?,
-            layers: self.count_to("num_hidden_layers", 12, MAX_LAYERS)?,
-            heads: self.count("num_attention_heads", 12)?,
-            eps: self.positive("layer_norm_eps", 1e-6)? as f32,
+            hidden_size: self.positive_int("hidden_size", 768)?,
+            intermediate_size: self.positive_int("intermediate_size", 3072)?,
+            layers: self.int_up_to("num_hidden_layers", 12, MAX_LAYERS)?,
+            heads: self.positive_int("num_attention_heads", 12)?,
+            eps: self.positive_f64("layer_norm_eps", 1e-6)? as f32,
         };
         if !config.hidden_size.is_multiple_of(config.heads) {
             let what = format!("is {}, which does not divide hidden_size {}", config.heads, config.hidden_size);
@@ -170,9 +172,9 @@ impl Section<'_> {
         }
     }
 
-    fn positive(&self, key: &str, default: f64) -> Result<f64> {
+    fn positive_f64(&self, key: &str, default: f64) -> Result<f64> {
         match &self.fields {
-            Some(fields) if fields.has(key) => fields.positive(key),
+            Some(fields) if fields.has(key) => fields.positive_f64(key),
             _ => Ok(default),
         }
     }
@@ -180,15 +182,15 @@ impl Section<'_> {
 
 fn vision(section: &Section) -> Result<SiglipVisionConfig> {
     let config = SiglipVisionConfig {
-        image_size: section.count_to("image_size", 224, MAX_SIDE)?,
-        patch_size: section.count("patch_size", 16)?,
+        image_size: section.int_up_to("image_size", 224, MAX_SIDE)?,
+        patch_size: section.positive_int("patch_size", 16)?,
         encoder: section.encoder()?,
     };
     if config.patch_size > config.image_size {
         let what = format!("is {}, more than image_size {}", config.patch_size, config.image_size);
         return Err(section.error("patch_size", what));
     }
-    let channels = section.count("num_channels", 3)?;
+    let channels = section.positive_int("num_channels", 3)?;
     if channels != 3 {
         return Err(section.error("num_channels", format!("is {channels}; images have 3")));
     }
@@ -204,9 +206,9 @@ fn vision(section: &Section) -> Result<SiglipVisionConfig> {
 fn text_tower(section: &Section) -> Result<SiglipTextConfig> {
     let encoder = section.encoder()?;
     Ok(SiglipTextConfig {
-        vocab_size: section.count("vocab_size", 32_000)?,
-        positions: section.count_to("max_position_embeddings", 64, 1 << 16)?,
-        projection_size: section.opt_count("projection_size")?.unwrap_or(encoder.hidden_size),
+        vocab_size: section.positive_int("vocab_size", 32_000)?,
+        positions: section.int_up_to("max_position_embeddings", 64, 1 << 16)?,
+        projection_size: section.opt_positive_int("projection_size")?.unwrap_or(encoder.hidden_size),
         encoder,
     })
 }

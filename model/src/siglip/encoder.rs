@@ -1,6 +1,6 @@
 //! The transformer layers of both SigLIP towers: pre-norm attention and MLP, each added to the residual.
 //!
-//! `S` tokens of all packed sequences, `C` the width of the tower.
+//! `S` is the number of tokens of all packed sequences, `C` the width of the tower.
 
 use reel_runtime::ops::{self, CuSeqlens};
 use reel_runtime::{Cx, Tensor};
@@ -12,19 +12,19 @@ use crate::weights::WeightLoader;
 
 /// LayerNorm: `(x − mean) · rsqrt(var + eps) · weight + bias`.
 #[derive(Clone, Debug)]
-pub(super) struct Norm {
+pub(super) struct LayerNorm {
     weight: Tensor, // [C]
     bias: Tensor,   // [C]
     eps: f32,
 }
 
-impl Norm {
-    pub(super) fn load(from: &WeightLoader, name: &str, config: &EncoderConfig) -> Result<Norm> {
+impl LayerNorm {
+    pub(super) fn load(from: &WeightLoader, name: &str, config: &EncoderConfig) -> Result<LayerNorm> {
         let vector = |part: &str| {
             let c = [config.hidden_size];
             from.load(&format!("{name}.{part}"), &c, &c)
         };
-        Ok(Norm { weight: vector("weight")?, bias: vector("bias")?, eps: config.eps })
+        Ok(LayerNorm { weight: vector("weight")?, bias: vector("bias")?, eps: config.eps })
     }
 
     pub(super) fn forward(&self, cx: &Cx, x: &Tensor) -> Result<Tensor> {
@@ -56,12 +56,12 @@ impl Mlp {
 
 #[derive(Clone, Debug)]
 struct Layer {
-    norm1: Norm,
+    norm1: LayerNorm,
     q: Linear,
     k: Linear,
     v: Linear,
     out: Linear,
-    norm2: Norm,
+    norm2: LayerNorm,
     mlp: Mlp,
 }
 
@@ -74,19 +74,19 @@ pub(super) struct Encoder {
 }
 
 impl Encoder {
-    /// Loads `TOWER.encoder.layers.*`.
+    /// Loads the tensors `TOWER.encoder.layers.*`.
     pub(super) fn load(from: &WeightLoader, tower: &str, config: &EncoderConfig) -> Result<Encoder> {
         let layer = |i: usize| {
             let name = |part: &str| format!("{tower}.encoder.layers.{i}.{part}");
             let c = config.hidden_size;
             let square = |part: &str| Linear::load(from, &name(&format!("self_attn.{part}")), c, c, true);
             Ok(Layer {
-                norm1: Norm::load(from, &name("layer_norm1"), config)?,
+                norm1: LayerNorm::load(from, &name("layer_norm1"), config)?,
                 q: square("q_proj")?,
                 k: square("k_proj")?,
                 v: square("v_proj")?,
                 out: square("out_proj")?,
-                norm2: Norm::load(from, &name("layer_norm2"), config)?,
+                norm2: LayerNorm::load(from, &name("layer_norm2"), config)?,
                 mlp: Mlp::load(from, &name("mlp"), config)?,
             })
         };

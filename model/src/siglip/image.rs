@@ -32,7 +32,7 @@ impl SiglipProcessor {
         match std::fs::read_to_string(&path) {
             Ok(text) => Self::parse(&path.display().to_string(), &text, config),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Self::new(config)),
-            Err(e) => Err(ModelError::read(&path, e)),
+            Err(e) => Err(ModelError::cannot_read(&path, e)),
         }
     }
 
@@ -41,7 +41,7 @@ impl SiglipProcessor {
         Self { rescale: 1.0 / 255.0, mean: [0.5; 3], std: [0.5; 3], size: config.image_size, patch: config.patch_size }
     }
 
-    /// Parses the text of a preprocessor_config.json; `file` names it in errors.
+    /// Parses the text of a preprocessor_config.json; error messages use `file` as location.
     ///
     /// # Errors
     /// As [`SiglipProcessor::open`].
@@ -53,19 +53,20 @@ impl SiglipProcessor {
                 return Err(fields.error(key, "is false; only true is supported"));
             }
         }
-        if let Some(filter) = fields.opt_index("resample")?.filter(|&filter| filter != 3) {
+        if let Some(filter) = fields.opt_int("resample")?.filter(|&filter| filter != 3) {
             return Err(fields.error("resample", format!("is {filter}; only 3 (bicubic) is supported")));
         }
-        if let Some(size) = fields.child("size")? {
+        if let Some(size) = fields.opt_object("size")? {
             for key in ["height", "width"] {
-                let side = size.count(key)?;
+                let side = size.positive_int(key)?;
                 if side != config.image_size {
                     let what = format!("is {side}, but config.json has an image_size of {}", config.image_size);
                     return Err(size.error(key, what));
                 }
             }
         }
-        let rescale = if fields.has("rescale_factor") { fields.positive("rescale_factor")? } else { standard.rescale };
+        let rescale =
+            if fields.has("rescale_factor") { fields.positive_f64("rescale_factor")? } else { standard.rescale };
         let (mean, std) = (three(&fields, "image_mean")?, three(&fields, "image_std")?);
         if !std.iter().all(|&s| s > 0.0) {
             return Err(fields.error("image_std", "has a number that is not above 0"));
@@ -83,12 +84,12 @@ impl SiglipProcessor {
         self.size / self.patch * self.patch
     }
 
-    /// The resized and cropped square of a frame, u8 `[seen, seen, 3]`. With `negative`, from `(256 - v) % 256` of
-    /// every byte.
+    /// Resizes a frame to a square and crops it to whole patches: u8 `[seen, seen, 3]`. With `negative`, every byte v
+    /// of the frame is replaced by `(256 - v) % 256` before.
     ///
     /// # Errors
     /// A frame that cannot be resized.
-    pub(super) fn square(&self, frame: FrameView<'_>, negative: bool) -> Result<Vec<u8>> {
+    pub(super) fn resized_square(&self, frame: FrameView<'_>, negative: bool) -> Result<Vec<u8>> {
         let (height, width) = frame.size();
         let square = if negative {
             let turned: Vec<u8> = frame.data().iter().map(|v| v.wrapping_neg()).collect();
@@ -101,9 +102,9 @@ impl SiglipProcessor {
     }
 }
 
-/// One number for each channel; 0.5 if the key is missing.
+/// One number per channel under a key; 0.5 for each if the key is missing.
 fn three(fields: &Fields, key: &str) -> Result<[f32; 3]> {
-    let Some(numbers) = fields.opt_f64s(key)? else { return Ok([0.5; 3]) };
+    let Some(numbers) = fields.opt_f64_list(key)? else { return Ok([0.5; 3]) };
     match numbers[..] {
         [r, g, b] => Ok([r as f32, g as f32, b as f32]),
         _ => Err(fields.error(key, format!("has {} numbers, not 3", numbers.len()))),

@@ -26,7 +26,7 @@ use crate::weights::{WeightLoader, WeightSource};
 
 pub use config::SiglipConfig;
 pub use image::SiglipProcessor;
-pub use tensors::{expected_tensors, is_optional};
+pub use tensors::{expected_tensors, is_optional_tensor};
 pub use text::SiglipText;
 pub use tokenizer::SiglipTokenizer;
 pub use vision::SiglipVision;
@@ -63,7 +63,7 @@ impl Siglip {
         let tokenizer = SiglipTokenizer::open(folder, config.text.vocab_size, config.text.positions)?;
         let processor = SiglipProcessor::open(folder, &config.vision)?;
         let files = Checkpoint::open(folder)?;
-        files.check_list(&expected_tensors(&config), is_optional)?;
+        files.check_list(&expected_tensors(&config), is_optional_tensor)?;
         let from = WeightLoader { device, source: WeightSource::Files(&files), dtype, trainable: &|_| false };
         Ok(Siglip {
             text: SiglipText::load(&from, &config.text)?,
@@ -82,7 +82,7 @@ impl Siglip {
         (MAX_TOKENS_PER_PASS / self.config.vision.patch_count()).max(1)
     }
 
-    /// Computes an embedding of length 1 for each text.
+    /// Computes one embedding of length 1 per text.
     ///
     /// # Errors
     /// Embeddings that are not finite; an error of the tokenizer or the device.
@@ -96,8 +96,8 @@ impl Siglip {
         Ok(all)
     }
 
-    /// Computes an embedding of length 1 for each frame of each view, in order. With `negative`, the model sees `(256 -
-    /// v) % 256` of every byte.
+    /// Computes one embedding of length 1 per frame of each view, in order. With `negative`, every byte v of the
+    /// frames is replaced by `(256 - v) % 256` before.
     ///
     /// # Errors
     /// A frame that cannot be resized; embeddings that are not finite; a device error.
@@ -108,8 +108,10 @@ impl Siglip {
         let seen = self.processor.cropped_side();
         let mut all = Vec::with_capacity(frames.len());
         for some in frames.chunks(self.images_per_pass()) {
-            let squares =
-                some.par_iter().map(|frame| self.processor.square(*frame, negative)).collect::<Result<Vec<_>>>()?;
+            let squares = some
+                .par_iter()
+                .map(|frame| self.processor.resized_square(*frame, negative))
+                .collect::<Result<Vec<_>>>()?;
             let size = [some.len(), seen, seen];
             let images = ops::DeviceFrames::new(&self.device, &squares.concat(), size, &self.processor.patching())?;
             all.extend(self.vectors(&self.vision.forward(&self.cx(), &images)?)?);
@@ -122,7 +124,7 @@ impl Siglip {
         Cx::inference(&self.device, self.dtype)
     }
 
-    /// Copies the rows of `[T, E]` to the host.
+    /// Copies the rows of a tensor `[T, E]` to the host.
     fn vectors(&self, x: &Tensor) -> Result<Vec<Vec<f32>>> {
         let flat = x.to_f32()?;
         if flat.iter().any(|x| !x.is_finite()) {

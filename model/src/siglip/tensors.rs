@@ -4,7 +4,8 @@ use super::config::{EncoderConfig, SiglipConfig};
 
 type List = Vec<(String, Vec<usize>)>;
 
-/// The name and the shape of every tensor. The last two belong to the training loss and are optional ([`is_optional`]).
+/// The name and the shape of every tensor. The last two tensors belong to the training loss and are optional
+/// ([`is_optional_tensor`]).
 pub fn expected_tensors(config: &SiglipConfig) -> List {
     let mut list = List::new();
     let (text, vision) = (&config.text, &config.vision);
@@ -32,8 +33,8 @@ pub fn expected_tensors(config: &SiglipConfig) -> List {
     list
 }
 
-/// Whether a tensor is not needed for embeddings.
-pub fn is_optional(name: &str) -> bool {
+/// Whether a tensor is optional, because embeddings do not need it.
+pub fn is_optional_tensor(name: &str) -> bool {
     matches!(name, "logit_scale" | "logit_bias")
 }
 

@@ -1,4 +1,4 @@
-//! Compares a model with generated weights with transformers (tests/golden/siglip), on every device; and tests damaged
+//! Compares a model with random weights with transformers (tests/golden/siglip) on every device, and tests damaged
 //! folders.
 
 use std::fs;
@@ -38,15 +38,15 @@ fn expected(name: &str) -> Vec<f32> {
     all.tensor(name).unwrap().data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
 }
 
-/// The root mean square distance of vectors from the expected ones.
+/// The root mean square distance of embeddings from the expected ones.
 fn off(got: &[Vec<f32>], want: &[f32]) -> f32 {
     let (rows, got) = (got.len(), got.concat());
     assert_eq!(got.len(), want.len());
     (got.iter().zip(want).map(|(g, w)| (g - w) * (g - w)).sum::<f32>() / rows as f32).sqrt()
 }
 
-/// Dtype, tolerance of text embeddings, tolerance of image embeddings. These weights amplify rounding: in f64, rounding
-/// the weights alone to bf16 moves text embeddings by 0.12.
+/// For each dtype, the tolerances of text embeddings and of image embeddings. These weights amplify rounding: in f64,
+/// rounding the weights alone to bf16 moves text embeddings by 0.12.
 const LIMITS: [(DType, f32, f32); 2] = [(DType::F32, 2e-5, 2e-6), (DType::BF16, 0.25, 0.03)];
 
 fn open(device: &Device, dtype: DType) -> Siglip {
@@ -134,10 +134,10 @@ fn pixels_equal_the_image_processor() {
         for negative in [false, true] {
             let mut image = image.clone();
             if negative {
-                // The negative of the negative is the image itself.
+                // The negative of an image's negative is the image itself.
                 image.data.iter_mut().for_each(|v| *v = ((256 - u32::from(*v)) % 256) as u8);
             }
-            let got = model.processor.square(image.view().unwrap(), negative).unwrap();
+            let got = model.processor.resized_square(image.view().unwrap(), negative).unwrap();
             assert_eq!(got.len(), 3 * seen * seen);
             for (i, &level) in got.iter().enumerate() {
                 let (row, column, channel) = (i / 3 / seen, i / 3 % seen, i % 3);
@@ -175,7 +175,7 @@ fn so400m_fits_and_takes_little() {
     let json = format!(r#"{{"model_type": "siglip", "text_config": {text}, "vision_config": {vision}}}"#);
     let config = SiglipConfig::parse("c", &json).unwrap();
     let parameters: usize = expected_tensors(&config).iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
-    // 878 M parameters, as published.
+    // The published model has about 878 million parameters.
     assert_eq!(parameters / 1_000_000, 877);
     for (kernels, dtype, stored) in [
         (Kernels::Cpu, DType::F32, StoredDType::F32),
@@ -197,7 +197,7 @@ fn so400m_fits_and_takes_little() {
             ops::DeviceFrames::new(device, &vec![0; at_once * seen * seen * 3], size, &processor.patching()).unwrap();
         assert_eq!(vision.forward(&cx, &images).unwrap().shape(), [5, 1152]);
         let flops: f64 = device.profiler().totals().unwrap().values().map(|t| t.cost.flops).sum();
-        // Two operations for each weight and patch, and those of attention.
+        // Two operations per weight and patch, and those of attention.
         let expected = 5.0 * 729.0 * 2.0 * (414e6 + 27.0 * 2.0 * 729.0 * 1152.0);
         assert!((flops / expected - 1.0).abs() < 0.03, "{flops:.3e} operations, {expected:.3e} expected");
         assert_eq!(text.forward(&cx, &[1; 8 * 64]).unwrap().shape(), [8, 1152]);
@@ -228,7 +228,7 @@ fn refused(folder: &Path) -> String {
     error
 }
 
-/// The golden weights without one tensor, or with that tensor in another shape.
+/// Removes a tensor from the golden weights, or changes its shape.
 fn with_tensor(name: &str, shape: Option<Vec<usize>>) -> impl FnOnce(Vec<u8>) -> Option<Vec<u8>> {
     let name = name.to_string();
     move |bytes| {
@@ -260,7 +260,7 @@ fn errors_name_the_damaged_file() {
     }
     let wide = refused(changed(weights, with_tensor("text_model.head.weight", Some(vec![24, 96]))).path());
     assert!(wide.contains("text_model.head.weight: has shape [24, 96], expected [48, 48]"), "{wide}");
-    // The two scalars of the training loss are optional.
+    // The two scalars of the training loss, logit scale and logit bias, are optional.
     let plain = changed(weights, with_tensor("logit_bias", None));
     Siglip::open(&Device::cpu(1), plain.path(), DType::F32).unwrap();
 
@@ -288,7 +288,7 @@ fn errors_name_the_damaged_file() {
         let error = refused(edit(file, from, to).path());
         assert!(error.contains(want), "{file} {to}: {error}");
     }
-    // Without a preprocessor_config.json the published settings apply, which the golden folder has.
+    // Without a preprocessor_config.json, the published settings apply; the golden folder has the same settings.
     let standard = changed("preprocessor_config.json", |_| None);
     let model = Siglip::open(&Device::cpu(1), standard.path(), DType::F32).unwrap();
     assert_eq!(model.processor, open(&Device::cpu(1), DType::F32).processor);

@@ -1,23 +1,24 @@
 //! The text tower of SigLIP: token and position embeddings, layers without a mask, and a head on the last position.
 //!
-//! `T` texts of `L` tokens each, `C` the width of the tower, `E` the width of an embedding.
+//! `T` is the number of texts, `L` the number of tokens of each, `C` the width of the tower, `E` the width of an
+//! embedding.
 
 use reel_runtime::ops::{self, CuSeqlens};
 use reel_runtime::{Cx, Tensor};
 
 use super::config::SiglipTextConfig;
-use super::encoder::{Encoder, Norm};
+use super::encoder::{Encoder, LayerNorm};
 use crate::error::{ModelError, Result};
 use crate::linear::Linear;
 use crate::weights::WeightLoader;
 
-/// The tower with its weights.
+/// The text tower with its weights.
 #[derive(Clone, Debug)]
 pub struct SiglipText {
     tokens: Tensor,    // [V, C]
     positions: Tensor, // [L, C]
     encoder: Encoder,
-    norm: Norm,
+    norm: LayerNorm,
     head: Linear,
     length: usize,
 }
@@ -30,19 +31,20 @@ impl SiglipText {
     pub fn load(from: &WeightLoader, config: &SiglipTextConfig) -> Result<SiglipText> {
         let (v, l, c) = (config.vocab_size, config.positions, config.encoder.hidden_size);
         let name = |part: &str| format!("text_model.embeddings.{part}.weight");
-        // A vector is loaded in the dtype of activations, which `position_add` needs.
+        // The position embeddings are loaded as a vector, because vectors get the dtype of activations, which
+        // `position_add` needs.
         let positions = from.load(&name("position_embedding"), &[l, c], &[l * c])?;
         Ok(SiglipText {
             tokens: from.load(&name("token_embedding"), &[v, c], &[v, c])?,
             positions: positions.reshape(&[l, c])?,
             encoder: Encoder::load(from, "text_model", &config.encoder)?,
-            norm: Norm::load(from, "text_model.final_layer_norm", &config.encoder)?,
+            norm: LayerNorm::load(from, "text_model.final_layer_norm", &config.encoder)?,
             head: Linear::load(from, "text_model.head", config.projection_size, c, true)?,
             length: l,
         })
     }
 
-    /// Computes embeddings `[T, E]` of length 1 for texts of exactly L ids, including padding.
+    /// Computes embeddings `[T, E]` of length 1 for texts of exactly L ids each, including padding.
     ///
     /// # Errors
     /// A number of ids that is not a multiple of L; out of memory; a device error.
@@ -59,7 +61,7 @@ impl SiglipText {
         let seqs = CuSeqlens::from_lengths(device, &vec![self.length; texts])?;
         let x = self.encoder.forward(cx, x, &seqs)?;
         let last: Vec<i32> = (1..=texts).map(|t| (t * self.length - 1) as i32).collect();
-        // LayerNorm is computed row by row, so only the last position of each text is normalised.
+        // Only the last position of each text is normalised; LayerNorm computes every row on its own.
         let x = ops::gather_rows(cx, &x, &Tensor::from_i32(device, &[texts], &last)?)?;
         let x = self.head.forward(cx, &self.norm.forward(cx, &x)?)?;
         Ok(ops::normalise(cx, &x)?)

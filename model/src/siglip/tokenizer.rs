@@ -2,8 +2,9 @@
 //! `tokenizer.json`.
 //!
 //! A text is converted to lower case without ASCII punctuation and with single spaces, gets a leading space, and is
-//! split into pieces. `</s>` and `<unk>` in a text become those tokens; the text after one gets no leading space. All
-//! texts have the same length: they are cut so that the last token is `</s>`, or padded with `</s>`.
+//! split into pieces. `</s>` and `<unk>` in a text become these special tokens; the text after a special token gets
+//! no leading space. All texts get the same length: they are cut so that the last token is `</s>`, or padded with
+//! `</s>`.
 
 use std::path::Path;
 
@@ -41,11 +42,11 @@ impl SiglipTokenizer {
     /// The file cannot be read; the errors of [`SiglipTokenizer::parse`].
     pub fn open(folder: &Path, vocab_size: usize, length: usize) -> Result<Self> {
         let path = folder.join("tokenizer.json");
-        let bytes = std::fs::read(&path).map_err(|e| ModelError::read(&path, e))?;
+        let bytes = std::fs::read(&path).map_err(|e| ModelError::cannot_read(&path, e))?;
         Self::parse(&path.display().to_string(), &bytes, vocab_size, length)
     }
 
-    /// Parses the content of a tokenizer.json; `location` names it in errors.
+    /// Parses the text of a tokenizer.json; error messages use `location`.
     ///
     /// # Errors
     /// Another kind of tokenizer; no `</s>` or `<unk>` token; an id outside the embedding table.
@@ -68,7 +69,7 @@ impl SiglipTokenizer {
             id.ok_or_else(|| fault(format!("has no token `{token}`")))
         };
         let special = [id(SPECIAL[0])?, id(SPECIAL[1])?];
-        // Without an `unk_id` the tokenizer would fail at the first unknown character, in the middle of a run.
+        // Without an `unk_id`, the tokenizer would fail at the first unknown character, in the middle of a run.
         let nothing =
             inner.get_model().tokenize("\u{10fffd}").map_err(|e| fault(format!("has no unknown token ({e})")))?;
         if nothing.iter().any(|token| token.id as i32 != special[1]) {
@@ -87,7 +88,7 @@ impl SiglipTokenizer {
         let lower: String = text.chars().map(spaced).flat_map(char::to_lowercase).collect();
         let mut ids = Vec::with_capacity(self.length);
         let (mut rest, mut first) = (lower.as_str(), true);
-        // Text beyond the fixed length has no effect.
+        // Stops when the fixed length is reached, because text beyond it has no effect.
         while ids.len() < self.length {
             let next = SPECIAL.iter().enumerate().filter_map(|(i, s)| Some((rest.find(s)?, i))).min();
             self.pieces(&rest[..next.map_or(rest.len(), |(at, _)| at)], first, &mut ids)?;
@@ -100,7 +101,7 @@ impl SiglipTokenizer {
         Ok(ids)
     }
 
-    /// Encodes a segment of text without special tokens. The first segment gets a leading space.
+    /// Encodes a segment of text that has no special tokens. The first segment gets a leading space.
     fn pieces(&self, text: &str, first: bool, ids: &mut Vec<i32>) -> Result<()> {
         let fault = |e: &dyn std::fmt::Display| {
             ModelError::tokenizer(&self.location, format!("cannot encode a text of {} bytes ({e})", text.len()), HELP)
@@ -119,8 +120,9 @@ impl SiglipTokenizer {
         let pieces = spaced.trim_end_matches(' ').replace(' ', "▁");
         if !pieces.is_empty() {
             let tokens = self.inner.get_model().tokenize(&pieces).map_err(|e| fault(&e))?;
-            // The reference encodes such a segment after the characters `<unk>` and removes their pieces. Unknown
-            // characters at its start form one piece with the `>`, which is unknown too, and are removed with it.
+            // SiglipTokenizer encodes such a segment after the text `<unk>` and removes the pieces of that text.
+            // Unknown characters at the start of the segment form one piece with the `>`, which is unknown too, and
+            // are removed with it.
             let unknown_first = tokens.first().is_some_and(|token| token.id as i32 == self.special[1]);
             let lost = !first && self.bracket_is_unknown && unknown_first;
             ids.extend(tokens.iter().skip(usize::from(lost)).map(|token| token.id as i32));

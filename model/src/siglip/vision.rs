@@ -1,24 +1,24 @@
 //! The vision tower of SigLIP: patch and position embeddings, layers, and attention pooling with one learned query.
 //!
-//! `T` images of `P` patches each, `C` the width of the tower.
+//! `T` is the number of images, `P` the number of patches of each, `C` the width of the tower.
 
 use reel_runtime::ops::{self, CuSeqlens, DeviceFrames};
 use reel_runtime::{Cx, Tensor};
 
 use super::config::SiglipVisionConfig;
-use super::encoder::{Encoder, Mlp, Norm};
+use super::encoder::{Encoder, LayerNorm, Mlp};
 use crate::error::Result;
 use crate::linear::Linear;
 use crate::weights::WeightLoader;
 
-/// The tower with its weights.
+/// The vision tower with its weights.
 #[derive(Clone, Debug)]
 pub struct SiglipVision {
     patch_weight: Tensor, // [C, patch_dim]
     patch_bias: Tensor,   // [C]
     positions: Tensor,    // [P, C]
     encoder: Encoder,
-    post_norm: Norm,
+    post_norm: LayerNorm,
     head: Head,
     patches: usize,
 }
@@ -32,14 +32,15 @@ impl SiglipVision {
         let (c, p, side) = (config.encoder.hidden_size, config.patch_count(), config.patch_size);
         let name = |part: &str| format!("vision_model.embeddings.{part}");
         let stored = [c, 3, side, side];
-        // A vector is loaded in the dtype of activations, which `position_add` needs.
+        // The position embeddings are loaded as a vector, because vectors get the dtype of activations, which
+        // `position_add` needs.
         let positions = from.load(&name("position_embedding.weight"), &[p, c], &[p * c])?;
         Ok(SiglipVision {
             patch_weight: from.load(&name("patch_embedding.weight"), &stored, &[c, config.patch_dim()])?,
             patch_bias: from.load(&name("patch_embedding.bias"), &[c], &[c])?,
             positions: positions.reshape(&[p, c])?,
             encoder: Encoder::load(from, "vision_model", &config.encoder)?,
-            post_norm: Norm::load(from, "vision_model.post_layernorm", &config.encoder)?,
+            post_norm: LayerNorm::load(from, "vision_model.post_layernorm", &config.encoder)?,
             head: Head::load(from, config)?,
             patches: p,
         })
@@ -67,7 +68,7 @@ struct Head {
     in_weight: Tensor, // [3 C, C]: of query, keys, values
     in_bias: Tensor,   // [3 C]
     out: Linear,
-    norm: Norm,
+    norm: LayerNorm,
     mlp: Mlp,
     heads: usize,
     head_dim: usize,
@@ -82,7 +83,7 @@ impl Head {
             in_weight: from.load(&name("attention.in_proj_weight"), &[3 * c, c], &[3 * c, c])?,
             in_bias: from.load(&name("attention.in_proj_bias"), &[3 * c], &[3 * c])?,
             out: Linear::load(from, &name("attention.out_proj"), c, c, true)?,
-            norm: Norm::load(from, &name("layernorm"), &config.encoder)?,
+            norm: LayerNorm::load(from, &name("layernorm"), &config.encoder)?,
             mlp: Mlp::load(from, &name("mlp"), &config.encoder)?,
             heads: config.encoder.heads,
             head_dim: config.encoder.head_dim(),

@@ -1,5 +1,5 @@
-//! A decode step: the forward pass of one new token for each of `R` sequences. It consists of launches only, without a
-//! copy from the host, so that it can be captured as a graph and replayed.
+//! A decode step: the forward pass of one new token per sequence, for `R` sequences. It consists of launches only,
+//! without a copy from the host, so that it can be captured as a graph and replayed.
 
 use reel_runtime::ops::{self, DecodeRows, KvPages, RotaryFrequencies, RotaryTable};
 use reel_runtime::{Cx, Device, Tensor};
@@ -10,7 +10,8 @@ use crate::linear::Linear;
 use crate::vision::inverse_frequencies;
 
 impl TextDecoder {
-    /// The rotary frequencies of a decode step. Generated text has one position on all axes, so positions are `[1, R]`.
+    /// The rotary frequencies for decode steps. Generated text has the same position on all axes, so positions are
+    /// `[1, R]`.
     ///
     /// # Errors
     /// Out of memory.
@@ -19,7 +20,7 @@ impl TextDecoder {
         Ok(RotaryFrequencies::new(device, &inv_freq, &vec![0; inv_freq.len()], 1)?)
     }
 
-    /// Computes logits f32 `[R, V]` of the next tokens. Adds the keys and values of the rows' tokens to the cache.
+    /// Computes logits f32 `[R, V]` for the next tokens. Adds the keys and values of the current tokens to the cache.
     ///
     /// # Errors
     /// Out of memory; a device error.
@@ -42,7 +43,7 @@ impl TextDecoder {
 }
 
 impl KvCache {
-    /// Fills the cache with zeros, for benchmarks that attend to keys without computing them first.
+    /// Fills the cache with zeros, for benchmarks that attend to keys without having computed them.
     ///
     /// # Errors
     /// A device error.

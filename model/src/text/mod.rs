@@ -1,8 +1,8 @@
-//! The decoder: embeddings of tokens to hidden states.
+//! The decoder: from the embeddings of tokens to hidden states.
 //!
-//! `S` tokens, `H` hidden size, `D` head_dim. Each layer is grouped-query attention with M-RoPE (three positions a
-//! token, see `input/mrope.rs`) followed by a gated MLP. `decode.rs` is the same computation for one new token a
-//! sequence.
+//! `S` is the number of tokens, `H` the hidden size, `D` head_dim. Each layer is grouped-query attention with M-RoPE
+//! (three positions per token, see `input/mrope.rs`) followed by a gated MLP. `decode.rs` has the same computation
+//! for one new token per sequence.
 //!
 //! ```text
 //! for layer in layers:
@@ -23,18 +23,18 @@ use crate::config::{ModelConfig, TextConfig};
 use crate::error::Result;
 use crate::linear::Linear;
 use crate::residual::Residual;
-use crate::vision::{into_runtime, inverse_frequencies};
+use crate::vision::{into_runtime_error, inverse_frequencies};
 use crate::weights::WeightLoader;
 
 /// The decoder with its weights.
 #[derive(Clone, Debug)]
 pub struct TextDecoder {
     config: TextConfig,
-    /// `[V, H]`
+    /// The embedding table `[V, H]`.
     pub embed_tokens: Tensor,
     layers: Vec<Arc<Layer>>,
     norm: Tensor, // [H]
-    /// `[V, H]`; the embedding itself where they are tied.
+    /// The weight of the output layer `[V, H]`; the embedding table itself if the two are tied.
     pub lm_head: Tensor,
 }
 
@@ -118,7 +118,7 @@ impl TextDecoder {
         })
     }
 
-    /// All weights and adapters, each once.
+    /// All weights and adapter matrices, each once.
     pub(crate) fn tensors(&self) -> impl Iterator<Item = &Tensor> {
         let head = (self.lm_head.id() != self.embed_tokens.id()).then_some(&self.lm_head);
         let layers = self.layers.iter().flat_map(|layer| {
@@ -154,12 +154,12 @@ impl TextDecoder {
         for layer in &self.layers {
             residual = match context {
                 AttentionContext::Packed(seqs) if cx.is_training() => {
-                    // The output of a layer is summed here so that its gradient needs one tensor, with checkpoints and
-                    // without: both give the same bits.
+                    // The sum of residual and layer output is computed here, with gradient checkpointing and without
+                    // it, so that both give the same bits and the gradient of the sum needs one tensor.
                     let (layer, rotary, seqs) = (layer.clone(), rotary.clone(), seqs.clone());
                     let f = move |cx: &Cx, x: &[Tensor]| {
                         let out = layer.forward(cx, Residual::new(&x[0]), &rotary, AttentionContext::Packed(&seqs));
-                        out.and_then(|out| out.sum(cx)).map_err(into_runtime)
+                        out.and_then(|out| out.sum(cx)).map_err(into_runtime_error)
                     };
                     let x = residual.sum(cx)?;
                     Residual::new(&if checkpoint { cx.recompute(&[&x], f)? } else { f(cx, &[x])? })

@@ -117,6 +117,10 @@ trait Backend: Send + Sync {
     fn synchronize(&self) -> Result<()> {
         Ok(())
     }
+    /// Whether the simulator runs the launches; their times say nothing about a real machine.
+    fn is_simulated(&self) -> bool {
+        false
+    }
     /// The processor or GPU behind the device.
     fn hardware(&self) -> Hardware {
         Hardware { name: self.name().into(), ..Hardware::default() }
@@ -272,6 +276,11 @@ impl Device {
     /// step's result.
     pub fn is_async(&self) -> bool {
         self.0.backend.is_async()
+    }
+
+    /// Whether the simulator runs the launches. Their times then say nothing about a real machine.
+    pub fn is_simulated(&self) -> bool {
+        self.0.backend.is_simulated()
     }
 
     /// The number of rows that a decode step for `rows` sequences computes, at most `max_rows`. A GPU rounds up to a

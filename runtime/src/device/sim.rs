@@ -149,6 +149,10 @@ impl Backend for Sim {
         self.options.arch.sm
     }
 
+    fn is_simulated(&self) -> bool {
+        true
+    }
+
     fn alloc(&self, bytes: usize) -> Option<u64> {
         self.memory().try_alloc_uninitialized(bytes)
     }

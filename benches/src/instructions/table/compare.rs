@@ -1,8 +1,8 @@
 //! Comparisons.
 
-use super::Row;
+use super::InstructionRow;
 
-pub const ROWS: &[Row] = &[
+pub const INSTRUCTION_ROWS: &[InstructionRow] = &[
     ("setp.<eq|ne>.b16", "p=hh"),
     ("setp.<eq|ne>.b32", "p=rr"),
     ("setp.<eq|ne>.b64", "p=dd"),

@@ -1,8 +1,8 @@
 //! Instructions on f16 and bf16, single and in pairs.
 
-use super::Row;
+use super::InstructionRow;
 
-pub const ROWS: &[Row] = &[
+pub const INSTRUCTION_ROWS: &[InstructionRow] = &[
     ("<add|sub|mul><|.rn><|.ftz><|.sat>.f16", "H=HH"),
     ("<add|sub|mul><|.rn><|.ftz><|.sat>.f16x2", "x=xx"),
     ("<add|sub|mul><|.rn>.bf16", "B=BB"),

@@ -1,8 +1,8 @@
 //! Logic, shifts and moves.
 
-use super::Row;
+use super::InstructionRow;
 
-pub const ROWS: &[Row] = &[
+pub const INSTRUCTION_ROWS: &[InstructionRow] = &[
     ("<and|or|xor>.b16", "h=hh"),
     ("<and|or|xor>.b32", "r=rr"),
     ("<and|or|xor>.b64", "d=dd"),

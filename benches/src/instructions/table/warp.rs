@@ -1,8 +1,8 @@
 //! Instructions that the lanes of a warp execute together.
 
-use super::Row;
+use super::InstructionRow;
 
-pub const ROWS: &[Row] = &[
+pub const INSTRUCTION_ROWS: &[InstructionRow] = &[
     ("shfl.sync.<idx|up|down|bfly>.b32 $d0|$d1, $a0, $a1, $a2, -1;", "rp=rlc"),
     ("shfl.sync.<idx|up|down|bfly>.b32 $d0|$d1, $a0, $a1, $a2, -1;", "rp=rsc"),
     ("shfl.sync.<idx|down|bfly>.b32 $d0|$d1, $a0, <0|1|5|16|31>, 31, -1;", "rp=r"),

@@ -72,7 +72,7 @@ impl Rotation {
     }
 }
 
-/// Properties of a decoded frame on which its conversion depends; they may change within a video.
+/// Properties of a decoded frame that determine its conversion to RGB; they may change within a video.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct SourceFormat {
     format: ffi::AVPixelFormat,
@@ -82,15 +82,15 @@ struct SourceFormat {
     full_range: bool,
 }
 
-/// Converts decoded frames to RGB. Keeps the swscale context for frames of the same format.
+/// Converts decoded frames to RGB. Reuses the swscale context for frames of the same format.
 pub(super) struct RgbConverter {
     coded_size: (usize, usize),
     rotation: Rotation,
     target_size: Option<(usize, usize)>,
     scaler: Option<(SourceFormat, Scaler)>,
-    /// RGB frame of the coded size.
+    /// RGB frame of the coded size, before the rotation.
     rgb: AvFrame,
-    /// Rotated RGB pixels, where a resize follows.
+    /// Rotated RGB pixels, used if a resize follows.
     rotated: Vec<u8>,
 }
 
@@ -108,12 +108,13 @@ impl Drop for Scaler {
 }
 
 impl RgbConverter {
-    /// A converter of frames of `coded_size`, which are rotated and then resized to `target_size` if there is one.
+    /// A converter for frames of `coded_size`, which are rotated and, with a `target_size`, resized.
     pub(super) fn new(coded_size: (usize, usize), rotation: Rotation, target_size: Option<(usize, usize)>) -> Self {
         Self { coded_size, rotation, target_size, scaler: None, rgb: AvFrame::empty(), rotated: Vec::new() }
     }
 
-    /// Writes `frame` into `out`, u8 `[height, width, 3]` of the target size, or of the displayed size without one.
+    /// Writes `frame` into `out`, u8 `[height, width, 3]`, in the target size if there is one, else in the displayed
+    /// size.
     pub(super) fn write(&mut self, path: &Path, frame: &AvFrame, out: &mut [u8]) -> Result<()> {
         self.convert_to_rgb(path, frame)?;
         let (height, width) = self.coded_size;

@@ -1,10 +1,11 @@
-//! Decodes frames: several runs of packets at a time, each frame written to its position in the output.
+//! Decodes frames: several threads decode separate runs of packets, and each frame is written to its position in the
+//! output.
 //!
 //! ```text
 //! plan runs of packets                                   plan.rs
-//! several lanes, each with a decoder of its own, take runs from a queue, longest first:
+//! several lanes, each a thread with its own decoder, take runs from a queue, longest first:
 //!     send the packets of the run; write each target frame that comes out
-//!     frames still missing: decode again from an earlier key frame and with packets behind the run, then from packet 0
+//!     if frames are missing: decode again from an earlier key frame and with packets behind the run, then from packet 0
 //! ```
 
 use std::collections::HashMap;
@@ -24,13 +25,14 @@ use super::plan::{PacketRun, has_unique_times, key_frame_before, plan_runs};
 use crate::video::types::DecodeLimits;
 use crate::{MediaError, Result};
 
-/// Upper bound of the frames that a decoder holds at once: 16 references and a few in its threads.
+/// Upper bound of the number of frames that a decoder holds at once: 16 references and a few in its threads.
 const FRAMES_PER_DECODER: u64 = 24;
 
-/// A frame leaves the decoder after at most this many more packets: 16 for reordering, the others for frame threads.
+/// A frame leaves the decoder after at most this many further packets: 16 for reordering, the others for frame
+/// threads.
 const MAX_OUTPUT_DELAY: usize = 64;
 
-/// Output memory of frames by frame index. A frame is removed when it is written.
+/// Output memory of each frame by frame index. An entry is removed when its frame is written.
 type Slots<'m> = HashMap<u64, &'m mut [u8]>;
 
 /// A run of packets with the output memory of its frames.
@@ -64,7 +66,7 @@ pub(super) fn decode_frames(
             Job { run, slots }
         })
         .collect();
-    // `pop` takes the longest run first, so that all lanes end at about the same time.
+    // The lanes take jobs from the end with `pop`, longest run first, so that all lanes end at about the same time.
     jobs.sort_by_key(|job| job.run.end - job.run.start);
     run_jobs(video, target_size, limits, jobs)?;
 
@@ -76,7 +78,8 @@ pub(super) fn decode_frames(
     Ok(())
 }
 
-/// Distributes the jobs, last first, over as many lanes as the limits on threads and memory allow.
+/// Distributes the jobs, last one first, over as many lanes (decoding threads) as the limits of threads and memory
+/// allow.
 fn run_jobs(
     video: &VideoFile,
     target_size: Option<(usize, usize)>,
@@ -123,8 +126,8 @@ fn run_jobs(
     })
 }
 
-/// Whether memory for 6 more frames can be allocated. Decoders do not always report that they failed for lack of
-/// memory.
+/// Whether memory for 6 more frames of the video can be allocated. Decoders do not always report that they failed for
+/// lack of memory.
 fn has_memory_for_frames(video: &VideoFile) -> bool {
     const FRAMES: usize = 6;
     let bytes = video.coded_size.0.saturating_mul(video.coded_size.1).saturating_mul(2 * FRAMES);
@@ -133,7 +136,7 @@ fn has_memory_for_frames(video: &VideoFile) -> bool {
     buffer.try_reserve_exact(bytes).is_ok() && std::hint::black_box(&buffer).capacity() >= bytes
 }
 
-/// Whether containers flag as key frames of this codec only frames at which decoding can start.
+/// Whether the key-frame flags in containers of this codec mark only frames at which decoding can start.
 fn has_reliable_key_flags(codec: Id) -> bool {
     matches!(
         codec,
@@ -156,7 +159,7 @@ struct DecodeLane<'f> {
     source: PacketSource<'f>,
     decoder: decoder::Video,
     converter: RgbConverter,
-    /// The decoder may skip frames that no other frame refers to.
+    /// Whether the decoder may skip frames that no other frame refers to.
     can_skip_unreferenced: bool,
 }
 
@@ -179,8 +182,8 @@ impl<'f> DecodeLane<'f> {
         })
     }
 
-    /// Decodes the frames of a job. Frames that do not come out of the planned packets are tried again from an
-    /// earlier key frame and with later packets: key flags can be wrong, intra refresh needs earlier packets, and
+    /// Decodes the frames of a job. If some frames do not come out of the planned packets, decoding is repeated from
+    /// an earlier key frame and with later packets: key flags can be wrong, intra refresh needs earlier packets, and
     /// H.264 that begins in an open GOP outputs its first frames only when later frames push them out.
     fn run_job(&mut self, job: &mut Job<'_>) -> Result<()> {
         let Some(first) = job.run.targets.first().copied() else { return Ok(()) };
@@ -211,7 +214,7 @@ impl<'f> DecodeLane<'f> {
         ))
     }
 
-    /// Decodes packets `start..=end` and recognises frames by their presentation time.
+    /// Decodes packets `start..=end` and identifies frames by their presentation time.
     fn decode_by_time(&mut self, job: &mut Job<'_>, start: usize, end: usize, skip_unreferenced: bool) -> Result<()> {
         let frame_at: HashMap<i64, u64> = job.run.targets.iter().filter_map(|t| Some((t.pts?, t.frame))).collect();
         let target_packets: Vec<usize> = job.run.targets.iter().map(|t| t.packet).collect();
@@ -248,7 +251,7 @@ impl<'f> DecodeLane<'f> {
         self.drain(frame_index, &mut job.slots)
     }
 
-    /// Sends one packet to the decoder. Damaged data are not an error here: if a target frame is lost, `run_job`
+    /// Sends one packet to the decoder. Damaged data is not an error here: if a target frame is lost, `run_job`
     /// reports it.
     fn send(&mut self, packet: usize) -> Result<()> {
         let packet = self.source.packet(packet)?;
@@ -267,7 +270,8 @@ impl<'f> DecodeLane<'f> {
         self.receive(frame_index, slots)
     }
 
-    /// Receives all frames that are ready and writes those with a slot. `frame_index` gives the index of a frame.
+    /// Receives all frames that are ready and writes those that have a slot. `frame_index` returns the index of a
+    /// frame.
     fn receive(&mut self, mut frame_index: impl FnMut(&AvFrame) -> Option<u64>, slots: &mut Slots<'_>) -> Result<()> {
         let mut frame = AvFrame::empty();
         loop {
@@ -276,7 +280,7 @@ impl<'f> DecodeLane<'f> {
                 Err(e @ ffmpeg::Error::Other { errno }) if errno == ffmpeg::error::ENOMEM => {
                     return Err(ffmpeg_error(&self.video.path, "decoding", e));
                 }
-                // One damaged frame; later frames may be intact.
+                // Only this frame is damaged; later frames may be intact.
                 Err(ffmpeg::Error::InvalidData) => continue,
                 Err(_) => return Ok(()),
             }

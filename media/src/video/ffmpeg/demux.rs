@@ -32,13 +32,14 @@ pub(super) struct PacketInfo {
     pub dts: Option<i64>,
     /// Size in bytes.
     pub size: usize,
-    /// Decoding may start at this packet.
+    /// Whether decoding may start at this packet.
     pub key: bool,
-    /// The frame is decoded but never displayed: an edit list cuts it off, or it is only a reference for other frames.
+    /// Whether the frame is decoded but never displayed: an edit list cuts it off, or it only serves as reference for
+    /// other frames.
     pub hidden: bool,
 }
 
-/// Codec parameters of the video stream: a deep copy that is only read.
+/// Codec parameters of the video stream: a deep copy that nothing modifies.
 pub(super) struct CodecParameters(ffmpeg::codec::Parameters);
 
 // SAFETY: the parameters own their memory and nothing writes to it after `describe`, so threads may read it.
@@ -66,9 +67,10 @@ pub(super) struct VideoFile {
     pub video_fps: f64,
     /// All packets in decoding order.
     pub packets: Vec<PacketInfo>,
-    /// The compressed data of all packets, if they fit into the memory for it.
+    /// The compressed data of all packets; `None` if it exceeds the limit for keeping it in memory.
     pub data: Option<Vec<ffmpeg::Packet>>,
-    /// HEVC with one temporal layer: frames marked as not referenced are then not referenced by any other frame.
+    /// Whether this is HEVC with one temporal layer. Only then no frame refers to a frame that is marked as not
+    /// referenced.
     pub has_one_layer: bool,
 }
 
@@ -100,7 +102,7 @@ impl VideoFile {
             }
         }
         video.data = data;
-        // The index of a complete file lists no more frames than the file has.
+        // A file is cut off if its index lists more frames than it has.
         truncated |= video.packets.len() < index_entries(&input, stream) || is_truncated(path);
         if truncated {
             return Err(MediaError::file(
@@ -131,7 +133,8 @@ impl VideoFile {
         VideoInfo { codec, height, width, total_frames: self.total_frames(), video_fps: self.video_fps }
     }
 
-    /// Where the container states no average rate, uses the stream's base rate, or frames divided by duration.
+    /// Sets the frame rate if the container states no average rate: the stream's base rate, or frames divided by
+    /// duration.
     fn ensure_frame_rate(&mut self, input: &Input, stream: usize) -> Result<()> {
         if self.video_fps.is_finite() && self.video_fps > 0.0 {
             return Ok(());
@@ -171,8 +174,8 @@ pub(super) fn open_container(path: &Path) -> Result<(Input, usize)> {
     let options: ffmpeg::Dictionary =
         [("protocol_whitelist", "file"), ("format_whitelist", CONTAINERS)].into_iter().collect();
     let mut context = ptr::null_mut();
-    // SAFETY: `url` outlives the call. FFmpeg allocates the context; on failure it frees it and leaves null. The
-    // dictionary is passed in and the entries that remain are owned, and freed, again.
+    // SAFETY: `url` outlives the call. FFmpeg allocates the context; on failure it frees it and leaves null. FFmpeg
+    // replaces the dictionary by one with the unused entries, which `own` takes over and frees.
     let opened = unsafe {
         let mut options = options.disown();
         let code = ffi::avformat_open_input(&mut context, url.as_ptr(), ptr::null(), &mut options);
@@ -264,7 +267,7 @@ pub(super) fn packet_info(packet: &ffmpeg::Packet, codec: ffmpeg::codec::Id) -> 
     }
 }
 
-/// The number of entries in the container's index of the stream.
+/// Number of frames that the container's index lists for the stream.
 fn index_entries(input: &Input, stream: usize) -> usize {
     // SAFETY: the stream belongs to the context, which is alive; the call only reads.
     let n = unsafe { ffi::avformat_index_get_entries_count(*(*input.as_ptr()).streams.add(stream)) };

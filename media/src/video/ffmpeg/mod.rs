@@ -11,7 +11,7 @@ mod truncation;
 
 use std::path::Path;
 
-use super::types::{DecodeRequest, DecodedVideo, FrameSize, PixelBuffer, VideoInfo, too_large};
+use super::types::{DecodeRequest, DecodedVideo, FrameSize, PixelBuffer, VideoInfo, too_large_error};
 use crate::Result;
 use crate::resize::VideoPixelLimits;
 use crate::selection::select_frames;
@@ -50,7 +50,7 @@ pub fn decode_into<B: AsMut<[u8]>>(
     let bytes = bytes.filter(|&n| n as u64 <= limits.memory_bytes / 2 + limits.memory_bytes / 4);
     let Some(bytes) = bytes.filter(|&n| n > 0) else {
         let needed = (count as u64).saturating_mul(height as u64).saturating_mul(width as u64).saturating_mul(3);
-        return Err(too_large(request.path, needed, limits.memory_bytes));
+        return Err(too_large_error(request.path, needed, limits.memory_bytes));
     };
     let mut memory = allocate(bytes)?;
     decode::decode_frames(&video, &selection.indices, target, limits, memory.as_mut())?;

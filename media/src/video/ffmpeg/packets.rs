@@ -1,5 +1,5 @@
-//! Fetches packets by their index in decoding order: from memory, or from the file again where the video is too large
-//! to keep.
+//! Fetches packets by their index in decoding order: from memory, or again from the file if the video is too large to
+//! keep.
 
 use std::path::Path;
 
@@ -11,7 +11,7 @@ use ffmpeg::format::context::Input;
 use super::demux::{PacketInfo, VideoFile, open_container, packet_info};
 use crate::{MediaError, Result};
 
-/// Distance in packets up to which reading on is assumed to be cheaper than seeking.
+/// Number of packets up to which reading on is assumed to be cheaper than seeking.
 const MAX_READ_AHEAD: usize = 64;
 
 /// A source of the packets of one video.
@@ -20,13 +20,13 @@ pub(super) struct PacketSource<'f> {
     reader: Option<Reader>,
 }
 
-/// A second reader of the container.
+/// A container that is open for reading packets a second time.
 struct Reader {
     input: Input,
     stream: usize,
-    /// Index of the next packet.
+    /// Index of the packet that is read next.
     next: usize,
-    /// A packet that was read to find out the position after a seek.
+    /// A packet that was read after a seek to find out the position, and that is returned next.
     peeked: Option<ffmpeg::Packet>,
 }
 

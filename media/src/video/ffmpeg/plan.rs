@@ -1,5 +1,5 @@
 //! Plans which packets to decode for a list of frames. A run of packets starts at a key frame and ends at the last
-//! frame that is needed from it.
+//! selected frame that is decoded from it.
 //!
 //! Example in decoding order, numbers are presentation times: `I0 P3 B1 B2 | I6 B4 B5 P9 B7 B8`. Frame 4 is displayed
 //! before the key frame I6, so its run starts one group earlier: packets 0 to 5. Frame 7 needs packets 4 to 8.
@@ -9,15 +9,15 @@ use super::demux::PacketInfo;
 /// A frame to decode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct TargetFrame {
-    /// Index in display order.
+    /// Index of the frame in display order.
     pub frame: u64,
     /// Presentation time; `None` where frames are found by counting.
     pub pts: Option<i64>,
-    /// Index of its packet in decoding order.
+    /// Index of the frame's packet in decoding order.
     pub packet: usize,
 }
 
-/// A run of packets, `start..=end` in decoding order, whose decoding gives the frames `targets`.
+/// A run of packets, `start..=end` in decoding order, from which the frames `targets` are decoded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct PacketRun {
     pub start: usize,
@@ -34,8 +34,8 @@ pub(super) fn has_unique_times(packets: &[PacketInfo]) -> bool {
 
 /// Plans the decoding of `frames` (ascending, without repeats, each below the number of displayed packets).
 ///
-/// `seekable`: key flags are reliable and times identify frames. Otherwise one run decodes from the first packet and
-/// counts.
+/// `seekable` states that key flags are reliable and times identify frames. Without it, one run decodes from the
+/// first packet and identifies frames by counting.
 pub(super) fn plan_runs(packets: &[PacketInfo], frames: &[u64], seekable: bool) -> Vec<PacketRun> {
     if !seekable {
         let targets = frames.iter().map(|&frame| TargetFrame { frame, pts: None, packet: 0 }).collect();
@@ -53,7 +53,7 @@ pub(super) fn plan_runs(packets: &[PacketInfo], frames: &[u64], seekable: bool) 
     let mut runs: Vec<PacketRun> = Vec::new();
     for (start, target) in spans {
         match runs.last_mut() {
-            // Also true where a run reaches past the next key frame, for frames that are displayed before it.
+            // The frame has the key frame of the previous run, or a key frame that the previous run reaches past.
             Some(last) if start <= last.end => {
                 last.end = last.end.max(target.packet);
                 last.targets.push(target);
@@ -81,7 +81,7 @@ mod tests {
 
     #[test]
     fn frame_displayed_before_its_key_frame_starts_one_group_earlier() {
-        // Decoding order I0 P3 B1 B2 | I6 B4 B5 P9 B7 B8, numbers are times: an open GOP at I6.
+        // Packets in decoding order with their times, I0 P3 B1 B2 | I6 B4 B5 P9 B7 B8: an open GOP starts at I6.
         let e: Vec<_> =
             [(0, true), (3, false), (1, false), (2, false), (6, true), (4, false), (5, false), (9, false), (7, false)]
                 .map(|(t, k)| packet(t, k))

@@ -21,7 +21,7 @@ fn overrides(args: &Value) -> MediaOverrides {
     serde_json::from_value(args.clone()).unwrap()
 }
 
-/// Whether swscale is the version that made the golden pixels (swscale 6 of FFmpeg 5 on x86-64), so that bits must be
+/// Whether this is the swscale that made the golden pixels (swscale 6 of FFmpeg 5 on x86-64), so that bits must be
 /// equal.
 fn has_golden_swscale() -> bool {
     // SAFETY: the call only returns a number.

@@ -5,15 +5,15 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
-/// Bytes that are read at the beginning and at the end of a file.
+/// Number of bytes that are read at the beginning and at the end of a file.
 const WINDOW_BYTES: u64 = 4096;
 
-/// Bytes by which a stated RIFF size may exceed the file, because some writers count padding wrongly.
+/// Number of bytes by which a stated RIFF size may exceed the file, because some writers count padding wrongly.
 const RIFF_TOLERANCE_BYTES: u64 = 64;
 
 /// Whether the file at `path` ends before the end that its container states.
 pub(super) fn is_truncated(path: &Path) -> bool {
-    // Read errors are reported elsewhere.
+    // A file that cannot be read counts as complete here, because another function reports the error.
     ends_early(path).unwrap_or(false)
 }
 
@@ -35,7 +35,7 @@ fn ends_early(path: &Path) -> std::io::Result<bool> {
     Ok(tail.iter().rfind(|&&b| b != 0) != Some(&b';'))
 }
 
-/// The length in bytes that the header of a file states.
+/// The length of the whole file in bytes, as its header states it.
 fn stated_length(head: &[u8]) -> Option<u64> {
     match head.get(..4)? {
         [0x1A, 0x45, 0xDF, 0xA3] => matroska(head),
@@ -44,14 +44,15 @@ fn stated_length(head: &[u8]) -> Option<u64> {
     }
 }
 
-/// RIFF: bytes 4 to 8 hold the size of everything after the first 8 bytes; 0 and u32::MAX mean unknown. If further
-/// RIFF chunks follow, the stated length is shorter than the file.
+/// The file length that a RIFF header states: bytes 4 to 8 hold the size of everything after the first 8 bytes; 0 and
+/// u32::MAX mean unknown. If further RIFF chunks follow, the stated length is shorter than the file.
 fn riff(head: &[u8]) -> Option<u64> {
     let size = u32::from_le_bytes(head.get(4..8)?.try_into().ok()?);
     (size != 0 && size != u32::MAX).then(|| (u64::from(size) + 8).saturating_sub(RIFF_TOLERANCE_BYTES))
 }
 
-/// Matroska and WebM (RFC 8794, RFC 9559): the end of the Segment element, unless its size is unknown.
+/// The file length of Matroska and WebM (RFC 8794, RFC 9559): the end of the Segment element, unless its size is
+/// unknown.
 fn matroska(head: &[u8]) -> Option<u64> {
     const SEGMENT: u64 = 0x1853_8067;
     let mut position = 0usize;

@@ -19,7 +19,7 @@ use serde_json::{Map, Value};
 use super::messages::Conversation;
 use crate::error::{ModelError, Result};
 
-/// A compiled chat template, and the special tokens that it may use by name.
+/// A compiled chat template, and the special tokens that it can use by name.
 #[derive(Debug)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
@@ -60,8 +60,8 @@ impl ChatTemplate {
         Err(ModelError::template(folder.display().to_string(), what, HELP))
     }
 
-    /// Compiles a template. `location` names it in errors; `tokens` are the special tokens that it may use by name
-    /// (`eos_token`, …).
+    /// Compiles a template. Error messages use `location`; `tokens` are the special tokens that the template can use
+    /// by name (`eos_token`, …).
     pub fn parse(location: &str, text: String, tokens: Map<String, Value>) -> Result<Self> {
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
@@ -70,7 +70,7 @@ impl ChatTemplate {
         environment.set_syntax(syntax.map_err(broken)?);
         environment.set_undefined_behavior(UndefinedBehavior::Lenient);
         environment.set_auto_escape_callback(|_| AutoEscape::None);
-        python::install(&mut environment);
+        python::install_python_functions(&mut environment);
         environment.add_template_owned(NAME, python::without_generation_marks(&text)).map_err(broken)?;
         Ok(Self { environment, location: location.to_string(), tokens })
     }
@@ -104,7 +104,7 @@ fn describe(error: &minijinja::Error) -> String {
     }
 }
 
-/// The template string, or the one called `default` if there are several.
+/// The template string, or the template called `default` if there are several.
 fn default_template(value: &Value) -> Option<&str> {
     match value {
         Value::String(text) => Some(text),
@@ -117,8 +117,8 @@ fn default_template(value: &Value) -> Option<&str> {
     }
 }
 
-/// The special tokens (`bos_token`, …) of tokenizer_config.json, each a string or `{"content": …}`. Null ones are left
-/// out.
+/// The special tokens (`bos_token`, …) in tokenizer_config.json, each a string or `{"content": …}`. Tokens that are
+/// null are left out.
 fn named_tokens(settings: &Map<String, Value>) -> Map<String, Value> {
     let content =
         |value: &Value| value.get("content").unwrap_or(value).as_str().map(|text| Value::String(text.to_string()));
@@ -133,7 +133,7 @@ fn read(path: &Path) -> Result<Option<String>> {
     match std::fs::read_to_string(path) {
         Ok(text) => Ok(Some(text)),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(ModelError::read(path, e)),
+        Err(e) => Err(ModelError::cannot_read(path, e)),
     }
 }
 

@@ -6,8 +6,8 @@ use minijinja::{Environment, Error, ErrorKind, Output, State};
 use serde::Serialize;
 use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 
-/// Installs the functions, filters, methods and the formatter.
-pub(super) fn install(environment: &mut Environment<'static>) {
+/// Installs these functions, filters, methods and the formatter in a template environment.
+pub(super) fn install_python_functions(environment: &mut Environment<'static>) {
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     environment.add_function("raise_exception", raise_exception);
     environment.add_function("strftime_now", strftime_now);
@@ -15,8 +15,8 @@ pub(super) fn install(environment: &mut Environment<'static>) {
     environment.set_formatter(print);
 }
 
-/// Replaces `{% generation %}`, which marks an answer for training in transformers and prints nothing, with `{% if true
-/// %}`.
+/// Replaces `{% generation %}` with `{% if true %}`. In transformers, this block marks an answer for training and
+/// prints nothing.
 pub(super) fn without_generation_marks(text: &str) -> String {
     let mut result = String::with_capacity(text.len());
     let mut rest = text;
@@ -78,7 +78,7 @@ fn to_json(value: Value, options: Kwargs) -> Result<String, Error> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// JSON on one line with a space after each comma and colon, like `json.dumps`.
+/// Writes JSON on one line with a space after each comma and colon, like Python's `json.dumps`.
 struct Spaced;
 
 impl Formatter for Spaced {
