@@ -21,7 +21,7 @@ use reel_runtime::Device;
 use reel_train::options::Optim;
 use serde_json::{Map, Value, json};
 
-use crate::common::{self, Common};
+use crate::common::{self, CommonOptions};
 use crate::fail::{bad_usage, failed};
 use crate::generate::MAX_COMPLETIONS;
 use crate::kernels::open_gpu;
@@ -79,7 +79,7 @@ enum What {
 
 impl BenchArgs {
     /// Measures or compares, and prints the result.
-    pub fn run(&self, common: &Common) -> Result<()> {
+    pub fn run(&self, common: &CommonOptions) -> Result<()> {
         match (&self.compare, &self.what) {
             (Some(files), None) => compare_files(common, &files[0], &files[1]),
             (None, Some(What::Prefill(c))) => c.run(common),
@@ -96,7 +96,7 @@ impl BenchArgs {
     }
 }
 
-fn compare_files(common: &Common, a: &Path, b: &Path) -> Result<()> {
+fn compare_files(common: &CommonOptions, a: &Path, b: &Path) -> Result<()> {
     let comparison = compare::compare_results(a, b)?;
     if common.json { output::print_json(&comparison.json()) } else { output::print_line(comparison.text()) }
 }
@@ -216,7 +216,7 @@ struct OpArgs {
 }
 
 impl PrefillArgs {
-    fn run(&self, common: &Common) -> Result<()> {
+    fn run(&self, common: &CommonOptions) -> Result<()> {
         let RoundsArgs { batch, rounds, .. } = self.rounds;
         not_zero(&[("--tokens", self.tokens), ("--batch", batch), ("--rounds", rounds)])?;
         self.rounds.check_sizes(self.tokens, 0)?;
@@ -231,7 +231,7 @@ impl PrefillArgs {
 }
 
 impl DecodeArgs {
-    fn run(&self, common: &Common) -> Result<()> {
+    fn run(&self, common: &CommonOptions) -> Result<()> {
         let RoundsArgs { batch, rounds, .. } = self.rounds;
         not_zero(&[("--tokens", self.tokens), ("--context", self.context), ("--batch", batch), ("--rounds", rounds)])?;
         self.rounds.check_sizes(self.tokens, self.context)?;
@@ -242,7 +242,7 @@ impl DecodeArgs {
 }
 
 impl RolloutArgs {
-    fn run(&self, common: &Common) -> Result<()> {
+    fn run(&self, common: &CommonOptions) -> Result<()> {
         let RoundsArgs { batch, rounds, .. } = self.rounds;
         not_zero(&[("--tokens", self.tokens), ("--context", self.context), ("--batch", batch), ("--rounds", rounds)])?;
         self.rounds.check_sizes(self.tokens, self.context)?;
@@ -254,7 +254,7 @@ impl RolloutArgs {
 }
 
 impl TrainArgs {
-    fn run(&self, common: &Common) -> Result<()> {
+    fn run(&self, common: &CommonOptions) -> Result<()> {
         let RoundsArgs { batch, rounds, .. } = self.rounds;
         not_zero(&[("--tokens", self.tokens), ("--batch", batch), ("--rounds", rounds)])?;
         if self.tokens == 1 {
@@ -307,7 +307,7 @@ impl RoundsArgs {
     /// seconds.
     fn measure(
         &self,
-        common: &Common,
+        common: &CommonOptions,
         op: &'static str,
         tokens: usize,
         context: usize,
@@ -324,7 +324,7 @@ impl RoundsArgs {
     }
 
     /// Prints a result and, with `--html`, writes its page.
-    fn print(&self, common: &Common, measured: &MeasuredRounds, result: &Value) -> Result<()> {
+    fn print(&self, common: &CommonOptions, measured: &MeasuredRounds, result: &Value) -> Result<()> {
         if let Some(to) = &self.html {
             output::write_file(to, page::bench_page(measured, result).as_bytes())?;
         }
@@ -333,8 +333,8 @@ impl RoundsArgs {
 }
 
 fn size(text: &str) -> Result<(String, u64), String> {
-    let (key, value) = text.split_once('=').ok_or("not KEY=VALUE, as tokens=4096")?;
-    let value = value.parse().map_err(|_| format!("{value:?} is no whole number"))?;
+    let (key, value) = text.split_once('=').ok_or("expected KEY=VALUE, such as tokens=4096")?;
+    let value = value.parse().map_err(|_| format!("{value:?} is not a whole number"))?;
     Ok((key.to_string(), value))
 }
 
@@ -349,14 +349,14 @@ struct OpResults<'a> {
 }
 
 impl OpArgs {
-    fn run(&self, common: &Common) -> Result<()> {
+    fn run(&self, common: &CommonOptions) -> Result<()> {
         let sizes = Sizes::new(self.sizes.iter().cloned()).map_err(bad_size)?;
         let (device, timing_device) = match common.device()? {
             common::DeviceName::Cpu => (model::open_device(common)?, TimingDevice::Cpu(common.threads()?)),
             common::DeviceName::Cuda(number) => {
                 (model::open_device(common)?, TimingDevice::for_gpu(open_gpu(&format!("cuda:{number}"))?))
             }
-            _ => return Err(bad_usage("--device", "kernels are timed on cpu and cuda", "use one of them")),
+            _ => return Err(bad_usage("--device", "kernels can be timed on cpu and cuda only", "use one of them")),
         };
         let dtype = common.dtype.map(common::DtypeName::to_dtype);
         let timers = op_timers(&self.name, &sizes, dtype, self.runs as usize, &device, &timing_device)?;

@@ -4,7 +4,7 @@ use anyhow::Result;
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{ArgMatches, Parser, Subcommand};
 
-use crate::common::Common;
+use crate::common::CommonOptions;
 use crate::{
     bench, demo, doctor, eval, frames, generate, grpo, init, kernels, merge, plan, preprocess, replay, report, resize,
     reward, score, sft, sim, tokenize,
@@ -28,7 +28,7 @@ Example:
 pub struct Cli {
     /// Options of every command.
     #[command(flatten)]
-    pub common: Common,
+    pub common: CommonOptions,
     /// The subcommand.
     #[command(subcommand)]
     pub command: Command,

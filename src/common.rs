@@ -11,8 +11,8 @@ use crate::fail::bad_usage;
 /// Options of every subcommand.
 #[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
-#[command(next_help_heading = "Common options")]
-pub struct Common {
+#[command(next_help_heading = "CommonOptions options")]
+pub struct CommonOptions {
     /// Device to compute on: cpu, cuda[:N], sim (CUDA simulator) or dry (counts only) [default: cuda if there is a GPU,
     /// else cpu]
     #[arg(long, global = true, value_name = "DEVICE", display_order = 900)]
@@ -81,7 +81,7 @@ pub enum DeviceName {
     Dry,
 }
 
-impl Common {
+impl CommonOptions {
     /// The device that `--device` names; without it, the first GPU if there is one, else the CPU.
     pub fn device(&self) -> anyhow::Result<DeviceName> {
         let Some(name) = &self.device else {

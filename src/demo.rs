@@ -15,7 +15,7 @@ use reel_train::{config_file, grpo, sft};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use crate::common::Common;
+use crate::common::CommonOptions;
 use crate::fail::bad_usage;
 use crate::media::{MediaFlags, WorkerFlags};
 use crate::training::ResolvedOptions;
@@ -42,7 +42,7 @@ pub struct DemoArgs {
 
 impl DemoArgs {
     /// Runs the demo for every seed, writes the pages and prints the results.
-    pub fn run(&self, common: &Common) -> Result<()> {
+    pub fn run(&self, common: &CommonOptions) -> Result<()> {
         pipeline::check_output_folder(&self.out)?;
         let Some(last) = common.seed().checked_add(self.seeds - 1) else {
             let what = format!("there are fewer than {} seeds from seed {} on", self.seeds, common.seed());
@@ -69,11 +69,11 @@ impl DemoArgs {
         output::print_line(format!("{} ({})", page.display(), duration_text(all)))
     }
 
-    fn run_seed(&self, common: &Common, folder: &Path, seed: u64) -> Result<DemoOutcome> {
+    fn run_seed(&self, common: &CommonOptions, folder: &Path, seed: u64) -> Result<DemoOutcome> {
         let quiet = common.quiet || common.json;
         let demo =
             pipeline::Demo { folder: folder.into(), seed, steps: self.steps, temporal: !self.no_temporal, quiet };
-        let common = Common { seed: Some(seed), json: false, quiet, trace: None, ..common.clone() };
+        let common = CommonOptions { seed: Some(seed), json: false, quiet, trace: None, ..common.clone() };
         let prepared = demo.prepare()?;
         let device = model::open_device(&common)?;
         trace::record_launches(&device, model::activation_dtype(&common));
@@ -92,7 +92,7 @@ impl DemoArgs {
 fn resolved<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwned>(
     options: O,
     config: &Path,
-    common: &Common,
+    common: &CommonOptions,
 ) -> Result<ResolvedOptions<O>> {
     let (media, worker) = (MediaFlags::default(), WorkerFlags::default());
     let defaults = ResolvedOptions { options, media, worker, common: common.clone() };
@@ -136,7 +136,7 @@ fn figures(o: &DemoOutcome) -> Value {
 }
 
 /// Version of reel, number of threads and CPU model, for the footer of a page.
-fn machine(common: &Common) -> Result<String> {
+fn machine(common: &CommonOptions) -> Result<String> {
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = info.lines().find_map(|l| l.strip_prefix("model name")?.split_once(": ")).map_or("", |(_, m)| m.trim());
     Ok(format!("reel {}, {} threads of {model}", env!("CARGO_PKG_VERSION"), common.threads()?))

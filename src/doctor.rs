@@ -12,7 +12,7 @@ use reel_kernels::simd;
 use reel_media::libraries;
 use serde::Serialize;
 
-use crate::common::Common;
+use crate::common::CommonOptions;
 use crate::output;
 
 /// Check this machine: CPU, memory, FFmpeg, CUDA compilers, GPU, model cache. Says what to install for what is missing.
@@ -45,7 +45,7 @@ impl Finding {
 
 impl DoctorArgs {
     /// Prints the table.
-    pub fn run(&self, common: &Common) -> Result<()> {
+    pub fn run(&self, common: &CommonOptions) -> Result<()> {
         let findings = [processor(common)?, memory_and_disk(), ffmpeg(), compilers(), gpu(), hub_cache()].concat();
         if common.json {
             return output::print_json(
@@ -67,7 +67,7 @@ impl DoctorArgs {
     }
 }
 
-fn processor(common: &Common) -> Result<Vec<Finding>> {
+fn processor(common: &CommonOptions) -> Result<Vec<Finding>> {
     let group = "Processor";
     let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model =
@@ -211,10 +211,10 @@ fn builtin() -> Option<String> {
     let archive = compile::builtin::archive();
     match archive.fresh_and_stale() {
         (0, 0) => None,
-        (fresh, 0) => Some(format!("{fresh} units: {}", archive.architectures().join(", "))),
-        (fresh, stale) => {
-            Some(format!("{fresh} units; {stale} units are out of date and not used: run reel kernels pack again"))
-        }
+        (fresh, 0) => Some(format!("{fresh} translation units: {}", archive.architectures().join(", "))),
+        (fresh, stale) => Some(format!(
+            "{fresh} translation units; {stale} more are out of date and not used: run reel kernels pack again"
+        )),
     }
 }
 

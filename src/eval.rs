@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::Args;
 use reel_eval::{Benchmark, BenchmarkReport, EvalError, Prediction, score_benchmark};
 
-use crate::common::Common;
+use crate::common::CommonOptions;
 use crate::fail::{bad_usage, failed};
 use crate::{lines, output};
 
@@ -38,7 +38,7 @@ pub struct EvalArgs {
 
 impl EvalArgs {
     /// Scores the predictions and writes the scores.
-    pub fn run(&self, common: &Common) -> Result<()> {
+    pub fn run(&self, common: &CommonOptions) -> Result<()> {
         if !self.score_only {
             let what = "is missing: this version does not run models over benchmarks";
             return Err(bad_usage("--score-only", what, "generate answers elsewhere and give them as --predictions"));
@@ -77,6 +77,6 @@ fn print(report: &BenchmarkReport) -> Result<()> {
 }
 
 /// Whether an error is one of the command line (exit code 2).
-pub fn is_usage(e: &anyhow::Error) -> bool {
+pub fn is_eval_usage_error(e: &anyhow::Error) -> bool {
     e.downcast_ref::<EvalError>().is_some_and(EvalError::is_usage)
 }

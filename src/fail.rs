@@ -54,7 +54,11 @@ pub fn exit_code(result: anyhow::Result<()>, verbose: bool) -> ExitCode {
             eprintln!("  caused by: {}", one_line(&cause.to_string()));
         }
     }
-    if e.is::<UsageError>() || crate::training::is_usage(&e) || crate::eval::is_usage(&e) || is_measure_usage(&e) {
+    if e.is::<UsageError>()
+        || crate::training::is_training_usage_error(&e)
+        || crate::eval::is_eval_usage_error(&e)
+        || is_measure_usage_error(&e)
+    {
         ExitCode::from(2)
     } else {
         ExitCode::FAILURE
@@ -62,7 +66,7 @@ pub fn exit_code(result: anyhow::Result<()>, verbose: bool) -> ExitCode {
 }
 
 /// Whether an option of `reel bench` or `reel kernels` is wrong.
-fn is_measure_usage(e: &anyhow::Error) -> bool {
+fn is_measure_usage_error(e: &anyhow::Error) -> bool {
     e.downcast_ref::<MeasureError>().is_some_and(MeasureError::is_usage)
 }
 

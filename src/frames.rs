@@ -10,7 +10,7 @@ use reel_media::selection::select_frames;
 use reel_media::video::FrameSize;
 use reel_model::save::{StoredTensor, write_safetensors};
 
-use crate::common::Common;
+use crate::common::CommonOptions;
 use crate::fail::bad_usage;
 use crate::media::{MediaFlags, WorkerFlags};
 use crate::output;
@@ -41,7 +41,7 @@ pub struct FramesArgs {
 
 impl FramesArgs {
     /// Selects frames, decodes them if there is a video, and prints the selection.
-    pub fn run(&self, common: &Common) -> Result<()> {
+    pub fn run(&self, common: &CommonOptions) -> Result<()> {
         let profile = self.media.profile(MediaProfile::Qwen)?;
         let overrides = self.media.overrides();
         match (&self.video, self.total_frames, self.video_fps) {
@@ -58,7 +58,13 @@ impl FramesArgs {
 
     /// Decodes the selected frames and writes them to `--out`. Without `--out` it still decodes them, at the size for
     /// a model, which needs little memory, so that a video that cannot be decoded is an error.
-    fn decode(&self, common: &Common, video: &Path, profile: MediaProfile, overrides: &MediaOverrides) -> Result<()> {
+    fn decode(
+        &self,
+        common: &CommonOptions,
+        video: &Path,
+        profile: MediaProfile,
+        overrides: &MediaOverrides,
+    ) -> Result<()> {
         let size = if self.out.is_some() { FrameSize::Original } else { FrameSize::Resized };
         let frames = trace::span("decode", || {
             self.worker.decoder(common)?.decode_at_size(video, profile, overrides, size).map_err(anyhow::Error::from)
@@ -82,7 +88,7 @@ impl FramesArgs {
         }
     }
 
-    fn print(&self, common: &Common, indices: &[u64], sample_fps: f64) -> Result<()> {
+    fn print(&self, common: &CommonOptions, indices: &[u64], sample_fps: f64) -> Result<()> {
         if common.json {
             let n = indices.len();
             return output::print_json(

@@ -12,7 +12,7 @@ use reel_model::input::tokenizer::TextStream;
 use serde::Serialize;
 use serde_json::json;
 
-use crate::common::Common;
+use crate::common::CommonOptions;
 use crate::fail::bad_usage;
 use crate::model::Model;
 use crate::prompt::{EncodedPrompt, MessageFlags, ModelFlags, QuestionFlags};
@@ -105,7 +105,7 @@ pub fn bad_completion_count(n: usize) -> anyhow::Error {
 
 impl GenerateArgs {
     /// Generates and prints the completions. A single one is printed while it is generated.
-    pub fn run(&self, common: &Common) -> Result<()> {
+    pub fn run(&self, common: &CommonOptions) -> Result<()> {
         if !(1..=MAX_COMPLETIONS).contains(&self.n) {
             return Err(bad_completion_count(self.n));
         }
@@ -143,7 +143,7 @@ impl GenerateArgs {
         &self,
         prompt: &EncodedPrompt,
         model: &Model,
-        common: &Common,
+        common: &CommonOptions,
         mut on_token: impl FnMut(u32),
     ) -> Result<(Vec<Completion>, Timing)> {
         let stop = || match &self.sampling.stop[..] {

@@ -4,7 +4,7 @@ use anyhow::Result;
 use clap::{ArgMatches, Args};
 use reel_train::{GrpoOptions, grpo};
 
-use crate::common::Common;
+use crate::common::CommonOptions;
 use crate::media::{MediaFlags, WorkerFlags};
 use crate::training::ResolvedOptions;
 
@@ -32,12 +32,12 @@ pub struct GrpoArgs {
 
 impl GrpoArgs {
     /// Merges the command line's options with those of the configuration file, if there is one.
-    pub fn resolved(&self, common: &Common, matches: &ArgMatches) -> Result<ResolvedOptions<GrpoOptions>> {
+    pub fn resolved(&self, common: &CommonOptions, matches: &ArgMatches) -> Result<ResolvedOptions<GrpoOptions>> {
         ResolvedOptions::new(&self.options, &self.media, &self.worker, common, matches)
     }
 
     /// Trains until the end or Ctrl-C.
-    pub fn run(&self, common: &Common, matches: &ArgMatches) -> Result<()> {
+    pub fn run(&self, common: &CommonOptions, matches: &ArgMatches) -> Result<()> {
         self.resolved(common, matches)?.run(grpo::run, grpo::check)
     }
 }

@@ -7,7 +7,7 @@ use clap::Args;
 use reel_model::checkpoint;
 use reel_model::init::{InitOptions, InitReport, Preset, init, init_siglip};
 
-use crate::common::{Common, DtypeName};
+use crate::common::{CommonOptions, DtypeName};
 use crate::fail::bad_usage;
 use crate::output;
 
@@ -44,7 +44,7 @@ pub struct ShapeFlags {
 
 impl ShapeFlags {
     /// Converts these options to those of `reel_model::init`.
-    pub fn options(&self, common: &Common) -> Result<InitOptions> {
+    pub fn options(&self, common: &CommonOptions) -> Result<InitOptions> {
         let dtype = stored(common);
         let name = self.preset.as_deref().unwrap_or("tiny");
         let unknown = |_| bad_usage("--preset", format!("there is no preset `{name}`"), "choose tiny, 3b or 7b");
@@ -54,7 +54,7 @@ impl ShapeFlags {
 }
 
 /// The dtype of `--dtype` as weight files name it.
-fn stored(common: &Common) -> Option<checkpoint::StoredDType> {
+fn stored(common: &CommonOptions) -> Option<checkpoint::StoredDType> {
     common.dtype.map(|d| match d {
         DtypeName::F32 => checkpoint::StoredDType::F32,
         DtypeName::Bf16 => checkpoint::StoredDType::Bf16,
@@ -62,7 +62,7 @@ fn stored(common: &Common) -> Option<checkpoint::StoredDType> {
 }
 
 impl InitArgs {
-    fn create(&self, common: &Common) -> Result<InitReport> {
+    fn create(&self, common: &CommonOptions) -> Result<InitReport> {
         let preset = self.shape.preset.as_deref().unwrap_or_default();
         if preset != SIGLIP_TINY {
             let help = format!("choose tiny, 3b, 7b or {SIGLIP_TINY}");
@@ -78,7 +78,7 @@ impl InitArgs {
     }
 
     /// Creates the folder and prints the size of the model.
-    pub fn run(&self, common: &Common) -> Result<()> {
+    pub fn run(&self, common: &CommonOptions) -> Result<()> {
         let made = self.create(common)?;
         if common.json {
             return output::print_json(

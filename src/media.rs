@@ -8,7 +8,7 @@ use reel_media::profile::{MediaOverrides, MediaProfile};
 use reel_media::worker::{self, DecodeWorker};
 use serde::{Deserialize, Serialize};
 
-use crate::common::Common;
+use crate::common::CommonOptions;
 use crate::fail::bad_usage;
 
 /// Options for frame selection and pixel limits.
@@ -85,7 +85,7 @@ impl Default for WorkerFlags {
 
 impl WorkerFlags {
     /// A decoder that runs in worker processes of this program.
-    pub fn decoder(&self, common: &Common) -> Result<DecodeWorker> {
+    pub fn decoder(&self, common: &CommonOptions) -> Result<DecodeWorker> {
         let mut decoder = DecodeWorker::this_program();
         decoder.timeout = self.timeout()?;
         decoder.memory_mib = self.media_memory;

@@ -8,7 +8,7 @@ use reel_model::lora;
 use reel_runtime::Device;
 use serde_json::json;
 
-use crate::common::Common;
+use crate::common::CommonOptions;
 use crate::{output, prompt};
 
 /// Merge a LoRA adapter into the weights of its base model: W + (alpha / r) B A in f32, rounded once to the dtype of W.
@@ -35,7 +35,7 @@ pub struct MergeArgs {
 
 impl MergeArgs {
     /// Writes the folder and prints what was merged.
-    pub fn run(&self, common: &Common) -> Result<()> {
+    pub fn run(&self, common: &CommonOptions) -> Result<()> {
         let base = prompt::model_folder(&self.model)?;
         let merged = lora::merge(&base, &self.adapter, &self.out, &Device::cpu(common.threads()?))?;
         if common.json {

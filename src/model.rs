@@ -11,7 +11,7 @@ use reel_model::lora::{Adapter, AdapterSource};
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_runtime::{Cx, DType, Device, SimOptions};
 
-use crate::common::{self, Common};
+use crate::common::{self, CommonOptions};
 use crate::fail::bad_usage;
 
 /// A model with its weights on a device.
@@ -26,12 +26,17 @@ pub struct Model {
 
 impl Model {
     /// Opens the model in a folder.
-    pub fn open(folder: &Path, config: &ModelConfig, common: &Common) -> Result<Self> {
+    pub fn open(folder: &Path, config: &ModelConfig, common: &CommonOptions) -> Result<Self> {
         Self::open_with(folder, None, config, common)
     }
 
     /// Opens the model in `folder`, with the LoRA adapter in `adapter`.
-    pub fn open_with(folder: &Path, adapter: Option<&Path>, config: &ModelConfig, common: &Common) -> Result<Self> {
+    pub fn open_with(
+        folder: &Path,
+        adapter: Option<&Path>,
+        config: &ModelConfig,
+        common: &CommonOptions,
+    ) -> Result<Self> {
         let begun = Instant::now();
         let device = open_device(common)?;
         let dtype = activation_dtype(common);
@@ -52,7 +57,7 @@ impl Model {
 }
 
 /// Opens the device of `--device`.
-pub fn open_device(common: &Common) -> Result<Device> {
+pub fn open_device(common: &CommonOptions) -> Result<Device> {
     match common.device()? {
         common::DeviceName::Cpu => Ok(Device::cpu(common.threads()?)),
         common::DeviceName::Cuda(number) => Ok(Device::cuda(number)?),
@@ -69,7 +74,7 @@ pub fn open_device(common: &Common) -> Result<Device> {
 }
 
 /// The dtype of activations: `--dtype`, else bf16 on cuda and f32 elsewhere.
-pub fn activation_dtype(common: &Common) -> DType {
+pub fn activation_dtype(common: &CommonOptions) -> DType {
     match common.dtype {
         Some(common::DtypeName::Bf16) => DType::BF16,
         Some(common::DtypeName::F32) => DType::F32,

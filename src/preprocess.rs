@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::Args;
 use reel_measure::trace;
 
-use crate::common::Common;
+use crate::common::CommonOptions;
 use crate::output;
 use crate::prompt::MessageFlags;
 
@@ -33,7 +33,7 @@ pub struct PreprocessArgs {
 
 impl PreprocessArgs {
     /// Prepares the inputs and writes the file.
-    pub fn run(&self, common: &Common) -> Result<()> {
+    pub fn run(&self, common: &CommonOptions) -> Result<()> {
         let prompt = self.messages.encode(&self.model, common)?;
         trace::span("write", || prompt.tokens.write(&self.out, &prompt.bundle.config))?;
         let tokens = prompt.tokens.len();

@@ -8,14 +8,14 @@ use anyhow::Result;
 use clap::Args;
 use reel_measure::trace;
 use reel_media::profile::{MediaOverrides, MediaProfile};
-use reel_model::hub::{Progress, resolve};
+use reel_model::hub::{DownloadProgress, resolve};
 use reel_model::input::ModelInput;
 use reel_model::input::encode::{Bundle, MediaOptions, SecondPerGrid, encode};
 use reel_model::input::messages::{ContentPart, Conversation, ImagePart, MediaSource, VideoPart, VideoSource};
 use reel_model::lora::{ADAPTER_CONFIG, Adapter, is_adapter};
 use reel_train::options::Recipe;
 
-use crate::common::Common;
+use crate::common::CommonOptions;
 use crate::fail::{bad_usage, failed};
 use crate::media::{MediaFlags, WorkerFlags};
 use crate::output;
@@ -111,7 +111,7 @@ pub fn model_folder(model: &str) -> Result<PathBuf> {
         ));
     }
     let mut printed = Instant::now();
-    let mut progress = |p: Progress| {
+    let mut progress = |p: DownloadProgress| {
         if output::stderr_is_terminal() && (printed.elapsed().as_millis() > 200 || p.total == Some(p.done)) {
             printed = Instant::now();
             let of = p.total.map_or(String::new(), |t| format!(" of {:.1}", t as f64 / 1e6));
@@ -124,13 +124,18 @@ pub fn model_folder(model: &str) -> Result<PathBuf> {
 
 impl MessageFlags {
     /// Reads the messages file and encodes it.
-    pub fn encode(&self, model: &str, common: &Common) -> Result<EncodedPrompt> {
+    pub fn encode(&self, model: &str, common: &CommonOptions) -> Result<EncodedPrompt> {
         let path = self.messages.as_deref().unwrap_or(Path::new("-"));
         self.encode_conversation(model, common, || Ok(Conversation::open(path, self.media_root.as_deref())?))
     }
 
     /// Encodes the messages file, or the question if there is no file.
-    pub fn encode_or_question(&self, question: &QuestionFlags, model: &str, common: &Common) -> Result<EncodedPrompt> {
+    pub fn encode_or_question(
+        &self,
+        question: &QuestionFlags,
+        model: &str,
+        common: &CommonOptions,
+    ) -> Result<EncodedPrompt> {
         match &self.messages {
             Some(_) => self.encode(model, common),
             None => self.encode_conversation(model, common, || Ok(question.conversation(self.media_root.as_deref()))),
@@ -140,7 +145,7 @@ impl MessageFlags {
     fn encode_conversation(
         &self,
         model: &str,
-        common: &Common,
+        common: &CommonOptions,
         conversation: impl FnOnce() -> Result<Conversation>,
     ) -> Result<EncodedPrompt> {
         let begun = Instant::now();

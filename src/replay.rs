@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use std::ops::DerefMut;
 
-use crate::common::Common;
+use crate::common::CommonOptions;
 use crate::fail::failed;
 use crate::output;
 use crate::training::ResolvedOptions;
@@ -38,7 +38,7 @@ pub struct ReplayArgs {
 
 impl ReplayArgs {
     /// Repeats the step and prints the result; an error (exit code 1) if the weights differ.
-    pub fn run(&self, common: &Common) -> Result<()> {
+    pub fn run(&self, common: &CommonOptions) -> Result<()> {
         let (command, options) = replay::recorded_options(&self.out)?;
         let from = replay::find_start(&self.out, self.step)?;
         let replayed = match command.as_str() {
@@ -67,7 +67,7 @@ impl ReplayArgs {
     fn repeat<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwned + Recorded>(
         &self,
         options: Value,
-        common: &Common,
+        common: &CommonOptions,
         from: &ReplayStart,
         redo: impl FnOnce(&RunSetup<O>) -> reel_train::Result<ReplayReport>,
     ) -> Result<ReplayReport> {
@@ -83,7 +83,7 @@ impl ReplayArgs {
         run.save_steps = 0;
         run.report_to = vec![ReportTo::None];
         run.resume_from_checkpoint = from.checkpoint.as_ref().map(|path| path.display().to_string());
-        resolved.common = Common {
+        resolved.common = CommonOptions {
             device: common.device.clone().or(resolved.common.device),
             threads: common.threads.or(resolved.common.threads),
             json: common.json,

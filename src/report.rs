@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::Args;
 use reel_report::run;
 
-use crate::common::Common;
+use crate::common::CommonOptions;
 use crate::output;
 
 /// Write an HTML page about a training run: its metrics as curves, and sampled completions with their rewards.
@@ -29,7 +29,7 @@ pub struct ReportArgs {
 
 impl ReportArgs {
     /// Reads the run as far as it has come and writes the page.
-    pub fn run(&self, common: &Common) -> Result<()> {
+    pub fn run(&self, common: &CommonOptions) -> Result<()> {
         let page = run::run_page(&self.run)?;
         let out = self.out.clone().unwrap_or_else(|| self.run.join("report.html"));
         output::write_file(&out, page.as_bytes())?;

@@ -4,7 +4,7 @@ use anyhow::Result;
 use clap::Args;
 use reel_media::resize::smart_resize;
 
-use crate::common::Common;
+use crate::common::CommonOptions;
 use crate::fail::failed;
 use crate::output;
 
@@ -32,7 +32,7 @@ pub struct ResizeArgs {
 
 impl ResizeArgs {
     /// Prints the size.
-    pub fn run(&self, common: &Common) -> Result<()> {
+    pub fn run(&self, common: &CommonOptions) -> Result<()> {
         if self.factor == 0 {
             return Err(failed("--factor", "0 is not a factor", "give 28, as Qwen2.5-VL uses"));
         }

@@ -11,7 +11,7 @@ use reel_rewards::{Recipe, RewardRow, RewardRules, Scores, SemanticModel};
 use reel_train::rollout::siglip::SiglipScorer;
 use serde_json::json;
 
-use crate::common::Common;
+use crate::common::CommonOptions;
 use crate::fail::failed;
 use crate::{lines, model, output};
 
@@ -44,7 +44,7 @@ pub struct RewardArgs {
 
 impl RewardArgs {
     /// Scores every row and writes the scores; a malformed row is an error, and nothing is written.
-    pub fn run(&self, common: &Common) -> Result<()> {
+    pub fn run(&self, common: &CommonOptions) -> Result<()> {
         let rules = RewardRules { recipe: self.parity, ..RewardRules::default() };
         let rows = lines::parse_json_lines(&self.input, RewardRow::parse)?;
         if rows.is_empty() {
@@ -71,7 +71,7 @@ impl RewardArgs {
 
     /// Prints the mean reward. `frames_encoded` is the number of frames that SigLIP encoded, or `None` without
     /// SigLIP.
-    fn report(&self, common: &Common, rewards: &[Vec<f32>], frames_encoded: Option<u64>) -> Result<()> {
+    fn report(&self, common: &CommonOptions, rewards: &[Vec<f32>], frames_encoded: Option<u64>) -> Result<()> {
         let all = rewards.concat();
         let mean = all.iter().map(|&r| f64::from(r)).sum::<f64>() / all.len() as f64;
         if common.json {
@@ -93,7 +93,7 @@ impl RewardArgs {
 }
 
 /// Opens the SigLIP model of the semantic reward.
-fn open(folder: &Path, common: &Common) -> Result<SiglipScorer> {
+fn open(folder: &Path, common: &CommonOptions) -> Result<SiglipScorer> {
     let (device, dtype) = (model::open_device(common)?, model::activation_dtype(common));
     let scorer = trace::span("load", || SiglipScorer::open(&device, folder, dtype))?;
     trace::record_launches(&device, dtype);

@@ -14,7 +14,7 @@ use reel_model::qwen2_5_vl::ForwardOptions;
 use reel_model::save::AtomicFile;
 use reel_runtime::{Tensor, ops};
 
-use crate::common::Common;
+use crate::common::CommonOptions;
 use crate::model::Model;
 use crate::output;
 use crate::prompt::{MessageFlags, ModelFlags};
@@ -49,7 +49,7 @@ struct Scored {
 
 impl ScoreArgs {
     /// Runs the forward pass and writes the file.
-    pub fn run(&self, common: &Common) -> Result<()> {
+    pub fn run(&self, common: &CommonOptions) -> Result<()> {
         let (base, adapter) = self.model.base_and_adapter()?;
         let (folder, tokens) = self.tokens(&base, common)?;
         let config = ModelConfig::open(&folder)?;
@@ -72,7 +72,7 @@ impl ScoreArgs {
         Ok(())
     }
 
-    fn tokens(&self, base: &str, common: &Common) -> Result<(PathBuf, ModelInput)> {
+    fn tokens(&self, base: &str, common: &CommonOptions) -> Result<(PathBuf, ModelInput)> {
         let Some(inputs) = &self.inputs else {
             let prompt = self.messages.encode(base, common)?;
             return Ok((prompt.folder, prompt.tokens));

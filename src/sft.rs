@@ -4,7 +4,7 @@ use anyhow::Result;
 use clap::{ArgMatches, Args};
 use reel_train::{SftOptions, sft};
 
-use crate::common::Common;
+use crate::common::CommonOptions;
 use crate::media::{MediaFlags, WorkerFlags};
 use crate::training::ResolvedOptions;
 
@@ -31,12 +31,12 @@ pub struct SftArgs {
 
 impl SftArgs {
     /// Merges the command line's options with those of the configuration file, if there is one.
-    pub fn resolved(&self, common: &Common, matches: &ArgMatches) -> Result<ResolvedOptions<SftOptions>> {
+    pub fn resolved(&self, common: &CommonOptions, matches: &ArgMatches) -> Result<ResolvedOptions<SftOptions>> {
         ResolvedOptions::new(&self.options, &self.media, &self.worker, common, matches)
     }
 
     /// Trains until the end or Ctrl-C.
-    pub fn run(&self, common: &Common, matches: &ArgMatches) -> Result<()> {
+    pub fn run(&self, common: &CommonOptions, matches: &ArgMatches) -> Result<()> {
         self.resolved(common, matches)?.run(sft::run, sft::check)
     }
 }

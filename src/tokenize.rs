@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use reel_model::input::tokenizer::Tokenizer;
 
-use crate::common::Common;
+use crate::common::CommonOptions;
 use crate::fail::failed;
 use crate::{output, prompt};
 
@@ -29,7 +29,7 @@ pub struct TokenizeArgs {
 
 impl TokenizeArgs {
     /// Prints one list of token ids per line, as JSON with and without `--json`.
-    pub fn run(&self, _common: &Common) -> Result<()> {
+    pub fn run(&self, _common: &CommonOptions) -> Result<()> {
         let tokenizer = Tokenizer::open(&prompt::model_folder(&self.model)?)?;
         let (name, lines): (_, Box<dyn BufRead>) = if self.file == Path::new("-") {
             ("stdin".to_string(), Box::new(io::stdin().lock()))

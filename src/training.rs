@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::ops::DerefMut;
 
-use crate::common::Common;
+use crate::common::CommonOptions;
 use crate::fail::failed;
 use crate::media::{MediaFlags, WorkerFlags};
 use crate::{interrupt, model, output, prompt};
@@ -30,7 +30,7 @@ pub struct ResolvedOptions<O> {
     #[serde(flatten)]
     pub worker: WorkerFlags,
     #[serde(flatten)]
-    pub common: Common,
+    pub common: CommonOptions,
 }
 
 impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwned> ResolvedOptions<O> {
@@ -39,7 +39,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
         options: &O,
         media: &MediaFlags,
         worker: &WorkerFlags,
-        common: &Common,
+        common: &CommonOptions,
         matches: &ArgMatches,
     ) -> Result<Self> {
         let parsed =
@@ -57,8 +57,8 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
         run.config.clone_from(&options.config);
         run.resume_from_checkpoint = options.resume_from_checkpoint.clone().or(start.resume_from_checkpoint);
         run.overwrite = options.overwrite || start.overwrite;
-        let Common { json, quiet, verbose, .. } = *common;
-        resolved.common = Common { json, quiet, verbose, trace: common.trace.clone(), ..resolved.common };
+        let CommonOptions { json, quiet, verbose, .. } = *common;
+        resolved.common = CommonOptions { json, quiet, verbose, trace: common.trace.clone(), ..resolved.common };
         resolved.media.profile = Some(resolved.media.profile(MediaProfile::VideorftTrain)?.name().to_string());
         Ok(resolved)
     }
@@ -138,6 +138,6 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
 }
 
 /// Whether an error is one of the command line or of a configuration file (exit code 2).
-pub fn is_usage(e: &anyhow::Error) -> bool {
+pub fn is_training_usage_error(e: &anyhow::Error) -> bool {
     e.downcast_ref::<TrainError>().is_some_and(TrainError::is_usage)
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::{Value, json};
-use support::{Run, file_names_in, golden, run, run_in, tiny_model};
+use support::{FinishedRun, file_names_in, golden, run, run_in, tiny_model};
 
 /// A folder with a tiny model whose files a test can damage.
 struct Workspace {
@@ -25,7 +25,7 @@ impl Workspace {
         self.dir.path().join("tiny").join(file)
     }
 
-    fn score(&self) -> Run {
+    fn score(&self) -> FinishedRun {
         let messages = self.dir.path().join("m.json");
         fs::write(&messages, "[{\"role\": \"user\", \"content\": \"x\"}]").expect("written");
         let got =

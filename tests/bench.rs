@@ -20,7 +20,7 @@ fn check_ops(result: &Value) -> Vec<String> {
     let (mut seconds, mut shares, mut last) = (0.0, 0.0, f64::INFINITY);
     for op in ops {
         let op_seconds = number(op, "/seconds");
-        assert!(op_seconds > 0.0 && op_seconds <= last, "not sorted by time: {ops:?}");
+        assert!(op_seconds > 0.0 && op_seconds <= last, "the ops are not sorted by time: {ops:?}");
         (seconds, shares, last) = (seconds + op_seconds, shares + number(op, "/share_of_step"), op_seconds);
         assert!(number(op, "/launches") >= 1.0 && number(op, "/bytes") > 0.0);
         assert!(
@@ -57,7 +57,7 @@ fn prefill_and_decode_results_have_their_keys_and_can_be_compared() {
         assert!(number("/flops") > 32.0 * 2.0 * 0.3e6, "{got}");
         let samples: Vec<f64> = got["samples"].as_array().expect("samples").iter().filter_map(Value::as_f64).collect();
         assert_eq!(samples.len(), 3);
-        assert!(samples.contains(&number("/seconds")), "the median is one of three");
+        assert!(samples.contains(&number("/seconds")), "the median of three round times is not one of them");
         let ops = check_ops(&got);
         assert!(ops.contains(&"matmul_fwd".to_string()), "{ops:?}");
         // Only a GPU's clocks are read.

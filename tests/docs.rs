@@ -158,7 +158,7 @@ fn run_page(page: &str) {
             continue;
         }
         if block.info != "sh" {
-            assert!(!block.info.starts_with("sh"), "{page}:{}: unknown kind of block: {}", block.line, block.info);
+            assert!(!block.info.starts_with("sh"), "{page}:{}: unknown kind of code block: {}", block.line, block.info);
             continue;
         }
         for (line, command) in commands(&block) {
@@ -172,7 +172,7 @@ fn run_page(page: &str) {
             ran += 1;
         }
     }
-    assert!(ran + skipped > 0, "{page}: no command was found");
+    assert!(ran + skipped > 0, "{page}: the page has no commands");
 }
 
 #[test]
@@ -318,7 +318,7 @@ fn files_that_pages_name_exist() {
                 // `rewards/NAME` is a metric with a placeholder, not a file.
                 let whole = path.len() == word.len() && !path.ends_with("NAME");
                 if whole && ROOTS.iter().any(|root| path.starts_with(root)) && !repository().join(path).exists() {
-                    wrong.push(format!("{}:{}: there is no {path}", page.display(), i + 1));
+                    wrong.push(format!("{}:{}: {path} does not exist", page.display(), i + 1));
                 }
             }
         }

@@ -5,7 +5,7 @@ mod support;
 use std::fs;
 
 use serde_json::{Value, json};
-use support::{Run, file_names_in, golden, run, run_in};
+use support::{FinishedRun, file_names_in, golden, run, run_in};
 
 const BENCHMARKS: [&str; 6] = ["vsibench", "videommmu", "mmvu", "mvbench", "tempcompass", "videomme"];
 
@@ -41,7 +41,7 @@ fn scores_equal_the_evaluation_scripts() {
 }
 
 /// Scores MMVU predictions in a file with this text.
-fn score(text: impl AsRef<[u8]>, more: &[&str]) -> Run {
+fn score(text: impl AsRef<[u8]>, more: &[&str]) -> FinishedRun {
     let folder = tempfile::tempdir().expect("a folder");
     fs::write(folder.path().join("p.jsonl"), text).expect("written");
     let args = ["eval", "--score-only", "--benchmark", "mmvu", "--predictions", "p.jsonl", "--out", "f.json"];

@@ -143,7 +143,7 @@ fn run_killed_while_writing_a_checkpoint_keeps_the_others() {
         let old = drafts(&broken);
         let (mut seen, begun) = (Vec::new(), Instant::now());
         while seen.len() <= life % 3 && child.try_wait().expect("a child").is_none() {
-            assert!(begun.elapsed() < Duration::from_secs(120), "no checkpoint in two minutes");
+            assert!(begun.elapsed() < Duration::from_secs(120), "no checkpoint was begun in two minutes");
             let new = drafts(&broken).into_iter().filter(|name| !old.contains(name) && !seen.contains(name));
             seen.extend(new.collect::<Vec<_>>());
             std::thread::sleep(Duration::from_micros(200));

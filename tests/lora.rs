@@ -33,7 +33,7 @@ impl Place {
         read(Path::new(&out))["logits"].values.clone()
     }
 
-    fn sft(&self, out: &str, more: &[&str]) -> support::Run {
+    fn sft(&self, out: &str, more: &[&str]) -> support::FinishedRun {
         let (data, out) = (golden("train/sft_all_tokens/data.jsonl").display().to_string(), self.path(out));
         let args = ["sft", "--model", &self.base, "--data", &data, "--out", &out, "--labels", "text", "--quiet"];
         run([

@@ -69,7 +69,7 @@ fn check_preprocessing(c: &Case) {
             let (got, mean) = (&got[name].values, c.tolerance("pixel_mean_levels") * level);
             assert_eq!(got.len(), pixels.values.len(), "{name}");
             let off: f64 = got.iter().zip(&pixels.values).map(|(g, w)| (g - w).abs()).sum::<f64>() / got.len() as f64;
-            assert!(off <= mean, "{name}: {off:.3e} mean difference");
+            assert!(off <= mean, "{name}: pixels differ by {off:.3e} on average");
         }
     }
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use reel_rewards::CustomReward;
 use serde_json::{Value, json};
-use support::{Run, file_names_in, golden, run};
+use support::{FinishedRun, file_names_in, golden, run};
 
 /// A temporary folder in which files are scored.
 struct Workspace(tempfile::TempDir);
@@ -26,7 +26,7 @@ impl Workspace {
     }
 
     /// Runs `reel reward` on a file with this text.
-    fn reward(&self, text: impl AsRef<[u8]>, more: &[&str]) -> Run {
+    fn reward(&self, text: impl AsRef<[u8]>, more: &[&str]) -> FinishedRun {
         fs::write(self.path("in.jsonl"), text).expect("written");
         let (input, output) = (self.path("in.jsonl"), self.path("out.jsonl"));
         let paths = ["--input", input.to_str().expect("UTF-8"), "--output", output.to_str().expect("UTF-8")];

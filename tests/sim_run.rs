@@ -9,7 +9,7 @@ use reel_kernels::compile;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
-use support::{Run, run_in};
+use support::{FinishedRun, run_in};
 
 const HEAD: &str = ".version 9.0\n.target sm_80\n.address_size 64\n";
 
@@ -120,7 +120,7 @@ fn folder(files: &[(&str, String)]) -> tempfile::TempDir {
     dir
 }
 
-fn sim(dir: &Path, line: &str) -> Run {
+fn sim(dir: &Path, line: &str) -> FinishedRun {
     run_in(dir, ["sim", "run"].into_iter().chain(line.split_whitespace()))
 }
 

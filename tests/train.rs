@@ -60,7 +60,7 @@ fn training_folder(rows: usize) -> tempfile::TempDir {
     folder
 }
 
-fn sft(folder: &Path, out: &str, more: &[&str]) -> support::Run {
+fn sft(folder: &Path, out: &str, more: &[&str]) -> support::FinishedRun {
     run_in(
         folder,
         [&["sft", "--model", "tiny", "--data", "rows.jsonl", "--out", out, "--learning-rate", "1e-3"][..], more]
@@ -115,7 +115,7 @@ fn start_long(folder: &Path, out: &str) -> Child {
 fn wait_for_steps(out: &Path, steps: usize) {
     let begun = Instant::now();
     while fs::read_to_string(out.join("metrics.jsonl")).unwrap_or_default().lines().count() < steps {
-        assert!(begun.elapsed() < Duration::from_secs(60), "no {steps} steps in a minute");
+        assert!(begun.elapsed() < Duration::from_secs(60), "the run did not do {steps} steps in a minute");
         std::thread::sleep(Duration::from_millis(5));
     }
 }
@@ -314,7 +314,7 @@ fn killed_check_continues() {
     child.kill().expect("killed");
     child.wait().expect("it ends");
     let before = checked();
-    assert!(before < 40 && !at.join("broken.jsonl").exists(), "the check ended before it was killed");
+    assert!(before < 40 && !at.join("broken.jsonl").exists(), "the data check ended before it was killed");
     let said = support::finished_run(check("broken.jsonl").output().expect("it runs"));
     let again = format!("{before} rows were checked before");
     let again_without_the_last = format!("{} rows were checked before", before - 1);

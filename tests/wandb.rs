@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
-use support::{Run, file_names_in, finished_run, golden, reel, tiny_model};
+use support::{FinishedRun, file_names_in, finished_run, golden, reel, tiny_model};
 
 /// CRC-32 (IEEE 802.3), bit by bit.
 fn crc32(bytes: &[u8]) -> u32 {
@@ -26,7 +26,7 @@ fn records(path: &Path) -> Vec<Vec<u8>> {
         while at + 7 <= block.len() {
             let length = usize::from(u16::from_le_bytes([block[at + 4], block[at + 5]]));
             let chunk = &block[at + 6..at + 7 + length];
-            assert_eq!(block[at..at + 4], crc32(chunk).to_le_bytes(), "checksum in block {i} at {at}");
+            assert_eq!(block[at..at + 4], crc32(chunk).to_le_bytes(), "wrong checksum in block {i} at byte {at}");
             part.extend(&chunk[1..]);
             if chunk[0] == 1 || chunk[0] == 4 {
                 all.push(std::mem::take(&mut part));
@@ -177,7 +177,7 @@ fn training_folder() -> tempfile::TempDir {
 }
 
 /// Runs a training command without WANDB_PROJECT in its environment.
-fn train(at: &Path, command: &str, out: &str, more: &[&str]) -> Run {
+fn train(at: &Path, command: &str, out: &str, more: &[&str]) -> FinishedRun {
     let grpo = ["--num-generations", "4", "--per-device-train-batch-size", "4", "--max-completion-length", "8"];
     let mut process = reel();
     process.current_dir(at).env_remove("WANDB_PROJECT");

@@ -16,21 +16,21 @@ use crate::stats;
 
 /// Power, clocks and temperature of a GPU at one moment.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Reading {
+pub struct ClockReading {
     /// The values in the order of [`READING_VALUES`]; `None` where the GPU does not report one.
     pub values: [Option<f64>; READING_VALUES.len()],
     /// Reasons why the GPU does not run at its highest clock at this moment.
     pub throttled: Vec<&'static str>,
 }
 
-/// Names and units of the values in a [`Reading`].
+/// Names and units of the values in a [`ClockReading`].
 pub const READING_VALUES: [(&str, &str); 4] =
     [("power_watts", "W"), ("sm_mhz", "MHz"), ("memory_mhz", "MHz"), ("temperature_celsius", "°C")];
 
 /// A GPU, or a fake of one, whose clocks and power can be read.
 pub trait ClockSource: Send {
     /// Reads the current values.
-    fn read(&mut self) -> Reading;
+    fn read(&mut self) -> ClockReading;
 }
 
 /// A GPU, identified by its PCI bus id, which does not depend on how CUDA numbers GPUs.
@@ -40,10 +40,10 @@ struct Gpu {
 }
 
 impl ClockSource for Gpu {
-    fn read(&mut self) -> Reading {
-        let Ok(gpu) = self.nvml.device_by_pci_bus_id(self.bus_id.as_str()) else { return Reading::default() };
+    fn read(&mut self) -> ClockReading {
+        let Ok(gpu) = self.nvml.device_by_pci_bus_id(self.bus_id.as_str()) else { return ClockReading::default() };
         let clock = |which| gpu.clock_info(which).ok().map(f64::from);
-        Reading {
+        ClockReading {
             values: [
                 gpu.power_usage().ok().map(|milliwatts| f64::from(milliwatts) / 1e3),
                 clock(Clock::SM),
@@ -73,7 +73,7 @@ fn reasons(bits: ThrottleReasons) -> Vec<&'static str> {
 /// A thread that reads clocks and power at a fixed interval.
 pub struct ClockSampler {
     end: Sender<()>,
-    thread: JoinHandle<Vec<Reading>>,
+    thread: JoinHandle<Vec<ClockReading>>,
 }
 
 impl ClockSampler {
@@ -131,7 +131,7 @@ pub struct ClockSummary {
 
 impl ClockSummary {
     /// Computes the range of each value over these readings, and counts the reasons for lower clocks.
-    pub fn summarize(readings: &[Reading]) -> ClockSummary {
+    pub fn summarize(readings: &[ClockReading]) -> ClockSummary {
         let figure = |i: usize| {
             let values: Vec<f64> = readings.iter().filter_map(|r| r.values[i]).collect();
             (!values.is_empty()).then(|| stats::min_median_max(&values))
@@ -171,16 +171,16 @@ mod tests {
     use super::*;
 
     /// A clock source that returns these readings one after the other and then repeats the last one.
-    struct Fake(Vec<Reading>);
+    struct Fake(Vec<ClockReading>);
 
     impl ClockSource for Fake {
-        fn read(&mut self) -> Reading {
+        fn read(&mut self) -> ClockReading {
             if self.0.len() > 1 { self.0.remove(0) } else { self.0[0].clone() }
         }
     }
 
-    fn reading(watts: Option<f64>, mhz: f64, throttled: &[&'static str]) -> Reading {
-        Reading { values: [watts, Some(mhz), None, Some(40.0)], throttled: throttled.to_vec() }
+    fn reading(watts: Option<f64>, mhz: f64, throttled: &[&'static str]) -> ClockReading {
+        ClockReading { values: [watts, Some(mhz), None, Some(40.0)], throttled: throttled.to_vec() }
     }
 
     #[test]

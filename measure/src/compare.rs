@@ -58,7 +58,11 @@ pub fn compare_results(a: &Path, b: &Path) -> Result<ResultComparison> {
     }
     differs.extend(second.iter().map(|other| format!("{} is only in {}", other.name, b.display())));
     if verdicts.is_empty() {
-        return Err(failed(b.display().to_string(), format!("measures nothing that {} measures", a.display()), HELP));
+        return Err(failed(
+            b.display().to_string(),
+            format!("has no kernel or measurement that {} has", a.display()),
+            HELP,
+        ));
     }
     let moved = op_changes(&before, &after);
     Ok(ResultComparison { verdicts, differs, moved, before, after })
@@ -90,7 +94,7 @@ impl ResultComparison {
             let [a, b] = m.seconds.map(milliseconds);
             let mut line = String::new();
             // Writing to a String cannot fail.
-            let _ = write!(line, "  {:34} {a} -> {b}, in the one profiled round of each", m.op);
+            let _ = write!(line, "  {:34} {a} -> {b} (one profiled round each)", m.op);
             lines.push(line);
         }
         lines.join("\n")
@@ -178,7 +182,7 @@ fn samples(path: &Path, result: &Value) -> Result<Vec<Samples>> {
         let seconds = seconds.filter(|s| !s.is_empty() && s.iter().all(|&x| x > 0.0 && x.is_finite()));
         let name = name.as_str().ok_or_else(|| not_a_result(path, "a measurement has no name"))?.to_string();
         let seconds =
-            seconds.ok_or_else(|| not_a_result(path, &format!("{name} has no samples, the seconds of its rounds")))?;
+            seconds.ok_or_else(|| not_a_result(path, &format!("{name} has no `samples` (seconds of each round)")))?;
         Ok(Samples { name, seconds })
     };
     match result["kernels"].as_array() {

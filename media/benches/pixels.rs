@@ -19,7 +19,7 @@ fn video((height, width): (usize, usize)) -> FrameBuf {
 }
 
 fn view(video: &FrameBuf) -> FrameView<'_> {
-    video.view().expect("data has the length of the frames")
+    video.view().expect("the data has exactly these frames")
 }
 
 fn main() {

@@ -52,7 +52,11 @@ fn check(path: &Path, n: usize, height: usize, width: usize) {
         let some = decode_n(path, few);
         for (&i, frame) in some.indices.iter().zip(some.data.chunks(len)) {
             assert_eq!(shown_index(frame, height, width) as u64, i, "{} of {few} frames", path.display());
-            assert!(frame == &all.data[i as usize * len..][..len], "{}: frame {i} differs alone", path.display());
+            assert!(
+                frame == &all.data[i as usize * len..][..len],
+                "{}: frame {i} differs when fewer frames are decoded",
+                path.display()
+            );
         }
     }
 }
@@ -128,7 +132,7 @@ fn every_format_decodes_to_the_written_frames() {
     let frames = FrameView::new(&data, 44, HEIGHT, WIDTH).unwrap();
     let mut done = 0;
     for format in formats() {
-        let Some(encoder) = format.codec.encoder() else {
+        let Some(encoder) = format.codec.available_encoder() else {
             println!("skipped: {} in {}, because this FFmpeg has no encoder for it", format.name, format.extension);
             continue;
         };

@@ -241,7 +241,7 @@ fn until<T>(mut found: impl FnMut() -> Option<T>) -> T {
         if let Some(found) = found() {
             return found;
         }
-        assert!(Instant::now() < deadline, "it did not happen within 20 s");
+        assert!(Instant::now() < deadline, "the expected state was not reached within 20 s");
         std::thread::sleep(Duration::from_millis(10));
     }
 }

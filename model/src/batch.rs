@@ -185,7 +185,7 @@ impl Batch {
                     return Err(ModelError::inputs(
                         format!("{location}: position_ids"),
                         what,
-                        "give one for each id on each axis",
+                        "give one position for each id on each axis",
                     ));
                 }
                 positions.extend(s.position_ids[axis].iter().map(|&p| p as i32));

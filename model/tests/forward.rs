@@ -90,7 +90,7 @@ fn logits_equal_transformers() {
             let off = relative(&got, &case.expected("logits"));
             let limit = case.tolerance[key].as_f64().unwrap();
             println!("{} {dtype}: {off:.2e} of {limit:.1e}", case.name);
-            assert!(off <= limit, "{} {dtype}: logits off by {off:.2e}, allowed {limit:.1e}", case.name);
+            assert!(off <= limit, "{} {dtype}: logits differ by {off:.2e}, allowed {limit:.1e}", case.name);
         }
     }
 }

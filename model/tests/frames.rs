@@ -114,7 +114,7 @@ proptest! {
             let off = distance(&d_got, &d_want);
             prop_assert!(off <= 1e-5, "{dtype}: gradients differ by {off:.2e}");
             // A batch of one sequence with frames and one with pixel values.
-            prop_assert!(pass(dtype, &[&levels, &values]).0[..got.len()] == got[..], "{dtype}: with values in the batch");
+            prop_assert!(pass(dtype, &[&levels, &values]).0[..got.len()] == got[..], "{dtype}: hidden states differ if the batch also has pixel values");
         }
     }
 }

@@ -14,7 +14,7 @@ const MAX_POINTS: usize = 400;
 
 /// Size and scale of a chart.
 #[derive(Clone, Copy, Debug)]
-pub struct Chart {
+pub struct LineChart {
     /// Width in units of the SVG.
     pub width: f64,
     /// Height in units of the SVG.
@@ -23,7 +23,7 @@ pub struct Chart {
     pub log: bool,
 }
 
-impl Chart {
+impl LineChart {
     /// Draws a chart of `(step, value)` points, sorted by step. Values that are not finite are omitted; the result is
     /// empty if no value is left.
     pub fn svg(&self, points: &[(u64, f64)], label: &str) -> String {
@@ -131,7 +131,7 @@ mod tests {
         #[test]
         fn every_point_is_inside_the_chart(values in prop::collection::vec(prop_oneof![9 => -1e9f64..1e9, 1 => Just(f64::NAN)], 1..900), log: bool) {
             let points: Vec<(u64, f64)> = (1..).zip(values).collect();
-            let svg = Chart { width: 360.0, height: 170.0, log }.svg(&points, "x");
+            let svg = LineChart { width: 360.0, height: 170.0, log }.svg(&points, "x");
             prop_assert!(!svg.contains("NaN") && !svg.contains("inf"));
             prop_assert_eq!(svg.is_empty(), points.iter().all(|p| p.1.is_nan() || log && p.1 <= 0.0));
             for part in svg.split("cy=\"").skip(1) {

@@ -5,10 +5,10 @@ use std::fmt::Write;
 
 use reel_train::reporting::metrics::StepMetrics;
 
-use crate::chart::Chart;
+use crate::chart::LineChart;
 use crate::html;
 
-const CHART: Chart = Chart { width: 360.0, height: 170.0, log: false };
+const CHART: LineChart = LineChart { width: 360.0, height: 170.0, log: false };
 
 /// Metrics whose charts come first, in this order; all others follow by name.
 const FIRST: [&str; 8] =

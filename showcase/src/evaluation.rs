@@ -27,14 +27,14 @@ const SHUFFLES: u64 = 3;
 
 /// How many of some answers are correct.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Tally {
+pub struct AnswerTally {
     /// Number of correct answers.
     pub correct: usize,
     /// Number of all answers.
     pub total: usize,
 }
 
-impl Tally {
+impl AnswerTally {
     /// Counts the correct answers; each answer comes with its clip.
     pub fn count_correct<'a>(answers: impl Iterator<Item = (&'a Clip, &'a String)>) -> Self {
         answers.fold(Self::default(), |t, (clip, text)| Self {
@@ -56,7 +56,7 @@ impl Tally {
 
 /// How far the accuracy of `high` is above that of `low`, in standard errors of the difference of two binomial
 /// proportions; 0 if the accuracies are equal.
-pub fn standard_errors(low: Tally, high: Tally) -> f64 {
+pub fn standard_errors(low: AnswerTally, high: AnswerTally) -> f64 {
     if low.accuracy() == high.accuracy() {
         return 0.0;
     }
@@ -65,7 +65,7 @@ pub fn standard_errors(low: Tally, high: Tally) -> f64 {
 
 /// The answers of a model in one evaluation.
 #[derive(Clone, Debug)]
-pub struct Answers {
+pub struct EvaluationAnswers {
     /// The answer to each clip.
     pub ordered: Vec<String>,
     /// The answers to the motion clips with shuffled frames: to all clips in a first random order, then in a second,
@@ -73,21 +73,21 @@ pub struct Answers {
     pub shuffled: Vec<String>,
 }
 
-impl Answers {
+impl EvaluationAnswers {
     /// Counts the correct answers to the clips of one task, or of all tasks.
-    pub fn tally(&self, clips: &[Clip], task: Option<ClipTask>) -> Tally {
-        Tally::count_correct(clips.iter().zip(&self.ordered).filter(|(c, _)| task.is_none_or(|t| t == c.task)))
+    pub fn tally(&self, clips: &[Clip], task: Option<ClipTask>) -> AnswerTally {
+        AnswerTally::count_correct(clips.iter().zip(&self.ordered).filter(|(c, _)| task.is_none_or(|t| t == c.task)))
     }
 
     /// Counts the correct answers to motion clips with shuffled frames.
-    pub fn shuffled_tally(&self, clips: &[Clip]) -> Tally {
+    pub fn shuffled_tally(&self, clips: &[Clip]) -> AnswerTally {
         let motion: Vec<&Clip> = clips.iter().filter(|c| c.task == ClipTask::Motion).collect();
-        Tally::count_correct(motion.into_iter().cycle().zip(&self.shuffled))
+        AnswerTally::count_correct(motion.into_iter().cycle().zip(&self.shuffled))
     }
 
     /// The accuracies in one line of text.
     pub fn summary(&self, clips: &[Clip]) -> String {
-        let fraction = |t: Tally| format!("{} of {}", t.correct, t.total);
+        let fraction = |t: AnswerTally| format!("{} of {}", t.correct, t.total);
         let (all, motion, shuffled) =
             (self.tally(clips, None), self.tally(clips, Some(ClipTask::Motion)), self.shuffled_tally(clips));
         format!(
@@ -100,13 +100,13 @@ impl Answers {
 }
 
 /// The questions about the held-out clips, encoded as model inputs.
-pub struct Evaluation {
+pub struct ClipEvaluation {
     bundle: Bundle,
     ordered: Vec<ModelInput>,
     shuffled: Vec<ModelInput>,
 }
 
-impl Evaluation {
+impl ClipEvaluation {
     /// Encodes the questions about the clips in folder `videos`, for models with the tokenizer of model folder
     /// `folder`.
     ///
@@ -136,7 +136,7 @@ impl Evaluation {
     ///
     /// # Errors
     /// The weights cannot be opened, or generation fails.
-    pub fn run(&self, folder: &Path, device: &Device) -> Result<Answers> {
+    pub fn run(&self, folder: &Path, device: &Device) -> Result<EvaluationAnswers> {
         let files = Checkpoint::open(folder)?;
         let weights = Qwen25Vl::open(device, &files, &self.bundle.config, DType::F32)?;
         let engine = Engine::new(&weights, &Cx::inference(device, DType::F32))?;
@@ -157,7 +157,7 @@ impl Evaluation {
             }
             Ok(answers)
         };
-        Ok(Answers { ordered: answer(&self.ordered)?, shuffled: answer(&self.shuffled)? })
+        Ok(EvaluationAnswers { ordered: answer(&self.ordered)?, shuffled: answer(&self.shuffled)? })
     }
 }
 
@@ -167,7 +167,7 @@ mod tests {
 
     #[test]
     fn standard_errors_are_those_of_two_proportions() {
-        let tally = |correct, total| Tally { correct, total };
+        let tally = |correct, total| AnswerTally { correct, total };
         assert_eq!(standard_errors(tally(0, 0), tally(0, 240)), 0.0);
         let gain = standard_errors(tally(120, 240), tally(180, 240));
         assert!((gain - 0.25 / (0.25f64 / 240.0 + 0.1875 / 240.0).sqrt()).abs() < 1e-12);

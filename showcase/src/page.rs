@@ -9,12 +9,12 @@ use base64::engine::general_purpose::STANDARD;
 use image::{ExtendedColorType, ImageEncoder, codecs::png::PngEncoder};
 use serde_json::Value;
 
-use reel_report::chart::Chart;
+use reel_report::chart::LineChart;
 use reel_report::html::escape;
 
 use crate::Result;
 use crate::clips::{ClipTask, FRAMES, SIDE, extract_answer};
-use crate::evaluation::{Tally, standard_errors};
+use crate::evaluation::{AnswerTally, standard_errors};
 use crate::pipeline::{DemoOutcome, GRPO_PAGE, STAGES};
 
 const STYLE: &str = include_str!("page.css");
@@ -26,7 +26,7 @@ pub struct ResultRow {
     /// The row's label: a task, `motion, frames shuffled`, or `all`.
     pub name: &'static str,
     /// Correct answers before, between and after the two training stages.
-    pub tallies: [Tally; 3],
+    pub tallies: [AnswerTally; 3],
     /// The accuracy of random guesses.
     guess: Option<f64>,
 }
@@ -72,7 +72,7 @@ pub fn demo_page(o: &DemoOutcome, machine: &str) -> Result<String> {
         for (name, caption, log) in stage.curves {
             let points: Vec<(u64, f64)> =
                 (1..).zip(steps).filter_map(|(n, line): (u64, &Value)| Some((n, line.get(*name)?.as_f64()?))).collect();
-            let chart = Chart { width: 760.0, height: 200.0, log: *log }.svg(&points, name);
+            let chart = LineChart { width: 760.0, height: 200.0, log: *log }.svg(&points, name);
             let _ = write!(page, "<figure><figcaption>{}</figcaption>{chart}</figure>", escape(caption));
         }
         page += "</section>";
@@ -129,7 +129,7 @@ fn end(machine: &str) -> String {
     format!("<footer>{}</footer></main></body></html>\n", escape(machine))
 }
 
-fn share(t: Tally) -> String {
+fn share(t: AnswerTally) -> String {
     format!("{:.1} %", 100.0 * t.accuracy())
 }
 
@@ -261,14 +261,15 @@ fn png(pixels: &[u8]) -> Result<Vec<u8>> {
 mod tests {
     use super::*;
     use crate::clips::{self, Clip, ClipSet};
-    use crate::evaluation::Answers;
+    use crate::evaluation::EvaluationAnswers;
     use serde_json::json;
 
     fn outcome(seed: u64) -> DemoOutcome {
         let clips = clips::make_clips(ClipSet::HeldOut, 3)[..6].to_vec();
-        let noise = Answers { ordered: vec!["<b>noise & more".to_string(); 6], shuffled: vec![String::new(); 9] };
+        let noise =
+            EvaluationAnswers { ordered: vec!["<b>noise & more".to_string(); 6], shuffled: vec![String::new(); 9] };
         let mut right =
-            Answers { ordered: clips.iter().map(Clip::completion).collect(), shuffled: vec!["no".into(); 9] };
+            EvaluationAnswers { ordered: clips.iter().map(Clip::completion).collect(), shuffled: vec!["no".into(); 9] };
         right.shuffled[3] = clips[0].completion();
         let mut half = right.clone();
         half.ordered[1] = "<answer>wrong</answer>".to_string();

@@ -28,7 +28,7 @@ use reel_train::options::RunOptions;
 use serde_json::{Value, json};
 
 use crate::clips::{self, Clip, ClipSet, FPS, FRAMES, SIDE};
-use crate::evaluation::{Answers, Evaluation};
+use crate::evaluation::{ClipEvaluation, EvaluationAnswers};
 use crate::page::SHOWN_CLIPS;
 use crate::{Result, ShowcaseError};
 
@@ -111,7 +111,7 @@ pub struct DemoOutcome {
     /// The held-out clips.
     pub clips: Vec<Clip>,
     /// The answers to the held-out clips before, between and after the two training stages.
-    pub answers: [Answers; 3],
+    pub answers: [EvaluationAnswers; 3],
     /// For each training stage, the lines of its `metrics.jsonl`.
     pub steps: [Vec<Value>; 2],
     /// The duration of each training stage.
@@ -159,9 +159,10 @@ impl Demo {
         grpo: impl FnOnce() -> std::result::Result<(), E>,
     ) -> std::result::Result<DemoOutcome, E> {
         let PreparedDemo { started, parameters, held_out } = prepared;
-        let evaluation =
-            trace::span("questions", || Evaluation::new(&self.path("model"), &self.path("clips"), &held_out, media))?;
-        let evaluate = |part: &str, when: &str| -> Result<Answers> {
+        let evaluation = trace::span("questions", || {
+            ClipEvaluation::new(&self.path("model"), &self.path("clips"), &held_out, media)
+        })?;
+        let evaluate = |part: &str, when: &str| -> Result<EvaluationAnswers> {
             let answers = trace::span("evaluation", || evaluation.run(&self.path(part), device))?;
             self.progress(format!("{when}: {}", answers.summary(&held_out)));
             Ok(answers)

@@ -9,7 +9,7 @@ use reel_measure::timing::{TimedKernel, TimingDevice};
 use serde_json::{Value, json};
 
 use super::open_gpu;
-use crate::common::Common;
+use crate::common::CommonOptions;
 use crate::fail::{bad_usage, failed};
 use crate::output;
 
@@ -30,11 +30,11 @@ const COPY: usize = 1 << 30;
 
 impl KernelsBenchArgs {
     /// Times the kernels and prints the table.
-    pub fn run(&self, common: &Common) -> Result<()> {
+    pub fn run(&self, common: &CommonOptions) -> Result<()> {
         let name = common.device.as_deref().unwrap_or("cuda");
         if name != "cuda" && !name.starts_with("cuda:") {
             let help = "use --device cuda; `reel bench op` times kernels on the CPU";
-            return Err(bad_usage("--device", format!("{name}: kernels are timed on a GPU"), help));
+            return Err(bad_usage("--device", format!("{name}: this command times kernels on a GPU only"), help));
         }
         let gpu = open_gpu(name)?;
         let bandwidth = 2.0 * COPY as f64 / copy_seconds(&gpu, COPY, 10)?;

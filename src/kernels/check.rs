@@ -16,7 +16,7 @@ use reel_kernels::{FOLDERS, Source};
 use reel_measure::catalogue::find_kernels;
 use serde_json::{Value, json};
 
-use crate::common::Common;
+use crate::common::CommonOptions;
 use crate::fail::{bad_usage, failed};
 use crate::output;
 
@@ -49,7 +49,7 @@ pub struct CompiledSource {
 
 impl KernelsCheckArgs {
     /// Compiles the kernels and prints the table, or runs the kernels with `--device`; an error if a check fails.
-    pub fn run(&self, common: &Common) -> Result<()> {
+    pub fn run(&self, common: &CommonOptions) -> Result<()> {
         if common.device.is_some() {
             if !self.arch.is_empty() {
                 let help = "omit --arch or --device";
@@ -105,7 +105,7 @@ impl KernelsCheckArgs {
     }
 
     /// Compiles the selected kernels for all selected architectures.
-    fn compile(&self, common: &Common) -> Result<Vec<CompiledSource>> {
+    fn compile(&self, common: &CommonOptions) -> Result<Vec<CompiledSource>> {
         let archs = if self.arch.is_empty() { ARCHITECTURES.map(String::from).to_vec() } else { self.arch.clone() };
         let mut done = compile_all(&self.sources()?, &archs, common)?;
         if let Some(name) = &self.kernel {
@@ -124,7 +124,11 @@ impl KernelsCheckArgs {
 }
 
 /// Compiles every source for every architecture in parallel, and prints the sources that take longer than a second.
-pub fn compile_all(sources: &[&'static Source], archs: &[String], common: &Common) -> Result<Vec<CompiledSource>> {
+pub fn compile_all(
+    sources: &[&'static Source],
+    archs: &[String],
+    common: &CommonOptions,
+) -> Result<Vec<CompiledSource>> {
     let jobs: Vec<_> = sources.iter().flat_map(|s| archs.iter().map(move |sm| (*s, sm))).collect();
     let next = AtomicUsize::new(0);
     let work = || {

@@ -6,11 +6,11 @@ use reel_kernels::catalogue::FOLDERS;
 use reel_measure::catalogue::dtype_of_kernel;
 use serde_json::json;
 
-use crate::common::Common;
+use crate::common::CommonOptions;
 use crate::output;
 
 /// Prints one line per kernel.
-pub fn run(common: &Common) -> Result<()> {
+pub fn run(common: &CommonOptions) -> Result<()> {
     let mut rows = Vec::new();
     for folder in FOLDERS {
         for example in folder.examples() {

@@ -12,7 +12,7 @@ use anyhow::Result;
 use clap::{Args, Subcommand};
 use reel_kernels::cuda::Gpu;
 
-use crate::common::Common;
+use crate::common::CommonOptions;
 use crate::fail::bad_usage;
 
 /// List, show, check and time the CPU and CUDA kernels.
@@ -43,7 +43,7 @@ enum What {
 
 impl KernelsArgs {
     /// Runs the subcommand.
-    pub fn run(&self, common: &Common) -> Result<()> {
+    pub fn run(&self, common: &CommonOptions) -> Result<()> {
         match &self.what {
             None | Some(What::List) => list::run(common),
             Some(What::Show(c)) => c.run(common),

@@ -7,7 +7,7 @@ use clap::Args;
 use reel_kernels::compile::builtin;
 use serde_json::json;
 
-use crate::common::Common;
+use crate::common::CommonOptions;
 use crate::output;
 
 /// Compile every kernel for every architecture into one file.
@@ -23,7 +23,7 @@ pub struct KernelsPackArgs {
 
 impl KernelsPackArgs {
     /// Compiles the kernels and writes the file.
-    pub fn run(&self, common: &Common) -> Result<()> {
+    pub fn run(&self, common: &CommonOptions) -> Result<()> {
         let bytes = builtin::pack(common.threads()?)?;
         output::write_file(&self.out, &bytes)?;
         let to = self.out.display().to_string();

@@ -9,7 +9,7 @@ use reel_measure::machine::MachineSpec;
 use reel_measure::roofline_page::roofline_page;
 
 use super::check::compile_all;
-use crate::common::Common;
+use crate::common::CommonOptions;
 use crate::output;
 
 /// Write an HTML page with every kernel on a GPU's roofline: FLOP/s over arithmetic intensity.
@@ -30,7 +30,7 @@ pub struct KernelsReportArgs {
 
 impl KernelsReportArgs {
     /// Writes the page.
-    pub fn run(&self, common: &Common) -> Result<()> {
+    pub fn run(&self, common: &CommonOptions) -> Result<()> {
         let machine = MachineSpec::gpu_by_name(&self.gpu)?;
         // Compiles on all threads what the page then looks up. Without NVRTC the page has no register counts.
         compile_all(&FOLDERS.iter().map(|f| f.source).collect::<Vec<_>>(), &["sm_90a".to_string()], common)?;

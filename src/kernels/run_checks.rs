@@ -11,7 +11,7 @@ use reel_measure::catalogue::find_kernels;
 use serde_json::{Value, json};
 
 use super::open_gpu;
-use crate::common::Common;
+use crate::common::CommonOptions;
 use crate::fail::{bad_usage, failed};
 use crate::output;
 
@@ -19,7 +19,7 @@ use crate::output;
 const INTERLEAVINGS: u32 = 8;
 
 /// Runs the checks of one kernel, of a folder, or of all kernels.
-pub fn run(common: &Common, kernel: Option<&str>, compare: bool) -> Result<()> {
+pub fn run(common: &CommonOptions, kernel: Option<&str>, compare: bool) -> Result<()> {
     if let Some(name) = kernel {
         find_kernels(name)?;
     }

@@ -9,7 +9,7 @@ use reel_measure::catalogue::{dtype_of_kernel, find_kernels};
 use reel_measure::machine::MachineSpec;
 use serde_json::{Value, json};
 
-use crate::common::Common;
+use crate::common::CommonOptions;
 use crate::output;
 
 /// Show what a kernel computes, its launch geometry, registers and shared memory, and the least time that GPUs need for
@@ -42,7 +42,7 @@ struct Floor {
 
 impl KernelsShowArgs {
     /// Prints the kernels.
-    pub fn run(&self, common: &Common) -> Result<()> {
+    pub fn run(&self, common: &CommonOptions) -> Result<()> {
         let kernels = find_kernels(&self.kernel)?;
         if common.json {
             let all = kernels.iter().map(|(f, e)| to_json(f, e)).collect::<Result<Vec<_>>>()?;
@@ -76,7 +76,7 @@ fn print(example: &ExampleCall) -> Result<()> {
         output::print_line(format!("  {note}"))?;
     }
     output::print_line(format!(
-        "  {:.3} GFLOP, {:.3} MB at the least: {:.2} FLOP/byte",
+        "  {:.3} GFLOP, at least {:.3} MB: {:.2} FLOP/byte",
         cost.flops / 1e9,
         cost.bytes / 1e6,
         cost.flops / cost.bytes

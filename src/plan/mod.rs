@@ -24,7 +24,7 @@ use std::ops::DerefMut;
 use table::{CommandCounts, print_plan};
 use tempfile::TempDir;
 
-use crate::common::{self, Common};
+use crate::common::{self, CommonOptions};
 use crate::fail::{bad_usage, failed};
 use crate::grpo::GrpoArgs;
 use crate::init::ShapeFlags;
@@ -110,7 +110,7 @@ struct PlanGenerateArgs {
 
 impl PlanArgs {
     /// Plans the selected command and prints the plan.
-    pub fn run(&self, common: &Common, matches: &ArgMatches) -> Result<()> {
+    pub fn run(&self, common: &CommonOptions, matches: &ArgMatches) -> Result<()> {
         let matches = matches.subcommand().map_or(matches, |(_, m)| m);
         let (sizes, counted) = match &self.what {
             What::Sft(p) => (&p.sizes, p.count(common, matches)?),
@@ -122,7 +122,7 @@ impl PlanArgs {
 }
 
 impl Sizes {
-    fn machine(&self, common: &Common) -> Result<MachineSpec> {
+    fn machine(&self, common: &CommonOptions) -> Result<MachineSpec> {
         match &self.gpu {
             Some(name) => Ok(MachineSpec::gpu_by_name(name)?),
             None => match common.device()? {
@@ -141,7 +141,7 @@ impl Sizes {
     }
 
     /// Device `dry` with the kernels of the machine to plan for.
-    fn device(&self, common: &Common) -> Result<Device> {
+    fn device(&self, common: &CommonOptions) -> Result<Device> {
         let cpu = self.gpu.is_none() && common.device()? == common::DeviceName::Cpu;
         Ok(match cpu {
             true => Device::dry(Kernels::Cpu),
@@ -150,23 +150,27 @@ impl Sizes {
     }
 
     /// A temporary model folder of the preset, without weights; `None` unless `wanted`.
-    fn preset_folder(&self, wanted: bool, common: &Common) -> Result<Option<TempDir>> {
+    fn preset_folder(&self, wanted: bool, common: &CommonOptions) -> Result<Option<TempDir>> {
         if !wanted {
             return Ok(None);
         }
         let folder =
             tempfile::tempdir().map_err(|e| failed("temporary folder", e, "set TMPDIR to a writable folder"))?;
-        init_without_weights(&self.shape.options(&Common { dtype: None, ..common.clone() })?, folder.path())?;
+        init_without_weights(&self.shape.options(&CommonOptions { dtype: None, ..common.clone() })?, folder.path())?;
         Ok(Some(folder))
     }
 
     /// The dtype of activations: `--dtype`, else bf16 on a GPU and f32 on the CPU.
-    fn dtype(&self, common: &Common) -> DType {
+    fn dtype(&self, common: &CommonOptions) -> DType {
         if common.dtype.is_none() && self.gpu.is_some() { DType::BF16 } else { model::activation_dtype(common) }
     }
 
     /// Config, stored dtype of the weights, and name of a model, which is given by its folder or by a preset.
-    fn config(&self, model: Option<&str>, common: &Common) -> Result<(ModelConfig, checkpoint::StoredDType, String)> {
+    fn config(
+        &self,
+        model: Option<&str>,
+        common: &CommonOptions,
+    ) -> Result<(ModelConfig, checkpoint::StoredDType, String)> {
         match (model.filter(|m| !m.is_empty()), &self.shape.preset) {
             (Some(_), Some(_)) => Err(bad_usage("--preset", "cannot be combined with --model", "give one of the two")),
             (None, None) => Err(bad_usage("--model", "is missing", "give --model MODEL or --preset tiny|3b|7b")),
@@ -178,7 +182,7 @@ impl Sizes {
             }
             (None, Some(name)) => {
                 // Here, --dtype is the dtype of activations; the preset decides the dtype of the weight files.
-                let options = self.shape.options(&Common { dtype: None, ..common.clone() })?;
+                let options = self.shape.options(&CommonOptions { dtype: None, ..common.clone() })?;
                 Ok((preset_config(&options)?, options.preset.dtype(), name.clone()))
             }
         }
@@ -199,7 +203,7 @@ type WithShape<O> =
     fn(&O, &ModelConfig, checkpoint::StoredDType, DType, &RowShape, &Device) -> reel_train::Result<plan::Plan>;
 
 impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwned> Counting<'_, O> {
-    fn count(&self, common: &Common) -> Result<CommandCounts> {
+    fn count(&self, common: &CommonOptions) -> Result<CommandCounts> {
         let Self { resolved, sizes, rows, .. } = self;
         let (options, dtype) = (&resolved.options, sizes.dtype(common));
         let model = Some(options.model.as_str());
@@ -259,7 +263,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
 }
 
 impl PlanSftArgs {
-    fn count(&self, common: &Common, matches: &ArgMatches) -> Result<CommandCounts> {
+    fn count(&self, common: &CommonOptions, matches: &ArgMatches) -> Result<CommandCounts> {
         let resolved = &self.sft.resolved(common, matches)?;
         let (with_shape, with_data) = (plan::with_shape, plan::with_data);
         Counting { resolved, sizes: &self.sizes, rows: "rows", with_shape, with_data }.count(common)
@@ -267,7 +271,7 @@ impl PlanSftArgs {
 }
 
 impl PlanGrpoArgs {
-    fn count(&self, common: &Common, matches: &ArgMatches) -> Result<CommandCounts> {
+    fn count(&self, common: &CommonOptions, matches: &ArgMatches) -> Result<CommandCounts> {
         let resolved = &self.grpo.resolved(common, matches)?;
         let (with_shape, with_data) = (plan::grpo::with_shape, plan::grpo::with_data);
         let mut counted =
@@ -281,7 +285,7 @@ impl PlanGrpoArgs {
 }
 
 impl PlanGenerateArgs {
-    fn count(&self, common: &Common) -> Result<CommandCounts> {
+    fn count(&self, common: &CommonOptions) -> Result<CommandCounts> {
         let dtype = self.sizes.dtype(common);
         let (config, files, name) = self.sizes.config(self.model.as_deref(), common)?;
         let Some(tokens) = self.sizes.tokens else {

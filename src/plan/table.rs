@@ -8,7 +8,7 @@ use reel_runtime::{DType, MemoryUse};
 use reel_train::plan::PhaseCosts;
 use serde_json::json;
 
-use crate::common::Common;
+use crate::common::CommonOptions;
 use crate::output;
 
 /// What device `dry` counted for a command.
@@ -54,7 +54,7 @@ fn lines<'a>(c: &'a CommandCounts, m: &MachineSpec) -> Vec<Line<'a>> {
 }
 
 /// Prints a plan for a machine.
-pub fn print_plan(common: &Common, c: &CommandCounts, m: &MachineSpec) -> Result<()> {
+pub fn print_plan(common: &CommonOptions, c: &CommandCounts, m: &MachineSpec) -> Result<()> {
     let lines = lines(c, m);
     let sum = |f: fn(&Line) -> f64| lines.iter().map(f).sum::<f64>();
     let (flops, bytes, seconds) = (sum(|l| l.flops), sum(|l| l.bytes), sum(|l| l.seconds));

@@ -38,7 +38,11 @@ pub fn bind(kernel: &Kernel, arguments: &[(String, KernelArgument)], seed: u64) 
     let mapped = |n: usize| arguments.iter().any(|(_, argument)| argument.has_tensor_map_of(n));
     if given < taken || !beyond.clone().all(|(n, (_, a))| matches!(a, KernelArgument::Buffer(_)) && mapped(n)) {
         let sizes: Vec<String> = kernel.params.iter().map(|p| p.1.to_string()).collect();
-        let what = format!("{given} given, but kernel {} takes {taken} ({} bytes)", kernel.name, sizes.join(", "));
+        let what = format!(
+            "{given} arguments given, but kernel {} takes {taken} (of {} bytes)",
+            kernel.name,
+            sizes.join(", ")
+        );
         return Err(bad_usage(
             "--arg",
             what,

@@ -11,7 +11,7 @@ mod show;
 use anyhow::Result;
 use clap::{Args, Subcommand};
 
-use crate::common::Common;
+use crate::common::CommonOptions;
 
 /// Run CUDA kernels on the CPU and find races, deadlocks and memory errors.
 #[derive(Args, Debug)]
@@ -32,7 +32,7 @@ enum SimCommand {
 
 impl SimArgs {
     /// Runs the command.
-    pub fn run(&self, common: &Common) -> Result<()> {
+    pub fn run(&self, common: &CommonOptions) -> Result<()> {
         match &self.command {
             SimCommand::Run(c) => c.run(common),
             SimCommand::Mutants(c) => c.run(common),

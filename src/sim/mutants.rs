@@ -8,7 +8,7 @@ use reel_sim::mutate::{self, MutantResult};
 use serde_json::json;
 
 use super::run::SimRunArgs;
-use crate::common::Common;
+use crate::common::CommonOptions;
 use crate::fail::failed;
 use crate::output;
 
@@ -32,7 +32,7 @@ const MAX_IDLE_INSTRUCTIONS: u64 = 2_000_000;
 
 impl SimMutantsArgs {
     /// Runs every mutant whose changed instruction the unchanged kernel executes.
-    pub fn run(&self, common: &Common) -> Result<()> {
+    pub fn run(&self, common: &CommonOptions) -> Result<()> {
         let case = self.run.case(common)?;
         let location = self.run.location();
         let whole = case.check(&case.program, case.options.clone())?;

@@ -14,7 +14,7 @@ use super::args::{self, KernelArgument};
 use super::bind::{BoundArguments, bind};
 use super::quote::SourceQuotes;
 use super::{entry, show};
-use crate::common::Common;
+use crate::common::CommonOptions;
 use crate::fail::{bad_usage, failed};
 use crate::output;
 
@@ -106,7 +106,7 @@ fn dims(text: &str) -> Result<Dimensions, String> {
 
 impl SimRunArgs {
     /// Runs the kernel and prints the report; findings make the command fail.
-    pub fn run(&self, common: &Common) -> Result<()> {
+    pub fn run(&self, common: &CommonOptions) -> Result<()> {
         let case = self.case(common)?;
         let report = case.check(&case.program, case.options.clone())?;
         if let Some(out) = &self.out {
@@ -139,7 +139,7 @@ impl SimRunArgs {
     }
 
     /// Compiles the file, allocates the arguments and describes the launch.
-    pub fn case(&self, common: &Common) -> Result<SimCase> {
+    pub fn case(&self, common: &CommonOptions) -> Result<SimCase> {
         let arguments = self.arguments()?;
         let (ptx, location) = (self.ptx()?, self.location());
         let help = "give complete PTX, as nvcc or NVRTC writes it";

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 /// Exit code and output of a finished command.
-pub struct Run {
+pub struct FinishedRun {
     pub code: Option<i32>,
     pub stdout: String,
     pub stderr: String,
@@ -28,25 +28,25 @@ pub fn reel_on_gpu() -> Command {
 }
 
 /// Runs the binary with arguments.
-pub fn run<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Run {
+pub fn run<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> FinishedRun {
     finished_run(reel().args(args).output().expect("the binary starts"))
 }
 
 /// Runs the binary with arguments in a folder.
-pub fn run_in<S: AsRef<std::ffi::OsStr>>(folder: &Path, args: impl IntoIterator<Item = S>) -> Run {
+pub fn run_in<S: AsRef<std::ffi::OsStr>>(folder: &Path, args: impl IntoIterator<Item = S>) -> FinishedRun {
     finished_run(reel().current_dir(folder).args(args).output().expect("the binary starts"))
 }
 
 /// Exit code and output of a process that has ended.
-pub fn finished_run(out: Output) -> Run {
-    Run {
+pub fn finished_run(out: Output) -> FinishedRun {
+    FinishedRun {
         code: out.status.code(),
         stdout: String::from_utf8_lossy(&out.stdout).into_owned(),
         stderr: String::from_utf8_lossy(&out.stderr).into_owned(),
     }
 }
 
-impl Run {
+impl FinishedRun {
     /// Checks that the command succeeded; returns its stdout.
     #[track_caller]
     pub fn ok(&self) -> &str {

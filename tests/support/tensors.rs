@@ -50,7 +50,7 @@ pub fn rows(t: &Tensor, which: &[f64]) -> Vec<f64> {
 #[track_caller]
 pub fn relative_distance(name: &str, got: &[f64], want: &[f64]) -> f64 {
     assert_eq!(got.len(), want.len(), "{name}");
-    assert!(got.iter().all(|x| x.is_finite()), "{name}: not all finite");
+    assert!(got.iter().all(|x| x.is_finite()), "{name}: a value is not finite");
     let off: f64 = got.iter().zip(want).map(|(g, w)| (g - w).powi(2)).sum();
     let norm: f64 = want.iter().map(|w| w * w).sum();
     (off / norm.max(f64::MIN_POSITIVE)).sqrt()
@@ -60,7 +60,7 @@ pub fn relative_distance(name: &str, got: &[f64], want: &[f64]) -> f64 {
 #[track_caller]
 pub fn assert_close(name: &str, got: &[f64], want: &[f64], limit: f64) {
     let d = relative_distance(name, got, want);
-    assert!(d <= limit, "{name}: {d:.3e} apart, at most {limit:.1e}");
+    assert!(d <= limit, "{name}: relative L2 distance {d:.3e}, allowed {limit:.1e}");
 }
 
 /// Checks that every element differs by at most `limit`.

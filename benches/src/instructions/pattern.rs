@@ -4,7 +4,7 @@
 /// Returns all texts of a pattern, the last choice varying fastest.
 pub fn expand(pattern: &str) -> Vec<String> {
     let Some((head, rest)) = pattern.split_once('<') else { return vec![pattern.to_string()] };
-    let (choices, tail) = rest.split_once('>').expect("a bracket that was opened is closed");
+    let (choices, tail) = rest.split_once('>').expect("every `<` has a `>`");
     let tails = expand(tail);
     choices.split('|').flat_map(|choice| tails.iter().map(move |tail| format!("{head}{choice}{tail}"))).collect()
 }

@@ -64,7 +64,7 @@ pub fn tolerance(elements: Element, sum: Element) -> f64 {
 }
 
 fn mma(opcode: &str, span: ElementRange, lanes: usize) -> InstructionCase {
-    let op = MmaOp::decode(opcode).expect("the simulator knows the form");
+    let op = MmaOp::decode(opcode).expect("the simulator supports this form of mma");
     let count = op.registers();
     let types: Vec<&str> = opcode.split("row.col.").nth(1).expect("row.col").split('.').collect();
     let types = if types[0] == "satfinite" { &types[1..] } else { &types[..] };

@@ -33,13 +33,13 @@ impl VideoCodec {
     }
 
     /// Name of the first encoder for this codec that this FFmpeg has.
-    pub fn encoder(self) -> Option<&'static str> {
+    pub fn available_encoder(self) -> Option<&'static str> {
         self.encoders().iter().copied().find(|name| libraries::has_encoder(name))
     }
 
     /// H.264 if this FFmpeg can encode it, else MPEG-4.
     pub fn best_available() -> Self {
-        if Self::H264.encoder().is_some() { Self::H264 } else { Self::Mpeg4 }
+        if Self::H264.available_encoder().is_some() { Self::H264 } else { Self::Mpeg4 }
     }
 }
 

@@ -49,7 +49,7 @@ fn check(frames: FrameView<'_>, encoding: &VideoEncoding) -> Result<()> {
             "give one ascending time per frame",
         ));
     }
-    if encoding.codec.encoder().is_none() {
+    if encoding.codec.available_encoder().is_none() {
         return Err(MediaError::setting(
             "codec",
             format!("{} has none of the encoders {}", libraries::BUILD_NAME, encoding.codec.encoders().join(", ")),

@@ -86,7 +86,7 @@ fn open_encoder(
     (height, width): (usize, usize),
     encoding: &VideoEncoding,
 ) -> std::result::Result<encoder::Video, ffmpeg::Error> {
-    let name = encoding.codec.encoder().ok_or(ffmpeg::Error::EncoderNotFound)?;
+    let name = encoding.codec.available_encoder().ok_or(ffmpeg::Error::EncoderNotFound)?;
     let codec = encoder::find_by_name(name).ok_or(ffmpeg::Error::EncoderNotFound)?;
     let mut context = codec::context::Context::new_with_codec(codec);
     context.set_threading(codec::threading::Config::count(1));

@@ -30,7 +30,7 @@ fn each_format_equals_pillow_and_jpeg_within_5_levels() {
         let (max, mean) = difference(&got.data, want.data());
         if name.ends_with(".jpg") {
             // libjpeg-turbo, which Pillow uses, rounds differently in the inverse DCT and in chroma upsampling.
-            assert!(max <= 5 && mean <= 0.3, "{name}: {max} at most, {mean} on average");
+            assert!(max <= 5 && mean <= 0.3, "{name}: pixels differ by at most {max}, {mean} on average");
         } else {
             assert_eq!(max, 0, "{name}: mean {mean}");
             exact += 1;
@@ -134,7 +134,7 @@ fn truncated_files_are_refused() {
         let bytes = golden(name);
         for part in 1..16 {
             let cut = &bytes[..bytes.len() * part / 16];
-            assert!(decode(cut, name).is_err(), "{name}: {part}/16 of it was accepted");
+            assert!(decode(cut, name).is_err(), "{name}: the first {part}/16 of the file were accepted");
         }
     }
 }

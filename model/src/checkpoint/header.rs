@@ -22,7 +22,7 @@ pub(crate) struct HeaderTensor {
 
 /// The header of a safetensors file: all tensors in file order.
 #[derive(Debug)]
-pub(crate) struct Header {
+pub(crate) struct SafetensorsHeader {
     pub(crate) tensors: Vec<HeaderTensor>,
 }
 
@@ -30,7 +30,7 @@ pub(crate) struct Header {
 const MAX_HEADER_BYTES: usize = 100_000_000;
 
 /// Reads and validates the header of a mapped file.
-pub(crate) fn read_header(path: &Path, bytes: &[u8]) -> Result<Header> {
+pub(crate) fn read_header(path: &Path, bytes: &[u8]) -> Result<SafetensorsHeader> {
     let text = header_text(path, bytes)?;
     let raw: RawHeader =
         serde_json::from_slice(text).map_err(|e| broken(path, format!("has a header that is not valid JSON ({e})")))?;
@@ -42,7 +42,7 @@ pub(crate) fn read_header(path: &Path, bytes: &[u8]) -> Result<Header> {
     tensors.sort_by_key(|tensor| (tensor.begin, tensor.end));
     check_end_to_end(path, &tensors, start, bytes.len())?;
     check_names(path, &tensors)?;
-    Ok(Header { tensors })
+    Ok(SafetensorsHeader { tensors })
 }
 
 fn header_text<'a>(path: &Path, bytes: &'a [u8]) -> Result<&'a [u8]> {

@@ -10,14 +10,14 @@ use crate::error::{ModelError, Result};
 const MAX_SIZE: u64 = 1 << 31;
 
 /// A JSON object of a config file; errors name its file and its key path.
-pub(crate) struct Fields {
+pub(crate) struct JsonFields {
     file: String,
     path: String,
     map: Map<String, Value>,
     help: &'static str,
 }
 
-impl Fields {
+impl JsonFields {
     /// Parses `text`, which must be a JSON object. `help` is the advice of all errors that have no advice of their
     /// own.
     pub(crate) fn parse(file: &str, text: &str, help: &'static str) -> Result<Self> {
@@ -29,7 +29,7 @@ impl Fields {
         }
     }
 
-    /// An error about the value of `key`, with the advice that was given to [`Fields::parse`].
+    /// An error about the value of `key`, with the advice that was given to [`JsonFields::parse`].
     pub(crate) fn error(&self, key: &str, what: impl Into<String>) -> ModelError {
         self.error_with_help(key, what, self.help)
     }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::fields::Fields;
+use super::fields::JsonFields;
 use crate::error::{ModelError, Result};
 
 /// The default sampling parameters of a model folder; `None` where the file has no value.
@@ -38,7 +38,7 @@ impl GenerationConfig {
 
     /// Parses the text of a generation_config.json; error messages use `file` as location.
     pub fn parse(file: &str, text: &str) -> Result<Self> {
-        let fields = Fields::parse(file, text, HELP)?;
+        let fields = JsonFields::parse(file, text, HELP)?;
         let in_range = |key: &str, good: &dyn Fn(f64) -> bool, range: &str| match fields.opt_f64(key)? {
             Some(number) if !good(number) => Err(fields.error(key, format!("is {number}, expected {range}"))),
             found => Ok(found),

@@ -14,7 +14,7 @@ use std::path::Path;
 
 use crate::checkpoint::StoredDType;
 use crate::error::{ModelError, Result};
-use fields::Fields;
+use fields::JsonFields;
 
 pub use generation::GenerationConfig;
 pub use preprocessor::PreprocessorConfig;
@@ -143,7 +143,7 @@ impl ModelConfig {
 
     /// Parses the text of a config.json; error messages use `file` as location.
     pub fn parse(file: &str, text: &str) -> Result<Self> {
-        let root = Fields::parse(file, text, HELP)?;
+        let root = JsonFields::parse(file, text, HELP)?;
         check_kind(&root)?;
         let nested = root.opt_object("text_config")?;
         let fields = nested.as_ref().unwrap_or(&root);
@@ -166,7 +166,7 @@ impl ModelConfig {
     }
 }
 
-fn check_kind(root: &Fields) -> Result<()> {
+fn check_kind(root: &JsonFields) -> Result<()> {
     match root.opt_str("model_type")? {
         Some("qwen2_5_vl") => {}
         Some(other) => {
@@ -185,7 +185,7 @@ fn check_kind(root: &Fields) -> Result<()> {
     Ok(())
 }
 
-fn text_config(fields: &Fields, root: &Fields) -> Result<TextConfig> {
+fn text_config(fields: &JsonFields, root: &JsonFields) -> Result<TextConfig> {
     let hidden_size = fields.positive_int("hidden_size")?;
     let num_attention_heads = fields.positive_int("num_attention_heads")?;
     let num_key_value_heads = fields.positive_int("num_key_value_heads")?;
@@ -233,7 +233,7 @@ fn text_config(fields: &Fields, root: &Fields) -> Result<TextConfig> {
     })
 }
 
-fn check_act(fields: &Fields) -> Result<()> {
+fn check_act(fields: &JsonFields) -> Result<()> {
     match fields.opt_str("hidden_act")? {
         None | Some("silu") => Ok(()),
         Some(other) => Err(fields.error("hidden_act", format!("is `{other}`; only silu is supported"))),
@@ -241,7 +241,7 @@ fn check_act(fields: &Fields) -> Result<()> {
 }
 
 /// Rejects a config in which a layer of the decoder has sliding-window attention.
-fn check_sliding_window(fields: &Fields, layers: usize) -> Result<()> {
+fn check_sliding_window(fields: &JsonFields, layers: usize) -> Result<()> {
     let help = "set use_sliding_window to false, or use a model with full attention";
     if let Some(kinds) = fields.opt_strings("layer_types")?
         && let Some(kind) = kinds.iter().take(layers).find(|kind| *kind != "full_attention")
@@ -269,7 +269,7 @@ fn check_sliding_window(fields: &Fields, layers: usize) -> Result<()> {
 
 /// Reads `rope_scaling.mrope_section`. The type (`type`, `rope_type`) must be `mrope` or `default`, which mean the
 /// same for this model.
-fn mrope_section(fields: &Fields, head_dim: usize) -> Result<[usize; 3]> {
+fn mrope_section(fields: &JsonFields, head_dim: usize) -> Result<[usize; 3]> {
     let Some(scaling) = fields.opt_object("rope_scaling")? else {
         return Err(fields.error("rope_scaling", "is missing, and with it mrope_section"));
     };
@@ -296,7 +296,7 @@ fn mrope_section(fields: &Fields, head_dim: usize) -> Result<[usize; 3]> {
 
 /// Reads `vision_config`. Absent keys get the defaults of transformers' `Qwen2_5_VLVisionConfig`, because
 /// transformers 4.49 and 4.50 do not save values that equal them.
-fn vision_config(fields: &Fields) -> Result<VisionConfig> {
+fn vision_config(fields: &JsonFields) -> Result<VisionConfig> {
     let or = |key: &str, default: usize| Ok::<usize, ModelError>(fields.opt_positive_int(key)?.unwrap_or(default));
     let hidden_size = or("hidden_size", 3584)?;
     let num_heads = or("num_heads", 16)?;
@@ -360,9 +360,9 @@ fn vision_config(fields: &Fields) -> Result<VisionConfig> {
 }
 
 /// Reads token ids, which are at the top level or in `text_config`.
-fn token_ids(root: &Fields, text: &Fields, vocab_size: usize) -> Result<TokenIds> {
+fn token_ids(root: &JsonFields, text: &JsonFields, vocab_size: usize) -> Result<TokenIds> {
     let home = |key: &str| if root.has(key) { root } else { text };
-    let below = |fields: &Fields, key: &str, id: usize| {
+    let below = |fields: &JsonFields, key: &str, id: usize| {
         if id < vocab_size {
             return Ok(id as u32);
         }
@@ -384,7 +384,7 @@ fn token_ids(root: &Fields, text: &Fields, vocab_size: usize) -> Result<TokenIds
     })
 }
 
-fn dtype(root: &Fields, text: &Fields) -> Result<Option<StoredDType>> {
+fn dtype(root: &JsonFields, text: &JsonFields) -> Result<Option<StoredDType>> {
     for (fields, key) in [(root, "dtype"), (root, "torch_dtype"), (text, "dtype"), (text, "torch_dtype")] {
         match fields.opt_str(key)? {
             None => {}

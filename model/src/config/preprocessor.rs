@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::fields::Fields;
+use super::fields::JsonFields;
 use super::{ModelConfig, VisionConfig};
 use crate::error::{ModelError, Result};
 
@@ -58,7 +58,7 @@ impl PreprocessorConfig {
 
     /// Parses the text of a preprocessor_config.json; error messages use `file` as location.
     pub fn parse(file: &str, text: &str) -> Result<Self> {
-        let fields = Fields::parse(file, text, HELP)?;
+        let fields = JsonFields::parse(file, text, HELP)?;
         let default = Self::default();
         check_steps(&fields)?;
         let size = fields.opt_object("size")?;
@@ -105,7 +105,7 @@ impl PreprocessorConfig {
 }
 
 /// Rejects a config that disables or changes one of the steps that this program always does.
-fn check_steps(fields: &Fields) -> Result<()> {
+fn check_steps(fields: &JsonFields) -> Result<()> {
     for key in ["do_resize", "do_rescale", "do_normalize", "do_convert_rgb"] {
         if fields.opt_bool(key)? == Some(false) {
             return Err(fields.error(key, "is false, which is not supported"));
@@ -124,7 +124,7 @@ fn check_steps(fields: &Fields) -> Result<()> {
     Ok(())
 }
 
-fn triple(fields: &Fields, key: &str, default: [f32; 3]) -> Result<[f32; 3]> {
+fn triple(fields: &JsonFields, key: &str, default: [f32; 3]) -> Result<[f32; 3]> {
     let Some(numbers) = fields.opt_f64_list(key)? else { return Ok(default) };
     match numbers[..] {
         [r, g, b] if numbers.iter().all(|x| x.is_finite()) => Ok([r as f32, g as f32, b as f32]),

@@ -6,7 +6,7 @@ use std::io::{self, Read, Write};
 use std::path::Path;
 use std::time::Duration;
 
-use super::Progress;
+use super::DownloadProgress;
 use crate::error::{ModelError, Result};
 
 /// The number of bytes that one request asks for.
@@ -43,7 +43,7 @@ pub(super) fn download_file(
     token: Option<&str>,
     target: &Path,
     name: &str,
-    progress: &mut dyn FnMut(Progress),
+    progress: &mut dyn FnMut(DownloadProgress),
 ) -> Result<()> {
     if target.is_file() {
         return Ok(());
@@ -61,7 +61,7 @@ pub(super) fn download_file(
             Ok(Piece { bytes, total }) => {
                 failures = 0;
                 done += bytes;
-                progress(Progress { file: name, done, total });
+                progress(DownloadProgress { file: name, done, total });
                 if total.is_none_or(|total| done >= total) {
                     break;
                 }

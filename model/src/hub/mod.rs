@@ -18,7 +18,7 @@ use crate::error::{ModelError, Result};
 
 /// The progress of a download.
 #[derive(Debug, Clone, Copy)]
-pub struct Progress<'a> {
+pub struct DownloadProgress<'a> {
     /// Name of the file that is being downloaded.
     pub file: &'a str,
     /// Number of bytes downloaded so far.
@@ -28,7 +28,7 @@ pub struct Progress<'a> {
 }
 
 /// Returns the folder of a MODEL argument; downloads a hub id if needed, calling `progress` meanwhile.
-pub fn resolve(model: &str, progress: &mut dyn FnMut(Progress)) -> Result<PathBuf> {
+pub fn resolve(model: &str, progress: &mut dyn FnMut(DownloadProgress)) -> Result<PathBuf> {
     let folder = Path::new(model);
     if folder.is_dir() {
         return Ok(folder.to_path_buf());
@@ -85,7 +85,7 @@ impl Hub {
     }
 
     /// Returns the snapshot folder of a model. Downloads the files that are missing in the cache.
-    fn folder(&self, id: &str, progress: &mut dyn FnMut(Progress)) -> Result<PathBuf> {
+    fn folder(&self, id: &str, progress: &mut dyn FnMut(DownloadProgress)) -> Result<PathBuf> {
         let store = self.cache.join(format!("models--{}", id.replace('/', "--")));
         if let Some(snapshot) = cached(&store) {
             return Ok(snapshot);
@@ -97,7 +97,7 @@ impl Hub {
         self.fetch(id, &store, progress)
     }
 
-    fn fetch(&self, id: &str, store: &Path, progress: &mut dyn FnMut(Progress)) -> Result<PathBuf> {
+    fn fetch(&self, id: &str, store: &Path, progress: &mut dyn FnMut(DownloadProgress)) -> Result<PathBuf> {
         let (commit, files) = self.listing(id)?;
         let snapshot = store.join("snapshots").join(&commit);
         fs::create_dir_all(&snapshot).map_err(|e| ModelError::cannot_write(&snapshot, e))?;

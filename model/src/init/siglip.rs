@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::weights::{self, Initializer};
+use super::weights::{self, WeightInitializer};
 use super::{InitReport, write_folder};
 use crate::checkpoint::StoredDType;
 use crate::error::Result;
@@ -58,22 +58,22 @@ fn preprocessor(config: &SiglipConfig) -> Value {
 
 /// Biases are 0, norm weights 1, elements of embedding tables and of the probe about 1; matrices keep the scale of
 /// their input. The scale and the bias of the loss have the initial values of the paper (ln 10, -10).
-fn initializer(name: &str, shape: &[usize]) -> Initializer {
+fn initializer(name: &str, shape: &[usize]) -> WeightInitializer {
     let inputs = shape.last().map_or(1.0, |&n| n as f32);
     match name {
-        "logit_scale" => Initializer::Constant(std::f32::consts::LN_10),
-        "logit_bias" => Initializer::Constant(-10.0),
-        _ if name.ends_with("bias") => Initializer::Constant(0.0),
-        _ if shape.len() == 1 => Initializer::Constant(1.0),
+        "logit_scale" => WeightInitializer::Constant(std::f32::consts::LN_10),
+        "logit_bias" => WeightInitializer::Constant(-10.0),
+        _ if name.ends_with("bias") => WeightInitializer::Constant(0.0),
+        _ if shape.len() == 1 => WeightInitializer::Constant(1.0),
         _ if name.ends_with("patch_embedding.weight") => {
-            Initializer::Normal(0.9 / (shape[1..].iter().product::<usize>() as f32).sqrt())
+            WeightInitializer::Normal(0.9 / (shape[1..].iter().product::<usize>() as f32).sqrt())
         }
-        _ if name.contains("embedding.weight") || name.ends_with("probe") => Initializer::Normal(1.0),
+        _ if name.contains("embedding.weight") || name.ends_with("probe") => WeightInitializer::Normal(1.0),
         // Large weights give sharp attention; with uniform attention, a short text would attend mostly to padding.
         _ if name.ends_with("q_proj.weight") || name.ends_with("k_proj.weight") => {
-            Initializer::Normal(2.5 / inputs.sqrt())
+            WeightInitializer::Normal(2.5 / inputs.sqrt())
         }
-        _ => Initializer::Normal(0.9 / inputs.sqrt()),
+        _ => WeightInitializer::Normal(0.9 / inputs.sqrt()),
     }
 }
 
@@ -149,7 +149,10 @@ mod tests {
             for (i, a) in all.iter().enumerate() {
                 assert!((a.iter().map(|x| x * x).sum::<f32>() - 1.0).abs() < 0.02, "{i} {dtype}");
                 for b in &all[..i] {
-                    assert!(a.iter().zip(b).any(|(a, b)| (a - b).abs() > 0.01), "{i} {dtype}: like an earlier one");
+                    assert!(
+                        a.iter().zip(b).any(|(a, b)| (a - b).abs() > 0.01),
+                        "{dtype}: embedding {i} is close to an earlier one"
+                    );
                 }
             }
         }

@@ -15,7 +15,7 @@ const CHUNK: usize = 1 << 23;
 
 /// How the elements of a tensor are initialised.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) enum Initializer {
+pub(super) enum WeightInitializer {
     /// Every element is this number.
     Constant(f32),
     /// Elements are normal numbers with this standard deviation.
@@ -26,19 +26,19 @@ pub(super) enum Initializer {
 /// (standard deviation 0.9/√inputs, which is the usual 0.02 at a width of 2048). Layers that add to the residual have
 /// smaller weights the more layers the model has. The output layer is so small that all tokens are nearly equally
 /// likely.
-pub(super) fn initializer(name: &str, shape: &[usize], config: &ModelConfig) -> Initializer {
+pub(super) fn initializer(name: &str, shape: &[usize], config: &ModelConfig) -> WeightInitializer {
     if name.ends_with(".bias") {
-        return Initializer::Constant(0.0);
+        return WeightInitializer::Constant(0.0);
     }
     if shape.len() == 1 {
-        return Initializer::Constant(1.0);
+        return WeightInitializer::Constant(1.0);
     }
     let inputs: usize = shape[1..].iter().product();
     let plain = 0.9 / (inputs as f32).sqrt();
     let layers = if name.starts_with("visual.") { config.vision.depth } else { config.text.num_hidden_layers };
     let adds =
         name.ends_with("o_proj.weight") || name.ends_with("attn.proj.weight") || name.ends_with("down_proj.weight");
-    Initializer::Normal(match name {
+    WeightInitializer::Normal(match name {
         "model.embed_tokens.weight" if !config.tie_word_embeddings => 0.02,
         "model.embed_tokens.weight" | "lm_head.weight" => 0.25 / (inputs as f32).sqrt(),
         _ if adds => plain / (2.0 * layers.max(1) as f32).sqrt(),
@@ -49,7 +49,7 @@ pub(super) fn initializer(name: &str, shape: &[usize], config: &ModelConfig) -> 
 /// Writes one random tensor chunk by chunk, with at most one chunk in memory.
 pub(super) fn write_random(
     spec: &TensorSpec,
-    initializer: Initializer,
+    initializer: WeightInitializer,
     seed: u64,
     out: &mut dyn Write,
 ) -> io::Result<()> {
@@ -74,7 +74,7 @@ pub(super) fn write_random(
 fn fill(
     bytes: &mut [u8],
     dtype: StoredDType,
-    initializer: Initializer,
+    initializer: WeightInitializer,
     normals: impl Fn(u64) -> [f32; NORMALS_PER_BLOCK] + Sync,
     first_block: usize,
 ) {
@@ -82,8 +82,8 @@ fn fill(
     bytes.par_chunks_mut(NORMALS_PER_BLOCK * size * 4096).enumerate().for_each(|(part, bytes)| {
         for (i, lane) in bytes.chunks_mut(NORMALS_PER_BLOCK * size).enumerate() {
             let values = match initializer {
-                Initializer::Constant(value) => [value; NORMALS_PER_BLOCK],
-                Initializer::Normal(scale) => normals((first_block + part * 4096 + i) as u64).map(|x| x * scale),
+                WeightInitializer::Constant(value) => [value; NORMALS_PER_BLOCK],
+                WeightInitializer::Normal(scale) => normals((first_block + part * 4096 + i) as u64).map(|x| x * scale),
             };
             for (bytes, value) in lane.chunks_exact_mut(size).zip(values) {
                 match dtype {

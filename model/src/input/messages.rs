@@ -27,14 +27,14 @@ pub struct Message {
     /// `system`, `user`, `assistant`, or another role that the chat template supports.
     pub role: String,
     /// The text of the message, or its parts.
-    pub content: Content,
+    pub content: MessageContent,
     /// All other keys of the message, unchanged.
     pub others: Map<String, Value>,
 }
 
 /// The content of a message.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Content {
+pub enum MessageContent {
     /// Plain text.
     Text(String),
     /// Texts, images and videos in order.
@@ -153,7 +153,7 @@ impl Conversation {
     /// One user message with some media and a text, as `--video V --prompt TEXT` gives it.
     pub fn question(parts: Vec<ContentPart>, text: &str) -> Self {
         let parts = parts.into_iter().chain([ContentPart::Text(text.to_string())]).collect();
-        let message = Message { role: "user".to_string(), content: Content::Parts(parts), others: Map::new() };
+        let message = Message { role: "user".to_string(), content: MessageContent::Parts(parts), others: Map::new() };
         Self { location: "--prompt".to_string(), messages: vec![message] }
     }
 
@@ -177,8 +177,8 @@ impl Message {
     /// The content parts; none if the content is plain text.
     pub fn parts(&self) -> &[ContentPart] {
         match &self.content {
-            Content::Text(_) => &[],
-            Content::Parts(parts) => parts,
+            MessageContent::Text(_) => &[],
+            MessageContent::Parts(parts) => parts,
         }
     }
 
@@ -186,8 +186,8 @@ impl Message {
         let mut map = Map::new();
         map.insert("role".to_string(), json!(self.role));
         let content = match &self.content {
-            Content::Text(text) => json!(text),
-            Content::Parts(parts) => parts.iter().map(ContentPart::to_template_value).collect(),
+            MessageContent::Text(text) => json!(text),
+            MessageContent::Parts(parts) => parts.iter().map(ContentPart::to_template_value).collect(),
         };
         map.insert("content".to_string(), content);
         map.extend(self.others.clone());
@@ -218,11 +218,11 @@ fn read_message(location: &str, message: &Value, root: &Path) -> Result<Message>
         return Err(ModelError::messages(location, "has no `role`", SHAPE));
     };
     let content = match map.get("content") {
-        Some(Value::String(text)) => Content::Text(text.clone()),
+        Some(Value::String(text)) => MessageContent::Text(text.clone()),
         Some(Value::Array(parts)) => {
             let parts =
                 parts.iter().enumerate().map(|(i, part)| read_part(&format!("{location}, part {i}"), part, root));
-            Content::Parts(parts.collect::<Result<_>>()?)
+            MessageContent::Parts(parts.collect::<Result<_>>()?)
         }
         Some(_) => {
             return Err(ModelError::messages(

@@ -254,7 +254,7 @@ mod tests {
             let mut text = String::new();
             for &id in &ids {
                 let piece = stream.push(id);
-                prop_assert!(whole[text.len()..].starts_with(&piece), "{:?} then {:?} is not in {:?}", text, piece, whole);
+                prop_assert!(whole[text.len()..].starts_with(&piece), "streamed {:?}, then {:?}, but the whole text is {:?}", text, piece, whole);
                 text.push_str(&piece);
             }
             text.push_str(&stream.finish());

@@ -149,9 +149,13 @@ fn gradients_equal_finite_differences_of_the_loss() {
         grads.iter().map(|(name, g)| (name.to_string(), g.to_f32().unwrap())).collect::<Vec<_>>()
     };
     let grads = gradients(true);
-    assert_eq!(grads, gradients(false), "recomputed activations change a bit");
+    assert_eq!(grads, gradients(false), "recomputing activations changed the gradients");
     let parameters: Vec<Tensor> = model.parameters().cloned().collect();
-    assert_eq!(parameters.len(), 2 * linear_layers(&config()).len(), "only the adapter is trained, all of it");
+    assert_eq!(
+        parameters.len(),
+        2 * linear_layers(&config()).len(),
+        "the parameters are not exactly the matrices of the adapter"
+    );
     assert_eq!(grads.len(), parameters.len());
     for (name, gradient) in &grads {
         let p = parameters.iter().find(|p| p.parameter() == Some(name)).unwrap();
@@ -168,7 +172,10 @@ fn gradients_equal_finite_differences_of_the_loss() {
         };
         let slope = (8.0 * (moved(h) - moved(-h)) - (moved(2.0 * h) - moved(-2.0 * h))) / (12.0 * h);
         p.write(&before).unwrap();
-        assert!((slope / length - 1.0).abs() <= 1e-2, "{name}: {slope} along a gradient of length {length}");
+        assert!(
+            (slope / length - 1.0).abs() <= 1e-2,
+            "{name}: the loss has slope {slope} along a gradient of length {length}"
+        );
     }
 }
 
@@ -229,7 +236,11 @@ fn targets_match_layers_like_peft() {
     assert_eq!(names(&["gate_proj"], false).len(), 2);
     assert_eq!(names(&DECODER_LAYERS, false).len(), 14);
     assert_eq!(names(&[ALL_LINEAR], true).len(), 2 * 7 + 3 * 5 + 2);
-    assert_eq!(names(&["proj"], true).len(), 3, "attn.proj of the tower, nothing that only ends so");
+    assert_eq!(
+        names(&["proj"], true).len(),
+        3,
+        "`proj` must match attn.proj of each vision block only, not names that end in _proj"
+    );
     assert_eq!(
         names(&["layers.1.mlp.up_proj", "merger.mlp.0"], true),
         ["visual.merger.mlp.0", "model.layers.1.mlp.up_proj"]

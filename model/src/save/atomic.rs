@@ -101,7 +101,7 @@ impl AtomicFile {
     }
 
     /// The error of a failed write to this file.
-    pub(crate) fn error(&self, source: io::Error) -> ModelError {
+    pub(crate) fn write_error(&self, source: io::Error) -> ModelError {
         ModelError::cannot_write(&self.target, source)
     }
 }

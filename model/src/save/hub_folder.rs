@@ -105,7 +105,7 @@ fn set_dtype(object: &mut Value, dtype: StoredDType) {
 /// Writes a small file atomically.
 pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut file = AtomicFile::create(path)?;
-    file.write_all(bytes).map_err(|e| file.error(e))?;
+    file.write_all(bytes).map_err(|e| file.write_error(e))?;
     file.commit()
 }
 
@@ -136,7 +136,7 @@ pub fn write_weights(
         let index = json!({"metadata": {"total_size": total}, "weight_map": map});
         let name = "model.safetensors.index.json".to_string();
         let mut file = AtomicFile::create(&out.join(&name))?;
-        writeln!(file, "{index:#}").map_err(|e| file.error(e))?;
+        writeln!(file, "{index:#}").map_err(|e| file.write_error(e))?;
         files.push(file.finish()?);
         names.push(name);
     }
@@ -165,11 +165,11 @@ fn write_shard(
         .map(|t| HeaderEntry { name: rename(&t.name), dtype: t.dtype.name(), shape: t.shape.clone(), bytes: t.bytes() })
         .collect();
     let mut file = AtomicFile::create(path)?;
-    write_header(&mut file, &lines).map_err(|e| file.error(e))?;
+    write_header(&mut file, &lines).map_err(|e| file.write_error(e))?;
     for tensor in shard {
         let mut counted = Counted { inner: &mut file, left: tensor.bytes() };
         let filled = fill(tensor, &mut counted).and_then(|()| counted.check());
-        filled.map_err(|e| file.error(e))?;
+        filled.map_err(|e| file.write_error(e))?;
     }
     file.finish()
 }
@@ -214,7 +214,7 @@ impl Counted<'_> {
     fn check(&self) -> io::Result<()> {
         match self.left {
             0 => Ok(()),
-            left => Err(io::Error::other(format!("a tensor's content is {left} bytes short"))),
+            left => Err(io::Error::other(format!("{left} bytes of a tensor were not written"))),
         }
     }
 }
@@ -222,7 +222,7 @@ impl Counted<'_> {
 impl Write for Counted<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if bytes.len() as u64 > self.left {
-            return Err(io::Error::other("a tensor's content is longer than its shape"));
+            return Err(io::Error::other("more bytes were written for a tensor than its shape has"));
         }
         let n = self.inner.write(bytes)?;
         self.left -= n as u64;

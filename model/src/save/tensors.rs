@@ -84,6 +84,6 @@ pub fn write_safetensors(path: &Path, tensors: &[StoredTensor]) -> Result<()> {
     let mut file = AtomicFile::create(path)?;
     let written =
         write_header(&mut file, &lines).and_then(|()| sorted.iter().try_for_each(|t| file.write_all(t.bytes)));
-    written.map_err(|e| file.error(e))?;
+    written.map_err(|e| file.write_error(e))?;
     file.commit()
 }

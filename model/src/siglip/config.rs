@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use crate::config::fields::Fields;
+use crate::config::fields::JsonFields;
 use crate::error::{ModelError, Result};
 
 /// The config of a SigLIP model.
@@ -103,7 +103,7 @@ impl SiglipConfig {
     /// # Errors
     /// A key of the wrong type; another model; unsupported sizes.
     pub fn parse(file: &str, text: &str) -> Result<Self> {
-        let root = Fields::parse(file, text, HELP)?;
+        let root = JsonFields::parse(file, text, HELP)?;
         match root.opt_str("model_type")? {
             Some("siglip") => {}
             Some(other) => return Err(root.error_with_help("model_type", format!("is `{other}`, not siglip"), KIND)),
@@ -129,8 +129,8 @@ impl SiglipConfig {
 
 /// The JSON object of one tower in config.json. If it is absent, all values are defaults.
 struct Section<'a> {
-    fields: Option<Fields>,
-    root: &'a Fields,
+    fields: Option<JsonFields>,
+    root: &'a JsonFields,
     name: &'static str,
 }
 

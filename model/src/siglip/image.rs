@@ -7,7 +7,7 @@ use reel_media::resize::pillow_bicubic;
 use reel_runtime::ops::Patching;
 
 use super::config::SiglipVisionConfig;
-use crate::config::fields::Fields;
+use crate::config::fields::JsonFields;
 use crate::error::{ModelError, Result};
 
 const HELP: &str = "use the preprocessor_config.json that was published with these weights";
@@ -46,7 +46,7 @@ impl SiglipProcessor {
     /// # Errors
     /// As [`SiglipProcessor::open`].
     pub fn parse(file: &str, text: &str, config: &SiglipVisionConfig) -> Result<Self> {
-        let fields = Fields::parse(file, text, HELP)?;
+        let fields = JsonFields::parse(file, text, HELP)?;
         let standard = Self::new(config);
         for key in ["do_resize", "do_rescale", "do_normalize"] {
             if fields.opt_bool(key)? == Some(false) {
@@ -103,7 +103,7 @@ impl SiglipProcessor {
 }
 
 /// One number per channel under a key; 0.5 for each if the key is missing.
-fn three(fields: &Fields, key: &str) -> Result<[f32; 3]> {
+fn three(fields: &JsonFields, key: &str) -> Result<[f32; 3]> {
     let Some(numbers) = fields.opt_f64_list(key)? else { return Ok([0.5; 3]) };
     match numbers[..] {
         [r, g, b] => Ok([r as f32, g as f32, b as f32]),

@@ -67,7 +67,10 @@ fn embeddings_equal_transformers() {
         let text = off(&model.embed_texts(&texts).unwrap(), &expected("text_embeds"));
         let image = off(&embed(&model, &images), &expected("image_embeds"));
         println!("{dtype}: texts {text:.1e}, images {image:.1e}");
-        assert!(text <= text_limit && image <= image_limit, "{dtype}: texts off by {text:.1e}, images by {image:.1e}");
+        assert!(
+            text <= text_limit && image <= image_limit,
+            "{dtype}: text embeddings differ by {text:.1e}, image embeddings by {image:.1e}"
+        );
     }
 }
 
@@ -82,7 +85,10 @@ fn sim_equals_transformers() {
         let text = off(&model.embed_texts(&[&texts[2]]).unwrap(), &expected("text_embeds")[2 * width..3 * width]);
         let image = off(&embed(&model, &images[..2]), &expected("image_embeds")[..2 * width]);
         println!("{dtype}: text {text:.1e}, images {image:.1e}");
-        assert!(text <= text_limit && image <= image_limit, "{dtype}: text off by {text:.1e}, images by {image:.1e}");
+        assert!(
+            text <= text_limit && image <= image_limit,
+            "{dtype}: the text embedding differs by {text:.1e}, image embeddings by {image:.1e}"
+        );
     }
 }
 
@@ -202,8 +208,8 @@ fn so400m_fits_and_takes_little() {
         assert!((flops / expected - 1.0).abs() < 0.03, "{flops:.3e} operations, {expected:.3e} expected");
         assert_eq!(text.forward(&cx, &[1; 8 * 64]).unwrap().shape(), [8, 1152]);
         let peak = device.memory().peak - weights;
-        println!("{kernels:?} {dtype}: weights {weights}, beside them {peak}");
-        assert!(peak < 200 << 20, "{peak} bytes beside the weights");
+        println!("{kernels:?} {dtype}: {weights} bytes of weights, {peak} other bytes");
+        assert!(peak < 200 << 20, "{peak} bytes besides the weights");
     }
 }
 

@@ -254,7 +254,7 @@ impl<'f> DecodeLane<'f> {
     /// Sends one packet to the decoder. Damaged data is not an error here: if a target frame is lost, `run_job`
     /// reports it.
     fn send(&mut self, packet: usize) -> Result<()> {
-        let packet = self.source.packet(packet)?;
+        let packet = self.source.fetch(packet)?;
         match self.decoder.send_packet(packet.get()) {
             Err(e @ ffmpeg::Error::Other { errno }) if errno == ffmpeg::error::ENOMEM => {
                 Err(ffmpeg_error(&self.video.path, "decoding", e))

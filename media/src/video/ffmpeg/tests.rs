@@ -71,11 +71,11 @@ fn pixels_equal_golden_clips_within_tolerance() {
         off.sort_unstable();
         let (max, p99) = (off[off.len() - 1], off[off.len() * 99 / 100]);
         let mean = off.iter().map(|&d| f64::from(d)).sum::<f64>() / off.len() as f64;
-        println!("{name}: off by at most {max}, {mean:.4} on average");
+        println!("{name}: pixels differ by at most {max}, {mean:.4} on average");
         let tolerance = &pixels["tolerance"];
         assert!(mean <= tolerance["mean_levels"].as_f64().unwrap(), "{name}: {mean}");
         assert!(f64::from(p99) <= tolerance["p99_levels"].as_f64().unwrap(), "{name}: {p99}");
-        assert!(max == 0 || !has_golden_swscale(), "{name}: off by up to {max} levels");
+        assert!(max == 0 || !has_golden_swscale(), "{name}: pixels differ by up to {max} levels");
     }
 }
 
