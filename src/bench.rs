@@ -294,8 +294,8 @@ impl RoundsArgs {
         let positions = ModelConfig::open(&prompt::model_folder(&self.model)?)?.text.max_position_embeddings;
         if context.saturating_add(tokens) > positions {
             let (after, help) = match context {
-                0 => (String::new(), "give fewer"),
-                n => (format!(" after a prompt of {n}"), "give fewer, or a smaller --context"),
+                0 => (String::new(), "give fewer tokens"),
+                n => (format!(" after a prompt of {n}"), "give fewer tokens, or a smaller --context"),
             };
             let what = format!("{tokens}{after} are more than the model's {positions} positions");
             return Err(bad_usage("--tokens", what, help));

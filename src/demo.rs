@@ -111,7 +111,7 @@ fn print_table(o: &DemoOutcome) -> Result<()> {
     }
     let [before, sft, grpo] = o.answers.each_ref().map(|s| s.tally(&o.clips, None));
     output::print_line(format!(
-        "  standard errors gained: {:.1} by SFT, {:.1} by {} ({})",
+        "  gain in standard errors: {:.1} by SFT, {:.1} by {} (whole demo: {})",
         standard_errors(before, sft),
         standard_errors(sft, grpo),
         o.second_stage_name(),

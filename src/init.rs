@@ -22,7 +22,7 @@ const SIGLIP_TINY: &str = "siglip-tiny";
 #[command(after_help = "Example:\n  reel init --preset tiny --out tiny")]
 pub struct InitArgs {
     #[command(flatten)]
-    shape: ShapeFlags,
+    shape: ModelSizeFlags,
     /// Model folder to create
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
@@ -30,7 +30,7 @@ pub struct InitArgs {
 
 /// Options for the size of a model; they are enough to plan it without weights.
 #[derive(Args, Clone, Debug)]
-pub struct ShapeFlags {
+pub struct ModelSizeFlags {
     /// Model size: tiny (1 M parameters, f32), 3b or 7b (as published, bf16)
     #[arg(long, value_name = "NAME")]
     pub preset: Option<String>,
@@ -42,7 +42,7 @@ pub struct ShapeFlags {
     vocab: Option<usize>,
 }
 
-impl ShapeFlags {
+impl ModelSizeFlags {
     /// Converts these options to those of `reel_model::init`.
     pub fn options(&self, common: &CommonOptions) -> Result<InitOptions> {
         let dtype = stored(common);
@@ -71,7 +71,11 @@ impl InitArgs {
         }
         for (flag, given) in [("--layers", self.shape.layers), ("--vocab", self.shape.vocab)] {
             if given.is_some() {
-                return Err(bad_usage(flag, format!("{SIGLIP_TINY} has one shape"), "leave the flag out"));
+                return Err(bad_usage(
+                    flag,
+                    format!("the preset {SIGLIP_TINY} has a fixed size"),
+                    "leave the flag out",
+                ));
             }
         }
         Ok(init_siglip(stored(common).unwrap_or(checkpoint::StoredDType::F32), common.seed(), &self.out)?)

@@ -1,4 +1,4 @@
-//! Output of commands: text and JSON on stdout, and files that are complete or absent.
+//! Prints results on stdout as text or JSON, and writes files that are complete or absent.
 
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;

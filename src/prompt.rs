@@ -88,7 +88,7 @@ impl ModelFlags {
         }
         let location = format!("{}: base_model_name_or_path", folder.join(ADAPTER_CONFIG).display());
         let help = format!("give --model BASE --adapter {}", folder.display());
-        let base = match Adapter::open(folder)?.base() {
+        let base = match Adapter::open(folder)?.base_model() {
             Some(base) => base.to_string(),
             None => return Err(failed(location, "is missing", help)),
         };

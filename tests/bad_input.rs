@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::{Value, json};
-use support::{FinishedRun, file_names_in, golden, run, run_in, tiny_model};
+use support::{FinishedRun, crc32, file_names_in, golden, run, run_in, tiny_model};
 
 /// A folder with a tiny model whose files a test can damage.
 struct Workspace {
@@ -219,7 +219,7 @@ fn invalid_or_too_large_images_are_refused() {
     // A PNG file with a header that states 100 000 × 100 000 pixels.
     let side = 100_000u32.to_be_bytes();
     let header = [&b"IHDR"[..], &side, &side, &[8, 2, 0, 0, 0]].concat();
-    let parts = [b"\x89PNG\r\n\x1a\n", &13u32.to_be_bytes()[..], &header, &crc(&header).to_be_bytes(), &[0; 64]];
+    let parts = [b"\x89PNG\r\n\x1a\n", &13u32.to_be_bytes()[..], &header, &crc32(&header).to_be_bytes(), &[0; 64]];
     fs::write(dir.join("bomb.png"), parts.concat()).expect("written");
     fs::write(dir.join("text.png"), "not an image").expect("written");
     fs::write(dir.join("empty.png"), "").expect("written");
@@ -228,13 +228,6 @@ fn invalid_or_too_large_images_are_refused() {
             run_in(dir, ["generate", "--model", "tiny", "--image", name, "--prompt", "?", "--max-new-tokens", "1"]);
         got.refused(1, &[name]);
     }
-}
-
-/// The CRC-32 at the end of a PNG chunk.
-fn crc(bytes: &[u8]) -> u32 {
-    !bytes.iter().fold(!0u32, |crc, &b| {
-        (0..8).fold(crc ^ u32::from(b), |c, _| (c >> 1) ^ (0xedb8_8320 & (c & 1).wrapping_neg()))
-    })
 }
 
 #[test]

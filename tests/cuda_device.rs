@@ -117,7 +117,7 @@ fn training_step_on_the_fake_driver_has_the_bits_of_sim_and_breaks_no_rule() {
         let (fake, device) = fake_cuda();
         let (got, want) = (step(&device, dtype, lora_r), step(&simulated(), dtype, lora_r));
         assert_eq!(got.0, want.0, "{dtype}, rank {lora_r}");
-        assert!(got.1 == want.1, "{dtype}, rank {lora_r}: the weights differ");
+        assert!(got.1 == want.1, "{dtype}, rank {lora_r}: the weights differ from those of device sim");
         // Every run uses the same matrix product library with the same algorithms.
         assert_eq!(got.2["library"], "fake products 1.0.0");
         assert!(got.2["algorithms"].as_u64() > Some(20) && got.2["hash"].as_str().is_some_and(|h| h.len() == 16));

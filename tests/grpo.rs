@@ -13,7 +13,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use support::{golden, reel, run, run_in, tiny_model};
+use support::{golden, reel, run, run_in, timeless_metrics, tiny_model};
 
 /// A temporary folder with a tiny model and text rows.
 fn training_folder() -> tempfile::TempDir {
@@ -31,43 +31,11 @@ fn training_folder() -> tempfile::TempDir {
 
 /// The arguments of a run that rewards each completion by the length of its JSON line.
 fn grpo(out: &str, more: &[&str]) -> Vec<String> {
-    let own = "while read -r line; do echo ${#line}; done";
-    let fixed = [
-        "grpo",
-        "--model",
-        "tiny",
-        "--data",
-        "rows.jsonl",
-        "--out",
-        out,
-        "--num-generations",
-        "4",
-        "--per-device-train-batch-size",
-        "4",
-        "--max-completion-length",
-        "8",
-        "--learning-rate",
-        "1e-3",
-        "--reward-command",
-        own,
-        "--threads",
-        "1",
-        "--quiet",
-    ];
-    fixed.iter().chain(more).map(|s| s.to_string()).collect()
-}
-
-/// The lines of metrics.jsonl without the fields that depend on the clock.
-fn timeless(out: &Path) -> Vec<Value> {
-    let text = fs::read_to_string(out.join("metrics.jsonl")).expect("metrics.jsonl");
-    let timeless = |line: &str| {
-        let mut line: Value = serde_json::from_str(line).expect("a line of JSON");
-        line.as_object_mut()
-            .expect("an object")
-            .retain(|name, _| !name.ends_with("second") && !name.ends_with("_seconds"));
-        line
-    };
-    text.lines().map(timeless).collect()
+    let own =
+        ["grpo", "--model", "tiny", "--out", out, "--reward-command", "while read -r line; do echo ${#line}; done"];
+    let fixed = "--data rows.jsonl --num-generations 4 --per-device-train-batch-size 4 --max-completion-length 8 \
+                 --learning-rate 1e-3 --threads 1 --quiet";
+    own.into_iter().chain(fixed.split(' ')).chain(more.iter().copied()).map(str::to_string).collect()
 }
 
 #[test]
@@ -104,7 +72,7 @@ fn repeatedly_killed_run_equals_uninterrupted_run() {
     }
     assert!(kills >= 3, "the run ended after {kills} kills");
     let (whole, broken) = (at.join("whole"), at.join("broken"));
-    assert_eq!(timeless(&whole), timeless(&broken));
+    assert_eq!(timeless_metrics(&whole), timeless_metrics(&broken));
     let weights = |out: &Path| fs::read(out.join("model.safetensors")).expect("weights");
     assert!(weights(&whole) == weights(&broken));
     let rollouts = |out: &Path| {
@@ -157,7 +125,7 @@ fn run_killed_while_writing_a_checkpoint_keeps_the_others() {
     }
     assert!(kills >= 3 && left > 0, "{kills} kills, {left} in the middle of a checkpoint");
     run_in(at, grpo("broken", &[&more[..], &["--resume-from-checkpoint", "last"]].concat())).ok();
-    assert_eq!(timeless(&whole), timeless(&broken));
+    assert_eq!(timeless_metrics(&whole), timeless_metrics(&broken));
     assert_eq!(drafts(&broken), Vec::<String>::new());
     for file in
         ["model.safetensors", "checkpoint-24/training/state.json", "checkpoint-24/training/optimizer.safetensors"]
@@ -172,7 +140,7 @@ fn best_checkpoint_is_named_and_kept() {
     let at = folder.path();
     run_in(at, grpo("out", &["--max-steps", "9", "--save-steps", "2", "--save-total-limit", "1"])).ok();
     let rewards: Vec<f64> =
-        timeless(&at.join("out")).iter().map(|line| line["reward"].as_f64().expect("a reward")).collect();
+        timeless_metrics(&at.join("out")).iter().map(|line| line["reward"].as_f64().expect("a reward")).collect();
     let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
     let means: Vec<f64> = rewards.chunks(2).map(mean).collect();
     let most = means.iter().copied().fold(f64::MIN, f64::max);
@@ -277,24 +245,7 @@ fn replay_repeats_sft_steps() {
     let at = folder.path();
     let row = json!({"messages": [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]});
     fs::write(at.join("chats.jsonl"), row.to_string()).expect("rows");
-    run_in(
-        at,
-        [
-            "sft",
-            "--model",
-            "tiny",
-            "--data",
-            "chats.jsonl",
-            "--out",
-            "out",
-            "--max-steps",
-            "4",
-            "--save-steps",
-            "2",
-            "--quiet",
-        ],
-    )
-    .ok();
+    run_in(at, "sft --model tiny --data chats.jsonl --out out --max-steps 4 --save-steps 2 --quiet".split(' ')).ok();
     for step in ["1", "4"] {
         assert!(run_in(at, ["replay", "out", "--step", step]).ok().contains("gives the same bits"));
     }
@@ -345,7 +296,7 @@ fn plan_and_run_agree_on_peak_bytes() {
     for more in [&[][..], &["--beta", "0", "--optim", "adamw-bf16", "--dtype", "bf16"], &["--lora-r", "2"]] {
         let more = [&["--min-completion-length", "8", "--max-steps", "2", "--overwrite"], more].concat();
         run_in(at, grpo("out", &more)).ok();
-        let ran = timeless(&at.join("out")).last().expect("a step")["peak_bytes"].clone();
+        let ran = timeless_metrics(&at.join("out")).last().expect("a step")["peak_bytes"].clone();
         let planned = [&["plan".to_string()][..], &grpo("out", &more)].concat();
         let planned = run_in(at, [&planned[..], &["--device".into(), "cpu".into(), "--json".into()]].concat()).json();
         assert_eq!(planned["peak_bytes"], ran, "{more:?}");

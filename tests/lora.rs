@@ -5,10 +5,9 @@ mod support;
 mod tensors;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use serde_json::Value;
-use support::{file_names_in, golden, run};
+use support::{file_names_in, golden, read_metrics, run};
 use tensors::{assert_close, read};
 
 struct Place {
@@ -45,11 +44,6 @@ impl Place {
     }
 }
 
-fn metrics(out: &str) -> Vec<Value> {
-    let text = fs::read_to_string(PathBuf::from(out).join("metrics.jsonl")).expect("metrics.jsonl");
-    text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
-}
-
 #[test]
 fn peft_adapter_gives_pefts_logits_and_merge() {
     let p = Place::new();
@@ -76,7 +70,8 @@ fn adapter_is_trained_used_and_merged() {
     }
     assert!(!names.iter().any(|n| n == "config.json" || n == "model.safetensors"), "{names:?}");
     // The loss falls, and the adapter has matrices for the decoder's seven kinds of layers only.
-    let losses: Vec<f64> = metrics(&whole).iter().map(|m| m["loss"].as_f64().expect("a loss")).collect();
+    let losses: Vec<f64> =
+        read_metrics(Path::new(&whole)).iter().map(|m| m["loss"].as_f64().expect("a loss")).collect();
     assert_eq!(losses.len(), 4);
     let matrices = read(&Path::new(&whole).join("adapter_model.safetensors"));
     assert_eq!(matrices.len(), 2 * 7 * 2);
@@ -93,7 +88,7 @@ fn adapter_is_trained_used_and_merged() {
     for name in ["adapter_model.safetensors", "checkpoint-4/training/optimizer.safetensors"] {
         assert!(bytes(&whole, name) == bytes(&parts, name), "{name} differs");
     }
-    let hash = |out: &str| metrics(out).last().expect("a line")["hash"].clone();
+    let hash = |out: &str| read_metrics(Path::new(out)).last().expect("a line")["hash"].clone();
     assert_eq!(hash(&whole), hash(&parts));
     let other = ["--lora-r", "8", "--gradient-accumulation-steps", "1", "--max-steps", "6"];
     p.sft("parts", &[&other[..], &["--resume-from-checkpoint", "last"]].concat())
@@ -134,7 +129,7 @@ fn sampling_uses_the_adapter_and_the_reference_does_not() {
         let reward = ["--reward-command", "while read -r row; do i=$((i + 1)); echo $((i % 2)); done"];
         let accumulation = ["--gradient-accumulation-steps", "1"];
         run([&args[..], &more, &lora, &accumulation, &reward].concat()).ok();
-        let lines = metrics(&out);
+        let lines = read_metrics(Path::new(&out));
         assert_eq!(lines.len(), 3);
         let of = |i: usize, key: &str| lines[i][key].as_f64().unwrap_or_else(|| panic!("no {key} in {}", lines[i]));
         // With a new adapter the policy equals the base model (KL 0); after a training step it does not.

@@ -13,18 +13,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use support::{file_names_in, golden, reel, run, run_in, tiny_model};
-use training::{check_training_case, read_metrics};
-
-/// The lines of metrics.jsonl without the fields that depend on the clock.
-fn timeless(out: &Path) -> Vec<Value> {
-    let mut lines = read_metrics(out);
-    for line in lines.iter_mut().filter_map(Value::as_object_mut) {
-        line.remove("tokens_per_second");
-        line.remove("step_seconds");
-    }
-    lines
-}
+use support::{file_names_in, golden, read_metrics, reel, run, run_in, timeless_metrics, tiny_model};
+use training::check_training_case;
 
 #[test]
 fn sft_all_tokens() {
@@ -70,7 +60,7 @@ fn sft(folder: &Path, out: &str, more: &[&str]) -> support::FinishedRun {
 
 #[track_caller]
 fn same_results(a: &Path, b: &Path, checkpoint: &str) {
-    assert_eq!(timeless(a), timeless(b));
+    assert_eq!(timeless_metrics(a), timeless_metrics(b));
     let files = file_names_in(&a.join(checkpoint));
     assert_eq!(files, file_names_in(&b.join(checkpoint)));
     for name in files.iter().filter(|n| n.ends_with(".safetensors")) {
@@ -88,7 +78,7 @@ fn results_depend_on_the_seed_only() {
         sft(w.path(), out, &["--max-steps", "6", "--seed", seed]).ok();
     }
     same_results(&w.path().join("a"), &w.path().join("b"), "checkpoint-6");
-    assert_ne!(timeless(&w.path().join("a")), timeless(&w.path().join("c")));
+    assert_ne!(timeless_metrics(&w.path().join("a")), timeless_metrics(&w.path().join("c")));
 }
 
 #[test]
@@ -352,16 +342,9 @@ fn failed_write_leaves_no_incomplete_files() {
 fn plan_and_run_agree_on_peak_bytes() {
     let w = training_folder(6);
     for (dtype, checkpointing) in [("f32", "true"), ("f32", "false"), ("bf16", "true")] {
-        let options = [
-            "--dtype",
-            dtype,
-            "--gradient-checkpointing",
-            checkpointing,
-            "--no-shuffle",
-            "--max-steps",
-            "3",
-            "--quiet",
-        ];
+        let options =
+            format!("--dtype {dtype} --gradient-checkpointing {checkpointing} --no-shuffle --max-steps 3 --quiet");
+        let options: Vec<&str> = options.split(' ').collect();
         sft(w.path(), "out", &[&options[..], &["--overwrite"]].concat()).ok();
         let ran = read_metrics(&w.path().join("out")).last().expect("a step")["peak_bytes"].as_f64().expect("a number");
         let base = ["plan", "sft", "--model", "tiny", "--data", "rows.jsonl", "--device", "cpu", "--json"];
@@ -373,20 +356,8 @@ fn plan_and_run_agree_on_peak_bytes() {
 #[test]
 fn plan_of_a_preset_needs_no_weights() {
     for (preset, least) in [("3b", 3.7e9), ("7b", 8.2e9)] {
-        let plan = run([
-            "plan",
-            "sft",
-            "--preset",
-            preset,
-            "--tokens",
-            "1024",
-            "--vision-patches",
-            "2048",
-            "--gpu",
-            "h200",
-            "--json",
-        ])
-        .json();
+        let command = format!("plan sft --preset {preset} --tokens 1024 --vision-patches 2048 --gpu h200 --json");
+        let plan = run(command.split(' ')).json();
         let number = |key: &str| plan.pointer(key).and_then(Value::as_f64).unwrap_or_else(|| panic!("no {key}"));
         // bf16 weights, low bits of the master weights, f32 moments and f32 gradients take 16 bytes per parameter.
         assert!(number("/peak_bytes") > 16.0 * least && number("/memory/optimizer") > 10.0 * least, "{preset}");
@@ -405,20 +376,7 @@ fn plan_of_a_preset_needs_no_weights() {
     let rows = w.path().join("rows.jsonl").display().to_string();
     let plan = run(["plan", "sft", "--preset", "3b", "--data", &rows, "--gpu", "h100", "--json"]).json();
     assert!(plan["tokens"].as_f64() > Some(60.0) && plan["fits"] == true, "{plan}");
-    let plan = run([
-        "plan",
-        "generate",
-        "--preset",
-        "3b",
-        "--tokens",
-        "512",
-        "--max-new-tokens",
-        "16",
-        "--gpu",
-        "h100",
-        "--json",
-    ])
-    .json();
+    let plan = run("plan generate --preset 3b --tokens 512 --max-new-tokens 16 --gpu h100 --json".split(' ')).json();
     let (prefill, decode) = (plan["phases"]["prefill"].as_f64(), plan["phases"]["decode"].as_f64());
     assert!(prefill > Some(0.0) && decode > prefill, "{prefill:?} {decode:?}");
 }

@@ -8,13 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
-use support::{FinishedRun, file_names_in, finished_run, golden, reel, tiny_model};
-
-/// CRC-32 (IEEE 802.3), bit by bit.
-fn crc32(bytes: &[u8]) -> u32 {
-    let bit = |c: u32| if c & 1 == 1 { c >> 1 ^ 0xedb8_8320 } else { c >> 1 };
-    !bytes.iter().fold(!0u32, |crc, &b| (0..8).fold(crc ^ u32::from(b), |c, _| bit(c)))
-}
+use support::{FinishedRun, crc32, file_names_in, finished_run, golden, read_metrics, reel, tiny_model};
 
 /// Reads the records of a `.wandb` file: chunks in blocks of 32768 bytes, after a header of 7 bytes.
 fn records(path: &Path) -> Vec<Vec<u8>> {
@@ -135,11 +129,6 @@ fn runs(out: &Path) -> Vec<PathBuf> {
     file_names_in(&out.join("wandb")).into_iter().map(|name| out.join("wandb").join(name)).collect()
 }
 
-fn lines(out: &Path) -> Vec<Value> {
-    let text = fs::read_to_string(out.join("metrics.jsonl")).expect("metrics.jsonl");
-    text.lines().map(|line| serde_json::from_str(line).expect("a line of JSON")).collect()
-}
-
 /// Asserts that the logged steps have every number of metrics.jsonl.
 #[track_caller]
 fn assert_is(log: &WandbLog, lines: &[Value]) {
@@ -194,7 +183,7 @@ fn sft_run_is_logged_and_results_do_not_change() {
     train(at, "sft", "out", &more).ok();
     train(at, "sft", "plain", &["--max-steps", "5"]).ok();
     let log = parse_log(&runs(&at.join("out"))[0]);
-    assert_is(&log, &lines(&at.join("out")));
+    assert_is(&log, &read_metrics(&at.join("out")));
     assert_eq!((log.project.as_str(), log.name.as_str(), log.exit), ("films", "out", Some(0)));
     assert_eq!(log.files, ["wandb-metadata.json"]);
     assert_eq!((&log.config["learning_rate"], &log.config["command"]), (&json!(1e-3), &json!("sft")));
@@ -205,7 +194,7 @@ fn sft_run_is_logged_and_results_do_not_change() {
     let events = |out: &str| file_names_in(&at.join(out)).iter().filter(|name| name.starts_with("events.")).count();
     assert_eq!((events("out"), events("plain")), (1, 1));
     assert!(!at.join("plain/wandb").exists());
-    let hashes = |out: &str| lines(&at.join(out)).iter().map(|line| line["hash"].clone()).collect::<Vec<_>>();
+    let hashes = |out: &str| read_metrics(&at.join(out)).iter().map(|line| line["hash"].clone()).collect::<Vec<_>>();
     assert_eq!(hashes("out"), hashes("plain"));
     let weights = |out: &str| fs::read(at.join(out).join("model.safetensors")).expect("weights");
     assert!(weights("out") == weights("plain"));
@@ -220,11 +209,11 @@ fn resumed_grpo_run_is_one_wandb_run_with_all_previews() {
     let more = |steps| ["--max-steps", steps, "--save-steps", "2", "--report-to", "wandb", "--run-name", "a b"];
     train(at, "grpo", "out", &more("3")).ok();
     let first = parse_log(&runs(&at.join("out"))[0]);
-    assert_is(&first, &lines(&at.join("out")));
+    assert_is(&first, &read_metrics(&at.join("out")));
     train(at, "grpo", "out", &[&more("6")[..], &["--resume-from-checkpoint", "out/checkpoint-2"]].concat()).ok();
     let folders = runs(&at.join("out"));
     let log = parse_log(&folders[1]);
-    assert_is(&log, &lines(&at.join("out")));
+    assert_is(&log, &read_metrics(&at.join("out")));
     assert_eq!(
         (folders.len(), &log.id, log.name.as_str(), log.project.as_str()),
         (2, &first.id, "a b", "uncategorized")
@@ -258,7 +247,7 @@ fn project_comes_from_the_environment_and_logging_steps_apply() {
     finished_run(process.args(args.split(' ')).output().expect("the binary starts")).ok();
     let log = parse_log(&runs(&at.join("out"))[0]);
     assert_eq!(log.project, "from outside");
-    let all = lines(&at.join("out"));
+    let all = read_metrics(&at.join("out"));
     assert_is(&log, &[all[1].clone(), all[3].clone(), all[4].clone()]);
 }
 

@@ -1,4 +1,4 @@
-//! Whether one result of `reel bench --json` is faster than another, and whether both were measured under the same
+//! Tests whether one result of `reel bench --json` is faster than another, and whether both were measured under the same
 //! conditions.
 
 use std::collections::BTreeSet;
@@ -229,7 +229,7 @@ fn differences(a: &Value, b: &Value) -> Vec<String> {
     let (before, after) = (reasons(a), reasons(b));
     if before != after {
         let words = |s: BTreeSet<String>| {
-            if s.is_empty() { "not".into() } else { s.into_iter().collect::<Vec<_>>().join(", ") }
+            if s.is_empty() { "no".into() } else { s.into_iter().collect::<Vec<_>>().join(", ") }
         };
         all.push(format!("throttled: {} and {}", words(before), words(after)));
     }
@@ -259,7 +259,7 @@ mod tests {
         assert!(differences(&a, &result(1960.0, &[])).is_empty());
         assert_eq!(
             differences(&a, &result(1500.0, &["sw_power_cap"])),
-            ["SM clock: 1980 and 1500 MHz", "throttled: not and sw_power_cap"]
+            ["SM clock: 1980 and 1500 MHz", "throttled: no and sw_power_cap"]
         );
         let mut b = a.clone();
         (b["machine"]["name"], b["dtype"], b["model"]) = (json!("NVIDIA H100"), json!("f32"), json!("3b"));

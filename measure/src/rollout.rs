@@ -55,6 +55,10 @@ pub fn time_rollout(model: &Qwen25Vl, cx: &Cx, shape: RolloutShape) -> Result<f6
     profile.part("");
     match completions.iter().all(|c| c.ids.len() == shape.tokens) {
         true => Ok(seconds),
-        false => Err(failed("rollout", "a completion ended early", "report this defect with the command")),
+        false => Err(failed(
+            "rollout",
+            "a completion ended early",
+            "report this defect of reel, with the command that you ran",
+        )),
     }
 }

@@ -28,7 +28,7 @@ pub enum MediaProfile {
 /// How a profile selects frames.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum SelectionRule {
-    /// Evenly spaced from the first frame to the last; their number follows from a rate and is kept within bounds.
+    /// Frames are evenly spaced from the first to the last; their number follows from a rate and is kept within bounds.
     Rate {
         /// Frames per second of video.
         fps: f64,

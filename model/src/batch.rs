@@ -42,7 +42,7 @@ struct MediaOfKind<'a> {
     grids: &'a [GridThw],
     values: &'a [f32],
     frames: &'a [FrameBuf],
-    /// The owner of `frames`, which knows how they become patches.
+    /// The owner of `frames`; it has the settings for cutting them into patches.
     media: Option<&'a MediaFrames>,
     pad_id: TokenId,
     /// What transformers' processor calls these pixels; used in errors and in the hash.
@@ -144,7 +144,7 @@ pub struct VisionInput {
     pub sequences: Vec<SequenceMedia>,
 }
 
-/// All images, then all videos, of one sequence.
+/// The media of one sequence: all images, then all videos.
 #[derive(Clone, Debug)]
 pub struct SequenceMedia {
     /// The grids, in processor order.

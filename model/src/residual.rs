@@ -18,7 +18,7 @@ impl Residual {
     }
 
     /// The residual `x + delta`; the next norm computes the sum.
-    pub(crate) fn sum_of(x: Tensor, delta: Tensor) -> Residual {
+    pub(crate) fn with_delta(x: Tensor, delta: Tensor) -> Residual {
         Residual { x, delta: Some(delta) }
     }
 
@@ -36,7 +36,7 @@ impl Residual {
     }
 
     /// Returns the norm alone, after the last layer.
-    pub(crate) fn last_norm(self, cx: &Cx, weight: &Tensor, eps: f32) -> Result<Tensor> {
+    pub(crate) fn norm_after_last_layer(self, cx: &Cx, weight: &Tensor, eps: f32) -> Result<Tensor> {
         Ok(match &self.delta {
             Some(delta) => ops::rms_norm_add(cx, &self.x, delta, weight, eps)?.1,
             None => ops::rms_norm(cx, &self.x, weight, eps)?,

@@ -237,11 +237,11 @@ impl Block {
         let o = ops::attention(cx, &q, &k, &parts[2].reshape(&heads)?, seqs, false)?;
         drop((parts, q, k));
         let o = self.proj.forward(cx, &o.reshape(&[n, c])?)?;
-        let (x, normed) = Residual::sum_of(x, o).norm(cx, &self.norm2, self.eps)?;
+        let (x, normed) = Residual::with_delta(x, o).norm(cx, &self.norm2, self.eps)?;
         let (gate, up) = (self.gate.forward(cx, &normed)?, self.up.forward(cx, &normed)?);
         drop(normed);
         let inner = ops::swiglu(cx, &gate, &up)?;
         drop((gate, up));
-        Ok(Residual::sum_of(x, self.down.forward(cx, &inner)?))
+        Ok(Residual::with_delta(x, self.down.forward(cx, &inner)?))
     }
 }

@@ -6,11 +6,11 @@
 use reel_kernels::philox;
 
 /// Height and width of a clip in pixels.
-pub const SIDE: usize = 224;
+pub const CLIP_SIDE: usize = 224;
 /// Number of frames of a clip.
-pub const FRAMES: usize = 8;
+pub const CLIP_FRAMES: usize = 8;
 /// Frames per second of a clip.
-pub const FPS: u32 = 4;
+pub const CLIP_FPS: u32 = 4;
 
 const BACKGROUND: [f32; 3] = [24.0, 26.0, 32.0];
 const COLORS: [(&str, [f32; 3]); 4] = [
@@ -78,7 +78,7 @@ pub struct Clip {
     pub task: ClipTask,
     /// File name of the clip, without a folder.
     pub file: String,
-    /// Frames, u8 RGB `[FRAMES, SIDE, SIDE, 3]`.
+    /// Frames, u8 RGB `[CLIP_FRAMES, CLIP_SIDE, CLIP_SIDE, 3]`.
     pub frames: Vec<u8>,
     /// The chain of thought that leads to the answer.
     pub think: String,
@@ -231,8 +231,8 @@ fn motion(which: usize, hinted: Option<bool>, random: &mut ClipRandom) -> Scene 
     };
     let (kind, color, across) = (random.kind(), COLORS[color].1, random.between(88.0, 136.0));
     let (near, far) = (random.between(40.0, 56.0), random.between(168.0, 184.0));
-    let scenes = (0..FRAMES).map(|t| {
-        let step = t as f32 / (FRAMES - 1) as f32;
+    let scenes = (0..CLIP_FRAMES).map(|t| {
+        let step = t as f32 / (CLIP_FRAMES - 1) as f32;
         let along = if matches!(answer, "right" | "down") { step } else { 1.0 - step };
         let along = near + (far - near) * along;
         let center = if matches!(answer, "left" | "right") { [along, across] } else { [across, along] };
@@ -245,8 +245,8 @@ fn colors(which: usize, random: &mut ClipRandom) -> Scene {
     let first = which / 3;
     let (a, b) = (COLORS[first], COLORS[(first + 1 + which % 3) % 4]);
     let (kind, center) = (random.kind(), [random.between(80.0, 144.0), random.between(80.0, 144.0)]);
-    let scenes = (0..FRAMES).map(|t| {
-        let color = if t < FRAMES / 2 { a.1 } else { b.1 };
+    let scenes = (0..CLIP_FRAMES).map(|t| {
+        let color = if t < CLIP_FRAMES / 2 { a.1 } else { b.1 };
         vec![Shape { kind, center, radius: 56.0, color }]
     });
     (scenes.collect(), format!("It is {} first and {} then.", a.0, b.0), format!("{}, {}", a.0, b.0))
@@ -263,15 +263,15 @@ fn objects(which: usize, random: &mut ClipRandom) -> Scene {
         })
         .collect();
     let plural = if which == 0 { "shape" } else { "shapes" };
-    (vec![shapes; FRAMES], format!("I count {} {plural}.", NUMBERS[which]), (which + 1).to_string())
+    (vec![shapes; CLIP_FRAMES], format!("I count {} {plural}.", NUMBERS[which]), (which + 1).to_string())
 }
 
 /// Draws the frames of a clip, u8 RGB; a frame equal to the one before it is copied.
 fn render(scenes: &[Vec<Shape>]) -> Vec<u8> {
-    let mut frames: Vec<u8> = Vec::with_capacity(scenes.len() * SIDE * SIDE * 3);
+    let mut frames: Vec<u8> = Vec::with_capacity(scenes.len() * CLIP_SIDE * CLIP_SIDE * 3);
     for (t, scene) in scenes.iter().enumerate() {
         if t > 0 && scene == &scenes[t - 1] {
-            frames.extend_from_within(frames.len() - SIDE * SIDE * 3..);
+            frames.extend_from_within(frames.len() - CLIP_SIDE * CLIP_SIDE * 3..);
         } else {
             frames.extend(render_frame(scene));
         }
@@ -279,11 +279,11 @@ fn render(scenes: &[Vec<Shape>]) -> Vec<u8> {
     frames
 }
 
-/// Draws one frame, u8 RGB `[SIDE, SIDE, 3]`, with antialiased edges one pixel wide.
+/// Draws one frame, u8 RGB `[CLIP_SIDE, CLIP_SIDE, 3]`, with antialiased edges one pixel wide.
 fn render_frame(shapes: &[Shape]) -> Vec<u8> {
-    let mut pixels = Vec::with_capacity(SIDE * SIDE * 3);
-    for y in 0..SIDE {
-        for x in 0..SIDE {
+    let mut pixels = Vec::with_capacity(CLIP_SIDE * CLIP_SIDE * 3);
+    for y in 0..CLIP_SIDE {
+        for x in 0..CLIP_SIDE {
             let mut rgb = BACKGROUND;
             for s in shapes {
                 let inside = (0.5 - distance(s, x as f32 + 0.5, y as f32 + 0.5)).clamp(0.0, 1.0);
@@ -318,7 +318,7 @@ mod tests {
         let (mut sum, mut n) = ([0.0; 2], 0.0);
         for (i, p) in frame.chunks_exact(3).enumerate().filter(|(_, p)| p.iter().any(|&c| c > 90)) {
             assert_eq!(p.len(), 3);
-            sum = [sum[0] + (i % SIDE) as f64, sum[1] + (i / SIDE) as f64];
+            sum = [sum[0] + (i % CLIP_SIDE) as f64, sum[1] + (i / CLIP_SIDE) as f64];
             n += 1.0;
         }
         sum.map(|s| s / n)
@@ -327,21 +327,23 @@ mod tests {
     #[test]
     fn answers_agree_with_the_pixels() {
         for clip in ClipSet::ALL.iter().flat_map(|set| make_clips(*set, 7).into_iter().take(48)) {
-            let frames: Vec<&[u8]> = clip.frames.chunks_exact(SIDE * SIDE * 3).collect();
-            assert_eq!(frames.len(), FRAMES);
-            let (first, last) = (centroid(frames[0]), centroid(frames[FRAMES - 1]));
+            let frames: Vec<&[u8]> = clip.frames.chunks_exact(CLIP_SIDE * CLIP_SIDE * 3).collect();
+            assert_eq!(frames.len(), CLIP_FRAMES);
+            let (first, last) = (centroid(frames[0]), centroid(frames[CLIP_FRAMES - 1]));
             let (dx, dy) = (last[0] - first[0], last[1] - first[1]);
             let truth = match clip.task {
                 ClipTask::Motion if dx < -50.0 => "left".to_string(),
                 ClipTask::Motion if dx > 50.0 => "right".to_string(),
                 ClipTask::Motion if dy < -50.0 => "up".to_string(),
                 ClipTask::Motion => "down".to_string(),
-                ClipTask::Colors => [0, FRAMES - 1].map(|t| color_at(frames[t], centroid(frames[t]))).join(", "),
+                ClipTask::Colors => [0, CLIP_FRAMES - 1].map(|t| color_at(frames[t], centroid(frames[t]))).join(", "),
                 ClipTask::Count => {
                     let lit = |p: usize| frames[0][3 * p..][..3].iter().any(|&c| c > 90);
-                    let half = |x: usize| usize::from(x >= SIDE / 2);
-                    let corners: HashSet<[usize; 2]> =
-                        (0..SIDE * SIDE).filter(|p| lit(*p)).map(|p| [half(p % SIDE), half(p / SIDE)]).collect();
+                    let half = |x: usize| usize::from(x >= CLIP_SIDE / 2);
+                    let corners: HashSet<[usize; 2]> = (0..CLIP_SIDE * CLIP_SIDE)
+                        .filter(|p| lit(*p))
+                        .map(|p| [half(p % CLIP_SIDE), half(p / CLIP_SIDE)])
+                        .collect();
                     corners.len().to_string()
                 }
             };
@@ -350,7 +352,7 @@ mod tests {
     }
 
     fn color_at(frame: &[u8], [x, y]: [f64; 2]) -> &'static str {
-        let at = (y as usize * SIDE + x as usize) * 3;
+        let at = (y as usize * CLIP_SIDE + x as usize) * 3;
         let off = |c: &[f32; 3]| (0..3).map(|i| (c[i] - f32::from(frame[at + i])).abs()).sum::<f32>();
         COLORS.iter().min_by(|a, b| off(&a.1).total_cmp(&off(&b.1))).map_or("", |c| c.0)
     }
@@ -382,7 +384,7 @@ mod tests {
             let motions: Vec<Clip> = make_clips(set, 5).into_iter().filter(|c| c.task == ClipTask::Motion).collect();
             let hinted = motions.iter().filter(|c| {
                 let direction = ["left", "right", "up", "down"].iter().position(|d| *d == c.answer);
-                let frame = &c.frames[..SIDE * SIDE * 3];
+                let frame = &c.frames[..CLIP_SIDE * CLIP_SIDE * 3];
                 direction == COLORS.iter().position(|(name, _)| *name == color_at(frame, centroid(frame)))
             });
             let (hinted, all) = (hinted.count(), motions.len());

@@ -13,7 +13,7 @@ use reel_report::chart::LineChart;
 use reel_report::html::escape;
 
 use crate::Result;
-use crate::clips::{ClipTask, FRAMES, SIDE, extract_answer};
+use crate::clips::{CLIP_FRAMES, CLIP_SIDE, ClipTask, extract_answer};
 use crate::evaluation::{AnswerTally, standard_errors};
 use crate::pipeline::{DemoOutcome, GRPO_PAGE, STAGES};
 
@@ -198,7 +198,7 @@ fn gallery(page: &mut String, o: &DemoOutcome) -> Result<()> {
         let (class, verdict) =
             if extract_answer(grpo) == clip.answer { ("right", "correct") } else { ("wrong", "wrong") };
         let _ = write!(page, "<article class=\"{class}\"><div class=\"strip\">");
-        for frame in clip.frames.chunks_exact(SIDE * SIDE * 3).take(FRAMES) {
+        for frame in clip.frames.chunks_exact(CLIP_SIDE * CLIP_SIDE * 3).take(CLIP_FRAMES) {
             let _ = write!(
                 page,
                 "<img alt=\"\" src=\"data:image/png;base64,{}\">",
@@ -238,10 +238,10 @@ fn shorten(text: &str) -> String {
 /// Frames are shown at 1 / this number of their width and height.
 const DOWNSCALE: usize = 2;
 
-/// A frame at half its size, u8 RGB `[SIDE/2, SIDE/2, 3]`: each pixel is the mean of 2 x 2 pixels.
+/// A frame at half its size, u8 RGB `[CLIP_SIDE/2, CLIP_SIDE/2, 3]`: each pixel is the mean of 2 x 2 pixels.
 fn downscale(frame: &[u8]) -> Vec<u8> {
-    let side = SIDE / DOWNSCALE;
-    let at = |y: usize, x: usize, c: usize| u32::from(frame[(y * SIDE + x) * 3 + c]);
+    let side = CLIP_SIDE / DOWNSCALE;
+    let at = |y: usize, x: usize, c: usize| u32::from(frame[(y * CLIP_SIDE + x) * 3 + c]);
     (0..side * side)
         .flat_map(|i| {
             let (y, x) = (DOWNSCALE * (i / side), DOWNSCALE * (i % side));
@@ -252,7 +252,7 @@ fn downscale(frame: &[u8]) -> Vec<u8> {
 
 fn png(pixels: &[u8]) -> Result<Vec<u8>> {
     let mut bytes = Cursor::new(Vec::new());
-    let side = (SIDE / DOWNSCALE) as u32;
+    let side = (CLIP_SIDE / DOWNSCALE) as u32;
     PngEncoder::new(&mut bytes).write_image(pixels, side, side, ExtendedColorType::Rgb8)?;
     Ok(bytes.into_inner())
 }
@@ -300,7 +300,7 @@ mod tests {
         let page = demo_page(&o, "a < b")?;
         assert!(page.contains("83.3 %") && page.contains("<polyline") && page.contains("a &lt; b, seed 1"));
         assert!(!page.contains("http") && !page.contains("<b>noise"));
-        assert_eq!(page.matches("<img").count(), 6 * FRAMES);
+        assert_eq!(page.matches("<img").count(), 6 * CLIP_FRAMES);
         Ok(())
     }
 

@@ -27,7 +27,7 @@ use reel_runtime::Device;
 use reel_train::options::RunOptions;
 use serde_json::{Value, json};
 
-use crate::clips::{self, Clip, ClipSet, FPS, FRAMES, SIDE};
+use crate::clips::{self, CLIP_FPS, CLIP_FRAMES, CLIP_SIDE, Clip, ClipSet};
 use crate::evaluation::{ClipEvaluation, EvaluationAnswers};
 use crate::page::SHOWN_CLIPS;
 use crate::{Result, ShowcaseError};
@@ -249,13 +249,13 @@ impl Demo {
 
     /// Encodes all clips and writes one data file per set; returns the held-out clips.
     fn make_clips(&self) -> Result<Vec<Clip>> {
-        let encoding = VideoEncoding::new(VideoCodec::best_available(), (FPS as i32, 1));
+        let encoding = VideoEncoding::new(VideoCodec::best_available(), (CLIP_FPS as i32, 1));
         let mut held_out = Vec::new();
         for set in ClipSet::ALL {
             let mut made = clips::make_clips(set, self.seed);
             let mut rows = String::new();
             for clip in &made {
-                let frames = FrameView::new(&clip.frames, FRAMES, SIDE, SIDE)?;
+                let frames = FrameView::new(&clip.frames, CLIP_FRAMES, CLIP_SIDE, CLIP_SIDE)?;
                 encode_video(&self.path("clips").join(&clip.file), frames, &encoding)?;
                 rows += &row(clip, set).to_string();
                 rows.push('\n');

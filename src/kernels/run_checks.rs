@@ -78,7 +78,7 @@ pub fn run(common: &CommonOptions, kernel: Option<&str>, compare: bool) -> Resul
             let what = first.result.as_ref().err().cloned().unwrap_or_default();
             let location = format!("{}: {}", first.folder, first.check);
             let help = format!(
-                "{} of {} checks passed; repeat this one with --kernel {}",
+                "{} of {} checks passed; repeat the failed check with --kernel {}",
                 outcomes.len() - bad.len(),
                 outcomes.len(),
                 first.folder

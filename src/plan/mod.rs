@@ -27,7 +27,7 @@ use tempfile::TempDir;
 use crate::common::{self, CommonOptions};
 use crate::fail::{bad_usage, failed};
 use crate::grpo::GrpoArgs;
-use crate::init::ShapeFlags;
+use crate::init::ModelSizeFlags;
 use crate::sft::SftArgs;
 use crate::training::ResolvedOptions;
 use crate::{generate, model, prompt};
@@ -65,7 +65,7 @@ enum What {
 #[command(next_help_heading = "Plan options")]
 struct Sizes {
     #[command(flatten)]
-    shape: ShapeFlags,
+    shape: ModelSizeFlags,
     /// GPU to plan for: h200, h100, a100, l40s or rtx4090; --device cpu plans for this machine
     #[arg(long, value_name = "NAME")]
     gpu: Option<String>,
@@ -277,9 +277,9 @@ impl PlanGrpoArgs {
         let mut counted =
             Counting { resolved, sizes: &self.sizes, rows: "prompts", with_shape, with_data }.count(common)?;
         let o = &resolved.options;
-        let shuffled = if o.temporal { ", half as many to shuffled videos" } else { "" };
+        let shuffled = if o.temporal { ", and half as many for shuffled videos" } else { "" };
         counted.subject +=
-            &format!("; {} completions of {} tokens a prompt{shuffled}", o.num_generations, o.max_completion_length);
+            &format!("; {} completions of {} tokens per prompt{shuffled}", o.num_generations, o.max_completion_length);
         Ok(counted)
     }
 }

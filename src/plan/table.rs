@@ -1,4 +1,4 @@
-//! Printing a plan: memory at its peak by category, totals, and a table of ops.
+//! Prints a plan: peak memory by category, totals, and a table of ops.
 
 use std::collections::BTreeMap;
 

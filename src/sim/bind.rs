@@ -32,7 +32,7 @@ const MAP_ALIGN: usize = 64;
 /// Allocates the buffers of all arguments, then fills in the parameters. Arguments beyond the kernel's parameters
 /// must be buffers of tensor maps, because a kernel that takes tensor maps often does not take the pointers to their
 /// buffers.
-pub fn bind(kernel: &Kernel, arguments: &[(String, KernelArgument)], seed: u64) -> Result<BoundArguments> {
+pub fn bind_arguments(kernel: &Kernel, arguments: &[(String, KernelArgument)], seed: u64) -> Result<BoundArguments> {
     let (given, taken) = (arguments.len(), kernel.params.len());
     let beyond = arguments.iter().enumerate().skip(taken);
     let mapped = |n: usize| arguments.iter().any(|(_, argument)| argument.has_tensor_map_of(n));

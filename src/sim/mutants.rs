@@ -33,7 +33,7 @@ const MAX_IDLE_INSTRUCTIONS: u64 = 2_000_000;
 impl SimMutantsArgs {
     /// Runs every mutant whose changed instruction the unchanged kernel executes.
     pub fn run(&self, common: &CommonOptions) -> Result<()> {
-        let case = self.run.case(common)?;
+        let case = self.run.prepare_case(common)?;
         let location = self.run.location();
         let whole = case.check(&case.program, case.options.clone())?;
         if let Some(first) = whole.findings.iter().flatten().next() {

@@ -1,4 +1,4 @@
-//! Source lines to print beside findings and counts.
+//! Finds the source lines that are printed beside findings and counts.
 
 use std::path::{Path, PathBuf};
 

@@ -11,7 +11,7 @@ use reel_sim::headers::HEADERS;
 use reel_sim::program::{Kernel, Program};
 
 use super::args::{self, KernelArgument};
-use super::bind::{BoundArguments, bind};
+use super::bind::{BoundArguments, bind_arguments};
 use super::quote::SourceQuotes;
 use super::{entry, show};
 use crate::common::CommonOptions;
@@ -107,7 +107,7 @@ fn dims(text: &str) -> Result<Dimensions, String> {
 impl SimRunArgs {
     /// Runs the kernel and prints the report; findings make the command fail.
     pub fn run(&self, common: &CommonOptions) -> Result<()> {
-        let case = self.case(common)?;
+        let case = self.prepare_case(common)?;
         let report = case.check(&case.program, case.options.clone())?;
         if let Some(out) = &self.out {
             case.bound.write(out, &report.memory)?;
@@ -139,7 +139,7 @@ impl SimRunArgs {
     }
 
     /// Compiles the file, allocates the arguments and describes the launch.
-    pub fn case(&self, common: &CommonOptions) -> Result<SimCase> {
+    pub fn prepare_case(&self, common: &CommonOptions) -> Result<SimCase> {
         let arguments = self.arguments()?;
         let (ptx, location) = (self.ptx()?, self.location());
         let help = "give complete PTX, as nvcc or NVRTC writes it";
@@ -153,7 +153,7 @@ impl SimRunArgs {
             strict_proxy: self.strict_proxy,
             ..ExecOptions::default()
         };
-        let bound = bind(&kernel, &arguments, common.seed())?;
+        let bound = bind_arguments(&kernel, &arguments, common.seed())?;
         let launch = LaunchConfig {
             grid: self.grid.0,
             block: self.block.0,

@@ -1,5 +1,5 @@
 //! Runs the built binary and checks its output.
-#![allow(dead_code, reason = "each test program uses a part")]
+#![allow(dead_code, reason = "no test program uses all of this module")]
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -104,4 +104,25 @@ pub fn file_names_in(folder: &Path) -> Vec<String> {
         .collect();
     names.sort();
     names
+}
+
+/// The lines of metrics.jsonl in an output folder.
+pub fn read_metrics(out: &Path) -> Vec<serde_json::Value> {
+    let text = std::fs::read_to_string(out.join("metrics.jsonl")).expect("metrics.jsonl");
+    text.lines().map(|line| serde_json::from_str(line).expect("a line of JSON")).collect()
+}
+
+/// The lines of metrics.jsonl without the fields that depend on the clock.
+pub fn timeless_metrics(out: &Path) -> Vec<serde_json::Value> {
+    let mut lines = read_metrics(out);
+    for line in lines.iter_mut().filter_map(serde_json::Value::as_object_mut) {
+        line.retain(|name, _| !name.ends_with("second") && !name.ends_with("_seconds"));
+    }
+    lines
+}
+
+/// CRC-32 (IEEE 802.3), bit by bit.
+pub fn crc32(bytes: &[u8]) -> u32 {
+    let bit = |c: u32| if c & 1 == 1 { c >> 1 ^ 0xedb8_8320 } else { c >> 1 };
+    !bytes.iter().fold(!0u32, |crc, &b| (0..8).fold(crc ^ u32::from(b), |c, _| bit(c)))
 }

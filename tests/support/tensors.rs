@@ -1,5 +1,5 @@
 //! Reads safetensors files and compares tensors.
-#![allow(dead_code, reason = "each test program uses a part")]
+#![allow(dead_code, reason = "no test program uses all of this module")]
 
 use std::collections::BTreeMap;
 use std::path::Path;

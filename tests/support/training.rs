@@ -1,20 +1,13 @@
 //! Compares training runs of the binary, on any device, with the reference runs in `tests/golden`.
-#![allow(dead_code, reason = "each test program uses a part")]
+#![allow(dead_code, reason = "no test program uses all of this module")]
 
 use std::fs;
-use std::path::Path;
 use std::process::Command;
 
 use serde_json::Value;
 
-use super::support::{finished_run, golden};
+use super::support::{finished_run, golden, read_metrics};
 use super::tensors::{assert_close, read, rows};
-
-/// The lines of metrics.jsonl.
-pub fn read_metrics(out: &Path) -> Vec<Value> {
-    let text = fs::read_to_string(out.join("metrics.jsonl")).expect("metrics.jsonl");
-    text.lines().map(|l| serde_json::from_str(l).expect("a line of JSON")).collect()
-}
 
 /// Runs the case `tests/golden/CASE` (`train/…` or `grpo/…`) with additional options, and compares the metrics of
 /// each step and the change of the weights with the reference. Returns the hash of the final weights.

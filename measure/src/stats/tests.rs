@@ -32,7 +32,7 @@ fn spread_is_minimum_median_maximum() {
 fn p_value_equals_exhaustive_count() {
     for (n, m, seed) in [(1, 1, 0), (2, 3, 1), (4, 4, 2), (5, 3, 3), (6, 6, 4), (3, 7, 5)] {
         let mut next = noise(seed);
-        // Few distinct values, so that some are equal.
+        // Draws from few distinct values, so that some times are equal.
         let mut some = |n: usize| (0..n).map(|_| 1.0 + (next() * 6.0).floor()).collect::<Vec<f64>>();
         let (a, b) = (some(n), some(m));
         let all: Vec<f64> = a.iter().chain(&b).copied().collect();

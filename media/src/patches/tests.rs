@@ -149,7 +149,7 @@ fn size_errors_name_the_file() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
-    /// The order of transformers' reshape and transpose: patches by (time, block row, block column, row in block,
+    /// Pixels are ordered as by transformers' reshape and transpose: patches by (time, block row, block column, row in block,
     /// column in block), values of a patch by (channel, frame, row, column).
     #[test]
     fn patches_have_the_order_of_transformers(

@@ -252,12 +252,16 @@ impl Checkpoint {
     /// Checks the files against a config: every tensor of the model must exist with its shape, and there must be no
     /// other tensor.
     pub fn check(&self, config: &ModelConfig) -> Result<()> {
-        self.check_list(&expected_tensors(config), |name| config.tie_word_embeddings && name == "lm_head.weight")
+        self.check_tensor_list(&expected_tensors(config), |name| config.tie_word_embeddings && name == "lm_head.weight")
     }
 
     /// Checks the files against a list of names and shapes. Tensors for which `optional` returns true may be missing,
     /// or exist without being in the list.
-    pub(crate) fn check_list(&self, expected: &[(String, Vec<usize>)], optional: impl Fn(&str) -> bool) -> Result<()> {
+    pub(crate) fn check_tensor_list(
+        &self,
+        expected: &[(String, Vec<usize>)],
+        optional: impl Fn(&str) -> bool,
+    ) -> Result<()> {
         for (name, shape) in expected.iter().filter(|(name, _)| !optional(name) || self.tensors.contains_key(name)) {
             self.expect(name, shape)?;
         }

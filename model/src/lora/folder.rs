@@ -79,7 +79,7 @@ impl Adapter {
     }
 
     /// The base model that the config names: a folder or a hub id.
-    pub fn base(&self) -> Option<&str> {
+    pub fn base_model(&self) -> Option<&str> {
         self.config.base.as_deref()
     }
 

@@ -278,7 +278,7 @@ fn saved_adapter_reads_back_equal() {
         .unwrap();
         let again = Adapter::open(dir.path()).unwrap();
         again.check(&config()).unwrap();
-        assert_eq!((again.base(), again.scale()), (Some("/models/base"), 5.0 / 3.0));
+        assert_eq!((again.base_model(), again.scale()), (Some("/models/base"), 5.0 / 3.0));
         assert_eq!(again.layers().collect::<Vec<_>>(), names);
         assert!(names.iter().all(|name| again.matrices(name).unwrap() == adapter.matrices(name).unwrap()));
         assert!(dir.path().join("tokenizer.json").is_file() && !dir.path().join("config.json").exists());

@@ -75,7 +75,7 @@ impl SiglipProcessor {
     }
 
     /// How u8 frames are normalised and cut into patches.
-    pub(super) fn patching(&self) -> Patching {
+    pub(super) fn patch_settings(&self) -> Patching {
         Patching { rescale: self.rescale, mean: self.mean, std: self.std, patch: self.patch, temporal: 1, merge: 1 }
     }
 

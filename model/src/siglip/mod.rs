@@ -63,7 +63,7 @@ impl Siglip {
         let tokenizer = SiglipTokenizer::open(folder, config.text.vocab_size, config.text.positions)?;
         let processor = SiglipProcessor::open(folder, &config.vision)?;
         let files = Checkpoint::open(folder)?;
-        files.check_list(&expected_tensors(&config), is_optional_tensor)?;
+        files.check_tensor_list(&expected_tensors(&config), is_optional_tensor)?;
         let from = WeightLoader { device, source: WeightSource::Files(&files), dtype, trainable: &|_| false };
         Ok(Siglip {
             text: SiglipText::load(&from, &config.text)?,
@@ -113,7 +113,8 @@ impl Siglip {
                 .map(|frame| self.processor.resized_square(*frame, negative))
                 .collect::<Result<Vec<_>>>()?;
             let size = [some.len(), seen, seen];
-            let images = ops::DeviceFrames::new(&self.device, &squares.concat(), size, &self.processor.patching())?;
+            let images =
+                ops::DeviceFrames::new(&self.device, &squares.concat(), size, &self.processor.patch_settings())?;
             all.extend(self.vectors(&self.vision.forward(&self.cx(), &images)?)?);
         }
         Ok(all)

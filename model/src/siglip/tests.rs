@@ -200,7 +200,8 @@ fn so400m_fits_and_takes_little() {
         assert_eq!((at_once, seen), (5, 378));
         let size = [at_once, seen, seen];
         let images =
-            ops::DeviceFrames::new(device, &vec![0; at_once * seen * seen * 3], size, &processor.patching()).unwrap();
+            ops::DeviceFrames::new(device, &vec![0; at_once * seen * seen * 3], size, &processor.patch_settings())
+                .unwrap();
         assert_eq!(vision.forward(&cx, &images).unwrap().shape(), [5, 1152]);
         let flops: f64 = device.profiler().totals().unwrap().values().map(|t| t.cost.flops).sum();
         // Two operations per weight and patch, and those of attention.

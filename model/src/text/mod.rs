@@ -167,7 +167,7 @@ impl TextDecoder {
                 context => layer.forward(cx, residual, &rotary, context)?,
             };
         }
-        residual.last_norm(cx, &self.norm, self.config.rms_norm_eps as f32)
+        residual.norm_after_last_layer(cx, &self.norm, self.config.rms_norm_eps as f32)
     }
 
     /// The M-RoPE table for positions i32 `[3, S]`: each section of frequencies rotates with time, height or width.
@@ -228,11 +228,11 @@ impl Layer {
         };
         drop((q, k, v));
         let o = self.o.forward(cx, &o.reshape(&[s, self.heads * self.head_dim])?)?;
-        let (x, normed) = Residual::sum_of(x, o).norm(cx, &self.post_norm, self.eps)?;
+        let (x, normed) = Residual::with_delta(x, o).norm(cx, &self.post_norm, self.eps)?;
         let (gate, up) = (self.gate.forward(cx, &normed)?, self.up.forward(cx, &normed)?);
         drop(normed);
         let inner = ops::swiglu(cx, &gate, &up)?;
         drop((gate, up));
-        Ok(Residual::sum_of(x, self.down.forward(cx, &inner)?))
+        Ok(Residual::with_delta(x, self.down.forward(cx, &inner)?))
     }
 }

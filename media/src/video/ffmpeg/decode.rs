@@ -52,7 +52,7 @@ pub(super) fn decode_frames(
     let frame_len = out.len() / indices.len().max(1);
     let mut unique = indices.to_vec();
     unique.dedup();
-    let seekable = has_unique_times(&video.packets) && has_reliable_key_flags(video.parameters.id());
+    let seekable = has_unique_times(&video.packets) && has_reliable_key_flags(video.parameters.codec_id());
     let runs = plan_runs(&video.packets, &unique, seekable);
 
     let mut slots = Slots::new();
@@ -172,7 +172,7 @@ impl<'f> DecodeLane<'f> {
         context.set_threading(config);
         // SAFETY: the context is not open yet and has no other owner.
         unsafe { (*context.as_mut_ptr()).pkt_timebase = video.time_base.into() };
-        let codec = video.parameters.id();
+        let codec = video.parameters.codec_id();
         Ok(Self {
             video,
             source: PacketSource::new(video),
@@ -255,7 +255,7 @@ impl<'f> DecodeLane<'f> {
     /// reports it.
     fn send(&mut self, packet: usize) -> Result<()> {
         let packet = self.source.fetch(packet)?;
-        match self.decoder.send_packet(packet.get()) {
+        match self.decoder.send_packet(packet.as_packet()) {
             Err(e @ ffmpeg::Error::Other { errno }) if errno == ffmpeg::error::ENOMEM => {
                 Err(ffmpeg_error(&self.video.path, "decoding", e))
             }
@@ -265,7 +265,7 @@ impl<'f> DecodeLane<'f> {
 
     /// Receives the frames that the decoder still holds after the last packet.
     fn drain(&mut self, frame_index: impl FnMut(&AvFrame) -> Option<u64>, slots: &mut Slots<'_>) -> Result<()> {
-        // An error here means that no frame is left.
+        // An error means that the decoder holds no more frames.
         let _ = self.decoder.send_eof();
         self.receive(frame_index, slots)
     }

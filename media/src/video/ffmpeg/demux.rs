@@ -46,7 +46,7 @@ pub(super) struct CodecParameters(ffmpeg::codec::Parameters);
 unsafe impl Sync for CodecParameters {}
 
 impl CodecParameters {
-    pub(super) fn id(&self) -> ffmpeg::codec::Id {
+    pub(super) fn codec_id(&self) -> ffmpeg::codec::Id {
         self.0.id()
     }
 
@@ -93,7 +93,7 @@ impl VideoFile {
                     break;
                 }
             }
-            video.packets.push(packet_info(&packet, video.parameters.id()));
+            video.packets.push(packet_info(&packet, video.parameters.codec_id()));
             truncated = packet.is_corrupt();
             bytes += packet.size() as u64;
             match data.as_mut() {
@@ -127,9 +127,9 @@ impl VideoFile {
         self.rotation.displayed_size(self.coded_size)
     }
 
-    pub(super) fn info(&self) -> VideoInfo {
+    pub(super) fn video_info(&self) -> VideoInfo {
         let (height, width) = self.displayed_size();
-        let codec = self.parameters.id().name().to_owned();
+        let codec = self.parameters.codec_id().name().to_owned();
         VideoInfo { codec, height, width, total_frames: self.total_frames(), video_fps: self.video_fps }
     }
 

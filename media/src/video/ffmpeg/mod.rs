@@ -21,7 +21,7 @@ use crate::selection::select_frames;
 /// # Errors
 /// The file cannot be read, is not a video of a supported container, is truncated, or has no frames or no frame rate.
 pub fn probe(path: &Path) -> Result<VideoInfo> {
-    demux::VideoFile::read(path, 0).map(|video| video.info())
+    demux::VideoFile::read(path, 0).map(|video| video.video_info())
 }
 
 /// Decodes selected frames into memory that `allocate` returns for a number of bytes. The pixels are in the returned

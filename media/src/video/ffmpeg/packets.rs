@@ -37,7 +37,7 @@ pub(super) enum FetchedPacket<'f> {
 }
 
 impl FetchedPacket<'_> {
-    pub(super) fn get(&self) -> &ffmpeg::Packet {
+    pub(super) fn as_packet(&self) -> &ffmpeg::Packet {
         match self {
             Self::Kept(packet) => packet,
             Self::Read(packet) => packet,
@@ -82,7 +82,7 @@ impl Reader {
             return Self::open(&video.path);
         }
         let Some(packet) = self.read() else { return Self::open(&video.path) };
-        let found = packet_info(&packet, video.parameters.id());
+        let found = packet_info(&packet, video.parameters.codec_id());
         match video.packets[..=index].iter().rposition(|e: &PacketInfo| *e == found) {
             Some(position) => {
                 self.next = position;

@@ -53,7 +53,7 @@ pub(super) fn plan_runs(packets: &[PacketInfo], frames: &[u64], seekable: bool) 
     let mut runs: Vec<PacketRun> = Vec::new();
     for (start, target) in spans {
         match runs.last_mut() {
-            // The frame has the key frame of the previous run, or a key frame that the previous run reaches past.
+            // Decoding starts at a packet of the previous run, so the two runs are merged.
             Some(last) if start <= last.end => {
                 last.end = last.end.max(target.packet);
                 last.targets.push(target);
