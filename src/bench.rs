@@ -25,7 +25,7 @@ use crate::common::{self, CommonOptions};
 use crate::fail::{bad_usage, failed};
 use crate::generate::MAX_COMPLETIONS;
 use crate::kernels::open_gpu;
-use crate::model::{self, Model};
+use crate::model::{self, LoadedModel};
 use crate::{output, prompt};
 
 /// Measure throughput (tokens/s) of prefill, decode, rollouts or training, or the speed of single kernels; compare two
@@ -78,7 +78,6 @@ enum What {
 }
 
 impl BenchArgs {
-    /// Measures or compares, and prints the result.
     pub fn run(&self, common: &CommonOptions) -> Result<()> {
         match (&self.compare, &self.what) {
             (Some(files), None) => compare_files(common, &files[0], &files[1]),
@@ -311,11 +310,11 @@ impl RoundsArgs {
         op: &'static str,
         tokens: usize,
         context: usize,
-        round: impl Fn(&Model) -> reel_measure::Result<f64>,
+        round: impl Fn(&LoadedModel) -> reel_measure::Result<f64>,
     ) -> Result<()> {
         let folder = prompt::model_folder(&self.model)?;
         let config = ModelConfig::open(&folder)?;
-        let model = Model::open(&folder, &config, common)?;
+        let model = LoadedModel::open(&folder, &config, common)?;
         let (device, dtype) = (model.cx.device(), model.cx.dtype());
         let measured = rounds::time_rounds(device, dtype, self.rounds, || round(&model))?;
         let model = folder.display().to_string();

@@ -84,7 +84,7 @@ impl DemoArgs {
         grpo_run.options.siglip = Some(demo.path("siglip"));
         let run_sft = || sft_run.with_setup(|setup| Ok(sft::run(setup)?)).map(drop);
         let run_grpo = || grpo_run.with_setup(|setup| Ok(grpo::run(setup)?)).map(drop);
-        demo.run(prepared, &device, &sft_run.media()?, run_sft, run_grpo)
+        demo.run(prepared, &device, &sft_run.media_options()?, run_sft, run_grpo)
     }
 }
 

@@ -44,7 +44,6 @@ impl Finding {
 }
 
 impl DoctorArgs {
-    /// Prints the table.
     pub fn run(&self, common: &CommonOptions) -> Result<()> {
         let findings = [processor(common)?, memory_and_disk(), ffmpeg(), compilers(), gpu(), hub_cache()].concat();
         if common.json {

@@ -37,7 +37,6 @@ pub struct EvalArgs {
 }
 
 impl EvalArgs {
-    /// Scores the predictions and writes the scores.
     pub fn run(&self, common: &CommonOptions) -> Result<()> {
         if !self.score_only {
             let what = "is missing: this version does not run models over benchmarks";

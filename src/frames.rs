@@ -67,7 +67,10 @@ impl FramesArgs {
     ) -> Result<()> {
         let size = if self.out.is_some() { FrameSize::Original } else { FrameSize::Resized };
         let frames = trace::span("decode", || {
-            self.worker.decoder(common)?.decode_at_size(video, profile, overrides, size).map_err(anyhow::Error::from)
+            self.worker
+                .decode_worker(common)?
+                .decode_at_size(video, profile, overrides, size)
+                .map_err(anyhow::Error::from)
         })?;
         if let Some(to) = &self.out {
             let indices: Vec<u8> = frames.indices.iter().flat_map(|&i| (i as i64).to_le_bytes()).collect();

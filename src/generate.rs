@@ -14,7 +14,7 @@ use serde_json::json;
 
 use crate::common::CommonOptions;
 use crate::fail::bad_usage;
-use crate::model::Model;
+use crate::model::LoadedModel;
 use crate::prompt::{EncodedPrompt, MessageFlags, ModelFlags, QuestionFlags};
 use crate::{interrupt, output};
 
@@ -111,7 +111,7 @@ impl GenerateArgs {
         }
         let (base, adapter) = self.model.base_and_adapter()?;
         let prompt = self.messages.encode_or_question(&self.question, &base, common)?;
-        let model = Model::open_with(&prompt.folder, adapter.as_deref(), &prompt.bundle.config, common)?;
+        let model = LoadedModel::open_with(&prompt.folder, adapter.as_deref(), &prompt.bundle.config, common)?;
         let mut printer = Printer::new(&prompt.bundle, &self.sampling.stop, self.n == 1 && !common.json);
         let (completions, timing) = self.complete(&prompt, &model, common, |id| printer.push(id))?;
         printer.finish()?;
@@ -142,7 +142,7 @@ impl GenerateArgs {
     fn complete(
         &self,
         prompt: &EncodedPrompt,
-        model: &Model,
+        model: &LoadedModel,
         common: &CommonOptions,
         mut on_token: impl FnMut(u32),
     ) -> Result<(Vec<Completion>, Timing)> {

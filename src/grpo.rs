@@ -36,7 +36,6 @@ impl GrpoArgs {
         ResolvedOptions::new(&self.options, &self.media, &self.worker, common, matches)
     }
 
-    /// Trains until the end or Ctrl-C.
     pub fn run(&self, common: &CommonOptions, matches: &ArgMatches) -> Result<()> {
         self.resolved(common, matches)?.run(grpo::run, grpo::check)
     }

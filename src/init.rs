@@ -81,7 +81,6 @@ impl InitArgs {
         Ok(init_siglip(stored(common).unwrap_or(checkpoint::StoredDType::F32), common.seed(), &self.out)?)
     }
 
-    /// Creates the folder and prints the size of the model.
     pub fn run(&self, common: &CommonOptions) -> Result<()> {
         let made = self.create(common)?;
         if common.json {

@@ -85,7 +85,7 @@ impl Default for WorkerFlags {
 
 impl WorkerFlags {
     /// A decoder that runs in worker processes of this program.
-    pub fn decoder(&self, common: &CommonOptions) -> Result<DecodeWorker> {
+    pub fn decode_worker(&self, common: &CommonOptions) -> Result<DecodeWorker> {
         let mut decoder = DecodeWorker::this_program();
         decoder.timeout = self.timeout()?;
         decoder.memory_mib = self.media_memory;

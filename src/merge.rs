@@ -34,7 +34,6 @@ pub struct MergeArgs {
 }
 
 impl MergeArgs {
-    /// Writes the folder and prints what was merged.
     pub fn run(&self, common: &CommonOptions) -> Result<()> {
         let base = prompt::model_folder(&self.model)?;
         let merged = lora::merge(&base, &self.adapter, &self.out, &Device::cpu(common.threads()?))?;

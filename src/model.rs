@@ -15,7 +15,7 @@ use crate::common::{self, CommonOptions};
 use crate::fail::bad_usage;
 
 /// A model with its weights on a device.
-pub struct Model {
+pub struct LoadedModel {
     /// The model with its weights on the device.
     pub weights: Qwen25Vl,
     /// Context for inference without gradients, in the dtype of `--dtype`.
@@ -24,7 +24,7 @@ pub struct Model {
     pub load_seconds: f64,
 }
 
-impl Model {
+impl LoadedModel {
     /// Opens the model in a folder.
     pub fn open(folder: &Path, config: &ModelConfig, common: &CommonOptions) -> Result<Self> {
         Self::open_with(folder, None, config, common)

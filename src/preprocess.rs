@@ -32,7 +32,6 @@ pub struct PreprocessArgs {
 }
 
 impl PreprocessArgs {
-    /// Prepares the inputs and writes the file.
     pub fn run(&self, common: &CommonOptions) -> Result<()> {
         let prompt = self.messages.encode(&self.model, common)?;
         trace::span("write", || prompt.tokens.write(&self.out, &prompt.bundle.config))?;

@@ -155,7 +155,7 @@ impl MessageFlags {
         let options = MediaOptions {
             profile: self.media.profile(MediaProfile::Qwen)?,
             overrides: self.media.overrides(),
-            decoder: self.worker.decoder(common)?,
+            decoder: self.worker.decode_worker(common)?,
             second_per_grid: SecondPerGrid::True,
         };
         let tokens = trace::span("preprocess", || encode(&bundle, &conversation, &options))?;

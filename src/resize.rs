@@ -31,7 +31,6 @@ pub struct ResizeArgs {
 }
 
 impl ResizeArgs {
-    /// Prints the size.
     pub fn run(&self, common: &CommonOptions) -> Result<()> {
         if self.factor == 0 {
             return Err(failed("--factor", "0 is not a factor", "give 28, as Qwen2.5-VL uses"));

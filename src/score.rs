@@ -15,7 +15,7 @@ use reel_model::save::AtomicFile;
 use reel_runtime::{Tensor, ops};
 
 use crate::common::CommonOptions;
-use crate::model::Model;
+use crate::model::LoadedModel;
 use crate::output;
 use crate::prompt::{MessageFlags, ModelFlags};
 
@@ -48,12 +48,11 @@ struct Scored {
 }
 
 impl ScoreArgs {
-    /// Runs the forward pass and writes the file.
     pub fn run(&self, common: &CommonOptions) -> Result<()> {
         let (base, adapter) = self.model.base_and_adapter()?;
         let (folder, tokens) = self.tokens(&base, common)?;
         let config = ModelConfig::open(&folder)?;
-        let model = Model::open_with(&folder, adapter.as_deref(), &config, common)?;
+        let model = LoadedModel::open_with(&folder, adapter.as_deref(), &config, common)?;
         let place = self.inputs.as_ref().map_or("the conversation".to_string(), |p| p.display().to_string());
         let scored = trace::span("forward", || forward(&model, &tokens, &place))?;
         let mean = trace::span("logits", || self.write(&model, &tokens, &scored))?;
@@ -83,7 +82,7 @@ impl ScoreArgs {
     }
 
     /// Computes logits for some rows at a time and writes them. Returns the mean log-probability of the tokens.
-    fn write(&self, model: &Model, tokens: &ModelInput, scored: &Scored) -> Result<f64> {
+    fn write(&self, model: &LoadedModel, tokens: &ModelInput, scored: &Scored) -> Result<f64> {
         let (rows, vocab) = (tokens.len(), model.weights.config.text.vocab_size);
         let hidden_size = model.weights.config.text.hidden_size;
         let mut entries = vec![("logits", vec![rows, vocab]), ("logprobs", vec![rows - 1])];
@@ -116,7 +115,7 @@ impl ScoreArgs {
     }
 }
 
-fn forward(model: &Model, tokens: &ModelInput, place: &str) -> Result<Scored> {
+fn forward(model: &LoadedModel, tokens: &ModelInput, place: &str) -> Result<Scored> {
     let (cx, weights) = (&model.cx, &model.weights);
     let batch = Batch::new(cx.device(), &weights.config, &[tokens.sequence()], place)?;
     let vision = batch.vision.as_ref().map(|input| weights.vision_tokens(cx, input, false)).transpose()?;

@@ -35,7 +35,6 @@ impl SftArgs {
         ResolvedOptions::new(&self.options, &self.media, &self.worker, common, matches)
     }
 
-    /// Trains until the end or Ctrl-C.
     pub fn run(&self, common: &CommonOptions, matches: &ArgMatches) -> Result<()> {
         self.resolved(common, matches)?.run(sft::run, sft::check)
     }

@@ -64,11 +64,11 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
     }
 
     /// Options for reading images and videos.
-    pub fn media(&self) -> Result<MediaOptions> {
+    pub fn media_options(&self) -> Result<MediaOptions> {
         Ok(MediaOptions {
             profile: self.media.profile(MediaProfile::VideorftTrain)?,
             overrides: self.media.overrides(),
-            decoder: self.worker.decoder(&self.common)?,
+            decoder: self.worker.decode_worker(&self.common)?,
             second_per_grid: SecondPerGrid::default(),
         })
     }
@@ -86,7 +86,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
             device: &device,
             dtype: model::activation_dtype(&self.common),
             seed: self.common.seed(),
-            media: &self.media()?,
+            media: &self.media_options()?,
             resolved: &serde_json::to_value(self)?,
             quiet: self.common.quiet || self.common.json,
             stop: &stop,

@@ -24,7 +24,7 @@ use reel_train::options::{RunOptions, SftOptions};
 use reel_train::sft::{self, SftSetup};
 use serde_json::Value;
 use support::{file_names_in, finished_run, golden, reel_on_gpu};
-use tensors::{Tensor, read, relative_distance, rows};
+use tensors::{Tensor, read_tensors, relative_distance, rows_of};
 
 /// A fake driver that checks every call, and a device `cuda` that uses it.
 fn fake_cuda() -> (Fake, Device) {
@@ -144,7 +144,7 @@ fn score_on_gpu(inputs: &Path, model: &[&str]) -> Tensor {
     let mut score = reel_on_gpu();
     score.args(["score", "--device", "cuda", "--dtype", "f32", "--inputs"]).arg(inputs).arg("--out").arg(&to);
     finished_run(score.args(model).output().expect("the binary starts")).ok();
-    read(&to)["logits"].clone()
+    read_tensors(&to)["logits"].clone()
 }
 
 /// Checks that two runs on the GPU give the same bits and agree with the reference to 1e-3.
@@ -164,13 +164,16 @@ fn gpu_logits_agree_with_the_reference_and_are_reproducible() {
     for name in file_names_in(&golden("model")) {
         let case = golden("model").join(&name);
         let model = case.join("model").display().to_string();
-        let expected = read(&case.join("expected.safetensors"));
+        let expected = read_tensors(&case.join("expected.safetensors"));
         let rows_of = || {
-            rows(&score_on_gpu(&case.join("inputs.safetensors"), &["--model", &model]), &expected["logit_rows"].values)
+            rows_of(
+                &score_on_gpu(&case.join("inputs.safetensors"), &["--model", &model]),
+                &expected["logit_rows"].values,
+            )
         };
         check_reproducible(&name, rows_of, &expected["logits"].values);
     }
-    let want = read(&golden("lora/logits.safetensors"));
+    let want = read_tensors(&golden("lora/logits.safetensors"));
     let base = golden("train/model_a").display().to_string();
     for name in ["all_linear", "rslora"] {
         let adapter = golden("lora").join(name).display().to_string();

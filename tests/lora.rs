@@ -8,7 +8,7 @@ use std::fs;
 use std::path::Path;
 
 use support::{file_names_in, golden, read_metrics, run};
-use tensors::{assert_close, read};
+use tensors::{assert_close, read_tensors};
 
 struct Place {
     dir: tempfile::TempDir,
@@ -29,7 +29,7 @@ impl Place {
         let (inputs, out) = (golden("lora/inputs.safetensors").display().to_string(), self.path("score.safetensors"));
         let args = ["score", "--dtype", "f32", "--inputs", &inputs, "--out", &out, "--quiet"];
         run([&args[..], model].concat()).ok();
-        read(Path::new(&out))["logits"].values.clone()
+        read_tensors(Path::new(&out))["logits"].values.clone()
     }
 
     fn sft(&self, out: &str, more: &[&str]) -> support::FinishedRun {
@@ -47,7 +47,7 @@ impl Place {
 #[test]
 fn peft_adapter_gives_pefts_logits_and_merge() {
     let p = Place::new();
-    let want = read(&golden("lora/logits.safetensors"));
+    let want = read_tensors(&golden("lora/logits.safetensors"));
     for name in ["all_linear", "rslora"] {
         let adapter = golden("lora").join(name).display().to_string();
         assert_close(name, &p.score(&["--model", &p.base, "--adapter", &adapter]), &want[name].values, 1e-5);
@@ -73,7 +73,7 @@ fn adapter_is_trained_used_and_merged() {
     let losses: Vec<f64> =
         read_metrics(Path::new(&whole)).iter().map(|m| m["loss"].as_f64().expect("a loss")).collect();
     assert_eq!(losses.len(), 4);
-    let matrices = read(&Path::new(&whole).join("adapter_model.safetensors"));
+    let matrices = read_tensors(&Path::new(&whole).join("adapter_model.safetensors"));
     assert_eq!(matrices.len(), 2 * 7 * 2);
     assert!(matrices.keys().all(|name| name.starts_with("base_model.model.model.layers.")), "{:?}", matrices.keys());
 

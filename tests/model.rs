@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use support::{golden, run};
-use tensors::{assert_close, assert_elements_close, read, rows};
+use tensors::{assert_close, assert_elements_close, read_tensors, rows_of};
 
 /// A case of `tests/golden/model`, with a folder for outputs.
 struct Case {
@@ -54,7 +54,7 @@ fn check_preprocessing(c: &Case) {
     let out = c.out.path().join("pre.safetensors");
     let to = out.display().to_string();
     run(["preprocess", "--model", &c.path("model"), "--messages", &c.path("messages.json"), "--out", &to]).ok();
-    let (got, want) = (read(&out), read(Path::new(&c.path("inputs.safetensors"))));
+    let (got, want) = (read_tensors(&out), read_tensors(Path::new(&c.path("inputs.safetensors"))));
     let exact = ["input_ids", "position_ids", "rope_delta", "image_grid_thw", "video_grid_thw", "frame_indices"];
     for name in exact.into_iter().filter(|n| want.contains_key(*n)) {
         assert_eq!(got[name], want[name], "{name}");
@@ -75,10 +75,10 @@ fn check_preprocessing(c: &Case) {
 }
 
 fn check_scores(c: &Case, dtype: &str) {
-    let want = read(Path::new(&c.path("expected.safetensors")));
+    let want = read_tensors(Path::new(&c.path("expected.safetensors")));
     let limit = c.tolerance(if dtype == "bf16" { "logits_rel_bf16" } else { "logits_rel" });
-    let got = read(&c.score(&["--inputs", &c.path("inputs.safetensors"), "--dtype", dtype]));
-    let logits = |got: &tensors::Tensor| rows(got, &want["logit_rows"].values);
+    let got = read_tensors(&c.score(&["--inputs", &c.path("inputs.safetensors"), "--dtype", dtype]));
+    let logits = |got: &tensors::Tensor| rows_of(got, &want["logit_rows"].values);
     assert_close("logits from inputs", &logits(&got["logits"]), &want["logits"].values, limit);
     if dtype == "f32" {
         assert_elements_close(
@@ -92,7 +92,7 @@ fn check_scores(c: &Case, dtype: &str) {
         let limit = if dtype == "bf16" { limit } else { c.tolerance("embeds_rel") };
         assert_close(name, &got[name].values, &want[name].values, limit);
     }
-    let got = read(&c.score(&["--messages", &c.path("messages.json"), "--dtype", dtype]));
+    let got = read_tensors(&c.score(&["--messages", &c.path("messages.json"), "--dtype", dtype]));
     let limit = limit.max(c.tolerance("logits_rel_from_messages"));
     assert_close("logits from messages", &logits(&got["logits"]), &want["logits"].values, limit);
 }

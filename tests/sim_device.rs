@@ -17,7 +17,7 @@ use reel_runtime::ops::KvPages;
 use reel_runtime::{Cx, DType, Device, SimOptions};
 use serde_json::Value;
 use support::{golden, run, tiny_model};
-use tensors::{read, relative_distance};
+use tensors::{read_tensors, relative_distance};
 
 /// The logits that `reel score` computes for a golden case on a device.
 fn logits(case: &str, device: &str, dtype: &str) -> Vec<f64> {
@@ -28,7 +28,7 @@ fn logits(case: &str, device: &str, dtype: &str) -> Vec<f64> {
     let (model, inputs, file) = (path("model"), path("inputs.safetensors"), to.display().to_string());
     let args = ["score", "--model", &model, "--inputs", &inputs, "--out", &file, "--device", device, "--dtype", dtype];
     run(args).ok();
-    read(&to)["logits"].values.clone()
+    read_tensors(&to)["logits"].values.clone()
 }
 
 /// The cases have heads of 12 to 128 elements, windows cut by the edge of the image, images and a video.
@@ -85,7 +85,8 @@ fn step(device: &str, dtype: &str) -> (Value, Vec<f64>) {
     let small = ["--gradient-accumulation-steps", "1", "--max-pixels", "12544"];
     run([&fixed[..], &step[..], &small[..], &["--device", device, "--dtype", dtype]].concat()).ok();
     let metrics = std::fs::read_to_string(out.join("metrics.jsonl")).expect("metrics.jsonl");
-    let (before, after) = (read(&model.join("model.safetensors")), read(&out.join("model.safetensors")));
+    let (before, after) =
+        (read_tensors(&model.join("model.safetensors")), read_tensors(&out.join("model.safetensors")));
     let change = after.iter().flat_map(|(name, t)| t.values.iter().zip(&before[name].values).map(|(a, b)| a - b));
     (serde_json::from_str(metrics.lines().next().expect("a line")).expect("JSON"), change.collect())
 }

@@ -97,7 +97,7 @@ impl Ceilings {
     }
 
     /// The floor of all launches of a profile, summed over the kernels. `dtype` is the dtype of activations.
-    pub fn floor(&self, totals: &BTreeMap<&'static str, OpTotals>, dtype: DType) -> WorkFloor {
+    pub fn floor_of_profile(&self, totals: &BTreeMap<&'static str, OpTotals>, dtype: DType) -> WorkFloor {
         totals.iter().fold(WorkFloor::default(), |sum, (name, t)| WorkFloor {
             seconds: sum.seconds + self.floor_seconds_of_launches(name, t, dtype),
             flops: sum.flops + t.cost.flops,

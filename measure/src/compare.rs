@@ -1,5 +1,5 @@
-//! Tests whether one result of `reel bench --json` is faster than another, and whether both were measured under the same
-//! conditions.
+//! Tests whether one result of `reel bench --json` is faster than another, and whether both were measured under the
+//! same conditions.
 
 use std::collections::BTreeSet;
 use std::fmt::Write;

@@ -84,7 +84,7 @@ pub fn time_rounds(
         profiled,
         launches: (begun, ended - begun),
         memory: profile.memory(),
-        floor: ceilings.floor(&totals, dtype),
+        floor: ceilings.floor_of_profile(&totals, dtype),
         ceilings,
         clocks,
         peak: device.memory().peak,

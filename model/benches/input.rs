@@ -84,7 +84,7 @@ fn positions(criterion: &mut Criterion, config: &ModelConfig) {
     });
     group.bench_function("windows and their positions", |b| {
         b.iter(|| {
-            let windows = WindowOrder::plan(black_box(&videos), &config.vision);
+            let windows = WindowOrder::of_grids(black_box(&videos), &config.vision);
             windowed_positions(&videos, &config.vision, &windows)
         });
     });

@@ -28,7 +28,7 @@ impl Residual {
     }
 
     /// Returns the summed residual and its norm.
-    pub(crate) fn norm(self, cx: &Cx, weight: &Tensor, eps: f32) -> Result<(Tensor, Tensor)> {
+    pub(crate) fn sum_and_norm(self, cx: &Cx, weight: &Tensor, eps: f32) -> Result<(Tensor, Tensor)> {
         Ok(match &self.delta {
             Some(delta) => ops::rms_norm_add(cx, &self.x, delta, weight, eps)?,
             None => ops::rms_norm_branch(cx, &self.x, weight, eps)?,
@@ -44,7 +44,7 @@ impl Residual {
     }
 
     /// Returns the summed residual.
-    pub(crate) fn sum(self, cx: &Cx) -> Result<Tensor> {
+    pub(crate) fn into_sum(self, cx: &Cx) -> Result<Tensor> {
         Ok(match &self.delta {
             Some(delta) => ops::add(cx, &self.x, delta)?,
             None => self.x,

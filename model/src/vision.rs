@@ -110,15 +110,15 @@ impl VisionTower {
                 let (block, rotary, seqs) = (block.clone(), rotary.clone(), seqs.clone());
                 let f = move |cx: &Cx, x: &[Tensor]| {
                     let out = block.forward(cx, Residual::new(&x[0]), &rotary, &seqs);
-                    out.and_then(|out| out.sum(cx)).map_err(into_runtime_error)
+                    out.and_then(|out| out.into_sum(cx)).map_err(into_runtime_error)
                 };
-                let x = residual.sum(cx)?;
+                let x = residual.into_sum(cx)?;
                 Residual::new(&if checkpoint { cx.recompute(&[&x], f)? } else { f(cx, &[x])? })
             } else {
                 block.forward(cx, residual, &rotary, seqs)?
             };
         }
-        let x = residual.sum(cx)?;
+        let x = residual.into_sum(cx)?;
         let (eps, square) = (self.config.rms_norm_eps as f32, self.config.merge_unit());
         let x = ops::patch_merge(cx, &x, &layout.processor_order, &self.ln_q, eps, square)?;
         self.merge_out.forward(cx, &ops::gelu(cx, &self.merge_in.forward(cx, &x)?)?)
@@ -176,7 +176,7 @@ impl PatchLayout {
     fn new(cx: &Cx, media: &[SequenceMedia], config: &VisionConfig) -> Result<PatchLayout> {
         let (device, unit) = (cx.device(), config.merge_unit());
         let grids: Vec<GridThw> = media.iter().flat_map(|m| &m.grids).copied().collect();
-        let plan = WindowOrder::plan(&grids, config);
+        let plan = WindowOrder::of_grids(&grids, config);
         let at = windowed_positions(&grids, config, &plan);
         let axis = |i: usize| at.iter().map(move |p| p[i] as i32);
         let to_i32 = |v: &[usize]| v.iter().map(|&x| x as i32).collect::<Vec<i32>>();
@@ -229,7 +229,7 @@ impl Block {
     fn forward(&self, cx: &Cx, residual: Residual, rotary: &RotaryTable, seqs: &CuSeqlens) -> Result<Residual> {
         let (n, c) = (residual.rows(), self.heads * self.head_dim);
         let heads = [n, self.heads, self.head_dim];
-        let (x, normed) = residual.norm(cx, &self.norm1, self.eps)?;
+        let (x, normed) = residual.sum_and_norm(cx, &self.norm1, self.eps)?;
         let parts = ops::split_columns(cx, &self.qkv.forward(cx, &normed)?, &[c, c, c])?;
         drop(normed);
         let q = ops::rotary(cx, &parts[0].reshape(&heads)?, rotary)?;
@@ -237,7 +237,7 @@ impl Block {
         let o = ops::attention(cx, &q, &k, &parts[2].reshape(&heads)?, seqs, false)?;
         drop((parts, q, k));
         let o = self.proj.forward(cx, &o.reshape(&[n, c])?)?;
-        let (x, normed) = Residual::with_delta(x, o).norm(cx, &self.norm2, self.eps)?;
+        let (x, normed) = Residual::with_delta(x, o).sum_and_norm(cx, &self.norm2, self.eps)?;
         let (gate, up) = (self.gate.forward(cx, &normed)?, self.up.forward(cx, &normed)?);
         drop(normed);
         let inner = ops::swiglu(cx, &gate, &up)?;

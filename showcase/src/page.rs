@@ -15,7 +15,7 @@ use reel_report::html::escape;
 use crate::Result;
 use crate::clips::{CLIP_FRAMES, CLIP_SIDE, ClipTask, extract_answer};
 use crate::evaluation::{AnswerTally, standard_errors};
-use crate::pipeline::{DemoOutcome, GRPO_PAGE, STAGES};
+use crate::pipeline::{DemoOutcome, GRPO_PAGE, TRAINING_STAGES};
 
 const STYLE: &str = include_str!("page.css");
 /// The page shows the answers to this many held-out clips, the first ones.
@@ -60,7 +60,7 @@ pub fn demo_page(o: &DemoOutcome, machine: &str) -> Result<String> {
     );
     figures(&mut page, o);
     results(&mut page, o);
-    for ((stage, took), steps) in STAGES.iter().zip(&o.took).zip(&o.steps) {
+    for ((stage, took), steps) in TRAINING_STAGES.iter().zip(&o.took).zip(&o.steps) {
         let _ = write!(
             page,
             "<section><h2>{}</h2><p class=\"note\">{} {} steps in {}.</p>",

@@ -47,7 +47,7 @@ pub struct TrainingStage {
 }
 
 /// The two training stages in their order.
-pub const STAGES: [TrainingStage; 2] = [
+pub const TRAINING_STAGES: [TrainingStage; 2] = [
     TrainingStage {
         name: "sft",
         config: include_str!("sft.toml"),
@@ -229,7 +229,7 @@ impl Demo {
         }
         let clips = self.path("clips");
         fs::create_dir_all(&clips).map_err(|e| cannot(&clips, "created", e, "give another --out"))?;
-        for stage in &STAGES {
+        for stage in &TRAINING_STAGES {
             let config = if self.temporal { stage.config.to_string() } else { without_temporal(stage.config) };
             write(&self.path(&format!("{}.toml", stage.name)), &config)?;
         }

@@ -29,7 +29,6 @@ pub struct KernelsBenchArgs {
 const COPY: usize = 1 << 30;
 
 impl KernelsBenchArgs {
-    /// Times the kernels and prints the table.
     pub fn run(&self, common: &CommonOptions) -> Result<()> {
         let name = common.device.as_deref().unwrap_or("cuda");
         if name != "cuda" && !name.starts_with("cuda:") {

@@ -167,7 +167,7 @@ fn each(done: &[CompiledSource]) -> impl Iterator<Item = (&CompiledSource, &Func
 }
 
 fn function(d: &CompiledSource, f: &Function) -> Value {
-    let mut value = resources(&f.resources);
+    let mut value = resources_json(&f.resources);
     value["folder"] = json!(d.source.name);
     value["arch"] = json!(d.sm);
     value["local_accesses"] = json!(f.local_accesses);
@@ -175,7 +175,7 @@ fn function(d: &CompiledSource, f: &Function) -> Value {
 }
 
 /// The registers, memory and spills that ptxas reports, as JSON.
-pub fn resources(r: &Resources) -> Value {
+pub fn resources_json(r: &Resources) -> Value {
     json!({
         "symbol": r.symbol, "entry": r.entry, "registers": r.registers, "static_shared": r.shared, "stack": r.stack,
         "spill_stores": r.spill_stores, "spill_loads": r.spill_loads, "barriers": r.barriers,

@@ -9,7 +9,6 @@ use serde_json::json;
 use crate::common::CommonOptions;
 use crate::output;
 
-/// Prints one line per kernel.
 pub fn run(common: &CommonOptions) -> Result<()> {
     let mut rows = Vec::new();
     for folder in FOLDERS {

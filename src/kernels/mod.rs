@@ -42,7 +42,6 @@ enum What {
 }
 
 impl KernelsArgs {
-    /// Runs the subcommand.
     pub fn run(&self, common: &CommonOptions) -> Result<()> {
         match &self.what {
             None | Some(What::List) => list::run(common),

@@ -22,7 +22,6 @@ pub struct KernelsPackArgs {
 }
 
 impl KernelsPackArgs {
-    /// Compiles the kernels and writes the file.
     pub fn run(&self, common: &CommonOptions) -> Result<()> {
         let bytes = builtin::pack(common.threads()?)?;
         output::write_file(&self.out, &bytes)?;

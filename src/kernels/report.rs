@@ -29,7 +29,6 @@ pub struct KernelsReportArgs {
 }
 
 impl KernelsReportArgs {
-    /// Writes the page.
     pub fn run(&self, common: &CommonOptions) -> Result<()> {
         let machine = MachineSpec::gpu_by_name(&self.gpu)?;
         // Compiles on all threads what the page then looks up. Without NVRTC the page has no register counts.

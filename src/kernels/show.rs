@@ -41,7 +41,6 @@ struct Floor {
 }
 
 impl KernelsShowArgs {
-    /// Prints the kernels.
     pub fn run(&self, common: &CommonOptions) -> Result<()> {
         let kernels = find_kernels(&self.kernel)?;
         if common.json {
@@ -92,7 +91,7 @@ fn to_json(folder: &KernelFolder, example: &ExampleCall) -> Result<Value> {
     let launches: Vec<Value> = planned
         .iter()
         .map(|p| {
-            let resources = p.resources.as_ref().map(super::check::resources);
+            let resources = p.resources.as_ref().map(super::check::resources_json);
             json!({
                 "gpu": p.gpu, "arch": p.sm, "symbol": p.stage.symbol, "grid": p.stage.grid, "block": p.stage.block,
                 "cluster": p.stage.cluster, "dynamic_shared": p.stage.shared, "resources": resources,

@@ -109,7 +109,6 @@ struct PlanGenerateArgs {
 }
 
 impl PlanArgs {
-    /// Plans the selected command and prints the plan.
     pub fn run(&self, common: &CommonOptions, matches: &ArgMatches) -> Result<()> {
         let matches = matches.subcommand().map_or(matches, |(_, m)| m);
         let (sizes, counted) = match &self.what {
@@ -231,7 +230,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
                     device: &sizes.device(common)?,
                     dtype,
                     seed: resolved.common.seed(),
-                    media: &resolved.media()?,
+                    media: &resolved.media_options()?,
                     resolved: &serde_json::Value::Null,
                     quiet: true,
                     stop: &std::sync::atomic::AtomicBool::new(false),

@@ -145,7 +145,7 @@ impl BoundArguments {
     }
 
     /// Writes the contents that the buffers have in `memory` to a safetensors file.
-    pub fn write(&self, to: &Path, memory: &SimMemory) -> Result<()> {
+    pub fn write_buffers(&self, to: &Path, memory: &SimMemory) -> Result<()> {
         let tensors: Vec<StoredTensor> = self
             .buffers
             .iter()

@@ -15,7 +15,7 @@ use crate::common::CommonOptions;
 
 /// Run CUDA kernels on the CPU and find races, deadlocks and memory errors.
 #[derive(Args, Debug)]
-#[command(after_help = run::EXAMPLE)]
+#[command(after_help = run::RUN_EXAMPLE)]
 pub struct SimArgs {
     #[command(subcommand)]
     command: SimCommand,
@@ -24,14 +24,13 @@ pub struct SimArgs {
 #[derive(Subcommand, Debug)]
 enum SimCommand {
     /// Check a kernel of a PTX or CUDA file, and show its results, counts and estimated time bounds
-    #[command(after_help = run::EXAMPLE, after_long_help = run::long_help())]
+    #[command(after_help = run::RUN_EXAMPLE, after_long_help = run::long_help())]
     Run(run::SimRunArgs),
     /// Test whether a run detects each changed synchronisation of a kernel
     Mutants(mutants::SimMutantsArgs),
 }
 
 impl SimArgs {
-    /// Runs the command.
     pub fn run(&self, common: &CommonOptions) -> Result<()> {
         match &self.command {
             SimCommand::Run(c) => c.run(common),

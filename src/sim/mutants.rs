@@ -34,8 +34,8 @@ impl SimMutantsArgs {
     /// Runs every mutant whose changed instruction the unchanged kernel executes.
     pub fn run(&self, common: &CommonOptions) -> Result<()> {
         let case = self.run.prepare_case(common)?;
-        let location = self.run.location();
-        let whole = case.check(&case.program, case.options.clone())?;
+        let location = self.run.file_name();
+        let whole = case.check_kernel(&case.program, case.options.clone())?;
         if let Some(first) = whole.findings.iter().flatten().next() {
             let what = format!("{} at line {} before anything is changed", first.kind.name(), first.line);
             return Err(failed(&location, what, "fix the kernel first; `reel sim run` shows the details"));
@@ -45,7 +45,7 @@ impl SimMutantsArgs {
         let mutants = mutate::reached_mutants(&case.program, &case.kernel, executed);
         let options = ExecOptions { patience: MAX_IDLE_INSTRUCTIONS, until_finding: true, ..case.options.clone() };
         let verdicts = mutate::run_mutants::<anyhow::Error>(&case.program, &mutants, |program| {
-            let report = case.check(program, options.clone())?;
+            let report = case.check_kernel(program, options.clone())?;
             Ok(report.findings.iter().flatten().next().map(|f| f.kind))
         })?;
         let survivors = verdicts.iter().filter(|v| v.killed_by.is_none()).count();

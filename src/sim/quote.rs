@@ -34,7 +34,7 @@ impl SourceQuotes {
     }
 
     /// Returns a line, numbered from 1, without surrounding white space.
-    pub fn line(&self, number: u32) -> Option<&str> {
+    pub fn source_line(&self, number: u32) -> Option<&str> {
         self.lines.get((number as usize).checked_sub(1)?).map(|l| l.trim())
     }
 }

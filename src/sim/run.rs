@@ -19,7 +19,7 @@ use crate::fail::{bad_usage, failed};
 use crate::output;
 
 /// The example in the help text; it needs no compiler.
-pub const EXAMPLE: &str = "\
+pub const RUN_EXAMPLE: &str = "\
 Example:
   echo '.version 8.0 .target sm_80 .address_size 64
   .entry k(.param .u64 x) { .reg .u64 %p; .reg .u32 %v;
@@ -29,7 +29,7 @@ Example:
 
 /// Returns the example and the forms of kernel arguments, for the help text.
 pub fn long_help() -> String {
-    format!("{EXAMPLE}\n\n{ARGUMENTS}")
+    format!("{RUN_EXAMPLE}\n\n{ARGUMENTS}")
 }
 
 const ARGUMENTS: &str = "\
@@ -108,11 +108,11 @@ impl SimRunArgs {
     /// Runs the kernel and prints the report; findings make the command fail.
     pub fn run(&self, common: &CommonOptions) -> Result<()> {
         let case = self.prepare_case(common)?;
-        let report = case.check(&case.program, case.options.clone())?;
+        let report = case.check_kernel(&case.program, case.options.clone())?;
         if let Some(out) = &self.out {
-            case.bound.write(out, &report.memory)?;
+            case.bound.write_buffers(out, &report.memory)?;
         }
-        let location = self.location();
+        let location = self.file_name();
         let quotes = SourceQuotes::new(&case.program, &case.kernel.name, &self.file, &case.ptx);
         let shown =
             show::RunDisplay { file: &location, program: &case.program, kernel: &case.kernel, report: &report, quotes };
@@ -134,14 +134,14 @@ impl SimRunArgs {
     }
 
     /// Returns the file's path as it was given, for messages.
-    pub fn location(&self) -> String {
+    pub fn file_name(&self) -> String {
         self.file.display().to_string()
     }
 
     /// Compiles the file, allocates the arguments and describes the launch.
     pub fn prepare_case(&self, common: &CommonOptions) -> Result<SimCase> {
         let arguments = self.arguments()?;
-        let (ptx, location) = (self.ptx()?, self.location());
+        let (ptx, location) = (self.ptx()?, self.file_name());
         let help = "give complete PTX, as nvcc or NVRTC writes it";
         let program = Program::parse(&ptx).map_err(|e| failed(&location, e, help))?;
         let symbol = entry::choose_kernel(self.entry.as_deref(), &program.kernels(), &location)?;
@@ -225,7 +225,7 @@ pub struct SimCase {
 
 impl SimCase {
     /// Runs the kernel under all interleavings; `program` may be a changed copy of the case's program.
-    pub fn check(&self, program: &Program, options: ExecOptions) -> Result<CheckReport> {
+    pub fn check_kernel(&self, program: &Program, options: ExecOptions) -> Result<CheckReport> {
         let plan = CheckPlan {
             interleavings: self.interleavings,
             threads: self.threads,

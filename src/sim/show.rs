@@ -104,7 +104,7 @@ impl RunDisplay<'_> {
             "{}: {name}:{line}: block ({bx},{by},{bz}) thread ({tx},{ty},{tz}){memory}, {times}\n",
             f.kind.name()
         );
-        if let Some(text) = self.quotes.line(line) {
+        if let Some(text) = self.quotes.source_line(line) {
             *out += &format!("  {line:>5} | {text}\n");
         }
         *out += &format!("  {}\n", f.message);
@@ -142,7 +142,7 @@ impl RunDisplay<'_> {
             let c = &line.counted.count;
             let bytes = c.global_read + c.global_written;
             let quote = if line.origin.file.is_none() && line.origin.cuda == self.quotes.cuda {
-                self.quotes.line(line.origin.line)
+                self.quotes.source_line(line.origin.line)
             } else {
                 None
             };

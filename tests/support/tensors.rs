@@ -14,7 +14,7 @@ pub struct Tensor {
 }
 
 /// Reads all tensors of a safetensors file.
-pub fn read(path: &Path) -> BTreeMap<String, Tensor> {
+pub fn read_tensors(path: &Path) -> BTreeMap<String, Tensor> {
     let bytes = std::fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     let file = SafeTensors::deserialize(&bytes).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     file.tensors()
@@ -41,7 +41,7 @@ fn widen(dtype: Dtype, data: &[u8]) -> Vec<f64> {
 }
 
 /// The values of the rows `which` (indices of the first dimension), one row after the other.
-pub fn rows(t: &Tensor, which: &[f64]) -> Vec<f64> {
+pub fn rows_of(t: &Tensor, which: &[f64]) -> Vec<f64> {
     let width = t.values.len() / t.shape[0].max(1);
     which.iter().flat_map(|&r| t.values[r as usize * width..(r as usize + 1) * width].iter().copied()).collect()
 }

@@ -7,7 +7,7 @@ use std::process::Command;
 use serde_json::Value;
 
 use super::support::{finished_run, golden, read_metrics};
-use super::tensors::{assert_close, read, rows};
+use super::tensors::{assert_close, read_tensors, rows_of};
 
 /// Runs the case `tests/golden/CASE` (`train/…` or `grpo/…`) with additional options, and compares the metrics of
 /// each step and the change of the weights with the reference. Returns the hash of the final weights.
@@ -57,14 +57,14 @@ pub fn check_training_case(mut reel: Command, case: &str, more: &[&str]) -> Stri
         }
         assert!(w["loss"].is_number() && w["grad_norm"].is_number(), "{case}: {w}");
     }
-    let deltas = read(&folder.join("expected.safetensors"));
-    let before = read(&path_of("model").join("model.safetensors"));
-    let after = read(&out.join("model.safetensors"));
+    let deltas = read_tensors(&folder.join("expected.safetensors"));
+    let before = read_tensors(&path_of("model").join("model.safetensors"));
+    let after = read_tensors(&out.join("model.safetensors"));
     let limits = want["delta_limits"].as_object().expect("limits");
     assert!(limits.len() >= 12, "{case}");
     for (name, limit) in limits {
         let which = &deltas[&format!("{prefix}rows/{name}")].values;
-        let (a, b) = (rows(&after[name], which), rows(&before[name], which));
+        let (a, b) = (rows_of(&after[name], which), rows_of(&before[name], which));
         let change: Vec<f64> = a.iter().zip(b).map(|(a, b)| a - b).collect();
         let what = format!("{case}: change of {name}");
         assert_close(

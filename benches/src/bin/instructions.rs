@@ -30,7 +30,7 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let cases = instructions::cases(
+    let cases = instructions::instruction_cases(
         &arguments.cases,
         arguments.lanes.next_multiple_of(THREADS_PER_BLOCK).max(THREADS_PER_BLOCK),
     );

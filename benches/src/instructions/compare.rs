@@ -242,11 +242,11 @@ impl ApproximationErrors {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{THREADS_PER_BLOCK, cases, run};
+    use super::super::{THREADS_PER_BLOCK, instruction_cases, run};
     use super::*;
 
     fn outputs(name: &str) -> (InstructionCase, Vec<u8>) {
-        let case = cases(name, THREADS_PER_BLOCK).into_iter().find(|c| c.name == name).expect(name);
+        let case = instruction_cases(name, THREADS_PER_BLOCK).into_iter().find(|c| c.name == name).expect(name);
         let sim = run::simulate(&case, &case.input).unwrap();
         (case, sim)
     }

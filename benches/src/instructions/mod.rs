@@ -58,13 +58,13 @@ impl InstructionCase {
 
 /// Returns the cases of all instructions whose name contains `filter`, each with `lanes` inputs (a multiple of
 /// [`THREADS_PER_BLOCK`]); an instruction with one source gets eight times as many.
-pub fn cases(filter: &str, lanes: usize) -> Vec<InstructionCase> {
+pub fn instruction_cases(filter: &str, lanes: usize) -> Vec<InstructionCase> {
     let rows = table::instruction_rows()
         .flat_map(|(pattern, formats)| pattern::expand(pattern).into_iter().map(move |text| (text, formats)));
     let wanted = rows.filter(|(text, formats)| ptx::case_name(text, formats).contains(filter));
     let mut all: Vec<InstructionCase> =
         wanted.map(|(text, formats)| ptx::case_from_row(&text, formats, lanes)).collect();
-    all.extend(products::cases(lanes).into_iter().filter(|case| case.name.contains(filter)));
+    all.extend(products::product_cases(lanes).into_iter().filter(|case| case.name.contains(filter)));
     all
 }
 
@@ -75,7 +75,7 @@ mod tests {
 
     #[test]
     fn every_instruction_runs_on_the_simulator() {
-        let all = cases("", THREADS_PER_BLOCK);
+        let all = instruction_cases("", THREADS_PER_BLOCK);
         let names: HashSet<&str> = all.iter().map(|c| c.name.as_str()).collect();
         assert_eq!(names.len(), all.len(), "each is there once");
         for case in &all {

@@ -21,7 +21,7 @@ const MMA: &[&str] = &[
 ];
 
 /// Returns the cases of all matrix products.
-pub fn cases(lanes: usize) -> Vec<InstructionCase> {
+pub fn product_cases(lanes: usize) -> Vec<InstructionCase> {
     let forms = MMA.iter().flat_map(|p| pattern::expand(p));
     let mut all: Vec<InstructionCase> = forms
         .flat_map(|form| {
@@ -33,7 +33,7 @@ pub fn cases(lanes: usize) -> Vec<InstructionCase> {
             spans.into_iter().map(move |span| mma(&format!("mma.sync.aligned.{form}"), span, lanes))
         })
         .collect();
-    all.extend(wgmma::cases(lanes));
+    all.extend(wgmma::wgmma_cases(lanes));
     all
 }
 

@@ -50,7 +50,7 @@ const PLAIN: Product = Product {
 };
 
 /// Returns all cases of `wgmma`.
-pub fn cases(lanes: usize) -> Vec<InstructionCase> {
+pub fn wgmma_cases(lanes: usize) -> Vec<InstructionCase> {
     let mut all = Vec::new();
     for swizzle in [Swizzle::None, Swizzle::B32, Swizzle::B64, Swizzle::B128] {
         for n in [8, 24, 64, 256] {

@@ -149,8 +149,8 @@ fn size_errors_name_the_file() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
-    /// Pixels are ordered as by transformers' reshape and transpose: patches by (time, block row, block column, row in block,
-    /// column in block), values of a patch by (channel, frame, row, column).
+    /// Pixels are ordered as by transformers' reshape and transpose: patches by (time, block row, block column, row
+    /// in block, column in block), values of a patch by (channel, frame, row, column).
     #[test]
     fn patches_have_the_order_of_transformers(
         frames in 1usize..5, blocks in (1usize..4, 1usize..4), merge in 1usize..4, side in 1usize..6, depth in 1usize..4,

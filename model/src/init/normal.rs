@@ -12,7 +12,8 @@ static QUANTILES: LazyLock<Vec<f32>> =
 /// The number of normal numbers from one call of the random generator Philox.
 pub(crate) const NORMALS_PER_BLOCK: usize = 8;
 
-/// Returns the standard normal numbers `NORMALS_PER_BLOCK * block .. NORMALS_PER_BLOCK * (block + 1)` of stream `stream` with seed `seed`.
+/// Returns the standard normal numbers `NORMALS_PER_BLOCK * block .. NORMALS_PER_BLOCK * (block + 1)` of stream
+/// `stream` with seed `seed`.
 pub(crate) fn standard_normals(seed: u64, stream: u64, block: u64) -> [f32; NORMALS_PER_BLOCK] {
     let random = philox::words(seed, stream, block);
     let table: &[f32] = &QUANTILES;

@@ -54,7 +54,7 @@ pub(super) fn write_random(
     out: &mut dyn Write,
 ) -> io::Result<()> {
     let length: usize = spec.shape.iter().product();
-    let stream = fnv1a(&spec.name);
+    let stream = fnv1a_hash(&spec.name);
     let mut bytes = Vec::new();
     for first in (0..length).step_by(CHUNK) {
         let elements = CHUNK.min(length - first);
@@ -97,6 +97,6 @@ fn fill(
 }
 
 /// The random stream for a tensor: the 64-bit FNV-1a hash (Fowler, Noll, Vo) of its name.
-pub(crate) fn fnv1a(name: &str) -> u64 {
+pub(crate) fn fnv1a_hash(name: &str) -> u64 {
     name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }

@@ -125,7 +125,7 @@ pub fn encode(bundle: &Bundle, conversation: &Conversation, options: &MediaOptio
 
 /// Loads and resizes all images and videos of a conversation, in order.
 pub fn load_media(bundle: &Bundle, conversation: &Conversation, options: &MediaOptions) -> Result<LoadedMedia> {
-    let processor = bundle.preprocessor.processor();
+    let processor = bundle.preprocessor.patch_processor();
     let mut media =
         LoadedMedia { frames: MediaFrames { processor, ..MediaFrames::default() }, ..LoadedMedia::default() };
     for part in conversation.media() {
@@ -310,7 +310,7 @@ fn video_in_memory(
 
 impl PreprocessorConfig {
     /// The preprocessor config in the form that the media crate uses.
-    pub fn processor(&self) -> PatchProcessor {
+    pub fn patch_processor(&self) -> PatchProcessor {
         PatchProcessor {
             min_pixels: self.min_pixels,
             max_pixels: self.max_pixels,

@@ -108,8 +108,8 @@ impl Kind {
     }
 }
 
-/// Finds the runs of pad tokens, one for each image or video. The number of runs is the number of pad tokens that follow
-/// a `<|vision_start|>` token.
+/// Finds the runs of pad tokens, one for each image or video. The number of runs is the number of pad tokens that
+/// follow a `<|vision_start|>` token.
 struct Pads<'a> {
     ids: &'a [TokenId],
     image: TokenId,

@@ -35,7 +35,7 @@ pub struct WindowOrder {
 
 impl WindowOrder {
     /// Computes the window order of these grids.
-    pub fn plan(grids: &[GridThw], vision: &VisionConfig) -> Self {
+    pub fn of_grids(grids: &[GridThw], vision: &VisionConfig) -> Self {
         let merge = vision.spatial_merge_size;
         let side = vision.window_size / merge / vision.patch_size;
         let mut plan = Self {
@@ -159,7 +159,7 @@ mod tests {
         ) {
             let grids: Vec<GridThw> = shapes.iter().map(|&(t, h, w)| [t, h * merge, w * merge]).collect();
             let vision = vision(merge, side);
-            let plan = WindowOrder::plan(&grids, &vision);
+            let plan = WindowOrder::of_grids(&grids, &vision);
             let (order, ends) = by_sorting(&grids, merge, side);
             prop_assert_eq!(&plan.window_index, &order);
             prop_assert_eq!(&plan.cu_window_seqlens, &ends);
@@ -188,7 +188,7 @@ mod tests {
                 prop_assert!(square.iter().all(|p| p[0] / merge == square[0][0] / merge && p[1] / merge == square[0][1] / merge));
             }
             let vision = vision(merge, 2);
-            let plan = WindowOrder::plan(&[grid], &vision);
+            let plan = WindowOrder::of_grids(&[grid], &vision);
             let moved = windowed_positions(&[grid], &vision, &plan);
             for (index, &square) in plan.window_index.iter().enumerate() {
                 let unit = merge * merge;

@@ -20,7 +20,7 @@ use reel_runtime::{Category, DType, Device, Tensor};
 use crate::checkpoint::expected_tensors;
 use crate::config::ModelConfig;
 use crate::error::Result;
-use crate::init::weights::fnv1a;
+use crate::init::weights::fnv1a_hash;
 use crate::linear::Linear;
 use crate::qwen2_5_vl::Qwen25Vl;
 
@@ -170,7 +170,7 @@ impl AdapterSource<'_> {
 
 /// `n` random numbers, uniform in `-bound .. bound`.
 fn uniform(seed: u64, name: &str, n: usize, bound: f32) -> Vec<f32> {
-    let stream = fnv1a(name);
+    let stream = fnv1a_hash(name);
     let unit = |bits: u32| (bits >> 8) as f32 / (1 << 23) as f32 - 1.0;
     let draws = (0u64..).flat_map(|block| philox::words(seed, stream, block));
     draws.take(n).map(|bits| unit(bits) * bound).collect()

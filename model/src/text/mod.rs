@@ -159,9 +159,9 @@ impl TextDecoder {
                     let (layer, rotary, seqs) = (layer.clone(), rotary.clone(), seqs.clone());
                     let f = move |cx: &Cx, x: &[Tensor]| {
                         let out = layer.forward(cx, Residual::new(&x[0]), &rotary, AttentionContext::Packed(&seqs));
-                        out.and_then(|out| out.sum(cx)).map_err(into_runtime_error)
+                        out.and_then(|out| out.into_sum(cx)).map_err(into_runtime_error)
                     };
-                    let x = residual.sum(cx)?;
+                    let x = residual.into_sum(cx)?;
                     Residual::new(&if checkpoint { cx.recompute(&[&x], f)? } else { f(cx, &[x])? })
                 }
                 context => layer.forward(cx, residual, &rotary, context)?,
@@ -212,7 +212,7 @@ impl Layer {
     ) -> Result<Residual> {
         let s = residual.rows();
         let (heads, kv_heads) = ([s, self.heads, self.head_dim], [s, self.kv_heads, self.head_dim]);
-        let (x, normed) = residual.norm(cx, &self.input_norm, self.eps)?;
+        let (x, normed) = residual.sum_and_norm(cx, &self.input_norm, self.eps)?;
         let q = ops::rotary(cx, &self.q.forward(cx, &normed)?.reshape(&heads)?, rotary)?;
         let k = ops::rotary(cx, &self.k.forward(cx, &normed)?.reshape(&kv_heads)?, rotary)?;
         let v = self.v.forward(cx, &normed)?.reshape(&kv_heads)?;
@@ -228,7 +228,7 @@ impl Layer {
         };
         drop((q, k, v));
         let o = self.o.forward(cx, &o.reshape(&[s, self.heads * self.head_dim])?)?;
-        let (x, normed) = Residual::with_delta(x, o).norm(cx, &self.post_norm, self.eps)?;
+        let (x, normed) = Residual::with_delta(x, o).sum_and_norm(cx, &self.post_norm, self.eps)?;
         let (gate, up) = (self.gate.forward(cx, &normed)?, self.up.forward(cx, &normed)?);
         drop(normed);
         let inner = ops::swiglu(cx, &gate, &up)?;
