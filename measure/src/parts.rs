@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::ceilings::Ceilings;
 
 /// One part of a round; times and counts are sums over all stretches of the round that belong to the part.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct PartTime {
     /// Name of the part.
     pub name: &'static str,
@@ -41,15 +41,7 @@ pub fn part_times(events: &[LaunchEvent], ceilings: &Ceilings, dtype: DType) -> 
         let one = match parts.iter().position(|p| p.name == first.part) {
             Some(known) => &mut parts[known],
             None => {
-                let none = PartTime {
-                    name: first.part,
-                    seconds: 0.0,
-                    busy: 0.0,
-                    launches: 0,
-                    cost: Cost::default(),
-                    floor: 0.0,
-                };
-                parts.push(none);
+                parts.push(PartTime { name: first.part, ..PartTime::default() });
                 let last = parts.len() - 1;
                 &mut parts[last]
             }

@@ -3,7 +3,7 @@
 use crate::config::{ModelConfig, TextConfig, VisionConfig};
 
 /// The classic name and the shape of every tensor of the model, without `lm_head.weight` if the embeddings are tied.
-pub fn expected_tensors(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
+pub fn expected_tensors(config: &ModelConfig) -> TensorList {
     let mut list = Vec::new();
     vision(&config.vision, &mut list);
     text(&config.text, &mut list);
@@ -13,19 +13,20 @@ pub fn expected_tensors(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
     list
 }
 
-type List = Vec<(String, Vec<usize>)>;
+/// Names and shapes of tensors.
+pub(crate) type TensorList = Vec<(String, Vec<usize>)>;
 
-fn add(list: &mut List, name: impl Into<String>, shape: &[usize]) {
+pub(crate) fn add(list: &mut TensorList, name: impl Into<String>, shape: &[usize]) {
     list.push((name.into(), shape.to_vec()));
 }
 
 /// Adds the tensors of a linear layer with bias: weight `[out, in]`, bias `[out]`.
-fn linear(list: &mut List, name: String, out: usize, input: usize) {
+pub(crate) fn linear(list: &mut TensorList, name: impl std::fmt::Display, out: usize, input: usize) {
     add(list, format!("{name}.weight"), &[out, input]);
     add(list, format!("{name}.bias"), &[out]);
 }
 
-fn vision(v: &VisionConfig, list: &mut List) {
+fn vision(v: &VisionConfig, list: &mut TensorList) {
     let (d, inner) = (v.hidden_size, v.intermediate_size);
     add(list, "visual.patch_embed.proj.weight", &[d, v.in_channels, v.temporal_patch_size, v.patch_size, v.patch_size]);
     for i in 0..v.depth {
@@ -40,11 +41,11 @@ fn vision(v: &VisionConfig, list: &mut List) {
     }
     let merged = d * v.merge_unit();
     add(list, "visual.merger.ln_q.weight", &[d]);
-    linear(list, "visual.merger.mlp.0".into(), merged, merged);
-    linear(list, "visual.merger.mlp.2".into(), v.out_hidden_size, merged);
+    linear(list, "visual.merger.mlp.0", merged, merged);
+    linear(list, "visual.merger.mlp.2", v.out_hidden_size, merged);
 }
 
-fn text(t: &TextConfig, list: &mut List) {
+fn text(t: &TextConfig, list: &mut TensorList) {
     let (h, inner) = (t.hidden_size, t.intermediate_size);
     let kv = t.num_key_value_heads * t.head_dim;
     add(list, "model.embed_tokens.weight", &[t.vocab_size, h]);

@@ -4,7 +4,7 @@
 //! shape and dtype, overlaps no other tensor and is aligned for its dtype. [`Checkpoint::check`] compares all names and
 //! shapes with a config.
 
-mod expected;
+pub(crate) mod expected;
 pub(crate) mod header;
 mod shards;
 #[cfg(test)]

@@ -59,6 +59,13 @@ impl JsonFields {
         }
     }
 
+    /// The object under a key; an empty object if the key is absent or null.
+    pub(crate) fn object_or_empty(&self, key: &str) -> Result<Self> {
+        let empty =
+            || Self { file: self.file.clone(), path: format!("{}{key}.", self.path), map: Map::new(), help: self.help };
+        Ok(self.opt_object(key)?.unwrap_or_else(empty))
+    }
+
     pub(crate) fn opt_str(&self, key: &str) -> Result<Option<&str>> {
         match self.value(key) {
             None => Ok(None),

@@ -113,9 +113,8 @@ impl SiglipConfig {
             let what = "quantised weights are not supported";
             return Err(root.error_with_help("quantization_config", what, "use the unquantised model"));
         }
-        let vision =
-            vision(&Section { fields: root.opt_object("vision_config")?, root: &root, name: "vision_config" })?;
-        let text = text_tower(&Section { fields: root.opt_object("text_config")?, root: &root, name: "text_config" })?;
+        let vision = vision(&root.object_or_empty("vision_config")?)?;
+        let text = text_tower(&root.object_or_empty("text_config")?)?;
         if text.projection_size != vision.encoder.hidden_size {
             let what = format!(
                 "is {}, but images become {} numbers (vision_config.hidden_size)",
@@ -127,88 +126,51 @@ impl SiglipConfig {
     }
 }
 
-/// The JSON object of one tower in config.json. If it is absent, all values are defaults.
-struct Section<'a> {
-    fields: Option<JsonFields>,
-    root: &'a JsonFields,
-    name: &'static str,
-}
-
-impl Section<'_> {
-    fn error(&self, key: &str, what: String) -> ModelError {
-        self.root.error(&format!("{}.{key}", self.name), what)
+fn encoder(tower: &JsonFields) -> Result<EncoderConfig> {
+    let eps = if tower.has("layer_norm_eps") { tower.positive_f64("layer_norm_eps")? } else { 1e-6 };
+    let config = EncoderConfig {
+        hidden_size: tower.opt_positive_int("hidden_size")?.unwrap_or(768),
+        intermediate_size: tower.opt_positive_int("intermediate_size")?.unwrap_or(3072),
+        layers: tower.opt_int_up_to("num_hidden_layers", MAX_LAYERS)?.unwrap_or(12),
+        heads: tower.opt_positive_int("num_attention_heads")?.unwrap_or(12),
+        eps: eps as f32,
+    };
+    if !config.hidden_size.is_multiple_of(config.heads) {
+        let what = format!("is {}, which does not divide hidden_size {}", config.heads, config.hidden_size);
+        return Err(tower.error("num_attention_heads", what));
     }
-
-    fn positive_int(&self, key: &str, default: usize) -> Result<usize> {
-        Ok(self.opt_positive_int(key)?.unwrap_or(default))
-    }
-
-    fn opt_positive_int(&self, key: &str) -> Result<Option<usize>> {
-        self.fields.as_ref().map_or(Ok(None), |fields| fields.opt_positive_int(key))
-    }
-
-    /// The whole number from 1 to `most` under a key, or `default` if it is absent.
-    fn int_up_to(&self, key: &str, default: usize, most: usize) -> Result<usize> {
-        let found = self.fields.as_ref().map_or(Ok(None), |fields| fields.opt_int_up_to(key, most));
-        Ok(found?.unwrap_or(default))
-    }
-
-    fn encoder(&self) -> Result<EncoderConfig> {
-        let config = EncoderConfig {
-            hidden_size: self.positive_int("hidden_size", 768)?,
-            intermediate_size: self.positive_int("intermediate_size", 3072)?,
-            layers: self.int_up_to("num_hidden_layers", 12, MAX_LAYERS)?,
-            heads: self.positive_int("num_attention_heads", 12)?,
-            eps: self.positive_f64("layer_norm_eps", 1e-6)? as f32,
-        };
-        if !config.hidden_size.is_multiple_of(config.heads) {
-            let what = format!("is {}, which does not divide hidden_size {}", config.heads, config.hidden_size);
-            return Err(self.error("num_attention_heads", what));
-        }
-        let act = self.fields.as_ref().map_or(Ok(None), |fields| fields.opt_str("hidden_act"))?;
-        match act {
-            None | Some("gelu_pytorch_tanh") => Ok(config),
-            Some(other) => Err(self.error("hidden_act", format!("is `{other}`; only gelu_pytorch_tanh is supported"))),
-        }
-    }
-
-    fn positive_f64(&self, key: &str, default: f64) -> Result<f64> {
-        match &self.fields {
-            Some(fields) if fields.has(key) => fields.positive_f64(key),
-            _ => Ok(default),
-        }
+    match tower.opt_str("hidden_act")? {
+        None | Some("gelu_pytorch_tanh") => Ok(config),
+        Some(other) => Err(tower.error("hidden_act", format!("is `{other}`; only gelu_pytorch_tanh is supported"))),
     }
 }
 
-fn vision(section: &Section) -> Result<SiglipVisionConfig> {
+fn vision(tower: &JsonFields) -> Result<SiglipVisionConfig> {
     let config = SiglipVisionConfig {
-        image_size: section.int_up_to("image_size", 224, MAX_SIDE)?,
-        patch_size: section.positive_int("patch_size", 16)?,
-        encoder: section.encoder()?,
+        image_size: tower.opt_int_up_to("image_size", MAX_SIDE)?.unwrap_or(224),
+        patch_size: tower.opt_positive_int("patch_size")?.unwrap_or(16),
+        encoder: encoder(tower)?,
     };
     if config.patch_size > config.image_size {
         let what = format!("is {}, more than image_size {}", config.patch_size, config.image_size);
-        return Err(section.error("patch_size", what));
+        return Err(tower.error("patch_size", what));
     }
-    let channels = section.positive_int("num_channels", 3)?;
+    let channels = tower.opt_positive_int("num_channels")?.unwrap_or(3);
     if channels != 3 {
-        return Err(section.error("num_channels", format!("is {channels}; images have 3")));
+        return Err(tower.error("num_channels", format!("is {channels}; images have 3")));
     }
-    let head = section.fields.as_ref().map_or(Ok(None), |fields| fields.opt_bool("vision_use_head"))?;
-    if head == Some(false) {
-        return Err(
-            section.error("vision_use_head", "is false; only models with a pooling head are supported".to_string())
-        );
+    if tower.opt_bool("vision_use_head")? == Some(false) {
+        return Err(tower.error("vision_use_head", "is false; only models with a pooling head are supported"));
     }
     Ok(config)
 }
 
-fn text_tower(section: &Section) -> Result<SiglipTextConfig> {
-    let encoder = section.encoder()?;
+fn text_tower(tower: &JsonFields) -> Result<SiglipTextConfig> {
+    let encoder = encoder(tower)?;
     Ok(SiglipTextConfig {
-        vocab_size: section.positive_int("vocab_size", 32_000)?,
-        positions: section.int_up_to("max_position_embeddings", 64, 1 << 16)?,
-        projection_size: section.opt_positive_int("projection_size")?.unwrap_or(encoder.hidden_size),
+        vocab_size: tower.opt_positive_int("vocab_size")?.unwrap_or(32_000),
+        positions: tower.opt_int_up_to("max_position_embeddings", 1 << 16)?.unwrap_or(64),
+        projection_size: tower.opt_positive_int("projection_size")?.unwrap_or(encoder.hidden_size),
         encoder,
     })
 }

@@ -1,13 +1,12 @@
 //! The names and shapes of all tensors of a SigLIP model.
 
 use super::config::{EncoderConfig, SiglipConfig};
-
-type List = Vec<(String, Vec<usize>)>;
+use crate::checkpoint::expected::{TensorList, add, linear};
 
 /// The name and the shape of every tensor. The last two tensors belong to the training loss and are optional
 /// ([`is_optional_tensor`]).
-pub fn expected_tensors(config: &SiglipConfig) -> List {
-    let mut list = List::new();
+pub fn expected_tensors(config: &SiglipConfig) -> TensorList {
+    let mut list = TensorList::new();
     let (text, vision) = (&config.text, &config.vision);
     let width = text.encoder.hidden_size;
     add(&mut list, "text_model.embeddings.token_embedding.weight", &[text.vocab_size, width]);
@@ -38,32 +37,23 @@ pub fn is_optional_tensor(name: &str) -> bool {
     matches!(name, "logit_scale" | "logit_bias")
 }
 
-fn add(list: &mut List, name: &str, shape: &[usize]) {
-    list.push((name.to_string(), shape.to_vec()));
+fn norm(list: &mut TensorList, name: &str, width: usize) {
+    add(list, format!("{name}.weight"), &[width]);
+    add(list, format!("{name}.bias"), &[width]);
 }
 
-fn linear(list: &mut List, name: &str, out: usize, input: usize) {
-    add(list, &format!("{name}.weight"), &[out, input]);
-    add(list, &format!("{name}.bias"), &[out]);
+fn mlp(list: &mut TensorList, name: &str, config: &EncoderConfig) {
+    linear(list, format!("{name}.fc1"), config.intermediate_size, config.hidden_size);
+    linear(list, format!("{name}.fc2"), config.hidden_size, config.intermediate_size);
 }
 
-fn norm(list: &mut List, name: &str, width: usize) {
-    add(list, &format!("{name}.weight"), &[width]);
-    add(list, &format!("{name}.bias"), &[width]);
-}
-
-fn mlp(list: &mut List, name: &str, config: &EncoderConfig) {
-    linear(list, &format!("{name}.fc1"), config.intermediate_size, config.hidden_size);
-    linear(list, &format!("{name}.fc2"), config.hidden_size, config.intermediate_size);
-}
-
-fn encoder(list: &mut List, tower: &str, config: &EncoderConfig) {
+fn encoder(list: &mut TensorList, tower: &str, config: &EncoderConfig) {
     let c = config.hidden_size;
     for i in 0..config.layers {
         let layer = format!("{tower}.encoder.layers.{i}");
         norm(list, &format!("{layer}.layer_norm1"), c);
         for part in ["q_proj", "k_proj", "v_proj", "out_proj"] {
-            linear(list, &format!("{layer}.self_attn.{part}"), c, c);
+            linear(list, format!("{layer}.self_attn.{part}"), c, c);
         }
         norm(list, &format!("{layer}.layer_norm2"), c);
         mlp(list, &format!("{layer}.mlp"), config);

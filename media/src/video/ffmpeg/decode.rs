@@ -5,7 +5,7 @@
 //! plan runs of packets                                   plan.rs
 //! several lanes, each a thread with its own decoder, take runs from a queue, longest first:
 //!     send the packets of the run; write each target frame that comes out
-//!     if frames are missing: decode again from an earlier key frame and with packets behind the run, then from packet 0
+//!     if frames are missing: decode again from an earlier key frame and with later packets, then from packet 0
 //! ```
 
 use std::collections::HashMap;
