@@ -71,7 +71,6 @@ impl DtypeName {
 /// A device that `--device` can name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeviceName {
-    /// The CPU.
     Cpu,
     /// The NVIDIA GPU with this index.
     Cuda(usize),

@@ -25,9 +25,7 @@ pub struct DoctorArgs {}
 struct Finding {
     /// Heading of the table section that the line belongs to.
     group: &'static str,
-    /// What was looked for.
     name: String,
-    /// Whether it was found.
     found: bool,
     /// What was found: version, path or size.
     what: String,

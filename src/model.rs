@@ -16,7 +16,6 @@ use crate::fail::bad_usage;
 
 /// A model with its weights on a device.
 pub struct LoadedModel {
-    /// The model with its weights on the device.
     pub weights: Qwen25Vl,
     /// Context for inference without gradients, in the dtype of `--dtype`.
     pub cx: Cx,

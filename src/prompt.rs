@@ -66,7 +66,6 @@ pub struct QuestionFlags {
 /// A prompt, encoded for the model in a folder.
 #[derive(Debug)]
 pub struct EncodedPrompt {
-    /// The model folder.
     pub folder: PathBuf,
     /// Everything in the model folder except the weights.
     pub bundle: Bundle,

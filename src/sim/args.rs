@@ -5,12 +5,10 @@ use std::path::PathBuf;
 use reel_sim::tensor_map::{DataType, Swizzle};
 use reel_sim::value::ElementType;
 
-/// A kernel argument.
 #[derive(Clone, Debug, PartialEq)]
 pub enum KernelArgument {
     /// A number: its type and bytes.
     Scalar(ElementType, Vec<u8>),
-    /// A pointer to a buffer.
     Buffer(BufferSpec),
     /// A struct that is passed by value, given as bytes.
     Bytes(Vec<u8>),
@@ -23,18 +21,14 @@ pub enum KernelArgument {
 /// A buffer to allocate.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BufferSpec {
-    /// The element type.
     pub dtype: ElementType,
-    /// The number of elements.
     pub count: usize,
-    /// The initial contents.
     pub fill: BufferFill,
 }
 
 /// The initial contents of a buffer.
 #[derive(Clone, Debug, PartialEq)]
 pub enum BufferFill {
-    /// Zeros.
     Zeros,
     /// Uninitialised memory; a kernel that reads it causes a finding.
     Uninitialized,
@@ -62,7 +56,6 @@ impl KernelArgument {
 pub struct TensorMapArgument {
     /// Index of the argument that is the map's buffer and, if that argument is a struct, the index of the field.
     pub buffer: (usize, Option<usize>),
-    /// The element type.
     pub data_type: DataType,
     /// Extents of the tensor in elements, innermost first.
     pub dims: Vec<u64>,

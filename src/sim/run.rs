@@ -207,15 +207,11 @@ impl SimRunArgs {
 /// A kernel with its launch and memory.
 #[derive(Debug)]
 pub struct SimCase {
-    /// The PTX text.
     pub ptx: String,
-    /// The parsed program.
     pub program: Program,
-    /// The decoded kernel.
     pub kernel: Kernel,
     /// The buffers and the parameter bytes.
     pub bound: BoundArguments,
-    /// The launch's geometry and parameters.
     pub launch: LaunchConfig,
     /// The options that all runs share.
     pub options: ExecOptions,

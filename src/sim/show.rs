@@ -17,11 +17,8 @@ use super::quote::SourceQuotes;
 pub struct RunDisplay<'a> {
     /// The file's path as it was given.
     pub file: &'a str,
-    /// The parsed program.
     pub program: &'a Program,
-    /// The kernel that was checked.
     pub kernel: &'a Kernel,
-    /// The report of the check.
     pub report: &'a check::CheckReport,
     /// The source lines that the report quotes.
     pub quotes: SourceQuotes,
