@@ -120,7 +120,7 @@ impl SiglipTokenizer {
         let pieces = spaced.trim_end_matches(' ').replace(' ', "▁");
         if !pieces.is_empty() {
             let tokens = self.inner.get_model().tokenize(&pieces).map_err(|e| fault(&e))?;
-            // SiglipTokenizer encodes such a segment after the text `<unk>` and removes the pieces of that text.
+            // SiglipTokenizer puts the text `<unk>` before each later segment and removes its pieces afterwards.
             // Unknown characters at the start of the segment form one piece with the `>`, which is unknown too, and
             // are removed with it.
             let unknown_first = tokens.first().is_some_and(|token| token.id as i32 == self.special[1]);

@@ -6,7 +6,7 @@ use minijinja::{Environment, Error, ErrorKind, Output, State};
 use serde::Serialize;
 use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 
-/// Installs these functions, filters, methods and the formatter in a template environment.
+/// Adds the functions, filters, methods and the formatter of Python's Jinja2 to a template environment.
 pub(super) fn install_python_functions(environment: &mut Environment<'static>) {
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     environment.add_function("raise_exception", raise_exception);
