@@ -7,15 +7,12 @@ use std::fs;
 use support::{file_names_in, run_in};
 
 #[test]
-fn demo_writes_its_folder_and_can_be_repeated() {
+fn demo_writes_its_folder_and_replaces_an_earlier_demo() {
     let dir = tempfile::tempdir().expect("a folder");
-    let demo = |more: &[&str]| run_in(dir.path(), [&["demo", "--steps", "2"][..], more].concat());
-    let result = demo(&["--json"]).json();
-    let seed = &result["seeds"][0];
-    let counted = |task: &str| (seed["right"][task]["n"].clone(), seed["right"][task]["before"].clone());
-    assert_eq!(counted("all"), (480.into(), 0.into()));
-    assert_eq!(counted("motion"), (240.into(), 0.into()));
-    assert_eq!(counted("motion, frames shuffled"), (720.into(), 0.into()));
+    let demo = |more: &[&str]| run_in(dir.path(), [&["demo"][..], more].concat());
+    let printed = demo(&["--steps", "2", "--quiet"]);
+    assert!(printed.ok().contains("after T-GRPO") && printed.stdout.contains("demo/report.html"), "{}", printed.stdout);
+    assert!(printed.stderr.is_empty(), "{}", printed.stderr);
     let out = dir.path().join("demo");
     let made = "clips grpo grpo.toml held-out.jsonl model report.html rl.jsonl sft sft.jsonl sft.toml siglip";
     assert_eq!(file_names_in(&out).join(" "), made);
@@ -55,29 +52,14 @@ fn demo_writes_its_folder_and_can_be_repeated() {
     let more = ["--max-pixels", "3136", "--prompt", "Which colors?", "--max-new-tokens", "4", "--json"];
     assert_eq!(run_in(dir.path(), [&ask[..], &more].concat()).json()["token_ids"].as_array().map(Vec::len), Some(4));
 
-    // Without --json, the command prints a table; it replaces the earlier demo.
-    let again = demo(&["--quiet"]);
-    assert!(again.ok().contains("after T-GRPO") && again.stdout.contains("demo/report.html"), "{}", again.stdout);
-    assert!(again.stderr.is_empty(), "{}", again.stderr);
-
-    fs::create_dir(dir.path().join("mine")).expect("made");
-    fs::write(dir.path().join("mine/thesis.txt"), "years of work").expect("written");
-    demo(&["--out", "mine"]).refused(1, &["mine", "--out"]);
-    assert_eq!(file_names_in(&dir.path().join("mine")), ["thesis.txt"]);
-    // A folder is not a demo's folder just because it has sub-folders with the same names.
-    for part in ["clips", "model"] {
-        fs::create_dir_all(dir.path().join("work").join(part)).expect("made");
+    // A second demo replaces the first. Each of its seeds has a folder; without the temporal reward it trains plain GRPO.
+    let result = demo(&["--steps", "1", "--seeds", "2", "--seed", "5", "--no-temporal", "--json"]).json();
+    for seed in result["seeds"].as_array().expect("seeds") {
+        let answered = |task: &str| seed["right"][task]["n"].clone();
+        assert_eq!((answered("all"), answered("motion")), (480.into(), 240.into()));
+        assert_eq!(answered("motion, frames shuffled"), 720);
+        assert_eq!(seed["right"]["all"]["before"], 0);
     }
-    fs::write(dir.path().join("work/model/weights"), "days of training").expect("written");
-    demo(&["--out", "work"]).refused(1, &["work", "--out"]);
-    assert_eq!(file_names_in(&dir.path().join("work/model")), ["weights"]);
-}
-
-#[test]
-fn each_seed_has_a_folder_and_no_temporal_trains_plain_grpo() {
-    let dir = tempfile::tempdir().expect("a folder");
-    let args = ["demo", "--steps", "1", "--seeds", "2", "--seed", "5", "--no-temporal", "--json"];
-    let result = run_in(dir.path(), args).json();
     assert_eq!((&result["seeds"][0]["seed"], &result["seeds"][1]["seed"]), (&5.into(), &6.into()));
     assert_eq!(file_names_in(&dir.path().join("demo")), ["report.html", "seed-5", "seed-6"]);
     let page = fs::read_to_string(dir.path().join("demo/report.html")).expect("the page");
@@ -90,5 +72,17 @@ fn each_seed_has_a_folder_and_no_temporal_trains_plain_grpo() {
     let weights =
         |seed: &str| fs::read(dir.path().join("demo").join(seed).join("grpo/model.safetensors")).expect("weights");
     assert!(weights("seed-5") != weights("seed-6"));
-    run_in(dir.path(), ["demo", "--seeds", "0"]).refused(2, &["--seeds"]);
+    demo(&["--seeds", "0"]).refused(2, &["--seeds"]);
+
+    fs::create_dir(dir.path().join("mine")).expect("made");
+    fs::write(dir.path().join("mine/thesis.txt"), "years of work").expect("written");
+    demo(&["--out", "mine"]).refused(1, &["mine", "--out"]);
+    assert_eq!(file_names_in(&dir.path().join("mine")), ["thesis.txt"]);
+    // A folder is not a demo's folder just because it has sub-folders with the same names.
+    for part in ["clips", "model"] {
+        fs::create_dir_all(dir.path().join("work").join(part)).expect("made");
+    }
+    fs::write(dir.path().join("work/model/weights"), "days of training").expect("written");
+    demo(&["--out", "work"]).refused(1, &["work", "--out"]);
+    assert_eq!(file_names_in(&dir.path().join("work/model")), ["weights"]);
 }
