@@ -27,7 +27,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         let weights: Vec<f32> = error.to_f32()?.iter().map(|e| e / 2.0).collect();
         let loss = ops::weighted_sum(&cx, &error.reshape(&[4])?, &tensor(&[4], &weights)?)?;
         cx.backward(&loss, 1.0, &mut grads)?;
-        let clip = optimizer.clip(&device, &grads, 10.0)?; // [gradient norm, factor]
+        let clip = optimizer.norm_and_clip_factor(&device, &grads, 10.0)?; // [gradient norm, factor]
         let rate = AdamWParams { learning_rate: 0.05, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0 };
         optimizer.step(&grads, &clip, |_| rate)?;
         if step % 100 == 0 {

@@ -7,7 +7,7 @@ use std::error::Error;
 use reel_engine::{Engine, GenerationRequest, SamplingParams, StopCondition};
 use reel_model::checkpoint::Checkpoint;
 use reel_model::init::{InitOptions, Preset, init};
-use reel_model::input::{Bundle, Conversation, MediaOptions, encode};
+use reel_model::input::{Conversation, MediaOptions, ModelFolder, encode};
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_runtime::{Cx, DType, Device};
 
@@ -18,7 +18,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     init(&options, &model)?;
 
     // Opens everything in the folder except the weights, and renders the prompt with the folder's chat template.
-    let bundle = Bundle::open(&model)?;
+    let bundle = ModelFolder::open(&model)?;
     let messages = folder.path().join("messages.json");
     std::fs::write(&messages, r#"[{"role": "user", "content": "What is in this video?"}]"#)?;
     let prompt = encode(&bundle, &Conversation::open(&messages, None)?, &MediaOptions::default())?;

@@ -19,7 +19,7 @@ fn main() {
         custom: Vec::new(),
     };
     let scores = group.score(&RewardRules::default());
-    for (name, values) in scores.components() {
+    for (name, values) in scores.named_rewards() {
         println!("{name:>10} {values:?}");
     }
     println!("{:>10} {:?}", "reward", scores.reward);

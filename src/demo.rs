@@ -96,7 +96,7 @@ fn resolved<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + Deseria
 ) -> Result<ResolvedOptions<O>> {
     let (media, worker) = (MediaFlags::default(), WorkerFlags::default());
     let defaults = ResolvedOptions { options, media, worker, common: common.clone() };
-    let mut resolved: ResolvedOptions<O> = config_file::apply(&defaults, config, |_| false)?;
+    let mut resolved: ResolvedOptions<O> = config_file::apply_config_file(&defaults, config, |_| false)?;
     resolved.common = common.clone();
     Ok(resolved)
 }

@@ -137,7 +137,7 @@ fn compilers() -> Vec<Finding> {
     let group = "CUDA compilers (for `reel kernels check` and the simulator)";
     let toolkit = Toolkit::of_environment();
     let setup = "run ./x setup, or install CUDA 13 and set CUDA_HOME";
-    let nvrtc = toolkit.nvrtc().map(|p| match compile::version() {
+    let nvrtc = toolkit.nvrtc().map(|p| match compile::nvrtc_version() {
         Ok((major, minor)) => format!("{major}.{minor}, {}", p.display()),
         Err(e) => format!("{}: {e}", p.display()),
     });

@@ -7,7 +7,7 @@ use clap::Args;
 use reel_engine::{Completion, Detokenizer, Engine, GenerationRequest, SamplingParams, StopCondition};
 use reel_measure::trace;
 use reel_model::config::GenerationConfig;
-use reel_model::input::encode::Bundle;
+use reel_model::input::encode::ModelFolder;
 use reel_model::input::tokenizer::TextStream;
 use serde::Serialize;
 use serde_json::json;
@@ -185,7 +185,7 @@ impl GenerateArgs {
     }
 
     /// The text of a completion, cut before the first stop string.
-    fn text(&self, bundle: &Bundle, ids: &[u32]) -> String {
+    fn text(&self, bundle: &ModelFolder, ids: &[u32]) -> String {
         let mut text = bundle.tokenizer.decode(ids, true);
         if let Some(at) = StopCondition::first_match(&text, &self.sampling.stop) {
             text.truncate(at);
@@ -206,7 +206,7 @@ impl GenerateArgs {
             .map(|(c, text)| {
                 json!({
                     "text": text, "token_ids": c.ids, "prompt_tokens": prompt.tokens.len(),
-                    "finish_reason": c.finish_reason.name(), "timing": timing,
+                    "finish_reason": c.finish_reason.openai_name(), "timing": timing,
                 })
             })
             .collect();
@@ -230,7 +230,7 @@ struct Printer<'a> {
 }
 
 impl<'a> Printer<'a> {
-    fn new(bundle: &'a Bundle, stops: &'a [String], on: bool) -> Self {
+    fn new(bundle: &'a ModelFolder, stops: &'a [String], on: bool) -> Self {
         let stream = if on { Some(bundle.tokenizer.stream(true)) } else { None };
         Self { stream, stops, held: String::new(), done: false, result: Ok(()) }
     }
@@ -283,7 +283,7 @@ struct TokenText {
 }
 
 impl TokenText {
-    fn new(bundle: &Bundle) -> Self {
+    fn new(bundle: &ModelFolder) -> Self {
         let t = &bundle.tokenizer;
         let piece = |id: u32| if t.is_special(id) { None } else { Some(t.token_bytes(id)) };
         Self { pieces: (0..bundle.config.text.vocab_size as u32).map(piece).collect(), pending: Vec::new() }

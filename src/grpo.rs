@@ -37,6 +37,6 @@ impl GrpoArgs {
     }
 
     pub fn run(&self, common: &CommonOptions, matches: &ArgMatches) -> Result<()> {
-        self.resolved(common, matches)?.run(grpo::run, grpo::check)
+        self.resolved(common, matches)?.run(grpo::run, grpo::check_data)
     }
 }

@@ -10,7 +10,7 @@ use reel_measure::trace;
 use reel_media::profile::{MediaOverrides, MediaProfile};
 use reel_model::hub::{DownloadProgress, resolve};
 use reel_model::input::ModelInput;
-use reel_model::input::encode::{Bundle, MediaOptions, SecondPerGrid, encode};
+use reel_model::input::encode::{MediaOptions, ModelFolder, SecondPerGrid, encode};
 use reel_model::input::messages::{ContentPart, Conversation, ImagePart, MediaSource, VideoPart, VideoSource};
 use reel_model::lora::{ADAPTER_CONFIG, Adapter, is_adapter};
 use reel_train::options::Recipe;
@@ -68,7 +68,7 @@ pub struct QuestionFlags {
 pub struct EncodedPrompt {
     pub folder: PathBuf,
     /// Everything in the model folder except the weights.
-    pub bundle: Bundle,
+    pub bundle: ModelFolder,
     /// Model inputs of the prompt.
     pub tokens: ModelInput,
     /// Seconds that preprocessing took.
@@ -149,7 +149,7 @@ impl MessageFlags {
     ) -> Result<EncodedPrompt> {
         let begun = Instant::now();
         let folder = model_folder(model)?;
-        let bundle = trace::span("open", || Bundle::open(&folder))?;
+        let bundle = trace::span("open", || ModelFolder::open(&folder))?;
         let conversation = conversation()?;
         let options = MediaOptions {
             profile: self.media.profile(MediaProfile::Qwen)?,

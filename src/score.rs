@@ -95,7 +95,7 @@ impl ScoreArgs {
         );
         let mut file = TensorWriter::begin(&self.out, &entries)?;
         let mut log_probs = Vec::with_capacity(rows);
-        let most = ops::logit_rows(vocab);
+        let most = ops::max_logit_rows(vocab);
         for start in (0..rows).step_by(most) {
             let n = most.min(rows - start);
             let logits = model.weights.logits(&model.cx, &scored.hidden.rows(start, n)?)?;

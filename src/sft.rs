@@ -36,6 +36,6 @@ impl SftArgs {
     }
 
     pub fn run(&self, common: &CommonOptions, matches: &ArgMatches) -> Result<()> {
-        self.resolved(common, matches)?.run(sft::run, sft::check)
+        self.resolved(common, matches)?.run(sft::run, sft::check_data)
     }
 }

@@ -48,7 +48,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
             None => parsed,
             Some(file) => {
                 let given = |field: &str| matches.value_source(field) == Some(ValueSource::CommandLine);
-                config_file::apply(&parsed, file, given)?
+                config_file::apply_config_file(&parsed, file, given)?
             }
         };
         // What to do with an existing folder, and what to print, are not options of the run itself.
@@ -100,7 +100,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
         run: impl FnOnce(&RunSetup<O>) -> reel_train::Result<RunSummary>,
         check: impl FnOnce(&RunSetup<O>) -> reel_train::Result<DataCheck>,
     ) -> Result<()> {
-        if self.options.only_checks() {
+        if self.options.is_check_only() {
             return self.check(check);
         }
         let summary = self.with_setup(|setup| Ok(run(setup)?))?;

@@ -127,7 +127,7 @@ fn example(help: &str) -> Option<String> {
 
 /// Why a line of an example is not run in this test; `None` if it is run.
 fn why_not_run(command: &str, line: &str) -> Option<&'static str> {
-    let compiles = compile::available().is_ok();
+    let compiles = compile::check_nvrtc().is_ok();
     match command {
         "demo" => Some("trains for minutes; tests/demo.rs runs it with --steps"),
         "kernels pack" => Some("compiles every kernel for every architecture, which takes minutes"),

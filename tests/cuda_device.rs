@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use reel_kernels::cuda::fake::Fake;
+use reel_kernels::cuda::fake::FakeDriver;
 use reel_kernels::cuda::{Gpu, Nvidia};
 use reel_kernels::{Arch, compile};
 use reel_model::batch::Batch;
@@ -27,9 +27,9 @@ use support::{file_names_in, finished_run, golden, reel_on_gpu};
 use tensors::{Tensor, read_tensors, relative_distance, rows_of};
 
 /// A fake driver that checks every call, and a device `cuda` that uses it.
-fn fake_cuda() -> (Fake, Device) {
-    let fake = Fake::new(Arch::A100, 512 << 20);
-    let gpu = Gpu::with(Arc::new(fake.clone())).expect("a fake GPU");
+fn fake_cuda() -> (FakeDriver, Device) {
+    let fake = FakeDriver::new(Arch::A100, 512 << 20);
+    let gpu = Gpu::from_driver(Arc::new(fake.clone())).expect("a fake GPU");
     (fake, Device::on_gpu(gpu).expect("a device"))
 }
 
@@ -130,7 +130,7 @@ fn training_step_on_the_fake_driver_has_the_bits_of_sim_and_breaks_no_rule() {
 
 /// Whether there is a GPU; prints that the test is skipped if there is none.
 fn gpu_is_present() -> bool {
-    let present = Nvidia::present();
+    let present = Nvidia::is_present();
     if !present {
         println!("no GPU: skipped");
     }

@@ -162,7 +162,7 @@ fn run_page(page: &str) {
             continue;
         }
         for (line, command) in commands(&block) {
-            if command.contains("k.cu") && reel_kernels::compile::available().is_err() {
+            if command.contains("k.cu") && reel_kernels::compile::check_nvrtc().is_err() {
                 println!("skipped: {page}:{line}: no CUDA compiler");
                 continue;
             }

@@ -128,7 +128,7 @@ impl Model {
     /// Logits of a sequence, computed with a KV cache in chunks of these lengths.
     fn cached(&self, all: Sequence, lengths: &[usize]) -> Vec<f32> {
         let (dtype, tokens) = (self.cx.dtype(), all.input_ids.len());
-        let blocks = tokens.div_ceil(KvPages::BLOCK);
+        let blocks = tokens.div_ceil(KvPages::BLOCK_TOKENS);
         let cache = KvCache::new(&self.device, &self.config.text, dtype, blocks).expect("a cache");
         let blocks: Vec<i32> = (0..cache.blocks() as i32).rev().collect();
         let (mut past, mut out) = (0, Vec::new());

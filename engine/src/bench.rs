@@ -68,7 +68,7 @@ pub fn decode(model: &Qwen25Vl, cx: &Cx, context: usize, batch: usize, rounds: u
         Capacity { slots: batch, blocks_per_slot: blocks, history: 0, blocks: blocks * batch, banned_tokens: 0 };
     let mut running = RunningBatch::new(model, cx, &Tensor::from_i32(device, &[0], &[])?, capacity, true)?;
     // No prefill computes the keys of the context, but they must be finite numbers.
-    running.cache().clear()?;
+    running.cache().fill_with_zeros()?;
     let tables = block_tables(batch, blocks);
     let slot = |blocks| Slot {
         id: 1,

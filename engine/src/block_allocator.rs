@@ -26,12 +26,12 @@ impl BlockAllocator {
 
     /// The number of blocks that hold `tokens` tokens.
     pub(crate) fn blocks_for(tokens: usize) -> usize {
-        tokens.div_ceil(KvPages::BLOCK)
+        tokens.div_ceil(KvPages::BLOCK_TOKENS)
     }
 
     /// The number of blocks that [`Self::allocate_group`] takes for these sequences.
     pub(crate) fn blocks_for_group(sequences: usize, prompt_tokens: usize, max_tokens: usize) -> usize {
-        let shared = prompt_tokens / KvPages::BLOCK;
+        let shared = prompt_tokens / KvPages::BLOCK_TOKENS;
         if sequences == 0 { 0 } else { shared + sequences * (BlockAllocator::blocks_for(max_tokens) - shared) }
     }
 
@@ -47,7 +47,7 @@ impl BlockAllocator {
         if self.free.len() < BlockAllocator::blocks_for_group(sequences, prompt_tokens, max_tokens) {
             return None;
         }
-        let shared_blocks = prompt_tokens / KvPages::BLOCK;
+        let shared_blocks = prompt_tokens / KvPages::BLOCK_TOKENS;
         let mut tables: Vec<Vec<i32>> = Vec::with_capacity(sequences);
         for _ in 0..sequences {
             let mut table = tables.first().map_or_else(Vec::new, |first| first[..shared_blocks].to_vec());

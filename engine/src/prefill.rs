@@ -28,7 +28,7 @@ pub(crate) fn prefill(
     let options = ForwardOptions { cache: Some((cache, &pages)), ..Default::default() };
     let last_hidden = model.forward(cx, &batch, options)?.rows(tokens - 1, 1)?;
     let logits = model.logits(cx, &last_hidden)?;
-    let (full_blocks, rest) = (tokens / KvPages::BLOCK, tokens % KvPages::BLOCK);
+    let (full_blocks, rest) = (tokens / KvPages::BLOCK_TOKENS, tokens % KvPages::BLOCK_TOKENS);
     if rest > 0 {
         for table in &tables[1..] {
             copy_block(cx, cache, blocks[full_blocks], table[full_blocks], rest)?;
@@ -42,7 +42,7 @@ pub(crate) fn prefill(
 fn copy_block(cx: &Cx, cache: &KvCache, from: i32, to: i32, tokens: usize) -> Result<()> {
     for tensor in cache.tensors() {
         let (src, dst) = (tensor.rows(from as usize, 1)?, tensor.rows(to as usize, 1)?);
-        let bytes = (src.bytes() / KvPages::BLOCK * tokens) as u64;
+        let bytes = (src.bytes() / KvPages::BLOCK_TOKENS * tokens) as u64;
         let params = elementwise::CopyParams { src: src.addr(), dst: dst.addr(), bytes };
         cx.launch(&elementwise::copy(&params))?;
     }

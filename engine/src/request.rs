@@ -55,7 +55,7 @@ pub enum FinishReason {
 
 impl FinishReason {
     /// The spelling of OpenAI's API: `stop` or `length`.
-    pub fn name(self) -> &'static str {
+    pub fn openai_name(self) -> &'static str {
         match self {
             FinishReason::Stop => "stop",
             FinishReason::Length => "length",

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use reel_engine::{Completion, Engine, FinishReason, GenerationRequest, SamplingParams, StopCondition, bench};
 use reel_kernels::cuda::Gpu;
-use reel_kernels::cuda::fake::Fake;
+use reel_kernels::cuda::fake::FakeDriver;
 use reel_kernels::{Arch, compile};
 use reel_model::batch::Sequence;
 use reel_model::checkpoint::{Checkpoint, Naming, StoredDType};
@@ -167,8 +167,8 @@ fn simulator_reports_no_finding() {
 fn cuda_graphs_keep_driver_rules_and_equal_sim() {
     let Some(()) = compile::for_test() else { return };
     for dtype in [DType::F32, DType::BF16] {
-        let fake = Fake::new(Arch::A100, 512 << 20);
-        let device = Device::on_gpu(Gpu::with(Arc::new(fake.clone())).unwrap()).unwrap();
+        let fake = FakeDriver::new(Arch::A100, 512 << 20);
+        let device = Device::on_gpu(Gpu::from_driver(Arc::new(fake.clone())).unwrap()).unwrap();
         let got = open_and_compare_runs(&device, dtype, &few_requests(), &[(256, 1)]);
         let sim = simulated();
         let (model, cx) = (model(&sim, dtype), Cx::inference(&sim, dtype));
@@ -225,8 +225,8 @@ fn adapter_completions_do_not_depend_on_slots_or_lookahead() {
             compare_runs(&bare, &cpu, dtype, &test_requests(), &[(2, 0)])
         );
         let Some(()) = compile::for_test() else { continue };
-        let fake = Fake::new(Arch::A100, 512 << 20);
-        let device = Device::on_gpu(Gpu::with(Arc::new(fake.clone())).unwrap()).unwrap();
+        let fake = FakeDriver::new(Arch::A100, 512 << 20);
+        let device = Device::on_gpu(Gpu::from_driver(Arc::new(fake.clone())).unwrap()).unwrap();
         let got = compare_runs(&adapted(&device, dtype), &device, dtype, &few_requests(), &[(256, 1)]);
         let sim = simulated();
         let (model, cx) = (adapted(&sim, dtype), Cx::inference(&sim, dtype));
@@ -242,7 +242,7 @@ fn adapter_completions_do_not_depend_on_slots_or_lookahead() {
 fn bench_decode_times_the_engines_steps() {
     for (device, batch) in [(Device::cpu(1), 3), (Device::dry(reel_runtime::Kernels::Cuda), 2)] {
         let (model, cx) = (model(&device, DType::BF16), Cx::inference(&device, DType::BF16));
-        device.profiler().count(true);
+        device.profiler().collect_totals(true);
         let seconds = bench::decode(&model, &cx, 70, batch, 4).unwrap();
         assert_eq!(seconds.len(), 4);
         let totals = device.profiler().totals().unwrap();

@@ -7,9 +7,9 @@
 #![allow(unsafe_code)]
 
 use crate::catalogue::ExampleCall;
-use crate::cuda::blas::{Blas, WORKSPACE};
+use crate::cuda::blas::{Blas, WORKSPACE_BYTES};
 use crate::cuda::{Buffer, CudaError, Gpu};
-use crate::launch::{Field, KernelLaunch};
+use crate::launch::{KernelLaunch, ParamField};
 use crate::matmul::Matmul;
 use crate::{Addr, Team, linear_log_prob, matmul, paged_attention};
 use std::time::Instant;
@@ -23,12 +23,12 @@ pub struct RunTimes {
 
 impl RunTimes {
     /// The shortest time in seconds.
-    pub fn least(&self) -> f64 {
+    pub fn least_seconds(&self) -> f64 {
         self.seconds.first().copied().unwrap_or(f64::NAN)
     }
 
     /// The median time in seconds.
-    pub fn median(&self) -> f64 {
+    pub fn median_seconds(&self) -> f64 {
         self.seconds.get(self.seconds.len() / 2).copied().unwrap_or(f64::NAN)
     }
 }
@@ -57,7 +57,7 @@ fn each_run(gpu: &Gpu, runs: usize, mut enqueue: impl FnMut() -> Result<(), Cuda
     let mut seconds = Vec::new();
     for run in 0..runs + 2 {
         gpu.fill(&flush, run as u8)?;
-        let time = gpu.time(&mut enqueue)?;
+        let time = gpu.time_seconds(&mut enqueue)?;
         if run >= 2 {
             seconds.push(time);
         }
@@ -85,7 +85,7 @@ fn at(p: &Matmul, [a, b, c]: [u64; 3]) -> Matmul {
 pub fn time_product(gpu: &Gpu, blas: &dyn Blas, product: &Matmul, runs: usize) -> Result<RunTimes, CudaError> {
     let buffers = of_product(product).map(|bytes| normal_buffer(gpu, bytes.next_multiple_of(TILE)));
     let [a, b, c] = buffers;
-    let (a, b, c, workspace) = (a?, b?, c?, gpu.alloc(WORKSPACE)?);
+    let (a, b, c, workspace) = (a?, b?, c?, gpu.alloc(WORKSPACE_BYTES)?);
     let product = at(product, [a.address(), b.address(), c.address()]);
     // SAFETY: operands and workspace are buffers of the GPU with the product's sizes.
     let run = || unsafe { blas.product(&product, workspace.address(), gpu.stream()) };
@@ -93,8 +93,8 @@ pub fn time_product(gpu: &Gpu, blas: &dyn Blas, product: &Matmul, runs: usize) -
 }
 
 /// An upper bound on the bytes that [`time_product`] and [`time_product_on_cpu`] allocate.
-pub fn bytes_of_product(product: &Matmul) -> f64 {
-    product.cost().bytes + (FLUSH + WORKSPACE + 3 * TILE) as f64
+pub fn allocated_bytes_of_product(product: &Matmul) -> f64 {
+    product.cost().bytes + (FLUSH + WORKSPACE_BYTES + 3 * TILE) as f64
 }
 
 /// Times an example product on the processor.
@@ -107,7 +107,7 @@ pub fn time_product_on_cpu(team: &Team, product: &Matmul, runs: usize) -> RunTim
 }
 
 /// An upper bound on the bytes that [`time`] and [`time_on_cpu`] allocate for a call.
-pub fn bytes(example: &ExampleCall) -> f64 {
+pub fn allocated_bytes(example: &ExampleCall) -> f64 {
     let each = numbers(&example.launch);
     present(&example.launch).count() as f64 * each + FLUSH as f64
 }
@@ -168,14 +168,14 @@ fn numbers_on_cpu(tile: &[u8], bytes: usize) -> Vec<Line> {
 struct Line([u8; 64]);
 
 /// Returns the address parameters of a call that are not null.
-fn present(launch: &KernelLaunch) -> impl Iterator<Item = &'static Field> + '_ {
+fn present(launch: &KernelLaunch) -> impl Iterator<Item = &'static ParamField> + '_ {
     launch.kernel.fields.iter().filter(|f| f.address && launch.params[f.offset..f.offset + 8] != [0; 8])
 }
 
 /// Returns the call's parameters with each non-null address replaced by `address(field)`.
 fn with_operands<E>(
     launch: &KernelLaunch,
-    mut address: impl FnMut(&'static Field) -> Result<u64, E>,
+    mut address: impl FnMut(&'static ParamField) -> Result<u64, E>,
 ) -> Result<Vec<u8>, E> {
     let mut params = launch.params.to_vec();
     for field in present(launch) {
@@ -190,14 +190,14 @@ pub fn copy_seconds(gpu: &Gpu, bytes: usize, runs: usize) -> Result<f64, CudaErr
     gpu.fill(&from, 1)?;
     let mut least = f64::INFINITY;
     for _ in 0..runs + 1 {
-        least = least.min(gpu.time(|| gpu.copy(&from, &to))?);
+        least = least.min(gpu.time_seconds(|| gpu.copy(&from, &to))?);
     }
     Ok(least)
 }
 
 /// Returns an operand's size in bytes and its contents. The size is an upper bound: a call accesses at most its total
 /// traffic, or the whole vocabulary if ids select rows.
-fn sized(launch: &KernelLaunch, field: &Field) -> (usize, Contents) {
+fn sized(launch: &KernelLaunch, field: &ParamField) -> (usize, Contents) {
     match contents(launch, field.name) {
         Contents::Words(words) => ((4 * words.len()).max(1 << 20), Contents::Words(words)),
         Contents::Numbers => ((numbers(launch) as usize).next_multiple_of(TILE), Contents::Numbers),
@@ -217,16 +217,16 @@ fn workspace(launch: &KernelLaunch) -> usize {
     let name = launch.kernel.name;
     if name.starts_with("linear_log_prob_fwd") {
         let field = |name| scalar(launch, name).unwrap_or(0) as usize;
-        linear_log_prob::workspace(field("rows"), field("vocab"))
+        linear_log_prob::workspace_bytes(field("rows"), field("vocab"))
     } else if name.starts_with("paged_attention") {
-        paged_attention::workspace(&bytemuck::pod_read_unaligned(&launch.params))
+        paged_attention::workspace_bytes(&bytemuck::pod_read_unaligned(&launch.params))
     } else {
         0
     }
 }
 
 /// A GPU buffer for an operand, with suitable contents.
-fn operand(gpu: &Gpu, launch: &KernelLaunch, field: &Field) -> Result<Buffer, CudaError> {
+fn operand(gpu: &Gpu, launch: &KernelLaunch, field: &ParamField) -> Result<Buffer, CudaError> {
     match sized(launch, field) {
         (bytes, Contents::Words(words)) => {
             let buffer = gpu.alloc(bytes)?;
@@ -242,7 +242,7 @@ fn operand(gpu: &Gpu, launch: &KernelLaunch, field: &Field) -> Result<Buffer, Cu
 fn normal_buffer(gpu: &Gpu, bytes: usize) -> Result<Buffer, CudaError> {
     let buffer = gpu.alloc(bytes.max(TILE))?;
     gpu.upload(&buffer, 0, &normal_tile())?;
-    gpu.repeat(&buffer, TILE)?;
+    gpu.fill_with_repeated_prefix(&buffer, TILE)?;
     Ok(buffer)
 }
 
@@ -347,13 +347,13 @@ mod tests {
     /// Device `cpu` runs and times the example calls on generated operands.
     #[test]
     fn the_processor_is_timed_too() {
-        let folder = crate::catalogue::folder("grpo_loss").unwrap();
+        let folder = crate::catalogue::find_folder("grpo_loss").unwrap();
         let team = Team::new(2);
         for example in folder.examples() {
             let timed = time_on_cpu(&team, &example, 3);
             assert_eq!(timed.seconds.len(), 3);
-            assert!(timed.least() > 0.0 && timed.least() <= timed.median());
-            assert!(bytes(&example) > FLUSH as f64);
+            assert!(timed.least_seconds() > 0.0 && timed.least_seconds() <= timed.median_seconds());
+            assert!(allocated_bytes(&example) > FLUSH as f64);
         }
     }
 

@@ -1,5 +1,5 @@
-//! Comparisons of results with f64 formulas: [`close`] by relative L2 distance and largest difference, [`rounded`] by
-//! the error that the kernel's documented roundings make. Both first compare NaN and infinities.
+//! Comparisons of results with f64 formulas: [`check_close`] by relative L2 distance and largest difference,
+//! [`check_rounded`] by the error that the kernel's documented roundings make. Both first compare NaN and infinities.
 
 use crate::{DType, Element};
 use half::bf16;
@@ -9,7 +9,7 @@ use half::bf16;
 ///
 /// # Errors
 /// The first element that differs, with both values, or the bound that was exceeded and by how much.
-pub fn close(name: &str, got: &[f32], want: &[f64], rel_l2: f64, max_abs: f64) -> Result<(), String> {
+pub fn check_close(name: &str, got: &[f32], want: &[f64], rel_l2: f64, max_abs: f64) -> Result<(), String> {
     check_non_finite(name, got, want)?;
     let (mut diff2, mut want2, mut worst, mut at) = (0.0, 0.0, 0.0, 0);
     for (i, (&g, &w)) in got.iter().zip(want).enumerate().filter(|(_, (g, _))| g.is_finite()) {
@@ -48,20 +48,20 @@ fn check_non_finite(name: &str, got: &[f32], want: &[f64]) -> Result<(), String>
 }
 
 /// Default tolerance as a multiple of the error of one rounding; a kernel that needs more documents why.
-pub const OF_ONE: f64 = 2.5;
+pub const DEFAULT_ROUNDING_FACTOR: f64 = 2.5;
 
 /// Checks that the error of `got`, stored as `dtype`, is explained by the kernel's documented roundings and is not
 /// much larger than one rounding. Errors are relative L2 distances from `exact`, the f64 formula.
 ///
 /// `with_roundings` is the formula with the kernel's roundings, except the one at the store. Two bounds must hold:
-/// 1.2 times the error of `with_roundings`, and `of_one` times (default: [`OF_ONE`]) the error of rounding `exact`
-/// once. In bf16, 1e-6 is added for f32 sums and exponentials whose roundings are not modelled one by one. If few
-/// elements make up the norm, the error varies from case to case; each bound is widened by six of its standard
-/// deviations (in bf16 by one and three).
+/// 1.2 times the error of `with_roundings`, and `of_one` times (default: [`DEFAULT_ROUNDING_FACTOR`]) the error of
+/// rounding `exact` once. In bf16, 1e-6 is added for f32 sums and exponentials whose roundings are not modelled one
+/// by one. If few elements make up the norm, the error varies from case to case; each bound is widened by six of its
+/// standard deviations (in bf16 by one and three).
 ///
 /// # Errors
 /// The first element where only one value is finite, or the bound that was exceeded and by how much.
-pub fn rounded(
+pub fn check_rounded(
     name: &str,
     dtype: DType,
     got: &[f32],
@@ -106,51 +106,51 @@ pub fn rounded(
     Ok(())
 }
 
-/// Asserts [`rounded`].
+/// Asserts [`check_rounded`].
 ///
 /// # Panics
 /// If the error is larger than allowed.
 #[track_caller]
 pub fn assert_rounded(name: &str, dtype: DType, got: &[f32], with_roundings: &[f64], exact: &[f64], of_one: f64) {
-    if let Err(e) = rounded(name, dtype, got, with_roundings, exact, of_one) {
+    if let Err(e) = check_rounded(name, dtype, got, with_roundings, exact, of_one) {
         panic!("{e}");
     }
 }
 
-/// Asserts [`close`].
+/// Asserts [`check_close`].
 ///
 /// # Panics
 /// If the two differ by more than allowed.
 #[track_caller]
 pub fn assert_close(name: &str, got: &[f32], want: &[f64], rel_l2: f64, max_abs: f64) {
-    if let Err(e) = close(name, got, want, rel_l2, max_abs) {
+    if let Err(e) = check_close(name, got, want, rel_l2, max_abs) {
         panic!("{e}");
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{OF_ONE, close, rounded};
+    use super::{DEFAULT_ROUNDING_FACTOR, check_close, check_rounded};
     use crate::DType::{BF16, F32};
 
     #[test]
     fn close_rejects_nan_infinity_and_large_differences() {
         let want = [1.0, 2.0, 3.0];
-        assert!(close("x", &[1.0, 2.0, 3.0], &want, 0.0, 0.0).is_ok());
-        assert!(close("x", &[1.0, 2.0], &want, 1.0, 1.0).is_err());
-        assert!(close("x", &[1.0, f32::NAN, 3.0], &want, 1e9, 1e9).is_err());
-        assert!(close("x", &[1.0, f32::INFINITY, 3.0], &want, 1e9, 1e9).is_err());
-        assert!(close("x", &[1.0, 2.1, 3.0], &want, 1e-3, 1.0).is_err());
-        assert!(close("x", &[1.0, 2.1, 3.0], &want, 1.0, 1e-3).is_err());
-        assert!(close("x", &[f32::NAN], &[f64::NAN], 0.0, 0.0).is_ok());
-        assert!(close("x", &[f32::INFINITY], &[f64::NEG_INFINITY], 1.0, 1.0).is_err());
+        assert!(check_close("x", &[1.0, 2.0, 3.0], &want, 0.0, 0.0).is_ok());
+        assert!(check_close("x", &[1.0, 2.0], &want, 1.0, 1.0).is_err());
+        assert!(check_close("x", &[1.0, f32::NAN, 3.0], &want, 1e9, 1e9).is_err());
+        assert!(check_close("x", &[1.0, f32::INFINITY, 3.0], &want, 1e9, 1e9).is_err());
+        assert!(check_close("x", &[1.0, 2.1, 3.0], &want, 1e-3, 1.0).is_err());
+        assert!(check_close("x", &[1.0, 2.1, 3.0], &want, 1.0, 1e-3).is_err());
+        assert!(check_close("x", &[f32::NAN], &[f64::NAN], 0.0, 0.0).is_ok());
+        assert!(check_close("x", &[f32::INFINITY], &[f64::NEG_INFINITY], 1.0, 1.0).is_err());
     }
 
     #[test]
     fn rounded_rejects_undocumented_and_excessive_errors() {
         let exact: Vec<f64> = (0..1000).map(|i| 1.0 + i as f64 / 700.1).collect();
         let off = |by: f64| exact.iter().map(|x| (x * (1.0 + by)) as f32).collect::<Vec<f32>>();
-        let of = |got: &[f32], with: &[f64]| rounded("x", F32, got, with, &exact, OF_ONE);
+        let of = |got: &[f32], with: &[f64]| check_rounded("x", F32, got, with, &exact, DEFAULT_ROUNDING_FACTOR);
         assert!(of(&off(0.0), &exact).is_ok());
         // The error is below 2.5 roundings, but the documented roundings do not explain it.
         assert!(of(&off(5e-8), &exact).unwrap_err().contains("documented"));
@@ -159,9 +159,9 @@ mod tests {
         // The documented roundings explain the error, but it is larger than allowed.
         let with: Vec<f64> = exact.iter().map(|x| x * (1.0 + 2e-7)).collect();
         assert!(of(&off(2e-7), &with).unwrap_err().contains("one rounding"));
-        assert!(rounded("x", F32, &off(2e-7), &with, &exact, 9.0).is_ok());
-        assert!(rounded("x", BF16, &off(0.0), &exact, &exact, OF_ONE).is_ok());
-        assert!(rounded("x", BF16, &off(5e-3), &exact, &exact, OF_ONE).is_err());
+        assert!(check_rounded("x", F32, &off(2e-7), &with, &exact, 9.0).is_ok());
+        assert!(check_rounded("x", BF16, &off(0.0), &exact, &exact, DEFAULT_ROUNDING_FACTOR).is_ok());
+        assert!(check_rounded("x", BF16, &off(5e-3), &exact, &exact, DEFAULT_ROUNDING_FACTOR).is_err());
         let mut bad = off(0.0);
         bad[7] = f32::NAN;
         assert!(of(&bad, &exact).is_err());

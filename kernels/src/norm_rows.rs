@@ -7,7 +7,7 @@
 #![allow(unsafe_code)]
 
 use crate::simd::add_to;
-use crate::view::{Out, slice};
+use crate::view::{OutputArray, slice_at};
 use crate::{Addr, Arch, Stage, Team, cuh};
 
 /// Rows of one part. A column sum is computed within each part first, then over the parts.
@@ -21,7 +21,7 @@ const COLUMNS: usize = 512;
 
 /// Plans the forward kernel of RMS or layer normalisation; `symbols` are the usual one and the one for wide rows.
 pub(crate) fn plan_fwd(symbols: [&'static str; 2], rows: u32, cols: u32, arch: &Arch) -> Vec<Stage> {
-    cuh::HeldRows::new(cols).walk(symbols, rows, 256, if cols > 4096 { 1 } else { 4 }, arch)
+    cuh::HeldRows::new(cols).plan_row_loop(symbols, rows, 256, if cols > 4096 { 1 } else { 4 }, arch)
 }
 
 /// Plans the backward kernel of RMS or layer normalisation; the third symbol adds up the parts' column sums. `sums` is
@@ -35,8 +35,8 @@ pub(crate) fn plan_bwd(
 ) -> Vec<Stage> {
     let held = cuh::HeldRows::new(cols);
     match dw {
-        Addr::NULL => held.walk([usual, wide], rows, 512, 1, arch),
-        _ => held.parts([usual, wide], sum, parts(rows as usize) as u64, sums),
+        Addr::NULL => held.plan_row_loop([usual, wide], rows, 512, 1, arch),
+        _ => held.plan_column_sums([usual, wide], sum, parts(rows as usize) as u64, sums),
     }
 }
 
@@ -48,7 +48,7 @@ pub const fn parts(rows: usize) -> usize {
 
 /// An f32 `[rows]` output that may be absent.
 #[derive(Clone, Copy)]
-pub(crate) struct RowValues(Option<Out<f32>>);
+pub(crate) struct RowValues(Option<OutputArray<f32>>);
 
 impl RowValues {
     /// The array of `rows` elements at `addr`; writes are dropped if `addr` is null.
@@ -57,7 +57,7 @@ impl RowValues {
     /// `addr` is null or covers `rows` elements that nothing else uses while this value lives.
     pub(crate) unsafe fn new(addr: Addr, rows: usize) -> RowValues {
         // SAFETY: `addr` is not null here, so it covers `rows` elements.
-        RowValues((!addr.is_null()).then(|| unsafe { Out::new(addr, rows) }))
+        RowValues((!addr.is_null()).then(|| unsafe { OutputArray::new(addr, rows) }))
     }
 
     /// Stores the value of a row.
@@ -103,7 +103,7 @@ pub(crate) unsafe fn rows_with_column_sums<const N: usize>(
     }
     let (parts, len) = (parts(rows), N * cols);
     // SAFETY: the targets are not null here, so `partial` covers `parts * len` elements.
-    let sums = unsafe { Out::<f32>::new(partial, parts * len) };
+    let sums = unsafe { OutputArray::<f32>::new(partial, parts * len) };
     team.run(parts, |part| {
         // SAFETY: parts do not overlap.
         let sums = unsafe { sums.part(part * len, len) };
@@ -111,10 +111,10 @@ pub(crate) unsafe fn rows_with_column_sums<const N: usize>(
         (part * PART_ROWS..(part * PART_ROWS + PART_ROWS).min(rows)).for_each(|row| each(row, sums));
     });
     // SAFETY: `partial` covers `parts * len` elements; all parts are written, and nothing writes them any more.
-    let sums = unsafe { slice::<f32>(partial, parts * len) };
+    let sums = unsafe { slice_at::<f32>(partial, parts * len) };
     for (t, target) in targets.into_iter().enumerate() {
         // SAFETY: each target covers `cols` elements.
-        let target = unsafe { Out::<f32>::new(target, cols) };
+        let target = unsafe { OutputArray::<f32>::new(target, cols) };
         team.run(cols.div_ceil(COLUMNS), |task| {
             let (start, len) = (task * COLUMNS, COLUMNS.min(cols - task * COLUMNS));
             let mut sum = [0.0; COLUMNS];

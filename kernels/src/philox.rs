@@ -19,7 +19,7 @@ pub const fn philox4x32_10(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
 }
 
 /// Returns the four random words at `index` of `stream`.
-pub fn words(seed: u64, stream: u64, index: u64) -> [u32; 4] {
+pub fn random_words(seed: u64, stream: u64, index: u64) -> [u32; 4] {
     let halves = |x: u64| [x as u32, (x >> 32) as u32];
     let ([i0, i1], [s0, s1]) = (halves(index), halves(stream));
     philox4x32_10([i0, i1, s0, s1], halves(seed))
@@ -27,19 +27,19 @@ pub fn words(seed: u64, stream: u64, index: u64) -> [u32; 4] {
 
 /// Returns a number uniform in [0, 1), a multiple of 2⁻²⁴: the upper bits of the first word.
 pub fn uniform(seed: u64, stream: u64, index: u64) -> f32 {
-    (words(seed, stream, index)[0] >> 8) as f32 * (1.0 / (1 << 24) as f32)
+    (random_words(seed, stream, index)[0] >> 8) as f32 * (1.0 / (1 << 24) as f32)
 }
 
 /// Returns a number uniform in [0, 1), a multiple of 2⁻⁵³: the upper bits of the first two words (the first is the
 /// higher).
 pub fn uniform_f64(seed: u64, stream: u64, index: u64) -> f64 {
-    let [hi, lo, ..] = words(seed, stream, index);
+    let [hi, lo, ..] = random_words(seed, stream, index);
     (((hi as u64) << 32 | lo as u64) >> 11) as f64 * (1.0 / (1u64 << 53) as f64)
 }
 
 /// Returns a standard normal number, by the cosine of Box and Muller from the first two words.
 pub fn normal(seed: u64, stream: u64, index: u64) -> f32 {
-    let [a, b, ..] = words(seed, stream, index);
+    let [a, b, ..] = random_words(seed, stream, index);
     let unit = 1.0 / (1u64 << 32) as f64;
     let (u, v) = ((a as f64 + 1.0) * unit, b as f64 * unit); // u in (0, 1]
     ((-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos()) as f32
@@ -68,11 +68,11 @@ mod tests {
 
     #[test]
     fn seed_stream_and_index_each_matter() {
-        let base = words(1, 2, 3);
+        let base = random_words(1, 2, 3);
         for (seed, stream, index) in
             [(2, 2, 3), (1, 3, 3), (1, 2, 4), (1 | 1 << 32, 2, 3), (1, 2 | 1 << 32, 3), (1, 2, 3 | 1 << 32)]
         {
-            assert_ne!(words(seed, stream, index), base);
+            assert_ne!(random_words(seed, stream, index), base);
         }
     }
 

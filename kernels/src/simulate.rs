@@ -78,7 +78,7 @@ impl SimulatedUnit {
         if let Some(found) = units.lock().expect("no thread panics while it holds the lock").get(&key) {
             return Ok(found.clone());
         }
-        let ptx = compile::ptx(source, &format!("sm_{sm}"))?;
+        let ptx = compile::compile_to_ptx(source, &format!("sm_{sm}"))?;
         let program = Program::parse(&ptx).map_err(|error| SimulateError::Program { symbol: source.name, error })?;
         let unit = Arc::new(SimulatedUnit::new(program));
         units.lock().expect("no thread panics while it holds the lock").insert(key, unit.clone());
@@ -141,7 +141,7 @@ impl SimulatedUnit {
 }
 
 /// Returns the limits of a GPU of this architecture, which a simulated run checks.
-pub fn gpu(arch: &Arch) -> GpuSpec {
+pub fn gpu_spec(arch: &Arch) -> GpuSpec {
     GpuSpec {
         shared_per_block: arch.shared_per_block,
         multiprocessors: arch.multiprocessors,
@@ -167,7 +167,7 @@ pub fn run(
 ///
 /// # Errors
 /// One line that names the operand that is missing, was never written or may not be written.
-pub fn product(m: &Matmul, memory: &mut SimMemory, team: &Team) -> Result<(), String> {
+pub fn run_matmul(m: &Matmul, memory: &mut SimMemory, team: &Team) -> Result<(), String> {
     let read = |what: &str, at: Addr, dtype: DType, count: usize| {
         let bytes = memory.read(at.0, count * dtype.size());
         bytes.map(aligned).map_err(|e| format!("{}: {what}: {e}; the product reads this operand", m.name()))
@@ -187,7 +187,7 @@ pub fn product(m: &Matmul, memory: &mut SimMemory, team: &Team) -> Result<(), St
     copy.c = Addr(c.as_mut_ptr() as u64);
     // SAFETY: the operands are live copies of the sizes that the product has, and no other thread uses `c`.
     unsafe { run_on_cpu(&Launch::Matmul(copy), team) };
-    let writable = memory.find(m.c.0).is_some_and(|i| memory.get(i).writable);
+    let writable = memory.buffer_index(m.c.0).is_some_and(|i| memory.buffer(i).writable);
     if writable && memory.write(m.c.0, &bytemuck::cast_slice(&c)[..bytes]) {
         return Ok(());
     }

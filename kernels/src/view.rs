@@ -7,7 +7,7 @@ use crate::Addr;
 ///
 /// # Safety
 /// `addr` is a host address of `len` initialised, aligned elements that nothing writes while the view lives.
-pub unsafe fn slice<'a, T>(addr: Addr, len: usize) -> &'a [T] {
+pub unsafe fn slice_at<'a, T>(addr: Addr, len: usize) -> &'a [T] {
     if len == 0 {
         return &[];
     }
@@ -17,23 +17,23 @@ pub unsafe fn slice<'a, T>(addr: Addr, len: usize) -> &'a [T] {
 
 /// A writable array in which each thread fills ranges of its own.
 #[derive(Clone, Copy)]
-pub struct Out<T> {
+pub struct OutputArray<T> {
     base: *mut T,
     len: usize,
 }
 
 // SAFETY: the only way in is `part`, whose caller promises that parts of different threads do not overlap.
-unsafe impl<T: Send> Send for Out<T> {}
+unsafe impl<T: Send> Send for OutputArray<T> {}
 // SAFETY: `part` is the only access, and its caller promises disjoint parts.
-unsafe impl<T: Send> Sync for Out<T> {}
+unsafe impl<T: Send> Sync for OutputArray<T> {}
 
-impl<T> Out<T> {
+impl<T> OutputArray<T> {
     /// The array of `len` elements at `addr`.
     ///
     /// # Safety
     /// `addr` is a host address of `len` aligned elements that only users of this view access while it lives.
-    pub unsafe fn new(addr: Addr, len: usize) -> Out<T> {
-        Out { base: addr.0 as *mut T, len }
+    pub unsafe fn new(addr: Addr, len: usize) -> OutputArray<T> {
+        OutputArray { base: addr.0 as *mut T, len }
     }
 
     /// The elements `start .. start + len`.

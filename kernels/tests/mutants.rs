@@ -2,7 +2,7 @@
 //! `benches/src/bin/mutate.rs` does the same and reports the outcome of each folder.
 
 use reel_kernels::catalogue::FOLDERS;
-use reel_kernels::checks::mutation::{Subject, Verdict};
+use reel_kernels::checks::mutation::{MutationSubject, Verdict};
 use reel_kernels::compile;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,20 +12,20 @@ const LAUNCHES: usize = 12;
 
 #[test]
 fn every_mutant_is_found() {
-    if let Err(e) = compile::available() {
+    if let Err(e) = compile::check_nvrtc() {
         let ci = std::env::var_os("CI").is_some_and(|v| !v.is_empty());
         assert!(!ci, "{e}");
         println!("skipped: every_mutant_is_found: {e}");
         return;
     }
     let subjects = on_all_threads(FOLDERS.len(), |i| {
-        Subject::new(&FOLDERS[i]).unwrap_or_else(|e| panic!("{}: {e}", FOLDERS[i].name))
+        MutationSubject::new(&FOLDERS[i]).unwrap_or_else(|e| panic!("{}: {e}", FOLDERS[i].name))
     });
     let all: Vec<_> = subjects.iter().flat_map(|s| s.targets().iter().map(move |t| (s, t))).collect();
     assert!(all.len() > 400, "{} mutants", all.len());
     let survivors: Vec<String> = on_all_threads(all.len(), |i| {
         let (subject, target) = all[i];
-        let verdict = subject.judge(target, LAUNCHES).unwrap_or_else(|e| panic!("{}: {e}", target.mutant));
+        let verdict = subject.run_mutant(target, LAUNCHES).unwrap_or_else(|e| panic!("{}: {e}", target.mutant));
         matches!(verdict, Verdict::Survived | Verdict::Unreached)
             .then(|| format!("{}: {} at {:?}: {verdict:?}", target.function, target.mutant, target.places))
     })

@@ -2,7 +2,7 @@
 //! backends.
 
 use reel_kernels::bench::RunTimes;
-use reel_kernels::catalogue::{SizeError, Sizes, folder};
+use reel_kernels::catalogue::{SizeError, Sizes, find_folder};
 use reel_kernels::elementwise::{self, FillParams};
 use reel_kernels::{Cost, DType};
 use reel_runtime::ops::{self, LmHeadBackend};
@@ -45,8 +45,9 @@ impl LmHeadShape {
     /// # Errors
     /// A size that the output layer does not have.
     pub fn from_sizes(sizes: &Sizes) -> std::result::Result<LmHeadShape, SizeError> {
-        let calls = folder("linear_log_prob").map(|f| f.examples_with_sizes(sizes)).transpose()?.unwrap_or_default();
-        let [rows, width, vocab] = ["tokens", "hidden", "vocab"].map(|key| sizes.known(key) as usize);
+        let calls =
+            find_folder("linear_log_prob").map(|f| f.examples_with_sizes(sizes)).transpose()?.unwrap_or_default();
+        let [rows, width, vocab] = ["tokens", "hidden", "vocab"].map(|key| sizes.used_value(key) as usize);
         let forward = ["f32", "bf16"].map(|t| {
             let name = format!("linear_log_prob_fwd_{t}");
             calls.iter().find(|e| e.launch.kernel.name == name).map_or(Cost::default(), |e| e.launch.cost)

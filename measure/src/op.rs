@@ -1,7 +1,7 @@
 //! Times kernels, matrix products and the output layer by name, for `reel bench op NAME`.
 
 use reel_kernels::DType;
-use reel_kernels::catalogue::{SizeError, Sizes, products};
+use reel_kernels::catalogue::{SizeError, Sizes, example_products};
 use reel_runtime::Device;
 
 use crate::ceilings::Ceilings;
@@ -41,7 +41,7 @@ pub fn op_timers<'a>(
             timers.push(Box::new(move || lm_head::time_lm_head(device, backend, &shape, dtype, runs)));
         }
     } else if name.starts_with("matmul") {
-        let all = products(sizes).map_err(bad_size)?;
+        let all = example_products(sizes).map_err(bad_size)?;
         let found = all.into_iter().filter(|p| name == "matmul" || p.name == name);
         for product in found.filter(|p| wanted(Some(p.dtype))) {
             timers.push(Box::new(move || Ok(vec![timing_device.time_product(&product, runs)?])));
@@ -69,5 +69,5 @@ pub fn floor_seconds(row: &TimedKernel, ceilings: &Ceilings) -> f64 {
 
 /// The least time over the measured median time: 1 at the roofline.
 pub fn share_of_floor(row: &TimedKernel, ceilings: &Ceilings) -> f64 {
-    floor_seconds(row, ceilings) / row.timed.median()
+    floor_seconds(row, ceilings) / row.timed.median_seconds()
 }

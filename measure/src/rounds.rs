@@ -58,7 +58,7 @@ pub fn time_rounds(
 ) -> Result<MeasuredRounds> {
     let profile = device.profiler();
     // Only the profiled round appears in a trace: recording would slow down the timed rounds.
-    profile.record(false);
+    profile.record_timeline(false);
     let ceilings = Ceilings::measure(device)?;
     trace::set_ceilings(ceilings);
     device.reset_peak();
@@ -68,11 +68,11 @@ pub fn time_rounds(
     let clocks = sampler.map(ClockSampler::stop);
     let samples = samples?;
     profile.clear();
-    profile.count(true);
-    profile.record(true);
+    profile.collect_totals(true);
+    profile.record_timeline(true);
     let profiled = trace::span("profiled round", &mut round)?;
-    profile.count(false);
-    profile.record(false);
+    profile.collect_totals(false);
+    profile.record_timeline(false);
     let (totals, events) = (profile.totals()?, profile.events()?);
     let begun = events.first().map_or_else(Instant::now, |e| e.start);
     let end = |e: &LaunchEvent| Some(e.start + Duration::try_from_secs_f64(e.seconds).ok()?);

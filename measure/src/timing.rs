@@ -2,10 +2,12 @@
 
 use std::sync::OnceLock;
 
-use reel_kernels::bench::{RunTimes, bytes, bytes_of_product, time, time_on_cpu, time_product, time_product_on_cpu};
+use reel_kernels::bench::{
+    RunTimes, allocated_bytes, allocated_bytes_of_product, time, time_on_cpu, time_product, time_product_on_cpu,
+};
 use reel_kernels::catalogue::{ExampleCall, ExampleProduct};
 use reel_kernels::cuda::blas::Blas;
-use reel_kernels::cuda::{Algorithms, Gpu};
+use reel_kernels::cuda::{AlgorithmFingerprint, Gpu};
 use reel_kernels::{Cost, DType, Team};
 use serde_json::{Value, json};
 
@@ -47,7 +49,7 @@ impl TimingDevice {
     /// The operands do not fit into memory, or a launch fails.
     pub fn time_kernel(&self, example: &ExampleCall, runs: usize) -> Result<TimedKernel> {
         let kernel = example.launch.kernel.name;
-        self.check_memory(kernel, bytes(example))?;
+        self.check_memory(kernel, allocated_bytes(example))?;
         let timed = match self {
             TimingDevice::Gpu(gpu, _) => time(gpu, example, runs)?,
             TimingDevice::Cpu(threads) => time_on_cpu(&Team::new(*threads), example, runs),
@@ -61,7 +63,7 @@ impl TimingDevice {
     /// # Errors
     /// The operands do not fit into memory, or a launch fails.
     pub fn time_product(&self, p: &ExampleProduct, runs: usize) -> Result<TimedKernel> {
-        self.check_memory(p.name, bytes_of_product(&p.product))?;
+        self.check_memory(p.name, allocated_bytes_of_product(&p.product))?;
         let timed = match self {
             TimingDevice::Gpu(gpu, blas) => {
                 let blas = match blas.get() {
@@ -83,7 +85,7 @@ impl TimingDevice {
     pub fn matmul_library_json(&self) -> Option<Value> {
         let TimingDevice::Gpu(_, blas) = self else { return None };
         let blas = blas.get()?;
-        let Algorithms { count, hash } = blas.algorithms();
+        let AlgorithmFingerprint { count, hash } = blas.algorithms();
         Some(json!({"library": blas.version(), "algorithms": count, "hash": format!("{hash:016x}")}))
     }
 
@@ -110,7 +112,7 @@ impl TimedKernel {
         let Cost { flops, bytes } = self.cost;
         json!({
             "kernel": self.kernel, "size": self.size, "dtype": self.dtype.name(), "flops": flops, "bytes": bytes,
-            "seconds": self.timed.median(), "min": self.timed.least(), "max": longest, "samples": seconds,
+            "seconds": self.timed.median_seconds(), "min": self.timed.least_seconds(), "max": longest, "samples": seconds,
         })
     }
 
@@ -124,8 +126,8 @@ impl TimedKernel {
 
     /// These times as a line of text: kernel, median time, spread of the runs, work and rates.
     pub fn table_row(&self) -> String {
-        let (seconds, Cost { flops, bytes }) = (self.timed.median(), self.cost);
-        let spread = self.timed.seconds.last().map_or(f64::NAN, |max| (max - self.timed.least()) / seconds);
+        let (seconds, Cost { flops, bytes }) = (self.timed.median_seconds(), self.cost);
+        let spread = self.timed.seconds.last().map_or(f64::NAN, |max| (max - self.timed.least_seconds()) / seconds);
         format!(
             "{:34} {:12.1} {:6.1} % {:11.3} {:11.2} {:9.0} {:9.2}",
             self.kernel,

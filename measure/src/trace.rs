@@ -63,7 +63,7 @@ pub fn record_span(name: &str, begun: Instant, seconds: f64, details: Value) {
 /// Records every launch on a device from now on, if a trace was started. `dtype` is the dtype of activations.
 pub fn record_launches(device: &Device, dtype: DType) {
     if let Some(log) = log().as_mut() {
-        device.profiler().record(true);
+        device.profiler().record_timeline(true);
         log.device = Some((device.clone(), dtype));
     }
 }
@@ -100,7 +100,7 @@ impl Log {
         events.extend_from_slice(&self.spans);
         if let Some((device, dtype)) = &self.device {
             let profile = device.profiler();
-            profile.record(false);
+            profile.record_timeline(false);
             let (launches, memory) = (profile.events()?, profile.memory());
             // A simulated launch has no speed to compare with ceilings.
             let ceilings = match self.ceilings {

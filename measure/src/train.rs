@@ -59,7 +59,7 @@ pub fn measure_training(
         ..RunOptions::default()
     };
     // Plans the peak memory by running the same step on device `dry`, which allocates but computes nothing.
-    let planned = plan::with_shape(
+    let planned = plan::plan_one_size(
         &SftOptions { run: options.clone(), ..SftOptions::default() },
         config,
         plan::file_dtype(folder, config),

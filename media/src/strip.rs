@@ -12,7 +12,7 @@ use crate::resize::pillow_bicubic;
 
 /// An image as the bytes of a PNG file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Png {
+pub struct PngImage {
     /// Width in pixels.
     pub width: usize,
     /// Height in pixels.
@@ -26,7 +26,7 @@ pub struct Png {
 ///
 /// # Errors
 /// `frames.data` does not have the length that `frames` states, or memory runs out.
-pub fn frame_strip(frames: &FrameBuf, max_frames: usize, max_height: usize) -> Result<Png> {
+pub fn frame_strip(frames: &FrameBuf, max_frames: usize, max_height: usize) -> Result<PngImage> {
     let count = frames.frames.min(max_frames).max(1);
     let height = frames.height.min(max_height).max(1);
     let width = (frames.width * frames.height.min(max_height) / frames.height.max(1)).max(1);
@@ -46,7 +46,7 @@ pub fn frame_strip(frames: &FrameBuf, max_frames: usize, max_height: usize) -> R
     PngEncoder::new(&mut bytes)
         .write_image(&pixels, width as u32, height as u32, ExtendedColorType::Rgb8)
         .map_err(|e| MediaError::file("frame strip", e.to_string(), "report this as a bug"))?;
-    Ok(Png { width, height, bytes: bytes.into_inner() })
+    Ok(PngImage { width, height, bytes: bytes.into_inner() })
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use reel_model::batch::{Batch, Sequence};
 use reel_model::checkpoint::Checkpoint;
 use reel_model::config::ModelConfig;
 use reel_model::init::{InitOptions, Preset, init};
-use reel_model::input::Bundle;
+use reel_model::input::ModelFolder;
 use reel_model::input::mrope::{MediaGrids, rope_index};
 use reel_model::input::window::{GridThw, WindowOrder, windowed_positions};
 use reel_model::qwen2_5_vl::Qwen25Vl;
@@ -52,7 +52,7 @@ fn main() {
     let parent = tempfile::tempdir().expect("a folder");
     let location = parent.path().join("model");
     folder(&location);
-    let bundle = Bundle::open(&location).expect("a model folder");
+    let bundle = ModelFolder::open(&location).expect("a model folder");
     texts(&mut criterion, &bundle);
     positions(&mut criterion, &bundle.config);
     batches(&mut criterion, &bundle.config);
@@ -60,7 +60,7 @@ fn main() {
     criterion.final_summary();
 }
 
-fn texts(criterion: &mut Criterion, bundle: &Bundle) {
+fn texts(criterion: &mut Criterion, bundle: &ModelFolder) {
     let messages = messages();
     let prompt = bundle.template.render_value(&messages, true).expect("a prompt");
     let mut group = criterion.benchmark_group("4000 words");

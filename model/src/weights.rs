@@ -69,7 +69,7 @@ impl WeightLoader<'_> {
                 Ok(Tensor::from_buffer(buffer, shape, dtype)?)
             }
             None => {
-                let wide = widen(view.dtype, view.bytes).ok_or_else(|| {
+                let wide = widen_to_f32(view.dtype, view.bytes).ok_or_else(|| {
                     ModelError::weights(name, "size is not a multiple of the element size", "download the file again")
                 })?;
                 Ok(Tensor::from_f32(self.device, shape, self.dtype, &wide, Category::Weights)?)
@@ -79,7 +79,7 @@ impl WeightLoader<'_> {
 }
 
 /// Converts stored elements to f32; `None` if the size is not a multiple of the element size.
-pub fn widen(dtype: StoredDType, bytes: &[u8]) -> Option<Vec<f32>> {
+pub fn widen_to_f32(dtype: StoredDType, bytes: &[u8]) -> Option<Vec<f32>> {
     let halves = || bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
     if !bytes.len().is_multiple_of(dtype.size()) {
         return None;

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use reel_media::worker;
 use reel_model::checkpoint::Checkpoint;
 use reel_model::input::messages::{ContentPart, MediaSource, VideoPart, VideoSource};
-use reel_model::input::{Bundle, Conversation, MediaOptions, ModelInput, SecondPerGrid, encode};
+use reel_model::input::{Conversation, MediaOptions, ModelFolder, ModelInput, SecondPerGrid, encode};
 
 fn main() -> ExitCode {
     if std::env::args().nth(1).as_deref() == Some(worker::WORKER_ARGUMENT) {
@@ -31,7 +31,7 @@ fn main() -> ExitCode {
 }
 
 fn equals_the_processor(case: &Path) {
-    let bundle = Bundle::open(&case.join("model")).unwrap();
+    let bundle = ModelFolder::open(&case.join("model")).unwrap();
     Checkpoint::open(&case.join("model")).unwrap().check(&bundle.config).unwrap();
     let about: serde_json::Value = serde_json::from_slice(&std::fs::read(case.join("expected.json")).unwrap()).unwrap();
     let conversation = Conversation::open(&case.join("messages.json"), None).unwrap();
@@ -70,7 +70,7 @@ fn equals_the_processor(case: &Path) {
 }
 
 fn second_per_grid_is_optional(case: &Path) {
-    let bundle = Bundle::open(&case.join("model")).unwrap();
+    let bundle = ModelFolder::open(&case.join("model")).unwrap();
     let conversation = Conversation::open(&case.join("messages.json"), None).unwrap();
     let options = MediaOptions { second_per_grid: SecondPerGrid::One, ..MediaOptions::default() };
     let one = encode(&bundle, &conversation, &options).unwrap();
@@ -83,7 +83,7 @@ fn second_per_grid_is_optional(case: &Path) {
 }
 
 fn rejects_an_extra_pad_token(case: &Path) {
-    let bundle = Bundle::open(&case.join("model")).unwrap();
+    let bundle = ModelFolder::open(&case.join("model")).unwrap();
     let mut conversation = Conversation::open(&case.join("messages.json"), None).unwrap();
     let said = |conversation: &Conversation| encode(&bundle, conversation, &MediaOptions::default());
     let question = Conversation::question(Vec::new(), "what is <|video_pad|>?");
@@ -101,7 +101,7 @@ fn rejects_an_extra_pad_token(case: &Path) {
 
 fn video_in_memory_equals_video_file(case: &Path) {
     use base64::Engine;
-    let bundle = Bundle::open(&case.join("model")).unwrap();
+    let bundle = ModelFolder::open(&case.join("model")).unwrap();
     let video = |source: MediaSource| {
         let source = VideoSource::File(source);
         let part = VideoPart { source, overrides: Default::default(), location: "p".to_string() };

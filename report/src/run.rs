@@ -5,7 +5,7 @@ use std::path::Path;
 
 use reel_diagnostic::Diagnostic;
 use reel_train::reporting::metrics::{self, StepMetrics};
-use reel_train::run_folder::output::{METRICS, RUN};
+use reel_train::run_folder::output::{METRICS_FILE, RUN_FILE};
 use serde_json::Value;
 
 use crate::{ReportError, Result, curves, html, rollouts};
@@ -17,15 +17,15 @@ const STYLE: &str = include_str!("run.css");
 /// # Errors
 /// `metrics.jsonl` or a rollout file of the run cannot be read, or no step has finished.
 pub fn run_page(run: &Path) -> Result<String> {
-    let log = run.join(METRICS);
-    let lines = metrics::read(&log, |_: &StepMetrics| true)?;
+    let log = run.join(METRICS_FILE);
+    let lines = metrics::read_lines(&log, |_: &StepMetrics| true)?;
     let steps: Vec<StepMetrics> = lines.iter().filter_map(|line| serde_json::from_str(line).ok()).collect();
     let (Some(first), Some(last)) = (steps.first(), steps.last()) else {
         let help = "give the output folder of a run that has finished a step";
         return Err(ReportError::Run(Diagnostic::new(log.display().to_string(), "has no steps", help)));
     };
     let about: Value =
-        fs::read(run.join(RUN)).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
+        fs::read(run.join(RUN_FILE)).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
     let command = about["command"].as_str().unwrap_or("training");
     let mut page = html::page_start(&format!("reel {command}: {}", run.display()));
     page += &format!("<style>{STYLE}</style><p>{}</p>", html::escape(&headline(first, last, &about)));

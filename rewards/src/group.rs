@@ -115,7 +115,7 @@ impl ScoringGroup {
 impl Scores {
     /// The reward functions that apply, by name. Their order is the order of addition in Video-R1's code, on which
     /// the last bit of the sum depends.
-    pub fn components(&self) -> impl Iterator<Item = (&str, &[f32])> {
+    pub fn named_rewards(&self) -> impl Iterator<Item = (&str, &[f32])> {
         let fixed = [
             ("accuracy", &self.accuracy[..]),
             ("temporal", &self.temporal),
@@ -129,7 +129,7 @@ impl Scores {
 
     fn weighted_sum(&self, n: usize, weights: &RewardWeights) -> Vec<f32> {
         let mut sums = vec![0.0; n];
-        for (name, values) in self.components() {
+        for (name, values) in self.named_rewards() {
             let weight = weights.weight(name);
             sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += weight * value);
         }
@@ -139,11 +139,11 @@ impl Scores {
     /// The names and values of all lists that are not empty, in the order of output files.
     fn lists(&self) -> impl Iterator<Item = (&str, &[f32])> {
         let ends = [("reward", &self.reward[..]), ("advantage", &self.advantage)];
-        self.components().chain(ends.into_iter().filter(|(_, values)| !values.is_empty()))
+        self.named_rewards().chain(ends.into_iter().filter(|(_, values)| !values.is_empty()))
     }
 
     /// The scores of a single completion, which serialize as numbers instead of lists.
-    pub fn single(&self) -> SingleScores<'_> {
+    pub fn of_first_completion(&self) -> SingleScores<'_> {
         SingleScores(self)
     }
 }
@@ -193,7 +193,7 @@ mod tests {
         assert_eq!(paper.semantic, [0.5, 0.0, 0.5]);
         assert_eq!(paper.reward, [1.0 + 0.3 + 1.0 + 0.5 + 0.2, 1.0, 1.0 + 0.3 + 1.0 + 0.5 + 0.2]);
         let names =
-            |scores: &Scores| scores.components().map(|(name, _)| name.to_string()).collect::<Vec<_>>().join(" ");
+            |scores: &Scores| scores.named_rewards().map(|(name, _)| name.to_string()).collect::<Vec<_>>().join(" ");
         assert_eq!(names(&paper), "accuracy temporal format semantic length");
         assert_eq!(names(&with(Recipe::Videorft)), "accuracy format semantic length");
         let text = serde_json::to_string(&group_of_three().score(&RewardRules::default())).unwrap();
@@ -220,7 +220,10 @@ mod tests {
         let group =
             ScoringGroup { completions: vec!["<answer>A</answer>".into()], lengths: vec![], ..group_of_three() };
         let scores = group.score(&RewardRules::default());
-        assert_eq!(serde_json::to_string(&scores.single()).unwrap(), r#"{"accuracy":1.0,"format":0.0,"reward":1.0}"#);
+        assert_eq!(
+            serde_json::to_string(&scores.of_first_completion()).unwrap(),
+            r#"{"accuracy":1.0,"format":0.0,"reward":1.0}"#
+        );
     }
 
     proptest! {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion};
 use reel_kernels::cuda::Gpu;
-use reel_kernels::cuda::fake::Fake;
+use reel_kernels::cuda::fake::FakeDriver;
 use reel_kernels::{Arch, compile};
 use reel_runtime::{Category, Cx, DType, Device, Kernels, Tensor, ops};
 
@@ -20,11 +20,11 @@ fn main() {
     let mut criterion = Criterion::default().configure_from_args();
     let mut devices = vec![("dry", Device::dry(Kernels::Cuda))];
     if compile::for_test().is_some() {
-        let gpu = Gpu::with(Arc::new(Fake::new(Arch::H100, 256 << 20))).expect("a fake GPU");
+        let gpu = Gpu::from_driver(Arc::new(FakeDriver::new(Arch::H100, 256 << 20))).expect("a fake GPU");
         devices.push(("cuda, fake driver", Device::on_gpu(gpu).expect("a device")));
     }
     // The profiler is off, as in normal runs.
-    devices.iter().for_each(|(_, device)| device.profiler().count(false));
+    devices.iter().for_each(|(_, device)| device.profiler().collect_totals(false));
     let mut group = criterion.benchmark_group("host time of a launch");
     for (name, device) in &devices {
         let cx = Cx::inference(device, DType::F32);

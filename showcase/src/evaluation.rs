@@ -9,11 +9,11 @@ use reel_engine::{Engine, GenerationRequest, SamplingParams, StopCondition};
 use reel_media::profile::MediaOverrides;
 use reel_model::checkpoint::Checkpoint;
 use reel_model::input::ModelInput;
-use reel_model::input::encode::{Bundle, MediaOptions, encode};
+use reel_model::input::encode::{MediaOptions, ModelFolder, encode};
 use reel_model::input::messages::{ContentPart, Conversation, MediaSource, VideoPart, VideoSource};
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_runtime::{Cx, DType, Device};
-use reel_train::rollout::shuffled;
+use reel_train::rollout::with_shuffled_frames;
 
 use crate::Result;
 use crate::clips::{Clip, ClipTask, extract_answer};
@@ -101,7 +101,7 @@ impl EvaluationAnswers {
 
 /// The questions about the held-out clips, encoded as model inputs.
 pub struct ClipEvaluation {
-    bundle: Bundle,
+    bundle: ModelFolder,
     ordered: Vec<ModelInput>,
     shuffled: Vec<ModelInput>,
 }
@@ -113,7 +113,7 @@ impl ClipEvaluation {
     /// # Errors
     /// The model folder cannot be opened, or a clip cannot be decoded.
     pub fn new(folder: &Path, videos: &Path, clips: &[Clip], media: &MediaOptions) -> Result<Self> {
-        let bundle = Bundle::open(folder)?;
+        let bundle = ModelFolder::open(folder)?;
         let ask = |clip: &Clip| -> Result<ModelInput> {
             let source = VideoSource::File(MediaSource::Path(videos.join(&clip.file)));
             let video = ContentPart::Video(VideoPart {
@@ -126,7 +126,7 @@ impl ClipEvaluation {
         let ordered = clips.iter().map(ask).collect::<Result<Vec<_>>>()?;
         let motion = |order: u64| {
             let motion = clips.iter().zip(&ordered).filter(|(c, _)| c.task == ClipTask::Motion);
-            motion.zip(0u64..).map(move |((_, tokens), i)| shuffled(tokens, (order << 32) + i))
+            motion.zip(0u64..).map(move |((_, tokens), i)| with_shuffled_frames(tokens, (order << 32) + i))
         };
         let shuffled = (0..SHUFFLES).flat_map(motion).collect();
         Ok(Self { bundle, ordered, shuffled })

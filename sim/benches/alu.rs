@@ -3,7 +3,7 @@
 
 use reel_sim::alu::{AluOp, OperandSlots, RegisterClass, decode};
 use reel_sim::ptx::ast::Operand;
-use reel_sim::regs::{Registers, Row};
+use reel_sim::regs::{RegisterRow, Registers};
 use std::hint::black_box;
 use std::time::Instant;
 
@@ -75,7 +75,7 @@ fn operands(opcode: &str) -> Vec<Operand> {
 
 fn main() {
     let mut r = Registers {
-        rows: vec![Row([0; 32]); 64],
+        rows: vec![RegisterRow([0; 32]); 64],
         undefined: vec![0; 64],
         predicates: vec![0xa5a5_5a5a; 8],
         undefined_predicates: vec![0; 8],
@@ -86,8 +86,8 @@ fn main() {
         }
     }
     // The selector of `prmt` and the table of `lop3`: constants like those that compilers emit, equal in every lane.
-    let selector = Row([0x5410; 32]);
-    r.rows[48] = Row([0x96; 32]);
+    let selector = RegisterRow([0x5410; 32]);
+    r.rows[48] = RegisterRow([0x96; 32]);
     for opcode in OPCODES {
         let (op, wants) = decode(opcode, &operands(opcode), &[]).expect("found above");
         let mut s = OperandSlots::default();

@@ -45,7 +45,17 @@ fn rows(name: &str, access: AccessKind, bytes: u64, turn: usize) {
         }
         let place = offsets(512 * row as u64, bytes);
         let warp = &warps[(row + at) % 8];
-        shadow.access(access, warp, u32::MAX, black_box(&place), bytes as u32, AccessStrength::Weak, 1, &cx, &mut out);
+        shadow.check_access(
+            access,
+            warp,
+            u32::MAX,
+            black_box(&place),
+            bytes as u32,
+            AccessStrength::Weak,
+            1,
+            &cx,
+            &mut out,
+        );
     });
     assert!(out.is_empty());
 }
@@ -62,7 +72,7 @@ fn global_input() {
             block += (call as u64).is_multiple_of(rows) as u32;
             let warp = WarpClocks::new(block, 0, u32::MAX, VectorClock::empty(block));
             let place = offsets(call as u64 % rows * 32 * bytes, bytes);
-            shadow.access(
+            shadow.check_access(
                 AccessKind::Read,
                 &warp,
                 u32::MAX,
@@ -88,7 +98,7 @@ fn histogram() {
         block += 1;
         let warp = WarpClocks::new(block, 0, u32::MAX, VectorClock::empty(block));
         let place = std::array::from_fn(|lane| (lane as u64 * 37 + call as u64 * 11) % 256 * 4);
-        shadow.access(AccessKind::Atomic, &warp, u32::MAX, &place, 4, AccessStrength::Gpu, 1, &cx, &mut out);
+        shadow.check_access(AccessKind::Atomic, &warp, u32::MAX, &place, 4, AccessStrength::Gpu, 1, &cx, &mut out);
     });
     assert!(out.is_empty());
 }
@@ -108,11 +118,21 @@ fn tile() {
         let (warp, place) = (&warps[row], offsets(512 * row as u64, 16));
         let op = ops.start(AsyncOpKind::CpAsync, warp, u32::MAX, 2);
         let cx = CheckContext { ops: &ops, clusters: &ClusterLayout::NONE };
-        shadow.async_lanes(AccessKind::Write, op, warp, u32::MAX, &place, 16, 2, &cx, &mut out);
+        shadow.check_cp_async(AccessKind::Write, op, warp, u32::MAX, &place, 16, 2, &cx, &mut out);
         ops.mark_observed_by_lanes(op, warp, u32::MAX);
         warps[row].sync(u32::MAX);
         let cx = CheckContext { ops: &ops, clusters: &ClusterLayout::NONE };
-        shadow.access(AccessKind::Read, &warps[row], u32::MAX, &place, 16, AccessStrength::Weak, 3, &cx, &mut out);
+        shadow.check_access(
+            AccessKind::Read,
+            &warps[row],
+            u32::MAX,
+            &place,
+            16,
+            AccessStrength::Weak,
+            3,
+            &cx,
+            &mut out,
+        );
     });
     assert!(out.is_empty());
 }

@@ -66,7 +66,7 @@ impl Counters {
 
 /// Counts the different 32-byte sectors that the lanes of mask `lanes` access, with `bytes` bytes per lane.
 #[inline(always)]
-pub fn sectors(addresses: &[u64; 32], lanes: u32, bytes: u32) -> u64 {
+pub fn count_sectors(addresses: &[u64; 32], lanes: u32, bytes: u32) -> u64 {
     if lanes == 0 {
         return 0;
     }
@@ -125,7 +125,7 @@ fn ascending(addresses: &[u64; 32], bytes: u32) -> Option<u64> {
 /// with 8 bytes per lane, and quarter warps with 16 bytes, go through the banks one after the other. Lanes that
 /// access the same word share it.
 #[inline(always)]
-pub fn wavefronts(addresses: &[u32; 32], lanes: u32, bytes: u32) -> (u64, u64) {
+pub fn count_wavefronts(addresses: &[u32; 32], lanes: u32, bytes: u32) -> (u64, u64) {
     if lanes == 0 {
         return (0, 0);
     }
@@ -207,29 +207,29 @@ mod tests {
     #[test]
     fn counts_each_sector_once() {
         let row = |f: &dyn Fn(u64) -> u64| std::array::from_fn(|l| f(l as u64));
-        assert_eq!(sectors(&row(&|l| 4 * l), u32::MAX, 4), 4);
-        assert_eq!(sectors(&row(&|l| 16 + 4 * l), u32::MAX, 4), 5);
-        assert_eq!(sectors(&row(&|l| 128 * l), u32::MAX, 4), 32);
-        assert_eq!(sectors(&row(&|_| 64), u32::MAX, 4), 1);
-        assert_eq!(sectors(&row(&|l| 16 * l), 0b1001, 16), 2);
-        assert_eq!(sectors(&row(&|l| 4 * (31 - l)), u32::MAX, 4), 4);
-        assert_eq!(sectors(&row(&|l| 4096 * (l / 4) + 16 * (l % 4)), u32::MAX, 16), 16);
-        assert_eq!(sectors(&row(&|l| 4096 * (l % 4) + 16 * (l / 4)), u32::MAX, 16), 16);
+        assert_eq!(count_sectors(&row(&|l| 4 * l), u32::MAX, 4), 4);
+        assert_eq!(count_sectors(&row(&|l| 16 + 4 * l), u32::MAX, 4), 5);
+        assert_eq!(count_sectors(&row(&|l| 128 * l), u32::MAX, 4), 32);
+        assert_eq!(count_sectors(&row(&|_| 64), u32::MAX, 4), 1);
+        assert_eq!(count_sectors(&row(&|l| 16 * l), 0b1001, 16), 2);
+        assert_eq!(count_sectors(&row(&|l| 4 * (31 - l)), u32::MAX, 4), 4);
+        assert_eq!(count_sectors(&row(&|l| 4096 * (l / 4) + 16 * (l % 4)), u32::MAX, 16), 16);
+        assert_eq!(count_sectors(&row(&|l| 4096 * (l % 4) + 16 * (l / 4)), u32::MAX, 16), 16);
     }
 
     #[test]
     fn counts_bank_conflicts() {
         let row = |f: &dyn Fn(u32) -> u32| std::array::from_fn(|l| f(l as u32));
-        assert_eq!(wavefronts(&row(&|l| 4 * l), u32::MAX, 4), (1, 1));
-        assert_eq!(wavefronts(&row(&|_| 4), u32::MAX, 4), (1, 1));
-        assert_eq!(wavefronts(&row(&|l| 128 * l), u32::MAX, 4), (32, 1));
-        assert_eq!(wavefronts(&row(&|l| 8 * l), u32::MAX, 4), (2, 1));
-        assert_eq!(wavefronts(&row(&|l| 16 * l), u32::MAX, 16), (4, 4));
-        assert_eq!(wavefronts(&row(&|l| 128 * l), u32::MAX, 16), (32, 4));
-        assert_eq!(wavefronts(&row(&|l| 2 * l), u32::MAX, 2), (1, 1));
-        assert_eq!(wavefronts(&row(&|l| 4 * (l ^ 5)), u32::MAX, 4), (1, 1));
-        assert_eq!(wavefronts(&row(&|l| 4 * (l ^ 33)), u32::MAX, 4), (1, 1));
-        assert_eq!(wavefronts(&row(&|l| 4 * (l ^ 5) + 128 * (l / 16)), 0xffff_0fff, 4), (1, 1));
-        assert_eq!(wavefronts(&row(&|l| 8 * (l ^ 1)), u32::MAX, 4), (2, 1));
+        assert_eq!(count_wavefronts(&row(&|l| 4 * l), u32::MAX, 4), (1, 1));
+        assert_eq!(count_wavefronts(&row(&|_| 4), u32::MAX, 4), (1, 1));
+        assert_eq!(count_wavefronts(&row(&|l| 128 * l), u32::MAX, 4), (32, 1));
+        assert_eq!(count_wavefronts(&row(&|l| 8 * l), u32::MAX, 4), (2, 1));
+        assert_eq!(count_wavefronts(&row(&|l| 16 * l), u32::MAX, 16), (4, 4));
+        assert_eq!(count_wavefronts(&row(&|l| 128 * l), u32::MAX, 16), (32, 4));
+        assert_eq!(count_wavefronts(&row(&|l| 2 * l), u32::MAX, 2), (1, 1));
+        assert_eq!(count_wavefronts(&row(&|l| 4 * (l ^ 5)), u32::MAX, 4), (1, 1));
+        assert_eq!(count_wavefronts(&row(&|l| 4 * (l ^ 33)), u32::MAX, 4), (1, 1));
+        assert_eq!(count_wavefronts(&row(&|l| 4 * (l ^ 5) + 128 * (l / 16)), 0xffff_0fff, 4), (1, 1));
+        assert_eq!(count_wavefronts(&row(&|l| 8 * (l ^ 1)), u32::MAX, 4), (2, 1));
     }
 }

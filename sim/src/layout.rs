@@ -18,19 +18,19 @@ pub enum AddressWindow {
 }
 
 /// Generic address of shared address 0.
-pub const SHARED: u64 = 0x0100_0000_0000;
+pub const SHARED_BASE: u64 = 0x0100_0000_0000;
 /// Generic address of local address 0.
-pub const LOCAL: u64 = 0x0200_0000_0000;
+pub const LOCAL_BASE: u64 = 0x0200_0000_0000;
 /// Generic address of the first byte of the kernel's parameters.
-pub const PARAM: u64 = 0x0300_0000_0000;
+pub const PARAM_BASE: u64 = 0x0300_0000_0000;
 /// Address of the first `.global` or `.const` variable of the module.
-pub const MODULE: u64 = 0x0400_0000_0000;
-/// Address before function 0: function i is at `FUNCTION + 16 * (i + 1)`.
-pub const FUNCTION: u64 = 0x0500_0000_0000;
+pub const MODULE_BASE: u64 = 0x0400_0000_0000;
+/// Address before function 0: function i is at `FUNCTION_BASE + 16 * (i + 1)`.
+pub const FUNCTION_BASE: u64 = 0x0500_0000_0000;
 /// Address of the first buffer that [`crate::memory::SimMemory::alloc`] returns.
-pub const HEAP: u64 = 0x0600_0000_0000;
+pub const HEAP_BASE: u64 = 0x0600_0000_0000;
 /// Size in bytes of the address range of each state space.
-pub const WINDOW: u64 = 1 << 32;
+pub const WINDOW_BYTES: u64 = 1 << 32;
 
 /// Shared address of the first byte of a block. As on Hopper, the first KiB is reserved, so no variable has address
 /// 0.
@@ -51,11 +51,11 @@ pub fn split_cluster_address(address: u32) -> (Option<u32>, u32) {
 }
 
 /// Returns the state space into which a generic address points; `None` is global memory.
-pub fn window(address: u64) -> Option<AddressWindow> {
-    match address & !(WINDOW - 1) {
-        SHARED => Some(AddressWindow::Shared),
-        LOCAL => Some(AddressWindow::Local),
-        PARAM => Some(AddressWindow::KernelParam),
+pub fn state_space_of(address: u64) -> Option<AddressWindow> {
+    match address & !(WINDOW_BYTES - 1) {
+        SHARED_BASE => Some(AddressWindow::Shared),
+        LOCAL_BASE => Some(AddressWindow::Local),
+        PARAM_BASE => Some(AddressWindow::KernelParam),
         _ => None,
     }
 }

@@ -49,7 +49,7 @@ pub struct SimMemory {
 impl SimMemory {
     /// A memory without buffers.
     pub fn new() -> SimMemory {
-        SimMemory { allocations: Vec::new(), next: layout::HEAP }
+        SimMemory { allocations: Vec::new(), next: layout::HEAP_BASE }
     }
 
     /// Adds a buffer with these bytes, aligned to 256 bytes, and returns its address.
@@ -85,32 +85,32 @@ impl SimMemory {
     }
 
     /// Forbids kernels to write to the buffer at `base` from now on.
-    pub fn protect(&mut self, base: u64) {
-        if let Some(a) = self.find(base).and_then(|i| self.allocations.get_mut(i)) {
+    pub fn make_read_only(&mut self, base: u64) {
+        if let Some(a) = self.buffer_index(base).and_then(|i| self.allocations.get_mut(i)) {
             a.writable = false;
         }
     }
 
     /// Moves the buffers that contain any of `addresses` into another `SimMemory`. Addresses outside of all buffers
     /// are ignored.
-    pub fn take(&mut self, addresses: impl IntoIterator<Item = u64>) -> SimMemory {
+    pub fn split_off(&mut self, addresses: impl IntoIterator<Item = u64>) -> SimMemory {
         let mut part = SimMemory { allocations: Vec::new(), next: self.next };
         for address in addresses {
-            if let Some(i) = self.find(address) {
+            if let Some(i) = self.buffer_index(address) {
                 part.put(self.allocations.remove(i));
             }
         }
         part
     }
 
-    /// Puts back the buffers that [`SimMemory::take`] returned. Module variables that were mapped meanwhile are
+    /// Puts back the buffers that [`SimMemory::split_off`] returned. Module variables that were mapped meanwhile are
     /// dropped.
-    pub fn give(&mut self, part: SimMemory) {
-        part.allocations.into_iter().filter(|a| a.base >= layout::HEAP).for_each(|a| self.put(a));
+    pub fn merge(&mut self, part: SimMemory) {
+        part.allocations.into_iter().filter(|a| a.base >= layout::HEAP_BASE).for_each(|a| self.put(a));
     }
 
     /// Adds a buffer at address `base` and removes buffers that overlap it.
-    pub fn map(&mut self, base: u64, data: Vec<u8>, initialized: bool) {
+    pub fn map_buffer(&mut self, base: u64, data: Vec<u8>, initialized: bool) {
         let end = base + data.len() as u64;
         self.allocations.retain(|a| a.base >= end || a.base + a.data.len() as u64 <= base);
         self.insert(base, data, initialized);
@@ -119,7 +119,7 @@ impl SimMemory {
     /// Adds a buffer for a constant or a variable of a PTX module.
     pub(crate) fn map_variable(&mut self, base: u64, data: Vec<u8>, constant: bool) {
         self.insert(base, data, true);
-        if let Some(a) = self.find(base).and_then(|i| self.allocations.get_mut(i)) {
+        if let Some(a) = self.buffer_index(base).and_then(|i| self.allocations.get_mut(i)) {
             a.writable = !constant;
         }
     }
@@ -148,7 +148,7 @@ impl SimMemory {
     /// Copies bytes from the host into a buffer, at any address in it. Returns false, and writes nothing, if they do
     /// not fit.
     pub fn write(&mut self, address: u64, bytes: &[u8]) -> bool {
-        let Some(i) = self.find(address) else { return false };
+        let Some(i) = self.buffer_index(address) else { return false };
         let a = &mut self.allocations[i];
         let at = (address - a.base) as usize;
         let Some(slot) = a.data.get_mut(at..at + bytes.len()) else { return false };
@@ -165,7 +165,7 @@ impl SimMemory {
         let outside = || {
             ReadError::OutOfBounds(format!("{bytes} bytes at {address:#x}: {}", self.describe_nearest_buffer(address)))
         };
-        let a = self.find(address).map(|i| &self.allocations[i]).ok_or_else(outside)?;
+        let a = self.buffer_index(address).map(|i| &self.allocations[i]).ok_or_else(outside)?;
         let at = (address - a.base) as usize;
         let data = at.checked_add(bytes).and_then(|end| a.data.get(at..end)).ok_or_else(outside)?;
         let written = |n: usize| a.shadow.is_initialized(at as u64..(at + n) as u64);
@@ -183,7 +183,7 @@ impl SimMemory {
 
     /// Returns the index of the buffer that holds `address`.
     #[inline]
-    pub fn find(&self, address: u64) -> Option<usize> {
+    pub fn buffer_index(&self, address: u64) -> Option<usize> {
         let i = self.allocations.partition_point(|a| a.base <= address).checked_sub(1)?;
         let a = &self.allocations[i];
         (address - a.base < a.data.len() as u64).then_some(i)
@@ -197,13 +197,13 @@ impl SimMemory {
 
     /// Returns the buffer with this index.
     #[inline]
-    pub fn get(&self, index: usize) -> &Allocation {
+    pub fn buffer(&self, index: usize) -> &Allocation {
         &self.allocations[index]
     }
 
     /// Returns the buffer with this index (mutable).
     #[inline]
-    pub fn get_mut(&mut self, index: usize) -> &mut Allocation {
+    pub fn buffer_mut(&mut self, index: usize) -> &mut Allocation {
         &mut self.allocations[index]
     }
 
@@ -263,12 +263,12 @@ mod tests {
     fn taken_buffers_can_be_put_back() {
         let mut memory = SimMemory::new();
         let at: Vec<u64> = (0..4).map(|i| memory.alloc(vec![i; 100])).collect();
-        let mut part = memory.take([at[2] + 50, at[0], at[2], at[1] + 100]);
+        let mut part = memory.split_off([at[2] + 50, at[0], at[2], at[1] + 100]);
         assert_eq!(part.iter().map(|a| a.base).collect::<Vec<_>>(), [at[0], at[2]]);
         assert_eq!(memory.iter().map(|a| a.base).collect::<Vec<_>>(), [at[1], at[3]]);
         assert!(part.write(at[2], &[9]));
-        part.map_variable(layout::MODULE, vec![1], false);
-        memory.give(part);
+        part.map_variable(layout::MODULE_BASE, vec![1], false);
+        memory.merge(part);
         assert_eq!(memory.iter().map(|a| a.base).collect::<Vec<_>>(), at);
         assert_eq!(memory.bytes(at[2]).unwrap()[..2], [9, 2]);
         assert!(memory.alloc(vec![1]) > at[3]);

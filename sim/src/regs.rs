@@ -5,7 +5,7 @@
 /// four.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C, align(64))]
-pub struct Row(pub [u32; 32]);
+pub struct RegisterRow(pub [u32; 32]);
 
 /// Index of the first row of a register.
 pub type Slot = u32;
@@ -14,7 +14,7 @@ pub type Slot = u32;
 #[derive(Clone, Debug, Default)]
 pub struct Registers {
     /// Rows of all registers. Registers of 8 and 16 bits use the low bits of a lane; the other bits are zero.
-    pub rows: Vec<Row>,
+    pub rows: Vec<RegisterRow>,
     /// For the first row of each register, the mask of the lanes in which the register is undefined.
     pub undefined: Vec<u32>,
     /// The predicates, each a mask with one bit per lane.
@@ -47,7 +47,7 @@ impl Registers {
     /// Returns the 64-bit register at `slot`.
     #[inline(always)]
     pub fn get64(&self, slot: Slot) -> [u64; 32] {
-        let rows: &[Row] = &self.rows[slot as usize..slot as usize + 2];
+        let rows: &[RegisterRow] = &self.rows[slot as usize..slot as usize + 2];
         let lanes: &[u64] = bytemuck::cast_slice(rows);
         lanes.try_into().expect("two rows are 32 lanes of 64 bits")
     }
@@ -55,7 +55,7 @@ impl Registers {
     /// Writes the lanes of `mask` of the 64-bit register at `slot`.
     #[inline(always)]
     pub fn set64(&mut self, slot: Slot, value: &[u64; 32], mask: u32) {
-        let rows: &mut [Row] = &mut self.rows[slot as usize..slot as usize + 2];
+        let rows: &mut [RegisterRow] = &mut self.rows[slot as usize..slot as usize + 2];
         let lanes: &mut [u64] = bytemuck::cast_slice_mut(rows);
         if mask == u32::MAX {
             lanes.copy_from_slice(value);

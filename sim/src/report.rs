@@ -27,7 +27,7 @@ pub struct CountSummary {
 
 impl CountSummary {
     /// Returns how often instructions of a class were executed.
-    pub fn of_class(&self, class: InstructionClass) -> ExecutedCounts {
+    pub fn executions_of_class(&self, class: InstructionClass) -> ExecutedCounts {
         self.by_class[class_index(class)]
     }
 
@@ -98,7 +98,7 @@ impl CountReport {
     }
 
     /// Returns the `n` source lines with the most executed warp instructions, in descending order.
-    pub fn busiest(&self, n: usize) -> Vec<&LineCounts> {
+    pub fn busiest_lines(&self, n: usize) -> Vec<&LineCounts> {
         let mut lines: Vec<&LineCounts> = self.lines.iter().collect();
         lines.sort_by_key(|l| std::cmp::Reverse(l.counted.count.warps));
         lines.truncate(n);
@@ -163,12 +163,12 @@ $name:
         // 32 lanes read every other word, so they use half of each sector.
         assert_eq!((load.count.global_read, load.count.sectors), (2 * 128, 2 * 8));
         assert_eq!(load.sector_efficiency(), Some(0.5));
-        assert_eq!(load.of_class(InstructionClass::Float), ExecutedCounts { warps: 2, threads: 64 });
-        assert_eq!(load.of_class(InstructionClass::Global), ExecutedCounts { warps: 2, threads: 64 });
+        assert_eq!(load.executions_of_class(InstructionClass::Float), ExecutedCounts { warps: 2, threads: 64 });
+        assert_eq!(load.executions_of_class(InstructionClass::Global), ExecutedCounts { warps: 2, threads: 64 });
         assert_eq!(r.lines[0].counted.sector_efficiency(), None);
         assert_eq!(r.total.count.threads, 8 * 64);
         assert_eq!(r.total.classes().map(|(_, e)| e.warps).sum::<u64>(), 16);
-        assert_eq!(r.busiest(1)[0].origin.line, 1);
+        assert_eq!(r.busiest_lines(1)[0].origin.line, 1);
     }
 
     #[test]

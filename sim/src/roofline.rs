@@ -22,7 +22,7 @@ const WAVEFRONTS_PER_CLOCK: f64 = 1.0;
 
 /// How a number in a report was obtained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Basis {
+pub enum NumberOrigin {
     /// Counted by the simulator while it executed the kernel.
     Counted,
     /// Computed from counted numbers by a model.
@@ -31,13 +31,13 @@ pub enum Basis {
     Measured,
 }
 
-impl Basis {
+impl NumberOrigin {
     /// Returns the name that reports print.
     pub fn name(self) -> &'static str {
         match self {
-            Basis::Counted => "counted",
-            Basis::Modelled => "modelled",
-            Basis::Measured => "measured",
+            NumberOrigin::Counted => "counted",
+            NumberOrigin::Modelled => "modelled",
+            NumberOrigin::Measured => "measured",
         }
     }
 }

@@ -60,7 +60,7 @@ impl ElementType {
     }
 
     /// Returns the type with this name.
-    pub fn named(name: &str) -> Option<ElementType> {
+    pub fn from_name(name: &str) -> Option<ElementType> {
         ElementType::ALL.into_iter().find(|t| t.name() == name)
     }
 
@@ -96,7 +96,7 @@ impl ElementType {
     }
 
     /// Formats the element in `bytes` as a decimal number, with enough digits to distinguish it from its neighbours.
-    pub fn show(self, bytes: &[u8]) -> String {
+    pub fn format_element(self, bytes: &[u8]) -> String {
         let mut wide = [0; 8];
         wide[..bytes.len().min(8)].copy_from_slice(&bytes[..bytes.len().min(8)]);
         let bits = u64::from_le_bytes(wide);
@@ -171,11 +171,11 @@ mod tests {
     #[test]
     fn every_type_round_trips_its_name_and_size() {
         for t in ElementType::ALL {
-            assert_eq!(ElementType::named(t.name()), Some(t));
+            assert_eq!(ElementType::from_name(t.name()), Some(t));
             assert_eq!(t.arange(3).len(), 3 * t.bytes());
-            assert_eq!(t.show(&t.arange(8)[7 * t.bytes()..]), "7", "{t:?}");
+            assert_eq!(t.format_element(&t.arange(8)[7 * t.bytes()..]), "7", "{t:?}");
         }
-        assert_eq!(ElementType::named("f8"), None);
+        assert_eq!(ElementType::from_name("f8"), None);
     }
 
     #[test]
@@ -183,7 +183,7 @@ mod tests {
         let of = |t: ElementType, v: f64| {
             let mut bytes = Vec::new();
             t.push(v, &mut bytes);
-            t.show(&bytes)
+            t.format_element(&bytes)
         };
         assert_eq!(of(ElementType::U8, -3.0), "0");
         assert_eq!(of(ElementType::I8, 2.5), "2");

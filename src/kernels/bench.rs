@@ -45,14 +45,14 @@ impl KernelsBenchArgs {
             output::print_line(format!("{}: copies {:.0} GB/s, read and written", gpu.name(), bandwidth * 1e-9))?;
             output::print_line(format!("{}  of the bandwidth", TimedKernel::table_header()))?;
         }
-        let (name, sm) = (gpu.name().to_string(), gpu.sm());
+        let (name, sm) = (gpu.name().to_string(), gpu.sm_name());
         let timing_device = TimingDevice::for_gpu(gpu);
         let (mut rows, mut problems) = (Vec::new(), Vec::new());
         for example in &examples {
             match timing_device.time_kernel(example, self.runs as usize) {
                 Ok(row) => {
                     if !common.json {
-                        let share = row.cost.bytes / row.timed.median() / bandwidth;
+                        let share = row.cost.bytes / row.timed.median_seconds() / bandwidth;
                         output::print_line(format!("{}  {:5.1} %", row.table_row(), 100.0 * share))?;
                     }
                     rows.push(row);

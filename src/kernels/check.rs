@@ -8,9 +8,9 @@ use std::time::Instant;
 
 use anyhow::Result;
 use clap::Args;
-use reel_kernels::catalogue::folder;
-use reel_kernels::compile::check::{Checked, Function, check};
-use reel_kernels::compile::ptxas::Resources;
+use reel_kernels::catalogue::find_folder;
+use reel_kernels::compile::check::{CheckResult, CheckedFunction, check};
+use reel_kernels::compile::ptxas::FunctionResources;
 use reel_kernels::compile::{self, ARCHITECTURES, CompileError};
 use reel_kernels::{FOLDERS, Source};
 use reel_measure::catalogue::find_kernels;
@@ -44,7 +44,7 @@ pub struct KernelsCheckArgs {
 pub struct CompiledSource {
     sm: String,
     source: &'static Source,
-    checked: Result<Checked, CompileError>,
+    checked: Result<CheckResult, CompileError>,
 }
 
 impl KernelsCheckArgs {
@@ -65,7 +65,7 @@ impl KernelsCheckArgs {
             return Err(bad_usage("--compare", "compares a GPU with the simulator", "use --device cuda"));
         }
         self.check_architectures()?;
-        compile::available()?;
+        compile::check_nvrtc()?;
         let mut done = self.compile(common)?;
         let mut problems = Vec::new();
         for d in &mut done {
@@ -135,7 +135,7 @@ pub fn compile_all(
         let mut compiled = Vec::new();
         while let Some((source, sm)) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
             let start = Instant::now();
-            let module = folder(source.name).map_or("", |f| f.module);
+            let module = find_folder(source.name).map_or("", |f| f.module);
             compiled.push(CompiledSource { sm: sm.to_string(), source, checked: check(source, sm, module) });
             let seconds = start.elapsed().as_secs_f64();
             if seconds > 1.0 && !common.quiet && !common.json {
@@ -154,7 +154,7 @@ pub fn compile_all(
 }
 
 /// Keeps only the functions of one kernel, whose symbols begin with its name. If `name` is a folder, keeps all.
-fn retain_kernel(checked: &mut Checked, name: &str) {
+fn retain_kernel(checked: &mut CheckResult, name: &str) {
     if FOLDERS.iter().any(|f| f.name == name) {
         return;
     }
@@ -162,11 +162,11 @@ fn retain_kernel(checked: &mut Checked, name: &str) {
     checked.problems.retain(|p| p.contains(name) || p.contains("ptxas: "));
 }
 
-fn each(done: &[CompiledSource]) -> impl Iterator<Item = (&CompiledSource, &Function)> {
+fn each(done: &[CompiledSource]) -> impl Iterator<Item = (&CompiledSource, &CheckedFunction)> {
     done.iter().flat_map(|d| d.checked.iter().flat_map(move |c| c.functions.iter().map(move |f| (d, f))))
 }
 
-fn function(d: &CompiledSource, f: &Function) -> Value {
+fn function(d: &CompiledSource, f: &CheckedFunction) -> Value {
     let mut value = resources_json(&f.resources);
     value["folder"] = json!(d.source.name);
     value["arch"] = json!(d.sm);
@@ -175,7 +175,7 @@ fn function(d: &CompiledSource, f: &Function) -> Value {
 }
 
 /// The registers, memory and spills that ptxas reports, as JSON.
-pub fn resources_json(r: &Resources) -> Value {
+pub fn resources_json(r: &FunctionResources) -> Value {
     json!({
         "symbol": r.symbol, "entry": r.entry, "registers": r.registers, "static_shared": r.shared, "stack": r.stack,
         "spill_stores": r.spill_stores, "spill_loads": r.spill_loads, "barriers": r.barriers,
@@ -187,7 +187,7 @@ fn print_table(done: &[CompiledSource]) -> Result<()> {
     let mut archs: Vec<&str> = done.iter().map(|d| d.sm.as_str()).collect();
     archs.sort();
     archs.dedup();
-    let mut rows: BTreeMap<(&str, &str), BTreeMap<&str, &Function>> = BTreeMap::new();
+    let mut rows: BTreeMap<(&str, &str), BTreeMap<&str, &CheckedFunction>> = BTreeMap::new();
     for (d, f) in each(done) {
         rows.entry((d.source.name, &f.resources.symbol)).or_default().insert(&d.sm, f);
     }
@@ -198,7 +198,7 @@ fn print_table(done: &[CompiledSource]) -> Result<()> {
     for ((_, symbol), by_arch) in rows {
         let registers = |sm: &&str| by_arch.get(sm).map_or(String::new(), |f| f.resources.registers.to_string());
         let registers: String = archs.iter().map(|sm| format!(" {:>6}", registers(sm))).collect();
-        let max = |of: fn(&Function) -> u32| by_arch.values().map(|f| of(f)).max().unwrap_or(0);
+        let max = |of: fn(&CheckedFunction) -> u32| by_arch.values().map(|f| of(f)).max().unwrap_or(0);
         output::print_line(format!(
             "{symbol:width$} {registers}  {:>13}  {:>5}  {:>6}  {:>5}",
             max(|f| f.resources.shared),

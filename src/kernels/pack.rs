@@ -23,7 +23,7 @@ pub struct KernelsPackArgs {
 
 impl KernelsPackArgs {
     pub fn run(&self, common: &CommonOptions) -> Result<()> {
-        let bytes = builtin::pack(common.threads()?)?;
+        let bytes = builtin::compile_archive(common.threads()?)?;
         output::write_file(&self.out, &bytes)?;
         let to = self.out.display().to_string();
         if common.json {

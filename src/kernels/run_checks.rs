@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use anyhow::Result;
-use reel_kernels::checks::suite::{CheckOutcome, run_all, select};
+use reel_kernels::checks::suite::{CheckOutcome, run_all, select_checks};
 use reel_kernels::checks::{CheckDevice, CheckSetup, GpuComparison};
 use reel_kernels::compile;
 use reel_measure::catalogue::find_kernels;
@@ -26,7 +26,7 @@ pub fn run(common: &CommonOptions, kernel: Option<&str>, compare: bool) -> Resul
     let device = match common.device.as_deref() {
         Some("cpu") => CheckDevice::Cpu,
         Some("sim") => {
-            compile::available()?;
+            compile::check_nvrtc()?;
             CheckDevice::Sim
         }
         Some(name) if name == "cuda" || name.starts_with("cuda:") => CheckDevice::Gpu(Rc::new(open_gpu(name)?)),
@@ -42,7 +42,7 @@ pub fn run(common: &CommonOptions, kernel: Option<&str>, compare: bool) -> Resul
     if compare && !matches!(device, CheckDevice::Gpu(_)) {
         return Err(bad_usage("--compare", "compares a GPU with the simulator", "use --device cuda"));
     }
-    let checks = select(kernel);
+    let checks = select_checks(kernel);
     let only = kernel.filter(|name| checks.iter().all(|(f, _)| f.name != *name)).map(str::to_string);
     let interleavings = common.interleavings.unwrap_or(INTERLEAVINGS).into();
     let setup = CheckSetup { seed: common.seed(), interleavings, compare, only, ..CheckSetup::new(device) };

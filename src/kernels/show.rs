@@ -3,7 +3,7 @@
 use anyhow::Result;
 use clap::Args;
 use reel_kernels::catalogue::{ExampleCall, KernelFolder};
-use reel_kernels::compile::{self, ptxas::Resources};
+use reel_kernels::compile::{self, ptxas::FunctionResources};
 use reel_kernels::{Arch, Stage};
 use reel_measure::catalogue::{dtype_of_kernel, find_kernels};
 use reel_measure::machine::MachineSpec;
@@ -30,7 +30,7 @@ struct Planned {
     gpu: &'static str,
     sm: &'static str,
     stage: Stage,
-    resources: Option<Resources>,
+    resources: Option<FunctionResources>,
 }
 
 /// The least time of a kernel on a GPU, by its data sheet.
@@ -47,7 +47,7 @@ impl KernelsShowArgs {
             let all = kernels.iter().map(|(f, e)| to_json(f, e)).collect::<Result<Vec<_>>>()?;
             return output::print_json(&all);
         }
-        output::print_line(format!("{}\n\n{}", kernels[0].0.name, kernels[0].0.maths()))?;
+        output::print_line(format!("{}\n\n{}", kernels[0].0.name, kernels[0].0.documentation()))?;
         kernels.iter().try_for_each(|(_, example)| print(example))
     }
 }
@@ -102,7 +102,7 @@ fn to_json(folder: &KernelFolder, example: &ExampleCall) -> Result<Value> {
         floors(example)?.iter().map(|f| json!({"gpu": f.gpu, "seconds": f.seconds, "bound": f.bound})).collect();
     let cost = example.launch.cost;
     Ok(json!({
-        "kernel": example.launch.kernel.name, "folder": folder.name, "maths": folder.maths(), "size": example.size,
+        "kernel": example.launch.kernel.name, "folder": folder.name, "maths": folder.documentation(), "size": example.size,
         "launches": launches, "note": note, "flops": cost.flops, "bytes": cost.bytes,
         "intensity": cost.flops / cost.bytes, "floors": floors,
     }))
@@ -113,7 +113,8 @@ fn plan(example: &ExampleCall) -> (Vec<Planned>, Option<String>) {
     let kernel = example.launch.kernel;
     let (mut planned, mut note) = (Vec::new(), None);
     for (gpu, arch, sm) in GPUS {
-        let report = compile::cubin(kernel.source, sm).map(|c| c.report).map_err(|e| note = Some(e.to_string())).ok();
+        let report =
+            compile::compile_to_cubin(kernel.source, sm).map(|c| c.report).map_err(|e| note = Some(e.to_string())).ok();
         for stage in (kernel.plan)(&example.launch.params, &arch) {
             let resources = report.as_ref().and_then(|r| r.function(stage.symbol)).cloned();
             planned.push(Planned { gpu, sm, stage, resources });

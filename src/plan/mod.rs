@@ -194,8 +194,8 @@ struct Counting<'a, O> {
     sizes: &'a Sizes,
     /// What the command calls its rows: `rows` or `prompts`.
     rows: &'static str,
-    with_shape: WithShape<O>,
-    with_data: fn(&RunSetup<O>, checkpoint::StoredDType) -> reel_train::Result<plan::Plan>,
+    plan_one_size: WithShape<O>,
+    plan_data: fn(&RunSetup<O>, checkpoint::StoredDType) -> reel_train::Result<plan::Plan>,
 }
 
 type WithShape<O> =
@@ -211,7 +211,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
             Some(tokens) => {
                 let shape = RowShape::new(tokens, sizes.vision_patches, &config)?;
                 let patches = sizes.vision_patches;
-                let plan = (self.with_shape)(options, &config, files, dtype, &shape, &sizes.device(common)?)?;
+                let plan = (self.plan_one_size)(options, &config, files, dtype, &shape, &sizes.device(common)?)?;
                 (plan, format!("{rows} of {tokens} tokens, {patches} patches"))
             }
             None if options.data.as_os_str().is_empty() => {
@@ -237,7 +237,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
                 };
                 let tokenizer =
                     if preset.is_some() { " (text tokenized with the small tokenizer of the preset)" } else { "" };
-                ((self.with_data)(&setup, files)?, format!("the {rows} of {}{tokenizer}", options.data.display()))
+                ((self.plan_data)(&setup, files)?, format!("the {rows} of {}{tokenizer}", options.data.display()))
             }
         };
         if plan.steps == 0 {
@@ -264,17 +264,17 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
 impl PlanSftArgs {
     fn count(&self, common: &CommonOptions, matches: &ArgMatches) -> Result<CommandCounts> {
         let resolved = &self.sft.resolved(common, matches)?;
-        let (with_shape, with_data) = (plan::with_shape, plan::with_data);
-        Counting { resolved, sizes: &self.sizes, rows: "rows", with_shape, with_data }.count(common)
+        let (plan_one_size, plan_data) = (plan::plan_one_size, plan::plan_data);
+        Counting { resolved, sizes: &self.sizes, rows: "rows", plan_one_size, plan_data }.count(common)
     }
 }
 
 impl PlanGrpoArgs {
     fn count(&self, common: &CommonOptions, matches: &ArgMatches) -> Result<CommandCounts> {
         let resolved = &self.grpo.resolved(common, matches)?;
-        let (with_shape, with_data) = (plan::grpo::with_shape, plan::grpo::with_data);
+        let (plan_one_size, plan_data) = (plan::grpo::plan_one_size, plan::grpo::plan_data);
         let mut counted =
-            Counting { resolved, sizes: &self.sizes, rows: "prompts", with_shape, with_data }.count(common)?;
+            Counting { resolved, sizes: &self.sizes, rows: "prompts", plan_one_size, plan_data }.count(common)?;
         let o = &resolved.options;
         let shuffled = if o.temporal { ", and half as many for shuffled videos" } else { "" };
         counted.subject +=
@@ -316,7 +316,7 @@ impl PlanGenerateArgs {
         };
         let prefill = count(1)?;
         let mut decode = count(self.max_new_tokens)?;
-        plan::subtract(&mut decode, &prefill);
+        plan::subtract_costs(&mut decode, &prefill);
         Ok(CommandCounts {
             command: "generate",
             subject: format!("{name}, a prompt of {tokens} tokens, {} completions of {}", self.n, self.max_new_tokens),
@@ -344,7 +344,7 @@ fn generate_on(
     let patches: usize = shape.video_grid_thw.iter().map(|g| g.iter().product::<usize>()).sum();
     let mut ids = vec![0; shape.tokens];
     ids[..patches / config.vision.merge_unit()].fill(config.tokens.video);
-    let (positions, frames) = (vec![0; shape.tokens], shape.frames(config));
+    let (positions, frames) = (vec![0; shape.tokens], shape.black_videos(config));
     let request = GenerationRequest {
         prompt: Sequence {
             input_ids: &ids,

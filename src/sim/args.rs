@@ -77,7 +77,7 @@ pub fn parse(text: &str) -> Result<KernelArgument, String> {
         "buf" => buffer(rest).map(KernelArgument::Buffer),
         "struct" => structure(rest),
         "tmap" => map(rest).map(KernelArgument::TensorMap),
-        _ => match ElementType::named(kind) {
+        _ => match ElementType::from_name(kind) {
             Some(dtype) => Ok(KernelArgument::Scalar(dtype, scalar(dtype, rest)?)),
             None => Err(format!("{kind:?} is not a kind of argument; {KINDS}")),
         },
@@ -128,8 +128,8 @@ fn buffer(text: &str) -> Result<BufferSpec, String> {
     let mut parts = text.splitn(3, ':');
     let (dtype, count) = (parts.next().unwrap_or_default(), parts.next());
     let names = || ElementType::ALL.map(ElementType::name).join(" ");
-    let dtype =
-        ElementType::named(dtype).ok_or_else(|| format!("{dtype:?} is not an element type; use one of {}", names()))?;
+    let dtype = ElementType::from_name(dtype)
+        .ok_or_else(|| format!("{dtype:?} is not an element type; use one of {}", names()))?;
     let count = count.ok_or("the buffer has no length; write buf:TYPE:COUNT[:FILL]")?;
     let count: usize = count.parse().map_err(|_| format!("{count:?} is not a number of elements; give an integer"))?;
     if count > MAX_BUFFER_BYTES / dtype.bytes() {
@@ -160,7 +160,7 @@ fn structure(text: &str) -> Result<KernelArgument, String> {
     let mut fields: Vec<String> = Vec::new();
     for part in text.split(',') {
         let begins =
-            part.split_once('=').is_some_and(|(k, _)| k == "buf" || k == "tmap" || ElementType::named(k).is_some());
+            part.split_once('=').is_some_and(|(k, _)| k == "buf" || k == "tmap" || ElementType::from_name(k).is_some());
         match fields.last_mut() {
             Some(last) if !begins => *last = format!("{last},{part}"),
             _ => fields.push(part.to_string()),
@@ -214,7 +214,7 @@ fn map(text: &str) -> Result<TensorMapArgument, String> {
 /// Returns the driver's type for elements of a tensor map. A type that the driver lacks becomes an integer of equal
 /// width.
 fn data_type(name: &str) -> Option<DataType> {
-    Some(match ElementType::named(name) {
+    Some(match ElementType::from_name(name) {
         Some(ElementType::U8 | ElementType::I8 | ElementType::E4m3) => DataType::U8,
         Some(ElementType::U16 | ElementType::I16) => DataType::U16,
         Some(ElementType::U32) => DataType::U32,

@@ -186,7 +186,9 @@ impl SimRunArgs {
             return Ok(text.into_owned());
         }
         let sm = self.arch.as_deref().unwrap_or("sm_90a");
-        compile::foreign(&self.file, sm, &self.include, HEADERS).map(|built| built.ptx).map_err(compiler_error)
+        compile::compile_user_file(&self.file, sm, &self.include, HEADERS)
+            .map(|built| built.ptx)
+            .map_err(compiler_error)
     }
 
     /// Returns the GPU model whose limits the launch must keep.

@@ -7,7 +7,7 @@ use reel_sim::exec::GpuSpec;
 use reel_sim::finding::Finding;
 use reel_sim::program::{Kernel, Program};
 use reel_sim::report::{CountReport, CountSummary, LineCounts};
-use reel_sim::roofline::{Basis, GPUS, Roofline};
+use reel_sim::roofline::{GPUS, NumberOrigin, Roofline};
 use serde_json::{Map, Value, json};
 
 use super::quote::SourceQuotes;
@@ -56,7 +56,7 @@ impl RunDisplay<'_> {
             "ok": self.report.ok(),
             "findings": findings,
             "notes": self.report.notes,
-            "counters": { Basis::Counted.name(): total, "lines": lines, Basis::Modelled.name(): modelled },
+            "counters": { NumberOrigin::Counted.name(): total, "lines": lines, NumberOrigin::Modelled.name(): modelled },
             "interleavings": self.report.interleavings,
         })
     }
@@ -127,7 +127,7 @@ impl RunDisplay<'_> {
         if c.wavefronts > 0 {
             row("shared wavefronts", format!("{}, {} above the minimum", c.wavefronts, counts.total.bank_conflicts()));
         }
-        let busiest = counts.busiest(MAX_COUNTED_LINES);
+        let busiest = counts.busiest_lines(MAX_COUNTED_LINES);
         if busiest.is_empty() {
             return;
         }

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use reel_model::checkpoint::Checkpoint;
-use reel_model::weights::widen;
+use reel_model::weights::widen_to_f32;
 use safetensors::SafeTensors;
 use serde_json::{Map, Value};
 
@@ -33,7 +33,7 @@ pub(crate) fn assert_changes(
     for (weight, limit) in limits {
         let values = |files: &Checkpoint| {
             let view = files.get(weight).unwrap();
-            widen(view.dtype, view.bytes).unwrap()
+            widen_to_f32(view.dtype, view.bytes).unwrap()
         };
         let (old, new, shape) = (values(&before), values(&after), before.get(weight).unwrap().shape.to_vec());
         let row = shape[1..].iter().product::<usize>();
@@ -56,7 +56,7 @@ pub(crate) fn weight_changes(model: &Path, out: &Path) -> Vec<f64> {
     let config = reel_model::config::ModelConfig::open(model).unwrap();
     let values = |files: &Checkpoint, name: &str| {
         let view = files.get(name).unwrap();
-        widen(view.dtype, view.bytes).unwrap()
+        widen_to_f32(view.dtype, view.bytes).unwrap()
     };
     let change = |(name, _): (String, Vec<usize>)| {
         let (old, new) = (values(&before, &name), values(&after, &name));
@@ -71,7 +71,7 @@ fn f32s(bytes: &[u8]) -> Vec<f32> {
 
 /// The parsed lines of metrics.jsonl.
 pub(crate) fn metrics(out: &Path) -> Vec<StepMetrics> {
-    let text = fs::read_to_string(out.join(output::METRICS)).unwrap();
+    let text = fs::read_to_string(out.join(output::METRICS_FILE)).unwrap();
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
@@ -95,7 +95,8 @@ pub(crate) fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
             let name = path.strip_prefix(folder).unwrap().display().to_string();
             if path.is_dir() {
                 folders.push(path);
-            } else if ![output::METRICS, output::RUN, crate::run_folder::best::TRAINER_STATE].contains(&name.as_str())
+            } else if ![output::METRICS_FILE, output::RUN_FILE, crate::run_folder::best::TRAINER_STATE]
+                .contains(&name.as_str())
                 && !name.starts_with("events.")
             {
                 found.push((name, fs::read(path).unwrap()));

@@ -8,7 +8,7 @@
 
 use clap::Parser;
 use reel_kernels::catalogue::FOLDERS;
-use reel_kernels::checks::mutation::{Subject, Target, Verdict};
+use reel_kernels::checks::mutation::{MutationSubject, MutationTarget, Verdict};
 use serde_json::json;
 use std::process::ExitCode;
 use std::sync::Mutex;
@@ -65,7 +65,7 @@ fn main() -> ExitCode {
     let start = Instant::now();
     for folder in FOLDERS.iter().filter(|f| arguments.kernel.as_deref().is_none_or(|k| k == f.name)) {
         let start = Instant::now();
-        let subject = match Subject::new(folder) {
+        let subject = match MutationSubject::new(folder) {
             Ok(subject) => subject,
             Err(e) => {
                 eprintln!("error: {}: {e}", folder.name);
@@ -91,14 +91,14 @@ fn main() -> ExitCode {
 }
 
 /// Runs every mutant of a kernel folder on all threads and counts the outcomes.
-fn judge(name: &str, subject: &Subject, arguments: &Arguments) -> Result<Tally, String> {
+fn judge(name: &str, subject: &MutationSubject, arguments: &Arguments) -> Result<Tally, String> {
     let (next, tally) = (AtomicUsize::new(0), Mutex::new(Tally::default()));
     let said = Mutex::new(Instant::now());
     let failed = Mutex::new(None);
     let available = std::thread::available_parallelism().map_or(1, |n| n.get());
     let work = || {
         while let Some(target) = subject.targets().get(next.fetch_add(1, Ordering::Relaxed)) {
-            match subject.judge(target, arguments.launches) {
+            match subject.run_mutant(target, arguments.launches) {
                 Ok(verdict) => count(target, &verdict, arguments.survivors, &mut tally.lock().expect("no panics")),
                 Err(e) => *failed.lock().expect("no panics") = Some(format!("{}: {e}", target.mutant)),
             }
@@ -120,7 +120,7 @@ fn judge(name: &str, subject: &Subject, arguments: &Arguments) -> Result<Tally, 
     }
 }
 
-fn count(target: &Target, verdict: &Verdict, print: bool, tally: &mut Tally) {
+fn count(target: &MutationTarget, verdict: &Verdict, print: bool, tally: &mut Tally) {
     let (place, what) = match verdict {
         Verdict::Killed(_) => (&mut tally.killed, None),
         Verdict::Redundant(why) => (&mut tally.redundant, Some(format!("redundant: {why}"))),

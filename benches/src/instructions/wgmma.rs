@@ -129,7 +129,7 @@ impl Product {
         let extent = [64, self.n][which];
         // If each row is as long as the swizzle's span, eight rows make a pattern. A stride that the operand's extent
         // does not need can have any value.
-        let (leading, stride) = match (self.swizzle.span(), self.transposed[which]) {
+        let (leading, stride) = match (self.swizzle.span_bytes(), self.transposed[which]) {
             (Some(span), false) => (16, 8 * span),
             (Some(span), true) => (16 * span, 8 * span),
             (None, false) => (16 * extent, 128),

@@ -3,7 +3,7 @@
 #![allow(unsafe_code)]
 
 use super::{HighHalf, JoinParams, Params, SplitParams};
-use crate::view::{Out, slice};
+use crate::view::{OutputArray, slice_at};
 use crate::{Team, simd_fn};
 
 /// Weights that one task updates.
@@ -62,7 +62,7 @@ simd_fn! {
 /// The address is null or covers two f32.
 unsafe fn clip_factor(p: &Params) -> f32 {
     // SAFETY: `clip` is null (then no elements are read) or covers two f32.
-    let clip = unsafe { slice::<f32>(p.clip, if p.clip.is_null() { 0 } else { 2 }) };
+    let clip = unsafe { slice_at::<f32>(p.clip, if p.clip.is_null() { 0 } else { 2 }) };
     clip.get(1).copied().unwrap_or(1.0)
 }
 
@@ -71,9 +71,10 @@ unsafe fn clip_factor(p: &Params) -> f32 {
 pub unsafe fn step_f32(p: &Params, team: &Team) {
     let n = p.n as usize;
     // SAFETY: `p`'s addresses cover the shapes that [`Params`] documents.
-    let (g, factor) = unsafe { (slice::<f32>(p.g, n), clip_factor(p)) };
+    let (g, factor) = unsafe { (slice_at::<f32>(p.g, n), clip_factor(p)) };
     // SAFETY: `p`'s addresses cover the shapes that [`Params`] documents.
-    let (w, m, v) = unsafe { (Out::<f32>::new(p.w, n), Out::<f32>::new(p.m, n), Out::<f32>::new(p.v, n)) };
+    let (w, m, v) =
+        unsafe { (OutputArray::<f32>::new(p.w, n), OutputArray::<f32>::new(p.m, n), OutputArray::<f32>::new(p.v, n)) };
     team.run(n.div_ceil(BLOCK), |task| {
         let (at, len) = (task * BLOCK, BLOCK.min(n - task * BLOCK));
         // SAFETY: blocks do not overlap.
@@ -87,11 +88,11 @@ pub unsafe fn step_f32(p: &Params, team: &Team) {
 pub unsafe fn step_bf16(p: &Params, team: &Team) {
     let n = p.n as usize;
     // SAFETY: `p`'s addresses cover the shapes that [`Params`] documents.
-    let (g, factor) = unsafe { (slice::<f32>(p.g, n), clip_factor(p)) };
+    let (g, factor) = unsafe { (slice_at::<f32>(p.g, n), clip_factor(p)) };
     // SAFETY: `p`'s addresses cover the shapes that [`Params`] documents.
-    let (hi, low) = unsafe { (Out::<HighHalf>::new(p.w, n), Out::<i16>::new(p.low, n)) };
+    let (hi, low) = unsafe { (OutputArray::<HighHalf>::new(p.w, n), OutputArray::<i16>::new(p.low, n)) };
     // SAFETY: `p`'s addresses cover the shapes that [`Params`] documents.
-    let (m, v) = unsafe { (Out::<f32>::new(p.m, n), Out::<f32>::new(p.v, n)) };
+    let (m, v) = unsafe { (OutputArray::<f32>::new(p.m, n), OutputArray::<f32>::new(p.v, n)) };
     team.run(n.div_ceil(BLOCK), |task| {
         let mut joined = [0.0; JOINED];
         for at in (task * BLOCK..n.min((task + 1) * BLOCK)).step_by(JOINED) {
@@ -111,7 +112,8 @@ pub unsafe fn step_bf16(p: &Params, team: &Team) {
 pub unsafe fn split_f32(p: &SplitParams, team: &Team) {
     let n = p.n as usize;
     // SAFETY: `p`'s addresses cover the shapes that [`SplitParams`] documents.
-    let (src, hi, low) = unsafe { (slice::<f32>(p.src, n), Out::<HighHalf>::new(p.w, n), Out::<i16>::new(p.low, n)) };
+    let (src, hi, low) =
+        unsafe { (slice_at::<f32>(p.src, n), OutputArray::<HighHalf>::new(p.w, n), OutputArray::<i16>::new(p.low, n)) };
     team.run(n.div_ceil(BLOCK), |task| {
         let (at, len) = (task * BLOCK, BLOCK.min(n - task * BLOCK));
         // SAFETY: blocks do not overlap.
@@ -125,9 +127,9 @@ pub unsafe fn split_f32(p: &SplitParams, team: &Team) {
 pub unsafe fn split_bf16(p: &SplitParams, team: &Team) {
     let n = p.n as usize;
     // SAFETY: `p`'s addresses cover the shapes that [`SplitParams`] documents.
-    let (hi, low) = unsafe { (Out::<HighHalf>::new(p.w, n), Out::<i16>::new(p.low, n)) };
+    let (hi, low) = unsafe { (OutputArray::<HighHalf>::new(p.w, n), OutputArray::<i16>::new(p.low, n)) };
     // SAFETY: `p.src` covers `n` weights; no slice of it is made if it is the same array as `p.w`.
-    let src = unsafe { slice::<HighHalf>(p.src, if p.src == p.w { 0 } else { n }) };
+    let src = unsafe { slice_at::<HighHalf>(p.src, if p.src == p.w { 0 } else { n }) };
     team.run(n.div_ceil(BLOCK), |task| {
         let (at, len) = (task * BLOCK, BLOCK.min(n - task * BLOCK));
         // SAFETY: blocks do not overlap.
@@ -144,7 +146,8 @@ pub unsafe fn split_bf16(p: &SplitParams, team: &Team) {
 pub unsafe fn join_all(p: &JoinParams, team: &Team) {
     let n = p.n as usize;
     // SAFETY: `p`'s addresses cover the shapes that [`JoinParams`] documents.
-    let (hi, low, dst) = unsafe { (slice::<HighHalf>(p.w, n), slice::<i16>(p.low, n), Out::<f32>::new(p.dst, n)) };
+    let (hi, low, dst) =
+        unsafe { (slice_at::<HighHalf>(p.w, n), slice_at::<i16>(p.low, n), OutputArray::<f32>::new(p.dst, n)) };
     team.run(n.div_ceil(BLOCK), |task| {
         let (at, len) = (task * BLOCK, BLOCK.min(n - task * BLOCK));
         // SAFETY: blocks do not overlap.

@@ -3,11 +3,11 @@
 use crate::DType::{BF16, F32};
 #[cfg(test)]
 use crate::checks::traffic::{TRAFFIC_ELEMENTS, TrafficArrays, TrafficLaunches, within_a_tenth};
-use crate::folder::{Calls, FLOAT_DTYPES, HIDDEN, INTERMEDIATE, PLACEHOLDER, Sizes, WEIGHTS, placeholders};
+use crate::folder::{FLOAT_DTYPES, HIDDEN, INTERMEDIATE, LabeledLaunches, PLACEHOLDER, Sizes, WEIGHTS, placeholders};
 use crate::{Addr, adamw};
 
 /// Returns the example calls, each with a text that describes its size.
-pub(crate) fn examples(s: &Sizes) -> Calls {
+pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
     let n = s.count("count", INTERMEDIATE as u64 * HIDDEN as u64);
     let step = adamw::Params { low: Addr::NULL, n, ..placeholders() };
     let split = adamw::SplitParams { n, ..placeholders() };

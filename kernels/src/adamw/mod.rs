@@ -202,15 +202,15 @@ kernel_folder! {
     traffic: traffic_launches,
 }
 
-kernel!(pub STEP_F32, "adamw_f32", Params, cpu::step_f32, &SOURCE, |p, _| cuh::map("adamw_f32", p.n));
-kernel!(pub STEP_BF16, "adamw_bf16", Params, cpu::step_bf16, &SOURCE, |p, _| cuh::map("adamw_bf16", p.n));
-kernel!(pub STEP_BF16_MOMENTS_F32, "adamw_bf16_moments_f32", SmallParams, small::step_bf16_moments::<small::Plain>, &SOURCE, |p, _| cuh::map("adamw_bf16_moments_f32", p.n));
-kernel!(pub STEP_BF16_MOMENTS_BF16, "adamw_bf16_moments_bf16", SmallParams, small::step_bf16_moments::<small::Halves>, &SOURCE, |p, _| cuh::map("adamw_bf16_moments_bf16", p.n));
-kernel!(pub STEP_8BIT_F32, "adamw_8bit_f32", SmallParams, small::step_8bit::<small::Plain>, &SOURCE, |p, _| cuh::map("adamw_8bit_f32", p.n));
-kernel!(pub STEP_8BIT_BF16, "adamw_8bit_bf16", SmallParams, small::step_8bit::<small::Halves>, &SOURCE, |p, _| cuh::map("adamw_8bit_bf16", p.n));
-kernel!(pub SPLIT_F32, "split_master_f32", SplitParams, cpu::split_f32, &SOURCE, |p, _| cuh::map("split_master_f32", p.n));
-kernel!(pub SPLIT_BF16, "split_master_bf16", SplitParams, cpu::split_bf16, &SOURCE, |p, _| cuh::map("split_master_bf16", p.n));
-kernel!(pub JOIN, "join_master", JoinParams, cpu::join_all, &SOURCE, |p, _| cuh::map("join_master", p.n));
+kernel!(pub STEP_F32, "adamw_f32", Params, cpu::step_f32, &SOURCE, |p, _| cuh::plan_map("adamw_f32", p.n));
+kernel!(pub STEP_BF16, "adamw_bf16", Params, cpu::step_bf16, &SOURCE, |p, _| cuh::plan_map("adamw_bf16", p.n));
+kernel!(pub STEP_BF16_MOMENTS_F32, "adamw_bf16_moments_f32", SmallParams, small::step_bf16_moments::<small::Plain>, &SOURCE, |p, _| cuh::plan_map("adamw_bf16_moments_f32", p.n));
+kernel!(pub STEP_BF16_MOMENTS_BF16, "adamw_bf16_moments_bf16", SmallParams, small::step_bf16_moments::<small::Halves>, &SOURCE, |p, _| cuh::plan_map("adamw_bf16_moments_bf16", p.n));
+kernel!(pub STEP_8BIT_F32, "adamw_8bit_f32", SmallParams, small::step_8bit::<small::Plain>, &SOURCE, |p, _| cuh::plan_map("adamw_8bit_f32", p.n));
+kernel!(pub STEP_8BIT_BF16, "adamw_8bit_bf16", SmallParams, small::step_8bit::<small::Halves>, &SOURCE, |p, _| cuh::plan_map("adamw_8bit_bf16", p.n));
+kernel!(pub SPLIT_F32, "split_master_f32", SplitParams, cpu::split_f32, &SOURCE, |p, _| cuh::plan_map("split_master_f32", p.n));
+kernel!(pub SPLIT_BF16, "split_master_bf16", SplitParams, cpu::split_bf16, &SOURCE, |p, _| cuh::plan_map("split_master_bf16", p.n));
+kernel!(pub JOIN, "join_master", JoinParams, cpu::join_all, &SOURCE, |p, _| cuh::plan_map("join_master", p.n));
 
 /// Launches one step with f32 moments. `dtype` is that of the weights: F32, or BF16 with the low halves in `low`.
 pub fn step(dtype: DType, params: &Params) -> Launch {

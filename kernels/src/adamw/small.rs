@@ -3,8 +3,8 @@
 
 use super::{BLOCK, HighHalf, SmallParams, join, split};
 use crate::Team;
-use crate::philox::words;
-use crate::view::{Out, slice};
+use crate::philox::random_words;
+use crate::view::{OutputArray, slice_at};
 use half::bf16;
 
 /// Weights that one task updates: a whole number of blocks.
@@ -24,7 +24,7 @@ impl Step {
     /// `clip` is null or covers two f32.
     unsafe fn new(p: &SmallParams) -> Step {
         // SAFETY: `clip` is null (then no elements are read) or covers two f32.
-        let clip = unsafe { slice::<f32>(p.clip, if p.clip.is_null() { 0 } else { 2 }) };
+        let clip = unsafe { slice_at::<f32>(p.clip, if p.clip.is_null() { 0 } else { 2 }) };
         Step {
             factor: clip.get(1).copied().unwrap_or(1.0),
             decay: (1.0 - p.lr as f64 * p.weight_decay as f64) as f32,
@@ -45,7 +45,7 @@ impl Step {
     /// Returns 16 random bits each for m and v of the weights `8 group .. 8 group + 8`.
     fn draws(&self, group: usize) -> [[u16; 8]; 2] {
         [0, 1].map(|moment| {
-            let words = words(self.p.seed, self.p.stream, 2 * group as u64 + moment);
+            let words = random_words(self.p.seed, self.p.stream, 2 * group as u64 + moment);
             std::array::from_fn(|j| (words[j / 2] >> (16 * (j % 2))) as u16)
         })
     }
@@ -105,12 +105,12 @@ pub(super) trait Weights: Copy + Send + Sync {
 
 /// Weights in f32.
 #[derive(Clone, Copy)]
-pub(super) struct Plain(Out<f32>);
+pub(super) struct Plain(OutputArray<f32>);
 
 impl Weights for Plain {
     unsafe fn new(p: &SmallParams, n: usize) -> Plain {
         // SAFETY: `p.w` covers `n` weights.
-        Plain(unsafe { Out::new(p.w, n) })
+        Plain(unsafe { OutputArray::new(p.w, n) })
     }
 
     unsafe fn update(&self, at: usize, len: usize, mut step: impl FnMut(usize, f32) -> f32) {
@@ -122,12 +122,12 @@ impl Weights for Plain {
 
 /// Split weights: bf16 and the low halves.
 #[derive(Clone, Copy)]
-pub(super) struct Halves(Out<HighHalf>, Out<i16>);
+pub(super) struct Halves(OutputArray<HighHalf>, OutputArray<i16>);
 
 impl Weights for Halves {
     unsafe fn new(p: &SmallParams, n: usize) -> Halves {
         // SAFETY: `p.w` and `p.low` cover `n` weights.
-        unsafe { Halves(Out::new(p.w, n), Out::new(p.low, n)) }
+        unsafe { Halves(OutputArray::new(p.w, n), OutputArray::new(p.low, n)) }
     }
 
     unsafe fn update(&self, at: usize, len: usize, mut step: impl FnMut(usize, f32) -> f32) {
@@ -145,9 +145,9 @@ impl Weights for Halves {
 pub(super) unsafe fn step_bf16_moments<W: Weights>(p: &SmallParams, team: &Team) {
     let n = p.n as usize;
     // SAFETY: `p`'s addresses cover the shapes that [`SmallParams`] documents.
-    let (g, step, weights) = unsafe { (slice::<f32>(p.g, n), Step::new(p), W::new(p, n)) };
+    let (g, step, weights) = unsafe { (slice_at::<f32>(p.g, n), Step::new(p), W::new(p, n)) };
     // SAFETY: `p`'s addresses cover the shapes that [`SmallParams`] documents.
-    let (ms, vs) = unsafe { (Out::<bf16>::new(p.m, n), Out::<bf16>::new(p.v, n)) };
+    let (ms, vs) = unsafe { (OutputArray::<bf16>::new(p.m, n), OutputArray::<bf16>::new(p.v, n)) };
     team.run(n.div_ceil(TASK), |task| {
         let (at, len) = (task * TASK, TASK.min(n - task * TASK));
         // SAFETY: tasks do not overlap.
@@ -172,11 +172,11 @@ pub(super) unsafe fn step_bf16_moments<W: Weights>(p: &SmallParams, team: &Team)
 pub(super) unsafe fn step_8bit<W: Weights>(p: &SmallParams, team: &Team) {
     let n = p.n as usize;
     // SAFETY: `p`'s addresses cover the shapes that [`SmallParams`] documents.
-    let (g, step, weights) = unsafe { (slice::<f32>(p.g, n), Step::new(p), W::new(p, n)) };
+    let (g, step, weights) = unsafe { (slice_at::<f32>(p.g, n), Step::new(p), W::new(p, n)) };
     // SAFETY: `p`'s addresses cover the shapes that [`SmallParams`] documents.
-    let (ms, vs) = unsafe { (Out::<i8>::new(p.m, n), Out::<u8>::new(p.v, n)) };
+    let (ms, vs) = unsafe { (OutputArray::<i8>::new(p.m, n), OutputArray::<u8>::new(p.v, n)) };
     // SAFETY: `p`'s addresses cover the shapes that [`SmallParams`] documents.
-    let scales = unsafe { Out::<f32>::new(p.scales, 2 * n.div_ceil(BLOCK)) };
+    let scales = unsafe { OutputArray::<f32>::new(p.scales, 2 * n.div_ceil(BLOCK)) };
     team.run(n.div_ceil(BLOCK), |block| {
         let (at, len) = (block * BLOCK, BLOCK.min(n - block * BLOCK));
         // SAFETY: blocks do not overlap.

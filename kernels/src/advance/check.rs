@@ -1,13 +1,13 @@
 use super::formula::{RowState, advanced};
 use super::{Params, advance};
 use crate::Addr;
-use crate::checks::{Picks, addr, addr_mut, checks, is_cuda, run};
+use crate::checks::{RandomChoices, addr, addr_mut, checks, run, runs_cuda_code};
 
 checks!(rows_move_on_as_the_formula_says_and_others_stay);
 
 fn rows_move_on_as_the_formula_says_and_others_stay() {
-    let mut picks = Picks::new(1);
-    for case in 0..if is_cuda() { 12 } else { 60 } {
+    let mut picks = RandomChoices::new(1);
+    for case in 0..if runs_cuda_code() { 12 } else { 60 } {
         let rows = if case == 0 { 0 } else { picks.size(1, 300) };
         let (max_blocks, page) = (picks.size(1, 5), picks.of(&[16usize, 64, 256]));
         let cols = if case % 3 == 0 { 0 } else { picks.size(1, 40) };

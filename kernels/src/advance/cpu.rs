@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use super::Params;
-use crate::view::{Out, slice};
+use crate::view::{OutputArray, slice_at};
 use crate::{Addr, Team};
 
 /// # Safety
@@ -11,9 +11,9 @@ pub unsafe fn advance(p: &Params, _: &Team) {
     let (rows, max_blocks, page, cols) =
         (p.rows as usize, p.max_blocks as usize, p.page as usize, p.history_cols as usize);
     // SAFETY: `p`'s addresses cover the shapes that [`Params`] documents.
-    let read = |addr: Addr, len: usize| unsafe { slice::<i32>(addr, len) };
+    let read = |addr: Addr, len: usize| unsafe { slice_at::<i32>(addr, len) };
     // SAFETY: `p`'s addresses cover the shapes that [`Params`] documents.
-    let written = |addr: Addr, len: usize| unsafe { Out::<i32>::new(addr, len) };
+    let written = |addr: Addr, len: usize| unsafe { OutputArray::<i32>::new(addr, len) };
     let (chosen, kv_limits, tables) =
         (read(p.chosen, rows), read(p.kv_limits, rows), read(p.block_tables, rows * max_blocks));
     let arrays = [p.ids, p.positions, p.kv_lens, p.slots, p.draws].map(|addr| written(addr, rows));

@@ -1,15 +1,15 @@
 //! Example calls of the kernels, for the commands `reel kernels list`, `show` and `bench`.
 
-use crate::folder::{Calls, FLOAT_DTYPES, HEAD_DIM, HEADS, KV_HEADS, PLACEHOLDER, Sizes, TOKENS};
+use crate::folder::{FLOAT_DTYPES, HEAD_DIM, HEADS, KV_HEADS, LabeledLaunches, PLACEHOLDER, Sizes, TOKENS};
 use crate::{Addr, attention};
 use bytemuck::Zeroable;
 
 /// Returns example calls, each with a description of its size.
-pub(crate) fn examples(s: &Sizes) -> Calls {
+pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
     let (tokens, heads, kv_heads) = (s.get("tokens", TOKENS), s.get("heads", HEADS), s.get("kv_heads", KV_HEADS));
     let (head_dim, causal) = (s.get("head_dim", HEAD_DIM), s.get("causal", 1));
     let scale = 1.0 / (head_dim as f32).sqrt();
-    let pairs = attention::pairs([tokens as usize], causal == 1);
+    let pairs = attention::query_key_pairs([tokens as usize], causal == 1);
     let fwd = attention::FwdParams {
         q: PLACEHOLDER,
         k: PLACEHOLDER,
@@ -50,7 +50,7 @@ pub(crate) fn examples(s: &Sizes) -> Calls {
         ..Zeroable::zeroed()
     };
     let size = "one sequence of 8192 tokens, 28 heads on 4 of 128, causal";
-    let workspace = |t| if attention::workspace(t, &bwd) > 0 { PLACEHOLDER } else { Addr::NULL };
+    let workspace = |t| if attention::workspace_bytes(t, &bwd) > 0 { PLACEHOLDER } else { Addr::NULL };
     let bwd = |t| attention::bwd(t, &attention::BwdParams { workspace: workspace(t), ..bwd }, pairs);
     let calls = FLOAT_DTYPES.map(|t| [attention::fwd(t, &fwd, pairs), bwd(t)]);
     calls.into_iter().flatten().map(|launch| (size, launch)).collect()

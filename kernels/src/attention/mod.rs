@@ -128,8 +128,8 @@ params! {
         pub dv: Addr,
         /// f32 `[tokens, heads]`, workspace for `d_o . o` of each row.
         pub delta: Addr,
-        /// A workspace of [`workspace`] bytes, aligned to 16. With it the backward pass on tensor cores needs five
-        /// matrix products instead of seven. May be null; device `cpu` does not use it.
+        /// A workspace of [`workspace_bytes`] bytes, aligned to 16. With it the backward pass on tensor cores needs
+        /// five matrix products instead of seven. May be null; device `cpu` does not use it.
         pub workspace: Addr,
         /// i32 `[seqs + 1]`: first token of each sequence, and the end of the last one. The values do not decrease
         /// and lie between 0 and `tokens`.
@@ -210,7 +210,7 @@ pub fn fwd(dtype: DType, params: &FwdParams, pairs: f64) -> Launch {
 /// seven. It has one f32 for each element of dq, for the partial sums that pass from one key tile to the next, and
 /// one turn counter for each row. Returns 0 if the kernel would not use it: for f32, for a head_dim without a
 /// tensor-core kernel, and with prefixes.
-pub fn workspace(dtype: DType, p: &BwdParams) -> usize {
+pub fn workspace_bytes(dtype: DType, p: &BwdParams) -> usize {
     if dtype != DType::BF16 || !plan::on_tensor_cores(p.head_dim) || !p.prefix.is_null() {
         return 0;
     }
@@ -224,13 +224,13 @@ pub fn bwd(dtype: DType, params: &BwdParams, pairs: f64) -> Launch {
     let kernel = if dtype == DType::F32 { &BWD_F32 } else { &BWD_BF16 };
     let (tokens, heads, kv_heads) = (params.tokens as f64, params.heads as f64, params.kv_heads as f64);
     let d = params.head_dim as f64;
-    let passed = if params.workspace.is_null() { 0 } else { 2 * workspace(dtype, params) };
+    let passed = if params.workspace.is_null() { 0 } else { 2 * workspace_bytes(dtype, params) };
     let bytes = 4.0 * tokens * (heads + kv_heads) * d * dtype.size() as f64 + 4.0 * tokens * heads + passed as f64;
     Launch::kernel(kernel, params, Cost { flops: 10.0 * d * heads * pairs, bytes })
 }
 
 /// Returns the number of (query, key) pairs that one head computes for sequences of these lengths without prefixes.
-pub fn pairs(lengths: impl IntoIterator<Item = usize>, causal: bool) -> f64 {
+pub fn query_key_pairs(lengths: impl IntoIterator<Item = usize>, causal: bool) -> f64 {
     lengths.into_iter().map(|n| n as f64).map(|n| if causal { n * (n + 1.0) / 2.0 } else { n * n }).sum()
 }
 
@@ -272,14 +272,14 @@ impl PackedBatch {
     }
 
     /// Returns the number of (query, key) pairs that one head computes.
-    pub fn pairs(&self) -> f64 {
+    pub fn query_key_pairs(&self) -> f64 {
         (0..self.lengths.len()).flat_map(|n| (0..self.lengths[n]).map(move |i| self.visible_keys(n, i) as f64)).sum()
     }
 }
 
 /// Batches that checks and benches share: lengths around the block sizes, key heads that several query heads use, and
 /// head_dims that are not a multiple of the vector width.
-pub fn cases() -> Vec<PackedBatch> {
+pub fn test_shapes() -> Vec<PackedBatch> {
     let case = |lengths: &[usize], (heads, kv_heads), head_dim, causal, spread| PackedBatch {
         lengths: lengths.to_vec(),
         heads,

@@ -3,21 +3,21 @@
 
 use super::Params;
 use crate::Team;
-use crate::view::{Out, slice};
+use crate::view::{OutputArray, slice_at};
 
 /// # Safety
 /// The addresses cover the shapes that [`Params`] documents. No written block is read, or written twice.
 pub unsafe fn copy(p: &Params, team: &Team) {
     let (count, units) = (p.count as usize, p.units as usize);
     // SAFETY: `pairs` covers `count` pairs.
-    let pairs = unsafe { slice::<[i32; 2]>(p.pairs, count) };
+    let pairs = unsafe { slice_at::<[i32; 2]>(p.pairs, count) };
     let blocks = pairs.iter().flatten().map(|&b| b as usize + 1).max().unwrap_or(0);
     team.run(2 * count, |task| {
         let cache = if task % 2 == 0 { p.k_cache } else { p.v_cache };
         let [from, to] = pairs[task / 2].map(|b| b as usize * units);
         // SAFETY: both caches cover the copied blocks, and no written block is part of another pair.
         unsafe {
-            let cache = Out::<[u64; 2]>::new(cache, blocks * units);
+            let cache = OutputArray::<[u64; 2]>::new(cache, blocks * units);
             cache.part(to, units).copy_from_slice(cache.part(from, units));
         }
     });

@@ -3,10 +3,10 @@
 use crate::block_copy;
 #[cfg(test)]
 use crate::checks::traffic::{TrafficArrays, TrafficLaunches, within_a_tenth};
-use crate::folder::{Calls, HEAD_DIM, KV_HEADS, Sizes, placeholders};
+use crate::folder::{HEAD_DIM, KV_HEADS, LabeledLaunches, Sizes, placeholders};
 
 /// Returns the example calls, each with a text that describes its size.
-pub(crate) fn examples(_: &Sizes) -> Calls {
+pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
     // A block of 64 tokens with 4 heads of 128 elements in bf16, in units of 16 bytes.
     let units = 64 * KV_HEADS * HEAD_DIM * 2 / 16;
     let p = block_copy::Params { count: 64, units, ..placeholders() };

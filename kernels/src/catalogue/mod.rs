@@ -5,10 +5,10 @@ mod products;
 
 pub use crate::FOLDERS;
 pub use crate::folder::{ExampleCall, KernelFolder, SizeError, Sizes};
-pub use products::{ExampleProduct, products};
+pub use products::{ExampleProduct, example_products};
 
 /// Returns the kernel folder with this name.
-pub fn folder(name: &str) -> Option<&'static KernelFolder> {
+pub fn find_folder(name: &str) -> Option<&'static KernelFolder> {
     FOLDERS.iter().find(|f| f.name == name)
 }
 
@@ -36,7 +36,7 @@ mod tests {
             let declared = declared(folder.module);
             assert!(declared.is_empty() || shown == declared, "{}: {shown:?}, not {declared:?}", folder.name);
             assert_eq!(shown.len(), examples.len(), "{}: one example a kernel", folder.name);
-            assert!(folder.maths().len() > 50, "{}", folder.name);
+            assert!(folder.documentation().len() > 50, "{}", folder.name);
         }
     }
 

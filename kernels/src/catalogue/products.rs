@@ -21,7 +21,7 @@ pub struct ExampleProduct {
 /// Returns the three products of a linear layer with input `[m, k]` and weight `[n, k]` (forward, gradient of the
 /// input, gradient of the weight) in both element types, with the layouts of training. The gradient of the weight is
 /// added to an f32 array.
-pub fn products(sizes: &Sizes) -> Result<Vec<ExampleProduct>, SizeError> {
+pub fn example_products(sizes: &Sizes) -> Result<Vec<ExampleProduct>, SizeError> {
     let usual = Sizes::default();
     all(&usual);
     sizes.check("matmul", &usual)?;

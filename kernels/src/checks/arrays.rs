@@ -40,7 +40,7 @@ pub fn register_array<T>(x: &[T], written: bool) -> Addr {
 }
 
 /// Registers a slice as an input and returns its address. If a kernel writes to it, the owner must be read through
-/// [`super::Data`].
+/// [`super::TestArray`].
 pub fn addr<T>(x: &[T]) -> Addr {
     register_array(x, true)
 }
@@ -102,7 +102,7 @@ impl CheckArray {
 pub fn simulator_memory(arrays: &[CheckArray]) -> SimMemory {
     let mut memory = SimMemory::new();
     for array in arrays {
-        memory.map(array.at, array.read(), array.written);
+        memory.map_buffer(array.at, array.read(), array.written);
     }
     memory
 }

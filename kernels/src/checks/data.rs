@@ -6,7 +6,7 @@ use half::bf16;
 
 /// Returns seeded numbers with about a normal distribution of deviation `scale`. Every 997th is 20 times as large,
 /// and every 997th is a negative zero.
-pub fn numbers(count: usize, seed: u64, scale: f32) -> Vec<f32> {
+pub fn normal_numbers(count: usize, seed: u64, scale: f32) -> Vec<f32> {
     let seed = seed ^ super::check_seed().wrapping_mul(0xd134_2543_de82_ef95);
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut next = || {
@@ -28,24 +28,24 @@ pub fn numbers(count: usize, seed: u64, scale: f32) -> Vec<f32> {
 }
 
 /// An array of f32 or bf16 values, which are also available as the f64 input of a formula.
-pub struct Data {
+pub struct TestArray {
     f32: Vec<f32>,
     bf16: Vec<bf16>,
     dtype: DType,
     output: bool,
 }
 
-impl Data {
+impl TestArray {
     /// Stores `values` rounded to `dtype` (F32 or BF16).
-    pub fn new(dtype: DType, values: &[f32]) -> Data {
+    pub fn new(dtype: DType, values: &[f32]) -> TestArray {
         let bf: Vec<bf16> = values.iter().map(|&x| <bf16 as Element>::from_f32(x)).collect();
         let f32 = if dtype == DType::F32 { values.to_vec() } else { bf.iter().map(|x| x.to_f32()).collect() };
-        Data { f32, bf16: bf, dtype, output: false }
+        TestArray { f32, bf16: bf, dtype, output: false }
     }
 
     /// Makes an output array of `count` elements, filled with NaN.
-    pub fn output(dtype: DType, count: usize) -> Data {
-        Data { output: true, ..Data::new(dtype, &vec![f32::NAN; count]) }
+    pub fn output(dtype: DType, count: usize) -> TestArray {
+        TestArray { output: true, ..TestArray::new(dtype, &vec![f32::NAN; count]) }
     }
 
     /// Registers the array and returns its address.
@@ -76,14 +76,14 @@ impl Data {
 }
 
 /// A generator of random choices, for randomised test cases.
-pub struct Picks {
+pub struct RandomChoices {
     state: u64,
 }
 
-impl Picks {
+impl RandomChoices {
     /// Starts from a seed, combined with the seed of the check.
-    pub fn new(seed: u64) -> Picks {
-        Picks { state: seed ^ super::check_seed().wrapping_mul(0xd134_2543_de82_ef95) }
+    pub fn new(seed: u64) -> RandomChoices {
+        RandomChoices { state: seed ^ super::check_seed().wrapping_mul(0xd134_2543_de82_ef95) }
     }
 
     /// Returns a random u64, by SplitMix64 (Steele, Lea, Flood 2014).
@@ -118,7 +118,7 @@ impl Picks {
     }
 
     /// Returns a list whose random length is from `from` (inclusive) to `to` (exclusive).
-    pub fn list<T>(&mut self, from: usize, to: usize, mut item: impl FnMut(&mut Picks) -> T) -> Vec<T> {
+    pub fn list<T>(&mut self, from: usize, to: usize, mut item: impl FnMut(&mut RandomChoices) -> T) -> Vec<T> {
         (0..self.size(from, to)).map(|_| item(self)).collect()
     }
 }

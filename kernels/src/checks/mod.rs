@@ -15,11 +15,11 @@ pub mod suite;
 pub(crate) mod traffic;
 
 pub(crate) use arrays::{addr, addr_mut};
-pub(crate) use data::{Data, Picks, numbers};
+pub(crate) use data::{RandomChoices, TestArray, normal_numbers};
 pub use on_gpu::GpuComparison;
 pub use on_sim::RecordedLaunch;
 #[cfg(test)]
-pub(crate) use on_sim::{counted, counted_on, staged};
+pub(crate) use on_sim::{simulated_counts, simulated_counts_on, simulated_stages};
 
 use crate::launch::Launch;
 use crate::{Team, cuda::Gpu};
@@ -168,7 +168,7 @@ pub(crate) fn check_seed() -> u64 {
 }
 
 /// Whether launches of this check run CUDA code. Checks then choose sizes that the simulator finishes in time.
-pub(crate) fn is_cuda() -> bool {
+pub(crate) fn runs_cuda_code() -> bool {
     RUNNING.with_borrow(|r| !matches!(r.setup.device, CheckDevice::Cpu))
 }
 

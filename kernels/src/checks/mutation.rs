@@ -39,16 +39,16 @@ impl RecordedCase {
 }
 
 /// The kernels of a folder with the recorded launches of its checks.
-pub struct Subject {
+pub struct MutationSubject {
     folder: &'static str,
     unit: Arc<SimulatedUnit>,
     cases: Vec<RecordedCase>,
-    targets: Vec<Target>,
+    targets: Vec<MutationTarget>,
 }
 
 /// A mutant with the launches that execute the changed instruction.
 #[derive(Clone, Debug)]
-pub struct Target {
+pub struct MutationTarget {
     /// The mutant.
     pub mutant: Mutant,
     /// Name of the changed function.
@@ -72,9 +72,9 @@ pub enum Verdict {
     Unreached,
 }
 
-impl Subject {
+impl MutationSubject {
     /// Runs the folder's checks once on the simulator and records their launches. An error is one line.
-    pub fn new(folder: &'static KernelFolder) -> Result<Subject, String> {
+    pub fn new(folder: &'static KernelFolder) -> Result<MutationSubject, String> {
         let setup = CheckSetup { interleavings: 1, record: true, ..CheckSetup::new(CheckDevice::Sim) };
         let mut recorded = Vec::new();
         for check in folder.checks {
@@ -83,13 +83,13 @@ impl Subject {
         // Launches of another folder's kernels are tested with that folder.
         recorded.retain(|r| r.launch.kernel.source.name == folder.name);
         let unit = SimulatedUnit::of_source(folder.source, Arch::A100.sm).map_err(|e| e.to_string())?;
-        let mut subject = Subject { folder: folder.name, unit, cases: Vec::new(), targets: Vec::new() };
+        let mut subject = MutationSubject { folder: folder.name, unit, cases: Vec::new(), targets: Vec::new() };
         subject.find_targets(recorded).map_err(|e| e.to_string())?;
         Ok(subject)
     }
 
     /// Returns every mutant of the folder's kernels.
-    pub fn targets(&self) -> &[Target] {
+    pub fn targets(&self) -> &[MutationTarget] {
         &self.targets
     }
 
@@ -118,7 +118,7 @@ impl Subject {
             let mut reached_by: Vec<usize> = reached.into_iter().flatten().copied().collect();
             reached_by.sort_by_key(|&n| self.cases[n].cost);
             let places = places(&program.module, function.body[mutant.instruction].location);
-            self.targets.push(Target { mutant, function: function.name.clone(), places, reached_by });
+            self.targets.push(MutationTarget { mutant, function: function.name.clone(), places, reached_by });
         }
         Ok(())
     }
@@ -126,7 +126,7 @@ impl Subject {
     /// Runs a mutant on at most `launches` of the launches that execute the changed instruction. They range from the
     /// cheapest to the most expensive, and each runs with early, late and random completion of asynchronous
     /// operations.
-    pub fn judge(&self, target: &Target, launches: usize) -> Result<Verdict, String> {
+    pub fn run_mutant(&self, target: &MutationTarget, launches: usize) -> Result<Verdict, String> {
         if target.reached_by.is_empty() {
             return Ok(Verdict::Unreached);
         }
@@ -157,7 +157,7 @@ impl Subject {
     }
 
     /// Returns the text of a comment `// redundant: …` on one of the target's source lines or on the line before it.
-    fn reason(&self, target: &Target) -> Option<String> {
+    fn reason(&self, target: &MutationTarget) -> Option<String> {
         target.places.iter().find_map(|place| {
             let (file, line) = place.rsplit_once(':')?;
             let text = text_of(self.folder, file)?;
@@ -177,7 +177,7 @@ fn record(check: &Check, setup: &CheckSetup) -> Result<Vec<RecordedLaunch>, Stri
 fn options(seed: u64) -> ExecOptions {
     // A mutant may wait forever, so its step limit is much lower than the default.
     let completion = COMPLETION_TIMINGS[seed as usize % COMPLETION_TIMINGS.len()];
-    let gpu = simulate::gpu(&Arch::A100);
+    let gpu = simulate::gpu_spec(&Arch::A100);
     ExecOptions { gpu, seed, completion, patience: 200_000, until_finding: true, ..ExecOptions::default() }
 }
 
@@ -202,7 +202,7 @@ fn places(module: &reel_sim::ptx::ast::Module, place: Option<u32>) -> Vec<String
 
 /// Returns the text of a source file of a folder's translation unit.
 fn text_of(folder: &str, file: &str) -> Option<&'static str> {
-    let source = crate::catalogue::folder(folder)?.source;
+    let source = crate::catalogue::find_folder(folder)?.source;
     if file.ends_with("sm80.cu") {
         return Some(source.sm80);
     }

@@ -27,7 +27,7 @@ impl RecordedLaunch {
     pub fn memory(&self) -> SimMemory {
         let mut memory = SimMemory::new();
         for (at, bytes, written) in &self.arrays {
-            memory.map(*at, bytes.clone(), *written);
+            memory.map_buffer(*at, bytes.clone(), *written);
         }
         memory
     }
@@ -47,7 +47,7 @@ fn staged_results(launch: &KernelLaunch, arrays: &[CheckArray], seed: u64) -> (V
     let mut memory = simulator_memory(arrays);
     let completion = COMPLETION_TIMINGS[seed as usize % 3];
     let arch = if seed % 8 == 1 { Arch::H100 } else { Arch::A100 };
-    let options = ExecOptions { gpu: simulate::gpu(&arch), seed, completion, ..ExecOptions::default() };
+    let options = ExecOptions { gpu: simulate::gpu_spec(&arch), seed, completion, ..ExecOptions::default() };
     let staged = match simulate::run(launch, &Arch { sm: 80, ..arch }, &mut memory, &options) {
         Ok(staged) => staged,
         Err(e) => panic!("{}: {e}", launch.kernel.name),
@@ -70,8 +70,8 @@ const LARGE_LAUNCH: u64 = 1 << 18;
 
 /// Runs a launch on the simulator under several interleavings, on all processors; the results must agree bit for bit.
 ///
-/// Tests run each kernel on many shapes. There a large launch gets one interleaving per element of [`COMPLETION_TIMINGS`]; the
-/// small shapes of the same kernel get all of them.
+/// Tests run each kernel on many shapes. There a large launch gets one interleaving per element of
+/// [`COMPLETION_TIMINGS`]; the small shapes of the same kernel get all of them.
 pub fn run_interleavings(launch: &KernelLaunch) {
     let arrays = arrays_of(launch);
     let (seed, interleavings, in_test, record) =
@@ -79,8 +79,11 @@ pub fn run_interleavings(launch: &KernelLaunch) {
     let first_seed = seed.wrapping_mul(8);
     let (staged, first) = staged_results(launch, &arrays, first_seed);
     let warps: u64 = staged.iter().map(|s| s.counters.total().warps).sum();
-    let interleavings =
-        if in_test && warps > LARGE_LAUNCH { interleavings.min(COMPLETION_TIMINGS.len() as u64) } else { interleavings };
+    let interleavings = if in_test && warps > LARGE_LAUNCH {
+        interleavings.min(COMPLETION_TIMINGS.len() as u64)
+    } else {
+        interleavings
+    };
     if record {
         let arrays = arrays.iter().map(|a| (a.at, a.read(), a.written)).collect();
         let stages = staged.into_iter().map(|s| (s.stage.symbol, s.counters)).collect();
@@ -116,7 +119,7 @@ pub fn run_interleavings(launch: &KernelLaunch) {
 
 /// Simulates a launch on an A100 and returns its stages. Asserts that there are no findings; writes no results back.
 #[cfg(test)]
-pub fn staged(launch: &crate::Launch) -> Vec<SimulatedStage> {
+pub fn simulated_stages(launch: &crate::Launch) -> Vec<SimulatedStage> {
     staged_on(launch, &Arch::A100)
 }
 
@@ -124,7 +127,7 @@ pub fn staged(launch: &crate::Launch) -> Vec<SimulatedStage> {
 fn staged_on(launch: &crate::Launch, arch: &Arch) -> Vec<SimulatedStage> {
     let crate::Launch::Kernel(launch) = launch else { return Vec::new() };
     let mut memory = simulator_memory(&arrays_of(launch));
-    let options = ExecOptions { gpu: simulate::gpu(arch), ..ExecOptions::default() };
+    let options = ExecOptions { gpu: simulate::gpu_spec(arch), ..ExecOptions::default() };
     let staged = simulate::run(launch, arch, &mut memory, &options).expect("it runs");
     nothing_found(launch, &staged, options.seed);
     staged
@@ -132,13 +135,13 @@ fn staged_on(launch: &crate::Launch, arch: &Arch) -> Vec<SimulatedStage> {
 
 /// Returns the instruction counts of a launch on an A100, summed over its stages.
 #[cfg(test)]
-pub fn counted(launch: &crate::Launch) -> reel_sim::counters::InstructionCounts {
-    counted_on(launch, &Arch::A100)
+pub fn simulated_counts(launch: &crate::Launch) -> reel_sim::counters::InstructionCounts {
+    simulated_counts_on(launch, &Arch::A100)
 }
 
 /// Returns the instruction counts of a launch on a given GPU, summed over its stages.
 #[cfg(test)]
-pub fn counted_on(launch: &crate::Launch, arch: &Arch) -> reel_sim::counters::InstructionCounts {
+pub fn simulated_counts_on(launch: &crate::Launch, arch: &Arch) -> reel_sim::counters::InstructionCounts {
     let mut sum = reel_sim::counters::InstructionCounts::default();
     staged_on(launch, arch).iter().for_each(|s| sum.add(&s.counters.total()));
     sum

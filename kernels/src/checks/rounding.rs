@@ -6,11 +6,11 @@ use crate::Element;
 pub const ULP: f64 = 1.0 / (1u64 << 23) as f64;
 
 /// The largest relative error of `rsqrt.approx.f32`: 2^−22.9 (PTX ISA 9.0, 9.7.3.18).
-pub const ROOT: f64 = 1.28e-7;
+pub const RSQRT_ERROR: f64 = 1.28e-7;
 
 /// Returns the derivative of `f` at 0 by differences over five points, to within 1e-10 if the fifth derivative is not
 /// large.
-pub fn slope(f: impl Fn(f64) -> f64) -> f64 {
+pub fn derivative_at_zero(f: impl Fn(f64) -> f64) -> f64 {
     let h = 1e-3;
     (8.0 * (f(h) - f(-h)) - (f(2.0 * h) - f(-2.0 * h))) / (12.0 * h)
 }
@@ -26,7 +26,7 @@ pub fn bf16(x: f64) -> f64 {
 }
 
 /// Returns `x` unrounded.
-pub fn exact(x: f64) -> f64 {
+pub fn unrounded(x: f64) -> f64 {
     x
 }
 
@@ -65,7 +65,7 @@ mod tests {
 
     #[test]
     fn slopes_are_good_to_ten_places() {
-        assert!((slope(|h| (1.3 + h).exp()) / 1.3f64.exp() - 1.0).abs() < 1e-10);
+        assert!((derivative_at_zero(|h| (1.3 + h).exp()) / 1.3f64.exp() - 1.0).abs() < 1e-10);
     }
 
     #[test]

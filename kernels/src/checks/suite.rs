@@ -16,7 +16,7 @@ pub struct CheckOutcome {
 
 /// Returns the checks of the folder with this name, or of the folder that has a kernel of this name. Without a name,
 /// returns all checks.
-pub fn select(name: Option<&str>) -> Vec<(&'static KernelFolder, &'static Check)> {
+pub fn select_checks(name: Option<&str>) -> Vec<(&'static KernelFolder, &'static Check)> {
     let wanted = |folder: &&KernelFolder| match name {
         None => true,
         Some(name) => folder.name == name || folder.examples().iter().any(|e| e.launch.kernel.name == name),

@@ -3,7 +3,7 @@
 //!
 //! A folder's `examples.rs` makes the launches (`traffic`), and `kernel_folder!` declares the test.
 
-use super::{addr, counted, counted_on, on_sim};
+use super::{addr, on_sim, simulated_counts, simulated_counts_on};
 use crate::Addr;
 use crate::launch::{Arch, Launch};
 use reel_sim::counters::InstructionCounts;
@@ -61,7 +61,7 @@ pub(crate) fn within_a_tenth(launches: impl IntoIterator<Item = Launch>) -> Traf
 /// # Panics
 /// If the launch moves more bytes.
 pub(crate) fn assert_moves_its_bytes(launch: &Launch) -> InstructionCounts {
-    let (count, cost) = (counted(launch), launch.cost());
+    let (count, cost) = (simulated_counts(launch), launch.cost());
     let bytes = (count.global_read + count.global_written) as f64;
     assert!(bytes <= 1.1 * cost.bytes, "{}: moves {bytes} bytes; its cost says {}", launch.name(), cost.bytes);
     count
@@ -76,7 +76,7 @@ pub(crate) fn assert_traffic(calls: impl Fn(&mut TrafficArrays) -> TrafficLaunch
         let mut arrays = TrafficArrays::default();
         let mut wrong = String::new();
         for (launch, max_ratio) in calls(&mut arrays) {
-            let (count, cost) = (counted_on(&launch, &SMALL_GPU), launch.cost());
+            let (count, cost) = (simulated_counts_on(&launch, &SMALL_GPU), launch.cost());
             let bytes = (count.global_read + count.global_written) as f64;
             let (ratio, conflicts) = (bytes / cost.bytes, count.wavefronts - count.wavefronts_least);
             if !(ratio <= max_ratio) {

@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use super::{Params, ROWS};
-use crate::view::{Out, slice};
+use crate::view::{OutputArray, slice_at};
 use crate::{Element, Team, simd_fn};
 
 /// Columns of one task.
@@ -30,7 +30,7 @@ simd_fn! {
 pub unsafe fn add<T: Element>(p: &Params, team: &Team) {
     let (rows, cols) = (p.rows as usize, p.cols as usize);
     // SAFETY: `p`'s addresses cover the shapes that [`Params`] documents.
-    let (x, sum) = unsafe { (slice::<T>(p.x, rows * cols), Out::<f32>::new(p.sum, cols)) };
+    let (x, sum) = unsafe { (slice_at::<T>(p.x, rows * cols), OutputArray::<f32>::new(p.sum, cols)) };
     team.run(cols.div_ceil(COLS), |task| {
         let start = task * COLS;
         // SAFETY: blocks do not overlap.

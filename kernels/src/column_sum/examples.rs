@@ -3,10 +3,10 @@
 #[cfg(test)]
 use crate::checks::traffic::{TRAFFIC_ROWS, TrafficArrays, TrafficLaunches, within_a_tenth};
 use crate::column_sum;
-use crate::folder::{ACTIVATIONS, Calls, FLOAT_DTYPES, HIDDEN, Sizes, TOKENS, placeholders};
+use crate::folder::{ACTIVATIONS, FLOAT_DTYPES, HIDDEN, LabeledLaunches, Sizes, TOKENS, placeholders};
 
 /// Returns the example calls, each with a text that describes its size.
-pub(crate) fn examples(_: &Sizes) -> Calls {
+pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
     let p = column_sum::Params { rows: TOKENS as u64, cols: HIDDEN as u64, ..placeholders() };
     FLOAT_DTYPES.map(|t| (ACTIVATIONS, column_sum::add(t, &p))).into()
 }

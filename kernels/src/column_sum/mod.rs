@@ -40,7 +40,7 @@ kernel!(pub ADD_BF16, "column_sum_bf16", Params, cpu::add::<half::bf16>, &SOURCE
 
 /// `strip` is the number of columns in 64 bytes.
 fn plan_add(symbol: &'static str, p: &Params, strip: u64) -> Vec<Stage> {
-    if p.rows == 0 { Vec::new() } else { cuh::blocks(symbol, p.cols.div_ceil(strip), 512) }
+    if p.rows == 0 { Vec::new() } else { cuh::plan_blocks(symbol, p.cols.div_ceil(strip), 512) }
 }
 
 /// Launches the column sums; `dtype` is that of x, F32 or BF16.

@@ -3,7 +3,7 @@
 
 use super::CopyParams;
 use crate::Team;
-use crate::view::{Out, slice};
+use crate::view::{OutputArray, slice_at};
 
 /// Approximate number of elements that one task copies.
 const TASK: usize = 16 * 1024;
@@ -14,7 +14,7 @@ pub unsafe fn copy<T: Copy + Send + Sync>(p: &CopyParams, team: &Team) {
     let (rows, width) = (p.rows as usize, p.width as usize);
     let (src_cols, dst_cols) = (p.src_cols as usize, p.dst_cols as usize);
     // SAFETY: `p`'s addresses cover the shapes that [`CopyParams`] documents.
-    let (src, dst) = unsafe { (slice::<T>(p.src, rows * src_cols), Out::<T>::new(p.dst, rows * dst_cols)) };
+    let (src, dst) = unsafe { (slice_at::<T>(p.src, rows * src_cols), OutputArray::<T>::new(p.dst, rows * dst_cols)) };
     let step = (TASK / width.max(1)).max(1);
     team.run(rows.div_ceil(step), |task| {
         for row in task * step..(task * step + step).min(rows) {

@@ -3,10 +3,10 @@
 #[cfg(test)]
 use crate::checks::traffic::{TRAFFIC_ROWS, TrafficArrays, TrafficLaunches, within_a_tenth};
 use crate::columns;
-use crate::folder::{Calls, FLOAT_DTYPES, HEAD_DIM, HEADS, KV_HEADS, Sizes, TOKENS, placeholders};
+use crate::folder::{FLOAT_DTYPES, HEAD_DIM, HEADS, KV_HEADS, LabeledLaunches, Sizes, TOKENS, placeholders};
 
 /// Returns the example calls, each with a text that describes its size.
-pub(crate) fn examples(_: &Sizes) -> Calls {
+pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
     let (width, all) = (HEADS * HEAD_DIM, (HEADS + 2 * KV_HEADS) * HEAD_DIM);
     let p = columns::CopyParams { rows: TOKENS, width, src_cols: all, dst_cols: width, ..placeholders() };
     FLOAT_DTYPES.map(|t| ("the queries of 8192 tokens out of a fused qkv", columns::copy(t, &p))).into()

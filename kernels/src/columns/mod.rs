@@ -42,8 +42,8 @@ kernel_folder! {
     traffic: traffic_launches,
 }
 
-kernel!(pub COPY_16, "columns_copy_16bit", CopyParams, cpu::copy::<u16>, &SOURCE, |p, _| cuh::rows("columns_copy_16bit", p.rows.into(), p.width.into(), 8));
-kernel!(pub COPY_32, "columns_copy_32bit", CopyParams, cpu::copy::<u32>, &SOURCE, |p, _| cuh::rows("columns_copy_32bit", p.rows.into(), p.width.into(), 4));
+kernel!(pub COPY_16, "columns_copy_16bit", CopyParams, cpu::copy::<u16>, &SOURCE, |p, _| cuh::plan_row_copy("columns_copy_16bit", p.rows.into(), p.width.into(), 8));
+kernel!(pub COPY_32, "columns_copy_32bit", CopyParams, cpu::copy::<u32>, &SOURCE, |p, _| cuh::plan_row_copy("columns_copy_32bit", p.rows.into(), p.width.into(), 4));
 
 /// Launches the copy; `dtype` may be any element type of 2 or 4 bytes.
 pub fn copy(dtype: DType, params: &CopyParams) -> Launch {

@@ -141,7 +141,7 @@ pub fn code(source: &Source, sm: &str) -> Option<BuiltinCode> {
 ///
 /// # Errors
 /// NVRTC is missing, or a source does not compile.
-pub fn pack(threads: usize) -> Result<Vec<u8>, CompileError> {
+pub fn compile_archive(threads: usize) -> Result<Vec<u8>, CompileError> {
     let all: Vec<(&Source, &str)> = FOLDERS
         .iter()
         .flat_map(|folder| ARCHITECTURES.into_iter().chain([PTX_ARCHITECTURE]).map(move |a| (folder.source, a)))

@@ -1,15 +1,15 @@
 //! Checks the machine code of a kernel folder for spilled registers, for local memory that its `mod.rs` does not
 //! allow, and for ptxas remarks that an optimisation was dropped (`wgmma` serialised, `setmaxnreg` ignored).
 
-use super::ptxas::Resources;
-use super::{CompileError, cubin};
+use super::ptxas::FunctionResources;
+use super::{CompileError, compile_to_cubin};
 use crate::Source;
 
 /// One function compiled for one architecture.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Function {
+pub struct CheckedFunction {
     /// Registers, spills and memory as ptxas reports them.
-    pub resources: Resources,
+    pub resources: FunctionResources,
     /// Number of `ld.local` and `st.local` instructions in the function's PTX. They access arrays that are not in
     /// registers.
     pub local_accesses: u32,
@@ -17,30 +17,30 @@ pub struct Function {
 
 /// The result of checking a source for one architecture.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Checked {
+pub struct CheckResult {
     /// The source's functions, sorted by symbol.
-    pub functions: Vec<Function>,
+    pub functions: Vec<CheckedFunction>,
     /// The problems that were found, one line each.
     pub problems: Vec<String>,
 }
 
 /// Compiles `source` for `sm` and checks every function. `module` is the text of the folder's `mod.rs`. Its lines
 /// that begin with `//! Local memory:` name the symbols that may use local memory.
-pub fn check(source: &Source, sm: &str, module: &str) -> Result<Checked, CompileError> {
-    let built = cubin(source, sm)?;
+pub fn check(source: &Source, sm: &str, module: &str) -> Result<CheckResult, CompileError> {
+    let built = compile_to_cubin(source, sm)?;
     let local = local_accesses(&built.ptx);
     let local_of = |symbol: &str| local.iter().find(|(name, _)| *name == symbol).map_or(0, |(_, count)| *count);
-    let functions: Vec<Function> = (built.report.functions.iter())
-        .map(|r| Function { local_accesses: local_of(&r.symbol), resources: r.clone() })
+    let functions: Vec<CheckedFunction> = (built.report.functions.iter())
+        .map(|r| CheckedFunction { local_accesses: local_of(&r.symbol), resources: r.clone() })
         .collect();
     let mut problems: Vec<String> = functions.iter().flat_map(|f| problems_of(f, module)).collect();
     problems.extend(built.report.warnings.iter().map(|w| format!("ptxas: {w}")));
     let problems = problems.iter().map(|p| format!("{} {sm}: {p}", source.name)).collect();
-    Ok(Checked { functions, problems })
+    Ok(CheckResult { functions, problems })
 }
 
-fn problems_of(f: &Function, module: &str) -> Vec<String> {
-    let Resources { symbol, spill_stores, spill_loads, stack, .. } = &f.resources;
+fn problems_of(f: &CheckedFunction, module: &str) -> Vec<String> {
+    let FunctionResources { symbol, spill_stores, spill_loads, stack, .. } = &f.resources;
     let mut problems = Vec::new();
     if spill_stores + spill_loads > 0 {
         problems.push(format!("{symbol}: {spill_stores} bytes of spilled registers stored, {spill_loads} loaded"));

@@ -10,7 +10,7 @@ use super::{CompileError, Unit, compiler, number_of};
 
 /// A file compiled to PTX.
 #[derive(Clone, Debug)]
-pub struct Foreign {
+pub struct CompiledUserFile {
     /// PTX with line information. In the line table the file has the name that the user gave.
     pub ptx: String,
     /// `NVRTC` or `nvcc`.
@@ -20,12 +20,12 @@ pub struct Foreign {
 /// Compiles the file at `path` for an architecture such as `sm_90a`. `#include` finds headers in `stand_ins` (name
 /// and text), in the file's own folder, in the folders `include`, and among the CUDA headers of this machine. If
 /// NVRTC reports errors, for example because of host code or the C++ library, nvcc compiles the file.
-pub fn foreign(
+pub fn compile_user_file(
     path: &Path,
     sm: &str,
     include: &[PathBuf],
     stand_ins: &[(&str, &str)],
-) -> Result<Foreign, CompileError> {
+) -> Result<CompiledUserFile, CompileError> {
     let number = number_of(sm)?;
     let bytes = fs::read(path).map_err(|e| CompileError::Unreadable { path: path.into(), reason: e.to_string() })?;
     let toolkit = Toolkit::of_environment();
@@ -39,13 +39,13 @@ pub fn foreign(
         options: options(number, &folders, &toolkit.header_folders(), stand_ins),
     };
     let refused = match compiler().and_then(|c| c.nvrtc()?.compile(&unit)) {
-        Ok(output) => return Ok(Foreign { ptx: with_main_file(&output.ptx, path), compiler: "NVRTC" }),
+        Ok(output) => return Ok(CompiledUserFile { ptx: with_main_file(&output.ptx, path), compiler: "NVRTC" }),
         Err(e) => e,
     };
     match toolkit.program("nvcc") {
         Some(nvcc) => {
             let ptx = run_nvcc(&nvcc, path, number, &folders)?;
-            Ok(Foreign { ptx: with_main_file(&ptx, path), compiler: "nvcc" })
+            Ok(CompiledUserFile { ptx: with_main_file(&ptx, path), compiler: "nvcc" })
         }
         None => Err(wanting_nvcc(refused)),
     }
@@ -151,7 +151,7 @@ mod tests {
         file(dir.path(), "mine.h", "__device__ uint32_t mine() { return 7; }\n");
         let text = "#include \"mine.h\"\n__global__ void k(uint32_t* x) {\n  x[threadIdx.x] = mine();\n}\n";
         let path = file(dir.path(), "k.cu", text);
-        let built = foreign(&path, "sm_80", &[], STAND_INS).unwrap();
+        let built = compile_user_file(&path, "sm_80", &[], STAND_INS).unwrap();
         assert_eq!(built.compiler, "NVRTC");
         assert!(built.ptx.contains(".entry _Z1kPj("), "{}", built.ptx);
         assert!(built.ptx.contains(&format!(".file\t1 \"{}\"", path.display())), "{}", built.ptx);
@@ -165,7 +165,7 @@ mod tests {
         let text =
             "#include <vector>\n__global__ void k(int* x) {\n  x[0] = 1;\n}\nint main() { k<<<1, 1>>>(nullptr); }\n";
         let path = file(dir.path(), "host", text);
-        match (Toolkit::of_environment().program("nvcc"), foreign(&path, "sm_90a", &[], STAND_INS)) {
+        match (Toolkit::of_environment().program("nvcc"), compile_user_file(&path, "sm_90a", &[], STAND_INS)) {
             (Some(_), built) => {
                 let built = built.unwrap();
                 assert_eq!(built.compiler, "nvcc");
@@ -181,11 +181,11 @@ mod tests {
         let Some(()) = for_test() else { return };
         let dir = tempfile::tempdir().unwrap();
         let path = file(dir.path(), "bad.cu", "__global__ void k(int* x) {\n  x[0] = y;\n}\n");
-        let e = foreign(&path, "sm_80", &[], &[]).unwrap_err().to_string();
+        let e = compile_user_file(&path, "sm_80", &[], &[]).unwrap_err().to_string();
         assert_eq!(e, format!("{}:2: identifier \"y\" is undefined", path.display()));
-        let e = foreign(&dir.path().join("none.cu"), "sm_80", &[], &[]).unwrap_err().to_string();
+        let e = compile_user_file(&dir.path().join("none.cu"), "sm_80", &[], &[]).unwrap_err().to_string();
         assert!(e.contains("none.cu: cannot be read"), "{e}");
-        let e = foreign(&path, "sm80", &[], &[]).unwrap_err();
+        let e = compile_user_file(&path, "sm80", &[], &[]).unwrap_err();
         assert!(matches!(e, CompileError::Architecture(_)));
     }
 

@@ -17,7 +17,7 @@ use std::sync::OnceLock;
 
 use crate::Source;
 use cache::Cache;
-pub use foreign::{Foreign, foreign};
+pub use foreign::{CompiledUserFile, compile_user_file};
 use nvrtc::{CompilerOutput, Nvrtc};
 use ptxas::PtxasReport;
 use toolkit::Toolkit;
@@ -117,12 +117,12 @@ pub struct Cubin {
 }
 
 /// Compiles a kernel folder to PTX with line information, for an architecture such as `sm_80`.
-pub fn ptx(source: &Source, sm: &str) -> Result<String, CompileError> {
+pub fn compile_to_ptx(source: &Source, sm: &str) -> Result<String, CompileError> {
     Ok(compiler()?.build(&ptx_unit(source, sm)?)?.ptx)
 }
 
 /// Compiles a kernel folder to machine code with ptxas' report, for an architecture such as `sm_80`.
-pub fn cubin(source: &Source, sm: &str) -> Result<Cubin, CompileError> {
+pub fn compile_to_cubin(source: &Source, sm: &str) -> Result<Cubin, CompileError> {
     let CompilerOutput { ptx, cubin, log } = compiler()?.build(&cubin_unit(source, sm)?)?;
     let report = PtxasReport::parse(&log);
     Ok(Cubin { image: cubin, ptx, log, report })
@@ -226,12 +226,12 @@ fn compiler() -> Result<&'static Compiler, CompileError> {
 }
 
 /// Checks that kernels can be compiled on this machine: NVRTC is found and opens.
-pub fn available() -> Result<(), CompileError> {
+pub fn check_nvrtc() -> Result<(), CompileError> {
     compiler()?.nvrtc().map(|_| ())
 }
 
 /// Returns the major and minor version of the NVRTC library.
-pub fn version() -> Result<(u32, u32), CompileError> {
+pub fn nvrtc_version() -> Result<(u32, u32), CompileError> {
     compiler()?.nvrtc().map(Nvrtc::version)
 }
 
@@ -241,7 +241,7 @@ pub fn version() -> Result<(u32, u32), CompileError> {
 /// # Panics
 /// If NVRTC is missing in continuous integration (`CI` set and not empty), where no test may be skipped.
 pub fn for_test() -> Option<()> {
-    let Err(e) = available() else { return Some(()) };
+    let Err(e) = check_nvrtc() else { return Some(()) };
     let thread = std::thread::current();
     let name = thread.name().unwrap_or("a test");
     let ci = std::env::var_os("CI").is_some_and(|v| !v.is_empty());

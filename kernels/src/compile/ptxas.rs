@@ -2,7 +2,7 @@
 
 /// Resources of one function on one architecture, as ptxas reports them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Resources {
+pub struct FunctionResources {
     /// The symbol.
     pub symbol: String,
     /// True for a kernel, false for a function that was not inlined.
@@ -25,7 +25,7 @@ pub struct Resources {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PtxasReport {
     /// All functions, sorted by symbol.
-    pub functions: Vec<Resources>,
+    pub functions: Vec<FunctionResources>,
     /// Warnings and numbered performance remarks, one line each, such as C7508 (`setmaxnreg` ignored) or C7510 to
     /// C7519 (`wgmma` serialised, a wait or an arrive inserted).
     pub warnings: Vec<String>,
@@ -64,13 +64,13 @@ impl PtxasReport {
     }
 
     /// Returns the resources of one function.
-    pub fn function(&self, symbol: &str) -> Option<&Resources> {
+    pub fn function(&self, symbol: &str) -> Option<&FunctionResources> {
         self.functions.iter().find(|f| f.symbol == symbol)
     }
 
-    fn of(&mut self, symbol: &str) -> &mut Resources {
+    fn of(&mut self, symbol: &str) -> &mut FunctionResources {
         let i = self.functions.iter().position(|f| f.symbol == symbol).unwrap_or_else(|| {
-            self.functions.push(Resources { symbol: symbol.to_string(), ..Resources::default() });
+            self.functions.push(FunctionResources { symbol: symbol.to_string(), ..FunctionResources::default() });
             self.functions.len() - 1
         });
         &mut self.functions[i]
@@ -120,7 +120,7 @@ ptxas info    : Used 8 registers, used 0 barriers
 ptxas warning : Value of threads per SM for entry a is out of range.
 ";
         let report = PtxasReport::parse(log);
-        let b = Resources {
+        let b = FunctionResources {
             symbol: "b".into(),
             entry: true,
             registers: 32,
@@ -131,9 +131,9 @@ ptxas warning : Value of threads per SM for entry a is out of range.
             barriers: 2,
         };
         assert_eq!(report.function("b"), Some(&b));
-        let a = Resources { symbol: "a".into(), entry: true, registers: 8, ..Resources::default() };
+        let a = FunctionResources { symbol: "a".into(), entry: true, registers: 8, ..FunctionResources::default() };
         assert_eq!(report.function("a"), Some(&a));
-        let f = Resources { symbol: "_Z1ff".into(), stack: 8, ..Resources::default() };
+        let f = FunctionResources { symbol: "_Z1ff".into(), stack: 8, ..FunctionResources::default() };
         assert_eq!(report.functions, [f, a, b]);
         let starts: Vec<_> = report.warnings.iter().map(|w| &w[..7]).collect();
         assert_eq!(starts, ["(C7517)", "(C7508)", "Value o"]);

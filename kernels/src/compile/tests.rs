@@ -33,7 +33,7 @@ extern "C" __global__ void __launch_bounds__(128) twice_f32(const __grid_constan
 fn a_source_becomes_ptx_with_its_own_lines() {
     let Some(()) = for_test() else { return };
     for (sm, target) in [("sm_80", ".target sm_80"), ("sm_90a", ".target sm_90a")] {
-        let text = ptx(&SOURCE, sm).unwrap();
+        let text = compile_to_ptx(&SOURCE, sm).unwrap();
         assert!(text.contains(".entry twice_f32(") && text.contains(target), "{text}");
         assert!(text.contains(".file\t1 \"twice/sm80.cu\""), "{text}");
         assert!(text.contains(".loc\t1 5 "), "line 5 is the first load");
@@ -43,7 +43,7 @@ fn a_source_becomes_ptx_with_its_own_lines() {
 #[test]
 fn a_cubin_comes_with_its_resources() {
     let Some(()) = for_test() else { return };
-    let cubin = cubin(&SOURCE, "sm_80").unwrap();
+    let cubin = compile_to_cubin(&SOURCE, "sm_80").unwrap();
     assert!(cubin.image.starts_with(b"\x7fELF"));
     let f = cubin.report.function("twice_f32").expect("the kernel's resources");
     assert!(f.entry && f.registers > 0 && f.shared == 512 && f.spill_stores == 0, "{f:?}");
@@ -53,24 +53,24 @@ fn a_cubin_comes_with_its_resources() {
 #[test]
 fn the_compiler_is_of_cuda_13() {
     let Some(()) = for_test() else { return };
-    assert_eq!(version().unwrap().0, toolkit::MAJOR);
+    assert_eq!(nvrtc_version().unwrap().0, toolkit::MAJOR);
 }
 
 #[test]
 fn an_error_is_one_line_with_its_place() {
     let Some(()) = for_test() else { return };
     let broken = Source { sm80: "\n\nextern \"C\" __global__ void k() {\n  y = 1;\n  z = 2;\n}\n", ..SOURCE };
-    let e = ptx(&broken, "sm_80").unwrap_err();
+    let e = compile_to_ptx(&broken, "sm_80").unwrap_err();
     assert_eq!(e.to_string(), "twice/sm80.cu:4: identifier \"y\" is undefined");
     assert!(e.log().contains("\"z\""));
-    let e = ptx(&Source { sm80: "#include \"no.h\"\n", ..SOURCE }, "sm_80").unwrap_err().to_string();
+    let e = compile_to_ptx(&Source { sm80: "#include \"no.h\"\n", ..SOURCE }, "sm_80").unwrap_err().to_string();
     assert!(e.starts_with("twice/sm80.cu:1: ") && e.contains("no.h"), "{e}");
-    let e = ptx(&Source { sm80: "a\0b", ..SOURCE }, "sm_80").unwrap_err().to_string();
+    let e = compile_to_ptx(&Source { sm80: "a\0b", ..SOURCE }, "sm_80").unwrap_err().to_string();
     assert!(e.contains("NUL"), "{e}");
-    let e = ptx(&SOURCE, "sm_70").unwrap_err().to_string();
+    let e = compile_to_ptx(&SOURCE, "sm_70").unwrap_err().to_string();
     assert!(e.contains("gpu-architecture"), "{e}");
     for sm in ["80", "sm_", "sm_80x", "sm_9000", "sm_aa", "sm_80 -I/"] {
-        assert!(matches!(ptx(&SOURCE, sm), Err(CompileError::Architecture(_))), "{sm}");
+        assert!(matches!(compile_to_ptx(&SOURCE, sm), Err(CompileError::Architecture(_))), "{sm}");
     }
 }
 

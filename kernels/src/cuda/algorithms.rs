@@ -54,33 +54,33 @@ fn alignment(at: Addr) -> u32 {
 
 /// A summary of the algorithms that products have used so far.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Algorithms {
+pub struct AlgorithmFingerprint {
     /// Number of different product shapes.
     pub count: usize,
     /// A hash of all shapes with their algorithms; independent of the order.
     pub hash: u64,
 }
 
-impl Algorithms {
+impl AlgorithmFingerprint {
     /// Summarises pairs of a shape and its algorithm. The eight numbers are those of `cublasLtMatmulAlgo_t`, which
     /// NVIDIA's manual allows to store and use again with the same version of the library.
-    pub fn new(chosen: impl IntoIterator<Item = (ProductShape, [u64; 8])>) -> Algorithms {
+    pub fn new(chosen: impl IntoIterator<Item = (ProductShape, [u64; 8])>) -> AlgorithmFingerprint {
         let mut lines: Vec<String> =
             chosen.into_iter().map(|(shape, algorithm)| format!("{} {algorithm:016x?}\n", shape.to_text())).collect();
         lines.sort_unstable();
-        Algorithms { count: lines.len(), hash: XxHash3_64::oneshot(lines.concat().as_bytes()) }
+        AlgorithmFingerprint { count: lines.len(), hash: XxHash3_64::oneshot(lines.concat().as_bytes()) }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::catalogue::{Sizes, products};
+    use crate::catalogue::{Sizes, example_products};
     use proptest::prelude::*;
 
     fn shape(m: u64, n: u64, k: u64, which: usize) -> ProductShape {
         let sizes = [("m", m), ("n", n), ("k", k)].map(|(key, value)| (key.to_string(), value));
-        ProductShape::new(&products(&Sizes::new(sizes).unwrap()).unwrap()[which].product)
+        ProductShape::new(&example_products(&Sizes::new(sizes).unwrap()).unwrap()[which].product)
     }
 
     proptest! {
@@ -91,17 +91,17 @@ mod tests {
             changed in any::<prop::sample::Index>(), word in 0usize..8, bit in 0u32..64,
         ) {
             let all: Vec<_> = sizes.iter().map(|&(m, n, k, which, a)| (shape(m, n, k, which), [a; 8])).collect();
-            let same = Algorithms::new(all.iter().rev().copied());
-            prop_assert_eq!(Algorithms::new(all.iter().copied()), same.clone());
+            let same = AlgorithmFingerprint::new(all.iter().rev().copied());
+            prop_assert_eq!(AlgorithmFingerprint::new(all.iter().copied()), same.clone());
             let i = changed.index(all.len());
             let mut other = all.clone();
             other[i].1[word] ^= 1 << bit;
-            prop_assert_ne!(Algorithms::new(other).hash, same.hash);
+            prop_assert_ne!(AlgorithmFingerprint::new(other).hash, same.hash);
             let (m, n, k, which, _) = sizes[i];
             for moved in [shape(m + 50, n, k, which), shape(m, n, k, (which + 1) % 6)] {
                 let mut other = all.clone();
                 other[i].0 = moved;
-                prop_assert_ne!(Algorithms::new(other).hash, same.hash);
+                prop_assert_ne!(AlgorithmFingerprint::new(other).hash, same.hash);
             }
         }
     }

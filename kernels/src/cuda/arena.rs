@@ -34,7 +34,7 @@ impl Arena {
     }
 
     /// Returns the size of the whole range in bytes.
-    pub fn end(&self) -> usize {
+    pub fn size_bytes(&self) -> usize {
         self.end
     }
 
@@ -148,14 +148,14 @@ mod tests {
                     prop_assert!(arena.free(start) && !arena.free(start));
                 } else {
                     let start = grow_and_alloc(&mut arena, bytes);
-                    prop_assert!(start.is_multiple_of(ALIGN) && start + bytes <= arena.end());
+                    prop_assert!(start.is_multiple_of(ALIGN) && start + bytes <= arena.size_bytes());
                     prop_assert!(live.iter().all(|&(s, b)| s + b <= start || start + bytes <= s));
                     live.push((start, bytes));
                 }
                 prop_assert!(arena.allocated.values().sum::<usize>() >= live.iter().map(|(_, b)| b).sum::<usize>());
             }
             live.iter().for_each(|(start, _)| assert!(arena.free(*start)));
-            prop_assert_eq!(arena.free.clone().into_iter().collect::<Vec<_>>(), vec![(0, arena.end())]);
+            prop_assert_eq!(arena.free.clone().into_iter().collect::<Vec<_>>(), vec![(0, arena.size_bytes())]);
             prop_assert_eq!(arena.by_length.len(), 1);
         }
 
@@ -169,9 +169,9 @@ mod tests {
                 starts
             };
             step(&mut arena);
-            let (end, second) = (arena.end(), step(&mut arena));
+            let (end, second) = (arena.size_bytes(), step(&mut arena));
             prop_assert_eq!(second, step(&mut arena));
-            prop_assert_eq!(arena.end(), end);
+            prop_assert_eq!(arena.size_bytes(), end);
         }
     }
 }

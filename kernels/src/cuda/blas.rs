@@ -1,14 +1,14 @@
 //! The interface to matrix products on a GPU: the trait [`Blas`], implemented by cuBLASLt ([`super::cublaslt`]) and
 //! by the fake driver.
 
-use super::algorithms::Algorithms;
+use super::algorithms::AlgorithmFingerprint;
 use super::error::CudaError;
-use super::types::Stream;
+use super::types::StreamHandle;
 use crate::DType;
 use crate::matmul::Matmul;
 
 /// Bytes of workspace for matrix products: NVIDIA's recommendation for Hopper.
-pub const WORKSPACE: usize = 32 << 20;
+pub const WORKSPACE_BYTES: usize = 32 << 20;
 
 /// A library for matrix products on one GPU.
 pub trait Blas: Send + Sync {
@@ -17,14 +17,14 @@ pub trait Blas: Send + Sync {
 
     /// Returns a summary of the algorithms used so far. The algorithm of a product depends on its [`ProductShape`],
     /// the GPU and the library only.
-    fn algorithms(&self) -> Algorithms;
+    fn algorithms(&self) -> AlgorithmFingerprint;
 
     /// Enqueues a matrix product on the stream; m, n and k are at least 1.
     ///
     /// # Safety
-    /// The operands are in memory of this GPU and have the sizes of the product. `workspace` has [`WORKSPACE`] bytes
-    /// that no work on another stream uses.
-    unsafe fn product(&self, product: &Matmul, workspace: u64, stream: Stream) -> Result<(), CudaError>;
+    /// The operands are in memory of this GPU and have the sizes of the product. `workspace` has [`WORKSPACE_BYTES`]
+    /// bytes that no work on another stream uses.
+    unsafe fn product(&self, product: &Matmul, workspace: u64, stream: StreamHandle) -> Result<(), CudaError>;
 }
 
 /// Returns a product as text for messages, such as `matmul_fwd [5, 7] over 9: bf16 x bf16 to f32`.

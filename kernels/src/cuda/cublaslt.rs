@@ -10,10 +10,10 @@
 //! constants are those of cublasLt.h and library_types.h.
 #![allow(unsafe_code)]
 
-use super::algorithms::{Algorithms, ProductShape};
-use super::blas::{Blas, WORKSPACE, product_error, unsupported_reason};
+use super::algorithms::{AlgorithmFingerprint, ProductShape};
+use super::blas::{Blas, WORKSPACE_BYTES, product_error, unsupported_reason};
 use super::error::CudaError;
-use super::types::Stream;
+use super::types::StreamHandle;
 use crate::DType;
 use crate::compile::toolkit::Toolkit;
 use crate::matmul::Matmul;
@@ -245,7 +245,7 @@ impl CublasLt {
             number(f.desc_set, parts.desc, DESC_EPILOGUE, &EPILOGUE_BIAS.to_ne_bytes())?;
             number(f.desc_set, parts.desc, DESC_BIAS_POINTER, &p.bias.0.to_ne_bytes())?;
         }
-        number(f.preference_set, parts.preference, PREFERENCE_WORKSPACE, &WORKSPACE.to_ne_bytes())?;
+        number(f.preference_set, parts.preference, PREFERENCE_WORKSPACE, &WORKSPACE_BYTES.to_ne_bytes())?;
         number(f.preference_set, parts.preference, PREFERENCE_REDUCTIONS, &REDUCTION_COMPUTE_TYPE.to_ne_bytes())?;
         let [a, b, c] = shape.alignment;
         for (i, bytes) in [b, a, c, c].into_iter().enumerate() {
@@ -277,12 +277,12 @@ impl Blas for CublasLt {
         format!("cuBLASLt {}.{}.{}", v / 10_000, v / 100 % 100, v % 100)
     }
 
-    fn algorithms(&self) -> Algorithms {
+    fn algorithms(&self) -> AlgorithmFingerprint {
         let known = self.known.lock().unwrap_or_else(|e| e.into_inner());
-        Algorithms::new(known.iter().map(|(shape, prepared)| (*shape, prepared.algorithm.0)))
+        AlgorithmFingerprint::new(known.iter().map(|(shape, prepared)| (*shape, prepared.algorithm.0)))
     }
 
-    unsafe fn product(&self, p: &Matmul, workspace: u64, stream: Stream) -> Result<(), CudaError> {
+    unsafe fn product(&self, p: &Matmul, workspace: u64, stream: StreamHandle) -> Result<(), CudaError> {
         if let Some(why) = unsupported_reason(p) {
             return Err(product_error(p, why));
         }
@@ -317,7 +317,7 @@ impl Blas for CublasLt {
                 prepared.result,
                 &prepared.algorithm,
                 workspace as *mut c_void,
-                WORKSPACE,
+                WORKSPACE_BYTES,
                 stream.0 as *mut c_void,
             )
         };

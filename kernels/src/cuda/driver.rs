@@ -6,8 +6,8 @@
 use super::blas::Blas;
 use super::error::CudaError;
 pub use super::types::{
-    CompiledCode, Event, FunctionAttributes, FunctionHandle, GpuProperties, GraphHandle, LaunchConfig, LaunchLimits,
-    ModuleHandle, PhysicalMemory, Stream,
+    CompiledCode, EventHandle, FunctionAttributes, FunctionHandle, GpuProperties, GraphHandle, LaunchConfig,
+    LaunchLimits, ModuleHandle, PhysicalMemoryHandle, StreamHandle,
 };
 use reel_sim::tensor_map::TensorMap;
 
@@ -36,9 +36,9 @@ pub trait Driver: Send + Sync {
     /// Reserves a range of addresses without memory and returns its start.
     fn reserve(&self, bytes: usize) -> Result<u64, CudaError>;
     /// Allocates physical memory and maps it to a part of a reserved range.
-    unsafe fn map_memory(&self, at: u64, bytes: usize) -> Result<PhysicalMemory, CudaError>;
+    unsafe fn map_memory(&self, at: u64, bytes: usize) -> Result<PhysicalMemoryHandle, CudaError>;
     /// Unmaps physical memory from a part of a reserved range, and frees it.
-    unsafe fn unmap_memory(&self, at: u64, bytes: usize, backing: PhysicalMemory);
+    unsafe fn unmap_memory(&self, at: u64, bytes: usize, backing: PhysicalMemoryHandle);
     /// Releases a reserved range to which no memory is mapped.
     unsafe fn release(&self, at: u64, bytes: usize);
 
@@ -48,33 +48,33 @@ pub trait Driver: Send + Sync {
     unsafe fn free_host(&self, at: *mut u8);
 
     /// Creates a stream.
-    fn stream(&self) -> Result<Stream, CudaError>;
+    fn stream(&self) -> Result<StreamHandle, CudaError>;
     /// Destroys a stream.
-    unsafe fn destroy_stream(&self, stream: Stream);
+    unsafe fn destroy_stream(&self, stream: StreamHandle);
     /// Waits until all work of the stream is done. Returns the error of a kernel that faulted.
-    unsafe fn synchronize(&self, stream: Stream) -> Result<(), CudaError>;
+    unsafe fn synchronize(&self, stream: StreamHandle) -> Result<(), CudaError>;
     /// Enqueues a copy of host bytes to the GPU.
-    unsafe fn copy_in(&self, to: u64, from: *const u8, bytes: usize, stream: Stream) -> Result<(), CudaError>;
+    unsafe fn copy_in(&self, to: u64, from: *const u8, bytes: usize, stream: StreamHandle) -> Result<(), CudaError>;
     /// Enqueues a copy of GPU bytes to the host.
-    unsafe fn copy_out(&self, to: *mut u8, from: u64, bytes: usize, stream: Stream) -> Result<(), CudaError>;
+    unsafe fn copy_out(&self, to: *mut u8, from: u64, bytes: usize, stream: StreamHandle) -> Result<(), CudaError>;
     /// Enqueues a copy within the GPU; the ranges do not overlap.
-    unsafe fn copy(&self, to: u64, from: u64, bytes: usize, stream: Stream) -> Result<(), CudaError>;
+    unsafe fn copy(&self, to: u64, from: u64, bytes: usize, stream: StreamHandle) -> Result<(), CudaError>;
     /// Enqueues setting every byte of a range to one value.
-    unsafe fn fill(&self, at: u64, byte: u8, bytes: usize, stream: Stream) -> Result<(), CudaError>;
+    unsafe fn fill(&self, at: u64, byte: u8, bytes: usize, stream: StreamHandle) -> Result<(), CudaError>;
 
     /// Creates an event.
-    fn event(&self) -> Result<Event, CudaError>;
+    fn event(&self) -> Result<EventHandle, CudaError>;
     /// Destroys an event.
-    unsafe fn destroy_event(&self, event: Event);
+    unsafe fn destroy_event(&self, event: EventHandle);
     /// Records the event on the stream: it completes when the stream's work so far is done.
-    unsafe fn record(&self, event: Event, stream: Stream) -> Result<(), CudaError>;
+    unsafe fn record(&self, event: EventHandle, stream: StreamHandle) -> Result<(), CudaError>;
     /// Blocks the host until the event completes.
-    unsafe fn wait(&self, event: Event) -> Result<(), CudaError>;
+    unsafe fn wait(&self, event: EventHandle) -> Result<(), CudaError>;
     /// Makes later work of the stream wait until the event completes.
-    unsafe fn stream_wait(&self, stream: Stream, event: Event) -> Result<(), CudaError>;
+    unsafe fn stream_wait(&self, stream: StreamHandle, event: EventHandle) -> Result<(), CudaError>;
     /// Returns the seconds between two completed events, with a resolution of half a microsecond; negative if `end`
     /// completed first.
-    unsafe fn elapsed(&self, start: Event, end: Event) -> Result<f64, CudaError>;
+    unsafe fn elapsed(&self, start: EventHandle, end: EventHandle) -> Result<f64, CudaError>;
 
     /// Tells whether this driver needs PTX with line information, compiled on this machine, instead of the machine
     /// code in the binary.
@@ -106,15 +106,15 @@ pub trait Driver: Send + Sync {
         function: FunctionHandle,
         config: &LaunchConfig,
         arguments: &[&[u8]],
-        stream: Stream,
+        stream: StreamHandle,
     ) -> Result<(), CudaError>;
 
     /// Begins a stream capture: later work of the stream is recorded and does not run.
-    unsafe fn begin_capture(&self, stream: Stream) -> Result<(), CudaError>;
+    unsafe fn begin_capture(&self, stream: StreamHandle) -> Result<(), CudaError>;
     /// Ends a stream capture and returns the captured work as a graph.
-    unsafe fn end_capture(&self, stream: Stream) -> Result<GraphHandle, CudaError>;
+    unsafe fn end_capture(&self, stream: StreamHandle) -> Result<GraphHandle, CudaError>;
     /// Enqueues a captured graph on a stream.
-    unsafe fn launch_graph(&self, graph: GraphHandle, stream: Stream) -> Result<(), CudaError>;
+    unsafe fn launch_graph(&self, graph: GraphHandle, stream: StreamHandle) -> Result<(), CudaError>;
     /// Destroys a graph that is not running.
     unsafe fn destroy_graph(&self, graph: GraphHandle);
 

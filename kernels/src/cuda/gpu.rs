@@ -1,7 +1,7 @@
 //! A GPU: its memory, its kernels, their launches and run times. All work runs in order on one stream.
 
 use super::driver::{
-    CompiledCode, Driver, Event, FunctionAttributes, FunctionHandle, LaunchConfig, ModuleHandle, Stream,
+    CompiledCode, Driver, EventHandle, FunctionAttributes, FunctionHandle, LaunchConfig, ModuleHandle, StreamHandle,
 };
 use super::error::CudaError;
 use super::nvidia::Nvidia;
@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 /// An opened GPU with its loaded kernels and one stream.
 pub struct Gpu {
     pub(super) driver: Arc<dyn Driver>,
-    pub(super) stream: Stream,
+    pub(super) stream: StreamHandle,
     modules: Mutex<HashMap<&'static str, Loaded>>,
 }
 
@@ -51,11 +51,11 @@ pub struct Buffer {
 impl Gpu {
     /// Opens the NVIDIA GPU with this index.
     pub fn open(ordinal: usize) -> Result<Gpu, CudaError> {
-        Gpu::with(Arc::new(Nvidia::open(ordinal)?))
+        Gpu::from_driver(Arc::new(Nvidia::open(ordinal)?))
     }
 
     /// Makes a GPU from its driver and creates the stream.
-    pub fn with(driver: Arc<dyn Driver>) -> Result<Gpu, CudaError> {
+    pub fn from_driver(driver: Arc<dyn Driver>) -> Result<Gpu, CudaError> {
         let stream = driver.stream()?;
         Ok(Gpu { driver, stream, modules: Mutex::default() })
     }
@@ -66,7 +66,7 @@ impl Gpu {
     }
 
     /// Returns the stream on which all work of this GPU runs.
-    pub fn stream(&self) -> Stream {
+    pub fn stream(&self) -> StreamHandle {
         self.stream
     }
 
@@ -82,7 +82,7 @@ impl Gpu {
 
     /// Returns the architecture that kernels are compiled for: `sm_80`, or `sm_90a` with the features that only this
     /// architecture has.
-    pub fn sm(&self) -> String {
+    pub fn sm_name(&self) -> String {
         let sm = self.arch().sm;
         format!("sm_{sm}{}", if sm >= 90 { "a" } else { "" })
     }
@@ -145,7 +145,7 @@ impl Gpu {
     ///
     /// # Panics
     /// If `period` is not a positive divisor of the buffer's size.
-    pub fn repeat(&self, buffer: &Buffer, period: usize) -> Result<(), CudaError> {
+    pub fn fill_with_repeated_prefix(&self, buffer: &Buffer, period: usize) -> Result<(), CudaError> {
         assert!(period > 0 && buffer.bytes.is_multiple_of(period));
         let mut done = period;
         while done < buffer.bytes {
@@ -187,12 +187,12 @@ impl Gpu {
     }
 
     fn load_code(&self, source: &'static Source) -> Result<ModuleHandle, CudaError> {
-        let sm = self.sm();
+        let sm = self.sm_name();
         let builtin = if self.driver.needs_ptx() { None } else { builtin::code(source, &sm) };
         if let Some(BuiltinCode::Cubin(cubin)) = &builtin {
             return self.driver.load(source.name, CompiledCode { cubin, ptx: "" });
         }
-        match (compile::cubin(source, &sm), builtin) {
+        match (compile::compile_to_cubin(source, &sm), builtin) {
             (Ok(built), _) => self.driver.load(source.name, CompiledCode { cubin: &built.image, ptx: &built.ptx }),
             (Err(CompileError::NoNvrtc), Some(BuiltinCode::Ptx(ptx))) => {
                 self.driver.load(source.name, CompiledCode { cubin: &[], ptx: &ptx })
@@ -293,7 +293,7 @@ impl Gpu {
     }
 
     /// Returns how many seconds the work that `f` enqueues takes, by the GPU's own clock.
-    pub fn time(&self, f: impl FnOnce() -> Result<(), CudaError>) -> Result<f64, CudaError> {
+    pub fn time_seconds(&self, f: impl FnOnce() -> Result<(), CudaError>) -> Result<f64, CudaError> {
         let events = [self.driver.event()?, self.driver.event()?];
         let seconds = self.time_between(events, f);
         for event in events {
@@ -305,7 +305,7 @@ impl Gpu {
 
     fn time_between(
         &self,
-        [start, end]: [Event; 2],
+        [start, end]: [EventHandle; 2],
         f: impl FnOnce() -> Result<(), CudaError>,
     ) -> Result<f64, CudaError> {
         // SAFETY: events and stream are live.

@@ -1,10 +1,10 @@
 //! CUDA graphs: launches that are captured once and then enqueued together by one call.
 //!
-//! During a capture the host must neither wait nor allocate memory, as loading a kernel does. So [`Gpu::prepare`]
-//! loads the kernels before the capture. Source: CUDA C++ Programming Guide 13.0, "Creating a Graph Using Stream
-//! Capture".
+//! During a capture the host must neither wait nor allocate memory, as loading a kernel does. So
+//! [`Gpu::load_for_capture`] loads the kernels before the capture. Source: CUDA C++ Programming Guide 13.0, "Creating
+//! a Graph Using Stream Capture".
 
-use super::driver::{Driver, GraphHandle, Stream};
+use super::driver::{Driver, GraphHandle, StreamHandle};
 use super::error::CudaError;
 use super::gpu::Gpu;
 use crate::launch::Kernel;
@@ -13,7 +13,7 @@ use std::sync::Arc;
 /// A graph of captured launches; dropping it destroys the graph.
 pub struct GpuGraph {
     driver: Arc<dyn Driver>,
-    stream: Stream,
+    stream: StreamHandle,
     graph: GraphHandle,
 }
 
@@ -22,7 +22,7 @@ impl Gpu {
     ///
     /// # Errors
     /// The code cannot be loaded, or a launch exceeds a limit of the GPU.
-    pub fn prepare(&self, kernel: &'static Kernel, params: &[u8]) -> Result<(), CudaError> {
+    pub fn load_for_capture(&self, kernel: &'static Kernel, params: &[u8]) -> Result<(), CudaError> {
         for stage in (kernel.plan)(params, &self.arch()) {
             self.function(kernel.source, &stage, params.len())?;
         }
@@ -55,7 +55,7 @@ impl Gpu {
     ///
     /// # Errors
     /// The driver's error.
-    pub unsafe fn replay(&self, captured: &GpuGraph) -> Result<(), CudaError> {
+    pub unsafe fn launch_graph(&self, captured: &GpuGraph) -> Result<(), CudaError> {
         // SAFETY: the graph is live; the caller guarantees the addresses in it.
         unsafe { self.driver.launch_graph(captured.graph, self.stream) }
     }

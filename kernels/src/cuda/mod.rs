@@ -1,9 +1,9 @@
 //! Access to a GPU through its driver: memory, kernel launches, matrix products, and their run times.
 //!
 //! The trait [`Driver`] has the driver's calls. [`Nvidia`] implements it with NVIDIA's driver, which is opened at run
-//! time. [`fake::Fake`] implements it for machines without a GPU: it enforces the documented rules and runs launches
-//! on the simulator. [`Gpu`] is the interface for the rest of the program: it loads kernels at first use and checks
-//! each launch against [`rules`] before it calls the driver.
+//! time. [`fake::FakeDriver`] implements it for machines without a GPU: it enforces the documented rules and runs
+//! launches on the simulator. [`Gpu`] is the interface for the rest of the program: it loads kernels at first use and
+//! checks each launch against [`rules`] before it calls the driver.
 #![allow(unsafe_code)]
 
 mod algorithms;
@@ -22,7 +22,7 @@ mod types;
 #[cfg(test)]
 mod tests;
 
-pub use algorithms::Algorithms;
+pub use algorithms::AlgorithmFingerprint;
 pub use driver::Driver;
 pub use error::CudaError;
 pub use gpu::{Buffer, Gpu, PtxFunction};

@@ -4,8 +4,8 @@
 use super::blas::Blas;
 use super::cublaslt::CublasLt;
 use super::driver::{
-    CompiledCode, Driver, Event, FunctionAttributes, FunctionHandle, GpuProperties, GraphHandle, LaunchConfig,
-    LaunchLimits, ModuleHandle, PhysicalMemory, Stream,
+    CompiledCode, Driver, EventHandle, FunctionAttributes, FunctionHandle, GpuProperties, GraphHandle, LaunchConfig,
+    LaunchLimits, ModuleHandle, PhysicalMemoryHandle, StreamHandle,
 };
 use super::error::CudaError;
 use crate::launch::Arch;
@@ -55,7 +55,7 @@ fn memory<T>(bytes: usize, call: &str, result: Result<T, driver::DriverError>) -
 
 impl Nvidia {
     /// Tells whether the machine has a driver and a GPU. The GPU may still be unusable.
-    pub fn present() -> bool {
+    pub fn is_present() -> bool {
         // SAFETY: only looks for the library.
         let library = unsafe { sys::is_culib_present() };
         library && driver::init().is_ok() && driver::device::get_count().is_ok_and(|n| n > 0)
@@ -170,13 +170,13 @@ impl GpuProperties {
     }
 }
 
-impl Stream {
+impl StreamHandle {
     fn raw(self) -> sys::CUstream {
         self.0 as sys::CUstream
     }
 }
 
-impl Event {
+impl EventHandle {
     fn raw(self) -> sys::CUevent {
         self.0 as sys::CUevent
     }
@@ -228,7 +228,7 @@ impl Driver for Nvidia {
         Ok(at)
     }
 
-    unsafe fn map_memory(&self, at: u64, bytes: usize) -> Result<PhysicalMemory, CudaError> {
+    unsafe fn map_memory(&self, at: u64, bytes: usize) -> Result<PhysicalMemoryHandle, CudaError> {
         self.current()?;
         let mut handle = 0;
         memory(bytes, "allocating", unsafe { sys::cuMemCreate(&mut handle, bytes, &self.memory_kind(), 0) }.result())?;
@@ -246,10 +246,10 @@ impl Driver for Nvidia {
             }
             return Err(e);
         }
-        Ok(PhysicalMemory(handle))
+        Ok(PhysicalMemoryHandle(handle))
     }
 
-    unsafe fn unmap_memory(&self, at: u64, bytes: usize, backing: PhysicalMemory) {
+    unsafe fn unmap_memory(&self, at: u64, bytes: usize, backing: PhysicalMemoryHandle) {
         let _ = self.call("unmapping GPU memory", || unsafe {
             sys::cuMemUnmap(at, bytes).result()?;
             sys::cuMemRelease(backing.0).result()
@@ -271,60 +271,60 @@ impl Driver for Nvidia {
         let _ = self.call("freeing host memory", || unsafe { driver::free_host(at.cast()) });
     }
 
-    fn stream(&self) -> Result<Stream, CudaError> {
+    fn stream(&self) -> Result<StreamHandle, CudaError> {
         let made = self.call("creating a stream", || driver::stream::create(driver::stream::StreamKind::NonBlocking));
-        made.map(|s| Stream(s as usize))
+        made.map(|s| StreamHandle(s as usize))
     }
 
-    unsafe fn destroy_stream(&self, stream: Stream) {
+    unsafe fn destroy_stream(&self, stream: StreamHandle) {
         let _ = self.call("destroying a stream", || unsafe { driver::stream::destroy(stream.raw()) });
     }
 
-    unsafe fn synchronize(&self, stream: Stream) -> Result<(), CudaError> {
+    unsafe fn synchronize(&self, stream: StreamHandle) -> Result<(), CudaError> {
         self.call("running the enqueued work", || unsafe { driver::stream::synchronize(stream.raw()) })
     }
 
-    unsafe fn copy_in(&self, to: u64, from: *const u8, bytes: usize, stream: Stream) -> Result<(), CudaError> {
+    unsafe fn copy_in(&self, to: u64, from: *const u8, bytes: usize, stream: StreamHandle) -> Result<(), CudaError> {
         let copy = || unsafe { sys::cuMemcpyHtoDAsync_v2(to, from.cast(), bytes, stream.raw()) }.result();
         self.call("copying to the GPU", copy)
     }
 
-    unsafe fn copy_out(&self, to: *mut u8, from: u64, bytes: usize, stream: Stream) -> Result<(), CudaError> {
+    unsafe fn copy_out(&self, to: *mut u8, from: u64, bytes: usize, stream: StreamHandle) -> Result<(), CudaError> {
         let copy = || unsafe { sys::cuMemcpyDtoHAsync_v2(to.cast(), from, bytes, stream.raw()) }.result();
         self.call("copying from the GPU", copy)
     }
 
-    unsafe fn copy(&self, to: u64, from: u64, bytes: usize, stream: Stream) -> Result<(), CudaError> {
+    unsafe fn copy(&self, to: u64, from: u64, bytes: usize, stream: StreamHandle) -> Result<(), CudaError> {
         self.call("copying on the GPU", || unsafe { driver::memcpy_dtod_async(to, from, bytes, stream.raw()) })
     }
 
-    unsafe fn fill(&self, at: u64, byte: u8, bytes: usize, stream: Stream) -> Result<(), CudaError> {
+    unsafe fn fill(&self, at: u64, byte: u8, bytes: usize, stream: StreamHandle) -> Result<(), CudaError> {
         self.call("filling memory", || unsafe { driver::memset_d8_async(at, byte, bytes, stream.raw()) })
     }
 
-    fn event(&self) -> Result<Event, CudaError> {
+    fn event(&self) -> Result<EventHandle, CudaError> {
         let made = self.call("creating an event", || driver::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT));
-        made.map(|e| Event(e as usize))
+        made.map(|e| EventHandle(e as usize))
     }
 
-    unsafe fn destroy_event(&self, event: Event) {
+    unsafe fn destroy_event(&self, event: EventHandle) {
         let _ = self.call("destroying an event", || unsafe { driver::event::destroy(event.raw()) });
     }
 
-    unsafe fn record(&self, event: Event, stream: Stream) -> Result<(), CudaError> {
+    unsafe fn record(&self, event: EventHandle, stream: StreamHandle) -> Result<(), CudaError> {
         self.call("recording an event", || unsafe { driver::event::record(event.raw(), stream.raw()) })
     }
 
-    unsafe fn wait(&self, event: Event) -> Result<(), CudaError> {
+    unsafe fn wait(&self, event: EventHandle) -> Result<(), CudaError> {
         self.call("running the enqueued work", || unsafe { driver::event::synchronize(event.raw()) })
     }
 
-    unsafe fn stream_wait(&self, stream: Stream, event: Event) -> Result<(), CudaError> {
+    unsafe fn stream_wait(&self, stream: StreamHandle, event: EventHandle) -> Result<(), CudaError> {
         let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
         self.call("waiting for an event", || unsafe { driver::stream::wait_event(stream.raw(), event.raw(), flags) })
     }
 
-    unsafe fn elapsed(&self, start: Event, end: Event) -> Result<f64, CudaError> {
+    unsafe fn elapsed(&self, start: EventHandle, end: EventHandle) -> Result<f64, CudaError> {
         let ms =
             self.call("reading the time between events", || unsafe { driver::event::elapsed(start.raw(), end.raw()) });
         ms.map(|ms| f64::from(ms) * 1e-3)
@@ -420,7 +420,7 @@ impl Driver for Nvidia {
         function: FunctionHandle,
         config: &LaunchConfig,
         arguments: &[&[u8]],
-        stream: Stream,
+        stream: StreamHandle,
     ) -> Result<(), CudaError> {
         let mut arguments: Vec<*mut c_void> = arguments.iter().map(|a| a.as_ptr().cast_mut().cast()).collect();
         use sys::CUlaunchAttributeID as Id;
@@ -457,12 +457,12 @@ impl Driver for Nvidia {
         self.call("launching", call)
     }
 
-    unsafe fn begin_capture(&self, stream: Stream) -> Result<(), CudaError> {
+    unsafe fn begin_capture(&self, stream: StreamHandle) -> Result<(), CudaError> {
         let mode = sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         self.call("beginning a capture", || unsafe { driver::stream::begin_capture(stream.raw(), mode) })
     }
 
-    unsafe fn end_capture(&self, stream: Stream) -> Result<GraphHandle, CudaError> {
+    unsafe fn end_capture(&self, stream: StreamHandle) -> Result<GraphHandle, CudaError> {
         let end = || unsafe {
             let graph = driver::stream::end_capture(stream.raw())?;
             let ready = driver::graph::instantiate(graph, sys::CUgraphInstantiate_flags_enum(0));
@@ -472,7 +472,7 @@ impl Driver for Nvidia {
         self.call("ending a capture", end).map(|g| GraphHandle(g as usize))
     }
 
-    unsafe fn launch_graph(&self, graph: GraphHandle, stream: Stream) -> Result<(), CudaError> {
+    unsafe fn launch_graph(&self, graph: GraphHandle, stream: StreamHandle) -> Result<(), CudaError> {
         self.call("launching a graph", || unsafe { driver::graph::launch(graph.0 as sys::CUgraphExec, stream.raw()) })
     }
 

@@ -1,7 +1,7 @@
 //! Tests of the GPU interface on the fake driver.
 
 use super::driver::{CompiledCode, Driver, LaunchConfig};
-use super::fake::Fake;
+use super::fake::FakeDriver;
 use super::*;
 use crate::elementwise::{self, FillParams};
 use crate::launch::{Launch, Stage};
@@ -34,9 +34,9 @@ const PTX: &str = "
 const ONE: LaunchConfig =
     LaunchConfig { grid: [1; 3], block: [1; 3], cluster: [1; 3], shared: 0, cooperative: false, programmatic: false };
 
-fn open(arch: Arch) -> (Fake, Gpu) {
-    let fake = Fake::new(arch, 64 * MIB);
-    let gpu = Gpu::with(Arc::new(fake.clone())).unwrap();
+fn open(arch: Arch) -> (FakeDriver, Gpu) {
+    let fake = FakeDriver::new(arch, 64 * MIB);
+    let gpu = Gpu::from_driver(Arc::new(fake.clone())).unwrap();
     (fake, gpu)
 }
 
@@ -57,7 +57,7 @@ fn launch_runs_and_frees_everything() {
     let buffer = gpu.alloc(16).unwrap();
     let Launch::Kernel(launch) = elementwise::fill(DType::F32, &fill(buffer.address(), 4)) else { return };
     // SAFETY: the buffer has four f32.
-    let seconds = gpu.time(|| unsafe { gpu.launch(launch.kernel, &launch.params) }).unwrap();
+    let seconds = gpu.time_seconds(|| unsafe { gpu.launch(launch.kernel, &launch.params) }).unwrap();
     assert!(seconds > 0.0);
     let mut back = [0f32; 4];
     gpu.download(&buffer, 0, bytemuck::cast_slice_mut(&mut back)).unwrap();
@@ -112,7 +112,7 @@ fn faulting_kernel_fails_every_later_call() {
 
 #[test]
 fn fake_driver_enforces_documented_rules() {
-    let fake = Fake::new(Arch::H100, 4 * MIB);
+    let fake = FakeDriver::new(Arch::H100, 4 * MIB);
     let config = LaunchConfig { shared: 64 << 10, ..ONE };
     // SAFETY: handles are live unless the test says otherwise; host memory outlives every copy.
     unsafe {
@@ -196,7 +196,7 @@ fn fake_driver_enforces_documented_rules() {
 /// Each prohibited call fails and invalidates the capture; other threads may make such calls.
 #[test]
 fn fake_driver_enforces_capture_rules() {
-    let fake = Fake::new(Arch::H100, 4 * MIB);
+    let fake = FakeDriver::new(Arch::H100, 4 * MIB);
     // SAFETY: handles are live; nothing is run.
     unsafe {
         let (stream, other) = (fake.stream().unwrap(), fake.stream().unwrap());
@@ -207,7 +207,7 @@ fn fake_driver_enforces_capture_rules() {
             ("CAPTURE_UNSUPPORTED", &|| fake.synchronize(other)),
             ("CAPTURE_UNSUPPORTED", &|| fake.alloc(4).map(|_| ())),
             ("CAPTURE_UNSUPPORTED", &|| fake.alloc_host(4).map(|_| ())),
-            ("CAPTURE_IMPLICIT", &|| fake.fill(at, 0, 16, super::driver::Stream(0))),
+            ("CAPTURE_IMPLICIT", &|| fake.fill(at, 0, 16, super::driver::StreamHandle(0))),
         ];
         for (words, call) in prohibited {
             fake.begin_capture(stream).unwrap();
@@ -239,7 +239,7 @@ fn fake_driver_enforces_capture_rules() {
 
 #[test]
 fn elapsed_needs_reached_events() {
-    let fake = Fake::new(Arch::H100, MIB);
+    let fake = FakeDriver::new(Arch::H100, MIB);
     // SAFETY: handles are live.
     unsafe {
         let stream = fake.stream().unwrap();

@@ -19,11 +19,11 @@ pub struct GpuProperties {
 
 /// A CUDA stream: a queue of work that runs in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Stream(pub usize);
+pub struct StreamHandle(pub usize);
 
 /// A CUDA event: a point in a stream that can be waited for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Event(pub usize);
+pub struct EventHandle(pub usize);
 
 /// A loaded translation unit (CUmodule).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -39,7 +39,7 @@ pub struct GraphHandle(pub usize);
 
 /// A handle of physical memory that is mapped to an address range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct PhysicalMemory(pub u64);
+pub struct PhysicalMemoryHandle(pub u64);
 
 /// A compiled translation unit: machine code for this GPU, and the PTX that it was made from.
 #[derive(Clone, Copy, Debug)]

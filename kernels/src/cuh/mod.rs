@@ -9,12 +9,12 @@ use crate::{Arch, Stage};
 const MAP: (u32, u64) = (256, 2048);
 
 /// Plans the launch of an element-by-element kernel (`map.cuh`) over `count` elements.
-pub(crate) fn map(symbol: &'static str, count: u64) -> Vec<Stage> {
-    blocks(symbol, count.div_ceil(MAP.1), MAP.0)
+pub(crate) fn plan_map(symbol: &'static str, count: u64) -> Vec<Stage> {
+    plan_blocks(symbol, count.div_ceil(MAP.1), MAP.0)
 }
 
 /// Plans a one-dimensional launch of `blocks` blocks. Returns no launch for 0 blocks.
-pub(crate) fn blocks(symbol: &'static str, blocks: u64, threads: u32) -> Vec<Stage> {
+pub(crate) fn plan_blocks(symbol: &'static str, blocks: u64, threads: u32) -> Vec<Stage> {
     // 2^31 blocks would need more elements than the memory of a GPU holds.
     let blocks = u32::try_from(blocks).expect("fewer blocks than 2^31");
     if blocks == 0 { Vec::new() } else { vec![Stage::linear(symbol, blocks, threads)] }
@@ -23,13 +23,13 @@ pub(crate) fn blocks(symbol: &'static str, blocks: u64, threads: u32) -> Vec<Sta
 /// Plans the launch of a kernel that copies `rows` rows of `cols` elements (`rows.cuh`). `vector` is the number of
 /// elements in 16 bytes. 8 to 256 threads copy one row, four memory accesses per thread in short rows; a
 /// block of 256 threads copies several narrow rows.
-pub(crate) fn rows(symbol: &'static str, rows: u64, cols: u64, vector: u64) -> Vec<Stage> {
+pub(crate) fn plan_row_copy(symbol: &'static str, rows: u64, cols: u64, vector: u64) -> Vec<Stage> {
     if cols == 0 {
         return Vec::new();
     }
     let accesses = if cols.is_multiple_of(vector) { cols / vector } else { cols };
     let threads = accesses.div_ceil(4).next_power_of_two().clamp(8, 256) as u32;
-    let mut stages = blocks(symbol, rows.div_ceil(u64::from(256 / threads)), 256);
+    let mut stages = plan_blocks(symbol, rows.div_ceil(u64::from(256 / threads)), 256);
     for stage in &mut stages {
         stage.block = [threads, 256 / threads, 1];
     }
@@ -62,7 +62,7 @@ impl HeldRows {
 
     /// Plans a launch whose blocks, of at least `block` threads, loop over all rows. It has at most `resident` blocks
     /// per multiprocessor, so that each block reads the weights once for many rows.
-    pub(crate) fn walk(
+    pub(crate) fn plan_row_loop(
         self,
         symbols: [&'static str; 2],
         rows: u32,
@@ -75,15 +75,21 @@ impl HeldRows {
         }
         let block = block.max(self.threads);
         let needed = rows.div_ceil(block / self.threads);
-        blocks(self.symbol(symbols), u64::from(needed.min(arch.multiprocessors * resident)), block)
+        plan_blocks(self.symbol(symbols), u64::from(needed.min(arch.multiprocessors * resident)), block)
     }
 
     /// Plans two launches for sums over rows: one with a block of 512 threads for each of `parts` groups of rows, and
     /// one that adds up the groups' sums of `columns` columns.
-    pub(crate) fn parts(self, symbols: [&'static str; 2], sum: &'static str, parts: u64, columns: u64) -> Vec<Stage> {
-        let mut stages = if self.cols == 0 { Vec::new() } else { blocks(self.symbol(symbols), parts, 512) };
+    pub(crate) fn plan_column_sums(
+        self,
+        symbols: [&'static str; 2],
+        sum: &'static str,
+        parts: u64,
+        columns: u64,
+    ) -> Vec<Stage> {
+        let mut stages = if self.cols == 0 { Vec::new() } else { plan_blocks(self.symbol(symbols), parts, 512) };
         if !stages.is_empty() {
-            stages.extend(blocks(sum, columns.div_ceil(32), 256));
+            stages.extend(plan_blocks(sum, columns.div_ceil(32), 256));
         }
         stages
     }

@@ -1,24 +1,25 @@
 use super::*;
 use crate::DType::{BF16, F32};
-use crate::checks::{Data, addr, addr_mut, checks, numbers, run};
-use crate::compare::{OF_ONE, assert_rounded};
+use crate::checks::{TestArray, addr, addr_mut, checks, normal_numbers, run};
+use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_rounded};
 
 checks!(sums, casts, every_f16, fill_scale_and_copy);
 
 fn sums() {
     for n in test_sizes() {
         for dtype in [F32, BF16] {
-            let (a, b) = (Data::new(dtype, &numbers(n, 1, 1.0)), Data::new(dtype, &numbers(n, 2, 3.0)));
-            let y = Data::output(dtype, n);
+            let (a, b) =
+                (TestArray::new(dtype, &normal_numbers(n, 1, 1.0)), TestArray::new(dtype, &normal_numbers(n, 2, 3.0)));
+            let y = TestArray::output(dtype, n);
             run(&add(dtype, &AddParams { a: a.addr(), b: b.addr(), y: y.addr(), count: n as u64 }), 2);
             let want = formula::add(&a.f64(), &b.f64());
-            assert_rounded(&format!("add {n}"), dtype, &y.values(), &want, &want, OF_ONE);
+            assert_rounded(&format!("add {n}"), dtype, &y.values(), &want, &want, DEFAULT_ROUNDING_FACTOR);
             for dst in [F32, BF16].into_iter().filter(|&dst| dtype == BF16 || dst == F32) {
-                let (sum, before) = (Data::new(dst, &b.values()), b.f64());
+                let (sum, before) = (TestArray::new(dst, &b.values()), b.f64());
                 let params = AccumulateParams { src: a.addr(), dst: sum.addr(), count: n as u64 };
                 run(&accumulate(dtype, dst, &params), 3);
                 let want = formula::add(&before, &a.f64());
-                assert_rounded(&format!("+= {dtype} {n}"), dst, &sum.values(), &want, &want, OF_ONE);
+                assert_rounded(&format!("+= {dtype} {n}"), dst, &sum.values(), &want, &want, DEFAULT_ROUNDING_FACTOR);
             }
         }
     }
@@ -26,15 +27,15 @@ fn sums() {
 
 fn casts() {
     for n in test_sizes() {
-        let x = numbers(n, 3, 1.0);
-        let (wide, narrow) = (Data::new(F32, &x), Data::output(BF16, n));
+        let x = normal_numbers(n, 3, 1.0);
+        let (wide, narrow) = (TestArray::new(F32, &x), TestArray::output(BF16, n));
         run(&cast(F32, BF16, &CastParams { src: wide.addr(), dst: narrow.addr(), count: n as u64 }), 2);
         let want: Vec<f32> = x.iter().map(|&x| half::bf16::from_f32(x).to_f32()).collect();
         assert_eq!(narrow.values(), want);
-        let back = Data::output(F32, n);
+        let back = TestArray::output(F32, n);
         run(&cast(BF16, F32, &CastParams { src: narrow.addr(), dst: back.addr(), count: n as u64 }), 2);
         assert_eq!(back.values(), want);
-        let same = Data::output(BF16, n);
+        let same = TestArray::output(BF16, n);
         run(&cast(BF16, BF16, &CastParams { src: narrow.addr(), dst: same.addr(), count: n as u64 }), 2);
         assert_eq!(same.values(), want);
     }
@@ -44,9 +45,9 @@ fn every_f16() {
     let all: Vec<u16> = (0..=u16::MAX).collect();
     let want: Vec<f32> = all.iter().map(|&bits| formula::f16(bits) as f32).collect();
     for dtype in [F32, BF16] {
-        let got = Data::output(dtype, all.len());
+        let got = TestArray::output(dtype, all.len());
         run(&cast_f16(dtype, &CastParams { src: addr(&all), dst: got.addr(), count: all.len() as u64 }), 2);
-        for ((bits, got), want) in all.iter().zip(got.values()).zip(Data::new(dtype, &want).values()) {
+        for ((bits, got), want) in all.iter().zip(got.values()).zip(TestArray::new(dtype, &want).values()) {
             assert!(
                 got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan(),
                 "{bits:#06x}: {got}, want {want}"
@@ -58,11 +59,11 @@ fn every_f16() {
 fn fill_scale_and_copy() {
     for n in test_sizes() {
         for dtype in [F32, BF16] {
-            let y = Data::output(dtype, n);
+            let y = TestArray::output(dtype, n);
             run(&fill(dtype, &FillParams { dst: y.addr(), count: n as u64, value: -1.5, reserved: 0 }), 2);
             assert_eq!(y.values(), vec![-1.5; n]);
         }
-        let (x, mut y) = (numbers(n, 4, 1.0), vec![f32::NAN; n]);
+        let (x, mut y) = (normal_numbers(n, 4, 1.0), vec![f32::NAN; n]);
         let params = MulScalarParams { x: addr(&x), scalar: addr(&[0.1f32]), y: addr_mut(&mut y), count: n as u64 };
         run(&mul_scalar(&params), 2);
         assert_eq!(y, x.iter().map(|x| x * 0.1).collect::<Vec<_>>());

@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use super::{AccumulateParams, AddParams, CastParams, CopyParams, FillParams, MulScalarParams};
-use crate::view::{Out, slice};
+use crate::view::{OutputArray, slice_at};
 use crate::{Element, Team, simd_fn};
 use half::f16;
 
@@ -76,7 +76,7 @@ simd_fn! {
 }
 
 /// Calls `block(start, part of out)` for each block of the `n` elements, on the team's threads.
-fn blocks<T: Send>(team: &Team, n: usize, out: Out<T>, block: impl Fn(usize, &mut [T]) + Sync) {
+fn blocks<T: Send>(team: &Team, n: usize, out: OutputArray<T>, block: impl Fn(usize, &mut [T]) + Sync) {
     team.run(n.div_ceil(BLOCK), |task| {
         let (start, len) = (task * BLOCK, BLOCK.min(n - task * BLOCK));
         // SAFETY: blocks do not overlap.
@@ -89,7 +89,7 @@ fn blocks<T: Send>(team: &Team, n: usize, out: Out<T>, block: impl Fn(usize, &mu
 pub unsafe fn add<T: Element>(p: &AddParams, team: &Team) {
     let n = p.count as usize;
     // SAFETY: `p`'s addresses cover the shapes that [`AddParams`] documents.
-    let (a, b, y) = unsafe { (slice::<T>(p.a, n), slice::<T>(p.b, n), Out::<T>::new(p.y, n)) };
+    let (a, b, y) = unsafe { (slice_at::<T>(p.a, n), slice_at::<T>(p.b, n), OutputArray::<T>::new(p.y, n)) };
     blocks(team, n, y, |start, y| add_block(&a[start..][..y.len()], &b[start..][..y.len()], y));
 }
 
@@ -98,7 +98,7 @@ pub unsafe fn add<T: Element>(p: &AddParams, team: &Team) {
 pub unsafe fn accumulate<T: Element, U: Element>(p: &AccumulateParams, team: &Team) {
     let n = p.count as usize;
     // SAFETY: `p`'s addresses cover the shapes that [`AccumulateParams`] documents.
-    let (src, dst) = unsafe { (slice::<T>(p.src, n), Out::<U>::new(p.dst, n)) };
+    let (src, dst) = unsafe { (slice_at::<T>(p.src, n), OutputArray::<U>::new(p.dst, n)) };
     blocks(team, n, dst, |start, dst| accumulate_block(&src[start..][..dst.len()], dst));
 }
 
@@ -107,7 +107,7 @@ pub unsafe fn accumulate<T: Element, U: Element>(p: &AccumulateParams, team: &Te
 pub unsafe fn cast<S: CastSource, T: Element>(p: &CastParams, team: &Team) {
     let n = p.count as usize;
     // SAFETY: `p`'s addresses cover the shapes that [`CastParams`] documents.
-    let (src, dst) = unsafe { (slice::<S>(p.src, n), Out::<T>::new(p.dst, n)) };
+    let (src, dst) = unsafe { (slice_at::<S>(p.src, n), OutputArray::<T>::new(p.dst, n)) };
     blocks(team, n, dst, |start, dst| cast_block(&src[start..][..dst.len()], dst));
 }
 
@@ -116,7 +116,7 @@ pub unsafe fn cast<S: CastSource, T: Element>(p: &CastParams, team: &Team) {
 pub unsafe fn fill<T: Element>(p: &FillParams, team: &Team) {
     let n = p.count as usize;
     // SAFETY: `p`'s addresses cover the shapes that [`FillParams`] documents.
-    let dst = unsafe { Out::<T>::new(p.dst, n) };
+    let dst = unsafe { OutputArray::<T>::new(p.dst, n) };
     blocks(team, n, dst, |_, dst| dst.fill(T::from_f32(p.value)));
 }
 
@@ -125,7 +125,8 @@ pub unsafe fn fill<T: Element>(p: &FillParams, team: &Team) {
 pub unsafe fn mul_scalar(p: &MulScalarParams, team: &Team) {
     let n = p.count as usize;
     // SAFETY: `p`'s addresses cover the shapes that [`MulScalarParams`] documents.
-    let (x, scalar, y) = unsafe { (slice::<f32>(p.x, n), slice::<f32>(p.scalar, 1)[0], Out::<f32>::new(p.y, n)) };
+    let (x, scalar, y) =
+        unsafe { (slice_at::<f32>(p.x, n), slice_at::<f32>(p.scalar, 1)[0], OutputArray::<f32>::new(p.y, n)) };
     blocks(team, n, y, |start, y| mul_scalar_block(&x[start..][..y.len()], scalar, y));
 }
 
@@ -134,6 +135,6 @@ pub unsafe fn mul_scalar(p: &MulScalarParams, team: &Team) {
 pub unsafe fn copy(p: &CopyParams, team: &Team) {
     let n = p.bytes as usize;
     // SAFETY: `p`'s addresses cover the shapes that [`CopyParams`] documents.
-    let (src, dst) = unsafe { (slice::<u8>(p.src, n), Out::<u8>::new(p.dst, n)) };
+    let (src, dst) = unsafe { (slice_at::<u8>(p.src, n), OutputArray::<u8>::new(p.dst, n)) };
     blocks(team, n, dst, |start, dst| dst.copy_from_slice(&src[start..][..dst.len()]));
 }

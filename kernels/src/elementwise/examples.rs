@@ -4,11 +4,11 @@ use crate::DType::{BF16, F32};
 #[cfg(test)]
 use crate::checks::traffic::{TRAFFIC_ELEMENTS, TrafficArrays, TrafficLaunches, within_a_tenth};
 use crate::elementwise;
-use crate::folder::{ACTIVATIONS, Calls, FLOAT_DTYPES, HIDDEN, PLACEHOLDER, Sizes, TOKENS, placeholders};
+use crate::folder::{ACTIVATIONS, FLOAT_DTYPES, HIDDEN, LabeledLaunches, PLACEHOLDER, Sizes, TOKENS, placeholders};
 use bytemuck::Zeroable;
 
 /// Returns the example calls, each with a text that describes its size.
-pub(crate) fn examples(_: &Sizes) -> Calls {
+pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
     let count = TOKENS as u64 * HIDDEN as u64;
     let (src, dst) = (PLACEHOLDER, PLACEHOLDER);
     let accumulate = elementwise::AccumulateParams { src, dst, count };

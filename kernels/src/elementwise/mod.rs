@@ -101,19 +101,19 @@ kernel_folder! {
     traffic: traffic_launches,
 }
 
-kernel!(pub ADD_F32, "add_f32", AddParams, cpu::add::<f32>, &SOURCE, |p, _| cuh::map("add_f32", p.count));
-kernel!(pub ADD_BF16, "add_bf16", AddParams, cpu::add::<bf16>, &SOURCE, |p, _| cuh::map("add_bf16", p.count));
-kernel!(pub ACCUMULATE_F32_F32, "accumulate_f32_f32", AccumulateParams, cpu::accumulate::<f32, f32>, &SOURCE, |p, _| cuh::map("accumulate_f32_f32", p.count));
-kernel!(pub ACCUMULATE_BF16_BF16, "accumulate_bf16_bf16", AccumulateParams, cpu::accumulate::<bf16, bf16>, &SOURCE, |p, _| cuh::map("accumulate_bf16_bf16", p.count));
-kernel!(pub ACCUMULATE_BF16_F32, "accumulate_bf16_f32", AccumulateParams, cpu::accumulate::<bf16, f32>, &SOURCE, |p, _| cuh::map("accumulate_bf16_f32", p.count));
-kernel!(pub CAST_F32_BF16, "cast_f32_bf16", CastParams, cpu::cast::<f32, bf16>, &SOURCE, |p, _| cuh::map("cast_f32_bf16", p.count));
-kernel!(pub CAST_BF16_F32, "cast_bf16_f32", CastParams, cpu::cast::<bf16, f32>, &SOURCE, |p, _| cuh::map("cast_bf16_f32", p.count));
-kernel!(pub CAST_F16_F32, "cast_f16_f32", CastParams, cpu::cast::<f16, f32>, &SOURCE, |p, _| cuh::map("cast_f16_f32", p.count));
-kernel!(pub CAST_F16_BF16, "cast_f16_bf16", CastParams, cpu::cast::<f16, bf16>, &SOURCE, |p, _| cuh::map("cast_f16_bf16", p.count));
-kernel!(pub FILL_F32, "fill_f32", FillParams, cpu::fill::<f32>, &SOURCE, |p, _| cuh::map("fill_f32", p.count));
-kernel!(pub FILL_BF16, "fill_bf16", FillParams, cpu::fill::<bf16>, &SOURCE, |p, _| cuh::map("fill_bf16", p.count));
-kernel!(pub MUL_SCALAR, "mul_scalar_f32", MulScalarParams, cpu::mul_scalar, &SOURCE, |p, _| cuh::map("mul_scalar_f32", p.count));
-kernel!(pub COPY, "copy", CopyParams, cpu::copy, &SOURCE, |p, _| cuh::blocks("copy", p.bytes.div_ceil(COPY_BLOCK), 256));
+kernel!(pub ADD_F32, "add_f32", AddParams, cpu::add::<f32>, &SOURCE, |p, _| cuh::plan_map("add_f32", p.count));
+kernel!(pub ADD_BF16, "add_bf16", AddParams, cpu::add::<bf16>, &SOURCE, |p, _| cuh::plan_map("add_bf16", p.count));
+kernel!(pub ACCUMULATE_F32_F32, "accumulate_f32_f32", AccumulateParams, cpu::accumulate::<f32, f32>, &SOURCE, |p, _| cuh::plan_map("accumulate_f32_f32", p.count));
+kernel!(pub ACCUMULATE_BF16_BF16, "accumulate_bf16_bf16", AccumulateParams, cpu::accumulate::<bf16, bf16>, &SOURCE, |p, _| cuh::plan_map("accumulate_bf16_bf16", p.count));
+kernel!(pub ACCUMULATE_BF16_F32, "accumulate_bf16_f32", AccumulateParams, cpu::accumulate::<bf16, f32>, &SOURCE, |p, _| cuh::plan_map("accumulate_bf16_f32", p.count));
+kernel!(pub CAST_F32_BF16, "cast_f32_bf16", CastParams, cpu::cast::<f32, bf16>, &SOURCE, |p, _| cuh::plan_map("cast_f32_bf16", p.count));
+kernel!(pub CAST_BF16_F32, "cast_bf16_f32", CastParams, cpu::cast::<bf16, f32>, &SOURCE, |p, _| cuh::plan_map("cast_bf16_f32", p.count));
+kernel!(pub CAST_F16_F32, "cast_f16_f32", CastParams, cpu::cast::<f16, f32>, &SOURCE, |p, _| cuh::plan_map("cast_f16_f32", p.count));
+kernel!(pub CAST_F16_BF16, "cast_f16_bf16", CastParams, cpu::cast::<f16, bf16>, &SOURCE, |p, _| cuh::plan_map("cast_f16_bf16", p.count));
+kernel!(pub FILL_F32, "fill_f32", FillParams, cpu::fill::<f32>, &SOURCE, |p, _| cuh::plan_map("fill_f32", p.count));
+kernel!(pub FILL_BF16, "fill_bf16", FillParams, cpu::fill::<bf16>, &SOURCE, |p, _| cuh::plan_map("fill_bf16", p.count));
+kernel!(pub MUL_SCALAR, "mul_scalar_f32", MulScalarParams, cpu::mul_scalar, &SOURCE, |p, _| cuh::plan_map("mul_scalar_f32", p.count));
+kernel!(pub COPY, "copy", CopyParams, cpu::copy, &SOURCE, |p, _| cuh::plan_blocks("copy", p.bytes.div_ceil(COPY_BLOCK), 256));
 
 /// Launches `y = a + b`; `dtype` is the type of every operand, F32 or BF16.
 pub fn add(dtype: DType, params: &AddParams) -> Launch {

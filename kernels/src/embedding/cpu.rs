@@ -4,7 +4,7 @@
 
 use super::{BwdParams, FwdParams};
 use crate::simd::add_to;
-use crate::view::{Out, slice};
+use crate::view::{OutputArray, slice_at};
 use crate::{Addr, Element, Team, simd_fn};
 
 /// Tokens of one forward task.
@@ -32,7 +32,7 @@ fn row_of(id: i32, vocab: usize) -> Option<usize> {
 /// The address is null or covers one i32 per token.
 unsafe fn slots_of<'a>(slots: Addr, tokens: usize) -> &'a [i32] {
     // SAFETY: the address is null (then no elements are read) or covers one i32 per token.
-    unsafe { slice::<i32>(slots, if slots.is_null() { 0 } else { tokens }) }
+    unsafe { slice_at::<i32>(slots, if slots.is_null() { 0 } else { tokens }) }
 }
 
 /// Returns the vision row that replaces token `t`, if one does.
@@ -45,12 +45,13 @@ fn slot_of(slots: &[i32], t: usize) -> Option<usize> {
 pub unsafe fn fwd<W: Element, T: Element>(p: &FwdParams, team: &Team) {
     let (tokens, hidden, vocab) = (p.tokens as usize, p.hidden as usize, p.vocab as usize);
     // SAFETY: `p`'s addresses cover the shapes that [`FwdParams`] documents.
-    let (table, ids) = unsafe { (slice::<W>(p.table, vocab * hidden), slice::<i32>(p.ids, tokens)) };
+    let (table, ids) = unsafe { (slice_at::<W>(p.table, vocab * hidden), slice_at::<i32>(p.ids, tokens)) };
     // SAFETY: `p`'s addresses cover the shapes that [`FwdParams`] documents.
     let slots = unsafe { slots_of(p.slots, tokens) };
     let placed = if slots.is_empty() { 0 } else { p.placed as usize };
     // SAFETY: `p`'s addresses cover the shapes that [`FwdParams`] documents.
-    let (vision, y) = unsafe { (slice::<T>(p.vision, placed * hidden), Out::<T>::new(p.y, tokens * hidden)) };
+    let (vision, y) =
+        unsafe { (slice_at::<T>(p.vision, placed * hidden), OutputArray::<T>::new(p.y, tokens * hidden)) };
     team.run(tokens.div_ceil(TOKENS), |task| {
         let start = task * TOKENS;
         for (t, &id) in (start..).zip(&ids[start..(start + TOKENS).min(tokens)]) {
@@ -71,12 +72,12 @@ pub unsafe fn fwd<W: Element, T: Element>(p: &FwdParams, team: &Team) {
 pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
     let (tokens, hidden, vocab) = (p.tokens as usize, p.hidden as usize, p.vocab as usize);
     // SAFETY: `p`'s addresses cover the shapes that [`BwdParams`] documents.
-    let (ids, dy) = unsafe { (slice::<i32>(p.ids, tokens), slice::<T>(p.dy, tokens * hidden)) };
+    let (ids, dy) = unsafe { (slice_at::<i32>(p.ids, tokens), slice_at::<T>(p.dy, tokens * hidden)) };
     // SAFETY: `p`'s addresses cover the shapes that [`BwdParams`] documents.
     let slots = unsafe { slots_of(p.slots, tokens) };
     if !p.dw.is_null() {
         // SAFETY: `p`'s addresses cover the shapes that [`BwdParams`] documents.
-        let dw = unsafe { Out::<f32>::new(p.dw, vocab * hidden) };
+        let dw = unsafe { OutputArray::<f32>::new(p.dw, vocab * hidden) };
         team.run(hidden.div_ceil(COLUMNS), |task| {
             let (start, len) = (task * COLUMNS, COLUMNS.min(hidden - task * COLUMNS));
             for (t, &id) in ids.iter().enumerate().filter(|(t, _)| slot_of(slots, *t).is_none()) {
@@ -90,7 +91,7 @@ pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
     if !p.d_vision.is_null() {
         let placed = p.placed as usize;
         // SAFETY: `p`'s addresses cover the shapes that [`BwdParams`] documents.
-        let d_vision = unsafe { Out::<T>::new(p.d_vision, placed * hidden) };
+        let d_vision = unsafe { OutputArray::<T>::new(p.d_vision, placed * hidden) };
         team.run(tokens.div_ceil(TOKENS), |task| {
             for t in (task * TOKENS..tokens).take(TOKENS) {
                 if let Some(slot) = slot_of(slots, t).filter(|&slot| slot < placed) {

@@ -2,11 +2,11 @@
 
 #[cfg(test)]
 use crate::checks::traffic::{TRAFFIC_ROWS, TrafficArrays, TrafficLaunches, within_a_tenth};
-use crate::folder::{ACTIVATIONS, Calls, FLOAT_DTYPES, HIDDEN, Sizes, TOKENS, VOCAB, placeholders};
+use crate::folder::{ACTIVATIONS, FLOAT_DTYPES, HIDDEN, LabeledLaunches, Sizes, TOKENS, VOCAB, placeholders};
 use crate::{Addr, embedding};
 
 /// Returns the example calls, each with a text that describes its size.
-pub(crate) fn examples(_: &Sizes) -> Calls {
+pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
     let fwd = embedding::FwdParams {
         vision: Addr::NULL,
         slots: Addr::NULL,

@@ -81,10 +81,10 @@ kernel_folder! {
     traffic: traffic_launches,
 }
 
-kernel!(pub FWD_F32_F32, "embedding_fwd_f32_f32", FwdParams, cpu::fwd::<f32, f32>, &SOURCE, |p, _| cuh::rows("embedding_fwd_f32_f32", p.tokens.into(), p.hidden.into(), 4));
-kernel!(pub FWD_F32_BF16, "embedding_fwd_f32_bf16", FwdParams, cpu::fwd::<f32, bf16>, &SOURCE, |p, _| cuh::rows("embedding_fwd_f32_bf16", p.tokens.into(), p.hidden.into(), 4));
-kernel!(pub FWD_BF16_F32, "embedding_fwd_bf16_f32", FwdParams, cpu::fwd::<bf16, f32>, &SOURCE, |p, _| cuh::rows("embedding_fwd_bf16_f32", p.tokens.into(), p.hidden.into(), 4));
-kernel!(pub FWD_BF16_BF16, "embedding_fwd_bf16_bf16", FwdParams, cpu::fwd::<bf16, bf16>, &SOURCE, |p, _| cuh::rows("embedding_fwd_bf16_bf16", p.tokens.into(), p.hidden.into(), 8));
+kernel!(pub FWD_F32_F32, "embedding_fwd_f32_f32", FwdParams, cpu::fwd::<f32, f32>, &SOURCE, |p, _| cuh::plan_row_copy("embedding_fwd_f32_f32", p.tokens.into(), p.hidden.into(), 4));
+kernel!(pub FWD_F32_BF16, "embedding_fwd_f32_bf16", FwdParams, cpu::fwd::<f32, bf16>, &SOURCE, |p, _| cuh::plan_row_copy("embedding_fwd_f32_bf16", p.tokens.into(), p.hidden.into(), 4));
+kernel!(pub FWD_BF16_F32, "embedding_fwd_bf16_f32", FwdParams, cpu::fwd::<bf16, f32>, &SOURCE, |p, _| cuh::plan_row_copy("embedding_fwd_bf16_f32", p.tokens.into(), p.hidden.into(), 4));
+kernel!(pub FWD_BF16_BF16, "embedding_fwd_bf16_bf16", FwdParams, cpu::fwd::<bf16, bf16>, &SOURCE, |p, _| cuh::plan_row_copy("embedding_fwd_bf16_bf16", p.tokens.into(), p.hidden.into(), 8));
 kernel!(pub BWD_F32, "embedding_bwd_f32", BwdParams, cpu::bwd::<f32>, &SOURCE, |p, _| plan_bwd("embedding_bwd_f32", p));
 kernel!(pub BWD_BF16, "embedding_bwd_bf16", BwdParams, cpu::bwd::<bf16>, &SOURCE, |p, _| plan_bwd("embedding_bwd_bf16", p));
 
@@ -93,7 +93,7 @@ const OWN: u32 = 32;
 const STRIP: u32 = 2048;
 
 fn plan_bwd(symbol: &'static str, p: &BwdParams) -> Vec<Stage> {
-    cuh::blocks(symbol, u64::from(p.tokens.div_ceil(OWN)) * u64::from(p.hidden.div_ceil(STRIP)), 256)
+    cuh::plan_blocks(symbol, u64::from(p.tokens.div_ceil(OWN)) * u64::from(p.hidden.div_ceil(STRIP)), 256)
 }
 
 /// Launches the forward kernel; table and output are each F32 or BF16.

@@ -1,10 +1,10 @@
-use super::{Params, fingerprint, formula, sums, test_sizes};
+use super::{Params, fingerprint, formula, partial_sums, test_sizes};
 use crate::checks::{addr, addr_mut, checks, run};
 
 checks!(equals_the_formula, any_bit_shows);
 
 fn of(bytes: &[u128], n: usize, threads: usize) -> u64 {
-    let mut parts = vec![u64::MAX; sums(n)];
+    let mut parts = vec![u64::MAX; partial_sums(n)];
     run(&fingerprint(&Params { x: addr(bytes), sums: addr_mut(&mut parts), bytes: n as u64 }), threads);
     parts.into_iter().fold(0, u64::wrapping_add)
 }

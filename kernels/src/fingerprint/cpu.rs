@@ -1,8 +1,8 @@
 //! Hash of a tensor's bits on the CPU: each task hashes one part.
 #![allow(unsafe_code)]
 
-use super::{OF_PART, PART, Params, sums};
-use crate::view::{Out, slice};
+use super::{OF_PART, PART, Params, partial_sums};
+use crate::view::{OutputArray, slice_at};
 use crate::{Team, simd_fn};
 
 /// Number of sums that the loop keeps, to add the words of one vector at a time.
@@ -47,7 +47,7 @@ simd_fn! {
 pub unsafe fn fingerprint(p: &Params, team: &Team) {
     let bytes = p.bytes as usize;
     // SAFETY: `p`'s addresses cover the shapes that [`Params`] documents.
-    let (x, out) = unsafe { (slice::<u8>(p.x, bytes), Out::<u64>::new(p.sums, sums(bytes))) };
+    let (x, out) = unsafe { (slice_at::<u8>(p.x, bytes), OutputArray::<u64>::new(p.sums, partial_sums(bytes))) };
     team.run(bytes.div_ceil(PART), |i| {
         // SAFETY: parts of different tasks do not overlap.
         let sums = unsafe { out.part(i * OF_PART, OF_PART) };

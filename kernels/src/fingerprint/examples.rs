@@ -1,10 +1,10 @@
 //! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
 
 use crate::fingerprint;
-use crate::folder::{Calls, HIDDEN, INTERMEDIATE, Sizes, placeholders};
+use crate::folder::{HIDDEN, INTERMEDIATE, LabeledLaunches, Sizes, placeholders};
 
 /// Returns the example calls, each with a text that describes its size.
-pub(crate) fn examples(_: &Sizes) -> Calls {
+pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
     let bytes = 2 * HIDDEN as u64 * INTERMEDIATE as u64;
     let p = fingerprint::Params { bytes, ..placeholders() };
     vec![("a matrix of 3584 by 18944 in bf16", fingerprint::fingerprint(&p))]

@@ -20,7 +20,7 @@ params! {
     pub struct Params {
         /// `[bytes]`, 16-byte aligned.
         pub x: Addr,
-        /// u64 `[sums(bytes)]`, written: partial sums of the hash.
+        /// u64 `[partial_sums(bytes)]`, written: partial sums of the hash.
         pub sums: Addr,
         /// Bytes.
         pub bytes: u64,
@@ -33,7 +33,7 @@ kernel_folder! {
 }
 
 kernel!(pub FINGERPRINT, "fingerprint", Params, cpu::fingerprint, &SOURCE, |p, _| {
-    cuh::blocks("fingerprint", p.bytes.div_ceil(PART as u64), 256)
+    cuh::plan_blocks("fingerprint", p.bytes.div_ceil(PART as u64), 256)
 });
 
 /// Bytes of a part.
@@ -42,14 +42,18 @@ const PART: usize = 512 * 1024;
 const OF_PART: usize = 8;
 
 /// Number of partial sums that a launch over `bytes` bytes writes.
-pub const fn sums(bytes: usize) -> usize {
+pub const fn partial_sums(bytes: usize) -> usize {
     bytes.div_ceil(PART) * OF_PART
 }
 
 /// Launches the hash of a tensor.
 pub fn fingerprint(params: &Params) -> Launch {
     let bytes = params.bytes as f64;
-    Launch::kernel(&FINGERPRINT, params, Cost { flops: 0.0, bytes: bytes + 8.0 * sums(params.bytes as usize) as f64 })
+    Launch::kernel(
+        &FINGERPRINT,
+        params,
+        Cost { flops: 0.0, bytes: bytes + 8.0 * partial_sums(params.bytes as usize) as f64 },
+    )
 }
 
 /// Tensor sizes in bytes that the checks use.

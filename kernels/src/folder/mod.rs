@@ -25,11 +25,11 @@ pub struct KernelFolder {
     /// The checks of its kernels.
     pub checks: &'static [Check],
     /// Makes an example call of each kernel; see [`KernelFolder::examples`].
-    pub calls: fn(&Sizes) -> Calls,
+    pub calls: fn(&Sizes) -> LabeledLaunches,
 }
 
 /// Example calls, each with a text that describes its size.
-pub type Calls = Vec<(&'static str, Launch)>;
+pub type LabeledLaunches = Vec<(&'static str, Launch)>;
 
 /// An example call of a kernel. Its addresses are placeholders: its plan and cost can be computed, but it cannot run.
 #[derive(Clone, Debug)]
@@ -42,7 +42,7 @@ pub struct ExampleCall {
 
 impl KernelFolder {
     /// Returns the documentation at the head of `mod.rs`: what the kernels compute.
-    pub fn maths(&self) -> String {
+    pub fn documentation(&self) -> String {
         let lines = self.module.lines().map_while(|l| l.strip_prefix("//!"));
         lines.map(|l| l.strip_prefix(' ').unwrap_or(l)).collect::<Vec<_>>().join("\n")
     }
@@ -69,7 +69,7 @@ impl KernelFolder {
     }
 }
 
-fn kernel_calls(calls: Calls, size: impl Fn(&'static str) -> Cow<'static, str>) -> Vec<ExampleCall> {
+fn kernel_calls(calls: LabeledLaunches, size: impl Fn(&'static str) -> Cow<'static, str>) -> Vec<ExampleCall> {
     let kernel = |(words, launch)| match launch {
         Launch::Kernel(launch) => Some(ExampleCall { size: size(words), launch }),
         Launch::Matmul(_) => None,
@@ -115,7 +115,7 @@ pub(crate) const ACTIVATIONS: &str = "8192 tokens of 3584";
 ///
 /// `params` lists the parameter structs that `sm80.cu` uses and `headers` the folder's `.cuh` files. `headers_of`
 /// lists other folders whose headers it includes, besides those of `cuh/`. The folder's `check.rs` has the checks
-/// (`checks!`) and `examples.rs` the function `examples`. `traffic` names a function of `examples.rs` that returns
+/// (`checks!`) and `examples.rs` the function `example_calls`. `traffic` names a function of `examples.rs` that returns
 /// small launches on real arrays; a test simulates them and compares the bytes that they move with their cost.
 macro_rules! kernel_folder {
     (name: $name:literal, params: [$($params:ty),*], $(headers: [$($header:literal),*],)?
@@ -135,7 +135,7 @@ macro_rules! kernel_folder {
             module: include_str!("mod.rs"),
             source: &SOURCE,
             checks: check::CHECKS,
-            calls: examples::examples,
+            calls: examples::example_calls,
         };
 
         $(

@@ -57,7 +57,7 @@ impl Sizes {
     }
 
     /// Returns the value of a key in the calls that were made with these sizes, or 0 if no call asked for it.
-    pub fn known(&self, key: &str) -> u64 {
+    pub fn used_value(&self, key: &str) -> u64 {
         self.asked.borrow().iter().find(|(known, _)| *known == key).map_or(0, |(_, value)| *value)
     }
 
@@ -122,7 +122,7 @@ impl Sizes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::catalogue::{FOLDERS, folder, products};
+    use crate::catalogue::{FOLDERS, example_products, find_folder};
     use crate::{Arch, KernelLaunch};
     use proptest::prelude::*;
 
@@ -144,7 +144,7 @@ mod tests {
     #[test]
     fn rejects_unknown_and_invalid_sizes() {
         let of = |name: &str, given: &[(&str, u64)]| {
-            folder(name).unwrap().examples_with_sizes(&sizes(given)).unwrap_err().to_string()
+            find_folder(name).unwrap().examples_with_sizes(&sizes(given)).unwrap_err().to_string()
         };
         assert!(
             of("attention", &[("vocab", 5)]).contains("no size of attention; it has tokens, heads, kv_heads, head_dim")
@@ -156,13 +156,13 @@ mod tests {
         assert!(of("attention", &[("head_dim", 257)]).contains("give 1 to 256"));
         assert!(of("attention", &[("causal", 2)]).contains("causal is 2"));
         assert!(of("rope", &[("tokens", 5)]).contains("fixed size"));
-        assert!(products(&sizes(&[("m", 0)])).unwrap_err().to_string().contains("m is 0"));
+        assert!(example_products(&sizes(&[("m", 0)])).unwrap_err().to_string().contains("m is 0"));
         assert!(Sizes::new([("m".to_string(), 1), ("m".to_string(), 2)]).unwrap_err().to_string().contains("twice"));
     }
 
     #[test]
     fn products_have_the_shapes_of_a_linear_layer() {
-        let all = products(&sizes(&[("m", 5), ("n", 3), ("k", 7)])).unwrap();
+        let all = example_products(&sizes(&[("m", 5), ("n", 3), ("k", 7)])).unwrap();
         let bf16: Vec<_> = all.iter().filter(|p| p.name.ends_with("bf16")).collect();
         let shapes: Vec<_> = bf16.iter().map(|p| (p.product.name(), p.product.m, p.product.n, p.product.k)).collect();
         assert_eq!(shapes, [("matmul_fwd", 5, 3, 7), ("matmul_dx", 5, 7, 3), ("matmul_dw", 3, 7, 5)]);
@@ -178,7 +178,7 @@ mod tests {
         ) {
             let heads = groups * kv_heads;
             let given = [("tokens", tokens), ("heads", heads), ("kv_heads", kv_heads), ("head_dim", head_dim), ("causal", causal)];
-            for e in folder("attention").unwrap().examples_with_sizes(&sizes(&given)).unwrap() {
+            for e in find_folder("attention").unwrap().examples_with_sizes(&sizes(&given)).unwrap() {
                 let pairs = if causal == 1 { tokens * (tokens + 1) / 2 } else { tokens * tokens };
                 let forward = (4 * head_dim * heads * pairs) as f64;
                 prop_assert!(e.launch.cost.flops == forward || e.launch.cost.flops == 2.5 * forward);
@@ -186,12 +186,12 @@ mod tests {
                 prop_assert!(e.size.contains(&words), "{}", e.size);
                 planned(&e.launch);
             }
-            for e in folder("rms_norm").unwrap().examples_with_sizes(&sizes(&[("tokens", tokens), ("hidden", hidden)])).unwrap() {
+            for e in find_folder("rms_norm").unwrap().examples_with_sizes(&sizes(&[("tokens", tokens), ("hidden", hidden)])).unwrap() {
                 prop_assert!(e.launch.cost.bytes >= (2 * tokens * hidden) as f64 * 2.0);
                 planned(&e.launch);
             }
             let given = [("tokens", tokens), ("hidden", hidden), ("vocab", vocab)];
-            for e in folder("linear_log_prob").unwrap().examples_with_sizes(&sizes(&given)).unwrap() {
+            for e in find_folder("linear_log_prob").unwrap().examples_with_sizes(&sizes(&given)).unwrap() {
                 prop_assert!(e.launch.cost.flops <= 2.0 * (tokens * hidden * vocab) as f64);
                 planned(&e.launch);
             }

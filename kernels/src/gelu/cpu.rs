@@ -3,7 +3,7 @@
 
 use super::{BwdParams, FwdParams};
 use crate::simd::exp;
-use crate::view::{Out, slice};
+use crate::view::{OutputArray, slice_at};
 use crate::{Element, Team, simd_fn};
 
 /// Elements of one task.
@@ -92,7 +92,7 @@ simd_fn! {
 pub unsafe fn fwd<T: Element, const TANH_FORM: bool>(p: &FwdParams, team: &Team) {
     let n = p.count as usize;
     // SAFETY: `p`'s addresses cover the shapes that [`FwdParams`] documents.
-    let (x, y) = unsafe { (slice::<T>(p.x, n), Out::<T>::new(p.y, n)) };
+    let (x, y) = unsafe { (slice_at::<T>(p.x, n), OutputArray::<T>::new(p.y, n)) };
     team.run(n.div_ceil(BLOCK), |task| {
         let (start, len) = (task * BLOCK, BLOCK.min(n - task * BLOCK));
         // SAFETY: blocks do not overlap.
@@ -108,7 +108,7 @@ pub unsafe fn fwd<T: Element, const TANH_FORM: bool>(p: &FwdParams, team: &Team)
 pub unsafe fn bwd<T: Element, const TANH_FORM: bool>(p: &BwdParams, team: &Team) {
     let n = p.count as usize;
     // SAFETY: `p`'s addresses cover the shapes that [`BwdParams`] documents.
-    let (x, dy, dx) = unsafe { (slice::<T>(p.x, n), slice::<T>(p.dy, n), Out::<T>::new(p.dx, n)) };
+    let (x, dy, dx) = unsafe { (slice_at::<T>(p.x, n), slice_at::<T>(p.dy, n), OutputArray::<T>::new(p.dx, n)) };
     team.run(n.div_ceil(BLOCK), |task| {
         let (start, len) = (task * BLOCK, BLOCK.min(n - task * BLOCK));
         // SAFETY: blocks do not overlap.

@@ -2,11 +2,11 @@
 
 #[cfg(test)]
 use crate::checks::traffic::{TRAFFIC_ELEMENTS, TrafficArrays, TrafficLaunches, within_a_tenth};
-use crate::folder::{Calls, FLOAT_DTYPES, Sizes, TOKENS, placeholders};
+use crate::folder::{FLOAT_DTYPES, LabeledLaunches, Sizes, TOKENS, placeholders};
 use crate::gelu;
 
 /// Returns the example calls, each with a text that describes its size.
-pub(crate) fn examples(_: &Sizes) -> Calls {
+pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
     let count = TOKENS as u64 * 5120;
     let fwd = gelu::FwdParams { count, ..placeholders() };
     let bwd = gelu::BwdParams { count, ..placeholders() };

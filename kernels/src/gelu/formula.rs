@@ -15,7 +15,7 @@ pub fn tanh_fwd(x: f64) -> f64 {
 
 /// Returns the derivative of [`fwd`] or [`tanh_fwd`] at x by central differences.
 pub fn slope(fwd: fn(f64) -> f64, x: f64) -> f64 {
-    rounding::slope(|h| fwd(x + h))
+    rounding::derivative_at_zero(|h| fwd(x + h))
 }
 
 /// Returns the normal distribution function and `e^(−x²/2)`, each rounded to f32.

@@ -54,15 +54,15 @@ kernel_folder! {
     traffic: traffic_launches,
 }
 
-kernel!(pub FWD_F32, "gelu_fwd_f32", FwdParams, cpu::fwd::<f32, false>, &SOURCE, |p, _| cuh::map("gelu_fwd_f32", p.count));
-kernel!(pub FWD_BF16, "gelu_fwd_bf16", FwdParams, cpu::fwd::<half::bf16, false>, &SOURCE, |p, _| cuh::map("gelu_fwd_bf16", p.count));
-kernel!(pub BWD_F32, "gelu_bwd_f32", BwdParams, cpu::bwd::<f32, false>, &SOURCE, |p, _| cuh::map("gelu_bwd_f32", p.count));
-kernel!(pub BWD_BF16, "gelu_bwd_bf16", BwdParams, cpu::bwd::<half::bf16, false>, &SOURCE, |p, _| cuh::map("gelu_bwd_bf16", p.count));
+kernel!(pub FWD_F32, "gelu_fwd_f32", FwdParams, cpu::fwd::<f32, false>, &SOURCE, |p, _| cuh::plan_map("gelu_fwd_f32", p.count));
+kernel!(pub FWD_BF16, "gelu_fwd_bf16", FwdParams, cpu::fwd::<half::bf16, false>, &SOURCE, |p, _| cuh::plan_map("gelu_fwd_bf16", p.count));
+kernel!(pub BWD_F32, "gelu_bwd_f32", BwdParams, cpu::bwd::<f32, false>, &SOURCE, |p, _| cuh::plan_map("gelu_bwd_f32", p.count));
+kernel!(pub BWD_BF16, "gelu_bwd_bf16", BwdParams, cpu::bwd::<half::bf16, false>, &SOURCE, |p, _| cuh::plan_map("gelu_bwd_bf16", p.count));
 
-kernel!(pub TANH_FWD_F32, "gelu_tanh_fwd_f32", FwdParams, cpu::fwd::<f32, true>, &SOURCE, |p, _| cuh::map("gelu_tanh_fwd_f32", p.count));
-kernel!(pub TANH_FWD_BF16, "gelu_tanh_fwd_bf16", FwdParams, cpu::fwd::<half::bf16, true>, &SOURCE, |p, _| cuh::map("gelu_tanh_fwd_bf16", p.count));
-kernel!(pub TANH_BWD_F32, "gelu_tanh_bwd_f32", BwdParams, cpu::bwd::<f32, true>, &SOURCE, |p, _| cuh::map("gelu_tanh_bwd_f32", p.count));
-kernel!(pub TANH_BWD_BF16, "gelu_tanh_bwd_bf16", BwdParams, cpu::bwd::<half::bf16, true>, &SOURCE, |p, _| cuh::map("gelu_tanh_bwd_bf16", p.count));
+kernel!(pub TANH_FWD_F32, "gelu_tanh_fwd_f32", FwdParams, cpu::fwd::<f32, true>, &SOURCE, |p, _| cuh::plan_map("gelu_tanh_fwd_f32", p.count));
+kernel!(pub TANH_FWD_BF16, "gelu_tanh_fwd_bf16", FwdParams, cpu::fwd::<half::bf16, true>, &SOURCE, |p, _| cuh::plan_map("gelu_tanh_fwd_bf16", p.count));
+kernel!(pub TANH_BWD_F32, "gelu_tanh_bwd_f32", BwdParams, cpu::bwd::<f32, true>, &SOURCE, |p, _| cuh::plan_map("gelu_tanh_bwd_f32", p.count));
+kernel!(pub TANH_BWD_BF16, "gelu_tanh_bwd_bf16", BwdParams, cpu::bwd::<half::bf16, true>, &SOURCE, |p, _| cuh::plan_map("gelu_tanh_bwd_bf16", p.count));
 
 /// Launches the exact form; `dtype` is that of every operand, F32 or BF16.
 pub fn fwd(dtype: DType, params: &FwdParams) -> Launch {

@@ -1,8 +1,8 @@
-use super::{Params, STATS, formula, loss, test_cases};
+use super::{Params, STATS_PER_COMPLETION, formula, loss, test_cases};
 use crate::Addr;
 use crate::DType::F32;
-use crate::checks::{addr, addr_mut, checks, numbers, run};
-use crate::compare::{OF_ONE, assert_close, assert_rounded};
+use crate::checks::{addr, addr_mut, checks, normal_numbers, run};
+use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_close, assert_rounded};
 
 checks!(
     loss_and_gradient_equal_the_formula,
@@ -29,10 +29,10 @@ impl Batch {
             ends.push(ends[ends.len() - 1] + *len as i32);
         }
         let (tokens, n) = (ends[lengths.len()] as usize, lengths.len());
-        let log_prob: Vec<f32> = numbers(tokens, 1, 1.0).iter().map(|x| -x.abs()).collect();
-        let near = |seed| numbers(tokens, seed, spread).iter().zip(&log_prob).map(|(d, l)| l + d).collect();
+        let log_prob: Vec<f32> = normal_numbers(tokens, 1, 1.0).iter().map(|x| -x.abs()).collect();
+        let near = |seed| normal_numbers(tokens, seed, spread).iter().zip(&log_prob).map(|(d, l)| l + d).collect();
         let (old, reference) = (near(2), near(3));
-        let advantage = numbers(n, 4, 1.0);
+        let advantage = normal_numbers(n, 4, 1.0);
         let weight = (0..n).map(|i| 0.1 + 0.01 * i as f32).collect();
         Batch {
             ends,
@@ -68,7 +68,7 @@ impl Batch {
     /// Launches the loss and returns the gradient and the stats.
     fn run(&self, params: &Params) -> (Vec<f32>, Vec<f32>) {
         let (mut gradient, mut stats) =
-            (vec![f32::NAN; self.log_prob.len()], vec![f32::NAN; STATS * self.counted.len()]);
+            (vec![f32::NAN; self.log_prob.len()], vec![f32::NAN; STATS_PER_COMPLETION * self.counted.len()]);
         let params = Params { d_log_prob: addr_mut(&mut gradient), stats: addr_mut(&mut stats), ..*params };
         run(&loss(self.log_prob.len(), &params), 3);
         (gradient, stats)
@@ -108,12 +108,19 @@ fn loss_and_gradient_equal_the_formula() {
                 let want = [weight * value, distance, clipped, n as f64];
                 for (k, want) in want.iter().enumerate() {
                     let name = format!("stats[{k}] of completion {i} of {lengths:?}");
-                    assert_rounded(&name, F32, &stats[STATS * i + k..][..1], &[*want], &[*want], OF_ONE);
+                    assert_rounded(
+                        &name,
+                        F32,
+                        &stats[STATS_PER_COMPLETION * i + k..][..1],
+                        &[*want],
+                        &[*want],
+                        DEFAULT_ROUNDING_FACTOR,
+                    );
                 }
                 let slopes = formula::gradient(&o, &lp, &old, &reference, a);
                 let want: Vec<f64> = slopes.iter().map(|s| weight * s).collect();
                 let name = format!("gradient of completion {i} of {lengths:?}");
-                assert_rounded(&name, F32, batch.of(i, &gradient), &want, &want, OF_ONE);
+                assert_rounded(&name, F32, batch.of(i, &gradient), &want, &want, DEFAULT_ROUNDING_FACTOR);
                 // Checks the chain rule of the formula by central differences.
                 let (h, mut moved) = (1e-6, lp.clone());
                 let mut want = vec![];
@@ -152,7 +159,10 @@ fn without_old_the_ratio_is_one() {
             assert!(batch.of(i, &gradient).iter().all(|g| *g == slope));
             let want = [slope * batch.counted[i] as f32, 0.0, 0.0, batch.counted[i] as f32];
             assert!(
-                stats[STATS * i..][..STATS].iter().zip(want).all(|(s, w)| (s - w).abs() <= 1e-6),
+                stats[STATS_PER_COMPLETION * i..][..STATS_PER_COMPLETION]
+                    .iter()
+                    .zip(want)
+                    .all(|(s, w)| (s - w).abs() <= 1e-6),
                 "{stats:?} {want:?}"
             );
         }
@@ -171,12 +181,12 @@ fn clipping_cuts_the_gradient() {
     let (gradient, stats) = batch.run(&Params { reference: Addr::NULL, ..batch.params() });
     let flat: Vec<bool> = gradient.iter().map(|g| *g == 0.0).collect();
     assert_eq!(flat, [false, false, false, true, true, false, false, false]);
-    assert_eq!((stats[2], stats[STATS + 2]), (1.0, 1.0));
+    assert_eq!((stats[2], stats[STATS_PER_COMPLETION + 2]), (1.0, 1.0));
 }
 
 fn tokens_that_are_not_learned_do_not_count() {
     let batch = Batch::new(&[(300, 7), (5, 0)], 0.2);
     let (gradient, stats) = batch.run(&batch.params());
     assert!(gradient[..7].iter().all(|g| *g != 0.0) && gradient[7..].iter().all(|g| *g == 0.0));
-    assert_eq!(stats[STATS..], [0.0; STATS]);
+    assert_eq!(stats[STATS_PER_COMPLETION..], [0.0; STATS_PER_COMPLETION]);
 }

@@ -1,9 +1,9 @@
 //! The GRPO losses on the CPU: each task computes one completion.
 #![allow(unsafe_code)]
 
-use super::{Params, STATS};
+use super::{Params, STATS_PER_COMPLETION};
 use crate::Team;
-use crate::view::{Out, slice};
+use crate::view::{OutputArray, slice_at};
 
 /// # Safety
 /// Every address in [`Params`] is valid for the shape and dtype that its field documents.
@@ -13,22 +13,25 @@ pub unsafe fn loss(p: &Params, team: &Team) {
         return;
     }
     // SAFETY: `p`'s addresses cover the shapes that [`Params`] documents.
-    let (ends, counted) = unsafe { (slice::<i32>(p.cu_seqlens, n + 1), slice::<i32>(p.counted, n)) };
+    let (ends, counted) = unsafe { (slice_at::<i32>(p.cu_seqlens, n + 1), slice_at::<i32>(p.counted, n)) };
     let tokens = ends[n] as usize;
     let optional = |a: crate::Addr| if a.is_null() { 0 } else { tokens };
     // SAFETY: `p`'s addresses cover the documented shapes; no elements are read at a null address.
-    let (log_prob, old) = unsafe { (slice::<f32>(p.log_prob, tokens), slice::<f32>(p.old, optional(p.old))) };
+    let (log_prob, old) = unsafe { (slice_at::<f32>(p.log_prob, tokens), slice_at::<f32>(p.old, optional(p.old))) };
     // SAFETY: `p.reference` is null (then no elements are read) or covers all tokens.
-    let reference = unsafe { slice::<f32>(p.reference, optional(p.reference)) };
+    let reference = unsafe { slice_at::<f32>(p.reference, optional(p.reference)) };
     // SAFETY: `p`'s addresses cover the shapes that [`Params`] documents.
-    let (advantage, weight) = unsafe { (slice::<f32>(p.advantage, n), slice::<f32>(p.weight, n)) };
+    let (advantage, weight) = unsafe { (slice_at::<f32>(p.advantage, n), slice_at::<f32>(p.weight, n)) };
     // SAFETY: `p`'s addresses cover the shapes that [`Params`] documents.
-    let (gradient, stats) = unsafe { (Out::<f32>::new(p.d_log_prob, tokens), Out::<f32>::new(p.stats, STATS * n)) };
+    let (gradient, stats) = unsafe {
+        (OutputArray::<f32>::new(p.d_log_prob, tokens), OutputArray::<f32>::new(p.stats, STATS_PER_COMPLETION * n))
+    };
     team.run(n, |i| {
         let (start, len) = (ends[i] as usize, (ends[i + 1] - ends[i]) as usize);
         let (counted, a) = (counted[i] as usize, advantage[i] as f64);
         // SAFETY: completions do not overlap.
-        let (gradient, stats) = unsafe { (gradient.part(start, len), stats.part(STATS * i, STATS)) };
+        let (gradient, stats) =
+            unsafe { (gradient.part(start, len), stats.part(STATS_PER_COMPLETION * i, STATS_PER_COMPLETION)) };
         gradient[counted..].fill(0.0);
         let log_ratio = |t: usize| old.get(start + t).map_or(0.0, |&o| log_prob[start + t] as f64 - o as f64);
         let mean = (0..counted).map(log_ratio).sum::<f64>() / counted.max(1) as f64;

@@ -2,11 +2,11 @@
 
 #[cfg(test)]
 use crate::checks::traffic::{TrafficArrays, TrafficLaunches, within_a_tenth};
-use crate::folder::{Calls, Sizes, placeholders};
+use crate::folder::{LabeledLaunches, Sizes, placeholders};
 use crate::grpo_loss;
 
 /// Returns the example calls, each with a text that describes its size.
-pub(crate) fn examples(_: &Sizes) -> Calls {
+pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
     let params = grpo_loss::Params {
         completions: 8,
         epsilon_low: 0.2,

@@ -73,11 +73,11 @@ kernel_folder! {
 }
 
 kernel!(pub LOSS, "grpo_loss", Params, cpu::loss, &SOURCE, |p, _| {
-    cuh::blocks("grpo_loss", p.completions.into(), 256)
+    cuh::plan_blocks("grpo_loss", p.completions.into(), 256)
 });
 
 /// Number of statistics per completion, the columns of `stats`.
-pub const STATS: usize = 4;
+pub const STATS_PER_COMPLETION: usize = 4;
 
 /// Launches the loss over completions that have `tokens` tokens in total.
 pub fn loss(tokens: usize, params: &Params) -> Launch {

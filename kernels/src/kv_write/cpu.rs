@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use super::Params;
-use crate::view::{Out, slice};
+use crate::view::{OutputArray, slice_at};
 use crate::{Element, Team};
 
 /// Approximate number of elements that one task writes.
@@ -17,10 +17,12 @@ pub unsafe fn write<T: Element>(p: &Params, team: &Team) {
     assert!(page.is_power_of_two() && (16..=256).contains(&page), "a page of {page} tokens");
     let cached = p.pages as usize * page * row;
     // SAFETY: `p`'s addresses cover the shapes that [`Params`] documents.
-    let (k, v, slots) =
-        unsafe { (slice::<T>(p.k, tokens * row), slice::<T>(p.v, tokens * row), slice::<i32>(p.slots, tokens)) };
+    let (k, v, slots) = unsafe {
+        (slice_at::<T>(p.k, tokens * row), slice_at::<T>(p.v, tokens * row), slice_at::<i32>(p.slots, tokens))
+    };
     // SAFETY: `p`'s addresses cover the shapes that [`Params`] documents.
-    let (k_cache, v_cache) = unsafe { (Out::<T>::new(p.k_cache, cached), Out::<T>::new(p.v_cache, cached)) };
+    let (k_cache, v_cache) =
+        unsafe { (OutputArray::<T>::new(p.k_cache, cached), OutputArray::<T>::new(p.v_cache, cached)) };
     let per_task = (PER_TASK / row.max(1)).max(1);
     team.run(tokens.div_ceil(per_task), |task| {
         for (t, &slot) in slots.iter().enumerate().skip(task * per_task).take(per_task) {

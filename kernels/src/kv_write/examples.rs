@@ -2,11 +2,11 @@
 
 #[cfg(test)]
 use crate::checks::traffic::{TRAFFIC_ROWS, TrafficArrays, TrafficLaunches, within_a_tenth};
-use crate::folder::{Calls, FLOAT_DTYPES, HEAD_DIM, KV_HEADS, Sizes, TOKENS, placeholders};
+use crate::folder::{FLOAT_DTYPES, HEAD_DIM, KV_HEADS, LabeledLaunches, Sizes, TOKENS, placeholders};
 use crate::kv_write;
 
 /// Returns the example calls, each with a text that describes its size.
-pub(crate) fn examples(_: &Sizes) -> Calls {
+pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
     let p = kv_write::Params {
         tokens: TOKENS,
         kv_heads: KV_HEADS,

@@ -53,7 +53,7 @@ kernel!(pub WRITE_BF16, "kv_write_bf16", Params, cpu::write::<half::bf16>, &SOUR
 
 /// Plans the grid; `vector` is the number of elements in 16 bytes.
 fn plan_write(symbol: &'static str, p: &Params, vector: u64) -> Vec<Stage> {
-    cuh::rows(symbol, 2 * u64::from(p.tokens), u64::from(p.kv_heads) * u64::from(p.head_dim), vector)
+    cuh::plan_row_copy(symbol, 2 * u64::from(p.tokens), u64::from(p.kv_heads) * u64::from(p.head_dim), vector)
 }
 
 /// Launches the write; `dtype` is that of keys, values and caches, F32 or BF16.

@@ -8,7 +8,7 @@ mod params;
 mod source;
 mod stage;
 
-pub use params::{Addr, CType, Field, Params, TensorMapSlot};
+pub use params::{Addr, CType, ParamField, Params, TensorMapSlot};
 pub use source::Source;
 pub use stage::{Arch, Stage, TensorMapError};
 
@@ -22,7 +22,7 @@ pub struct Kernel {
     /// Size of its parameter struct in bytes.
     pub params_size: usize,
     /// The fields of its parameter struct.
-    pub fields: &'static [Field],
+    pub fields: &'static [ParamField],
     /// The code of device `cpu`.
     ///
     /// # Safety

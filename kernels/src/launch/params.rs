@@ -22,7 +22,7 @@ impl Addr {
 
 /// One field of a parameter struct, as the C declaration needs it.
 #[derive(Clone, Copy, Debug)]
-pub struct Field {
+pub struct ParamField {
     /// The field's name, the same in Rust and in C.
     pub name: &'static str,
     /// Its C type.
@@ -82,7 +82,7 @@ pub trait Params: bytemuck::Pod {
     /// The struct's name.
     const NAME: &'static str;
     /// Its fields in order.
-    const FIELDS: &'static [Field];
+    const FIELDS: &'static [ParamField];
 
     /// Returns the C declaration, with static asserts on the size and on every offset.
     fn c_declaration() -> String {
@@ -112,7 +112,7 @@ macro_rules! params {
         const _: () = assert!(size_of::<$name>() <= 4096);
         impl $crate::launch::Params for $name {
             const NAME: &'static str = stringify!($name);
-            const FIELDS: &'static [$crate::launch::Field] = &[$($crate::launch::Field {
+            const FIELDS: &'static [$crate::launch::ParamField] = &[$($crate::launch::ParamField {
                 name: stringify!($field),
                 c_type: <$ty as $crate::launch::CType>::NAME,
                 offset: std::mem::offset_of!($name, $field),

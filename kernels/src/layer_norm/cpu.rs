@@ -4,7 +4,7 @@
 use super::{BwdParams, FwdParams};
 use crate::norm_rows::{self, RowValues};
 use crate::simd::{LANES, sum_lanes};
-use crate::view::{Out, slice};
+use crate::view::{OutputArray, slice_at};
 use crate::{Element, Team, simd_fn};
 
 simd_fn! {
@@ -94,10 +94,11 @@ simd_fn! {
 pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
     let (rows, cols) = (p.rows as usize, p.cols as usize);
     // SAFETY: `p`'s addresses cover the shapes that [`FwdParams`] documents.
-    let (x, w, b) = unsafe { (slice::<T>(p.x, rows * cols), slice::<T>(p.w, cols), slice::<T>(p.b, cols)) };
+    let (x, w, b) = unsafe { (slice_at::<T>(p.x, rows * cols), slice_at::<T>(p.w, cols), slice_at::<T>(p.b, cols)) };
     // SAFETY: `p`'s addresses cover the shapes that [`FwdParams`] documents.
-    let (y, means, rstds) =
-        unsafe { (Out::<T>::new(p.y, rows * cols), RowValues::new(p.mean, rows), RowValues::new(p.rstd, rows)) };
+    let (y, means, rstds) = unsafe {
+        (OutputArray::<T>::new(p.y, rows * cols), RowValues::new(p.mean, rows), RowValues::new(p.rstd, rows))
+    };
     norm_rows::for_each_row(team, rows, cols, |row| {
         let x = &x[row * cols..][..cols];
         let mean = sum(x) / cols as f32;
@@ -117,11 +118,12 @@ pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
 pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
     let (rows, cols) = (p.rows as usize, p.cols as usize);
     // SAFETY: `p`'s addresses cover the shapes that [`BwdParams`] documents.
-    let (x, w, dy) = unsafe { (slice::<T>(p.x, rows * cols), slice::<T>(p.w, cols), slice::<T>(p.dy, rows * cols)) };
+    let (x, w, dy) =
+        unsafe { (slice_at::<T>(p.x, rows * cols), slice_at::<T>(p.w, cols), slice_at::<T>(p.dy, rows * cols)) };
     // SAFETY: `p`'s addresses cover the shapes that [`BwdParams`] documents.
-    let (means, rstds) = unsafe { (slice::<f32>(p.mean, rows), slice::<f32>(p.rstd, rows)) };
+    let (means, rstds) = unsafe { (slice_at::<f32>(p.mean, rows), slice_at::<f32>(p.rstd, rows)) };
     // SAFETY: `p`'s addresses cover the shapes that [`BwdParams`] documents.
-    let dx = unsafe { Out::<T>::new(p.dx, rows * cols) };
+    let dx = unsafe { OutputArray::<T>::new(p.dx, rows * cols) };
     let each = |row: usize, sums: &mut [f32]| {
         let at = row * cols..(row + 1) * cols;
         let (x, dy, mean, rstd) = (&x[at.clone()], &dy[at], means[row], rstds[row]);

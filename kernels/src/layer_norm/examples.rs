@@ -2,11 +2,11 @@
 
 #[cfg(test)]
 use crate::checks::traffic::{TRAFFIC_ROWS, TrafficArrays, TrafficLaunches};
-use crate::folder::{Calls, FLOAT_DTYPES, Sizes, TOKENS, placeholders};
+use crate::folder::{FLOAT_DTYPES, LabeledLaunches, Sizes, TOKENS, placeholders};
 use crate::layer_norm;
 
 /// Returns the example calls, each with a text that describes its size.
-pub(crate) fn examples(_: &Sizes) -> Calls {
+pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
     let (rows, cols) = (TOKENS, 1152);
     let fwd = layer_norm::FwdParams { rows, cols, eps: 1e-6, ..placeholders() };
     let bwd = layer_norm::BwdParams { rows, cols, ..placeholders() };

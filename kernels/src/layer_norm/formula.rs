@@ -1,7 +1,7 @@
 //! The definition of layer normalisation in f64, and the same with the roundings that `mod.rs` documents, except the
 //! rounding at the store.
 
-use crate::checks::rounding::{ROOT, ULP, approximate, f32, sum};
+use crate::checks::rounding::{RSQRT_ERROR, ULP, approximate, f32, sum};
 
 /// Returns `(x − mean) · rstd · w + b` for every row, with its mean and rstd; `round` rounds each intermediate
 /// result.
@@ -23,7 +23,7 @@ pub fn statistics_rounded(x: &[f64], eps: f64) -> (f64, f64) {
     let mean_of = |x: &[f64]| approximate(sum(x.iter().copied(), &[128, 64]) / x.len() as f64, 2.0 * ULP);
     let mean = mean_of(x);
     let variance = mean_of(&x.iter().map(|x| f32(x - mean).powi(2)).collect::<Vec<_>>());
-    (mean, approximate(1.0 / f32(variance + eps).sqrt(), ROOT))
+    (mean, approximate(1.0 / f32(variance + eps).sqrt(), RSQRT_ERROR))
 }
 
 /// Returns the gradients of `sum(dy · fwd(x, w, b))` for x, w and b, by the chain rule with the rows' `statistics`.

@@ -7,7 +7,7 @@ use crate::log_prob::GradientTerms;
 use crate::log_prob::max;
 use crate::matmul::{self, Matmul, Operand};
 use crate::simd::{LANES, exp};
-use crate::view::{Out, slice};
+use crate::view::{OutputArray, slice_at};
 use crate::{Addr, DType, Element, Team, simd_fn};
 
 /// Columns of logits computed at a time. Fixed: merging the chunks is part of a row's order of summation.
@@ -109,11 +109,11 @@ impl Output {
 pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
     let (rows, vocab) = (p.rows as usize, p.vocab as usize);
     // SAFETY: `p`'s addresses cover the shapes that [`FwdParams`] documents.
-    let targets = unsafe { slice::<i32>(p.targets, rows) };
+    let targets = unsafe { slice_at::<i32>(p.targets, rows) };
     // SAFETY: `p`'s addresses cover the shapes that [`FwdParams`] documents.
-    let (log_prob, lse) = unsafe { (Out::<f32>::new(p.log_prob, rows), Out::<f32>::new(p.lse, rows)) };
+    let (log_prob, lse) = unsafe { (OutputArray::<f32>::new(p.log_prob, rows), OutputArray::<f32>::new(p.lse, rows)) };
     // SAFETY: `p.entropy` is null (then no elements are written) or covers `rows` elements.
-    let entropy = unsafe { Out::<f32>::new(p.entropy, if p.entropy.is_null() { 0 } else { rows }) };
+    let entropy = unsafe { OutputArray::<f32>::new(p.entropy, if p.entropy.is_null() { 0 } else { rows }) };
     let output = Output { hidden: p.hidden, weight: p.weight, width: p.width as usize };
     let mut logits = vec![0.0f32; rows.min(ROWS) * vocab.min(COLUMNS)];
     for first in (0..rows).step_by(ROWS) {
@@ -124,7 +124,7 @@ pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
             // SAFETY: the operands cover these rows and columns; `logits` has room for ROWS × COLUMNS elements.
             unsafe { output.logits::<T>((first, count), (column, columns), &mut logits, team) };
             // SAFETY: the vector lives until the end of the loop's body and is only touched through this view.
-            let known = unsafe { Out::<(Statistics, f64)>::new(Addr(known.as_mut_ptr() as u64), count) };
+            let known = unsafe { OutputArray::<(Statistics, f64)>::new(Addr(known.as_mut_ptr() as u64), count) };
             team.run(count, |r| {
                 let row = &logits[r * columns..][..columns];
                 // SAFETY: each row has an element of its own.
@@ -157,15 +157,15 @@ pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
 pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
     let (rows, all, from) = (p.rows as usize, p.columns as usize, p.first as usize);
     // SAFETY: `p`'s addresses cover the shapes that [`BwdParams`] documents.
-    let (targets, lse) = unsafe { (slice::<i32>(p.targets, rows), slice::<f32>(p.lse, rows)) };
+    let (targets, lse) = unsafe { (slice_at::<i32>(p.targets, rows), slice_at::<f32>(p.lse, rows)) };
     // SAFETY: `p`'s addresses cover the shapes that [`BwdParams`] documents.
-    let d_log_prob = unsafe { slice::<f32>(p.d_log_prob, rows) };
+    let d_log_prob = unsafe { slice_at::<f32>(p.d_log_prob, rows) };
     let with_entropy = if p.d_entropy.is_null() { 0 } else { rows };
     // SAFETY: without a gradient of the entropy no elements are read; else both arrays cover `rows` elements.
     let (entropy, d_entropy) =
-        unsafe { (slice::<f32>(p.entropy, with_entropy), slice::<f32>(p.d_entropy, with_entropy)) };
+        unsafe { (slice_at::<f32>(p.entropy, with_entropy), slice_at::<f32>(p.d_entropy, with_entropy)) };
     // SAFETY: `p`'s addresses cover the shapes that [`BwdParams`] documents.
-    let d_logits = unsafe { Out::<T>::new(p.d_logits, rows * all) };
+    let d_logits = unsafe { OutputArray::<T>::new(p.d_logits, rows * all) };
     let output = Output { hidden: p.hidden, weight: p.weight, width: p.width as usize };
     let mut logits = vec![0.0f32; rows.min(ROWS) * all.min(COLUMNS)];
     for first in (0..rows).step_by(ROWS) {

@@ -1,10 +1,10 @@
 //! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
 
-use crate::folder::{Calls, FLOAT_DTYPES, HIDDEN, Sizes, TOKENS, VOCAB, placeholders};
+use crate::folder::{FLOAT_DTYPES, HIDDEN, LabeledLaunches, Sizes, TOKENS, VOCAB, placeholders};
 use crate::linear_log_prob;
 
 /// Returns the example calls, each with a text that describes its size.
-pub(crate) fn examples(s: &Sizes) -> Calls {
+pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
     let (rows, width, vocab) = (s.get("tokens", TOKENS), s.get("hidden", HIDDEN), s.get("vocab", VOCAB));
     let inv_temperature = 1.0;
     let fwd = linear_log_prob::FwdParams { rows, vocab, width, inv_temperature, ..placeholders() };
@@ -12,7 +12,7 @@ pub(crate) fn examples(s: &Sizes) -> Calls {
         rows,
         vocab,
         width,
-        columns: linear_log_prob::chunk(t, rows as usize, vocab as usize) as u32,
+        columns: linear_log_prob::max_chunk_columns(t, rows as usize, vocab as usize) as u32,
         inv_temperature,
         ..placeholders()
     };

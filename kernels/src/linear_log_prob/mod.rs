@@ -14,7 +14,7 @@
 //!     d_weight_chunk = d_logitsᵀ · hidden;  d_hidden += d_logits · weight_chunk      # plain products, by the caller
 //! ```
 //!
-//! [`chunk`] gives the number of columns that keeps `d_logits` within 64 MiB.
+//! [`max_chunk_columns`] gives the number of columns that keeps `d_logits` within 64 MiB.
 //!
 //! Shapes: hidden T `[rows, width]`, weight T `[vocab, width]`, both f32 or both bf16; targets i32 `[rows]`;
 //! log_prob, lse, entropy and their gradients f32 `[rows]`; d_logits T `[rows, columns]`. A row with a negative
@@ -56,7 +56,7 @@ params! {
         pub entropy: Addr,
         /// f32 `[rows]`: the log-sum-exp of each row, written.
         pub lse: Addr,
-        /// Scratch memory of [`workspace`] bytes; not used on the CPU.
+        /// Scratch memory of [`workspace_bytes`] bytes; not used on the CPU.
         pub workspace: Addr,
         /// Rows.
         pub rows: u32,
@@ -149,13 +149,13 @@ fn backward(symbol: &'static str, p: &BwdParams, g: Geometry) -> Vec<Stage> {
 }
 
 /// Returns the bytes of the forward kernel's workspace: four f32 per row and split.
-pub fn workspace(rows: usize, vocab: usize) -> usize {
+pub fn workspace_bytes(rows: usize, vocab: usize) -> usize {
     16 * rows * vocab.div_ceil(SPLIT as usize)
 }
 
 /// Returns how many columns of the vocabulary keep `d_logits` within 64 MiB: a multiple of 128, at least 128, at most
 /// the vocabulary.
-pub fn chunk(dtype: DType, rows: usize, vocab: usize) -> usize {
+pub fn max_chunk_columns(dtype: DType, rows: usize, vocab: usize) -> usize {
     let fits = (64 << 20) / (rows.max(1) * dtype.size());
     (fits / 128 * 128).max(128).min(vocab)
 }

@@ -3,7 +3,7 @@
 
 use super::{BwdParams, FwdParams};
 use crate::simd::{LANES, exp};
-use crate::view::{Out, slice};
+use crate::view::{OutputArray, slice_at};
 use crate::{Element, Team, simd_fn};
 
 simd_fn! {
@@ -159,17 +159,17 @@ impl State {
 pub unsafe fn fwd(p: &FwdParams, team: &Team) {
     let (rows, columns, first) = (p.rows as usize, p.columns as usize, p.first as usize);
     // SAFETY: `p`'s addresses cover the shapes that [`FwdParams`] documents.
-    let (logits, targets) = unsafe { (slice::<f32>(p.logits, rows * columns), slice::<i32>(p.targets, rows)) };
+    let (logits, targets) = unsafe { (slice_at::<f32>(p.logits, rows * columns), slice_at::<i32>(p.targets, rows)) };
     let (begins, ends, with_entropy) = (first == 0, first + columns == p.vocab as usize, !p.entropy.is_null());
     let count = |wanted: bool| if wanted { rows } else { 0 };
     // SAFETY: `p`'s addresses cover the documented shapes; arrays that this launch does not write get no elements.
     let (log_prob, lse, entropy) = unsafe {
         let results = [(p.log_prob, ends), (p.lse, ends), (p.entropy, ends && with_entropy)];
-        let [log_prob, lse, entropy] = results.map(|(at, wanted)| Out::<f32>::new(at, count(wanted)));
+        let [log_prob, lse, entropy] = results.map(|(at, wanted)| OutputArray::<f32>::new(at, count(wanted)));
         (log_prob, lse, entropy)
     };
     // SAFETY: `p.state` covers `rows` states if the row has several launches; else the view has no elements.
-    let state = unsafe { Out::<State>::new(p.state, count(!begins || !ends)) };
+    let state = unsafe { OutputArray::<State>::new(p.state, count(!begins || !ends)) };
     let scale = p.inv_temperature;
     team.run(rows, |r| {
         let logits = &logits[r * columns..][..columns];
@@ -210,15 +210,15 @@ pub unsafe fn fwd(p: &FwdParams, team: &Team) {
 pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
     let (rows, columns) = (p.rows as usize, p.columns as usize);
     // SAFETY: `p`'s addresses cover the shapes that [`BwdParams`] documents.
-    let (logits, targets) = unsafe { (slice::<f32>(p.logits, rows * columns), slice::<i32>(p.targets, rows)) };
+    let (logits, targets) = unsafe { (slice_at::<f32>(p.logits, rows * columns), slice_at::<i32>(p.targets, rows)) };
     // SAFETY: `p`'s addresses cover the shapes that [`BwdParams`] documents.
-    let (lse, grad) = unsafe { (slice::<f32>(p.lse, rows), slice::<f32>(p.grad, rows)) };
+    let (lse, grad) = unsafe { (slice_at::<f32>(p.lse, rows), slice_at::<f32>(p.grad, rows)) };
     let with_entropy = if p.d_entropy.is_null() { 0 } else { rows };
     // SAFETY: without a gradient of the entropy no elements are read; else both arrays cover `rows` elements.
     let (entropy, d_entropy) =
-        unsafe { (slice::<f32>(p.entropy, with_entropy), slice::<f32>(p.d_entropy, with_entropy)) };
+        unsafe { (slice_at::<f32>(p.entropy, with_entropy), slice_at::<f32>(p.d_entropy, with_entropy)) };
     // SAFETY: `p`'s addresses cover the shapes that [`BwdParams`] documents.
-    let d_logits = unsafe { Out::<T>::new(p.d_logits, rows * columns) };
+    let d_logits = unsafe { OutputArray::<T>::new(p.d_logits, rows * columns) };
     let scale = p.inv_temperature;
     team.run(rows, |r| {
         let logits = &logits[r * columns..][..columns];

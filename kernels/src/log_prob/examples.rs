@@ -2,11 +2,11 @@
 
 #[cfg(test)]
 use crate::checks::traffic::{TrafficArrays, TrafficLaunches, within_a_tenth};
-use crate::folder::{Calls, FLOAT_DTYPES, Sizes, VOCAB, placeholders};
+use crate::folder::{FLOAT_DTYPES, LabeledLaunches, Sizes, VOCAB, placeholders};
 use crate::{Addr, log_prob};
 
 /// Returns the example calls, each with a text that describes its size.
-pub(crate) fn examples(s: &Sizes) -> Calls {
+pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
     // Chunks of 64 MiB of logits.
     let vocab = s.get("vocab", VOCAB);
     let (rows, inv_temperature) = (s.get("rows", (64 << 20) / (4 * VOCAB)), 1.0);

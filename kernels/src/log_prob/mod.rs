@@ -110,7 +110,7 @@ kernel_folder! {
     traffic: traffic_launches,
 }
 
-kernel!(pub FWD, "log_prob_fwd", FwdParams, cpu::fwd, &SOURCE, |p, _| cuh::blocks("log_prob_fwd", p.rows.into(), 512));
+kernel!(pub FWD, "log_prob_fwd", FwdParams, cpu::fwd, &SOURCE, |p, _| cuh::plan_blocks("log_prob_fwd", p.rows.into(), 512));
 kernel!(pub BWD_F32, "log_prob_bwd_f32", BwdParams, cpu::bwd::<f32>, &SOURCE, |p, _| plan_bwd("log_prob_bwd_f32", p));
 kernel!(pub BWD_BF16, "log_prob_bwd_bf16", BwdParams, cpu::bwd::<half::bf16>, &SOURCE, |p, _| plan_bwd("log_prob_bwd_bf16", p));
 
@@ -118,19 +118,19 @@ kernel!(pub BWD_BF16, "log_prob_bwd_bf16", BwdParams, cpu::bwd::<half::bf16>, &S
 const STRIP: u32 = 2048;
 
 fn plan_bwd(symbol: &'static str, p: &BwdParams) -> Vec<Stage> {
-    cuh::blocks(symbol, u64::from(p.rows) * u64::from(p.columns.div_ceil(STRIP)), 256)
+    cuh::plan_blocks(symbol, u64::from(p.rows) * u64::from(p.columns.div_ceil(STRIP)), 256)
 }
 
 /// Bytes of [`FwdParams::state`] per row.
-pub const STATE: usize = 32;
+pub const STATE_BYTES: usize = 32;
 
 /// Launches the forward kernel on one chunk of the vocabulary.
 pub fn fwd(params: &FwdParams) -> Launch {
     let (rows, n) = (params.rows as f64, params.rows as f64 * params.columns as f64);
     let entropy = !params.entropy.is_null();
     let last = params.first + params.columns == params.vocab;
-    let results = if last { 8 + 4 * usize::from(entropy) } else { STATE };
-    let a_row = 4 + results + if params.first > 0 { STATE } else { 0 };
+    let results = if last { 8 + 4 * usize::from(entropy) } else { STATE_BYTES };
+    let a_row = 4 + results + if params.first > 0 { STATE_BYTES } else { 0 };
     let flops = if entropy { 24.0 } else { 20.0 };
     Launch::kernel(&FWD, params, Cost { flops: flops * n, bytes: 4.0 * n + a_row as f64 * rows })
 }

@@ -79,7 +79,7 @@ impl Matmul {
 }
 
 /// Sizes (m, n, k) that tests and benches share. Most of them leave tiles and blocks incomplete.
-pub fn cases() -> Vec<(usize, usize, usize)> {
+pub fn test_shapes() -> Vec<(usize, usize, usize)> {
     vec![
         (1, 1, 1),
         (1, 17, 1),

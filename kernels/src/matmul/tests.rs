@@ -1,10 +1,10 @@
 //! Compares the CPU code of each instruction set of this machine with the formula, and compares its results bit for
 //! bit between different tiles, operand storage and numbers of threads.
 
-use super::{Matmul, Operand, cases, cpu, formula};
+use super::{Matmul, Operand, cpu, formula, test_shapes};
 use crate::DType::{self, BF16, F32};
-use crate::checks::{Data, numbers};
-use crate::compare::{OF_ONE, close, rounded};
+use crate::checks::{TestArray, normal_numbers};
+use crate::compare::{DEFAULT_ROUNDING_FACTOR, check_close, check_rounded};
 use crate::simd::{Isa, isa};
 use crate::{Addr, Team};
 use proptest::prelude::*;
@@ -38,11 +38,11 @@ fn transpose(x: &[f32], rows: usize, columns: usize) -> Vec<f32> {
 #[allow(unsafe_code)]
 fn product(isa: Isa, c: &Case, a: &[f32], b: &[f32], bias: &[f32], old: &[f32], threads: usize) -> Vec<f32> {
     let stored = |x: &[f32], rows, dtype, transposed| {
-        Data::new(dtype, &if transposed { transpose(x, rows, c.k) } else { x.to_vec() })
+        TestArray::new(dtype, &if transposed { transpose(x, rows, c.k) } else { x.to_vec() })
     };
     let (a, b) = (stored(a, c.m, c.dtypes[0], c.transposed[0]), stored(b, c.n, c.dtypes[1], c.transposed[1]));
-    let (bias, out) = (Data::new(c.dtypes[2], bias), Data::new(c.dtypes[2], old));
-    let operand = |x: &Data, i: usize| Operand { addr: x.addr(), dtype: c.dtypes[i], transposed: c.transposed[i] };
+    let (bias, out) = (TestArray::new(c.dtypes[2], bias), TestArray::new(c.dtypes[2], old));
+    let operand = |x: &TestArray, i: usize| Operand { addr: x.addr(), dtype: c.dtypes[i], transposed: c.transposed[i] };
     let p = Matmul {
         m: c.m,
         n: c.n,
@@ -69,7 +69,7 @@ struct Inputs {
 
 /// Returns seeded inputs, already rounded to their stored dtype.
 fn inputs(c: &Case, seed: u64) -> Inputs {
-    let data = |dtype, count, seed| Data::new(dtype, &numbers(count, seed, 1.0)).values();
+    let data = |dtype, count, seed| TestArray::new(dtype, &normal_numbers(count, seed, 1.0)).values();
     let old = if c.accumulate { data(c.dtypes[2], c.m * c.n, seed + 3) } else { vec![f32::NAN; c.m * c.n] };
     Inputs {
         a: data(c.dtypes[0], c.m * c.k, seed),
@@ -105,8 +105,8 @@ fn check(isa: Isa, c: &Case, seed: u64) -> Result<(), String> {
     let (want, bound) = expected(c, &x);
     let got = product(isa, c, &x.a, &x.b, &x.bias, &x.old, 2);
     match c.dtypes[2] {
-        BF16 => rounded(&format!("{isa:?} {c:?}"), BF16, &got, &want, &want, OF_ONE)?,
-        _ => close(&format!("{isa:?} {c:?}"), &got, &want, 1e-5, f64::MAX)?,
+        BF16 => check_rounded(&format!("{isa:?} {c:?}"), BF16, &got, &want, &want, DEFAULT_ROUNDING_FACTOR)?,
+        _ => check_close(&format!("{isa:?} {c:?}"), &got, &want, 1e-5, f64::MAX)?,
     }
     for (i, ((g, w), b)) in got.iter().zip(&want).zip(&bound).enumerate() {
         if !((*g as f64 - w).abs() <= *b) {
@@ -172,7 +172,7 @@ const COMBINATIONS: [[DType; 3]; 8] = [
 #[test]
 fn equals_the_formula() {
     for isa in isas() {
-        for (i, (m, n, k)) in cases().into_iter().enumerate() {
+        for (i, (m, n, k)) in test_shapes().into_iter().enumerate() {
             for dtypes in COMBINATIONS {
                 let (bias, accumulate) = (i % 2 == 0, i % 3 == 0);
                 let c = Case {
@@ -194,7 +194,7 @@ fn equals_the_formula() {
 #[test]
 fn no_bit_depends_on_the_company() {
     for isa in isas() {
-        for (i, (m, n, k)) in cases().into_iter().enumerate() {
+        for (i, (m, n, k)) in test_shapes().into_iter().enumerate() {
             for dtypes in &COMBINATIONS[..4] {
                 let (bias, accumulate) = (i % 2 == 1, i % 3 == 1);
                 let c =
@@ -221,7 +221,7 @@ fn nan_infinity_and_negative_zero() {
             let (want, _) = expected(&c, &x);
             for threads in [1, 2] {
                 let got = product(isa, &c, &x.a, &x.b, &x.bias, &x.old, threads);
-                close(&format!("{isa:?} {c:?}"), &got, &want, 4e-3, f64::MAX).unwrap();
+                check_close(&format!("{isa:?} {c:?}"), &got, &want, 4e-3, f64::MAX).unwrap();
                 assert!(
                     got[n..2 * n].iter().all(|x| x.is_nan()),
                     "{isa:?}: a NaN in A must make its whole row of C NaN"

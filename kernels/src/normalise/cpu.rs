@@ -4,7 +4,7 @@
 use super::{BwdParams, FwdParams};
 use crate::norm_rows::{self, RowValues};
 use crate::simd::{LANES, sum_lanes};
-use crate::view::{Out, slice};
+use crate::view::{OutputArray, slice_at};
 use crate::{Element, Team, simd_fn};
 
 simd_fn! {
@@ -44,7 +44,7 @@ simd_fn! {
 pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
     let (rows, cols) = (p.rows as usize, p.cols as usize);
     // SAFETY: `p`'s addresses cover the shapes that [`FwdParams`] documents.
-    let (x, y) = unsafe { (slice::<T>(p.x, rows * cols), Out::<T>::new(p.y, rows * cols)) };
+    let (x, y) = unsafe { (slice_at::<T>(p.x, rows * cols), OutputArray::<T>::new(p.y, rows * cols)) };
     // SAFETY: `p`'s addresses cover the shapes that [`FwdParams`] documents.
     let norms = unsafe { RowValues::new(p.norm, rows) };
     norm_rows::for_each_row(team, rows, cols, |row| {
@@ -63,9 +63,9 @@ pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
     let (rows, cols) = (p.rows as usize, p.cols as usize);
     // SAFETY: `p`'s addresses cover the shapes that [`BwdParams`] documents.
     let (x, dy, norm) =
-        unsafe { (slice::<T>(p.x, rows * cols), slice::<T>(p.dy, rows * cols), slice::<f32>(p.norm, rows)) };
+        unsafe { (slice_at::<T>(p.x, rows * cols), slice_at::<T>(p.dy, rows * cols), slice_at::<f32>(p.norm, rows)) };
     // SAFETY: `p`'s addresses cover the shapes that [`BwdParams`] documents.
-    let dx = unsafe { Out::<T>::new(p.dx, rows * cols) };
+    let dx = unsafe { OutputArray::<T>::new(p.dx, rows * cols) };
     norm_rows::for_each_row(team, rows, cols, |row| {
         let (x, dy) = (&x[row * cols..][..cols], &dy[row * cols..][..cols]);
         // SAFETY: rows do not overlap.

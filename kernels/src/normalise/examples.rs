@@ -1,10 +1,10 @@
 //! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
 
-use crate::folder::{Calls, FLOAT_DTYPES, Sizes, TOKENS, placeholders};
+use crate::folder::{FLOAT_DTYPES, LabeledLaunches, Sizes, TOKENS, placeholders};
 use crate::normalise;
 
 /// Returns the example calls, each with a text that describes its size.
-pub(crate) fn examples(_: &Sizes) -> Calls {
+pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
     let (rows, cols) = (TOKENS, 1152);
     let fwd = normalise::FwdParams { rows, cols, ..placeholders() };
     let bwd = normalise::BwdParams { rows, cols, ..placeholders() };

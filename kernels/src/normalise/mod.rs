@@ -68,7 +68,7 @@ kernel!(pub BWD_BF16, "normalise_bwd_bf16", BwdParams, cpu::bwd::<half::bf16>, &
 });
 
 fn stages(symbols: [&'static str; 2], rows: u32, cols: u32, arch: &Arch) -> Vec<Stage> {
-    cuh::HeldRows::new(cols).walk(symbols, rows, 256, 4, arch)
+    cuh::HeldRows::new(cols).plan_row_loop(symbols, rows, 256, 4, arch)
 }
 
 /// Launches the forward kernel; `dtype` is that of x and y, F32 or BF16.

@@ -4,12 +4,12 @@
 use super::Params;
 use crate::attention::cpu::{BLOCK_KEYS, SequenceArrays, forward_sequences};
 use crate::simd::{Isa, isa};
-use crate::view::{Out, slice};
+use crate::view::{OutputArray, slice_at};
 use crate::{Element, Team};
 use std::ptr::null_mut;
 
 // Attention processes KEYS keys at a time, which must not cross the end of a block of the KV cache.
-const _: () = assert!(BLOCK_KEYS == super::BLOCK);
+const _: () = assert!(BLOCK_KEYS == super::BLOCK_TOKENS);
 
 /// # Safety
 /// Every address in [`Params`] is valid for the shape and dtype that its field documents.
@@ -33,13 +33,13 @@ pub unsafe fn fwd_on<T: Element>(isa: Isa, p: &Params, team: &Team) {
     // SAFETY: cu_seqlens has `[seqs + 1]` i32, kv_lens `[seqs]`, block_tables `[seqs, max_blocks]`.
     let (cu, kv_lens, tables) = unsafe {
         (
-            slice::<i32>(p.cu_seqlens, seqs + 1),
-            slice::<i32>(p.kv_lens, seqs),
-            slice::<i32>(p.block_tables, seqs * max_blocks),
+            slice_at::<i32>(p.cu_seqlens, seqs + 1),
+            slice_at::<i32>(p.kv_lens, seqs),
+            slice_at::<i32>(p.block_tables, seqs * max_blocks),
         )
     };
     // SAFETY: o has `[tokens, heads, head_dim]` elements of T.
-    let o = unsafe { Out::<T>::new(p.o, tokens * heads * d) };
+    let o = unsafe { OutputArray::<T>::new(p.o, tokens * heads * d) };
     for seq in (0..seqs).filter(|&seq| kv_lens[seq] == 0 && cu[seq] < cu[seq + 1]) {
         let (first, end) = (cu[seq] as usize, cu[seq + 1] as usize);
         assert!(end <= tokens, "cu_seqlens: sequence {seq} is tokens {first}..{end} of {tokens}");

@@ -1,11 +1,11 @@
 //! Example calls of the kernels, for the commands `reel kernels list`, `show` and `bench`.
 
-use crate::folder::{BATCH, Calls, FLOAT_DTYPES, HEAD_DIM, HEADS, KV_HEADS, PLACEHOLDER, Sizes, TOKENS};
+use crate::folder::{BATCH, FLOAT_DTYPES, HEAD_DIM, HEADS, KV_HEADS, LabeledLaunches, PLACEHOLDER, Sizes, TOKENS};
 use crate::{Addr, paged_attention};
 use bytemuck::Zeroable;
 
 /// Returns example calls, each with a description of its size.
-pub(crate) fn examples(s: &Sizes) -> Calls {
+pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
     let (batch, context) = (s.get("batch", BATCH), s.get("context", TOKENS));
     let (heads, kv_heads, head_dim) = (s.get("heads", HEADS), s.get("kv_heads", KV_HEADS), s.get("head_dim", HEAD_DIM));
     let p = paged_attention::Params {
@@ -27,9 +27,9 @@ pub(crate) fn examples(s: &Sizes) -> Calls {
         page: 64,
         ..Zeroable::zeroed()
     };
-    let workspace = if paged_attention::workspace(&p) > 0 { PLACEHOLDER } else { Addr::NULL };
+    let workspace = if paged_attention::workspace_bytes(&p) > 0 { PLACEHOLDER } else { Addr::NULL };
     let p = paged_attention::Params { workspace, ..p };
-    let (pairs, keys) = paged_attention::work((0..batch).map(|_| (1, context as usize)));
+    let (pairs, keys) = paged_attention::query_key_pairs_and_keys((0..batch).map(|_| (1, context as usize)));
     let size = "a token each of 16 sequences of 8192 keys, 28 heads on 4 of 128";
     FLOAT_DTYPES.map(|t| (size, paged_attention::fwd(t, &p, pairs, keys))).into()
 }

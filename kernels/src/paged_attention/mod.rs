@@ -13,7 +13,7 @@
 //! and output; segments are merged in ascending order. Example with 1100 keys: segments 0..512, 512..1024,
 //! 1024..1100. Without a workspace one block of threads processes the segments one after the other. With a workspace
 //! each segment has its own block of threads, and a second launch merges the segments; this keeps a GPU busy when few
-//! sequences decode. The bits are the same; [`workspace`] says when a workspace is faster.
+//! sequences decode. The bits are the same; [`workspace_bytes`] says when a workspace is faster.
 //!
 //! # Numerics
 //! The order of summation depends on the row's own keys only. So prefill, any chunking of it, decode, any batch and
@@ -36,7 +36,7 @@ use crate::{Addr, Arch, Cost, DType, Launch, Stage, kernel, params};
 
 /// Tokens per page of the KV caches that the engine allocates; also the number of keys that a row processes at a
 /// time.
-pub const BLOCK: usize = 64;
+pub const BLOCK_TOKENS: usize = 64;
 
 /// Number of keys of a segment.
 const SEGMENT: u32 = 512;
@@ -59,7 +59,7 @@ params! {
         pub kv_lens: Addr,
         /// i32 `[seqs, max_blocks]`: the pages of each sequence in order. Page numbers beyond its keys are not read.
         pub block_tables: Addr,
-        /// A workspace of [`workspace`] bytes for the outputs, maxima and sums of segments. Null: one block of
+        /// A workspace of [`workspace_bytes`] bytes for the outputs, maxima and sums of segments. Null: one block of
         /// threads processes all segments of its rows.
         pub workspace: Addr,
         /// Number of new tokens of all sequences.
@@ -164,7 +164,7 @@ fn segments(p: &Params) -> u32 {
 /// Returns the size in bytes of the workspace with which the kernel is faster: an f32 output, maximum and sum for
 /// each segment of each row. Returns 0 if the GPU is busy without splitting segments, or if there is only one
 /// segment.
-pub fn workspace(p: &Params) -> usize {
+pub fn workspace_bytes(p: &Params) -> usize {
     let (rows, segments) = (p.tokens as u64 * p.heads as u64, segments(p) as u64);
     if segments < 2 || rows * segments > 1 << 16 || tiles(p, 64) * p.kv_heads > 512 {
         return 0;
@@ -178,7 +178,7 @@ fn bytes_of_parts(p: &Params) -> usize {
 }
 
 /// Makes the launch. `dtype` is the type of q, o and the caches, F32 or BF16. `pairs` is the number of (new token,
-/// key) pairs that one head computes, and `keys` the sum of `kv_lens`; [`work`] returns both.
+/// key) pairs that one head computes, and `keys` the sum of `kv_lens`; [`query_key_pairs_and_keys`] returns both.
 pub fn fwd(dtype: DType, params: &Params, pairs: f64, keys: f64) -> Launch {
     let kernel = if dtype == DType::F32 { &FWD_F32 } else { &FWD_BF16 };
     let (heads, kv_heads, d) = (params.heads as f64, params.kv_heads as f64, params.head_dim as f64);
@@ -188,7 +188,7 @@ pub fn fwd(dtype: DType, params: &Params, pairs: f64, keys: f64) -> Launch {
 
 /// Returns the number of (new token, key) pairs that one head computes, and the number of keys of all sequences. A
 /// sequence is given as (new tokens, keys including those of the new tokens).
-pub fn work(sequences: impl IntoIterator<Item = (usize, usize)>) -> (f64, f64) {
+pub fn query_key_pairs_and_keys(sequences: impl IntoIterator<Item = (usize, usize)>) -> (f64, f64) {
     let (mut pairs, mut keys) = (0.0, 0.0);
     for (new, kv_len) in sequences {
         let (new, kv_len) = (new as f64, kv_len as f64);

@@ -13,15 +13,15 @@ use crate::{Addr, DType, Element, Team, patches};
 /// `frames` covers the frames that `pixels` describes.
 unsafe fn each_time<T: Element>(pixels: &Pixels, frames: Addr, team: &Team, mut f: impl FnMut(usize, usize, Addr)) {
     let times = pixels.count.div_ceil(pixels.temporal) as usize;
-    let (frame, row) = (pixels.height as usize * pixels.width as usize * patches::CHANNELS, pixels.row());
+    let (frame, row) = (pixels.height as usize * pixels.width as usize * patches::CHANNELS, pixels.patch_len());
     let one = Pixels { count: pixels.count.min(pixels.temporal), ..*pixels };
-    let patches = one.patches();
+    let patches = one.patch_count();
     let mut buffer = vec![T::from_f32(0.0); patches * row];
     let at = Addr(buffer.as_mut_ptr() as u64);
     for time in 0..times {
         let first = time * pixels.temporal as usize;
         let count = pixels.temporal.min(pixels.count - first as u32);
-        let cut = Pixels { count, ..*pixels }.cut(frames.offset(first * frame), at);
+        let cut = Pixels { count, ..*pixels }.patch_params(frames.offset(first * frame), at);
         // SAFETY: `frames` covers the frames of this time step, and the buffer has room for its patches.
         unsafe { run_on_cpu(&patches::cut(T::DTYPE, &cut), team) };
         f(time * patches, patches, at);
@@ -31,7 +31,7 @@ unsafe fn each_time<T: Element>(pixels: &Pixels, frames: Addr, team: &Team, mut 
 /// # Safety
 /// Every address in [`FwdParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
-    let (k, embed) = (p.pixels.row(), p.embed as usize);
+    let (k, embed) = (p.pixels.patch_len(), p.embed as usize);
     let operand = |addr| Operand { addr, dtype: T::DTYPE, transposed: false };
     let product = |first: usize, count: usize, at: Addr| {
         let c = p.y.offset(first * embed * size_of::<T>());
@@ -48,7 +48,7 @@ pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
 /// # Safety
 /// Every address in [`DwParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn dw<T: Element>(p: &DwParams, team: &Team) {
-    let (n, embed) = (p.pixels.row(), p.embed as usize);
+    let (n, embed) = (p.pixels.patch_len(), p.embed as usize);
     let operand = |addr| Operand { addr, dtype: T::DTYPE, transposed: true };
     let product = |first: usize, count: usize, at: Addr| {
         let (a, b) = (operand(p.dy.offset(first * embed * size_of::<T>())), operand(at));

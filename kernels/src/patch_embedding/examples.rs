@@ -1,7 +1,7 @@
 //! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
 
 use crate::Addr;
-use crate::folder::{Calls, FLOAT_DTYPES, Sizes, placeholders};
+use crate::folder::{FLOAT_DTYPES, LabeledLaunches, Sizes, placeholders};
 use crate::patch_embedding::{self, Pixels};
 
 /// The frames of the example calls.
@@ -22,7 +22,7 @@ pub(crate) const EXAMPLE_FRAMES: Pixels = Pixels {
 };
 
 /// Returns the example calls, each with a text that describes its size.
-pub(crate) fn examples(_: &Sizes) -> Calls {
+pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
     let fwd = patch_embedding::FwdParams { bias: Addr::NULL, pixels: EXAMPLE_FRAMES, embed: 1280, ..placeholders() };
     let dw = patch_embedding::DwParams { pixels: EXAMPLE_FRAMES, embed: 1280, ..placeholders() };
     let calls = FLOAT_DTYPES.map(|t| [patch_embedding::fwd(t, &fwd), patch_embedding::dw(t, &dw)]);

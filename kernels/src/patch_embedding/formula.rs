@@ -30,7 +30,7 @@ impl FrameInput<'_> {
 
     /// Returns `y[n, e]` before it is rounded.
     pub fn fwd(&self, weight: &[f64], bias: Option<&[f64]>, embed: usize) -> Vec<f64> {
-        let (patches, row) = (self.pixels.patches(), self.pixels.row());
+        let (patches, row) = (self.pixels.patch_count(), self.pixels.patch_len());
         let mut y = Vec::new();
         for n in 0..patches {
             let pixels: Vec<f64> = (0..row).map(|k| self.pixel(n, k)).collect();
@@ -45,7 +45,7 @@ impl FrameInput<'_> {
     /// Returns the gradient of `Σ dy · y` with respect to the weight. y is linear in the weight, so the gradient for
     /// `weight[e, k]` is `Σ dy · y` with that weight 1 and all others 0.
     pub fn dw(&self, dy: &[f64], embed: usize) -> Vec<f64> {
-        let (patches, row) = (self.pixels.patches(), self.pixels.row());
+        let (patches, row) = (self.pixels.patch_count(), self.pixels.patch_len());
         let mut dw = vec![0.0; embed * row];
         for k in 0..row {
             for n in 0..patches {

@@ -63,7 +63,7 @@ impl CType for Pixels {
 
 impl Pixels {
     /// Returns the parameters of the kernel that stores the patches.
-    pub fn cut(&self, frames: Addr, patches: Addr) -> patches::Params {
+    pub fn patch_params(&self, frames: Addr, patches: Addr) -> patches::Params {
         let Pixels { rescale, count, height, width, patch, temporal, merge, .. } = *self;
         let Pixels { mean0, mean1, mean2, std0, std1, std2, .. } = *self;
         patches::Params {
@@ -86,13 +86,13 @@ impl Pixels {
     }
 
     /// Elements of a patch.
-    pub fn row(&self) -> usize {
-        self.cut(Addr::NULL, Addr::NULL).row()
+    pub fn patch_len(&self) -> usize {
+        self.patch_params(Addr::NULL, Addr::NULL).patch_len()
     }
 
     /// Patches of all frames.
-    pub fn patches(&self) -> usize {
-        self.cut(Addr::NULL, Addr::NULL).grid().iter().product()
+    pub fn patch_count(&self) -> usize {
+        self.patch_params(Addr::NULL, Addr::NULL).grid().iter().product()
     }
 }
 
@@ -168,11 +168,11 @@ const BF16: Geometry =
 const F32: Geometry = Geometry { columns: 64, fwd_shared: 3 * (64 + 64) * 36 * 4, dw_shared: 3 * 32 * (64 + 64) * 4 };
 
 fn plan_fwd(symbol: &'static str, p: &FwdParams, g: &Geometry) -> Vec<Stage> {
-    plan(symbol, &p.pixels, p.pixels.patches(), p.embed, g.columns, g.fwd_shared)
+    plan(symbol, &p.pixels, p.pixels.patch_count(), p.embed, g.columns, g.fwd_shared)
 }
 
 fn plan_dw(symbol: &'static str, p: &DwParams, g: &Geometry) -> Vec<Stage> {
-    let row = if p.pixels.patches() == 0 { 0 } else { p.pixels.row() };
+    let row = if p.pixels.patch_count() == 0 { 0 } else { p.pixels.patch_len() };
     plan(symbol, &p.pixels, row, p.embed, g.columns, g.dw_shared)
 }
 
@@ -182,12 +182,12 @@ fn plan(symbol: &'static str, pixels: &Pixels, rows: usize, embed: u32, columns:
     let bytes = frame_bytes(pixels);
     assert!(bytes < 4_294_967_296.0, "{symbol}: {bytes} bytes of frames; the kernel addresses less than 4 GiB");
     let tiles = rows.div_ceil(ROWS as usize) as u64 * u64::from(embed.div_ceil(columns));
-    cuh::blocks(symbol, tiles, THREADS).into_iter().map(|stage| Stage { shared, ..stage }).collect()
+    cuh::plan_blocks(symbol, tiles, THREADS).into_iter().map(|stage| Stage { shared, ..stage }).collect()
 }
 
 /// Launches the forward kernel; `dtype` is that of weight and y, F32 or BF16.
 pub fn fwd(dtype: DType, p: &FwdParams) -> Launch {
-    let (n, k, embed) = (p.pixels.patches() as f64, p.pixels.row() as f64, p.embed as f64);
+    let (n, k, embed) = (p.pixels.patch_count() as f64, p.pixels.patch_len() as f64, p.embed as f64);
     let bias = if p.bias.is_null() { 0.0 } else { embed };
     let bytes = frame_bytes(&p.pixels) + (embed * k + n * embed + bias) * dtype.size() as f64;
     Launch::kernel(by_dtype(dtype, &FWD_F32, &FWD_BF16), p, Cost { flops: 2.0 * n * embed * k, bytes })
@@ -195,7 +195,7 @@ pub fn fwd(dtype: DType, p: &FwdParams) -> Launch {
 
 /// Launches the weight's gradient; `dtype` is that of dy, F32 or BF16.
 pub fn dw(dtype: DType, p: &DwParams) -> Launch {
-    let (n, k, embed) = (p.pixels.patches() as f64, p.pixels.row() as f64, p.embed as f64);
+    let (n, k, embed) = (p.pixels.patch_count() as f64, p.pixels.patch_len() as f64, p.embed as f64);
     let bytes = frame_bytes(&p.pixels) + n * embed * dtype.size() as f64 + 8.0 * embed * k;
     Launch::kernel(by_dtype(dtype, &DW_F32, &DW_BF16), p, Cost { flops: 2.0 * n * embed * k, bytes })
 }

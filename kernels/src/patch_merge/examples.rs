@@ -1,10 +1,10 @@
 //! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
 
-use crate::folder::{Calls, FLOAT_DTYPES, Sizes, TOKENS, placeholders};
+use crate::folder::{FLOAT_DTYPES, LabeledLaunches, Sizes, TOKENS, placeholders};
 use crate::patch_merge;
 
 /// Returns the example calls, each with a text that describes its size.
-pub(crate) fn examples(_: &Sizes) -> Calls {
+pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
     let (rows, cols) = (4 * TOKENS, 1280);
     let fwd = patch_merge::FwdParams { rows, cols, eps: 1e-6, ..placeholders() };
     let bwd = patch_merge::BwdParams { rows, cols, ..placeholders() };

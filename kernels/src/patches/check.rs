@@ -1,8 +1,8 @@
 use super::{cut, formula, test_shapes};
 use crate::DType::{BF16, F32};
 use crate::checks::rounding::f32;
-use crate::checks::{Data, addr, checks, run};
-use crate::compare::{OF_ONE, assert_rounded};
+use crate::checks::{TestArray, addr, checks, run};
+use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_rounded};
 use crate::patch_embedding::check::{MEAN, STD, levels, pixels};
 
 checks!(equals_the_formula, a_missing_frame_is_the_last);
@@ -17,9 +17,16 @@ fn equals_the_formula() {
         };
         let (with, want) = (of(f32), of(|x| x));
         for dtype in [F32, BF16] {
-            let patches = Data::output(dtype, want.len());
-            run(&cut(dtype, &pixels(case).cut(addr(&frames), patches.addr())), 2);
-            assert_rounded(&format!("patches {case:?}"), dtype, &patches.values(), &with, &want, OF_ONE);
+            let patches = TestArray::output(dtype, want.len());
+            run(&cut(dtype, &pixels(case).patch_params(addr(&frames), patches.addr())), 2);
+            assert_rounded(
+                &format!("patches {case:?}"),
+                dtype,
+                &patches.values(),
+                &with,
+                &want,
+                DEFAULT_ROUNDING_FACTOR,
+            );
         }
     }
 }
@@ -27,9 +34,9 @@ fn equals_the_formula() {
 fn a_missing_frame_is_the_last() {
     let (odd, even) = ([1, 28, 28, 14, 2, 2], [2, 28, 28, 14, 2, 2]);
     let frame = levels(28 * 28 * 3);
-    let (one, two) = (Data::output(F32, 4 * 1176), Data::output(F32, 4 * 1176));
-    run(&cut(F32, &pixels(odd).cut(addr(&frame), one.addr())), 1);
+    let (one, two) = (TestArray::output(F32, 4 * 1176), TestArray::output(F32, 4 * 1176));
+    run(&cut(F32, &pixels(odd).patch_params(addr(&frame), one.addr())), 1);
     let twice = frame.repeat(2);
-    run(&cut(F32, &pixels(even).cut(addr(&twice), two.addr())), 1);
+    run(&cut(F32, &pixels(even).patch_params(addr(&twice), two.addr())), 1);
     assert_eq!(one.values(), two.values());
 }

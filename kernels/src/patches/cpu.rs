@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use super::{CHANNELS, Params};
-use crate::view::{Out, slice};
+use crate::view::{OutputArray, slice_at};
 use crate::{Element, Team};
 
 /// # Safety
@@ -10,11 +10,11 @@ use crate::{Element, Team};
 pub unsafe fn cut<T: Element>(p: &Params, team: &Team) {
     let [count, height, width, side, temporal, merge] =
         [p.count, p.height, p.width, p.patch, p.temporal, p.merge].map(|n| n as usize);
-    let (row, [times, down, across]) = (p.row(), p.grid());
+    let (row, [times, down, across]) = (p.patch_len(), p.grid());
     // SAFETY: `p`'s addresses cover the shapes that [`Params`] documents.
-    let frames = unsafe { slice::<u8>(p.frames, count * height * width * CHANNELS) };
+    let frames = unsafe { slice_at::<u8>(p.frames, count * height * width * CHANNELS) };
     // SAFETY: `p`'s addresses cover the shapes that [`Params`] documents.
-    let patches = unsafe { Out::<T>::new(p.patches, times * down * across * row) };
+    let patches = unsafe { OutputArray::<T>::new(p.patches, times * down * across * row) };
     let (means, stds) = ([p.mean0, p.mean1, p.mean2], [p.std0, p.std1, p.std2]);
     let rescale = f64::from_bits(p.rescale);
     let value = |level: usize, c: usize| T::from_f32(((level as f64 * rescale) as f32 - means[c]) / stds[c]);

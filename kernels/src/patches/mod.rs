@@ -61,7 +61,7 @@ params! {
 
 impl Params {
     /// Elements of a patch.
-    pub fn row(&self) -> usize {
+    pub fn patch_len(&self) -> usize {
         CHANNELS * self.temporal as usize * self.patch as usize * self.patch as usize
     }
 
@@ -81,14 +81,14 @@ kernel!(pub PATCHES_BF16, "patches_bf16", Params, cpu::cut::<half::bf16>, &SOURC
 
 /// Plans the grid; `vector` is the number of elements in 16 bytes.
 fn plan_cut(symbol: &'static str, p: &Params, vector: u64) -> Vec<Stage> {
-    let (row, patches) = (p.row() as u64, p.grid().iter().product::<usize>() as u64);
+    let (row, patches) = (p.patch_len() as u64, p.grid().iter().product::<usize>() as u64);
     let pieces = if row.is_multiple_of(vector) { row / vector } else { row };
-    cuh::blocks(symbol, (patches * pieces).div_ceil(256), 256)
+    cuh::plan_blocks(symbol, (patches * pieces).div_ceil(256), 256)
 }
 
 /// Launches the cut into patches; `dtype` is that of the patches, F32 or BF16.
 pub fn cut(dtype: DType, params: &Params) -> Launch {
-    let n = (params.grid().iter().product::<usize>() * params.row()) as f64;
+    let n = (params.grid().iter().product::<usize>() * params.patch_len()) as f64;
     let cost = Cost { flops: 3.0 * n, bytes: n * (1 + dtype.size()) as f64 };
     Launch::kernel(by_dtype(dtype, &PATCHES_F32, &PATCHES_BF16), params, cost)
 }

@@ -3,7 +3,7 @@
 
 use super::{BwdParams, FwdParams};
 use crate::simd::{LANES, exp, sum_lanes};
-use crate::view::{Out, slice};
+use crate::view::{OutputArray, slice_at};
 use crate::{Addr, Element, Team, simd_fn};
 use std::ops::Range;
 
@@ -54,7 +54,7 @@ fn tokens_of(cu_seqlens: &[i32], image: usize, tokens: usize) -> Range<usize> {
 /// The address covers i32 `[images + 1]`.
 unsafe fn starts<'a>(cu_seqlens: Addr, images: u32) -> &'a [i32] {
     // SAFETY: cu_seqlens has `[images + 1]` i32.
-    unsafe { slice::<i32>(cu_seqlens, images as usize + 1) }
+    unsafe { slice_at::<i32>(cu_seqlens, images as usize + 1) }
 }
 
 /// # Safety
@@ -63,11 +63,12 @@ pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
     let (tokens, images, heads, d) = (p.tokens as usize, p.images as usize, p.heads as usize, p.head_dim as usize);
     let row = heads * d;
     // SAFETY: q has `[heads, head_dim]` elements of T, k and v `[tokens, heads, head_dim]`.
-    let (q, k, v) = unsafe { (slice::<T>(p.q, row), slice::<T>(p.k, tokens * row), slice::<T>(p.v, tokens * row)) };
+    let (q, k, v) =
+        unsafe { (slice_at::<T>(p.q, row), slice_at::<T>(p.k, tokens * row), slice_at::<T>(p.v, tokens * row)) };
     // SAFETY: cu_seqlens has `[images + 1]` i32, o `[images, heads, head_dim]` elements of T.
-    let (cu, o) = unsafe { (starts(p.cu_seqlens, p.images), Out::<T>::new(p.o, images * row)) };
+    let (cu, o) = unsafe { (starts(p.cu_seqlens, p.images), OutputArray::<T>::new(p.o, images * row)) };
     // SAFETY: lse has `[images, heads]` f32, or is null and has no elements here.
-    let lse = unsafe { Out::<f32>::new(p.lse, if p.lse.is_null() { 0 } else { images * heads }) };
+    let lse = unsafe { OutputArray::<f32>::new(p.lse, if p.lse.is_null() { 0 } else { images * heads }) };
     team.run(images * heads, |task| {
         let (image, head) = (task / heads, task % heads);
         let q = widened(&q[head * d..][..d]);
@@ -98,15 +99,16 @@ pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
     let (tokens, images, heads, d) = (p.tokens as usize, p.images as usize, p.heads as usize, p.head_dim as usize);
     let row = heads * d;
     // SAFETY: q has `[heads, head_dim]` elements of T, k and v `[tokens, heads, head_dim]`.
-    let (q, k, v) = unsafe { (slice::<T>(p.q, row), slice::<T>(p.k, tokens * row), slice::<T>(p.v, tokens * row)) };
+    let (q, k, v) =
+        unsafe { (slice_at::<T>(p.q, row), slice_at::<T>(p.k, tokens * row), slice_at::<T>(p.v, tokens * row)) };
     // SAFETY: o and d_o have `[images, heads, head_dim]` elements of T.
-    let (o, d_o) = unsafe { (slice::<T>(p.o, images * row), slice::<T>(p.d_o, images * row)) };
+    let (o, d_o) = unsafe { (slice_at::<T>(p.o, images * row), slice_at::<T>(p.d_o, images * row)) };
     // SAFETY: cu_seqlens has `[images + 1]` i32, lse `[images, heads]` f32.
-    let (cu, lse) = unsafe { (starts(p.cu_seqlens, p.images), slice::<f32>(p.lse, images * heads)) };
+    let (cu, lse) = unsafe { (starts(p.cu_seqlens, p.images), slice_at::<f32>(p.lse, images * heads)) };
     // SAFETY: dk and dv have `[tokens, heads, head_dim]` elements of T.
-    let (dk, dv) = unsafe { (Out::<T>::new(p.dk, tokens * row), Out::<T>::new(p.dv, tokens * row)) };
+    let (dk, dv) = unsafe { (OutputArray::<T>::new(p.dk, tokens * row), OutputArray::<T>::new(p.dv, tokens * row)) };
     // SAFETY: dq has `[heads, head_dim]` elements of T, partial `[images, heads, head_dim]` f32.
-    let (dq, partial) = unsafe { (Out::<T>::new(p.dq, row), Out::<f32>::new(p.partial, images * row)) };
+    let (dq, partial) = unsafe { (OutputArray::<T>::new(p.dq, row), OutputArray::<f32>::new(p.partial, images * row)) };
     team.run(images * heads, |task| {
         let (image, head) = (task / heads, task % heads);
         let (q, d_o) = (widened(&q[head * d..][..d]), widened(&d_o[task * d..][..d]));
@@ -128,7 +130,7 @@ pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
     });
     // SAFETY: partial has `[images, heads, head_dim]` f32, which the tasks above have written and nothing writes any
     // more.
-    let partial = unsafe { slice::<f32>(p.partial, images * row) };
+    let partial = unsafe { slice_at::<f32>(p.partial, images * row) };
     team.run(heads, |head| {
         let mut sum = vec![0.0; d];
         for image in 0..images {

@@ -124,13 +124,13 @@ const COLUMNS: u32 = 128;
 fn per_head(symbol: &'static str, images: u32, heads: u32, head_dim: u32) -> Vec<Stage> {
     // A larger head_dim is a mistake of the caller. An empty plan would leave the output unwritten.
     assert!(head_dim <= COLUMNS, "pool_attention: head_dim is {head_dim}; CUDA kernels support up to {COLUMNS}");
-    cuh::blocks(symbol, if head_dim > 0 { u64::from(images) * u64::from(heads) } else { 0 }, THREADS)
+    cuh::plan_blocks(symbol, if head_dim > 0 { u64::from(images) * u64::from(heads) } else { 0 }, THREADS)
 }
 
 /// Plans one block of threads for each image and head, then a launch with one thread for each element of dq.
 fn stages_bwd([main, dq]: [&'static str; 2], p: &BwdParams) -> Vec<Stage> {
     let mut stages = per_head(main, p.images, p.heads, p.head_dim);
-    stages.extend(cuh::blocks(dq, (u64::from(p.heads) * u64::from(p.head_dim)).div_ceil(THREADS.into()), THREADS));
+    stages.extend(cuh::plan_blocks(dq, (u64::from(p.heads) * u64::from(p.head_dim)).div_ceil(THREADS.into()), THREADS));
     stages
 }
 
@@ -165,7 +165,7 @@ pub struct ImageBatch {
 }
 
 /// Batches that tests and benches share.
-pub fn cases() -> Vec<ImageBatch> {
+pub fn test_shapes() -> Vec<ImageBatch> {
     let case =
         |lengths: &[usize], heads, head_dim, spread| ImageBatch { lengths: lengths.to_vec(), heads, head_dim, spread };
     vec![

@@ -4,7 +4,7 @@
 
 use super::{BwdParams, FwdParams};
 use crate::simd::add_to;
-use crate::view::{Out, slice};
+use crate::view::{OutputArray, slice_at};
 use crate::{Element, Team, simd_fn};
 
 simd_fn! {
@@ -20,9 +20,9 @@ simd_fn! {
 pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
     let (rows, cols, positions) = (p.rows as usize, p.cols as usize, p.positions as usize);
     // SAFETY: `p.x` covers `rows * cols` elements; no slice of x is made if it is the same array as y.
-    let x = unsafe { slice::<T>(p.x, if p.x == p.y { 0 } else { rows * cols }) };
+    let x = unsafe { slice_at::<T>(p.x, if p.x == p.y { 0 } else { rows * cols }) };
     // SAFETY: `p`'s addresses cover the shapes that [`FwdParams`] documents.
-    let (pos, y) = unsafe { (slice::<T>(p.pos, positions * cols), Out::<T>::new(p.y, rows * cols)) };
+    let (pos, y) = unsafe { (slice_at::<T>(p.pos, positions * cols), OutputArray::<T>::new(p.y, rows * cols)) };
     team.run(rows, |row| {
         // SAFETY: rows do not overlap.
         let y = unsafe { y.part(row * cols, cols) };
@@ -38,7 +38,7 @@ pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
 pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
     let (rows, cols, positions) = (p.rows as usize, p.cols as usize, p.positions as usize);
     // SAFETY: `p`'s addresses cover the shapes that [`BwdParams`] documents.
-    let (dy, d_pos) = unsafe { (slice::<T>(p.dy, rows * cols), Out::<f32>::new(p.d_pos, positions * cols)) };
+    let (dy, d_pos) = unsafe { (slice_at::<T>(p.dy, rows * cols), OutputArray::<f32>::new(p.d_pos, positions * cols)) };
     team.run(positions.min(rows), |position| {
         let mut sum = vec![0.0; cols];
         for row in (position..rows).step_by(positions) {

@@ -1,10 +1,10 @@
 //! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
 
-use crate::folder::{Calls, FLOAT_DTYPES, Sizes, placeholders};
+use crate::folder::{FLOAT_DTYPES, LabeledLaunches, Sizes, placeholders};
 use crate::position_add;
 
 /// Returns the example calls, each with a text that describes its size.
-pub(crate) fn examples(_: &Sizes) -> Calls {
+pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
     let (rows, cols, positions) = (16 * 729, 1152, 729);
     let fwd = position_add::FwdParams { rows, cols, positions, ..placeholders() };
     let bwd = position_add::BwdParams { rows, cols, positions, ..placeholders() };

@@ -74,7 +74,7 @@ kernel!(pub BWD_BF16, "position_add_bwd_bf16", BwdParams, cpu::bwd::<half::bf16>
 fn stages(symbol: &'static str, rows: u32, cols: u32, positions: u32, vector: u64) -> Vec<Stage> {
     let places = u64::from(positions.min(rows)) * u64::from(cols);
     let whole = u64::from(cols).is_multiple_of(vector);
-    cuh::blocks(symbol, places.div_ceil(256 * if whole { vector } else { 1 }), 256)
+    cuh::plan_blocks(symbol, places.div_ceil(256 * if whole { vector } else { 1 }), 256)
 }
 
 /// Launches the forward kernel; `dtype` is that of x, pos and y, F32 or BF16.

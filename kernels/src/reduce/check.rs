@@ -3,12 +3,12 @@ use super::{
 };
 use crate::DType;
 use crate::DType::{BF16, F32};
-use crate::checks::{Data, addr, addr_mut, checks, numbers, run};
-use crate::compare::{OF_ONE, assert_rounded};
+use crate::checks::{TestArray, addr, addr_mut, checks, normal_numbers, run};
+use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_rounded};
 
 checks!(weighted_sums, norms_of_many_tensors, elements_that_are_not_finite_show_in_the_norm);
 
-fn partials(dtype: DType, x: &Data, n: usize, threads: usize) -> Vec<f64> {
+fn partials(dtype: DType, x: &TestArray, n: usize, threads: usize) -> Vec<f64> {
     let mut partial = vec![f64::NAN; parts(n)];
     let params = SumSquaresParams { x: x.addr(), partial: addr_mut(&mut partial), n: n as u64 };
     run(&sum_squares(dtype, &params), threads);
@@ -30,17 +30,18 @@ fn norm_and_factor(partials: &[f64], max_norm: f32) -> [f32; 2] {
 
 fn weighted_sums() {
     for n in test_sizes() {
-        let (x, w) = (numbers(n, 1, 1.0), numbers(n, 2, 1.0));
+        let (x, w) = (normal_numbers(n, 1, 1.0), normal_numbers(n, 2, 1.0));
         let mut out = [f32::NAN];
         run(&weighted_sum(&WeightedSumParams { x: addr(&x), w: addr(&w), out: addr_mut(&mut out), n: n as u64 }), 2);
-        let want = formula::weighted_sum(&Data::new(F32, &x).f64(), &Data::new(F32, &w).f64());
-        assert_rounded(&format!("weighted sum of {n}"), F32, &out, &[want], &[want], OF_ONE);
+        let want = formula::weighted_sum(&TestArray::new(F32, &x).f64(), &TestArray::new(F32, &w).f64());
+        assert_rounded(&format!("weighted sum of {n}"), F32, &out, &[want], &[want], DEFAULT_ROUNDING_FACTOR);
     }
 }
 
 fn norms_of_many_tensors() {
     for dtype in [F32, BF16] {
-        let tensors: Vec<Data> = test_sizes().iter().map(|&n| Data::new(dtype, &numbers(n, n as u64, 0.01))).collect();
+        let tensors: Vec<TestArray> =
+            test_sizes().iter().map(|&n| TestArray::new(dtype, &normal_numbers(n, n as u64, 0.01))).collect();
         let of = |threads| -> Vec<f64> {
             tensors.iter().zip(test_sizes()).flat_map(|(x, n)| partials(dtype, x, n, threads)).collect()
         };
@@ -49,8 +50,8 @@ fn norms_of_many_tensors() {
         for max_norm in [0.01, 5.0, 1e6, f32::INFINITY] {
             let (norm, factor) = formula::clip(&all, max_norm as f64);
             let got = norm_and_factor(&of(2), max_norm);
-            assert_rounded("norm", F32, &got[..1], &[norm], &[norm], OF_ONE);
-            assert_rounded("factor", F32, &got[1..], &[factor], &[factor], OF_ONE);
+            assert_rounded("norm", F32, &got[..1], &[norm], &[norm], DEFAULT_ROUNDING_FACTOR);
+            assert_rounded("factor", F32, &got[1..], &[factor], &[factor], DEFAULT_ROUNDING_FACTOR);
         }
     }
 }
@@ -59,16 +60,16 @@ fn elements_that_are_not_finite_show_in_the_norm() {
     for (poison, seen) in [(f32::NAN, f32::NAN), (f32::INFINITY, f32::INFINITY), (f32::NEG_INFINITY, f32::INFINITY)] {
         for dtype in [F32, BF16] {
             for at in [0, 8190] {
-                let mut x = numbers(8191, 1, 1.0);
+                let mut x = normal_numbers(8191, 1, 1.0);
                 x[at] = poison;
-                let [norm, factor] = norm_and_factor(&partials(dtype, &Data::new(dtype, &x), 8191, 2), 1.0);
+                let [norm, factor] = norm_and_factor(&partials(dtype, &TestArray::new(dtype, &x), 8191, 2), 1.0);
                 assert!(norm == seen || norm.is_nan() && seen.is_nan(), "{poison} {dtype}: norm {norm}");
                 assert!(factor.is_nan() || factor == 0.0, "{poison} {dtype}: factor {factor}");
             }
         }
     }
     // Squares larger than f32 can hold do not become infinite.
-    let large = Data::new(F32, &[3e30, 4e30]);
+    let large = TestArray::new(F32, &[3e30, 4e30]);
     assert_eq!(norm_and_factor(&partials(F32, &large, 2, 1), 1.0)[0], 5e30);
     assert_eq!(norm_and_factor(&[], 1.0), [0.0, 1.0]);
 }

@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use super::{ClipParams, PART, SumSquaresParams, WeightedSumParams, parts};
-use crate::view::{Out, slice};
+use crate::view::{OutputArray, slice_at};
 use crate::{Element, Team, simd_fn};
 
 /// Number of f64 partial sums in a vector loop.
@@ -53,7 +53,7 @@ simd_fn! {
 pub unsafe fn weighted_sum(p: &WeightedSumParams, _: &Team) {
     let n = p.n as usize;
     // SAFETY: `p`'s addresses cover the shapes that [`WeightedSumParams`] documents.
-    let (x, w, out) = unsafe { (slice::<f32>(p.x, n), slice::<f32>(p.w, n), Out::<f32>::new(p.out, 1)) };
+    let (x, w, out) = unsafe { (slice_at::<f32>(p.x, n), slice_at::<f32>(p.w, n), OutputArray::<f32>::new(p.out, 1)) };
     // SAFETY: the only part.
     let one = unsafe { out.part(0, 1) };
     one[0] = dot(x, w) as f32;
@@ -64,7 +64,7 @@ pub unsafe fn weighted_sum(p: &WeightedSumParams, _: &Team) {
 pub unsafe fn sum_squares<T: Element>(p: &SumSquaresParams, team: &Team) {
     let n = p.n as usize;
     // SAFETY: `p`'s addresses cover the shapes that [`SumSquaresParams`] documents.
-    let (x, partial) = unsafe { (slice::<T>(p.x, n), Out::<f64>::new(p.partial, parts(n))) };
+    let (x, partial) = unsafe { (slice_at::<T>(p.x, n), OutputArray::<f64>::new(p.partial, parts(n))) };
     team.run(parts(n), |part| {
         let x = &x[part * PART..n.min((part + 1) * PART)];
         // SAFETY: each part has an element of its own.
@@ -77,7 +77,7 @@ pub unsafe fn sum_squares<T: Element>(p: &SumSquaresParams, team: &Team) {
 /// Every address in [`ClipParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn clip(p: &ClipParams, _: &Team) {
     // SAFETY: `p`'s addresses cover the shapes that [`ClipParams`] documents.
-    let (partials, out) = unsafe { (slice::<f64>(p.partials, p.count as usize), Out::<f32>::new(p.out, 2)) };
+    let (partials, out) = unsafe { (slice_at::<f64>(p.partials, p.count as usize), OutputArray::<f32>::new(p.out, 2)) };
     let norm = partials.iter().sum::<f64>().sqrt();
     let factor = p.max_norm as f64 / (norm + 1e-6);
     // SAFETY: the only part.

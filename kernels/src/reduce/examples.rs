@@ -2,11 +2,11 @@
 
 #[cfg(test)]
 use crate::checks::traffic::{TRAFFIC_ELEMENTS, TrafficArrays, TrafficLaunches, within_a_tenth};
-use crate::folder::{Calls, FLOAT_DTYPES, HIDDEN, INTERMEDIATE, Sizes, TOKENS, WEIGHTS, placeholders};
+use crate::folder::{FLOAT_DTYPES, HIDDEN, INTERMEDIATE, LabeledLaunches, Sizes, TOKENS, WEIGHTS, placeholders};
 use crate::reduce;
 
 /// Returns the example calls, each with a text that describes its size.
-pub(crate) fn examples(_: &Sizes) -> Calls {
+pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
     let n = INTERMEDIATE as u64 * HIDDEN as u64;
     let rows = reduce::WeightedSumParams { n: TOKENS as u64, ..placeholders() };
     let squares = reduce::SumSquaresParams { n, ..placeholders() };

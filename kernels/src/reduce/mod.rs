@@ -63,10 +63,10 @@ kernel_folder! {
     traffic: traffic_launches,
 }
 
-kernel!(pub WEIGHTED_SUM, "weighted_sum", WeightedSumParams, cpu::weighted_sum, &SOURCE, |_, _| cuh::blocks("weighted_sum", 1, 1024));
-kernel!(pub SUM_SQUARES_F32, "sum_squares_f32", SumSquaresParams, cpu::sum_squares::<f32>, &SOURCE, |p, _| cuh::blocks("sum_squares_f32", p.n.div_ceil(PART as u64), 256));
-kernel!(pub SUM_SQUARES_BF16, "sum_squares_bf16", SumSquaresParams, cpu::sum_squares::<half::bf16>, &SOURCE, |p, _| cuh::blocks("sum_squares_bf16", p.n.div_ceil(PART as u64), 256));
-kernel!(pub CLIP, "clip", ClipParams, cpu::clip, &SOURCE, |_, _| cuh::blocks("clip", 1, 1024));
+kernel!(pub WEIGHTED_SUM, "weighted_sum", WeightedSumParams, cpu::weighted_sum, &SOURCE, |_, _| cuh::plan_blocks("weighted_sum", 1, 1024));
+kernel!(pub SUM_SQUARES_F32, "sum_squares_f32", SumSquaresParams, cpu::sum_squares::<f32>, &SOURCE, |p, _| cuh::plan_blocks("sum_squares_f32", p.n.div_ceil(PART as u64), 256));
+kernel!(pub SUM_SQUARES_BF16, "sum_squares_bf16", SumSquaresParams, cpu::sum_squares::<half::bf16>, &SOURCE, |p, _| cuh::plan_blocks("sum_squares_bf16", p.n.div_ceil(PART as u64), 256));
+kernel!(pub CLIP, "clip", ClipParams, cpu::clip, &SOURCE, |_, _| cuh::plan_blocks("clip", 1, 1024));
 
 /// Number of elements of one partial sum of squares.
 pub const PART: usize = 64 * 1024;

@@ -5,7 +5,7 @@
 use super::{BwdParams, FwdParams};
 use crate::norm_rows::{self, RowValues};
 use crate::simd::{LANES, sum_lanes};
-use crate::view::{Out, slice};
+use crate::view::{OutputArray, slice_at};
 use crate::{Addr, Element, Team, simd_fn};
 
 simd_fn! {
@@ -99,9 +99,10 @@ pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
 pub unsafe fn fwd_gathered<T: Element>(p: &FwdParams, index: Addr, team: &Team) {
     let (rows, cols) = (p.rows as usize, p.cols as usize);
     // SAFETY: `index` is null (then no elements are read) or covers `rows` elements.
-    let index = unsafe { slice::<i32>(index, if index.is_null() { 0 } else { rows }) };
+    let index = unsafe { slice_at::<i32>(index, if index.is_null() { 0 } else { rows }) };
     // SAFETY: `p`'s addresses cover the shapes that [`FwdParams`] documents.
-    let (x, w, y) = unsafe { (slice::<T>(p.x, rows * cols), slice::<T>(p.w, cols), Out::<T>::new(p.y, rows * cols)) };
+    let (x, w, y) =
+        unsafe { (slice_at::<T>(p.x, rows * cols), slice_at::<T>(p.w, cols), OutputArray::<T>::new(p.y, rows * cols)) };
     // SAFETY: `p`'s addresses cover the shapes that [`FwdParams`] documents.
     let rstds = unsafe { RowValues::new(p.rstd, rows) };
     norm_rows::for_each_row(team, rows, cols, |row| {
@@ -122,9 +123,9 @@ pub unsafe fn add_fwd<T: Element>(p: &FwdParams, team: &Team) {
     // references to memory that is written would overlap.
     let (first, second) = if p.sum == p.residual { (p.residual, p.x) } else { (p.x, p.residual) };
     // SAFETY: `p`'s addresses cover the shapes that [`FwdParams`] documents.
-    let (sum, second) = unsafe { (Out::<T>::new(p.sum, rows * cols), slice::<T>(second, rows * cols)) };
+    let (sum, second) = unsafe { (OutputArray::<T>::new(p.sum, rows * cols), slice_at::<T>(second, rows * cols)) };
     // SAFETY: `first` covers `rows * cols` elements; no slice of it is made if it is the same array as the sum.
-    let first = unsafe { slice::<T>(first, if first == p.sum { 0 } else { rows * cols }) };
+    let first = unsafe { slice_at::<T>(first, if first == p.sum { 0 } else { rows * cols }) };
     norm_rows::for_each_row(team, rows, cols, |row| {
         let at = row * cols..(row + 1) * cols;
         // SAFETY: rows do not overlap.
@@ -151,7 +152,7 @@ pub unsafe fn add_bwd<T: Element>(p: &BwdParams, team: &Team) {
     let count = p.rows as usize * p.cols as usize;
     if p.d_sum != p.dx {
         // SAFETY: dx and d_sum cover `count` elements, and this is the only part of dx.
-        unsafe { Out::<T>::new(p.dx, count).part(0, count).copy_from_slice(slice::<T>(p.d_sum, count)) };
+        unsafe { OutputArray::<T>::new(p.dx, count).part(0, count).copy_from_slice(slice_at::<T>(p.d_sum, count)) };
     }
     // SAFETY: `p`'s addresses cover the shapes that [`BwdParams`] documents; dx holds d_sum, to which each row adds.
     unsafe { bwd_rows::<T>(p, Addr::NULL, dx_row_onto, team) }
@@ -186,11 +187,12 @@ unsafe fn bwd_rows<T: Element>(
 ) {
     let (rows, cols) = (p.rows as usize, p.cols as usize);
     // SAFETY: `p`'s addresses cover the shapes that [`BwdParams`] documents.
-    let (x, w, dy) = unsafe { (slice::<T>(p.x, rows * cols), slice::<T>(p.w, cols), slice::<T>(p.dy, rows * cols)) };
+    let (x, w, dy) =
+        unsafe { (slice_at::<T>(p.x, rows * cols), slice_at::<T>(p.w, cols), slice_at::<T>(p.dy, rows * cols)) };
     // SAFETY: `p`'s addresses cover the shapes that [`BwdParams`] documents.
-    let (rstd, dx) = unsafe { (slice::<f32>(p.rstd, rows), Out::<T>::new(p.dx, rows * cols)) };
+    let (rstd, dx) = unsafe { (slice_at::<f32>(p.rstd, rows), OutputArray::<T>::new(p.dx, rows * cols)) };
     // SAFETY: `index` is null (then no elements are read) or covers `rows` elements.
-    let index = unsafe { slice::<i32>(index, if index.is_null() { 0 } else { rows }) };
+    let index = unsafe { slice_at::<i32>(index, if index.is_null() { 0 } else { rows }) };
     let each = |row: usize, dw: &mut [f32]| {
         let from = source_row(index, row) * cols;
         let (x, dy, rstd) = (&x[from..][..cols], &dy[row * cols..][..cols], rstd[row]);

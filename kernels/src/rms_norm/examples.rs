@@ -2,11 +2,11 @@
 
 #[cfg(test)]
 use crate::checks::traffic::{TRAFFIC_ROWS, TrafficArrays, TrafficLaunches};
-use crate::folder::{ACTIVATIONS, Calls, FLOAT_DTYPES, HIDDEN, PLACEHOLDER, Sizes, TOKENS, placeholders};
+use crate::folder::{ACTIVATIONS, FLOAT_DTYPES, HIDDEN, LabeledLaunches, PLACEHOLDER, Sizes, TOKENS, placeholders};
 use crate::{Addr, rms_norm};
 
 /// Returns the example calls, each with a text that describes its size.
-pub(crate) fn examples(s: &Sizes) -> Calls {
+pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
     let (rows, cols) = (s.get("tokens", TOKENS), s.get("hidden", HIDDEN));
     let fwd = rms_norm::FwdParams { residual: Addr::NULL, sum: Addr::NULL, rows, cols, eps: 1e-6, ..placeholders() };
     let bwd = rms_norm::BwdParams { d_sum: Addr::NULL, rows, cols, ..placeholders() };

@@ -1,7 +1,7 @@
 //! The definition of RMS normalisation in f64, and the same with the roundings that `mod.rs` documents, except the
 //! rounding at the store.
 
-use crate::checks::rounding::{ROOT, ULP, approximate, f32, sum};
+use crate::checks::rounding::{RSQRT_ERROR, ULP, approximate, f32, sum};
 
 /// Returns `w · round(x · rstd)` for every row; `round` rounds the inner product.
 pub fn fwd(x: &[f64], w: &[f64], rstds: &[f64], round: fn(f64) -> f64) -> Vec<f64> {
@@ -17,7 +17,7 @@ pub fn rstd(x: &[f64], eps: f64) -> f64 {
 /// [`rstd`] with the kernel's roundings.
 pub fn rstd_rounded(x: &[f64], eps: f64) -> f64 {
     let mean = approximate(sum(x.iter().map(|x| x * x), &[128, 64]) / x.len() as f64, 2.0 * ULP);
-    approximate(1.0 / f32(mean + eps).sqrt(), ROOT)
+    approximate(1.0 / f32(mean + eps).sqrt(), RSQRT_ERROR)
 }
 
 /// Returns the gradients of `sum(dy · fwd(x, w))` for x and w, by the chain rule with the rows' `rstds`. Tests

@@ -1,15 +1,21 @@
 use super::{ApplyParams, TableParams, apply, formula, table, test_shapes};
 use crate::DType::{BF16, F32};
 use crate::checks::rounding;
-use crate::checks::{Data, Picks, addr, checks, is_cuda, numbers, run};
-use crate::compare::{OF_ONE, assert_rounded};
+use crate::checks::{RandomChoices, TestArray, addr, checks, normal_numbers, run, runs_cuda_code};
+use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_rounded};
 use crate::{Addr, DType};
 
 checks!(the_table_is_accurate_to_an_ulp, application_equals_the_formula_and_its_transpose);
 
-fn make_table(positions: &[i32], inv_freq: &[f32], axis: &[i32], tokens: usize, threads: usize) -> (Data, Data) {
+fn make_table(
+    positions: &[i32],
+    inv_freq: &[f32],
+    axis: &[i32],
+    tokens: usize,
+    threads: usize,
+) -> (TestArray, TestArray) {
     let n = tokens * inv_freq.len();
-    let (cos, sin) = (Data::output(F32, n), Data::output(F32, n));
+    let (cos, sin) = (TestArray::output(F32, n), TestArray::output(F32, n));
     let params = TableParams {
         positions: addr(positions),
         inv_freq: addr(inv_freq),
@@ -34,15 +40,15 @@ fn ulps(got: f32, want: f64) -> f64 {
 type Table = (usize, usize, usize, u32, usize, u64);
 
 fn the_table_is_accurate_to_an_ulp() {
-    let mut picks = Picks::new(1);
-    for _ in 0..if is_cuda() { 15 } else { 60 } {
+    let mut picks = RandomChoices::new(1);
+    for _ in 0..if runs_cuda_code() { 15 } else { 60 } {
         let sizes = (picks.size(0, 40), picks.size(1, 70), picks.size(1, 4), picks.size(0, 31) as u32);
         is_right((sizes.0, sizes.1, sizes.2, sizes.3, picks.size(1, 4), picks.any()));
     }
 }
 
 fn is_right((tokens, half, axes, magnitude, threads, seed): Table) {
-    let random = numbers(axes * tokens + half, seed, 1.0);
+    let random = normal_numbers(axes * tokens + half, seed, 1.0);
     let limit = (1i64 << magnitude) as f32;
     let positions: Vec<i32> = random[..axes * tokens].iter().map(|x| (x * limit) as i32).collect();
     let axis: Vec<i32> = (0..half).map(|f| ((f as u64 * 7 + seed % 5) % axes as u64) as i32).collect();
@@ -50,14 +56,21 @@ fn is_right((tokens, half, axes, magnitude, threads, seed): Table) {
     let (cos, sin) = make_table(&positions, &inv_freq, &axis, tokens, threads);
     let (want_cos, want_sin) = formula::table(&positions, &inv_freq, &axis, tokens);
     for (got, want) in [(&cos, &want_cos), (&sin, &want_sin)] {
-        assert_rounded("table", F32, &got.values(), want, want, OF_ONE);
+        assert_rounded("table", F32, &got.values(), want, want, DEFAULT_ROUNDING_FACTOR);
     }
     for (got, want) in cos.values().iter().zip(&want_cos).chain(sin.values().iter().zip(&want_sin)) {
         assert!(ulps(*got, *want) <= 1.0, "{got} {want}");
     }
 }
 
-fn rotated(dtype: DType, x: &Data, y: Addr, tables: (&Data, &Data), case: (usize, usize, usize), inverse: u32) {
+fn rotated(
+    dtype: DType,
+    x: &TestArray,
+    y: Addr,
+    tables: (&TestArray, &TestArray),
+    case: (usize, usize, usize),
+    inverse: u32,
+) {
     let params = ApplyParams {
         x: x.addr(),
         y,
@@ -79,25 +92,25 @@ fn application_equals_the_formula_and_its_transpose() {
             let inv_freq: Vec<f32> = (0..d / 2).map(|f| 1e6f32.powf(-(f as f32) / (d / 2) as f32)).collect();
             let (cos, sin) = make_table(&positions, &inv_freq, &vec![0; d / 2], tokens, 2);
             let count = tokens * heads * d;
-            let x = Data::new(dtype, &numbers(count, 1, 1.0));
-            let y = Data::output(dtype, count);
+            let x = TestArray::new(dtype, &normal_numbers(count, 1, 1.0));
+            let y = TestArray::output(dtype, count);
             rotated(dtype, &x, y.addr(), (&cos, &sin), (tokens, heads, d), 0);
-            let held = |name: &str, y: &Data, sin: &[f64]| {
-                let [with, want] =
-                    [rounding::f32, rounding::exact].map(|r| formula::apply(&x.f64(), [&cos.f64(), sin], heads, d, r));
-                assert_rounded(name, dtype, &y.values(), &with, &want, OF_ONE);
+            let held = |name: &str, y: &TestArray, sin: &[f64]| {
+                let [with, want] = [rounding::f32, rounding::unrounded]
+                    .map(|r| formula::apply(&x.f64(), [&cos.f64(), sin], heads, d, r));
+                assert_rounded(name, dtype, &y.values(), &with, &want, DEFAULT_ROUNDING_FACTOR);
             };
             held(&name, &y, &sin.f64());
 
             // The transpose of a rotation is the rotation by the negative angle.
-            let back = Data::output(dtype, count);
+            let back = TestArray::output(dtype, count);
             rotated(dtype, &x, back.addr(), (&cos, &sin), (tokens, heads, d), 1);
             let minus: Vec<f64> = sin.f64().iter().map(|s| -s).collect();
             held(&format!("{name} inverse"), &back, &minus);
 
-            let place = Data::new(dtype, &x.values());
+            let place = TestArray::new(dtype, &x.values());
             rotated(dtype, &place, place.addr(), (&cos, &sin), (tokens, heads, d), 0);
-            let bits = |d: &Data| d.values().iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+            let bits = |d: &TestArray| d.values().iter().map(|x| x.to_bits()).collect::<Vec<_>>();
             assert_eq!(bits(&place), bits(&y), "{name} in place");
         }
     }

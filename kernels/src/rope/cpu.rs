@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use super::{ApplyParams, TableParams};
-use crate::view::{Out, slice};
+use crate::view::{OutputArray, slice_at};
 use crate::{Element, Team, simd_fn};
 
 /// Approximate number of elements that one task rotates.
@@ -66,12 +66,13 @@ simd_fn! {
 pub unsafe fn table(p: &TableParams, team: &Team) {
     let (tokens, half) = (p.tokens as usize, p.half as usize);
     // SAFETY: `p`'s addresses cover the shapes that [`TableParams`] documents.
-    let (inv_freq, axis) = unsafe { (slice::<f32>(p.inv_freq, half), slice::<i32>(p.axis, half)) };
+    let (inv_freq, axis) = unsafe { (slice_at::<f32>(p.inv_freq, half), slice_at::<i32>(p.axis, half)) };
     let axes = axis.iter().max().map_or(0, |&a| a as usize + 1);
     // SAFETY: `positions` covers `[axes, tokens]`, and `axes` is one more than the largest axis that is used.
-    let positions = unsafe { slice::<i32>(p.positions, axes * tokens) };
+    let positions = unsafe { slice_at::<i32>(p.positions, axes * tokens) };
     // SAFETY: `p`'s addresses cover the shapes that [`TableParams`] documents.
-    let (cos, sin) = unsafe { (Out::<f32>::new(p.cos, tokens * half), Out::<f32>::new(p.sin, tokens * half)) };
+    let (cos, sin) =
+        unsafe { (OutputArray::<f32>::new(p.cos, tokens * half), OutputArray::<f32>::new(p.sin, tokens * half)) };
     let per_task = (PER_TASK / 8 / half.max(1)).max(1);
     team.run(tokens.div_ceil(per_task), |task| {
         let mut angles = vec![0.0; half];
@@ -99,12 +100,12 @@ pub unsafe fn apply<T: Element>(p: &ApplyParams, team: &Team) {
     let (tokens, heads, d) = (p.tokens as usize, p.heads as usize, p.head_dim as usize);
     let h = d / 2;
     // SAFETY: `p`'s addresses cover the shapes that [`ApplyParams`] documents.
-    let (cos, sin) = unsafe { (slice::<f32>(p.cos, tokens * h), slice::<f32>(p.sin, tokens * h)) };
+    let (cos, sin) = unsafe { (slice_at::<f32>(p.cos, tokens * h), slice_at::<f32>(p.sin, tokens * h)) };
     // SAFETY: `p`'s addresses cover the shapes that [`ApplyParams`] documents.
-    let y = unsafe { Out::<T>::new(p.y, tokens * heads * d) };
+    let y = unsafe { OutputArray::<T>::new(p.y, tokens * heads * d) };
     let in_place = p.x == p.y;
     // SAFETY: `p.x` covers all elements; no slice of x is made if it is the same array as y.
-    let x = unsafe { slice::<T>(p.x, if in_place { 0 } else { tokens * heads * d }) };
+    let x = unsafe { slice_at::<T>(p.x, if in_place { 0 } else { tokens * heads * d }) };
     let sign = if p.inverse == 0 { 1.0 } else { -1.0 };
     if heads * d == 0 {
         return;

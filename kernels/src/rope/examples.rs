@@ -2,11 +2,11 @@
 
 #[cfg(test)]
 use crate::checks::traffic::{TrafficArrays, TrafficLaunches, within_a_tenth};
-use crate::folder::{Calls, FLOAT_DTYPES, HEAD_DIM, HEADS, Sizes, TOKENS, placeholders};
+use crate::folder::{FLOAT_DTYPES, HEAD_DIM, HEADS, LabeledLaunches, Sizes, TOKENS, placeholders};
 use crate::rope;
 
 /// Returns the example calls, each with a text that describes its size.
-pub(crate) fn examples(_: &Sizes) -> Calls {
+pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
     let table = rope::TableParams { tokens: TOKENS, half: HEAD_DIM / 2, ..placeholders() };
     let apply = rope::ApplyParams { tokens: TOKENS, heads: HEADS, head_dim: HEAD_DIM, ..placeholders() };
     let size = "8192 tokens, 28 heads of 128";

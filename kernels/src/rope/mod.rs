@@ -80,7 +80,7 @@ const HEADS: u32 = 10;
 
 fn plan_table(p: &TableParams) -> Vec<Stage> {
     let threads = u64::from(p.tokens.div_ceil(TOKENS)) * u64::from(p.half);
-    cuh::blocks("rope_table_f32", threads.div_ceil(256), 256)
+    cuh::plan_blocks("rope_table_f32", threads.div_ceil(256), 256)
 }
 
 /// `vector` is the number of elements in 16 bytes.
@@ -88,7 +88,7 @@ fn plan_apply(symbol: &'static str, p: &ApplyParams, vector: u32) -> Vec<Stage> 
     let half = p.head_dim / 2;
     let chunks = if half.is_multiple_of(vector) { half / vector } else { half };
     let threads = u64::from(p.tokens) * u64::from(p.heads.div_ceil(HEADS)) * u64::from(chunks);
-    cuh::blocks(symbol, threads.div_ceil(256), 256)
+    cuh::plan_blocks(symbol, threads.div_ceil(256), 256)
 }
 
 /// Launches the computation of the table.

@@ -1,6 +1,6 @@
 use super::{GatherParams, ScatterParams, formula, gather, scatter, test_shapes};
 use crate::DType::{BF16, F32};
-use crate::checks::{Data, addr, checks, numbers, run};
+use crate::checks::{TestArray, addr, checks, normal_numbers, run};
 
 checks!(gathers_and_scatters);
 
@@ -18,8 +18,8 @@ fn gcd(a: usize, b: usize) -> usize {
 fn gathers_and_scatters() {
     for (n, m, cols) in test_shapes() {
         for dtype in [F32, BF16] {
-            let (x, index) = (Data::new(dtype, &numbers(n * cols, 1, 1.0)), index(n, m));
-            let y = Data::output(dtype, m * cols);
+            let (x, index) = (TestArray::new(dtype, &normal_numbers(n * cols, 1, 1.0)), index(n, m));
+            let y = TestArray::output(dtype, m * cols);
             let (m32, cols32, n32) = (m as u32, cols as u32, n as u32);
             let params = GatherParams {
                 x: x.addr(),
@@ -33,7 +33,8 @@ fn gathers_and_scatters() {
             run(&gather(dtype, &params), 2);
             assert_eq!(y.values(), formula::gather(&x.values(), &index, cols), "gather {dtype} {n} {m} {cols}");
 
-            let (src, dst) = (Data::new(dtype, &numbers(m * cols, 2, 1.0)), Data::new(dtype, &x.values()));
+            let (src, dst) =
+                (TestArray::new(dtype, &normal_numbers(m * cols, 2, 1.0)), TestArray::new(dtype, &x.values()));
             let params = ScatterParams {
                 src: src.addr(),
                 index: addr(&index),

@@ -3,7 +3,7 @@
 
 use super::{GatherParams, ScatterParams};
 use crate::Team;
-use crate::view::{Out, slice};
+use crate::view::{OutputArray, slice_at};
 
 /// Rows of one task.
 const ROWS: usize = 16;
@@ -17,9 +17,9 @@ fn row_of(index: i32, n: usize) -> Option<usize> {
 pub unsafe fn gather<T: Copy + Default + Send + Sync>(p: &GatherParams, team: &Team) {
     let (m, cols, n) = (p.m as usize, p.cols as usize, p.n as usize);
     // SAFETY: `p`'s addresses cover the shapes that [`GatherParams`] documents.
-    let (x, index) = unsafe { (slice::<T>(p.x, n * cols), slice::<i32>(p.index, m)) };
+    let (x, index) = unsafe { (slice_at::<T>(p.x, n * cols), slice_at::<i32>(p.index, m)) };
     // SAFETY: `p`'s addresses cover the shapes that [`GatherParams`] documents.
-    let y = unsafe { Out::<T>::new(p.y, m * cols) };
+    let y = unsafe { OutputArray::<T>::new(p.y, m * cols) };
     team.run(m.div_ceil(ROWS), |task| {
         let start = task * ROWS;
         for (i, &row) in (start..).zip(&index[start..(start + ROWS).min(m)]) {
@@ -39,9 +39,9 @@ pub unsafe fn gather<T: Copy + Default + Send + Sync>(p: &GatherParams, team: &T
 pub unsafe fn scatter<T: Copy + Send + Sync>(p: &ScatterParams, team: &Team) {
     let (m, cols, n) = (p.m as usize, p.cols as usize, p.n as usize);
     // SAFETY: `p`'s addresses cover the shapes that [`ScatterParams`] documents.
-    let (src, index) = unsafe { (slice::<T>(p.src, m * cols), slice::<i32>(p.index, m)) };
+    let (src, index) = unsafe { (slice_at::<T>(p.src, m * cols), slice_at::<i32>(p.index, m)) };
     // SAFETY: `p`'s addresses cover the shapes that [`ScatterParams`] documents.
-    let dst = unsafe { Out::<T>::new(p.dst, n * cols) };
+    let dst = unsafe { OutputArray::<T>::new(p.dst, n * cols) };
     team.run(m.div_ceil(ROWS), |task| {
         for i in task * ROWS..(task * ROWS + ROWS).min(m) {
             if let Some(row) = row_of(index[i], n) {

@@ -2,11 +2,11 @@
 
 #[cfg(test)]
 use crate::checks::traffic::{TRAFFIC_ROWS, TrafficArrays, TrafficLaunches, within_a_tenth};
-use crate::folder::{ACTIVATIONS, Calls, FLOAT_DTYPES, HIDDEN, Sizes, TOKENS, placeholders};
+use crate::folder::{ACTIVATIONS, FLOAT_DTYPES, HIDDEN, LabeledLaunches, Sizes, TOKENS, placeholders};
 use crate::rows;
 
 /// Returns the example calls, each with a text that describes its size.
-pub(crate) fn examples(_: &Sizes) -> Calls {
+pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
     let gather = rows::GatherParams { m: TOKENS, cols: HIDDEN, n: TOKENS, ..placeholders() };
     let scatter = rows::ScatterParams { m: TOKENS, cols: HIDDEN, n: TOKENS, ..placeholders() };
     let calls = FLOAT_DTYPES.map(|t| [rows::gather(t, &gather), rows::scatter(t, &scatter)]);

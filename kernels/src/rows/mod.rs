@@ -59,10 +59,10 @@ kernel_folder! {
     traffic: traffic_launches,
 }
 
-kernel!(pub GATHER_16, "rows_gather_16bit", GatherParams, cpu::gather::<u16>, &SOURCE, |p, _| cuh::rows("rows_gather_16bit", p.m.into(), p.cols.into(), 8));
-kernel!(pub GATHER_32, "rows_gather_32bit", GatherParams, cpu::gather::<u32>, &SOURCE, |p, _| cuh::rows("rows_gather_32bit", p.m.into(), p.cols.into(), 4));
-kernel!(pub SCATTER_16, "rows_scatter_16bit", ScatterParams, cpu::scatter::<u16>, &SOURCE, |p, _| cuh::rows("rows_scatter_16bit", p.m.into(), p.cols.into(), 8));
-kernel!(pub SCATTER_32, "rows_scatter_32bit", ScatterParams, cpu::scatter::<u32>, &SOURCE, |p, _| cuh::rows("rows_scatter_32bit", p.m.into(), p.cols.into(), 4));
+kernel!(pub GATHER_16, "rows_gather_16bit", GatherParams, cpu::gather::<u16>, &SOURCE, |p, _| cuh::plan_row_copy("rows_gather_16bit", p.m.into(), p.cols.into(), 8));
+kernel!(pub GATHER_32, "rows_gather_32bit", GatherParams, cpu::gather::<u32>, &SOURCE, |p, _| cuh::plan_row_copy("rows_gather_32bit", p.m.into(), p.cols.into(), 4));
+kernel!(pub SCATTER_16, "rows_scatter_16bit", ScatterParams, cpu::scatter::<u16>, &SOURCE, |p, _| cuh::plan_row_copy("rows_scatter_16bit", p.m.into(), p.cols.into(), 8));
+kernel!(pub SCATTER_32, "rows_scatter_32bit", ScatterParams, cpu::scatter::<u32>, &SOURCE, |p, _| cuh::plan_row_copy("rows_scatter_32bit", p.m.into(), p.cols.into(), 4));
 
 /// Launches the gather; `dtype` may be any element type of 2 or 4 bytes.
 pub fn gather(dtype: DType, params: &GatherParams) -> Launch {

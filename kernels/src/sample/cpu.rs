@@ -5,7 +5,7 @@
 use super::{Params, STREAM};
 use crate::log_prob::{RowStats, max};
 use crate::simd::{LANES, exp, sum_lanes};
-use crate::view::{Out, slice};
+use crate::view::{OutputArray, slice_at};
 use crate::{Team, philox, simd_fn};
 use std::cell::RefCell;
 
@@ -311,37 +311,39 @@ fn likeliest(logits: &[f32], row: &RowStats, scratch: &mut Scratch, ids: &mut [i
 pub unsafe fn sample(p: &Params, team: &Team) {
     let (rows, vocab, cols) = (p.rows as usize, p.vocab as usize, p.history_cols as usize);
     // SAFETY: `p`'s addresses cover the shapes that [`Params`] documents.
-    let (logits, history) = unsafe { (slice::<f32>(p.logits, rows * vocab), slice::<i32>(p.history, rows * cols)) };
+    let (logits, history) =
+        unsafe { (slice_at::<f32>(p.logits, rows * vocab), slice_at::<i32>(p.history, rows * cols)) };
     // SAFETY: `p`'s addresses cover the shapes that [`Params`] documents.
-    let (temperature, top_p) = unsafe { (slice::<f32>(p.temperature, rows), slice::<f32>(p.top_p, rows)) };
+    let (temperature, top_p) = unsafe { (slice_at::<f32>(p.temperature, rows), slice_at::<f32>(p.top_p, rows)) };
     // SAFETY: `p`'s addresses cover the shapes that [`Params`] documents.
-    let (top_k, penalty) = unsafe { (slice::<i32>(p.top_k, rows), slice::<f32>(p.penalty, rows)) };
+    let (top_k, penalty) = unsafe { (slice_at::<i32>(p.top_k, rows), slice_at::<f32>(p.penalty, rows)) };
     // SAFETY: `p`'s addresses cover the shapes that [`Params`] documents.
-    let (seed, position) = unsafe { (slice::<u64>(p.seed, rows), slice::<i32>(p.position, rows)) };
+    let (seed, position) = unsafe { (slice_at::<u64>(p.seed, rows), slice_at::<i32>(p.position, rows)) };
     // SAFETY: `history_len` covers `rows` elements if there is a history; else no elements are read.
-    let history_len = unsafe { slice::<i32>(p.history_len, if cols == 0 { 0 } else { rows }) };
+    let history_len = unsafe { slice_at::<i32>(p.history_len, if cols == 0 { 0 } else { rows }) };
     // SAFETY: `p`'s addresses cover the shapes that [`Params`] documents.
-    let suppressed = unsafe { slice::<i32>(p.suppressed, p.suppressed_count as usize) };
+    let suppressed = unsafe { slice_at::<i32>(p.suppressed, p.suppressed_count as usize) };
     let (bias_cols, words, tops) = (p.bias_cols as usize, vocab.div_ceil(32), p.tops as usize);
     // SAFETY: `p`'s addresses cover the shapes that [`Params`] documents.
     let (bias_ids, bias) =
-        unsafe { (slice::<i32>(p.bias_ids, rows * bias_cols), slice::<f32>(p.bias, rows * bias_cols)) };
+        unsafe { (slice_at::<i32>(p.bias_ids, rows * bias_cols), slice_at::<f32>(p.bias, rows * bias_cols)) };
     let each = |addr: crate::Addr, len: usize| if addr.is_null() { 0 } else { len };
     // SAFETY: the address is null (then no elements are read) or covers `rows` elements.
-    let optional = |addr| unsafe { slice::<f32>(addr, each(addr, rows)) };
+    let optional = |addr| unsafe { slice_at::<f32>(addr, each(addr, rows)) };
     let (min_p, frequency, presence) = (optional(p.min_p), optional(p.frequency_penalty), optional(p.presence_penalty));
     // SAFETY: the address is null (then no elements are read) or covers `rows` elements.
-    let counted_from = unsafe { slice::<i32>(p.counted_from, each(p.counted_from, rows)) };
+    let counted_from = unsafe { slice_at::<i32>(p.counted_from, each(p.counted_from, rows)) };
     // SAFETY: the address is null (then no elements are read) or covers `rows * words` elements.
-    let allowed = unsafe { slice::<u32>(p.allowed, each(p.allowed, rows * words)) };
+    let allowed = unsafe { slice_at::<u32>(p.allowed, each(p.allowed, rows * words)) };
     // SAFETY: the address is null (then the view has no elements) or covers `rows` elements.
-    let written = |addr| unsafe { Out::<f32>::new(addr, each(addr, rows)) };
+    let written = |addr| unsafe { OutputArray::<f32>::new(addr, each(addr, rows)) };
     let (log_prob, raw_log_prob) = (written(p.log_prob), written(p.raw_log_prob));
     // SAFETY: `p`'s addresses cover the shapes that [`Params`] documents.
-    let (top_ids, top_log_probs) =
-        unsafe { (Out::<i32>::new(p.top_ids, rows * tops), Out::<f32>::new(p.top_log_probs, rows * tops)) };
+    let (top_ids, top_log_probs) = unsafe {
+        (OutputArray::<i32>::new(p.top_ids, rows * tops), OutputArray::<f32>::new(p.top_log_probs, rows * tops))
+    };
     // SAFETY: `p`'s addresses cover the shapes that [`Params`] documents.
-    let ids = unsafe { Out::<i32>::new(p.ids, rows) };
+    let ids = unsafe { OutputArray::<i32>::new(p.ids, rows) };
     team.run(rows, |r| {
         let logits = &logits[r * vocab..][..vocab];
         let len = history_len.get(r).map_or(0, |&n| (n.max(0) as usize).min(cols));

@@ -1,11 +1,11 @@
 //! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
 
-use crate::folder::{BATCH, Calls, PLACEHOLDER, Sizes, TOKENS, VOCAB};
+use crate::folder::{BATCH, LabeledLaunches, PLACEHOLDER, Sizes, TOKENS, VOCAB};
 use crate::sample;
 use bytemuck::Zeroable;
 
 /// Returns the example calls, each with a text that describes its size.
-pub(crate) fn examples(_: &Sizes) -> Calls {
+pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
     let p = sample::Params {
         logits: PLACEHOLDER,
         temperature: PLACEHOLDER,

@@ -85,7 +85,7 @@ params! {
         pub bias: Addr,
         /// u32 `[rows, ceil(vocab / 32)]`: bit `id % 32` of word `id / 32` allows the token `id`; null: all.
         pub allowed: Addr,
-        /// Scratch memory of [`workspace`] bytes; may be null if there are none. Not used on the CPU.
+        /// Scratch memory of [`workspace_bytes`] bytes; may be null if there are none. Not used on the CPU.
         pub workspace: Addr,
         /// i32 `[rows]`, written.
         pub ids: Addr,
@@ -139,7 +139,7 @@ fn geometry(p: &Params, _: &Arch) -> Vec<Stage> {
 
 /// Returns the bytes of the workspace, which holds the scores of tokens with a penalty or a bias; 0 if there are
 /// none.
-pub fn workspace(p: &Params) -> usize {
+pub fn workspace_bytes(p: &Params) -> usize {
     if p.history_cols == 0 && p.bias_cols == 0 { 0 } else { 4 * p.rows as usize * p.vocab as usize }
 }
 

@@ -4,7 +4,7 @@
 use super::Params;
 use crate::matmul::{self, Matmul, Operand};
 use crate::simd::{LANES, exp, sum_lanes};
-use crate::view::{Out, slice};
+use crate::view::{OutputArray, slice_at};
 use crate::{Addr, DType, Element, Team, simd_fn};
 
 /// Rows of an int8 weight that one task multiplies.
@@ -57,7 +57,7 @@ pub unsafe fn linear<T: Element>(p: &Params, team: &Team) {
     let size = p.m as usize * p.n as usize;
     if !p.residual.is_null() && p.residual != p.y {
         // SAFETY: residual and y have `[m, n]` elements of T.
-        let (from, to) = unsafe { (slice::<T>(p.residual, size), Out::<T>::new(p.y, size)) };
+        let (from, to) = unsafe { (slice_at::<T>(p.residual, size), OutputArray::<T>::new(p.y, size)) };
         // SAFETY: no other thread writes yet.
         unsafe { to.part(0, size) }.copy_from_slice(from);
     }
@@ -75,7 +75,7 @@ pub unsafe fn swiglu<T: Element>(p: &Params, team: &Team) {
         unsafe { product::<T>(p, w, Addr::NULL, (Addr(sums.as_mut_ptr() as u64), DType::F32), false, team) }
     }
     // SAFETY: y has `[m, n]` elements of T.
-    let y = unsafe { Out::<T>::new(p.y, size) };
+    let y = unsafe { OutputArray::<T>::new(p.y, size) };
     // SAFETY: no other thread writes.
     for ((y, gate), up) in unsafe { y.part(0, size) }.iter_mut().zip(&sums[0]).zip(&sums[1]) {
         *y = T::from_f32(silu(*gate) * up);
@@ -87,7 +87,7 @@ pub unsafe fn swiglu<T: Element>(p: &Params, team: &Team) {
 fn int8_rows<T: Element>(p: &Params, team: &Team, f: impl Fn(usize, usize, &[f32]) + Sync) {
     let (m, n, k) = (p.m as usize, p.n as usize, p.k as usize);
     // SAFETY: the callers promise that x has `[m, k]` elements of T.
-    let x: Vec<f32> = unsafe { slice::<T>(p.x, m * k) }.iter().map(|x| x.to_f32()).collect();
+    let x: Vec<f32> = unsafe { slice_at::<T>(p.x, m * k) }.iter().map(|x| x.to_f32()).collect();
     team.run(n.div_ceil(PER_TASK), |task| {
         for c in (task * PER_TASK..n).take(PER_TASK) {
             for r in 0..m {
@@ -102,11 +102,11 @@ fn int8_rows<T: Element>(p: &Params, team: &Team, f: impl Fn(usize, usize, &[f32
 pub unsafe fn linear_int8<T: Element>(p: &Params, team: &Team) {
     let (m, n, k) = (p.m as usize, p.n as usize, p.k as usize);
     // SAFETY: w has `[n, k]` int8, scale `[n]` f32.
-    let (w, scale) = unsafe { (slice::<i8>(p.w, n * k), slice::<f32>(p.scale, n)) };
+    let (w, scale) = unsafe { (slice_at::<i8>(p.w, n * k), slice_at::<f32>(p.scale, n)) };
     // SAFETY: bias has `[n]` elements of T, or is null and read as empty.
-    let bias = unsafe { slice::<T>(p.bias, if p.bias.is_null() { 0 } else { n }) };
+    let bias = unsafe { slice_at::<T>(p.bias, if p.bias.is_null() { 0 } else { n }) };
     // SAFETY: y has `[m, n]` elements of T.
-    let y = unsafe { Out::<T>::new(p.y, m * n) };
+    let y = unsafe { OutputArray::<T>::new(p.y, m * n) };
     int8_rows::<T>(p, team, |r, c, x| {
         let mut sum = dot(x, &w[c * k..][..k]) * scale[c];
         sum += bias.get(c).map_or(0.0, |b| b.to_f32());
@@ -125,11 +125,11 @@ pub unsafe fn linear_int8<T: Element>(p: &Params, team: &Team) {
 pub unsafe fn swiglu_int8<T: Element>(p: &Params, team: &Team) {
     let (m, n, k) = (p.m as usize, p.n as usize, p.k as usize);
     // SAFETY: both weights have `[n, k]` int8.
-    let (w, w2) = unsafe { (slice::<i8>(p.w, n * k), slice::<i8>(p.w2, n * k)) };
+    let (w, w2) = unsafe { (slice_at::<i8>(p.w, n * k), slice_at::<i8>(p.w2, n * k)) };
     // SAFETY: both scales have `[n]` f32.
-    let (scale, scale2) = unsafe { (slice::<f32>(p.scale, n), slice::<f32>(p.scale2, n)) };
+    let (scale, scale2) = unsafe { (slice_at::<f32>(p.scale, n), slice_at::<f32>(p.scale2, n)) };
     // SAFETY: y has `[m, n]` elements of T.
-    let y = unsafe { Out::<T>::new(p.y, m * n) };
+    let y = unsafe { OutputArray::<T>::new(p.y, m * n) };
     int8_rows::<T>(p, team, |r, c, x| {
         let (gate, up) = (dot(x, &w[c * k..][..k]) * scale[c], dot(x, &w2[c * k..][..k]) * scale2[c]);
         // SAFETY: each pair of rows has an element of its own.

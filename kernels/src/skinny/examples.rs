@@ -1,16 +1,16 @@
 //! Example calls of the kernels, for the commands `reel kernels list`, `show` and `bench`.
 
-use crate::folder::{BATCH, Calls, FLOAT_DTYPES, HIDDEN, INTERMEDIATE, PLACEHOLDER, Sizes};
+use crate::folder::{BATCH, FLOAT_DTYPES, HIDDEN, INTERMEDIATE, LabeledLaunches, PLACEHOLDER, Sizes};
 use crate::{Addr, skinny};
 use bytemuck::Zeroable;
 
 /// Returns example calls, each with a description of its size.
-pub(crate) fn examples(s: &Sizes) -> Calls {
-    use skinny::Weight;
+pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
+    use skinny::WeightFormat;
     let (m, n, k) = (s.get("batch", BATCH), s.get("n", INTERMEDIATE), s.get("k", HIDDEN));
     let size = "16 rows against a feed-forward matrix of 18944 x 3584";
-    let call = |t, weight: Weight, gated: bool| {
-        let scale = if matches!(weight, Weight::Int8) { PLACEHOLDER } else { Addr::NULL };
+    let call = |t, weight: WeightFormat, gated: bool| {
+        let scale = if matches!(weight, WeightFormat::Int8) { PLACEHOLDER } else { Addr::NULL };
         let p = skinny::Params {
             x: PLACEHOLDER,
             w: PLACEHOLDER,
@@ -25,6 +25,7 @@ pub(crate) fn examples(s: &Sizes) -> Calls {
         };
         if gated { skinny::swiglu(t, weight, &p) } else { skinny::linear(t, weight, &p) }
     };
-    let calls = FLOAT_DTYPES.map(|t| [false, true].map(|g| [call(t, Weight::Bf16, g), call(t, Weight::Int8, g)]));
+    let calls =
+        FLOAT_DTYPES.map(|t| [false, true].map(|g| [call(t, WeightFormat::Bf16, g), call(t, WeightFormat::Int8, g)]));
     calls.into_iter().flatten().flatten().map(|launch| (size, launch)).collect()
 }

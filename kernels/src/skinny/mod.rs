@@ -60,7 +60,7 @@ params! {
 
 /// How a weight is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Weight {
+pub enum WeightFormat {
     /// bf16.
     Bf16,
     /// Signed bytes, with one f32 scale per row.
@@ -109,32 +109,32 @@ fn geometry(p: &Params, arch: &Arch, narrow: &'static str, wide: Option<&'static
 
 /// Launches `y = x · wᵀ (· scale) (+ bias) (+ residual)`; `dtype` is the type of x, bias, residual and y, F32 or
 /// BF16.
-pub fn linear(dtype: DType, weight: Weight, params: &Params) -> Launch {
+pub fn linear(dtype: DType, weight: WeightFormat, params: &Params) -> Launch {
     let kernel = match (dtype, weight) {
-        (DType::F32, Weight::Bf16) => &LINEAR_F32,
-        (_, Weight::Bf16) => &LINEAR_BF16,
-        (DType::F32, Weight::Int8) => &LINEAR_INT8_F32,
-        (_, Weight::Int8) => &LINEAR_INT8_BF16,
+        (DType::F32, WeightFormat::Bf16) => &LINEAR_F32,
+        (_, WeightFormat::Bf16) => &LINEAR_BF16,
+        (DType::F32, WeightFormat::Int8) => &LINEAR_INT8_F32,
+        (_, WeightFormat::Int8) => &LINEAR_INT8_BF16,
     };
     launch(kernel, dtype, weight, params, 1.0)
 }
 
 /// Launches `y = silu(x · wᵀ (· scale)) · (x · w2ᵀ (· scale2))`; `dtype` is the type of x and y, F32 or BF16.
-pub fn swiglu(dtype: DType, weight: Weight, params: &Params) -> Launch {
+pub fn swiglu(dtype: DType, weight: WeightFormat, params: &Params) -> Launch {
     let kernel = match (dtype, weight) {
-        (DType::F32, Weight::Bf16) => &SWIGLU_F32,
-        (_, Weight::Bf16) => &SWIGLU_BF16,
-        (DType::F32, Weight::Int8) => &SWIGLU_INT8_F32,
-        (_, Weight::Int8) => &SWIGLU_INT8_BF16,
+        (DType::F32, WeightFormat::Bf16) => &SWIGLU_F32,
+        (_, WeightFormat::Bf16) => &SWIGLU_BF16,
+        (DType::F32, WeightFormat::Int8) => &SWIGLU_INT8_F32,
+        (_, WeightFormat::Int8) => &SWIGLU_INT8_BF16,
     };
     launch(kernel, dtype, weight, params, 2.0)
 }
 
-fn launch(kernel: &'static Kernel, dtype: DType, weight: Weight, p: &Params, weights: f64) -> Launch {
+fn launch(kernel: &'static Kernel, dtype: DType, weight: WeightFormat, p: &Params, weights: f64) -> Launch {
     let (m, n, k, size) = (p.m as f64, p.n as f64, p.k as f64, dtype.size() as f64);
     let (bytes_of_weight, scales) = match weight {
-        Weight::Bf16 => (2.0, 0.0),
-        Weight::Int8 => (1.0, 4.0),
+        WeightFormat::Bf16 => (2.0, 0.0),
+        WeightFormat::Int8 => (1.0, 4.0),
     };
     let bias = if p.bias.is_null() { 0.0 } else { n * size };
     let residual = if p.residual.is_null() { 0.0 } else { m * n * size };
@@ -144,7 +144,7 @@ fn launch(kernel: &'static Kernel, dtype: DType, weight: Weight, p: &Params, wei
 
 /// Sizes (m, n, k) that tests and benches share. Some values of k are not a multiple of the 16-byte units that lanes
 /// load.
-pub fn cases() -> Vec<(usize, usize, usize)> {
+pub fn test_shapes() -> Vec<(usize, usize, usize)> {
     vec![
         (1, 1, 1),
         (1, 33, 8),

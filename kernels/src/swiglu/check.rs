@@ -1,18 +1,21 @@
 use super::{BwdParams, FwdParams, bwd, formula, fwd, test_shapes};
 use crate::DType::{BF16, F32};
-use crate::checks::{Data, checks, numbers, run};
-use crate::compare::{OF_ONE, assert_rounded};
+use crate::checks::{TestArray, checks, normal_numbers, run};
+use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_rounded};
 
 checks!(equals_the_formula, gradient_equals_differences_of_the_formula);
 
 fn equals_the_formula() {
     for dtype in [F32, BF16] {
         for (n, scale) in test_shapes() {
-            let (g, u) = (Data::new(dtype, &numbers(n, 1, scale)), Data::new(dtype, &numbers(n, 2, scale)));
-            let y = Data::output(dtype, n);
+            let (g, u) = (
+                TestArray::new(dtype, &normal_numbers(n, 1, scale)),
+                TestArray::new(dtype, &normal_numbers(n, 2, scale)),
+            );
+            let y = TestArray::output(dtype, n);
             run(&fwd(dtype, &FwdParams { gate: g.addr(), up: u.addr(), y: y.addr(), count: n as u64 }), 2);
             let (with, want) = (formula::fwd_rounded(&g.f64(), &u.f64()), formula::fwd(&g.f64(), &u.f64()));
-            assert_rounded(&format!("swiglu {n}"), dtype, &y.values(), &with, &want, OF_ONE);
+            assert_rounded(&format!("swiglu {n}"), dtype, &y.values(), &with, &want, DEFAULT_ROUNDING_FACTOR);
         }
     }
 }
@@ -24,9 +27,9 @@ const OF_ONE_GATE: f64 = 64.0;
 fn gradient_equals_differences_of_the_formula() {
     for dtype in [F32, BF16] {
         for (n, scale) in test_shapes() {
-            let data = |seed| Data::new(dtype, &numbers(n, seed, scale));
+            let data = |seed| TestArray::new(dtype, &normal_numbers(n, seed, scale));
             let (g, u, dy) = (data(1), data(2), data(3));
-            let (dg, du) = (Data::output(dtype, n), Data::output(dtype, n));
+            let (dg, du) = (TestArray::output(dtype, n), TestArray::output(dtype, n));
             let params = BwdParams {
                 gate: g.addr(),
                 up: u.addr(),
@@ -38,9 +41,9 @@ fn gradient_equals_differences_of_the_formula() {
             run(&bwd(dtype, &params), 3);
             let (want_g, want_u) = formula::bwd(&g.f64(), &u.f64(), &dy.f64());
             let (with_g, with_u) = formula::bwd_rounded(&g.f64(), &u.f64(), &dy.f64());
-            let of_one = if dtype == F32 { OF_ONE_GATE } else { OF_ONE };
+            let of_one = if dtype == F32 { OF_ONE_GATE } else { DEFAULT_ROUNDING_FACTOR };
             assert_rounded(&format!("d_gate {n}"), dtype, &dg.values(), &with_g, &want_g, of_one);
-            assert_rounded(&format!("d_up {n}"), dtype, &du.values(), &with_u, &want_u, OF_ONE);
+            assert_rounded(&format!("d_up {n}"), dtype, &du.values(), &with_u, &want_u, DEFAULT_ROUNDING_FACTOR);
         }
     }
 }

@@ -3,7 +3,7 @@
 
 use super::{BwdParams, FwdParams};
 use crate::simd::exp;
-use crate::view::{Out, slice};
+use crate::view::{OutputArray, slice_at};
 use crate::{Element, Team, simd_fn};
 
 /// Elements of one task.
@@ -34,7 +34,7 @@ simd_fn! {
 pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
     let n = p.count as usize;
     // SAFETY: `p`'s addresses cover the shapes that [`FwdParams`] documents.
-    let (gate, up, y) = unsafe { (slice::<T>(p.gate, n), slice::<T>(p.up, n), Out::<T>::new(p.y, n)) };
+    let (gate, up, y) = unsafe { (slice_at::<T>(p.gate, n), slice_at::<T>(p.up, n), OutputArray::<T>::new(p.y, n)) };
     team.run(n.div_ceil(BLOCK), |task| {
         let (start, len) = (task * BLOCK, BLOCK.min(n - task * BLOCK));
         // SAFETY: blocks do not overlap.
@@ -48,9 +48,9 @@ pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
 pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
     let n = p.count as usize;
     // SAFETY: `p`'s addresses cover the shapes that [`BwdParams`] documents.
-    let (gate, up, dy) = unsafe { (slice::<T>(p.gate, n), slice::<T>(p.up, n), slice::<T>(p.dy, n)) };
+    let (gate, up, dy) = unsafe { (slice_at::<T>(p.gate, n), slice_at::<T>(p.up, n), slice_at::<T>(p.dy, n)) };
     // SAFETY: `p`'s addresses cover the shapes that [`BwdParams`] documents.
-    let (d_gate, d_up) = unsafe { (Out::<T>::new(p.d_gate, n), Out::<T>::new(p.d_up, n)) };
+    let (d_gate, d_up) = unsafe { (OutputArray::<T>::new(p.d_gate, n), OutputArray::<T>::new(p.d_up, n)) };
     team.run(n.div_ceil(BLOCK), |task| {
         let (start, len) = (task * BLOCK, BLOCK.min(n - task * BLOCK));
         let at = start..start + len;

@@ -2,11 +2,11 @@
 
 #[cfg(test)]
 use crate::checks::traffic::{TRAFFIC_ELEMENTS, TrafficArrays, TrafficLaunches, within_a_tenth};
-use crate::folder::{Calls, FLOAT_DTYPES, INTERMEDIATE, Sizes, TOKENS, placeholders};
+use crate::folder::{FLOAT_DTYPES, INTERMEDIATE, LabeledLaunches, Sizes, TOKENS, placeholders};
 use crate::swiglu;
 
 /// Returns the example calls, each with a text that describes its size.
-pub(crate) fn examples(s: &Sizes) -> Calls {
+pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
     let count = s.get("tokens", TOKENS) as u64 * s.get("intermediate", INTERMEDIATE) as u64;
     let fwd = swiglu::FwdParams { count, ..placeholders() };
     let bwd = swiglu::BwdParams { count, ..placeholders() };

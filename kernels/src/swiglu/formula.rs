@@ -1,6 +1,6 @@
 //! SwiGLU's definition in f64, and the same with the roundings that `mod.rs` documents.
 
-use crate::checks::rounding::{ULP, approximate, f32, slope};
+use crate::checks::rounding::{ULP, approximate, derivative_at_zero, f32};
 
 /// `silu(gate) * up`
 pub fn fwd(gate: &[f64], up: &[f64]) -> Vec<f64> {
@@ -10,7 +10,7 @@ pub fn fwd(gate: &[f64], up: &[f64]) -> Vec<f64> {
 /// Returns the gradients of `sum(dy * fwd(gate, up))` by finite differences of the definition.
 pub fn bwd(gate: &[f64], up: &[f64], dy: &[f64]) -> (Vec<f64>, Vec<f64>) {
     let each = |dg: f64, du: f64| -> Vec<f64> {
-        let at = |g: f64, u: f64| slope(|h| fwd(&[g + h * dg], &[u + h * du])[0]);
+        let at = |g: f64, u: f64| derivative_at_zero(|h| fwd(&[g + h * dg], &[u + h * du])[0]);
         gate.iter().zip(up).zip(dy).map(|((&g, &u), d)| d * at(g, u)).collect()
     };
     (each(1.0, 0.0), each(0.0, 1.0))

@@ -56,10 +56,10 @@ kernel_folder! {
     traffic: traffic_launches,
 }
 
-kernel!(pub FWD_F32, "swiglu_fwd_f32", FwdParams, cpu::fwd::<f32>, &SOURCE, |p, _| cuh::map("swiglu_fwd_f32", p.count));
-kernel!(pub FWD_BF16, "swiglu_fwd_bf16", FwdParams, cpu::fwd::<half::bf16>, &SOURCE, |p, _| cuh::map("swiglu_fwd_bf16", p.count));
-kernel!(pub BWD_F32, "swiglu_bwd_f32", BwdParams, cpu::bwd::<f32>, &SOURCE, |p, _| cuh::map("swiglu_bwd_f32", p.count));
-kernel!(pub BWD_BF16, "swiglu_bwd_bf16", BwdParams, cpu::bwd::<half::bf16>, &SOURCE, |p, _| cuh::map("swiglu_bwd_bf16", p.count));
+kernel!(pub FWD_F32, "swiglu_fwd_f32", FwdParams, cpu::fwd::<f32>, &SOURCE, |p, _| cuh::plan_map("swiglu_fwd_f32", p.count));
+kernel!(pub FWD_BF16, "swiglu_fwd_bf16", FwdParams, cpu::fwd::<half::bf16>, &SOURCE, |p, _| cuh::plan_map("swiglu_fwd_bf16", p.count));
+kernel!(pub BWD_F32, "swiglu_bwd_f32", BwdParams, cpu::bwd::<f32>, &SOURCE, |p, _| cuh::plan_map("swiglu_bwd_f32", p.count));
+kernel!(pub BWD_BF16, "swiglu_bwd_bf16", BwdParams, cpu::bwd::<half::bf16>, &SOURCE, |p, _| cuh::plan_map("swiglu_bwd_bf16", p.count));
 
 /// Launches the forward kernel; `dtype` is that of every operand, F32 or BF16.
 pub fn fwd(dtype: DType, params: &FwdParams) -> Launch {

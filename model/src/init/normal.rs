@@ -15,7 +15,7 @@ pub(crate) const NORMALS_PER_BLOCK: usize = 8;
 /// Returns the standard normal numbers `NORMALS_PER_BLOCK * block .. NORMALS_PER_BLOCK * (block + 1)` of stream
 /// `stream` with seed `seed`.
 pub(crate) fn standard_normals(seed: u64, stream: u64, block: u64) -> [f32; NORMALS_PER_BLOCK] {
-    let random = philox::words(seed, stream, block);
+    let random = philox::random_words(seed, stream, block);
     let table: &[f32] = &QUANTILES;
     std::array::from_fn(|i| table[(random[i / 2] >> (16 * (i % 2))) as usize & 0xFFFF])
 }

@@ -33,7 +33,7 @@ use crate::error::{ModelError, Result};
 
 /// Everything in a model folder except the weights. The files are checked against each other.
 #[derive(Debug)]
-pub struct Bundle {
+pub struct ModelFolder {
     /// config.json
     pub config: ModelConfig,
     /// generation_config.json
@@ -46,7 +46,7 @@ pub struct Bundle {
     pub template: ChatTemplate,
 }
 
-impl Bundle {
+impl ModelFolder {
     /// Reads the files of a model folder, which need not have weights.
     pub fn open(folder: &Path) -> Result<Self> {
         let config = ModelConfig::open(folder)?;
@@ -117,14 +117,14 @@ pub struct LoadedMedia {
 }
 
 /// Encodes a conversation. Adds a generation prompt unless the last message is from the assistant.
-pub fn encode(bundle: &Bundle, conversation: &Conversation, options: &MediaOptions) -> Result<ModelInput> {
+pub fn encode(bundle: &ModelFolder, conversation: &Conversation, options: &MediaOptions) -> Result<ModelInput> {
     let text = bundle.template.render(conversation, !conversation.ends_with_assistant())?;
     let media = load_media(bundle, conversation, options)?;
-    assemble(bundle, &text, media, &conversation.location)
+    encode_prompt(bundle, &text, media, &conversation.location)
 }
 
 /// Loads and resizes all images and videos of a conversation, in order.
-pub fn load_media(bundle: &Bundle, conversation: &Conversation, options: &MediaOptions) -> Result<LoadedMedia> {
+pub fn load_media(bundle: &ModelFolder, conversation: &Conversation, options: &MediaOptions) -> Result<LoadedMedia> {
     let processor = bundle.preprocessor.patch_processor();
     let mut media =
         LoadedMedia { frames: MediaFrames { processor, ..MediaFrames::default() }, ..LoadedMedia::default() };
@@ -156,7 +156,7 @@ pub fn load_media(bundle: &Bundle, conversation: &Conversation, options: &MediaO
 ///
 /// Error messages use `location` for the prompt. If there are no images, image pad tokens in the prompt are not
 /// repeated, as in transformers; the same holds for videos.
-pub fn assemble(bundle: &Bundle, text: &str, media: LoadedMedia, location: &str) -> Result<ModelInput> {
+pub fn encode_prompt(bundle: &ModelFolder, text: &str, media: LoadedMedia, location: &str) -> Result<ModelInput> {
     let tokens = &bundle.config.tokens;
     let mut ids = bundle.tokenizer.encode(text)?;
     let unit = bundle.config.vision.merge_unit();

@@ -12,7 +12,7 @@ pub mod mrope;
 pub mod tokenizer;
 pub mod window;
 
-pub use encode::{Bundle, MediaOptions, SecondPerGrid, encode};
+pub use encode::{MediaOptions, ModelFolder, SecondPerGrid, encode};
 pub use media_frames::MediaFrames;
 pub use messages::Conversation;
 pub use model_input::ModelInput;

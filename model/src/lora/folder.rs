@@ -16,7 +16,7 @@ use crate::checkpoint::{Naming, StoredDType};
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
 use crate::save::{TensorSpec, copy_companions, same_folder, write_file, write_whole};
-use crate::weights::widen;
+use crate::weights::widen_to_f32;
 
 /// The file with the matrices of an adapter.
 pub const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
@@ -132,7 +132,7 @@ impl Adapter {
 
     fn values(&self, stored: &HeaderTensor) -> Result<Vec<f32>> {
         let bytes = self.file.as_bytes().get(stored.begin..stored.end).unwrap_or_default();
-        match StoredDType::parse(&stored.dtype).and_then(|dtype| widen(dtype, bytes)) {
+        match StoredDType::parse(&stored.dtype).and_then(|dtype| widen_to_f32(dtype, bytes)) {
             Some(values) => Ok(values),
             None => {
                 let what = format!("is stored as {}; only F32, BF16 and F16 are supported", stored.dtype);

@@ -14,7 +14,7 @@ use crate::checkpoint::{Checkpoint, StoredDType, TensorView};
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
 use crate::save::{SHARD_BYTES, TemporaryPaths, TensorSpec, write_weights};
-use crate::weights::widen;
+use crate::weights::widen_to_f32;
 
 /// The result of a merge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,7 +66,7 @@ pub fn merge(base: &Path, adapter: &Path, out: &Path, device: &Device) -> Result
 /// The bytes of a weight after the merge, in its stored dtype.
 fn merged<'a>(cx: &Cx, adapter: &Adapter, name: &str, view: TensorView<'a>) -> Result<Cow<'a, [u8]>> {
     let layer = name.strip_suffix(".weight").unwrap_or_default();
-    let (Some(pair), Some(mut weight)) = (adapter.matrices(layer)?, widen(view.dtype, view.bytes)) else {
+    let (Some(pair), Some(mut weight)) = (adapter.matrices(layer)?, widen_to_f32(view.dtype, view.bytes)) else {
         return Ok(Cow::Borrowed(view.bytes));
     };
     let change = change(cx, &pair, adapter.scale())?;
@@ -97,7 +97,7 @@ fn narrow(dtype: StoredDType, values: &[f32]) -> Option<Vec<u8>> {
         StoredDType::Bf16 => values.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect(),
         StoredDType::F16 => values.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect(),
     };
-    widen(dtype, &bytes)?.iter().all(|x| x.is_finite()).then_some(bytes)
+    widen_to_f32(dtype, &bytes)?.iter().all(|x| x.is_finite()).then_some(bytes)
 }
 
 /// Copies the files at the top of a folder, except weights of any format and hidden files.

@@ -172,7 +172,7 @@ impl AdapterSource<'_> {
 fn uniform(seed: u64, name: &str, n: usize, bound: f32) -> Vec<f32> {
     let stream = fnv1a_hash(name);
     let unit = |bits: u32| (bits >> 8) as f32 / (1 << 23) as f32 - 1.0;
-    let draws = (0u64..).flat_map(|block| philox::words(seed, stream, block));
+    let draws = (0u64..).flat_map(|block| philox::random_words(seed, stream, block));
     draws.take(n).map(|bits| unit(bits) * bound).collect()
 }
 

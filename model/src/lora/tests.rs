@@ -13,7 +13,7 @@ use crate::checkpoint::{Checkpoint, Naming};
 use crate::input::ModelInput;
 use crate::qwen2_5_vl::ForwardOptions;
 use crate::save::{TensorSpec, write_file};
-use crate::weights::widen;
+use crate::weights::widen_to_f32;
 
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(name)
@@ -56,7 +56,7 @@ fn logits(device: &Device, model: &Qwen25Vl) -> Vec<f32> {
 fn expected(name: &str) -> Vec<f32> {
     let bytes = fs::read(golden("lora/logits.safetensors")).unwrap();
     let stored = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-    widen(crate::checkpoint::StoredDType::F32, stored.tensor(name).unwrap().data()).unwrap()
+    widen_to_f32(crate::checkpoint::StoredDType::F32, stored.tensor(name).unwrap().data()).unwrap()
 }
 
 fn off(got: &[f32], want: &[f32]) -> f64 {
@@ -107,7 +107,7 @@ fn weights_are_the_formula(merged: &Path, adapter: &Path) {
     let (before, after) = (Checkpoint::open(&base()).unwrap(), Checkpoint::open(merged).unwrap());
     let adapter = Adapter::open(adapter).unwrap();
     let values = |files: &Checkpoint, name: &str| {
-        widen(crate::checkpoint::StoredDType::F32, files.get(name).unwrap().bytes).unwrap()
+        widen_to_f32(crate::checkpoint::StoredDType::F32, files.get(name).unwrap().bytes).unwrap()
     };
     for name in before.names() {
         let (old, new) = (values(&before, name), values(&after, name));
@@ -396,7 +396,7 @@ fn rejects_a_merge_outside_the_dtype_range() {
         .collect();
     write_file(&base_f16.join("model.safetensors"), str::to_string, &specs, |spec, to| {
         let view = files.get(&spec.name).unwrap();
-        let wide = widen(view.dtype, view.bytes).unwrap();
+        let wide = widen_to_f32(view.dtype, view.bytes).unwrap();
         wide.iter().try_for_each(|&x| to.write_all(&half::f16::from_f32(x).to_le_bytes()))
     })
     .unwrap();

@@ -159,7 +159,7 @@ fn pixels_equal_the_image_processor() {
 fn dry_device_counts_equal_cpu_counts() {
     let (dry, cpu) = (Device::dry(Kernels::Cpu), Device::cpu(1));
     let names = |device: &Device| {
-        device.profiler().count(true);
+        device.profiler().collect_totals(true);
         let model = open(device, DType::F32);
         model.embed_texts(&["a ball", "rolls"]).unwrap();
         embed(&model, &images());
@@ -193,7 +193,7 @@ fn so400m_fits_and_takes_little() {
         let (text, vision) =
             (SiglipText::load(&from, &config.text).unwrap(), SiglipVision::load(&from, &config.vision).unwrap());
         let weights = device.memory().current;
-        device.profiler().count(true);
+        device.profiler().collect_totals(true);
         let processor = SiglipProcessor::new(&config.vision);
         let (cx, at_once, seen) =
             (Cx::inference(device, dtype), MAX_TOKENS_PER_PASS / config.vision.patch_count(), processor.cropped_side());

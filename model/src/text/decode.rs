@@ -32,7 +32,7 @@ impl TextDecoder {
         cache: &KvCache,
     ) -> Result<Tensor> {
         let rotary = frequencies.table(cx, &rows.positions)?;
-        let pages = rows.pages();
+        let pages = rows.kv_pages();
         let mut x = ops::embedding(cx, &self.embed_tokens, &rows.ids)?;
         for (layer, (k, v)) in self.layers.iter().zip(&cache.layers) {
             x = layer.decode(cx, &x, &rotary, (k, v), &pages)?;
@@ -47,7 +47,7 @@ impl KvCache {
     ///
     /// # Errors
     /// A device error.
-    pub fn clear(&self) -> Result<()> {
+    pub fn fill_with_zeros(&self) -> Result<()> {
         Ok(self.tensors().try_for_each(ops::fill_zero)?)
     }
 }

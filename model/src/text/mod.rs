@@ -56,11 +56,11 @@ struct Layer {
     eps: f32,
 }
 
-/// The KV cache: keys and values of past tokens, in blocks of [`KvPages::BLOCK`] tokens. A block table assigns blocks
-/// to sequences.
+/// The KV cache: keys and values of past tokens, in blocks of [`KvPages::BLOCK_TOKENS`] tokens. A block table assigns
+/// blocks to sequences.
 #[derive(Debug)]
 pub struct KvCache {
-    /// Keys and values of each layer, each `[blocks, BLOCK, Hkv, D]`.
+    /// Keys and values of each layer, each `[blocks, BLOCK_TOKENS, Hkv, D]`.
     layers: Vec<(Tensor, Tensor)>,
     blocks: usize,
 }
@@ -71,13 +71,13 @@ impl KvCache {
     /// # Errors
     /// Out of memory.
     pub fn new(device: &Device, config: &TextConfig, dtype: DType, blocks: usize) -> Result<KvCache> {
-        let shape = [blocks, KvPages::BLOCK, config.num_key_value_heads, config.head_dim];
+        let shape = [blocks, KvPages::BLOCK_TOKENS, config.num_key_value_heads, config.head_dim];
         let one = || Tensor::empty(device, &shape, dtype, Category::KvCache);
         let layers = (0..config.num_hidden_layers).map(|_| Ok((one()?, one()?))).collect::<Result<_>>()?;
         Ok(KvCache { layers, blocks })
     }
 
-    /// The keys and the values of each layer: `[blocks, BLOCK, Hkv, D]`.
+    /// The keys and the values of each layer: `[blocks, BLOCK_TOKENS, Hkv, D]`.
     pub fn tensors(&self) -> impl Iterator<Item = &Tensor> {
         self.layers.iter().flat_map(|(k, v)| [k, v])
     }

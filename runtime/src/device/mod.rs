@@ -228,7 +228,7 @@ impl Device {
     /// A [`Self::dry`] device for a GPU of this compute capability, for example 80; 0 for the CPU.
     pub fn dry_with_capability(kernels: Kernels, compute_capability: u32) -> Device {
         let device = Device::new(dry::Dry::new(kernels, compute_capability));
-        device.profiler().count(true);
+        device.profiler().collect_totals(true);
         device
     }
 
@@ -412,8 +412,8 @@ impl Device {
         self.0.memory.reset_peak();
     }
 
-    /// The profiler of this device: costs and times of launches, collected while [`Profiler::count`] or
-    /// [`Profiler::record`] is on.
+    /// The profiler of this device: costs and times of launches, collected while [`Profiler::collect_totals`] or
+    /// [`Profiler::record_timeline`] is on.
     pub fn profiler(&self) -> Profiler<'_> {
         Profiler(self)
     }

@@ -32,7 +32,7 @@ pub struct OpTotals {
 pub struct LaunchEvent {
     /// The kernel's name.
     pub name: &'static str,
-    /// The part of the work that the launch belongs to, see [`Profiler::part`].
+    /// The part of the work that the launch belongs to, see [`Profiler::set_part`].
     pub part: &'static str,
     /// Operations and bytes, from the kernel's cost function.
     pub cost: Cost,
@@ -52,19 +52,19 @@ pub struct Profiler<'a>(pub(super) &'a Device);
 
 impl Profiler<'_> {
     /// Turns collecting the totals by kernel on or off.
-    pub fn count(&self, on: bool) {
+    pub fn collect_totals(&self, on: bool) {
         self.collected().switch(COUNT, on);
     }
 
     /// Turns recording the timelines of launches and memory on or off.
-    pub fn record(&self, on: bool) {
+    pub fn record_timeline(&self, on: bool) {
         self.collected().switch(RECORD, on);
         self.0.0.memory.record(on);
     }
 
     /// Sets the part of the work, for example `forward`, that the launches from now on belong to. At first it is
     /// empty.
-    pub fn part(&self, name: &'static str) {
+    pub fn set_part(&self, name: &'static str) {
         *self.collected().part() = name;
     }
 
@@ -98,7 +98,8 @@ impl Profiler<'_> {
         Ok(events)
     }
 
-    /// The bytes in use after each allocation and each release that happened while [`Self::record`] was on, in order.
+    /// The bytes in use after each allocation and each release that happened while [`Self::record_timeline`] was on,
+    /// in order.
     pub fn memory(&self) -> Vec<MemorySample> {
         self.0.0.memory.samples()
     }

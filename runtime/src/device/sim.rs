@@ -44,7 +44,7 @@ pub(super) struct Sim {
 
 impl Sim {
     pub(super) fn new(options: SimOptions) -> Result<Sim> {
-        compile::available().map_err(|e| RuntimeError::Device(e.to_string()))?;
+        compile::check_nvrtc().map_err(|e| RuntimeError::Device(e.to_string()))?;
         let all = std::thread::available_parallelism().map_or(1, |n| n.get());
         let team = Team::new(if options.threads == 0 { all } else { options.threads });
         Ok(Sim { options, team, memory: Mutex::new(SimMemory::new()), launches: AtomicU64::new(0) })
@@ -58,9 +58,9 @@ impl Sim {
     /// finding.
     fn kernel(&self, launch: &KernelLaunch) -> Result<()> {
         let mut memory = self.memory();
-        let mut part = memory.take(addresses(launch));
+        let mut part = memory.split_off(addresses(launch));
         let result = self.interleave(launch, &mut part);
-        memory.give(part);
+        memory.merge(part);
         result
     }
 
@@ -87,7 +87,7 @@ impl Sim {
         const MOMENTS: [CompletionTiming; 3] =
             [CompletionTiming::Latest, CompletionTiming::Earliest, CompletionTiming::Random];
         let options = ExecOptions {
-            gpu: simulate::gpu(&self.options.arch),
+            gpu: simulate::gpu_spec(&self.options.arch),
             seed: self.options.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(number),
             completion: MOMENTS[(number % 3) as usize],
             ..ExecOptions::default()
@@ -166,7 +166,7 @@ impl Backend for Sim {
         let mut memory = self.memory();
         let Some(addr) = memory.try_alloc_uninitialized(part.len()) else { return Ok(None) };
         memory.write(addr, part);
-        memory.protect(addr);
+        memory.make_read_only(addr);
         Ok(Some(addr))
     }
 
@@ -178,7 +178,7 @@ impl Backend for Sim {
         match launch {
             Launch::Kernel(kernel) => self.kernel(kernel),
             Launch::Matmul(product) => {
-                simulate::product(product, &mut self.memory(), &self.team).map_err(RuntimeError::Device)
+                simulate::run_matmul(product, &mut self.memory(), &self.team).map_err(RuntimeError::Device)
             }
         }
     }

@@ -2,7 +2,7 @@
 //! results of undefined sources as undefined.
 
 use super::OperandSlots;
-use crate::regs::{Registers, Row, Slot};
+use crate::regs::{RegisterRow, Registers, Slot};
 
 /// The value of a register in one lane: `u32` (one row) or `u64` (two rows).
 pub trait LaneValue: Copy + 'static {
@@ -30,7 +30,7 @@ impl LaneValue for u64 {
     const ZERO: u64 = 0;
     #[inline(always)]
     fn load(r: &Registers, slot: Slot) -> [u64; 32] {
-        let rows: &[Row] = &r.rows[slot as usize..slot as usize + 2];
+        let rows: &[RegisterRow] = &r.rows[slot as usize..slot as usize + 2];
         let (low, high): (&[u64; 16], &[u64; 16]) = (bytemuck::cast_ref(&rows[0]), bytemuck::cast_ref(&rows[1]));
         let mut out = [0; 32];
         out[..16].copy_from_slice(low);

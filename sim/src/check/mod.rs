@@ -214,7 +214,7 @@ fn difference(base: u64, n: usize, first: &SimMemory, other: &SimMemory, plan: &
     let name = known.map_or_else(|| format!("buffer {n}"), |b| b.name.clone());
     let dtype = known.map_or(ElementType::U8, |b| b.dtype);
     let size = dtype.bytes();
-    let element = |bytes: &[u8]| dtype.show(bytes.chunks(size).nth(at / size).unwrap_or_default());
+    let element = |bytes: &[u8]| dtype.format_element(bytes.chunks(size).nth(at / size).unwrap_or_default());
     let differing = a.chunks(size).zip(b.chunks(size)).filter(|(a, b)| a != b).count();
     Some(format!(
         "results depend on the interleaving: {name}[{}] ({}) is {} in one and {} in another; {differing} of {} elements differ",

@@ -24,7 +24,7 @@ use crate::order::MAX_BLOCKS;
 ///
 /// # Errors
 /// A launch that is outside of the limits of its kernel or of the GPU.
-pub fn run_pair(
+pub fn run_with_dependent_launch(
     primary: SimLaunch,
     secondary: SimLaunch,
     memory: &mut SimMemory,

@@ -175,7 +175,7 @@ pub(super) fn cluster_size(kernel: &Kernel, launch: &LaunchConfig) -> [u32; 3] {
 /// Adds those variables of a module to memory that are not there yet.
 pub(super) fn map_variables(program: &Program, memory: &mut SimMemory) {
     for v in &program.variables {
-        if memory.find(v.address).is_none() && !v.bytes.is_empty() {
+        if memory.buffer_index(v.address).is_none() && !v.bytes.is_empty() {
             memory.map_variable(v.address, v.bytes.clone(), v.constant);
         }
     }

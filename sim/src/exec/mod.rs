@@ -31,7 +31,7 @@ mod scheduler;
 mod state;
 mod sync;
 
-pub use dependent::run_pair;
+pub use dependent::run_with_dependent_launch;
 pub use gpu::GpuSpec;
 pub use launch::{CompletionTiming, ExecOptions, LaunchConfig, LaunchError, SimLaunch, SimOutcome};
 pub use residency::resident_blocks;

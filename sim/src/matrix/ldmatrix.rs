@@ -65,13 +65,13 @@ pub fn load(rows: &[[u8; 16]], transpose: bool, registers: &mut [Lanes]) {
     for (rows, register) in rows.chunks_exact(8).zip(registers) {
         let words: &mut [[u8; 16]] = bytemuck::cast_slice_mut(register.as_mut_slice());
         words.copy_from_slice(rows);
-        arrange(register, transpose);
+        rows_to_fragment(register, transpose);
     }
 }
 
 /// Converts eight matrix rows, stored one after the other in `register`, to the fragment's register, in place.
 #[inline(always)]
-pub fn arrange(register: &mut Lanes, transpose: bool) {
+pub fn rows_to_fragment(register: &mut Lanes, transpose: bool) {
     for word in register.iter_mut() {
         *word = u32::from_le(*word);
     }

@@ -7,8 +7,8 @@ use super::{AccessKind, AccessStamp, AccessStrength, CheckContext, Conflict, LAN
 
 impl ShadowMemory {
     /// Checks and records that all lanes of `warp` together read 16-byte rows, at the offsets of those lanes that are
-    /// in `rows`. Like [`ShadowMemory::access`] by these lanes, except that every lane reads every row. Adds at most
-    /// one conflict per row to `out`.
+    /// in `rows`. Like [`ShadowMemory::check_access`] by these lanes, except that every lane reads every row. Adds at
+    /// most one conflict per row to `out`.
     #[inline(always)]
     pub fn read_matrix_rows(
         &mut self,
@@ -21,7 +21,7 @@ impl ShadowMemory {
     ) {
         let mut parts = warp.lane_groups();
         let (Some((_, clock)), None) = (parts.next(), parts.next()) else {
-            return self.access(AccessKind::Read, warp, rows, offsets, 16, AccessStrength::Weak, pc, cx, out);
+            return self.check_access(AccessKind::Read, warp, rows, offsets, 16, AccessStrength::Weak, pc, cx, out);
         };
         self.collect_unused_lists();
         let stamp = AccessStamp::new(warp.epoch(), 4, false, AccessStrength::Weak);

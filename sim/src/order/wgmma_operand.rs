@@ -15,8 +15,8 @@ pub struct OperandWriters(Vec<(AccessRecord, u64)>);
 
 impl ShadowMemory {
     /// Checks and records that operation `op`, issued by `lane` of `warp`, reads the byte ranges `runs` (offset,
-    /// length; multiples of 4), like [`ShadowMemory::async_runs`], but reports at most one conflict per writer. Adds
-    /// the writers of the bytes to `writers`.
+    /// length; multiples of 4), like [`ShadowMemory::check_async_ranges`], but reports at most one conflict per
+    /// writer. Adds the writers of the bytes to `writers`.
     #[expect(clippy::too_many_arguments, reason = "an access has this many properties")]
     pub fn read_wgmma_operand(
         &mut self,

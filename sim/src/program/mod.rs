@@ -14,7 +14,7 @@ pub mod uses;
 mod volatile;
 
 use crate::ptx::ast::{Module, ParseError, SourceLocation};
-use crate::regs::{Row, Slot};
+use crate::regs::{RegisterRow, Slot};
 use op::DecodedInstruction;
 
 /// A parsed PTX module with addresses for its variables.
@@ -137,7 +137,7 @@ pub struct FunctionCode {
     /// The opcode text of each instruction.
     pub opcodes: Vec<Box<str>>,
     /// The initial rows of a frame: constants have their values, all other rows are zero.
-    pub template: Vec<Row>,
+    pub template: Vec<RegisterRow>,
     /// Rows below this index are registers, which start undefined.
     pub register_rows: u32,
     /// Number of predicates in a frame.

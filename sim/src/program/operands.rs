@@ -6,7 +6,7 @@ use super::rows::rows_of;
 use super::symbols::{GRID_WORKSPACE, GROUP_SCRATCH, SymbolAddresses};
 use super::{FixedRegister, FunctionCode, ProgramError, Relocation};
 use crate::ptx::ast::{AddressBase, Function, Operand, Type};
-use crate::regs::{Row, Slot};
+use crate::regs::{RegisterRow, Slot};
 use std::collections::HashMap;
 
 /// Resolves the operands of one function. Collects the constants that its frames need.
@@ -40,7 +40,7 @@ impl<'a> OperandResolver<'a> {
         }
         code.register_rows = rows;
         code.register_predicates = code.predicates;
-        code.template = vec![Row([0; 32]); rows as usize];
+        code.template = vec![RegisterRow([0; 32]); rows as usize];
         code.predicate_template = vec![0; code.predicates as usize];
         let mut out = OperandResolver {
             function,
@@ -141,7 +141,7 @@ impl<'a> OperandResolver<'a> {
             data.extend_from_slice(&bytes[..width]);
         }
         for chunk in data.chunks_exact(128) {
-            let mut row = Row([0; 32]);
+            let mut row = RegisterRow([0; 32]);
             for (lane, b) in chunk.chunks_exact(4).enumerate() {
                 row.0[lane] = u32::from_le_bytes([b[0], b[1], b[2], b[3]]);
             }
@@ -176,7 +176,7 @@ impl<'a> OperandResolver<'a> {
 
     fn constant_row(&mut self, rows: usize) -> Slot {
         let slot = self.code.template.len() as Slot;
-        self.code.template.extend(std::iter::repeat_n(Row([0; 32]), rows));
+        self.code.template.extend(std::iter::repeat_n(RegisterRow([0; 32]), rows));
         slot
     }
 

@@ -29,7 +29,7 @@ const GROUP_SCRATCH_BYTES: u32 = 288;
 
 /// Assigns addresses to the module's `.global` and `.const` variables and computes their initial bytes.
 pub fn module_variables(module: &Module) -> Result<Vec<ModuleVariable>, ProgramError> {
-    let mut at = layout::MODULE + 256;
+    let mut at = layout::MODULE_BASE + 256;
     let mut out: Vec<ModuleVariable> = Vec::new();
     let placed: Vec<&Variable> =
         module.variables.iter().filter(|v| matches!(v.space, StateSpace::Global | StateSpace::Const)).collect();
@@ -74,7 +74,7 @@ fn names_special(function: &Function, name: &str) -> bool {
 }
 
 pub(super) fn function_address(index: usize) -> u64 {
-    layout::FUNCTION + 16 * (index as u64 + 1)
+    layout::FUNCTION_BASE + 16 * (index as u64 + 1)
 }
 
 /// Addresses of the shared variables of a kernel.

@@ -65,7 +65,7 @@ impl BoxCopy<'_> {
     /// Returns the distance in bytes between two rows of the box in shared memory.
     #[inline]
     fn pitch(&self) -> u32 {
-        self.map.swizzle.span().unwrap_or(0).max(self.map.row_bytes())
+        self.map.swizzle.span_bytes().unwrap_or(0).max(self.map.row_bytes())
     }
 
     /// Returns the bytes of shared memory from the first to the last row of the box. They are more than

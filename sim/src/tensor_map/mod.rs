@@ -115,7 +115,7 @@ pub enum Swizzle {
 impl Swizzle {
     /// Returns the bytes within which units are permuted; `None` without a swizzle.
     #[inline]
-    pub fn span(self) -> Option<u32> {
+    pub fn span_bytes(self) -> Option<u32> {
         match self {
             Self::None => None,
             Self::B32 => Some(32),
@@ -283,7 +283,7 @@ impl TensorMap {
             if !inner.is_multiple_of(16) {
                 return Err(InvalidTensorMap::new("boxDim[0]", format!("is {inner} bytes, not a multiple of 16")));
             }
-            if let Some(span) = self.swizzle.span().filter(|span| inner > *span) {
+            if let Some(span) = self.swizzle.span_bytes().filter(|span| inner > *span) {
                 let what = format!("is {inner} bytes, more than the swizzle's {span}");
                 return Err(InvalidTensorMap::new("boxDim[0]", what));
             }

@@ -2,7 +2,7 @@ use super::*;
 use crate::test_random::Random;
 
 fn matrix(swizzle: Swizzle) -> TensorMap {
-    let columns = swizzle.span().unwrap_or(64) / 2;
+    let columns = swizzle.span_bytes().unwrap_or(64) / 2;
     TensorMap::tiled(DataType::Bf16, 0x1000, &[128, 100], &[256], &[columns, 16], swizzle).unwrap()
 }
 
@@ -162,7 +162,7 @@ fn naive(map: &TensorMap, coordinates: &[i32], shared: u32) -> Vec<BoxRun> {
     let extents: Vec<u32> = (0..rank)
         .map(|i| if i == 0 { map.box_dims[0] } else { map.box_dims[i].div_ceil(map.element_strides[i]) })
         .collect();
-    let pitch = map.swizzle.span().unwrap_or(0).max(extents[0] * element);
+    let pitch = map.swizzle.span_bytes().unwrap_or(0).max(extents[0] * element);
     let mut out = Vec::new();
     for linear in 0..extents.iter().product::<u32>() {
         let (mut rest, mut inside, mut global) = (linear, true, map.address as i128);
@@ -206,7 +206,7 @@ fn boxes_of_random_maps_match_the_reference() {
         let element = data_type.bytes();
         let swizzle = [Swizzle::None, Swizzle::B32, Swizzle::B64, Swizzle::B128][random.below(4) as usize];
         let rank = 1 + random.below(5) as usize;
-        let units = 1 + random.below((swizzle.span().unwrap_or(128) / 16) as u64) as u32;
+        let units = 1 + random.below((swizzle.span_bytes().unwrap_or(128) / 16) as u64) as u32;
         let mut boxes = vec![(units * 16 / element).min(256)];
         let mut dims = vec![1 + random.below(200)];
         let mut strides = Vec::new();

@@ -2,7 +2,7 @@
 
 use reel_sim::exec::{self, CompletionTiming, ExecOptions, LaunchConfig, SimOutcome};
 use reel_sim::finding::FindingKind;
-use reel_sim::layout::HEAP;
+use reel_sim::layout::HEAP_BASE;
 use reel_sim::memory::SimMemory;
 use reel_sim::program::Program;
 use std::collections::BTreeSet;
@@ -146,7 +146,7 @@ pub fn words_setup(words_in: usize, words_out: usize, threads: u32, n: i32) -> i
     move |memory| {
         let input = memory.alloc(le_bytes(&distinct_words(words_in)));
         let output = memory.alloc_uninitialized(4 * words_out);
-        assert_eq!(input, HEAP);
+        assert_eq!(input, HEAP_BASE);
         launch(1, threads, Params::default().u64(input).u64(output).i32(n))
     }
 }

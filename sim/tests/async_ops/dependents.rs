@@ -1,7 +1,7 @@
 //! Tests of dependent launches (`griddepcontrol`).
 
 use super::common::*;
-use reel_sim::exec::{LaunchConfig, SimLaunch, run_pair};
+use reel_sim::exec::{LaunchConfig, SimLaunch, run_with_dependent_launch};
 use reel_sim::memory::SimMemory;
 
 /// Returns the findings and the output of the second grid.
@@ -17,7 +17,8 @@ fn run(variant: u32, seed: u64) -> (Vec<(u32, &'static str)>, Vec<u32>) {
     let grid = |kernel, launch| SimLaunch { program: &program, kernel, launch };
     let mut options = short_patience();
     options.seed = seed;
-    let (a, b) = run_pair(grid(&first, &one), grid(&second, &two), &mut memory, &options).expect("good launches");
+    let (a, b) = run_with_dependent_launch(grid(&first, &one), grid(&second, &two), &mut memory, &options)
+        .expect("good launches");
     assert!(a.findings.is_empty(), "{:#?}", a.findings.into_list());
     (b.findings.into_list().into_iter().map(|f| (f.line, f.kind.name())).collect(), buffer_words(&memory, 2))
 }

@@ -71,7 +71,7 @@ impl ScanJournal {
         if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
             fs::create_dir_all(folder).map_err(|e| TrainError::cannot_write(folder, e))?;
         }
-        let lines = metrics::read(&path, |_: &JournalLine| true)?;
+        let lines = metrics::read_lines(&path, |_: &JournalLine| true)?;
         let head = serde_json::json!({"scan": fingerprint}).to_string();
         let same = lines.first() == Some(&head);
         if !same && !lines.is_empty() && !quiet {

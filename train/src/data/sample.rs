@@ -7,9 +7,9 @@ use std::sync::{Arc, Mutex};
 use reel_media::MediaError;
 use reel_model::ModelError;
 use reel_model::batch::Sequence;
-use reel_model::input::encode::{LoadedMedia, assemble, load_media};
+use reel_model::input::encode::{LoadedMedia, encode_prompt, load_media};
 use reel_model::input::tokenizer::Tokenizer;
-use reel_model::input::{Bundle, Conversation, MediaOptions, ModelInput};
+use reel_model::input::{Conversation, MediaOptions, ModelFolder, ModelInput};
 use serde_json::Value;
 
 use crate::data::dataset::Dataset;
@@ -41,7 +41,7 @@ pub struct SftSource {
     /// The data file.
     pub data: Dataset,
     /// Config, tokenizer and chat template of the model.
-    pub bundle: Arc<Bundle>,
+    pub bundle: Arc<ModelFolder>,
     /// The rule that chooses the tokens to learn.
     pub labels: Labels,
     /// Frame and pixel limits.
@@ -136,7 +136,7 @@ impl SampleSource for SftSource {
 
 /// Renders a conversation to text, loads its media and tokenizes both. Errors concern the row.
 pub(crate) fn tokenize_conversation(
-    bundle: &Bundle,
+    bundle: &ModelFolder,
     conversation: &Conversation,
     generation_prompt: bool,
     media: &MediaOptions,
@@ -148,11 +148,16 @@ pub(crate) fn tokenize_conversation(
 }
 
 /// Tokenizes a text with its media. Errors concern the row.
-pub(crate) fn tokenize_text(bundle: &Bundle, text: &str, media: LoadedMedia, location: &str) -> Result<ModelInput> {
-    let tokens = assemble(bundle, text, media, location).map_err(|e| to_row_error(location, e))?;
+pub(crate) fn tokenize_text(
+    bundle: &ModelFolder,
+    text: &str,
+    media: LoadedMedia,
+    location: &str,
+) -> Result<ModelInput> {
+    let tokens = encode_prompt(bundle, text, media, location).map_err(|e| to_row_error(location, e))?;
     let special = &bundle.config.tokens;
     for (pad, grids) in [(special.image, &tokens.image_grid_thw), (special.video, &tokens.video_grid_thw)] {
-        // If media of this kind are present, `assemble` has matched the pad tokens with them.
+        // If media of this kind are present, `encode_prompt` has matched the pad tokens with them.
         if grids.is_empty() && tokens.input_ids.contains(&pad) {
             let token = bundle.tokenizer.decode(&[pad], false);
             return Err(TrainError::row(

@@ -48,7 +48,7 @@ const START: [&str; 2] = ["overwrite", "resume_from_checkpoint"];
 ///
 /// `on_command_line` tells by field name (`learning_rate`) whether a flag was given. Keys may be written with `-` or
 /// `_`. An unknown key, or a value of the wrong type, is an error that names the key.
-pub fn apply<T: Serialize + DeserializeOwned>(
+pub fn apply_config_file<T: Serialize + DeserializeOwned>(
     parsed: &T,
     file: &Path,
     on_command_line: impl Fn(&str) -> bool,

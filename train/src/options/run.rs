@@ -34,8 +34,8 @@ pub trait TrainingOptions: Serialize + Deref<Target = RunOptions> {
         let given = |flag: &str, empty: bool, help: &str| check(!empty, flag, "is missing".into(), help);
         given("--model", self.model.is_empty(), "give the model folder to start from")?;
         given("--data", self.data.as_os_str().is_empty(), "give a JSON or JSONL file of rows")?;
-        given("--out", self.out.as_os_str().is_empty() && !self.only_checks(), "give the output folder")?;
-        let unnamed = self.only_checks() && self.quarantine.is_none();
+        given("--out", self.out.as_os_str().is_empty() && !self.is_check_only(), "give the output folder")?;
+        let unnamed = self.is_check_only() && self.quarantine.is_none();
         given("--quarantine", unnamed, "name the list of rows to write, or give --out to train after the check")?;
         self.validate_values()
     }
@@ -223,7 +223,7 @@ impl RunOptions {
     }
 
     /// Whether the command only checks the data: `--check-data` without `--out`.
-    pub fn only_checks(&self) -> bool {
+    pub fn is_check_only(&self) -> bool {
         self.check_data && self.out.as_os_str().is_empty()
     }
 

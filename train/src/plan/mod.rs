@@ -81,7 +81,7 @@ impl PhaseCosts {
 }
 
 /// Subtracts the costs in `before` from `all`, which includes them.
-pub fn subtract(all: &mut OpCosts, before: &OpCosts) {
+pub fn subtract_costs(all: &mut OpCosts, before: &OpCosts) {
     for (name, before) in before {
         if let Some(op) = all.get_mut(name) {
             op.launches -= before.launches;
@@ -138,7 +138,7 @@ impl RowShape {
     }
 
     /// Black videos with the patch grids of this row.
-    pub fn frames(&self, config: &ModelConfig) -> MediaFrames {
+    pub fn black_videos(&self, config: &ModelConfig) -> MediaFrames {
         let vision = &config.vision;
         let video = |&[t, h, w]: &GridThw| {
             let (frames, height, width) =
@@ -164,7 +164,7 @@ impl RowShape {
         let tokens = ModelInput {
             input_ids,
             position_ids: [positions.clone(), positions.clone(), positions],
-            frames: self.frames(config),
+            frames: self.black_videos(config),
             video_grid_thw: self.video_grid_thw.clone(),
             ..ModelInput::default()
         };
@@ -181,7 +181,7 @@ pub fn file_dtype(folder: &Path, config: &ModelConfig) -> StoredDType {
 }
 
 /// Plans one step on rows of one size. `device` is a dry device.
-pub fn with_shape(
+pub fn plan_one_size(
     options: &SftOptions,
     config: &ModelConfig,
     files: StoredDType,
@@ -201,7 +201,7 @@ pub fn with_shape(
 }
 
 /// Plans a run on its own data: all steps, or the first ones if the file is large. Counts for the device of `setup`.
-pub fn with_data(setup: &SftSetup, files: StoredDType) -> Result<Plan> {
+pub fn plan_data(setup: &SftSetup, files: StoredDType) -> Result<Plan> {
     let options = setup.options;
     options.validate_values()?;
     let samples = Arc::new(sft::samples(setup)?);

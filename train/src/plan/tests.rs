@@ -32,7 +32,7 @@ fn both(dtype: DType, change: impl Fn(&mut SftOptions)) -> (Plan, sft::RunSummar
         quiet: true,
         stop: &AtomicBool::new(false),
     };
-    let plan = with_data(&setup, file_dtype(&model, &config())).unwrap();
+    let plan = plan_data(&setup, file_dtype(&model, &config())).unwrap();
     (plan, sft::run(&setup).unwrap())
 }
 
@@ -74,8 +74,8 @@ fn operations_follow_the_tokens() {
             ..Default::default()
         };
         let shape = RowShape::new(tokens, patches, &config()).unwrap();
-        let plan =
-            with_shape(&options, &config(), StoredDType::F32, DType::F32, &shape, &Device::dry(Kernels::Cpu)).unwrap();
+        let plan = plan_one_size(&options, &config(), StoredDType::F32, DType::F32, &shape, &Device::dry(Kernels::Cpu))
+            .unwrap();
         assert_eq!((plan.steps, plan.tokens as usize), (1, tokens));
         plan
     };
@@ -116,10 +116,10 @@ fn the_published_sizes_are_planned_without_memory_or_weights() {
     let config = config();
     let shape = RowShape::new(1300, 4096, &config).unwrap();
     let plan =
-        with_shape(&options, &config, StoredDType::Bf16, DType::BF16, &shape, &Device::dry(Kernels::Cuda)).unwrap();
+        plan_one_size(&options, &config, StoredDType::Bf16, DType::BF16, &shape, &Device::dry(Kernels::Cuda)).unwrap();
     // A micro-batch of 4000 tokens holds 3 rows; 2 micro-batches per step.
     assert_eq!(plan.tokens, 2 * 3 * 1300);
-    let e = with_shape(
+    let e = plan_one_size(
         &options,
         &config,
         StoredDType::Bf16,

@@ -9,7 +9,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use reel_media::strip::Png;
+use reel_media::strip::PngImage;
 
 use crate::reporting::protobuf::ProtoMessage;
 use crate::reporting::watch::{COMPLETIONS_TAG, FRAMES_TAG, Histogram, REWARDS_TAG};
@@ -98,7 +98,7 @@ fn text(tag: &str, text: &str) -> ProtoMessage {
 }
 
 /// An RGB image in PNG format.
-fn image_message(png: &Png) -> ProtoMessage {
+fn image_message(png: &PngImage) -> ProtoMessage {
     ProtoMessage::default().varint(1, png.height as u64).varint(2, png.width as u64).varint(3, 3).bytes(4, &png.bytes)
 }
 
@@ -153,7 +153,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut events = EventFile::create(dir.path()).unwrap();
         events.write_scalars(1, &[("loss", 2.0), ("grad_norm", 1.0)]).unwrap();
-        let strip = Some(Png { width: 2, height: 1, bytes: vec![1; 200] });
+        let strip = Some(PngImage { width: 2, height: 1, bytes: vec![1; 200] });
         events.write_preview(1, &Preview { rewards: vec![0.0, 1.0, 0.5], text: "a".into(), strip }).unwrap();
         let data = std::fs::read(&events.path).unwrap();
         assert!(events.path.file_name().unwrap().to_string_lossy().contains("tfevents"));

@@ -102,7 +102,7 @@ mod rewards_by_name {
 impl StepMetrics {
     /// The values of the step for TensorBoard and Weights & Biases: every number of the JSON line but `step`,
     /// `tokens` and `step_seconds`, each named `train/NAME`.
-    pub fn points(&self) -> Vec<(String, f64)> {
+    pub fn named_values(&self) -> Vec<(String, f64)> {
         const NOT_SHOWN: [&str; 3] = ["step", "tokens", "step_seconds"];
         let Ok(Value::Object(line)) = serde_json::to_value(self) else { return Vec::new() };
         let shown = line.iter().filter(|(name, _)| !NOT_SHOWN.contains(&name.as_str()));
@@ -168,7 +168,7 @@ impl JsonlLog {
 
 /// Reads the lines of a log that `keep` selects, up to the first damaged one: a killed run may leave half a line. A
 /// missing file has no lines.
-pub fn read<T: DeserializeOwned>(path: &Path, keep: impl Fn(&T) -> bool) -> Result<Vec<String>> {
+pub fn read_lines<T: DeserializeOwned>(path: &Path, keep: impl Fn(&T) -> bool) -> Result<Vec<String>> {
     let file = match File::open(path) {
         Ok(file) => file,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -216,7 +216,7 @@ mod tests {
         let bytes = std::fs::read(&broken).unwrap();
         for cut in [bytes.len(), bytes.len() - 1, bytes.len() - 20, bytes.len() / 4 * 3 + 1] {
             std::fs::write(&broken, &bytes[..cut]).unwrap();
-            let kept = read(&broken, |m: &StepMetrics| m.step <= 2).unwrap();
+            let kept = read_lines(&broken, |m: &StepMetrics| m.step <= 2).unwrap();
             assert_eq!(kept.len(), 2);
             let mut log = JsonlLog::resume(&broken, &kept).unwrap();
             (3..=5).for_each(|n| log.append(&line(n)).unwrap());
@@ -244,7 +244,7 @@ mod tests {
         let end = r#","rewards/format":0.5,"rewards/accuracy":1.0,"frames_encoded":16,"rollout_seconds":0.0,"reward":1.5,"rollout_drift":0.10000000149011612,"train_seconds":2.0}"#;
         assert_eq!(text, format!("{}{end}", want.trim_end_matches('}')));
         assert_eq!(serde_json::from_str::<StepMetrics>(&text).unwrap(), step);
-        let names: Vec<String> = step.points().into_iter().map(|(name, _)| name).collect();
+        let names: Vec<String> = step.named_values().into_iter().map(|(name, _)| name).collect();
         assert_eq!(names[..4], ["train/loss", "train/grad_norm", "train/learning_rate", "train/tokens_per_second"]);
         assert_eq!(names[4..7], ["train/peak_bytes", "train/rewards/format", "train/rewards/accuracy"]);
     }
@@ -252,7 +252,7 @@ mod tests {
     #[test]
     fn missing_log_is_empty_and_missing_folder_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(read(&dir.path().join("x"), |_: &SkippedRow| true).unwrap().is_empty());
+        assert!(read_lines(&dir.path().join("x"), |_: &SkippedRow| true).unwrap().is_empty());
         let e = JsonlLog::create(&dir.path().join("no/x")).unwrap_err().to_string();
         assert!(e.contains("cannot be written: there is no such file or folder; "), "{e}");
     }

@@ -35,7 +35,7 @@ impl Reporters {
             return Ok(Self { events, wandb: None });
         }
         let logged = |m: &StepMetrics| m.step <= step && m.step.is_multiple_of(options.logging_steps);
-        let lines = metrics::read(&options.out.join(output::METRICS), logged)?;
+        let lines = metrics::read_lines(&options.out.join(output::METRICS_FILE), logged)?;
         let done: Vec<StepMetrics> = lines.iter().filter_map(|line| serde_json::from_str(line).ok()).collect();
         let begin = WandbStart {
             out: &options.out,
@@ -56,7 +56,7 @@ impl Reporters {
 
     /// Reports a step.
     pub fn report_step(&mut self, line: &StepMetrics, preview: Option<&Preview>) -> Result<()> {
-        let points = line.points();
+        let points = line.named_values();
         if let Some(events) = &mut self.events {
             events.write_scalars(line.step, &points)?;
             preview.map_or(Ok(()), |preview| events.write_preview(line.step, preview))?;

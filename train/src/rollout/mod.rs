@@ -13,4 +13,4 @@ pub(crate) mod worker;
 pub use group::{CompletionTokens, Group, RolloutSet};
 pub use prompts::{Prompt, PromptSource};
 pub use records::{ROLLOUTS, STRIPS};
-pub use sampler::shuffled;
+pub use sampler::with_shuffled_frames;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use reel_model::config::ModelConfig;
 use reel_model::input::encode::LoadedMedia;
-use reel_model::input::{Bundle, Conversation, MediaOptions, ModelInput, SecondPerGrid};
+use reel_model::input::{Conversation, MediaOptions, ModelFolder, ModelInput, SecondPerGrid};
 use serde_json::{Map, Value};
 
 use super::given::{RolloutFile, RolloutLine};
@@ -48,7 +48,7 @@ impl Prompt {
 #[derive(Debug)]
 pub struct PromptSource {
     data: Dataset,
-    bundle: Arc<Bundle>,
+    bundle: Arc<ModelFolder>,
     media: MediaOptions,
     media_root: PathBuf,
     parity: Recipe,
@@ -62,7 +62,7 @@ impl PromptSource {
     /// Opens the data file of a run and its `--rollouts` file, if any.
     pub(crate) fn open(setup: &GrpoSetup) -> Result<Self> {
         let options = setup.options;
-        let bundle = Arc::new(Bundle::open(setup.model)?);
+        let bundle = Arc::new(ModelFolder::open(setup.model)?);
         let data = Dataset::open(&options.data)?;
         let given = match &options.rollouts {
             Some(path) => Some(RolloutFile::open(path, options, data.len(), &bundle.config)?),

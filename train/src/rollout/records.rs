@@ -7,7 +7,7 @@ use std::thread::{self, JoinHandle};
 use std::{fs, io};
 
 use reel_engine::Completion;
-use reel_media::strip::{Png, frame_strip};
+use reel_media::strip::{PngImage, frame_strip};
 use reel_model::TokenId;
 use reel_rewards::Scores;
 use serde::Deserialize;
@@ -62,7 +62,7 @@ impl RolloutRecorder {
 
     /// Writes a PNG strip of frames of a step's first prompt for `reel report`. Returns `None` for prompts without
     /// media, and in most steps, which get no strip.
-    pub(crate) fn write_frame_strip(&self, step: u64, rollout: &Rollout) -> Result<Option<Png>> {
+    pub(crate) fn write_frame_strip(&self, step: u64, rollout: &Rollout) -> Result<Option<PngImage>> {
         let frames = &rollout.prompt.tokens.frames;
         let Some(seen) = frames.videos.first().or(frames.images.first()) else { return Ok(None) };
         if !(step - 1).is_multiple_of(self.every) {
@@ -75,8 +75,8 @@ impl RolloutRecorder {
     }
 
     /// Adds the groups of one sampling round of a step. A background thread writes the step's file under another name
-    /// and renames it, so the file never ends in half a line; [`Self::wait_until_written`] waits for it. `used` tells whether
-    /// the step trains on a group with these scores.
+    /// and renames it, so the file never ends in half a line; [`Self::wait_until_written`] waits for it. `used` tells
+    /// whether the step trains on a group with these scores.
     pub(crate) fn add(
         &mut self,
         step: u64,
@@ -179,7 +179,7 @@ fn line(step: u64, rollout: &Rollout, scores: &Scores, used: bool) -> Value {
     line.insert("used".into(), json!(used));
     line.insert("scores".into(), json!(scores));
     line.insert("texts".into(), json!(rollout.texts));
-    line.insert("finish_reasons".into(), json!(each(&|c| json!(c.finish_reason.name()))));
+    line.insert("finish_reasons".into(), json!(each(&|c| json!(c.finish_reason.openai_name()))));
     line.insert("log_probs".into(), json!(each(&|c| json!(c.log_probs))));
     if !rollout.shuffled_texts.is_empty() {
         line.insert("shuffled_texts".into(), json!(rollout.shuffled_texts));

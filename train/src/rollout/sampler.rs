@@ -56,7 +56,7 @@ impl<'a> Sampler<'a> {
         let prompt_index = |i: usize| (round << 32) + i as u64;
         let shuffle = |(i, tokens): (usize, &&ModelInput)| -> Option<ModelInput> {
             let wanted = self.options.temporal && !tokens.frames.videos.is_empty();
-            wanted.then(|| shuffled(tokens, self.seed_of(n, prompt_index(i), RandomStream::Frames)))
+            wanted.then(|| with_shuffled_frames(tokens, self.seed_of(n, prompt_index(i), RandomStream::Frames)))
         };
         let shuffled: Vec<Option<ModelInput>> = prompts.iter().enumerate().map(shuffle).collect();
         let group = self.options.num_generations;
@@ -128,7 +128,7 @@ impl<'a> Sampler<'a> {
 }
 
 /// Copies a prompt and shuffles the frames of each of its videos, in an order that follows from `seed`.
-pub fn shuffled(tokens: &ModelInput, seed: u64) -> ModelInput {
+pub fn with_shuffled_frames(tokens: &ModelInput, seed: u64) -> ModelInput {
     let mut tokens = tokens.clone();
     for (video, frames) in (0u32..).zip(&mut tokens.frames.videos) {
         let order = permutation(frames.frames, seed, video);

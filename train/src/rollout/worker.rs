@@ -178,7 +178,7 @@ fn preview_text(rollout: &Rollout, scores: &Scores) -> String {
     let quoted = |text: &str| text.lines().map(|line| format!("    {line}\n")).collect::<String>();
     let mut page = format!("{}\n\n", rollout.prompt.location);
     for (i, text) in rollout.texts.iter().enumerate() {
-        let parts: Vec<String> = scores.components().map(|(name, values)| format!("{name} {}", values[i])).collect();
+        let parts: Vec<String> = scores.named_rewards().map(|(name, values)| format!("{name} {}", values[i])).collect();
         page += &format!("**{}** = {}\n\n{}\n", scores.reward[i], parts.join(" + "), quoted(text));
     }
     page
@@ -187,7 +187,7 @@ fn preview_text(rollout: &Rollout, scores: &Scores) -> String {
 /// The mean of each reward over all completions that have it, by name.
 fn mean_rewards(all: &[Scores]) -> Vec<(String, f64)> {
     let mut sums: Vec<(String, f64, usize)> = Vec::new();
-    for (name, values) in all.iter().flat_map(Scores::components) {
+    for (name, values) in all.iter().flat_map(Scores::named_rewards) {
         let sum = values.iter().map(|&x| f64::from(x)).sum::<f64>();
         match sums.iter_mut().find(|s| s.0 == name) {
             Some(s) => (s.1, s.2) = (s.1 + sum, s.2 + values.len()),

@@ -34,11 +34,11 @@ pub struct ReplayReport {
 
 /// Finds the nearest checkpoint from which step `step` of the run in `out` can be repeated.
 pub fn find_start(out: &Path, step: u64) -> Result<ReplayStart> {
-    let log = out.join(output::METRICS);
-    let lines = metrics::read(&log, |m: &StepMetrics| m.step == step)?;
+    let log = out.join(output::METRICS_FILE);
+    let lines = metrics::read_lines(&log, |m: &StepMetrics| m.step == step)?;
     let recorded = lines.first().and_then(|line| serde_json::from_str::<StepMetrics>(line).ok());
     let Some(recorded) = recorded.filter(|_| step > 0) else {
-        let done = metrics::read(&log, |_: &StepMetrics| true)?.len();
+        let done = metrics::read_lines(&log, |_: &StepMetrics| true)?.len();
         let help = if done == 0 { "give the output folder of a run".to_string() } else { format!("give 1 to {done}") };
         return Err(TrainError::option(
             "--step",
@@ -75,12 +75,12 @@ pub fn recorded_options(out: &Path) -> Result<(String, Value)> {
     let mut run = read(out)?;
     match (run["command"].as_str().map(String::from), run["options"].take()) {
         (Some(command), options @ Value::Object(_)) => Ok((command, options)),
-        _ => Err(damaged(&out.join(output::RUN), "names no command and options".into())),
+        _ => Err(damaged(&out.join(output::RUN_FILE), "names no command and options".into())),
     }
 }
 
 fn read(out: &Path) -> Result<Value> {
-    let path = out.join(output::RUN);
+    let path = out.join(output::RUN_FILE);
     let text = std::fs::read(&path).map_err(|e| TrainError::cannot_read(&path, e))?;
     serde_json::from_slice(&text).map_err(|e| damaged(&path, format!("is not JSON: {e}")))
 }

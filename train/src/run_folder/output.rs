@@ -19,11 +19,11 @@ use crate::run_folder::hashes::HASHES_FILE;
 use crate::{Result, TrainError};
 
 /// `metrics.jsonl` in OUT.
-pub const METRICS: &str = "metrics.jsonl";
+pub const METRICS_FILE: &str = "metrics.jsonl";
 /// `skipped.jsonl` in OUT.
-pub const SKIPPED: &str = "skipped.jsonl";
+pub const SKIPPED_FILE: &str = "skipped.jsonl";
 /// `run.json` in OUT.
-pub const RUN: &str = "run.json";
+pub const RUN_FILE: &str = "run.json";
 
 /// Where a run starts: at step 1 or after a checkpoint.
 #[derive(Clone, Debug, PartialEq)]
@@ -66,7 +66,7 @@ pub fn find_start(options: &RunOptions) -> Result<RunStart> {
         Some("last") => match checkpoint::by_step(out)?.pop_last() {
             Some((_, path)) => Ok(RunStart::From(path)),
             // A run that was stopped before its first checkpoint is started again.
-            None if entries == 0 || out.join(RUN).is_file() => Ok(RunStart::Fresh),
+            None if entries == 0 || out.join(RUN_FILE).is_file() => Ok(RunStart::Fresh),
             None => Err(not_empty(out, "holds no run to resume", "give the OUT of the run, or an empty folder")),
         },
         Some(folder) if entries == 0 || options.overwrite || lies_in(Path::new(folder), out) => {
@@ -121,9 +121,10 @@ fn clear(out: &Path, model: &Path) -> Result<()> {
     for entry in fs::read_dir(out).map_err(|e| TrainError::cannot_read(out, e))? {
         let path = entry.map_err(|e| TrainError::cannot_read(out, e))?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let of_a_run = [METRICS, SKIPPED, RUN, TRAINER_STATE, HASHES_FILE, ADAPTER_CONFIG, ADAPTER_WEIGHTS]
-            .contains(&name.as_str())
-            || name.starts_with("events.out.tfevents.");
+        let of_a_run =
+            [METRICS_FILE, SKIPPED_FILE, RUN_FILE, TRAINER_STATE, HASHES_FILE, ADAPTER_CONFIG, ADAPTER_WEIGHTS]
+                .contains(&name.as_str())
+                || name.starts_with("events.out.tfevents.");
         if of_a_run
             || name.starts_with("model")
                 && (name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json"))
@@ -141,11 +142,11 @@ pub fn resume_logs(out: &Path, checkpoint: &Path, step: u64, skipped: usize) -> 
     fs::create_dir_all(out).map_err(|e| TrainError::cannot_write(out, e))?;
     checkpoint::remove_partial(out)?;
     let home = checkpoint.parent().filter(|home| !home.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let done = metrics::read(&home.join(METRICS), |m: &StepMetrics| m.step <= step)?;
+    let done = metrics::read_lines(&home.join(METRICS_FILE), |m: &StepMetrics| m.step <= step)?;
     if done.len() as u64 != step {
         let what = format!("has {} of the {step} steps before {}", done.len(), checkpoint.display());
         return Err(TrainError::output(
-            home.join(METRICS).display().to_string(),
+            home.join(METRICS_FILE).display().to_string(),
             what,
             "put the run's own metrics.jsonl there",
         ));
@@ -153,24 +154,25 @@ pub fn resume_logs(out: &Path, checkpoint: &Path, step: u64, skipped: usize) -> 
     if !lies_in(checkpoint, out) {
         clear(out, checkpoint)?;
     }
-    let mut skipped_rows = metrics::read(&home.join(SKIPPED), |_: &SkippedRow| true)?;
+    let mut skipped_rows = metrics::read_lines(&home.join(SKIPPED_FILE), |_: &SkippedRow| true)?;
     skipped_rows.truncate(skipped);
-    Ok((JsonlLog::resume(&out.join(METRICS), &done)?, JsonlLog::resume(&out.join(SKIPPED), &skipped_rows)?))
+    Ok((JsonlLog::resume(&out.join(METRICS_FILE), &done)?, JsonlLog::resume(&out.join(SKIPPED_FILE), &skipped_rows)?))
 }
 
 /// Opens `metrics.jsonl` and `skipped.jsonl` for a fresh run, after removing any earlier run from the folder. `found`
 /// are the rows known to be unusable.
 pub fn fresh_logs(out: &Path, model: &Path, found: &[SkippedRow]) -> Result<(JsonlLog, JsonlLog)> {
     clear(out, model)?;
-    let (metrics, mut skipped) = (JsonlLog::create(&out.join(METRICS))?, JsonlLog::create(&out.join(SKIPPED))?);
+    let (metrics, mut skipped) =
+        (JsonlLog::create(&out.join(METRICS_FILE))?, JsonlLog::create(&out.join(SKIPPED_FILE))?);
     found.iter().try_for_each(|row| skipped.append(row))?;
     Ok((metrics, skipped))
 }
 
 /// Writes `run.json`: every resolved option, the version, the device and the fingerprints of model and data.
 pub fn write_run(out: &Path, run: &Value) -> Result<()> {
-    let path = out.join(RUN);
-    let part = out.join(format!(".{RUN}.part"));
+    let path = out.join(RUN_FILE);
+    let part = out.join(format!(".{RUN_FILE}.part"));
     let failed = |e| TrainError::cannot_write(&path, e);
     let text = serde_json::to_string_pretty(run).map_err(|e| failed(e.into()))?;
     fs::write(&part, text + "\n").map_err(failed)?;
@@ -221,7 +223,7 @@ mod tests {
         assert_eq!(find_start(&last()).unwrap(), RunStart::Fresh);
         touch(out.join("x"));
         assert!(find_start(&last()).unwrap_err().to_string().contains("holds no run to resume"));
-        touch(out.join(RUN));
+        touch(out.join(RUN_FILE));
         assert_eq!(find_start(&last()).unwrap(), RunStart::Fresh);
         for step in [2, 9, 10] {
             touch(out.join(format!("checkpoint-{step}/training/state.json")));

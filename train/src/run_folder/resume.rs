@@ -32,7 +32,8 @@ pub struct PlannedLength {
 /// The planned lengths of a run that resumes with `state` from the checkpoint in `folder`. `home` is the output
 /// folder of the run that wrote the checkpoint.
 pub fn planned_lengths(folder: &Path, home: &Path, state: &RunState) -> Result<Vec<PlannedLength>> {
-    let run: Option<Value> = fs::read(home.join(output::RUN)).ok().and_then(|text| serde_json::from_slice(&text).ok());
+    let run: Option<Value> =
+        fs::read(home.join(output::RUN_FILE)).ok().and_then(|text| serde_json::from_slice(&text).ok());
     let known = run.and_then(|mut run| serde_json::from_value::<Vec<PlannedLength>>(run["lengths"].take()).ok());
     let mut lengths = known.unwrap_or_default();
     lengths.retain(|length| length.after < state.step);

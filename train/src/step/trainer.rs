@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use reel_media::strip::Png;
+use reel_media::strip::PngImage;
 use reel_model::batch::{Batch, Sequence};
 use reel_model::checkpoint::Checkpoint;
 use reel_model::config::ModelConfig;
@@ -61,7 +61,7 @@ pub struct Preview {
     /// One prompt with its completions and their rewards, as Markdown.
     pub text: String,
     /// A strip of the frames of that prompt's video, or its image.
-    pub strip: Option<Png>,
+    pub strip: Option<PngImage>,
 }
 
 impl StepResult {
@@ -166,7 +166,7 @@ impl Trainer {
     /// first scaled by `weight`.
     pub fn norm_and_clip_factor(&self, weight: f32) -> Result<Tensor> {
         let max_norm = self.hyperparameters.max_grad_norm as f32;
-        let clip = self.optimizer.clip(&self.device, &self.grads, max_norm)?;
+        let clip = self.optimizer.norm_and_clip_factor(&self.device, &self.grads, max_norm)?;
         if weight == 1.0 {
             return Ok(clip);
         }

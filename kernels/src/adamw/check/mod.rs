@@ -2,8 +2,8 @@ mod small;
 
 use super::{JoinParams, Params, Scalars, SplitParams, formula, join_master, split_master, step, test_sizes};
 use crate::DType::{BF16, F32};
-use crate::checks::{addr, addr_mut, checks, numbers, run};
-use crate::compare::{OF_ONE, assert_close, assert_rounded};
+use crate::checks::{addr, addr_mut, checks, normal_numbers, run};
+use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_close, assert_rounded};
 use crate::{Addr, DType, Element};
 use half::bf16;
 use small::{
@@ -77,18 +77,18 @@ fn assert_stepped(scalars: &Scalars, before: &[[f64; 3]], g: &[f64], after: &[[f
         let got: Vec<f32> = after.iter().map(|state| state[k] as f32).collect();
         // With few weights the whole relative error may come from one moment that changes its sign, so the tolerance
         // grows.
-        let of_one = OF_ONE * (1.0 + 64.0 / got.len().max(1) as f64);
+        let of_one = DEFAULT_ROUNDING_FACTOR * (1.0 + 64.0 / got.len().max(1) as f64);
         assert_rounded(which, F32, &got, &by(formula::step_rounded), &by(formula::step), of_one);
     }
 }
 
 fn equals_the_formula_over_steps() {
     for n in test_sizes() {
-        let (start, clip) = (numbers(n, 1, 0.1), [12.5f32, 0.4]);
+        let (start, clip) = (normal_numbers(n, 1, 0.1), [12.5f32, 0.4]);
         let mut weights = Weights::new(&start);
         let mut want: Vec<[f64; 3]> = start.iter().map(|&w| [w as f64, 0.0, 0.0]).collect();
         for t in 1..=5 {
-            let (scalars, g) = (Scalars { step: t, ..SCALARS }, numbers(n, 10 + t, 1.0));
+            let (scalars, g) = (Scalars { step: t, ..SCALARS }, normal_numbers(n, 10 + t, 1.0));
             let before = weights.states();
             weights.step(F32, &scalars, &g, addr(&clip), 3);
             let clipped = |g: &f32| *g as f64 * 0.4f32 as f64;
@@ -131,10 +131,10 @@ fn equals_torch() {
 
 fn a_split_master_takes_the_same_steps_bit_for_bit() {
     for n in test_sizes() {
-        let start = numbers(n, 1, 0.1);
+        let start = normal_numbers(n, 1, 0.1);
         let (mut plain, mut split, mut threads) = (Weights::new(&start), Weights::new(&start), Weights::new(&start));
         for t in 1..=20 {
-            let (scalars, g) = (Scalars { step: t, lr: 1e-6, ..SCALARS }, numbers(n, 10 + t, 1.0));
+            let (scalars, g) = (Scalars { step: t, lr: 1e-6, ..SCALARS }, normal_numbers(n, 10 + t, 1.0));
             plain.step(F32, &scalars, &g, Addr::NULL, 2);
             split.step(BF16, &scalars, &g, Addr::NULL, 1);
             threads.step(BF16, &scalars, &g, Addr::NULL, 4);
@@ -153,7 +153,7 @@ fn a_gradient_that_is_not_finite_shows() {
 
 fn bf16_weights_split_in_place() {
     for n in test_sizes() {
-        let start: Vec<bf16> = numbers(n, 1, 0.1).into_iter().map(<bf16 as Element>::from_f32).collect();
+        let start: Vec<bf16> = normal_numbers(n, 1, 0.1).into_iter().map(<bf16 as Element>::from_f32).collect();
         let (mut copy, mut low) = (vec![bf16::NAN; n], vec![7i16; n]);
         let params = SplitParams { src: addr(&start), w: addr_mut(&mut copy), low: addr_mut(&mut low), n: n as u64 };
         run(&split_master(BF16, &params), 2);

@@ -2,9 +2,9 @@
 
 mod cuda;
 
-use super::{BwdParams, FwdParams, PackedBatch, bwd, cases, fwd, workspace};
+use super::{BwdParams, FwdParams, PackedBatch, bwd, fwd, test_shapes, workspace_bytes};
 use crate::DType::{BF16, F32};
-use crate::checks::{Data, addr, checks, is_cuda, numbers, run};
+use crate::checks::{TestArray, addr, checks, normal_numbers, run, runs_cuda_code};
 use crate::{Addr, DType, Launch};
 use bytemuck::Zeroable;
 use cuda::{
@@ -26,10 +26,10 @@ struct Given {
     case: PackedBatch,
     cu_seqlens: Vec<i32>,
     prefix: Vec<i32>,
-    q: Data,
-    k: Data,
-    v: Data,
-    d_o: Data,
+    q: TestArray,
+    k: TestArray,
+    v: TestArray,
+    d_o: TestArray,
     scale: f32,
 }
 
@@ -41,7 +41,7 @@ impl Given {
         for &len in &case.lengths {
             cu_seqlens.push(cu_seqlens[cu_seqlens.len() - 1] + len as i32);
         }
-        let data = |count, seed, spread| Data::new(dtype, &numbers(count, seed, spread));
+        let data = |count, seed, spread| TestArray::new(dtype, &normal_numbers(count, seed, spread));
         Given {
             case: case.clone(),
             cu_seqlens,
@@ -60,10 +60,10 @@ impl Given {
         let case = PackedBatch { lengths: vec![tokens.len()], prefix: Vec::new(), ..self.case.clone() };
         let mut given = Given::new(&case, dtype);
         let (row, kv_row) = (case.heads * case.head_dim, case.kv_heads * case.head_dim);
-        let pick = |data: &Data, row: usize| {
+        let pick = |data: &TestArray, row: usize| {
             let values = data.values();
             let rows = tokens.iter().flat_map(|t| values[t * row..(t + 1) * row].iter().copied());
-            Data::new(dtype, &rows.collect::<Vec<_>>())
+            TestArray::new(dtype, &rows.collect::<Vec<_>>())
         };
         (given.q, given.d_o) = (pick(&self.q, row), pick(&self.d_o, row));
         (given.k, given.v) = (pick(&self.k, kv_row), pick(&self.v, kv_row));
@@ -73,12 +73,12 @@ impl Given {
     /// Returns the bits of o, lse, dq, dk and dv; `run` executes each launch.
     fn everything_by(&self, dtype: DType, run: impl Fn(&Launch)) -> [Vec<u32>; 5] {
         let (rows, kv_rows) = (self.tokens() * self.case.heads, self.tokens() * self.case.kv_heads);
-        let (o, lse) = (Data::output(dtype, rows * self.case.head_dim), Data::output(F32, rows));
-        run(&fwd(dtype, &self.fwd(o.addr(), lse.addr()), self.pairs()));
-        let (o, lse) = (Data::new(dtype, &o.values()), Data::new(F32, &lse.values()));
-        let [dq, dk, dv] = [rows, kv_rows, kv_rows].map(|n| Data::output(dtype, n * self.case.head_dim));
+        let (o, lse) = (TestArray::output(dtype, rows * self.case.head_dim), TestArray::output(F32, rows));
+        run(&fwd(dtype, &self.fwd(o.addr(), lse.addr()), self.query_key_pairs()));
+        let (o, lse) = (TestArray::new(dtype, &o.values()), TestArray::new(F32, &lse.values()));
+        let [dq, dk, dv] = [rows, kv_rows, kv_rows].map(|n| TestArray::output(dtype, n * self.case.head_dim));
         let scratch = self.scratch(dtype);
-        run(&bwd(dtype, &self.bwd(&o, &lse, &scratch, [&dq, &dk, &dv]), self.pairs()));
+        run(&bwd(dtype, &self.bwd(&o, &lse, &scratch, [&dq, &dk, &dv]), self.query_key_pairs()));
         [o, lse, dq, dk, dv].each_ref().map(bits)
     }
 
@@ -107,13 +107,22 @@ impl Given {
     }
 
     /// Returns the arrays for delta and for the workspace of the backward launch.
-    fn scratch(&self, dtype: DType) -> [Data; 2] {
+    fn scratch(&self, dtype: DType) -> [TestArray; 2] {
         let FwdParams { tokens, heads, head_dim, prefix, .. } = self.fwd(Addr::NULL, Addr::NULL);
         let p = BwdParams { tokens, heads, head_dim, prefix, ..Zeroable::zeroed() };
-        [Data::output(F32, self.tokens() * self.case.heads), Data::output(F32, workspace(dtype, &p) / 4)]
+        [
+            TestArray::output(F32, self.tokens() * self.case.heads),
+            TestArray::output(F32, workspace_bytes(dtype, &p) / 4),
+        ]
     }
 
-    fn bwd(&self, o: &Data, lse: &Data, [delta, sums]: &[Data; 2], [dq, dk, dv]: [&Data; 3]) -> BwdParams {
+    fn bwd(
+        &self,
+        o: &TestArray,
+        lse: &TestArray,
+        [delta, sums]: &[TestArray; 2],
+        [dq, dk, dv]: [&TestArray; 3],
+    ) -> BwdParams {
         let p = self.fwd(o.addr(), lse.addr());
         BwdParams {
             q: p.q,
@@ -140,23 +149,23 @@ impl Given {
         }
     }
 
-    fn pairs(&self) -> f64 {
-        self.case.pairs()
+    fn query_key_pairs(&self) -> f64 {
+        self.case.query_key_pairs()
     }
 }
 
-pub(crate) fn bits(data: &Data) -> Vec<u32> {
+pub(crate) fn bits(data: &TestArray) -> Vec<u32> {
     data.values().iter().map(|x| x.to_bits()).collect()
 }
 
 fn the_log_sum_may_be_left_out() {
-    let case = &cases()[0];
+    let case = &test_shapes()[0];
     let given = Given::new(case, F32);
     let rows = given.tokens() * case.heads;
-    let (with, without) = (Data::output(F32, rows * case.head_dim), Data::output(F32, rows * case.head_dim));
-    let lse = Data::output(F32, rows);
-    run(&fwd(F32, &given.fwd(with.addr(), lse.addr()), given.pairs()), 2);
-    run(&fwd(F32, &given.fwd(without.addr(), Addr::NULL), given.pairs()), 2);
+    let (with, without) = (TestArray::output(F32, rows * case.head_dim), TestArray::output(F32, rows * case.head_dim));
+    let lse = TestArray::output(F32, rows);
+    run(&fwd(F32, &given.fwd(with.addr(), lse.addr()), given.query_key_pairs()), 2);
+    run(&fwd(F32, &given.fwd(without.addr(), Addr::NULL), given.query_key_pairs()), 2);
     assert_eq!(bits(&with), bits(&without));
 }
 
@@ -165,21 +174,21 @@ fn later_tokens_and_other_sequences_change_nothing() {
     let case = PackedBatch { lengths, heads: 6, kv_heads: 2, head_dim: 24, causal: true, spread: 1.0, prefix };
     let (row, kv_row) = (case.heads * case.head_dim, case.kv_heads * case.head_dim);
     // In CUDA a key beyond the diagonal has the weight 0, and 0 times NaN would be NaN for the queries of its tile.
-    let poison = if is_cuda() { 1e18 } else { f32::NAN };
+    let poison = if runs_cuda_code() { 1e18 } else { f32::NAN };
     for dtype in [F32, BF16] {
         let mut given = Given::new(&case, dtype);
-        let o = Data::output(dtype, given.tokens() * row);
-        run(&fwd(dtype, &given.fwd(o.addr(), Addr::NULL), given.pairs()), 2);
+        let o = TestArray::output(dtype, given.tokens() * row);
+        run(&fwd(dtype, &given.fwd(o.addr(), Addr::NULL), given.query_key_pairs()), 2);
         let before = bits(&o);
         for cut in [1, 63, 64, 65, 127, 149] {
-            let poisoned = |data: &Data, row: usize| {
+            let poisoned = |data: &TestArray, row: usize| {
                 let mut values = data.values();
                 values[cut * row..].fill(poison);
-                Data::new(dtype, &values)
+                TestArray::new(dtype, &values)
             };
             let (k, v) = (poisoned(&given.k, kv_row), poisoned(&given.v, kv_row));
             let (k, v) = (std::mem::replace(&mut given.k, k), std::mem::replace(&mut given.v, v));
-            run(&fwd(dtype, &given.fwd(o.addr(), Addr::NULL), given.pairs()), 2);
+            run(&fwd(dtype, &given.fwd(o.addr(), Addr::NULL), given.query_key_pairs()), 2);
             assert_eq!(
                 bits(&o)[..cut * row],
                 before[..cut * row],

@@ -3,7 +3,7 @@ use crate::Team;
 use crate::attention::check::cuda::{f32_tolerances, with_delta_errors};
 use crate::attention::formula::Roundings;
 use crate::attention::{cpu, formula};
-use crate::compare::{OF_ONE, assert_close, assert_rounded, close};
+use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_close, assert_rounded, check_close};
 use crate::simd::{Isa, isa};
 use half::bf16;
 use proptest::prelude::*;
@@ -39,14 +39,14 @@ fn random_cases() -> impl Strategy<Value = PackedBatch> {
 #[test]
 fn equals_the_formula_on_every_instruction_set() {
     for dtype in [F32, BF16] {
-        for case in cases() {
+        for case in test_shapes() {
             let given = Given::new(&case, dtype);
             let (q, k, v, scale) = (given.q.f64(), given.k.f64(), given.v.f64(), given.scale as f64);
             let (want, want_lse) = formula::fwd(&case, &q, &k, &v, scale);
             let with = formula::fwd_rounded(&case, &q, &k, &v, scale, Roundings::F32);
-            let of_one = if dtype == F32 { f32_tolerances(&case)[0] } else { OF_ONE };
+            let of_one = if dtype == F32 { f32_tolerances(&case)[0] } else { DEFAULT_ROUNDING_FACTOR };
             for isa in supported_isas() {
-                let (o, lse) = (Data::output(dtype, want.len()), Data::output(F32, want_lse.len()));
+                let (o, lse) = (TestArray::output(dtype, want.len()), TestArray::output(F32, want_lse.len()));
                 let params = given.fwd(o.addr(), lse.addr());
                 let team = Team::new(2);
                 // SAFETY: the addresses belong to live arrays of the documented sizes; the machine supports `isa`.
@@ -99,12 +99,12 @@ fn the_chain_rule_equals_differences() {
 #[test]
 fn gradient_equals_the_formula_on_every_instruction_set() {
     for (dtype, tol_exact) in [(F32, 1e-4), (BF16, 2e-2)] {
-        for case in cases() {
+        for case in test_shapes() {
             let tol_exact = if dtype == BF16 && case.spread > 10.0 { 5e-2 } else { tol_exact };
             let given = Given::new(&case, dtype);
             let rows = given.tokens() * case.heads;
-            let (o, lse) = (Data::output(dtype, rows * case.head_dim), Data::output(F32, rows));
-            run(&fwd(dtype, &given.fwd(o.addr(), lse.addr()), given.pairs()), 2);
+            let (o, lse) = (TestArray::output(dtype, rows * case.head_dim), TestArray::output(F32, rows));
+            run(&fwd(dtype, &given.fwd(o.addr(), lse.addr()), given.query_key_pairs()), 2);
             let (q, k, v, scale) = (given.q.f64(), given.k.f64(), given.v.f64(), given.scale as f64);
             let (exact, _) = formula::fwd(&case, &q, &k, &v, scale);
             // The formula gets the stored output, so that only the gradient's own roundings remain. With the exact
@@ -112,10 +112,10 @@ fn gradient_equals_the_formula_on_every_instruction_set() {
             let want = formula::bwd(&case, [&q, &k, &v], &o.f64(), &given.d_o.f64(), scale);
             let with = formula::bwd_rounded(&case, [&q, &k, &v], &o.f64(), &given.d_o.f64(), scale, Roundings::F32);
             let with = with_delta_errors(with, &want);
-            let of_one = if dtype == F32 { f32_tolerances(&case)[1] } else { OF_ONE };
+            let of_one = if dtype == F32 { f32_tolerances(&case)[1] } else { DEFAULT_ROUNDING_FACTOR };
             let want_exact = formula::bwd(&case, [&q, &k, &v], &exact, &given.d_o.f64(), scale);
             for isa in supported_isas() {
-                let got = want.each_ref().map(|w| Data::output(dtype, w.len()));
+                let got = want.each_ref().map(|w| TestArray::output(dtype, w.len()));
                 let scratch = given.scratch(dtype);
                 let params = given.bwd(&o, &lse, &scratch, got.each_ref());
                 let team = Team::new(2);
@@ -139,7 +139,7 @@ fn gradient_equals_the_formula_on_every_instruction_set() {
 #[test]
 fn bits_do_not_depend_on_threads() {
     for dtype in [F32, BF16] {
-        for case in cases() {
+        for case in test_shapes() {
             let given = Given::new(&case, dtype);
             let want = given.everything(dtype, 1);
             for threads in [2, 3, 6] {
@@ -162,7 +162,7 @@ proptest! {
         for (i, want) in [o, lse, dq, dk, dv].iter().enumerate() {
             let got: Vec<f32> = got[i].iter().map(|&x| f32::from_bits(x)).collect();
             let (name, tol) = if i < 2 { ("output", 5e-6) } else { ("gradient", 1e-4) };
-            prop_assert!(close(name, &got, want, tol, f64::MAX).is_ok(), "{:?}", close(name, &got, want, tol, f64::MAX));
+            prop_assert!(check_close(name, &got, want, tol, f64::MAX).is_ok(), "{:?}", check_close(name, &got, want, tol, f64::MAX));
         }
     }
 

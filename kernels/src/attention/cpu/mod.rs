@@ -14,7 +14,7 @@ mod vector;
 
 use super::{BwdParams, FwdParams};
 use crate::simd::{Isa, isa};
-use crate::view::slice;
+use crate::view::slice_at;
 use crate::{Element, Team};
 use backward::{BackwardArrays, DeltaTask, KeyGradientTask, QueryGradientTask, VisitingQueries};
 pub(crate) use forward::{BLOCK_KEYS, SequenceArrays};
@@ -177,10 +177,14 @@ impl<'a, T: Element> Packed<'a, T> {
         let row = p.kv_heads as usize * p.head_dim as usize;
         // SAFETY: cu_seqlens has `[seqs + 1]` i32; k and v have `[tokens, kv_heads, head_dim]` elements of T.
         let (cu, k, v) = unsafe {
-            (slice::<i32>(p.cu_seqlens, seqs + 1), slice::<T>(p.k, tokens * row), slice::<T>(p.v, tokens * row))
+            (
+                slice_at::<i32>(p.cu_seqlens, seqs + 1),
+                slice_at::<T>(p.k, tokens * row),
+                slice_at::<T>(p.v, tokens * row),
+            )
         };
         // SAFETY: prefix is null or has `[seqs, 2]` i32.
-        let prefix = if p.prefix.is_null() { &[] } else { unsafe { slice::<i32>(p.prefix, 2 * seqs) } };
+        let prefix = if p.prefix.is_null() { &[] } else { unsafe { slice_at::<i32>(p.prefix, 2 * seqs) } };
         let mut ranges = Vec::new();
         for seq in 0..seqs {
             let (first, end) = (cu[seq] as usize, cu[seq + 1] as usize);

@@ -2,14 +2,14 @@
 
 use super::capture::Capture;
 use super::products::FakeBlas;
-use super::{EnqueuedLaunch, EventRecord, Fake, GRANULARITY, LoadedFunction, Op, Queue, failed, invalid};
+use super::{EnqueuedLaunch, EventRecord, FakeDriver, GRANULARITY, LoadedFunction, Op, Queue, failed, invalid};
 use crate::cuda::blas::Blas;
 use crate::cuda::driver::Driver;
 use crate::cuda::error::CudaError;
 use crate::cuda::rules;
 use crate::cuda::types::{
-    CompiledCode, Event, FunctionAttributes, FunctionHandle, GpuProperties, GraphHandle, LaunchConfig, ModuleHandle,
-    PhysicalMemory, Stream,
+    CompiledCode, EventHandle, FunctionAttributes, FunctionHandle, GpuProperties, GraphHandle, LaunchConfig,
+    ModuleHandle, PhysicalMemoryHandle, StreamHandle,
 };
 use reel_sim::program::Program;
 use reel_sim::tensor_map::TensorMap;
@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 // SAFETY (of each call below): the callers guarantee what `Driver` requires of them, and the calls need no more.
 #[allow(clippy::undocumented_unsafe_blocks)]
-impl Driver for Fake {
+impl Driver for FakeDriver {
     fn properties(&self) -> &GpuProperties {
         &self.0.properties
     }
@@ -67,7 +67,7 @@ impl Driver for Fake {
 
     // cuMemCreate, cuMemMap: address and size are multiples of the granularity, the range lies within one
     // reservation, and nothing is mapped there.
-    unsafe fn map_memory(&self, at: u64, bytes: usize) -> Result<PhysicalMemory, CudaError> {
+    unsafe fn map_memory(&self, at: u64, bytes: usize) -> Result<PhysicalMemoryHandle, CudaError> {
         let mut s = self.0.state_unless_capturing("mapping")?;
         let end = at + bytes as u64;
         let within = s.reserved.range(..=at).next_back().filter(|(r, b)| end <= *r + **b as u64);
@@ -84,11 +84,11 @@ impl Driver for Fake {
         }
         let handle = s.new_handle() as u64;
         s.backed.insert(at, (bytes, handle));
-        Ok(PhysicalMemory(handle))
+        Ok(PhysicalMemoryHandle(handle))
     }
 
     // cuMemUnmap: the range is one whole mapping, and no work that uses it may be running.
-    unsafe fn unmap_memory(&self, at: u64, bytes: usize, backing: PhysicalMemory) {
+    unsafe fn unmap_memory(&self, at: u64, bytes: usize, backing: PhysicalMemoryHandle) {
         let mut s = self.0.state();
         if s.has_pending_work() && s.faulted.is_none() {
             s.add_violation(format!("unmapping {at:#x} while enqueued work has not run"));
@@ -139,15 +139,15 @@ impl Driver for Fake {
         s.host.remove(&(at as usize));
     }
 
-    fn stream(&self) -> Result<Stream, CudaError> {
+    fn stream(&self) -> Result<StreamHandle, CudaError> {
         let mut s = self.0.state_unless_faulted("creating a stream")?;
         let handle = s.new_handle();
         s.streams.insert(handle, Queue::default());
-        Ok(Stream(handle))
+        Ok(StreamHandle(handle))
     }
 
     // cuStreamDestroy: the work on the stream still runs.
-    unsafe fn destroy_stream(&self, stream: Stream) {
+    unsafe fn destroy_stream(&self, stream: StreamHandle) {
         let mut s = self.0.state();
         self.0.run_stream(&mut s, stream.0, None);
         if s.streams.remove(&stream.0).is_none() {
@@ -156,7 +156,7 @@ impl Driver for Fake {
     }
 
     // cuStreamSynchronize: prohibited for a stream that is being captured, from any thread.
-    unsafe fn synchronize(&self, stream: Stream) -> Result<(), CudaError> {
+    unsafe fn synchronize(&self, stream: StreamHandle) -> Result<(), CudaError> {
         let mut s = self.0.state_unless_capturing("running the enqueued work")?;
         if let Some(capture) = s.streams.get_mut(&stream.0).and_then(|q| q.capture.as_mut()) {
             capture.invalidate();
@@ -170,7 +170,7 @@ impl Driver for Fake {
         self.0.state_unless_faulted("running the enqueued work").map(|_| ())
     }
 
-    unsafe fn copy_in(&self, to: u64, from: *const u8, bytes: usize, stream: Stream) -> Result<(), CudaError> {
+    unsafe fn copy_in(&self, to: u64, from: *const u8, bytes: usize, stream: StreamHandle) -> Result<(), CudaError> {
         let mut s = self.0.state_unless_faulted("copying to the GPU")?;
         if !s.is_backed(to, bytes) {
             return Err(invalid("copying to the GPU"));
@@ -178,7 +178,7 @@ impl Driver for Fake {
         s.enqueue("copying to the GPU", stream, Op::CopyIn { to, from: from as usize, bytes })
     }
 
-    unsafe fn copy_out(&self, to: *mut u8, from: u64, bytes: usize, stream: Stream) -> Result<(), CudaError> {
+    unsafe fn copy_out(&self, to: *mut u8, from: u64, bytes: usize, stream: StreamHandle) -> Result<(), CudaError> {
         let mut s = self.0.state_unless_faulted("copying from the GPU")?;
         if !s.is_backed(from, bytes) {
             return Err(invalid("copying from the GPU"));
@@ -186,7 +186,7 @@ impl Driver for Fake {
         s.enqueue("copying from the GPU", stream, Op::CopyOut { to: to as usize, from, bytes })
     }
 
-    unsafe fn copy(&self, to: u64, from: u64, bytes: usize, stream: Stream) -> Result<(), CudaError> {
+    unsafe fn copy(&self, to: u64, from: u64, bytes: usize, stream: StreamHandle) -> Result<(), CudaError> {
         let mut s = self.0.state_unless_faulted("copying on the GPU")?;
         if !s.is_backed(from, bytes) || !s.is_backed(to, bytes) {
             return Err(invalid("copying on the GPU"));
@@ -197,7 +197,7 @@ impl Driver for Fake {
         s.enqueue("copying on the GPU", stream, Op::Copy { to, from, bytes })
     }
 
-    unsafe fn fill(&self, at: u64, byte: u8, bytes: usize, stream: Stream) -> Result<(), CudaError> {
+    unsafe fn fill(&self, at: u64, byte: u8, bytes: usize, stream: StreamHandle) -> Result<(), CudaError> {
         let mut s = self.0.state_unless_faulted("filling memory")?;
         if !s.is_backed(at, bytes) {
             return Err(invalid("filling memory"));
@@ -205,21 +205,21 @@ impl Driver for Fake {
         s.enqueue("filling memory", stream, Op::Fill { at, byte, bytes })
     }
 
-    fn event(&self) -> Result<Event, CudaError> {
+    fn event(&self) -> Result<EventHandle, CudaError> {
         let mut s = self.0.state_unless_faulted("creating an event")?;
         let handle = s.new_handle();
         s.events.insert(handle, None);
-        Ok(Event(handle))
+        Ok(EventHandle(handle))
     }
 
-    unsafe fn destroy_event(&self, event: Event) {
+    unsafe fn destroy_event(&self, event: EventHandle) {
         let mut s = self.0.state();
         if s.events.remove(&event.0).is_none() {
             s.add_violation("destroying an event that does not exist".into());
         }
     }
 
-    unsafe fn record(&self, event: Event, stream: Stream) -> Result<(), CudaError> {
+    unsafe fn record(&self, event: EventHandle, stream: StreamHandle) -> Result<(), CudaError> {
         let call = "recording an event";
         let mut s = self.0.state_unless_faulted(call)?;
         let ticket = s.new_handle() as u64;
@@ -230,7 +230,7 @@ impl Driver for Fake {
     }
 
     // cuEventSynchronize: an event that was never recorded counts as complete.
-    unsafe fn wait(&self, event: Event) -> Result<(), CudaError> {
+    unsafe fn wait(&self, event: EventHandle) -> Result<(), CudaError> {
         let call = "running the enqueued work";
         let mut s = self.0.state_unless_faulted(call)?;
         let recorded = *s.events.get(&event.0).ok_or_else(|| failed(call, "CUDA_ERROR_INVALID_HANDLE"))?;
@@ -245,7 +245,7 @@ impl Driver for Fake {
 
     // cuStreamWaitEvent: a captured stream must not wait for work outside the capture, nor an uncaptured stream for
     // work inside it.
-    unsafe fn stream_wait(&self, stream: Stream, event: Event) -> Result<(), CudaError> {
+    unsafe fn stream_wait(&self, stream: StreamHandle, event: EventHandle) -> Result<(), CudaError> {
         let call = "waiting for an event";
         let mut s = self.0.state_unless_faulted(call)?;
         let recorded = *s.events.get(&event.0).ok_or_else(|| failed(call, "CUDA_ERROR_INVALID_HANDLE"))?;
@@ -258,10 +258,10 @@ impl Driver for Fake {
 
     // cuEventElapsedTime: CUDA_ERROR_INVALID_HANDLE for an event that was never recorded, CUDA_ERROR_NOT_READY for
     // one that is not complete.
-    unsafe fn elapsed(&self, start: Event, end: Event) -> Result<f64, CudaError> {
+    unsafe fn elapsed(&self, start: EventHandle, end: EventHandle) -> Result<f64, CudaError> {
         let call = "reading the time between events";
         let s = self.0.state_unless_faulted(call)?;
-        let time = |event: Event| {
+        let time = |event: EventHandle| {
             let recorded = s.events.get(&event.0).copied().flatten();
             let recorded = recorded.ok_or_else(|| failed(call, "CUDA_ERROR_INVALID_HANDLE"))?;
             s.reached.get(&recorded.ticket).copied().ok_or_else(|| failed(call, "CUDA_ERROR_NOT_READY"))
@@ -356,7 +356,7 @@ impl Driver for Fake {
         function: FunctionHandle,
         config: &LaunchConfig,
         arguments: &[&[u8]],
-        stream: Stream,
+        stream: StreamHandle,
     ) -> Result<(), CudaError> {
         let call = "launching";
         let attributes = unsafe { self.function_attributes(function)? };
@@ -400,7 +400,7 @@ impl Driver for Fake {
     }
 
     // cuStreamBeginCapture: prohibited for a stream that is already being captured, and for the legacy stream.
-    unsafe fn begin_capture(&self, stream: Stream) -> Result<(), CudaError> {
+    unsafe fn begin_capture(&self, stream: StreamHandle) -> Result<(), CudaError> {
         let call = "beginning a capture";
         let mut s = self.0.state_unless_faulted(call)?;
         let queue = s.streams.get_mut(&stream.0).ok_or_else(|| failed(call, "CUDA_ERROR_INVALID_HANDLE"))?;
@@ -413,7 +413,7 @@ impl Driver for Fake {
 
     // cuStreamEndCapture: only the thread that began the capture may end it. After an earlier prohibited call it
     // returns an error, and the capture is over too.
-    unsafe fn end_capture(&self, stream: Stream) -> Result<GraphHandle, CudaError> {
+    unsafe fn end_capture(&self, stream: StreamHandle) -> Result<GraphHandle, CudaError> {
         let call = "ending a capture";
         let mut s = self.0.state_unless_faulted(call)?;
         let queue = s.streams.get_mut(&stream.0).ok_or_else(|| failed(call, "CUDA_ERROR_INVALID_HANDLE"))?;
@@ -429,7 +429,7 @@ impl Driver for Fake {
     }
 
     // cuGraphLaunch: runs after the stream's earlier work, with the parameters and copy addresses of the capture.
-    unsafe fn launch_graph(&self, graph: GraphHandle, stream: Stream) -> Result<(), CudaError> {
+    unsafe fn launch_graph(&self, graph: GraphHandle, stream: StreamHandle) -> Result<(), CudaError> {
         let call = "launching a graph";
         let mut s = self.0.state_unless_capturing(call)?;
         let ops = s.graphs.get(&graph.0).ok_or_else(|| failed(call, "CUDA_ERROR_INVALID_HANDLE"))?.clone();

@@ -22,7 +22,7 @@ impl Inner {
     /// Returns how many blocks can be resident on one multiprocessor. Ignores registers, whose number only ptxas
     /// knows.
     pub(super) fn resident_blocks(&self, kernel: &Kernel, threads: u32, shared: u32) -> u32 {
-        let gpu = simulate::gpu(&self.properties.arch);
+        let gpu = simulate::gpu_spec(&self.properties.arch);
         let all = gpu.multiprocessors.max(1);
         let launch = exec::LaunchConfig {
             grid: [1; 3],
@@ -68,7 +68,7 @@ impl Inner {
             Op::Launch(ref launch) => self.run_kernel(state, stream, launch)?,
             Op::Product(ref m) => {
                 state.launches += 1;
-                simulate::product(m, &mut state.memory, &self.team).map_err(illegal)?;
+                simulate::run_matmul(m, &mut state.memory, &self.team).map_err(illegal)?;
             }
             Op::Launched(_) => {}
             Op::Record(ticket) => {
@@ -98,7 +98,7 @@ impl Inner {
             _ => None,
         };
         let options = ExecOptions {
-            gpu: simulate::gpu(&self.properties.arch),
+            gpu: simulate::gpu_spec(&self.properties.arch),
             seed: state.launches,
             completion: MOMENTS[(state.launches % 3) as usize],
             ..ExecOptions::default()
@@ -116,7 +116,8 @@ impl Inner {
                 vec![(&first, outcome.map_err(refused)?)]
             }
             Some(second) => {
-                let outcomes = exec::run_pair(first.grid(), second.grid(), &mut state.memory, &options);
+                let outcomes =
+                    exec::run_with_dependent_launch(first.grid(), second.grid(), &mut state.memory, &options);
                 let (a, b) = outcomes.map_err(refused)?;
                 vec![(&first, a), (second, b)]
             }

@@ -3,7 +3,7 @@
 use super::capture::Capture;
 use super::{Op, Queue, State, failed};
 use crate::cuda::error::CudaError;
-use crate::cuda::types::Stream;
+use crate::cuda::types::StreamHandle;
 
 impl State {
     pub(super) fn new_handle(&mut self) -> usize {
@@ -31,7 +31,7 @@ impl State {
         true
     }
 
-    pub(super) fn enqueue(&mut self, call: &str, stream: Stream, op: Op) -> Result<(), CudaError> {
+    pub(super) fn enqueue(&mut self, call: &str, stream: StreamHandle, op: Op) -> Result<(), CudaError> {
         // The legacy stream waits for all other streams, which a capture does not allow.
         if stream.0 == 0 {
             let captures = self.streams.values_mut().filter_map(|q| q.capture.as_mut());

@@ -6,7 +6,7 @@
 //! between streams.
 //!
 //! If a call breaks a rule and NVIDIA's driver returns an error for it, this driver returns the same error. If the
-//! manual leaves the outcome undefined, the broken rule is added to [`Fake::violations`]. After a finding of the
+//! manual leaves the outcome undefined, the broken rule is added to [`FakeDriver::violations`]. After a finding of the
 //! simulator every later call fails, as after a faulting kernel. Source of each rule: CUDA Driver API manual 13.0,
 //! the function that is named beside it.
 #![allow(unsafe_code)]
@@ -35,7 +35,7 @@ const TICK: f64 = 1e-6;
 
 /// A simulated GPU with its driver. Clones share one GPU.
 #[derive(Clone)]
-pub struct Fake(Arc<Inner>);
+pub struct FakeDriver(Arc<Inner>);
 
 struct Inner {
     properties: GpuProperties,
@@ -128,13 +128,13 @@ struct State {
     violations: Vec<String>,
 }
 
-impl Fake {
+impl FakeDriver {
     /// Makes a simulated GPU of this architecture with `memory` bytes of GPU memory.
-    pub fn new(arch: Arch, memory: u64) -> Fake {
+    pub fn new(arch: Arch, memory: u64) -> FakeDriver {
         let limits = LaunchLimits::new(arch.sm, arch.shared_per_block);
         let properties = GpuProperties { name: "fake GPU".into(), arch, limits, memory, version: 13_000 };
         let state = State { memory: SimMemory::new(), handles: 1, ..State::default() };
-        Fake(Arc::new(Inner { properties, team: Team::new(1), state: Mutex::new(state) }))
+        FakeDriver(Arc::new(Inner { properties, team: Team::new(1), state: Mutex::new(state) }))
     }
 
     /// Returns descriptions of the broken rules whose outcome the manual leaves undefined, oldest first.

@@ -1,23 +1,23 @@
 //! Matrix products of the fake driver, by the code of device `cpu`.
 #![allow(unsafe_code)]
 
-use super::{Fake, Op};
-use crate::cuda::algorithms::{Algorithms, ProductShape};
-use crate::cuda::blas::{self, Blas, WORKSPACE};
+use super::{FakeDriver, Op};
+use crate::cuda::algorithms::{AlgorithmFingerprint, ProductShape};
+use crate::cuda::blas::{self, Blas, WORKSPACE_BYTES};
 use crate::cuda::error::CudaError;
-use crate::cuda::types::Stream;
+use crate::cuda::types::StreamHandle;
 use crate::matmul::Matmul;
 use std::collections::HashSet;
 use std::sync::Mutex;
 
 /// Matrix products by the CPU's code.
 pub(super) struct FakeBlas {
-    fake: Fake,
+    fake: FakeDriver,
     known: Mutex<HashSet<ProductShape>>,
 }
 
 impl FakeBlas {
-    pub(super) fn new(fake: Fake) -> FakeBlas {
+    pub(super) fn new(fake: FakeDriver) -> FakeBlas {
         FakeBlas { fake, known: Mutex::default() }
     }
 }
@@ -28,13 +28,13 @@ impl Blas for FakeBlas {
     }
 
     /// Every shape has the same algorithm, number 0.
-    fn algorithms(&self) -> Algorithms {
+    fn algorithms(&self) -> AlgorithmFingerprint {
         let known = self.known.lock().unwrap_or_else(|e| e.into_inner());
-        Algorithms::new(known.iter().map(|shape| (*shape, [0; 8])))
+        AlgorithmFingerprint::new(known.iter().map(|shape| (*shape, [0; 8])))
     }
 
     // cublasLtMatmul: operands are in GPU memory and aligned to their elements; the workspace is aligned to 16 bytes.
-    unsafe fn product(&self, p: &Matmul, workspace: u64, stream: Stream) -> Result<(), CudaError> {
+    unsafe fn product(&self, p: &Matmul, workspace: u64, stream: StreamHandle) -> Result<(), CudaError> {
         if let Some(why) = blas::unsupported_reason(p) {
             return Err(blas::product_error(p, why));
         }
@@ -43,7 +43,7 @@ impl Blas for FakeBlas {
             (p.a.addr.0, p.m * p.k * p.a.dtype.size(), p.a.dtype.size()),
             (p.b.addr.0, p.n * p.k * p.b.dtype.size(), p.b.dtype.size()),
             (p.c.0, p.m * p.n * p.c_dtype.size(), p.c_dtype.size()),
-            (workspace, WORKSPACE, 16),
+            (workspace, WORKSPACE_BYTES, 16),
         ];
         if !p.bias.is_null() {
             operands.push((p.bias.0, p.n * p.c_dtype.size(), p.c_dtype.size()));

@@ -1,6 +1,6 @@
 use super::{BwdParams, FwdParams, bwd, formula, fwd, test_shapes};
 use crate::DType::{BF16, F32};
-use crate::checks::{Data, addr, addr_mut, checks, numbers, run};
+use crate::checks::{TestArray, addr, addr_mut, checks, normal_numbers, run};
 use crate::compare::{assert_close, assert_rounded};
 use crate::{Addr, DType};
 use bytemuck::Zeroable;
@@ -16,8 +16,8 @@ fn ids(tokens: usize, vocab: usize) -> Vec<i32> {
 fn picks_rows() {
     for (tokens, hidden, vocab) in test_shapes() {
         for (from, to) in [(F32, F32), (F32, BF16), (BF16, F32), (BF16, BF16)] {
-            let (table, ids) = (Data::new(from, &numbers(vocab * hidden, 1, 1.0)), ids(tokens, vocab));
-            let y = Data::output(to, tokens * hidden);
+            let (table, ids) = (TestArray::new(from, &normal_numbers(vocab * hidden, 1, 1.0)), ids(tokens, vocab));
+            let y = TestArray::output(to, tokens * hidden);
             let params = FwdParams {
                 table: table.addr(),
                 ids: addr(&ids),
@@ -29,7 +29,7 @@ fn picks_rows() {
             };
             run(&fwd(from, to, &params), 2);
             let want: Vec<f32> = formula::fwd(&table.f64(), &ids, hidden).iter().map(|&x| x as f32).collect();
-            assert_eq!(y.values(), Data::new(to, &want).values(), "{from} to {to}, {tokens} of {vocab}");
+            assert_eq!(y.values(), TestArray::new(to, &want).values(), "{from} to {to}, {tokens} of {vocab}");
         }
     }
 }
@@ -40,8 +40,8 @@ const OF_ONE_SUM: f64 = 4.0;
 fn adds_gradients_to_rows() {
     for (tokens, hidden, vocab) in test_shapes() {
         for dtype in [F32, BF16] {
-            let (dy, ids) = (Data::new(dtype, &numbers(tokens * hidden, 1, 1.0)), ids(tokens, vocab));
-            let before = numbers(vocab * hidden, 2, 1.0);
+            let (dy, ids) = (TestArray::new(dtype, &normal_numbers(tokens * hidden, 1, 1.0)), ids(tokens, vocab));
+            let before = normal_numbers(vocab * hidden, 2, 1.0);
             let grads = [1, 4].map(|threads| {
                 let mut dw = before.clone();
                 let params = BwdParams {
@@ -57,7 +57,7 @@ fn adds_gradients_to_rows() {
                 dw
             });
             assert_eq!(grads[0], grads[1]);
-            let before = Data::new(F32, &before).f64();
+            let before = TestArray::new(F32, &before).f64();
             let [with, want] = [formula::bwd_rounded, formula::bwd].map(|f| f(&ids, &dy.f64(), &before, hidden));
             assert_rounded(&format!("dw {dtype} {tokens} of {vocab}"), F32, &grads[0], &with, &want, OF_ONE_SUM);
         }
@@ -78,10 +78,10 @@ fn slots(tokens: usize) -> (Vec<i32>, usize) {
 fn places_rows_of_vision() {
     for (tokens, hidden, vocab) in test_shapes() {
         for (from, to) in [(F32, F32), (F32, BF16), (BF16, F32), (BF16, BF16)] {
-            let (table, ids) = (Data::new(from, &numbers(vocab * hidden, 1, 1.0)), ids(tokens, vocab));
+            let (table, ids) = (TestArray::new(from, &normal_numbers(vocab * hidden, 1, 1.0)), ids(tokens, vocab));
             let (slots, placed) = slots(tokens);
-            let vision = Data::new(to, &numbers(placed * hidden, 2, 1.0));
-            let y = Data::output(to, tokens * hidden);
+            let vision = TestArray::new(to, &normal_numbers(placed * hidden, 2, 1.0));
+            let y = TestArray::output(to, tokens * hidden);
             let params = FwdParams {
                 table: table.addr(),
                 ids: addr(&ids),
@@ -97,7 +97,7 @@ fn places_rows_of_vision() {
             let text = formula::fwd(&table.f64(), &ids, hidden);
             let want: Vec<f32> =
                 formula::fwd_with_vision(&text, &vision.f64(), &slots, hidden).iter().map(|&x| x as f32).collect();
-            assert_eq!(y.values(), Data::new(to, &want).values(), "{from} to {to}, {tokens} of {vocab}");
+            assert_eq!(y.values(), TestArray::new(to, &want).values(), "{from} to {to}, {tokens} of {vocab}");
         }
     }
 }
@@ -107,13 +107,13 @@ fn backward(
     dtype: DType,
     ids: &[i32],
     slots: &[i32],
-    dy: &Data,
+    dy: &TestArray,
     dw: &mut [f32],
     hidden: usize,
     want: [bool; 2],
-) -> Data {
+) -> TestArray {
     let placed = ids.len() + 2;
-    let d_vision = Data::new(dtype, &vec![7.0; placed * hidden]);
+    let d_vision = TestArray::new(dtype, &vec![7.0; placed * hidden]);
     let params = BwdParams {
         ids: addr(ids),
         dy: dy.addr(),
@@ -132,13 +132,13 @@ fn backward(
 fn gradients_of_placed_rows_go_to_vision() {
     for (tokens, hidden, vocab) in test_shapes() {
         for dtype in [F32, BF16] {
-            let (dy, ids) = (Data::new(dtype, &numbers(tokens * hidden, 1, 1.0)), ids(tokens, vocab));
+            let (dy, ids) = (TestArray::new(dtype, &normal_numbers(tokens * hidden, 1, 1.0)), ids(tokens, vocab));
             let (slots, _) = slots(tokens);
-            let before = numbers(vocab * hidden, 2, 1.0);
+            let before = normal_numbers(vocab * hidden, 2, 1.0);
             let mut dw = before.clone();
             let d_vision = backward(dtype, &ids, &slots, &dy, &mut dw, hidden, [true, true]);
             let text: Vec<i32> = ids.iter().zip(&slots).map(|(&id, &slot)| if slot < 0 { id } else { -1 }).collect();
-            let want = formula::bwd(&text, &dy.f64(), &Data::new(F32, &before).f64(), hidden);
+            let want = formula::bwd(&text, &dy.f64(), &TestArray::new(F32, &before).f64(), hidden);
             assert_close(&format!("dw {dtype} {tokens} of {vocab}"), &dw, &want, 1e-6, f64::MAX);
             let mut want = vec![7.0; d_vision.values().len()];
             for (dy, &slot) in dy.values().chunks_exact(hidden).zip(&slots) {

@@ -9,9 +9,9 @@ fn rows_move_once() {
         // All ids differ: the cost of a repeated id's gradient depends on how often it occurs.
         let ids: Vec<i32> = (0..tokens as i32).collect();
         let slots: Vec<i32> = ids.iter().map(|t| if t % 4 == 0 { -1 } else { t - t / 4 - 1 }).collect();
-        let data = |rows: u32| Data::new(BF16, &numbers((rows * hidden) as usize, 1, 1.0));
+        let data = |rows: u32| TestArray::new(BF16, &normal_numbers((rows * hidden) as usize, 1, 1.0));
         let arrays = [vocab, placed, tokens].map(data);
-        let [table, vision, y] = arrays.each_ref().map(Data::addr);
+        let [table, vision, y] = arrays.each_ref().map(TestArray::addr);
         let (mut dw, ids, slots) = (vec![0.0f32; (vocab * hidden) as usize], addr(&ids), addr(&slots));
         let forward = FwdParams { table, ids, y, vision, slots, tokens, hidden, vocab, placed };
         let (dw, d_vision) = (addr_mut(&mut dw), vision);

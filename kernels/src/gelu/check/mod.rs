@@ -1,7 +1,7 @@
 use super::{BwdParams, FwdParams, bwd, formula, fwd, tanh_bwd, tanh_fwd, test_shapes};
 use crate::DType::{BF16, F32};
-use crate::checks::{Data, checks, numbers, run};
-use crate::compare::{OF_ONE, assert_close, assert_rounded};
+use crate::checks::{TestArray, checks, normal_numbers, run};
+use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_close, assert_rounded};
 use crate::{DType, Launch};
 
 checks!(both_forms_equal_the_formula, gradient_equals_differences_of_the_formula, edges);
@@ -22,11 +22,11 @@ fn both_forms_equal_the_formula() {
     for (i, (launch, formula, with_roundings)) in forms.into_iter().enumerate() {
         for dtype in [F32, BF16] {
             for (n, scale) in test_shapes() {
-                let (x, y) = (Data::new(dtype, &numbers(n, 1, scale)), Data::output(dtype, n));
+                let (x, y) = (TestArray::new(dtype, &normal_numbers(n, 1, scale)), TestArray::output(dtype, n));
                 run(&launch(dtype, &FwdParams { x: x.addr(), y: y.addr(), count: n as u64 }), 2);
                 let each = |f: fn(f64) -> f64| x.f64().into_iter().map(f).collect::<Vec<f64>>();
                 let name = format!("gelu, form {i}, {n}");
-                let of_one = if dtype == F32 && i == 0 { OF_ONE_FIT } else { OF_ONE };
+                let of_one = if dtype == F32 && i == 0 { OF_ONE_FIT } else { DEFAULT_ROUNDING_FACTOR };
                 assert_rounded(&name, dtype, &y.values(), &each(with_roundings), &each(formula), of_one);
             }
         }
@@ -42,15 +42,18 @@ fn gradient_equals_differences_of_the_formula() {
     for (i, (launch, formula, with_roundings)) in forms.into_iter().enumerate() {
         for dtype in [F32, BF16] {
             for (n, scale) in test_shapes() {
-                let (x, dy) = (Data::new(dtype, &numbers(n, 1, scale)), Data::new(dtype, &numbers(n, 2, 1.0)));
-                let dx = Data::output(dtype, n);
+                let (x, dy) = (
+                    TestArray::new(dtype, &normal_numbers(n, 1, scale)),
+                    TestArray::new(dtype, &normal_numbers(n, 2, 1.0)),
+                );
+                let dx = TestArray::output(dtype, n);
                 let params = BwdParams { x: x.addr(), dy: dy.addr(), dx: dx.addr(), count: n as u64 };
                 run(&launch(dtype, &params), 3);
                 let each = |f: &dyn Fn(f64) -> f64| -> Vec<f64> {
                     x.f64().iter().zip(dy.f64()).map(|(&x, dy)| dy * f(x)).collect()
                 };
                 let (with, want) = (each(&with_roundings), each(&|x| formula::slope(formula, x)));
-                let of_one = if dtype == F32 { OF_ONE_SLOPE } else { OF_ONE };
+                let of_one = if dtype == F32 { OF_ONE_SLOPE } else { DEFAULT_ROUNDING_FACTOR };
                 // Near a zero of the slope, the slope is a difference of larger terms: a single element is compared
                 // by its absolute error.
                 if (dtype, n) == (F32, 1) {
@@ -65,18 +68,18 @@ fn gradient_equals_differences_of_the_formula() {
 }
 
 fn edges() {
-    let x = Data::new(F32, &[f32::NAN, f32::INFINITY, 1e30, -1e30, -0.0, 1e-30, -40.0]);
+    let x = TestArray::new(F32, &[f32::NAN, f32::INFINITY, 1e30, -1e30, -0.0, 1e-30, -40.0]);
     for (fwd, bwd) in
         [(fwd as fn(DType, &FwdParams) -> Launch, bwd as fn(DType, &BwdParams) -> Launch), (tanh_fwd, tanh_bwd)]
     {
-        let y = Data::output(F32, 7);
+        let y = TestArray::output(F32, 7);
         run(&fwd(F32, &FwdParams { x: x.addr(), y: y.addr(), count: 7 }), 1);
         let y = y.values();
         assert!(y[0].is_nan());
         assert_eq!((y[1], y[2]), (f32::INFINITY, 1e30));
         assert_eq!((y[4], y[5]), (-0.0, 5e-31));
         assert!(y[4].is_sign_negative() && y[3] == 0.0 && y[6] == 0.0, "{y:?}");
-        let (ones, dx) = (Data::new(F32, &[1.0; 7]), Data::output(F32, 7));
+        let (ones, dx) = (TestArray::new(F32, &[1.0; 7]), TestArray::output(F32, 7));
         run(&bwd(F32, &BwdParams { x: x.addr(), dy: ones.addr(), dx: dx.addr(), count: 7 }), 1);
         let dx = dx.values();
         assert_eq!(dx[2..], [1.0, 0.0, 0.5, 0.5, 0.0]);

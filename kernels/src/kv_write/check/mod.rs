@@ -1,6 +1,6 @@
 use super::{Params, write};
 use crate::DType::{BF16, F32};
-use crate::checks::{Data, Picks, addr, checks, is_cuda, numbers, run};
+use crate::checks::{RandomChoices, TestArray, addr, checks, normal_numbers, run, runs_cuda_code};
 
 checks!(writes_its_slots_and_nothing_else);
 
@@ -8,8 +8,8 @@ checks!(writes_its_slots_and_nothing_else);
 type Case = (usize, usize, usize, usize, usize, u64);
 
 fn writes_its_slots_and_nothing_else() {
-    let mut picks = Picks::new(1);
-    for _ in 0..if is_cuda() { 15 } else { 60 } {
+    let mut picks = RandomChoices::new(1);
+    for _ in 0..if runs_cuda_code() { 15 } else { 60 } {
         let (tokens, kv_heads, head_dim) = (picks.size(0, 300), picks.size(1, 4), picks.size(1, 40));
         fills((tokens, kv_heads, head_dim, picks.size(1, 4), picks.of(&[16, 32, 64, 128, 256]), picks.any()));
     }
@@ -22,7 +22,7 @@ fn fills((tokens, kv_heads, head_dim, threads, page, seed): Case) {
     let none = |t: usize| (t as u64 + seed).is_multiple_of(5);
     let slots: Vec<i32> = (0..tokens).map(|t| if none(t) { -1 - place(t) } else { place(t) }).collect();
     for dtype in [F32, BF16] {
-        let data = |seed, count| Data::new(dtype, &numbers(count, seed, 1.0));
+        let data = |seed, count| TestArray::new(dtype, &normal_numbers(count, seed, 1.0));
         let (k, v) = (data(seed, tokens * row), data(seed ^ 1, tokens * row));
         let (kc, vc) = (data(seed ^ 2, pages * page * row), data(seed ^ 3, pages * page * row));
         let (mut want_k, mut want_v) = (kc.values(), vc.values());

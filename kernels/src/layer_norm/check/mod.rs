@@ -1,8 +1,8 @@
 use super::{BwdParams, FwdParams, bwd, formula, fwd, parts, test_shapes};
 use crate::DType::{BF16, F32};
-use crate::checks::rounding::{self, exact};
-use crate::checks::{Data, addr, addr_mut, checks, numbers, run};
-use crate::compare::{OF_ONE, assert_close, assert_rounded};
+use crate::checks::rounding::{self, unrounded};
+use crate::checks::{TestArray, addr, addr_mut, checks, normal_numbers, run};
+use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_close, assert_rounded};
 use crate::{Addr, DType};
 
 checks!(
@@ -17,7 +17,7 @@ const EPS: f32 = 1e-6;
 /// Tolerance as a multiple of the error of one rounding, for rows whose mean is `far` times their deviation. In f32,
 /// mean and root have errors of two units in the last place, which shift the whole row.
 fn of_one(dtype: DType, far: f32) -> f64 {
-    if dtype == F32 { OF_ONE_F32 * (1.0 + far as f64) } else { OF_ONE }
+    if dtype == F32 { OF_ONE_F32 * (1.0 + far as f64) } else { DEFAULT_ROUNDING_FACTOR }
 }
 const OF_ONE_F32: f64 = 12.0;
 /// Tolerance of a sum over rows in f32, as a multiple of the error of one rounding.
@@ -31,13 +31,13 @@ fn statistics(f: Statistics, x: &[f64], cols: usize) -> Vec<(f64, f64)> {
 
 /// Returns seeded numbers around a mean.
 fn around(count: usize, seed: u64, scale: f32, mean: f32) -> Vec<f32> {
-    numbers(count, seed, scale).into_iter().map(|x| x + mean).collect()
+    normal_numbers(count, seed, scale).into_iter().map(|x| x + mean).collect()
 }
 
 /// Runs the forward launch; returns y, mean and rstd.
-fn forward(dtype: DType, [x, w, b]: [&Data; 3], cols: usize, threads: usize) -> [Vec<f32>; 3] {
+fn forward(dtype: DType, [x, w, b]: [&TestArray; 3], cols: usize, threads: usize) -> [Vec<f32>; 3] {
     let rows = x.values().len() / cols;
-    let (y, mut mean, mut rstd) = (Data::output(dtype, rows * cols), vec![f32::NAN; rows], vec![f32::NAN; rows]);
+    let (y, mut mean, mut rstd) = (TestArray::output(dtype, rows * cols), vec![f32::NAN; rows], vec![f32::NAN; rows]);
     let params = FwdParams {
         x: x.addr(),
         w: w.addr(),
@@ -57,13 +57,13 @@ fn forward(dtype: DType, [x, w, b]: [&Data; 3], cols: usize, threads: usize) -> 
 /// Runs the backward launch with dw and db starting at 0.5; returns dx, dw and db.
 fn backward(
     dtype: DType,
-    [x, w, dy]: [&Data; 3],
+    [x, w, dy]: [&TestArray; 3],
     [mean, rstd]: [&[f32]; 2],
     cols: usize,
     threads: usize,
 ) -> [Vec<f32>; 3] {
     let rows = rstd.len();
-    let dx = Data::output(dtype, rows * cols);
+    let dx = TestArray::output(dtype, rows * cols);
     let (mut dw, mut db, mut partial) = (vec![0.5; cols], vec![0.5; cols], vec![f32::NAN; 2 * parts(rows) * cols]);
     let params = BwdParams {
         x: x.addr(),
@@ -79,15 +79,15 @@ fn backward(
         cols: cols as u32,
     };
     run(&bwd(dtype, &params), threads);
-    let frozen = Data::output(dtype, rows * cols);
+    let frozen = TestArray::output(dtype, rows * cols);
     let params = BwdParams { dx: frozen.addr(), dw: Addr::NULL, db: Addr::NULL, partial: Addr::NULL, ..params };
     run(&bwd(dtype, &params), threads);
     assert_eq!(dx.values(), frozen.values(), "dx must not depend on whether w and b are frozen");
     [dx.values(), dw, db]
 }
 
-fn inputs(dtype: DType, (rows, cols, scale, mean): (usize, usize, f32, f32)) -> [Data; 4] {
-    let data = |count, seed, scale, mean| Data::new(dtype, &around(count, seed, scale, mean));
+fn inputs(dtype: DType, (rows, cols, scale, mean): (usize, usize, f32, f32)) -> [TestArray; 4] {
+    let data = |count, seed, scale, mean| TestArray::new(dtype, &around(count, seed, scale, mean));
     [
         data(rows * cols, 1, scale, mean),
         data(cols, 2, 1.0, 0.0),
@@ -108,7 +108,7 @@ fn equals_the_formula() {
                 [formula::statistics_rounded, formula::statistics].map(|f: Statistics| statistics(f, &x, cols));
             let with_y = formula::fwd(&x, [&w, &b], &with, rounding::f32);
             // With one column x − mean is 0, so y is the bias.
-            let want_y = formula::fwd(&x, [&w, &b], &want, exact);
+            let want_y = formula::fwd(&x, [&w, &b], &want, unrounded);
             assert_rounded(&name, dtype, &y, &with_y, &want_y, of_one(dtype, (mean / scale).abs()));
             let column = |s: &[(f64, f64)], k: fn(&(f64, f64)) -> f64| s.iter().map(k).collect::<Vec<f64>>();
             assert_close(
@@ -145,7 +145,7 @@ fn gradient_equals_the_formula() {
 }
 
 fn a_row_of_equal_elements_gives_the_bias() {
-    let (x, w, b) = (Data::new(F32, &[3.0; 24]), Data::new(F32, &[2.0; 8]), Data::new(F32, &[0.25; 8]));
+    let (x, w, b) = (TestArray::new(F32, &[3.0; 24]), TestArray::new(F32, &[2.0; 8]), TestArray::new(F32, &[0.25; 8]));
     assert_eq!(forward(F32, [&x, &w, &b], 8, 1)[0], [0.25; 24]);
 }
 
@@ -156,7 +156,7 @@ fn threads_and_other_rows_change_nothing() {
         let all = forward(dtype, [&x, &w, &b], cols, 1);
         assert_eq!(forward(dtype, [&x, &w, &b], cols, 4), all);
         let row = |d: &[f32]| d[70 * cols..71 * cols].to_vec();
-        let alone = forward(dtype, [&Data::new(dtype, &row(&x.values())), &w, &b], cols, 1);
+        let alone = forward(dtype, [&TestArray::new(dtype, &row(&x.values())), &w, &b], cols, 1);
         assert_eq!(alone[0], row(&all[0]));
         let one = backward(dtype, [&x, &w, &dy], [&all[1], &all[2]], cols, 1);
         assert_eq!(backward(dtype, [&x, &w, &dy], [&all[1], &all[2]], cols, 4), one);

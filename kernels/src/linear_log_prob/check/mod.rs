@@ -1,6 +1,6 @@
-use super::{BwdParams, FwdParams, bwd, formula, fwd, test_shapes, workspace};
+use super::{BwdParams, FwdParams, bwd, formula, fwd, test_shapes, workspace_bytes};
 use crate::DType::{BF16, F32};
-use crate::checks::{Data, addr, addr_mut, checks, numbers, run};
+use crate::checks::{TestArray, addr, addr_mut, checks, normal_numbers, run};
 use crate::compare::assert_rounded;
 use crate::log_prob::check::gradient_tolerance;
 use crate::{Addr, DType};
@@ -14,8 +14,8 @@ checks!(
 
 struct Given {
     dtype: DType,
-    hidden: Data,
-    weight: Data,
+    hidden: TestArray,
+    weight: TestArray,
     targets: Vec<i32>,
     vocab: usize,
     width: usize,
@@ -28,8 +28,8 @@ type Answer = [Vec<f32>; 3];
 impl Given {
     fn new(dtype: DType, (rows, vocab, width, spread, temperature): (usize, usize, usize, f32, f32)) -> Given {
         let targets = (0..rows).map(|r| if r % 5 == 3 { -1 } else { (r * 7919 % vocab) as i32 }).collect();
-        let hidden = Data::new(dtype, &numbers(rows * width, 1, spread));
-        let weight = Data::new(dtype, &numbers(vocab * width, 2, (width as f32).powf(-0.5)));
+        let hidden = TestArray::new(dtype, &normal_numbers(rows * width, 1, spread));
+        let weight = TestArray::new(dtype, &normal_numbers(vocab * width, 2, (width as f32).powf(-0.5)));
         Given { dtype, hidden, weight, targets, vocab, width, s: 1.0 / temperature }
     }
 
@@ -48,7 +48,7 @@ impl Given {
     /// Launches the forward kernel on the first `rows` rows.
     fn forward(&self, rows: usize, threads: usize) -> Answer {
         let [mut log_prob, mut entropy, mut lse] = [0, 1, 2].map(|_| vec![f32::NAN; rows]);
-        let scratch = Data::output(F32, workspace(rows, self.vocab) / 4);
+        let scratch = TestArray::output(F32, workspace_bytes(rows, self.vocab) / 4);
         let params = FwdParams {
             hidden: self.hidden.addr(),
             weight: self.weight.addr(),
@@ -71,7 +71,7 @@ impl Given {
         let mut all = vec![0.0; self.rows() * self.vocab];
         for first in (0..self.vocab).step_by(columns) {
             let columns = columns.min(self.vocab - first);
-            let d_logits = Data::output(self.dtype, self.rows() * columns);
+            let d_logits = TestArray::output(self.dtype, self.rows() * columns);
             let params = BwdParams {
                 hidden: self.hidden.addr(),
                 weight: self.weight.addr(),
@@ -139,7 +139,7 @@ fn gradient_equals_the_formula() {
         for case in test_shapes().into_iter().filter(|c| (2..400).contains(&c.1)) {
             let given = Given::new(dtype, case);
             let answer = given.forward(given.rows(), 1);
-            let (d_log_prob, d_entropy) = (numbers(given.rows(), 5, 1.0), numbers(given.rows(), 6, 1.0));
+            let (d_log_prob, d_entropy) = (normal_numbers(given.rows(), 5, 1.0), normal_numbers(given.rows(), 6, 1.0));
             let row = |r: usize| [&answer[0], &answer[1], &answer[2]].map(|x| x[r] as f64);
             for (with_entropy, columns) in [(false, given.vocab), (true, given.vocab), (true, 128)] {
                 let got = given.backward(&answer, &d_log_prob, with_entropy.then_some(&d_entropy[..]), columns);
@@ -169,11 +169,11 @@ fn bad_targets_and_bad_states_are_nan() {
     given.targets[1] = 300;
     let mut hidden = given.hidden.values();
     hidden[2 * 16 + 3] = f32::NAN;
-    given.hidden = Data::new(F32, &hidden);
+    given.hidden = TestArray::new(F32, &hidden);
     let answer = given.forward(4, 2);
     assert_eq!(answer[0].iter().map(|x| x.is_nan()).collect::<Vec<_>>(), [false, true, true, false]);
     assert!(!answer[2][1].is_nan() && answer[2][2].is_nan() && answer[1][2].is_nan());
-    let d = given.backward(&answer, &numbers(4, 5, 1.0), None, 300);
+    let d = given.backward(&answer, &normal_numbers(4, 5, 1.0), None, 300);
     assert!(d[300..900].iter().all(|d| d.is_nan()) && d[..300].iter().all(|d| !d.is_nan()));
     assert!(d[900..].iter().all(|d| *d == 0.0), "row 3 is ignored");
 }

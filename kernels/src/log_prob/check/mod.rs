@@ -1,7 +1,7 @@
-use super::{BwdParams, FwdParams, STATE, bwd, formula, fwd, test_shapes};
+use super::{BwdParams, FwdParams, STATE_BYTES, bwd, formula, fwd, test_shapes};
 use crate::DType::{BF16, F32};
-use crate::checks::{Data, addr, addr_mut, checks, numbers, run};
-use crate::compare::{OF_ONE, assert_rounded};
+use crate::checks::{TestArray, addr, addr_mut, checks, normal_numbers, run};
+use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_rounded};
 use crate::linear_log_prob::formula as with_entropy;
 use crate::{Addr, DType};
 
@@ -40,7 +40,7 @@ fn in_chunks(
     let (rows, vocab) = (targets.len(), logits.len() / targets.len());
     let [mut log_prob, mut entropy, mut lse] = [0, 1, 2].map(|_| vec![f32::NAN; rows]);
     // The state starts uninitialised: no launch may read it before the first one has written it.
-    let state = Data::output(F32, STATE / 4 * rows);
+    let state = TestArray::output(F32, STATE_BYTES / 4 * rows);
     for first in (0..vocab).step_by(most.min(vocab)) {
         let columns = most.min(vocab - first);
         let logits = part(logits, rows, first, columns);
@@ -80,7 +80,7 @@ fn backward(dtype: DType, logits: &[f32], g: &Grads, most: usize) -> Vec<f32> {
     for first in (0..vocab).step_by(most.min(vocab)) {
         let columns = most.min(vocab - first);
         let logits = part(logits, rows, first, columns);
-        let d_logits = Data::output(dtype, logits.len());
+        let d_logits = TestArray::output(dtype, logits.len());
         let params = BwdParams {
             logits: addr(&logits),
             targets: addr(g.targets),
@@ -113,7 +113,7 @@ fn targets(logits: &[f32], rows: usize, vocab: usize) -> Vec<i32> {
 
 fn equals_the_formula_to_a_millionth() {
     for (rows, vocab, scale, temperature) in test_shapes() {
-        let (logits, s) = (numbers(rows * vocab, 1, scale), 1.0 / temperature);
+        let (logits, s) = (normal_numbers(rows * vocab, 1, scale), 1.0 / temperature);
         let targets = targets(&logits, rows, vocab);
         let (log_prob, lse) = forward(&logits, &targets, s, 2);
         let exact: Vec<f64> = logits.iter().map(|&x| x as f64).collect();
@@ -130,9 +130,9 @@ fn equals_the_formula_to_a_millionth() {
         }
         let name = format!("{rows}x{vocab}");
         let with = each(&|l, t| formula::log_prob_rounded(l, t, s as f64));
-        assert_rounded(&format!("log_prob {name}"), F32, &log_prob, &with, &want, OF_ONE);
+        assert_rounded(&format!("log_prob {name}"), F32, &log_prob, &with, &want, DEFAULT_ROUNDING_FACTOR);
         let [with, want] = [formula::lse_rounded, formula::lse].map(|f| each(&|l, _| f(l, s as f64)));
-        assert_rounded(&format!("lse {name}"), F32, &lse, &with, &want, OF_ONE);
+        assert_rounded(&format!("lse {name}"), F32, &lse, &with, &want, DEFAULT_ROUNDING_FACTOR);
     }
 }
 
@@ -148,12 +148,13 @@ pub(crate) fn gradient_tolerance(
 ) -> f64 {
     let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
     let left = (norm(&mut scaled) / norm(&mut want.iter().copied())).max(1.0);
-    if dtype == F32 { OF_ONE * (1.0 + largest * left) } else { OF_ONE }
+    if dtype == F32 { DEFAULT_ROUNDING_FACTOR * (1.0 + largest * left) } else { DEFAULT_ROUNDING_FACTOR }
 }
 
 fn gradient_equals_the_formula() {
     for (rows, vocab, scale, temperature) in test_shapes().into_iter().filter(|c| c.1 > 1) {
-        let (logits, s, grad) = (numbers(rows * vocab, 1, scale), 1.0 / temperature, numbers(rows, 2, 1.0));
+        let (logits, s, grad) =
+            (normal_numbers(rows * vocab, 1, scale), 1.0 / temperature, normal_numbers(rows, 2, 1.0));
         let targets = targets(&logits, rows, vocab);
         let (_, lse) = forward(&logits, &targets, s, 1);
         let exact: Vec<f64> = logits.iter().map(|&x| x as f64).collect();
@@ -189,7 +190,7 @@ fn chunks_and_entropies_equal_the_formula() {
     // Most cases have few rows, so errors are measured over all cases together.
     let mut all: [(Vec<f32>, Vec<f64>, Vec<f64>); 3] = Default::default();
     for (rows, vocab, scale, temperature, columns) in chunked() {
-        let (logits, s) = (numbers(rows * vocab, 1, scale), 1.0 / temperature);
+        let (logits, s) = (normal_numbers(rows * vocab, 1, scale), 1.0 / temperature);
         let targets = targets(&logits, rows, vocab);
         let got = in_chunks(&logits, &targets, s, columns, true, 2);
         for r in 0..rows {
@@ -220,7 +221,7 @@ fn chunks_and_entropies_equal_the_formula() {
     }
     for (i, which) in ["log_prob", "entropy", "lse"].into_iter().enumerate() {
         let (got, with, want) = &all[i];
-        assert_rounded(which, F32, got, with, want, if i == 1 { 8.0 } else { OF_ONE });
+        assert_rounded(which, F32, got, with, want, if i == 1 { 8.0 } else { DEFAULT_ROUNDING_FACTOR });
     }
 }
 
@@ -228,7 +229,7 @@ fn chunks_and_entropies_equal_the_formula() {
 /// logit far above the others, or a NaN.
 fn a_row_in_chunks_equals_the_whole_row() {
     const CHUNK: usize = 8;
-    let mut logits = numbers(5 * CHUNK, 3, 1.0);
+    let mut logits = normal_numbers(5 * CHUNK, 3, 1.0);
     logits[..CHUNK].fill(f32::NEG_INFINITY);
     logits[3 * CHUNK..4 * CHUNK].fill(f32::NEG_INFINITY);
     logits[2 * CHUNK + 1] = 200.0;
@@ -255,8 +256,8 @@ fn a_row_in_chunks_equals_the_whole_row() {
 
 fn gradient_of_chunks_and_entropies_equals_the_formula() {
     for (rows, vocab, scale, temperature, columns) in chunked().into_iter().filter(|c| c.1 > 1) {
-        let (logits, s) = (numbers(rows * vocab, 1, scale), 1.0 / temperature);
-        let (grad, d_entropy) = (numbers(rows, 2, 1.0), numbers(rows, 4, 1.0));
+        let (logits, s) = (normal_numbers(rows * vocab, 1, scale), 1.0 / temperature);
+        let (grad, d_entropy) = (normal_numbers(rows, 2, 1.0), normal_numbers(rows, 4, 1.0));
         let targets = targets(&logits, rows, vocab);
         let [_, entropy, lse] = in_chunks(&logits, &targets, s, columns, true, 1);
         let (mut with, mut want) = (Vec::new(), Vec::new());
@@ -295,11 +296,11 @@ fn a_certain_token_has_no_gradient_and_an_impossible_one_no_probability() {
 
 fn bad_logits_and_bad_targets_are_nan() {
     for poison in [f32::NAN, f32::INFINITY] {
-        let mut logits = numbers(50, 1, 1.0);
+        let mut logits = normal_numbers(50, 1, 1.0);
         logits[31] = poison;
         assert!(forward(&logits, &[2], 1.0, 1).0[0].is_nan());
     }
-    let logits = numbers(50, 1, 1.0);
+    let logits = normal_numbers(50, 1, 1.0);
     assert!(forward(&logits, &[50], 1.0, 1).0[0].is_nan());
     let grads = Grads { targets: &[50], lse: &[1.0], grad: &[1.0], entropy: None, s: 1.0 };
     assert!(backward(F32, &logits, &grads, 20).iter().all(|d| d.is_nan()));
@@ -307,7 +308,7 @@ fn bad_logits_and_bad_targets_are_nan() {
 
 fn threads_and_other_rows_change_nothing() {
     let (rows, vocab) = (7, 3001);
-    let logits = numbers(rows * vocab, 1, 4.0);
+    let logits = normal_numbers(rows * vocab, 1, 4.0);
     let targets = targets(&logits, rows, vocab);
     let all = forward(&logits, &targets, 0.9, 1);
     assert_eq!(forward(&logits, &targets, 0.9, 4), all);

@@ -29,7 +29,7 @@ mod portable;
 
 use super::{Matmul, Operand};
 use crate::simd::{Isa, isa};
-use crate::view::{Out, slice};
+use crate::view::{OutputArray, slice_at};
 use crate::{DType, Element, Team, simd_fn};
 use half::bf16;
 use std::cell::RefCell;
@@ -229,7 +229,7 @@ struct Product<'a, T> {
     units: usize,
     a: Source,
     b: Source,
-    c: Out<T>,
+    c: OutputArray<T>,
     bias: &'a [T],
     accumulate: bool,
     scale: f32,
@@ -240,7 +240,8 @@ struct Product<'a, T> {
 impl<'a, T: Element> Product<'a, T> {
     unsafe fn new(p: &Matmul, code: &'static Code, a: Source, b: Source, team: &'a Team) -> Self {
         // SAFETY: c has `[m, n]` elements of T; bias has `[n]` of them, or is null and read as empty.
-        let (c, bias) = unsafe { (Out::new(p.c, p.m * p.n), slice(p.bias, if p.bias.is_null() { 0 } else { p.n })) };
+        let (c, bias) =
+            unsafe { (OutputArray::new(p.c, p.m * p.n), slice_at(p.bias, if p.bias.is_null() { 0 } else { p.n })) };
         let (units, accumulate, scale) = (a.unit.count(p.k), p.accumulate, p.scale);
         Product { m: p.m, n: p.n, units, a, b, c, bias, accumulate, scale, code, team }
     }

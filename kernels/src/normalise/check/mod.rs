@@ -1,7 +1,7 @@
 use super::{BwdParams, FwdParams, bwd, formula, fwd, test_shapes};
 use crate::DType::{self, BF16, F32};
-use crate::checks::{Data, addr, addr_mut, checks, numbers, run};
-use crate::compare::{OF_ONE, assert_close, assert_rounded};
+use crate::checks::{TestArray, addr, addr_mut, checks, normal_numbers, run};
+use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_close, assert_rounded};
 
 checks!(
     equals_the_formula,
@@ -14,23 +14,23 @@ checks!(
 /// `tol`.
 fn assert_normalised(name: &str, dtype: DType, got: &[f32], want: &[f64], tol: f64) {
     match dtype {
-        BF16 => assert_rounded(name, dtype, got, want, want, OF_ONE),
+        BF16 => assert_rounded(name, dtype, got, want, want, DEFAULT_ROUNDING_FACTOR),
         _ => assert_close(name, got, want, tol, f64::MAX),
     }
 }
 
 /// Runs the forward launch; returns y and the norms.
-fn forward(dtype: DType, x: &Data, cols: usize, threads: usize) -> (Vec<f32>, Vec<f32>) {
+fn forward(dtype: DType, x: &TestArray, cols: usize, threads: usize) -> (Vec<f32>, Vec<f32>) {
     let rows = x.values().len() / cols;
-    let (y, mut norm) = (Data::output(dtype, rows * cols), vec![f32::NAN; rows]);
+    let (y, mut norm) = (TestArray::output(dtype, rows * cols), vec![f32::NAN; rows]);
     let params =
         FwdParams { x: x.addr(), y: y.addr(), norm: addr_mut(&mut norm), rows: rows as u32, cols: cols as u32 };
     run(&fwd(dtype, &params), threads);
     (y.values(), norm)
 }
 
-fn backward(dtype: DType, x: &Data, dy: &Data, norm: &[f32], cols: usize, threads: usize) -> Vec<f32> {
-    let dx = Data::output(dtype, norm.len() * cols);
+fn backward(dtype: DType, x: &TestArray, dy: &TestArray, norm: &[f32], cols: usize, threads: usize) -> Vec<f32> {
+    let dx = TestArray::output(dtype, norm.len() * cols);
     let (rows, cols) = (norm.len() as u32, cols as u32);
     let params = BwdParams { x: x.addr(), norm: addr(norm), dy: dy.addr(), dx: dx.addr(), rows, cols };
     run(&bwd(dtype, &params), threads);
@@ -40,7 +40,7 @@ fn backward(dtype: DType, x: &Data, dy: &Data, norm: &[f32], cols: usize, thread
 fn equals_the_formula() {
     for (rows, cols, scale) in test_shapes() {
         for dtype in [F32, BF16] {
-            let x = Data::new(dtype, &numbers(rows * cols, 1, scale));
+            let x = TestArray::new(dtype, &normal_numbers(rows * cols, 1, scale));
             let (y, norm) = forward(dtype, &x, cols, 3);
             let want: Vec<f64> = x.f64().chunks_exact(cols).flat_map(formula::fwd).collect();
             assert_normalised(&format!("{dtype} {rows}x{cols}"), dtype, &y, &want, 1e-6);
@@ -54,11 +54,13 @@ fn gradient_equals_the_formula() {
     // With one column, y is ±1 for any x, so dx consists of rounding errors only.
     for (rows, cols, scale) in test_shapes().into_iter().filter(|c| c.1 > 1) {
         for dtype in [F32, BF16] {
-            let (x, dy) =
-                (Data::new(dtype, &numbers(rows * cols, 1, scale)), Data::new(dtype, &numbers(rows * cols, 2, 1.0)));
+            let (x, dy) = (
+                TestArray::new(dtype, &normal_numbers(rows * cols, 1, scale)),
+                TestArray::new(dtype, &normal_numbers(rows * cols, 2, 1.0)),
+            );
             let (_, norm) = forward(dtype, &x, cols, 1);
             let dx = backward(dtype, &x, &dy, &norm, cols, 2);
-            let rows_of = |d: &Data| d.f64().chunks_exact(cols).map(<[f64]>::to_vec).collect::<Vec<_>>();
+            let rows_of = |d: &TestArray| d.f64().chunks_exact(cols).map(<[f64]>::to_vec).collect::<Vec<_>>();
             let want: Vec<f64> =
                 rows_of(&x).iter().zip(&rows_of(&dy)).flat_map(|(x, dy)| formula::bwd(x, dy)).collect();
             assert_normalised(&format!("dx {dtype} {rows}x{cols}"), dtype, &dx, &want, 1e-5);
@@ -67,7 +69,7 @@ fn gradient_equals_the_formula() {
 }
 
 fn a_row_of_zeros_gives_nan() {
-    let x = Data::new(F32, &[0.0, 0.0, 3.0, 4.0]);
+    let x = TestArray::new(F32, &[0.0, 0.0, 3.0, 4.0]);
     let (y, norm) = forward(F32, &x, 2, 1);
     assert!(y[0].is_nan() && y[1].is_nan());
     assert_eq!((&y[2..], &norm[..]), (&[0.6, 0.8][..], &[0.0, 5.0][..]));
@@ -76,13 +78,13 @@ fn a_row_of_zeros_gives_nan() {
 fn threads_and_other_rows_change_nothing() {
     let (rows, cols) = (37, 515);
     for dtype in [F32, BF16] {
-        let (values, d_values) = (numbers(rows * cols, 1, 1.0), numbers(rows * cols, 2, 1.0));
-        let (x, dy) = (Data::new(dtype, &values), Data::new(dtype, &d_values));
+        let (values, d_values) = (normal_numbers(rows * cols, 1, 1.0), normal_numbers(rows * cols, 2, 1.0));
+        let (x, dy) = (TestArray::new(dtype, &values), TestArray::new(dtype, &d_values));
         let (y, norm) = forward(dtype, &x, cols, 1);
         let dx = backward(dtype, &x, &dy, &norm, cols, 4);
         for row in [0, 20, 36] {
             let at = row * cols..(row + 1) * cols;
-            let (x, dy) = (Data::new(dtype, &values[at.clone()]), Data::new(dtype, &d_values[at.clone()]));
+            let (x, dy) = (TestArray::new(dtype, &values[at.clone()]), TestArray::new(dtype, &d_values[at.clone()]));
             assert_eq!(forward(dtype, &x, cols, 2), (y[at.clone()].to_vec(), vec![norm[row]]));
             assert_eq!(backward(dtype, &x, &dy, &norm[row..=row], cols, 1), dx[at]);
         }

@@ -7,11 +7,13 @@ fn each_element_moves_once() {
     on_sim(|| {
         let (rows, cols) = (64usize, 1152usize);
         for dtype in [F32, BF16] {
-            let (x, dy) =
-                (Data::new(dtype, &numbers(rows * cols, 1, 1.0)), Data::new(dtype, &numbers(rows * cols, 2, 1.0)));
+            let (x, dy) = (
+                TestArray::new(dtype, &normal_numbers(rows * cols, 1, 1.0)),
+                TestArray::new(dtype, &normal_numbers(rows * cols, 2, 1.0)),
+            );
             let mut norm = vec![1.0f32; rows];
             let (y, norm, rows, cols) =
-                (Data::output(dtype, rows * cols), addr_mut(&mut norm), rows as u32, cols as u32);
+                (TestArray::output(dtype, rows * cols), addr_mut(&mut norm), rows as u32, cols as u32);
             let forward = FwdParams { x: x.addr(), y: y.addr(), norm, rows, cols };
             let backward = BwdParams { x: x.addr(), norm, dy: dy.addr(), dx: y.addr(), rows, cols };
             for launch in [fwd(dtype, &forward), bwd(dtype, &backward)] {
@@ -25,7 +27,8 @@ fn each_element_moves_once() {
 #[test]
 fn the_formula_of_the_gradient_equals_differences() {
     for (_, cols, scale) in test_shapes().into_iter().filter(|c| c.1 < 2000) {
-        let (x, dy) = (Data::new(F32, &numbers(cols, 1, scale)), Data::new(F32, &numbers(cols, 2, 1.0)));
+        let (x, dy) =
+            (TestArray::new(F32, &normal_numbers(cols, 1, scale)), TestArray::new(F32, &normal_numbers(cols, 2, 1.0)));
         let (direct, differences) = (formula::bwd(&x.f64(), &dy.f64()), formula::differences(&x.f64(), &dy.f64()));
         let size = dy.f64().iter().map(|d| d * d).sum::<f64>().sqrt() / formula::norm(&x.f64());
         for (a, b) in direct.iter().zip(&differences) {

@@ -6,8 +6,8 @@ use crate::attention::check::bits;
 use crate::attention::formula::{self, Roundings};
 use crate::attention::{self, FwdParams, PackedBatch};
 
-use crate::checks::{Data, addr, checks, is_cuda, numbers, run};
-use crate::compare::{OF_ONE, assert_rounded};
+use crate::checks::{TestArray, addr, checks, normal_numbers, run, runs_cuda_code};
+use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_rounded};
 use crate::simd::{Isa, isa};
 use crate::{Addr, DType, Team};
 use half::bf16;
@@ -54,7 +54,7 @@ struct Tokens {
 
 impl Tokens {
     fn new(model: &Model, len: usize, seed: u64) -> Tokens {
-        let numbers = |width, salt| numbers(len * width, seed ^ salt, 1.5);
+        let numbers = |width, salt| normal_numbers(len * width, seed ^ salt, 1.5);
         Tokens { q: numbers(model.row(), 1), k: numbers(model.kv_row(), 2), v: numbers(model.kv_row(), 3), len }
     }
 }
@@ -70,12 +70,12 @@ fn starts(lengths: impl Iterator<Item = usize>) -> Vec<i32> {
 /// Returns the output bits of the packed causal forward pass ([`attention`]) over `sequences`.
 fn packed(model: &Model, sequences: &[&Tokens], threads: usize) -> Vec<u32> {
     let data = |f: fn(&Tokens) -> &Vec<f32>| {
-        Data::new(model.dtype, &sequences.iter().flat_map(|s| f(s).iter().copied()).collect::<Vec<_>>())
+        TestArray::new(model.dtype, &sequences.iter().flat_map(|s| f(s).iter().copied()).collect::<Vec<_>>())
     };
     let (q, k, v) = (data(|s| &s.q), data(|s| &s.k), data(|s| &s.v));
     let cu_seqlens = starts(sequences.iter().map(|s| s.len));
     let tokens = cu_seqlens[cu_seqlens.len() - 1] as usize;
-    let o = Data::output(model.dtype, tokens * model.row());
+    let o = TestArray::output(model.dtype, tokens * model.row());
     let params = FwdParams {
         q: q.addr(),
         k: k.addr(),
@@ -93,7 +93,7 @@ fn packed(model: &Model, sequences: &[&Tokens], threads: usize) -> Vec<u32> {
         scale: model.scale(),
         max_seqlen: sequences.iter().map(|s| s.len).max().unwrap_or(0) as u32,
     };
-    if is_cuda() {
+    if runs_cuda_code() {
         run(&attention::fwd(model.dtype, &params, 0.0), threads);
         return bits(&o);
     }
@@ -130,11 +130,11 @@ fn paged(model: &Model, sequences: &[(&Tokens, usize, usize)], threads: usize, s
         let first = keys.saturating_sub(new);
         q.extend_from_slice(&tokens.q[first * row..(first + new) * row]);
     }
-    let (q, k, v) = (Data::new(model.dtype, &q), Data::new(model.dtype, &k), Data::new(model.dtype, &v));
+    let (q, k, v) = (TestArray::new(model.dtype, &q), TestArray::new(model.dtype, &k), TestArray::new(model.dtype, &v));
     let cu_seqlens = starts(sequences.iter().map(|s| s.2));
     let kv_lens: Vec<i32> = sequences.iter().map(|s| s.1 as i32).collect();
     let tokens = cu_seqlens[cu_seqlens.len() - 1] as usize;
-    let o = Data::output(model.dtype, tokens * row);
+    let o = TestArray::output(model.dtype, tokens * row);
     let params = Params {
         q: q.addr(),
         k_cache: k.addr(),
@@ -155,8 +155,8 @@ fn paged(model: &Model, sequences: &[(&Tokens, usize, usize)], threads: usize, s
         page: page as u32,
         reserved: 0,
     };
-    if is_cuda() {
-        let parts = Data::output(F32, bytes_of_parts(&params) / 4);
+    if runs_cuda_code() {
+        let parts = TestArray::output(F32, bytes_of_parts(&params) / 4);
         let workspace = if seed.is_multiple_of(3) { Addr::NULL } else { parts.addr() };
         run(&fwd(model.dtype, &Params { workspace, ..params }, 0.0, 0.0), threads);
         return bits(&o);
@@ -191,9 +191,9 @@ fn formulas(model: &Model, tokens: &Tokens, new: usize) -> [Vec<f64>; 2] {
         spread: 1.5,
         prefix: Vec::new(),
     };
-    let [q, k, v] = [&tokens.q, &tokens.k, &tokens.v].map(|x| Data::new(model.dtype, x).f64());
+    let [q, k, v] = [&tokens.q, &tokens.k, &tokens.v].map(|x| TestArray::new(model.dtype, x).f64());
     let scale = model.scale() as f64;
-    let roundings = if is_cuda() && model.dtype == BF16 { Roundings::BF16 } else { Roundings::F32 };
+    let roundings = if runs_cuda_code() && model.dtype == BF16 { Roundings::BF16 } else { Roundings::F32 };
     let with = formula::fwd_rounded(&case, &q, &k, &v, scale, roundings);
     let (want, _) = formula::fwd(&case, &q, &k, &v, scale);
     [with, want].map(|o| o[(tokens.len - new) * model.row()..].to_vec())
@@ -221,7 +221,7 @@ fn equals_the_formula() {
                 for (t, (keys, new)) in tokens.iter().zip(lengths) {
                     let [with, want] = formulas(&model, t, *new);
                     let got = values(&got[first..first + want.len()]);
-                    let of_one = if dtype == F32 { OF_ONE_F32 } else { OF_ONE };
+                    let of_one = if dtype == F32 { OF_ONE_F32 } else { DEFAULT_ROUNDING_FACTOR };
                     assert_rounded(&format!("{model:?} {keys} keys, seed {seed}"), dtype, &got, &with, &want, of_one);
                     first += want.len();
                 }

@@ -1,5 +1,5 @@
 use super::*;
-use crate::paged_attention::{BLOCK, work};
+use crate::paged_attention::{BLOCK_TOKENS, query_key_pairs_and_keys};
 use proptest::prelude::*;
 
 fn models() -> impl Strategy<Value = Model> {
@@ -52,7 +52,7 @@ proptest! {
 
         // Decodes token by token: all tokens of a short sequence; of a long one those at the ends of blocks and
         // segments.
-        for keys in (1..=len).filter(|k| len < 70 || *k == len || (k + 1) % BLOCK <= 2) {
+        for keys in (1..=len).filter(|k| len < 70 || *k == len || (k + 1) % BLOCK_TOKENS <= 2) {
             let got = paged(&model, &[(&me, keys, 1)], threads, seed);
             prop_assert!(got == want[(keys - 1) * row..keys * row], "decode with {keys} keys");
         }
@@ -63,7 +63,7 @@ proptest! {
 #[test]
 fn the_launch_equals_the_packed_one() {
     for dtype in [F32, BF16] {
-        for case in attention::cases() {
+        for case in attention::test_shapes() {
             let model =
                 Model { heads: case.heads, kv_heads: case.kv_heads, head_dim: case.head_dim, dtype, isa: isa() };
             let len = case.lengths.iter().copied().max().unwrap_or(0);
@@ -75,7 +75,7 @@ fn the_launch_equals_the_packed_one() {
 
 #[test]
 fn work_counts_what_each_new_token_sees() {
-    assert_eq!(work([(1, 10), (3, 3), (2, 5)]), (10.0 + 6.0 + 4.0 + 5.0, 18.0));
+    assert_eq!(query_key_pairs_and_keys([(1, 10), (3, 3), (2, 5)]), (10.0 + 6.0 + 4.0 + 5.0, 18.0));
     let params = Params {
         tokens: 1,
         seqs: 1,
@@ -95,8 +95,11 @@ fn work_counts_what_each_new_token_sees() {
 fn keys_are_read_once_and_without_bank_conflicts() {
     crate::checks::on_sim(|| {
         let (keys, heads, head_dim, page) = (1024usize, 7, 128, 64);
-        let kv = Data::new(BF16, &numbers(keys * head_dim, 1, 1.0));
-        let (q, o) = (Data::new(BF16, &numbers(heads * head_dim, 2, 1.0)), Data::output(BF16, heads * head_dim));
+        let kv = TestArray::new(BF16, &normal_numbers(keys * head_dim, 1, 1.0));
+        let (q, o) = (
+            TestArray::new(BF16, &normal_numbers(heads * head_dim, 2, 1.0)),
+            TestArray::output(BF16, heads * head_dim),
+        );
         let (cu_seqlens, kv_lens): ([i32; 2], [i32; 1]) = ([0, 1], [keys as i32]);
         let tables: Vec<i32> = (0..(keys / page) as i32).collect();
         let params = Params {
@@ -118,10 +121,10 @@ fn keys_are_read_once_and_without_bank_conflicts() {
             page: page as u32,
             ..bytemuck::Zeroable::zeroed()
         };
-        let parts = Data::output(F32, bytes_of_parts(&params) / 4);
+        let parts = TestArray::output(F32, bytes_of_parts(&params) / 4);
         for workspace in [Addr::NULL, parts.addr()] {
             let launch = fwd(BF16, &Params { workspace, ..params }, keys as f64, keys as f64);
-            let (count, cost) = (crate::checks::counted(&launch), launch.cost());
+            let (count, cost) = (crate::checks::simulated_counts(&launch), launch.cost());
             let bytes = (count.global_read + count.global_written) as f64;
             println!("{bytes} of {}; {:?}", cost.bytes, count);
             assert!(bytes <= 1.1 * cost.bytes, "{bytes} bytes of memory traffic, expected about {}", cost.bytes);

@@ -1,8 +1,8 @@
 use super::formula::FrameInput;
 use super::{DwParams, FwdParams, Pixels, dw, fwd, test_shapes};
 use crate::DType::{BF16, F32};
-use crate::checks::{Data, addr, addr_mut, checks, numbers, run};
-use crate::compare::{OF_ONE, assert_close, assert_rounded};
+use crate::checks::{TestArray, addr, addr_mut, checks, normal_numbers, run};
+use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_close, assert_rounded};
 use crate::{Addr, DType, Element, patches};
 
 checks!(
@@ -48,9 +48,16 @@ fn round(dtype: DType) -> fn(f32) -> f64 {
 }
 
 /// Launches the forward kernel with an optional bias and returns y.
-fn forward(frames: &[u8], pixels: Pixels, weight: &Data, bias: Option<&Data>, dtype: DType, embed: usize) -> Vec<f32> {
-    let y = Data::output(dtype, pixels.patches() * embed);
-    let (frames, bias) = (addr(frames), bias.map_or(Addr::NULL, Data::addr));
+fn forward(
+    frames: &[u8],
+    pixels: Pixels,
+    weight: &TestArray,
+    bias: Option<&TestArray>,
+    dtype: DType,
+    embed: usize,
+) -> Vec<f32> {
+    let y = TestArray::output(dtype, pixels.patch_count() * embed);
+    let (frames, bias) = (addr(frames), bias.map_or(Addr::NULL, TestArray::addr));
     let params =
         FwdParams { frames, weight: weight.addr(), bias, y: y.addr(), pixels, embed: embed as u32, reserved: 0 };
     run(&fwd(dtype, &params), 2);
@@ -61,16 +68,18 @@ fn equals_the_formula() {
     for (shape, embed) in test_shapes() {
         let (frames, pixels) = (levels(shape[0] * shape[1] * shape[2] * 3), pixels(shape));
         for dtype in [F32, BF16] {
-            let (weight, bias) =
-                (Data::new(dtype, &numbers(embed * pixels.row(), 1, 0.1)), Data::new(dtype, &numbers(embed, 2, 1.0)));
+            let (weight, bias) = (
+                TestArray::new(dtype, &normal_numbers(embed * pixels.patch_len(), 1, 0.1)),
+                TestArray::new(dtype, &normal_numbers(embed, 2, 1.0)),
+            );
             let input = FrameInput { frames: &frames, pixels, round: round(dtype) };
             for bias in [None, Some(&bias)] {
                 let y = forward(&frames, pixels, &weight, bias, dtype, embed);
-                let values = bias.map(Data::f64);
+                let values = bias.map(TestArray::f64);
                 let want = input.fwd(&weight.f64(), values.as_deref(), embed);
                 let name = format!("{dtype} {shape:?} {embed}");
                 match dtype {
-                    BF16 => assert_rounded(&name, dtype, &y, &want, &want, OF_ONE),
+                    BF16 => assert_rounded(&name, dtype, &y, &want, &want, DEFAULT_ROUNDING_FACTOR),
                     _ => assert_close(&name, &y, &want, 1e-6, f64::MAX),
                 }
             }
@@ -83,8 +92,8 @@ fn the_gradient_equals_the_formula() {
         let (frames, pixels) = (levels(shape[0] * shape[1] * shape[2] * 3), pixels(shape));
         // Tensor cores truncate bits below an f32 sum instead of rounding: an H200 had an error of 2.5e-6.
         for (dtype, tol) in [(F32, 1e-6), (BF16, 1e-5)] {
-            let dy = Data::new(dtype, &numbers(pixels.patches() * embed, 1, 1.0));
-            let before = numbers(embed * pixels.row(), 2, 1.0);
+            let dy = TestArray::new(dtype, &normal_numbers(pixels.patch_count() * embed, 1, 1.0));
+            let before = normal_numbers(embed * pixels.patch_len(), 2, 1.0);
             let mut sum = before.clone();
             let params = DwParams {
                 frames: addr(&frames),
@@ -113,9 +122,9 @@ fn pixels_equal_those_of_the_patches() {
     let half = Pixels { mean0: 0.5, mean1: 0.5, mean2: 0.5, std0: 0.5, std1: 0.5, std2: 0.5, ..clip };
     for pixels in [clip, half] {
         for dtype in [F32, BF16] {
-            let want = Data::output(dtype, 3 * 256);
-            run(&patches::cut(dtype, &pixels.cut(addr(&frames), want.addr())), 1);
-            let y = forward(&frames, pixels, &Data::new(dtype, &identity), None, dtype, 3);
+            let want = TestArray::output(dtype, 3 * 256);
+            run(&patches::cut(dtype, &pixels.patch_params(addr(&frames), want.addr())), 1);
+            let y = forward(&frames, pixels, &TestArray::new(dtype, &identity), None, dtype, 3);
             assert_eq!(y, want.values(), "{dtype}");
         }
     }
@@ -125,7 +134,7 @@ fn threads_and_other_patches_change_nothing() {
     let (shape, embed) = ([4, 28, 56, 14, 2, 2], 40);
     let (all, pixels) = (levels(4 * 28 * 56 * 3), pixels(shape));
     for dtype in [F32, BF16] {
-        let weight = Data::new(dtype, &numbers(embed * 1176, 1, 0.1));
+        let weight = TestArray::new(dtype, &normal_numbers(embed * 1176, 1, 0.1));
         let y = forward(&all, pixels, &weight, None, dtype, embed);
         let second = &all[2 * 28 * 56 * 3..];
         let alone = forward(second, Pixels { count: 2, ..pixels }, &weight, None, dtype, embed);

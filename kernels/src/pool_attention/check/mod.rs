@@ -1,17 +1,17 @@
 use super::formula::HeadOperands;
-use super::{BwdParams, FwdParams, ImageBatch, bwd, cases, formula, fwd};
+use super::{BwdParams, FwdParams, ImageBatch, bwd, formula, fwd, test_shapes};
 use crate::DType::{self, BF16, F32};
-use crate::checks::{Data, addr, addr_mut, checks, numbers, run};
-use crate::compare::{OF_ONE, assert_close, assert_rounded, close};
+use crate::checks::{TestArray, addr, addr_mut, checks, normal_numbers, run};
+use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_close, assert_rounded, check_close};
 
 checks!(equals_the_formula, gradients_equal_differences_of_the_formula, threads_and_other_pictures_change_nothing);
 
 /// The operands of a test case.
 struct Given {
-    q: Data,
-    k: Data,
-    v: Data,
-    d_o: Data,
+    q: TestArray,
+    k: TestArray,
+    v: TestArray,
+    d_o: TestArray,
     cu_seqlens: Vec<i32>,
     case: ImageBatch,
     dtype: DType,
@@ -29,7 +29,7 @@ struct Got {
 impl Given {
     fn new(dtype: DType, case: &ImageBatch) -> Given {
         let (row, tokens): (usize, usize) = (case.heads * case.head_dim, case.lengths.iter().sum());
-        let data = |count, seed, scale| Data::new(dtype, &numbers(count, seed, scale));
+        let data = |count, seed, scale| TestArray::new(dtype, &normal_numbers(count, seed, scale));
         let mut cu_seqlens = vec![0];
         for &n in &case.lengths {
             cu_seqlens.push(cu_seqlens[cu_seqlens.len() - 1] + n as i32);
@@ -49,7 +49,7 @@ impl Given {
         (self.case.head_dim as f32).powf(-0.5)
     }
 
-    fn forward_params(&self, o: &Data, lse: &mut [f32]) -> FwdParams {
+    fn forward_params(&self, o: &TestArray, lse: &mut [f32]) -> FwdParams {
         FwdParams {
             q: self.q.addr(),
             k: self.k.addr(),
@@ -69,7 +69,7 @@ impl Given {
     fn run(&self, threads: usize) -> Got {
         let (row, images, tokens) =
             (self.case.heads * self.case.head_dim, self.case.lengths.len(), self.k.values().len());
-        let output = |count| Data::output(self.dtype, count);
+        let output = |count| TestArray::output(self.dtype, count);
         let (o, mut lse) = (output(images * row), vec![f32::NAN; images * self.case.heads]);
         let forward = self.forward_params(&o, &mut lse);
         run(&fwd(self.dtype, &forward), threads);
@@ -103,7 +103,7 @@ impl Given {
     fn head(&self, image: usize, head: usize) -> HeadOperands {
         let (d, row) = (self.case.head_dim, self.case.heads * self.case.head_dim);
         let tokens = self.cu_seqlens[image] as usize..self.cu_seqlens[image + 1] as usize;
-        let of = |x: &Data| -> Vec<f64> {
+        let of = |x: &TestArray| -> Vec<f64> {
             let x = x.f64();
             tokens.clone().flat_map(|t| x[t * row + head * d..][..d].to_vec()).collect()
         };
@@ -127,7 +127,7 @@ impl Given {
 
 fn equals_the_formula() {
     for dtype in [F32, BF16] {
-        for case in cases() {
+        for case in test_shapes() {
             let given = Given::new(dtype, &case);
             let got = given.run(2);
             let (mut o, mut lse) = (Vec::new(), Vec::new());
@@ -138,7 +138,7 @@ fn equals_the_formula() {
             });
             let name = format!("o {dtype} {case:?}");
             match dtype {
-                BF16 => assert_rounded(&name, dtype, &got.o, &o, &o, OF_ONE),
+                BF16 => assert_rounded(&name, dtype, &got.o, &o, &o, DEFAULT_ROUNDING_FACTOR),
                 _ => assert_close(&name, &got.o, &o, 3e-6, f64::MAX),
             }
             let finite: Vec<(f32, f64)> =
@@ -154,7 +154,7 @@ fn equals_the_formula() {
 
 fn gradients_equal_differences_of_the_formula() {
     for (dtype, tol) in [(F32, 2e-5), (BF16, 5e-3)] {
-        for case in cases() {
+        for case in test_shapes() {
             let given = Given::new(dtype, &case);
             let (d, row) = (case.head_dim, case.heads * case.head_dim);
             let got = given.run(3);
@@ -173,11 +173,11 @@ fn gradients_equal_differences_of_the_formula() {
                 }
             });
             // If one softmax weight is almost 1, the terms of dq and dk cancel and only rounding errors remain.
-            let largest = |x: &Data| x.f64().iter().fold(0.0f64, |most, x| most.max(x.abs()));
+            let largest = |x: &TestArray| x.f64().iter().fold(0.0f64, |most, x| most.max(x.abs()));
             let term = largest(&given.v) * largest(&given.d_o) * d as f64 * largest(&given.k).max(largest(&given.q));
             for (name, got, want) in [("dq", &got.dq, &dq), ("dk", &got.dk, &dk)] {
                 let name = format!("{name} {dtype} {case:?}");
-                if close(&name, got, want, f64::MAX, 1e-7 * term * f64::from(given.scale())).is_err() {
+                if check_close(&name, got, want, f64::MAX, 1e-7 * term * f64::from(given.scale())).is_err() {
                     assert_close(&name, got, want, tol, f64::MAX);
                 }
             }
@@ -195,12 +195,14 @@ fn threads_and_other_pictures_change_nothing() {
         let again = given.run(4);
         assert_eq!((&got.o, &got.dq, &got.dk), (&again.o, &again.dq, &again.dk));
         let row = 72;
-        let part = |x: &Data, first: usize, count: usize| Data::new(dtype, &x.values()[first * row..][..count * row]);
+        let part = |x: &TestArray, first: usize, count: usize| {
+            TestArray::new(dtype, &x.values()[first * row..][..count * row])
+        };
         let second = Given {
             k: part(&given.k, 65, 70),
             v: part(&given.v, 65, 70),
             d_o: part(&given.d_o, 1, 1),
-            q: Data::new(dtype, &given.q.values()),
+            q: TestArray::new(dtype, &given.q.values()),
             cu_seqlens: vec![0, 70],
             case: case(&alone),
             dtype,

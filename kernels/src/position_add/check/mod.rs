@@ -1,6 +1,6 @@
 use super::{BwdParams, FwdParams, bwd, formula, fwd, test_shapes};
 use crate::DType::{BF16, F32};
-use crate::checks::{Data, addr_mut, checks, numbers, run};
+use crate::checks::{TestArray, addr_mut, checks, normal_numbers, run};
 use crate::compare::assert_close;
 
 checks!(adds_positions, the_gradient_sums_rows_of_a_position);
@@ -8,8 +8,8 @@ checks!(adds_positions, the_gradient_sums_rows_of_a_position);
 fn adds_positions() {
     for (rows, cols, positions) in test_shapes() {
         for dtype in [F32, BF16] {
-            let data = |count, seed| Data::new(dtype, &numbers(count, seed, 1.0));
-            let (x, pos, y) = (data(rows * cols, 1), data(positions * cols, 2), Data::output(dtype, rows * cols));
+            let data = |count, seed| TestArray::new(dtype, &normal_numbers(count, seed, 1.0));
+            let (x, pos, y) = (data(rows * cols, 1), data(positions * cols, 2), TestArray::output(dtype, rows * cols));
             let params = FwdParams {
                 x: x.addr(),
                 pos: pos.addr(),
@@ -22,7 +22,7 @@ fn adds_positions() {
             run(&fwd(dtype, &params), 2);
             // The kernel rounds one f32 sum once, which equals the rounded f64 sum of two f32.
             let want: Vec<f32> = formula::fwd(&x.f64(), &pos.f64()).iter().map(|&x| x as f32).collect();
-            assert_eq!(y.values(), Data::new(dtype, &want).values(), "{dtype} {rows}x{cols}, {positions}");
+            assert_eq!(y.values(), TestArray::new(dtype, &want).values(), "{dtype} {rows}x{cols}, {positions}");
             run(&fwd(dtype, &FwdParams { y: x.addr(), ..params }), 1);
             assert_eq!(x.values(), y.values(), "{dtype} {rows}x{cols}, {positions} in place");
         }
@@ -32,8 +32,8 @@ fn adds_positions() {
 fn the_gradient_sums_rows_of_a_position() {
     for (rows, cols, positions) in test_shapes() {
         for dtype in [F32, BF16] {
-            let dy = Data::new(dtype, &numbers(rows * cols, 1, 1.0));
-            let before = numbers(positions * cols, 2, 1.0);
+            let dy = TestArray::new(dtype, &normal_numbers(rows * cols, 1, 1.0));
+            let before = normal_numbers(positions * cols, 2, 1.0);
             let mut d_pos = before.clone();
             let params = BwdParams {
                 dy: dy.addr(),
@@ -44,7 +44,7 @@ fn the_gradient_sums_rows_of_a_position() {
                 reserved: 0,
             };
             run(&bwd(dtype, &params), 3);
-            let want = formula::bwd(&dy.f64(), &Data::new(F32, &before).f64());
+            let want = formula::bwd(&dy.f64(), &TestArray::new(F32, &before).f64());
             assert_close(&format!("{dtype} {rows}x{cols}, {positions}"), &d_pos, &want, 1e-6, f64::MAX);
         }
     }

@@ -1,8 +1,8 @@
 use super::{BwdParams, FwdParams, bwd, formula, fwd, parts, test_shapes};
 use crate::DType::{BF16, F32};
-use crate::checks::rounding::{self, exact};
-use crate::checks::{Data, addr, addr_mut, checks, numbers, run};
-use crate::compare::{OF_ONE, assert_close, assert_rounded};
+use crate::checks::rounding::{self, unrounded};
+use crate::checks::{TestArray, addr, addr_mut, checks, normal_numbers, run};
+use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_close, assert_rounded};
 use crate::{Addr, DType};
 use bytemuck::Zeroable;
 
@@ -23,7 +23,7 @@ const OF_ONE_F32: f64 = 12.0;
 const OF_ONE_SUM: f64 = 10.0;
 
 fn of_one(dtype: DType) -> f64 {
-    if dtype == F32 { OF_ONE_F32 } else { OF_ONE }
+    if dtype == F32 { OF_ONE_F32 } else { DEFAULT_ROUNDING_FACTOR }
 }
 
 /// Returns the function that rounds an f64 to an element type.
@@ -45,11 +45,11 @@ fn assert_rows(name: &str, dtype: DType, rows: usize, got: &[f32], with: &[f64],
 }
 
 /// Asserts that y and rstd equal the formula for rows of x.
-fn assert_normed(name: &str, dtype: DType, [x, w]: [&Data; 2], y: &[f32], rstds: &[f32]) {
+fn assert_normed(name: &str, dtype: DType, [x, w]: [&TestArray; 2], y: &[f32], rstds: &[f32]) {
     let (x, w) = (x.f64(), w.f64());
     let [with, want] = [formula::rstd_rounded, formula::rstd].map(|f| each_row(f, &x, w.len()));
     assert_rows(&format!("{name}: rstd"), F32, rstds.len(), rstds, &with, &want);
-    let (with, want) = (formula::fwd(&x, &w, &with, rounding(dtype)), formula::fwd(&x, &w, &want, exact));
+    let (with, want) = (formula::fwd(&x, &w, &with, rounding(dtype)), formula::fwd(&x, &w, &want, unrounded));
     assert_rows(name, dtype, rstds.len(), y, &with, &want);
     if dtype == BF16 {
         // Without the inner rounding half of the elements would differ.
@@ -61,13 +61,13 @@ fn assert_normed(name: &str, dtype: DType, [x, w]: [&Data; 2], y: &[f32], rstds:
 /// Runs the forward launch; returns y and rstd.
 pub(crate) fn forward(
     dtype: DType,
-    x: &Data,
-    w: &Data,
+    x: &TestArray,
+    w: &TestArray,
     rows: usize,
     cols: usize,
     threads: usize,
 ) -> (Vec<f32>, Vec<f32>) {
-    let (y, mut rstd) = (Data::output(dtype, rows * cols), vec![f32::NAN; rows]);
+    let (y, mut rstd) = (TestArray::output(dtype, rows * cols), vec![f32::NAN; rows]);
     let params = FwdParams {
         x: x.addr(),
         w: w.addr(),
@@ -85,15 +85,15 @@ pub(crate) fn forward(
 /// Runs the backward launch with dw starting at 0.5; returns dx and dw.
 pub(crate) fn backward(
     dtype: DType,
-    x: &Data,
-    w: &Data,
-    dy: &Data,
+    x: &TestArray,
+    w: &TestArray,
+    dy: &TestArray,
     rstd: &[f32],
     cols: usize,
     threads: usize,
 ) -> [Vec<f32>; 2] {
     let rows = rstd.len();
-    let dx = Data::output(dtype, rows * cols);
+    let dx = TestArray::output(dtype, rows * cols);
     let (mut dw, mut partial) = (vec![0.5; cols], vec![f32::NAN; parts(rows) * cols]);
     let params = BwdParams {
         x: x.addr(),
@@ -108,7 +108,7 @@ pub(crate) fn backward(
         ..Zeroable::zeroed()
     };
     run(&bwd(dtype, &params), threads);
-    let frozen = Data::output(dtype, rows * cols);
+    let frozen = TestArray::output(dtype, rows * cols);
     let params = BwdParams { dx: frozen.addr(), dw: Addr::NULL, partial: Addr::NULL, ..params };
     run(&bwd(dtype, &params), threads);
     assert_eq!(dx.values(), frozen.values(), "dx must not depend on whether w is frozen");
@@ -118,7 +118,10 @@ pub(crate) fn backward(
 fn equals_the_formula_with_its_inner_rounding() {
     for (rows, cols, scale) in test_shapes() {
         for dtype in [F32, BF16] {
-            let (x, w) = (Data::new(dtype, &numbers(rows * cols, 1, scale)), Data::new(dtype, &numbers(cols, 2, 1.0)));
+            let (x, w) = (
+                TestArray::new(dtype, &normal_numbers(rows * cols, 1, scale)),
+                TestArray::new(dtype, &normal_numbers(cols, 2, 1.0)),
+            );
             let (y, rstd) = forward(dtype, &x, &w, rows, cols, 3);
             assert_normed(&format!("rms_norm {rows}x{cols}"), dtype, [&x, &w], &y, &rstd);
         }
@@ -128,8 +131,11 @@ fn equals_the_formula_with_its_inner_rounding() {
 fn gradient_equals_the_formula() {
     for (rows, cols, scale) in test_shapes().into_iter() {
         for dtype in [F32, BF16] {
-            let (x, w) = (Data::new(dtype, &numbers(rows * cols, 1, scale)), Data::new(dtype, &numbers(cols, 2, 1.0)));
-            let dy = Data::new(dtype, &numbers(rows * cols, 3, 1.0));
+            let (x, w) = (
+                TestArray::new(dtype, &normal_numbers(rows * cols, 1, scale)),
+                TestArray::new(dtype, &normal_numbers(cols, 2, 1.0)),
+            );
+            let dy = TestArray::new(dtype, &normal_numbers(rows * cols, 3, 1.0));
             let (_, rstd) = forward(dtype, &x, &w, rows, cols, 1);
             let [dx, dw] = backward(dtype, &x, &w, &dy, &rstd, cols, 2);
             let rstds: Vec<f64> = rstd.iter().map(|&r| r as f64).collect();
@@ -156,24 +162,31 @@ fn gradient_equals_the_formula() {
 fn threads_and_other_rows_change_nothing() {
     let (rows, cols) = (131, 515);
     for dtype in [F32, BF16] {
-        let values = numbers(rows * cols, 1, 1.0);
-        let (x, w) = (Data::new(dtype, &values), Data::new(dtype, &numbers(cols, 2, 1.0)));
-        let dy = Data::new(dtype, &numbers(rows * cols, 3, 1.0));
+        let values = normal_numbers(rows * cols, 1, 1.0);
+        let (x, w) = (TestArray::new(dtype, &values), TestArray::new(dtype, &normal_numbers(cols, 2, 1.0)));
+        let dy = TestArray::new(dtype, &normal_numbers(rows * cols, 3, 1.0));
         let (y, rstd) = forward(dtype, &x, &w, rows, cols, 1);
         assert_eq!(forward(dtype, &x, &w, rows, cols, 4), (y.clone(), rstd.clone()));
         let one = backward(dtype, &x, &w, &dy, &rstd, cols, 1);
         assert_eq!(backward(dtype, &x, &w, &dy, &rstd, cols, 4), one);
         for row in [0, 77, 130] {
-            let alone = Data::new(dtype, &values[row * cols..][..cols]);
+            let alone = TestArray::new(dtype, &values[row * cols..][..cols]);
             assert_eq!(forward(dtype, &alone, &w, 1, cols, 2).0, y[row * cols..][..cols]);
         }
     }
 }
 
 /// Runs the forward launch with a residual, whose sum may overwrite one of its terms; returns y and rstd.
-fn add_forward(dtype: DType, x: &Data, residual: &Data, w: &Data, sum: Addr, cols: usize) -> (Vec<f32>, Vec<f32>) {
+fn add_forward(
+    dtype: DType,
+    x: &TestArray,
+    residual: &TestArray,
+    w: &TestArray,
+    sum: Addr,
+    cols: usize,
+) -> (Vec<f32>, Vec<f32>) {
     let rows = x.values().len() / cols;
-    let (y, mut rstd) = (Data::output(dtype, rows * cols), vec![f32::NAN; rows]);
+    let (y, mut rstd) = (TestArray::output(dtype, rows * cols), vec![f32::NAN; rows]);
     let params = FwdParams {
         x: x.addr(),
         residual: residual.addr(),
@@ -193,16 +206,16 @@ fn add_forward(dtype: DType, x: &Data, residual: &Data, w: &Data, sum: Addr, col
 fn a_residual_is_added_before_the_norm() {
     for (rows, cols, scale) in test_shapes() {
         for dtype in [F32, BF16] {
-            let data = |seed| Data::new(dtype, &numbers(rows * cols, seed, scale));
-            let (x, residual, w) = (data(1), data(2), Data::new(dtype, &numbers(cols, 3, 1.0)));
-            let sum = Data::output(dtype, rows * cols);
+            let data = |seed| TestArray::new(dtype, &normal_numbers(rows * cols, seed, scale));
+            let (x, residual, w) = (data(1), data(2), TestArray::new(dtype, &normal_numbers(cols, 3, 1.0)));
+            let sum = TestArray::output(dtype, rows * cols);
             let (y, rstd) = add_forward(dtype, &x, &residual, &w, sum.addr(), cols);
             // The sum must be the f32 sum rounded to the element type, bit for bit.
             let want: Vec<f32> = x.values().iter().zip(residual.values()).map(|(x, r)| x + r).collect();
-            assert_eq!(sum.values(), Data::new(dtype, &want).values());
+            assert_eq!(sum.values(), TestArray::new(dtype, &want).values());
             assert_normed(&format!("add {rows}x{cols}"), dtype, [&sum, &w], &y, &rstd);
             for place in [&x, &residual] {
-                let before = Data::new(dtype, &place.values());
+                let before = TestArray::new(dtype, &place.values());
                 let terms = if std::ptr::eq(place, &x) { (&before, &residual) } else { (&x, &before) };
                 let again = add_forward(dtype, terms.0, terms.1, &w, before.addr(), cols);
                 assert_eq!((again, before.values()), ((y.clone(), rstd.clone()), sum.values()));
@@ -214,9 +227,14 @@ fn a_residual_is_added_before_the_norm() {
 fn the_gradient_of_a_residual_joins_that_of_the_norm() {
     for (rows, cols, scale) in test_shapes().into_iter().filter(|c| c.1 > 1) {
         for dtype in [F32, BF16] {
-            let (x, w) = (Data::new(dtype, &numbers(rows * cols, 1, scale)), Data::new(dtype, &numbers(cols, 2, 1.0)));
-            let (dy, d_sum) =
-                (Data::new(dtype, &numbers(rows * cols, 3, 1.0)), Data::new(dtype, &numbers(rows * cols, 4, 1.0)));
+            let (x, w) = (
+                TestArray::new(dtype, &normal_numbers(rows * cols, 1, scale)),
+                TestArray::new(dtype, &normal_numbers(cols, 2, 1.0)),
+            );
+            let (dy, d_sum) = (
+                TestArray::new(dtype, &normal_numbers(rows * cols, 3, 1.0)),
+                TestArray::new(dtype, &normal_numbers(rows * cols, 4, 1.0)),
+            );
             let (_, rstd) = forward(dtype, &x, &w, rows, cols, 1);
             let [_, want_dw] = backward(dtype, &x, &w, &dy, &rstd, cols, 2);
             let rstds: Vec<f64> = rstd.iter().map(|&r| r as f64).collect();
@@ -225,7 +243,11 @@ fn the_gradient_of_a_residual_joins_that_of_the_norm() {
                 dx.iter().zip(d_sum.f64()).map(|(a, b)| a + b).collect::<Vec<f64>>()
             });
             for in_place in [false, true] {
-                let dx = if in_place { Data::new(dtype, &d_sum.values()) } else { Data::output(dtype, rows * cols) };
+                let dx = if in_place {
+                    TestArray::new(dtype, &d_sum.values())
+                } else {
+                    TestArray::output(dtype, rows * cols)
+                };
                 let (mut dw, mut partial) = (vec![0.5; cols], vec![f32::NAN; parts(rows) * cols]);
                 let params = BwdParams {
                     x: x.addr(),

@@ -1,10 +1,10 @@
 use super::formula::Settings;
-use super::{Params, STREAM, formula, sample, workspace};
+use super::{Params, STREAM, formula, sample, workspace_bytes};
 use crate::Addr;
 use crate::DType::F32;
 use crate::checks::rounding::{ULP, approximate};
-use crate::checks::{Data, Picks, addr, addr_mut, checks, is_cuda, numbers, run};
-use crate::compare::{OF_ONE, assert_rounded};
+use crate::checks::{RandomChoices, TestArray, addr, addr_mut, checks, normal_numbers, run, runs_cuda_code};
+use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_rounded};
 use crate::log_prob::formula::{log_prob, lse_rounded};
 use crate::philox;
 
@@ -86,7 +86,7 @@ impl Batch {
             bias_cols: s.bias_ids.len() as u32,
             tops: TOPS as u32,
         };
-        let scratch = Data::output(F32, workspace(&params) / 4);
+        let scratch = TestArray::output(F32, workspace_bytes(&params) / 4);
         params.workspace = scratch.addr();
         run(&sample(&params), threads);
         out
@@ -122,12 +122,12 @@ fn wide(x: &[f32]) -> Vec<f64> {
 
 /// Returns logits on a grid: two logits are either equal or well apart, so rounding cannot change their order. The
 /// penalties below preserve that.
-fn any_logits(picks: &mut Picks, vocab: usize) -> Vec<f32> {
+fn any_logits(picks: &mut RandomChoices, vocab: usize) -> Vec<f32> {
     let steps = (1 << picks.size(0, 7)) as f32;
-    numbers(vocab, picks.any(), 3.0).iter().map(|x| (x * steps).round() / steps).collect()
+    normal_numbers(vocab, picks.any(), 3.0).iter().map(|x| (x * steps).round() / steps).collect()
 }
 
-fn any_settings(picks: &mut Picks, vocab: usize) -> Settings {
+fn any_settings(picks: &mut RandomChoices, vocab: usize) -> Settings {
     let top_p = [1.0, 0.0, 0.001, 0.95, picks.unit()];
     let top_k = [0, 1, 50, picks.size(1, vocab + 5)];
     let min_p = [0.0, 0.0, picks.unit(), 1.5];
@@ -155,20 +155,20 @@ fn any_settings(picks: &mut Picks, vocab: usize) -> Settings {
     }
 }
 
-fn any_case(picks: &mut Picks) -> (Vec<f32>, Settings) {
+fn any_case(picks: &mut RandomChoices) -> (Vec<f32>, Settings) {
     let vocab = picks.size(2, 1500);
     (any_logits(picks, vocab), any_settings(picks, vocab))
 }
 
 fn generated_rows_follow_the_formula() {
-    let mut picks = Picks::new(1);
+    let mut picks = RandomChoices::new(1);
     let mut held = Held::default();
-    for i in 0..if is_cuda() { 25 } else { 300 } {
+    for i in 0..if runs_cuda_code() { 25 } else { 300 } {
         let (logits, s) = any_case(&mut picks);
         let position = (picks.any() >> 33) as i32;
         check(&format!("case {i}, {s:?}"), &logits, &s, picks.any(), position, &mut held);
     }
-    assert_rounded("log-probabilities", F32, &held.got, &held.with, &held.want, OF_ONE);
+    assert_rounded("log-probabilities", F32, &held.got, &held.with, &held.want, DEFAULT_ROUNDING_FACTOR);
 }
 
 /// Log-probabilities of the kernel and of the formula, with and without roundings.
@@ -241,7 +241,8 @@ fn check(case: &str, logits: &[f32], s: &Settings, seed: u64, position: i32, hel
 fn a_row_does_not_depend_on_its_batch() {
     let (rows, vocab) = (5, 2003);
     let s = Settings { top_p: 0.95, history: vec![3, 8], penalty: 1.2, ..settings() };
-    let batch = Batch { logits: numbers(rows * vocab, 9, 2.0), settings: s, seed: 77, positions: vec![4, 0, 9, 4, 1] };
+    let batch =
+        Batch { logits: normal_numbers(rows * vocab, 9, 2.0), settings: s, seed: 77, positions: vec![4, 0, 9, 4, 1] };
     let all = batch.run(1);
     assert_eq!(batch.run(4), all);
     for r in 0..rows {
@@ -256,7 +257,7 @@ fn a_row_without_a_possible_token_gives_minus_one() {
     for temperature in [0.0, 1.0] {
         let s = Settings { temperature, ..settings() };
         for poison in [f32::NAN, -f32::NAN] {
-            let mut row = numbers(100, 1, 1.0);
+            let mut row = normal_numbers(100, 1, 1.0);
             row[63] = poison;
             let (id, log_prob) = one_row(&row, s.clone());
             assert!(id == -1 && log_prob.is_nan());
@@ -269,8 +270,8 @@ fn a_row_without_a_possible_token_gives_minus_one() {
 
 fn a_whole_vocabulary_follows_the_formula() {
     // The simulator is too slow for the whole vocabulary.
-    let vocab = if is_cuda() { 20_011 } else { 152_064 };
-    let logits: Vec<f32> = numbers(vocab, 8, 2.5).iter().map(|x| (x * 16.0).round() / 16.0).collect();
+    let vocab = if runs_cuda_code() { 20_011 } else { 152_064 };
+    let logits: Vec<f32> = normal_numbers(vocab, 8, 2.5).iter().map(|x| (x * 16.0).round() / 16.0).collect();
     let s = Settings { top_p: 0.9, top_k: 4000, history: vec![5, 5, 20_000], penalty: 1.25, ..settings() };
     check("a whole vocabulary", &logits, &s, 3, 4, &mut Held::default());
 }

@@ -12,7 +12,7 @@ fn chi_square(ids: &[i32], expected: &[(usize, f64)]) -> (f64, f64) {
 
 #[test]
 fn keeps_what_the_formula_keeps() {
-    let mut picks = Picks::new(2);
+    let mut picks = RandomChoices::new(2);
     for i in 0..300 {
         let (logits, s) = any_case(&mut picks);
         let ranked = formula::ranked(&wide(&logits), &s);
@@ -44,7 +44,7 @@ fn keeps_what_the_formula_keeps() {
 #[test]
 fn draws_follow_the_distribution() {
     // Leaves out the outlier at index 13, since all other tokens would be improbable next to it.
-    let (rows, row) = (20_000, numbers(60, 5, 1.0).split_off(20));
+    let (rows, row) = (20_000, normal_numbers(60, 5, 1.0).split_off(20));
     for (seed, top_p, top_k, temperature) in [(1, 1.0, 0, 1.0), (2, 0.8, 0, 1.0), (3, 1.0, 7, 0.7), (4, 0.9, 20, 1.5)] {
         let s = Settings { temperature, top_p, top_k, ..settings() };
         let batch =
@@ -86,7 +86,7 @@ fn a_whole_vocabulary() {
     let vocab = 152_064;
     // A flat distribution, where every token must be ranked, and a peaked one, where almost none must be.
     for (scale, top_p) in [(0.0, 0.95), (0.3, 0.95), (3.0, 0.95), (3.0, 0.001)] {
-        let row = numbers(vocab, 3, scale);
+        let row = normal_numbers(vocab, 3, scale);
         let s = Settings { top_p, ..settings() };
         let weights = kept_weights(&row, &s);
         let kept = weights.iter().filter(|w| **w > 0.0).count() as i64;
@@ -106,7 +106,7 @@ fn a_whole_vocabulary() {
 fn a_row_is_read_as_often_as_it_must() {
     crate::checks::on_sim(|| {
         let vocab = 152_064;
-        let logits = numbers(vocab, 3, 2.0);
+        let logits = normal_numbers(vocab, 3, 2.0);
         let (mut ids, mut log_prob) = ([0i32; 1], [0f32; 1]);
         let (zero, one, half) = ([0f32], [1f32], [0.5f32]);
         let (no, fifty, seed) = ([0i32], [50i32], [7u64]);
@@ -129,7 +129,7 @@ fn a_row_is_read_as_often_as_it_must() {
         let top_k = Params { top_k: addr(&fifty), ..top_p };
         for (params, times) in [(greedy, 1.0), (log_probs, 2.0), (plain, 3.1), (top_p, 8.2), (top_k, 11.2)] {
             let launch = sample(&params);
-            let (count, cost) = (crate::checks::counted(&launch), launch.cost());
+            let (count, cost) = (crate::checks::simulated_counts(&launch), launch.cost());
             let bytes = (count.global_read + count.global_written) as f64;
             println!("{} of {times}, {:?}", bytes / cost.bytes, count);
             assert!(bytes <= 1.02 * times * cost.bytes, "{bytes} bytes, not {times} times {}", cost.bytes);

@@ -1,8 +1,8 @@
-use super::{Params, Weight, cases, formula, linear, swiglu};
+use super::{Params, WeightFormat, formula, linear, swiglu, test_shapes};
 use crate::DType::{BF16, F32};
 use crate::checks::rounding::f32;
-use crate::checks::{Data, addr, checks, numbers, run};
-use crate::compare::{OF_ONE, assert_rounded};
+use crate::checks::{TestArray, addr, checks, normal_numbers, run};
+use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_rounded};
 use crate::{Addr, DType};
 
 checks!(
@@ -14,29 +14,29 @@ checks!(
 
 /// A random weight in both formats, bf16 and int8 with scales. `kind` is the format that the kernel gets.
 struct Stored {
-    bf16: Data,
+    bf16: TestArray,
     bytes: Vec<i8>,
     scale: Vec<f32>,
-    kind: Weight,
+    kind: WeightFormat,
 }
 
 impl Stored {
-    fn new(kind: Weight, rows: usize, k: usize, seed: u64) -> Stored {
-        let values = numbers(rows * k, seed, 1.0);
+    fn new(kind: WeightFormat, rows: usize, k: usize, seed: u64) -> Stored {
+        let values = normal_numbers(rows * k, seed, 1.0);
         let bytes = values.iter().map(|x| (x * 40.0).round().clamp(-128.0, 127.0) as i8).collect();
-        let scale = numbers(rows, seed ^ 9, 0.02).iter().map(|s| s + 0.025).collect();
-        Stored { bf16: Data::new(BF16, &values), bytes, scale, kind }
+        let scale = normal_numbers(rows, seed ^ 9, 0.02).iter().map(|s| s + 0.025).collect();
+        Stored { bf16: TestArray::new(BF16, &values), bytes, scale, kind }
     }
 
     fn addresses(&self) -> (Addr, Addr) {
         match self.kind {
-            Weight::Bf16 => (self.bf16.addr(), Addr::NULL),
-            Weight::Int8 => (addr(&self.bytes), addr(&self.scale)),
+            WeightFormat::Bf16 => (self.bf16.addr(), Addr::NULL),
+            WeightFormat::Int8 => (addr(&self.bytes), addr(&self.scale)),
         }
     }
 
     /// Returns three versions of `x · wᵀ`: with a kernel's roundings, exact, and of the absolute values of x and w.
-    fn products(&self, x: &Data, k: usize) -> [Vec<f64>; 3] {
+    fn products(&self, x: &TestArray, k: usize) -> [Vec<f64>; 3] {
         let of = |w: &[f64], scale: &[f64]| {
             let size = |x: &[f64]| x.iter().map(|x| x.abs()).collect::<Vec<f64>>();
             let [with, want] = FORMULAS.map(|f| f(&x.f64(), w, scale, k));
@@ -44,8 +44,8 @@ impl Stored {
         };
         let scale: Vec<f64> = self.scale.iter().map(|&s| s as f64).collect();
         match self.kind {
-            Weight::Bf16 => of(&self.bf16.f64(), &[]),
-            Weight::Int8 => {
+            WeightFormat::Bf16 => of(&self.bf16.f64(), &[]),
+            WeightFormat::Int8 => {
                 let w: Vec<f64> = self.bytes.iter().map(|&b| b as f64).collect();
                 of(&w, &scale)
             }
@@ -60,26 +60,30 @@ const FORMULAS: [Product; 2] = [formula::product_rounded, formula::product];
 /// sums of the terms' magnitudes, relative to the norm of `sums`.
 fn of_one(dtype: DType, sizes: &[f64], sums: &[f64]) -> f64 {
     let norm = |x: &[f64]| x.iter().map(|x| x * x).sum::<f64>().sqrt();
-    if dtype == F32 { OF_ONE * (1.0 + norm(sizes) / norm(sums).max(1e-30)) } else { OF_ONE }
+    if dtype == F32 {
+        DEFAULT_ROUNDING_FACTOR * (1.0 + norm(sizes) / norm(sums).max(1e-30))
+    } else {
+        DEFAULT_ROUNDING_FACTOR
+    }
 }
 
 struct Given {
-    x: Data,
+    x: TestArray,
     weights: [Stored; 2],
-    bias: Data,
-    residual: Data,
+    bias: TestArray,
+    residual: TestArray,
     n: usize,
     k: usize,
 }
 
 impl Given {
-    fn new(dtype: DType, kind: Weight, (m, n, k): (usize, usize, usize)) -> Given {
-        let data = |count, seed| Data::new(dtype, &numbers(count, seed, 1.0));
+    fn new(dtype: DType, kind: WeightFormat, (m, n, k): (usize, usize, usize)) -> Given {
+        let data = |count, seed| TestArray::new(dtype, &normal_numbers(count, seed, 1.0));
         let weights = [Stored::new(kind, n, k, 2), Stored::new(kind, n, k, 3)];
         Given { x: data(m * k, 1), weights, bias: data(n, 4), residual: data(m * n, 5), n, k }
     }
 
-    fn params(&self, y: &Data, m: usize) -> Params {
+    fn params(&self, y: &TestArray, m: usize) -> Params {
         let ((w, scale), (w2, scale2)) = (self.weights[0].addresses(), self.weights[1].addresses());
         Params {
             x: self.x.addr(),
@@ -98,10 +102,10 @@ impl Given {
     }
 }
 
-fn all(mut f: impl FnMut(DType, Weight, (usize, usize, usize))) {
+fn all(mut f: impl FnMut(DType, WeightFormat, (usize, usize, usize))) {
     for dtype in [F32, BF16] {
-        for kind in [Weight::Bf16, Weight::Int8] {
-            for case in cases() {
+        for kind in [WeightFormat::Bf16, WeightFormat::Int8] {
+            for case in test_shapes() {
                 f(dtype, kind, case);
             }
         }
@@ -115,7 +119,7 @@ fn linear_equals_the_formula_with_and_without_bias_and_residual() {
         let products = given.weights[0].products(&given.x, k);
         let (bias, residual) = (given.bias.f64(), given.residual.f64());
         for (with_bias, with_residual) in [(false, false), (true, false), (false, true), (true, true)] {
-            let y = Data::output(dtype, m * n);
+            let y = TestArray::output(dtype, m * n);
             let params = Params {
                 w2: Addr::NULL,
                 scale2: Addr::NULL,
@@ -138,9 +142,9 @@ fn linear_equals_the_formula_with_and_without_bias_and_residual() {
 }
 
 fn a_residual_may_be_the_output() {
-    for kind in [Weight::Bf16, Weight::Int8] {
+    for kind in [WeightFormat::Bf16, WeightFormat::Int8] {
         let given = Given::new(F32, kind, (3, 20, 100));
-        let (apart, inside) = (Data::output(F32, 60), Data::new(F32, &given.residual.values()));
+        let (apart, inside) = (TestArray::output(F32, 60), TestArray::new(F32, &given.residual.values()));
         let params = Params { residual: given.residual.addr(), ..given.params(&apart, 3) };
         run(&linear(F32, kind, &params), 1);
         run(&linear(F32, kind, &Params { residual: inside.addr(), y: inside.addr(), ..params }), 1);
@@ -152,7 +156,7 @@ fn swiglu_equals_the_formula() {
     all(|dtype, kind, case| {
         let given = Given::new(dtype, kind, case);
         let (m, n, k) = case;
-        let y = Data::output(dtype, m * n);
+        let y = TestArray::output(dtype, m * n);
         run(&swiglu(dtype, kind, &given.params(&y, m)), 2);
         let [[with_gate, gate, gate_size], [with_up, up, up_size]] =
             given.weights.each_ref().map(|w| w.products(&given.x, k));
@@ -160,7 +164,7 @@ fn swiglu_equals_the_formula() {
         // silu(gate) multiplies the errors of `up`, so the tolerance grows with the largest gate.
         let largest = gate.iter().fold(1.0f64, |a, g| a.max(g.abs()));
         let terms = of_one(dtype, &gate_size, &gate) + of_one(dtype, &up_size, &up);
-        let of_one = if dtype == F32 { largest.sqrt() * terms } else { OF_ONE };
+        let of_one = if dtype == F32 { largest.sqrt() * terms } else { DEFAULT_ROUNDING_FACTOR };
         assert_rounded(&format!("swiglu {kind:?} {case:?}"), dtype, &y.values(), &with, &want, of_one);
     });
 }
@@ -169,7 +173,7 @@ fn a_row_does_not_know_its_batch() {
     all(|dtype, kind, case| {
         let given = Given::new(dtype, kind, case);
         let (m, n, _) = case;
-        let (whole, alone) = (Data::output(dtype, m * n), Data::output(dtype, n));
+        let (whole, alone) = (TestArray::output(dtype, m * n), TestArray::output(dtype, n));
         for launch in [linear, swiglu] {
             run(&launch(dtype, kind, &given.params(&whole, m)), 3);
             run(&launch(dtype, kind, &given.params(&alone, 1)), 1);

@@ -3,16 +3,16 @@ use super::*;
 #[test]
 fn the_weight_is_read_once_and_without_bank_conflicts() {
     crate::checks::on_sim(|| {
-        for kind in [Weight::Bf16, Weight::Int8] {
+        for kind in [WeightFormat::Bf16, WeightFormat::Int8] {
             let given = Given::new(BF16, kind, (1, 64, 4096));
-            let y = Data::output(BF16, 64);
+            let y = TestArray::output(BF16, 64);
             for launch in [linear, swiglu] {
                 let launch = launch(BF16, kind, &given.params(&y, 1));
-                let (count, cost) = (crate::checks::counted(&launch), launch.cost());
+                let (count, cost) = (crate::checks::simulated_counts(&launch), launch.cost());
                 let bytes = (count.global_read + count.global_written) as f64;
                 // Every block of 16 columns reads x again, which adds 1/16 to the bytes of a bf16 weight and 1/8 to
                 // those of an int8 weight.
-                let again = if kind == Weight::Bf16 { 1.1 } else { 1.17 };
+                let again = if kind == WeightFormat::Bf16 { 1.1 } else { 1.17 };
                 assert!(
                     bytes <= again * cost.bytes,
                     "{}: {bytes} bytes of memory traffic, expected about {}",
@@ -34,11 +34,11 @@ fn the_weight_is_read_once_and_without_bank_conflicts() {
 #[test]
 fn sixteen_rows_are_read_again_by_each_block() {
     crate::checks::on_sim(|| {
-        for kind in [Weight::Bf16, Weight::Int8] {
+        for kind in [WeightFormat::Bf16, WeightFormat::Int8] {
             let given = Given::new(BF16, kind, (16, 64, 2048));
-            let y = Data::output(BF16, 16 * 64);
+            let y = TestArray::output(BF16, 16 * 64);
             let launch = linear(BF16, kind, &Params { w2: Addr::NULL, ..given.params(&y, 16) });
-            let (count, cost) = (crate::checks::counted(&launch), launch.cost());
+            let (count, cost) = (crate::checks::simulated_counts(&launch), launch.cost());
             let again = (64.0 / 16.0 - 1.0) * 2.0 * 16.0 * 2048.0;
             let bytes = (count.global_read + count.global_written) as f64;
             assert!(

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use reel_kernels::cuda::Gpu;
-use reel_kernels::cuda::fake::Fake;
+use reel_kernels::cuda::fake::FakeDriver;
 use reel_kernels::elementwise::{self, AddParams, FillParams};
 use reel_kernels::matmul::{Matmul, Operand};
 use reel_kernels::{Addr, Arch, DType, compile};
@@ -13,12 +13,12 @@ use crate::device::SimOptions;
 use crate::tensor::Tensor;
 
 /// Devices cpu, sim, and cuda with the fake driver.
-fn devices() -> Vec<(Device, Option<Fake>)> {
+fn devices() -> Vec<(Device, Option<FakeDriver>)> {
     let mut all = vec![(Device::cpu(2), None)];
     if compile::for_test().is_some() {
         all.push((Device::sim(SimOptions { threads: 1, ..SimOptions::default() }).unwrap(), None));
-        let fake = Fake::new(Arch::H100, 512 << 20);
-        let gpu = Gpu::with(Arc::new(fake.clone())).unwrap();
+        let fake = FakeDriver::new(Arch::H100, 512 << 20);
+        let gpu = Gpu::from_driver(Arc::new(fake.clone())).unwrap();
         all.push((Device::on_gpu(gpu).unwrap(), Some(fake)));
     }
     all
@@ -191,7 +191,7 @@ fn profiler_counts_each_launch_of_a_replay() {
     for (d, _) in devices() {
         let (a, y) = (numbers(&d, &[1.0; 3]), numbers(&d, &[0.0; 3]));
         let graph = d.capture((a.clone(), y.clone()), || sums(&d, &a, &a, &y, 2)).unwrap();
-        d.profiler().count(true);
+        d.profiler().collect_totals(true);
         d.replay(&graph).unwrap();
         d.replay(&graph).unwrap();
         assert_eq!(d.profiler().totals().unwrap()["add_f32"].launches, 6, "{d:?}");

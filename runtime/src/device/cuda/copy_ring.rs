@@ -9,7 +9,7 @@
 
 use std::sync::Arc;
 
-use reel_kernels::cuda::driver::{Event, Stream};
+use reel_kernels::cuda::driver::{EventHandle, StreamHandle};
 use reel_kernels::cuda::{CudaError, Driver};
 
 /// Bytes of one slot, which is the maximum size of an asynchronous copy. A decode step needs far less for its tokens
@@ -19,13 +19,13 @@ pub(super) const MAX_ASYNC_COPY_BYTES: usize = 64 << 10;
 /// Slots of page-locked memory, each of which is free or in use by one copy.
 pub(super) struct CopyRing {
     driver: Arc<dyn Driver>,
-    stream: Stream,
+    stream: StreamHandle,
     slots: Vec<RingSlot>,
 }
 
 struct RingSlot {
     memory: *mut u8,
-    event: Event,
+    event: EventHandle,
     in_use: bool,
 }
 
@@ -33,7 +33,7 @@ struct RingSlot {
 unsafe impl Send for CopyRing {}
 
 impl CopyRing {
-    pub fn new(driver: Arc<dyn Driver>, stream: Stream) -> CopyRing {
+    pub fn new(driver: Arc<dyn Driver>, stream: StreamHandle) -> CopyRing {
         CopyRing { driver, stream, slots: Vec::new() }
     }
 

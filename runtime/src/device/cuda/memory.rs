@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use reel_kernels::cuda::arena::Arena;
-use reel_kernels::cuda::driver::PhysicalMemory;
+use reel_kernels::cuda::driver::PhysicalMemoryHandle;
 use reel_kernels::cuda::{CudaError, Driver};
 
 /// The pool maps at least this many bytes at a time if the GPU has them, so small blocks do not need one driver call
@@ -17,7 +17,7 @@ pub(super) struct MemoryPool {
     base: u64,
     span: usize,
     arena: Arena,
-    backings: Vec<(u64, usize, PhysicalMemory)>,
+    backings: Vec<(u64, usize, PhysicalMemoryHandle)>,
 }
 
 impl MemoryPool {
@@ -45,10 +45,10 @@ impl MemoryPool {
     /// Maps physical memory to the next `bytes` bytes of the range. False if the GPU is out of memory.
     fn grow(&mut self, bytes: usize) -> bool {
         let Some(bytes) = bytes.checked_next_multiple_of(self.driver.granularity()) else { return false };
-        if bytes > self.span - self.arena.end() {
+        if bytes > self.span - self.arena.size_bytes() {
             return false;
         }
-        let at = self.base + self.arena.end() as u64;
+        let at = self.base + self.arena.size_bytes() as u64;
         // SAFETY: the range is reserved, and no memory is mapped to this part of it.
         match unsafe { self.driver.map_memory(at, bytes) } {
             Ok(backing) => {

@@ -12,8 +12,8 @@ mod timeline;
 
 use std::sync::{Mutex, MutexGuard, OnceLock};
 
-use reel_kernels::cuda::blas::{Blas, WORKSPACE};
-use reel_kernels::cuda::{Algorithms, CudaError, Gpu, GpuGraph};
+use reel_kernels::cuda::blas::{Blas, WORKSPACE_BYTES};
+use reel_kernels::cuda::{AlgorithmFingerprint, CudaError, Gpu, GpuGraph};
 use reel_kernels::elementwise::{self, CastParams};
 use reel_kernels::matmul::Matmul;
 use reel_kernels::{Addr, DType, Launch};
@@ -81,8 +81,9 @@ impl Cuda {
             return Ok(cublas);
         }
         let blas = self.gpu.driver().blas().map_err(device_error)?;
-        let workspace =
-            self.alloc(WORKSPACE).ok_or_else(|| device_error(CudaError::OutOfMemory { bytes: WORKSPACE }))?;
+        let workspace = self
+            .alloc(WORKSPACE_BYTES)
+            .ok_or_else(|| device_error(CudaError::OutOfMemory { bytes: WORKSPACE_BYTES }))?;
         Ok(self.cublas.get_or_init(|| Cublas { blas, workspace }))
     }
 
@@ -236,7 +237,7 @@ impl Backend for Cuda {
 
     fn measure_seconds(&self, f: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
         let mut result = Ok(());
-        let seconds = self.gpu.time(|| {
+        let seconds = self.gpu.time_seconds(|| {
             result = f();
             Ok(())
         });
@@ -270,7 +271,7 @@ impl Backend for Cuda {
 
     fn matmul_library(&self) -> Option<MatmulLibrary> {
         let blas = &self.cublas.get()?.blas;
-        let Algorithms { count, hash } = blas.algorithms();
+        let AlgorithmFingerprint { count, hash } = blas.algorithms();
         Some(MatmulLibrary { name: blas.version(), algorithms: count, hash: format!("{hash:016x}") })
     }
 
@@ -319,7 +320,7 @@ impl Backend for Cuda {
 
     fn prepare_capture(&self, launch: &Launch) -> Result<()> {
         match launch {
-            Launch::Kernel(kernel) => self.gpu.prepare(kernel.kernel, &kernel.params).map_err(device_error),
+            Launch::Kernel(kernel) => self.gpu.load_for_capture(kernel.kernel, &kernel.params).map_err(device_error),
             Launch::Matmul(product) => self.prepare_matmul(product),
         }
     }
@@ -356,7 +357,7 @@ impl Backend for Cuda {
             return Err(RuntimeError::Device("captured graph: it was destroyed; capture it again".into()));
         };
         // SAFETY: a captured graph owns the memory of its launches, or the owners of that memory.
-        unsafe { self.gpu.replay(recorded) }.map_err(device_error)
+        unsafe { self.gpu.launch_graph(recorded) }.map_err(device_error)
     }
 
     fn destroy_graph(&self, handle: u64) {

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use reel_kernels::cuda::driver::{Event, Stream};
+use reel_kernels::cuda::driver::{EventHandle, StreamHandle};
 use reel_kernels::cuda::{CudaError, Driver};
 
 /// Bytes of a staging slot for small copies.
@@ -21,12 +21,12 @@ const UPLOAD_SLOT_BYTES: usize = 4 << 20;
 /// A ring of pinned slots for the copies of one stream.
 struct StagingRing {
     driver: Arc<dyn Driver>,
-    stream: Stream,
+    stream: StreamHandle,
     /// One block of pinned memory for all slots.
     memory: *mut u8,
     size: usize,
     /// For each slot, the event that is recorded after the last copy that uses the slot.
-    events: Vec<Event>,
+    events: Vec<EventHandle>,
     /// For each slot, whether its event was ever recorded.
     used: Vec<bool>,
     current: usize,
@@ -38,7 +38,7 @@ struct StagingRing {
 unsafe impl Send for StagingRing {}
 
 impl StagingRing {
-    fn new(driver: Arc<dyn Driver>, stream: Stream, count: usize, size: usize) -> Result<StagingRing, CudaError> {
+    fn new(driver: Arc<dyn Driver>, stream: StreamHandle, count: usize, size: usize) -> Result<StagingRing, CudaError> {
         let memory = driver.alloc_host(count * size)?;
         let (events, used) = (Vec::new(), vec![false; count]);
         let mut slots = StagingRing { driver, stream, memory, size, events, used, current: 0, filled: 0 };
@@ -107,7 +107,7 @@ impl Drop for StagingRing {
 pub(super) struct Staging(StagingRing);
 
 impl Staging {
-    pub fn new(driver: Arc<dyn Driver>, stream: Stream) -> Result<Staging, CudaError> {
+    pub fn new(driver: Arc<dyn Driver>, stream: StreamHandle) -> Result<Staging, CudaError> {
         Ok(Staging(StagingRing::new(driver, stream, STAGING_SLOTS, STAGING_SLOT_BYTES)?))
     }
 
@@ -162,7 +162,7 @@ pub(super) struct ParallelUploader {
     driver: Arc<dyn Driver>,
     lanes: Vec<StagingRing>,
     /// The event by which the threads' streams and the device's stream wait for each other.
-    ready: Event,
+    ready: EventHandle,
 }
 
 impl ParallelUploader {
@@ -184,7 +184,7 @@ impl ParallelUploader {
     ///
     /// # Safety
     /// `to` must be live GPU memory with at least `from.len()` bytes.
-    pub unsafe fn copy_in(&mut self, to: u64, from: &[u8], stream: Stream) -> Result<(), CudaError> {
+    pub unsafe fn copy_in(&mut self, to: u64, from: &[u8], stream: StreamHandle) -> Result<(), CudaError> {
         let driver = &self.driver;
         // SAFETY: this value owns the event, and the device's stream is live.
         unsafe { driver.record(self.ready, stream)? }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use proptest::prelude::*;
-use reel_kernels::cuda::fake::Fake;
+use reel_kernels::cuda::fake::FakeDriver;
 use reel_kernels::elementwise::{self, AddParams, FillParams};
 use reel_kernels::matmul::Operand;
 use reel_kernels::{Arch, compile};
@@ -12,9 +12,9 @@ use super::*;
 use crate::device::{Buffer, Category, Device, MappedFile};
 use crate::tensor::Tensor;
 
-pub(super) fn device(memory: u64) -> (Fake, Device) {
-    let fake = Fake::new(Arch::H100, memory);
-    let gpu = Gpu::with(Arc::new(fake.clone())).unwrap();
+pub(super) fn device(memory: u64) -> (FakeDriver, Device) {
+    let fake = FakeDriver::new(Arch::H100, memory);
+    let gpu = Gpu::from_driver(Arc::new(fake.clone())).unwrap();
     let device = Device::on_gpu(gpu).unwrap();
     (fake, device)
 }

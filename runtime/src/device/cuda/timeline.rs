@@ -14,7 +14,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use reel_kernels::cuda::driver::{Event as CudaEvent, Stream};
+use reel_kernels::cuda::driver::{EventHandle as CudaEvent, StreamHandle};
 use reel_kernels::cuda::{CudaError, Driver};
 use reel_kernels::{Cost, Launch};
 
@@ -42,7 +42,7 @@ struct TimedPair {
 /// The profiled launches of one stream.
 pub(super) struct Timeline {
     driver: Arc<dyn Driver>,
-    stream: Stream,
+    stream: StreamHandle,
     /// An event that the GPU has reached, and its time by the host's clock.
     anchor: (CudaEvent, Instant),
     anchored_at: Instant,
@@ -56,7 +56,7 @@ impl Timeline {
     /// A timeline with at most `max_in_flight` (> 1) launches in flight. Waits once, for the anchor.
     pub fn new(
         driver: Arc<dyn Driver>,
-        stream: Stream,
+        stream: StreamHandle,
         max_in_flight: usize,
     ) -> std::result::Result<Timeline, CudaError> {
         let event = driver.event()?;

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use proptest::prelude::*;
-use reel_kernels::cuda::fake::Fake;
+use reel_kernels::cuda::fake::FakeDriver;
 use reel_kernels::elementwise::{self, AddParams, FillParams};
 use reel_kernels::{Arch, compile};
 
@@ -29,13 +29,13 @@ fn profiled_launches_do_not_make_the_host_wait() {
     let Some(()) = compile::for_test() else { return };
     let (fake, d) = device(1 << 20);
     let x = numbers(&d, &[4], &[1.0; 4]);
-    d.profiler().count(true);
+    d.profiler().collect_totals(true);
     for _ in 0..3 {
         d.launch(&fill(&x)).unwrap();
     }
     assert_eq!(fake.launches(), 0, "the host waited for a launch");
     // The profiler's mode at the time of the launch counts, not its mode when the launch's time becomes known.
-    d.profiler().count(false);
+    d.profiler().collect_totals(false);
     d.launch(&add(&x)).unwrap();
     let totals = d.profiler().totals().unwrap();
     assert_eq!(fake.launches(), 3, "only profiled launches are waited for");
@@ -55,7 +55,7 @@ fn reading_the_profile_reports_a_failed_launch() {
     let Some(()) = compile::for_test() else { return };
     let (_fake, d) = device(1 << 20);
     let x = numbers(&d, &[4], &[1.0; 4]);
-    d.profiler().record(true);
+    d.profiler().record_timeline(true);
     let params = FillParams { dst: x.addr(), count: 1 << 20, value: 7.0, reserved: 0 };
     d.launch(&elementwise::fill(DType::F32, &params)).unwrap();
     for e in [d.profiler().events().unwrap_err(), d.profiler().totals().unwrap_err()] {
@@ -67,7 +67,7 @@ fn reading_the_profile_reports_a_failed_launch() {
 fn refused_launch_leaves_times_of_the_others() {
     let (fake, d) = device(64 << 20);
     let (a, b, c) = (numbers(&d, &[2, 3], &[1.0; 6]), numbers(&d, &[2, 3], &[1.0; 6]), numbers(&d, &[2, 2], &[0.0; 4]));
-    d.profiler().record(true);
+    d.profiler().record_timeline(true);
     let good = Launch::Matmul(product(&a, &b, &c));
     // A product whose result has an address without memory, which the matrix library refuses.
     let bad = Launch::Matmul(Matmul { c: Addr(8), ..product(&a, &b, &c) });
@@ -86,8 +86,8 @@ proptest! {
     #[test]
     fn spans_follow_the_stream(pairs in 2usize..9, asked in prop::collection::vec((any::<bool>(), 0u8..6), 1..40)) {
         let Some(()) = compile::for_test() else { return Ok(()) };
-        let fake = Fake::new(Arch::A100, 16 << 20);
-        let gpu = Gpu::with(Arc::new(fake.clone())).unwrap();
+        let fake = FakeDriver::new(Arch::A100, 16 << 20);
+        let gpu = Gpu::from_driver(Arc::new(fake.clone())).unwrap();
         let (driver, stream) = (gpu.driver().clone(), gpu.stream());
         let device: Device = Device::on_gpu(gpu).unwrap();
         let x = Tensor::from_f32(&device, &[4], DType::F32, &[1.0; 4], Category::Inputs).unwrap();

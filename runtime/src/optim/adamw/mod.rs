@@ -124,7 +124,7 @@ impl AdamW {
     ///
     /// # Errors
     /// Out of memory.
-    pub fn clip(&self, device: &Device, grads: &Grads, max_norm: f32) -> Result<Tensor> {
+    pub fn norm_and_clip_factor(&self, device: &Device, grads: &Grads, max_norm: f32) -> Result<Tensor> {
         let counts: Vec<usize> = grads.iter().map(|(_, g)| reduce::parts(g.count())).collect();
         let total: usize = counts.iter().sum();
         // Each f64 partial sum takes two f32 elements.
@@ -149,7 +149,7 @@ impl AdamW {
     }
 
     /// Updates all parameters once. Each gradient is multiplied by the clipping factor in `clip` (see
-    /// [`Self::clip`]). `hyper` returns the hyperparameters of a parameter by its name.
+    /// [`Self::norm_and_clip_factor`]). `hyper` returns the hyperparameters of a parameter by its name.
     ///
     /// # Errors
     /// A launch fails.
@@ -203,7 +203,7 @@ impl AdamW {
     pub fn fingerprints(&self) -> Result<Vec<(&str, u64)>> {
         let Some((_, (first, _))) = self.parameters.first_key_value() else { return Ok(Vec::new()) };
         let device = first.device();
-        let counts: Vec<usize> = self.parameters.values().map(|(p, _)| fingerprint::sums(p.bytes())).collect();
+        let counts: Vec<usize> = self.parameters.values().map(|(p, _)| fingerprint::partial_sums(p.bytes())).collect();
         // Each u64 sum takes two i32 elements.
         let sums = Tensor::empty(device, &[counts.iter().sum(), 2], DType::I32, Category::Workspace)?;
         let mut at = 0;

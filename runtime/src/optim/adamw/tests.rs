@@ -41,7 +41,7 @@ fn run(device: &Device, dtype: DType, moments: Moments, seed: u64, n: usize, ste
         };
         let loss = ops::add(&cx, &terms(&parameters[0]), &terms(&parameters[1])).unwrap();
         cx.backward(&loss, 1.0, &mut grads).unwrap();
-        let clip = optimizer.clip(device, &grads, 1e9).unwrap();
+        let clip = optimizer.norm_and_clip_factor(device, &grads, 1e9).unwrap();
         optimizer.step(&grads, &clip, |_| HYPER).unwrap();
     }
     let weights = parameters.iter().flat_map(|p| p.to_f32().unwrap()).collect();

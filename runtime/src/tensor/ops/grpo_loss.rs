@@ -59,7 +59,8 @@ pub fn grpo_loss(cx: &Cx, log_probs: &Tensor, inputs: &GrpoInputs) -> Result<(Te
         want_shape(OP, what, x, &[tokens], "one for each token of the completions")?;
     }
     let address = |x: &Option<Tensor>| x.as_ref().map_or(Addr::NULL, Tensor::addr);
-    let (gradient, stats) = (cx.empty(&[tokens], DType::F32)?, cx.empty(&[n, kernel::STATS], DType::F32)?);
+    let (gradient, stats) =
+        (cx.empty(&[tokens], DType::F32)?, cx.empty(&[n, kernel::STATS_PER_COMPLETION], DType::F32)?);
     let params = kernel::Params {
         log_prob: log_probs.addr(),
         old: address(&inputs.old_log_probs),
@@ -80,13 +81,14 @@ pub fn grpo_loss(cx: &Cx, log_probs: &Tensor, inputs: &GrpoInputs) -> Result<(Te
     cx.launch(&kernel::loss(tokens, &params))?;
     // The loss is the sum of the first column of the statistics.
     let first: Vec<f32> = [1.0, 0.0, 0.0, 0.0].repeat(n);
-    let column = Tensor::from_f32(cx.device(), &[n, kernel::STATS], DType::F32, &first, crate::Category::Inputs)?;
+    let column =
+        Tensor::from_f32(cx.device(), &[n, kernel::STATS_PER_COMPLETION], DType::F32, &first, crate::Category::Inputs)?;
     let loss = cx.empty(&[1], DType::F32)?;
     let sum = reduce::WeightedSumParams {
         x: stats.addr(),
         w: column.addr(),
         out: loss.addr(),
-        n: (n * kernel::STATS) as u64,
+        n: (n * kernel::STATS_PER_COMPLETION) as u64,
     };
     cx.launch(&reduce::weighted_sum(&sum))?;
     let kept = log_probs.clone();

@@ -33,7 +33,7 @@ pub use embedding::{embedding, embedding_with};
 pub use grpo_loss::{GrpoInputs, grpo_loss};
 pub use linear::{Lora, linear, lora_linear, matmul};
 pub use linear_log_prob::{
-    LmHeadBackend, linear_log_prob, linear_log_prob_by, linear_log_prob_with_entropy, lm_head_backend, logit_rows,
+    LmHeadBackend, linear_log_prob, linear_log_prob_by, linear_log_prob_with_entropy, lm_head_backend, max_logit_rows,
 };
 pub use loss::{log_prob, weighted_sum};
 pub use norm::{patch_merge, rms_norm, rms_norm_add, rms_norm_branch};

@@ -87,7 +87,7 @@ impl DeviceFrames {
 
     /// The number of patches.
     pub fn patch_count(&self) -> usize {
-        self.pixels.patches()
+        self.pixels.patch_count()
     }
 }
 
@@ -97,10 +97,10 @@ impl DeviceFrames {
 /// # Errors
 /// Shapes that do not match; out of memory.
 pub fn patch_embedding(cx: &Cx, frames: &[DeviceFrames], w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
-    let row = frames.first().map_or(0, |f| f.pixels.row());
+    let row = frames.first().map_or(0, |f| f.pixels.patch_len());
     let embed = w.shape().first().copied().unwrap_or(0);
     want_shape(OP, "weight", w, &[embed, row], "the elements of a patch")?;
-    if frames.iter().any(|f| f.pixels.row() != row) {
+    if frames.iter().any(|f| f.pixels.patch_len() != row) {
         return Err(shape_error(OP, "frames are cut into patches of different sizes"));
     }
     let dtype = cx.dtype();
@@ -169,7 +169,7 @@ fn cut(cx: &Cx, frames: &[DeviceFrames], row: usize) -> Result<Tensor> {
     let all = cx.empty(&[n, row], cx.dtype())?;
     for (f, start) in frames.iter().zip(starts(frames)) {
         let to = all.rows(start, f.patch_count())?;
-        cx.launch(&patches::cut(cx.dtype(), &f.pixels.cut(f.levels.addr(), to.addr())))?;
+        cx.launch(&patches::cut(cx.dtype(), &f.pixels.patch_params(f.levels.addr(), to.addr())))?;
     }
     Ok(all)
 }

@@ -307,7 +307,7 @@ pub fn sample(
         tops: size(OP, tops.map_or(0, |t| t.0.shape()[1]))?,
     };
     // The CPU kernel allocates its working copy itself.
-    let bytes = if cx.device().kernels() == Kernels::Cpu { 0 } else { kernel::workspace(&params) };
+    let bytes = if cx.device().kernels() == Kernels::Cpu { 0 } else { kernel::workspace_bytes(&params) };
     let workspace = match bytes {
         0 => None,
         bytes => Some(Tensor::empty(cx.device(), &[bytes / 4], DType::F32, Category::Workspace)?),

@@ -2,13 +2,13 @@
 
 use super::{Random, regs};
 use crate::alu::{OperandSlots, decode};
-use crate::regs::{Registers, Row};
+use crate::regs::{RegisterRow, Registers};
 
 /// Runs instructions, each with the indices of its registers, on 32-bit registers of one warp; predicate 0 is the
 /// carry flag.
 fn sequence(program: &[(&str, u32, &[u32])], rows: &[[u32; 32]]) -> Registers {
     let mut r = Registers {
-        rows: rows.iter().map(|x| Row(*x)).collect(),
+        rows: rows.iter().map(|x| RegisterRow(*x)).collect(),
         undefined: vec![0; rows.len()],
         predicates: vec![0x1234_5678; 2],
         undefined_predicates: vec![0; 2],

@@ -3,7 +3,7 @@
 use super::{check, check_with, low_s32, number, regs};
 use crate::alu::{OperandSlots, decode};
 use crate::ptx::ast::Operand;
-use crate::regs::{Registers, Row};
+use crate::regs::{RegisterRow, Registers};
 
 #[test]
 fn setp_combines_with_a_predicate_and_writes_both_destinations() {
@@ -141,7 +141,7 @@ fn selection_is_undefined_only_where_the_selected_source_is() {
     for (opcode, chooser) in [("selp.b32", None), ("slct.b32.s32", Some(()))] {
         let (op, _) = decode(opcode, &regs(4), &[]).expect(opcode);
         let mut r = Registers {
-            rows: vec![Row([0; 32]); 4],
+            rows: vec![RegisterRow([0; 32]); 4],
             undefined: vec![0, 0b0110, 0b1100, 0],
             predicates: vec![0, 0, 0, 0b1010],
             undefined_predicates: vec![0; 4],

@@ -2,7 +2,7 @@
 
 use super::{regs, run};
 use crate::alu::{OperandSlots, decode};
-use crate::regs::{Registers, Row};
+use crate::regs::{RegisterRow, Registers};
 
 /// Returns the result of an instruction whose sources are equal in every lane.
 fn result(opcode: &str, sources: &[u64]) -> u64 {
@@ -60,7 +60,7 @@ fn results_that_round_up_to_the_smallest_normal_number_are_kept() {
 fn borrow_clears_the_carry_flag() {
     let sequence = |first: &str, second: &str, rows: [u32; 4]| {
         let mut r = Registers {
-            rows: rows.iter().chain(&[0, 0]).map(|x| Row([*x; 32])).collect(),
+            rows: rows.iter().chain(&[0, 0]).map(|x| RegisterRow([*x; 32])).collect(),
             undefined: vec![0; 6],
             predicates: vec![0; 1],
             undefined_predicates: vec![0; 1],

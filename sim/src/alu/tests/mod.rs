@@ -13,7 +13,7 @@ mod special;
 
 use super::{OperandSlots, RegisterClass, decode};
 use crate::ptx::ast::{Operand, RegisterDecl};
-use crate::regs::{Registers, Row};
+use crate::regs::{RegisterRow, Registers};
 
 /// A xorshift64* generator of random test data.
 pub struct Random(pub u64);
@@ -63,7 +63,7 @@ pub fn run(
 ) -> RunResult {
     let (op, wants) = decode(opcode, operands, registers).unwrap_or_else(|| panic!("{opcode} is unknown"));
     let empty = Registers {
-        rows: vec![Row([0x5555_5555; 32]); 64],
+        rows: vec![RegisterRow([0x5555_5555; 32]); 64],
         undefined: vec![0; 64],
         predicates: vec![0x5555_5555; 16],
         undefined_predicates: vec![0; 16],

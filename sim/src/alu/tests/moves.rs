@@ -3,7 +3,7 @@
 use super::{Random, check_with, regs};
 use crate::alu::{OperandSlots, decode};
 use crate::ptx::ast::Operand;
-use crate::regs::{Registers, Row};
+use crate::regs::{RegisterRow, Registers};
 
 #[test]
 fn vectors_are_packed_and_unpacked_with_the_first_lowest() {
@@ -20,7 +20,7 @@ fn vectors_are_packed_and_unpacked_with_the_first_lowest() {
         });
     }
     // Packs two 64-bit registers into a 128-bit register and unpacks them.
-    let mut r = Registers { rows: vec![Row([0; 32]); 12], undefined: vec![0; 12], ..Registers::default() };
+    let mut r = Registers { rows: vec![RegisterRow([0; 32]); 12], undefined: vec![0; 12], ..Registers::default() };
     for (slot, salt) in [(0, 3u64), (2, 5)] {
         r.set64(slot, &std::array::from_fn(|i| (i as u64 + salt) << 40 | salt), u32::MAX);
     }

@@ -3,7 +3,7 @@
 use super::{Random, regs};
 use crate::alu::{OperandSlots, decode};
 use crate::ptx::ast::Operand;
-use crate::regs::{Registers, Row};
+use crate::regs::{RegisterRow, Registers};
 
 #[test]
 fn random_opcodes_never_panic() {
@@ -40,7 +40,7 @@ fn random_opcodes_never_panic() {
         known += 1;
         assert!(wants.dst.len() <= 4 && wants.src.len() <= 5);
         let mut r = Registers {
-            rows: (0..16).map(|_| Row(std::array::from_fn(|_| random.edge_case() as u32))).collect(),
+            rows: (0..16).map(|_| RegisterRow(std::array::from_fn(|_| random.edge_case() as u32))).collect(),
             undefined: vec![0; 16],
             predicates: vec![random.next() as u32; 16],
             undefined_predicates: vec![0; 16],

@@ -246,7 +246,7 @@ fn check_lanes(
 ) {
     let pc = cx.pc;
     memory.check_shadow(cx, group.location, access, 0, |shadow, warp, order, found| {
-        shadow.async_lanes(access, op, warp, group.lanes, &group.offsets, size, pc, order, found);
+        shadow.check_cp_async(access, op, warp, group.lanes, &group.offsets, size, pc, order, found);
     });
 }
 

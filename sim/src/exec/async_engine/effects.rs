@@ -81,7 +81,7 @@ fn move_box(buffers: &SimMemory, load: &BoxLoad, shared: &mut [u8]) {
             None => target.iter_mut().enumerate().for_each(|(i, byte)| *byte = fill[i % 16]),
             Some(address) => {
                 if buffer.is_none_or(|b| address.wrapping_sub(b.base) >= b.data.len() as u64) {
-                    buffer = buffers.find(address).map(|index| buffers.get(index));
+                    buffer = buffers.buffer_index(address).map(|index| buffers.buffer(index));
                 }
                 let Some(source) = buffer else { return };
                 let from = (address - source.base) as usize;

@@ -18,7 +18,9 @@ pub fn locate_mbarrier(
     address: u64,
 ) -> Option<MbarrierLocation> {
     let shared = match window {
-        AddressWindow::Generic if layout::window(address) == Some(AddressWindow::Shared) => address - layout::SHARED,
+        AddressWindow::Generic if layout::state_space_of(address) == Some(AddressWindow::Shared) => {
+            address - layout::SHARED_BASE
+        }
         AddressWindow::Generic => {
             cx.report(FindingKind::OutOfBounds, lane, || {
                 format!("the mbarrier address {address:#x} is outside of shared memory")

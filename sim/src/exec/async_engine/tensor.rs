@@ -185,7 +185,7 @@ fn store_pieces(
     copy.for_each_run(|run| {
         let Some(address) = run.global else { return };
         let Some(index) = memory.find_buffer(address) else { return };
-        let to_offset = address - memory.buffers.get(index).base;
+        let to_offset = address - memory.buffers.buffer(index).base;
         let from = Some((location, base + (run.shared - start) as u64));
         pieces.push(CopyPiece { to: MemoryLocation::Global(index), to_offset, from, bytes: run.bytes });
     });
@@ -200,9 +200,9 @@ fn tensor_map_at(cx: &mut InstructionContext, memory: &mut MemorySystem, lane: u
         });
         return None;
     }
-    let bytes: Option<Vec<u8>> = match layout::window(address) {
+    let bytes: Option<Vec<u8>> = match layout::state_space_of(address) {
         Some(AddressWindow::KernelParam) => {
-            let from = (address - layout::PARAM) as usize;
+            let from = (address - layout::PARAM_BASE) as usize;
             cx.grid.context.launch.params.get(from..from + 128).map(|b| b.to_vec())
         }
         Some(AddressWindow::Local) => None,

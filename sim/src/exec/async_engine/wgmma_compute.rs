@@ -79,7 +79,7 @@ impl AsyncEngine {
                 }
                 if issued.mask == u32::MAX {
                     let registers: &mut [Lanes] = bytemuck::cast_slice_mut(&mut regs.rows);
-                    w.op.run_in(&tiles, quarter as usize, issued.scale_d, registers, &w.d);
+                    w.op.run_on_slots(&tiles, quarter as usize, issued.scale_d, registers, &w.d);
                 } else {
                     sums.resize(w.d.len(), [0; 32]);
                     sums.iter_mut().zip(&w.d).for_each(|(sum, &s)| *sum = regs.get(s));

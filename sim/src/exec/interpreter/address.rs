@@ -14,9 +14,9 @@ pub fn cvta(
     from_generic: bool,
 ) -> NextAction {
     let base = match window {
-        AddressWindow::Shared | AddressWindow::SharedCluster => layout::SHARED,
-        AddressWindow::Local => layout::LOCAL,
-        AddressWindow::KernelParam | AddressWindow::FrameParam => layout::PARAM,
+        AddressWindow::Shared | AddressWindow::SharedCluster => layout::SHARED_BASE,
+        AddressWindow::Local => layout::LOCAL_BASE,
+        AddressWindow::KernelParam | AddressWindow::FrameParam => layout::PARAM_BASE,
         _ => 0,
     };
     let mask = cx.mask;
@@ -39,7 +39,7 @@ pub fn isspacep(cx: &mut InstructionContext, dst: u32, src: u32, window: Address
     let (rank, mask) = (cx.block().rank, cx.mask);
     let addresses = cx.regs().get64(src);
     let inside = |l: usize| {
-        let found = layout::window(addresses[l]).unwrap_or(AddressWindow::Global);
+        let found = layout::state_space_of(addresses[l]).unwrap_or(AddressWindow::Global);
         let own = || layout::split_cluster_address(addresses[l] as u32).0.is_none_or(|r| r == rank);
         match window {
             AddressWindow::SharedCluster => found == AddressWindow::Shared,
@@ -58,7 +58,7 @@ pub fn mapa(cx: &mut InstructionContext, (dst, src): (u32, u32), rank: u32, wide
     let ranks = regs.get(rank);
     if wide {
         let a = regs.get64(src);
-        let base = if generic { layout::SHARED } else { 0 };
+        let base = if generic { layout::SHARED_BASE } else { 0 };
         let mapped = |l: usize| base + layout::cluster_address(a[l] as u32, ranks[l]) as u64;
         cx.set_register64(dst, &std::array::from_fn(mapped));
     } else {

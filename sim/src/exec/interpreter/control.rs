@@ -118,7 +118,7 @@ fn indirect_target(cx: &mut InstructionContext, slot: u32) -> Result<u32, NextAc
 /// Returns the index of the function at `address` in the kernel's list of functions.
 fn function_at(cx: &InstructionContext, address: u64) -> Option<u32> {
     let context = &cx.grid.context;
-    let index = address.checked_sub(layout::FUNCTION + 16)? / 16;
+    let index = address.checked_sub(layout::FUNCTION_BASE + 16)? / 16;
     let name = &context.program.module.functions.get(index as usize)?.name;
     context.kernel.functions.iter().position(|f| f.name == *name).map(|i| i as u32)
 }

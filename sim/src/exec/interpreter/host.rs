@@ -27,9 +27,9 @@ pub fn vprintf(cx: &mut InstructionContext, memory: &MemorySystem, call: &Call) 
     for lane in lanes_of(cx.mask) {
         let format = memory.string_at(argument(cx, call, 0, lane));
         let args = argument(cx, call, 1, lane);
-        let offset = args.wrapping_sub(layout::LOCAL) as usize;
+        let offset = args.wrapping_sub(layout::LOCAL_BASE) as usize;
         let (size, l) = (cx.warp.local_size as usize, lane as usize);
-        let bytes: &[u8] = if layout::window(args).is_some() && offset < size {
+        let bytes: &[u8] = if layout::state_space_of(args).is_some() && offset < size {
             &cx.warp.local[l * size + offset..(l + 1) * size]
         } else {
             &[]

@@ -95,7 +95,7 @@ pub fn wmma_mma(cx: &mut InstructionContext, m: &Wmma) -> NextAction {
     let undefined = undefined_registers(regs, m.a.iter().chain(&m.b).chain(&m.c)) & mask;
     if !count_only {
         let rows = m.op.rows_per_register();
-        let [a, b, c, _] = m.op.fragments.map(|f| f.distinct());
+        let [a, b, c, _] = m.op.fragments.map(|f| f.distinct_registers());
         let [a, b, c] = [&m.a[..a], &m.b[..b], &m.c[..c]].map(|slots| register_rows(regs, slots, rows));
         let d = m.op.run(&a, &b, &c);
         for (d, &slot) in d.chunks_exact(rows).zip(&m.d) {

@@ -52,7 +52,7 @@ impl MemorySystem {
     ) {
         let pc = cx.pc;
         self.check_shadow(cx, group.location, access, same_value, |shadow, warp, order, found| {
-            shadow.access(access, warp, group.lanes, &group.offsets, bytes, strength, pc, order, found);
+            shadow.check_access(access, warp, group.lanes, &group.offsets, bytes, strength, pc, order, found);
         });
     }
 
@@ -72,7 +72,7 @@ impl MemorySystem {
         let pc = cx.pc;
         let access = if write.is_some() { AccessKind::Write } else { AccessKind::Read };
         self.check_shadow(cx, location, access, 0, |shadow, warp, order, found| {
-            shadow.async_runs(runs, op, warp, lane, write, pc, order, found);
+            shadow.check_async_ranges(runs, op, warp, lane, write, pc, order, found);
         });
     }
 
@@ -95,7 +95,7 @@ impl MemorySystem {
         let order = CheckContext { ops: &self.ops, clusters: &self.clusters };
         let offsets = [(at.address - SHARED_START) as u64; 32];
         let warp = &cx.warp.order;
-        block.shadow.access(access, warp, 1 << lane, &offsets, 8, strength, cx.pc, &order, &mut found);
+        block.shadow.check_access(access, warp, 1 << lane, &offsets, 8, strength, cx.pc, &order, &mut found);
         if let Some(conflict) = found.first() {
             let other = conflict.earlier.1;
             let (site, line) = (cx.site(lane), cx.grid.context.line(other));
@@ -123,7 +123,7 @@ impl MemorySystem {
         let scratch = cx.grid.context.kernel.group_scratch.filter(|_| matches!(location, MemoryLocation::Shared(_)));
         for conflict in found {
             let address = match location {
-                MemoryLocation::Global(index) => self.buffers.get(index).base + conflict.offset,
+                MemoryLocation::Global(index) => self.buffers.buffer(index).base + conflict.offset,
                 MemoryLocation::Shared(_) => conflict.offset + SHARED_START as u64,
             };
             if scratch.is_some_and(|(start, end)| (start as u64..end as u64).contains(&address)) {
@@ -191,7 +191,7 @@ impl MemorySystem {
     pub(super) fn sync_key(&self, cx: &InstructionContext, group: &LaneGroup, lane: u32) -> u64 {
         let offset = group.offsets[lane as usize];
         match group.location {
-            MemoryLocation::Global(index) => self.buffers.get(index).base + offset,
+            MemoryLocation::Global(index) => self.buffers.buffer(index).base + offset,
             MemoryLocation::Shared(slot) => {
                 let block = cx.grid.blocks.get(slot).map_or(cx.warp.order.block(), |block| block.index);
                 1 << 63 | (block as u64) << 32 | offset
@@ -207,7 +207,7 @@ fn shadow_of<'m>(
     location: MemoryLocation,
 ) -> Option<&'m mut ShadowMemory> {
     match location {
-        MemoryLocation::Global(index) => Some(&mut buffers.get_mut(index).shadow),
+        MemoryLocation::Global(index) => Some(&mut buffers.buffer_mut(index).shadow),
         MemoryLocation::Shared(slot) => blocks.get_mut(slot).map(|block| &mut block.shadow),
     }
 }

@@ -50,13 +50,13 @@ impl MemorySystem {
 
     /// Executes a generic load in lanes whose address lies in local memory or in the kernel's parameters.
     fn load_elsewhere(&mut self, cx: &mut InstructionContext, t: &LoadStore, at: &[u64; 32], lanes: u32) {
-        let local = lanes_where(lanes, |l| layout::window(at[l]) == Some(AddressWindow::Local));
+        let local = lanes_where(lanes, |l| layout::state_space_of(at[l]) == Some(AddressWindow::Local));
         if local != 0 {
-            self.load_local(cx, t, at, layout::LOCAL, local);
+            self.load_local(cx, t, at, layout::LOCAL_BASE, local);
         }
-        let param = lanes_where(lanes, |l| layout::window(at[l]) == Some(AddressWindow::KernelParam));
+        let param = lanes_where(lanes, |l| layout::state_space_of(at[l]) == Some(AddressWindow::KernelParam));
         if param != 0 {
-            load_param(cx, t, at, layout::PARAM, param);
+            load_param(cx, t, at, layout::PARAM_BASE, param);
         }
     }
 }

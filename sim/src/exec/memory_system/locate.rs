@@ -38,7 +38,7 @@ impl MemorySystem {
             let lane = left.trailing_zeros();
             let window = match request.window {
                 AddressWindow::Generic => {
-                    layout::window(request.addresses[lane as usize]).unwrap_or(AddressWindow::Global)
+                    layout::state_space_of(request.addresses[lane as usize]).unwrap_or(AddressWindow::Global)
                 }
                 window => window,
             };
@@ -47,7 +47,7 @@ impl MemorySystem {
                     self.locate_global(cx, &request, &mut left, groups);
                 }
                 AddressWindow::Shared | AddressWindow::SharedCluster => {
-                    let base = if request.window == AddressWindow::Generic { layout::SHARED } else { 0 };
+                    let base = if request.window == AddressWindow::Generic { layout::SHARED_BASE } else { 0 };
                     self.locate_shared(cx, &request, base, &mut left, groups);
                 }
                 _ => {
@@ -78,7 +78,7 @@ impl MemorySystem {
             });
             return;
         };
-        let buffer = self.buffers.get(index);
+        let buffer = self.buffers.buffer(index);
         let (base, len) = (buffer.base, buffer.data.len() as u64);
         let location = MemoryLocation::Global(index);
         if *left == u32::MAX
@@ -186,7 +186,9 @@ impl MemorySystem {
                     group.offsets[lane as usize] = offset;
                     continue;
                 }
-            } else if layout::window(addresses[lane as usize]) != Some(AddressWindow::Shared) && window_base != 0 {
+            } else if layout::state_space_of(addresses[lane as usize]) != Some(AddressWindow::Shared)
+                && window_base != 0
+            {
                 continue;
             }
             *left &= !(1 << lane);
@@ -217,7 +219,7 @@ impl MemorySystem {
         let group = groups.first()?;
         let offset = group.offsets[lane as usize];
         let len = match group.location {
-            MemoryLocation::Global(index) => self.buffers.get(index).data.len() as u64,
+            MemoryLocation::Global(index) => self.buffers.buffer(index).data.len() as u64,
             MemoryLocation::Shared(_) => cx.block().shared.len() as u64,
         };
         if offset + bytes > len {
@@ -240,7 +242,7 @@ impl MemorySystem {
         bytes: u64,
     ) -> Option<(MemoryLocation, u64)> {
         if self.buffers.holds(self.last_buffer, address) {
-            let buffer = self.buffers.get(self.last_buffer);
+            let buffer = self.buffers.buffer(self.last_buffer);
             let offset = address - buffer.base;
             if offset + bytes <= buffer.data.len() as u64 {
                 return Some((MemoryLocation::Global(self.last_buffer), offset));
@@ -252,7 +254,7 @@ impl MemorySystem {
     /// Returns the index of the buffer that holds an address. Looks into the buffer accessed last first.
     pub fn find_buffer(&mut self, address: u64) -> Option<usize> {
         if !self.buffers.holds(self.last_buffer, address) {
-            self.last_buffer = self.buffers.find(address)?;
+            self.last_buffer = self.buffers.buffer_index(address)?;
         }
         Some(self.last_buffer)
     }
@@ -265,13 +267,13 @@ impl MemorySystem {
         for lane in lanes_of(request.lanes) {
             let address = request.addresses[lane as usize];
             let generic = request.window == AddressWindow::Generic;
-            let window = if generic { layout::window(address) } else { Some(request.window) };
+            let window = if generic { layout::state_space_of(address) } else { Some(request.window) };
             let (base, len, shadow) = if window == Some(AddressWindow::Shared) {
                 let block = cx.block_mut();
-                let base = layout::SHARED_START as u64 + if generic { layout::SHARED } else { 0 };
+                let base = layout::SHARED_START as u64 + if generic { layout::SHARED_BASE } else { 0 };
                 (base, block.shared.len() as u64, &mut block.shadow)
-            } else if let Some(index) = self.buffers.find(address) {
-                let buffer = self.buffers.get_mut(index);
+            } else if let Some(index) = self.buffers.buffer_index(address) {
+                let buffer = self.buffers.buffer_mut(index);
                 (buffer.base, buffer.data.len() as u64, &mut buffer.shadow)
             } else {
                 continue;

@@ -115,7 +115,7 @@ impl MemorySystem {
             return false;
         }
         let lanes = u32::MAX >> (32 - rows);
-        let (passes, least) = counters::wavefronts(&offsets, lanes, 16);
+        let (passes, least) = counters::count_wavefronts(&offsets, lanes, 16);
         let counts = cx.grid.reporter.counts(pc);
         counts.shared_bytes += 16 * rows as u64;
         counts.wavefronts += passes;
@@ -140,7 +140,7 @@ impl MemorySystem {
             for (row, &from) in rows.iter_mut().zip(offsets) {
                 row.copy_from_slice(&shared[from as usize..from as usize + 16]);
             }
-            ldmatrix::arrange(matrix, t.trans);
+            ldmatrix::rows_to_fragment(matrix, t.trans);
             regs.undefined[slot as usize] = 0;
         }
         true

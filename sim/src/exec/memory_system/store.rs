@@ -72,7 +72,7 @@ impl MemorySystem {
     /// Returns whether kernels may write to a location.
     pub(super) fn is_writable(&self, location: MemoryLocation) -> bool {
         match location {
-            MemoryLocation::Global(index) => self.buffers.get(index).writable,
+            MemoryLocation::Global(index) => self.buffers.buffer(index).writable,
             MemoryLocation::Shared(_) => true,
         }
     }
@@ -86,9 +86,9 @@ impl MemorySystem {
         lanes: u32,
         undefined_data: u32,
     ) {
-        let local = lanes_where(lanes, |l| layout::window(at[l]) == Some(AddressWindow::Local));
+        let local = lanes_where(lanes, |l| layout::state_space_of(at[l]) == Some(AddressWindow::Local));
         if local != 0 {
-            self.store_local(cx, t, at, layout::LOCAL, local, undefined_data);
+            self.store_local(cx, t, at, layout::LOCAL_BASE, local, undefined_data);
         }
         if lanes & !local != 0 {
             cx.report(FindingKind::OutOfBounds, (lanes & !local).trailing_zeros(), || {

@@ -53,7 +53,7 @@ impl MemorySystem {
     /// Returns the bytes of a location; an empty slice if it is the shared memory of a block that has ended.
     pub fn location_bytes<'m>(&'m self, blocks: &'m BlockTable, location: MemoryLocation) -> &'m [u8] {
         match location {
-            MemoryLocation::Global(index) => &self.buffers.get(index).data,
+            MemoryLocation::Global(index) => &self.buffers.buffer(index).data,
             MemoryLocation::Shared(slot) => blocks.get(slot).map_or(&[], |block| &block.shared),
         }
     }
@@ -62,7 +62,7 @@ impl MemorySystem {
     /// ended.
     pub fn location_bytes_mut<'m>(&'m mut self, blocks: &'m mut BlockTable, location: MemoryLocation) -> &'m mut [u8] {
         match location {
-            MemoryLocation::Global(index) => &mut self.buffers.get_mut(index).data,
+            MemoryLocation::Global(index) => &mut self.buffers.buffer_mut(index).data,
             MemoryLocation::Shared(slot) => blocks.get_mut(slot).map_or(&mut [], |block| &mut block.shared),
         }
     }
@@ -91,8 +91,8 @@ impl MemorySystem {
     /// Returns the C string at an address in global memory.
     pub fn string_at(&self, address: u64) -> String {
         let mut out = Vec::new();
-        if let Some(index) = self.buffers.find(address) {
-            let buffer = self.buffers.get(index);
+        if let Some(index) = self.buffers.buffer_index(address) {
+            let buffer = self.buffers.buffer(index);
             out.extend(buffer.data[(address - buffer.base) as usize..].iter().take_while(|&&byte| byte != 0));
         }
         String::from_utf8_lossy(&out).into_owned()
@@ -104,14 +104,14 @@ impl MemorySystem {
         let asked = lanes.count_ones() as u64 * bytes as u64;
         match group.location {
             MemoryLocation::Global(index) => {
-                let base = self.buffers.get(index).base;
+                let base = self.buffers.buffer(index).base;
                 let sectors = if group.consecutive {
                     let first = base + group.offsets[0];
                     (first + asked - 1) / 32 - first / 32 + 1
                 } else {
                     crate::simd::dispatch(
                         #[inline(always)]
-                        || counters::sectors(&group.offsets.map(|o| o.wrapping_add(base)), lanes, bytes),
+                        || counters::count_sectors(&group.offsets.map(|o| o.wrapping_add(base)), lanes, bytes),
                     )
                 };
                 if write {
@@ -127,7 +127,7 @@ impl MemorySystem {
                 } else {
                     crate::simd::dispatch(
                         #[inline(always)]
-                        || counters::wavefronts(&group.offsets.map(|o| o as u32), lanes, bytes),
+                        || counters::count_wavefronts(&group.offsets.map(|o| o as u32), lanes, bytes),
                     )
                 };
                 counts.shared_bytes += asked;

@@ -41,7 +41,7 @@ impl MemorySystem {
             }
             return NextAction::Next;
         }
-        for register in 0..form.distinct() {
+        for register in 0..form.distinct_registers() {
             let addresses_of = |element: usize| -> [u64; 32] {
                 std::array::from_fn(|l| {
                     let (row, column) = form.element_position(register, element, l);
@@ -58,7 +58,9 @@ impl MemorySystem {
         }
         if !t.store {
             // The remaining registers of the matrix fragment hold copies of its distinct registers.
-            for (&to, &from) in t.regs[form.distinct()..].iter().zip(t.regs[..form.distinct()].iter().cycle()) {
+            for (&to, &from) in
+                t.regs[form.distinct_registers()..].iter().zip(t.regs[..form.distinct_registers()].iter().cycle())
+            {
                 let value = cx.regs().get(from);
                 cx.set_register(to, &value);
             }

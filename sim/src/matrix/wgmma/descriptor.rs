@@ -145,7 +145,7 @@ impl SharedOperand {
     pub fn new(bits: u64, mn_major: bool, extent: u32) -> Result<Self, DescriptorError> {
         let descriptor = Descriptor::decode(bits)?;
         let start = descriptor.start;
-        if let Some(span) = descriptor.swizzle.span() {
+        if let Some(span) = descriptor.swizzle.span_bytes() {
             let row = start / span % 8;
             if row != 0 {
                 return Err(DescriptorError::Pattern { start, row, span, pattern: 8 * span });
@@ -173,7 +173,7 @@ impl SharedOperand {
     /// 1 along k. MN-major: `line` is k in 0..16, and `unit` counts groups of eight elements along m or n.
     #[inline(always)]
     pub fn unit_address(&self, line: u32, unit: u32) -> u32 {
-        let pitch = self.descriptor.swizzle.span().unwrap_or(16);
+        let pitch = self.descriptor.swizzle.span_bytes().unwrap_or(16);
         self.descriptor.swizzle.swizzled_address(self.eight(line / 8, unit) + line % 8 * pitch)
     }
 
@@ -182,7 +182,7 @@ impl SharedOperand {
     fn eight(&self, eight: u32, unit: u32) -> u32 {
         let Descriptor { start, leading, stride, swizzle } = self.descriptor;
         start
-            + match (swizzle.span(), self.mn_major) {
+            + match (swizzle.span_bytes(), self.mn_major) {
                 (Some(_), false) => eight * stride + 16 * unit,
                 (None, false) => eight * stride + unit * leading,
                 (Some(span), true) => 16 * (unit % (span / 16)) + unit / (span / 16) * leading + eight * stride,
@@ -194,7 +194,7 @@ impl SharedOperand {
     #[inline(always)]
     pub fn unit_addresses(&self, line: u32, unit: u32) -> [u32; 8] {
         let (swizzle, first) = (self.descriptor.swizzle, self.eight(line / 8, unit));
-        let pitch = swizzle.span().unwrap_or(16);
+        let pitch = swizzle.span_bytes().unwrap_or(16);
         std::array::from_fn(
             #[inline(always)]
             |i| swizzle.swizzled_address(first + i as u32 * pitch),
@@ -215,7 +215,7 @@ impl SharedOperand {
                 (at, bytes) = (address, length);
             }
         };
-        match (self.descriptor.swizzle.span(), self.mn_major) {
+        match (self.descriptor.swizzle.span_bytes(), self.mn_major) {
             (Some(_), false) => {
                 for line in 0..self.extent {
                     let (a, b) = (self.unit_address(line, 0), self.unit_address(line, 1));

@@ -149,11 +149,11 @@ impl WgmmaOp {
     /// `scale_d`, computes D = ±A·B and does not read the old D.
     pub fn run(&self, tiles: &WgmmaTiles, warp: usize, scale_d: bool, d: &mut [Lanes]) {
         let slots: [u32; MAX_N / 2] = std::array::from_fn(|i| i as u32);
-        self.run_in(tiles, warp, scale_d, d, &slots);
+        self.run_on_slots(tiles, warp, scale_d, d, &slots);
     }
 
     /// Does the same as [`Self::run`], with D in `registers` at the indices `slots`.
-    pub fn run_in(&self, tiles: &WgmmaTiles, warp: usize, scale_d: bool, registers: &mut [Lanes], slots: &[u32]) {
+    pub fn run_on_slots(&self, tiles: &WgmmaTiles, warp: usize, scale_d: bool, registers: &mut [Lanes], slots: &[u32]) {
         let slots = &slots[..self.d_registers()];
         dispatch(ProductKernel { op: self, tiles, warp, scale_d, registers, slots });
     }
@@ -270,7 +270,7 @@ impl<F: Fn(u32) -> [u8; 16]> VectorKernel for ReadB<'_, F> {
     }
 }
 
-/// The arguments of [`WgmmaOp::run_in`], as a [`VectorKernel`].
+/// The arguments of [`WgmmaOp::run_on_slots`], as a [`VectorKernel`].
 struct ProductKernel<'a> {
     op: &'a WgmmaOp,
     tiles: &'a WgmmaTiles,

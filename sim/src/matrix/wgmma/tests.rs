@@ -90,7 +90,7 @@ fn put(shared: &mut [u8], d: &Descriptor, mn_major: bool, element: Element, matr
 
 /// Returns the descriptor of a single tile with `extent` rows (or columns), with gaps between its parts.
 fn layout(start: u32, swizzle: Swizzle, mn_major: bool, extent: u32) -> Descriptor {
-    let (leading, stride) = match (swizzle.span(), mn_major) {
+    let (leading, stride) = match (swizzle.span_bytes(), mn_major) {
         (Some(span), false) => (16, 8 * span),
         (Some(span), true) => (2 * 8 * span + 1024, 8 * span),
         (None, false) => (extent * 16 + 128, 128),
@@ -261,7 +261,7 @@ fn packed_accumulators_are_the_next_a_fragment() {
 fn reads_tiles_of_tensor_copies() {
     let mut random = Random(4242);
     for swizzle in [Swizzle::B32, Swizzle::B64, Swizzle::B128] {
-        let span = swizzle.span().unwrap();
+        let span = swizzle.span_bytes().unwrap();
         let width = span as usize / 2;
         // Global memory holds 128 rows of 128 bf16.
         let whole = random_matrix(Element::Bf16, 128, 128, &mut random);

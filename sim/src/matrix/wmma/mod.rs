@@ -126,7 +126,7 @@ impl Fragment {
     }
 
     /// Returns the number of registers that hold different elements; the others repeat these in turn.
-    pub fn distinct(&self) -> usize {
+    pub fn distinct_registers(&self) -> usize {
         self.distinct
     }
 
@@ -141,7 +141,7 @@ impl Fragment {
     }
 
     /// Returns true if the elements of a register are contiguous in memory.
-    pub fn packed(&self, column_major: bool) -> bool {
+    pub fn is_contiguous_per_register(&self, column_major: bool) -> bool {
         let along_rows = match self.operand {
             MatrixRole::A => true,
             MatrixRole::B => false,
@@ -275,7 +275,7 @@ impl WmmaOp {
         self.tile.rows_per_register()
     }
 
-    /// Computes D = A·B + C. Each operand is a list of registers, [`Fragment::distinct`] many.
+    /// Computes D = A·B + C. Each operand is a list of registers, [`Fragment::distinct_registers`] many.
     pub fn run(&self, a: &[&Lanes], b: &[&Lanes], c: &[&Lanes]) -> Vec<Lanes> {
         let [.., before, after] = &self.fragments;
         let wide_sum = self.tile.accumulator == Accumulator::F32;

@@ -41,7 +41,7 @@ fn encode(ty: &str, value: i64) -> u64 {
 /// Returns the registers of a fragment that hold a matrix.
 fn gather(fragment: &Fragment, ty: &str, matrix: &[Vec<i64>]) -> Vec<Lanes> {
     let rows = if fragment.bits() == 64 { 2 } else { 1 };
-    let mut out = vec![[0u32; 32]; rows * fragment.distinct()];
+    let mut out = vec![[0u32; 32]; rows * fragment.distinct_registers()];
     for (register, out) in out.chunks_exact_mut(rows).enumerate() {
         for lane in 0..32 {
             let word = (0..fragment.per_register()).fold(0, |word, element| {
@@ -110,7 +110,7 @@ fn fragment_holds_every_element_once() {
         for (operand, ty) in fragments {
             let fragment = Fragment::new(shape, operand, ty).unwrap();
             let mut seen: HashMap<(usize, usize), u32> = HashMap::new();
-            for register in 0..fragment.distinct() {
+            for register in 0..fragment.distinct_registers() {
                 for lane in 0..32 {
                     let places = (0..fragment.per_register()).map(|e| fragment.element_position(register, e, lane));
                     let places: Vec<_> = places.collect();
@@ -123,7 +123,11 @@ fn fragment_holds_every_element_once() {
                         let stride = fragment.default_stride(column_major) as usize;
                         let at = |&(r, c): &(usize, usize)| if column_major { c * stride + r } else { r * stride + c };
                         let side_by_side = places.windows(2).all(|pair| at(&pair[1]) == at(&pair[0]) + 1);
-                        assert_eq!(side_by_side, fragment.packed(column_major), "{shape:?} {operand:?} {ty}");
+                        assert_eq!(
+                            side_by_side,
+                            fragment.is_contiguous_per_register(column_major),
+                            "{shape:?} {operand:?} {ty}"
+                        );
                     }
                 }
             }

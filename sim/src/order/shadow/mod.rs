@@ -81,7 +81,7 @@ impl ShadowMemory {
     /// `offsets`, which must be in bounds and aligned. Adds at most one conflict per lane to `out`; a conflicting
     /// access is recorded, too.
     #[expect(clippy::too_many_arguments, reason = "an access has this many properties")]
-    pub fn access(
+    pub fn check_access(
         &mut self,
         access: AccessKind,
         warp: &WarpClocks,
@@ -101,7 +101,7 @@ impl ShadowMemory {
     /// Checks and records the accesses of a `cp.async`, in which each lane in `lanes` accesses `bytes` bytes at its
     /// offset. Call it when the operation is issued.
     #[expect(clippy::too_many_arguments, reason = "an access has this many properties")]
-    pub fn async_lanes(
+    pub fn check_cp_async(
         &mut self,
         access: AccessKind,
         op: AsyncOpId,
@@ -275,7 +275,7 @@ impl ShadowMemory {
     /// (offset, length) or writes them (`write` is the strength of the writes; only reductions are not weak). Call it
     /// when the operation is issued. Adds at most one conflict per range to `out`.
     #[expect(clippy::too_many_arguments, reason = "an access has this many properties")]
-    pub fn async_runs(
+    pub fn check_async_ranges(
         &mut self,
         runs: &[(u64, u64)],
         op: AsyncOpId,

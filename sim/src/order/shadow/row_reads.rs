@@ -8,7 +8,7 @@ use super::super::cell::{CHUNK_BYTES, CHUNK_SHIFT, InitializedBytes, LANE_CELL_S
 use super::{LaneAccess, ShadowMemory};
 
 impl ShadowMemory {
-    /// Checks and records reads of 16 bytes per lane, as [`ShadowMemory::async_lanes`] does, for groups of
+    /// Checks and records reads of 16 bytes per lane, as [`ShadowMemory::check_cp_async`] does, for groups of
     /// consecutive lanes whose reads do not conflict. Returns the lanes that must be checked one by one.
     pub(super) fn check_row_reads(&mut self, access: &LaneAccess, check: &mut AccessCheck) -> u32 {
         let offsets = access.offsets;

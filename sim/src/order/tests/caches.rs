@@ -55,7 +55,7 @@ impl CachedAndUncached {
                 let (rows, bytes) = (self.rows(), [16, 16, 8][self.random(3) as usize]);
                 let op = self.start(AsyncOpKind::CpAsync, w, ALL);
                 self.both(|shadow, warps, cx, out| {
-                    shadow.async_lanes(access, op, &warps[w], ALL, &rows, bytes, pc, cx, out);
+                    shadow.check_cp_async(access, op, &warps[w], ALL, &rows, bytes, pc, cx, out);
                 })
             }
             4 | 5 => {
@@ -68,7 +68,9 @@ impl CachedAndUncached {
                     (0..runs).map(|n| (rows[8 * n] / bytes * bytes, bytes)).filter(|r| r.0 + r.1 <= BYTES).collect();
                 let op = self.start(kind, w, 1);
                 let write = (access == AccessKind::Write).then_some(strength);
-                self.both(|shadow, warps, cx, out| shadow.async_runs(&runs, op, &warps[w], 0, write, pc, cx, out))
+                self.both(|shadow, warps, cx, out| {
+                    shadow.check_async_ranges(&runs, op, &warps[w], 0, write, pc, cx, out)
+                })
             }
             6 => {
                 let start = self.random(8) * 1024;
@@ -84,7 +86,7 @@ impl CachedAndUncached {
                 let (rows, strength) =
                     (self.rows(), if self.random(4) == 0 { AccessStrength::Gpu } else { AccessStrength::Weak });
                 self.both(|shadow, warps, cx, out| {
-                    shadow.access(access, &warps[w], ALL, &rows, 16, strength, pc, cx, out);
+                    shadow.check_access(access, &warps[w], ALL, &rows, 16, strength, pc, cx, out);
                 })
             }
         }
@@ -124,7 +126,7 @@ impl CachedAndUncached {
             std::array::from_fn(|lane| (start + lane as u64 / units * pitch + 16 * (lane as u64 % units)) % BYTES);
         let op = self.start(AsyncOpKind::CpAsync, w, ALL);
         self.both(|shadow, warps, cx, out| {
-            shadow.async_lanes(AccessKind::Read, op, &warps[w], ALL, &rows, 16, pc, cx, out);
+            shadow.check_cp_async(AccessKind::Read, op, &warps[w], ALL, &rows, 16, pc, cx, out);
         });
     }
 
@@ -135,7 +137,7 @@ impl CachedAndUncached {
             let rows = std::array::from_fn(|lane| start + 16 * lane as u64);
             for access in [AccessKind::Read, AccessKind::Write] {
                 self.both(|shadow, warps, cx, out| {
-                    shadow.access(access, &warps[8], ALL, &rows, 16, AccessStrength::Weak, 9, cx, out);
+                    shadow.check_access(access, &warps[8], ALL, &rows, 16, AccessStrength::Weak, 9, cx, out);
                 });
             }
         }

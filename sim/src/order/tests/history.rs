@@ -288,7 +288,7 @@ impl World {
             let cx = CheckContext { ops: &self.ops, clusters: &CLUSTERS };
             let run = (bytes.0, bytes.1 - bytes.0);
             let write = (!reads).then_some(strength);
-            self.shadow.async_runs(&[run], op, &self.warps[w], lane, write, 7, &cx, &mut out);
+            self.shadow.check_async_ranges(&[run], op, &self.warps[w], lane, write, 7, &cx, &mut out);
             let strength = if reads { AccessStrength::Weak } else { strength };
             let mine = RecordedAccess { node, thread, writes: !reads, strength, bytes, op: Some((op, lane)) };
             self.compare(mine, reads, out.first());
@@ -342,7 +342,7 @@ impl World {
         }
         let mut out = Vec::new();
         let cx = CheckContext { ops: &self.ops, clusters: &CLUSTERS };
-        self.shadow.access(access, &self.warps[w], lanes, &offsets, bytes as u32, strength, 3, &cx, &mut out);
+        self.shadow.check_access(access, &self.warps[w], lanes, &offsets, bytes as u32, strength, 3, &cx, &mut out);
         let in_order: Vec<u32> = self.warps[w].lane_groups().flat_map(|(mask, _)| Self::each(mask & lanes)).collect();
         for lane in in_order {
             let thread = Self::thread(w, lane);

@@ -32,8 +32,8 @@ impl WholeAndHalfWarps {
         let op = as_op.then(|| self.ops.start(AsyncOpKind::CpAsync, &self.warps[w], u32::MAX, 1));
         let (bytes, warp, cx) = (bytes as u32, &self.warps[w], CheckContext { ops: &self.ops, clusters: &CLUSTERS });
         let tell = |shadow: &mut ShadowMemory, lanes: u32, out: &mut Vec<Conflict>| match op {
-            Some(op) => shadow.async_lanes(access, op, warp, lanes, &offsets, bytes, 1, &cx, out),
-            None => shadow.access(access, warp, lanes, &offsets, bytes, strength, 1, &cx, out),
+            Some(op) => shadow.check_cp_async(access, op, warp, lanes, &offsets, bytes, 1, &cx, out),
+            None => shadow.check_access(access, warp, lanes, &offsets, bytes, strength, 1, &cx, out),
         };
         let (mut whole, mut halves) = (Vec::new(), Vec::new());
         tell(&mut self.whole, u32::MAX, &mut whole);

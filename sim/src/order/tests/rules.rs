@@ -32,7 +32,17 @@ impl RuleTest {
     ) -> Option<ConflictKind> {
         let mut out = Vec::new();
         let cx = CheckContext { ops: &self.ops, clusters: &CLUSTERS };
-        self.shadow.access(access, &self.warps[w], 1 << lane, &[offset; 32], bytes, strength, w as u32, &cx, &mut out);
+        self.shadow.check_access(
+            access,
+            &self.warps[w],
+            1 << lane,
+            &[offset; 32],
+            bytes,
+            strength,
+            w as u32,
+            &cx,
+            &mut out,
+        );
         assert!(out.len() <= 1);
         out.first().map(|conflict| conflict.kind)
     }
@@ -57,7 +67,7 @@ impl RuleTest {
         let mut out = Vec::new();
         let (warp, run) = (&self.warps[w], (offset, 64));
         let cx = CheckContext { ops: &self.ops, clusters: &CLUSTERS };
-        self.shadow.async_runs(&[run], op, warp, 0, (!reads).then_some(strength), 9, &cx, &mut out);
+        self.shadow.check_async_ranges(&[run], op, warp, 0, (!reads).then_some(strength), 9, &cx, &mut out);
         (op, out.first().map(|conflict| conflict.kind))
     }
 

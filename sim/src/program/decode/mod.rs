@@ -216,7 +216,7 @@ impl Decoder<'_> {
                 code.predicates - 1
             } else {
                 let slot = code.template.len() as u32;
-                code.template.extend(std::iter::repeat_n(crate::regs::Row([0; 32]), rows as usize));
+                code.template.extend(std::iter::repeat_n(crate::regs::RegisterRow([0; 32]), rows as usize));
                 slot
             }
         })

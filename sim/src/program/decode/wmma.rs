@@ -51,7 +51,8 @@ impl Decoder<'_> {
             };
             let fragment = Fragment::new(WmmaShape::parse(shape)?, matrix, ty)?;
             // Elements below one byte are supported only if those of a register are contiguous in memory.
-            (fragment.bits() >= 8 || fragment.packed(column_major)).then_some((fragment, column_major))
+            (fragment.bits() >= 8 || fragment.is_contiguous_per_register(column_major))
+                .then_some((fragment, column_major))
         };
         let Some((fragment, column_major)) = form() else {
             return Ok(Op::Unsupported(i.opcode.as_str().into()));
@@ -68,7 +69,7 @@ impl Decoder<'_> {
             return Err(self.o.error("the number of registers does not fit the opcode"));
         }
         let stride = i.operands.get(2).map(|o| self.o.source_slot(o, Type::B32)).transpose()?;
-        let packed = fragment.packed(column_major);
+        let packed = fragment.is_contiguous_per_register(column_major);
         let (at, element) = (self.sink(2), self.sink(1));
         let rows = if fragment.bits() == 64 { 2 } else { 1 };
         let bits = if packed { fragment.bits() * fragment.per_register() as u32 } else { fragment.bits() };
@@ -83,7 +84,7 @@ impl Decoder<'_> {
             scope: AccessStrength::Gpu,
         };
         let transfers = if packed {
-            regs[..fragment.distinct()].iter().map(|&slot| transfer(slot)).collect()
+            regs[..fragment.distinct_registers()].iter().map(|&slot| transfer(slot)).collect()
         } else {
             vec![transfer(element)]
         };

@@ -37,7 +37,7 @@ const MAX_ROWS: u64 = 64;
 const MAX_USES: u64 = 2;
 
 /// Plans the steps on one rollout set whose prompts have one size. `device` is a dry device.
-pub fn with_shape(
+pub fn plan_one_size(
     options: &GrpoOptions,
     config: &ModelConfig,
     files: StoredDType,
@@ -59,7 +59,7 @@ pub fn with_shape(
 }
 
 /// Plans a run on its own data: all steps, or the first ones if the file is large. Counts for the device of `setup`.
-pub fn with_data(setup: &GrpoSetup, files: StoredDType) -> Result<Plan> {
+pub fn plan_data(setup: &GrpoSetup, files: StoredDType) -> Result<Plan> {
     let options = setup.options;
     options.validate_values()?;
     let prompts = Arc::new(Grpo::open_rows(setup)?);
@@ -159,9 +159,9 @@ impl<'a> Counter<'a> {
         let device = self.trainer.device.clone();
         for use_ in 1..=self.options.num_iterations.min(MAX_USES) {
             device.profiler().clear();
-            device.profiler().record(true);
+            device.profiler().record_timeline(true);
             let result = step(&mut self.trainer, self.options, self.reference.as_ref(), &mut set, 1)?;
-            device.profiler().record(false);
+            device.profiler().record_timeline(false);
             // The cost of the last counted step stands for all remaining steps on this set.
             let times = if use_ == MAX_USES { self.options.num_iterations - use_ + 1 } else { 1 };
             for event in device.profiler().events()? {
@@ -182,7 +182,7 @@ impl<'a> Counter<'a> {
         let mut prefill = Ok(OpCosts::new());
         sampler.sample_completions(&tokens, 1, 0, || prefill = device.profiler().totals())?;
         let (prefill, mut decode) = (prefill?, device.profiler().totals()?);
-        super::subtract(&mut decode, &prefill);
+        super::subtract_costs(&mut decode, &prefill);
         self.phases.add_costs("prefill", &prefill);
         self.phases.add_costs("decode", &decode);
         if let Some(siglip) = &mut self.siglip {

@@ -80,7 +80,7 @@ fn plan_equals_the_peak_of_a_run() {
             stop: &never,
         };
         let config = ModelConfig::open(&model).unwrap();
-        let plan = with_data(&setup, file_dtype(&model, &config)).unwrap();
+        let plan = plan_data(&setup, file_dtype(&model, &config)).unwrap();
         let last = crate::run::grpo::run(&setup).unwrap().last.unwrap();
         assert_eq!(plan.memory.peak as u64, last.peak_bytes, "{name}: {:?}", plan.memory);
         let parts: usize = plan.memory.at_peak.iter().map(|(_, bytes)| bytes).sum();
@@ -96,7 +96,7 @@ fn shaped(tokens: usize, patches: usize, change: impl FnOnce(&mut GrpoOptions)) 
     let mut options = GrpoOptions { max_completion_length: 32, ..Default::default() };
     change(&mut options);
     let shape = RowShape::new(tokens, patches, &config())?;
-    with_shape(&options, &config(), StoredDType::Bf16, DType::BF16, &shape, &Device::dry(Kernels::Cuda))
+    plan_one_size(&options, &config(), StoredDType::Bf16, DType::BF16, &shape, &Device::dry(Kernels::Cuda))
 }
 
 fn flops(plan: &Plan, phase: &str) -> f64 {

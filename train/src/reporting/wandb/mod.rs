@@ -26,7 +26,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use chrono::{SecondsFormat, TimeDelta, Utc};
-use reel_media::strip::Png;
+use reel_media::strip::PngImage;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
@@ -157,7 +157,7 @@ impl Wandb {
         };
         let unlogged = begin.done.iter().filter(|line| !logged.contains_key(&line.step));
         let mut steps: BTreeMap<u64, LoggedStep> = unlogged
-            .map(|line| (line.step, LoggedStep { media: Vec::new(), values: values(line.step, &line.points()) }))
+            .map(|line| (line.step, LoggedStep { media: Vec::new(), values: values(line.step, &line.named_values()) }))
             .collect();
         steps.extend(logged);
         for (step, mut seen) in steps {
@@ -218,7 +218,7 @@ impl Wandb {
             let value = json!({"_type": "html-file"});
             self.media(step, ("html", COMPLETIONS_TAG, "html"), page(&preview.text).as_bytes(), value, seen)?;
         }
-        if let Some(Png { width, height, bytes }) = &preview.strip {
+        if let Some(PngImage { width, height, bytes }) = &preview.strip {
             let value = json!({"_type": "image-file", "format": "png", "width": width, "height": height});
             self.media(step, ("images", FRAMES_TAG, "png"), bytes, value, seen)?;
         }

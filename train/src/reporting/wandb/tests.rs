@@ -21,7 +21,7 @@ fn line(step: u64) -> StepMetrics {
 }
 
 fn preview(step: u64) -> Preview {
-    let strip = Some(Png { width: 2, height: 1, bytes: vec![step as u8; 40_000] });
+    let strip = Some(PngImage { width: 2, height: 1, bytes: vec![step as u8; 40_000] });
     Preview { rewards: vec![0.0, step as f32, 0.5], text: format!("<b>{step}</b> & so on"), strip }
 }
 
@@ -33,7 +33,7 @@ fn part(out: &Path, home: &Path, step: u64, last: u64, pictures: bool) -> Wandb 
     let begin = WandbStart { out, home, step, done: &done, project: "p", name: None, run: &run };
     let mut wandb = Wandb::begin(&begin).unwrap();
     for n in step + 1..=last {
-        wandb.log_step(n, &line(n).points(), pictures.then(|| preview(n)).as_ref()).unwrap();
+        wandb.log_step(n, &line(n).named_values(), pictures.then(|| preview(n)).as_ref()).unwrap();
     }
     wandb
 }

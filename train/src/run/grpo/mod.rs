@@ -42,7 +42,7 @@ pub fn run(setup: &GrpoSetup) -> Result<RunSummary> {
 }
 
 /// Checks every row of the data, including its media, without training.
-pub fn check(setup: &GrpoSetup) -> Result<DataCheck> {
+pub fn check_data(setup: &GrpoSetup) -> Result<DataCheck> {
     run::check_data::<Grpo>(setup)
 }
 

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use reel_model::input::{Bundle, MediaOptions, SecondPerGrid};
+use reel_model::input::{MediaOptions, ModelFolder, SecondPerGrid};
 
 use crate::data::dataset::Dataset;
 use crate::data::feed::{BatchFeed, BatchOptions};
@@ -28,7 +28,7 @@ pub fn run(setup: &SftSetup) -> Result<RunSummary> {
 }
 
 /// Checks every row of the data, including its media, without training.
-pub fn check(setup: &SftSetup) -> Result<DataCheck> {
+pub fn check_data(setup: &SftSetup) -> Result<DataCheck> {
     run::check_data::<Sft>(setup)
 }
 
@@ -95,7 +95,7 @@ impl<'a> TrainLoop<'a> for Sft<'a> {
 /// Opens the data file as supervised training samples.
 pub fn samples(setup: &SftSetup) -> Result<SftSource> {
     let options = setup.options;
-    let bundle = Arc::new(Bundle::open(setup.model)?);
+    let bundle = Arc::new(ModelFolder::open(setup.model)?);
     let labels = Labels::new(options.label_rule(), &bundle.tokenizer).map_err(|token| {
         TrainError::option(
             "--labels",

@@ -11,7 +11,7 @@ use reel_model::checkpoint::{Checkpoint, StoredDType, expected_tensors};
 use reel_model::config::ModelConfig;
 use reel_model::lora::{self, AdapterFolder, LoraSpec};
 use reel_model::save::{HubFolder, TensorSpec, hub_folder};
-use reel_model::weights::widen;
+use reel_model::weights::widen_to_f32;
 use reel_runtime::{DType, Tensor};
 use serde_json::{Map, Value, json};
 
@@ -143,7 +143,7 @@ fn write_untrained(files: &Checkpoint, spec: &TensorSpec, to: &mut dyn Write) ->
     if view.dtype == spec.dtype {
         return to.write_all(view.bytes);
     }
-    let wide = widen(view.dtype, view.bytes).ok_or_else(missing)?;
+    let wide = widen_to_f32(view.dtype, view.bytes).ok_or_else(missing)?;
     match spec.dtype {
         StoredDType::Bf16 => {
             to.write_all(bytemuck::cast_slice(&wide.iter().map(|&x| half::bf16::from_f32(x)).collect::<Vec<_>>()))

@@ -4,8 +4,8 @@ use crate::DType;
 use crate::DType::{BF16, F32};
 use crate::adamw::small::{decode_first_moment, decode_second_moment};
 use crate::adamw::{BLOCK, Scalars, SmallParams, formula, join, step_8bit, step_bf16_moments, test_sizes};
-use crate::checks::{addr, addr_mut, numbers, run, run_once};
-use crate::compare::{OF_ONE, assert_rounded};
+use crate::checks::{addr, addr_mut, normal_numbers, run, run_once};
+use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_rounded};
 use half::bf16;
 
 /// Test data of one optimizer state with small moments: weights (f32 or split) with bf16 moments and with 8-bit
@@ -78,14 +78,14 @@ fn near(got: f64, want: f64, rel: f64) -> bool {
 fn assert_weights(scalars: &Scalars, old: impl Fn(usize) -> [f64; 3], g: &[f32], got: &[f32]) {
     let [with, want] = [formula::step_rounded, formula::step]
         .map(|f| g.iter().enumerate().map(|(i, g)| f(scalars, old(i), *g as f64)[0]).collect::<Vec<f64>>());
-    assert_rounded("w", F32, got, &with, &want, OF_ONE);
+    assert_rounded("w", F32, got, &with, &want, DEFAULT_ROUNDING_FACTOR);
 }
 
 pub(super) fn a_step_with_bf16_moments_is_close_to_the_formula() {
     for n in test_sizes() {
-        let mut state = State::new(&numbers(n, 1, 0.1));
+        let mut state = State::new(&normal_numbers(n, 1, 0.1));
         for t in 1..=3 {
-            let (scalars, g) = (Scalars { step: t, ..SCALARS }, numbers(n, 10 + t, 1.0));
+            let (scalars, g) = (Scalars { step: t, ..SCALARS }, normal_numbers(n, 10 + t, 1.0));
             let before = state.clone();
             state.step_bf16(F32, &scalars, &g, 3);
             let old = |i: usize| [before.f32[i] as f64, before.bf16[0][i].to_f64(), before.bf16[1][i].to_f64()];
@@ -102,9 +102,9 @@ pub(super) fn a_step_with_bf16_moments_is_close_to_the_formula() {
 
 pub(super) fn a_step_with_8_bit_moments_is_close_to_the_formula() {
     for n in test_sizes() {
-        let mut state = State::new(&numbers(n, 1, 0.1));
+        let mut state = State::new(&normal_numbers(n, 1, 0.1));
         for t in 1..=3 {
-            let (scalars, g) = (Scalars { step: t, ..SCALARS }, numbers(n, 10 + t, 1.0));
+            let (scalars, g) = (Scalars { step: t, ..SCALARS }, normal_numbers(n, 10 + t, 1.0));
             let before = state.clone();
             state.step_8bit(F32, &scalars, &g, 3);
             let old = |i: usize| {
@@ -142,10 +142,10 @@ pub(super) fn a_step_with_8_bit_moments_is_close_to_the_formula() {
 
 pub(super) fn a_split_master_takes_the_same_small_steps() {
     for n in test_sizes() {
-        let start = numbers(n, 1, 0.1);
+        let start = normal_numbers(n, 1, 0.1);
         let [mut plain, mut split, mut more] = [(); 3].map(|_| State::new(&start));
         for t in 1..=4 {
-            let (scalars, g) = (Scalars { step: t, lr: 1e-6, ..SCALARS }, numbers(n, 10 + t, 1.0));
+            let (scalars, g) = (Scalars { step: t, lr: 1e-6, ..SCALARS }, normal_numbers(n, 10 + t, 1.0));
             type StepFn = fn(&mut State, DType, &Scalars, &[f32], usize);
             for step in [State::step_bf16 as StepFn, State::step_8bit] {
                 step(&mut plain, F32, &scalars, &g, 2);

@@ -8,7 +8,7 @@ fn stochastic_rounding_has_no_bias() {
     let draws = 1u64 << 20;
     let check = |name: &str, x: f64, low: f64, high: f64, round: &dyn Fn(u16) -> f64| {
         let mean = (0..draws / 4)
-            .flat_map(|i| philox::words(3, 5, i))
+            .flat_map(|i| philox::random_words(3, 5, i))
             .map(|w| {
                 let y = round(w as u16);
                 assert!(

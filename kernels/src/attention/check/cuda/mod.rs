@@ -1,31 +1,31 @@
 //! Checks of the attention kernels in CUDA, on the simulator or on a GPU.
 
-use super::{Given, bits, cases};
+use super::{Given, bits, test_shapes};
 use crate::DType::{BF16, F32};
 use crate::attention::formula::Roundings;
 use crate::attention::plan::on_tensor_cores;
 use crate::attention::{PackedBatch, bwd, formula, fwd};
-use crate::checks::{Data, addr, run, run_once};
-use crate::compare::{OF_ONE, assert_close, assert_rounded};
+use crate::checks::{TestArray, addr, run, run_once};
+use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_close, assert_rounded};
 use crate::{Addr, DType, paged_attention};
 
 fn equals_the_formula(dtype: DType) {
-    for case in cases() {
+    for case in test_shapes() {
         let (given, name) = (Given::new(&case, dtype), format!("{dtype} {case:?}"));
         let rows = given.tokens() * case.heads;
         let (q, k, v, scale) = (given.q.f64(), given.k.f64(), given.v.f64(), given.scale as f64);
         let (want, want_lse) = formula::fwd(&case, &q, &k, &v, scale);
-        let (o, lse) = (Data::output(dtype, rows * case.head_dim), Data::output(F32, rows));
-        run(&fwd(dtype, &given.fwd(o.addr(), lse.addr()), given.pairs()), 1);
+        let (o, lse) = (TestArray::output(dtype, rows * case.head_dim), TestArray::output(F32, rows));
+        run(&fwd(dtype, &given.fwd(o.addr(), lse.addr()), given.query_key_pairs()), 1);
         assert_close(&format!("lse {name}"), &lse.values(), &want_lse, 1e-6, f64::MAX);
-        let (o, lse) = (Data::new(dtype, &o.values()), Data::new(F32, &lse.values()));
+        let (o, lse) = (TestArray::new(dtype, &o.values()), TestArray::new(F32, &lse.values()));
         let (d_o, scratch) = (given.d_o.f64(), given.scratch(dtype));
         let want_grads = formula::bwd(&case, [&q, &k, &v], &o.f64(), &d_o, scale);
-        let grads = want_grads.each_ref().map(|w| Data::output(dtype, w.len()));
-        run(&bwd(dtype, &given.bwd(&o, &lse, &scratch, grads.each_ref()), given.pairs()), 1);
+        let grads = want_grads.each_ref().map(|w| TestArray::output(dtype, w.len()));
+        run(&bwd(dtype, &given.bwd(&o, &lse, &scratch, grads.each_ref()), given.query_key_pairs()), 1);
         let f32 = dtype == F32;
         let roundings = if f32 { Roundings::F32 } else { Roundings::BF16 };
-        let [of_o, of_gradient] = if f32 { f32_tolerances(&case) } else { [OF_ONE; 2] };
+        let [of_o, of_gradient] = if f32 { f32_tolerances(&case) } else { [DEFAULT_ROUNDING_FACTOR; 2] };
         let with = formula::fwd_rounded(&case, &q, &k, &v, scale, roundings);
         assert_rounded(&format!("o {name}"), dtype, &o.values(), &with, &want, of_o);
         let with = match f32 || on_tensor_cores(case.head_dim as u32) {
@@ -101,10 +101,10 @@ pub(super) fn other_sequences_and_how_a_prefix_is_given_change_no_bit() {
         if case.prefix.is_empty() {
             // NaN and infinity in the last sequence affect no other sequence.
             let last = given.cu_seqlens[case.lengths.len() - 1] as usize;
-            let poisoned = |data: &Data, row: usize| {
+            let poisoned = |data: &TestArray, row: usize| {
                 let mut values = data.values();
                 values[last * row..].fill(f32::NAN);
-                Data::new(dtype, &values)
+                TestArray::new(dtype, &values)
             };
             (given.k, given.v) = (poisoned(&given.k, kv_heads * d), poisoned(&given.v, kv_heads * d));
             let with = given.everything_by(dtype, run_once);
@@ -120,14 +120,15 @@ pub(super) fn the_paged_kernel_gives_the_same_bits() {
         let (heads, prefix) = (2, Vec::new());
         let case = PackedBatch { lengths: vec![len], heads, kv_heads: 1, head_dim, causal: true, spread: 1.0, prefix };
         let given = Given::new(&case, dtype);
-        let (o, paged_o) = (Data::output(dtype, len * heads * head_dim), Data::output(dtype, len * heads * head_dim));
-        run_once(&fwd(dtype, &given.fwd(o.addr(), Addr::NULL), given.pairs()));
+        let (o, paged_o) =
+            (TestArray::output(dtype, len * heads * head_dim), TestArray::output(dtype, len * heads * head_dim));
+        run_once(&fwd(dtype, &given.fwd(o.addr(), Addr::NULL), given.query_key_pairs()));
         let (pages, lens) = (len.div_ceil(64), [len as i32]);
         let table: Vec<i32> = (0..pages as i32).collect();
-        let cache = |data: &Data| {
+        let cache = |data: &TestArray| {
             let mut values = data.values();
             values.resize(pages * 64 * head_dim, f32::NAN);
-            Data::new(dtype, &values)
+            TestArray::new(dtype, &values)
         };
         let (k_cache, v_cache) = (cache(&given.k), cache(&given.v));
         let p = paged_attention::Params {
@@ -150,7 +151,7 @@ pub(super) fn the_paged_kernel_gives_the_same_bits() {
             page: 64,
             reserved: 0,
         };
-        run_once(&paged_attention::fwd(dtype, &p, given.pairs(), len as f64));
+        run_once(&paged_attention::fwd(dtype, &p, given.query_key_pairs(), len as f64));
         assert!(
             bits(&o) == bits(&paged_o),
             "paged and packed outputs differ: {dtype}, {len} keys, head_dim {head_dim}"

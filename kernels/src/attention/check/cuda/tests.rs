@@ -1,6 +1,6 @@
 use super::*;
 use crate::attention::{BwdParams, FwdParams};
-use crate::checks::{numbers, on_sim, staged};
+use crate::checks::{normal_numbers, on_sim, simulated_stages};
 use crate::simulate::{self, SimulatedStage};
 use crate::{Arch, Launch};
 use reel_sim::exec::ExecOptions;
@@ -12,8 +12,8 @@ use reel_sim::memory::SimMemory;
 fn matrix_products_at_8k_are_the_useful_ones() {
     on_sim(|| {
         let (head_dim, len, tile) = (128usize, 8192usize, 64usize);
-        let data = |n: usize, seed| Data::new(BF16, &numbers(n * head_dim, seed, 1.0));
-        let (q, k, v, o) = (data(tile, 1), data(len, 2), data(len, 3), Data::output(BF16, tile * head_dim));
+        let data = |n: usize, seed| TestArray::new(BF16, &normal_numbers(n * head_dim, seed, 1.0));
+        let (q, k, v, o) = (data(tile, 1), data(len, 2), data(len, 3), TestArray::output(BF16, tile * head_dim));
         let flops = |prefix: usize| -> f64 {
             let (cu_seqlens, prefix) = ([0, tile as i32], [tile as i32, prefix as i32]);
             let p = FwdParams {
@@ -33,7 +33,7 @@ fn matrix_products_at_8k_are_the_useful_ones() {
                 scale: 0.1,
                 max_seqlen: tile as u32,
             };
-            let stages = staged(&fwd(BF16, &p, 0.0));
+            let stages = simulated_stages(&fwd(BF16, &p, 0.0));
             let count = stages[0].counters.total();
             assert_eq!(count.wavefronts, count.wavefronts_least, "the launch has bank conflicts");
             count.matrix_flops as f64
@@ -64,12 +64,14 @@ fn shared_memory_has_no_bank_conflicts() {
                 };
                 let given = Given::new(&case, dtype);
                 let rows = given.tokens();
-                let (o, lse) = (Data::new(dtype, &vec![0.5; rows * head_dim]), Data::new(F32, &vec![1.0; rows]));
-                let (scratch, grads) = (given.scratch(dtype), [(); 3].map(|_| Data::output(dtype, rows * head_dim)));
+                let (o, lse) =
+                    (TestArray::new(dtype, &vec![0.5; rows * head_dim]), TestArray::new(F32, &vec![1.0; rows]));
+                let (scratch, grads) =
+                    (given.scratch(dtype), [(); 3].map(|_| TestArray::output(dtype, rows * head_dim)));
                 let p: FwdParams = given.fwd(o.addr(), lse.addr());
                 let b: BwdParams = given.bwd(&o, &lse, &scratch, grads.each_ref());
                 for launch in [fwd(dtype, &p, 0.0), bwd(dtype, &b, 0.0)] {
-                    for stage in staged(&launch) {
+                    for stage in simulated_stages(&launch) {
                         let count = stage.counters.total();
                         if count.wavefronts != count.wavefronts_least {
                             list += &format!(
@@ -98,9 +100,9 @@ fn plain(lengths: &[usize], (heads, kv_heads): (usize, usize), head_dim: usize, 
 /// The operands of a backward launch. Its inputs from the forward pass, o and lse, are made up.
 struct Backward {
     given: Given,
-    forward: [Data; 2],
-    scratch: [Data; 2],
-    grads: [Data; 3],
+    forward: [TestArray; 2],
+    scratch: [TestArray; 2],
+    grads: [TestArray; 3],
 }
 
 impl Backward {
@@ -108,8 +110,11 @@ impl Backward {
         let given = Given::new(case, BF16);
         let rows = given.tokens() * case.heads;
         let kv = given.tokens() * case.kv_heads * case.head_dim;
-        let forward = [Data::new(BF16, &numbers(rows * case.head_dim, 5, 0.5)), Data::new(F32, &vec![4.0; rows])];
-        let grads = [rows * case.head_dim, kv, kv].map(|n| Data::output(BF16, n));
+        let forward = [
+            TestArray::new(BF16, &normal_numbers(rows * case.head_dim, 5, 0.5)),
+            TestArray::new(F32, &vec![4.0; rows]),
+        ];
+        let grads = [rows * case.head_dim, kv, kv].map(|n| TestArray::output(BF16, n));
         Backward { scratch: given.scratch(BF16), given, forward, grads }
     }
 
@@ -125,14 +130,18 @@ impl Backward {
         let mut memory = SimMemory::new();
         for data in given {
             let bits = data.values().iter().flat_map(|&x| half::bf16::from_f32(x).to_le_bytes()).collect();
-            memory.map(data.addr().0, bits, true);
+            memory.map_buffer(data.addr().0, bits, true);
         }
-        let bytes = |x: &Data| x.values().iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<_>>();
-        memory.map(self.forward[1].addr().0, bytes(&self.forward[1]), true);
-        self.scratch.iter().for_each(|x| memory.map(x.addr().0, bytes(x), false));
-        self.grads.iter().for_each(|x| memory.map(x.addr().0, vec![0; 2 * x.values().len()], false));
-        memory.map(params.cu_seqlens.0, self.given.cu_seqlens.iter().flat_map(|x| x.to_le_bytes()).collect(), true);
-        let options = ExecOptions { gpu: simulate::gpu(arch), seed, ..ExecOptions::default() };
+        let bytes = |x: &TestArray| x.values().iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<_>>();
+        memory.map_buffer(self.forward[1].addr().0, bytes(&self.forward[1]), true);
+        self.scratch.iter().for_each(|x| memory.map_buffer(x.addr().0, bytes(x), false));
+        self.grads.iter().for_each(|x| memory.map_buffer(x.addr().0, vec![0; 2 * x.values().len()], false));
+        memory.map_buffer(
+            params.cu_seqlens.0,
+            self.given.cu_seqlens.iter().flat_map(|x| x.to_le_bytes()).collect(),
+            true,
+        );
+        let options = ExecOptions { gpu: simulate::gpu_spec(arch), seed, ..ExecOptions::default() };
         let staged = simulate::run(&launch, arch, &mut memory, &options).expect("the launch runs on the simulator");
         for s in &staged {
             let found: Vec<_> = s.findings.iter().map(|f| &f.message).collect();

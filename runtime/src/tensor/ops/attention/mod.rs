@@ -17,7 +17,7 @@
 
 use std::sync::Arc;
 
-use reel_kernels::paged_attention::BLOCK;
+use reel_kernels::paged_attention::BLOCK_TOKENS;
 use reel_kernels::{Addr, DType, attention as packed, kv_write as write, paged_attention as paged};
 
 use super::{size, want_dtype, want_shape};
@@ -126,7 +126,7 @@ impl CuSeqlens {
     fn pairs(&self, causal: bool) -> f64 {
         let prefixed = self.prefix.iter().flat_map(|p| p.host.iter());
         let extra: f64 = self.lengths().zip(prefixed).map(|(n, p)| n as f64 * p.1 as f64).sum();
-        packed::pairs(self.lengths(), causal) + extra
+        packed::query_key_pairs(self.lengths(), causal) + extra
     }
 
     fn max_len(&self) -> usize {
@@ -223,7 +223,7 @@ pub fn attention(cx: &Cx, q: &Tensor, k: &Tensor, v: &Tensor, seqs: &CuSeqlens, 
             max_seqlen: p.max_seqlen,
         };
         // The CPU kernel sums over all keys of a query in one task and needs no workspace.
-        let bytes = if bw.device().kernels() == Kernels::Cpu { 0 } else { packed::workspace(dtype, &p) };
+        let bytes = if bw.device().kernels() == Kernels::Cpu { 0 } else { packed::workspace_bytes(dtype, &p) };
         let workspace = match bytes {
             0 => None,
             bytes => Some(bw.empty(&[bytes / 4], DType::F32, Category::Workspace)?),
@@ -249,7 +249,7 @@ pub struct KvPages {
 
 impl KvPages {
     /// The number of tokens in a cache block.
-    pub const BLOCK: usize = BLOCK;
+    pub const BLOCK_TOKENS: usize = BLOCK_TOKENS;
 
     /// Makes the block tables from `(cached tokens, new tokens, blocks)` of each sequence. The blocks must have room
     /// for both.
@@ -257,10 +257,10 @@ impl KvPages {
     /// # Errors
     /// Too few blocks; out of memory.
     pub fn new(device: &Device, sequences: &[(usize, usize, &[i32])]) -> Result<KvPages> {
-        let width = sequences.iter().map(|s| (s.0 + s.1).div_ceil(BLOCK)).max().unwrap_or(0).max(1);
+        let width = sequences.iter().map(|s| (s.0 + s.1).div_ceil(BLOCK_TOKENS)).max().unwrap_or(0).max(1);
         let (mut tables, mut slots) = (Vec::new(), Vec::new());
         for &(past, new, blocks) in sequences {
-            let need = (past + new).div_ceil(BLOCK);
+            let need = (past + new).div_ceil(BLOCK_TOKENS);
             let Some(used) = blocks.get(..need) else {
                 return Err(shape_error(
                     "kv pages",
@@ -269,7 +269,9 @@ impl KvPages {
             };
             tables.extend_from_slice(used);
             tables.resize(tables.len() + width - need, 0);
-            slots.extend((past..past + new).map(|t| blocks[t / BLOCK] * BLOCK as i32 + (t % BLOCK) as i32));
+            slots.extend(
+                (past..past + new).map(|t| blocks[t / BLOCK_TOKENS] * BLOCK_TOKENS as i32 + (t % BLOCK_TOKENS) as i32),
+            );
         }
         let kv_lens: Vec<usize> = sequences.iter().map(|s| s.0 + s.1).collect();
         let lens: Vec<i32> = kv_lens.iter().map(|&n| n as i32).collect();
@@ -296,7 +298,7 @@ impl KvPages {
     }
 }
 
-/// Writes the keys and values `[S, Hkv, D]` of the new tokens into the caches `[blocks, BLOCK, Hkv, D]`. Has no
+/// Writes the keys and values `[S, Hkv, D]` of the new tokens into the caches `[blocks, BLOCK_TOKENS, Hkv, D]`. Has no
 /// backward rule.
 ///
 /// # Errors
@@ -306,7 +308,13 @@ pub fn kv_write(cx: &Cx, k: &Tensor, v: &Tensor, caches: (&Tensor, &Tensor), pag
     let (tokens, _, kv_heads, d) = heads(OP, k, k, v)?;
     let blocks = caches.0.shape().first().copied().unwrap_or(0);
     for cache in [caches.0, caches.1] {
-        want_shape(OP, "cache", cache, &[blocks, BLOCK, kv_heads, d], "[blocks, BLOCK, kv_heads, head_dim]")?;
+        want_shape(
+            OP,
+            "cache",
+            cache,
+            &[blocks, BLOCK_TOKENS, kv_heads, d],
+            "[blocks, BLOCK_TOKENS, kv_heads, head_dim]",
+        )?;
         want_dtype(OP, "cache", cache, k.dtype())?;
     }
     want_shape(OP, "slots", &pages.slots, &[tokens], "one for each new token")?;
@@ -320,7 +328,7 @@ pub fn kv_write(cx: &Cx, k: &Tensor, v: &Tensor, caches: (&Tensor, &Tensor), pag
         kv_heads: size(OP, kv_heads)?,
         head_dim: size(OP, d)?,
         pages: size(OP, blocks)?,
-        page: BLOCK as u32,
+        page: BLOCK_TOKENS as u32,
         reserved: 0,
     };
     cx.launch(&write::write(k.dtype(), &p))
@@ -367,17 +375,17 @@ pub fn paged_attention(cx: &Cx, q: &Tensor, caches: (&Tensor, &Tensor), pages: &
         scale: 1.0 / (d as f32).sqrt(),
         max_kv_len: size(OP, pages.kv_lens.iter().copied().max().unwrap_or(0))?,
         workspace: Addr::NULL,
-        page: BLOCK as u32,
+        page: BLOCK_TOKENS as u32,
         reserved: 0,
     };
     // The CPU kernel allocates its own workspace, one for each thread.
-    let bytes = if cx.device().kernels() == Kernels::Cpu { 0 } else { paged::workspace(&p) };
+    let bytes = if cx.device().kernels() == Kernels::Cpu { 0 } else { paged::workspace_bytes(&p) };
     let workspace = match bytes {
         0 => None,
         bytes => Some(Tensor::empty(cx.device(), &[bytes / 4], DType::F32, Category::Workspace)?),
     };
     let p = paged::Params { workspace: workspace.as_ref().map_or(Addr::NULL, Tensor::addr), ..p };
-    let (pairs, keys) = paged::work(pages.new.lengths().zip(pages.kv_lens.iter().copied()));
+    let (pairs, keys) = paged::query_key_pairs_and_keys(pages.new.lengths().zip(pages.kv_lens.iter().copied()));
     cx.launch(&paged::fwd(q.dtype(), &p, pairs, keys))?;
     Ok(o)
 }

@@ -2,7 +2,7 @@
 //! block table) is updated there, so the host can enqueue a step, or replay it as a captured graph, before it has
 //! read the tokens of the previous step.
 
-use reel_kernels::paged_attention::BLOCK;
+use reel_kernels::paged_attention::BLOCK_TOKENS;
 use reel_kernels::{Addr, DType, advance as kernel};
 
 use super::attention::{CuSeqlens, KvPages};
@@ -112,8 +112,8 @@ impl DecodeRows {
     }
 
     /// The block tables of the step. The costs of its launches assume that every row has the maximum number of keys.
-    pub fn pages(&self) -> KvPages {
-        let max_keys = self.width() * BLOCK;
+    pub fn kv_pages(&self) -> KvPages {
+        let max_keys = self.width() * BLOCK_TOKENS;
         KvPages::for_decode_rows(&self.seqs, max_keys, [&self.kv_lens, &self.tables, &self.slots])
     }
 
@@ -126,7 +126,7 @@ impl DecodeRows {
         let (n, width, longest) = (slots.len(), self.width(), self.max_history());
         let (mut tables, mut history) = (vec![0i32; n * width], vec![0i32; n * longest]);
         for (row, s) in slots.iter().enumerate() {
-            let blocks = s.limit.div_ceil(BLOCK);
+            let blocks = s.limit.div_ceil(BLOCK_TOKENS);
             if s.keys == 0 || s.keys > s.limit || blocks > width || s.blocks.len() < blocks {
                 let what = format!(
                     "{} keys (limit {}) in {} cache blocks, but a row has at most {width} blocks",
@@ -148,7 +148,9 @@ impl DecodeRows {
         let write = |to: &Tensor, f: &dyn Fn(&Slot) -> i32| {
             to.rows(first, n)?.write(&slots.iter().map(f).collect::<Vec<i32>>())
         };
-        let last = |s: &Slot| s.blocks[(s.keys - 1) / BLOCK] * BLOCK as i32 + ((s.keys - 1) % BLOCK) as i32;
+        let last = |s: &Slot| {
+            s.blocks[(s.keys - 1) / BLOCK_TOKENS] * BLOCK_TOKENS as i32 + ((s.keys - 1) % BLOCK_TOKENS) as i32
+        };
         write(&self.ids, &|s| s.id)?;
         write(&self.positions.reshape(&[self.rows()])?, &|s| s.position)?;
         write(&self.draws, &|s| s.draw)?;
@@ -195,7 +197,7 @@ impl DecodeRows {
             history_lens: of(|h| &h.1),
             rows: size(OP, self.rows())?,
             max_blocks: size(OP, self.width())?,
-            page: BLOCK as u32,
+            page: BLOCK_TOKENS as u32,
             history_cols: size(OP, self.max_history())?,
         };
         cx.launch(&kernel::advance(&params))

@@ -22,7 +22,7 @@ impl Head {
         // The CPU kernel needs no workspace on the device.
         let bytes = match cx.device().kernels() {
             Kernels::Cpu => 0,
-            Kernels::Cuda => kernel::workspace(self.rows.min(MAX_ROWS), self.vocab),
+            Kernels::Cuda => kernel::workspace_bytes(self.rows.min(MAX_ROWS), self.vocab),
         };
         let workspace = match bytes {
             0 => None,
@@ -55,7 +55,7 @@ impl Head {
             true => Some(bw.empty(&[self.rows, self.hidden], DType::F32, Category::Activations)?),
             false => None,
         };
-        let columns = kernel::chunk(dtype, self.rows.min(MAX_ROWS), self.vocab);
+        let columns = kernel::max_chunk_columns(dtype, self.rows.min(MAX_ROWS), self.vocab);
         let d_logits = bw.empty(&[self.rows.min(MAX_ROWS) * columns], dtype, Category::Workspace)?;
         for (start, n) in parts(self.rows, MAX_ROWS) {
             let at = |t: &Tensor| t.rows(start, n).map(|t| t.addr());

@@ -39,7 +39,7 @@ use crate::tensor::{Tensor, dims};
 const MAX_LOGITS_BYTES: usize = 64 << 20;
 
 /// The number of rows whose f32 logits fit into 64 MiB; at least one.
-pub fn logit_rows(vocab: usize) -> usize {
+pub fn max_logit_rows(vocab: usize) -> usize {
     (MAX_LOGITS_BYTES / (4 * vocab.max(1))).max(1)
 }
 

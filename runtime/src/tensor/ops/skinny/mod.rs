@@ -5,7 +5,7 @@
 //! call [`super::linear`]. No op here has a backward rule.
 
 use reel_kernels::elementwise::{self, CastParams};
-use reel_kernels::skinny::{self, Params, Weight};
+use reel_kernels::skinny::{self, Params, WeightFormat};
 use reel_kernels::{Addr, DType};
 
 use super::linear::add_low_rank;
@@ -78,7 +78,7 @@ pub fn skinny_linear(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<&Tensor>, residu
     }
     let address = |t: Option<&Tensor>| t.map_or(Addr::NULL, Tensor::addr);
     let params = Params { bias: address(b), residual: address(residual), ..params };
-    cx.launch(&skinny::linear(x.dtype(), Weight::Bf16, &params))?;
+    cx.launch(&skinny::linear(x.dtype(), WeightFormat::Bf16, &params))?;
     Ok(y)
 }
 
@@ -113,7 +113,7 @@ pub fn skinny_swiglu(cx: &Cx, x: &Tensor, gate: &Tensor, up: &Tensor) -> Result<
         return swiglu(cx, &linear(cx, x, gate, None)?, &linear(cx, x, up, None)?);
     }
     let (params, y) = product(cx, x, gate)?;
-    cx.launch(&skinny::swiglu(x.dtype(), Weight::Bf16, &Params { w2: up.addr(), ..params }))?;
+    cx.launch(&skinny::swiglu(x.dtype(), WeightFormat::Bf16, &Params { w2: up.addr(), ..params }))?;
     Ok(y)
 }
 
@@ -132,7 +132,7 @@ pub fn skinny_logits(cx: &Cx, x: &Tensor, w: &Tensor) -> Result<Tensor> {
         cx.launch(&elementwise::cast(x.dtype(), DType::F32, &params))?;
     }
     let (params, y) = product(cx, &wide, w)?;
-    cx.launch(&skinny::linear(DType::F32, Weight::Bf16, &params))?;
+    cx.launch(&skinny::linear(DType::F32, WeightFormat::Bf16, &params))?;
     Ok(y)
 }
 

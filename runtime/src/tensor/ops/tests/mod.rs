@@ -314,7 +314,7 @@ fn dry_device_counts_equal_cpu_counts() {
     for c in cases() {
         let values: Vec<Vec<f32>> = c.shapes.iter().map(|s| numbers(s.iter().product(), 3)).collect();
         let (cpu, dry) = (Device::cpu(1), Device::dry(Kernels::Cpu));
-        cpu.profiler().count(true);
+        cpu.profiler().collect_totals(true);
         gradients(&cpu, &c, &values);
         gradients(&dry, &c, &values);
         assert_eq!(cpu.memory(), dry.memory(), "{}", c.op);

@@ -224,7 +224,8 @@ fn text_prompt_is_used_without_chat_template() {
     let recorded: Value = serde_json::from_str(recorded.trim()).unwrap();
     assert_eq!(recorded["prompt"], json!("2 + 2 ="));
     // The prompt text is used without chat template and system message.
-    let words = reel_model::input::Bundle::open(&golden("model_a")).unwrap().tokenizer.encode("2 + 2 =").unwrap().len();
+    let words =
+        reel_model::input::ModelFolder::open(&golden("model_a")).unwrap().tokenizer.encode("2 + 2 =").unwrap().len();
     let drawn: usize = recorded["completions"].as_array().unwrap().iter().map(|c| c.as_array().unwrap().len()).sum();
     assert_eq!(metrics(&dir.path().join("out"))[0].tokens as usize, words - 1 + drawn);
 }
@@ -256,7 +257,7 @@ proptest! {
         let video = FrameBuf { data: (0..frames * 12).map(|i| (i / 12) as u8).collect(), frames, height: 2, width: 2 };
         let mut tokens = reel_model::input::ModelInput::default();
         tokens.frames.videos = vec![video.clone(), video];
-        let moved = crate::rollout::shuffled(&tokens, seed);
+        let moved = crate::rollout::with_shuffled_frames(&tokens, seed);
         for video in &moved.frames.videos {
             let first: Vec<u8> = video.data.chunks(12).map(|frame| frame[0]).collect();
             prop_assert!(video.data.chunks(12).all(|frame| frame.iter().all(|b| *b == frame[0])));
@@ -264,6 +265,6 @@ proptest! {
             sorted.sort_unstable();
             prop_assert_eq!(sorted, (0..frames as u8).collect::<Vec<_>>());
         }
-        prop_assert_eq!(crate::rollout::shuffled(&tokens, seed).frames, moved.frames);
+        prop_assert_eq!(crate::rollout::with_shuffled_frames(&tokens, seed).frames, moved.frames);
     }
 }

@@ -14,7 +14,7 @@ fn passes(change: impl FnOnce(&mut GrpoOptions)) -> u64 {
         o.reward_command = Some("while read -r line; do echo ${#line}; done".into());
         change(o);
     });
-    case.device.profiler().count(true);
+    case.device.profiler().collect_totals(true);
     case.run().unwrap();
     let totals = case.device.profiler().totals().unwrap();
     totals.iter().filter(|(name, _)| name.starts_with("patch_embedding_fwd")).map(|(_, op)| op.launches).sum()

@@ -24,7 +24,7 @@ fn message(case: &Case) -> String {
 }
 
 fn skipped(out: &Path) -> Vec<SkippedRow> {
-    let text = fs::read_to_string(out.join(output::SKIPPED)).unwrap();
+    let text = fs::read_to_string(out.join(output::SKIPPED_FILE)).unwrap();
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 

@@ -1,14 +1,14 @@
 //! bf16 weights learn from updates far below their resolution, because of the low 16 bits of their f32 master weights.
 
 use super::*;
-use reel_model::weights::widen;
+use reel_model::weights::widen_to_f32;
 use safetensors::SafeTensors;
 
 /// A weight of a model folder as f32.
 fn weights(folder: &Path, name: &str) -> Vec<f32> {
     let files = Checkpoint::open(folder).unwrap();
     let view = files.get(name).unwrap();
-    widen(view.dtype, view.bytes).unwrap()
+    widen_to_f32(view.dtype, view.bytes).unwrap()
 }
 
 /// The f32 master weight in a checkpoint: the bf16 bits and the 16 bits below them.
