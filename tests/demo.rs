@@ -52,7 +52,8 @@ fn demo_writes_its_folder_and_replaces_an_earlier_demo() {
     let more = ["--max-pixels", "3136", "--prompt", "Which colors?", "--max-new-tokens", "4", "--json"];
     assert_eq!(run_in(dir.path(), [&ask[..], &more].concat()).json()["token_ids"].as_array().map(Vec::len), Some(4));
 
-    // A second demo replaces the first. Each of its seeds has a folder; without the temporal reward it trains plain GRPO.
+    // A second demo replaces the first. Each of its seeds has a folder. Without the temporal reward it trains plain
+    // GRPO.
     let result = demo(&["--steps", "1", "--seeds", "2", "--seed", "5", "--no-temporal", "--json"]).json();
     for seed in result["seeds"].as_array().expect("seeds") {
         let answered = |task: &str| seed["right"][task]["n"].clone();

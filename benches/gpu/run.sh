@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Checks and benchmarks reel on a GPU machine without Rust, FFmpeg and network. Run it in the folder that `./x gpu-bundle` makes.
+# Checks and benchmarks reel on a GPU machine without Rust, FFmpeg and network. Run it in the folder that
+# `./x gpu-bundle` makes.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")" || exit 1
 # Exported, because functions below run in child shells.
@@ -30,7 +31,8 @@ the script without a GPU: DEVICE=cpu TINY=1 PRESETS=tiny.
 TEXT
 }
 
-# `step NAME LIMIT COMMAND...`: runs a command with a time limit in seconds, writes its output to $OUT/NAME, prints one line of status.
+# `step NAME LIMIT COMMAND...`: runs a command with a time limit in seconds, writes its output to $OUT/NAME, and prints
+# one line of status.
 step() {
     : >"$OUT/$1"
     item "$1" "$1" "${@:2}"
@@ -105,7 +107,8 @@ need_device() {
     exit 1
 }
 
-# `op WHAT NAME SIZES...`: measures an op into ops.jsonl. A size is `key=value:tiny`, where `tiny` is used if TINY is set.
+# `op WHAT NAME SIZES...`: measures an op into ops.jsonl. A size is `key=value:tiny`, where `tiny` is used if TINY is
+# set.
 op() {
     local what=$1 name=$2 size sizes=()
     shift 2
@@ -133,7 +136,8 @@ peer_model() {
         --dtype bf16 --attention sdpa --rounds 3 "$@"
 }
 
-# Measures the seconds of a process that generates one token, with weight files in the page cache (`warm`) or not (`cold`).
+# Measures the seconds of a process that generates one token, with weight files in the page cache (`warm`) or not
+# (`cold`).
 first_token() {
     local files=$1 preset=$2 begun ended bytes rate=null
     bytes=$(cat "$models/$preset"/*.safetensors | wc -c)
@@ -149,7 +153,8 @@ first_token() {
         printf "{\"op\":\"first token\",\"model\":\"%s\",\"files\":\"%s\",\"seconds\":%.3f,\"bytes\":%d,\"disk_bytes_per_second\":%s}\n", preset, files, b - a, bytes, rate }'
 }
 
-# Measures bytes per second of reading up to 4 GB of a weight file without the page cache; null if direct I/O is not supported.
+# Measures bytes per second of reading up to 4 GB of a weight file without the page cache; null if direct I/O is not
+# supported.
 disk_rate() {
     local file begun ended bytes
     file=$(find "$1" -name '*.safetensors' | sort | head -n 1)

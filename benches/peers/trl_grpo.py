@@ -22,7 +22,8 @@ import sys
 import tempfile
 import time
 
-# transformers imports a library that has the name of a file in this folder, so the folder must not be on the import path.
+# transformers imports a library that has the name of a file in this folder, so the folder must not be on the import
+# path.
 sys.path = [p for p in sys.path if os.path.abspath(p) != os.path.dirname(os.path.abspath(__file__))]
 
 SHAPE = dict(hidden_size=128, num_hidden_layers=4, max_window_layers=4, num_attention_heads=4, num_key_value_heads=2, intermediate_size=384)
@@ -149,7 +150,8 @@ def main():
     rounds = []
     try:
         model = os.path.join(folder, "model")
-        # Runs in a process of its own: memory that a child inherits from this process would count as the child's memory.
+        # Runs in a process of its own: memory that a child inherits from this process would count as the
+        # child's memory.
         subprocess.run([sys.executable, os.path.abspath(__file__), "--reel", reel, "--make", model], check=True)
         for _ in range(a.rounds):
             runs = {"trl": run_trl(model, a.steps, False), "trl_checkpointing": run_trl(model, a.steps, True), "reel": run_reel(reel, model, 3 * a.steps)}
