@@ -45,7 +45,7 @@ impl DemoArgs {
     pub fn run(&self, common: &CommonOptions) -> Result<()> {
         pipeline::check_output_folder(&self.out)?;
         let Some(last) = common.seed().checked_add(self.seeds - 1) else {
-            let what = format!("there are fewer than {} seeds from seed {} on", self.seeds, common.seed());
+            let what = format!("{} seeds from seed {} on exceed the largest seed", self.seeds, common.seed());
             return Err(bad_usage("--seeds", what, "lower --seed"));
         };
         let mut outcomes = Vec::new();
@@ -111,7 +111,7 @@ fn print_table(o: &DemoOutcome) -> Result<()> {
     }
     let [before, sft, grpo] = o.answers.each_ref().map(|s| s.tally(&o.clips, None));
     output::print_line(format!(
-        "  gain in standard errors: {:.1} by SFT, {:.1} by {} (whole demo: {})",
+        "  gain in standard errors: {:.1} by SFT, {:.1} by {}; the whole demo took {}",
         standard_errors(before, sft),
         standard_errors(sft, grpo),
         o.second_stage_name(),

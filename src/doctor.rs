@@ -70,7 +70,7 @@ fn processor(common: &CommonOptions) -> Result<Vec<Finding>> {
     let model =
         info.lines().find_map(|l| l.strip_prefix("model name")?.split_once(": ")).map(|(_, m)| m.trim().to_string());
     let isa = match simd::isa() {
-        simd::Isa::Plain => "the baseline of this architecture",
+        simd::Isa::Plain => "only the baseline instructions of this architecture",
         simd::Isa::Avx2 => "AVX2 with FMA",
         simd::Isa::Avx512 => "AVX-512",
         simd::Isa::Avx512Bf16 => "AVX-512 with bf16 dot products",
@@ -114,7 +114,7 @@ fn ffmpeg() -> Vec<Finding> {
         )];
     }
     let versions = libraries::ffmpeg_versions().into_iter().map(|(name, v)| Finding::new("FFmpeg", name, Some(v), ""));
-    let missing_codec = "this FFmpeg was built without it; install the distribution's full FFmpeg libraries";
+    let missing_codec = "this FFmpeg was built without this codec; install the distribution's full FFmpeg libraries";
     let decoders = [
         ("reads H.264", &["h264"][..]),
         ("reads HEVC", &["hevc"]),
@@ -179,7 +179,7 @@ fn gpu() -> Vec<Finding> {
         .filter_map(|e| fs::read_to_string(e.path().join("information")).ok())
         .filter_map(|text| Some(text.lines().find_map(|l| l.strip_prefix("Model:"))?.trim().to_string()))
         .collect();
-    let toolkit = "install CUDA 13, or the wheel nvidia-cublas where REEL_CUDA points";
+    let toolkit = "install CUDA 13, or install the wheel nvidia-cublas and set REEL_CUDA to its Python environment";
     let driver = "install NVIDIA's driver, if there is an NVIDIA GPU";
     let library =
         |name: &str, install| Finding::new(group, name, find_library(name).map(|p| p.display().to_string()), install);
@@ -208,9 +208,11 @@ fn builtin() -> Option<String> {
     let archive = compile::builtin::archive();
     match archive.fresh_and_stale() {
         (0, 0) => None,
-        (fresh, 0) => Some(format!("{fresh} translation units: {}", archive.architectures().join(", "))),
+        (fresh, 0) => {
+            Some(format!("machine code of {fresh} translation units for {}", archive.architectures().join(", ")))
+        }
         (fresh, stale) => Some(format!(
-            "{fresh} translation units; {stale} more are out of date and not used: run reel kernels pack again"
+            "machine code of {fresh} translation units; that of {stale} others is out of date and not used: run reel kernels pack again"
         )),
     }
 }

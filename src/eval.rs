@@ -77,5 +77,5 @@ fn print(report: &BenchmarkReport) -> Result<()> {
 
 /// Whether an error is one of the command line (exit code 2).
 pub fn is_eval_usage_error(e: &anyhow::Error) -> bool {
-    e.downcast_ref::<EvalError>().is_some_and(EvalError::is_usage)
+    e.downcast_ref::<EvalError>().is_some_and(EvalError::is_usage_error)
 }

@@ -1,6 +1,6 @@
 //! Exit codes, and how errors are printed: one line on stderr, `error: location: what is wrong; what to do`.
 
-use std::fmt::Write as _;
+use std::fmt::{Display, Write as _};
 use std::io;
 use std::process::ExitCode;
 
@@ -14,16 +14,12 @@ use reel_measure::MeasureError;
 pub struct UsageError(pub String);
 
 /// Makes a [`UsageError`] with the text `location: what; help`; the exit code is 2.
-pub fn bad_usage(location: &str, what: impl std::fmt::Display, help: impl std::fmt::Display) -> anyhow::Error {
+pub fn bad_usage(location: &str, what: impl Display, help: impl Display) -> anyhow::Error {
     UsageError(format!("{location}: {what}; {help}")).into()
 }
 
 /// Makes an error with the text `location: what; help` for failed work; the exit code is 1.
-pub fn failed(
-    location: impl std::fmt::Display,
-    what: impl std::fmt::Display,
-    help: impl std::fmt::Display,
-) -> anyhow::Error {
+pub fn failed(location: impl Display, what: impl Display, help: impl Display) -> anyhow::Error {
     Diagnostic::new(location.to_string(), what.to_string(), help.to_string()).into()
 }
 
@@ -65,9 +61,9 @@ pub fn exit_code(result: anyhow::Result<()>, verbose: bool) -> ExitCode {
     }
 }
 
-/// Whether an option of `reel bench` or `reel kernels` is wrong.
+/// Whether `reel bench` or `reel kernels` failed because an option is wrong.
 fn is_measure_usage_error(e: &anyhow::Error) -> bool {
-    e.downcast_ref::<MeasureError>().is_some_and(MeasureError::is_usage)
+    e.downcast_ref::<MeasureError>().is_some_and(MeasureError::is_usage_error)
 }
 
 /// Prints an error of the argument parser in one line. Help and version texts are printed as they are, with exit code
@@ -103,7 +99,7 @@ fn usage_line(rendered: &str) -> String {
     format!("{line}; {help}")
 }
 
-/// The words of a text on one line.
+/// The text on one line, with one space between its words.
 pub fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }

@@ -56,8 +56,8 @@ impl FramesArgs {
         }
     }
 
-    /// Decodes the selected frames and writes them to `--out`. Without `--out` it still decodes them, at the size for
-    /// a model, which needs little memory, so that a video that cannot be decoded is an error.
+    /// Decodes the selected frames and writes them to `--out`. Without `--out` it decodes them too, to report a
+    /// damaged video as an error; it then resizes them as for a model, which needs less memory.
     fn decode(
         &self,
         common: &CommonOptions,

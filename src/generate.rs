@@ -56,8 +56,8 @@ pub struct SamplingFlags {
     /// Sample from the K most likely tokens; 0 is all [default: generation_config.json, else 0]
     #[arg(long, value_name = "K")]
     top_k: Option<u32>,
-    /// Repetition penalty; above 1 makes tokens that have occurred less likely [default: generation_config.json, else
-    /// 1]
+    /// Repetition penalty; a value above 1 lowers the probability of tokens that have already occurred [default:
+    /// generation_config.json, else 1]
     #[arg(long, value_name = "R", allow_hyphen_values = true)]
     repetition_penalty: Option<f32>,
     /// Stop string: end a completion before this text; may be given several times
@@ -100,7 +100,7 @@ pub const MAX_COMPLETIONS: usize = 4096;
 
 /// The error for an `--n` outside `1..=MAX_COMPLETIONS`.
 pub fn bad_completion_count(n: usize) -> anyhow::Error {
-    bad_usage("--n", format!("{n} completions cannot be generated at once"), format!("give 1 to {MAX_COMPLETIONS}"))
+    bad_usage("--n", format!("is {n}, not a possible number of completions"), format!("give 1 to {MAX_COMPLETIONS}"))
 }
 
 impl GenerateArgs {
@@ -111,7 +111,7 @@ impl GenerateArgs {
         }
         let (base, adapter) = self.model.base_and_adapter()?;
         let prompt = self.messages.encode_or_question(&self.question, &base, common)?;
-        let model = LoadedModel::open_with(&prompt.folder, adapter.as_deref(), &prompt.bundle.config, common)?;
+        let model = LoadedModel::open_with_adapter(&prompt.folder, adapter.as_deref(), &prompt.bundle.config, common)?;
         let mut printer = Printer::new(&prompt.bundle, &self.sampling.stop, self.n == 1 && !common.json);
         let (completions, timing) = self.complete(&prompt, &model, common, |id| printer.push(id))?;
         printer.finish()?;

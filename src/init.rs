@@ -11,7 +11,7 @@ use crate::common::{CommonOptions, DtypeName};
 use crate::fail::bad_usage;
 use crate::output;
 
-/// The preset name for a SigLIP, the reward model of the semantic reward, instead of a Qwen2.5-VL.
+/// The preset of the SigLIP model that computes the semantic reward; all other presets are Qwen2.5-VL models.
 const SIGLIP_TINY: &str = "siglip-tiny";
 
 /// Create a model folder with random weights, in the layout of the Hugging Face hub.
@@ -28,7 +28,7 @@ pub struct InitArgs {
     out: PathBuf,
 }
 
-/// Options for the size of a model; they are enough to plan it without weights.
+/// Options for the size of a model. `reel plan` needs no weights if they are given.
 #[derive(Args, Clone, Debug)]
 pub struct ModelSizeFlags {
     /// Model size: tiny (1 M parameters, f32), 3b or 7b (as published, bf16)

@@ -62,7 +62,7 @@ pub fn wait_if_ending() {
 
 /// Makes a write beyond the file size limit (`ulimit -f`) return an error, as a full disk does, instead of ending the
 /// process.
-pub fn handle_file_size_limit() {
+pub fn make_file_size_limit_an_error() {
     // Without a handler the limit ends the process.
     let _ = signal_hook::flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)));
 }

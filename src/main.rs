@@ -40,7 +40,7 @@ use clap::{CommandFactory, FromArgMatches};
 use reel_measure::trace;
 
 fn main() -> ExitCode {
-    interrupt::handle_file_size_limit();
+    interrupt::make_file_size_limit_an_error();
     if std::env::args_os().nth(1).is_some_and(|a| a == reel_media::worker::WORKER_ARGUMENT) {
         return reel_media::worker::worker_main();
     }

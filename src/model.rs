@@ -26,11 +26,11 @@ pub struct LoadedModel {
 impl LoadedModel {
     /// Opens the model in a folder.
     pub fn open(folder: &Path, config: &ModelConfig, common: &CommonOptions) -> Result<Self> {
-        Self::open_with(folder, None, config, common)
+        Self::open_with_adapter(folder, None, config, common)
     }
 
     /// Opens the model in `folder`, with the LoRA adapter in `adapter`.
-    pub fn open_with(
+    pub fn open_with_adapter(
         folder: &Path,
         adapter: Option<&Path>,
         config: &ModelConfig,
@@ -66,9 +66,11 @@ pub fn open_device(common: &CommonOptions) -> Result<Device> {
             threads: common.threads()?,
             ..SimOptions::default()
         })?),
-        common::DeviceName::Dry => {
-            Err(bad_usage("--device", "dry computes nothing", "use reel plan, which counts on it"))
-        }
+        common::DeviceName::Dry => Err(bad_usage(
+            "--device",
+            "dry computes nothing",
+            "run reel plan, which predicts memory and time on this device",
+        )),
     }
 }
 

@@ -59,7 +59,7 @@ impl ReplayArgs {
         if *same {
             return Ok(());
         }
-        let tensor = first.as_deref().unwrap_or("unknown, since the run recorded no tensors");
+        let tensor = first.as_deref().unwrap_or("unknown, because the run recorded no hashes of single tensors");
         let help = "compare device, version and data with run.json";
         Err(failed(out, format!("step {step} gives different weights; the first different tensor: {tensor}"), help))
     }
@@ -96,7 +96,7 @@ impl ReplayArgs {
     }
 }
 
-/// The options of a run whose rollouts may be recorded.
+/// The options of a training command that can replay recorded rollouts.
 trait Recorded {
     /// Makes the repeated step use the rollouts recorded in the run folder `out` instead of sampling.
     fn use_recorded_rollouts(&mut self, out: &Path);
@@ -108,6 +108,6 @@ impl Recorded for SftOptions {
 
 impl Recorded for GrpoOptions {
     fn use_recorded_rollouts(&mut self, out: &Path) {
-        self.recorded = self.rollouts.is_none().then(|| out.join(reel_train::rollout::ROLLOUTS));
+        self.recorded = self.rollouts.is_none().then(|| out.join(reel_train::rollout::ROLLOUTS_FOLDER));
     }
 }

@@ -52,7 +52,7 @@ impl ScoreArgs {
         let (base, adapter) = self.model.base_and_adapter()?;
         let (folder, tokens) = self.tokens(&base, common)?;
         let config = ModelConfig::open(&folder)?;
-        let model = LoadedModel::open_with(&folder, adapter.as_deref(), &config, common)?;
+        let model = LoadedModel::open_with_adapter(&folder, adapter.as_deref(), &config, common)?;
         let place = self.inputs.as_ref().map_or("the conversation".to_string(), |p| p.display().to_string());
         let scored = trace::span("forward", || forward(&model, &tokens, &place))?;
         let mean = trace::span("logits", || self.write(&model, &tokens, &scored))?;

@@ -93,8 +93,8 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
         })
     }
 
-    /// Trains until the end or Ctrl-C and prints the result. With `--check-data` alone it calls `check` instead of
-    /// `run`.
+    /// Trains until the end or Ctrl-C and prints the result. With `--check-data` but without `--out` it calls `check`
+    /// instead of `run`.
     pub fn run(
         &self,
         run: impl FnOnce(&RunSetup<O>) -> reel_train::Result<RunSummary>,
@@ -139,5 +139,5 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
 
 /// Whether an error is one of the command line or of a configuration file (exit code 2).
 pub fn is_training_usage_error(e: &anyhow::Error) -> bool {
-    e.downcast_ref::<TrainError>().is_some_and(TrainError::is_usage)
+    e.downcast_ref::<TrainError>().is_some_and(TrainError::is_usage_error)
 }

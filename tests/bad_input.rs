@@ -314,7 +314,10 @@ fn interrupted_init_leaves_no_file() {
     }
     signal("-HUP");
     (0..5).for_each(|_| pause());
-    assert!(child.try_wait().expect("a child").is_none(), "an ignored signal ended it");
+    assert!(
+        child.try_wait().expect("a child").is_none(),
+        "SIGHUP ended the command, although it was started with SIGHUP ignored"
+    );
     signal("-INT");
     support::finished_run(child.wait_with_output().expect("it ends")).refused(1, &["interrupted"]);
     assert_eq!(file_names_in(dir.path()), Vec::<String>::new());

@@ -13,7 +13,8 @@ fn number(value: &Value, key: &str) -> f64 {
     value.pointer(key).and_then(Value::as_f64).unwrap_or_else(|| panic!("no number {key} in {value}"))
 }
 
-/// Checks that times and shares of the ops in a result add up to the profiled round; returns the names of the ops.
+/// Checks that all ops of a result together take at most the time of the profiled round, and that their shares of
+/// this time are right; returns the names of the ops.
 #[track_caller]
 fn check_ops(result: &Value) -> Vec<String> {
     let ops = result["ops"].as_array().expect("ops");
@@ -124,7 +125,7 @@ fn rollout_results_have_parts_and_can_be_compared() {
         let each = number(&parts[1], "/flops") / (3.0 * 11.0);
         assert!(
             each > 0.9 * weights && each < 2.0 * weights,
-            "{each} operations per decoded token, {weights} per prompt token"
+            "{each} operations per decoded token are too far from the {weights} per prompt token"
         );
         let page = fs::read_to_string(dir.path().join("page.html")).expect("the page");
         assert!(page.contains("rollout") && page.contains("prefill"), "{page}");
@@ -195,7 +196,8 @@ fn train_results_have_parts_planned_memory_and_mfu() {
     assert!(number(&got, "/model_flops") > least && number(&got, "/model_flops") < 1.5 * least);
     let rate = number(&got, "/model_flops") / number(&got, "/seconds");
     assert!((number(&got, "/model_flops_per_second") / rate - 1.0).abs() < 1e-9);
-    // The measured peak memory equals the plan of device `dry`, and the step has three parts.
+    // The measured peak memory equals the plan of device `dry`. The step has the parts forward, backward and
+    // optimizer.
     assert_eq!(got["planned_peak_bytes"], got["peak_bytes"]);
     let names: Vec<&str> = got["parts"].as_array().expect("parts").iter().filter_map(|p| p["part"].as_str()).collect();
     assert_eq!(names, ["forward", "backward", "optimizer"]);
@@ -208,7 +210,7 @@ fn train_results_have_parts_planned_memory_and_mfu() {
     assert!(of("busy_seconds").iter().zip(of("seconds")).all(|(busy, all)| *busy > 0.0 && *busy <= all * (1.0 + 1e-9)));
     assert!((of("flops").iter().sum::<f64>() / number(&got, "/flops") - 1.0).abs() < 1e-9);
     assert!(of("launches").iter().sum::<f64>() == ops_launches(&got));
-    // The backward pass recomputes the forward pass and computes both gradients.
+    // The backward pass recomputes the forward pass and computes the gradients of inputs and of weights.
     assert!(of("flops")[1] > 2.5 * of("flops")[0], "{:?}", of("flops"));
     // Recomputation adds to the operations that ran, but not to the operations of the model.
     let kept = bench(&["--gradient-checkpointing", "false"]).json();
@@ -251,7 +253,8 @@ fn ops_are_timed_at_given_sizes() {
         let args = ["bench", "op", name, "--device", "cpu", "--runs", "2", "--json"];
         run(args.into_iter().chain(sizes).chain(more.iter().copied()))
     };
-    // For each name: the sizes, the number of timed kernels, and the fewest operations of any of them.
+    // In each line: an op or kernel, its sizes, the number of kernels that are timed, and the smallest of their
+    // operation counts.
     let (vocab, tokens) = (3000.0, 40.0);
     for (name, sizes, kernels, flops) in [
         ("matmul", "m=24 n=40 k=56", 6, 2.0 * 24.0 * 40.0 * 56.0),
@@ -306,7 +309,8 @@ fn dtype_of(kernel: &str) -> Option<&'static str> {
     ["f32", "bf16"].into_iter().find(|t| kernel.ends_with(&format!("_{t}")))
 }
 
-/// The events of a trace with the type (`ph`) `ph`: X for complete events, C for counters, M for metadata.
+/// The events of a trace whose key `ph` (the event type) has this value: X for complete events, C for counters, M for
+/// metadata.
 fn phase<'a>(events: &'a [Value], ph: &str) -> Vec<&'a Value> {
     events.iter().filter(|e| e["ph"] == ph).collect()
 }

@@ -65,7 +65,7 @@ fn forward_pass_on_the_fake_driver_has_the_bits_of_sim_and_breaks_no_rule() {
 }
 
 /// Runs one training step of all weights (`lora_r` 0) or of a LoRA adapter on every linear layer. Returns the
-/// metrics, the weights file, and `products` of run.json.
+/// metrics, the bytes of the weights file, and the matrix-product library (`products`) in run.json.
 fn step(device: &Device, dtype: DType, lora_r: usize) -> (Value, Vec<u8>, Value) {
     let case = golden("train").join("sft_videorft_rows");
     let folder = tempfile::tempdir().expect("a folder");

@@ -13,7 +13,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use support::{golden, reel, run, run_in, timeless_metrics, tiny_model};
+use support::{golden, metrics_without_times, reel, run, run_in, tiny_model};
 
 /// A temporary folder with a tiny model and text rows.
 fn training_folder() -> tempfile::TempDir {
@@ -72,7 +72,7 @@ fn repeatedly_killed_run_equals_uninterrupted_run() {
     }
     assert!(kills >= 3, "the run ended after {kills} kills");
     let (whole, broken) = (at.join("whole"), at.join("broken"));
-    assert_eq!(timeless_metrics(&whole), timeless_metrics(&broken));
+    assert_eq!(metrics_without_times(&whole), metrics_without_times(&broken));
     let weights = |out: &Path| fs::read(out.join("model.safetensors")).expect("weights");
     assert!(weights(&whole) == weights(&broken));
     let rollouts = |out: &Path| {
@@ -123,9 +123,9 @@ fn run_killed_while_writing_a_checkpoint_keeps_the_others() {
         child.wait().expect("it ends");
         left += usize::from(!drafts(&broken).is_empty());
     }
-    assert!(kills >= 3 && left > 0, "{kills} kills, {left} in the middle of a checkpoint");
+    assert!(kills >= 3 && left > 0, "too few kills: {kills}, of which {left} left an incomplete checkpoint");
     run_in(at, grpo("broken", &[&more[..], &["--resume-from-checkpoint", "last"]].concat())).ok();
-    assert_eq!(timeless_metrics(&whole), timeless_metrics(&broken));
+    assert_eq!(metrics_without_times(&whole), metrics_without_times(&broken));
     assert_eq!(drafts(&broken), Vec::<String>::new());
     for file in
         ["model.safetensors", "checkpoint-24/training/state.json", "checkpoint-24/training/optimizer.safetensors"]
@@ -140,7 +140,7 @@ fn best_checkpoint_is_named_and_kept() {
     let at = folder.path();
     run_in(at, grpo("out", &["--max-steps", "9", "--save-steps", "2", "--save-total-limit", "1"])).ok();
     let rewards: Vec<f64> =
-        timeless_metrics(&at.join("out")).iter().map(|line| line["reward"].as_f64().expect("a reward")).collect();
+        metrics_without_times(&at.join("out")).iter().map(|line| line["reward"].as_f64().expect("a reward")).collect();
     let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
     let means: Vec<f64> = rewards.chunks(2).map(mean).collect();
     let most = means.iter().copied().fold(f64::MIN, f64::max);
@@ -199,8 +199,9 @@ fn replay_repeats_any_step_and_names_a_difference() {
 fn replay_repeats_steps_with_dynamic_sampling() {
     let folder = training_folder();
     let at = folder.path();
-    // Each step needs three groups. The groups of four of the seven rows have equal rewards, so that a second round
-    // of sampling gives more groups than needed.
+    // Each step needs three groups with different rewards. All completions of four of the seven rows get the reward
+    // 1, and dynamic sampling drops their groups. A second round of sampling then gives more groups than the step
+    // needs.
     let own = "while read -r line; do case $line in *'is 1'*|*'is 3'*|*'is 4'*|*'is 6'*) echo 1;; *) echo ${#line};; esac; done";
     let more =
         ["--max-steps", "3", "--dynamic-sampling", "--scale-rewards", "batch", "--gradient-accumulation-steps", "3"];
@@ -296,7 +297,7 @@ fn plan_and_run_agree_on_peak_bytes() {
     for more in [&[][..], &["--beta", "0", "--optim", "adamw-bf16", "--dtype", "bf16"], &["--lora-r", "2"]] {
         let more = [&["--min-completion-length", "8", "--max-steps", "2", "--overwrite"], more].concat();
         run_in(at, grpo("out", &more)).ok();
-        let ran = timeless_metrics(&at.join("out")).last().expect("a step")["peak_bytes"].clone();
+        let ran = metrics_without_times(&at.join("out")).last().expect("a step")["peak_bytes"].clone();
         let planned = [&["plan".to_string()][..], &grpo("out", &more)].concat();
         let planned = run_in(at, [&planned[..], &["--device".into(), "cpu".into(), "--json".into()]].concat()).json();
         assert_eq!(planned["peak_bytes"], ran, "{more:?}");
@@ -309,8 +310,8 @@ fn full_7b_training_with_reference_fits_one_141_gb_gpu() {
     let sizes = ["--tokens", "2048", "--vision-patches", "4096", "--gpu", "h200", "--json"];
     let plan = |more: &[&str]| run([&["plan", "grpo", "--preset", "7b"][..], &sizes, more].concat()).json();
     let small = plan(&["--optim", "adamw-bf16"]);
-    // The model has 8.29e9 parameters. Weights, their low bits, two moments and the reference take 2 bytes each,
-    // gradients 4.
+    // The model has 8.29e9 parameters. For each, the weight, the low bits of the master weight, two moments and the
+    // reference weight take 2 bytes each, and the gradient takes 4 bytes.
     let peak = small["peak_bytes"].as_f64().expect("a number");
     assert!((14.0 * 8.29e9..130e9).contains(&peak) && small["fits"] == true, "{peak}");
     for phase in ["prefill", "decode", "reference", "forward", "backward", "optimizer"] {

@@ -154,7 +154,7 @@ fn invalid_input_gives_one_line_errors() {
     p.sft("x", &["--lora-r", "4", "--lora-alpha", "0"]).refused(2, &["--lora-alpha: is 0"]);
     p.sft("x", &["--lora-r", "99999"]).refused(2, &["--lora-r: is 99999"]);
     p.sft("x", &["--lora-r", "4", "--lora-target-modules", "all-linear,q_proj"])
-        .refused(2, &["all-linear together with layers"]);
+        .refused(2, &["combines all-linear with names of layers"]);
     p.sft("x", &["--lora-r", "4", "--learning-rate-vision", "1"]).refused(2, &["trains no layer of the vision tower"]);
     assert!(!Path::new(&p.path("x")).exists(), "a refused run leaves no files");
 

@@ -118,7 +118,7 @@ fn semantic_rewards_equal_reference_code() {
         let workspace = Workspace::new();
         let (rows, input) = siglip_rows(&workspace, parity);
         let said = workspace.reward(&input, &["--parity", parity, "--siglip", model, "--json"]).json();
-        // Each frame is encoded only once for all rows, at most as the image and as its negative.
+        // Over all rows, each frame is encoded at most twice: as it is, and negated.
         let encoded = said["frames_encoded"].as_u64().expect("a count");
         assert!((3..=16).contains(&encoded), "{encoded} frames");
         for (got, row) in workspace.output().iter().zip(&rows) {

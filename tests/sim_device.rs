@@ -99,13 +99,13 @@ fn training_step_agrees_with_cpu() {
         for key in ["loss", "grad_norm"] {
             let (a, b) = (got.0[key].as_f64().expect("a number"), want.0[key].as_f64().expect("a number"));
             println!("{dtype}: {key} of sim and cpu differ by {:.2e}", (a / b - 1.0).abs());
-            assert!((a - b).abs() <= limit * b.abs(), "{dtype}: {key} is {a}, on cpu {b}");
+            assert!((a - b).abs() <= limit * b.abs(), "{dtype}: {key} is {a} on sim, but {b} on cpu");
         }
         // Adam's first step changes every weight by ± the learning rate, so a tiny gradient with the other sign makes
         // a large difference.
         let off = relative_distance("weights", &got.1, &want.1);
-        println!("{dtype}: changes of weights differ by {off:.2e}");
-        assert!(off <= weights, "{dtype}: changes of weights differ by {off:.2e}, allowed {weights}");
+        println!("{dtype}: weight changes on sim and cpu differ by {off:.2e}");
+        assert!(off <= weights, "{dtype}: weight changes on sim and cpu differ by {off:.2e}, allowed {weights}");
     }
 }
 
@@ -173,8 +173,8 @@ fn logits_do_not_depend_on_chunks_or_batch() {
         let want = m.packed(&[ours]);
         let vocab = config.text.vocab_size;
         let batch = m.packed(&[other, ours]);
-        assert!(batch[21 * vocab..] == want, "{dtype}: in a batch");
-        assert!(m.cached(ours, &[64, 1, 1, 1, 1, 1]) == want, "{dtype}: a prompt, then token by token");
-        assert!(m.cached(ours, &[17, 40, 12]) == want, "{dtype}: in chunks");
+        assert!(batch[21 * vocab..] == want, "{dtype}: the logits depend on the other sequence of the batch");
+        assert!(m.cached(ours, &[64, 1, 1, 1, 1, 1]) == want, "{dtype}: decoding token by token changes the logits");
+        assert!(m.cached(ours, &[17, 40, 12]) == want, "{dtype}: prefilling in chunks changes the logits");
     }
 }

@@ -13,7 +13,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use support::{file_names_in, golden, read_metrics, reel, run, run_in, timeless_metrics, tiny_model};
+use support::{file_names_in, golden, metrics_without_times, read_metrics, reel, run, run_in, tiny_model};
 use training::check_training_case;
 
 #[test]
@@ -60,7 +60,7 @@ fn sft(folder: &Path, out: &str, more: &[&str]) -> support::FinishedRun {
 
 #[track_caller]
 fn same_results(a: &Path, b: &Path, checkpoint: &str) {
-    assert_eq!(timeless_metrics(a), timeless_metrics(b));
+    assert_eq!(metrics_without_times(a), metrics_without_times(b));
     let files = file_names_in(&a.join(checkpoint));
     assert_eq!(files, file_names_in(&b.join(checkpoint)));
     for name in files.iter().filter(|n| n.ends_with(".safetensors")) {
@@ -78,7 +78,7 @@ fn results_depend_on_the_seed_only() {
         sft(w.path(), out, &["--max-steps", "6", "--seed", seed]).ok();
     }
     same_results(&w.path().join("a"), &w.path().join("b"), "checkpoint-6");
-    assert_ne!(timeless_metrics(&w.path().join("a")), timeless_metrics(&w.path().join("c")));
+    assert_ne!(metrics_without_times(&w.path().join("a")), metrics_without_times(&w.path().join("c")));
 }
 
 #[test]
@@ -263,7 +263,7 @@ fn check_data_lists_unusable_rows_and_a_run_skips_them() {
         assert!(row["reason"].as_str().is_some_and(|reason| reason.contains(path) && reason.contains("; ")), "{row}");
     }
     assert!(!at.join("q.jsonl.journal").exists());
-    // A row of the list is skipped even if its file exists now.
+    // A row in the quarantine list is skipped even if its missing file exists now.
     fs::copy(at.join("good.mp4"), at.join("gone.mp4")).expect("copied");
     let said = sft(at, "out", &["--quarantine", "q.jsonl", "--num-train-epochs", "1", "--json"]).json();
     assert_eq!(said["skipped"], 9);

@@ -262,7 +262,7 @@ fn invalid_options_are_refused() {
     let refused = train(at, "sft", "out", &["--report-to", "foo"]);
     assert!(refused.code == Some(2) && refused.stderr.starts_with("error: "), "{}", refused.stderr);
     assert!(["foo", "--report-to", "tensorboard", "wandb"].iter().all(|word| refused.stderr.contains(word)));
-    bad(&["--report-to", "none,wandb"], &["--report-to: names none together with reporters"]);
+    bad(&["--report-to", "none,wandb"], &["--report-to: is empty, or combines none with reporters"]);
     bad(&["--report-to", "wandb", "--wandb-project", "a/b"], &["--wandb-project: is \"a/b\""]);
     fs::write(at.join("c.toml"), "report-to = [\"foo\"]\n").expect("written");
     bad(&["--config", "c.toml"], &["c.toml: report-to", "foo"]);

@@ -71,7 +71,7 @@ mod tests {
             assert_eq!(Benchmark::parse(benchmark.name()).unwrap(), benchmark);
         }
         let e = Benchmark::parse("nosuch").unwrap_err();
-        assert!(e.is_usage() && e.to_string().contains("`nosuch`; use one of vsibench, videommmu"));
+        assert!(e.is_usage_error() && e.to_string().contains("`nosuch`; use one of vsibench, videommmu"));
     }
 
     #[test]

@@ -22,7 +22,7 @@ impl EvalError {
     }
 
     /// Whether the command line is wrong, so that the program exits with code 2.
-    pub fn is_usage(&self) -> bool {
+    pub fn is_usage_error(&self) -> bool {
         matches!(self, Self::Option(_))
     }
 }

@@ -35,7 +35,7 @@ pub enum MeasureError {
 
 impl MeasureError {
     /// Whether the command line is wrong; otherwise the work failed.
-    pub fn is_usage(&self) -> bool {
+    pub fn is_usage_error(&self) -> bool {
         matches!(self, Self::Option(_))
     }
 }

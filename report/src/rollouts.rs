@@ -9,7 +9,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use reel_diagnostic::Diagnostic;
 use reel_train::reporting::metrics::StepMetrics;
-use reel_train::rollout::{ROLLOUTS, STRIPS};
+use reel_train::rollout::{FRAME_STRIPS_FOLDER, ROLLOUTS_FOLDER};
 use serde_json::Value;
 
 use crate::html::escape;
@@ -24,7 +24,7 @@ const MAX_CHARACTERS: usize = 600;
 
 /// The HTML of one group for each shown step; empty for a run without rollouts.
 pub fn rollouts_html(run: &Path, steps: &[StepMetrics]) -> Result<String> {
-    let folder = run.join(ROLLOUTS);
+    let folder = run.join(ROLLOUTS_FOLDER);
     let name = |step: u64| format!("{step:06}");
     let sampled: Vec<u64> =
         steps.iter().map(|s| s.step).filter(|&s| folder.join(name(s) + ".jsonl").exists()).collect();
@@ -32,7 +32,7 @@ pub fn rollouts_html(run: &Path, steps: &[StepMetrics]) -> Result<String> {
         return Ok(String::new());
     }
     let with_frames: Vec<u64> =
-        sampled.iter().copied().filter(|&s| folder.join(STRIPS).join(name(s) + ".png").exists()).collect();
+        sampled.iter().copied().filter(|&s| folder.join(FRAME_STRIPS_FOLDER).join(name(s) + ".png").exists()).collect();
     let shown = spread(if with_frames.is_empty() { &sampled } else { &with_frames });
     let mut page = "<h2>Rollouts over time</h2>".to_string();
     for step in shown {
@@ -41,7 +41,7 @@ pub fn rollouts_html(run: &Path, steps: &[StepMetrics]) -> Result<String> {
         let Some(group) = text.lines().next().and_then(|line| serde_json::from_str::<Value>(line).ok()) else {
             continue;
         };
-        let strip = fs::read(folder.join(STRIPS).join(name(step) + ".png")).ok();
+        let strip = fs::read(folder.join(FRAME_STRIPS_FOLDER).join(name(step) + ".png")).ok();
         page += &article(step, &group, strip.as_deref());
     }
     Ok(page)

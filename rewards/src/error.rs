@@ -37,7 +37,7 @@ impl RewardError {
     }
 
     /// Whether the command line is wrong, so that the program exits with code 2.
-    pub fn is_usage(&self) -> bool {
+    pub fn is_usage_error(&self) -> bool {
         matches!(self, Self::Option(_))
     }
 }

@@ -64,7 +64,7 @@ mod tests {
             ("format=1,", "``"),
         ] {
             let e = RewardWeights::parse(text).unwrap_err();
-            assert!(e.is_usage() && e.to_string().starts_with("--reward-weights: "), "{e}");
+            assert!(e.is_usage_error() && e.to_string().starts_with("--reward-weights: "), "{e}");
             assert!(e.to_string().contains(named), "{text}: {e}");
         }
     }

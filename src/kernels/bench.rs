@@ -42,7 +42,11 @@ impl KernelsBenchArgs {
             None => all_kernels().map(|(_, e)| e).collect(),
         };
         if !common.json {
-            output::print_line(format!("{}: copies {:.0} GB/s, read and written", gpu.name(), bandwidth * 1e-9))?;
+            output::print_line(format!(
+                "{}: copying moves {:.0} GB/s, bytes read plus bytes written",
+                gpu.name(),
+                bandwidth * 1e-9
+            ))?;
             output::print_line(format!("{}  of the bandwidth", TimedKernel::table_header()))?;
         }
         let (name, sm) = (gpu.name().to_string(), gpu.sm_name());

@@ -55,7 +55,7 @@ impl KernelsCheckArgs {
                 let help = "omit --arch or --device";
                 return Err(bad_usage(
                     "--arch",
-                    "selects what to compile for; a device has its own architecture",
+                    "selects the architecture to compile for, but --device runs on a device with its own",
                     help,
                 ));
             }
@@ -88,7 +88,7 @@ impl KernelsCheckArgs {
                     0 => String::new(),
                     n => format!(", and {n} more"),
                 };
-                Err(failed("kernels", format!("{first}{others}"), "`reel kernels check` lists them with every figure"))
+                Err(failed("kernels", format!("{first}{others}"), "stdout lists every problem"))
             }
         }
     }
@@ -182,7 +182,8 @@ pub fn resources_json(r: &FunctionResources) -> Value {
     })
 }
 
-/// Prints a line per function: its registers for each architecture, and the largest of all other values.
+/// Prints a line per function: its registers for each architecture and, as maxima over the architectures, its shared
+/// memory, stack, spills and local-memory accesses.
 fn print_table(done: &[CompiledSource]) -> Result<()> {
     let mut archs: Vec<&str> = done.iter().map(|d| d.sm.as_str()).collect();
     archs.sort();

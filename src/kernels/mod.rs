@@ -25,7 +25,7 @@ pub struct KernelsArgs {
 
 #[derive(Subcommand, Debug)]
 enum What {
-    /// List every kernel with its dtype and CUDA launches (the default)
+    /// List every kernel with its dtype and CUDA launches; runs if no subcommand is given
     #[command(after_help = "Example:\n  reel kernels list")]
     List,
     /// Show what a kernel computes, its launch geometry, registers, shared memory, and least time

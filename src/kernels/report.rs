@@ -31,7 +31,8 @@ pub struct KernelsReportArgs {
 impl KernelsReportArgs {
     pub fn run(&self, common: &CommonOptions) -> Result<()> {
         let machine = MachineSpec::gpu_by_name(&self.gpu)?;
-        // Compiles on all threads what the page then looks up. Without NVRTC the page has no register counts.
+        // Compiles all kernels in parallel first, because the page asks for their register counts one by one. Without
+        // NVRTC the page has no register counts.
         compile_all(&FOLDERS.iter().map(|f| f.source).collect::<Vec<_>>(), &["sm_90a".to_string()], common)?;
         let (page, kernels) = roofline_page(&machine, self.times.as_deref())?;
         output::write_file(&self.out, page.as_bytes())?;

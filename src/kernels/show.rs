@@ -33,7 +33,7 @@ struct Planned {
     resources: Option<FunctionResources>,
 }
 
-/// The least time of a kernel on a GPU, by its data sheet.
+/// The least time that a kernel needs on a GPU, by the peak rates in the GPU's data sheet.
 struct Floor {
     gpu: &'static str,
     seconds: f64,

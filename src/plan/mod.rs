@@ -1,7 +1,7 @@
 //! `reel plan`: predicts memory and time of a command for a machine that need not exist here.
 //!
-//! It runs the code of the command itself on device `dry`, which counts allocations, operations and bytes and
-//! computes nothing.
+//! It runs the code of the command itself on device `dry`, which counts allocations, floating-point operations
+//! and the bytes that kernels read and write, and computes nothing.
 
 mod table;
 
@@ -32,7 +32,8 @@ use crate::sft::SftArgs;
 use crate::training::ResolvedOptions;
 use crate::{generate, model, prompt};
 
-/// Predict peak memory, operations and the least time of a command, without running it and without a GPU or weights.
+/// Predict peak memory, floating-point operations and the least time of a command, without running it, without a GPU
+/// and without weights.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Example:
@@ -188,7 +189,7 @@ impl Sizes {
     }
 }
 
-/// A training command that is planned.
+/// A training command to plan, with the functions that plan it.
 struct Counting<'a, O> {
     resolved: &'a ResolvedOptions<O>,
     sizes: &'a Sizes,
@@ -243,13 +244,13 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
         if plan.steps == 0 {
             return Err(failed(
                 options.data.display(),
-                "none of its rows can be used",
+                "no row of this data file can be used",
                 format!("run reel {} --check-data to see why", O::COMMAND),
             ));
         }
         Ok(CommandCounts {
             command: O::COMMAND,
-            subject: format!("{name}, {rows}, {} at a time", options.per_device_train_batch_size),
+            subject: format!("{name}, {rows}, micro-batch size {}", options.per_device_train_batch_size),
             dtype,
             memory: plan.memory,
             phases: plan.phases,
@@ -276,7 +277,7 @@ impl PlanGrpoArgs {
         let mut counted =
             Counting { resolved, sizes: &self.sizes, rows: "prompts", plan_one_size, plan_data }.count(common)?;
         let o = &resolved.options;
-        let shuffled = if o.temporal { ", and half as many for shuffled videos" } else { "" };
+        let shuffled = if o.temporal { ", and half as many completions for shuffled videos" } else { "" };
         counted.subject +=
             &format!("; {} completions of {} tokens per prompt{shuffled}", o.num_generations, o.max_completion_length);
         Ok(counted)
@@ -297,7 +298,7 @@ impl PlanGenerateArgs {
             return Err(bad_usage(
                 "--max-new-tokens",
                 what,
-                format!("give 1 to {positions}, the positions of the model"),
+                format!("give 1 to {positions}, the maximum sequence length of the model"),
             ));
         }
         if !(1..=generate::MAX_COMPLETIONS).contains(&self.n) {

@@ -26,7 +26,8 @@ enum SimCommand {
     /// Check a kernel of a PTX or CUDA file, and show its results, counts and estimated time bounds
     #[command(after_help = run::RUN_EXAMPLE, after_long_help = run::long_help())]
     Run(run::SimRunArgs),
-    /// Test whether a run detects each changed synchronisation of a kernel
+    /// Remove or change each synchronisation instruction of a kernel, one at a time, and test whether a run detects
+    /// it
     Mutants(mutants::SimMutantsArgs),
 }
 

@@ -12,7 +12,7 @@ use crate::common::CommonOptions;
 use crate::fail::failed;
 use crate::output;
 
-/// Test whether a run detects each changed synchronisation of a kernel.
+/// Remove or change each synchronisation instruction of a kernel, one at a time, and test whether a run detects it.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Example:
@@ -37,7 +37,8 @@ impl SimMutantsArgs {
         let location = self.run.file_name();
         let whole = case.check_kernel(&case.program, case.options.clone())?;
         if let Some(first) = whole.findings.iter().flatten().next() {
-            let what = format!("{} at line {} before anything is changed", first.kind.name(), first.line);
+            let what =
+                format!("the unchanged kernel already has a finding: {} at line {}", first.kind.name(), first.line);
             return Err(failed(&location, what, "fix the kernel first; `reel sim run` shows the details"));
         }
         let counters = &whole.counters[0].by_instruction;

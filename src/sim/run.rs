@@ -79,7 +79,8 @@ pub struct SimRunArgs {
     /// Count instructions and bytes in one run, without checking for races
     #[arg(long)]
     count_only: bool,
-    /// Also report generic reads without a proxy fence before an ordered asynchronous copy overwrites them
+    /// Also report a generic read whose bytes an ordered asynchronous copy then overwrites, without a proxy fence in
+    /// between
     #[arg(long)]
     strict_proxy: bool,
     /// Additional folder for `#include`

@@ -113,7 +113,7 @@ impl RunDisplay<'_> {
         *out += "\ncounted in the first run:\n";
         let mut row = |name: &str, value: String| *out += &format!("  {name:<24}{value}\n");
         row("blocks, barriers", format!("{}, {}", counts.blocks, counts.barriers));
-        row("instructions", format!("{} of warps, {} of threads", c.warps, c.threads));
+        row("instructions", format!("{} executed by warps, {} by threads", c.warps, c.threads));
         for (class, executed) in counts.total.classes() {
             row(&format!("  {}", class.name()), format!("{}, {}", executed.warps, executed.threads));
         }
@@ -122,7 +122,10 @@ impl RunDisplay<'_> {
         }
         row("global bytes", format!("{} read, {} written", c.global_read, c.global_written));
         if let Some(efficiency) = counts.total.sector_efficiency() {
-            row("global sectors", format!("{}, {:.0} % of their bytes requested", c.sectors, 100.0 * efficiency));
+            row(
+                "global sectors",
+                format!("{}; the kernel requested {:.0} % of their bytes", c.sectors, 100.0 * efficiency),
+            );
         }
         if c.wavefronts > 0 {
             row("shared wavefronts", format!("{}, {} above the minimum", c.wavefronts, counts.total.bank_conflicts()));
@@ -159,7 +162,7 @@ impl RunDisplay<'_> {
     }
 
     fn add_rooflines(&self, out: &mut String) {
-        *out += "\nmodelled, minimum microseconds of each part (not measured):\n";
+        *out += "\nmodelled, not measured: minimum time of each part in microseconds:\n";
         let rooflines = self.rooflines();
         let names = rooflines.first().map(|r| r.bounds.map(|b| b.name)).unwrap_or_default();
         *out += &format!("  {:6}", "");

@@ -76,7 +76,7 @@ impl FinishedRun {
     }
 }
 
-/// Sends a signal (`-INT`, `-KILL`, …) with the `kill` command of the shell, because a minimal system has no other.
+/// Sends a signal (`-INT`, `-KILL`, …) with the shell's built-in `kill`: a minimal system lacks the program `kill`.
 #[allow(dead_code)] // not every test program sends signals
 pub fn send_signal(pid: u32, name: &str) {
     let script = format!("kill {name} {pid}");
@@ -113,7 +113,7 @@ pub fn read_metrics(out: &Path) -> Vec<serde_json::Value> {
 }
 
 /// The lines of metrics.jsonl without the fields that depend on the clock.
-pub fn timeless_metrics(out: &Path) -> Vec<serde_json::Value> {
+pub fn metrics_without_times(out: &Path) -> Vec<serde_json::Value> {
     let mut lines = read_metrics(out);
     for line in lines.iter_mut().filter_map(serde_json::Value::as_object_mut) {
         line.retain(|name, _| !name.ends_with("second") && !name.ends_with("_seconds"));

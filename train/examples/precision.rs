@@ -99,7 +99,7 @@ fn main() -> std::result::Result<(), Box<dyn Error>> {
         let curve = train(way, &model, &data)?;
         let (first, last) = (curve.loss[0].1, curve.loss[curve.loss.len() - 1].1);
         println!(
-            "{:30} loss {first:.4} -> {last:.4}, weights moved {:5.1} %, by {:.4}",
+            "{:30} loss {first:.4} -> {last:.4}, {:5.1} % of the weights changed, L2 norm of the change {:.4}",
             way.name,
             100.0 * curve.moved,
             curve.distance

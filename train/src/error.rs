@@ -93,10 +93,10 @@ impl TrainError {
     }
 
     /// Whether this is a mistake in the command line or a configuration file (exit code 2).
-    pub fn is_usage(&self) -> bool {
+    pub fn is_usage_error(&self) -> bool {
         match self {
             Self::Option(_) => true,
-            Self::Reward(e) => e.is_usage(),
+            Self::Reward(e) => e.is_usage_error(),
             _ => false,
         }
     }

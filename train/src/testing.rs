@@ -95,7 +95,7 @@ pub(crate) fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
             let name = path.strip_prefix(folder).unwrap().display().to_string();
             if path.is_dir() {
                 folders.push(path);
-            } else if ![output::METRICS_FILE, output::RUN_FILE, crate::run_folder::best::TRAINER_STATE]
+            } else if ![output::METRICS_FILE, output::RUN_FILE, crate::run_folder::best::TRAINER_STATE_FILE]
                 .contains(&name.as_str())
                 && !name.starts_with("events.")
             {

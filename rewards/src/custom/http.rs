@@ -210,7 +210,7 @@ mod tests {
     fn invalid_urls_are_refused() {
         for url in ["", "x", "ftp://host/", "http://", "file:///tmp/x", "http://a b/"] {
             let e = CustomReward::url(url, LONG).unwrap_err();
-            assert!(e.is_usage() && e.to_string().starts_with("--reward-url: "), "{url}: {e}");
+            assert!(e.is_usage_error() && e.to_string().starts_with("--reward-url: "), "{url}: {e}");
         }
     }
 }

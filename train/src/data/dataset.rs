@@ -76,8 +76,8 @@ impl Dataset {
         Ok(Self { path: path.to_path_buf(), text, rows })
     }
 
-    /// Adds file and line of row `index` to a diagnostic about that row.
-    pub fn locate_error<T>(&self, index: usize, result: Result<T, Diagnostic>) -> Result<T> {
+    /// Adds the file name and the line of row `index` to an error of that row.
+    pub fn add_location_to_error<T>(&self, index: usize, result: Result<T, Diagnostic>) -> Result<T> {
         result.map_err(|diagnostic| TrainError::Data(diagnostic.at(self.location(index))))
     }
 
@@ -99,7 +99,7 @@ impl Dataset {
         }
         let value: Value = serde_json::from_str(&self.text[bytes.clone()])
             .map_err(|e| TrainError::data(self.location(index), format!("is not JSON: {e}"), LISTS))?;
-        self.locate_error(index, DataRow::parse(value))
+        self.add_location_to_error(index, DataRow::parse(value))
     }
 
     /// `FILE:LINE` of row `index`, for messages.
@@ -119,7 +119,7 @@ impl Dataset {
 
     /// Fingerprint of the file's bytes.
     pub fn fingerprint(&self) -> String {
-        digest::of_bytes(self.text.as_bytes())
+        digest::bytes_fingerprint(self.text.as_bytes())
     }
 }
 

@@ -180,7 +180,7 @@ mod tests {
     use super::*;
     use crate::options::{RunOptions, SftOptions};
     use crate::run::TrainLoop;
-    use crate::run::sft::Sft;
+    use crate::run::sft::SftLoop;
 
     #[derive(Debug, PartialEq)]
     struct Length {
@@ -195,14 +195,14 @@ mod tests {
         let tokens = lengths.iter().enumerate().filter_map(|(row, n)| n.map(|n| (row, n))).collect();
         let asked = options.fixed_steps();
         let found = scan_and_count_batches(
-            &Sft::batching(&options, lengths.len()),
+            &SftLoop::batching(&options, lengths.len()),
             asked.is_none(),
-            if Sft::must_scan_all_rows(&options) { RowScan::AllBut(&[]) } else { RowScan::None },
+            if SftLoop::must_scan_all_rows(&options) { RowScan::AllBut(&[]) } else { RowScan::None },
             &Arc::new(Lengths { rows: lengths.len(), tokens }),
             &RowOrder::file_order(lengths.len()),
             &AtomicBool::new(false),
         )?;
-        let steps = asked.unwrap_or_else(|| Sft::step_count(&options, found.batches));
+        let steps = asked.unwrap_or_else(|| SftLoop::step_count(&options, found.batches));
         Ok(Length { steps, skipped: found.skipped })
     }
 

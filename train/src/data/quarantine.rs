@@ -126,10 +126,10 @@ impl ScanJournal {
     ///
     /// # Errors
     /// The list cannot be written.
-    pub fn finish(self, bad: &[SkippedRow]) -> Result<PathBuf> {
+    pub fn finish(self, unusable: &[SkippedRow]) -> Result<PathBuf> {
         let failed = |e| TrainError::cannot_write(&self.list, e);
         let mut text = Vec::new();
-        for row in bad {
+        for row in unusable {
             serde_json::to_writer(&mut text, row).map_err(|e| failed(e.into()))?;
             text.push(b'\n');
         }

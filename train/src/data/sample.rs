@@ -81,7 +81,7 @@ impl SampleCache {
 impl SftSource {
     /// Parses the conversation of a row.
     fn conversation(&self, row: usize) -> Result<Conversation> {
-        let messages = self.data.locate_error(row, self.data.row(row)?.supervised_messages(self.parity))?;
+        let messages = self.data.add_location_to_error(row, self.data.row(row)?.supervised_messages(self.parity))?;
         let location = self.data.location(row);
         Conversation::from_value(&location, &Value::Array(messages), &self.media_root)
             .map_err(|e| to_row_error(&location, e))

@@ -188,7 +188,7 @@ mod tests {
         ] {
             let e = merged(text, &[]).unwrap_err();
             let message = e.to_string();
-            assert!(e.is_usage() && message.starts_with(start) && !message.contains('\n'), "{message}");
+            assert!(e.is_usage_error() && message.starts_with(start) && !message.contains('\n'), "{message}");
         }
     }
 }

@@ -196,7 +196,7 @@ impl TrainingOptions for GrpoOptions {
         check(
             generations >= 2,
             "--num-generations",
-            format!("is {generations}, but an advantage compares the completions of a group"),
+            format!("is {generations}, but an advantage compares several completions of a group"),
             "give 2 or more",
         )?;
         let batch = self.per_device_train_batch_size;
@@ -204,7 +204,7 @@ impl TrainingOptions for GrpoOptions {
             batch.is_multiple_of(generations),
             "--per-device-train-batch-size",
             format!("is {batch}, which is not a multiple of --num-generations {generations}"),
-            "it counts completions: give a multiple, so that groups are whole",
+            "give a multiple: the batch size counts completions, and groups are not split",
         )?;
         check(self.num_iterations > 0, "--num-iterations", "is 0".into(), "give 1 or more")?;
         let at_least_0 = |flag: &str, x: f64| range(flag, x, x >= 0.0, "give a number that is 0 or more");
@@ -296,7 +296,7 @@ mod tests {
         ];
         for (flag, args) in refused {
             let e = parse(args).validate_values().unwrap_err();
-            assert!(e.is_usage() && e.to_string().starts_with(flag), "{args:?}: {e}");
+            assert!(e.is_usage_error() && e.to_string().starts_with(flag), "{args:?}: {e}");
         }
     }
 

@@ -25,7 +25,7 @@ pub enum LabelRule {
     Assistant,
     /// All tokens but padding and vision tokens
     Text,
-    /// All tokens but padding and image tokens, as in the references' code
+    /// All tokens but padding and image tokens, as in the code of VideoRFT and Video-R1
     Videorft,
 }
 

@@ -190,7 +190,7 @@ fn path_or_none() -> impl TypedValueParser<Value = PathBuf> {
 /// The options of an empty command line.
 pub(super) fn default_options<T: Args>() -> T {
     let matches = T::augment_args(clap::Command::new("options")).try_get_matches_from(["options"]);
-    matches.and_then(|m| T::from_arg_matches(&m)).expect("every option has a default, as a test sees")
+    matches.and_then(|m| T::from_arg_matches(&m)).expect("every option has a default, which a test checks")
 }
 
 impl Default for RunOptions {
@@ -304,13 +304,8 @@ impl RunOptions {
     fn validate_reports(&self) -> Result<()> {
         let places = &self.report_to;
         let alone = places.len() == 1 || !places.contains(&ReportTo::None);
-        let help = "give none alone, or the reporters without none";
-        check(
-            alone && !places.is_empty(),
-            "--report-to",
-            "names none together with reporters, or nothing".into(),
-            help,
-        )?;
+        let help = "give none without other names, or only names of reporters";
+        check(alone && !places.is_empty(), "--report-to", "is empty, or combines none with reporters".into(), help)?;
         if !self.reports_to(ReportTo::Wandb) {
             return Ok(());
         }
@@ -338,7 +333,7 @@ impl RunOptions {
             None => None,
             Some(_) if targets.is_empty() || targets.iter().any(String::is_empty) => Some("has an empty name"),
             Some(_) if targets.len() > 1 && targets.iter().any(|t| t == ALL_LINEAR) => {
-                Some("names all-linear together with layers")
+                Some("combines all-linear with names of layers")
             }
             Some(_) => None,
         };

@@ -75,7 +75,7 @@ impl TrainingOptions for SftOptions {
         check(
             !self.packing || self.max_length.is_some(),
             "--packing",
-            "needs a number of tokens to fill micro-batches up to".into(),
+            "needs a maximum number of tokens per micro-batch".into(),
             "give --max-length too",
         )
     }
@@ -167,7 +167,7 @@ mod tests {
         ];
         for (flag, args) in refused {
             let e = parse(args).unwrap().validate_values().unwrap_err();
-            assert!(e.is_usage() && e.to_string().starts_with(flag), "{args:?}: {e}");
+            assert!(e.is_usage_error() && e.to_string().starts_with(flag), "{args:?}: {e}");
         }
         let e = parse(&["--model", "m"]).unwrap().validate().unwrap_err().to_string();
         assert!(e.starts_with("--data: is missing; "), "{e}");

@@ -1,5 +1,5 @@
-//! `reel plan`: predicts the memory and operations of a training run. The real steps run on the dry device, which
-//! counts buffers and operations and computes nothing.
+//! `reel plan`: predicts the memory and costs of a training run. The real steps run on the dry device, which counts
+//! buffers, floating-point operations and bytes, and computes nothing.
 
 pub mod grpo;
 
@@ -22,7 +22,7 @@ use crate::data::feed::{BatchFeed, DataPosition, SampleSource};
 use crate::data::length;
 use crate::data::sample::Sample;
 use crate::options::{SftOptions, TrainingOptions};
-use crate::run::sft::{self, Sft, SftSetup};
+use crate::run::sft::{self, SftLoop, SftSetup};
 use crate::run::{self, BatchCursor, TrainLoop};
 use crate::run_folder::checkpoint::checkpoint_bytes;
 use crate::step::hyperparameters::Hyperparameters;
@@ -30,16 +30,16 @@ use crate::step::sft::step;
 use crate::step::trainer::Trainer;
 use crate::{Result, TrainError};
 
-/// The predicted memory and operations of a training run.
+/// The predicted memory and the costs of a training run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
     /// Peak bytes by category; their sum is the `peak_bytes` of a run's metrics.
     pub memory: MemoryUse,
-    /// Operations of all counted steps, by phase.
+    /// Costs of the ops of all planned steps, by phase.
     pub phases: PhaseCosts,
-    /// Number of counted steps.
+    /// Number of planned steps: all steps of the run, or the first ones.
     pub steps: u64,
-    /// Tokens of the counted steps.
+    /// Tokens of the planned steps.
     pub tokens: u64,
     /// Bytes of a checkpoint's weights and optimizer on the disk, and of their copy in host memory while a background
     /// thread writes it.
@@ -184,7 +184,7 @@ pub fn file_dtype(folder: &Path, config: &ModelConfig) -> StoredDType {
 pub fn plan_one_size(
     options: &SftOptions,
     config: &ModelConfig,
-    files: StoredDType,
+    stored: StoredDType,
     dtype: DType,
     shape: &RowShape,
     device: &Device,
@@ -195,20 +195,20 @@ pub fn plan_one_size(
         Some(most) if options.packing => most / shape.tokens.max(1),
         _ => options.per_device_train_batch_size,
     };
-    let mut trainer = Trainer::new(device, config, Weights::Nothing(files), dtype, Hyperparameters::new(options, 1))?;
+    let mut trainer = Trainer::new(device, config, Weights::Nothing(stored), dtype, Hyperparameters::new(options, 1))?;
     let batch = vec![shape.sample(config); rows];
     count(&mut trainer, 1, || Ok(Some(batch.clone())))
 }
 
 /// Plans a run on its own data: all steps, or the first ones if the file is large. Counts for the device of `setup`.
-pub fn plan_data(setup: &SftSetup, files: StoredDType) -> Result<Plan> {
+pub fn plan_data(setup: &SftSetup, stored: StoredDType) -> Result<Plan> {
     let options = setup.options;
     options.validate_values()?;
     let samples = Arc::new(sft::samples(setup)?);
     let skipped: Vec<usize> = run::unusable_rows(options, &*samples)?.into_iter().map(|row| row.row).collect();
     let rows = samples.row_count();
     let order = run::row_order(options.no_shuffle, rows, setup.seed);
-    let mut batching = Sft::batching(options, rows);
+    let mut batching = SftLoop::batching(options, rows);
     let steps = match options.fixed_steps() {
         Some(steps) => steps.min(MAX_ROWS.div_ceil((batching.rows * options.gradient_accumulation_steps) as u64)),
         None => u64::MAX,
@@ -220,7 +220,7 @@ pub fn plan_data(setup: &SftSetup, files: StoredDType) -> Result<Plan> {
     let mut trainer = Trainer::new(
         &setup.device.dry_like(),
         &config,
-        Weights::Nothing(files),
+        Weights::Nothing(stored),
         setup.dtype,
         Hyperparameters::new(options, 1),
     )?;

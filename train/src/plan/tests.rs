@@ -106,7 +106,7 @@ fn planned_videos_have_even_sides_and_all_patches() {
     assert_eq!(RowShape::new(5000, 4096, &config()).unwrap().video_grid_thw, [[8, 16, 32]]);
     for (tokens, patches) in [(100, 6), (10, 40)] {
         let e = RowShape::new(tokens, patches, &config()).unwrap_err();
-        assert!(e.is_usage() && e.to_string().starts_with("--vision-patches: "), "{e}");
+        assert!(e.is_usage_error() && e.to_string().starts_with("--vision-patches: "), "{e}");
     }
 }
 

@@ -43,15 +43,16 @@ impl TimeEstimate {
 }
 
 impl Progress {
-    /// Starts the display of a run of `steps` steps that continues after step `done`.
-    pub fn new(quiet: bool, steps: u64, done: u64, every: u64) -> Self {
+    /// Starts the display of a run of `steps` steps that continues after the first `finished_steps`.
+    pub fn new(quiet: bool, steps: u64, finished_steps: u64, steps_per_line: u64) -> Self {
         if quiet {
             return Self::Quiet;
         }
         if !std::io::stderr().is_terminal() {
-            return Self::Lines { steps, every, pace: TimeEstimate { since: Instant::now(), done } };
+            let pace = TimeEstimate { since: Instant::now(), done: finished_steps };
+            return Self::Lines { steps, every: steps_per_line, pace };
         }
-        let bar = ProgressBar::new(steps).with_position(done);
+        let bar = ProgressBar::new(steps).with_position(finished_steps);
         if let Ok(style) = ProgressStyle::with_template("{pos}/{len} {bar:30} {msg}  {elapsed} (eta {eta})") {
             bar.set_style(style);
         }

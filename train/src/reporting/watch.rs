@@ -65,9 +65,9 @@ impl Reporters {
     }
 
     /// Reports how the run ended.
-    pub fn finish(&mut self, done: &Result<()>) -> Result<()> {
+    pub fn finish(&mut self, outcome: &Result<()>) -> Result<()> {
         // Exit codes of the W&B client (`sdk/lib/exit_hooks.py`): 255 for an interrupted run.
-        let code = match done {
+        let code = match outcome {
             Ok(()) => 0,
             Err(TrainError::Stopped(_)) => 255,
             Err(_) => 1,

@@ -48,7 +48,7 @@ impl RolloutFile {
         if lines.is_empty() {
             return Err(TrainError::data(path.display().to_string(), "has no completions", FORM));
         }
-        Ok(Self { path: path.to_path_buf(), hash: digest::of_bytes(text.as_bytes()), lines })
+        Ok(Self { path: path.to_path_buf(), hash: digest::bytes_fingerprint(text.as_bytes()), lines })
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -83,32 +83,32 @@ impl RolloutLine {
         let (groups, wanted) = (self.completions.len(), options.num_generations);
         if groups != wanted {
             let help = format!("give {wanted}, or --num-generations {groups}");
-            return wrong("completions", format!("are {groups}, but --num-generations is {wanted}"), help);
+            return wrong("completions", format!("are {groups} in number, but --num-generations is {wanted}"), help);
         }
         if self.rewards.len() != groups {
             return wrong(
                 "rewards",
-                format!("are {} for {groups} completions", self.rewards.len()),
-                "give one each".into(),
+                format!("are {} in number, but there are {groups} completions", self.rewards.len()),
+                "give one reward per completion".into(),
             );
         }
         if let Some(bad) = self.rewards.iter().find(|r| !r.is_finite()) {
-            return wrong("rewards", format!("have {bad}"), "give finite numbers".into());
+            return wrong("rewards", format!("contain {bad}"), "give finite numbers".into());
         }
         let ids = || self.completions.iter().flatten();
         if let Some(bad) = ids().find(|&&id| id as usize >= vocab) {
-            let what = format!("have id {bad}, but the vocabulary has {vocab} tokens");
+            let what = format!("contain token id {bad}, but the vocabulary has {vocab} tokens");
             return wrong("completions", what, "use the tokenizer of this model".into());
         }
         let pads = [config.tokens.image, config.tokens.video];
         if let Some(pad) = ids().find(|&&id| pads.contains(&id)) {
-            let what = format!("have id {pad}, the pad token of an image or video, but no media for it");
-            return wrong("completions", what, "remove it: pad tokens are never sampled".into());
+            let what = format!("contain token id {pad}, the pad token of an image or video, but no media belong to it");
+            return wrong("completions", what, "remove this token: the model never samples pad tokens".into());
         }
         let (longest, max) = (self.completions.iter().map(Vec::len).max().unwrap_or(0), options.max_completion_length);
         if longest > max {
             let what = format!("have {longest} tokens, more than --max-completion-length {max}");
-            return wrong("completions", what, "raise the limit, or shorten them".into());
+            return wrong("completions", what, "raise --max-completion-length, or shorten the completions".into());
         }
         Ok(())
     }

@@ -67,10 +67,10 @@ pub struct RolloutSet {
     pub groups: Vec<Group>,
     /// Steps already done on this set.
     pub uses: u64,
-    /// By micro-batch, f32 `[L]`: log-probabilities of the learned tokens under the weights at the first step on this
-    /// set.
+    /// For each micro-batch, f32 `[L]`: log-probabilities of its L learned tokens under the weights at the first step
+    /// on this set.
     pub old_log_probs: Vec<Vec<f32>>,
-    /// By micro-batch, f32 `[L]`: log-probabilities of the learned tokens under the reference weights.
+    /// For each micro-batch, f32 `[L]`: log-probabilities of its L learned tokens under the reference weights.
     pub ref_log_probs: Vec<Vec<f32>>,
     /// Metrics of sampling and scoring.
     pub metrics: GrpoMetrics,
@@ -112,7 +112,10 @@ impl RolloutSet {
                 || g.row >= prompts.data_row_count()
                 || g.completions.iter().any(|c| c.learned_len > c.ids.len())
             {
-                return Err(damaged(format!("has a group of row {} that does not fit the data", g.row)));
+                return Err(damaged(format!(
+                    "has a group of data row {} that is inconsistent or not of this data",
+                    g.row
+                )));
             }
             let prompt = Arc::new(prompts.prompt(g.row)?);
             groups.push(Group { prompt, completions: g.completions, rewards: g.rewards, advantages: g.advantages });

@@ -12,5 +12,5 @@ pub(crate) mod worker;
 
 pub use group::{CompletionTokens, Group, RolloutSet};
 pub use prompts::{Prompt, PromptSource};
-pub use records::{ROLLOUTS, STRIPS};
+pub use records::{FRAME_STRIPS_FOLDER, ROLLOUTS_FOLDER};
 pub use sampler::with_shuffled_frames;

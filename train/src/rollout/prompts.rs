@@ -101,9 +101,9 @@ impl PromptSource {
 
     /// The prompt of a row, and the columns from which its completions are scored.
     fn content_and_columns(&self, row: usize) -> Result<(PromptContent, Map<String, Value>)> {
-        let (content, columns) = self.data.locate_error(row, self.data.row(row)?.prompt(self.parity))?;
+        let (content, columns) = self.data.add_location_to_error(row, self.data.row(row)?.prompt(self.parity))?;
         if self.given.is_none() {
-            self.data.locate_error(row, scorer::check_columns(&columns, self.custom_reward))?;
+            self.data.add_location_to_error(row, scorer::check_columns(&columns, self.custom_reward))?;
         }
         Ok((content, columns))
     }
@@ -170,7 +170,9 @@ impl SampleSource for PromptSource {
 impl DataSource for PromptSource {
     fn fingerprint(&self) -> String {
         match &self.given {
-            Some(given) => digest::of_bytes(format!("{} {}", self.data.fingerprint(), given.fingerprint()).as_bytes()),
+            Some(given) => {
+                digest::bytes_fingerprint(format!("{} {}", self.data.fingerprint(), given.fingerprint()).as_bytes())
+            }
             None => self.data.fingerprint(),
         }
     }

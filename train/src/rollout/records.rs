@@ -21,10 +21,10 @@ use crate::run_folder::checkpoint::write_synced;
 use crate::{Result, TrainError};
 
 /// The folder of the recorded rollouts in OUT.
-pub const ROLLOUTS: &str = "rollouts";
+pub const ROLLOUTS_FOLDER: &str = "rollouts";
 
-/// The folder below [`ROLLOUTS`] with PNG strips of frames, one for the first prompt of some steps.
-pub const STRIPS: &str = "strips";
+/// The folder below [`ROLLOUTS_FOLDER`] with PNG strips of frames, one for the first prompt of some steps.
+pub const FRAME_STRIPS_FOLDER: &str = "strips";
 /// Maximum number of strips of frames that a run writes.
 const MAX_STRIPS: u64 = 24;
 
@@ -52,7 +52,7 @@ impl RolloutRecorder {
     /// start leaves no files.
     pub(crate) fn new(out: &Path, steps: u64) -> Self {
         Self {
-            folder: out.join(ROLLOUTS),
+            folder: out.join(ROLLOUTS_FOLDER),
             every: steps.div_ceil(MAX_STRIPS).max(1),
             step: 0,
             text: String::new(),
@@ -69,7 +69,7 @@ impl RolloutRecorder {
             return Ok(None);
         }
         let strip = frame_strip(seen, 8, 96).map_err(reel_model::ModelError::from)?;
-        let path = self.folder.join(STRIPS).join(format!("{step:06}.png"));
+        let path = self.folder.join(FRAME_STRIPS_FOLDER).join(format!("{step:06}.png"));
         write_synced(&path, &strip.bytes).map_err(|e| TrainError::cannot_write(&path, e))?;
         Ok(Some(strip))
     }
@@ -77,7 +77,7 @@ impl RolloutRecorder {
     /// Adds the groups of one sampling round of a step. A background thread writes the step's file under another name
     /// and renames it, so the file never ends in half a line; [`Self::wait_until_written`] waits for it. `used` tells
     /// whether the step trains on a group with these scores.
-    pub(crate) fn add(
+    pub(crate) fn add_groups(
         &mut self,
         step: u64,
         round: u64,
@@ -86,7 +86,8 @@ impl RolloutRecorder {
         used: impl Fn(&Scores) -> bool,
     ) -> Result<()> {
         if round == 0 {
-            fs::create_dir_all(self.folder.join(STRIPS)).map_err(|e| TrainError::cannot_write(&self.folder, e))?;
+            fs::create_dir_all(self.folder.join(FRAME_STRIPS_FOLDER))
+                .map_err(|e| TrainError::cannot_write(&self.folder, e))?;
             (self.step, self.text) = (step, String::new());
         }
         for (rollout, scores) in rollouts.iter().zip(scores) {
@@ -145,7 +146,7 @@ pub(crate) fn read_groups(
         let r: Recorded =
             serde_json::from_str(line).map_err(|e| damaged(format!("is not a record of a group: {e}")))?;
         if r.row >= prompts.data_row_count() || r.completions.len() != r.rewards.len() {
-            return Err(damaged("does not fit the data".into()));
+            return Err(damaged("has a group that is inconsistent or not of this data".into()));
         }
         let mask_truncated = options.mask_truncated_completions;
         let tokens = |(ids, log_probs)| CompletionTokens::new(ids, log_probs, prompts.stop_ids(), mask_truncated);

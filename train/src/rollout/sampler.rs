@@ -94,8 +94,8 @@ impl<'a> Sampler<'a> {
         Ok(sampled)
     }
 
-    /// Frees the device memory of generation (KV cache, captured graphs), which training needs. It also makes the
-    /// peak memory of a resumed run equal.
+    /// Frees the device memory of generation (KV cache, captured graphs), which training needs. It also keeps the
+    /// peak memory of a resumed run equal to that of an uninterrupted run.
     pub(crate) fn release_memory(&self) {
         self.engine.release_memory();
     }

@@ -95,7 +95,7 @@ impl<'a> RolloutWorker<'a> {
             };
             let rollouts = self.sample(batch.samples, n, round)?;
             let scores = self.scorer.score(&rollouts)?;
-            self.recorder.add(n, round, &rollouts, &scores, is_kept)?;
+            self.recorder.add_groups(n, round, &rollouts, &scores, is_kept)?;
             preview.rewards.extend(scores.iter().flat_map(|s| &s.reward));
             if let (0, Some(rollout), Some(scores)) = (round, rollouts.first(), scores.first()) {
                 preview.text = preview_text(rollout, scores);
@@ -115,7 +115,7 @@ impl<'a> RolloutWorker<'a> {
         }
         self.sampler.release_memory();
         if kept.is_empty() {
-            // The data has ended, or all groups of all rounds had equal rewards.
+            // Either the data has ended, or in no group did the rewards of the completions differ.
             return if dropped == 0 || data_ended && n > 1 { Ok(None) } else { Err(equal_rewards(n, dropped)) };
         }
         kept.truncate(self.options.groups_per_step());
@@ -163,8 +163,8 @@ impl<'a> RolloutWorker<'a> {
     }
 }
 
-/// The error of a step whose groups all have equal rewards, so every advantage is 0. The run ends as after a failed
-/// reward: finished steps are saved.
+/// The error of a step in which the rewards of no group differ, so every advantage is 0. The run ends as after a
+/// failed reward: finished steps are saved.
 fn equal_rewards(step: u64, groups: u64) -> TrainError {
     TrainError::Reward(RewardError::custom(
         "--dynamic-sampling",

@@ -179,8 +179,8 @@ pub fn run<'a, W: TrainLoop<'a>>(setup: &RunSetup<'a, W::Options>) -> Result<Run
     })
 }
 
-/// Repeats the steps up to `step` of a recorded run, planned with `lengths`. Returns the trainer with the resulting
-/// weights.
+/// Repeats the steps of a recorded run up to `step` and returns the trainer with the resulting weights. `lengths` has
+/// the planned numbers of steps, on which the learning rates depend.
 pub(crate) fn replay_steps<'a, W: TrainLoop<'a>>(
     setup: &RunSetup<'a, W::Options>,
     step: u64,
@@ -252,7 +252,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
             Some(folder) => resume::planned_lengths(folder, home, &state)?,
         };
         let run = run_json(setup, &state, &lengths);
-        output::write_run(&options.out, &run)?;
+        output::write_run_json(&options.out, &run)?;
         let reporters = Reporters::begin(options, home, state.step, &run)?;
         best::write_trainer_state(&options.out, state.rewards.best, state.step, state.steps)?;
         let progress = Progress::new(setup.quiet, state.steps, state.step, options.logging_steps);
@@ -419,7 +419,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         let job = move || {
             snapshot.write(&out)?;
             best::write_trainer_state(&out, state.rewards.best, state.step, state.steps)?;
-            checkpoint::remove_old(&out, keep, state.rewards.best.map(|best| best.step))
+            checkpoint::remove_old_checkpoints(&out, keep, state.rewards.best.map(|best| best.step))
         };
         if copy { self.writer.start(job) } else { job() }
     }
@@ -429,7 +429,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
     fn write_products(&mut self) -> Result<()> {
         let now = self.trainer.device.matmul_library();
         if now != self.products {
-            output::write_run(&self.setup.options.out, &run_json(&self.setup, &self.state, &self.lengths))?;
+            output::write_run_json(&self.setup.options.out, &run_json(&self.setup, &self.state, &self.lengths))?;
             self.products = now;
         }
         Ok(())

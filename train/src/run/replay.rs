@@ -46,7 +46,7 @@ pub fn find_start(out: &Path, step: u64) -> Result<ReplayStart> {
             help,
         ));
     };
-    let nearest = checkpoint::by_step(out)?.range(..step).next_back().map(|(n, path)| (*n, path.clone()));
+    let nearest = checkpoint::checkpoints_by_step(out)?.range(..step).next_back().map(|(n, path)| (*n, path.clone()));
     Ok(ReplayStart { step: nearest.as_ref().map_or(0, |n| n.0), checkpoint: nearest.map(|n| n.1), hash: recorded.hash })
 }
 
@@ -75,7 +75,7 @@ pub fn recorded_options(out: &Path) -> Result<(String, Value)> {
     let mut run = read(out)?;
     match (run["command"].as_str().map(String::from), run["options"].take()) {
         (Some(command), options @ Value::Object(_)) => Ok((command, options)),
-        _ => Err(damaged(&out.join(output::RUN_FILE), "names no command and options".into())),
+        _ => Err(damaged(&out.join(output::RUN_FILE), "lacks the command or the options of the run".into())),
     }
 }
 

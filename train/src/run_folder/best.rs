@@ -12,7 +12,7 @@ use crate::run_folder::checkpoint::{self, write_synced};
 use crate::{Result, TrainError};
 
 /// The name of the file in OUT.
-pub const TRAINER_STATE: &str = "trainer_state.json";
+pub const TRAINER_STATE_FILE: &str = "trainer_state.json";
 
 /// The step of a checkpoint and the mean reward that it is judged by.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -61,8 +61,8 @@ impl RewardTracker {
 /// Writes `OUT/trainer_state.json` after step `step` of a run of `steps` steps, if there is a best checkpoint.
 pub fn write_trainer_state(out: &Path, best: Option<BestCheckpoint>, step: u64, steps: u64) -> Result<()> {
     let Some(best) = best else { return Ok(()) };
-    let path = out.join(TRAINER_STATE);
-    let part = out.join(format!(".{TRAINER_STATE}.part"));
+    let path = out.join(TRAINER_STATE_FILE);
+    let part = out.join(format!(".{TRAINER_STATE_FILE}.part"));
     let state = json!({
         "best_metric": best.reward,
         "best_model_checkpoint": out.join(checkpoint::folder_name(best.step)),
@@ -128,11 +128,11 @@ mod tests {
         assert_eq!(all, RewardTracker::default());
         let dir = tempfile::tempdir().unwrap();
         write_trainer_state(dir.path(), None, 1, 2).unwrap();
-        assert!(!dir.path().join(TRAINER_STATE).exists());
+        assert!(!dir.path().join(TRAINER_STATE_FILE).exists());
         all.best = Some(BestCheckpoint { step: 4, reward: 0.5 });
         write_trainer_state(dir.path(), all.best, 5, 9).unwrap();
         let message: serde_json::Value =
-            serde_json::from_slice(&std::fs::read(dir.path().join(TRAINER_STATE)).unwrap()).unwrap();
+            serde_json::from_slice(&std::fs::read(dir.path().join(TRAINER_STATE_FILE)).unwrap()).unwrap();
         assert_eq!(message["best_model_checkpoint"], json!(dir.path().join("checkpoint-4")));
         all.forget_best_if_missing(dir.path());
         assert_eq!(all.best, None);

@@ -15,12 +15,12 @@ use crate::{Result, TrainError};
 const PIECE: usize = 8 << 20;
 
 /// The fingerprint of bytes.
-pub fn of_bytes(data: &[u8]) -> String {
+pub fn bytes_fingerprint(data: &[u8]) -> String {
     hex(fold(data.par_chunks(PIECE).map(XxHash3_64::oneshot).collect()))
 }
 
 /// The fingerprint of the files that decide how text and media become tokens: the small files of a model folder.
-pub fn of_config_files(folder: &Path) -> Result<String> {
+pub fn config_files_fingerprint(folder: &Path) -> Result<String> {
     let names = [
         "config.json",
         "preprocessor_config.json",
@@ -68,8 +68,8 @@ impl Digest {
     }
 }
 
-/// The fingerprint of a file: equal to [`of_bytes`] of its contents.
-pub fn of_file(path: &Path) -> Result<String> {
+/// The fingerprint of a file: equal to [`bytes_fingerprint`] of its contents.
+pub fn file_fingerprint(path: &Path) -> Result<String> {
     let failed = |e| TrainError::cannot_read(path, e);
     let file = File::open(path).map_err(failed)?;
     let length = file.metadata().map_err(failed)?.len();
@@ -83,7 +83,7 @@ pub fn of_file(path: &Path) -> Result<String> {
 }
 
 /// The fingerprint of a model folder: of each `*.safetensors` and `*.json` file in it, sorted by name.
-pub fn of_folder(dir: &Path) -> Result<String> {
+pub fn folder_fingerprint(dir: &Path) -> Result<String> {
     let failed = |e| TrainError::cannot_read(dir, e);
     let mut files = Vec::new();
     for entry in std::fs::read_dir(dir).map_err(failed)? {
@@ -95,9 +95,9 @@ pub fn of_folder(dir: &Path) -> Result<String> {
     files.sort();
     let mut all = String::new();
     for path in &files {
-        all += &format!("{} {}\n", path.file_name().unwrap_or_default().to_string_lossy(), of_file(path)?);
+        all += &format!("{} {}\n", path.file_name().unwrap_or_default().to_string_lossy(), file_fingerprint(path)?);
     }
-    Ok(of_bytes(all.as_bytes()))
+    Ok(bytes_fingerprint(all.as_bytes()))
 }
 
 fn fold(pieces: Vec<u64>) -> u64 {
@@ -119,9 +119,9 @@ mod tests {
         for size in [0, 1, PIECE, PIECE + 17] {
             let data: Vec<u8> = (0..size).map(|i| (i * 31 + i / 999) as u8).collect();
             std::fs::write(&path, &data).unwrap();
-            assert_eq!(of_file(&path).unwrap(), of_bytes(&data));
+            assert_eq!(file_fingerprint(&path).unwrap(), bytes_fingerprint(&data));
         }
-        assert!(of_file(&dir.path().join("none")).is_err());
+        assert!(file_fingerprint(&dir.path().join("none")).is_err());
     }
 
     #[test]
@@ -159,10 +159,10 @@ mod tests {
     fn folder_hash_depends_on_weights_and_json_files() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("config.json"), "{}").unwrap();
-        let before = of_folder(dir.path()).unwrap();
+        let before = folder_fingerprint(dir.path()).unwrap();
         std::fs::write(dir.path().join("notes.txt"), "x").unwrap();
-        assert_eq!(of_folder(dir.path()).unwrap(), before);
+        assert_eq!(folder_fingerprint(dir.path()).unwrap(), before);
         std::fs::write(dir.path().join("model.safetensors"), "x").unwrap();
-        assert_ne!(of_folder(dir.path()).unwrap(), before);
+        assert_ne!(folder_fingerprint(dir.path()).unwrap(), before);
     }
 }

@@ -11,8 +11,8 @@ use crate::data::quarantine::{self, QUARANTINE};
 use crate::options::RunOptions;
 use crate::reporting::metrics::{self, JsonlLog, SkippedRow, StepMetrics};
 use crate::reporting::wandb;
-use crate::rollout::ROLLOUTS;
-use crate::run_folder::best::TRAINER_STATE;
+use crate::rollout::ROLLOUTS_FOLDER;
+use crate::run_folder::best::TRAINER_STATE_FILE;
 use crate::run_folder::checkpoint;
 use crate::run_folder::digest;
 use crate::run_folder::hashes::HASHES_FILE;
@@ -63,7 +63,7 @@ pub fn find_start(options: &RunOptions) -> Result<RunStart> {
         Err(e) => return Err(TrainError::cannot_read(out, e)),
     };
     match options.resume_from_checkpoint.as_deref() {
-        Some("last") => match checkpoint::by_step(out)?.pop_last() {
+        Some("last") => match checkpoint::checkpoints_by_step(out)?.pop_last() {
             Some((_, path)) => Ok(RunStart::From(path)),
             // A run that was stopped before its first checkpoint is started again.
             None if entries == 0 || out.join(RUN_FILE).is_file() => Ok(RunStart::Fresh),
@@ -109,11 +109,11 @@ fn clear(out: &Path, model: &Path) -> Result<()> {
     if real(model).starts_with(real(out)) {
         return Err(not_empty(out, "holds the model to train", "choose another folder"));
     }
-    checkpoint::remove_partial(out)?;
-    checkpoint::by_step(out)?.values().try_for_each(|path| checkpoint::remove(path))?;
-    match fs::remove_dir_all(out.join(ROLLOUTS)) {
+    checkpoint::remove_incomplete_files(out)?;
+    checkpoint::checkpoints_by_step(out)?.values().try_for_each(|path| checkpoint::remove_checkpoint(path))?;
+    match fs::remove_dir_all(out.join(ROLLOUTS_FOLDER)) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-            return Err(TrainError::cannot_write(out.join(ROLLOUTS), e));
+            return Err(TrainError::cannot_write(out.join(ROLLOUTS_FOLDER), e));
         }
         _ => {}
     }
@@ -122,7 +122,7 @@ fn clear(out: &Path, model: &Path) -> Result<()> {
         let path = entry.map_err(|e| TrainError::cannot_read(out, e))?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let of_a_run =
-            [METRICS_FILE, SKIPPED_FILE, RUN_FILE, TRAINER_STATE, HASHES_FILE, ADAPTER_CONFIG, ADAPTER_WEIGHTS]
+            [METRICS_FILE, SKIPPED_FILE, RUN_FILE, TRAINER_STATE_FILE, HASHES_FILE, ADAPTER_CONFIG, ADAPTER_WEIGHTS]
                 .contains(&name.as_str())
                 || name.starts_with("events.out.tfevents.");
         if of_a_run
@@ -140,11 +140,11 @@ fn clear(out: &Path, model: &Path) -> Result<()> {
 /// is removed.
 pub fn resume_logs(out: &Path, checkpoint: &Path, step: u64, skipped: usize) -> Result<(JsonlLog, JsonlLog)> {
     fs::create_dir_all(out).map_err(|e| TrainError::cannot_write(out, e))?;
-    checkpoint::remove_partial(out)?;
+    checkpoint::remove_incomplete_files(out)?;
     let home = checkpoint.parent().filter(|home| !home.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let done = metrics::read_lines(&home.join(METRICS_FILE), |m: &StepMetrics| m.step <= step)?;
     if done.len() as u64 != step {
-        let what = format!("has {} of the {step} steps before {}", done.len(), checkpoint.display());
+        let what = format!("has {} lines for the {step} steps up to {}", done.len(), checkpoint.display());
         return Err(TrainError::output(
             home.join(METRICS_FILE).display().to_string(),
             what,
@@ -159,18 +159,18 @@ pub fn resume_logs(out: &Path, checkpoint: &Path, step: u64, skipped: usize) -> 
     Ok((JsonlLog::resume(&out.join(METRICS_FILE), &done)?, JsonlLog::resume(&out.join(SKIPPED_FILE), &skipped_rows)?))
 }
 
-/// Opens `metrics.jsonl` and `skipped.jsonl` for a fresh run, after removing any earlier run from the folder. `found`
-/// are the rows known to be unusable.
-pub fn fresh_logs(out: &Path, model: &Path, found: &[SkippedRow]) -> Result<(JsonlLog, JsonlLog)> {
+/// Opens `metrics.jsonl` and `skipped.jsonl` for a fresh run, after removing any earlier run from the folder.
+/// `unusable` are the rows that are known to be unusable.
+pub fn fresh_logs(out: &Path, model: &Path, unusable: &[SkippedRow]) -> Result<(JsonlLog, JsonlLog)> {
     clear(out, model)?;
     let (metrics, mut skipped) =
         (JsonlLog::create(&out.join(METRICS_FILE))?, JsonlLog::create(&out.join(SKIPPED_FILE))?);
-    found.iter().try_for_each(|row| skipped.append(row))?;
+    unusable.iter().try_for_each(|row| skipped.append(row))?;
     Ok((metrics, skipped))
 }
 
 /// Writes `run.json`: every resolved option, the version, the device and the fingerprints of model and data.
-pub fn write_run(out: &Path, run: &Value) -> Result<()> {
+pub fn write_run_json(out: &Path, run: &Value) -> Result<()> {
     let path = out.join(RUN_FILE);
     let part = out.join(format!(".{RUN_FILE}.part"));
     let failed = |e| TrainError::cannot_write(&path, e);
@@ -181,7 +181,7 @@ pub fn write_run(out: &Path, run: &Value) -> Result<()> {
 
 /// The fingerprint of the model folder that a run starts from.
 pub fn model_hash(model: &Path) -> Result<String> {
-    digest::of_folder(model)
+    digest::folder_fingerprint(model)
 }
 
 #[cfg(test)]
@@ -231,9 +231,9 @@ mod tests {
         touch(out.join("checkpoint-11/config.json"));
         touch(out.join(".checkpoint-12.part/training/state.json"));
         assert_eq!(find_start(&last()).unwrap(), RunStart::From(out.join("checkpoint-10")));
-        checkpoint::remove_old(out, Some(1), Some(2)).unwrap();
-        assert_eq!(checkpoint::by_step(out).unwrap().into_keys().collect::<Vec<_>>(), [2, 10]);
-        checkpoint::remove_partial(out).unwrap();
+        checkpoint::remove_old_checkpoints(out, Some(1), Some(2)).unwrap();
+        assert_eq!(checkpoint::checkpoints_by_step(out).unwrap().into_keys().collect::<Vec<_>>(), [2, 10]);
+        checkpoint::remove_incomplete_files(out).unwrap();
         assert!(!out.join(".checkpoint-12.part").exists() && out.join("checkpoint-11").exists());
     }
 

@@ -29,8 +29,8 @@ pub struct PlannedLength {
     pub steps: u64,
 }
 
-/// The planned lengths of a run that resumes with `state` from the checkpoint in `folder`. `home` is the output
-/// folder of the run that wrote the checkpoint.
+/// The planned numbers of steps of a run that resumes with `state` from the checkpoint in `folder`. `home` is the
+/// output folder of the run that wrote the checkpoint.
 pub fn planned_lengths(folder: &Path, home: &Path, state: &RunState) -> Result<Vec<PlannedLength>> {
     let run: Option<Value> =
         fs::read(home.join(output::RUN_FILE)).ok().and_then(|text| serde_json::from_slice(&text).ok());
@@ -120,9 +120,9 @@ pub fn scan_fingerprint<O: TrainingOptions>(setup: &RunSetup<O>, rows: &impl Dat
         setup.options.strict,
         setup.options.media_root(),
         rows.fingerprint(),
-        digest::of_config_files(setup.model)?
+        digest::config_files_fingerprint(setup.model)?
     ]);
-    Ok(digest::of_bytes(all.to_string().as_bytes()))
+    Ok(digest::bytes_fingerprint(all.to_string().as_bytes()))
 }
 
 /// The state of a fresh run.
@@ -163,10 +163,7 @@ pub fn resumed_state<O: TrainingOptions>(
         return Err(refuse("--model", "is not the model of the run that wrote"));
     }
     if rows.fingerprint() != state.data_hash {
-        return Err(refuse(
-            "--data",
-            "is not the data file, or has other rows than the data file, of the run that wrote",
-        ));
+        return Err(refuse("--data", "differs from the data of the run that wrote"));
     }
     if let Some(row) = state.position.skipped.iter().find(|&&row| row >= rows.row_count()) {
         return Err(TrainError::output(

@@ -67,7 +67,7 @@ pub(crate) fn step(
     Ok(result)
 }
 
-/// `log softmax(logits / temperature)` of the learned tokens, f32 `[L]`.
+/// `log softmax(logits / temperature)` of the L learned tokens, f32 `[L]`.
 fn log_probs(
     cx: &Cx,
     model: &Qwen25Vl,
@@ -79,7 +79,7 @@ fn log_probs(
     Ok(ops::linear_log_prob(cx, &rows, &model.text.lm_head, &packed.targets, 1.0 / options.temperature as f32)?)
 }
 
-/// [`log_probs`], and the entropy in nats of the distribution of each learned token: f32 `[L]` each.
+/// [`log_probs`], and the entropy in nats of the distribution of each of the L learned tokens: f32 `[L]` each.
 fn log_probs_with_entropy(
     cx: &Cx,
     model: &Qwen25Vl,

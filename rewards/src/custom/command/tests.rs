@@ -169,7 +169,7 @@ fn command_is_restarted_after_an_error() {
 fn invalid_commands_and_rows_are_refused() {
     for shell in ["", "  ", "a\0b"] {
         let e = CustomReward::command(shell, SHORT).unwrap_err();
-        assert!(e.is_usage() && e.to_string().starts_with("--reward-command: "), "{e}");
+        assert!(e.is_usage_error() && e.to_string().starts_with("--reward-command: "), "{e}");
     }
     let e = command_reward("cat").score(&[json!({"_batch": 1})]).unwrap_err().to_string();
     assert!(e.starts_with("_batch: "), "{e}");

@@ -1,5 +1,5 @@
-//! `reel plan grpo`: counts sampling and training steps of GRPO on the dry device. Every completion has the maximum
-//! length.
+//! `reel plan grpo`: counts the memory and operations of sampling and of the training steps of GRPO on the dry
+//! device. Every completion has the maximum length.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -22,7 +22,7 @@ use crate::rollout::group::groups_from_file;
 use crate::rollout::sampler::Sampler;
 use crate::rollout::siglip::SiglipScorer;
 use crate::rollout::{CompletionTokens, Group, Prompt, RolloutSet};
-use crate::run::grpo::{Grpo, GrpoSetup};
+use crate::run::grpo::{GrpoLoop, GrpoSetup};
 use crate::run::{self, BatchCursor, TrainLoop};
 use crate::run_folder::checkpoint::checkpoint_bytes;
 use crate::step::grpo::step;
@@ -33,14 +33,15 @@ use crate::step::trainer::Trainer;
 /// device.
 const MAX_ROWS: u64 = 64;
 
-/// Maximum number of counted steps per rollout set; each further step costs as much as the second.
+/// Maximum number of steps on one rollout set that run on the dry device. All further steps cost as much as the
+/// second, so its cost is multiplied.
 const MAX_USES: u64 = 2;
 
 /// Plans the steps on one rollout set whose prompts have one size. `device` is a dry device.
 pub fn plan_one_size(
     options: &GrpoOptions,
     config: &ModelConfig,
-    files: StoredDType,
+    stored: StoredDType,
     dtype: DType,
     shape: &RowShape,
     device: &Device,
@@ -53,20 +54,20 @@ pub fn plan_one_size(
         tokens.frames.videos.iter_mut().for_each(|video| video.data.fill(i as u8));
         Prompt::of_size(tokens)
     };
-    let mut counter = Counter::new(options, config, files, dtype, device, &[])?;
+    let mut counter = Counter::new(options, config, stored, dtype, device, &[])?;
     counter.count_set((0..options.groups_per_step()).map(prompt).collect())?;
     counter.plan()
 }
 
 /// Plans a run on its own data: all steps, or the first ones if the file is large. Counts for the device of `setup`.
-pub fn plan_data(setup: &GrpoSetup, files: StoredDType) -> Result<Plan> {
+pub fn plan_data(setup: &GrpoSetup, stored: StoredDType) -> Result<Plan> {
     let options = setup.options;
     options.validate_values()?;
-    let prompts = Arc::new(Grpo::open_rows(setup)?);
+    let prompts = Arc::new(GrpoLoop::open_rows(setup)?);
     let skipped: Vec<usize> = run::unusable_rows(options, &*prompts)?.into_iter().map(|row| row.row).collect();
     let rows = prompts.row_count();
     let order = run::row_order(options.no_shuffle, rows, setup.seed);
-    let mut batching = Grpo::batching(options, rows);
+    let mut batching = GrpoLoop::batching(options, rows);
     let sets = MAX_ROWS.div_ceil(batching.rows as u64);
     let sets = options.fixed_steps().map_or(sets, |steps| sets.min(steps.div_ceil(options.num_iterations)));
     batching.end = batching.end.map(|end| end.min(MAX_ROWS));
@@ -74,7 +75,7 @@ pub fn plan_data(setup: &GrpoSetup, files: StoredDType) -> Result<Plan> {
     let mut feed = BatchFeed::new(prompts.clone(), order, batching, &position, 1, 2);
     let device = setup.device.dry_like();
     let config = prompts.config().clone();
-    let mut counter = Counter::new(options, &config, files, setup.dtype, &device, prompts.stop_ids())?;
+    let mut counter = Counter::new(options, &config, stored, setup.dtype, &device, prompts.stop_ids())?;
     let (never, mut cursor) = (AtomicBool::new(false), BatchCursor::default());
     for _ in 0..sets {
         let Some(batch) = cursor.next_batch(&mut feed, &never)? else { break };
@@ -101,16 +102,16 @@ impl<'a> Counter<'a> {
     fn new(
         options: &'a GrpoOptions,
         config: &ModelConfig,
-        files: StoredDType,
+        stored: StoredDType,
         dtype: DType,
         device: &Device,
         stop_ids: &[u32],
     ) -> Result<Self> {
         let mut trainer =
-            Trainer::new(device, config, Weights::Nothing(files), dtype, Hyperparameters::new(options, 1))?;
+            Trainer::new(device, config, Weights::Nothing(stored), dtype, Hyperparameters::new(options, 1))?;
         crate::run::grpo::add_feature_cache(&mut trainer);
         let reference = match options.beta > 0.0 {
-            true => Some(crate::run::grpo::reference_model(&trainer, Weights::Nothing(files))?),
+            true => Some(crate::run::grpo::reference_model(&trainer, Weights::Nothing(stored))?),
             false => None,
         };
         let sampler = match options.rollouts {
@@ -143,7 +144,7 @@ impl<'a> Counter<'a> {
         })
     }
 
-    /// Counts sampling of a rollout set and the steps on it.
+    /// Adds the costs of sampling a rollout set and of the training steps on it.
     fn count_set(&mut self, prompts: Vec<Prompt>) -> Result<()> {
         let groups = match &self.sampler {
             None if prompts.iter().all(|prompt| prompt.has_given_completions()) => {
@@ -162,7 +163,7 @@ impl<'a> Counter<'a> {
             device.profiler().record_timeline(true);
             let result = step(&mut self.trainer, self.options, self.reference.as_ref(), &mut set, 1)?;
             device.profiler().record_timeline(false);
-            // The cost of the last counted step stands for all remaining steps on this set.
+            // The cost of the last step that runs here stands for all remaining steps on this set.
             let times = if use_ == MAX_USES { self.options.num_iterations - use_ + 1 } else { 1 };
             for event in device.profiler().events()? {
                 self.phases.add_launch(event.part, event.name, event.cost, times);
@@ -173,7 +174,7 @@ impl<'a> Counter<'a> {
         Ok(())
     }
 
-    /// Counts the sampling of a rollout set and the SigLIP reward model.
+    /// Adds the costs of sampling the completions of a rollout set and of scoring them with SigLIP.
     fn count_sampling(&mut self, prompts: &[Prompt]) -> Result<()> {
         let Some(sampler) = &self.sampler else { return Ok(()) };
         let device = &self.trainer.device;

@@ -148,5 +148,5 @@ fn temporal_reward_samples_half_as_many_completions_more() {
 fn senseless_sizes_are_refused() {
     let e = shaped(100, 0, |o| o.max_prompt_length = Some(99)).unwrap_err().to_string();
     assert!(e.starts_with("--tokens: has 100 tokens, more than --max-prompt-length 99"), "{e}");
-    assert!(shaped(100, 0, |o| o.num_generations = 1).unwrap_err().is_usage());
+    assert!(shaped(100, 0, |o| o.num_generations = 1).unwrap_err().is_usage_error());
 }

@@ -110,7 +110,7 @@ pub(super) fn read_steps(log: &Path, last: u64) -> Result<BTreeMap<u64, LoggedSt
     let (mut steps, mut media) = (BTreeMap::new(), Vec::new());
     for record in log::read_records(log)?.iter().filter_map(|bytes| Record::parse(bytes)) {
         // In the log, the file records of a step precede its history record.
-        media.extend(record.media());
+        media.extend(record.media_paths());
         let Some(values) = record.history_values() else { continue };
         let media = std::mem::take(&mut media);
         if let Some(step) = values.get("_step").and_then(Value::as_u64).filter(|&step| step <= last) {

@@ -103,7 +103,7 @@ pub fn read_records(path: &Path) -> Result<Vec<Vec<u8>>> {
         return Err(TrainError::output(
             path.display().to_string(),
             "is not a W&B log of a known version",
-            "move its folder away; the run's next log then lacks these steps",
+            "move the folder of this log away; the next log of the run then lacks its steps",
         ));
     }
     Ok(records(&bytes))
@@ -160,7 +160,7 @@ mod tests {
                 let kind = rest[6];
                 assert!(
                     (1..=4).contains(&kind) && open == (kind > 2),
-                    "chunk of type {kind}; whether a record is open: {open}"
+                    "a chunk of type {kind} is not allowed here (is a record incomplete: {open})"
                 );
                 if !open {
                     found.push(Vec::new());

@@ -204,7 +204,7 @@ impl Wandb {
 
     fn add(&mut self, record: &Record) {
         self.records += 1;
-        self.log.append(record.numbered(self.records).as_ref());
+        self.log.append(record.with_sequence_number(self.records).as_ref());
     }
 
     /// Adds the preview in the form of `wandb.Histogram`, `wandb.Html` and `wandb.Image` (`sdk/data_types`).

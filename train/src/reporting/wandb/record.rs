@@ -53,7 +53,7 @@ pub struct RunInfo<'a> {
 /// The kind of a file.
 #[derive(Clone, Copy, Debug)]
 pub enum FileKind {
-    /// A file that every client writes.
+    /// A file about the run that every W&B client writes, such as `wandb-metadata.json`.
     Own = 1,
     /// An image or an HTML page.
     Media = 2,
@@ -108,7 +108,7 @@ impl Record {
     }
 
     /// The message with its sequence number, as the file stores it.
-    pub fn numbered(&self, num: u64) -> ProtoMessage {
+    pub fn with_sequence_number(&self, num: u64) -> ProtoMessage {
         ProtoMessage::default().varint(1, num).bytes(self.kind, &self.body)
     }
 
@@ -129,7 +129,7 @@ impl Record {
     }
 
     /// The media files of a files record: paths below `files/`.
-    pub fn media(&self) -> Vec<String> {
+    pub fn media_paths(&self) -> Vec<String> {
         let files = bytes_fields(&self.body).filter(|field| self.kind == FILES && field.0 == 1);
         let path = |file: &[u8]| bytes_fields(file).find(|field| field.0 == 1).map(|field| field.1.to_vec());
         let paths = files.filter_map(|field| String::from_utf8(path(field.1)?).ok());
@@ -155,7 +155,9 @@ mod tests {
     #[test]
     fn records_match_the_clients_bytes() {
         // wandb_internal_pb2.Record(...).SerializeToString().hex() of wandb 0.31.0, for the same values.
-        let hex = |record: Record| record.numbered(7).as_ref().iter().map(|b| format!("{b:02x}")).collect::<String>();
+        let hex = |record: Record| {
+            record.with_sequence_number(7).as_ref().iter().map(|b| format!("{b:02x}")).collect::<String>()
+        };
         let values = map(json!({"train/loss": 0.5, "_step": 300}));
         assert_eq!(hex(Record::history(300, &values)), HISTORY_HEX);
         assert_eq!(hex(Record::summary(&values)), SUMMARY_HEX);
@@ -178,14 +180,14 @@ mod tests {
     #[test]
     fn records_round_trip() {
         let values = map(json!({"_step": 3, "train/loss": 0.1, "h": {"_type": "histogram", "values": [1]}}));
-        let parse = |record: &Record| Record::parse(record.numbered(9).as_ref()).unwrap();
+        let parse = |record: &Record| Record::parse(record.with_sequence_number(9).as_ref()).unwrap();
         let history = Record::history(3, &values);
         assert_eq!(parse(&history), history);
         assert_eq!(history.history_values(), Some(values.clone()));
         assert_eq!(Record::summary(&values).history_values(), None);
-        assert_eq!(parse(&Record::file("media/x.png", FileKind::Media)).media(), ["media/x.png"]);
-        assert!(Record::file("media/../../x", FileKind::Media).media().is_empty());
-        assert!(Record::file("wandb-metadata.json", FileKind::Own).media().is_empty());
-        assert!(history.media().is_empty());
+        assert_eq!(parse(&Record::file("media/x.png", FileKind::Media)).media_paths(), ["media/x.png"]);
+        assert!(Record::file("media/../../x", FileKind::Media).media_paths().is_empty());
+        assert!(Record::file("wandb-metadata.json", FileKind::Own).media_paths().is_empty());
+        assert!(history.media_paths().is_empty());
     }
 }

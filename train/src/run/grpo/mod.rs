@@ -38,23 +38,23 @@ pub type GrpoSetup<'a> = run::RunSetup<'a, GrpoOptions>;
 
 /// Trains to the last step, or until `setup.stop` becomes true.
 pub fn run(setup: &GrpoSetup) -> Result<RunSummary> {
-    run::run::<Grpo>(setup)
+    run::run::<GrpoLoop>(setup)
 }
 
 /// Checks every row of the data, including its media, without training.
 pub fn check_data(setup: &GrpoSetup) -> Result<DataCheck> {
-    run::check_data::<Grpo>(setup)
+    run::check_data::<GrpoLoop>(setup)
 }
 
 /// Repeats step `step` of the run in `recorded` with its recorded completions: see [`replay`].
 pub fn replay_step(setup: &GrpoSetup, recorded: &Path, step: u64, want: &str) -> Result<ReplayReport> {
-    replay::replay::<Grpo>(setup, recorded, step, want)
+    replay::replay::<GrpoLoop>(setup, recorded, step, want)
 }
 
 /// The file in a checkpoint that stores the rollout set of the following steps.
 pub(crate) const ROLLOUT_SET_FILE: &str = "training/set.json";
 
-pub(crate) struct Grpo<'a> {
+pub(crate) struct GrpoLoop<'a> {
     options: &'a GrpoOptions,
     rows: Arc<PromptSource>,
     feed: BatchFeed<PromptSource>,
@@ -67,7 +67,7 @@ pub(crate) struct Grpo<'a> {
     set: Option<RolloutSet>,
 }
 
-impl<'a> TrainLoop<'a> for Grpo<'a> {
+impl<'a> TrainLoop<'a> for GrpoLoop<'a> {
     type Options = GrpoOptions;
     type DataSource = PromptSource;
 
@@ -133,7 +133,7 @@ impl<'a> TrainLoop<'a> for Grpo<'a> {
     }
 }
 
-impl Grpo<'_> {
+impl GrpoLoop<'_> {
     /// Samples or reads the rollout set of step `n`; `None` at the end of the data.
     fn next_set(&mut self, n: u64, cursor: &mut BatchCursor) -> Result<Option<RolloutSet>> {
         if let Some(folder) = &self.options.recorded {

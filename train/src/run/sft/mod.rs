@@ -24,26 +24,26 @@ pub type SftSetup<'a> = run::RunSetup<'a, SftOptions>;
 
 /// Trains to the last step, or until `setup.stop` becomes true.
 pub fn run(setup: &SftSetup) -> Result<RunSummary> {
-    run::run::<Sft>(setup)
+    run::run::<SftLoop>(setup)
 }
 
 /// Checks every row of the data, including its media, without training.
 pub fn check_data(setup: &SftSetup) -> Result<DataCheck> {
-    run::check_data::<Sft>(setup)
+    run::check_data::<SftLoop>(setup)
 }
 
 /// Repeats step `step` of the run in `recorded` and compares the weights: see [`replay`].
 pub fn replay_step(setup: &SftSetup, recorded: &Path, step: u64, want: &str) -> Result<ReplayReport> {
-    replay::replay::<Sft>(setup, recorded, step, want)
+    replay::replay::<SftLoop>(setup, recorded, step, want)
 }
 
 /// The training loop of supervised fine-tuning.
-pub(crate) struct Sft<'a> {
+pub(crate) struct SftLoop<'a> {
     feed: BatchFeed<SftSource>,
     stop: &'a AtomicBool,
 }
 
-impl<'a> TrainLoop<'a> for Sft<'a> {
+impl<'a> TrainLoop<'a> for SftLoop<'a> {
     type Options = SftOptions;
     type DataSource = SftSource;
 

@@ -72,13 +72,13 @@ pub fn load_optimizer(folder: &Path, t: &mut Trainer, state: &RunState) -> Resul
         }
     }
     if read != stored.len() {
-        return Err(damaged(format!("holds {} tensors, but this run has {read}", stored.len())));
+        return Err(damaged(format!("holds {} optimizer tensors, but this run has {read}", stored.len())));
     }
     Ok(())
 }
 
 /// The checkpoint folders in `out` by step.
-pub fn by_step(out: &Path) -> Result<BTreeMap<u64, PathBuf>> {
+pub fn checkpoints_by_step(out: &Path) -> Result<BTreeMap<u64, PathBuf>> {
     let mut found = BTreeMap::new();
     let entries = match fs::read_dir(out) {
         Ok(entries) => entries,
@@ -98,16 +98,17 @@ pub fn by_step(out: &Path) -> Result<BTreeMap<u64, PathBuf>> {
     Ok(found)
 }
 
-/// Removes all but the newest `keep` checkpoints. The checkpoint of step `best` is always kept and does not count.
-pub fn remove_old(out: &Path, keep: Option<usize>, best: Option<u64>) -> Result<()> {
-    let mut found = by_step(out)?;
-    best.map(|step| found.remove(&step));
+/// Removes all but the newest `keep` checkpoints. The checkpoint of step `best_step` is always kept and does not
+/// count.
+pub fn remove_old_checkpoints(out: &Path, keep: Option<usize>, best_step: Option<u64>) -> Result<()> {
+    let mut found = checkpoints_by_step(out)?;
+    best_step.map(|step| found.remove(&step));
     let old = found.len().saturating_sub(keep.unwrap_or(usize::MAX));
-    found.values().take(old).try_for_each(|path| remove(path))
+    found.values().take(old).try_for_each(|path| remove_checkpoint(path))
 }
 
 /// Removes a checkpoint. It is renamed first, so that a kill during removal leaves no incomplete checkpoint.
-pub(crate) fn remove(path: &Path) -> Result<()> {
+pub(crate) fn remove_checkpoint(path: &Path) -> Result<()> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let aside = path.with_file_name(format!(".{name}.old.part"));
     fs::rename(path, &aside).map_err(|e| TrainError::cannot_write(path, e))?;
@@ -115,7 +116,7 @@ pub(crate) fn remove(path: &Path) -> Result<()> {
 }
 
 /// Removes the incomplete files that a killed run left in `out`.
-pub fn remove_partial(out: &Path) -> Result<()> {
+pub fn remove_incomplete_files(out: &Path) -> Result<()> {
     for entry in fs::read_dir(out).map_err(|e| TrainError::cannot_read(out, e))? {
         let path = entry.map_err(|e| TrainError::cannot_read(out, e))?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();

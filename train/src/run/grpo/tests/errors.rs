@@ -63,13 +63,13 @@ fn rollouts_file_is_checked_against_options_and_data() {
     for (line, want) in [
         ("{".to_string(), "r.jsonl:2: is not a group of completions"),
         (group(1).to_string(), "r.jsonl:2: row: is 1, but the data has 1 rows"),
-        (with("completions", json!([[1], [2]])), "r.jsonl:2: completions: are 2, but --num-generations is 4"),
-        (with("rewards", json!([1, 2])), "r.jsonl:2: rewards: are 2 for 4 completions"),
+        (with("completions", json!([[1], [2]])), "r.jsonl:2: completions: are 2 in number, but --num-generations is 4"),
+        (with("rewards", json!([1, 2])), "r.jsonl:2: rewards: are 2 in number, but there are 4 completions"),
         (
             with("completions", json!([[1], [2], [3], [-4]])),
             "r.jsonl:2: is not a group of completions: invalid value: integer `-4`",
         ),
-        (with("completions", json!([[1], [2], [3], [99999]])), "r.jsonl:2: completions: have id 99999"),
+        (with("completions", json!([[1], [2], [3], [99999]])), "r.jsonl:2: completions: contain token id 99999"),
         (with("completions", json!([[1], [2], [3], [1, video, 2]])), "the pad token of an image or video"),
         (
             with("completions", json!([vec![1; 13], [2], [3], [4]])),
@@ -116,7 +116,7 @@ fn failed_reward_program_ends_the_run_with_a_checkpoint() {
         case(dir.path(), "out", GOOD).with(|o| (o.reward_command, o.save_steps) = (Some(command.into()), 100));
     let e = message(&failing);
     assert!(e.contains("--reward-command"), "{e}");
-    let saved = checkpoint::by_step(&dir.path().join("out")).unwrap();
+    let saved = checkpoint::checkpoints_by_step(&dir.path().join("out")).unwrap();
     assert_eq!(saved.into_keys().collect::<Vec<_>>(), [2], "finished steps are saved");
 }
 

@@ -156,7 +156,7 @@ fn dynamic_sampling_replaces_groups_of_equal_rewards() {
         (o.reward_command, o.dynamic_sampling) = (Some("while read -r line; do echo 1; done".into()), true);
     });
     let e = same.run().unwrap_err();
-    assert!(!e.is_usage(), "the options are fine");
+    assert!(!e.is_usage_error(), "the options are fine");
     let e = e.to_string();
     assert!(
         e.starts_with("--dynamic-sampling: in step 1 the rewards within each of 10 groups were all the same"),

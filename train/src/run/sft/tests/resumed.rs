@@ -134,7 +134,10 @@ fn interrupted_run_writes_a_checkpoint() {
             message.contains("stopped after step ") && message.contains("--resume-from-checkpoint last"),
             "{message}"
         );
-        assert!(matches!(e, TrainError::Stopped(_)) && checkpoint::by_step(&stopped).unwrap().len() == 1, "{message}");
+        assert!(
+            matches!(e, TrainError::Stopped(_)) && checkpoint::checkpoints_by_step(&stopped).unwrap().len() == 1,
+            "{message}"
+        );
         case(&stopped).with(|o| (o.resume_from_checkpoint, o.save_steps) = (Some("last".into()), 100)).run().unwrap();
     }
     assert_eq!(metrics_without_times(&whole), metrics_without_times(&stopped));
@@ -146,7 +149,7 @@ fn save_total_limit_keeps_the_newest_checkpoints() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("out");
     case(&out).with(|o| (o.save_steps, o.save_total_limit) = (1, Some(2))).run().unwrap();
-    assert_eq!(checkpoint::by_step(&out).unwrap().into_keys().collect::<Vec<_>>(), [3, 4]);
+    assert_eq!(checkpoint::checkpoints_by_step(&out).unwrap().into_keys().collect::<Vec<_>>(), [3, 4]);
 }
 
 #[test]
