@@ -53,7 +53,7 @@ pub fn stop_flag() -> Arc<AtomicBool> {
     Arc::clone(STOP.get_or_init(Arc::default))
 }
 
-/// Blocks forever if a signal is ending the process, so that errors caused by that are not printed.
+/// Blocks forever if a signal is ending the process, so that errors that the ending itself causes are not printed.
 pub fn wait_if_ending() {
     while ENDING.load(Ordering::SeqCst) {
         std::thread::sleep(std::time::Duration::from_millis(50));
@@ -63,6 +63,6 @@ pub fn wait_if_ending() {
 /// Makes a write beyond the file size limit (`ulimit -f`) return an error, as a full disk does, instead of ending the
 /// process.
 pub fn make_file_size_limit_an_error() {
-    // Without a handler the limit ends the process.
+    // Without a handler, SIGXFSZ ends a process that exceeds the limit.
     let _ = signal_hook::flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)));
 }

@@ -49,7 +49,8 @@ impl MediaFlags {
         Ok(self.profile.as_deref().map_or(Ok(default), MediaProfile::parse)?)
     }
 
-    /// The limits given as flags, which win over a profile and over the keys of a message part.
+    /// The limits given as flags. They override those of the profile and those that a chat message sets for its image
+    /// or video.
     pub fn overrides(&self) -> MediaOverrides {
         MediaOverrides {
             nframes: self.nframes,

@@ -31,7 +31,7 @@ pub fn stderr_is_terminal() -> bool {
     io::stderr().is_terminal()
 }
 
-/// Writes a whole file. If that fails, an earlier file stays as it was.
+/// Writes a whole file. If that fails, an existing file at this path stays as it was.
 pub fn write_file(to: &Path, bytes: &[u8]) -> Result<()> {
     let mut draft = AtomicFile::create(to)?;
     draft.write_all(bytes).map_err(|e| cannot_write(to, e))?;

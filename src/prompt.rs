@@ -44,7 +44,7 @@ pub struct MessageFlags {
     media: MediaFlags,
     #[command(flatten)]
     worker: WorkerFlags,
-    /// Recipe (see reel sft --help); accepted for scripts, without effect here
+    /// Recipe (see reel sft --help); accepted for scripts that pass it to several commands; without effect here
     #[arg(long, value_enum, default_value_t, hide_possible_values = true)]
     parity: Recipe,
 }
@@ -129,7 +129,7 @@ impl MessageFlags {
     }
 
     /// Encodes the messages file, or the question if there is no file.
-    pub fn encode_or_question(
+    pub fn encode_messages_or_question(
         &self,
         question: &QuestionFlags,
         model: &str,

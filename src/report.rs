@@ -28,7 +28,7 @@ pub struct ReportArgs {
 }
 
 impl ReportArgs {
-    /// Reads the run as far as it has come and writes the page.
+    /// Reads what the run has written so far and writes the page.
     pub fn run(&self, common: &CommonOptions) -> Result<()> {
         let page = run::run_page(&self.run)?;
         let out = self.out.clone().unwrap_or_else(|| self.run.join("report.html"));

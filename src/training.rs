@@ -137,7 +137,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
     }
 }
 
-/// Whether an error is one of the command line or of a configuration file (exit code 2).
+/// Whether a mistake in the command line or in a configuration file caused this error (exit code 2).
 pub fn is_training_usage_error(e: &anyhow::Error) -> bool {
     e.downcast_ref::<TrainError>().is_some_and(TrainError::is_usage_error)
 }

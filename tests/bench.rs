@@ -191,7 +191,7 @@ fn train_results_have_parts_planned_memory_and_mfu() {
     for part in ["matmul", "attention_fwd", "attention_bwd", "log_prob", "adamw"] {
         assert!(ops.iter().any(|op| op.starts_with(part)), "no {part} in {ops:?}");
     }
-    // At least 6 operations per weight and token, plus attention.
+    // Training needs at least 6 floating-point operations per weight and token, and those of attention.
     let least = 6.0 * 48.0 * number(&got, "/parameters_multiplied");
     assert!(number(&got, "/model_flops") > least && number(&got, "/model_flops") < 1.5 * least);
     let rate = number(&got, "/model_flops") / number(&got, "/seconds");

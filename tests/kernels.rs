@@ -60,7 +60,7 @@ fn every_kernel_passes_the_machine_code_check() {
 fn checks_pass_on_cpu_and_sim() {
     for device in ["cpu", "sim"] {
         if device == "sim" && compile::check_nvrtc().is_err() {
-            println!("skipped: checks_pass_on_cpu_and_sim on sim: no NVRTC");
+            println!("skipped: checks_pass_on_cpu_and_sim: device sim needs NVRTC, which is not installed");
             continue;
         }
         let arguments = ["kernels", "check", "--device", device, "--kernel", "swiglu", "--seed", "7", "--json"];

@@ -20,7 +20,7 @@ pub struct KernelsBenchArgs {
     /// Only this kernel, or the kernels of this folder
     #[arg(long, value_name = "KERNEL")]
     kernel: Option<String>,
-    /// Timed runs; the cache is overwritten before each
+    /// Timed runs; the caches are overwritten before each, so that it reads its operands from GPU memory
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     runs: u32,
 }

@@ -19,7 +19,7 @@ use crate::output;
 const INTERLEAVINGS: u32 = 8;
 
 /// Runs the checks of one kernel, of a folder, or of all kernels.
-pub fn run(common: &CommonOptions, kernel: Option<&str>, compare: bool) -> Result<()> {
+pub fn run(common: &CommonOptions, kernel: Option<&str>, compare_with_simulator: bool) -> Result<()> {
     if let Some(name) = kernel {
         find_kernels(name)?;
     }
@@ -39,13 +39,19 @@ pub fn run(common: &CommonOptions, kernel: Option<&str>, compare: bool) -> Resul
             ));
         }
     };
-    if compare && !matches!(device, CheckDevice::Gpu(_)) {
+    if compare_with_simulator && !matches!(device, CheckDevice::Gpu(_)) {
         return Err(bad_usage("--compare", "compares a GPU with the simulator", "use --device cuda"));
     }
     let checks = select_checks(kernel);
     let only = kernel.filter(|name| checks.iter().all(|(f, _)| f.name != *name)).map(str::to_string);
     let interleavings = common.interleavings.unwrap_or(INTERLEAVINGS).into();
-    let setup = CheckSetup { seed: common.seed(), interleavings, compare, only, ..CheckSetup::new(device) };
+    let setup = CheckSetup {
+        seed: common.seed(),
+        interleavings,
+        compare: compare_with_simulator,
+        only,
+        ..CheckSetup::new(device)
+    };
     let mut print_error = None;
     let outcomes = run_all(&checks, &setup, |o| {
         if !common.json && print_error.is_none() {

@@ -41,11 +41,11 @@ pub enum BufferFill {
 }
 
 impl KernelArgument {
-    /// Returns true if this argument is a tensor map of buffer number `n`, or a struct with such a field.
-    pub fn has_tensor_map_of(&self, n: usize) -> bool {
+    /// Returns true if this argument is a tensor map of buffer number `buffer`, or a struct with such a field.
+    pub fn has_tensor_map_of(&self, buffer: usize) -> bool {
         match self {
-            KernelArgument::TensorMap(map) => map.buffer.0 == n,
-            KernelArgument::Struct(fields) => fields.iter().any(|field| field.has_tensor_map_of(n)),
+            KernelArgument::TensorMap(map) => map.buffer.0 == buffer,
+            KernelArgument::Struct(fields) => fields.iter().any(|field| field.has_tensor_map_of(buffer)),
             _ => false,
         }
     }

@@ -40,10 +40,10 @@ fn widen(dtype: Dtype, data: &[u8]) -> Vec<f64> {
     }
 }
 
-/// The values of the rows `which` (indices of the first dimension), one row after the other.
-pub fn rows_of(t: &Tensor, which: &[f64]) -> Vec<f64> {
+/// The values of these rows (indices of the first dimension), one row after the other.
+pub fn rows_of(t: &Tensor, row_indices: &[f64]) -> Vec<f64> {
     let width = t.values.len() / t.shape[0].max(1);
-    which.iter().flat_map(|&r| t.values[r as usize * width..(r as usize + 1) * width].iter().copied()).collect()
+    row_indices.iter().flat_map(|&r| t.values[r as usize * width..(r as usize + 1) * width].iter().copied()).collect()
 }
 
 /// Relative L2 distance |got − want| / |want|; panics if a value is not finite.

@@ -11,7 +11,7 @@ use super::tensors::{assert_close, read_tensors, rows_of};
 
 /// Runs the case `tests/golden/CASE` (`train/…` or `grpo/…`) with additional options, and compares the metrics of
 /// each step and the change of the weights with the reference. Returns the hash of the final weights.
-pub fn check_training_case(mut reel: Command, case: &str, more: &[&str]) -> String {
+pub fn check_training_case(mut reel: Command, case: &str, more_args: &[&str]) -> String {
     let folder = golden(case);
     let text = fs::read_to_string(folder.join("expected.json")).expect("expected.json");
     let expected: Value = serde_json::from_str(&text).expect("JSON");
@@ -29,7 +29,7 @@ pub fn check_training_case(mut reel: Command, case: &str, more: &[&str]) -> Stri
         reel.arg("--rollouts").arg(path_of("rollouts"));
     }
     reel.args(expected["args"].as_array().expect("args").iter().map(|a| a.as_str().expect("an option")));
-    finished_run(reel.args(more).output().expect("the binary starts")).ok();
+    finished_run(reel.args(more_args).output().expect("the binary starts")).ok();
 
     let reading = expected["reading"].as_str();
     let (want, prefix) = match reading {

@@ -15,7 +15,7 @@ pub trait Vocabulary {
 
 /// A label rule for one tokenizer.
 #[derive(Clone, Debug)]
-pub struct Labels {
+pub struct TokenLabeler {
     rule: LabelRule,
     im_start: Option<u32>,
     im_end: Option<u32>,
@@ -25,7 +25,7 @@ pub struct Labels {
 /// The header of an assistant message, after `<|im_start|>`.
 const ASSISTANT: &str = "assistant\n";
 
-impl Labels {
+impl TokenLabeler {
     /// Prepares a rule for a tokenizer. The error is the special token that the rule needs and the tokenizer lacks.
     pub fn new(rule: LabelRule, vocabulary: &impl Vocabulary) -> Result<Self, String> {
         let need = |token: &str| vocabulary.special(token).ok_or_else(|| token.to_string());
@@ -149,7 +149,7 @@ mod tests {
 
     /// The text of the learned tokens, with `.` for each other token.
     fn learned(rule: LabelRule, ids: &[u32]) -> String {
-        let targets = Labels::new(rule, &Bytes).unwrap().next_token_targets(ids, &Bytes);
+        let targets = TokenLabeler::new(rule, &Bytes).unwrap().next_token_targets(ids, &Bytes);
         assert_eq!(targets.len(), ids.len());
         targets.iter().map(|&t| if t < 0 { ".".to_string() } else { Bytes.text(&[t as u32]) }).collect()
     }
@@ -197,8 +197,8 @@ mod tests {
 
     #[test]
     fn names_the_missing_special_token() {
-        assert_eq!(Labels::new(LabelRule::Assistant, &Bare).unwrap_err(), "<|im_end|>");
-        assert_eq!(Labels::new(LabelRule::Text, &Bare).unwrap_err(), "<|endoftext|>");
+        assert_eq!(TokenLabeler::new(LabelRule::Assistant, &Bare).unwrap_err(), "<|im_end|>");
+        assert_eq!(TokenLabeler::new(LabelRule::Text, &Bare).unwrap_err(), "<|endoftext|>");
     }
 
     proptest! {
@@ -218,7 +218,7 @@ mod tests {
         #[test]
         fn target_is_always_the_next_token(row in prop::collection::vec(prop_oneof![0u32..257, 300u32..308], 0..40)) {
             for rule in [LabelRule::Assistant, LabelRule::Text, LabelRule::Videorft] {
-                let targets = Labels::new(rule, &Bytes).unwrap().next_token_targets(&row, &Bytes);
+                let targets = TokenLabeler::new(rule, &Bytes).unwrap().next_token_targets(&row, &Bytes);
                 for (t, &target) in targets.iter().enumerate() {
                     prop_assert!(target == -1 || target as u32 == row[t + 1]);
                 }

@@ -15,7 +15,7 @@ use crate::{Result, TrainError};
 
 /// The number of micro-batches that the data give, and the unusable rows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct StreamLength {
+pub struct MicroBatchCount {
     /// Number of micro-batches in all epochs; 0 if they were not counted.
     pub batches: u64,
     /// Unusable rows in file order, if every row was read.
@@ -42,14 +42,14 @@ pub fn scan_and_count_batches<S: SampleSource>(
     source: &Arc<S>,
     order: &RowOrder,
     stop: &AtomicBool,
-) -> Result<StreamLength> {
+) -> Result<MicroBatchCount> {
     if matches!(look, RowScan::None) {
         let batches = batching.end.map_or(0, |end| end.div_ceil(batching.rows as u64));
-        return Ok(StreamLength { batches, skipped: Vec::new() });
+        return Ok(MicroBatchCount { batches, skipped: Vec::new() });
     }
     let (lengths, skipped) = scan_all_rows(batching, look, source, stop)?;
     let batches = if count { count_batches(*batching, lengths, &skipped, order)? } else { 0 };
-    Ok(StreamLength { batches, skipped })
+    Ok(MicroBatchCount { batches, skipped })
 }
 
 /// Token counts of the usable rows, and the list of the unusable ones.

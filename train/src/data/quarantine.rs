@@ -20,7 +20,7 @@ use crate::run_folder::checkpoint::write_synced;
 use crate::{Result, TrainError};
 
 /// The file in OUT that lists the unusable rows, unless `--quarantine` names another file.
-pub const QUARANTINE: &str = "quarantine.jsonl";
+pub const QUARANTINE_FILE: &str = "quarantine.jsonl";
 
 /// The result of checking a row: its token count, or why it cannot be used.
 pub type RowCheck = Result<usize, SkippedRow>;

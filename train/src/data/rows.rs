@@ -67,7 +67,7 @@ pub struct Problem {
     /// The question.
     pub problem: String,
     /// Whether the problem is about an image, a video or text alone.
-    pub data_type: DataType,
+    pub data_type: ProblemMedia,
     /// The kind of answer, for example `multiple choice`.
     pub problem_type: String,
     /// The options of a multiple-choice question, each with its letter.
@@ -82,7 +82,7 @@ pub struct Problem {
 
 /// What a problem is about: an image, a video or text alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DataType {
+pub enum ProblemMedia {
     /// An image.
     Image,
     /// A video.
@@ -163,9 +163,9 @@ impl Problem {
     fn parse(fields: &Map<String, Value>) -> Result<Self, Diagnostic> {
         let problem = text_field(fields, "problem")?;
         let data_type = match text_field(fields, "data_type")?.as_str() {
-            "image" => DataType::Image,
-            "video" => DataType::Video,
-            "text" => DataType::Text,
+            "image" => ProblemMedia::Image,
+            "video" => ProblemMedia::Video,
+            "text" => ProblemMedia::Text,
             other => return Err(Diagnostic::new("data_type", format!("is `{other}`"), "use image, video or text")),
         };
         let problem_type = text_field(fields, "problem_type")?;
@@ -187,7 +187,7 @@ impl Problem {
                 Some(_) => Some(text_field(fields, "process")?),
             },
             solution: text_field(fields, "solution")?,
-            path: if data_type == DataType::Text { String::new() } else { text_field(fields, "path")? },
+            path: if data_type == ProblemMedia::Text { String::new() } else { text_field(fields, "path")? },
         })
     }
 
@@ -212,9 +212,9 @@ impl Problem {
         let kind = templates::answer_instruction(&self.problem_type).unwrap_or_default();
         let asked = json!({"type": "text", "text": templates::question_text(&self.problem, choices, kind, parity)});
         let key = match self.data_type {
-            DataType::Text => return json!({"role": "user", "content": [asked]}),
-            DataType::Image => "image",
-            DataType::Video => "video",
+            ProblemMedia::Text => return json!({"role": "user", "content": [asked]}),
+            ProblemMedia::Image => "image",
+            ProblemMedia::Video => "video",
         };
         json!({"role": "user", "content": [{"type": key, key: media_path(&self.path)}, asked]})
     }

@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use crate::data::dataset::Dataset;
 use crate::data::feed::SampleSource;
-use crate::data::labels::{Labels, Vocabulary};
+use crate::data::labels::{TokenLabeler, Vocabulary};
 use crate::options::Recipe;
 use crate::run::DataSource;
 use crate::{Result, TrainError};
@@ -43,7 +43,7 @@ pub struct SftSource {
     /// Config, tokenizer and chat template of the model.
     pub bundle: Arc<ModelFolder>,
     /// The rule that chooses the tokens to learn.
-    pub labels: Labels,
+    pub labels: TokenLabeler,
     /// Frame and pixel limits.
     pub media: MediaOptions,
     /// The folder that relative media paths refer to.

@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 
 use super::{LrScheduler, Optim, Recipe, ReportTo, check, range};
 use crate::Result;
-use crate::data::quarantine::QUARANTINE;
+use crate::data::quarantine::QUARANTINE_FILE;
 use reel_model::lora::{ALL_LINEAR, DECODER_LAYERS, LoraSpec};
 
 /// The options of a training command (`sft` or `grpo`).
@@ -229,7 +229,7 @@ impl RunOptions {
 
     /// The file with the unusable rows that `--check-data` writes.
     pub fn quarantine_list(&self) -> PathBuf {
-        self.quarantine.clone().unwrap_or_else(|| self.out.join(QUARANTINE))
+        self.quarantine.clone().unwrap_or_else(|| self.out.join(QUARANTINE_FILE))
     }
 
     /// `--max-steps`; `None` if it is absent, 0 or negative, which means "as many as the epochs need" in TRL.

@@ -13,7 +13,7 @@ use reel_media::strip::PngImage;
 
 use crate::reporting::protobuf::ProtoMessage;
 use crate::reporting::watch::{COMPLETIONS_TAG, FRAMES_TAG, Histogram, REWARDS_TAG};
-use crate::step::trainer::Preview;
+use crate::step::trainer::RolloutPreview;
 use crate::{Result, TrainError};
 
 /// An open event file.
@@ -41,7 +41,7 @@ impl EventFile {
     }
 
     /// Adds the preview of a step: a histogram of rewards, the text of completions, a strip of frames.
-    pub fn write_preview(&mut self, step: u64, preview: &Preview) -> Result<()> {
+    pub fn write_preview(&mut self, step: u64, preview: &RolloutPreview) -> Result<()> {
         let mut summary = ProtoMessage::default();
         if !preview.rewards.is_empty() {
             summary = summary.bytes(1, tagged(REWARDS_TAG, 5, histogram(&preview.rewards)));
@@ -154,7 +154,7 @@ mod tests {
         let mut events = EventFile::create(dir.path()).unwrap();
         events.write_scalars(1, &[("loss", 2.0), ("grad_norm", 1.0)]).unwrap();
         let strip = Some(PngImage { width: 2, height: 1, bytes: vec![1; 200] });
-        events.write_preview(1, &Preview { rewards: vec![0.0, 1.0, 0.5], text: "a".into(), strip }).unwrap();
+        events.write_preview(1, &RolloutPreview { rewards: vec![0.0, 1.0, 0.5], text: "a".into(), strip }).unwrap();
         let data = std::fs::read(&events.path).unwrap();
         assert!(events.path.file_name().unwrap().to_string_lossy().contains("tfevents"));
         let (mut at, mut records) = (0, 0);

@@ -10,7 +10,7 @@ use crate::reporting::events::EventFile;
 use crate::reporting::metrics::{self, StepMetrics};
 use crate::reporting::wandb::{Wandb, WandbStart};
 use crate::run_folder::output;
-use crate::step::trainer::Preview;
+use crate::step::trainer::RolloutPreview;
 use crate::{Result, TrainError};
 
 /// Tag of the histogram of a step's rewards.
@@ -55,7 +55,7 @@ impl Reporters {
     }
 
     /// Reports a step.
-    pub fn report_step(&mut self, line: &StepMetrics, preview: Option<&Preview>) -> Result<()> {
+    pub fn report_step(&mut self, line: &StepMetrics, preview: Option<&RolloutPreview>) -> Result<()> {
         let points = line.named_values();
         if let Some(events) = &mut self.events {
             events.write_scalars(line.step, &points)?;

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::prompts::{Prompt, PromptSource};
 use crate::options::GrpoOptions;
 use crate::reporting::metrics::GrpoMetrics;
-use crate::step::trainer::Preview;
+use crate::step::trainer::RolloutPreview;
 use crate::{Result, TrainError};
 
 /// The tokens of one completion, and how many of them the loss counts.
@@ -76,7 +76,7 @@ pub struct RolloutSet {
     pub metrics: GrpoMetrics,
     /// A part of the rollouts for TensorBoard and Weights & Biases; taken by the first step on the set, which reports
     /// it.
-    pub preview: Option<Preview>,
+    pub preview: Option<RolloutPreview>,
 }
 
 impl RolloutSet {

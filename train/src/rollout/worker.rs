@@ -30,7 +30,7 @@ use crate::reporting::metrics::GrpoMetrics;
 use crate::rollout::group::{CompletionTokens, Group};
 use crate::run::BatchCursor;
 use crate::run::grpo::GrpoSetup;
-use crate::step::trainer::{Preview, Trainer};
+use crate::step::trainer::{RolloutPreview, Trainer};
 use crate::{Result, TrainError};
 
 /// Samples and scores the completions of each training step.
@@ -56,7 +56,7 @@ pub(crate) struct Rollout {
 pub(crate) struct RolloutBatch {
     pub(crate) groups: Vec<Group>,
     pub(crate) metrics: GrpoMetrics,
-    pub(crate) preview: Preview,
+    pub(crate) preview: RolloutPreview,
 }
 
 /// Maximum number of batches of rows that dynamic sampling tries in one step.
@@ -87,7 +87,7 @@ impl<'a> RolloutWorker<'a> {
         let dynamic = self.options.dynamic_sampling;
         let is_kept = |scores: &Scores| !dynamic || scores.reward.windows(2).any(|pair| pair[0] != pair[1]);
         let (mut kept, mut all_scores, mut dropped, mut data_ended) = (Vec::new(), Vec::new(), 0, false);
-        let mut preview = Preview::default();
+        let mut preview = RolloutPreview::default();
         for round in 0..MAX_ROUNDS {
             let Some(batch) = cursor.next_batch(feed, self.stop)? else {
                 data_ended = true;

@@ -21,10 +21,10 @@ pub struct HashLog {
 impl HashLog {
     /// Opens the file to continue after `step`. The records up to there come from the run in `home`, which may be
     /// `out` itself. Missing records become zeros.
-    pub fn open(out: &Path, home: &Path, step: u64, tensors: usize) -> Result<Self> {
+    pub fn open(out: &Path, home: &Path, step: u64, tensor_count: usize) -> Result<Self> {
         let path = out.join(HASHES_FILE);
         let failed = |e| TrainError::cannot_write(&path, e);
-        let size = step * 4 * tensors as u64;
+        let size = step * 4 * tensor_count as u64;
         let mut kept = Vec::new();
         match File::open(home.join(HASHES_FILE)) {
             Ok(file) => drop(file.take(size).read_to_end(&mut kept).map_err(|e| TrainError::cannot_read(home, e))?),
@@ -50,14 +50,14 @@ pub fn low_bits(hash: u64) -> u32 {
 }
 
 /// Reads the hashes of a step, counted from 1; `None` if there are none.
-pub fn read_step(out: &Path, step: u64, tensors: usize) -> Result<Option<Vec<u32>>> {
+pub fn read_step(out: &Path, step: u64, tensor_count: usize) -> Result<Option<Vec<u32>>> {
     let path = out.join(HASHES_FILE);
     let mut file = match File::open(&path) {
         Ok(file) => file,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(TrainError::cannot_read(&path, e)),
     };
-    let mut bytes = vec![0; 4 * tensors];
+    let mut bytes = vec![0; 4 * tensor_count];
     let found = file.seek(SeekFrom::Start((step - 1) * bytes.len() as u64)).and_then(|_| file.read_exact(&mut bytes));
     match found {
         Ok(()) => {}

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use reel_model::lora::{ADAPTER_CONFIG, ADAPTER_WEIGHTS};
 use serde_json::Value;
 
-use crate::data::quarantine::{self, QUARANTINE};
+use crate::data::quarantine::{self, QUARANTINE_FILE};
 use crate::options::RunOptions;
 use crate::reporting::metrics::{self, JsonlLog, SkippedRow, StepMetrics};
 use crate::reporting::wandb;
@@ -57,7 +57,7 @@ pub fn find_start(options: &RunOptions) -> Result<RunStart> {
         Ok(entries) => entries.filter(|entry| !entry.as_ref().is_ok_and(|entry| is_check_file(&entry.path()))).count(),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => 0,
         Err(e) if e.kind() == std::io::ErrorKind::NotADirectory => {
-            let what = "is a file, or lies below one";
+            let what = "is a file, or has a file in place of a parent folder";
             return Err(TrainError::output(format!("--out {}", out.display()), what, "give a folder"));
         }
         Err(e) => return Err(TrainError::cannot_read(out, e)),
@@ -87,7 +87,8 @@ pub fn find_start(options: &RunOptions) -> Result<RunStart> {
 }
 
 fn is_check_file(path: &Path) -> bool {
-    path.file_name().is_some_and(|name| name == QUARANTINE || *name == *quarantine::journal_path(Path::new(QUARANTINE)))
+    path.file_name()
+        .is_some_and(|name| name == QUARANTINE_FILE || *name == *quarantine::journal_path(Path::new(QUARANTINE_FILE)))
 }
 
 /// Whether the checkpoint folder lies in `out`.
@@ -211,7 +212,10 @@ mod tests {
         assert_eq!(find_start(&RunOptions { overwrite: true, ..options(&out) }).unwrap(), RunStart::Fresh);
         for file in [out.join("x"), out.join("x/below")] {
             let e = find_start(&RunOptions { overwrite: true, ..options(&file) }).unwrap_err().to_string();
-            assert!(e.starts_with("--out ") && e.contains(": is a file, or lies below one; "), "{e}");
+            assert!(
+                e.starts_with("--out ") && e.contains(": is a file, or has a file in place of a parent folder; "),
+                "{e}"
+            );
         }
     }
 

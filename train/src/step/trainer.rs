@@ -50,12 +50,12 @@ pub struct StepResult {
     /// The metrics that only GRPO has.
     pub grpo: GrpoMetrics,
     /// A part of the step's rollouts for TensorBoard and Weights & Biases.
-    pub preview: Option<Preview>,
+    pub preview: Option<RolloutPreview>,
 }
 
 /// A part of the rollouts of a step, for TensorBoard and Weights & Biases.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Preview {
+pub struct RolloutPreview {
     /// Rewards of all completions.
     pub rewards: Vec<f32>,
     /// One prompt with its completions and their rewards, as Markdown.

@@ -82,11 +82,11 @@ pub(super) fn newest_part(wandb: &Path) -> Result<Option<RunPart>> {
     Ok(names(wandb)?.iter().filter_map(|name| RunPart::of(name)).max())
 }
 
-/// Removes the incomplete folders of killed runs and, with `all`, the folders of all runs.
-pub(super) fn remove_folders(wandb: &Path, all: bool) -> Result<()> {
+/// Removes the incomplete folders of killed runs and, with `complete_ones_too`, the folders of all runs.
+pub(super) fn remove_folders(wandb: &Path, complete_ones_too: bool) -> Result<()> {
     for name in names(wandb)? {
         let draft = name.strip_prefix('.').and_then(|name| name.strip_suffix(".part")).and_then(RunPart::of).is_some();
-        if draft || all && RunPart::of(&name).is_some() {
+        if draft || complete_ones_too && RunPart::of(&name).is_some() {
             let path: PathBuf = wandb.join(name);
             fs::remove_dir_all(&path).map_err(|e| TrainError::cannot_write(&path, e))?;
         }
@@ -94,26 +94,26 @@ pub(super) fn remove_folders(wandb: &Path, all: bool) -> Result<()> {
     Ok(())
 }
 
-/// Marks the older folders that have the run id of `now` as uploaded, because the folder of `now` contains their
-/// steps.
-pub(super) fn mark_older_as_uploaded(wandb: &Path, now: &RunPart) -> Result<()> {
+/// Marks the older folders that have the run id of `current` as uploaded, because the folder of `current` contains
+/// their steps.
+pub(super) fn mark_older_as_uploaded(wandb: &Path, current: &RunPart) -> Result<()> {
     let others = names(wandb)?.into_iter().filter_map(|name| RunPart::of(&name));
-    for part in others.filter(|part| part.id == now.id && part.folder_name() != now.folder_name()) {
+    for part in others.filter(|part| part.id == current.id && part.folder_name() != current.folder_name()) {
         let mark = part.mark(wandb, "synced");
         fs::File::create(&mark).map_err(|e| TrainError::cannot_write(&mark, e))?;
     }
     Ok(())
 }
 
-/// Reads the steps of a log file up to step `last`.
-pub(super) fn read_steps(log: &Path, last: u64) -> Result<BTreeMap<u64, LoggedStep>> {
+/// Reads the steps of a log file up to step `last_step`.
+pub(super) fn read_steps(log: &Path, last_step: u64) -> Result<BTreeMap<u64, LoggedStep>> {
     let (mut steps, mut media) = (BTreeMap::new(), Vec::new());
     for record in log::read_records(log)?.iter().filter_map(|bytes| Record::parse(bytes)) {
         // In the log, the file records of a step precede its history record.
         media.extend(record.media_paths());
         let Some(values) = record.history_values() else { continue };
         let media = std::mem::take(&mut media);
-        if let Some(step) = values.get("_step").and_then(Value::as_u64).filter(|&step| step <= last) {
+        if let Some(step) = values.get("_step").and_then(Value::as_u64).filter(|&step| step <= last_step) {
             steps.insert(step, LoggedStep { media, values });
         }
     }

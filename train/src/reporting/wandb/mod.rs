@@ -32,7 +32,7 @@ use sha2::{Digest, Sha256};
 
 use crate::reporting::metrics::StepMetrics;
 use crate::reporting::watch::{COMPLETIONS_TAG, FRAMES_TAG, Histogram, REWARDS_TAG};
-use crate::step::trainer::Preview;
+use crate::step::trainer::RolloutPreview;
 use crate::{Result, TrainError};
 use earlier::{LoggedStep, RunPart};
 use log::LogFile;
@@ -96,8 +96,8 @@ impl Wandb {
         let newest = earlier::newest_part(&here)?;
         let same = newest.as_ref().filter(|part| begin.step > 0 && !part.is_uploaded(&here));
         let id = same.map_or_else(new_id, |part| part.id.clone());
-        // Start times in folder names have a resolution of one second, and `wandb sync` uploads folders in this
-        // order.
+        // Start times in folder names have a resolution of one second, and `wandb sync` uploads folders in the order
+        // of these times.
         let start = newest.map_or_else(Utc::now, |part| Utc::now().max(part.start + TimeDelta::seconds(1)));
         let part = RunPart { start, id };
 
@@ -177,7 +177,7 @@ impl Wandb {
     }
 
     /// Adds a step. It is written to the file, but not synced to the disk, when this returns.
-    pub fn log_step(&mut self, step: u64, points: &[(String, f64)], preview: Option<&Preview>) -> Result<()> {
+    pub fn log_step(&mut self, step: u64, points: &[(String, f64)], preview: Option<&RolloutPreview>) -> Result<()> {
         let mut seen = LoggedStep { media: Vec::new(), values: values(step, points) };
         let now = Utc::now();
         seen.values.insert("_timestamp".into(), json!(now.timestamp_micros() as f64 / 1e6));
@@ -208,7 +208,7 @@ impl Wandb {
     }
 
     /// Adds the preview in the form of `wandb.Histogram`, `wandb.Html` and `wandb.Image` (`sdk/data_types`).
-    fn add_preview(&mut self, step: u64, preview: &Preview, seen: &mut LoggedStep) -> Result<()> {
+    fn add_preview(&mut self, step: u64, preview: &RolloutPreview, seen: &mut LoggedStep) -> Result<()> {
         if !preview.rewards.is_empty() {
             let Histogram { low, limits, counts, .. } = Histogram::new(&preview.rewards);
             let bins: Vec<f64> = [low].into_iter().chain(limits).collect();

@@ -20,9 +20,9 @@ fn line(step: u64) -> StepMetrics {
     }
 }
 
-fn preview(step: u64) -> Preview {
+fn preview(step: u64) -> RolloutPreview {
     let strip = Some(PngImage { width: 2, height: 1, bytes: vec![step as u8; 40_000] });
-    Preview { rewards: vec![0.0, step as f32, 0.5], text: format!("<b>{step}</b> & so on"), strip }
+    RolloutPreview { rewards: vec![0.0, step as f32, 0.5], text: format!("<b>{step}</b> & so on"), strip }
 }
 
 /// Writes the part of a run in `out` that resumes after `step` of the run in `home` and does the steps up to `last`,
@@ -47,7 +47,7 @@ fn records(folder: &Path) -> Vec<Record> {
 
 /// (step, loss, whether it has a preview image) for each step. Asserts that the media files exist.
 fn steps(folder: &Path) -> Vec<(u64, f64, bool)> {
-    let media: Vec<String> = records(folder).iter().flat_map(Record::media).collect();
+    let media: Vec<String> = records(folder).iter().flat_map(Record::media_paths).collect();
     for path in &media {
         assert!(fs::metadata(folder.join("files").join(path)).unwrap().len() > 0);
     }
@@ -145,7 +145,7 @@ fn steps_missing_in_the_log_come_from_the_metrics() {
     let last = part(out, out, 4, 5, false).folder().to_path_buf();
     let histories: Vec<_> = records(&last).iter().filter_map(Record::history_values).collect();
     assert_eq!(histories.len(), 5);
-    assert_eq!(records(&last).iter().flat_map(Record::media).count(), 1);
+    assert_eq!(records(&last).iter().flat_map(Record::media_paths).count(), 1);
 }
 
 #[test]

@@ -8,7 +8,7 @@ use reel_model::input::{MediaOptions, ModelFolder, SecondPerGrid};
 
 use crate::data::dataset::Dataset;
 use crate::data::feed::{BatchFeed, BatchOptions};
-use crate::data::labels::Labels;
+use crate::data::labels::TokenLabeler;
 use crate::data::sample::{SampleCache, SftSource};
 use crate::options::{Recipe, SftOptions};
 use crate::run::replay::{self, ReplayReport};
@@ -96,7 +96,7 @@ impl<'a> TrainLoop<'a> for SftLoop<'a> {
 pub fn samples(setup: &SftSetup) -> Result<SftSource> {
     let options = setup.options;
     let bundle = Arc::new(ModelFolder::open(setup.model)?);
-    let labels = Labels::new(options.label_rule(), &bundle.tokenizer).map_err(|token| {
+    let labels = TokenLabeler::new(options.label_rule(), &bundle.tokenizer).map_err(|token| {
         TrainError::option(
             "--labels",
             format!("needs the token {token}, which the model's tokenizer lacks"),
