@@ -135,7 +135,7 @@ fn ffmpeg() -> Vec<Finding> {
 /// Programs and libraries that compile kernels and inspect their machine code. Found by file name, not loaded.
 fn compilers() -> Vec<Finding> {
     let group = "CUDA compilers (for `reel kernels check` and the simulator)";
-    let toolkit = Toolkit::of_environment();
+    let toolkit = Toolkit::from_environment();
     let setup = "run ./x setup, or install CUDA 13 and set CUDA_HOME";
     let nvrtc = toolkit.nvrtc().map(|p| match compile::nvrtc_version() {
         Ok((major, minor)) => format!("{major}.{minor}, {}", p.display()),
@@ -195,7 +195,7 @@ fn gpu() -> Vec<Finding> {
         Finding::new(
             group,
             "cuBLASLt",
-            Toolkit::of_environment().cublas_lt().map(|p| p.display().to_string()),
+            Toolkit::from_environment().cublas_lt().map(|p| p.display().to_string()),
             toolkit,
         ),
         Finding::new(group, "built-in kernels", builtin(), "none: kernels are compiled by NVRTC at their first use"),
@@ -206,7 +206,7 @@ fn gpu() -> Vec<Finding> {
 /// The kernels whose machine code is built into this binary.
 fn builtin() -> Option<String> {
     let archive = compile::builtin::archive();
-    match archive.fresh_and_stale() {
+    match archive.fresh_and_stale_counts() {
         (0, 0) => None,
         (fresh, 0) => {
             Some(format!("machine code of {fresh} translation units for {}", archive.architectures().join(", ")))

@@ -148,7 +148,7 @@ impl GenerateArgs {
     ) -> Result<(Vec<Completion>, Timing)> {
         let stop = || match &self.sampling.stop[..] {
             [] => StopCondition::none(),
-            strings => StopCondition::strings(strings, Box::new(TokenText::new(&prompt.bundle))),
+            strings => StopCondition::with_strings(strings, Box::new(TokenText::new(&prompt.bundle))),
         };
         let request = GenerationRequest {
             prompt: prompt.tokens.sequence(),

@@ -34,7 +34,7 @@ fn logits(case: &str, device: &str, dtype: &str) -> Vec<f64> {
 /// The cases have heads of 12 to 128 elements, windows cut by the edge of the image, images and a video.
 #[test]
 fn forward_pass_agrees_with_cpu() {
-    let Some(()) = compile::for_test() else { return };
+    let Some(()) = compile::skip_without_nvrtc() else { return };
     for case in ["image_hd128_bf16", "video_mp4", "frames_list"] {
         for (dtype, limit) in [("f32", 1e-5), ("bf16", 2e-2)] {
             let off = relative_distance(case, &logits(case, "sim", dtype), &logits(case, "cpu", dtype));
@@ -46,7 +46,7 @@ fn forward_pass_agrees_with_cpu() {
 
 #[test]
 fn greedy_completions_equal_those_of_cpu() {
-    let Some(()) = compile::for_test() else { return };
+    let Some(()) = compile::skip_without_nvrtc() else { return };
     let folder = golden("model").join("image_hd128_bf16");
     let path = |name: &str| folder.join(name).display().to_string();
     let (model, messages) = (path("model"), path("messages.json"));
@@ -62,7 +62,7 @@ fn greedy_completions_equal_those_of_cpu() {
 
 #[test]
 fn sampled_completions_equal_those_of_cpu_under_several_interleavings() {
-    let Some(()) = compile::for_test() else { return };
+    let Some(()) = compile::skip_without_nvrtc() else { return };
     let folder = tempfile::tempdir().expect("a folder");
     let model = tiny_model(folder.path()).display().to_string();
     let generate = |more: &[&str]| {
@@ -93,7 +93,7 @@ fn step(device: &str, dtype: &str) -> (Value, Vec<f64>) {
 
 #[test]
 fn training_step_agrees_with_cpu() {
-    let Some(()) = compile::for_test() else { return };
+    let Some(()) = compile::skip_without_nvrtc() else { return };
     for (dtype, limit, weights) in [("f32", 1e-5, 2e-3), ("bf16", 2e-2, 0.3)] {
         let (got, want) = (step("sim", dtype), step("cpu", dtype));
         for key in ["loss", "grad_norm"] {
@@ -153,7 +153,7 @@ impl Model {
 
 #[test]
 fn logits_do_not_depend_on_chunks_or_batch() {
-    let Some(()) = compile::for_test() else { return };
+    let Some(()) = compile::skip_without_nvrtc() else { return };
     let folder = golden("model").join("text_multiturn");
     let config = ModelConfig::open(&folder.join("model")).expect("a configuration");
     let tokens = ModelInput::read(&folder.join("inputs.safetensors"), &config).expect("tokens");

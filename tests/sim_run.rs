@@ -340,7 +340,7 @@ fn count_only_makes_one_run() {
 
 #[test]
 fn compiles_cuda_and_reports_source_lines() {
-    let Some(()) = compile::for_test() else { return };
+    let Some(()) = compile::skip_without_nvrtc() else { return };
     let text = "#include <cstdint>\n#include <cstdio>\nnamespace mine {\n__global__ void reverse(uint32_t* x, int n) {\n  \
                 __shared__ uint32_t tile[64];\n  tile[threadIdx.x] = x[threadIdx.x];\n  WAIT\n  \
                 x[threadIdx.x] = tile[n - 1 - threadIdx.x];\n  SAY\n}\n}\n";

@@ -55,9 +55,9 @@ pub fn prefill(model: &Qwen25Vl, cx: &Cx, tokens: usize, batch: usize, rounds: u
         .collect()
 }
 
-/// Times `rounds` decode steps over `batch` sequences, which have `context` tokens at first. The steps are those of the
-/// engine: captured, and enqueued ahead of the last step's tokens on an asynchronous device. Returns the seconds of
-/// each step. Two steps of warm-up are neither timed nor part of the device's profile.
+/// Times `rounds` decode steps over `batch` sequences, which have `context` tokens at first. As in the engine, a step
+/// is a captured graph, and an asynchronous device enqueues it before the host has read the tokens of the step
+/// before. Returns the seconds of each step. Two steps of warm-up are neither timed nor part of the device's profile.
 ///
 /// # Errors
 /// The device is out of memory or reports a failed launch.

@@ -12,8 +12,8 @@ use crate::error::Result;
 
 /// Computes a prompt once for all of its completions. `tables` are their block tables (see
 /// [`BlockAllocator::allocate_group`]). The prompt's keys and values are written to the blocks of the first table,
-/// and its half-filled last block is copied to the other tables. Returns the logits `[1, V]` of the token after the
-/// prompt.
+/// and its last block, if partly filled, is copied to a block of each other table. Returns the logits `[1, vocab]` of
+/// the token after the prompt.
 pub(crate) fn prefill(
     model: &Qwen25Vl,
     cx: &Cx,

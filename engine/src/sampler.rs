@@ -38,8 +38,8 @@ impl SamplingParams {
         let invalid =
             |name: &str, what: String, help: &str| Err(EngineError::Request(Diagnostic::new(name, what, help)));
         if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
-            let what = format!("{} is not a number of at least 0", self.temperature);
-            return invalid("temperature", what, "0 takes the most likely token");
+            let what = format!("{} is not a finite number of 0 or more", self.temperature);
+            return invalid("temperature", what, "0 always takes the most likely token");
         }
         if !(self.top_p > 0.0 && self.top_p <= 1.0) {
             return invalid("top-p", format!("{} is not in (0, 1]", self.top_p), "1 keeps all tokens");
@@ -71,8 +71,8 @@ pub(crate) fn ban_biases(ids: &[u32]) -> Vec<(i32, f32)> {
     ids.iter().map(|&id| (id as i32, f32::NEG_INFINITY)).collect()
 }
 
-/// Samples the next token of a sequence from logits `[1, V]`, never one of `suppressed` (i32 `[n]`). Returns the token
-/// and its log-probability.
+/// Samples the next token of a sequence from logits `[1, vocab]`, never one of `suppressed` (i32 `[n]`). Returns the
+/// token and its log-probability.
 pub(crate) fn sample_token(
     cx: &Cx,
     logits: &Tensor,

@@ -38,29 +38,29 @@ pub(crate) struct SequenceState {
 }
 
 impl SequenceState {
-    /// One sequence for each completion of request number `request`. The sequences have no KV blocks yet.
-    pub(crate) fn for_request(request: usize, r: GenerationRequest) -> Vec<SequenceState> {
-        let ids: Vec<i32> = r.prompt.input_ids.iter().map(|&id| id as i32).collect();
+    /// One sequence for each completion of the request with this index. The sequences have no KV blocks yet.
+    pub(crate) fn for_request(request_index: usize, request: GenerationRequest) -> Vec<SequenceState> {
+        let ids: Vec<i32> = request.prompt.input_ids.iter().map(|&id| id as i32).collect();
         let limits = Rc::new(RequestLimits {
-            max_new_tokens: r.max_new_tokens,
-            min_new_tokens: r.min_new_tokens,
-            eos_token_ids: r.eos_token_ids.to_vec(),
-            rope_delta: r.rope_delta,
+            max_new_tokens: request.max_new_tokens,
+            min_new_tokens: request.min_new_tokens,
+            eos_token_ids: request.eos_token_ids.to_vec(),
+            rope_delta: request.rope_delta,
         });
         let sequence = |(index, stop): (usize, StopCondition)| SequenceState {
-            request,
+            request: request_index,
             index,
             limits: limits.clone(),
-            sampling: SamplingParams { seed: r.sampling.seed.wrapping_add(index as u64), ..r.sampling },
+            sampling: SamplingParams { seed: request.sampling.seed.wrapping_add(index as u64), ..request.sampling },
             stop,
             ids: ids.clone(),
             prompt_tokens: ids.len(),
             log_probs: Vec::new(),
             block_table: Vec::new(),
             in_flight: 0,
-            finish_reason: if r.max_new_tokens == 0 { Some(FinishReason::Length) } else { None },
+            finish_reason: if request.max_new_tokens == 0 { Some(FinishReason::Length) } else { None },
         };
-        r.stop_conditions.into_iter().enumerate().map(sequence).collect()
+        request.stop_conditions.into_iter().enumerate().map(sequence).collect()
     }
 
     pub(crate) fn sampling(&self) -> SamplingParams {
@@ -131,7 +131,7 @@ impl SequenceState {
         self.ids.push(id);
         self.log_probs.push(log_prob);
         on_token(TokenEvent { request: self.request, index: self.index, id: token });
-        if self.limits.eos_token_ids.contains(&token) || self.stop.push(token) {
+        if self.limits.eos_token_ids.contains(&token) || self.stop.push_and_match(token) {
             self.finish_reason = Some(FinishReason::Stop);
         } else if self.generated() >= self.limits.max_new_tokens {
             self.finish_reason = Some(FinishReason::Length);

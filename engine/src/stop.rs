@@ -25,16 +25,16 @@ impl StopCondition {
         StopCondition { strings: Vec::new(), text: String::new(), detokenizer: None }
     }
 
-    /// Ends the completion when one of `strings` appears in the text that `detokenizer` makes of the ids. Empty
+    /// Ends the completion when one of `strings` appears in the text to which `detokenizer` decodes the ids. Empty
     /// strings are ignored.
-    pub fn strings(strings: &[String], detokenizer: Box<dyn Detokenizer>) -> StopCondition {
+    pub fn with_strings(strings: &[String], detokenizer: Box<dyn Detokenizer>) -> StopCondition {
         let strings: Vec<String> = strings.iter().filter(|s| !s.is_empty()).cloned().collect();
         let detokenizer = if strings.is_empty() { None } else { Some(detokenizer) };
         StopCondition { detokenizer, strings, text: String::new() }
     }
 
     /// Appends a generated id. Returns whether the text now contains a stop string.
-    pub fn push(&mut self, id: u32) -> bool {
+    pub fn push_and_match(&mut self, id: u32) -> bool {
         let Some(detokenizer) = &mut self.detokenizer else { return false };
         let piece = detokenizer.push(id);
         if piece.is_empty() {
@@ -70,8 +70,8 @@ mod tests {
 
     fn ends_at(strings: &[&str], text: &str) -> Option<usize> {
         let strings: Vec<String> = strings.iter().map(|s| s.to_string()).collect();
-        let mut stop = StopCondition::strings(&strings, Box::new(Characters));
-        text.chars().position(|c| stop.push(c as u32))
+        let mut stop = StopCondition::with_strings(&strings, Box::new(Characters));
+        text.chars().position(|c| stop.push_and_match(c as u32))
     }
 
     #[test]

@@ -159,13 +159,13 @@ fn few_requests() -> Vec<TestRequest> {
 
 #[test]
 fn simulator_reports_no_finding() {
-    let Some(()) = compile::for_test() else { return };
+    let Some(()) = compile::skip_without_nvrtc() else { return };
     open_and_compare_runs(&simulated(), DType::BF16, &few_requests(), &[(256, 1), (2, 0)]);
 }
 
 #[test]
 fn cuda_graphs_keep_driver_rules_and_equal_sim() {
-    let Some(()) = compile::for_test() else { return };
+    let Some(()) = compile::skip_without_nvrtc() else { return };
     for dtype in [DType::F32, DType::BF16] {
         let fake = FakeDriver::new(Arch::A100, 512 << 20);
         let device = Device::on_gpu(Gpu::from_driver(Arc::new(fake.clone())).unwrap()).unwrap();
@@ -224,7 +224,7 @@ fn adapter_completions_do_not_depend_on_slots_or_lookahead() {
             compare_runs(&with.without_adapter(), &cpu, dtype, &test_requests(), &[(2, 0)]),
             compare_runs(&bare, &cpu, dtype, &test_requests(), &[(2, 0)])
         );
-        let Some(()) = compile::for_test() else { continue };
+        let Some(()) = compile::skip_without_nvrtc() else { continue };
         let fake = FakeDriver::new(Arch::A100, 512 << 20);
         let device = Device::on_gpu(Gpu::from_driver(Arc::new(fake.clone())).unwrap()).unwrap();
         let got = compare_runs(&adapted(&device, dtype), &device, dtype, &few_requests(), &[(256, 1)]);

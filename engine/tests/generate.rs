@@ -114,7 +114,7 @@ fn completions_of_a_prompt_follow_their_seeds() {
     assert!(first.iter().flat_map(|c| &c.ids).all(|id| !media.contains(id)));
 }
 
-/// Completions share the KV blocks that the prompt fills; each has its own copy of the last, half-filled block.
+/// Completions share the KV blocks that the prompt fills; each has its own copy of the last, partly filled block.
 #[test]
 fn shared_prompt_blocks_do_not_change_completions() {
     let case = open(&golden().join("mixed_stop"));

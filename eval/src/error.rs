@@ -17,7 +17,8 @@ pub enum EvalError {
 pub type Result<T, E = EvalError> = std::result::Result<T, E>;
 
 impl EvalError {
-    pub(crate) fn row(location: &str, what: impl Into<String>, help: &str) -> Self {
+    /// The error that the row at `location` is malformed.
+    pub(crate) fn malformed_row(location: &str, what: impl Into<String>, help: &str) -> Self {
         Self::Row(Diagnostic::new(location, what, help))
     }
 

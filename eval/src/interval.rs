@@ -3,22 +3,23 @@
 /// The 0.975 quantile of the normal distribution.
 const Z: f64 = 1.959_963_984_540_054;
 
-/// The 95 % Wilson score interval of the mean of `n` scores from 0 to 1 (E. B. Wilson, 1927); `[0, 1]` for n = 0. The
-/// formula assumes scores of 0 or 1. Fractional scores vary less, so for them the interval is wider than necessary.
-pub fn wilson_interval(mean: f64, n: usize) -> [f64; 2] {
-    if n == 0 {
+/// The 95 % Wilson score interval of the mean of `score_count` scores from 0 to 1 (E. B. Wilson, 1927); `[0, 1]`
+/// without scores. The formula assumes scores of 0 or 1. Fractional scores vary less, so for them the interval is
+/// wider than necessary.
+pub fn wilson_interval(mean: f64, score_count: usize) -> [f64; 2] {
+    if score_count == 0 {
         return [0.0, 1.0];
     }
-    let (centre, _) = adjusted(mean, n);
-    let n = n as f64;
+    let (centre, _) = adjusted(mean, score_count);
+    let n = score_count as f64;
     let half = Z / (n + Z * Z) * (n * mean * (1.0 - mean) + Z * Z / 4.0).max(0.0).sqrt();
     // The clamps keep the mean inside the interval despite rounding errors.
     [(centre - half).max(0.0).min(mean), (centre + half).min(1.0).max(mean)]
 }
 
-/// The 95 % interval of a weighted sum of independent means, each given as (weight, mean, n). It is a normal interval
-/// around the sum; the variance of each mean is that of A. Agresti and B. Coull (1998), which is above 0 even if all
-/// scores are equal.
+/// The 95 % interval of a weighted sum of independent means, each given as (weight, mean, number of scores). It is a
+/// normal interval around the sum; the variance of each mean is that of A. Agresti and B. Coull (1998), which is
+/// above 0 even if all scores are equal.
 pub fn weighted_sum_interval(means: &[(f64, f64, usize)]) -> [f64; 2] {
     let sum: f64 = means.iter().map(|(weight, mean, _)| weight * mean).sum();
     let variance: f64 = means.iter().map(|&(weight, mean, n)| weight * weight * adjusted(mean, n).1).sum();

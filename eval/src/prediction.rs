@@ -63,8 +63,8 @@ impl Prediction {
 }
 
 /// Mean relative accuracy (J. Yang et al., "Thinking in Space", 2024): the fraction of the thresholds 0.5, 0.55, …,
-/// 0.95 with `|answer - truth| / (|truth| + 1e-8) < 1 - threshold`, in f32 as in the evaluation scripts; 0 if one is
-/// not a number.
+/// 0.95 with `|answer - truth| / (|truth| + 1e-8) < 1 - threshold`, in f32 as in the evaluation scripts; 0 if the
+/// answer or the truth is not a number.
 fn mean_relative_accuracy(answer: &str, truth: &str) -> f32 {
     let (Some(answer), Some(truth)) = (parse_number(answer), parse_number(truth)) else { return 0.0 };
     let (answer, truth) = (answer as f32, truth as f32);

@@ -56,7 +56,7 @@ impl CategoryScore {
 /// There are no predictions.
 pub fn score_benchmark(benchmark: Benchmark, predictions: &[Prediction]) -> Result<BenchmarkReport> {
     if predictions.is_empty() {
-        return Err(EvalError::row("predictions", "the file has no rows", "give one JSON object per line"));
+        return Err(EvalError::malformed_row("predictions", "the file has no rows", "give one JSON object per line"));
     }
     let scores: Vec<f64> = predictions.iter().map(|p| f64::from(p.score())).collect();
     let rows = || predictions.iter().zip(&scores);

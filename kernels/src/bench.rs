@@ -195,8 +195,8 @@ pub fn copy_seconds(gpu: &Gpu, bytes: usize, runs: usize) -> Result<f64, CudaErr
     Ok(least)
 }
 
-/// Returns an operand's size in bytes and its contents. The size is an upper bound: a call accesses at most its total
-/// traffic, or the whole vocabulary if ids select rows.
+/// Returns an upper bound on an operand's size in bytes, and its contents. See [`numbers`] for the bound of
+/// floating-point operands.
 fn sized(launch: &KernelLaunch, field: &ParamField) -> (usize, Contents) {
     match contents(launch, field.name) {
         Contents::Words(words) => ((4 * words.len()).max(1 << 20), Contents::Words(words)),
@@ -204,7 +204,8 @@ fn sized(launch: &KernelLaunch, field: &ParamField) -> (usize, Contents) {
     }
 }
 
-/// Returns an upper bound on the bytes of a floating-point operand.
+/// Returns an upper bound on the bytes of each floating-point operand of a call: the call's memory traffic, an f32
+/// embedding table of which ids select rows, the workspace, or 64 MiB, whichever is largest.
 fn numbers(launch: &KernelLaunch) -> f64 {
     let field = |name| scalar(launch, name).unwrap_or(0) as f64;
     let rows_of_ids = field("vocab") * field("hidden") * 4.0;

@@ -54,7 +54,7 @@ pub const DEFAULT_ROUNDING_FACTOR: f64 = 2.5;
 /// much larger than one rounding. Errors are relative L2 distances from `exact`, the f64 formula.
 ///
 /// `with_roundings` is the formula with the kernel's roundings, except the one at the store. Two bounds must hold:
-/// 1.2 times the error of `with_roundings`, and `of_one` times (default: [`DEFAULT_ROUNDING_FACTOR`]) the error of
+/// 1.2 times the error of `with_roundings`, and `rounding_factor` times (default: [`DEFAULT_ROUNDING_FACTOR`]) the error of
 /// rounding `exact` once. In bf16, 1e-6 is added for f32 sums and exponentials whose roundings are not modelled one
 /// by one. If few elements make up the norm, the error varies from case to case; each bound is widened by six of its
 /// standard deviations (in bf16 by one and three).
@@ -67,7 +67,7 @@ pub fn check_rounded(
     got: &[f32],
     with_roundings: &[f64],
     exact: &[f64],
-    of_one: f64,
+    rounding_factor: f64,
 ) -> Result<(), String> {
     let round = |&x: &f64| if dtype == DType::BF16 { <bf16 as Element>::from_f32(x as f32).to_f32() } else { x as f32 };
     let stored = |x: &[f64]| x.iter().map(round).collect::<Vec<f32>>();
@@ -81,7 +81,8 @@ pub fn check_rounded(
     let (error, documented, once) = (distance(got), distance(&documented), distance(&once));
     // 1 / sqrt(n) if n elements of equal size made up the norm; larger if few elements dominate.
     let luck = finite().map(|(_, x)| (x / scale).powi(4)).sum::<f64>().sqrt();
-    for (what, bound, times) in [("the documented roundings", documented, 1.2), ("one rounding", once, of_one)] {
+    for (what, bound, times) in [("the documented roundings", documented, 1.2), ("one rounding", once, rounding_factor)]
+    {
         // In bf16 the documented roundings give the kernel's value, except for the few numbers halfway between two
         // bf16 values.
         let (deviations, unit) = match (dtype, times > 1.2) {
@@ -111,8 +112,15 @@ pub fn check_rounded(
 /// # Panics
 /// If the error is larger than allowed.
 #[track_caller]
-pub fn assert_rounded(name: &str, dtype: DType, got: &[f32], with_roundings: &[f64], exact: &[f64], of_one: f64) {
-    if let Err(e) = check_rounded(name, dtype, got, with_roundings, exact, of_one) {
+pub fn assert_rounded(
+    name: &str,
+    dtype: DType,
+    got: &[f32],
+    with_roundings: &[f64],
+    exact: &[f64],
+    rounding_factor: f64,
+) {
+    if let Err(e) = check_rounded(name, dtype, got, with_roundings, exact, rounding_factor) {
         panic!("{e}");
     }
 }

@@ -19,7 +19,7 @@ const LAUNCHES_PER_SYNC: u64 = 64;
 fn main() {
     let mut criterion = Criterion::default().configure_from_args();
     let mut devices = vec![("dry", Device::dry(Kernels::Cuda))];
-    if compile::for_test().is_some() {
+    if compile::skip_without_nvrtc().is_some() {
         let gpu = Gpu::from_driver(Arc::new(FakeDriver::new(Arch::H100, 256 << 20))).expect("a fake GPU");
         devices.push(("cuda, fake driver", Device::on_gpu(gpu).expect("a device")));
     }

@@ -20,7 +20,8 @@ struct Arguments {
     /// Number of inputs of each instruction; eight times as many for an instruction with one source operand
     #[arg(long, default_value_t = 8192)]
     lanes: usize,
-    /// Run on the simulator only: report its findings, and approximations whose error exceeds the documented bound
+    /// Run on the simulator only: report its findings, and approximations whose error exceeds the bound that PTX
+    /// documents
     #[arg(long)]
     sim_only: bool,
     /// Also write each case's PTX module into this folder
@@ -50,7 +51,7 @@ fn main() -> ExitCode {
 /// cases.
 fn report(cases: &[InstructionCase], arguments: &Arguments) -> Result<(usize, usize), String> {
     if cases.is_empty() {
-        return Err(format!("--cases {}: no instruction's name contains it", arguments.cases));
+        return Err(format!("--cases {}: no instruction's name contains this text", arguments.cases));
     }
     if let Some(folder) = &arguments.ptx {
         write_ptx_files(cases, folder).map_err(|e| format!("{}: {e}", folder.display()))?;

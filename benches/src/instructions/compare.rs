@@ -22,7 +22,8 @@ pub struct CaseComparison {
     pub relative: f64,
     /// For an approximate instruction: the errors of the simulator and of the GPU.
     pub approximation: Option<[ApproximationErrors; 2]>,
-    /// For a sum of products: the largest difference between simulator and GPU, relative to the sum of magnitudes.
+    /// For a sum of products: the largest difference between simulator and GPU, relative to the sum of the products'
+    /// magnitudes.
     pub sum: Option<f64>,
 }
 
@@ -90,7 +91,9 @@ pub fn compare_outputs(case: &InstructionCase, sim: &[u8], gpu: &[u8], magnitude
             let (s, g) = (case.operand_word(sim, k, lane), case.operand_word(gpu, k, lane));
             let (count, float) = format.packed_numbers().map_or((1, None), |(n, f)| (n, Some(f)));
             for part in 0..count {
-                let cut = |word: u64| float.map_or(word, |f| word >> (f.bits() * part) & (u64::MAX >> (64 - f.bits())));
+                let cut = |word: u64| {
+                    float.map_or(word, |f| word >> (f.bit_width() * part) & (u64::MAX >> (64 - f.bit_width())))
+                };
                 let (s, g) = (cut(s), cut(g));
                 all.results += 1;
                 let Some(f) = float else {
@@ -134,21 +137,20 @@ impl CaseComparison {
     }
 }
 
-/// Returns, as JSON, the inputs of a lane and result `k` on the simulator and on the GPU.
+/// Returns, as JSON, the inputs of a lane and its result number `k` on the simulator and on the GPU.
 fn difference(case: &InstructionCase, lane: usize, k: usize, sim: u64, gpu: u64) -> Value {
     let (sim, gpu) = (format!("{sim:#x}"), format!("{gpu:#x}"));
     json!({"lane": lane, "result": k, "inputs": inputs(case, lane), "sim": sim, "gpu": gpu})
 }
 
-/// The exact function of an approximate instruction, and the documented bound of its error.
+/// The exact function of an approximate instruction, and the bound of its error that PTX documents.
 struct Approximation {
     exact: fn(&[f64]) -> f64,
-    /// Returns the allowed error for these arguments and the exact value; `None` if the documentation promises
-    /// nothing.
+    /// Returns the allowed error, given the arguments and the exact value; `None` if PTX documents no bound.
     allowed: fn(&[f64], f64, FloatFormat) -> Option<f64>,
     /// True if subnormal arguments and results count as 0.
     flush: bool,
-    /// True if only the upper 32 bits of an f64 are defined.
+    /// True if the instruction defines only the upper 32 bits of its f64 result.
     upper: bool,
 }
 
@@ -187,7 +189,7 @@ impl Approximation {
         let allowed: fn(&[f64], f64, FloatFormat) -> Option<f64> = match parts[0] {
             "div" if has("full") => |_, y, f| Some(2.0 * unit(y, f)),
             "div" => |x, y, f| (2f64.powi(-126)..=2f64.powi(126)).contains(&x[1].abs()).then(|| 2.0 * unit(y, f)),
-            // The documentation promises only the upper 20 bits of the fraction of an f64.
+            // PTX documents only the upper 20 bits of the fraction of an f64.
             "rcp" | "rsqrt" if wide && flush => |_, y, _| Some(2f64.powi(-20) * y.abs()),
             "rsqrt" if wide => |_, y, f| Some(2f64.powi(-51) * y.abs() + unit(y, f)),
             "rcp" => |_, y, f| Some(unit(y, f)),

@@ -75,7 +75,7 @@ pub enum ElementRange {
 
 impl FloatFormat {
     /// The width of the format in bits, with the sign bit.
-    pub fn bits(self) -> u32 {
+    pub fn bit_width(self) -> u32 {
         1 + self.exponent + self.fraction
     }
 
@@ -102,7 +102,7 @@ impl FloatFormat {
             }
             f => (1.0 + fraction) * 2f64.powi(f as i32 - self.max_exponent()),
         };
-        if bits >> (self.bits() - 1) & 1 == 1 { -magnitude } else { magnitude }
+        if bits >> (self.bit_width() - 1) & 1 == 1 { -magnitude } else { magnitude }
     }
 
     /// Returns the bits of a finite value, rounded towards 0 to this format. The value must not exceed the format's
@@ -111,7 +111,7 @@ impl FloatFormat {
         if self == F64 {
             return value.to_bits();
         }
-        let sign = u64::from(value.is_sign_negative()) << (self.bits() - 1);
+        let sign = u64::from(value.is_sign_negative()) << (self.bit_width() - 1);
         let wide = value.abs().to_bits();
         let (field, fraction) = ((wide >> 52) as i32 - 1023, wide & ((1 << 52) - 1));
         let normal = field + self.max_exponent();
@@ -138,7 +138,7 @@ impl FloatFormat {
     /// Returns an edge case or a random number: arbitrary bits, special values, halves of integers, very small and
     /// very large ones.
     fn draw(self, rng: &mut SeededRng) -> u64 {
-        let bits = self.bits();
+        let bits = self.bit_width();
         let random = rng.draw() >> (64 - bits);
         if self == F64 && rng.below(16) == 0 {
             return random & 1 << 63 | narrow_edge(rng);
@@ -235,11 +235,11 @@ impl OperandFormat {
     }
 
     /// Returns the register's width in bits; 1 for a predicate.
-    pub fn bits(self) -> u32 {
+    pub fn bit_width(self) -> u32 {
         match self {
             OperandFormat::Pred => 1,
             OperandFormat::Int(bits) | OperandFormat::Nonzero(bits) | OperandFormat::Warp(bits) => bits,
-            OperandFormat::Float(f) => f.bits(),
+            OperandFormat::Float(f) => f.bit_width(),
             OperandFormat::Matrix(Element::Number(F64), _) => 64,
             _ => 32,
         }
@@ -250,7 +250,7 @@ impl OperandFormat {
         match self {
             OperandFormat::Float(f) => Some((1, f)),
             OperandFormat::Pair(f) => Some((2, f)),
-            OperandFormat::Matrix(Element::Number(f), _) => Some((self.bits() / f.bits(), f)),
+            OperandFormat::Matrix(Element::Number(f), _) => Some((self.bit_width() / f.bit_width(), f)),
             _ => None,
         }
     }
@@ -280,7 +280,7 @@ impl OperandFormat {
             }
             OperandFormat::Float(f) => f.draw(rng),
             OperandFormat::Pair(f) => f.draw(rng) | f.draw(rng) << 16,
-            OperandFormat::Matrix(element, span) => random_elements(element, span, self.bits(), rng),
+            OperandFormat::Matrix(element, span) => random_elements(element, span, self.bit_width(), rng),
         }
     }
 }
@@ -316,7 +316,7 @@ impl Element {
 /// Returns a register full of random matrix elements.
 pub fn random_elements(element: Element, span: ElementRange, bits: u32, rng: &mut SeededRng) -> u64 {
     let mut all = |format: FloatFormat| {
-        (0..bits / format.bits()).fold(0, |word, i| word | number(format, span, rng) << (i * format.bits()))
+        (0..bits / format.bit_width()).fold(0, |word, i| word | number(format, span, rng) << (i * format.bit_width()))
     };
     match element {
         Element::Number(f) => all(f),
@@ -345,11 +345,11 @@ fn number(format: FloatFormat, span: ElementRange, rng: &mut SeededRng) -> u64 {
 /// that cancels.
 pub fn correlate_inputs(formats: &[OperandFormat], tuple: &mut [u64], rng: &mut SeededRng) {
     let Some((&first, others)) = formats.split_first() else { return };
-    let mask = u64::MAX >> (64 - first.bits());
+    let mask = u64::MAX >> (64 - first.bit_width());
     if rng.below(8) == 0 && !matches!(first, OperandFormat::Matrix(..)) {
         for i in 1..=others.len() {
             let near = tuple[0].wrapping_add(u64::from(rng.below(3))).wrapping_sub(1);
-            let flipped = if rng.below(3) == 0 { 1u64 << (first.bits() - 1) } else { 0 };
+            let flipped = if rng.below(3) == 0 { 1u64 << (first.bit_width() - 1) } else { 0 };
             if formats[i] == first
                 && matches!(first, OperandFormat::Int(_) | OperandFormat::Float(_) | OperandFormat::Pair(_))
             {
@@ -366,7 +366,7 @@ pub fn correlate_inputs(formats: &[OperandFormat], tuple: &mut [u64], rng: &mut 
         let b = if rng.below(2) == 0 { factor } else { divisor };
         if b.is_normal() && (least..=f.decode(f.largest_finite())).contains(&b.abs()) {
             tuple[1] =
-                f.encode(b).wrapping_add(u64::from(rng.below(4))).wrapping_sub(1) & (u64::MAX >> (64 - f.bits()));
+                f.encode(b).wrapping_add(u64::from(rng.below(4))).wrapping_sub(1) & (u64::MAX >> (64 - f.bit_width()));
         }
     } else if let [OperandFormat::Float(f @ (F32 | F64)), OperandFormat::Float(_), OperandFormat::Float(_)] = formats
         && rng.below(8) == 0

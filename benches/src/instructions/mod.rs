@@ -37,7 +37,8 @@ pub struct InstructionCase {
     pub results: Vec<OperandFormat>,
     /// The contents of the input buffer.
     pub input: Vec<u8>,
-    /// For a sum of products: the input without signs, for which the results are sums of magnitudes.
+    /// For a sum of products: the input without signs, for which the results are the sums of the products'
+    /// magnitudes.
     pub magnitudes: Option<Vec<u8>>,
     /// Allowed difference between the sums of simulator and GPU, relative to the sum of magnitudes.
     pub tolerance: f64,
@@ -49,9 +50,9 @@ impl InstructionCase {
         8 * self.lanes * self.results.len().max(1)
     }
 
-    /// Returns the 8 bytes of operand `k` of lane `i` in an input or output.
-    pub fn operand_word(&self, bytes: &[u8], k: usize, i: usize) -> u64 {
-        let at = 8 * (k * self.lanes + i);
+    /// Returns the 8 bytes that a lane has for one operand in `bytes`, an input or output buffer.
+    pub fn operand_word(&self, bytes: &[u8], operand: usize, lane: usize) -> u64 {
+        let at = 8 * (operand * self.lanes + lane);
         bytes.get(at..at + 8).map_or(0, |b| u64::from_le_bytes(b.try_into().expect("8 bytes")))
     }
 }

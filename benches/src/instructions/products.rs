@@ -52,7 +52,8 @@ pub fn element_from_ptx(name: &str) -> Element {
     }
 }
 
-/// Returns the allowed difference between two orders of a sum, relative to the sum of magnitudes.
+/// Returns the allowed difference between two sums of the same products in different orders, relative to the sum of
+/// the products' magnitudes.
 pub fn tolerance(elements: Element, sum: Element) -> f64 {
     2f64.powi(match (sum, elements) {
         (Element::Number(F16), _) => -9,
@@ -95,10 +96,10 @@ fn mma(opcode: &str, span: ElementRange, lanes: usize) -> InstructionCase {
     case
 }
 
-/// Clears the bits `bits` in each 8-byte word.
-pub fn clear_bits(bytes: &mut [u8], bits: u64) {
+/// Clears the bits of `mask` in each 8-byte word of `bytes`.
+pub fn clear_bits(bytes: &mut [u8], mask: u64) {
     for word in bytes.chunks_exact_mut(8) {
-        let kept = u64::from_le_bytes(word.try_into().expect("8 bytes")) & !bits;
+        let kept = u64::from_le_bytes(word.try_into().expect("8 bytes")) & !mask;
         word.copy_from_slice(&kept.to_le_bytes());
     }
 }

@@ -57,7 +57,7 @@ pub fn random_inputs(name: &str, sources: &[OperandFormat], lanes: usize) -> Vec
         }
         tuple.iter_mut().zip(sources).for_each(|(v, format)| *v = format.random_input(&mut rng, warp_random));
         correlate_inputs(sources, &mut tuple, &mut rng);
-        if sources.len() == 1 && sources[0].bits() == 16 && lanes >= 1 << 16 {
+        if sources.len() == 1 && sources[0].bit_width() == 16 && lanes >= 1 << 16 {
             tuple[0] = i as u64 & 0xffff;
         }
         for (k, v) in tuple.iter().enumerate() {
@@ -70,7 +70,7 @@ pub fn random_inputs(name: &str, sources: &[OperandFormat], lanes: usize) -> Vec
 
 /// Returns the PTX type with which an operand is declared, loaded and stored.
 fn register(format: OperandFormat) -> &'static str {
-    match format.bits() {
+    match format.bit_width() {
         1 => "pred",
         16 => "b16",
         32 => "b32",

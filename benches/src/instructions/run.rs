@@ -10,7 +10,8 @@ use reel_sim::program::Program;
 /// Bytes of scratch memory per lane.
 const SCRATCH: usize = 16;
 
-/// Runs a case on the simulator and returns its output. The error is a defect of the module or a finding.
+/// Runs a case on the simulator and returns its output. The error says why the module cannot run, or lists the
+/// simulator's findings, for example races.
 pub fn simulate(case: &InstructionCase, input: &[u8]) -> Result<Vec<u8>, String> {
     let program = Program::parse(&case.ptx).map_err(|e| e.to_string())?;
     let kernel = program.kernel(KERNEL_NAME).map_err(|e| e.to_string())?;

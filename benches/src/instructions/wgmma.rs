@@ -127,8 +127,8 @@ impl Product {
     /// Returns the shared-memory descriptor of A (0) or B (1), with start address 0.
     fn descriptor(&self, which: usize) -> u64 {
         let extent = [64, self.n][which];
-        // If each row is as long as the swizzle's span, eight rows make a pattern. A stride that the operand's extent
-        // does not need can have any value.
+        // If each row is as long as the swizzle's span, eight rows make a pattern. A stride that the operand is too
+        // small to use can have any value.
         let (leading, stride) = match (self.swizzle.span_bytes(), self.transposed[which]) {
             (Some(span), false) => (16, 8 * span),
             (Some(span), true) => (16 * span, 8 * span),

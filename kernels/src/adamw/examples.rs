@@ -2,7 +2,7 @@
 
 use crate::DType::{BF16, F32};
 #[cfg(test)]
-use crate::checks::traffic::{TRAFFIC_ELEMENTS, TrafficArrays, TrafficLaunches, within_a_tenth};
+use crate::checks::traffic::{TRAFFIC_ELEMENTS, TrafficArrays, TrafficLaunches, allow_one_tenth_more};
 use crate::folder::{FLOAT_DTYPES, HIDDEN, INTERMEDIATE, LabeledLaunches, PLACEHOLDER, Sizes, WEIGHTS, placeholders};
 use crate::{Addr, adamw};
 
@@ -16,17 +16,17 @@ pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
         (WEIGHTS, adamw::step(BF16, &adamw::Params { low: PLACEHOLDER, ..step })),
         (WEIGHTS, adamw::join_master(&adamw::JoinParams { n, ..placeholders() })),
     ];
-    let small = adamw::SmallParams { low: Addr::NULL, scales: Addr::NULL, n, ..placeholders() };
-    let blocks = adamw::SmallParams { scales: PLACEHOLDER, ..small };
+    let small = adamw::SmallMomentParams { low: Addr::NULL, scales: Addr::NULL, n, ..placeholders() };
+    let blocks = adamw::SmallMomentParams { scales: PLACEHOLDER, ..small };
     for (t, low) in [(F32, Addr::NULL), (BF16, PLACEHOLDER)] {
-        all.push((WEIGHTS, adamw::step_bf16_moments(t, &adamw::SmallParams { low, ..small })));
-        all.push((WEIGHTS, adamw::step_8bit(t, &adamw::SmallParams { low, ..blocks })));
+        all.push((WEIGHTS, adamw::step_bf16_moments(t, &adamw::SmallMomentParams { low, ..small })));
+        all.push((WEIGHTS, adamw::step_8bit(t, &adamw::SmallMomentParams { low, ..blocks })));
     }
     all.extend(FLOAT_DTYPES.map(|t| (WEIGHTS, adamw::split_master(t, &split))));
     all
 }
 
-/// Returns launches whose memory traffic a test compares with their cost.
+/// Returns launches whose memory traffic a test compares with the traffic that their `Cost` states.
 #[cfg(test)]
 pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     let (n, count) = (TRAFFIC_ELEMENTS, TRAFFIC_ELEMENTS as usize);
@@ -35,17 +35,17 @@ pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     let scalars = adamw::Scalars { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, step: 2 };
     let [w, m, v, g] = [(); 4].map(|()| arrays.f32(count));
     let step = adamw::Params { w, m, v, g, clip, n, ..scalars.params() };
-    let scales = arrays.f32(2 * count.div_ceil(adamw::BLOCK));
-    let small = adamw::SmallParams { w, m, v, g, clip, n, ..scalars.small_params() };
+    let scales = arrays.f32(2 * count.div_ceil(adamw::WEIGHTS_PER_SCALE));
+    let small = adamw::SmallMomentParams { w, m, v, g, clip, n, ..scalars.small_moment_params() };
     let mut all = vec![
         adamw::step(F32, &step),
         adamw::step(BF16, &adamw::Params { low, ..step }),
         adamw::join_master(&adamw::JoinParams { w, low, dst: m, n }),
     ];
     for (dtype, low) in [(F32, Addr::NULL), (BF16, low)] {
-        all.push(adamw::step_bf16_moments(dtype, &adamw::SmallParams { low, ..small }));
-        all.push(adamw::step_8bit(dtype, &adamw::SmallParams { low, scales, ..small }));
+        all.push(adamw::step_bf16_moments(dtype, &adamw::SmallMomentParams { low, ..small }));
+        all.push(adamw::step_8bit(dtype, &adamw::SmallMomentParams { low, scales, ..small }));
     }
     all.extend(FLOAT_DTYPES.map(|t| adamw::split_master(t, &adamw::SplitParams { src: g, w, low, n })));
-    within_a_tenth(all)
+    allow_one_tenth_more(all)
 }

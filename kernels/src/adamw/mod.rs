@@ -14,7 +14,7 @@
 //! below) / (above − below), so that the mean over random bits is the number itself. Element i takes half `i % 8`
 //! (lower halves first) of Philox's four words at index `2 (i / 8)` of the stream for m, `2 (i / 8) + 1` for v.
 //! - bf16: m and v are bf16 `[n]`.
-//! - 8 bits, in blocks of [`BLOCK`] weights with one scale each: `m = scale · sign(c) · (c / 127)²` with an i8 code
+//! - 8 bits, in blocks of [`WEIGHTS_PER_SCALE`] weights with one scale each: `m = scale · sign(c) · (c / 127)²` with an i8 code
 //!   c, `v = scale · (c / 255)⁴` with a u8 code c. The scale is the block's largest magnitude. Codes are denser near
 //!   0: the least nonzero m is 6e-5 of the largest, the least v 2e-10. A NaN makes its whole block NaN.
 //!
@@ -67,7 +67,8 @@ params! {
         pub bias1: f32,
         /// 1 − β₂ᵗ
         pub bias2: f32,
-        /// 1 − β₁, computed in f64 and rounded once: from a rounded β₁ it would be off by 1e-7, and 1 − β₂ by 5e-5.
+        /// 1 − β₁, computed in f64 and rounded once. From a rounded β₁ its relative error would be 1e-7, that of 1 −
+        /// β₂ 5e-5.
         pub rest1: f32,
         /// 1 − β₂, computed in f64 and rounded once.
         pub rest2: f32,
@@ -77,8 +78,9 @@ params! {
 }
 
 params! {
-    /// Parameters of a step with small moments. [`Scalars::small_params`] computes the numbers among them.
-    pub struct SmallParams {
+    /// Parameters of a step with bf16 or 8-bit moments. [`Scalars::small_moment_params`] computes the numbers among
+    /// them.
+    pub struct SmallMomentParams {
         /// f32 `[n]`, or bf16 `[n]` (the high halves of the master weights); updated.
         pub w: Addr,
         /// i16 `[n]`, the low halves of the master weights, updated; null with f32 weights.
@@ -87,7 +89,7 @@ params! {
         pub m: Addr,
         /// bf16 or u8 `[n]`, second moment, updated.
         pub v: Addr,
-        /// f32 `[ceil(n / BLOCK), 2]`, scales of m and v, updated; null with bf16 moments.
+        /// f32 `[ceil(n / WEIGHTS_PER_SCALE), 2]`, scales of m and v, updated; null with bf16 moments.
         pub scales: Addr,
         /// f32 `[n]`, gradient.
         pub g: Addr,
@@ -123,7 +125,7 @@ params! {
 }
 
 /// Number of weights whose 8-bit moments share a scale.
-pub const BLOCK: usize = 256;
+pub const WEIGHTS_PER_SCALE: usize = 256;
 
 /// Hyperparameters of a step in f64, from which [`Scalars::params`] computes kernel parameters.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -160,11 +162,11 @@ impl Scalars {
         }
     }
 
-    /// Computes the numbers of [`SmallParams`]. Addresses stay null and `n` 0 for the caller to fill in.
-    pub fn small_params(&self) -> SmallParams {
+    /// Computes the numbers of [`SmallMomentParams`]. Addresses stay null and `n` 0 for the caller to fill in.
+    pub fn small_moment_params(&self) -> SmallMomentParams {
         let Params { lr, beta1, beta2, eps, weight_decay, bias1, bias2, rest1, rest2, .. } = self.params();
-        let none: SmallParams = bytemuck::Zeroable::zeroed();
-        SmallParams { lr, beta1, beta2, eps, weight_decay, bias1, bias2, rest1, rest2, ..none }
+        let none: SmallMomentParams = bytemuck::Zeroable::zeroed();
+        SmallMomentParams { lr, beta1, beta2, eps, weight_decay, bias1, bias2, rest1, rest2, ..none }
     }
 }
 
@@ -198,16 +200,16 @@ params! {
 
 kernel_folder! {
     name: "adamw",
-    params: [Params, SmallParams, SplitParams, JoinParams],
+    params: [Params, SmallMomentParams, SplitParams, JoinParams],
     traffic: traffic_launches,
 }
 
 kernel!(pub STEP_F32, "adamw_f32", Params, cpu::step_f32, &SOURCE, |p, _| cuh::plan_map("adamw_f32", p.n));
 kernel!(pub STEP_BF16, "adamw_bf16", Params, cpu::step_bf16, &SOURCE, |p, _| cuh::plan_map("adamw_bf16", p.n));
-kernel!(pub STEP_BF16_MOMENTS_F32, "adamw_bf16_moments_f32", SmallParams, small::step_bf16_moments::<small::Plain>, &SOURCE, |p, _| cuh::plan_map("adamw_bf16_moments_f32", p.n));
-kernel!(pub STEP_BF16_MOMENTS_BF16, "adamw_bf16_moments_bf16", SmallParams, small::step_bf16_moments::<small::Halves>, &SOURCE, |p, _| cuh::plan_map("adamw_bf16_moments_bf16", p.n));
-kernel!(pub STEP_8BIT_F32, "adamw_8bit_f32", SmallParams, small::step_8bit::<small::Plain>, &SOURCE, |p, _| cuh::plan_map("adamw_8bit_f32", p.n));
-kernel!(pub STEP_8BIT_BF16, "adamw_8bit_bf16", SmallParams, small::step_8bit::<small::Halves>, &SOURCE, |p, _| cuh::plan_map("adamw_8bit_bf16", p.n));
+kernel!(pub STEP_BF16_MOMENTS_F32, "adamw_bf16_moments_f32", SmallMomentParams, small::step_bf16_moments::<small::PlainWeights>, &SOURCE, |p, _| cuh::plan_map("adamw_bf16_moments_f32", p.n));
+kernel!(pub STEP_BF16_MOMENTS_BF16, "adamw_bf16_moments_bf16", SmallMomentParams, small::step_bf16_moments::<small::SplitWeights>, &SOURCE, |p, _| cuh::plan_map("adamw_bf16_moments_bf16", p.n));
+kernel!(pub STEP_8BIT_F32, "adamw_8bit_f32", SmallMomentParams, small::step_8bit::<small::PlainWeights>, &SOURCE, |p, _| cuh::plan_map("adamw_8bit_f32", p.n));
+kernel!(pub STEP_8BIT_BF16, "adamw_8bit_bf16", SmallMomentParams, small::step_8bit::<small::SplitWeights>, &SOURCE, |p, _| cuh::plan_map("adamw_8bit_bf16", p.n));
 kernel!(pub SPLIT_F32, "split_master_f32", SplitParams, cpu::split_f32, &SOURCE, |p, _| cuh::plan_map("split_master_f32", p.n));
 kernel!(pub SPLIT_BF16, "split_master_bf16", SplitParams, cpu::split_bf16, &SOURCE, |p, _| cuh::plan_map("split_master_bf16", p.n));
 kernel!(pub JOIN, "join_master", JoinParams, cpu::join_all, &SOURCE, |p, _| cuh::plan_map("join_master", p.n));
@@ -219,17 +221,17 @@ pub fn step(dtype: DType, params: &Params) -> Launch {
 }
 
 /// Launches one step with bf16 moments. `dtype` is that of the weights: F32, or BF16 with the low halves in `low`.
-pub fn step_bf16_moments(dtype: DType, params: &SmallParams) -> Launch {
+pub fn step_bf16_moments(dtype: DType, params: &SmallMomentParams) -> Launch {
     let n = params.n as f64;
     let kernel = by_dtype(dtype, &STEP_BF16_MOMENTS_F32, &STEP_BF16_MOMENTS_BF16);
     Launch::kernel(kernel, params, Cost { flops: 16.0 * n, bytes: 20.0 * n })
 }
 
 /// Launches one step with 8-bit moments. `dtype` is that of the weights: F32, or BF16 with the low halves in `low`.
-pub fn step_8bit(dtype: DType, params: &SmallParams) -> Launch {
+pub fn step_8bit(dtype: DType, params: &SmallMomentParams) -> Launch {
     let n = params.n as f64;
     let kernel = by_dtype(dtype, &STEP_8BIT_F32, &STEP_8BIT_BF16);
-    let scales = 16.0 * params.n.div_ceil(BLOCK as u64) as f64;
+    let scales = 16.0 * params.n.div_ceil(WEIGHTS_PER_SCALE as u64) as f64;
     Launch::kernel(kernel, params, Cost { flops: 40.0 * n, bytes: 16.0 * n + scales })
 }
 

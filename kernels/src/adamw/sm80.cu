@@ -56,8 +56,8 @@ __device__ __forceinline__ void split(float x, u32& hi, u32& low) {
   low = nan ? 0 : bits & 0xffff;
 }
 
-// Loads and stores f32 weights; `Halves` does the same for split weights.
-struct Plain {
+// Loads and stores f32 weights; `SplitWeights` does the same for split weights.
+struct PlainWeights {
   float* w;
 
   template <int V>
@@ -71,7 +71,7 @@ struct Plain {
   }
 };
 
-struct Halves {
+struct SplitWeights {
   u16 *hi, *low;
 
   template <int V>
@@ -152,7 +152,7 @@ struct Step {
 struct Draws {
   PhiloxWords words;
 
-  __device__ __forceinline__ Draws(const SmallParams& p, u64 group, u32 moment)
+  __device__ __forceinline__ Draws(const SmallMomentParams& p, u64 group, u32 moment)
       : words(philox(p.seed, p.stream, 2 * group + moment)) {}
 
   __device__ __forceinline__ u32 operator[](u32 j) const {
@@ -170,7 +170,7 @@ struct StepBf16 {
   bf16 *m, *v;
   const float* g;
   Rule rule;
-  const SmallParams& p;
+  const SmallMomentParams& p;
 
   template <int V>
   struct Values {
@@ -296,7 +296,7 @@ __device__ __forceinline__ void store_bytes(u8* p, u32 count, bool vector, const
 
 // Loads and stores 8-bit moments: a warp owns a block of 256 weights, each lane eight neighbours.
 template <class Weights>
-__device__ __forceinline__ void step_8bit(const SmallParams& p, const Weights& weights, bool vector) {
+__device__ __forceinline__ void step_8bit(const SmallMomentParams& p, const Weights& weights, bool vector) {
   constexpr int V = 8;
   const u64 block = static_cast<u64>(blockIdx.x) * (MAP_THREADS / 32) + threadIdx.x / 32;
   const u64 at = block * 256 + threadIdx.x % 32 * V;
@@ -418,32 +418,32 @@ struct SplitBf16 {
 #define KERNEL(NAME, PARAMS) extern "C" __global__ void __launch_bounds__(MAP_THREADS) NAME(const __grid_constant__ PARAMS p)
 
 KERNEL(adamw_f32, Params) {
-  const Step<Plain> op{Plain{global<float>(p.w)}, global<float>(p.m), global<float>(p.v), global<const float>(p.g), Rule(p)};
+  const Step<PlainWeights> op{PlainWeights{global<float>(p.w)}, global<float>(p.m), global<float>(p.v), global<const float>(p.g), Rule(p)};
   map(p.n, aligned16(p.w, p.m, p.v, p.g), op);
 }
 KERNEL(adamw_bf16, Params) {
-  const Step<Halves> op{Halves{global<u16>(p.w), global<u16>(p.low)}, global<float>(p.m), global<float>(p.v),
+  const Step<SplitWeights> op{SplitWeights{global<u16>(p.w), global<u16>(p.low)}, global<float>(p.m), global<float>(p.v),
                         global<const float>(p.g), Rule(p)};
   map(p.n, aligned16(p.w, p.low, p.m, p.v, p.g), op);
 }
-KERNEL(adamw_bf16_moments_f32, SmallParams) {
-  const StepBf16<Plain> op{Plain{global<float>(p.w)}, global<bf16>(p.m),     global<bf16>(p.v),
+KERNEL(adamw_bf16_moments_f32, SmallMomentParams) {
+  const StepBf16<PlainWeights> op{PlainWeights{global<float>(p.w)}, global<bf16>(p.m),     global<bf16>(p.v),
                            global<const float>(p.g),  Rule(p), p};
   map(p.n, aligned16(p.w, p.m, p.v, p.g), op);
 }
-KERNEL(adamw_bf16_moments_bf16, SmallParams) {
-  const StepBf16<Halves> op{Halves{global<u16>(p.w), global<u16>(p.low)}, global<bf16>(p.m), global<bf16>(p.v),
+KERNEL(adamw_bf16_moments_bf16, SmallMomentParams) {
+  const StepBf16<SplitWeights> op{SplitWeights{global<u16>(p.w), global<u16>(p.low)}, global<bf16>(p.m), global<bf16>(p.v),
                             global<const float>(p.g), Rule(p), p};
   map(p.n, aligned16(p.w, p.low, p.m, p.v, p.g), op);
 }
-KERNEL(adamw_8bit_f32, SmallParams) {
-  step_8bit(p, Plain{global<float>(p.w)}, aligned16(p.w, p.m, p.v, p.g));
+KERNEL(adamw_8bit_f32, SmallMomentParams) {
+  step_8bit(p, PlainWeights{global<float>(p.w)}, aligned16(p.w, p.m, p.v, p.g));
 }
-KERNEL(adamw_8bit_bf16, SmallParams) {
-  step_8bit(p, Halves{global<u16>(p.w), global<u16>(p.low)}, aligned16(p.w, p.low, p.m, p.v, p.g));
+KERNEL(adamw_8bit_bf16, SmallMomentParams) {
+  step_8bit(p, SplitWeights{global<u16>(p.w), global<u16>(p.low)}, aligned16(p.w, p.low, p.m, p.v, p.g));
 }
 KERNEL(split_master_f32, SplitParams) {
-  const Convert<Plain, Halves> op{Plain{global<float>(p.src)}, Halves{global<u16>(p.w), global<u16>(p.low)}};
+  const Convert<PlainWeights, SplitWeights> op{PlainWeights{global<float>(p.src)}, SplitWeights{global<u16>(p.w), global<u16>(p.low)}};
   map(p.n, aligned16(p.src, p.w, p.low), op);
 }
 KERNEL(split_master_bf16, SplitParams) {
@@ -451,6 +451,6 @@ KERNEL(split_master_bf16, SplitParams) {
   map(p.n, aligned16(p.src, p.w, p.low), op);
 }
 KERNEL(join_master, JoinParams) {
-  const Convert<Halves, Plain> op{Halves{global<u16>(p.w), global<u16>(p.low)}, Plain{global<float>(p.dst)}};
+  const Convert<SplitWeights, PlainWeights> op{SplitWeights{global<u16>(p.w), global<u16>(p.low)}, PlainWeights{global<float>(p.dst)}};
   map(p.n, aligned16(p.w, p.low, p.dst), op);
 }

@@ -1,14 +1,14 @@
 //! AdamW with bf16 or 8-bit moments on the CPU: each task updates whole blocks of weights.
 #![allow(unsafe_code)]
 
-use super::{BLOCK, HighHalf, SmallParams, join, split};
+use super::{HighHalf, SmallMomentParams, WEIGHTS_PER_SCALE, join, split};
 use crate::Team;
 use crate::philox::random_words;
 use crate::view::{OutputArray, slice_at};
 use half::bf16;
 
 /// Weights that one task updates: a whole number of blocks.
-const TASK: usize = 32 * BLOCK;
+const TASK: usize = 32 * WEIGHTS_PER_SCALE;
 
 /// The scalars and the random stream of a step.
 struct Step {
@@ -16,13 +16,13 @@ struct Step {
     decay: f32,
     step_size: f32,
     root_bias2: f32,
-    p: SmallParams,
+    p: SmallMomentParams,
 }
 
 impl Step {
     /// # Safety
     /// `clip` is null or covers two f32.
-    unsafe fn new(p: &SmallParams) -> Step {
+    unsafe fn new(p: &SmallMomentParams) -> Step {
         // SAFETY: `clip` is null (then no elements are read) or covers two f32.
         let clip = unsafe { slice_at::<f32>(p.clip, if p.clip.is_null() { 0 } else { 2 }) };
         Step {
@@ -68,7 +68,8 @@ pub(super) fn decode_second_moment(c: u8) -> f32 {
     (q * q) * (q * q)
 }
 
-/// Rounds `x` to one of the two codes around `root`, chosen by the random bits; `value` decodes a code.
+/// Returns the code of `x` (0 to 1), stochastically rounded: one of the two codes around the real number `root`,
+/// chosen by the random bits `draw`. `value` decodes a code; `last` is the largest code.
 fn stochastic_code(x: f32, root: f32, last: i32, draw: u16, value: impl Fn(i32) -> f32) -> i32 {
     let below = (root as i32).clamp(0, last - 1);
     let (low, high) = (value(below), value(below + 1));
@@ -97,7 +98,7 @@ fn largest(x: &[f32]) -> f32 {
 pub(super) trait Weights: Copy + Send + Sync {
     /// # Safety
     /// The addresses cover `n` weights.
-    unsafe fn new(p: &SmallParams, n: usize) -> Self;
+    unsafe fn new(p: &SmallMomentParams, n: usize) -> Self;
     /// # Safety
     /// No other thread accesses the weights `at .. at + len` meanwhile.
     unsafe fn update(&self, at: usize, len: usize, step: impl FnMut(usize, f32) -> f32);
@@ -105,12 +106,12 @@ pub(super) trait Weights: Copy + Send + Sync {
 
 /// Weights in f32.
 #[derive(Clone, Copy)]
-pub(super) struct Plain(OutputArray<f32>);
+pub(super) struct PlainWeights(OutputArray<f32>);
 
-impl Weights for Plain {
-    unsafe fn new(p: &SmallParams, n: usize) -> Plain {
+impl Weights for PlainWeights {
+    unsafe fn new(p: &SmallMomentParams, n: usize) -> PlainWeights {
         // SAFETY: `p.w` covers `n` weights.
-        Plain(unsafe { OutputArray::new(p.w, n) })
+        PlainWeights(unsafe { OutputArray::new(p.w, n) })
     }
 
     unsafe fn update(&self, at: usize, len: usize, mut step: impl FnMut(usize, f32) -> f32) {
@@ -122,12 +123,12 @@ impl Weights for Plain {
 
 /// Split weights: bf16 and the low halves.
 #[derive(Clone, Copy)]
-pub(super) struct Halves(OutputArray<HighHalf>, OutputArray<i16>);
+pub(super) struct SplitWeights(OutputArray<HighHalf>, OutputArray<i16>);
 
-impl Weights for Halves {
-    unsafe fn new(p: &SmallParams, n: usize) -> Halves {
+impl Weights for SplitWeights {
+    unsafe fn new(p: &SmallMomentParams, n: usize) -> SplitWeights {
         // SAFETY: `p.w` and `p.low` cover `n` weights.
-        unsafe { Halves(OutputArray::new(p.w, n), OutputArray::new(p.low, n)) }
+        unsafe { SplitWeights(OutputArray::new(p.w, n), OutputArray::new(p.low, n)) }
     }
 
     unsafe fn update(&self, at: usize, len: usize, mut step: impl FnMut(usize, f32) -> f32) {
@@ -141,12 +142,12 @@ impl Weights for Halves {
 }
 
 /// # Safety
-/// Every address in [`SmallParams`] is valid for the shape and dtype that its field documents.
-pub(super) unsafe fn step_bf16_moments<W: Weights>(p: &SmallParams, team: &Team) {
+/// Every address in [`SmallMomentParams`] is valid for the shape and dtype that its field documents.
+pub(super) unsafe fn step_bf16_moments<W: Weights>(p: &SmallMomentParams, team: &Team) {
     let n = p.n as usize;
-    // SAFETY: `p`'s addresses cover the shapes that [`SmallParams`] documents.
+    // SAFETY: `p`'s addresses cover the shapes that [`SmallMomentParams`] documents.
     let (g, step, weights) = unsafe { (slice_at::<f32>(p.g, n), Step::new(p), W::new(p, n)) };
-    // SAFETY: `p`'s addresses cover the shapes that [`SmallParams`] documents.
+    // SAFETY: `p`'s addresses cover the shapes that [`SmallMomentParams`] documents.
     let (ms, vs) = unsafe { (OutputArray::<bf16>::new(p.m, n), OutputArray::<bf16>::new(p.v, n)) };
     team.run(n.div_ceil(TASK), |task| {
         let (at, len) = (task * TASK, TASK.min(n - task * TASK));
@@ -168,20 +169,20 @@ pub(super) unsafe fn step_bf16_moments<W: Weights>(p: &SmallParams, team: &Team)
 }
 
 /// # Safety
-/// Every address in [`SmallParams`] is valid for the shape and dtype that its field documents.
-pub(super) unsafe fn step_8bit<W: Weights>(p: &SmallParams, team: &Team) {
+/// Every address in [`SmallMomentParams`] is valid for the shape and dtype that its field documents.
+pub(super) unsafe fn step_8bit<W: Weights>(p: &SmallMomentParams, team: &Team) {
     let n = p.n as usize;
-    // SAFETY: `p`'s addresses cover the shapes that [`SmallParams`] documents.
+    // SAFETY: `p`'s addresses cover the shapes that [`SmallMomentParams`] documents.
     let (g, step, weights) = unsafe { (slice_at::<f32>(p.g, n), Step::new(p), W::new(p, n)) };
-    // SAFETY: `p`'s addresses cover the shapes that [`SmallParams`] documents.
+    // SAFETY: `p`'s addresses cover the shapes that [`SmallMomentParams`] documents.
     let (ms, vs) = unsafe { (OutputArray::<i8>::new(p.m, n), OutputArray::<u8>::new(p.v, n)) };
-    // SAFETY: `p`'s addresses cover the shapes that [`SmallParams`] documents.
-    let scales = unsafe { OutputArray::<f32>::new(p.scales, 2 * n.div_ceil(BLOCK)) };
-    team.run(n.div_ceil(BLOCK), |block| {
-        let (at, len) = (block * BLOCK, BLOCK.min(n - block * BLOCK));
+    // SAFETY: `p`'s addresses cover the shapes that [`SmallMomentParams`] documents.
+    let scales = unsafe { OutputArray::<f32>::new(p.scales, 2 * n.div_ceil(WEIGHTS_PER_SCALE)) };
+    team.run(n.div_ceil(WEIGHTS_PER_SCALE), |block| {
+        let (at, len) = (block * WEIGHTS_PER_SCALE, WEIGHTS_PER_SCALE.min(n - block * WEIGHTS_PER_SCALE));
         // SAFETY: blocks do not overlap.
         let (m, v, scale) = unsafe { (ms.part(at, len), vs.part(at, len), scales.part(2 * block, 2)) };
-        let (mut new_m, mut new_v) = ([0.0; BLOCK], [0.0; BLOCK]);
+        let (mut new_m, mut new_v) = ([0.0; WEIGHTS_PER_SCALE], [0.0; WEIGHTS_PER_SCALE]);
         let one = |i: usize, w: f32| {
             let [w, m, v] =
                 step.apply([w, scale[0] * decode_first_moment(m[i]), scale[1] * decode_second_moment(v[i])], g[at + i]);

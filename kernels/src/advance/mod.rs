@@ -47,7 +47,7 @@ params! {
         pub history_lens: Addr,
         /// Rows.
         pub rows: u32,
-        /// RowState length of `block_tables`.
+        /// Elements of a row of `block_tables`.
         pub max_blocks: u32,
         /// Tokens per cache block.
         pub page: u32,

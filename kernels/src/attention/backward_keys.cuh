@@ -34,7 +34,8 @@ struct Relay {
   u32* turns;   // [tokens, heads]: a query tile uses the counter of its first row
 };
 
-// Returns the arrays of partial sums of dq in the workspace. They are computed again at each use, to save registers.
+// Returns the arrays of partial sums of dq in the workspace. Each use computes these addresses again, to save
+// registers.
 template <class P>
 __device__ __forceinline__ Relay relay(const P& p) {
   float* const sums = global<float>(p.workspace);
@@ -70,8 +71,8 @@ struct PartialQueries {
       for (int i = 0; i < 4; ++i) c[n][i] = 0.0f;
     }
   }
-  // Loads the sums of the thread's queries g (at address `row`) and g + 8 (`eight` elements further on). `low` and
-  // `high` say whether these queries exist.
+  // Loads the sums of the thread's queries g = lane / 4 (at address `row`, if `low`) and g + 8 (`eight` elements
+  // further on, if `high`). `low` and `high` say whether the query exists.
   __device__ __forceinline__ void load(const float* row, u64 eight, bool low, bool high) {
     clear();
     const int t = threadIdx.x % 4;
@@ -139,9 +140,9 @@ struct PartialQueries {
 };
 
 // Processes one tile of queries for a warp's 16 keys: adds to dv and stores ds in rows `key` .. `key` + 16 of the
-// tile at `slopes`. With MASK, key r of the warp is seen by the queries from from[r / 8] on. The groups of 16 queries
-// before group `begin` see none of the 16 keys; their ds is not written. `logs` holds 64 values of lse, then 64 of
-// delta.
+// tile at `slopes`. With MASK, the thread's key g = lane / 4 is seen only by the queries with index from[0] or above,
+// its key g + 8 by those with index from[1] or above. The groups of 16 queries before group `begin` see none of the
+// 16 keys; their ds is not written. `logs` holds 64 values of lse, then 64 of delta.
 template <int HEAD_DIM, bool MASK>
 __device__ __forceinline__ void value_gradient(float (&dv)[HEAD_DIM / 8][4], u32 k, u32 v, u32 q, u32 d_o, u32 d_o_trans,
                                                char* slopes, const float* logs, float factor, int key,
@@ -179,8 +180,8 @@ __device__ __forceinline__ void value_gradient(float (&dv)[HEAD_DIM / 8][4], u32
   }
 }
 
-// Computes dk += ds q for a warp's 16 keys. `slopes` is the address that left_lane returns for their rows of ds. With
-// SOME, queries before 16 * begin are skipped.
+// Computes dk += ds q for a warp's 16 keys. `slopes` is the address that left_lane returns for the rows of ds that
+// belong to these keys. With SOME, queries before 16 * begin are skipped.
 template <int HEAD_DIM, bool SOME>
 __device__ __forceinline__ void key_gradient(float (&dk)[HEAD_DIM / 8][4], u32 slopes, u32 q_trans, int begin) {
 #pragma unroll
@@ -269,7 +270,8 @@ __device__ __forceinline__ void key_gradients(float (&dk)[HEAD_DIM / 8][4], floa
 #pragma unroll 1
   for (int n = 0;; ++n) {
     cp_async_wait<0>();
-    // The queries have arrived, no thread still reads the previous query tile or ds, and the sums of dq are stored.
+    // After this barrier the tile of queries has arrived, no thread still reads the previous tile or ds, and the sums
+    // of dq are stored.
     __syncthreads();
     // Passing the turn, waiting for it and finding visits take as long as a matrix product, so three threads in
     // different warps start them early.

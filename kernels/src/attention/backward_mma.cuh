@@ -11,8 +11,8 @@
 template <int HEAD_DIM>
 constexpr int BACKWARD_BYTES = 6 * Tile<HEAD_DIM>::BYTES;
 
-// Computes c = a b^T over the whole head, for 16 rows of `a` and the first 16 * PAIRS rows of `b`. With SOME, only
-// for the groups first .. last of 16 rows of `b`.
+// Computes c = a b^T over all HEAD_DIM columns, for 16 rows of `a` and the first 16 * PAIRS rows of `b`. With SOME,
+// `b` is divided into groups of 16 rows, and only the groups first .. last are computed.
 template <int HEAD_DIM, int PAIRS, bool SOME>
 __device__ __forceinline__ void multiply_heads(float (&c)[2 * PAIRS][4], u32 a_lane, u32 b_lane, int first, int last) {
 #pragma unroll
@@ -65,8 +65,8 @@ __device__ __forceinline__ void query_gradient(float (&dq)[HEAD_DIM / 8][4], u32
 }
 
 // Computes dq of queries 0 .. count, without the factor `scale`, over all keys that they see. `lse` (times log2 e)
-// and `delta` are those of this thread's rows g and g + 8 of its warp's 16. `shared` has BACKWARD_BYTES; after the
-// call each warp may reuse its own rows of the first tile. The other arguments are those of `attend` in
+// and `delta` are those of this thread's rows, g = lane / 4 and g + 8 of its warp's 16. `shared` has BACKWARD_BYTES;
+// after the call each warp may reuse its own rows of the first tile. The other arguments are those of `attend` in
 // forward_mma.cuh.
 template <int HEAD_DIM, class Queries, class Keys, class Limit>
 __device__ __forceinline__ void query_gradients(float (&dq)[HEAD_DIM / 8][4], char* shared, const bf16* q,

@@ -49,7 +49,7 @@ pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
         max_seqlen: tokens,
         ..Zeroable::zeroed()
     };
-    let size = "one sequence of 8192 tokens, 28 heads on 4 of 128, causal";
+    let size = "one sequence of 8192 tokens, 28 query and 4 key heads of 128 elements, causal";
     let workspace = |t| if attention::workspace_bytes(t, &bwd) > 0 { PLACEHOLDER } else { Addr::NULL };
     let bwd = |t| attention::bwd(t, &attention::BwdParams { workspace: workspace(t), ..bwd }, pairs);
     let calls = FLOAT_DTYPES.map(|t| [attention::fwd(t, &fwd, pairs), bwd(t)]);

@@ -29,8 +29,9 @@ __device__ __forceinline__ void fill_tile(float* tile, const T* tensor, const Ro
   }
 }
 
-// Computes c[i][j] += (row 4y + i of a) . (row x + 16j of b) over the first `columns` columns, rounded up to a
-// multiple of 4, where the tiles have zeros.
+// Thread (y, x) = (threadIdx.x / 16, threadIdx.x % 16) computes c[i][j] += (row 4y + i of a) . (row x + 16j of b)
+// over the first `columns` columns. `columns` is rounded up to a multiple of 4; both tiles must have zeros in the
+// additional columns.
 __device__ __forceinline__ void multiply_columns(float (&c)[4][4], const float* a, const float* b, int columns) {
   a += threadIdx.x / 16 * 4 * FMA_PITCH;
   b += threadIdx.x % 16 * FMA_PITCH;
@@ -52,8 +53,9 @@ __device__ __forceinline__ void multiply_columns(float (&c)[4][4], const float* 
   }
 }
 
-// Computes c[i][j] += (row 4y + i of a) . (column 4x + j of b) over the first `rows` rows of b, rounded up to a
-// multiple of 4, where a has zeros.
+// Thread (y, x) = (threadIdx.x / 16, threadIdx.x % 16) computes c[i][j] += (row 4y + i of a) . (column 4x + j of b)
+// over the first `rows` columns of a and rows of b. `rows` is rounded up to a multiple of 4; a must have zeros in the
+// additional columns.
 __device__ __forceinline__ void multiply_tiles(float (&c)[4][4], const float* a, const float* b, int rows) {
   a += threadIdx.x / 16 * 4 * FMA_PITCH;
   b += threadIdx.x % 16 * 4;
@@ -75,7 +77,8 @@ __device__ __forceinline__ void multiply_tiles(float (&c)[4][4], const float* a,
   }
 }
 
-// Computes c[i][j] += (column 4y + i of a) . (column 4x + j of b) over the rows first .. 64.
+// Thread (y, x) = (threadIdx.x / 16, threadIdx.x % 16) computes c[i][j] += (column 4y + i of a) . (column 4x + j of
+// b) over the rows first .. 64.
 __device__ __forceinline__ void multiply_tiles_trans(float (&c)[4][4], const float* a, const float* b, int first) {
   a += threadIdx.x / 16 * 4;
   b += threadIdx.x % 16 * 4;
@@ -92,7 +95,8 @@ __device__ __forceinline__ void multiply_tiles_trans(float (&c)[4][4], const flo
   }
 }
 
-// Stores the results c[i][j] of multiply_columns as elements (4y + i, x + 16j) of a tile.
+// Stores the results c[i][j] of multiply_columns as elements (4y + i, x + 16j) of a tile, for thread (y, x) =
+// (threadIdx.x / 16, threadIdx.x % 16).
 __device__ __forceinline__ void store_results(float* tile, const float (&c)[4][4]) {
   tile += threadIdx.x / 16 * 4 * FMA_PITCH + threadIdx.x % 16;
 #pragma unroll
@@ -102,8 +106,9 @@ __device__ __forceinline__ void store_results(float* tile, const float (&c)[4][4
   }
 }
 
-// Multiplies c[i][j] by factor[i], rounds once, and writes it to the tensor at row 4y + i, column column + 4x + j.
-// Rows from `end` on and columns from `head_dim` on are not written.
+// Multiplies c[i][j] by factor[i], rounds once, and writes it to the tensor at row 4y + i, column column + 4x + j,
+// for thread (y, x) = (threadIdx.x / 16, threadIdx.x % 16). Rows from `end` on and columns from `head_dim` on are not
+// written.
 template <class T, class Rows>
 __device__ __forceinline__ void write_tile(T* tensor, const Rows& rows, int end, int column, int head_dim,
                                            const float (&c)[4][4], const float (&factor)[4]) {

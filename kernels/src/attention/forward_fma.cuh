@@ -5,14 +5,14 @@
 #include "attention/fma_tile.cuh"
 #include "cuh/online_softmax.cuh"
 
-// A block of threads writes 128 columns of the output. Its shared memory holds 128 columns of the queries, a tile of
-// keys or values, and a tile of softmax weights.
+// A block of threads writes FMA_PARTS * 64 = 128 columns of the output. Its shared memory holds 128 columns of the
+// queries, a tile of keys or values, and a tile of softmax weights.
 constexpr int FMA_PARTS = 2;
 constexpr int FMA_PART_COLUMNS = FMA_PARTS * FMA_COLUMNS;
 constexpr int FORWARD_FMA_BYTES = (FMA_PARTS + 2) * FMA_TILE * 4;
 
-// State of a thread's four rows 4y + i: softmax maximum and sum, and outputs (columns 64 part + 4x ..) that are not
-// yet divided by the sum.
+// State of a thread's four rows 4y + i, with (y, x) = (threadIdx.x / 16, threadIdx.x % 16): softmax maximum and sum,
+// and the output before division by the sum. o[part][i] has the four columns from 64 * part + 4x on.
 struct AttendedFma {
   SoftmaxRow row[4];
   float o[FMA_PARTS][4][4];

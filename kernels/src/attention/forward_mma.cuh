@@ -13,8 +13,8 @@ constexpr int STAGES = HEAD_DIM > 128 ? 1 : 2;
 template <int HEAD_DIM, int COLUMNS>
 constexpr int STAGE_BYTES = Tile<HEAD_DIM>::BYTES + Tile<COLUMNS>::BYTES;
 
-// State of a thread's two rows, g and g + 8 of its warp's 16: softmax maximum and sum, and outputs that are not yet
-// divided by the sum.
+// State of a thread's two rows, g = lane / 4 and g + 8 of its warp's 16: softmax maximum and sum, and outputs that
+// are not yet divided by the sum.
 template <int COLUMNS>
 struct Attended {
   SoftmaxRow row[2];

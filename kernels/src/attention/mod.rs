@@ -83,8 +83,8 @@ params! {
         /// i32 `[seqs + 1]`: first token of each sequence, and the end of the last one. The values do not decrease
         /// and lie between 0 and `tokens`.
         pub cu_seqlens: Addr,
-        /// i32 `[seqs, 2]`: first token and number of tokens of each sequence's prefix. These tokens belong to
-        /// sequences. Null: no prefixes.
+        /// i32 `[seqs, 2]`: first token and number of tokens of each sequence's prefix, which may span several
+        /// sequences; every prefix token belongs to a sequence. Null: no prefixes.
         pub prefix: Addr,
         /// Number of tokens in q, k and v.
         pub tokens: u32,
@@ -134,8 +134,8 @@ params! {
         /// i32 `[seqs + 1]`: first token of each sequence, and the end of the last one. The values do not decrease
         /// and lie between 0 and `tokens`.
         pub cu_seqlens: Addr,
-        /// i32 `[seqs, 2]`: first token and number of tokens of each sequence's prefix. These tokens belong to
-        /// sequences. Null: no prefixes.
+        /// i32 `[seqs, 2]`: first token and number of tokens of each sequence's prefix, which may span several
+        /// sequences; every prefix token belongs to a sequence. Null: no prefixes.
         pub prefix: Addr,
         /// Number of tokens in q, k and v.
         pub tokens: u32,

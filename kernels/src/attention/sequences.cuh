@@ -13,7 +13,7 @@ struct PackedRows {
 
 // The keys of one sequence and key head: those of its shared prefix, then its own.
 struct PackedKeys {
-  // Index of key 0's first element if all keys were in the prefix, and if all were the sequence's own.
+  // Key r begins at element prefix + r * stride if it belongs to the prefix, else at element own + r * stride.
   u64 prefix, own;
   u64 stride;
   int prefix_keys;

@@ -59,8 +59,8 @@ __device__ __forceinline__ int thread_again() {
   return x;
 }
 
-// Writes zeros to the columns from HEAD_DIM to the next multiple of 16 (8 or none), which products over the head read
-// and copies do not write.
+// Writes zeros to the columns from HEAD_DIM to the next multiple of 16, which are 8 columns or none. Matrix products
+// over head_dim read these columns, and copies do not write them.
 template <int HEAD_DIM, int ROWS = TILE_ROWS, int THREADS = MMA_THREADS>
 __device__ __forceinline__ void clear_padding(char* tile) {
   if constexpr (HEAD_DIM % 16 != 0) {
@@ -104,8 +104,8 @@ __device__ __forceinline__ void copy_rows(u32 tile, const bf16* tensor, const Ro
   copy_rows<HEAD_DIM, false, ROWS, THREADS>(tile, nullptr, tensor, rows, first, end, HEAD_DIM, 0);
 }
 
-// Return the shared-memory address from which a lane reads its part of a product's left or right operand at row 0 and
-// column 0. `fragment` returns it for other rows and columns.
+// left_lane and right_lane return the shared-memory address from which a lane reads its part of a product's left or
+// right operand at row 0 and column 0 of a tile. `fragment` computes the address for other rows and columns.
 template <int HEAD_DIM>
 __device__ __forceinline__ u32 left_lane(u32 tile) {
   const int lane = thread_again() % 32;
@@ -117,8 +117,8 @@ __device__ __forceinline__ u32 right_lane(u32 tile) {
   return tile + Tile<HEAD_DIM>::offset(lane % 8 + lane / 16 * 8, lane / 8 % 2);
 }
 
-// Returns the address `row` rows (a multiple of 8) and `chunk` chunks (even if the chunk numbers are XORed) after the
-// address `lane`.
+// Returns the address that lies `row` rows and `chunk` chunks after the address `lane`. `row` is a multiple of 8. In
+// layouts with XORed chunk numbers, `chunk` must be an even number.
 template <int HEAD_DIM>
 __device__ __forceinline__ u32 fragment(u32 lane, int row, int chunk) {
   using T = Tile<HEAD_DIM>;
@@ -131,15 +131,15 @@ __device__ __forceinline__ void left_fragment(u32 (&a)[4], u32 lane, int row, in
   ldmatrix_x4(a, fragment<HEAD_DIM>(lane, row, 2 * step));
 }
 
-// Loads 16 rows and the 16 columns of step `step` as the right operand, whose columns the rows become: b[0] and b[1]
-// are rows 0-7, b[2] and b[3] rows 8-15. `lane` comes from right_lane.
+// Loads 16 rows and the 16 columns of step `step`, transposed, as the right operand: each row becomes a column of it.
+// b[0] and b[1] hold rows 0-7, b[2] and b[3] rows 8-15. `lane` comes from right_lane.
 template <int HEAD_DIM>
 __device__ __forceinline__ void right_fragment(u32 (&b)[4], u32 lane, int row, int step) {
   ldmatrix_x4(b, fragment<HEAD_DIM>(lane, row, 2 * step));
 }
 
-// Computes c += a times the rows row .. row + 16 of a tile, for TILES * 8 columns from chunk `chunk` on (even if the
-// chunk numbers are XORed). `lane` comes from left_lane.
+// Computes c += a times the rows row .. row + 16 of a tile, for TILES * 8 columns from chunk `chunk` on. In layouts
+// with XORed chunk numbers, `chunk` must be an even number. `lane` comes from left_lane.
 template <int HEAD_DIM, int TILES>
 __device__ __forceinline__ void multiply_rows(float (&c)[TILES][4], const u32 (&a)[4], u32 lane, int row, int chunk = 0) {
 #pragma unroll

@@ -27,6 +27,9 @@ fn copies_its_pairs_and_nothing_else() {
             units: units as u32,
         };
         run(&copy(&params), 2);
-        assert!(k == want_k && v == want_v, "the caches differ after copying {count} pairs of blocks of {units} units");
+        assert!(
+            k == want_k && v == want_v,
+            "copying {count} pairs of blocks of {units} units left unexpected bytes in the caches"
+        );
     }
 }

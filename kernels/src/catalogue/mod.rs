@@ -62,7 +62,8 @@ mod tests {
             assert!(cost.bytes > 0.0 && cost.bytes.is_finite() && cost.flops.is_finite(), "{}", kernel.name);
             for arch in [Arch::A100, Arch::SM86, Arch::SM89, Arch::H100] {
                 let stages = (kernel.plan)(params, &arch);
-                // The first symbol is a variant of the kernel; later stages may be shared by several kernels.
+                // The symbol of the first stage begins with the kernel's name; several kernels may share later
+                // stages.
                 assert!(
                     stages.first().is_some_and(|s| s.symbol.starts_with(kernel.name)),
                     "{}: {stages:?}",

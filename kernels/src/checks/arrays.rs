@@ -39,8 +39,8 @@ pub fn register_array<T>(x: &[T], written: bool) -> Addr {
     Addr(at)
 }
 
-/// Registers a slice as an input and returns its address. If a kernel writes to it, the owner must be read through
-/// [`super::TestArray`].
+/// Registers a slice that no kernel writes and returns its address. Arrays that a kernel writes are registered by
+/// [`addr_mut`] or [`super::TestArray::addr`].
 pub fn addr<T>(x: &[T]) -> Addr {
     register_array(x, true)
 }

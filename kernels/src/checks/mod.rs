@@ -204,7 +204,7 @@ pub(crate) fn run_once(launch: &Launch) {
 /// Runs the body of a test on the simulator; skips it if there is no NVRTC.
 #[cfg(test)]
 pub(crate) fn on_sim(body: impl Fn()) {
-    if crate::compile::for_test().is_some() {
+    if crate::compile::skip_without_nvrtc().is_some() {
         let setup = CheckSetup { in_test: true, ..CheckSetup::new(CheckDevice::Sim) };
         let before = RUNNING.replace(Running { setup, ran: CheckRun::default() });
         body();

@@ -15,7 +15,7 @@ use std::sync::{Arc, OnceLock};
 /// A recorded launch of a check.
 struct RecordedCase {
     recorded: RecordedLaunch,
-    /// Number of warp instructions that its simulation executes.
+    /// Number of warp instructions that a simulation of the launch executes.
     cost: u64,
     /// Whether the unchanged kernel has no finding on this launch, once that is known; the error is the finding.
     clean: OnceLock<Result<(), String>>,
@@ -123,16 +123,16 @@ impl MutationSubject {
         Ok(())
     }
 
-    /// Runs a mutant on at most `launches` of the launches that execute the changed instruction. They range from the
-    /// cheapest to the most expensive, and each runs with early, late and random completion of asynchronous
+    /// Runs a mutant on at most `max_launches` of the launches that execute the changed instruction. They range from
+    /// the cheapest to the most expensive, and each runs with early, late and random completion of asynchronous
     /// operations.
-    pub fn run_mutant(&self, target: &MutationTarget, launches: usize) -> Result<Verdict, String> {
+    pub fn run_mutant(&self, target: &MutationTarget, max_launches: usize) -> Result<Verdict, String> {
         if target.reached_by.is_empty() {
             return Ok(Verdict::Unreached);
         }
         let program = mutate::apply(self.unit.program(), &target.mutant).map_err(|e| e.to_string())?;
         let unit = SimulatedUnit::new(program);
-        for &number in &spread(&target.reached_by, launches) {
+        for &number in &spread(&target.reached_by, max_launches) {
             let case = &self.cases[number];
             if let Some((kind, _)) = case.finding(&unit)? {
                 case.clean.get_or_init(|| self.check_unchanged(case)).clone()?;

@@ -55,7 +55,7 @@ impl Placed {
         let mut outside = all[..self.start].iter().chain(&all[end..]);
         assert!(
             outside.all(|&b| b == PATTERN),
-            "{kernel}: wrote outside an array of {} bytes of {}",
+            "{kernel}: wrote outside an array of {} bytes, whose elements are {}",
             self.array.bytes,
             self.array.element
         );

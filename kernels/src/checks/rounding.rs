@@ -30,12 +30,12 @@ pub fn unrounded(x: f64) -> f64 {
     x
 }
 
-/// Models an f32 approximation whose relative error is at most `limit`: adds a pseudo-random error up to the limit,
-/// which depends on `x` alone.
-pub fn approximate(x: f64, limit: f64) -> f64 {
+/// Models an f32 approximation of `x` with a relative error of at most `max_error`. The error is pseudo-random and
+/// depends on `x` alone.
+pub fn approximate(x: f64, max_error: f64) -> f64 {
     let bits = (x.to_bits() ^ x.to_bits() >> 29).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let share = (bits >> 11) as f64 / (1u64 << 52) as f64 - 1.0;
-    f32(x * (1.0 + limit * share))
+    f32(x * (1.0 + max_error * share))
 }
 
 /// Returns a sum in f32: sums runs of `runs[0]` terms in order, then runs of `runs[1]` of these sums, and so on; the

@@ -1,7 +1,7 @@
-//! Tests of memory traffic: small launches on the simulator move as many bytes as their cost says, without bank
+//! Tests of memory traffic: small launches on the simulator move as many bytes as their `Cost` states, without bank
 //! conflicts.
 //!
-//! A folder's `examples.rs` makes the launches (`traffic`), and `kernel_folder!` declares the test.
+//! A folder's `examples.rs` makes the launches (`traffic_launches`), and `kernel_folder!` declares the test.
 
 use super::{addr, on_sim, simulated_counts, simulated_counts_on};
 use crate::Addr;
@@ -29,13 +29,13 @@ pub(crate) struct TrafficArrays {
 }
 
 impl TrafficArrays {
-    /// Allocates `count` elements of `bytes` bytes each, with values from 0.5 to 1 in f32 and in bf16.
-    pub(crate) fn elements(&mut self, count: impl TryInto<usize>, bytes: usize) -> Addr {
+    /// Allocates `count` elements of `element_bytes` bytes each, with values from 0.5 to 1 in f32 and in bf16.
+    pub(crate) fn elements(&mut self, count: impl TryInto<usize>, element_bytes: usize) -> Addr {
         let count = count.try_into().unwrap_or_else(|_| unreachable!("sizes are small"));
         let word = |i: usize| {
             0x3f00_3f00_3f00_3f00u64 | (i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) & 0x007f_007f_007f_007f
         };
-        self.numbers.push((0..(count * bytes).div_ceil(16) * 2).map(word).collect());
+        self.numbers.push((0..(count * element_bytes).div_ceil(16) * 2).map(word).collect());
         addr(&self.numbers[self.numbers.len() - 1])
     }
 
@@ -52,7 +52,7 @@ impl TrafficArrays {
 }
 
 /// Allows each launch to move a tenth more bytes than its cost.
-pub(crate) fn within_a_tenth(launches: impl IntoIterator<Item = Launch>) -> TrafficLaunches {
+pub(crate) fn allow_one_tenth_more(launches: impl IntoIterator<Item = Launch>) -> TrafficLaunches {
     launches.into_iter().map(|l| (l, 1.1)).collect()
 }
 
@@ -60,10 +60,15 @@ pub(crate) fn within_a_tenth(launches: impl IntoIterator<Item = Launch>) -> Traf
 ///
 /// # Panics
 /// If the launch moves more bytes.
-pub(crate) fn assert_moves_its_bytes(launch: &Launch) -> InstructionCounts {
+pub(crate) fn assert_traffic_matches_cost(launch: &Launch) -> InstructionCounts {
     let (count, cost) = (simulated_counts(launch), launch.cost());
     let bytes = (count.global_read + count.global_written) as f64;
-    assert!(bytes <= 1.1 * cost.bytes, "{}: moves {bytes} bytes; its cost says {}", launch.name(), cost.bytes);
+    assert!(
+        bytes <= 1.1 * cost.bytes,
+        "{}: moves {bytes} bytes, more than 1.1 times the {} bytes of its cost",
+        launch.name(),
+        cost.bytes
+    );
     count
 }
 
@@ -86,8 +91,11 @@ pub(crate) fn assert_traffic(calls: impl Fn(&mut TrafficArrays) -> TrafficLaunch
                 );
             }
             if conflicts > 0 {
-                wrong +=
-                    &format!("{}: {conflicts} of {} wavefronts are bank conflicts\n", launch.name(), count.wavefronts);
+                wrong += &format!(
+                    "{}: {conflicts} of {} wavefronts repeat an access because of bank conflicts\n",
+                    launch.name(),
+                    count.wavefronts
+                );
             }
         }
         assert!(wrong.is_empty(), "\n{wrong}");

@@ -6,7 +6,7 @@ use crate::compare::assert_rounded;
 checks!(equals_the_formula_on_any_number_of_threads);
 
 /// Tolerance as a multiple of the error of one rounding: an f32 sum of 128 terms needs ten.
-const OF_ONE_SUM: f64 = 10.0;
+const ROUNDING_FACTOR_SUM: f64 = 10.0;
 
 fn equals_the_formula_on_any_number_of_threads() {
     for dtype in [F32, BF16] {
@@ -24,7 +24,14 @@ fn equals_the_formula_on_any_number_of_threads() {
             assert_eq!(all[0], all[2]);
             let start = TestArray::new(F32, &start).f64();
             let (with, want) = (formula::add_rounded(&x.f64(), &start), formula::add(&x.f64(), &start));
-            assert_rounded(&format!("column_sum {dtype} {rows}x{cols}"), F32, &all[0], &with, &want, OF_ONE_SUM);
+            assert_rounded(
+                &format!("column_sum {dtype} {rows}x{cols}"),
+                F32,
+                &all[0],
+                &with,
+                &want,
+                ROUNDING_FACTOR_SUM,
+            );
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Column sums on the CPU: each task owns a range of columns and walks down the rows.
 #![allow(unsafe_code)]
 
-use super::{Params, ROWS};
+use super::{Params, ROWS_PER_PARTIAL_SUM};
 use crate::view::{OutputArray, slice_at};
 use crate::{Element, Team, simd_fn};
 
@@ -11,7 +11,7 @@ const COLS: usize = 256;
 simd_fn! {
     fn add_block<T: Element>(x: &[T], cols: usize, start: usize, sum: &mut [f32]) {
         let width = sum.len();
-        for rows in x.chunks(ROWS * cols) {
+        for rows in x.chunks(ROWS_PER_PARTIAL_SUM * cols) {
             let mut part = [0.0f32; COLS];
             for row in rows.chunks_exact(cols) {
                 for (p, v) in part[..width].iter_mut().zip(&row[start..start + width]) {

@@ -1,7 +1,7 @@
 //! Column sums, added to an accumulator: `sum[c] += Σ over r of x[r, c]` (the gradient of a bias).
 //!
 //! Shapes: x `[rows, cols]` f32 or bf16, sum `[cols]` f32. Order of summation on the CPU: rows in order within blocks
-//! of [`ROWS`], then blocks in order. In CUDA, partial sum i of [`ROWS`] partial sums takes the rows i, i + [`ROWS`],
+//! of [`ROWS_PER_PARTIAL_SUM`], then blocks in order. In CUDA, partial sum i of [`ROWS_PER_PARTIAL_SUM`] partial sums takes the rows i, i + [`ROWS_PER_PARTIAL_SUM`],
 //! …; then the partial sums are added. The bits of a column depend on that column alone.
 
 pub(crate) mod check;
@@ -13,7 +13,7 @@ use crate::folder::kernel_folder;
 use crate::{Addr, Cost, DType, Launch, Stage, cuh, kernel, params};
 
 /// Rows that are summed before the partial sum is added to the total: shorter sums round less.
-pub const ROWS: usize = 128;
+pub const ROWS_PER_PARTIAL_SUM: usize = 128;
 
 params! {
     /// Parameters.

@@ -92,7 +92,7 @@ impl<'a> Archive<'a> {
 
     /// Returns how many compiled kernels of the archive match the sources of this binary (fresh), and how many do not
     /// (stale).
-    pub fn fresh_and_stale(&self) -> (usize, usize) {
+    pub fn fresh_and_stale_counts(&self) -> (usize, usize) {
         let known = |e: &&Entry<'_>| {
             FOLDERS
                 .iter()
@@ -254,7 +254,7 @@ mod tests {
         assert_eq!(archive.code(SMALL, "sm_120a"), ptx);
         assert_eq!(archive.code(SMALL, "sm_75"), None);
         assert_eq!(archive.code(OTHER, "sm_80"), None);
-        assert_eq!(archive.fresh_and_stale(), (4, 0));
+        assert_eq!(archive.fresh_and_stale_counts(), (4, 0));
     }
 
     #[test]
@@ -263,7 +263,7 @@ mod tests {
         append(&mut bytes, SMALL.name, "sm_80", &hash(OTHER, "sm_80").unwrap(), b"code");
         let archive = Archive::parse(&bytes).unwrap();
         assert_eq!(archive.code(SMALL, "sm_80"), None);
-        assert_eq!(archive.fresh_and_stale(), (0, 1));
+        assert_eq!(archive.fresh_and_stale_counts(), (0, 1));
     }
 
     /// Checks the archive in the binary, if the build got one; `./x release` runs this test.
@@ -271,7 +271,7 @@ mod tests {
     fn what_is_built_in_is_of_these_sources() {
         let archive = Archive::parse(ARCHIVE).unwrap();
         let wanted = if ARCHIVE.is_empty() { 0 } else { FOLDERS.len() * (ARCHITECTURES.len() + 1) };
-        assert_eq!(archive.fresh_and_stale(), (wanted, 0));
+        assert_eq!(archive.fresh_and_stale_counts(), (wanted, 0));
     }
 
     proptest! {

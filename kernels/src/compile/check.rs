@@ -91,7 +91,7 @@ fn declared(line: &str) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::for_test;
+    use super::super::skip_without_nvrtc;
     use super::*;
 
     const BAD: &str = r#"
@@ -119,7 +119,7 @@ extern "C" __global__ void __launch_bounds__(1024, 2) spilled(float* x, int n) {
 
     #[test]
     fn spills_and_local_memory_are_problems() {
-        let Some(()) = for_test() else { return };
+        let Some(()) = skip_without_nvrtc() else { return };
         let checked = check(&source(BAD), "sm_80", "").unwrap();
         let names: Vec<_> = checked.functions.iter().map(|f| f.resources.symbol.as_str()).collect();
         assert_eq!(names, ["fine", "indexed", "spilled"]);
@@ -135,7 +135,7 @@ extern "C" __global__ void __launch_bounds__(1024, 2) spilled(float* x, int n) {
 
     #[test]
     fn what_ptxas_gives_up_is_a_problem() {
-        let Some(()) = for_test() else { return };
+        let Some(()) = skip_without_nvrtc() else { return };
         let text = "extern \"C\" __global__ void k(float* x) {\n  asm volatile(\"setmaxnreg.inc.sync.aligned.u32 240;\");\n  x[0] = 1;\n}\n";
         let checked = check(&source(text), "sm_90a", "").unwrap();
         assert_eq!(checked.problems.len(), 1, "{:?}", checked.problems);

@@ -28,7 +28,7 @@ pub fn compile_user_file(
 ) -> Result<CompiledUserFile, CompileError> {
     let number = number_of(sm)?;
     let bytes = fs::read(path).map_err(|e| CompileError::Unreadable { path: path.into(), reason: e.to_string() })?;
-    let toolkit = Toolkit::of_environment();
+    let toolkit = Toolkit::from_environment();
     let own = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let folders: Vec<&Path> = [own].into_iter().chain(include.iter().map(PathBuf::as_path)).collect();
 
@@ -123,7 +123,7 @@ fn with_main_file(ptx: &str, path: &Path) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::for_test;
+    use super::super::skip_without_nvrtc;
     use super::*;
 
     const STAND_INS: &[(&str, &str)] =
@@ -146,7 +146,7 @@ mod tests {
 
     #[test]
     fn headers_come_from_beside_the_file_and_from_stand_ins() {
-        let Some(()) = for_test() else { return };
+        let Some(()) = skip_without_nvrtc() else { return };
         let dir = tempfile::tempdir().unwrap();
         file(dir.path(), "mine.h", "__device__ uint32_t mine() { return 7; }\n");
         let text = "#include \"mine.h\"\n__global__ void k(uint32_t* x) {\n  x[threadIdx.x] = mine();\n}\n";
@@ -160,12 +160,12 @@ mod tests {
 
     #[test]
     fn host_code_goes_to_nvcc() {
-        let Some(()) = for_test() else { return };
+        let Some(()) = skip_without_nvrtc() else { return };
         let dir = tempfile::tempdir().unwrap();
         let text =
             "#include <vector>\n__global__ void k(int* x) {\n  x[0] = 1;\n}\nint main() { k<<<1, 1>>>(nullptr); }\n";
         let path = file(dir.path(), "host", text);
-        match (Toolkit::of_environment().program("nvcc"), compile_user_file(&path, "sm_90a", &[], STAND_INS)) {
+        match (Toolkit::from_environment().program("nvcc"), compile_user_file(&path, "sm_90a", &[], STAND_INS)) {
             (Some(_), built) => {
                 let built = built.unwrap();
                 assert_eq!(built.compiler, "nvcc");
@@ -178,7 +178,7 @@ mod tests {
 
     #[test]
     fn errors_name_file_and_line() {
-        let Some(()) = for_test() else { return };
+        let Some(()) = skip_without_nvrtc() else { return };
         let dir = tempfile::tempdir().unwrap();
         let path = file(dir.path(), "bad.cu", "__global__ void k(int* x) {\n  x[0] = y;\n}\n");
         let e = compile_user_file(&path, "sm_80", &[], &[]).unwrap_err().to_string();

@@ -219,7 +219,7 @@ fn with_relative_files(ptx: &str) -> String {
 fn compiler() -> Result<&'static Compiler, CompileError> {
     static COMPILER: OnceLock<Option<Compiler>> = OnceLock::new();
     let find = || {
-        let library = Toolkit::of_environment().nvrtc()?;
+        let library = Toolkit::from_environment().nvrtc()?;
         Some(Compiler::new(&library, toolkit::cache_folder().map(|c| c.join("kernels"))))
     };
     COMPILER.get_or_init(find).as_ref().ok_or(CompileError::NoNvrtc)
@@ -235,12 +235,12 @@ pub fn nvrtc_version() -> Result<(u32, u32), CompileError> {
     compiler()?.nvrtc().map(Nvrtc::version)
 }
 
-/// For tests that compile kernels: `let Some(()) = compile::for_test() else { return };`. Without NVRTC it prints
+/// For tests that compile kernels: `let Some(()) = compile::skip_without_nvrtc() else { return };`. Without NVRTC it prints
 /// `skipped: NAME: NVRTC not found …` with the test's name and returns `None`.
 ///
 /// # Panics
 /// If NVRTC is missing in continuous integration (`CI` set and not empty), where no test may be skipped.
-pub fn for_test() -> Option<()> {
+pub fn skip_without_nvrtc() -> Option<()> {
     let Err(e) = check_nvrtc() else { return Some(()) };
     let thread = std::thread::current();
     let name = thread.name().unwrap_or("a test");

@@ -12,7 +12,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 /// The CUDA major version whose PTX the simulator reads and whose libraries are opened.
-pub const MAJOR: u32 = 13;
+pub const CUDA_MAJOR: u32 = 13;
 
 /// The folders that may hold a CUDA toolkit or parts of one, in search order.
 #[derive(Clone, Debug, Default)]
@@ -30,7 +30,7 @@ struct Place {
 
 impl Toolkit {
     /// Finds the toolkit by this process' environment variables.
-    pub fn of_environment() -> Toolkit {
+    pub fn from_environment() -> Toolkit {
         Toolkit::of(|name| env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from))
     }
 
@@ -60,7 +60,7 @@ impl Toolkit {
 
     /// Returns the path of the cuBLASLt library, `libcublasLt.so.13`.
     pub fn cublas_lt(&self) -> Option<PathBuf> {
-        self.places.iter().find_map(|p| p.library(&format!("libcublasLt.so.{MAJOR}")))
+        self.places.iter().find_map(|p| p.library(&format!("libcublasLt.so.{CUDA_MAJOR}")))
     }
 
     /// Returns the path of a program, for example `ptxas`.
@@ -85,7 +85,7 @@ impl Place {
             packages.extend(pythons.iter().map(|p| p.join("site-packages")));
         }
         // NVIDIA's wheels of CUDA 13 share one folder with a toolkit's layout.
-        let wheels = packages.iter().map(|p| p.join("nvidia").join(format!("cu{MAJOR}")));
+        let wheels = packages.iter().map(|p| p.join("nvidia").join(format!("cu{CUDA_MAJOR}")));
         let roots: Vec<PathBuf> = [root.to_path_buf()].into_iter().chain(wheels).collect();
         let folders = |names: &[&str]| {
             roots.iter().flat_map(|r| names.iter().map(|n| r.join(n))).filter(|p| p.is_dir()).collect::<Vec<_>>()
@@ -98,7 +98,7 @@ impl Place {
     }
 
     fn nvrtc(&self) -> Option<PathBuf> {
-        self.library(&format!("libnvrtc.so.{MAJOR}"))
+        self.library(&format!("libnvrtc.so.{CUDA_MAJOR}"))
     }
 
     fn library(&self, name: &str) -> Option<PathBuf> {
@@ -121,7 +121,7 @@ fn cache_of(var: &impl Fn(&str) -> Option<PathBuf>) -> Option<PathBuf> {
 /// loader would not find it there.
 pub(super) fn builtins(nvrtc: &Path) -> Vec<PathBuf> {
     let folder = nvrtc.parent().unwrap_or(Path::new("."));
-    let mut found = children(folder, |name| name.starts_with(&format!("libnvrtc-builtins.so.{MAJOR}.")));
+    let mut found = children(folder, |name| name.starts_with(&format!("libnvrtc-builtins.so.{CUDA_MAJOR}.")));
     // Prefers the shorter name, `.so.13.0` to `.so.13.0.88`: NVRTC asks for it.
     found.sort_by_key(|p| p.as_os_str().len());
     found.truncate(1);

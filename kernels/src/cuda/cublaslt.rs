@@ -190,7 +190,7 @@ impl CublasLt {
     /// # Errors
     /// [`CudaError::NoBlas`] if it is not installed, or the library's own error.
     pub fn open() -> Result<CublasLt, CudaError> {
-        let path = Toolkit::of_environment().cublas_lt().ok_or(CudaError::NoBlas)?;
+        let path = Toolkit::from_environment().cublas_lt().ok_or(CudaError::NoBlas)?;
         let functions = Functions::open(&path)?;
         let mut handle = std::ptr::null_mut();
         // SAFETY: `handle` is writable.

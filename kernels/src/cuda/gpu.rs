@@ -99,7 +99,11 @@ impl Gpu {
     /// If the bytes do not fit into the buffer.
     pub fn upload(&self, buffer: &Buffer, offset: usize, bytes: &[u8]) -> Result<(), CudaError> {
         let end = offset + bytes.len();
-        assert!(end <= buffer.bytes, "upload to bytes {offset}..{end} of a buffer of {}", buffer.bytes);
+        assert!(
+            end <= buffer.bytes,
+            "upload to bytes {offset}..{end}, beyond the end of a buffer of {} bytes",
+            buffer.bytes
+        );
         if bytes.is_empty() {
             return Ok(());
         }
@@ -116,7 +120,11 @@ impl Gpu {
     /// If the buffer has fewer bytes.
     pub fn download(&self, buffer: &Buffer, offset: usize, bytes: &mut [u8]) -> Result<(), CudaError> {
         let end = offset + bytes.len();
-        assert!(end <= buffer.bytes, "download of bytes {offset}..{end} of a buffer of {}", buffer.bytes);
+        assert!(
+            end <= buffer.bytes,
+            "download of bytes {offset}..{end}, beyond the end of a buffer of {} bytes",
+            buffer.bytes
+        );
         if bytes.is_empty() {
             return Ok(());
         }

@@ -52,7 +52,7 @@ fn fill(at: u64, count: u64) -> FillParams {
 
 #[test]
 fn launch_runs_and_frees_everything() {
-    let Some(()) = compile::for_test() else { return };
+    let Some(()) = compile::skip_without_nvrtc() else { return };
     let (fake, gpu) = open(Arch::A100);
     let buffer = gpu.alloc(16).unwrap();
     let Launch::Kernel(launch) = elementwise::fill(DType::F32, &fill(buffer.address(), 4)) else { return };
@@ -69,7 +69,7 @@ fn launch_runs_and_frees_everything() {
 /// Each mistake in a launch plan is reported before the driver is called.
 #[test]
 fn launch_beyond_a_limit_is_refused_before_the_driver() {
-    let Some(()) = compile::for_test() else { return };
+    let Some(()) = compile::skip_without_nvrtc() else { return };
     for (arch, wrong, words) in [
         (Arch::A100, Stage { block: [2048, 1, 1], ..Stage::linear("fill_f32", 1, 1) }, "2048 threads per block in x"),
         (Arch::A100, Stage { shared: 164 << 10, ..Stage::linear("fill_f32", 1, 256) }, "at most 166912"),
@@ -94,13 +94,13 @@ fn launch_beyond_a_limit_is_refused_before_the_driver() {
         let result = unsafe { gpu.launch_stage(&elementwise::SOURCE, &wrong, bytemuck::bytes_of(&params)) };
         fails(result, words);
         gpu.synchronize().unwrap();
-        assert_eq!((fake.launches(), fake.violations()), (0, Vec::new()), "{words}");
+        assert_eq!((fake.launch_count(), fake.violations()), (0, Vec::new()), "{words}");
     }
 }
 
 #[test]
 fn faulting_kernel_fails_every_later_call() {
-    let Some(()) = compile::for_test() else { return };
+    let Some(()) = compile::skip_without_nvrtc() else { return };
     let (_fake, gpu) = open(Arch::A100);
     let buffer = gpu.alloc(16).unwrap();
     let params = fill(buffer.address(), 4096);
@@ -149,14 +149,14 @@ fn fake_driver_enforces_documented_rules() {
         let other = fake.stream().unwrap();
         fails(fake.stream_wait(other, event), "CUDA_ERROR_STREAM_CAPTURE_ISOLATION");
         let graph = fake.end_capture(stream).unwrap();
-        assert_eq!(fake.launches(), 0);
+        assert_eq!(fake.launch_count(), 0);
         fake.launch_graph(graph, stream).unwrap();
         fake.launch_graph(graph, stream).unwrap();
         let mut back = 0u32;
         fake.copy_out((&raw mut back).cast(), at, 4, stream).unwrap();
-        assert_eq!((fake.launches(), back), (0, 0));
+        assert_eq!((fake.launch_count(), back), (0, 0));
         fake.synchronize(stream).unwrap();
-        assert_eq!((fake.launches(), back), (2, 7));
+        assert_eq!((fake.launch_count(), back), (2, 7));
 
         // Streams wait for each other only through events.
         fails(fake.copy_in(at, [0u8; 8].as_ptr(), 8, stream), "CUDA_ERROR_INVALID_VALUE");
@@ -391,7 +391,7 @@ fn programmatic_launch_needs_its_wait() {
 /// A cooperative launch is an error if its blocks cannot all be resident at once.
 #[test]
 fn cooperative_grid_must_be_resident() {
-    let Some(()) = compile::for_test() else { return };
+    let Some(()) = compile::skip_without_nvrtc() else { return };
     let (fake, gpu) = open(Arch::A100);
     let buffer = gpu.alloc(1 << 20).unwrap();
     let params = fill(buffer.address(), 4);
@@ -404,5 +404,5 @@ fn cooperative_grid_must_be_resident() {
     fails(launch(most + 1), "blocks, where at most 864 can be resident");
     launch(most).unwrap();
     gpu.synchronize().unwrap();
-    assert_eq!((fake.launches(), fake.violations()), (1, Vec::new()));
+    assert_eq!((fake.launch_count(), fake.violations()), (1, Vec::new()));
 }

@@ -69,9 +69,9 @@ __device__ __forceinline__ float weight(float score, float factor, float referen
   return exp2_approx(__fmaf_rn(score, factor, -reference));
 }
 
-// Adds one block of scores to two rows and replaces the scores by their weights. A lane holds the scores of rows g
-// and g + 8 as 16 x 8 result tiles of mma.sync; it adds its keys 2t and 2t + 1 of every tile first, then the tiles in
-// order. `rescale` receives the scale factors of the two rows' outputs.
+// Adds one block of scores to two rows and replaces the scores by their weights. With g = lane / 4 and t = lane % 4,
+// a lane holds the scores of rows g and g + 8 as 16 x 8 result tiles of mma.sync; it adds its keys 2t and 2t + 1 of
+// every tile first, then the tiles in order. `rescale` receives the scale factors of the two rows' outputs.
 template <int TILES>
 __device__ __forceinline__ void add_scores(SoftmaxRow (&row)[2], float (&s)[TILES][4], float factor,
                                            float (&rescale)[2]) {

@@ -30,13 +30,13 @@ use half::bf16;
 params! {
     /// Parameters of the forward kernel.
     pub struct FwdParams {
-        /// W `[vocab, hidden]`
+        /// f32 or bf16 `[vocab, hidden]`
         pub table: Addr,
         /// i32 `[tokens]`
         pub ids: Addr,
-        /// T `[tokens, hidden]`, written.
+        /// f32 or bf16 `[tokens, hidden]`, written.
         pub y: Addr,
-        /// T `[placed, hidden]`: rows of the vision tower; not read without slots.
+        /// `[placed, hidden]` of the type of `y`: output rows of the vision tower; not read without slots.
         pub vision: Addr,
         /// i32 `[tokens]`: the vision row of each token; negative: the token takes a table row; null: all tokens do.
         pub slots: Addr,
@@ -46,7 +46,7 @@ params! {
         pub hidden: u32,
         /// Rows of the table.
         pub vocab: u32,
-        /// Rows of vision.
+        /// Number of rows of `vision`.
         pub placed: u32,
     }
 }
@@ -56,13 +56,14 @@ params! {
     pub struct BwdParams {
         /// i32 `[tokens]`
         pub ids: Addr,
-        /// T `[tokens, hidden]`
+        /// f32 or bf16 `[tokens, hidden]`
         pub dy: Addr,
         /// f32 `[vocab, hidden]`, added to; null if the table is frozen.
         pub dw: Addr,
         /// i32 `[tokens]`, the slots given to the forward kernel; null: none.
         pub slots: Addr,
-        /// T `[placed, hidden]`: gradient of the vision rows, written where a slot names the row; null: not computed.
+        /// `[placed, hidden]` of the type of `dy`: gradient of the vision rows, written where a slot names the row;
+        /// null: not computed.
         pub d_vision: Addr,
         /// Tokens.
         pub tokens: u32,
@@ -70,7 +71,7 @@ params! {
         pub hidden: u32,
         /// Rows of the table.
         pub vocab: u32,
-        /// Rows of vision.
+        /// Number of rows of `vision`.
         pub placed: u32,
     }
 }

@@ -14,7 +14,7 @@ pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
     calls.into_iter().flatten().map(|launch| ("SigLIP's 8192 patches of 1152", launch)).collect()
 }
 
-/// Returns launches whose memory traffic a test compares with their cost.
+/// Returns launches whose memory traffic a test compares with the traffic that their `Cost` states.
 #[cfg(test)]
 pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     use crate::folder::HIDDEN;

@@ -1,7 +1,7 @@
 //! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
 
 #[cfg(test)]
-use crate::checks::traffic::{TrafficArrays, TrafficLaunches, within_a_tenth};
+use crate::checks::traffic::{TrafficArrays, TrafficLaunches, allow_one_tenth_more};
 use crate::folder::{FLOAT_DTYPES, LabeledLaunches, Sizes, VOCAB, placeholders};
 use crate::{Addr, log_prob};
 
@@ -33,7 +33,7 @@ pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
     [(size, log_prob::fwd(&fwd))].into_iter().chain(bwd).collect()
 }
 
-/// Returns launches whose memory traffic a test compares with their cost.
+/// Returns launches whose memory traffic a test compares with the traffic that their `Cost` states.
 #[cfg(test)]
 pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     use crate::DType::{BF16, F32};
@@ -72,7 +72,7 @@ pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     let begins = log_prob::FwdParams { state, vocab: 3 * vocab, entropy, ..fwd };
     let between = log_prob::FwdParams { first: vocab, ..begins };
     let through_both = log_prob::BwdParams { entropy, d_entropy, first: vocab, vocab: 3 * vocab, ..bwd };
-    within_a_tenth([
+    allow_one_tenth_more([
         log_prob::fwd(&fwd),
         log_prob::fwd(&log_prob::FwdParams { entropy, ..fwd }),
         log_prob::fwd(&begins),

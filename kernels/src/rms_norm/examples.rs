@@ -18,7 +18,7 @@ pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
     calls.into_iter().flatten().map(|launch| (ACTIVATIONS, launch)).collect()
 }
 
-/// Returns launches whose memory traffic a test compares with their cost.
+/// Returns launches whose memory traffic a test compares with the traffic that their `Cost` states.
 #[cfg(test)]
 pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     use bytemuck::Zeroable;

@@ -1,7 +1,7 @@
 //! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
 
 #[cfg(test)]
-use crate::checks::traffic::{TrafficArrays, TrafficLaunches, within_a_tenth};
+use crate::checks::traffic::{TrafficArrays, TrafficLaunches, allow_one_tenth_more};
 use crate::folder::{FLOAT_DTYPES, HEAD_DIM, HEADS, LabeledLaunches, Sizes, TOKENS, placeholders};
 use crate::rope;
 
@@ -14,7 +14,7 @@ pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
     [(size, rope::table(&table))].into_iter().chain(apply).collect()
 }
 
-/// Returns launches whose memory traffic a test compares with their cost.
+/// Returns launches whose memory traffic a test compares with the traffic that their `Cost` states.
 #[cfg(test)]
 pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     let (tokens, heads, head_dim) = (64u32, HEADS, HEAD_DIM);
@@ -26,7 +26,7 @@ pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     let [x, y] = [(); 2].map(|()| arrays.f32(tokens * heads * head_dim));
     let table = rope::table(&rope::TableParams { positions, inv_freq, axis, cos, sin, tokens, half });
     let p = rope::ApplyParams { x, y, cos, sin, tokens, heads, head_dim, inverse: 0 };
-    let mut all = within_a_tenth(FLOAT_DTYPES.map(|t| rope::apply(t, &p)));
+    let mut all = allow_one_tenth_more(FLOAT_DTYPES.map(|t| rope::apply(t, &p)));
     // Every thread of the table reads its position, frequency and axis again; on a GPU the L1 cache serves these reads.
     all.push((table, 1.63));
     all

@@ -41,8 +41,8 @@ fn gradient_equals_differences_of_the_formula() {
             run(&bwd(dtype, &params), 3);
             let (want_g, want_u) = formula::bwd(&g.f64(), &u.f64(), &dy.f64());
             let (with_g, with_u) = formula::bwd_rounded(&g.f64(), &u.f64(), &dy.f64());
-            let of_one = if dtype == F32 { OF_ONE_GATE } else { DEFAULT_ROUNDING_FACTOR };
-            assert_rounded(&format!("d_gate {n}"), dtype, &dg.values(), &with_g, &want_g, of_one);
+            let rounding_factor = if dtype == F32 { OF_ONE_GATE } else { DEFAULT_ROUNDING_FACTOR };
+            assert_rounded(&format!("d_gate {n}"), dtype, &dg.values(), &with_g, &want_g, rounding_factor);
             assert_rounded(&format!("d_up {n}"), dtype, &du.values(), &with_u, &want_u, DEFAULT_ROUNDING_FACTOR);
         }
     }

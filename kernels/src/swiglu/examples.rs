@@ -1,7 +1,7 @@
 //! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
 
 #[cfg(test)]
-use crate::checks::traffic::{TRAFFIC_ELEMENTS, TrafficArrays, TrafficLaunches, within_a_tenth};
+use crate::checks::traffic::{TRAFFIC_ELEMENTS, TrafficArrays, TrafficLaunches, allow_one_tenth_more};
 use crate::folder::{FLOAT_DTYPES, INTERMEDIATE, LabeledLaunches, Sizes, TOKENS, placeholders};
 use crate::swiglu;
 
@@ -14,12 +14,12 @@ pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
     calls.into_iter().flatten().map(|launch| ("8192 tokens of 18944", launch)).collect()
 }
 
-/// Returns launches whose memory traffic a test compares with their cost.
+/// Returns launches whose memory traffic a test compares with the traffic that their `Cost` states.
 #[cfg(test)]
 pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     let count = TRAFFIC_ELEMENTS;
     let [gate, up, y, d_gate, d_up] = [(); 5].map(|()| arrays.f32(count));
     let fwd = swiglu::FwdParams { gate, up, y, count };
     let bwd = swiglu::BwdParams { gate, up, dy: y, d_gate, d_up, count };
-    within_a_tenth(FLOAT_DTYPES.into_iter().flat_map(|t| [swiglu::fwd(t, &fwd), swiglu::bwd(t, &bwd)]))
+    allow_one_tenth_more(FLOAT_DTYPES.into_iter().flat_map(|t| [swiglu::fwd(t, &fwd), swiglu::bwd(t, &bwd)]))
 }

@@ -213,7 +213,7 @@ mod tests {
     use crate::tensor::Tensor;
 
     fn device(interleavings: u32) -> Option<Device> {
-        compile::for_test()?;
+        compile::skip_without_nvrtc()?;
         Some(Device::sim(SimOptions { interleavings, threads: 1, ..SimOptions::default() }).unwrap())
     }
 

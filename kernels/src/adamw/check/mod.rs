@@ -75,10 +75,10 @@ fn assert_stepped(scalars: &Scalars, before: &[[f64; 3]], g: &[f64], after: &[[f
             before.iter().zip(g).map(|(state, g)| f(scalars, *state, *g)[k]).collect()
         };
         let got: Vec<f32> = after.iter().map(|state| state[k] as f32).collect();
-        // With few weights the whole relative error may come from one moment that changes its sign, so the tolerance
-        // grows.
-        let of_one = DEFAULT_ROUNDING_FACTOR * (1.0 + 64.0 / got.len().max(1) as f64);
-        assert_rounded(which, F32, &got, &by(formula::step_rounded), &by(formula::step), of_one);
+        // The tolerance is larger for few weights: then one moment that changes its sign may cause the whole relative
+        // error.
+        let rounding_factor = DEFAULT_ROUNDING_FACTOR * (1.0 + 64.0 / got.len().max(1) as f64);
+        assert_rounded(which, F32, &got, &by(formula::step_rounded), &by(formula::step), rounding_factor);
     }
 }
 

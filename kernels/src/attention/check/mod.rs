@@ -9,7 +9,7 @@ use crate::{Addr, DType, Launch};
 use bytemuck::Zeroable;
 use cuda::{
     equals_the_formula_in_bf16, equals_the_formula_in_f32, other_sequences_and_how_a_prefix_is_given_change_no_bit,
-    the_paged_kernel_gives_the_same_bits,
+    paged_and_packed_kernels_give_the_same_bits,
 };
 
 checks!(
@@ -18,7 +18,7 @@ checks!(
     cuda: equals_the_formula_in_f32,
     equals_the_formula_in_bf16,
     other_sequences_and_how_a_prefix_is_given_change_no_bit,
-    the_paged_kernel_gives_the_same_bits,
+    paged_and_packed_kernels_give_the_same_bits,
 );
 
 /// A batch with its operands q, k, v and d_o.
@@ -173,7 +173,8 @@ fn later_tokens_and_other_sequences_change_nothing() {
     let (lengths, prefix) = (vec![150, 70], Vec::new());
     let case = PackedBatch { lengths, heads: 6, kv_heads: 2, head_dim: 24, causal: true, spread: 1.0, prefix };
     let (row, kv_row) = (case.heads * case.head_dim, case.kv_heads * case.head_dim);
-    // In CUDA a key beyond the diagonal has the weight 0, and 0 times NaN would be NaN for the queries of its tile.
+    // CUDA code multiplies a key beyond the diagonal by the weight 0, and 0 times NaN is NaN. So it gets a large
+    // finite number.
     let poison = if runs_cuda_code() { 1e18 } else { f32::NAN };
     for dtype in [F32, BF16] {
         let mut given = Given::new(&case, dtype);
@@ -192,7 +193,7 @@ fn later_tokens_and_other_sequences_change_nothing() {
             assert_eq!(
                 bits(&o)[..cut * row],
                 before[..cut * row],
-                "{dtype}: keys and values from token {cut} on are {poison} and changed earlier outputs"
+                "{dtype}: setting keys and values from token {cut} on to {poison} changed outputs of earlier tokens"
             );
             (given.k, given.v) = (k, v);
         }

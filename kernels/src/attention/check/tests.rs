@@ -44,7 +44,7 @@ fn equals_the_formula_on_every_instruction_set() {
             let (q, k, v, scale) = (given.q.f64(), given.k.f64(), given.v.f64(), given.scale as f64);
             let (want, want_lse) = formula::fwd(&case, &q, &k, &v, scale);
             let with = formula::fwd_rounded(&case, &q, &k, &v, scale, Roundings::F32);
-            let of_one = if dtype == F32 { f32_tolerances(&case)[0] } else { DEFAULT_ROUNDING_FACTOR };
+            let rounding_factor = if dtype == F32 { f32_tolerances(&case)[0] } else { DEFAULT_ROUNDING_FACTOR };
             for isa in supported_isas() {
                 let (o, lse) = (TestArray::output(dtype, want.len()), TestArray::output(F32, want_lse.len()));
                 let params = given.fwd(o.addr(), lse.addr());
@@ -57,7 +57,7 @@ fn equals_the_formula_on_every_instruction_set() {
                     }
                 }
                 let name = format!("attention {dtype} {isa:?} {case:?}");
-                assert_rounded(&name, dtype, &o.values(), &with, &want, of_one);
+                assert_rounded(&name, dtype, &o.values(), &with, &want, rounding_factor);
                 assert_close(&format!("{name} lse"), &lse.values(), &want_lse, 1e-6, f64::MAX);
             }
         }
@@ -112,7 +112,7 @@ fn gradient_equals_the_formula_on_every_instruction_set() {
             let want = formula::bwd(&case, [&q, &k, &v], &o.f64(), &given.d_o.f64(), scale);
             let with = formula::bwd_rounded(&case, [&q, &k, &v], &o.f64(), &given.d_o.f64(), scale, Roundings::F32);
             let with = with_delta_errors(with, &want);
-            let of_one = if dtype == F32 { f32_tolerances(&case)[1] } else { DEFAULT_ROUNDING_FACTOR };
+            let rounding_factor = if dtype == F32 { f32_tolerances(&case)[1] } else { DEFAULT_ROUNDING_FACTOR };
             let want_exact = formula::bwd(&case, [&q, &k, &v], &exact, &given.d_o.f64(), scale);
             for isa in supported_isas() {
                 let got = want.each_ref().map(|w| TestArray::output(dtype, w.len()));
@@ -128,7 +128,7 @@ fn gradient_equals_the_formula_on_every_instruction_set() {
                 }
                 for (i, name) in ["dq", "dk", "dv"].into_iter().enumerate() {
                     let (name, got) = (format!("{name} {dtype} {isa:?} {case:?}"), got[i].values());
-                    assert_rounded(&name, dtype, &got, &with[i], &want[i], of_one);
+                    assert_rounded(&name, dtype, &got, &with[i], &want[i], rounding_factor);
                     assert_close(&name, &got, &want_exact[i], tol_exact, f64::MAX);
                 }
             }

@@ -7,7 +7,9 @@
 #![allow(unsafe_op_in_unsafe_fn)]
 
 use super::super::BwdParams;
-use super::forward::{BLOCK_KEYS, SequenceArrays, load_padded, load_row, load_transposed, round_up, store_row};
+use super::forward::{
+    BLOCK_KEYS, SequenceArrays, load_padded, load_row, load_transposed, round_up_to_lanes, store_row,
+};
 use super::product::SmallProduct;
 use super::vector::{LANES, Vector, VectorCode};
 use crate::Element;
@@ -114,7 +116,7 @@ pub struct VisitingQueries<'a, T> {
 
 /// Returns the number of f32 elements of working memory that a task needs.
 pub const fn scratch_len(head_dim: usize) -> usize {
-    7 * BLOCK_KEYS * round_up(head_dim) + 2 * CHUNK_ROWS * BLOCK_KEYS
+    7 * BLOCK_KEYS * round_up_to_lanes(head_dim) + 2 * CHUNK_ROWS * BLOCK_KEYS
 }
 
 /// Working memory of a task. `d` is head_dim rounded up to a multiple of the vector width.
@@ -139,7 +141,7 @@ struct Scratch {
 
 impl Scratch {
     unsafe fn at(p: *mut f32, head_dim: usize) -> Scratch {
-        let n = BLOCK_KEYS * round_up(head_dim);
+        let n = BLOCK_KEYS * round_up_to_lanes(head_dim);
         Scratch {
             k_t: p,
             v_t: p.add(n),
@@ -167,7 +169,7 @@ impl<T: Element> VectorCode for KeyGradientTask<'_, T> {
     unsafe fn run<V: Vector>(self) {
         let KeyGradientTask(g, start, visits) = self;
         let s = &g.sequence;
-        let (d, padded) = (s.head_dim, round_up(s.head_dim));
+        let (d, padded) = (s.head_dim, round_up_to_lanes(s.head_dim));
         let scratch = Scratch::at(g.scratch, d);
         let keys = BLOCK_KEYS.min(s.queries - start);
         let [dk, dv] = scratch.sums;
@@ -219,7 +221,7 @@ impl<T: Element> VectorCode for QueryGradientTask<'_, T> {
     unsafe fn run<V: Vector>(self) {
         let QueryGradientTask(g, row) = self;
         let s = &g.sequence;
-        let (d, padded) = (s.head_dim, round_up(s.head_dim));
+        let (d, padded) = (s.head_dim, round_up_to_lanes(s.head_dim));
         let scratch = Scratch::at(g.scratch, d);
         let rows = CHUNK_ROWS.min(s.rows() - row);
         load_rows::<V, T>(g, row, rows, &scratch);
@@ -274,7 +276,7 @@ unsafe fn load_keys<V: Vector, T: Element>(
 #[inline(always)]
 unsafe fn load_rows<V: Vector, T: Element>(g: &BackwardArrays<'_, T>, row: usize, rows: usize, scratch: &Scratch) {
     let s = &g.sequence;
-    let (d, padded) = (s.head_dim, round_up(s.head_dim));
+    let (d, padded) = (s.head_dim, round_up_to_lanes(s.head_dim));
     for r in 0..rows {
         let at = s.head_index(row + r) * d;
         for (from, to) in [(s.q, scratch.q), (g.d_o, scratch.d_o)] {
@@ -299,7 +301,7 @@ unsafe fn scores<V: Vector, T: Element>(
     scratch: &Scratch,
 ) {
     let s = &g.sequence;
-    let (d, padded) = (s.head_dim, round_up(s.head_dim));
+    let (d, padded) = (s.head_dim, round_up_to_lanes(s.head_dim));
     let cols = keys.div_ceil(LANES);
     for (a, b, c) in [(scratch.q, scratch.k_t, scratch.p), (scratch.d_o, scratch.v_t, scratch.ds)] {
         V::product(&SmallProduct {

@@ -122,7 +122,7 @@ impl<T> RowTile<'_, T> {
 }
 
 /// Rounds `n` up to a multiple of the vector width.
-pub const fn round_up(n: usize) -> usize {
+pub const fn round_up_to_lanes(n: usize) -> usize {
     n.next_multiple_of(LANES)
 }
 
@@ -138,8 +138,9 @@ pub struct SoftmaxState {
 impl SoftmaxState {
     /// Returns the number of f32 elements that the state of `rows` rows needs.
     pub const fn element_count(rows: usize, head_dim: usize) -> usize {
-        // `ROWS` maxima are read at a time, from any row on.
-        rows * (round_up(head_dim) + LANES) + round_up(rows) + ROWS
+        // The code loads `ROWS` maxima at a time, from any row on, so `ROWS` more elements follow the last row's
+        // maximum.
+        rows * (round_up_to_lanes(head_dim) + LANES) + round_up_to_lanes(rows) + ROWS
     }
 
     /// Makes the state of `rows` rows in the memory at `p`.
@@ -147,7 +148,7 @@ impl SoftmaxState {
     /// # Safety
     /// There are [`SoftmaxState::element_count`] elements at `p`.
     pub unsafe fn at(p: *mut f32, rows: usize, head_dim: usize) -> SoftmaxState {
-        let sums = p.add(rows * round_up(head_dim));
+        let sums = p.add(rows * round_up_to_lanes(head_dim));
         SoftmaxState { o: p, sums, row_max: sums.add(rows * LANES) }
     }
 }
@@ -158,7 +159,7 @@ struct Scratch {
     q: *mut f32,
     /// A block of keys, `[head_dim, BLOCK_KEYS]`.
     k: *mut f32,
-    /// A block of values, `[BLOCK_KEYS, round_up(head_dim)]`.
+    /// A block of values, `[BLOCK_KEYS, round_up_to_lanes(head_dim)]`.
     v: *mut f32,
     /// Scores, then probabilities, `[ROWS, BLOCK_KEYS]`.
     scores: *mut f32,
@@ -167,17 +168,17 @@ struct Scratch {
 
 /// Returns the number of f32 elements of working memory that a tile needs.
 pub const fn scratch_len(rows: usize, head_dim: usize) -> usize {
-    round_up(rows * head_dim)
-        + 2 * BLOCK_KEYS * round_up(head_dim)
+    round_up_to_lanes(rows * head_dim)
+        + 2 * BLOCK_KEYS * round_up_to_lanes(head_dim)
         + ROWS * BLOCK_KEYS
         + 2 * SoftmaxState::element_count(rows, head_dim)
 }
 
 impl Scratch {
     unsafe fn at(p: *mut f32, rows: usize, head_dim: usize) -> Scratch {
-        let k = p.add(round_up(rows * head_dim));
-        let v = k.add(BLOCK_KEYS * round_up(head_dim));
-        let scores = v.add(BLOCK_KEYS * round_up(head_dim));
+        let k = p.add(round_up_to_lanes(rows * head_dim));
+        let v = k.add(BLOCK_KEYS * round_up_to_lanes(head_dim));
+        let scores = v.add(BLOCK_KEYS * round_up_to_lanes(head_dim));
         Scratch { q: p, k, v, scores, rest: scores.add(ROWS * BLOCK_KEYS) }
     }
 }
@@ -289,13 +290,13 @@ pub unsafe fn store_row<T: Element>(from: *const f32, len: usize, to: *mut T) {
     }
 }
 
-/// Copies `rows` rows of `d` elements, `stride` elements apart, to f32 rows `[rows, round_up(d)]` that end in zeros.
+/// Copies `rows` rows of `d` elements, `stride` elements apart, to f32 rows `[rows, round_up_to_lanes(d)]` that end in zeros.
 #[inline(always)]
 pub unsafe fn load_padded<V: Vector, T: Element>(from: *const T, stride: usize, rows: usize, d: usize, to: *mut f32) {
     for j in 0..rows {
         for c in (0..d).step_by(LANES) {
             let x = V::load_part(from.add(j * stride + c), LANES.min(d - c));
-            x.store(to.add(j * round_up(d) + c));
+            x.store(to.add(j * round_up_to_lanes(d) + c));
         }
     }
 }
@@ -332,11 +333,11 @@ pub unsafe fn load_transposed<V: Vector, T: Element>(
 #[inline(always)]
 unsafe fn segment<V: Vector, T: Element>(tile: &RowTile<'_, T>, index: usize, state: SoftmaxState, scratch: &Scratch) {
     let s = tile.sequence;
-    let (d, padded) = (s.head_dim, round_up(s.head_dim));
+    let (d, padded) = (s.head_dim, round_up_to_lanes(s.head_dim));
     for c in (0..tile.rows * (padded + LANES)).step_by(LANES) {
         V::splat(0.0).store(state.o.add(c));
     }
-    for c in (0..round_up(tile.rows) + ROWS).step_by(LANES) {
+    for c in (0..round_up_to_lanes(tile.rows) + ROWS).step_by(LANES) {
         V::splat(f32::NEG_INFINITY).store(state.row_max.add(c));
     }
     for start in (index * SEGMENT_KEYS..tile.visible_keys().min((index + 1) * SEGMENT_KEYS)).step_by(BLOCK_KEYS) {
@@ -406,7 +407,7 @@ unsafe fn values<V: Vector, T: Element>(
     keys: usize,
     copy: *mut f32,
 ) -> (*const f32, usize) {
-    let (d, padded) = (s.head_dim, round_up(s.head_dim));
+    let (d, padded) = (s.head_dim, round_up_to_lanes(s.head_dim));
     if T::DTYPE == DType::F32 && d == padded && s.has_contiguous_blocks() {
         return (s.v.add(s.key_offset(start)).cast(), s.key_stride());
     }
@@ -481,7 +482,7 @@ unsafe fn softmax<V: Vector>(
 /// Merges the state of segment `index` into `total`, the state of the segments before it.
 #[inline(always)]
 unsafe fn merge<V: Vector, T>(tile: &RowTile<'_, T>, index: usize, total: SoftmaxState, part: SoftmaxState) {
-    let padded = round_up(tile.sequence.head_dim);
+    let padded = round_up_to_lanes(tile.sequence.head_dim);
     let first = tile.sequence.first_row_that_sees(index * SEGMENT_KEYS).saturating_sub(tile.first);
     for row in first..tile.rows {
         let (a, b) = (total.row_max.add(row).read(), part.row_max.add(row).read());
@@ -501,7 +502,7 @@ unsafe fn merge<V: Vector, T>(tile: &RowTile<'_, T>, index: usize, total: Softma
 #[inline(always)]
 unsafe fn finish<V: Vector, T: Element>(tile: &RowTile<'_, T>, state: SoftmaxState) {
     let s = tile.sequence;
-    let (d, padded) = (s.head_dim, round_up(s.head_dim));
+    let (d, padded) = (s.head_dim, round_up_to_lanes(s.head_dim));
     for row in 0..tile.rows {
         let sum = V::load(state.sums.add(row * LANES)).sum();
         let line = state.o.add(row * padded);

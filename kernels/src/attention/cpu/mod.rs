@@ -188,11 +188,14 @@ impl<'a, T: Element> Packed<'a, T> {
         let mut ranges = Vec::new();
         for seq in 0..seqs {
             let (first, end) = (cu[seq] as usize, cu[seq + 1] as usize);
-            assert!(first <= end && end <= tokens, "cu_seqlens: sequence {seq} is tokens {first}..{end} of {tokens}");
+            assert!(
+                first <= end && end <= tokens,
+                "cu_seqlens: the tokens {first}..{end} of sequence {seq} are not a range within 0..{tokens}"
+            );
             let (from, count) = prefix.get(2 * seq..2 * seq + 2).map_or((0, 0), |x| (x[0] as usize, x[1] as usize));
             assert!(
                 from <= tokens && count <= tokens - from,
-                "prefix of sequence {seq}: {count} tokens from {from} on, of {tokens}"
+                "prefix of sequence {seq}: {count} tokens from token {from} on exceed the {tokens} tokens of the batch"
             );
             ranges.push([(first, end - first), (from, count)]);
         }

@@ -366,7 +366,7 @@ impl Driver for FakeDriver {
         let declared: Vec<usize> = known.kernel.params.iter().map(|p| p.1 as usize).collect();
         if sizes != declared {
             s.add_violation(format!(
-                "launching with parameters of {sizes:?} bytes, where the function has {declared:?}"
+                "launching with parameters of {sizes:?} bytes, where the function declares {declared:?}"
             ));
             return Err(invalid(call));
         }

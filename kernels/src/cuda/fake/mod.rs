@@ -91,6 +91,7 @@ struct Queue {
 /// The latest recording of an event on a stream.
 #[derive(Clone, Copy)]
 struct EventRecord {
+    /// The number of this recording; [`State::reached`] has it as a key.
     ticket: u64,
     stream: usize,
     captured: bool,
@@ -115,7 +116,7 @@ struct State {
     host: BTreeMap<usize, Vec<u64>>,
     streams: BTreeMap<usize, Queue>,
     events: BTreeMap<usize, Option<EventRecord>>,
-    /// The time at which each recorded event completed, by ticket.
+    /// The time at which each recording of an event completed, keyed by [`EventRecord::ticket`].
     reached: HashMap<u64, f64>,
     modules: BTreeMap<usize, Arc<Program>>,
     functions: BTreeMap<usize, LoadedFunction>,
@@ -143,7 +144,7 @@ impl FakeDriver {
     }
 
     /// Returns the number of kernel launches and matrix products that have run.
-    pub fn launches(&self) -> u64 {
+    pub fn launch_count(&self) -> u64 {
         self.0.state().launches
     }
 

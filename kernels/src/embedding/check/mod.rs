@@ -35,7 +35,7 @@ fn picks_rows() {
 }
 
 /// Tolerance as a multiple of the error of one rounding: ten additions to one element need four.
-const OF_ONE_SUM: f64 = 4.0;
+const ROUNDING_FACTOR_SUM: f64 = 4.0;
 
 fn adds_gradients_to_rows() {
     for (tokens, hidden, vocab) in test_shapes() {
@@ -59,13 +59,20 @@ fn adds_gradients_to_rows() {
             assert_eq!(grads[0], grads[1]);
             let before = TestArray::new(F32, &before).f64();
             let [with, want] = [formula::bwd_rounded, formula::bwd].map(|f| f(&ids, &dy.f64(), &before, hidden));
-            assert_rounded(&format!("dw {dtype} {tokens} of {vocab}"), F32, &grads[0], &with, &want, OF_ONE_SUM);
+            assert_rounded(
+                &format!("dw {dtype} {tokens} of {vocab}"),
+                F32,
+                &grads[0],
+                &with,
+                &want,
+                ROUNDING_FACTOR_SUM,
+            );
         }
     }
 }
 
-/// Returns a vision slot for two tokens in three, in descending order and one of them out of range, and the number of
-/// vision rows.
+/// Returns the vision slots of the tokens and the number of vision rows. Two tokens in three have a slot, the others
+/// -1. The slots descend, and one of them is out of range.
 fn slots(tokens: usize) -> (Vec<i32>, usize) {
     let mut slots: Vec<i32> = (0..tokens as i32).map(|t| if t % 3 == 1 { -1 } else { tokens as i32 - 1 - t }).collect();
     let rows = tokens + 2;

@@ -1,6 +1,6 @@
 use super::*;
 use crate::checks::on_sim;
-use crate::checks::traffic::assert_moves_its_bytes;
+use crate::checks::traffic::assert_traffic_matches_cost;
 
 #[test]
 fn rows_move_once() {
@@ -17,7 +17,7 @@ fn rows_move_once() {
         let (dw, d_vision) = (addr_mut(&mut dw), vision);
         let backward = BwdParams { ids, dy: y, dw, slots, d_vision, tokens, hidden, vocab, placed };
         for launch in [fwd(BF16, BF16, &forward), bwd(BF16, &backward)] {
-            assert_moves_its_bytes(&launch);
+            assert_traffic_matches_cost(&launch);
         }
     });
 }

@@ -8,10 +8,10 @@ checks!(both_forms_equal_the_formula, gradient_equals_differences_of_the_formula
 
 /// Tolerance of the exact form in f32, as a multiple of the error of one rounding: its polynomial fit of R is
 /// accurate to 7e-8.
-const OF_ONE_FIT: f64 = 5.0;
+const ROUNDING_FACTOR_FIT: f64 = 5.0;
 /// Tolerance of the f32 gradient, as a multiple of the error of one rounding: its two terms cancel where the slope is
 /// near 0.
-const OF_ONE_SLOPE: f64 = 64.0;
+const ROUNDING_FACTOR_SLOPE: f64 = 64.0;
 
 /// A forward launch, its f64 formula, and the formula with the kernel's roundings.
 type Fwd = (fn(DType, &FwdParams) -> Launch, fn(f64) -> f64, fn(f64) -> f64);
@@ -26,8 +26,9 @@ fn both_forms_equal_the_formula() {
                 run(&launch(dtype, &FwdParams { x: x.addr(), y: y.addr(), count: n as u64 }), 2);
                 let each = |f: fn(f64) -> f64| x.f64().into_iter().map(f).collect::<Vec<f64>>();
                 let name = format!("gelu, form {i}, {n}");
-                let of_one = if dtype == F32 && i == 0 { OF_ONE_FIT } else { DEFAULT_ROUNDING_FACTOR };
-                assert_rounded(&name, dtype, &y.values(), &each(with_roundings), &each(formula), of_one);
+                let rounding_factor =
+                    if dtype == F32 && i == 0 { ROUNDING_FACTOR_FIT } else { DEFAULT_ROUNDING_FACTOR };
+                assert_rounded(&name, dtype, &y.values(), &each(with_roundings), &each(formula), rounding_factor);
             }
         }
     }
@@ -53,14 +54,14 @@ fn gradient_equals_differences_of_the_formula() {
                     x.f64().iter().zip(dy.f64()).map(|(&x, dy)| dy * f(x)).collect()
                 };
                 let (with, want) = (each(&with_roundings), each(&|x| formula::slope(formula, x)));
-                let of_one = if dtype == F32 { OF_ONE_SLOPE } else { DEFAULT_ROUNDING_FACTOR };
+                let rounding_factor = if dtype == F32 { ROUNDING_FACTOR_SLOPE } else { DEFAULT_ROUNDING_FACTOR };
                 // Near a zero of the slope, the slope is a difference of larger terms: a single element is compared
                 // by its absolute error.
                 if (dtype, n) == (F32, 1) {
                     let most = 3e-7 * (1.0 + dy.f64()[0].abs());
                     assert_close("dx of one", &dx.values(), &want, f64::MAX, most);
                 } else {
-                    assert_rounded(&format!("dx, form {i}, {n}"), dtype, &dx.values(), &with, &want, of_one);
+                    assert_rounded(&format!("dx, form {i}, {n}"), dtype, &dx.values(), &with, &want, rounding_factor);
                 }
             }
         }

@@ -1,6 +1,6 @@
 use super::*;
 use crate::checks::on_sim;
-use crate::checks::traffic::assert_moves_its_bytes;
+use crate::checks::traffic::assert_traffic_matches_cost;
 
 #[test]
 fn each_element_moves_once() {
@@ -16,7 +16,7 @@ fn each_element_moves_once() {
             let params =
                 Params { k, v, k_cache, v_cache, slots, tokens, kv_heads, head_dim, pages: 8, page, reserved: 0 };
             let launch = write(dtype, &params);
-            assert_moves_its_bytes(&launch);
+            assert_traffic_matches_cost(&launch);
         }
     });
 }

@@ -16,12 +16,12 @@ const EPS: f32 = 1e-6;
 
 /// Tolerance as a multiple of the error of one rounding, for rows whose mean is `far` times their deviation. In f32,
 /// mean and root have errors of two units in the last place, which shift the whole row.
-fn of_one(dtype: DType, far: f32) -> f64 {
-    if dtype == F32 { OF_ONE_F32 * (1.0 + far as f64) } else { DEFAULT_ROUNDING_FACTOR }
+fn rounding_factor(dtype: DType, far: f32) -> f64 {
+    if dtype == F32 { ROUNDING_FACTOR_F32 * (1.0 + far as f64) } else { DEFAULT_ROUNDING_FACTOR }
 }
-const OF_ONE_F32: f64 = 12.0;
+const ROUNDING_FACTOR_F32: f64 = 12.0;
 /// Tolerance of a sum over rows in f32, as a multiple of the error of one rounding.
-const OF_ONE_SUM: f64 = 10.0;
+const ROUNDING_FACTOR_SUM: f64 = 10.0;
 
 type Statistics = fn(&[f64], f64) -> (f64, f64);
 
@@ -109,7 +109,7 @@ fn equals_the_formula() {
             let with_y = formula::fwd(&x, [&w, &b], &with, rounding::f32);
             // With one column x − mean is 0, so y is the bias.
             let want_y = formula::fwd(&x, [&w, &b], &want, unrounded);
-            assert_rounded(&name, dtype, &y, &with_y, &want_y, of_one(dtype, (mean / scale).abs()));
+            assert_rounded(&name, dtype, &y, &with_y, &want_y, rounding_factor(dtype, (mean / scale).abs()));
             let column = |s: &[(f64, f64)], k: fn(&(f64, f64)) -> f64| s.iter().map(k).collect::<Vec<f64>>();
             assert_close(
                 &format!("{name} mean"),
@@ -119,7 +119,7 @@ fn equals_the_formula() {
                 1e-6 * (scale + mean.abs()) as f64,
             );
             let [with, want] = [with, want].map(|s| column(&s, |s| s.1));
-            assert_rounded(&format!("{name} rstd"), F32, &rstds, &with, &want, OF_ONE_F32);
+            assert_rounded(&format!("{name} rstd"), F32, &rstds, &with, &want, ROUNDING_FACTOR_F32);
         }
     }
 }
@@ -134,11 +134,11 @@ fn gradient_equals_the_formula() {
             let given: Vec<(f64, f64)> = means.iter().zip(&rstds).map(|(&m, &r)| (m as f64, r as f64)).collect();
             let [with, want] = [formula::bwd_rounded, formula::bwd].map(|f| f(&x.f64(), &w.f64(), &dy.f64(), &given));
             let name = format!("{dtype} {rows}x{cols}");
-            let of_dx = of_one(dtype, (mean / scale).abs());
+            let of_dx = rounding_factor(dtype, (mean / scale).abs());
             assert_rounded(&format!("dx {name}"), dtype, &got[0], &with[0], &want[0], of_dx);
             for (i, which) in [(1, "dw"), (2, "db")] {
                 let [with, want] = [&with[i], &want[i]].map(|d| d.iter().map(|d| d + 0.5).collect::<Vec<f64>>());
-                assert_rounded(&format!("{which} {name}"), F32, &got[i], &with, &want, OF_ONE_SUM);
+                assert_rounded(&format!("{which} {name}"), F32, &got[i], &with, &want, ROUNDING_FACTOR_SUM);
             }
         }
     }

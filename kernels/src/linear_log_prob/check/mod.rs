@@ -98,7 +98,7 @@ impl Given {
 }
 
 /// Tolerance in f32 as a multiple of the error of one rounding: logits are sums, and two terms of the entropy cancel.
-const OF_ONE_F32: f64 = 8.0;
+const ROUNDING_FACTOR_F32: f64 = 8.0;
 
 fn equals_the_formula() {
     for dtype in [F32, BF16] {
@@ -129,7 +129,7 @@ fn equals_the_formula() {
             }
         }
         for (which, (got, with, want)) in ["log_prob", "entropy", "lse"].into_iter().zip(&all) {
-            assert_rounded(&format!("{which} {dtype}"), F32, got, with, want, OF_ONE_F32);
+            assert_rounded(&format!("{which} {dtype}"), F32, got, with, want, ROUNDING_FACTOR_F32);
         }
     }
 }
@@ -157,8 +157,8 @@ fn gradient_equals_the_formula() {
                 let logits = (0..given.rows()).flat_map(|r| given.logits(r));
                 let largest = logits.fold(0.0f64, |a, l| a.max((l * given.s as f64).abs()));
                 let scaled = d_log_prob.iter().chain(&d_entropy).map(|&g| g as f64 * given.s as f64);
-                let of_one = gradient_tolerance(dtype, largest, scaled, &want);
-                assert_rounded(&name, dtype, &got, &with, &want, of_one);
+                let rounding_factor = gradient_tolerance(dtype, largest, scaled, &want);
+                assert_rounded(&name, dtype, &got, &with, &want, rounding_factor);
             }
         }
     }

@@ -168,8 +168,8 @@ fn gradient_equals_the_formula() {
             let grads = Grads { targets: &targets, lse: &lse, grad: &grad, entropy: None, s };
             let got = backward(dtype, &logits, &grads, usize::MAX);
             let largest = exact.iter().fold(0.0f64, |a, l| a.max((l * s as f64).abs()));
-            let of_one = gradient_tolerance(dtype, largest, grad.iter().map(|&g| (g * s) as f64), &want);
-            assert_rounded(&format!("d_logits {rows}x{vocab}"), dtype, &got, &with, &want, of_one);
+            let rounding_factor = gradient_tolerance(dtype, largest, grad.iter().map(|&g| (g * s) as f64), &want);
+            assert_rounded(&format!("d_logits {rows}x{vocab}"), dtype, &got, &with, &want, rounding_factor);
         }
     }
 }
@@ -275,8 +275,15 @@ fn gradient_of_chunks_and_entropies_equals_the_formula() {
         for dtype in [F32, BF16] {
             let got = backward(dtype, &logits, &grads, columns);
             let scaled = grad.iter().chain(&d_entropy).map(|&g| (g * s) as f64);
-            let of_one = gradient_tolerance(dtype, largest, scaled, &want);
-            assert_rounded(&format!("d_logits {rows}x{vocab} by {columns}"), dtype, &got, &with, &want, of_one);
+            let rounding_factor = gradient_tolerance(dtype, largest, scaled, &want);
+            assert_rounded(
+                &format!("d_logits {rows}x{vocab} by {columns}"),
+                dtype,
+                &got,
+                &with,
+                &want,
+                rounding_factor,
+            );
             // Each logit's gradient is computed on its own: chunking must not change any bit.
             assert_eq!(backward(dtype, &logits, &grads, usize::MAX), got, "{rows}x{vocab} {dtype}");
         }

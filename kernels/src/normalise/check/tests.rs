@@ -1,6 +1,6 @@
 use super::*;
 use crate::checks::on_sim;
-use crate::checks::traffic::assert_moves_its_bytes;
+use crate::checks::traffic::assert_traffic_matches_cost;
 
 #[test]
 fn each_element_moves_once() {
@@ -17,7 +17,7 @@ fn each_element_moves_once() {
             let forward = FwdParams { x: x.addr(), y: y.addr(), norm, rows, cols };
             let backward = BwdParams { x: x.addr(), norm, dy: dy.addr(), dx: y.addr(), rows, cols };
             for launch in [fwd(dtype, &forward), bwd(dtype, &backward)] {
-                let count = assert_moves_its_bytes(&launch);
+                let count = assert_traffic_matches_cost(&launch);
                 assert_eq!(count.wavefronts, count.wavefronts_least, "{}", launch.name());
             }
         }

@@ -178,7 +178,7 @@ fn values(bits: &[u32]) -> Vec<f32> {
 
 /// Tolerance in f32, as a multiple of the error of one rounding. Outputs are sums over the head and the keys, with
 /// large scores.
-const OF_ONE_F32: f64 = 60.0;
+const ROUNDING_FACTOR_F32: f64 = 60.0;
 
 /// Returns the formula's outputs of a sequence's last `new` tokens: with a kernel's roundings, and exact.
 fn formulas(model: &Model, tokens: &Tokens, new: usize) -> [Vec<f64>; 2] {
@@ -221,8 +221,15 @@ fn equals_the_formula() {
                 for (t, (keys, new)) in tokens.iter().zip(lengths) {
                     let [with, want] = formulas(&model, t, *new);
                     let got = values(&got[first..first + want.len()]);
-                    let of_one = if dtype == F32 { OF_ONE_F32 } else { DEFAULT_ROUNDING_FACTOR };
-                    assert_rounded(&format!("{model:?} {keys} keys, seed {seed}"), dtype, &got, &with, &want, of_one);
+                    let rounding_factor = if dtype == F32 { ROUNDING_FACTOR_F32 } else { DEFAULT_ROUNDING_FACTOR };
+                    assert_rounded(
+                        &format!("{model:?} {keys} keys, seed {seed}"),
+                        dtype,
+                        &got,
+                        &with,
+                        &want,
+                        rounding_factor,
+                    );
                     first += want.len();
                 }
             }

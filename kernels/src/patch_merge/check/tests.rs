@@ -1,6 +1,6 @@
 use super::*;
 use crate::checks::on_sim;
-use crate::checks::traffic::assert_moves_its_bytes;
+use crate::checks::traffic::assert_traffic_matches_cost;
 
 #[test]
 fn reads_each_row_once() {
@@ -15,7 +15,7 @@ fn reads_each_row_once() {
         let (dw, partial) = (addr_mut(&mut dw), addr_mut(&mut partial));
         let gradient = BwdParams { x, index, w, rstd, dy, dx: y, dw, partial, rows, cols };
         for launch in [fwd(dtype, &params), bwd(dtype, &gradient)] {
-            let count = assert_moves_its_bytes(&launch);
+            let count = assert_traffic_matches_cost(&launch);
             assert_eq!(count.wavefronts, count.wavefronts_least, "{}", launch.name());
         }
     });

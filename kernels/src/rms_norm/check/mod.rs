@@ -18,12 +18,12 @@ pub(crate) const EPS: f32 = 1e-6;
 
 /// Tolerance of f32 results, as a multiple of the error of one rounding. A row's root has an error of two units in
 /// its last place, which shifts the whole row, and the part of a gradient along x cancels.
-const OF_ONE_F32: f64 = 12.0;
+const ROUNDING_FACTOR_F32: f64 = 12.0;
 /// Tolerance of a sum over rows in f32, as a multiple of the error of one rounding.
-const OF_ONE_SUM: f64 = 10.0;
+const ROUNDING_FACTOR_SUM: f64 = 10.0;
 
-fn of_one(dtype: DType) -> f64 {
-    if dtype == F32 { OF_ONE_F32 } else { DEFAULT_ROUNDING_FACTOR }
+fn rounding_factor(dtype: DType) -> f64 {
+    if dtype == F32 { ROUNDING_FACTOR_F32 } else { DEFAULT_ROUNDING_FACTOR }
 }
 
 /// Returns the function that rounds an f64 to an element type.
@@ -40,7 +40,7 @@ fn each_row(f: fn(&[f64], f64) -> f64, x: &[f64], cols: usize) -> Vec<f64> {
 fn assert_rows(name: &str, dtype: DType, rows: usize, got: &[f32], with: &[f64], want: &[f64]) {
     match (dtype, rows) {
         (F32, ..4) => assert_close(name, got, want, 1e-6, f64::MAX),
-        _ => assert_rounded(name, dtype, got, with, want, of_one(dtype)),
+        _ => assert_rounded(name, dtype, got, with, want, rounding_factor(dtype)),
     }
 }
 
@@ -153,7 +153,7 @@ fn gradient_equals_the_formula() {
                 // The value 0.5 in dw may cancel the sum.
                 assert_close(&name, &dw, &added(want_dw), f64::MAX, 1e-6);
             } else {
-                assert_rounded(&name, F32, &dw, &added(with_dw), &added(want_dw), OF_ONE_SUM);
+                assert_rounded(&name, F32, &dw, &added(with_dw), &added(want_dw), ROUNDING_FACTOR_SUM);
             }
         }
     }

@@ -58,7 +58,7 @@ const FORMULAS: [Product; 2] = [formula::product_rounded, formula::product];
 
 /// Returns the tolerance of sums as a multiple of one rounding error. In f32 it grows with the norm of `sizes`, the
 /// sums of the terms' magnitudes, relative to the norm of `sums`.
-fn of_one(dtype: DType, sizes: &[f64], sums: &[f64]) -> f64 {
+fn rounding_factor(dtype: DType, sizes: &[f64], sums: &[f64]) -> f64 {
     let norm = |x: &[f64]| x.iter().map(|x| x * x).sum::<f64>().sqrt();
     if dtype == F32 {
         DEFAULT_ROUNDING_FACTOR * (1.0 + norm(sizes) / norm(sums).max(1e-30))
@@ -136,7 +136,7 @@ fn linear_equals_the_formula_with_and_without_bias_and_residual() {
             let (with, want) = (whole(&products[0], f32), whole(&products[1], |x| x));
             let sizes: Vec<f64> = products[2].iter().zip(&want).map(|(size, want)| size + want.abs()).collect();
             let name = format!("{kind:?} {case:?} bias {with_bias} residual {with_residual}");
-            assert_rounded(&name, dtype, &y.values(), &with, &want, of_one(dtype, &sizes, &want));
+            assert_rounded(&name, dtype, &y.values(), &with, &want, rounding_factor(dtype, &sizes, &want));
         }
     });
 }
@@ -163,9 +163,9 @@ fn swiglu_equals_the_formula() {
         let (with, want) = (formula::swiglu_rounded(&with_gate, &with_up), formula::swiglu(&gate, &up));
         // silu(gate) multiplies the errors of `up`, so the tolerance grows with the largest gate.
         let largest = gate.iter().fold(1.0f64, |a, g| a.max(g.abs()));
-        let terms = of_one(dtype, &gate_size, &gate) + of_one(dtype, &up_size, &up);
-        let of_one = if dtype == F32 { largest.sqrt() * terms } else { DEFAULT_ROUNDING_FACTOR };
-        assert_rounded(&format!("swiglu {kind:?} {case:?}"), dtype, &y.values(), &with, &want, of_one);
+        let terms = rounding_factor(dtype, &gate_size, &gate) + rounding_factor(dtype, &up_size, &up);
+        let rounding_factor = if dtype == F32 { largest.sqrt() * terms } else { DEFAULT_ROUNDING_FACTOR };
+        assert_rounded(&format!("swiglu {kind:?} {case:?}"), dtype, &y.values(), &with, &want, rounding_factor);
     });
 }
 

@@ -15,7 +15,7 @@ use crate::tensor::Tensor;
 /// Devices cpu, sim, and cuda with the fake driver.
 fn devices() -> Vec<(Device, Option<FakeDriver>)> {
     let mut all = vec![(Device::cpu(2), None)];
-    if compile::for_test().is_some() {
+    if compile::skip_without_nvrtc().is_some() {
         all.push((Device::sim(SimOptions { threads: 1, ..SimOptions::default() }).unwrap(), None));
         let fake = FakeDriver::new(Arch::H100, 512 << 20);
         let gpu = Gpu::from_driver(Arc::new(fake.clone())).unwrap();

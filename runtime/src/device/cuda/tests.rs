@@ -41,14 +41,14 @@ pub(in crate::device) fn product(a: &Tensor, b: &Tensor, c: &Tensor) -> Matmul {
 
 #[test]
 fn kernels_and_products_compute_and_free_all_memory() {
-    let Some(()) = compile::for_test() else { return };
+    let Some(()) = compile::skip_without_nvrtc() else { return };
     let (fake, d) = device(128 << 20);
     assert_eq!(d.matmul_library(), None);
     let x = numbers(&d, &[2, 3], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
     let y = Tensor::empty(&d, &[2, 3], DType::F32, Category::Activations).unwrap();
     let params = AddParams { a: x.addr(), b: x.addr(), y: y.addr(), count: 6 };
     d.launch(&elementwise::add(DType::F32, &params)).unwrap();
-    assert_eq!(fake.launches(), 0, "the host has not waited yet");
+    assert_eq!(fake.launch_count(), 0, "the host has not waited yet");
     let c = Tensor::empty(&d, &[2, 2], DType::F32, Category::Activations).unwrap();
     d.launch(&Launch::Matmul(product(&x, &y, &c))).unwrap();
     assert_eq!(c.to_f32().unwrap(), [28.0, 64.0, 64.0, 154.0]);
@@ -61,7 +61,7 @@ fn kernels_and_products_compute_and_free_all_memory() {
     let second = d.matmul_library().unwrap();
     assert!(second.algorithms == 2 && second.hash != first.hash, "{second:?}");
     d.synchronize().unwrap();
-    assert_eq!(fake.launches(), 4);
+    assert_eq!(fake.launch_count(), 4);
     drop((x, y, c));
     assert_eq!(d.memory().current, 0);
     drop(d);
@@ -78,12 +78,12 @@ fn product_with_k_0_is_zero_or_keeps_the_accumulator() {
     d.launch(&Launch::Matmul(Matmul { k: 0, ..product(&a, &b, &c) })).unwrap();
     assert_eq!(c.to_f32().unwrap(), [0.0; 4]);
     d.launch(&Launch::Matmul(Matmul { m: 0, ..product(&a, &b, &c) })).unwrap();
-    assert_eq!((fake.launches(), fake.violations()), (0, Vec::new()));
+    assert_eq!((fake.launch_count(), fake.violations()), (0, Vec::new()));
 }
 
 #[test]
 fn out_of_bounds_kernel_is_an_error_of_one_line() {
-    let Some(()) = compile::for_test() else { return };
+    let Some(()) = compile::skip_without_nvrtc() else { return };
     let (_fake, d) = device(1 << 20);
     let x = numbers(&d, &[4], &[1.0; 4]);
     let params = FillParams { dst: x.addr(), count: 1 << 20, value: 7.0, reserved: 0 };

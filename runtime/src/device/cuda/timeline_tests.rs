@@ -26,19 +26,19 @@ fn add(x: &Tensor) -> Launch {
 
 #[test]
 fn profiled_launches_do_not_make_the_host_wait() {
-    let Some(()) = compile::for_test() else { return };
+    let Some(()) = compile::skip_without_nvrtc() else { return };
     let (fake, d) = device(1 << 20);
     let x = numbers(&d, &[4], &[1.0; 4]);
     d.profiler().collect_totals(true);
     for _ in 0..3 {
         d.launch(&fill(&x)).unwrap();
     }
-    assert_eq!(fake.launches(), 0, "the host waited for a launch");
+    assert_eq!(fake.launch_count(), 0, "the host waited for a launch");
     // The profiler's mode at the time of the launch counts, not its mode when the launch's time becomes known.
     d.profiler().collect_totals(false);
     d.launch(&add(&x)).unwrap();
     let totals = d.profiler().totals().unwrap();
-    assert_eq!(fake.launches(), 3, "only profiled launches are waited for");
+    assert_eq!(fake.launch_count(), 3, "only profiled launches are waited for");
     assert_eq!(totals.keys().copied().collect::<Vec<_>>(), ["fill_f32"]);
     let cost = fill(&x).cost();
     assert_eq!((totals["fill_f32"].launches, totals["fill_f32"].cost.bytes), (3, 3.0 * cost.bytes));
@@ -52,7 +52,7 @@ fn profiled_launches_do_not_make_the_host_wait() {
 
 #[test]
 fn reading_the_profile_reports_a_failed_launch() {
-    let Some(()) = compile::for_test() else { return };
+    let Some(()) = compile::skip_without_nvrtc() else { return };
     let (_fake, d) = device(1 << 20);
     let x = numbers(&d, &[4], &[1.0; 4]);
     d.profiler().record_timeline(true);
@@ -85,7 +85,7 @@ proptest! {
     /// flight and whenever times are read.
     #[test]
     fn spans_follow_the_stream(pairs in 2usize..9, asked in prop::collection::vec((any::<bool>(), 0u8..6), 1..40)) {
-        let Some(()) = compile::for_test() else { return Ok(()) };
+        let Some(()) = compile::skip_without_nvrtc() else { return Ok(()) };
         let fake = FakeDriver::new(Arch::A100, 16 << 20);
         let gpu = Gpu::from_driver(Arc::new(fake.clone())).unwrap();
         let (driver, stream) = (gpu.driver().clone(), gpu.stream());

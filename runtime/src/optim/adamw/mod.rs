@@ -37,7 +37,7 @@ pub enum Moments {
     F32,
     /// bf16: 4 bytes for both moments of a weight.
     Bf16,
-    /// 8-bit codes with two f32 scales for each block of [`kernel::BLOCK`] weights: 2.03 bytes for both moments of a
+    /// 8-bit codes with two f32 scales for each block of [`kernel::WEIGHTS_PER_SCALE`] weights: 2.03 bytes for both moments of a
     /// weight.
     Int8,
 }
@@ -59,7 +59,7 @@ pub struct ParameterState {
     pub m: Tensor,
     /// Second moment, of the parameter's shape: f32, bf16, or unsigned 8-bit codes.
     pub v: Tensor,
-    /// f32 `[ceil(n / BLOCK), 2]`: for 8-bit moments, the scales of m and v in each block of codes.
+    /// f32 `[ceil(n / WEIGHTS_PER_SCALE), 2]`: for 8-bit moments, the scales of m and v in each block of codes.
     pub scales: Option<Tensor>,
     /// For a bf16 parameter, the low 16 bits of the f32 master weights (two's complement).
     pub low: Option<Tensor>,
@@ -92,7 +92,7 @@ impl AdamW {
             let (m, v) = (like(moments.dtype())?, like(moments.dtype())?);
             let scales = match moments {
                 Moments::Int8 => {
-                    let shape = [p.count().div_ceil(kernel::BLOCK), 2];
+                    let shape = [p.count().div_ceil(kernel::WEIGHTS_PER_SCALE), 2];
                     Some(Tensor::empty(p.device(), &shape, DType::F32, Category::Optimizer)?)
                 }
                 Moments::F32 | Moments::Bf16 => None,
@@ -169,7 +169,7 @@ impl AdamW {
             let at = |t: &Option<Tensor>| t.as_ref().map_or(Addr::NULL, Tensor::addr);
             let (w, m, v, g, clip) = (p.addr(), state.m.addr(), state.v.addr(), g.addr(), clip.addr());
             let (low, n) = (at(&state.low), p.count() as u64);
-            let small = kernel::SmallParams {
+            let small = kernel::SmallMomentParams {
                 w,
                 low,
                 m,
@@ -180,7 +180,7 @@ impl AdamW {
                 n,
                 seed: self.seed,
                 stream: rounding_stream(state.steps, index),
-                ..scalars.small_params()
+                ..scalars.small_moment_params()
             };
             p.device().launch(&match self.moments {
                 Moments::F32 => {

@@ -3,7 +3,9 @@ use crate::Addr;
 use crate::DType;
 use crate::DType::{BF16, F32};
 use crate::adamw::small::{decode_first_moment, decode_second_moment};
-use crate::adamw::{BLOCK, Scalars, SmallParams, formula, join, step_8bit, step_bf16_moments, test_sizes};
+use crate::adamw::{
+    Scalars, SmallMomentParams, WEIGHTS_PER_SCALE, formula, join, step_8bit, step_bf16_moments, test_sizes,
+};
 use crate::checks::{addr, addr_mut, normal_numbers, run, run_once};
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_rounded};
 use half::bf16;
@@ -33,33 +35,41 @@ impl State {
             bf16,
             first: vec![0; n],
             second: vec![0; n],
-            scales: vec![0.0; 2 * n.div_ceil(BLOCK)],
+            scales: vec![0.0; 2 * n.div_ceil(WEIGHTS_PER_SCALE)],
         }
     }
 
-    fn params(&mut self, dtype: DType, scalars: &Scalars, g: &[f32]) -> SmallParams {
+    fn params(&mut self, dtype: DType, scalars: &Scalars, g: &[f32]) -> SmallMomentParams {
         let (w, low) = match dtype {
             F32 => (addr_mut(&mut self.f32), Addr::NULL),
             _ => (addr_mut(&mut self.hi), addr_mut(&mut self.low)),
         };
-        SmallParams { w, low, g: addr(g), n: g.len() as u64, seed: 7, stream: scalars.step, ..scalars.small_params() }
+        SmallMomentParams {
+            w,
+            low,
+            g: addr(g),
+            n: g.len() as u64,
+            seed: 7,
+            stream: scalars.step,
+            ..scalars.small_moment_params()
+        }
     }
 
     fn step_bf16(&mut self, dtype: DType, scalars: &Scalars, g: &[f32], threads: usize) {
         let (m, v) = (addr_mut(&mut self.bf16[0]), addr_mut(&mut self.bf16[1]));
-        let params = SmallParams { m, v, ..self.params(dtype, scalars, g) };
+        let params = SmallMomentParams { m, v, ..self.params(dtype, scalars, g) };
         run(&step_bf16_moments(dtype, &params), threads);
     }
 
     fn step_8bit(&mut self, dtype: DType, scalars: &Scalars, g: &[f32], threads: usize) {
         let (m, v, scales) = (addr_mut(&mut self.first), addr_mut(&mut self.second), addr_mut(&mut self.scales));
-        let params = SmallParams { m, v, scales, ..self.params(dtype, scalars, g) };
+        let params = SmallMomentParams { m, v, scales, ..self.params(dtype, scalars, g) };
         run(&step_8bit(dtype, &params), threads);
     }
 
     /// Returns the decoded 8-bit moments `[m, v]` of weight `i`.
     fn moments(&self, i: usize) -> [f64; 2] {
-        let scale = |k: usize| self.scales[2 * (i / BLOCK) + k];
+        let scale = |k: usize| self.scales[2 * (i / WEIGHTS_PER_SCALE) + k];
         [scale(0) * decode_first_moment(self.first[i]), scale(1) * decode_second_moment(self.second[i])]
             .map(|x| x as f64)
     }
@@ -74,7 +84,7 @@ fn near(got: f64, want: f64, rel: f64) -> bool {
     (got - want).abs() <= rel * want.abs() + 1e-30
 }
 
-/// Asserts that the weights after a step from state `old(i)` equal the formula.
+/// Asserts that the weights after a step equal the formula; `old(i)` is the state `[w, m, v]` of weight i before it.
 fn assert_weights(scalars: &Scalars, old: impl Fn(usize) -> [f64; 3], g: &[f32], got: &[f32]) {
     let [with, want] = [formula::step_rounded, formula::step]
         .map(|f| g.iter().enumerate().map(|(i, g)| f(scalars, old(i), *g as f64)[0]).collect::<Vec<f64>>());
@@ -114,7 +124,7 @@ pub(super) fn a_step_with_8_bit_moments_is_close_to_the_formula() {
             assert_weights(&scalars, old, &g, &state.f32);
             let want: Vec<[f64; 3]> =
                 g.iter().enumerate().map(|(i, g)| formula::step(&scalars, old(i), *g as f64)).collect();
-            for (b, block) in want.chunks(BLOCK).enumerate() {
+            for (b, block) in want.chunks(WEIGHTS_PER_SCALE).enumerate() {
                 for k in [0, 1] {
                     let largest = block.iter().fold(0.0, |a: f64, x| a.max(x[k + 1].abs()));
                     let scale = state.scales[2 * b + k];
@@ -123,9 +133,9 @@ pub(super) fn a_step_with_8_bit_moments_is_close_to_the_formula() {
             }
             for (i, w) in want.iter().enumerate() {
                 let [m, v] = state.moments(i);
-                let scale = |k: usize| state.scales[2 * (i / BLOCK) + k] as f64;
-                // The distance between neighbouring codes: 2/127 of the square root of m / scale, 4/255 of (v /
-                // scale)^(3/4).
+                let scale = |k: usize| state.scales[2 * (i / WEIGHTS_PER_SCALE) + k] as f64;
+                // The errors of m and v in codes: code c means m = scale · (c / 127)² or v = scale · (c / 255)⁴, so c
+                // is 127 · (m / scale)^(1/2) or 255 · (v / scale)^(1/4).
                 let root = |x: f64, k: usize, p: f64| (x.abs() / scale(k)).powf(p);
                 let (step_m, step_v) =
                     ((root(m, 0, 0.5) - root(w[1], 0, 0.5)) * 127.0, (root(v, 1, 0.25) - root(w[2], 1, 0.25)) * 255.0);
@@ -169,7 +179,7 @@ pub(super) fn a_gradient_that_is_not_finite_spreads_over_its_block() {
     state.step_8bit(F32, &SCALARS, &g, 1);
     assert!(state.f32[300].is_nan() && state.f32[299].is_finite());
     let bad: Vec<bool> = (0..600).map(|i| state.moments(i)[0].is_nan() && state.moments(i)[1].is_nan()).collect();
-    assert!((0..600).all(|i| bad[i] == (i / BLOCK == 1)));
+    assert!((0..600).all(|i| bad[i] == (i / WEIGHTS_PER_SCALE == 1)));
     state.step_bf16(F32, &SCALARS, &g, 1);
     assert!(state.bf16[0][300].is_nan() && state.bf16[1][300].is_nan() && state.bf16[0][299].is_finite());
 }
@@ -204,7 +214,7 @@ pub(super) fn rounded_moments_have_no_bias() {
         let mut state = State::new(&vec![0.5; DRAWS]);
         let gradients = vec![g; DRAWS];
         let (m, v) = (addr_mut(&mut state.bf16[0]), addr_mut(&mut state.bf16[1]));
-        let params = SmallParams { m, v, ..state.params(F32, &SCALARS, &gradients) };
+        let params = SmallMomentParams { m, v, ..state.params(F32, &SCALARS, &gradients) };
         run_once(&step_bf16_moments(F32, &params));
         let [_, m, v] = formula::step_rounded(&SCALARS, [0.5, 0.0, 0.0], g as f64);
         for (name, x, got) in [("bf16 m", m, &state.bf16[0]), ("bf16 v", v, &state.bf16[1])] {
@@ -214,16 +224,17 @@ pub(super) fn rounded_moments_have_no_bias() {
         }
     }
     // The first weight of a block sets its scale; the others are rounded stochastically.
-    let blocks = DRAWS / (BLOCK - 1) + 1;
+    let blocks = DRAWS / (WEIGHTS_PER_SCALE - 1) + 1;
     for g in [0.83f32, -2.7e-2] {
-        let mut state = State::new(&vec![0.5; blocks * BLOCK]);
-        let gradients: Vec<f32> = (0..blocks * BLOCK).map(|i| if i % BLOCK == 0 { 1.7 } else { g }).collect();
+        let mut state = State::new(&vec![0.5; blocks * WEIGHTS_PER_SCALE]);
+        let gradients: Vec<f32> =
+            (0..blocks * WEIGHTS_PER_SCALE).map(|i| if i % WEIGHTS_PER_SCALE == 0 { 1.7 } else { g }).collect();
         let (m, v, scales) = (addr_mut(&mut state.first), addr_mut(&mut state.second), addr_mut(&mut state.scales));
-        let params = SmallParams { m, v, scales, ..state.params(F32, &SCALARS, &gradients) };
+        let params = SmallMomentParams { m, v, scales, ..state.params(F32, &SCALARS, &gradients) };
         run_once(&step_8bit(F32, &params));
         let [[_, m, v], [_, m_scale, v_scale]] =
             [g, 1.7].map(|g| formula::step_rounded(&SCALARS, [0.5, 0.0, 0.0], g as f64));
-        let draws = || (0..blocks * BLOCK).filter(|i| i % BLOCK > 0);
+        let draws = || (0..blocks * WEIGHTS_PER_SCALE).filter(|i| i % WEIGHTS_PER_SCALE > 0);
         assert_unbiased("8-bit m", m / m_scale, draws().map(|i| decode_first_moment(state.first[i]) as f64));
         assert_unbiased("8-bit v", v / v_scale, draws().map(|i| decode_second_moment(state.second[i]) as f64));
         let next = |codes: [Option<i32>; 2]| codes[0].map(|c| c + 1) == codes[1];

@@ -40,18 +40,19 @@ fn equals_the_formula(dtype: DType) {
     }
 }
 
-/// Returns the tolerances of o and of the gradients in f32, as multiples of the error of one rounding. Both are sums
-/// over the head and the keys, a gradient is the difference of two such sums, and a saturated softmax amplifies the
+/// Returns the tolerances of o and of the gradients in f32, as multiples of the error of one rounding. Each is a sum
+/// over head_dim and the keys, a gradient is the difference of two such sums, and a saturated softmax amplifies the
 /// rounding errors of its large scores.
 pub(super) fn f32_tolerances(case: &PackedBatch) -> [f64; 2] {
     let saturated = f64::from(case.spread / 2.0).max(1.0);
     [20.0 * saturated, 300.0 * saturated]
 }
 
-/// Returns dq and dk with four times the errors of `with`, and dv unchanged. Another order of summation changes a row's
-/// delta, which moves the whole row, and rows with an outlier have most of the error.
-pub(super) fn with_delta_errors(with: [Vec<f64>; 3], exact: &[Vec<f64>; 3]) -> [Vec<f64>; 3] {
-    let [dq, dk, dv] = with;
+/// Returns the gradients `rounded` (dq, dk, dv) with four times the error of dq and of dk, relative to `exact`.
+/// Another order of summation changes a row's delta, which shifts dq and dk of the whole row; rows with an outlier
+/// have most of this error.
+pub(super) fn with_delta_errors(rounded: [Vec<f64>; 3], exact: &[Vec<f64>; 3]) -> [Vec<f64>; 3] {
+    let [dq, dk, dv] = rounded;
     let wide = |x: Vec<f64>, exact: &[f64]| x.iter().zip(exact).map(|(x, e)| e + 4.0 * (x - e)).collect();
     [wide(dq, &exact[0]), wide(dk, &exact[1]), dv]
 }
@@ -114,7 +115,7 @@ pub(super) fn other_sequences_and_how_a_prefix_is_given_change_no_bit() {
     }
 }
 
-pub(super) fn the_paged_kernel_gives_the_same_bits() {
+pub(super) fn paged_and_packed_kernels_give_the_same_bits() {
     let sizes = [(70usize, 64usize), (70, 20), (66, 72), (530, 64), (66, 128), (40, 256), (33, 7)];
     for ((len, head_dim), dtype) in sizes.into_iter().flat_map(|s| [(s, F32), (s, BF16)]) {
         let (heads, prefix) = (2, Vec::new());

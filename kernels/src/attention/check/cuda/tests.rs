@@ -6,8 +6,8 @@ use crate::{Arch, Launch};
 use reel_sim::exec::ExecOptions;
 use reel_sim::memory::SimMemory;
 
-/// Counts the operations of a causal sequence of 8192 tokens from its first tile of queries and its last: 64 tokens
-/// with a prefix of 8128 tokens.
+/// Extrapolates the matrix-product FLOPs of a causal sequence of 8192 tokens from those of its first and its last
+/// tile of 64 queries. The last tile is simulated as a sequence of 64 tokens with a prefix of 8128 tokens.
 #[test]
 fn matrix_products_at_8k_are_the_useful_ones() {
     on_sim(|| {
@@ -189,8 +189,8 @@ fn every_way_to_the_gradients_has_the_same_bits() {
     });
 }
 
-/// Counts the operations of tiles on the diagonal and of tiles below it: sequences of two and of four tiles determine
-/// both, and a sequence of six tiles must agree. Runs with tiles of 64 and of 128 keys.
+/// Computes the matrix-product FLOPs of a tile on the diagonal and of a tile below it from those of sequences of two
+/// and of four tiles; those of a sequence of six tiles must agree. Runs with tiles of 64 and of 128 keys.
 #[test]
 fn the_gradient_does_the_useful_products_at_8k() {
     on_sim(|| {
@@ -226,8 +226,9 @@ fn the_gradient_does_the_useful_products_at_8k() {
     });
 }
 
-/// Counts the bytes that the gradient reads and writes. Beyond k, v, dk and dv these are q and d_o, once for each key
-/// tile, and the sums of dq, which each key tile but the first reads and each but the last writes.
+/// Compares the bytes that the backward kernel reads and writes with those of its tiles. Besides k, v, dk and dv,
+/// these are q and d_o, once for each key tile, and the partial sums of dq, which every key tile but the first reads
+/// and every one but the last writes.
 #[test]
 fn bytes_of_the_gradient_are_those_of_its_tiles() {
     on_sim(|| {
