@@ -1,5 +1,6 @@
 //! Times matrix products and measures the limits of the machine, for scripts that alternate between this program and
-//! a peer. Reads one request per line and answers each with the median and the minimum seconds of its calls.
+//! the same measurement of another library. Reads one request per line and answers each with the median and the
+//! minimum seconds of its calls.
 //!
 //! ```text
 //! threads 2                                     uses two threads from now on

@@ -54,10 +54,10 @@ pub const DEFAULT_ROUNDING_FACTOR: f64 = 2.5;
 /// much larger than one rounding. Errors are relative L2 distances from `exact`, the f64 formula.
 ///
 /// `with_roundings` is the formula with the kernel's roundings, except the one at the store. Two bounds must hold:
-/// 1.2 times the error of `with_roundings`, and `rounding_factor` times (default: [`DEFAULT_ROUNDING_FACTOR`]) the error of
-/// rounding `exact` once. In bf16, 1e-6 is added for f32 sums and exponentials whose roundings are not modelled one
-/// by one. If few elements make up the norm, the error varies from case to case; each bound is widened by six of its
-/// standard deviations (in bf16 by one and three).
+/// 1.2 times the error of `with_roundings`, and `rounding_factor` times (default: [`DEFAULT_ROUNDING_FACTOR`]) the
+/// error of rounding `exact` once. In bf16, 1e-6 is added for f32 sums and exponentials whose roundings are not
+/// modelled one by one. If few elements make up the norm, the error varies from case to case; each bound is widened
+/// by at least six of its standard deviations (in bf16 the first bound by one, the second by three).
 ///
 /// # Errors
 /// The first element where only one value is finite, or the bound that was exceeded and by how much.

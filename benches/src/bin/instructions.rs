@@ -60,7 +60,7 @@ fn report(cases: &[InstructionCase], arguments: &Arguments) -> Result<(usize, us
     let mut bad = 0;
     for case in cases {
         let (record, good) = match compare_case(case, gpu.as_ref()) {
-            Ok(compared) => (compared.to_json_line(case), compared.agree(case)),
+            Ok(compared) => (compared.to_json_line(case), compared.results_agree(case)),
             Err(error) => {
                 // A failed kernel makes its CUDA context unusable, so the next case gets a new context.
                 if gpu.take().is_some() {

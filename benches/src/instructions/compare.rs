@@ -40,7 +40,7 @@ pub struct ApproximationErrors {
 
 impl CaseComparison {
     /// Tells whether the simulator's results agree with the GPU's.
-    pub fn agree(&self, case: &InstructionCase) -> bool {
+    pub fn results_agree(&self, case: &InstructionCase) -> bool {
         match (&self.approximation, self.sum) {
             (Some(both), _) => both.iter().all(|e| e.largest <= 1.0 && e.other_kind == 0),
             (_, Some(sum)) => sum <= case.tolerance,
@@ -51,7 +51,7 @@ impl CaseComparison {
     /// The comparison as one JSON line of the program's output.
     pub fn to_json_line(&self, case: &InstructionCase) -> Value {
         let mut record = json!({
-            "name": case.name, "agree": self.agree(case), "lanes": case.lanes, "results": self.results,
+            "name": case.name, "agree": self.results_agree(case), "lanes": case.lanes, "results": self.results,
             "different": self.different, "nan_bits": self.nan_bits,
         });
         if let Some(first) = &self.first {
@@ -259,26 +259,26 @@ mod tests {
             [("add.s32 r=rr", 0), ("fma.rn.bf16x2 y=yyy", 77), ("add.sat.f32 f=ff", THREADS_PER_BLOCK - 1)]
         {
             let (case, sim) = outputs(name);
-            assert!(compare_outputs(&case, &sim, &sim, None).agree(&case));
+            assert!(compare_outputs(&case, &sim, &sim, None).results_agree(&case));
             let mut other = sim.clone();
             other[8 * lane] ^= 1;
             let compared = compare_outputs(&case, &sim, &other, None);
             let nan = compared.nan_bits;
-            assert_eq!((compared.different + nan, compared.agree(&case)), (1, nan == 1), "{name}");
+            assert_eq!((compared.different + nan, compared.results_agree(&case)), (1, nan == 1), "{name}");
         }
     }
 
     #[test]
     fn approximations_are_measured() {
         let (case, sim) = outputs("sin.approx.f32 f=f");
-        assert!(compare_outputs(&case, &sim, &sim, None).agree(&case));
+        assert!(compare_outputs(&case, &sim, &sim, None).results_agree(&case));
         let mut other = sim.clone();
         for word in other.chunks_exact_mut(8) {
             word[2] ^= 0x40;
         }
         let compared = compare_outputs(&case, &sim, &other, None);
         let [ours, theirs] = compared.approximation.unwrap();
-        assert!(ours.largest <= 1.0 && theirs.largest > 1000.0 && !compared.agree(&case));
+        assert!(ours.largest <= 1.0 && theirs.largest > 1000.0 && !compared.results_agree(&case));
     }
 
     #[test]
@@ -292,6 +292,6 @@ mod tests {
         other[..4].copy_from_slice(&(value + of / 64.0).to_le_bytes());
         let compared = compare_outputs(&case, &sim, &other, Some(&magnitudes));
         let sum = compared.sum.unwrap();
-        assert!((sum * 64.0 - 1.0).abs() < 1e-3 && !compared.agree(&case), "{sum}");
+        assert!((sum * 64.0 - 1.0).abs() < 1e-3 && !compared.results_agree(&case), "{sum}");
     }
 }

@@ -314,16 +314,17 @@ impl Element {
 }
 
 /// Returns a register full of random matrix elements.
-pub fn random_elements(element: Element, span: ElementRange, bits: u32, rng: &mut SeededRng) -> u64 {
+pub fn random_elements(element: Element, span: ElementRange, register_bits: u32, rng: &mut SeededRng) -> u64 {
     let mut all = |format: FloatFormat| {
-        (0..bits / format.bit_width()).fold(0, |word, i| word | number(format, span, rng) << (i * format.bit_width()))
+        (0..register_bits / format.bit_width())
+            .fold(0, |word, i| word | number(format, span, rng) << (i * format.bit_width()))
     };
     match element {
         Element::Number(f) => all(f),
         Element::Tf32 => all(F32) ^ (rng.draw() & 0x1fff),
         Element::E4m3 => all(FloatFormat { exponent: 4, fraction: 3 }),
         Element::E5m2 => all(FloatFormat { exponent: 5, fraction: 2 }),
-        Element::Bits => rng.draw() >> (64 - bits),
+        Element::Bits => rng.draw() >> (64 - register_bits),
         Element::Int32 => integer(32, rng),
     }
 }

@@ -143,7 +143,7 @@ pub unsafe fn split_bf16(p: &SplitParams, team: &Team) {
 
 /// # Safety
 /// Every address in [`JoinParams`] is valid for the shape and dtype that its field documents.
-pub unsafe fn join_all(p: &JoinParams, team: &Team) {
+pub unsafe fn join_to_f32(p: &JoinParams, team: &Team) {
     let n = p.n as usize;
     // SAFETY: `p`'s addresses cover the shapes that [`JoinParams`] documents.
     let (hi, low, dst) =

@@ -32,7 +32,8 @@ pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     let (n, count) = (TRAFFIC_ELEMENTS, TRAFFIC_ELEMENTS as usize);
     let low = arrays.elements(count, 2);
     let clip = arrays.f32(2usize);
-    let scalars = adamw::Scalars { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, step: 2 };
+    let scalars =
+        adamw::StepHyperparameters { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, step: 2 };
     let [w, m, v, g] = [(); 4].map(|()| arrays.f32(count));
     let step = adamw::Params { w, m, v, g, clip, n, ..scalars.params() };
     let scales = arrays.f32(2 * count.div_ceil(adamw::WEIGHTS_PER_SCALE));

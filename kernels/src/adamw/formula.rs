@@ -2,10 +2,10 @@
 
 use crate::checks::rounding::f32;
 
-use super::Scalars;
+use super::StepHyperparameters;
 
 /// One step on the state `[w, m, v]` with gradient `g`, already clipped.
-pub fn step(s: &Scalars, [w, m, v]: [f64; 3], g: f64) -> [f64; 3] {
+pub fn step(s: &StepHyperparameters, [w, m, v]: [f64; 3], g: f64) -> [f64; 3] {
     let w = w * (1.0 - s.lr * s.weight_decay);
     let m = s.beta1 * m + (1.0 - s.beta1) * g;
     let v = s.beta2 * v + (1.0 - s.beta2) * g * g;
@@ -14,7 +14,7 @@ pub fn step(s: &Scalars, [w, m, v]: [f64; 3], g: f64) -> [f64; 3] {
 }
 
 /// [`step`] with every operation rounded to f32.
-pub fn step_rounded(s: &Scalars, [w, m, v]: [f64; 3], g: f64) -> [f64; 3] {
+pub fn step_rounded(s: &StepHyperparameters, [w, m, v]: [f64; 3], g: f64) -> [f64; 3] {
     let p = s.params();
     let [lr, rest1, beta2, rest2, eps] = [p.lr, p.rest1, p.beta2, p.rest2, p.eps].map(|x| x as f64);
     let g = f32(g);

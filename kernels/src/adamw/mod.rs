@@ -14,14 +14,14 @@
 //! below) / (above − below), so that the mean over random bits is the number itself. Element i takes half `i % 8`
 //! (lower halves first) of Philox's four words at index `2 (i / 8)` of the stream for m, `2 (i / 8) + 1` for v.
 //! - bf16: m and v are bf16 `[n]`.
-//! - 8 bits, in blocks of [`WEIGHTS_PER_SCALE`] weights with one scale each: `m = scale · sign(c) · (c / 127)²` with an i8 code
-//!   c, `v = scale · (c / 255)⁴` with a u8 code c. The scale is the block's largest magnitude. Codes are denser near
-//!   0: the least nonzero m is 6e-5 of the largest, the least v 2e-10. A NaN makes its whole block NaN.
+//! - 8 bits, in blocks of [`WEIGHTS_PER_SCALE`] weights with one scale each: `m = scale · sign(c) · (c / 127)²` with
+//!   an i8 code c, `v = scale · (c / 255)⁴` with a u8 code c. The scale is the block's largest magnitude. Codes are
+//!   denser near 0: the least nonzero m is 6e-5 of the largest, the least v 2e-10. A NaN makes its whole block NaN.
 //!
 //! Numerics: every operation of the first formula rounds to f32 once, as do decay, step size and √bias2, which are
 //! computed in f64. Stochastic rounding has no bias: over 2²⁰ samples the mean equals the number within 4σ.
 //!
-//! Bound: memory; 28 bytes a weight, 20 with bf16 moments, 16 with 8-bit moments.
+//! Bound: memory; 28 bytes per weight, 20 with bf16 moments, 16 with 8-bit moments.
 
 pub(crate) mod check;
 mod cpu;
@@ -37,7 +37,7 @@ use crate::{Addr, Cost, DType, Launch, cuh, kernel, params};
 use half::bf16;
 
 params! {
-    /// Parameters of a step. [`Scalars::params`] computes the numbers among them.
+    /// Parameters of a step. [`StepHyperparameters::params`] computes the numbers among them.
     pub struct Params {
         /// f32 `[n]`, or bf16 `[n]` (the high halves of the master weights); updated.
         pub w: Addr,
@@ -78,8 +78,8 @@ params! {
 }
 
 params! {
-    /// Parameters of a step with bf16 or 8-bit moments. [`Scalars::small_moment_params`] computes the numbers among
-    /// them.
+    /// Parameters of a step with bf16 or 8-bit moments. [`StepHyperparameters::small_moment_params`] computes the
+    /// numbers among them.
     pub struct SmallMomentParams {
         /// f32 `[n]`, or bf16 `[n]` (the high halves of the master weights); updated.
         pub w: Addr,
@@ -127,9 +127,9 @@ params! {
 /// Number of weights whose 8-bit moments share a scale.
 pub const WEIGHTS_PER_SCALE: usize = 256;
 
-/// Hyperparameters of a step in f64, from which [`Scalars::params`] computes kernel parameters.
+/// Hyperparameters of a step in f64, from which [`StepHyperparameters::params`] computes kernel parameters.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Scalars {
+pub struct StepHyperparameters {
     /// Learning rate.
     pub lr: f64,
     /// β₁, for example 0.9.
@@ -144,7 +144,7 @@ pub struct Scalars {
     pub step: u64,
 }
 
-impl Scalars {
+impl StepHyperparameters {
     /// Computes the numbers of [`Params`]. Addresses stay null and `n` 0 for the caller to fill in.
     pub fn params(&self) -> Params {
         let bias = |beta: f64| (1.0 - beta.powf(self.step as f64)) as f32;
@@ -212,7 +212,7 @@ kernel!(pub STEP_8BIT_F32, "adamw_8bit_f32", SmallMomentParams, small::step_8bit
 kernel!(pub STEP_8BIT_BF16, "adamw_8bit_bf16", SmallMomentParams, small::step_8bit::<small::SplitWeights>, &SOURCE, |p, _| cuh::plan_map("adamw_8bit_bf16", p.n));
 kernel!(pub SPLIT_F32, "split_master_f32", SplitParams, cpu::split_f32, &SOURCE, |p, _| cuh::plan_map("split_master_f32", p.n));
 kernel!(pub SPLIT_BF16, "split_master_bf16", SplitParams, cpu::split_bf16, &SOURCE, |p, _| cuh::plan_map("split_master_bf16", p.n));
-kernel!(pub JOIN, "join_master", JoinParams, cpu::join_all, &SOURCE, |p, _| cuh::plan_map("join_master", p.n));
+kernel!(pub JOIN, "join_master", JoinParams, cpu::join_to_f32, &SOURCE, |p, _| cuh::plan_map("join_master", p.n));
 
 /// Launches one step with f32 moments. `dtype` is that of the weights: F32, or BF16 with the low halves in `low`.
 pub fn step(dtype: DType, params: &Params) -> Launch {

@@ -148,7 +148,7 @@ struct Step {
   }
 };
 
-// 16 random bits for each of the weights 8 group .. 8 group + 8; `moment` is 0 for m, 1 for v.
+// 16 random bits for each of the weights 8 * group .. 8 * group + 8; `moment` is 0 for m, 1 for v.
 struct Draws {
   PhiloxWords words;
 

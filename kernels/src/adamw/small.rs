@@ -42,7 +42,7 @@ impl Step {
         [w * self.decay - self.step_size * (m / (v.sqrt() / self.root_bias2 + p.eps)), m, v]
     }
 
-    /// Returns 16 random bits each for m and v of the weights `8 group .. 8 group + 8`.
+    /// Returns 16 random bits for m and 16 for v of each of the weights `8 * group .. 8 * group + 8`.
     fn draws(&self, group: usize) -> [[u16; 8]; 2] {
         [0, 1].map(|moment| {
             let words = random_words(self.p.seed, self.p.stream, 2 * group as u64 + moment);
@@ -52,8 +52,8 @@ impl Step {
 }
 
 /// Rounds `x` to bf16 stochastically: adds 16 random bits below the bf16's last bit and truncates.
-pub(super) fn stochastic_bf16(x: f32, draw: u16) -> bf16 {
-    if x.is_nan() { bf16::NAN } else { bf16::from_bits(((x.to_bits() + draw as u32) >> 16) as u16) }
+pub(super) fn stochastic_bf16(x: f32, random_bits: u16) -> bf16 {
+    if x.is_nan() { bf16::NAN } else { bf16::from_bits(((x.to_bits() + random_bits as u32) >> 16) as u16) }
 }
 
 /// Returns the first moment that code `c` stands for at scale 1.
@@ -69,24 +69,24 @@ pub(super) fn decode_second_moment(c: u8) -> f32 {
 }
 
 /// Returns the code of `x` (0 to 1), stochastically rounded: one of the two codes around the real number `root`,
-/// chosen by the random bits `draw`. `value` decodes a code; `last` is the largest code.
-fn stochastic_code(x: f32, root: f32, last: i32, draw: u16, value: impl Fn(i32) -> f32) -> i32 {
+/// chosen by `random_bits`. `value` decodes a code; `last` is the largest code.
+fn stochastic_code(x: f32, root: f32, last: i32, random_bits: u16, value: impl Fn(i32) -> f32) -> i32 {
     let below = (root as i32).clamp(0, last - 1);
     let (low, high) = (value(below), value(below + 1));
-    below + ((draw as f32) * (high - low) < 65536.0 * (x - low)) as i32
+    below + ((random_bits as f32) * (high - low) < 65536.0 * (x - low)) as i32
 }
 
 /// Returns the stochastically rounded code of the first moment `m` in a block whose scale is `scale`.
-pub(super) fn encode_first_moment(m: f32, scale: f32, draw: u16) -> i8 {
+pub(super) fn encode_first_moment(m: f32, scale: f32, random_bits: u16) -> i8 {
     let x = m.abs() / scale;
-    let c = stochastic_code(x, 127.0 * x.sqrt(), 127, draw, |c| decode_first_moment(c as i8));
+    let c = stochastic_code(x, 127.0 * x.sqrt(), 127, random_bits, |c| decode_first_moment(c as i8));
     if m < 0.0 { -c as i8 } else { c as i8 }
 }
 
 /// Returns the stochastically rounded code of the second moment `v` in a block whose scale is `scale`.
-pub(super) fn encode_second_moment(v: f32, scale: f32, draw: u16) -> u8 {
+pub(super) fn encode_second_moment(v: f32, scale: f32, random_bits: u16) -> u8 {
     let x = v / scale;
-    stochastic_code(x, 255.0 * x.sqrt().sqrt(), 255, draw, |c| decode_second_moment(c as u8)) as u8
+    stochastic_code(x, 255.0 * x.sqrt().sqrt(), 255, random_bits, |c| decode_second_moment(c as u8)) as u8
 }
 
 /// Returns the largest magnitude, or NaN if one element is NaN.

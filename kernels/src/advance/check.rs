@@ -8,31 +8,31 @@ checks!(rows_move_on_as_the_formula_says_and_others_stay);
 fn rows_move_on_as_the_formula_says_and_others_stay() {
     let mut picks = RandomChoices::new(1);
     for case in 0..if runs_cuda_code() { 12 } else { 60 } {
-        let rows = if case == 0 { 0 } else { picks.size(1, 300) };
-        let (max_blocks, page) = (picks.size(1, 5), picks.of(&[16usize, 64, 256]));
-        let cols = if case % 3 == 0 { 0 } else { picks.size(1, 40) };
+        let rows = if case == 0 { 0 } else { picks.integer_between(1, 300) };
+        let (max_blocks, page) = (picks.integer_between(1, 5), picks.one_of(&[16usize, 64, 256]));
+        let cols = if case % 3 == 0 { 0 } else { picks.integer_between(1, 40) };
         let most = max_blocks * page;
         let before: Vec<RowState> = (0..rows)
             .map(|_| {
-                let kv_limit = picks.size(1, most + 1);
+                let kv_limit = picks.integer_between(1, most + 1);
                 // Covers rows that are free, at their first key, at their last key, one before it, and anywhere
                 // between.
-                let kv_len =
-                    [0, 1, kv_limit, kv_limit.saturating_sub(1), picks.size(0, kv_limit + 1)][picks.size(0, 5)];
+                let kv_len = [0, 1, kv_limit, kv_limit.saturating_sub(1), picks.integer_between(0, kv_limit + 1)]
+                    [picks.integer_between(0, 5)];
                 RowState {
-                    id: picks.size(0, 1000) as i64,
-                    position: picks.size(0, 5000) as i64,
+                    id: picks.integer_between(0, 1000) as i64,
+                    position: picks.integer_between(0, 5000) as i64,
                     kv_len: kv_len as i64,
                     kv_limit: kv_limit as i64,
-                    pages: (0..max_blocks).map(|_| picks.size(0, 900) as i64).collect(),
-                    slot: picks.size(0, 7000) as i64,
-                    draw: picks.size(0, 9000) as i64,
-                    history: (0..cols).map(|_| picks.size(0, 1000) as i64).collect(),
-                    history_len: picks.size(0, cols + 1),
+                    pages: (0..max_blocks).map(|_| picks.integer_between(0, 900) as i64).collect(),
+                    slot: picks.integer_between(0, 7000) as i64,
+                    draw: picks.integer_between(0, 9000) as i64,
+                    history: (0..cols).map(|_| picks.integer_between(0, 1000) as i64).collect(),
+                    history_len: picks.integer_between(0, cols + 1),
                 }
             })
             .collect();
-        let chosen: Vec<i32> = (0..rows).map(|_| picks.size(0, 1001) as i32 - 1).collect();
+        let chosen: Vec<i32> = (0..rows).map(|_| picks.integer_between(0, 1001) as i32 - 1).collect();
         let want: Vec<RowState> =
             before.iter().zip(&chosen).map(|(r, &c)| advanced(r, c.into(), page as i64)).collect();
         assert_eq!(launched(&before, &chosen, max_blocks, page, cols), want, "case {case}");

@@ -4,8 +4,8 @@
 //     for each tile of 64 queries, from the last to the first that sees any of the keys:
 //       for each query head of the key head's group, ascending: one visit
 //
-// So the blocks of all key tiles of a sequence begin with the same queries and run in step. If causal, they end with
-// different ones.
+// So the thread blocks of all key tiles of a sequence begin with the same queries and visit the next ones at about
+// the same time. With causal attention they end at different queries.
 #pragma once
 
 #include "attention/sequences.cuh"

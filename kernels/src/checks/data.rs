@@ -87,38 +87,38 @@ impl RandomChoices {
     }
 
     /// Returns a random u64, by SplitMix64 (Steele, Lea, Flood 2014).
-    pub fn any(&mut self) -> u64 {
+    pub fn random_u64(&mut self) -> u64 {
         self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let x = (self.state ^ self.state >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let x = (x ^ x >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
         x ^ x >> 31
     }
 
-    /// Returns a random number from `from` (inclusive) to `to` (exclusive). A quarter of the draws take one of the
-    /// four smallest numbers.
-    pub fn size(&mut self, from: usize, to: usize) -> usize {
+    /// Returns a random number from `from` (inclusive) to `to` (exclusive). In a quarter of the calls it is one of
+    /// the four smallest possible numbers.
+    pub fn integer_between(&mut self, from: usize, to: usize) -> usize {
         let span = (to - from) as u64;
         let span = if self.chance(0.25) { span.min(4) } else { span };
-        from + (self.any() % span) as usize
+        from + (self.random_u64() % span) as usize
     }
 
     /// Returns a random number from 0 (inclusive) to 1 (exclusive).
-    pub fn unit(&mut self) -> f32 {
-        (self.any() >> 40) as f32 / (1u64 << 24) as f32
+    pub fn unit_float(&mut self) -> f32 {
+        (self.random_u64() >> 40) as f32 / (1u64 << 24) as f32
     }
 
     /// Returns true with this probability.
     pub fn chance(&mut self, probability: f32) -> bool {
-        self.unit() < probability
+        self.unit_float() < probability
     }
 
     /// Returns a random element of `options`.
-    pub fn of<T: Copy>(&mut self, options: &[T]) -> T {
-        options[(self.any() % options.len() as u64) as usize]
+    pub fn one_of<T: Copy>(&mut self, options: &[T]) -> T {
+        options[(self.random_u64() % options.len() as u64) as usize]
     }
 
     /// Returns a list whose random length is from `from` (inclusive) to `to` (exclusive).
-    pub fn list<T>(&mut self, from: usize, to: usize, mut item: impl FnMut(&mut RandomChoices) -> T) -> Vec<T> {
-        (0..self.size(from, to)).map(|_| item(self)).collect()
+    pub fn random_list<T>(&mut self, from: usize, to: usize, mut item: impl FnMut(&mut RandomChoices) -> T) -> Vec<T> {
+        (0..self.integer_between(from, to)).map(|_| item(self)).collect()
     }
 }

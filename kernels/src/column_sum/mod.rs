@@ -1,8 +1,9 @@
 //! Column sums, added to an accumulator: `sum[c] += Σ over r of x[r, c]` (the gradient of a bias).
 //!
 //! Shapes: x `[rows, cols]` f32 or bf16, sum `[cols]` f32. Order of summation on the CPU: rows in order within blocks
-//! of [`ROWS_PER_PARTIAL_SUM`], then blocks in order. In CUDA, partial sum i of [`ROWS_PER_PARTIAL_SUM`] partial sums takes the rows i, i + [`ROWS_PER_PARTIAL_SUM`],
-//! …; then the partial sums are added. The bits of a column depend on that column alone.
+//! of [`ROWS_PER_PARTIAL_SUM`], then blocks in order. In CUDA, partial sum i of [`ROWS_PER_PARTIAL_SUM`] partial sums
+//! takes the rows i, i + [`ROWS_PER_PARTIAL_SUM`], …; then the partial sums are added. The bits of a column depend on
+//! that column alone.
 
 pub(crate) mod check;
 mod cpu;

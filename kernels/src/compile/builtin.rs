@@ -79,7 +79,7 @@ impl<'a> Archive<'a> {
 
     /// Returns the code of a kernel folder for a GPU's architecture such as `sm_86`: machine code for this
     /// architecture, else for the nearest earlier one with the same major version, else PTX. `None` if the archive
-    /// has none of these, or has them for other sources than `source` only.
+    /// has none of these, or has them only for sources other than `source`.
     pub fn code(&self, source: &Source, sm: &str) -> Option<BuiltinCode> {
         for architecture in runs_on(sm) {
             if let Some(entry) = self.entry(source, architecture) {

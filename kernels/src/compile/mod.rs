@@ -235,8 +235,8 @@ pub fn nvrtc_version() -> Result<(u32, u32), CompileError> {
     compiler()?.nvrtc().map(Nvrtc::version)
 }
 
-/// For tests that compile kernels: `let Some(()) = compile::skip_without_nvrtc() else { return };`. Without NVRTC it prints
-/// `skipped: NAME: NVRTC not found …` with the test's name and returns `None`.
+/// For tests that compile kernels: `let Some(()) = compile::skip_without_nvrtc() else { return };`. Without NVRTC it
+/// prints `skipped: NAME: NVRTC not found …` with the test's name and returns `None`.
 ///
 /// # Panics
 /// If NVRTC is missing in continuous integration (`CI` set and not empty), where no test may be skipped.

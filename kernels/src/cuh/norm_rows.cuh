@@ -16,8 +16,8 @@ constexpr int FWD_BLOCK = 256;
 constexpr int BWD_BLOCK = 512;
 constexpr int WIDE = 512;
 
-// The rows of a group in a backward kernel: row, row + step, ... below `end`. `steps` is the number of rows of the
-// block's group that has the most; every group loops `steps` times, so that all threads reach the same barriers.
+// The rows of a group in a backward kernel: row, row + step, ... below `end`. `steps` is the largest number of rows
+// of any group of the block; every group loops `steps` times, so that all threads reach the same barriers.
 struct GroupRows {
   u64 row, end, step;
   u32 steps;

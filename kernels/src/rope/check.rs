@@ -42,8 +42,13 @@ type Table = (usize, usize, usize, u32, usize, u64);
 fn the_table_is_accurate_to_an_ulp() {
     let mut picks = RandomChoices::new(1);
     for _ in 0..if runs_cuda_code() { 15 } else { 60 } {
-        let sizes = (picks.size(0, 40), picks.size(1, 70), picks.size(1, 4), picks.size(0, 31) as u32);
-        is_right((sizes.0, sizes.1, sizes.2, sizes.3, picks.size(1, 4), picks.any()));
+        let sizes = (
+            picks.integer_between(0, 40),
+            picks.integer_between(1, 70),
+            picks.integer_between(1, 4),
+            picks.integer_between(0, 31) as u32,
+        );
+        is_right((sizes.0, sizes.1, sizes.2, sizes.3, picks.integer_between(1, 4), picks.random_u64()));
     }
 }
 

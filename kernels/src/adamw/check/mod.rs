@@ -1,6 +1,8 @@
 mod small;
 
-use super::{JoinParams, Params, Scalars, SplitParams, formula, join_master, split_master, step, test_sizes};
+use super::{
+    JoinParams, Params, SplitParams, StepHyperparameters, formula, join_master, split_master, step, test_sizes,
+};
 use crate::DType::{BF16, F32};
 use crate::checks::{addr, addr_mut, checks, normal_numbers, run};
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_close, assert_rounded};
@@ -25,7 +27,8 @@ checks!(
     rounded_moments_have_no_bias,
 );
 
-const SCALARS: Scalars = Scalars { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, step: 1 };
+const SCALARS: StepHyperparameters =
+    StepHyperparameters { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, step: 1 };
 
 /// Test data of one optimizer state: weights (f32, or bf16 with low halves) and both f32 moments.
 struct Weights {
@@ -45,7 +48,7 @@ impl Weights {
         Weights { f32: w.to_vec(), hi, low, m: vec![0.0; n], v: vec![0.0; n] }
     }
 
-    fn step(&mut self, dtype: DType, scalars: &Scalars, g: &[f32], clip: Addr, threads: usize) {
+    fn step(&mut self, dtype: DType, scalars: &StepHyperparameters, g: &[f32], clip: Addr, threads: usize) {
         let (w, low) = match dtype {
             F32 => (addr_mut(&mut self.f32), Addr::NULL),
             _ => (addr_mut(&mut self.hi), addr_mut(&mut self.low)),
@@ -69,9 +72,9 @@ impl Weights {
 }
 
 /// Asserts that the states after a step equal the f64 formula applied to the f32 states before it.
-fn assert_stepped(scalars: &Scalars, before: &[[f64; 3]], g: &[f64], after: &[[f64; 3]]) {
+fn assert_stepped(scalars: &StepHyperparameters, before: &[[f64; 3]], g: &[f64], after: &[[f64; 3]]) {
     for (k, which) in ["w", "m", "v"].into_iter().enumerate() {
-        let by = |f: fn(&Scalars, [f64; 3], f64) -> [f64; 3]| -> Vec<f64> {
+        let by = |f: fn(&StepHyperparameters, [f64; 3], f64) -> [f64; 3]| -> Vec<f64> {
             before.iter().zip(g).map(|(state, g)| f(scalars, *state, *g)[k]).collect()
         };
         let got: Vec<f32> = after.iter().map(|state| state[k] as f32).collect();
@@ -88,7 +91,7 @@ fn equals_the_formula_over_steps() {
         let mut weights = Weights::new(&start);
         let mut want: Vec<[f64; 3]> = start.iter().map(|&w| [w as f64, 0.0, 0.0]).collect();
         for t in 1..=5 {
-            let (scalars, g) = (Scalars { step: t, ..SCALARS }, normal_numbers(n, 10 + t, 1.0));
+            let (scalars, g) = (StepHyperparameters { step: t, ..SCALARS }, normal_numbers(n, 10 + t, 1.0));
             let before = weights.states();
             weights.step(F32, &scalars, &g, addr(&clip), 3);
             let clipped = |g: &f32| *g as f64 * 0.4f32 as f64;
@@ -116,7 +119,7 @@ fn equals_torch() {
         [0.75, -1e-4, 7.0, -1e-3, 0.0],
     ];
     for (t, g) in gradients.iter().enumerate() {
-        weights.step(F32, &Scalars { step: t as u64 + 1, ..SCALARS }, g, Addr::NULL, 1);
+        weights.step(F32, &StepHyperparameters { step: t as u64 + 1, ..SCALARS }, g, Addr::NULL, 1);
     }
     let w = [0x3f7f_292d, 0xbebd_b3f4, 0x3a1b_2d35, 0x42f6_fcd5, 0xb9ac_3658u32];
     let m = [0x3df6_ae7e, 0x3db8_5159, 0x3f2f_4881, 0xb79f_6232, 0x2ff2_efe6u32];
@@ -134,7 +137,7 @@ fn a_split_master_takes_the_same_steps_bit_for_bit() {
         let start = normal_numbers(n, 1, 0.1);
         let (mut plain, mut split, mut threads) = (Weights::new(&start), Weights::new(&start), Weights::new(&start));
         for t in 1..=20 {
-            let (scalars, g) = (Scalars { step: t, lr: 1e-6, ..SCALARS }, normal_numbers(n, 10 + t, 1.0));
+            let (scalars, g) = (StepHyperparameters { step: t, lr: 1e-6, ..SCALARS }, normal_numbers(n, 10 + t, 1.0));
             plain.step(F32, &scalars, &g, Addr::NULL, 2);
             split.step(BF16, &scalars, &g, Addr::NULL, 1);
             threads.step(BF16, &scalars, &g, Addr::NULL, 4);

@@ -290,7 +290,8 @@ pub unsafe fn store_row<T: Element>(from: *const f32, len: usize, to: *mut T) {
     }
 }
 
-/// Copies `rows` rows of `d` elements, `stride` elements apart, to f32 rows `[rows, round_up_to_lanes(d)]` that end in zeros.
+/// Copies `rows` rows of `d` elements, `stride` elements apart, to f32 rows `[rows, round_up_to_lanes(d)]` that end
+/// in zeros.
 #[inline(always)]
 pub unsafe fn load_padded<V: Vector, T: Element>(from: *const T, stride: usize, rows: usize, d: usize, to: *mut f32) {
     for j in 0..rows {
@@ -398,8 +399,8 @@ unsafe fn segment<V: Vector, T: Element>(tile: &RowTile<'_, T>, index: usize, st
     }
 }
 
-/// Returns the address and row stride of a block's values in f32: in place if whole vectors can be read there,
-/// otherwise of a copy.
+/// Returns the address and row stride of a block's values in f32. The values stay where they are if whole vectors can
+/// be read there; otherwise they are copied to `copy`.
 #[inline(always)]
 unsafe fn values<V: Vector, T: Element>(
     s: &SequenceArrays<'_, T>,

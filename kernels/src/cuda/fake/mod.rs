@@ -6,9 +6,9 @@
 //! between streams.
 //!
 //! If a call breaks a rule and NVIDIA's driver returns an error for it, this driver returns the same error. If the
-//! manual leaves the outcome undefined, the broken rule is added to [`FakeDriver::violations`]. After a finding of the
-//! simulator every later call fails, as after a faulting kernel. Source of each rule: CUDA Driver API manual 13.0,
-//! the function that is named beside it.
+//! manual leaves the outcome undefined, the broken rule is added to [`FakeDriver::violations`]. After a finding of
+//! the simulator every later call fails, as after a faulting kernel. Source of each rule: CUDA Driver API manual
+//! 13.0, the function that the comment of the call names.
 #![allow(unsafe_code)]
 
 mod capture;

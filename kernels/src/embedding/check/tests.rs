@@ -6,7 +6,7 @@ use crate::checks::traffic::assert_traffic_matches_cost;
 fn rows_move_once() {
     on_sim(|| {
         let (tokens, hidden, vocab, placed) = (512u32, 2048u32, 700, 384);
-        // All ids differ: the cost of a repeated id's gradient depends on how often it occurs.
+        // All ids differ, because the memory traffic for a repeated id depends on how often it occurs.
         let ids: Vec<i32> = (0..tokens as i32).collect();
         let slots: Vec<i32> = ids.iter().map(|t| if t % 4 == 0 { -1 } else { t - t / 4 - 1 }).collect();
         let data = |rows: u32| TestArray::new(BF16, &normal_numbers((rows * hidden) as usize, 1, 1.0));

@@ -10,8 +10,16 @@ type Case = (usize, usize, usize, usize, usize, u64);
 fn writes_its_slots_and_nothing_else() {
     let mut picks = RandomChoices::new(1);
     for _ in 0..if runs_cuda_code() { 15 } else { 60 } {
-        let (tokens, kv_heads, head_dim) = (picks.size(0, 300), picks.size(1, 4), picks.size(1, 40));
-        fills((tokens, kv_heads, head_dim, picks.size(1, 4), picks.of(&[16, 32, 64, 128, 256]), picks.any()));
+        let (tokens, kv_heads, head_dim) =
+            (picks.integer_between(0, 300), picks.integer_between(1, 4), picks.integer_between(1, 40));
+        fills((
+            tokens,
+            kv_heads,
+            head_dim,
+            picks.integer_between(1, 4),
+            picks.one_of(&[16, 32, 64, 128, 256]),
+            picks.random_u64(),
+        ));
     }
 }
 

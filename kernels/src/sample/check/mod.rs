@@ -123,40 +123,40 @@ fn wide(x: &[f32]) -> Vec<f64> {
 /// Returns logits on a grid: two logits are either equal or well apart, so rounding cannot change their order. The
 /// penalties below preserve that.
 fn any_logits(picks: &mut RandomChoices, vocab: usize) -> Vec<f32> {
-    let steps = (1 << picks.size(0, 7)) as f32;
-    normal_numbers(vocab, picks.any(), 3.0).iter().map(|x| (x * steps).round() / steps).collect()
+    let steps = (1 << picks.integer_between(0, 7)) as f32;
+    normal_numbers(vocab, picks.random_u64(), 3.0).iter().map(|x| (x * steps).round() / steps).collect()
 }
 
 fn any_settings(picks: &mut RandomChoices, vocab: usize) -> Settings {
-    let top_p = [1.0, 0.0, 0.001, 0.95, picks.unit()];
-    let top_k = [0, 1, 50, picks.size(1, vocab + 5)];
-    let min_p = [0.0, 0.0, picks.unit(), 1.5];
-    let (frequency, presence) = picks.of(&[(0.0f32, 0.0f32), (0.5, 0.0), (0.0, -0.75), (-0.25, 1.5)]);
-    let mut bias_ids = picks.list(0, 5, |p| p.size(0, vocab + 3) as i32 - 1);
+    let top_p = [1.0, 0.0, 0.001, 0.95, picks.unit_float()];
+    let top_k = [0, 1, 50, picks.integer_between(1, vocab + 5)];
+    let min_p = [0.0, 0.0, picks.unit_float(), 1.5];
+    let (frequency, presence) = picks.one_of(&[(0.0f32, 0.0f32), (0.5, 0.0), (0.0, -0.75), (-0.25, 1.5)]);
+    let mut bias_ids = picks.random_list(0, 5, |p| p.integer_between(0, vocab + 3) as i32 - 1);
     bias_ids.sort();
     bias_ids.dedup();
     Settings {
-        temperature: picks.of(&[0.1f32, 0.7, 1.0, 1.7]) as f64,
-        top_p: picks.of(&top_p) as f64,
-        top_k: picks.of(&top_k),
-        min_p: picks.of(&min_p) as f64,
-        penalty: picks.of(&[1.0f32, 1.25, 0.75]) as f64,
+        temperature: picks.one_of(&[0.1f32, 0.7, 1.0, 1.7]) as f64,
+        top_p: picks.one_of(&top_p) as f64,
+        top_k: picks.one_of(&top_k),
+        min_p: picks.one_of(&min_p) as f64,
+        penalty: picks.one_of(&[1.0f32, 1.25, 0.75]) as f64,
         frequency_penalty: frequency as f64,
         presence_penalty: presence as f64,
-        history: picks.list(0, 20, |p| p.size(0, vocab + 4) as i32 - 2),
-        counted_from: picks.of(&[0, 0, 3, 30]),
-        bias: bias_ids.iter().map(|_| picks.of(&[0.5f32, -2.25, 100.0, -100.0])).collect(),
+        history: picks.random_list(0, 20, |p| p.integer_between(0, vocab + 4) as i32 - 2),
+        counted_from: picks.one_of(&[0, 0, 3, 30]),
+        bias: bias_ids.iter().map(|_| picks.one_of(&[0.5f32, -2.25, 100.0, -100.0])).collect(),
         bias_ids,
-        suppressed: picks.list(0, vocab.min(9), |p| p.size(0, vocab) as i32),
+        suppressed: picks.random_list(0, vocab.min(9), |p| p.integer_between(0, vocab) as i32),
         allowed: match picks.chance(0.3) {
-            true => (0..vocab.div_ceil(32)).map(|_| picks.any() as u32).collect(),
+            true => (0..vocab.div_ceil(32)).map(|_| picks.random_u64() as u32).collect(),
             false => vec![],
         },
     }
 }
 
 fn any_case(picks: &mut RandomChoices) -> (Vec<f32>, Settings) {
-    let vocab = picks.size(2, 1500);
+    let vocab = picks.integer_between(2, 1500);
     (any_logits(picks, vocab), any_settings(picks, vocab))
 }
 
@@ -165,8 +165,8 @@ fn generated_rows_follow_the_formula() {
     let mut held = Held::default();
     for i in 0..if runs_cuda_code() { 25 } else { 300 } {
         let (logits, s) = any_case(&mut picks);
-        let position = (picks.any() >> 33) as i32;
-        check(&format!("case {i}, {s:?}"), &logits, &s, picks.any(), position, &mut held);
+        let position = (picks.random_u64() >> 33) as i32;
+        check(&format!("case {i}, {s:?}"), &logits, &s, picks.random_u64(), position, &mut held);
     }
     assert_rounded("log-probabilities", F32, &held.got, &held.with, &held.want, DEFAULT_ROUNDING_FACTOR);
 }

@@ -37,8 +37,8 @@ pub enum Moments {
     F32,
     /// bf16: 4 bytes for both moments of a weight.
     Bf16,
-    /// 8-bit codes with two f32 scales for each block of [`kernel::WEIGHTS_PER_SCALE`] weights: 2.03 bytes for both moments of a
-    /// weight.
+    /// 8-bit codes with two f32 scales for each block of [`kernel::WEIGHTS_PER_SCALE`] weights: 2.03 bytes for both
+    /// moments of a weight.
     Int8,
 }
 
@@ -158,7 +158,7 @@ impl AdamW {
             let Some(g) = grads.get(name) else { continue };
             state.steps += 1;
             let h = hyper(name);
-            let scalars = kernel::Scalars {
+            let scalars = kernel::StepHyperparameters {
                 lr: h.learning_rate,
                 beta1: h.beta1,
                 beta2: h.beta2,

@@ -4,7 +4,7 @@ use crate::DType;
 use crate::DType::{BF16, F32};
 use crate::adamw::small::{decode_first_moment, decode_second_moment};
 use crate::adamw::{
-    Scalars, SmallMomentParams, WEIGHTS_PER_SCALE, formula, join, step_8bit, step_bf16_moments, test_sizes,
+    SmallMomentParams, StepHyperparameters, WEIGHTS_PER_SCALE, formula, join, step_8bit, step_bf16_moments, test_sizes,
 };
 use crate::checks::{addr, addr_mut, normal_numbers, run, run_once};
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_rounded};
@@ -39,7 +39,7 @@ impl State {
         }
     }
 
-    fn params(&mut self, dtype: DType, scalars: &Scalars, g: &[f32]) -> SmallMomentParams {
+    fn params(&mut self, dtype: DType, scalars: &StepHyperparameters, g: &[f32]) -> SmallMomentParams {
         let (w, low) = match dtype {
             F32 => (addr_mut(&mut self.f32), Addr::NULL),
             _ => (addr_mut(&mut self.hi), addr_mut(&mut self.low)),
@@ -55,13 +55,13 @@ impl State {
         }
     }
 
-    fn step_bf16(&mut self, dtype: DType, scalars: &Scalars, g: &[f32], threads: usize) {
+    fn step_bf16(&mut self, dtype: DType, scalars: &StepHyperparameters, g: &[f32], threads: usize) {
         let (m, v) = (addr_mut(&mut self.bf16[0]), addr_mut(&mut self.bf16[1]));
         let params = SmallMomentParams { m, v, ..self.params(dtype, scalars, g) };
         run(&step_bf16_moments(dtype, &params), threads);
     }
 
-    fn step_8bit(&mut self, dtype: DType, scalars: &Scalars, g: &[f32], threads: usize) {
+    fn step_8bit(&mut self, dtype: DType, scalars: &StepHyperparameters, g: &[f32], threads: usize) {
         let (m, v, scales) = (addr_mut(&mut self.first), addr_mut(&mut self.second), addr_mut(&mut self.scales));
         let params = SmallMomentParams { m, v, scales, ..self.params(dtype, scalars, g) };
         run(&step_8bit(dtype, &params), threads);
@@ -85,7 +85,7 @@ fn near(got: f64, want: f64, rel: f64) -> bool {
 }
 
 /// Asserts that the weights after a step equal the formula; `old(i)` is the state `[w, m, v]` of weight i before it.
-fn assert_weights(scalars: &Scalars, old: impl Fn(usize) -> [f64; 3], g: &[f32], got: &[f32]) {
+fn assert_weights(scalars: &StepHyperparameters, old: impl Fn(usize) -> [f64; 3], g: &[f32], got: &[f32]) {
     let [with, want] = [formula::step_rounded, formula::step]
         .map(|f| g.iter().enumerate().map(|(i, g)| f(scalars, old(i), *g as f64)[0]).collect::<Vec<f64>>());
     assert_rounded("w", F32, got, &with, &want, DEFAULT_ROUNDING_FACTOR);
@@ -95,7 +95,7 @@ pub(super) fn a_step_with_bf16_moments_is_close_to_the_formula() {
     for n in test_sizes() {
         let mut state = State::new(&normal_numbers(n, 1, 0.1));
         for t in 1..=3 {
-            let (scalars, g) = (Scalars { step: t, ..SCALARS }, normal_numbers(n, 10 + t, 1.0));
+            let (scalars, g) = (StepHyperparameters { step: t, ..SCALARS }, normal_numbers(n, 10 + t, 1.0));
             let before = state.clone();
             state.step_bf16(F32, &scalars, &g, 3);
             let old = |i: usize| [before.f32[i] as f64, before.bf16[0][i].to_f64(), before.bf16[1][i].to_f64()];
@@ -114,7 +114,7 @@ pub(super) fn a_step_with_8_bit_moments_is_close_to_the_formula() {
     for n in test_sizes() {
         let mut state = State::new(&normal_numbers(n, 1, 0.1));
         for t in 1..=3 {
-            let (scalars, g) = (Scalars { step: t, ..SCALARS }, normal_numbers(n, 10 + t, 1.0));
+            let (scalars, g) = (StepHyperparameters { step: t, ..SCALARS }, normal_numbers(n, 10 + t, 1.0));
             let before = state.clone();
             state.step_8bit(F32, &scalars, &g, 3);
             let old = |i: usize| {
@@ -155,8 +155,8 @@ pub(super) fn a_split_master_takes_the_same_small_steps() {
         let start = normal_numbers(n, 1, 0.1);
         let [mut plain, mut split, mut more] = [(); 3].map(|_| State::new(&start));
         for t in 1..=4 {
-            let (scalars, g) = (Scalars { step: t, lr: 1e-6, ..SCALARS }, normal_numbers(n, 10 + t, 1.0));
-            type StepFn = fn(&mut State, DType, &Scalars, &[f32], usize);
+            let (scalars, g) = (StepHyperparameters { step: t, lr: 1e-6, ..SCALARS }, normal_numbers(n, 10 + t, 1.0));
+            type StepFn = fn(&mut State, DType, &StepHyperparameters, &[f32], usize);
             for step in [State::step_bf16 as StepFn, State::step_8bit] {
                 step(&mut plain, F32, &scalars, &g, 2);
                 step(&mut split, BF16, &scalars, &g, 1);
