@@ -23,12 +23,15 @@ pub fn check_close(name: &str, got: &[f32], want: &[f64], rel_l2: f64, max_abs: 
     let rel = if want2 > 0.0 { (diff2 / want2).sqrt() } else { diff2.sqrt() };
     if !(rel <= rel_l2) {
         return Err(format!(
-            "{name}: relative L2 distance {rel:.3e} > {rel_l2:.1e}; worst at index {at}: {}, want {}",
+            "{name}: relative L2 distance {rel:.3e} exceeds {rel_l2:.1e}; worst at index {at}: {}, want {}",
             got[at], want[at]
         ));
     }
     if !(worst <= max_abs) {
-        return Err(format!("{name}[{at}]: {}, want {}, off by {worst:.3e} > {max_abs:.1e}", got[at], want[at]));
+        return Err(format!(
+            "{name}[{at}]: {}, want {}, off by {worst:.3e}, more than {max_abs:.1e}",
+            got[at], want[at]
+        ));
     }
     Ok(())
 }
@@ -99,7 +102,7 @@ pub fn check_rounded(
             });
             let at = at.unwrap_or(0);
             return Err(format!(
-                "{name}: error {error:.3e} > {allowed:.3e} ({what}: {bound:.3e}); worst at index {at}: {}, want {}",
+                "{name}: error {error:.3e} exceeds {allowed:.3e} (the error of {what} is {bound:.3e}); worst at index {at}: {}, want {}",
                 got[at], exact[at]
             ));
         }

@@ -88,7 +88,7 @@ fn on_gpu(gpu: &Gpu, launch: &KernelLaunch, arrays: &[CheckArray]) -> Result<Vec
     let placed = arrays.iter().map(|a| Placed::new(gpu, *a)).collect::<Result<Vec<_>, _>>()?;
     let mut params = launch.params.to_vec();
     for (offset, array, inside) in operands(launch) {
-        let place = placed.iter().find(|p| p.array == array).expect("every operand's array was placed");
+        let place = placed.iter().find(|p| p.array == array).expect("the GPU has a copy of every operand's array");
         let address = place.buffer.address() + (place.start + inside) as u64;
         params[offset..offset + 8].copy_from_slice(&address.to_le_bytes());
     }

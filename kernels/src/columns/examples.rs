@@ -9,7 +9,7 @@ use crate::folder::{FLOAT_DTYPES, HEAD_DIM, HEADS, KV_HEADS, LabeledLaunches, Si
 pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
     let (width, all) = (HEADS * HEAD_DIM, (HEADS + 2 * KV_HEADS) * HEAD_DIM);
     let p = columns::CopyParams { rows: TOKENS, width, src_cols: all, dst_cols: width, ..placeholders() };
-    FLOAT_DTYPES.map(|t| ("the queries of 8192 tokens out of a fused qkv", columns::copy(t, &p))).into()
+    FLOAT_DTYPES.map(|t| ("the queries of 8192 tokens out of a fused qkv projection", columns::copy(t, &p))).into()
 }
 
 /// Returns launches whose memory traffic a test compares with the traffic that their `Cost` states.

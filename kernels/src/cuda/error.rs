@@ -11,7 +11,7 @@ pub enum CudaError {
     NoDriver,
     /// The driver is too old to load the kernels' machine code.
     #[error(
-        "cuda: the driver supports CUDA {}, but {} or newer is needed; update it, or choose --device cpu or --device sim",
+        "cuda: the driver supports CUDA {}; update the driver to {} or newer, or choose --device cpu or --device sim",
         version(*.has),
         version(*.needs)
     )]
@@ -22,7 +22,7 @@ pub enum CudaError {
         needs: u32,
     },
     /// The machine has no GPU with this index: (index, number of GPUs).
-    #[error("cuda: there is no GPU {0} ({1} found); choose another, or --device cpu or --device sim")]
+    #[error("cuda: there is no GPU {0} ({1} found); choose another GPU, or --device cpu or --device sim")]
     NoGpu(usize, usize),
     /// The GPU is out of memory.
     #[error("cuda: out of memory: no room for {bytes} bytes")]
@@ -39,7 +39,7 @@ pub enum CudaError {
         what: String,
     },
     /// A launch exceeds a limit of the GPU.
-    #[error("{symbol}: {why}; its launch plan does not suit this GPU")]
+    #[error("{symbol}: {why}; the launch plan of this kernel does not suit this GPU")]
     Launch {
         /// The kernel's symbol.
         symbol: &'static str,
