@@ -263,7 +263,7 @@ fn elapsed_needs_reached_events() {
 #[test]
 fn messages_format_versions_and_counts() {
     let old = CudaError::OldDriver { has: 12_080, needs: 13_000 }.to_string();
-    assert!(old.contains("supports CUDA 12.8, but 13.0 or newer is needed"), "{old}");
+    assert!(old.contains("supports CUDA 12.8; update the driver to 13.0 or newer"), "{old}");
     let none = CudaError::NoGpu(3, 1).to_string();
     assert!(none.contains("no GPU 3 (1 found); choose another"), "{none}");
 }
