@@ -115,8 +115,8 @@ impl Scheduler {
         Ok(freed)
     }
 
-    /// Moves sequences from the last slots to free slots before them, so that steps need fewer rows. Returns the moves
-    /// `(from, to)`. No step may be in flight: its tokens would reach the wrong sequences.
+    /// Moves sequences from the last slots to free slots before them, so that a step computes fewer slots. Returns
+    /// the moves `(from, to)`. No step may be in flight: its tokens would reach the wrong sequences.
     pub(crate) fn compact_slots(&mut self) -> Vec<(usize, usize)> {
         let mut moves = Vec::new();
         while let (Some(to), Some(from)) =

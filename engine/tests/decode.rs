@@ -57,7 +57,7 @@ fn run(engine: &Engine, requests: &[TestRequest], eos: &[u32]) -> Vec<Completion
     engine.generate(generation.collect(), |_| {}).unwrap().0
 }
 
-/// End tokens that make some of these completions end early: ids from the middle of every second one.
+/// End tokens that make some of these completions end early: the middle id of every second completion.
 fn early_end_tokens(completions: &[Completion]) -> Vec<u32> {
     completions.iter().skip(1).step_by(2).filter_map(|c| c.ids.get(c.ids.len() / 2).copied()).collect()
 }

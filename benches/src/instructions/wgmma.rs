@@ -156,8 +156,8 @@ impl Product {
         }
     }
 
-    /// Returns the contents of shared memory for each block, followed by the registers of D and A with 8 bytes per
-    /// lane each; and the same data without signs.
+    /// Returns the input buffer, and the same buffer without signs: first the contents of shared memory for each
+    /// block, then the registers of D and of A, each register with 8 bytes for every lane.
     fn input(&self, lanes: usize, count: usize, registers: usize) -> (Vec<u8>, Vec<u8>) {
         let mut rng = SeededRng::new(u64::from(self.n) << 8 | self.k() as u64);
         let (mut input, mut unsigned) = (Vec::new(), Vec::new());

@@ -2,8 +2,8 @@
 //! to it.
 //!
 //! Block `pairs[i, 0]` is copied to block `pairs[i, 1]`, in both caches. No block is written twice, and no written
-//! block is read. Blocks are contiguous and a multiple of 16 bytes. Exact. Bound: memory, each byte read and written
-//! once.
+//! block is read. Blocks are contiguous and their size is a multiple of 16 bytes. Numerics: bits are copied. Bound:
+//! memory, each byte read and written once.
 
 pub(crate) mod check;
 mod cpu;

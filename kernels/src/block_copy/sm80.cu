@@ -4,7 +4,7 @@
 //
 //   for each 16 bytes of the chunk: to[i] = from[i]
 //
-// Exact. Bound: memory, each byte read and written once.
+// Numerics: bits are copied. Bound: memory, each byte read and written once.
 #include "cuh/base.cuh"
 
 constexpr int THREADS = 256;

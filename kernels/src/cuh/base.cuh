@@ -171,7 +171,7 @@ __device__ __forceinline__ Words<16> load_words(const T* p, I at, I n, bool vect
 }
 
 // Rounds each x[j] once and stores it as element at + j of the array of n elements at p. Elements beyond the end of
-// the array are not stored. `vector` makes the promises of load_words, with V for VECTOR<T>.
+// the array are not stored. `vector` has its meaning in load_words, with V instead of VECTOR<T>.
 template <int V, class T, class I>
 __device__ __forceinline__ void store_elements(T* p, I at, I n, bool vector, const float (&x)[V]) {
   if (vector) {
@@ -185,7 +185,7 @@ __device__ __forceinline__ void store_elements(T* p, I at, I n, bool vector, con
 }
 
 // Loads elements at .. at + V of the array of n elements at p and converts them to f32. Elements beyond the end of
-// the array are 0. `vector` makes the promises of load_words, with V for VECTOR<T>.
+// the array are 0. `vector` has its meaning in load_words, with V instead of VECTOR<T>.
 template <int V, class T, class I>
 __device__ __forceinline__ void load_elements(const T* p, I at, I n, bool vector, float (&x)[V]) {
   if (vector && at < n) {

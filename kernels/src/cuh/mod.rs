@@ -78,8 +78,8 @@ impl HeldRows {
         plan_blocks(self.symbol(symbols), u64::from(needed.min(arch.multiprocessors * resident)), block)
     }
 
-    /// Plans two launches for sums over rows: one with a block of 512 threads for each of `parts` groups of rows, and
-    /// one that adds up the groups' sums of `columns` columns.
+    /// Plans two launches that sum each of `columns` columns over all rows. In the first, a block of 512 threads sums
+    /// each of `parts` groups of rows; the second adds up the groups' sums.
     pub(crate) fn plan_column_sums(
         self,
         symbols: [&'static str; 2],
