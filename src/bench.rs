@@ -10,7 +10,7 @@ use reel_engine::bench;
 use reel_kernels::catalogue::Sizes;
 use reel_measure::ceilings::Ceilings;
 use reel_measure::clocks::{ClockSampler, ClockSummary};
-use reel_measure::op::{bad_size, floor_seconds, op_timers, share_of_floor};
+use reel_measure::op::{bad_size, floor_seconds, op_timers, roofline_share};
 use reel_measure::rollout::{self, RolloutShape};
 use reel_measure::rounds::{self, BenchSubject, MeasuredRounds, hardware_json};
 use reel_measure::timing::{TimedKernel, TimingDevice};
@@ -370,7 +370,7 @@ impl OpArgs {
                 Ok(timed) => {
                     for row in timed {
                         if !common.json {
-                            let share = 100.0 * share_of_floor(&row, &ceilings);
+                            let share = 100.0 * roofline_share(&row, &ceilings);
                             output::print_line(format!("{}  {share:5.1} %", row.table_row()))?;
                         }
                         rows.push(row);
@@ -406,7 +406,7 @@ impl OpArgs {
             .map(|row| {
                 let mut one = row.json();
                 one["floor_seconds"] = json!(floor_seconds(row, ceilings));
-                one["share_of_floor"] = json!(share_of_floor(row, ceilings));
+                one["share_of_floor"] = json!(roofline_share(row, ceilings));
                 one
             })
             .collect();

@@ -6,7 +6,7 @@
 //! [`rows_with_column_sums`]).
 #![allow(unsafe_code)]
 
-use crate::simd::add_to;
+use crate::simd::add_to_sums;
 use crate::view::{OutputArray, slice_at};
 use crate::{Addr, Arch, Stage, Team, cuh};
 
@@ -36,13 +36,13 @@ pub(crate) fn plan_bwd(
     let held = cuh::HeldRows::new(cols);
     match dw {
         Addr::NULL => held.plan_row_loop([usual, wide], rows, 512, 1, arch),
-        _ => held.plan_column_sums([usual, wide], sum, parts(rows as usize) as u64, sums),
+        _ => held.plan_column_sums([usual, wide], sum, part_count(rows as usize) as u64, sums),
     }
 }
 
 /// Returns the number of parts of `rows` rows, for each of which `partial`, the workspace of the backward kernel, has a
 /// row of column sums.
-pub const fn parts(rows: usize) -> usize {
+pub const fn part_count(rows: usize) -> usize {
     rows.div_ceil(PART_ROWS)
 }
 
@@ -101,7 +101,7 @@ pub(crate) unsafe fn rows_with_column_sums<const N: usize>(
         // Without column sums the rows are independent, so a task may be smaller than a part.
         return for_each_row(team, rows, cols, |row| each(row, &mut []));
     }
-    let (parts, len) = (parts(rows), N * cols);
+    let (parts, len) = (part_count(rows), N * cols);
     // SAFETY: the targets are not null here, so `partial` covers `parts * len` elements.
     let sums = unsafe { OutputArray::<f32>::new(partial, parts * len) };
     team.run(parts, |part| {
@@ -119,10 +119,10 @@ pub(crate) unsafe fn rows_with_column_sums<const N: usize>(
             let (start, len) = (task * COLUMNS, COLUMNS.min(cols - task * COLUMNS));
             let mut sum = [0.0; COLUMNS];
             for part in 0..parts {
-                add_to(&sums[(part * N + t) * cols + start..][..len], &mut sum[..len]);
+                add_to_sums(&sums[(part * N + t) * cols + start..][..len], &mut sum[..len]);
             }
             // SAFETY: column ranges do not overlap.
-            add_to(&sum[..len], unsafe { target.part(start, len) });
+            add_to_sums(&sum[..len], unsafe { target.part(start, len) });
         });
     }
 }

@@ -37,7 +37,7 @@ pub fn uniform_f64(seed: u64, stream: u64, index: u64) -> f64 {
     (((hi as u64) << 32 | lo as u64) >> 11) as f64 * (1.0 / (1u64 << 53) as f64)
 }
 
-/// Returns a standard normal number, by the cosine of Box and Muller from the first two words.
+/// Returns a standard normal number: the cosine result of the Box–Muller transform of the first two words.
 pub fn normal(seed: u64, stream: u64, index: u64) -> f32 {
     let [a, b, ..] = random_words(seed, stream, index);
     let unit = 1.0 / (1u64 << 32) as f64;

@@ -94,7 +94,7 @@ pub fn sum_lanes(mut lanes: [f32; LANES]) -> f32 {
 
 crate::simd_fn! {
     /// Adds each element of `x` to the sum at the same index.
-    pub(crate) fn add_to<T: crate::Element>(x: &[T], sums: &mut [f32]) {
+    pub(crate) fn add_to_sums<T: crate::Element>(x: &[T], sums: &mut [f32]) {
         for (x, sum) in x.iter().zip(sums) {
             *sum += x.to_f32();
         }

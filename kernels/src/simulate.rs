@@ -36,10 +36,10 @@ pub enum SimulateError {
         /// The limit that the stage exceeds.
         error: LaunchError,
     },
-    /// A tensor map breaks a rule, or has no place.
+    /// A tensor map of the plan is invalid, or its slot is misaligned or not in the parameters.
     #[error(transparent)]
     Map(#[from] TensorMapError),
-    /// A tensor map that cannot be encoded.
+    /// The simulator cannot encode a tensor map.
     #[error(transparent)]
     Encoding(InvalidTensorMap),
 }
@@ -58,20 +58,20 @@ pub struct SimulatedStage {
 }
 
 /// A parsed PTX module; each kernel is decoded when it is first used.
-pub struct SimulatedUnit {
+pub struct PtxModule {
     program: Program,
     kernels: Mutex<HashMap<&'static str, Arc<program::Kernel>>>,
 }
 
-impl SimulatedUnit {
+impl PtxModule {
     /// Wraps a parsed PTX program.
-    pub fn new(program: Program) -> SimulatedUnit {
-        SimulatedUnit { program, kernels: Mutex::default() }
+    pub fn new(program: Program) -> PtxModule {
+        PtxModule { program, kernels: Mutex::default() }
     }
 
     /// Compiles and parses a CUDA source for an architecture, once per process.
-    pub fn of_source(source: &'static crate::Source, sm: u32) -> Result<Arc<SimulatedUnit>, SimulateError> {
-        type Units = Mutex<HashMap<(&'static str, u32), Arc<SimulatedUnit>>>;
+    pub fn of_source(source: &'static crate::Source, sm: u32) -> Result<Arc<PtxModule>, SimulateError> {
+        type Units = Mutex<HashMap<(&'static str, u32), Arc<PtxModule>>>;
         static UNITS: OnceLock<Units> = OnceLock::new();
         let units = UNITS.get_or_init(Default::default);
         let key = (source.name, sm);
@@ -80,7 +80,7 @@ impl SimulatedUnit {
         }
         let ptx = compile::compile_to_ptx(source, &format!("sm_{sm}"))?;
         let program = Program::parse(&ptx).map_err(|error| SimulateError::Program { symbol: source.name, error })?;
-        let unit = Arc::new(SimulatedUnit::new(program));
+        let unit = Arc::new(PtxModule::new(program));
         units.lock().expect("no thread panics while it holds the lock").insert(key, unit.clone());
         Ok(unit)
     }
@@ -159,7 +159,7 @@ pub fn run(
     if (launch.kernel.plan)(&launch.params, arch).is_empty() {
         return Ok(Vec::new());
     }
-    SimulatedUnit::of_source(launch.kernel.source, arch.sm)?.run(launch, arch, memory, options)
+    PtxModule::of_source(launch.kernel.source, arch.sm)?.run(launch, arch, memory, options)
 }
 
 /// Computes a matrix product on host copies of its operands. Host pointers into simulated memory might not be
@@ -170,7 +170,7 @@ pub fn run(
 pub fn run_matmul(m: &Matmul, memory: &mut SimMemory, team: &Team) -> Result<(), String> {
     let read = |what: &str, at: Addr, dtype: DType, count: usize| {
         let bytes = memory.read(at.0, count * dtype.size());
-        bytes.map(aligned).map_err(|e| format!("{}: {what}: {e}; the product reads this operand", m.name()))
+        bytes.map(aligned).map_err(|e| format!("{}: operand {what} cannot be read: {e}", m.name()))
     };
     if m.m == 0 || m.n == 0 {
         return Ok(());

@@ -1,5 +1,6 @@
-//! Mutation test: the launches of the checks notice every synchronisation instruction that is removed or changed.
-//! `benches/src/bin/mutate.rs` does the same and reports the outcome of each folder.
+//! Mutation test: removes or changes one synchronisation instruction of a kernel at a time, and expects that a
+//! simulated launch of the checks shows a defect. `benches/src/bin/mutate.rs` does the same and reports the outcome
+//! of each folder.
 
 use reel_kernels::catalogue::FOLDERS;
 use reel_kernels::checks::mutation::{MutationSubject, Verdict};

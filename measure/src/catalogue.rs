@@ -6,7 +6,7 @@ use reel_kernels::catalogue::{ExampleCall, FOLDERS, KernelFolder};
 use crate::error::{Result, bad_option};
 
 /// Every kernel, with its folder and an example call.
-pub fn all_kernels() -> impl Iterator<Item = (&'static KernelFolder, ExampleCall)> {
+pub fn kernels_with_folders() -> impl Iterator<Item = (&'static KernelFolder, ExampleCall)> {
     FOLDERS.iter().flat_map(|f| f.examples().into_iter().map(move |e| (f, e)))
 }
 
@@ -14,8 +14,9 @@ pub fn all_kernels() -> impl Iterator<Item = (&'static KernelFolder, ExampleCall
 ///
 /// # Errors
 /// There is no such kernel or folder; the error lists the folders.
-pub fn find_kernels(name: &str) -> Result<Vec<(&'static KernelFolder, ExampleCall)>> {
-    let found: Vec<_> = all_kernels().filter(|(f, e)| f.name == name || e.launch.kernel.name == name).collect();
+pub fn find_kernels_with_folders(name: &str) -> Result<Vec<(&'static KernelFolder, ExampleCall)>> {
+    let found: Vec<_> =
+        kernels_with_folders().filter(|(f, e)| f.name == name || e.launch.kernel.name == name).collect();
     if found.is_empty() {
         let folders: Vec<&str> = FOLDERS.iter().map(|f| f.name).collect();
         let help = format!("use a name from `reel kernels list`, or a folder: {}", folders.join(" "));

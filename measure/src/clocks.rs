@@ -17,14 +17,14 @@ use crate::stats;
 /// Power, clocks and temperature of a GPU at one moment.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ClockReading {
-    /// The values in the order of [`READING_VALUES`]; `None` where the GPU does not report one.
-    pub values: [Option<f64>; READING_VALUES.len()],
+    /// The values in the order of [`READING_NAMES_AND_UNITS`]; `None` where the GPU does not report one.
+    pub values: [Option<f64>; READING_NAMES_AND_UNITS.len()],
     /// Reasons why the GPU does not run at its highest clock at this moment.
     pub throttled: Vec<&'static str>,
 }
 
 /// Names and units of the values in a [`ClockReading`].
-pub const READING_VALUES: [(&str, &str); 4] =
+pub const READING_NAMES_AND_UNITS: [(&str, &str); 4] =
     [("power_watts", "W"), ("sm_mhz", "MHz"), ("memory_mhz", "MHz"), ("temperature_celsius", "°C")];
 
 /// A GPU, or a fake of one, whose clocks and power can be read.
@@ -124,7 +124,7 @@ pub struct ClockSummary {
     /// Number of readings.
     pub readings: usize,
     /// Minimum, median and maximum of each value that was reported.
-    pub values: [Option<[f64; 3]>; READING_VALUES.len()],
+    pub values: [Option<[f64; 3]>; READING_NAMES_AND_UNITS.len()],
     /// Number of readings with each reason for a lower clock.
     pub throttled: BTreeMap<&'static str, usize>,
 }
@@ -145,7 +145,7 @@ impl ClockSummary {
     pub fn json(&self) -> Value {
         let mut all = Map::new();
         all.insert("readings".into(), json!(self.readings));
-        for ((name, _), figure) in READING_VALUES.iter().zip(&self.values) {
+        for ((name, _), figure) in READING_NAMES_AND_UNITS.iter().zip(&self.values) {
             let spread = figure.map(|[min, median, max]| json!({"min": min, "median": median, "max": max}));
             all.insert((*name).into(), spread.unwrap_or(Value::Null));
         }
@@ -158,7 +158,7 @@ impl ClockSummary {
         let figure = |((_, unit), spread): (&(&str, &str), &Option<[f64; 3]>)| {
             spread.map(|[min, median, max]| format!("{median:.0} {unit} ({min:.0} to {max:.0})"))
         };
-        let texts: Vec<String> = READING_VALUES.iter().zip(&self.values).filter_map(figure).collect();
+        let texts: Vec<String> = READING_NAMES_AND_UNITS.iter().zip(&self.values).filter_map(figure).collect();
         let throttled: Vec<String> =
             self.throttled.iter().map(|(reason, n)| format!("{reason} in {n} of {}", self.readings)).collect();
         let throttled = if throttled.is_empty() { "not throttled".into() } else { throttled.join(", ") };

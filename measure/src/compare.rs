@@ -60,7 +60,7 @@ pub fn compare_results(a: &Path, b: &Path) -> Result<ResultComparison> {
     if verdicts.is_empty() {
         return Err(failed(
             b.display().to_string(),
-            format!("has no kernel or measurement that {} has", a.display()),
+            format!("has no measurement of the same name as one in {}", a.display()),
             HELP,
         ));
     }
@@ -217,7 +217,7 @@ fn differences(a: &Value, b: &Value) -> Vec<String> {
             (Some(before), Some(after)) if (after / before - 1.0).abs() > CLOCK_TOLERANCE => {
                 all.push(format!("{name}: {before:.0} and {after:.0} MHz"));
             }
-            (Some(_), None) | (None, Some(_)) => all.push(format!("{name}: recorded in one result only")),
+            (Some(_), None) | (None, Some(_)) => all.push(format!("{name}: recorded in only one of the results")),
             _ => {}
         }
     }
@@ -229,9 +229,9 @@ fn differences(a: &Value, b: &Value) -> Vec<String> {
     let (before, after) = (reasons(a), reasons(b));
     if before != after {
         let words = |s: BTreeSet<String>| {
-            if s.is_empty() { "no".into() } else { s.into_iter().collect::<Vec<_>>().join(", ") }
+            if s.is_empty() { "none".into() } else { s.into_iter().collect::<Vec<_>>().join(", ") }
         };
-        all.push(format!("throttled: {} and {}", words(before), words(after)));
+        all.push(format!("reasons for throttling: {} and {}", words(before), words(after)));
     }
     all
 }
@@ -259,7 +259,7 @@ mod tests {
         assert!(differences(&a, &result(1960.0, &[])).is_empty());
         assert_eq!(
             differences(&a, &result(1500.0, &["sw_power_cap"])),
-            ["SM clock: 1980 and 1500 MHz", "throttled: no and sw_power_cap"]
+            ["SM clock: 1980 and 1500 MHz", "reasons for throttling: none and sw_power_cap"]
         );
         let mut b = a.clone();
         (b["machine"]["name"], b["dtype"], b["model"]) = (json!("NVIDIA H100"), json!("f32"), json!("3b"));
@@ -270,7 +270,7 @@ mod tests {
                 "machine: NVIDIA H200 and NVIDIA H100",
                 "dtype: bf16 and f32",
                 "model: 7b and 3b",
-                "SM clock: recorded in one result only"
+                "SM clock: recorded in only one of the results"
             ]
         );
     }

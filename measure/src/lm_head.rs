@@ -13,7 +13,8 @@ use crate::error::{MeasureError, Result, failed};
 use crate::machine::MachineSpec;
 use crate::timing::TimedKernel;
 
-/// Number of bytes that are overwritten before each run, more than any cache holds.
+/// Number of bytes that are overwritten before each run to evict the operands from the caches: more than any cache
+/// holds.
 const FLUSH: usize = 256 << 20;
 
 /// Length of the random sequence that fills a matrix by repetition. It is a prime, so that no two rows are equal.

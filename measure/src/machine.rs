@@ -110,12 +110,12 @@ impl MachineSpec {
             let names: Vec<&str> = DATA_SHEETS.iter().map(|s| s.name).collect();
             return Err(bad_option(
                 "--gpu",
-                format!("there is no GPU {name:?} in the table"),
+                format!("there is no data sheet for a GPU named {name:?}"),
                 format!("give one of {}", names.join(", ")),
             ));
         };
         let source = format!(
-            "{:.0} % and {:.0} % of the data sheet's {} and {} TFLOP/s, {} TB/s for {}; launch overhead not counted",
+            "{:.0} % of the arithmetic and {:.0} % of the bandwidth in the data sheet: {} TFLOP/s in bf16, {} in f32, {} TB/s for {}; launch overhead not counted",
             100.0 * ACHIEVABLE_ARITHMETIC,
             100.0 * ACHIEVABLE_BANDWIDTH,
             s.bf16,
@@ -140,7 +140,7 @@ impl MachineSpec {
         let gpu = Nvidia::open(number)?;
         let full_name = &gpu.properties().name;
         let Some(sheet) = data_sheet(full_name) else {
-            return Err(bad_option("--device", format!("{full_name} is not in the table of GPUs"), "give --gpu NAME"));
+            return Err(bad_option("--device", format!("there is no data sheet for {full_name}"), "give --gpu NAME"));
         };
         Ok(Self { memory: Some(gpu.properties().memory as f64), ..Self::gpu_by_name(sheet.name)? })
     }

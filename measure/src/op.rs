@@ -47,7 +47,7 @@ pub fn op_timers<'a>(
             timers.push(Box::new(move || Ok(vec![timing_device.time_product(&product, runs)?])));
         }
     } else {
-        let usual = catalogue::find_kernels(name)?;
+        let usual = catalogue::find_kernels_with_folders(name)?;
         let names: Vec<&str> = usual.iter().map(|(_, e)| e.launch.kernel.name).collect();
         let all = usual[0].0.examples_with_sizes(sizes).map_err(bad_size)?;
         let found = all.into_iter().filter(|e| names.contains(&e.launch.kernel.name));
@@ -68,6 +68,6 @@ pub fn floor_seconds(row: &TimedKernel, ceilings: &Ceilings) -> f64 {
 }
 
 /// The least time over the measured median time: 1 at the roofline.
-pub fn share_of_floor(row: &TimedKernel, ceilings: &Ceilings) -> f64 {
+pub fn roofline_share(row: &TimedKernel, ceilings: &Ceilings) -> f64 {
     floor_seconds(row, ceilings) / row.timed.median_seconds()
 }

@@ -61,7 +61,7 @@ impl OpRow {
     }
 
     /// Least time over measured time: 1 at the roofline.
-    pub fn share_of_floor(&self) -> f64 {
+    pub fn roofline_share(&self) -> f64 {
         self.floor / self.seconds
     }
 
@@ -70,7 +70,7 @@ impl OpRow {
         json!({
             "op": self.op, "launches": self.launches, "seconds": self.seconds, "share_of_step": self.share,
             "flops": self.flops, "bytes": self.bytes, "gflops_per_second": self.flops_per_second() / 1e9,
-            "gigabytes_per_second": self.bytes_per_second() / 1e9, "floor_seconds": self.floor, "share_of_floor": self.share_of_floor(),
+            "gigabytes_per_second": self.bytes_per_second() / 1e9, "floor_seconds": self.floor, "share_of_floor": self.roofline_share(),
         })
     }
 }
@@ -92,7 +92,7 @@ pub fn op_table(rows: &[OpRow]) -> String {
             100.0 * r.share,
             r.flops_per_second() / 1e9,
             r.bytes_per_second() / 1e9,
-            100.0 * r.share_of_floor()
+            100.0 * r.roofline_share()
         );
     }
     let rest = 1.0 - rows.iter().map(|r| r.share).sum::<f64>();
@@ -120,7 +120,7 @@ mod tests {
         );
         assert_eq!(rows.iter().map(|r| r.share).collect::<Vec<_>>(), [0.5, 0.25, 0.02]);
         // With these ceilings, the rate of bf16 products limits matrix kernels and memory limits all others.
-        assert_eq!(rows.iter().map(OpRow::share_of_floor).collect::<Vec<_>>(), [0.5, 0.5, 0.5]);
+        assert_eq!(rows.iter().map(OpRow::roofline_share).collect::<Vec<_>>(), [0.5, 0.5, 0.5]);
         assert_eq!((rows[0].flops_per_second(), rows[2].bytes_per_second()), (2e9, 5e7));
     }
 }

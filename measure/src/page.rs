@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use reel_report::html::{self, escape};
 
-use crate::clocks::{ClockSummary, READING_VALUES};
+use crate::clocks::{ClockSummary, READING_NAMES_AND_UNITS};
 use crate::ops::OpRow;
 use crate::parts::PartTime;
 use crate::rounds::{MeasuredRounds, headline};
@@ -85,7 +85,7 @@ fn ops(rows: &[OpRow], seconds: f64) -> String {
             row.flops_per_second() / 1e9,
             row.bytes_per_second() / 1e9,
             row.floor * 1e3,
-            100.0 * row.share_of_floor()
+            100.0 * row.roofline_share()
         );
     }
     let inside: f64 = rows.iter().map(|r| r.seconds).sum();
@@ -103,7 +103,7 @@ fn clock_table(clocks: &ClockSummary) -> String {
         "<h2>Clocks and power, {} readings</h2><table><thead><tr><th>figure<th>unit<th>minimum<th>median<th>maximum</tr></thead><tbody>",
         clocks.readings
     );
-    for ((name, unit), figure) in READING_VALUES.iter().zip(&clocks.values) {
+    for ((name, unit), figure) in READING_NAMES_AND_UNITS.iter().zip(&clocks.values) {
         if let Some([min, median, max]) = figure {
             let _ = write!(text, "<tr><td>{name}<td>{unit}<td>{min:.0}<td>{median:.0}<td>{max:.0}</tr>");
         }

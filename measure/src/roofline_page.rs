@@ -11,7 +11,7 @@ use reel_kernels::{Arch, DType, compile};
 use reel_report::html::{self, escape};
 use serde_json::Value;
 
-use crate::catalogue::{all_kernels, dtype_of_kernel};
+use crate::catalogue::{dtype_of_kernel, kernels_with_folders};
 use crate::error::{MeasureError, Result, failed};
 use crate::machine::MachineSpec;
 
@@ -80,7 +80,7 @@ fn rows(machine: &MachineSpec, times: Option<&BTreeMap<String, f64>>) -> Vec<Pag
             shared: resources.as_ref().map_or(0, |r| r.shared) + stage.map_or(0, |s| s.shared),
         }
     };
-    all_kernels().map(row).collect()
+    kernels_with_folders().map(row).collect()
 }
 
 fn render(machine: &MachineSpec, rows: &[PageRow], measured: bool) -> String {

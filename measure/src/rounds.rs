@@ -167,7 +167,7 @@ pub fn headline(result: &Value) -> String {
         None => String::new(),
     };
     let busy = match result["busy"].as_f64() {
-        Some(busy) => format!(", busy {:.1} % of the step", 100.0 * busy),
+        Some(busy) => format!(", device busy during {:.1} % of a round", 100.0 * busy),
         None => String::new(),
     };
     format!(

@@ -132,8 +132,9 @@ fn multiplied_weights(trainer: &Trainer, config: &ModelConfig) -> usize {
 
 /// Operations of a training step, without recomputation.
 ///
-/// Per token and weight: 2 in the forward pass and 4 in the backward pass. Attention of a head: two products of `[S,
-/// D]` by `[D, S]` in the forward pass, half of which the causal mask leaves, and twice as much in the backward pass.
+/// Per token and weight: 2 in the forward pass and 4 in the backward pass. Attention of a head, with S tokens and
+/// head size D: two products of 2 · S · S · D operations in the forward pass, of which the causal mask leaves half,
+/// and twice as many operations in the backward pass.
 fn model_flops(text: &TextConfig, weights: usize, tokens: usize, batch: usize) -> f64 {
     let (tokens, batch) = (tokens as f64, batch as f64);
     let width = (text.num_attention_heads * text.head_dim) as f64;

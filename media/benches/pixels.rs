@@ -19,7 +19,7 @@ fn video((height, width): (usize, usize)) -> FrameBuf {
 }
 
 fn view(video: &FrameBuf) -> FrameView<'_> {
-    video.view().expect("the data has exactly these frames")
+    video.view().expect("the data has the length of these frames")
 }
 
 fn main() {
@@ -27,10 +27,10 @@ fn main() {
     let (decoded, resized) = (video(DECODED), video(RESIZED));
     let mut group = criterion.benchmark_group("16 frames");
     group.throughput(Throughput::Elements(FRAMES as u64));
-    group.bench_function("resize as torchvision, 480 x 854 to 224 x 420", |b| {
+    group.bench_function("resize like torchvision, 480 x 854 to 224 x 420", |b| {
         b.iter(|| torch_bicubic(view(black_box(&decoded)), RESIZED).expect("a resize"));
     });
-    group.bench_function("resize as Pillow, 480 x 854 to 224 x 420", |b| {
+    group.bench_function("resize like Pillow, 480 x 854 to 224 x 420", |b| {
         b.iter(|| pillow_bicubic(view(black_box(&decoded)), RESIZED).expect("a resize"));
     });
     group.bench_function("patches of 224 x 420", |b| {

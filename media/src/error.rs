@@ -14,7 +14,8 @@ pub enum MediaError {
     /// A file cannot be read, or its content is not usable.
     #[error("{0}")]
     File(Diagnostic),
-    /// A setting (flag or message key) is invalid, alone or for this video. Its location is the name of the setting.
+    /// A setting is invalid, or does not fit the video: a command-line flag, or a key in the video or image part of a
+    /// chat message. The location in the diagnostic is the setting's name.
     #[error("{0}")]
     Setting(Diagnostic),
     /// The worker process that decodes files cannot be started.

@@ -4,7 +4,7 @@
 use ffmpeg_next as ffmpeg;
 
 /// What error messages about a missing codec call this build.
-pub const BUILD_NAME: &str = if cfg!(feature = "ffmpeg") { "this FFmpeg" } else { "a build without FFmpeg" };
+pub const FFMPEG_BUILD_NAME: &str = if cfg!(feature = "ffmpeg") { "this FFmpeg" } else { "this build without FFmpeg" };
 
 /// Names and versions (`major.minor.micro`) of the FFmpeg libraries; empty in a build without FFmpeg.
 pub fn ffmpeg_versions() -> Vec<(&'static str, String)> {

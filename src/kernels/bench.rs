@@ -4,7 +4,7 @@ use anyhow::Result;
 use clap::Args;
 use reel_kernels::bench::copy_seconds;
 use reel_kernels::catalogue::ExampleCall;
-use reel_measure::catalogue::{all_kernels, find_kernels};
+use reel_measure::catalogue::{find_kernels_with_folders, kernels_with_folders};
 use reel_measure::timing::{TimedKernel, TimingDevice};
 use serde_json::{Value, json};
 
@@ -38,8 +38,8 @@ impl KernelsBenchArgs {
         let gpu = open_gpu(name)?;
         let bandwidth = 2.0 * COPY as f64 / copy_seconds(&gpu, COPY, 10)?;
         let examples: Vec<ExampleCall> = match &self.kernel {
-            Some(name) => find_kernels(name)?.into_iter().map(|(_, e)| e).collect(),
-            None => all_kernels().map(|(_, e)| e).collect(),
+            Some(name) => find_kernels_with_folders(name)?.into_iter().map(|(_, e)| e).collect(),
+            None => kernels_with_folders().map(|(_, e)| e).collect(),
         };
         if !common.json {
             output::print_line(format!(

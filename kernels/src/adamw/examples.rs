@@ -3,26 +3,29 @@
 use crate::DType::{BF16, F32};
 #[cfg(test)]
 use crate::checks::traffic::{TRAFFIC_ELEMENTS, TrafficArrays, TrafficLaunches, allow_one_tenth_more};
-use crate::folder::{FLOAT_DTYPES, HIDDEN, INTERMEDIATE, LabeledLaunches, PLACEHOLDER, Sizes, WEIGHTS, placeholders};
+use crate::folder::{
+    FLOAT_DTYPES, HIDDEN_SIZE, INTERMEDIATE_SIZE, LabeledLaunches, PLACEHOLDER, Sizes, WEIGHTS_DESCRIPTION,
+    placeholder_params,
+};
 use crate::{Addr, adamw};
 
 /// Returns the example calls, each with a text that describes its size.
 pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
-    let n = s.count("count", INTERMEDIATE as u64 * HIDDEN as u64);
-    let step = adamw::Params { low: Addr::NULL, n, ..placeholders() };
-    let split = adamw::SplitParams { n, ..placeholders() };
+    let n = s.get_u64("count", INTERMEDIATE_SIZE as u64 * HIDDEN_SIZE as u64);
+    let step = adamw::Params { low: Addr::NULL, n, ..placeholder_params() };
+    let split = adamw::SplitParams { n, ..placeholder_params() };
     let mut all = vec![
-        (WEIGHTS, adamw::step(F32, &step)),
-        (WEIGHTS, adamw::step(BF16, &adamw::Params { low: PLACEHOLDER, ..step })),
-        (WEIGHTS, adamw::join_master(&adamw::JoinParams { n, ..placeholders() })),
+        (WEIGHTS_DESCRIPTION, adamw::step(F32, &step)),
+        (WEIGHTS_DESCRIPTION, adamw::step(BF16, &adamw::Params { low: PLACEHOLDER, ..step })),
+        (WEIGHTS_DESCRIPTION, adamw::join_master(&adamw::JoinParams { n, ..placeholder_params() })),
     ];
-    let small = adamw::SmallMomentParams { low: Addr::NULL, scales: Addr::NULL, n, ..placeholders() };
+    let small = adamw::SmallMomentParams { low: Addr::NULL, scales: Addr::NULL, n, ..placeholder_params() };
     let blocks = adamw::SmallMomentParams { scales: PLACEHOLDER, ..small };
     for (t, low) in [(F32, Addr::NULL), (BF16, PLACEHOLDER)] {
-        all.push((WEIGHTS, adamw::step_bf16_moments(t, &adamw::SmallMomentParams { low, ..small })));
-        all.push((WEIGHTS, adamw::step_8bit(t, &adamw::SmallMomentParams { low, ..blocks })));
+        all.push((WEIGHTS_DESCRIPTION, adamw::step_bf16_moments(t, &adamw::SmallMomentParams { low, ..small })));
+        all.push((WEIGHTS_DESCRIPTION, adamw::step_8bit(t, &adamw::SmallMomentParams { low, ..blocks })));
     }
-    all.extend(FLOAT_DTYPES.map(|t| (WEIGHTS, adamw::split_master(t, &split))));
+    all.extend(FLOAT_DTYPES.map(|t| (WEIGHTS_DESCRIPTION, adamw::split_master(t, &split))));
     all
 }
 

@@ -1,10 +1,16 @@
 //! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
 
 use crate::advance;
-use crate::folder::{BATCH, LabeledLaunches, Sizes, TOKENS, placeholders};
+use crate::folder::{BATCH, LabeledLaunches, Sizes, TOKENS, placeholder_params};
 
 /// Returns the example calls, each with a text that describes its size.
 pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
-    let p = advance::Params { rows: BATCH, max_blocks: TOKENS / 64, page: 64, history_cols: TOKENS, ..placeholders() };
+    let p = advance::Params {
+        rows: BATCH,
+        max_blocks: TOKENS / 64,
+        page: 64,
+        history_cols: TOKENS,
+        ..placeholder_params()
+    };
     vec![("16 rows of 8192 keys", advance::advance(&p))]
 }

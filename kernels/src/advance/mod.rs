@@ -67,7 +67,7 @@ kernel!(pub ADVANCE, "advance", Params, cpu::advance, &SOURCE, geometry);
 fn geometry(p: &Params, _: &Arch) -> Vec<Stage> {
     match p.rows.div_ceil(128) {
         0 => Vec::new(),
-        blocks => vec![Stage::linear("advance", blocks, 128)],
+        blocks => vec![Stage::one_dimensional("advance", blocks, 128)],
     }
 }
 

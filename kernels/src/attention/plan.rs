@@ -44,7 +44,7 @@ macro_rules! symbols {
 /// Returns a launch of `blocks` blocks of `threads` threads; `None` for 0 blocks.
 fn stage(symbol: &'static str, blocks: u64, threads: u32, shared: u32) -> Option<Stage> {
     let blocks = u32::try_from(blocks).unwrap_or(u32::MAX);
-    (blocks > 0).then(|| Stage { shared, ..Stage::linear(symbol, blocks, threads) })
+    (blocks > 0).then(|| Stage { shared, ..Stage::one_dimensional(symbol, blocks, threads) })
 }
 
 /// Plans the launches of kernel `attention_fwd_f32`.

@@ -3,13 +3,13 @@
 use crate::block_copy;
 #[cfg(test)]
 use crate::checks::traffic::{TrafficArrays, TrafficLaunches, allow_one_tenth_more};
-use crate::folder::{HEAD_DIM, KV_HEADS, LabeledLaunches, Sizes, placeholders};
+use crate::folder::{HEAD_DIM, KV_HEADS, LabeledLaunches, Sizes, placeholder_params};
 
 /// Returns the example calls, each with a text that describes its size.
 pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
     // A block of 64 tokens with 4 heads of 128 elements in bf16, in units of 16 bytes.
     let units = 64 * KV_HEADS * HEAD_DIM * 2 / 16;
-    let p = block_copy::Params { count: 64, units, ..placeholders() };
+    let p = block_copy::Params { count: 64, units, ..placeholder_params() };
     vec![("64 blocks of 64 tokens, 4 heads of 128 in bf16", block_copy::copy(&p))]
 }
 

@@ -40,7 +40,7 @@ kernel!(pub COPY, "block_copy", Params, cpu::copy, &SOURCE, geometry);
 fn geometry(p: &Params, _: &Arch) -> Vec<Stage> {
     match p.count * 2 * p.units.div_ceil(1024) {
         0 => Vec::new(),
-        blocks => vec![Stage::linear("block_copy", blocks, 256)],
+        blocks => vec![Stage::one_dimensional("block_copy", blocks, 256)],
     }
 }
 

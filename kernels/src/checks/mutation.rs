@@ -5,7 +5,7 @@ use super::on_sim::COMPLETION_TIMINGS;
 use super::{Check, CheckDevice, CheckSetup, RecordedLaunch};
 use crate::catalogue::KernelFolder;
 use crate::launch::Arch;
-use crate::simulate::{self, SimulateError, SimulatedUnit};
+use crate::simulate::{self, PtxModule, SimulateError};
 use reel_sim::exec::ExecOptions;
 use reel_sim::finding::FindingKind;
 use reel_sim::mutate::{self, Mutant};
@@ -24,7 +24,7 @@ struct RecordedCase {
 impl RecordedCase {
     /// Runs the launch with early, late and random completion of asynchronous operations and returns the first
     /// finding with its message.
-    fn finding(&self, unit: &SimulatedUnit) -> Result<Option<(FindingKind, String)>, String> {
+    fn finding(&self, unit: &PtxModule) -> Result<Option<(FindingKind, String)>, String> {
         for seed in 0..COMPLETION_TIMINGS.len() as u64 {
             let mut memory = self.recorded.memory();
             let staged = unit.run(&self.recorded.launch, &Arch::A100, &mut memory, &options(seed));
@@ -41,7 +41,7 @@ impl RecordedCase {
 /// The kernels of a folder with the recorded launches of its checks.
 pub struct MutationSubject {
     folder: &'static str,
-    unit: Arc<SimulatedUnit>,
+    unit: Arc<PtxModule>,
     cases: Vec<RecordedCase>,
     targets: Vec<MutationTarget>,
 }
@@ -82,7 +82,7 @@ impl MutationSubject {
         }
         // Launches of another folder's kernels are tested with that folder.
         recorded.retain(|r| r.launch.kernel.source.name == folder.name);
-        let unit = SimulatedUnit::of_source(folder.source, Arch::A100.sm).map_err(|e| e.to_string())?;
+        let unit = PtxModule::of_source(folder.source, Arch::A100.sm).map_err(|e| e.to_string())?;
         let mut subject = MutationSubject { folder: folder.name, unit, cases: Vec::new(), targets: Vec::new() };
         subject.find_targets(recorded).map_err(|e| e.to_string())?;
         Ok(subject)
@@ -131,7 +131,7 @@ impl MutationSubject {
             return Ok(Verdict::Unreached);
         }
         let program = mutate::apply(self.unit.program(), &target.mutant).map_err(|e| e.to_string())?;
-        let unit = SimulatedUnit::new(program);
+        let unit = PtxModule::new(program);
         for &number in &spread(&target.reached_by, max_launches) {
             let case = &self.cases[number];
             if let Some((kind, _)) = case.finding(&unit)? {

@@ -3,22 +3,24 @@
 #[cfg(test)]
 use crate::checks::traffic::{TRAFFIC_ROWS, TrafficArrays, TrafficLaunches, allow_one_tenth_more};
 use crate::column_sum;
-use crate::folder::{ACTIVATIONS, FLOAT_DTYPES, HIDDEN, LabeledLaunches, Sizes, TOKENS, placeholders};
+use crate::folder::{
+    ACTIVATIONS_DESCRIPTION, FLOAT_DTYPES, HIDDEN_SIZE, LabeledLaunches, Sizes, TOKENS, placeholder_params,
+};
 
 /// Returns the example calls, each with a text that describes its size.
 pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
-    let p = column_sum::Params { rows: TOKENS as u64, cols: HIDDEN as u64, ..placeholders() };
-    FLOAT_DTYPES.map(|t| (ACTIVATIONS, column_sum::add(t, &p))).into()
+    let p = column_sum::Params { rows: TOKENS as u64, cols: HIDDEN_SIZE as u64, ..placeholder_params() };
+    FLOAT_DTYPES.map(|t| (ACTIVATIONS_DESCRIPTION, column_sum::add(t, &p))).into()
 }
 
 /// Returns launches whose memory traffic a test compares with the traffic that their `Cost` states.
 #[cfg(test)]
 pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     let p = column_sum::Params {
-        x: arrays.f32(TRAFFIC_ROWS * HIDDEN),
-        sum: arrays.f32(HIDDEN),
+        x: arrays.f32(TRAFFIC_ROWS * HIDDEN_SIZE),
+        sum: arrays.f32(HIDDEN_SIZE),
         rows: TRAFFIC_ROWS.into(),
-        cols: HIDDEN.into(),
+        cols: HIDDEN_SIZE.into(),
     };
     allow_one_tenth_more(FLOAT_DTYPES.map(|t| column_sum::add(t, &p)))
 }

@@ -71,21 +71,33 @@ fn launch_runs_and_frees_everything() {
 fn launch_beyond_a_limit_is_refused_before_the_driver() {
     let Some(()) = compile::skip_without_nvrtc() else { return };
     for (arch, wrong, words) in [
-        (Arch::A100, Stage { block: [2048, 1, 1], ..Stage::linear("fill_f32", 1, 1) }, "2048 threads per block in x"),
-        (Arch::A100, Stage { shared: 164 << 10, ..Stage::linear("fill_f32", 1, 256) }, "at most 166912"),
-        (Arch::SM89, Stage { shared: 100 << 10, ..Stage::linear("fill_f32", 1, 256) }, "at most 101376"),
         (
             Arch::A100,
-            Stage { cluster: [2, 1, 1], ..Stage::linear("fill_f32", 2, 256) },
+            Stage { block: [2048, 1, 1], ..Stage::one_dimensional("fill_f32", 1, 1) },
+            "2048 threads per block in x",
+        ),
+        (Arch::A100, Stage { shared: 164 << 10, ..Stage::one_dimensional("fill_f32", 1, 256) }, "at most 166912"),
+        (Arch::SM89, Stage { shared: 100 << 10, ..Stage::one_dimensional("fill_f32", 1, 256) }, "at most 101376"),
+        (
+            Arch::A100,
+            Stage { cluster: [2, 1, 1], ..Stage::one_dimensional("fill_f32", 2, 256) },
             "compute capability 8.0 does not support",
         ),
-        (Arch::H100, Stage { cluster: [32, 1, 1], ..Stage::linear("fill_f32", 32, 256) }, "a cluster of 32 blocks"),
         (
             Arch::H100,
-            Stage { cluster: [2, 1, 1], ..Stage::linear("fill_f32", 3, 256) },
+            Stage { cluster: [32, 1, 1], ..Stage::one_dimensional("fill_f32", 32, 256) },
+            "a cluster of 32 blocks",
+        ),
+        (
+            Arch::H100,
+            Stage { cluster: [2, 1, 1], ..Stage::one_dimensional("fill_f32", 3, 256) },
             "not a multiple of the cluster size 2",
         ),
-        (Arch::H100, Stage { grid: [1, 1 << 17, 1], ..Stage::linear("fill_f32", 1, 256) }, "131072 blocks in y"),
+        (
+            Arch::H100,
+            Stage { grid: [1, 1 << 17, 1], ..Stage::one_dimensional("fill_f32", 1, 256) },
+            "131072 blocks in y",
+        ),
     ] {
         let (fake, gpu) = open(arch);
         let buffer = gpu.alloc(16).unwrap();
@@ -322,7 +334,7 @@ fn tensor_map_reaches_the_kernel() {
     let numbers: Vec<f32> = (0..512).map(|i| i as f32).collect();
     gpu.upload(&from, 0, bytemuck::cast_slice(&numbers)).unwrap();
     let map = TensorMap::tiled(MapType::F32, from.address(), &[64, 8], &[256], &[32, 8], Swizzle::None).unwrap();
-    let stage = Stage { tensor_maps: vec![(0, map)], ..Stage::linear("boxed", 1, 32) };
+    let stage = Stage { tensor_maps: vec![(0, map)], ..Stage::one_dimensional("boxed", 1, 32) };
     let mut params = [0; 192];
     params[128..136].copy_from_slice(&to.address().to_le_bytes());
     let params = stage.with_tensor_maps(&params, |map| fake.encode(map)).unwrap();
@@ -395,7 +407,7 @@ fn cooperative_grid_must_be_resident() {
     let (fake, gpu) = open(Arch::A100);
     let buffer = gpu.alloc(1 << 20).unwrap();
     let params = fill(buffer.address(), 4);
-    let stage = |blocks| Stage { cooperative: true, ..Stage::linear("fill_f32", blocks, 256) };
+    let stage = |blocks| Stage { cooperative: true, ..Stage::one_dimensional("fill_f32", blocks, 256) };
     let launch = |blocks| {
         // SAFETY: the buffer has four f32.
         unsafe { gpu.launch_stage(&elementwise::SOURCE, &stage(blocks), bytemuck::bytes_of(&params)) }

@@ -17,7 +17,7 @@ pub(crate) fn plan_map(symbol: &'static str, count: u64) -> Vec<Stage> {
 pub(crate) fn plan_blocks(symbol: &'static str, blocks: u64, threads: u32) -> Vec<Stage> {
     // 2^31 blocks would need more elements than the memory of a GPU holds.
     let blocks = u32::try_from(blocks).expect("fewer blocks than 2^31");
-    if blocks == 0 { Vec::new() } else { vec![Stage::linear(symbol, blocks, threads)] }
+    if blocks == 0 { Vec::new() } else { vec![Stage::one_dimensional(symbol, blocks, threads)] }
 }
 
 /// Plans the launch of a kernel that copies `rows` rows of `cols` elements (`rows.cuh`). `vector` is the number of

@@ -4,12 +4,14 @@ use crate::DType::{BF16, F32};
 #[cfg(test)]
 use crate::checks::traffic::{TRAFFIC_ELEMENTS, TrafficArrays, TrafficLaunches, allow_one_tenth_more};
 use crate::elementwise;
-use crate::folder::{ACTIVATIONS, FLOAT_DTYPES, HIDDEN, LabeledLaunches, PLACEHOLDER, Sizes, TOKENS, placeholders};
+use crate::folder::{
+    ACTIVATIONS_DESCRIPTION, FLOAT_DTYPES, HIDDEN_SIZE, LabeledLaunches, PLACEHOLDER, Sizes, TOKENS, placeholder_params,
+};
 use bytemuck::Zeroable;
 
 /// Returns the example calls, each with a text that describes its size.
 pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
-    let count = TOKENS as u64 * HIDDEN as u64;
+    let count = TOKENS as u64 * HIDDEN_SIZE as u64;
     let (src, dst) = (PLACEHOLDER, PLACEHOLDER);
     let accumulate = elementwise::AccumulateParams { src, dst, count };
     let cast = elementwise::CastParams { src, dst, count };
@@ -20,15 +22,15 @@ pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
         elementwise::accumulate(BF16, F32, &accumulate),
         elementwise::cast(F32, BF16, &cast),
         elementwise::cast(BF16, F32, &cast),
-        elementwise::mul_scalar(&elementwise::MulScalarParams { count, ..placeholders() }),
+        elementwise::mul_scalar(&elementwise::MulScalarParams { count, ..placeholder_params() }),
         elementwise::copy(&elementwise::CopyParams { src, dst, bytes: 2 * count }),
     ];
     for t in FLOAT_DTYPES {
-        calls.push(elementwise::add(t, &elementwise::AddParams { count, ..placeholders() }));
+        calls.push(elementwise::add(t, &elementwise::AddParams { count, ..placeholder_params() }));
         calls.push(elementwise::cast_f16(t, &cast));
         calls.push(elementwise::fill(t, &fill));
     }
-    calls.into_iter().map(|launch| (ACTIVATIONS, launch)).collect()
+    calls.into_iter().map(|launch| (ACTIVATIONS_DESCRIPTION, launch)).collect()
 }
 
 /// Returns launches whose memory traffic a test compares with the traffic that their `Cost` states.

@@ -3,7 +3,7 @@
 #![allow(unsafe_code)]
 
 use super::{BwdParams, FwdParams};
-use crate::simd::add_to;
+use crate::simd::add_to_sums;
 use crate::view::{OutputArray, slice_at};
 use crate::{Addr, Element, Team, simd_fn};
 
@@ -83,7 +83,7 @@ pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
             for (t, &id) in ids.iter().enumerate().filter(|(t, _)| slot_of(slots, *t).is_none()) {
                 if let Some(row) = row_of(id, vocab) {
                     // SAFETY: the column ranges of two tasks do not overlap.
-                    add_to(&dy[t * hidden + start..][..len], unsafe { dw.part(row * hidden + start, len) });
+                    add_to_sums(&dy[t * hidden + start..][..len], unsafe { dw.part(row * hidden + start, len) });
                 }
             }
         });

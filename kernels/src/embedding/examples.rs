@@ -2,7 +2,9 @@
 
 #[cfg(test)]
 use crate::checks::traffic::{TRAFFIC_ROWS, TrafficArrays, TrafficLaunches, allow_one_tenth_more};
-use crate::folder::{ACTIVATIONS, FLOAT_DTYPES, HIDDEN, LabeledLaunches, Sizes, TOKENS, VOCAB, placeholders};
+use crate::folder::{
+    ACTIVATIONS_DESCRIPTION, FLOAT_DTYPES, HIDDEN_SIZE, LabeledLaunches, Sizes, TOKENS, VOCAB_SIZE, placeholder_params,
+};
 use crate::{Addr, embedding};
 
 /// Returns the example calls, each with a text that describes its size.
@@ -11,21 +13,21 @@ pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
         vision: Addr::NULL,
         slots: Addr::NULL,
         tokens: TOKENS,
-        hidden: HIDDEN,
-        vocab: VOCAB,
-        ..placeholders()
+        hidden: HIDDEN_SIZE,
+        vocab: VOCAB_SIZE,
+        ..placeholder_params()
     };
     let bwd = embedding::BwdParams {
         slots: Addr::NULL,
         d_vision: Addr::NULL,
         tokens: TOKENS,
-        hidden: HIDDEN,
-        vocab: VOCAB,
-        ..placeholders()
+        hidden: HIDDEN_SIZE,
+        vocab: VOCAB_SIZE,
+        ..placeholder_params()
     };
     let fwd = FLOAT_DTYPES.map(|table| FLOAT_DTYPES.map(|out| embedding::fwd(table, out, &fwd)));
     let bwd = FLOAT_DTYPES.map(|t| embedding::bwd(t, &bwd));
-    fwd.into_iter().flatten().chain(bwd).map(|launch| (ACTIVATIONS, launch)).collect()
+    fwd.into_iter().flatten().chain(bwd).map(|launch| (ACTIVATIONS_DESCRIPTION, launch)).collect()
 }
 
 /// Returns launches whose memory traffic a test compares with the traffic that their `Cost` states.
@@ -33,7 +35,7 @@ pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
 pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     use crate::DType::{BF16, F32};
     use bytemuck::Zeroable;
-    let (tokens, hidden, vocab) = (TRAFFIC_ROWS, HIDDEN, 2 * TRAFFIC_ROWS);
+    let (tokens, hidden, vocab) = (TRAFFIC_ROWS, HIDDEN_SIZE, 2 * TRAFFIC_ROWS);
     let [x, y] = [(); 2].map(|()| arrays.f32(vocab * hidden));
     let ids = arrays.ids((0..tokens as i32).map(|i| 2 * i));
     let fwd = embedding::FwdParams { table: x, ids, y, tokens, hidden, vocab, ..Zeroable::zeroed() };

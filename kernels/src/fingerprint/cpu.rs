@@ -5,7 +5,7 @@ use super::{OF_PART, PART, Params, partial_sums};
 use crate::view::{OutputArray, slice_at};
 use crate::{Team, simd_fn};
 
-/// Number of sums that the loop keeps, to add the words of one vector at a time.
+/// Number of sums that the loop keeps, one for each 64-bit word of a 512-bit vector.
 const LANES: usize = 8;
 
 fn mixed(word: u64, at: u64) -> u64 {

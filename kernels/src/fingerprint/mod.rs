@@ -1,4 +1,4 @@
-//! A hash of the bits of a tensor that every device computes to the same number, in any order of summation.
+//! A hash of a tensor's bits. Every device computes the same number, in any order of summation.
 //!
 //! The bytes are little-endian 64-bit words `x_j`, the last one padded with zeros. The hash is the sum over j, modulo
 //! 2⁶⁴, of `mix(x_j + (j + 1) · 0x9e3779b97f4a7c15)`, where `mix(z)` applies `z ← (z xor z ≫ 32) ·
@@ -36,9 +36,9 @@ kernel!(pub FINGERPRINT, "fingerprint", Params, cpu::fingerprint, &SOURCE, |p, _
     cuh::plan_blocks("fingerprint", p.bytes.div_ceil(PART as u64), 256)
 });
 
-/// Bytes of a part.
+/// Bytes of a part, the piece of a tensor that one CUDA block hashes.
 const PART: usize = 512 * 1024;
-/// Partial sums of one part: one per warp of the CUDA block.
+/// Number of partial sums per part of the tensor: one for each warp of the CUDA block that hashes the part.
 const OF_PART: usize = 8;
 
 /// Number of partial sums that a launch over `bytes` bytes writes.

@@ -49,7 +49,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) fingerprint(const __grid_c
     for (int k = 0; k < AHEAD; ++k) sum += both(words[k], at + k * STEP);
   }
   for (; at + 2 <= end; at += STEP) sum += both(pairs[at / 2], at);
-  // The thread that would read the next words hashes the incomplete last 16 bytes.
+  // If the tensor ends within the 16 bytes from word `at` on, this thread hashes what is left of them.
   if (at < first + PART && at * 8 < p.bytes) sum += ends(bytes, at, p.bytes);
   sum = warp_sum(sum);
   if (threadIdx.x % 32 == 0) global<u64>(p.sums)[blockIdx.x * (THREADS / 32) + threadIdx.x / 32] = sum;

@@ -64,7 +64,7 @@ impl KernelFolder {
         sizes.check(self.name, &defaults)?;
         Ok(kernel_calls(
             (self.calls)(sizes),
-            |size| if sizes.has_given() { sizes.to_text().into() } else { size.into() },
+            |size| if sizes.any_given() { sizes.to_text().into() } else { size.into() },
         ))
     }
 }
@@ -77,26 +77,26 @@ fn kernel_calls(calls: LabeledLaunches, size: impl Fn(&'static str) -> Cow<'stat
     calls.into_iter().filter_map(kernel).collect()
 }
 
-/// Tokens of a long video and the question about it.
+/// Number of tokens of a long video with a question about it.
 pub(crate) const TOKENS: u32 = 8192;
-/// Elements of a hidden state of the decoder.
-pub(crate) const HIDDEN: u32 = 3584;
-/// Elements of a row between the two matrices of a feed-forward layer.
-pub(crate) const INTERMEDIATE: u32 = 18944;
-/// Query heads of the decoder.
+/// Number of elements of the decoder's hidden state of one token.
+pub(crate) const HIDDEN_SIZE: u32 = 3584;
+/// Inner width of the decoder's feed-forward layers (`intermediate_size` in config.json).
+pub(crate) const INTERMEDIATE_SIZE: u32 = 18944;
+/// Number of query heads of the decoder.
 pub(crate) const HEADS: u32 = 28;
-/// Key and value heads of the decoder.
+/// Number of key heads of the decoder, and of value heads.
 pub(crate) const KV_HEADS: u32 = 4;
-/// Elements of a head.
+/// Number of elements of an attention head.
 pub(crate) const HEAD_DIM: u32 = 128;
-/// Token ids.
-pub(crate) const VOCAB: u32 = 152_064;
-/// Sequences of a decode step.
+/// Number of token ids of the vocabulary.
+pub(crate) const VOCAB_SIZE: u32 = 152_064;
+/// Number of sequences of a decode step.
 pub(crate) const BATCH: u32 = 16;
 /// The address of every operand of an example call.
 pub(crate) const PLACEHOLDER: Addr = Addr(1 << 40);
 /// Returns parameters whose addresses are all [`PLACEHOLDER`] and whose numbers are 0.
-pub(crate) fn placeholders<P: Params>() -> P {
+pub(crate) fn placeholder_params<P: Params>() -> P {
     let mut params = P::zeroed();
     for field in P::FIELDS.iter().filter(|field| field.address) {
         bytemuck::bytes_of_mut(&mut params)[field.offset..][..8].copy_from_slice(&PLACEHOLDER.0.to_le_bytes());
@@ -106,10 +106,10 @@ pub(crate) fn placeholders<P: Params>() -> P {
 
 /// The element types that most kernels support.
 pub(crate) const FLOAT_DTYPES: [DType; 2] = [F32, BF16];
-/// Describes the size of a call over all weights of one matrix.
-pub(crate) const WEIGHTS: &str = "one feed-forward matrix of 18944 x 3584 weights";
-/// Describes the size of a call over the hidden states of a sequence.
-pub(crate) const ACTIVATIONS: &str = "8192 tokens of 3584";
+/// The description of an example call that processes all weights of one matrix.
+pub(crate) const WEIGHTS_DESCRIPTION: &str = "one feed-forward matrix of 18944 x 3584 weights";
+/// The description of an example call that processes the hidden states of a sequence.
+pub(crate) const ACTIVATIONS_DESCRIPTION: &str = "8192 tokens of 3584";
 
 /// Registers a kernel folder: declares its `SOURCE` and its `FOLDER`.
 ///

@@ -52,7 +52,7 @@ impl Sizes {
     }
 
     /// Whether any size was given.
-    pub fn has_given(&self) -> bool {
+    pub fn any_given(&self) -> bool {
         !self.given.is_empty()
     }
 
@@ -61,14 +61,14 @@ impl Sizes {
         self.asked.borrow().iter().find(|(known, _)| *known == key).map_or(0, |(_, value)| *value)
     }
 
-    /// Returns the given value of a size, or its default `usual`.
-    pub(crate) fn get(&self, key: &'static str, usual: u32) -> u32 {
-        self.count(key, usual.into()).min(MAX_SIZE) as u32
+    /// Returns the given value of a size, or `default` if none was given.
+    pub(crate) fn get(&self, key: &'static str, default: u32) -> u32 {
+        self.get_u64(key, default.into()).min(MAX_SIZE) as u32
     }
 
-    /// Returns the given value of a number of elements, or its default `usual`.
-    pub(crate) fn count(&self, key: &'static str, usual: u64) -> u64 {
-        let value = self.given.get(key).copied().unwrap_or(usual);
+    /// Returns the given number of elements, or `default` if none was given.
+    pub(crate) fn get_u64(&self, key: &'static str, default: u64) -> u64 {
+        let value = self.given.get(key).copied().unwrap_or(default);
         let mut asked = self.asked.borrow_mut();
         if !asked.iter().any(|(known, _)| *known == key) {
             asked.push((key, value));
@@ -89,7 +89,7 @@ impl Sizes {
         for (key, &value) in &self.given {
             if !keys.contains(&key.as_str()) {
                 let help = match keys.is_empty() {
-                    true => "its example has a fixed size".to_string(),
+                    true => "its example call has a fixed size".to_string(),
                     false => format!("it has {}", keys.join(", ")),
                 };
                 return Err(SizeError::new(key, format!("is no size of {folder}"), help));
@@ -110,7 +110,7 @@ impl Sizes {
             && heads % kv_heads.max(1) != 0
         {
             let what = format!("is {heads}, which is not a multiple of kv_heads = {kv_heads}");
-            return Err(SizeError::new("heads", what, "give a multiple"));
+            return Err(SizeError::new("heads", what, "give a multiple of kv_heads"));
         }
         match value_of("head_dim").filter(|d| *d > 256) {
             Some(d) => Err(SizeError::new("head_dim", format!("is {d}"), "give 1 to 256")),
@@ -133,9 +133,9 @@ mod tests {
     #[test]
     fn without_sizes_examples_are_the_defaults() {
         for folder in FOLDERS {
-            let (usual, own) = (folder.examples(), folder.examples_with_sizes(&Sizes::default()).unwrap());
-            assert_eq!(usual.len(), own.len());
-            for (a, b) in usual.iter().zip(&own) {
+            let (default, own) = (folder.examples(), folder.examples_with_sizes(&Sizes::default()).unwrap());
+            assert_eq!(default.len(), own.len());
+            for (a, b) in default.iter().zip(&own) {
                 assert!(a.size == b.size && a.launch.params == b.launch.params && a.launch.cost == b.launch.cost);
             }
         }

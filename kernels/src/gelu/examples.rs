@@ -2,18 +2,18 @@
 
 #[cfg(test)]
 use crate::checks::traffic::{TRAFFIC_ELEMENTS, TrafficArrays, TrafficLaunches, allow_one_tenth_more};
-use crate::folder::{FLOAT_DTYPES, LabeledLaunches, Sizes, TOKENS, placeholders};
+use crate::folder::{FLOAT_DTYPES, LabeledLaunches, Sizes, TOKENS, placeholder_params};
 use crate::gelu;
 
 /// Returns the example calls, each with a text that describes its size.
 pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
     let count = TOKENS as u64 * 5120;
-    let fwd = gelu::FwdParams { count, ..placeholders() };
-    let bwd = gelu::BwdParams { count, ..placeholders() };
+    let fwd = gelu::FwdParams { count, ..placeholder_params() };
+    let bwd = gelu::BwdParams { count, ..placeholder_params() };
     let tanh = FLOAT_DTYPES.map(|t| [gelu::tanh_fwd(t, &fwd), gelu::tanh_bwd(t, &bwd)]);
     let erf = FLOAT_DTYPES.map(|t| [gelu::fwd(t, &fwd), gelu::bwd(t, &bwd)]);
     let calls = erf.into_iter().chain(tanh);
-    calls.flatten().map(|launch| ("the merger's 8192 rows of 5120", launch)).collect()
+    calls.flatten().map(|launch| ("8192 rows of 5120 elements, as in the vision tower's merger", launch)).collect()
 }
 
 /// Returns launches whose memory traffic a test compares with the traffic that their `Cost` states.

@@ -40,7 +40,7 @@ pub fn slope_rounded(x: f64) -> f64 {
     f32(cdf + f32(x * f32(f32((2.0 * PI).sqrt().recip()) * bell)))
 }
 
-/// `1 / (1 + e^(−2u))` of the tanh form.
+/// Returns `1 / (1 + e^(−2u))` of the tanh form with the kernel's roundings; `mod.rs` defines u.
 fn share_rounded(x: f64) -> f64 {
     let cubic = f32(x + f32(f32(f32(f32(0.044715) * x) * x) * x));
     let e = approximate((-f32(f32((8.0 / PI).sqrt()) * cubic)).exp(), 2.0 * ULP);

@@ -84,8 +84,8 @@ fn exact(x: &[f32]) -> Vec<f64> {
     x.iter().map(|&x| x as f64).collect()
 }
 
-fn options(p: &Params) -> formula::Options {
-    formula::Options {
+fn options(p: &Params) -> formula::LossOptions {
+    formula::LossOptions {
         range: (1.0 - p.epsilon_low as f64, 1.0 + p.epsilon_high as f64),
         beta: p.beta as f64,
         kl_limit: p.kl_limit as f64,
@@ -104,10 +104,12 @@ fn loss_and_gradient_equal_the_formula() {
                 let (n, weight, a) = (batch.counted[i] as usize, batch.weight[i] as f64, batch.advantage[i] as f64);
                 let [lp, old, reference] =
                     [&batch.log_prob, &batch.old, &batch.reference].map(|x| exact(batch.of(i, x)));
-                let [value, distance, clipped] = formula::completion(&o, &lp, &old, &reference, a);
+                let [value, distance, clipped] = formula::completion_sums(&o, &lp, &old, &reference, a);
                 let want = [weight * value, distance, clipped, n as f64];
                 for (k, want) in want.iter().enumerate() {
-                    let name = format!("stats[{k}] of completion {i} of {lengths:?}");
+                    let name = format!(
+                        "column {k} of stats, completion {i}, (length, counted tokens) of all completions {lengths:?}"
+                    );
                     assert_rounded(
                         &name,
                         F32,
@@ -119,7 +121,9 @@ fn loss_and_gradient_equal_the_formula() {
                 }
                 let slopes = formula::gradient(&o, &lp, &old, &reference, a);
                 let want: Vec<f64> = slopes.iter().map(|s| weight * s).collect();
-                let name = format!("gradient of completion {i} of {lengths:?}");
+                let name = format!(
+                    "gradient of completion {i} by the formula, (length, counted tokens) of all completions {lengths:?}"
+                );
                 assert_rounded(&name, F32, batch.of(i, &gradient), &want, &want, DEFAULT_ROUNDING_FACTOR);
                 // Checks the chain rule of the formula by central differences.
                 let (h, mut moved) = (1e-6, lp.clone());
@@ -132,13 +136,15 @@ fn loss_and_gradient_equal_the_formula() {
                     }
                     let mut at = |x: f64| {
                         moved[t] = x;
-                        formula::completion(&o, &moved, &old, &reference, a)[0]
+                        formula::completion_sums(&o, &moved, &old, &reference, a)[0]
                     };
                     want.push(weight * (at(lp[t] + h) - at(lp[t] - h)) / (2.0 * h));
                     moved[t] = lp[t];
                 }
                 assert_close(
-                    &format!("gradient of completion {i} of {lengths:?} and differences"),
+                    &format!(
+                        "gradient of completion {i} by finite differences, (length, counted tokens) of all completions {lengths:?}"
+                    ),
                     batch.of(i, &gradient),
                     &want,
                     1e-5,

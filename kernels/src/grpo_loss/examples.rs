@@ -2,7 +2,7 @@
 
 #[cfg(test)]
 use crate::checks::traffic::{TrafficArrays, TrafficLaunches, allow_one_tenth_more};
-use crate::folder::{LabeledLaunches, Sizes, placeholders};
+use crate::folder::{LabeledLaunches, Sizes, placeholder_params};
 use crate::grpo_loss;
 
 /// Returns the example calls, each with a text that describes its size.
@@ -13,7 +13,7 @@ pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
         epsilon_high: 0.2,
         beta: 0.04,
         kl_limit: 10.0,
-        ..placeholders()
+        ..placeholder_params()
     };
     vec![("8 completions of 1024 tokens", grpo_loss::loss(8 * 1024, &params))]
 }

@@ -2,8 +2,8 @@
 
 /// The options of the loss, the same for all tokens.
 #[derive(Clone, Copy, Debug)]
-pub struct Options {
-    /// `1 − epsilon_low` and `1 + epsilon_high`.
+pub struct LossOptions {
+    /// Range to which importance ratios are clipped: `1 − epsilon_low` and `1 + epsilon_high`.
     pub range: (f64, f64),
     /// Weight of the KL term.
     pub beta: f64,
@@ -13,34 +13,41 @@ pub struct Options {
     pub sequence_level: bool,
 }
 
-/// Returns `Σ_t l[t]`, the KL sum `Σ (e^x − x − 1)` and the number of clipped tokens of one completion.
-pub fn completion(o: &Options, log_prob: &[f64], old: &[f64], reference: &[f64], advantage: f64) -> [f64; 3] {
+/// Returns three sums over the tokens of one completion: the loss, the KL term `e^x − x − 1` with `x` the limited log
+/// ratio to the reference, and the number of clipped tokens.
+pub fn completion_sums(
+    options: &LossOptions,
+    log_prob: &[f64],
+    old: &[f64],
+    reference: &[f64],
+    advantage: f64,
+) -> [f64; 3] {
     let d: Vec<f64> = log_prob.iter().zip(old).map(|(l, o)| l - o).collect();
     let mean = d.iter().sum::<f64>() / d.len() as f64;
     let mut sums = [0.0; 3];
     for (t, d) in d.iter().enumerate() {
-        let ratio = if o.sequence_level { mean } else { *d }.exp();
-        let (free, held) = (ratio * advantage, ratio.clamp(o.range.0, o.range.1) * advantage);
-        let x = (reference[t] - log_prob[t]).clamp(-o.kl_limit, o.kl_limit);
+        let ratio = if options.sequence_level { mean } else { *d }.exp();
+        let (free, held) = (ratio * advantage, ratio.clamp(options.range.0, options.range.1) * advantage);
+        let x = (reference[t] - log_prob[t]).clamp(-options.kl_limit, options.kl_limit);
         let distance = x.exp() - x - 1.0;
-        let outside = ratio < o.range.0 && advantage < 0.0 || ratio > o.range.1 && advantage > 0.0;
-        sums[0] += -free.min(held) + o.beta * distance;
+        let outside = ratio < options.range.0 && advantage < 0.0 || ratio > options.range.1 && advantage > 0.0;
+        sums[0] += -free.min(held) + options.beta * distance;
         sums[1] += distance;
         sums[2] += outside as u8 as f64;
     }
     sums
 }
 
-/// Returns the gradient of [`completion`]'s loss with respect to `log_prob`, by the chain rule; `old` and `reference`
+/// Returns the gradient of [`completion_sums`]'s loss with respect to `log_prob`, by the chain rule; `old` and `reference`
 /// are constants.
-pub fn gradient(o: &Options, log_prob: &[f64], old: &[f64], reference: &[f64], advantage: f64) -> Vec<f64> {
+pub fn gradient(options: &LossOptions, log_prob: &[f64], old: &[f64], reference: &[f64], advantage: f64) -> Vec<f64> {
     let d: Vec<f64> = log_prob.iter().zip(old).map(|(l, o)| l - o).collect();
     let mean = d.iter().sum::<f64>() / d.len() as f64;
     let one = |t: usize| {
-        let ratio = if o.sequence_level { mean } else { d[t] }.exp();
-        let outside = ratio < o.range.0 && advantage < 0.0 || ratio > o.range.1 && advantage > 0.0;
+        let ratio = if options.sequence_level { mean } else { d[t] }.exp();
+        let outside = ratio < options.range.0 && advantage < 0.0 || ratio > options.range.1 && advantage > 0.0;
         let x = reference[t] - log_prob[t];
-        let pull = if x.abs() < o.kl_limit { o.beta * x.exp_m1() } else { 0.0 };
+        let pull = if x.abs() < options.kl_limit { options.beta * x.exp_m1() } else { 0.0 };
         if outside { -pull } else { -ratio * advantage - pull }
     };
     (0..d.len()).map(one).collect()

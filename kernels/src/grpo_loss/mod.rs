@@ -35,13 +35,15 @@ params! {
     pub struct Params {
         /// f32 `[tokens]`: log-probabilities under the weights being trained.
         pub log_prob: Addr,
-        /// f32 `[tokens]`: log-probabilities at the first use of the completions; null: equal to `log_prob`.
+        /// f32 `[tokens]`: log-probabilities from when a training step first used the completions; null: the same as
+        /// `log_prob`.
         pub old: Addr,
         /// f32 `[tokens]`: log-probabilities under the reference weights; null: no KL term, whatever beta.
         pub reference: Addr,
         /// i32 `[completions + 1]`: index of each completion's first token, and the number of tokens.
         pub cu_seqlens: Addr,
-        /// i32 `[completions]`: number of leading tokens of each completion that are learned, at most all of them.
+        /// i32 `[completions]`: number of tokens that count in the loss, from the start of each completion; at most
+        /// its length.
         pub counted: Addr,
         /// f32 `[completions]`
         pub advantage: Addr,
@@ -49,7 +51,8 @@ params! {
         pub weight: Addr,
         /// f32 `[tokens]`, written.
         pub d_log_prob: Addr,
-        /// f32 `[completions, 4]`, written: weighted loss, KL sum Σ (e^x − x − 1), clipped tokens, learned tokens.
+        /// f32 `[completions, 4]`, written: weighted loss, sum of the KL terms `e^x − x − 1` (`x` as defined above),
+        /// number of clipped tokens, number of counted tokens.
         pub stats: Addr,
         /// Completions.
         pub completions: u32,

@@ -2,7 +2,7 @@
 
 #[cfg(test)]
 use crate::checks::traffic::{TRAFFIC_ROWS, TrafficArrays, TrafficLaunches, allow_one_tenth_more};
-use crate::folder::{FLOAT_DTYPES, HEAD_DIM, KV_HEADS, LabeledLaunches, Sizes, TOKENS, placeholders};
+use crate::folder::{FLOAT_DTYPES, HEAD_DIM, KV_HEADS, LabeledLaunches, Sizes, TOKENS, placeholder_params};
 use crate::kv_write;
 
 /// Returns the example calls, each with a text that describes its size.
@@ -13,7 +13,7 @@ pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
         head_dim: HEAD_DIM,
         pages: TOKENS / 64,
         page: 64,
-        ..placeholders()
+        ..placeholder_params()
     };
     FLOAT_DTYPES.map(|t| ("8192 tokens, 4 heads of 128", kv_write::write(t, &p))).into()
 }
@@ -21,13 +21,13 @@ pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
 /// Returns launches whose memory traffic a test compares with the traffic that their `Cost` states.
 #[cfg(test)]
 pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
-    use crate::folder::HIDDEN;
-    let [x, cache] = [(); 2].map(|()| arrays.f32(2 * TRAFFIC_ROWS * HIDDEN));
+    use crate::folder::HIDDEN_SIZE;
+    let [x, cache] = [(); 2].map(|()| arrays.f32(2 * TRAFFIC_ROWS * HIDDEN_SIZE));
     let p = kv_write::Params {
         k: x,
         v: x,
         k_cache: cache,
-        v_cache: cache.offset((2 * TRAFFIC_ROWS * HIDDEN * 2) as usize),
+        v_cache: cache.offset((2 * TRAFFIC_ROWS * HIDDEN_SIZE * 2) as usize),
         slots: arrays.ids((0..TRAFFIC_ROWS as i32).map(|i| 2 * i)),
         tokens: TRAFFIC_ROWS,
         kv_heads: 4,

@@ -29,7 +29,7 @@ impl Source {
     /// Returns the whole text that a CUDA compiler reads: parameter structs, then the source, whose `#include` lines
     /// name [`Source::available_headers`].
     pub fn text(&self) -> String {
-        // NVRTC has no offsetof; nvcc's headers define the macro.
+        // Defines offsetof, which NVRTC lacks, unless the headers of another compiler define it.
         let mut text = String::from(
             "#ifdef __CUDACC_RTC__\n#define offsetof(T, field) __INTADDR__(&(((T*)0)->field))\n\
              #elif !defined(offsetof)\n#define offsetof(T, field) __builtin_offsetof(T, field)\n#endif\n",

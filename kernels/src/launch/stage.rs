@@ -29,7 +29,9 @@ impl Arch {
 
 /// A tensor map that cannot be encoded into a launch's parameters.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{symbol}: the tensor map at offset {offset} of the parameters: {why}; correct the kernel's plan")]
+#[error(
+    "kernel {symbol}: the tensor map at byte {offset} of the parameters is invalid: {why}; correct the kernel's plan"
+)]
 pub struct TensorMapError {
     /// Symbol of the kernel.
     pub symbol: &'static str,
@@ -63,7 +65,7 @@ pub struct Stage {
 
 impl Stage {
     /// A one-dimensional launch of `blocks` blocks of `threads` threads, without dynamic shared memory.
-    pub const fn linear(symbol: &'static str, blocks: u32, threads: u32) -> Stage {
+    pub const fn one_dimensional(symbol: &'static str, blocks: u32, threads: u32) -> Stage {
         Stage {
             symbol,
             grid: [blocks, 1, 1],
@@ -79,7 +81,7 @@ impl Stage {
     /// Returns the parameters with this stage's tensor maps in their slots, each encoded by `encode`.
     ///
     /// # Errors
-    /// A map that breaks a rule, or whose slot is not in the parameters.
+    /// A map is invalid, its slot is misaligned or not in the parameters, or `encode` fails.
     pub fn with_tensor_maps<'a, E>(
         &self,
         params: &'a [u8],
@@ -95,12 +97,12 @@ impl Stage {
         for (offset, map) in &self.tensor_maps {
             let bad = |why: String| TensorMapError { symbol: self.symbol, offset: *offset, why };
             if !offset.is_multiple_of(align_of::<TensorMapSlot>()) {
-                return Err(bad("not at a multiple of 64 bytes".into()).into());
+                return Err(bad("its offset is not a multiple of 64 bytes".into()).into());
             }
             map.validate().map_err(|e| bad(e.to_string()))?;
             let bytes = params.len();
             let slot = offset.checked_add(size_of::<TensorMapSlot>()).and_then(|end| out.get_mut(*offset..end));
-            let slot = slot.ok_or_else(|| bad(format!("beyond the {bytes} bytes of parameters")))?;
+            let slot = slot.ok_or_else(|| bad(format!("it lies beyond the {bytes} bytes of parameters")))?;
             slot.copy_from_slice(&encode(map)?);
         }
         Ok(Cow::Owned(out))
@@ -128,7 +130,7 @@ mod tests {
     }
 
     fn placed(offset: usize, map: TensorMap, params: &[u8]) -> Result<Vec<u8>, TensorMapError> {
-        let stage = Stage { tensor_maps: vec![(offset, map)], ..Stage::linear("k", 1, 32) };
+        let stage = Stage { tensor_maps: vec![(offset, map)], ..Stage::one_dimensional("k", 1, 32) };
         stage.with_tensor_maps(params, |_| Ok([7; 128])).map(Cow::into_owned)
     }
 
@@ -143,9 +145,9 @@ mod tests {
         let good = map(1 << 12, 32).unwrap();
         let says = |result: Result<Vec<u8>, TensorMapError>, words: &str| {
             let e = result.unwrap_err().to_string();
-            assert!(e.starts_with("k: the tensor map at offset") && e.contains(words), "{e}");
+            assert!(e.starts_with("kernel k: the tensor map at byte") && e.contains(words), "{e}");
         };
-        says(placed(32, good, &[0; 256]), "not at a multiple of 64");
+        says(placed(32, good, &[0; 256]), "is not a multiple of 64");
         says(placed(192, good, &[0; 256]), "beyond the 256 bytes");
         says(placed(usize::MAX - 63, good, &[0; 256]), "beyond the 256 bytes");
         says(placed(0, TensorMap { address: 8, ..good }, &[0; 256]), "globalAddress 0x8 is not a multiple of 16");

@@ -2,28 +2,28 @@
 
 #[cfg(test)]
 use crate::checks::traffic::{TRAFFIC_ROWS, TrafficArrays, TrafficLaunches};
-use crate::folder::{FLOAT_DTYPES, LabeledLaunches, Sizes, TOKENS, placeholders};
+use crate::folder::{FLOAT_DTYPES, LabeledLaunches, Sizes, TOKENS, placeholder_params};
 use crate::layer_norm;
 
 /// Returns the example calls, each with a text that describes its size.
 pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
     let (rows, cols) = (TOKENS, 1152);
-    let fwd = layer_norm::FwdParams { rows, cols, eps: 1e-6, ..placeholders() };
-    let bwd = layer_norm::BwdParams { rows, cols, ..placeholders() };
+    let fwd = layer_norm::FwdParams { rows, cols, eps: 1e-6, ..placeholder_params() };
+    let bwd = layer_norm::BwdParams { rows, cols, ..placeholder_params() };
     let calls = FLOAT_DTYPES.map(|t| [layer_norm::fwd(t, &fwd), layer_norm::bwd(t, &bwd)]);
-    calls.into_iter().flatten().map(|launch| ("SigLIP's 8192 patches of 1152", launch)).collect()
+    calls.into_iter().flatten().map(|launch| ("8192 patches of 1152 elements, as in SigLIP", launch)).collect()
 }
 
 /// Returns launches whose memory traffic a test compares with the traffic that their `Cost` states.
 #[cfg(test)]
 pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
-    use crate::folder::HIDDEN;
+    use crate::folder::HIDDEN_SIZE;
     let mut calls = Vec::new();
     // Columns beyond 8192 of a row do not stay in registers and are read again, and weights are read for each row.
-    for (rows, cols, [fwd_ratio, bwd_ratio]) in [(TRAFFIC_ROWS, HIDDEN, [1.1, 1.1]), (16, 10_240, [2.1, 2.25])] {
+    for (rows, cols, [fwd_ratio, bwd_ratio]) in [(TRAFFIC_ROWS, HIDDEN_SIZE, [1.1, 1.1]), (16, 10_240, [2.1, 2.25])] {
         let [x, y, z] = [(); 3].map(|()| arrays.f32(rows * cols));
         let [w, b, mean, rstd, dw, db] = [(); 6].map(|()| arrays.f32(cols));
-        let partial = arrays.f32(2 * layer_norm::parts(rows as usize) * cols as usize);
+        let partial = arrays.f32(2 * layer_norm::part_count(rows as usize) * cols as usize);
         let fwd = layer_norm::FwdParams { x, w, b, y, mean, rstd, rows, cols, eps: 1e-6, reserved: 0 };
         let bwd = layer_norm::BwdParams { x, w, mean, rstd, dy: y, dx: z, dw, db, partial, rows, cols };
         let call = |t| [(layer_norm::fwd(t, &fwd), fwd_ratio), (layer_norm::bwd(t, &bwd), bwd_ratio)];

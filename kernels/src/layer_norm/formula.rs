@@ -11,15 +11,15 @@ pub fn fwd(x: &[f64], [w, b]: [&[f64]; 2], statistics: &[(f64, f64)], round: fn(
     rows.flat_map(|(x, s)| x.iter().zip(w).zip(b).map(move |x| one(x, *s))).collect()
 }
 
-/// Returns the mean of a row and its root `1 / sqrt(variance + eps)`.
-pub fn statistics(x: &[f64], eps: f64) -> (f64, f64) {
+/// Returns the mean of a row and its rstd, `1 / sqrt(variance + eps)`.
+pub fn mean_and_rstd(x: &[f64], eps: f64) -> (f64, f64) {
     let mean = x.iter().sum::<f64>() / x.len() as f64;
     let variance = x.iter().map(|x| (x - mean) * (x - mean)).sum::<f64>() / x.len() as f64;
     (mean, 1.0 / (variance + eps).sqrt())
 }
 
-/// [`statistics`] with the kernel's roundings.
-pub fn statistics_rounded(x: &[f64], eps: f64) -> (f64, f64) {
+/// [`mean_and_rstd`] with the kernel's roundings.
+pub fn mean_and_rstd_rounded(x: &[f64], eps: f64) -> (f64, f64) {
     let mean_of = |x: &[f64]| approximate(sum(x.iter().copied(), &[128, 64]) / x.len() as f64, 2.0 * ULP);
     let mean = mean_of(x);
     let variance = mean_of(&x.iter().map(|x| f32(x - mean).powi(2)).collect::<Vec<_>>());

@@ -26,7 +26,7 @@ mod formula;
 
 use crate::folder::kernel_folder;
 use crate::launch::by_dtype;
-pub use crate::norm_rows::parts;
+pub use crate::norm_rows::part_count;
 use crate::norm_rows::{PART_ROWS, plan_bwd, plan_fwd};
 use crate::{Addr, Cost, DType, Launch, kernel, params};
 
@@ -75,7 +75,7 @@ params! {
         pub dw: Addr,
         /// f32 `[cols]`, added to; null if and only if dw is null.
         pub db: Addr,
-        /// f32 `[parts(rows), 2, cols]`, workspace; unused when dw is null.
+        /// f32 `[part_count(rows), 2, cols]`, workspace; unused when dw is null.
         pub partial: Addr,
         /// Rows.
         pub rows: u32,

@@ -76,7 +76,8 @@ __device__ __forceinline__ void forward(const FwdParams& p, float (&scratch)[2][
     if constexpr (REST) {
       for_rest<T, THREADS>(cols, [&](u32 at) { add_square(load_words(x, at, cols, vector), at); });
     }
-    // The two scratch buffers alternate: before a thread writes to one again, all have passed the barrier of the other.
+    // The two scratch buffers alternate: before a thread writes to one again, all threads have passed the barrier
+    // that follows the write to the other.
     const float rstd = rsqrtf(divide(group_sum<THREADS>(square, scratch[1]), count) + p.eps);
     if (threadIdx.x % THREADS == 0) {
       if (p.mean != 0) global<float>(p.mean)[row] = mean;

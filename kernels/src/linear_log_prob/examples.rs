@@ -1,23 +1,23 @@
 //! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
 
-use crate::folder::{FLOAT_DTYPES, HIDDEN, LabeledLaunches, Sizes, TOKENS, VOCAB, placeholders};
+use crate::folder::{FLOAT_DTYPES, HIDDEN_SIZE, LabeledLaunches, Sizes, TOKENS, VOCAB_SIZE, placeholder_params};
 use crate::linear_log_prob;
 
 /// Returns the example calls, each with a text that describes its size.
 pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
-    let (rows, width, vocab) = (s.get("tokens", TOKENS), s.get("hidden", HIDDEN), s.get("vocab", VOCAB));
+    let (rows, width, vocab) = (s.get("tokens", TOKENS), s.get("hidden", HIDDEN_SIZE), s.get("vocab", VOCAB_SIZE));
     let inv_temperature = 1.0;
-    let fwd = linear_log_prob::FwdParams { rows, vocab, width, inv_temperature, ..placeholders() };
+    let fwd = linear_log_prob::FwdParams { rows, vocab, width, inv_temperature, ..placeholder_params() };
     let bwd = |t| linear_log_prob::BwdParams {
         rows,
         vocab,
         width,
         columns: linear_log_prob::max_chunk_columns(t, rows as usize, vocab as usize) as u32,
         inv_temperature,
-        ..placeholders()
+        ..placeholder_params()
     };
-    let size = "8192 tokens of 3584, 152064 words";
-    let chunk = "8192 tokens of 3584, a chunk of the vocabulary";
+    let size = "8192 hidden states of 3584, vocabulary of 152064 tokens";
+    let chunk = "8192 hidden states of 3584, one chunk of the vocabulary";
     let calls =
         FLOAT_DTYPES.map(|t| [(size, linear_log_prob::fwd(t, &fwd)), (chunk, linear_log_prob::bwd(t, &bwd(t)))]);
     calls.into_iter().flatten().collect()

@@ -17,13 +17,13 @@ pub fn logits(hidden: &[f64], weight: &[f64]) -> Vec<f64> {
     weight.chunks_exact(hidden.len()).map(|w| w.iter().zip(hidden).map(|(w, h)| w * h).sum()).collect()
 }
 
-/// Returns log-probability of the target, lse and entropy under softmax(logits · s).
-pub fn fwd(logits: &[f64], target: i32, s: f64) -> RowResults {
-    let row_max = logits.iter().fold(f64::NEG_INFINITY, |a, &b| a.max(b * s));
-    let lse = row_max + logits.iter().map(|l| (l * s - row_max).exp()).sum::<f64>().ln();
-    let entropy = -logits.iter().map(|l| (l * s - lse).exp() * (l * s - lse)).sum::<f64>();
+/// Returns log-probability of the target, entropy and log-sum-exp under softmax(logits · inv_temperature).
+pub fn fwd(logits: &[f64], target: i32, inv_temperature: f64) -> RowResults {
+    let row_max = logits.iter().fold(f64::NEG_INFINITY, |a, &b| a.max(b * inv_temperature));
+    let lse = row_max + logits.iter().map(|l| (l * inv_temperature - row_max).exp()).sum::<f64>().ln();
+    let entropy = -logits.iter().map(|l| (l * inv_temperature - lse).exp() * (l * inv_temperature - lse)).sum::<f64>();
     match usize::try_from(target) {
-        Ok(target) => RowResults { log_prob: logits[target] * s - lse, entropy, lse },
+        Ok(target) => RowResults { log_prob: logits[target] * inv_temperature - lse, entropy, lse },
         Err(_) => RowResults { log_prob: 0.0, entropy: 0.0, lse },
     }
 }
@@ -34,8 +34,8 @@ pub fn logits_rounded(hidden: &[f64], weight: &[f64]) -> Vec<f64> {
 }
 
 /// [`fwd`] with the kernel's roundings.
-pub fn fwd_rounded(logits: &[f64], target: i32, s: f64) -> RowResults {
-    let factor = f32(s * LOG2_E);
+pub fn fwd_rounded(logits: &[f64], target: i32, inv_temperature: f64) -> RowResults {
+    let factor = f32(inv_temperature * LOG2_E);
     let t: Vec<f64> = logits.iter().map(|z| f32(z * factor)).collect();
     let row_max = t.iter().fold(f64::NEG_INFINITY, |a, &b| a.max(b));
     let terms: Vec<(f64, f64)> =
@@ -50,25 +50,37 @@ pub fn fwd_rounded(logits: &[f64], target: i32, s: f64) -> RowResults {
     }
 }
 
-/// Returns the gradient of `a · log_prob + b · entropy` with respect to the logits, by the chain rule with the row's
-/// `lse` and `entropy`. Tests check it by finite differences.
-pub fn bwd(logits: &[f64], target: i32, s: f64, [a, b]: [f64; 2], of: &RowResults) -> Vec<f64> {
+/// Returns the gradient of `d_log_prob · log_prob + d_entropy · entropy` with respect to the logits, by the chain
+/// rule with the lse and entropy in `row`. Tests check it by finite differences.
+pub fn bwd(
+    logits: &[f64],
+    target: i32,
+    inv_temperature: f64,
+    [d_log_prob, d_entropy]: [f64; 2],
+    row: &RowResults,
+) -> Vec<f64> {
     let one = |(j, z): (usize, &f64)| {
-        let ln_p = z * s - of.lse;
+        let ln_p = z * inv_temperature - row.lse;
         let of_log_prob = if j as i32 == target { -ln_p.exp_m1() } else { -ln_p.exp() };
-        s * (a * of_log_prob - b * ln_p.exp() * (ln_p + of.entropy))
+        inv_temperature * (d_log_prob * of_log_prob - d_entropy * ln_p.exp() * (ln_p + row.entropy))
     };
     logits.iter().enumerate().map(|x| if target < 0 { 0.0 } else { one(x) }).collect()
 }
 
 /// [`bwd`] with the kernel's roundings.
-pub fn bwd_rounded(logits: &[f64], target: i32, s: f64, [a, b]: [f64; 2], of: &RowResults) -> Vec<f64> {
-    let (a, b) = (f32(a * s), f32(b * s));
+pub fn bwd_rounded(
+    logits: &[f64],
+    target: i32,
+    inv_temperature: f64,
+    [d_log_prob, d_entropy]: [f64; 2],
+    row: &RowResults,
+) -> Vec<f64> {
+    let (d_log_prob, d_entropy) = (f32(d_log_prob * inv_temperature), f32(d_entropy * inv_temperature));
     let one = |(j, z): (usize, &f64)| {
-        let ln_p = f32(f32(z * s) - of.lse);
+        let ln_p = f32(f32(z * inv_temperature) - row.lse);
         let p = approximate(ln_p.exp(), 2.0 * ULP);
         let of_log_prob = if j as i32 == target { approximate(-ln_p.exp_m1(), 2.0 * ULP) } else { -p };
-        f32(a * of_log_prob) - f32(b * f32(p * f32(ln_p + of.entropy)))
+        f32(d_log_prob * of_log_prob) - f32(d_entropy * f32(p * f32(ln_p + row.entropy)))
     };
     logits.iter().enumerate().map(|x| if target < 0 { 0.0 } else { one(x) }).collect()
 }

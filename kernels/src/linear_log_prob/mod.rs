@@ -136,15 +136,15 @@ fn forward([symbol, combine]: [&'static str; 2], p: &FwdParams, g: Geometry) -> 
         return Vec::new();
     }
     let blocks = p.rows.div_ceil(g.tile) * p.vocab.div_ceil(SPLIT);
-    let main = Stage { shared: g.shared, ..Stage::linear(symbol, blocks, g.threads) };
-    let combine = Stage::linear(combine, p.rows.div_ceil(128), 128);
+    let main = Stage { shared: g.shared, ..Stage::one_dimensional(symbol, blocks, g.threads) };
+    let combine = Stage::one_dimensional(combine, p.rows.div_ceil(128), 128);
     if blocks == 0 { vec![combine] } else { vec![main, combine] }
 }
 
 fn backward(symbol: &'static str, p: &BwdParams, g: Geometry) -> Vec<Stage> {
     match p.rows.div_ceil(g.tile) * p.columns.div_ceil(g.tile) {
         0 => Vec::new(),
-        blocks => vec![Stage { shared: g.shared, ..Stage::linear(symbol, blocks, g.threads) }],
+        blocks => vec![Stage { shared: g.shared, ..Stage::one_dimensional(symbol, blocks, g.threads) }],
     }
 }
 

@@ -107,7 +107,8 @@ struct Bf16 {
 
   float sums[2][COLUMNS / 8][4];
 
-  // Returns the row within the tile of a thread's i-th row of sums; `column` does the same for its j-th column.
+  // A thread's sums lie in several rows and columns of the tile. Returns the tile row of the i-th of them; `column`
+  // returns the tile column of the j-th.
   __device__ static __forceinline__ u32 row(int i) {
     return threadIdx.x / 32 * 32 + i / 2 * 16 + i % 2 * 8 + threadIdx.x % 32 / 4;
   }

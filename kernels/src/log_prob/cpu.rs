@@ -128,7 +128,7 @@ impl State {
         State { largest: largest as f64, sum, moment, target: 0.0 }
     }
 
-    /// Returns the state relative to `most`, a logit that is no smaller than its own maximum.
+    /// Returns this state with its sums relative to `most`, a logit that is not below the state's maximum.
     fn relative_to(self, most: f64, scale: f64) -> State {
         if self.largest == most {
             return self;

@@ -2,14 +2,14 @@
 
 #[cfg(test)]
 use crate::checks::traffic::{TrafficArrays, TrafficLaunches, allow_one_tenth_more};
-use crate::folder::{FLOAT_DTYPES, LabeledLaunches, Sizes, VOCAB, placeholders};
+use crate::folder::{FLOAT_DTYPES, LabeledLaunches, Sizes, VOCAB_SIZE, placeholder_params};
 use crate::{Addr, log_prob};
 
 /// Returns the example calls, each with a text that describes its size.
 pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
     // Chunks of 64 MiB of logits.
-    let vocab = s.get("vocab", VOCAB);
-    let (rows, inv_temperature) = (s.get("rows", (64 << 20) / (4 * VOCAB)), 1.0);
+    let vocab = s.get("vocab", VOCAB_SIZE);
+    let (rows, inv_temperature) = (s.get("rows", (64 << 20) / (4 * VOCAB_SIZE)), 1.0);
     let fwd = log_prob::FwdParams {
         entropy: Addr::NULL,
         state: Addr::NULL,
@@ -17,7 +17,7 @@ pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
         vocab,
         columns: vocab,
         inv_temperature,
-        ..placeholders()
+        ..placeholder_params()
     };
     let bwd = log_prob::BwdParams {
         entropy: Addr::NULL,
@@ -26,7 +26,7 @@ pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
         vocab,
         columns: vocab,
         inv_temperature,
-        ..placeholders()
+        ..placeholder_params()
     };
     let size = "110 rows of 152064 logits";
     let bwd = FLOAT_DTYPES.map(|t| (size, log_prob::bwd(t, &bwd)));
@@ -38,7 +38,7 @@ pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
 pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     use crate::DType::{BF16, F32};
     use bytemuck::Zeroable;
-    let (rows, vocab) = (2u32, VOCAB);
+    let (rows, vocab) = (2u32, VOCAB_SIZE);
     let n = (rows * vocab) as usize;
     let [logits, d_logits] = [(); 2].map(|()| arrays.f32(n));
     let targets = arrays.ids([5, 100_000]);

@@ -3,39 +3,41 @@
 
 use crate::checks::rounding::{ULP, approximate, f32};
 
-/// Returns `ln Σ e^(l · s)` of a row.
-pub fn lse(logits: &[f64], s: f64) -> f64 {
+/// Returns `ln Σ e^(logit · inv_temperature)` of a row.
+pub fn lse(logits: &[f64], inv_temperature: f64) -> f64 {
     let max = logits.iter().fold(f64::NEG_INFINITY, |a, &b| a.max(b));
-    max * s + logits.iter().map(|l| ((l - max) * s).exp()).sum::<f64>().ln()
+    max * inv_temperature + logits.iter().map(|l| ((l - max) * inv_temperature).exp()).sum::<f64>().ln()
 }
 
-/// Returns `l_target · s − lse`, or 0 for a negative target.
-pub fn log_prob(logits: &[f64], target: i32, s: f64) -> f64 {
-    if target < 0 { 0.0 } else { logits[target as usize] * s - lse(logits, s) }
+/// Returns `logit · inv_temperature − lse` of the target, or 0 for a negative target.
+pub fn log_prob(logits: &[f64], target: i32, inv_temperature: f64) -> f64 {
+    if target < 0 { 0.0 } else { logits[target as usize] * inv_temperature - lse(logits, inv_temperature) }
 }
 
 /// [`lse`] with the kernel's roundings.
-pub fn lse_rounded(logits: &[f64], s: f64) -> f64 {
+pub fn lse_rounded(logits: &[f64], inv_temperature: f64) -> f64 {
     let max = logits.iter().fold(f64::NEG_INFINITY, |a, &b| a.max(b));
-    max * s + logits.iter().map(|l| approximate(f32(f32(l - max) * s).exp(), 2.0 * ULP)).sum::<f64>().ln()
+    max * inv_temperature
+        + logits.iter().map(|l| approximate(f32(f32(l - max) * inv_temperature).exp(), 2.0 * ULP)).sum::<f64>().ln()
 }
 
 /// [`log_prob`] with the kernel's roundings.
-pub fn log_prob_rounded(logits: &[f64], target: i32, s: f64) -> f64 {
-    if target < 0 { 0.0 } else { logits[target as usize] * s - lse_rounded(logits, s) }
+pub fn log_prob_rounded(logits: &[f64], target: i32, inv_temperature: f64) -> f64 {
+    if target < 0 { 0.0 } else { logits[target as usize] * inv_temperature - lse_rounded(logits, inv_temperature) }
 }
 
-/// Returns `−Σ p ln p` with `p = e^(l · s − lse)`.
-pub fn entropy(logits: &[f64], s: f64) -> f64 {
-    let lse = lse(logits, s);
-    -logits.iter().map(|l| (l * s - lse).exp() * (l * s - lse)).sum::<f64>()
+/// Returns `−Σ p ln p` with `p = e^(logit · inv_temperature − lse)`.
+pub fn entropy(logits: &[f64], inv_temperature: f64) -> f64 {
+    let lse = lse(logits, inv_temperature);
+    -logits.iter().map(|l| (l * inv_temperature - lse).exp() * (l * inv_temperature - lse)).sum::<f64>()
 }
 
-/// [`entropy`] with the kernel's roundings: `ln Σ e^x − Σ x e^x / Σ e^x`, x relative to the row's maximum.
-pub fn entropy_rounded(logits: &[f64], s: f64) -> f64 {
+/// [`entropy`] with the kernel's roundings: `ln Σ e^x − Σ x e^x / Σ e^x`, where x is a scaled logit minus the largest
+/// one.
+pub fn entropy_rounded(logits: &[f64], inv_temperature: f64) -> f64 {
     let max = logits.iter().fold(f64::NEG_INFINITY, |a, &b| a.max(b));
     let terms = logits.iter().map(|l| {
-        let x = f32(f32(l - max) * s);
+        let x = f32(f32(l - max) * inv_temperature);
         let e = approximate(x.exp(), 2.0 * ULP);
         (e, f32(x * e))
     });
@@ -45,17 +47,22 @@ pub fn entropy_rounded(logits: &[f64], s: f64) -> f64 {
 
 /// Returns the gradient of `log_prob` with respect to the logits, by the chain rule with the row's `lse`. Tests check
 /// it by finite differences.
-pub fn bwd(logits: &[f64], target: i32, s: f64, lse: f64) -> Vec<f64> {
-    let one =
-        |(j, l): (usize, &f64)| if j as i32 == target { -s * (l * s - lse).exp_m1() } else { -s * (l * s - lse).exp() };
+pub fn bwd(logits: &[f64], target: i32, inv_temperature: f64, lse: f64) -> Vec<f64> {
+    let one = |(j, l): (usize, &f64)| {
+        if j as i32 == target {
+            -inv_temperature * (l * inv_temperature - lse).exp_m1()
+        } else {
+            -inv_temperature * (l * inv_temperature - lse).exp()
+        }
+    };
     logits.iter().enumerate().map(|x| if target < 0 { 0.0 } else { one(x) }).collect()
 }
 
 /// [`bwd`] times `grad`, with the kernel's roundings.
-pub fn bwd_rounded(logits: &[f64], target: i32, s: f64, lse: f64, grad: f64) -> Vec<f64> {
-    let factor = f32(grad * s);
+pub fn bwd_rounded(logits: &[f64], target: i32, inv_temperature: f64, lse: f64, grad: f64) -> Vec<f64> {
+    let factor = f32(grad * inv_temperature);
     let one = |(j, l): (usize, &f64)| {
-        let ln_p = f32(f32(l * s) - lse);
+        let ln_p = f32(f32(l * inv_temperature) - lse);
         let e = if j as i32 == target { ln_p.exp_m1() } else { ln_p.exp() };
         -factor * approximate(e, 2.0 * ULP)
     };

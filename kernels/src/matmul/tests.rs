@@ -145,7 +145,7 @@ fn check_bits(isa: Isa, c: &Case, seed: u64) -> Result<(), String> {
         let c = Case { transposed, ..*c };
         same(&format!("{isa:?} {c:?} with operands stored {transposed:?}"), &whole, &run(&c, 2))?;
     }
-    // The first `rows` rows alone use every kind of tile for a small m.
+    // Computes only the first `rows` rows of C. Small values of `rows` use the functions for few rows of A.
     for rows in (1..=c.m.min(14)).chain([c.m / 2 + 1]) {
         let part = Case { m: rows, ..*c };
         let got = product(isa, &part, &x.a[..rows * c.k], &x.b, &x.bias, &x.old[..rows * c.n], 2);

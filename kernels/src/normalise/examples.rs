@@ -1,13 +1,13 @@
 //! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
 
-use crate::folder::{FLOAT_DTYPES, LabeledLaunches, Sizes, TOKENS, placeholders};
+use crate::folder::{FLOAT_DTYPES, LabeledLaunches, Sizes, TOKENS, placeholder_params};
 use crate::normalise;
 
 /// Returns the example calls, each with a text that describes its size.
 pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
     let (rows, cols) = (TOKENS, 1152);
-    let fwd = normalise::FwdParams { rows, cols, ..placeholders() };
-    let bwd = normalise::BwdParams { rows, cols, ..placeholders() };
+    let fwd = normalise::FwdParams { rows, cols, ..placeholder_params() };
+    let bwd = normalise::BwdParams { rows, cols, ..placeholder_params() };
     let calls = FLOAT_DTYPES.map(|t| [normalise::fwd(t, &fwd), normalise::bwd(t, &bwd)]);
-    calls.into_iter().flatten().map(|launch| ("8192 of SigLIP's embeddings", launch)).collect()
+    calls.into_iter().flatten().map(|launch| ("8192 embeddings of SigLIP", launch)).collect()
 }

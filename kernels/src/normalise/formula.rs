@@ -20,7 +20,7 @@ pub fn bwd(x: &[f64], dy: &[f64]) -> Vec<f64> {
 
 /// Returns the gradient of `sum(dy · fwd(x))` for a row, by central differences.
 #[cfg(test)]
-pub fn differences(x: &[f64], dy: &[f64]) -> Vec<f64> {
+pub fn bwd_by_differences(x: &[f64], dy: &[f64]) -> Vec<f64> {
     let h = 1e-5 * norm(x);
     let at = |c: usize, h: f64| {
         let mut moved = x.to_vec();

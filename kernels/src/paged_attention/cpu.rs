@@ -28,7 +28,7 @@ pub unsafe fn fwd_on<T: Element>(isa: Isa, p: &Params, team: &Team) {
     let page = p.page as usize;
     assert!(
         page.is_power_of_two() && (16..=256).contains(&page),
-        "page size is {page} tokens; it must be a power of two from 16 to 256"
+        "a page has {page} tokens; it must have a power of two from 16 to 256"
     );
     // SAFETY: cu_seqlens has `[seqs + 1]` i32, kv_lens `[seqs]`, block_tables `[seqs, max_blocks]`.
     let (cu, kv_lens, tables) = unsafe {
@@ -42,7 +42,10 @@ pub unsafe fn fwd_on<T: Element>(isa: Isa, p: &Params, team: &Team) {
     let o = unsafe { OutputArray::<T>::new(p.o, tokens * heads * d) };
     for seq in (0..seqs).filter(|&seq| kv_lens[seq] == 0 && cu[seq] < cu[seq + 1]) {
         let (first, end) = (cu[seq] as usize, cu[seq + 1] as usize);
-        assert!(end <= tokens, "cu_seqlens: sequence {seq} is tokens {first}..{end} of {tokens}");
+        assert!(
+            end <= tokens,
+            "cu_seqlens says that sequence {seq} has the tokens {first}..{end}, but there are {tokens} tokens"
+        );
         // SAFETY: no other task has started.
         unsafe { o.part(first * heads * d, (end - first) * heads * d) }.fill(T::from_f32(0.0));
     }
@@ -51,7 +54,10 @@ pub unsafe fn fwd_on<T: Element>(isa: Isa, p: &Params, team: &Team) {
         if keys == 0 {
             end = first;
         }
-        assert!(first <= end && end <= tokens, "cu_seqlens: sequence {seq} is tokens {first}..{end} of {tokens}");
+        assert!(
+            first <= end && end <= tokens,
+            "cu_seqlens says that sequence {seq} has the tokens {first}..{end}, but there are {tokens} tokens"
+        );
         assert!(
             end - first <= keys && keys <= max_blocks * page,
             "kv_lens[{seq}] is {keys}, outside {} to {}",

@@ -30,6 +30,6 @@ pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
     let workspace = if paged_attention::workspace_bytes(&p) > 0 { PLACEHOLDER } else { Addr::NULL };
     let p = paged_attention::Params { workspace, ..p };
     let (pairs, keys) = paged_attention::query_key_pairs_and_keys((0..batch).map(|_| (1, context as usize)));
-    let size = "one token each of 16 sequences of 8192 keys, 28 query and 4 key heads of 128 elements";
+    let size = "one sequences with one new token and 8192 keys each, 28 query and 4 key heads of 128 elements";
     FLOAT_DTYPES.map(|t| (size, paged_attention::fwd(t, &p, pairs, keys))).into()
 }

@@ -34,8 +34,8 @@ mod examples;
 use crate::folder::kernel_folder;
 use crate::{Addr, Arch, Cost, DType, Launch, Stage, kernel, params};
 
-/// Tokens per page of the KV caches that the engine allocates; also the number of keys that a row processes at a
-/// time.
+/// Tokens per page of the KV caches that the engine allocates; also the number of keys that the CUDA and CPU kernels
+/// process at a time.
 pub const BLOCK_TOKENS: usize = 64;
 
 /// Number of keys of a segment.
@@ -143,9 +143,9 @@ fn plan(p: &Params, rows: u32, variants: &[Variant], combine: &'static str, slic
         found.unwrap_or_else(|| panic!("paged_attention: head_dim is {}; CUDA kernels support up to 256", p.head_dim));
     let split = !p.workspace.is_null();
     let blocks = tiles(p, rows) * p.kv_heads * slices;
-    let main = |symbol, blocks| Stage { shared: *shared, ..Stage::linear(symbol, blocks, 128) };
+    let main = |symbol, blocks| Stage { shared: *shared, ..Stage::one_dimensional(symbol, blocks, 128) };
     if split {
-        let merge = Stage::linear(combine, (p.tokens * p.heads).div_ceil(4), 128);
+        let merge = Stage::one_dimensional(combine, (p.tokens * p.heads).div_ceil(4), 128);
         vec![main(symbols[1], blocks * segments(p)), merge]
     } else {
         vec![main(symbols[0], blocks)]

@@ -190,7 +190,7 @@ __device__ __forceinline__ void forward_bf16(const Params& p) {
   const bool has_rows = row < t.rows;
   const float factor = p.scale * LOG2_E;
 
-  // This thread's rows: row + g and row + g + 8.
+  // The two rows of the mma.sync results that this thread holds.
   const int rows[2] = {row + g, row + g + 8};
   const int limits[2] = {t.limit(rows[0]), t.limit(rows[1])};
   const int fewest = t.limit(row), most = t.limit(row + 15);

@@ -1,5 +1,5 @@
-//! Patch embedding on the CPU: cuts the patches of one time step into a buffer, then multiplies them by the plain
-//! product.
+//! Patch embedding on the CPU: cuts the patches of one time step into a buffer, then multiplies them with the code of
+//! [`matmul`].
 #![allow(unsafe_code)]
 
 use super::{DwParams, FwdParams, Pixels};

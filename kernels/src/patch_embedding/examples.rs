@@ -1,7 +1,7 @@
 //! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
 
 use crate::Addr;
-use crate::folder::{FLOAT_DTYPES, LabeledLaunches, Sizes, placeholders};
+use crate::folder::{FLOAT_DTYPES, LabeledLaunches, Sizes, placeholder_params};
 use crate::patch_embedding::{self, Pixels};
 
 /// The frames of the example calls.
@@ -23,8 +23,13 @@ pub(crate) const EXAMPLE_FRAMES: Pixels = Pixels {
 
 /// Returns the example calls, each with a text that describes its size.
 pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
-    let fwd = patch_embedding::FwdParams { bias: Addr::NULL, pixels: EXAMPLE_FRAMES, embed: 1280, ..placeholders() };
-    let dw = patch_embedding::DwParams { pixels: EXAMPLE_FRAMES, embed: 1280, ..placeholders() };
+    let fwd =
+        patch_embedding::FwdParams { bias: Addr::NULL, pixels: EXAMPLE_FRAMES, embed: 1280, ..placeholder_params() };
+    let dw = patch_embedding::DwParams { pixels: EXAMPLE_FRAMES, embed: 1280, ..placeholder_params() };
     let calls = FLOAT_DTYPES.map(|t| [patch_embedding::fwd(t, &fwd), patch_embedding::dw(t, &dw)]);
-    calls.into_iter().flatten().map(|launch| ("16 frames of 224 x 420, 1280 columns", launch)).collect()
+    calls
+        .into_iter()
+        .flatten()
+        .map(|launch| ("16 frames of 224 x 420 pixels, embeddings of 1280 elements", launch))
+        .collect()
 }

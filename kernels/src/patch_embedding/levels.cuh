@@ -48,7 +48,7 @@ struct alignas(16) Elements {
   }
 };
 
-// RUN elements of a patch in two halves of neighbours: their levels, and their channels in two bits each.
+// The levels and the channels (two bits each) of RUN elements of a patch: two runs of RUN / 2 neighbouring elements.
 struct Levels {
   u32 level[RUN];
   u32 channels;

@@ -153,7 +153,7 @@ kernel!(pub DW_BF16, "patch_embedding_dw_bf16", DwParams, cpu::dw::<half::bf16>,
     plan_dw("patch_embedding_dw_bf16", p, &BF16)
 });
 
-/// Threads per block, and patches (forward) or elements of a patch (gradient) that a block computes.
+/// Threads per block. Below: the patches (forward) or patch elements (gradient) that a block computes.
 const THREADS: u32 = 256;
 const ROWS: u32 = 64;
 
@@ -180,7 +180,10 @@ fn plan_dw(symbol: &'static str, p: &DwParams, g: &Geometry) -> Vec<Stage> {
 /// If the frames have 4 GiB or more, which the CUDA code cannot address; callers can split a video.
 fn plan(symbol: &'static str, pixels: &Pixels, rows: usize, embed: u32, columns: u32, shared: u32) -> Vec<Stage> {
     let bytes = frame_bytes(pixels);
-    assert!(bytes < 4_294_967_296.0, "{symbol}: {bytes} bytes of frames; the kernel addresses less than 4 GiB");
+    assert!(
+        bytes < 4_294_967_296.0,
+        "{symbol}: the frames have {bytes} bytes, but the kernel can only address less than 4 GiB"
+    );
     let tiles = rows.div_ceil(ROWS as usize) as u64 * u64::from(embed.div_ceil(columns));
     cuh::plan_blocks(symbol, tiles, THREADS).into_iter().map(|stage| Stage { shared, ..stage }).collect()
 }

@@ -75,7 +75,7 @@ params! {
         pub dx: Addr,
         /// f32 `[cols]`, added to; null if w is frozen.
         pub dw: Addr,
-        /// f32 `[rms_norm::parts(rows), cols]`, workspace; unused when dw is null.
+        /// f32 `[rms_norm::part_count(rows), cols]`, workspace; unused when dw is null.
         pub partial: Addr,
         /// Rows.
         pub rows: u32,

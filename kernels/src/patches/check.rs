@@ -3,16 +3,17 @@ use crate::DType::{BF16, F32};
 use crate::checks::rounding::f32;
 use crate::checks::{TestArray, addr, checks, run};
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_rounded};
-use crate::patch_embedding::check::{MEAN, STD, levels, pixels};
+use crate::patch_embedding::check::{CLIP_MEAN, CLIP_STD, pixel_levels, pixels};
 
 checks!(equals_the_formula, a_missing_frame_is_the_last);
 
 fn equals_the_formula() {
     for case in test_shapes() {
-        let frames = levels(case[0] * case[1] * case[2] * 3);
+        let frames = pixel_levels(case[0] * case[1] * case[2] * 3);
         let of = |round: fn(f64) -> f64| -> Vec<f64> {
-            let value =
-                |(level, c): (u8, usize)| round(round(level as f64 * (1.0 / 255.0)) - MEAN[c] as f64) / STD[c] as f64;
+            let value = |(level, c): (u8, usize)| {
+                round(round(level as f64 * (1.0 / 255.0)) - CLIP_MEAN[c] as f64) / CLIP_STD[c] as f64
+            };
             formula::cut(&frames, case).into_iter().map(value).collect()
         };
         let (with, want) = (of(f32), of(|x| x));
@@ -33,7 +34,7 @@ fn equals_the_formula() {
 
 fn a_missing_frame_is_the_last() {
     let (odd, even) = ([1, 28, 28, 14, 2, 2], [2, 28, 28, 14, 2, 2]);
-    let frame = levels(28 * 28 * 3);
+    let frame = pixel_levels(28 * 28 * 3);
     let (one, two) = (TestArray::output(F32, 4 * 1176), TestArray::output(F32, 4 * 1176));
     run(&cut(F32, &pixels(odd).patch_params(addr(&frame), one.addr())), 1);
     let twice = frame.repeat(2);

@@ -46,7 +46,10 @@ fn widened<T: Element>(x: &[T]) -> Vec<f32> {
 /// Returns the range of an image's tokens.
 fn tokens_of(cu_seqlens: &[i32], image: usize, tokens: usize) -> Range<usize> {
     let (first, end) = (cu_seqlens[image] as usize, cu_seqlens[image + 1] as usize);
-    assert!(first <= end && end <= tokens, "cu_seqlens: image {image} is tokens {first}..{end} of {tokens}");
+    assert!(
+        first <= end && end <= tokens,
+        "cu_seqlens says that image {image} has the tokens {first}..{end}, but there are {tokens} tokens"
+    );
     first..end
 }
 

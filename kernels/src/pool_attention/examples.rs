@@ -41,5 +41,9 @@ pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
         ..Zeroable::zeroed()
     };
     let calls = FLOAT_DTYPES.map(|t| [pool_attention::fwd(t, &fwd), pool_attention::bwd(t, &bwd)]);
-    calls.into_iter().flatten().map(|launch| ("SigLIP's head over 16 pictures of 729 patches", launch)).collect()
+    calls
+        .into_iter()
+        .flatten()
+        .map(|launch| ("16 images of 729 patches, as in SigLIP's attention pooling", launch))
+        .collect()
 }

@@ -3,7 +3,7 @@
 #![allow(unsafe_code)]
 
 use super::{BwdParams, FwdParams};
-use crate::simd::add_to;
+use crate::simd::add_to_sums;
 use crate::view::{OutputArray, slice_at};
 use crate::{Element, Team, simd_fn};
 
@@ -42,9 +42,9 @@ pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
     team.run(positions.min(rows), |position| {
         let mut sum = vec![0.0; cols];
         for row in (position..rows).step_by(positions) {
-            add_to(&dy[row * cols..][..cols], &mut sum);
+            add_to_sums(&dy[row * cols..][..cols], &mut sum);
         }
         // SAFETY: positions do not overlap.
-        add_to(&sum, unsafe { d_pos.part(position * cols, cols) });
+        add_to_sums(&sum, unsafe { d_pos.part(position * cols, cols) });
     });
 }

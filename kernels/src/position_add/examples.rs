@@ -1,13 +1,13 @@
 //! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
 
-use crate::folder::{FLOAT_DTYPES, LabeledLaunches, Sizes, placeholders};
+use crate::folder::{FLOAT_DTYPES, LabeledLaunches, Sizes, placeholder_params};
 use crate::position_add;
 
 /// Returns the example calls, each with a text that describes its size.
 pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
     let (rows, cols, positions) = (16 * 729, 1152, 729);
-    let fwd = position_add::FwdParams { rows, cols, positions, ..placeholders() };
-    let bwd = position_add::BwdParams { rows, cols, positions, ..placeholders() };
+    let fwd = position_add::FwdParams { rows, cols, positions, ..placeholder_params() };
+    let bwd = position_add::BwdParams { rows, cols, positions, ..placeholder_params() };
     let calls = FLOAT_DTYPES.map(|t| [position_add::fwd(t, &fwd), position_add::bwd(t, &bwd)]);
     calls.into_iter().flatten().map(|launch| ("SigLIP's 729 positions, 16 pictures", launch)).collect()
 }

@@ -1,5 +1,5 @@
 use super::{
-    ClipParams, SumSquaresParams, WeightedSumParams, clip, formula, parts, sum_squares, test_sizes, weighted_sum,
+    ClipParams, SumSquaresParams, WeightedSumParams, clip, formula, part_count, sum_squares, test_sizes, weighted_sum,
 };
 use crate::DType;
 use crate::DType::{BF16, F32};
@@ -9,7 +9,7 @@ use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_rounded};
 checks!(weighted_sums, norms_of_many_tensors, elements_that_are_not_finite_show_in_the_norm);
 
 fn partials(dtype: DType, x: &TestArray, n: usize, threads: usize) -> Vec<f64> {
-    let mut partial = vec![f64::NAN; parts(n)];
+    let mut partial = vec![f64::NAN; part_count(n)];
     let params = SumSquaresParams { x: x.addr(), partial: addr_mut(&mut partial), n: n as u64 };
     run(&sum_squares(dtype, &params), threads);
     partial
@@ -48,7 +48,7 @@ fn norms_of_many_tensors() {
         assert_eq!(of(1), of(4));
         let all: Vec<f64> = tensors.iter().flat_map(|x| x.f64()).collect();
         for max_norm in [0.01, 5.0, 1e6, f32::INFINITY] {
-            let (norm, factor) = formula::clip(&all, max_norm as f64);
+            let (norm, factor) = formula::norm_and_clip_factor(&all, max_norm as f64);
             let got = norm_and_factor(&of(2), max_norm);
             assert_rounded("norm", F32, &got[..1], &[norm], &[norm], DEFAULT_ROUNDING_FACTOR);
             assert_rounded("factor", F32, &got[1..], &[factor], &[factor], DEFAULT_ROUNDING_FACTOR);

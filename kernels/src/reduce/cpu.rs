@@ -1,7 +1,7 @@
 //! Sums to one number on device `cpu`: parts of fixed length, each summed in 16 f64 lanes.
 #![allow(unsafe_code)]
 
-use super::{ClipParams, PART, SumSquaresParams, WeightedSumParams, parts};
+use super::{ClipParams, PART_LEN, SumSquaresParams, WeightedSumParams, part_count};
 use crate::view::{OutputArray, slice_at};
 use crate::{Element, Team, simd_fn};
 
@@ -64,9 +64,9 @@ pub unsafe fn weighted_sum(p: &WeightedSumParams, _: &Team) {
 pub unsafe fn sum_squares<T: Element>(p: &SumSquaresParams, team: &Team) {
     let n = p.n as usize;
     // SAFETY: `p`'s addresses cover the shapes that [`SumSquaresParams`] documents.
-    let (x, partial) = unsafe { (slice_at::<T>(p.x, n), OutputArray::<f64>::new(p.partial, parts(n))) };
-    team.run(parts(n), |part| {
-        let x = &x[part * PART..n.min((part + 1) * PART)];
+    let (x, partial) = unsafe { (slice_at::<T>(p.x, n), OutputArray::<f64>::new(p.partial, part_count(n))) };
+    team.run(part_count(n), |part| {
+        let x = &x[part * PART_LEN..n.min((part + 1) * PART_LEN)];
         // SAFETY: each part has an element of its own.
         let one = unsafe { partial.part(part, 1) };
         one[0] = squares(x);

@@ -2,20 +2,23 @@
 
 #[cfg(test)]
 use crate::checks::traffic::{TRAFFIC_ELEMENTS, TrafficArrays, TrafficLaunches, allow_one_tenth_more};
-use crate::folder::{FLOAT_DTYPES, HIDDEN, INTERMEDIATE, LabeledLaunches, Sizes, TOKENS, WEIGHTS, placeholders};
+use crate::folder::{
+    FLOAT_DTYPES, HIDDEN_SIZE, INTERMEDIATE_SIZE, LabeledLaunches, Sizes, TOKENS, WEIGHTS_DESCRIPTION,
+    placeholder_params,
+};
 use crate::reduce;
 
 /// Returns the example calls, each with a text that describes its size.
 pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
-    let n = INTERMEDIATE as u64 * HIDDEN as u64;
-    let rows = reduce::WeightedSumParams { n: TOKENS as u64, ..placeholders() };
-    let squares = reduce::SumSquaresParams { n, ..placeholders() };
-    let clip = reduce::ClipParams { count: 1 << 17, max_norm: 1.0, ..placeholders() };
+    let n = INTERMEDIATE_SIZE as u64 * HIDDEN_SIZE as u64;
+    let rows = reduce::WeightedSumParams { n: TOKENS as u64, ..placeholder_params() };
+    let squares = reduce::SumSquaresParams { n, ..placeholder_params() };
+    let clip = reduce::ClipParams { count: 1 << 17, max_norm: 1.0, ..placeholder_params() };
     let mut all = vec![
         ("the losses of 8192 tokens", reduce::weighted_sum(&rows)),
-        ("the partial sums of 8 G weights", reduce::clip(&clip)),
+        ("the partial sums of squares of 2^33 gradient elements", reduce::clip(&clip)),
     ];
-    all.extend(FLOAT_DTYPES.map(|t| (WEIGHTS, reduce::sum_squares(t, &squares))));
+    all.extend(FLOAT_DTYPES.map(|t| (WEIGHTS_DESCRIPTION, reduce::sum_squares(t, &squares))));
     all
 }
 
@@ -24,7 +27,7 @@ pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
 pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     let n = TRAFFIC_ELEMENTS;
     let (x, w, out) = (arrays.f32(n), arrays.f32(n), arrays.f32(4usize));
-    let partial = arrays.elements(2 * reduce::parts(n as usize), 8);
+    let partial = arrays.elements(2 * reduce::part_count(n as usize), 8);
     let squares = FLOAT_DTYPES.map(|t| reduce::sum_squares(t, &reduce::SumSquaresParams { x, partial, n }));
     let sum = reduce::weighted_sum(&reduce::WeightedSumParams { x, w, out, n });
     let clip = reduce::clip(&reduce::ClipParams { partials: x, out, count: n / 2, max_norm: 1.0, reserved: 0 });

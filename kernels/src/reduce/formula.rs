@@ -6,7 +6,7 @@ pub fn weighted_sum(x: &[f64], w: &[f64]) -> f64 {
 }
 
 /// Returns the norm `√Σ x²` and the clip factor `min(1, max_norm / (norm + 1e-6))`.
-pub fn clip(x: &[f64], max_norm: f64) -> (f64, f64) {
+pub fn norm_and_clip_factor(x: &[f64], max_norm: f64) -> (f64, f64) {
     let norm = weighted_sum(x, x).sqrt();
     (norm, (max_norm / (norm + 1e-6)).min(1.0))
 }

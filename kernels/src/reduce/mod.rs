@@ -34,7 +34,7 @@ params! {
     pub struct SumSquaresParams {
         /// T `[n]`
         pub x: Addr,
-        /// f64 `[parts(n)]`, written.
+        /// f64 `[part_count(n)]`, written.
         pub partial: Addr,
         /// Number of elements.
         pub n: u64,
@@ -64,16 +64,16 @@ kernel_folder! {
 }
 
 kernel!(pub WEIGHTED_SUM, "weighted_sum", WeightedSumParams, cpu::weighted_sum, &SOURCE, |_, _| cuh::plan_blocks("weighted_sum", 1, 1024));
-kernel!(pub SUM_SQUARES_F32, "sum_squares_f32", SumSquaresParams, cpu::sum_squares::<f32>, &SOURCE, |p, _| cuh::plan_blocks("sum_squares_f32", p.n.div_ceil(PART as u64), 256));
-kernel!(pub SUM_SQUARES_BF16, "sum_squares_bf16", SumSquaresParams, cpu::sum_squares::<half::bf16>, &SOURCE, |p, _| cuh::plan_blocks("sum_squares_bf16", p.n.div_ceil(PART as u64), 256));
+kernel!(pub SUM_SQUARES_F32, "sum_squares_f32", SumSquaresParams, cpu::sum_squares::<f32>, &SOURCE, |p, _| cuh::plan_blocks("sum_squares_f32", p.n.div_ceil(PART_LEN as u64), 256));
+kernel!(pub SUM_SQUARES_BF16, "sum_squares_bf16", SumSquaresParams, cpu::sum_squares::<half::bf16>, &SOURCE, |p, _| cuh::plan_blocks("sum_squares_bf16", p.n.div_ceil(PART_LEN as u64), 256));
 kernel!(pub CLIP, "clip", ClipParams, cpu::clip, &SOURCE, |_, _| cuh::plan_blocks("clip", 1, 1024));
 
 /// Number of elements of one partial sum of squares.
-pub const PART: usize = 64 * 1024;
+pub const PART_LEN: usize = 64 * 1024;
 
 /// Number of partial sums that `sum_squares` writes for `n` elements.
-pub const fn parts(n: usize) -> usize {
-    n.div_ceil(PART)
+pub const fn part_count(n: usize) -> usize {
+    n.div_ceil(PART_LEN)
 }
 
 /// Launches the weighted sum.
@@ -97,5 +97,5 @@ pub fn clip(params: &ClipParams) -> Launch {
 
 /// Numbers of elements that the checks use.
 pub fn test_sizes() -> Vec<usize> {
-    vec![0, 1, 17, 8191, PART, PART * 2 + 3]
+    vec![0, 1, 17, 8191, PART_LEN, PART_LEN * 2 + 3]
 }

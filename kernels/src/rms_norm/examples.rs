@@ -2,20 +2,23 @@
 
 #[cfg(test)]
 use crate::checks::traffic::{TRAFFIC_ROWS, TrafficArrays, TrafficLaunches};
-use crate::folder::{ACTIVATIONS, FLOAT_DTYPES, HIDDEN, LabeledLaunches, PLACEHOLDER, Sizes, TOKENS, placeholders};
+use crate::folder::{
+    ACTIVATIONS_DESCRIPTION, FLOAT_DTYPES, HIDDEN_SIZE, LabeledLaunches, PLACEHOLDER, Sizes, TOKENS, placeholder_params,
+};
 use crate::{Addr, rms_norm};
 
 /// Returns the example calls, each with a text that describes its size.
 pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
-    let (rows, cols) = (s.get("tokens", TOKENS), s.get("hidden", HIDDEN));
-    let fwd = rms_norm::FwdParams { residual: Addr::NULL, sum: Addr::NULL, rows, cols, eps: 1e-6, ..placeholders() };
-    let bwd = rms_norm::BwdParams { d_sum: Addr::NULL, rows, cols, ..placeholders() };
+    let (rows, cols) = (s.get("tokens", TOKENS), s.get("hidden", HIDDEN_SIZE));
+    let fwd =
+        rms_norm::FwdParams { residual: Addr::NULL, sum: Addr::NULL, rows, cols, eps: 1e-6, ..placeholder_params() };
+    let bwd = rms_norm::BwdParams { d_sum: Addr::NULL, rows, cols, ..placeholder_params() };
     let add_fwd = rms_norm::FwdParams { residual: PLACEHOLDER, sum: PLACEHOLDER, ..fwd };
     let add_bwd = rms_norm::BwdParams { d_sum: PLACEHOLDER, ..bwd };
     let calls = FLOAT_DTYPES.map(|t| {
         [rms_norm::fwd(t, &fwd), rms_norm::bwd(t, &bwd), rms_norm::fwd(t, &add_fwd), rms_norm::bwd(t, &add_bwd)]
     });
-    calls.into_iter().flatten().map(|launch| (ACTIVATIONS, launch)).collect()
+    calls.into_iter().flatten().map(|launch| (ACTIVATIONS_DESCRIPTION, launch)).collect()
 }
 
 /// Returns launches whose memory traffic a test compares with the traffic that their `Cost` states.
@@ -25,10 +28,10 @@ pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     let mut calls = Vec::new();
     // Columns beyond 8192 of a row do not stay in registers: x and dy are read twice, dw goes through the workspace
     // row by row, and weights are read for each row.
-    for (rows, cols, [fwd_ratio, bwd_ratio]) in [(TRAFFIC_ROWS, HIDDEN, [1.1, 1.1]), (16, 10_240, [1.25, 1.8])] {
+    for (rows, cols, [fwd_ratio, bwd_ratio]) in [(TRAFFIC_ROWS, HIDDEN_SIZE, [1.1, 1.1]), (16, 10_240, [1.25, 1.8])] {
         let [x, y, z, s] = [(); 4].map(|()| arrays.f32(rows * cols));
         let [w, rstd, dw] = [(); 3].map(|()| arrays.f32(cols));
-        let partial = arrays.f32(2 * rms_norm::parts(rows as usize) * cols as usize);
+        let partial = arrays.f32(2 * rms_norm::part_count(rows as usize) * cols as usize);
         let fwd = rms_norm::FwdParams { x, w, y, rstd, rows, cols, eps: 1e-6, ..Zeroable::zeroed() };
         let bwd = rms_norm::BwdParams { x, w, rstd, dy: y, dx: z, dw, partial, rows, cols, ..Zeroable::zeroed() };
         let frozen = rms_norm::BwdParams { dw: Addr::NULL, partial: Addr::NULL, ..bwd };
@@ -38,7 +41,7 @@ pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
             calls.push((rms_norm::fwd(t, &fwd), fwd_ratio));
             calls.push((rms_norm::bwd(t, &frozen), bwd_ratio));
             calls.push((rms_norm::bwd(t, &add_bwd), bwd_ratio));
-            if cols == HIDDEN {
+            if cols == HIDDEN_SIZE {
                 calls.extend([(rms_norm::bwd(t, &bwd), bwd_ratio), (rms_norm::fwd(t, &add_fwd), fwd_ratio)]);
             }
         }

@@ -9,7 +9,7 @@ pub fn fwd(x: &[f64], w: &[f64], rstds: &[f64], round: fn(f64) -> f64) -> Vec<f6
     rows.flat_map(|(x, r)| x.iter().zip(w).map(move |(x, w)| w * round(x * r))).collect()
 }
 
-/// Returns the root `1 / sqrt(mean(x²) + eps)` of a row.
+/// Returns `1 / sqrt(mean(x²) + eps)` of a row.
 pub fn rstd(x: &[f64], eps: f64) -> f64 {
     1.0 / (x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64 + eps).sqrt()
 }

@@ -31,7 +31,7 @@ pub(crate) mod formula;
 
 use crate::folder::kernel_folder;
 use crate::launch::by_dtype;
-pub use crate::norm_rows::parts;
+pub use crate::norm_rows::part_count;
 use crate::norm_rows::{PART_ROWS, plan_bwd, plan_fwd};
 use crate::{Addr, Cost, DType, Launch, kernel, params};
 
@@ -78,7 +78,7 @@ params! {
         pub dx: Addr,
         /// f32 `[cols]`, added to; null if w is frozen.
         pub dw: Addr,
-        /// f32 `[parts(rows), cols]`, workspace; unused when dw is null.
+        /// f32 `[part_count(rows), cols]`, workspace; unused when dw is null.
         pub partial: Addr,
         /// Rows.
         pub rows: u32,

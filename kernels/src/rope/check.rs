@@ -1,4 +1,4 @@
-use super::{ApplyParams, TableParams, apply, formula, table, test_shapes};
+use super::{ApplyParams, TableParams, apply, cos_sin_table, formula, test_shapes};
 use crate::DType::{BF16, F32};
 use crate::checks::rounding;
 use crate::checks::{RandomChoices, TestArray, addr, checks, normal_numbers, run, runs_cuda_code};
@@ -25,7 +25,7 @@ fn make_table(
         tokens: tokens as u32,
         half: inv_freq.len() as u32,
     };
-    run(&table(&params), threads);
+    run(&cos_sin_table(&params), threads);
     (cos, sin)
 }
 
@@ -36,7 +36,7 @@ fn ulps(got: f32, want: f64) -> f64 {
     (got as f64 - want).abs() / unit
 }
 
-/// A random table: number of tokens, frequencies and axes, bits of the positions, threads, seed.
+/// A random table: numbers of tokens, frequencies and axes; number of bits of a position; threads; seed.
 type Table = (usize, usize, usize, u32, usize, u64);
 
 fn the_table_is_accurate_to_an_ulp() {
@@ -59,7 +59,7 @@ fn is_right((tokens, half, axes, magnitude, threads, seed): Table) {
     let axis: Vec<i32> = (0..half).map(|f| ((f as u64 * 7 + seed % 5) % axes as u64) as i32).collect();
     let inv_freq: Vec<f32> = (0..half).map(|f| 10_000f32.powf(-(f as f32) / half as f32)).collect();
     let (cos, sin) = make_table(&positions, &inv_freq, &axis, tokens, threads);
-    let (want_cos, want_sin) = formula::table(&positions, &inv_freq, &axis, tokens);
+    let (want_cos, want_sin) = formula::cos_sin_table(&positions, &inv_freq, &axis, tokens);
     for (got, want) in [(&cos, &want_cos), (&sin, &want_sin)] {
         assert_rounded("table", F32, &got.values(), want, want, DEFAULT_ROUNDING_FACTOR);
     }

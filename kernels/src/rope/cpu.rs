@@ -63,7 +63,7 @@ simd_fn! {
 
 /// # Safety
 /// Every address in [`TableParams`] is valid for the shape and dtype that its field documents.
-pub unsafe fn table(p: &TableParams, team: &Team) {
+pub unsafe fn cos_sin_table(p: &TableParams, team: &Team) {
     let (tokens, half) = (p.tokens as usize, p.half as usize);
     // SAFETY: `p`'s addresses cover the shapes that [`TableParams`] documents.
     let (inv_freq, axis) = unsafe { (slice_at::<f32>(p.inv_freq, half), slice_at::<i32>(p.axis, half)) };

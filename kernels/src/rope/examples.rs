@@ -2,16 +2,16 @@
 
 #[cfg(test)]
 use crate::checks::traffic::{TrafficArrays, TrafficLaunches, allow_one_tenth_more};
-use crate::folder::{FLOAT_DTYPES, HEAD_DIM, HEADS, LabeledLaunches, Sizes, TOKENS, placeholders};
+use crate::folder::{FLOAT_DTYPES, HEAD_DIM, HEADS, LabeledLaunches, Sizes, TOKENS, placeholder_params};
 use crate::rope;
 
 /// Returns the example calls, each with a text that describes its size.
 pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
-    let table = rope::TableParams { tokens: TOKENS, half: HEAD_DIM / 2, ..placeholders() };
-    let apply = rope::ApplyParams { tokens: TOKENS, heads: HEADS, head_dim: HEAD_DIM, ..placeholders() };
+    let table = rope::TableParams { tokens: TOKENS, half: HEAD_DIM / 2, ..placeholder_params() };
+    let apply = rope::ApplyParams { tokens: TOKENS, heads: HEADS, head_dim: HEAD_DIM, ..placeholder_params() };
     let size = "8192 tokens, 28 heads of 128";
     let apply = FLOAT_DTYPES.map(|t| (size, rope::apply(t, &apply)));
-    [(size, rope::table(&table))].into_iter().chain(apply).collect()
+    [(size, rope::cos_sin_table(&table))].into_iter().chain(apply).collect()
 }
 
 /// Returns launches whose memory traffic a test compares with the traffic that their `Cost` states.
@@ -24,7 +24,7 @@ pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     let inv_freq = arrays.f32(half);
     let [cos, sin] = [(); 2].map(|()| arrays.f32(tokens * half));
     let [x, y] = [(); 2].map(|()| arrays.f32(tokens * heads * head_dim));
-    let table = rope::table(&rope::TableParams { positions, inv_freq, axis, cos, sin, tokens, half });
+    let table = rope::cos_sin_table(&rope::TableParams { positions, inv_freq, axis, cos, sin, tokens, half });
     let p = rope::ApplyParams { x, y, cos, sin, tokens, heads, head_dim, inverse: 0 };
     let mut all = allow_one_tenth_more(FLOAT_DTYPES.map(|t| rope::apply(t, &p)));
     // Every thread of the table reads its position, frequency and axis again; on a GPU the L1 cache serves these reads.

@@ -1,7 +1,7 @@
 //! The definition of RoPE, in f64.
 
 /// Returns cosine and sine of every angle; an angle is a product rounded to f32.
-pub fn table(positions: &[i32], inv_freq: &[f32], axis: &[i32], tokens: usize) -> (Vec<f64>, Vec<f64>) {
+pub fn cos_sin_table(positions: &[i32], inv_freq: &[f32], axis: &[i32], tokens: usize) -> (Vec<f64>, Vec<f64>) {
     let mut angles = Vec::new();
     for t in 0..tokens {
         for (f, &a) in axis.iter().enumerate() {

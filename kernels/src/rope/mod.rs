@@ -70,7 +70,7 @@ kernel_folder! {
     traffic: traffic_launches,
 }
 
-kernel!(pub TABLE, "rope_table_f32", TableParams, cpu::table, &SOURCE, |p, _| plan_table(p));
+kernel!(pub TABLE, "rope_table_f32", TableParams, cpu::cos_sin_table, &SOURCE, |p, _| plan_table(p));
 kernel!(pub APPLY_F32, "rope_apply_f32", ApplyParams, cpu::apply::<f32>, &SOURCE, |p, _| plan_apply("rope_apply_f32", p, 4));
 kernel!(pub APPLY_BF16, "rope_apply_bf16", ApplyParams, cpu::apply::<half::bf16>, &SOURCE, |p, _| plan_apply("rope_apply_bf16", p, 8));
 
@@ -83,7 +83,7 @@ fn plan_table(p: &TableParams) -> Vec<Stage> {
     cuh::plan_blocks("rope_table_f32", threads.div_ceil(256), 256)
 }
 
-/// `vector` is the number of elements in 16 bytes.
+/// Plans the grid of the rotation; `vector` is the number of elements in 16 bytes.
 fn plan_apply(symbol: &'static str, p: &ApplyParams, vector: u32) -> Vec<Stage> {
     let half = p.head_dim / 2;
     let chunks = if half.is_multiple_of(vector) { half / vector } else { half };
@@ -92,7 +92,7 @@ fn plan_apply(symbol: &'static str, p: &ApplyParams, vector: u32) -> Vec<Stage> 
 }
 
 /// Launches the computation of the table.
-pub fn table(params: &TableParams) -> Launch {
+pub fn cos_sin_table(params: &TableParams) -> Launch {
     let n = params.tokens as f64 * params.half as f64;
     Launch::kernel(&TABLE, params, Cost { flops: 40.0 * n, bytes: 8.0 * n })
 }

@@ -2,7 +2,7 @@
 //! Penalties and biases are single f32 operations, because their roundings decide the order of tokens.
 #![allow(unsafe_code)]
 
-use super::{Params, STREAM};
+use super::{Params, RANDOM_STREAM};
 use crate::log_prob::{RowStats, max};
 use crate::simd::{LANES, exp, sum_lanes};
 use crate::view::{OutputArray, slice_at};
@@ -127,12 +127,12 @@ fn kept_first(order: &mut [u64], bound: f64) -> usize {
     kept
 }
 
-/// Sets the weights that top-p drops to 0.
+/// Replaces the weights of the tokens that top-p excludes by 0.
 fn keep_top_p(weights: &mut [f32], p: f32, order: &mut Vec<u64>) {
     let all = total(weights);
     let bound = p.max(0.0) as f64 * all;
-    // Weights below this bound add up to less than top-p drops, so none of them is kept; the factor 0.5 is a margin
-    // for rounding. Few tokens remain to be sorted unless the distribution is flat.
+    // All weights below `floor` together are less than the weight that top-p excludes, so top-p excludes each of
+    // them; the factor 0.5 is a margin for rounding. Unless the distribution is flat, few tokens remain to be sorted.
     let floor = (0.5 * (all - bound) / weights.len() as f64) as f32;
     order.clear();
     for (id, w) in weights.iter().enumerate() {
@@ -165,7 +165,8 @@ fn draw(weights: &[f32], u: f64) -> Option<usize> {
                     }
                 }
             }
-            // The block's sum was rounded up across the target: returns its last token.
+            // The sum of the block was rounded up past the target, which no token reaches: returns the block's last
+            // token.
             return last;
         }
         before += here;
@@ -215,7 +216,7 @@ fn choose(logits: &[f32], s: &Settings<'_>, scratch: &mut Scratch) -> Option<usi
     if s.is_greedy() {
         return first_equal(&scratch.scores, top);
     }
-    draw(&scratch.scores, philox::uniform_f64(s.seed, STREAM, s.position as u32 as u64))
+    draw(&scratch.scores, philox::uniform_f64(s.seed, RANDOM_STREAM, s.position as u32 as u64))
 }
 
 /// Fills `scratch.scores` with the values that select the token: for greedy the scores after suppression, else the

@@ -1,6 +1,6 @@
 //! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
 
-use crate::folder::{BATCH, LabeledLaunches, PLACEHOLDER, Sizes, TOKENS, VOCAB};
+use crate::folder::{BATCH, LabeledLaunches, PLACEHOLDER, Sizes, TOKENS, VOCAB_SIZE};
 use crate::sample;
 use bytemuck::Zeroable;
 
@@ -21,7 +21,7 @@ pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
         ids: PLACEHOLDER,
         log_prob: PLACEHOLDER,
         rows: BATCH,
-        vocab: VOCAB,
+        vocab: VOCAB_SIZE,
         history_cols: TOKENS,
         suppressed_count: 22,
         ..Zeroable::zeroed()

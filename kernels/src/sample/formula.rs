@@ -48,7 +48,7 @@ pub fn scores(logits: &[f64], s: &Settings) -> Vec<f64> {
 /// Returns (id, probability, cumulative probability of the tokens before it) of every token that top-k keeps, in
 /// descending order of probability (equal ones: lower id first). Top-p keeps the first token and those whose
 /// cumulative probability is below p.
-pub fn ranked(logits: &[f64], s: &Settings) -> Vec<(usize, f64, f64)> {
+pub fn ranked_tokens(logits: &[f64], s: &Settings) -> Vec<(usize, f64, f64)> {
     let scores = scores(logits, s);
     let mut order: Vec<usize> = (0..scores.len()).collect();
     // Adding zero turns −0 into 0, which compares equal to 0.
@@ -83,7 +83,7 @@ pub fn draw(ranked: &[(usize, f64, f64)], top_p: f64, min_p: f64, u: f64) -> Opt
 
 /// Returns the `n` most likely tokens under softmax(logits) with their log-probabilities (equal ones: lower id
 /// first).
-pub fn likeliest(logits: &[f64], n: usize) -> Vec<(usize, f64)> {
+pub fn likeliest_tokens(logits: &[f64], n: usize) -> Vec<(usize, f64)> {
     let mut order: Vec<usize> = (0..logits.len()).collect();
     order.sort_by(|&a, &b| (logits[b] + 0.0).total_cmp(&(logits[a] + 0.0)).then(a.cmp(&b)));
     let top = logits[order[0]];

@@ -16,7 +16,7 @@
 //!    ids.
 //!
 //! Steps 1 and 5 to 9 are those of transformers' `generate`, 2 and 3 those of OpenAI's interface. The random number
-//! is number `position` of stream [`STREAM`] of Philox under the row's seed: the same seed and position give the same
+//! is number `position` of stream [`RANDOM_STREAM`] of Philox under the row's seed: the same seed and position give the same
 //! token whatever else is in the batch. Steps 1 to 3 round to f32 at each operation.
 //!
 //! Log-probabilities ignore these steps. `log_prob` is that of the sampled token under softmax(logits / temperature),
@@ -44,7 +44,7 @@ use crate::folder::kernel_folder;
 use crate::{Addr, Arch, Cost, Launch, Stage, kernel, params};
 
 /// The Philox stream of the random numbers that select tokens.
-pub const STREAM: u64 = 0x7361_6d70_6c65; // "sample"
+pub const RANDOM_STREAM: u64 = 0x7361_6d70_6c65; // "sample"
 
 params! {
     /// Parameters of the kernel.
@@ -107,7 +107,7 @@ params! {
         pub suppressed_count: u32,
         /// Biases of a row.
         pub bias_cols: u32,
-        /// Number of most likely tokens to return, at most [`MAX_TOPS`].
+        /// Number of most likely tokens to return, at most [`MAX_TOP_TOKENS`].
         pub tops: u32,
     }
 }
@@ -120,7 +120,7 @@ impl Default for Params {
 }
 
 /// Maximum of [`Params::tops`].
-pub const MAX_TOPS: u32 = 32;
+pub const MAX_TOP_TOKENS: u32 = 32;
 
 kernel_folder! {
     name: "sample",
@@ -134,7 +134,7 @@ fn geometry(p: &Params, _: &Arch) -> Vec<Stage> {
     if p.rows == 0 || p.vocab == 0 {
         return Vec::new();
     }
-    vec![Stage { shared: 2 * 4 * p.vocab.div_ceil(32), ..Stage::linear("sample", p.rows, 1024) }]
+    vec![Stage { shared: 2 * 4 * p.vocab.div_ceil(32), ..Stage::one_dimensional("sample", p.rows, 1024) }]
 }
 
 /// Returns the bytes of the workspace, which holds the scores of tokens with a penalty or a bias; 0 if there are
@@ -146,11 +146,11 @@ pub fn workspace_bytes(p: &Params) -> usize {
 /// Launches the sampling of all rows.
 ///
 /// # Panics
-/// If more than [`MAX_TOPS`] most likely tokens are requested.
+/// If more than [`MAX_TOP_TOKENS`] most likely tokens are requested.
 pub fn sample(params: &Params) -> Launch {
     assert!(
-        params.tops <= MAX_TOPS,
-        "{} most likely tokens are requested; at most {MAX_TOPS} are supported",
+        params.tops <= MAX_TOP_TOKENS,
+        "{} most likely tokens are requested; at most {MAX_TOP_TOKENS} are supported",
         params.tops
     );
     let n = params.rows as f64 * params.vocab as f64;

@@ -332,7 +332,7 @@ __device__ __forceinline__ int draw(const Params& p, const Row& row, Shared& s, 
     });
     last_weight = reached.key;
     const u64 each = fixed(__uint_as_float(last_weight)), rest = target - reached.above;
-    // redundant: the barrier before the sums, as `select` ends with one.
+    // redundant: the first barrier of `locate`, as `select` ends with a barrier.
     last_id = locate(
         row, s, [&](u64) { return ceil_div(rest, each) - 1; },
         [&](int, float, float score) { return static_cast<u64>(__float_as_uint(weight(score)) == last_weight); });
@@ -359,7 +359,7 @@ __device__ __forceinline__ void best(const Params& p, const Row& row, Shared& s,
     return static_cast<u64>(1);
   });
   const u64 rest = n - kth.above;
-  // redundant: the barrier before the sums, as `select` ends with one.
+  // redundant: the first barrier of `locate`, as `select` ends with a barrier.
   const int last = locate(
       row, s, [&](u64) { return rest - 1; },
       [&](int, float logit, float) { return static_cast<u64>(ordered(logit) == kth.key); });
@@ -416,7 +416,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) sample(const __grid_con
     const u64 key = static_cast<u64>(ordered(score)) << 32 | ~static_cast<u32>(id);
     first = key > first ? key : first;
   });
-  // redundant: the barrier before the first sum, as nothing has used the scratch yet.
+  // redundant: the first barrier of block_reduce, as no thread has used the scratch memory yet.
   bad = block_reduce(bad, s.scratch, Max());
   first = block_reduce(first, s.scratch, Max());
   largest = block_reduce(largest, s.scratch, Max());

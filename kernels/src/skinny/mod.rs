@@ -104,7 +104,7 @@ fn geometry(p: &Params, arch: &Arch, narrow: &'static str, wide: Option<&'static
     };
     // Shared memory for the partial sums of 8 warps, 16 rows each.
     let shared = 8 * 16 * (8 * tiles + 8) * 4;
-    vec![Stage { shared, ..Stage::linear(symbol, p.n.div_ceil(columns) * p.m.div_ceil(16), 256) }]
+    vec![Stage { shared, ..Stage::one_dimensional(symbol, p.n.div_ceil(columns) * p.m.div_ceil(16), 256) }]
 }
 
 /// Launches `y = x · wᵀ (· scale) (+ bias) (+ residual)`; `dtype` is the type of x, bias, residual and y, F32 or

@@ -2,14 +2,14 @@
 
 #[cfg(test)]
 use crate::checks::traffic::{TRAFFIC_ELEMENTS, TrafficArrays, TrafficLaunches, allow_one_tenth_more};
-use crate::folder::{FLOAT_DTYPES, INTERMEDIATE, LabeledLaunches, Sizes, TOKENS, placeholders};
+use crate::folder::{FLOAT_DTYPES, INTERMEDIATE_SIZE, LabeledLaunches, Sizes, TOKENS, placeholder_params};
 use crate::swiglu;
 
 /// Returns the example calls, each with a text that describes its size.
 pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
-    let count = s.get("tokens", TOKENS) as u64 * s.get("intermediate", INTERMEDIATE) as u64;
-    let fwd = swiglu::FwdParams { count, ..placeholders() };
-    let bwd = swiglu::BwdParams { count, ..placeholders() };
+    let count = s.get("tokens", TOKENS) as u64 * s.get("intermediate", INTERMEDIATE_SIZE) as u64;
+    let fwd = swiglu::FwdParams { count, ..placeholder_params() };
+    let bwd = swiglu::BwdParams { count, ..placeholder_params() };
     let calls = FLOAT_DTYPES.map(|t| [swiglu::fwd(t, &fwd), swiglu::bwd(t, &bwd)]);
     calls.into_iter().flatten().map(|launch| ("8192 tokens of 18944", launch)).collect()
 }

@@ -45,14 +45,22 @@ fn check(frames: FrameView<'_>, encoding: &VideoEncoding) -> Result<()> {
     if let Some(times) = encoding.times_ms.as_ref().filter(|times| is_invalid(times)) {
         return Err(MediaError::setting(
             "times_ms",
-            format!("has {} times for {} frames, or is not ascending", times.len(), frames.frames()),
+            format!(
+                "must have one time per frame, in ascending order, but has {} times for {} frames",
+                times.len(),
+                frames.frames()
+            ),
             "give one ascending time per frame",
         ));
     }
     if encoding.codec.available_encoder().is_none() {
         return Err(MediaError::setting(
             "codec",
-            format!("{} has none of the encoders {}", libraries::BUILD_NAME, encoding.codec.encoders().join(", ")),
+            format!(
+                "{} has none of the encoders {}",
+                libraries::FFMPEG_BUILD_NAME,
+                encoding.codec.encoders().join(", ")
+            ),
             "use another codec, or an FFmpeg with that encoder",
         ));
     }

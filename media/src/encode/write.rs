@@ -28,7 +28,7 @@ pub(super) fn encode_to_file(
             MediaError::file(
                 path,
                 format!("{operation} failed: {e}"),
-                "check the folder, the free disk space, the frame size and the file extension",
+                "check that the folder exists, the disk has space, and the codec supports the frame size and file extension",
             )
         }
     };

@@ -80,7 +80,7 @@ pub fn resize_image(
     name: &str,
 ) -> Result<FrameBuf> {
     with_file_name(name, || {
-        let size = limits.size(image.height, image.width)?;
+        let size = limits.resized_size(image.height, image.width)?;
         processor_resize(pillow_bicubic(image.view()?, size)?, processor)
     })
 }
@@ -99,7 +99,7 @@ pub fn resize_image_list(
 ) -> Result<FrameBuf> {
     with_file_name(name, || {
         let first = |image: &RgbImage| {
-            let size = limits.size(image.height, image.width)?;
+            let size = limits.resized_size(image.height, image.width)?;
             pillow_bicubic(image.view()?, size)
         };
         let mut size = None;

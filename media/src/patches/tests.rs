@@ -73,7 +73,7 @@ fn video_frames_and_patches_equal_golden_bits() {
         let keys =
             MediaOverrides { resized_height: Some(height), resized_width: Some(width), ..MediaOverrides::default() };
         let limits = VideoPixelLimits::new(MediaProfile::VideorftTrain, &keys);
-        let size = limits.size(view.frames(), view.size().0, view.size().1).unwrap();
+        let size = limits.resized_size(view.frames(), view.size().0, view.size().1).unwrap();
         let resized = processor_resize(torch_bicubic(view, size).unwrap(), &PatchProcessor::default()).unwrap();
         assert!(resized.data == want.data(), "{name}");
         let patches = patchify(resized.view().unwrap(), &PatchProcessor::default()).unwrap();
@@ -130,7 +130,7 @@ fn size_errors_name_the_file() {
     let error = resize_image(&thin, &ImagePixelLimits::default(), &PatchProcessor::default(), "thin.png")
         .unwrap_err()
         .to_string();
-    assert!(error.starts_with("thin.png: 10 x 2010 has a ratio"), "{error}");
+    assert!(error.starts_with("thin.png: 10 x 2010 has an aspect ratio"), "{error}");
     let low = ImagePixelLimits { max_pixels: 3136, ..ImagePixelLimits::default() };
     let flat = RgbImage { data: vec![7; 10 * 211 * 3], height: 10, width: 211 };
     let error = resize_image(&flat, &low, &PatchProcessor::default(), "flat.png").unwrap_err().to_string();

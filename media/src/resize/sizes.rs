@@ -39,19 +39,19 @@ pub struct RequestedSize {
 
 impl RequestedSize {
     /// Returns `None` unless both overrides are given: qwen-vl-utils ignores one alone.
-    fn new(profile: MediaProfile, keys: &MediaOverrides) -> Option<Self> {
+    fn new(profile: MediaProfile, overrides: &MediaOverrides) -> Option<Self> {
         // A value beyond usize becomes a side that smart_resize refuses.
         let side = |key: u64| usize::try_from(key).unwrap_or(usize::MAX);
         let limits = profile.pixel_limits();
         Some(Self {
-            height: side(keys.resized_height?),
-            width: side(keys.resized_width?),
+            height: side(overrides.resized_height?),
+            width: side(overrides.resized_width?),
             min_pixels: limits.image_min,
             max_pixels: limits.image_max,
         })
     }
 
-    fn size(&self) -> Result<(usize, usize)> {
+    fn resized_size(&self) -> Result<(usize, usize)> {
         smart_resize(self.height, self.width, SIZE_FACTOR, self.min_pixels, self.max_pixels as f64)
     }
 }
@@ -74,20 +74,20 @@ impl Default for ImagePixelLimits {
 }
 
 impl ImagePixelLimits {
-    /// The limits of `profile`, replaced by those of `keys`.
-    pub fn new(profile: MediaProfile, keys: &MediaOverrides) -> Self {
+    /// The limits of `profile`, replaced by those of `overrides`.
+    pub fn new(profile: MediaProfile, overrides: &MediaOverrides) -> Self {
         let limits = profile.pixel_limits();
         Self {
-            min_pixels: keys.min_pixels.unwrap_or(limits.image_min),
-            max_pixels: keys.max_pixels.unwrap_or(limits.image_max),
-            resized: RequestedSize::new(profile, keys),
+            min_pixels: overrides.min_pixels.unwrap_or(limits.image_min),
+            max_pixels: overrides.max_pixels.unwrap_or(limits.image_max),
+            resized: RequestedSize::new(profile, overrides),
         }
     }
 
     /// The `(height, width)` to which an image of `height` × `width` is resized.
-    pub fn size(&self, height: usize, width: usize) -> Result<(usize, usize)> {
+    pub fn resized_size(&self, height: usize, width: usize) -> Result<(usize, usize)> {
         match self.resized {
-            Some(wanted) => wanted.size(),
+            Some(wanted) => wanted.resized_size(),
             None => smart_resize(height, width, SIZE_FACTOR, self.min_pixels, self.max_pixels as f64),
         }
     }
@@ -110,22 +110,22 @@ pub struct VideoPixelLimits {
 }
 
 impl VideoPixelLimits {
-    /// The limits of `profile`, replaced by those of `keys`.
-    pub fn new(profile: MediaProfile, keys: &MediaOverrides) -> Self {
+    /// The limits of `profile`, replaced by those of `overrides`.
+    pub fn new(profile: MediaProfile, overrides: &MediaOverrides) -> Self {
         let limits = profile.pixel_limits();
         Self {
-            min_pixels: keys.min_pixels.unwrap_or(limits.video_min),
+            min_pixels: overrides.min_pixels.unwrap_or(limits.video_min),
             video_max_pixels: limits.video_max,
-            total_pixels: keys.total_pixels.unwrap_or(limits.video_total),
-            max_pixels: keys.max_pixels,
-            resized: RequestedSize::new(profile, keys),
+            total_pixels: overrides.total_pixels.unwrap_or(limits.video_total),
+            max_pixels: overrides.max_pixels,
+            resized: RequestedSize::new(profile, overrides),
         }
     }
 
     /// The `(height, width)` to which each of `nframes` frames of `height` × `width` is resized.
-    pub fn size(&self, nframes: usize, height: usize, width: usize) -> Result<(usize, usize)> {
+    pub fn resized_size(&self, nframes: usize, height: usize, width: usize) -> Result<(usize, usize)> {
         if let Some(wanted) = self.resized {
-            return wanted.size();
+            return wanted.resized_size();
         }
         if nframes == 0 {
             return Err(MediaError::setting("nframes", "is 0", "take at least one frame"));
@@ -198,7 +198,7 @@ fn check(height: usize, width: usize, factor: usize, max_pixels: f64) -> Result<
     let ratio = height.max(width) as f64 / height.min(width) as f64;
     if ratio > MAX_ASPECT_RATIO as f64 {
         return refuse(
-            format!("{height} x {width} has a ratio of sides of {ratio:.1}, above {MAX_ASPECT_RATIO}"),
+            format!("{height} x {width} has an aspect ratio of {ratio:.1}, above {MAX_ASPECT_RATIO}"),
             "crop it, or set resized_height and resized_width",
         );
     }

@@ -38,7 +38,7 @@ fn sizes_equal_golden_table() {
                     name => MediaProfile::parse(name).unwrap(),
                 };
                 let keys: MediaOverrides = serde_json::from_value(row["keys"].clone()).unwrap();
-                VideoPixelLimits::new(profile, &keys).size(side("nframes"), side("height"), side("width"))
+                VideoPixelLimits::new(profile, &keys).resized_size(side("nframes"), side("height"), side("width"))
             }
         };
         if row["expect"].is_object() {
@@ -70,15 +70,18 @@ fn invalid_sizes_are_refused() {
         assert!(!error.contains('\n') && error.contains(';'), "{error}");
     }
     let keys = MediaOverrides { resized_height: Some(u64::MAX), resized_width: Some(5), ..MediaOverrides::default() };
-    assert!(ImagePixelLimits::new(MediaProfile::Qwen, &keys).size(100, 100).is_err());
-    assert!(VideoPixelLimits::new(MediaProfile::Qwen, &MediaOverrides::default()).size(0, 100, 100).is_err());
+    assert!(ImagePixelLimits::new(MediaProfile::Qwen, &keys).resized_size(100, 100).is_err());
+    assert!(VideoPixelLimits::new(MediaProfile::Qwen, &MediaOverrides::default()).resized_size(0, 100, 100).is_err());
 }
 
 #[test]
 fn resized_height_without_width_is_ignored() {
     let keys = MediaOverrides { resized_height: Some(280), ..MediaOverrides::default() };
     let plain = ImagePixelLimits::new(MediaProfile::Qwen, &MediaOverrides::default());
-    assert_eq!(ImagePixelLimits::new(MediaProfile::Qwen, &keys).size(100, 200).unwrap(), plain.size(100, 200).unwrap());
+    assert_eq!(
+        ImagePixelLimits::new(MediaProfile::Qwen, &keys).resized_size(100, 200).unwrap(),
+        plain.resized_size(100, 200).unwrap()
+    );
 }
 
 /// The noise image from which the golden resampling results were computed.

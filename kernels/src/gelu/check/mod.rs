@@ -6,8 +6,8 @@ use crate::{DType, Launch};
 
 checks!(both_forms_equal_the_formula, gradient_equals_differences_of_the_formula, edges);
 
-/// Tolerance of the exact form in f32, as a multiple of the error of one rounding: its polynomial fit of R is
-/// accurate to 7e-8.
+/// Tolerance of the exact form in f32, as a multiple of the error of one rounding: its polynomial for Mills' ratio
+/// (`cpu.rs`) is accurate to 7e-8.
 const ROUNDING_FACTOR_FIT: f64 = 5.0;
 /// Tolerance of the f32 gradient, as a multiple of the error of one rounding: its two terms cancel where the slope is
 /// near 0.
@@ -55,8 +55,8 @@ fn gradient_equals_differences_of_the_formula() {
                 };
                 let (with, want) = (each(&with_roundings), each(&|x| formula::slope(formula, x)));
                 let rounding_factor = if dtype == F32 { ROUNDING_FACTOR_SLOPE } else { DEFAULT_ROUNDING_FACTOR };
-                // Near a zero of the slope, the slope is a difference of larger terms: a single element is compared
-                // by its absolute error.
+                // Near a zero of the slope its two terms cancel, and the relative error is large. A test of a single
+                // element therefore bounds the absolute error.
                 if (dtype, n) == (F32, 1) {
                     let most = 3e-7 * (1.0 + dy.f64()[0].abs());
                     assert_close("dx of one", &dx.values(), &want, f64::MAX, most);

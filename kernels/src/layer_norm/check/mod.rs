@@ -1,4 +1,4 @@
-use super::{BwdParams, FwdParams, bwd, formula, fwd, parts, test_shapes};
+use super::{BwdParams, FwdParams, bwd, formula, fwd, part_count, test_shapes};
 use crate::DType::{BF16, F32};
 use crate::checks::rounding::{self, unrounded};
 use crate::checks::{TestArray, addr, addr_mut, checks, normal_numbers, run};
@@ -14,8 +14,8 @@ checks!(
 
 const EPS: f32 = 1e-6;
 
-/// Tolerance as a multiple of the error of one rounding, for rows whose mean is `far` times their deviation. In f32,
-/// mean and root have errors of two units in the last place, which shift the whole row.
+/// Tolerance as a multiple of the error of one rounding, for rows whose mean is `far` times their standard deviation.
+/// In f32, mean and rstd have errors of two units in the last place, which shift the whole row.
 fn rounding_factor(dtype: DType, far: f32) -> f64 {
     if dtype == F32 { ROUNDING_FACTOR_F32 * (1.0 + far as f64) } else { DEFAULT_ROUNDING_FACTOR }
 }
@@ -64,7 +64,7 @@ fn backward(
 ) -> [Vec<f32>; 3] {
     let rows = rstd.len();
     let dx = TestArray::output(dtype, rows * cols);
-    let (mut dw, mut db, mut partial) = (vec![0.5; cols], vec![0.5; cols], vec![f32::NAN; 2 * parts(rows) * cols]);
+    let (mut dw, mut db, mut partial) = (vec![0.5; cols], vec![0.5; cols], vec![f32::NAN; 2 * part_count(rows) * cols]);
     let params = BwdParams {
         x: x.addr(),
         w: w.addr(),
@@ -105,7 +105,7 @@ fn equals_the_formula() {
             let name = format!("layer_norm {rows}x{cols}");
             let (x, w, b) = (x.f64(), w.f64(), b.f64());
             let [with, want] =
-                [formula::statistics_rounded, formula::statistics].map(|f: Statistics| statistics(f, &x, cols));
+                [formula::mean_and_rstd_rounded, formula::mean_and_rstd].map(|f: Statistics| statistics(f, &x, cols));
             let with_y = formula::fwd(&x, [&w, &b], &with, rounding::f32);
             // With one column x − mean is 0, so y is the bias.
             let want_y = formula::fwd(&x, [&w, &b], &want, unrounded);

@@ -153,7 +153,9 @@ fn gradient_equals_the_formula() {
                     let rounded = given.logits_by(formula::logits_rounded, r);
                     with.extend(formula::bwd_rounded(&rounded, target, s, grads, &of));
                 }
-                let name = format!("{case:?}, entropy {with_entropy}, chunks of {columns}");
+                let name = format!(
+                    "d_logits of {case:?}, with a gradient of the entropy: {with_entropy}, in chunks of {columns} columns"
+                );
                 let logits = (0..given.rows()).flat_map(|r| given.logits(r));
                 let largest = logits.fold(0.0f64, |a, l| a.max((l * given.s as f64).abs()));
                 let scaled = d_log_prob.iter().chain(&d_entropy).map(|&g| g as f64 * given.s as f64);

@@ -123,8 +123,9 @@ fn equals_the_formula_to_a_millionth() {
         let want = each(&|l, t| formula::log_prob(l, t, s as f64));
         // The error is relative to the result, because a log-probability near 0 must keep its digits.
         for (i, (&got, &want)) in log_prob.iter().zip(&want).enumerate() {
-            // If all other logits are lower by x or more, a log-probability is about −e^−x, and the rounding of x is
-            // relative to x. The formula itself subtracts f64 numbers of up to e^3.
+            // A log-probability near 0 is about −e^−x, where x is the target's lead over the other logits: a relative
+            // rounding error of x is multiplied by x, about the logarithm below. 1e-13 allows for the f64 rounding of
+            // the formula.
             let allowed = 4e-7 * want.abs() * want.abs().max(1e-300).ln().abs().max(1.0) + 1e-13;
             assert!((got as f64 - want).abs() <= allowed, "row {i} of {rows}x{vocab}: {got}, want {want}");
         }
@@ -137,9 +138,9 @@ fn equals_the_formula_to_a_millionth() {
 }
 
 /// Returns the tolerance of the gradient of logits as a multiple of the error of one rounding. In f32 the exponent is
-/// a rounded difference of numbers up to `largest`, the largest logit · s, so the tolerance grows with it. Where a
-/// token's probability is near 1, the difference 1 − p loses relative precision: `want`, the gradient, is then small
-/// compared with `scaled`, the gradients of the results times s.
+/// a rounded difference of numbers up to `largest`, the largest scaled logit, so the tolerance grows with it. It also
+/// grows where 1 − p cancels because a token's probability p is near 1: the gradient `want` is then small compared
+/// with `scaled`, the gradients of the results times the inverse temperature.
 pub(crate) fn gradient_tolerance(
     dtype: DType,
     largest: f64,
@@ -225,8 +226,8 @@ fn chunks_and_entropies_equal_the_formula() {
     }
 }
 
-/// A row in chunks equals the whole row. Its chunks hold only minus infinities, with and without the target, or one
-/// logit far above the others, or a NaN.
+/// A row computed in chunks has the results of the row computed at once, also if a chunk holds only minus infinities
+/// (with or without the target), a logit far above the others, a NaN or an infinity.
 fn a_row_in_chunks_equals_the_whole_row() {
     const CHUNK: usize = 8;
     let mut logits = normal_numbers(5 * CHUNK, 3, 1.0);

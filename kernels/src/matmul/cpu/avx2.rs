@@ -1,7 +1,7 @@
 //! Matrix products with AVX2 and FMA: the portable code for tiles of 6 × 16 results, which occupy 12 of the 16
 //! registers, and functions that transpose B in registers.
 
-use super::portable::{self, tile};
+use super::portable::{self, multiply_tile};
 use super::{Code, Part, Source, Tile, Unit};
 use std::arch::x86_64::*;
 
@@ -21,7 +21,7 @@ pub(super) static F32: Code = Code {
 #[target_feature(enable = "avx2,fma")]
 unsafe fn fixed<const MR: usize>(units: usize, a: *const u32, b: *const u32, acc: *mut f32, add: bool) {
     // SAFETY: the processor has AVX2 and FMA; `a` holds `[units][MR]`, `b` `[units][16]`, `acc` `[MR][16]`.
-    unsafe { tile::<MR, 16, true>(units, a, b, acc, add) }
+    unsafe { multiply_tile::<MR, 16, true>(units, a, b, acc, add) }
 }
 
 /// Transposes 8 rows of 8 words.

@@ -328,8 +328,8 @@ macro_rules! thin {
             }
         }
 
-        /// Adds the products of `units` units of k to the sums. `columns` holds 16 units (32 if they are bf16 to be
-        /// widened) of each of 16 rows of B.
+        /// Adds the products of the next `units` units along k to the sums. `columns` holds 16 units of each of 16
+        /// rows of B (32 units if they are bf16 that must be widened).
         #[target_feature(enable = $features)]
         #[inline]
         unsafe fn $advance<const M: usize>(

@@ -34,8 +34,8 @@ use crate::{DType, Element, Team, simd_fn};
 use half::bf16;
 use std::cell::RefCell;
 
-/// Maximum number of units (single k, or bf16 pairs of k) that are packed at a time: 64 packed rows of B then fill a
-/// quarter of a second-level cache.
+/// Maximum number of units (elements along k, or pairs of bf16) that are packed at a time: 64 packed rows of B then
+/// fill a quarter of a second-level cache.
 const UNITS: usize = 1024;
 /// Maximum number of rows of A that one task multiplies with its block of B.
 const TASK_ROWS: usize = 512;
@@ -51,12 +51,13 @@ const PACKED_A: usize = 16 << 20;
 const THIN_BYTES: usize = 2048 << 10;
 /// Number of rows of B that a product with few rows of A reads at a time.
 const THIN_ROWS: usize = 16;
-/// Maximum number of rows of A for which any instruction set has a function for few rows.
+/// The largest number of rows of A for which an instruction set has a [`Thin`] function.
 const THIN_MOST: usize = 12;
 /// With fewer units of A than this, one thread packs all of them.
 const PACK_ALONE: usize = 16 << 10;
 
-/// A unit is one k, or two with bf16 pairs. The variants say how a unit is stored in an operand and how it is packed.
+/// A unit is one element along k, or a pair of bf16. The variants say how a unit is stored in an operand and how it
+/// is packed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Unit {
     /// An f32.
@@ -137,7 +138,7 @@ struct Scratch(Vec<Line>);
 
 #[derive(Clone, Copy)]
 #[repr(align(64))]
-struct Line(#[allow(dead_code, reason = "looked at only through a pointer to the first word")] [u32; 16]);
+struct Line(#[allow(dead_code, reason = "the words are read and written only through a raw pointer")] [u32; 16]);
 
 impl Scratch {
     /// Returns the buffer's address after it has grown to at least `len` words.
@@ -266,7 +267,7 @@ impl<'a, T: Element> Product<'a, T> {
     unsafe fn block(&self, row: usize, rows: usize, scratch: &mut Scratch) {
         let nr = self.code.nr;
         let tiles = rows.div_ceil(self.code.mr);
-        // Uses tiles of equal height instead of full tiles and one small rest.
+        // All tiles get the same height, so that the last one is not much smaller.
         let mr = rows.div_ceil(tiles);
         let packed = Packed(scratch.words(tiles * mr * self.units));
         let pack = |tile: usize| {
@@ -276,7 +277,7 @@ impl<'a, T: Element> Product<'a, T> {
             unsafe { (self.code.pack)(&self.a, part, rows, packed.at(tile * mr * self.units)) }
         };
         if self.direct().is_some() {
-            // The tile functions read A unpacked.
+            // Nothing to pack: the tile functions read A as it is stored.
         } else if rows * self.units < PACK_ALONE {
             (0..tiles).for_each(pack);
         } else {

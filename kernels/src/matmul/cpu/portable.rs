@@ -17,13 +17,13 @@ pub(super) static PLAIN: Code = Code {
 
 unsafe fn plain<const MR: usize>(units: usize, a: *const u32, b: *const u32, acc: *mut f32, add: bool) {
     // SAFETY: `a` holds `[units][MR]` floats, `b` `[units][8]`, `acc` `[MR][8]`.
-    unsafe { tile::<MR, 8, { cfg!(target_arch = "aarch64") }>(units, a, b, acc, add) }
+    unsafe { multiply_tile::<MR, 8, { cfg!(target_arch = "aarch64") }>(units, a, b, acc, add) }
 }
 
 /// # Safety
 /// `a` holds `[units][MR]` floats, `b` `[units][NR]`, `acc` `[MR][NR]`.
 #[inline(always)]
-pub(super) unsafe fn tile<const MR: usize, const NR: usize, const FMA: bool>(
+pub(super) unsafe fn multiply_tile<const MR: usize, const NR: usize, const FMA: bool>(
     units: usize,
     a: *const u32,
     b: *const u32,

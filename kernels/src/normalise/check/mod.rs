@@ -10,8 +10,8 @@ checks!(
     threads_and_other_rows_change_nothing
 );
 
-/// Asserts that `got` equals `want`: in bf16 within the default roundings, in f32 within the relative L2 distance
-/// `tol`.
+/// Asserts that `got` equals `want`: in bf16 within the default tolerance for roundings, in f32 within the relative
+/// L2 distance `tol`.
 fn assert_normalised(name: &str, dtype: DType, got: &[f32], want: &[f64], tol: f64) {
     match dtype {
         BF16 => assert_rounded(name, dtype, got, want, want, DEFAULT_ROUNDING_FACTOR),

@@ -29,7 +29,8 @@ fn the_formula_of_the_gradient_equals_differences() {
     for (_, cols, scale) in test_shapes().into_iter().filter(|c| c.1 < 2000) {
         let (x, dy) =
             (TestArray::new(F32, &normal_numbers(cols, 1, scale)), TestArray::new(F32, &normal_numbers(cols, 2, 1.0)));
-        let (direct, differences) = (formula::bwd(&x.f64(), &dy.f64()), formula::differences(&x.f64(), &dy.f64()));
+        let (direct, differences) =
+            (formula::bwd(&x.f64(), &dy.f64()), formula::bwd_by_differences(&x.f64(), &dy.f64()));
         let size = dy.f64().iter().map(|d| d * d).sum::<f64>().sqrt() / formula::norm(&x.f64());
         for (a, b) in direct.iter().zip(&differences) {
             assert!((a - b).abs() <= 1e-6 * size, "{cols}: {a}, {b}");

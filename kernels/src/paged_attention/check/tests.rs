@@ -12,7 +12,8 @@ fn models() -> impl Strategy<Value = Model> {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(30))]
-    /// However a sequence is computed, its outputs have the bits of its packed forward pass alone on one thread.
+    /// However a sequence is computed, its outputs equal bit for bit those of a packed forward pass over this
+    /// sequence alone, on one thread.
     #[test]
     fn packed_prefill_chunks_and_decode_agree_bit_for_bit(
         model in models(),

@@ -12,15 +12,15 @@ checks!(
     threads_and_other_patches_change_nothing
 );
 
-pub(crate) const MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
-pub(crate) const STD: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
+pub(crate) const CLIP_MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
+pub(crate) const CLIP_STD: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
 
-/// Returns pseudo-random u8 pixel values that include every level.
-pub(crate) fn levels(count: usize) -> Vec<u8> {
+/// Returns irregular u8 pixel values, in which every value occurs if there are enough.
+pub(crate) fn pixel_levels(count: usize) -> Vec<u8> {
     (0..count).map(|i| (i * i * 31 + i * 7 + i / 251) as u8).collect()
 }
 
-/// Returns the parameters of frames with CLIP's constants.
+/// Returns the parameters for frames of this shape, with the pixel means and standard deviations of CLIP.
 pub(crate) fn pixels([count, height, width, patch, temporal, merge]: [usize; 6]) -> Pixels {
     Pixels {
         rescale: (1.0f64 / 255.0).to_bits(),
@@ -30,12 +30,12 @@ pub(crate) fn pixels([count, height, width, patch, temporal, merge]: [usize; 6])
         patch: patch as u32,
         temporal: temporal as u32,
         merge: merge as u32,
-        mean0: MEAN[0],
-        mean1: MEAN[1],
-        mean2: MEAN[2],
-        std0: STD[0],
-        std1: STD[1],
-        std2: STD[2],
+        mean0: CLIP_MEAN[0],
+        mean1: CLIP_MEAN[1],
+        mean2: CLIP_MEAN[2],
+        std0: CLIP_STD[0],
+        std1: CLIP_STD[1],
+        std2: CLIP_STD[2],
     }
 }
 
@@ -66,7 +66,7 @@ fn forward(
 
 fn equals_the_formula() {
     for (shape, embed) in test_shapes() {
-        let (frames, pixels) = (levels(shape[0] * shape[1] * shape[2] * 3), pixels(shape));
+        let (frames, pixels) = (pixel_levels(shape[0] * shape[1] * shape[2] * 3), pixels(shape));
         for dtype in [F32, BF16] {
             let (weight, bias) = (
                 TestArray::new(dtype, &normal_numbers(embed * pixels.patch_len(), 1, 0.1)),
@@ -89,7 +89,7 @@ fn equals_the_formula() {
 
 fn the_gradient_equals_the_formula() {
     for (shape, embed) in test_shapes() {
-        let (frames, pixels) = (levels(shape[0] * shape[1] * shape[2] * 3), pixels(shape));
+        let (frames, pixels) = (pixel_levels(shape[0] * shape[1] * shape[2] * 3), pixels(shape));
         // Tensor cores truncate bits below an f32 sum instead of rounding: an H200 had an error of 2.5e-6.
         for (dtype, tol) in [(F32, 1e-6), (BF16, 1e-5)] {
             let dy = TestArray::new(dtype, &normal_numbers(pixels.patch_count() * embed, 1, 1.0));
@@ -132,7 +132,7 @@ fn pixels_equal_those_of_the_patches() {
 
 fn threads_and_other_patches_change_nothing() {
     let (shape, embed) = ([4, 28, 56, 14, 2, 2], 40);
-    let (all, pixels) = (levels(4 * 28 * 56 * 3), pixels(shape));
+    let (all, pixels) = (pixel_levels(4 * 28 * 56 * 3), pixels(shape));
     for dtype in [F32, BF16] {
         let weight = TestArray::new(dtype, &normal_numbers(embed * 1176, 1, 0.1));
         let y = forward(&all, pixels, &weight, None, dtype, embed);

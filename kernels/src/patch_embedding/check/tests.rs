@@ -5,7 +5,7 @@ use crate::checks::{on_sim, simulated_counts};
 fn products_are_the_useful_ones_and_without_bank_conflicts() {
     on_sim(|| {
         let (shape, embed) = ([2, 112, 112, 14, 2, 2], 256);
-        let (frames, pixels) = (levels(2 * 112 * 112 * 3), pixels(shape));
+        let (frames, pixels) = (pixel_levels(2 * 112 * 112 * 3), pixels(shape));
         let (patches, row) = (pixels.patch_count(), pixels.patch_len());
         for dtype in [F32, BF16] {
             let (x, y) = (

@@ -4,12 +4,12 @@ use crate::checks::rounding;
 use crate::checks::{TestArray, addr, addr_mut, checks, normal_numbers, run};
 use crate::compare::assert_close;
 use crate::rms_norm::check::EPS;
-use crate::rms_norm::{self, parts};
+use crate::rms_norm::{self, part_count};
 use crate::{Addr, DType};
 
 checks!(equals_the_formula, gradient_equals_differences_of_the_formula, equals_gather_then_rms_norm);
 
-/// Returns a permutation of `0 .. rows` without a pattern.
+/// Returns an irregular permutation of `0 .. rows`.
 fn index(rows: usize) -> Vec<i32> {
     let mut index: Vec<i32> = (0..rows as i32).collect();
     index.sort_by_key(|i| (i.wrapping_mul(0x9e37_79b1u32 as i32), *i));
@@ -57,7 +57,7 @@ fn equals_the_formula() {
 fn backward(dtype: DType, [x, w, dy]: [&TestArray; 3], index: &[i32], rstd: &[f32], cols: usize) -> [Vec<f32>; 2] {
     let rows = index.len();
     let (dx, frozen) = (TestArray::output(dtype, rows * cols), TestArray::output(dtype, rows * cols));
-    let (mut dw, mut partial) = (vec![0.5; cols], vec![f32::NAN; parts(rows) * cols]);
+    let (mut dw, mut partial) = (vec![0.5; cols], vec![f32::NAN; part_count(rows) * cols]);
     let params = BwdParams {
         x: x.addr(),
         index: addr(index),

@@ -22,9 +22,17 @@ fn adds_positions() {
             run(&fwd(dtype, &params), 2);
             // The kernel rounds one f32 sum once, which equals the rounded f64 sum of two f32.
             let want: Vec<f32> = formula::fwd(&x.f64(), &pos.f64()).iter().map(|&x| x as f32).collect();
-            assert_eq!(y.values(), TestArray::new(dtype, &want).values(), "{dtype} {rows}x{cols}, {positions}");
+            assert_eq!(
+                y.values(),
+                TestArray::new(dtype, &want).values(),
+                "y differs from the formula: {dtype} {rows}x{cols}, {positions} positions"
+            );
             run(&fwd(dtype, &FwdParams { y: x.addr(), ..params }), 1);
-            assert_eq!(x.values(), y.values(), "{dtype} {rows}x{cols}, {positions} in place");
+            assert_eq!(
+                x.values(),
+                y.values(),
+                "y written over x differs from y in another array: {dtype} {rows}x{cols}, {positions} positions"
+            );
         }
     }
 }
@@ -45,7 +53,13 @@ fn the_gradient_sums_rows_of_a_position() {
             };
             run(&bwd(dtype, &params), 3);
             let want = formula::bwd(&dy.f64(), &TestArray::new(F32, &before).f64());
-            assert_close(&format!("{dtype} {rows}x{cols}, {positions}"), &d_pos, &want, 1e-6, f64::MAX);
+            assert_close(
+                &format!("y differs from the formula: {dtype} {rows}x{cols}, {positions} positions"),
+                &d_pos,
+                &want,
+                1e-6,
+                f64::MAX,
+            );
         }
     }
 }

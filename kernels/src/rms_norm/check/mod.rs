@@ -1,4 +1,4 @@
-use super::{BwdParams, FwdParams, bwd, formula, fwd, parts, test_shapes};
+use super::{BwdParams, FwdParams, bwd, formula, fwd, part_count, test_shapes};
 use crate::DType::{BF16, F32};
 use crate::checks::rounding::{self, unrounded};
 use crate::checks::{TestArray, addr, addr_mut, checks, normal_numbers, run};
@@ -16,8 +16,8 @@ checks!(
 
 pub(crate) const EPS: f32 = 1e-6;
 
-/// Tolerance of f32 results, as a multiple of the error of one rounding. A row's root has an error of two units in
-/// its last place, which shifts the whole row, and the part of a gradient along x cancels.
+/// Tolerance of f32 results, as a multiple of the error of one rounding. A row's rstd has an error of two units in
+/// its last place, which shifts the whole row, and in a gradient the component parallel to x cancels.
 const ROUNDING_FACTOR_F32: f64 = 12.0;
 /// Tolerance of a sum over rows in f32, as a multiple of the error of one rounding.
 const ROUNDING_FACTOR_SUM: f64 = 10.0;
@@ -52,7 +52,7 @@ fn assert_normed(name: &str, dtype: DType, [x, w]: [&TestArray; 2], y: &[f32], r
     let (with, want) = (formula::fwd(&x, &w, &with, rounding(dtype)), formula::fwd(&x, &w, &want, unrounded));
     assert_rows(name, dtype, rstds.len(), y, &with, &want);
     if dtype == BF16 {
-        // Without the inner rounding half of the elements would differ.
+        // A kernel without the inner rounding would differ in half of the elements.
         let others = with.iter().zip(y).filter(|(with, y)| rounding::bf16(**with) != **y as f64).count();
         assert!(others <= 1 + y.len() / 50, "{name}: {others} of {} elements", y.len());
     }
@@ -94,7 +94,7 @@ pub(crate) fn backward(
 ) -> [Vec<f32>; 2] {
     let rows = rstd.len();
     let dx = TestArray::output(dtype, rows * cols);
-    let (mut dw, mut partial) = (vec![0.5; cols], vec![f32::NAN; parts(rows) * cols]);
+    let (mut dw, mut partial) = (vec![0.5; cols], vec![f32::NAN; part_count(rows) * cols]);
     let params = BwdParams {
         x: x.addr(),
         w: w.addr(),
@@ -150,7 +150,7 @@ fn gradient_equals_the_formula() {
             let added = |d: Vec<f64>| d.iter().map(|d| d + 0.5).collect::<Vec<f64>>();
             let name = format!("dw {dtype} {rows}x{cols}");
             if rows * cols == 1 {
-                // The value 0.5 in dw may cancel the sum.
+                // The sum may cancel the 0.5 that dw starts with, so an absolute error is allowed.
                 assert_close(&name, &dw, &added(want_dw), f64::MAX, 1e-6);
             } else {
                 assert_rounded(&name, F32, &dw, &added(with_dw), &added(want_dw), ROUNDING_FACTOR_SUM);
@@ -248,7 +248,7 @@ fn the_gradient_of_a_residual_joins_that_of_the_norm() {
                 } else {
                     TestArray::output(dtype, rows * cols)
                 };
-                let (mut dw, mut partial) = (vec![0.5; cols], vec![f32::NAN; parts(rows) * cols]);
+                let (mut dw, mut partial) = (vec![0.5; cols], vec![f32::NAN; part_count(rows) * cols]);
                 let params = BwdParams {
                     x: x.addr(),
                     w: w.addr(),

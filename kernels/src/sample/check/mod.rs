@@ -1,5 +1,5 @@
 use super::formula::Settings;
-use super::{Params, STREAM, formula, sample, workspace_bytes};
+use super::{Params, RANDOM_STREAM, formula, sample, workspace_bytes};
 use crate::Addr;
 use crate::DType::F32;
 use crate::checks::rounding::{ULP, approximate};
@@ -199,8 +199,8 @@ fn check(case: &str, logits: &[f32], s: &Settings, seed: u64, position: i32, hel
     let wide = wide(logits);
     let batch = Batch { logits: logits.to_vec(), settings: s.clone(), seed, positions: vec![position] };
     let out = batch.run(1);
-    let ranked = formula::ranked(&wide, s);
-    let u = philox::uniform_f64(seed, STREAM, position as u64);
+    let ranked = formula::ranked_tokens(&wide, s);
+    let u = philox::uniform_f64(seed, RANDOM_STREAM, position as u64);
     let around = |x: f64| [x, x - 1e-6, x + 1e-6];
     let choices = around(u).into_iter().flat_map(|u| around(s.top_p).map(|p| (u.clamp(0.0, 1.0), p)));
     let want: Vec<i32> = choices
@@ -215,7 +215,7 @@ fn check(case: &str, logits: &[f32], s: &Settings, seed: u64, position: i32, hel
             held.hold(case, got, &wide, id, scale);
         }
     }
-    let likeliest = formula::likeliest(&wide, TOPS);
+    let likeliest = formula::likeliest_tokens(&wide, TOPS);
     for i in 0..TOPS {
         let (id, value) = (out.top_ids[i], out.top_log_probs[i]);
         match likeliest.get(i) {

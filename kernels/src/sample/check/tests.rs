@@ -15,7 +15,7 @@ fn keeps_what_the_formula_keeps() {
     let mut picks = RandomChoices::new(2);
     for i in 0..300 {
         let (logits, s) = any_case(&mut picks);
-        let ranked = formula::ranked(&wide(&logits), &s);
+        let ranked = formula::ranked_tokens(&wide(&logits), &s);
         if ranked.is_empty() {
             continue;
         }
@@ -43,14 +43,14 @@ fn keeps_what_the_formula_keeps() {
 
 #[test]
 fn draws_follow_the_distribution() {
-    // Leaves out the outlier at index 13, since all other tokens would be improbable next to it.
+    // Drops the first 20 numbers, because the outlier at index 13 would make all other tokens improbable.
     let (rows, row) = (20_000, normal_numbers(60, 5, 1.0).split_off(20));
     for (seed, top_p, top_k, temperature) in [(1, 1.0, 0, 1.0), (2, 0.8, 0, 1.0), (3, 1.0, 7, 0.7), (4, 0.9, 20, 1.5)] {
         let s = Settings { temperature, top_p, top_k, ..settings() };
         let batch =
             Batch { logits: row.repeat(rows), settings: s.clone(), seed, positions: (0..rows as i32).collect() };
         let ids = batch.run(2).ids;
-        let mut kept: Vec<_> = formula::ranked(&wide(&row), &s);
+        let mut kept: Vec<_> = formula::ranked_tokens(&wide(&row), &s);
         kept.retain(|t| t.2 < top_p);
         let all: f64 = kept.iter().map(|t| t.1).sum();
         let (chi, freedom) = chi_square(&ids, &kept.iter().map(|t| (t.0, t.1 / all)).collect::<Vec<_>>());
@@ -90,7 +90,7 @@ fn a_whole_vocabulary() {
         let s = Settings { top_p, ..settings() };
         let weights = kept_weights(&row, &s);
         let kept = weights.iter().filter(|w| **w > 0.0).count() as i64;
-        let want = formula::ranked(&wide(&row), &s).iter().filter(|t| t.2 < top_p).count() as i64;
+        let want = formula::ranked_tokens(&wide(&row), &s).iter().filter(|t| t.2 < top_p).count() as i64;
         assert!((kept - want).abs() <= 1 + want / 10_000, "scale {scale}, p {top_p}: {kept} kept, want {want}");
         let k = 50;
         // The temperature is high enough that no weight leaves f32's range.

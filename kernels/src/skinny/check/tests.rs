@@ -22,7 +22,7 @@ fn the_weight_is_read_once_and_without_bank_conflicts() {
                 let extra = count.wavefronts - count.wavefronts_least;
                 assert!(
                     extra * 20 <= count.wavefronts.max(20 * 64),
-                    "{}: {extra} wavefronts by bank conflicts",
+                    "{}: bank conflicts cause {extra} extra wavefronts",
                     launch.name()
                 );
             }
@@ -43,7 +43,7 @@ fn sixteen_rows_are_read_again_by_each_block() {
             let bytes = (count.global_read + count.global_written) as f64;
             assert!(
                 bytes <= 1.02 * (cost.bytes + again),
-                "{bytes} bytes of memory traffic, expected {} and {again} for reading x again",
+                "{bytes} bytes of memory traffic, expected {} and another {again} because x is read again",
                 cost.bytes
             );
         }

@@ -42,7 +42,7 @@ pub fn decode_into<B: AsMut<[u8]>>(
         FrameSize::Original => None,
         FrameSize::Resized => {
             let pixel_limits = VideoPixelLimits::new(request.profile, &request.overrides);
-            Some(pixel_limits.size(count, original_height, original_width)?)
+            Some(pixel_limits.resized_size(count, original_height, original_width)?)
         }
     };
     let (height, width) = target.unwrap_or((original_height, original_width));

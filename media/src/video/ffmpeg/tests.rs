@@ -147,7 +147,9 @@ fn resized_frames_equal_resized_video() {
     };
     let (got, data) = decode_into(&request, |n| Ok(vec![0; n])).unwrap();
     let whole = decode(&path, MediaProfile::VideorftTrain, &MediaOverrides::default()).unwrap();
-    let size = VideoPixelLimits::new(MediaProfile::VideorftTrain, &MediaOverrides::default()).size(16, 88, 56).unwrap();
+    let size = VideoPixelLimits::new(MediaProfile::VideorftTrain, &MediaOverrides::default())
+        .resized_size(16, 88, 56)
+        .unwrap();
     assert_eq!((got.height, got.width), size);
     let view = crate::frames::FrameView::new(&whole.data, 16, 88, 56).unwrap();
     assert!(crate::resize::torch_bicubic(view, size).unwrap().data == data);

@@ -125,7 +125,7 @@ impl AdamW {
     /// # Errors
     /// Out of memory.
     pub fn norm_and_clip_factor(&self, device: &Device, grads: &Grads, max_norm: f32) -> Result<Tensor> {
-        let counts: Vec<usize> = grads.iter().map(|(_, g)| reduce::parts(g.count())).collect();
+        let counts: Vec<usize> = grads.iter().map(|(_, g)| reduce::part_count(g.count())).collect();
         let total: usize = counts.iter().sum();
         // Each f64 partial sum takes two f32 elements.
         let partials = Tensor::empty(device, &[total, 2], DType::F32, Category::Workspace)?;

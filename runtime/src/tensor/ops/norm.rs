@@ -41,7 +41,7 @@ impl Sizes {
     /// The gradient buffer of the weight and the workspace for its partial sums, if the weight is trained.
     fn dw(&self, bw: &mut Backward, w: &Tensor) -> Result<Option<(Tensor, Tensor)>> {
         let Some(dw) = bw.parameter_grad(w)? else { return Ok(None) };
-        Ok(Some((dw, bw.empty(&[kernel::parts(self.n_rows), self.n_cols], DType::F32, Category::Workspace)?)))
+        Ok(Some((dw, bw.empty(&[kernel::part_count(self.n_rows), self.n_cols], DType::F32, Category::Workspace)?)))
     }
 
     fn forward(&self, cx: &Cx, x: &Tensor, w: &Tensor, y: &Tensor, rstd: &Option<Tensor>) -> Result<()> {

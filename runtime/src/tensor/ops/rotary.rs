@@ -64,7 +64,7 @@ impl RotaryFrequencies {
             tokens: size(OP, tokens)?,
             half: size(OP, half)?,
         };
-        cx.launch(&rope::table(&p))?;
+        cx.launch(&rope::cos_sin_table(&p))?;
         Ok(table)
     }
 }

@@ -199,10 +199,10 @@ impl SampledTokens {
     /// # Errors
     /// More most likely tokens than the kernel supports; out of memory.
     pub fn new(device: &Device, rows: usize, raw: bool, tops: usize) -> Result<SampledTokens> {
-        if tops > kernel::MAX_TOPS as usize {
+        if tops > kernel::MAX_TOP_TOKENS as usize {
             return Err(shape_error(
                 "sample",
-                format!("{tops} most likely tokens, at most {} are supported", kernel::MAX_TOPS),
+                format!("{tops} most likely tokens, at most {} are supported", kernel::MAX_TOP_TOKENS),
             ));
         }
         let one = |shape: &[usize], dtype| Tensor::empty(device, shape, dtype, Category::Inputs);

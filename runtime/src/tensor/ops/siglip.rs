@@ -61,7 +61,7 @@ pub fn layer_norm(cx: &Cx, x: &Tensor, w: &Tensor, b: &Tensor, eps: f32) -> Resu
                 fill_zero(&scratch)?;
                 *missing = Some(scratch);
             }
-            partial = Some(bw.empty(&[ln::parts(n_rows), 2, n_cols], DType::F32, Category::Workspace)?);
+            partial = Some(bw.empty(&[ln::part_count(n_rows), 2, n_cols], DType::F32, Category::Workspace)?);
         }
         let p = ln::BwdParams {
             x: kx.addr(),
