@@ -10,7 +10,7 @@ use crate::simd::add_to_sums;
 use crate::view::{OutputArray, slice_at};
 use crate::{Addr, Arch, Stage, Team, cuh};
 
-/// Rows of one part. A column sum is computed within each part first, then over the parts.
+/// Number of rows of one part. A sum over a column adds the rows of each part first, then the parts.
 pub(crate) const PART_ROWS: usize = 64;
 
 /// Approximate number of elements that one task computes.
@@ -19,13 +19,15 @@ const TASK: usize = 16 * 1024;
 /// Columns that one task sums over the parts.
 const COLUMNS: usize = 512;
 
-/// Plans the forward kernel of RMS or layer normalisation; `symbols` are the usual one and the one for wide rows.
+/// Plans the forward kernel of RMS or layer normalisation; `symbols` names the kernel for usual rows and the one for
+/// wide rows.
 pub(crate) fn plan_fwd(symbols: [&'static str; 2], rows: u32, cols: u32, arch: &Arch) -> Vec<Stage> {
     cuh::HeldRows::new(cols).plan_row_loop(symbols, rows, 256, if cols > 4096 { 1 } else { 4 }, arch)
 }
 
-/// Plans the backward kernel of RMS or layer normalisation; the third symbol adds up the parts' column sums. `sums` is
-/// the number of column sums of a part; there are none if `dw` is null.
+/// Plans the backward kernel of RMS or layer normalisation. The symbols name the kernel for usual rows, the one for
+/// wide rows, and the one that adds up the column sums of all parts. `sums` is the number of column sums of a part;
+/// if `dw` is null, none are computed.
 pub(crate) fn plan_bwd(
     [usual, wide, sum]: [&'static str; 3],
     [rows, cols]: [u32; 2],
@@ -40,8 +42,8 @@ pub(crate) fn plan_bwd(
     }
 }
 
-/// Returns the number of parts of `rows` rows, for each of which `partial`, the workspace of the backward kernel, has a
-/// row of column sums.
+/// Returns the number of parts into which `rows` rows are divided. `partial`, the workspace of the backward kernel,
+/// has one row of column sums per part.
 pub const fn part_count(rows: usize) -> usize {
     rows.div_ceil(PART_ROWS)
 }

@@ -170,7 +170,7 @@ pub fn run(
 pub fn run_matmul(m: &Matmul, memory: &mut SimMemory, team: &Team) -> Result<(), String> {
     let read = |what: &str, at: Addr, dtype: DType, count: usize| {
         let bytes = memory.read(at.0, count * dtype.size());
-        bytes.map(aligned).map_err(|e| format!("{}: operand {what} cannot be read: {e}", m.name()))
+        bytes.map(aligned).map_err(|e| format!("{}: {what}: {e}; the matrix product needs this operand", m.name()))
     };
     if m.m == 0 || m.n == 0 {
         return Ok(());

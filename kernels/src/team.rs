@@ -50,7 +50,8 @@ struct Shared {
     shares: Vec<Share>,
     /// Number of finished tasks of the current job.
     done: Alone<AtomicUsize>,
-    /// The two words of the current job's `&Task`; written only when all tasks of the previous job are done.
+    /// The current job's `&Task`, a fat pointer, as two words; written only when all tasks of the previous job are
+    /// done.
     task: [AtomicUsize; 2],
     /// Number of tasks of the current job; written together with `task`.
     count: AtomicUsize,
@@ -116,7 +117,7 @@ impl Team {
             (0..count).for_each(task);
             return;
         }
-        assert!(count < 1 << 32, "{count} tasks, at most 2^32 - 1 are supported");
+        assert!(count < 1 << 32, "a job of {count} tasks; at most 2^32 - 1 are supported");
         let _one_at_a_time = self.running.lock().unwrap_or_else(|e| e.into_inner());
         let s = &*self.shared;
         let task: &Task<'_> = &task;
@@ -258,7 +259,7 @@ mod tests {
                 });
                 assert!(
                     hits.iter().all(|h| h.load(Ordering::Relaxed) == 1),
-                    "not every task ran once: {threads} threads, {count} tasks"
+                    "every task must run exactly once: {threads} threads, {count} tasks"
                 );
             }
         }

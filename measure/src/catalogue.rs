@@ -19,7 +19,7 @@ pub fn find_kernels_with_folders(name: &str) -> Result<Vec<(&'static KernelFolde
         kernels_with_folders().filter(|(f, e)| f.name == name || e.launch.kernel.name == name).collect();
     if found.is_empty() {
         let folders: Vec<&str> = FOLDERS.iter().map(|f| f.name).collect();
-        let help = format!("use a name from `reel kernels list`, or a folder: {}", folders.join(" "));
+        let help = format!("use a name from `reel kernels list`, or one of the folders {}", folders.join(" "));
         return Err(bad_option(name, "no such kernel", help));
     }
     Ok(found)

@@ -94,7 +94,7 @@ impl ResultComparison {
             let [a, b] = m.seconds.map(milliseconds);
             let mut line = String::new();
             // Writing to a String cannot fail.
-            let _ = write!(line, "  {:34} {a} -> {b} (one profiled round each)", m.op);
+            let _ = write!(line, "  {:34} {a} -> {b} (one profiled round of each result)", m.op);
             lines.push(line);
         }
         lines.join("\n")

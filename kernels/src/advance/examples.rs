@@ -1,15 +1,15 @@
 //! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
 
 use crate::advance;
-use crate::folder::{BATCH, LabeledLaunches, Sizes, TOKENS, placeholder_params};
+use crate::folder::{BATCH_SIZE, LabeledLaunches, SEQUENCE_LEN, Sizes, placeholder_params};
 
 /// Returns the example calls, each with a text that describes its size.
 pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
     let p = advance::Params {
-        rows: BATCH,
-        max_blocks: TOKENS / 64,
+        rows: BATCH_SIZE,
+        max_blocks: SEQUENCE_LEN / 64,
         page: 64,
-        history_cols: TOKENS,
+        history_cols: SEQUENCE_LEN,
         ..placeholder_params()
     };
     vec![("16 rows of 8192 keys", advance::advance(&p))]

@@ -2,10 +2,10 @@
 
 use crate::Addr;
 use crate::dtype::DType::{self, BF16, F32};
-use crate::folder::{HIDDEN_SIZE, INTERMEDIATE_SIZE, PLACEHOLDER, SizeError, Sizes, TOKENS};
+use crate::folder::{HIDDEN_SIZE, INTERMEDIATE_SIZE, PLACEHOLDER, SEQUENCE_LEN, SizeError, Sizes};
 use crate::matmul::{Matmul, Operand};
 
-/// An example product; its addresses are placeholder_params.
+/// An example product; its addresses are placeholders.
 #[derive(Clone, Debug)]
 pub struct ExampleProduct {
     /// Name, made of the use and the element type: `matmul_dw_bf16`.
@@ -29,7 +29,8 @@ pub fn example_products(sizes: &Sizes) -> Result<Vec<ExampleProduct>, SizeError>
 }
 
 fn all(s: &Sizes) -> Vec<ExampleProduct> {
-    let [m, n, k] = [s.get("m", TOKENS), s.get("n", INTERMEDIATE_SIZE), s.get("k", HIDDEN_SIZE)].map(|d| d as usize);
+    let [m, n, k] =
+        [s.get("m", SEQUENCE_LEN), s.get("n", INTERMEDIATE_SIZE), s.get("k", HIDDEN_SIZE)].map(|d| d as usize);
     let size = s.to_text();
     let of = |name, dtype, [m, n, k]: [usize; 3], [a, b]: [bool; 2], accumulate| {
         let operand = |transposed| Operand { addr: PLACEHOLDER, dtype, transposed };

@@ -3,12 +3,14 @@
 #[cfg(test)]
 use crate::checks::traffic::{TRAFFIC_ROWS, TrafficArrays, TrafficLaunches, allow_one_tenth_more};
 use crate::columns;
-use crate::folder::{FLOAT_DTYPES, HEAD_DIM, HEADS, KV_HEADS, LabeledLaunches, Sizes, TOKENS, placeholder_params};
+use crate::folder::{
+    FLOAT_DTYPES, HEAD_DIM, HEADS, KV_HEADS, LabeledLaunches, SEQUENCE_LEN, Sizes, placeholder_params,
+};
 
 /// Returns the example calls, each with a text that describes its size.
 pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
     let (width, all) = (HEADS * HEAD_DIM, (HEADS + 2 * KV_HEADS) * HEAD_DIM);
-    let p = columns::CopyParams { rows: TOKENS, width, src_cols: all, dst_cols: width, ..placeholder_params() };
+    let p = columns::CopyParams { rows: SEQUENCE_LEN, width, src_cols: all, dst_cols: width, ..placeholder_params() };
     FLOAT_DTYPES.map(|t| ("the queries of 8192 tokens out of a fused qkv projection", columns::copy(t, &p))).into()
 }
 

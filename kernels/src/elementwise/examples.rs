@@ -5,13 +5,14 @@ use crate::DType::{BF16, F32};
 use crate::checks::traffic::{TRAFFIC_ELEMENTS, TrafficArrays, TrafficLaunches, allow_one_tenth_more};
 use crate::elementwise;
 use crate::folder::{
-    ACTIVATIONS_DESCRIPTION, FLOAT_DTYPES, HIDDEN_SIZE, LabeledLaunches, PLACEHOLDER, Sizes, TOKENS, placeholder_params,
+    ACTIVATIONS_DESCRIPTION, FLOAT_DTYPES, HIDDEN_SIZE, LabeledLaunches, PLACEHOLDER, SEQUENCE_LEN, Sizes,
+    placeholder_params,
 };
 use bytemuck::Zeroable;
 
 /// Returns the example calls, each with a text that describes its size.
 pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
-    let count = TOKENS as u64 * HIDDEN_SIZE as u64;
+    let count = SEQUENCE_LEN as u64 * HIDDEN_SIZE as u64;
     let (src, dst) = (PLACEHOLDER, PLACEHOLDER);
     let accumulate = elementwise::AccumulateParams { src, dst, count };
     let cast = elementwise::CastParams { src, dst, count };

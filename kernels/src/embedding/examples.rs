@@ -3,7 +3,8 @@
 #[cfg(test)]
 use crate::checks::traffic::{TRAFFIC_ROWS, TrafficArrays, TrafficLaunches, allow_one_tenth_more};
 use crate::folder::{
-    ACTIVATIONS_DESCRIPTION, FLOAT_DTYPES, HIDDEN_SIZE, LabeledLaunches, Sizes, TOKENS, VOCAB_SIZE, placeholder_params,
+    ACTIVATIONS_DESCRIPTION, FLOAT_DTYPES, HIDDEN_SIZE, LabeledLaunches, SEQUENCE_LEN, Sizes, VOCAB_SIZE,
+    placeholder_params,
 };
 use crate::{Addr, embedding};
 
@@ -12,7 +13,7 @@ pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
     let fwd = embedding::FwdParams {
         vision: Addr::NULL,
         slots: Addr::NULL,
-        tokens: TOKENS,
+        tokens: SEQUENCE_LEN,
         hidden: HIDDEN_SIZE,
         vocab: VOCAB_SIZE,
         ..placeholder_params()
@@ -20,7 +21,7 @@ pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
     let bwd = embedding::BwdParams {
         slots: Addr::NULL,
         d_vision: Addr::NULL,
-        tokens: TOKENS,
+        tokens: SEQUENCE_LEN,
         hidden: HIDDEN_SIZE,
         vocab: VOCAB_SIZE,
         ..placeholder_params()

@@ -1,4 +1,4 @@
-//! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
+//! Example calls of the kernels, which `reel kernels list`, `show` and `bench` use.
 
 use crate::fingerprint;
 use crate::folder::{HIDDEN_SIZE, INTERMEDIATE_SIZE, LabeledLaunches, Sizes, placeholder_params};

@@ -46,7 +46,7 @@ pub const fn partial_sums(bytes: usize) -> usize {
     bytes.div_ceil(PART) * OF_PART
 }
 
-/// Launches the hash of a tensor.
+/// Returns the launch of the hash of a tensor.
 pub fn fingerprint(params: &Params) -> Launch {
     let bytes = params.bytes as f64;
     Launch::kernel(

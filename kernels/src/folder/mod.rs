@@ -78,7 +78,7 @@ fn kernel_calls(calls: LabeledLaunches, size: impl Fn(&'static str) -> Cow<'stat
 }
 
 /// Number of tokens of a long video with a question about it.
-pub(crate) const TOKENS: u32 = 8192;
+pub(crate) const SEQUENCE_LEN: u32 = 8192;
 /// Number of elements of the decoder's hidden state of one token.
 pub(crate) const HIDDEN_SIZE: u32 = 3584;
 /// Inner width of the decoder's feed-forward layers (`intermediate_size` in config.json).
@@ -92,7 +92,7 @@ pub(crate) const HEAD_DIM: u32 = 128;
 /// Number of token ids of the vocabulary.
 pub(crate) const VOCAB_SIZE: u32 = 152_064;
 /// Number of sequences of a decode step.
-pub(crate) const BATCH: u32 = 16;
+pub(crate) const BATCH_SIZE: u32 = 16;
 /// The address of every operand of an example call.
 pub(crate) const PLACEHOLDER: Addr = Addr(1 << 40);
 /// Returns parameters whose addresses are all [`PLACEHOLDER`] and whose numbers are 0.

@@ -1,13 +1,13 @@
-//! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
+//! Example calls of the kernels, which `reel kernels list`, `show` and `bench` use.
 
 #[cfg(test)]
 use crate::checks::traffic::{TRAFFIC_ELEMENTS, TrafficArrays, TrafficLaunches, allow_one_tenth_more};
-use crate::folder::{FLOAT_DTYPES, LabeledLaunches, Sizes, TOKENS, placeholder_params};
+use crate::folder::{FLOAT_DTYPES, LabeledLaunches, SEQUENCE_LEN, Sizes, placeholder_params};
 use crate::gelu;
 
 /// Returns the example calls, each with a text that describes its size.
 pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
-    let count = TOKENS as u64 * 5120;
+    let count = SEQUENCE_LEN as u64 * 5120;
     let fwd = gelu::FwdParams { count, ..placeholder_params() };
     let bwd = gelu::BwdParams { count, ..placeholder_params() };
     let tanh = FLOAT_DTYPES.map(|t| [gelu::tanh_fwd(t, &fwd), gelu::tanh_bwd(t, &bwd)]);
@@ -16,7 +16,7 @@ pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
     calls.flatten().map(|launch| ("8192 rows of 5120 elements, as in the vision tower's merger", launch)).collect()
 }
 
-/// Returns launches whose memory traffic a test compares with the traffic that their `Cost` states.
+/// Returns launches on real arrays. A test compares the memory traffic that the simulator counts with the traffic that their `Cost` states.
 #[cfg(test)]
 pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     let count = TRAFFIC_ELEMENTS;

@@ -64,28 +64,28 @@ kernel!(pub TANH_FWD_BF16, "gelu_tanh_fwd_bf16", FwdParams, cpu::fwd::<half::bf1
 kernel!(pub TANH_BWD_F32, "gelu_tanh_bwd_f32", BwdParams, cpu::bwd::<f32, true>, &SOURCE, |p, _| cuh::plan_map("gelu_tanh_bwd_f32", p.count));
 kernel!(pub TANH_BWD_BF16, "gelu_tanh_bwd_bf16", BwdParams, cpu::bwd::<half::bf16, true>, &SOURCE, |p, _| cuh::plan_map("gelu_tanh_bwd_bf16", p.count));
 
-/// Launches the exact form; `dtype` is that of every operand, F32 or BF16.
+/// Returns the launch of the exact form; `dtype` is that of every operand, F32 or BF16.
 pub fn fwd(dtype: DType, params: &FwdParams) -> Launch {
     let n = params.count as f64;
     let cost = Cost { flops: 30.0 * n, bytes: 2.0 * n * dtype.size() as f64 };
     Launch::kernel(by_dtype(dtype, &FWD_F32, &FWD_BF16), params, cost)
 }
 
-/// Launches the gradient of the exact form; `dtype` is that of every operand, F32 or BF16.
+/// Returns the launch of the gradient of the exact form; `dtype` is that of every operand, F32 or BF16.
 pub fn bwd(dtype: DType, params: &BwdParams) -> Launch {
     let n = params.count as f64;
     let cost = Cost { flops: 50.0 * n, bytes: 3.0 * n * dtype.size() as f64 };
     Launch::kernel(by_dtype(dtype, &BWD_F32, &BWD_BF16), params, cost)
 }
 
-/// Launches the tanh form; `dtype` is that of every operand, F32 or BF16.
+/// Returns the launch of the tanh form; `dtype` is that of every operand, F32 or BF16.
 pub fn tanh_fwd(dtype: DType, params: &FwdParams) -> Launch {
     let n = params.count as f64;
     let cost = Cost { flops: 20.0 * n, bytes: 2.0 * n * dtype.size() as f64 };
     Launch::kernel(by_dtype(dtype, &TANH_FWD_F32, &TANH_FWD_BF16), params, cost)
 }
 
-/// Launches the gradient of the tanh form; `dtype` is that of every operand, F32 or BF16.
+/// Returns the launch of the gradient of the tanh form; `dtype` is that of every operand, F32 or BF16.
 pub fn tanh_bwd(dtype: DType, params: &BwdParams) -> Launch {
     let n = params.count as f64;
     let cost = Cost { flops: 30.0 * n, bytes: 3.0 * n * dtype.size() as f64 };

@@ -51,8 +51,7 @@ struct Tanh {
 
   static __device__ __forceinline__ float slope(float x) {
     const float s = share(x), bend = s * (1.0f - s);
-    // For large |x|, bend is 0 and the derivative of u may be infinite. The test for 0 avoids the product 0 *
-    // infinity.
+    // For large |x|, bend is 0 and the derivative of u may be infinite. The test for 0 avoids 0 times infinity.
     return bend == 0.0f ? s : s + x * bend * (1.5957691f * (1.0f + 0.134145f * x * x));
   }
 };

@@ -1,4 +1,4 @@
-//! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
+//! Example calls of the kernels, which `reel kernels list`, `show` and `bench` use.
 
 #[cfg(test)]
 use crate::checks::traffic::{TrafficArrays, TrafficLaunches, allow_one_tenth_more};
@@ -18,7 +18,7 @@ pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
     vec![("8 completions of 1024 tokens", grpo_loss::loss(8 * 1024, &params))]
 }
 
-/// Returns launches whose memory traffic a test compares with the traffic that their `Cost` states.
+/// Returns launches on real arrays. A test compares the memory traffic that the simulator counts with the traffic that their `Cost` states.
 #[cfg(test)]
 pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     use bytemuck::Zeroable;

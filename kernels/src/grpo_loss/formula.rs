@@ -38,8 +38,8 @@ pub fn completion_sums(
     sums
 }
 
-/// Returns the gradient of [`completion_sums`]'s loss with respect to `log_prob`, by the chain rule; `old` and `reference`
-/// are constants.
+/// Returns the gradient of the loss in [`completion_sums`] with respect to `log_prob`, by the chain rule; `old` and
+/// `reference` are constants.
 pub fn gradient(options: &LossOptions, log_prob: &[f64], old: &[f64], reference: &[f64], advantage: f64) -> Vec<f64> {
     let d: Vec<f64> = log_prob.iter().zip(old).map(|(l, o)| l - o).collect();
     let mean = d.iter().sum::<f64>() / d.len() as f64;

@@ -82,7 +82,7 @@ kernel!(pub LOSS, "grpo_loss", Params, cpu::loss, &SOURCE, |p, _| {
 /// Number of statistics per completion, the columns of `stats`.
 pub const STATS_PER_COMPLETION: usize = 4;
 
-/// Launches the loss over completions that have `tokens` tokens in total.
+/// Returns the launch of the loss over completions that have `tokens` tokens in total.
 pub fn loss(tokens: usize, params: &Params) -> Launch {
     let inputs =
         2.0 + if params.old.is_null() { 0.0 } else { 1.0 } + if params.reference.is_null() { 0.0 } else { 1.0 };

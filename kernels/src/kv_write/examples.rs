@@ -1,24 +1,24 @@
-//! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
+//! Example calls of the kernels, which `reel kernels list`, `show` and `bench` use.
 
 #[cfg(test)]
 use crate::checks::traffic::{TRAFFIC_ROWS, TrafficArrays, TrafficLaunches, allow_one_tenth_more};
-use crate::folder::{FLOAT_DTYPES, HEAD_DIM, KV_HEADS, LabeledLaunches, Sizes, TOKENS, placeholder_params};
+use crate::folder::{FLOAT_DTYPES, HEAD_DIM, KV_HEADS, LabeledLaunches, SEQUENCE_LEN, Sizes, placeholder_params};
 use crate::kv_write;
 
 /// Returns the example calls, each with a text that describes its size.
 pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
     let p = kv_write::Params {
-        tokens: TOKENS,
+        tokens: SEQUENCE_LEN,
         kv_heads: KV_HEADS,
         head_dim: HEAD_DIM,
-        pages: TOKENS / 64,
+        pages: SEQUENCE_LEN / 64,
         page: 64,
         ..placeholder_params()
     };
     FLOAT_DTYPES.map(|t| ("8192 tokens, 4 heads of 128", kv_write::write(t, &p))).into()
 }
 
-/// Returns launches whose memory traffic a test compares with the traffic that their `Cost` states.
+/// Returns launches on real arrays. A test compares the memory traffic that the simulator counts with the traffic that their `Cost` states.
 #[cfg(test)]
 pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     use crate::folder::HIDDEN_SIZE;

@@ -57,7 +57,7 @@ fn plan_write(symbol: &'static str, p: &Params, vector: u64) -> Vec<Stage> {
     cuh::plan_row_copy(symbol, 2 * u64::from(p.tokens), u64::from(p.kv_heads) * u64::from(p.head_dim), vector)
 }
 
-/// Launches the write; `dtype` is that of keys, values and caches, F32 or BF16.
+/// Returns the launch of the write; `dtype` is that of keys, values and caches, F32 or BF16.
 pub fn write(dtype: DType, params: &Params) -> Launch {
     let kernel = if dtype == DType::F32 { &WRITE_F32 } else { &WRITE_BF16 };
     let count = params.tokens as f64 * params.kv_heads as f64 * params.head_dim as f64;

@@ -1,20 +1,20 @@
-//! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
+//! Example calls of the kernels, which `reel kernels list`, `show` and `bench` use.
 
 #[cfg(test)]
 use crate::checks::traffic::{TRAFFIC_ROWS, TrafficArrays, TrafficLaunches};
-use crate::folder::{FLOAT_DTYPES, LabeledLaunches, Sizes, TOKENS, placeholder_params};
+use crate::folder::{FLOAT_DTYPES, LabeledLaunches, SEQUENCE_LEN, Sizes, placeholder_params};
 use crate::layer_norm;
 
 /// Returns the example calls, each with a text that describes its size.
 pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
-    let (rows, cols) = (TOKENS, 1152);
+    let (rows, cols) = (SEQUENCE_LEN, 1152);
     let fwd = layer_norm::FwdParams { rows, cols, eps: 1e-6, ..placeholder_params() };
     let bwd = layer_norm::BwdParams { rows, cols, ..placeholder_params() };
     let calls = FLOAT_DTYPES.map(|t| [layer_norm::fwd(t, &fwd), layer_norm::bwd(t, &bwd)]);
     calls.into_iter().flatten().map(|launch| ("8192 patches of 1152 elements, as in SigLIP", launch)).collect()
 }
 
-/// Returns launches whose memory traffic a test compares with the traffic that their `Cost` states.
+/// Returns launches on real arrays. A test compares the memory traffic that the simulator counts with the traffic that their `Cost` states.
 #[cfg(test)]
 pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     use crate::folder::HIDDEN_SIZE;

@@ -71,9 +71,9 @@ params! {
         pub dy: Addr,
         /// T `[rows, cols]`, written.
         pub dx: Addr,
-        /// f32 `[cols]`, added to; null if w and b are frozen.
+        /// f32 `[cols]`, to which the gradient of w is added; null if w and b are frozen.
         pub dw: Addr,
-        /// f32 `[cols]`, added to; null if and only if dw is null.
+        /// f32 `[cols]`, to which the gradient of b is added; null if and only if dw is null.
         pub db: Addr,
         /// f32 `[part_count(rows), 2, cols]`, workspace; unused when dw is null.
         pub partial: Addr,
@@ -103,14 +103,14 @@ kernel!(pub BWD_BF16, "layer_norm_bwd_bf16", BwdParams, cpu::bwd::<half::bf16>, 
     plan_bwd(["layer_norm_bwd_bf16", "layer_norm_bwd_bf16_wide", "layer_norm_bwd_bf16_dw"], [p.rows, p.cols], p.dw, 2 * u64::from(p.cols), arch)
 });
 
-/// Launches the forward kernel; `dtype` is that of x, w, b and y, F32 or BF16.
+/// Returns the launch of the forward kernel; `dtype` is that of x, w, b and y, F32 or BF16.
 pub fn fwd(dtype: DType, params: &FwdParams) -> Launch {
     let n = params.rows as f64 * params.cols as f64;
     let bytes = (2.0 * n + 2.0 * params.cols as f64) * dtype.size() as f64;
     Launch::kernel(by_dtype(dtype, &FWD_F32, &FWD_BF16), params, Cost { flops: 7.0 * n, bytes })
 }
 
-/// Launches the backward kernel; `dtype` is that of x, w, dy and dx, F32 or BF16.
+/// Returns the launch of the backward kernel; `dtype` is that of x, w, dy and dx, F32 or BF16.
 pub fn bwd(dtype: DType, params: &BwdParams) -> Launch {
     let n = params.rows as f64 * params.cols as f64;
     let dw = if params.dw.is_null() { 0.0 } else { 16.0 * params.cols as f64 };

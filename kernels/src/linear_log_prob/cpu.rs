@@ -10,9 +10,10 @@ use crate::simd::{LANES, exp};
 use crate::view::{OutputArray, slice_at};
 use crate::{Addr, DType, Element, Team, simd_fn};
 
-/// Columns of logits computed at a time. Fixed: merging the chunks is part of a row's order of summation.
+/// Number of columns of logits that are computed at a time. It must not vary, because a row's sums are merged chunk
+/// by chunk, so another number would change their bits.
 const COLUMNS: usize = 4096;
-/// Rows of logits computed at a time: 16 MiB of logits.
+/// Number of rows of logits that are computed at a time. With COLUMNS columns of f32 they take 16 MiB.
 const ROWS: usize = 1024;
 
 simd_fn! {

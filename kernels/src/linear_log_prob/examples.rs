@@ -1,11 +1,12 @@
-//! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
+//! Example calls of the kernels, which `reel kernels list`, `show` and `bench` use.
 
-use crate::folder::{FLOAT_DTYPES, HIDDEN_SIZE, LabeledLaunches, Sizes, TOKENS, VOCAB_SIZE, placeholder_params};
+use crate::folder::{FLOAT_DTYPES, HIDDEN_SIZE, LabeledLaunches, SEQUENCE_LEN, Sizes, VOCAB_SIZE, placeholder_params};
 use crate::linear_log_prob;
 
 /// Returns the example calls, each with a text that describes its size.
 pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
-    let (rows, width, vocab) = (s.get("tokens", TOKENS), s.get("hidden", HIDDEN_SIZE), s.get("vocab", VOCAB_SIZE));
+    let (rows, width, vocab) =
+        (s.get("tokens", SEQUENCE_LEN), s.get("hidden", HIDDEN_SIZE), s.get("vocab", VOCAB_SIZE));
     let inv_temperature = 1.0;
     let fwd = linear_log_prob::FwdParams { rows, vocab, width, inv_temperature, ..placeholder_params() };
     let bwd = |t| linear_log_prob::BwdParams {

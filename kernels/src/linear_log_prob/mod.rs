@@ -160,14 +160,14 @@ pub fn max_chunk_columns(dtype: DType, rows: usize, vocab: usize) -> usize {
     (fits / 128 * 128).max(128).min(vocab)
 }
 
-/// Launches the forward kernel; `dtype` is that of hidden states and weight, F32 or BF16.
+/// Returns the launch of the forward kernel; `dtype` is that of hidden states and weight, F32 or BF16.
 pub fn fwd(dtype: DType, p: &FwdParams) -> Launch {
     let (rows, vocab, width) = (p.rows as f64, p.vocab as f64, p.width as f64);
     let bytes = (rows + vocab) * width * dtype.size() as f64 + 16.0 * rows;
     Launch::kernel(by_dtype(dtype, &FWD_F32, &FWD_BF16), p, Cost { flops: 2.0 * rows * vocab * width, bytes })
 }
 
-/// Launches the backward kernel of one chunk; `dtype` is that of hidden states and weight, F32 or BF16.
+/// Returns the launch of the backward kernel of one chunk; `dtype` is that of hidden states and weight, F32 or BF16.
 pub fn bwd(dtype: DType, p: &BwdParams) -> Launch {
     let (rows, columns, width) = (p.rows as f64, p.columns as f64, p.width as f64);
     let bytes = ((rows + columns) * width + rows * columns) * dtype.size() as f64 + 16.0 * rows;

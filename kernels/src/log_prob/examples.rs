@@ -1,4 +1,4 @@
-//! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
+//! Example calls of the kernels, which `reel kernels list`, `show` and `bench` use.
 
 #[cfg(test)]
 use crate::checks::traffic::{TrafficArrays, TrafficLaunches, allow_one_tenth_more};
@@ -33,7 +33,7 @@ pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
     [(size, log_prob::fwd(&fwd))].into_iter().chain(bwd).collect()
 }
 
-/// Returns launches whose memory traffic a test compares with the traffic that their `Cost` states.
+/// Returns launches on real arrays. A test compares the memory traffic that the simulator counts with the traffic that their `Cost` states.
 #[cfg(test)]
 pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     use crate::DType::{BF16, F32};

@@ -114,7 +114,7 @@ kernel!(pub FWD, "log_prob_fwd", FwdParams, cpu::fwd, &SOURCE, |p, _| cuh::plan_
 kernel!(pub BWD_F32, "log_prob_bwd_f32", BwdParams, cpu::bwd::<f32>, &SOURCE, |p, _| plan_bwd("log_prob_bwd_f32", p));
 kernel!(pub BWD_BF16, "log_prob_bwd_bf16", BwdParams, cpu::bwd::<half::bf16>, &SOURCE, |p, _| plan_bwd("log_prob_bwd_bf16", p));
 
-/// Logits that one block of the backward kernel computes (`STRIP` of sm80.cu).
+/// Number of logits whose gradients one block of the backward kernel computes; equal to STRIP in sm80.cu.
 const STRIP: u32 = 2048;
 
 fn plan_bwd(symbol: &'static str, p: &BwdParams) -> Vec<Stage> {
@@ -124,7 +124,7 @@ fn plan_bwd(symbol: &'static str, p: &BwdParams) -> Vec<Stage> {
 /// Bytes of [`FwdParams::state`] per row.
 pub const STATE_BYTES: usize = 32;
 
-/// Launches the forward kernel on one chunk of the vocabulary.
+/// Returns the launch of the forward kernel on one chunk of the vocabulary.
 pub fn fwd(params: &FwdParams) -> Launch {
     let (rows, n) = (params.rows as f64, params.rows as f64 * params.columns as f64);
     let entropy = !params.entropy.is_null();
@@ -135,7 +135,7 @@ pub fn fwd(params: &FwdParams) -> Launch {
     Launch::kernel(&FWD, params, Cost { flops: flops * n, bytes: 4.0 * n + a_row as f64 * rows })
 }
 
-/// Launches the backward kernel; `dtype` is that of d_logits, F32 or BF16.
+/// Returns the launch of the backward kernel; `dtype` is that of d_logits, F32 or BF16.
 pub fn bwd(dtype: DType, params: &BwdParams) -> Launch {
     let (rows, n) = (params.rows as f64, params.rows as f64 * params.columns as f64);
     let (flops, a_row) = if params.d_entropy.is_null() { (20.0, 12.0) } else { (24.0, 20.0) };

@@ -228,7 +228,7 @@ fn nan_infinity_and_negative_zero() {
                 );
                 assert!(got[2 * n + 3].is_nan(), "{isa:?}: infinity times zero must be NaN");
                 assert_eq!(got[4 * n + 3], 0.0, "{isa:?}");
-                assert_eq!(got.iter().filter(|x| x.is_nan()).count(), n + 2, "{isa:?}: NaN elements of C");
+                assert_eq!(got.iter().filter(|x| x.is_nan()).count(), n + 2, "{isa:?}: number of NaN elements in C");
             }
             check_bits(isa, &Case { m: 15, n: 35, k: 37, ..c }, 3).unwrap();
         }

@@ -1,11 +1,11 @@
-//! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
+//! Example calls of the kernels, which `reel kernels list`, `show` and `bench` use.
 
-use crate::folder::{FLOAT_DTYPES, LabeledLaunches, Sizes, TOKENS, placeholder_params};
+use crate::folder::{FLOAT_DTYPES, LabeledLaunches, SEQUENCE_LEN, Sizes, placeholder_params};
 use crate::normalise;
 
 /// Returns the example calls, each with a text that describes its size.
 pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
-    let (rows, cols) = (TOKENS, 1152);
+    let (rows, cols) = (SEQUENCE_LEN, 1152);
     let fwd = normalise::FwdParams { rows, cols, ..placeholder_params() };
     let bwd = normalise::BwdParams { rows, cols, ..placeholder_params() };
     let calls = FLOAT_DTYPES.map(|t| [normalise::fwd(t, &fwd), normalise::bwd(t, &bwd)]);

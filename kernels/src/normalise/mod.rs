@@ -71,7 +71,7 @@ fn stages(symbols: [&'static str; 2], rows: u32, cols: u32, arch: &Arch) -> Vec<
     cuh::HeldRows::new(cols).plan_row_loop(symbols, rows, 256, 4, arch)
 }
 
-/// Launches the forward kernel; `dtype` is that of x and y, F32 or BF16.
+/// Returns the launch of the forward kernel; `dtype` is that of x and y, F32 or BF16.
 pub fn fwd(dtype: DType, p: &FwdParams) -> Launch {
     let n = p.rows as f64 * p.cols as f64;
     let norm = if p.norm.is_null() { 0.0 } else { 4.0 * p.rows as f64 };
@@ -79,7 +79,7 @@ pub fn fwd(dtype: DType, p: &FwdParams) -> Launch {
     Launch::kernel(by_dtype(dtype, &FWD_F32, &FWD_BF16), p, cost)
 }
 
-/// Launches the backward kernel; `dtype` is that of x, dy and dx, F32 or BF16.
+/// Returns the launch of the backward kernel; `dtype` is that of x, dy and dx, F32 or BF16.
 pub fn bwd(dtype: DType, p: &BwdParams) -> Launch {
     let n = p.rows as f64 * p.cols as f64;
     let cost = Cost { flops: 6.0 * n, bytes: 3.0 * n * dtype.size() as f64 + 4.0 * p.rows as f64 };

@@ -1,12 +1,14 @@
-//! Example calls of the kernels, for the commands `reel kernels list`, `show` and `bench`.
+//! Example calls of the kernels, which `reel kernels list`, `show` and `bench` use.
 
-use crate::folder::{BATCH, FLOAT_DTYPES, HEAD_DIM, HEADS, KV_HEADS, LabeledLaunches, PLACEHOLDER, Sizes, TOKENS};
+use crate::folder::{
+    BATCH_SIZE, FLOAT_DTYPES, HEAD_DIM, HEADS, KV_HEADS, LabeledLaunches, PLACEHOLDER, SEQUENCE_LEN, Sizes,
+};
 use crate::{Addr, paged_attention};
 use bytemuck::Zeroable;
 
 /// Returns example calls, each with a description of its size.
 pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
-    let (batch, context) = (s.get("batch", BATCH), s.get("context", TOKENS));
+    let (batch, context) = (s.get("batch", BATCH_SIZE), s.get("context", SEQUENCE_LEN));
     let (heads, kv_heads, head_dim) = (s.get("heads", HEADS), s.get("kv_heads", KV_HEADS), s.get("head_dim", HEAD_DIM));
     let p = paged_attention::Params {
         q: PLACEHOLDER,

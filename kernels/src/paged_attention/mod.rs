@@ -98,8 +98,9 @@ kernel!(pub FWD_BF16, "paged_attention_fwd_bf16", Params, cpu::fwd::<half::bf16>
 type Variant = (u32, [&'static str; 2], u32);
 
 fn plan_bf16(p: &Params, _: &Arch) -> Vec<Stage> {
-    // Shared memory: two buffers of 64 keys and 64 values, whose rows are an odd number of 16-byte chunks apart
-    // (head_dim 256: one buffer, with 64 columns of V); from head_dim 128 on also the queries.
+    // Shared memory holds two buffers, each for 64 keys and 64 values whose rows are an odd number of 16-byte chunks
+    // apart. For head_dim 256 it holds one buffer, with only 64 columns of V. From head_dim 128 on it also holds the
+    // queries.
     const VARIANTS: [Variant; 4] = [
         (64, ["paged_attention_fwd_bf16_64", "paged_attention_fwd_bf16_64_split"], 2 * 64 * 2 * 9 * 16),
         (80, ["paged_attention_fwd_bf16_80", "paged_attention_fwd_bf16_80_split"], 2 * 64 * 2 * 11 * 16),
@@ -118,8 +119,8 @@ fn plan_bf16(p: &Params, _: &Arch) -> Vec<Stage> {
 }
 
 fn plan_f32(p: &Params, _: &Arch) -> Vec<Stage> {
-    // Shared memory: 16 queries, their probabilities, 64 keys and 64 values (head_dim 256: one buffer for keys and
-    // values).
+    // Shared memory holds 16 queries, their probabilities, 64 keys and 64 values. For head_dim 256, keys and values
+    // use the same buffer in turn.
     const fn bytes(d: u32, buffers: u32) -> u32 {
         4 * ((16 + buffers * 64) * (d + 4) + 16 * 72)
     }

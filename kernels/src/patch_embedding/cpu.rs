@@ -23,7 +23,7 @@ unsafe fn each_time<T: Element>(pixels: &Pixels, frames: Addr, team: &Team, mut 
         let count = pixels.temporal.min(pixels.count - first as u32);
         let cut = Pixels { count, ..*pixels }.patch_params(frames.offset(first * frame), at);
         // SAFETY: `frames` covers the frames of this time step, and the buffer has room for its patches.
-        unsafe { run_on_cpu(&patches::cut(T::DTYPE, &cut), team) };
+        unsafe { run_on_cpu(&patches::cut_patches(T::DTYPE, &cut), team) };
         f(time * patches, patches, at);
     }
 }

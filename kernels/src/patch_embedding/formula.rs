@@ -11,18 +11,18 @@ pub struct FrameInput<'a> {
 }
 
 impl FrameInput<'_> {
-    /// Returns element `k` of patch `n`.
-    pub fn pixel(&self, n: usize, k: usize) -> f64 {
+    /// Returns one element of a patch, a rounded pixel.
+    pub fn pixel(&self, patch: usize, element: usize) -> f64 {
         let p = &self.pixels;
         let [count, height, width, side, temporal, merge] =
             [p.count, p.height, p.width, p.patch, p.temporal, p.merge].map(|n| n as usize);
         let (blocks_down, blocks_across) = (height / side / merge, width / side / merge);
-        let (block, within) = (n / (merge * merge), n % (merge * merge));
+        let (block, within) = (patch / (merge * merge), patch % (merge * merge));
         let time = block / (blocks_down * blocks_across);
-        let row = (block / blocks_across % blocks_down * merge + within / merge) * side + k / side % side;
-        let column = (block % blocks_across * merge + within % merge) * side + k % side;
-        let frame = (time * temporal + k / (side * side) % temporal).min(count - 1);
-        let c = k / (side * side * temporal);
+        let row = (block / blocks_across % blocks_down * merge + within / merge) * side + element / side % side;
+        let column = (block % blocks_across * merge + within % merge) * side + element % side;
+        let frame = (time * temporal + element / (side * side) % temporal).min(count - 1);
+        let c = element / (side * side * temporal);
         let level = self.frames[((frame * height + row) * width + column) * 3 + c];
         let (mean, std) = ([p.mean0, p.mean1, p.mean2][c], [p.std0, p.std1, p.std2][c]);
         (self.round)(((level as f64 * f64::from_bits(p.rescale)) as f32 - mean) / std)

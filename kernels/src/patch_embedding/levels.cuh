@@ -26,8 +26,8 @@ __device__ __forceinline__ Patch find_patch(const Pixels& p, u32 count, u32 n) {
   return {3 * ((time * p.temporal * p.height + y) * p.width + x), p.count - 1 - time * p.temporal};
 }
 
-// Descriptions of COUNT neighbouring elements of a patch: byte offsets from the patch's first byte, frames, and
-// channels of two bits each, eight of them per word. Elements beyond the patch get some valid offset in it.
+// Descriptions of COUNT neighbouring elements of a patch: the byte offset from the patch's first byte, the frame, and
+// the channel (two bits, eight channels per word). An element beyond the end of the patch gets some valid offset.
 template <int COUNT>
 struct alignas(16) Elements {
   // offset[0] holds the first four of every eight elements, offset[1] the other four, in different banks: eight

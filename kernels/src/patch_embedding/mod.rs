@@ -28,7 +28,7 @@ use crate::{Addr, Cost, DType, Launch, Stage, cuh, kernel, params, patches};
 params! {
     /// How u8 frames become pixels of patches.
     pub struct Pixels {
-        /// Bits of the f64 by which u8 levels are multiplied: 1/255.
+        /// The factor of u8 levels, 1/255, as the bits of an f64.
         pub rescale: u64,
         /// Frames.
         pub count: u32,
@@ -123,7 +123,7 @@ params! {
         pub frames: Addr,
         /// T `[N, embed]`
         pub dy: Addr,
-        /// f32 `[embed, 3 · temporal · patch · patch]`, added to.
+        /// f32 `[embed, 3 · temporal · patch · patch]`, to which the gradient is added.
         pub dw: Addr,
         /// Shape of the frames and how they become patches.
         pub pixels: Pixels,
@@ -153,8 +153,9 @@ kernel!(pub DW_BF16, "patch_embedding_dw_bf16", DwParams, cpu::dw::<half::bf16>,
     plan_dw("patch_embedding_dw_bf16", p, &BF16)
 });
 
-/// Threads per block. Below: the patches (forward) or patch elements (gradient) that a block computes.
+/// Threads per block.
 const THREADS: u32 = 256;
+/// Number of patches (forward) or patch elements (gradient of the weight) that a block computes.
 const ROWS: u32 = 64;
 
 /// A block's embedding columns, and its shared memory for three pipeline stages of both operands.
@@ -188,7 +189,7 @@ fn plan(symbol: &'static str, pixels: &Pixels, rows: usize, embed: u32, columns:
     cuh::plan_blocks(symbol, tiles, THREADS).into_iter().map(|stage| Stage { shared, ..stage }).collect()
 }
 
-/// Launches the forward kernel; `dtype` is that of weight and y, F32 or BF16.
+/// Returns the launch of the forward kernel; `dtype` is that of weight and y, F32 or BF16.
 pub fn fwd(dtype: DType, p: &FwdParams) -> Launch {
     let (n, k, embed) = (p.pixels.patch_count() as f64, p.pixels.patch_len() as f64, p.embed as f64);
     let bias = if p.bias.is_null() { 0.0 } else { embed };
@@ -196,7 +197,7 @@ pub fn fwd(dtype: DType, p: &FwdParams) -> Launch {
     Launch::kernel(by_dtype(dtype, &FWD_F32, &FWD_BF16), p, Cost { flops: 2.0 * n * embed * k, bytes })
 }
 
-/// Launches the weight's gradient; `dtype` is that of dy, F32 or BF16.
+/// Returns the launch of the weight's gradient; `dtype` is that of dy, F32 or BF16.
 pub fn dw(dtype: DType, p: &DwParams) -> Launch {
     let (n, k, embed) = (p.pixels.patch_count() as f64, p.pixels.patch_len() as f64, p.embed as f64);
     let bytes = frame_bytes(&p.pixels) + n * embed * dtype.size() as f64 + 8.0 * embed * k;

@@ -29,7 +29,7 @@
 #include "patch_embedding/tiles.cuh"
 
 constexpr int STAGES = 3;
-// Slices whose elements (in dw: patches) have descriptions in shared memory.
+// Number of slices whose elements (in dw: patches) have descriptions in shared memory at the same time.
 constexpr int PREPARED = STAGES + 1;
 
 extern __shared__ __align__(128) unsigned char shared[];

@@ -1,11 +1,11 @@
-//! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
+//! Example calls of the kernels, which `reel kernels list`, `show` and `bench` use.
 
-use crate::folder::{FLOAT_DTYPES, LabeledLaunches, Sizes, TOKENS, placeholder_params};
+use crate::folder::{FLOAT_DTYPES, LabeledLaunches, SEQUENCE_LEN, Sizes, placeholder_params};
 use crate::patch_merge;
 
 /// Returns the example calls, each with a text that describes its size.
 pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
-    let (rows, cols) = (4 * TOKENS, 1280);
+    let (rows, cols) = (4 * SEQUENCE_LEN, 1280);
     let fwd = patch_merge::FwdParams { rows, cols, eps: 1e-6, ..placeholder_params() };
     let bwd = patch_merge::BwdParams { rows, cols, ..placeholder_params() };
     let calls = FLOAT_DTYPES.map(|t| [patch_merge::fwd(t, &fwd), patch_merge::bwd(t, &bwd)]);

@@ -73,7 +73,7 @@ params! {
         pub dy: Addr,
         /// T `[rows, cols]`, written.
         pub dx: Addr,
-        /// f32 `[cols]`, added to; null if w is frozen.
+        /// f32 `[cols]`, to which the gradient of w is added; null if w is frozen.
         pub dw: Addr,
         /// f32 `[rms_norm::part_count(rows), cols]`, workspace; unused when dw is null.
         pub partial: Addr,
@@ -119,14 +119,14 @@ impl BwdParams {
     }
 }
 
-/// Launches the forward kernel; `dtype` is that of x, w and y, F32 or BF16.
+/// Returns the launch of the forward kernel; `dtype` is that of x, w and y, F32 or BF16.
 pub fn fwd(dtype: DType, params: &FwdParams) -> Launch {
     let kernel = by_dtype(dtype, &FWD_F32, &FWD_BF16);
     let norm = rms_norm::fwd(dtype, &params.without_index()).cost();
     Launch::kernel(kernel, params, with_index(norm, params.rows))
 }
 
-/// Launches the backward kernel; `dtype` is that of x, w, dy and dx, F32 or BF16.
+/// Returns the launch of the backward kernel; `dtype` is that of x, w, dy and dx, F32 or BF16.
 pub fn bwd(dtype: DType, params: &BwdParams) -> Launch {
     let kernel = by_dtype(dtype, &BWD_F32, &BWD_BF16);
     let norm = rms_norm::bwd(dtype, &params.without_index()).cost();

@@ -1,4 +1,4 @@
-use super::{cut, formula, test_shapes};
+use super::{cut_patches, formula, test_shapes};
 use crate::DType::{BF16, F32};
 use crate::checks::rounding::f32;
 use crate::checks::{TestArray, addr, checks, run};
@@ -14,12 +14,12 @@ fn equals_the_formula() {
             let value = |(level, c): (u8, usize)| {
                 round(round(level as f64 * (1.0 / 255.0)) - CLIP_MEAN[c] as f64) / CLIP_STD[c] as f64
             };
-            formula::cut(&frames, case).into_iter().map(value).collect()
+            formula::cut_patches(&frames, case).into_iter().map(value).collect()
         };
         let (with, want) = (of(f32), of(|x| x));
         for dtype in [F32, BF16] {
             let patches = TestArray::output(dtype, want.len());
-            run(&cut(dtype, &pixels(case).patch_params(addr(&frames), patches.addr())), 2);
+            run(&cut_patches(dtype, &pixels(case).patch_params(addr(&frames), patches.addr())), 2);
             assert_rounded(
                 &format!("patches {case:?}"),
                 dtype,
@@ -36,8 +36,8 @@ fn a_missing_frame_is_the_last() {
     let (odd, even) = ([1, 28, 28, 14, 2, 2], [2, 28, 28, 14, 2, 2]);
     let frame = pixel_levels(28 * 28 * 3);
     let (one, two) = (TestArray::output(F32, 4 * 1176), TestArray::output(F32, 4 * 1176));
-    run(&cut(F32, &pixels(odd).patch_params(addr(&frame), one.addr())), 1);
+    run(&cut_patches(F32, &pixels(odd).patch_params(addr(&frame), one.addr())), 1);
     let twice = frame.repeat(2);
-    run(&cut(F32, &pixels(even).patch_params(addr(&twice), two.addr())), 1);
+    run(&cut_patches(F32, &pixels(even).patch_params(addr(&twice), two.addr())), 1);
     assert_eq!(one.values(), two.values());
 }

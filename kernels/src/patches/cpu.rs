@@ -7,7 +7,7 @@ use crate::{Element, Team};
 
 /// # Safety
 /// Every address in [`Params`] is valid for the shape and dtype that its field documents.
-pub unsafe fn cut<T: Element>(p: &Params, team: &Team) {
+pub unsafe fn cut_patches<T: Element>(p: &Params, team: &Team) {
     let [count, height, width, side, temporal, merge] =
         [p.count, p.height, p.width, p.patch, p.temporal, p.merge].map(|n| n as usize);
     let (row, [times, down, across]) = (p.patch_len(), p.grid());

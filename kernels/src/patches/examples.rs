@@ -1,4 +1,4 @@
-//! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
+//! Example calls of the kernels, which `reel kernels list`, `show` and `bench` use.
 
 use crate::folder::{FLOAT_DTYPES, LabeledLaunches, PLACEHOLDER, Sizes};
 use crate::patch_embedding::examples::EXAMPLE_FRAMES;
@@ -7,5 +7,5 @@ use crate::patches;
 /// Returns the example calls, each with a text that describes its size.
 pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
     let params = EXAMPLE_FRAMES.patch_params(PLACEHOLDER, PLACEHOLDER);
-    FLOAT_DTYPES.map(|t| ("16 frames of 224 x 420", patches::cut(t, &params))).into()
+    FLOAT_DTYPES.map(|t| ("16 frames of 224 x 420", patches::cut_patches(t, &params))).into()
 }

@@ -2,7 +2,7 @@
 //! height, width, patch, temporal, merge).
 
 /// Returns, for each element of the patches, the u8 level that it comes from and its channel.
-pub fn cut(frames: &[u8], [count, height, width, patch, temporal, merge]: [usize; 6]) -> Vec<(u8, usize)> {
+pub fn cut_patches(frames: &[u8], [count, height, width, patch, temporal, merge]: [usize; 6]) -> Vec<(u8, usize)> {
     let mut levels = Vec::new();
     let side = patch * merge;
     for time in 0..count.div_ceil(temporal) {

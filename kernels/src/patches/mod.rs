@@ -30,7 +30,7 @@ params! {
         pub frames: Addr,
         /// T `[N, 3 · temporal · patch · patch]`, written.
         pub patches: Addr,
-        /// Bits of the f64 by which u8 levels are multiplied: 1/255.
+        /// The factor of u8 levels, 1/255, as the bits of an f64.
         pub rescale: u64,
         /// Frames.
         pub count: u32,
@@ -76,8 +76,8 @@ kernel_folder! {
     params: [Params],
 }
 
-kernel!(pub PATCHES_F32, "patches_f32", Params, cpu::cut::<f32>, &SOURCE, |p, _| plan_cut("patches_f32", p, 4));
-kernel!(pub PATCHES_BF16, "patches_bf16", Params, cpu::cut::<half::bf16>, &SOURCE, |p, _| plan_cut("patches_bf16", p, 8));
+kernel!(pub PATCHES_F32, "patches_f32", Params, cpu::cut_patches::<f32>, &SOURCE, |p, _| plan_cut("patches_f32", p, 4));
+kernel!(pub PATCHES_BF16, "patches_bf16", Params, cpu::cut_patches::<half::bf16>, &SOURCE, |p, _| plan_cut("patches_bf16", p, 8));
 
 /// Plans the grid; `vector` is the number of elements in 16 bytes.
 fn plan_cut(symbol: &'static str, p: &Params, vector: u64) -> Vec<Stage> {
@@ -86,8 +86,8 @@ fn plan_cut(symbol: &'static str, p: &Params, vector: u64) -> Vec<Stage> {
     cuh::plan_blocks(symbol, (patches * pieces).div_ceil(256), 256)
 }
 
-/// Launches the cut into patches; `dtype` is that of the patches, F32 or BF16.
-pub fn cut(dtype: DType, params: &Params) -> Launch {
+/// Returns the launch that cuts frames into patches; `dtype` is that of the patches, F32 or BF16.
+pub fn cut_patches(dtype: DType, params: &Params) -> Launch {
     let n = (params.grid().iter().product::<usize>() * params.patch_len()) as f64;
     let cost = Cost { flops: 3.0 * n, bytes: n * (1 + dtype.size()) as f64 };
     Launch::kernel(by_dtype(dtype, &PATCHES_F32, &PATCHES_BF16), params, cost)

@@ -1,4 +1,4 @@
-//! Example calls of the kernels, for the commands `reel kernels list`, `show` and `bench`.
+//! Example calls of the kernels, which `reel kernels list`, `show` and `bench` use.
 
 use crate::folder::{FLOAT_DTYPES, LabeledLaunches, PLACEHOLDER, Sizes};
 use crate::pool_attention;

@@ -9,18 +9,18 @@ pub struct HeadOperands {
     pub scale: f64,
 }
 
-/// Returns output and log-sum-exp.
-pub fn fwd(h: &HeadOperands) -> (Vec<f64>, f64) {
-    let d = h.q.len();
-    let score = |k: &[f64]| h.scale * h.q.iter().zip(k).map(|(q, k)| q * k).sum::<f64>();
-    let scores: Vec<f64> = h.k.chunks_exact(d).map(score).collect();
+/// Returns the head's output and the log-sum-exp of its scores.
+pub fn fwd(head: &HeadOperands) -> (Vec<f64>, f64) {
+    let d = head.q.len();
+    let score = |k: &[f64]| head.scale * head.q.iter().zip(k).map(|(q, k)| q * k).sum::<f64>();
+    let scores: Vec<f64> = head.k.chunks_exact(d).map(score).collect();
     let row_max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     if scores.is_empty() {
         return (vec![0.0; d], f64::NEG_INFINITY);
     }
     let lse = row_max + scores.iter().map(|s| (s - row_max).exp()).sum::<f64>().ln();
     let mut o = vec![0.0; d];
-    for (s, v) in scores.iter().zip(h.v.chunks_exact(d)) {
+    for (s, v) in scores.iter().zip(head.v.chunks_exact(d)) {
         for (o, v) in o.iter_mut().zip(v) {
             *o += (s - lse).exp() * v;
         }
@@ -31,18 +31,18 @@ pub fn fwd(h: &HeadOperands) -> (Vec<f64>, f64) {
 /// Returns the gradients of `sum(d_o · o)` for q, k and v, by central differences. `delta` is `d_o · o` computed from
 /// a rounded o. An error e of delta changes every `ds_j` by `−p_j e`, which is the gradient of an additional loss
 /// `−e · lse`.
-pub fn bwd(h: &HeadOperands, d_o: &[f64], delta: f64) -> [Vec<f64>; 3] {
+pub fn bwd(head: &HeadOperands, d_o: &[f64], delta: f64) -> [Vec<f64>; 3] {
     let dot = |o: &[f64]| o.iter().zip(d_o).map(|(o, d)| o * d).sum::<f64>();
     let e = delta - dot(&fwd(h).0);
     let differences = |part: fn(&mut HeadOperands) -> &mut Vec<f64>| {
-        let mut moved = h.clone();
+        let mut moved = head.clone();
         let count = part(&mut moved).len();
         let mut at = |i: usize, value: f64| {
             part(&mut moved)[i] = value;
             let (o, lse) = fwd(&moved);
             if e == 0.0 { dot(&o) } else { dot(&o) - e * lse }
         };
-        let mut original = h.clone();
+        let mut original = head.clone();
         let original = part(&mut original);
         let step = 1e-5;
         let difference = |i: usize| {
@@ -52,5 +52,5 @@ pub fn bwd(h: &HeadOperands, d_o: &[f64], delta: f64) -> [Vec<f64>; 3] {
         };
         (0..count).map(difference).collect()
     };
-    [differences(|h| &mut h.q), differences(|h| &mut h.k), differences(|h| &mut h.v)]
+    [differences(|h| &mut head.q), differences(|h| &mut head.k), differences(|h| &mut head.v)]
 }

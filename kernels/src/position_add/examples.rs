@@ -1,4 +1,4 @@
-//! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
+//! Example calls of the kernels, which `reel kernels list`, `show` and `bench` use.
 
 use crate::folder::{FLOAT_DTYPES, LabeledLaunches, Sizes, placeholder_params};
 use crate::position_add;

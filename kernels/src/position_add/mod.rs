@@ -21,7 +21,7 @@ params! {
         pub x: Addr,
         /// T `[positions, cols]`
         pub pos: Addr,
-        /// T `[rows, cols]`, written; may be x.
+        /// T `[rows, cols]`, written; may be the same array as x.
         pub y: Addr,
         /// Rows.
         pub rows: u32,
@@ -39,7 +39,7 @@ params! {
     pub struct BwdParams {
         /// T `[rows, cols]`
         pub dy: Addr,
-        /// f32 `[positions, cols]`, added to.
+        /// f32 `[positions, cols]`, to which the gradient of pos is added.
         pub d_pos: Addr,
         /// Rows.
         pub rows: u32,
@@ -77,14 +77,14 @@ fn stages(symbol: &'static str, rows: u32, cols: u32, positions: u32, vector: u6
     cuh::plan_blocks(symbol, places.div_ceil(256 * if whole { vector } else { 1 }), 256)
 }
 
-/// Launches the forward kernel; `dtype` is that of x, pos and y, F32 or BF16.
+/// Returns the launch of the forward kernel; `dtype` is that of x, pos and y, F32 or BF16.
 pub fn fwd(dtype: DType, p: &FwdParams) -> Launch {
     let (n, places) = (p.rows as f64 * p.cols as f64, p.positions.min(p.rows) as f64 * p.cols as f64);
     let cost = Cost { flops: n, bytes: (2.0 * n + places) * dtype.size() as f64 };
     Launch::kernel(by_dtype(dtype, &FWD_F32, &FWD_BF16), p, cost)
 }
 
-/// Launches the backward kernel; `dtype` is that of dy, F32 or BF16.
+/// Returns the launch of the backward kernel; `dtype` is that of dy, F32 or BF16.
 pub fn bwd(dtype: DType, p: &BwdParams) -> Launch {
     let (n, places) = (p.rows as f64 * p.cols as f64, p.positions.min(p.rows) as f64 * p.cols as f64);
     let cost = Cost { flops: n, bytes: n * dtype.size() as f64 + 8.0 * places };

@@ -1,9 +1,9 @@
-//! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
+//! Example calls of the kernels, which `reel kernels list`, `show` and `bench` use.
 
 #[cfg(test)]
 use crate::checks::traffic::{TRAFFIC_ELEMENTS, TrafficArrays, TrafficLaunches, allow_one_tenth_more};
 use crate::folder::{
-    FLOAT_DTYPES, HIDDEN_SIZE, INTERMEDIATE_SIZE, LabeledLaunches, Sizes, TOKENS, WEIGHTS_DESCRIPTION,
+    FLOAT_DTYPES, HIDDEN_SIZE, INTERMEDIATE_SIZE, LabeledLaunches, SEQUENCE_LEN, Sizes, WEIGHTS_DESCRIPTION,
     placeholder_params,
 };
 use crate::reduce;
@@ -11,7 +11,7 @@ use crate::reduce;
 /// Returns the example calls, each with a text that describes its size.
 pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
     let n = INTERMEDIATE_SIZE as u64 * HIDDEN_SIZE as u64;
-    let rows = reduce::WeightedSumParams { n: TOKENS as u64, ..placeholder_params() };
+    let rows = reduce::WeightedSumParams { n: SEQUENCE_LEN as u64, ..placeholder_params() };
     let squares = reduce::SumSquaresParams { n, ..placeholder_params() };
     let clip = reduce::ClipParams { count: 1 << 17, max_norm: 1.0, ..placeholder_params() };
     let mut all = vec![
@@ -22,7 +22,7 @@ pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
     all
 }
 
-/// Returns launches whose memory traffic a test compares with the traffic that their `Cost` states.
+/// Returns launches on real arrays. A test compares the memory traffic that the simulator counts with the traffic that their `Cost` states.
 #[cfg(test)]
 pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     let n = TRAFFIC_ELEMENTS;

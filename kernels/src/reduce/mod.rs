@@ -76,20 +76,20 @@ pub const fn part_count(n: usize) -> usize {
     n.div_ceil(PART_LEN)
 }
 
-/// Launches the weighted sum.
+/// Returns the launch of the weighted sum.
 pub fn weighted_sum(params: &WeightedSumParams) -> Launch {
     let n = params.n as f64;
     Launch::kernel(&WEIGHTED_SUM, params, Cost { flops: 2.0 * n, bytes: 8.0 * n })
 }
 
-/// Launches the partial sums of squares; `dtype` is that of x, F32 or BF16.
+/// Returns the launch of the partial sums of squares; `dtype` is that of x, F32 or BF16.
 pub fn sum_squares(dtype: DType, params: &SumSquaresParams) -> Launch {
     let n = params.n as f64;
     let cost = Cost { flops: 2.0 * n, bytes: n * dtype.size() as f64 };
     Launch::kernel(by_dtype(dtype, &SUM_SQUARES_F32, &SUM_SQUARES_BF16), params, cost)
 }
 
-/// Launches the computation of the norm and the clip factor.
+/// Returns the launch that computes the norm and the clip factor.
 pub fn clip(params: &ClipParams) -> Launch {
     let n = params.count as f64;
     Launch::kernel(&CLIP, params, Cost { flops: n, bytes: 8.0 * n })

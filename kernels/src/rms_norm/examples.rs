@@ -1,15 +1,16 @@
-//! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
+//! Example calls of the kernels, which `reel kernels list`, `show` and `bench` use.
 
 #[cfg(test)]
 use crate::checks::traffic::{TRAFFIC_ROWS, TrafficArrays, TrafficLaunches};
 use crate::folder::{
-    ACTIVATIONS_DESCRIPTION, FLOAT_DTYPES, HIDDEN_SIZE, LabeledLaunches, PLACEHOLDER, Sizes, TOKENS, placeholder_params,
+    ACTIVATIONS_DESCRIPTION, FLOAT_DTYPES, HIDDEN_SIZE, LabeledLaunches, PLACEHOLDER, SEQUENCE_LEN, Sizes,
+    placeholder_params,
 };
 use crate::{Addr, rms_norm};
 
 /// Returns the example calls, each with a text that describes its size.
 pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
-    let (rows, cols) = (s.get("tokens", TOKENS), s.get("hidden", HIDDEN_SIZE));
+    let (rows, cols) = (s.get("tokens", SEQUENCE_LEN), s.get("hidden", HIDDEN_SIZE));
     let fwd =
         rms_norm::FwdParams { residual: Addr::NULL, sum: Addr::NULL, rows, cols, eps: 1e-6, ..placeholder_params() };
     let bwd = rms_norm::BwdParams { d_sum: Addr::NULL, rows, cols, ..placeholder_params() };
@@ -21,7 +22,7 @@ pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
     calls.into_iter().flatten().map(|launch| (ACTIVATIONS_DESCRIPTION, launch)).collect()
 }
 
-/// Returns launches whose memory traffic a test compares with the traffic that their `Cost` states.
+/// Returns launches on real arrays. A test compares the memory traffic that the simulator counts with the traffic that their `Cost` states.
 #[cfg(test)]
 pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     use bytemuck::Zeroable;

@@ -44,7 +44,8 @@ params! {
         pub residual: Addr,
         /// T `[cols]`
         pub w: Addr,
-        /// T `[rows, cols]`, written: x + residual; may be x or residual. Unused without a residual.
+        /// T `[rows, cols]`, written: x + residual; may be the same array as x or residual. Unused without a
+        /// residual.
         pub sum: Addr,
         /// T `[rows, cols]`, written.
         pub y: Addr,
@@ -74,9 +75,9 @@ params! {
         pub dy: Addr,
         /// T `[rows, cols]`: a further gradient of the normalised input, which is added to dx; null: none.
         pub d_sum: Addr,
-        /// T `[rows, cols]`, written; may be d_sum.
+        /// T `[rows, cols]`, written; may be the same array as d_sum.
         pub dx: Addr,
-        /// f32 `[cols]`, added to; null if w is frozen.
+        /// f32 `[cols]`, to which the gradient of w is added; null if w is frozen.
         pub dw: Addr,
         /// f32 `[part_count(rows), cols]`, workspace; unused when dw is null.
         pub partial: Addr,
@@ -119,8 +120,8 @@ kernel!(pub ADD_BWD_BF16, "rms_norm_add_bwd_bf16", BwdParams, cpu::add_bwd::<hal
     plan_bwd(["rms_norm_add_bwd_bf16", "rms_norm_add_bwd_bf16_wide", "rms_norm_add_bwd_bf16_dw"], [p.rows, p.cols], p.dw, p.cols.into(), arch)
 });
 
-/// Launches the forward kernel, `rms_norm_add_fwd` if there is a residual; `dtype` is that of x, w and y, F32 or
-/// BF16.
+/// Returns the launch of the forward kernel, `rms_norm_add_fwd` if there is a residual; `dtype` is that of x, w and
+/// y, F32 or BF16.
 pub fn fwd(dtype: DType, params: &FwdParams) -> Launch {
     let n = params.rows as f64 * params.cols as f64;
     let (kernel, arrays, flops) = match params.residual {
@@ -131,8 +132,8 @@ pub fn fwd(dtype: DType, params: &FwdParams) -> Launch {
     Launch::kernel(kernel, params, Cost { flops: flops * n, bytes })
 }
 
-/// Launches the backward kernel, `rms_norm_add_bwd` if there is a further gradient `d_sum`; `dtype` is that of x, w,
-/// dy and dx, F32 or BF16.
+/// Returns the launch of the backward kernel, `rms_norm_add_bwd` if there is a further gradient `d_sum`; `dtype` is
+/// that of x, w, dy and dx, F32 or BF16.
 pub fn bwd(dtype: DType, params: &BwdParams) -> Launch {
     let n = params.rows as f64 * params.cols as f64;
     let (kernel, arrays, flops) = match params.d_sum {

@@ -1,20 +1,20 @@
-//! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
+//! Example calls of the kernels, which `reel kernels list`, `show` and `bench` use.
 
 #[cfg(test)]
 use crate::checks::traffic::{TrafficArrays, TrafficLaunches, allow_one_tenth_more};
-use crate::folder::{FLOAT_DTYPES, HEAD_DIM, HEADS, LabeledLaunches, Sizes, TOKENS, placeholder_params};
+use crate::folder::{FLOAT_DTYPES, HEAD_DIM, HEADS, LabeledLaunches, SEQUENCE_LEN, Sizes, placeholder_params};
 use crate::rope;
 
 /// Returns the example calls, each with a text that describes its size.
 pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
-    let table = rope::TableParams { tokens: TOKENS, half: HEAD_DIM / 2, ..placeholder_params() };
-    let apply = rope::ApplyParams { tokens: TOKENS, heads: HEADS, head_dim: HEAD_DIM, ..placeholder_params() };
+    let table = rope::TableParams { tokens: SEQUENCE_LEN, half: HEAD_DIM / 2, ..placeholder_params() };
+    let apply = rope::ApplyParams { tokens: SEQUENCE_LEN, heads: HEADS, head_dim: HEAD_DIM, ..placeholder_params() };
     let size = "8192 tokens, 28 heads of 128";
     let apply = FLOAT_DTYPES.map(|t| (size, rope::apply(t, &apply)));
     [(size, rope::cos_sin_table(&table))].into_iter().chain(apply).collect()
 }
 
-/// Returns launches whose memory traffic a test compares with the traffic that their `Cost` states.
+/// Returns launches on real arrays. A test compares the memory traffic that the simulator counts with the traffic that their `Cost` states.
 #[cfg(test)]
 pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     let (tokens, heads, head_dim) = (64u32, HEADS, HEAD_DIM);

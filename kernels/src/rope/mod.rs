@@ -47,7 +47,7 @@ params! {
     pub struct ApplyParams {
         /// `[tokens, heads, head_dim]`
         pub x: Addr,
-        /// `[tokens, heads, head_dim]`, written; may be `x`.
+        /// `[tokens, heads, head_dim]`, written; may be the same array as `x`.
         pub y: Addr,
         /// f32 `[tokens, head_dim / 2]`
         pub cos: Addr,
@@ -91,13 +91,13 @@ fn plan_apply(symbol: &'static str, p: &ApplyParams, vector: u32) -> Vec<Stage> 
     cuh::plan_blocks(symbol, threads.div_ceil(256), 256)
 }
 
-/// Launches the computation of the table.
+/// Returns the launch that computes the table of cosines and sines.
 pub fn cos_sin_table(params: &TableParams) -> Launch {
     let n = params.tokens as f64 * params.half as f64;
     Launch::kernel(&TABLE, params, Cost { flops: 40.0 * n, bytes: 8.0 * n })
 }
 
-/// Launches the rotation; `dtype` is that of x and y, F32 or BF16.
+/// Returns the launch of the rotation; `dtype` is that of x and y, F32 or BF16.
 pub fn apply(dtype: DType, params: &ApplyParams) -> Launch {
     let kernel = if dtype == DType::F32 { &APPLY_F32 } else { &APPLY_BF16 };
     let table = params.tokens as f64 * params.head_dim as f64;

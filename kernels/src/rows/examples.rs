@@ -1,21 +1,21 @@
-//! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
+//! Example calls of the kernels, which `reel kernels list`, `show` and `bench` use.
 
 #[cfg(test)]
 use crate::checks::traffic::{TRAFFIC_ROWS, TrafficArrays, TrafficLaunches, allow_one_tenth_more};
 use crate::folder::{
-    ACTIVATIONS_DESCRIPTION, FLOAT_DTYPES, HIDDEN_SIZE, LabeledLaunches, Sizes, TOKENS, placeholder_params,
+    ACTIVATIONS_DESCRIPTION, FLOAT_DTYPES, HIDDEN_SIZE, LabeledLaunches, SEQUENCE_LEN, Sizes, placeholder_params,
 };
 use crate::rows;
 
 /// Returns the example calls, each with a text that describes its size.
 pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
-    let gather = rows::GatherParams { m: TOKENS, cols: HIDDEN_SIZE, n: TOKENS, ..placeholder_params() };
-    let scatter = rows::ScatterParams { m: TOKENS, cols: HIDDEN_SIZE, n: TOKENS, ..placeholder_params() };
+    let gather = rows::GatherParams { m: SEQUENCE_LEN, cols: HIDDEN_SIZE, n: SEQUENCE_LEN, ..placeholder_params() };
+    let scatter = rows::ScatterParams { m: SEQUENCE_LEN, cols: HIDDEN_SIZE, n: SEQUENCE_LEN, ..placeholder_params() };
     let calls = FLOAT_DTYPES.map(|t| [rows::gather(t, &gather), rows::scatter(t, &scatter)]);
     calls.into_iter().flatten().map(|launch| (ACTIVATIONS_DESCRIPTION, launch)).collect()
 }
 
-/// Returns launches whose memory traffic a test compares with the traffic that their `Cost` states.
+/// Returns launches on real arrays. A test compares the memory traffic that the simulator counts with the traffic that their `Cost` states.
 #[cfg(test)]
 pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     let (m, n, cols) = (TRAFFIC_ROWS, 2 * TRAFFIC_ROWS, HIDDEN_SIZE);

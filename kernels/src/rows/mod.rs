@@ -64,12 +64,12 @@ kernel!(pub GATHER_32, "rows_gather_32bit", GatherParams, cpu::gather::<u32>, &S
 kernel!(pub SCATTER_16, "rows_scatter_16bit", ScatterParams, cpu::scatter::<u16>, &SOURCE, |p, _| cuh::plan_row_copy("rows_scatter_16bit", p.m.into(), p.cols.into(), 8));
 kernel!(pub SCATTER_32, "rows_scatter_32bit", ScatterParams, cpu::scatter::<u32>, &SOURCE, |p, _| cuh::plan_row_copy("rows_scatter_32bit", p.m.into(), p.cols.into(), 4));
 
-/// Launches the gather; `dtype` may be any element type of 2 or 4 bytes.
+/// Returns the launch of the gather; `dtype` may be any element type of 2 or 4 bytes.
 pub fn gather(dtype: DType, params: &GatherParams) -> Launch {
     Launch::kernel(by_size(dtype, &GATHER_16, &GATHER_32), params, cost(dtype, params.m, params.cols))
 }
 
-/// Launches the scatter; `dtype` may be any element type of 2 or 4 bytes.
+/// Returns the launch of the scatter; `dtype` may be any element type of 2 or 4 bytes.
 pub fn scatter(dtype: DType, params: &ScatterParams) -> Launch {
     Launch::kernel(by_size(dtype, &SCATTER_16, &SCATTER_32), params, cost(dtype, params.m, params.cols))
 }

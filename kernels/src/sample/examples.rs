@@ -1,6 +1,6 @@
-//! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
+//! Example calls of the kernels, which `reel kernels list`, `show` and `bench` use.
 
-use crate::folder::{BATCH, LabeledLaunches, PLACEHOLDER, Sizes, TOKENS, VOCAB_SIZE};
+use crate::folder::{BATCH_SIZE, LabeledLaunches, PLACEHOLDER, SEQUENCE_LEN, Sizes, VOCAB_SIZE};
 use crate::sample;
 use bytemuck::Zeroable;
 
@@ -20,9 +20,9 @@ pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
         workspace: PLACEHOLDER,
         ids: PLACEHOLDER,
         log_prob: PLACEHOLDER,
-        rows: BATCH,
+        rows: BATCH_SIZE,
         vocab: VOCAB_SIZE,
-        history_cols: TOKENS,
+        history_cols: SEQUENCE_LEN,
         suppressed_count: 22,
         ..Zeroable::zeroed()
     };

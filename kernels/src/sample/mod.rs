@@ -16,8 +16,8 @@
 //!    ids.
 //!
 //! Steps 1 and 5 to 9 are those of transformers' `generate`, 2 and 3 those of OpenAI's interface. The random number
-//! is number `position` of stream [`RANDOM_STREAM`] of Philox under the row's seed: the same seed and position give the same
-//! token whatever else is in the batch. Steps 1 to 3 round to f32 at each operation.
+//! is number `position` of the stream [`RANDOM_STREAM`] of Philox under the row's seed: the same seed and position
+//! give the same token whatever else is in the batch. Steps 1 to 3 round to f32 at each operation.
 //!
 //! Log-probabilities ignore these steps. `log_prob` is that of the sampled token under softmax(logits / temperature),
 //! with temperature 1 for greedy, and `raw_log_prob` under softmax(logits). `top_ids` and `top_log_probs` are the
@@ -143,7 +143,7 @@ pub fn workspace_bytes(p: &Params) -> usize {
     if p.history_cols == 0 && p.bias_cols == 0 { 0 } else { 4 * p.rows as usize * p.vocab as usize }
 }
 
-/// Launches the sampling of all rows.
+/// Returns the launch of the sampling of all rows.
 ///
 /// # Panics
 /// If more than [`MAX_TOP_TOKENS`] most likely tokens are requested.

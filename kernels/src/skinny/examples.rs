@@ -1,13 +1,13 @@
-//! Example calls of the kernels, for the commands `reel kernels list`, `show` and `bench`.
+//! Example calls of the kernels, which `reel kernels list`, `show` and `bench` use.
 
-use crate::folder::{BATCH, FLOAT_DTYPES, HIDDEN_SIZE, INTERMEDIATE_SIZE, LabeledLaunches, PLACEHOLDER, Sizes};
+use crate::folder::{BATCH_SIZE, FLOAT_DTYPES, HIDDEN_SIZE, INTERMEDIATE_SIZE, LabeledLaunches, PLACEHOLDER, Sizes};
 use crate::{Addr, skinny};
 use bytemuck::Zeroable;
 
 /// Returns example calls, each with a description of its size.
 pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
     use skinny::WeightFormat;
-    let (m, n, k) = (s.get("batch", BATCH), s.get("n", INTERMEDIATE_SIZE), s.get("k", HIDDEN_SIZE));
+    let (m, n, k) = (s.get("batch", BATCH_SIZE), s.get("n", INTERMEDIATE_SIZE), s.get("k", HIDDEN_SIZE));
     let size = "16 rows times a feed-forward matrix of 18944 x 3584";
     let call = |t, weight: WeightFormat, gated: bool| {
         let scale = if matches!(weight, WeightFormat::Int8) { PLACEHOLDER } else { Addr::NULL };

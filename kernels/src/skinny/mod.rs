@@ -107,8 +107,8 @@ fn geometry(p: &Params, arch: &Arch, narrow: &'static str, wide: Option<&'static
     vec![Stage { shared, ..Stage::one_dimensional(symbol, p.n.div_ceil(columns) * p.m.div_ceil(16), 256) }]
 }
 
-/// Launches `y = x · wᵀ (· scale) (+ bias) (+ residual)`; `dtype` is the type of x, bias, residual and y, F32 or
-/// BF16.
+/// Returns the launch that computes `y = x · wᵀ (· scale) (+ bias) (+ residual)`; `dtype` is the type of x, bias,
+/// residual and y, F32 or BF16.
 pub fn linear(dtype: DType, weight: WeightFormat, params: &Params) -> Launch {
     let kernel = match (dtype, weight) {
         (DType::F32, WeightFormat::Bf16) => &LINEAR_F32,
@@ -119,7 +119,8 @@ pub fn linear(dtype: DType, weight: WeightFormat, params: &Params) -> Launch {
     launch(kernel, dtype, weight, params, 1.0)
 }
 
-/// Launches `y = silu(x · wᵀ (· scale)) · (x · w2ᵀ (· scale2))`; `dtype` is the type of x and y, F32 or BF16.
+/// Returns the launch that computes `y = silu(x · wᵀ (· scale)) · (x · w2ᵀ (· scale2))`; `dtype` is the type of x and
+/// y, F32 or BF16.
 pub fn swiglu(dtype: DType, weight: WeightFormat, params: &Params) -> Launch {
     let kernel = match (dtype, weight) {
         (DType::F32, WeightFormat::Bf16) => &SWIGLU_F32,

@@ -1,20 +1,20 @@
-//! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
+//! Example calls of the kernels, which `reel kernels list`, `show` and `bench` use.
 
 #[cfg(test)]
 use crate::checks::traffic::{TRAFFIC_ELEMENTS, TrafficArrays, TrafficLaunches, allow_one_tenth_more};
-use crate::folder::{FLOAT_DTYPES, INTERMEDIATE_SIZE, LabeledLaunches, Sizes, TOKENS, placeholder_params};
+use crate::folder::{FLOAT_DTYPES, INTERMEDIATE_SIZE, LabeledLaunches, SEQUENCE_LEN, Sizes, placeholder_params};
 use crate::swiglu;
 
 /// Returns the example calls, each with a text that describes its size.
 pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
-    let count = s.get("tokens", TOKENS) as u64 * s.get("intermediate", INTERMEDIATE_SIZE) as u64;
+    let count = s.get("tokens", SEQUENCE_LEN) as u64 * s.get("intermediate", INTERMEDIATE_SIZE) as u64;
     let fwd = swiglu::FwdParams { count, ..placeholder_params() };
     let bwd = swiglu::BwdParams { count, ..placeholder_params() };
     let calls = FLOAT_DTYPES.map(|t| [swiglu::fwd(t, &fwd), swiglu::bwd(t, &bwd)]);
     calls.into_iter().flatten().map(|launch| ("8192 tokens of 18944", launch)).collect()
 }
 
-/// Returns launches whose memory traffic a test compares with the traffic that their `Cost` states.
+/// Returns launches on real arrays. A test compares the memory traffic that the simulator counts with the traffic that their `Cost` states.
 #[cfg(test)]
 pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     let count = TRAFFIC_ELEMENTS;

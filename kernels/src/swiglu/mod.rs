@@ -61,14 +61,14 @@ kernel!(pub FWD_BF16, "swiglu_fwd_bf16", FwdParams, cpu::fwd::<half::bf16>, &SOU
 kernel!(pub BWD_F32, "swiglu_bwd_f32", BwdParams, cpu::bwd::<f32>, &SOURCE, |p, _| cuh::plan_map("swiglu_bwd_f32", p.count));
 kernel!(pub BWD_BF16, "swiglu_bwd_bf16", BwdParams, cpu::bwd::<half::bf16>, &SOURCE, |p, _| cuh::plan_map("swiglu_bwd_bf16", p.count));
 
-/// Launches the forward kernel; `dtype` is that of every operand, F32 or BF16.
+/// Returns the launch of the forward kernel; `dtype` is that of every operand, F32 or BF16.
 pub fn fwd(dtype: DType, params: &FwdParams) -> Launch {
     let kernel = if dtype == DType::F32 { &FWD_F32 } else { &FWD_BF16 };
     let n = params.count as f64;
     Launch::kernel(kernel, params, Cost { flops: 5.0 * n, bytes: 3.0 * n * dtype.size() as f64 })
 }
 
-/// Launches the gradient; `dtype` is that of every operand, F32 or BF16.
+/// Returns the launch of the gradient; `dtype` is that of every operand, F32 or BF16.
 pub fn bwd(dtype: DType, params: &BwdParams) -> Launch {
     let kernel = if dtype == DType::F32 { &BWD_F32 } else { &BWD_BF16 };
     let n = params.count as f64;

@@ -50,7 +50,7 @@ fn check(frames: FrameView<'_>, encoding: &VideoEncoding) -> Result<()> {
                 times.len(),
                 frames.frames()
             ),
-            "give one ascending time per frame",
+            "give one time per frame, in ascending order",
         ));
     }
     if encoding.codec.available_encoder().is_none() {

@@ -154,7 +154,7 @@ pub fn patch_grid(frames: FrameView<'_>, processor: &PatchProcessor) -> Result<[
         return Err(MediaError::setting(
             "frames",
             format!(
-                "{height} x {width} cannot be divided into blocks of {merge} x {merge} patches of {p} x {p} x {tp}"
+                "{height} x {width} pixels cannot be divided into blocks of {merge} x {merge} patches of {p} x {p} pixels and {tp} frames"
             ),
             "resize first; check patch_size, temporal_patch_size and merge_size in preprocessor_config.json",
         ));

@@ -128,7 +128,7 @@ impl<A: Arithmetic, I: PixelSample<A>, O: PixelSample<A>> WithSimd for Rows<'_, 
         }
         let target_row = taps.len() * CHANNELS;
         for x in 0..taps.len() {
-            let (first, weights) = taps.weights_of(x);
+            let (first, weights) = taps.first_and_weights(x);
             let mut sums = [[A::START; LANES]; CHANNELS];
             let pixels = transposed[first * CHANNELS..].chunks_exact(CHANNELS);
             for (pixel, &weight) in pixels.zip(weights) {
@@ -156,7 +156,7 @@ pub(super) fn down_columns<A: Arithmetic, I: PixelSample<A>, O: PixelSample<A>>(
 ) {
     let arch = pulp::Arch::new();
     target.par_chunks_mut(row).enumerate().for_each(|(y, to)| {
-        let (first, weights) = taps.weights_of(y);
+        let (first, weights) = taps.first_and_weights(y);
         arch.dispatch(Columns::<A, I, O> { from: &source[first * row..], weights, to });
     });
 }

@@ -199,7 +199,7 @@ fn check(height: usize, width: usize, factor: usize, max_pixels: f64) -> Result<
     if ratio > MAX_ASPECT_RATIO as f64 {
         return refuse(
             format!("{height} x {width} has an aspect ratio of {ratio:.1}, above {MAX_ASPECT_RATIO}"),
-            "crop it, or set resized_height and resized_width",
+            "crop the image, or set resized_height and resized_width",
         );
     }
     if factor == 0 || factor > MAX_SIDE {

@@ -16,8 +16,8 @@ const SUPPORT: f64 = 2.0;
 /// Fractional bits of Pillow's integer weights: of 32 bits, 8 hold the sample and 2 the sign and overshoot.
 pub(super) const PRECISION_BITS: u32 = 32 - 8 - 2;
 
-/// The taps of one axis. With `(first, weights) = taps.weights_of(i)`, output sample `i` is the sum of `weights[j] *
-/// source[first + j]`.
+/// The taps of one axis. With `(first, weights) = taps.first_and_weights(i)`, output sample `i` is the sum of
+/// `weights[j] * source[first + j]`.
 pub(super) struct FilterTaps<W> {
     spans: Vec<(usize, std::ops::Range<usize>)>,
     weights: Vec<W>,
@@ -40,7 +40,7 @@ impl<W: Copy> FilterTaps<W> {
     }
 
     /// The first source sample and the weights of output sample `i`.
-    pub(super) fn weights_of(&self, i: usize) -> (usize, &[W]) {
+    pub(super) fn first_and_weights(&self, i: usize) -> (usize, &[W]) {
         let (first, range) = &self.spans[i];
         (*first, &self.weights[range.clone()])
     }

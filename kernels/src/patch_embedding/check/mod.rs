@@ -123,7 +123,7 @@ fn pixels_equal_those_of_the_patches() {
     for pixels in [clip, half] {
         for dtype in [F32, BF16] {
             let want = TestArray::output(dtype, 3 * 256);
-            run(&patches::cut(dtype, &pixels.patch_params(addr(&frames), want.addr())), 1);
+            run(&patches::cut_patches(dtype, &pixels.patch_params(addr(&frames), want.addr())), 1);
             let y = forward(&frames, pixels, &TestArray::new(dtype, &identity), None, dtype, 3);
             assert_eq!(y, want.values(), "{dtype}");
         }

@@ -31,7 +31,7 @@ fn adds_positions() {
             assert_eq!(
                 x.values(),
                 y.values(),
-                "y written over x differs from y in another array: {dtype} {rows}x{cols}, {positions} positions"
+                "y written over x differs from y in a separate array: {dtype} {rows}x{cols}, {positions} positions"
             );
         }
     }

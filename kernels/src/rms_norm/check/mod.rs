@@ -54,7 +54,7 @@ fn assert_normed(name: &str, dtype: DType, [x, w]: [&TestArray; 2], y: &[f32], r
     if dtype == BF16 {
         // A kernel without the inner rounding would differ in half of the elements.
         let others = with.iter().zip(y).filter(|(with, y)| rounding::bf16(**with) != **y as f64).count();
-        assert!(others <= 1 + y.len() / 50, "{name}: {others} of {} elements", y.len());
+        assert!(others <= 1 + y.len() / 50, "{name}: {others} of {} elements differ from the formula", y.len());
     }
 }
 

@@ -29,14 +29,20 @@ fn keeps_what_the_formula_keeps() {
             if rank == 0 || (before < s.top_p - 1e-6 && p > 1e-30 && p > shares[1]) {
                 assert!(
                     weights[id] > 0.0,
-                    "case {i}, {s:?}: token {id} with probability {p} after {before} was dropped"
+                    "case {i}, {s:?}: token {id} (probability {p}, tokens before it {before}) was dropped"
                 );
             } else if p < shares[0] || (before > s.top_p + 1e-6 && s.top_p < 1.0) {
-                assert!(weights[id] == 0.0, "case {i}, {s:?}: token {id} with probability {p} after {before} was kept");
+                assert!(
+                    weights[id] == 0.0,
+                    "case {i}, {s:?}: token {id} (probability {p}, tokens before it {before}) was kept"
+                );
             }
         }
         for id in 0..logits.len() {
-            assert!(in_top_k[id] || weights[id] == 0.0, "case {i}, {s:?}: token {id} is not among the k best");
+            assert!(
+                in_top_k[id] || weights[id] == 0.0,
+                "case {i}, {s:?}: token {id} was kept but is not among the k most likely"
+            );
         }
     }
 }
@@ -71,7 +77,7 @@ fn ties_at_the_borders() {
     assert_eq!(
         kept(Settings { top_p: 0.0, ..settings() }),
         [1],
-        "of equal scores the lower id is kept, and always one token"
+        "at least one token is kept, and of equal scores the one with the lowest id"
     );
     assert_eq!(
         kept(Settings { top_k: 1, top_p: 0.5, ..settings() }),

@@ -216,7 +216,7 @@ fn describe(path: &Path, input: &Input, index: usize) -> Result<VideoFile> {
         _ => {
             return Err(MediaError::file(
                 path,
-                format!("its video stream states a size of {width} x {height}"),
+                format!("its video stream states an invalid frame size, {width} x {height}"),
                 "check that the file is complete and plays, or convert it",
             ));
         }

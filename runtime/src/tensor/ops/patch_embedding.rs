@@ -169,7 +169,7 @@ fn cut(cx: &Cx, frames: &[DeviceFrames], row: usize) -> Result<Tensor> {
     let all = cx.empty(&[n, row], cx.dtype())?;
     for (f, start) in frames.iter().zip(starts(frames)) {
         let to = all.rows(start, f.patch_count())?;
-        cx.launch(&patches::cut(cx.dtype(), &f.pixels.patch_params(f.levels.addr(), to.addr())))?;
+        cx.launch(&patches::cut_patches(cx.dtype(), &f.pixels.patch_params(f.levels.addr(), to.addr())))?;
     }
     Ok(all)
 }
