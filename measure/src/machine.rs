@@ -93,11 +93,11 @@ pub fn dense_bf16_flops_per_second(full_name: &str) -> Option<f64> {
     data_sheet(full_name).map(|s| s.bf16 * 1e12)
 }
 
-/// The share of the data sheet's rate that large matrix products reach: 790 of 989.4 TFLOP/s on H200. Assumed for the
-/// other GPUs.
+/// The share of the data sheet's rate that large matrix products reach: 790 of 989.4 TFLOP/s on H200. The other GPUs
+/// are assumed to reach the same share.
 const ACHIEVABLE_ARITHMETIC: f64 = 0.8;
-/// The share of the data sheet's bandwidth that large copies reach: 4.3 of 4.8 TB/s on H200. Assumed for the other
-/// GPUs.
+/// The share of the data sheet's bandwidth that large copies reach: 4.3 of 4.8 TB/s on H200. The other GPUs are
+/// assumed to reach the same share.
 const ACHIEVABLE_BANDWIDTH: f64 = 0.9;
 
 impl MachineSpec {

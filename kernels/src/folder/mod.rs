@@ -20,7 +20,7 @@ pub struct KernelFolder {
     pub name: &'static str,
     /// The text of its `mod.rs`.
     pub module: &'static str,
-    /// Its CUDA source.
+    /// The folder's CUDA source.
     pub source: &'static Source,
     /// The checks of its kernels.
     pub checks: &'static [Check],

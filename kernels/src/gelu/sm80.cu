@@ -30,7 +30,7 @@ __device__ __forceinline__ float normal_cdf(float x, float& bell) {
   return x > 0.0f ? 1.0f - tail : tail;
 }
 
-// The exact form of GELU: its value and its slope. `Tanh` has those of the tanh form.
+// The value and the slope of GELU in its exact form; `Tanh` has both for the tanh form.
 struct Exact {
   static __device__ __forceinline__ float value(float x) {
     float bell;

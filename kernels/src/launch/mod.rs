@@ -87,7 +87,7 @@ macro_rules! kernel {
 pub struct KernelLaunch {
     /// The kernel.
     pub kernel: &'static Kernel,
-    /// Its parameter struct as bytes.
+    /// The kernel's parameter struct as bytes.
     pub params: Box<[u8]>,
     /// The least work of the call.
     pub cost: Cost,

@@ -25,9 +25,9 @@ impl Addr {
 pub struct ParamField {
     /// The field's name, the same in Rust and in C.
     pub name: &'static str,
-    /// Its C type.
+    /// The field's C type.
     pub c_type: &'static str,
-    /// Its offset in bytes.
+    /// The field's offset in the struct, in bytes.
     pub offset: usize,
     /// Whether the field is an [`Addr`].
     pub address: bool,
@@ -81,7 +81,7 @@ pub(super) const TENSOR_MAP_SLOT: &str = "struct alignas(64) TensorMapSlot { uns
 pub trait Params: bytemuck::Pod {
     /// The struct's name.
     const NAME: &'static str;
-    /// Its fields in order.
+    /// The struct's fields in order.
     const FIELDS: &'static [ParamField];
 
     /// Returns the C declaration, with static asserts on the size and on every offset.

@@ -153,8 +153,8 @@ pub fn workspace_bytes(rows: usize, vocab: usize) -> usize {
     16 * rows * vocab.div_ceil(SPLIT as usize)
 }
 
-/// Returns how many columns of the vocabulary keep `d_logits` within 64 MiB: a multiple of 128, at least 128, at most
-/// the vocabulary.
+/// Returns the number of vocabulary columns per chunk: as many as keep `d_logits` within 64 MiB, a multiple of 128,
+/// at least 128, at most the vocabulary.
 pub fn max_chunk_columns(dtype: DType, rows: usize, vocab: usize) -> usize {
     let fits = (64 << 20) / (rows.max(1) * dtype.size());
     (fits / 128 * 128).max(128).min(vocab)

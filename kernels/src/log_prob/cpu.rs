@@ -77,7 +77,7 @@ simd_fn! {
     }
 }
 
-/// Statistics of a row: its largest logit and `ln Σ e^((l − max) · scale)`.
+/// Statistics of a row: its largest logit `max`, and `ln Σ e^((logit − max) · scale)`.
 pub(crate) struct RowStats {
     max: f64,
     scale: f64,
@@ -290,7 +290,7 @@ impl GradientTerms {
         entropy.at(logit) - self.of_log_prob * exp_m1(logit * self.scale - self.lse)
     }
 
-    /// Computes the gradients of logits none of which is the target's.
+    /// Computes the gradients of logits that do not include the target's.
     pub(crate) fn gradient<T: Element>(&self, logits: &[f32], to: &mut [T]) {
         gradient(logits, self, to);
     }

@@ -57,7 +57,8 @@ params! {
         pub cu_seqlens: Addr,
         /// i32 `[seqs]`: number of keys of each sequence, including the new tokens.
         pub kv_lens: Addr,
-        /// i32 `[seqs, max_blocks]`: the pages of each sequence in order. Page numbers beyond its keys are not read.
+        /// i32 `[seqs, max_blocks]`: the pages of each sequence in order. Page numbers beyond a sequence's keys are
+        /// not read.
         pub block_tables: Addr,
         /// A workspace of [`workspace_bytes`] bytes for the outputs, maxima and sums of segments. Null: one block of
         /// threads processes all segments of its rows.

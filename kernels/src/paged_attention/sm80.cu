@@ -372,8 +372,8 @@ __device__ __forceinline__ void forward_bf16(const Params& p) {
   }
 }
 
-// ---- f32: 16 rows per block of threads; a thread computes two rows and four keys 16 apart, then four of 64 columns
-// ----
+// ---- f32: 16 rows per block of threads. A thread computes the scores of two rows for four keys that are 16 apart,
+// then the outputs of two rows in four of 64 columns. ----
 
 // N: number of 64-column groups of a head. SHARE: K and V use the same buffer in turn.
 template <int N, bool SHARE, bool SPLIT>

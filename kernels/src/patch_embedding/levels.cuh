@@ -30,8 +30,8 @@ __device__ __forceinline__ Patch find_patch(const Pixels& p, u32 count, u32 n) {
 // the channel (two bits, eight channels per word). An element beyond the end of the patch gets some valid offset.
 template <int COUNT>
 struct alignas(16) Elements {
-  // offset[0] holds the first four of every eight elements, offset[1] the other four, in different banks: eight
-  // threads read 16 bytes each of one half, or of both halves, without conflicts.
+  // offset[0] holds the first four of every eight elements, offset[1] the other four. The two arrays begin in
+  // different banks, so eight threads can read 16 bytes each, from one array or from both, without conflicts.
   u32 offset[2][COUNT / 2 | 16];
   u32 frame[COUNT], channels[COUNT / 8];
 

@@ -237,8 +237,8 @@ struct F32Dw {
   float sums[4][4];
 
   __device__ static __forceinline__ void put_pixels(unsigned char* stage, const float (&x)[RUN]) {
-    // The first halves of eight threads lie side by side, since threads four apart would otherwise use the same
-    // banks.
+    // The first halves (four pixels) of eight threads lie side by side. Otherwise threads four apart would use the
+    // same banks.
     float* to = reinterpret_cast<float*>(stage) + threadIdx.x / 8 * PITCH + threadIdx.x % 8 * 4;
     const float first[4] = {x[0], x[1], x[2], x[3]}, second[4] = {x[4], x[5], x[6], x[7]};
     store_vector(to, first);

@@ -33,7 +33,7 @@ pub fn fwd(head: &HeadOperands) -> (Vec<f64>, f64) {
 /// `−e · lse`.
 pub fn bwd(head: &HeadOperands, d_o: &[f64], delta: f64) -> [Vec<f64>; 3] {
     let dot = |o: &[f64]| o.iter().zip(d_o).map(|(o, d)| o * d).sum::<f64>();
-    let e = delta - dot(&fwd(h).0);
+    let e = delta - dot(&fwd(head).0);
     let differences = |part: fn(&mut HeadOperands) -> &mut Vec<f64>| {
         let mut moved = head.clone();
         let count = part(&mut moved).len();

@@ -46,7 +46,7 @@ simd_fn! {
     }
 }
 
-/// Computes the weighted sum in one task: it has only one number per token.
+/// Computes the weighted sum in one task, because it has only one term per token.
 ///
 /// # Safety
 /// Every address in [`WeightedSumParams`] is valid for the shape and dtype that its field documents.

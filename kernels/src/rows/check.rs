@@ -4,7 +4,7 @@ use crate::checks::{TestArray, addr, checks, normal_numbers, run};
 
 checks!(gathers_and_scatters);
 
-/// Returns `m` different row indices below `n` in shuffled order, of which the fourth is replaced by one out of
+/// Returns `m` different row indices below `n` in shuffled order; the fourth is replaced by an index that is out of
 /// range.
 fn index(n: usize, m: usize) -> Vec<i32> {
     let step = (1..).map(|k| k * 2 + 1).find(|s| gcd(*s, n) == 1 && (n < 8 || s % n > 2)).unwrap_or(1);

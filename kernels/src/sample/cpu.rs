@@ -88,7 +88,7 @@ fn kth_largest(scores: &[f32], k: usize, best: &mut Vec<f32>) -> f32 {
     for block in scores.chunks(BLOCK) {
         match least {
             None => best.extend_from_slice(block),
-            // Skips a block that has no score above the k-th largest so far, as most blocks do.
+            // Most blocks have no score above the k-th largest so far, and are skipped.
             Some(least) if max(block) <= least => continue,
             Some(least) => best.extend(block.iter().filter(|&&s| s > least)),
         }

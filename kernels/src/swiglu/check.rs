@@ -20,8 +20,8 @@ fn equals_the_formula() {
     }
 }
 
-/// Tolerance of d_gate in f32, as a multiple of the error of one rounding: its terms cancel where the slope of silu
-/// is near 0.
+/// Tolerance of d_gate in f32, as a multiple of the error of one rounding: the terms of d_gate cancel where the slope
+/// of silu is near 0.
 const OF_ONE_GATE: f64 = 64.0;
 
 fn gradient_equals_differences_of_the_formula() {

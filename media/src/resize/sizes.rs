@@ -31,9 +31,9 @@ pub struct RequestedSize {
     pub height: usize,
     /// `resized_width` in pixels.
     pub width: usize,
-    /// The profile's minimum area of an image, which applies to videos too, whatever the other overrides are.
+    /// The profile's minimum area of an image in pixels. It applies to videos too, and no override changes it.
     pub min_pixels: u64,
-    /// The profile's maximum area of an image.
+    /// The profile's maximum area of an image in pixels.
     pub max_pixels: u64,
 }
 
@@ -56,7 +56,7 @@ impl RequestedSize {
     }
 }
 
-/// Size limits of an image: those of a profile, replaced by overrides.
+/// Size limits of an image: those of a profile, except where overrides replace them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ImagePixelLimits {
     /// Minimum area in pixels.
@@ -74,7 +74,7 @@ impl Default for ImagePixelLimits {
 }
 
 impl ImagePixelLimits {
-    /// The limits of `profile`, replaced by those of `overrides`.
+    /// The limits of `profile`, except those that `overrides` replaces.
     pub fn new(profile: MediaProfile, overrides: &MediaOverrides) -> Self {
         let limits = profile.pixel_limits();
         Self {
@@ -93,7 +93,7 @@ impl ImagePixelLimits {
     }
 }
 
-/// Size limits of video frames: those of a profile, replaced by overrides.
+/// Size limits of video frames: those of a profile, except where overrides replace them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct VideoPixelLimits {
     /// Minimum area of a frame in pixels (the profile's `VIDEO_MIN_PIXELS`, or the override `min_pixels`).
@@ -110,7 +110,7 @@ pub struct VideoPixelLimits {
 }
 
 impl VideoPixelLimits {
-    /// The limits of `profile`, replaced by those of `overrides`.
+    /// The limits of `profile`, except those that `overrides` replaces.
     pub fn new(profile: MediaProfile, overrides: &MediaOverrides) -> Self {
         let limits = profile.pixel_limits();
         Self {

@@ -9,8 +9,8 @@ checks!(both_forms_equal_the_formula, gradient_equals_differences_of_the_formula
 /// Tolerance of the exact form in f32, as a multiple of the error of one rounding: its polynomial for Mills' ratio
 /// (`cpu.rs`) is accurate to 7e-8.
 const ROUNDING_FACTOR_FIT: f64 = 5.0;
-/// Tolerance of the f32 gradient, as a multiple of the error of one rounding: its two terms cancel where the slope is
-/// near 0.
+/// Tolerance of the f32 gradient, as a multiple of the error of one rounding: the two terms of the gradient cancel
+/// where the slope is near 0.
 const ROUNDING_FACTOR_SLOPE: f64 = 64.0;
 
 /// A forward launch, its f64 formula, and the formula with the kernel's roundings.

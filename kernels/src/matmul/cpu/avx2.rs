@@ -46,7 +46,7 @@ fn transpose(r: [__m256i; 8]) -> [__m256i; 8] {
     out
 }
 
-/// Loads the next 32 bytes (at most) of 8 rows (at most); missing rows and bytes beyond the end are 0.
+/// Loads the next 32 bytes of 8 rows. There may be fewer rows and bytes; missing ones are 0.
 ///
 /// # Safety
 /// Each of `rows` rows has `bytes` readable bytes from `at`; rows are `stride` bytes apart.

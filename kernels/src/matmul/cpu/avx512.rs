@@ -195,7 +195,7 @@ unsafe fn load(at: *const u8, stride: usize) -> [__m512i; 16] {
     r
 }
 
-/// Loads the next 64 bytes (at most) of 16 rows (at most); missing rows and bytes beyond the end are 0.
+/// Loads the next 64 bytes of 16 rows. There may be fewer rows and bytes; missing ones are 0.
 ///
 /// # Safety
 /// Each of `rows` rows has `bytes` readable bytes from `at`; rows are `stride` bytes apart.

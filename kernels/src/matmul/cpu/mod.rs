@@ -388,7 +388,7 @@ impl<'a, T: Element> Product<'a, T> {
     }
 
     /// Multiplies sums by the scale, adds bias and old C, rounds once, and stores to C. `acc` has rows of `width`
-    /// sums; the first one is that of element `[row, column]`.
+    /// sums; the first sum belongs to element `[row, column]` of C.
     fn finish(&self, acc: &[f32], width: usize, row: usize, column: usize) {
         let columns = width.min(self.n - column);
         let bias = if self.bias.is_empty() { &[] } else { &self.bias[column..column + columns] };
@@ -416,8 +416,8 @@ simd_fn! {
     }
 }
 
-/// Returns into how many runs of at most `most` groups the groups are divided. It is a multiple of `threads`, if
-/// there are enough groups, so that all threads end together.
+/// Returns the number of runs into which `groups` groups are divided, each of at most `most` groups. With enough
+/// groups the number is a multiple of `threads`, so that all threads end together.
 fn runs(groups: usize, most: usize, threads: usize) -> usize {
     groups.div_ceil(most).next_multiple_of(threads).min(groups).max(1)
 }

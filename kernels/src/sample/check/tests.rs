@@ -106,8 +106,8 @@ fn a_whole_vocabulary() {
     }
 }
 
-/// Counts the reads of a row, of which all but the first are from L2: one for the greedy token, another for
-/// log-probabilities, and for a sampled token as many as sm80.cu documents.
+/// Counts how often a row of logits is read (after the first time from L2): once for the greedy token, once more for
+/// log-probabilities, and for a sampled token as often as sm80.cu documents.
 #[test]
 fn a_row_is_read_as_often_as_it_must() {
     crate::checks::on_sim(|| {

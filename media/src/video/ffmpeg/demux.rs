@@ -75,7 +75,8 @@ pub(super) struct VideoFile {
 }
 
 impl VideoFile {
-    /// Reads the whole container. Keeps the compressed data of its packets if it has at most `max_kept_bytes`.
+    /// Reads the whole container. Keeps the compressed data of its packets if these have at most `max_kept_bytes`
+    /// together.
     pub(super) fn read(path: &Path, max_kept_bytes: u64) -> Result<Self> {
         let (mut input, stream) = open_container(path)?;
         let mut video = describe(path, &input, stream)?;
