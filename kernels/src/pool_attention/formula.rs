@@ -52,5 +52,5 @@ pub fn bwd(head: &HeadOperands, d_o: &[f64], delta: f64) -> [Vec<f64>; 3] {
         };
         (0..count).map(difference).collect()
     };
-    [differences(|h| &mut head.q), differences(|h| &mut head.k), differences(|h| &mut head.v)]
+    [differences(|head| &mut head.q), differences(|head| &mut head.k), differences(|head| &mut head.v)]
 }
