@@ -10,7 +10,7 @@ use reel_engine::bench;
 use reel_kernels::catalogue::Sizes;
 use reel_measure::ceilings::Ceilings;
 use reel_measure::clocks::{ClockSampler, ClockSummary};
-use reel_measure::op::{bad_size, floor_seconds, op_timers, roofline_share};
+use reel_measure::op::{bad_size, op_timers, roofline_seconds, roofline_share};
 use reel_measure::rollout::{self, RolloutShape};
 use reel_measure::rounds::{self, BenchSubject, MeasuredRounds, hardware_json};
 use reel_measure::timing::{TimedKernel, TimingDevice};
@@ -363,7 +363,7 @@ impl OpArgs {
         if !common.json {
             output::print_line(format!("{}  of its floor", TimedKernel::table_header()))?;
         }
-        let sampler = ClockSampler::of_gpu(&device, Duration::from_millis(20));
+        let sampler = ClockSampler::start_on_gpu_of(&device, Duration::from_millis(20));
         let (mut rows, mut problems) = (Vec::new(), Vec::new());
         for timer in timers {
             match timer() {
@@ -405,7 +405,7 @@ impl OpArgs {
             .iter()
             .map(|row| {
                 let mut one = row.json();
-                one["floor_seconds"] = json!(floor_seconds(row, ceilings));
+                one["floor_seconds"] = json!(roofline_seconds(row, ceilings));
                 one["share_of_floor"] = json!(roofline_share(row, ceilings));
                 one
             })

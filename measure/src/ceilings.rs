@@ -29,7 +29,7 @@ const MATRIX_KERNELS: [&str; 7] =
 
 /// The least time that some launches need on a machine, with their operations and bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct WorkFloor {
+pub struct RooflineFloor {
     /// Least time in seconds.
     pub seconds: f64,
     /// Floating-point operations.
@@ -96,22 +96,23 @@ impl Ceilings {
         }
     }
 
-    /// The floor of all launches of a profile, summed over the kernels. `dtype` is the dtype of activations.
-    pub fn floor_of_profile(&self, totals: &BTreeMap<&'static str, OpTotals>, dtype: DType) -> WorkFloor {
-        totals.iter().fold(WorkFloor::default(), |sum, (name, t)| WorkFloor {
-            seconds: sum.seconds + self.floor_seconds_of_launches(name, t, dtype),
+    /// The least time, operations and bytes of all launches of a profile, summed over the kernels. `dtype` is the
+    /// dtype of activations.
+    pub fn roofline_floor_of_profile(&self, totals: &BTreeMap<&'static str, OpTotals>, dtype: DType) -> RooflineFloor {
+        totals.iter().fold(RooflineFloor::default(), |sum, (name, t)| RooflineFloor {
+            seconds: sum.seconds + self.roofline_seconds_of_launches(name, t, dtype),
             flops: sum.flops + t.cost.flops,
             bytes: sum.bytes + t.cost.bytes,
         })
     }
 
     /// The least time, in seconds, of all launches of one kernel.
-    pub fn floor_seconds_of_launches(&self, name: &str, totals: &OpTotals, dtype: DType) -> f64 {
-        self.floor_seconds(name, totals.cost, dtype)
+    pub fn roofline_seconds_of_launches(&self, name: &str, totals: &OpTotals, dtype: DType) -> f64 {
+        self.roofline_seconds(name, totals.cost, dtype)
     }
 
     /// The least time, in seconds, of a kernel with these operations and bytes. `dtype` is the dtype of activations.
-    pub fn floor_seconds(&self, name: &str, cost: Cost, dtype: DType) -> f64 {
+    pub fn roofline_seconds(&self, name: &str, cost: Cost, dtype: DType) -> f64 {
         let products = MATRIX_KERNELS.iter().any(|p| name.starts_with(p));
         let rate = if products && dtype == DType::BF16 { self.bf16 } else { self.f32 };
         (cost.flops / rate).max(cost.bytes / self.bytes)

@@ -79,7 +79,7 @@ pub struct ClockSampler {
 impl ClockSampler {
     /// Starts reading the GPU of a device. `None` for other devices; also, with a message on stderr, if NVML or the
     /// GPU cannot be opened.
-    pub fn of_gpu(device: &Device, interval: Duration) -> Option<ClockSampler> {
+    pub fn start_on_gpu_of(device: &Device, interval: Duration) -> Option<ClockSampler> {
         let bus_id = device.hardware().bus_id?;
         let found =
             Nvml::init().map_err(|e| format!("NVML (libnvidia-ml.so.1) cannot be opened: {e}")).and_then(|nvml| {
@@ -213,7 +213,7 @@ mod tests {
 
     #[test]
     fn devices_without_a_gpu_have_no_sampler() {
-        assert!(ClockSampler::of_gpu(&Device::cpu(1), Duration::from_secs(1)).is_none());
+        assert!(ClockSampler::start_on_gpu_of(&Device::cpu(1), Duration::from_secs(1)).is_none());
     }
 
     #[test]

@@ -63,11 +63,11 @@ pub fn op_timers<'a>(
 }
 
 /// The least seconds that a timed call can take on a machine with these ceilings.
-pub fn floor_seconds(row: &TimedKernel, ceilings: &Ceilings) -> f64 {
-    ceilings.floor_seconds(row.kernel, row.cost, row.dtype)
+pub fn roofline_seconds(row: &TimedKernel, ceilings: &Ceilings) -> f64 {
+    ceilings.roofline_seconds(row.kernel, row.cost, row.dtype)
 }
 
 /// The least time over the measured median time: 1 at the roofline.
 pub fn roofline_share(row: &TimedKernel, ceilings: &Ceilings) -> f64 {
-    floor_seconds(row, ceilings) / row.timed.median_seconds()
+    roofline_seconds(row, ceilings) / row.timed.median_seconds()
 }

@@ -42,7 +42,7 @@ pub fn op_rows(
         share: t.seconds / seconds,
         flops: t.cost.flops,
         bytes: t.cost.bytes,
-        floor: ceilings.floor_seconds_of_launches(op, t, dtype),
+        floor: ceilings.roofline_seconds_of_launches(op, t, dtype),
     };
     let mut rows: Vec<OpRow> = totals.iter().map(row).collect();
     rows.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));

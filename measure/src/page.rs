@@ -181,7 +181,7 @@ fn memory(measured: &MeasuredRounds) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ceilings::{Ceilings, WorkFloor};
+    use crate::ceilings::{Ceilings, RooflineFloor};
     use serde_json::json;
     use std::time::{Duration, Instant};
 
@@ -201,7 +201,7 @@ mod tests {
             launches: (begun, Duration::from_secs(1)),
             memory: vec![sample(0, 1 << 30, 0), sample(400, 1 << 30, 1 << 29), sample(2000, 1 << 30, 0)],
             ceilings: Ceilings { f32: 1e9, bf16: 1e9, bytes: 1e9 },
-            floor: WorkFloor::default(),
+            floor: RooflineFloor::default(),
             clocks: Some(ClockSummary {
                 readings: 4,
                 values: [Some([1.0, 2.0, 3.0]), None, None, None],

@@ -51,7 +51,7 @@ pub fn part_times(events: &[LaunchEvent], ceilings: &Ceilings, dtype: DType) -> 
             one.busy += event.seconds;
             one.launches += 1;
             one.cost += event.cost;
-            one.floor += ceilings.floor_seconds(event.name, event.cost, dtype);
+            one.floor += ceilings.roofline_seconds(event.name, event.cost, dtype);
         }
     }
     if parts.iter().all(|p| p.name.is_empty()) { Vec::new() } else { parts }

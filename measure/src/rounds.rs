@@ -13,7 +13,7 @@ use reel_runtime::Device;
 use reel_runtime::device::{LaunchEvent, MemorySample};
 use serde_json::{Map, Value, json};
 
-use crate::ceilings::{Ceilings, WorkFloor};
+use crate::ceilings::{Ceilings, RooflineFloor};
 use crate::clocks::{ClockSampler, ClockSummary};
 use crate::ops::{self, OpRow};
 use crate::parts::{self, PartTime};
@@ -39,7 +39,7 @@ pub struct MeasuredRounds {
     /// Ceilings of the machine.
     pub ceilings: Ceilings,
     /// The least time of a round by these ceilings.
-    pub floor: WorkFloor,
+    pub floor: RooflineFloor,
     /// Clocks and power of the GPU during the timed rounds; `None` without a GPU or NVML.
     pub clocks: Option<ClockSummary>,
     /// Peak device memory in bytes.
@@ -63,7 +63,7 @@ pub fn time_rounds(
     trace::set_ceilings(ceilings);
     device.reset_peak();
     round()?;
-    let sampler = ClockSampler::of_gpu(device, SAMPLING_INTERVAL);
+    let sampler = ClockSampler::start_on_gpu_of(device, SAMPLING_INTERVAL);
     let samples = (0..count).map(|_| round()).collect::<Result<Vec<f64>>>();
     let clocks = sampler.map(ClockSampler::stop);
     let samples = samples?;
@@ -84,7 +84,7 @@ pub fn time_rounds(
         profiled,
         launches: (begun, ended - begun),
         memory: profile.memory(),
-        floor: ceilings.floor_of_profile(&totals, dtype),
+        floor: ceilings.roofline_floor_of_profile(&totals, dtype),
         ceilings,
         clocks,
         peak: device.memory().peak,

@@ -120,7 +120,7 @@ impl Log {
     }
 
     fn launch(&self, e: &LaunchEvent, ceilings: Option<&Ceilings>, dtype: DType) -> Value {
-        let share = ceilings.map(|c| c.floor_seconds(e.name, e.cost, dtype) / e.seconds).filter(|s| s.is_finite());
+        let share = ceilings.map(|c| c.roofline_seconds(e.name, e.cost, dtype) / e.seconds).filter(|s| s.is_finite());
         let mut args = json!({"flops": e.cost.flops, "bytes": e.cost.bytes, "share_of_ceiling": share});
         if !e.part.is_empty() {
             args["part"] = json!(e.part);

@@ -127,7 +127,7 @@ fn floors(example: &ExampleCall) -> Result<Vec<Floor>> {
     let (name, cost) = (example.launch.kernel.name, example.launch.cost);
     let floor = |gpu: &'static str| {
         let rates = MachineSpec::gpu_by_name(gpu)?.ceilings;
-        let seconds = rates.floor_seconds(name, cost, dtype_of_kernel(name).unwrap_or(reel_kernels::DType::F32));
+        let seconds = rates.roofline_seconds(name, cost, dtype_of_kernel(name).unwrap_or(reel_kernels::DType::F32));
         let bound = if seconds * rates.bytes > cost.bytes * 1.000_001 { "arithmetic" } else { "memory" };
         Ok(Floor { gpu, seconds, bound })
     };

@@ -43,7 +43,7 @@ fn lines<'a>(c: &'a CommandCounts, m: &MachineSpec) -> Vec<Line<'a>> {
     let mut lines = Vec::new();
     for (phase, totals) in &c.phases.0 {
         lines.extend(totals.iter().map(|(op, t)| {
-            let seconds = m.ceilings.floor_seconds_of_launches(op, t, c.dtype);
+            let seconds = m.ceilings.roofline_seconds_of_launches(op, t, c.dtype);
             let bound = if seconds * m.ceilings.bytes > t.cost.bytes * 1.000_001 { "arithmetic" } else { "memory" };
             let (flops, bytes) = (t.cost.flops / each, t.cost.bytes / each);
             Line { phase, op, launches: t.launches as f64 / each, flops, bytes, seconds: seconds / each, bound }

@@ -75,7 +75,8 @@ impl CType for TensorMapSlot {
 }
 
 /// The declaration of [`TensorMapSlot`] in CUDA C++.
-pub(super) const TENSOR_MAP_SLOT: &str = "struct alignas(64) TensorMapSlot { unsigned char bytes[128]; };\n";
+pub(super) const TENSOR_MAP_SLOT_DECLARATION: &str =
+    "struct alignas(64) TensorMapSlot { unsigned char bytes[128]; };\n";
 
 /// A parameter struct declared by [`params!`](crate::params).
 pub trait Params: bytemuck::Pod {

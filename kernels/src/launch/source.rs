@@ -1,6 +1,6 @@
 //! The CUDA source of a kernel folder as a compiler reads it.
 
-use super::params::{CType, TENSOR_MAP_SLOT, TensorMapSlot};
+use super::params::{CType, TENSOR_MAP_SLOT_DECLARATION, TensorMapSlot};
 
 /// The CUDA source of one kernel folder: one translation unit with all kernels of the folder.
 pub struct Source {
@@ -36,7 +36,7 @@ impl Source {
         );
         let declarations: String = self.params.iter().map(|declaration| declaration()).collect();
         if declarations.contains(<TensorMapSlot as CType>::NAME) {
-            text += TENSOR_MAP_SLOT;
+            text += TENSOR_MAP_SLOT_DECLARATION;
         }
         text += &declarations;
         text += &format!("#line 1 \"{}/sm80.cu\"\n", self.name);

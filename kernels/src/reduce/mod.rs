@@ -71,9 +71,9 @@ kernel!(pub CLIP, "clip", ClipParams, cpu::clip, &SOURCE, |_, _| cuh::plan_block
 /// Number of elements of one partial sum of squares.
 pub const PART_LEN: usize = 64 * 1024;
 
-/// Number of partial sums that `sum_squares` writes for `n` elements.
-pub const fn part_count(n: usize) -> usize {
-    n.div_ceil(PART_LEN)
+/// Number of partial sums that `sum_squares` writes for this many elements.
+pub const fn part_count(elements: usize) -> usize {
+    elements.div_ceil(PART_LEN)
 }
 
 /// Returns the launch of the weighted sum.

@@ -21,24 +21,25 @@ pub struct Settings {
 
 /// Returns the scores after penalties, bias and suppression. They are rounded to f32 at each step, since the
 /// roundings decide the order of tokens.
-pub fn scores(logits: &[f64], s: &Settings) -> Vec<f64> {
+pub fn scores(logits: &[f64], settings: &Settings) -> Vec<f64> {
     let rounded = |x: f64| x as f32 as f64;
     let score = |(id, &l): (usize, &f64)| {
-        if s.suppressed.contains(&(id as i32)) || s.allowed.get(id / 32).is_some_and(|bits| bits >> (id % 32) & 1 == 0)
+        if settings.suppressed.contains(&(id as i32))
+            || settings.allowed.get(id / 32).is_some_and(|bits| bits >> (id % 32) & 1 == 0)
         {
             return f64::NEG_INFINITY;
         }
         let mut score = l;
-        if s.history.contains(&(id as i32)) {
-            score = rounded(if l < 0.0 { l * s.penalty } else { l / s.penalty });
+        if settings.history.contains(&(id as i32)) {
+            score = rounded(if l < 0.0 { l * settings.penalty } else { l / settings.penalty });
         }
-        let count = s.history.iter().skip(s.counted_from).filter(|&&h| h == id as i32).count();
+        let count = settings.history.iter().skip(settings.counted_from).filter(|&&h| h == id as i32).count();
         if count > 0 {
-            score = rounded(score - rounded(count as f64 * s.frequency_penalty));
-            score = rounded(score - s.presence_penalty);
+            score = rounded(score - rounded(count as f64 * settings.frequency_penalty));
+            score = rounded(score - settings.presence_penalty);
         }
-        match s.bias_ids.iter().position(|&b| b == id as i32) {
-            Some(at) => rounded(score + s.bias[at] as f64),
+        match settings.bias_ids.iter().position(|&b| b == id as i32) {
+            Some(at) => rounded(score + settings.bias[at] as f64),
             None => score,
         }
     };
@@ -48,14 +49,15 @@ pub fn scores(logits: &[f64], s: &Settings) -> Vec<f64> {
 /// Returns (id, probability, cumulative probability of the tokens before it) of every token that top-k keeps, in
 /// descending order of probability (equal ones: lower id first). Top-p keeps the first token and those whose
 /// cumulative probability is below p.
-pub fn ranked_tokens(logits: &[f64], s: &Settings) -> Vec<(usize, f64, f64)> {
-    let scores = scores(logits, s);
+pub fn ranked_tokens(logits: &[f64], settings: &Settings) -> Vec<(usize, f64, f64)> {
+    let scores = scores(logits, settings);
     let mut order: Vec<usize> = (0..scores.len()).collect();
     // Adding zero turns −0 into 0, which compares equal to 0.
     order.sort_by(|&a, &b| (scores[b] + 0.0).total_cmp(&(scores[a] + 0.0)).then(a.cmp(&b)));
-    let least = if s.top_k == 0 { f64::NEG_INFINITY } else { scores[order[s.top_k.min(order.len()) - 1]] };
+    let least =
+        if settings.top_k == 0 { f64::NEG_INFINITY } else { scores[order[settings.top_k.min(order.len()) - 1]] };
     order.retain(|&id| scores[id] >= least && scores[id] > f64::NEG_INFINITY);
-    let weight = |id: usize| ((scores[id] - scores[order[0]]) / s.temperature).exp();
+    let weight = |id: usize| ((scores[id] - scores[order[0]]) / settings.temperature).exp();
     let all: f64 = order.iter().map(|&id| weight(id)).sum();
     let mut before = 0.0;
     let entry = |&id: &usize| {
@@ -66,8 +68,9 @@ pub fn ranked_tokens(logits: &[f64], s: &Settings) -> Vec<(usize, f64, f64)> {
     order.iter().map(entry).collect()
 }
 
-/// Returns the token at `u` of the cumulative distribution over the kept tokens, in the order of ids.
-pub fn draw(ranked: &[(usize, f64, f64)], top_p: f64, min_p: f64, u: f64) -> Option<usize> {
+/// Returns the token that the random number `uniform` (0 to 1) selects from the cumulative distribution of the kept
+/// tokens, in the order of ids.
+pub fn draw(ranked: &[(usize, f64, f64)], top_p: f64, min_p: f64, uniform: f64) -> Option<usize> {
     let top = ranked.first().map_or(0.0, |t| t.1);
     let stays = |(i, t): &(usize, &(usize, f64, f64))| *i == 0 || (t.2 < top_p && t.1 >= min_p.min(1.0) * top);
     let mut kept: Vec<_> = ranked.iter().enumerate().filter(stays).map(|(_, t)| *t).collect();
@@ -76,17 +79,17 @@ pub fn draw(ranked: &[(usize, f64, f64)], top_p: f64, min_p: f64, u: f64) -> Opt
     let mut sum = 0.0;
     let beyond = |t: &&(usize, f64, f64)| {
         sum += t.1;
-        sum > u * all
+        sum > uniform * all
     };
     kept.iter().find(beyond).or(kept.last()).map(|t| t.0)
 }
 
-/// Returns the `n` most likely tokens under softmax(logits) with their log-probabilities (equal ones: lower id
+/// Returns the `count` most likely tokens under softmax(logits) with their log-probabilities (equal ones: lower id
 /// first).
-pub fn likeliest_tokens(logits: &[f64], n: usize) -> Vec<(usize, f64)> {
+pub fn likeliest_tokens(logits: &[f64], count: usize) -> Vec<(usize, f64)> {
     let mut order: Vec<usize> = (0..logits.len()).collect();
     order.sort_by(|&a, &b| (logits[b] + 0.0).total_cmp(&(logits[a] + 0.0)).then(a.cmp(&b)));
     let top = logits[order[0]];
     let ln_sum = logits.iter().map(|l| (l - top).exp()).sum::<f64>().ln();
-    order.iter().take(n).map(|&id| (id, logits[id] - top - ln_sum)).collect()
+    order.iter().take(count).map(|&id| (id, logits[id] - top - ln_sum)).collect()
 }
