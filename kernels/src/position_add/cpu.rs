@@ -1,5 +1,5 @@
-//! Learned positions on the CPU. Forward tasks are rows. Backward tasks are positions: one task adds all rows of its
-//! position, in order.
+//! Learned positions on the CPU. A forward task computes one row of y. A backward task adds all rows of one position,
+//! in order.
 #![allow(unsafe_code)]
 
 use super::{BwdParams, FwdParams};

@@ -46,8 +46,8 @@ const DIRECT_UNITS: usize = 512;
 const OWN_TILES: usize = 4;
 /// Bytes of A that are packed at a time.
 const PACKED_A: usize = 16 << 20;
-/// Maximum bytes of B that a task of a product with few rows of A reads. The task prefetches the rows after the
-/// current ones, which helps only if the same thread reads them.
+/// Maximum number of bytes of B that one task reads if A has few rows. The task prefetches the rows after the current
+/// ones, which helps only if the same thread reads them.
 const THIN_BYTES: usize = 2048 << 10;
 /// Number of rows of B that a product with few rows of A reads at a time.
 const THIN_ROWS: usize = 16;

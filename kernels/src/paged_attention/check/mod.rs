@@ -176,8 +176,8 @@ fn values(bits: &[u32]) -> Vec<f32> {
     bits.iter().map(|&b| f32::from_bits(b)).collect()
 }
 
-/// Tolerance in f32, as a multiple of the error of one rounding. Outputs are sums over the head and the keys, with
-/// large scores.
+/// Tolerance in f32, as a multiple of the error of one rounding. It is large because outputs are sums over head_dim
+/// and over the keys, with large scores.
 const ROUNDING_FACTOR_F32: f64 = 60.0;
 
 /// Returns the formula's outputs of a sequence's last `new` tokens: with a kernel's roundings, and exact.
