@@ -25,7 +25,7 @@ const BATCH: usize = 24;
 /// Number of random frame orders in which each motion clip is asked about.
 const SHUFFLES: u64 = 3;
 
-/// How many of some answers are correct.
+/// The number of correct answers among a number of answers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AnswerTally {
     /// Number of correct answers.
@@ -107,15 +107,15 @@ pub struct ClipEvaluation {
 }
 
 impl ClipEvaluation {
-    /// Encodes the questions about the clips in folder `videos`, for models with the tokenizer of model folder
-    /// `folder`.
+    /// Encodes the questions about the clips in `clip_folder`, for models with the tokenizer of the model in
+    /// `model_folder`.
     ///
     /// # Errors
     /// The model folder cannot be opened, or a clip cannot be decoded.
-    pub fn new(folder: &Path, videos: &Path, clips: &[Clip], media: &MediaOptions) -> Result<Self> {
-        let bundle = ModelFolder::open(folder)?;
+    pub fn new(model_folder: &Path, clip_folder: &Path, clips: &[Clip], media: &MediaOptions) -> Result<Self> {
+        let bundle = ModelFolder::open(model_folder)?;
         let ask = |clip: &Clip| -> Result<ModelInput> {
-            let source = VideoSource::File(MediaSource::Path(videos.join(&clip.file)));
+            let source = VideoSource::File(MediaSource::Path(clip_folder.join(&clip.file)));
             let video = ContentPart::Video(VideoPart {
                 source,
                 overrides: MediaOverrides::default(),
@@ -132,12 +132,12 @@ impl ClipEvaluation {
         Ok(Self { bundle, ordered, shuffled })
     }
 
-    /// Generates greedy answers to all questions with the model in `folder`.
+    /// Generates greedy answers to all questions with the model in `model_folder`.
     ///
     /// # Errors
     /// The weights cannot be opened, or generation fails.
-    pub fn run(&self, folder: &Path, device: &Device) -> Result<EvaluationAnswers> {
-        let files = Checkpoint::open(folder)?;
+    pub fn run(&self, model_folder: &Path, device: &Device) -> Result<EvaluationAnswers> {
+        let files = Checkpoint::open(model_folder)?;
         let weights = Qwen25Vl::open(device, &files, &self.bundle.config, DType::F32)?;
         let engine = Engine::new(&weights, &Cx::inference(device, DType::F32))?;
         let answer = |questions: &[ModelInput]| -> Result<Vec<String>> {

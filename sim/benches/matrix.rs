@@ -68,7 +68,7 @@ fn wgmma(opcode: &str, transposed: bool) {
     });
     let ns = reading + products;
     let name = format!("{opcode}{}", if transposed { " MN-major" } else { "" });
-    println!("{name:<60} {ns:7.1} ns {:6.1} GFLOP/s ({reading:.0} ns reading)", op.flops() as f64 / ns);
+    println!("{name:<60} {ns:7.1} ns {:6.1} GFLOP/s ({reading:.0} ns for reading operands)", op.flops() as f64 / ns);
 }
 
 /// Times the copy of a swizzled tile of 64×64 bf16 between two buffers.

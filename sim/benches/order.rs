@@ -29,7 +29,7 @@ fn offsets(base: u64, bytes: u64) -> [u64; 32] {
 }
 
 /// Times an access of a warp to its row of 512 bytes in shared memory. Each of eight warps accesses one row, then a
-/// barrier follows; after it, each warp accesses the row that is `turn` further on.
+/// barrier follows; after it, each warp accesses the row `turn` rows after its previous one.
 fn rows(name: &str, access: AccessKind, bytes: u64, turn: usize) {
     let ops = AsyncOps::new();
     let cx = CheckContext { ops: &ops, clusters: &ClusterLayout::NONE };
@@ -94,7 +94,7 @@ fn histogram() {
     let mut out = Vec::new();
     let mut shadow = ShadowMemory::new(MemorySpace::Global, 1024, true);
     let mut block = 0;
-    measure("atomic by a new warp each time, 4 bytes/lane", 4000, |call| {
+    measure("atomic operation by a new warp each time, 4 bytes/lane", 4000, |call| {
         block += 1;
         let warp = WarpClocks::new(block, 0, u32::MAX, VectorClock::empty(block));
         let place = std::array::from_fn(|lane| (lane as u64 * 37 + call as u64 * 11) % 256 * 4);
@@ -103,14 +103,14 @@ fn histogram() {
     assert!(out.is_empty());
 }
 
-/// Times 512 bytes that a warp copies with `cp.async`, waits for, and reads; a barrier separates rounds of eight
-/// warps.
+/// Times a `cp.async` of 512 bytes by a warp, the wait for it, and the read of the copied bytes. A barrier follows
+/// when each of eight warps has done this once.
 fn tile() {
     let mut ops = AsyncOps::new();
     let mut warps = warps(8);
     let mut shadow = ShadowMemory::new(MemorySpace::Shared, 8 * 512, true);
     let mut out = Vec::new();
-    measure("cp.async of 512 bytes, its wait, and a read", 8000, |call| {
+    measure("cp.async of 512 bytes, the wait for it, and a read", 8000, |call| {
         let row = call as usize % 8;
         if row == 0 {
             meet(&mut warps);

@@ -27,7 +27,7 @@ fn run(program: &Program, dynamic_shared: u32) -> (u64, f64) {
 
 fn main() {
     let program = Program::parse(include_str!("scalar.ptx")).expect("scalar.ptx parses");
-    for (what, dynamic_shared) in [("scalar kernel", 0), ("the same, 128 KiB dynamic shared memory", 128 << 10)] {
+    for (what, dynamic_shared) in [("scalar kernel", 0), ("scalar kernel, 128 KiB shared memory", 128 << 10)] {
         let rounds = (0..5).map(|_| run(&program, dynamic_shared));
         let (threads, seconds) = rounds.min_by(|a, b| a.1.total_cmp(&b.1)).expect("five rounds");
         println!("{what:<40} {:8.1} million thread instructions/s", threads as f64 / seconds / 1e6);

@@ -8,7 +8,7 @@ pub struct InstructionCounts {
     pub warps: u64,
     /// Number of threads that executed the instruction, repeated executions included.
     pub threads: u64,
-    /// Operations of matrix products, two per multiply-add.
+    /// Floating-point operations of matrix products, two per multiply-add.
     pub matrix_flops: u64,
     /// Bytes that threads read from global memory, repeated reads included.
     pub global_read: u64,

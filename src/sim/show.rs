@@ -53,7 +53,7 @@ impl RunDisplay<'_> {
         let modelled: Map<String, Value> =
             self.rooflines().iter().map(|r| (r.gpu.name.to_string(), roofline_json(r))).collect();
         json!({
-            "ok": self.report.ok(),
+            "ok": self.report.has_no_findings(),
             "findings": findings,
             "notes": self.report.notes,
             "counters": { NumberOrigin::Counted.name(): total, "lines": lines, NumberOrigin::Modelled.name(): modelled },

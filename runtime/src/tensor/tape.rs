@@ -27,7 +27,7 @@ type BackwardFn = Box<dyn FnOnce(&mut Backward<'_>) -> Result<()>>;
 
 struct Node {
     name: &'static str,
-    /// The tape's ids of the outputs. `backward` gets their gradients in this order.
+    /// The ids of the op's output tensors on the tape. `backward` gets the gradients of the outputs in this order.
     outputs: Vec<u64>,
     /// The trained parameters among the inputs. After the backward pass each of them must have a gradient.
     parameters: Vec<Arc<str>>,
@@ -110,7 +110,7 @@ impl Backward<'_> {
     /// If it is called twice in one rule, or in the rule of an op with two outputs.
     #[allow(clippy::expect_used)]
     pub fn take_dy(&mut self) -> Tensor {
-        self.dys[0].take().expect("a backward rule calls take_dy once")
+        self.dys[0].take().expect("a backward rule must not call take_dy twice")
     }
 
     /// The gradients of both outputs of an op recorded by [`super::cx::Cx::record_pair`]; at least one is present.

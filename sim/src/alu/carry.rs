@@ -8,7 +8,7 @@ use super::integer::{low_bits_mask, sign_or_zero_extend};
 use super::lanes::{set_predicate, set_undefined};
 use crate::regs::{Registers, Slot};
 
-/// The operations that have a carry flag.
+/// Arithmetic operations that can read and write the carry flag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CarryArithmetic {
     /// `a + b`

@@ -65,8 +65,8 @@ impl Comparison {
         set_predicate(r, s.dst[0], p, mask, u);
     }
 
-    /// Negates `holds` if `invert`, and combines it with the source predicate. Returns the lanes in which the result
-    /// is true, and the lanes in which it is undefined.
+    /// Takes the lanes `holds` in which the relation is true, negates them if `invert`, and combines them with the
+    /// source predicate. Returns the lanes in which the result is true, and the lanes in which it is undefined.
     #[inline(always)]
     pub fn combined_mask(self, r: &Registers, s: &OperandSlots, holds: u32) -> (u32, u32) {
         let x = holds ^ 0u32.wrapping_sub(self.invert as u32);
@@ -88,13 +88,13 @@ impl Comparison {
         if self.swap { (s.src[1], s.src[0]) } else { (s.src[0], s.src[1]) }
     }
 
-    /// Compares as signed integers after XORing `flip` into both operands. A `flip` of only the sign bit makes it an
-    /// unsigned comparison.
+    /// Compares as signed integers after XORing both operands with `xor_bits`. If `xor_bits` is the sign bit, this is
+    /// an unsigned comparison.
     #[inline(always)]
-    pub fn compare_32bit_integers(self, r: &mut Registers, s: &OperandSlots, mask: u32, flip: u32) {
+    pub fn compare_32bit_integers(self, r: &mut Registers, s: &OperandSlots, mask: u32, xor_bits: u32) {
         let (a, b) = self.operands(s);
         let holds = if self.relation == Relation::Less {
-            lanes_where::<u32>(r, a, b, |a, b| ((a ^ flip) as i32) < (b ^ flip) as i32)
+            lanes_where::<u32>(r, a, b, |a, b| ((a ^ xor_bits) as i32) < (b ^ xor_bits) as i32)
         } else {
             lanes_where::<u32>(r, a, b, |a, b| a == b)
         };
@@ -102,10 +102,10 @@ impl Comparison {
     }
 
     #[inline(always)]
-    pub fn compare_64bit_integers(self, r: &mut Registers, s: &OperandSlots, mask: u32, flip: u64) {
+    pub fn compare_64bit_integers(self, r: &mut Registers, s: &OperandSlots, mask: u32, xor_bits: u64) {
         let (a, b) = self.operands(s);
         let holds = if self.relation == Relation::Less {
-            lanes_where::<u64>(r, a, b, |a, b| ((a ^ flip) as i64) < (b ^ flip) as i64)
+            lanes_where::<u64>(r, a, b, |a, b| ((a ^ xor_bits) as i64) < (b ^ xor_bits) as i64)
         } else {
             lanes_where::<u64>(r, a, b, |a, b| a == b)
         };
@@ -129,17 +129,17 @@ impl Comparison {
 
 /// Executes `selp`. A result lane is undefined where the predicate or the selected source is undefined.
 #[inline(always)]
-pub fn selp<A: LaneValue>(r: &mut Registers, s: &OperandSlots, m: u32) {
+pub fn selp<A: LaneValue>(r: &mut Registers, s: &OperandSlots, mask: u32) {
     let p = r.predicates[s.src[2] as usize];
     let (a, b) = (A::load(r, s.src[0]), A::load(r, s.src[1]));
     let mut d = [A::ZERO; 32];
     for i in 0..32 {
         d[i] = if p >> i & 1 != 0 { a[i] } else { b[i] };
     }
-    A::store(r, s.dst[0], &d, m);
+    A::store(r, s.dst[0], &d, mask);
     let (ua, ub) = (r.undefined[s.src[0] as usize], r.undefined[s.src[1] as usize]);
     let u = ua & p | ub & !p | r.undefined_predicates[s.src[2] as usize];
-    set_undefined(r, s.dst[0], m, u);
+    set_undefined(r, s.dst[0], mask, u);
 }
 
 /// The value that `set` writes for true.
@@ -157,7 +157,7 @@ pub fn lanes_that_hold(scalar: &ScalarOp, r: &Registers, s: &OperandSlots, mask:
 
 /// Returns a mask whose bit i is bit 0 of lane i.
 pub fn lane_mask(lanes: &[u64; 32]) -> u32 {
-    (0..32).fold(0, |m, i| m | ((lanes[i] & 1) as u32) << i)
+    (0..32).fold(0, |mask, i| mask | ((lanes[i] & 1) as u32) << i)
 }
 
 /// Classifies an f32 or f64 for `testp`.

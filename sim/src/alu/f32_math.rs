@@ -2,7 +2,7 @@
 //!
 //! Every function is branch-free and inlined, so that loops over lanes vectorise. Source: PTX ISA 9.0, chapter 9.7.3.
 
-/// Bits of the NaN that every f32 operation produces; payloads are not preserved.
+/// Bit pattern of the NaN that every f32 operation produces; NaN payloads are not preserved.
 pub const CANONICAL_NAN: u32 = 0x7fff_ffff;
 
 /// Replaces a subnormal by zero of the same sign if `ftz`.

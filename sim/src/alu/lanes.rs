@@ -43,8 +43,8 @@ impl LaneValue for u64 {
     }
 }
 
-/// Marks the register at `slot` as undefined or defined: in the lanes of `mask`, sets its undefined bits to
-/// `undefined`.
+/// Marks the register at `slot` in the lanes of `mask`: as undefined where the bit of the lane is set in `undefined`,
+/// else as defined.
 #[inline(always)]
 pub fn set_undefined(r: &mut Registers, slot: Slot, mask: u32, undefined: u32) {
     let u = &mut r.undefined[slot as usize];

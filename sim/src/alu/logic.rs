@@ -26,7 +26,14 @@ pub enum PredicateLogic {
 }
 
 #[inline(always)]
-pub fn predicates(r: &mut Registers, s: &OperandSlots, m: u32, logic: PredicateLogic, not0: bool, not1: bool) {
+pub fn run_predicate_logic(
+    r: &mut Registers,
+    s: &OperandSlots,
+    mask: u32,
+    logic: PredicateLogic,
+    not0: bool,
+    not1: bool,
+) {
     let source = |i: usize, not: bool| {
         let slot = s.src[i] as usize;
         (r.predicates[slot] ^ 0u32.wrapping_sub(not as u32), r.undefined_predicates[slot])
@@ -39,15 +46,15 @@ pub fn predicates(r: &mut Registers, s: &OperandSlots, m: u32, logic: PredicateL
         PredicateLogic::Or => (a | source(1, not1).0, ua | source(1, not1).1),
         PredicateLogic::Xor => (a ^ source(1, not1).0, ua | source(1, not1).1),
     };
-    set_predicate(r, s.dst[0], value, m, u);
+    set_predicate(r, s.dst[0], value, mask, u);
 }
 
 /// `lop3`. Every function of three bits is a polynomial over GF(2) with eight coefficients. They are computed from
 /// the 8-bit table once per warp.
 #[inline(always)]
-pub fn lop3(r: &mut Registers, s: &OperandSlots, m: u32) {
+pub fn lop3(r: &mut Registers, s: &OperandSlots, mask: u32) {
     let k = lop3_coefficients(r.rows[s.src[3] as usize].0[0]);
-    map3(r, s, m, |a: u32, b: u32, c: u32| lop3_polynomial(&k, a, b, c));
+    map3(r, s, mask, |a: u32, b: u32, c: u32| lop3_polynomial(&k, a, b, c));
 }
 
 /// Returns the result of `lop3` in all lanes.
@@ -74,7 +81,7 @@ fn lop3_coefficients(table: u32) -> [u32; 8] {
 
 /// `prmt` in its default mode, with a fast path for a selector that all lanes share.
 #[inline(always)]
-pub fn prmt(r: &mut Registers, s: &OperandSlots, m: u32) {
+pub fn prmt(r: &mut Registers, s: &OperandSlots, mask: u32) {
     let selectors = r.get(s.src[2]);
     let first = selectors[0];
     let mut differ = 0;
@@ -82,19 +89,19 @@ pub fn prmt(r: &mut Registers, s: &OperandSlots, m: u32) {
         differ |= x ^ first;
     }
     if differ != 0 {
-        return map3(r, s, m, permute);
+        return map3(r, s, mask, permute);
     }
     match first & 0xffff {
-        0x5410 => return map3(r, s, m, |a: u32, b: u32, _: u32| a & 0xffff | b << 16),
-        0x7632 => return map3(r, s, m, |a: u32, b: u32, _: u32| a >> 16 | b & 0xffff_0000),
-        signs if signs & 0x8888 != 0 => return map3(r, s, m, permute),
+        0x5410 => return map3(r, s, mask, |a: u32, b: u32, _: u32| a & 0xffff | b << 16),
+        0x7632 => return map3(r, s, mask, |a: u32, b: u32, _: u32| a >> 16 | b & 0xffff_0000),
+        signs if signs & 0x8888 != 0 => return map3(r, s, mask, permute),
         _ => {}
     }
     let shift = |byte: u32| (first >> (4 * byte) & 3) * 8;
     let of_b = |byte: u32| 0u32.wrapping_sub(first >> (4 * byte + 2) & 1);
     let (s0, s1, s2, s3) = (shift(0), shift(1), shift(2), shift(3));
     let (b0, b1, b2, b3) = (of_b(0), of_b(1), of_b(2), of_b(3));
-    map3(r, s, m, |a: u32, b: u32, _: u32| {
+    map3(r, s, mask, |a: u32, b: u32, _: u32| {
         let byte = |of_b: u32, shift: u32| (a & !of_b | b & of_b) >> shift & 0xff;
         byte(b0, s0) | byte(b1, s1) << 8 | byte(b2, s2) << 16 | byte(b3, s3) << 24
     });

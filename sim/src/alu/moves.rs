@@ -19,18 +19,24 @@ pub struct VectorMove {
 }
 
 #[inline(always)]
-pub fn unpack<A: LaneValue>(r: &mut Registers, s: &OperandSlots, m: u32, f: impl Fn(A) -> u32, g: impl Fn(A) -> u32) {
+pub fn unpack<A: LaneValue>(
+    r: &mut Registers,
+    s: &OperandSlots,
+    mask: u32,
+    low_part: impl Fn(A) -> u32,
+    high_part: impl Fn(A) -> u32,
+) {
     let a = A::load(r, s.src[0]);
     let (mut low, mut high) = ([0u32; 32], [0u32; 32]);
     for i in 0..32 {
-        low[i] = f(a[i]);
-        high[i] = g(a[i]);
+        low[i] = low_part(a[i]);
+        high[i] = high_part(a[i]);
     }
     let u = r.undefined[s.src[0] as usize];
-    r.set(s.dst[0], &low, m);
-    r.set(s.dst[1], &high, m);
-    set_undefined(r, s.dst[0], m, u);
-    set_undefined(r, s.dst[1], m, u);
+    r.set(s.dst[0], &low, mask);
+    r.set(s.dst[1], &high, mask);
+    set_undefined(r, s.dst[0], mask, u);
+    set_undefined(r, s.dst[1], mask, u);
 }
 
 impl VectorMove {

@@ -115,115 +115,119 @@ pub enum Op {
 impl Op {
     /// Executes the instruction for the lanes of `mask`.
     #[inline(always)]
-    pub fn run(&self, r: &mut Registers, s: &OperandSlots, m: u32) {
+    pub fn run(&self, r: &mut Registers, s: &OperandSlots, mask: u32) {
         match *self {
-            Op::Mov32 => map1(r, s, m, |a: u32| a),
-            Op::Mov64 => map1(r, s, m, |a: u64| a),
-            Op::Add32 => map2(r, s, m, |a: u32, b: u32| a.wrapping_add(b)),
-            Op::Sub32 => map2(r, s, m, |a: u32, b: u32| a.wrapping_sub(b)),
-            Op::MulLo32 => map2(r, s, m, |a: u32, b: u32| a.wrapping_mul(b)),
-            Op::MadLo32 => map3(r, s, m, |a: u32, b: u32, c: u32| a.wrapping_mul(b).wrapping_add(c)),
-            Op::Add64 => map2(r, s, m, |a: u64, b: u64| a.wrapping_add(b)),
-            Op::Sub64 => map2(r, s, m, |a: u64, b: u64| a.wrapping_sub(b)),
-            Op::MulLo64 => map2(r, s, m, |a: u64, b: u64| a.wrapping_mul(b)),
-            Op::MadLo64 => map3(r, s, m, |a: u64, b: u64, c: u64| a.wrapping_mul(b).wrapping_add(c)),
-            Op::MulWideS32 => map2(r, s, m, |a: u32, b: u32| (a as i32 as i64 * b as i32 as i64) as u64),
-            Op::MulWideU32 => map2(r, s, m, |a: u32, b: u32| a as u64 * b as u64),
+            Op::Mov32 => map1(r, s, mask, |a: u32| a),
+            Op::Mov64 => map1(r, s, mask, |a: u64| a),
+            Op::Add32 => map2(r, s, mask, |a: u32, b: u32| a.wrapping_add(b)),
+            Op::Sub32 => map2(r, s, mask, |a: u32, b: u32| a.wrapping_sub(b)),
+            Op::MulLo32 => map2(r, s, mask, |a: u32, b: u32| a.wrapping_mul(b)),
+            Op::MadLo32 => map3(r, s, mask, |a: u32, b: u32, c: u32| a.wrapping_mul(b).wrapping_add(c)),
+            Op::Add64 => map2(r, s, mask, |a: u64, b: u64| a.wrapping_add(b)),
+            Op::Sub64 => map2(r, s, mask, |a: u64, b: u64| a.wrapping_sub(b)),
+            Op::MulLo64 => map2(r, s, mask, |a: u64, b: u64| a.wrapping_mul(b)),
+            Op::MadLo64 => map3(r, s, mask, |a: u64, b: u64, c: u64| a.wrapping_mul(b).wrapping_add(c)),
+            Op::MulWideS32 => map2(r, s, mask, |a: u32, b: u32| (a as i32 as i64 * b as i32 as i64) as u64),
+            Op::MulWideU32 => map2(r, s, mask, |a: u32, b: u32| a as u64 * b as u64),
             Op::MadWideS32 => {
-                map3(r, s, m, |a: u32, b: u32, c: u64| ((a as i32 as i64 * b as i32 as i64) as u64).wrapping_add(c))
+                map3(r, s, mask, |a: u32, b: u32, c: u64| ((a as i32 as i64 * b as i32 as i64) as u64).wrapping_add(c))
             }
-            Op::MadWideU32 => map3(r, s, m, |a: u32, b: u32, c: u64| (a as u64 * b as u64).wrapping_add(c)),
-            Op::MulHiU32 => map2(r, s, m, |a: u32, b: u32| ((a as u64 * b as u64) >> 32) as u32),
-            Op::Shl32 => map2(r, s, m, |a: u32, b: u32| if b < 32 { a << (b & 31) } else { 0 }),
-            Op::ShrU32 => map2(r, s, m, |a: u32, b: u32| if b < 32 { a >> (b & 31) } else { 0 }),
-            Op::ShrS32 => map2(r, s, m, |a: u32, b: u32| (a as i32 >> if b < 31 { b } else { 31 }) as u32),
-            Op::Shl64 => map2(r, s, m, |a: u64, b: u32| if b < 64 { a << (b & 63) } else { 0 }),
-            Op::ShrU64 => map2(r, s, m, |a: u64, b: u32| if b < 64 { a >> (b & 63) } else { 0 }),
-            Op::ShrS64 => map2(r, s, m, |a: u64, b: u32| (a as i64 >> if b < 63 { b } else { 63 }) as u64),
-            Op::And32 => map2(r, s, m, |a: u32, b: u32| a & b),
-            Op::Or32 => map2(r, s, m, |a: u32, b: u32| a | b),
-            Op::Xor32 => map2(r, s, m, |a: u32, b: u32| a ^ b),
-            Op::Not32 => map1(r, s, m, |a: u32| !a),
-            Op::Neg32 => map1(r, s, m, |a: u32| a.wrapping_neg()),
-            Op::And64 => map2(r, s, m, |a: u64, b: u64| a & b),
-            Op::Or64 => map2(r, s, m, |a: u64, b: u64| a | b),
-            Op::Xor64 => map2(r, s, m, |a: u64, b: u64| a ^ b),
-            Op::MinS32 => map2(r, s, m, |a: u32, b: u32| (a as i32).min(b as i32) as u32),
-            Op::MaxS32 => map2(r, s, m, |a: u32, b: u32| (a as i32).max(b as i32) as u32),
-            Op::MinU32 => map2(r, s, m, |a: u32, b: u32| a.min(b)),
-            Op::MaxU32 => map2(r, s, m, |a: u32, b: u32| a.max(b)),
-            Op::SetpS32(c) => c.compare_32bit_integers(r, s, m, 0),
-            Op::SetpU32(c) => c.compare_32bit_integers(r, s, m, 1 << 31),
-            Op::SetpS64(c) => c.compare_64bit_integers(r, s, m, 0),
-            Op::SetpU64(c) => c.compare_64bit_integers(r, s, m, 1 << 63),
-            Op::SetpF32(c, false) => c.compare_f32(r, s, m, false),
-            Op::SetpF32(c, true) => c.compare_f32(r, s, m, true),
-            Op::Selp32 => selp::<u32>(r, s, m),
-            Op::Selp64 => selp::<u64>(r, s, m),
-            Op::PredicateLogic(logic, not0, not1) => predicates(r, s, m, logic, not0, not1),
-            Op::AddF32 => float2(r, s, m, false, |a, b| a + b),
-            Op::AddFtzF32 => float2(r, s, m, true, |a, b| a + b),
-            Op::SubF32 => float2(r, s, m, false, |a, b| a - b),
-            Op::SubFtzF32 => float2(r, s, m, true, |a, b| a - b),
-            Op::MulF32 => float2(r, s, m, false, |a, b| a * b),
-            Op::MulFtzF32 => float2(r, s, m, true, |a, b| f32_math::round_and_flush(a as f64 * b as f64)),
-            Op::FmaF32 => float3(r, s, m, false, |a, b, c| a.mul_add(b, c)),
-            Op::FmaFtzF32 => float3(r, s, m, true, |a, b, c| {
+            Op::MadWideU32 => map3(r, s, mask, |a: u32, b: u32, c: u64| (a as u64 * b as u64).wrapping_add(c)),
+            Op::MulHiU32 => map2(r, s, mask, |a: u32, b: u32| ((a as u64 * b as u64) >> 32) as u32),
+            Op::Shl32 => map2(r, s, mask, |a: u32, b: u32| if b < 32 { a << (b & 31) } else { 0 }),
+            Op::ShrU32 => map2(r, s, mask, |a: u32, b: u32| if b < 32 { a >> (b & 31) } else { 0 }),
+            Op::ShrS32 => map2(r, s, mask, |a: u32, b: u32| (a as i32 >> if b < 31 { b } else { 31 }) as u32),
+            Op::Shl64 => map2(r, s, mask, |a: u64, b: u32| if b < 64 { a << (b & 63) } else { 0 }),
+            Op::ShrU64 => map2(r, s, mask, |a: u64, b: u32| if b < 64 { a >> (b & 63) } else { 0 }),
+            Op::ShrS64 => map2(r, s, mask, |a: u64, b: u32| (a as i64 >> if b < 63 { b } else { 63 }) as u64),
+            Op::And32 => map2(r, s, mask, |a: u32, b: u32| a & b),
+            Op::Or32 => map2(r, s, mask, |a: u32, b: u32| a | b),
+            Op::Xor32 => map2(r, s, mask, |a: u32, b: u32| a ^ b),
+            Op::Not32 => map1(r, s, mask, |a: u32| !a),
+            Op::Neg32 => map1(r, s, mask, |a: u32| a.wrapping_neg()),
+            Op::And64 => map2(r, s, mask, |a: u64, b: u64| a & b),
+            Op::Or64 => map2(r, s, mask, |a: u64, b: u64| a | b),
+            Op::Xor64 => map2(r, s, mask, |a: u64, b: u64| a ^ b),
+            Op::MinS32 => map2(r, s, mask, |a: u32, b: u32| (a as i32).min(b as i32) as u32),
+            Op::MaxS32 => map2(r, s, mask, |a: u32, b: u32| (a as i32).max(b as i32) as u32),
+            Op::MinU32 => map2(r, s, mask, |a: u32, b: u32| a.min(b)),
+            Op::MaxU32 => map2(r, s, mask, |a: u32, b: u32| a.max(b)),
+            Op::SetpS32(c) => c.compare_32bit_integers(r, s, mask, 0),
+            Op::SetpU32(c) => c.compare_32bit_integers(r, s, mask, 1 << 31),
+            Op::SetpS64(c) => c.compare_64bit_integers(r, s, mask, 0),
+            Op::SetpU64(c) => c.compare_64bit_integers(r, s, mask, 1 << 63),
+            Op::SetpF32(c, false) => c.compare_f32(r, s, mask, false),
+            Op::SetpF32(c, true) => c.compare_f32(r, s, mask, true),
+            Op::Selp32 => selp::<u32>(r, s, mask),
+            Op::Selp64 => selp::<u64>(r, s, mask),
+            Op::PredicateLogic(logic, not0, not1) => run_predicate_logic(r, s, mask, logic, not0, not1),
+            Op::AddF32 => float2(r, s, mask, false, |a, b| a + b),
+            Op::AddFtzF32 => float2(r, s, mask, true, |a, b| a + b),
+            Op::SubF32 => float2(r, s, mask, false, |a, b| a - b),
+            Op::SubFtzF32 => float2(r, s, mask, true, |a, b| a - b),
+            Op::MulF32 => float2(r, s, mask, false, |a, b| a * b),
+            Op::MulFtzF32 => float2(r, s, mask, true, |a, b| f32_math::round_and_flush(a as f64 * b as f64)),
+            Op::FmaF32 => float3(r, s, mask, false, |a, b, c| a.mul_add(b, c)),
+            Op::FmaFtzF32 => float3(r, s, mask, true, |a, b, c| {
                 f32_math::round_and_flush(add_round_to_odd(a as f64 * b as f64, c as f64))
             }),
             // One loop per case: a branch inside the loop would prevent vectorisation.
-            Op::MinF32(false) => map2(r, s, m, f32_math::min_or_max::<false>),
-            Op::MaxF32(false) => map2(r, s, m, f32_math::min_or_max::<true>),
-            Op::MinF32(true) => map2(r, s, m, |a, b| {
+            Op::MinF32(false) => map2(r, s, mask, f32_math::min_or_max::<false>),
+            Op::MaxF32(false) => map2(r, s, mask, f32_math::min_or_max::<true>),
+            Op::MinF32(true) => map2(r, s, mask, |a, b| {
                 f32_math::min_or_max::<false>(f32_math::flush_subnormal(a, true), f32_math::flush_subnormal(b, true))
             }),
-            Op::MaxF32(true) => map2(r, s, m, |a, b| {
+            Op::MaxF32(true) => map2(r, s, mask, |a, b| {
                 f32_math::min_or_max::<true>(f32_math::flush_subnormal(a, true), f32_math::flush_subnormal(b, true))
             }),
-            Op::NegF32(ftz) => map1(r, s, m, |a: u32| f32_output(-f32_input(a, ftz), false)),
-            Op::AbsF32(ftz) => map1(r, s, m, |a: u32| f32_output(f32_input(a, ftz).abs(), false)),
-            Op::Ex2F32(ftz) => map1(r, s, m, |a: u32| f32_output(exp2(f32_input(a, ftz)), ftz)),
-            Op::CvtBf16x2 => map2(r, s, m, |a: u32, b: u32| f32_math::f32_to_bf16(a) << 16 | f32_math::f32_to_bf16(b)),
-            Op::CvtBf16 => map1(r, s, m, f32_math::f32_to_bf16),
-            Op::CvtF32Bf16 => map1(r, s, m, |a: u32| f32_output(f32::from_bits(a << 16), false)),
-            Op::CvtF32S32 => map1(r, s, m, |a: u32| (a as i32 as f32).to_bits()),
-            Op::CvtF32U32 => map1(r, s, m, |a: u32| (a as f32).to_bits()),
-            Op::CvtS32F32(ftz) => map1(r, s, m, |a: u32| f32_math::f32_to_s32(f32_input(a, ftz))),
-            Op::CvtU32F32(ftz) => map1(r, s, m, |a: u32| f32_math::f32_to_u32(f32_input(a, ftz))),
-            Op::CvtF16x2 => map2(r, s, m, |a: u32, b: u32| f32_math::f32_to_f16(a) << 16 | f32_math::f32_to_f16(b)),
-            Op::CvtF16 => map1(r, s, m, f32_math::f32_to_f16),
-            Op::CvtF32F16 => map1(r, s, m, f32_math::f16_to_f32),
-            Op::RcpF32(ftz) => map1(r, s, m, |a: u32| f32_output(1.0 / f32_input(a, ftz), ftz)),
-            Op::SqrtF32(ftz) => map1(r, s, m, |a: u32| f32_output(f32_input(a, ftz).sqrt(), ftz)),
+            Op::NegF32(ftz) => map1(r, s, mask, |a: u32| f32_output(-f32_input(a, ftz), false)),
+            Op::AbsF32(ftz) => map1(r, s, mask, |a: u32| f32_output(f32_input(a, ftz).abs(), false)),
+            Op::Ex2F32(ftz) => map1(r, s, mask, |a: u32| f32_output(exp2(f32_input(a, ftz)), ftz)),
+            Op::CvtBf16x2 => {
+                map2(r, s, mask, |a: u32, b: u32| f32_math::f32_to_bf16(a) << 16 | f32_math::f32_to_bf16(b))
+            }
+            Op::CvtBf16 => map1(r, s, mask, f32_math::f32_to_bf16),
+            Op::CvtF32Bf16 => map1(r, s, mask, |a: u32| f32_output(f32::from_bits(a << 16), false)),
+            Op::CvtF32S32 => map1(r, s, mask, |a: u32| (a as i32 as f32).to_bits()),
+            Op::CvtF32U32 => map1(r, s, mask, |a: u32| (a as f32).to_bits()),
+            Op::CvtS32F32(ftz) => map1(r, s, mask, |a: u32| f32_math::f32_to_s32(f32_input(a, ftz))),
+            Op::CvtU32F32(ftz) => map1(r, s, mask, |a: u32| f32_math::f32_to_u32(f32_input(a, ftz))),
+            Op::CvtF16x2 => map2(r, s, mask, |a: u32, b: u32| f32_math::f32_to_f16(a) << 16 | f32_math::f32_to_f16(b)),
+            Op::CvtF16 => map1(r, s, mask, f32_math::f32_to_f16),
+            Op::CvtF32F16 => map1(r, s, mask, f32_math::f16_to_f32),
+            Op::RcpF32(ftz) => map1(r, s, mask, |a: u32| f32_output(1.0 / f32_input(a, ftz), ftz)),
+            Op::SqrtF32(ftz) => map1(r, s, mask, |a: u32| f32_output(f32_input(a, ftz).sqrt(), ftz)),
             Op::RsqrtF32(ftz) => {
-                map1(r, s, m, |a: u32| f32_output((1.0 / (f32_input(a, ftz) as f64).sqrt()) as f32, ftz))
+                map1(r, s, mask, |a: u32| f32_output((1.0 / (f32_input(a, ftz) as f64).sqrt()) as f32, ftz))
             }
-            Op::DivF32(false) => float2(r, s, m, false, |a, b| a / b),
-            Op::DivF32(true) => float2(r, s, m, true, |a, b| f32_math::round_and_flush(a as f64 / b as f64)),
+            Op::DivF32(false) => float2(r, s, mask, false, |a, b| a / b),
+            Op::DivF32(true) => float2(r, s, mask, true, |a, b| f32_math::round_and_flush(a as f64 / b as f64)),
             Op::ShfLWrap => {
-                map3(r, s, m, |a: u32, b: u32, c: u32| (((a as u64 | (b as u64) << 32) << (c & 31)) >> 32) as u32)
+                map3(r, s, mask, |a: u32, b: u32, c: u32| (((a as u64 | (b as u64) << 32) << (c & 31)) >> 32) as u32)
             }
-            Op::ShfRWrap => map3(r, s, m, |a: u32, b: u32, c: u32| ((a as u64 | (b as u64) << 32) >> (c & 31)) as u32),
-            Op::AddS16 => map2(r, s, m, |a: u32, b: u32| a.wrapping_add(b) & 0xffff),
-            Op::MulLoS16 => map2(r, s, m, |a: u32, b: u32| a.wrapping_mul(b) & 0xffff),
-            Op::AddF64 => map2(r, s, m, |a: u64, b: u64| (f64::from_bits(a) + f64::from_bits(b)).to_bits()),
-            Op::MulF64 => map2(r, s, m, |a: u64, b: u64| (f64::from_bits(a) * f64::from_bits(b)).to_bits()),
-            Op::FmaF64 => map3(r, s, m, |a: u64, b: u64, c: u64| {
+            Op::ShfRWrap => {
+                map3(r, s, mask, |a: u32, b: u32, c: u32| ((a as u64 | (b as u64) << 32) >> (c & 31)) as u32)
+            }
+            Op::AddS16 => map2(r, s, mask, |a: u32, b: u32| a.wrapping_add(b) & 0xffff),
+            Op::MulLoS16 => map2(r, s, mask, |a: u32, b: u32| a.wrapping_mul(b) & 0xffff),
+            Op::AddF64 => map2(r, s, mask, |a: u64, b: u64| (f64::from_bits(a) + f64::from_bits(b)).to_bits()),
+            Op::MulF64 => map2(r, s, mask, |a: u64, b: u64| (f64::from_bits(a) * f64::from_bits(b)).to_bits()),
+            Op::FmaF64 => map3(r, s, mask, |a: u64, b: u64, c: u64| {
                 f64::from_bits(a).mul_add(f64::from_bits(b), f64::from_bits(c)).to_bits()
             }),
-            Op::CvtS64S32 => map1(r, s, m, |a: u32| a as i32 as i64 as u64),
-            Op::CvtU64U32 => map1(r, s, m, |a: u32| a as u64),
-            Op::CvtLow32 => map1(r, s, m, |a: u64| a as u32),
-            Op::CvtU16 => map1(r, s, m, |a: u32| a & 0xffff),
-            Op::CvtS32S16 => map1(r, s, m, |a: u32| a as i16 as i32 as u32),
-            Op::Lop3 => lop3(r, s, m),
-            Op::Prmt => prmt(r, s, m),
-            Op::BfeU32 => map3(r, s, m, |a: u32, pos: u32, len: u32| {
+            Op::CvtS64S32 => map1(r, s, mask, |a: u32| a as i32 as i64 as u64),
+            Op::CvtU64U32 => map1(r, s, mask, |a: u32| a as u64),
+            Op::CvtLow32 => map1(r, s, mask, |a: u64| a as u32),
+            Op::CvtU16 => map1(r, s, mask, |a: u32| a & 0xffff),
+            Op::CvtS32S16 => map1(r, s, mask, |a: u32| a as i16 as i32 as u32),
+            Op::Lop3 => lop3(r, s, mask),
+            Op::Prmt => prmt(r, s, mask),
+            Op::BfeU32 => map3(r, s, mask, |a: u32, pos: u32, len: u32| {
                 let (pos, len) = (pos & 0xff, len & 0xff);
                 let x = if pos < 32 { a >> (pos & 31) } else { 0 };
                 if len < 32 { x & !(u32::MAX << (len & 31)) } else { x }
             }),
-            Op::BfeS32 => map3(r, s, m, |a: u32, pos: u32, len: u32| {
+            Op::BfeS32 => map3(r, s, mask, |a: u32, pos: u32, len: u32| {
                 let (pos, len) = (pos & 0xff, len & 0xff);
                 // Bits above the field and bits past the end of `a` are copies of the field's top bit.
                 let x = (a as i32 >> if pos < 31 { pos } else { 31 }) as u32;
@@ -231,23 +235,25 @@ impl Op {
                 let kept = ((x << (drop & 31)) as i32 >> (drop & 31)) as u32;
                 if len == 0 { 0 } else { kept }
             }),
-            Op::Pack32 => map2(r, s, m, |low: u32, high: u32| low & 0xffff | high << 16),
-            Op::Pack64 => map2(r, s, m, |low: u32, high: u32| low as u64 | (high as u64) << 32),
-            Op::Unpack32 => unpack::<u32>(r, s, m, |a| a & 0xffff, |a| a >> 16),
-            Op::OutOfLine(ref rare) => rare.run(r, s, m),
-            Op::Unpack64 => unpack::<u64>(r, s, m, |a| a as u32, |a| (a >> 32) as u32),
+            Op::Pack32 => map2(r, s, mask, |low: u32, high: u32| low & 0xffff | high << 16),
+            Op::Pack64 => map2(r, s, mask, |low: u32, high: u32| low as u64 | (high as u64) << 32),
+            Op::Unpack32 => unpack::<u32>(r, s, mask, |a| a & 0xffff, |a| a >> 16),
+            Op::OutOfLine(ref rare) => rare.run(r, s, mask),
+            Op::Unpack64 => unpack::<u64>(r, s, mask, |a| a as u32, |a| (a >> 32) as u32),
         }
     }
 }
 
 #[inline(always)]
-fn float2(r: &mut Registers, s: &OperandSlots, m: u32, ftz: bool, f: impl Fn(f32, f32) -> f32) {
-    map2(r, s, m, |a: u32, b: u32| f32_output(f(f32_input(a, ftz), f32_input(b, ftz)), ftz));
+fn float2(r: &mut Registers, s: &OperandSlots, mask: u32, ftz: bool, f: impl Fn(f32, f32) -> f32) {
+    map2(r, s, mask, |a: u32, b: u32| f32_output(f(f32_input(a, ftz), f32_input(b, ftz)), ftz));
 }
 
 #[inline(always)]
-fn float3(r: &mut Registers, s: &OperandSlots, m: u32, ftz: bool, f: impl Fn(f32, f32, f32) -> f32) {
-    map3(r, s, m, |a: u32, b: u32, c: u32| f32_output(f(f32_input(a, ftz), f32_input(b, ftz), f32_input(c, ftz)), ftz));
+fn float3(r: &mut Registers, s: &OperandSlots, mask: u32, ftz: bool, f: impl Fn(f32, f32, f32) -> f32) {
+    map3(r, s, mask, |a: u32, b: u32, c: u32| {
+        f32_output(f(f32_input(a, ftz), f32_input(b, ftz), f32_input(c, ftz)), ftz)
+    });
 }
 
 /// An instruction that is executed through a function call instead of being inlined.
@@ -291,7 +297,7 @@ impl OutOfLineOp {
             OutOfLineOp::Set(compare, low, high, set) => {
                 let (p, u) = compare.combined_mask(r, s, lanes_that_hold(low, r, s, mask));
                 let q = if set.halves { compare.combined_mask(r, s, lanes_that_hold(high, r, s, mask)).0 } else { 0 };
-                let bit = |m: u32, i: usize| m >> i & 1;
+                let bit = |mask: u32, i: usize| mask >> i & 1;
                 let out = std::array::from_fn(|i| (bit(p, i) * set.truth) | ((bit(q, i) * set.truth) << 16));
                 r.set(s.dst[0], &out, mask);
                 set_undefined(r, s.dst[0], mask, u);
@@ -316,7 +322,7 @@ impl OutOfLineOp {
             OutOfLineOp::Lop3(combine, not) => {
                 let value = lop3_value(r, s);
                 let q = r.predicates[s.src[4] as usize] ^ 0u32.wrapping_sub(*not as u32);
-                let set = (0..32).fold(0, |m, i| m | ((value[i] != 0) as u32) << i);
+                let set = (0..32).fold(0, |mask, i| mask | ((value[i] != 0) as u32) << i);
                 let u = undefined_lanes::<3>(r, s);
                 let up = u | r.undefined_predicates[s.src[4] as usize];
                 let p = if *combine == Combine::And { set & q } else { set | q };

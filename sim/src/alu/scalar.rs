@@ -19,7 +19,7 @@ pub struct ScalarFlags {
     pub rounding: RoundingMode,
     /// Bits of the instruction's type; for packed types, bits of one element.
     pub bits: u8,
-    /// A number that some functions need: `cvt` the destination format, comparisons the mask of orderings.
+    /// A further parameter of some functions: the destination format of `cvt`, the mask of orderings of comparisons.
     pub wide: u8,
     /// True for a signed integer type.
     pub signed: bool,

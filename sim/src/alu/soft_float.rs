@@ -23,15 +23,15 @@ pub enum RoundingMode {
 /// A binary floating-point format with subnormals.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FloatFormat {
-    /// Bits of the significand, the hidden one included.
+    /// Number of bits of the significand, the hidden bit included.
     pub precision: u32,
     /// Exponent of the smallest normal number.
     pub min_exponent: i32,
-    /// Bits of the largest finite number.
+    /// Bit pattern of the largest finite number.
     pub max_finite: u64,
     /// Index of the sign bit.
     pub sign_bit: u32,
-    /// Bits of the canonical NaN.
+    /// Bit pattern of the canonical NaN.
     pub nan: u64,
 }
 
@@ -169,7 +169,8 @@ impl ExactFloat {
         let top = self.exponent + 127 - self.mantissa.leading_zeros() as i32;
         let unit =
             if self.mantissa == 0 { format.min_exponent - digits } else { top.max(format.min_exponent) - digits };
-        // `w` has one guard bit below the unit, for one half; smaller parts are in `sticky`.
+        // The lowest mantissa bit of `w` is worth half a unit in the last place of the result; `sticky` stands for
+        // all smaller parts.
         let w = self.shifted(self.exponent - (unit - 1));
         let (kept, half, rest) = (w.mantissa as u64 >> 1, w.mantissa & 1 != 0, w.sticky);
         let up = match mode {

@@ -71,7 +71,7 @@ pub struct CheckReport {
 
 impl CheckReport {
     /// Returns whether no run has found a defect.
-    pub fn ok(&self) -> bool {
+    pub fn has_no_findings(&self) -> bool {
         self.findings.iter().all(Vec::is_empty)
     }
 }
@@ -129,8 +129,9 @@ pub fn check_with<E: Send>(
     runs_done.into_inner().expect("no run panics while it holds the lock").report()
 }
 
-/// Returns the options of run `i`. All bits of the plan's seed change the run's seed, whose low bits count up because
-/// they select turn lengths. The three completion timings take turns.
+/// Returns the options of run `i`. All bits of the plan's seed change the run's seed. Its low bits, which select the
+/// number of instructions that a warp executes per turn, count up from run to run. The three completion timings take
+/// turns.
 fn options_of(plan: &CheckPlan, i: usize) -> ExecOptions {
     const IN_TURN: [CompletionTiming; 3] =
         [CompletionTiming::Latest, CompletionTiming::Earliest, CompletionTiming::Random];
@@ -217,7 +218,7 @@ fn difference(base: u64, n: usize, first: &SimMemory, other: &SimMemory, plan: &
     let element = |bytes: &[u8]| dtype.format_element(bytes.chunks(size).nth(at / size).unwrap_or_default());
     let differing = a.chunks(size).zip(b.chunks(size)).filter(|(a, b)| a != b).count();
     Some(format!(
-        "results depend on the interleaving: {name}[{}] ({}) is {} in one and {} in another; {differing} of {} elements differ",
+        "results depend on the interleaving: {name}[{}] ({}) is {} in one run and {} in another; {differing} of {} elements differ",
         at / size,
         dtype.name(),
         element(a),

@@ -67,7 +67,7 @@ fn notes_buffers_that_depend_on_the_interleaving() {
     let mut plan = plan(8, 2, 1);
     plan.buffers = vec![NamedBuffer { address: out, name: "tickets".into(), dtype: ElementType::U32 }];
     let report = check_kernel(&program, &kernel, &launch(4, 64, &[out, counter]), &memory, &plan).unwrap();
-    assert!(report.ok(), "{:?}", report.findings);
+    assert!(report.has_no_findings(), "{:?}", report.findings);
     assert_eq!(report.memory.bytes(counter).unwrap(), 256u32.to_le_bytes());
     // The final value of the counter does not depend on the interleaving.
     assert_eq!(report.notes.len(), 1, "{:?}", report.notes);
@@ -117,7 +117,7 @@ fn occurrences_add_up_and_launches_run_in_order() {
     let l = launch(1, 32, &[x]);
     let stage = SimLaunch { program: &double, kernel: &kernel, launch: &l };
     let report = check(&[stage, stage, stage], &memory, &plan(3, 2, 0)).unwrap();
-    assert!(report.ok() && report.notes.is_empty(), "{:?} {:?}", report.findings, report.notes);
+    assert!(report.has_no_findings() && report.notes.is_empty(), "{:?} {:?}", report.findings, report.notes);
     let eight: Vec<u8> = (0..32u32).flat_map(|i| (8 * i).to_le_bytes()).collect();
     assert_eq!(report.memory.bytes(x).unwrap(), eight);
     assert_eq!(memory.bytes(x).unwrap(), ElementType::U32.arange(32), "the caller's memory stays");

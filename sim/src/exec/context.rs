@@ -110,7 +110,7 @@ impl InstructionContext<'_, '_> {
         false
     }
 
-    /// Records that the fragment changed memory, so the loop that it runs (if any) does not only wait.
+    /// Records that the fragment changed memory. A loop that changes memory is not a loop that only waits.
     #[inline]
     pub fn record_memory_change(&mut self) {
         self.grid.count_change();

@@ -1,4 +1,5 @@
-//! The launch of a running grid, and the names of threads and source lines of instructions that findings contain.
+//! The launch of a running grid, and what findings say about it: the names of threads and the source lines of
+//! instructions.
 
 use super::launch::{ExecOptions, LaunchConfig, SimLaunch, cluster_size};
 use crate::finding::{Site, line_and_inlining};
@@ -65,7 +66,7 @@ impl<'a> GridContext<'a> {
         }
     }
 
-    /// Returns the source line of an instruction that findings show.
+    /// Returns the source line that findings show for an instruction.
     pub fn line(&self, pc: u32) -> u32 {
         line_and_inlining(self.program, self.kernel, pc).0
     }

@@ -37,10 +37,10 @@ pub fn set_undefined(regs: &mut Registers, register: u32, undefined: u32, mask: 
 }
 
 /// Sets a predicate to `value` in the lanes of `mask`.
-pub fn set_predicate(regs: &mut Registers, p: u32, value: u32, mask: u32) {
-    let slot = &mut regs.predicates[p as usize];
+pub fn set_predicate(regs: &mut Registers, predicate: u32, value: u32, mask: u32) {
+    let slot = &mut regs.predicates[predicate as usize];
     *slot = *slot & !mask | value & mask;
-    regs.undefined_predicates[p as usize] &= !mask;
+    regs.undefined_predicates[predicate as usize] &= !mask;
 }
 
 /// Returns the mask of the lanes in `mask` for which `test` holds.

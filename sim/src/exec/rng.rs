@@ -21,7 +21,7 @@ impl SeededRng {
 
     /// Draws a random number below `n`.
     #[inline]
-    pub fn below(&mut self, n: u32) -> u32 {
+    pub fn draw_below(&mut self, n: u32) -> u32 {
         (((self.draw() >> 32) * n as u64) >> 32) as u32
     }
 }

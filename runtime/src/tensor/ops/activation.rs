@@ -1,4 +1,5 @@
-//! Activation functions: SwiGLU (decoder and vision tower), GELU (merger of the vision tower), GELU by tanh (SigLIP).
+//! Activation functions: SwiGLU (decoder and vision tower), GELU (merger of the vision tower), the tanh approximation
+//! of GELU (SigLIP).
 
 use reel_kernels::{DType, Launch, gelu as gelu_kernel, swiglu as swiglu_kernel};
 
@@ -35,7 +36,7 @@ pub fn swiglu(cx: &Cx, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     }))
 }
 
-/// GELU, `x Φ(x)`, by the error function.
+/// Exact GELU, `x Φ(x)`, computed with the error function.
 ///
 /// # Errors
 /// Out of memory.
@@ -43,7 +44,7 @@ pub fn gelu(cx: &Cx, x: &Tensor) -> Result<Tensor> {
     gelu_form("gelu", cx, x, gelu_kernel::fwd, gelu_kernel::bwd)
 }
 
-/// GELU by tanh, `x (1 + tanh(√(2/π) (x + 0.044715 x³))) / 2`, as SigLIP uses it.
+/// The tanh approximation of GELU, `x (1 + tanh(√(2/π) (x + 0.044715 x³))) / 2`, as SigLIP uses it.
 ///
 /// # Errors
 /// Out of memory.

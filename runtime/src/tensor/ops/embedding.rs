@@ -16,9 +16,9 @@ pub fn embedding(cx: &Cx, table: &Tensor, ids: &Tensor) -> Result<Tensor> {
     lookup("embedding", cx, table, ids, None)
 }
 
-/// [`embedding`] with vision tokens: where `vision_index[t]` (i32 `[S]`) is not negative, token t is that row of
-/// `vision [M, H]` instead. `vision` has the dtype of activations. The caller has checked that the index names each
-/// row of `vision` once.
+/// [`embedding`] with vision tokens: where `vision_index[t]` (i32 `[S]`) is not negative, the embedding of token t is
+/// row `vision_index[t]` of `vision [M, H]`. `vision` has the dtype of activations. The caller has checked that
+/// `vision_index` contains the index of each row of `vision` once.
 ///
 /// # Errors
 /// Shapes that do not match; out of memory.

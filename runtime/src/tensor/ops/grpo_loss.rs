@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::tensor::Tensor;
 use crate::tensor::cx::Cx;
 
-/// The inputs of [`grpo_loss`] beside the policy log-probabilities, for `n` completions with `L` tokens in total.
+/// The inputs of [`grpo_loss`] other than the policy log-probabilities, for `n` completions with `L` tokens in total.
 /// [`kernel`] has the formula.
 #[derive(Clone, Debug)]
 pub struct GrpoInputs {
@@ -18,7 +18,7 @@ pub struct GrpoInputs {
     pub completion_lens: Tensor,
     /// f32 `[n]`: the advantage of each completion.
     pub advantages: Tensor,
-    /// f32 `[n]`: the weight in the loss of each completion's sum over its tokens.
+    /// f32 `[n]`: the factor by which the loss multiplies the sum over each completion's tokens.
     pub weights: Tensor,
     /// f32 `[L]`: log-probabilities under the weights that sampled the completions; `None`: those of the current
     /// weights.
@@ -37,9 +37,9 @@ pub struct GrpoInputs {
     pub kl_limit: f32,
 }
 
-/// The loss (one f32 element) of the policy log-probabilities f32 `[L]`, and statistics f32 `[n, 4]` without a
-/// gradient. The statistics of a completion: its part of the loss, its sum of KL terms, its number of clipped tokens,
-/// its number of tokens that count.
+/// The loss (one f32 element) for the policy log-probabilities `log_probs`, f32 `[L]`, and statistics f32 `[n, 4]`
+/// without a gradient. The statistics of a completion: its part of the loss, its sum of KL terms, its number of
+/// clipped tokens, its number of tokens that count.
 ///
 /// # Errors
 /// Shapes that do not match; out of memory.

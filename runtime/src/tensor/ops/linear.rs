@@ -10,7 +10,7 @@ use crate::tensor::cx::Cx;
 use crate::tensor::tape::Backward;
 use crate::tensor::{Tensor, dims};
 
-/// A LoRA adapter of a weight `[N, K]`: adds `scale · up · down` to the weight.
+/// A LoRA adapter of rank R for a weight `[N, K]`: adds `scale · up · down` to the weight.
 #[derive(Clone, Debug)]
 pub struct Lora {
     /// Matrix A of the LoRA paper, `[R, K]`.

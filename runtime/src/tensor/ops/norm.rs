@@ -165,12 +165,20 @@ pub fn rms_norm_branch(cx: &Cx, x: &Tensor, w: &Tensor, eps: f32) -> Result<(Ten
 }
 
 /// Patch merging: undoes the window order of x `[N, C]`, applies [`rms_norm`] to each patch, and concatenates each
-/// group of `square` neighbouring patches: `[N / square, square · C]` in processor order. `index` (i32 `[N]`, a
-/// permutation) gives for each patch in processor order its row in x; the patches of one square are consecutive.
+/// square of `n = patches_per_square` neighbouring patches: `[N / n, n · C]` in processor order. `index` (i32 `[N]`,
+/// a permutation) gives for each patch in processor order its row in x; the patches of one square are consecutive.
 ///
 /// # Errors
 /// Shapes that do not match; out of memory.
-pub fn patch_merge(cx: &Cx, x: &Tensor, index: &Tensor, w: &Tensor, eps: f32, square: usize) -> Result<Tensor> {
+pub fn patch_merge(
+    cx: &Cx,
+    x: &Tensor,
+    index: &Tensor,
+    w: &Tensor,
+    eps: f32,
+    patches_per_square: usize,
+) -> Result<Tensor> {
+    let square = patches_per_square;
     const OP: &str = "patch_merge";
     let sizes = Sizes::new(OP, x, w, eps)?;
     let Sizes { rows, cols, n_rows, n_cols, .. } = sizes;
@@ -179,7 +187,7 @@ pub fn patch_merge(cx: &Cx, x: &Tensor, index: &Tensor, w: &Tensor, eps: f32, sq
     if square == 0 || !n_rows.is_multiple_of(square) {
         return Err(shape_error(
             OP,
-            format!("x has {n_rows} rows, which is not a multiple of {square} patches a square"),
+            format!("x has {n_rows} rows; expected a multiple of {square}, the number of patches per square"),
         ));
     }
     let y = cx.empty(&[n_rows / square, square * n_cols], x.dtype())?;

@@ -42,8 +42,8 @@ impl DeviceFrames {
     /// Copies the u8 RGB values of `count` frames to the device.
     ///
     /// # Errors
-    /// A number of values that does not match the size; sides that are not multiples of a merged square of patches; 4
-    /// GiB or more; out of memory.
+    /// A number of values that does not match the size; a height or width that is not a multiple of `merge` patches;
+    /// 4 GiB of frames or more; out of memory.
     pub fn new(
         device: &Device,
         levels: &[u8],

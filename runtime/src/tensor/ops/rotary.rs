@@ -25,7 +25,8 @@ pub struct RotaryFrequencies {
 }
 
 impl RotaryFrequencies {
-    /// The frequencies of the angles `positions[axis[j], t] * inv_freq[j]`, for positions on `axes` axes.
+    /// The frequencies of the angles `positions[axis[j], t] * inv_freq[j]` of token t: frequency j multiplies the
+    /// position on axis `axis[j]`, one of `axes` axes.
     ///
     /// # Errors
     /// An axis that is not below `axes`; a number of axes other than the number of frequencies; out of memory.
@@ -34,7 +35,7 @@ impl RotaryFrequencies {
         if axis.len() != half || axis.iter().any(|&a| a < 0 || a as usize >= axes) {
             return Err(shape_error(
                 "rotary_table",
-                format!("axis {axis:?} must name one of {axes} rows for each of {half} frequencies"),
+                format!("axis is {axis:?}; expected an axis from 0 to {axes} - 1 for each of {half} frequencies"),
             ));
         }
         let inv_freq = Tensor::from_slice(device, &[half], DType::F32, inv_freq, Category::Inputs)?;
@@ -108,7 +109,7 @@ pub fn rotary(cx: &Cx, x: &Tensor, table: &RotaryTable) -> Result<Tensor> {
     Ok(cx.record(OP, &[x], y, move |bw| {
         let dy = bw.take_dy();
         let dx = bw.empty_like(&kx)?;
-        // The transpose of a rotation is its inverse.
+        // The gradient of the output is multiplied by the transposed rotation matrix, which is the inverse rotation.
         bw.launch(&rope::apply(dy.dtype(), &params(&dy, &dx, 1)))?;
         bw.add(&kx, dx)
     }))

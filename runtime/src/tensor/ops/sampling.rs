@@ -76,12 +76,12 @@ pub struct SamplingTable {
 }
 
 impl SamplingTable {
-    /// Allocates the parameters of `rows` rows with at most `bias` biased tokens each. `masked` is the vocabulary
-    /// size if rows may have a mask of allowed tokens. All rows are greedy until [`SamplingTable::set`].
+    /// Allocates the parameters of `rows` rows with at most `max_biased` biased tokens each. `mask_vocab` is the
+    /// vocabulary size if rows may have a mask of allowed tokens. All rows are greedy until [`SamplingTable::set`].
     ///
     /// # Errors
     /// Out of memory.
-    pub fn new(device: &Device, rows: usize, bias: usize, masked: Option<usize>) -> Result<SamplingTable> {
+    pub fn new(device: &Device, rows: usize, max_biased: usize, mask_vocab: Option<usize>) -> Result<SamplingTable> {
         let f32s = |cols: &[usize]| Tensor::empty(device, &[&[rows], cols].concat(), DType::F32, Category::Inputs);
         let i32s = |cols: &[usize]| Tensor::empty(device, &[&[rows], cols].concat(), DType::I32, Category::Inputs);
         let choices = SamplingTable {
@@ -94,9 +94,9 @@ impl SamplingTable {
             presence: f32s(&[])?,
             counted_from: i32s(&[])?,
             seed: i32s(&[2])?,
-            bias_ids: i32s(&[bias])?,
-            bias: f32s(&[bias])?,
-            allowed: masked.map(|vocab| i32s(&[vocab.div_ceil(32)])).transpose()?,
+            bias_ids: i32s(&[max_biased])?,
+            bias: f32s(&[max_biased])?,
+            allowed: mask_vocab.map(|vocab| i32s(&[vocab.div_ceil(32)])).transpose()?,
         };
         choices.set(0, &vec![SlotSampling::default(); rows])?;
         Ok(choices)
@@ -193,16 +193,16 @@ pub struct SampledTokens {
 }
 
 impl SampledTokens {
-    /// Allocates the results of `rows` rows. `raw`: also log-probabilities under softmax(logits). `tops`: the number
-    /// of most likely tokens to return.
+    /// Allocates the results of `rows` rows. `raw_log_probs`: also log-probabilities under softmax(logits). `tops`:
+    /// the number of most likely tokens to return.
     ///
     /// # Errors
     /// More most likely tokens than the kernel supports; out of memory.
-    pub fn new(device: &Device, rows: usize, raw: bool, tops: usize) -> Result<SampledTokens> {
+    pub fn new(device: &Device, rows: usize, raw_log_probs: bool, tops: usize) -> Result<SampledTokens> {
         if tops > kernel::MAX_TOP_TOKENS as usize {
             return Err(shape_error(
                 "sample",
-                format!("{tops} most likely tokens, at most {} are supported", kernel::MAX_TOP_TOKENS),
+                format!("cannot return {tops} most likely tokens; at most {} are supported", kernel::MAX_TOP_TOKENS),
             ));
         }
         let one = |shape: &[usize], dtype| Tensor::empty(device, shape, dtype, Category::Inputs);
@@ -210,7 +210,7 @@ impl SampledTokens {
         Ok(SampledTokens {
             ids: one(&[rows], DType::I32)?,
             log_prob: one(&[rows], DType::F32)?,
-            raw_log_prob: if raw { Some(one(&[rows], DType::F32)?) } else { None },
+            raw_log_prob: if raw_log_probs { Some(one(&[rows], DType::F32)?) } else { None },
             tops: if tops > 0 { Some(likeliest()?) } else { None },
         })
     }
@@ -306,7 +306,7 @@ pub fn sample(
         bias_cols: size(OP, bias_cols)?,
         tops: size(OP, tops.map_or(0, |t| t.0.shape()[1]))?,
     };
-    // The CPU kernel allocates its working copy itself.
+    // The CPU kernel allocates its working copy of the logits itself.
     let bytes = if cx.device().kernels() == Kernels::Cpu { 0 } else { kernel::workspace_bytes(&params) };
     let workspace = match bytes {
         0 => None,

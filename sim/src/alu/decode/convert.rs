@@ -75,8 +75,8 @@ impl InstructionForm<'_> {
         let (source, target) = (kind(from)?, kind(to)?);
         let (from_float, to_float) =
             (matches!(source, NumberFormat::Float(_)), matches!(target, NumberFormat::Float(_)));
-        // PTX requires an integer rounding for float to integer (and allows it for one float format), and a rounding
-        // mode wherever bits may be lost.
+        // PTX requires an integer rounding for float to integer (and allows it if source and destination have the
+        // same float format), and a rounding mode wherever bits may be lost.
         let valid = match (from_float, to_float, rounding) {
             (true, false, Some((mode, integer))) => integer && mode != RoundingMode::Away,
             (true, false, None) => false,

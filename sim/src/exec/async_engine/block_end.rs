@@ -25,7 +25,7 @@ impl AsyncEngine {
         while let Some(index) = self.in_flight.iter().position(|operation| operation.uses_shared_memory_of(block_slot))
         {
             report_unfinished(grid, memory, block_slot, &self.in_flight[index]);
-            self.complete_at(grid, memory, index);
+            self.complete_operation_at(grid, memory, index);
         }
         report_missing_warps(grid, block_slot);
         report_excess_bytes(grid, block_slot);

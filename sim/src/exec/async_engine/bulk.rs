@@ -29,8 +29,8 @@ pub(super) struct BulkRequest {
     pub coordinates: Vec<i32>,
     /// Address of the mbarrier on which the copy signals its bytes (complete_tx).
     pub mbarrier: Option<u64>,
-    /// Cluster ranks of the destination blocks of a multicast copy; a single `None` without multicast: the block that
-    /// the destination address names.
+    /// Cluster ranks of the destination blocks of a multicast copy; without multicast a single `None`, which means
+    /// the block that the destination address names.
     pub ranks: Vec<Option<u32>>,
 }
 

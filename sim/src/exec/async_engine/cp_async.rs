@@ -151,7 +151,7 @@ impl AsyncEngine {
             CompletionSignal::CompleteTx(_) => false,
         };
         while let Some(index) = self.in_flight.iter().position(mine) {
-            self.complete_at(cx.grid, memory, index);
+            self.complete_operation_at(cx.grid, memory, index);
         }
     }
 
@@ -269,7 +269,8 @@ fn locate_partial(
         let request = AccessRequest { window: c.window, addresses: &addresses, lanes: 1 << lane, bytes: 1 };
         memory.locate_lanes(cx, request, found);
     };
-    // The last byte is checked before the first: both must be in bounds.
+    // Both the first and the last byte must be in bounds. The first is located last, because `found` keeps its
+    // offset.
     locate(address + bytes as u64 - 1, &mut found);
     if found.is_empty() {
         return;

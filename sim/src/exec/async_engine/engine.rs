@@ -86,16 +86,21 @@ impl AsyncEngine {
         if grid.context.options.seed & 8 != 0 {
             return self.complete_random_operation(grid, memory);
         }
-        self.complete_at(grid, memory, 0)
+        self.complete_operation_at(grid, memory, 0)
     }
 
     /// Completes a random operation in flight; returns whether there was one.
     pub fn complete_random_operation(&mut self, grid: &mut GridState, memory: &mut MemorySystem) -> bool {
-        let pick = grid.rng.below(self.in_flight.len() as u32) as usize;
-        self.complete_at(grid, memory, pick)
+        let pick = grid.rng.draw_below(self.in_flight.len() as u32) as usize;
+        self.complete_operation_at(grid, memory, pick)
     }
 
-    pub(super) fn complete_at(&mut self, grid: &mut GridState, memory: &mut MemorySystem, index: usize) -> bool {
+    pub(super) fn complete_operation_at(
+        &mut self,
+        grid: &mut GridState,
+        memory: &mut MemorySystem,
+        index: usize,
+    ) -> bool {
         let Some(operation) = self.in_flight.remove(index) else { return false };
         self.complete(grid, memory, operation);
         true
@@ -120,6 +125,6 @@ pub(super) fn completes_at_issue(grid: &mut GridState, one_in: u32) -> bool {
     match grid.context.options.completion {
         CompletionTiming::Earliest => true,
         CompletionTiming::Latest => false,
-        CompletionTiming::Random => grid.rng.below(one_in) == 0,
+        CompletionTiming::Random => grid.rng.draw_below(one_in) == 0,
     }
 }

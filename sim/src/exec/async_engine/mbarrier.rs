@@ -117,8 +117,8 @@ impl AsyncEngine {
                 }
             };
             if !check_mbarrier_use(cx, memory, lane, at, "arrived at") {
-                // The missing mbarrier was reported. The state register becomes 0, so that a wait on it is not
-                // reported as undefined.
+                // The missing mbarrier was reported. The state register becomes 0, so that a later wait that reads
+                // the register is not reported as a use of an undefined register.
                 set_state(cx, 0);
                 continue;
             }
@@ -293,7 +293,7 @@ fn mbarrier_init(cx: &mut InstructionContext, memory: &mut MemorySystem, lane: u
     }
     if at.slot != cx.warp.slot {
         cx.report(FindingKind::Mbarrier, lane, || {
-            "mbarrier.init of an mbarrier in another block's shared memory".into()
+            "mbarrier.init of an mbarrier in another block's shared memory: a thread can initialise only mbarriers of its own block".into()
         });
         return;
     }

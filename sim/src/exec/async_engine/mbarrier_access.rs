@@ -37,27 +37,27 @@ pub fn locate_mbarrier(
     let rank = rank.unwrap_or(0);
     let Some(slot) = slot else {
         cx.report_access(FindingKind::OutOfBounds, lane, ("shared", shared as u64), || {
-            format!("an mbarrier in the block of rank {rank}, but the cluster has no such block")
+            format!("the mbarrier address names the block of rank {rank}, but the cluster has no such block")
         });
         return None;
     };
     let at = ("shared", offset as u64);
     if slot != cx.warp.slot && cx.grid.blocks.get(slot).is_none_or(|b| b.ended) {
         cx.report_access(FindingKind::OutOfBounds, lane, at, || {
-            format!("an mbarrier in the block of rank {rank}, which has exited")
+            format!("the mbarrier address names the block of rank {rank}, which has exited")
         });
         return None;
     }
     if offset % 8 != 0 {
         cx.report_access(FindingKind::Misaligned, lane, at, || {
-            format!("an mbarrier at shared address {offset:#x}, which is not a multiple of 8")
+            format!("the mbarrier address {offset:#x} in shared memory is not a multiple of 8")
         });
         return None;
     }
     let end = layout::SHARED_START as usize + cx.block().shared.len();
     if offset < layout::SHARED_START || offset as usize + 8 > end {
         cx.report_access(FindingKind::OutOfBounds, lane, at, || {
-            format!("an mbarrier at shared address {offset:#x}, which is outside of the block's shared memory")
+            format!("the mbarrier address {offset:#x} is outside of the block's shared memory")
         });
         return None;
     }

@@ -196,7 +196,7 @@ fn store_pieces(
 fn tensor_map_at(cx: &mut InstructionContext, memory: &mut MemorySystem, lane: u32, address: u64) -> Option<TensorMap> {
     if !address.is_multiple_of(64) {
         cx.report(FindingKind::Misaligned, lane, || {
-            format!("a tensor map at {address:#x}, which is not a multiple of 64")
+            format!("the tensor map address {address:#x} is not a multiple of 64")
         });
         return None;
     }

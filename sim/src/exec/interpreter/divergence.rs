@@ -19,8 +19,8 @@ impl Interpreter<'_> {
         if warp.fragments.is_empty() || warp.fragments.iter().any(|f| !waits_in_warp(f.state)) {
             return false;
         }
-        // A gathering waits for lanes that cannot arrive: they wait at a reconvergence point behind it, or gather
-        // elsewhere.
+        // A gathering waits for lanes that cannot arrive: these lanes wait at a reconvergence point after the
+        // gathering, or gather at another instruction.
         let whole = |state| matches!(state, FragmentState::Gather { same_instruction: true, .. });
         if let Some(i) = warp.fragments.iter().position(|f| whole(f.state)) {
             self.report_divergence(warp, i);

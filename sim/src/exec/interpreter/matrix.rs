@@ -17,7 +17,7 @@ pub struct MatrixUnit {
 
 impl MatrixUnit {
     /// Executes, for all lanes of a warp, the `mma`s of type `op` with which `instrs` begins; returns their number.
-    /// The caller has already counted the first one; `pc` is the index of the first one in the kernel.
+    /// The caller has already counted the execution of the first `mma`, whose index in the kernel is `pc`.
     #[inline(never)]
     pub fn mma_sequence(
         &mut self,

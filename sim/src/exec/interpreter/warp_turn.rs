@@ -40,12 +40,12 @@ impl<'a> Interpreter<'a> {
                 }
                 continue;
             }
-            let pick = if ready == 1 { 0 } else { self.grid.rng.below(ready) };
+            let pick = if ready == 1 { 0 } else { self.grid.rng.draw_below(ready) };
             let mut indices = (0..warp.fragments.len()).filter(|&i| warp.fragments[i].state == FragmentState::Ready);
             let Some(i) = indices.nth(pick as usize) else { break };
             let mut fragment = warp.fragments.swap_remove(i);
             // With several ready fragments turns are short, so that each of them runs from time to time.
-            let turn = if ready == 1 { left } else { left.min(1 + self.grid.rng.below(64)) };
+            let turn = if ready == 1 { left } else { left.min(1 + self.grid.rng.draw_below(64)) };
             let used = crate::simd::dispatch(
                 #[inline(always)]
                 || self.run_fragment(&mut warp, &mut fragment, turn),
@@ -194,7 +194,7 @@ impl<'a> Interpreter<'a> {
         used
     }
 
-    /// Reports a guard predicate that is undefined in some lanes. Arithmetic instructions are exempt.
+    /// Reports a guard predicate that is undefined in some lanes. Does nothing for arithmetic instructions.
     #[cold]
     fn report_undefined_guard(
         &mut self,

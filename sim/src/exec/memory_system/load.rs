@@ -66,7 +66,7 @@ pub(super) fn strength(t: &LoadStore) -> AccessStrength {
     if t.semantics.is_some() { t.scope } else { AccessStrength::Weak }
 }
 
-/// Loads from the kernel's parameters. `base` is the address of the first parameter.
+/// Loads from the kernel's parameters. `base` is the address of the first parameter in the instruction's state space.
 fn load_param(cx: &mut InstructionContext, t: &LoadStore, at: &[u64; 32], base: u64, lanes: u32) {
     let params = &cx.grid.context.launch.params;
     let regs = cx.warp.regs_mut(cx.fragment.frame);

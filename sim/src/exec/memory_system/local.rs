@@ -7,7 +7,7 @@ use crate::finding::FindingKind;
 use crate::program::op::LoadStore;
 
 impl MemorySystem {
-    /// Loads from local memory. `base` is the address of local address 0.
+    /// Loads from local memory. `base` is the address at which local memory begins in the instruction's state space.
     pub(super) fn load_local(&self, cx: &mut InstructionContext, t: &LoadStore, at: &[u64; 32], base: u64, lanes: u32) {
         let (bytes, width) = (t.width as usize * t.regs.len(), t.width as usize);
         let mut values = vec![[0u128; 32]; t.regs.len()];
@@ -30,7 +30,8 @@ impl MemorySystem {
         }
     }
 
-    /// Stores to local memory. `base` is the address of local address 0; lanes of `undefined` store an undefined value.
+    /// Stores to local memory. `base` is the address at which local memory begins in the instruction's state space.
+    /// The lanes `undefined` store an undefined value.
     pub(super) fn store_local(
         &self,
         cx: &mut InstructionContext,
@@ -69,7 +70,10 @@ fn local_start(cx: &mut InstructionContext, lane: u32, offset: usize, bytes: usi
     }
     if offset.checked_add(bytes).is_none_or(|end| end > size) {
         cx.report_access(FindingKind::OutOfBounds, lane, ("local", offset as u64), || {
-            format!("access of {bytes} bytes at offset {} of {size} bytes of local memory", offset as i64)
+            format!(
+                "access of {bytes} bytes at offset {} in local memory, outside the {size} bytes that are allocated",
+                offset as i64
+            )
         });
         return None;
     }

@@ -225,14 +225,16 @@ impl MemorySystem {
         if offset + bytes > len {
             let space = group.location.space();
             cx.report_access(FindingKind::OutOfBounds, lane, (space, address), || {
-                format!("a copy of {bytes} bytes at offset {offset} of {len} bytes of {space} memory")
+                format!(
+                    "a copy of {bytes} bytes at offset {offset} reaches beyond the {len} bytes of {space} memory there"
+                )
             });
             return None;
         }
         Some((group.location, offset))
     }
 
-    /// Returns the buffer and the offset of `bytes` bytes in global memory. Looks into the buffer accessed last
+    /// Returns the buffer and the offset of `bytes` bytes in global memory. Tries the most recently accessed buffer
     /// first.
     pub fn locate_global_bytes(
         &mut self,
@@ -251,7 +253,7 @@ impl MemorySystem {
         self.locate_bytes(cx, lane, AddressWindow::Global, address, bytes)
     }
 
-    /// Returns the index of the buffer that holds an address. Looks into the buffer accessed last first.
+    /// Returns the index of the buffer that holds an address. Tries the most recently accessed buffer first.
     pub fn find_buffer(&mut self, address: u64) -> Option<usize> {
         if !self.buffers.holds(self.last_buffer, address) {
             self.last_buffer = self.buffers.buffer_index(address)?;
@@ -306,9 +308,9 @@ fn report_bad_lanes(
         } else {
             let offset = address.wrapping_sub(base) as i64;
             let inside = (0..len as i64 - bytes as i64 + 1).contains(&offset);
-            let gap = if inside { ", where no shared variable lies" } else { "" };
+            let problem = if inside { "where no shared variable lies" } else { "outside of it" };
             cx.report_access(FindingKind::OutOfBounds, lane, (space, address), || {
-                format!("access of {bytes} bytes at offset {offset} of {len} bytes of {space} memory{gap}")
+                format!("access of {bytes} bytes at offset {offset} of a {len}-byte {space} memory range, {problem}")
             });
         }
     }

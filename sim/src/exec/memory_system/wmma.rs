@@ -99,7 +99,7 @@ impl MemorySystem {
         }
     }
 
-    /// Executes load or store number `transfer` of the instruction at these addresses.
+    /// Executes load or store number `transfer` of the instruction, at the address `at` of each lane.
     fn wmma_element(&mut self, cx: &mut InstructionContext, t: &WmmaTransfer, transfer: usize, at: &[u64; 32]) {
         let regs = cx.regs_mut();
         regs.set64(t.at, at, u32::MAX);

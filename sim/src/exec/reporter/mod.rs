@@ -24,13 +24,13 @@ pub struct Reporter<'a> {
     pub dependent: Option<DependentGrid<'a>>,
 }
 
-/// The secondary grid of a dependent launch. It ran until `griddepcontrol.wait` before the primary grid, which
-/// reports.
+/// The secondary grid of a dependent launch, as the reporter of the primary grid sees it. It ran up to
+/// `griddepcontrol.wait` before the primary grid started.
 #[derive(Debug)]
 pub struct DependentGrid<'a> {
     /// The launch of the secondary grid.
     pub launch: SimLaunch<'a>,
-    /// The number of its first block in vector clocks.
+    /// The number of the first block of the secondary grid in vector clocks.
     pub first_block: u32,
     /// Defects of the secondary grid that accesses of the primary grid revealed.
     pub findings: Findings,

@@ -61,7 +61,7 @@ pub(super) fn report_deadlock(grid: &mut GridState) {
     grid.reporter.report(kind, site, || {
         let rest = match rest {
             0 => String::new(),
-            n => format!("; {n} more blocks of the grid cannot become resident until one ends"),
+            n => format!("; {n} more blocks of the grid cannot become resident until a block ends"),
         };
         format!("{cause}no thread can continue: {}{rest}", waits.join("; "))
     });

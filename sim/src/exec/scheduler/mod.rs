@@ -72,7 +72,7 @@ impl Scheduler {
     /// Creates a scheduler for the blocks of a grid; no block has started.
     pub fn new(grid: &mut GridState) -> Scheduler {
         let context = grid.context;
-        let window = if context.options.count_only { 1 } else { 1 + grid.rng.below(6) };
+        let window = if context.options.count_only { 1 } else { 1 + grid.rng.draw_below(6) };
         Scheduler {
             runnable: Vec::new(),
             queued: Vec::new(),
@@ -108,7 +108,7 @@ impl Scheduler {
             }
             if options.completion == CompletionTiming::Random
                 && !interpreter.async_engine.is_idle()
-                && interpreter.grid.rng.below(4) == 0
+                && interpreter.grid.rng.draw_below(4) == 0
             {
                 interpreter.async_engine.complete_random_operation(&mut interpreter.grid, &mut interpreter.memory);
                 self.wake_mbarriers(interpreter);
@@ -119,7 +119,7 @@ impl Scheduler {
                 }
                 continue;
             }
-            let pick = interpreter.grid.rng.below(self.runnable.len() as u32) as usize;
+            let pick = interpreter.grid.rng.draw_below(self.runnable.len() as u32) as usize;
             let (slot, w) = self.runnable[pick];
             if !is_ready(&interpreter.grid, slot, w) {
                 self.runnable.swap_remove(pick);
@@ -128,7 +128,7 @@ impl Scheduler {
                 }
                 continue;
             }
-            let budget = 1 + interpreter.grid.rng.below(2 * turn);
+            let budget = 1 + interpreter.grid.rng.draw_below(2 * turn);
             interpreter.run_warp(slot, w, budget);
             self.settle_block(interpreter, slot);
             if options.until_finding && !interpreter.grid.reporter.findings().is_empty() {

@@ -29,7 +29,7 @@ pub struct Block {
     pub barriers: Vec<BlockBarrier>,
     /// mbarrier objects by shared address.
     pub mbarriers: BTreeMap<u32, MbarrierObject>,
-    /// Number of virtual agents created so far: one per initialised mbarrier.
+    /// Number of mbarriers initialised so far, at most 1023: the index of the next mbarrier's agent in vector clocks.
     pub virtual_agents: u32,
     /// Number of threads that have not exited.
     pub live: u32,

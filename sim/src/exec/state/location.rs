@@ -41,8 +41,8 @@ impl LaneGroup {
         LaneGroup { location, lanes, offsets, consecutive }
     }
 
-    /// Creates a group of all 32 lanes if each access of `bytes` bytes is aligned and lies in `range` of the
-    /// location, which begins at address `base`; else returns `None`.
+    /// Creates a group of all 32 lanes if each access of `bytes` bytes is aligned and lies in `range` (start and end,
+    /// as offsets in the location); else returns `None`. The location begins at address `base`.
     #[inline]
     pub fn of_all_lanes(
         location: MemoryLocation,
@@ -61,8 +61,8 @@ impl LaneGroup {
     }
 }
 
-/// Returns the offsets of all lanes from `base` if each access of `bytes` bytes is aligned and lies between `low` and
-/// `high`.
+/// Returns the offsets of all lanes from `base` if each access of `bytes` bytes is aligned and lies between the
+/// offsets `low` and `high`.
 #[inline(always)]
 fn offsets_within(addresses: &[u64; 32], base: u64, (low, high): (u64, u64), bytes: u64) -> Option<[u64; 32]> {
     let offsets = addresses.map(|a| a.wrapping_sub(base));

@@ -49,24 +49,31 @@ impl CuSeqlens {
     /// Makes the offsets `[0, len_0, len_0 + len_1, …]`, which must start at 0 and not decrease.
     ///
     /// # Errors
-    /// Other offsets; out of memory.
+    /// Offsets that do not start at 0 or that decrease; out of memory.
     pub fn new(device: &Device, offsets: &[i32]) -> Result<CuSeqlens> {
         if offsets.first() != Some(&0) || offsets.windows(2).any(|w| w[1] < w[0]) {
-            return Err(shape_error("cu_seqlens", format!("{offsets:?} must start at 0 and not decrease")));
+            return Err(shape_error(
+                "cu_seqlens",
+                format!("offsets {offsets:?} must start at 0 and must not decrease"),
+            ));
         }
         let device = Tensor::from_i32(device, &[offsets.len()], offsets)?;
         Ok(CuSeqlens { host: offsets.into(), device, prefix: None })
     }
 
-    /// Gives each sequence a shared prefix: its first token and its number of tokens (0: no prefix).
+    /// Gives each sequence a shared prefix, as the first token of the prefix and its number of tokens (0: no prefix).
     ///
     /// # Errors
     /// A number of prefixes other than the number of sequences; a prefix that does not end before its sequence; out
     /// of memory.
-    pub fn with_prefixes(self, prefixes: &[(usize, usize)]) -> Result<CuSeqlens> {
+    pub fn with_prefixes(self, first_and_len: &[(usize, usize)]) -> Result<CuSeqlens> {
+        let prefixes = first_and_len;
         let fits = |(n, &(first, tokens)): (usize, &(usize, usize))| first + tokens <= self.host[n] as usize;
         if prefixes.len() != self.seqs() || !prefixes.iter().enumerate().all(fits) {
-            let what = format!("prefixes {prefixes:?} do not come before the sequences {:?}", self.host);
+            let what = format!(
+                "prefixes (first token, length) {prefixes:?} must end before their sequences, which have the offsets {:?}",
+                self.host
+            );
             return Err(shape_error("cu_seqlens", what));
         }
         let words: Vec<i32> = prefixes.iter().flat_map(|&(first, tokens)| [first as i32, tokens as i32]).collect();
@@ -87,7 +94,7 @@ impl CuSeqlens {
         CuSeqlens::new(device, &offsets)
     }
 
-    /// The number of tokens of all sequences.
+    /// The total number of tokens in all sequences.
     pub fn tokens(&self) -> usize {
         self.host.last().map_or(0, |&n| n as usize)
     }
@@ -107,7 +114,7 @@ impl CuSeqlens {
         self.device.addr()
     }
 
-    /// The first `seqs` sequences, in the same memory.
+    /// The offsets of the first `seqs` sequences, which share the device memory of `self`.
     pub(super) fn first_sequences(&self, seqs: usize) -> Result<CuSeqlens> {
         let device = self.device.rows(0, seqs + 1)?;
         let prefix = match &self.prefix {
@@ -122,7 +129,7 @@ impl CuSeqlens {
         self.prefix.as_ref().map_or(Addr::NULL, |p| p.device.addr())
     }
 
-    /// The number of (query, key) pairs that attention computes, for the cost of a launch.
+    /// The number of (query, key) pairs that attention computes, for the cost estimate of a launch.
     fn pairs(&self, causal: bool) -> f64 {
         let prefixed = self.prefix.iter().flat_map(|p| p.host.iter());
         let extra: f64 = self.lengths().zip(prefixed).map(|(n, p)| n as f64 * p.1 as f64).sum();
@@ -252,11 +259,12 @@ impl KvPages {
     pub const BLOCK_TOKENS: usize = BLOCK_TOKENS;
 
     /// Makes the block tables from `(cached tokens, new tokens, blocks)` of each sequence. The blocks must have room
-    /// for both.
+    /// for the cached and the new tokens.
     ///
     /// # Errors
     /// Too few blocks; out of memory.
-    pub fn new(device: &Device, sequences: &[(usize, usize, &[i32])]) -> Result<KvPages> {
+    pub fn new(device: &Device, cached_new_blocks: &[(usize, usize, &[i32])]) -> Result<KvPages> {
+        let sequences = cached_new_blocks;
         let width = sequences.iter().map(|s| (s.0 + s.1).div_ceil(BLOCK_TOKENS)).max().unwrap_or(0).max(1);
         let (mut tables, mut slots) = (Vec::new(), Vec::new());
         for &(past, new, blocks) in sequences {
@@ -341,13 +349,17 @@ pub fn kv_write(cx: &Cx, k: &Tensor, v: &Tensor, caches: (&Tensor, &Tensor), pag
 pub fn paged_attention(cx: &Cx, q: &Tensor, caches: (&Tensor, &Tensor), pages: &KvPages) -> Result<Tensor> {
     const OP: &str = "paged_attention";
     let (&[tokens, n_heads, d], &[_, _, kv_heads, kd]) = (q.shape(), caches.0.shape()) else {
-        return Err(shape_error(OP, format!("q is {}, cache {}", dims(q.shape()), dims(caches.0.shape()))));
+        return Err(shape_error(
+            OP,
+            format!("q is {}, cache {}; expected 3 and 4 dimensions", dims(q.shape()), dims(caches.0.shape())),
+        ));
     };
     if kd != d || kv_heads == 0 || !n_heads.is_multiple_of(kv_heads) || pages.new.tokens() != tokens {
         return Err(shape_error(
             OP,
             format!(
-                "q is {}, cache {}, but there are {} new tokens",
+                "q is {}, cache {}, with {} new tokens; expected a row of q for each new token, equal head_dim, and \
+                 heads a multiple of kv_heads",
                 dims(q.shape()),
                 dims(caches.0.shape()),
                 pages.new.tokens()

@@ -3,8 +3,8 @@ use crate::tensor::ops::tests::distance;
 use crate::tensor::ops::{linear_log_prob, weighted_sum};
 use crate::tensor::tape::Grads;
 
-/// Gradients of bf16 queries, keys and values. The head size suits tensor cores, and the keys do not fit one tile of
-/// keys.
+/// Gradients of bf16 queries, keys and values. The tensor-core kernels support this head size, and there are more
+/// keys than a tile of keys holds.
 fn gradients(device: &Device) -> Vec<Vec<f32>> {
     let numbers = |n: usize, seed: usize| -> Vec<f32> {
         (0..n).map(|i| ((i * 7919 + seed * 104_729) % 1013) as f32 / 506.0 - 1.0).collect()

@@ -17,15 +17,15 @@ use crate::tensor::cx::Cx;
 pub struct Slot<'a> {
     /// The input token of the next step.
     pub id: i32,
-    /// The rotary position of that token; text has the same position on every axis.
+    /// The rotary position of the input token; text has the same position on every axis.
     pub position: i32,
-    /// The number of cached keys, including the key of that token, which the next step writes.
+    /// The number of cached keys, including the key of the input token, which the next step writes.
     pub keys: usize,
-    /// Maximum number of keys of the sequence. A row with this many keys ends after its next token.
+    /// Maximum number of keys of the sequence. Once it has this many keys, the token sampled next is its last.
     pub limit: usize,
     /// The cache blocks of the sequence; they cover `limit` keys.
     pub blocks: &'a [i32],
-    /// The number of the row's next random draw under its seed.
+    /// The index of the row's next random draw among the draws of its seed.
     pub draw: i32,
     /// The tokens so far, which penalties read. Unused if the rows have no history.
     pub history: &'a [i32],
@@ -38,23 +38,23 @@ pub struct DecodeRows {
     pub ids: Tensor,
     /// i32 `[1, R]`: the rotary positions of the input tokens.
     pub positions: Tensor,
-    /// i32 `[R]`: the number of each row's next random draw.
+    /// i32 `[R]`: the index of each row's next random draw among the draws of its seed.
     pub draws: Tensor,
     kv_lens: Tensor,                   // i32 [R]
     kv_limits: Tensor,                 // i32 [R]
-    tables: Tensor,                    // i32 [R, width]
+    tables: Tensor,                    // i32 [R, max_blocks]
     slots: Tensor,                     // i32 [R]
     history: Option<(Tensor, Tensor)>, // i32 [R, longest], i32 [R]
     seqs: CuSeqlens,
 }
 
 impl DecodeRows {
-    /// Allocates `rows` unused rows with at most `width` cache blocks each. `history` is the maximum number of tokens
-    /// that a row keeps for penalties; 0: none.
+    /// Allocates `rows` unused rows with at most `max_blocks` cache blocks each. `max_history` is the maximum number
+    /// of tokens that a row keeps for penalties; 0: none.
     ///
     /// # Errors
     /// Out of memory.
-    pub fn new(device: &Device, rows: usize, width: usize, history: usize) -> Result<DecodeRows> {
+    pub fn new(device: &Device, rows: usize, max_blocks: usize, max_history: usize) -> Result<DecodeRows> {
         let zeros = |shape: &[usize]| Tensor::from_i32(device, shape, &vec![0; shape.iter().product()]);
         Ok(DecodeRows {
             ids: zeros(&[rows])?,
@@ -62,9 +62,9 @@ impl DecodeRows {
             draws: zeros(&[rows])?,
             kv_lens: zeros(&[rows])?,
             kv_limits: zeros(&[rows])?,
-            tables: zeros(&[rows, width])?,
+            tables: zeros(&[rows, max_blocks])?,
             slots: Tensor::from_i32(device, &[rows], &vec![-1; rows])?,
-            history: if history > 0 { Some((zeros(&[rows, history])?, zeros(&[rows])?)) } else { None },
+            history: if max_history > 0 { Some((zeros(&[rows, max_history])?, zeros(&[rows])?)) } else { None },
             seqs: CuSeqlens::from_lengths(device, &vec![1; rows])?,
         })
     }
@@ -75,7 +75,7 @@ impl DecodeRows {
     }
 
     /// Maximum number of cache blocks per row.
-    pub fn width(&self) -> usize {
+    pub fn max_blocks(&self) -> usize {
         self.tables.shape()[1]
     }
 
@@ -113,7 +113,7 @@ impl DecodeRows {
 
     /// The block tables of the step. The costs of its launches assume that every row has the maximum number of keys.
     pub fn kv_pages(&self) -> KvPages {
-        let max_keys = self.width() * BLOCK_TOKENS;
+        let max_keys = self.max_blocks() * BLOCK_TOKENS;
         KvPages::for_decode_rows(&self.seqs, max_keys, [&self.kv_lens, &self.tables, &self.slots])
     }
 
@@ -123,13 +123,14 @@ impl DecodeRows {
     /// A range beyond the last row; too few or too many blocks; a history that is too long.
     pub fn assign(&self, first: usize, slots: &[Slot]) -> Result<()> {
         const OP: &str = "decode rows";
-        let (n, width, longest) = (slots.len(), self.width(), self.max_history());
+        let (n, width, longest) = (slots.len(), self.max_blocks(), self.max_history());
         let (mut tables, mut history) = (vec![0i32; n * width], vec![0i32; n * longest]);
         for (row, s) in slots.iter().enumerate() {
             let blocks = s.limit.div_ceil(BLOCK_TOKENS);
             if s.keys == 0 || s.keys > s.limit || blocks > width || s.blocks.len() < blocks {
                 let what = format!(
-                    "{} keys (limit {}) in {} cache blocks, but a row has at most {width} blocks",
+                    "a sequence of {} keys (limit {}) has {} cache blocks; it needs 1 to limit keys, enough blocks for limit keys, \
+                     and at most {width} blocks",
                     s.keys,
                     s.limit,
                     s.blocks.len()
@@ -140,7 +141,10 @@ impl DecodeRows {
             if longest > 0 {
                 let to = history[row * longest..][..longest].get_mut(..s.history.len());
                 let what = || {
-                    shape_error(OP, format!("a history of {} tokens, but a row has at most {longest}", s.history.len()))
+                    shape_error(
+                        OP,
+                        format!("the history has {} tokens, but a row keeps at most {longest}", s.history.len()),
+                    )
                 };
                 to.ok_or_else(what)?.copy_from_slice(s.history);
             }
@@ -196,7 +200,7 @@ impl DecodeRows {
             history: of(|h| &h.0),
             history_lens: of(|h| &h.1),
             rows: size(OP, self.rows())?,
-            max_blocks: size(OP, self.width())?,
+            max_blocks: size(OP, self.max_blocks())?,
             page: BLOCK_TOKENS as u32,
             history_cols: size(OP, self.max_history())?,
         };

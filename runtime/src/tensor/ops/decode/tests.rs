@@ -58,12 +58,12 @@ fn rejects_slots_that_exceed_a_row() {
         assert!(rows.assign(first, &[bad]).is_err(), "{bad:?} at {first}");
     }
     assert!(rows.row_range(0, 3).is_err() && rows.row_range(1, 2).is_err() && rows.clear(1, 2).is_err());
-    assert_eq!((rows.rows(), rows.width(), rows.max_history()), (2, 2, 3));
+    assert_eq!((rows.rows(), rows.max_blocks(), rows.max_history()), (2, 2, 3));
 }
 
-/// Samples one token for each of the rows `at .. at + first` of a batch of `rows` rows. Returns the tokens, and the
+/// Samples one token for each of the rows `at .. at + count` of a batch of `rows` rows. Returns the tokens, and the
 /// 20 most likely tokens of each row.
-fn sampled(device: &Device, rows: usize, at: usize, first: usize) -> (Vec<i32>, Vec<Vec<i32>>) {
+fn sampled(device: &Device, rows: usize, at: usize, count: usize) -> (Vec<i32>, Vec<Vec<i32>>) {
     const VOCAB: usize = 70;
     let cx = Cx::inference(device, DType::F32);
     let logits: Vec<f32> = (0..rows * VOCAB).map(|i| ((i * 7919 + 13) % 1009) as f32 / 120.0 - 4.0).collect();
@@ -91,15 +91,15 @@ fn sampled(device: &Device, rows: usize, at: usize, first: usize) -> (Vec<i32>, 
     let draws = Tensor::from_i32(device, &[rows], &(0..rows as i32).collect::<Vec<_>>()).unwrap();
     let suppressed = Tensor::from_i32(device, &[2], &[3, 4]).unwrap();
     let chosen = SampledTokens::new(device, rows, true, 20).unwrap();
-    let part = |t: &Tensor| t.rows(at, first).unwrap();
-    let (few, to) = (choices.row_range(at, first).unwrap(), chosen.row_range(at, first).unwrap());
+    let part = |t: &Tensor| t.rows(at, count).unwrap();
+    let (few, to) = (choices.row_range(at, count).unwrap(), chosen.row_range(at, count).unwrap());
     let seen = (part(&history), part(&lens));
     sample(&cx, &part(&logits), &few, &part(&draws), Some((&seen.0, &seen.1)), &suppressed, &to).unwrap();
     let (tops, values) = to.tops.as_ref().unwrap();
     assert!(values.to_f32().unwrap().chunks(20).all(|v| v.is_sorted_by(|a, b| a >= b) && v[0] < 0.0));
     let both = to.log_prob.to_f32().unwrap().into_iter().zip(to.raw_log_prob.as_ref().unwrap().to_f32().unwrap());
     for (r, (with, raw)) in both.enumerate() {
-        // For log-probabilities a temperature of 0 counts as 1.
+        // With temperature 0 (greedy), log-probabilities are computed at temperature 1.
         assert!(with < 0.0 && (at + r).is_multiple_of(3) == (with == raw), "row {r}: {with} and {raw}");
     }
     (to.ids.to_i32().unwrap(), tops.to_i32().unwrap().chunks(20).map(<[i32]>::to_vec).collect())
@@ -111,7 +111,7 @@ fn tokens_depend_on_seed_and_draw_but_not_on_device_or_batch() {
     assert!(want.0.iter().all(|id| (0..70).contains(id) && ![3, 4].contains(id)));
     assert!(want.0.iter().skip(1).step_by(2).all(|id| id % 2 == 0), "a token that is not allowed");
     for device in devices() {
-        for (at, first) in [(0, 12), (0, 5), (5, 7)] {
+        for (at, count) in [(0, 12), (0, 5), (5, 7)] {
             let got = sampled(&device, 12, at, first);
             assert_eq!(got.0, want.0[at..at + first], "{device:?}");
             assert_eq!(got.1, want.1[at..at + first], "{device:?}");

@@ -1,6 +1,6 @@
 //! The fused backend: the kernels of `reel_kernels::linear_log_prob`. The forward kernel stores no logits. The
-//! backward kernel writes the gradient of the logits for one chunk of vocabulary columns at a time, and two products
-//! turn it into dh and dw.
+//! backward kernel writes the gradient of the logits for one chunk of vocabulary columns at a time, and two matrix
+//! products turn it into the gradients of h and w.
 
 use reel_kernels::{Addr, DType, linear_log_prob as kernel};
 

@@ -151,7 +151,10 @@ impl Head {
             ));
         }
         if vocab == 0 {
-            return Err(shape_error(OP, format!("weight is {}, a vocabulary of 0 words", dims(w.shape()))));
+            return Err(shape_error(
+                OP,
+                format!("weight is {}; its first dimension, the vocabulary size, must not be 0", dims(w.shape())),
+            ));
         }
         want_dtype(OP, "targets", targets, DType::I32)?;
         want_shape(OP, "targets", targets, &[rows], "one for each row of h")?;

@@ -66,8 +66,8 @@ impl Head {
         }))
     }
 
-    /// The forward pass: for each tile of rows, goes over the tiles of columns. `state` carries the maximum and the
-    /// sum of each row from tile to tile.
+    /// The forward pass: for each tile of rows, goes over the tiles of columns. `state` carries each row's maximum
+    /// and sums, which the log-softmax needs, from tile to tile.
     pub(super) fn forward_by_products(
         &self,
         cx: &Cx,
@@ -103,9 +103,10 @@ impl Head {
         Ok(())
     }
 
-    /// The backward pass: for each tile, computes the logits again, their gradient, and the two products with it. dh
-    /// is summed in f32 over the tiles of the same rows: rounding the sum to bf16 after each tile would lose the
-    /// small terms of later tiles. dw is summed in its own f32 buffer.
+    /// The backward pass: for each tile, computes the logits again, then their gradient, then the two matrix products
+    /// of this gradient with w and with h. The gradient of h is summed in f32 over the tiles of the same rows:
+    /// rounding the sum to bf16 after each tile would lose the small terms of later tiles. The gradient of w is
+    /// summed in its own f32 buffer.
     pub(super) fn backward_by_products(&self, bw: &mut Backward, lse: &Tensor, d_lp: &Tensor) -> Result<()> {
         let dtype = self.h.dtype();
         let dw = bw.parameter_grad(&self.w)?;

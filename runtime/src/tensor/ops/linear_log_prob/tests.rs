@@ -32,7 +32,7 @@ fn results(device: &Device, a: Case, backend: LmHeadBackend, limit: usize) -> Re
     let targets: Vec<i32> = (0..a.rows).map(|r| (r * 5 + 1) as i32 % (a.vocab as i32 + 1) - 1).collect();
     let targets = Tensor::from_i32(device, &[a.rows], &targets).unwrap();
     let cx = Cx::training(device, a.dtype);
-    // A view of the parameter, which is an activation, as inside a model.
+    // A view of parameter h counts as an activation; inside a model, h is an activation, too.
     let rows = h.reshape(h.shape()).unwrap();
     let head = Head { limit, ..Head::new(&rows, &w, &targets, 0.7).unwrap() };
     let entropy = Tensor::empty(device, &[a.rows], DType::F32, Category::Activations).unwrap();

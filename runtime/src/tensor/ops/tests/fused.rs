@@ -332,7 +332,7 @@ fn fused_ops_agree_on_sim() {
     }
 }
 
-/// More rows than one launch supports, and more columns per row than 64 MiB of logits allow.
+/// Uses more rows than one launch supports, and more columns per row than 64 MiB of logits allow.
 #[test]
 fn chunks_of_rows_and_vocabulary_equal_the_formula() {
     let device = Device::cpu(2);
