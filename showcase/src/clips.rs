@@ -140,7 +140,7 @@ impl ClipSet {
         }
     }
 
-    /// `Some(n)`: in all but one of `n` motion clips the shape has a color that depends on the direction.
+    /// `Some(n)`: of every n motion clips, n − 1 show a shape whose color tells its direction.
     ///
     /// A model trained with this hint learns to answer from a single frame. The clips for GRPO have no hint, so that
     /// only the order of frames tells the answer.

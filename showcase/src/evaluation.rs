@@ -91,7 +91,7 @@ impl EvaluationAnswers {
         let (all, motion, shuffled) =
             (self.tally(clips, None), self.tally(clips, Some(ClipTask::Motion)), self.shuffled_tally(clips));
         format!(
-            "{} held-out clips answered correctly; motion {}, with shuffled frames {}",
+            "{} held-out clips answered correctly; motion clips {}, motion clips with shuffled frames {}",
             fraction(all),
             fraction(motion),
             fraction(shuffled)

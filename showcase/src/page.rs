@@ -32,15 +32,15 @@ pub struct ResultRow {
 }
 
 /// The result table of a demo: a row for each task, one for motion clips with shuffled frames, and one for all clips.
-pub fn result_rows(o: &DemoOutcome) -> Vec<ResultRow> {
+pub fn result_rows(outcome: &DemoOutcome) -> Vec<ResultRow> {
     let guess = |task: ClipTask| 1.0 / task.answer_count() as f64;
     let row = |name, task: Option<ClipTask>| ResultRow {
         name,
-        tallies: o.answers.each_ref().map(|s| s.tally(&o.clips, task)),
+        tallies: outcome.answers.each_ref().map(|s| s.tally(&outcome.clips, task)),
         guess: task.map(guess),
     };
     let mut rows: Vec<ResultRow> = ClipTask::ALL.iter().map(|task| row(task.name(), Some(*task))).collect();
-    let shuffled = o.answers.each_ref().map(|s| s.shuffled_tally(&o.clips));
+    let shuffled = outcome.answers.each_ref().map(|s| s.shuffled_tally(&outcome.clips));
     rows.insert(
         1,
         ResultRow { name: "motion, frames shuffled", tallies: shuffled, guess: Some(guess(ClipTask::Motion)) },
@@ -53,14 +53,14 @@ pub fn result_rows(o: &DemoOutcome) -> Vec<ResultRow> {
 ///
 /// # Errors
 /// A frame cannot be encoded as PNG.
-pub fn demo_page(o: &DemoOutcome, machine: &str) -> Result<String> {
+pub fn demo_page(outcome: &DemoOutcome, machine: &str) -> Result<String> {
     let mut page = begin(
         "A tiny Qwen2.5-VL with random weights learned to answer questions about video clips with a chain of thought: first by supervised \
          fine-tuning, then from rewards. Everything ran on this machine.",
     );
-    figures(&mut page, o);
-    results(&mut page, o);
-    for ((stage, took), steps) in TRAINING_STAGES.iter().zip(&o.took).zip(&o.steps) {
+    figures(&mut page, outcome);
+    results(&mut page, outcome);
+    for ((stage, took), steps) in TRAINING_STAGES.iter().zip(&outcome.took).zip(&outcome.steps) {
         let _ = write!(
             page,
             "<section><h2>{}</h2><p class=\"note\">{} {} steps in {}.</p>",
@@ -80,12 +80,12 @@ pub fn demo_page(o: &DemoOutcome, machine: &str) -> Result<String> {
     let _ = write!(
         page,
         "<p class=\"note\"><a href=\"{GRPO_PAGE}\">Completions that {} sampled over time</a>, with frames and rewards.</p>",
-        o.second_stage_name()
+        outcome.second_stage_name()
     );
-    gallery(&mut page, o)?;
-    let commands = o.commands.iter().map(|c| escape(c)).collect::<Vec<_>>().join("\n");
+    gallery(&mut page, outcome)?;
+    let commands = outcome.commands.iter().map(|c| escape(c)).collect::<Vec<_>>().join("\n");
     let _ = write!(page, "<section><h2>The same with single commands</h2><pre>{commands}</pre></section>");
-    Ok(page + &end(&format!("{machine}, seed {}", o.seed)))
+    Ok(page + &end(&format!("{machine}, seed {}", outcome.seed)))
 }
 
 /// The HTML overview of several seeds; the page of each seed is `seed-N/report.html`.
@@ -97,8 +97,8 @@ pub fn overview_page(outcomes: &[DemoOutcome], machine: &str) -> String {
         "<section><table><thead><tr><th>Seed</th><th>Held-out clips</th><th>Before</th><th>After SFT</th><th>After {second}</th>\
          <th>SFT, in standard errors</th><th>{second}</th></tr></thead><tbody>"
     );
-    for o in outcomes {
-        for row in result_rows(o) {
+    for outcome in outcomes {
+        for row in result_rows(outcome) {
             let [a, b, c] = row.tallies;
             let _ = write!(
                 page,
@@ -110,7 +110,7 @@ pub fn overview_page(outcomes: &[DemoOutcome], machine: &str) -> String {
                 share(c),
                 standard_errors(a, b),
                 standard_errors(b, c),
-                seed = o.seed,
+                seed = outcome.seed,
             );
         }
     }
@@ -133,18 +133,18 @@ fn share(t: AnswerTally) -> String {
     format!("{:.1} %", 100.0 * t.accuracy())
 }
 
-fn figures(page: &mut String, o: &DemoOutcome) {
-    let all = o.answers.each_ref().map(|s| s.tally(&o.clips, None));
-    let after = format!("after {}", o.second_stage_name());
+fn figures(page: &mut String, outcome: &DemoOutcome) {
+    let all = outcome.answers.each_ref().map(|s| s.tally(&outcome.clips, None));
+    let after = format!("after {}", outcome.second_stage_name());
     let figures: [(&str, String); 8] = [
         ("correct before", share(all[0])),
         ("after SFT", share(all[1])),
         (&after, share(all[2])),
         ("held-out clips", all[2].total.to_string()),
-        ("parameters", format!("{:.2} M", o.parameters as f64 / 1e6)),
-        ("SFT", duration_text(o.took[0])),
-        (o.second_stage_name(), duration_text(o.took[1])),
-        ("all", duration_text(o.all)),
+        ("parameters", format!("{:.2} M", outcome.parameters as f64 / 1e6)),
+        ("SFT", duration_text(outcome.took[0])),
+        (outcome.second_stage_name(), duration_text(outcome.took[1])),
+        ("all", duration_text(outcome.all)),
     ];
     *page += "<dl class=\"figures\">";
     for (name, value) in figures {
@@ -153,14 +153,14 @@ fn figures(page: &mut String, o: &DemoOutcome) {
     *page += "</dl>";
 }
 
-fn results(page: &mut String, o: &DemoOutcome) {
-    let second = o.second_stage_name();
+fn results(page: &mut String, outcome: &DemoOutcome) {
+    let second = outcome.second_stage_name();
     let _ = write!(
         page,
         "<section><h2>Held-out clips answered correctly</h2><table><thead><tr><th>Task</th><th>Before</th><th>After SFT</th>\
          <th>After {second}</th><th class=\"bar\"></th></tr></thead><tbody>"
     );
-    for row in result_rows(o) {
+    for row in result_rows(outcome) {
         let [a, b, c] = row.tallies;
         let mark =
             row.guess.map_or(String::new(), |g| format!("<i style=\"left:{:.1}%\" title=\"guessing\"></i>", 100.0 * g));
@@ -183,18 +183,18 @@ fn results(page: &mut String, o: &DemoOutcome) {
          accuracy on all clips rose by {:.1} standard errors of the difference. In four of five motion clips for SFT and for evaluation the color \
          of the shape tells the direction, so that a single frame suffices. The clips for {second} have no such hint: answers that ignore the order \
          of frames earn less there.</p></section>",
-        standard_errors(o.answers[1].tally(&o.clips, None), o.answers[2].tally(&o.clips, None)),
+        standard_errors(outcome.answers[1].tally(&outcome.clips, None), outcome.answers[2].tally(&outcome.clips, None)),
     );
 }
 
-fn gallery(page: &mut String, o: &DemoOutcome) -> Result<()> {
+fn gallery(page: &mut String, outcome: &DemoOutcome) -> Result<()> {
     let _ = write!(
         page,
         "<section><h2>Questions and answers</h2><p class=\"note\">The first {SHOWN_CLIPS} held-out clips with their frames in order.</p>"
     );
-    let [before, sft, grpo] = &o.answers;
+    let [before, sft, grpo] = &outcome.answers;
     let answers = before.ordered.iter().zip(&sft.ordered).zip(&grpo.ordered);
-    for (clip, ((before, sft), grpo)) in o.clips.iter().zip(answers).take(SHOWN_CLIPS) {
+    for (clip, ((before, sft), grpo)) in outcome.clips.iter().zip(answers).take(SHOWN_CLIPS) {
         let (class, verdict) =
             if extract_answer(grpo) == clip.answer { ("right", "correct") } else { ("wrong", "wrong") };
         let _ = write!(page, "<article class=\"{class}\"><div class=\"strip\">");
@@ -291,13 +291,13 @@ mod tests {
 
     #[test]
     fn page_is_self_contained_and_counts_correct_answers() -> Result<()> {
-        let o = outcome(1);
+        let outcome = outcome(1);
         let tallies: Vec<(&str, usize, usize)> =
-            result_rows(&o).iter().map(|r| (r.name, r.tallies[1].correct, r.tallies[1].total)).collect();
+            result_rows(&outcome).iter().map(|r| (r.name, r.tallies[1].correct, r.tallies[1].total)).collect();
         let want =
             [("motion", 3, 3), ("motion, frames shuffled", 1, 9), ("colors", 1, 2), ("count", 1, 1), ("all", 5, 6)];
         assert_eq!(tallies, want);
-        let page = demo_page(&o, "a < b")?;
+        let page = demo_page(&outcome, "a < b")?;
         assert!(page.contains("83.3 %") && page.contains("<polyline") && page.contains("a &lt; b, seed 1"));
         assert!(!page.contains("http") && !page.contains("<b>noise"));
         assert_eq!(page.matches("<img").count(), 6 * CLIP_FRAMES);

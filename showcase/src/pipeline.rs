@@ -71,8 +71,8 @@ pub const TRAINING_STAGES: [TrainingStage; 2] = [
     },
 ];
 
-/// Everything that the demo writes into its folder except the .toml files, by which a folder is recognised as a
-/// demo's.
+/// Everything that the demo writes into its folder except the .toml files. These stay, because sft.toml identifies
+/// the folder as a demo's.
 const PARTS: [&str; 9] =
     ["model", "siglip", "clips", "sft.jsonl", "rl.jsonl", "held-out.jsonl", "sft", "grpo", "report.html"];
 

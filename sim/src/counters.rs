@@ -123,7 +123,7 @@ fn ascending(addresses: &[u64; 32], bytes: u32) -> Option<u64> {
 
 /// Counts the wavefronts of a shared-memory access, and those that it would need without bank conflicts. Half warps
 /// with 8 bytes per lane, and quarter warps with 16 bytes, go through the banks one after the other. Lanes that
-/// access the same word share it.
+/// access the same word need it only once.
 #[inline(always)]
 pub fn count_wavefronts(addresses: &[u32; 32], lanes: u32, bytes: u32) -> (u64, u64) {
     if lanes == 0 {

@@ -21,8 +21,8 @@ pub struct HalfOp {
 }
 
 impl HalfOp {
-    /// Executes the instruction for the lanes of `mask`. Two-operand instructions ignore the third source, so the
-    /// second one is passed in its place.
+    /// Executes the instruction for the lanes of `mask`. `add`, `sub` and `mul` have no third source and get the
+    /// second one in its place, which they ignore.
     pub fn run(self, r: &mut Registers, s: &OperandSlots, mask: u32) {
         let mut s = *s;
         if self.op != FloatArithmetic::Fma {

@@ -15,8 +15,8 @@ fn format_of(f: ScalarFlags) -> FloatFormat {
     }
 }
 
-/// Returns the bits of the smaller number in format `format`, or of the larger one if `larger`. −0 is below +0. Of a
-/// number and a NaN, the number is returned, or the NaN with `.NaN`.
+/// Returns the bits of the smaller number in format `format`, or of the larger one if `larger`. −0 is below +0. If
+/// one operand is a NaN, returns the other operand, or with `.NaN` the NaN.
 fn min_or_max(f: ScalarFlags, format: FloatFormat, larger: bool, a: u64, b: u64) -> u64 {
     let (sign, infinity) = (1u64 << format.sign_bit, format.max_finite + 1);
     let clean = |x: u64| {

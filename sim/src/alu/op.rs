@@ -10,7 +10,7 @@ use super::compare::{Combine, Comparison, SetResult, lane_mask, lanes_that_hold,
 use super::f32_math::{self, exp2, f32_input, f32_output};
 use super::half::HalfOp;
 use super::lanes::{map1, map2, map3, set_predicate, set_undefined, undefined_lanes};
-use super::logic::{PredicateLogic, lop3, lop3_value, predicates, prmt};
+use super::logic::{PredicateLogic, lop3, lop3_value, prmt, run_predicate_logic};
 use super::moves::{VectorMove, load_128bit_lanes, store_128bit_lanes, unpack};
 use super::scalar::ScalarOp;
 use super::soft_float::add_round_to_odd;

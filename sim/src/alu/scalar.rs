@@ -79,8 +79,8 @@ impl ScalarOp {
         (out, undefined)
     }
 
-    /// Returns 1 in the lanes in which the function selects its first source, 0 where it selects the second one: it
-    /// evaluates the function with 1 and 0 as these sources.
+    /// Returns 1 in the lanes in which the function selects its first source, 0 in the lanes in which it selects the
+    /// second one. To find out, evaluates the function with the values 1 and 0 for these two sources.
     pub fn selects_first(&self, r: &Registers, s: &OperandSlots, mask: u32) -> [u64; 32] {
         let c = r.get(s.src[2]);
         let mut out = [0; 32];

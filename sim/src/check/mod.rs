@@ -143,9 +143,9 @@ fn options_of(plan: &CheckPlan, i: usize) -> ExecOptions {
 /// The results of the runs so far.
 struct Runs<E> {
     outcomes: Vec<Option<Result<Vec<SimOutcome>, E>>>,
-    /// Memory after the first run.
+    /// Memory after run 0.
     first: Option<SimMemory>,
-    /// Index and memory of runs that ended before the first run, with whose memory they will be compared.
+    /// Index and memory of the runs that ended before run 0; they are compared with the memory of run 0 when it ends.
     waiting: Vec<(usize, SimMemory)>,
     /// For each buffer, the first run whose bytes differ from those of run 0, and a description of the difference.
     differences: Vec<Option<(usize, String)>>,
@@ -218,7 +218,8 @@ fn difference(base: u64, n: usize, first: &SimMemory, other: &SimMemory, plan: &
     let element = |bytes: &[u8]| dtype.format_element(bytes.chunks(size).nth(at / size).unwrap_or_default());
     let differing = a.chunks(size).zip(b.chunks(size)).filter(|(a, b)| a != b).count();
     Some(format!(
-        "results depend on the interleaving: {name}[{}] ({}) is {} in one run and {} in another; {differing} of {} elements differ",
+        "results depend on the interleaving: {name}[{}] ({}) is {} in one run and {} in another; \
+         {differing} of {} elements differ",
         at / size,
         dtype.name(),
         element(a),

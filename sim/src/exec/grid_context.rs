@@ -67,7 +67,7 @@ impl<'a> GridContext<'a> {
     }
 
     /// Returns the source line that findings show for an instruction.
-    pub fn line(&self, pc: u32) -> u32 {
+    pub fn source_line(&self, pc: u32) -> u32 {
         line_and_inlining(self.program, self.kernel, pc).0
     }
 }

@@ -56,8 +56,8 @@ pub struct ExecOptions {
     pub completion: CompletionTiming,
     /// Only counts instructions and memory traffic: no race checks, no matrix products.
     pub count_only: bool,
-    /// Reports a finding, not only a note, where an ordered asynchronous copy overwrites bytes that were read through
-    /// the generic proxy without a proxy fence.
+    /// Where an asynchronous copy overwrites bytes that were read through the generic proxy before, without a proxy
+    /// fence between the two, reports a finding instead of a note.
     pub strict_proxy: bool,
     /// Registers per thread as ptxas reports them, for the number of resident blocks; `None` if unknown.
     pub registers: Option<u32>,

@@ -165,32 +165,25 @@ pub fn rms_norm_branch(cx: &Cx, x: &Tensor, w: &Tensor, eps: f32) -> Result<(Ten
 }
 
 /// Patch merging: undoes the window order of x `[N, C]`, applies [`rms_norm`] to each patch, and concatenates each
-/// square of `n = patches_per_square` neighbouring patches: `[N / n, n · C]` in processor order. `index` (i32 `[N]`,
-/// a permutation) gives for each patch in processor order its row in x; the patches of one square are consecutive.
+/// square of `group_size` neighbouring patches: `[N / group_size, group_size · C]` in processor order. `index` (i32
+/// `[N]`, a permutation) gives for each patch in processor order its row in x; the patches of one square are
+/// consecutive.
 ///
 /// # Errors
 /// Shapes that do not match; out of memory.
-pub fn patch_merge(
-    cx: &Cx,
-    x: &Tensor,
-    index: &Tensor,
-    w: &Tensor,
-    eps: f32,
-    patches_per_square: usize,
-) -> Result<Tensor> {
-    let square = patches_per_square;
+pub fn patch_merge(cx: &Cx, x: &Tensor, index: &Tensor, w: &Tensor, eps: f32, group_size: usize) -> Result<Tensor> {
     const OP: &str = "patch_merge";
     let sizes = Sizes::new(OP, x, w, eps)?;
     let Sizes { rows, cols, n_rows, n_cols, .. } = sizes;
     want_dtype(OP, "index", index, DType::I32)?;
     want_shape(OP, "index", index, &[n_rows], "one for each row of x")?;
-    if square == 0 || !n_rows.is_multiple_of(square) {
+    if group_size == 0 || !n_rows.is_multiple_of(group_size) {
         return Err(shape_error(
             OP,
-            format!("x has {n_rows} rows; expected a multiple of {square}, the number of patches per square"),
+            format!("x has {n_rows} rows; expected a multiple of {group_size}, the number of patches per square"),
         ));
     }
-    let y = cx.empty(&[n_rows / square, square * n_cols], x.dtype())?;
+    let y = cx.empty(&[n_rows / group_size, group_size * n_cols], x.dtype())?;
     let rstd = sizes.rstd(cx, &[x, w])?;
     let p = merge_kernel::FwdParams {
         x: x.addr(),

@@ -1,6 +1,6 @@
 //! Compares arithmetic that uses the carry flag with 96-bit integers.
 
-use super::{Random, register_operands};
+use super::{Random, regs};
 use crate::alu::{OperandSlots, decode};
 use crate::regs::{RegisterRow, Registers};
 
@@ -14,7 +14,7 @@ fn sequence(program: &[(&str, u32, &[u32])], rows: &[[u32; 32]]) -> Registers {
         undefined_predicates: vec![0; 2],
     };
     for (opcode, dst, src) in program {
-        let (op, wants) = decode(opcode, &register_operands(1 + src.len()), &[]).expect(opcode);
+        let (op, wants) = decode(opcode, &regs(1 + src.len()), &[]).expect(opcode);
         assert!(wants.carry, "{opcode}");
         let mut s = OperandSlots { carry: 0, ..OperandSlots::default() };
         s.dst[0] = *dst;

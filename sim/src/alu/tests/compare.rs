@@ -1,6 +1,6 @@
 //! Tests of comparisons, selections, `min` and `max`.
 
-use super::{check, check_with, integer_of_low_bits, low_s32, register_operands};
+use super::{as_integer, check, check_with, low_s32, regs};
 use crate::alu::{OperandSlots, decode};
 use crate::ptx::ast::Operand;
 use crate::regs::{RegisterRow, Registers};
@@ -9,7 +9,7 @@ use crate::regs::{RegisterRow, Registers};
 fn setp_combines_with_a_predicate_and_writes_both_destinations() {
     let pair = |n: usize| {
         let mut o = vec![Operand::Pair(Box::new(Operand::Register(0)), Box::new(Operand::Register(1)))];
-        o.extend(register_operands(n));
+        o.extend(regs(n));
         o
     };
     let holds = |op: &str, a: i128, b: i128| match op {
@@ -105,9 +105,7 @@ fn float_min_max_handle_nan_and_signed_zero() {
 
 #[test]
 fn comparisons_of_halves_doubles_and_16_bit_integers_match_rust() {
-    let pair =
-        [vec![Operand::Pair(Box::new(Operand::Register(0)), Box::new(Operand::Register(1)))], register_operands(3)]
-            .concat();
+    let pair = [vec![Operand::Pair(Box::new(Operand::Register(0)), Box::new(Operand::Register(1)))], regs(3)].concat();
     check_with("setp.lt.or.f16x2", &pair, &[], &mut |r, _| r.edge_case(), |s| {
         let one = |i: u32| {
             let [a, b] = [s[0], s[1]].map(|x| half::f16::from_bits((x >> i) as u16).to_f32());
@@ -119,19 +117,21 @@ fn comparisons_of_halves_doubles_and_16_bit_integers_match_rust() {
         let order = f64::from_bits(s[0]).partial_cmp(&f64::from_bits(s[1]));
         (order != Some(std::cmp::Ordering::Less)) as u64
     });
-    check("setp.gt.s16", 2, |s| (integer_of_low_bits(s[0], 16, true) > integer_of_low_bits(s[1], 16, true)) as u64);
+    check("setp.gt.s16", 2, |s| (as_integer(s[0], 16, true) > as_integer(s[1], 16, true)) as u64);
     check("setp.ls.u16", 2, |s| (s[0] <= s[1]) as u64);
-    check("set.lt.u32.s32", 2, |s| {
-        if integer_of_low_bits(s[0], 32, true) < integer_of_low_bits(s[1], 32, true) { 0xffff_ffff } else { 0 }
-    });
+    check(
+        "set.lt.u32.s32",
+        2,
+        |s| if as_integer(s[0], 32, true) < as_integer(s[1], 32, true) { 0xffff_ffff } else { 0 },
+    );
     check("set.ne.f32.b32", 2, |s| if s[0] != s[1] { 0x3f80_0000 } else { 0 });
-    check("slct.b64.s32", 3, |s| if integer_of_low_bits(s[2], 32, true) >= 0 { s[0] } else { s[1] });
+    check("slct.b64.s32", 3, |s| if as_integer(s[2], 32, true) >= 0 { s[0] } else { s[1] });
     check("slct.f32.f32", 3, |s| if f32::from_bits(s[2] as u32) >= 0.0 { s[0] } else { s[1] });
     check("testp.subnormal.f32", 1, |s| f32::from_bits(s[0] as u32).is_subnormal() as u64);
     check("testp.finite.f64", 1, |s| f64::from_bits(s[0]).is_finite() as u64);
     let lop3 = [
         vec![Operand::Pair(Box::new(Operand::Register(0)), Box::new(Operand::Register(1)))],
-        register_operands(4),
+        regs(4),
         vec![Operand::Not(0)],
     ];
     check_with("lop3.and.b32", &lop3.concat(), &[], &mut |r, i| if i == 3 { 0xc0 } else { r.next() >> 62 }, |s| {
@@ -143,7 +143,7 @@ fn comparisons_of_halves_doubles_and_16_bit_integers_match_rust() {
 #[test]
 fn selection_is_undefined_only_where_the_selected_source_is() {
     for (opcode, chooser) in [("selp.b32", None), ("slct.b32.s32", Some(()))] {
-        let (op, _) = decode(opcode, &register_operands(4), &[]).expect(opcode);
+        let (op, _) = decode(opcode, &regs(4), &[]).expect(opcode);
         let mut r = Registers {
             rows: vec![RegisterRow([0; 32]); 4],
             undefined: vec![0, 0b0110, 0b1100, 0],

@@ -1,6 +1,6 @@
 //! Tests of `cvt` between integers and floating-point formats.
 
-use super::{Random, check, check_with, integer_of_low_bits, low_bits, register_operands};
+use super::{Random, as_integer, check, check_with, low_bits, regs};
 use crate::ptx::ast::{Operand, RegisterDecl, Type};
 
 #[test]
@@ -33,7 +33,7 @@ fn integer_conversions_extend_truncate_or_clamp() {
     let name = |bits: u32, signed: bool| format!("{}{bits}", if signed { 's' } else { 'u' });
     for (from, from_signed) in widths.iter().flat_map(|b| [(*b, false), (*b, true)]) {
         for (to, to_signed) in widths.iter().flat_map(|b| [(*b, false), (*b, true)]) {
-            let value = |s: &[u64]| integer_of_low_bits(s[0], from, from_signed);
+            let value = |s: &[u64]| as_integer(s[0], from, from_signed);
             let opcode = format!("cvt.{}.{}", name(to, to_signed), name(from, from_signed));
             check(&opcode, 1, |s| low_bits(value(s), to));
             let opcode = format!("cvt.sat.{}.{}", name(to, to_signed), name(from, from_signed));
@@ -45,11 +45,9 @@ fn integer_conversions_extend_truncate_or_clamp() {
     // With registers wider than the type, the source is truncated and the destination extended.
     let registers = [Type::B32, Type::B64].map(|ty| RegisterDecl { name: String::new(), ty });
     let wide = [Operand::Register(1), Operand::Register(0)];
-    check_with("cvt.s8.s16", &wide, &registers, &mut |r, _| r.next(), |s| {
-        vec![integer_of_low_bits(s[0], 8, true) as u64]
-    });
+    check_with("cvt.s8.s16", &wide, &registers, &mut |r, _| r.next(), |s| vec![as_integer(s[0], 8, true) as u64]);
     check_with("cvt.u32.s8", &wide, &registers, &mut |r, _| r.next() & 0xff, |s| {
-        vec![integer_of_low_bits(s[0], 8, true) as u32 as u64]
+        vec![as_integer(s[0], 8, true) as u32 as u64]
     });
 }
 
@@ -76,7 +74,7 @@ fn float_to_integer_conversions_round_clamp_and_handle_nan() {
                         _ => r.edge_case(),
                     }
                 };
-                check_with(&format!("cvt.{mode}.{to}.{from}"), &register_operands(2), &[], &mut source, |s| {
+                check_with(&format!("cvt.{mode}.{to}.{from}"), &regs(2), &[], &mut source, |s| {
                     let x = if double { f64::from_bits(s[0]) } else { f32::from_bits(s[0] as u32) as f64 };
                     let (least, most) = if signed {
                         (-(1i128 << (bits - 1)), (1i128 << (bits - 1)) - 1)
@@ -137,11 +135,11 @@ fn conversions_to_floats_match_rust() {
         if x.is_nan() { 0x7fff } else { half::f16::from_f32_const(x.clamp(-65504.0, 65504.0)).to_bits() as u64 }
     });
     check("cvt.pack.sat.u8.s32.b32", 3, |s| {
-        let one = |x: u64| integer_of_low_bits(x, 32, true).clamp(0, 255) as u64;
+        let one = |x: u64| as_integer(x, 32, true).clamp(0, 255) as u64;
         (s[2] << 16 | one(s[0]) << 8 | one(s[1])) & 0xffff_ffff
     });
     check("cvt.pack.sat.s16.s32", 2, |s| {
-        let one = |x: u64| low_bits(integer_of_low_bits(x, 32, true).clamp(-32768, 32767), 16);
+        let one = |x: u64| low_bits(as_integer(x, 32, true).clamp(-32768, 32767), 16);
         one(s[0]) << 16 | one(s[1])
     });
 }

@@ -1,12 +1,12 @@
 //! Tests against results measured on an H200 where the PTX ISA does not say enough (`benches/src/instructions`).
 
-use super::{register_operands, run};
+use super::{regs, run};
 use crate::alu::{OperandSlots, decode};
 use crate::regs::{RegisterRow, Registers};
 
 /// Returns the result of an instruction whose sources are equal in every lane.
 fn result(opcode: &str, sources: &[u64]) -> u64 {
-    let ran = run(opcode, &register_operands(1 + sources.len()), &[], &mut |i| sources[i]);
+    let ran = run(opcode, &regs(1 + sources.len()), &[], &mut |i| sources[i]);
     ran.results[0][0]
 }
 
@@ -66,7 +66,7 @@ fn borrow_clears_the_carry_flag() {
             undefined_predicates: vec![0; 1],
         };
         for (opcode, dst, src) in [(first, 4, [0, 1]), (second, 5, [2, 3])] {
-            let (op, _) = decode(opcode, &register_operands(3), &[]).expect(opcode);
+            let (op, _) = decode(opcode, &regs(3), &[]).expect(opcode);
             let mut s = OperandSlots { carry: 0, ..OperandSlots::default() };
             s.dst[0] = dst;
             s.src[..2].copy_from_slice(&src);

@@ -1,6 +1,6 @@
 //! Compares integer arithmetic with 128-bit arithmetic.
 
-use super::{Random, check, check_with, integer_of_low_bits, low_bits, low_s32, register_operands};
+use super::{Random, as_integer, check, check_with, low_bits, low_s32, regs};
 
 #[test]
 fn integer_arithmetic_is_modulo_two_to_the_width() {
@@ -33,7 +33,7 @@ fn integer_arithmetic_matches_128_bit_arithmetic_at_every_width() {
         ("u64", 64, false),
         ("s64", 64, true),
     ] {
-        let n = move |x: u64| integer_of_low_bits(x, bits, signed);
+        let n = move |x: u64| as_integer(x, bits, signed);
         let two = |op: &str, f: &dyn Fn(i128, i128) -> i128| {
             check(&format!("{op}.{name}"), 2, |s| low_bits(f(n(s[0]), n(s[1])), bits));
         };
@@ -66,37 +66,22 @@ fn integer_arithmetic_matches_128_bit_arithmetic_at_every_width() {
             check(&format!("neg.{name}"), 1, |s| low_bits(-n(s[0]), bits));
         }
         let shift = &mut |r: &mut Random, i: usize| if i == 0 { r.edge_case() } else { r.next() % 80 };
-        check_with(&format!("shr.{name}"), &register_operands(3), &[], shift, |s| {
-            vec![low_bits(n(s[0]) >> s[1], bits)]
-        });
+        check_with(&format!("shr.{name}"), &regs(3), &[], shift, |s| vec![low_bits(n(s[0]) >> s[1], bits)]);
     }
     check("add.sat.s32", 2, |s| {
-        low_bits(
-            (integer_of_low_bits(s[0], 32, true) + integer_of_low_bits(s[1], 32, true))
-                .clamp(-(1 << 31), (1 << 31) - 1),
-            32,
-        )
+        low_bits((as_integer(s[0], 32, true) + as_integer(s[1], 32, true)).clamp(-(1 << 31), (1 << 31) - 1), 32)
     });
-    check("max.relu.s32", 2, |s| {
-        integer_of_low_bits(s[0], 32, true).max(integer_of_low_bits(s[1], 32, true)).max(0) as u64
-    });
+    check("max.relu.s32", 2, |s| as_integer(s[0], 32, true).max(as_integer(s[1], 32, true)).max(0) as u64);
     check("min.s16x2", 2, |s| {
-        let half = |i: u32| {
-            low_bits(integer_of_low_bits(s[0] >> i, 16, true).min(integer_of_low_bits(s[1] >> i, 16, true)), 16)
-        };
+        let half = |i: u32| low_bits(as_integer(s[0] >> i, 16, true).min(as_integer(s[1] >> i, 16, true)), 16);
         half(0) | half(16) << 16
     });
     check("add.u16x2", 2, |s| {
         low_bits(s[0] as i128 + s[1] as i128, 16) | low_bits((s[0] >> 16) as i128 + (s[1] >> 16) as i128, 16) << 16
     });
-    check("mul24.lo.s32", 2, |s| {
-        low_bits(integer_of_low_bits(s[0], 24, true) * integer_of_low_bits(s[1], 24, true), 32)
-    });
+    check("mul24.lo.s32", 2, |s| low_bits(as_integer(s[0], 24, true) * as_integer(s[1], 24, true), 32));
     check("mad24.hi.u32", 3, |s| {
-        low_bits(
-            ((integer_of_low_bits(s[0], 24, false) * integer_of_low_bits(s[1], 24, false)) >> 16) + s[2] as i128,
-            32,
-        )
+        low_bits(((as_integer(s[0], 24, false) * as_integer(s[1], 24, false)) >> 16) + s[2] as i128, 32)
     });
     for b in [16, 32, 64] {
         check(&format!("not.b{b}"), 1, |s| low_bits(!(s[0] as i128), b));
@@ -108,13 +93,13 @@ fn integer_arithmetic_matches_128_bit_arithmetic_at_every_width() {
 #[test]
 fn dp4a_and_dp2a_match_their_definition() {
     for (a, b) in [("s32", "s32"), ("u32", "u32"), ("s32", "u32"), ("u32", "s32")] {
-        let byte = |x: u64, i: u32, ty: &str| integer_of_low_bits(x >> (8 * i), 8, ty == "s32");
+        let byte = |x: u64, i: u32, ty: &str| as_integer(x >> (8 * i), 8, ty == "s32");
         check(&format!("dp4a.{a}.{b}"), 3, |s| {
             low_bits((0..4).map(|i| byte(s[0], i, a) * byte(s[1], i, b)).sum::<i128>() + s[2] as i128, 32)
         });
         for (part, from) in [("lo", 0), ("hi", 2)] {
             check(&format!("dp2a.{part}.{a}.{b}"), 3, |s| {
-                let word = |i: u32| integer_of_low_bits(s[0] >> (16 * i), 16, a == "s32");
+                let word = |i: u32| as_integer(s[0] >> (16 * i), 16, a == "s32");
                 low_bits((0..2).map(|i| word(i) * byte(s[1], i + from, b)).sum::<i128>() + s[2] as i128, 32)
             });
         }
@@ -126,19 +111,15 @@ fn absolute_differences_are_summed() {
     for (a, b) in [("u32", "u32"), ("s32", "u32"), ("s32", "s32")] {
         for (name, bits) in [("vabsdiff4", 8), ("vabsdiff2", 16)] {
             check(&format!("{name}.u32.{a}.{b}.add"), 3, |s| {
-                let x = |i: usize, at: u32, ty: &str| integer_of_low_bits(s[i] >> (bits * at), bits, ty == "s32");
+                let x = |i: usize, at: u32, ty: &str| as_integer(s[i] >> (bits * at), bits, ty == "s32");
                 low_bits((0..32 / bits).map(|at| (x(0, at, a) - x(1, at, b)).abs()).sum::<i128>() + s[2] as i128, 32)
             });
         }
     }
     check("max.s16x2.relu", 2, |s| {
-        let half = |i: u32| {
-            integer_of_low_bits(s[0] >> i, 16, true).max(integer_of_low_bits(s[1] >> i, 16, true)).max(0) as u64
-        };
+        let half = |i: u32| as_integer(s[0] >> i, 16, true).max(as_integer(s[1] >> i, 16, true)).max(0) as u64;
         half(0) | half(16) << 16
     });
     let root = &mut |r: &mut Random, _: usize| r.next() >> 2;
-    check_with("rsqrt.approx.f64", &register_operands(2), &[], root, |s| {
-        vec![f64::from_bits(s[0]).sqrt().recip().to_bits()]
-    });
+    check_with("rsqrt.approx.f64", &regs(2), &[], root, |s| vec![f64::from_bits(s[0]).sqrt().recip().to_bits()]);
 }

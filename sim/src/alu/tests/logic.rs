@@ -1,6 +1,6 @@
 //! Compares shifts, bit fields, `lop3`, `prmt` and bit counts with their definitions, bit by bit.
 
-use super::{Random, check, check_with, integer_of_low_bits, low_bits, low_s32, register_operands};
+use super::{Random, as_integer, check, check_with, low_bits, low_s32, regs};
 
 #[test]
 fn shifts_clamp_at_the_width() {
@@ -20,7 +20,7 @@ fn bit_fields_are_extended_by_their_top_bit() {
     for signed in [false, true] {
         check_with(
             if signed { "bfe.s32" } else { "bfe.u32" },
-            &register_operands(4),
+            &regs(4),
             &[],
             &mut |r, i| if i == 0 { r.edge_case() } else { r.next() % 40 + (r.next() & 0xff00) },
             |s| {
@@ -36,16 +36,10 @@ fn bit_fields_are_extended_by_their_top_bit() {
 #[test]
 fn lop3_and_prmt_follow_their_definitions() {
     for table in 0..256u64 {
-        check_with(
-            "lop3.b32",
-            &register_operands(5),
-            &[],
-            &mut |r, i| if i == 3 { table } else { r.edge_case() },
-            |s| {
-                let index = |i: u64| (s[0] >> i & 1) << 2 | (s[1] >> i & 1) << 1 | s[2] >> i & 1;
-                vec![(0..32).map(|i| (table >> index(i) & 1) << i).sum()]
-            },
-        );
+        check_with("lop3.b32", &regs(5), &[], &mut |r, i| if i == 3 { table } else { r.edge_case() }, |s| {
+            let index = |i: u64| (s[0] >> i & 1) << 2 | (s[1] >> i & 1) << 1 | s[2] >> i & 1;
+            vec![(0..32).map(|i| (table >> index(i) & 1) << i).sum()]
+        });
     }
     let bytes = |s: &[u64]| {
         let all = s[0] | s[1] << 32;
@@ -57,13 +51,7 @@ fn lop3_and_prmt_follow_their_definitions() {
     };
     check("prmt.b32", 3, |s| bytes(s)[0]);
     for selector in [0x5410, 0x7632, 0x3120, 0x0123, 0x9876, 0xfedc, 0x8888, 0x4440] {
-        check_with(
-            "prmt.b32",
-            &register_operands(4),
-            &[],
-            &mut |r, i| if i == 2 { selector } else { r.edge_case() },
-            bytes,
-        );
+        check_with("prmt.b32", &regs(4), &[], &mut |r, i| if i == 2 { selector } else { r.edge_case() }, bytes);
     }
 }
 
@@ -85,7 +73,7 @@ fn bit_instructions_match_bit_by_bit_definitions() {
             let place = &mut |r: &mut Random, i: usize| {
                 if i == 0 { r.edge_case() } else { r.next() % 72 + (r.next() & 0xff00) }
             };
-            check_with(&format!("bfe.{name}"), &register_operands(4), &[], place, |s| {
+            check_with(&format!("bfe.{name}"), &regs(4), &[], place, |s| {
                 let (pos, len) = if b == 64 { (s[1], s[2]) } else { (s[1] & 255, s[2] & 255) };
                 let sign = if !signed || len == 0 { 0 } else { bit(s[0], (pos + len - 1).min(b - 1)) };
                 vec![(0..b).map(|i| if i < len && pos + i < b { bit(s[0], pos + i) } else { sign } << i).sum()]
@@ -94,7 +82,7 @@ fn bit_instructions_match_bit_by_bit_definitions() {
         let place = &mut |r: &mut Random, i: usize| {
             if i < 2 { r.edge_case() } else { r.next() % 72 + (r.next() & 0xff00) }
         };
-        check_with(&format!("bfi.b{b}"), &register_operands(5), &[], place, |s| {
+        check_with(&format!("bfi.b{b}"), &regs(5), &[], place, |s| {
             let (pos, len) = if b == 64 { (s[2], s[3]) } else { (s[2] & 255, s[3] & 255) };
             let inside = |i: u64| i >= pos && i < pos + len;
             vec![(0..b).map(|i| if inside(i) { bit(s[0], i - pos) } else { bit(s[1], i) } << i).sum()]
@@ -104,21 +92,19 @@ fn bit_instructions_match_bit_by_bit_definitions() {
         let by = move |c: u64| if limit { c.min(32) } else { c % 32 };
         let small = &mut |r: &mut Random, i: usize| if i < 2 { r.next() } else { r.next() % 70 };
         let both = |s: &[u64]| (s[1] as u128) << 32 | s[0] as u128;
-        check_with(&format!("shf.l.{mode}.b32"), &register_operands(4), &[], small, |s| {
+        check_with(&format!("shf.l.{mode}.b32"), &regs(4), &[], small, |s| {
             vec![(both(s) << by(s[2]) >> 32) as u32 as u64]
         });
-        check_with(&format!("shf.r.{mode}.b32"), &register_operands(4), &[], small, |s| {
-            vec![(both(s) >> by(s[2])) as u32 as u64]
-        });
+        check_with(&format!("shf.r.{mode}.b32"), &regs(4), &[], small, |s| vec![(both(s) >> by(s[2])) as u32 as u64]);
         let small = &mut |r: &mut Random, _: usize| r.next() % 40;
-        check_with(&format!("bmsk.{mode}.b32"), &register_operands(3), &[], small, |s| {
+        check_with(&format!("bmsk.{mode}.b32"), &regs(3), &[], small, |s| {
             let (from, count) = (by(s[0]), by(s[1]));
             vec![(0..32).map(|i| ((i >= from && i < from + count) as u64) << i).sum()]
         });
         let small = &mut |r: &mut Random, i: usize| if i == 0 { r.next() } else { r.next() % 40 };
-        check_with(&format!("szext.{mode}.s32"), &register_operands(3), &[], small, |s| {
+        check_with(&format!("szext.{mode}.s32"), &regs(3), &[], small, |s| {
             let n = by(s[1]) as u32;
-            vec![if n == 0 { 0 } else { low_bits(integer_of_low_bits(s[0], n, true), 32) }]
+            vec![if n == 0 { 0 } else { low_bits(as_integer(s[0], n, true), 32) }]
         });
     }
     let small = &mut |r: &mut Random, i: usize| match i {
@@ -126,7 +112,7 @@ fn bit_instructions_match_bit_by_bit_definitions() {
         1 => r.next() % 32,
         _ => (r.next() % 21).wrapping_sub(10),
     };
-    check_with("fns.b32", &register_operands(4), &[], small, |s| {
+    check_with("fns.b32", &regs(4), &[], small, |s| {
         let (mut at, offset) = (s[1] as i64, s[2] as u32 as i32);
         let mut left = offset.abs().max(1);
         while (0..32).contains(&at) {

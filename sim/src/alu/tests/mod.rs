@@ -134,16 +134,14 @@ fn get(r: &Registers, class: RegisterClass, slot: u32) -> [u64; 32] {
 }
 
 /// Returns `n` register operands.
-pub fn register_operands(n: usize) -> Vec<Operand> {
+pub fn regs(n: usize) -> Vec<Operand> {
     vec![Operand::Register(0); n]
 }
 
 /// Compares an instruction with `expected` on random edge-case data. The instruction has one destination and
 /// `source_count` register sources.
 pub fn check(opcode: &str, source_count: usize, expected: impl Fn(&[u64]) -> u64) {
-    check_with(opcode, &register_operands(1 + source_count), &[], &mut |random, _| random.edge_case(), |s| {
-        vec![expected(s)]
-    });
+    check_with(opcode, &regs(1 + source_count), &[], &mut |random, _| random.edge_case(), |s| vec![expected(s)]);
 }
 
 /// Compares an instruction with `expected`, for any operands, sources and number of results.
@@ -166,7 +164,7 @@ pub fn check_with(
 }
 
 /// Returns the low `bits` of `x` as a signed or unsigned number.
-pub fn integer_of_low_bits(x: u64, bits: u32, signed: bool) -> i128 {
+pub fn as_integer(x: u64, bits: u32, signed: bool) -> i128 {
     let x = x as i128 & ((1 << bits) - 1);
     if signed && x >> (bits - 1) != 0 { x - (1 << bits) } else { x }
 }

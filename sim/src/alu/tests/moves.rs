@@ -1,13 +1,13 @@
 //! Tests of `mov` between registers and vectors of registers.
 
-use super::{Random, check_with, register_operands};
+use super::{Random, check_with, regs};
 use crate::alu::{OperandSlots, decode};
 use crate::ptx::ast::Operand;
 use crate::regs::{RegisterRow, Registers};
 
 #[test]
 fn vectors_are_packed_and_unpacked_with_the_first_lowest() {
-    let vector = |n: usize| Operand::Vector(register_operands(n));
+    let vector = |n: usize| Operand::Vector(regs(n));
     for (opcode, n, bits) in
         [("mov.b32", 2, 16), ("mov.b64", 2, 32), ("mov.b16", 2, 8), ("mov.b32", 4, 8), ("mov.b64", 4, 16)]
     {

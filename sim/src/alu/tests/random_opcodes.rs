@@ -1,6 +1,6 @@
 //! Decodes random opcodes and executes those that are valid, which must not panic.
 
-use super::{Random, register_operands};
+use super::{Random, regs};
 use crate::alu::{OperandSlots, decode};
 use crate::ptx::ast::Operand;
 use crate::regs::{RegisterRow, Registers};
@@ -27,10 +27,10 @@ fn random_opcodes_never_panic() {
         let mut opcode = vec![word(0, names)];
         opcode.extend((0..random_length(&mut lengths)).map(|_| word(names, words.len() - 25)));
         opcode.push(word(words.len() - 25, words.len()));
-        let mut operands = register_operands(random.next() as usize % 6);
+        let mut operands = regs(random.next() as usize % 6);
         for o in &mut operands {
             match random.next() % 12 {
-                0 => *o = Operand::Vector(register_operands(random.next() as usize % 5)),
+                0 => *o = Operand::Vector(regs(random.next() as usize % 5)),
                 1 => *o = Operand::Not(0),
                 2 => *o = Operand::Pair(Box::new(Operand::Sink), Box::new(Operand::Register(9))),
                 _ => {}

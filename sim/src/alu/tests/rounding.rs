@@ -1,6 +1,6 @@
 //! Compares rounding with its definition: no other number of the format is nearer, or nearer on the required side.
 
-use super::{Random, check, check_with, register_operands};
+use super::{Random, check, check_with, regs};
 use crate::alu::soft_float::{
     BF16, E4M3, E5M2, ExactFloat, F16, F32, F64, FloatFormat, RoundingMode, TF32, decode_float, encode_float,
 };
@@ -139,31 +139,25 @@ fn soft_float_to_nearest_equals_the_processor() {
 fn directed_f32_arithmetic_brackets_the_exact_result() {
     // f64 holds the product of two f32 exactly, so the comparison with it is exact.
     for (mode, _) in &MODES[1..] {
-        check_with(
-            &format!("mul.{mode}.f32"),
-            &register_operands(3),
-            &[],
-            &mut |r, _| r.next() & 0xbfff_ffff | 0x2000_0000,
-            |s| {
-                let [a, b] = [s[0], s[1]].map(|x| f32::from_bits(x as u32) as f64);
-                let near = (a * b) as f32;
-                let ok = |y: f32| match *mode {
-                    "rz" => (y as f64).abs() <= (a * b).abs(),
-                    "rm" => y as f64 <= a * b,
-                    _ => y as f64 >= a * b,
-                };
-                let candidates = [near.next_down(), near, near.next_up()];
-                let best = candidates
-                    .into_iter()
-                    .filter(|y| ok(*y))
-                    .min_by(|y, z| (*y as f64 - a * b).abs().total_cmp(&(*z as f64 - a * b).abs()));
-                vec![best.expect("one of three neighbours").to_bits() as u64]
-            },
-        );
+        check_with(&format!("mul.{mode}.f32"), &regs(3), &[], &mut |r, _| r.next() & 0xbfff_ffff | 0x2000_0000, |s| {
+            let [a, b] = [s[0], s[1]].map(|x| f32::from_bits(x as u32) as f64);
+            let near = (a * b) as f32;
+            let ok = |y: f32| match *mode {
+                "rz" => (y as f64).abs() <= (a * b).abs(),
+                "rm" => y as f64 <= a * b,
+                _ => y as f64 >= a * b,
+            };
+            let candidates = [near.next_down(), near, near.next_up()];
+            let best = candidates
+                .into_iter()
+                .filter(|y| ok(*y))
+                .min_by(|y, z| (*y as f64 - a * b).abs().total_cmp(&(*z as f64 - a * b).abs()));
+            vec![best.expect("one of three neighbours").to_bits() as u64]
+        });
     }
     // A sum that cancels exactly is −0 only when rounding down.
     for (mode, zero) in [("rn", 0), ("rz", 0), ("rm", 0x8000_0000), ("rp", 0)] {
-        let operands = register_operands(3);
+        let operands = regs(3);
         check_with(&format!("sub.{mode}.f32"), &operands, &[], &mut |_, _| 0x3f80_0000, |_| vec![zero]);
     }
 }
@@ -315,7 +309,7 @@ fn halves_widen_and_narrow_as_the_half_crate_does() {
     };
     check("cvt.rn.f16.f32", 1, |s| narrowed(s[0]));
     check("cvt.rn.f16x2.f32", 2, |s| narrowed(s[0]) << 16 | narrowed(s[1]));
-    check_with("cvt.rn.f16x2.f32", &register_operands(3), &[], &mut |r, _| r.next() & 0x8fff_ffff | 0x3000_0000, |s| {
+    check_with("cvt.rn.f16x2.f32", &regs(3), &[], &mut |r, _| r.next() & 0x8fff_ffff | 0x3000_0000, |s| {
         vec![narrowed(s[0]) << 16 | narrowed(s[1])]
     });
 }

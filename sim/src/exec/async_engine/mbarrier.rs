@@ -167,7 +167,7 @@ impl AsyncEngine {
         let undefined = regs.undefined[operand as usize] & cx.mask;
         if undefined != 0 {
             cx.report(FindingKind::Uninitialized, undefined.trailing_zeros(), || {
-                "an mbarrier wait whose phase or parity register is undefined".into()
+                "the phase or parity register of an mbarrier wait is undefined".into()
             });
         }
         let mut done = 0u32;
@@ -200,8 +200,8 @@ impl AsyncEngine {
             }
             let Some(object) = cx.grid.blocks.mbarrier(at) else { continue };
             let phase = object.phase;
-            // A state holds the number of the phase in which it was returned. A parity stands for the current phase
-            // or the previous one.
+            // A state token holds the number of the phase in which `mbarrier.arrive` returned it. A parity stands for
+            // the current phase or the previous one.
             let over = if parity { phase as u64 & 1 != operands[l] & 1 } else { phase != operands[l] as u32 };
             if over {
                 done |= same;
@@ -293,7 +293,9 @@ fn mbarrier_init(cx: &mut InstructionContext, memory: &mut MemorySystem, lane: u
     }
     if at.slot != cx.warp.slot {
         cx.report(FindingKind::Mbarrier, lane, || {
-            "mbarrier.init of an mbarrier in another block's shared memory: a thread can initialise only mbarriers of its own block".into()
+            "mbarrier.init of an mbarrier in another block's shared memory: a thread can initialise only \
+             mbarriers of its own block"
+                .into()
         });
         return;
     }

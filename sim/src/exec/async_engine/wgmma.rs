@@ -89,7 +89,7 @@ impl AsyncEngine {
         product.issued |= 1 << quarter;
         let (other, differs, complete) = (product.pc, product.descriptors != descriptors, product.issued == ALL_WARPS);
         if other != pc {
-            let (line, site) = (cx.grid.context.line(other), cx.site(lane));
+            let (line, site) = (cx.grid.context.source_line(other), cx.site(lane));
             cx.grid.reporter.report_with(FindingKind::Wgmma, site, Some(other), None, || {
                 format!("a warp executes this wgmma while others of its warpgroup execute the one at line {line}")
             });

@@ -37,7 +37,7 @@ pub(super) fn check_registers_at_issue(cx: &mut InstructionContext, w: &Wgmma) {
         });
     }
     if !state.late.is_empty() && w.a.iter().chain(&w.d).any(|s| state.late.contains(s)) {
-        reporter.note(site.pc, "registers of this wgmma are accessed after the wgmma.fence before it");
+        reporter.note(site.pc, "registers of this wgmma are accessed between the wgmma.fence before it and the wgmma");
     }
     let issued = state.issued.iter().enumerate();
     for (n, issued) in issued.filter(|(_, issued)| issued.frame == cx.fragment.frame) {
@@ -46,7 +46,7 @@ pub(super) fn check_registers_at_issue(cx: &mut InstructionContext, w: &Wgmma) {
         let shape = |w: &Wgmma| (w.op.n, w.op.accumulator);
         let other_shape = || shape(w) != shape(other) && w.d.iter().any(|s| other.d.contains(s));
         if w.a.iter().any(|s| other.d.contains(s)) || unfenced && other_shape() {
-            let line = context.line(issued.pc);
+            let line = context.source_line(issued.pc);
             reporter.report_with(FindingKind::Wgmma, site, Some(issued.pc), None, || {
                 format!(
                     "wgmma uses accumulators of the wgmma at line {line}, which has another shape and has not been waited for"
@@ -88,7 +88,7 @@ pub fn access_wgmma_registers(
     }
     if let Some((other, register, verb)) = hazard {
         let site = grid.site(warp.slot, warp.index, mask.trailing_zeros(), pc);
-        let line = context.line(other);
+        let line = context.source_line(other);
         grid.reporter.report_with(FindingKind::Wgmma, site, Some(other), None, || {
             format!("{register} of the wgmma at line {line} is {verb} before wgmma.wait_group covers it")
         });

@@ -25,7 +25,7 @@ impl Interpreter<'_> {
         let (memory, engine) = (&mut self.memory, &mut self.async_engine);
         let cx = &mut InstructionContext { grid: &mut self.grid, warp, fragment, mask, pc };
         match &instr.op {
-            Op::Alu { .. } | Op::Branch { .. } => unreachable!("run_fragment executes arithmetic and branches"),
+            Op::Alu { .. } | Op::Branch { .. } => unreachable!("run_fragment executes arithmetic and branches itself"),
             Op::Load(t) => memory.load(cx, t),
             Op::Store(t) => memory.store(cx, t),
             Op::Atomic(a) => memory.atomic(cx, a),

@@ -15,7 +15,8 @@ impl Interpreter<'_> {
             return true;
         }
         let waits_in_warp = |state| matches!(state, FragmentState::AtJoin | FragmentState::Gather { .. });
-        // Lanes that wait for other warps may still reach the instruction at which the others wait for them.
+        // Lanes that wait for other warps may still reach the instruction at which the other lanes of this warp wait
+        // for them.
         if warp.fragments.is_empty() || warp.fragments.iter().any(|f| !waits_in_warp(f.state)) {
             return false;
         }

@@ -98,7 +98,7 @@ impl MemorySystem {
         block.shadow.check_access(access, warp, 1 << lane, &offsets, 8, strength, cx.pc, &order, &mut found);
         if let Some(conflict) = found.first() {
             let other = conflict.earlier.1;
-            let (site, line) = (cx.site(lane), cx.grid.context.line(other));
+            let (site, line) = (cx.site(lane), cx.grid.context.source_line(other));
             let memory = Some(("shared", at.address as u64));
             cx.grid.reporter.report_with(FindingKind::Mbarrier, site, Some(other), memory, || {
                 format!(

@@ -50,7 +50,7 @@ impl Reporter<'_> {
         }
         let access = access_name(m.access);
         let thread = || context.thread_name(c.earlier.0);
-        let line = other.map_or(0, |pc| context.line(pc));
+        let line = other.map_or(0, |pc| context.source_line(pc));
         self.report_with(kind, site, other, memory, || match c.kind {
             ConflictKind::Uninitialized => {
                 format!("{access} of {space} memory at {address:#x} that no thread has written")
@@ -93,7 +93,7 @@ impl Reporter<'_> {
             );
             return;
         }
-        let other = self.context.line(m.conflict.earlier.1);
+        let other = self.context.source_line(m.conflict.earlier.1);
         self.note(
             m.site.pc,
             &format!("the async proxy overwrites {space} memory that line {other} read, without fence.proxy.async"),

@@ -69,7 +69,7 @@ impl<'a> Reporter<'a> {
 
     /// Adds a remark about the source line of an instruction.
     pub fn note(&mut self, pc: u32, text: &str) {
-        self.notes.insert(format!("line {}: {text}", self.context.line(pc)));
+        self.notes.insert(format!("line {}: {text}", self.context.source_line(pc)));
     }
 
     /// Adds text that the kernel prints.

@@ -86,7 +86,7 @@ fn wait_site(grid: &GridState, block: &Block, warp: &Warp, fragment: &WarpFragme
     };
     let pc = code.first + at.min(code.instrs.len() as u32 - 1);
     let thread = warp.index * 32 + fragment.mask.trailing_zeros();
-    Some((grid.context.site(block.coordinates, thread, pc), grid.context.line(pc)))
+    Some((grid.context.site(block.coordinates, thread, pc), grid.context.source_line(pc)))
 }
 
 /// Reports blocks in which all live threads wait at one barrier for more threads than can arrive: the count is wrong,

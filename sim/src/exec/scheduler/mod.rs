@@ -63,7 +63,7 @@ struct ProgressMarks {
     /// Values of `executed` and `waits` at the last change.
     executed_at_change: u64,
     waits_at_change: u64,
-    /// Values of `executed` when waiting loops were last woken, and when all waiting fragments were.
+    /// Values of `executed` when waiting loops were last woken, and when all waiting fragments were last woken.
     spin_check: u64,
     wake_all: u64,
 }

@@ -16,8 +16,8 @@ impl Scheduler {
         }
     }
 
-    /// Calls `wake` with each warp of a block and makes those runnable for which it returns true. Returns whether any
-    /// was.
+    /// Calls `wake` with each warp of a block and makes those runnable for which it returns true. Returns whether it
+    /// made any warp runnable.
     fn wake_warps(&mut self, grid: &mut GridState, slot: u32, wake: impl Fn(&mut Warp) -> bool) -> bool {
         let Some(block) = grid.blocks.get_mut(slot) else { return false };
         let mut any = false;

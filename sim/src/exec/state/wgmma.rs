@@ -57,9 +57,9 @@ pub struct WarpWgmma {
     pub fenced: bool,
     /// Number of products issued before the last `wgmma.fence`.
     pub fence_at: u64,
-    /// Whether no group was committed since the last `wgmma.fence`. The compiler has probably moved register accesses
-    /// that occur now from before the fence in the CUDA source; ptxas repairs that, so they make a note and not a
-    /// finding.
+    /// Whether no group was committed since the last `wgmma.fence`. A register access in this time probably stands
+    /// before the fence in the CUDA source, and the compiler moved it behind the fence. ptxas repairs that, so the
+    /// access causes a note, not a finding.
     after_fence: bool,
     /// Registers accessed since the last `wgmma.fence` while [`Self::after_fence`] holds.
     pub late: Vec<u32>,

@@ -67,18 +67,18 @@ impl CuSeqlens {
     /// A number of prefixes other than the number of sequences; a prefix that does not end before its sequence; out
     /// of memory.
     pub fn with_prefixes(self, first_and_len: &[(usize, usize)]) -> Result<CuSeqlens> {
-        let prefixes = first_and_len;
         let fits = |(n, &(first, tokens)): (usize, &(usize, usize))| first + tokens <= self.host[n] as usize;
-        if prefixes.len() != self.seqs() || !prefixes.iter().enumerate().all(fits) {
+        if first_and_len.len() != self.seqs() || !first_and_len.iter().enumerate().all(fits) {
             let what = format!(
-                "prefixes (first token, length) {prefixes:?} must end before their sequences, which have the offsets {:?}",
+                "prefixes (first token, length) {first_and_len:?} must end before their sequences, \
+                 which have the offsets {:?}",
                 self.host
             );
             return Err(shape_error("cu_seqlens", what));
         }
-        let words: Vec<i32> = prefixes.iter().flat_map(|&(first, tokens)| [first as i32, tokens as i32]).collect();
-        let table = Tensor::from_i32(self.device.device(), &[prefixes.len(), 2], &words)?;
-        Ok(CuSeqlens { prefix: Some(Prefixes { host: prefixes.into(), device: table }), ..self })
+        let words: Vec<i32> = first_and_len.iter().flat_map(|&(first, tokens)| [first as i32, tokens as i32]).collect();
+        let table = Tensor::from_i32(self.device.device(), &[first_and_len.len(), 2], &words)?;
+        Ok(CuSeqlens { prefix: Some(Prefixes { host: first_and_len.into(), device: table }), ..self })
     }
 
     /// Makes the offsets from the lengths of the sequences.
@@ -174,7 +174,10 @@ pub fn attention(cx: &Cx, q: &Tensor, k: &Tensor, v: &Tensor, seqs: &CuSeqlens, 
     const OP: &str = "attention";
     let (tokens, n_heads, kv_heads, d) = heads(OP, q, k, v)?;
     if seqs.tokens() != tokens {
-        return Err(shape_error(OP, format!("cu_seqlens ends at {}, q has {tokens} tokens", seqs.tokens())));
+        return Err(shape_error(
+            OP,
+            format!("the last offset of cu_seqlens is {}, but q has {tokens} tokens", seqs.tokens()),
+        ));
     }
     let dtype = q.dtype();
     let o = cx.empty(q.shape(), dtype)?;
@@ -264,10 +267,9 @@ impl KvPages {
     /// # Errors
     /// Too few blocks; out of memory.
     pub fn new(device: &Device, cached_new_blocks: &[(usize, usize, &[i32])]) -> Result<KvPages> {
-        let sequences = cached_new_blocks;
-        let width = sequences.iter().map(|s| (s.0 + s.1).div_ceil(BLOCK_TOKENS)).max().unwrap_or(0).max(1);
+        let width = cached_new_blocks.iter().map(|s| (s.0 + s.1).div_ceil(BLOCK_TOKENS)).max().unwrap_or(0).max(1);
         let (mut tables, mut slots) = (Vec::new(), Vec::new());
-        for &(past, new, blocks) in sequences {
+        for &(past, new, blocks) in cached_new_blocks {
             let need = (past + new).div_ceil(BLOCK_TOKENS);
             let Some(used) = blocks.get(..need) else {
                 return Err(shape_error(
@@ -281,13 +283,13 @@ impl KvPages {
                 (past..past + new).map(|t| blocks[t / BLOCK_TOKENS] * BLOCK_TOKENS as i32 + (t % BLOCK_TOKENS) as i32),
             );
         }
-        let kv_lens: Vec<usize> = sequences.iter().map(|s| s.0 + s.1).collect();
+        let kv_lens: Vec<usize> = cached_new_blocks.iter().map(|s| s.0 + s.1).collect();
         let lens: Vec<i32> = kv_lens.iter().map(|&n| n as i32).collect();
-        let new: Vec<usize> = sequences.iter().map(|s| s.1).collect();
+        let new: Vec<usize> = cached_new_blocks.iter().map(|s| s.1).collect();
         Ok(KvPages {
             new: CuSeqlens::from_lengths(device, &new)?,
             kv_lens_device: Tensor::from_i32(device, &[lens.len()], &lens)?,
-            tables: Tensor::from_i32(device, &[sequences.len(), width], &tables)?,
+            tables: Tensor::from_i32(device, &[cached_new_blocks.len(), width], &tables)?,
             slots: Tensor::from_i32(device, &[slots.len()], &slots)?,
             kv_lens,
         })

@@ -129,8 +129,8 @@ impl DecodeRows {
             let blocks = s.limit.div_ceil(BLOCK_TOKENS);
             if s.keys == 0 || s.keys > s.limit || blocks > width || s.blocks.len() < blocks {
                 let what = format!(
-                    "a sequence of {} keys (limit {}) has {} cache blocks; it needs 1 to limit keys, enough blocks for limit keys, \
-                     and at most {width} blocks",
+                    "{} keys (maximum {}) in {} cache blocks: a row needs 1 to maximum keys, and blocks for the \
+                     maximum, at most {width}",
                     s.keys,
                     s.limit,
                     s.blocks.len()
