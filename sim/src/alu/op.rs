@@ -274,7 +274,8 @@ pub enum OutOfLineOp {
     Mov128,
     /// f16 or bf16 arithmetic without modifiers.
     Half(HalfOp),
-    /// `lop3` that also writes the predicate `result != 0`, combined with a source predicate.
+    /// `lop3` that also writes the predicate `result != 0`, combined with a source predicate; true if the source
+    /// predicate is negated.
     Lop3(Combine, bool),
 }
 

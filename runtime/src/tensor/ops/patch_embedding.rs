@@ -21,7 +21,7 @@ pub struct Patching {
     pub rescale: f64,
     /// The mean of each channel, subtracted after rescaling.
     pub mean: [f32; 3],
-    /// The standard deviation of each channel, divided by after the mean is subtracted.
+    /// The standard deviation of each channel. Pixel values are divided by it after the mean is subtracted.
     pub std: [f32; 3],
     /// The side length of a patch in pixels.
     pub patch: usize,

@@ -85,7 +85,7 @@ fn load_param(cx: &mut InstructionContext, t: &LoadStore, at: &[u64; 32], base: 
     }
 }
 
-/// Loads from the `.param` space of the function: its arguments.
+/// Loads from the `.param` space of the function, which holds the function's arguments.
 fn load_frame_param(cx: &mut InstructionContext, t: &LoadStore, at: &[u64; 32]) {
     let mask = cx.mask;
     let frame = cx.warp.frame(cx.fragment.frame);

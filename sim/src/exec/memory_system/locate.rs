@@ -226,7 +226,7 @@ impl MemorySystem {
             let space = group.location.space();
             cx.report_access(FindingKind::OutOfBounds, lane, (space, address), || {
                 format!(
-                    "a copy of {bytes} bytes at offset {offset} reaches beyond the {len} bytes of {space} memory there"
+                    "a copy of {bytes} bytes at offset {offset} reaches beyond the end of the {len} bytes of {space} memory"
                 )
             });
             return None;
@@ -308,9 +308,13 @@ fn report_bad_lanes(
         } else {
             let offset = address.wrapping_sub(base) as i64;
             let inside = (0..len as i64 - bytes as i64 + 1).contains(&offset);
-            let problem = if inside { "where no shared variable lies" } else { "outside of it" };
+            let problem = match space {
+                _ if inside => "no shared variable lies there".to_string(),
+                "global" => format!("the buffer has {len} bytes"),
+                _ => format!("the block's shared memory has {len} bytes"),
+            };
             cx.report_access(FindingKind::OutOfBounds, lane, (space, address), || {
-                format!("access of {bytes} bytes at offset {offset} of a {len}-byte {space} memory range, {problem}")
+                format!("{space} memory access of {bytes} bytes at offset {offset}: {problem}")
             });
         }
     }

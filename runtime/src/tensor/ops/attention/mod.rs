@@ -296,7 +296,7 @@ impl KvPages {
     }
 
     /// The block tables of decode rows with one new token each. Their lengths, block tables and slots (i32 `[R]`,
-    /// `[R, width]`, `[R]`) are in device memory. `max_keys` is the maximum length of a row.
+    /// `[R, width]`, `[R]`) are in device memory. `max_keys` is the maximum number of keys of a row.
     pub(super) fn for_decode_rows(rows: &CuSeqlens, max_keys: usize, [lens, tables, slots]: [&Tensor; 3]) -> KvPages {
         KvPages {
             new: rows.clone(),

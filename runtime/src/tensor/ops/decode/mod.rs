@@ -111,7 +111,8 @@ impl DecodeRows {
         })
     }
 
-    /// The block tables of the step. The costs of its launches assume that every row has the maximum number of keys.
+    /// The block tables of the step. The cost estimates of the launches that use them assume that every row has the
+    /// maximum number of keys.
     pub fn kv_pages(&self) -> KvPages {
         let max_keys = self.max_blocks() * BLOCK_TOKENS;
         KvPages::for_decode_rows(&self.seqs, max_keys, [&self.kv_lens, &self.tables, &self.slots])

@@ -112,9 +112,9 @@ fn tokens_depend_on_seed_and_draw_but_not_on_device_or_batch() {
     assert!(want.0.iter().skip(1).step_by(2).all(|id| id % 2 == 0), "a token that is not allowed");
     for device in devices() {
         for (at, count) in [(0, 12), (0, 5), (5, 7)] {
-            let got = sampled(&device, 12, at, first);
-            assert_eq!(got.0, want.0[at..at + first], "{device:?}");
-            assert_eq!(got.1, want.1[at..at + first], "{device:?}");
+            let got = sampled(&device, 12, at, count);
+            assert_eq!(got.0, want.0[at..at + count], "{device:?}");
+            assert_eq!(got.1, want.1[at..at + count], "{device:?}");
         }
     }
 }

@@ -29,7 +29,7 @@ fn outcome(
         t.into_parameter(&format!("p{i}")).unwrap()
     };
     let leaves: Vec<Tensor> = shapes.iter().enumerate().map(parameter).collect();
-    // `f` gets reshaped views of the parameters, which are activations, as inside a model.
+    // `f` gets reshaped views of the parameters. Views count as activations, which the fused ops get inside a model.
     let cx = Cx::training(device, dtype);
     let inputs: Vec<Tensor> = leaves.iter().map(|p| p.reshape(p.shape()).unwrap()).collect();
     let results = f(&cx, &inputs).unwrap();
