@@ -66,14 +66,6 @@ impl Diagnostic {
         self.help = one_line(help.into());
         self
     }
-
-    /// Location and problem without the help, for lists that give one help for many problems.
-    pub fn reason(&self) -> String {
-        match self.location.is_empty() {
-            true => self.what.clone(),
-            false => format!("{}: {}", self.location, self.what),
-        }
-    }
 }
 
 impl fmt::Display for Diagnostic {
@@ -118,7 +110,7 @@ mod tests {
         let d = Diagnostic::new("fps", "is negative", "give a number above 0");
         assert_eq!(d.to_string(), "fps: is negative; give a number above 0");
         assert_eq!(d.clone().at("rows.jsonl:3").to_string(), "rows.jsonl:3: fps: is negative; give a number above 0");
-        assert_eq!(d.with_help("remove it").reason(), "fps: is negative");
+        assert_eq!(d.with_help("remove it").to_string(), "fps: is negative; remove it");
         assert_eq!(Diagnostic::new("", "a", "").at("b").to_string(), "b: a");
     }
 

@@ -51,8 +51,6 @@ pub struct SimulatedStage {
     pub stage: Stage,
     /// Defects that the simulator found.
     pub findings: Vec<Finding>,
-    /// Observations that are no defects.
-    pub notes: Vec<String>,
     /// Instruction and memory access counts.
     pub counters: Counters,
 }
@@ -126,12 +124,7 @@ impl PtxModule {
             };
             let outcome = exec::run(&self.program, &kernel, &grid, memory, options)
                 .map_err(|error| SimulateError::Launch { symbol, error })?;
-            out.push(SimulatedStage {
-                stage,
-                findings: outcome.findings.into_list(),
-                notes: outcome.notes,
-                counters: outcome.counters,
-            });
+            out.push(SimulatedStage { stage, findings: outcome.findings.into_list(), counters: outcome.counters });
             if options.until_finding && out.iter().any(|s| !s.findings.is_empty()) {
                 break;
             }

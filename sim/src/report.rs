@@ -26,11 +26,6 @@ pub struct CountSummary {
 }
 
 impl CountSummary {
-    /// Returns how often instructions of a class were executed.
-    pub fn executions_of_class(&self, class: InstructionClass) -> ExecutedCounts {
-        self.by_class[class_index(class)]
-    }
-
     /// Returns the instruction classes that were executed, with their executions.
     pub fn classes(&self) -> impl Iterator<Item = (InstructionClass, ExecutedCounts)> {
         InstructionClass::ALL.into_iter().zip(self.by_class).filter(|(_, e)| e.warps > 0)
@@ -163,8 +158,8 @@ $name:
         // 32 lanes read every other word, so they use half of each sector.
         assert_eq!((load.count.global_read, load.count.sectors), (2 * 128, 2 * 8));
         assert_eq!(load.sector_efficiency(), Some(0.5));
-        assert_eq!(load.executions_of_class(InstructionClass::Float), ExecutedCounts { warps: 2, threads: 64 });
-        assert_eq!(load.executions_of_class(InstructionClass::Global), ExecutedCounts { warps: 2, threads: 64 });
+        assert_eq!(load.by_class[class_index(InstructionClass::Float)], ExecutedCounts { warps: 2, threads: 64 });
+        assert_eq!(load.by_class[class_index(InstructionClass::Global)], ExecutedCounts { warps: 2, threads: 64 });
         assert_eq!(r.lines[0].counted.sector_efficiency(), None);
         assert_eq!(r.total.count.threads, 8 * 64);
         assert_eq!(r.total.classes().map(|(_, e)| e.warps).sum::<u64>(), 16);

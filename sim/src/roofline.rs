@@ -27,8 +27,6 @@ pub enum NumberOrigin {
     Counted,
     /// Computed from counted numbers by a model.
     Modelled,
-    /// Measured on a real GPU.
-    Measured,
 }
 
 impl NumberOrigin {
@@ -37,7 +35,6 @@ impl NumberOrigin {
         match self {
             NumberOrigin::Counted => "counted",
             NumberOrigin::Modelled => "modelled",
-            NumberOrigin::Measured => "measured",
         }
     }
 }

@@ -20,7 +20,7 @@ use crate::matmul::Matmul;
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 use std::collections::HashMap;
 use std::ffi::{c_int, c_void};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Mutex;
 
 type Status = c_int;
@@ -65,7 +65,6 @@ pub struct CublasLt {
     functions: Functions,
     handle: Handle,
     known: Mutex<HashMap<ProductShape, Prepared>>,
-    path: PathBuf,
 }
 
 // SAFETY: any thread may use the handle, one at a time; the lock of `known` is held during each product.
@@ -199,12 +198,7 @@ impl CublasLt {
             let call = format!("opening {}", path.display());
             return Err(CudaError::Call { call, what: status_name(status) });
         }
-        Ok(CublasLt { functions, handle, known: Mutex::default(), path })
-    }
-
-    /// Returns the path of the loaded library.
-    pub fn path(&self) -> &Path {
-        &self.path
+        Ok(CublasLt { functions, handle, known: Mutex::default() })
     }
 
     /// Creates the descriptors and chooses the algorithm for a shape that is used for the first time.

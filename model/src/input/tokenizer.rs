@@ -117,11 +117,6 @@ impl Tokenizer {
         self.inner.token_to_id(token)
     }
 
-    /// The text of a token as tokenizer.json writes it, in byte-level characters.
-    pub fn id_to_token(&self, id: TokenId) -> Option<String> {
-        self.inner.id_to_token(id)
-    }
-
     /// Whether an id is a special token.
     pub fn is_special(&self, id: TokenId) -> bool {
         self.special.contains(&id)

@@ -221,11 +221,6 @@ impl Findings {
         Some(Gap { kind, space, kernel: kernel.name.clone(), segments: [here?, there?], lines })
     }
 
-    /// Number of different defects.
-    pub fn len(&self) -> usize {
-        self.list.len()
-    }
-
     /// Returns whether there are no findings.
     pub fn is_empty(&self) -> bool {
         self.list.is_empty()

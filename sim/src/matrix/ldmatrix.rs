@@ -8,56 +8,6 @@
 
 use super::Lanes;
 
-/// Bytes of one row of a matrix.
-pub const ROW_BYTES: u32 = 16;
-
-/// A decoded `ldmatrix` or `stmatrix`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MatrixMove {
-    /// `stmatrix`
-    pub store: bool,
-    /// Number of matrices: 1, 2 or 4. Each lane holds one register per matrix, and lanes `0..8 * count` supply
-    /// addresses.
-    pub count: u8,
-    /// `.trans`
-    pub transpose: bool,
-}
-
-impl MatrixMove {
-    /// Parses `ldmatrix.sync.aligned.m8n8.{x1,x2,x4}{.trans}{.shared{::cta}}.b16` and the same forms of `stmatrix`.
-    /// Returns `None` for other forms, including those of sm_100.
-    pub fn parse(opcode: &str) -> Option<Self> {
-        let mut parts = opcode.split('.');
-        let store = match parts.next()? {
-            "ldmatrix" => false,
-            "stmatrix" => true,
-            _ => return None,
-        };
-        for fixed in ["sync", "aligned", "m8n8"] {
-            if parts.next()? != fixed {
-                return None;
-            }
-        }
-        let count = match parts.next()? {
-            "x1" => 1,
-            "x2" => 2,
-            "x4" => 4,
-            _ => return None,
-        };
-        let mut rest = parts.peekable();
-        let transpose = rest.next_if_eq(&"trans").is_some();
-        if rest.next_if_eq(&"shared").is_none() {
-            let _ = rest.next_if_eq(&"shared::cta");
-        }
-        (rest.next() == Some("b16") && rest.next().is_none()).then_some(Self { store, count, transpose })
-    }
-
-    /// Returns the number of matrix rows, which is also the number of lanes that supply an address.
-    pub fn rows(&self) -> usize {
-        8 * self.count as usize
-    }
-}
-
 /// `ldmatrix`: fills one register per eight rows. `rows[l]` is the row at lane `l`'s address.
 #[inline(always)]
 pub fn load(rows: &[[u8; 16]], transpose: bool, registers: &mut [Lanes]) {
@@ -175,31 +125,5 @@ mod tests {
         let fragment: Lanes = std::array::from_fn(|lane| (lane as u32).wrapping_mul(0x9e37_79b9));
         assert_ne!(transposed(&fragment), fragment);
         assert_eq!(transposed(&transposed(&fragment)), fragment);
-    }
-
-    #[test]
-    fn parses_only_supported_opcodes() {
-        let parsed = |text| MatrixMove::parse(text);
-        assert_eq!(
-            parsed("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16"),
-            Some(MatrixMove { store: false, count: 4, transpose: true })
-        );
-        assert_eq!(
-            parsed("stmatrix.sync.aligned.m8n8.x2.shared::cta.b16"),
-            Some(MatrixMove { store: true, count: 2, transpose: false })
-        );
-        assert_eq!(
-            parsed("ldmatrix.sync.aligned.m8n8.x1.b16"),
-            Some(MatrixMove { store: false, count: 1, transpose: false })
-        );
-        for unknown in [
-            "ldmatrix.sync.aligned.m16n16.x1.trans.shared.b8",
-            "ldmatrix.sync.aligned.m8n8.x3.shared.b16",
-            "ldmatrix.sync.aligned.m8n8.x4.shared.b8",
-            "ldmatrix.sync.aligned.m8n8",
-            "ldmatrix.sync.aligned.m8n8.x4.shared.b16.b16",
-        ] {
-            assert_eq!(parsed(unknown), None, "{unknown}");
-        }
     }
 }

@@ -79,9 +79,7 @@ fn lives(function: &Function) -> Vec<Life> {
         i.operands[written..].iter().for_each(|o| collect_registers(function, o, &mut reads, &mut addresses));
         reads.append(&mut addresses);
         // Calls and asynchronous wgmma access registers by row, so these registers must not share rows.
-        let named = i.opcode.starts_with("call")
-            || wgmma && (i.opcode.starts_with("wgmma.") || is_copy(function, i))
-            || i.operands.iter().any(|o| matches!(o, Operand::Component(..)));
+        let named = i.opcode.starts_with("call") || wgmma && (i.opcode.starts_with("wgmma.") || is_copy(function, i));
         for (r, writes) in reads.iter().map(|r| (*r, false)).chain(writes.iter().map(|r| (*r, true))) {
             let life = &mut lives[r as usize];
             *life = match *life {

@@ -53,7 +53,7 @@ pub(super) fn is_volatile_data(function: &Function) -> bool {
 /// Appends the registers (and predicates) whose values an operand reads, without those of addresses.
 fn values(operand: &Operand, out: &mut Vec<u32>) {
     match operand {
-        Operand::Register(r) | Operand::Not(r) | Operand::Component(r, _) => out.push(*r),
+        Operand::Register(r) | Operand::Not(r) => out.push(*r),
         Operand::Vector(list) | Operand::List(list) => list.iter().for_each(|o| values(o, out)),
         Operand::Pair(a, b) => {
             values(a, out);

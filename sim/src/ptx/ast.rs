@@ -261,9 +261,6 @@ pub enum Operand {
     Labels(Vec<u32>),
     /// A parenthesised list of a `call`: its return values or its arguments.
     List(Vec<Operand>),
-    /// Component `0..4` of a vector register. The parser never returns it: it declares one register per component,
-    /// and resolves `%v.x` to that register and `%v` to an [`Operand::Vector`].
-    Component(Register, u8),
 }
 
 /// The base of an address.

@@ -40,11 +40,6 @@ impl RowOrder {
         }
         self.order[location] as usize
     }
-
-    /// The pass over the data that `stream_index` belongs to, counted from 0.
-    pub fn pass_of(&self, stream_index: u64) -> u64 {
-        stream_index / self.rows as u64
-    }
 }
 
 /// A random permutation of `0..n` for `seed` and `pass`: Fisher–Yates shuffle with Philox numbers.
@@ -73,7 +68,6 @@ mod tests {
     fn file_order_repeats_after_the_last_row() {
         let mut order = RowOrder::file_order(3);
         assert_eq!((0..8).map(|i| order.row_at(i)).collect::<Vec<_>>(), [0, 1, 2, 0, 1, 2, 0, 1]);
-        assert_eq!((order.pass_of(2), order.pass_of(3)), (0, 1));
     }
 
     #[test]

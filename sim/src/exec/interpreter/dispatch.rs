@@ -52,7 +52,7 @@ impl Interpreter<'_> {
             Op::Cvta { dst, src, wide, window, to } => address::cvta(cx, (*dst, *src), *wide, *window, *to),
             Op::Isspacep { dst, src, window } => address::isspacep(cx, *dst, *src, *window),
             Op::Mapa { dst, src, rank, wide, generic } => address::mapa(cx, (*dst, *src), *rank, *wide, *generic),
-            Op::GetCtaRank { dst, src, wide, .. } => address::cta_rank(cx, *dst, *src, *wide),
+            Op::GetCtaRank { dst, src, wide } => address::cta_rank(cx, *dst, *src, *wide),
             Op::Alloca { dst, size } => address::alloca(cx, *dst, *size),
             Op::Warp(w) => warp_exchange::warp_op(cx, w),
             Op::Barrier(b) => block_barrier::barrier(cx, b),

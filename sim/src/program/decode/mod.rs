@@ -134,7 +134,6 @@ impl Decoder<'_> {
                     dst: self.o.register_slot(&i.operands[0])?,
                     src: self.o.source_slot(&i.operands[1], ty)?,
                     wide,
-                    generic: !has("shared::cluster"),
                 })
             }
             "mov" if i.operands.len() == 2 && matches!(i.operands[1], Operand::Special(_)) => self.read_special(i),

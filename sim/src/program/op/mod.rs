@@ -72,7 +72,6 @@ pub enum Op {
         dst: Slot,
         src: Slot,
         wide: bool,
-        generic: bool,
     },
     Branch {
         target: u32,
