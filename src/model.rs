@@ -24,7 +24,6 @@ pub struct LoadedModel {
 }
 
 impl LoadedModel {
-    /// Opens the model in a folder.
     pub fn open(folder: &Path, config: &ModelConfig, common: &CommonOptions) -> Result<Self> {
         Self::open_with_adapter(folder, None, config, common)
     }

@@ -29,9 +29,6 @@ fn block_tables(sequences: usize, blocks: usize) -> Vec<Vec<i32>> {
 
 /// Times `rounds` forward passes over `batch` prompts of `tokens` tokens, with the logits of each prompt's last token.
 /// Returns the seconds of each pass.
-///
-/// # Errors
-/// The device is out of memory or reports a failed launch.
 pub fn prefill(model: &Qwen25Vl, cx: &Cx, tokens: usize, batch: usize, rounds: usize) -> Result<Vec<f64>> {
     let (ids, positions) = arbitrary_prompt(tokens);
     let prompt =
@@ -58,9 +55,6 @@ pub fn prefill(model: &Qwen25Vl, cx: &Cx, tokens: usize, batch: usize, rounds: u
 /// Times `rounds` decode steps over `batch` sequences, which have `context` tokens at first. As in the engine, a step
 /// is a captured graph, and an asynchronous device enqueues it before the host has read the tokens of the step
 /// before. Returns the seconds of each step. Two steps of warm-up are neither timed nor part of the device's profile.
-///
-/// # Errors
-/// The device is out of memory or reports a failed launch.
 pub fn decode(model: &Qwen25Vl, cx: &Cx, context: usize, batch: usize, rounds: usize) -> Result<Vec<f64>> {
     let (device, limit) = (cx.device(), context + WARM_UP_STEPS + rounds + 1);
     let blocks = BlockAllocator::blocks_for(limit);

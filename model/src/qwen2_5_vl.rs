@@ -85,9 +85,6 @@ impl Qwen25Vl {
     }
 
     /// Computes hidden states `[S, H]` after the last norm.
-    ///
-    /// # Errors
-    /// Out of memory; a device error.
     pub fn forward(&self, cx: &Cx, batch: &Batch, options: ForwardOptions) -> Result<Tensor> {
         let x = self.embed(cx, batch, &options)?;
         let context = match options.cache {
@@ -113,9 +110,6 @@ impl Qwen25Vl {
     /// A vision tower that is trained runs on the tape, over all media at once. A frozen one runs off the tape. With
     /// a feature cache, it runs over the media of one sequence at a time, so that a cached result depends on these
     /// media alone, and only over media that are not cached.
-    ///
-    /// # Errors
-    /// Out of memory; a device error.
     pub fn vision_tokens(&self, cx: &Cx, input: &VisionInput, checkpoint: bool) -> Result<Tensor> {
         if cx.is_training() && self.trains_vision() {
             return self.vision.forward(cx, &input.sequences, checkpoint);
@@ -141,9 +135,6 @@ impl Qwen25Vl {
     }
 
     /// Computes logits, f32 `[R, V]`, of hidden states `[R, H]`. Has no backward rule.
-    ///
-    /// # Errors
-    /// Out of memory; a device error.
     pub fn logits(&self, cx: &Cx, hidden: &Tensor) -> Result<Tensor> {
         Ok(ops::matmul(cx, hidden, &self.text.lm_head, DType::F32)?)
     }

@@ -95,9 +95,6 @@ impl VisionTower {
 
     /// Computes the vision tokens `[M, H]` of `media`, in processor order. With `checkpoint`, only the input of each
     /// block is kept for the backward pass.
-    ///
-    /// # Errors
-    /// Out of memory; a device error.
     pub(crate) fn forward(&self, cx: &Cx, media: &[SequenceMedia], checkpoint: bool) -> Result<Tensor> {
         let layout = PatchLayout::new(cx, media, &self.config)?;
         let rotary = self.rotary(cx, &layout.positions)?;

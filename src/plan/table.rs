@@ -53,7 +53,6 @@ fn lines<'a>(c: &'a CommandCounts, m: &MachineSpec) -> Vec<Line<'a>> {
     lines
 }
 
-/// Prints a plan for a machine.
 pub fn print_plan(common: &CommonOptions, c: &CommandCounts, m: &MachineSpec) -> Result<()> {
     let lines = lines(c, m);
     let sum = |f: fn(&Line) -> f64| lines.iter().map(f).sum::<f64>();

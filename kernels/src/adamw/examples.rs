@@ -1,5 +1,3 @@
-//! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
-
 use crate::DType::{BF16, F32};
 #[cfg(test)]
 use crate::checks::traffic::{TRAFFIC_ELEMENTS, TrafficArrays, TrafficLaunches, allow_one_tenth_more};
@@ -9,7 +7,6 @@ use crate::folder::{
 };
 use crate::{Addr, adamw};
 
-/// Returns the example calls, each with a text that describes its size.
 pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
     let n = s.get_u64("count", INTERMEDIATE_SIZE as u64 * HIDDEN_SIZE as u64);
     let step = adamw::Params { low: Addr::NULL, n, ..placeholder_params() };

@@ -1,9 +1,6 @@
-//! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
-
 use crate::advance;
 use crate::folder::{BATCH_SIZE, LabeledLaunches, SEQUENCE_LEN, Sizes, placeholder_params};
 
-/// Returns the example calls, each with a text that describes its size.
 pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
     let p = advance::Params {
         rows: BATCH_SIZE,

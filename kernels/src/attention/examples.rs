@@ -1,10 +1,7 @@
-//! Example calls of the kernels, for the commands `reel kernels list`, `show` and `bench`.
-
 use crate::folder::{FLOAT_DTYPES, HEAD_DIM, HEADS, KV_HEADS, LabeledLaunches, PLACEHOLDER, SEQUENCE_LEN, Sizes};
 use crate::{Addr, attention};
 use bytemuck::Zeroable;
 
-/// Returns example calls, each with a description of its size.
 pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
     let (tokens, heads, kv_heads) = (s.get("tokens", SEQUENCE_LEN), s.get("heads", HEADS), s.get("kv_heads", KV_HEADS));
     let (head_dim, causal) = (s.get("head_dim", HEAD_DIM), s.get("causal", 1));

@@ -1,11 +1,8 @@
-//! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
-
 use crate::block_copy;
 #[cfg(test)]
 use crate::checks::traffic::{TrafficArrays, TrafficLaunches, allow_one_tenth_more};
 use crate::folder::{HEAD_DIM, KV_HEADS, LabeledLaunches, Sizes, placeholder_params};
 
-/// Returns the example calls, each with a text that describes its size.
 pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
     // A block of 64 tokens with 4 heads of 128 elements in bf16, in units of 16 bytes.
     let units = 64 * KV_HEADS * HEAD_DIM * 2 / 16;

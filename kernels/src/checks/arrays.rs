@@ -7,7 +7,6 @@ use reel_sim::memory::SimMemory;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
-/// One array of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CheckArray {
     /// Host address of the first byte.

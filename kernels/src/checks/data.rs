@@ -107,7 +107,6 @@ impl RandomChoices {
         (self.random_u64() >> 40) as f32 / (1u64 << 24) as f32
     }
 
-    /// Returns true with this probability.
     pub fn chance(&mut self, probability: f32) -> bool {
         self.unit_float() < probability
     }

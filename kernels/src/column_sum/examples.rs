@@ -1,5 +1,3 @@
-//! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
-
 #[cfg(test)]
 use crate::checks::traffic::{TRAFFIC_ROWS, TrafficArrays, TrafficLaunches, allow_one_tenth_more};
 use crate::column_sum;
@@ -7,7 +5,6 @@ use crate::folder::{
     ACTIVATIONS_DESCRIPTION, FLOAT_DTYPES, HIDDEN_SIZE, LabeledLaunches, SEQUENCE_LEN, Sizes, placeholder_params,
 };
 
-/// Returns the example calls, each with a text that describes its size.
 pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
     let p = column_sum::Params { rows: SEQUENCE_LEN as u64, cols: HIDDEN_SIZE as u64, ..placeholder_params() };
     FLOAT_DTYPES.map(|t| (ACTIVATIONS_DESCRIPTION, column_sum::add(t, &p))).into()

@@ -1,5 +1,3 @@
-//! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
-
 #[cfg(test)]
 use crate::checks::traffic::{TRAFFIC_ROWS, TrafficArrays, TrafficLaunches, allow_one_tenth_more};
 use crate::columns;
@@ -7,7 +5,6 @@ use crate::folder::{
     FLOAT_DTYPES, HEAD_DIM, HEADS, KV_HEADS, LabeledLaunches, SEQUENCE_LEN, Sizes, placeholder_params,
 };
 
-/// Returns the example calls, each with a text that describes its size.
 pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
     let (width, all) = (HEADS * HEAD_DIM, (HEADS + 2 * KV_HEADS) * HEAD_DIM);
     let p = columns::CopyParams { rows: SEQUENCE_LEN, width, src_cols: all, dst_cols: width, ..placeholder_params() };

@@ -1,5 +1,3 @@
-//! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
-
 use crate::DType::{BF16, F32};
 #[cfg(test)]
 use crate::checks::traffic::{TRAFFIC_ELEMENTS, TrafficArrays, TrafficLaunches, allow_one_tenth_more};
@@ -10,7 +8,6 @@ use crate::folder::{
 };
 use bytemuck::Zeroable;
 
-/// Returns the example calls, each with a text that describes its size.
 pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
     let count = SEQUENCE_LEN as u64 * HIDDEN_SIZE as u64;
     let (src, dst) = (PLACEHOLDER, PLACEHOLDER);

@@ -1,5 +1,3 @@
-//! Example calls of the kernels for `reel kernels list`, `show` and `bench`.
-
 #[cfg(test)]
 use crate::checks::traffic::{TRAFFIC_ROWS, TrafficArrays, TrafficLaunches, allow_one_tenth_more};
 use crate::folder::{
@@ -8,7 +6,6 @@ use crate::folder::{
 };
 use crate::{Addr, embedding};
 
-/// Returns the example calls, each with a text that describes its size.
 pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
     let fwd = embedding::FwdParams {
         vision: Addr::NULL,

@@ -3,7 +3,6 @@
 use crate::fingerprint;
 use crate::folder::{HIDDEN_SIZE, INTERMEDIATE_SIZE, LabeledLaunches, Sizes, placeholder_params};
 
-/// Returns the example calls, each with a text that describes its size.
 pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
     let bytes = 2 * HIDDEN_SIZE as u64 * INTERMEDIATE_SIZE as u64;
     let p = fingerprint::Params { bytes, ..placeholder_params() };

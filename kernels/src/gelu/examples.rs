@@ -5,7 +5,6 @@ use crate::checks::traffic::{TRAFFIC_ELEMENTS, TrafficArrays, TrafficLaunches, a
 use crate::folder::{FLOAT_DTYPES, LabeledLaunches, SEQUENCE_LEN, Sizes, placeholder_params};
 use crate::gelu;
 
-/// Returns the example calls, each with a text that describes its size.
 pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
     let count = SEQUENCE_LEN as u64 * 5120;
     let fwd = gelu::FwdParams { count, ..placeholder_params() };

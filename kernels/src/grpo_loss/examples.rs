@@ -5,7 +5,6 @@ use crate::checks::traffic::{TrafficArrays, TrafficLaunches, allow_one_tenth_mor
 use crate::folder::{LabeledLaunches, Sizes, placeholder_params};
 use crate::grpo_loss;
 
-/// Returns the example calls, each with a text that describes its size.
 pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
     let params = grpo_loss::Params {
         completions: 8,

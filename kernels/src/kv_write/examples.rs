@@ -5,7 +5,6 @@ use crate::checks::traffic::{TRAFFIC_ROWS, TrafficArrays, TrafficLaunches, allow
 use crate::folder::{FLOAT_DTYPES, HEAD_DIM, KV_HEADS, LabeledLaunches, SEQUENCE_LEN, Sizes, placeholder_params};
 use crate::kv_write;
 
-/// Returns the example calls, each with a text that describes its size.
 pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
     let p = kv_write::Params {
         tokens: SEQUENCE_LEN,

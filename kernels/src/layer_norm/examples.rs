@@ -5,7 +5,6 @@ use crate::checks::traffic::{TRAFFIC_ROWS, TrafficArrays, TrafficLaunches};
 use crate::folder::{FLOAT_DTYPES, LabeledLaunches, SEQUENCE_LEN, Sizes, placeholder_params};
 use crate::layer_norm;
 
-/// Returns the example calls, each with a text that describes its size.
 pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
     let (rows, cols) = (SEQUENCE_LEN, 1152);
     let fwd = layer_norm::FwdParams { rows, cols, eps: 1e-6, ..placeholder_params() };

@@ -3,7 +3,6 @@
 use crate::folder::{FLOAT_DTYPES, HIDDEN_SIZE, LabeledLaunches, SEQUENCE_LEN, Sizes, VOCAB_SIZE, placeholder_params};
 use crate::linear_log_prob;
 
-/// Returns the example calls, each with a text that describes its size.
 pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
     let (rows, width, vocab) =
         (s.get("tokens", SEQUENCE_LEN), s.get("hidden", HIDDEN_SIZE), s.get("vocab", VOCAB_SIZE));

@@ -4,7 +4,6 @@
 use crate::checks::rounding::{ULP, approximate, f32, sum};
 use std::f64::consts::{LN_2, LOG2_E};
 
-/// The results for one row.
 #[derive(Clone, Copy, Debug)]
 pub struct RowResults {
     pub log_prob: f64,

@@ -5,7 +5,6 @@ use crate::checks::traffic::{TrafficArrays, TrafficLaunches, allow_one_tenth_mor
 use crate::folder::{FLOAT_DTYPES, LabeledLaunches, Sizes, VOCAB_SIZE, placeholder_params};
 use crate::{Addr, log_prob};
 
-/// Returns the example calls, each with a text that describes its size.
 pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
     // Chunks of 64 MiB of logits.
     let vocab = s.get("vocab", VOCAB_SIZE);

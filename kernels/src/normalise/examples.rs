@@ -3,7 +3,6 @@
 use crate::folder::{FLOAT_DTYPES, LabeledLaunches, SEQUENCE_LEN, Sizes, placeholder_params};
 use crate::normalise;
 
-/// Returns the example calls, each with a text that describes its size.
 pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
     let (rows, cols) = (SEQUENCE_LEN, 1152);
     let fwd = normalise::FwdParams { rows, cols, ..placeholder_params() };

@@ -6,7 +6,6 @@ use crate::folder::{
 use crate::{Addr, paged_attention};
 use bytemuck::Zeroable;
 
-/// Returns example calls, each with a description of its size.
 pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
     let (batch, context) = (s.get("batch", BATCH_SIZE), s.get("context", SEQUENCE_LEN));
     let (heads, kv_heads, head_dim) = (s.get("heads", HEADS), s.get("kv_heads", KV_HEADS), s.get("head_dim", HEAD_DIM));

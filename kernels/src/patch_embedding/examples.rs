@@ -21,7 +21,6 @@ pub(crate) const EXAMPLE_FRAMES: Pixels = Pixels {
     std2: 0.25,
 };
 
-/// Returns the example calls, each with a text that describes its size.
 pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
     let fwd =
         patch_embedding::FwdParams { bias: Addr::NULL, pixels: EXAMPLE_FRAMES, embed: 1280, ..placeholder_params() };

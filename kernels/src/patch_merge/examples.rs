@@ -3,7 +3,6 @@
 use crate::folder::{FLOAT_DTYPES, LabeledLaunches, SEQUENCE_LEN, Sizes, placeholder_params};
 use crate::patch_merge;
 
-/// Returns the example calls, each with a text that describes its size.
 pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
     let (rows, cols) = (4 * SEQUENCE_LEN, 1280);
     let fwd = patch_merge::FwdParams { rows, cols, eps: 1e-6, ..placeholder_params() };

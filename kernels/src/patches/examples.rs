@@ -4,7 +4,6 @@ use crate::folder::{FLOAT_DTYPES, LabeledLaunches, PLACEHOLDER, Sizes};
 use crate::patch_embedding::examples::EXAMPLE_FRAMES;
 use crate::patches;
 
-/// Returns the example calls, each with a text that describes its size.
 pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
     let params = EXAMPLE_FRAMES.patch_params(PLACEHOLDER, PLACEHOLDER);
     FLOAT_DTYPES.map(|t| ("16 frames of 224 x 420", patches::cut_patches(t, &params))).into()

@@ -4,7 +4,6 @@ use crate::folder::{FLOAT_DTYPES, LabeledLaunches, PLACEHOLDER, Sizes};
 use crate::pool_attention;
 use bytemuck::Zeroable;
 
-/// Returns example calls, each with a description of its size.
 pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
     let (tokens, images, heads, head_dim, scale) = (16 * 729, 16, 16, 72, 1.0);
     let fwd = pool_attention::FwdParams {

@@ -3,7 +3,6 @@
 use crate::folder::{FLOAT_DTYPES, LabeledLaunches, Sizes, placeholder_params};
 use crate::position_add;
 
-/// Returns the example calls, each with a text that describes its size.
 pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
     let (rows, cols, positions) = (16 * 729, 1152, 729);
     let fwd = position_add::FwdParams { rows, cols, positions, ..placeholder_params() };

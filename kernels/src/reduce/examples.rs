@@ -8,7 +8,6 @@ use crate::folder::{
 };
 use crate::reduce;
 
-/// Returns the example calls, each with a text that describes its size.
 pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
     let n = INTERMEDIATE_SIZE as u64 * HIDDEN_SIZE as u64;
     let rows = reduce::WeightedSumParams { n: SEQUENCE_LEN as u64, ..placeholder_params() };

@@ -8,7 +8,6 @@ use crate::folder::{
 };
 use crate::{Addr, rms_norm};
 
-/// Returns the example calls, each with a text that describes its size.
 pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
     let (rows, cols) = (s.get("tokens", SEQUENCE_LEN), s.get("hidden", HIDDEN_SIZE));
     let fwd =

@@ -5,7 +5,6 @@ use crate::checks::traffic::{TrafficArrays, TrafficLaunches, allow_one_tenth_mor
 use crate::folder::{FLOAT_DTYPES, HEAD_DIM, HEADS, LabeledLaunches, SEQUENCE_LEN, Sizes, placeholder_params};
 use crate::rope;
 
-/// Returns the example calls, each with a text that describes its size.
 pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
     let table = rope::TableParams { tokens: SEQUENCE_LEN, half: HEAD_DIM / 2, ..placeholder_params() };
     let apply = rope::ApplyParams { tokens: SEQUENCE_LEN, heads: HEADS, head_dim: HEAD_DIM, ..placeholder_params() };

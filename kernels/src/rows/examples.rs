@@ -7,7 +7,6 @@ use crate::folder::{
 };
 use crate::rows;
 
-/// Returns the example calls, each with a text that describes its size.
 pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
     let gather = rows::GatherParams { m: SEQUENCE_LEN, cols: HIDDEN_SIZE, n: SEQUENCE_LEN, ..placeholder_params() };
     let scatter = rows::ScatterParams { m: SEQUENCE_LEN, cols: HIDDEN_SIZE, n: SEQUENCE_LEN, ..placeholder_params() };

@@ -4,7 +4,6 @@ use crate::folder::{BATCH_SIZE, LabeledLaunches, PLACEHOLDER, SEQUENCE_LEN, Size
 use crate::sample;
 use bytemuck::Zeroable;
 
-/// Returns the example calls, each with a text that describes its size.
 pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
     let p = sample::Params {
         logits: PLACEHOLDER,

@@ -4,7 +4,6 @@ use crate::folder::{BATCH_SIZE, FLOAT_DTYPES, HIDDEN_SIZE, INTERMEDIATE_SIZE, La
 use crate::{Addr, skinny};
 use bytemuck::Zeroable;
 
-/// Returns example calls, each with a description of its size.
 pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
     use skinny::WeightFormat;
     let (m, n, k) = (s.get("batch", BATCH_SIZE), s.get("n", INTERMEDIATE_SIZE), s.get("k", HIDDEN_SIZE));

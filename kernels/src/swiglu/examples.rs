@@ -5,7 +5,6 @@ use crate::checks::traffic::{TRAFFIC_ELEMENTS, TrafficArrays, TrafficLaunches, a
 use crate::folder::{FLOAT_DTYPES, INTERMEDIATE_SIZE, LabeledLaunches, SEQUENCE_LEN, Sizes, placeholder_params};
 use crate::swiglu;
 
-/// Returns the example calls, each with a text that describes its size.
 pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
     let count = s.get("tokens", SEQUENCE_LEN) as u64 * s.get("intermediate", INTERMEDIATE_SIZE) as u64;
     let fwd = swiglu::FwdParams { count, ..placeholder_params() };

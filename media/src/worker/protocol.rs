@@ -31,7 +31,6 @@ pub(super) enum WorkerJob {
     Decode { profile: MediaProfile, overrides: MediaOverrides, size: FrameSize },
 }
 
-/// The reply of a worker.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum WorkerReply {
     Probed(VideoInfo),

@@ -12,18 +12,12 @@ use crate::vision::inverse_frequencies;
 impl TextDecoder {
     /// The rotary frequencies for decode steps. Generated text has the same position on all axes, so positions are
     /// `[1, R]`.
-    ///
-    /// # Errors
-    /// Out of memory.
     pub fn text_rotary_frequencies(&self, device: &Device) -> Result<RotaryFrequencies> {
         let inv_freq = inverse_frequencies(self.config.rope_theta, self.config.head_dim);
         Ok(RotaryFrequencies::new(device, &inv_freq, &vec![0; inv_freq.len()], 1)?)
     }
 
     /// Computes logits f32 `[R, V]` for the next tokens. Adds the keys and values of the current tokens to the cache.
-    ///
-    /// # Errors
-    /// Out of memory; a device error.
     pub fn decode(
         &self,
         cx: &Cx,
@@ -44,9 +38,6 @@ impl TextDecoder {
 
 impl KvCache {
     /// Fills the cache with zeros, for benchmarks that attend to keys without having computed them.
-    ///
-    /// # Errors
-    /// A device error.
     pub fn fill_with_zeros(&self) -> Result<()> {
         Ok(self.tensors().try_for_each(ops::fill_zero)?)
     }

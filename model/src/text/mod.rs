@@ -67,9 +67,6 @@ pub struct KvCache {
 
 impl KvCache {
     /// Allocates `blocks` blocks in every layer.
-    ///
-    /// # Errors
-    /// Out of memory.
     pub fn new(device: &Device, config: &TextConfig, dtype: DType, blocks: usize) -> Result<KvCache> {
         let shape = [blocks, KvPages::BLOCK_TOKENS, config.num_key_value_heads, config.head_dim];
         let one = || Tensor::empty(device, &shape, dtype, Category::KvCache);
@@ -138,9 +135,6 @@ impl TextDecoder {
 
     /// Computes hidden states `[S, H]` after the last norm from embeddings x `[S, H]` and positions i32 `[3, S]`. With
     /// `checkpoint`, only the input of each layer is kept for the backward pass.
-    ///
-    /// # Errors
-    /// Out of memory; a device error.
     pub(crate) fn forward(
         &self,
         cx: &Cx,

@@ -357,9 +357,6 @@ impl Device {
     }
 
     /// Waits until all enqueued launches and copies are done.
-    ///
-    /// # Errors
-    /// A launch failed.
     pub fn synchronize(&self) -> Result<()> {
         self.0.backend.synchronize()
     }

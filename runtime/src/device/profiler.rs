@@ -79,18 +79,12 @@ impl Profiler<'_> {
     }
 
     /// Waits for the launches in flight and returns the totals by kernel name.
-    ///
-    /// # Errors
-    /// A launch failed.
     pub fn totals(&self) -> Result<BTreeMap<&'static str, OpTotals>> {
         self.read()?;
         Ok(self.collected().lock().totals.clone())
     }
 
     /// Waits for the launches in flight and returns the timeline, ordered by start time.
-    ///
-    /// # Errors
-    /// A launch failed.
     pub fn events(&self) -> Result<Vec<LaunchEvent>> {
         self.read()?;
         let mut events = self.collected().lock().events.clone();

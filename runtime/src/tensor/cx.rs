@@ -62,17 +62,11 @@ impl Cx {
     }
 
     /// Allocates the output of an op, without initialising it.
-    ///
-    /// # Errors
-    /// Out of memory.
     pub fn empty(&self, shape: &[usize], dtype: DType) -> Result<Tensor> {
         Tensor::empty(&self.device, shape, dtype, Category::Activations)
     }
 
     /// Executes a launch on the device.
-    ///
-    /// # Errors
-    /// A device error.
     pub fn launch(&self, launch: &Launch) -> Result<()> {
         self.device.launch(launch)
     }

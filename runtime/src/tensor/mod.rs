@@ -264,9 +264,6 @@ impl Tensor {
     }
 
     /// Copies the elements to the host, as bytes.
-    ///
-    /// # Errors
-    /// A device error.
     pub fn read_bytes(&self) -> Result<Vec<u8>> {
         let mut out = vec![0; self.bytes()];
         self.0.buffer.download(self.0.offset, &mut out)?;
@@ -274,9 +271,6 @@ impl Tensor {
     }
 
     /// Starts a copy of the elements to the host. The copy has the values after all launches so far.
-    ///
-    /// # Errors
-    /// A device error.
     pub fn download_async(&self) -> Result<Download> {
         self.0.buffer.download_async(self.0.offset, self.bytes())
     }

@@ -125,33 +125,21 @@ impl Backward<'_> {
     }
 
     /// Executes a launch on the device.
-    ///
-    /// # Errors
-    /// A device error.
     pub fn launch(&self, launch: &Launch) -> Result<()> {
         self.device.launch(launch)
     }
 
     /// Allocates a gradient with the shape and dtype of `x`, without initialising it.
-    ///
-    /// # Errors
-    /// Out of memory.
     pub fn empty_like(&self, x: &Tensor) -> Result<Tensor> {
         Tensor::empty(self.device, x.shape(), x.dtype(), Category::Activations)
     }
 
     /// Allocates an intermediate tensor of the backward pass, without initialising it.
-    ///
-    /// # Errors
-    /// Out of memory.
     pub fn empty(&self, shape: &[usize], dtype: DType, category: Category) -> Result<Tensor> {
         Tensor::empty(self.device, shape, dtype, category)
     }
 
     /// Adds `grad` to the gradient of `x`. Does nothing if `x` needs no gradient. Gradients of parameters are f32.
-    ///
-    /// # Errors
-    /// Out of memory.
     pub fn add(&mut self, x: &Tensor, grad: Tensor) -> Result<()> {
         if !x.needs_grad() {
             return Ok(());
@@ -181,9 +169,6 @@ impl Backward<'_> {
     }
 
     /// The f32 buffer that collects the gradient of parameter `x`; `None` if `x` is not a trained parameter.
-    ///
-    /// # Errors
-    /// Out of memory.
     pub fn parameter_grad(&mut self, x: &Tensor) -> Result<Option<Tensor>> {
         if x.parameter().is_none() { Ok(None) } else { self.grads.buffer(x).map(Some) }
     }
@@ -214,9 +199,6 @@ impl Grads {
     }
 
     /// Allocates the gradient buffers of these parameters now, so no training step allocates any.
-    ///
-    /// # Errors
-    /// Out of memory.
     pub fn reserve<'a>(&mut self, parameters: impl IntoIterator<Item = &'a Tensor>) -> Result<()> {
         for parameter in parameters {
             self.buffer(parameter)?;
@@ -262,9 +244,6 @@ impl Grads {
 }
 
 /// Fills a tensor of any dtype with zeros.
-///
-/// # Errors
-/// A device error.
 pub fn fill_zero(t: &Tensor) -> Result<()> {
     let fill = |at: &Tensor, dtype: DType, count: usize| {
         let params = elementwise::FillParams { dst: at.addr(), count: count as u64, value: 0.0, reserved: 0 };

@@ -39,7 +39,6 @@ pub fn number_format_index(kind: NumberFormat) -> Option<u8> {
     NUMBER_FORMATS.iter().position(|k| *k == kind).map(|i| i as u8)
 }
 
-/// Rounds to an integral value.
 fn integral(x: f64, mode: RoundingMode) -> f64 {
     match mode {
         RoundingMode::Nearest => x.round_ties_even(),

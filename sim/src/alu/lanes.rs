@@ -6,7 +6,6 @@ use crate::regs::{RegisterRow, Registers, Slot};
 
 /// The value of a register in one lane: `u32` (one row) or `u64` (two rows).
 pub trait LaneValue: Copy + 'static {
-    /// Zero.
     const ZERO: Self;
     /// Loads all lanes of the register at `slot`.
     fn load(r: &Registers, slot: Slot) -> [Self; 32];

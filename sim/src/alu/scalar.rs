@@ -45,7 +45,6 @@ pub type ScalarFunction = fn(ScalarFlags, u64, u64, u64, u64) -> u64;
 pub struct ScalarOp {
     function: ScalarFunction,
     flags: ScalarFlags,
-    /// Number of sources.
     sources: u8,
     /// Bit i is set if source i is a 64-bit register.
     wide: u8,

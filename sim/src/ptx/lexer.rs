@@ -90,7 +90,6 @@ impl<'a> Cursor<'a> {
         self.byte_at(0)
     }
 
-    /// Consumes one character.
     pub fn consume_character(&mut self) {
         self.position += self.text[self.position..].chars().next().map_or(0, char::len_utf8);
     }

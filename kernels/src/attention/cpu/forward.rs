@@ -20,7 +20,6 @@ use crate::{DType, Element};
 
 /// Number of keys of a block; also the block size of the KV cache.
 pub const BLOCK_KEYS: usize = 64;
-/// Number of keys of a segment.
 pub const SEGMENT_KEYS: usize = 8 * BLOCK_KEYS;
 /// Maximum number of query rows of a tile.
 pub const MAX_TILE_ROWS: usize = 128;

@@ -307,12 +307,10 @@ impl<T> HandleTable<T> {
         self.next
     }
 
-    /// The value of a handle.
     pub fn get(&self, handle: u64) -> Option<&T> {
         self.by_handle.get(&handle)
     }
 
-    /// Removes and returns the value of a handle.
     pub fn remove(&mut self, handle: u64) -> Option<T> {
         self.by_handle.remove(&handle)
     }

@@ -9,9 +9,6 @@ use crate::tensor::Tensor;
 use crate::tensor::cx::Cx;
 
 /// `silu(gate) * up`, elementwise.
-///
-/// # Errors
-/// Shapes or dtypes that differ; out of memory.
 pub fn swiglu(cx: &Cx, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     want_alike("swiglu", ("gate", "up"), gate, up)?;
     let y = cx.empty(gate.shape(), gate.dtype())?;
@@ -37,17 +34,11 @@ pub fn swiglu(cx: &Cx, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
 }
 
 /// Exact GELU, `x Φ(x)`, computed with the error function.
-///
-/// # Errors
-/// Out of memory.
 pub fn gelu(cx: &Cx, x: &Tensor) -> Result<Tensor> {
     gelu_form("gelu", cx, x, gelu_kernel::fwd, gelu_kernel::bwd)
 }
 
 /// The tanh approximation of GELU, `x (1 + tanh(√(2/π) (x + 0.044715 x³))) / 2`, as SigLIP uses it.
-///
-/// # Errors
-/// Out of memory.
 pub fn gelu_tanh(cx: &Cx, x: &Tensor) -> Result<Tensor> {
     gelu_form("gelu_tanh", cx, x, gelu_kernel::tanh_fwd, gelu_kernel::tanh_bwd)
 }

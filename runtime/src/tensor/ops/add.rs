@@ -8,9 +8,6 @@ use crate::tensor::Tensor;
 use crate::tensor::cx::Cx;
 
 /// `a + b`, elementwise, for tensors of equal shape and dtype (a residual connection).
-///
-/// # Errors
-/// Shapes or dtypes that differ; out of memory.
 pub fn add(cx: &Cx, a: &Tensor, b: &Tensor) -> Result<Tensor> {
     want_alike("add", ("a", "b"), a, b)?;
     let y = cx.empty(a.shape(), a.dtype())?;

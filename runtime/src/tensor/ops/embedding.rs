@@ -9,9 +9,6 @@ use crate::tensor::{Tensor, dims};
 
 /// Looks up `ids` (i32 `[S]`) in `table [V, H]` and casts the rows to the dtype of activations: `[S, H]`. The caller
 /// has checked that ids are below V.
-///
-/// # Errors
-/// Shapes that do not match; out of memory.
 pub fn embedding(cx: &Cx, table: &Tensor, ids: &Tensor) -> Result<Tensor> {
     lookup("embedding", cx, table, ids, None)
 }
@@ -19,9 +16,6 @@ pub fn embedding(cx: &Cx, table: &Tensor, ids: &Tensor) -> Result<Tensor> {
 /// [`embedding`] with vision tokens: where `vision_index[t]` (i32 `[S]`) is not negative, the embedding of token t is
 /// row `vision_index[t]` of `vision [M, H]`. `vision` has the dtype of activations. The caller has checked that
 /// `vision_index` contains the index of each row of `vision` once.
-///
-/// # Errors
-/// Shapes that do not match; out of memory.
 pub fn embedding_with(cx: &Cx, table: &Tensor, ids: &Tensor, vision: &Tensor, vision_index: &Tensor) -> Result<Tensor> {
     lookup("embedding_with", cx, table, ids, Some((vision, vision_index)))
 }

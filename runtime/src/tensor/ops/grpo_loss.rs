@@ -40,9 +40,6 @@ pub struct GrpoInputs {
 /// The loss (one f32 element) for the policy log-probabilities `log_probs`, f32 `[L]`, and statistics f32 `[n, 4]`
 /// without a gradient. The statistics of a completion: its part of the loss, its sum of KL terms, its number of
 /// clipped tokens, its number of tokens that count.
-///
-/// # Errors
-/// Shapes that do not match; out of memory.
 pub fn grpo_loss(cx: &Cx, log_probs: &Tensor, inputs: &GrpoInputs) -> Result<(Tensor, Tensor)> {
     const OP: &str = "grpo_loss";
     let (tokens, n) = (inputs.completions.tokens(), inputs.completions.seqs());

@@ -31,9 +31,6 @@ fn plain(m: usize, n: usize, k: usize, a: Operand, b: Operand, c: &Tensor) -> Ma
 }
 
 /// `x · wᵀ + b`: x `[.., K]`, w `[N, K]`, b `[N]` give `[.., N]` in the dtype of x. w may have another dtype.
-///
-/// # Errors
-/// Shapes that do not match; out of memory.
 pub fn linear(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
     let y = product(cx, x, w, b, x.dtype())?;
     let (kx, kw, kb) = (x.clone(), w.clone(), b.cloned());
@@ -78,9 +75,6 @@ fn linear_gradients(
 
 /// [`linear`] with an adapter: `y = x · wᵀ + b + scale · (x · downᵀ) · upᵀ`. Rounds to the dtype of x twice: `scale ·
 /// x · downᵀ`, and `x · wᵀ + b` before the last product is added.
-///
-/// # Errors
-/// Shapes that do not match; out of memory.
 pub fn lora_linear(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<&Tensor>, lora: &Lora) -> Result<Tensor> {
     let y = product(cx, x, w, b, x.dtype())?;
     let thin = add_low_rank(cx, x, lora, &y)?; // [.., R]

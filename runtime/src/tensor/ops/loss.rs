@@ -9,9 +9,6 @@ use crate::tensor::cx::Cx;
 
 /// `log softmax` of `logits` (f32 `[R, V]`) at `targets` (i32 `[R]`), and the logsumexp of each row. A row with a
 /// negative target gives 0. Has no backward rule; [`super::linear_log_prob`] has one.
-///
-/// # Errors
-/// Shapes that do not match; out of memory.
 pub fn log_prob(cx: &Cx, logits: &Tensor, targets: &Tensor, inv_temperature: f32) -> Result<(Tensor, Tensor)> {
     const OP: &str = "log_prob";
     let (rows, vocab) = rows_cols(OP, "logits", logits)?;
@@ -38,9 +35,6 @@ pub fn log_prob(cx: &Cx, logits: &Tensor, targets: &Tensor, inv_temperature: f32
 }
 
 /// `Σ x[i] · weights[i]`, one f32 element. x and weights are f32 of one shape; the weights get no gradient.
-///
-/// # Errors
-/// Shapes that do not match; out of memory.
 pub fn weighted_sum(cx: &Cx, x: &Tensor, weights: &Tensor) -> Result<Tensor> {
     const OP: &str = "weighted_sum";
     want_dtype(OP, "x", x, DType::F32)?;

@@ -86,9 +86,6 @@ fn addr(t: &Option<Tensor>) -> Addr {
 }
 
 /// `x * rsqrt(mean(x²) + eps) * w` over the last dimension: x `[.., H]`, w `[H]` of x's dtype.
-///
-/// # Errors
-/// Shapes that do not match; out of memory.
 pub fn rms_norm(cx: &Cx, x: &Tensor, w: &Tensor, eps: f32) -> Result<Tensor> {
     const OP: &str = "rms_norm";
     let sizes = Sizes::new(OP, x, w, eps)?;
@@ -110,9 +107,6 @@ pub fn rms_norm(cx: &Cx, x: &Tensor, w: &Tensor, eps: f32) -> Result<Tensor> {
 /// the shape and dtype of x. s is rounded to this dtype before it is normalised, so the bits equal those of
 /// [`super::add`] followed by [`rms_norm`]. The gradient of s is rounded once, after the gradients of both results
 /// are added.
-///
-/// # Errors
-/// Shapes that do not match; out of memory.
 pub fn rms_norm_add(cx: &Cx, x: &Tensor, residual: &Tensor, w: &Tensor, eps: f32) -> Result<(Tensor, Tensor)> {
     const OP: &str = "rms_norm_add";
     let sizes = Sizes::new(OP, x, w, eps)?;
@@ -144,9 +138,6 @@ pub fn rms_norm_add(cx: &Cx, x: &Tensor, residual: &Tensor, w: &Tensor, eps: f32
 
 /// Returns the residual and its norm, `(x, rms_norm(x, w))`. The first result is x in the same memory. Unlike with
 /// [`rms_norm`], the backward kernel of the norm also adds the gradients of both results, which saves a launch.
-///
-/// # Errors
-/// Shapes that do not match; out of memory.
 pub fn rms_norm_branch(cx: &Cx, x: &Tensor, w: &Tensor, eps: f32) -> Result<(Tensor, Tensor)> {
     const OP: &str = "rms_norm_branch";
     let sizes = Sizes::new(OP, x, w, eps)?;
@@ -168,9 +159,6 @@ pub fn rms_norm_branch(cx: &Cx, x: &Tensor, w: &Tensor, eps: f32) -> Result<(Ten
 /// square of `group_size` neighbouring patches: `[N / group_size, group_size · C]` in processor order. `index` (i32
 /// `[N]`, a permutation) gives for each patch in processor order its row in x; the patches of one square are
 /// consecutive.
-///
-/// # Errors
-/// Shapes that do not match; out of memory.
 pub fn patch_merge(cx: &Cx, x: &Tensor, index: &Tensor, w: &Tensor, eps: f32, group_size: usize) -> Result<Tensor> {
     const OP: &str = "patch_merge";
     let sizes = Sizes::new(OP, x, w, eps)?;

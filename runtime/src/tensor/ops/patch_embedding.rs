@@ -93,9 +93,6 @@ impl DeviceFrames {
 
 /// `patches · wᵀ + b` of all images and videos: w `[C, 3 · temporal · patch²]`, b `[C]` give `[N, C]` in processor
 /// order. Pixels are normalised to the dtype of activations.
-///
-/// # Errors
-/// Shapes that do not match; out of memory.
 pub fn patch_embedding(cx: &Cx, frames: &[DeviceFrames], w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
     let row = frames.first().map_or(0, |f| f.pixels.patch_len());
     let embed = w.shape().first().copied().unwrap_or(0);

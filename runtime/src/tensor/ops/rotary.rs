@@ -43,9 +43,6 @@ impl RotaryFrequencies {
     }
 
     /// The table of cosines and sines for `positions`, i32 `[axes, S]`.
-    ///
-    /// # Errors
-    /// Shapes that do not match; out of memory.
     pub fn table(&self, cx: &Cx, positions: &Tensor) -> Result<RotaryTable> {
         const OP: &str = "rotary_table";
         let &[_, tokens] = positions.shape() else {
@@ -73,18 +70,12 @@ impl RotaryFrequencies {
 /// The table of cosines and sines of the angles `positions[axis[j], t] * inv_freq[j]`: `positions` is i32 `[axes,
 /// S]`; `inv_freq` and `axis` have `D / 2` elements. The axes are time, height and width in the decoder (M-RoPE), row
 /// and column in the vision tower.
-///
-/// # Errors
-/// Shapes that do not match; out of memory.
 pub fn rotary_table(cx: &Cx, positions: &Tensor, inv_freq: &[f32], axis: &[i32]) -> Result<RotaryTable> {
     let axes = positions.shape().first().copied().unwrap_or(0);
     RotaryFrequencies::new(cx.device(), inv_freq, axis, axes)?.table(cx, positions)
 }
 
 /// Rotates x `[S, heads, D]` by the angles of the table. Elements j and `j + D/2` form a pair.
-///
-/// # Errors
-/// Shapes that do not match; out of memory.
 pub fn rotary(cx: &Cx, x: &Tensor, table: &RotaryTable) -> Result<Tensor> {
     const OP: &str = "rotary";
     let &[tokens, heads, d] = x.shape() else {

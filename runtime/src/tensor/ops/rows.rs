@@ -10,9 +10,6 @@ use crate::tensor::tape::fill_zero;
 use crate::tensor::{Tensor, dims};
 
 /// Gathers the rows `index` (i32 `[m]`, all different) of x `[n, cols]`: `[m, cols]`.
-///
-/// # Errors
-/// Shapes that do not match; out of memory.
 pub fn gather_rows(cx: &Cx, x: &Tensor, index: &Tensor) -> Result<Tensor> {
     const OP: &str = "gather_rows";
     let (n, cols) = rows_cols(OP, "x", x)?;

@@ -78,9 +78,6 @@ pub struct SamplingTable {
 impl SamplingTable {
     /// Allocates the parameters of `rows` rows with at most `max_biased` biased tokens each. `mask_vocab` is the
     /// vocabulary size if rows may have a mask of allowed tokens. All rows are greedy until [`SamplingTable::set`].
-    ///
-    /// # Errors
-    /// Out of memory.
     pub fn new(device: &Device, rows: usize, max_biased: usize, mask_vocab: Option<usize>) -> Result<SamplingTable> {
         let f32s = |cols: &[usize]| Tensor::empty(device, &[&[rows], cols].concat(), DType::F32, Category::Inputs);
         let i32s = |cols: &[usize]| Tensor::empty(device, &[&[rows], cols].concat(), DType::I32, Category::Inputs);
@@ -237,9 +234,6 @@ pub type History<'a> = (&'a Tensor, &'a Tensor);
 /// Samples a token for each row of logits `[R, V]` (f32) and writes it to `chosen`. Tokens in `suppressed` (i32
 /// `[n]`) are never sampled. `draws` (i32 `[R]`) numbers each row's random draw: the same seed and number give the
 /// same draw on every device and in every batch. Penalties have no effect without a history.
-///
-/// # Errors
-/// Shapes or dtypes that do not match; out of memory.
 pub fn sample(
     cx: &Cx,
     logits: &Tensor,

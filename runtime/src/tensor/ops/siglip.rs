@@ -19,9 +19,6 @@ fn addr(t: &Option<Tensor>) -> Addr {
 }
 
 /// `(x − mean) · rsqrt(var + eps) · w + b` over the last dimension: x `[.., C]`, w and b `[C]` of x's dtype.
-///
-/// # Errors
-/// Shapes that do not match; out of memory.
 pub fn layer_norm(cx: &Cx, x: &Tensor, w: &Tensor, b: &Tensor, eps: f32) -> Result<Tensor> {
     const OP: &str = "layer_norm";
     let (n_rows, n_cols) = rows_cols(OP, "x", x)?;
@@ -82,9 +79,6 @@ pub fn layer_norm(cx: &Cx, x: &Tensor, w: &Tensor, b: &Tensor, eps: f32) -> Resu
 }
 
 /// Adds learned position embeddings `pos [P, C]` to x `[R, C]`: row r gets row `r mod P` of pos.
-///
-/// # Errors
-/// Shapes that do not match; out of memory.
 pub fn position_add(cx: &Cx, x: &Tensor, pos: &Tensor) -> Result<Tensor> {
     const OP: &str = "position_add";
     let (n_rows, n_cols) = rows_cols(OP, "x", x)?;
@@ -110,9 +104,6 @@ pub fn position_add(cx: &Cx, x: &Tensor, pos: &Tensor) -> Result<Tensor> {
 }
 
 /// Scales the rows of x `[.., C]` to length 1. A row of zeros becomes NaN.
-///
-/// # Errors
-/// Shapes that do not match; out of memory.
 pub fn normalise(cx: &Cx, x: &Tensor) -> Result<Tensor> {
     const OP: &str = "normalise";
     let (n_rows, n_cols) = rows_cols(OP, "x", x)?;

@@ -110,7 +110,6 @@ impl<'a> InstructionForm<'a> {
         self.tokens.last().and_then(|t| Type::named(t)).is_some_and(is_float)
     }
 
-    /// Returns the declared type of a register.
     pub fn declared_type(&self, register: Register) -> Option<Type> {
         Some(self.registers.get(register as usize)?.ty)
     }

@@ -14,7 +14,6 @@ use crate::program::uses::WgmmaRegisterUse;
 /// the verb for the message.
 type Hazard = (u32, &'static str, &'static str);
 
-/// Returns the wgmma instruction that issued a product.
 pub(super) fn product_instruction<'a>(context: &GridContext<'a>, issued: &IssuedProduct) -> &'a Wgmma {
     match &context.kernel.functions[issued.function as usize].instrs[issued.index as usize].op {
         Op::Wgmma(w) => w,

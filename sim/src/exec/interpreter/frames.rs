@@ -69,7 +69,6 @@ pub fn read_argument(warp: &mut Warp, frame: u32, arg: CallArgument, lane: usize
     }
 }
 
-/// Sets an argument in one lane.
 pub fn write_argument(warp: &mut Warp, frame: u32, arg: CallArgument, lane: usize, bytes: &[u8]) {
     let frame = warp.frame(frame);
     let word = |n: usize| {

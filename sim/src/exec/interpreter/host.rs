@@ -15,7 +15,6 @@ fn argument(cx: &mut InstructionContext, call: &Call, n: usize, lane: u32) -> u6
     bytes.try_into().map_or(0, u64::from_le_bytes)
 }
 
-/// Sets the return value of a call in one lane.
 fn set_result(cx: &mut InstructionContext, call: &Call, lane: u32, bytes: &[u8]) {
     if let Some(&to) = call.returns.first() {
         write_argument(cx.warp, cx.fragment.frame, to, lane as usize, bytes);

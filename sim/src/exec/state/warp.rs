@@ -153,7 +153,6 @@ impl Warp {
         self.fragments.iter().any(|f| f.state == FragmentState::Ready)
     }
 
-    /// Returns the frame with this index.
     pub fn frame(&mut self, index: u32) -> &mut CallFrame {
         self.frames[index as usize].as_mut().expect("a fragment's frame lives")
     }

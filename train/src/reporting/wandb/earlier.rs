@@ -45,7 +45,6 @@ impl RunPart {
         whole.then(|| Self { start, id: id.to_string() })
     }
 
-    /// The file name of the log.
     pub fn log_file_name(&self) -> String {
         format!("run-{}.wandb", self.id)
     }

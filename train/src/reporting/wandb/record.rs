@@ -50,7 +50,6 @@ pub struct RunInfo<'a> {
     pub config: &'a Map<String, Value>,
 }
 
-/// The kind of a file.
 #[derive(Clone, Copy, Debug)]
 pub enum FileKind {
     /// A file about the run that every W&B client writes, such as `wandb-metadata.json`.

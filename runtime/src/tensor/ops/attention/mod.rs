@@ -167,9 +167,6 @@ fn heads(op: &'static str, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<(usize,
 
 /// `softmax(q kᵀ / sqrt(D)) v` within each sequence: q `[S, Hq, D]`, k and v `[S, Hkv, D]` give `[S, Hq, D]`.
 /// With `causal`, a token attends to itself and to earlier tokens.
-///
-/// # Errors
-/// Shapes that do not match; out of memory.
 pub fn attention(cx: &Cx, q: &Tensor, k: &Tensor, v: &Tensor, seqs: &CuSeqlens, causal: bool) -> Result<Tensor> {
     const OP: &str = "attention";
     let (tokens, n_heads, kv_heads, d) = heads(OP, q, k, v)?;
@@ -345,9 +342,6 @@ pub fn kv_write(cx: &Cx, k: &Tensor, v: &Tensor, caches: (&Tensor, &Tensor), pag
 }
 
 /// Causal attention of new tokens q `[S, Hq, D]` to the cached keys of their sequences. Has no backward rule.
-///
-/// # Errors
-/// Shapes that do not match; out of memory.
 pub fn paged_attention(cx: &Cx, q: &Tensor, caches: (&Tensor, &Tensor), pages: &KvPages) -> Result<Tensor> {
     const OP: &str = "paged_attention";
     let (&[tokens, n_heads, d], &[_, _, kv_heads, kd]) = (q.shape(), caches.0.shape()) else {

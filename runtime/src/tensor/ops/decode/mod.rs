@@ -51,9 +51,6 @@ pub struct DecodeRows {
 impl DecodeRows {
     /// Allocates `rows` unused rows with at most `max_blocks` cache blocks each. `max_history` is the maximum number
     /// of tokens that a row keeps for penalties; 0: none.
-    ///
-    /// # Errors
-    /// Out of memory.
     pub fn new(device: &Device, rows: usize, max_blocks: usize, max_history: usize) -> Result<DecodeRows> {
         let zeros = |shape: &[usize]| Tensor::from_i32(device, shape, &vec![0; shape.iter().product()]);
         Ok(DecodeRows {

@@ -45,9 +45,6 @@ pub fn max_logit_rows(vocab: usize) -> usize {
 
 /// `log softmax(h · wᵀ · inv_temperature)[target]` of each row: h `[R, H]`, w `[V, H]`, targets i32 `[R]` give f32
 /// `[R]`. A row with a negative target gives 0 and has no gradient.
-///
-/// # Errors
-/// Shapes that do not match; out of memory.
 pub fn linear_log_prob(cx: &Cx, h: &Tensor, w: &Tensor, targets: &Tensor, inv_temperature: f32) -> Result<Tensor> {
     let backend = lm_head_backend(cx.device(), h.dtype(), w.dtype());
     linear_log_prob_by(cx, h, w, targets, inv_temperature, [backend; 2])

@@ -57,9 +57,6 @@ fn product(cx: &Cx, x: &Tensor, w: &Tensor) -> Result<(Params, Tensor)> {
 }
 
 /// `x wᵀ + b + residual`: x `[M, K]`, w `[N, K]`, b `[N]`, residual `[M, N]` give `[M, N]`.
-///
-/// # Errors
-/// Shapes or dtypes that do not match; out of memory.
 pub fn skinny_linear(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<&Tensor>, residual: Option<&Tensor>) -> Result<Tensor> {
     const OP: &str = "skinny_linear";
     if let Some(r) = residual {
@@ -83,9 +80,6 @@ pub fn skinny_linear(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<&Tensor>, residu
 }
 
 /// [`skinny_linear`] with a LoRA adapter. On the CPU it equals [`lora_linear`] followed by the residual addition.
-///
-/// # Errors
-/// Shapes or dtypes that do not match; out of memory.
 pub fn skinny_lora_linear(
     cx: &Cx,
     x: &Tensor,
@@ -104,9 +98,6 @@ pub fn skinny_lora_linear(
 }
 
 /// `silu(x gateᵀ) · (x upᵀ)`: x `[M, K]`, gate and up `[N, K]` give `[M, N]`.
-///
-/// # Errors
-/// Shapes or dtypes that do not match; out of memory.
 pub fn skinny_swiglu(cx: &Cx, x: &Tensor, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     want_shape("skinny_swiglu", "up", up, gate.shape(), "the shape of gate")?;
     if !uses_skinny_kernel(cx, x, gate)? || up.dtype() != gate.dtype() {
@@ -118,9 +109,6 @@ pub fn skinny_swiglu(cx: &Cx, x: &Tensor, gate: &Tensor, up: &Tensor) -> Result<
 }
 
 /// Logits `x wᵀ`, always f32: x `[M, K]`, w `[V, K]` give `[M, V]`.
-///
-/// # Errors
-/// Shapes or dtypes that do not match; out of memory.
 pub fn skinny_logits(cx: &Cx, x: &Tensor, w: &Tensor) -> Result<Tensor> {
     if !uses_skinny_kernel(cx, x, w)? {
         return matmul(cx, x, w, DType::F32);
