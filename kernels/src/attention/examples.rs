@@ -1,50 +1,36 @@
-use crate::folder::{FLOAT_DTYPES, HEAD_DIM, HEADS, KV_HEADS, LabeledLaunches, PLACEHOLDER, SEQUENCE_LEN, Sizes};
+use crate::folder::{LabeledLaunches, FLOAT_DTYPES, HEAD_DIM, HEADS, KV_HEADS, PLACEHOLDER, SEQUENCE_LEN, Sizes};
 use crate::{Addr, attention};
-use bytemuck::Zeroable;
 
 pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
     let (tokens, heads, kv_heads) = (s.get("tokens", SEQUENCE_LEN), s.get("heads", HEADS), s.get("kv_heads", KV_HEADS));
     let (head_dim, causal) = (s.get("head_dim", HEAD_DIM), s.get("causal", 1));
     let scale = 1.0 / (head_dim as f32).sqrt();
     let pairs = attention::query_key_pairs([tokens as usize], causal == 1);
+    let (seqs, max_seqlen, prefix) = (1, tokens, Addr::NULL);
     let fwd = attention::FwdParams {
-        q: PLACEHOLDER,
-        k: PLACEHOLDER,
-        v: PLACEHOLDER,
-        o: PLACEHOLDER,
-        lse: PLACEHOLDER,
-        cu_seqlens: PLACEHOLDER,
+        prefix,
         tokens,
-        seqs: 1,
+        seqs,
         heads,
         kv_heads,
         head_dim,
         causal,
         scale,
-        max_seqlen: tokens,
-        ..Zeroable::zeroed()
+        max_seqlen,
+        ..placeholders()
     };
     let bwd = attention::BwdParams {
-        q: PLACEHOLDER,
-        k: PLACEHOLDER,
-        v: PLACEHOLDER,
-        o: PLACEHOLDER,
-        lse: PLACEHOLDER,
-        d_o: PLACEHOLDER,
-        dq: PLACEHOLDER,
-        dk: PLACEHOLDER,
-        dv: PLACEHOLDER,
-        delta: PLACEHOLDER,
-        cu_seqlens: PLACEHOLDER,
+        workspace: Addr::NULL,
+        prefix,
         tokens,
-        seqs: 1,
+        seqs,
         heads,
         kv_heads,
         head_dim,
         causal,
         scale,
-        max_seqlen: tokens,
-        ..Zeroable::zeroed()
+        max_seqlen,
+        ..placeholders()
     };
     let size = "one sequence of 8192 tokens, 28 query and 4 key heads of 128 elements, causal";
     let workspace = |t| if attention::workspace_bytes(t, &bwd) > 0 { PLACEHOLDER } else { Addr::NULL };

@@ -1,22 +1,15 @@
 //! Example calls of the kernels, which `reel kernels list`, `show` and `bench` use.
 
 use crate::folder::{
-    BATCH_SIZE, FLOAT_DTYPES, HEAD_DIM, HEADS, KV_HEADS, LabeledLaunches, PLACEHOLDER, SEQUENCE_LEN, Sizes,
+    BATCH_SIZE, LabeledLaunches, FLOAT_DTYPES, HEAD_DIM, HEADS, KV_HEADS, PLACEHOLDER, SEQUENCE_LEN, Sizes,
 };
 use crate::{Addr, paged_attention};
-use bytemuck::Zeroable;
 
 pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
     let (batch, context) = (s.get("batch", BATCH_SIZE), s.get("context", SEQUENCE_LEN));
     let (heads, kv_heads, head_dim) = (s.get("heads", HEADS), s.get("kv_heads", KV_HEADS), s.get("head_dim", HEAD_DIM));
     let p = paged_attention::Params {
-        q: PLACEHOLDER,
-        k_cache: PLACEHOLDER,
-        v_cache: PLACEHOLDER,
-        o: PLACEHOLDER,
-        cu_seqlens: PLACEHOLDER,
-        kv_lens: PLACEHOLDER,
-        block_tables: PLACEHOLDER,
+        workspace: Addr::NULL,
         tokens: batch,
         seqs: batch,
         heads,
@@ -26,7 +19,7 @@ pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
         scale: 1.0 / (head_dim as f32).sqrt(),
         max_kv_len: context,
         page: 64,
-        ..Zeroable::zeroed()
+        ..placeholders()
     };
     let workspace = if paged_attention::workspace_bytes(&p) > 0 { PLACEHOLDER } else { Addr::NULL };
     let p = paged_attention::Params { workspace, ..p };

@@ -22,7 +22,8 @@ pub(crate) mod examples;
 mod formula;
 
 use crate::folder::kernel_folder;
-use crate::launch::{CType, by_dtype};
+use crate::launch::by_dtype;
+pub use crate::patches::Pixels;
 use crate::{Addr, Cost, DType, Launch, Stage, cuh, kernel, params, patches};
 
 params! {

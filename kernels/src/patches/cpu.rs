@@ -8,15 +8,16 @@ use crate::{Element, Team};
 /// # Safety
 /// Every address in [`Params`] is valid for the shape and dtype that its field documents.
 pub unsafe fn cut_patches<T: Element>(p: &Params, team: &Team) {
+    let how = &p.pixels;
     let [count, height, width, side, temporal, merge] =
-        [p.count, p.height, p.width, p.patch, p.temporal, p.merge].map(|n| n as usize);
-    let (row, [times, down, across]) = (p.patch_len(), p.grid());
+        [how.count, how.height, how.width, how.patch, how.temporal, how.merge].map(|n| n as usize);
+    let (row, [times, down, across]) = (how.patch_len(), how.grid());
     // SAFETY: `p`'s addresses cover the shapes that [`Params`] documents.
     let frames = unsafe { slice_at::<u8>(p.frames, count * height * width * CHANNELS) };
     // SAFETY: `p`'s addresses cover the shapes that [`Params`] documents.
     let patches = unsafe { OutputArray::<T>::new(p.patches, times * down * across * row) };
-    let (means, stds) = ([p.mean0, p.mean1, p.mean2], [p.std0, p.std1, p.std2]);
-    let rescale = f64::from_bits(p.rescale);
+    let (means, stds) = ([how.mean0, how.mean1, how.mean2], [how.std0, how.std1, how.std2]);
+    let rescale = f64::from_bits(how.rescale);
     let value = |level: usize, c: usize| T::from_f32(((level as f64 * rescale) as f32 - means[c]) / stds[c]);
     let levels: [[T; 256]; CHANNELS] = std::array::from_fn(|c| std::array::from_fn(|level| value(level, c)));
     let (blocks_down, blocks_across) = (down / merge, across / merge);

@@ -17,19 +17,15 @@ mod examples;
 mod formula;
 
 use crate::folder::kernel_folder;
-use crate::launch::by_dtype;
+use crate::launch::{CType, by_dtype};
 use crate::{Addr, Cost, DType, Launch, Stage, cuh, kernel, params};
 
 /// RGB.
 pub const CHANNELS: usize = 3;
 
 params! {
-    /// Parameters.
-    pub struct Params {
-        /// u8 `[count, height, width, 3]`
-        pub frames: Addr,
-        /// T `[N, 3 · temporal · patch · patch]`, written.
-        pub patches: Addr,
+    /// How u8 frames become pixels of patches.
+    pub struct Pixels {
         /// The factor of u8 levels, 1/255, as the bits of an f64.
         pub rescale: u64,
         /// Frames.
@@ -59,7 +55,11 @@ params! {
     }
 }
 
-impl Params {
+impl CType for Pixels {
+    const NAME: &'static str = "Pixels";
+}
+
+impl Pixels {
     /// Elements of a patch.
     pub fn patch_len(&self) -> usize {
         CHANNELS * self.temporal as usize * self.patch as usize * self.patch as usize
@@ -69,11 +69,33 @@ impl Params {
     pub fn grid(&self) -> [usize; 3] {
         [self.count.div_ceil(self.temporal), self.height / self.patch, self.width / self.patch].map(|n| n as usize)
     }
+
+    /// Patches of all frames.
+    pub fn patch_count(&self) -> usize {
+        self.grid().iter().product()
+    }
+
+    /// Returns the parameters of the kernel that stores the patches.
+    pub fn patch_params(self, frames: Addr, patches: Addr) -> Params {
+        Params { frames, patches, pixels: self }
+    }
+}
+
+params! {
+    /// Parameters.
+    pub struct Params {
+        /// u8 `[count, height, width, 3]`
+        pub frames: Addr,
+        /// T `[N, 3 · temporal · patch · patch]`, written.
+        pub patches: Addr,
+        /// Shape of the frames and how they become patches.
+        pub pixels: Pixels,
+    }
 }
 
 kernel_folder! {
     name: "patches",
-    params: [Params],
+    params: [Pixels, Params],
 }
 
 kernel!(pub PATCHES_F32, "patches_f32", Params, cpu::cut_patches::<f32>, &SOURCE, |p, _| plan_cut("patches_f32", p, 4));
@@ -81,14 +103,14 @@ kernel!(pub PATCHES_BF16, "patches_bf16", Params, cpu::cut_patches::<half::bf16>
 
 /// Plans the grid; `vector` is the number of elements in 16 bytes.
 fn plan_cut(symbol: &'static str, p: &Params, vector: u64) -> Vec<Stage> {
-    let (row, patches) = (p.patch_len() as u64, p.grid().iter().product::<usize>() as u64);
+    let (row, patches) = (p.pixels.patch_len() as u64, p.pixels.patch_count() as u64);
     let pieces = if row.is_multiple_of(vector) { row / vector } else { row };
     cuh::plan_blocks(symbol, (patches * pieces).div_ceil(256), 256)
 }
 
 /// Returns the launch that cuts frames into patches; `dtype` is that of the patches, F32 or BF16.
 pub fn cut_patches(dtype: DType, params: &Params) -> Launch {
-    let n = (params.grid().iter().product::<usize>() * params.patch_len()) as f64;
+    let n = (params.pixels.patch_count() * params.pixels.patch_len()) as f64;
     let cost = Cost { flops: 3.0 * n, bytes: n * (1 + dtype.size()) as f64 };
     Launch::kernel(by_dtype(dtype, &PATCHES_F32, &PATCHES_BF16), params, cost)
 }

@@ -16,7 +16,8 @@
 constexpr int THREADS = 256;
 
 template <int V, class T>
-__device__ __forceinline__ void cut(const Params& p) {
+__device__ __forceinline__ void cut(const Params& params) {
+  const Pixels& p = params.pixels;
   const u32 side = p.patch, area = side * side, row = 3 * p.temporal * area, pieces = row / V;
   const u32 across = p.width / (side * p.merge), down = p.height / (side * p.merge);
   const u64 patches = static_cast<u64>(ceil_div(p.count, p.temporal)) * (p.height / side) * (p.width / side);
@@ -34,7 +35,7 @@ __device__ __forceinline__ void cut(const Params& p) {
     for (int j = 0; j < V; ++j) {
       const u32 frame = min(time * p.temporal + f, p.count - 1);
       const u64 pixel = (static_cast<u64>(frame) * p.height + y0 + y) * p.width + x0 + x;
-      const float level = static_cast<float>(global<const u8>(p.frames)[3 * pixel + c] * rescale);
+      const float level = static_cast<float>(global<const u8>(params.frames)[3 * pixel + c] * rescale);
       const float mean = c == 0 ? p.mean0 : c == 1 ? p.mean1 : p.mean2, std = c == 0 ? p.std0 : c == 1 ? p.std1 : p.std2;
       out[j] = __fdiv_rn(__fsub_rn(level, mean), std);
       if (++x < side) continue;
@@ -45,13 +46,13 @@ __device__ __forceinline__ void cut(const Params& p) {
       f = 0;
       ++c;
     }
-    store_vector(global<T>(p.patches) + n * row + first, out);
+    store_vector(global<T>(params.patches) + n * row + first, out);
   }
 }
 
 template <class T>
 __device__ __forceinline__ void cut_any(const Params& p) {
-  if (3 * p.temporal * p.patch * p.patch % VECTOR<T> == 0 && aligned16(p.patches)) {
+  if (3 * p.pixels.temporal * p.pixels.patch * p.pixels.patch % VECTOR<T> == 0 && aligned16(p.patches)) {
     cut<VECTOR<T>, T>(p);
   } else {
     cut<1, T>(p);

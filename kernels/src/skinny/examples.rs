@@ -1,8 +1,7 @@
 //! Example calls of the kernels, which `reel kernels list`, `show` and `bench` use.
 
-use crate::folder::{BATCH_SIZE, FLOAT_DTYPES, HIDDEN_SIZE, INTERMEDIATE_SIZE, LabeledLaunches, PLACEHOLDER, Sizes};
+use crate::folder::{BATCH_SIZE, LabeledLaunches, FLOAT_DTYPES, HIDDEN_SIZE, INTERMEDIATE_SIZE, PLACEHOLDER, Sizes, placeholders};
 use crate::{Addr, skinny};
-use bytemuck::Zeroable;
 
 pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
     use skinny::WeightFormat;
@@ -11,16 +10,15 @@ pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
     let call = |t, weight: WeightFormat, gated: bool| {
         let scale = if matches!(weight, WeightFormat::Int8) { PLACEHOLDER } else { Addr::NULL };
         let p = skinny::Params {
-            x: PLACEHOLDER,
-            w: PLACEHOLDER,
             w2: if gated { PLACEHOLDER } else { Addr::NULL },
             scale,
             scale2: if gated { scale } else { Addr::NULL },
-            y: PLACEHOLDER,
+            bias: Addr::NULL,
+            residual: Addr::NULL,
             m,
             n,
             k,
-            ..Zeroable::zeroed()
+            ..placeholders()
         };
         if gated { skinny::swiglu(t, weight, &p) } else { skinny::linear(t, weight, &p) }
     };
