@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
-use reel_eval::{Benchmark, BenchmarkReport, EvalError, Prediction, score_benchmark};
+use reel_eval::{Benchmark, BenchmarkReport, Prediction, score_benchmark};
 
 use crate::common::CommonOptions;
 use crate::fail::{bad_usage, failed};

@@ -6,7 +6,9 @@ use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use reel_diagnostic::Diagnostic;
+use reel_eval::EvalError;
 use reel_measure::MeasureError;
+use reel_train::TrainError;
 
 /// An error in the command line: exit code 2.
 #[derive(Debug, thiserror::Error)]
@@ -50,20 +52,17 @@ pub fn exit_code(result: anyhow::Result<()>, verbose: bool) -> ExitCode {
             eprintln!("  caused by: {}", one_line(&cause.to_string()));
         }
     }
-    if e.is::<UsageError>()
-        || crate::training::is_training_usage_error(&e)
-        || crate::eval::is_eval_usage_error(&e)
-        || is_measure_usage_error(&e)
-    {
-        ExitCode::from(2)
+    let wrong_options = e.is::<UsageError>()
+        || e.downcast_ref::<TrainError>().is_some_and(TrainError::is_usage)
+        || e.downcast_ref::<EvalError>()
     } else {
         ExitCode::FAILURE
     }
 }
 
-/// Whether `reel bench` or `reel kernels` failed because an option is wrong.
-fn is_measure_usage_error(e: &anyhow::Error) -> bool {
-    e.downcast_ref::<MeasureError>().is_some_and(MeasureError::is_usage_error)
+/// Whether `reel bench` or `reel kernels` failed because an option is wrong.is_some_and(EvalError::is_usage)
+        || e.downcast_ref::<MeasureError>().is_some_and(MeasureError::is_usage_error);
+    if wrong_options { ExitCode::from(2) } else { ExitCode::FAILURE }
 }
 
 /// Prints an error of the argument parser in one line. Help and version texts are printed as they are, with exit code

@@ -7,7 +7,6 @@ use clap::parser::ValueSource;
 use reel_measure::trace;
 use reel_media::profile::MediaProfile;
 use reel_model::input::{MediaOptions, SecondPerGrid};
-use reel_train::TrainError;
 use reel_train::config_file::{self, StartFlags};
 use reel_train::options::{RunOptions, TrainingOptions};
 use reel_train::run::{DataCheck, RunSetup, RunSummary};

@@ -7,7 +7,7 @@ use super::f32_math::{self, f32_input};
 use super::half::half_value;
 use super::integer::integer_value;
 use super::lanes::{LaneValue, lanes_where, set_predicate, set_undefined, undefined_lanes};
-use super::scalar::{ScalarFlags, ScalarOp};
+use super::scalar::{ScalarFlags, ScalarOp, scalar_functions};
 use crate::regs::{Registers, Slot};
 
 /// The primitive relation that a comparison is computed from.
@@ -165,29 +165,16 @@ fn category(f: ScalarFlags, a: u64) -> std::num::FpCategory {
     if f.bits == 64 { f64::from_bits(a).classify() } else { f32::from_bits(a as u32).classify() }
 }
 
-pub fn is_finite(f: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
-    !matches!(category(f, a), std::num::FpCategory::Nan | std::num::FpCategory::Infinite) as u64
-}
-
-pub fn is_infinite(f: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
-    (category(f, a) == std::num::FpCategory::Infinite) as u64
-}
-
-pub fn is_number(f: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
-    (category(f, a) != std::num::FpCategory::Nan) as u64
-}
-
-pub fn is_nan(f: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
-    (category(f, a) == std::num::FpCategory::Nan) as u64
-}
-
-/// `testp.normal`; zeros count as normal numbers.
-pub fn is_normal(f: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
-    matches!(category(f, a), std::num::FpCategory::Normal | std::num::FpCategory::Zero) as u64
-}
-
-pub fn is_subnormal(f: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
-    (category(f, a) == std::num::FpCategory::Subnormal) as u64
+scalar_functions! {
+    is_finite |f, a, _, _, _|
+        !matches!(category(f, a), std::num::FpCategory::Nan | std::num::FpCategory::Infinite) as u64;
+    is_infinite |f, a, _, _, _| (category(f, a) == std::num::FpCategory::Infinite) as u64;
+    is_number |f, a, _, _, _| (category(f, a) != std::num::FpCategory::Nan) as u64;
+    is_nan |f, a, _, _, _| (category(f, a) == std::num::FpCategory::Nan) as u64;
+    /// `testp.normal`; zeros count as normal numbers.
+    is_normal |f, a, _, _, _|
+        matches!(category(f, a), std::num::FpCategory::Normal | std::num::FpCategory::Zero) as u64;
+    is_subnormal |f, a, _, _, _| (category(f, a) == std::num::FpCategory::Subnormal) as u64;
 }
 
 /// Compares two floats. `f.wide` is the mask of orderings for which the comparison holds: bit 0 less, 1 equal, 2

@@ -3,7 +3,7 @@
 //!
 //! Source: PTX ISA 9.0, chapter 9.7.1.
 
-use super::scalar::ScalarFlags;
+use super::scalar::{ScalarFlags, scalar_functions};
 
 /// Returns the integer that the bits `x` represent in the type of the flags.
 pub fn integer_value(f: ScalarFlags, x: u64) -> i128 {
@@ -51,26 +51,14 @@ fn high(f: ScalarFlags, a: u64, b: u64) -> i128 {
     if f.signed { p >> f.bits } else { (p as u128 >> f.bits) as i128 }
 }
 
-pub fn mad_low(f: ScalarFlags, a: u64, b: u64, c: u64, _: u64) -> u64 {
-    wrap_or_saturate(f, product(f, a, b).wrapping_add(integer_value(f, c)))
-}
-
-pub fn mul_high(f: ScalarFlags, a: u64, b: u64, _: u64, _: u64) -> u64 {
-    wrap_or_saturate(f, high(f, a, b))
-}
-
-pub fn mad_high(f: ScalarFlags, a: u64, b: u64, c: u64, _: u64) -> u64 {
-    wrap_or_saturate(f, high(f, a, b) + integer_value(f, c))
-}
-
-/// `mul.wide` with 16-bit sources and a 32-bit result.
-pub fn mul_wide(f: ScalarFlags, a: u64, b: u64, _: u64, _: u64) -> u64 {
-    product(f, a, b) as u32 as u64
-}
-
-/// `mad.wide` with 16-bit sources and a 32-bit result.
-pub fn mad_wide(f: ScalarFlags, a: u64, b: u64, c: u64, _: u64) -> u64 {
-    product(f, a, b).wrapping_add(c as i128) as u32 as u64
+scalar_functions! {
+    mad_low |f, a, b, c, _| wrap_or_saturate(f, product(f, a, b).wrapping_add(integer_value(f, c)));
+    mul_high |f, a, b, _, _| wrap_or_saturate(f, high(f, a, b));
+    mad_high |f, a, b, c, _| wrap_or_saturate(f, high(f, a, b) + integer_value(f, c));
+    /// `mul.wide` with 16-bit sources and a 32-bit result.
+    mul_wide |f, a, b, _, _| product(f, a, b) as u32 as u64;
+    /// `mad.wide` with 16-bit sources and a 32-bit result.
+    mad_wide |f, a, b, c, _| product(f, a, b).wrapping_add(c as i128) as u32 as u64;
 }
 
 /// Multiplies the low 24 bits of both sources. Returns bits 16 to 47 of the product if `variant` (`.hi`), else all of
@@ -80,34 +68,16 @@ fn product24(f: ScalarFlags, a: u64, b: u64) -> i128 {
     if f.variant { p >> 16 } else { p }
 }
 
-pub fn mul24(f: ScalarFlags, a: u64, b: u64, _: u64, _: u64) -> u64 {
-    wrap_or_saturate(f, product24(f, a, b))
-}
-
-pub fn mad24(f: ScalarFlags, a: u64, b: u64, c: u64, _: u64) -> u64 {
-    wrap_or_saturate(f, product24(f, a, b) + integer_value(f, c))
-}
-
-/// `div`. The PTX ISA does not define division by zero; here it gives all ones.
-pub fn div(f: ScalarFlags, a: u64, b: u64, _: u64, _: u64) -> u64 {
-    wrap_or_saturate(f, integer_value(f, a).checked_div(integer_value(f, b)).unwrap_or(-1))
-}
-
-/// `rem`. The PTX ISA does not define the remainder of a division by zero; here it is all ones.
-pub fn rem(f: ScalarFlags, a: u64, b: u64, _: u64, _: u64) -> u64 {
-    wrap_or_saturate(f, integer_value(f, a).checked_rem(integer_value(f, b)).unwrap_or(-1))
-}
-
-pub fn neg(f: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
-    wrap_or_saturate(f, -integer_value(f, a))
-}
-
-pub fn abs(f: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
-    wrap_or_saturate(f, integer_value(f, a).abs())
-}
-
-pub fn sad(f: ScalarFlags, a: u64, b: u64, c: u64, _: u64) -> u64 {
-    wrap_or_saturate(f, integer_value(f, c) + (integer_value(f, a) - integer_value(f, b)).abs())
+scalar_functions! {
+    mul24 |f, a, b, _, _| wrap_or_saturate(f, product24(f, a, b));
+    mad24 |f, a, b, c, _| wrap_or_saturate(f, product24(f, a, b) + integer_value(f, c));
+    /// `div`. The PTX ISA does not define division by zero; here it gives all ones.
+    div |f, a, b, _, _| wrap_or_saturate(f, integer_value(f, a).checked_div(integer_value(f, b)).unwrap_or(-1));
+    /// `rem`. The PTX ISA does not define the remainder of a division by zero; here it is all ones.
+    rem |f, a, b, _, _| wrap_or_saturate(f, integer_value(f, a).checked_rem(integer_value(f, b)).unwrap_or(-1));
+    neg |f, a, _, _, _| wrap_or_saturate(f, -integer_value(f, a));
+    abs |f, a, _, _, _| wrap_or_saturate(f, integer_value(f, a).abs());
+    sad |f, a, b, c, _| wrap_or_saturate(f, integer_value(f, c) + (integer_value(f, a) - integer_value(f, b)).abs());
 }
 
 /// `min`, or `max` if `variant`. With `.relu`, a negative result becomes 0.

@@ -7,7 +7,7 @@
 use super::OperandSlots;
 use super::integer::{integer_value, low_bits_mask, sign_or_zero_extend, wrap_or_saturate};
 use super::lanes::{map3, set_predicate};
-use super::scalar::ScalarFlags;
+use super::scalar::{ScalarFlags, scalar_functions};
 use crate::regs::Registers;
 
 /// Logic operations on predicates.
@@ -122,33 +122,15 @@ fn permute(a: u32, b: u32, selector: u32) -> u32 {
     d
 }
 
-pub fn not(f: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
-    !a & low_bits_mask(f.bits as u32)
-}
-
-/// `cnot`: 1 for zero, else 0.
-pub fn cnot(_: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
-    (a == 0) as u64
-}
-
-pub fn shl(f: ScalarFlags, a: u64, b: u64, _: u64, _: u64) -> u64 {
-    if b < f.bits as u64 { a << b & low_bits_mask(f.bits as u32) } else { 0 }
-}
-
-pub fn shr(f: ScalarFlags, a: u64, b: u64, _: u64, _: u64) -> u64 {
-    wrap_or_saturate(f, integer_value(f, a) >> b.min(64))
-}
-
-pub fn popc(_: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
-    a.count_ones() as u64
-}
-
-pub fn clz(f: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
-    a.leading_zeros() as u64 + f.bits as u64 - 64
-}
-
-pub fn brev(f: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
-    a.reverse_bits() >> (64 - f.bits)
+scalar_functions! {
+    not |f, a, _, _, _| !a & low_bits_mask(f.bits as u32);
+    /// `cnot`: 1 for zero, else 0.
+    cnot |_, a, _, _, _| (a == 0) as u64;
+    shl |f, a, b, _, _| if b < f.bits as u64 { a << b & low_bits_mask(f.bits as u32) } else { 0 };
+    shr |f, a, b, _, _| wrap_or_saturate(f, integer_value(f, a) >> b.min(64));
+    popc |_, a, _, _, _| a.count_ones() as u64;
+    clz |f, a, _, _, _| a.leading_zeros() as u64 + f.bits as u64 - 64;
+    brev |f, a, _, _, _| a.reverse_bits() >> (64 - f.bits);
 }
 
 /// `bfind`: the index of the highest bit that differs from the sign bit, or with `variant` (`.shiftamt`) its distance
@@ -221,26 +203,11 @@ fn permute_by_mode(a: u64, b: u64, selector: u64, byte: fn(u64, u64) -> u64) -> 
     (0..4).map(|i| (all >> (8 * byte(i, n)) & 0xff) << (8 * i)).sum()
 }
 
-pub fn prmt_f4e(_: ScalarFlags, a: u64, b: u64, c: u64, _: u64) -> u64 {
-    permute_by_mode(a, b, c, |i, n| n + i)
-}
-
-pub fn prmt_b4e(_: ScalarFlags, a: u64, b: u64, c: u64, _: u64) -> u64 {
-    permute_by_mode(a, b, c, |i, n| (n + 8 - i) % 8)
-}
-
-pub fn prmt_rc8(_: ScalarFlags, a: u64, b: u64, c: u64, _: u64) -> u64 {
-    permute_by_mode(a, b, c, |_, n| n)
-}
-
-pub fn prmt_ecl(_: ScalarFlags, a: u64, b: u64, c: u64, _: u64) -> u64 {
-    permute_by_mode(a, b, c, |i, n| i.max(n))
-}
-
-pub fn prmt_ecr(_: ScalarFlags, a: u64, b: u64, c: u64, _: u64) -> u64 {
-    permute_by_mode(a, b, c, |i, n| i.min(n))
-}
-
-pub fn prmt_rc16(_: ScalarFlags, a: u64, b: u64, c: u64, _: u64) -> u64 {
-    permute_by_mode(a, b, c, |i, n| (n & 1) * 2 + (i & 1))
+scalar_functions! {
+    prmt_f4e |_, a, b, c, _| permute_by_mode(a, b, c, |i, n| n + i);
+    prmt_b4e |_, a, b, c, _| permute_by_mode(a, b, c, |i, n| (n + 8 - i) % 8);
+    prmt_rc8 |_, a, b, c, _| permute_by_mode(a, b, c, |_, n| n);
+    prmt_ecl |_, a, b, c, _| permute_by_mode(a, b, c, |i, n| i.max(n));
+    prmt_ecr |_, a, b, c, _| permute_by_mode(a, b, c, |i, n| i.min(n));
+    prmt_rc16 |_, a, b, c, _| permute_by_mode(a, b, c, |i, n| (n & 1) * 2 + (i & 1));
 }

@@ -3,7 +3,7 @@
 //! Source: PTX ISA 9.0, chapters 9.7.3 and 9.7.4 for the treatment of NaN and of signed zeros.
 
 use super::half::map_halves;
-use super::scalar::ScalarFlags;
+use super::scalar::{ScalarFlags, scalar_functions};
 use super::soft_float::{BF16, F16, F32, F64, FloatFormat};
 
 fn format_of(f: ScalarFlags) -> FloatFormat {
@@ -39,21 +39,12 @@ fn min_or_max(f: ScalarFlags, format: FloatFormat, larger: bool, a: u64, b: u64)
     if f.sat && !nan(x) { x | signs } else { x }
 }
 
-/// `min` of two numbers. Flags: `strict` is `.NaN`, `sat` is `.xorsign.abs`, `variant` is bf16.
-pub fn min(f: ScalarFlags, a: u64, b: u64, _: u64, _: u64) -> u64 {
-    min_or_max(f, format_of(f), false, a, b)
-}
-
-pub fn max(f: ScalarFlags, a: u64, b: u64, _: u64, _: u64) -> u64 {
-    min_or_max(f, format_of(f), true, a, b)
-}
-
-pub fn min3(f: ScalarFlags, a: u64, b: u64, c: u64, _: u64) -> u64 {
-    three(f, false, a, b, c)
-}
-
-pub fn max3(f: ScalarFlags, a: u64, b: u64, c: u64, _: u64) -> u64 {
-    three(f, true, a, b, c)
+scalar_functions! {
+    /// `min` of two numbers. Flags: `strict` is `.NaN`, `sat` is `.xorsign.abs`, `variant` is bf16.
+    min |f, a, b, _, _| min_or_max(f, format_of(f), false, a, b);
+    max |f, a, b, _, _| min_or_max(f, format_of(f), true, a, b);
+    min3 |f, a, b, c, _| three(f, false, a, b, c);
+    max3 |f, a, b, c, _| three(f, true, a, b, c);
 }
 
 /// `min` or `max` of three f32; `variant` applies `.abs` to every operand.

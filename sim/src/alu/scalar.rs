@@ -40,6 +40,17 @@ pub struct ScalarFlags {
 /// the destination has.
 pub type ScalarFunction = fn(ScalarFlags, u64, u64, u64, u64) -> u64;
 
+/// Declares [`ScalarFunction`]s whose result is one expression: `name |flags, a, b, c, d| result;`.
+macro_rules! scalar_functions {
+    ($($(#[$meta:meta])* $name:ident |$f:pat_param, $a:pat_param, $b:pat_param, $c:pat_param, $d:pat_param| $result:expr;)*) => {$(
+        $(#[$meta])*
+        pub fn $name($f: ScalarFlags, $a: u64, $b: u64, $c: u64, $d: u64) -> u64 {
+            $result
+        }
+    )*};
+}
+pub(super) use scalar_functions;
+
 /// A scalar function with its flags and the widths of its sources.
 #[derive(Clone, Copy, Debug)]
 pub struct ScalarOp {

@@ -5,7 +5,7 @@
 
 use super::f32_math;
 use super::float::div_f32;
-use super::scalar::ScalarFlags;
+use super::scalar::{ScalarFlags, scalar_functions};
 
 /// `div.approx`. The result is zero if the divisor is above 2^126.
 pub fn div_approx(f: ScalarFlags, a: u64, b: u64, c: u64, d: u64) -> u64 {
@@ -21,20 +21,11 @@ fn approximate(f: ScalarFlags, a: u64, g: fn(f64) -> f64) -> u64 {
     f32_math::f32_output(g(f32_math::f32_input(a as u32, f.ftz) as f64) as f32, f.ftz) as u64
 }
 
-pub fn lg2(f: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
-    approximate(f, a, f64::log2)
-}
-
-pub fn sin(f: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
-    approximate(f, a, f64::sin)
-}
-
-pub fn cos(f: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
-    approximate(f, a, f64::cos)
-}
-
-pub fn tanh(f: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
-    approximate(f, a, f64::tanh)
+scalar_functions! {
+    lg2 |f, a, _, _, _| approximate(f, a, f64::log2);
+    sin |f, a, _, _, _| approximate(f, a, f64::sin);
+    cos |f, a, _, _, _| approximate(f, a, f64::cos);
+    tanh |f, a, _, _, _| approximate(f, a, f64::tanh);
 }
 
 /// `rcp.approx.ftz.f64`, or `rsqrt.approx.ftz.f64` if `variant`. Both ignore the source's low 32 bits and return
