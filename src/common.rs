@@ -11,7 +11,7 @@ use crate::fail::bad_usage;
 /// Options of every subcommand.
 #[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
-#[command(next_help_heading = "CommonOptions options")]
+#[command(next_help_heading = "Common options")]
 pub struct CommonOptions {
     /// Device to compute on: cpu, cuda[:N], sim (CUDA simulator) or dry (counts only) [default: cuda if there is a GPU,
     /// else cpu]

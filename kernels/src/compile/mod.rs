@@ -110,8 +110,6 @@ pub struct Cubin {
     pub image: Vec<u8>,
     /// The PTX from which the machine code was assembled.
     pub ptx: String,
-    /// The log of NVRTC and ptxas.
-    pub log: String,
     /// Registers, spills and warnings from ptxas' log.
     pub report: PtxasReport,
 }
@@ -125,7 +123,7 @@ pub fn compile_to_ptx(source: &Source, sm: &str) -> Result<String, CompileError>
 pub fn compile_to_cubin(source: &Source, sm: &str) -> Result<Cubin, CompileError> {
     let CompilerOutput { ptx, cubin, log } = compiler()?.build(&cubin_unit(source, sm)?)?;
     let report = PtxasReport::parse(&log);
-    Ok(Cubin { image: cubin, ptx, log, report })
+    Ok(Cubin { image: cubin, ptx, report })
 }
 
 fn ptx_unit(source: &Source, sm: &str) -> Result<Unit, CompileError> {

@@ -77,21 +77,3 @@ impl Matmul {
         }
     }
 }
-
-/// Sizes (m, n, k) that tests and benches share. Most of them leave tiles and blocks incomplete.
-pub fn test_shapes() -> Vec<(usize, usize, usize)> {
-    vec![
-        (1, 1, 1),
-        (1, 17, 1),
-        (2, 33, 17),
-        (3, 16, 31),
-        (5, 15, 32),
-        (12, 32, 64),
-        (13, 65, 33),
-        (25, 31, 127),
-        (4, 40, 1031),
-        (1, 3, 8191),
-        (14, 5, 8191),
-        (64, 96, 160),
-    ]
-}

@@ -207,11 +207,6 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// The folder that was opened.
-    pub fn folder(&self) -> &Path {
-        &self.folder
-    }
-
     /// The naming scheme of the files.
     pub fn naming(&self) -> Naming {
         self.naming

@@ -12,7 +12,7 @@ mod tests;
 
 pub use boxes::{BoxCopy, BoxRun};
 pub use encoding::{ENCODED_MAP_BYTES, EncodedMap, MapField, is_tensor_map, replace};
-pub use reduce::{ReduceOp, ReduceType, Reduction};
+pub use reduce::{ReduceType, Reduction};
 
 /// Maximum number of dimensions of a tensor map.
 pub const MAX_RANK: usize = 5;

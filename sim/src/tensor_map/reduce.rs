@@ -6,37 +6,7 @@
 use half::{bf16, f16};
 
 use super::DataType;
-
-/// The operation of a reduction.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[allow(missing_docs)]
-pub enum ReduceOp {
-    Add,
-    Min,
-    Max,
-    Inc,
-    Dec,
-    And,
-    Or,
-    Xor,
-}
-
-impl ReduceOp {
-    /// Parses the qualifier, given without its dot.
-    pub fn parse(text: &str) -> Option<Self> {
-        Some(match text {
-            "add" => Self::Add,
-            "min" => Self::Min,
-            "max" => Self::Max,
-            "inc" => Self::Inc,
-            "dec" => Self::Dec,
-            "and" => Self::And,
-            "or" => Self::Or,
-            "xor" => Self::Xor,
-            _ => return None,
-        })
-    }
-}
+use crate::program::op::AtomicOp;
 
 /// The element type of a reduction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -60,7 +30,7 @@ pub enum ReduceType {
 /// A valid combination of operation and element type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Reduction {
-    op: ReduceOp,
+    op: AtomicOp,
     ty: ReduceType,
 }
 
@@ -68,8 +38,8 @@ impl Reduction {
     /// Returns the reduction of `cp.reduce.async.bulk…{OP}{.noftz}.{TYPE}`; qualifiers are given without dots. `None`
     /// if PTX has no such form; with `to_shared`, only forms with destination `.shared::cluster` count.
     pub fn bulk(op: &str, noftz: bool, ty: &str, to_shared: bool) -> Option<Self> {
-        use ReduceOp::*;
-        let op = ReduceOp::parse(op)?;
+        use AtomicOp::*;
+        let op = AtomicOp::parse(op).filter(|op| !matches!(op, Exch | Cas))?;
         let minimum = matches!(op, Min | Max);
         let bitwise = matches!(op, And | Or | Xor);
         let (ty, exists, shared) = match ty {
@@ -92,12 +62,12 @@ impl Reduction {
 
     /// Returns the reduction of `cp.reduce.async.bulk.tensor…{OP}` for the element type of a tensor map; `None` if
     /// the type has no such operation.
-    pub fn tensor(op: ReduceOp, data_type: DataType) -> Option<Self> {
-        use ReduceOp::*;
+    pub fn tensor(op: AtomicOp, data_type: DataType) -> Option<Self> {
+        use AtomicOp::*;
         let bitwise = matches!(op, And | Or | Xor);
         let ordered = matches!(op, Add | Min | Max);
         let (ty, exists) = match data_type {
-            DataType::U32 => (ReduceType::U32, true),
+            DataType::U32 => (ReduceType::U32, !matches!(op, Exch | Cas)),
             DataType::I32 => (ReduceType::S32, ordered || bitwise),
             DataType::U64 => (ReduceType::U64, ordered || bitwise),
             DataType::I64 => (ReduceType::S64, ordered || bitwise),
@@ -134,34 +104,16 @@ impl Reduction {
                 each(destination, source, |a, b| (f64::from_le_bytes(a) + f64::from_le_bytes(b)).to_le_bytes())
             }
             ReduceType::B32 | ReduceType::U32 => each(destination, source, |a, b| {
-                let (a, b) = (u32::from_le_bytes(a), u32::from_le_bytes(b));
-                (match op {
-                    ReduceOp::Inc => {
-                        if a >= b {
-                            0
-                        } else {
-                            a + 1
-                        }
-                    }
-                    ReduceOp::Dec => {
-                        if a == 0 || a > b {
-                            b
-                        } else {
-                            a - 1
-                        }
-                    }
-                    _ => unsigned(op, a as u64, b as u64) as u32,
-                })
-                .to_le_bytes()
+                (op.unsigned(u32::from_le_bytes(a) as u64, u32::from_le_bytes(b) as u64) as u32).to_le_bytes()
             }),
             ReduceType::S32 => each(destination, source, |a, b| {
-                (signed(op, i32::from_le_bytes(a) as i64, i32::from_le_bytes(b) as i64) as i32).to_le_bytes()
+                (op.signed(i32::from_le_bytes(a) as i64, i32::from_le_bytes(b) as i64) as i32).to_le_bytes()
             }),
             ReduceType::B64 | ReduceType::U64 => each(destination, source, |a, b| {
-                unsigned(op, u64::from_le_bytes(a), u64::from_le_bytes(b)).to_le_bytes()
+                op.unsigned(u64::from_le_bytes(a), u64::from_le_bytes(b)).to_le_bytes()
             }),
             ReduceType::S64 => {
-                each(destination, source, |a, b| signed(op, i64::from_le_bytes(a), i64::from_le_bytes(b)).to_le_bytes())
+                each(destination, source, |a, b| op.signed(i64::from_le_bytes(a), i64::from_le_bytes(b)).to_le_bytes())
             }
         }
     }
@@ -176,50 +128,30 @@ fn each<const N: usize>(destination: &mut [u8], source: &[u8], value: impl Fn([u
 }
 
 /// Returns the sum, or the smaller or larger number. The smaller or larger of a number and a NaN is the number.
-fn float(op: ReduceOp, a: f32, b: f32) -> f32 {
+fn float(op: AtomicOp, a: f32, b: f32) -> f32 {
     // Rust's `min` and `max` may return either of −0 and +0.
     let zeros = a == 0.0 && b == 0.0;
     match op {
-        ReduceOp::Min if zeros => {
+        AtomicOp::Min if zeros => {
             if a.is_sign_negative() {
                 a
             } else {
                 b
             }
         }
-        ReduceOp::Max if zeros => {
+        AtomicOp::Max if zeros => {
             if a.is_sign_positive() {
                 a
             } else {
                 b
             }
         }
-        ReduceOp::Min => a.min(b),
-        ReduceOp::Max => a.max(b),
+        AtomicOp::Min => a.min(b),
+        AtomicOp::Max => a.max(b),
         _ => a + b,
     }
 }
 
 fn flushed(value: f32) -> f32 {
     if value.is_subnormal() { 0f32.copysign(value) } else { value }
-}
-
-fn unsigned(op: ReduceOp, a: u64, b: u64) -> u64 {
-    match op {
-        ReduceOp::Min => a.min(b),
-        ReduceOp::Max => a.max(b),
-        ReduceOp::And => a & b,
-        ReduceOp::Or => a | b,
-        ReduceOp::Xor => a ^ b,
-        // The caller handles `inc` and `dec`, which exist for u32 only.
-        ReduceOp::Add | ReduceOp::Inc | ReduceOp::Dec => a.wrapping_add(b),
-    }
-}
-
-fn signed(op: ReduceOp, a: i64, b: i64) -> i64 {
-    match op {
-        ReduceOp::Min => a.min(b),
-        ReduceOp::Max => a.max(b),
-        _ => unsigned(op, a as u64, b as u64) as i64,
-    }
 }

@@ -284,6 +284,7 @@ fn nan_fill_is_a_nan_of_the_type() {
 
 mod reductions {
     use super::super::*;
+    use crate::program::op::AtomicOp;
 
     fn run<const N: usize>(op: &str, noftz: bool, ty: &str, a: [u8; N], b: [u8; N]) -> [u8; N] {
         let mut out = a;
@@ -339,7 +340,7 @@ mod reductions {
         let tiny = f32::from_bits(1);
         assert_eq!(f(tiny, tiny), 0.0);
         let mut kept = tiny.to_le_bytes();
-        Reduction::tensor(ReduceOp::Add, DataType::F32).unwrap().apply(&mut kept, &tiny.to_le_bytes());
+        Reduction::tensor(AtomicOp::Add, DataType::F32).unwrap().apply(&mut kept, &tiny.to_le_bytes());
         assert_eq!(kept, f32::from_bits(2).to_le_bytes());
         let h = |op: &str, a: f32, b: f32| {
             let (a, b) = (half::f16::from_f32(a).to_le_bytes(), half::f16::from_f32(b).to_le_bytes());
@@ -359,10 +360,10 @@ mod reductions {
 
     #[test]
     fn tensor_reductions_depend_on_the_element_type() {
-        assert!(Reduction::tensor(ReduceOp::Add, DataType::U8).is_none());
-        assert!(Reduction::tensor(ReduceOp::Min, DataType::F32).is_none());
-        assert!(Reduction::tensor(ReduceOp::Inc, DataType::I32).is_none());
-        assert!(Reduction::tensor(ReduceOp::Max, DataType::Bf16).is_some());
+        assert!(Reduction::tensor(AtomicOp::Add, DataType::U8).is_none());
+        assert!(Reduction::tensor(AtomicOp::Min, DataType::F32).is_none());
+        assert!(Reduction::tensor(AtomicOp::Inc, DataType::I32).is_none());
+        assert!(Reduction::tensor(AtomicOp::Max, DataType::Bf16).is_some());
     }
 
     #[test]

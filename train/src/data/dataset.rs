@@ -112,11 +112,6 @@ impl Dataset {
         self.rows[index].line
     }
 
-    /// The path of the data file.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// Fingerprint of the file's bytes.
     pub fn fingerprint(&self) -> String {
         digest::bytes_fingerprint(self.text.as_bytes())

@@ -1,6 +1,5 @@
 //! The options of `grpo`.
 
-use std::ops::{Deref, DerefMut};
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, ValueEnum};
@@ -137,25 +136,7 @@ pub struct GrpoOptions {
     pub shared_prefix: bool,
 }
 
-impl Deref for GrpoOptions {
-    type Target = RunOptions;
-
-    fn deref(&self) -> &RunOptions {
-        &self.run
-    }
-}
-
-impl DerefMut for GrpoOptions {
-    fn deref_mut(&mut self) -> &mut RunOptions {
-        &mut self.run
-    }
-}
-
-impl Default for GrpoOptions {
-    fn default() -> Self {
-        run::default_options()
-    }
-}
+run::extends_run_options!(GrpoOptions);
 
 impl GrpoOptions {
     /// Prompts per step, each with a group of completions.

@@ -193,6 +193,33 @@ pub(super) fn default_options<T: Args>() -> T {
     matches.and_then(|m| T::from_arg_matches(&m)).expect("every option has a default, which a test checks")
 }
 
+/// Gives the options of a command access to its `run` options as if they were its own, and the defaults of an empty
+/// command line.
+macro_rules! extends_run_options {
+    ($options:ty) => {
+        impl std::ops::Deref for $options {
+            type Target = RunOptions;
+
+            fn deref(&self) -> &RunOptions {
+                &self.run
+            }
+        }
+
+        impl std::ops::DerefMut for $options {
+            fn deref_mut(&mut self) -> &mut RunOptions {
+                &mut self.run
+            }
+        }
+
+        impl Default for $options {
+            fn default() -> Self {
+                run::default_options()
+            }
+        }
+    };
+}
+pub(super) use extends_run_options;
+
 impl Default for RunOptions {
     fn default() -> Self {
         default_options()

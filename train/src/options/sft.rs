@@ -1,7 +1,5 @@
 //! The options of `sft`.
 
-use std::ops::{Deref, DerefMut};
-
 use clap::Args;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -30,25 +28,7 @@ pub struct SftOptions {
     pub max_length: Option<usize>,
 }
 
-impl Deref for SftOptions {
-    type Target = RunOptions;
-
-    fn deref(&self) -> &RunOptions {
-        &self.run
-    }
-}
-
-impl DerefMut for SftOptions {
-    fn deref_mut(&mut self) -> &mut RunOptions {
-        &mut self.run
-    }
-}
-
-impl Default for SftOptions {
-    fn default() -> Self {
-        run::default_options()
-    }
-}
+run::extends_run_options!(SftOptions);
 
 impl SftOptions {
     /// The label rule: `--labels`, or the default of `--parity`.

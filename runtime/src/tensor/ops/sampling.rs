@@ -99,11 +99,6 @@ impl SamplingTable {
         Ok(choices)
     }
 
-    /// The number of rows.
-    pub fn rows(&self) -> usize {
-        self.temperature.count()
-    }
-
     /// Rows `first .. first + rows`, in the same memory.
     ///
     /// # Errors

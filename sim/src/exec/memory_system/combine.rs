@@ -37,13 +37,10 @@ pub fn atomic_result(op: AtomicOp, ty: AtomicType, old: u128, operand: u128) -> 
             let high = half_result(op, part, (old >> 16) as u16, (operand >> 16) as u16) as u128;
             low | high << 16
         }
-        AtomicType::S32 => signed_result(op, old as u32 as i32 as i64, operand as u32 as i32 as i64) as u32 as u128,
-        AtomicType::S64 => signed_result(op, old as u64 as i64, operand as u64 as i64) as u64 as u128,
-        AtomicType::U64 | AtomicType::B64 => unsigned_result(op, old as u64, operand as u64) as u128,
-        AtomicType::U32 | AtomicType::B32 => match op {
-            AtomicOp::Add => (old as u32).wrapping_add(operand as u32) as u128,
-            _ => unsigned_result(op, old as u32 as u64, operand as u32 as u64) as u32 as u128,
-        },
+        AtomicType::S32 => op.signed(old as u32 as i32 as i64, operand as u32 as i32 as i64) as u32 as u128,
+        AtomicType::S64 => op.signed(old as u64 as i64, operand as u64 as i64) as u64 as u128,
+        AtomicType::U64 | AtomicType::B64 => op.unsigned(old as u64, operand as u64) as u128,
+        AtomicType::U32 | AtomicType::B32 => op.unsigned(old as u32 as u64, operand as u32 as u64) as u32 as u128,
         AtomicType::B16 | AtomicType::B128 => operand,
     }
 }
@@ -70,45 +67,6 @@ fn half_result(op: AtomicOp, ty: AtomicType, old: u16, operand: u16) -> u16 {
     match op {
         AtomicOp::Add | AtomicOp::Min | AtomicOp::Max if nan => 0x7fff,
         AtomicOp::Add | AtomicOp::Min | AtomicOp::Max => result,
-        _ => operand,
-    }
-}
-
-/// Returns the result of an atomic operation on signed integers.
-fn signed_result(op: AtomicOp, old: i64, operand: i64) -> i64 {
-    match op {
-        AtomicOp::Add => old.wrapping_add(operand),
-        AtomicOp::Min => old.min(operand),
-        AtomicOp::Max => old.max(operand),
-        AtomicOp::And => old & operand,
-        AtomicOp::Or => old | operand,
-        AtomicOp::Xor => old ^ operand,
-        _ => operand,
-    }
-}
-
-fn unsigned_result(op: AtomicOp, old: u64, operand: u64) -> u64 {
-    match op {
-        AtomicOp::Add => old.wrapping_add(operand),
-        AtomicOp::Min => old.min(operand),
-        AtomicOp::Max => old.max(operand),
-        AtomicOp::And => old & operand,
-        AtomicOp::Or => old | operand,
-        AtomicOp::Xor => old ^ operand,
-        AtomicOp::Inc => {
-            if old >= operand {
-                0
-            } else {
-                old + 1
-            }
-        }
-        AtomicOp::Dec => {
-            if old == 0 || old > operand {
-                operand
-            } else {
-                old - 1
-            }
-        }
         _ => operand,
     }
 }

@@ -27,7 +27,7 @@ impl Decoder<'_> {
         };
         let op = parts
             .iter()
-            .find_map(|p| atomic_op(p))
+            .find_map(|p| AtomicOp::parse(p))
             .ok_or_else(|| self.o.error("the opcode has no operation such as .add"))?;
         let (mut semantics, scope) = self.semantics(parts);
         if semantics.is_none() {
@@ -70,21 +70,4 @@ impl Decoder<'_> {
         };
         Ok(Op::Atomic(Box::new(Atomic { window, addr, op, ty, dst, a, b, semantics, scope })))
     }
-}
-
-/// Returns the atomic operation that a part of the opcode names.
-pub(super) fn atomic_op(part: &str) -> Option<AtomicOp> {
-    Some(match part {
-        "add" => AtomicOp::Add,
-        "min" => AtomicOp::Min,
-        "max" => AtomicOp::Max,
-        "inc" => AtomicOp::Inc,
-        "dec" => AtomicOp::Dec,
-        "and" => AtomicOp::And,
-        "or" => AtomicOp::Or,
-        "xor" => AtomicOp::Xor,
-        "exch" => AtomicOp::Exch,
-        "cas" => AtomicOp::Cas,
-        _ => return None,
-    })
 }

@@ -4,7 +4,7 @@ use super::Decoder;
 use crate::program::ProgramError;
 use crate::program::op::*;
 use crate::ptx::ast::{Instruction, Operand, Type};
-use crate::tensor_map::{ReduceOp, Reduction};
+use crate::tensor_map::Reduction;
 
 /// Decodes a bulk copy. Forms that are not supported (im2col, gather) become [`Op::Unsupported`].
 pub(super) fn decode_bulk_copy(d: &mut Decoder, i: &Instruction, parts: &[&str]) -> Result<Op, ProgramError> {
@@ -75,10 +75,10 @@ pub(super) fn decode_bulk_copy(d: &mut Decoder, i: &Instruction, parts: &[&str])
     let reduce = if parts[1] == "reduce" {
         let op = *parts
             .iter()
-            .find(|p| ReduceOp::parse(p).is_some())
+            .find(|p| AtomicOp::parse(p).is_some())
             .ok_or_else(|| d.o.error("the opcode has no operation such as .add"))?;
         if tensor {
-            ReduceOp::parse(op).map(BulkReduction::Mapped)
+            AtomicOp::parse(op).map(BulkReduction::Mapped)
         } else {
             let ty = parts.iter().rev().find(|p| Type::named(p).is_some()).copied().unwrap_or("");
             match Reduction::bulk(op, has("noftz"), ty, to != AddressWindow::Global) {

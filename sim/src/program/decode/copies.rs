@@ -1,6 +1,5 @@
 //! Decoding of `cp.async`, `st.async`, `red.async` and `tensormap`; `cp.async.bulk` is in [`super::bulk`].
 
-use super::atomics::atomic_op;
 use super::{Decoded, Decoder, bulk};
 use crate::order::AccessStrength;
 use crate::program::op::*;
@@ -84,7 +83,7 @@ impl Decoder<'_> {
             regs.push(self.o.source_slot(x, ty)?);
         }
         let reduce = if reduce {
-            let op = parts.iter().find(|p| atomic_op(p).is_some()).copied().unwrap_or("");
+            let op = parts.iter().find(|p| AtomicOp::parse(p).is_some()).copied().unwrap_or("");
             match Reduction::bulk(op, false, parts[parts.len() - 1], true) {
                 Some(r) => Some(r),
                 None => return Ok(Op::Unsupported(i.opcode.as_str().into())),

@@ -1,6 +1,5 @@
 //! Decoding of `shfl`, `vote`, `match`, `redux`, `elect` and `activemask`.
 
-use super::atomics::atomic_op;
 use super::{Decoded, Decoder};
 use crate::program::op::*;
 use crate::ptx::ast::{Instruction, Operand, Type};
@@ -65,7 +64,7 @@ impl Decoder<'_> {
                 dst = self.o.destination_slot(&first)?;
                 let op = parts
                     .iter()
-                    .find_map(|p| atomic_op(p))
+                    .find_map(|p| AtomicOp::parse(p))
                     .ok_or_else(|| self.o.error("the opcode has no operation such as .add"))?;
                 if parts.contains(&"f32") {
                     return Ok(Op::Unsupported(i.opcode.as_str().into()));

@@ -1,8 +1,8 @@
 //! Operands of asynchronous copies.
 
-use super::{AddressOperand, AddressWindow};
+use super::{AddressOperand, AddressWindow, AtomicOp};
 use crate::regs::Slot;
-use crate::tensor_map::{ReduceOp, Reduction};
+use crate::tensor_map::Reduction;
 
 /// A `cp.async` of 4, 8 or 16 bytes.
 #[derive(Clone, Debug)]
@@ -52,7 +52,7 @@ pub enum BulkReduction {
     /// The instruction names operation and element type.
     Typed(Reduction),
     /// The instruction names the operation, the tensor map has the element type.
-    Mapped(ReduceOp),
+    Mapped(AtomicOp),
 }
 
 /// Directions of [`BulkCopy`].

@@ -36,8 +36,8 @@ pub struct LoadStore {
     pub scope: AccessStrength,
 }
 
-/// The operation of an atomic.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The operation of an atomic, or of a copy that reduces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs)]
 pub enum AtomicOp {
     Add,
@@ -50,6 +50,51 @@ pub enum AtomicOp {
     Xor,
     Exch,
     Cas,
+}
+
+impl AtomicOp {
+    /// Returns the operation that a part of an opcode names.
+    pub fn parse(part: &str) -> Option<AtomicOp> {
+        Some(match part {
+            "add" => AtomicOp::Add,
+            "min" => AtomicOp::Min,
+            "max" => AtomicOp::Max,
+            "inc" => AtomicOp::Inc,
+            "dec" => AtomicOp::Dec,
+            "and" => AtomicOp::And,
+            "or" => AtomicOp::Or,
+            "xor" => AtomicOp::Xor,
+            "exch" => AtomicOp::Exch,
+            "cas" => AtomicOp::Cas,
+            _ => return None,
+        })
+    }
+
+    /// Returns the number that the operation on unsigned integers stores.
+    pub fn unsigned(self, old: u64, operand: u64) -> u64 {
+        match self {
+            AtomicOp::Add => old.wrapping_add(operand),
+            AtomicOp::Min => old.min(operand),
+            AtomicOp::Max => old.max(operand),
+            AtomicOp::And => old & operand,
+            AtomicOp::Or => old | operand,
+            AtomicOp::Xor => old ^ operand,
+            AtomicOp::Inc if old >= operand => 0,
+            AtomicOp::Inc => old + 1,
+            AtomicOp::Dec if old == 0 || old > operand => operand,
+            AtomicOp::Dec => old - 1,
+            AtomicOp::Exch | AtomicOp::Cas => operand,
+        }
+    }
+
+    /// Returns the number that the operation on signed integers stores; they have no `inc` and `dec`.
+    pub fn signed(self, old: i64, operand: i64) -> i64 {
+        match self {
+            AtomicOp::Min => old.min(operand),
+            AtomicOp::Max => old.max(operand),
+            _ => self.unsigned(old as u64, operand as u64) as i64,
+        }
+    }
 }
 
 /// The operand type of an atomic.
