@@ -2,7 +2,7 @@
 //! first.
 #![allow(unsafe_code)]
 
-use super::{HighHalf, JoinParams, Params, SplitParams};
+use super::{HighHalf, JoinParams, Params, SplitParams, StepNumbers};
 use crate::view::{OutputArray, slice_at};
 use crate::{Team, simd_fn};
 
@@ -44,7 +44,7 @@ simd_fn! {
 }
 
 simd_fn! {
-    fn step_block(p: &Params, factor: f32, w: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32]) {
+    fn step_block(p: &StepNumbers, factor: f32, w: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32]) {
         // As in torch, scalars are computed in f64 and rounded to f32 once.
         let decay = (1.0 - p.lr as f64 * p.weight_decay as f64) as f32;
         let step_size = (p.lr as f64 / p.bias1 as f64) as f32;
@@ -79,7 +79,7 @@ pub unsafe fn step_f32(p: &Params, team: &Team) {
         let (at, len) = (task * BLOCK, BLOCK.min(n - task * BLOCK));
         // SAFETY: blocks do not overlap.
         let (w, m, v) = unsafe { (w.part(at, len), m.part(at, len), v.part(at, len)) };
-        step_block(p, factor, w, m, v, &g[at..at + len]);
+        step_block(&p.numbers, factor, w, m, v, &g[at..at + len]);
     });
 }
 
@@ -101,7 +101,7 @@ pub unsafe fn step_bf16(p: &Params, team: &Team) {
             let (hi, low, m, v) = unsafe { (hi.part(at, len), low.part(at, len), m.part(at, len), v.part(at, len)) };
             let w = &mut joined[..len];
             join_block(hi, low, w);
-            step_block(p, factor, w, m, v, &g[at..at + len]);
+            step_block(&p.numbers, factor, w, m, v, &g[at..at + len]);
             split_block(w, hi, low);
         }
     });

@@ -32,12 +32,14 @@ pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     let (n, count) = (TRAFFIC_ELEMENTS, TRAFFIC_ELEMENTS as usize);
     let low = arrays.elements(count, 2);
     let clip = arrays.f32(2usize);
+    use bytemuck::Zeroable;
     let scalars =
         adamw::StepHyperparameters { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, step: 2 };
+    let numbers = scalars.numbers();
     let [w, m, v, g] = [(); 4].map(|()| arrays.f32(count));
-    let step = adamw::Params { w, m, v, g, clip, n, ..scalars.params() };
+    let step = adamw::Params { w, m, v, g, clip, n, numbers, low: Addr::NULL };
     let scales = arrays.f32(2 * count.div_ceil(adamw::WEIGHTS_PER_SCALE));
-    let small = adamw::SmallMomentParams { w, m, v, g, clip, n, ..scalars.small_moment_params() };
+    let small = adamw::SmallMomentParams { w, m, v, g, clip, n, numbers, ..scalars.small_moment_params() };
     let mut all = vec![
         adamw::step(F32, &step),
         adamw::step(BF16, &adamw::Params { low, ..step }),

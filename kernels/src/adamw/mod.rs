@@ -32,27 +32,13 @@ mod small;
 pub use cpu::{join, split};
 
 use crate::folder::kernel_folder;
-use crate::launch::by_dtype;
+use crate::launch::{CType, by_dtype};
 use crate::{Addr, Cost, DType, Launch, cuh, kernel, params};
 use half::bf16;
 
 params! {
-    /// Parameters of a step. [`StepHyperparameters::params`] computes the numbers among them.
-    pub struct Params {
-        /// f32 `[n]`, or bf16 `[n]` (the high halves of the master weights); updated.
-        pub w: Addr,
-        /// i16 `[n]`, the low halves of the master weights, updated; null with f32 weights.
-        pub low: Addr,
-        /// f32 `[n]`, first moment, updated.
-        pub m: Addr,
-        /// f32 `[n]`, second moment, updated.
-        pub v: Addr,
-        /// f32 `[n]`, gradient.
-        pub g: Addr,
-        /// f32 `[2]`: gradient norm and clipping factor, as `reduce::clip` writes them; null: factor 1.
-        pub clip: Addr,
-        /// Weights.
-        pub n: u64,
+    /// The numbers of a step, which [`StepHyperparameters::numbers`] computes.
+    pub struct StepNumbers {
         /// Learning rate.
         pub lr: f32,
         /// β₁
@@ -67,13 +53,39 @@ params! {
         pub bias1: f32,
         /// 1 − β₂ᵗ
         pub bias2: f32,
-        /// 1 − β₁, computed in f64 and rounded once. From a rounded β₁ its relative error would be 1e-7, that of 1 −
-        /// β₂ 5e-5.
+        /// 1 − β₁, computed in f64 and rounded once: from a rounded β₁ it would be off by 1e-7, and 1 − β₂ by 5e-5.
         pub rest1: f32,
         /// 1 − β₂, computed in f64 and rounded once.
         pub rest2: f32,
         /// 0
         pub reserved: u32,
+    }
+}
+
+impl CType for StepNumbers {
+    const NAME: &'static str = "StepNumbers";
+}
+
+params! {
+    /// Parameters of a step.
+    pub struct Params {
+        /// f32 `[n]`, or bf16 `[n]` (the high halves of the master weights); updated.
+        pub w: Addr,
+        /// i16 `[n]`, the low halves of the master weights, updated; null with f32 weights.
+        pub low: Addr,
+        /// f32 `[n]`, first moment, updated.
+        pub m: Addr,
+        /// f32 `[n]`, second moment, updated.
+        pub v: Addr,
+        /// f32 `[n]`, gradient.
+        pub g: Addr,
+        /// f32 once. From norm and clipping its relative error as `reduce::clip` 1e-7, that of 1 −
+        /// β₂ 5e-5.
+        pub clip: Addr,
+        /// Weights.
+        pub n: u64,
+        /// The numbers of the step.
+        pub numbers: StepNumbers,
     }
 }
 
@@ -101,33 +113,15 @@ params! {
         pub seed: u64,
         /// Stream of the random bits: a different one for every tensor and step.
         pub stream: u64,
-        /// Learning rate.
-        pub lr: f32,
-        /// β₁
-        pub beta1: f32,
-        /// β₂
-        pub beta2: f32,
-        /// eps, added to the square root of the second moment.
-        pub eps: f32,
-        /// Decoupled weight decay.
-        pub weight_decay: f32,
-        /// 1 − β₁ᵗ
-        pub bias1: f32,
-        /// 1 − β₂ᵗ
-        pub bias2: f32,
-        /// 1 − β₁
-        pub rest1: f32,
-        /// 1 − β₂
-        pub rest2: f32,
-        /// 0
-        pub reserved: u32,
+        /// The numbers of the step.
+        pub numbers: StepNumbers,
     }
 }
 
 /// Number of weights whose 8-bit moments share a scale.
 pub const WEIGHTS_PER_SCALE: usize = 256;
 
-/// Hyperparameters of a step in f64, from which [`StepHyperparameters::params`] computes kernel parameters.
+/// Hyperparameters of a step in f64, from which [`StepHyperparameters::numbers`] computes kernel parameters.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StepHyperparameters {
     /// Learning rate.
@@ -145,10 +139,10 @@ pub struct StepHyperparameters {
 }
 
 impl StepHyperparameters {
-    /// Computes the numbers of [`Params`]. Addresses stay null and `n` 0 for the caller to fill in.
-    pub fn params(&self) -> Params {
+    /// Computes the numbers of the step in f64 and rounds each to f32.
+    pub fn numbers(&self) -> StepNumbers {
         let bias = |beta: f64| (1.0 - beta.powf(self.step as f64)) as f32;
-        Params {
+        StepNumbers {
             lr: self.lr as f32,
             beta1: self.beta1 as f32,
             beta2: self.beta2 as f32,
@@ -158,7 +152,7 @@ impl StepHyperparameters {
             bias2: bias(self.beta2),
             rest1: (1.0 - self.beta1) as f32,
             rest2: (1.0 - self.beta2) as f32,
-            ..bytemuck::Zeroable::zeroed()
+            reserved:zeroed()
         }
     }
 
@@ -200,7 +194,7 @@ params! {
 
 kernel_folder! {
     name: "adamw",
-    params: [Params, SmallMomentParams, SplitParams, JoinParams],
+    params: [StepNumbers, Params, SmallMomentParams, SplitParams, JoinParams],
     traffic: traffic_launches,
 }
 

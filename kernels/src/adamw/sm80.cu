@@ -100,13 +100,13 @@ struct Rule {
   template <class P>
   __device__ __forceinline__ explicit Rule(const P& p)
       : factor(p.clip == 0 ? 1.0f : global<const float>(p.clip)[1]),
-        decay(static_cast<float>(__dsub_rn(1.0, __dmul_rn(p.lr, p.weight_decay)))),
-        step_size(static_cast<float>(static_cast<double>(p.lr) / p.bias1)),
-        root_bias2(static_cast<float>(sqrt(static_cast<double>(p.bias2)))),
-        rest1(p.rest1),
-        beta2(p.beta2),
-        rest2(p.rest2),
-        eps(p.eps) {}
+        decay(static_cast<float>(__dsub_rn(1.0, __dmul_rn(p.numbers.lr, p.numbers.weight_decay)))),
+        step_size(static_cast<float>(static_cast<double>(p.numbers.lr) / p.numbers.bias1)),
+        root_bias2(static_cast<float>(sqrt(static_cast<double>(p.numbers.bias2)))),
+        rest1(p.numbers.rest1),
+        beta2(p.numbers.beta2),
+        rest2(p.numbers.rest2),
+        eps(p.numbers.eps) {}
 
   __device__ __forceinline__ void apply(float& w, float& m, float& v, float gradient) const {
     const float g = mul(gradient, factor);

@@ -25,18 +25,19 @@ impl Step {
     unsafe fn new(p: &SmallMomentParams) -> Step {
         // SAFETY: `clip` is null (then no elements are read) or covers two f32.
         let clip = unsafe { slice_at::<f32>(p.clip, if p.clip.is_null() { 0 } else { 2 }) };
+        let numbers = &p.numbers;
         Step {
             factor: clip.get(1).copied().unwrap_or(1.0),
-            decay: (1.0 - p.lr as f64 * p.weight_decay as f64) as f32,
-            step_size: (p.lr as f64 / p.bias1 as f64) as f32,
-            root_bias2: (p.bias2 as f64).sqrt() as f32,
+            decay: (1.0 - numbers.lr as f64 * numbers.weight_decay as f64) as f32,
+            step_size: (numbers.lr as f64 / numbers.bias1 as f64) as f32,
+            root_bias2: (numbers.bias2 as f64).sqrt() as f32,
             p: *p,
         }
     }
 
     /// w, m and v after the step.
     fn apply(&self, [w, m, v]: [f32; 3], g: f32) -> [f32; 3] {
-        let (p, g) = (&self.p, g * self.factor);
+        let (p, g) = (&self.p.numbers, g * self.factor);
         let m = m + p.rest1 * (g - m);
         let v = p.beta2 * v + p.rest2 * (g * g);
         [w * self.decay - self.step_size * (m / (v.sqrt() / self.root_bias2 + p.eps)), m, v]

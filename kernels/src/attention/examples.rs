@@ -1,4 +1,5 @@
-use crate::folder::{LabeledLaunches, FLOAT_DTYPES, HEAD_DIM, HEADS, KV_HEADS, PLACEHOLDER, SEQUENCE_LEN, Sizes};
+use crate::folder::{
+    FLOAT_DTYPES, HEAD_DIM, HEADS, KV_HEADS, LabeledLaunches, PLACEHOLDER, SEQUENCE_LEN, Sizes};
 use crate::{Addr, attention};
 
 pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {

@@ -1,7 +1,7 @@
 //! Example calls of the kernels, which `reel kernels list`, `show` and `bench` use.
 
 use crate::folder::{
-    BATCH_SIZE, LabeledLaunches, FLOAT_DTYPES, HEAD_DIM, HEADS, KV_HEADS, PLACEHOLDER, SEQUENCE_LEN, Sizes,
+    BATCH_SIZE, FLOAT_DTYPES, HEAD_DIM, HEADS, KV_HEADS, LabeledLaunches, PLACEHOLDER, SEQUENCE_LEN, Sizes,
 };
 use crate::{Addr, paged_attention};
 

@@ -1,6 +1,6 @@
 //! Example calls of the kernels, which `reel kernels list`, `show` and `bench` use.
 
-use crate::folder::{LabeledLaunches, FLOAT_DTYPES, Sizes, placeholders};
+use crate::folder::{FLOAT_DTYPES, LabeledLaunches, Sizes, placeholders};
 use crate::pool_attention;
 
 pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {

@@ -1,6 +1,6 @@
 //! Example calls of the kernels, which `reel kernels list`, `show` and `bench` use.
 
-use crate::folder::{BATCH_SIZE, LabeledLaunches, FLOAT_DTYPES, HIDDEN_SIZE, INTERMEDIATE_SIZE, PLACEHOLDER, Sizes, placeholders};
+use crate::folder::{BATCH_SIZE, FLOAT_DTYPES, HIDDEN_SIZE, INTERMEDIATE_SIZE, LabeledLaunches, PLACEHOLDER, Sizes, placeholders};
 use crate::{Addr, skinny};
 
 pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {

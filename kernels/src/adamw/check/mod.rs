@@ -54,7 +54,7 @@ impl Weights {
             _ => (addr_mut(&mut self.hi), addr_mut(&mut self.low)),
         };
         let (m, v) = (addr_mut(&mut self.m), addr_mut(&mut self.v));
-        let params = Params { w, low, m, v, g: addr(g), clip, n: g.len() as u64, ..scalars.params() };
+        let params = Params { w, low, m, v, g: addr(g), clip, n: g.len() as u64, numbers: scalars.numbers() };
         run(&step(dtype, &params), threads);
     }
 

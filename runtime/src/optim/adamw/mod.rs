@@ -163,6 +163,7 @@ impl AdamW {
                 weight_decay: h.weight_decay,
                 step: state.steps,
             };
+            let numbers = scalars.numbers();
             let at = |t: &Option<Tensor>| t.as_ref().map_or(Addr::NULL, Tensor::addr);
             let (w, m, v, g, clip) = (p.addr(), state.m.addr(), state.v.addr(), g.addr(), clip.addr());
             let (low, n) = (at(&state.low), p.count() as u64);
@@ -180,9 +181,7 @@ impl AdamW {
                 ..scalars.small_moment_params()
             };
             p.device().launch(&match self.moments {
-                Moments::F32 => {
-                    kernel::step(p.dtype(), &kernel::Params { w, low, m, v, g, clip, n, ..scalars.params() })
-                }
+                Moments::F32 => kernel::step(p.dtype(), &kernel::Params { w, low, m, v, g, clip, n, numbers }),
                 Moments::Bf16 => kernel::step_bf16_moments(p.dtype(), &small),
                 Moments::Int8 => kernel::step_8bit(p.dtype(), &small),
             })?;

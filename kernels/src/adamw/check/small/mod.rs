@@ -8,6 +8,7 @@ use crate::adamw::{
 };
 use crate::checks::{addr, addr_mut, normal_numbers, run, run_once};
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_rounded};
+use bytemuck::Zeroable;
 use half::bf16;
 
 /// Test data of one optimizer state with small moments: weights (f32 or split) with bf16 moments and with 8-bit
@@ -51,7 +52,8 @@ impl State {
             n: g.len() as u64,
             seed: 7,
             stream: scalars.step,
-            ..scalars.small_moment_params()
+            .numbers(),
+            ..small_moment_params()
         }
     }
 
