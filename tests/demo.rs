@@ -52,9 +52,13 @@ fn demo_writes_its_folder_and_replaces_an_earlier_demo() {
     let more = ["--max-pixels", "3136", "--prompt", "Which colors?", "--max-new-tokens", "4", "--json"];
     assert_eq!(run_in(dir.path(), [&ask[..], &more].concat()).json()["token_ids"].as_array().map(Vec::len), Some(4));
 
-    // A second demo replaces the first. Each of its seeds has a folder. Without the temporal reward it trains plain
-    // GRPO.
-    let result = demo(&["--steps", "1", "--seeds", "2", "--seed", "5", "--no-temporal", "--json"]).json();
+    // With several seeds each has a folder, where it replaces an earlier demo. Without the temporal reward the second
+    // stage is plain GRPO.
+    let seeds = dir.path().join("seeds");
+    fs::create_dir(&seeds).expect("made");
+    fs::rename(&out, seeds.join("seed-5")).expect("moved");
+    let more = ["--out", "seeds", "--steps", "1", "--seeds", "2", "--seed", "5", "--no-temporal", "--json"];
+    let result = demo(&more).json();
     for seed in result["seeds"].as_array().expect("seeds") {
         let answered = |task: &str| seed["right"][task]["n"].clone();
         assert_eq!((answered("all"), answered("motion")), (480.into(), 240.into()));
@@ -62,16 +66,15 @@ fn demo_writes_its_folder_and_replaces_an_earlier_demo() {
         assert_eq!(seed["right"]["all"]["before"], 0);
     }
     assert_eq!((&result["seeds"][0]["seed"], &result["seeds"][1]["seed"]), (&5.into(), &6.into()));
-    assert_eq!(file_names_in(&dir.path().join("demo")), ["report.html", "seed-5", "seed-6"]);
-    let page = fs::read_to_string(dir.path().join("demo/report.html")).expect("the page");
+    assert_eq!(file_names_in(&seeds), ["report.html", "seed-5", "seed-6"]);
+    let page = fs::read_to_string(seeds.join("report.html")).expect("the page");
     assert!(page.contains("seed-5/report.html") && page.contains("seed-6/report.html"));
     // Without the temporal reward the second stage is called GRPO, not T-GRPO.
     assert_eq!(result["seeds"][0]["temporal"], false);
     assert!(page.contains("After GRPO") && !page.contains("T-GRPO"), "{page}");
-    let metrics = fs::read_to_string(dir.path().join("demo/seed-5/grpo/metrics.jsonl")).expect("metrics");
+    let metrics = fs::read_to_string(seeds.join("seed-5/grpo/metrics.jsonl")).expect("metrics");
     assert!(metrics.contains("rewards/accuracy") && !metrics.contains("rewards/temporal"), "{metrics}");
-    let weights =
-        |seed: &str| fs::read(dir.path().join("demo").join(seed).join("grpo/model.safetensors")).expect("weights");
+    let weights = |seed: &str| fs::read(seeds.join(seed).join("grpo/model.safetensors")).expect("weights");
     assert!(weights("seed-5") != weights("seed-6"));
     demo(&["--seeds", "0"]).refused(2, &["--seeds"]);
 
