@@ -74,8 +74,3 @@ fn print(report: &BenchmarkReport) -> Result<()> {
     }
     report.by_category.iter().try_for_each(|(name, part)| line(name, part.n, part.score, part.ci95))
 }
-
-/// Whether a mistake in the command line caused this error (exit code 2).
-pub fn is_eval_usage_error(e: &anyhow::Error) -> bool {
-    e.downcast_ref::<EvalError>().is_some_and(EvalError::is_usage_error)
-}

@@ -135,8 +135,3 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
         Err(failed(data, format!("{bad} of {rows} rows cannot be used"), help))
     }
 }
-
-/// Whether a mistake in the command line or in a configuration file caused this error (exit code 2).
-pub fn is_training_usage_error(e: &anyhow::Error) -> bool {
-    e.downcast_ref::<TrainError>().is_some_and(TrainError::is_usage_error)
-}

@@ -37,14 +37,6 @@ pub fn uniform_f64(seed: u64, stream: u64, index: u64) -> f64 {
     (((hi as u64) << 32 | lo as u64) >> 11) as f64 * (1.0 / (1u64 << 53) as f64)
 }
 
-/// Returns a standard normal number: the cosine result of the Box–Muller transform of the first two words.
-pub fn normal(seed: u64, stream: u64, index: u64) -> f32 {
-    let [a, b, ..] = random_words(seed, stream, index);
-    let unit = 1.0 / (1u64 << 32) as f64;
-    let (u, v) = ((a as f64 + 1.0) * unit, b as f64 * unit); // u in (0, 1]
-    ((-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos()) as f32
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

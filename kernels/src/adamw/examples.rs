@@ -39,7 +39,7 @@ pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     let [w, m, v, g] = [(); 4].map(|()| arrays.f32(count));
     let step = adamw::Params { w, m, v, g, clip, n, numbers, low: Addr::NULL };
     let scales = arrays.f32(2 * count.div_ceil(adamw::WEIGHTS_PER_SCALE));
-    let small = adamw::SmallMomentParams { w, m, v, g, clip, n, numbers, ..scalars.small_moment_params() };
+    let small = adamw::SmallMomentParams { w, m, v, g, clip, n, numbers, ..Zeroable::zeroed() };
     let mut all = vec![
         adamw::step(F32, &step),
         adamw::step(BF16, &adamw::Params { low, ..step }),

@@ -152,15 +152,8 @@ impl StepHyperparameters {
             bias2: bias(self.beta2),
             rest1: (1.0 - self.beta1) as f32,
             rest2: (1.0 - self.beta2) as f32,
-            reserved:zeroed()
+            reserved: 0,
         }
-    }
-
-    /// Computes the numbers of [`SmallMomentParams`]. Addresses stay null and `n` 0 for the caller to fill in.
-    pub fn small_moment_params(&self) -> SmallMomentParams {
-        let Params { lr, beta1, beta2, eps, weight_decay, bias1, bias2, rest1, rest2, .. } = self.params();
-        let none: SmallMomentParams = bytemuck::Zeroable::zeroed();
-        SmallMomentParams { lr, beta1, beta2, eps, weight_decay, bias1, bias2, rest1, rest2, ..none }
     }
 }
 

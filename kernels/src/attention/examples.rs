@@ -1,5 +1,6 @@
 use crate::folder::{
-    FLOAT_DTYPES, HEAD_DIM, HEADS, KV_HEADS, LabeledLaunches, PLACEHOLDER, SEQUENCE_LEN, Sizes};
+    FLOAT_DTYPES, HEAD_DIM, HEADS, KV_HEADS, LabeledLaunches, PLACEHOLDER, SEQUENCE_LEN, Sizes, placeholder_params,
+};
 use crate::{Addr, attention};
 
 pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
@@ -18,7 +19,7 @@ pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
         causal,
         scale,
         max_seqlen,
-        ..placeholders()
+        ..placeholder_params()
     };
     let bwd = attention::BwdParams {
         workspace: Addr::NULL,
@@ -31,7 +32,7 @@ pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
         causal,
         scale,
         max_seqlen,
-        ..placeholders()
+        ..placeholder_params()
     };
     let size = "one sequence of 8192 tokens, 28 query and 4 key heads of 128 elements, causal";
     let workspace = |t| if attention::workspace_bytes(t, &bwd) > 0 { PLACEHOLDER } else { Addr::NULL };

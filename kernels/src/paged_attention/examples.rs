@@ -1,7 +1,7 @@
 //! Example calls of the kernels, which `reel kernels list`, `show` and `bench` use.
 
 use crate::folder::{
-    BATCH_SIZE, FLOAT_DTYPES, HEAD_DIM, HEADS, KV_HEADS, LabeledLaunches, PLACEHOLDER, SEQUENCE_LEN, Sizes,
+    BATCH_SIZE, FLOAT_DTYPES, HEAD_DIM, HEADS, KV_HEADS, LabeledLaunches, PLACEHOLDER, SEQUENCE_LEN, Sizes, placeholder_params,
 };
 use crate::{Addr, paged_attention};
 
@@ -19,7 +19,7 @@ pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
         scale: 1.0 / (head_dim as f32).sqrt(),
         max_kv_len: context,
         page: 64,
-        ..placeholders()
+        ..placeholder_params()
     };
     let workspace = if paged_attention::workspace_bytes(&p) > 0 { PLACEHOLDER } else { Addr::NULL };
     let p = paged_attention::Params { workspace, ..p };

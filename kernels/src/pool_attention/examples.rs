@@ -1,12 +1,12 @@
 //! Example calls of the kernels, which `reel kernels list`, `show` and `bench` use.
 
-use crate::folder::{FLOAT_DTYPES, LabeledLaunches, Sizes, placeholders};
+use crate::folder::{FLOAT_DTYPES, LabeledLaunches, Sizes, placeholder_params};
 use crate::pool_attention;
 
 pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
     let (tokens, images, heads, head_dim, scale) = (16 * 729, 16, 16, 72, 1.0);
-    let fwd = pool_attention::FwdParams { tokens, images, heads, head_dim, scale, ..placeholders() };
-    let bwd = pool_attention::BwdParams { tokens, images, heads, head_dim, scale, ..placeholders() };
+    let fwd = pool_attention::FwdParams { tokens, images, heads, head_dim, scale, ..placeholder_params() };
+    let bwd = pool_attention::BwdParams { tokens, images, heads, head_dim, scale, ..placeholder_params() };
     let calls = FLOAT_DTYPES.map(|t| [pool_attention::fwd(t, &fwd), pool_attention::bwd(t, &bwd)]);
     calls
         .into_iter()

@@ -1,6 +1,6 @@
 //! Example calls of the kernels, which `reel kernels list`, `show` and `bench` use.
 
-use crate::folder::{BATCH_SIZE, FLOAT_DTYPES, HIDDEN_SIZE, INTERMEDIATE_SIZE, LabeledLaunches, PLACEHOLDER, Sizes, placeholders};
+use crate::folder::{BATCH_SIZE, FLOAT_DTYPES, HIDDEN_SIZE, INTERMEDIATE_SIZE, LabeledLaunches, PLACEHOLDER, Sizes, placeholder_params};
 use crate::{Addr, skinny};
 
 pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
@@ -18,7 +18,7 @@ pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
             m,
             n,
             k,
-            ..placeholders()
+            ..placeholder_params()
         };
         if gated { skinny::swiglu(t, weight, &p) } else { skinny::linear(t, weight, &p) }
     };

@@ -178,7 +178,7 @@ impl AdamW {
                 n,
                 seed: self.seed,
                 stream: rounding_stream(state.steps, index),
-                ..scalars.small_moment_params()
+                numbers,
             };
             p.device().launch(&match self.moments {
                 Moments::F32 => kernel::step(p.dtype(), &kernel::Params { w, low, m, v, g, clip, n, numbers }),

@@ -52,8 +52,8 @@ impl State {
             n: g.len() as u64,
             seed: 7,
             stream: scalars.step,
-            .numbers(),
-            ..small_moment_params()
+            numbers: scalars.numbers(),
+            ..Zeroable::zeroed()
         }
     }
 
