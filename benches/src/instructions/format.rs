@@ -140,7 +140,7 @@ impl FloatFormat {
     fn draw(self, rng: &mut SeededRng) -> u64 {
         let bits = self.bit_width();
         let random = rng.draw() >> (64 - bits);
-        if self == F64 && rng.below(16) == 0 {
+        if self == F64 && rng.draw_below(16) == 0 {
             return random & 1 << 63 | narrow_edge(rng);
         }
         let sign = random & 1 << (bits - 1);
@@ -149,20 +149,20 @@ impl FloatFormat {
             let field = (exponent + self.max_exponent()).clamp(0, 2 * self.max_exponent()) as u64;
             sign | field << self.fraction | fraction
         };
-        match rng.below(8) {
+        match rng.draw_below(8) {
             0 | 1 => random,
             2 => sign | self.special(rng),
-            3 | 4 => with(rng.below(25) as i32 - 12),
+            3 | 4 => with(rng.draw_below(25) as i32 - 12),
             5 => {
-                let length = 1 + rng.below(self.fraction + 1);
+                let length = 1 + rng.draw_below(self.fraction + 1);
                 let integer = rng.draw() >> (64 - length);
                 sign | self.encode(integer as f64 * 0.5)
             }
-            6 => with(rng.below(70) as i32 - 3),
-            _ => match rng.below(3) {
-                0 => sign | fraction >> rng.below(self.fraction),
-                1 => with(1 - self.max_exponent() + rng.below(3) as i32),
-                _ => with(self.max_exponent() - rng.below(3) as i32),
+            6 => with(rng.draw_below(70) as i32 - 3),
+            _ => match rng.draw_below(3) {
+                0 => sign | fraction >> rng.draw_below(self.fraction),
+                1 => with(1 - self.max_exponent() + rng.draw_below(3) as i32),
+                _ => with(self.max_exponent() - rng.draw_below(3) as i32),
             },
         }
     }
@@ -189,22 +189,22 @@ impl FloatFormat {
             infinity + unit / 2,
             infinity + 1,
         ];
-        all[rng.below(all.len() as u32) as usize]
+        all[rng.draw_below(all.len() as u32) as usize]
     }
 }
 
 /// Returns a positive f64 near the limits of a narrower format, or between two of its numbers.
 fn narrow_edge(rng: &mut SeededRng) -> u64 {
-    let format = [F16, BF16, F32][rng.below(3) as usize];
-    let edge = match rng.below(4) {
+    let format = [F16, BF16, F32][rng.draw_below(3) as usize];
+    let edge = match rng.draw_below(4) {
         0 => 2f64.powi(1 - format.max_exponent()),
         1 => 2f64.powi(1 - format.max_exponent() - format.fraction as i32),
         2 => 2f64.powi(format.max_exponent() + 1),
-        _ => 1.0 + f64::from(rng.below(64)) * 2f64.powi(-(format.fraction as i32)),
+        _ => 1.0 + f64::from(rng.draw_below(64)) * 2f64.powi(-(format.fraction as i32)),
     };
     // Moves the number by a fraction of the narrow format's ulp, or by one ulp of f64.
-    let part = 1u64 << [52 - format.fraction, 51 - format.fraction, 50 - format.fraction, 0][rng.below(4) as usize];
-    if rng.below(3) == 0 { edge.to_bits() + part } else { edge.to_bits() - part }
+    let part = 1u64 << [52 - format.fraction, 51 - format.fraction, 50 - format.fraction, 0][rng.draw_below(4) as usize];
+    if rng.draw_below(3) == 0 { edge.to_bits() + part } else { edge.to_bits() - part }
 }
 
 impl OperandFormat {
@@ -265,17 +265,17 @@ impl OperandFormat {
             },
             OperandFormat::Int(bits) => integer(bits, rng),
             OperandFormat::Nonzero(bits) => integer(bits, rng).max(1),
-            OperandFormat::Shift => match rng.below(10) {
+            OperandFormat::Shift => match rng.draw_below(10) {
                 0 => integer(32, rng),
-                1 => u64::from([31u32, 32, 33, 63, 64, 65, 255, 256][rng.below(8) as usize]),
-                _ => u64::from(rng.below(71)),
+                1 => u64::from([31u32, 32, 33, 63, 64, 65, 255, 256][rng.draw_below(8) as usize]),
+                _ => u64::from(rng.draw_below(71)),
             },
-            OperandFormat::Lane => u64::from(rng.below(32)),
-            OperandFormat::Offset => u64::from((rng.below(67) as i32 - 33) as u32),
+            OperandFormat::Lane => u64::from(rng.draw_below(32)),
+            OperandFormat::Offset => u64::from((rng.draw_below(67) as i32 - 33) as u32),
             OperandFormat::Clamp => rng.draw() & 0x1f1f,
             OperandFormat::Warp(bits) => {
                 let kinds = [1, 1, 2, 5][(warp_random >> 2) as usize % 4];
-                let which = u64::from(rng.below(kinds)) + 1;
+                let which = u64::from(rng.draw_below(kinds)) + 1;
                 (warp_random.wrapping_mul(which) ^ which << 60) >> (64 - bits)
             }
             OperandFormat::Float(f) => f.draw(rng),
@@ -290,13 +290,13 @@ fn integer(bits: u32, rng: &mut SeededRng) -> u64 {
     let random = rng.draw();
     let mask = u64::MAX >> (64 - bits);
     let top = 1u64 << (bits - 1);
-    mask & match rng.below(8) {
+    mask & match rng.draw_below(8) {
         0..=2 => random,
-        3 => [0, 1, u64::MAX, top, top - 1, top + 1, top - 2, mask - 1][rng.below(8) as usize],
-        4 => (u64::from(rng.below(65))).wrapping_sub(32),
-        5 => (1u64 << rng.below(bits)).wrapping_add(u64::from(rng.below(3))).wrapping_sub(1),
-        6 => random >> (64 - bits) >> rng.below(bits),
-        _ => (0..8).fold(0, |word, _| word << 8 | [0, 0x7f, 0x80, 0xff, 1][rng.below(5) as usize]),
+        3 => [0, 1, u64::MAX, top, top - 1, top + 1, top - 2, mask - 1][rng.draw_below(8) as usize],
+        4 => (u64::from(rng.draw_below(65))).wrapping_sub(32),
+        5 => (1u64 << rng.draw_below(bits)).wrapping_add(u64::from(rng.draw_below(3))).wrapping_sub(1),
+        6 => random >> (64 - bits) >> rng.draw_below(bits),
+        _ => (0..8).fold(0, |word, _| word << 8 | [0, 0x7f, 0x80, 0xff, 1][rng.draw_below(5) as usize]),
     }
 }
 
@@ -332,11 +332,11 @@ pub fn random_elements(element: Element, span: ElementRange, register_bits: u32,
 /// Returns one random matrix element.
 fn number(format: FloatFormat, span: ElementRange, rng: &mut SeededRng) -> u64 {
     let value = match span {
-        ElementRange::Small => f64::from(rng.below(7)) - 3.0,
+        ElementRange::Small => f64::from(rng.draw_below(7)) - 3.0,
         ElementRange::Moderate => {
             let sign = if rng.draw() & 1 == 1 { -1.0 } else { 1.0 };
             let fraction = 1.0 + (rng.draw() >> 12) as f64 * 2f64.powi(-52);
-            sign * fraction * 2f64.powi(rng.below(5) as i32 - 3)
+            sign * fraction * 2f64.powi(rng.draw_below(5) as i32 - 3)
         }
     };
     format.encode(value)
@@ -347,10 +347,10 @@ fn number(format: FloatFormat, span: ElementRange, rng: &mut SeededRng) -> u64 {
 pub fn correlate_inputs(formats: &[OperandFormat], tuple: &mut [u64], rng: &mut SeededRng) {
     let Some((&first, others)) = formats.split_first() else { return };
     let mask = u64::MAX >> (64 - first.bit_width());
-    if rng.below(8) == 0 && !matches!(first, OperandFormat::Matrix(..)) {
+    if rng.draw_below(8) == 0 && !matches!(first, OperandFormat::Matrix(..)) {
         for i in 1..=others.len() {
-            let near = tuple[0].wrapping_add(u64::from(rng.below(3))).wrapping_sub(1);
-            let flipped = if rng.below(3) == 0 { 1u64 << (first.bit_width() - 1) } else { 0 };
+            let near = tuple[0].wrapping_add(u64::from(rng.draw_below(3))).wrapping_sub(1);
+            let flipped = if rng.draw_below(3) == 0 { 1u64 << (first.bit_width() - 1) } else { 0 };
             if formats[i] == first
                 && matches!(first, OperandFormat::Int(_) | OperandFormat::Float(_) | OperandFormat::Pair(_))
             {
@@ -358,23 +358,23 @@ pub fn correlate_inputs(formats: &[OperandFormat], tuple: &mut [u64], rng: &mut 
             }
         }
     } else if let [OperandFormat::Float(f), OperandFormat::Float(_), ..] = formats
-        && rng.below(8) == 0
+        && rng.draw_below(8) == 0
     {
         // Sets the second input so that the product or quotient is near the smallest normal number, where rounding
         // and flushing to zero interact.
         let (a, least) = (f.decode(tuple[0]), 2f64.powi(1 - f.max_exponent()));
         let (factor, divisor) = (least / a, a / least);
-        let b = if rng.below(2) == 0 { factor } else { divisor };
+        let b = if rng.draw_below(2) == 0 { factor } else { divisor };
         if b.is_normal() && (least..=f.decode(f.largest_finite())).contains(&b.abs()) {
             tuple[1] =
-                f.encode(b).wrapping_add(u64::from(rng.below(4))).wrapping_sub(1) & (u64::MAX >> (64 - f.bit_width()));
+                f.encode(b).wrapping_add(u64::from(rng.draw_below(4))).wrapping_sub(1) & (u64::MAX >> (64 - f.bit_width()));
         }
     } else if let [OperandFormat::Float(f @ (F32 | F64)), OperandFormat::Float(_), OperandFormat::Float(_)] = formats
-        && rng.below(8) == 0
+        && rng.draw_below(8) == 0
     {
         let product = f.decode(tuple[0]) * f.decode(tuple[1]);
         if product.is_finite() && product.abs() < f.decode(f.largest_finite()) {
-            tuple[2] = f.encode(-product).wrapping_add(u64::from(rng.below(3)));
+            tuple[2] = f.encode(-product).wrapping_add(u64::from(rng.draw_below(3)));
         }
     }
 }
