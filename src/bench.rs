@@ -61,8 +61,8 @@ enum What {
     /// Rollouts: sampling completions of one prompt at temperature 1, as a GRPO step does
     ///
     /// One prefill of the prompt for all completions, which then decode together to a fixed length; end tokens do not
-    /// end them. Tokens/s counts the tokens of the completions and includes the time of the prefill. `parts` splits the
-    /// profiled round into prefill and decode.
+    /// end them. Tokens/s counts the tokens of the completions and includes the time of the prefill. The field
+    /// `parts` splits the time of the profiled round into prefill and decode.
     Rollout(RolloutArgs),
     /// Training: steps of full fine-tuning on text (forward, backward, AdamW)
     ///
@@ -86,7 +86,9 @@ impl BenchArgs {
             (None, Some(What::Rollout(c))) => c.run(common),
             (None, Some(What::Train(c))) => c.run(common),
             (None, Some(What::Op(c))) => c.run(common),
-            (Some(_), Some(_)) => Err(bad_usage("--compare", "compares and does not measure", "give two files alone")),
+            (Some(_), Some(_)) => {
+                Err(bad_usage("--compare", "cannot be combined with a measurement", "give two files alone"))
+            }
             (None, None) => {
                 let help = "give prefill, decode, rollout, train or op, or --compare A.json B.json";
                 Err(bad_usage("bench", "nothing to measure", help))
@@ -294,9 +296,9 @@ impl RoundsArgs {
         if context.saturating_add(tokens) > positions {
             let (after, help) = match context {
                 0 => (String::new(), "give fewer tokens"),
-                n => (format!(" after a prompt of {n}"), "give fewer tokens, or a smaller --context"),
+                n => (format!(" after a prompt of {n} tokens"), "give fewer tokens, or a smaller --context"),
             };
-            let what = format!("{tokens}{after} are more than the model's {positions} positions");
+            let what = format!("{tokens} tokens{after} are more than the model's {positions} positions");
             return Err(bad_usage("--tokens", what, help));
         }
         Ok(())

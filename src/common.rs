@@ -59,7 +59,7 @@ pub enum DtypeName {
 }
 
 impl DtypeName {
-    /// This dtype as the runtime's tensors use it.
+    /// Returns the same dtype as the type that the runtime's tensors use.
     pub fn to_dtype(self) -> DType {
         match self {
             Self::F32 => DType::F32,
@@ -81,7 +81,7 @@ pub enum DeviceName {
 }
 
 impl CommonOptions {
-    /// The device that `--device` names; without it, the first GPU if there is one, else the CPU.
+    /// Returns the device that `--device` names; without it, the first GPU if there is one, else the CPU.
     pub fn device(&self) -> anyhow::Result<DeviceName> {
         let Some(name) = &self.device else {
             return Ok(if reel_kernels::cuda::Nvidia::is_present() { DeviceName::Cuda(0) } else { DeviceName::Cpu });
@@ -100,7 +100,7 @@ impl CommonOptions {
         }
     }
 
-    /// The number of CPU threads: `--threads`, else one per CPU that this process may use.
+    /// Returns the number of CPU threads: `--threads`, else one per CPU that this process may use.
     pub fn threads(&self) -> anyhow::Result<usize> {
         match self.threads {
             Some(0) => Err(bad_usage("--threads", "0 threads cannot compute anything", "give 1 or more")),
@@ -112,7 +112,7 @@ impl CommonOptions {
         }
     }
 
-    /// The seed: `--seed`, else 0.
+    /// Returns the seed: `--seed`, else 0.
     pub fn seed(&self) -> u64 {
         self.seed.unwrap_or(0)
     }

@@ -113,7 +113,7 @@ fn time(op: AluOp, s: OperandSlots, r: &mut Registers, mask: u32) -> f64 {
     let mut best = f64::MAX;
     for _ in 0..5 {
         let start = Instant::now();
-        reel_sim::simd::dispatch(
+        reel_sim::simd::run_with_widest_simd(
             #[inline(always)]
             || {
                 for _ in 0..TIMES / 16 {

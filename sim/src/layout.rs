@@ -32,22 +32,22 @@ pub const HEAP_BASE: u64 = 0x0600_0000_0000;
 /// Size in bytes of the address range of each state space.
 pub const WINDOW_BYTES: u64 = 1 << 32;
 
-/// Shared address of the first byte of a block. As on Hopper, the first KiB is reserved, so no variable has address
-/// 0.
-pub const SHARED_START: u32 = 1024;
+/// Shared address of the first byte of a block's shared memory. As on Hopper, the first KiB is reserved, so no
+/// variable has address 0.
+pub const FIRST_SHARED_ADDRESS: u32 = 1024;
 /// Position of the block number in a shared address. The bits below are the offset in a block; the bits from here on
 /// are the block's rank in its cluster plus 1, or 0 for the thread's own block.
-pub const RANK_SHIFT: u32 = 24;
+pub const CLUSTER_RANK_SHIFT: u32 = 24;
 
-/// Returns the shared address by which any block of the cluster names `address` in the block of rank `rank`.
-pub fn cluster_address(address: u32, rank: u32) -> u32 {
-    address & ((1 << RANK_SHIFT) - 1) | (rank + 1) << RANK_SHIFT
+/// Returns the shared address by which any block of the cluster names `shared_address` in the block of rank `block_rank`.
+pub fn cluster_address(shared_address: u32, block_rank: u32) -> u32 {
+    shared_address & ((1 << CLUSTER_RANK_SHIFT) - 1) | (block_rank + 1) << CLUSTER_RANK_SHIFT
 }
 
 /// Splits a shared address into the rank of the block that it names, if any, and the offset in that block.
-pub fn split_cluster_address(address: u32) -> (Option<u32>, u32) {
-    let rank = address >> RANK_SHIFT;
-    (rank.checked_sub(1), address & ((1 << RANK_SHIFT) - 1))
+pub fn split_cluster_address(shared_address: u32) -> (Option<u32>, u32) {
+    let rank = shared_address >> CLUSTER_RANK_SHIFT;
+    (rank.checked_sub(1), shared_address & ((1 << CLUSTER_RANK_SHIFT) - 1))
 }
 
 /// Returns the state space into which a generic address points; `None` is global memory.

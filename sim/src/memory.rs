@@ -140,7 +140,7 @@ impl SimMemory {
     }
 
     /// Returns the contents of the buffer at `base`.
-    pub fn bytes(&self, base: u64) -> Option<&[u8]> {
+    pub fn buffer_bytes(&self, base: u64) -> Option<&[u8]> {
         let i = self.allocations.binary_search_by_key(&base, |a| a.base).ok()?;
         Some(&self.allocations[i].data)
     }
@@ -163,7 +163,10 @@ impl SimMemory {
     /// Bytes that are outside of the buffer or unwritten.
     pub fn read(&self, address: u64, bytes: usize) -> Result<&[u8], ReadError> {
         let outside = || {
-            ReadError::OutOfBounds(format!("{bytes} bytes at {address:#x}: {}", self.describe_nearest_buffer(address)))
+            ReadError::OutOfBounds(format!(
+                "cannot read {bytes} bytes at {address:#x}: {}",
+                self.describe_nearest_buffer(address)
+            ))
         };
         let a = self.buffer_index(address).map(|i| &self.allocations[i]).ok_or_else(outside)?;
         let at = (address - a.base) as usize;
@@ -191,7 +194,7 @@ impl SimMemory {
 
     /// Returns whether the buffer with this index holds `address`.
     #[inline]
-    pub fn holds(&self, index: usize, address: u64) -> bool {
+    pub fn buffer_holds(&self, index: usize, address: u64) -> bool {
         self.allocations.get(index).is_some_and(|a| address.wrapping_sub(a.base) < a.data.len() as u64)
     }
 
@@ -270,7 +273,7 @@ mod tests {
         part.map_variable(layout::MODULE_BASE, vec![1], false);
         memory.merge(part);
         assert_eq!(memory.iter().map(|a| a.base).collect::<Vec<_>>(), at);
-        assert_eq!(memory.bytes(at[2]).unwrap()[..2], [9, 2]);
+        assert_eq!(memory.buffer_bytes(at[2]).unwrap()[..2], [9, 2]);
         assert!(memory.alloc(vec![1]) > at[3]);
     }
 

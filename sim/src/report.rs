@@ -27,7 +27,7 @@ pub struct CountSummary {
 
 impl CountSummary {
     /// Returns the instruction classes that were executed, with their executions.
-    pub fn classes(&self) -> impl Iterator<Item = (InstructionClass, ExecutedCounts)> {
+    pub fn executed_classes(&self) -> impl Iterator<Item = (InstructionClass, ExecutedCounts)> {
         InstructionClass::ALL.into_iter().zip(self.by_class).filter(|(_, e)| e.warps > 0)
     }
 
@@ -162,7 +162,7 @@ $name:
         assert_eq!(load.by_class[class_index(InstructionClass::Global)], ExecutedCounts { warps: 2, threads: 64 });
         assert_eq!(r.lines[0].counted.sector_efficiency(), None);
         assert_eq!(r.total.count.threads, 8 * 64);
-        assert_eq!(r.total.classes().map(|(_, e)| e.warps).sum::<u64>(), 16);
+        assert_eq!(r.total.executed_classes().map(|(_, e)| e.warps).sum::<u64>(), 16);
         assert_eq!(r.busiest_lines(1)[0].origin.line, 1);
     }
 

@@ -93,7 +93,7 @@ impl Roofline {
     }
 
     /// Returns the largest bound, which limits the launch.
-    pub fn limit(&self) -> RooflineBound {
+    pub fn largest_bound(&self) -> RooflineBound {
         let first = self.bounds[0];
         self.bounds.into_iter().fold(first, |a, b| if b.seconds > a.seconds { b } else { a })
     }
@@ -138,7 +138,7 @@ mod tests {
     fn of(gpu: GpuSpec, change: impl FnOnce(&mut Counters)) -> Roofline {
         let program = Program::parse(K).unwrap();
         let kernel = program.kernel("k").unwrap();
-        let mut counters = Counters::new(kernel.instructions());
+        let mut counters = Counters::new(kernel.instruction_count());
         counters.blocks = 1 << 20;
         change(&mut counters);
         Roofline::new(gpu, &kernel, &counters)
@@ -154,19 +154,19 @@ mod tests {
             c.by_instruction[1].warps = 1;
             c.by_instruction[1].global_read = 4_800_000_000_000;
         });
-        assert_eq!(r.limit().name, "dram");
+        assert_eq!(r.largest_bound().name, "dram");
         assert!((seconds(&r, "dram") - 1.0).abs() < 1e-12);
         let r = of(GpuSpec::A100, |c| {
             c.by_instruction[2].warps = 1 << 30;
             c.by_instruction[2].threads = 1 << 35;
         });
-        assert_eq!(r.limit().name, "f32");
+        assert_eq!(r.largest_bound().name, "f32");
         assert!((seconds(&r, "f32") - (1u64 << 36) as f64 / 19.5e12).abs() < 1e-9);
         let r = of(GpuSpec::A100, |c| {
             c.by_instruction[3].warps = 1 << 30;
             c.by_instruction[3].threads = 1 << 35;
         });
-        assert_eq!(r.limit().name, "special");
+        assert_eq!(r.largest_bound().name, "special");
     }
 
     #[test]

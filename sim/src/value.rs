@@ -76,7 +76,7 @@ impl ElementType {
 
     /// Appends to `to` the bytes of the element nearest to `value`. Integers are rounded to the nearest (ties to
     /// even) and saturate; e4m3 saturates to its largest finite value.
-    pub fn push(self, value: f64, to: &mut Vec<u8>) {
+    pub fn append_rounded(self, value: f64, to: &mut Vec<u8>) {
         let whole = value.round_ties_even();
         match self {
             ElementType::U8 => to.push(whole as u8),
@@ -115,12 +115,12 @@ impl ElementType {
     }
 
     /// Returns the bytes of `count` elements 0, 1, 2, …, rounded to the type; integers wrap around.
-    pub fn arange(self, count: usize) -> Vec<u8> {
+    pub fn arange_bytes(self, count: usize) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(count * self.bytes());
         for i in 0..count as u64 {
             match self {
                 ElementType::F16 | ElementType::Bf16 | ElementType::F32 | ElementType::F64 | ElementType::E4m3 => {
-                    self.push(i as f64, &mut bytes)
+                    self.append_rounded(i as f64, &mut bytes)
                 }
                 _ => bytes.extend(&i.to_le_bytes()[..self.bytes()]),
             }
@@ -130,10 +130,10 @@ impl ElementType {
 
     /// Returns the bytes of `count` normally distributed elements (mean 0, standard deviation 1), generated from a
     /// seed. Integers are rounded and saturate.
-    pub fn normal(self, count: usize, seed: u64) -> Vec<u8> {
+    pub fn normal_bytes(self, count: usize, seed: u64) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(count * self.bytes());
         let mut next = normals(seed);
-        (0..count).for_each(|_| self.push(next(), &mut bytes));
+        (0..count).for_each(|_| self.append_rounded(next(), &mut bytes));
         bytes
     }
 }
@@ -172,8 +172,8 @@ mod tests {
     fn every_type_round_trips_its_name_and_size() {
         for t in ElementType::ALL {
             assert_eq!(ElementType::from_name(t.name()), Some(t));
-            assert_eq!(t.arange(3).len(), 3 * t.bytes());
-            assert_eq!(t.format_element(&t.arange(8)[7 * t.bytes()..]), "7", "{t:?}");
+            assert_eq!(t.arange_bytes(3).len(), 3 * t.bytes());
+            assert_eq!(t.format_element(&t.arange_bytes(8)[7 * t.bytes()..]), "7", "{t:?}");
         }
         assert_eq!(ElementType::from_name("f8"), None);
     }
@@ -182,7 +182,7 @@ mod tests {
     fn push_rounds_to_nearest_and_saturates() {
         let of = |t: ElementType, v: f64| {
             let mut bytes = Vec::new();
-            t.push(v, &mut bytes);
+            t.append_rounded(v, &mut bytes);
             t.format_element(&bytes)
         };
         assert_eq!(of(ElementType::U8, -3.0), "0");
@@ -193,13 +193,13 @@ mod tests {
         assert_eq!(of(ElementType::E4m3, 1e9), "448");
         assert_eq!(of(ElementType::E4m3, 0.3), "0.3125");
         assert_eq!(of(ElementType::F32, 0.1), "0.1");
-        assert_eq!(ElementType::U8.arange(258)[255..], [255, 0, 1]);
+        assert_eq!(ElementType::U8.arange_bytes(258)[255..], [255, 0, 1]);
     }
 
     #[test]
     fn normal_numbers_have_the_expected_moments_and_depend_on_the_seed() {
         let of = |seed| -> Vec<f64> {
-            let bytes = ElementType::F64.normal(1 << 16, seed);
+            let bytes = ElementType::F64.normal_bytes(1 << 16, seed);
             bytes.chunks_exact(8).map(|c| f64::from_le_bytes(c.try_into().expect("eight bytes"))).collect()
         };
         let x = of(7);

@@ -24,7 +24,7 @@ fn run(ptx: &str, blocks: u32, threads: u32, buffer: Vec<u8>) -> (Vec<(&'static 
     let plan = CheckPlan { interleavings: 4, threads: 1, options: ExecOptions::default(), buffers: Vec::new() };
     let report = check_kernel(&program, &kernel, &launch, &memory, &plan).unwrap();
     let found = report.findings.iter().flatten().map(|f| (f.kind.name(), f.line)).collect();
-    (found, report.memory.bytes(address).unwrap().to_vec())
+    (found, report.memory.buffer_bytes(address).unwrap().to_vec())
 }
 
 fn exchange(between: &str, after: &str) -> Vec<&'static str> {
@@ -74,7 +74,7 @@ fn each_missing_barrier_is_one_finding() {
     assert_eq!(steps(barrier, barrier), []);
     assert_eq!(steps("", barrier).iter().map(|f| f.0).collect::<Vec<_>>(), ["race"]);
     assert_eq!(steps(barrier, "").iter().map(|f| f.0).collect::<Vec<_>>(), ["race"]);
-    // Another barrier is missing as well, between two other steps.
+    // Besides the barrier after the first stores, one is missing between a later store and the load after it.
     let again = "bar.sync 0; st.shared.u32 [%r5], %r0;
         ld.shared.u32 %r7, [%r3];
         bar.sync 0;";

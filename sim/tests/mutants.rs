@@ -153,7 +153,7 @@ fn judge(program: &Program, bulk: bool) -> (Option<FindingKind>, u64, Vec<u64>) 
         let outcome = exec::run(program, &kernel, &launch, &mut memory, &options).expect("a launch");
         executed = outcome.counters.by_instruction.iter().map(|c| c.warps).collect();
         found = found.or(outcome.findings.into_list().first().map(|f| f.kind));
-        let words = memory.bytes(last).expect("a buffer").chunks(4).take(if bulk { 64 } else { 1 });
+        let words = memory.buffer_bytes(last).expect("a buffer").chunks(4).take(if bulk { 64 } else { 1 });
         result = words.map(|w| u64::from(u32::from_le_bytes(w.try_into().expect("four bytes")))).sum();
     }
     (found, result, executed)

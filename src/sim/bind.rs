@@ -86,11 +86,11 @@ impl BoundArguments {
         let address = match &spec.fill {
             BufferFill::Uninitialized => self.memory.alloc_uninitialized(bytes),
             BufferFill::Zeros => self.memory.alloc(vec![0; bytes]),
-            BufferFill::Arange => self.memory.alloc(spec.dtype.arange(spec.count)),
+            BufferFill::Arange => self.memory.alloc(spec.dtype.arange_bytes(spec.count)),
             // Each buffer gets different random numbers.
             BufferFill::Random => self
                 .memory
-                .alloc(spec.dtype.normal(spec.count, seed.wrapping_mul(0xd134_2543_de82_ef95).wrapping_add(n))),
+                .alloc(spec.dtype.normal_bytes(spec.count, seed.wrapping_mul(0xd134_2543_de82_ef95).wrapping_add(n))),
             BufferFill::Stored(file, tensor) => self.memory.alloc(stored(file, tensor, spec)?),
         };
         self.buffers.push(NamedBuffer { address, name, dtype: spec.dtype });
@@ -150,7 +150,7 @@ impl BoundArguments {
             .buffers
             .iter()
             .map(|b| {
-                let bytes = memory.bytes(b.address).unwrap_or_default();
+                let bytes = memory.buffer_bytes(b.address).unwrap_or_default();
                 StoredTensor {
                     name: &b.name,
                     dtype: stored_name(b.dtype),

@@ -145,7 +145,7 @@ impl SimRunArgs {
         let (ptx, location) = (self.ptx()?, self.file_name());
         let help = "give complete PTX, as nvcc or NVRTC writes it";
         let program = Program::parse(&ptx).map_err(|e| failed(&location, e, help))?;
-        let symbol = entry::choose_kernel(self.entry.as_deref(), &program.kernels(), &location)?;
+        let symbol = entry::choose_kernel(self.entry.as_deref(), &program.kernel_names(), &location)?;
         let kernel = program.kernel(symbol).map_err(|e| failed(&location, e, help))?;
         let options = ExecOptions {
             gpu: self.gpu(&program)?,

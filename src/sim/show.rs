@@ -114,7 +114,7 @@ impl RunDisplay<'_> {
         let mut row = |name: &str, value: String| *out += &format!("  {name:<24}{value}\n");
         row("blocks, barriers", format!("{}, {}", counts.blocks, counts.barriers));
         row("instructions", format!("{} executed by warps, {} by threads", c.warps, c.threads));
-        for (class, executed) in counts.total.classes() {
+        for (class, executed) in counts.total.executed_classes() {
             row(&format!("  {}", class.name()), format!("{}, {}", executed.warps, executed.threads));
         }
         if c.matrix_flops > 0 {
@@ -171,7 +171,8 @@ impl RunDisplay<'_> {
         for r in &rooflines {
             *out += &format!("  {:6}", r.gpu.name);
             r.bounds.iter().for_each(|b| *out += &format!(" {:>10.3}", 1e6 * b.seconds));
-            *out += &format!("  at least {:.3} us, bound by {}\n", 1e6 * r.limit().seconds, r.limit().name);
+            *out +=
+                &format!("  at least {:.3} us, bound by {}\n", 1e6 * r.largest_bound().seconds, r.largest_bound().name);
         }
     }
 }
@@ -204,7 +205,7 @@ fn line_json(line: &LineCounts) -> Value {
 fn counted_json(counted: &CountSummary) -> Map<String, Value> {
     let c = &counted.count;
     let by_class: Map<String, Value> = counted
-        .classes()
+        .executed_classes()
         .map(|(class, e)| (class.name().to_string(), json!({"warps": e.warps, "threads": e.threads})))
         .collect();
     let fields = json!({
@@ -232,7 +233,7 @@ fn roofline_json(r: &Roofline) -> Value {
     json!({
         "multiprocessors": r.multiprocessors,
         "seconds": bounds,
-        "least_seconds": r.limit().seconds,
-        "bound": r.limit().name,
+        "least_seconds": r.largest_bound().seconds,
+        "bound": r.largest_bound().name,
     })
 }

@@ -35,7 +35,7 @@ pub fn simulate(case: &InstructionCase, input: &[u8]) -> Result<Vec<u8>, String>
         let all: Vec<String> = findings.iter().map(|f| format!("{}: {}", f.kind.name(), f.message)).collect();
         return Err(all.join("; "));
     }
-    Ok(memory.bytes(addresses[1]).expect("the output is allocated").to_vec())
+    Ok(memory.buffer_bytes(addresses[1]).expect("the output is allocated").to_vec())
 }
 
 /// Runs a case on a GPU and returns its output.

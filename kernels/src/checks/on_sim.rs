@@ -53,7 +53,7 @@ fn staged_results(launch: &KernelLaunch, arrays: &[CheckArray], seed: u64) -> (V
         Err(e) => panic!("{}: {e}", launch.kernel.name),
     };
     nothing_found(launch, &staged, seed);
-    let results = arrays.iter().map(|a| memory.bytes(a.at).map(<[u8]>::to_vec).unwrap_or_default()).collect();
+    let results = arrays.iter().map(|a| memory.buffer_bytes(a.at).map(<[u8]>::to_vec).unwrap_or_default()).collect();
     (staged, results)
 }
 

@@ -10,7 +10,7 @@ use super::lanes::map3;
 use super::scalar::ScalarFlags;
 use super::soft_float::{BF16, F16, FloatFormat, add_round_to_odd, encode_float};
 use crate::regs::Registers;
-use crate::simd::dispatch;
+use crate::simd::run_with_widest_simd;
 
 /// `add`, `sub`, `mul` or `fma` without modifiers, of one half or of a packed pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,7 +29,7 @@ impl HalfOp {
             s.src[2] = s.src[1];
         }
         let s = &s;
-        dispatch(
+        run_with_widest_simd(
             #[inline(always)]
             || match (self.op, self.bf16) {
                 (FloatArithmetic::Add, false) => self.lanes::<false>(r, s, mask, |a, b, _| add_round_to_odd(a, b)),

@@ -68,7 +68,7 @@ fn notes_buffers_that_depend_on_the_interleaving() {
     plan.buffers = vec![NamedBuffer { address: out, name: "tickets".into(), dtype: ElementType::U32 }];
     let report = check_kernel(&program, &kernel, &launch(4, 64, &[out, counter]), &memory, &plan).unwrap();
     assert!(report.has_no_findings(), "{:?}", report.findings);
-    assert_eq!(report.memory.bytes(counter).unwrap(), 256u32.to_le_bytes());
+    assert_eq!(report.memory.buffer_bytes(counter).unwrap(), 256u32.to_le_bytes());
     // The final value of the counter does not depend on the interleaving.
     assert_eq!(report.notes.len(), 1, "{:?}", report.notes);
     let note = &report.notes[0];
@@ -90,7 +90,7 @@ fn report_does_not_depend_on_the_number_of_host_threads() {
     ];
     let of = |threads| {
         let r = check(&stages, &memory, &plan(7, threads, 3)).unwrap();
-        (r.findings, r.notes, r.counters, r.memory.bytes(out).unwrap().to_vec())
+        (r.findings, r.notes, r.counters, r.memory.buffer_bytes(out).unwrap().to_vec())
     };
     let one = of(1);
     assert_eq!(one.0[0].len(), 1);
@@ -113,14 +113,14 @@ fn occurrences_add_up_and_launches_run_in_order() {
     assert!(of(1) > 0 && of(4) > of(1), "{} {}", of(1), of(4));
 
     let kernel = double.kernel("double").unwrap();
-    let x = memory.alloc(ElementType::U32.arange(32));
+    let x = memory.alloc(ElementType::U32.arange_bytes(32));
     let l = launch(1, 32, &[x]);
     let stage = SimLaunch { program: &double, kernel: &kernel, launch: &l };
     let report = check(&[stage, stage, stage], &memory, &plan(3, 2, 0)).unwrap();
     assert!(report.has_no_findings() && report.notes.is_empty(), "{:?} {:?}", report.findings, report.notes);
     let eight: Vec<u8> = (0..32u32).flat_map(|i| (8 * i).to_le_bytes()).collect();
-    assert_eq!(report.memory.bytes(x).unwrap(), eight);
-    assert_eq!(memory.bytes(x).unwrap(), ElementType::U32.arange(32), "the caller's memory stays");
+    assert_eq!(report.memory.buffer_bytes(x).unwrap(), eight);
+    assert_eq!(memory.buffer_bytes(x).unwrap(), ElementType::U32.arange_bytes(32), "the caller's memory stays");
     assert_eq!(report.counters.len(), 3);
 }
 

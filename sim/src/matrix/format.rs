@@ -2,7 +2,7 @@
 
 /// Format of the elements of A or B.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Element {
+pub enum ElementFormat {
     /// `.f64`
     F64,
     /// `.tf32`: a 32-bit register of which only the upper 19 bits count.
@@ -27,7 +27,7 @@ pub enum Element {
     B1,
 }
 
-impl Element {
+impl ElementFormat {
     /// Parses a type qualifier without its dot.
     pub fn parse(text: &str) -> Option<Self> {
         Some(match text {
@@ -46,7 +46,7 @@ impl Element {
         })
     }
 
-    /// Returns the bits that an element takes in a register or in memory (32 for tf32).
+    /// Returns the number of bits that an element takes in a register or in memory (32 for tf32).
     pub fn bits(self) -> u32 {
         match self {
             Self::F64 => 64,
@@ -71,7 +71,7 @@ impl Element {
 
 /// Format of the elements of C or D.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Accumulator {
+pub enum AccumulatorFormat {
     /// `.f16`: two values per register.
     F16,
     /// `.f32`
@@ -85,41 +85,45 @@ pub enum Accumulator {
 /// Converts to f32 the `E` elements that are packed in each of `L` words. f64 and single bits are handled in
 /// `mma/bits_and_f64.rs`.
 #[inline(always)]
-pub(super) fn unpack<const E: usize, const L: usize>(element: Element, words: &[u32; L], out: &mut [[f32; L]; E]) {
+pub(super) fn unpack_to_f32<const E: usize, const L: usize>(
+    element: ElementFormat,
+    words: &[u32; L],
+    out: &mut [[f32; L]; E],
+) {
     match element {
-        Element::Bf16 => each(
+        ElementFormat::Bf16 => each(
             words,
             out,
             #[inline(always)]
             |bits| f32::from_bits(bits << 16),
         ),
-        Element::F16 => each(words, out, f16_value),
-        Element::E5m2 => each(
+        ElementFormat::F16 => each(words, out, f16_value),
+        ElementFormat::E5m2 => each(
             words,
             out,
             #[inline(always)]
             |bits| f16_value(bits << 8),
         ),
-        Element::E4m3 => each(words, out, e4m3_value),
-        Element::S8 => each(
+        ElementFormat::E4m3 => each(words, out, e4m3_value),
+        ElementFormat::S8 => each(
             words,
             out,
             #[inline(always)]
             |bits| ((bits << 24) as i32 >> 24) as f32,
         ),
-        Element::S4 => each(
+        ElementFormat::S4 => each(
             words,
             out,
             #[inline(always)]
             |bits| ((bits << 28) as i32 >> 28) as f32,
         ),
-        Element::U8 | Element::U4 => each(
+        ElementFormat::U8 | ElementFormat::U4 => each(
             words,
             out,
             #[inline(always)]
             |bits| bits as i32 as f32,
         ),
-        Element::Tf32 | Element::F64 | Element::B1 => each(
+        ElementFormat::Tf32 | ElementFormat::F64 | ElementFormat::B1 => each(
             words,
             out,
             #[inline(always)]
@@ -154,11 +158,12 @@ fn e4m3_value(bits: u32) -> f32 {
     f32::from_bits(scaled.to_bits() | special | (bits & 0x80) << 24)
 }
 
-/// Rounds an f32 to f16 (nearest even) and returns its bits; branch-free.
+/// Rounds an f32 to f16 (to nearest, ties to even) and returns its bits; branch-free.
 #[inline(always)]
 pub(super) fn f16_bits(value: f32) -> u32 {
     let (magnitude, sign) = (value.to_bits() & 0x7fff_ffff, value.to_bits() >> 16 & 0x8000);
-    // Add half of the last kept bit's value, less one if that bit is 0: the carry rounds to nearest even.
+    // Add 0x1000 (half a unit of the last kept bit) if that bit is 1, else 0xfff: the carry rounds to nearest, ties
+    // to even.
     let normal = (magnitude + 0xfff + (magnitude >> 13 & 1)).wrapping_sub(112 << 23) >> 13;
     // Below 2^-14, f16 values are multiples of 2^-24. Adding 0.5 to an f32 rounds it to such a multiple.
     let subnormal = (f32::from_bits(magnitude) + 0.5).to_bits().wrapping_sub(0x3f00_0000);
@@ -199,9 +204,9 @@ mod tests {
         }
     }
 
-    fn values<const E: usize>(element: Element, word: u32) -> [f32; E] {
+    fn values<const E: usize>(element: ElementFormat, word: u32) -> [f32; E] {
         let mut out = [[0.0; 1]; E];
-        unpack(element, &[word], &mut out);
+        unpack_to_f32(element, &[word], &mut out);
         out.map(|[value]| value)
     }
 
@@ -218,13 +223,13 @@ mod tests {
                 };
                 sign * scaled
             };
-            let [e4m3, ..] = values::<4>(Element::E4m3, bits);
+            let [e4m3, ..] = values::<4>(ElementFormat::E4m3, bits);
             if bits & 0x7f == 0x7f {
                 assert!(e4m3.is_nan());
             } else {
                 assert_eq!(e4m3 as f64, value(bits >> 3 & 15, bits & 7, 3, 7));
             }
-            let [e5m2, ..] = values::<4>(Element::E5m2, bits);
+            let [e5m2, ..] = values::<4>(ElementFormat::E5m2, bits);
             match (bits >> 2 & 31, bits & 3) {
                 (31, 0) => assert_eq!(e5m2 as f64, sign * f64::INFINITY),
                 (31, _) => assert!(e5m2.is_nan()),
@@ -235,11 +240,11 @@ mod tests {
 
     #[test]
     fn packed_elements_unpack_in_order_with_their_sign() {
-        assert_eq!(values(Element::S8, 0x80ff_017f), [127.0, 1.0, -1.0, -128.0]);
-        assert_eq!(values(Element::U8, 0x80ff_017f), [127.0, 1.0, 255.0, 128.0]);
-        assert_eq!(values(Element::S4, 0x8f10_7a95), [5, -7, -6, 7, 0, 1, -1, -8].map(|value: i32| value as f32));
-        assert_eq!(values(Element::U4, 0x8f10_7a95), [5, 9, 10, 7, 0, 1, 15, 8].map(|value: i32| value as f32));
-        assert_eq!(values(Element::Bf16, 0x4040_bf80), [-1.0, 3.0]);
-        assert_eq!(values(Element::Tf32, 0x3f80_1fff), [1.0]);
+        assert_eq!(values(ElementFormat::S8, 0x80ff_017f), [127.0, 1.0, -1.0, -128.0]);
+        assert_eq!(values(ElementFormat::U8, 0x80ff_017f), [127.0, 1.0, 255.0, 128.0]);
+        assert_eq!(values(ElementFormat::S4, 0x8f10_7a95), [5, -7, -6, 7, 0, 1, -1, -8].map(|value: i32| value as f32));
+        assert_eq!(values(ElementFormat::U4, 0x8f10_7a95), [5, 9, 10, 7, 0, 1, 15, 8].map(|value: i32| value as f32));
+        assert_eq!(values(ElementFormat::Bf16, 0x4040_bf80), [-1.0, 3.0]);
+        assert_eq!(values(ElementFormat::Tf32, 0x3f80_1fff), [1.0]);
     }
 }

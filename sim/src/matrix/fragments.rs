@@ -1,21 +1,21 @@
 //! Conversion between the registers of a warp's matrix fragments and f32 values. `mma` and `wgmma` share this layout.
 
 use super::Lanes;
-use super::format::{Accumulator, Element, f16_bits, unpack};
+use super::format::{AccumulatorFormat, ElementFormat, f16_bits, unpack_to_f32};
 use super::simd::LaneVector;
 
 /// Converts the `E` elements in each lane of a register to f32.
 #[inline(always)]
 pub(super) fn register_values<V: LaneVector, const E: usize>(
     v: V,
-    element: Element,
+    element: ElementFormat,
     register: &Lanes,
 ) -> [[f32; 32]; E] {
     let mut values = [[0f32; 32]; E];
-    if E == 2 && element == Element::Bf16 {
+    if E == 2 && element == ElementFormat::Bf16 {
         [values[0], values[E - 1]] = v.bf16(register);
     } else {
-        unpack(element, register, &mut values);
+        unpack_to_f32(element, register, &mut values);
     }
     values
 }
@@ -35,7 +35,7 @@ impl<const K: usize> ExpandedColumns<K> {
 #[inline(always)]
 pub(super) fn expand_a_columns<V: LaneVector, const E: usize, const K: usize>(
     v: V,
-    element: Element,
+    element: ElementFormat,
     registers: [&Lanes; 4],
     negate: bool,
     out: &mut ExpandedColumns<K>,
@@ -62,7 +62,7 @@ pub(super) fn expand_a_columns<V: LaneVector, const E: usize, const K: usize>(
 #[inline(always)]
 pub(super) fn register_to_b_rows<V: LaneVector, const E: usize>(
     v: V,
-    element: Element,
+    element: ElementFormat,
     register: &Lanes,
     [even, odd]: [&mut [[f32; 4]]; 2],
 ) {
@@ -83,23 +83,23 @@ pub(super) fn register_to_b_rows<V: LaneVector, const E: usize>(
 }
 
 /// Converts eight rows and eight columns of an accumulator to f32: `half` selects the rows, `group` the columns.
-/// Returns the even and the odd columns. For integers it returns zeros: f32 holds the sums of their products exactly,
-/// but not the accumulator, which [`store_accumulators`] adds.
+/// Returns the even and the odd columns. For integers it returns zeros: f32 holds the sum of the products exactly,
+/// but an accumulator may not fit f32, so [`store_accumulators`] adds it.
 #[inline(always)]
 pub(super) fn load_accumulators<'a>(
-    accumulator: Accumulator,
+    accumulator: AccumulatorFormat,
     register: impl Fn(usize) -> &'a Lanes,
     group: usize,
     half: usize,
 ) -> [[f32; 32]; 2] {
     let mut values = [[0f32; 32]; 2];
     match accumulator {
-        Accumulator::F16 => unpack(Element::F16, register(2 * group + half), &mut values),
-        Accumulator::F32 => {
+        AccumulatorFormat::F16 => unpack_to_f32(ElementFormat::F16, register(2 * group + half), &mut values),
+        AccumulatorFormat::F32 => {
             let first = 4 * group + 2 * half;
             values = [bytemuck::cast(*register(first)), bytemuck::cast(*register(first + 1))];
         }
-        Accumulator::S32 | Accumulator::F64 => (),
+        AccumulatorFormat::S32 | AccumulatorFormat::F64 => (),
     }
     values
 }
@@ -108,7 +108,7 @@ pub(super) fn load_accumulators<'a>(
 /// integers, adds `before`, the registers' old values.
 #[inline(always)]
 pub(super) fn store_accumulators(
-    accumulator: Accumulator,
+    accumulator: AccumulatorFormat,
     saturate: bool,
     mut put: impl FnMut(usize, Lanes),
     (group, half): (usize, usize),
@@ -117,14 +117,14 @@ pub(super) fn store_accumulators(
 ) {
     let first = 4 * group + 2 * half;
     match accumulator {
-        Accumulator::F16 => {
+        AccumulatorFormat::F16 => {
             let ([even, odd], mut out) = (sums, [0; 32]);
             for ((out, even), odd) in out.iter_mut().zip(even).zip(odd) {
                 *out = f16_bits(*even) | f16_bits(*odd) << 16;
             }
             put(2 * group + half, out);
         }
-        Accumulator::S32 => {
+        AccumulatorFormat::S32 => {
             for (register, (sums, before)) in sums.iter().zip(before).enumerate() {
                 let mut out = [0; 32];
                 for ((out, sum), c) in out.iter_mut().zip(sums).zip(before) {
@@ -136,7 +136,7 @@ pub(super) fn store_accumulators(
                 put(first + register, out);
             }
         }
-        Accumulator::F32 | Accumulator::F64 => {
+        AccumulatorFormat::F32 | AccumulatorFormat::F64 => {
             let [even, odd] = sums;
             put(first, bytemuck::cast(*even));
             put(first + 1, bytemuck::cast(*odd));

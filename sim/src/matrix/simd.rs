@@ -50,7 +50,7 @@ pub(super) trait VectorKernel {
 
 /// Runs the kernel with the best vector instructions of this CPU.
 #[inline(always)]
-pub(super) fn dispatch(kernel: impl VectorKernel) {
+pub(super) fn run_vector_kernel(kernel: impl VectorKernel) {
     #[cfg(target_arch = "x86_64")]
     {
         if let Some(vector) = pulp::x86::V4::try_new() {
@@ -292,7 +292,7 @@ mod tests {
     fn every_vector_type_transposes() {
         let fragment: Lanes = std::array::from_fn(|i| (0x1_0001 * 2 * i + 0x1_0000) as u32);
         let mut out = [0; 32];
-        dispatch(Transposition(&fragment, &mut out));
+        run_vector_kernel(Transposition(&fragment, &mut out));
         assert_eq!(out, ldmatrix::transposed(&fragment));
         assert_eq!(out[..3], [0x0008_0000, 0x0018_0010, 0x0028_0020]);
     }
@@ -310,7 +310,7 @@ mod tests {
     fn every_vector_type_splits_bf16_pairs() {
         let words: Lanes = std::array::from_fn(|i| 0x3f80_4000 + 0x3_0005 * i as u32);
         let mut out = [[0.0; 32]; 2];
-        dispatch(Halves(&words, &mut out));
+        run_vector_kernel(Halves(&words, &mut out));
         let value = |bits: u32| half::bf16::from_bits(bits as u16).to_f32();
         assert_eq!(out, [words.map(value), words.map(|word| value(word >> 16))]);
     }
@@ -330,7 +330,7 @@ mod tests {
             assert_eq!(out, want);
         };
         check(&|probe| probe.run(Plain));
-        check(&|probe| dispatch(probe));
+        check(&|probe| run_vector_kernel(probe));
         #[cfg(target_arch = "x86_64")]
         if let Some(vector) = pulp::x86::V3::try_new() {
             check(&|kernel| vector.vectorize(On { vector, kernel }));

@@ -33,8 +33,8 @@ impl AccessRecord {
         mix(mix(mix(list as u64, self.key, self.stamp.0), self.mask, self.pc), self.write as u32, 0)
     }
 
-    /// Returns true if `old` was made by a subset of the same lanes, earlier in program order, and this access can
-    /// replace it.
+    /// Returns true if `old` is an earlier access by the same owner and by a subset of this access's lanes, and this
+    /// access can replace it.
     fn replaces(&self, old: &AccessRecord) -> bool {
         let earlier = self.key == old.key && old.stamp.epoch() <= self.stamp.epoch();
         earlier && self.stamp.has_same_mask_rotation(old.stamp) && old.mask & !self.mask == 0 && self.subsumes(old)
@@ -71,8 +71,8 @@ pub(super) type ListId = u32;
 /// Maximum length of a list. Longer lists lose their oldest accesses, so races with those may be missed; no false
 /// race is reported.
 const MAX_DEPTH: u32 = 4096;
-/// Number of accesses among which [`AccessLists::push`] looks for ones that the new access replaces, in a list of one
-/// block: more than the block has warps.
+/// Number of accesses in which [`AccessLists::push`] looks for those that the new access replaces, if all accesses of
+/// the list were made by one block. It is more than a block has warps.
 const MAX_SEARCH: usize = 80;
 const MAX_SEARCH_ACROSS_BLOCKS: usize = 12;
 /// Maximum number of cached pushes; small, so that the cache stays in the processor's cache.
@@ -107,7 +107,7 @@ impl Default for AccessLists {
 
 impl AccessLists {
     /// Iterates over the accesses in a list, newest first, with rotated masks.
-    pub(super) fn entries(&self, list: ListId) -> impl Iterator<Item = &AccessRecord> {
+    pub(super) fn accesses(&self, list: ListId) -> impl Iterator<Item = &AccessRecord> {
         let mut at = list;
         std::iter::from_fn(move || {
             let node = self.nodes.get(at.checked_sub(1)? as usize)?;
@@ -134,8 +134,8 @@ impl AccessLists {
     /// the new list.
     #[inline]
     pub(super) fn push(&mut self, list: ListId, entry: &AccessRecord) -> ListId {
-        // Equal pushes of asynchronous operations onto the empty list are rare; the access check caches its own last
-        // push.
+        // Do not cache pushes of asynchronous operations onto the empty list: equal ones are rare, and the access
+        // check caches its own last push.
         if list == 0 && entry.key >= FIRST_OP_KEY {
             return self.cons(0, *entry);
         }
@@ -161,7 +161,7 @@ impl AccessLists {
         let across = list != 0 && self.nodes[list as usize - 1].across_blocks;
         let look = if across { MAX_SEARCH_ACROSS_BLOCKS } else { MAX_SEARCH };
         let stands = |entry: &AccessRecord, old: &AccessRecord| entry.joins(old) || entry.replaces(old);
-        if !self.entries(list).take(look).any(|old| stands(&entry, old)) {
+        if !self.accesses(list).take(look).any(|old| stands(&entry, old)) {
             return self.cons(list, entry);
         }
         let mut merged = entry;
@@ -185,9 +185,9 @@ impl AccessLists {
     }
 
     /// Returns the list without the accesses for which `drop` returns true.
-    pub(super) fn without(&mut self, list: ListId, drop: impl Fn(&AccessRecord) -> bool) -> ListId {
-        let kept: Vec<AccessRecord> = self.entries(list).filter(|entry| !drop(entry)).copied().collect();
-        if kept.len() == self.entries(list).count() {
+    pub(super) fn without_matching(&mut self, list: ListId, drop: impl Fn(&AccessRecord) -> bool) -> ListId {
+        let kept: Vec<AccessRecord> = self.accesses(list).filter(|entry| !drop(entry)).copied().collect();
+        if kept.len() == self.accesses(list).count() {
             return list;
         }
         kept.into_iter().rev().fold(0, |list, entry| self.cons(list, entry))
@@ -209,14 +209,14 @@ impl AccessLists {
         self.nodes.len() as ListId
     }
 
-    /// Returns true if there are so many nodes that [`collect`](AccessLists::collect) should run.
+    /// Returns true if there are so many nodes that [`collect_garbage`](AccessLists::collect_garbage) should run.
     #[inline(always)]
     pub(super) fn needs_collection(&self) -> bool {
         self.nodes.len() > self.limit
     }
 
     /// Garbage collection: keeps only the nodes that are reachable from `lists`, and updates the ids in `lists`.
-    pub(super) fn collect<'a>(&mut self, lists: impl Iterator<Item = &'a mut ListId>) {
+    pub(super) fn collect_garbage<'a>(&mut self, lists: impl Iterator<Item = &'a mut ListId>) {
         let lists: Vec<&mut ListId> = lists.filter(|list| **list != 0).collect();
         let mut live = vec![false; self.nodes.len() + 1];
         for list in &lists {

@@ -11,7 +11,7 @@ pub(super) const CHUNK_SHIFT: u32 = 12;
 /// Log2 of the bytes per shadow cell in a new chunk: 128 bytes, the usual row length of copied tiles. A narrower
 /// access splits the cells of its chunk.
 const INITIAL_CELL_SHIFT: u32 = 7;
-/// Log2 of the maximum number of bytes that one lane accesses at once: 16.
+/// Log2 of 16, the maximum number of bytes that one lane accesses at once.
 pub(super) const LANE_CELL_SHIFT: u32 = 4;
 
 /// The history of some bytes: the last write, the last reads and a list of older accesses. 32 bytes in size.
@@ -32,7 +32,7 @@ pub(super) struct ShadowCell {
 }
 
 impl ShadowCell {
-    pub(super) const FRESH: ShadowCell = ShadowCell {
+    pub(super) const NEVER_ACCESSED: ShadowCell = ShadowCell {
         writer: NO_AGENT,
         write: AccessStamp(0),
         write_pc: 0,
@@ -43,8 +43,8 @@ impl ShadowCell {
         older: 0,
     };
 
-    /// Returns the history of the 16 bytes that lie `lanes` × 16 bytes behind those of this cell, in a row where each
-    /// lane accessed its own 16 bytes: the same history with the lanes shifted by `lanes`.
+    /// For a row in which each lane accessed its own 16 bytes: returns the history of the 16 bytes that lie `lanes` ×
+    /// 16 bytes after those of this cell. It is the same history with the lanes shifted by `lanes`.
     pub(super) fn with_lanes_shifted(&self, lanes: u32) -> ShadowCell {
         let mut cell = *self;
         if cell.writer != NO_AGENT && cell.write.wide() == LANE_CELL_SHIFT {
@@ -78,7 +78,11 @@ pub(super) struct CellChunk {
 
 impl CellChunk {
     fn fresh(shift: u32) -> CellChunk {
-        CellChunk { shift, has_row_cells: false, cells: vec![ShadowCell::FRESH; (CHUNK_BYTES >> shift) as usize] }
+        CellChunk {
+            shift,
+            has_row_cells: false,
+            cells: vec![ShadowCell::NEVER_ACCESSED; (CHUNK_BYTES >> shift) as usize],
+        }
     }
 
     /// Splits each cell into cells of `1 << shift` bytes.
@@ -159,8 +163,8 @@ pub(super) fn get_or_create_chunk<'a>(
     chunk
 }
 
-/// [`get_or_create_chunk`] for accesses that are not rows of consecutive lanes: no cell of the result stands for
-/// several lanes.
+/// Like [`get_or_create_chunk`], for accesses that are not rows of consecutive lanes: no cell of the returned chunk
+/// stands for several lanes.
 #[inline(always)]
 pub(super) fn chunk_without_row_cells<'a>(
     slot: &'a mut Option<CellChunk>,
@@ -178,7 +182,7 @@ fn new_chunk(spare_chunks: &mut Vec<CellChunk>, max_shift: u32) -> CellChunk {
         Some(mut chunk) => {
             (chunk.shift, chunk.has_row_cells) = (shift, false);
             chunk.cells.clear();
-            chunk.cells.resize((CHUNK_BYTES >> shift) as usize, ShadowCell::FRESH);
+            chunk.cells.resize((CHUNK_BYTES >> shift) as usize, ShadowCell::NEVER_ACCESSED);
             chunk
         }
         None => CellChunk::fresh(shift),

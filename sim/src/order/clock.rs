@@ -15,7 +15,8 @@ struct LaneException {
 }
 
 /// The epochs of the agents of one block: for each warp an epoch and the mask of lanes that have it, exceptions for
-/// other lanes, and the epochs of virtual agents. Epoch 0 means that no access of the agent happens before.
+/// other lanes, and the epochs of virtual agents. Epoch 0 means that no access of the agent happens before the
+/// clock's point.
 #[derive(Clone, Debug, Default)]
 pub(super) struct BlockClock {
     epoch: [u32; LANES],
@@ -169,7 +170,7 @@ fn join_blocks(mine: &mut Rc<BlockClock>, theirs: &Rc<BlockClock>) {
     }
 }
 
-/// Bits of a block index that select a child at each level of the tree.
+/// Number of bits of a block index that select a child at each level of the tree.
 const FAN: u32 = 4;
 /// Number of levels below the root of the tree.
 const DEPTH: u32 = 4;
@@ -343,8 +344,8 @@ impl ClockEpochs {
     }
 }
 
-/// A vector clock of a thread: for each agent, the last epoch whose accesses happen before, and per state space the
-/// last epoch whose generic writes are also visible to the async proxy. Cheap to clone.
+/// A vector clock of a thread: for each agent, the last epoch whose accesses happen before the thread's next access,
+/// and per state space the last epoch whose generic writes are also visible to the async proxy. Cheap to clone.
 ///
 /// A thread's own accesses are not in its clock; [`WarpClocks::release`](super::WarpClocks::release) adds them.
 #[derive(Clone, Debug)]
@@ -357,12 +358,13 @@ pub struct VectorClock {
 }
 
 impl VectorClock {
-    /// Returns the clock of a thread of `block` at the start of a launch: only the host's accesses happen before.
+    /// Returns the clock of a thread of `block` at the start of a launch: only the host's accesses happen before this
+    /// point.
     pub fn empty(block: u32) -> VectorClock {
         VectorClock { block, seen: ClockEpochs::default(), fenced: [None, None] }
     }
 
-    /// Returns true if `agent`'s accesses up to `epoch` happen before.
+    /// Returns true if `agent`'s accesses up to `epoch` happen before the point of this clock.
     pub fn includes(&self, agent: Agent, epoch: u32) -> bool {
         agent == Agent::HOST || self.ordered_lanes(agent.0 >> 5, epoch) >> (agent.0 & 31) & 1 != 0
     }
@@ -372,8 +374,8 @@ impl VectorClock {
         agent == Agent::HOST || self.async_visible_lanes(space, agent.0 >> 5, epoch) >> (agent.0 & 31) & 1 != 0
     }
 
-    /// Records that `agent`'s accesses up to `epoch` happen before.
-    pub fn raise(&mut self, agent: Agent, epoch: u32) {
+    /// Records that `agent`'s accesses up to `epoch` happen before the point of this clock.
+    pub fn raise_epoch(&mut self, agent: Agent, epoch: u32) {
         if agent != Agent::HOST {
             self.raise_lanes(agent.0 >> 5, 1 << (agent.0 & 31), epoch);
         }

@@ -154,10 +154,10 @@ mod tests {
 
     #[test]
     fn lookup_ignores_only_the_writers_lane_and_pc() {
-        let cell = ShadowCell { writer: 0x1240, older: 7, reader: 9, readers: 5, ..ShadowCell::FRESH };
+        let cell = ShadowCell { writer: 0x1240, older: 7, reader: 9, readers: 5, ..ShadowCell::NEVER_ACCESSED };
         let mut seen = LaneCache::new();
-        assert_eq!(seen.find(&ShadowCell::FRESH), None);
-        seen.insert(&cell, &ShadowCell::FRESH);
+        assert_eq!(seen.find(&ShadowCell::NEVER_ACCESSED), None);
+        seen.insert(&cell, &ShadowCell::NEVER_ACCESSED);
         assert_eq!(seen.find(&ShadowCell { writer: 0x125f, write_pc: 3, ..cell }), Some(0));
         for other in [
             ShadowCell { writer: 0x1220, ..cell },

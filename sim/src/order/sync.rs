@@ -69,7 +69,7 @@ impl SyncLocations {
     /// Reports that `lane` writes location `address` strongly at `scope`. A read-modify-write (`rmw`) keeps the
     /// clocks that other threads attached; report its read first, by
     /// [`on_strong_read`](SyncLocations::on_strong_read). Any other write removes these clocks.
-    #[expect(clippy::too_many_arguments, reason = "an access has this many properties")]
+    #[expect(clippy::too_many_arguments, reason = "each argument is a separate property of the access")]
     pub fn on_strong_write(
         &mut self,
         address: u64,

@@ -17,7 +17,7 @@ impl ShadowMemory {
     /// Checks and records that operation `op`, issued by `lane` of `warp`, reads the byte ranges `runs` (offset,
     /// length; multiples of 4), like [`ShadowMemory::check_async_ranges`], but reports at most one conflict per
     /// writer. Adds the writers of the bytes to `writers`.
-    #[expect(clippy::too_many_arguments, reason = "an access has this many properties")]
+    #[expect(clippy::too_many_arguments, reason = "each argument is a separate property of the access")]
     pub fn read_wgmma_operand(
         &mut self,
         runs: &[(u64, u64)],
@@ -95,7 +95,7 @@ impl ShadowMemory {
 
     /// Checks that `lane` of another warp that issues the same wgmma is ordered after the writers. Reports at most
     /// one conflict per writer.
-    #[expect(clippy::too_many_arguments, reason = "an access has this many properties")]
+    #[expect(clippy::too_many_arguments, reason = "each argument is a separate property of the access")]
     pub fn recheck_wgmma_operand(
         &self,
         writers: &OperandWriters,

@@ -1,7 +1,7 @@
 //! Decodes a kernel together with every function that it may call.
 
 use super::decode::decode_function;
-use super::symbols::{SymbolAddresses, function_address, place_shared};
+use super::symbols::{SymbolAddresses, function_address, place_shared_variables};
 use super::{Kernel, Program, ProgramError};
 use crate::ptx::ast::{Module, Operand};
 use std::collections::HashMap;
@@ -14,7 +14,7 @@ pub(super) fn decode_kernel(program: &Program, name: &str) -> Result<Kernel, Pro
     let module = &program.module;
     let entry = module.functions.iter().position(|f| f.kernel && !f.declaration && f.name == name);
     let Some(entry) = entry else {
-        let kernels = program.kernels().join(", ");
+        let kernels = program.kernel_names().join(", ");
         return Err(ProgramError::NoKernel { name: name.into(), kernels });
     };
     let reached = reach(module, entry);
@@ -36,7 +36,7 @@ pub(super) fn decode_kernel(program: &Program, name: &str) -> Result<Kernel, Pro
         params.push((offset, p.size));
         offset += p.size;
     }
-    let shared = place_shared(module, &reached, &mut layout);
+    let shared = place_shared_variables(module, &reached, &mut layout);
     let target = module.target.trim_start_matches("sm_").trim_end_matches(['a', 'f']).parse().unwrap_or(80);
     let mut kernel = Kernel {
         name: name.into(),

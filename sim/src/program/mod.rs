@@ -197,7 +197,7 @@ impl Program {
     }
 
     /// Returns the names of the kernels in the module.
-    pub fn kernels(&self) -> Vec<&str> {
+    pub fn kernel_names(&self) -> Vec<&str> {
         self.module.functions.iter().filter(|f| f.kernel && !f.declaration).map(|f| f.name.as_str()).collect()
     }
 
@@ -222,7 +222,7 @@ impl Kernel {
     }
 
     /// Returns the number of instructions of the kernel and its functions.
-    pub fn instructions(&self) -> usize {
+    pub fn instruction_count(&self) -> usize {
         self.functions.last().map_or(0, |f| f.first as usize + f.instrs.len())
     }
 }

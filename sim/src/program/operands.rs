@@ -129,7 +129,7 @@ impl<'a> OperandResolver<'a> {
     }
 
     /// Returns the first of `rows` (1, 2 or 4) rows that hold `value` in every lane.
-    pub fn constant(&mut self, value: u128, rows: u8) -> Slot {
+    pub fn constant_slot(&mut self, value: u128, rows: u8) -> Slot {
         if let Some(&slot) = self.constants.get(&(value, rows)) {
             return slot;
         }
@@ -164,7 +164,7 @@ impl<'a> OperandResolver<'a> {
     }
 
     /// Returns the first row of a special register that is constant while a warp runs.
-    pub fn fixed_register(&mut self, which: FixedRegister, wide: bool) -> Slot {
+    pub fn fixed_register_slot(&mut self, which: FixedRegister, wide: bool) -> Slot {
         if let Some(&slot) = self.fixed.get(&(which, wide)) {
             return slot;
         }
@@ -195,12 +195,12 @@ impl<'a> OperandResolver<'a> {
                 }
                 Ok(self.registers[*r as usize])
             }
-            Operand::Integer(value) => Ok(self.constant(truncate(*value, ty), rows)),
+            Operand::Integer(value) => Ok(self.constant_slot(truncate(*value, ty), rows)),
             Operand::Float32(bits) => {
                 let value = f32::from_bits(*bits);
-                Ok(self.constant(float_bits(value as f64, Some(*bits), ty), rows))
+                Ok(self.constant_slot(float_bits(value as f64, Some(*bits), ty), rows))
             }
-            Operand::Float64(bits) => Ok(self.constant(float_bits(f64::from_bits(*bits), None, ty), rows)),
+            Operand::Float64(bits) => Ok(self.constant_slot(float_bits(f64::from_bits(*bits), None, ty), rows)),
             Operand::Special(name) => self.special(name, rows == 2),
             Operand::Symbol(name, offset) => self.symbol(name, *offset, rows),
             other => Err(self.error(format!("{other:?} is not a value"))),
@@ -318,7 +318,7 @@ impl<'a> OperandResolver<'a> {
             return Ok(self.local(at as i64 + offset));
         }
         match self.locate(name) {
-            Some((address, _)) => Ok(self.constant((address + offset) as u64 as u128, rows)),
+            Some((address, _)) => Ok(self.constant_slot((address + offset) as u64 as u128, rows)),
             None => Err(self.error(format!("{name}: not declared"))),
         }
     }
@@ -334,12 +334,12 @@ impl<'a> OperandResolver<'a> {
             "envreg1" | "envreg2" => {
                 if let Some(&at) = self.layout.module.get(GRID_WORKSPACE) {
                     let half = if base == "envreg1" { at >> 32 } else { at & 0xffff_ffff };
-                    return Ok(self.constant(half as u128, rows));
+                    return Ok(self.constant_slot(half as u128, rows));
                 }
             }
             "reserved_smem_offset_1" => {
                 if let Some(&at) = self.layout.shared.get(GROUP_SCRATCH) {
-                    return Ok(self.constant(at as u128, rows));
+                    return Ok(self.constant_slot(at as u128, rows));
                 }
             }
             _ => {}
@@ -375,7 +375,7 @@ impl<'a> OperandResolver<'a> {
             _ if base.starts_with("envreg") || base.starts_with("pm") => FixedRegister::Zero,
             _ => return Err(self.error(format!("%{name}: no such special register"))),
         };
-        Ok(self.fixed_register(which, wide))
+        Ok(self.fixed_register_slot(which, wide))
     }
 }
 

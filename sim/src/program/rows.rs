@@ -26,7 +26,7 @@ enum Life {
     Unseen,
     /// Used in basic block `block` only, from instruction `first` to instruction `last`.
     Within { block: usize, first: usize, last: usize },
-    /// Used in several blocks or accessed by row: must not share its rows.
+    /// Used in several blocks, by a call or by an asynchronous wgmma: must not share its rows.
     Own,
 }
 
@@ -78,7 +78,8 @@ fn lives(function: &Function) -> Vec<Life> {
         let mut addresses = Vec::new();
         i.operands[written..].iter().for_each(|o| collect_registers(function, o, &mut reads, &mut addresses));
         reads.append(&mut addresses);
-        // Calls and asynchronous wgmma access registers by row, so these registers must not share rows.
+        // A call writes its results when the callee returns, and wgmma accesses registers asynchronously, so these
+        // registers must not share rows.
         let named = i.opcode.starts_with("call") || wgmma && (i.opcode.starts_with("wgmma.") || is_copy(function, i));
         for (r, writes) in reads.iter().map(|r| (*r, false)).chain(writes.iter().map(|r| (*r, true))) {
             let life = &mut lives[r as usize];
@@ -148,7 +149,7 @@ mod tests {
             all.dedup();
             assert_eq!(all.len(), 4, "{body}");
         };
-        // In order: a guarded first write, a read before the write, a use in another block, a loop.
+        // The cases in order: a guarded first write, a read before the write, a use in another block, a loop.
         distinct("@%p1 mov.b32 %r1, 1;\nadd.s32 %r2, %r1, 1;\n@%p1 mov.b32 %r3, 1;\n@%p1 mov.b32 %r4, %r3;");
         distinct("add.s32 %r1, %r1, 1;\nadd.s32 %r2, %r2, 1;\nadd.s32 %r3, %r3, 1;\nadd.s32 %r4, %r4, 1;");
         distinct(

@@ -90,8 +90,8 @@ pub(super) struct SharedLayout {
     pub scratch: Option<(u32, u32)>,
 }
 
-/// Assigns addresses to the shared variables that the functions `reached` name.
-pub(super) fn place_shared(module: &Module, reached: &[usize], layout: &mut SymbolAddresses) -> SharedLayout {
+/// Assigns addresses to the shared variables that the functions with the indices `reached` use.
+pub(super) fn place_shared_variables(module: &Module, reached: &[usize], layout: &mut SymbolAddresses) -> SharedLayout {
     let mut named = std::collections::HashSet::new();
     for &f in reached {
         for i in &module.functions[f].body {
@@ -126,10 +126,10 @@ pub(super) fn place_shared(module: &Module, reached: &[usize], layout: &mut Symb
     // than 16 KiB: the 18-bit addresses of wgmma descriptors must still reach the end of shared memory.
     let natural: u32 = statics().map(|v| v.size as u32 + v.align).sum();
     let gap = if natural + 1024 * all.len() as u32 <= 16 << 10 { 1024 } else { 0 };
-    let mut at = layout::SHARED_START;
+    let mut at = layout::FIRST_SHARED_ADDRESS;
     for (i, v) in statics().enumerate() {
         placed.bytes = placed.bytes.next_multiple_of(v.align.max(1));
-        at = layout::SHARED_START + placed.bytes + gap * i as u32;
+        at = layout::FIRST_SHARED_ADDRESS + placed.bytes + gap * i as u32;
         layout.shared.insert(v.name.clone(), at);
         placed.variables.push((at, at + v.size as u32));
         placed.bytes += v.size as u32;

@@ -66,7 +66,7 @@ pub enum Type {
 
 impl Type {
     /// Parses a type name without its dot.
-    pub fn named(name: &str) -> Option<Type> {
+    pub fn from_name(name: &str) -> Option<Type> {
         Some(match name {
             "pred" => Type::Pred,
             "b8" => Type::B8,

@@ -7,10 +7,10 @@ use super::parser::Parser;
 impl<'a> Parser<'a> {
     /// Parses `.file 1 "name"`, optionally with a time and a size.
     pub(super) fn file_directive(&mut self) -> Result<()> {
-        let number = self.cursor.count_u32()?;
-        let name = self.cursor.string()?.to_owned();
+        let number = self.cursor.parse_count_u32()?;
+        let name = self.cursor.parse_string()?.to_owned();
         while self.cursor.eat(b',') {
-            self.cursor.count()?;
+            self.cursor.parse_count()?;
         }
         self.module.files.push((number, name));
         Ok(())
@@ -21,10 +21,10 @@ impl<'a> Parser<'a> {
         let triple = self.triple()?;
         let (mut name, mut at) = (None, None);
         while self.cursor.eat(b',') {
-            match self.cursor.identifier()? {
+            match self.cursor.parse_identifier()? {
                 "function_name" => name = Some(self.string_symbol()?),
                 "inlined_at" => at = Some(self.triple()?),
-                other => return Err(self.cursor.error(format!("`{other}` is not known in `.loc`"))),
+                other => return Err(self.cursor.error(format!("`{other}` is not a known part of `.loc`"))),
             }
         }
         let inlined = at.map(|at| (name.unwrap_or(("", 0)), at));
@@ -33,31 +33,31 @@ impl<'a> Parser<'a> {
     }
 
     fn triple(&mut self) -> Result<LineColumn> {
-        Ok((self.cursor.count_u32()?, self.cursor.count_u32()?, self.cursor.count_u32()?))
+        Ok((self.cursor.parse_count_u32()?, self.cursor.parse_count_u32()?, self.cursor.parse_count_u32()?))
     }
 
     /// Parses the name of a string in `.debug_str`: `$L__info_string0`, `$L__info_string0+12` or `.debug_str+12`.
     fn string_symbol(&mut self) -> Result<InlinedName<'a>> {
-        let symbol = match self.cursor.directive() {
+        let symbol = match self.cursor.parse_directive() {
             Some(section) => section,
-            None => self.cursor.identifier()?,
+            None => self.cursor.parse_identifier()?,
         };
         Ok((symbol, self.address_offset()?))
     }
 
     /// Skips `.section .debug_… { … }`, but keeps the strings of `.debug_str`.
     pub(super) fn section_directive(&mut self) -> Result<()> {
-        let Some(name) = self.cursor.directive() else { return Err(self.cursor.expected("a section's name")) };
+        let Some(name) = self.cursor.parse_directive() else { return Err(self.cursor.expected("a section's name")) };
         self.cursor.expect(b'{')?;
         if name != "debug_str" {
             return self.cursor.skip_past(b'}').map(|_| ());
         }
         self.line_info.labels.insert(name, self.line_info.strings.len());
         while !self.cursor.eat(b'}') {
-            if self.cursor.directive().is_some() {
+            if self.cursor.parse_directive().is_some() {
                 self.string_bytes()?;
             } else {
-                let label = self.cursor.identifier()?;
+                let label = self.cursor.parse_identifier()?;
                 self.cursor.expect(b':')?;
                 self.line_info.labels.insert(label, self.line_info.strings.len());
             }

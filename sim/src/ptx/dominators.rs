@@ -1,13 +1,13 @@
 //! Immediate dominators of a graph, by Cooper, Harvey and Kennedy, "A Simple, Fast Dominance Algorithm" (2001).
 
 /// Index of a node of a graph.
-pub(super) type Node = usize;
+pub(super) type NodeIndex = usize;
 
 /// A directed graph with its edges in both directions.
 #[derive(Clone, Default)]
 pub(super) struct FlowGraph {
-    pub successors: Vec<Vec<Node>>,
-    pub predecessors: Vec<Vec<Node>>,
+    pub successors: Vec<Vec<NodeIndex>>,
+    pub predecessors: Vec<Vec<NodeIndex>>,
 }
 
 impl FlowGraph {
@@ -16,7 +16,7 @@ impl FlowGraph {
     }
 
     /// Adds an edge; adding it again has no effect.
-    pub fn add_edge(&mut self, from: Node, to: Node) {
+    pub fn add_edge(&mut self, from: NodeIndex, to: NodeIndex) {
         if !self.successors[from].contains(&to) {
             self.successors[from].push(to);
             self.predecessors[to].push(from);
@@ -28,7 +28,7 @@ impl FlowGraph {
     }
 
     /// Returns the nodes that `root` reaches, in reverse postorder.
-    pub fn reverse_postorder(&self, root: Node) -> Vec<Node> {
+    pub fn reverse_postorder(&self, root: NodeIndex) -> Vec<NodeIndex> {
         let mut order = Vec::new();
         let mut seen = vec![false; self.successors.len()];
         // Each element is a node and the number of its successors that were visited.
@@ -54,7 +54,7 @@ impl FlowGraph {
 
     /// Returns the immediate dominator of each node: the root for the root itself, `None` for nodes that it does not
     /// reach.
-    pub fn immediate_dominators(&self, root: Node) -> Vec<Option<Node>> {
+    pub fn immediate_dominators(&self, root: NodeIndex) -> Vec<Option<NodeIndex>> {
         let order = self.reverse_postorder(root);
         let mut rank = vec![usize::MAX; self.successors.len()];
         for (index, &node) in order.iter().enumerate() {
@@ -77,7 +77,7 @@ impl FlowGraph {
 }
 
 /// Returns the nearest common dominator of two nodes.
-fn common(dominators: &[Option<Node>], rank: &[usize], mut a: Node, mut b: Node) -> Node {
+fn common(dominators: &[Option<NodeIndex>], rank: &[usize], mut a: NodeIndex, mut b: NodeIndex) -> NodeIndex {
     while a != b {
         // The node that is further from the root moves to its dominator. Every node here is reached, so it has one.
         let later = if rank[a] > rank[b] { &mut a } else { &mut b };

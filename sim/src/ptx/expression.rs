@@ -39,7 +39,7 @@ impl Cursor<'_> {
     pub fn as_integer(&self, value: Literal) -> Result<i64> {
         match value {
             Literal::Integer(bits, _) => Ok(bits),
-            _ => Err(self.error("a floating-point constant where an integer must be")),
+            _ => Err(self.error("expected an integer constant, found a floating-point constant")),
         }
     }
 
@@ -56,7 +56,7 @@ impl Cursor<'_> {
     }
 
     fn deeper(&self, depth: u32) -> Result<u32> {
-        depth.checked_sub(1).ok_or_else(|| self.error("a constant expression nests too deeply"))
+        depth.checked_sub(1).ok_or_else(|| self.error("a constant expression is nested too deeply"))
     }
 
     fn binary(&mut self, level: usize, depth: u32) -> Result<Literal> {
@@ -99,8 +99,8 @@ impl Cursor<'_> {
                 Ok(Literal::Integer(!self.as_integer(value)?, matches!(value, Literal::Integer(_, true))))
             }
             b'(' if self.eat(b'(') => self.parenthesised(depth),
-            b'0'..=b'9' => self.number(),
-            b'.' if self.byte_at(1).is_ascii_digit() => self.number(),
+            b'0'..=b'9' => self.parse_literal(),
+            b'.' if self.byte_at(1).is_ascii_digit() => self.parse_literal(),
             _ => self.named(),
         }
     }
@@ -108,7 +108,7 @@ impl Cursor<'_> {
     /// Parses the rest of a parenthesis after `(`: a cast (`.s64)`, `.u64)`) and its operand, or an expression and
     /// `)`.
     fn parenthesised(&mut self, depth: u32) -> Result<Literal> {
-        let value = match self.directive() {
+        let value = match self.parse_directive() {
             Some(cast @ ("s64" | "u64")) => {
                 self.expect(b')')?;
                 let value = self.unary(depth)?;
@@ -123,7 +123,7 @@ impl Cursor<'_> {
 
     fn named(&mut self) -> Result<Literal> {
         let start = *self;
-        if self.at_identifier() && self.identifier()? == "WARP_SZ" {
+        if self.at_identifier() && self.parse_identifier()? == "WARP_SZ" {
             return Ok(Literal::Integer(32, false));
         }
         *self = start;

@@ -84,8 +84,8 @@ impl<'a> Parser<'a> {
         Ok(())
     }
 
-    /// Resolves a waiting operand to a label. The labels of a `.branchtargets` list are resolved one by one later
-    /// (`open`).
+    /// Resolves a waiting operand to a label. The labels of a `.branchtargets` list are appended to `open`; the
+    /// caller resolves them one by one.
     fn tie(&mut self, pending: &PendingLabel<'a>, label: &Label<'a>, open: &mut Vec<PendingLabel<'a>>) -> Result<()> {
         let operand = &mut self.function.body[pending.instruction].operands[pending.operand];
         match (label, pending.slot, operand) {
@@ -121,14 +121,14 @@ impl<'a> Parser<'a> {
     }
 
     fn body_directive(&mut self) -> Result<()> {
-        match self.cursor.directive() {
+        match self.cursor.parse_directive() {
             Some("reg") => self.registers(),
             Some("local") => self.local_variables(StateSpace::Local, false),
             Some("shared") => self.local_variables(StateSpace::Shared, false),
             Some("param") => self.local_variables(StateSpace::Param, false),
             Some("global") => self.local_variables(StateSpace::Global, false),
             Some("const") => self.local_variables(StateSpace::Const, false),
-            Some("extern") => match self.cursor.directive() {
+            Some("extern") => match self.cursor.parse_directive() {
                 Some("shared") => self.local_variables(StateSpace::Shared, true),
                 _ => Err(self.cursor.error("`.extern` inside a function must be `.extern .shared`")),
             },
@@ -145,7 +145,7 @@ impl<'a> Parser<'a> {
     fn registers(&mut self) -> Result<()> {
         let declarator = self.declarator()?;
         loop {
-            let name = self.cursor.identifier()?;
+            let name = self.cursor.parse_identifier()?;
             if self.cursor.eat(b'<') {
                 self.register_range(name, declarator.ty, declarator.vector)?;
             } else {
@@ -173,10 +173,10 @@ impl<'a> Parser<'a> {
 
     /// Parses the rest of `%r<count>`, which declares `%r0` to `%r(count-1)`.
     fn register_range(&mut self, prefix: &'a str, ty: Type, vector: u8) -> Result<()> {
-        let count = self.cursor.count()?;
+        let count = self.cursor.parse_count()?;
         self.cursor.expect(b'>')?;
         if count > MAX_REGISTERS as u64 {
-            return Err(self.cursor.error(format!("{prefix}<{count}>: more registers than {MAX_REGISTERS}")));
+            return Err(self.cursor.error(format!("{prefix}<{count}> declares more than {MAX_REGISTERS} registers")));
         }
         let first = self.function.registers.len() as Register;
         for number in 0..count {
@@ -192,7 +192,7 @@ impl<'a> Parser<'a> {
         for (name, mut variable) in self.variable_declarations(space, external)? {
             let index = self.function.variables.len();
             let repeats = self.scopes.lookup(name).is_some() || self.symbols.contains_key(name);
-            if repeats || !self.scopes.note_variable(name) {
+            if repeats || !self.scopes.insert_variable_name(name) {
                 // Identifiers contain no dot, so the new name is unique.
                 variable.name = format!("{name}.{index}");
             }
@@ -206,11 +206,11 @@ impl<'a> Parser<'a> {
         let line = self.cursor.line;
         self.cursor.expect(b'@')?;
         let negated = self.cursor.eat(b'!');
-        let name = self.cursor.identifier()?;
+        let name = self.cursor.parse_identifier()?;
         let Some(NamedEntity::Register(register)) = self.scopes.lookup(name) else {
             return Err(self.cursor.error(format!("register {name} is not declared")));
         };
-        let head = self.cursor.identifier()?;
+        let head = self.cursor.parse_identifier()?;
         self.instruction(Some((register, negated)), head, line)
     }
 
@@ -219,7 +219,7 @@ impl<'a> Parser<'a> {
         if !self.cursor.at_identifier() {
             return Err(self.cursor.expected("an instruction"));
         }
-        let head = self.cursor.identifier()?;
+        let head = self.cursor.parse_identifier()?;
         if self.cursor.peek() != b':' {
             return self.instruction(None, head, line);
         }
@@ -234,7 +234,7 @@ impl<'a> Parser<'a> {
     /// Parses what follows a label and its colon.
     fn label(&mut self) -> Result<Label<'a>> {
         let before = self.cursor;
-        match self.cursor.directive() {
+        match self.cursor.parse_directive() {
             Some("branchtargets") => Ok(Label::Branches(self.names()?)),
             Some("calltargets") => Ok(Label::Calls(self.names()?)),
             Some("callprototype") => Ok(Label::Prototype(self.cursor.skip_past(b';')?.contains(".noreturn"))),
@@ -246,9 +246,9 @@ impl<'a> Parser<'a> {
     }
 
     fn names(&mut self) -> Result<Vec<&'a str>> {
-        let mut names = vec![self.cursor.identifier()?];
+        let mut names = vec![self.cursor.parse_identifier()?];
         while self.cursor.eat(b',') {
-            names.push(self.cursor.identifier()?);
+            names.push(self.cursor.parse_identifier()?);
         }
         self.cursor.expect(b';')?;
         Ok(names)
@@ -304,7 +304,7 @@ impl<'a> Parser<'a> {
     /// Parses the operand of a branch: a register (the index of `brx.idx`) or a label, never a symbol of the module.
     fn branch_operand(&mut self) -> Result<(Operand, UndeclaredName<'a>)> {
         let before = self.cursor;
-        let name = self.cursor.identifier()?;
+        let name = self.cursor.parse_identifier()?;
         if self.scopes.lookup(name).is_some() || name.starts_with('%') {
             self.cursor = before;
             return self.operand();
@@ -340,7 +340,7 @@ impl<'a> Parser<'a> {
             more = self.cursor.eat(b',');
         }
         if more {
-            let name = self.cursor.identifier()?;
+            let name = self.cursor.parse_identifier()?;
             self.wait_for(Some(name), operands.len(), line);
             operands.push(Operand::Symbol(name.to_owned(), 0));
         }

@@ -142,7 +142,7 @@ impl<'a> Cursor<'a> {
         self.byte_at(0) == b'%' && !is_name_byte(self.byte_at(1))
     }
 
-    pub fn identifier(&mut self) -> Result<&'a str> {
+    pub fn parse_identifier(&mut self) -> Result<&'a str> {
         match self.at_identifier() {
             true => Ok(self.take_while_from(1, is_name_byte)),
             false => Err(self.expected("a name")),
@@ -159,7 +159,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// Parses a directive, or a suffix after a dot, and returns it without the dot: `reg`, `v4`, `target`.
-    pub fn directive(&mut self) -> Option<&'a str> {
+    pub fn parse_directive(&mut self) -> Option<&'a str> {
         if self.peek() != b'.' || !is_name_byte(self.byte_at(1)) {
             return None;
         }
@@ -168,7 +168,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// Parses a suffix such as `.x` if it follows a name directly.
-    pub fn suffix(&mut self) -> Option<&'a str> {
+    pub fn parse_suffix(&mut self) -> Option<&'a str> {
         if self.byte_at(0) != b'.' || !self.byte_at(1).is_ascii_alphabetic() {
             return None;
         }
@@ -217,7 +217,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// Parses a string in double quotes; escapes stay as they are.
-    pub fn string(&mut self) -> Result<&'a str> {
+    pub fn parse_string(&mut self) -> Result<&'a str> {
         self.expect(b'"')?;
         let start = self.position;
         let mut end = start;
@@ -244,21 +244,21 @@ impl<'a> Cursor<'a> {
     }
 
     /// Parses a decimal number such as an index or a count.
-    pub fn count(&mut self) -> Result<u64> {
-        match self.peek().is_ascii_digit().then(|| self.number()).transpose()? {
+    pub fn parse_count(&mut self) -> Result<u64> {
+        match self.peek().is_ascii_digit().then(|| self.parse_literal()).transpose()? {
             Some(Literal::Integer(value, _)) if value >= 0 => Ok(value as u64),
             _ => Err(self.expected("a count")),
         }
     }
 
-    /// Parses a number like [`Self::count`] that must fit 32 bits.
-    pub fn count_u32(&mut self) -> Result<u32> {
-        let count = self.count()?;
+    /// Parses a number like [`Self::parse_count`] that must fit 32 bits.
+    pub fn parse_count_u32(&mut self) -> Result<u32> {
+        let count = self.parse_count()?;
         u32::try_from(count).map_err(|_| self.error(format!("{count} does not fit 32 bits")))
     }
 
     /// Parses the number of `.version`, for example `9.0`.
-    pub fn version(&mut self) -> Result<(u32, u32)> {
+    pub fn parse_version(&mut self) -> Result<(u32, u32)> {
         self.skip_space();
         let text = self.take_while_from(0, |b| b.is_ascii_digit() || b == b'.');
         let parsed = text.split_once('.').and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)));
@@ -266,7 +266,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// Parses a literal; the cursor must be at a digit (PTX ISA, section 4.5).
-    pub fn number(&mut self) -> Result<Literal> {
+    pub fn parse_literal(&mut self) -> Result<Literal> {
         self.skip_space();
         let start = *self;
         let word = self.take_while_from(0, is_name_byte);

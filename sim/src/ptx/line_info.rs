@@ -77,7 +77,7 @@ impl<'a> LineInfo<'a> {
 
     /// Replaces symbols of `.debug_str` in the locations by function names. Called last, because `.debug_str` ends
     /// the text.
-    pub fn name_inlined(&self, locations: &mut [SourceLocation]) {
+    pub fn name_inlined_functions(&self, locations: &mut [SourceLocation]) {
         let names: HashMap<String, String> = self.names.iter().flatten().filter_map(|name| self.string(name)).collect();
         for location in locations {
             let mut next = location.inlined_at.as_mut();

@@ -81,7 +81,7 @@ impl<'a> Parser<'a> {
 
     fn named(&mut self) -> Result<(Operand, UndeclaredName<'a>)> {
         let before = self.cursor;
-        let name = self.cursor.identifier()?;
+        let name = self.cursor.parse_identifier()?;
         let operand = match self.scopes.lookup(name) {
             Some(NamedEntity::Register(register)) => Operand::Register(register),
             Some(NamedEntity::VectorRegister(first, count)) => self.vector_register(name, first, count)?,
@@ -109,7 +109,8 @@ impl<'a> Parser<'a> {
 
     /// Parses the rest of `%v` or `%v.x` after the name.
     fn vector_register(&mut self, name: &str, first: u32, count: u8) -> Result<Operand> {
-        let component = match self.cursor.suffix() {
+        let suffix = self.cursor.parse_suffix();
+        let component = match suffix {
             None => return Ok(Operand::Vector((first..first + u32::from(count)).map(Operand::Register).collect())),
             Some("x" | "r") => 0,
             Some("y" | "g") => 1,
@@ -119,7 +120,7 @@ impl<'a> Parser<'a> {
         };
         match component < count {
             true => Ok(Operand::Register(first + u32::from(component))),
-            false => Err(self.cursor.error(format!("{name} has no such component"))),
+            false => Err(self.cursor.error(format!("{name} has no component {}", suffix.unwrap_or_default()))),
         }
     }
 
@@ -127,7 +128,7 @@ impl<'a> Parser<'a> {
         if !is_special(name) {
             return Err(self.cursor.error(format!("register %{name} is not declared")));
         }
-        Ok(Operand::Special(match self.cursor.suffix() {
+        Ok(Operand::Special(match self.cursor.parse_suffix() {
             None => name.to_owned(),
             Some(component @ ("x" | "y" | "z" | "w")) => format!("{name}.{component}"),
             Some(component) => return Err(self.cursor.error(format!("%{name} has no component {component}"))),

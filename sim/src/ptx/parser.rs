@@ -64,7 +64,7 @@ impl<'a> Parser<'a> {
         }
         self.resolve_aliases()?;
         self.check_uses()?;
-        self.line_info.name_inlined(&mut self.module.source_locations);
+        self.line_info.name_inlined_functions(&mut self.module.source_locations);
         self.mark_noreturn_calls();
         Ok(())
     }
@@ -75,7 +75,7 @@ impl<'a> Parser<'a> {
         }
         let mut external = false;
         loop {
-            let Some(word) = self.cursor.directive() else {
+            let Some(word) = self.cursor.parse_directive() else {
                 return Err(self.cursor.expected("a directive"));
             };
             match word {
@@ -86,7 +86,7 @@ impl<'a> Parser<'a> {
                 "const" => return self.constant_variables(external),
                 "shared" => return self.module_variables(StateSpace::Shared, external),
                 "version" => {
-                    self.module.version = self.cursor.version()?;
+                    self.module.version = self.cursor.parse_version()?;
                     return Ok(());
                 }
                 "target" => return self.target(),
@@ -102,35 +102,35 @@ impl<'a> Parser<'a> {
     }
 
     fn target(&mut self) -> Result<()> {
-        let name = self.cursor.identifier()?;
+        let name = self.cursor.parse_identifier()?;
         self.module.target = name.to_owned();
         // Options such as `debug` and `texmode_independent` have no effect on the simulation.
         while self.cursor.eat(b',') {
-            self.cursor.identifier()?;
+            self.cursor.parse_identifier()?;
         }
         Ok(())
     }
 
     fn address_size(&mut self) -> Result<()> {
-        match self.cursor.count()? {
+        match self.cursor.parse_count()? {
             64 => Ok(()),
             other => Err(self.cursor.error(format!(".address_size {other}: only 64 is supported"))),
         }
     }
 
     pub(super) fn pragma_directive(&mut self) -> Result<()> {
-        self.cursor.string()?;
+        self.cursor.parse_string()?;
         while self.cursor.eat(b',') {
-            self.cursor.string()?;
+            self.cursor.parse_string()?;
         }
         self.cursor.expect(b';')
     }
 
     fn alias(&mut self) -> Result<()> {
         let line = self.cursor.line;
-        let alias = self.cursor.identifier()?;
+        let alias = self.cursor.parse_identifier()?;
         self.cursor.expect(b',')?;
-        let target = self.cursor.identifier()?;
+        let target = self.cursor.parse_identifier()?;
         self.aliases.push((alias, target, line));
         self.cursor.expect(b';')
     }
@@ -138,7 +138,7 @@ impl<'a> Parser<'a> {
     /// Parses `.const` variables; the bank in `.const[2]` is ignored.
     fn constant_variables(&mut self, external: bool) -> Result<()> {
         if self.cursor.eat(b'[') {
-            self.cursor.count()?;
+            self.cursor.parse_count()?;
             self.cursor.expect(b']')?;
         }
         self.module_variables(StateSpace::Const, external)
@@ -174,7 +174,7 @@ impl<'a> Parser<'a> {
         self.scopes = Scopes::default();
         self.skip_attributes()?;
         let returns = self.parameter_list()?;
-        let name = self.cursor.identifier()?;
+        let name = self.cursor.parse_identifier()?;
         self.function.name = name.to_owned();
         let line = self.cursor.line;
         let params = self.parameter_list()?;
@@ -198,7 +198,7 @@ impl<'a> Parser<'a> {
 
     fn skip_attributes(&mut self) -> Result<()> {
         let before = self.cursor;
-        match self.cursor.directive() {
+        match self.cursor.parse_directive() {
             None => return Ok(()),
             Some("attribute") => {}
             Some(_) => {
@@ -229,17 +229,17 @@ impl<'a> Parser<'a> {
 
     /// Parses the directives between a function's parameters and its body (PTX ISA, section 11.4).
     fn function_directives(&mut self) -> Result<()> {
-        while let Some(word) = self.cursor.directive() {
+        while let Some(word) = self.cursor.parse_directive() {
             match word {
                 "noreturn" => self.function.noreturn = true,
                 "maxntid" => self.function.max_threads = Some(self.extents()?),
                 "reqntid" => self.function.required_threads = Some(self.extents()?),
                 "reqnctapercluster" => self.function.cluster = Some(self.extents()?),
                 "explicitcluster" => self.function.explicit_cluster = true,
-                "minnctapersm" => self.function.min_blocks = Some(self.cursor.count_u32()?),
-                "maxnreg" => self.function.max_registers = Some(self.cursor.count_u32()?),
+                "minnctapersm" => self.function.min_blocks = Some(self.cursor.parse_count_u32()?),
+                "maxnreg" => self.function.max_registers = Some(self.cursor.parse_count_u32()?),
                 "maxnctapersm" | "maxclusterrank" | "abi_preserve" | "abi_preserve_control" => {
-                    self.cursor.count_u32()?;
+                    self.cursor.parse_count_u32()?;
                 }
                 "pragma" => self.pragma_directive()?,
                 "attribute" => self.skip_attribute()?,
@@ -255,12 +255,12 @@ impl<'a> Parser<'a> {
 
     fn extents(&mut self) -> Result<[u32; 3]> {
         let mut extents = [1; 3];
-        extents[0] = self.cursor.count_u32()?;
+        extents[0] = self.cursor.parse_count_u32()?;
         for extent in &mut extents[1..] {
             if !self.cursor.eat(b',') {
                 break;
             }
-            *extent = self.cursor.count_u32()?;
+            *extent = self.cursor.parse_count_u32()?;
         }
         Ok(extents)
     }

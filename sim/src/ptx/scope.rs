@@ -127,7 +127,7 @@ impl<'a> Scopes<'a> {
     }
 
     /// Records a variable's name; returns false if another variable of the function has it.
-    pub fn note_variable(&mut self, name: &'a str) -> bool {
+    pub fn insert_variable_name(&mut self, name: &'a str) -> bool {
         self.variables.insert(name)
     }
 }

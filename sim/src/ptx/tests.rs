@@ -91,7 +91,10 @@ fn parses_variables_and_initialisers() {
 
 #[test]
 fn rejects_invalid_variables() {
-    assert_eq!(error("\n.global .u32 a[2] = {1, 2, 3};"), (2, "a can have only 2 elements here".to_owned()));
+    assert_eq!(
+        error("\n.global .u32 a[2] = {1, 2, 3};"),
+        (2, "the initialiser of a has more than 2 elements between two braces".to_owned())
+    );
     assert_eq!(error(".global .u32 a;\n.global .u32 a;"), (2, "a is declared twice".to_owned()));
     assert_eq!(error(".global .u64 a[2] = {1,\n nothing};"), (2, "nothing is not declared".to_owned()));
     assert!(error(".global .u32 a[99999999999999];").1.contains("too large"));

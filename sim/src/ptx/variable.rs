@@ -41,7 +41,7 @@ impl<'a> Parser<'a> {
     /// order.
     pub(super) fn declarator(&mut self) -> Result<Declarator> {
         let (mut ty, mut vector, mut align) = (None, 1, None);
-        while let Some(word) = self.cursor.directive() {
+        while let Some(word) = self.cursor.parse_directive() {
             match word {
                 "align" => align = Some(self.alignment()?),
                 "v2" => vector = 2,
@@ -52,7 +52,7 @@ impl<'a> Parser<'a> {
                 "managed" => {}
                 _ => match type_named(word) {
                     Some(named) => ty = Some(named),
-                    None => return Err(self.cursor.error(format!("`.{word}` is not a type of a variable"))),
+                    None => return Err(self.cursor.error(format!("`.{word}` is not a type that a variable can have"))),
                 },
             }
         }
@@ -61,7 +61,7 @@ impl<'a> Parser<'a> {
     }
 
     fn alignment(&mut self) -> Result<u32> {
-        let align = self.cursor.count_u32()?;
+        let align = self.cursor.parse_count_u32()?;
         match align.is_power_of_two() {
             true => Ok(align),
             false => Err(self.cursor.error(format!(".align {align} is not a power of two"))),
@@ -88,7 +88,7 @@ impl<'a> Parser<'a> {
     fn pointer_attributes(&mut self) -> Result<()> {
         loop {
             let before = self.cursor;
-            match self.cursor.directive() {
+            match self.cursor.parse_directive() {
                 Some("global" | "const" | "shared" | "local") => {}
                 Some("align") => {
                     self.alignment()?;
@@ -102,7 +102,7 @@ impl<'a> Parser<'a> {
     }
 
     fn declared(&mut self) -> Result<Declared<'a>> {
-        let name = self.cursor.identifier()?;
+        let name = self.cursor.parse_identifier()?;
         let mut dimensions = Vec::new();
         while self.cursor.eat(b'[') {
             let open = self.cursor.peek() == b']';
@@ -178,7 +178,7 @@ impl<'a> Parser<'a> {
     }
 
     fn param(&mut self) -> Result<(&'a str, Param, Type)> {
-        let in_register = match self.cursor.directive() {
+        let in_register = match self.cursor.parse_directive() {
             Some("param") => false,
             Some("reg") => true,
             _ => return Err(self.cursor.expected("`.param` or `.reg`")),
@@ -204,7 +204,10 @@ impl<'a> Parser<'a> {
         }
         let open = dimensions.first() == Some(&0);
         if !open && variable.size > MAX_INITIALISED_BYTES {
-            return Err(self.cursor.error(format!("{} is too large for an initialiser", declared.name)));
+            return Err(self.cursor.error(format!(
+                "{} has more than the {MAX_INITIALISED_BYTES} bytes that an initialiser can set",
+                declared.name
+            )));
         }
         if dimensions.is_empty() {
             // The initialiser of a scalar may be in braces.
@@ -228,11 +231,17 @@ impl<'a> Parser<'a> {
         let mut count = 0;
         while self.cursor.peek() != b'}' {
             if count == dimensions[0] && dimensions[0] != 0 {
-                return Err(self.cursor.error(format!("{} can have only {count} elements here", variable.name)));
+                return Err(self.cursor.error(format!(
+                    "the initialiser of {} has more than {count} elements between two braces",
+                    variable.name
+                )));
             }
             let at = base + count * stride;
             if at + stride > MAX_INITIALISED_BYTES {
-                return Err(self.cursor.error(format!("{} is too large for an initialiser", variable.name)));
+                return Err(self.cursor.error(format!(
+                    "{} has more than the {MAX_INITIALISED_BYTES} bytes that an initialiser can set",
+                    variable.name
+                )));
             }
             match dimensions.len() {
                 1 => self.element(ty, at, variable)?,
@@ -278,11 +287,11 @@ impl<'a> Parser<'a> {
     /// Parses an address in an initialiser: `symbol`, `symbol+8` or `generic(symbol)+8`.
     fn relocation(&mut self, at: u64, width: usize, shift: u8, variable: &mut Variable) -> Result<()> {
         let line = self.cursor.line;
-        let mut symbol = self.cursor.identifier()?;
+        let mut symbol = self.cursor.parse_identifier()?;
         let generic = symbol == "generic" && self.cursor.eat(b'(');
         let mut addend = 0;
         if generic {
-            symbol = self.cursor.identifier()?;
+            symbol = self.cursor.parse_identifier()?;
             addend += self.address_offset()?;
             self.cursor.expect(b')')?;
         }
@@ -302,7 +311,7 @@ impl<'a> Parser<'a> {
             (Type::F64, Literal::Float32(bits)) => f64::from(f32::from_bits(bits)).to_bits(),
             (Type::F32 | Type::B32, Literal::Float64(value)) => u64::from((value as f32).to_bits()),
             (Type::F64 | Type::B64 | Type::U64 | Type::S64, Literal::Float64(value)) => value.to_bits(),
-            _ => return Err(self.cursor.error("a floating-point constant for a variable of another type")),
+            _ => return Err(self.cursor.error("a floating-point constant cannot initialise a variable of this type")),
         };
         let mut bytes = [0; 16];
         bytes[..8].copy_from_slice(&bits.to_le_bytes());
@@ -316,5 +325,5 @@ pub(super) fn size_of_type(ty: Type) -> u32 {
 }
 
 fn type_named(name: &str) -> Option<Type> {
-    Type::named(name)
+    Type::from_name(name)
 }

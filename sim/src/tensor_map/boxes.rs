@@ -13,7 +13,7 @@ pub struct BoxRun {
     /// Global address; `None` for elements outside of the tensor, which a load fills with [`TensorMap::fill`] and a
     /// store or reduction skips.
     pub global: Option<u64>,
-    /// Shared address: after the swizzle in [`BoxCopy::for_each_run`], before it in [`BoxCopy::for_each_row`].
+    /// Shared address: after the swizzle in [`BoxCopy::for_each_byte_run`], before it in [`BoxCopy::for_each_row`].
     pub shared: u32,
     /// Number of bytes, a multiple of the element size.
     pub bytes: u32,
@@ -134,7 +134,7 @@ impl BoxCopy<'_> {
     /// Calls `each` with every contiguous part of the copy: at most 16 bytes with a swizzle, else a whole row. Shared
     /// addresses are those after the swizzle.
     #[inline(always)]
-    pub fn for_each_run(&self, mut each: impl FnMut(BoxRun)) {
+    pub fn for_each_byte_run(&self, mut each: impl FnMut(BoxRun)) {
         let swizzle = self.map.swizzle;
         self.for_each_row(|row| {
             if swizzle == Swizzle::None {
@@ -151,10 +151,10 @@ impl BoxCopy<'_> {
         });
     }
 
-    /// Returns all parts that [`Self::for_each_run`] passes to `each`.
-    pub fn runs(&self) -> Vec<BoxRun> {
+    /// Returns all parts that [`Self::for_each_byte_run`] passes to `each`.
+    pub fn byte_runs(&self) -> Vec<BoxRun> {
         let mut runs = Vec::new();
-        self.for_each_run(|run| runs.push(run));
+        self.for_each_byte_run(|run| runs.push(run));
         runs
     }
 }

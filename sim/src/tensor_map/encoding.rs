@@ -131,7 +131,7 @@ impl TensorMap {
         check(bytes)?;
         let tag = |at: usize, field: &str| InvalidTensorMap::new(field, format!("has the unknown value {}", bytes[at]));
         let mut map = Self {
-            data_type: DataType::from_driver(bytes[DATA_TYPE] as u32)
+            data_type: DataType::from_driver_value(bytes[DATA_TYPE] as u32)
                 .ok_or_else(|| tag(DATA_TYPE, "tensorDataType"))?,
             rank: bytes[RANK] as u32,
             address: get64(bytes, ADDRESS),
@@ -184,7 +184,10 @@ pub fn replace(bytes: &mut EncodedMap, field: MapField, ordinal: u32, value: u64
     };
     let i = ordinal as usize;
     if i >= ordinals {
-        return Err(InvalidTensorMap::new("ordinal", format!("is {ordinal}, but {field:?} has only {ordinals}")));
+        return Err(InvalidTensorMap::new(
+            "ordinal",
+            format!("is {ordinal}, but must be below {ordinals} for {field:?}"),
+        ));
     }
     // Clamp values that do not fit the field. The clamped values are invalid, too, so decoding reports them.
     let (byte, short) = (value.min(0xff) as u8, value.min(0xffff) as u32);

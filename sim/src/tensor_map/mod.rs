@@ -71,7 +71,7 @@ impl DataType {
     ];
 
     /// Returns the type with this value of `CUtensorMapDataType`.
-    pub fn from_driver(value: u32) -> Option<Self> {
+    pub fn from_driver_value(value: u32) -> Option<Self> {
         Self::ALL.get(value as usize).copied()
     }
 

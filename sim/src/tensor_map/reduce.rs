@@ -37,7 +37,7 @@ pub struct Reduction {
 impl Reduction {
     /// Returns the reduction of `cp.reduce.async.bulk…{OP}{.noftz}.{TYPE}`; qualifiers are given without dots. `None`
     /// if PTX has no such form; with `to_shared`, only forms with destination `.shared::cluster` count.
-    pub fn bulk(op: &str, noftz: bool, ty: &str, to_shared: bool) -> Option<Self> {
+    pub fn from_bulk_opcode(op: &str, noftz: bool, ty: &str, to_shared: bool) -> Option<Self> {
         use AtomicOp::*;
         let op = AtomicOp::parse(op).filter(|op| !matches!(op, Exch | Cas))?;
         let minimum = matches!(op, Min | Max);
@@ -62,7 +62,7 @@ impl Reduction {
 
     /// Returns the reduction of `cp.reduce.async.bulk.tensor…{OP}` for the element type of a tensor map; `None` if
     /// the type has no such operation.
-    pub fn tensor(op: AtomicOp, data_type: DataType) -> Option<Self> {
+    pub fn for_tensor_map(op: AtomicOp, data_type: DataType) -> Option<Self> {
         use AtomicOp::*;
         let bitwise = matches!(op, And | Or | Xor);
         let ordered = matches!(op, Add | Min | Max);

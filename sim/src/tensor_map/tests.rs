@@ -223,7 +223,7 @@ fn boxes_of_random_maps_match_the_reference() {
             (0..rank).map(|i| random.below(dims[i] + 2 * boxes[i] as u64) as i32 - boxes[i] as i32).collect();
         let shared = 128 * random.below(16) as u32;
         let copy = map.box_at(&coordinates, shared).unwrap();
-        let runs = copy.runs();
+        let runs = copy.byte_runs();
         let want = naive(&map, &coordinates, shared);
         assert_eq!(by_element(&runs, element), want);
         assert_eq!(copy.bytes(), want.len() as u32 * element);
@@ -247,7 +247,7 @@ fn boxes_of_random_maps_match_the_reference() {
 fn extreme_coordinates_match_the_reference() {
     let map = TensorMap::tiled(DataType::F64, 0, &[1 << 32, 1 << 32], &[16], &[2, 256], Swizzle::None).unwrap();
     for coordinates in [[i32::MIN, i32::MIN], [i32::MAX, i32::MAX], [i32::MIN, 0], [-1, i32::MAX]] {
-        let runs = map.box_at(&coordinates, 0).unwrap().runs();
+        let runs = map.box_at(&coordinates, 0).unwrap().byte_runs();
         assert_eq!(by_element(&runs, 8), naive(&map, &coordinates, 0));
     }
 }
@@ -288,7 +288,7 @@ mod reductions {
 
     fn run<const N: usize>(op: &str, noftz: bool, ty: &str, a: [u8; N], b: [u8; N]) -> [u8; N] {
         let mut out = a;
-        Reduction::bulk(op, noftz, ty, false).unwrap_or_else(|| panic!("{op}.{ty}")).apply(&mut out, &b);
+        Reduction::from_bulk_opcode(op, noftz, ty, false).unwrap_or_else(|| panic!("{op}.{ty}")).apply(&mut out, &b);
         out
     }
 
@@ -308,13 +308,21 @@ mod reductions {
             for op in ["add", "min", "max", "inc", "dec", "and", "or", "xor"] {
                 for noftz in [false, true] {
                     let form = if noftz { format!("{op}.noftz") } else { op.to_string() };
-                    assert_eq!(Reduction::bulk(op, noftz, ty, false).is_some(), has(global, ty, &form), "{form}.{ty}");
-                    assert_eq!(Reduction::bulk(op, noftz, ty, true).is_some(), has(shared, ty, &form), "{form}.{ty}");
+                    assert_eq!(
+                        Reduction::from_bulk_opcode(op, noftz, ty, false).is_some(),
+                        has(global, ty, &form),
+                        "{form}.{ty}"
+                    );
+                    assert_eq!(
+                        Reduction::from_bulk_opcode(op, noftz, ty, true).is_some(),
+                        has(shared, ty, &form),
+                        "{form}.{ty}"
+                    );
                 }
             }
         }
-        assert!(Reduction::bulk("mul", false, "f32", false).is_none());
-        assert!(Reduction::bulk("add", false, "u16", false).is_none());
+        assert!(Reduction::from_bulk_opcode("mul", false, "f32", false).is_none());
+        assert!(Reduction::from_bulk_opcode("add", false, "u16", false).is_none());
     }
 
     #[test]
@@ -340,7 +348,7 @@ mod reductions {
         let tiny = f32::from_bits(1);
         assert_eq!(f(tiny, tiny), 0.0);
         let mut kept = tiny.to_le_bytes();
-        Reduction::tensor(AtomicOp::Add, DataType::F32).unwrap().apply(&mut kept, &tiny.to_le_bytes());
+        Reduction::for_tensor_map(AtomicOp::Add, DataType::F32).unwrap().apply(&mut kept, &tiny.to_le_bytes());
         assert_eq!(kept, f32::from_bits(2).to_le_bytes());
         let h = |op: &str, a: f32, b: f32| {
             let (a, b) = (half::f16::from_f32(a).to_le_bytes(), half::f16::from_f32(b).to_le_bytes());
@@ -360,17 +368,17 @@ mod reductions {
 
     #[test]
     fn tensor_reductions_depend_on_the_element_type() {
-        assert!(Reduction::tensor(AtomicOp::Add, DataType::U8).is_none());
-        assert!(Reduction::tensor(AtomicOp::Min, DataType::F32).is_none());
-        assert!(Reduction::tensor(AtomicOp::Inc, DataType::I32).is_none());
-        assert!(Reduction::tensor(AtomicOp::Max, DataType::Bf16).is_some());
+        assert!(Reduction::for_tensor_map(AtomicOp::Add, DataType::U8).is_none());
+        assert!(Reduction::for_tensor_map(AtomicOp::Min, DataType::F32).is_none());
+        assert!(Reduction::for_tensor_map(AtomicOp::Inc, DataType::I32).is_none());
+        assert!(Reduction::for_tensor_map(AtomicOp::Max, DataType::Bf16).is_some());
     }
 
     #[test]
     fn leaves_a_partial_element_unchanged() {
         let mut out = [1u32, 2, 3].map(u32::to_le_bytes).as_flattened()[..11].to_vec();
         let source = [10u32, 20, 30].map(u32::to_le_bytes);
-        Reduction::bulk("add", false, "u32", false).unwrap().apply(&mut out, source.as_flattened());
+        Reduction::from_bulk_opcode("add", false, "u32", false).unwrap().apply(&mut out, source.as_flattened());
         assert_eq!(out, [11, 0, 0, 0, 22, 0, 0, 0, 3, 0, 0]);
     }
 }

@@ -40,7 +40,7 @@ pub fn expected_findings(file: &str, name: &str, variant: u32) -> BTreeSet<(u32,
 }
 
 /// Returns options under which a deadlock is reported earlier than by default, because these kernels are short.
-pub fn short_patience() -> ExecOptions {
+pub fn early_deadlock_options() -> ExecOptions {
     ExecOptions { patience: 1_000_000, ..ExecOptions::default() }
 }
 
@@ -57,21 +57,21 @@ pub fn launch(grid: u32, threads: u32, params: Params) -> LaunchConfig {
 pub struct Params(pub Vec<u8>);
 
 impl Params {
-    pub fn bytes(mut self, align: usize, bytes: &[u8]) -> Params {
+    pub fn append_aligned(mut self, align: usize, bytes: &[u8]) -> Params {
         let at = self.0.len().next_multiple_of(align);
         self.0.resize(at, 0);
         self.0.extend_from_slice(bytes);
         self
     }
     pub fn u64(self, value: u64) -> Params {
-        self.bytes(8, &value.to_le_bytes())
+        self.append_aligned(8, &value.to_le_bytes())
     }
     pub fn i32(self, value: i32) -> Params {
-        self.bytes(4, &value.to_le_bytes())
+        self.append_aligned(4, &value.to_le_bytes())
     }
 }
 
-pub fn run_one(program: &Program, kernel: &str, options: &ExecOptions, setup: Setup) -> (SimOutcome, SimMemory) {
+pub fn run_once(program: &Program, kernel: &str, options: &ExecOptions, setup: Setup) -> (SimOutcome, SimMemory) {
     let kernel = program.kernel(kernel).expect("the kernel is there");
     let mut memory = SimMemory::new();
     let launch = setup(&mut memory);
@@ -84,8 +84,8 @@ pub fn has_no_finding(file: &str, kernel: &str, setup: Setup, check: &dyn Fn(&Si
     let program = load_program(file);
     for completion in MOMENTS {
         for seed in 0..SEEDS {
-            let options = ExecOptions { seed, completion, ..short_patience() };
-            let (outcome, memory) = run_one(&program, kernel, &options, setup);
+            let options = ExecOptions { seed, completion, ..early_deadlock_options() };
+            let (outcome, memory) = run_once(&program, kernel, &options, setup);
             let list = outcome.findings.into_list();
             assert!(list.is_empty(), "{kernel} with {completion:?}, seed {seed}: {list:#?}");
             check(&memory);
@@ -103,8 +103,8 @@ pub fn reports_planted_bug(file: &str, name: &str, variant: u32, setup: Setup) {
     let mut messages = Vec::new();
     for completion in MOMENTS {
         for seed in 0..SEEDS {
-            let options = ExecOptions { seed, completion, ..short_patience() };
-            let (outcome, _) = run_one(&program, &kernel, &options, setup);
+            let options = ExecOptions { seed, completion, ..early_deadlock_options() };
+            let (outcome, _) = run_once(&program, &kernel, &options, setup);
             for f in outcome.findings.into_list() {
                 if found.insert((f.line, f.kind.name())) {
                     messages.push(format!("{} line {}: {}", f.kind.name(), f.line, f.message));
@@ -127,7 +127,7 @@ pub fn le_bytes(words: &[u32]) -> Vec<u8> {
 
 /// Returns buffer `n` of a kernel, counted from 0, as 32-bit words.
 pub fn buffer_words(memory: &SimMemory, n: usize) -> Vec<u32> {
-    let bytes = memory.iter().nth(n).and_then(|buffer| memory.bytes(buffer.base)).expect("the buffer exists");
+    let bytes = memory.iter().nth(n).and_then(|buffer| memory.buffer_bytes(buffer.base)).expect("the buffer exists");
     bytes.chunks_exact(4).map(|c| u32::from_le_bytes(c.try_into().expect("four"))).collect()
 }
 
@@ -141,7 +141,8 @@ pub fn buffer_floats(memory: &SimMemory, n: usize) -> Vec<f32> {
     buffer_words(memory, n).into_iter().map(f32::from_bits).collect()
 }
 
-/// Sets up a block with an input of `words_in` distinct words, an output of `words_out` words, and `n`.
+/// Sets up a launch of one block. The kernel's parameters are an input buffer of `words_in` distinct words, an output
+/// buffer of `words_out` words, and the number `n`.
 pub fn words_setup(words_in: usize, words_out: usize, threads: u32, n: i32) -> impl Fn(&mut SimMemory) -> LaunchConfig {
     move |memory| {
         let input = memory.alloc(le_bytes(&distinct_words(words_in)));
@@ -151,8 +152,8 @@ pub fn words_setup(words_in: usize, words_out: usize, threads: u32, n: i32) -> i
     }
 }
 
-/// Returns a small multiple of 1/4: the sums of products of such numbers are exact.
-pub fn quarter(i: usize) -> f32 {
+/// Returns the `i`-th of a sequence of small multiples of 1/4: the sums of products of such numbers are exact.
+pub fn multiple_of_quarter(i: usize) -> f32 {
     (((i * 7919) >> 3) % 17) as f32 / 4.0 - 2.0
 }
 

@@ -15,7 +15,7 @@ fn run(variant: u32, seed: u64) -> (Vec<(u32, &'static str)>, Vec<u32>) {
     let params = || Params::default().u64(input).u64(middle).u64(out).i32(0);
     let (one, two): (LaunchConfig, LaunchConfig) = (launch(8, 128, params()), launch(4, 256, params()));
     let grid = |kernel, launch| SimLaunch { program: &program, kernel, launch };
-    let mut options = short_patience();
+    let mut options = early_deadlock_options();
     options.seed = seed;
     let (a, b) = run_with_dependent_launch(grid(&first, &one), grid(&second, &two), &mut memory, &options)
         .expect("good launches");

@@ -10,8 +10,8 @@ const K: usize = 64 * 5;
 /// Sets up an m×n product, of which each block computes 128×128 elements.
 fn setup(m: usize, n: usize, cluster: u32) -> impl Fn(&mut SimMemory) -> LaunchConfig {
     move |memory| {
-        let a = memory.alloc(bf16_bytes((0..m * K).map(quarter)));
-        let b = memory.alloc(bf16_bytes((0..n * K).map(|i| quarter(i + 5))));
+        let a = memory.alloc(bf16_bytes((0..m * K).map(multiple_of_quarter)));
+        let b = memory.alloc(bf16_bytes((0..n * K).map(|i| multiple_of_quarter(i + 5))));
         let d = memory.alloc_uninitialized(4 * m * n);
         let operand = |address, rows: usize, of_box| {
             let (dims, strides) = ([K as u64, rows as u64], [2 * K as u64]);
@@ -21,9 +21,9 @@ fn setup(m: usize, n: usize, cluster: u32) -> impl Fn(&mut SimMemory) -> LaunchC
         let result =
             TensorMap::tiled(DataType::F32, d, &[n as u64, m as u64], &[4 * n as u64], &[32, 64], Swizzle::None);
         let params = Params::default()
-            .bytes(128, &operand(a, m, 128))
-            .bytes(128, &operand(b, n, 64))
-            .bytes(128, &result.and_then(|m| m.encode()).expect("a good map"))
+            .append_aligned(128, &operand(a, m, 128))
+            .append_aligned(128, &operand(b, n, 64))
+            .append_aligned(128, &result.and_then(|m| m.encode()).expect("a good map"))
             .i32(K as i32);
         LaunchConfig {
             grid: [m as u32 / 128, n as u32 / 128, 1],
@@ -37,7 +37,7 @@ fn setup(m: usize, n: usize, cluster: u32) -> impl Fn(&mut SimMemory) -> LaunchC
 
 fn product(m: usize, n: usize) -> Vec<f32> {
     let (a, b): (Vec<f32>, Vec<f32>) =
-        ((0..m * K).map(quarter).collect(), (0..n * K).map(|i| quarter(i + 5)).collect());
+        ((0..m * K).map(multiple_of_quarter).collect(), (0..n * K).map(|i| multiple_of_quarter(i + 5)).collect());
     let dot = |i: usize, j: usize| (0..K).map(|k| a[i * K + k] * b[j * K + k]).sum();
     (0..m * n).map(|at| dot(at / n, at % n)).collect()
 }

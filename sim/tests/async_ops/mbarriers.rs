@@ -96,8 +96,8 @@ fn exit_before_a_bulk_store_has_read_its_source() {
 fn reads_before_asynchronous_writes() {
     let program = load_program(FILE);
     for strict_proxy in [false, true] {
-        let options = ExecOptions { strict_proxy, ..short_patience() };
-        let (outcome, _) = run_one(&program, "twice_0", &options, &words_setup(512, 256, 256, 0));
+        let options = ExecOptions { strict_proxy, ..early_deadlock_options() };
+        let (outcome, _) = run_once(&program, "twice_0", &options, &words_setup(512, 256, 256, 0));
         assert_eq!(outcome.findings.has(FindingKind::AsyncProxy), strict_proxy);
         assert_eq!(outcome.notes.iter().any(|n| n.contains("overwrites")), !strict_proxy);
     }

@@ -8,7 +8,7 @@ const FILE: &str = "mma";
 const K: usize = 32 * 5;
 
 fn setup(memory: &mut SimMemory) -> LaunchConfig {
-    let bytes = |from: usize, count: usize| bf16_bytes((from..from + count).map(quarter));
+    let bytes = |from: usize, count: usize| bf16_bytes((from..from + count).map(multiple_of_quarter));
     let (a, b) = (memory.alloc(bytes(0, 256 * K)), memory.alloc(bytes(5, 128 * K)));
     let d = memory.alloc_uninitialized(4 * 256 * 128);
     launch(2, 256, Params::default().u64(a).u64(b).u64(d).i32(128).i32(K as i32))
@@ -16,7 +16,8 @@ fn setup(memory: &mut SimMemory) -> LaunchConfig {
 
 #[test]
 fn mma_gemm() {
-    let dot = |i: usize, j: usize| (0..K).map(|k| quarter(i * K + k) * quarter(j * K + k + 5)).sum();
+    let dot =
+        |i: usize, j: usize| (0..K).map(|k| multiple_of_quarter(i * K + k) * multiple_of_quarter(j * K + k + 5)).sum();
     let want: Vec<f32> = (0..256 * 128).map(|at| dot(at / 128, at % 128)).collect();
     has_no_finding(FILE, "gemm_0", &setup, &|memory| {
         let got = buffer_floats(memory, 2);

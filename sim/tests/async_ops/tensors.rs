@@ -22,7 +22,7 @@ fn load(dims: &[u64], box_dims: &[u32], swizzle: Swizzle, at: &[i32]) {
         let map = TensorMap::tiled(DataType::F32, tensor, dims, &strides, box_dims, swizzle).expect("a good map");
         let out = memory.alloc_uninitialized(bytes as usize);
         let coordinates = memory.alloc(at.iter().flat_map(|c| c.to_le_bytes()).collect());
-        let params = Params::default().bytes(128, &blob(&map)).u64(out).i32(bytes as i32).u64(coordinates);
+        let params = Params::default().append_aligned(128, &blob(&map)).u64(out).i32(bytes as i32).u64(coordinates);
         launch(1, 64, params)
     };
     let tensor = distinct_words(count as usize);
@@ -71,7 +71,7 @@ fn tensor_stores_and_reductions() {
             let to = memory.alloc((0..20 * 16).flat_map(|_| 1000f32.to_le_bytes()).collect());
             let map = |address| TensorMap::tiled(DataType::F32, address, &[16, 20], &[64], &[8, 8], Swizzle::B32);
             let (from, to) = (map(from).expect("a good map"), map(to).expect("a good map"));
-            let params = Params::default().bytes(128, &blob(&from)).bytes(128, &blob(&to));
+            let params = Params::default().append_aligned(128, &blob(&from)).append_aligned(128, &blob(&to));
             launch(1, 32, params.i32(256).i32(12).i32(16).i32(add))
         };
         has_no_finding(FILE, "move", &setup, &|memory| {
@@ -94,7 +94,7 @@ fn tensor_maps_changed_on_the_device() {
         let input = memory.alloc(le_bytes(&distinct_words(64).iter().map(|w| w ^ 1).collect::<Vec<u32>>()));
         let output = memory.alloc_uninitialized(256);
         let flag = memory.alloc(vec![0; 4]);
-        let params = Params::default().bytes(128, &blob(&map)).u64(made).u64(input).u64(output).u64(flag);
+        let params = Params::default().append_aligned(128, &blob(&map)).u64(made).u64(input).u64(output).u64(flag);
         launch(2, 32, params)
     };
     has_no_finding(FILE, "replaced_0", &setup, &|memory| {
@@ -111,7 +111,7 @@ fn rows_outside_of_the_tensor_are_not_stored() {
         let to = memory.alloc(vec![0; 4 * 20 * 16]);
         let from = memory.alloc((0..32).flat_map(|i: u32| (i as f32 + 1.0).to_le_bytes()).collect());
         let map = TensorMap::tiled(DataType::F32, to, &[16, 20], &[64], &[8, 8], Swizzle::None).expect("a good map");
-        launch(1, 32, Params::default().bytes(128, &blob(&map)).u64(from))
+        launch(1, 32, Params::default().append_aligned(128, &blob(&map)).u64(from))
     };
     has_no_finding(FILE, "ragged_0", &setup, &|memory| {
         let got = buffer_words(memory, 0);

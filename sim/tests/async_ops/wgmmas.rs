@@ -8,7 +8,7 @@ const FILE: &str = "wgmma";
 
 /// Returns the input, small multiples of 1/4: 64×64 elements of A, then 1024 elements of B.
 fn values() -> Vec<f32> {
-    (0..64 * 64 + 16 * 64).map(quarter).collect()
+    (0..64 * 64 + 16 * 64).map(multiple_of_quarter).collect()
 }
 
 fn setup(threads: u32) -> impl Fn(&mut SimMemory) -> LaunchConfig {

@@ -133,7 +133,7 @@ KERNEL(ring, 3)
 KERNEL(ring, 4)
 KERNEL(ring, 5)
 
-// mbarrier states, arrival counts, arrive_drop and pending_count.
+// Tests mbarrier states, arrival counts, arrive_drop and pending_count.
 extern "C" __global__ void states(const u32* in, u32* out, int n) {
     __shared__ u64 bar;
     __shared__ u32 value[64];

@@ -208,7 +208,7 @@ POOL(1)
 POOL(2)
 POOL(3)
 
-// stmatrix writes matrices that are read back as plain words; the second pair is transposed.
+// stmatrix writes four matrices, then two transposed ones; they are read back as plain words.
 extern "C" __global__ void stored(const u32* in, u32* out) {
     __shared__ alignas(16) u32 tile[128];
     u32 t = threadIdx.x, r[4], p[2];

@@ -248,7 +248,7 @@ extern "C" __global__ void lock_bug(unsigned* state) {
     }
 }
 
-// A polling loop whose registers differ in every iteration, so that it is hard to detect.
+// A polling loop whose registers differ in every iteration, so that the simulator can hardly detect that it polls.
 //@ launch: grid=4 block=32 args=buf:2:zeros
 extern "C" __global__ void backoff_ok(unsigned* state) {
     if (threadIdx.x == 0) {

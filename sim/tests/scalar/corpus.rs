@@ -10,7 +10,7 @@ use reel_sim::program::Program;
 use std::fmt::Write;
 
 /// Compares the findings of a run with the expected ones and returns the first difference. If the program has no line
-/// information, `text` is the PTX with it, by which PTX lines are converted to CUDA lines.
+/// information, `text` is its PTX with line information, which gives the CUDA line of each PTX line.
 fn judge(case: &KernelCase, found: &[Finding], text: Option<&str>) -> Option<String> {
     for f in found {
         let lines = match text {

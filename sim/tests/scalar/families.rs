@@ -68,7 +68,7 @@ fn atomics() {
         1 => 0u32.wrapping_sub(192),
         2 => (5i32 - 63) as u32,
         3 => 441,
-        // The counter runs from 0 to 9 and wraps around, 64 times incremented.
+        // The counter is incremented 64 times and wraps around from 9 to 0.
         4 => 64 % 10,
         5 => (0..64).fold(0, |v: u32, _| if v == 0 { 9 } else { v - 1 }),
         6 => 0,

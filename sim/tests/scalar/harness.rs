@@ -52,7 +52,8 @@ pub fn cuda_lines(ptx: &str, line: u32) -> BTreeSet<u32> {
             {
                 found.extend(words[at + 2].parse::<u32>());
             }
-            // If code of a header is inlined into a header, the `.loc` before names the outer location.
+            // The `.loc` of header code that is inlined into header code names no line of this file; an earlier
+            // `.loc` names the outer location.
             if !found.is_empty() {
                 break;
             }
@@ -213,7 +214,7 @@ pub fn run(program: &Program, case: &KernelCase, seed: u64, completion: Completi
     let options = ExecOptions { gpu, seed, completion, patience: 3_000_000, ..ExecOptions::default() };
     let outcome =
         exec::run(program, &kernel, &launch, &mut memory, &options).unwrap_or_else(|e| panic!("{}: {e}", case.name));
-    let buffers = addresses.iter().map(|&a| memory.bytes(a).unwrap().to_vec()).collect();
+    let buffers = addresses.iter().map(|&a| memory.buffer_bytes(a).unwrap().to_vec()).collect();
     RunResult { outcome, buffers }
 }
 

@@ -56,7 +56,7 @@ impl InstructionForm<'_> {
             ("e4m3x2" | "e5m2x2", _) | (_, "e4m3x2" | "e5m2x2") => f.fp8(to, from, rounding, flags),
             ("tf32", "f32") => f.tf32(rounding?, flags),
             ("f16x2" | "bf16x2", "f32") => f.pair(to, rounding?, flags, plain),
-            _ => f.scalar(Type::named(to)?, Type::named(from)?, rounding, flags, plain),
+            _ => f.scalar(Type::from_name(to)?, Type::from_name(from)?, rounding, flags, plain),
         }
     }
 
@@ -158,7 +158,7 @@ impl InstructionForm<'_> {
 
     /// Decodes the conversion of two f32 to a packed pair.
     fn pair(&self, to: &str, rounding: (RoundingMode, bool), flags: ScalarFlags, plain: bool) -> Decoded {
-        let to = Type::named(to)?;
+        let to = Type::from_name(to)?;
         if plain && rounding == (RoundingMode::Nearest, false) {
             return self.build(if to == BF16x2 { Op::CvtBf16x2 } else { Op::CvtF16x2 }, &[to], &[F32; 2]);
         }

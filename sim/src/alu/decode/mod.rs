@@ -69,7 +69,7 @@ impl<'a> InstructionForm<'a> {
 
     /// Removes the last token and returns it as a type; `None` if it is no type.
     pub fn take_type_suffix(&mut self) -> Option<Type> {
-        let ty = Type::named(self.tokens.last()?)?;
+        let ty = Type::from_name(self.tokens.last()?)?;
         self.tokens.pop();
         Some(ty)
     }
@@ -107,7 +107,7 @@ impl<'a> InstructionForm<'a> {
 
     /// Returns true if the last token is a floating-point type.
     fn is_float(&self) -> bool {
-        self.tokens.last().and_then(|t| Type::named(t)).is_some_and(is_float)
+        self.tokens.last().and_then(|t| Type::from_name(t)).is_some_and(is_float)
     }
 
     pub fn declared_type(&self, register: Register) -> Option<Type> {

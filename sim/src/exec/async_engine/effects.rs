@@ -4,7 +4,7 @@ use crate::exec::grid::GridState;
 use crate::exec::memory_system::MemorySystem;
 use crate::exec::state::block::BlockTable;
 use crate::exec::state::copies::{BoxLoad, CopyEffect, CopyRow};
-use crate::layout::SHARED_START;
+use crate::layout::FIRST_SHARED_ADDRESS;
 use crate::memory::{Allocation, SimMemory};
 
 /// Moves the bytes of an asynchronous operation to their destination.
@@ -74,8 +74,8 @@ fn move_box(buffers: &SimMemory, load: &BoxLoad, shared: &mut [u8]) {
     let Ok(copy) = load.map.box_at(&load.coordinates, load.shared) else { return };
     let fill = load.map.fill();
     let mut buffer: Option<&Allocation> = None;
-    copy.for_each_run(|run| {
-        let (at, bytes) = ((run.shared - SHARED_START) as usize, run.bytes as usize);
+    copy.for_each_byte_run(|run| {
+        let (at, bytes) = ((run.shared - FIRST_SHARED_ADDRESS) as usize, run.bytes as usize);
         let Some(target) = shared.get_mut(at..at + bytes) else { return };
         match run.global {
             None => target.iter_mut().enumerate().for_each(|(i, byte)| *byte = fill[i % 16]),

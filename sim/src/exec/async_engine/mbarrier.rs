@@ -208,7 +208,7 @@ impl AsyncEngine {
                 if m.ordered && phase > 0 {
                     let (agent, released) = (object.agent, object.released.clone());
                     let mut clock = released.unwrap_or_else(|| VectorClock::empty(cx.block().index));
-                    clock.raise(agent, phase);
+                    clock.raise_epoch(agent, phase);
                     cx.warp.order.acquire(same, &clock);
                 }
             } else {

@@ -54,8 +54,8 @@ pub fn locate_mbarrier(
         });
         return None;
     }
-    let end = layout::SHARED_START as usize + cx.block().shared.len();
-    if offset < layout::SHARED_START || offset as usize + 8 > end {
+    let end = layout::FIRST_SHARED_ADDRESS as usize + cx.block().shared.len();
+    if offset < layout::FIRST_SHARED_ADDRESS || offset as usize + 8 > end {
         cx.report_access(FindingKind::OutOfBounds, lane, at, || {
             format!("the mbarrier address {offset:#x} is outside of the block's shared memory")
         });

@@ -71,7 +71,7 @@ impl AsyncEngine {
         let lane = r.lane;
         let Some(map) = tensor_map_at(cx, memory, lane, r.to) else { return };
         let reduce = match b.reduce {
-            Some(BulkReduction::Mapped(op)) => match Reduction::tensor(op, map.data_type) {
+            Some(BulkReduction::Mapped(op)) => match Reduction::for_tensor_map(op, map.data_type) {
                 Some(reduction) => Some(reduction),
                 None => {
                     cx.report(FindingKind::Unsupported, lane, || {
@@ -127,7 +127,7 @@ impl AsyncEngine {
         if whole {
             runs.push((base, spread));
         } else {
-            copy.for_each_run(|r| {
+            copy.for_each_byte_run(|r| {
                 if b.load || r.global.is_some() {
                     runs.push((base + (r.shared - offset) as u64, r.bytes as u64));
                 }
@@ -182,7 +182,7 @@ fn store_pieces(
 ) -> Vec<CopyPiece> {
     let mut pieces = Vec::new();
     let Ok(copy) = b.map.box_at(b.coordinates, start) else { return pieces };
-    copy.for_each_run(|run| {
+    copy.for_each_byte_run(|run| {
         let Some(address) = run.global else { return };
         let Some(index) = memory.find_buffer(address) else { return };
         let to_offset = address - memory.buffers.buffer(index).base;

@@ -133,14 +133,14 @@ impl AsyncEngine {
     ) -> Result<(Option<SharedOperand>, SharedOperand), DescriptorError> {
         let a = descriptors.0.map(|bits| w.op.operand_a(bits)).transpose()?;
         let b = w.op.operand_b(descriptors.1)?;
-        let (start, end) = (layout::SHARED_START, layout::SHARED_START + shared_bytes as u32);
+        let (start, end) = (layout::FIRST_SHARED_ADDRESS, layout::FIRST_SHARED_ADDRESS + shared_bytes as u32);
         for operand in a.iter().chain(Some(&b)) {
             if self.operand_runs.contains_key(operand) {
                 continue;
             }
             operand.check_range(start, end)?;
             let mut runs = Vec::new();
-            operand.for_each_run(|at, n| runs.push(((at - start) as u64, n as u64)));
+            operand.for_each_byte_run(|at, n| runs.push(((at - start) as u64, n as u64)));
             self.operand_runs.insert(*operand, runs);
         }
         Ok((a, b))

@@ -64,7 +64,7 @@ impl AsyncEngine {
             let Some(regs) = frame.map(|frame| &mut frame.regs) else { continue };
             if !context.options.count_only {
                 let fetch = |at: u32| -> [u8; 16] {
-                    let from = (at - layout::SHARED_START) as usize;
+                    let from = (at - layout::FIRST_SHARED_ADDRESS) as usize;
                     shared[from..from + 16].try_into().expect("16 bytes")
                 };
                 if !read {

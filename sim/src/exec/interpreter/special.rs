@@ -6,7 +6,7 @@ use crate::exec::operands::set_predicate;
 use crate::exec::state::block::Block;
 use crate::exec::state::warp::FragmentState;
 use crate::finding::FindingKind;
-use crate::layout::SHARED_START;
+use crate::layout::FIRST_SHARED_ADDRESS;
 use crate::program::FixedRegister;
 use crate::program::op::VaryingRegister;
 
@@ -61,7 +61,7 @@ pub fn fixed_special_register(context: &GridContext, block: &Block, warp: u32, w
         FixedRegister::LanemaskGe => !((1u32 << lane) - 1),
         FixedRegister::DynamicSmem => launch.dynamic_shared,
         FixedRegister::TotalSmem => context.kernel.static_shared + launch.dynamic_shared,
-        FixedRegister::ReservedSmem(end) => end as u32 * SHARED_START,
+        FixedRegister::ReservedSmem(end) => end as u32 * FIRST_SHARED_ADDRESS,
         FixedRegister::Zero => 0,
     }
 }

@@ -46,7 +46,7 @@ impl<'a> Interpreter<'a> {
             let mut fragment = warp.fragments.swap_remove(i);
             // With several ready fragments turns are short, so that each of them runs from time to time.
             let turn = if ready == 1 { left } else { left.min(1 + self.grid.rng.draw_below(64)) };
-            let used = crate::simd::dispatch(
+            let used = crate::simd::run_with_widest_simd(
                 #[inline(always)]
                 || self.run_fragment(&mut warp, &mut fragment, turn),
             );

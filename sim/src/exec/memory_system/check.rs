@@ -8,7 +8,7 @@ use crate::exec::state::block::BlockTable;
 use crate::exec::state::location::{LaneGroup, MemoryLocation};
 use crate::exec::state::mbarrier::MbarrierLocation;
 use crate::finding::FindingKind;
-use crate::layout::SHARED_START;
+use crate::layout::FIRST_SHARED_ADDRESS;
 use crate::memory::SimMemory;
 use crate::order::{AccessKind, AccessStrength, AsyncOpId, CheckContext, Conflict, ShadowMemory, WarpClocks};
 use crate::program::op::LoadStore;
@@ -93,7 +93,7 @@ impl MemorySystem {
         found.clear();
         let strength = if access == AccessKind::Write { AccessStrength::Weak } else { AccessStrength::Cluster };
         let order = CheckContext { ops: &self.ops, clusters: &self.clusters };
-        let offsets = [(at.address - SHARED_START) as u64; 32];
+        let offsets = [(at.address - FIRST_SHARED_ADDRESS) as u64; 32];
         let warp = &cx.warp.order;
         block.shadow.check_access(access, warp, 1 << lane, &offsets, 8, strength, cx.pc, &order, &mut found);
         if let Some(conflict) = found.first() {
@@ -124,7 +124,7 @@ impl MemorySystem {
         for conflict in found {
             let address = match location {
                 MemoryLocation::Global(index) => self.buffers.buffer(index).base + conflict.offset,
-                MemoryLocation::Shared(_) => conflict.offset + SHARED_START as u64,
+                MemoryLocation::Shared(_) => conflict.offset + FIRST_SHARED_ADDRESS as u64,
             };
             if scratch.is_some_and(|(start, end)| (start as u64..end as u64).contains(&address)) {
                 continue;
@@ -143,7 +143,7 @@ impl MemorySystem {
             return;
         }
         for lane in lanes_of(group.lanes) {
-            let from = group.offsets[lane as usize] as u32 + SHARED_START;
+            let from = group.offsets[lane as usize] as u32 + FIRST_SHARED_ADDRESS;
             let mut overlapping = cx.block().mbarriers.range(from.saturating_sub(7)..from + bytes);
             if let Some((&at, _)) = overlapping.next() {
                 cx.report_access(FindingKind::Mbarrier, lane, ("shared", from as u64), || {

@@ -146,7 +146,7 @@ impl MemorySystem {
             });
         }
         let len = cx.block().shared.len() as u64;
-        let start = layout::SHARED_START as u64;
+        let start = layout::FIRST_SHARED_ADDRESS as u64;
         // All bytes of a lane's access must lie in one shared variable.
         let variables = &self.shared_variables;
         let variable_at = |offset: u64| {
@@ -243,7 +243,7 @@ impl MemorySystem {
         address: u64,
         bytes: u64,
     ) -> Option<(MemoryLocation, u64)> {
-        if self.buffers.holds(self.last_buffer, address) {
+        if self.buffers.buffer_holds(self.last_buffer, address) {
             let buffer = self.buffers.buffer(self.last_buffer);
             let offset = address - buffer.base;
             if offset + bytes <= buffer.data.len() as u64 {
@@ -255,7 +255,7 @@ impl MemorySystem {
 
     /// Returns the index of the buffer that holds an address. Tries the most recently accessed buffer first.
     pub fn find_buffer(&mut self, address: u64) -> Option<usize> {
-        if !self.buffers.holds(self.last_buffer, address) {
+        if !self.buffers.buffer_holds(self.last_buffer, address) {
             self.last_buffer = self.buffers.buffer_index(address)?;
         }
         Some(self.last_buffer)
@@ -272,7 +272,7 @@ impl MemorySystem {
             let window = if generic { layout::state_space_of(address) } else { Some(request.window) };
             let (base, len, shadow) = if window == Some(AddressWindow::Shared) {
                 let block = cx.block_mut();
-                let base = layout::SHARED_START as u64 + if generic { layout::SHARED_BASE } else { 0 };
+                let base = layout::FIRST_SHARED_ADDRESS as u64 + if generic { layout::SHARED_BASE } else { 0 };
                 (base, block.shared.len() as u64, &mut block.shadow)
             } else if let Some(index) = self.buffers.buffer_index(address) {
                 let buffer = self.buffers.buffer_mut(index);

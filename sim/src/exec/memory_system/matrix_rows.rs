@@ -19,7 +19,7 @@ impl MemorySystem {
             return NextAction::Stop;
         }
         if !t.store && cx.mask == u32::MAX {
-            let done = crate::simd::dispatch(
+            let done = crate::simd::run_with_widest_simd(
                 #[inline(always)]
                 || self.load_own_rows(cx, t),
             );
@@ -108,7 +108,7 @@ impl MemorySystem {
         else {
             return false;
         };
-        let plus = (t.addr.offset as u32).wrapping_sub(layout::SHARED_START);
+        let plus = (t.addr.offset as u32).wrapping_sub(layout::FIRST_SHARED_ADDRESS);
         let offsets = regs.rows[base as usize].0.map(|a| a.wrapping_add(plus));
         let end = (cx.block().shared.len() as u32).saturating_sub(15);
         if !offsets[..rows].iter().fold(true, |good, &o| good & (o < end) & (o % 16 == 0)) {
@@ -156,7 +156,7 @@ fn own_rows(cx: &InstructionContext, request: &AccessRequest) -> Option<LaneGrou
     }
     let end = (cx.block().shared.len() as u64).saturating_sub(15);
     let (lanes, location) = (request.lanes, MemoryLocation::Shared(cx.warp.slot));
-    let offsets = request.addresses.map(|a| a.wrapping_sub(layout::SHARED_START as u64));
+    let offsets = request.addresses.map(|a| a.wrapping_sub(layout::FIRST_SHARED_ADDRESS as u64));
     let good = (0..32).all(|l| lanes >> l & 1 == 0 || offsets[l] < end && offsets[l].is_multiple_of(16));
     good.then_some(LaneGroup { location, lanes, offsets, consecutive: false })
 }

@@ -5,7 +5,7 @@ use crate::counters;
 use crate::exec::grid_context::GridContext;
 use crate::exec::state::block::BlockTable;
 use crate::exec::state::location::{LaneGroup, MemoryLocation};
-use crate::layout::SHARED_START;
+use crate::layout::FIRST_SHARED_ADDRESS;
 use crate::memory::SimMemory;
 use crate::order::{AsyncOps, ClusterLayout, Conflict, SyncLocations};
 
@@ -44,7 +44,9 @@ impl MemorySystem {
             clusters: ClusterLayout { grid: context.launch.grid, cluster: context.cluster },
             last_buffer: 0,
             heap: Vec::new(),
-            shared_variables: variables.map(|v| ((v.0 - SHARED_START) as u64, (v.1 - SHARED_START) as u64)).collect(),
+            shared_variables: variables
+                .map(|v| ((v.0 - FIRST_SHARED_ADDRESS) as u64, (v.1 - FIRST_SHARED_ADDRESS) as u64))
+                .collect(),
             conflicts: Vec::new(),
             groups: Vec::new(),
         }
@@ -109,7 +111,7 @@ impl MemorySystem {
                     let first = base + group.offsets[0];
                     (first + asked - 1) / 32 - first / 32 + 1
                 } else {
-                    crate::simd::dispatch(
+                    crate::simd::run_with_widest_simd(
                         #[inline(always)]
                         || counters::count_sectors(&group.offsets.map(|o| o.wrapping_add(base)), lanes, bytes),
                     )
@@ -125,7 +127,7 @@ impl MemorySystem {
                 let (passes, least) = if group.consecutive && bytes <= 4 {
                     (1, 1)
                 } else {
-                    crate::simd::dispatch(
+                    crate::simd::run_with_widest_simd(
                         #[inline(always)]
                         || counters::count_wavefronts(&group.offsets.map(|o| o as u32), lanes, bytes),
                     )

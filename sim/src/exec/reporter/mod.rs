@@ -43,7 +43,7 @@ impl<'a> Reporter<'a> {
             context,
             findings: Findings::default(),
             notes: BTreeSet::new(),
-            counters: Counters::new(context.kernel.instructions()),
+            counters: Counters::new(context.kernel.instruction_count()),
             printed: String::new(),
             dependent: None,
         }

@@ -8,7 +8,7 @@ use crate::exec::residency;
 use crate::exec::state::barrier::{BlockBarrier, ClusterBarrier};
 use crate::exec::state::block::{Block, BlockTable};
 use crate::exec::state::warp::{FragmentState, NO_JOIN, Warp, WarpFragment};
-use crate::layout::SHARED_START;
+use crate::layout::FIRST_SHARED_ADDRESS;
 use crate::order::{MemorySpace, ShadowMemory, VectorClock, WarpClocks};
 use std::collections::BTreeMap;
 
@@ -58,12 +58,12 @@ fn new_block(context: &GridContext, blocks: &mut BlockTable, at: [u32; 3], rank:
     let (kernel, launch) = (context.kernel, context.launch);
     let [gx, gy, _] = launch.grid;
     let index = context.first_block + at[0] + gx * (at[1] + gy * at[2]);
-    let shared_bytes = (kernel.dynamic_shared - SHARED_START + launch.dynamic_shared) as usize;
+    let shared_bytes = (kernel.dynamic_shared - FIRST_SHARED_ADDRESS + launch.dynamic_shared) as usize;
     let (mut shared, mut shadow) = blocks.take_spare_memory().unwrap_or_else(|| {
         (vec![0xa5; shared_bytes], ShadowMemory::new(MemorySpace::Shared, shared_bytes as u64, false))
     });
     if let Some((start, end)) = kernel.group_scratch {
-        let [start, end] = [start, end].map(|address| address - SHARED_START);
+        let [start, end] = [start, end].map(|address| address - FIRST_SHARED_ADDRESS);
         shared[start as usize..end as usize].fill(0);
         shadow.initialize(start as u64..end as u64);
     }

@@ -19,7 +19,7 @@ pub struct Block {
     pub rank: u32,
     /// Slots of the blocks of this cluster, by rank.
     pub cluster: Vec<u32>,
-    /// The bytes of shared memory; the first one has address [`crate::layout::SHARED_START`].
+    /// The bytes of shared memory; the first one has address [`crate::layout::FIRST_SHARED_ADDRESS`].
     pub shared: Vec<u8>,
     /// Shadow memory: the last writers and readers of the block's shared memory.
     pub shadow: ShadowMemory,

@@ -51,7 +51,7 @@ impl LaneGroup {
         range: (u64, u64),
         bytes: u64,
     ) -> Option<LaneGroup> {
-        crate::simd::dispatch(
+        crate::simd::run_with_widest_simd(
             #[inline(always)]
             || {
                 let offsets = offsets_within(addresses, base, range, bytes)?;

@@ -23,6 +23,6 @@ mod sequence;
 #[cfg(test)]
 mod tests;
 
-pub use super::format::{Accumulator, Element};
+pub use super::format::{AccumulatorFormat, ElementFormat};
 pub use op::{BitOp, MmaOp, RegisterCounts};
 pub use sequence::{FragmentCache, MmaRegisters};

@@ -1,6 +1,6 @@
 //! Decoding of `mma.sync` opcodes.
 
-use crate::matrix::format::{Accumulator, Element};
+use crate::matrix::format::{AccumulatorFormat, ElementFormat};
 
 /// How `.b1` operands are combined before the ones are counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -19,11 +19,11 @@ pub struct MmaOp {
     /// Number of A's columns and of B's rows.
     pub k: u16,
     /// Format of A's elements.
-    pub a: Element,
+    pub a: ElementFormat,
     /// Format of B's elements.
-    pub b: Element,
+    pub b: ElementFormat,
     /// Format of C and D.
-    pub accumulator: Accumulator,
+    pub accumulator: AccumulatorFormat,
     /// `.satfinite`: s32 sums clamp instead of wrapping.
     pub saturate: bool,
     /// The bit operation, for `.b1` elements only.
@@ -59,17 +59,17 @@ impl MmaOp {
         if d != c {
             return None;
         }
-        let (a, b) = (Element::parse(a)?, Element::parse(b)?);
+        let (a, b) = (ElementFormat::parse(a)?, ElementFormat::parse(b)?);
         let accumulator = match d {
-            "f16" => Accumulator::F16,
-            "f32" => Accumulator::F32,
-            "s32" => Accumulator::S32,
-            "f64" => Accumulator::F64,
+            "f16" => AccumulatorFormat::F16,
+            "f32" => AccumulatorFormat::F32,
+            "s32" => AccumulatorFormat::S32,
+            "f64" => AccumulatorFormat::F64,
             _ => return None,
         };
         match prefix {
             None => (),
-            Some("rn") if a == Element::F64 => (),
+            Some("rn") if a == ElementFormat::F64 => (),
             Some("satfinite") if a.is_integer() => (),
             Some(_) => return None,
         }
@@ -85,47 +85,50 @@ impl MmaOp {
     /// Returns true if PTX has an instruction with this shape and these types.
     fn exists(&self) -> bool {
         let same = self.a == self.b;
-        let float = matches!(self.accumulator, Accumulator::F32 | Accumulator::F16);
-        let single = self.accumulator == Accumulator::F32;
-        let integer = self.accumulator == Accumulator::S32;
+        let float = matches!(self.accumulator, AccumulatorFormat::F32 | AccumulatorFormat::F16);
+        let single = self.accumulator == AccumulatorFormat::F32;
+        let integer = self.accumulator == AccumulatorFormat::S32;
         let shape = (self.m, self.k);
         let form = match self.a {
-            Element::F64 => {
-                same && self.accumulator == Accumulator::F64 && matches!(shape, (8, 4) | (16, 4) | (16, 8) | (16, 16))
+            ElementFormat::F64 => {
+                same && self.accumulator == AccumulatorFormat::F64
+                    && matches!(shape, (8, 4) | (16, 4) | (16, 8) | (16, 16))
             }
-            Element::Tf32 => same && single && matches!(shape, (16, 4) | (16, 8)),
-            Element::Bf16 => same && single && matches!(shape, (16, 8) | (16, 16)),
-            Element::F16 => same && float && matches!(shape, (16, 8) | (16, 16)),
-            Element::E4m3 | Element::E5m2 => self.b.is_fp8() && float && matches!(shape, (16, 16) | (16, 32)),
-            Element::S8 | Element::U8 => {
+            ElementFormat::Tf32 => same && single && matches!(shape, (16, 4) | (16, 8)),
+            ElementFormat::Bf16 => same && single && matches!(shape, (16, 8) | (16, 16)),
+            ElementFormat::F16 => same && float && matches!(shape, (16, 8) | (16, 16)),
+            ElementFormat::E4m3 | ElementFormat::E5m2 => {
+                self.b.is_fp8() && float && matches!(shape, (16, 16) | (16, 32))
+            }
+            ElementFormat::S8 | ElementFormat::U8 => {
                 self.b.is_integer() && self.b.bits() == 8 && integer && matches!(shape, (8, 16) | (16, 16) | (16, 32))
             }
-            Element::S4 | Element::U4 => {
+            ElementFormat::S4 | ElementFormat::U4 => {
                 self.b.is_integer() && self.b.bits() == 4 && integer && matches!(shape, (8, 32) | (16, 32) | (16, 64))
             }
-            Element::B1 => same && integer && matches!(shape, (8, 128) | (16, 128) | (16, 256)),
+            ElementFormat::B1 => same && integer && matches!(shape, (8, 128) | (16, 128) | (16, 256)),
         };
-        form && (self.a == Element::B1) == self.bit_op.is_some()
+        form && (self.a == ElementFormat::B1) == self.bit_op.is_some()
     }
 
-    /// Returns the registers per lane of each operand.
+    /// Returns the number of registers per lane of each operand.
     pub fn registers(&self) -> RegisterCounts {
         let (m, k) = (self.m as usize, self.k as usize);
-        let width = if self.a == Element::F64 { 64 } else { 32 };
+        let width = if self.a == ElementFormat::F64 { 64 } else { 32 };
         let count = |elements: usize, bits: u32| elements * bits as usize / width / 32;
         let c = match self.accumulator {
-            Accumulator::F16 => m * 8 / 64,
+            AccumulatorFormat::F16 => m * 8 / 64,
             _ => m * 8 / 32,
         };
         RegisterCounts { a: count(m * k, self.a.bits()), b: count(8 * k, self.b.bits()), c }
     }
 
-    /// Returns how many rows of 32 words a register takes: 2 for f64, else 1.
+    /// Returns how many `Lanes` arrays a register takes: 2 for f64, whose registers have 64 bits, else 1.
     pub fn rows_per_register(&self) -> usize {
-        if self.a == Element::F64 { 2 } else { 1 }
+        if self.a == ElementFormat::F64 { 2 } else { 1 }
     }
 
-    /// Returns the operations of the product, two per multiply-add.
+    /// Returns the number of arithmetic operations of the product, two per multiply-add.
     pub fn flops(&self) -> u64 {
         2 * self.m as u64 * 8 * self.k as u64
     }

@@ -3,16 +3,16 @@
 use super::bits_and_f64;
 use super::op::MmaOp;
 use crate::matrix::Lanes;
-use crate::matrix::format::{Accumulator, Element};
+use crate::matrix::format::{AccumulatorFormat, ElementFormat};
 use crate::matrix::fragments::{load_accumulators, register_to_b_rows, register_values, store_accumulators};
-use crate::matrix::simd::{LaneVector, VectorKernel, dispatch};
+use crate::matrix::simd::{LaneVector, VectorKernel, run_vector_kernel};
 
 impl MmaOp {
     /// Computes D = A·B + C for a whole warp. Each operand takes `registers()` × `rows_per_register()` elements of
     /// its slice.
     #[inline]
     pub fn run(&self, a: &[&Lanes], b: &[&Lanes], c: &[&Lanes], d: &mut [Lanes]) {
-        dispatch(ProductKernel { op: self, a, b, c, d });
+        run_vector_kernel(ProductKernel { op: self, a, b, c, d });
     }
 }
 
@@ -30,8 +30,8 @@ impl VectorKernel for ProductKernel<'_> {
     fn run<V: LaneVector>(self, v: V) {
         let Self { op, a, b, c, d } = self;
         match (op.a, op.a.bits()) {
-            (Element::F64, _) => bits_and_f64::f64_product(op, a, b, c, d),
-            (Element::B1, _) => bits_and_f64::bit_product(op, a, b, c, d),
+            (ElementFormat::F64, _) => bits_and_f64::f64_product(op, a, b, c, d),
+            (ElementFormat::B1, _) => bits_and_f64::bit_product(op, a, b, c, d),
             (_, 4) => single::<V, 8>(v, op, a, b, c, d),
             (_, 8) => single::<V, 4>(v, op, a, b, c, d),
             (_, 16) => single::<V, 2>(v, op, a, b, c, d),
@@ -85,7 +85,7 @@ fn shaped<V: LaneVector, const E: usize>(
     }
 }
 
-/// Computes `H` groups of eight rows of D, starting with group `first` of `halves`. Each register takes `N` vectors.
+/// Computes `H` of the `halves` groups of eight rows of D, from group `first` on. Each register takes `N` vectors.
 #[inline(always)]
 fn block<V: LaneVector, const E: usize, const H: usize, const N: usize>(
     v: V,
@@ -121,7 +121,7 @@ fn block<V: LaneVector, const E: usize, const H: usize, const N: usize>(
         }
         let half = first + half;
         let before = match op.accumulator {
-            Accumulator::S32 => [*c[2 * half], *c[2 * half + 1]],
+            AccumulatorFormat::S32 => [*c[2 * half], *c[2 * half + 1]],
             _ => [[0; 32]; 2],
         };
         store_accumulators(
@@ -136,8 +136,8 @@ fn block<V: LaneVector, const E: usize, const H: usize, const N: usize>(
     }
 }
 
-/// Adds the products for all k to `sums`; one step of k takes `halves` registers of A. Takes `sums` by value so that
-/// they stay in CPU registers.
+/// Adds the products for all k to `sums`; `a` holds `halves` registers per step along k. Takes `sums` by value so
+/// that they stay in CPU registers.
 #[inline(always)]
 fn summed<V: LaneVector, const E: usize, const H: usize, const N: usize>(
     v: V,

@@ -2,9 +2,9 @@
 
 use super::op::MmaOp;
 use crate::matrix::Lanes;
-use crate::matrix::format::{Accumulator, Element};
+use crate::matrix::format::{AccumulatorFormat, ElementFormat};
 use crate::matrix::fragments::{ExpandedColumns, expand_a_columns, register_to_b_rows};
-use crate::matrix::simd::{LaneVector, VectorKernel, dispatch};
+use crate::matrix::simd::{LaneVector, VectorKernel, run_vector_kernel};
 
 /// The register indices of one product D = A·B + C.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,7 +20,8 @@ pub struct MmaRegisters {
 }
 
 impl MmaRegisters {
-    /// Returns the registers of an instruction if there are as many as [`MmaOp::is_m16n8k16_half`] forms have.
+    /// Returns the registers of an instruction; `None` if an operand has another number of registers than in the form
+    /// that [`MmaOp::is_m16n8k16_half`] describes.
     #[inline(always)]
     pub fn new(a: &[u32], b: &[u32], c: &[u32], d: &[u32]) -> Option<MmaRegisters> {
         Some(MmaRegisters {
@@ -46,8 +47,8 @@ impl MmaOp {
     /// f16 with f32 accumulators.
     #[inline(always)]
     pub fn is_m16n8k16_half(&self) -> bool {
-        let half = matches!(self.a, Element::Bf16 | Element::F16);
-        half && (self.m, self.k, self.accumulator) == (16, 16, Accumulator::F32)
+        let half = matches!(self.a, ElementFormat::Bf16 | ElementFormat::F16);
+        half && (self.m, self.k, self.accumulator) == (16, 16, AccumulatorFormat::F32)
     }
 }
 
@@ -100,7 +101,7 @@ impl FragmentCache {
     /// is 0x7fffffff.
     pub fn run<'p>(&mut self, op: &MmaOp, registers: &mut [Lanes], products: impl Iterator<Item = &'p MmaRegisters>) {
         self.forget();
-        dispatch(SequenceKernel { fragments: self, op, registers, products });
+        run_vector_kernel(SequenceKernel { fragments: self, op, registers, products });
     }
 
     fn forget(&mut self) {

@@ -5,7 +5,7 @@
 
 use super::*;
 use crate::matrix::Lanes;
-use crate::matrix::format::unpack;
+use crate::matrix::format::unpack_to_f32;
 use crate::test_random::Random;
 
 /// Returns the opcode of every dense form.
@@ -103,41 +103,41 @@ fn element_bits(rows: &[Lanes], bits: usize, lane: usize, i: usize) -> u64 {
 
 fn e4m3(bits: u32) -> f64 {
     let mut out = [[0.0; 1]; 4];
-    unpack(Element::E4m3, &[bits], &mut out);
+    unpack_to_f32(ElementFormat::E4m3, &[bits], &mut out);
     out[0][0] as f64
 }
 
-fn value(element: Element, bits: u64) -> f64 {
+fn value(element: ElementFormat, bits: u64) -> f64 {
     match element {
-        Element::F64 => f64::from_bits(bits),
-        Element::Tf32 => f32::from_bits(bits as u32 & 0xffff_e000) as f64,
-        Element::Bf16 => half::bf16::from_bits(bits as u16).to_f64(),
-        Element::F16 => half::f16::from_bits(bits as u16).to_f64(),
-        Element::E5m2 => half::f16::from_bits((bits as u16) << 8).to_f64(),
-        Element::E4m3 => e4m3(bits as u32),
-        Element::S8 => bits as u8 as i8 as f64,
-        Element::U8 | Element::U4 | Element::B1 => bits as f64,
-        Element::S4 => ((bits << 60) as i64 >> 60) as f64,
+        ElementFormat::F64 => f64::from_bits(bits),
+        ElementFormat::Tf32 => f32::from_bits(bits as u32 & 0xffff_e000) as f64,
+        ElementFormat::Bf16 => half::bf16::from_bits(bits as u16).to_f64(),
+        ElementFormat::F16 => half::f16::from_bits(bits as u16).to_f64(),
+        ElementFormat::E5m2 => half::f16::from_bits((bits as u16) << 8).to_f64(),
+        ElementFormat::E4m3 => e4m3(bits as u32),
+        ElementFormat::S8 => bits as u8 as i8 as f64,
+        ElementFormat::U8 | ElementFormat::U4 | ElementFormat::B1 => bits as f64,
+        ElementFormat::S4 => ((bits << 60) as i64 >> 60) as f64,
     }
 }
 
 /// Returns the bits of a finite number of moderate size: the naive sum is then accurate, and its rounding
 /// unambiguous.
-fn random_element(element: Element, random: &mut Random) -> u64 {
+fn random_element(element: ElementFormat, random: &mut Random) -> u64 {
     let small = (random.next() % 33) as f32 / 4.0 - 4.0;
     match element {
-        Element::F64 => (small as f64 + random.next() as f64 * 1e-12).to_bits(),
+        ElementFormat::F64 => (small as f64 + random.next() as f64 * 1e-12).to_bits(),
         // Set low bits of tf32, which the product must ignore.
-        Element::Tf32 => (small.to_bits() | random.next() & 0x1fff) as u64,
-        Element::Bf16 => half::bf16::from_f32(small).to_bits() as u64,
-        Element::F16 => half::f16::from_f32(small).to_bits() as u64,
-        Element::E5m2 => (half::f16::from_f32(small).to_bits() >> 8) as u64,
-        Element::E4m3 => ((random.next() % 0x50) | (random.next() & 0x80)) as u64,
+        ElementFormat::Tf32 => (small.to_bits() | random.next() & 0x1fff) as u64,
+        ElementFormat::Bf16 => half::bf16::from_f32(small).to_bits() as u64,
+        ElementFormat::F16 => half::f16::from_f32(small).to_bits() as u64,
+        ElementFormat::E5m2 => (half::f16::from_f32(small).to_bits() >> 8) as u64,
+        ElementFormat::E4m3 => ((random.next() % 0x50) | (random.next() & 0x80)) as u64,
         _ => random.next() as u64 & ((1 << element.bits()) - 1),
     }
 }
 
-fn fill(element: Element, rows: usize, random: &mut Random) -> Vec<Lanes> {
+fn fill(element: ElementFormat, rows: usize, random: &mut Random) -> Vec<Lanes> {
     let mut out = vec![[0; 32]; rows];
     let bits = element.bits() as usize;
     if bits == 64 {
@@ -175,10 +175,10 @@ fn accumulator_at(op: &MmaOp, rows: &[Lanes], row: usize, column: usize) -> f64 
     let lane = 4 * (row % 8) + column / 2;
     let i = 2 * (row / 8) + column % 2;
     match op.accumulator {
-        Accumulator::F16 => value(Element::F16, element_bits(rows, 16, lane, i)),
-        Accumulator::F32 => f32::from_bits(rows[i][lane]) as f64,
-        Accumulator::S32 => rows[i][lane] as i32 as f64,
-        Accumulator::F64 => value(Element::F64, element_bits(rows, 64, lane, i)),
+        AccumulatorFormat::F16 => value(ElementFormat::F16, element_bits(rows, 16, lane, i)),
+        AccumulatorFormat::F32 => f32::from_bits(rows[i][lane]) as f64,
+        AccumulatorFormat::S32 => rows[i][lane] as i32 as f64,
+        AccumulatorFormat::F64 => value(ElementFormat::F64, element_bits(rows, 64, lane, i)),
     }
 }
 
@@ -192,10 +192,12 @@ fn every_form_equals_the_naive_product() {
         let a = fill(op.a, counts.a * per, &mut random);
         let b = fill(op.b, counts.b * per, &mut random);
         let c = match op.accumulator {
-            Accumulator::F16 => fill(Element::F16, counts.c, &mut random),
-            Accumulator::F32 => fill(Element::Tf32, counts.c, &mut random),
-            Accumulator::F64 => fill(Element::F64, counts.c * per, &mut random),
-            Accumulator::S32 => vec![std::array::from_fn(|lane| (lane as u32).wrapping_mul(0x0fff_fff7)); counts.c],
+            AccumulatorFormat::F16 => fill(ElementFormat::F16, counts.c, &mut random),
+            AccumulatorFormat::F32 => fill(ElementFormat::Tf32, counts.c, &mut random),
+            AccumulatorFormat::F64 => fill(ElementFormat::F64, counts.c * per, &mut random),
+            AccumulatorFormat::S32 => {
+                vec![std::array::from_fn(|lane| (lane as u32).wrapping_mul(0x0fff_fff7)); counts.c]
+            }
         };
         let mut d = vec![[0x7fc1_2345; 32]; counts.c * per];
         run(&op, &a, &b, &c, &mut d);
@@ -210,11 +212,11 @@ fn every_form_equals_the_naive_product() {
                 let exact = c + product;
                 let got = accumulator_at(&op, &d, row, column);
                 let (want, bound) = match op.accumulator {
-                    Accumulator::S32 if op.saturate => (exact.clamp(i32::MIN as f64, i32::MAX as f64), 0.0),
-                    Accumulator::S32 => (exact as i64 as i32 as f64, 0.0),
-                    Accumulator::F16 => (half::f16::from_f64(exact).to_f64(), exact.abs() * 1e-3 + 1e-6),
-                    Accumulator::F32 => (exact, 1e-4),
-                    Accumulator::F64 => (exact, 1e-12),
+                    AccumulatorFormat::S32 if op.saturate => (exact.clamp(i32::MIN as f64, i32::MAX as f64), 0.0),
+                    AccumulatorFormat::S32 => (exact as i64 as i32 as f64, 0.0),
+                    AccumulatorFormat::F16 => (half::f16::from_f64(exact).to_f64(), exact.abs() * 1e-3 + 1e-6),
+                    AccumulatorFormat::F32 => (exact, 1e-4),
+                    AccumulatorFormat::F64 => (exact, 1e-12),
                 };
                 assert!((got - want).abs() <= bound, "{opcode} at ({row}, {column}): {got} for {want}");
             }

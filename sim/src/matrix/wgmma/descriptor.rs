@@ -190,7 +190,7 @@ impl SharedOperand {
             }
     }
 
-    /// Returns the addresses of a unit in eight lines from `line`, a multiple of 8, on.
+    /// Returns the addresses of a unit in eight consecutive lines. The first one, `line`, is a multiple of 8.
     #[inline(always)]
     pub fn unit_addresses(&self, line: u32, unit: u32) -> [u32; 8] {
         let (swizzle, first) = (self.descriptor.swizzle, self.eight(line / 8, unit));
@@ -203,7 +203,7 @@ impl SharedOperand {
 
     /// Calls `each` with the address and the length of every contiguous run of bytes that the instruction reads. No
     /// byte occurs twice unless the offsets make parts of the operand overlap.
-    pub fn for_each_run(&self, mut each: impl FnMut(u32, u32)) {
+    pub fn for_each_byte_run(&self, mut each: impl FnMut(u32, u32)) {
         let (mut at, mut bytes) = (0, 0);
         let mut add = |address: u32, length: u32| {
             if address == at + bytes && bytes > 0 {
@@ -263,17 +263,17 @@ impl SharedOperand {
         }
     }
 
-    /// Returns (address, bytes) of all runs of [`Self::for_each_run`].
-    pub fn runs(&self) -> Vec<(u32, u32)> {
+    /// Returns (address, bytes) of all runs of [`Self::for_each_byte_run`].
+    pub fn byte_runs(&self) -> Vec<(u32, u32)> {
         let mut runs = Vec::new();
-        self.for_each_run(|address, bytes| runs.push((address, bytes)));
+        self.for_each_byte_run(|address, bytes| runs.push((address, bytes)));
         runs
     }
 
     /// Checks that all bytes that the instruction reads lie in the shared memory `first..end`.
     pub fn check_range(&self, first: u32, end: u32) -> Result<(), DescriptorError> {
         let mut outside = None;
-        self.for_each_run(|address, bytes| {
+        self.for_each_byte_run(|address, bytes| {
             if address < first || address + bytes > end {
                 outside = outside.or(Some((address, bytes)));
             }

@@ -16,12 +16,12 @@ mod tests;
 pub use descriptor::{Descriptor, DescriptorError, SharedOperand};
 
 use super::Lanes;
-pub use super::format::{Accumulator, Element};
+pub use super::format::{AccumulatorFormat, ElementFormat};
 use super::fragments::{ExpandedColumns, expand_a_columns, load_accumulators, register_to_b_rows, store_accumulators};
-use super::simd::{LaneVector, VectorKernel, dispatch};
+use super::simd::{LaneVector, VectorKernel, run_vector_kernel};
 
 /// The number of rows of A and D.
-pub const M: usize = 64;
+pub const D_ROWS: usize = 64;
 
 /// Maximum number of columns of B and D.
 const MAX_N: usize = 256;
@@ -35,11 +35,11 @@ pub struct WgmmaOp {
     /// Number of columns of B and D.
     pub n: u16,
     /// Format of A's elements.
-    pub a: Element,
+    pub a: ElementFormat,
     /// Format of B's elements.
-    pub b: Element,
+    pub b: ElementFormat,
     /// Format of D.
-    pub accumulator: Accumulator,
+    pub accumulator: AccumulatorFormat,
     /// `.satfinite`: s32 sums clamp instead of wrapping.
     pub saturate: bool,
     /// True if A comes from registers, not from shared memory.
@@ -87,11 +87,11 @@ impl WgmmaOp {
         types.retain(|part| *part != "satfinite");
         let saturate = types.len() < count;
         let [d, a, b] = types[..] else { return None };
-        let (a, b) = (Element::parse(a)?, Element::parse(b)?);
+        let (a, b) = (ElementFormat::parse(a)?, ElementFormat::parse(b)?);
         let accumulator = match d {
-            "f16" => Accumulator::F16,
-            "f32" => Accumulator::F32,
-            "s32" => Accumulator::S32,
+            "f16" => AccumulatorFormat::F16,
+            "f32" => AccumulatorFormat::F32,
+            "s32" => AccumulatorFormat::S32,
             _ => return None,
         };
         let op = Self {
@@ -106,33 +106,33 @@ impl WgmmaOp {
             transpose_b: false,
         };
         let form = match (a, b, accumulator) {
-            (Element::F16, Element::F16, Accumulator::F16 | Accumulator::F32)
-            | (Element::Bf16, Element::Bf16, Accumulator::F32)
-            | (Element::Tf32, Element::Tf32, Accumulator::F32) => !saturate,
-            (a, b, Accumulator::F16 | Accumulator::F32) => a.is_fp8() && b.is_fp8() && !saturate,
-            (a, b, Accumulator::S32) => {
-                let bytes = |element| matches!(element, Element::S8 | Element::U8);
+            (ElementFormat::F16, ElementFormat::F16, AccumulatorFormat::F16 | AccumulatorFormat::F32)
+            | (ElementFormat::Bf16, ElementFormat::Bf16, AccumulatorFormat::F32)
+            | (ElementFormat::Tf32, ElementFormat::Tf32, AccumulatorFormat::F32) => !saturate,
+            (a, b, AccumulatorFormat::F16 | AccumulatorFormat::F32) => a.is_fp8() && b.is_fp8() && !saturate,
+            (a, b, AccumulatorFormat::S32) => {
+                let bytes = |element| matches!(element, ElementFormat::S8 | ElementFormat::U8);
                 bytes(a) && bytes(b) && (n <= 32 || n.is_multiple_of(16))
             }
             _ => false,
         };
-        (form && n.is_multiple_of(8) && (8..=256).contains(&n) && k == op.k()).then_some(op)
+        (form && n.is_multiple_of(8) && (8..=256).contains(&n) && k == op.k_elements()).then_some(op)
     }
 
     /// Returns the number of A's columns and of B's rows: as many elements as 32 bytes hold.
     #[inline]
-    pub fn k(&self) -> u32 {
+    pub fn k_elements(&self) -> u32 {
         256 / self.a.bits()
     }
 
     /// Returns the number of D's registers per lane.
     pub fn d_registers(&self) -> usize {
-        self.n as usize / if self.accumulator == Accumulator::F16 { 4 } else { 2 }
+        self.n as usize / if self.accumulator == AccumulatorFormat::F16 { 4 } else { 2 }
     }
 
     /// Returns the operand A that a descriptor gives in shared memory.
     pub fn operand_a(&self, descriptor: u64) -> Result<SharedOperand, DescriptorError> {
-        SharedOperand::new(descriptor, self.transpose_a, M as u32)
+        SharedOperand::new(descriptor, self.transpose_a, D_ROWS as u32)
     }
 
     /// Returns the operand B that a descriptor gives in shared memory.
@@ -140,9 +140,9 @@ impl WgmmaOp {
         SharedOperand::new(descriptor, self.transpose_b, self.n as u32)
     }
 
-    /// Returns the operations of the warpgroup's product, two per multiply-add.
+    /// Returns the number of arithmetic operations of the warpgroup's product, two per multiply-add.
     pub fn flops(&self) -> u64 {
-        2 * M as u64 * self.n as u64 * self.k() as u64
+        2 * D_ROWS as u64 * self.n as u64 * self.k_elements() as u64
     }
 
     /// Computes D = ±A·B + D for the rows of one warp (0..4) of the warpgroup, whose registers of D are `d`. Without
@@ -155,7 +155,7 @@ impl WgmmaOp {
     /// Does the same as [`Self::run`], with D in `registers` at the indices `slots`.
     pub fn run_on_slots(&self, tiles: &WgmmaTiles, warp: usize, scale_d: bool, registers: &mut [Lanes], slots: &[u32]) {
         let slots = &slots[..self.d_registers()];
-        dispatch(ProductKernel { op: self, tiles, warp, scale_d, registers, slots });
+        run_vector_kernel(ProductKernel { op: self, tiles, warp, scale_d, registers, slots });
     }
 }
 
@@ -165,7 +165,7 @@ impl WgmmaOp {
 pub struct WgmmaTiles {
     /// A's registers of each warp in the layout of `mma`: register r holds eight rows (r & 1 selects which) of 16
     /// bytes along k (r >> 1 selects which).
-    a: [[Lanes; 4]; M / 16],
+    a: [[Lanes; 4]; D_ROWS / 16],
     /// B as f32, `[n / 8][2][k][4]`: of each eight columns the even ones, then the odd ones.
     b: Vec<Group>,
 }
@@ -175,14 +175,14 @@ type Group = [[[f32; 4]; MAX_K]; 2];
 
 impl Default for WgmmaTiles {
     fn default() -> Self {
-        Self { a: [[[0; 32]; 4]; M / 16], b: vec![[[[0.0; 4]; MAX_K]; 2]; MAX_N / 8] }
+        Self { a: [[[0; 32]; 4]; D_ROWS / 16], b: vec![[[[0.0; 4]; MAX_K]; 2]; MAX_N / 8] }
     }
 }
 
 impl WgmmaTiles {
     /// Reads A from shared memory; `fetch` returns the 16 bytes at a shared address.
     pub fn read_a(&mut self, _op: &WgmmaOp, operand: &SharedOperand, fetch: impl Fn(u32) -> [u8; 16]) {
-        dispatch(ReadA { a: &mut self.a, operand, fetch });
+        run_vector_kernel(ReadA { a: &mut self.a, operand, fetch });
     }
 
     /// Sets the rows of A of one warp (0..4) from its four registers.
@@ -192,7 +192,7 @@ impl WgmmaTiles {
 
     /// Reads B from shared memory; `fetch` returns the 16 bytes at a shared address.
     pub fn read_b(&mut self, op: &WgmmaOp, operand: &SharedOperand, fetch: impl Fn(u32) -> [u8; 16]) {
-        dispatch(ReadB { element: op.b, b: &mut self.b, operand, fetch });
+        run_vector_kernel(ReadB { element: op.b, b: &mut self.b, operand, fetch });
     }
 }
 
@@ -209,7 +209,7 @@ fn matrix(operand: &SharedOperand, line: u32, unit: u32, fetch: &impl Fn(u32) ->
 
 /// The arguments of [`WgmmaTiles::read_a`], as a [`VectorKernel`].
 struct ReadA<'a, F> {
-    a: &'a mut [[Lanes; 4]; M / 16],
+    a: &'a mut [[Lanes; 4]; D_ROWS / 16],
     operand: &'a SharedOperand,
     fetch: F,
 }
@@ -235,7 +235,7 @@ impl<F: Fn(u32) -> [u8; 16]> VectorKernel for ReadA<'_, F> {
 
 /// The arguments of [`WgmmaTiles::read_b`], as a [`VectorKernel`].
 struct ReadB<'a, F> {
-    element: Element,
+    element: ElementFormat,
     b: &'a mut [Group],
     operand: &'a SharedOperand,
     fetch: F,
@@ -292,7 +292,7 @@ impl VectorKernel for ProductKernel<'_> {
             16 => expand_a_columns::<V, 2, MAX_K>(v, element, registers, negate, &mut columns),
             _ => expand_a_columns::<V, 1, MAX_K>(v, element, registers, negate, &mut columns),
         }
-        let (a, k) = (&columns.0, self.op.k() as usize);
+        let (a, k) = (&columns.0, self.op.k_elements() as usize);
         let b = &self.tiles.b;
         let groups = self.op.n as usize / 8;
         if V::QUADS == 4 {
@@ -353,7 +353,9 @@ fn block<V: LaneVector, const G: usize, const H: usize, const N: usize>(
             }
             let (group, half) = (group + g, half + h);
             let before = match op.accumulator {
-                Accumulator::S32 if scale_d => [0, 1].map(|i| registers[slots[4 * group + 2 * half + i] as usize]),
+                AccumulatorFormat::S32 if scale_d => {
+                    [0, 1].map(|i| registers[slots[4 * group + 2 * half + i] as usize])
+                }
                 _ => [[0; 32]; 2],
             };
             store_accumulators(

@@ -10,25 +10,25 @@ use crate::test_random::Random;
 const SWIZZLES: [Swizzle; 4] = [Swizzle::None, Swizzle::B32, Swizzle::B64, Swizzle::B128];
 
 /// Returns the bits and the value of a small random number in a format.
-fn number(element: Element, random: &mut Random) -> (u32, f64) {
+fn number(element: ElementFormat, random: &mut Random) -> (u32, f64) {
     let small = (random.next() % 17) as i32 - 8;
     let quarter = small as f32 / 4.0;
     match element {
-        Element::Bf16 => (half::bf16::from_f32(quarter).to_bits() as u32, quarter as f64),
-        Element::F16 => (half::f16::from_f32(quarter).to_bits() as u32, quarter as f64),
-        Element::Tf32 => (quarter.to_bits() | random.next() & 0x1fff, quarter as f64),
-        Element::E5m2 => {
+        ElementFormat::Bf16 => (half::bf16::from_f32(quarter).to_bits() as u32, quarter as f64),
+        ElementFormat::F16 => (half::f16::from_f32(quarter).to_bits() as u32, quarter as f64),
+        ElementFormat::Tf32 => (quarter.to_bits() | random.next() & 0x1fff, quarter as f64),
+        ElementFormat::E5m2 => {
             // Multiples of 1/2 from −2 to 2: two bits of mantissa represent them exactly.
             let value = (random.next() % 9) as f32 / 2.0 - 2.0;
             (half::f16::from_f32(value).to_bits() as u32 >> 8, value as f64)
         }
-        Element::E4m3 => {
+        ElementFormat::E4m3 => {
             let exponent = random.next() % 3;
             let (sign, mantissa) = (random.next() & 1, random.next() % 8);
             let value = (1.0 + mantissa as f64 / 8.0) * f64::powi(2.0, exponent as i32 - 1);
             (sign << 7 | (exponent + 6) << 3 | mantissa, if sign == 1 { -value } else { value })
         }
-        Element::S8 => {
+        ElementFormat::S8 => {
             let value = random.next() as u8 as i8;
             (value as u8 as u32, value as f64)
         }
@@ -45,7 +45,7 @@ struct Matrix {
     values: Vec<Vec<f64>>,
 }
 
-fn random_matrix(element: Element, extent: usize, k: usize, random: &mut Random) -> Matrix {
+fn random_matrix(element: ElementFormat, extent: usize, k: usize, random: &mut Random) -> Matrix {
     let mut matrix = Matrix { bits: vec![vec![0; k]; extent], values: vec![vec![0.0; k]; extent] };
     for row in 0..extent {
         for column in 0..k {
@@ -78,7 +78,7 @@ fn byte_address(d: &Descriptor, mn_major: bool, bytes: u32, mn: u32, k: u32) -> 
     address ^ (((address >> 7) & ((1 << bits) - 1)) << 4)
 }
 
-fn put(shared: &mut [u8], d: &Descriptor, mn_major: bool, element: Element, matrix: &Matrix) {
+fn put(shared: &mut [u8], d: &Descriptor, mn_major: bool, element: ElementFormat, matrix: &Matrix) {
     let bytes = element.bits() / 8;
     for (mn, row) in matrix.bits.iter().enumerate() {
         for (k, bits) in row.iter().enumerate() {
@@ -107,8 +107,8 @@ fn d_value(op: &WgmmaOp, d: &[Vec<Lanes>], row: usize, column: usize) -> f64 {
     let (warp, lane) = (row / 16, 4 * (row % 8) + column % 8 / 2);
     let i = 4 * (column / 8) + 2 * (row / 8 % 2) + column % 2;
     match op.accumulator {
-        Accumulator::F16 => half::f16::from_bits((d[warp][i / 2][lane] >> (16 * (i % 2))) as u16).to_f64(),
-        Accumulator::F32 => f32::from_bits(d[warp][i][lane]) as f64,
+        AccumulatorFormat::F16 => half::f16::from_bits((d[warp][i / 2][lane] >> (16 * (i % 2))) as u16).to_f64(),
+        AccumulatorFormat::F32 => f32::from_bits(d[warp][i][lane]) as f64,
         _ => d[warp][i][lane] as i32 as f64,
     }
 }
@@ -117,11 +117,11 @@ fn initial_d(op: &WgmmaOp, random: &mut Random) -> Vec<Vec<Lanes>> {
     let mut word = || {
         let (a, b) = (random.next() % 9, random.next() % 9);
         match op.accumulator {
-            Accumulator::F16 => {
+            AccumulatorFormat::F16 => {
                 let half = |value: u32| half::f16::from_f32(value as f32 / 2.0).to_bits() as u32;
                 half(a) | half(b) << 16
             }
-            Accumulator::F32 => (a as f32 - 4.0).to_bits(),
+            AccumulatorFormat::F32 => (a as f32 - 4.0).to_bits(),
             _ => a.wrapping_sub(b),
         }
     };
@@ -129,12 +129,13 @@ fn initial_d(op: &WgmmaOp, random: &mut Random) -> Vec<Vec<Lanes>> {
 }
 
 fn check(op: &WgmmaOp, a: &Matrix, b: &Matrix, c: &[Vec<Lanes>], d: &[Vec<Lanes>], scale_d: bool, sign: f64) {
-    for row in 0..M {
+    for row in 0..D_ROWS {
         for column in 0..op.n as usize {
-            let product: f64 = (0..op.k() as usize).map(|k| a.values[row][k] * b.values[column][k]).sum();
+            let product: f64 = (0..op.k_elements() as usize).map(|k| a.values[row][k] * b.values[column][k]).sum();
             let exact = sign * product + if scale_d { d_value(op, c, row, column) } else { 0.0 };
             // f32 and s32 hold all sums exactly; f16 rounds them once.
-            let want = if op.accumulator == Accumulator::F16 { half::f16::from_f64(exact).to_f64() } else { exact };
+            let want =
+                if op.accumulator == AccumulatorFormat::F16 { half::f16::from_f64(exact).to_f64() } else { exact };
             let got = d_value(op, d, row, column);
             assert!(got == want, "{op:?} at ({row}, {column}): {got} for {want}");
         }
@@ -185,8 +186,8 @@ fn every_type_layout_and_width_equals_the_naive_product() {
             for (round, swizzle) in SWIZZLES.into_iter().enumerate() {
                 let transposed = (op.a.bits() == 16) && random.next() & 1 == 0;
                 let other = SWIZZLES[random.next() as usize % 4];
-                let k = op.k() as usize;
-                let (a, b) = (random_matrix(op.a, M, k, &mut random), random_matrix(op.b, n, k, &mut random));
+                let k = op.k_elements() as usize;
+                let (a, b) = (random_matrix(op.a, D_ROWS, k, &mut random), random_matrix(op.b, n, k, &mut random));
                 let mut shared = vec![0xeeu8; 96 * 1024];
                 let a_layout = layout(2048, other, transposed, 64);
                 let b_layout = layout(32 * 1024, swizzle, transposed ^ ((op.a.bits() == 16) && round > 1), n as u32);
@@ -212,9 +213,9 @@ fn a_from_registers_equals_a_from_shared_memory() {
     let mut random = Random(99);
     for types in types() {
         let op = parse(32, &types).unwrap();
-        let k = op.k() as usize;
+        let k = op.k_elements() as usize;
         let per = 32 / op.a.bits() as usize;
-        let (a, b) = (random_matrix(op.a, M, k, &mut random), random_matrix(op.b, 32, k, &mut random));
+        let (a, b) = (random_matrix(op.a, D_ROWS, k, &mut random), random_matrix(op.b, 32, k, &mut random));
         let mut tiles = WgmmaTiles::default();
         for warp in 0..4 {
             let mut registers = [[0u32; 32]; 4];
@@ -256,7 +257,8 @@ fn packed_accumulators_are_the_next_a_fragment() {
 }
 
 /// Reads a tile, written by a tensor copy, through descriptors. K-major: steps along k stay in the row of the swizzle
-/// pattern or go to the next tile. MN-major: each step goes two pattern heights further.
+/// pattern or go to the next tile. MN-major: each step along k moves on by 16 rows, twice the height of the swizzle
+/// pattern.
 #[test]
 fn reads_tiles_of_tensor_copies() {
     let mut random = Random(4242);
@@ -264,7 +266,7 @@ fn reads_tiles_of_tensor_copies() {
         let span = swizzle.span_bytes().unwrap();
         let width = span as usize / 2;
         // Global memory holds 128 rows of 128 bf16.
-        let whole = random_matrix(Element::Bf16, 128, 128, &mut random);
+        let whole = random_matrix(ElementFormat::Bf16, 128, 128, &mut random);
         let mut global = vec![0u8; 128 * 256];
         for row in 0..128 {
             for column in 0..128 {
@@ -276,7 +278,7 @@ fn reads_tiles_of_tensor_copies() {
         let mut shared = vec![0xeeu8; 64 * 1024];
         let tile_bytes = 64 * span;
         let mut load = |column: usize, row: usize, at: u32| {
-            map.box_at(&[column as i32, row as i32], at).unwrap().for_each_run(|run| {
+            map.box_at(&[column as i32, row as i32], at).unwrap().for_each_byte_run(|run| {
                 let (from, to, bytes) = (run.global.unwrap() as usize, run.shared as usize, run.bytes as usize);
                 shared[to..to + bytes].copy_from_slice(&global[from..from + bytes]);
             });
@@ -344,7 +346,7 @@ fn runs_cover_the_bytes_of_the_formulas() {
                 let descriptor = layout(8192, swizzle, mn_major, extent);
                 let operand = SharedOperand::new(descriptor.encode(), mn_major, extent).unwrap();
                 let mut read = vec![0u32; 128 * 1024];
-                for (address, bytes) in operand.runs() {
+                for (address, bytes) in operand.byte_runs() {
                     for at in address..address + bytes {
                         read[at as usize] += 1;
                     }
@@ -370,7 +372,7 @@ fn dense_tiles_have_few_runs() {
         if swizzle == Swizzle::None && !mn_major {
             descriptor.leading = 1024;
         }
-        SharedOperand::new(descriptor.encode(), mn_major, 64).unwrap().runs()
+        SharedOperand::new(descriptor.encode(), mn_major, 64).unwrap().byte_runs()
     };
     assert_eq!(runs(Swizzle::B128, true), [(8192, 2048)]);
     assert_eq!(runs(Swizzle::B32, false), [(8192, 2048)]);
@@ -419,9 +421,9 @@ fn rejects_invalid_descriptors() {
 #[test]
 fn decodes_existing_forms_only() {
     let op = parse(128, "k16.f32.bf16.bf16").unwrap();
-    assert_eq!((op.k(), op.d_registers(), op.flops()), (16, 64, 2 * 64 * 128 * 16));
+    assert_eq!((op.k_elements(), op.d_registers(), op.flops()), (16, 64, 2 * 64 * 128 * 16));
     let op = parse(256, "k32.s32.u8.s8").unwrap();
-    assert_eq!((op.k(), op.d_registers(), op.saturate), (32, 128, false));
+    assert_eq!((op.k_elements(), op.d_registers(), op.saturate), (32, 128, false));
     assert_eq!(parse(64, "k32.f16.e4m3.e5m2").unwrap().d_registers(), 16);
     assert!(parse(64, "k32.s32.u8.s8.satfinite").unwrap().saturate);
     for n in 0..300 {

@@ -8,7 +8,7 @@
 //! Source: PTX ISA 9.0, "Matrix fragments for wmma" and "Matrix storage for wmma".
 
 use super::Lanes;
-use super::format::{Accumulator, Element, f16_bits, f16_value};
+use super::format::{AccumulatorFormat, ElementFormat, f16_bits, f16_value};
 use super::mma::{BitOp, MmaOp};
 
 /// Which matrix of D = A·B + C a fragment holds.
@@ -50,14 +50,14 @@ impl WmmaShape {
     }
 
     /// Returns true if PTX has this shape for A and B with elements of this format.
-    fn takes(self, element: Element) -> bool {
+    fn takes(self, element: ElementFormat) -> bool {
         let k = match element {
-            Element::F16 | Element::Bf16 | Element::S8 | Element::U8 => 16,
-            Element::Tf32 => 8,
-            Element::F64 => 4,
-            Element::S4 | Element::U4 => 32,
-            Element::B1 => 128,
-            Element::E4m3 | Element::E5m2 => return false,
+            ElementFormat::F16 | ElementFormat::Bf16 | ElementFormat::S8 | ElementFormat::U8 => 16,
+            ElementFormat::Tf32 => 8,
+            ElementFormat::F64 => 4,
+            ElementFormat::S4 | ElementFormat::U4 => 32,
+            ElementFormat::B1 => 128,
+            ElementFormat::E4m3 | ElementFormat::E5m2 => return false,
         };
         self.k == k
     }
@@ -108,7 +108,7 @@ impl Fragment {
             (MatrixRole::C, "f64") => (64, shape.k == 4),
             (MatrixRole::C, _) => return None,
             (_, ty) => {
-                let element = Element::parse(ty)?;
+                let element = ElementFormat::parse(ty)?;
                 (element.bits(), shape.takes(element))
             }
         };
@@ -234,24 +234,25 @@ impl WmmaOp {
             [d, a, b, c, suffix] => (d, a, b, c, Some(suffix)),
             _ => return None,
         };
-        let (element, other) = (Element::parse(a)?, Element::parse(b)?);
+        let (element, other) = (ElementFormat::parse(a)?, ElementFormat::parse(b)?);
         let (accumulator, exists) = match element {
-            Element::F16 if d == "f16" && c == "f16" => (Accumulator::F16, true),
-            Element::F16 => (Accumulator::F32, matches!((d, c), ("f16" | "f32", "f16" | "f32"))),
-            Element::Bf16 | Element::Tf32 => (Accumulator::F32, d == "f32" && c == "f32"),
-            Element::F64 => (Accumulator::F64, d == "f64" && c == "f64"),
-            _ => (Accumulator::S32, d == "s32" && c == "s32"),
+            ElementFormat::F16 if d == "f16" && c == "f16" => (AccumulatorFormat::F16, true),
+            ElementFormat::F16 => (AccumulatorFormat::F32, matches!((d, c), ("f16" | "f32", "f16" | "f32"))),
+            ElementFormat::Bf16 | ElementFormat::Tf32 => (AccumulatorFormat::F32, d == "f32" && c == "f32"),
+            ElementFormat::F64 => (AccumulatorFormat::F64, d == "f64" && c == "f64"),
+            _ => (AccumulatorFormat::S32, d == "s32" && c == "s32"),
         };
         let saturate = suffix == Some("satfinite");
         let suffix_fits = match suffix {
             None => true,
             Some("satfinite") => element.is_integer(),
-            Some(rounding) => rounding == "rn" && element == Element::F64,
+            Some(rounding) => rounding == "rn" && element == ElementFormat::F64,
         };
         // Elements below one byte exist in one layout only (`row`, `col`); for all others, any layout is valid.
-        let oriented = !matches!(element, Element::S4 | Element::U4 | Element::B1) || layouts == ["row", "col"];
+        let oriented =
+            !matches!(element, ElementFormat::S4 | ElementFormat::U4 | ElementFormat::B1) || layouts == ["row", "col"];
         let fits = exists && suffix_fits && oriented && element == other && shape.takes(element);
-        if !fits || (element == Element::B1) != bit_op.is_some() {
+        if !fits || (element == ElementFormat::B1) != bit_op.is_some() {
             return None;
         }
         let m = shape.tile_rows() as u8;
@@ -265,12 +266,12 @@ impl WmmaOp {
         Some(Self { shape, tile, fragments })
     }
 
-    /// Returns the operations of the product, two per multiply-add.
+    /// Returns the number of arithmetic operations of the product, two per multiply-add.
     pub fn flops(&self) -> u64 {
         2 * self.shape.m as u64 * self.shape.n as u64 * self.shape.k as u64
     }
 
-    /// Returns how many rows of 32 words a register takes: 2 for f64, else 1.
+    /// Returns how many `Lanes` arrays a register takes: 2 for f64, whose registers have 64 bits, else 1.
     pub fn rows_per_register(&self) -> usize {
         self.tile.rows_per_register()
     }
@@ -278,7 +279,7 @@ impl WmmaOp {
     /// Computes D = A·B + C. Each operand is a list of registers, [`Fragment::distinct_registers`] many.
     pub fn run(&self, a: &[&Lanes], b: &[&Lanes], c: &[&Lanes]) -> Vec<Lanes> {
         let [.., before, after] = &self.fragments;
-        let wide_sum = self.tile.accumulator == Accumulator::F32;
+        let wide_sum = self.tile.accumulator == AccumulatorFormat::F32;
         let converted = (wide_sum && before.bits == 16).then(|| unpacked(c));
         let references: Vec<&Lanes>;
         let c = match &converted {

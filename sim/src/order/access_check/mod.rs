@@ -55,8 +55,8 @@ impl KnownLanes {
     }
 }
 
-/// Returns true if a cached answer says that the accesses of the lanes `mask` are ordered before; moves that answer
-/// to the front.
+/// Returns true if a cached answer says that the accesses of the lanes `mask` are ordered before the present access;
+/// moves that answer to the front.
 #[inline(always)]
 fn is_known_by(answers: &mut [KnownLanes; 2], key: OwnerKey, stamp: AccessStamp, mask: u32) -> bool {
     if answers[0].covers(key, stamp, mask) {
@@ -98,7 +98,8 @@ pub(super) struct AccessCheck<'a> {
     /// Used for the async proxy: the last write that did not conflict, and the last reader without a proxy fence.
     last_ordered_write: AccessRecord,
     last_unfenced_reader: (OwnerKey, AccessStamp),
-    /// The last owner of earlier reads of which no lane is ordered before this access.
+    /// Owner and stamp of the last readers that were found to be unordered: none of their lanes is ordered before
+    /// this access.
     unordered_readers: (OwnerKey, AccessStamp),
     /// The first conflict that was found for the current lane.
     pub fault: Option<UnattributedConflict>,
@@ -117,9 +118,9 @@ impl<'a> AccessCheck<'a> {
         let is_async = key >= FIRST_OP_KEY && cx.ops.kind(AsyncOpId::from_key(key)).is_async_proxy();
         let is_plain = !is_async && stamp.strength() == AccessStrength::Weak;
         let (writer_answers, reader_answers) = ([KnownLanes::NONE; 2], [KnownLanes::NONE; 2]);
-        let (ordered_lists, pushed, fault) = ([0; 2], (0, ShadowCell::FRESH.last_reads_record(), 0), None);
+        let (ordered_lists, pushed, fault) = ([0; 2], (0, ShadowCell::NEVER_ACCESSED.last_reads_record(), 0), None);
         let (last_ordered_write, last_unfenced_reader) =
-            (ShadowCell::FRESH.last_write_record(), (NO_AGENT, AccessStamp(u32::MAX)));
+            (ShadowCell::NEVER_ACCESSED.last_write_record(), (NO_AGENT, AccessStamp(u32::MAX)));
         AccessCheck {
             space,
             warp,
@@ -166,7 +167,7 @@ impl<'a> AccessCheck<'a> {
             cell.older = self.pushed.2;
         }
         if WRITES {
-            *cell = ShadowCell { writer: me, write: self.stamp, write_pc: self.pc, ..ShadowCell::FRESH };
+            *cell = ShadowCell { writer: me, write: self.stamp, write_pc: self.pc, ..ShadowCell::NEVER_ACCESSED };
         } else {
             cell.readers = 1 << lane | if again { cell.readers } else { 0 };
             (cell.reader, cell.read, cell.read_pc) = (self.key, self.stamp, self.pc);
@@ -200,8 +201,12 @@ impl<'a> AccessCheck<'a> {
             if !(reader_known && last_unfenced_reader) {
                 return self.check_cell_slow(WRITES, cell, offset, lane, lists);
             }
-            *cell =
-                ShadowCell { writer: self.key << 5 | lane, write: self.stamp, write_pc: self.pc, ..ShadowCell::FRESH };
+            *cell = ShadowCell {
+                writer: self.key << 5 | lane,
+                write: self.stamp,
+                write_pc: self.pc,
+                ..ShadowCell::NEVER_ACCESSED
+            };
             return;
         }
         if !reader_known {
@@ -237,8 +242,8 @@ impl<'a> AccessCheck<'a> {
         (cell.reader, cell.read, cell.readers, cell.read_pc) = (self.key, self.stamp, u32::MAX, self.pc);
     }
 
-    /// Called after a check without conflict. Returns true if any other lane would have changed a shadow cell like
-    /// `old` in the same way, for any writing lane and any offset.
+    /// Called after a check without conflict. Returns true if the same access by any other lane would change a shadow
+    /// cell equal to `old` in the same way, whichever lane wrote the cell and at whichever offset the cell is.
     pub(super) fn is_result_lane_independent(&self, old: &ShadowCell, writes: bool) -> bool {
         let all = |answers: &[KnownLanes; 2], key, stamp| {
             answer_index(answers, key, stamp).is_some_and(|at| answers[at].known == u32::MAX)
@@ -246,7 +251,7 @@ impl<'a> AccessCheck<'a> {
         let reader = old.reader == NO_AGENT
             || old.reader == self.key
             || all(&self.reader_answers, old.reader, old.read)
-            || !writes && old.readers == u32::MAX && !self.may_lane_know_more(old.reader);
+            || !writes && old.readers == u32::MAX && !self.may_lane_know_more_than_clock(old.reader);
         self.is_plain
             && self.fault.is_none()
             && self.ordered_lists.contains(&old.older)
@@ -254,8 +259,8 @@ impl<'a> AccessCheck<'a> {
             && all(&self.writer_answers, old.writer >> 5, old.write)
     }
 
-    /// Called after a check of `lane` without conflict. Returns true if a shadow cell like `old` at any other offset
-    /// would have changed in the same way.
+    /// Called after a check of `lane` without conflict. Returns true if the access would change a shadow cell equal
+    /// to `old` in the same way at any other offset.
     pub(super) fn is_result_offset_independent(&self, old: &ShadowCell, writes: bool, lane: u32) -> bool {
         let weak = self.stamp.strength() == AccessStrength::Weak;
         let same = weak
@@ -423,12 +428,13 @@ impl<'a> AccessCheck<'a> {
             write: self.stamp,
             write_pc: self.pc,
             older,
-            ..ShadowCell::FRESH
+            ..ShadowCell::NEVER_ACCESSED
         };
         fault
     }
 
-    /// Moves those last accesses of a cell into its list of older accesses that a strong write cannot replace.
+    /// Moves the last accesses of a cell into its list of older accesses, except those that the present strong write
+    /// replaces.
     #[cold]
     pub(super) fn keep_older_accesses(
         &mut self,
@@ -496,7 +502,7 @@ impl<'a> AccessCheck<'a> {
     fn push_new(&mut self, list: ListId, entry: &AccessRecord, lists: &mut AccessLists) -> ListId {
         let (ops, clock) = (self.cx.ops, self.clock);
         let below = if list != 0 && entry.key >= FIRST_OP_KEY && !entry.write {
-            lists.without(list, |old| {
+            lists.without_matching(list, |old| {
                 old.key >= FIRST_OP_KEY && !old.write && ops.ordered_lanes(old.key, clock) == u32::MAX
             })
         } else {
@@ -514,7 +520,8 @@ impl<'a> AccessCheck<'a> {
             self.writer_answers = [self.known_lanes(key, cell.write), self.writer_answers[0]];
         }
         let known = self.writer_answers[at.unwrap_or(0)].known;
-        mask & !known == 0 || self.may_lane_know_more(key) && self.is_ordered_for_lane(key, cell.write, mask, lane)
+        mask & !known == 0
+            || self.may_lane_know_more_than_clock(key) && self.is_ordered_for_lane(key, cell.write, mask, lane)
     }
 
     pub(super) fn are_readers_ordered(&mut self, cell: &ShadowCell, lane: u32) -> bool {
@@ -523,13 +530,13 @@ impl<'a> AccessCheck<'a> {
             self.reader_answers = [self.known_lanes(cell.reader, cell.read), self.reader_answers[0]];
         }
         cell.readers & !self.reader_answers[at.unwrap_or(0)].known == 0
-            || self.may_lane_know_more(cell.reader)
+            || self.may_lane_know_more_than_clock(cell.reader)
                 && self.is_ordered_for_lane(cell.reader, cell.read, cell.readers, lane)
     }
 
-    /// Returns true if a lane may be ordered after more accesses of `key` than its clock contains: after its own
-    /// accesses, and after operations for which it waited.
-    pub(super) fn may_lane_know_more(&self, key: OwnerKey) -> bool {
+    /// Returns true if a lane may be ordered after accesses of owner `key` that its clock does not contain: its own
+    /// accesses, and those of operations for which it waited.
+    pub(super) fn may_lane_know_more_than_clock(&self, key: OwnerKey) -> bool {
         key == self.warp.key() || key >= FIRST_OP_KEY
     }
 

@@ -7,7 +7,8 @@ use super::super::{AccessStrength, Agent, AsyncOpId, AsyncOpKind, FIRST_OP_KEY, 
 use super::{AccessCheck, UnattributedConflict};
 
 impl AccessCheck<'_> {
-    /// [`AccessCheck::find_conflict`] with the last write of a shadow cell.
+    /// Returns the conflict of `lane`'s access with the last write of a shadow cell, by the rules of
+    /// [`AccessCheck::find_conflict`].
     pub(super) fn find_write_conflict(
         &mut self,
         cell: &ShadowCell,
@@ -121,7 +122,7 @@ impl AccessCheck<'_> {
             return None;
         }
         let mut wholly_known = true;
-        for old in lists.entries(list).filter(|old| writes || old.write) {
+        for old in lists.accesses(list).filter(|old| writes || old.write) {
             let known = self.known_lanes(old.key, old.stamp).known;
             wholly_known &= known == u32::MAX;
             if known == u32::MAX && !(self.is_async && old.write) {

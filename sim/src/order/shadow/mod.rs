@@ -80,7 +80,7 @@ impl ShadowMemory {
     /// Checks and records an access of `bytes` bytes (1, 2, 4, 8 or 16) by each lane in `lanes`, at its offset in
     /// `offsets`, which must be in bounds and aligned. Adds at most one conflict per lane to `out`; a conflicting
     /// access is recorded, too.
-    #[expect(clippy::too_many_arguments, reason = "an access has this many properties")]
+    #[expect(clippy::too_many_arguments, reason = "each argument is a separate property of the access")]
     pub fn check_access(
         &mut self,
         access: AccessKind,
@@ -100,7 +100,7 @@ impl ShadowMemory {
 
     /// Checks and records the accesses of a `cp.async`, in which each lane in `lanes` accesses `bytes` bytes at its
     /// offset. Call it when the operation is issued.
-    #[expect(clippy::too_many_arguments, reason = "an access has this many properties")]
+    #[expect(clippy::too_many_arguments, reason = "each argument is a separate property of the access")]
     pub fn check_cp_async(
         &mut self,
         access: AccessKind,
@@ -137,7 +137,7 @@ impl ShadowMemory {
                 continue;
             }
             let mut seen = LaneCache::new();
-            crate::simd::dispatch(
+            crate::simd::run_with_widest_simd(
                 #[inline(always)]
                 || {
                     self.check_lanes::<false, true>(
@@ -272,9 +272,9 @@ impl ShadowMemory {
     }
 
     /// Checks and records that asynchronous operation `op`, issued by `lane` of `warp`, reads the byte ranges `runs`
-    /// (offset, length) or writes them (`write` is the strength of the writes; only reductions are not weak). Call it
-    /// when the operation is issued. Adds at most one conflict per range to `out`.
-    #[expect(clippy::too_many_arguments, reason = "an access has this many properties")]
+    /// (offset, length) if `write` is `None`, or writes them with the strength `write` (weak, except for reductions).
+    /// Call it when the operation is issued. Adds at most one conflict per range to `out`.
+    #[expect(clippy::too_many_arguments, reason = "each argument is a separate property of the access")]
     pub fn check_async_ranges(
         &mut self,
         runs: &[(u64, u64)],
@@ -292,7 +292,7 @@ impl ShadowMemory {
         }
     }
 
-    #[expect(clippy::too_many_arguments, reason = "an access has this many properties")]
+    #[expect(clippy::too_many_arguments, reason = "each argument is a separate property of the access")]
     fn check_async_runs<const WRITES: bool>(
         &mut self,
         runs: &[(u64, u64)],
@@ -362,7 +362,7 @@ impl ShadowMemory {
     pub(super) fn collect_unused_lists(&mut self) {
         if self.lists.needs_collection() {
             let chunks = self.chunks.iter_mut().flatten();
-            self.lists.collect(chunks.flat_map(|chunk| chunk.cells.iter_mut().map(|cell| &mut cell.older)));
+            self.lists.collect_garbage(chunks.flat_map(|chunk| chunk.cells.iter_mut().map(|cell| &mut cell.older)));
         }
     }
 }

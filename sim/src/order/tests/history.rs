@@ -1,6 +1,6 @@
 //! Random short histories of accesses, checked by shadow memory and by the reference graph.
 
-use super::graph::{HappensBeforeGraph, Node, Thread};
+use super::graph::{BlockWarpLane, EventId, HappensBeforeGraph};
 use super::{barrier, xorshift};
 use crate::order::*;
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,8 +19,8 @@ type Step = (u8, u8, u8, [u8; 4]);
 /// An access as the reference graph stores it.
 #[derive(Debug)]
 struct RecordedAccess {
-    node: Node,
-    thread: Thread,
+    node: EventId,
+    thread: BlockWarpLane,
     writes: bool,
     strength: AccessStrength,
     bytes: (u64, u64),
@@ -30,12 +30,12 @@ struct RecordedAccess {
 
 /// A strong write to a synchronisation location.
 struct StrongWrite {
-    thread: Thread,
-    node: Node,
+    thread: BlockWarpLane,
+    node: EventId,
     releases: bool,
     scope: AccessStrength,
     rmw: bool,
-    fences: Vec<(Node, AccessStrength)>,
+    fences: Vec<(EventId, AccessStrength)>,
 }
 
 struct World {
@@ -48,14 +48,14 @@ struct World {
     past: Vec<RecordedAccess>,
     spoiled: BTreeSet<u64>,
     written: BTreeSet<u64>,
-    tokens: Vec<Vec<(VectorClock, Node)>>,
+    tokens: Vec<Vec<(VectorClock, EventId)>>,
     phase: u32,
-    ends: BTreeMap<(AsyncOpId, u32), Vec<Node>>,
+    ends: BTreeMap<(AsyncOpId, u32), Vec<EventId>>,
     open: Vec<(AsyncOpId, usize, u32)>,
     strong_writes: BTreeMap<u64, Vec<StrongWrite>>,
-    fences: BTreeMap<Thread, Vec<(Node, AccessStrength)>>,
+    fences: BTreeMap<BlockWarpLane, Vec<(EventId, AccessStrength)>>,
     /// Release patterns that a thread's strong reads observed: first node, scope and block of each.
-    observed: BTreeMap<Thread, Vec<(Node, AccessStrength, u32)>>,
+    observed: BTreeMap<BlockWarpLane, Vec<(EventId, AccessStrength, u32)>>,
     /// Which kinds of accesses prevail in this history, as in [`World::choose`].
     mix: u8,
     conflicts: usize,
@@ -90,7 +90,7 @@ impl World {
         }
     }
 
-    fn thread(w: usize, lane: u32) -> Thread {
+    fn thread(w: usize, lane: u32) -> BlockWarpLane {
         (w as u32 / WARPS, w as u32 % WARPS, lane)
     }
 
@@ -122,7 +122,7 @@ impl World {
         }
     }
 
-    /// Starts over, as at the end of a launch, when conflicts have left few bytes to check.
+    /// Forgets all accesses, as the end of a launch does: conflicts have excluded too many bytes from the comparison.
     fn settle(&mut self) {
         self.shadow.forget_accesses();
         self.past.clear();
@@ -140,11 +140,11 @@ impl World {
         let arrives_only = |v: usize| n[0].is_multiple_of(4) && v == w;
         let mut before = Vec::new();
         for &v in &of_block {
-            before.extend(Self::each(lanes).map(|lane| self.graph.event(Self::thread(v, lane), &[])));
+            before.extend(Self::each(lanes).map(|lane| self.graph.add_thread_event(Self::thread(v, lane), &[])));
         }
-        let meet = self.graph.node(&before);
+        let meet = self.graph.add_event(&before);
         for &v in of_block.iter().filter(|&&v| !arrives_only(v)) {
-            Self::each(lanes).for_each(|lane| _ = self.graph.event(Self::thread(v, lane), &[meet]));
+            Self::each(lanes).for_each(|lane| _ = self.graph.add_thread_event(Self::thread(v, lane), &[meet]));
         }
         let participants = self.warps.iter_mut().enumerate().filter(|(v, _)| of_block.contains(v));
         let mut participants: Vec<_> =
@@ -154,47 +154,49 @@ impl World {
 
     fn cluster_barrier(&mut self, w: usize, lanes: u32) {
         let other = (w + WARPS as usize) % self.warps.len();
-        let before: Vec<Node> = [w, other]
+        let before: Vec<EventId> = [w, other]
             .iter()
             .flat_map(|&v| Self::each(lanes).map(move |lane| (v, lane)))
             .collect::<Vec<_>>()
             .into_iter()
-            .map(|(v, lane)| self.graph.event(Self::thread(v, lane), &[]))
+            .map(|(v, lane)| self.graph.add_thread_event(Self::thread(v, lane), &[]))
             .collect();
-        let meet = self.graph.node(&before);
+        let meet = self.graph.add_event(&before);
         let mut all = self.warps[w].release(lanes);
         all.join(&self.warps[other].release(lanes));
         for v in [w, other] {
             self.warps[v].acquire(lanes, &all);
-            Self::each(lanes).for_each(|lane| _ = self.graph.event(Self::thread(v, lane), &[meet]));
+            Self::each(lanes).for_each(|lane| _ = self.graph.add_thread_event(Self::thread(v, lane), &[meet]));
         }
     }
 
     fn sync(&mut self, w: usize, lanes: u32) {
         self.warps[w].sync(lanes);
-        let before: Vec<Node> = Self::each(lanes).map(|lane| self.graph.event(Self::thread(w, lane), &[])).collect();
-        let meet = self.graph.node(&before);
-        Self::each(lanes).for_each(|lane| _ = self.graph.event(Self::thread(w, lane), &[meet]));
+        let before: Vec<EventId> =
+            Self::each(lanes).map(|lane| self.graph.add_thread_event(Self::thread(w, lane), &[])).collect();
+        let meet = self.graph.add_event(&before);
+        Self::each(lanes).for_each(|lane| _ = self.graph.add_thread_event(Self::thread(w, lane), &[meet]));
     }
 
     fn release_token(&mut self, w: usize, lanes: u32, n: [u8; 4]) {
         let clock = self.warps[w].release(lanes);
-        let before: Vec<Node> = Self::each(lanes).map(|lane| self.graph.event(Self::thread(w, lane), &[])).collect();
-        let node = self.graph.node(&before);
+        let before: Vec<EventId> =
+            Self::each(lanes).map(|lane| self.graph.add_thread_event(Self::thread(w, lane), &[])).collect();
+        let node = self.graph.add_event(&before);
         self.tokens[n[0] as usize % 2].push((clock, node));
     }
 
     fn acquire_token(&mut self, w: usize, lanes: u32, n: [u8; 4]) {
         for (clock, node) in &self.tokens[n[0] as usize % 2] {
             self.warps[w].acquire(lanes, clock);
-            Self::each(lanes).for_each(|lane| _ = self.graph.event(Self::thread(w, lane), &[*node]));
+            Self::each(lanes).for_each(|lane| _ = self.graph.add_thread_event(Self::thread(w, lane), &[*node]));
         }
     }
 
     fn proxy_fence(&mut self, w: usize, lanes: u32, n: [u8; 4]) {
         let spaces = [!n[0].is_multiple_of(4), n[0] % 4 != 1];
         self.warps[w].fence_proxy(lanes, spaces[0], spaces[1]);
-        Self::each(lanes).for_each(|lane| self.graph.proxy_fence(Self::thread(w, lane), spaces));
+        Self::each(lanes).for_each(|lane| self.graph.add_proxy_fence(Self::thread(w, lane), spaces));
     }
 
     fn fence(&mut self, w: usize, lanes: u32, n: [u8; 4]) {
@@ -202,7 +204,7 @@ impl World {
         self.warps[w].fence(lanes, scope);
         for lane in Self::each(lanes) {
             let thread = Self::thread(w, lane);
-            let node = self.graph.event(thread, &[]);
+            let node = self.graph.add_thread_event(thread, &[]);
             self.fences.entry(thread).or_default().push((node, scope));
             let mut acquired = Vec::new();
             for &(first, of, block) in self.observed.entry(thread).or_default().iter() {
@@ -210,7 +212,7 @@ impl World {
                     acquired.push(first);
                 }
             }
-            self.graph.event(thread, &acquired);
+            self.graph.add_thread_event(thread, &acquired);
         }
     }
 
@@ -227,11 +229,11 @@ impl World {
             self.vars.on_strong_read(address, &mut self.warps[w], lane, sem, scope, &CLUSTERS);
             let acquired =
                 self.observe(thread, address, matches!(sem, MemorySemantics::Acquire | MemorySemantics::AcqRel), scope);
-            self.graph.event(thread, &acquired);
+            self.graph.add_thread_event(thread, &acquired);
         }
         if writes {
             self.vars.on_strong_write(address, &mut self.warps[w], lane, sem, scope, rmw, &CLUSTERS);
-            let node = self.graph.event(thread, &[]);
+            let node = self.graph.add_thread_event(thread, &[]);
             let fences = self.fences.get(&thread).cloned().unwrap_or_default();
             let releases = matches!(sem, MemorySemantics::Release | MemorySemantics::AcqRel);
             self.strong_writes.entry(address).or_default().push(StrongWrite {
@@ -247,10 +249,10 @@ impl World {
 
     /// Returns the first nodes of the release patterns that a read of `address` acquires at once. The other patterns
     /// are kept for later fences.
-    fn observe(&mut self, thread: Thread, address: u64, acquires: bool, scope: AccessStrength) -> Vec<Node> {
+    fn observe(&mut self, thread: BlockWarpLane, address: u64, acquires: bool, scope: AccessStrength) -> Vec<EventId> {
         let strong_writes = self.strong_writes.entry(address).or_default();
         let (mut at, mut reader) = (strong_writes.len(), (thread.0, scope));
-        let mut firsts: Vec<(Node, AccessStrength, u32)> = Vec::new();
+        let mut firsts: Vec<(EventId, AccessStrength, u32)> = Vec::new();
         while at > 0 {
             at -= 1;
             let put = &strong_writes[at];
@@ -266,7 +268,7 @@ impl World {
             reader = (put.thread.0, put.scope);
         }
         let reaches =
-            |&(_, of, block): &(Node, AccessStrength, u32)| scope.min(of) >= CLUSTERS.common_scope(block, thread.0);
+            |&(_, of, block): &(EventId, AccessStrength, u32)| scope.min(of) >= CLUSTERS.common_scope(block, thread.0);
         let now = firsts.iter().filter(|first| acquires && reaches(first)).map(|first| first.0).collect();
         self.observed.entry(thread).or_default().extend(firsts);
         now
@@ -281,7 +283,7 @@ impl World {
         let op = self.ops.start(kind, &self.warps[w], lanes, 7);
         for lane in Self::each(lanes) {
             let thread = Self::thread(w, lane);
-            let node = self.graph.event(thread, &[]);
+            let node = self.graph.add_thread_event(thread, &[]);
             let start = (n[1] as u64 + 4 * lane as u64) % BYTES;
             let bytes = (start, (start + 1 + n[2] as u64 % 8).min(BYTES));
             let mut out = Vec::new();
@@ -296,8 +298,8 @@ impl World {
         self.open.push((op, w, lanes));
     }
 
-    /// Completes an operation: its lanes wait for it, or a virtual agent observes it on behalf of every thread that
-    /// acquires the token.
+    /// Completes an operation: either its lanes wait for it, or a virtual agent such as an mbarrier observes it;
+    /// threads that later acquire the agent's clock from `tokens` have then observed it, too.
     fn end_op(&mut self, n: [u8; 4]) {
         if self.open.is_empty() {
             return;
@@ -306,7 +308,7 @@ impl World {
         if n[1].is_multiple_of(2) {
             self.ops.mark_observed_by_lanes(op, &self.warps[w], lanes);
             for lane in Self::each(lanes) {
-                let node = self.graph.event(Self::thread(w, lane), &[]);
+                let node = self.graph.add_thread_event(Self::thread(w, lane), &[]);
                 self.ends.entry((op, lane)).or_default().push(node);
             }
             return;
@@ -316,13 +318,14 @@ impl World {
         let agent = Agent::virtual_agent(w as u32 / WARPS, 5 + token as u32);
         self.ops.mark_observed(op, agent, self.phase);
         let mut clock = self.warps[w].release(lanes);
-        clock.raise(agent, self.phase);
-        let before: Vec<Node> = Self::each(lanes).map(|lane| self.graph.event(Self::thread(w, lane), &[])).collect();
-        let node = self.graph.node(&before);
+        clock.raise_epoch(agent, self.phase);
+        let before: Vec<EventId> =
+            Self::each(lanes).map(|lane| self.graph.add_thread_event(Self::thread(w, lane), &[])).collect();
+        let node = self.graph.add_event(&before);
         // A thread that has observed a phase of an mbarrier has also observed the earlier phases.
-        let mut earlier: Vec<Node> = self.tokens[token].iter().map(|t| t.1).collect();
+        let mut earlier: Vec<EventId> = self.tokens[token].iter().map(|t| t.1).collect();
         earlier.push(node);
-        let node = self.graph.node(&earlier);
+        let node = self.graph.add_event(&earlier);
         self.tokens[token].iter().for_each(|(old, _)| clock.join(old));
         Self::each(lanes).for_each(|lane| self.ends.entry((op, lane)).or_default().push(node));
         self.tokens[token] = vec![(clock, node)];
@@ -346,7 +349,7 @@ impl World {
         let in_order: Vec<u32> = self.warps[w].lane_groups().flat_map(|(mask, _)| Self::each(mask & lanes)).collect();
         for lane in in_order {
             let thread = Self::thread(w, lane);
-            let node = self.graph.event(thread, &[]);
+            let node = self.graph.add_thread_event(thread, &[]);
             let start = offsets[lane as usize];
             let writes = access != AccessKind::Read;
             let mine = RecordedAccess { node, thread, writes, strength, bytes: (start, start + bytes), op: None };
@@ -432,7 +435,7 @@ impl World {
         let through_async = |past: &RecordedAccess| past.op.is_some_and(|(op, _)| self.ops.kind(op).is_async_proxy());
         let weakest = mine.strength.min(old.strength);
         let strong = weakest != AccessStrength::Weak && weakest >= CLUSTERS.common_scope(mine.thread.0, old.thread.0);
-        let seen: Vec<Node> = match old.op {
+        let seen: Vec<EventId> = match old.op {
             None => vec![old.node],
             Some(end) => self.ends.get(&end).cloned().unwrap_or_default(),
         };
@@ -440,7 +443,7 @@ impl World {
             let exempt = strong && through_async(mine) == through_async(old);
             return (!exempt).then_some(if old.op.is_some() { "not waited" } else { "race" });
         }
-        let fenced = |&node: &Node| self.graph.fenced_between(node, mine.node, self.space as usize);
+        let fenced = |&node: &EventId| self.graph.fenced_between(node, mine.node, self.space as usize);
         let unseen = through_async(mine) && old.writes && !through_async(old) && !seen.iter().any(fenced);
         unseen.then_some("proxy")
     }

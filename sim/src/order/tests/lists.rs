@@ -19,11 +19,11 @@ fn list_keeps_the_last_access_of_every_lane_and_stays_short() {
         for (&(key, lane), &epoch) in &last {
             let stands =
                 |entry: &AccessRecord| entry.key == key && entry.mask >> lane & 1 != 0 && entry.stamp.epoch() == epoch;
-            assert!(chains.entries(list).any(stands), "warp {key}, lane {lane}, epoch {epoch} is missing in the list");
+            assert!(chains.accesses(list).any(stands), "warp {key}, lane {lane}, epoch {epoch} is missing in the list");
         }
-        assert!(chains.entries(list).count() <= 7 * 3, "{} entries", chains.entries(list).count());
+        assert!(chains.accesses(list).count() <= 7 * 3, "{} entries", chains.accesses(list).count());
         if chains.needs_collection() {
-            chains.collect(std::iter::once(&mut list));
+            chains.collect_garbage(std::iter::once(&mut list));
         }
     }
 }

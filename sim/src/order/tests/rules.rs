@@ -164,11 +164,11 @@ fn strong_accesses_need_a_scope_that_includes_both_threads() {
 #[test]
 fn accesses_before_a_strong_access_still_conflict() {
     let mut s = RuleTest::new(true);
-    // One thread stores and adds atomically; then a thread that did not wait for the store adds.
+    // One thread stores, then adds atomically. The atomic add of another thread is not ordered after the store.
     assert_eq!(s.write(0, 0, 0), None);
     assert_eq!(s.atomic(0, 0, 0, AccessStrength::Gpu), None);
     assert_eq!(s.atomic(1, 0, 0, AccessStrength::Gpu), Some(RACE));
-    // After two atomics, a thread reads whose clock includes only the second one.
+    // Two threads add atomically, then the second one reads: only its own add is ordered before the read.
     assert_eq!(s.atomic(2, 0, 64, AccessStrength::Gpu), None);
     assert_eq!(s.atomic(3, 5, 64, AccessStrength::Gpu), None);
     assert_eq!(s.read(3, 5, 64), Some(RACE));
@@ -213,7 +213,7 @@ fn mbarrier_phase_makes_the_copy_visible_to_threads_that_acquire_it() {
     let phase = Agent::virtual_agent(0, 3);
     s.ops.mark_observed(op, phase, 1);
     let mut clock = s.warps[0].release(1);
-    clock.raise(phase, 1);
+    clock.raise_epoch(phase, 1);
     s.warps[1].acquire(0b10, &clock);
     assert_eq!(s.read(1, 1, 0), None);
     assert_eq!(s.read(1, 0, 4), Some(ConflictKind::NotWaited(op)));
@@ -221,7 +221,7 @@ fn mbarrier_phase_makes_the_copy_visible_to_threads_that_acquire_it() {
 
 #[test]
 fn generic_write_needs_a_proxy_fence_before_an_async_read() {
-    // A fence in the writer, in the issuer, before the write, and for the other state space.
+    // The cases: the fence is in the writer, in the issuer, before the write, or for the other state space.
     let cases: [(u32, bool); 4] = [(0, true), (1, true), (2, false), (3, false)];
     for (place, fine) in cases {
         let mut s = RuleTest::new(true);

@@ -8,7 +8,7 @@ use crate::ptx::ast::{Instruction, Operand, Type};
 impl Decoder<'_> {
     pub(super) fn atomic(&mut self, i: &Instruction, parts: &[&str]) -> Decoded {
         let is_atom = parts[0] == "atom";
-        let ty = match parts.iter().rev().find_map(|p| Type::named(p)) {
+        let ty = match parts.iter().rev().find_map(|p| Type::from_name(p)) {
             Some(Type::B16 | Type::U16 | Type::S16) => AtomicType::B16,
             Some(Type::B32) => AtomicType::B32,
             Some(Type::B64) => AtomicType::B64,

@@ -80,8 +80,8 @@ pub(super) fn decode_bulk_copy(d: &mut Decoder, i: &Instruction, parts: &[&str])
         if tensor {
             AtomicOp::parse(op).map(BulkReduction::Mapped)
         } else {
-            let ty = parts.iter().rev().find(|p| Type::named(p).is_some()).copied().unwrap_or("");
-            match Reduction::bulk(op, has("noftz"), ty, to != AddressWindow::Global) {
+            let ty = parts.iter().rev().find(|p| Type::from_name(p).is_some()).copied().unwrap_or("");
+            match Reduction::from_bulk_opcode(op, has("noftz"), ty, to != AddressWindow::Global) {
                 Some(r) => Some(BulkReduction::Typed(r)),
                 None => return Ok(Op::Unsupported(i.opcode.as_str().into())),
             }

@@ -12,7 +12,7 @@ impl Decoder<'_> {
         let o = &i.operands;
         let immediate = |d: &Self| match o.first() {
             Some(Operand::Integer(n)) if (0..=u32::MAX as i64).contains(n) => Ok(*n as u32),
-            _ => Err(d.o.error("the number of groups must be an integer literal")),
+            _ => Err(d.o.error("the operand of wait_group must be an integer literal")),
         };
         if has("bulk") {
             if has("commit_group") {
@@ -67,8 +67,11 @@ impl Decoder<'_> {
 
     pub(super) fn st_async(&mut self, i: &Instruction, parts: &[&str], reduce: bool) -> Decoded {
         let o = &i.operands;
-        let ty =
-            parts.iter().rev().find_map(|p| Type::named(p)).ok_or_else(|| self.o.error("the opcode has no type"))?;
+        let ty = parts
+            .iter()
+            .rev()
+            .find_map(|p| Type::from_name(p))
+            .ok_or_else(|| self.o.error("the opcode has no type"))?;
         if o.len() < 3 {
             return Ok(Op::Unsupported(i.opcode.as_str().into()));
         }
@@ -84,7 +87,7 @@ impl Decoder<'_> {
         }
         let reduce = if reduce {
             let op = parts.iter().find(|p| AtomicOp::parse(p).is_some()).copied().unwrap_or("");
-            match Reduction::bulk(op, false, parts[parts.len() - 1], true) {
+            match Reduction::from_bulk_opcode(op, false, parts[parts.len() - 1], true) {
                 Some(r) => Some(r),
                 None => return Ok(Op::Unsupported(i.opcode.as_str().into())),
             }

@@ -1,7 +1,7 @@
 //! Decoding of `ldmatrix`, `stmatrix`, `mma` and `wgmma`; `wmma` is in [`super::wmma`].
 
 use super::{Decoded, Decoder, flatten};
-use crate::matrix::mma::{Accumulator, Element, MmaOp, MmaRegisters};
+use crate::matrix::mma::{AccumulatorFormat, ElementFormat, MmaOp, MmaRegisters};
 use crate::matrix::wgmma::WgmmaOp;
 use crate::program::op::*;
 use crate::ptx::ast::{Instruction, Operand, Type};
@@ -25,10 +25,10 @@ impl Decoder<'_> {
     pub(super) fn mma(&mut self, i: &Instruction) -> Decoded {
         let Some(op) = MmaOp::decode(&i.opcode) else { return Ok(Op::Unsupported(i.opcode.as_str().into())) };
         let [d, a, b, c] = &i.operands[..] else { return Err(self.o.error("the instruction takes four operands")) };
-        let width = if op.a == Element::F64 { Type::F64 } else { Type::B32 };
+        let width = if op.a == ElementFormat::F64 { Type::F64 } else { Type::B32 };
         let sum = match op.accumulator {
-            Accumulator::F64 => Type::F64,
-            Accumulator::F32 => Type::F32,
+            AccumulatorFormat::F64 => Type::F64,
+            AccumulatorFormat::F32 => Type::F32,
             _ => Type::B32,
         };
         let mut mma = Mma {
@@ -60,7 +60,7 @@ impl Decoder<'_> {
         if has("wait_group") {
             return match i.operands.first() {
                 Some(Operand::Integer(n)) => Ok(Op::WgmmaWait { groups: *n as u32 }),
-                _ => Err(self.o.error("the number of groups must be an integer literal")),
+                _ => Err(self.o.error("the operand of wait_group must be an integer literal")),
             };
         }
         let o = &i.operands;

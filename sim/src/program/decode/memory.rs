@@ -7,8 +7,11 @@ use crate::ptx::ast::{AddressBase, Instruction, Operand, Type};
 
 impl Decoder<'_> {
     pub(super) fn load_or_store(&mut self, i: &Instruction, parts: &[&str], store: bool) -> Decoded {
-        let ty =
-            parts.iter().rev().find_map(|p| Type::named(p)).ok_or_else(|| self.o.error("the opcode has no type"))?;
+        let ty = parts
+            .iter()
+            .rev()
+            .find_map(|p| Type::from_name(p))
+            .ok_or_else(|| self.o.error("the opcode has no type"))?;
         let (address, data) = if store { (0, 1) } else { (1, 0) };
         let operands = &i.operands;
         if operands.len() < 2 {

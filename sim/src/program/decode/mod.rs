@@ -79,7 +79,8 @@ pub(super) struct Decoder<'a> {
     reached: &'a [usize],
     unknown: &'a mut Vec<String>,
     carry: Option<u32>,
-    /// The rows that writes to `_` go to, by number of rows; the predicate for `_` has key 0.
+    /// For each number of rows, the first of the rows that receive writes to `_`; key 0 has the predicate that
+    /// receives them.
     sinks: HashMap<u8, u32>,
     /// True if `volatile` accesses to shared memory count as weak accesses.
     volatile_is_data: bool,
@@ -205,7 +206,8 @@ impl Decoder<'_> {
         Ok(Op::Alu { op, slots: Box::new(slots) })
     }
 
-    /// Returns the first of `rows` rows that no instruction reads, or with `rows` = 0 such a predicate.
+    /// Returns the first of `rows` rows that receive writes to `_`, which no instruction reads; with `rows` = 0, a
+    /// predicate for this purpose.
     pub(in crate::program) fn sink(&mut self, rows: u8) -> u32 {
         let code = &mut self.o.code;
         *self.sinks.entry(rows).or_insert_with(|| {

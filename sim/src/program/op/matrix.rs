@@ -34,7 +34,7 @@ pub struct Mma {
     pub b: Vec<Slot>,
     /// Registers of C.
     pub c: Vec<Slot>,
-    /// The registers again, for forms that [can be batched](MmaOp::is_m16n8k16_half).
+    /// The same registers in arrays of fixed size, for forms that [can be batched](MmaOp::is_m16n8k16_half).
     pub batched: Option<MmaRegisters>,
 }
 

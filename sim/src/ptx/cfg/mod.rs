@@ -12,7 +12,7 @@
 //! ```
 
 use super::ast::{Function, Instruction, Operand, is_branch};
-use super::dominators::{FlowGraph, Node};
+use super::dominators::{FlowGraph, NodeIndex};
 
 /// Returns the indices of the instructions that may follow instruction `index`; the length of the body stands for its
 /// end. `ret`, `exit`, `trap` and calls that do not return have no successor, except the next instruction if they are
@@ -165,11 +165,11 @@ impl Blocks {
         self.starts.len() - 1
     }
 
-    fn end_of(&self, block: Node) -> usize {
+    fn end_of(&self, block: NodeIndex) -> usize {
         self.starts.get(block + 1).copied().unwrap_or(self.starts[block])
     }
 
-    fn connect(&mut self, function: &Function, block: Node, follow: &[Vec<u32>], block_at: &[usize]) {
+    fn connect(&mut self, function: &Function, block: NodeIndex, follow: &[Vec<u32>], block_at: &[usize]) {
         let (start, end) = (self.starts[block], self.end_of(block));
         let last = end - 1;
         self.weights[block] = function.body[start..end].iter().map(weight).sum();
@@ -185,7 +185,7 @@ impl Blocks {
     }
 
     /// For each block, returns whether it can reach a block for which `wanted` is true.
-    fn reaching(&self, wanted: impl Fn(Node) -> bool) -> Vec<bool> {
+    fn reaching(&self, wanted: impl Fn(NodeIndex) -> bool) -> Vec<bool> {
         let mut reach = vec![false; self.starts.len()];
         for block in 0..self.starts.len() {
             if wanted(block) {
@@ -211,7 +211,7 @@ fn weight(instruction: &Instruction) -> usize {
 }
 
 /// Marks in `reach` a node and all nodes that lead to it.
-fn spread(graph: &FlowGraph, reach: &mut [bool], node: Node) {
+fn spread(graph: &FlowGraph, reach: &mut [bool], node: NodeIndex) {
     let mut open = vec![node];
     while let Some(node) = open.pop() {
         if !std::mem::replace(&mut reach[node], true) {
@@ -227,15 +227,15 @@ struct ExcludedEdge {
     tier: u8,
     /// The weight of the code to which the edge leads; heavier code sorts first.
     weight: std::cmp::Reverse<usize>,
-    from: Node,
-    /// The target; `None` if the edge is an end of block `from`.
-    to: Option<Node>,
+    from: NodeIndex,
+    /// The target; `None` if the function ends after block `from`.
+    to: Option<NodeIndex>,
 }
 
 /// The edges that are not excluded when reconvergence points are computed.
 struct CountedEdges {
     graph: FlowGraph,
-    /// For each block, whether the function may end at its end.
+    /// For each block, whether the function may end after it.
     ends: Vec<bool>,
 }
 
@@ -254,9 +254,10 @@ impl CountedEdges {
     fn without_early_ends(blocks: &Blocks) -> Self {
         let abort_only = blocks.abort_only();
         let enclosed = EnclosedCode::new(blocks);
-        let goes_on =
-            |from: Node, to: Node| !abort_only[to] && !blocks.bare[to] && enclosed.weight_behind(from, to).is_none();
-        let more_than_bare = |to: Node| !abort_only[to] && !blocks.bare[to];
+        let goes_on = |from: NodeIndex, to: NodeIndex| {
+            !abort_only[to] && !blocks.bare[to] && enclosed.weight_behind(from, to).is_none()
+        };
+        let more_than_bare = |to: NodeIndex| !abort_only[to] && !blocks.bare[to];
         CountedEdges::without(blocks, |from, to| {
             let others = &blocks.graph.successors[from];
             let end = (!blocks.bare[to]).then_some(to);
@@ -274,7 +275,10 @@ impl CountedEdges {
 
     /// Builds the edges. For each edge, `exclude` returns its target (`None` if the block ends there), and, if the
     /// edge is excluded, its tier and weight.
-    fn without(blocks: &Blocks, exclude: impl Fn(Node, Node) -> (Option<Node>, Option<(u8, usize)>)) -> Self {
+    fn without(
+        blocks: &Blocks,
+        exclude: impl Fn(NodeIndex, NodeIndex) -> (Option<NodeIndex>, Option<(u8, usize)>),
+    ) -> Self {
         let nodes = blocks.starts.len();
         let mut ways = CountedEdges {
             graph: FlowGraph::new(nodes),
@@ -296,7 +300,7 @@ impl CountedEdges {
         ways
     }
 
-    fn add(&mut self, from: Node, to: Option<Node>) {
+    fn add(&mut self, from: NodeIndex, to: Option<NodeIndex>) {
         match to {
             Some(to) => self.graph.add_edge(from, to),
             None => self.ends[from] = true,
@@ -321,7 +325,7 @@ impl CountedEdges {
 
     /// Returns true if all paths from a block lead back to it: the block is in a loop without an exit, not only on a
     /// path to such a loop.
-    fn is_caught(&self, block: Node) -> bool {
+    fn is_caught(&self, block: NodeIndex) -> bool {
         let mut back = vec![false; self.ends.len()];
         spread(&self.graph, &mut back, block);
         let mut seen = vec![false; self.ends.len()];
@@ -338,13 +342,13 @@ impl CountedEdges {
     }
 
     /// Returns the immediate post-dominators of the blocks.
-    fn post_dominators(self, blocks: &Blocks) -> Vec<Option<Node>> {
+    fn post_dominators(self, blocks: &Blocks) -> Vec<Option<NodeIndex>> {
         let heads = self.endless_loops(&blocks.graph.reverse_postorder(0));
         let count = self.ends.len();
         let end = count + heads.len();
         let mut graph = FlowGraph::new(end + 1);
         // The head of an endless loop is entered through an extra node, which also has an edge to the end.
-        let mut entrance: Vec<Node> = (0..count).collect();
+        let mut entrance: Vec<NodeIndex> = (0..count).collect();
         heads.iter().enumerate().for_each(|(index, &head)| entrance[head] = count + index);
         for from in 0..count {
             self.graph.successors[from].iter().for_each(|&to| graph.add_edge(from, entrance[to]));
@@ -357,12 +361,12 @@ impl CountedEdges {
             graph.add_edge(count + index, end);
         }
         let dominators = graph.reversed().immediate_dominators(end);
-        let block_of = |node: Node| if node < count { Some(node) } else { heads.get(node - count).copied() };
+        let block_of = |node: NodeIndex| if node < count { Some(node) } else { heads.get(node - count).copied() };
         (0..count).map(|block| dominators[block].and_then(block_of)).collect()
     }
 
-    /// Returns heads of endless loops, so many that each block reaches an end or one of them.
-    fn endless_loops(&self, order: &[Node]) -> Vec<Node> {
+    /// Returns enough heads of endless loops that each block reaches an end of the function or one of these heads.
+    fn endless_loops(&self, order: &[NodeIndex]) -> Vec<NodeIndex> {
         let mut reach = vec![false; self.ends.len()];
         (0..self.ends.len()).filter(|&block| self.ends[block]).for_each(|block| spread(&self.graph, &mut reach, block));
         let mut rank = vec![0; self.ends.len()];
@@ -382,8 +386,9 @@ impl CountedEdges {
 /// Finds code that always ends and that is entered through its first block only. Bare returns count as part of the
 /// code that leads to them.
 struct EnclosedCode {
-    dominators: Vec<Option<Node>>,
-    /// For each block, the weight of all blocks that it dominates and its own; `None` if an edge leaves these blocks.
+    dominators: Vec<Option<NodeIndex>>,
+    /// For each block, the weight of the block itself and of all blocks that it dominates; `None` if an edge leaves
+    /// these blocks.
     weights: Vec<Option<usize>>,
     /// For each block, true if all its predecessors, except those of back edges, are its immediate dominator.
     one_way_in: Vec<bool>,
@@ -396,7 +401,7 @@ impl EnclosedCode {
         let order = blocks.graph.reverse_postorder(0);
         let mut rank = vec![0; nodes];
         order.iter().enumerate().for_each(|(index, &block)| rank[block] = index);
-        let dominates = |above: Node, mut below: Node| {
+        let dominates = |above: NodeIndex, mut below: NodeIndex| {
             while rank[below] > rank[above] {
                 below = dominators[below].unwrap_or(above);
             }
@@ -427,7 +432,7 @@ impl EnclosedCode {
     }
 
     /// Returns the weight of the enclosed code to which an edge leads; `None` if it leads to no such code.
-    fn weight_behind(&self, from: Node, to: Node) -> Option<usize> {
+    fn weight_behind(&self, from: NodeIndex, to: NodeIndex) -> Option<usize> {
         // `from != to` because the root is its own dominator.
         let entrance = from != to && self.one_way_in[to] && self.dominators[to] == Some(from);
         self.weights[to].filter(|_| entrance)

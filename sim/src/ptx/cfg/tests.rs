@@ -177,7 +177,7 @@ fn reconvergence_points_are_reachable_from_their_branch() {
     }
 }
 
-/// In structured programs with early returns anywhere, each `if` reconverges after it, and each loop reconverges
+/// In structured programs with early returns anywhere, the lanes of each `if` and of each loop reconverge directly
 /// after it.
 #[test]
 fn structured_programs_reconverge_at_their_joins() {

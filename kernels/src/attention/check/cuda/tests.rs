@@ -149,7 +149,8 @@ impl Backward {
             let count = s.counters.total();
             assert_eq!(count.wavefronts, count.wavefronts_least, "{} has bank conflicts", s.stage.symbol);
         }
-        let grads = self.grads.each_ref().map(|x| memory.bytes(x.addr().0).expect("the gradients are mapped").to_vec());
+        let grads =
+            self.grads.each_ref().map(|x| memory.buffer_bytes(x.addr().0).expect("the gradients are mapped").to_vec());
         (staged, grads)
     }
 }
