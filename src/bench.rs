@@ -157,7 +157,7 @@ struct DecodeArgs {
 Example:
   reel init --preset tiny --out tiny
   reel bench rollout --model tiny --context 64 --tokens 16 --batch 8",
-    mut_arg("batch", |batch| batch.default_value("8").help("Completions of the prompt"))
+    mut_arg("batch", |batch| batch.default_value("8").help("Number of completions of the prompt"))
 )]
 struct RolloutArgs {
     #[command(flatten)]
@@ -185,7 +185,7 @@ struct TrainArgs {
     /// Recompute activations in the backward pass instead of storing them
     #[arg(long, value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, default_value_t = true, default_missing_value = "true")]
     gradient_checkpointing: bool,
-    /// Optimizer, by how it stores its state
+    /// Optimizer; the choices differ in how its state is stored
     #[arg(long, value_enum, default_value_t)]
     optim: Optim,
 }
@@ -281,8 +281,8 @@ fn not_zero(amounts: &[(&str, usize)]) -> Result<()> {
     }
 }
 
-/// Maximum number of tokens in one prefill pass. Token ids and positions are created in host memory before the device
-/// allocates any.
+/// Maximum number of tokens in one prefill pass. It limits host memory, in which token ids and positions are created
+/// before the device allocates anything.
 const MAX_PREFILL_TOKENS: usize = 1 << 22;
 
 impl RoundsArgs {

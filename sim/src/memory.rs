@@ -160,7 +160,7 @@ impl SimMemory {
     /// Returns `bytes` bytes at `address`, which may be anywhere in a buffer.
     ///
     /// # Errors
-    /// Bytes that are outside of the buffer or unwritten.
+    /// Returns an error if the bytes do not all lie in one buffer or if some of them were never written.
     pub fn read(&self, address: u64, bytes: usize) -> Result<&[u8], ReadError> {
         let outside = || {
             ReadError::OutOfBounds(format!(
@@ -220,7 +220,7 @@ impl SimMemory {
         self.allocations.iter_mut().for_each(|a| a.shadow.forget_accesses());
     }
 
-    /// Describes for messages where the buffer nearest to an address outside of all buffers lies.
+    /// Says, for a message, where the nearest buffer lies; `address` is outside of all buffers.
     pub(crate) fn describe_nearest_buffer(&self, address: u64) -> String {
         let near = self.allocations.iter().min_by_key(|a| {
             let end = a.base + a.data.len() as u64;

@@ -92,11 +92,11 @@ impl CountReport {
         CountReport { total, lines, barriers: counters.barriers, blocks: counters.blocks }
     }
 
-    /// Returns the `n` source lines with the most executed warp instructions, in descending order.
-    pub fn busiest_lines(&self, n: usize) -> Vec<&LineCounts> {
+    /// Returns the `count` source lines with the most executed warp instructions, in descending order.
+    pub fn busiest_lines(&self, count: usize) -> Vec<&LineCounts> {
         let mut lines: Vec<&LineCounts> = self.lines.iter().collect();
         lines.sort_by_key(|l| std::cmp::Reverse(l.counted.count.warps));
-        lines.truncate(n);
+        lines.truncate(count);
         lines
     }
 }

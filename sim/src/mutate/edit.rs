@@ -33,7 +33,7 @@ pub fn apply(function: &mut Function, at: usize, change: Mutation) {
     }
 }
 
-/// Returns the index of the operand of a block barrier that gives its number of threads.
+/// Returns the index of the operand that gives a block barrier's number of threads, if there is one.
 pub fn thread_count_operand(i: &Instruction) -> Option<usize> {
     let parts: Vec<&str> = i.opcode.split('.').collect();
     if !matches!(parts[0], "bar" | "barrier") || parts.contains(&"cluster") || parts.contains(&"warp") {

@@ -107,26 +107,26 @@ pub(super) enum InitializedBytes {
 }
 
 impl InitializedBytes {
-    /// Returns true if all bytes of the bit mask `bits`, whose first bit is the byte at offset `at` of the chunk, are
-    /// initialised. The mask must not reach across a multiple of 64.
+    /// Returns true if all bytes of the bit mask `bits`, whose first bit stands for the byte at `offset` in the
+    /// chunk, are initialised. The mask must not reach across a multiple of 64.
     #[inline(always)]
-    pub(super) fn contains_mask(&self, at: u64, bits: u64) -> bool {
+    pub(super) fn contains_mask(&self, offset: u64, bits: u64) -> bool {
         match self {
             InitializedBytes::All => true,
             InitializedBytes::Some(words, _) => {
-                words.get((at >> 6) as usize).is_some_and(|word| word >> (at & 63) & bits == bits)
+                words.get((offset >> 6) as usize).is_some_and(|word| word >> (offset & 63) & bits == bits)
             }
         }
     }
 
     #[inline(always)]
-    pub(super) fn insert_mask(&mut self, at: u64, bits: u64) {
+    pub(super) fn insert_mask(&mut self, offset: u64, bits: u64) {
         if let InitializedBytes::Some(words, missing) = self {
             if words.is_empty() {
                 *words = vec![0; (CHUNK_BYTES / 64) as usize];
             }
-            let word = &mut words[(at >> 6) as usize];
-            let new = bits << (at & 63) & !*word;
+            let word = &mut words[(offset >> 6) as usize];
+            let new = bits << (offset & 63) & !*word;
             if new != 0 {
                 *word |= new;
                 *missing -= new.count_ones();

@@ -69,7 +69,7 @@ impl LaneCache {
         true
     }
 
-    /// Copies all fields of a cached cell except its last write.
+    /// Copies all fields except the last write from a cached cell, given as the words `after`, to `cell`.
     #[inline(always)]
     fn apply_read(&self, cell: &mut ShadowCell, after: [u64; 4]) {
         cell.older = bytemuck::cast::<[u64; 4], ShadowCell>(after).older;

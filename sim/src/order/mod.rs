@@ -122,10 +122,10 @@ impl ClusterLayout {
     pub const NONE: ClusterLayout = ClusterLayout { grid: [u32::MAX, 1, 1], cluster: [1, 1, 1] };
 
     /// Returns the smallest scope that contains both blocks, which are given by linear index.
-    pub fn common_scope(&self, a: u32, b: u32) -> AccessStrength {
-        if a == b {
+    pub fn common_scope(&self, block_a: u32, block_b: u32) -> AccessStrength {
+        if block_a == block_b {
             AccessStrength::Cta
-        } else if self.cluster != [1, 1, 1] && self.cluster_of(a) == self.cluster_of(b) {
+        } else if self.cluster != [1, 1, 1] && self.cluster_of(block_a) == self.cluster_of(block_b) {
             AccessStrength::Cluster
         } else {
             AccessStrength::Gpu

@@ -2,7 +2,7 @@
 //! addresses of variables.
 
 use super::op::{AddressOperand, AddressWindow, CallArgument};
-use super::rows::rows_of;
+use super::rows::register_row_count;
 use super::symbols::{GRID_WORKSPACE, GROUP_SCRATCH, SymbolAddresses};
 use super::{FixedRegister, FunctionCode, ProgramError, Relocation};
 use crate::ptx::ast::{AddressBase, Function, Operand, Type};
@@ -72,7 +72,7 @@ impl<'a> OperandResolver<'a> {
                         }
                         Some(r) => CallArgument::Row {
                             slot: self.registers[r as usize],
-                            rows: rows_of(function.registers[r as usize].ty),
+                            rows: register_row_count(function.registers[r as usize].ty),
                         },
                         None => {
                             param = param.next_multiple_of(p.align.max(1));
@@ -182,14 +182,14 @@ impl<'a> OperandResolver<'a> {
 
     /// Returns the first row of a source operand that the instruction reads as type `ty`.
     pub fn source_slot(&mut self, operand: &Operand, ty: Type) -> Result<Slot, ProgramError> {
-        let rows = rows_of(ty);
+        let rows = register_row_count(ty);
         match operand {
             Operand::Register(r) => {
                 let declared = self.function.registers[*r as usize].ty;
                 if declared == Type::Pred {
                     return Err(self.error(format!("{} is a predicate", self.function.registers[*r as usize].name)));
                 }
-                if rows_of(declared) < rows {
+                if register_row_count(declared) < rows {
                     let name = &self.function.registers[*r as usize].name;
                     return Err(self.error(format!("register {name} has fewer bits than the instruction reads")));
                 }

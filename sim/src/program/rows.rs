@@ -11,7 +11,7 @@ use crate::ptx::ast::{Function, Operand, Type};
 use std::collections::HashMap;
 
 /// Returns the number of rows that a register of type `ty` takes.
-pub fn rows_of(ty: Type) -> u8 {
+pub fn register_row_count(ty: Type) -> u8 {
     match ty.bits() {
         0..=32 => 1,
         64 => 2,
@@ -33,7 +33,7 @@ enum Life {
 /// Returns the first row of each register (0 for predicates) and the total number of rows.
 pub(super) fn assign_rows(function: &Function) -> (Vec<u32>, u32) {
     let lives = lives(function);
-    let width = |r: usize| rows_of(function.registers[r].ty);
+    let width = |r: usize| register_row_count(function.registers[r].ty);
     let is_row = |r: usize| function.registers[r].ty != Type::Pred;
     let (mut rows, mut total) = (vec![0; lives.len()], 0u32);
     let mut fresh = |wide: u8| {
@@ -185,7 +185,10 @@ mod tests {
                 let written = destination_count(i);
                 i.operands[..written].iter().for_each(|o| collect_registers(&function, o, &mut writes, &mut none));
                 i.operands[written..].iter().for_each(|o| collect_registers(&function, o, &mut reads, &mut none));
-                let places = |r: u32| rows[r as usize]..rows[r as usize] + rows_of(function.registers[r as usize].ty) as u32;
+                let places = |r: u32| {
+                    let first = rows[r as usize];
+                    first..first + register_row_count(function.registers[r as usize].ty) as u32
+                };
                 for r in reads {
                     for row in places(r) {
                         prop_assert!(holds[row as usize].is_none_or(|holder| holder == r), "{body}");

@@ -1,12 +1,12 @@
 //! Parsing of `.loc`, `.file` and `.section` into [`LineInfo`](super::line_info::LineInfo).
 
 use super::lexer::Result;
-use super::line_info::{InlinedName, LineColumn};
+use super::line_info::{FileLineColumn, InlinedName};
 use super::parser::Parser;
 
 impl<'a> Parser<'a> {
     /// Parses `.file 1 "name"`, optionally with a time and a size.
-    pub(super) fn file_directive(&mut self) -> Result<()> {
+    pub(super) fn parse_file_directive(&mut self) -> Result<()> {
         let number = self.cursor.parse_count_u32()?;
         let name = self.cursor.parse_string()?.to_owned();
         while self.cursor.eat(b',') {
@@ -17,7 +17,7 @@ impl<'a> Parser<'a> {
     }
 
     /// Parses `.loc 1 20 3`, optionally with `, function_name symbol, inlined_at 1 33 5`.
-    pub(super) fn location_directive(&mut self) -> Result<()> {
+    pub(super) fn parse_location_directive(&mut self) -> Result<()> {
         let triple = self.triple()?;
         let (mut name, mut at) = (None, None);
         while self.cursor.eat(b',') {
@@ -32,7 +32,7 @@ impl<'a> Parser<'a> {
         Ok(())
     }
 
-    fn triple(&mut self) -> Result<LineColumn> {
+    fn triple(&mut self) -> Result<FileLineColumn> {
         Ok((self.cursor.parse_count_u32()?, self.cursor.parse_count_u32()?, self.cursor.parse_count_u32()?))
     }
 
@@ -42,11 +42,11 @@ impl<'a> Parser<'a> {
             Some(section) => section,
             None => self.cursor.parse_identifier()?,
         };
-        Ok((symbol, self.address_offset()?))
+        Ok((symbol, self.parse_address_offset()?))
     }
 
     /// Skips `.section .debug_… { … }`, but keeps the strings of `.debug_str`.
-    pub(super) fn section_directive(&mut self) -> Result<()> {
+    pub(super) fn parse_section_directive(&mut self) -> Result<()> {
         let Some(name) = self.cursor.parse_directive() else { return Err(self.cursor.expected("a section's name")) };
         self.cursor.expect(b'{')?;
         if name != "debug_str" {
@@ -67,7 +67,7 @@ impl<'a> Parser<'a> {
 
     fn string_bytes(&mut self) -> Result<()> {
         loop {
-            let byte = self.cursor.integer_expression()?;
+            let byte = self.cursor.parse_integer_expression()?;
             self.line_info.strings.push(byte as u8);
             if !self.cursor.eat(b',') {
                 return Ok(());

@@ -21,18 +21,18 @@ const LEVELS: [&[&str]; 10] = [
 
 impl Cursor<'_> {
     /// Parses a whole constant expression, including `? :`.
-    pub fn expression(&mut self) -> Result<Literal> {
+    pub fn parse_expression(&mut self) -> Result<Literal> {
         self.conditional(MAX_DEPTH)
     }
 
     /// Parses a literal with signs or an expression in parentheses, as may follow `+` in an address.
-    pub fn literal_or_parenthesis(&mut self) -> Result<Literal> {
+    pub fn parse_literal_or_parenthesis(&mut self) -> Result<Literal> {
         self.unary(MAX_DEPTH)
     }
 
     /// Parses a constant expression that must be an integer.
-    pub fn integer_expression(&mut self) -> Result<i64> {
-        let value = self.expression()?;
+    pub fn parse_integer_expression(&mut self) -> Result<i64> {
+        let value = self.parse_expression()?;
         self.as_integer(value)
     }
 

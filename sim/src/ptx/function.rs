@@ -12,7 +12,7 @@ const MAX_DEPTH: usize = 256;
 type Formal<'a> = (&'a str, Param, Type);
 
 impl<'a> Parser<'a> {
-    pub(super) fn function_body(&mut self, returns: Vec<Formal<'a>>, params: Vec<Formal<'a>>) -> Result<()> {
+    pub(super) fn parse_function_body(&mut self, returns: Vec<Formal<'a>>, params: Vec<Formal<'a>>) -> Result<()> {
         self.cursor.expect(b'{')?;
         // Parameters are in an outer scope of their own, so the body may declare the same names again.
         self.scopes.stack.push(Scope::default());
@@ -132,10 +132,10 @@ impl<'a> Parser<'a> {
                 Some("shared") => self.local_variables(StateSpace::Shared, true),
                 _ => Err(self.cursor.error("`.extern` inside a function must be `.extern .shared`")),
             },
-            Some("loc") => self.location_directive(),
-            Some("file") => self.file_directive(),
-            Some("section") => self.section_directive(),
-            Some("pragma") => self.pragma_directive(),
+            Some("loc") => self.parse_location_directive(),
+            Some("file") => self.parse_file_directive(),
+            Some("section") => self.parse_section_directive(),
+            Some("pragma") => self.parse_pragma_directive(),
             Some(word) => Err(self.cursor.error(format!("`.{word}` is not a directive known inside a function"))),
             None => Err(self.cursor.expected("a directive")),
         }
@@ -143,7 +143,7 @@ impl<'a> Parser<'a> {
 
     /// Parses `.reg .b32 %r<20>, %x;` or `.reg .v4 .f32 %v;`.
     fn registers(&mut self) -> Result<()> {
-        let declarator = self.declarator()?;
+        let declarator = self.parse_declarator()?;
         loop {
             let name = self.cursor.parse_identifier()?;
             if self.cursor.eat(b'<') {
@@ -189,7 +189,7 @@ impl<'a> Parser<'a> {
     }
 
     fn local_variables(&mut self, space: StateSpace, external: bool) -> Result<()> {
-        for (name, mut variable) in self.variable_declarations(space, external)? {
+        for (name, mut variable) in self.parse_variable_declarations(space, external)? {
             let index = self.function.variables.len();
             let repeats = self.scopes.lookup(name).is_some() || self.symbols.contains_key(name);
             if repeats || !self.scopes.insert_variable_name(name) {
@@ -274,7 +274,7 @@ impl<'a> Parser<'a> {
         loop {
             let (operand, unknown) = match branch && self.cursor.at_identifier() {
                 true => self.branch_operand()?,
-                false => self.operand()?,
+                false => self.parse_operand()?,
             };
             self.wait_for(unknown, operands.len(), line);
             operands.push(operand);
@@ -307,7 +307,7 @@ impl<'a> Parser<'a> {
         let name = self.cursor.parse_identifier()?;
         if self.scopes.lookup(name).is_some() || name.starts_with('%') {
             self.cursor = before;
-            return self.operand();
+            return self.parse_operand();
         }
         Ok((Operand::Symbol(name.to_owned(), 0), Some(name)))
     }
@@ -328,15 +328,15 @@ impl<'a> Parser<'a> {
     fn call_operands(&mut self, line: u32) -> Result<Vec<Operand>> {
         let mut returns = Operand::List(Vec::new());
         if self.cursor.peek() == b'(' {
-            returns = self.call_list()?;
+            returns = self.parse_call_list()?;
             self.cursor.expect(b',')?;
         }
-        let (function, unknown) = self.operand()?;
+        let (function, unknown) = self.parse_operand()?;
         self.uses.extend(unknown.map(|name| (name, line)));
         let mut operands = vec![returns, function, Operand::List(Vec::new())];
         let mut more = self.cursor.eat(b',');
         if more && self.cursor.peek() == b'(' {
-            operands[2] = self.call_list()?;
+            operands[2] = self.parse_call_list()?;
             more = self.cursor.eat(b',');
         }
         if more {

@@ -9,11 +9,11 @@ use super::ast::SourceLocation;
 const MAX_DEPTH: u32 = 128;
 
 /// File number, line and column of a location.
-pub(super) type LineColumn = (u32, u32, u32);
+pub(super) type FileLineColumn = (u32, u32, u32);
 
 /// A location as in `.loc`: file, line and column. If it is inlined, also the inlined function's name and the index
 /// of the location where it is inlined.
-type Key<'a> = (LineColumn, Option<(InlinedName<'a>, u32)>);
+type Key<'a> = (FileLineColumn, Option<(InlinedName<'a>, u32)>);
 
 /// A symbol of `.debug_str` and an offset from it, which name an inlined function.
 pub(super) type InlinedName<'a> = (&'a str, i64);
@@ -29,7 +29,7 @@ pub(super) struct LineInfo<'a> {
     /// For each location in the module's list, the name of the inlined function.
     names: Vec<Option<InlinedName<'a>>>,
     /// For each file, line and column, the latest such location in the current function: `inlined_at` refers to it.
-    latest: HashMap<LineColumn, u32>,
+    latest: HashMap<FileLineColumn, u32>,
     pub strings: Vec<u8>,
     pub labels: HashMap<&'a str, usize>,
 }
@@ -48,8 +48,8 @@ impl<'a> LineInfo<'a> {
     pub fn enter_location(
         &mut self,
         locations: &mut Vec<SourceLocation>,
-        triple: LineColumn,
-        inlined: Option<(InlinedName<'a>, LineColumn)>,
+        triple: FileLineColumn,
+        inlined: Option<(InlinedName<'a>, FileLineColumn)>,
     ) {
         let link = inlined.map(|(name, at)| {
             let latest = self.latest.get(&at).copied();

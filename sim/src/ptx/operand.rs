@@ -8,13 +8,13 @@ use super::scope::NamedEntity;
 /// Maximum nesting depth of vectors and lists.
 const MAX_DEPTH: u32 = 4;
 
-/// A name that is not special and has not been declared so far; `None` for a declared name.
+/// A name that is neither declared so far nor a special register; `None` for any other operand.
 pub(super) type UndeclaredName<'a> = Option<&'a str>;
 
 impl<'a> Parser<'a> {
     /// Parses an operand. If it is a single undeclared name, also returns the name: it may be a label or a function
     /// that is declared later.
-    pub(super) fn operand(&mut self) -> Result<(Operand, UndeclaredName<'a>)> {
+    pub(super) fn parse_operand(&mut self) -> Result<(Operand, UndeclaredName<'a>)> {
         let (first, unknown) = self.single(MAX_DEPTH)?;
         if matches!(first, Operand::Register(_) | Operand::Sink) && self.cursor.eat(b'|') {
             let (second, _) = self.single(MAX_DEPTH)?;
@@ -37,7 +37,7 @@ impl<'a> Parser<'a> {
     fn single(&mut self, depth: u32) -> Result<(Operand, UndeclaredName<'a>)> {
         let depth = depth.checked_sub(1).ok_or_else(|| self.cursor.error("operands nest too deeply"))?;
         let operand = match self.cursor.peek() {
-            b'{' => Operand::Vector(self.operand_sequence(b'{', b'}', depth)?),
+            b'{' => Operand::Vector(self.parse_operand_sequence(b'{', b'}', depth)?),
             b'[' => self.address(depth)?,
             b'!' if self.negates_register() => {
                 self.cursor.expect(b'!')?;
@@ -47,7 +47,7 @@ impl<'a> Parser<'a> {
                 }
             }
             _ if self.cursor.at_identifier() => return self.named(),
-            _ => constant(self.cursor.expression()?),
+            _ => constant(self.cursor.parse_expression()?),
         };
         Ok((operand, None))
     }
@@ -58,7 +58,7 @@ impl<'a> Parser<'a> {
     }
 
     /// Parses comma-separated operands between brackets.
-    pub(super) fn operand_sequence(&mut self, open: u8, close: u8, depth: u32) -> Result<Vec<Operand>> {
+    pub(super) fn parse_operand_sequence(&mut self, open: u8, close: u8, depth: u32) -> Result<Vec<Operand>> {
         self.cursor.expect(open)?;
         let mut operands = Vec::new();
         if self.cursor.eat(close) {
@@ -75,8 +75,8 @@ impl<'a> Parser<'a> {
     }
 
     /// Parses an argument or return list of a call.
-    pub(super) fn call_list(&mut self) -> Result<Operand> {
-        Ok(Operand::List(self.operand_sequence(b'(', b')', MAX_DEPTH)?))
+    pub(super) fn parse_call_list(&mut self) -> Result<Operand> {
+        Ok(Operand::List(self.parse_operand_sequence(b'(', b')', MAX_DEPTH)?))
     }
 
     fn named(&mut self) -> Result<(Operand, UndeclaredName<'a>)> {
@@ -87,19 +87,19 @@ impl<'a> Parser<'a> {
             Some(NamedEntity::VectorRegister(first, count)) => self.vector_register(name, first, count)?,
             Some(NamedEntity::Variable(index)) => {
                 let name = self.function.variables[index].name.clone();
-                Operand::Symbol(name, self.address_offset()?)
+                Operand::Symbol(name, self.parse_address_offset()?)
             }
-            Some(NamedEntity::Param) => Operand::Symbol(name.to_owned(), self.address_offset()?),
+            Some(NamedEntity::Param) => Operand::Symbol(name.to_owned(), self.parse_address_offset()?),
             None if name == "_" => Operand::Sink,
             None if name == "true" => Operand::Integer(1),
             None if name == "false" => Operand::Integer(0),
             None if name == "WARP_SZ" => {
                 self.cursor = before;
-                constant(self.cursor.expression()?)
+                constant(self.cursor.parse_expression()?)
             }
             None if name.starts_with('%') => self.special(&name[1..])?,
             None => {
-                let operand = Operand::Symbol(name.to_owned(), self.address_offset()?);
+                let operand = Operand::Symbol(name.to_owned(), self.parse_address_offset()?);
                 let known = self.symbols.contains_key(name);
                 return Ok((operand, (!known).then_some(name)));
             }
@@ -136,7 +136,7 @@ impl<'a> Parser<'a> {
     }
 
     /// Parses the offset after a symbol or base address: `+16`, `+-8`, `-8`. Returns 0 if there is none.
-    pub(super) fn address_offset(&mut self) -> Result<i64> {
+    pub(super) fn parse_address_offset(&mut self) -> Result<i64> {
         let mut offset = 0i64;
         loop {
             let negative = match self.cursor.peek() {
@@ -145,7 +145,7 @@ impl<'a> Parser<'a> {
                 _ => return Ok(offset),
             };
             self.cursor.consume_character();
-            let term = self.cursor.literal_or_parenthesis()?;
+            let term = self.cursor.parse_literal_or_parenthesis()?;
             let term = self.cursor.as_integer(term)?;
             offset = offset.wrapping_add(if negative { term.wrapping_neg() } else { term });
         }
@@ -170,13 +170,13 @@ impl<'a> Parser<'a> {
 
     fn base(&mut self) -> Result<(AddressBase, i64)> {
         if !self.cursor.at_identifier() {
-            return Ok((AddressBase::Absolute, self.cursor.integer_expression()?));
+            return Ok((AddressBase::Absolute, self.cursor.parse_integer_expression()?));
         }
         let line = self.cursor.line;
         let (base, unknown) = self.named()?;
         self.uses.extend(unknown.map(|name| (name, line)));
         match base {
-            Operand::Register(register) => Ok((AddressBase::Register(register), self.address_offset()?)),
+            Operand::Register(register) => Ok((AddressBase::Register(register), self.parse_address_offset()?)),
             Operand::Symbol(name, offset) => Ok((AddressBase::Symbol(name), offset)),
             Operand::Integer(value) => Ok((AddressBase::Absolute, value)),
             _ => Err(self

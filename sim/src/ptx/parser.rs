@@ -91,10 +91,10 @@ impl<'a> Parser<'a> {
                 }
                 "target" => return self.target(),
                 "address_size" => return self.address_size(),
-                "file" => return self.file_directive(),
-                "section" => return self.section_directive(),
-                "loc" => return self.location_directive(),
-                "pragma" => return self.pragma_directive(),
+                "file" => return self.parse_file_directive(),
+                "section" => return self.parse_section_directive(),
+                "loc" => return self.parse_location_directive(),
+                "pragma" => return self.parse_pragma_directive(),
                 "alias" => return self.alias(),
                 _ => return Err(self.cursor.error(format!("`.{word}` is not a directive known at module scope"))),
             }
@@ -118,7 +118,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    pub(super) fn pragma_directive(&mut self) -> Result<()> {
+    pub(super) fn parse_pragma_directive(&mut self) -> Result<()> {
         self.cursor.parse_string()?;
         while self.cursor.eat(b',') {
             self.cursor.parse_string()?;
@@ -145,7 +145,7 @@ impl<'a> Parser<'a> {
     }
 
     fn module_variables(&mut self, space: StateSpace, external: bool) -> Result<()> {
-        for (name, variable) in self.variable_declarations(space, external)? {
+        for (name, variable) in self.parse_variable_declarations(space, external)? {
             match self.symbols.get(name) {
                 None => {
                     self.symbols.insert(name, Symbol::Variable(self.module.variables.len()));
@@ -173,17 +173,17 @@ impl<'a> Parser<'a> {
         self.function = Function { kernel, ..Function::default() };
         self.scopes = Scopes::default();
         self.skip_attributes()?;
-        let returns = self.parameter_list()?;
+        let returns = self.parse_parameter_list()?;
         let name = self.cursor.parse_identifier()?;
         self.function.name = name.to_owned();
         let line = self.cursor.line;
-        let params = self.parameter_list()?;
+        let params = self.parse_parameter_list()?;
         self.function_directives()?;
         let defined = !self.cursor.eat(b';');
         let index = self.function_index(name, defined, line)?;
         self.function.declaration = !defined;
         if defined {
-            self.function_body(returns, params)?;
+            self.parse_function_body(returns, params)?;
         } else {
             self.function.returns = returns.into_iter().map(|(_, param, _)| param).collect();
             self.function.params = params.into_iter().map(|(_, param, _)| param).collect();
@@ -241,7 +241,7 @@ impl<'a> Parser<'a> {
                 "maxnctapersm" | "maxclusterrank" | "abi_preserve" | "abi_preserve_control" => {
                     self.cursor.parse_count_u32()?;
                 }
-                "pragma" => self.pragma_directive()?,
+                "pragma" => self.parse_pragma_directive()?,
                 "attribute" => self.skip_attribute()?,
                 _ => {
                     return Err(self

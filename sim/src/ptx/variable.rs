@@ -39,7 +39,7 @@ struct Declared<'a> {
 impl<'a> Parser<'a> {
     /// Parses the part of a declaration before the name: `.align`, `.v2` or `.v4`, attributes and the type, in any
     /// order.
-    pub(super) fn declarator(&mut self) -> Result<Declarator> {
+    pub(super) fn parse_declarator(&mut self) -> Result<Declarator> {
         let (mut ty, mut vector, mut align) = (None, 1, None);
         while let Some(word) = self.cursor.parse_directive() {
             match word {
@@ -109,7 +109,7 @@ impl<'a> Parser<'a> {
             if open && !dimensions.is_empty() {
                 return Err(self.cursor.error("only the first dimension of an array may be empty"));
             }
-            let length = if open { 0 } else { self.cursor.integer_expression()? };
+            let length = if open { 0 } else { self.cursor.parse_integer_expression()? };
             self.cursor.expect(b']')?;
             dimensions.push(
                 u64::try_from(length)
@@ -131,12 +131,12 @@ impl<'a> Parser<'a> {
     }
 
     /// Parses the rest of a declaration after its state space, including the `;`.
-    pub(super) fn variable_declarations(
+    pub(super) fn parse_variable_declarations(
         &mut self,
         space: StateSpace,
         external: bool,
     ) -> Result<Vec<(&'a str, Variable)>> {
-        let declarator = self.declarator()?;
+        let declarator = self.parse_declarator()?;
         let mut variables = Vec::new();
         loop {
             let declared = self.declared()?;
@@ -162,7 +162,7 @@ impl<'a> Parser<'a> {
     }
 
     /// Parses a parenthesised list of formal parameters; without a parenthesis the list is empty.
-    pub(super) fn parameter_list(&mut self) -> Result<Vec<(&'a str, Param, Type)>> {
+    pub(super) fn parse_parameter_list(&mut self) -> Result<Vec<(&'a str, Param, Type)>> {
         let mut params = Vec::new();
         if !self.cursor.eat(b'(') || self.cursor.eat(b')') {
             return Ok(params);
@@ -183,7 +183,7 @@ impl<'a> Parser<'a> {
             Some("reg") => true,
             _ => return Err(self.cursor.expected("`.param` or `.reg`")),
         };
-        let declarator = self.declarator()?;
+        let declarator = self.parse_declarator()?;
         let declared = self.declared()?;
         let size = self.size(&declarator, &declared)?;
         let size = u32::try_from(size).map_err(|_| self.cursor.error(format!("{} is too large", declared.name)))?;
@@ -268,7 +268,7 @@ impl<'a> Parser<'a> {
         if self.cursor.at_identifier() {
             return self.relocation(at, width, 0, variable);
         }
-        let value = self.cursor.expression()?;
+        let value = self.cursor.parse_expression()?;
         if let (Literal::Integer(mask, _), true) = (value, self.cursor.eat(b'(')) {
             let shift = (mask as u64).trailing_zeros();
             if mask == 0 || !shift.is_multiple_of(8) || (mask as u64) >> shift != 0xff {
@@ -292,10 +292,10 @@ impl<'a> Parser<'a> {
         let mut addend = 0;
         if generic {
             symbol = self.cursor.parse_identifier()?;
-            addend += self.address_offset()?;
+            addend += self.parse_address_offset()?;
             self.cursor.expect(b')')?;
         }
-        addend = i64::wrapping_add(addend, self.address_offset()?);
+        addend = i64::wrapping_add(addend, self.parse_address_offset()?);
         self.uses.push((symbol, line));
         let width = width.min(8) as u8;
         variable.relocations.push(AddressInitializer { at, symbol: symbol.to_owned(), width, shift, addend, generic });

@@ -10,8 +10,8 @@ use super::{DataType, Interleave, InvalidTensorMap, MAX_RANK, Swizzle, TensorMap
 /// A part of a copy that is contiguous in shared and in global memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BoxRun {
-    /// Global address; `None` for elements outside of the tensor, which a load fills with [`TensorMap::fill`] and a
-    /// store or reduction skips.
+    /// Global address; `None` for elements outside of the tensor, which a load fills with [`TensorMap::fill_pattern`]
+    /// and a store or reduction skips.
     pub global: Option<u64>,
     /// Shared address: after the swizzle in [`BoxCopy::for_each_byte_run`], before it in [`BoxCopy::for_each_row`].
     pub shared: u32,

@@ -56,7 +56,8 @@ pub enum MapField {
 }
 
 impl MapField {
-    /// Parses the qualifier, given without its dot. (`swizzle_atomicity` exists on sm_100 only.)
+    /// Parses a field qualifier of `tensormap.replace`, given without its dot. (`swizzle_atomicity` exists on sm_100
+    /// only.)
     pub fn parse(text: &str) -> Option<Self> {
         Some(match text {
             "global_address" => Self::GlobalAddress,

@@ -113,7 +113,7 @@ pub enum Swizzle {
 }
 
 impl Swizzle {
-    /// Returns the bytes within which units are permuted; `None` without a swizzle.
+    /// Returns the number of bytes within which units are permuted; `None` without a swizzle.
     #[inline]
     pub fn span_bytes(self) -> Option<u32> {
         match self {
@@ -284,7 +284,7 @@ impl TensorMap {
                 return Err(InvalidTensorMap::new("boxDim[0]", format!("is {inner} bytes, not a multiple of 16")));
             }
             if let Some(span) = self.swizzle.span_bytes().filter(|span| inner > *span) {
-                let what = format!("is {inner} bytes, more than the swizzle's {span}");
+                let what = format!("is {inner} bytes, more than the {span} bytes of a swizzle row");
                 return Err(InvalidTensorMap::new("boxDim[0]", what));
             }
         }
@@ -318,7 +318,7 @@ impl TensorMap {
     }
 
     /// Returns sixteen bytes of the fill value for elements outside of the tensor.
-    pub fn fill(&self) -> [u8; 16] {
+    pub fn fill_pattern(&self) -> [u8; 16] {
         let mut out = [0; 16];
         if self.oob_fill == OobFill::NanRequestZeroFma {
             let nan: &[u8] = match self.data_type {

@@ -269,7 +269,7 @@ fn rejects_unsupported_copies() {
 #[test]
 fn nan_fill_is_a_nan_of_the_type() {
     let mut map = matrix(Swizzle::None);
-    assert_eq!(map.fill(), [0; 16]);
+    assert_eq!(map.fill_pattern(), [0; 16]);
     map.oob_fill = OobFill::NanRequestZeroFma;
     for (data_type, is_nan) in [
         (DataType::Bf16, (|bytes| half::bf16::from_le_bytes([bytes[14], bytes[15]]).is_nan()) as fn(&[u8; 16]) -> bool),
@@ -278,7 +278,7 @@ fn nan_fill_is_a_nan_of_the_type() {
         (DataType::F64, |bytes| f64::from_le_bytes(std::array::from_fn(|i| bytes[i])).is_nan()),
     ] {
         map.data_type = data_type;
-        assert!(is_nan(&map.fill()), "{data_type:?}");
+        assert!(is_nan(&map.fill_pattern()), "{data_type:?}");
     }
 }
 

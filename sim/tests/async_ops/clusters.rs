@@ -16,7 +16,7 @@ fn setup(memory: &mut SimMemory) -> LaunchConfig {
 fn cluster_blocks_exchange_shared_memory() {
     let from = distinct_words(128);
     has_no_finding(FILE, "exchange_0", &setup, &|memory| {
-        let out = output(memory);
+        let out = output_words(memory);
         // Each block reads words of the other block, adds one and sends them back; their owner outputs them.
         let want: Vec<u32> = (0..128).map(|i| from[i / 64 * 64 + ((i % 64) ^ 9)].wrapping_add(1)).collect();
         assert_eq!(out[..128], want);
@@ -29,7 +29,7 @@ fn cluster_blocks_exchange_shared_memory() {
 fn cluster_blocks_must_not_exit_early() {
     let from = distinct_words(128);
     has_no_finding(FILE, "leave_0", &setup, &|memory| {
-        assert_eq!(output(memory)[..128], (0..128).map(|i| from[i ^ 64]).collect::<Vec<u32>>());
+        assert_eq!(output_words(memory)[..128], (0..128).map(|i| from[i ^ 64]).collect::<Vec<u32>>());
     });
     reports_planted_bug(FILE, "leave", 1, &setup);
 }
@@ -38,7 +38,7 @@ fn cluster_blocks_must_not_exit_early() {
 fn st_async_reaches_the_peer() {
     let from = distinct_words(128);
     has_no_finding(FILE, "post_0", &setup, &|memory| {
-        let out = output(memory);
+        let out = output_words(memory);
         // The output combines a word that the other block sent with the block's own word, which the other block sent
         // back.
         let want: Vec<u32> = (0..128)
@@ -57,7 +57,7 @@ fn st_async_reaches_the_peer() {
 fn multicast_loads_reach_all_blocks() {
     let from = distinct_words(128);
     has_no_finding(FILE, "multicast_0", &setup, &|memory| {
-        assert_eq!(output(memory)[..128], (0..128).map(|i| from[i % 64]).collect::<Vec<u32>>());
+        assert_eq!(output_words(memory)[..128], (0..128).map(|i| from[i % 64]).collect::<Vec<u32>>());
     });
     (1..=2).for_each(|variant| reports_planted_bug(FILE, "multicast", variant, &setup));
 }

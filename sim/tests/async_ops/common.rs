@@ -132,7 +132,7 @@ pub fn buffer_words(memory: &SimMemory, n: usize) -> Vec<u32> {
 }
 
 /// Returns the second buffer of a kernel, which is the output of most kernels, as 32-bit words.
-pub fn output(memory: &SimMemory) -> Vec<u32> {
+pub fn output_words(memory: &SimMemory) -> Vec<u32> {
     buffer_words(memory, 1)
 }
 

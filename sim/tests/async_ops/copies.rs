@@ -11,7 +11,7 @@ fn staged_copies() {
     let from = distinct_words(512);
     has_no_finding(FILE, "stage_0", &setup, &|memory| {
         let want: Vec<u32> = (0..512).map(|i| from[4 * ((i / 4 + 33) % 128) + i % 4]).collect();
-        assert_eq!(output(memory), want);
+        assert_eq!(output_words(memory), want);
     });
     (1..=4).for_each(|variant| reports_planted_bug(FILE, "stage", variant, &setup));
 }
@@ -22,7 +22,7 @@ fn pipelined_copies() {
     let from = distinct_words(128 * 7);
     has_no_finding(FILE, "pipeline_0", &setup, &|memory| {
         let sum = |t: usize| (0..7).fold(0u32, |sum, i| sum.wrapping_mul(3).wrapping_add(from[128 * i + (t ^ 37)]));
-        assert_eq!(output(memory), (0..128).map(sum).collect::<Vec<u32>>());
+        assert_eq!(output_words(memory), (0..128).map(sum).collect::<Vec<u32>>());
     });
     (1..=3).for_each(|variant| reports_planted_bug(FILE, "pipeline", variant, &setup));
 }
@@ -38,7 +38,7 @@ fn partial_rows_are_filled_with_zeros() {
         let mut want = le_bytes(&distinct_words(512));
         want[bytes..].fill(0);
         has_no_finding(FILE, "partial_0", &setup, &|memory| {
-            assert_eq!(le_bytes(&output(memory)), want);
+            assert_eq!(le_bytes(&output_words(memory)), want);
         });
         if bytes == 1003 {
             reports_planted_bug(FILE, "partial", 1, &setup);
@@ -52,7 +52,7 @@ fn copies_arrive_on_an_mbarrier() {
     let from = distinct_words(256);
     let check = |memory: &SimMemory| {
         let want: Vec<u32> = (0..256).map(|i| from[(i + 66) % 256]).collect();
-        assert_eq!(output(memory), want);
+        assert_eq!(output_words(memory), want);
     };
     has_no_finding(FILE, "arrival_0", &setup, &check);
     has_no_finding(FILE, "counted_0", &setup, &check);
@@ -62,6 +62,8 @@ fn copies_arrive_on_an_mbarrier() {
 #[test]
 fn reports_overwriting_the_source_of_a_pending_copy() {
     let setup = words_setup(128, 128, 128, 0);
-    has_no_finding(FILE, "overwrite_0", &setup, &|memory| assert_eq!(output(memory), (0..128).collect::<Vec<u32>>()));
+    has_no_finding(FILE, "overwrite_0", &setup, &|memory| {
+        assert_eq!(output_words(memory), (0..128).collect::<Vec<u32>>())
+    });
     reports_planted_bug(FILE, "overwrite", 1, &setup);
 }

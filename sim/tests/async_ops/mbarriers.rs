@@ -12,7 +12,7 @@ fn bulk_loads() {
     let setup = words_setup(256, 256, 256, 0);
     let from = distinct_words(256);
     has_no_finding(FILE, "load_0", &setup, &|memory| {
-        assert_eq!(output(memory), (0..256).map(|i| from[i ^ 5]).collect::<Vec<u32>>());
+        assert_eq!(output_words(memory), (0..256).map(|i| from[i ^ 5]).collect::<Vec<u32>>());
     });
     (1..=11).for_each(|variant| reports_planted_bug(FILE, "load", variant, &setup));
 }
@@ -23,7 +23,7 @@ fn mbarrier_phases() {
     let from = distinct_words(512);
     has_no_finding(FILE, "twice_0", &setup, &|memory| {
         let want: Vec<u32> = (0..256).map(|i| from[i].wrapping_mul(3).wrapping_add(from[256 + i])).collect();
-        assert_eq!(output(memory), want);
+        assert_eq!(output_words(memory), want);
     });
 }
 
@@ -33,7 +33,7 @@ fn ring_of_stages() {
     let from = distinct_words(96 * 7);
     has_no_finding(FILE, "ring_0", &setup, &|memory| {
         let sum = |t: usize| (0..7).fold(0u32, |sum, i| sum.wrapping_mul(3).wrapping_add(from[96 * i + 95 - t]));
-        assert_eq!(output(memory), (0..96).map(sum).collect::<Vec<u32>>());
+        assert_eq!(output_words(memory), (0..96).map(sum).collect::<Vec<u32>>());
     });
     (1..=5).for_each(|variant| reports_planted_bug(FILE, "ring", variant, &setup));
 }
@@ -44,7 +44,7 @@ fn waits_on_mbarrier_states() {
     let from = distinct_words(64);
     has_no_finding(FILE, "states", &setup, &|memory| {
         let want: Vec<u32> = (0..128).map(|i| if i < 64 { from[63 - i] } else { 1 }).collect();
-        assert_eq!(output(memory), want);
+        assert_eq!(output_words(memory), want);
     });
 }
 
@@ -53,7 +53,7 @@ fn bulk_stores() {
     let setup = words_setup(512, 512, 256, 0);
     let from = distinct_words(512);
     has_no_finding(FILE, "store_0", &setup, &|memory| {
-        assert_eq!(output(memory), from.iter().map(|w| w.wrapping_add(1)).collect::<Vec<u32>>());
+        assert_eq!(output_words(memory), from.iter().map(|w| w.wrapping_add(1)).collect::<Vec<u32>>());
     });
     // Variant 4 is also correct: the issuing thread executes the fence after the barrier.
     has_no_finding(FILE, "store_4", &setup, &|_| ());
@@ -69,7 +69,7 @@ fn bulk_reductions() {
     };
     has_no_finding(FILE, "sum_0", &setup, &|memory| {
         let want: Vec<f32> = (0..129).map(|i| if i < 128 { 4.0 * i as f32 } else { 20.0 }).collect();
-        assert_eq!(output(memory).into_iter().map(f32::from_bits).collect::<Vec<f32>>(), want);
+        assert_eq!(output_words(memory).into_iter().map(f32::from_bits).collect::<Vec<f32>>(), want);
     });
     reports_planted_bug(FILE, "sum", 1, &setup);
 }
@@ -80,7 +80,7 @@ fn reloading_a_stage_needs_order() {
     let from = distinct_words(128);
     has_no_finding(FILE, "reload_0", &setup, &|memory| {
         let want: Vec<u32> = (0..128).map(|i| from[i ^ 3].wrapping_mul(3)).collect();
-        assert_eq!(output(memory)[..128], want);
+        assert_eq!(output_words(memory)[..128], want);
     });
     (1..=2).for_each(|variant| reports_planted_bug(FILE, "reload", variant, &setup));
 }
@@ -88,7 +88,7 @@ fn reloading_a_stage_needs_order() {
 #[test]
 fn exit_before_a_bulk_store_has_read_its_source() {
     let setup = words_setup(256, 256, 256, 0);
-    has_no_finding(FILE, "abandon_0", &setup, &|memory| assert_eq!(output(memory), distinct_words(256)));
+    has_no_finding(FILE, "abandon_0", &setup, &|memory| assert_eq!(output_words(memory), distinct_words(256)));
     reports_planted_bug(FILE, "abandon", 1, &setup);
 }
 

@@ -72,7 +72,7 @@ pub fn move_row(blocks: &mut BlockTable, memory: &mut MemorySystem, row: &CopyRo
 /// Copies a box of a tensor to shared memory. Elements outside of the tensor get the fill value of its map.
 fn move_box(buffers: &SimMemory, load: &BoxLoad, shared: &mut [u8]) {
     let Ok(copy) = load.map.box_at(&load.coordinates, load.shared) else { return };
-    let fill = load.map.fill();
+    let fill = load.map.fill_pattern();
     let mut buffer: Option<&Allocation> = None;
     copy.for_each_byte_run(|run| {
         let (at, bytes) = ((run.shared - FIRST_SHARED_ADDRESS) as usize, run.bytes as usize);

@@ -56,7 +56,7 @@ pub enum DescriptorError {
     Row {
         /// Start address of the tile.
         start: u32,
-        /// Bytes from the start address to the end of its row.
+        /// Bytes from the start address to the end of the row that contains it.
         left: u32,
         /// Bytes of one row of the swizzle pattern.
         span: u32,

@@ -22,7 +22,7 @@ impl CachedAndUncached {
         (xorshift(&mut self.state) >> 20) % below
     }
 
-    /// Returns offsets of 16-byte rows as in a swizzled tile: some lines with some 16-byte units each.
+    /// Returns the offset that each lane accesses in a swizzled tile: the lanes access 16-byte units line by line.
     fn rows(&mut self) -> [u64; 32] {
         let (pitch, units) = (64 << self.random(3), 1 << self.random(3));
         let (start, swizzle) = (self.random(8) * 1024, self.random(2) * (units - 1));

@@ -6,7 +6,7 @@ use crate::program::op::*;
 use crate::ptx::ast::{Instruction, Operand, Type};
 
 impl Decoder<'_> {
-    pub(super) fn atomic(&mut self, i: &Instruction, parts: &[&str]) -> Decoded {
+    pub(super) fn decode_atomic(&mut self, instruction: &Instruction, parts: &[&str]) -> Decoded {
         let is_atom = parts[0] == "atom";
         let ty = match parts.iter().rev().find_map(|p| Type::from_name(p)) {
             Some(Type::B16 | Type::U16 | Type::S16) => AtomicType::B16,
@@ -35,7 +35,7 @@ impl Decoder<'_> {
         }
         let at = usize::from(is_atom);
         let window = self.window(parts)?;
-        let (addr, window) = self.o.address_operand(&i.operands[at], window)?;
+        let (addr, window) = self.o.address_operand(&instruction.operands[at], window)?;
         let register_type = match ty.size() {
             2 => Type::B16,
             4 => Type::B32,
@@ -53,15 +53,15 @@ impl Decoder<'_> {
         };
         let mut dst = Vec::new();
         if is_atom {
-            for o in elements(&i.operands[0]) {
+            for o in elements(&instruction.operands[0]) {
                 dst.push(self.o.destination_slot(&o)?);
             }
         }
         let mut a = Vec::new();
-        for o in elements(i.operands.get(at + 1).ok_or_else(|| self.o.error("an operand is missing"))?) {
+        for o in elements(instruction.operands.get(at + 1).ok_or_else(|| self.o.error("an operand is missing"))?) {
             a.push(self.o.source_slot(&o, value_type)?);
         }
-        let b = match (op, i.operands.get(at + 2)) {
+        let b = match (op, instruction.operands.get(at + 2)) {
             (AtomicOp::Cas, Some(o)) => Some(self.o.source_slot(o, value_type)?),
             (AtomicOp::Cas, None) => {
                 return Err(self.o.error("atom.cas takes two values: the expected and the new one"));

@@ -7,16 +7,16 @@ use crate::ptx::ast::{Instruction, Operand, Type};
 use crate::tensor_map::Reduction;
 
 /// Decodes a bulk copy. Forms that are not supported (im2col, gather) become [`Op::Unsupported`].
-pub(super) fn decode_bulk_copy(d: &mut Decoder, i: &Instruction, parts: &[&str]) -> Result<Op, ProgramError> {
+pub(super) fn decode_bulk_copy(d: &mut Decoder, instruction: &Instruction, parts: &[&str]) -> Result<Op, ProgramError> {
     let has = |p: &str| parts.contains(&p);
     if parts.iter().any(|p| p.starts_with("im2col") || p.contains("gather") || p.contains("scatter") || *p == "cp_mask")
     {
-        return Ok(Op::Unsupported(i.opcode.as_str().into()));
+        return Ok(Op::Unsupported(instruction.opcode.as_str().into()));
     }
     let tensor = has("tensor");
     let multicast = has("multicast::cluster");
     let spaces: Vec<AddressWindow> = parts.iter().filter_map(|p| space(p)).collect();
-    let o = &i.operands;
+    let o = &instruction.operands;
     if has("prefetch") {
         let (src, src_window) = d.o.address_operand(first(d, o, 0)?, AddressWindow::Global)?;
         let kind = if tensor { BulkCopyKind::TensorPrefetch } else { BulkCopyKind::Prefetch };
@@ -35,14 +35,14 @@ pub(super) fn decode_bulk_copy(d: &mut Decoder, i: &Instruction, parts: &[&str])
             reduce: None,
         })));
     }
-    let [to, from] = spaces[..] else { return Ok(Op::Unsupported(i.opcode.as_str().into())) };
+    let [to, from] = spaces[..] else { return Ok(Op::Unsupported(instruction.opcode.as_str().into())) };
     let kind = match (tensor, to, from) {
         (true, AddressWindow::Global, _) => BulkCopyKind::TensorStore,
         (true, _, AddressWindow::Global) => BulkCopyKind::TensorLoad,
         (false, AddressWindow::Global, _) => BulkCopyKind::Store,
         (false, _, AddressWindow::Global) => BulkCopyKind::Load,
         (false, _, _) => BulkCopyKind::SharedToShared,
-        _ => return Ok(Op::Unsupported(i.opcode.as_str().into())),
+        _ => return Ok(Op::Unsupported(instruction.opcode.as_str().into())),
     };
     // The address of a tensor operand is that of a tensor map in the generic address space.
     let side = |w: AddressWindow, is_tensor: bool| if is_tensor { AddressWindow::Generic } else { w };
@@ -83,7 +83,7 @@ pub(super) fn decode_bulk_copy(d: &mut Decoder, i: &Instruction, parts: &[&str])
             let ty = parts.iter().rev().find(|p| Type::from_name(p).is_some()).copied().unwrap_or("");
             match Reduction::from_bulk_opcode(op, has("noftz"), ty, to != AddressWindow::Global) {
                 Some(r) => Some(BulkReduction::Typed(r)),
-                None => return Ok(Op::Unsupported(i.opcode.as_str().into())),
+                None => return Ok(Op::Unsupported(instruction.opcode.as_str().into())),
             }
         }
     } else {

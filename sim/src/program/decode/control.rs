@@ -3,12 +3,12 @@
 use super::{Decoded, Decoder};
 use crate::program::ProgramError;
 use crate::program::op::*;
-use crate::program::rows::rows_of;
+use crate::program::rows::register_row_count;
 use crate::ptx::ast::{Function, Instruction, Operand, Type};
 
 impl Decoder<'_> {
-    pub(super) fn branch_indexed(&mut self, i: &Instruction) -> Decoded {
-        match &i.operands[..] {
+    pub(super) fn decode_branch_indexed(&mut self, instruction: &Instruction) -> Decoded {
+        match &instruction.operands[..] {
             [index, Operand::Labels(targets)] => {
                 let index = self.o.source_slot(index, Type::B32)?;
                 Ok(Op::BranchIndexed { index, targets: targets.clone().into() })
@@ -17,15 +17,15 @@ impl Decoder<'_> {
         }
     }
 
-    pub(super) fn call(&mut self, i: &Instruction) -> Decoded {
-        let mut lists = i.operands.iter().filter_map(|o| match o {
+    pub(super) fn decode_call(&mut self, instruction: &Instruction) -> Decoded {
+        let mut lists = instruction.operands.iter().filter_map(|o| match o {
             Operand::List(list) => Some(list),
             _ => None,
         });
-        let first_is_list = matches!(i.operands.first(), Some(Operand::List(_)));
+        let first_is_list = matches!(instruction.operands.first(), Some(Operand::List(_)));
         let returns = if first_is_list { lists.next().cloned().unwrap_or_default() } else { Vec::new() };
         let args = lists.next().cloned().unwrap_or_default();
-        let callee = i.operands.iter().find(|o| !matches!(o, Operand::List(_)));
+        let callee = instruction.operands.iter().find(|o| !matches!(o, Operand::List(_)));
         let target = match callee {
             Some(Operand::Symbol(name, _)) => self.call_target(name),
             Some(r @ Operand::Register(_)) => CallTarget::Indirect(self.o.source_slot(r, Type::B64)?),
@@ -41,7 +41,7 @@ impl Decoder<'_> {
     pub(super) fn call_target(&mut self, name: &str) -> CallTarget {
         let functions = &self.program.module.functions;
         let index = functions.iter().position(|f: &Function| f.name == name && !f.declaration);
-        if let Some(place) = index.and_then(|i| self.reached.iter().position(|&r| r == i)) {
+        if let Some(place) = index.and_then(|instruction| self.reached.iter().position(|&r| r == instruction)) {
             return CallTarget::Function(place as u32);
         }
         match name {
@@ -64,13 +64,13 @@ impl Decoder<'_> {
         }
         match self.o.register_type(operand) {
             Some(Type::Pred) => Ok(CallArgument::Predicate(self.o.predicate_index(operand)?.0)),
-            Some(ty) => Ok(CallArgument::Row { slot: self.o.source_slot(operand, ty)?, rows: rows_of(ty) }),
+            Some(ty) => Ok(CallArgument::Row { slot: self.o.source_slot(operand, ty)?, rows: register_row_count(ty) }),
             None => Ok(CallArgument::Row { slot: self.o.source_slot(operand, Type::B64)?, rows: 2 }),
         }
     }
 
-    pub(super) fn read_special(&mut self, i: &Instruction) -> Decoded {
-        let Operand::Special(name) = &i.operands[1] else { return self.alu(i) };
+    pub(super) fn decode_read_special(&mut self, instruction: &Instruction) -> Decoded {
+        let Operand::Special(name) = &instruction.operands[1] else { return self.alu(instruction) };
         let which = match name.as_str() {
             "clock" => VaryingRegister::Clock,
             "clock_hi" => VaryingRegister::ClockHi,
@@ -79,11 +79,11 @@ impl Decoder<'_> {
             "globaltimer_lo" => VaryingRegister::GlobaltimerLo,
             "globaltimer_hi" => VaryingRegister::GlobaltimerHi,
             "is_explicit_cluster" => {
-                let (dst, _) = self.o.predicate_index(&i.operands[0])?;
+                let (dst, _) = self.o.predicate_index(&instruction.operands[0])?;
                 return Ok(Op::ReadSpecial { dst, which: VaryingRegister::ExplicitCluster });
             }
-            _ => return self.alu(i),
+            _ => return self.alu(instruction),
         };
-        Ok(Op::ReadSpecial { dst: self.o.register_slot(&i.operands[0])?, which })
+        Ok(Op::ReadSpecial { dst: self.o.register_slot(&instruction.operands[0])?, which })
     }
 }

@@ -7,9 +7,9 @@ use crate::ptx::ast::{Instruction, Operand, Type};
 use crate::tensor_map::Reduction;
 
 impl Decoder<'_> {
-    pub(super) fn cp_async(&mut self, i: &Instruction, parts: &[&str]) -> Decoded {
+    pub(super) fn decode_cp_async(&mut self, instruction: &Instruction, parts: &[&str]) -> Decoded {
         let has = |p: &str| parts.contains(&p);
-        let o = &i.operands;
+        let o = &instruction.operands;
         let immediate = |d: &Self| match o.first() {
             Some(Operand::Integer(n)) if (0..=u32::MAX as i64).contains(n) => Ok(*n as u32),
             _ => Err(d.o.error("the operand of wait_group must be an integer literal")),
@@ -21,10 +21,10 @@ impl Decoder<'_> {
             if has("wait_group") {
                 return Ok(Op::BulkWait { groups: immediate(self)?, read: has("read") });
             }
-            return bulk::decode_bulk_copy(self, i, parts);
+            return bulk::decode_bulk_copy(self, instruction, parts);
         }
         if !has("async") {
-            return Ok(Op::Unsupported(i.opcode.as_str().into()));
+            return Ok(Op::Unsupported(instruction.opcode.as_str().into()));
         }
         if has("mbarrier") {
             let window = self.window(parts)?;
@@ -65,15 +65,15 @@ impl Decoder<'_> {
         Ok(Op::CpAsync(Box::new(CpAsync { dst, src, window, size: *size as u8, src_size, ignore })))
     }
 
-    pub(super) fn st_async(&mut self, i: &Instruction, parts: &[&str], reduce: bool) -> Decoded {
-        let o = &i.operands;
+    pub(super) fn decode_st_async(&mut self, instruction: &Instruction, parts: &[&str], reduce: bool) -> Decoded {
+        let o = &instruction.operands;
         let ty = parts
             .iter()
             .rev()
             .find_map(|p| Type::from_name(p))
             .ok_or_else(|| self.o.error("the opcode has no type"))?;
         if o.len() < 3 {
-            return Ok(Op::Unsupported(i.opcode.as_str().into()));
+            return Ok(Op::Unsupported(instruction.opcode.as_str().into()));
         }
         let (addr, _) = self.o.address_operand(&o[0], AddressWindow::SharedCluster)?;
         let (mbarrier, _) = self.o.address_operand(&o[2], AddressWindow::SharedCluster)?;
@@ -89,7 +89,7 @@ impl Decoder<'_> {
             let op = parts.iter().find(|p| AtomicOp::parse(p).is_some()).copied().unwrap_or("");
             match Reduction::from_bulk_opcode(op, false, parts[parts.len() - 1], true) {
                 Some(r) => Some(r),
-                None => return Ok(Op::Unsupported(i.opcode.as_str().into())),
+                None => return Ok(Op::Unsupported(instruction.opcode.as_str().into())),
             }
         } else {
             None
@@ -97,8 +97,8 @@ impl Decoder<'_> {
         Ok(Op::StAsync { addr, width: (ty.bits() / 8) as u8, regs, mbarrier, reduce })
     }
 
-    pub(super) fn tensormap(&mut self, i: &Instruction, parts: &[&str]) -> Decoded {
-        let o = &i.operands;
+    pub(super) fn decode_tensormap(&mut self, instruction: &Instruction, parts: &[&str]) -> Decoded {
+        let o = &instruction.operands;
         let has = |p: &str| parts.contains(&p);
         if has("replace") {
             const FIELDS: [&str; 10] = [
@@ -134,6 +134,6 @@ impl Decoder<'_> {
             let (src, _) = self.o.address_operand(&o[1], AddressWindow::Shared)?;
             return Ok(Op::TensorMapCopyFence { dst, src });
         }
-        Ok(Op::Unsupported(i.opcode.as_str().into()))
+        Ok(Op::Unsupported(instruction.opcode.as_str().into()))
     }
 }

@@ -7,24 +7,28 @@ use crate::program::op::*;
 use crate::ptx::ast::{Instruction, Operand, Type};
 
 impl Decoder<'_> {
-    pub(super) fn matrix_transfer(&mut self, i: &Instruction, parts: &[&str]) -> Decoded {
+    pub(super) fn decode_matrix_transfer(&mut self, instruction: &Instruction, parts: &[&str]) -> Decoded {
         let store = parts[0] == "stmatrix";
         if !parts.contains(&"m8n8") || !parts.contains(&"b16") {
-            return Ok(Op::Unsupported(i.opcode.as_str().into()));
+            return Ok(Op::Unsupported(instruction.opcode.as_str().into()));
         }
         let (address, data) = if store { (0, 1) } else { (1, 0) };
         let window = self.window(parts)?;
-        let (addr, window) = self.o.address_operand(&i.operands[address], window)?;
+        let (addr, window) = self.o.address_operand(&instruction.operands[address], window)?;
         let mut flat = Vec::new();
-        flatten(&i.operands[data..=data], &mut flat);
+        flatten(&instruction.operands[data..=data], &mut flat);
         let regs = flat.iter().map(|o| self.o.source_slot(o, Type::B32)).collect::<Result<_, _>>()?;
         let trans = parts.contains(&"trans");
         Ok(Op::MatrixTransfer(Box::new(MatrixTransfer { store, addr, window, trans, regs })))
     }
 
-    pub(super) fn mma(&mut self, i: &Instruction) -> Decoded {
-        let Some(op) = MmaOp::decode(&i.opcode) else { return Ok(Op::Unsupported(i.opcode.as_str().into())) };
-        let [d, a, b, c] = &i.operands[..] else { return Err(self.o.error("the instruction takes four operands")) };
+    pub(super) fn decode_mma(&mut self, instruction: &Instruction) -> Decoded {
+        let Some(op) = MmaOp::decode(&instruction.opcode) else {
+            return Ok(Op::Unsupported(instruction.opcode.as_str().into()));
+        };
+        let [d, a, b, c] = &instruction.operands[..] else {
+            return Err(self.o.error("the instruction takes four operands"));
+        };
         let width = if op.a == ElementFormat::F64 { Type::F64 } else { Type::B32 };
         let sum = match op.accumulator {
             AccumulatorFormat::F64 => Type::F64,
@@ -49,7 +53,7 @@ impl Decoder<'_> {
         Ok(Op::Mma(Box::new(mma)))
     }
 
-    pub(super) fn wgmma(&mut self, i: &Instruction, parts: &[&str]) -> Decoded {
+    pub(super) fn decode_wgmma(&mut self, instruction: &Instruction, parts: &[&str]) -> Decoded {
         let has = |p: &str| parts.contains(&p);
         if has("fence") {
             return Ok(Op::WgmmaFence);
@@ -58,14 +62,14 @@ impl Decoder<'_> {
             return Ok(Op::WgmmaCommit);
         }
         if has("wait_group") {
-            return match i.operands.first() {
+            return match instruction.operands.first() {
                 Some(Operand::Integer(n)) => Ok(Op::WgmmaWait { groups: *n as u32 }),
                 _ => Err(self.o.error("the operand of wait_group must be an integer literal")),
             };
         }
-        let o = &i.operands;
+        let o = &instruction.operands;
         if o.len() < 4 {
-            return Ok(Op::Unsupported(i.opcode.as_str().into()));
+            return Ok(Op::Unsupported(instruction.opcode.as_str().into()));
         }
         let immediates: Vec<i64> = o[4..]
             .iter()
@@ -75,8 +79,8 @@ impl Decoder<'_> {
             })
             .collect();
         let from_registers = matches!(o[1], Operand::Vector(_));
-        let Some(op) = WgmmaOp::decode(&i.opcode, from_registers, &immediates) else {
-            return Ok(Op::Unsupported(i.opcode.as_str().into()));
+        let Some(op) = WgmmaOp::decode(&instruction.opcode, from_registers, &immediates) else {
+            return Ok(Op::Unsupported(instruction.opcode.as_str().into()));
         };
         let d = self.row_list(&o[0], Type::B32)?;
         let (a, a_desc) = if from_registers {

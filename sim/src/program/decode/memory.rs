@@ -2,18 +2,18 @@
 
 use super::{Decoded, Decoder};
 use crate::program::op::*;
-use crate::program::rows::rows_of;
+use crate::program::rows::register_row_count;
 use crate::ptx::ast::{AddressBase, Instruction, Operand, Type};
 
 impl Decoder<'_> {
-    pub(super) fn load_or_store(&mut self, i: &Instruction, parts: &[&str], store: bool) -> Decoded {
+    pub(super) fn decode_load_or_store(&mut self, instruction: &Instruction, parts: &[&str], store: bool) -> Decoded {
         let ty = parts
             .iter()
             .rev()
             .find_map(|p| Type::from_name(p))
             .ok_or_else(|| self.o.error("the opcode has no type"))?;
         let (address, data) = if store { (0, 1) } else { (1, 0) };
-        let operands = &i.operands;
+        let operands = &instruction.operands;
         if operands.len() < 2 {
             return Err(self.o.error("the instruction takes two operands"));
         }
@@ -39,12 +39,12 @@ impl Decoder<'_> {
             return Err(self.o.error("opcodes with .v2, .v4 or .v8 take a vector operand, others do not"));
         }
         let mut regs = Vec::new();
-        let mut register_rows = rows_of(ty);
+        let mut register_rows = register_row_count(ty);
         for o in &list {
             regs.push(if store { Some(self.o.source_slot(o, ty)?) } else { self.o.destination_slot(o)? });
             // The register may be wider than the type.
             if let Some(t) = self.o.register_type(o) {
-                register_rows = rows_of(t);
+                register_rows = register_row_count(t);
             }
         }
         let (mut semantics, scope) = self.semantics(parts);
@@ -64,14 +64,14 @@ impl Decoder<'_> {
         Ok(if store { Op::Store(Box::new(transfer)) } else { Op::Load(Box::new(transfer)) })
     }
 
-    pub(super) fn prefetch(&mut self, i: &Instruction, parts: &[&str]) -> Decoded {
+    pub(super) fn decode_prefetch(&mut self, instruction: &Instruction, parts: &[&str]) -> Decoded {
         let window = self.window(parts)?;
-        let operand = i.operands.first().ok_or_else(|| self.o.error("the instruction takes an address"))?;
+        let operand = instruction.operands.first().ok_or_else(|| self.o.error("the instruction takes an address"))?;
         let (addr, window) = self.o.address_operand(operand, window)?;
         Ok(Op::Prefetch { addr, window })
     }
 
-    pub(super) fn cvta(&mut self, i: &Instruction, parts: &[&str]) -> Decoded {
+    pub(super) fn decode_cvta(&mut self, instruction: &Instruction, parts: &[&str]) -> Decoded {
         let to = parts.contains(&"to");
         let wide = parts.contains(&"u64");
         let ty = if wide { Type::B64 } else { Type::B32 };
@@ -80,8 +80,8 @@ impl Decoder<'_> {
             window = AddressWindow::KernelParam;
         }
         Ok(Op::Cvta {
-            dst: self.o.register_slot(&i.operands[0])?,
-            src: self.o.source_slot(&i.operands[1], ty)?,
+            dst: self.o.register_slot(&instruction.operands[0])?,
+            src: self.o.source_slot(&instruction.operands[1], ty)?,
             wide,
             window,
             to,

@@ -14,7 +14,7 @@ mod wmma;
 
 use super::op::*;
 use super::operands::OperandResolver;
-use super::rows::rows_of;
+use super::rows::register_row_count;
 use super::symbols::SymbolAddresses;
 use super::{FunctionCode, Program, ProgramError};
 use crate::alu;
@@ -40,7 +40,7 @@ pub(super) fn decode_function(
         sinks: HashMap::new(),
         volatile_is_data: super::volatile::is_volatile_data(function),
     };
-    for (i, instruction) in function.body.iter().enumerate() {
+    for (index, instruction) in function.body.iter().enumerate() {
         decoder.o.set_line(instruction.line);
         let guard = instruction.guard.map(|(r, negated)| (decoder.o.slot_of(r), negated));
         // If an operand cannot be resolved, the instruction becomes unsupported, which is reported only when it is
@@ -53,7 +53,7 @@ pub(super) fn decode_function(
             Err(other) => return Err(other),
         };
         let class = class::instruction_class(&instruction.opcode, &op);
-        decoder.o.code.instrs.push(DecodedInstruction { guard, op, class, reconverge: reconvergence[i] });
+        decoder.o.code.instrs.push(DecodedInstruction { guard, op, class, reconverge: reconvergence[index] });
         decoder.o.code.lines.push((instruction.line, instruction.location));
         decoder.o.code.opcodes.push(instruction.opcode.as_str().into());
     }
@@ -72,7 +72,7 @@ pub(super) fn decode_function(
     Ok(decoder.o.code)
 }
 
-/// Decodes the instructions of one function.
+/// Decodes the instructions of one function. In its methods, `parts` are the parts of an opcode between dots.
 pub(super) struct Decoder<'a> {
     pub(super) o: OperandResolver<'a>,
     program: &'a Program,
@@ -89,41 +89,41 @@ pub(super) struct Decoder<'a> {
 type Decoded = Result<Op, ProgramError>;
 
 impl Decoder<'_> {
-    fn op(&mut self, i: &Instruction) -> Decoded {
-        let parts: Vec<&str> = i.opcode.split('.').collect();
+    fn op(&mut self, instruction: &Instruction) -> Decoded {
+        let parts: Vec<&str> = instruction.opcode.split('.').collect();
         let has = |p: &str| parts.contains(&p);
         match parts[0] {
-            "ld" | "ldu" => self.load_or_store(i, &parts, false),
-            "st" if has("async") => self.st_async(i, &parts, false),
-            "st" => self.load_or_store(i, &parts, true),
-            "red" if has("async") => self.st_async(i, &parts, true),
-            "atom" | "red" => self.atomic(i, &parts),
-            "bra" => match &i.operands[..] {
+            "ld" | "ldu" => self.decode_load_or_store(instruction, &parts, false),
+            "st" if has("async") => self.decode_st_async(instruction, &parts, false),
+            "st" => self.decode_load_or_store(instruction, &parts, true),
+            "red" if has("async") => self.decode_st_async(instruction, &parts, true),
+            "atom" | "red" => self.decode_atomic(instruction, &parts),
+            "bra" => match &instruction.operands[..] {
                 [Operand::Label(target)] => Ok(Op::Branch { target: *target }),
                 _ => Err(self.o.error("bra takes a label")),
             },
-            "brx" => self.branch_indexed(i),
-            "call" => self.call(i),
+            "brx" => self.decode_branch_indexed(instruction),
+            "call" => self.decode_call(instruction),
             "ret" => Ok(Op::Ret),
             "exit" => Ok(Op::Exit),
             "trap" => Ok(Op::Trap),
             "nanosleep" => Ok(Op::Yield),
             "brkpt" | "pmevent" | "applypriority" | "discard" => Ok(Op::Nop),
-            "prefetch" | "prefetchu" => self.prefetch(i, &parts),
-            "createpolicy" => Ok(Op::CreatePolicy { dst: self.o.register_slot(&i.operands[0])? }),
-            "cvta" => self.cvta(i, &parts),
+            "prefetch" | "prefetchu" => self.decode_prefetch(instruction, &parts),
+            "createpolicy" => Ok(Op::CreatePolicy { dst: self.o.register_slot(&instruction.operands[0])? }),
+            "cvta" => self.decode_cvta(instruction, &parts),
             "isspacep" => {
-                let (dst, _) = self.o.predicate_index(&i.operands[0])?;
-                let src = self.o.source_slot(&i.operands[1], Type::B64)?;
+                let (dst, _) = self.o.predicate_index(&instruction.operands[0])?;
+                let src = self.o.source_slot(&instruction.operands[1], Type::B64)?;
                 Ok(Op::Isspacep { dst, src, window: self.window(&parts)? })
             }
             "mapa" => {
                 let wide = has("u64");
                 let ty = if wide { Type::B64 } else { Type::B32 };
                 Ok(Op::Mapa {
-                    dst: self.o.register_slot(&i.operands[0])?,
-                    src: self.o.source_slot(&i.operands[1], ty)?,
-                    rank: self.o.source_slot(&i.operands[2], Type::B32)?,
+                    dst: self.o.register_slot(&instruction.operands[0])?,
+                    src: self.o.source_slot(&instruction.operands[1], ty)?,
+                    rank: self.o.source_slot(&instruction.operands[2], Type::B32)?,
                     wide,
                     generic: !has("shared::cluster"),
                 })
@@ -132,46 +132,49 @@ impl Decoder<'_> {
                 let wide = has("u64");
                 let ty = if wide { Type::B64 } else { Type::B32 };
                 Ok(Op::GetCtaRank {
-                    dst: self.o.register_slot(&i.operands[0])?,
-                    src: self.o.source_slot(&i.operands[1], ty)?,
+                    dst: self.o.register_slot(&instruction.operands[0])?,
+                    src: self.o.source_slot(&instruction.operands[1], ty)?,
                     wide,
                 })
             }
-            "mov" if i.operands.len() == 2 && matches!(i.operands[1], Operand::Special(_)) => self.read_special(i),
-            "shfl" | "vote" | "match" | "redux" | "elect" | "activemask" => self.warp_op(i, &parts),
-            "bar" | "barrier" => self.barrier(i, &parts),
-            "membar" | "fence" => Self::fence(&parts),
-            "mbarrier" => self.mbarrier(i, &parts),
-            "cp" => self.cp_async(i, &parts),
-            "tensormap" => self.tensormap(i, &parts),
-            "ldmatrix" | "stmatrix" => self.matrix_transfer(i, &parts),
+            "mov" if instruction.operands.len() == 2 && matches!(instruction.operands[1], Operand::Special(_)) => {
+                self.decode_read_special(instruction)
+            }
+            "shfl" | "vote" | "match" | "redux" | "elect" | "activemask" => self.decode_warp_op(instruction, &parts),
+            "bar" | "barrier" => self.decode_barrier(instruction, &parts),
+            "membar" | "fence" => Self::decode_fence(&parts),
+            "mbarrier" => self.decode_mbarrier(instruction, &parts),
+            "cp" => self.decode_cp_async(instruction, &parts),
+            "tensormap" => self.decode_tensormap(instruction, &parts),
+            "ldmatrix" | "stmatrix" => self.decode_matrix_transfer(instruction, &parts),
             "movmatrix" => Ok(Op::MovMatrix {
-                dst: self.o.register_slot(&i.operands[0])?,
-                src: self.o.source_slot(&i.operands[1], Type::B32)?,
+                dst: self.o.register_slot(&instruction.operands[0])?,
+                src: self.o.source_slot(&instruction.operands[1], Type::B32)?,
             }),
-            "mma" => self.mma(i),
-            "wmma" => self.wmma(i, &parts),
-            "wgmma" => self.wgmma(i, &parts),
-            "setmaxnreg" => match &i.operands[..] {
+            "mma" => self.decode_mma(instruction),
+            "wmma" => self.decode_wmma(instruction, &parts),
+            "wgmma" => self.decode_wgmma(instruction, &parts),
+            "setmaxnreg" => match &instruction.operands[..] {
                 [Operand::Integer(count)] => Ok(Op::SetMaxNReg { count: *count as u32, increase: has("inc") }),
                 _ => Err(self.o.error("a count is needed")),
             },
             "griddepcontrol" => Ok(if has("wait") { Op::GridDepWait } else { Op::GridDepLaunch }),
             "alloca" => Ok(Op::Alloca {
-                dst: self.o.register_slot(&i.operands[0])?,
-                size: self.o.source_slot(&i.operands[1], Type::B64)?,
+                dst: self.o.register_slot(&instruction.operands[0])?,
+                size: self.o.source_slot(&instruction.operands[1], Type::B64)?,
             }),
-            _ => self.alu(i),
+            _ => self.alu(instruction),
         }
     }
 
-    fn alu(&mut self, i: &Instruction) -> Decoded {
-        let Some((op, shape)) = alu::decode(&i.opcode, &i.operands, &self.o.function.registers) else {
-            return Ok(Op::Unsupported(i.opcode.as_str().into()));
+    fn alu(&mut self, instruction: &Instruction) -> Decoded {
+        let Some((op, shape)) = alu::decode(&instruction.opcode, &instruction.operands, &self.o.function.registers)
+        else {
+            return Ok(Op::Unsupported(instruction.opcode.as_str().into()));
         };
         let mut slots = alu::OperandSlots::default();
         let mut flat = Vec::new();
-        let (dst, src) = i.operands.split_at(1);
+        let (dst, src) = instruction.operands.split_at(1);
         flatten(dst, &mut flat);
         if flat.len() != shape.dst.len() || flat.len() > slots.dst.len() {
             return Err(self.o.error("the number of destinations does not fit the opcode"));
@@ -180,7 +183,7 @@ impl Decoder<'_> {
             slots.dst[n] = match (expect.class, operand) {
                 (alu::RegisterClass::Pred, Operand::Sink) => self.sink(0),
                 (alu::RegisterClass::Pred, o) => self.o.predicate_index(o)?.0,
-                (_, Operand::Sink) => self.sink(rows_of(expect.ty)),
+                (_, Operand::Sink) => self.sink(register_row_count(expect.ty)),
                 (_, o) => self.o.register_slot(o)?,
             };
         }

@@ -6,8 +6,8 @@ use crate::program::op::*;
 use crate::ptx::ast::{Instruction, Operand, Type};
 
 impl Decoder<'_> {
-    pub(super) fn barrier(&mut self, i: &Instruction, parts: &[&str]) -> Decoded {
-        let o = &i.operands;
+    pub(super) fn decode_barrier(&mut self, instruction: &Instruction, parts: &[&str]) -> Decoded {
+        let o = &instruction.operands;
         if parts.contains(&"cluster") {
             let aligned = parts.contains(&"aligned");
             return Ok(if parts.contains(&"wait") {
@@ -47,7 +47,7 @@ impl Decoder<'_> {
         Ok(Op::Barrier(Box::new(Barrier { id, count, kind, aligned })))
     }
 
-    pub(super) fn fence(parts: &[&str]) -> Decoded {
+    pub(super) fn decode_fence(parts: &[&str]) -> Decoded {
         let has = |p: &str| parts.contains(&p);
         if has("mbarrier_init") {
             return Ok(Op::Fence(Fence::MbarrierInit));
@@ -72,9 +72,9 @@ impl Decoder<'_> {
         Ok(Op::Fence(Fence::Memory { scope }))
     }
 
-    pub(super) fn mbarrier(&mut self, i: &Instruction, parts: &[&str]) -> Decoded {
+    pub(super) fn decode_mbarrier(&mut self, instruction: &Instruction, parts: &[&str]) -> Decoded {
         let has = |p: &str| parts.contains(&p);
-        let o = &i.operands;
+        let o = &instruction.operands;
         let named = self.window(parts)?;
         let ordered = !has("relaxed");
         let scope = if has("cluster") { AccessStrength::Cluster } else { AccessStrength::Cta };
@@ -110,7 +110,7 @@ impl Decoder<'_> {
         } else if has("complete_tx") {
             (MbarrierKind::CompleteTx { bytes: self.o.source_slot(&o[1], b32)? }, 0)
         } else {
-            return Ok(Op::Unsupported(i.opcode.as_str().into()));
+            return Ok(Op::Unsupported(instruction.opcode.as_str().into()));
         };
         let (addr, window) = self.o.address_operand(&o[address], named)?;
         Ok(Op::Mbarrier(Box::new(Mbarrier { addr, window, kind, ordered, scope })))

@@ -5,13 +5,13 @@ use crate::program::op::*;
 use crate::ptx::ast::{Instruction, Operand, Type};
 
 impl Decoder<'_> {
-    pub(super) fn warp_op(&mut self, i: &Instruction, parts: &[&str]) -> Decoded {
-        let o = &i.operands;
+    pub(super) fn decode_warp_op(&mut self, instruction: &Instruction, parts: &[&str]) -> Decoded {
+        let o = &instruction.operands;
         if parts[0] == "activemask" {
             return Ok(Op::ReadSpecial { dst: self.o.register_slot(&o[0])?, which: VaryingRegister::Activemask });
         }
         if !parts.contains(&"sync") {
-            return Ok(Op::Unsupported(i.opcode.as_str().into()));
+            return Ok(Op::Unsupported(instruction.opcode.as_str().into()));
         }
         let (first, second) = match &o[0] {
             Operand::Pair(a, b) => ((**a).clone(), Some((**b).clone())),
@@ -67,7 +67,7 @@ impl Decoder<'_> {
                     .find_map(|p| AtomicOp::parse(p))
                     .ok_or_else(|| self.o.error("the opcode has no operation such as .add"))?;
                 if parts.contains(&"f32") {
-                    return Ok(Op::Unsupported(i.opcode.as_str().into()));
+                    return Ok(Op::Unsupported(instruction.opcode.as_str().into()));
                 }
                 WarpOpKind::Redux { op, signed: parts.contains(&"s32"), a: self.o.source_slot(&o[1], Type::B32)? }
             }

@@ -10,18 +10,22 @@ use crate::ptx::ast::{Instruction, Operand, Type};
 
 impl Decoder<'_> {
     /// Decodes `wmma.load`, `wmma.store` and `wmma.mma`. Source: PTX ISA 9.0, 9.7.14.3.
-    pub(super) fn wmma(&mut self, i: &Instruction, parts: &[&str]) -> Result<Op, ProgramError> {
+    pub(super) fn decode_wmma(&mut self, instruction: &Instruction, parts: &[&str]) -> Result<Op, ProgramError> {
         match parts.get(1) {
-            Some(&"mma") => self.wmma_mma(i),
-            Some(&"load") => self.wmma_transfer(i, parts, false),
-            Some(&"store") => self.wmma_transfer(i, parts, true),
-            _ => Ok(Op::Unsupported(i.opcode.as_str().into())),
+            Some(&"mma") => self.wmma_mma(instruction),
+            Some(&"load") => self.wmma_transfer(instruction, parts, false),
+            Some(&"store") => self.wmma_transfer(instruction, parts, true),
+            _ => Ok(Op::Unsupported(instruction.opcode.as_str().into())),
         }
     }
 
-    fn wmma_mma(&mut self, i: &Instruction) -> Result<Op, ProgramError> {
-        let Some(op) = WmmaOp::decode(&i.opcode) else { return Ok(Op::Unsupported(i.opcode.as_str().into())) };
-        let [d, a, b, c] = &i.operands[..] else { return Err(self.o.error("the instruction takes four operands")) };
+    fn wmma_mma(&mut self, instruction: &Instruction) -> Result<Op, ProgramError> {
+        let Some(op) = WmmaOp::decode(&instruction.opcode) else {
+            return Ok(Op::Unsupported(instruction.opcode.as_str().into()));
+        };
+        let [d, a, b, c] = &instruction.operands[..] else {
+            return Err(self.o.error("the instruction takes four operands"));
+        };
         let ty = |f: &Fragment| if f.bits() == 64 { Type::F64 } else { Type::B32 };
         let mut list = |operand: &Operand, fragment: &Fragment| {
             let slots = self.row_list(operand, ty(fragment))?;
@@ -35,7 +39,7 @@ impl Decoder<'_> {
         Ok(Op::Wmma(Box::new(wmma)))
     }
 
-    fn wmma_transfer(&mut self, i: &Instruction, parts: &[&str], store: bool) -> Result<Op, ProgramError> {
+    fn wmma_transfer(&mut self, instruction: &Instruction, parts: &[&str], store: bool) -> Result<Op, ProgramError> {
         let form = || -> Option<(Fragment, bool)> {
             let [_, _, matrix, "sync", "aligned", layout, shape, .., ty] = parts else { return None };
             let matrix = match (*matrix, store) {
@@ -55,20 +59,20 @@ impl Decoder<'_> {
                 .then_some((fragment, column_major))
         };
         let Some((fragment, column_major)) = form() else {
-            return Ok(Op::Unsupported(i.opcode.as_str().into()));
+            return Ok(Op::Unsupported(instruction.opcode.as_str().into()));
         };
         let (address, data) = if store { (0, 1) } else { (1, 0) };
-        if i.operands.len() < 2 {
+        if instruction.operands.len() < 2 {
             return Err(self.o.error("the instruction takes two operands"));
         }
         let named = self.window(parts)?;
-        let (addr, window) = self.o.address_operand(&i.operands[address], named)?;
+        let (addr, window) = self.o.address_operand(&instruction.operands[address], named)?;
         let ty = if fragment.bits() == 64 { Type::F64 } else { Type::B32 };
-        let regs = self.row_list(&i.operands[data], ty)?;
+        let regs = self.row_list(&instruction.operands[data], ty)?;
         if regs.len() != fragment.registers() {
             return Err(self.o.error("the number of registers does not fit the opcode"));
         }
-        let stride = i.operands.get(2).map(|o| self.o.source_slot(o, Type::B32)).transpose()?;
+        let stride = instruction.operands.get(2).map(|o| self.o.source_slot(o, Type::B32)).transpose()?;
         let packed = fragment.is_contiguous_per_register(column_major);
         let (at, element) = (self.sink(2), self.sink(1));
         let rows = if fragment.bits() == 64 { 2 } else { 1 };
