@@ -91,7 +91,7 @@ fn scalar(dtype: ElementType, text: &str) -> Result<Vec<u8>, String> {
     match dtype {
         ElementType::F32 => bytes.extend(float::<f32>(text, "f32")?.to_le_bytes()),
         ElementType::F16 | ElementType::Bf16 | ElementType::F64 | ElementType::E4m3 => {
-            dtype.push(float(text, dtype.name())?, &mut bytes)
+            dtype.append_rounded(float(text, dtype.name())?, &mut bytes)
         }
         _ => {
             let wrong = || format!("{text:?} is not a valid {}; give an integer in its range", dtype.name());
