@@ -122,7 +122,8 @@ fn forward(model: &LoadedModel, tokens: &ModelInput, place: &str) -> Result<Scor
     let embeds = vision.as_ref().map(Tensor::to_f32).transpose()?.unwrap_or_default();
     // Vision tokens are in processor order: all images, then all videos.
     let merged = |grids: &[GridThw]| {
-        grids.iter().map(|g| g.iter().product::<usize>()).sum::<usize>() / weights.config.vision.merge_unit()
+        grids.iter().map(|g| g.iter().product::<usize>()).sum::<usize>()
+            / weights.config.vision.patches_per_vision_token()
     };
     let (images, videos) = embeds.split_at(merged(&tokens.image_grid_thw) * weights.config.text.hidden_size);
     let options = ForwardOptions { vision: vision.as_ref(), ..Default::default() };

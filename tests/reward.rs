@@ -280,10 +280,11 @@ fn python(function: &str, chat: bool) -> Option<[Result<Vec<f64>, String>; 2]> {
         assert_eq!(twice[0], twice[1]);
         twice[0].clone()
     };
-    let piped =
-        score_twice(CustomReward::command(&format!("python3 '{}' '{function}'", script.display()), timeout).unwrap());
+    let piped = score_twice(
+        CustomReward::from_command(&format!("python3 '{}' '{function}'", script.display()), timeout).unwrap(),
+    );
     let server = Server::start(&script, &function);
-    let posted = score_twice(CustomReward::url(&server.url, timeout).unwrap());
+    let posted = score_twice(CustomReward::from_url(&server.url, timeout).unwrap());
     Some([piped, posted])
 }
 

@@ -9,7 +9,7 @@ use reel_kernels::cuda::Gpu;
 use reel_kernels::cuda::fake::FakeDriver;
 use reel_kernels::{Arch, compile};
 use reel_model::batch::Sequence;
-use reel_model::checkpoint::{Checkpoint, Naming, StoredDType};
+use reel_model::checkpoint::{Checkpoint, StoredDType, TensorNaming};
 use reel_model::config::ModelConfig;
 use reel_model::lora::{self, Adapter, AdapterFolder, AdapterSource, LinearLayer, LoraSpec};
 use reel_model::qwen2_5_vl::Qwen25Vl;
@@ -194,7 +194,7 @@ fn adapted(device: &Device, dtype: DType) -> Qwen25Vl {
     };
     let tensors: Vec<TensorSpec> = lora::linear_layers(&base.config).iter().flat_map(spec_of).collect();
     let dir = tempfile::tempdir().unwrap();
-    let (source, naming) = (folder(), Naming::Classic);
+    let (source, naming) = (folder(), TensorNaming::Classic);
     lora::save(
         dir.path(),
         AdapterFolder { spec: &spec, base: "base", source: &source, naming },

@@ -41,7 +41,8 @@ fn decode_n(path: &Path, n: i64) -> DecodedVideo {
     video::decode(path, MediaProfile::Qwen, &o).unwrap_or_else(|e| panic!("{n} frames of {}: {e}", path.display()))
 }
 
-/// Decodes all frames and several selections; compares the indices that they show, and the bits of equal frames.
+/// Decodes all frames and several selections; checks that each frame shows its own index, and that it has the same
+/// bits in every selection.
 fn check(path: &Path, n: usize, height: usize, width: usize) {
     let all = decode_n(path, n as i64);
     assert_eq!((all.total_frames, all.height, all.width), (n as u64, height, width), "{}", path.display());
@@ -147,7 +148,7 @@ fn every_format_decodes_to_the_written_frames() {
         check(&path, 44, HEIGHT, WIDTH);
         done += 1;
     }
-    // Every FFmpeg can write MPEG-4 and GIF.
+    // Every FFmpeg can write the three MPEG-4 formats and GIF.
     assert!(done >= 4, "only {done} formats could be written");
 }
 
@@ -211,7 +212,8 @@ fn display_matrix_rotates_and_mirrors_frames() {
     let pixel =
         |f: &DecodedVideo, y: usize, x: usize| -> [u8; 3] { f.data[(y * f.width + x) * 3..][..3].try_into().unwrap() };
     let (h, w) = (HEIGHT - 1, WIDTH - 1);
-    // Each display matrix, with a function that maps a pixel (y, x) of the coded frame to its displayed position.
+    // Pairs of a display matrix and a function that maps a pixel (y, x) of the coded frame, and the largest y and x,
+    // to its displayed position.
     type Where = fn(usize, usize, usize, usize) -> (usize, usize);
     let cases: [([i32; 4], Where); 8] = [
         ([1, 0, 0, 1], |y, x, _, _| (y, x)),

@@ -22,7 +22,7 @@ fn main() -> ExitCode {
             let _ = DecodeWorker::new(&args[0]).probe(Path::new(&args[2]));
             return ExitCode::SUCCESS;
         }
-        // The argument of `cargo test -- --list` and of tools that list tests.
+        // `cargo test -- --list` and other tools ask for the list of tests with this argument. The list is empty.
         Some("--list") => return ExitCode::SUCCESS,
         _ => {}
     }
@@ -48,7 +48,7 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Behaves like the broken worker that `part` names.
+/// Plays the part of a broken worker: behaves as `part` says.
 fn play(part: &str) -> ExitCode {
     match part {
         "sleep" => std::thread::sleep(Duration::from_secs(600)),
@@ -91,7 +91,7 @@ fn clip(name: &str) -> PathBuf {
     [env!("CARGO_MANIFEST_DIR"), "../tests/golden/clips", name].iter().collect()
 }
 
-/// A `DecodeWorker` whose process behaves like the broken worker `part`.
+/// A `DecodeWorker` whose process behaves as [`play`] does for `part`.
 fn player(part: &str, timeout: Duration) -> DecodeWorker {
     DecodeWorker { args: vec!["__play".to_owned(), part.to_owned()], timeout, ..DecodeWorker::new(me()) }
 }
@@ -155,7 +155,7 @@ fn hanging_worker_is_killed_at_deadline() {
     for part in ["sleep", "sleep with closed output", "child keeps the output", "endless"] {
         one_line(player(part, short).probe(&clip("vp9.webm")).unwrap_err(), &["vp9.webm", "0.3 s", "--media-timeout"]);
     }
-    // This is the real worker; it blocks because it opens a pipe without a writer.
+    // The working decoder can hang too: it blocks when it opens a pipe that has no writer.
     let folder = tempfile::tempdir().unwrap();
     let pipe = folder.path().join("pipe.mp4");
     assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
@@ -227,7 +227,7 @@ fn worker_dies_with_its_caller() {
     assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
     let mut caller = Command::new(me()).arg("__decode-and-wait").arg(&pipe).spawn().unwrap();
     let worker = until(|| child_of(caller.id()));
-    // A worker that waits for the pipe has already asked for a signal at the death of its caller.
+    // Waits until the worker blocks on the pipe. By then it has asked for a signal at the death of its caller.
     until(|| std::fs::read_to_string(format!("/proc/{worker}/wchan")).ok().filter(|w| w.contains("fifo") || w == "0"));
     std::thread::sleep(Duration::from_millis(100));
     caller.kill().unwrap();

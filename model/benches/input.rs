@@ -39,7 +39,7 @@ fn messages() -> Value {
 
 /// Token ids of a text with a video's pad tokens in it.
 fn ids(config: &ModelConfig, text: usize) -> Vec<TokenId> {
-    let pads = VIDEO.iter().product::<usize>() / config.vision.merge_unit();
+    let pads = VIDEO.iter().product::<usize>() / config.vision.patches_per_vision_token();
     let mut ids = vec![1; text];
     ids.push(config.tokens.vision_start);
     ids.extend(vec![config.tokens.video; pads]);
@@ -82,7 +82,7 @@ fn positions(criterion: &mut Criterion, config: &ModelConfig) {
     group.bench_function("M-RoPE positions with 6000 tokens of text", |b| {
         b.iter(|| rope_index(config, black_box(&ids), grids, "bench").expect("positions"));
     });
-    group.bench_function("windows and their positions", |b| {
+    group.bench_function("window order and patch positions", |b| {
         b.iter(|| {
             let windows = WindowOrder::of_grids(black_box(&videos), &config.vision);
             windowed_positions(&videos, &config.vision, &windows)
@@ -109,7 +109,7 @@ fn batches(criterion: &mut Criterion, config: &ModelConfig) {
     };
     let mut group = criterion.benchmark_group("a batch");
     group.throughput(Throughput::Elements(4 * ids.len() as u64));
-    group.bench_function("four rows with a video each", |b| {
+    group.bench_function("four sequences with one video each", |b| {
         b.iter(|| Batch::new(&device, config, black_box(&[sequence; 4]), "bench").expect("a batch"));
     });
     group.finish();
@@ -118,10 +118,10 @@ fn batches(criterion: &mut Criterion, config: &ModelConfig) {
 fn weights(criterion: &mut Criterion, location: &Path, config: &ModelConfig) {
     let device = Device::cpu(1);
     let mut group = criterion.benchmark_group("a checkpoint of 28 layers");
-    group.bench_function("index, and every shape checked", |b| {
+    group.bench_function("read the headers and check all shapes", |b| {
         b.iter(|| Checkpoint::open(black_box(location)).and_then(|files| files.check(config)).expect("weights"));
     });
-    group.bench_function("mapped into a model", |b| {
+    group.bench_function("load a model from mapped files", |b| {
         b.iter(|| {
             let files = Checkpoint::open(black_box(location)).expect("weights");
             Qwen25Vl::open(&device, &files, config, DType::F32).expect("a model")

@@ -24,11 +24,13 @@ pub struct Sequence<'a> {
     pub input_ids: &'a [TokenId],
     /// M-RoPE positions `[3][S]`: time, height, width.
     pub position_ids: [&'a [i64]; 3],
-    /// Pixels `[N, patch_dim]` of all images, in processor order. Used instead of the images in `frames` unless empty.
+    /// Pixels `[N, patch_dim]` of all images, in processor order. If not empty, used instead of the images in
+    /// `frames`.
     pub pixel_values: &'a [f32],
     /// The grid of each image.
     pub image_grid_thw: &'a [GridThw],
-    /// Pixels `[N, patch_dim]` of all videos, in processor order. Used instead of the videos in `frames` unless empty.
+    /// Pixels `[N, patch_dim]` of all videos, in processor order. If not empty, used instead of the videos in
+    /// `frames`.
     pub pixel_values_videos: &'a [f32],
     /// The grid of each video.
     pub video_grid_thw: &'a [GridThw],
@@ -42,10 +44,11 @@ struct MediaOfKind<'a> {
     grids: &'a [GridThw],
     values: &'a [f32],
     frames: &'a [FrameBuf],
-    /// The owner of `frames`; it has the settings for cutting them into patches.
+    /// The owner of `frames`; it has the settings for cutting frames into patches.
     media: Option<&'a MediaFrames>,
     pad_id: TokenId,
-    /// What transformers' processor calls these pixels; used in errors and in the hash.
+    /// The name of these pixels in the output of transformers' processor; used in error messages and in the cache
+    /// key.
     name: &'static str,
 }
 
@@ -71,27 +74,29 @@ impl MediaOfKind<'_> {
         if let Some(g) = grids.iter().find(|g| g[1] % merge != 0 || g[2] % merge != 0 || g.contains(&0)) {
             return Err(ModelError::inputs(
                 location,
-                format!("grid {g:?} has sides that are not multiples of {merge}"),
-                "make it with `reel preprocess`",
+                format!("grid {g:?} has a height or width that is not a multiple of {merge}, or an empty side"),
+                "make the input with `reel preprocess`",
             ));
         }
         let patches: usize = grids.iter().map(|g| g.iter().product::<usize>()).sum();
         let (dim, frame_grids) = (config.vision.patch_dim(), self.frame_grids()?);
         if frame_grids.is_empty() && self.values.len() != patches * dim {
-            let what = format!("{} values, but the grids need {patches} patches of {dim}", self.values.len());
-            return Err(ModelError::inputs(location, what, "make it with `reel preprocess`"));
+            let what =
+                format!("{} pixel values, but the grids need {patches} patches of {dim} values", self.values.len());
+            return Err(ModelError::inputs(location, what, "make the input with `reel preprocess`"));
         }
         if !frame_grids.is_empty() && frame_grids != grids {
             return Err(ModelError::inputs(
                 location,
-                format!("frames of {frame_grids:?} patches, but the grids are {grids:?}"),
-                "the grids must be those of the frames",
+                format!("the frames have the grids {frame_grids:?}, but the given grids are {grids:?}"),
+                "give the grids of these frames",
             ));
         }
-        let tokens = patches / config.vision.merge_unit();
+        let tokens = patches / config.vision.patches_per_vision_token();
         if pads != tokens {
-            let what = format!("{pads} pad tokens in the ids for {tokens} vision tokens");
-            return Err(ModelError::inputs(location, what, "the ids and the media must belong together"));
+            let what =
+                format!("the token ids have {pads} pad tokens, but the images or videos give {tokens} vision tokens");
+            return Err(ModelError::inputs(location, what, "give the token ids and the media of the same sequence"));
         }
         Ok(())
     }
@@ -129,7 +134,7 @@ pub struct Batch {
     pub ids: Tensor,
     /// M-RoPE positions, i32 `[3, S]`.
     pub positions: Tensor,
-    /// Where each sequence begins, and which prefix it shares.
+    /// Where each sequence begins in the batch, and which earlier tokens it attends to as a shared prefix.
     pub seqs: CuSeqlens,
     /// The images and videos, if there are any.
     pub vision: Option<VisionInput>,
@@ -165,7 +170,7 @@ pub(crate) enum PatchSource {
 }
 
 impl Batch {
-    /// Packs `sequences` into one batch; error messages use `location` as their location.
+    /// Packs `sequences` into one batch; `location` names the input in error messages.
     ///
     /// # Errors
     /// Ids outside the vocabulary; a number of pad tokens that does not match the grids; pixels that do not match the
@@ -181,11 +186,11 @@ impl Batch {
         for axis in 0..3 {
             for s in sequences {
                 if s.position_ids[axis].len() != s.input_ids.len() {
-                    let what = format!("{} positions for {} ids", s.position_ids[axis].len(), s.input_ids.len());
+                    let what = format!("{} positions for {} token ids", s.position_ids[axis].len(), s.input_ids.len());
                     return Err(ModelError::inputs(
                         format!("{location}: position_ids"),
                         what,
-                        "give one position for each id on each axis",
+                        "give one position for each token id on each axis",
                     ));
                 }
                 positions.extend(s.position_ids[axis].iter().map(|&p| p as i32));
@@ -209,7 +214,7 @@ fn checked_id(id: TokenId, config: &ModelConfig, location: &str) -> Result<i32> 
     if (id as usize) < config.text.vocab_size {
         return Ok(id as i32);
     }
-    let what = format!("id {id} is outside the vocabulary of {}", config.text.vocab_size);
+    let what = format!("token id {id} is outside the vocabulary of {} tokens", config.text.vocab_size);
     Err(ModelError::inputs(format!("{location}: input_ids"), what, "use the tokenizer of this model"))
 }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use reel_diagnostic::Diagnostic;
 
-/// What can go wrong between a model folder, a conversation and the hidden states.
+/// An error of this crate: in a model folder, a conversation, or the computation of hidden states.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
     /// A key of a JSON file of the model folder is missing, has the wrong type, or contradicts another key.

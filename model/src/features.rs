@@ -49,10 +49,10 @@ pub struct FeatureCache {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Vision tokens by the hash of their media, each with the time of its last use.
+    /// Vision tokens by the hash of their media, each with the call number of its last use.
     entries: HashMap<u128, (Arc<VisionFeatures>, u64)>,
     bytes: usize,
-    /// The number of calls so far, which serves as the time of a use.
+    /// The number of calls of `get` and `insert` so far.
     now: u64,
 }
 
@@ -101,12 +101,13 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
-        /// The cache always has the entries of a list in order of use, and never more bytes than allowed.
+        /// After every use, the cache has the same entries as a list that is sorted by last use, and at most
+        /// `max_bytes` bytes.
         #[test]
         fn evicts_the_least_recently_used(uses in prop::collection::vec((0u128..8, 1usize..6), 1..60), max_bytes in 1usize..16) {
             let cache = FeatureCache::new(max_bytes);
             let features = |n: usize| Arc::new(VisionFeatures { bytes: vec![n as u8; n], shape: [n, 1], dtype: DType::U8 });
-            // Pairs of key and size, the most recently used last.
+            // The list: pairs of key and size in bytes, the most recently used last.
             let mut model: Vec<(u128, usize)> = Vec::new();
             for (key, n) in uses {
                 let known = model.iter().position(|entry| entry.0 == key).map(|at| model.remove(at));

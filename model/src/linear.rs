@@ -19,9 +19,17 @@ pub(crate) struct Linear {
 }
 
 impl Linear {
-    pub(crate) fn load(from: &WeightLoader, name: &str, out: usize, inner: usize, bias: bool) -> Result<Linear> {
-        let weight = from.load(&format!("{name}.weight"), &[out, inner], &[out, inner])?;
-        let bias = if bias { Some(from.load(&format!("{name}.bias"), &[out], &[out])?) } else { None };
+    pub(crate) fn load(
+        from: &WeightLoader,
+        name: &str,
+        out_features: usize,
+        in_features: usize,
+        has_bias: bool,
+    ) -> Result<Linear> {
+        let weight =
+            from.load(&format!("{name}.weight"), &[out_features, in_features], &[out_features, in_features])?;
+        let bias =
+            if has_bias { Some(from.load(&format!("{name}.bias"), &[out_features], &[out_features])?) } else { None };
         Ok(Linear { name: name.into(), weight, bias, adapter: None })
     }
 

@@ -41,8 +41,8 @@ pub struct ForwardOptions<'a> {
     /// Vision tokens `[M, H]` of the batch from [`Qwen25Vl::vision_tokens`]; if absent, the forward pass computes
     /// them.
     pub vision: Option<&'a Tensor>,
-    /// The KV cache: the tokens of the batch are added to it and attend to all keys in it. If absent, they attend
-    /// within the batch.
+    /// The KV cache: the keys and values of the batch are added to it, and tokens attend to the cached keys of their
+    /// sequence. If absent, tokens attend within the batch.
     pub cache: Option<(&'a KvCache, &'a KvPages)>,
     /// Gradient checkpointing: keeps only the input of each layer for the backward pass, which computes the rest again.
     pub checkpoint: bool,
@@ -118,7 +118,8 @@ impl Qwen25Vl {
         let Some(cache) = &self.features else { return self.vision.forward(&cx, &input.sequences, false) };
         let mut found: Vec<(u128, Arc<VisionFeatures>)> = Vec::new();
         for media in &input.sequences {
-            // If the cache is too small for this batch, an entry that the batch needs a second time may be evicted.
+            // The results of this batch are searched too: a small cache may have evicted an entry that the batch
+            // needs a second time.
             let in_batch = || found.iter().find(|(key, _)| *key == media.key).map(|(_, features)| features.clone());
             let features = match cache.get(media.key).or_else(in_batch) {
                 Some(features) => features,

@@ -63,7 +63,7 @@ impl VisionTower {
         let c = config.hidden_size;
         let side = config.patch_size;
         let stored = [c, config.in_channels, config.temporal_patch_size, side, side];
-        let merged = c * config.merge_unit();
+        let merged = c * config.patches_per_vision_token();
         Ok(VisionTower {
             patch_embed: from.load("visual.patch_embed.proj.weight", &stored, &[c, config.patch_dim()])?,
             blocks: (0..config.depth).map(|i| Block::load(from, config, i).map(Arc::new)).collect::<Result<_>>()?,
@@ -102,8 +102,8 @@ impl VisionTower {
         for (i, block) in self.blocks.iter().enumerate() {
             let seqs = if self.config.is_full_attention(i) { &layout.frames } else { &layout.windows };
             residual = if cx.is_training() {
-                // The sum of residual and block output is computed here, with gradient checkpointing and without it,
-                // so that both give the same bits and the gradient of the sum needs one tensor.
+                // In training, the sum of residual and block output is computed here and not in the next norm. So
+                // gradient checkpointing does not change the bits, and the gradient of the sum needs only one tensor.
                 let (block, rotary, seqs) = (block.clone(), rotary.clone(), seqs.clone());
                 let f = move |cx: &Cx, x: &[Tensor]| {
                     let out = block.forward(cx, Residual::new(&x[0]), &rotary, &seqs);
@@ -116,7 +116,7 @@ impl VisionTower {
             };
         }
         let x = residual.into_sum(cx)?;
-        let (eps, square) = (self.config.rms_norm_eps as f32, self.config.merge_unit());
+        let (eps, square) = (self.config.rms_norm_eps as f32, self.config.patches_per_vision_token());
         let x = ops::patch_merge(cx, &x, &layout.processor_order, &self.ln_q, eps, square)?;
         self.merge_out.forward(cx, &ops::gelu(cx, &self.merge_in.forward(cx, &x)?)?)
     }
@@ -143,8 +143,8 @@ impl VisionTower {
         Ok(ops::linear(cx, &pixels, &self.patch_embed, None)?)
     }
 
-    /// The rotary table for `positions` i32 `[2, N]`: half of the frequencies rotate with the row of the patch, half
-    /// with its column.
+    /// The rotary table for `positions` i32 `[2, N]`: half of the frequencies rotate by the row of the patch, half by
+    /// its column.
     fn rotary(&self, cx: &Cx, positions: &Tensor) -> Result<RotaryTable> {
         let half = self.config.head_dim / 2;
         let quarter = half / 2;
@@ -171,7 +171,7 @@ struct PatchLayout {
 
 impl PatchLayout {
     fn new(cx: &Cx, media: &[SequenceMedia], config: &VisionConfig) -> Result<PatchLayout> {
-        let (device, unit) = (cx.device(), config.merge_unit());
+        let (device, unit) = (cx.device(), config.patches_per_vision_token());
         let grids: Vec<GridThw> = media.iter().flat_map(|m| &m.grids).copied().collect();
         let plan = WindowOrder::of_grids(&grids, config);
         let at = windowed_positions(&grids, config, &plan);

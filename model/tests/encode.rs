@@ -57,7 +57,7 @@ fn equals_the_processor(case: &Path) {
     let tolerances = &about["tolerances"];
     let largest = tolerances["pixel_max_levels"].as_f64().map_or(f32::INFINITY, |x| x as f32) * level;
     let mean = tolerances["pixel_mean_levels"].as_f64().unwrap() as f32 * level;
-    for (got, want) in got.pixels().unwrap().iter().zip(&want.pixels().unwrap()) {
+    for (got, want) in got.image_and_video_pixels().unwrap().iter().zip(&want.image_and_video_pixels().unwrap()) {
         let (Some(got), Some(want)) = (got, want) else {
             assert_eq!(got.is_some(), want.is_some());
             continue;

@@ -50,7 +50,7 @@ fn tokens(config: &ModelConfig, image: bool, videos: &[[usize; 3]], odd: bool, s
     for (pad, grids) in [(t.image, &tokens.image_grid_thw), (t.video, &tokens.video_grid_thw)] {
         for grid in grids {
             tokens.input_ids.push(t.vision_start);
-            let pads = grid.iter().product::<usize>() / config.vision.merge_unit();
+            let pads = grid.iter().product::<usize>() / config.vision.patches_per_vision_token();
             tokens.input_ids.extend(std::iter::repeat_n(pad, pads));
             tokens.input_ids.push(t.vision_end);
         }
@@ -62,7 +62,7 @@ fn tokens(config: &ModelConfig, image: bool, videos: &[[usize; 3]], odd: bool, s
 
 /// The input with pixel values instead of frames.
 fn as_values(tokens: &ModelInput) -> ModelInput {
-    let [images, videos] = tokens.pixels().unwrap().map(|p| p.map(|p| p.into_owned()));
+    let [images, videos] = tokens.image_and_video_pixels().unwrap().map(|p| p.map(|p| p.into_owned()));
     ModelInput { frames: MediaFrames::default(), pixel_values: images, pixel_values_videos: videos, ..tokens.clone() }
 }
 
@@ -130,7 +130,7 @@ fn rejects_frames_that_contradict_the_grids() {
     let mut other = good.clone();
     other.video_grid_thw = vec![[1, 8, 2]];
     let e = error_of(&other);
-    assert!(e.starts_with("here: pixel_values_videos: frames of [[1, 4, 4]] patches"), "{e}");
+    assert!(e.starts_with("here: pixel_values_videos: the frames have the grids [[1, 4, 4]]"), "{e}");
     let mut missing = good.clone();
     missing.frames.videos.clear();
     let e = error_of(&missing);

@@ -23,16 +23,16 @@ pub enum RewardError {
 pub type Result<T, E = RewardError> = std::result::Result<T, E>;
 
 impl RewardError {
-    pub(crate) fn row(location: impl Into<String>, what: impl Into<String>, help: impl Into<String>) -> Self {
+    pub(crate) fn bad_row(location: impl Into<String>, what: impl Into<String>, help: impl Into<String>) -> Self {
         Self::Row(Diagnostic::new(location, what, help))
     }
 
-    pub(crate) fn option(location: impl Into<String>, what: impl Into<String>, help: impl Into<String>) -> Self {
+    pub(crate) fn bad_option(location: impl Into<String>, what: impl Into<String>, help: impl Into<String>) -> Self {
         Self::Option(Diagnostic::new(location, what, help))
     }
 
     /// A [`RewardError::Custom`].
-    pub fn custom(location: impl Into<String>, what: impl Into<String>, help: impl Into<String>) -> Self {
+    pub fn custom_failed(location: impl Into<String>, what: impl Into<String>, help: impl Into<String>) -> Self {
         Self::Custom(Diagnostic::new(location, what, help))
     }
 

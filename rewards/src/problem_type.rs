@@ -28,7 +28,11 @@ impl ProblemType {
     pub fn parse(name: &str) -> Result<Self> {
         Self::ALL.into_iter().find(|kind| kind.name() == name).ok_or_else(|| {
             let known = Self::ALL.map(Self::name).join(", ");
-            RewardError::row("problem_type", format!("is `{name}`, which is unknown"), format!("use one of {known}"))
+            RewardError::bad_row(
+                "problem_type",
+                format!("is `{name}`, which is unknown"),
+                format!("use one of {known}"),
+            )
         })
     }
 

@@ -10,7 +10,7 @@ const ZEROS: [u32; 65] = [
     0x16b50, 0x1d7ce, 0x1d7d8, 0x1d7e2, 0x1d7ec, 0x1d7f6, 0x1e140, 0x1e2f0, 0x1e950, 0x1fbf0,
 ];
 
-/// Parses a number as the references do: removes commas, then applies Python's `float`.
+/// Parses a number as VideoRFT and Video-R1 do: removes commas, then applies Python's `float`.
 pub fn parse_number(text: &str) -> Option<f64> {
     parse_python_float(&text.replace(',', ""))
 }

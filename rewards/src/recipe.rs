@@ -1,5 +1,5 @@
-//! The recipe: whose rules apply where the papers and the code of the references differ. `docs/parity.md` lists all
-//! rules.
+//! The recipe: whose rules apply where the papers and the code of VideoRFT and Video-R1 differ. `docs/parity.md`
+//! lists all rules.
 
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};

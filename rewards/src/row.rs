@@ -43,11 +43,11 @@ impl RewardRow {
             (Some(_), None) => (vec![fields.text("completion")?], true),
             (None, Some(_)) => (fields.texts("completions")?, false),
             (None, None) => {
-                return Err(RewardError::row("completion", "is missing", "give `completion` or `completions`"));
+                return Err(RewardError::bad_row("completion", "is missing", "give `completion` or `completions`"));
             }
             (Some(_), Some(_)) => {
                 let what = "is given together with `completions`";
-                return Err(RewardError::row("completion", what, "give only one of the two"));
+                return Err(RewardError::bad_row("completion", what, "give only one of the two"));
             }
         };
         let shuffled = fields.get("shuffled_completions").map(|_| fields.texts("shuffled_completions")).transpose()?;
@@ -75,7 +75,7 @@ impl RewardRow {
             let is_complete = |cosines: &Vec<f32>| cosines.len() == self.frames.len();
             if cosines.len() != texts.len() || !cosines.iter().all(is_complete) {
                 let what = "the model did not return one similarity per text and frame";
-                return Err(RewardError::row("semantic", what, "report this as a bug"));
+                return Err(RewardError::bad_row("semantic", what, "report this as a bug"));
             }
             self.group.semantic = Some(cosines.iter().map(|cosines| semantic_reward(cosines)).collect());
         }
@@ -102,8 +102,8 @@ pub fn parse_object(line: &str) -> Result<Map<String, Value>, Diagnostic> {
 pub fn text_field(fields: &Map<String, Value>, name: &str) -> Result<String, Diagnostic> {
     match fields.get(name) {
         Some(Value::String(text)) => Ok(text.clone()),
-        Some(Value::Null) | None => Err(Diagnostic::new(name, "is missing", "add it, or remove the row")),
-        Some(_) => Err(Diagnostic::new(name, "is not a string", "write it as a JSON string")),
+        Some(Value::Null) | None => Err(Diagnostic::new(name, "is missing", "add the field, or remove the row")),
+        Some(_) => Err(Diagnostic::new(name, "is not a string", "write the field as a JSON string")),
     }
 }
 
@@ -121,7 +121,7 @@ impl Fields {
 
     /// A list of at least one string.
     fn texts(&self, name: &str) -> Result<Vec<String>> {
-        let error = |what: &str| Err(RewardError::row(name, what, "give a list of strings"));
+        let error = |what: &str| Err(RewardError::bad_row(name, what, "give a list of strings"));
         let Some(Value::Array(list)) = self.get(name) else { return error("is not a list") };
         let texts: Option<Vec<String>> = list.iter().map(|text| text.as_str().map(String::from)).collect();
         match texts {
@@ -133,7 +133,7 @@ impl Fields {
 
     fn lengths(&self, completions: usize) -> Result<Vec<usize>> {
         let error = |what: String| {
-            Err(RewardError::row("lengths", what, "give the number of tokens of each completion, in order"))
+            Err(RewardError::bad_row("lengths", what, "give the number of tokens of each completion, in order"))
         };
         let list = match self.get("lengths") {
             None => return Ok(Vec::new()),
@@ -155,7 +155,7 @@ impl Fields {
             None => Ok(false),
             Some(Value::String(kind)) if kind == "video" => Ok(true),
             Some(Value::String(kind)) if kind == "image" || kind == "text" => Ok(false),
-            Some(other) => Err(RewardError::row("data_type", format!("is {other}"), "use \"image\" or \"video\"")),
+            Some(other) => Err(RewardError::bad_row("data_type", format!("is {other}"), "use \"image\" or \"video\"")),
         }
     }
 }
@@ -217,7 +217,8 @@ mod tests {
         }
     }
 
-    /// A model that keeps the texts and the flag `negative` of its last call. Its result lacks the first `.2` frames.
+    /// A model that keeps the texts and the flag `negative` of its last call. The last field is the number of leading
+    /// frames that are missing from its result.
     struct RecordingModel(Vec<String>, bool, usize);
 
     impl SemanticModel for RecordingModel {

@@ -17,7 +17,7 @@ impl RewardWeights {
     /// # Errors
     /// An item has another form, an unknown or repeated name, or a weight that is not a finite number.
     pub fn parse(text: &str) -> Result<Self> {
-        let error = |what: String, help: &str| RewardError::option("--reward-weights", what, help);
+        let error = |what: String, help: &str| RewardError::bad_option("--reward-weights", what, help);
         let mut weights = BTreeMap::new();
         for item in text.split(',') {
             let Some((name, weight)) = item.split_once('=') else {

@@ -29,7 +29,8 @@ fn rewards_equal_golden_rows_bit_for_bit() {
                 numbers += 1;
             }
         }
-        // Reward functions that do not apply are absent; for groups the golden file lists all others.
+        // Scores of reward functions that do not apply are absent: the golden file lists all scores of a group, and
+        // all but `reward` of a single completion.
         let written = got.as_object().unwrap().keys().filter(|key| !(single && *key == "reward"));
         assert!(written.clone().all(|key| expected.contains_key(key)), "{} {got}", row["id"]);
     }

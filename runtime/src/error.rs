@@ -37,8 +37,8 @@ pub enum RuntimeError {
     /// The backward pass was started from a result that does not depend on any trained parameter.
     #[error("backward: the loss does not depend on any trained parameter; check which parameters are frozen")]
     NothingToTrain,
-    /// A tensor was read as another dtype than it has.
-    #[error("tensor of {got} read as {want}; cast it first")]
+    /// A tensor was read with a dtype that it does not have.
+    #[error("a tensor of dtype {got} was read as {want}; cast it first")]
     DType {
         /// The dtype of the tensor.
         got: DType,

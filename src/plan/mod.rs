@@ -344,7 +344,7 @@ fn generate_on(
     let config = &weights.config;
     let patches: usize = shape.video_grid_thw.iter().map(|g| g.iter().product::<usize>()).sum();
     let mut ids = vec![0; shape.tokens];
-    ids[..patches / config.vision.merge_unit()].fill(config.tokens.video);
+    ids[..patches / config.vision.patches_per_vision_token()].fill(config.tokens.video);
     let (positions, frames) = (vec![0; shape.tokens], shape.black_videos(config));
     let request = GenerationRequest {
         prompt: Sequence {

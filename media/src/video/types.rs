@@ -73,8 +73,8 @@ impl Deref for PixelBuffer {
 pub enum FrameSize {
     /// The displayed size of the video.
     Original,
-    /// The size that the profile's and overrides' pixel limits give (torchvision's bicubic resize with antialias, on
-    /// u8).
+    /// The size that follows from the pixel limits of the profile and its overrides. Frames are resized as by
+    /// torchvision's bicubic resize with antialias on u8.
     Resized,
 }
 

@@ -12,7 +12,7 @@ use rustix::process::{Pid, Signal, kill_process_group};
 
 use crate::{MediaError, Result};
 
-/// Maximum length of a reply: enough for 2^20 frame indices of 7 digits and a few words.
+/// Maximum length of a reply in bytes: enough for 2^20 frame indices of 7 digits and a few words.
 const MAX_REPLY_BYTES: u64 = 16 << 20;
 
 /// Maximum number of bytes that are read of a worker's standard error.

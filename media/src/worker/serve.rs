@@ -63,7 +63,8 @@ fn map_output(path: &Path, memory: &File, bytes: usize) -> Result<MmapMut> {
 /// Binds this process to its caller and limits its address space, before it reads the video.
 fn apply_limits(request: &WorkerRequest) -> std::io::Result<()> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
-    // A caller that exited before the line above sends no signal, so its process id is compared too.
+    // If the caller exited before the line above, this process gets no signal. Its parent is then another process
+    // than the caller.
     let parent = rustix::process::getppid().map(|p| p.as_raw_nonzero().get());
     if parent != i32::try_from(request.caller_pid).ok() {
         return Err(std::io::Error::other("its caller has exited"));
@@ -74,8 +75,8 @@ fn apply_limits(request: &WorkerRequest) -> std::io::Result<()> {
         rustix::process::setrlimit(resource, Rlimit { current: Some(limit), maximum: Some(limit) })
     };
     set_limit(Resource::Core, 0)?;
-    // The limit adds the address space that the program and its libraries already use, which does not depend on the
-    // video.
+    // The limit is the requested memory plus the address space that the program and its libraries already use, which
+    // does not depend on the video.
     set_limit(Resource::As, address_space_bytes()?.saturating_add(request.memory_bytes))?;
     Ok(())
 }

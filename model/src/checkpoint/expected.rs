@@ -8,7 +8,7 @@ pub fn expected_tensors(config: &ModelConfig) -> TensorList {
     vision(&config.vision, &mut list);
     text(&config.text, &mut list);
     if !config.tie_word_embeddings {
-        add(&mut list, "lm_head.weight", &[config.text.vocab_size, config.text.hidden_size]);
+        add_tensor(&mut list, "lm_head.weight", &[config.text.vocab_size, config.text.hidden_size]);
     }
     list
 }
@@ -16,50 +16,54 @@ pub fn expected_tensors(config: &ModelConfig) -> TensorList {
 /// Names and shapes of tensors.
 pub(crate) type TensorList = Vec<(String, Vec<usize>)>;
 
-pub(crate) fn add(list: &mut TensorList, name: impl Into<String>, shape: &[usize]) {
+pub(crate) fn add_tensor(list: &mut TensorList, name: impl Into<String>, shape: &[usize]) {
     list.push((name.into(), shape.to_vec()));
 }
 
 /// Adds the tensors of a linear layer with bias: weight `[out, in]`, bias `[out]`.
-pub(crate) fn linear(list: &mut TensorList, name: impl std::fmt::Display, out: usize, input: usize) {
-    add(list, format!("{name}.weight"), &[out, input]);
-    add(list, format!("{name}.bias"), &[out]);
+pub(crate) fn add_linear(list: &mut TensorList, name: impl std::fmt::Display, out: usize, input: usize) {
+    add_tensor(list, format!("{name}.weight"), &[out, input]);
+    add_tensor(list, format!("{name}.bias"), &[out]);
 }
 
 fn vision(v: &VisionConfig, list: &mut TensorList) {
     let (d, inner) = (v.hidden_size, v.intermediate_size);
-    add(list, "visual.patch_embed.proj.weight", &[d, v.in_channels, v.temporal_patch_size, v.patch_size, v.patch_size]);
+    add_tensor(
+        list,
+        "visual.patch_embed.proj.weight",
+        &[d, v.in_channels, v.temporal_patch_size, v.patch_size, v.patch_size],
+    );
     for i in 0..v.depth {
         let block = format!("visual.blocks.{i}");
-        add(list, format!("{block}.norm1.weight"), &[d]);
-        add(list, format!("{block}.norm2.weight"), &[d]);
-        linear(list, format!("{block}.attn.qkv"), 3 * d, d);
-        linear(list, format!("{block}.attn.proj"), d, d);
-        linear(list, format!("{block}.mlp.gate_proj"), inner, d);
-        linear(list, format!("{block}.mlp.up_proj"), inner, d);
-        linear(list, format!("{block}.mlp.down_proj"), d, inner);
+        add_tensor(list, format!("{block}.norm1.weight"), &[d]);
+        add_tensor(list, format!("{block}.norm2.weight"), &[d]);
+        add_linear(list, format!("{block}.attn.qkv"), 3 * d, d);
+        add_linear(list, format!("{block}.attn.proj"), d, d);
+        add_linear(list, format!("{block}.mlp.gate_proj"), inner, d);
+        add_linear(list, format!("{block}.mlp.up_proj"), inner, d);
+        add_linear(list, format!("{block}.mlp.down_proj"), d, inner);
     }
-    let merged = d * v.merge_unit();
-    add(list, "visual.merger.ln_q.weight", &[d]);
-    linear(list, "visual.merger.mlp.0", merged, merged);
-    linear(list, "visual.merger.mlp.2", v.out_hidden_size, merged);
+    let merged = d * v.patches_per_vision_token();
+    add_tensor(list, "visual.merger.ln_q.weight", &[d]);
+    add_linear(list, "visual.merger.mlp.0", merged, merged);
+    add_linear(list, "visual.merger.mlp.2", v.out_hidden_size, merged);
 }
 
 fn text(t: &TextConfig, list: &mut TensorList) {
     let (h, inner) = (t.hidden_size, t.intermediate_size);
     let kv = t.num_key_value_heads * t.head_dim;
-    add(list, "model.embed_tokens.weight", &[t.vocab_size, h]);
+    add_tensor(list, "model.embed_tokens.weight", &[t.vocab_size, h]);
     for i in 0..t.num_hidden_layers {
         let layer = format!("model.layers.{i}");
-        linear(list, format!("{layer}.self_attn.q_proj"), h, h);
-        linear(list, format!("{layer}.self_attn.k_proj"), kv, h);
-        linear(list, format!("{layer}.self_attn.v_proj"), kv, h);
-        add(list, format!("{layer}.self_attn.o_proj.weight"), &[h, h]);
-        add(list, format!("{layer}.mlp.gate_proj.weight"), &[inner, h]);
-        add(list, format!("{layer}.mlp.up_proj.weight"), &[inner, h]);
-        add(list, format!("{layer}.mlp.down_proj.weight"), &[h, inner]);
-        add(list, format!("{layer}.input_layernorm.weight"), &[h]);
-        add(list, format!("{layer}.post_attention_layernorm.weight"), &[h]);
+        add_linear(list, format!("{layer}.self_attn.q_proj"), h, h);
+        add_linear(list, format!("{layer}.self_attn.k_proj"), kv, h);
+        add_linear(list, format!("{layer}.self_attn.v_proj"), kv, h);
+        add_tensor(list, format!("{layer}.self_attn.o_proj.weight"), &[h, h]);
+        add_tensor(list, format!("{layer}.mlp.gate_proj.weight"), &[inner, h]);
+        add_tensor(list, format!("{layer}.mlp.up_proj.weight"), &[inner, h]);
+        add_tensor(list, format!("{layer}.mlp.down_proj.weight"), &[h, inner]);
+        add_tensor(list, format!("{layer}.input_layernorm.weight"), &[h]);
+        add_tensor(list, format!("{layer}.post_attention_layernorm.weight"), &[h]);
     }
-    add(list, "model.norm.weight", &[h]);
+    add_tensor(list, "model.norm.weight", &[h]);
 }

@@ -54,24 +54,23 @@ fn header_text<'a>(path: &Path, bytes: &'a [u8]) -> Result<&'a [u8]> {
         return Err(broken(
             path,
             format!(
-                "claims a header of {length} bytes, more than the format's {MAX_HEADER_BYTES}; it is not a safetensors file or is damaged"
+                "claims a header of {length} bytes, more than the {MAX_HEADER_BYTES} that the format allows; the file is not a safetensors file or is damaged"
             ),
         ));
     }
     match rest.get(..length as usize) {
         Some(text) if text.first() == Some(&b'{') => Ok(text),
-        Some(_) => Err(broken(path, "has no header that begins with `{`; it is not a safetensors file or is damaged")),
+        Some(_) => {
+            Err(broken(path, "has no header that begins with `{`; the file is not a safetensors file or is damaged"))
+        }
         None => Err(broken(
             path,
-            format!(
-                "claims a header of {length} bytes but has only {} bytes after its length; it is cut off",
-                rest.len()
-            ),
+            format!("claims a header of {length} bytes, but only {} bytes follow; the file is cut off", rest.len()),
         )),
     }
 }
 
-/// Converts one header entry to file offsets and checks it on its own.
+/// Converts one header entry to file offsets; checks it without regard to other entries.
 fn locate(path: &Path, name: String, entry: RawEntry, start: usize, file_len: usize) -> Result<HeaderTensor> {
     let [from, to] = entry.data_offsets;
     let (begin, end) = match (start.checked_add(from), start.checked_add(to)) {
@@ -80,21 +79,25 @@ fn locate(path: &Path, name: String, entry: RawEntry, start: usize, file_len: us
             return Err(fault(
                 path,
                 &name,
-                format!("has data_offsets [{from}, {to}], whose end is before its begin"),
+                format!("has data_offsets [{from}, {to}], which end before they begin"),
                 COPY_AGAIN,
             ));
         }
     };
     if end > file_len {
-        let what = format!("ends at byte {end} but the file has {file_len}; it is cut off");
+        let what = format!("ends at byte {end}, but the file has {file_len} bytes; the file is cut off");
         return Err(fault(path, &name, what, COPY_AGAIN));
     }
     // A dtype that is not known here is an error only if the tensor is used.
     if let Some(size) = element_size(&entry.dtype) {
         let needed = entry.shape.iter().try_fold(size, |product, &length| product.checked_mul(length));
         if needed != Some(end - begin) {
-            let what =
-                format!("has {} bytes, which does not match shape {:?} of {}", end - begin, entry.shape, entry.dtype);
+            let what = format!(
+                "has {} bytes, which does not match shape {:?} and dtype {}",
+                end - begin,
+                entry.shape,
+                entry.dtype
+            );
             return Err(fault(path, &name, what, COPY_AGAIN));
         }
     }
@@ -106,10 +109,11 @@ fn check_end_to_end(path: &Path, tensors: &[HeaderTensor], start: usize, file_le
     let mut at = start;
     for tensor in tensors {
         if tensor.begin < at {
-            return Err(fault(path, &tensor.name, "overlaps the tensor before it (data_offsets)", COPY_AGAIN));
+            return Err(fault(path, &tensor.name, "overlaps the previous tensor (data_offsets)", COPY_AGAIN));
         }
         if tensor.begin > at {
-            let what = format!("starts {} bytes after the tensor before it ends (data_offsets)", tensor.begin - at);
+            let what =
+                format!("starts {} bytes after the end of the previous tensor (data_offsets)", tensor.begin - at);
             return Err(fault(path, &tensor.name, what, COPY_AGAIN));
         }
         at = tensor.end;
@@ -129,7 +133,8 @@ fn check_names(path: &Path, tensors: &[HeaderTensor]) -> Result<()> {
     }
 }
 
-/// The size in bytes of an element, for each dtype of the format that has whole bytes.
+/// The size in bytes of an element of this dtype; `None` for an unknown dtype and for one whose elements are smaller
+/// than a byte.
 fn element_size(dtype: &str) -> Option<usize> {
     Some(match dtype {
         "BOOL" | "U8" | "I8" | "F8_E4M3" | "F8_E5M2" | "F8_E8M0" => 1,

@@ -67,7 +67,7 @@ impl StoredDType {
 
 /// The naming scheme of the tensors in weight files. The program itself uses classic names only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Naming {
+pub enum TensorNaming {
     /// Classic names: `model.layers…`, `visual.blocks…`, as on the hub.
     #[default]
     Classic,
@@ -75,7 +75,7 @@ pub enum Naming {
     Nested,
 }
 
-impl Naming {
+impl TensorNaming {
     /// Converts a name in a file to the classic name.
     pub fn to_classic(name: &str) -> String {
         if let Some(rest) = name.strip_prefix("model.language_model.") {
@@ -87,18 +87,18 @@ impl Naming {
     /// Converts a classic name to this naming scheme.
     pub fn from_classic(self, name: &str) -> String {
         match (self, name.strip_prefix("model.")) {
-            (Naming::Classic, _) => name.to_string(),
-            (Naming::Nested, Some(rest)) => format!("model.language_model.{rest}"),
-            (Naming::Nested, None) if name.starts_with("visual.") => format!("model.{name}"),
-            (Naming::Nested, None) => name.to_string(),
+            (TensorNaming::Classic, _) => name.to_string(),
+            (TensorNaming::Nested, Some(rest)) => format!("model.language_model.{rest}"),
+            (TensorNaming::Nested, None) if name.starts_with("visual.") => format!("model.{name}"),
+            (TensorNaming::Nested, None) => name.to_string(),
         }
     }
 
     fn of(names: impl IntoIterator<Item = impl AsRef<str>>) -> Self {
         let nested = |name: &str| name.starts_with("model.language_model.") || name.starts_with("model.visual.");
         match names.into_iter().any(|name| nested(name.as_ref())) {
-            true => Naming::Nested,
-            false => Naming::Classic,
+            true => TensorNaming::Nested,
+            false => TensorNaming::Classic,
         }
     }
 }
@@ -133,7 +133,7 @@ pub struct Checkpoint {
     folder: PathBuf,
     shards: Vec<Arc<MappedFile>>,
     tensors: BTreeMap<String, Entry>,
-    naming: Naming,
+    naming: TensorNaming,
 }
 
 const COPY_AGAIN: &str = "copy or download the file again";
@@ -147,7 +147,7 @@ impl Checkpoint {
             folder: folder.to_path_buf(),
             shards: Vec::new(),
             tensors: BTreeMap::new(),
-            naming: Naming::Classic,
+            naming: TensorNaming::Classic,
         };
         for path in &listing.files {
             checkpoint.add_shard(path)?;
@@ -159,12 +159,12 @@ impl Checkpoint {
     fn add_shard(&mut self, path: &Path) -> Result<()> {
         let file = MappedFile::open(path).map_err(|e| ModelError::cannot_read(path, e))?;
         let header = header::read_header(path, file.as_bytes())?;
-        if Naming::of(header.tensors.iter().map(|t| &t.name)) == Naming::Nested {
-            self.naming = Naming::Nested;
+        if TensorNaming::of(header.tensors.iter().map(|t| &t.name)) == TensorNaming::Nested {
+            self.naming = TensorNaming::Nested;
         }
         let shard = self.shards.len();
         for tensor in header.tensors {
-            let name = Naming::to_classic(&tensor.name);
+            let name = TensorNaming::to_classic(&tensor.name);
             if is_harmless(&name) {
                 continue;
             }
@@ -194,7 +194,7 @@ impl Checkpoint {
 
     fn check_index(&self, listing: &shards::WeightFiles) -> Result<()> {
         for (name, file) in &listing.promised {
-            let classic = Naming::to_classic(name);
+            let classic = TensorNaming::to_classic(name);
             if is_harmless(&classic) {
                 continue;
             }
@@ -208,7 +208,7 @@ impl Checkpoint {
     }
 
     /// The naming scheme of the files.
-    pub fn naming(&self) -> Naming {
+    pub fn naming(&self) -> TensorNaming {
         self.naming
     }
 

@@ -58,7 +58,7 @@ fn from_index(folder: &Path, index: &Path) -> Result<WeightFiles> {
     Ok(WeightFiles { files: files.into_values().collect(), promised })
 }
 
-/// Whether a file name in an index is free of paths, so that it cannot refer to a file outside the folder.
+/// Whether a file name in an index has no folder part, so that it cannot refer to a file outside the folder.
 fn is_plain_name(file: &str) -> bool {
     !file.is_empty() && file != ".." && file != "." && !file.contains(['/', '\\', '\0'])
 }

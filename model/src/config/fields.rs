@@ -176,13 +176,13 @@ impl JsonFields {
         });
         match whole {
             Some(number) if number <= MAX_SIZE => Ok(number as usize),
-            Some(number) => Err(self.error(key, format!("is {number}, larger than any supported model"))),
+            Some(number) => Err(self.error(key, format!("is {number}; at most {MAX_SIZE} is supported"))),
             None => Err(self.error(key, format!("is {}, not a whole number of at least 0", kind(value)))),
         }
     }
 }
 
-/// How an error shows a value of the wrong type.
+/// The words by which an error message shows a value of the wrong type.
 fn kind(value: &Value) -> String {
     match value {
         Value::Null => "null".to_string(),

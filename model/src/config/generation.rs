@@ -36,7 +36,7 @@ impl GenerationConfig {
         }
     }
 
-    /// Parses the text of a generation_config.json; error messages use `file` as location.
+    /// Parses the text of a generation_config.json; `file` names its source in error messages.
     pub fn parse(file: &str, text: &str) -> Result<Self> {
         let fields = JsonFields::parse(file, text, HELP)?;
         let in_range = |key: &str, good: &dyn Fn(f64) -> bool, range: &str| match fields.opt_f64(key)? {

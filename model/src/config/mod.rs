@@ -34,7 +34,7 @@ pub struct ModelConfig {
     pub dtype: Option<StoredDType>,
 }
 
-/// The sizes of the decoder, in elements.
+/// The sizes of the decoder; widths are in elements.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TextConfig {
     /// The number of rows of the embedding table (V).
@@ -61,7 +61,7 @@ pub struct TextConfig {
     pub max_position_embeddings: usize,
 }
 
-/// The sizes of the vision tower, in elements; `patch_size` and `window_size` are in pixels.
+/// The sizes of the vision tower; widths are in elements, `patch_size` and `window_size` in pixels.
 #[derive(Debug, Clone, PartialEq)]
 pub struct VisionConfig {
     /// The number of blocks.
@@ -70,7 +70,7 @@ pub struct VisionConfig {
     pub hidden_size: usize,
     /// The width of the gated MLP.
     pub intermediate_size: usize,
-    /// The number of heads of each block.
+    /// The number of attention heads of each block.
     pub num_heads: usize,
     /// `hidden_size / num_heads`.
     pub head_dim: usize,
@@ -95,19 +95,19 @@ pub struct VisionConfig {
 }
 
 impl VisionConfig {
-    /// The number of values of one patch: channels × frames × side².
+    /// The number of values of one patch: channels × frames × side in pixels².
     pub fn patch_dim(&self) -> usize {
         self.in_channels * self.temporal_patch_size * self.patch_size * self.patch_size
     }
 
     /// The number of patches that become one vision token: the square of `spatial_merge_size`.
-    pub fn merge_unit(&self) -> usize {
+    pub fn patches_per_vision_token(&self) -> usize {
         self.spatial_merge_size * self.spatial_merge_size
     }
 
-    /// Whether block `index` attends over whole frames.
-    pub fn is_full_attention(&self, index: usize) -> bool {
-        self.fullatt_block_indexes.binary_search(&index).is_ok()
+    /// Whether block `block` attends over whole frames.
+    pub fn is_full_attention(&self, block: usize) -> bool {
+        self.fullatt_block_indexes.binary_search(&block).is_ok()
     }
 }
 
@@ -141,7 +141,7 @@ impl ModelConfig {
         Self::parse(&path.display().to_string(), &text)
     }
 
-    /// Parses the text of a config.json; error messages use `file` as location.
+    /// Parses the text of a config.json; `file` names its source in error messages.
     pub fn parse(file: &str, text: &str) -> Result<Self> {
         let root = JsonFields::parse(file, text, HELP)?;
         check_kind(&root)?;
@@ -213,7 +213,7 @@ fn text_config(fields: &JsonFields, root: &JsonFields) -> Result<TextConfig> {
     if head_dim % 2 != 0 {
         return Err(fields.error(
             "num_attention_heads",
-            format!("gives heads of {head_dim}, an odd number, which rotary embedding does not support"),
+            format!("gives attention heads of {head_dim} elements; rotary embedding needs an even number"),
         ));
     }
     check_act(fields)?;
@@ -259,7 +259,7 @@ fn check_sliding_window(fields: &JsonFields, layers: usize) -> Result<()> {
     let first = fields.opt_int("max_window_layers")?.unwrap_or(80);
     if first < layers {
         let what = format!(
-            "is true and would limit the attention of layers {first} to {}, which is not supported",
+            "is true, which gives layers {first} to {} sliding-window attention; it is not supported",
             layers - 1
         );
         return Err(fields.error_with_help("use_sliding_window", what, help));
@@ -271,7 +271,7 @@ fn check_sliding_window(fields: &JsonFields, layers: usize) -> Result<()> {
 /// same for this model.
 fn mrope_section(fields: &JsonFields, head_dim: usize) -> Result<[usize; 3]> {
     let Some(scaling) = fields.opt_object("rope_scaling")? else {
-        return Err(fields.error("rope_scaling", "is missing, and with it mrope_section"));
+        return Err(fields.error("rope_scaling", "is missing; it must contain mrope_section"));
     };
     for key in ["type", "rope_type"] {
         if let Some(kind) = scaling.opt_str(key)?
@@ -287,9 +287,10 @@ fn mrope_section(fields: &JsonFields, head_dim: usize) -> Result<[usize; 3]> {
     };
     let sum: usize = section.iter().sum();
     if sum != head_dim / 2 {
-        return Err(
-            scaling.error("mrope_section", format!("sums to {sum}, not to half the head_dim, {}", head_dim / 2))
-        );
+        return Err(scaling.error(
+            "mrope_section",
+            format!("sums to {sum}; the sum must be half of head_dim, which is {}", head_dim / 2),
+        ));
     }
     Ok(section)
 }
@@ -307,7 +308,8 @@ fn vision_config(fields: &JsonFields) -> Result<VisionConfig> {
     }
     let head_dim = hidden_size / num_heads;
     if head_dim % 4 != 0 {
-        let what = format!("gives heads of {head_dim}, not a multiple of 4, which rotary embedding in two axes needs");
+        let what =
+            format!("gives attention heads of {head_dim} elements; rotary embedding in two axes needs a multiple of 4");
         return Err(fields.error("num_heads", what));
     }
     check_act(fields)?;
@@ -325,8 +327,10 @@ fn vision_config(fields: &JsonFields) -> Result<VisionConfig> {
     let spatial_merge_size = up_to("spatial_merge_size", 2, 64)?;
     let window_size = or("window_size", 112)?;
     if window_size / spatial_merge_size / patch_size == 0 {
-        let what =
-            format!("is {window_size} pixels, less than one merged patch of {}", patch_size * spatial_merge_size);
+        let what = format!(
+            "is {window_size} pixels; it must be at least {}, the side of the square of patches that becomes one vision token",
+            patch_size * spatial_merge_size
+        );
         return Err(fields.error("window_size", what));
     }
     let full = if fields.has("fullatt_block_indexes") {

@@ -56,7 +56,7 @@ impl PreprocessorConfig {
         Ok(found)
     }
 
-    /// Parses the text of a preprocessor_config.json; error messages use `file` as location.
+    /// Parses the text of a preprocessor_config.json; `file` names its source in error messages.
     pub fn parse(file: &str, text: &str) -> Result<Self> {
         let fields = JsonFields::parse(file, text, HELP)?;
         let default = Self::default();

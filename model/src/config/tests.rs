@@ -111,7 +111,7 @@ fn errors_name_file_and_field() {
         ("vision_config.out_hidden_size", Some(json!(65)), "hidden_size is 64"),
         ("vision_config.num_heads", Some(json!(3)), "does not divide"),
         ("vision_config.num_heads", Some(json!(4)), "multiple of 4"),
-        ("vision_config.window_size", Some(json!(27)), "less than one"),
+        ("vision_config.window_size", Some(json!(27)), "at least 28"),
         ("vision_config.in_chans", Some(json!(1)), "3 channels"),
         ("vision_config.patch_size", Some(json!(0)), "at least 1"),
         ("vision_config.fullatt_block_indexes", Some(json!([-1])), "whole number"),

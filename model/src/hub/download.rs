@@ -12,7 +12,7 @@ use crate::error::{ModelError, Result};
 /// The number of bytes that one request asks for.
 const PIECE_BYTES: u64 = 64 << 20;
 
-/// The time limit for the first answer of the server; below, the one for a whole piece.
+/// The time limits for the beginning of the server's answer, and for all bytes of a piece.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 const PIECE_TIMEOUT: Duration = Duration::from_secs(600);
 

@@ -107,7 +107,7 @@ impl Hub {
         }
         let refs = store.join("refs");
         fs::create_dir_all(&refs).map_err(|e| ModelError::cannot_write(&refs, e))?;
-        crate::save::write_whole(&refs.join("main"), commit.as_bytes())?;
+        crate::save::write_atomically(&refs.join("main"), commit.as_bytes())?;
         match is_whole(&snapshot) {
             true => Ok(snapshot),
             false => Err(ModelError::hub(

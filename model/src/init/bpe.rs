@@ -56,8 +56,8 @@ pub(crate) struct SmallTokenizer {
     pub(crate) end: u32,
 }
 
-/// Trains the tokenizer. Added tokens get ids from `first_added` on, or directly after all other tokens.
-pub(crate) fn small_tokenizer(first_added: Option<u32>) -> SmallTokenizer {
+/// Trains the tokenizer. Added tokens get ids from `first_added_id` on, or directly after all other tokens.
+pub(crate) fn small_tokenizer(first_added_id: Option<u32>) -> SmallTokenizer {
     let merges = learn(include_str!("prose.txt"));
     let mut vocab = Map::new();
     let mut alphabet: Vec<char> = (0..=255).map(byte_to_char).collect();
@@ -66,12 +66,12 @@ pub(crate) fn small_tokenizer(first_added: Option<u32>) -> SmallTokenizer {
     for (id, token) in tokens.enumerate() {
         vocab.insert(token, json!(id));
     }
-    let first = first_added.unwrap_or(vocab.len() as u32);
+    let first = first_added_id.unwrap_or(vocab.len() as u32);
     let added: BTreeMap<&str, u32> = ADDED.iter().zip(first..).map(|(&(token, _), id)| (token, id)).collect();
     let mut model_vocab = vocab.clone();
-    if first_added.is_some() {
-        // Tokenizer libraries would number the added tokens directly after the vocabulary, so the vocabulary must
-        // have them too.
+    if first_added_id.is_some() {
+        // Tokenizer libraries ignore the ids of added tokens that are not in the vocabulary and number them directly
+        // after it, so the vocabulary gets the added tokens too.
         model_vocab.extend(added.iter().map(|(token, id)| (token.to_string(), json!(id))));
     }
     let pairs: Vec<String> = merges.iter().map(|(a, b)| format!("{a} {b}")).collect();

@@ -17,10 +17,10 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::checkpoint::{Naming, StoredDType, expected_tensors};
+use crate::checkpoint::{StoredDType, TensorNaming, expected_tensors};
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
-use crate::save::{SHARD_BYTES, TemporaryPaths, TensorSpec, write_weights, write_whole};
+use crate::save::{SHARD_BYTES, TemporaryPaths, TensorSpec, write_atomically, write_weights};
 
 pub(crate) use bpe::{SmallTokenizer, small_tokenizer};
 pub use presets::Preset;
@@ -52,9 +52,9 @@ pub struct InitReport {
 
 const CHAT_TEMPLATE: &str = include_str!("chat_template.jinja");
 
-/// Writes a model folder for a preset. The folder `out` must not exist, or be empty.
+/// Writes a model folder for a preset. The folder `out` must be new or empty.
 pub fn init(options: &InitOptions, out: &Path) -> Result<InitReport> {
-    let tokenizer = small_tokenizer(options.preset.first_added());
+    let tokenizer = small_tokenizer(options.preset.first_added_id());
     let dtype = options.dtype.unwrap_or(options.preset.dtype());
     let config = options.preset.config(options.layers, options.vocab, dtype, &tokenizer.added, tokenizer.end);
     if let Some(vocab) = options.vocab.filter(|&vocab| vocab < tokenizer.end as usize) {
@@ -70,20 +70,20 @@ pub fn init(options: &InitOptions, out: &Path) -> Result<InitReport> {
     })
 }
 
-/// Writes the model folder of [`init`] without its weights, which is enough for reading the data of a run.
+/// Writes the model folder of [`init`] without its weights, which is enough to read and encode training data.
 pub fn init_without_weights(options: &InitOptions, out: &Path) -> Result<()> {
-    let tokenizer = small_tokenizer(options.preset.first_added());
+    let tokenizer = small_tokenizer(options.preset.first_added_id());
     let dtype = options.dtype.unwrap_or(options.preset.dtype());
     let config = options.preset.config(options.layers, options.vocab, dtype, &tokenizer.added, tokenizer.end);
     make_empty(out)?;
     small_files(&config, &tokenizer)
         .into_iter()
-        .try_for_each(|(name, text)| write_whole(&out.join(name), text.as_bytes()))
+        .try_for_each(|(name, text)| write_atomically(&out.join(name), text.as_bytes()))
 }
 
 /// The config that [`init`] would write, for `reel plan --preset`.
 pub fn preset_config(options: &InitOptions) -> Result<ModelConfig> {
-    let tokenizer = small_tokenizer(options.preset.first_added());
+    let tokenizer = small_tokenizer(options.preset.first_added_id());
     let dtype = options.dtype.unwrap_or(options.preset.dtype());
     let config = options.preset.config(options.layers, options.vocab, dtype, &tokenizer.added, tokenizer.end);
     ModelConfig::parse("--preset", &config.to_string())
@@ -99,8 +99,8 @@ fn write_folder(
     let is_new = make_empty(out)?;
     let paths = files.iter().map(|(name, _)| out.join(name)).chain([out.join("model.safetensors")]);
     let _unfinished = TemporaryPaths::new(paths.chain(is_new.then(|| out.to_path_buf())));
-    let small = || files.iter().try_for_each(|(name, text)| write_whole(&out.join(name), text.as_bytes()));
-    let large = || write_weights(out, Naming::Classic, tensors, SHARD_BYTES, fill);
+    let small = || files.iter().try_for_each(|(name, text)| write_atomically(&out.join(name), text.as_bytes()));
+    let large = || write_weights(out, TensorNaming::Classic, tensors, SHARD_BYTES, fill);
     if let Err(error) = small().and_then(|()| large()) {
         remove_all(out, files, is_new);
         return Err(error);

@@ -5,7 +5,8 @@ use std::sync::LazyLock;
 
 use reel_kernels::philox;
 
-/// The normal number for each 16-bit random number: the quantiles at the middles of 65 536 equal intervals.
+/// Maps each 16-bit random number to a normal number: the quantiles of the normal distribution at the midpoints of 65
+/// 536 equal intervals of probability.
 static QUANTILES: LazyLock<Vec<f32>> =
     LazyLock::new(|| (0..1 << 16).map(|i| normal_quantile((f64::from(i) + 0.5) / 65536.0) as f32).collect());
 

@@ -43,7 +43,7 @@ impl Preset {
     }
 
     /// The first id of the added tokens; `None`: directly after all other tokens.
-    pub(crate) fn first_added(self) -> Option<u32> {
+    pub(crate) fn first_added_id(self) -> Option<u32> {
         (self != Preset::Tiny).then_some(FIRST_ADDED)
     }
 

@@ -13,7 +13,7 @@ use crate::error::Result;
 use crate::save::TensorSpec;
 use crate::siglip::{SiglipConfig, expected_tensors};
 
-/// Writes a SigLIP folder with 0.2 M parameters. The folder `out` must not exist, or be empty.
+/// Writes a SigLIP folder with 0.2 M parameters. The folder `out` must be new or empty.
 ///
 /// # Errors
 /// A folder that is not empty or cannot be written.
@@ -56,8 +56,9 @@ fn preprocessor(config: &SiglipConfig) -> Value {
         "rescale_factor": 1.0 / 255.0, "size": {"height": side, "width": side}})
 }
 
-/// Biases are 0, norm weights 1, elements of embedding tables and of the probe about 1; matrices keep the scale of
-/// their input. The scale and the bias of the loss have the initial values of the paper (ln 10, -10).
+/// How a tensor is initialised. Biases are 0, norm weights 1. Elements of embedding tables and of the probe (the
+/// learned query of the pooling head) have standard deviation 1; matrices keep the scale of their input. The scale
+/// and the bias of the loss have the initial values of the paper (ln 10, -10).
 fn initializer(name: &str, shape: &[usize]) -> WeightInitializer {
     let inputs = shape.last().map_or(1.0, |&n| n as f32);
     match name {

@@ -73,7 +73,7 @@ pub enum SecondPerGrid {
     /// From the rate at which frames were sampled.
     #[default]
     True,
-    /// 1.0 for every video, as in the training code of the references.
+    /// One second for every video, as in the training code of VideoRFT and Video-R1.
     One,
 }
 
@@ -117,15 +117,15 @@ pub struct LoadedMedia {
 }
 
 /// Encodes a conversation. Adds a generation prompt unless the last message is from the assistant.
-pub fn encode(bundle: &ModelFolder, conversation: &Conversation, options: &MediaOptions) -> Result<ModelInput> {
-    let text = bundle.template.render(conversation, !conversation.ends_with_assistant())?;
-    let media = load_media(bundle, conversation, options)?;
-    encode_prompt(bundle, &text, media, &conversation.location)
+pub fn encode(folder: &ModelFolder, conversation: &Conversation, options: &MediaOptions) -> Result<ModelInput> {
+    let text = folder.template.render(conversation, !conversation.ends_with_assistant())?;
+    let media = load_media(folder, conversation, options)?;
+    encode_prompt(folder, &text, media, &conversation.location)
 }
 
 /// Loads and resizes all images and videos of a conversation, in order.
-pub fn load_media(bundle: &ModelFolder, conversation: &Conversation, options: &MediaOptions) -> Result<LoadedMedia> {
-    let processor = bundle.preprocessor.patch_processor();
+pub fn load_media(folder: &ModelFolder, conversation: &Conversation, options: &MediaOptions) -> Result<LoadedMedia> {
+    let processor = folder.preprocessor.patch_processor();
     let mut media =
         LoadedMedia { frames: MediaFrames { processor, ..MediaFrames::default() }, ..LoadedMedia::default() };
     for part in conversation.media() {
@@ -154,12 +154,12 @@ pub fn load_media(bundle: &ModelFolder, conversation: &Conversation, options: &M
 /// Encodes a rendered prompt: repeats each pad token once for each vision token of its image or video, and computes
 /// the positions.
 ///
-/// Error messages use `location` for the prompt. If there are no images, image pad tokens in the prompt are not
+/// `location` names the prompt in error messages. If there are no images, image pad tokens in the prompt are not
 /// repeated, as in transformers; the same holds for videos.
-pub fn encode_prompt(bundle: &ModelFolder, text: &str, media: LoadedMedia, location: &str) -> Result<ModelInput> {
-    let tokens = &bundle.config.tokens;
-    let mut ids = bundle.tokenizer.encode(text)?;
-    let unit = bundle.config.vision.merge_unit();
+pub fn encode_prompt(folder: &ModelFolder, text: &str, media: LoadedMedia, location: &str) -> Result<ModelInput> {
+    let tokens = &folder.config.tokens;
+    let mut ids = folder.tokenizer.encode(text)?;
+    let unit = folder.config.vision.patches_per_vision_token();
     for (kind, pad, grids) in
         [("image", tokens.image, &media.image_grid_thw), ("video", tokens.video, &media.video_grid_thw)]
     {
@@ -177,7 +177,7 @@ pub fn encode_prompt(bundle: &ModelFolder, text: &str, media: LoadedMedia, locat
         frame_indices: media.frame_indices,
         ..ModelInput::default()
     };
-    made.compute_positions(&bundle.config, location)?;
+    made.compute_positions(&folder.config, location)?;
     Ok(made)
 }
 
@@ -252,7 +252,7 @@ fn frame_list(
         return Err(ModelError::messages(
             format!("{}: fps", video.location),
             what,
-            "give the frame rate of the list, in frames a second",
+            "give the frame rate of the list, in frames per second",
         ));
     }
     let images = frames.iter().map(open_image).collect::<Result<Vec<RgbImage>>>()?;
@@ -262,7 +262,7 @@ fn frame_list(
     Ok(LoadedVideo { frames, sample_fps, frame_indices: even((0..images.len() as i64).collect()) })
 }
 
-/// Repeats the last index if their number is odd, because frames are used in pairs.
+/// Repeats the last index if the number of indices is odd, because frames are used in pairs.
 fn even(mut indices: Vec<i64>) -> Vec<i64> {
     if indices.len() % 2 == 1 {
         indices.extend(indices.last().copied());

@@ -38,7 +38,7 @@ pub fn download(address: &str, max_bytes: u64) -> Result<Vec<u8>> {
         return Err(ModelError::messages(
             address,
             format!("is larger than {} MiB", max_bytes >> 20),
-            "use a smaller one, or a local file",
+            "use a smaller file, or a local file",
         ));
     }
     Ok(bytes)

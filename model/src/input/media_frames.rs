@@ -1,5 +1,5 @@
-//! Decoded images and videos as u8 RGB frames. They are copied to the device in this form, which is an eighth of the
-//! bytes of their normalised pixels.
+//! Decoded images and videos as u8 RGB frames. They are copied to the device in this form, because their normalised
+//! pixels have four times as many bytes for a video, and eight times as many for an image.
 
 use reel_media::frames::FrameBuf;
 use reel_media::patches::{self, PatchProcessor};
@@ -24,10 +24,11 @@ impl MediaFrames {
         self.images.iter().chain(&self.videos).map(|f| f.data.len()).sum()
     }
 
-    /// The grid of an image or video: its patches along time, height and width.
+    /// The grid of an image or video: the number of its patches along time, height and width.
     ///
     /// # Errors
-    /// Sides that are not multiples of a square of patches; data whose length does not match the sides.
+    /// A height or width that is not a multiple of the side of a vision token's square of patches; data whose length
+    /// does not match the height and width.
     pub fn grid(&self, frames: &FrameBuf) -> Result<GridThw> {
         Ok(patches::patch_grid(frames.view()?, &self.processor)?)
     }

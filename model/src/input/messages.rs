@@ -15,7 +15,7 @@ use crate::error::{ModelError, Result};
 /// A list of chat messages.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Conversation {
-    /// The file that has the messages, for error messages.
+    /// The path of the messages file, which error messages name.
     pub location: String,
     /// The messages in order; at least one.
     pub messages: Vec<Message>,
@@ -135,7 +135,8 @@ impl Conversation {
         Self::from_value(&location, &value, media_root.unwrap_or(own))
     }
 
-    /// Reads messages from JSON. Error messages use `location`. Relative paths are resolved against `root`.
+    /// Reads messages from JSON. `location` names their source in error messages. Relative paths are resolved against
+    /// `root`.
     pub fn from_value(location: &str, value: &Value, root: &Path) -> Result<Self> {
         let Some(list) = value.as_array() else {
             return Err(ModelError::messages(location, "is not a list of messages", SHAPE));
@@ -335,7 +336,7 @@ fn overrides(location: &str, map: &Map<String, Value>) -> Result<MediaOverrides>
             None => Err(ModelError::messages(
                 format!("{location}: {key}"),
                 "is not a number",
-                "give a number, or leave it out",
+                "give a number, or remove the key",
             )),
         },
     };
@@ -343,7 +344,7 @@ fn overrides(location: &str, map: &Map<String, Value>) -> Result<MediaOverrides>
         Some(x) if x.fract() != 0.0 || x.abs() > 2f64.powi(53) => Err(ModelError::messages(
             format!("{location}: {key}"),
             format!("is {x}, not a whole number"),
-            "give a whole number, or leave it out",
+            "give a whole number, or remove the key",
         )),
         x => Ok(x.map(|x| x as i64)),
     };
@@ -351,7 +352,7 @@ fn overrides(location: &str, map: &Map<String, Value>) -> Result<MediaOverrides>
         Some(x) if x < 1 => Err(ModelError::messages(
             format!("{location}: {key}"),
             format!("is {x}, expected at least 1"),
-            "give a number of pixels, or leave it out",
+            "give a number of pixels, or remove the key",
         )),
         x => Ok(x.map(|x| x as u64)),
     };

@@ -60,7 +60,7 @@ impl ModelInput {
     ///
     /// # Errors
     /// Frames that cannot be cut into patches; more pixels than fit in memory.
-    pub fn pixels(&self) -> Result<[Option<Cow<'_, [f32]>>; 2]> {
+    pub fn image_and_video_pixels(&self) -> Result<[Option<Cow<'_, [f32]>>; 2]> {
         let kinds = [(&self.pixel_values, &self.frames.images), (&self.pixel_values_videos, &self.frames.videos)];
         let [images, videos] = kinds.map(|(given, frames)| match given {
             Some(values) => Ok(Some(Cow::Borrowed(&values[..]))),
@@ -71,7 +71,7 @@ impl ModelInput {
     }
 
     /// A sequence of text tokens without media.
-    pub fn text(input_ids: Vec<TokenId>) -> Self {
+    pub fn from_text_tokens(input_ids: Vec<TokenId>) -> Self {
         let plain: Vec<i64> = (0..input_ids.len() as i64).collect();
         Self { input_ids, position_ids: [plain.clone(), plain.clone(), plain], ..Self::default() }
     }
@@ -86,7 +86,7 @@ impl ModelInput {
         self.input_ids.is_empty()
     }
 
-    /// The grids, an argument of [`rope_index`].
+    /// The grids in the form that [`rope_index`] takes.
     pub fn grids(&self) -> MediaGrids<'_> {
         MediaGrids {
             image_grid_thw: &self.image_grid_thw,
@@ -103,7 +103,7 @@ impl ModelInput {
     }
 
     /// Checks the arrays against each other and against the model: as many pad tokens as the grids give vision
-    /// tokens, as many patches as the grids have. Error messages use `location` (a file) for the input.
+    /// tokens, as many patches as the grids have. `location` (a file) names the input in error messages.
     pub fn check(&self, config: &ModelConfig, location: &str) -> Result<()> {
         let fault = |name: &str, what: String| Err(ModelError::inputs(format!("{location}: {name}"), what, HELP));
         if self.input_ids.is_empty() {
@@ -158,17 +158,20 @@ impl ModelInput {
         if pixels.is_none() && !frames.is_empty() {
             let cut = frames.iter().map(|f| self.frames.grid(f)).collect::<Result<Vec<GridThw>>>()?;
             if cut != grids {
-                return fault(&format!("{kind}_grid_thw"), format!("has {grids:?} but the frames give {cut:?}"));
+                return fault(
+                    &format!("{kind}_grid_thw"),
+                    format!("is {grids:?}, but the decoded frames have the grids {cut:?}"),
+                );
             }
         } else if values != patches * config.vision.patch_dim() {
             let rows = values / config.vision.patch_dim();
-            return fault(pixel_name, format!("has {rows} patches but {kind}_grid_thw has {patches}"));
+            return fault(pixel_name, format!("has {rows} patches, but {kind}_grid_thw gives {patches} patches"));
         }
         if grids.is_empty() {
             return Ok(());
         }
         let pads = self.input_ids.iter().filter(|&&id| id == pad).count();
-        let tokens = patches / config.vision.merge_unit();
+        let tokens = patches / config.vision.patches_per_vision_token();
         if pads != tokens {
             return fault(
                 "input_ids",
@@ -197,7 +200,7 @@ impl ModelInput {
                 tensors.push(ints(name, vec![grid.len() / 3, 3], grid));
             }
         }
-        let pixels = self.pixels()?;
+        let pixels = self.image_and_video_pixels()?;
         for (name, pixels) in ["pixel_values", "pixel_values_videos"].into_iter().zip(&pixels) {
             if let Some(pixels) = pixels {
                 tensors.push(floats(name, vec![pixels.len() / dim, dim], pixels));
@@ -389,7 +392,7 @@ mod tests {
         let config = tiny_config();
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("inputs.safetensors");
-        for tokens in [sample(&config), ModelInput::text(vec![5, 6, 7])] {
+        for tokens in [sample(&config), ModelInput::from_text_tokens(vec![5, 6, 7])] {
             tokens.write(&path, &config).unwrap();
             assert_eq!(ModelInput::read(&path, &config).unwrap(), tokens);
         }
@@ -404,7 +407,7 @@ mod tests {
         let mask = [1u8; 3];
         let other = StoredTensor { name: "attention_mask", dtype: "BOOL", shape: vec![3], bytes: &mask };
         write_safetensors(&path, &[ints("input_ids", vec![1, 3], &ids), other]).unwrap();
-        assert_eq!(ModelInput::read(&path, &config).unwrap(), ModelInput::text(vec![5, 6, 7]));
+        assert_eq!(ModelInput::read(&path, &config).unwrap(), ModelInput::from_text_tokens(vec![5, 6, 7]));
     }
 
     #[test]

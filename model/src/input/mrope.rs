@@ -40,7 +40,7 @@ pub struct MediaGrids<'a> {
     pub second_per_grid_ts: &'a [f32],
 }
 
-/// Computes the positions of `input_ids`. Error messages use `location` (a file).
+/// Computes the positions of `input_ids`. `location` (a file) names the input in error messages.
 ///
 /// # Errors
 /// Pad tokens whose number does not match the grids.

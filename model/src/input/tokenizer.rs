@@ -39,7 +39,7 @@ impl Tokenizer {
         Self::parse(&path.display().to_string(), &bytes)
     }
 
-    /// Parses the text of a tokenizer.json; error messages use `location`.
+    /// Parses the text of a tokenizer.json; `location` names its source in error messages.
     pub fn parse(location: &str, bytes: &[u8]) -> Result<Self> {
         let fault = |what: String| ModelError::tokenizer(location, what, HELP);
         let mut inner = tokenizers::Tokenizer::from_bytes(bytes)
@@ -77,7 +77,7 @@ impl Tokenizer {
     }
 
     fn check_inside(&self, vocab_size: u32) -> Result<()> {
-        // Counting ids is several times faster than listing all tokens, which only a mismatch makes necessary.
+        // Counting ids is several times faster than listing all tokens. The list is needed only if the counts differ.
         let count = || (0..vocab_size).filter(|&id| self.inner.id_to_token(id).is_some()).count();
         if vocab_size < 1 << 20 && count() == self.vocab_size() {
             return Ok(());
@@ -100,16 +100,16 @@ impl Tokenizer {
     }
 
     /// Decodes ids. Bytes that are not UTF-8 become U+FFFD. Ids without a token are skipped.
-    pub fn decode(&self, ids: &[TokenId], skip_special: bool) -> String {
-        let mut stream = self.stream(skip_special);
+    pub fn decode(&self, ids: &[TokenId], skip_special_tokens: bool) -> String {
+        let mut stream = self.stream(skip_special_tokens);
         let mut text: String = ids.iter().map(|&id| stream.push(id)).collect();
         text.push_str(&stream.finish());
         text
     }
 
     /// A decoder for ids that are generated one by one.
-    pub fn stream(&self, skip_special: bool) -> TextStream<'_> {
-        TextStream { tokenizer: self, skip_special, pending: Vec::new() }
+    pub fn stream(&self, skip_special_tokens: bool) -> TextStream<'_> {
+        TextStream { tokenizer: self, skip_special_tokens, pending: Vec::new() }
     }
 
     /// The id of the token with exactly this text.
@@ -140,14 +140,14 @@ impl Tokenizer {
 #[derive(Debug)]
 pub struct TextStream<'a> {
     tokenizer: &'a Tokenizer,
-    skip_special: bool,
+    skip_special_tokens: bool,
     pending: Vec<u8>,
 }
 
 impl TextStream<'_> {
     /// Adds an id. Returns the text that is now complete, which may be empty.
     pub fn push(&mut self, id: TokenId) -> String {
-        if self.skip_special && self.tokenizer.is_special(id) {
+        if self.skip_special_tokens && self.tokenizer.is_special(id) {
             return String::new();
         }
         self.pending.extend(self.tokenizer.token_bytes(id));

@@ -96,7 +96,7 @@ pub fn patch_positions(grids: &[GridThw], merge: usize) -> Vec<[usize; 2]> {
 
 /// `[N]`: (row, column) of each patch in its frame, in window order.
 pub fn windowed_positions(grids: &[GridThw], vision: &VisionConfig, windows: &WindowOrder) -> Vec<[usize; 2]> {
-    let unit = vision.merge_unit();
+    let unit = vision.patches_per_vision_token();
     let positions = patch_positions(grids, vision.spatial_merge_size);
     windows
         .window_index

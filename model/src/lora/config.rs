@@ -66,9 +66,9 @@ impl AdapterConfig {
         })?;
         match serde_json::from_str(&text) {
             Ok(Value::Object(fields)) => Self::parse(&location, &fields),
-            Ok(_) => Err(ModelError::config(location, "is not a JSON object", "restore the file of the adapter")),
+            Ok(_) => Err(ModelError::config(location, "is not a JSON object", "copy or download the adapter again")),
             Err(e) => {
-                Err(ModelError::config(location, format!("is not JSON ({e})"), "restore the file of the adapter"))
+                Err(ModelError::config(location, format!("is not JSON ({e})"), "copy or download the adapter again"))
             }
         }
     }
@@ -89,26 +89,30 @@ impl AdapterConfig {
         }
         if let Some(bias) = fields.get("bias").filter(|bias| is_set(bias) && *bias != "none") {
             let help = "only plain LoRA is supported; merge this adapter with PEFT (merge_and_unload)";
-            return refuse("bias", format!("is {bias}: biases of the base were trained too"), help);
+            return refuse("bias", format!("is {bias}: biases of the base model were trained too"), help);
         }
         if let Some(start) = fields.get("init_lora_weights").and_then(Value::as_str)
             && !PLAIN_INITS.contains(&start)
         {
             let help = "convert it to plain LoRA with PEFT (path_initial_model_for_weight_conversion)";
-            return refuse("init_lora_weights", format!("is {start}, which changed the weights of the base too"), help);
+            return refuse(
+                "init_lora_weights",
+                format!("is {start}, which changed the weights of the base model too"),
+                help,
+            );
         }
         let r = match fields.get("r").and_then(Value::as_u64).filter(|r| (1..=MAX_RANK).contains(r)) {
             Some(r) => r as usize,
             None => {
                 let what = format!("is {}, expected a rank from 1 to {MAX_RANK}", shown(fields.get("r")));
-                return refuse("r", what, "restore the file of the adapter");
+                return refuse("r", what, "copy or download the adapter again");
             }
         };
         let alpha = match fields.get("lora_alpha").and_then(Value::as_f64) {
             Some(alpha) => alpha,
             None => {
                 let what = format!("is {}, expected a number", shown(fields.get("lora_alpha")));
-                return refuse("lora_alpha", what, "restore the file of the adapter");
+                return refuse("lora_alpha", what, "copy or download the adapter again");
             }
         };
         let rslora = fields.get("use_rslora").is_some_and(is_set);
@@ -117,7 +121,7 @@ impl AdapterConfig {
             return refuse(
                 "lora_alpha",
                 format!("is {alpha}, outside the range of f32"),
-                "restore the file of the adapter",
+                "copy or download the adapter again",
             );
         }
         let base = fields.get("base_model_name_or_path").and_then(Value::as_str).filter(|base| !base.is_empty());

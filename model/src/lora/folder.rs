@@ -12,10 +12,10 @@ use reel_runtime::device::MappedFile;
 use super::config::{AdapterConfig, adapter_config_json};
 use super::{ADAPTER_CONFIG, LinearLayer, LoraSpec, linear_layers};
 use crate::checkpoint::header::{self, HeaderTensor};
-use crate::checkpoint::{Naming, StoredDType};
+use crate::checkpoint::{StoredDType, TensorNaming};
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
-use crate::save::{TensorSpec, copy_companions, same_folder, write_file, write_whole};
+use crate::save::{TensorSpec, copy_tokenizer_and_processor_files, same_folder, write_atomically, write_file};
 use crate::weights::widen_to_f32;
 
 /// The file with the matrices of an adapter.
@@ -66,8 +66,8 @@ impl Adapter {
             };
             let places = layers.entry(layer).or_default();
             if let Some(other) = &places[place] {
-                let what = format!("duplicates {}, another name of that matrix", other.name);
-                return Err(fault(&path, &stored.name, what, "keep one of them"));
+                let what = format!("is a second name of the matrix {}", other.name);
+                return Err(fault(&path, &stored.name, what, "keep one of the two"));
             }
             places[place] = Some(stored);
         }
@@ -136,7 +136,7 @@ impl Adapter {
             Some(values) => Ok(values),
             None => {
                 let what = format!("is stored as {}; only F32, BF16 and F16 are supported", stored.dtype);
-                Err(fault(&self.path, &stored.name, what, "save the adapter in one of these"))
+                Err(fault(&self.path, &stored.name, what, "save the adapter in one of these dtypes"))
             }
         }
     }
@@ -151,7 +151,7 @@ fn parse_matrix_name(name: &str) -> Option<(String, usize)> {
         Some(layer) => (layer, 0),
         None => (rest.strip_suffix(".lora_B")?, 1),
     };
-    Some((Naming::to_classic(layer), place))
+    Some((TensorNaming::to_classic(layer), place))
 }
 
 fn fault(path: &Path, tensor: &str, what: impl Into<String>, help: &str) -> ModelError {
@@ -168,7 +168,7 @@ pub struct AdapterFolder<'a> {
     /// The folder of the base model, whose tokenizer and templates are copied.
     pub source: &'a Path,
     /// The naming scheme of the base model.
-    pub naming: Naming,
+    pub naming: TensorNaming,
 }
 
 /// Writes an adapter folder like PEFT and TRL: the adapter, and the files of tokenizer and processor. `tensors` have
@@ -182,9 +182,9 @@ pub fn save(
 ) -> Result<()> {
     std::fs::create_dir_all(out).map_err(|e| ModelError::cannot_write(out, e))?;
     if !same_folder(folder.source, out) {
-        copy_companions(folder.source, out)?;
+        copy_tokenizer_and_processor_files(folder.source, out)?;
     }
-    write_whole(
+    write_atomically(
         &out.join(ADAPTER_CONFIG),
         format!("{:#}\n", adapter_config_json(folder.spec, folder.base)).as_bytes(),
     )?;

@@ -25,7 +25,7 @@ pub struct MergeReport {
     pub bytes: u64,
 }
 
-/// Merges `adapter` into the model folder `base` and writes the model folder `out`, which must not exist or be empty.
+/// Merges `adapter` into the model folder `base` and writes the model folder `out`, which must be new or empty.
 /// Weights keep dtype and name; all other files at the top of `base` are copied. `out` gets its name when it is
 /// complete.
 ///
@@ -45,7 +45,7 @@ pub fn merge(base: &Path, adapter: &Path, out: &Path, device: &Device) -> Result
         .map(|(name, view)| TensorSpec { name: name.to_string(), dtype: view.dtype, shape: view.shape.to_vec() })
         .collect();
     let cx = Cx::inference(device, DType::F32);
-    // An error in a weight is reported as such, not as a failed write.
+    // An error in a weight is reported as itself, not as a failed write.
     let mut wrong = None;
     let fill = |spec: &TensorSpec, to: &mut dyn Write| {
         let view = files.expect(&spec.name, &spec.shape).and_then(|view| merged(&cx, &adapter, &spec.name, view));
@@ -74,8 +74,8 @@ fn merged<'a>(cx: &Cx, adapter: &Adapter, name: &str, view: TensorView<'a>) -> R
     match narrow(view.dtype, &weight) {
         Some(bytes) => Ok(Cow::Owned(bytes)),
         None => {
-            let what = format!("is outside the range of {} after the merge", view.dtype.name());
-            let help = "use a base in bf16 or f32, whose range is larger";
+            let what = format!("has a value outside the range of {} after the merge", view.dtype.name());
+            let help = "use a base model in bf16 or f32, whose range is larger";
             Err(ModelError::weights(format!("{}: {name}", view.file.path().display()), what, help))
         }
     }

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::batch::Batch;
-use crate::checkpoint::{Checkpoint, Naming};
+use crate::checkpoint::{Checkpoint, TensorNaming};
 use crate::input::ModelInput;
 use crate::qwen2_5_vl::ForwardOptions;
 use crate::save::{TensorSpec, write_file};
@@ -263,7 +263,7 @@ fn saved_adapter_reads_back_equal() {
     let adapter = Adapter::open(&golden("lora/all_linear")).unwrap();
     let spec = LoraSpec { alpha: 5.0, ..spec(&["q_proj"], false) };
     let names = ["model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj"];
-    for naming in [Naming::Classic, Naming::Nested] {
+    for naming in [TensorNaming::Classic, TensorNaming::Nested] {
         let matrix = |name: &str, part: &str| {
             let shape = if part == "lora_A" { vec![3, 64] } else { vec![64, 3] };
             TensorSpec { name: format!("{name}.{part}.weight"), dtype: crate::checkpoint::StoredDType::F32, shape }
@@ -319,12 +319,12 @@ fn rejects_other_adapters_than_plain_lora() {
         ("lora_alpha", Value::Null, "is null, expected a number"),
         ("lora_alpha", json!(1e300), "outside the range of f32"),
         ("peft_type", json!("LOHA"), "is LOHA, not LORA"),
-        ("bias", json!("all"), "biases of the base were trained too"),
+        ("bias", json!("all"), "biases of the base model were trained too"),
         ("modules_to_save", json!(["lm_head"]), "whole modules were trained"),
         ("rank_pattern", json!({"q_proj": 2}), "ranks of single layers"),
         ("alpha_pattern", json!({"q_proj": 2}), "scales of single layers"),
         ("fan_in_fan_out", json!(true), "transposed"),
-        ("init_lora_weights", json!("pissa"), "is pissa, which changed the weights of the base"),
+        ("init_lora_weights", json!("pissa"), "is pissa, which changed the weights of the base model"),
         ("target_parameters", json!(["x"]), "outside of linear layers"),
     ];
     for (field, value, words) in cases {
@@ -342,7 +342,7 @@ fn rejects_adapters_of_other_models() {
         let bytes = fs::read(&path).unwrap();
         fs::write(&path, &bytes[..bytes.len() - 9]).unwrap();
     });
-    assert!(error.contains("it is cut off; "), "{error}");
+    assert!(error.contains("the file is cut off; "), "{error}");
     let write = |folder: &Path, name: &str, shape: Vec<usize>, value: f32| {
         let tensors = [TensorSpec { name: name.into(), dtype: crate::checkpoint::StoredDType::F32, shape }];
         write_file(&folder.join(ADAPTER_WEIGHTS), str::to_string, &tensors, |spec, to| {
@@ -408,6 +408,6 @@ fn rejects_a_merge_outside_the_dtype_range() {
     config["lora_alpha"] = json!(1e9);
     fs::write(&path, config.to_string()).unwrap();
     let error = merge(&base_f16, &adapter, &dir.path().join("out"), &device).unwrap_err().to_string();
-    assert!(error.contains(": is outside the range of F16 after the merge; "), "{error}");
+    assert!(error.contains(": has a value outside the range of F16 after the merge; "), "{error}");
     assert!(!dir.path().join("out").exists());
 }

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::atomic::{AtomicFile, FinishedFile};
 use super::tensors::{HeaderEntry, TensorSpec, write_header};
-use crate::checkpoint::{Naming, StoredDType};
+use crate::checkpoint::{StoredDType, TensorNaming};
 use crate::error::{ModelError, Result};
 
 /// The largest size of a shard: 5 GB, as on the hub.
@@ -36,7 +36,7 @@ pub struct HubFolder<'a> {
     /// The folder that config, tokenizer and templates are copied from.
     pub source: &'a Path,
     /// The naming scheme of the tensors; that of a source folder is [`crate::checkpoint::Checkpoint::naming`].
-    pub naming: Naming,
+    pub naming: TensorNaming,
     /// The dtype of the weights, which config.json states.
     pub dtype: StoredDType,
 }
@@ -44,7 +44,7 @@ pub struct HubFolder<'a> {
 /// Writes a model folder: small files first, weights last.
 ///
 /// `fill` writes the bytes of one tensor; it is called once per tensor, in order.
-pub fn hub_folder(
+pub fn write_hub_folder(
     out: &Path,
     folder: HubFolder,
     tensors: &[TensorSpec],
@@ -52,7 +52,7 @@ pub fn hub_folder(
 ) -> Result<()> {
     fs::create_dir_all(out).map_err(|e| ModelError::cannot_write(out, e))?;
     if !same_folder(folder.source, out) {
-        copy_companions(folder.source, out)?;
+        copy_tokenizer_and_processor_files(folder.source, out)?;
     }
     copy_config(folder, out)?;
     write_weights(out, folder.naming, tensors, SHARD_BYTES, fill)
@@ -63,10 +63,10 @@ pub(crate) fn same_folder(a: &Path, b: &Path) -> bool {
 }
 
 /// Copies the files of tokenizer, templates and processor settings that `source` has.
-pub(crate) fn copy_companions(source: &Path, out: &Path) -> Result<()> {
+pub(crate) fn copy_tokenizer_and_processor_files(source: &Path, out: &Path) -> Result<()> {
     for name in COMPANIONS {
         match fs::read(source.join(name)) {
-            Ok(bytes) => write_whole(&out.join(name), &bytes)?,
+            Ok(bytes) => write_atomically(&out.join(name), &bytes)?,
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(e) => return Err(ModelError::cannot_read(source.join(name), e)),
         }
@@ -82,7 +82,7 @@ fn copy_config(folder: HubFolder, out: &Path) -> Result<()> {
         ModelError::config(
             path.display().to_string(),
             format!("is not JSON ({e})"),
-            "restore config.json of the folder",
+            "copy or download config.json again",
         )
     })?;
     set_dtype(&mut root, folder.dtype);
@@ -91,7 +91,7 @@ fn copy_config(folder: HubFolder, out: &Path) -> Result<()> {
             set_dtype(part, folder.dtype);
         }
     }
-    write_whole(&out.join("config.json"), format!("{root:#}\n").as_bytes())
+    write_atomically(&out.join("config.json"), format!("{root:#}\n").as_bytes())
 }
 
 fn set_dtype(object: &mut Value, dtype: StoredDType) {
@@ -103,7 +103,7 @@ fn set_dtype(object: &mut Value, dtype: StoredDType) {
 }
 
 /// Writes a small file atomically.
-pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut file = AtomicFile::create(path)?;
     file.write_all(bytes).map_err(|e| file.write_error(e))?;
     file.commit()
@@ -113,7 +113,7 @@ pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
 /// All files get their final names at the end. Other weight files of an earlier save are removed.
 pub fn write_weights(
     out: &Path,
-    naming: Naming,
+    naming: TensorNaming,
     tensors: &[TensorSpec],
     shard_bytes: u64,
     mut fill: impl FnMut(&TensorSpec, &mut dyn Write) -> io::Result<()>,

@@ -11,6 +11,6 @@ mod tests;
 
 pub(crate) use atomic::TemporaryPaths;
 pub use atomic::{AtomicFile, remove_unfinished};
-pub use hub_folder::{HubFolder, SHARD_BYTES, hub_folder, write_weights};
-pub(crate) use hub_folder::{copy_companions, same_folder, write_file, write_whole};
+pub use hub_folder::{HubFolder, SHARD_BYTES, write_hub_folder, write_weights};
+pub(crate) use hub_folder::{copy_tokenizer_and_processor_files, same_folder, write_atomically, write_file};
 pub use tensors::{StoredTensor, TensorSpec, write_safetensors};

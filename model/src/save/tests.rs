@@ -1,7 +1,7 @@
 //! Tests that saved folders have the same content when they are read back, and that a failed save leaves no files.
 
 use super::*;
-use crate::checkpoint::{Checkpoint, Naming, StoredDType, expected_tensors};
+use crate::checkpoint::{Checkpoint, StoredDType, TensorNaming, expected_tensors};
 use crate::config::ModelConfig;
 use crate::config::tests::{flat_config_json, tiny_config};
 use std::fs;
@@ -35,10 +35,10 @@ fn names(folder: &Path) -> Vec<String> {
 #[test]
 fn saved_folder_reads_back_equal_in_both_naming_schemes() {
     let source = source();
-    for naming in [Naming::Classic, Naming::Nested] {
+    for naming in [TensorNaming::Classic, TensorNaming::Nested] {
         let out = tempfile::tempdir().unwrap();
         let folder = HubFolder { source: source.path(), naming, dtype: StoredDType::F32 };
-        hub_folder(out.path(), folder, &specs(StoredDType::F32), fill).unwrap();
+        write_hub_folder(out.path(), folder, &specs(StoredDType::F32), fill).unwrap();
         assert_eq!(names(out.path()), ["config.json", "model.safetensors", "tokenizer.json"]);
         let config = ModelConfig::open(out.path()).unwrap();
         assert_eq!(config.dtype, Some(StoredDType::F32), "config.json said bfloat16 before");
@@ -57,13 +57,13 @@ fn saved_folder_reads_back_equal_in_both_naming_schemes() {
 fn writes_shards_and_removes_those_of_an_earlier_save() {
     let out = tempfile::tempdir().unwrap();
     let tensors = specs(StoredDType::Bf16);
-    write_weights(out.path(), Naming::Classic, &tensors, 40_000, fill).unwrap();
+    write_weights(out.path(), TensorNaming::Classic, &tensors, 40_000, fill).unwrap();
     let checkpoint = Checkpoint::open(out.path()).unwrap();
     checkpoint.check(&tiny_config()).unwrap();
     assert!(checkpoint.shards().len() > 3);
     let largest = tensors.iter().map(TensorSpec::bytes).max().unwrap();
     assert!(checkpoint.shards().iter().all(|s| s.len() as u64 <= 40_000.max(largest) + 20_000));
-    write_weights(out.path(), Naming::Classic, &tensors, SHARD_BYTES, fill).unwrap();
+    write_weights(out.path(), TensorNaming::Classic, &tensors, SHARD_BYTES, fill).unwrap();
     assert_eq!(names(out.path()), ["model.safetensors"]);
     // The checkpoint that was opened before the save keeps its bytes.
     checkpoint.check(&tiny_config()).unwrap();
@@ -75,24 +75,24 @@ fn writes_shards_and_removes_those_of_an_earlier_save() {
 fn failed_save_keeps_the_old_folder() {
     let out = tempfile::tempdir().unwrap();
     let tensors = specs(StoredDType::Bf16);
-    write_weights(out.path(), Naming::Classic, &tensors, SHARD_BYTES, fill).unwrap();
+    write_weights(out.path(), TensorNaming::Classic, &tensors, SHARD_BYTES, fill).unwrap();
     let before = fs::read(out.path().join("model.safetensors")).unwrap();
     let mut count = 0;
     let full = |spec: &TensorSpec, to: &mut dyn Write| {
         count += 1;
         if count == 30 { Err(std::io::Error::from(std::io::ErrorKind::StorageFull)) } else { fill(spec, to) }
     };
-    let error = write_weights(out.path(), Naming::Classic, &tensors, 40_000, full).unwrap_err().to_string();
+    let error = write_weights(out.path(), TensorNaming::Classic, &tensors, 40_000, full).unwrap_err().to_string();
     assert!(error.contains("the disk is full; free space"), "{error}");
     for wrong in [1u64, u64::MAX] {
         let odd =
             |spec: &TensorSpec, to: &mut dyn Write| to.write_all(&vec![0; spec.bytes().wrapping_add(wrong) as usize]);
-        assert!(write_weights(out.path(), Naming::Classic, &tensors, SHARD_BYTES, odd).is_err());
+        assert!(write_weights(out.path(), TensorNaming::Classic, &tensors, SHARD_BYTES, odd).is_err());
     }
     assert_eq!(names(out.path()), ["model.safetensors"]);
     assert_eq!(fs::read(out.path().join("model.safetensors")).unwrap(), before);
     let missing =
-        write_weights(&out.path().join("no/folder"), Naming::Classic, &tensors, 1, fill).unwrap_err().to_string();
+        write_weights(&out.path().join("no/folder"), TensorNaming::Classic, &tensors, 1, fill).unwrap_err().to_string();
     assert!(missing.contains("model-00001-of-"), "{missing}");
 }
 

@@ -98,7 +98,7 @@ impl SiglipConfig {
         Self::parse(&path.display().to_string(), &text)
     }
 
-    /// Parses the text of a config.json; error messages use `file` as location.
+    /// Parses the text of a config.json; `file` names its source in error messages.
     ///
     /// # Errors
     /// A key of the wrong type; another model; unsupported sizes.
@@ -117,7 +117,7 @@ impl SiglipConfig {
         let text = text_tower(&root.object_or_empty("text_config")?)?;
         if text.projection_size != vision.encoder.hidden_size {
             let what = format!(
-                "is {}, but images become {} numbers (vision_config.hidden_size)",
+                "is {}, but an image embedding has {} elements (vision_config.hidden_size)",
                 text.projection_size, vision.encoder.hidden_size
             );
             return Err(root.error("text_config.projection_size", what));
@@ -157,7 +157,7 @@ fn vision(tower: &JsonFields) -> Result<SiglipVisionConfig> {
     }
     let channels = tower.opt_positive_int("num_channels")?.unwrap_or(3);
     if channels != 3 {
-        return Err(tower.error("num_channels", format!("is {channels}; images have 3")));
+        return Err(tower.error("num_channels", format!("is {channels}; images have 3 channels")));
     }
     if tower.opt_bool("vision_use_head")? == Some(false) {
         return Err(tower.error("vision_use_head", "is false; only models with a pooling head are supported"));

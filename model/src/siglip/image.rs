@@ -41,7 +41,7 @@ impl SiglipProcessor {
         Self { rescale: 1.0 / 255.0, mean: [0.5; 3], std: [0.5; 3], size: config.image_size, patch: config.patch_size }
     }
 
-    /// Parses the text of a preprocessor_config.json; error messages use `file` as location.
+    /// Parses the text of a preprocessor_config.json; `file` names its source in error messages.
     ///
     /// # Errors
     /// As [`SiglipProcessor::open`].
@@ -84,8 +84,8 @@ impl SiglipProcessor {
         self.size / self.patch * self.patch
     }
 
-    /// Resizes a frame to a square and crops it to whole patches: u8 `[seen, seen, 3]`. With `negative`, every byte v
-    /// of the frame is replaced by `(256 - v) % 256` before.
+    /// Resizes a frame to a square and crops it to whole patches: u8 `[side, side, 3]` with [`Self::cropped_side`].
+    /// With `negative`, every byte v of the frame is first replaced by `(256 - v) % 256`.
     ///
     /// # Errors
     /// A frame that cannot be resized.

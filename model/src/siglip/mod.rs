@@ -97,7 +97,7 @@ impl Siglip {
     }
 
     /// Computes one embedding of length 1 per frame of each view, in order. With `negative`, every byte v of the
-    /// frames is replaced by `(256 - v) % 256` before.
+    /// frames is first replaced by `(256 - v) % 256`.
     ///
     /// # Errors
     /// A frame that cannot be resized; embeddings that are not finite; a device error.
@@ -125,7 +125,7 @@ impl Siglip {
         Cx::inference(&self.device, self.dtype)
     }
 
-    /// Copies the rows of a tensor `[T, E]` to the host.
+    /// Copies T embeddings of E elements, a tensor `[T, E]`, to the host.
     fn vectors(&self, x: &Tensor) -> Result<Vec<Vec<f32>>> {
         let flat = x.to_f32()?;
         if flat.iter().any(|x| !x.is_finite()) {

@@ -1,7 +1,7 @@
 //! The names and shapes of all tensors of a SigLIP model.
 
 use super::config::{EncoderConfig, SiglipConfig};
-use crate::checkpoint::expected::{TensorList, add, linear};
+use crate::checkpoint::expected::{TensorList, add_linear, add_tensor};
 
 /// The name and the shape of every tensor. The last two tensors belong to the training loss and are optional
 /// ([`is_optional_tensor`]).
@@ -9,26 +9,26 @@ pub fn expected_tensors(config: &SiglipConfig) -> TensorList {
     let mut list = TensorList::new();
     let (text, vision) = (&config.text, &config.vision);
     let width = text.encoder.hidden_size;
-    add(&mut list, "text_model.embeddings.token_embedding.weight", &[text.vocab_size, width]);
-    add(&mut list, "text_model.embeddings.position_embedding.weight", &[text.positions, width]);
+    add_tensor(&mut list, "text_model.embeddings.token_embedding.weight", &[text.vocab_size, width]);
+    add_tensor(&mut list, "text_model.embeddings.position_embedding.weight", &[text.positions, width]);
     encoder(&mut list, "text_model", &text.encoder);
     norm(&mut list, "text_model.final_layer_norm", width);
-    linear(&mut list, "text_model.head", text.projection_size, width);
+    add_linear(&mut list, "text_model.head", text.projection_size, width);
 
     let (c, patch) = (vision.encoder.hidden_size, vision.patch_size);
-    add(&mut list, "vision_model.embeddings.patch_embedding.weight", &[c, 3, patch, patch]);
-    add(&mut list, "vision_model.embeddings.patch_embedding.bias", &[c]);
-    add(&mut list, "vision_model.embeddings.position_embedding.weight", &[vision.patch_count(), c]);
+    add_tensor(&mut list, "vision_model.embeddings.patch_embedding.weight", &[c, 3, patch, patch]);
+    add_tensor(&mut list, "vision_model.embeddings.patch_embedding.bias", &[c]);
+    add_tensor(&mut list, "vision_model.embeddings.position_embedding.weight", &[vision.patch_count(), c]);
     encoder(&mut list, "vision_model", &vision.encoder);
     norm(&mut list, "vision_model.post_layernorm", c);
-    add(&mut list, "vision_model.head.probe", &[1, 1, c]);
-    add(&mut list, "vision_model.head.attention.in_proj_weight", &[3 * c, c]);
-    add(&mut list, "vision_model.head.attention.in_proj_bias", &[3 * c]);
-    linear(&mut list, "vision_model.head.attention.out_proj", c, c);
+    add_tensor(&mut list, "vision_model.head.probe", &[1, 1, c]);
+    add_tensor(&mut list, "vision_model.head.attention.in_proj_weight", &[3 * c, c]);
+    add_tensor(&mut list, "vision_model.head.attention.in_proj_bias", &[3 * c]);
+    add_linear(&mut list, "vision_model.head.attention.out_proj", c, c);
     norm(&mut list, "vision_model.head.layernorm", c);
     mlp(&mut list, "vision_model.head.mlp", &vision.encoder);
-    add(&mut list, "logit_scale", &[1]);
-    add(&mut list, "logit_bias", &[1]);
+    add_tensor(&mut list, "logit_scale", &[1]);
+    add_tensor(&mut list, "logit_bias", &[1]);
     list
 }
 
@@ -38,13 +38,13 @@ pub fn is_optional_tensor(name: &str) -> bool {
 }
 
 fn norm(list: &mut TensorList, name: &str, width: usize) {
-    add(list, format!("{name}.weight"), &[width]);
-    add(list, format!("{name}.bias"), &[width]);
+    add_tensor(list, format!("{name}.weight"), &[width]);
+    add_tensor(list, format!("{name}.bias"), &[width]);
 }
 
 fn mlp(list: &mut TensorList, name: &str, config: &EncoderConfig) {
-    linear(list, format!("{name}.fc1"), config.intermediate_size, config.hidden_size);
-    linear(list, format!("{name}.fc2"), config.hidden_size, config.intermediate_size);
+    add_linear(list, format!("{name}.fc1"), config.intermediate_size, config.hidden_size);
+    add_linear(list, format!("{name}.fc2"), config.hidden_size, config.intermediate_size);
 }
 
 fn encoder(list: &mut TensorList, tower: &str, config: &EncoderConfig) {
@@ -53,7 +53,7 @@ fn encoder(list: &mut TensorList, tower: &str, config: &EncoderConfig) {
         let layer = format!("{tower}.encoder.layers.{i}");
         norm(list, &format!("{layer}.layer_norm1"), c);
         for part in ["q_proj", "k_proj", "v_proj", "out_proj"] {
-            linear(list, format!("{layer}.self_attn.{part}"), c, c);
+            add_linear(list, format!("{layer}.self_attn.{part}"), c, c);
         }
         norm(list, &format!("{layer}.layer_norm2"), c);
         mlp(list, &format!("{layer}.mlp"), config);

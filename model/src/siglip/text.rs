@@ -51,7 +51,7 @@ impl SiglipText {
     pub fn forward(&self, cx: &Cx, ids: &[i32]) -> Result<Tensor> {
         let (texts, rest) = (ids.len() / self.length, ids.len() % self.length);
         if texts == 0 || rest != 0 {
-            let what = format!("{} ids are not a multiple of {}", ids.len(), self.length);
+            let what = format!("the number of token ids, {}, is not a multiple of {}", ids.len(), self.length);
             return Err(ModelError::inputs("siglip: ids", what, "pad every text to that length"));
         }
         let device = cx.device();
@@ -61,7 +61,8 @@ impl SiglipText {
         let seqs = CuSeqlens::from_lengths(device, &vec![self.length; texts])?;
         let x = self.encoder.forward(cx, x, &seqs)?;
         let last: Vec<i32> = (1..=texts).map(|t| (t * self.length - 1) as i32).collect();
-        // Only the last position of each text is normalised; LayerNorm computes every row on its own.
+        // Only the last position of each text is needed. It is selected before LayerNorm, which computes every row
+        // independently.
         let x = ops::gather_rows(cx, &x, &Tensor::from_i32(device, &[texts], &last)?)?;
         let x = self.head.forward(cx, &self.norm.forward(cx, &x)?)?;
         Ok(ops::normalise(cx, &x)?)

@@ -46,7 +46,7 @@ impl SiglipTokenizer {
         Self::parse(&path.display().to_string(), &bytes, vocab_size, length)
     }
 
-    /// Parses the text of a tokenizer.json; error messages use `location`.
+    /// Parses the text of a tokenizer.json; `location` names its source in error messages.
     ///
     /// # Errors
     /// Another kind of tokenizer; no `</s>` or `<unk>` token; an id outside the embedding table.

@@ -148,8 +148,9 @@ impl TextDecoder {
         for layer in &self.layers {
             residual = match context {
                 AttentionContext::Packed(seqs) if cx.is_training() => {
-                    // The sum of residual and layer output is computed here, with gradient checkpointing and without
-                    // it, so that both give the same bits and the gradient of the sum needs one tensor.
+                    // In training, the sum of residual and layer output is computed here and not in the next norm. So
+                    // gradient checkpointing does not change the bits, and the gradient of the sum needs only one
+                    // tensor.
                     let (layer, rotary, seqs) = (layer.clone(), rotary.clone(), seqs.clone());
                     let f = move |cx: &Cx, x: &[Tensor]| {
                         let out = layer.forward(cx, Residual::new(&x[0]), &rotary, AttentionContext::Packed(&seqs));
@@ -164,7 +165,8 @@ impl TextDecoder {
         residual.norm_after_last_layer(cx, &self.norm, self.config.rms_norm_eps as f32)
     }
 
-    /// The M-RoPE table for positions i32 `[3, S]`: each section of frequencies rotates with time, height or width.
+    /// The M-RoPE table for positions i32 `[3, S]`: each section of frequencies rotates by the time, height or width
+    /// position.
     fn rotary(&self, cx: &Cx, positions: &Tensor) -> Result<RotaryTable> {
         let inv_freq = inverse_frequencies(self.config.rope_theta, self.config.head_dim);
         let sections = self.config.mrope_section.iter().enumerate();

@@ -20,8 +20,8 @@ fn rouge_words(text: &str) -> Vec<String> {
     words.map(|word| if word.len() > 3 { stem(word) } else { word.to_string() }).collect()
 }
 
-/// ROUGE-N: the F1 value of the n-grams (runs of `n` words) that both texts contain; repeated n-grams count
-/// repeatedly.
+/// ROUGE-N: the F1 value of the n-grams (runs of `n` words) that both texts contain; an n-gram counts as often as it
+/// occurs in both.
 fn rouge_n(answer: &[String], truth: &[String], n: usize) -> f64 {
     let mut remaining: HashMap<&[String], usize> = HashMap::new();
     for gram in truth.windows(n) {

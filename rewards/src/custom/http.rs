@@ -10,7 +10,7 @@ use ureq::Agent;
 use ureq::http::Uri;
 
 use super::reply::{custom_error, format_seconds, parse_reward, shorten_for_message};
-use super::wait::{NoMessage, STOPPED_ERROR, receive_until};
+use super::wait::{NoMessageReason, STOPPED_ERROR, receive_until};
 use crate::{Result, RewardError};
 
 const FLAG: &str = "--reward-url";
@@ -18,7 +18,8 @@ const FLAG: &str = "--reward-url";
 /// Maximum length of a response in bytes.
 const MAX_RESPONSE_BYTES: u64 = 64 << 20;
 
-/// Time that the waiting thread adds to the deadline, because the request thread ends at the deadline itself.
+/// How long the waiting thread waits after the deadline for the request thread, which ends at the deadline and then
+/// sends its result.
 const THREAD_GRACE: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Debug)]
@@ -34,7 +35,7 @@ impl HttpReward {
         let is_http = |uri: &Uri| matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some();
         if !parsed.is_some_and(|uri| is_http(&uri)) {
             let what = format!("`{}` is not an HTTP URL", shorten_for_message(url));
-            return Err(RewardError::option(FLAG, what, "give http://HOST:PORT/PATH"));
+            return Err(RewardError::bad_option(FLAG, what, "give http://HOST:PORT/PATH"));
         }
         let config = Agent::config_builder().timeout_global(Some(timeout)).http_status_as_error(false).max_redirects(0);
         Ok(Self { url: url.to_string(), timeout, agent: config.build().into() })
@@ -62,11 +63,11 @@ impl HttpReward {
         thread::Builder::new()
             .name("custom reward".into())
             .spawn(move || drop(sender.send(client.post(&body))))
-            .map_err(|e| self.error(format!("cannot be requested: {e}"), "free some memory or processes"))?;
+            .map_err(|e| self.error(format!("cannot be requested: {e}"), "free some memory, or end other processes"))?;
         let deadline = Instant::now() + self.timeout + THREAD_GRACE;
         receive_until(&response, deadline, stop).unwrap_or_else(|reason| match reason {
-            NoMessage::Stopped => Err(self.error(STOPPED_ERROR.0, STOPPED_ERROR.1)),
-            NoMessage::Timeout | NoMessage::Disconnected => Err(self.timed_out()),
+            NoMessageReason::Stopped => Err(self.error(STOPPED_ERROR.0, STOPPED_ERROR.1)),
+            NoMessageReason::Timeout | NoMessageReason::Disconnected => Err(self.timed_out()),
         })
     }
 
@@ -154,7 +155,7 @@ mod tests {
             let lengths: Vec<usize> = rows.iter().map(|row| row["completion"].as_str().unwrap().len()).collect();
             response(200, &json!({"rewards": lengths}).to_string())
         });
-        let mut own = CustomReward::url(&url, LONG).unwrap();
+        let mut own = CustomReward::from_url(&url, LONG).unwrap();
         assert_eq!(own.score(&rows(4)).unwrap(), [0.0, 1.0, 2.0, 3.0]);
         assert_eq!(own.score(&rows(2)).unwrap(), [0.0, 1.0]);
     }
@@ -174,7 +175,7 @@ mod tests {
             (302, "", "status 302"),
         ] {
             let url = server(move |_| response(status, body));
-            let e = CustomReward::url(&url, LONG).unwrap().score(&rows(2)).unwrap_err().to_string();
+            let e = CustomReward::from_url(&url, LONG).unwrap().score(&rows(2)).unwrap_err().to_string();
             let named = named.replace(" X ", " Internal Server Error ");
             assert!(
                 e.starts_with("--reward-url `http://127") && e.contains(&named) && !e.contains('\n'),
@@ -182,7 +183,7 @@ mod tests {
             );
         }
         let url = server(|_| "HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n{".into());
-        assert!(CustomReward::url(&url, LONG).unwrap().score(&rows(1)).is_err());
+        assert!(CustomReward::from_url(&url, LONG).unwrap().score(&rows(1)).is_err());
     }
 
     #[test]
@@ -190,10 +191,11 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let began = Instant::now();
-        let e = CustomReward::url(&url, Duration::from_millis(300)).unwrap().score(&rows(1)).unwrap_err().to_string();
+        let e =
+            CustomReward::from_url(&url, Duration::from_millis(300)).unwrap().score(&rows(1)).unwrap_err().to_string();
         assert!(e.contains("timed out after 0.3 s") && began.elapsed() < LONG, "{e}");
         drop(listener);
-        let e = CustomReward::url(&url, LONG).unwrap().score(&rows(1)).unwrap_err().to_string();
+        let e = CustomReward::from_url(&url, LONG).unwrap().score(&rows(1)).unwrap_err().to_string();
         assert!(e.contains("cannot be reached"), "{e}");
     }
 
@@ -202,14 +204,15 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let began = Instant::now();
-        let e = CustomReward::url(&url, LONG).unwrap().score_or_stop(&rows(1), &AtomicBool::new(true)).unwrap_err();
+        let e =
+            CustomReward::from_url(&url, LONG).unwrap().score_or_stop(&rows(1), &AtomicBool::new(true)).unwrap_err();
         assert!(e.to_string().contains("was stopped before") && began.elapsed() < LONG / 2, "{e}");
     }
 
     #[test]
     fn invalid_urls_are_refused() {
         for url in ["", "x", "ftp://host/", "http://", "file:///tmp/x", "http://a b/"] {
-            let e = CustomReward::url(url, LONG).unwrap_err();
+            let e = CustomReward::from_url(url, LONG).unwrap_err();
             assert!(e.is_usage_error() && e.to_string().starts_with("--reward-url: "), "{url}: {e}");
         }
     }

@@ -50,15 +50,15 @@ impl CustomReward {
     ///
     /// # Errors
     /// The command is empty or contains a zero byte.
-    pub fn command(shell: &str, timeout: Duration) -> Result<Self> {
-        Ok(Self(Source::Command(command::CommandReward::new(shell, timeout)?)))
+    pub fn from_command(command_line: &str, timeout: Duration) -> Result<Self> {
+        Ok(Self(Source::Command(command::CommandReward::new(command_line, timeout)?)))
     }
 
     /// The reward of an HTTP server at `url`. `timeout` is the deadline of each batch.
     ///
     /// # Errors
     /// `url` is not a valid `http:` or `https:` URL.
-    pub fn url(url: &str, timeout: Duration) -> Result<Self> {
+    pub fn from_url(url: &str, timeout: Duration) -> Result<Self> {
         Ok(Self(Source::Http(http::HttpReward::new(url, timeout)?)))
     }
 

@@ -32,5 +32,5 @@ pub(super) fn format_seconds(duration: Duration) -> String {
 
 /// The error of a custom reward: its flag and value, what is wrong, what to do.
 pub(super) fn custom_error(flag: &str, value: &str, what: impl std::fmt::Display, help: &str) -> RewardError {
-    RewardError::custom(format!("{flag} `{}`", shorten_for_message(value)), what.to_string(), help)
+    RewardError::custom_failed(format!("{flag} `{}`", shorten_for_message(value)), what.to_string(), help)
 }

@@ -5,7 +5,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 /// Why no message was received.
-pub(super) enum NoMessage {
+pub(super) enum NoMessageReason {
     Timeout,
     Disconnected,
     Stopped,
@@ -18,14 +18,14 @@ const STOP_CHECK_INTERVAL: Duration = Duration::from_millis(50);
 pub(super) const STOPPED_ERROR: (&str, &str) = ("was stopped before it gave its rewards", "start the run again");
 
 /// Receives the next message, unless the deadline passes or `stop` is set first.
-pub(super) fn receive_until<T>(from: &Receiver<T>, deadline: Instant, stop: &AtomicBool) -> Result<T, NoMessage> {
+pub(super) fn receive_until<T>(from: &Receiver<T>, deadline: Instant, stop: &AtomicBool) -> Result<T, NoMessageReason> {
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         match from.recv_timeout(left.min(STOP_CHECK_INTERVAL)) {
             Ok(message) => return Ok(message),
-            Err(RecvTimeoutError::Disconnected) => return Err(NoMessage::Disconnected),
-            Err(RecvTimeoutError::Timeout) if left.is_zero() => return Err(NoMessage::Timeout),
-            Err(RecvTimeoutError::Timeout) if stop.load(Ordering::Relaxed) => return Err(NoMessage::Stopped),
+            Err(RecvTimeoutError::Disconnected) => return Err(NoMessageReason::Disconnected),
+            Err(RecvTimeoutError::Timeout) if left.is_zero() => return Err(NoMessageReason::Timeout),
+            Err(RecvTimeoutError::Timeout) if stop.load(Ordering::Relaxed) => return Err(NoMessageReason::Stopped),
             Err(RecvTimeoutError::Timeout) => {}
         }
     }

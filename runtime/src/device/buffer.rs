@@ -12,8 +12,8 @@ pub struct Buffer {
     addr: u64,
     bytes: usize,
     category: Category,
-    /// The mapped file, if the buffer is a part of one: keeps the file open. The memory of a mapped file must not be
-    /// freed.
+    /// The mapped file, if the buffer is a part of one. It stays mapped as long as the buffer exists; dropping the
+    /// buffer does not free this memory.
     file: Option<Arc<MappedFile>>,
     /// The memory of a captured graph, if the buffer was allocated during its capture.
     graph: Option<Arc<GraphMemory>>,

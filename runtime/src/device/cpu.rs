@@ -32,7 +32,7 @@ pub(super) struct Cpu {
 #[derive(Default)]
 struct FreeBlocks {
     by_size: BTreeMap<usize, Vec<u64>>,
-    /// Real size of each live block that is larger than its allocation, by address.
+    /// Size in bytes, by address, of each live block that is larger than the allocation it serves.
     sizes: std::collections::HashMap<u64, usize>,
     bytes: usize,
 }
@@ -218,7 +218,7 @@ mod tests {
             assert!(out.iter().all(|b| *b == 0), "{bytes}");
             cpu.upload(addr, &vec![7u8; bytes]).unwrap();
             cpu.free(addr, bytes);
-            assert_eq!(cpu.alloc(bytes), Some(addr), "{bytes}: a freed block is used again");
+            assert_eq!(cpu.alloc(bytes), Some(addr), "the freed block of {bytes} bytes is not used again");
             cpu.free(addr, bytes);
         }
     }

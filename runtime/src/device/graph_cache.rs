@@ -63,8 +63,8 @@ impl GraphCache {
     {
         if self.enabled && !self.graphs.contains_key(&rows) && self.warmed_up.contains(&rows) {
             if self.device.kernels() == Kernels::Cpu {
-                // Device `cpu` does not round numbers of rows: each number occurs for a while and does not return,
-                // and its graphs would keep memory.
+                // Device `cpu` does not round the number of rows up, so it changes whenever a sequence ends. Graphs
+                // for earlier numbers are seldom used again and would keep memory.
                 self.graphs.clear();
             }
             let graphs = self.capture(rows, &slice, &launch)?;

@@ -100,9 +100,9 @@ impl Counts {
 }
 
 #[derive(Default)]
-pub(super) struct Memory(Mutex<Counts>);
+pub(super) struct MemoryCounters(Mutex<Counts>);
 
-impl Memory {
+impl MemoryCounters {
     pub(super) fn add(&self, category: Category, bytes: usize) {
         let mut c = self.lock();
         c.current[category as usize] += bytes;

@@ -34,7 +34,7 @@ pub use sim::SimOptions;
 use crate::error::{Result, RuntimeError};
 use captured_graph::Capture;
 use download::PendingCopy;
-use memory::Memory;
+use memory::MemoryCounters;
 use profiler::{ProfileData, ProfileMode, TimedLaunch};
 
 /// Which implementation of the kernels a device runs. CPU and CUDA kernels need different workspaces.
@@ -94,8 +94,8 @@ trait Backend: Send + Sync {
         self.launch(launch)?;
         Ok(start.elapsed().as_secs_f64())
     }
-    /// Runs `f` and waits for everything that it enqueues. Returns the seconds from the begin of the first launch to
-    /// the end of the last one.
+    /// Runs `f` and waits for everything that it enqueues. Returns the seconds from the start of the first launch to
+    /// the end of the last launch.
     fn measure_seconds(&self, f: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
         let start = Instant::now();
         f()?;
@@ -183,7 +183,7 @@ trait Backend: Send + Sync {
 
 struct Inner {
     backend: Box<dyn Backend>,
-    memory: Memory,
+    memory: MemoryCounters,
     profile: ProfileData,
     capture: Mutex<Option<Capture>>,
 }
@@ -202,7 +202,7 @@ impl Device {
     fn new(backend: impl Backend + 'static) -> Device {
         Device(Arc::new(Inner {
             backend: Box::new(backend),
-            memory: Memory::default(),
+            memory: MemoryCounters::default(),
             profile: ProfileData::default(),
             capture: Mutex::default(),
         }))
@@ -323,7 +323,7 @@ impl Device {
         let part = offset.checked_add(len).and_then(|end| bytes.get(offset..end));
         let part = part.ok_or_else(|| {
             RuntimeError::Device(format!(
-                "mapped file: bytes {offset}+{len} of {}; the file is shorter than its header says",
+                "mapped file: {len} bytes at offset {offset} are needed, but the file has {} bytes; it is shorter than its header says",
                 bytes.len()
             ))
         })?;

@@ -76,7 +76,11 @@ impl Tensor {
         if want != buffer.bytes() {
             return Err(shape_error(
                 "tensor",
-                format!("{} of {dtype} has {want} bytes, but the buffer has {}", dims(shape), buffer.bytes()),
+                format!(
+                    "shape {} of {dtype} needs {want} bytes, but the buffer has {} bytes",
+                    dims(shape),
+                    buffer.bytes()
+                ),
             ));
         }
         Ok(Tensor::build(shape, dtype, Arc::new(buffer), 0, Grad::None))
@@ -96,7 +100,10 @@ impl Tensor {
         let bytes: &[u8] = bytemuck::cast_slice(data);
         let want = shape.iter().product::<usize>() * dtype.size();
         if bytes.len() != want {
-            return Err(shape_error("tensor", format!("got {} bytes for {} of {dtype}", bytes.len(), dims(shape))));
+            return Err(shape_error(
+                "tensor",
+                format!("got {} bytes for shape {} of {dtype}", bytes.len(), dims(shape)),
+            ));
         }
         let t = Tensor::empty(device, shape, dtype, category)?;
         t.0.buffer.upload(0, bytes)?;
@@ -131,7 +138,7 @@ impl Tensor {
         }
     }
 
-    /// The number by which the tape knows this tensor. [`Tensor::reshape`] keeps it.
+    /// The number by which the autograd tape identifies this tensor. [`Tensor::reshape`] keeps it.
     pub fn id(&self) -> u64 {
         self.0.id
     }
@@ -211,7 +218,7 @@ impl Tensor {
         Tensor::build(&self.0.shape, self.0.dtype, self.0.buffer.clone(), self.0.offset, grad)
     }
 
-    /// The same elements with another shape. The tape still knows it as the same tensor.
+    /// The same elements with another shape. To the autograd tape it is the same tensor.
     ///
     /// # Errors
     /// A shape with another number of elements.
@@ -219,7 +226,7 @@ impl Tensor {
         if shape.iter().product::<usize>() != self.count() {
             return Err(shape_error(
                 "reshape",
-                format!("{} to {}: the number of elements differs", dims(self.shape()), dims(shape)),
+                format!("shape {} cannot become {}: the number of elements differs", dims(self.shape()), dims(shape)),
             ));
         }
         let Inner { id, dtype, ref buffer, offset, ref grad, .. } = *self.0;

@@ -117,7 +117,7 @@ impl RowShape {
                 return Err(TrainError::option(option, what, format!("give {least} to {MAX_ROW_SIZE}")));
             }
         }
-        let unit = config.vision.merge_unit();
+        let unit = config.vision.patches_per_vision_token();
         let side = config.vision.spatial_merge_size;
         if patches == 0 {
             return Ok(Self { tokens, video_grid_thw: Vec::new() });
@@ -157,7 +157,7 @@ impl RowShape {
     /// A training sample of this size; all tokens but the pad tokens are learned.
     fn sample(&self, config: &ModelConfig) -> Sample {
         let patches: usize = self.video_grid_thw.iter().map(|g| g.iter().product::<usize>()).sum();
-        let pads = patches / config.vision.merge_unit();
+        let pads = patches / config.vision.patches_per_vision_token();
         let mut input_ids = vec![0; self.tokens];
         input_ids[..pads].fill(config.tokens.video);
         let positions = vec![0; self.tokens];

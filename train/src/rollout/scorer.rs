@@ -36,8 +36,8 @@ impl<'a> CompletionScorer<'a> {
     pub(crate) fn new(options: &GrpoOptions, device: &Device, dtype: DType, stop: &'a AtomicBool) -> Result<Self> {
         let timeout = Duration::from_secs_f64(options.reward_timeout);
         let command =
-            options.reward_command.as_deref().map(|shell| CustomReward::command(shell, timeout)).transpose()?;
-        let url = options.reward_url.as_deref().map(|url| CustomReward::url(url, timeout)).transpose()?;
+            options.reward_command.as_deref().map(|shell| CustomReward::from_command(shell, timeout)).transpose()?;
+        let url = options.reward_url.as_deref().map(|url| CustomReward::from_url(url, timeout)).transpose()?;
         let rules =
             RewardRules { recipe: options.parity, weights: options.reward_weights()?, scale: options.scale_rewards };
         let siglip = options.siglip.as_deref().map(|dir| SiglipScorer::open(device, dir, dtype)).transpose()?;

@@ -6,7 +6,7 @@ use ffmpeg_next as ffmpeg;
 
 use crate::MediaError;
 
-/// FFmpeg's error during `operation` as a [`MediaError`] with help that fits its cause.
+/// Converts an FFmpeg error that occurred during `operation` to a [`MediaError`], whose help depends on the cause.
 pub(super) fn ffmpeg_error(path: &Path, operation: &str, error: ffmpeg::Error) -> MediaError {
     let failed = |cause: &str| {
         let what = format!("{operation} failed: {cause}");
@@ -18,13 +18,15 @@ pub(super) fn ffmpeg_error(path: &Path, operation: &str, error: ffmpeg::Error) -
             format!("{operation} exceeded the decoder's memory limit"),
             "raise the memory limit (--media-memory), or use a video with fewer pixels",
         ),
-        ffmpeg::Error::Other { errno } if errno == ffmpeg::error::EINVAL => failed("its parameters are not valid"),
+        ffmpeg::Error::Other { errno } if errno == ffmpeg::error::EINVAL => {
+            failed("the parameters of the video are not valid")
+        }
         ffmpeg::Error::Other { errno } => MediaError::cannot_read(path, &std::io::Error::from_raw_os_error(errno)),
         ffmpeg::Error::InvalidData => failed("the data are damaged, truncated or not a video"),
         ffmpeg::Error::DecoderNotFound => MediaError::file(
             path,
-            "this FFmpeg has no decoder for its codec",
-            "convert it to H.264, or install an FFmpeg with that decoder",
+            "the installed FFmpeg has no decoder for the codec of the video",
+            "convert the video to H.264, or install an FFmpeg with that decoder",
         ),
         other => failed(&other.to_string()),
     }

@@ -24,8 +24,8 @@ pub fn probe(path: &Path) -> Result<VideoInfo> {
     demux::VideoFile::read(path, 0).map(|video| video.video_info())
 }
 
-/// Decodes selected frames into memory that `allocate` returns for a number of bytes. The pixels are in the returned
-/// memory; `DecodedVideo::data` is empty.
+/// Decodes selected frames into memory that `allocate` returns; its argument is the number of bytes needed. The
+/// pixels are in the returned memory; `DecodedVideo::data` is empty.
 ///
 /// # Errors
 /// The video cannot be read or decoded, the selection is invalid, or the frames exceed the memory limit.

@@ -11,7 +11,8 @@ use ffmpeg::format::context::Input;
 use super::demux::{PacketInfo, VideoFile, open_container, packet_info};
 use crate::{MediaError, Result};
 
-/// Number of packets up to which reading on is assumed to be cheaper than seeking.
+/// A packet that is at most this many packets ahead is reached by reading on, which is assumed to be cheaper than
+/// seeking.
 const MAX_READ_AHEAD: usize = 64;
 
 /// A source of the packets of one video.
@@ -93,7 +94,8 @@ impl Reader {
         }
     }
 
-    /// Reads on to packet `index` and checks that it has the size it had when the container was first read.
+    /// Reads on to packet `index`. To detect that the file has changed, compares the packet's size with the size that
+    /// it had when the container was first read.
     fn read_to(&mut self, video: &VideoFile, index: usize) -> Result<ffmpeg::Packet> {
         loop {
             let packet = self.peeked.take().or_else(|| self.read()).ok_or_else(|| file_changed(&video.path))?;

@@ -64,7 +64,8 @@ pub(super) fn plan_runs(packets: &[PacketInfo], frames: &[u64], seekable: bool) 
     runs
 }
 
-/// The last key frame at or before `packet` that is displayed no later than `pts`; packet 0 if there is none.
+/// The packet of the last key frame at or before `packet` that is displayed no later than `pts`; packet 0 if there is
+/// no such key frame.
 pub(super) fn key_frame_before(packets: &[PacketInfo], packet: usize, pts: Option<i64>) -> usize {
     (0..=packet).rev().find(|&k| packets[k].key && packets[k].pts.is_some() && packets[k].pts <= pts).unwrap_or(0)
 }

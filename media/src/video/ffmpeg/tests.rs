@@ -21,8 +21,8 @@ fn overrides(args: &Value) -> MediaOverrides {
     serde_json::from_value(args.clone()).unwrap()
 }
 
-/// Whether this is the swscale that made the golden pixels (swscale 6 of FFmpeg 5 on x86-64), so that bits must be
-/// equal.
+/// Whether the swscale in use is the version that made the golden pixels (swscale 6 of FFmpeg 5 on x86-64). Only then
+/// must the pixels be equal to the bit.
 fn has_golden_swscale() -> bool {
     // SAFETY: the call only returns a number.
     cfg!(target_arch = "x86_64") && unsafe { ffmpeg::ffi::swscale_version() } >> 16 == 6

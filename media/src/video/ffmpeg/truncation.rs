@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
-/// Number of bytes that are read at the beginning and at the end of a file.
+/// Number of bytes that are read at each end of a file.
 const WINDOW_BYTES: u64 = 4096;
 
 /// Number of bytes by which a stated RIFF size may exceed the file, because some writers count padding wrongly.
@@ -51,8 +51,8 @@ fn riff(head: &[u8]) -> Option<u64> {
     (size != 0 && size != u32::MAX).then(|| (u64::from(size) + 8).saturating_sub(RIFF_TOLERANCE_BYTES))
 }
 
-/// The file length of Matroska and WebM (RFC 8794, RFC 9559): the end of the Segment element, unless its size is
-/// unknown.
+/// The file length of Matroska and WebM (RFC 8794, RFC 9559): the end of the Segment element. `None` if the size of
+/// that element is unknown.
 fn matroska(head: &[u8]) -> Option<u64> {
     const SEGMENT: u64 = 0x1853_8067;
     let mut position = 0usize;
@@ -68,8 +68,8 @@ fn matroska(head: &[u8]) -> Option<u64> {
     }
 }
 
-/// Parses an EBML number; returns it with its length of 1 to 8 bytes. The length marker bit is part of ids, but not
-/// of sizes.
+/// Parses an EBML number; returns it with its length of 1 to 8 bytes. `drop_marker` clears the bit that marks the
+/// length, which is part of element ids but not of element sizes.
 fn ebml_number(bytes: &[u8], drop_marker: bool) -> Option<(u64, usize)> {
     let first = *bytes.first()?;
     let len = first.leading_zeros() as usize + 1;

@@ -60,8 +60,8 @@ impl ChatTemplate {
         Err(ModelError::template(folder.display().to_string(), what, HELP))
     }
 
-    /// Compiles a template. Error messages use `location`; `tokens` are the special tokens that the template can use
-    /// by name (`eos_token`, …).
+    /// Compiles a template. `location` names its source in error messages; `tokens` are the special tokens that the
+    /// template can use by name (`eos_token`, …).
     pub fn parse(location: &str, text: String, tokens: Map<String, Value>) -> Result<Self> {
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();

@@ -17,7 +17,7 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, wa
 use serde_json::{Value, json};
 
 use super::reply::{custom_error, format_seconds, parse_reward, shorten_for_message};
-use super::wait::{NoMessage, STOPPED_ERROR, receive_until};
+use super::wait::{NoMessageReason, STOPPED_ERROR, receive_until};
 use crate::{Result, RewardError};
 
 const FLAG: &str = "--reward-command";
@@ -45,17 +45,21 @@ const BATCH_FIELD: &str = "_batch";
 /// A shell command, and its process once the first batch has started it.
 #[derive(Debug)]
 pub(super) struct CommandReward {
-    shell: String,
+    command_line: String,
     timeout: Duration,
     running: Option<Running>,
 }
 
 impl CommandReward {
-    pub(super) fn new(shell: &str, timeout: Duration) -> Result<Self> {
-        if shell.trim().is_empty() || shell.contains('\0') {
-            return Err(RewardError::option(FLAG, "is empty or contains a zero byte", "give a command for `sh -c`"));
+    pub(super) fn new(command_line: &str, timeout: Duration) -> Result<Self> {
+        if command_line.trim().is_empty() || command_line.contains('\0') {
+            return Err(RewardError::bad_option(
+                FLAG,
+                "is empty or contains a zero byte",
+                "give a command for `sh -c`",
+            ));
         }
-        Ok(Self { shell: shell.to_string(), timeout, running: None })
+        Ok(Self { command_line: command_line.to_string(), timeout, running: None })
     }
 
     /// Scores a batch of rows. After an error the process is killed.
@@ -64,7 +68,7 @@ impl CommandReward {
         let input = batch_lines(rows)?;
         let mut running = match self.running.take() {
             Some(running) => running,
-            None => Running::start(&self.shell)
+            None => Running::start(&self.command_line)
                 .map_err(|e| self.error(format!("cannot be started: {e}"), "check that the shell `sh` is installed"))?,
         };
         let rewards = running.rewards(input, rows.len(), deadline, stop);
@@ -78,7 +82,7 @@ impl CommandReward {
     }
 
     fn error(&self, what: impl std::fmt::Display, help: &str) -> RewardError {
-        custom_error(FLAG, &self.shell, what, help)
+        custom_error(FLAG, &self.command_line, what, help)
     }
 
     fn explain(&self, failure: &BatchFailure, rows: usize, running: &mut Running) -> RewardError {
@@ -121,7 +125,7 @@ fn batch_lines(rows: &[Value]) -> Result<Vec<u8>> {
         let mut row = match row {
             Value::Object(fields) => fields.clone(),
             _ => {
-                return Err(RewardError::row(
+                return Err(RewardError::bad_row(
                     format!("row {index}"),
                     "is not an object",
                     "give a JSON object with the columns of the row",
@@ -130,10 +134,10 @@ fn batch_lines(rows: &[Value]) -> Result<Vec<u8>> {
         };
         let batch = json!({"index": index, "size": rows.len()});
         if row.insert(BATCH_FIELD.to_string(), batch).is_some() {
-            return Err(RewardError::row(
+            return Err(RewardError::bad_row(
                 BATCH_FIELD,
                 "is a column of the data",
-                "rename it: custom rewards use this name",
+                "rename the column: custom rewards get the position in the batch under this name",
             ));
         }
         lines.extend(Value::Object(row).to_string().into_bytes());
@@ -181,9 +185,9 @@ struct Running {
 }
 
 impl Running {
-    fn start(shell: &str) -> std::io::Result<Self> {
+    fn start(command_line: &str) -> std::io::Result<Self> {
         let mut child = std::process::Command::new("sh")
-            .args(["-c", shell])
+            .args(["-c", command_line])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -235,9 +239,9 @@ impl Running {
         while rewards.len() < rows {
             let index = rewards.len();
             let line = receive_until(&self.output, deadline, stop).map_err(|reason| match reason {
-                NoMessage::Timeout => BatchFailure::Timeout(index),
-                NoMessage::Disconnected => BatchFailure::Ended(index),
-                NoMessage::Stopped => BatchFailure::Stopped,
+                NoMessageReason::Timeout => BatchFailure::Timeout(index),
+                NoMessageReason::Disconnected => BatchFailure::Ended(index),
+                NoMessageReason::Stopped => BatchFailure::Stopped,
             })?;
             rewards.push(line.and_then(|line| reward_of_line(&line)).map_err(|why| BatchFailure::BadLine(index, why))?);
         }

@@ -11,7 +11,7 @@ fn rows(n: usize) -> Vec<Value> {
 }
 
 fn command_reward(shell: &str) -> CustomReward {
-    CustomReward::command(shell, Duration::from_secs(30)).unwrap()
+    CustomReward::from_command(shell, Duration::from_secs(30)).unwrap()
 }
 
 /// The error of a custom reward `shell` that scores a batch of 3 rows.
@@ -116,7 +116,7 @@ fn hanging_command_is_killed_with_its_group_at_the_deadline() {
     let mark = folder.path().join("child");
     let shell = format!("sh -c 'echo $$ > {}; exec sleep 1000' & read -r l; echo 1; sleep 1000", mark.display());
     let began = Instant::now();
-    let mut own = CustomReward::command(&shell, SHORT).unwrap();
+    let mut own = CustomReward::from_command(&shell, SHORT).unwrap();
     let e = own.score(&rows(2)).unwrap_err().to_string();
     assert!(e.contains("timed out after 0.5 s with 1 of 2 rewards"), "{e}");
     assert!(began.elapsed() < Duration::from_secs(20));
@@ -168,7 +168,7 @@ fn command_is_restarted_after_an_error() {
 #[test]
 fn invalid_commands_and_rows_are_refused() {
     for shell in ["", "  ", "a\0b"] {
-        let e = CustomReward::command(shell, SHORT).unwrap_err();
+        let e = CustomReward::from_command(shell, SHORT).unwrap_err();
         assert!(e.is_usage_error() && e.to_string().starts_with("--reward-command: "), "{e}");
     }
     let e = command_reward("cat").score(&[json!({"_batch": 1})]).unwrap_err().to_string();

@@ -107,9 +107,9 @@ impl GraphMemory {
         self.blocks().all.push((at, bytes, category));
     }
 
-    /// Returns a block, which later allocations of the same capture may take.
-    pub fn free_block(&self, at: u64, bytes: usize) {
-        self.blocks().free.entry(bytes).or_default().push(at);
+    /// Frees a block: later allocations of the same capture may take it.
+    pub fn free_block(&self, addr: u64, bytes: usize) {
+        self.blocks().free.entry(bytes).or_default().push(addr);
     }
 }
 
@@ -246,7 +246,7 @@ impl Device {
         }
         if second {
             let what = format!(
-                "capture: allocates {bytes} bytes of {} that its first pass did not; make both passes the same",
+                "capture: the second pass allocates {bytes} bytes of {} that the first pass did not allocate; make both passes the same",
                 category.name()
             );
             return Some(Err(RuntimeError::Device(what)));
@@ -276,12 +276,13 @@ impl Device {
         Ok(true)
     }
 
-    /// Returns an error if a graph is being captured; `what` is an operation that a captured graph cannot hold.
-    pub(super) fn refuse_during_capture(&self, what: &str) -> Result<()> {
+    /// Returns an error if a graph is being captured; `operation` names what the caller would do, which a captured
+    /// graph cannot hold.
+    pub(super) fn refuse_during_capture(&self, operation: &str) -> Result<()> {
         match self.current_capture().as_ref() {
             None => Ok(()),
             Some(_) => Err(RuntimeError::Device(format!(
-                "capture: {what} is not possible here; a captured graph holds launches only"
+                "capture: {operation} is not possible here; a captured graph holds launches only"
             ))),
         }
     }

@@ -139,7 +139,7 @@ fn refused_operations_in_a_capture_leave_the_device_usable() {
             times.set(times.get() + 1);
             room(&d, 3 * times.get()).map(|_| ())
         };
-        fails(d.capture((), grows), "that its first pass did not");
+        fails(d.capture((), grows), "that the first pass did not allocate");
         let elsewhere = || {
             let params = FillParams { dst: y.addr(), count: 3, value: 1.0, reserved: 0 };
             let launch = elementwise::fill(DType::F32, &params);

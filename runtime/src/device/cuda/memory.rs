@@ -37,9 +37,9 @@ impl MemoryPool {
         self.arena.alloc(bytes).map(|start| self.base + start as u64)
     }
 
-    pub fn free(&mut self, at: u64) {
-        let was_allocated = self.arena.free((at - self.base) as usize);
-        debug_assert!(was_allocated, "{at:#x} is not an allocated block");
+    pub fn free(&mut self, addr: u64) {
+        let was_allocated = self.arena.free((addr - self.base) as usize);
+        debug_assert!(was_allocated, "{addr:#x} is not an allocated block");
     }
 
     /// Maps physical memory to the next `bytes` bytes of the range. False if the GPU is out of memory.

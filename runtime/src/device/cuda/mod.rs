@@ -21,7 +21,7 @@ use reel_kernels::{Addr, DType, Launch};
 use self::copy_ring::{CopyRing, MAX_ASYNC_COPY_BYTES};
 use self::memory::MemoryPool;
 use self::staging::{ParallelUploader, Staging};
-use self::timeline::{MAX_IN_FLIGHT, Timeline};
+use self::timeline::{MAX_LAUNCHES_IN_FLIGHT, Timeline};
 use super::captured_graph::HandleTable;
 use super::download::PendingCopy;
 use super::profiler::{ProfileMode, TimedLaunch};
@@ -247,15 +247,17 @@ impl Backend for Cuda {
     fn launch_timed(&self, launch: &Launch, mode: ProfileMode) -> Result<Vec<TimedLaunch>> {
         let mut timeline = lock(&self.timeline);
         if timeline.is_none() {
-            *timeline =
-                Some(Timeline::new(self.gpu.driver().clone(), self.gpu.stream(), MAX_IN_FLIGHT).map_err(device_error)?);
+            *timeline = Some(
+                Timeline::new(self.gpu.driver().clone(), self.gpu.stream(), MAX_LAUNCHES_IN_FLIGHT)
+                    .map_err(device_error)?,
+            );
         }
         let timeline = timeline.as_mut().expect("it was just made");
         timeline.launch(launch, mode, || self.launch(launch))
     }
 
     fn collect_timings(&self) -> Result<Vec<TimedLaunch>> {
-        lock(&self.timeline).as_mut().map_or(Ok(Vec::new()), |t| t.read().map_err(device_error))
+        lock(&self.timeline).as_mut().map_or(Ok(Vec::new()), |t| t.wait_for_all().map_err(device_error))
     }
 
     fn synchronize(&self) -> Result<()> {

@@ -24,7 +24,7 @@ use crate::error::Result;
 
 /// Maximum number of profiled launches in flight. When it is reached, the times of the older half are read while the
 /// GPU works on the newer half.
-pub(super) const MAX_IN_FLIGHT: usize = 4096;
+pub(super) const MAX_LAUNCHES_IN_FLIGHT: usize = 4096;
 
 /// Age of the anchor after which it is set again, as soon as no launch is in flight: the clocks of GPU and host drift
 /// apart by some microseconds per second.
@@ -123,7 +123,7 @@ impl Timeline {
     }
 
     /// Waits for all launches in flight and returns them with their times.
-    pub fn read(&mut self) -> std::result::Result<Vec<TimedLaunch>, CudaError> {
+    pub fn wait_for_all(&mut self) -> std::result::Result<Vec<TimedLaunch>, CudaError> {
         self.read_oldest(self.in_flight.len())
     }
 

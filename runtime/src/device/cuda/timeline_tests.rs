@@ -99,11 +99,11 @@ proptest! {
             names.push(launch.name());
             known.extend(timeline.launch(&launch, collected.mode(), || device.launch(&launch)).unwrap());
             if read == 0 {
-                known.extend(timeline.read().unwrap());
+                known.extend(timeline.wait_for_all().unwrap());
             }
         }
-        known.extend(timeline.read().unwrap());
-        prop_assert!(timeline.read().unwrap().is_empty());
+        known.extend(timeline.wait_for_all().unwrap());
+        prop_assert!(timeline.wait_for_all().unwrap().is_empty());
         prop_assert_eq!(known.iter().map(|t| t.event.name).collect::<Vec<_>>(), names);
         for two in known.windows(2) {
             let [first, second] = [&two[0].event, &two[1].event];

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use reel_model::checkpoint::{Checkpoint, StoredDType, expected_tensors};
 use reel_model::config::ModelConfig;
 use reel_model::lora::{self, AdapterFolder, LoraSpec};
-use reel_model::save::{HubFolder, TensorSpec, hub_folder};
+use reel_model::save::{HubFolder, TensorSpec, write_hub_folder};
 use reel_model::weights::widen_to_f32;
 use reel_runtime::{DType, Tensor};
 use serde_json::{Map, Value, json};
@@ -116,7 +116,7 @@ impl TrainedWeights {
             None => write_untrained(&origin.files, spec, to),
         };
         let about = HubFolder { source: &origin.folder, naming: origin.files.naming(), dtype: *dtype };
-        Ok(hub_folder(folder, about, &tensors, fill)?)
+        Ok(write_hub_folder(folder, about, &tensors, fill)?)
     }
 
     fn write_adapter(&self, folder: &Path, spec: &LoraSpec) -> Result<()> {
