@@ -5,7 +5,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use reel_model::save::remove_unfinished;
+use reel_model::save::remove_unfinished_files;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
 
@@ -32,7 +32,7 @@ fn on_signal() {
         return;
     }
     ENDING.store(true, Ordering::SeqCst);
-    remove_unfinished();
+    remove_unfinished_files();
     if begun.is_none() {
         eprintln!("error: interrupted: the command was stopped before it finished; run it again");
     }

@@ -12,7 +12,7 @@ use reel_model::hub::{DownloadProgress, resolve};
 use reel_model::input::ModelInput;
 use reel_model::input::encode::{MediaOptions, ModelFolder, SecondPerGrid, encode};
 use reel_model::input::messages::{ContentPart, Conversation, ImagePart, MediaSource, VideoPart, VideoSource};
-use reel_model::lora::{ADAPTER_CONFIG, Adapter, is_adapter};
+use reel_model::lora::{ADAPTER_CONFIG, Adapter, is_adapter_folder};
 use reel_train::options::Recipe;
 
 use crate::common::CommonOptions;
@@ -79,7 +79,7 @@ impl ModelFlags {
     /// The base model (folder or id), and the folder of the adapter if there is one.
     pub fn base_and_adapter(&self) -> Result<(String, Option<PathBuf>)> {
         let folder = Path::new(&self.model);
-        if !is_adapter(folder) {
+        if !is_adapter_folder(folder) {
             return Ok((self.model.clone(), self.adapter.clone()));
         }
         if self.adapter.is_some() {
@@ -102,7 +102,7 @@ impl ModelFlags {
 /// Returns the folder of a MODEL argument: a path, or a Hugging Face id, which is looked up in the hub cache and
 /// downloaded if it is not there.
 pub fn model_folder(model: &str) -> Result<PathBuf> {
-    if is_adapter(Path::new(model)) {
+    if is_adapter_folder(Path::new(model)) {
         return Err(failed(
             model,
             "is an adapter, not a model",

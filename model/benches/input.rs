@@ -11,7 +11,7 @@ use reel_model::config::ModelConfig;
 use reel_model::init::{InitOptions, Preset, init};
 use reel_model::input::ModelFolder;
 use reel_model::input::mrope::{MediaGrids, rope_index};
-use reel_model::input::window::{GridThw, WindowOrder, windowed_positions};
+use reel_model::input::window::{GridThw, WindowOrder, patch_positions_in_window_order};
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_runtime::{DType, Device};
 use serde_json::{Value, json};
@@ -85,7 +85,7 @@ fn positions(criterion: &mut Criterion, config: &ModelConfig) {
     group.bench_function("window order and patch positions", |b| {
         b.iter(|| {
             let windows = WindowOrder::of_grids(black_box(&videos), &config.vision);
-            windowed_positions(&videos, &config.vision, &windows)
+            patch_positions_in_window_order(&videos, &config.vision, &windows)
         });
     });
     group.finish();

@@ -205,7 +205,7 @@ impl Batch {
     }
 
     /// The number of tokens of all sequences.
-    pub fn tokens(&self) -> usize {
+    pub fn token_count(&self) -> usize {
         self.ids.count()
     }
 }

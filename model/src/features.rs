@@ -29,11 +29,11 @@ impl VisionFeatures {
     }
 
     /// Copies vision tokens of the same H and dtype to the device, concatenated to `[ΣM, H]`.
-    pub(crate) fn upload(device: &Device, all: &[Arc<VisionFeatures>]) -> Result<Tensor> {
-        let (width, dtype) = all.first().map_or((0, DType::F32), |f| (f.shape[1], f.dtype));
-        let rows = all.iter().map(|f| f.shape[0]).sum();
+    pub(crate) fn upload(device: &Device, features: &[Arc<VisionFeatures>]) -> Result<Tensor> {
+        let (width, dtype) = features.first().map_or((0, DType::F32), |f| (f.shape[1], f.dtype));
+        let rows = features.iter().map(|f| f.shape[0]).sum();
         let put = |bytes: &[u8]| Tensor::from_slice(device, &[rows, width], dtype, bytes, Category::Activations);
-        Ok(match all {
+        Ok(match features {
             [one] => put(&one.bytes)?,
             all => put(&all.iter().flat_map(|f| &f.bytes).copied().collect::<Vec<u8>>())?,
         })

@@ -21,9 +21,9 @@ pub(crate) fn add_tensor(list: &mut TensorList, name: impl Into<String>, shape: 
 }
 
 /// Adds the tensors of a linear layer with bias: weight `[out, in]`, bias `[out]`.
-pub(crate) fn add_linear(list: &mut TensorList, name: impl std::fmt::Display, out: usize, input: usize) {
-    add_tensor(list, format!("{name}.weight"), &[out, input]);
-    add_tensor(list, format!("{name}.bias"), &[out]);
+pub(crate) fn add_linear(list: &mut TensorList, name: impl std::fmt::Display, out_features: usize, in_features: usize) {
+    add_tensor(list, format!("{name}.weight"), &[out_features, in_features]);
+    add_tensor(list, format!("{name}.bias"), &[out_features]);
 }
 
 fn vision(v: &VisionConfig, list: &mut TensorList) {

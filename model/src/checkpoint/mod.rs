@@ -51,7 +51,7 @@ impl StoredDType {
     }
 
     /// The dtype's name in config.json (`torch_dtype`).
-    pub fn config_name(self) -> &'static str {
+    pub fn torch_dtype_name(self) -> &'static str {
         match self {
             StoredDType::F32 => "float32",
             StoredDType::Bf16 => "bfloat16",
@@ -77,7 +77,7 @@ pub enum TensorNaming {
 
 impl TensorNaming {
     /// Converts a name in a file to the classic name.
-    pub fn to_classic(name: &str) -> String {
+    pub fn to_classic_name(name: &str) -> String {
         if let Some(rest) = name.strip_prefix("model.language_model.") {
             return format!("model.{rest}");
         }
@@ -85,7 +85,7 @@ impl TensorNaming {
     }
 
     /// Converts a classic name to this naming scheme.
-    pub fn from_classic(self, name: &str) -> String {
+    pub fn from_classic_name(self, name: &str) -> String {
         match (self, name.strip_prefix("model.")) {
             (TensorNaming::Classic, _) => name.to_string(),
             (TensorNaming::Nested, Some(rest)) => format!("model.language_model.{rest}"),
@@ -164,7 +164,7 @@ impl Checkpoint {
         }
         let shard = self.shards.len();
         for tensor in header.tensors {
-            let name = TensorNaming::to_classic(&tensor.name);
+            let name = TensorNaming::to_classic_name(&tensor.name);
             if is_harmless(&name) {
                 continue;
             }
@@ -194,7 +194,7 @@ impl Checkpoint {
 
     fn check_index(&self, listing: &shards::WeightFiles) -> Result<()> {
         for (name, file) in &listing.promised {
-            let classic = TensorNaming::to_classic(name);
+            let classic = TensorNaming::to_classic_name(name);
             if is_harmless(&classic) {
                 continue;
             }
@@ -232,7 +232,7 @@ impl Checkpoint {
 
     /// The tensor with this classic name; fails unless it exists and has this shape.
     pub fn expect(&self, name: &str, shape: &[usize]) -> Result<TensorView<'_>> {
-        let stored = self.naming.from_classic(name);
+        let stored = self.naming.from_classic_name(name);
         let Some(view) = self.get(name) else {
             let what = format!("is missing; expected shape {shape:?}");
             return Err(fault(&self.folder, &stored, what, "use the weights that belong to this config.json"));
@@ -263,7 +263,7 @@ impl Checkpoint {
         let known: std::collections::HashSet<&str> = expected.iter().map(|(name, _)| name.as_str()).collect();
         let strangers: Vec<&str> = self.names().filter(|name| !known.contains(name) && !optional(name)).collect();
         let Some(first) = strangers.first() else { return Ok(()) };
-        let shown: Vec<String> = strangers.iter().take(5).map(|name| self.naming.from_classic(name)).collect();
+        let shown: Vec<String> = strangers.iter().take(5).map(|name| self.naming.from_classic_name(name)).collect();
         let more = if strangers.len() > 5 { format!(" and {} more", strangers.len() - 5) } else { String::new() };
         let file = self.get(first).map_or_else(|| self.folder.clone(), |view| view.file.path().to_path_buf());
         let what = format!("has tensors that the model of config.json does not have: {}{more}", shown.join(", "));

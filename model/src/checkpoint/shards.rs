@@ -70,8 +70,8 @@ fn any(folder: &Path) -> Result<WeightFiles> {
     for entry in entries {
         let path = entry.map_err(|e| ModelError::cannot_read(folder, e))?.path();
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        let is_adapter = name.starts_with("adapter_");
-        if name.ends_with(".safetensors") && !is_adapter && path.is_file() {
+        let is_adapter_folder = name.starts_with("adapter_");
+        if name.ends_with(".safetensors") && !is_adapter_folder && path.is_file() {
             files.push(path);
         }
         other |= name.ends_with(".bin") || name.ends_with(".gguf") || name.ends_with(".pt") || name.ends_with(".pth");

@@ -45,7 +45,7 @@ fn error_of(bytes: Vec<u8>) -> String {
 fn naming_schemes_and_shards_give_equal_tensors() {
     let config = tiny_config();
     let expected = expected_tensors(&config);
-    let nested: Vec<_> = expected.iter().map(|(n, s)| (TensorNaming::Nested.from_classic(n), s.clone())).collect();
+    let nested: Vec<_> = expected.iter().map(|(n, s)| (TensorNaming::Nested.from_classic_name(n), s.clone())).collect();
     let single = folder_with(&[("model.safetensors", file_of(&expected, StoredDType::F32))]);
     let (a, b) = nested.split_at(20);
     let map: Map<String, Value> = (a.iter().map(|(n, _)| (n.clone(), json!("a.safetensors"))))
@@ -68,8 +68,8 @@ fn naming_schemes_and_shards_give_equal_tensors() {
     assert_eq!((view.dtype, view.bytes.len()), (StoredDType::Bf16, 240));
     assert_eq!(&view.file.as_bytes()[view.offset..view.offset + 240], view.bytes);
     for (name, _) in &expected {
-        assert_eq!(&TensorNaming::to_classic(&TensorNaming::Nested.from_classic(name)), name);
-        assert_eq!(&TensorNaming::to_classic(name), name);
+        assert_eq!(&TensorNaming::to_classic_name(&TensorNaming::Nested.from_classic_name(name)), name);
+        assert_eq!(&TensorNaming::to_classic_name(name), name);
     }
 }
 

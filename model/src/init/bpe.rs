@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
-use crate::input::tokenizer::byte_to_char;
+use crate::input::tokenizer::byte_level_character;
 
 /// The pre-tokenizer regex of Qwen2.5 (a constant of its published tokenizer.json).
 const SPLIT: &str =
@@ -56,20 +56,20 @@ pub(crate) struct SmallTokenizer {
     pub(crate) end: u32,
 }
 
-/// Trains the tokenizer. Added tokens get ids from `first_added_id` on, or directly after all other tokens.
-pub(crate) fn small_tokenizer(first_added_id: Option<u32>) -> SmallTokenizer {
+/// Trains the tokenizer. Added tokens get ids from `first_added_token_id` on, or directly after all other tokens.
+pub(crate) fn train_small_tokenizer(first_added_token_id: Option<u32>) -> SmallTokenizer {
     let merges = learn(include_str!("prose.txt"));
     let mut vocab = Map::new();
-    let mut alphabet: Vec<char> = (0..=255).map(byte_to_char).collect();
+    let mut alphabet: Vec<char> = (0..=255).map(byte_level_character).collect();
     alphabet.sort_unstable();
     let tokens = alphabet.iter().map(char::to_string).chain(merges.iter().map(|(a, b)| format!("{a}{b}")));
     for (id, token) in tokens.enumerate() {
         vocab.insert(token, json!(id));
     }
-    let first = first_added_id.unwrap_or(vocab.len() as u32);
+    let first = first_added_token_id.unwrap_or(vocab.len() as u32);
     let added: BTreeMap<&str, u32> = ADDED.iter().zip(first..).map(|(&(token, _), id)| (token, id)).collect();
     let mut model_vocab = vocab.clone();
-    if first_added_id.is_some() {
+    if first_added_token_id.is_some() {
         // Tokenizer libraries ignore the ids of added tokens that are not in the vocabulary and number them directly
         // after it, so the vocabulary gets the added tokens too.
         model_vocab.extend(added.iter().map(|(token, id)| (token.to_string(), json!(id))));
@@ -136,7 +136,7 @@ fn tokenizer_config(added: &BTreeMap<&str, u32>) -> Value {
 fn learn(prose: &str) -> Vec<(String, String)> {
     let mut words: BTreeMap<Vec<String>, usize> = BTreeMap::new();
     for word in split(prose) {
-        *words.entry(word.bytes().map(|b| byte_to_char(b).to_string()).collect()).or_default() += 1;
+        *words.entry(word.bytes().map(|b| byte_level_character(b).to_string()).collect()).or_default() += 1;
     }
     let mut merges = Vec::new();
     loop {
@@ -197,7 +197,7 @@ mod tests {
 
     #[test]
     fn frequent_words_become_few_tokens() {
-        let small = small_tokenizer(None);
+        let small = train_small_tokenizer(None);
         let tokenizer = Tokenizer::parse("t", small.json.to_string().as_bytes()).unwrap();
         assert_eq!(tokenizer.vocab_size() as u32, small.end);
         let text = "<|im_start|>user\nWhich way does the circle move?<|im_end|>\n";
@@ -209,7 +209,7 @@ mod tests {
 
     #[test]
     fn added_tokens_can_have_published_ids() {
-        let small = small_tokenizer(Some(151_643));
+        let small = train_small_tokenizer(Some(151_643));
         let tokenizer = Tokenizer::parse("t", small.json.to_string().as_bytes()).unwrap();
         for (token, id) in
             [("<|endoftext|>", 151_643), ("<|im_end|>", 151_645), ("<|image_pad|>", 151_655), ("<|file_sep|>", 151_664)]

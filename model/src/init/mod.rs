@@ -20,9 +20,9 @@ use serde_json::{Value, json};
 use crate::checkpoint::{StoredDType, TensorNaming, expected_tensors};
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
-use crate::save::{SHARD_BYTES, TemporaryPaths, TensorSpec, write_atomically, write_weights};
+use crate::save::{MAX_SHARD_BYTES, TemporaryPaths, TensorSpec, write_atomically, write_weights};
 
-pub(crate) use bpe::{SmallTokenizer, small_tokenizer};
+pub(crate) use bpe::{SmallTokenizer, train_small_tokenizer};
 pub use presets::Preset;
 pub use siglip::init_siglip;
 
@@ -54,7 +54,7 @@ const CHAT_TEMPLATE: &str = include_str!("chat_template.jinja");
 
 /// Writes a model folder for a preset. The folder `out` must be new or empty.
 pub fn init(options: &InitOptions, out: &Path) -> Result<InitReport> {
-    let tokenizer = small_tokenizer(options.preset.first_added_id());
+    let tokenizer = train_small_tokenizer(options.preset.first_added_token_id());
     let dtype = options.dtype.unwrap_or(options.preset.dtype());
     let config = options.preset.config(options.layers, options.vocab, dtype, &tokenizer.added, tokenizer.end);
     if let Some(vocab) = options.vocab.filter(|&vocab| vocab < tokenizer.end as usize) {
@@ -66,13 +66,13 @@ pub fn init(options: &InitOptions, out: &Path) -> Result<InitReport> {
     let tensors: Vec<TensorSpec> =
         expected_tensors(&parsed).into_iter().map(|(name, shape)| TensorSpec { name, dtype, shape }).collect();
     write_folder(&small_files(&config, &tokenizer), &tensors, out, |spec, file| {
-        weights::write_random(spec, weights::initializer(&spec.name, &spec.shape, &parsed), options.seed, file)
+        weights::write_random_tensor(spec, weights::initializer(&spec.name, &spec.shape, &parsed), options.seed, file)
     })
 }
 
 /// Writes the model folder of [`init`] without its weights, which is enough to read and encode training data.
 pub fn init_without_weights(options: &InitOptions, out: &Path) -> Result<()> {
-    let tokenizer = small_tokenizer(options.preset.first_added_id());
+    let tokenizer = train_small_tokenizer(options.preset.first_added_token_id());
     let dtype = options.dtype.unwrap_or(options.preset.dtype());
     let config = options.preset.config(options.layers, options.vocab, dtype, &tokenizer.added, tokenizer.end);
     make_empty(out)?;
@@ -83,7 +83,7 @@ pub fn init_without_weights(options: &InitOptions, out: &Path) -> Result<()> {
 
 /// The config that [`init`] would write, for `reel plan --preset`.
 pub fn preset_config(options: &InitOptions) -> Result<ModelConfig> {
-    let tokenizer = small_tokenizer(options.preset.first_added_id());
+    let tokenizer = train_small_tokenizer(options.preset.first_added_token_id());
     let dtype = options.dtype.unwrap_or(options.preset.dtype());
     let config = options.preset.config(options.layers, options.vocab, dtype, &tokenizer.added, tokenizer.end);
     ModelConfig::parse("--preset", &config.to_string())
@@ -100,7 +100,7 @@ fn write_folder(
     let paths = files.iter().map(|(name, _)| out.join(name)).chain([out.join("model.safetensors")]);
     let _unfinished = TemporaryPaths::new(paths.chain(is_new.then(|| out.to_path_buf())));
     let small = || files.iter().try_for_each(|(name, text)| write_atomically(&out.join(name), text.as_bytes()));
-    let large = || write_weights(out, TensorNaming::Classic, tensors, SHARD_BYTES, fill);
+    let large = || write_weights(out, TensorNaming::Classic, tensors, MAX_SHARD_BYTES, fill);
     if let Err(error) = small().and_then(|()| large()) {
         remove_all(out, files, is_new);
         return Err(error);

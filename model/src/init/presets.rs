@@ -43,7 +43,7 @@ impl Preset {
     }
 
     /// The first id of the added tokens; `None`: directly after all other tokens.
-    pub(crate) fn first_added_id(self) -> Option<u32> {
+    pub(crate) fn first_added_token_id(self) -> Option<u32> {
         (self != Preset::Tiny).then_some(FIRST_ADDED)
     }
 
@@ -84,7 +84,7 @@ impl Preset {
             "rope_theta": 1_000_000.0,
             "sliding_window": 32_768,
             "tie_word_embeddings": shape.tied,
-            "torch_dtype": dtype.config_name(),
+            "torch_dtype": dtype.torch_dtype_name(),
             "transformers_version": "4.49.0",
             "use_cache": true,
             "use_sliding_window": false,

@@ -31,7 +31,7 @@ pub fn init_siglip(dtype: StoredDType, seed: u64, out: &Path) -> Result<InitRepo
         ("tokenizer_config.json", pretty(tokenizer_config())),
     ];
     write_folder(&files, &tensors, out, |spec, file| {
-        weights::write_random(spec, initializer(&spec.name, &spec.shape), seed, file)
+        weights::write_random_tensor(spec, initializer(&spec.name, &spec.shape), seed, file)
     })
 }
 
@@ -46,7 +46,7 @@ fn config(dtype: StoredDType, vocab_size: usize) -> Value {
     // As in so400m-patch14-384, the image side is not a multiple of the patch size.
     (vision["image_size"], vision["patch_size"], vision["num_channels"]) = (json!(64), json!(14), json!(3));
     json!({"architectures": ["SiglipModel"], "initializer_factor": 1.0, "model_type": "siglip", "text_config": text,
-        "torch_dtype": dtype.config_name(), "transformers_version": "4.51.3", "vision_config": vision})
+        "torch_dtype": dtype.torch_dtype_name(), "transformers_version": "4.51.3", "vision_config": vision})
 }
 
 fn preprocessor(config: &SiglipConfig) -> Value {

@@ -47,7 +47,7 @@ pub(super) fn initializer(name: &str, shape: &[usize], config: &ModelConfig) -> 
 }
 
 /// Writes one random tensor chunk by chunk, with at most one chunk in memory.
-pub(super) fn write_random(
+pub(super) fn write_random_tensor(
     spec: &TensorSpec,
     initializer: WeightInitializer,
     seed: u64,

@@ -204,7 +204,7 @@ fn expand(ids: Vec<TokenId>, pad: TokenId, counts: &[usize], kind: &str, locatio
 fn load_image(image: &ImagePart, options: &MediaOptions, processor: &PatchProcessor) -> Result<FrameBuf> {
     let limits = ImagePixelLimits::new(options.profile, &options.overrides.or(image.overrides));
     let rgb = open_image(&image.source)?;
-    Ok(patches::resize_image(&rgb, &limits, processor, &image.source.name())?)
+    Ok(patches::resize_image(&rgb, &limits, processor, &image.source.path_or_address())?)
 }
 
 fn open_image(source: &MediaSource) -> Result<RgbImage> {
@@ -233,7 +233,7 @@ fn load_video(video: &VideoPart, options: &MediaOptions, processor: &PatchProces
                 MediaSource::Data(uri) => fetch::decode_data_uri(uri)?,
                 MediaSource::Path(path) => std::fs::read(path).map_err(|e| ModelError::cannot_read(path, e))?,
             };
-            video_in_memory(&source.name(), &bytes, keys, options, processor)
+            video_in_memory(&source.path_or_address(), &bytes, keys, options, processor)
         }
     }
 }
@@ -257,7 +257,7 @@ fn frame_list(
     }
     let images = frames.iter().map(open_image).collect::<Result<Vec<RgbImage>>>()?;
     let limits = ImagePixelLimits::new(options.profile, &keys);
-    let name = frames.first().map(MediaSource::name).unwrap_or_default();
+    let name = frames.first().map(MediaSource::path_or_address).unwrap_or_default();
     let frames = patches::resize_image_list(&images, &limits, processor, &name)?;
     Ok(LoadedVideo { frames, sample_fps, frame_indices: even((0..images.len() as i64).collect()) })
 }

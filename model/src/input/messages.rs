@@ -109,8 +109,8 @@ impl MediaSource {
         }
     }
 
-    /// A short name for errors: a path, an address, or `data: URI`.
-    pub fn name(&self) -> String {
+    /// The path or address of this source, or `data: URI`, as error messages and the chat template show it.
+    pub fn path_or_address(&self) -> String {
         match self {
             MediaSource::Path(path) => path.display().to_string(),
             MediaSource::Url(url) => url.clone(),
@@ -200,11 +200,11 @@ impl ContentPart {
     fn to_template_value(&self) -> Value {
         match self {
             ContentPart::Text(text) => json!({"type": "text", "text": text}),
-            ContentPart::Image(image) => json!({"type": "image", "image": image.source.name()}),
+            ContentPart::Image(image) => json!({"type": "image", "image": image.source.path_or_address()}),
             ContentPart::Video(video) => match &video.source {
-                VideoSource::File(source) => json!({"type": "video", "video": source.name()}),
+                VideoSource::File(source) => json!({"type": "video", "video": source.path_or_address()}),
                 VideoSource::Frames(frames) => {
-                    json!({"type": "video", "video": frames.iter().map(MediaSource::name).collect::<Vec<_>>()})
+                    json!({"type": "video", "video": frames.iter().map(MediaSource::path_or_address).collect::<Vec<_>>()})
                 }
             },
         }

@@ -184,7 +184,7 @@ impl TextStream<'_> {
 
 /// The character that represents a byte in byte-level tokens (GPT-2's table): the byte itself if printable, otherwise
 /// the next unused character from U+0100 on.
-pub(crate) fn byte_to_char(byte: u8) -> char {
+pub(crate) fn byte_level_character(byte: u8) -> char {
     let own = |b: u8| matches!(b, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
     match own(byte) {
         true => char::from(byte),
@@ -216,21 +216,24 @@ fn char_to_byte(character: char) -> Option<u8> {
 mod tests {
     use super::*;
     use crate::config::tests::tiny_config;
-    use crate::init::small_tokenizer;
+    use crate::init::train_small_tokenizer;
     use proptest::prelude::*;
     use std::sync::LazyLock;
 
     static TOKENIZER: LazyLock<Tokenizer> =
-        LazyLock::new(|| Tokenizer::parse("t", small_tokenizer(None).json.to_string().as_bytes()).unwrap());
+        LazyLock::new(|| Tokenizer::parse("t", train_small_tokenizer(None).json.to_string().as_bytes()).unwrap());
 
     #[test]
     fn byte_to_char_is_one_to_one() {
         let mut seen = HashSet::new();
         for byte in 0..=255u8 {
-            assert!(seen.insert(byte_to_char(byte)));
-            assert_eq!(char_to_byte(byte_to_char(byte)), Some(byte));
+            assert!(seen.insert(byte_level_character(byte)));
+            assert_eq!(char_to_byte(byte_level_character(byte)), Some(byte));
         }
-        assert_eq!((byte_to_char(b' '), byte_to_char(b'\n'), byte_to_char(0xAD)), ('Ġ', 'Ċ', 'Ń'));
+        assert_eq!(
+            (byte_level_character(b' '), byte_level_character(b'\n'), byte_level_character(0xAD)),
+            ('Ġ', 'Ċ', 'Ń')
+        );
         assert_eq!(char_to_byte('你'), None);
     }
 

@@ -95,7 +95,11 @@ pub fn patch_positions(grids: &[GridThw], merge: usize) -> Vec<[usize; 2]> {
 }
 
 /// `[N]`: (row, column) of each patch in its frame, in window order.
-pub fn windowed_positions(grids: &[GridThw], vision: &VisionConfig, windows: &WindowOrder) -> Vec<[usize; 2]> {
+pub fn patch_positions_in_window_order(
+    grids: &[GridThw],
+    vision: &VisionConfig,
+    windows: &WindowOrder,
+) -> Vec<[usize; 2]> {
     let unit = vision.patches_per_vision_token();
     let positions = patch_positions(grids, vision.spatial_merge_size);
     windows
@@ -189,7 +193,7 @@ mod tests {
             }
             let vision = vision(merge, 2);
             let plan = WindowOrder::of_grids(&[grid], &vision);
-            let moved = windowed_positions(&[grid], &vision, &plan);
+            let moved = patch_positions_in_window_order(&[grid], &vision, &plan);
             for (index, &square) in plan.window_index.iter().enumerate() {
                 let unit = merge * merge;
                 prop_assert_eq!(&moved[index * unit..(index + 1) * unit], &positions[square * unit..(square + 1) * unit]);

@@ -13,7 +13,7 @@ use crate::error::{ModelError, Result};
 pub const ADAPTER_CONFIG: &str = "adapter_config.json";
 
 /// Whether a folder holds an adapter instead of a model.
-pub fn is_adapter(folder: &Path) -> bool {
+pub fn is_adapter_folder(folder: &Path) -> bool {
     folder.join(ADAPTER_CONFIG).is_file()
 }
 

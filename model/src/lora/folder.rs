@@ -15,7 +15,7 @@ use crate::checkpoint::header::{self, HeaderTensor};
 use crate::checkpoint::{StoredDType, TensorNaming};
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
-use crate::save::{TensorSpec, copy_tokenizer_and_processor_files, same_folder, write_atomically, write_file};
+use crate::save::{TensorSpec, copy_tokenizer_and_processor_files, same_folder, write_atomically, write_tensor_file};
 use crate::weights::widen_to_f32;
 
 /// The file with the matrices of an adapter.
@@ -151,7 +151,7 @@ fn parse_matrix_name(name: &str) -> Option<(String, usize)> {
         Some(layer) => (layer, 0),
         None => (rest.strip_suffix(".lora_B")?, 1),
     };
-    Some((TensorNaming::to_classic(layer), place))
+    Some((TensorNaming::to_classic_name(layer), place))
 }
 
 fn fault(path: &Path, tensor: &str, what: impl Into<String>, help: &str) -> ModelError {
@@ -188,6 +188,6 @@ pub fn save(
         &out.join(ADAPTER_CONFIG),
         format!("{:#}\n", adapter_config_json(folder.spec, folder.base)).as_bytes(),
     )?;
-    let rename = |name: &str| format!("{PREFIX}{}", folder.naming.from_classic(name));
-    write_file(&out.join(ADAPTER_WEIGHTS), rename, tensors, fill)
+    let rename = |name: &str| format!("{PREFIX}{}", folder.naming.from_classic_name(name));
+    write_tensor_file(&out.join(ADAPTER_WEIGHTS), rename, tensors, fill)
 }

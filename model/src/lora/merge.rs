@@ -13,7 +13,7 @@ use super::folder::LoraMatrices;
 use crate::checkpoint::{Checkpoint, StoredDType, TensorView};
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
-use crate::save::{SHARD_BYTES, TemporaryPaths, TensorSpec, write_weights};
+use crate::save::{MAX_SHARD_BYTES, TemporaryPaths, TensorSpec, write_weights};
 use crate::weights::widen_to_f32;
 
 /// The result of a merge.
@@ -58,7 +58,7 @@ pub fn merge(base: &Path, adapter: &Path, out: &Path, device: &Device) -> Result
             }
         }
     };
-    write_weights(&draft.path, files.naming(), &specs, SHARD_BYTES, fill).map_err(|e| wrong.take().unwrap_or(e))?;
+    write_weights(&draft.path, files.naming(), &specs, MAX_SHARD_BYTES, fill).map_err(|e| wrong.take().unwrap_or(e))?;
     draft.publish(out)?;
     Ok(MergeReport { layers: adapter.layers().count(), bytes: specs.iter().map(TensorSpec::bytes).sum() })
 }

@@ -24,7 +24,7 @@ use crate::init::weights::fnv1a_hash;
 use crate::linear::Linear;
 use crate::qwen2_5_vl::Qwen25Vl;
 
-pub use config::{ADAPTER_CONFIG, is_adapter};
+pub use config::{ADAPTER_CONFIG, is_adapter_folder};
 pub use folder::{ADAPTER_WEIGHTS, Adapter, AdapterFolder, save};
 pub use merge::{MergeReport, merge};
 

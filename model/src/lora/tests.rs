@@ -12,7 +12,7 @@ use crate::batch::Batch;
 use crate::checkpoint::{Checkpoint, TensorNaming};
 use crate::input::ModelInput;
 use crate::qwen2_5_vl::ForwardOptions;
-use crate::save::{TensorSpec, write_file};
+use crate::save::{TensorSpec, write_tensor_file};
 use crate::weights::widen_to_f32;
 
 fn golden(name: &str) -> PathBuf {
@@ -345,7 +345,7 @@ fn rejects_adapters_of_other_models() {
     assert!(error.contains("the file is cut off; "), "{error}");
     let write = |folder: &Path, name: &str, shape: Vec<usize>, value: f32| {
         let tensors = [TensorSpec { name: name.into(), dtype: crate::checkpoint::StoredDType::F32, shape }];
-        write_file(&folder.join(ADAPTER_WEIGHTS), str::to_string, &tensors, |spec, to| {
+        write_tensor_file(&folder.join(ADAPTER_WEIGHTS), str::to_string, &tensors, |spec, to| {
             to.write_all(&value.to_le_bytes().repeat(spec.shape.iter().product()))
         })
         .unwrap();
@@ -394,7 +394,7 @@ fn rejects_a_merge_outside_the_dtype_range() {
         .into_iter()
         .map(|(name, shape)| TensorSpec { name, dtype: crate::checkpoint::StoredDType::F16, shape })
         .collect();
-    write_file(&base_f16.join("model.safetensors"), str::to_string, &specs, |spec, to| {
+    write_tensor_file(&base_f16.join("model.safetensors"), str::to_string, &specs, |spec, to| {
         let view = files.get(&spec.name).unwrap();
         let wide = widen_to_f32(view.dtype, view.bytes).unwrap();
         wide.iter().try_for_each(|&x| to.write_all(&half::f16::from_f32(x).to_le_bytes()))

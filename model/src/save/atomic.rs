@@ -17,7 +17,7 @@ fn unfinished() -> MutexGuard<'static, BTreeSet<PathBuf>> {
 
 /// Removes all incomplete files, the folders that are then empty, and hidden folders (`.….part`) with their contents.
 /// An interrupted program calls this function, because destructors do not run then.
-pub fn remove_unfinished() {
+pub fn remove_unfinished_files() {
     // In reverse order, the files of a folder come before the folder. Errors are ignored, because the program is
     // ending.
     for path in unfinished().iter().rev() {

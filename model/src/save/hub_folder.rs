@@ -12,7 +12,7 @@ use crate::checkpoint::{StoredDType, TensorNaming};
 use crate::error::{ModelError, Result};
 
 /// The largest size of a shard: 5 GB, as on the hub.
-pub const SHARD_BYTES: u64 = 5_000_000_000;
+pub const MAX_SHARD_BYTES: u64 = 5_000_000_000;
 
 /// The small files that are copied with the weights if the source folder has them.
 const COMPANIONS: [&str; 12] = [
@@ -55,7 +55,7 @@ pub fn write_hub_folder(
         copy_tokenizer_and_processor_files(folder.source, out)?;
     }
     copy_config(folder, out)?;
-    write_weights(out, folder.naming, tensors, SHARD_BYTES, fill)
+    write_weights(out, folder.naming, tensors, MAX_SHARD_BYTES, fill)
 }
 
 pub(crate) fn same_folder(a: &Path, b: &Path) -> bool {
@@ -97,7 +97,7 @@ fn copy_config(folder: HubFolder, out: &Path) -> Result<()> {
 fn set_dtype(object: &mut Value, dtype: StoredDType) {
     for key in ["dtype", "torch_dtype"] {
         if let Some(value) = object.get_mut(key) {
-            *value = json!(dtype.config_name());
+            *value = json!(dtype.torch_dtype_name());
         }
     }
 }
@@ -127,8 +127,8 @@ pub fn write_weights(
             1 => "model.safetensors".to_string(),
             n => format!("model-{:05}-of-{n:05}.safetensors", i + 1),
         };
-        files.push(write_shard(&out.join(&name), |name| naming.from_classic(name), shard, &mut fill)?);
-        map.extend(shard.iter().map(|tensor| (naming.from_classic(&tensor.name), json!(name))));
+        files.push(write_shard(&out.join(&name), |name| naming.from_classic_name(name), shard, &mut fill)?);
+        map.extend(shard.iter().map(|tensor| (naming.from_classic_name(&tensor.name), json!(name))));
         names.push(name);
     }
     if shards.len() > 1 {
@@ -145,7 +145,7 @@ pub fn write_weights(
 }
 
 /// Writes a safetensors file of `tensors` atomically. `rename` gives each tensor its name in the file.
-pub(crate) fn write_file(
+pub(crate) fn write_tensor_file(
     path: &Path,
     rename: impl Fn(&str) -> String,
     tensors: &[TensorSpec],

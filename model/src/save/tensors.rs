@@ -50,15 +50,17 @@ pub(super) struct HeaderEntry {
 
 /// Writes the length and the header for these tensors; the caller then writes their data in the same order. Pads the
 /// header so that the data is aligned to 8 bytes.
-pub(super) fn write_header(out: &mut impl Write, lines: &[HeaderEntry]) -> io::Result<()> {
+pub(super) fn write_header(out: &mut impl Write, entries: &[HeaderEntry]) -> io::Result<()> {
     let mut header = Map::new();
     header.insert("__metadata__".into(), json!({"format": "pt"}));
     let mut end = 0;
-    for line in lines {
+    for entry in entries {
         let begin = end;
-        end += line.bytes;
-        header
-            .insert(line.name.clone(), json!({"dtype": line.dtype, "shape": line.shape, "data_offsets": [begin, end]}));
+        end += entry.bytes;
+        header.insert(
+            entry.name.clone(),
+            json!({"dtype": entry.dtype, "shape": entry.shape, "data_offsets": [begin, end]}),
+        );
     }
     let text = Value::Object(header).to_string();
     let width = text.len().next_multiple_of(8);

@@ -63,7 +63,7 @@ fn writes_shards_and_removes_those_of_an_earlier_save() {
     assert!(checkpoint.shards().len() > 3);
     let largest = tensors.iter().map(TensorSpec::bytes).max().unwrap();
     assert!(checkpoint.shards().iter().all(|s| s.len() as u64 <= 40_000.max(largest) + 20_000));
-    write_weights(out.path(), TensorNaming::Classic, &tensors, SHARD_BYTES, fill).unwrap();
+    write_weights(out.path(), TensorNaming::Classic, &tensors, MAX_SHARD_BYTES, fill).unwrap();
     assert_eq!(names(out.path()), ["model.safetensors"]);
     // The checkpoint that was opened before the save keeps its bytes.
     checkpoint.check(&tiny_config()).unwrap();
@@ -75,7 +75,7 @@ fn writes_shards_and_removes_those_of_an_earlier_save() {
 fn failed_save_keeps_the_old_folder() {
     let out = tempfile::tempdir().unwrap();
     let tensors = specs(StoredDType::Bf16);
-    write_weights(out.path(), TensorNaming::Classic, &tensors, SHARD_BYTES, fill).unwrap();
+    write_weights(out.path(), TensorNaming::Classic, &tensors, MAX_SHARD_BYTES, fill).unwrap();
     let before = fs::read(out.path().join("model.safetensors")).unwrap();
     let mut count = 0;
     let full = |spec: &TensorSpec, to: &mut dyn Write| {
@@ -87,7 +87,7 @@ fn failed_save_keeps_the_old_folder() {
     for wrong in [1u64, u64::MAX] {
         let odd =
             |spec: &TensorSpec, to: &mut dyn Write| to.write_all(&vec![0; spec.bytes().wrapping_add(wrong) as usize]);
-        assert!(write_weights(out.path(), TensorNaming::Classic, &tensors, SHARD_BYTES, odd).is_err());
+        assert!(write_weights(out.path(), TensorNaming::Classic, &tensors, MAX_SHARD_BYTES, odd).is_err());
     }
     assert_eq!(names(out.path()), ["model.safetensors"]);
     assert_eq!(fs::read(out.path().join("model.safetensors")).unwrap(), before);

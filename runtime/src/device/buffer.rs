@@ -120,7 +120,7 @@ impl Drop for Buffer {
         if let Some(graph) = &self.graph {
             return graph.free_block(self.addr, self.bytes);
         }
-        self.device.0.memory.sub(self.category, self.bytes);
+        self.device.0.memory.subtract(self.category, self.bytes);
         let backend = &self.device.0.backend;
         match &self.file {
             _ if self.bytes == 0 => {}

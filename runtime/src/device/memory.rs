@@ -114,7 +114,7 @@ impl MemoryCounters {
         c.sample();
     }
 
-    pub(super) fn sub(&self, category: Category, bytes: usize) {
+    pub(super) fn subtract(&self, category: Category, bytes: usize) {
         let mut c = self.lock();
         c.current[category as usize] -= bytes;
         c.sample();
@@ -122,7 +122,7 @@ impl MemoryCounters {
 
     /// Turns recording of the timeline of memory on or off. The first sample has the bytes that are in use when it is
     /// turned on.
-    pub(super) fn record(&self, on: bool) {
+    pub(super) fn record_samples(&self, on: bool) {
         let mut c = self.lock();
         let begins = on && !c.recording;
         c.recording = on;

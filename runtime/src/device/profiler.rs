@@ -59,7 +59,7 @@ impl Profiler<'_> {
     /// Turns recording the timelines of launches and memory on or off.
     pub fn record_timeline(&self, on: bool) {
         self.collected().switch(RECORD, on);
-        self.0.0.memory.record(on);
+        self.0.0.memory.record_samples(on);
     }
 
     /// Sets the part of the work, for example `forward`, that the launches from now on belong to. At first it is

@@ -205,7 +205,7 @@ impl StepStats {
                 rows.iter().filter(|row| row[2] > 0.0).count() as f64 / rows.len() as f64
             }
         });
-        self.tokens += batch.tokens();
+        self.tokens += batch.token_count();
     }
 
     /// Compares `now`, the training log-probabilities of the learned tokens of one completion after the other, with

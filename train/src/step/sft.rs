@@ -32,7 +32,7 @@ pub fn step(
         part("backward");
         cx.backward(&loss, 1.0 / t.hyperparameters.gradient_accumulation_steps as f32, &mut t.grads)?;
         losses.push(loss.to_f32()?[0]);
-        tokens += packed.batch.tokens();
+        tokens += packed.batch.token_count();
     }
     if losses.is_empty() {
         return Ok(None);

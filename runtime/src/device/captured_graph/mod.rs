@@ -122,7 +122,7 @@ impl std::fmt::Debug for GraphMemory {
 impl Drop for GraphMemory {
     fn drop(&mut self) {
         for (at, bytes, category) in std::mem::take(&mut self.blocks().all) {
-            self.device.0.memory.sub(category, bytes);
+            self.device.0.memory.subtract(category, bytes);
             self.device.0.backend.free(at, bytes);
         }
     }

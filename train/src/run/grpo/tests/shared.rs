@@ -97,7 +97,7 @@ fn tokens(prompt: usize, completions: &[usize], shared: bool) -> usize {
         rewards: Vec::new(),
         advantages: Vec::new(),
     };
-    PackedGroups::new(&Device::cpu(1), &config, &[group], shared).unwrap().batch.tokens()
+    PackedGroups::new(&Device::cpu(1), &config, &[group], shared).unwrap().batch.token_count()
 }
 
 #[test]
