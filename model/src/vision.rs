@@ -1,7 +1,7 @@
 //! The vision tower: from patches of images and videos to vision tokens.
 //!
-//! `N` is the number of patches, `M` = N / merge² that of vision tokens, `C` the width of the tower, `H` the width of
-//! the decoder.
+//! `N` is the number of patches, `M` = N / merge² the number of vision tokens (each is a square of merge × merge
+//! patches), `C` the width of the tower, `H` the width of the decoder.
 //!
 //! ```text
 //! x = pixels [N, patch_dim] · W                        # patch embedding, [N, C]
@@ -9,7 +9,7 @@
 //! for block in blocks:                                 # attention within windows, in a few blocks within whole frames
 //!     x = x + proj(attention(rotary(qkv(norm1(x)))))
 //!     x = x + down(silu(gate(norm2(x))) · up(norm2(x)))
-//! y = patch_merge(x)                                   # undo the window order, norm, 4 patches to a row: [M, 4 C]
+//! y = patch_merge(x)                                   # undo the window order, norm, join 4 patches: [M, 4 C]
 //! return merge_out(gelu(merge_in(y)))                  # [M, H], in processor order
 //! ```
 

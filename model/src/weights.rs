@@ -25,7 +25,7 @@ pub struct WeightLoader<'a> {
     pub source: WeightSource<'a>,
     /// The dtype of activations, F32 or BF16. Vectors (norms, biases) and trained tensors always have it.
     pub dtype: DType,
-    /// Whether the parameter with this classic name is trained.
+    /// Whether the parameter with this classic name (as on the hub) is trained.
     pub trainable: &'a dyn Fn(&str) -> bool,
 }
 

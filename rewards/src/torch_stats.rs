@@ -7,7 +7,7 @@
 //!     total = rest values, then the 8 lanes, added one by one
 //! ```
 //! Source: `aten/src/ATen/native/cpu/SumKernel.cpp` of torch 2.7.1, its AVX2 code for up to 128 values (for more
-//! values it cascades).
+//! values, torch adds in another order).
 
 const LANES: usize = 8;
 /// Number of partial sums, which torch uses to hide the latency of additions.

@@ -2,7 +2,8 @@
 
 use crate::config::{ModelConfig, TextConfig, VisionConfig};
 
-/// The classic name and the shape of every tensor of the model, without `lm_head.weight` if the embeddings are tied.
+/// The classic name (as on the hub) and the shape of every tensor of the model, without `lm_head.weight` if the
+/// embeddings are tied.
 pub fn expected_tensors(config: &ModelConfig) -> TensorList {
     let mut list = Vec::new();
     vision(&config.vision, &mut list);

@@ -76,7 +76,7 @@ pub enum TensorNaming {
 }
 
 impl TensorNaming {
-    /// Converts a name in a file to the classic name.
+    /// Converts a tensor name in either naming scheme to the classic name, which the hub uses.
     pub fn to_classic_name(name: &str) -> String {
         if let Some(rest) = name.strip_prefix("model.language_model.") {
             return format!("model.{rest}");
@@ -84,7 +84,7 @@ impl TensorNaming {
         name.strip_prefix("model.").filter(|rest| rest.starts_with("visual.")).unwrap_or(name).to_string()
     }
 
-    /// Converts a classic name to this naming scheme.
+    /// Converts a classic name, which the hub uses, to this naming scheme.
     pub fn from_classic_name(self, name: &str) -> String {
         match (self, name.strip_prefix("model.")) {
             (TensorNaming::Classic, _) => name.to_string(),
@@ -217,12 +217,12 @@ impl Checkpoint {
         &self.shards
     }
 
-    /// The classic names of all tensors, sorted.
+    /// The classic names (as on the hub) of all tensors, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
     }
 
-    /// The tensor with this classic name, if it exists.
+    /// The tensor with this classic name (as on the hub), if it exists.
     pub fn get(&self, name: &str) -> Option<TensorView<'_>> {
         let entry = self.tensors.get(name)?;
         let file = self.shards.get(entry.shard)?;
@@ -230,7 +230,7 @@ impl Checkpoint {
         Some(TensorView { dtype: entry.dtype, shape: &entry.shape, bytes, file: file.clone(), offset: entry.begin })
     }
 
-    /// The tensor with this classic name; fails unless it exists and has this shape.
+    /// The tensor with this classic name (as on the hub); fails unless it exists and has this shape.
     pub fn expect(&self, name: &str, shape: &[usize]) -> Result<TensorView<'_>> {
         let stored = self.naming.from_classic_name(name);
         let Some(view) = self.get(name) else {

@@ -4,8 +4,8 @@
 //! image or video start at that position too and add their time, row and column. The time of frame pair i is `i ·
 //! second_per_grid_t · tokens_per_second`, multiplied in that order in f32 and truncated, as torch does it.
 //!
-//! Example: two text tokens, a video of 2 frame pairs with 1 × 2 squares each (1 second per pair, 2 positions per
-//! second), one text token:
+//! Example: two text tokens, a video of 2 frame pairs with 1 × 2 vision tokens each (1 second per pair, 2 positions
+//! per second), one text token:
 //!
 //! ```text
 //! token    a  b | v00 v01 v10 v11 | c

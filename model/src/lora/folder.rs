@@ -30,7 +30,7 @@ pub struct Adapter {
     path: PathBuf,
     config: AdapterConfig,
     file: Arc<MappedFile>,
-    /// The matrices A and B of each layer, by its classic name.
+    /// The matrices A and B of each layer, by the layer's classic name (as on the hub).
     layers: BTreeMap<String, [Option<HeaderTensor>; 2]>,
 }
 
@@ -88,7 +88,7 @@ impl Adapter {
         self.config.scale as f32
     }
 
-    /// The classic names of the adapted layers.
+    /// The classic names (as on the hub) of the adapted layers.
     pub fn layers(&self) -> impl Iterator<Item = &str> {
         self.layers.keys().map(String::as_str)
     }

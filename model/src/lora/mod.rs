@@ -1,11 +1,11 @@
 //! LoRA adapters (Hu et al. 2021): a layer with frozen weight W `[out, in]` gets two small matrices, A `[r, in]` and
 //! B `[out, r]`, and computes `W x + b + scale · B A x`. Adapter folders have the format of PEFT
-//! (`adapter_config.json`, `adapter_model.safetensors`): PEFT can load those that are written here, and the other way
-//! round.
+//! (`adapter_config.json`, `adapter_model.safetensors`): PEFT can load adapters that are written here, and adapters
+//! of PEFT can be loaded here.
 //!
-//! A and B have the dtype of activations, like other trained weights. In bf16 the optimizer keeps their f32 master
-//! weights, and rollouts, training and the saved file have equal bits. The base weights are read in place if their
-//! dtype allows it.
+//! A and B have the dtype of activations, like other trained weights. In bf16 the optimizer also keeps their f32
+//! master weights; rollouts, training and the saved file use the same bf16 bits. The base weights are read in place
+//! if their dtype allows it.
 
 mod config;
 mod folder;

@@ -3,8 +3,8 @@
 //!
 //! Eight steps each remove or replace at most one suffix, for example `hopefully`: step 1c gives `hopefulli`, step 2
 //! `hopeful`, step 3 `hope`. Source: M. F. Porter, "An algorithm for suffix stripping", Program 14 no. 3 (1980), pp.
-//! 130-137. NLTK's extensions are marked below: a table of irregular words, short words ending in -ies, -ied, -y and
-//! VC, and four rules of step 2.
+//! 130-137. NLTK's extensions are marked below: a table of irregular words, short words that end in -ies, -ied, -y or
+//! vowel and consonant, and four rules of step 2.
 //!
 //! A word is a sequence of lower-case ASCII letters and digits. A digit counts as a consonant.
 

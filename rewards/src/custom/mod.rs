@@ -14,8 +14,8 @@
 //! stdout: 1.0
 //! stdout: 0.0
 //! ```
-//! At the end its standard input is closed; one second later its process group is killed. If this process is killed
-//! itself, a guard process kills the group.
+//! At the end the command's standard input is closed; one second later the command's process group is killed. If this
+//! process is killed itself, a guard process kills the group.
 //!
 //! **HTTP.** `POST URL` with `{"rows": [...]}`; the reply is status 200 with `{"rewards": [numbers]}`, one per row,
 //! in order.

@@ -3,7 +3,7 @@
 //! ```text
 //! anchor:     an event that the host waits for; host time of this event = now
 //! launch:     record event, enqueue launch, record event
-//! read:       wait for the last event; for each launch
+//! wait:       wait for the last event; for each launch
 //!                 start    = host time of the anchor + elapsed(anchor, first event)
 //!                 duration = elapsed(first event, second event)
 //!             the last event becomes the new anchor, because the driver's times are exact for short spans only
