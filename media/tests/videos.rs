@@ -212,8 +212,8 @@ fn display_matrix_rotates_and_mirrors_frames() {
     let pixel =
         |f: &DecodedVideo, y: usize, x: usize| -> [u8; 3] { f.data[(y * f.width + x) * 3..][..3].try_into().unwrap() };
     let (h, w) = (HEIGHT - 1, WIDTH - 1);
-    // Pairs of a display matrix and a function that maps a pixel (y, x) of the coded frame, and the largest y and x,
-    // to its displayed position.
+    // Pairs of a display matrix and a function. The function maps pixel (y, x) of a coded frame, whose last pixel is
+    // (h, w), to its displayed position.
     type Where = fn(usize, usize, usize, usize) -> (usize, usize);
     let cases: [([i32; 4], Where); 8] = [
         ([1, 0, 0, 1], |y, x, _, _| (y, x)),

@@ -194,7 +194,8 @@ fn memory_limit_is_enforced() {
         let error = decoder.decode(&path, MediaProfile::Qwen, &o).unwrap_err();
         one_line(error, &["memory"]);
     }
-    // This memory is enough for the frames but not for decoding them: the address space limit of the process applies.
+    // Some of these limits are enough for the frames but not for decoding them; then the address space limit of the
+    // process applies.
     let two = MediaOverrides { nframes: Some(2), ..Default::default() };
     let mut refused = 0;
     for memory_mib in (34..100).step_by(6) {

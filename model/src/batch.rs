@@ -152,7 +152,7 @@ pub struct VisionInput {
 /// The media of one sequence: all images, then all videos.
 #[derive(Clone, Debug)]
 pub struct SequenceMedia {
-    /// The grids, in processor order.
+    /// The grid (time, height, width in patches) of each image and video, in processor order.
     pub(crate) grids: Vec<GridThw>,
     pub(crate) source: PatchSource,
     /// A hash of kinds, grids and pixels: the key of [`crate::features::FeatureCache`].

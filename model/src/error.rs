@@ -35,7 +35,7 @@ pub enum ModelError {
     /// An image or a video could not be decoded, or its limits contradict each other.
     #[error(transparent)]
     Media(#[from] reel_media::MediaError),
-    /// An error of a device, a tensor or the tape.
+    /// An error of a device, a tensor or the autograd tape.
     #[error(transparent)]
     Runtime(#[from] reel_runtime::RuntimeError),
 }

@@ -19,7 +19,7 @@ pub enum WeightSource<'a> {
 /// What is needed to load weights: the device, the files, and the dtypes.
 #[derive(Clone, Copy)]
 pub struct WeightLoader<'a> {
-    /// The target device.
+    /// The device that weights are loaded onto.
     pub device: &'a Device,
     /// The source of the weights.
     pub source: WeightSource<'a>,

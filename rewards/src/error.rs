@@ -31,7 +31,7 @@ impl RewardError {
         Self::Option(Diagnostic::new(location, what, help))
     }
 
-    /// A [`RewardError::Custom`].
+    /// The error of a custom reward that gave no usable rewards: [`RewardError::Custom`].
     pub fn custom_failed(location: impl Into<String>, what: impl Into<String>, help: impl Into<String>) -> Self {
         Self::Custom(Diagnostic::new(location, what, help))
     }

@@ -1,6 +1,6 @@
 //! The length reward: a bonus for correct answers that are neither too short nor too long.
 
-/// The bonus of a completion.
+/// The length reward of a correct answer whose length is rewarded.
 pub const LENGTH_REWARD: f32 = 0.2;
 
 /// Rewarded lengths in tokens, including the end token.

@@ -4,7 +4,7 @@
 use crate::length::CORRECT_THRESHOLD;
 use crate::torch_stats::mean;
 
-/// The bonus of a correct completion.
+/// The temporal reward of a correct answer.
 pub const TEMPORAL_REWARD: f32 = 0.3;
 
 /// The reward of each completion: [`TEMPORAL_REWARD`] for correct ones if the mean accuracy is at least `min_ratio`

@@ -50,10 +50,10 @@ pub enum RuntimeError {
     Device(String),
 }
 
-/// The result of this crate.
+/// The result type of this crate.
 pub type Result<T> = std::result::Result<T, RuntimeError>;
 
-/// Makes a [`RuntimeError::Shape`].
+/// The error of an op that was called with shapes or dtypes that it does not accept.
 pub(crate) fn shape_error(op: &'static str, what: impl Into<String>) -> RuntimeError {
     RuntimeError::Shape { op, what: what.into() }
 }

@@ -44,7 +44,7 @@ pub struct DecodedVideo {
 /// The pixels of decoded frames.
 #[derive(Debug)]
 pub enum PixelBuffer {
-    /// In memory of this process.
+    /// Pixels in the memory of this process.
     Owned(Vec<u8>),
     /// In shared memory that a worker process filled; unmapped when dropped.
     Shared(memmap2::Mmap),
@@ -99,13 +99,13 @@ impl Default for DecodeLimits {
 pub struct DecodeRequest<'a> {
     /// The video file.
     pub path: &'a Path,
-    /// Frame and pixel limits.
+    /// The profile, which sets the limits for frames and pixels.
     pub profile: MediaProfile,
     /// Overrides of the profile's limits.
     pub overrides: MediaOverrides,
     /// Whether frames are resized.
     pub size: FrameSize,
-    /// Threads and memory.
+    /// Maximum numbers of threads and of bytes of memory.
     pub limits: DecodeLimits,
 }
 

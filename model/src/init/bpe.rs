@@ -42,13 +42,13 @@ const MIN_PAIR_COUNT: usize = 3;
 
 /// The tokenizer files of a model folder.
 pub(crate) struct SmallTokenizer {
-    /// tokenizer.json
+    /// The content of tokenizer.json.
     pub(crate) json: Value,
-    /// tokenizer_config.json without the chat template
+    /// The content of tokenizer_config.json without the chat template.
     pub(crate) config: Value,
-    /// vocab.json
+    /// The content of vocab.json.
     pub(crate) vocab: Value,
-    /// merges.txt
+    /// The content of merges.txt.
     pub(crate) merges: String,
     /// The id of each added token.
     pub(crate) added: BTreeMap<&'static str, u32>,

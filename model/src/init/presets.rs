@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::checkpoint::StoredDType;
 use crate::error::{ModelError, Result};
 
-/// A model size.
+/// A model size that `reel init` can write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Preset {
     /// About a million parameters in f32, for tests and demos.
@@ -90,7 +90,7 @@ impl Preset {
             "use_sliding_window": false,
             "vision_config": shape.vision,
             // The published sections are 16, 24 and 24 for head_dim 128. Other head sizes get the same proportions:
-            // an eighth of head_dim, then the rest in halves.
+            // an eighth of head_dim for time, then halves of the rest for height and width.
             "rope_scaling": {"type": "mrope", "mrope_section": [quarter, 3 * quarter / 2, 4 * quarter - quarter - 3 * quarter / 2]},
             "vocab_size": vocab_size,
         })

@@ -80,7 +80,7 @@ pub enum SecondPerGrid {
 /// How images and videos are loaded.
 #[derive(Debug, Clone)]
 pub struct MediaOptions {
-    /// Frame and pixel limits.
+    /// The profile, which sets the limits for frames and pixels.
     pub profile: MediaProfile,
     /// Command-line flags, which override the keys of a content part.
     pub overrides: MediaOverrides,

@@ -55,7 +55,7 @@ pub enum ContentPart {
 /// An image and how it is resized.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ImagePart {
-    /// Where the image is.
+    /// The file, address or data URI of the image.
     pub source: MediaSource,
     /// The limits that the keys of this part set.
     pub overrides: MediaOverrides,
@@ -66,7 +66,7 @@ pub struct ImagePart {
 /// A video, and how it is sampled and resized.
 #[derive(Debug, Clone, PartialEq)]
 pub struct VideoPart {
-    /// Where the video is.
+    /// The video file, or the images that are its frames.
     pub source: VideoSource,
     /// The limits that the keys of this part set.
     pub overrides: MediaOverrides,
@@ -79,7 +79,7 @@ pub struct VideoPart {
 pub enum VideoSource {
     /// A video file.
     File(MediaSource),
-    /// The frames; at least one.
+    /// A list of images that are the frames; at least one.
     Frames(Vec<MediaSource>),
 }
 

@@ -168,7 +168,7 @@ impl<'a> Pads<'a> {
     }
 }
 
-/// The positions computed so far.
+/// The positions of the tokens processed so far.
 struct PositionBuilder {
     position_ids: [Vec<i64>; 3],
     /// One above the largest position so far.

@@ -10,7 +10,7 @@ use crate::TokenId;
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
 
-// The tokens whose ids config.json states too.
+// The special tokens whose ids config.json states too.
 const IMAGE_PAD: &str = "<|image_pad|>";
 const VIDEO_PAD: &str = "<|video_pad|>";
 const VISION_START: &str = "<|vision_start|>";

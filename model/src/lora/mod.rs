@@ -33,9 +33,9 @@ pub use merge::{MergeReport, merge};
 pub struct LinearLayer {
     /// The classic name, such as `model.layers.0.self_attn.q_proj`.
     pub name: String,
-    /// The number of rows of its weight.
+    /// The number of rows of the layer's weight.
     pub out: usize,
-    /// The number of columns of its weight.
+    /// The number of columns of the layer's weight.
     pub inner: usize,
 }
 
@@ -94,7 +94,7 @@ impl LoraSpec {
         self.targets == [ALL_LINEAR]
     }
 
-    /// The short names of all kinds of layers.
+    /// The short names (such as `q_proj`) of all layers that can be targets.
     fn known(&self) -> Vec<&'static str> {
         let vision: &[&str] = if self.vision { &["qkv", "attn.proj", "mlp.0", "mlp.2"] } else { &[] };
         DECODER_LAYERS.into_iter().chain(vision.iter().copied()).collect()
@@ -105,7 +105,7 @@ impl LoraSpec {
         if self.is_all() { self.known().into_iter().map(str::to_string).collect() } else { self.targets.clone() }
     }
 
-    /// The factor of `B A x`.
+    /// The factor of `B A x`: alpha divided by the rank.
     pub fn scale(&self) -> f32 {
         (self.alpha / self.r as f64) as f32
     }
@@ -116,7 +116,7 @@ impl LoraSpec {
 pub struct UnknownTarget {
     /// The target that matches no layer.
     pub target: String,
-    /// The targets that the model has.
+    /// The short names of the layers that can be targets.
     pub known: Vec<&'static str>,
 }
 

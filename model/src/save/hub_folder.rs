@@ -174,7 +174,7 @@ fn write_shard(
     file.finish()
 }
 
-/// Splits the tensors, in order, into shards.
+/// Splits the tensors, in order, into shards of at most `shard_bytes` (except for a single larger tensor).
 fn cut(tensors: &[TensorSpec], shard_bytes: u64) -> Vec<&[TensorSpec]> {
     let mut shards = Vec::new();
     let (mut first, mut size) = (0, 0);

@@ -25,7 +25,7 @@ pub struct SiglipTextConfig {
     pub positions: usize,
     /// The width of an embedding; equals the hidden size of the vision tower.
     pub projection_size: usize,
-    /// The sizes of the layers.
+    /// The sizes of the tower's layers.
     pub encoder: EncoderConfig,
 }
 
@@ -36,7 +36,7 @@ pub struct SiglipVisionConfig {
     pub image_size: usize,
     /// The side of a patch in pixels. Pixels of an image beyond whole patches are ignored.
     pub patch_size: usize,
-    /// The sizes of the layers.
+    /// The sizes of the tower's layers.
     pub encoder: EncoderConfig,
 }
 
@@ -49,7 +49,7 @@ pub struct EncoderConfig {
     pub intermediate_size: usize,
     /// The number of layers.
     pub layers: usize,
-    /// The number of heads; divides the width.
+    /// The number of attention heads; divides the width of the residual.
     pub heads: usize,
     /// The epsilon of all layer norms.
     pub eps: f32,
@@ -84,7 +84,7 @@ const KIND: &str = "use a SigLIP model such as google/siglip-so400m-patch14-384"
 
 /// The largest accepted number of layers; a larger one is an error in the file.
 const MAX_LAYERS: usize = 4096;
-/// The largest accepted side of an image, in pixels; all published ones are below 600.
+/// The largest accepted side of an image, in pixels; all published models have sides below 600.
 const MAX_SIDE: usize = 8192;
 
 impl SiglipConfig {

@@ -153,7 +153,7 @@ fn step2(word: &str) -> String {
         ("enci", "ence"),
         ("anci", "ance"),
         ("izer", "ize"),
-        // NLTK; Porter has -abli.
+        // NLTK's suffix; Porter's rule has -abli.
         ("bli", "ble"),
         ("alli", "al"),
         ("entli", "ent"),

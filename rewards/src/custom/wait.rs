@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-/// Why no message was received.
+/// The reason why no message was received.
 pub(super) enum NoMessageReason {
     Timeout,
     Disconnected,

@@ -19,7 +19,7 @@ use crate::error::RuntimeError;
 /// Device `cpu` splits a step by rows if its launches have on average at most this many operations and at most
 /// [`SPLIT_MAX_BYTES`] bytes: handing such a launch to another thread takes about as long as computing it.
 const SPLIT_MAX_FLOPS: f64 = 1e6;
-/// See [`SPLIT_MAX_FLOPS`].
+/// Maximum average number of bytes per launch, see [`SPLIT_MAX_FLOPS`].
 const SPLIT_MAX_BYTES: f64 = 256e3;
 
 /// Captures a repeated step when it runs with a number of rows for the second time, and replays it from then on.

@@ -6,7 +6,7 @@ use std::time::Instant;
 /// The purpose of a buffer, by which memory is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Category {
-    /// Parameters.
+    /// Parameters of the model.
     Weights,
     /// Gradients of parameters.
     Gradients,

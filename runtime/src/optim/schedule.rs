@@ -16,7 +16,7 @@ pub enum ScheduleKind {
 /// The learning rate of every step of a run.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Schedule {
-    /// The shape of the curve.
+    /// The shape of the learning-rate curve after warmup.
     pub kind: ScheduleKind,
     /// The learning rate at the end of warmup.
     pub learning_rate: f64,

@@ -34,7 +34,7 @@ pub(super) fn has_unique_times(packets: &[PacketInfo]) -> bool {
 
 /// Plans the decoding of `frames` (ascending, without repeats, each below the number of displayed packets).
 ///
-/// `seekable` states that key flags are reliable and times identify frames. Without it, one run decodes from the
+/// `seekable` states that key flags are reliable and times identify frames. If it is false, one run decodes from the
 /// first packet and identifies frames by counting.
 pub(super) fn plan_runs(packets: &[PacketInfo], frames: &[u64], seekable: bool) -> Vec<PacketRun> {
     if !seekable {

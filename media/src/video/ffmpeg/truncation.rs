@@ -31,7 +31,7 @@ fn ends_early(path: &Path) -> std::io::Result<bool> {
     let mut tail = Vec::new();
     file.seek(SeekFrom::Start(metadata.len().saturating_sub(WINDOW_BYTES)))?;
     file.take(WINDOW_BYTES).read_to_end(&mut tail)?;
-    // A GIF ends with the trailer `;`; some writers pad it with zeros.
+    // A GIF ends with the trailer byte `;`; some writers append zeros to it.
     Ok(tail.iter().rfind(|&&b| b != 0) != Some(&b';'))
 }
 

@@ -18,13 +18,13 @@ use crate::tensor::tape::{Grads, fill_zero};
 pub struct AdamWParams {
     /// Learning rate.
     pub learning_rate: f64,
-    /// β₁.
+    /// β₁, the decay rate of the first moment.
     pub beta1: f64,
-    /// β₂.
+    /// β₂, the decay rate of the second moment.
     pub beta2: f64,
-    /// Added to the root of the second moment.
+    /// Added to the square root of the second moment.
     pub epsilon: f64,
-    /// Decoupled weight decay.
+    /// The coefficient of the decoupled weight decay.
     pub weight_decay: f64,
 }
 
