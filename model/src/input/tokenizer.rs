@@ -224,7 +224,7 @@ mod tests {
         LazyLock::new(|| Tokenizer::parse("t", train_small_tokenizer(None).json.to_string().as_bytes()).unwrap());
 
     #[test]
-    fn byte_to_char_is_one_to_one() {
+    fn each_byte_has_its_own_character() {
         let mut seen = HashSet::new();
         for byte in 0..=255u8 {
             assert!(seen.insert(byte_level_character(byte)));
