@@ -53,7 +53,7 @@ pub fn exit_code(result: anyhow::Result<()>, verbose: bool) -> ExitCode {
         }
     }
     let wrong_options = e.is::<UsageError>()
-        || e.downcast_ref::<TrainError>().is_some_and(TrainError::is_usage)
+        || e.downcast_ref::<TrainError>().is_some_and(TrainError::is_usage_error)
         || e.downcast_ref::<EvalError>().is_some_and(EvalError::is_usage_error)
         || e.downcast_ref::<MeasureError>().is_some_and(MeasureError::is_usage_error);
     if wrong_options { ExitCode::from(2) } else { ExitCode::FAILURE }

@@ -203,7 +203,8 @@ fn narrow_edge(rng: &mut SeededRng) -> u64 {
         _ => 1.0 + f64::from(rng.draw_below(64)) * 2f64.powi(-(format.fraction as i32)),
     };
     // Moves the number by a fraction of the narrow format's ulp, or by one ulp of f64.
-    let part = 1u64 << [52 - format.fraction, 51 - format.fraction, 50 - format.fraction, 0][rng.draw_below(4) as usize];
+    let part =
+        1u64 << [52 - format.fraction, 51 - format.fraction, 50 - format.fraction, 0][rng.draw_below(4) as usize];
     if rng.draw_below(3) == 0 { edge.to_bits() + part } else { edge.to_bits() - part }
 }
 
@@ -366,8 +367,8 @@ pub fn correlate_inputs(formats: &[OperandFormat], tuple: &mut [u64], rng: &mut 
         let (factor, divisor) = (least / a, a / least);
         let b = if rng.draw_below(2) == 0 { factor } else { divisor };
         if b.is_normal() && (least..=f.decode(f.largest_finite())).contains(&b.abs()) {
-            tuple[1] =
-                f.encode(b).wrapping_add(u64::from(rng.draw_below(4))).wrapping_sub(1) & (u64::MAX >> (64 - f.bit_width()));
+            tuple[1] = f.encode(b).wrapping_add(u64::from(rng.draw_below(4))).wrapping_sub(1)
+                & (u64::MAX >> (64 - f.bit_width()));
         }
     } else if let [OperandFormat::Float(f @ (F32 | F64)), OperandFormat::Float(_), OperandFormat::Float(_)] = formats
         && rng.draw_below(8) == 0
