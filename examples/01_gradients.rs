@@ -5,11 +5,12 @@
 use std::error::Error;
 
 use reel_runtime::optim::{AdamW, AdamWParams, Moments};
-use reel_runtime::{Category, Cx, DType, Device, Grads, Tensor, ops};
+use reel_runtime::{Cx, DType, Device, Grads, MemoryCategory, Tensor, ops};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let device = Device::cpu(2);
-    let tensor = |shape: &[usize], data: &[f32]| Tensor::from_f32(&device, shape, DType::F32, data, Category::Weights);
+    let tensor =
+        |shape: &[usize], data: &[f32]| Tensor::from_f32(&device, shape, DType::F32, data, MemoryCategory::Weights);
 
     // x holds 4 samples of 2 features. The targets were computed with W = [3, -1].
     let x = tensor(&[4, 2], &[1.0, 0.0, 0.0, 1.0, 1.0, 1.0, 2.0, -1.0])?;

@@ -5,19 +5,19 @@
 
 use std::error::Error;
 
-use reel_runtime::{Category, Cx, DType, Device, Grads, Kernels, Tensor, ops};
+use reel_runtime::{Cx, DType, Device, Grads, Kernels, MemoryCategory, Tensor, ops};
 
 /// Peak bytes of one training step of a two-layer MLP on `tokens` tokens of width `width`.
 fn peak_bytes(device: &Device, tokens: usize, width: usize) -> Result<usize, Box<dyn Error>> {
     device.reset_peak();
-    let zeros = |shape: &[usize]| Tensor::empty(device, shape, DType::F32, Category::Weights);
+    let zeros = |shape: &[usize]| Tensor::empty(device, shape, DType::F32, MemoryCategory::Weights);
     let x = zeros(&[tokens, width])?;
     let up = zeros(&[4 * width, width])?.into_parameter("up")?;
     let down = zeros(&[width, 4 * width])?.into_parameter("down")?;
     let (mut grads, cx) = (Grads::new(), Cx::training(device, DType::F32));
     let hidden = ops::gelu(&cx, &ops::linear(&cx, &x, &up, None)?)?; // [tokens, 4 · width]
     let y = ops::linear(&cx, &hidden, &down, None)?; // [tokens, width]
-    let weights = Tensor::empty(device, &[tokens * width], DType::F32, Category::Inputs)?;
+    let weights = Tensor::empty(device, &[tokens * width], DType::F32, MemoryCategory::Inputs)?;
     let loss = ops::weighted_sum(&cx, &y.reshape(&[tokens * width])?, &weights)?;
     cx.backward(&loss, 1.0, &mut grads)?;
     Ok(device.memory().peak)

@@ -34,7 +34,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         rope_delta: prompt.rope_delta,
         sampling: SamplingParams { temperature: 1.0, seed: 7, ..SamplingParams::default() },
         max_new_tokens: 12,
-        eos_token_ids: bundle.stop_ids(),
+        eos_token_ids: bundle.stop_token_ids(),
         min_new_tokens: 0,
         stop_conditions: (0..3).map(|_| StopCondition::none()).collect(),
     };

@@ -155,7 +155,7 @@ impl GenerateArgs {
             rope_delta: prompt.tokens.rope_delta,
             sampling: self.sampling.sampling_params(&prompt.bundle.generation, common.seed()),
             max_new_tokens: self.sampling.max_new_tokens,
-            eos_token_ids: prompt.bundle.stop_ids(),
+            eos_token_ids: prompt.bundle.stop_token_ids(),
             min_new_tokens: 0,
             stop_conditions: (0..self.n).map(|_| stop()).collect(),
         };

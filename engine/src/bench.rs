@@ -7,7 +7,7 @@ use reel_model::TokenId;
 use reel_model::batch::{Batch, Sequence};
 use reel_model::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
 use reel_model::text::KvCache;
-use reel_runtime::ops::{KvPages, Slot, SlotSampling};
+use reel_runtime::ops::{DecodeSlot, KvPages, SlotSampling};
 use reel_runtime::{Cx, Tensor};
 
 use crate::block_allocator::BlockAllocator;
@@ -64,7 +64,7 @@ pub fn decode(model: &Qwen25Vl, cx: &Cx, context: usize, batch: usize, rounds: u
     // No prefill computes the keys of the context, but they must be finite numbers.
     running.cache().fill_with_zeros()?;
     let tables = block_tables(batch, blocks);
-    let slot = |blocks| Slot {
+    let slot = |blocks| DecodeSlot {
         id: 1,
         position: context as i32,
         keys: context + 1,
@@ -74,7 +74,7 @@ pub fn decode(model: &Qwen25Vl, cx: &Cx, context: usize, batch: usize, rounds: u
         history: &[],
     };
     let sampling = |i: usize| SlotSampling { temperature: 1.0, seed: i as u64, ..SlotSampling::default() };
-    let (slots, samplings): (Vec<Slot>, Vec<SlotSampling>) =
+    let (slots, samplings): (Vec<DecodeSlot>, Vec<SlotSampling>) =
         tables.iter().enumerate().map(|(i, table)| (slot(&table[..]), sampling(i))).unzip();
     running.assign(0, &slots, &samplings)?;
     let batch_size = running.batch_size(batch);

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_model::text::{KvCache, TextDecoder};
 use reel_runtime::device::{Download, GraphCache};
-use reel_runtime::ops::{self, DecodeRows, RotaryFrequencies, SampledTokens, SamplingTable, Slot, SlotSampling};
+use reel_runtime::ops::{self, DecodeRows, DecodeSlot, RotaryFrequencies, SampledTokens, SamplingTable, SlotSampling};
 use reel_runtime::{Cx, Tensor};
 
 use crate::error::Result;
@@ -158,7 +158,7 @@ impl RunningBatch {
     }
 
     /// Assigns sequences to slots from `first` on. Takes effect after the steps that are already enqueued.
-    pub(crate) fn assign(&self, first: usize, slots: &[Slot], sampling: &[SlotSampling]) -> Result<()> {
+    pub(crate) fn assign(&self, first: usize, slots: &[DecodeSlot], sampling: &[SlotSampling]) -> Result<()> {
         self.state.sampling.set(first, sampling)?;
         Ok(self.state.rows.assign(first, slots)?)
     }

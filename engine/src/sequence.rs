@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use reel_runtime::ops::Slot;
+use reel_runtime::ops::DecodeSlot;
 
 use crate::error::{EngineError, Result};
 use crate::request::{Completion, FinishReason, GenerationRequest, TokenEvent};
@@ -107,9 +107,9 @@ impl SequenceState {
 
     /// The state that a decode slot needs to continue the sequence. Its KV cache is complete except for the last
     /// token, which the next step writes.
-    pub(crate) fn slot_state(&self) -> Slot<'_> {
+    pub(crate) fn slot_state(&self) -> DecodeSlot<'_> {
         let keys = self.ids.len();
-        Slot {
+        DecodeSlot {
             id: self.ids.last().copied().unwrap_or(0),
             position: (keys as i64 - 1 + self.limits.rope_delta) as i32,
             keys,

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use reel_kernels::elementwise::{self, CopyParams};
 use reel_kernels::matmul::{Matmul, Operand};
 use reel_kernels::{Addr, Cost, DType, Launch, Team, limits};
-use reel_runtime::{Category, Device, OpTotals, Tensor};
+use reel_runtime::{Device, MemoryCategory, OpTotals, Tensor};
 use serde::Serialize;
 
 use crate::Result;
@@ -58,15 +58,16 @@ impl Ceilings {
             Ok(times.into_iter().fold(f64::INFINITY, f64::min))
         };
         let bytes = {
-            let (from, to) = (device.alloc(COPY, Category::Workspace)?, device.alloc(COPY, Category::Workspace)?);
+            let (from, to) =
+                (device.alloc(COPY, MemoryCategory::Workspace)?, device.alloc(COPY, MemoryCategory::Workspace)?);
             let params = CopyParams { src: Addr(from.addr()), dst: Addr(to.addr()), bytes: COPY as u64 };
             2.0 * COPY as f64 / best(&elementwise::copy(&params))?
         };
         let product = |dtype: DType, side: usize| -> Result<f64> {
             let numbers: Vec<f32> = (0..side * side).map(|i| pseudorandom(i as u64)).collect();
             let side_by_side = [side, side];
-            let a = Tensor::from_f32(device, &side_by_side, dtype, &numbers, Category::Workspace)?;
-            let c = Tensor::empty(device, &side_by_side, dtype, Category::Workspace)?;
+            let a = Tensor::from_f32(device, &side_by_side, dtype, &numbers, MemoryCategory::Workspace)?;
+            let c = Tensor::empty(device, &side_by_side, dtype, MemoryCategory::Workspace)?;
             let operand = Operand { addr: a.addr(), dtype, transposed: false };
             let (m, n, k) = (side, side, side);
             let launch = Matmul {

@@ -6,7 +6,7 @@ use reel_kernels::catalogue::{SizeError, Sizes, find_folder};
 use reel_kernels::elementwise::{self, FillParams};
 use reel_kernels::{Cost, DType};
 use reel_runtime::ops::{self, LmHeadBackend};
-use reel_runtime::{Category, Cx, Device, Grads, Tensor};
+use reel_runtime::{Cx, Device, Grads, MemoryCategory, Tensor};
 
 use crate::ceilings::pseudorandom;
 use crate::error::{MeasureError, Result, failed};
@@ -93,14 +93,14 @@ pub fn time_lm_head(
     let tile: Vec<f32> = (0..NOISE_PERIOD).map(pseudorandom).collect();
     let random = |n: usize, m: usize, from: usize| -> Result<Tensor> {
         let numbers: Vec<f32> = tile.iter().cycle().skip(from).take(n * m).copied().collect();
-        Ok(Tensor::from_f32(device, &[n, m], dtype, &numbers, Category::Weights)?)
+        Ok(Tensor::from_f32(device, &[n, m], dtype, &numbers, MemoryCategory::Weights)?)
     };
     let hidden = random(rows, width, 0)?.needing_grad();
     let weight = random(vocab, width, 1001)?.into_parameter("head")?;
     let targets: Vec<i32> = (0..rows).map(|i| (i * 7919 % vocab) as i32).collect();
     let targets = Tensor::from_i32(device, &[rows], &targets)?;
-    let ones = Tensor::from_f32(device, &[rows], DType::F32, &vec![1.0; rows], Category::Inputs)?;
-    let flush = Tensor::empty(device, &[FLUSH / 4], DType::F32, Category::Workspace)?;
+    let ones = Tensor::from_f32(device, &[rows], DType::F32, &vec![1.0; rows], MemoryCategory::Inputs)?;
+    let flush = Tensor::empty(device, &[FLUSH / 4], DType::F32, MemoryCategory::Workspace)?;
     let (mut grads, mut forward, mut backward) = (Grads::new(), Vec::new(), Vec::new());
     let overwrite = |value: f32| {
         let p = FillParams { dst: flush.addr(), count: (FLUSH / 4) as u64, value, reserved: 0 };

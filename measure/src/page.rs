@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use reel_runtime::device::{CATEGORIES, MemorySample};
+use reel_runtime::device::{MEMORY_CATEGORIES, MemorySample};
 use serde_json::Value;
 
 use reel_report::html::{self, escape};
@@ -125,7 +125,7 @@ const COLUMNS: usize = 448;
 fn memory(measured: &MeasuredRounds) -> String {
     let ((begun, span), samples) = (measured.launches, &measured.memory);
     let span = span.as_secs_f64().max(f64::MIN_POSITIVE);
-    let mut columns = vec![None::<[usize; CATEGORIES.len()]>; COLUMNS];
+    let mut columns = vec![None::<[usize; MEMORY_CATEGORIES.len()]>; COLUMNS];
     for MemorySample { at, bytes } in samples {
         let part = at.saturating_duration_since(begun).as_secs_f64() / span;
         let column = &mut columns[((part * COLUMNS as f64) as usize).min(COLUMNS - 1)];
@@ -134,8 +134,8 @@ fn memory(measured: &MeasuredRounds) -> String {
         }
     }
     // A column without a memory sample repeats the value of the column before it.
-    let mut held = samples.first().map_or([0; CATEGORIES.len()], |s| s.bytes);
-    let columns: Vec<[usize; CATEGORIES.len()]> = columns
+    let mut held = samples.first().map_or([0; MEMORY_CATEGORIES.len()], |s| s.bytes);
+    let columns: Vec<[usize; MEMORY_CATEGORIES.len()]> = columns
         .into_iter()
         .map(|column| {
             held = column.unwrap_or(held);
@@ -158,14 +158,14 @@ fn memory(measured: &MeasuredRounds) -> String {
         span * 1e3
     );
     let mut legend = String::from("<p>");
-    for (k, category) in CATEGORIES.iter().enumerate().filter(|(k, _)| columns.iter().any(|c| c[*k] > 0)) {
+    for (k, category) in MEMORY_CATEGORIES.iter().enumerate().filter(|(k, _)| columns.iter().any(|c| c[*k] > 0)) {
         let (mut above, mut below) = (String::new(), String::new());
         for (i, column) in columns.iter().enumerate() {
             let base: usize = column[..k].iter().sum();
             let _ = write!(above, "L{:.1} {:.1}H{:.1}", x(i), y(base + column[k]), x(i + 1));
             below.insert_str(0, &format!("L{:.1} {:.1}H{:.1}", x(i + 1), y(base), x(i)));
         }
-        let hue = k * 360 / CATEGORIES.len();
+        let hue = k * 360 / MEMORY_CATEGORIES.len();
         let highest = columns.iter().map(|c| c[k]).max().unwrap_or(0) as f64 / 1e9;
         let name = category.name();
         let _ = write!(

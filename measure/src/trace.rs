@@ -12,7 +12,7 @@ use reel_diagnostic::Diagnostic;
 use reel_kernels::DType;
 use reel_model::save::AtomicFile;
 use reel_runtime::Device;
-use reel_runtime::device::{CATEGORIES, LaunchEvent, MemorySample, nvtx_range};
+use reel_runtime::device::{LaunchEvent, MEMORY_CATEGORIES, MemorySample, nvtx_range};
 use serde_json::{Map, Value, json};
 
 use crate::ceilings::Ceilings;
@@ -131,10 +131,10 @@ impl Log {
     /// Counter events of device memory for each category that was used.
     fn counters(&self, memory: &[MemorySample]) -> Vec<Value> {
         let used = |i: usize| memory.iter().any(|m| m.bytes[i] > 0);
-        let series: Vec<usize> = (0..CATEGORIES.len()).filter(|&i| used(i)).collect();
+        let series: Vec<usize> = (0..MEMORY_CATEGORIES.len()).filter(|&i| used(i)).collect();
         let counter = |m: &MemorySample| {
             let bytes: Map<String, Value> =
-                series.iter().map(|&i| (CATEGORIES[i].name().to_string(), json!(m.bytes[i]))).collect();
+                series.iter().map(|&i| (MEMORY_CATEGORIES[i].name().to_string(), json!(m.bytes[i]))).collect();
             json!({"name": "memory", "ph": "C", "pid": std::process::id(), "tid": HOST, "ts": self.at(m.at), "args": bytes})
         };
         memory.iter().map(counter).collect()

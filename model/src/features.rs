@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use reel_runtime::{Category, DType, Device, Tensor};
+use reel_runtime::{DType, Device, MemoryCategory, Tensor};
 
 use crate::error::Result;
 
@@ -32,7 +32,7 @@ impl VisionFeatures {
     pub(crate) fn upload(device: &Device, features: &[Arc<VisionFeatures>]) -> Result<Tensor> {
         let (width, dtype) = features.first().map_or((0, DType::F32), |f| (f.shape[1], f.dtype));
         let rows = features.iter().map(|f| f.shape[0]).sum();
-        let put = |bytes: &[u8]| Tensor::from_slice(device, &[rows, width], dtype, bytes, Category::Activations);
+        let put = |bytes: &[u8]| Tensor::from_slice(device, &[rows, width], dtype, bytes, MemoryCategory::Activations);
         Ok(match features {
             [one] => put(&one.bytes)?,
             all => put(&all.iter().flat_map(|f| &f.bytes).copied().collect::<Vec<u8>>())?,

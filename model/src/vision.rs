@@ -16,7 +16,7 @@
 use std::sync::Arc;
 
 use reel_runtime::ops::{self, CuSeqlens, RotaryTable};
-use reel_runtime::{Category, Cx, Tensor};
+use reel_runtime::{Cx, MemoryCategory, Tensor};
 
 use crate::batch::{PatchSource, SequenceMedia};
 use crate::config::VisionConfig;
@@ -139,7 +139,7 @@ impl VisionTower {
         let patch = |&i: &i32| &values[i as usize * dim..][..dim];
         let ordered: Vec<f32> = layout.window_order.iter().flat_map(patch).copied().collect();
         let shape = [layout.window_order.len(), dim];
-        let pixels = Tensor::from_f32(cx.device(), &shape, cx.dtype(), &ordered, Category::Inputs)?;
+        let pixels = Tensor::from_f32(cx.device(), &shape, cx.dtype(), &ordered, MemoryCategory::Inputs)?;
         Ok(ops::linear(cx, &pixels, &self.patch_embed, None)?)
     }
 

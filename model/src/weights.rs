@@ -2,7 +2,7 @@
 //! copied if they are trained or change dtype. On device `dry` they are only counted.
 
 use half::{bf16, f16};
-use reel_runtime::{Category, DType, Device, Tensor};
+use reel_runtime::{DType, Device, MemoryCategory, Tensor};
 
 use crate::checkpoint::{Checkpoint, StoredDType};
 use crate::error::{ModelError, Result};
@@ -41,7 +41,7 @@ impl WeightLoader<'_> {
             WeightSource::Files(files) => self.read(files, name, stored, shape, trained)?,
             WeightSource::Nothing(dtype) => {
                 let dtype = self.kept_dtype(dtype, shape, trained).unwrap_or(self.dtype);
-                Tensor::empty(self.device, shape, dtype, Category::Weights)?
+                Tensor::empty(self.device, shape, dtype, MemoryCategory::Weights)?
             }
         };
         Ok(if trained { t.into_parameter(name)? } else { t })
@@ -63,7 +63,9 @@ impl WeightLoader<'_> {
     fn read(&self, files: &Checkpoint, name: &str, stored: &[usize], shape: &[usize], trained: bool) -> Result<Tensor> {
         let view = files.expect(name, stored)?;
         match self.kept_dtype(view.dtype, shape, trained) {
-            Some(dtype) if trained => Ok(Tensor::from_slice(self.device, shape, dtype, view.bytes, Category::Weights)?),
+            Some(dtype) if trained => {
+                Ok(Tensor::from_slice(self.device, shape, dtype, view.bytes, MemoryCategory::Weights)?)
+            }
             Some(dtype) => {
                 let buffer = self.device.map(&view.file, view.offset, view.bytes.len())?;
                 Ok(Tensor::from_buffer(buffer, shape, dtype)?)
@@ -72,7 +74,7 @@ impl WeightLoader<'_> {
                 let wide = widen_to_f32(view.dtype, view.bytes).ok_or_else(|| {
                     ModelError::weights(name, "size is not a multiple of the element size", "download the file again")
                 })?;
-                Ok(Tensor::from_f32(self.device, shape, self.dtype, &wide, Category::Weights)?)
+                Ok(Tensor::from_f32(self.device, shape, self.dtype, &wide, MemoryCategory::Weights)?)
             }
         }
     }

@@ -38,7 +38,7 @@ fn equals_the_processor(case: &Path) {
     let prompt = bundle.template.render(&conversation, !conversation.ends_with_assistant()).unwrap();
     assert_eq!(prompt, about["prompt"].as_str().unwrap(), "{}", case.display());
     let stops: Vec<u32> = serde_json::from_value(about["greedy"]["eos_token_ids"].clone()).unwrap();
-    assert_eq!(bundle.stop_ids(), stops);
+    assert_eq!(bundle.stop_token_ids(), stops);
 
     let got = encode(&bundle, &conversation, &MediaOptions::default()).unwrap();
     got.check(&bundle.config, "got").unwrap();

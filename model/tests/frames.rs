@@ -11,7 +11,7 @@ use reel_model::config::ModelConfig;
 use reel_model::input::{MediaFrames, ModelInput};
 use reel_model::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
 use reel_model::weights::{WeightLoader, WeightSource};
-use reel_runtime::{Category, Cx, DType, Device, Grads, Tensor, ops};
+use reel_runtime::{Cx, DType, Device, Grads, MemoryCategory, Tensor, ops};
 
 fn folder() -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/train/model_a")
@@ -81,7 +81,7 @@ fn pass(dtype: DType, all: &[&ModelInput]) -> (Vec<f32>, Vec<f32>) {
     let n = hidden.shape()[0];
     let targets = Tensor::from_i32(&device, &[n], &(0..n as i32).map(|i| i % 7).collect::<Vec<_>>()).unwrap();
     let lp = ops::linear_log_prob(&cx, &hidden, &model.text.lm_head, &targets, 1.0).unwrap();
-    let one = Tensor::from_f32(&device, &[n], DType::F32, &vec![1.0; n], Category::Inputs).unwrap();
+    let one = Tensor::from_f32(&device, &[n], DType::F32, &vec![1.0; n], MemoryCategory::Inputs).unwrap();
     let mut grads = Grads::new();
     cx.backward(&ops::weighted_sum(&cx, &lp, &one).unwrap(), 1.0, &mut grads).unwrap();
     (hidden.to_f32().unwrap(), grads.get(NAME).unwrap().to_f32().unwrap())

@@ -11,7 +11,7 @@ use criterion::{BenchmarkId, Criterion};
 use reel_kernels::cuda::Gpu;
 use reel_kernels::cuda::fake::FakeDriver;
 use reel_kernels::{Arch, compile};
-use reel_runtime::{Category, Cx, DType, Device, Kernels, Tensor, ops};
+use reel_runtime::{Cx, DType, Device, Kernels, MemoryCategory, Tensor, ops};
 
 /// Launches between two calls of `synchronize`.
 const LAUNCHES_PER_SYNC: u64 = 64;
@@ -29,7 +29,7 @@ fn main() {
     for (name, device) in &devices {
         let cx = Cx::inference(device, DType::F32);
         let one = |values: &[f32]| {
-            Tensor::from_f32(device, &[1, values.len()], DType::F32, values, Category::Inputs).expect("memory")
+            Tensor::from_f32(device, &[1, values.len()], DType::F32, values, MemoryCategory::Inputs).expect("memory")
         };
         let (x, w) = (one(&[1.0, 2.0, 3.0, 4.0]), one(&[1.0; 4]).reshape(&[4]).expect("a row"));
         group.bench_function(BenchmarkId::new("add: memory, parameters, launch", name), |b| {

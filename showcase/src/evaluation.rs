@@ -148,7 +148,7 @@ impl ClipEvaluation {
                     rope_delta: q.rope_delta,
                     sampling: SamplingParams::default(),
                     max_new_tokens: MAX_ANSWER_TOKENS,
-                    eos_token_ids: self.bundle.stop_ids(),
+                    eos_token_ids: self.bundle.stop_token_ids(),
                     min_new_tokens: 0,
                     stop_conditions: vec![StopCondition::none()],
                 });

@@ -1,7 +1,8 @@
 //! Example calls of the kernels, which `reel kernels list`, `show` and `bench` use.
 
 use crate::folder::{
-    BATCH_SIZE, FLOAT_DTYPES, HEAD_DIM, HEADS, KV_HEADS, LabeledLaunches, PLACEHOLDER, SEQUENCE_LEN, Sizes, placeholder_params,
+    BATCH_SIZE, FLOAT_DTYPES, HEAD_DIM, HEADS, KV_HEADS, LabeledLaunches, PLACEHOLDER, SEQUENCE_LEN, Sizes,
+    placeholder_params,
 };
 use crate::{Addr, paged_attention};
 

@@ -1,6 +1,8 @@
 //! Example calls of the kernels, which `reel kernels list`, `show` and `bench` use.
 
-use crate::folder::{BATCH_SIZE, FLOAT_DTYPES, HIDDEN_SIZE, INTERMEDIATE_SIZE, LabeledLaunches, PLACEHOLDER, Sizes, placeholder_params};
+use crate::folder::{
+    BATCH_SIZE, FLOAT_DTYPES, HIDDEN_SIZE, INTERMEDIATE_SIZE, LabeledLaunches, PLACEHOLDER, Sizes, placeholder_params,
+};
 use crate::{Addr, skinny};
 
 pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {

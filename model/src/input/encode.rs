@@ -62,7 +62,7 @@ impl ModelFolder {
     }
 
     /// The ids that end a completion: those of generation_config.json, or of config.json if it has none.
-    pub fn stop_ids(&self) -> &[TokenId] {
+    pub fn stop_token_ids(&self) -> &[TokenId] {
         if self.generation.eos_token_id.is_empty() { &self.config.tokens.eos } else { &self.generation.eos_token_id }
     }
 }

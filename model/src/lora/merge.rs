@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use half::{bf16, f16};
-use reel_runtime::{Category, Cx, DType, Device, Tensor, ops};
+use reel_runtime::{Cx, DType, Device, MemoryCategory, Tensor, ops};
 
 use super::Adapter;
 use super::folder::LoraMatrices;
@@ -85,7 +85,8 @@ fn merged<'a>(cx: &Cx, adapter: &Adapter, name: &str, view: TensorView<'a>) -> R
 fn change(cx: &Cx, pair: &LoraMatrices, scale: f32) -> Result<Vec<f32>> {
     let LoraMatrices { r, inner, out, .. } = *pair;
     let columns: Vec<f32> = (0..inner * r).map(|i| pair.down[i % r * inner + i / r]).collect();
-    let put = |shape: [usize; 2], x: &[f32]| Tensor::from_f32(cx.device(), &shape, DType::F32, x, Category::Workspace);
+    let put =
+        |shape: [usize; 2], x: &[f32]| Tensor::from_f32(cx.device(), &shape, DType::F32, x, MemoryCategory::Workspace);
     let product = ops::matmul(cx, &put([out, r], &pair.up)?, &put([inner, r], &columns)?, DType::F32)?;
     Ok(product.to_f32()?.into_iter().map(|x| x * scale).collect())
 }

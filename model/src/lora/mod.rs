@@ -15,7 +15,7 @@ mod tests;
 
 use reel_kernels::philox;
 use reel_runtime::ops::Lora;
-use reel_runtime::{Category, DType, Device, Tensor};
+use reel_runtime::{DType, Device, MemoryCategory, Tensor};
 
 use crate::checkpoint::expected_tensors;
 use crate::config::ModelConfig;
@@ -137,7 +137,7 @@ impl AdapterSource<'_> {
     fn of(&self, device: &Device, dtype: DType, name: &str) -> Result<Option<Lora>> {
         let find = |layers: &[LinearLayer]| layers.iter().find(|layer| layer.name == name).cloned();
         let put = |shape: [usize; 2], values: &[f32]| {
-            Tensor::from_f32(device, &shape, dtype, values, Category::Weights).map_err(crate::ModelError::from)
+            Tensor::from_f32(device, &shape, dtype, values, MemoryCategory::Weights).map_err(crate::ModelError::from)
         };
         Ok(match *self {
             AdapterSource::New(layers, spec, seed) => match find(layers) {
@@ -150,8 +150,8 @@ impl AdapterSource<'_> {
             },
             AdapterSource::Nothing(layers, spec) => match find(layers) {
                 Some(LinearLayer { out, inner, .. }) => Some(Lora {
-                    down: Tensor::empty(device, &[spec.r, inner], dtype, Category::Weights)?,
-                    up: Tensor::empty(device, &[out, spec.r], dtype, Category::Weights)?,
+                    down: Tensor::empty(device, &[spec.r, inner], dtype, MemoryCategory::Weights)?,
+                    up: Tensor::empty(device, &[out, spec.r], dtype, MemoryCategory::Weights)?,
                     scale: spec.scale(),
                 }),
                 None => None,

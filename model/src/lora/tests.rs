@@ -139,7 +139,7 @@ fn gradients_equal_finite_differences_of_the_loss() {
         let hidden = model.forward(cx, &batch, ForwardOptions { checkpoint, ..Default::default() }).unwrap();
         let log_probs = ops::linear_log_prob(cx, &hidden, &model.text.lm_head, &targets, 1.0).unwrap();
         let each = vec![-1.0; next.len()];
-        let each = Tensor::from_f32(&device, &[next.len()], DType::F32, &each, Category::Inputs).unwrap();
+        let each = Tensor::from_f32(&device, &[next.len()], DType::F32, &each, MemoryCategory::Inputs).unwrap();
         ops::weighted_sum(cx, &log_probs, &each).unwrap()
     };
     let gradients = |checkpoint: bool| {

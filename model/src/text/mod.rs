@@ -17,7 +17,7 @@ mod decode;
 use std::sync::Arc;
 
 use reel_runtime::ops::{self, CuSeqlens, KvPages, RotaryTable};
-use reel_runtime::{Category, Cx, DType, Device, Tensor};
+use reel_runtime::{Cx, DType, Device, MemoryCategory, Tensor};
 
 use crate::config::{ModelConfig, TextConfig};
 use crate::error::Result;
@@ -69,7 +69,7 @@ impl KvCache {
     /// Allocates `blocks` blocks in every layer.
     pub fn new(device: &Device, config: &TextConfig, dtype: DType, blocks: usize) -> Result<KvCache> {
         let shape = [blocks, KvPages::BLOCK_TOKENS, config.num_key_value_heads, config.head_dim];
-        let one = || Tensor::empty(device, &shape, dtype, Category::KvCache);
+        let one = || Tensor::empty(device, &shape, dtype, MemoryCategory::KvCache);
         let layers = (0..config.num_hidden_layers).map(|_| Ok((one()?, one()?))).collect::<Result<_>>()?;
         Ok(KvCache { layers, blocks })
     }

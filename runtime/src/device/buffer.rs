@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::captured_graph::GraphMemory;
-use super::{Category, Device, Download, MappedFile};
+use super::{Device, Download, MappedFile, MemoryCategory};
 use crate::error::Result;
 
 /// An owned piece of device memory, or a part of a mapped file.
@@ -11,7 +11,7 @@ pub struct Buffer {
     device: Device,
     addr: u64,
     bytes: usize,
-    category: Category,
+    category: MemoryCategory,
     /// The mapped file, if the buffer is a part of one. It stays mapped as long as the buffer exists; dropping the
     /// buffer does not free this memory.
     file: Option<Arc<MappedFile>>,
@@ -26,19 +26,19 @@ impl std::fmt::Debug for Buffer {
 }
 
 impl Buffer {
-    pub(super) fn owned(device: Device, addr: u64, bytes: usize, category: Category) -> Buffer {
+    pub(super) fn owned(device: Device, addr: u64, bytes: usize, category: MemoryCategory) -> Buffer {
         Buffer { device, addr, bytes, category, file: None, graph: None }
     }
 
     pub(super) fn mapped(device: Device, addr: u64, bytes: usize, file: Arc<MappedFile>) -> Buffer {
-        Buffer { device, addr, bytes, category: Category::Weights, file: Some(file), graph: None }
+        Buffer { device, addr, bytes, category: MemoryCategory::Weights, file: Some(file), graph: None }
     }
 
     pub(super) fn in_graph(
         device: Device,
         addr: u64,
         bytes: usize,
-        category: Category,
+        category: MemoryCategory,
         graph: Arc<GraphMemory>,
     ) -> Buffer {
         Buffer { device, addr, bytes, category, file: None, graph: Some(graph) }

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 /// The purpose of a buffer, by which memory is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Category {
+pub enum MemoryCategory {
     /// Parameters of the model.
     Weights,
     /// Gradients of parameters.
@@ -23,37 +23,37 @@ pub enum Category {
 }
 
 /// All memory categories, in the order of reports.
-pub const CATEGORIES: [Category; 7] = [
-    Category::Weights,
-    Category::Gradients,
-    Category::Optimizer,
-    Category::Activations,
-    Category::KvCache,
-    Category::Inputs,
-    Category::Workspace,
+pub const MEMORY_CATEGORIES: [MemoryCategory; 7] = [
+    MemoryCategory::Weights,
+    MemoryCategory::Gradients,
+    MemoryCategory::Optimizer,
+    MemoryCategory::Activations,
+    MemoryCategory::KvCache,
+    MemoryCategory::Inputs,
+    MemoryCategory::Workspace,
 ];
 
-impl Category {
+impl MemoryCategory {
     /// The category's name in reports.
     pub const fn name(self) -> &'static str {
         match self {
-            Category::Weights => "weights",
-            Category::Gradients => "gradients",
-            Category::Optimizer => "optimizer",
-            Category::Activations => "activations",
-            Category::KvCache => "kv_cache",
-            Category::Inputs => "inputs",
-            Category::Workspace => "workspace",
+            MemoryCategory::Weights => "weights",
+            MemoryCategory::Gradients => "gradients",
+            MemoryCategory::Optimizer => "optimizer",
+            MemoryCategory::Activations => "activations",
+            MemoryCategory::KvCache => "kv_cache",
+            MemoryCategory::Inputs => "inputs",
+            MemoryCategory::Workspace => "workspace",
         }
     }
 
     /// The command-line options that reduce memory of this category.
     pub const fn advice(self) -> &'static str {
         match self {
-            Category::Weights | Category::Gradients => "use --dtype bf16, or a smaller model",
-            Category::Optimizer => "use --optim adamw-bf16 or adamw-8bit",
-            Category::KvCache => "generate fewer completions at a time, or shorter ones",
-            Category::Activations | Category::Inputs | Category::Workspace => {
+            MemoryCategory::Weights | MemoryCategory::Gradients => "use --dtype bf16, or a smaller model",
+            MemoryCategory::Optimizer => "use --optim adamw-bf16 or adamw-8bit",
+            MemoryCategory::KvCache => "generate fewer completions at a time, or shorter ones",
+            MemoryCategory::Activations | MemoryCategory::Inputs | MemoryCategory::Workspace => {
                 "lower --max-length, the batch or --max-pixels"
             }
         }
@@ -78,14 +78,14 @@ pub struct MemoryUse {
 pub struct MemorySample {
     /// The time of the measurement.
     pub at: Instant,
-    /// Bytes by category, in the order of [`CATEGORIES`].
-    pub bytes: [usize; CATEGORIES.len()],
+    /// Bytes by category, in the order of [`MEMORY_CATEGORIES`].
+    pub bytes: [usize; MEMORY_CATEGORIES.len()],
 }
 
 #[derive(Default)]
 struct Counts {
-    current: [usize; CATEGORIES.len()],
-    at_peak: [usize; CATEGORIES.len()],
+    current: [usize; MEMORY_CATEGORIES.len()],
+    at_peak: [usize; MEMORY_CATEGORIES.len()],
     peak: usize,
     recording: bool,
     samples: Vec<MemorySample>,
@@ -103,7 +103,7 @@ impl Counts {
 pub(super) struct MemoryCounters(Mutex<Counts>);
 
 impl MemoryCounters {
-    pub(super) fn add(&self, category: Category, bytes: usize) {
+    pub(super) fn add(&self, category: MemoryCategory, bytes: usize) {
         let mut c = self.lock();
         c.current[category as usize] += bytes;
         let total = c.current.iter().sum();
@@ -114,7 +114,7 @@ impl MemoryCounters {
         c.sample();
     }
 
-    pub(super) fn subtract(&self, category: Category, bytes: usize) {
+    pub(super) fn subtract(&self, category: MemoryCategory, bytes: usize) {
         let mut c = self.lock();
         c.current[category as usize] -= bytes;
         c.sample();
@@ -147,7 +147,7 @@ impl MemoryCounters {
 
     pub(super) fn usage(&self) -> MemoryUse {
         let c = self.lock();
-        let named = |counts: &[usize]| CATEGORIES.iter().map(|&k| (k.name(), counts[k as usize])).collect();
+        let named = |counts: &[usize]| MEMORY_CATEGORIES.iter().map(|&k| (k.name(), counts[k as usize])).collect();
         MemoryUse { current: c.current.iter().sum(), peak: c.peak, now: named(&c.current), at_peak: named(&c.at_peak) }
     }
 

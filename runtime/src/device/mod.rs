@@ -26,7 +26,7 @@ pub use captured_graph::CapturedGraph;
 pub use download::Download;
 pub use graph_cache::GraphCache;
 pub use mapped_file::MappedFile;
-pub use memory::{CATEGORIES, Category, MemorySample, MemoryUse};
+pub use memory::{MEMORY_CATEGORIES, MemoryCategory, MemorySample, MemoryUse};
 pub use nvtx::{NvtxRange, nvtx_range};
 pub use profiler::{LaunchEvent, OpTotals, Profiler};
 pub use sim::SimOptions;
@@ -301,7 +301,7 @@ impl Device {
     ///
     /// # Errors
     /// [`RuntimeError::OutOfMemory`].
-    pub fn alloc(&self, bytes: usize, category: Category) -> Result<Buffer> {
+    pub fn alloc(&self, bytes: usize, category: MemoryCategory) -> Result<Buffer> {
         if bytes > 0
             && let Some(recorded) = self.alloc_captured(bytes, category)
         {
@@ -328,12 +328,12 @@ impl Device {
             ))
         })?;
         let addr = if len == 0 { Some(0) } else { self.0.backend.map(part)? };
-        let addr = addr.ok_or_else(|| self.out_of_memory(len, Category::Weights))?;
-        self.0.memory.add(Category::Weights, len);
+        let addr = addr.ok_or_else(|| self.out_of_memory(len, MemoryCategory::Weights))?;
+        self.0.memory.add(MemoryCategory::Weights, len);
         Ok(Buffer::mapped(self.clone(), addr, len, file.clone()))
     }
 
-    fn out_of_memory(&self, bytes: usize, category: Category) -> RuntimeError {
+    fn out_of_memory(&self, bytes: usize, category: MemoryCategory) -> RuntimeError {
         let held = self.0.memory.usage().now;
         RuntimeError::OutOfMemory { bytes, category: category.name(), held, advice: category.advice() }
     }

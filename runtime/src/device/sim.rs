@@ -209,7 +209,7 @@ mod tests {
 
     use super::*;
     use crate::device::cuda::{self, tests::numbers};
-    use crate::device::{Category, Device, MappedFile};
+    use crate::device::{Device, MappedFile, MemoryCategory};
     use crate::tensor::Tensor;
 
     fn device(interleavings: u32) -> Option<Device> {
@@ -233,11 +233,11 @@ mod tests {
         for interleavings in [1, 3] {
             let Some(d) = device(interleavings) else { return };
             let x = numbers(&d, &[2, 3], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
-            let y = Tensor::empty(&d, &[2, 3], DType::F32, Category::Activations).unwrap();
+            let y = Tensor::empty(&d, &[2, 3], DType::F32, MemoryCategory::Activations).unwrap();
             let params = AddParams { a: x.addr(), b: x.addr(), y: y.addr(), count: 6 };
             d.launch(&elementwise::add(DType::F32, &params)).unwrap();
             assert_eq!(y.to_f32().unwrap(), [2.0, 4.0, 6.0, 8.0, 10.0, 12.0]);
-            let c = Tensor::empty(&d, &[2, 2], DType::F32, Category::Activations).unwrap();
+            let c = Tensor::empty(&d, &[2, 2], DType::F32, MemoryCategory::Activations).unwrap();
             d.launch(&product(&x, &y, &c, false)).unwrap();
             d.launch(&product(&x.rows(1, 1).unwrap(), &y, &c.rows(1, 1).unwrap(), true)).unwrap();
             assert_eq!(c.to_f32().unwrap(), [28.0, 64.0, 128.0, 308.0]);
@@ -247,7 +247,7 @@ mod tests {
     #[test]
     fn refuses_reads_of_unwritten_bytes() {
         let Some(d) = device(1) else { return };
-        let fresh = |shape: &[usize]| Tensor::empty(&d, shape, DType::F32, Category::Activations).unwrap();
+        let fresh = |shape: &[usize]| Tensor::empty(&d, shape, DType::F32, MemoryCategory::Activations).unwrap();
         fails(fresh(&[3]).to_f32(), &["host reads byte 0 of 12, which was never written"]);
         let (x, y) = (numbers(&d, &[1, 2], &[1.0, 2.0]), fresh(&[1, 2]));
         fails(d.launch(&product(&x, &y, &fresh(&[1, 1]), false)), &["matmul_fwd: b: reads byte 0 of 8"]);

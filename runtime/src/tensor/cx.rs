@@ -19,7 +19,7 @@ use reel_kernels::{DType, Launch};
 
 use super::Tensor;
 use super::tape::{Backward, Grads, Tape};
-use crate::device::{Category, Device};
+use crate::device::{Device, MemoryCategory};
 use crate::error::Result;
 
 /// The device, the dtype of activations and, when training, the tape. Ops take it as their first argument.
@@ -63,7 +63,7 @@ impl Cx {
 
     /// Allocates the output of an op, without initialising it.
     pub fn empty(&self, shape: &[usize], dtype: DType) -> Result<Tensor> {
-        Tensor::empty(&self.device, shape, dtype, Category::Activations)
+        Tensor::empty(&self.device, shape, dtype, MemoryCategory::Activations)
     }
 
     /// Executes a launch on the device.
@@ -156,7 +156,7 @@ impl Cx {
         if !loss.needs_grad() {
             return Err(crate::RuntimeError::NothingToTrain);
         }
-        let dy = Tensor::from_f32(&self.device, &[1], DType::F32, &[scale], Category::Activations)?;
+        let dy = Tensor::from_f32(&self.device, &[1], DType::F32, &[scale], MemoryCategory::Activations)?;
         tape.backward(loss, dy, grads)?;
         Ok(())
     }

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use reel_kernels::{Addr, DType, Element};
 
-use crate::device::{Buffer, Category, Device, Download};
+use crate::device::{Buffer, Device, Download, MemoryCategory};
 use crate::error::{Result, RuntimeError, shape_error};
 
 /// What the backward pass does with the gradient of a tensor.
@@ -59,7 +59,7 @@ impl Tensor {
     ///
     /// # Errors
     /// Out of memory, or a shape whose size overflows.
-    pub fn empty(device: &Device, shape: &[usize], dtype: DType, category: Category) -> Result<Tensor> {
+    pub fn empty(device: &Device, shape: &[usize], dtype: DType, category: MemoryCategory) -> Result<Tensor> {
         let bytes = shape
             .iter()
             .try_fold(dtype.size(), |n, &d| n.checked_mul(d))
@@ -95,7 +95,7 @@ impl Tensor {
         shape: &[usize],
         dtype: DType,
         data: &[T],
-        category: Category,
+        category: MemoryCategory,
     ) -> Result<Tensor> {
         let bytes: &[u8] = bytemuck::cast_slice(data);
         let want = shape.iter().product::<usize>() * dtype.size();
@@ -115,7 +115,7 @@ impl Tensor {
     /// # Errors
     /// The same as [`Tensor::from_slice`].
     pub fn from_i32(device: &Device, shape: &[usize], data: &[i32]) -> Result<Tensor> {
-        Tensor::from_slice(device, shape, DType::I32, data, Category::Inputs)
+        Tensor::from_slice(device, shape, DType::I32, data, MemoryCategory::Inputs)
     }
 
     /// Copies f32 values from host memory into a new tensor of `dtype` (F32 or BF16). The host rounds them.
@@ -127,7 +127,7 @@ impl Tensor {
         shape: &[usize],
         dtype: DType,
         data: &[f32],
-        category: Category,
+        category: MemoryCategory,
     ) -> Result<Tensor> {
         match dtype {
             DType::BF16 => {

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use reel_kernels::{DType, Launch, elementwise};
 
 use super::Tensor;
-use crate::device::{Category, Device};
+use crate::device::{Device, MemoryCategory};
 use crate::error::{Result, RuntimeError};
 
 type BackwardFn = Box<dyn FnOnce(&mut Backward<'_>) -> Result<()>>;
@@ -131,11 +131,11 @@ impl Backward<'_> {
 
     /// Allocates a gradient with the shape and dtype of `x`, without initialising it.
     pub fn empty_like(&self, x: &Tensor) -> Result<Tensor> {
-        Tensor::empty(self.device, x.shape(), x.dtype(), Category::Activations)
+        Tensor::empty(self.device, x.shape(), x.dtype(), MemoryCategory::Activations)
     }
 
     /// Allocates an intermediate tensor of the backward pass, without initialising it.
-    pub fn empty(&self, shape: &[usize], dtype: DType, category: Category) -> Result<Tensor> {
+    pub fn empty(&self, shape: &[usize], dtype: DType, category: MemoryCategory) -> Result<Tensor> {
         Tensor::empty(self.device, shape, dtype, category)
     }
 
@@ -231,7 +231,7 @@ impl Grads {
         let sum = match self.buffers.get(&name) {
             Some(t) => t.clone(),
             None => {
-                let t = Tensor::empty(parameter.device(), parameter.shape(), DType::F32, Category::Gradients)?;
+                let t = Tensor::empty(parameter.device(), parameter.shape(), DType::F32, MemoryCategory::Gradients)?;
                 self.buffers.insert(name.clone(), t.clone());
                 t
             }

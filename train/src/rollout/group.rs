@@ -30,10 +30,10 @@ pub struct CompletionTokens {
 }
 
 impl CompletionTokens {
-    /// The loss counts the tokens up to the first of `stop_ids`. Without an end token it counts all tokens, or none
+    /// The loss counts the tokens up to the first of `stop_token_ids`. Without an end token it counts all tokens, or none
     /// with `mask_truncated`.
-    pub fn new(ids: Vec<TokenId>, log_probs: Vec<f32>, stop_ids: &[TokenId], mask_truncated: bool) -> Self {
-        let learned_len = match ids.iter().position(|id| stop_ids.contains(id)) {
+    pub fn new(ids: Vec<TokenId>, log_probs: Vec<f32>, stop_token_ids: &[TokenId], mask_truncated: bool) -> Self {
+        let learned_len = match ids.iter().position(|id| stop_token_ids.contains(id)) {
             Some(end) => end + 1,
             None if mask_truncated => 0,
             None => ids.len(),
@@ -173,10 +173,10 @@ struct StoredGroup {
 }
 
 /// Groups of the completions and rewards that a `--rollouts` file gives for each prompt.
-pub(crate) fn groups_from_file(options: &GrpoOptions, prompts: Vec<Prompt>, stop_ids: &[TokenId]) -> Vec<Group> {
+pub(crate) fn groups_from_file(options: &GrpoOptions, prompts: Vec<Prompt>, stop_token_ids: &[TokenId]) -> Vec<Group> {
     let group = |mut prompt: Prompt| {
         let line = prompt.given.take().unwrap_or_default();
-        let tokens = |ids| CompletionTokens::new(ids, Vec::new(), stop_ids, options.mask_truncated_completions);
+        let tokens = |ids| CompletionTokens::new(ids, Vec::new(), stop_token_ids, options.mask_truncated_completions);
         Group {
             prompt: Arc::new(prompt),
             completions: line.completions.into_iter().map(tokens).collect(),

@@ -81,8 +81,8 @@ impl PromptSource {
     }
 
     /// Any of these token ids ends a completion.
-    pub fn stop_ids(&self) -> &[u32] {
-        self.bundle.stop_ids()
+    pub fn stop_token_ids(&self) -> &[u32] {
+        self.bundle.stop_token_ids()
     }
 
     pub(crate) fn config(&self) -> &ModelConfig {

@@ -149,7 +149,7 @@ pub(crate) fn read_groups(
             return Err(damaged("has a group that is inconsistent or not of this data".into()));
         }
         let mask_truncated = options.mask_truncated_completions;
-        let tokens = |(ids, log_probs)| CompletionTokens::new(ids, log_probs, prompts.stop_ids(), mask_truncated);
+        let tokens = |(ids, log_probs)| CompletionTokens::new(ids, log_probs, prompts.stop_token_ids(), mask_truncated);
         if r.used {
             groups.push(Group {
                 prompt: Arc::new(prompts.prompt(r.row)?),

@@ -17,7 +17,7 @@ pub(crate) struct Sampler<'a> {
     engine: Engine<'a>,
     options: &'a GrpoOptions,
     /// Any of these token ids ends a completion.
-    stop_ids: Vec<u32>,
+    stop_token_ids: Vec<u32>,
     seed: u64,
 }
 
@@ -37,8 +37,8 @@ enum RandomStream {
 }
 
 impl<'a> Sampler<'a> {
-    pub(crate) fn new(engine: Engine<'a>, options: &'a GrpoOptions, stop_ids: &[u32], seed: u64) -> Self {
-        Self { engine, options, stop_ids: stop_ids.to_vec(), seed }
+    pub(crate) fn new(engine: Engine<'a>, options: &'a GrpoOptions, stop_token_ids: &[u32], seed: u64) -> Self {
+        Self { engine, options, stop_token_ids: stop_token_ids.to_vec(), seed }
     }
 
     /// Samples completions for the prompts of step `n`; `round` counts the rounds of dynamic sampling. Calls
@@ -114,7 +114,7 @@ impl<'a> Sampler<'a> {
             },
             max_new_tokens: o.max_completion_length,
             min_new_tokens: o.min_completion_length,
-            eos_token_ids: &self.stop_ids,
+            eos_token_ids: &self.stop_token_ids,
             stop_conditions: (0..completions).map(|_| StopCondition::none()).collect(),
         }
     }

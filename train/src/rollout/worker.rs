@@ -67,7 +67,7 @@ impl<'a> RolloutWorker<'a> {
         let cx = Cx::inference(&trainer.device, trainer.dtype);
         let engine = Engine::new(&trainer.model, &cx)?.interrupt_flag(setup.stop);
         Ok(Self {
-            sampler: Sampler::new(engine, setup.options, prompts.stop_ids(), setup.seed),
+            sampler: Sampler::new(engine, setup.options, prompts.stop_token_ids(), setup.seed),
             options: setup.options,
             scorer: CompletionScorer::new(setup.options, &trainer.device, trainer.dtype, setup.stop)?,
             recorder: RolloutRecorder::new(&setup.options.out, trainer.hyperparameters.schedule.max_steps),
@@ -135,8 +135,8 @@ impl<'a> RolloutWorker<'a> {
     }
 
     fn group(&self, rollout: Rollout, scores: &Scores) -> Group {
-        let (stop_ids, mask) = (self.prompts.stop_ids(), self.options.mask_truncated_completions);
-        let tokens = |c: Completion| CompletionTokens::new(c.ids, c.log_probs, stop_ids, mask);
+        let (stop_token_ids, mask) = (self.prompts.stop_token_ids(), self.options.mask_truncated_completions);
+        let tokens = |c: Completion| CompletionTokens::new(c.ids, c.log_probs, stop_token_ids, mask);
         Group {
             prompt: Arc::new(rollout.prompt),
             completions: rollout.completions.into_iter().map(tokens).collect(),

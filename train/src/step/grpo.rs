@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use reel_model::batch::Batch;
 use reel_model::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
-use reel_runtime::{Category, Cx, DType, Device, Tensor, ops};
+use reel_runtime::{Cx, DType, Device, MemoryCategory, Tensor, ops};
 
 use super::packing::PackedGroups;
 use crate::Result;
@@ -105,7 +105,7 @@ fn grpo_inputs(
     loss_weights: &LossWeights,
     (old_log_probs, ref_log_probs): (Option<&[f32]>, Option<&[f32]>),
 ) -> Result<ops::GrpoInputs> {
-    let f32s = |x: &[f32]| Tensor::from_f32(device, &[x.len()], DType::F32, x, Category::Inputs);
+    let f32s = |x: &[f32]| Tensor::from_f32(device, &[x.len()], DType::F32, x, MemoryCategory::Inputs);
     let lengths: Vec<i32> = learned_lens(groups).map(|n| n as i32).collect();
     let advantages: Vec<f32> = groups.iter().flat_map(|g| g.advantages.iter().copied()).collect();
     Ok(ops::GrpoInputs {

@@ -11,7 +11,7 @@ use reel_model::lora::{Adapter, AdapterSource, LoraSpec};
 use reel_model::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
 use reel_model::weights::{WeightLoader, WeightSource};
 use reel_runtime::optim::AdamW;
-use reel_runtime::{Category, DType, Device, Grads, Tensor};
+use reel_runtime::{DType, Device, Grads, MemoryCategory, Tensor};
 
 use crate::data::sample::Sample;
 use crate::reporting::metrics::GrpoMetrics;
@@ -172,7 +172,7 @@ impl Trainer {
         }
         let norm = clip.to_f32()?.first().copied().unwrap_or(0.0) * weight;
         let pair = [norm, weight * (max_norm / (norm + 1e-6)).min(1.0)];
-        Ok(Tensor::from_f32(&self.device, &[2], DType::F32, &pair, Category::Workspace)?)
+        Ok(Tensor::from_f32(&self.device, &[2], DType::F32, &pair, MemoryCategory::Workspace)?)
     }
 
     /// Name and hash of each trained tensor, sorted by name.
@@ -230,7 +230,7 @@ impl MicroBatchInput {
             batch: Batch::new(&t.device, &t.model.config, &sequences, "micro-batch")?,
             positions: Tensor::from_i32(&t.device, &[learned], &positions)?,
             targets: Tensor::from_i32(&t.device, &[learned], &targets)?,
-            weights: Tensor::from_f32(&t.device, &[learned], DType::F32, &weights, Category::Inputs)?,
+            weights: Tensor::from_f32(&t.device, &[learned], DType::F32, &weights, MemoryCategory::Inputs)?,
         })
     }
 }

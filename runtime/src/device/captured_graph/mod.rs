@@ -20,7 +20,7 @@ use std::thread::{self, ThreadId};
 
 use reel_kernels::{Cost, Launch};
 
-use super::{Category, Device};
+use super::{Device, MemoryCategory};
 use crate::error::{Result, RuntimeError};
 
 /// Captured launches, which [`Device::replay`] enqueues again.
@@ -80,7 +80,7 @@ pub(super) struct GraphMemory {
 
 #[derive(Default)]
 struct GraphBlocks {
-    all: Vec<(u64, usize, Category)>,
+    all: Vec<(u64, usize, MemoryCategory)>,
     free: HashMap<usize, Vec<u64>>,
 }
 
@@ -103,7 +103,7 @@ impl GraphMemory {
         self.blocks().free.get_mut(&bytes)?.pop()
     }
 
-    fn add_block(&self, at: u64, bytes: usize, category: Category) {
+    fn add_block(&self, at: u64, bytes: usize, category: MemoryCategory) {
         self.blocks().all.push((at, bytes, category));
     }
 
@@ -235,7 +235,11 @@ impl Device {
 
     /// Allocates a block during a capture. Returns it with the graph memory that owns it; `None` if this thread
     /// captures nothing.
-    pub(super) fn alloc_captured(&self, bytes: usize, category: Category) -> Option<Result<(u64, Arc<GraphMemory>)>> {
+    pub(super) fn alloc_captured(
+        &self,
+        bytes: usize,
+        category: MemoryCategory,
+    ) -> Option<Result<(u64, Arc<GraphMemory>)>> {
         let (memory, second) = {
             let capture = self.current_capture();
             let r = capture.as_ref().filter(|r| r.thread == thread::current().id())?;

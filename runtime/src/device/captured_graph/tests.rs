@@ -25,11 +25,11 @@ fn devices() -> Vec<(Device, Option<FakeDriver>)> {
 }
 
 fn numbers(device: &Device, values: &[f32]) -> Tensor {
-    Tensor::from_f32(device, &[values.len()], DType::F32, values, Category::Inputs).unwrap()
+    Tensor::from_f32(device, &[values.len()], DType::F32, values, MemoryCategory::Inputs).unwrap()
 }
 
 fn room(device: &Device, count: usize) -> Result<Tensor> {
-    Tensor::empty(device, &[count], DType::F32, Category::Activations)
+    Tensor::empty(device, &[count], DType::F32, MemoryCategory::Activations)
 }
 
 /// Computes `y = a + steps · b` through temporary sums, so memory is freed and allocated again.
@@ -165,8 +165,8 @@ fn refused_operations_in_a_capture_leave_the_device_usable() {
 fn product_of_f32_and_bf16_can_be_captured() {
     for (d, fake) in devices() {
         let x = numbers(&d, &[1.0, 2.0, 3.0, 4.0]);
-        let w =
-            Tensor::from_f32(&d, &[3, 2], DType::BF16, &[1.0, 0.5, 2.0, 0.25, -1.0, 1.0], Category::Weights).unwrap();
+        let w = Tensor::from_f32(&d, &[3, 2], DType::BF16, &[1.0, 0.5, 2.0, 0.25, -1.0, 1.0], MemoryCategory::Weights)
+            .unwrap();
         let y = numbers(&d, &[0.0; 6]);
         let operand = |t: &Tensor| Operand { addr: t.addr(), dtype: t.dtype(), transposed: false };
         let (a, b, c) = (operand(&x), operand(&w), y.addr());

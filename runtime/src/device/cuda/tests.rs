@@ -9,7 +9,7 @@ use reel_kernels::matmul::Operand;
 use reel_kernels::{Arch, compile};
 
 use super::*;
-use crate::device::{Buffer, Category, Device, MappedFile};
+use crate::device::{Buffer, Device, MappedFile, MemoryCategory};
 use crate::tensor::Tensor;
 
 pub(super) fn device(memory: u64) -> (FakeDriver, Device) {
@@ -20,7 +20,7 @@ pub(super) fn device(memory: u64) -> (FakeDriver, Device) {
 }
 
 pub(in crate::device) fn numbers(device: &Device, shape: &[usize], values: &[f32]) -> Tensor {
-    Tensor::from_f32(device, shape, DType::F32, values, Category::Inputs).unwrap()
+    Tensor::from_f32(device, shape, DType::F32, values, MemoryCategory::Inputs).unwrap()
 }
 
 pub(in crate::device) fn product(a: &Tensor, b: &Tensor, c: &Tensor) -> Matmul {
@@ -45,11 +45,11 @@ fn kernels_and_products_compute_and_free_all_memory() {
     let (fake, d) = device(128 << 20);
     assert_eq!(d.matmul_library(), None);
     let x = numbers(&d, &[2, 3], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
-    let y = Tensor::empty(&d, &[2, 3], DType::F32, Category::Activations).unwrap();
+    let y = Tensor::empty(&d, &[2, 3], DType::F32, MemoryCategory::Activations).unwrap();
     let params = AddParams { a: x.addr(), b: x.addr(), y: y.addr(), count: 6 };
     d.launch(&elementwise::add(DType::F32, &params)).unwrap();
     assert_eq!(fake.launch_count(), 0, "the host has not waited yet");
-    let c = Tensor::empty(&d, &[2, 2], DType::F32, Category::Activations).unwrap();
+    let c = Tensor::empty(&d, &[2, 2], DType::F32, MemoryCategory::Activations).unwrap();
     d.launch(&Launch::Matmul(product(&x, &y, &c))).unwrap();
     assert_eq!(c.to_f32().unwrap(), [28.0, 64.0, 64.0, 154.0]);
     // A product of another shape changes the hash of the chosen algorithms; the same product again does not.
@@ -95,21 +95,21 @@ fn out_of_bounds_kernel_is_an_error_of_one_line() {
 #[test]
 fn out_of_memory_error_names_options_to_lower() {
     let (fake, d) = device(1 << 20);
-    let first = d.alloc(1 << 19, Category::Activations).unwrap();
-    let e = d.alloc(1 << 20, Category::Activations).unwrap_err().to_string();
+    let first = d.alloc(1 << 19, MemoryCategory::Activations).unwrap();
+    let e = d.alloc(1 << 20, MemoryCategory::Activations).unwrap_err().to_string();
     assert!(
         e.contains("cannot allocate 1.0 MiB for activations, in use: activations 512.0 KiB") && e.contains("lower"),
         "{e}"
     );
-    let e = d.alloc(1 << 20, Category::Optimizer).unwrap_err().to_string();
+    let e = d.alloc(1 << 20, MemoryCategory::Optimizer).unwrap_err().to_string();
     assert!(
         e.contains("cannot allocate 1.0 MiB for optimizer") && e.contains("--optim adamw-bf16 or adamw-8bit"),
         "{e}"
     );
     // A freed block is reused, even if it was not the last block that was allocated.
-    let second = d.alloc(1 << 18, Category::Activations).unwrap();
+    let second = d.alloc(1 << 18, MemoryCategory::Activations).unwrap();
     drop(first);
-    drop(d.alloc(1 << 19, Category::Activations).unwrap());
+    drop(d.alloc(1 << 19, MemoryCategory::Activations).unwrap());
     drop((second, d));
     assert_eq!((fake.open_handles(), fake.violations()), (0, Vec::new()));
 }
@@ -135,7 +135,7 @@ fn repeated_step_needs_no_driver_call() {
     let (fake, d) = device(1 << 30);
     let step = || {
         let sizes = [300 << 10, 40 << 20, 7, 90 << 20, 1 << 20];
-        let kept: Vec<Buffer> = sizes.iter().map(|&n| d.alloc(n, Category::Activations).unwrap()).collect();
+        let kept: Vec<Buffer> = sizes.iter().map(|&n| d.alloc(n, MemoryCategory::Activations).unwrap()).collect();
         kept.iter().map(Buffer::addr).collect::<Vec<_>>()
     };
     let (first, held) = (step(), fake.bytes_in_use());
@@ -151,7 +151,7 @@ proptest! {
         pieces in prop::collection::vec((0usize..3_000_000, 1usize..2_500_000, any::<u8>()), 1..12)
     ) {
         let (fake, d) = device(64 << 20);
-        let buffer = d.alloc(6_000_000, Category::Inputs).unwrap();
+        let buffer = d.alloc(6_000_000, MemoryCategory::Inputs).unwrap();
         let mut want = vec![0u8; 6_000_000];
         buffer.upload(0, &want).unwrap();
         for (at, len, seed) in pieces {

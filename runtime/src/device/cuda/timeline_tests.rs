@@ -11,7 +11,7 @@ use reel_kernels::{Arch, compile};
 use super::tests::{device, numbers, product};
 use super::*;
 use crate::device::profiler::ProfileData;
-use crate::device::{Category, Device};
+use crate::device::{Device, MemoryCategory};
 use crate::tensor::Tensor;
 
 fn fill(x: &Tensor) -> Launch {
@@ -90,7 +90,7 @@ proptest! {
         let gpu = Gpu::from_driver(Arc::new(fake.clone())).unwrap();
         let (driver, stream) = (gpu.driver().clone(), gpu.stream());
         let device: Device = Device::on_gpu(gpu).unwrap();
-        let x = Tensor::from_f32(&device, &[4], DType::F32, &[1.0; 4], Category::Inputs).unwrap();
+        let x = Tensor::from_f32(&device, &[4], DType::F32, &[1.0; 4], MemoryCategory::Inputs).unwrap();
         let mut timeline = Timeline::new(driver, stream, pairs).unwrap();
         let collected = ProfileData::default();
         let (mut known, mut names) = (Vec::new(), Vec::new());

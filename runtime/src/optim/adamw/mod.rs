@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use reel_kernels::{Addr, DType, adamw as kernel, fingerprint, reduce};
 
-use crate::device::{Category, Device};
+use crate::device::{Device, MemoryCategory};
 use crate::error::{Result, shape_error};
 use crate::tensor::Tensor;
 use crate::tensor::tape::{Grads, fill_zero};
@@ -88,12 +88,12 @@ impl AdamW {
             let name = p.parameter().ok_or_else(|| {
                 shape_error("adamw", "got a tensor that is not a parameter; make it one with into_parameter")
             })?;
-            let like = |dtype| Tensor::empty(p.device(), p.shape(), dtype, Category::Optimizer);
+            let like = |dtype| Tensor::empty(p.device(), p.shape(), dtype, MemoryCategory::Optimizer);
             let (m, v) = (like(moments.dtype())?, like(moments.dtype())?);
             let scales = match moments {
                 Moments::Int8 => {
                     let shape = [p.count().div_ceil(kernel::WEIGHTS_PER_SCALE), 2];
-                    Some(Tensor::empty(p.device(), &shape, DType::F32, Category::Optimizer)?)
+                    Some(Tensor::empty(p.device(), &shape, DType::F32, MemoryCategory::Optimizer)?)
                 }
                 Moments::F32 | Moments::Bf16 => None,
             };
@@ -125,7 +125,7 @@ impl AdamW {
         let counts: Vec<usize> = grads.iter().map(|(_, g)| reduce::part_count(g.count())).collect();
         let total: usize = counts.iter().sum();
         // Each f64 partial sum takes two f32 elements.
-        let partials = Tensor::empty(device, &[total, 2], DType::F32, Category::Workspace)?;
+        let partials = Tensor::empty(device, &[total, 2], DType::F32, MemoryCategory::Workspace)?;
         let mut at = 0;
         for ((_, g), n) in grads.iter().zip(&counts) {
             let partial = partials.addr().offset(8 * at);
@@ -133,7 +133,7 @@ impl AdamW {
             device.launch(&reduce::sum_squares(g.dtype(), &params))?;
             at += n;
         }
-        let out = Tensor::empty(device, &[2], DType::F32, Category::Workspace)?;
+        let out = Tensor::empty(device, &[2], DType::F32, MemoryCategory::Workspace)?;
         let params = reduce::ClipParams {
             partials: partials.addr(),
             out: out.addr(),
@@ -201,7 +201,7 @@ impl AdamW {
         let device = first.device();
         let counts: Vec<usize> = self.parameters.values().map(|(p, _)| fingerprint::partial_sums(p.bytes())).collect();
         // Each u64 sum takes two i32 elements.
-        let sums = Tensor::empty(device, &[counts.iter().sum(), 2], DType::I32, Category::Workspace)?;
+        let sums = Tensor::empty(device, &[counts.iter().sum(), 2], DType::I32, MemoryCategory::Workspace)?;
         let mut at = 0;
         for ((p, _), count) in self.parameters.values().zip(&counts) {
             let (x, bytes) = (p.addr(), p.bytes() as u64);

@@ -23,7 +23,7 @@ fn numbers(n: usize, seed: u64) -> Vec<f32> {
 /// slopes in each step. Returns the weights and the optimizer.
 fn run(device: &Device, dtype: DType, moments: Moments, seed: u64, n: usize, steps: u64) -> (Vec<f32>, AdamW) {
     let parameter = |name: &str, n: usize| {
-        let t = Tensor::from_f32(device, &[n], dtype, &numbers(n, 5), Category::Weights).unwrap();
+        let t = Tensor::from_f32(device, &[n], dtype, &numbers(n, 5), MemoryCategory::Weights).unwrap();
         t.into_parameter(name).unwrap()
     };
     let parameters = [parameter("a", n), parameter("b", 3)];
@@ -35,7 +35,7 @@ fn run(device: &Device, dtype: DType, moments: Moments, seed: u64, n: usize, ste
         let cx = Cx::training(device, dtype);
         let terms = |p: &Tensor| {
             let slopes = numbers(p.count(), 11 + step);
-            let w = Tensor::from_f32(device, p.shape(), DType::F32, &slopes, Category::Inputs).unwrap();
+            let w = Tensor::from_f32(device, p.shape(), DType::F32, &slopes, MemoryCategory::Inputs).unwrap();
             let x = ops::linear(&cx, &ones(device, dtype), &p.reshape(&[p.count(), 1]).unwrap(), None).unwrap();
             ops::weighted_sum(&cx, &as_f32(&cx, &x), &w).unwrap()
         };
@@ -49,7 +49,7 @@ fn run(device: &Device, dtype: DType, moments: Moments, seed: u64, n: usize, ste
 }
 
 fn ones(device: &Device, dtype: DType) -> Tensor {
-    Tensor::from_f32(device, &[1, 1], dtype, &[1.0], Category::Inputs).unwrap()
+    Tensor::from_f32(device, &[1, 1], dtype, &[1.0], MemoryCategory::Inputs).unwrap()
 }
 
 /// Reshapes `[1, n]` to `[n]` and casts it to f32. The gradient has the dtype of x.
@@ -58,11 +58,12 @@ fn as_f32(cx: &Cx, x: &Tensor) -> Tensor {
     if x.dtype() == DType::F32 {
         return flat;
     }
-    let y = Tensor::from_f32(cx.device(), flat.shape(), DType::F32, &x.to_f32().unwrap(), Category::Inputs).unwrap();
+    let y =
+        Tensor::from_f32(cx.device(), flat.shape(), DType::F32, &x.to_f32().unwrap(), MemoryCategory::Inputs).unwrap();
     let kx = flat.clone();
     cx.record("as_f32", &[&flat], y, move |bw| {
         let dy = bw.take_dy();
-        let dx = Tensor::from_f32(bw.device(), kx.shape(), kx.dtype(), &dy.to_f32()?, Category::Activations)?;
+        let dx = Tensor::from_f32(bw.device(), kx.shape(), kx.dtype(), &dy.to_f32()?, MemoryCategory::Activations)?;
         bw.add(&kx, dx)
     })
 }
@@ -134,7 +135,7 @@ fn optimizer_memory_matches_the_documented_bytes() {
     for (moments, bytes) in [(Moments::F32, 8 * 1000), (Moments::Bf16, 4 * 1000), (Moments::Int8, 2 * 1000 + 4 * 8)] {
         for (dtype, low) in [(DType::F32, 0), (DType::BF16, 2 * 1000)] {
             let device = Device::cpu(1);
-            let p = Tensor::empty(&device, &[10, 100], dtype, Category::Weights).unwrap();
+            let p = Tensor::empty(&device, &[10, 100], dtype, MemoryCategory::Weights).unwrap();
             let before = device.memory().current;
             let optimizer = AdamW::new(&[p.into_parameter("p").unwrap()], moments, 0).unwrap();
             assert_eq!(device.memory().current - before, bytes + low, "{moments:?} {dtype}");

@@ -78,8 +78,13 @@ pub fn grpo_loss(cx: &Cx, log_probs: &Tensor, inputs: &GrpoInputs) -> Result<(Te
     cx.launch(&kernel::loss(tokens, &params))?;
     // The loss is the sum of the first column of the statistics.
     let first: Vec<f32> = [1.0, 0.0, 0.0, 0.0].repeat(n);
-    let column =
-        Tensor::from_f32(cx.device(), &[n, kernel::STATS_PER_COMPLETION], DType::F32, &first, crate::Category::Inputs)?;
+    let column = Tensor::from_f32(
+        cx.device(),
+        &[n, kernel::STATS_PER_COMPLETION],
+        DType::F32,
+        &first,
+        crate::MemoryCategory::Inputs,
+    )?;
     let loss = cx.empty(&[1], DType::F32)?;
     let sum = reduce::WeightedSumParams {
         x: stats.addr(),

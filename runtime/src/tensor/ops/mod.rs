@@ -28,7 +28,7 @@ pub use super::tape::fill_zero;
 pub use activation::{gelu, gelu_tanh, swiglu};
 pub use add::add;
 pub use attention::{CuSeqlens, KvPages, attention, kv_write, paged_attention};
-pub use decode::{DecodeRows, Slot};
+pub use decode::{DecodeRows, DecodeSlot};
 pub use embedding::{embedding, embedding_with};
 pub use grpo_loss::{GrpoInputs, grpo_loss};
 pub use linear::{Lora, linear, lora_linear, matmul};

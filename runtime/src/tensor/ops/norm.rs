@@ -8,7 +8,7 @@ use bytemuck::Zeroable;
 use reel_kernels::{Addr, DType, patch_merge as merge_kernel, rms_norm as kernel};
 
 use super::{rows_cols, size, want_alike, want_dtype, want_shape};
-use crate::device::Category;
+use crate::device::MemoryCategory;
 use crate::error::{Result, shape_error};
 use crate::tensor::Tensor;
 use crate::tensor::cx::Cx;
@@ -41,7 +41,10 @@ impl Sizes {
     /// The gradient buffer of the weight and the workspace for its partial sums, if the weight is trained.
     fn dw(&self, bw: &mut Backward, w: &Tensor) -> Result<Option<(Tensor, Tensor)>> {
         let Some(dw) = bw.parameter_grad(w)? else { return Ok(None) };
-        Ok(Some((dw, bw.empty(&[kernel::part_count(self.n_rows), self.n_cols], DType::F32, Category::Workspace)?)))
+        Ok(Some((
+            dw,
+            bw.empty(&[kernel::part_count(self.n_rows), self.n_cols], DType::F32, MemoryCategory::Workspace)?,
+        )))
     }
 
     fn forward(&self, cx: &Cx, x: &Tensor, w: &Tensor, y: &Tensor, rstd: &Option<Tensor>) -> Result<()> {

@@ -4,7 +4,7 @@ use reel_kernels::patch_embedding::{self as kernel, Pixels};
 use reel_kernels::{Addr, DType, column_sum, patches};
 
 use super::{linear, want_dtype, want_shape};
-use crate::device::{Category, Device};
+use crate::device::{Device, MemoryCategory};
 use crate::error::{Result, shape_error};
 use crate::tensor::Tensor;
 use crate::tensor::cx::Cx;
@@ -81,7 +81,7 @@ impl DeviceFrames {
             std1: std[1],
             std2: std[2],
         };
-        let levels = Tensor::from_slice(device, &[count, height, width, 3], DType::U8, levels, Category::Inputs)?;
+        let levels = Tensor::from_slice(device, &[count, height, width, 3], DType::U8, levels, MemoryCategory::Inputs)?;
         Ok(DeviceFrames { levels, pixels })
     }
 

@@ -4,7 +4,7 @@
 use reel_kernels::{DType, rope};
 
 use super::{size, want_dtype, want_shape};
-use crate::device::{Category, Device};
+use crate::device::{Device, MemoryCategory};
 use crate::error::{Result, shape_error};
 use crate::tensor::cx::Cx;
 use crate::tensor::{Tensor, dims};
@@ -38,7 +38,7 @@ impl RotaryFrequencies {
                 format!("axis is {axis:?}; expected an axis from 0 to {axes} - 1 for each of {half} frequencies"),
             ));
         }
-        let inv_freq = Tensor::from_slice(device, &[half], DType::F32, inv_freq, Category::Inputs)?;
+        let inv_freq = Tensor::from_slice(device, &[half], DType::F32, inv_freq, MemoryCategory::Inputs)?;
         Ok(RotaryFrequencies { inv_freq, axis: Tensor::from_i32(device, &[half], axis)?, axes })
     }
 

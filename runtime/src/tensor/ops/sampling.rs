@@ -5,7 +5,7 @@ use reel_kernels::sample as kernel;
 use reel_kernels::{Addr, DType};
 
 use super::{size, want_dtype, want_shape};
-use crate::device::{Category, Device, Kernels};
+use crate::device::{Device, Kernels, MemoryCategory};
 use crate::error::{Result, shape_error};
 use crate::tensor::cx::Cx;
 use crate::tensor::{Tensor, dims};
@@ -79,8 +79,10 @@ impl SamplingTable {
     /// Allocates the parameters of `rows` rows with at most `max_biased` biased tokens each. `mask_vocab` is the
     /// vocabulary size if rows may have a mask of allowed tokens. All rows are greedy until [`SamplingTable::set`].
     pub fn new(device: &Device, rows: usize, max_biased: usize, mask_vocab: Option<usize>) -> Result<SamplingTable> {
-        let f32s = |cols: &[usize]| Tensor::empty(device, &[&[rows], cols].concat(), DType::F32, Category::Inputs);
-        let i32s = |cols: &[usize]| Tensor::empty(device, &[&[rows], cols].concat(), DType::I32, Category::Inputs);
+        let f32s =
+            |cols: &[usize]| Tensor::empty(device, &[&[rows], cols].concat(), DType::F32, MemoryCategory::Inputs);
+        let i32s =
+            |cols: &[usize]| Tensor::empty(device, &[&[rows], cols].concat(), DType::I32, MemoryCategory::Inputs);
         let choices = SamplingTable {
             temperature: f32s(&[])?,
             top_p: f32s(&[])?,
@@ -197,7 +199,7 @@ impl SampledTokens {
                 format!("cannot return {tops} most likely tokens; at most {} are supported", kernel::MAX_TOP_TOKENS),
             ));
         }
-        let one = |shape: &[usize], dtype| Tensor::empty(device, shape, dtype, Category::Inputs);
+        let one = |shape: &[usize], dtype| Tensor::empty(device, shape, dtype, MemoryCategory::Inputs);
         let likeliest = || Ok((one(&[rows, tops], DType::I32)?, one(&[rows, tops], DType::F32)?));
         Ok(SampledTokens {
             ids: one(&[rows], DType::I32)?,
@@ -299,7 +301,7 @@ pub fn sample(
     let bytes = if cx.device().kernels() == Kernels::Cpu { 0 } else { kernel::workspace_bytes(&params) };
     let workspace = match bytes {
         0 => None,
-        bytes => Some(Tensor::empty(cx.device(), &[bytes / 4], DType::F32, Category::Workspace)?),
+        bytes => Some(Tensor::empty(cx.device(), &[bytes / 4], DType::F32, MemoryCategory::Workspace)?),
     };
     let params = kernel::Params { workspace: workspace.as_ref().map_or(Addr::NULL, Tensor::addr), ..params };
     cx.launch(&kernel::sample(&params))

@@ -5,7 +5,7 @@ use reel_kernels::{
 };
 
 use super::{CuSeqlens, rows_cols, size, want_dtype, want_shape};
-use crate::device::{Category, Kernels};
+use crate::device::{Kernels, MemoryCategory};
 use crate::error::{Result, shape_error};
 use crate::tensor::cx::Cx;
 use crate::tensor::tape::fill_zero;
@@ -54,11 +54,11 @@ pub fn layer_norm(cx: &Cx, x: &Tensor, w: &Tensor, b: &Tensor, eps: f32) -> Resu
             // The kernel computes the gradients of both weight and bias, or none; the gradient of a frozen one is
             // discarded.
             for missing in [&mut dw, &mut db].into_iter().filter(|d| d.is_none()) {
-                let scratch = bw.empty(&[n_cols], DType::F32, Category::Workspace)?;
+                let scratch = bw.empty(&[n_cols], DType::F32, MemoryCategory::Workspace)?;
                 fill_zero(&scratch)?;
                 *missing = Some(scratch);
             }
-            partial = Some(bw.empty(&[ln::part_count(n_rows), 2, n_cols], DType::F32, Category::Workspace)?);
+            partial = Some(bw.empty(&[ln::part_count(n_rows), 2, n_cols], DType::F32, MemoryCategory::Workspace)?);
         }
         let p = ln::BwdParams {
             x: kx.addr(),
@@ -161,7 +161,7 @@ pub fn pool_attention(cx: &Cx, q: &Tensor, k: &Tensor, v: &Tensor, images: &CuSe
     Ok(cx.record(OP, &[q, k, v], o, move |bw| {
         let d_o = bw.take_dy();
         let (dq, dk, dv) = (bw.empty_like(&kq)?, bw.empty_like(&kk)?, bw.empty_like(&kv)?);
-        let partial = bw.empty(&[n_images, n_heads, d], DType::F32, Category::Workspace)?;
+        let partial = bw.empty(&[n_images, n_heads, d], DType::F32, MemoryCategory::Workspace)?;
         let p = pool::BwdParams {
             q: kq.addr(),
             k: kk.addr(),

@@ -75,7 +75,7 @@ pub fn plan_data(setup: &GrpoSetup, stored: StoredDType) -> Result<Plan> {
     let mut feed = BatchFeed::new(prompts.clone(), order, batching, &position, 1, 2);
     let device = setup.device.dry_like();
     let config = prompts.config().clone();
-    let mut counter = Counter::new(options, &config, stored, setup.dtype, &device, prompts.stop_ids())?;
+    let mut counter = Counter::new(options, &config, stored, setup.dtype, &device, prompts.stop_token_ids())?;
     let (never, mut cursor) = (AtomicBool::new(false), BatchCursor::default());
     for _ in 0..sets {
         let Some(batch) = cursor.next_batch(&mut feed, &never)? else { break };
@@ -92,7 +92,7 @@ struct Counter<'a> {
     /// Samples completions; `None` with `--rollouts`.
     sampler: Option<Sampler<'a>>,
     siglip: Option<SiglipScorer>,
-    stop_ids: Vec<u32>,
+    stop_token_ids: Vec<u32>,
     phases: PhaseCosts,
     steps: u64,
     tokens: u64,
@@ -105,7 +105,7 @@ impl<'a> Counter<'a> {
         stored: StoredDType,
         dtype: DType,
         device: &Device,
-        stop_ids: &[u32],
+        stop_token_ids: &[u32],
     ) -> Result<Self> {
         let mut trainer =
             Trainer::new(device, config, Weights::Nothing(stored), dtype, Hyperparameters::new(options, 1))?;
@@ -120,7 +120,7 @@ impl<'a> Counter<'a> {
                 let engine = Engine::new(&trainer.model, &Cx::inference(device, dtype))?;
                 // The engine allocates memory for banned end tokens only if completions have a minimum length. The
                 // dry device always samples token 0, so token 0 must not be an end token.
-                let banned = if options.min_completion_length > 0 { stop_ids } else { &[] };
+                let banned = if options.min_completion_length > 0 { stop_token_ids } else { &[] };
                 let banned: Vec<u32> = banned.iter().map(|&id| id.max(1)).collect();
                 Some(Sampler::new(engine, options, &banned, 0))
             }
@@ -137,7 +137,7 @@ impl<'a> Counter<'a> {
             reference,
             sampler,
             siglip,
-            stop_ids: stop_ids.to_vec(),
+            stop_token_ids: stop_token_ids.to_vec(),
             phases: PhaseCosts::default(),
             steps: 0,
             tokens: 0,
@@ -148,7 +148,7 @@ impl<'a> Counter<'a> {
     fn count_set(&mut self, prompts: Vec<Prompt>) -> Result<()> {
         let groups = match &self.sampler {
             None if prompts.iter().all(|prompt| prompt.has_given_completions()) => {
-                groups_from_file(self.options, prompts, &self.stop_ids)
+                groups_from_file(self.options, prompts, &self.stop_token_ids)
             }
             None => prompts.into_iter().map(|prompt| self.group(prompt)).collect(),
             Some(_) => {

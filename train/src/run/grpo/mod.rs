@@ -149,7 +149,7 @@ impl GrpoLoop<'_> {
             },
             None => match cursor.next_batch(&mut self.feed, self.stop)? {
                 Some(batch) => (
-                    group::groups_from_file(self.options, batch.samples, self.rows.stop_ids()),
+                    group::groups_from_file(self.options, batch.samples, self.rows.stop_token_ids()),
                     GrpoMetrics::default(),
                     None,
                 ),

@@ -21,7 +21,7 @@ use reel_kernels::paged_attention::BLOCK_TOKENS;
 use reel_kernels::{Addr, DType, attention as packed, kv_write as write, paged_attention as paged};
 
 use super::{size, want_dtype, want_shape};
-use crate::device::{Category, Device, Kernels};
+use crate::device::{Device, Kernels, MemoryCategory};
 use crate::error::{Result, shape_error};
 use crate::tensor::cx::Cx;
 use crate::tensor::{Tensor, dims};
@@ -205,7 +205,7 @@ pub fn attention(cx: &Cx, q: &Tensor, k: &Tensor, v: &Tensor, seqs: &CuSeqlens, 
         let d_o = bw.take_dy();
         let Some(lse) = &lse else { return Ok(()) };
         let (dq, dk, dv) = (bw.empty_like(&kq)?, bw.empty_like(&kk)?, bw.empty_like(&kv)?);
-        let delta = bw.empty(&[tokens, n_heads], DType::F32, Category::Workspace)?;
+        let delta = bw.empty(&[tokens, n_heads], DType::F32, MemoryCategory::Workspace)?;
         let p = packed::BwdParams {
             q: kq.addr(),
             k: kk.addr(),
@@ -233,7 +233,7 @@ pub fn attention(cx: &Cx, q: &Tensor, k: &Tensor, v: &Tensor, seqs: &CuSeqlens, 
         let bytes = if bw.device().kernels() == Kernels::Cpu { 0 } else { packed::workspace_bytes(dtype, &p) };
         let workspace = match bytes {
             0 => None,
-            bytes => Some(bw.empty(&[bytes / 4], DType::F32, Category::Workspace)?),
+            bytes => Some(bw.empty(&[bytes / 4], DType::F32, MemoryCategory::Workspace)?),
         };
         let p = packed::BwdParams { workspace: workspace.as_ref().map_or(Addr::NULL, Tensor::addr), ..p };
         bw.launch(&packed::bwd(dtype, &p, pairs))?;
@@ -390,7 +390,7 @@ pub fn paged_attention(cx: &Cx, q: &Tensor, caches: (&Tensor, &Tensor), pages: &
     let bytes = if cx.device().kernels() == Kernels::Cpu { 0 } else { paged::workspace_bytes(&p) };
     let workspace = match bytes {
         0 => None,
-        bytes => Some(Tensor::empty(cx.device(), &[bytes / 4], DType::F32, Category::Workspace)?),
+        bytes => Some(Tensor::empty(cx.device(), &[bytes / 4], DType::F32, MemoryCategory::Workspace)?),
     };
     let p = paged::Params { workspace: workspace.as_ref().map_or(Addr::NULL, Tensor::addr), ..p };
     let (pairs, keys) = paged::query_key_pairs_and_keys(pages.new.lengths().zip(pages.kv_lens.iter().copied()));

@@ -11,7 +11,7 @@ fn gradients(device: &Device) -> Vec<Vec<f32>> {
     };
     let tensor = |shape: &[usize], seed: usize| {
         let values = numbers(shape.iter().product(), seed);
-        Tensor::from_f32(device, shape, DType::BF16, &values, Category::Weights).unwrap()
+        Tensor::from_f32(device, shape, DType::BF16, &values, MemoryCategory::Weights).unwrap()
     };
     let parameter = |shape: &[usize], seed: usize| tensor(shape, seed).into_parameter(&format!("p{seed}")).unwrap();
     let inputs = [parameter(&[70, 2, 64], 0), parameter(&[70, 1, 64], 1), parameter(&[70, 1, 64], 2)];
@@ -19,7 +19,7 @@ fn gradients(device: &Device) -> Vec<Vec<f32>> {
     let seqs = CuSeqlens::from_lengths(device, &[70]).unwrap();
     let o = attention(&cx, &inputs[0], &inputs[1], &inputs[2], &seqs, true).unwrap();
     let targets = Tensor::from_i32(device, &[70], &[3; 70]).unwrap();
-    let w = Tensor::from_f32(device, &[70], DType::F32, &numbers(70, 4), Category::Inputs).unwrap();
+    let w = Tensor::from_f32(device, &[70], DType::F32, &numbers(70, 4), MemoryCategory::Inputs).unwrap();
     let log_prob = linear_log_prob(&cx, &o.reshape(&[70, 128]).unwrap(), &tensor(&[8, 128], 3), &targets, 1.0).unwrap();
     let loss = weighted_sum(&cx, &log_prob, &w).unwrap();
     let mut grads = Grads::new();

@@ -14,7 +14,7 @@ use crate::tensor::cx::Cx;
 
 /// The state of a sequence when it is assigned to a row of the decode step.
 #[derive(Clone, Copy, Debug)]
-pub struct Slot<'a> {
+pub struct DecodeSlot<'a> {
     /// The input token of the next step.
     pub id: i32,
     /// The rotary position of the input token; text has the same position on every axis.
@@ -119,7 +119,7 @@ impl DecodeRows {
     ///
     /// # Errors
     /// A range beyond the last row; too few or too many blocks; a history that is too long.
-    pub fn assign(&self, first: usize, slots: &[Slot]) -> Result<()> {
+    pub fn assign(&self, first: usize, slots: &[DecodeSlot]) -> Result<()> {
         const OP: &str = "decode rows";
         let (n, width, longest) = (slots.len(), self.max_blocks(), self.max_history());
         let (mut tables, mut history) = (vec![0i32; n * width], vec![0i32; n * longest]);
@@ -147,10 +147,10 @@ impl DecodeRows {
                 to.ok_or_else(what)?.copy_from_slice(s.history);
             }
         }
-        let write = |to: &Tensor, f: &dyn Fn(&Slot) -> i32| {
+        let write = |to: &Tensor, f: &dyn Fn(&DecodeSlot) -> i32| {
             to.rows(first, n)?.write(&slots.iter().map(f).collect::<Vec<i32>>())
         };
-        let last = |s: &Slot| {
+        let last = |s: &DecodeSlot| {
             s.blocks[(s.keys - 1) / BLOCK_TOKENS] * BLOCK_TOKENS as i32 + ((s.keys - 1) % BLOCK_TOKENS) as i32
         };
         write(&self.ids, &|s| s.id)?;

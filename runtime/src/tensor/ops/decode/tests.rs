@@ -10,8 +10,8 @@ fn devices() -> Vec<Device> {
     [Device::cpu(2)].into_iter().chain(sim).collect()
 }
 
-fn slot(id: i32, keys: usize, limit: usize, blocks: &[i32]) -> Slot<'_> {
-    Slot { id, position: keys as i32 + 10, keys, limit, blocks, draw: keys as i32, history: &[] }
+fn slot(id: i32, keys: usize, limit: usize, blocks: &[i32]) -> DecodeSlot<'_> {
+    DecodeSlot { id, position: keys as i32 + 10, keys, limit, blocks, draw: keys as i32, history: &[] }
 }
 
 #[test]
@@ -20,7 +20,7 @@ fn advance_moves_rows_through_their_blocks_until_the_limit() {
         let cx = Cx::inference(&device, DType::F32);
         let rows = DecodeRows::new(&device, 4, 3, 5).unwrap();
         let history = [8, 9];
-        let long = Slot { history: &history, ..slot(5, 63, 130, &[7, 2, 11]) };
+        let long = DecodeSlot { history: &history, ..slot(5, 63, 130, &[7, 2, 11]) };
         rows.assign(1, &[long, slot(6, 2, 3, &[4])]).unwrap();
         let chosen = Tensor::from_i32(&device, &[4], &[1, 2, 3, 4]).unwrap();
         let state = |t: &Tensor| t.to_i32().unwrap();
@@ -52,7 +52,7 @@ fn rejects_slots_that_exceed_a_row() {
         (0, slot(1, 6, 5, &blocks)),
         (0, slot(1, 1, 129, &blocks)),
         (0, slot(1, 1, 65, &blocks[..1])),
-        (0, Slot { history: &[1, 2, 3, 4], ..slot(1, 1, 5, &blocks) }),
+        (0, DecodeSlot { history: &[1, 2, 3, 4], ..slot(1, 1, 5, &blocks) }),
         (2, slot(1, 1, 5, &blocks)),
     ] {
         assert!(rows.assign(first, &[bad]).is_err(), "{bad:?} at {first}");
@@ -67,7 +67,7 @@ fn sampled(device: &Device, rows: usize, at: usize, count: usize) -> (Vec<i32>, 
     const VOCAB: usize = 70;
     let cx = Cx::inference(device, DType::F32);
     let logits: Vec<f32> = (0..rows * VOCAB).map(|i| ((i * 7919 + 13) % 1009) as f32 / 120.0 - 4.0).collect();
-    let logits = Tensor::from_f32(device, &[rows, VOCAB], DType::F32, &logits, crate::Category::Inputs).unwrap();
+    let logits = Tensor::from_f32(device, &[rows, VOCAB], DType::F32, &logits, crate::MemoryCategory::Inputs).unwrap();
     // The mask allows even tokens; the bias favours token 12 and forbids 14.
     let (even, bias) = ([0x5555_5555u32; 3], [(12, 3.0), (14, -9.0)]);
     let choice = |r: usize| SlotSampling {

@@ -6,7 +6,7 @@ use reel_kernels::{Addr, DType, linear_log_prob as kernel};
 
 use super::super::linear::weight_gradient;
 use super::{Head, narrow, parts};
-use crate::device::{Category, Kernels};
+use crate::device::{Kernels, MemoryCategory};
 use crate::error::Result;
 use crate::tensor::Tensor;
 use crate::tensor::cx::Cx;
@@ -26,7 +26,7 @@ impl Head {
         };
         let workspace = match bytes {
             0 => None,
-            bytes => Some(Tensor::empty(cx.device(), &[bytes / 4], DType::F32, Category::Workspace)?),
+            bytes => Some(Tensor::empty(cx.device(), &[bytes / 4], DType::F32, MemoryCategory::Workspace)?),
         };
         for (start, n) in parts(self.rows, MAX_ROWS) {
             let p = kernel::FwdParams {
@@ -52,11 +52,11 @@ impl Head {
         let dw = bw.parameter_grad(&self.w)?;
         // Chunks are summed in f32: a sum rounded to bf16 after each chunk would lose the small terms of later chunks.
         let dh = match self.h.needs_grad() {
-            true => Some(bw.empty(&[self.rows, self.hidden], DType::F32, Category::Activations)?),
+            true => Some(bw.empty(&[self.rows, self.hidden], DType::F32, MemoryCategory::Activations)?),
             false => None,
         };
         let columns = kernel::max_chunk_columns(dtype, self.rows.min(MAX_ROWS), self.vocab);
-        let d_logits = bw.empty(&[self.rows.min(MAX_ROWS) * columns], dtype, Category::Workspace)?;
+        let d_logits = bw.empty(&[self.rows.min(MAX_ROWS) * columns], dtype, MemoryCategory::Workspace)?;
         for (start, n) in parts(self.rows, MAX_ROWS) {
             let at = |t: &Tensor| t.rows(start, n).map(|t| t.addr());
             for (first, count) in parts(self.vocab, columns) {

@@ -6,7 +6,7 @@ use reel_kernels::{Addr, DType, Launch, log_prob as kernel};
 
 use super::super::linear::weight_gradient;
 use super::{Head, narrow, parts};
-use crate::device::Category;
+use crate::device::MemoryCategory;
 use crate::error::Result;
 use crate::tensor::Tensor;
 use crate::tensor::cx::Cx;
@@ -77,7 +77,7 @@ impl Head {
     ) -> Result<()> {
         let tile = Tile::new(DType::F32.size(), self.vocab, self.limit);
         let max_rows = tile.rows.min(self.rows);
-        let room = |elements| Tensor::empty(cx.device(), &[elements], DType::F32, Category::Workspace);
+        let room = |elements| Tensor::empty(cx.device(), &[elements], DType::F32, MemoryCategory::Workspace);
         let (logits, state) =
             (room(max_rows * tile.columns)?, room(max_rows * kernel::STATE_BYTES / DType::F32.size())?);
         for (start, n) in parts(self.rows, tile.rows) {
@@ -113,10 +113,10 @@ impl Head {
         let dh = if self.h.needs_grad() { Some(bw.empty_like(&self.h)?) } else { None };
         let tile = Tile::new(DType::F32.size() + dtype.size(), self.vocab, self.limit);
         let max_rows = tile.rows.min(self.rows);
-        let logits = bw.empty(&[max_rows * tile.columns], DType::F32, Category::Workspace)?;
-        let d_logits = bw.empty(&[max_rows * tile.columns], dtype, Category::Workspace)?;
+        let logits = bw.empty(&[max_rows * tile.columns], DType::F32, MemoryCategory::Workspace)?;
+        let d_logits = bw.empty(&[max_rows * tile.columns], dtype, MemoryCategory::Workspace)?;
         let sums = match dtype != DType::F32 && tile.columns < self.vocab && dh.is_some() {
-            true => Some(bw.empty(&[max_rows, self.hidden], DType::F32, Category::Workspace)?),
+            true => Some(bw.empty(&[max_rows, self.hidden], DType::F32, MemoryCategory::Workspace)?),
             false => None,
         };
         for (start, n) in parts(self.rows, tile.rows) {

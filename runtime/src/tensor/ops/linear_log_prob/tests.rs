@@ -1,7 +1,7 @@
 use super::LmHeadBackend::{Fused, Products};
 use super::products::Tile;
 use super::*;
-use crate::device::{Category, Profiler, SimOptions};
+use crate::device::{MemoryCategory, Profiler, SimOptions};
 use crate::tensor::ops::tests::{distance, numbers};
 use crate::tensor::ops::weighted_sum;
 use crate::tensor::tape::Grads;
@@ -25,7 +25,7 @@ type Results = [Vec<f32>; 3];
 fn results(device: &Device, a: Case, backend: LmHeadBackend, limit: usize) -> Results {
     let values = |n: usize, m: usize, seed: u32| numbers(n * m, a.seed + seed);
     let leaf = |name: &str, n: usize, m: usize, dtype, seed| {
-        let t = Tensor::from_f32(device, &[n, m], dtype, &values(n, m, seed), Category::Weights).unwrap();
+        let t = Tensor::from_f32(device, &[n, m], dtype, &values(n, m, seed), MemoryCategory::Weights).unwrap();
         t.into_parameter(name).unwrap()
     };
     let (h, w) = (leaf("h", a.rows, a.hidden, a.dtype, 1), leaf("w", a.vocab, a.hidden, a.weight, 2));
@@ -35,9 +35,10 @@ fn results(device: &Device, a: Case, backend: LmHeadBackend, limit: usize) -> Re
     // A view of parameter h counts as an activation; inside a model, h is an activation, too.
     let rows = h.reshape(h.shape()).unwrap();
     let head = Head { limit, ..Head::new(&rows, &w, &targets, 0.7).unwrap() };
-    let entropy = Tensor::empty(device, &[a.rows], DType::F32, Category::Activations).unwrap();
+    let entropy = Tensor::empty(device, &[a.rows], DType::F32, MemoryCategory::Activations).unwrap();
     let y = head.log_prob(&cx, [backend; 2], Some(&entropy).filter(|_| a.entropy)).unwrap();
-    let weights = Tensor::from_f32(device, y.shape(), DType::F32, &values(y.count(), 1, 3), Category::Inputs).unwrap();
+    let weights =
+        Tensor::from_f32(device, y.shape(), DType::F32, &values(y.count(), 1, 3), MemoryCategory::Inputs).unwrap();
     let total = weighted_sum(&cx, &y, &weights).unwrap();
     let mut grads = Grads::new();
     cx.backward(&total, 1.0, &mut grads).unwrap();
@@ -168,7 +169,7 @@ fn backend_of_each_device() {
 fn entropies_do_not_change_the_log_probabilities() {
     let device = Device::cpu(2);
     let tensor = |n: usize, m: usize, seed| {
-        Tensor::from_f32(&device, &[n, m], DType::F32, &numbers(n * m, seed), Category::Weights).unwrap()
+        Tensor::from_f32(&device, &[n, m], DType::F32, &numbers(n * m, seed), MemoryCategory::Weights).unwrap()
     };
     let (h, w) = (tensor(37, 16, 1), tensor(70, 16, 2));
     let targets: Vec<i32> = (0..37).map(|r| r * 5 % 71 - 1).collect();
@@ -184,10 +185,10 @@ fn entropies_do_not_change_the_log_probabilities() {
 fn least_time_of_products_on_an_h200() {
     let device = Device::dry(Kernels::Cuda);
     let (rows, vocab, hidden) = (8192, 152_064, 3584);
-    let tensor = |shape: &[usize]| Tensor::empty(&device, shape, DType::BF16, Category::Weights).unwrap();
+    let tensor = |shape: &[usize]| Tensor::empty(&device, shape, DType::BF16, MemoryCategory::Weights).unwrap();
     let (h, w) = (tensor(&[rows, hidden]).needing_grad(), tensor(&[vocab, hidden]).into_parameter("w").unwrap());
-    let targets = Tensor::empty(&device, &[rows], DType::I32, Category::Inputs).unwrap();
-    let weights = Tensor::empty(&device, &[rows], DType::F32, Category::Inputs).unwrap();
+    let targets = Tensor::empty(&device, &[rows], DType::I32, MemoryCategory::Inputs).unwrap();
+    let weights = Tensor::empty(&device, &[rows], DType::F32, MemoryCategory::Inputs).unwrap();
     let cx = Cx::training(&device, DType::BF16);
     let mut grads = Grads::new();
     grads.reserve([&w]).unwrap();

@@ -2,7 +2,7 @@ use proptest::prelude::*;
 use reel_kernels::compile;
 
 use super::*;
-use crate::device::{Category, Device, SimOptions};
+use crate::device::{Device, MemoryCategory, SimOptions};
 use crate::tensor::ops::tests::{distance, numbers};
 
 /// The results of `skinny_linear` with bias and residual, `skinny_swiglu`, `skinny_logits`, and `skinny_lora_linear`.
@@ -10,7 +10,7 @@ fn products(device: &Device, dtype: DType, [m, n, k]: [usize; 3], seed: u32) -> 
     let cx = Cx::inference(device, dtype);
     let tensor = |shape: &[usize], dtype, salt: u32| {
         let values = numbers(shape.iter().product(), seed ^ salt);
-        Tensor::from_f32(device, shape, dtype, &values, Category::Weights).unwrap()
+        Tensor::from_f32(device, shape, dtype, &values, MemoryCategory::Weights).unwrap()
     };
     let (x, w, up) = (tensor(&[m, k], dtype, 1), tensor(&[n, k], DType::BF16, 2), tensor(&[n, k], DType::BF16, 3));
     let (b, r) = (tensor(&[n], dtype, 4), tensor(&[m, n], dtype, 5));
@@ -54,7 +54,7 @@ proptest! {
         let cx = Cx::inference(&sim, DType::F32);
         let tensor = |shape: &[usize], dtype, salt: u32| {
             let values = numbers(shape.iter().product(), seed ^ salt);
-            Tensor::from_f32(&sim, shape, dtype, &values, Category::Weights).unwrap()
+            Tensor::from_f32(&sim, shape, dtype, &values, MemoryCategory::Weights).unwrap()
         };
         let (x, w) = (tensor(&[m, k], DType::F32, 1), tensor(&[n, k], DType::BF16, 2));
         let all = skinny_linear(&cx, &x, &w, None, None).unwrap().to_f32().unwrap();
@@ -67,7 +67,7 @@ proptest! {
 fn rejects_shapes_that_do_not_match() {
     for device in [Device::cpu(1), Device::dry(Kernels::Cuda)] {
         let cx = Cx::inference(&device, DType::F32);
-        let of = |shape: &[usize], dtype| Tensor::empty(&device, shape, dtype, Category::Weights).unwrap();
+        let of = |shape: &[usize], dtype| Tensor::empty(&device, shape, dtype, MemoryCategory::Weights).unwrap();
         let (x, w, short) = (of(&[2, 4], DType::F32), of(&[3, 4], DType::BF16), of(&[3, 5], DType::BF16));
         let fails = |r: Result<Tensor>, words: &str| {
             let e = r.unwrap_err().to_string();

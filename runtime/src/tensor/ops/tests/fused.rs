@@ -25,7 +25,7 @@ fn outcome(
 ) -> Outcome {
     let parameter = |(i, s): (usize, &&[usize])| {
         let values = numbers(s.iter().product(), seed + i as u32);
-        let t = Tensor::from_f32(device, s, dtype, &values, Category::Weights).unwrap();
+        let t = Tensor::from_f32(device, s, dtype, &values, MemoryCategory::Weights).unwrap();
         t.into_parameter(&format!("p{i}")).unwrap()
     };
     let leaves: Vec<Tensor> = shapes.iter().enumerate().map(parameter).collect();
@@ -38,7 +38,7 @@ fn outcome(
     for (i, part) in results.iter().enumerate() {
         y.extend(part.to_f32().unwrap());
         let n = part.count();
-        let w = Tensor::from_f32(device, &[n], DType::F32, &numbers(n, 90 + i as u32), Category::Inputs).unwrap();
+        let w = Tensor::from_f32(device, &[n], DType::F32, &numbers(n, 90 + i as u32), MemoryCategory::Inputs).unwrap();
         let one = weighted_sum(&cx, &widened(&cx, part), &w).unwrap();
         total = Some(match total {
             None => one,
@@ -56,11 +56,12 @@ fn widened(cx: &Cx, x: &Tensor) -> Tensor {
     if x.dtype() == DType::F32 {
         return flat;
     }
-    let y = Tensor::from_f32(cx.device(), flat.shape(), DType::F32, &x.to_f32().unwrap(), Category::Inputs).unwrap();
+    let y =
+        Tensor::from_f32(cx.device(), flat.shape(), DType::F32, &x.to_f32().unwrap(), MemoryCategory::Inputs).unwrap();
     let kx = flat.clone();
     cx.record("widened", &[&flat], y, move |bw| {
         let dy = bw.take_dy();
-        let dx = Tensor::from_f32(bw.device(), kx.shape(), kx.dtype(), &dy.to_f32()?, Category::Activations)?;
+        let dx = Tensor::from_f32(bw.device(), kx.shape(), kx.dtype(), &dy.to_f32()?, MemoryCategory::Activations)?;
         bw.add(&kx, dx)
     })
 }
@@ -182,7 +183,7 @@ fn frames(device: &Device, videos: &[[usize; 3]], [patch, merge, embed]: [usize;
     // Weight values that both dtypes represent exactly.
     let values: Values =
         numbers(embed * row, seed).iter().map(|&x| <half::bf16 as Element>::from_f32(x).to_f32()).collect();
-    let weight = |cx: &Cx, dtype| Tensor::from_f32(cx.device(), &[embed, row], dtype, &values, Category::Weights);
+    let weight = |cx: &Cx, dtype| Tensor::from_f32(cx.device(), &[embed, row], dtype, &values, MemoryCategory::Weights);
     for (dtype, other) in [(DType::F32, DType::BF16), (DType::BF16, DType::F32)] {
         let what = format!("patch_embedding {} {dtype} {videos:?}", device.name());
         let cx = Cx::inference(device, dtype);
@@ -197,7 +198,7 @@ fn frames(device: &Device, videos: &[[usize; 3]], [patch, merge, embed]: [usize;
             let w = weight(&cx, w).unwrap().into_parameter("w").unwrap();
             let y = patch_embedding(&cx, &put(&cx).unwrap(), &w, None).unwrap();
             let n = y.count();
-            let to = Tensor::from_f32(device, &[n], DType::F32, &numbers(n, 91), Category::Inputs).unwrap();
+            let to = Tensor::from_f32(device, &[n], DType::F32, &numbers(n, 91), MemoryCategory::Inputs).unwrap();
             let total = weighted_sum(&cx, &widened(&cx, &y), &to).unwrap();
             let mut grads = Grads::new();
             cx.backward(&total, 1.0, &mut grads).unwrap();
@@ -357,7 +358,7 @@ fn chunks_of_rows_and_vocabulary_equal_the_formula() {
     let w: Values = numbers(vocab * hidden, 3).iter().map(|&x| <half::bf16 as Element>::from_f32(x).to_f32()).collect();
     let mixed = |dtype: DType| {
         outcome(&device, DType::F32, &shapes[..1], 2, |cx, x| {
-            let w = Tensor::from_f32(cx.device(), shapes[1], dtype, &w, Category::Weights)?;
+            let w = Tensor::from_f32(cx.device(), shapes[1], dtype, &w, MemoryCategory::Weights)?;
             Ok(vec![linear_log_prob(cx, &x[0], &w, &index(cx, &targets)?, 1.0)?])
         })
     };

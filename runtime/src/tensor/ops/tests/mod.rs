@@ -7,7 +7,7 @@ mod fused;
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::device::{Category, Device, Kernels};
+use crate::device::{Device, Kernels, MemoryCategory};
 use crate::tensor::cx::Cx;
 use crate::tensor::tape::Grads;
 
@@ -65,7 +65,7 @@ fn videos(cx: &Cx) -> Result<Vec<DeviceFrames>> {
 /// The GRPO loss of three completions of 4, 0 and 5 tokens, of which the first 3, 0 and 5 count. Old and reference
 /// log-probabilities are so close that no ratio is near a clipping bound, where the loss has no derivative.
 fn grpo(cx: &Cx, log_probs: &Tensor, sequence_level: bool) -> Result<Tensor> {
-    let f32s = |x: &[f32]| Tensor::from_f32(cx.device(), &[x.len()], DType::F32, x, Category::Inputs);
+    let f32s = |x: &[f32]| Tensor::from_f32(cx.device(), &[x.len()], DType::F32, x, MemoryCategory::Inputs);
     let near = |by: f32| numbers(9, 1).iter().enumerate().map(|(i, x)| x + by * (i as f32 - 4.3)).collect::<Vec<_>>();
     let policy = GrpoInputs {
         completions: CuSeqlens::from_lengths(cx.device(), &[4, 0, 5])?,
@@ -113,11 +113,11 @@ fn cases() -> Vec<Case> {
         // First a sum of two norms, one with the bias frozen and one with the weight frozen; then a norm with both
         // frozen.
         case("layer_norm", &[&[3, 7], &[7]], |cx, x| {
-            let fixed = Tensor::from_f32(cx.device(), &[7], DType::F32, &numbers(7, 81), Category::Inputs)?;
+            let fixed = Tensor::from_f32(cx.device(), &[7], DType::F32, &numbers(7, 81), MemoryCategory::Inputs)?;
             add(cx, &layer_norm(cx, &x[0], &x[1], &fixed, 1e-6)?, &layer_norm(cx, &x[0], &fixed, &x[1], 1e-6)?)
         }),
         case("layer_norm", &[&[2, 9]], |cx, x| {
-            let fixed = Tensor::from_f32(cx.device(), &[9], DType::F32, &numbers(9, 82), Category::Inputs)?;
+            let fixed = Tensor::from_f32(cx.device(), &[9], DType::F32, &numbers(9, 82), MemoryCategory::Inputs)?;
             layer_norm(cx, &x[0], &fixed, &fixed, 1e-6)
         }),
         case("linear", &[&[5, 7], &[4, 7], &[4]], |cx, x| linear(cx, &x[0], &x[1], Some(&x[2]))),
@@ -131,7 +131,7 @@ fn cases() -> Vec<Case> {
         }),
         // The weight is frozen, as in LoRA training.
         case("lora_linear", &[&[2, 4, 6], &[3, 6], &[5, 3]], |cx, x| {
-            let w = Tensor::from_f32(cx.device(), &[5, 6], DType::F32, &numbers(30, 83), Category::Inputs)?;
+            let w = Tensor::from_f32(cx.device(), &[5, 6], DType::F32, &numbers(30, 83), MemoryCategory::Inputs)?;
             let lora = Lora { down: x[1].clone(), up: x[2].clone(), scale: 0.3 };
             lora_linear(cx, &x[0], &w, None, &lora)
         }),
@@ -153,7 +153,7 @@ fn cases() -> Vec<Case> {
         }),
         case("rms_norm_add", &[&[3, 7], &[3, 7], &[7]], |cx, x| Ok(rms_norm_add(cx, &x[0], &x[1], &x[2], 1e-6)?.1)),
         case("rms_norm_add", &[&[3, 7], &[3, 7]], |cx, x| {
-            let w = Tensor::from_f32(cx.device(), &[7], DType::F32, &numbers(7, 79), Category::Inputs)?;
+            let w = Tensor::from_f32(cx.device(), &[7], DType::F32, &numbers(7, 79), MemoryCategory::Inputs)?;
             Ok(rms_norm_add(cx, &x[0], &x[1], &w, 1e-6)?.0)
         }),
         case("rms_norm_branch", &[&[4, 10], &[10]], |cx, x| {
@@ -167,12 +167,12 @@ fn cases() -> Vec<Case> {
         }),
         case("split_columns", &[&[3, 7]], |cx, x| {
             let parts = split_columns(cx, &x[0], &[3, 3, 1])?;
-            let w = Tensor::from_f32(cx.device(), &[3, 1], DType::F32, &numbers(3, 78), Category::Inputs)?;
+            let w = Tensor::from_f32(cx.device(), &[3, 1], DType::F32, &numbers(3, 78), MemoryCategory::Inputs)?;
             add(cx, &swiglu(cx, &parts[0], &parts[1])?, &linear(cx, &parts[2], &w, None)?)
         }),
         case("swiglu", &[&[13], &[13]], |cx, x| swiglu(cx, &x[0], &x[1])),
         case("weighted_sum", &[&[6]], |cx, x| {
-            let w = Tensor::from_f32(cx.device(), &[6], DType::F32, &numbers(6, 77), Category::Inputs)?;
+            let w = Tensor::from_f32(cx.device(), &[6], DType::F32, &numbers(6, 77), MemoryCategory::Inputs)?;
             weighted_sum(cx, &x[0], &w)
         }),
     ]
@@ -182,13 +182,13 @@ fn cases() -> Vec<Case> {
 fn loss(cx: &Cx, f: &Op, inputs: &[Tensor]) -> Result<Tensor> {
     let y = f(cx, inputs)?;
     let flat = y.reshape(&[y.count()])?;
-    let w = Tensor::from_f32(cx.device(), &[y.count()], DType::F32, &numbers(y.count(), 99), Category::Inputs)?;
+    let w = Tensor::from_f32(cx.device(), &[y.count()], DType::F32, &numbers(y.count(), 99), MemoryCategory::Inputs)?;
     weighted_sum(cx, &flat, &w)
 }
 
 fn tensors(device: &Device, shapes: &[Vec<usize>], values: &[Vec<f32>], trainable: bool) -> Vec<Tensor> {
     let one = |(i, (s, v)): (usize, (&Vec<usize>, &Vec<f32>))| {
-        let t = Tensor::from_f32(device, s, DType::F32, v, Category::Weights).unwrap();
+        let t = Tensor::from_f32(device, s, DType::F32, v, MemoryCategory::Weights).unwrap();
         if trainable { t.into_parameter(&format!("p{i}")).unwrap() } else { t }
     };
     shapes.iter().zip(values).enumerate().map(one).collect()
@@ -330,7 +330,7 @@ fn dry_device_counts_equal_cpu_counts() {
 fn shape_errors_name_the_op() {
     let device = Device::cpu(1);
     let cx = Cx::inference(&device, DType::F32);
-    let t = |shape: &[usize]| Tensor::empty(&device, shape, DType::F32, Category::Inputs).unwrap();
+    let t = |shape: &[usize]| Tensor::empty(&device, shape, DType::F32, MemoryCategory::Inputs).unwrap();
     let starts = |e: Result<Tensor>, name: &str| assert!(e.unwrap_err().to_string().starts_with(name));
     starts(add(&cx, &t(&[2]), &t(&[3])), "add:");
     starts(linear(&cx, &t(&[2, 3]), &t(&[4, 5]), None), "linear:");

@@ -52,7 +52,8 @@ fn gradients(name: &str, shared: bool) -> Vec<f32> {
     let samples = (0..options.groups_per_step())
         .map(|line| crate::data::feed::SampleSource::sample(&prompts, line).unwrap())
         .collect();
-    let mut set = RolloutSet::new(group::groups_from_file(options, samples, prompts.stop_ids()), options.scale_rewards);
+    let mut set =
+        RolloutSet::new(group::groups_from_file(options, samples, prompts.stop_token_ids()), options.scale_rewards);
     let config = ModelConfig::open(&model).unwrap();
     let hyperparameters = crate::step::hyperparameters::Hyperparameters::new(options, 1);
     let (mut trainer, _files) = Trainer::open(&case.device, &config, &model, DType::F32, hyperparameters).unwrap();
