@@ -33,9 +33,9 @@ impl ProductShape {
 
 impl ProductShape {
     /// Returns the shape as stable text: `m=5 n=3 k=7 a=bf16 b=bf16t c=f32 bias=0 add=1 align=256,256,256`.
-    pub fn to_text(&self) -> String {
+    pub fn to_text(self) -> String {
         let ProductShape { sizes: [m, n, k], transposed: [at, bt], types: [a, b, c], bias, accumulate, alignment } =
-            *self;
+            self;
         let t = |transposed| if transposed { "t" } else { "" };
         let [of_a, of_b, of_c] = alignment;
         format!(

@@ -96,8 +96,8 @@ pub unsafe fn fwd<T: Element, const TANH_FORM: bool>(p: &FwdParams, team: &Team)
     let (x, y) = unsafe { (slice_at::<T>(p.x, n), OutputArray::<T>::new(p.y, n)) };
     team.run(n.div_ceil(BLOCK), |task| {
         let (start, len) = (task * BLOCK, BLOCK.min(n - task * BLOCK));
-        // SAFETY: blocks do not overlap.
         let block = if TANH_FORM { tanh_fwd_block::<T> } else { fwd_block::<T> };
+        // SAFETY: blocks do not overlap.
         block(&x[start..start + len], unsafe { y.part(start, len) });
     });
 }
