@@ -89,7 +89,7 @@ fn render(machine: &MachineSpec, rows: &[PageRow], measured: bool) -> String {
     let what = match measured {
         true => "Dots: measured kernels. The distance to the roof above is the possible speedup.",
         false => {
-            "Dots: kernels at their least time by arithmetic and memory, which is computed, not measured. Measure with <code>reel kernels bench</code>."
+            "Dots: modelled times, not measured: the least time that a kernel's floating-point operations and memory traffic allow. Measure with <code>reel kernels bench</code>."
         }
     };
     // Writing to a String cannot fail.

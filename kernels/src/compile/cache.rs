@@ -1,7 +1,8 @@
 //! A cache of compiled kernels on disk. The key of an entry is a hash of everything that influences the compilation.
 //!
-//! An entry is written under a temporary name and then renamed, so that several processes that compile the same unit
-//! leave one complete entry. A checksum reveals damaged entries, which are compiled and written again.
+//! Processes and threads that need the same unit at the same time take turns by a lock file: the first one compiles it,
+//! the others read its entry. An entry is written under a temporary name and then renamed, so that it is always
+//! complete. A checksum reveals damaged entries, which are compiled and written again.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -58,6 +59,16 @@ impl Cache {
         Some(CompilerOutput { ptx: text(ptx)?, log: text(log)?, cubin: cubin.to_vec() })
     }
 
+    /// Waits until no other process or thread holds the lock of a key, and takes it. `None` if the folder cannot be
+    /// written or cannot hold locks; the caller then compiles without a lock.
+    pub fn lock(&self, key: &str) -> Option<KeyLock> {
+        let path = self.folder.join(format!(".{key}.lock"));
+        fs::create_dir_all(&self.folder).ok()?;
+        let file = File::create(&path).ok()?;
+        file.lock().ok()?;
+        Some(KeyLock { path, _file: file })
+    }
+
     /// Stores the output for a key. If that fails (read-only home, full disk), the next run compiles again.
     pub fn store(&self, key: &str, output: &CompilerOutput) {
         static DRAFTS: AtomicU32 = AtomicU32::new(0);
@@ -76,6 +87,19 @@ impl Cache {
         if write().is_err() {
             let _ = fs::remove_file(&aside);
         }
+    }
+}
+
+/// The lock of a key in the cache. Dropping it releases the lock and removes its file.
+pub(super) struct KeyLock {
+    path: PathBuf,
+    _file: File,
+}
+
+impl Drop for KeyLock {
+    fn drop(&mut self) {
+        // A waiting process keeps the removed file and finds the entry; a later one makes a new file.
+        let _ = fs::remove_file(&self.path);
     }
 }
 
@@ -117,6 +141,25 @@ mod tests {
             headers: vec![("a".into(), "b".into())],
             options: vec![option.into()],
         }
+    }
+
+    #[test]
+    fn a_second_thread_waits_for_the_lock_and_finds_the_entry() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::new(dir.path().join("folder"));
+        let lock = cache.lock("k").expect("a lock");
+        std::thread::scope(|scope| {
+            let second = scope.spawn(|| {
+                let _lock = cache.lock("k").expect("a lock");
+                cache.load("k").is_some()
+            });
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            cache.store("k", &output());
+            drop(lock);
+            assert!(second.join().unwrap());
+        });
+        let names: Vec<_> = fs::read_dir(&cache.folder).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(names, ["k"]);
     }
 
     #[test]

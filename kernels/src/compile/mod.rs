@@ -189,7 +189,13 @@ impl Compiler {
 
     fn build(&self, unit: &Unit) -> Result<CompilerOutput, CompileError> {
         let key = Cache::key(unit, &self.library);
-        if let Some(output) = self.cache.as_ref().and_then(|c| c.load(&key)) {
+        let load = || self.cache.as_ref().and_then(|c| c.load(&key));
+        if let Some(output) = load() {
+            return Ok(output);
+        }
+        let _lock = self.cache.as_ref().and_then(|c| c.lock(&key));
+        // Another process may have compiled the unit while this one waited.
+        if let Some(output) = load() {
             return Ok(output);
         }
         let mut output = self.nvrtc()?.compile(unit)?;
