@@ -134,7 +134,7 @@ fn rejects_frames_that_contradict_the_grids() {
     let mut missing = good.clone();
     missing.frames.videos.clear();
     let e = error_of(&missing);
-    assert!(e.starts_with("here: pixel_values_videos: 0 values"), "{e}");
+    assert!(e.starts_with("here: pixel_values_videos: 0 pixel values"), "{e}");
     let mut ragged = good;
     ragged.frames.images[0].height -= 1;
     assert!(error_of(&ragged).contains("exactly frames x height x width x 3 bytes"), "{}", error_of(&ragged));
